@@ -1,0 +1,1 @@
+"""torchfab: launch distributed PyTorch training on machines that you reach by SSH."""

@@ -1,0 +1,71 @@
+"""Every error that torchfab raises, in one tree. Imports nothing.
+
+    TorchfabError                what the command line prints without a traceback
+    ├── UsageError               a flag, an argument or a setting is wrong          (exit 2)
+    │   ├── InventoryError       a line of `hosts` or `gpus` is wrong
+    │   └── JobNameError         a job name is malformed, taken or unknown
+    ├── HostsFailedError         some hosts failed; carries one reason per host     (exit 1)
+    └── Interrupted              Ctrl-C, after everything begun was taken back      (exit 130)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+class TorchfabError(Exception):
+    """Base class: a message that says what was expected, what was given, where, and how to fix it.
+
+    Parameters
+    ----------
+    message : str
+        One line: what is wrong, and where.
+    fix : str
+        One line: what to do about it; empty when the message says it all.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, fix: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  fix: {self.fix}" if self.fix else self.message
+
+
+class UsageError(TorchfabError):
+    """A flag, an argument or a setting is wrong; nothing was started."""
+
+    exit_code = 2
+
+
+class InventoryError(UsageError):
+    """A line of a hosts or gpus file is wrong; the message names file and line."""
+
+
+class JobNameError(UsageError):
+    """A job name is malformed, already taken, or not known on this launch machine."""
+
+
+class HostsFailedError(TorchfabError):
+    """Some hosts failed; the others are not to blame.
+
+    Parameters
+    ----------
+    message : str
+        What was being done.
+    reasons : Mapping[str, TorchfabError]
+        For each failing host, as written in the hosts file, its error.
+    """
+
+    def __init__(self, message: str, reasons: Mapping[str, TorchfabError]) -> None:
+        super().__init__(message)
+        self.reasons = dict(reasons)
+
+
+class Interrupted(TorchfabError):
+    """The user pressed Ctrl-C; what had begun was taken back, and the message says so."""
+
+    exit_code = 130
