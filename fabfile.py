@@ -1,0 +1,112 @@
+"""torchfab: launch distributed PyTorch training on machines that you reach by SSH.
+
+    fab launch-per-node --follow                         the embedded default, on the hosts in `hosts`
+    fab launch-per-node --name gpt2 -- train.py --lr 3e-4    your script; everything after -- is its own
+    fab status | fab logs --follow | fab stop            the life of the latest job
+
+What a launch runs is written in torchfab/launchers/, one file each; `--dry-run` prints it.
+"""
+
+import sys
+from pathlib import Path
+
+from torchfab.flags import GpuLaunchFlags, flag, job_task, launch_task
+from torchfab.launchers import per_gpu, per_node
+
+ROOT = Path(__file__).resolve().parent
+
+# ---- launching
+
+
+@launch_task(per_node.Flags)
+def launch_per_node(c, flags, own):
+    """Run torchrun once per line of `hosts`."""
+    _launch(c, per_node, flags, own)
+
+
+@launch_task(per_gpu.Flags, GpuLaunchFlags)
+def launch_per_gpu(c, flags, own):
+    """Run python once per line of `gpus`, with its rank in the environment."""
+    _launch(c, per_gpu, flags, own)
+
+
+def _launch(c, launcher, flags, own):
+    from torchfab import launch, life
+
+    record = launch.launch(launcher, flags, own, _around(c))
+    if record and flags.follow:
+        sys.exit(life.follow(record, c.config.torchfab.failure_grace_s))
+
+
+# ---- the life of a job
+
+
+@job_task(
+    json=flag(False, "Print JSON."),
+    remove=flag(False, "Remove the record and the logs of the named job, which must have ended."),
+)
+def jobs(c, job, json, remove):
+    """List the jobs that were launched from here."""
+    from torchfab import life
+
+    if remove:
+        life.remove(job, _around(c))
+    else:
+        life.show_jobs(_around(c), json)
+
+
+@job_task(watch=flag(False, "Show it again every 2 seconds until the job ends."), json=flag(False, "Print JSON."))
+def status(c, job, watch, json):
+    """Say how a job is: each node's state, ranks, pids, last log line."""
+    from torchfab import life
+
+    sys.exit(life.show_status(life.find(job, _around(c)), watch, json))
+
+
+@job_task(
+    follow=flag(False, "Go on until the job ends, and exit with its code."),
+    rank=flag("", "Only these ranks: 0,2-5."),
+    lines=flag("", "The last N lines of each log file, or all. [1000]"),
+    grep=flag("", "Only lines that this regular expression finds."),
+    no_fold=flag(False, "Do not fold equal lines of several ranks into one."),
+)
+def logs(c, job, follow, rank, lines, grep, no_fold):
+    """Print the logs of all ranks, merged, each line with its host and rank."""
+    from torchfab import life
+
+    request = life.log_request(rank, lines, grep, follow)
+    sys.exit(life.show_logs(life.find(job, _around(c)), request, not no_fold))
+
+
+@job_task()
+def wait(c, job):
+    """Wait for a job to end, and exit with its code."""
+    from torchfab import life
+
+    sys.exit(life.wait(life.find(job, _around(c)), c.config.torchfab.failure_grace_s))
+
+
+@job_task(
+    node=flag("", "Host, or node rank. [0]"),
+    rank=flag("", "The node, and where it has its own window that, of this rank."),
+)
+def attach(c, job, node, rank):
+    """Open a terminal on a job's tmux session."""
+    from torchfab import life
+
+    life.attach(life.attach_argv(life.find(job, _around(c)), node, rank))
+
+
+@job_task(grace=flag("", "Seconds between SIGTERM and SIGKILL. [10]"))
+def stop(c, job, grace):
+    """Stop a job on all its nodes, and prove that nothing of it is left."""
+    from torchfab import launch, life
+
+    grace_s = launch.seconds("--grace", grace or str(c.config.torchfab.grace_s))
+    sys.exit(life.stop(life.find(job, _around(c)), grace_s))
+
+
+def _around(c):
+    from torchfab import launch
+
+    return launch.surroundings(c, ROOT)

@@ -1,0 +1,90 @@
+"""How `fab` runs torchfab's tasks: words after `--` unchanged, `-H` as hosts of one call, errors without tracebacks.
+
+Named by `tasks.executor_class` in fabric.yaml, which is Invoke's supported hook.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import fabric
+import invoke
+
+from torchfab.errors import HostsFailedError, TorchfabError
+
+
+def words_after_dashes(argv: Sequence[str]) -> list[str] | None:
+    """Return what stands after the first `--`, byte for byte; None when there is no `--`.
+
+    Fabric's parser joins those words with blanks, and the quoting is lost.
+    """
+    words = list(argv)
+    return words[words.index("--") + 1 :] if "--" in words else None
+
+
+class Executor(fabric.Executor):  # type: ignore[misc]
+    """Run tasks once, whatever `-H` says, and print errors as help."""
+
+    def expand_calls(self, calls: Any, apply_hosts: bool = True) -> Any:
+        """Expand pre- and post-tasks only; `-H` names the hosts of a job, not one call per host."""
+        return invoke.Executor.expand_calls(self, calls)
+
+    def execute(self, *tasks: Any) -> Any:
+        """Run the tasks; end the program with the exit code of an error."""
+        self.config["torchfab"]["words"] = words_after_dashes(sys.argv[1:])
+        self.config["torchfab"]["hosts"] = self.core[0].args.hosts.value or ""
+        try:
+            return super().execute(*tasks)
+        except TorchfabError as error:
+            print_error(error)
+            raise SystemExit(error.exit_code) from None
+        except KeyboardInterrupt:
+            print("\ninterrupted", file=sys.stderr)
+            raise SystemExit(130) from None
+        except BrokenPipeError:  # `fab logs | head`
+            sys.stderr.close()
+            raise SystemExit(141) from None
+
+
+def print_error(error: TorchfabError) -> None:
+    """Print an error on stderr: what is wrong, where, and how to fix it."""
+    print(f"error: {error}", file=sys.stderr)
+    if isinstance(error, HostsFailedError):
+        for line in fold_reasons(error):
+            print(line, file=sys.stderr)
+
+
+def fold_reasons(error: HostsFailedError) -> list[str]:
+    """Return one paragraph per reason, with the hosts that failed alike folded into one name."""
+    from torchfab.inventory import fold
+
+    hosts_of: dict[str, list[str]] = {}
+    for host, reason in error.reasons.items():
+        hosts_of.setdefault(str(reason).replace(host, "{host}"), []).append(host)
+    paragraphs = []
+    for text, hosts in hosts_of.items():
+        shown = text.replace("{host}", hosts[0] if len(hosts) == 1 else "HOST")
+        paragraphs.append(f"  {fold(hosts)}: " + shown.replace("\n", "\n    "))
+    return paragraphs
+
+
+def say(text: str) -> None:
+    """Print a result on stdout, whatever bytes are in it."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape") + b"\n")
+    sys.stdout.flush()
+
+
+def tell(text: str) -> None:
+    """Print progress or advice on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def progress(phase: str, done: int, total: int) -> None:
+    """Show on a terminal how far a phase has come, on one line."""
+    if sys.stderr.isatty():
+        end = "\r" if done < total else "\r\x1b[K"
+        sys.stderr.write(f"\r{phase} {done}/{total}\x1b[K{end}")
+        sys.stderr.flush()

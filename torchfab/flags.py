@@ -1,0 +1,166 @@
+"""Flags as dataclasses: a task's command line is the fields of a frozen dataclass, each with its help.
+
+    @launch_task(per_node.Flags)
+    def launch_per_node(c, flags, own): ...
+
+Invoke reads a task's parameters from its signature, so the signature is made from the fields. All values are text: Invoke
+would meet `--port x` with a traceback.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import Field, dataclass, field, fields
+from typing import Any
+
+import fabric
+from invoke.parser import Argument
+
+
+def flag(default: Any, help: str) -> Any:
+    """Return a dataclass field that is a command-line flag: a text, a switch (False) or repeatable (an empty tuple)."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class LaunchFlags:
+    """The flags that every launch takes."""
+
+    name: str = flag("", "Name of the job, unique on this machine. [made of the script's name and the time]")
+    hostfile: str = flag("", "File with one host a line. [hosts]")
+    env: tuple[str, ...] = flag((), "NAME=VALUE for every process; may be given again. The value stays out of no ps.")
+    dry_run: bool = flag(False, "Print what would run, as shell that works without torchfab; start nothing.")
+    follow: bool = flag(False, "Show the logs until the job ends, and exit with its code; Ctrl-C leaves it running.")
+    workdir: str = flag("", "Absolute path of the directory to run in, on every node. [the current one]")
+    python: str = flag("", "Interpreter on the nodes. [the one that runs fab]")
+    port: str = flag("0", "Port of the rendezvous on node 0; 0: a free one. [0]")
+    master_addr: str = flag("", "Address by which the nodes reach node 0. [its name in the hosts file]")
+    grace: str = flag("", "Seconds between SIGTERM and SIGKILL when the job is stopped. [10]")
+
+
+@dataclass(frozen=True)
+class GpuLaunchFlags(LaunchFlags):
+    """The same with a gpus file instead of a hosts file."""
+
+    gpufile: str = flag("", "File with one line per process. [gpus]")
+
+
+Body = Callable[..., Any]
+
+
+def launch_task(own: type, shared: type = LaunchFlags) -> Callable[[Body], Any]:
+    """Return a decorator that makes a task of `body(c, flags, own)` with the flags of both dataclasses.
+
+    Parameters
+    ----------
+    own : type
+        The launcher's own flags.
+    shared : type
+        Those that all launches share.
+    """
+    left_out = {"hostfile"} if shared is GpuLaunchFlags else set()
+    shared_fields = [each for each in fields(shared) if each.name not in left_out]
+
+    def decorate(body: Body) -> Any:
+        def call(c: Any, **values: Any) -> Any:
+            return body(c, _fill(shared, values), _fill(own, values))
+
+        return _task(call, body, [*shared_fields, *fields(own)], fabric.tasks.Task)
+
+    return decorate
+
+
+def job_task(**flags: Any) -> Callable[[Body], Any]:
+    """Return a decorator that makes a task of `body(c, job, **flags)`; the job may be left out.
+
+    Parameters
+    ----------
+    flags : field
+        Its flags, as `flag(...)` gives them.
+    """
+    help_of_job = "Name of the job. [the latest]"
+
+    def decorate(body: Body) -> Any:
+        parameters = [("job", flag("", help_of_job)), *flags.items()]
+
+        def call(c: Any, **values: Any) -> Any:
+            return body(c, **values)
+
+        return _task(call, body, [_named(name, each) for name, each in parameters], JobTask)
+
+    return decorate
+
+
+def _named(name: str, each: Any) -> Any:
+    each.name = name
+    return each
+
+
+def _fill(kind: type, values: dict[str, Any]) -> Any:
+    taken = {each.name: values[each.name] for each in fields(kind) if each.name in values}
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in taken.items()})
+
+
+def _task(call: Body, body: Body, flags: list[Field[Any]], klass: type) -> Any:
+    context = inspect.Parameter("c", inspect.Parameter.POSITIONAL_ONLY)
+    call.__signature__ = inspect.Signature([context, *map(_parameter, flags)])  # type: ignore[attr-defined]
+    call.__name__, call.__doc__, call.__module__ = body.__name__, body.__doc__, body.__module__
+    repeatable = [each.name for each in flags if each.default == ()]
+    return fabric.task(
+        klass=klass,
+        help={each.name: each.metadata["help"] for each in flags},
+        iterable=repeatable,
+        positional=[],
+        auto_shortflags=False,
+    )(call)
+
+
+def _parameter(each: Field[Any]) -> inspect.Parameter:
+    default = None if each.default == () else each.default
+    return inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=default)
+
+
+class JobTask(fabric.tasks.Task):  # type: ignore[misc]
+    """A task whose first word may name a job."""
+
+    def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[Argument]:
+        """Return the task's arguments; `job` is positional, and may be left out."""
+        arguments = super().get_arguments(ignore_unknown_help)
+        return [OptionalWord.of(each) if each.name == "job" else each for each in arguments]
+
+
+class OptionalWord(Argument):  # type: ignore[misc]
+    """A positional argument that may be left out, which Invoke does not have.
+
+    Its parser asks the same question twice, whether a positional argument has no value (None) yet: when a word comes, and
+    again at the end, where it would complain. We say None only to the first.
+    """
+
+    @classmethod
+    def of(cls, argument: Argument) -> OptionalWord:
+        """Return `argument` as an optional positional one."""
+        return cls(names=argument.names, default="", help=argument.help, positional=True)
+
+    @property
+    def value(self) -> Any:
+        """The word; None while the parser holds one out to us; empty when none came."""
+        if self._value is not None:
+            return self._value
+        return None if _parser_holds_a_word() else self.default
+
+    @value.setter
+    def value(self, word: str) -> None:
+        self.set_value(word)
+
+
+def _parser_holds_a_word() -> bool:
+    frame = sys._getframe(2)
+    for _ in range(3):
+        if frame.f_code.co_name in ("handle", "see_positional_arg"):
+            return True
+        if frame.f_code.co_name == "complete_context" or frame.f_back is None:
+            return False
+        frame = frame.f_back
+    return False

@@ -1,0 +1,270 @@
+"""The values that flow through torchfab: Node, Slot, Job, Facts, Process, NodePlan, Plan. All frozen, all pure.
+
+    flags + fabric.yaml -> Job -> inventory (Nodes, Slots) -> Facts -> launcher.plan() -> Plan -> runtime
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from torchfab.errors import JobNameError, UsageError
+
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+EMPTY: Mapping[str, str] = MappingProxyType({})
+
+
+def frozen(mapping: Mapping[str, str]) -> Mapping[str, str]:
+    """Return a read-only copy of `mapping`."""
+    return MappingProxyType(dict(mapping))
+
+
+@dataclass(frozen=True)
+class Node:
+    """One host of a job.
+
+    Parameters
+    ----------
+    rank : int
+        `node_rank`: its order in the hosts file, from 0.
+    host : str
+        Name or address, as ssh takes it; `localhost` is this machine, without ssh.
+    user : str
+        Login name; empty for ssh's own choice.
+    port : int, optional
+        Port of sshd; None for ssh's own choice.
+    address : str
+        How the other nodes reach it; empty for `host`.
+    slots : int, optional
+        How many processes to run there; None: as many as it has GPUs.
+    gpus : tuple of str
+        Which devices to use, by index or UUID; empty for all.
+    origin : str
+        Where it was written: `file:line`.
+    """
+
+    rank: int
+    host: str
+    user: str = ""
+    port: int | None = None
+    address: str = ""
+    slots: int | None = None
+    gpus: tuple[str, ...] = ()
+    origin: str = ""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is this machine, reached without ssh."""
+        return self.host == "localhost" and not self.user and self.port is None
+
+    @property
+    def label(self) -> str:
+        """The node's name for people: the host, with the port where that tells nodes of one host apart."""
+        host = f"[{self.host}]" if ":" in self.host and self.port else self.host
+        return f"{host}:{self.port}" if self.port else host
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One line of `gpus`: one process on one GPU of one host.
+
+    Parameters
+    ----------
+    rank : int
+        Its order among all lines, from 0.
+    node_rank : int
+        Which node it runs on.
+    local_rank : int
+        Its order among the lines of that host.
+    """
+
+    rank: int
+    node_rank: int
+    local_rank: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """One launch of one script over some nodes: what the user asked for, with every default filled in.
+
+    Parameters
+    ----------
+    name : str
+        Unique on this launch machine: letters, digits, `-`, `_`, at most 63, beginning with a letter or digit.
+    job_id : str
+        The name and a random suffix: unique everywhere. Every process carries it as TORCHFAB_JOB_ID.
+    launcher : str
+        Name of the launcher.
+    script : tuple of str
+        The user's words after `--`: a script, or `-m` and a module, and its arguments.
+    workdir : str
+        Absolute path of the directory to run in, on every node.
+    python : str
+        Interpreter on the nodes, as a path or a name to be found there.
+    master_addr : str
+        Address of the rendezvous; empty for that of node 0.
+    port : int
+        Port of the rendezvous on node 0; 0 for a free one.
+    env : Mapping of str to str
+        Environment of the processes besides what torchfab sets: forwarded names and `--env`.
+    secrets : Mapping of str to str
+        The part of the environment whose values are never shown or stored.
+    node_dir : str
+        Where jobs' folders lie on a node: an absolute path, or one that begins with `~`.
+    options : Mapping of str to Any
+        What only this launcher knows: its own flags, checked.
+    """
+
+    name: str
+    job_id: str
+    launcher: str
+    script: tuple[str, ...]
+    workdir: str
+    python: str
+    master_addr: str = ""
+    port: int = 0
+    env: Mapping[str, str] = EMPTY
+    secrets: Mapping[str, str] = field(default=EMPTY, repr=False)
+    node_dir: str = "~/.torchfab"
+    grace_s: float = 10.0
+    options: Mapping[str, Any] = EMPTY
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        check_port(self.port)
+        if not self.script:
+            raise UsageError("no script was given", "write it after --, for example: -- train.py --batch-size 64")
+        if not self.workdir.startswith("/"):
+            raise UsageError(f"--workdir must be an absolute path, got {self.workdir!r}")
+
+    @property
+    def script_path(self) -> str | None:
+        """The script's path as given; None where a module is run (`-m`)."""
+        return None if self.script[0].startswith("-") else self.script[0]
+
+
+def check_name(name: str) -> None:
+    """Raise JobNameError if `name` cannot name a job."""
+    if not NAME_PATTERN.fullmatch(name):
+        raise JobNameError(
+            f"a job name has letters, digits, '-' and '_' only, at most 63, and begins with a letter or digit; got {name!r}",
+            "choose another --name",
+        )
+
+
+def check_port(port: int) -> None:
+    """Raise UsageError if `port` is no port (0: a free one)."""
+    if not 0 <= port <= 65535:
+        raise UsageError(f"--port is a number from 1 to 65535, or 0 for a free one; got {port}")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What one node told in phase one, as far as a plan depends on it.
+
+    Parameters
+    ----------
+    folder : str
+        Absolute path of the job's folder on the node.
+    gpus, cpus : int
+        How many GPUs and CPU cores the job's processes may use there; 0 cpus: not asked.
+    port : int, optional
+        The port that is held for the rendezvous; on node 0 only.
+    """
+
+    folder: str
+    gpus: int = 0
+    cpus: int = 0
+    port: int | None = None
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process on one node: what a supervisor starts.
+
+    Parameters
+    ----------
+    name : str
+        Its name on the node, and that of its tmux window: `agent`, `rank-3`.
+    argv : tuple of str
+        The command.
+    env : Mapping of str to str
+        What is added to the node's own environment; secrets are not in it.
+    rank : int, optional
+        Its rank, if it is a rank itself.
+    rank_logs : str
+        Regular expression over paths relative to the process's folder: the log files of its ranks, with groups `rank`, or
+        `local_rank` and `attempt`.
+    folders : tuple of str
+        Folders to make in the process's folder before it starts.
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = EMPTY
+    rank: int | None = None
+    rank_logs: str = ""
+    folders: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class NodePlan:
+    """What runs on one node."""
+
+    node: Node
+    folder: str
+    processes: tuple[Process, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a launch will do: the dry run prints it, a runtime acts on it, the record keeps it.
+
+    Parameters
+    ----------
+    job : Job
+        What was asked for.
+    nodes : tuple of NodePlan
+        What runs where, in the order of node ranks.
+    world_size : int
+        Number of ranks, as planned.
+    chosen : Mapping of str to str
+        Every default that torchfab chose, for people: `port` -> `41233 (free on node1)`.
+    min_nodes : int
+        With fewer nodes than this the job has failed; lower than the number of nodes for an elastic job.
+    """
+
+    job: Job
+    nodes: tuple[NodePlan, ...]
+    world_size: int
+    chosen: Mapping[str, str] = EMPTY
+    min_nodes: int = 0
+
+    @property
+    def session(self) -> str:
+        """Prefix of the tmux sessions' names."""
+        return self.job.name
+
+
+def session_name(job_name: str, node_rank: int) -> str:
+    """Return the name of a job's tmux session on a node; the rank is in it because two hosts can be one machine."""
+    return f"{job_name}-node{node_rank}"
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a launcher needs on every node: phase one checks it.
+
+    Parameters
+    ----------
+    modules : tuple of str
+        Python modules that the interpreter must find.
+    port : bool
+        Whether node 0 must hold a port for the rendezvous.
+    """
+
+    modules: tuple[str, ...] = ("torch",)
+    port: bool = True

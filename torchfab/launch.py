@@ -1,0 +1,250 @@
+"""A launch: ask, plan, act. The one way from flags to a running job, whichever launcher and runtime."""
+
+from __future__ import annotations
+
+import os
+import secrets as random_source
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from types import ModuleType
+from typing import Any
+
+from torchfab import environment, inventory, render
+from torchfab.commandline import progress, say, tell
+from torchfab.errors import Interrupted, TorchfabError, UsageError
+from torchfab.flags import LaunchFlags
+from torchfab.job import Facts, Job, Node, Plan, Slot
+from torchfab.records import Record, Records
+from torchfab.runtimes import tmux
+from torchfab.ssh import Settings
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a launch reads of the world: taken in one place, so that all that follows is pure.
+
+    Parameters
+    ----------
+    config : Mapping
+        The section `torchfab` of fabric.yaml.
+    root : Path
+        The project's folder.
+    cwd : str
+        The current directory.
+    now : float
+        Seconds since the epoch.
+    token : str
+        Eight random hexadecimal digits.
+    environ : Mapping of str to str
+        This terminal's environment.
+    settings : Settings
+        How to reach hosts.
+    """
+
+    config: Mapping[str, Any]
+    root: Path
+    cwd: str
+    now: float
+    token: str
+    environ: Mapping[str, str]
+    settings: Settings
+
+    @property
+    def records(self) -> Records:
+        """The records of this machine."""
+        return Records(self.root / self.config["records"])
+
+
+def surroundings(c: Any, root: Path) -> Surroundings:
+    """Return the surroundings of a task's context."""
+    config = c.config.torchfab
+    kwargs = dict(c.config.connect_kwargs)
+    timeouts = ("prepare_timeout_s", "start_timeout_s", "answer_timeout_s")
+    settings = Settings(
+        ssh_config=os.path.abspath(path) if (path := c.config._runtime_ssh_path) else "",
+        identities=tuple(os.path.abspath(path) for path in kwargs.get("key_filename", ())),
+        connect_timeout_s=float(kwargs.get("timeout") or config.connect_timeout_s),
+        fanout=int(config.fanout),
+        **{name: float(config[name]) for name in timeouts},
+    )
+    return Surroundings(config, root, os.getcwd(), time.time(), random_source.token_hex(4), dict(os.environ), settings)
+
+
+# ---- from flags to a job
+
+
+def make_job(launcher: ModuleType, flags: LaunchFlags, own: Any, around: Surroundings) -> Job:
+    """Return the job that the flags ask for, with every default filled in.
+
+    Raises
+    ------
+    UsageError
+        A flag's value is wrong.
+    """
+    script = tuple(around.config["script"] if around.config["words"] is None else around.config["words"])
+    if not script:
+        raise UsageError("nothing stands after --", "write the script there: -- train.py --batch-size 64")
+    env = {**environment.forwarded(around.environ, around.config["forward"]), **environment.parse_flags(flags.env)}
+    shown, secret = environment.split_secrets(env)
+    workdir = flags.workdir or around.cwd
+    name = flags.name or _default_name(script, around.now)
+    return Job(
+        name=name,
+        job_id=f"{name}-{around.token}",
+        launcher=launcher.NAME,
+        script=script,
+        workdir=workdir,
+        python=flags.python or sys.executable,
+        master_addr=flags.master_addr,
+        port=_number("--port", flags.port),
+        env=shown,
+        secrets=secret,
+        node_dir=_node_dir(around.config["node_dir"], workdir),
+        grace_s=seconds("--grace", flags.grace or str(around.config["grace_s"])),
+        options=launcher.options(own),
+    )
+
+
+def _default_name(script: Sequence[str], now: float) -> str:
+    stem = PurePosixPath(script[0] if not script[0].startswith("-") else script[-1]).stem
+    clean = "".join(sign if sign.isascii() and sign.isalnum() else "-" for sign in stem).strip("-")[:40]
+    return f"{clean or 'job'}-{time.strftime('%m%d-%H%M%S', time.localtime(now))}"
+
+
+def _node_dir(configured: str, workdir: str) -> str:
+    path = str(configured)
+    return path if path.startswith(("/", "~")) else f"{workdir.rstrip('/')}/{path}"
+
+
+def _number(flag: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise UsageError(f"{flag} is a number, got {text!r}")
+    return int(text)
+
+
+def seconds(flag: str, text: str) -> float:
+    """Return the seconds that a flag says, or raise UsageError."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < 1e6:
+        raise UsageError(f"{flag} is a number of seconds, got {text!r}")
+    return seconds
+
+
+def read_inventory(flags: LaunchFlags, around: Surroundings) -> tuple[tuple[Node, ...], tuple[Slot, ...]]:
+    """Return the nodes, and for a gpus file the slots, of a launch: `-H`, else the file."""
+    hosts = around.config["hosts"]
+    gpufile = getattr(flags, "gpufile", None)
+    if gpufile is None:
+        if hosts:
+            return inventory.parse_flag(hosts), ()
+        return inventory.read_hosts(_file(flags.hostfile, around.config["hostfile"], around)), ()
+    if hosts:
+        return inventory.parse_gpus("\n".join(hosts.split(",")), "-H")
+    return inventory.read_gpus(_file(gpufile, around.config["gpufile"], around))
+
+
+def _file(given: str, default: str, around: Surroundings) -> Path:
+    return Path(around.cwd, given) if given else around.root / default
+
+
+# ---- ask, plan, act
+
+
+def launch(launcher: ModuleType, flags: LaunchFlags, own: Any, around: Surroundings) -> Record | None:
+    """Launch a job on the tmux runtime, or print what would be launched.
+
+    Returns
+    -------
+    Record or None
+        The record of the job; None for a dry run.
+
+    Raises
+    ------
+    TorchfabError
+        Something is wrong; nothing was started, or what had started was stopped again.
+    """
+    job = make_job(launcher, flags, own, around)
+    nodes, slots = read_inventory(flags, around)
+    if flags.dry_run:
+        say(_dry_run(launcher, job, nodes, slots, around))
+        return None
+    around.records.claim(job.name)
+    try:
+        return _launch_claimed(launcher, job, nodes, slots, around)
+    except KeyboardInterrupt:
+        around.records.release(job.name)
+        raise Interrupted("interrupted; nothing was left running") from None
+    except TorchfabError as error:
+        if "still running on" not in error.message:
+            around.records.release(job.name)
+        raise
+
+
+def _launch_claimed(
+    launcher: ModuleType, job: Job, nodes: Sequence[Node], slots: Sequence[Slot], around: Surroundings
+) -> Record:
+    prepared = tmux.prepare(job, nodes, launcher.needs(job), around.settings, True, progress)
+    try:
+        facts = [prepared.facts[node.rank] for node in nodes]
+        plan = launcher.plan(job, nodes, slots, facts)
+        record = around.records.write(plan, tmux.NAME, around.now, around.settings)
+        with _interruptible_once():
+            tmux.start(plan, prepared, progress)
+    except BaseException:
+        prepared.close()
+        raise
+    record.note("started")
+    record.remember("running", None, ended=False)
+    _announce(plan, time.time() - around.now)
+    return record
+
+
+class _interruptible_once:
+    """Within it the first Ctrl-C is an exception, later ones are ignored: the way back is bounded in time and must finish."""
+
+    def __enter__(self) -> None:
+        self.before = signal.getsignal(signal.SIGINT)
+        signal.signal(signal.SIGINT, self._interrupt)
+
+    def _interrupt(self, *_: Any) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        tell("\ninterrupted: taking back what was started")
+        raise KeyboardInterrupt
+
+    def __exit__(self, *_: Any) -> None:
+        signal.signal(signal.SIGINT, self.before)
+
+
+def _announce(plan: Plan, seconds: float) -> None:
+    name = plan.job.name
+    say(f"job {name}: {plan.world_size} ranks on {len(plan.nodes)} nodes, started in {seconds:.1f} s")
+    for key in list(plan.chosen)[2:]:
+        say(f"  {key:8} {plan.chosen[key]}")
+    say(f"next: fab logs --follow {name} | fab status {name} | fab attach {name} | fab stop {name}")
+
+
+def _dry_run(
+    launcher: ModuleType, job: Job, nodes: Sequence[Node], slots: Sequence[Slot], around: Surroundings
+) -> str:
+    notes = ["", "Pasted into bash, this launches the same job without torchfab (and without its supervisor and records)."]
+    facts: Sequence[Facts] | None = launcher.assumed(job, nodes)
+    if facts is not None:
+        notes.append("The flags leave nothing to ask the nodes, so none was asked: GPUs are assumed where ranks are.")
+    else:
+        prepared = tmux.prepare(job, nodes, launcher.needs(job), around.settings, False, progress)
+        prepared.close()
+        facts = [prepared.facts[node.rank] for node in nodes]
+    plan = launcher.plan(job, nodes, slots, facts)
+    return render.dry_run(plan, lambda each: _shell_argv(each.node, around.settings), notes)
+
+
+def _shell_argv(node: Node, settings: Settings) -> tuple[str, ...]:
+    shell = ("bash", "-s")
+    return shell if node.is_local else (*tmux.ssh_argv(node, settings), "--", node.host, *shell)

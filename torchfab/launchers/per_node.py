@@ -1,0 +1,192 @@
+"""torchrun once per line of `hosts`. To change what a launch does, change `torchrun_argv`.
+
+The tutorial's one-liner was `xargs -a hosts -I{} ssh {} tmux new-session -d ... torchrun --rdzv-endpoint $(head -n1 hosts):5001 ...`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torchfab import environment
+from torchfab.errors import UsageError
+from torchfab.job import Facts, Job, Needs, Node, NodePlan, Plan, Process, Slot
+from torchfab.launchers import assumed_facts, chosen, master_address
+
+NAME = "per-node"
+# <log-dir>/<rdzv-id>_<random>/attempt_<k>/<local_rank>/stdout.log
+RANK_LOGS = r"logs/[^/]+/attempt_(?P<attempt>\d+)/(?P<local_rank>\d+)/std(?:out|err)\.log"
+CPU_PROCESSES = 2  # ranks on a node without GPUs, where nothing else was said
+
+
+@dataclass(frozen=True)
+class Flags:
+    """The flags of launch-per-node alone."""
+
+    nproc_per_node: str = field(
+        default="auto",
+        metadata={"help": "Ranks per node: auto (slots=, else its GPUs, else 2), gpu (its GPUs), or a number. [auto]"},
+    )
+    nnodes: str = field(default="", metadata={"help": "MIN:MAX for an elastic job. [the number of hosts]"})
+    max_restarts: str = field(default="0", metadata={"help": "How often torchrun restarts failed ranks. [0]"})
+    rdzv_backend: str = field(
+        default="c10d", metadata={"help": "c10d, or static: ranks follow the hosts file, no elasticity. [c10d]"}
+    )
+    rdzv_timeout: str = field(
+        default="600", metadata={"help": "Seconds that nodes wait for each other at the rendezvous. [600]"}
+    )
+
+
+def options(flags: Flags) -> Mapping[str, Any]:
+    """Return the checked flags.
+
+    Raises
+    ------
+    UsageError
+        A flag's value is not one of those that it takes.
+    """
+    if flags.nproc_per_node not in ("auto", "gpu"):
+        _number("--nproc-per-node", flags.nproc_per_node, least=1, words="auto, gpu or ")
+    if flags.rdzv_backend not in ("c10d", "static"):
+        raise UsageError(f"--rdzv-backend is c10d or static, got {flags.rdzv_backend!r}")
+    return {
+        "nproc_per_node": flags.nproc_per_node,
+        "nnodes": _nnodes(flags.nnodes),
+        "max_restarts": _number("--max-restarts", flags.max_restarts, least=0),
+        "rdzv_backend": flags.rdzv_backend,
+        "rdzv_timeout_s": _number("--rdzv-timeout", flags.rdzv_timeout, least=1),
+    }
+
+
+def _number(flag: str, text: str, least: int, words: str = "") -> int:
+    if not (text.isascii() and text.isdigit() and int(text) >= least):
+        raise UsageError(f"{flag} is {words}a number of at least {least}, got {text!r}")
+    return int(text)
+
+
+def _nnodes(text: str) -> tuple[int, int] | None:
+    if not text:
+        return None
+    low, colon, high = text.partition(":")
+    least = _number("--nnodes", low, least=1, words="N or MIN:MAX, each ")
+    most = _number("--nnodes", high, least=1, words="N or MIN:MAX, each ") if colon else least
+    if most < least:
+        raise UsageError(f"--nnodes is N or MIN:MAX, got {text!r}: {most} is less than {least}")
+    return least, most
+
+
+def needs(job: Job) -> Needs:
+    """Return what every node must have."""
+    return Needs(modules=("torch",), port=True)
+
+
+def assumed(job: Job, nodes: Sequence[Node]) -> tuple[Facts, ...] | None:
+    """Return the facts that the flags give, if they give all: ranks per node and port; else None."""
+    asked = job.options["nproc_per_node"]
+    counts = [int(asked) if asked.isdigit() else node.slots or len(node.gpus) for node in nodes]
+    known = job.port and not job.node_dir.startswith("~") and asked != "gpu" and all(counts)
+    return assumed_facts(job, nodes, counts) if known else None
+
+
+def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence[Facts]) -> Plan:
+    """Return what runs where: one torchrun agent on each node.
+
+    Parameters
+    ----------
+    job : Job
+        What was asked for; its options are those of `options`.
+    nodes, facts : sequences of equal length
+        The nodes and what they told, in the order of node ranks.
+    slots : sequence of Slot
+        Not used: a hosts file has none.
+
+    Raises
+    ------
+    UsageError
+        The number of hosts does not fit `--nnodes`, or no address is known for node 0.
+    """
+    master, port = master_address(job, nodes), facts[0].port or job.port
+    least, most = _bounds(job, nodes)
+    counts = [ranks_on(job, node, fact) for node, fact in zip(nodes, facts, strict=True)]
+    argvs = [torchrun_argv(job, node, fact, n, (least, most), master, port) for node, fact, n in zip(nodes, facts, counts)]
+    node_plans = tuple(
+        NodePlan(node, fact.folder, (_agent(job, node, fact, count, argv),))
+        for node, fact, count, argv in zip(nodes, facts, counts, argvs, strict=True)
+    )
+    words = {"ranks": f"{sum(counts)} ({_per_node(counts)})"}
+    return Plan(job, node_plans, sum(counts), chosen(job, nodes, master, port, **words), min_nodes=least)
+
+
+def torchrun_argv(
+    job: Job, node: Node, facts: Facts, processes: int, nnodes: tuple[int, int], master: str, port: int
+) -> tuple[str, ...]:
+    """Return the command that runs on one node."""
+    least, most = nnodes
+    return (
+        *(job.python, "-m", "torch.distributed.run"),
+        *("--rdzv-id", job.job_id),
+        *_rendezvous(job, node, master, port),
+        *("--nnodes", f"{least}:{most}" if least < most else str(most)),
+        *("--nproc-per-node", str(processes)),
+        *("--max-restarts", str(job.options["max_restarts"])),
+        *("--redirects", "3"),
+        *("--log-dir", f"{facts.folder}/agent/logs"),
+        *job.script,
+    )
+
+
+def _rendezvous(job: Job, node: Node, master: str, port: int) -> tuple[str, ...]:
+    # Who hosts the c10d store is said, or torchrun guesses it by comparing host names; and each node says by which address
+    # it is reached, or torchrun offers socket.getfqdn(), which on Debian resolves to 127.0.1.1.
+    local = node.address or (master if node.rank == 0 else node.host)
+    if job.options["rdzv_backend"] == "static":
+        return ("--rdzv-backend", "static", "--master-addr", master, "--master-port", str(port), "--node-rank", str(node.rank))
+    timeout = job.options["rdzv_timeout_s"]
+    conf = f"is_host={int(node.rank == 0)},join_timeout={timeout},read_timeout={timeout}"
+    endpoint = f"[{master}]:{port}" if ":" in master else f"{master}:{port}"
+    return ("--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-conf", conf, "--local-addr", local)
+
+
+def _agent(job: Job, node: Node, facts: Facts, processes: int, argv: tuple[str, ...]) -> Process:
+    env = {
+        "PYTHONUNBUFFERED": "1",
+        **environment.threads(processes, facts.gpus, facts.cpus),
+        **environment.visible_devices(node.gpus),
+        **job.env,
+        "TORCHELASTIC_ERROR_FILE": f"{facts.folder}/agent/errors/error.json",
+        **environment.marks(job.job_id, node.rank),
+    }
+    return Process("agent", argv, env, rank_logs=RANK_LOGS, folders=("logs", "errors"))
+
+
+def _bounds(job: Job, nodes: Sequence[Node]) -> tuple[int, int]:
+    """Return the smallest and the largest number of nodes that the job runs with."""
+    least, most = job.options["nnodes"] or (len(nodes), len(nodes))
+    if not least <= len(nodes) <= most:
+        raise UsageError(f"--nnodes {least}:{most} does not fit the {len(nodes)} hosts", "change the one or the other")
+    if least < most and job.options["rdzv_backend"] == "static":
+        raise UsageError("--rdzv-backend static cannot be elastic", f"say --nnodes {most}, or leave the backend out")
+    return least, most
+
+
+def ranks_on(job: Job, node: Node, facts: Facts) -> int:
+    """Return how many ranks a node runs.
+
+    Raises
+    ------
+    UsageError
+        `gpu` was asked for, and the node has none.
+    """
+    asked = job.options["nproc_per_node"]
+    if asked.isdigit():
+        return int(asked)
+    if asked == "gpu" and not (node.gpus or facts.gpus):
+        raise UsageError(f"--nproc-per-node gpu: {node.label} has no GPU", "use auto, or a number")
+    return node.slots or len(node.gpus) or facts.gpus or CPU_PROCESSES
+
+
+def _per_node(counts: Sequence[int]) -> str:
+    if len(set(counts)) == 1:
+        return f"{counts[0]} per node"
+    return "uneven: " + ", ".join(f"{counts.count(count)} nodes with {count}" for count in sorted(set(counts)))

@@ -1,0 +1,309 @@
+"""The life of a job, as commands: jobs, status, logs, wait, attach, stop. They ask the job's runtime, never its launcher."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torchfab import inventory, runtimes, status
+from torchfab.commandline import fold_reasons, say, tell
+from torchfab.errors import HostsFailedError, TorchfabError, UsageError
+from torchfab.job import Node
+from torchfab.launch import Surroundings
+from torchfab.records import Record
+from torchfab.watch import NO_LINES, Printer, Watch, describe_failure
+
+DEFAULT_LINES = 1000
+
+
+def find(job: str, around: Surroundings) -> Record:
+    """Return the record of a job; of the latest where none is named, and say which that is.
+
+    `-S`, `-i` and `-t` on the command line replace what the job was launched with.
+    """
+    record = around.records.get(job) if job else around.records.latest()
+    if not job:
+        tell(f"job {record.name} (the latest)")
+    given = around.settings
+    settings = replace(
+        record.settings,
+        ssh_config=given.ssh_config or record.settings.ssh_config,
+        identities=given.identities or record.settings.identities,
+        connect_timeout_s=given.connect_timeout_s,
+    )
+    return replace(record, settings=settings)
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as text in columns, the last one as wide as it likes."""
+    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]) - 1)]
+    lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[-1]]) for row in rows]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+# ---- status
+
+
+def ask_status(record: Record) -> status.JobStatus:
+    """Return how the job is, and remember it."""
+    found: status.JobStatus = runtimes.of(record.runtime).status(record)
+    record.remember(found.state, found.exit_code, found.has_ended)
+    return found
+
+
+def show_status(record: Record, watch: bool, as_json: bool) -> int:
+    """Print how the job is; return 0 if it runs or has succeeded, else 1."""
+    while True:
+        found = ask_status(record)
+        if as_json:
+            say(json.dumps(status.as_json(record.name, found), indent=2))
+        else:
+            if watch and sys.stdout.isatty():
+                sys.stdout.write("\x1b[H\x1b[2J")
+            say(status_text(record, found))
+        if not watch or found.has_ended:
+            return 0 if found.state in ("starting", "running", "succeeded") else 1
+        time.sleep(2)
+
+
+def status_text(record: Record, found: status.JobStatus) -> str:
+    """Return the status of a job for people."""
+    launched = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
+    head = f"job {record.name}: {found.state} ({record.launcher}, {record.world_size} ranks, launched {launched})"
+    lines = [head, columns(status.table(found))]
+    if found.has_failed and found.state != "stopped":
+        lines.append(f"{describe_failure(found)}; its log: fab logs {record.name}{_rank_flag(found)}")
+        if not found.has_ended:
+            lines.append(f"other processes still run; to end them: fab stop {record.name}")
+    return "\n".join(lines)
+
+
+def _rank_flag(found: status.JobStatus) -> str:
+    first = found.first_failure
+    return f" --rank {first.rank}" if first and first.rank is not None else ""
+
+
+# ---- jobs
+
+
+def show_jobs(around: Surroundings, as_json: bool) -> None:
+    """Print the jobs that were launched from here; those that have not ended are asked how they are."""
+    records = around.records.all()
+    for record in records:
+        if not record.last_seen()["ended"]:
+            ask_status(record)
+    if as_json:
+        say(json.dumps([_job_as_json(record) for record in records], indent=2))
+    elif not records:
+        say("no job was launched from here yet; the first one: fab launch-per-node --follow")
+    else:
+        head = ["job", "state", "launcher", "nodes", "ranks", "launched", "script"]
+        say(columns([head, *(_job_row(record) for record in records)]))
+
+
+def _job_row(record: Record) -> list[str]:
+    seen = record.last_seen()
+    state = seen["state"] + (f" ({seen['code']})" if seen["code"] else "")
+    launched = time.strftime("%Y-%m-%d %H:%M", time.localtime(record.created))
+    script = " ".join(record.script)
+    return [
+        *(record.name, state, record.launcher, str(len(record.nodes)), str(record.world_size), launched),
+        script if len(script) <= 60 else script[:59] + "…",
+    ]
+
+
+def _job_as_json(record: Record) -> dict[str, Any]:
+    seen = record.last_seen()
+    return {
+        "job": record.name,
+        "job_id": record.job_id,
+        "state": seen["state"],
+        "exit_code": seen["code"],
+        "ended": seen["ended"],
+        "launcher": record.launcher,
+        "runtime": record.runtime,
+        "nodes": [node.label for node in record.nodes],
+        "world_size": record.world_size,
+        "created": record.created,
+        "script": list(record.script),
+    }
+
+
+def remove(job: str, around: Surroundings) -> None:
+    """Remove the record of a job that has ended, and its folders on its nodes.
+
+    Raises
+    ------
+    UsageError
+        The job has not ended.
+    """
+    record = around.records.get(job)
+    if not ask_status(record).has_ended:
+        raise UsageError(f"job {record.name} has not ended, or not all of its nodes can be asked", f"fab stop {record.name}")
+    failed = runtimes.of(record.runtime).forget(record)
+    if failed:
+        raise HostsFailedError(f"the job's folder is still on {len(failed)} nodes; its record was kept", failed)
+    around.records.release(record.name)
+    say(f"job {record.name}: record and logs removed")
+
+
+# ---- logs and wait
+
+
+def log_request(rank: str, lines: str, grep: str, follow: bool) -> dict[str, Any]:
+    """Return what the nodes are asked for.
+
+    Raises
+    ------
+    UsageError
+        A flag's value is wrong.
+    """
+    if lines and lines != "all" and not (lines.isascii() and lines.isdigit()):
+        raise UsageError(f"--lines is a number or all, got {lines!r}")
+    try:
+        re.compile(grep)
+    except re.error as error:
+        raise UsageError(f"--grep {grep!r} is no regular expression: {error}") from None
+    ranks = list(inventory.parse_ranks(rank)) if rank else None
+    count = None if lines == "all" else int(lines or DEFAULT_LINES)
+    return {"follow": follow, "lines": count, "ranks": ranks, "grep": grep or None}
+
+
+def show_logs(record: Record, request: Mapping[str, Any], folding: bool) -> int:
+    """Print a job's logs; return its exit code when they were followed to its end, else 0, or 1 if a node was out of reach."""
+    watch = Watch(record, Printer(folding))
+    if not request["follow"]:
+        return _show_past(watch, request)
+    return _see_through(watch, request)
+
+
+def _show_past(watch: Watch, request: Mapping[str, Any]) -> int:
+    for event in runtimes.of(watch.record.runtime).follow(watch.record, request):
+        watch._take(event)
+        if watch.lost and len(watch.lost) + len(watch.ended) == len(watch.record.nodes):
+            break
+    watch.printer.flush()
+    return 1 if watch.lost else 0
+
+
+def follow(record: Record, failure_grace_s: float) -> int:
+    """Print a job's logs from its start, see it to its end, and return its exit code."""
+    request = log_request("", "all", "", follow=True)
+    return _see_through(Watch(record, Printer(), failure_grace_s), request)
+
+
+def wait(record: Record, failure_grace_s: float) -> int:
+    """Block until a job has ended; return its exit code."""
+    return _see_through(Watch(record, Printer(), failure_grace_s), NO_LINES)
+
+
+def _see_through(watch: Watch, request: Mapping[str, Any]) -> int:
+    name = watch.record.name
+    try:
+        found = watch.run(request)
+    except KeyboardInterrupt:
+        watch.printer.flush()
+        tell(f"\nthe job goes on; fab logs --follow {name} | fab status {name} | to end it: fab stop {name}")
+        return 130
+    watch.record.remember(found.state, found.exit_code, found.has_ended)
+    tell(_end_words(watch.record, found))
+    return 1 if found.exit_code is None else found.exit_code
+
+
+def _end_words(record: Record, found: status.JobStatus) -> str:
+    if found.state == "succeeded":
+        seconds = time.time() - record.created
+        return f"job {record.name} succeeded after {status.duration(seconds)}; its logs: fab logs {record.name}"
+    if found.state == "stopped":
+        return f"job {record.name} was stopped"
+    code = f"exit code {found.exit_code}"
+    return f"job {record.name} failed: {describe_failure(found)}; {code}; fab logs {record.name}{_rank_flag(found)}"
+
+
+# ---- attach
+
+
+def attach_argv(record: Record, node: str, rank: str) -> tuple[str, ...]:
+    """Return the command that attaches this terminal to a job.
+
+    Raises
+    ------
+    UsageError
+        The job has no such node or rank, or has ended there.
+    """
+    found = ask_status(record)
+    chosen = _node_of_rank(found, rank) if rank else _node_named(record, node)
+    here = found.nodes[chosen.rank]
+    if here.state not in ("starting", "running"):
+        raise UsageError(f"job {record.name} does not run on {chosen.label}: {here.state}", f"fab logs {record.name}")
+    window = f"rank-{rank}" if rank and any(each["name"] == f"rank-{rank}" for each in here.processes) else ""
+    tell("to leave it running: Ctrl-B, then D; Ctrl-C stops the process")
+    argv: tuple[str, ...] = runtimes.of(record.runtime).attach_argv(record, chosen, window)
+    return argv
+
+
+def _node_named(record: Record, name: str) -> Node:
+    for node in record.nodes:
+        if name in ("", str(node.rank), node.host, node.label):
+            return node
+    raise UsageError(f"job {record.name} has no node {name!r}", f"its nodes: {_names(record)}")
+
+
+def _names(record: Record) -> str:
+    return inventory.fold([node.label for node in record.nodes])
+
+
+def _node_of_rank(found: status.JobStatus, rank: str) -> Node:
+    for node in found.nodes:
+        names = {each["name"] for each in node.processes} | {f"rank-{each['rank']}" for each in node.ranks}
+        if f"rank-{rank}" in names:
+            return node.node
+    raise UsageError(f"no node runs rank {rank!r}")
+
+
+def attach(argv: Sequence[str]) -> None:
+    """Become the command that attaches."""
+    sys.stdout.flush()
+    os.execvp(argv[0], list(argv))
+
+
+# ---- stop
+
+
+def stop(record: Record, grace_s: float) -> int:
+    """Stop a job and print what was done on each node; return 0 if it is proved that nothing is left, else 1."""
+    reports = runtimes.of(record.runtime).stop(record, grace_s)
+    groups: dict[str, list[str]] = {}
+    failed: dict[str, TorchfabError] = {}
+    for report in reports:
+        if report.error is not None:
+            failed[report.node.label] = report.error
+        else:
+            groups.setdefault(_stop_words(report), []).append(report.node.label)
+    for words, hosts in groups.items():
+        say(f"{inventory.fold(hosts)}: {words}")
+    record.note("stop", grace_s=grace_s, unreachable=sorted(failed))
+    if failed:
+        error = HostsFailedError(f"{len(failed)} of {len(reports)} nodes could not be asked to stop", failed)
+        tell("\n".join([f"error: {error}", *fold_reasons(error), f"  when they are back: fab stop {record.name}"]))
+        return 1
+    left = any(report.left for report in reports)
+    if not left:
+        found = ask_status(record)
+        say(f"job {record.name}: {found.state}, no process of it is left on {len(reports)} nodes")
+    return 1 if left else 0
+
+
+def _stop_words(report: Any) -> str:
+    if report.left:
+        return f"{len(report.left)} processes are left and cannot be killed: {', '.join(report.left[:3])}"
+    if not report.asked:
+        return "nothing of it was running"
+    killed = f", {len(report.killed)} had to be killed ({', '.join(report.killed[:3])})" if report.killed else ""
+    return f"{report.asked} processes ended within {report.seconds:.1f} s{killed}"

@@ -1,0 +1,254 @@
+"""What was launched from this machine: one folder per job, by name, so that any later `fab` finds the job again.
+
+    jobs/<name>/            0700; making it claims the name
+        record.json         the job, where it runs, how its nodes are reached
+        plan.json           what runs on every node, without secret values
+        state.json          what was last seen of it
+        events.jsonl        what happened to it, a line each
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torchfab.errors import JobNameError, TorchfabError
+from torchfab.job import Job, Node, Plan, check_name
+from torchfab.ssh import Settings
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Record:
+    """A job as it was launched.
+
+    Parameters
+    ----------
+    folder : Path
+        Its folder on this machine.
+    name, job_id, launcher, runtime : str
+        As in Job; the runtime is the name of the module in `torchfab.runtimes` that acts on it.
+    created : float
+        When it was launched, in seconds since the epoch.
+    script : tuple of str
+        What runs.
+    nodes : tuple of Node
+        Where it runs.
+    node_dir : str
+        Where its folders lie on the nodes.
+    world_size, min_nodes : int
+        As in Plan.
+    settings : Settings
+        How its nodes are reached.
+    chosen : Mapping of str to str
+        The defaults that torchfab chose.
+    """
+
+    folder: Path
+    name: str
+    job_id: str
+    launcher: str
+    runtime: str
+    created: float
+    script: tuple[str, ...]
+    nodes: tuple[Node, ...]
+    node_dir: str
+    world_size: int
+    min_nodes: int
+    settings: Settings
+    chosen: Mapping[str, str]
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the job goes on when a node is lost."""
+        return self.min_nodes < len(self.nodes)
+
+    def note(self, event: str, **details: Any) -> None:
+        """Append an event to the job's story; what cannot be written is not worth failing for."""
+        line = json.dumps({"time": time.time(), "event": event, **details}) + "\n"
+        try:
+            handle = os.open(self.folder / "events.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            with os.fdopen(handle, "w") as file:
+                file.write(line)
+        except OSError:
+            pass
+
+    def remember(self, state: str, code: int | None, ended: bool) -> None:
+        """Remember what was last seen of the job."""
+        try:
+            _write(self.folder / "state.json", {"state": state, "code": code, "ended": ended, "seen": time.time()})
+        except OSError:
+            pass
+
+    def last_seen(self) -> dict[str, Any]:
+        """Return what was last seen of the job: state, code, ended, seen (seconds since the epoch)."""
+        nothing = {"state": "starting", "code": None, "ended": False, "seen": self.created}
+        try:
+            return {**nothing, **json.loads((self.folder / "state.json").read_text())}
+        except (OSError, ValueError):
+            return nothing
+
+
+class Records:
+    """The records of this launch machine.
+
+    Parameters
+    ----------
+    root : Path
+        The folder that holds one folder per job.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def claim(self, name: str) -> Path:
+        """Make the folder of a new job, and with it take the name.
+
+        Raises
+        ------
+        JobNameError
+            The name is malformed, or taken.
+        """
+        check_name(name)
+        folder = self.root / name
+        try:
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700)
+        except FileExistsError:
+            raise JobNameError(
+                f"there is a job {name} already ({self._what_is(name)})",
+                f"choose another --name, or remove its record once it has ended: fab jobs --remove {name}",
+            ) from None
+        except OSError as error:
+            raise TorchfabError(
+                f"cannot write {folder}: {error.strerror}", "free space or rights there, or set torchfab.records"
+            ) from None
+        return folder
+
+    def _what_is(self, name: str) -> str:
+        try:
+            record = self.get(name)
+        except TorchfabError:
+            return "being launched"
+        seen = record.last_seen()
+        day = time.strftime("%Y-%m-%d %H:%M", time.localtime(record.created))
+        return f"launched {day}, last seen {seen['state']}"
+
+    def release(self, name: str) -> None:
+        """Give a name back: nothing of the job runs or will run."""
+        shutil.rmtree(self.root / name, ignore_errors=True)
+
+    def write(self, plan: Plan, runtime: str, created: float, settings: Settings) -> Record:
+        """Write down a job before it starts, so that whatever happens from here on, `stop` finds it."""
+        record = Record(
+            folder=self.root / plan.job.name,
+            name=plan.job.name,
+            job_id=plan.job.job_id,
+            launcher=plan.job.launcher,
+            runtime=runtime,
+            created=created,
+            script=plan.job.script,
+            nodes=tuple(each.node for each in plan.nodes),
+            node_dir=plan.job.node_dir,
+            world_size=plan.world_size,
+            min_nodes=plan.min_nodes,
+            settings=settings,
+            chosen=plan.chosen,
+        )
+        try:
+            _write(record.folder / "plan.json", plan_as_json(plan))
+            _write(record.folder / "record.json", _as_json(record))
+        except OSError as error:
+            raise TorchfabError(f"cannot write {record.folder}: {error.strerror}", "free space or rights there") from None
+        record.note("planned", nodes=len(record.nodes), world_size=record.world_size)
+        return record
+
+    def get(self, name: str) -> Record:
+        """Return the record of a job.
+
+        Raises
+        ------
+        JobNameError
+            No job of that name was launched from here.
+        """
+        path = self.root / name / "record.json"
+        try:
+            check_name(name)
+            return _from_json(path.parent, json.loads(path.read_text()))
+        except (OSError, JobNameError):
+            known = ", ".join(record.name for record in self.all()[:8]) or "none"
+            raise JobNameError(f"no job {name!r} was launched from here", f"jobs known here: {known}") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise TorchfabError(f"{path}: not a record of torchfab ({error!r})", "move it away") from None
+
+    def all(self) -> list[Record]:
+        """Return all records, the latest first; a folder that holds none is left out."""
+        found = []
+        for path in self.root.glob("*/record.json"):
+            try:
+                found.append(_from_json(path.parent, json.loads(path.read_text())))
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+        return sorted(found, key=lambda record: record.created, reverse=True)
+
+    def latest(self) -> Record:
+        """Return the job that was launched last.
+
+        Raises
+        ------
+        JobNameError
+            There is none.
+        """
+        records = self.all()
+        if not records:
+            raise JobNameError("no job was launched from here yet", "fab launch-per-node --follow")
+        return records[0]
+
+
+def plan_as_json(plan: Plan) -> list[dict[str, Any]]:
+    """Return what runs on every node, as JSON; of secrets the names only."""
+    return [
+        {
+            "node_rank": each.node.rank,
+            "host": each.node.label,
+            "folder": each.folder,
+            "secrets": sorted(plan.job.secrets),
+            "processes": [
+                {"name": process.name, "argv": list(process.argv), "env": dict(process.env), "rank": process.rank}
+                for process in each.processes
+            ],
+        }
+        for each in plan.nodes
+    ]
+
+
+def _as_json(record: Record) -> dict[str, Any]:
+    values = {key: value for key, value in vars(record).items() if key != "folder"}
+    nodes = [asdict(node) for node in record.nodes]
+    return {**values, "format": FORMAT, "nodes": nodes, "settings": asdict(record.settings), "chosen": dict(record.chosen)}
+
+
+def _from_json(folder: Path, values: dict[str, Any]) -> Record:
+    values = dict(values)
+    values.pop("format")
+    nodes = tuple(Node(**{**node, "gpus": tuple(node["gpus"])}) for node in values.pop("nodes"))
+    settings = values.pop("settings")
+    settings = Settings(**{**settings, "identities": tuple(settings["identities"])})
+    return Record(folder=folder, nodes=nodes, settings=settings, **{**values, "script": tuple(values["script"])})
+
+
+def _write(path: Path, value: Any) -> None:
+    beside = path.with_name(path.name + ".new")
+    handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(handle, "w") as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)

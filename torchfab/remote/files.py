@@ -1,0 +1,77 @@
+"""Files of a job on a node: written atomically, readable by their owner only.
+
+The folder of a job on one node (mode 0700; a shared home folder holds one such folder per node):
+
+    <node_dir>/jobs/<job id>/node-<node_rank>/
+        node.py                 what runs here (see `torchfab.bundle`)
+        stop.json               somebody asked to stop the job: when, with which grace
+        <process>/              "agent", "rank-3", ...
+            spec.json           argv, environment by name and value, working directory
+            secrets.json        the secret part of the environment; the supervisor removes it when it has read it
+            started.json        pids, start times, boot id
+            ranks.json          the ranks found below the process: pid, start, end, exit code
+            exit.json           code or signal of the process, and when
+            output.log          what the process wrote to stdout and stderr
+            timeline            "time path size" a line: when each log file had grown to which size
+            errors/, logs/      what the launcher itself writes
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+SPEC, SECRETS, STARTED, RANKS, EXIT = "spec.json", "secrets.json", "started.json", "ranks.json", "exit.json"
+STOP, OUTPUT, TIMELINE, BUNDLE = "stop.json", "output.log", "timeline", "node.py"
+
+
+def job_folder(node_dir: str, job_id: str, node_rank: int) -> str:
+    """Return the absolute folder of one job on one node; `~` in `node_dir` is the user's home folder."""
+    return os.path.join(os.path.abspath(os.path.expanduser(node_dir)), "jobs", job_id, f"node-{node_rank}")
+
+
+def make_private(folder: str) -> None:
+    """Create `folder` and its missing parents, readable by their owner only."""
+    parent = os.path.dirname(folder)
+    if not os.path.isdir(parent):
+        make_private(parent)
+    if not os.path.isdir(folder):
+        os.mkdir(folder, 0o700)
+
+
+def write_text(path: str, text: str) -> None:
+    """Write `text` so that a reader sees the old file or the whole new one, also after a power cut; mode 0600."""
+    beside = f"{path}.{os.getpid()}.new"
+    handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def write_json(path: str, value: Any) -> None:
+    """Write `value` as JSON, atomically, mode 0600."""
+    write_text(path, json.dumps(value))
+
+
+def read_json(path: str) -> Any:
+    """Return the JSON in `path`, or None where there is no such file or it is not JSON."""
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return json.load(file)
+    except (OSError, ValueError):
+        return None
+
+
+def processes(folder: str) -> list[str]:
+    """Return the names of the processes that the job has on this node, in the order of their ranks."""
+    try:
+        names = [name for name in os.listdir(folder) if os.path.isfile(os.path.join(folder, name, SPEC))]
+    except OSError:
+        return []
+    return sorted(names, key=lambda name: (len(name), name))

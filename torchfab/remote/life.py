@@ -1,0 +1,205 @@
+"""The life of a job on a node: how it is, and how it is stopped, with proof that nothing is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from torchfab.remote import files, logfiles, procfs, tmux
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_TAIL_BYTES = 16 * 1024
+
+
+def status(folder: str, job_id: str, node_rank: int) -> dict[str, Any]:
+    """Return how the job is on this node: one entry per process, each with its ranks, and the last log line.
+
+    The state of a process is `starting`, `running`, `succeeded`, `failed`, `stopped` (it ended after somebody asked the job
+    to stop) or `lost` (it ended, or its machine restarted, and nobody was left to write down how).
+    """
+    stop = files.read_json(os.path.join(folder, files.STOP))
+    entries = [_process_status(os.path.join(folder, name), name, stop) for name in files.processes(folder)]
+    answer: dict[str, Any] = {"processes": entries, "now": time.time(), "exists": os.path.isdir(folder)}
+    if any(entry["state"] == "lost" for entry in entries):
+        answer["left"] = [procfs.describe(pid) for pid in procfs.job_processes(job_id, node_rank)]
+    return answer
+
+
+def has_ended(folder: str) -> bool:
+    """Say whether every process of the job on this node has ended, or the job's folder is gone."""
+    states = []
+    for name in files.processes(folder):
+        started = files.read_json(os.path.join(folder, name, files.STARTED)) or {}
+        states.append(_state(started, files.read_json(os.path.join(folder, name, files.EXIT)), None)[0])
+    return not os.path.isdir(folder) or (bool(states) and not {"starting", "running"} & set(states))
+
+
+def _process_status(folder: str, name: str, stop: dict[str, Any] | None) -> dict[str, Any]:
+    spec = files.read_json(os.path.join(folder, files.SPEC)) or {}
+    started = files.read_json(os.path.join(folder, files.STARTED)) or {}
+    ended = files.read_json(os.path.join(folder, files.EXIT))
+    state, reason = _state(started, ended, stop)
+    ranks = files.read_json(os.path.join(folder, files.RANKS)) or _own_rank(spec, started, ended)
+    return {
+        "name": name,
+        "state": state,
+        "reason": reason,
+        "pid": started.get("pid"),
+        "started": started.get("time"),
+        "ended": ended["time"] if ended and state != "running" else None,
+        "code": ended["code"] if ended else None,
+        "signal": ended["signal"] if ended else None,
+        "ranks": ranks,
+        "last_line": _last_line(logfiles.find(folder, spec)),
+        "reported": reported_failures(os.path.join(folder, files.OUTPUT)) if state == "failed" else [],
+    }
+
+
+def _own_rank(spec: dict[str, Any], started: dict[str, Any], ended: dict[str, Any] | None) -> list[dict[str, Any]]:
+    # A process that is a rank itself and ended before anyone could look at it.
+    if spec.get("rank") is None or not started:
+        return []
+    rank = {"rank": spec["rank"], "local_rank": None, "world_size": None, "attempt": 0, "pid": started["pid"]}
+    end = {"ended": ended["time"], "code": ended["code"]} if ended else {"ended": None, "code": None}
+    return [{**rank, "start_time": started["start_time"], "started": started["time"], **end}]
+
+
+def _state(
+    started: dict[str, Any], ended: dict[str, Any] | None, stop: dict[str, Any] | None
+) -> tuple[str, str]:
+    if ended and ended.get("error"):
+        return "failed", ended["error"]
+    if ended and not (ended.get("cleaning") and _supervised(started)):
+        return _end_state(ended, stop), ""
+    if not started:
+        return "starting", ""
+    if _supervised(started):
+        return "running", ""
+    if started["boot_id"] != procfs.boot_id():
+        return "lost", "the node was restarted"
+    return "lost", "its supervisor was killed"
+
+
+def _end_state(ended: dict[str, Any], stop: dict[str, Any] | None) -> str:
+    if ended["code"] == 0:
+        return "succeeded"
+    return "stopped" if stop and stop["time"] <= ended["time"] else "failed"
+
+
+def _supervised(started: dict[str, Any]) -> bool:
+    same_boot = started.get("boot_id") == procfs.boot_id()
+    return same_boot and procfs.is_alive(started["supervisor_pid"], started["supervisor_start_time"])
+
+
+def _last_line(logs: list[logfiles.LogFile]) -> dict[str, Any] | None:
+    written = [log for log in logs if logfiles.size(log.full_path)]
+    if not written:
+        return None
+    newest = max(written, key=lambda log: os.stat(log.full_path).st_mtime)
+    lines = [line for line in tail(newest.full_path).splitlines() if line.strip()]
+    return {"time": os.stat(newest.full_path).st_mtime, "text": lines[-1][-500:] if lines else ""}
+
+
+def tail(path: str) -> str:
+    """Return the last 16 KiB of a file; empty when there is none."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, logfiles.size(path) - _TAIL_BYTES))
+            return file.read(_TAIL_BYTES).decode(errors="replace").replace("\r", "\n")
+    except OSError:
+        return ""
+
+
+def reported_failures(path: str) -> list[dict[str, int]]:
+    """Return the ranks that torchrun's own report, at the end of its output, names as failed, the root cause first.
+
+    Its blocks read `rank : 3 (local_rank: 1)` and, two lines later, `exitcode : 7 (pid: 4711)`. They are the fall-back for a
+    rank that lived too short to be seen in /proc.
+    """
+    failures: list[dict[str, int]] = []
+    root: list[dict[str, int]] = []
+    into, rank = failures, None
+    for line in tail(path).splitlines():
+        name, _, value = (part.strip() for part in line.partition(":"))
+        if name.startswith("Root Cause"):
+            into = root
+        elif name == "rank" and value.split()[:1]:
+            rank = value.split()[0]
+        elif name == "exitcode" and rank is not None and rank.isdigit():
+            into.append({"rank": int(rank), "code": int(value.split()[0])})
+            rank = None
+    return root + failures
+
+
+# ---- stop
+
+
+def stop(folder: str, job_id: str, node_rank: int, session: str, grace_s: float) -> dict[str, Any]:
+    """End every process of the job on this node: TERM, `grace_s` seconds, KILL; then prove that none is left.
+
+    Returns
+    -------
+    dict
+        `asked`: how many processes were asked to end, `killed`: those that had to be killed, described, `left`: those that
+        run nevertheless (an empty list is the proof), `seconds`: how long it took.
+    """
+    begun = time.time()
+    found = procfs.job_processes(job_id, node_rank)
+    supervisors = procfs.running_program(os.path.join(folder, files.BUNDLE))
+    if found or supervisors:
+        files.write_json(os.path.join(folder, files.STOP), {"time": begun, "grace_s": grace_s})
+    # A supervisor asks what is its own to end, waits, kills, and writes down how it ended.
+    _signal_all(supervisors or found, signal.SIGTERM)
+    killed = _end_all(folder, job_id, node_rank, begun + grace_s)
+    tmux.run("kill-session", "-t", f"={session}")
+    left = [procfs.describe(pid) for pid in procfs.job_processes(job_id, node_rank)]
+    return {"asked": len(found), "killed": killed, "left": left, "seconds": time.time() - begun}
+
+
+def _end_all(folder: str, job_id: str, node_rank: int, kill_at: float) -> list[str]:
+    """Wait for the supervisors to end what is theirs, then end what escaped them; return what was killed, described."""
+    # Supervisors kill at `kill_at` themselves; one that still runs 2 s later is stuck, or stopped by a signal.
+    program = os.path.join(folder, files.BUNDLE)
+    while time.time() < kill_at + 2 and procfs.running_program(program):
+        time.sleep(0.02)
+    _signal_all(procfs.running_program(program), signal.SIGKILL)
+    return _killed_by_supervisors(folder) + _end_escaped(job_id, node_rank, kill_at)
+
+
+def _end_escaped(job_id: str, node_rank: int, kill_at: float) -> list[str]:
+    asked: set[int] = set()
+    killed: dict[int, str] = {}
+    while time.time() < kill_at + 10:
+        found = procfs.job_processes(job_id, node_rank)
+        if not found:
+            break
+        for pid in found:
+            if time.time() >= kill_at:
+                killed.setdefault(pid, procfs.describe(pid))
+                _signal(pid, signal.SIGKILL)
+            elif pid not in asked:
+                asked.add(pid)
+                _signal(pid, signal.SIGTERM)
+        time.sleep(0.02)
+    return list(killed.values())
+
+
+def _killed_by_supervisors(folder: str) -> list[str]:
+    ends = (files.read_json(os.path.join(folder, name, files.EXIT)) for name in files.processes(folder))
+    return [text for end in ends if end for text in end.get("killed", [])]
+
+
+def _signal_all(pids: list[int], number: signal.Signals) -> None:
+    for pid in pids:
+        _signal(pid, number)
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    try:
+        os.kill(pid, number)
+    except OSError:  # gone meanwhile
+        pass

@@ -1,0 +1,265 @@
+"""Phase one on a node: tell the facts, check everything, make the job's folder, hold the port. Starts nothing.
+
+Every check appends a problem (what is wrong, how to fix it) instead of stopping at the first, so that the user mends a node
+once, not five times.
+"""
+
+from __future__ import annotations
+
+import errno
+import glob
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+
+from torchfab.remote import files, tmux
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+PYTHON_TIMEOUT_S = 20
+# What the training interpreter is asked: its version, and which of the wanted modules it cannot find (found, not imported:
+# importing torch takes seconds).
+_ASK_PYTHON = """
+import sys, importlib.util as u
+def missing(name):
+    try: return u.find_spec(name) is None
+    except ImportError: return True
+print("%d.%d.%d" % sys.version_info[:3], *[name for name in sys.argv[1:] if missing(name)])
+"""
+
+
+class Preparation:
+    """What phase one found and made on this node.
+
+    Parameters
+    ----------
+    request : dict
+        `job_id`, `session`, `node_rank`, `node_dir`, `workdir`, `python`, `script` (a path or None), `modules` to be found by
+        `python`, `master_addr` (or None), `port` (None when another node holds it, 0 for a free one), `write` (False for a
+        dry run, which makes nothing).
+    """
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        self.request = request
+        self.problems: list[dict[str, str]] = []
+        self.folder = files.job_folder(request["node_dir"], request["job_id"], request["node_rank"])
+        self.reserved: socket.socket | None = None
+        self.made = False
+
+    def run(self, bundle: str) -> dict[str, Any]:
+        """Ask, check and, unless this is a dry run, make the job's folder; return facts and problems.
+
+        Parameters
+        ----------
+        bundle : str
+            Source of `node.py`.
+        """
+        facts = {**machine_facts(), "folder": self.folder, "port": self._port()}
+        facts["tmux"] = self._check_tmux()
+        facts["python"] = self._check_python()
+        self._check_workdir()
+        self._check_master()
+        if self.request["write"] and not self.problems:
+            self._make_folder(bundle)
+        return {"facts": facts, "problems": self.problems}
+
+    def _problem(self, what: str, fix: str) -> None:
+        self.problems.append({"what": what, "fix": fix})
+
+    # ---- checks
+
+    def _check_tmux(self) -> str:
+        found = tmux.version()
+        wanted = ".".join(map(str, tmux.OLDEST))
+        if found is None:
+            self._problem("tmux is not installed", "install it there, for example: sudo apt-get install -y tmux")
+            return ""
+        name = ".".join(map(str, found))
+        if found < tmux.OLDEST:
+            self._problem(f"tmux is {name}, {wanted} or newer is needed", "install a newer tmux there")
+        elif tmux.has_session(self.request["session"]):
+            self._problem(
+                f"the tmux session {self.request['session']} exists already, from another launch machine or folder",
+                "choose another --name, or stop that job from where it was launched",
+            )
+        return name
+
+    def _check_python(self) -> str:
+        python = self.request["python"]
+        argv = [python, "-c", _ASK_PYTHON, *self.request["modules"]]
+        cwd = self.request["workdir"] if os.path.isdir(self.request["workdir"]) else None
+        try:
+            done = subprocess.run(argv, capture_output=True, text=True, timeout=PYTHON_TIMEOUT_S, cwd=cwd)
+        except FileNotFoundError:
+            self._problem(f"there is no {python}", "give an interpreter that exists on every node with --python")
+            return ""
+        except (OSError, subprocess.TimeoutExpired) as error:
+            self._problem(f"{python} does not run: {error}", "give an interpreter that works on every node with --python")
+            return ""
+        return self._python_answer(done.returncode, done.stdout.split(), done.stderr)
+
+    def _python_answer(self, code: int, words: list[str], stderr: str) -> str:
+        python = self.request["python"]
+        if code or not words:
+            tail = stderr.strip().splitlines()[-1:] or [f"it ended with {code}"]
+            self._problem(f"{python} does not run: {tail[0]}", "give an interpreter that works on every node with --python")
+            return ""
+        for name in words[1:]:
+            self._problem(f"{python} has no module {name}", f"install it there: {python} -m pip install {name}")
+        return words[0]
+
+    def _check_workdir(self) -> None:
+        workdir, script = self.request["workdir"], self.request["script"]
+        if not os.path.isdir(workdir):
+            self._problem(f"the working directory {workdir} does not exist", "copy your code there, or give --workdir")
+            return
+        if not os.access(workdir, os.R_OK | os.X_OK):
+            self._problem(f"the working directory {workdir} cannot be entered", "give this user the right to read it")
+            return
+        path = os.path.join(workdir, script or "")
+        if script and not os.path.isfile(path):
+            self._problem(f"the script {path} does not exist", "copy your code there, or give --workdir")
+
+    def _check_master(self) -> None:
+        address = self.request["master_addr"]
+        if not address:
+            return
+        try:
+            found = {str(info[4][0]) for info in socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)}
+        except (OSError, UnicodeError):
+            self._problem(
+                f"the master address {address} does not resolve",
+                "give an address that every node can reach with --master-addr, or with address= in the hosts file",
+            )
+            return
+        elsewhere = self.request["node_rank"] != 0 and not self.request["one_machine"]
+        if elsewhere and all(_is_loopback(each) for each in found):
+            self._problem(
+                f"the master address {address} is this node itself here ({', '.join(sorted(found))})",
+                "give an address that every node can reach with --master-addr",
+            )
+
+    # ---- the port
+
+    def _port(self) -> int | None:
+        port = self.request["port"]
+        if port is None:
+            return None
+        try:
+            self.reserved = reserve_port(port)
+        except OSError as error:
+            self._problem(_port_problem(port, error), "choose another --port, or leave it out for a free one")
+            return int(port)
+        return int(self.reserved.getsockname()[1])
+
+    # ---- the folder
+
+    def _make_folder(self, bundle: str) -> None:
+        try:
+            files.make_private(os.path.dirname(self.folder))
+            self._hide_from_git()
+            os.mkdir(self.folder, 0o700)
+            self.made = True
+            files.write_text(os.path.join(self.folder, files.BUNDLE), bundle)
+        except OSError as error:
+            self._problem(
+                f"cannot write {self.folder}: {error.strerror or error}",
+                "free space or rights there, or set torchfab.node_dir in fabric.yaml",
+            )
+            self.discard()
+
+    def _hide_from_git(self) -> None:
+        # The folder may lie in the user's working copy.
+        node_dir = os.path.dirname(os.path.dirname(os.path.dirname(self.folder)))
+        path = os.path.join(node_dir, ".gitignore")
+        if not os.path.exists(path):
+            files.write_text(path, "*\n")
+
+    def release_port(self) -> None:
+        """Let the port go; the process that was meant to have it has started."""
+        if self.reserved is not None:
+            self.reserved.close()
+            self.reserved = None
+
+    def discard(self) -> None:
+        """Take back what phase one made."""
+        self.release_port()
+        if self.made:
+            remove_job_folder(self.folder)
+            self.made = False
+
+
+def remove_job_folder(folder: str) -> None:
+    """Remove a job's folder of this node, and the job's own where no other node's is left in it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        os.rmdir(os.path.dirname(folder))
+    except OSError:  # other nodes of the job share this file system
+        pass
+
+
+def reserve_port(port: int) -> socket.socket:
+    """Bind `port` (0: a free one) so that nobody is given it, in a way that lets the rendezvous store listen on it.
+
+    Linux lets a socket listen on a port that another one has bound, when both set SO_REUSEADDR and the other does not
+    listen. A free port is taken without it first, or two jobs would be given the same.
+
+    Raises
+    ------
+    OSError
+        The port is in use, or not allowed.
+    """
+    reserved = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        if port:
+            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("", port))
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    except OSError:
+        reserved.close()
+        raise
+    return reserved
+
+
+def _port_problem(port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} is in use"
+    return f"port {port} cannot be used: {error.strerror or error}"
+
+
+def _is_loopback(address: str) -> bool:
+    return address.startswith("127.") or address == "::1"
+
+
+def machine_facts() -> dict[str, Any]:
+    """Return what a plan needs to know of this machine."""
+    return {
+        "hostname": socket.gethostname(),
+        "gpus": count_gpus(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "agent_python": "%d.%d.%d" % sys.version_info[:3],
+        "time": time.time(),
+    }
+
+
+def count_gpus() -> int:
+    """Return how many GPUs a process of this user would see: CUDA_VISIBLE_DEVICES if set, else those the drivers list."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
+    nvidia = glob.glob("/proc/driver/nvidia/gpus/*") or glob.glob("/dev/nvidia[0-9]*")
+    return len(nvidia) or _count_amd_gpus()
+
+
+def _count_amd_gpus() -> int:
+    # The KFD lists CPUs as nodes too; those have no SIMD units.
+    count = 0
+    for path in glob.glob("/sys/class/kfd/kfd/topology/nodes/*/properties"):
+        with open(path) as file:
+            count += any(line.split() > ["simd_count", "0"] for line in file if line.startswith("simd_count "))
+    return count

@@ -1,0 +1,100 @@
+"""The ranks below a process of the job, found in /proc: whichever launcher started them, nothing is assumed.
+
+A rank is the topmost process that has RANK in its environment (its data loaders have it too, below it). A pidfd tells when
+it ends, to the millisecond, and its exit code is read while its parent has not reaped it yet: the launchers above it report
+1 whatever the code was.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from torchfab.remote import files, procfs
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+class RankWatch:
+    """Keeps `ranks.json` of one process up to date.
+
+    Parameters
+    ----------
+    folder : str
+        The process's folder.
+    root : int
+        Pid of the process that the supervisor started.
+    """
+
+    def __init__(self, folder: str, root: int) -> None:
+        self.path = os.path.join(folder, files.RANKS)
+        self.root = root
+        self.ranks: list[dict[str, Any]] = []
+        self.pidfds: dict[int, int] = {}  # pidfd -> index into ranks
+
+    def look(self) -> bool:
+        """Find ranks that are new; return whether there were any."""
+        known = {(rank["pid"], rank["start_time"]) for rank in self.ranks}
+        # The first look at a process that has just forked may still see its parent's environment: the next one will not.
+        found = procfs.find_below(self.root, lambda pid: "RANK" in procfs.environment(pid))
+        new = [pid for pid in found if (pid, procfs.start_time(pid)) not in known]
+        for pid in new:
+            self._add(pid)
+        if new:
+            files.write_json(self.path, self.ranks)
+        return bool(new)
+
+    def _add(self, pid: int) -> None:
+        env = procfs.environment(pid)
+        rank = {
+            "rank": _number(env.get("RANK")),
+            "local_rank": _number(env.get("LOCAL_RANK")),
+            "world_size": _number(env.get("WORLD_SIZE")),
+            "attempt": _number(env.get("TORCHELASTIC_RESTART_COUNT")) or 0,
+            "pid": pid,
+            "start_time": procfs.start_time(pid),
+            "started": time.time(),
+            "ended": None,
+            "code": None,
+        }
+        self.ranks.append(rank)
+        try:
+            self.pidfds[os.pidfd_open(pid)] = len(self.ranks) - 1  # type: ignore[attr-defined,unused-ignore]
+        except (OSError, AttributeError):  # it ended already, or a kernel before 5.3: `sweep` finds out
+            pass
+
+    def ended(self, pidfd: int) -> None:
+        """Note the end and the exit code of the rank whose pidfd became readable."""
+        index = self.pidfds.pop(pidfd)
+        os.close(pidfd)
+        self._note_end(self.ranks[index])
+
+    def sweep(self) -> None:
+        """Note the end of ranks that have no pidfd and run no more."""
+        watched = set(self.pidfds.values())
+        for index, rank in enumerate(self.ranks):
+            gone = not procfs.is_alive(rank["pid"], rank["start_time"])
+            if index not in watched and rank["ended"] is None and gone:
+                self._note_end(rank)
+
+    def _note_end(self, rank: dict[str, Any]) -> None:
+        code = procfs.exit_code_of_zombie(rank["pid"])
+        rank.update(ended=time.time(), code=code)
+        files.write_json(self.path, self.ranks)
+
+    def set_code(self, pid: int, code: int) -> None:
+        """Note the exit code of a rank that the supervisor itself reaped."""
+        for rank in self.ranks:
+            if rank["pid"] == pid:
+                rank.update(ended=rank["ended"] or time.time(), code=code)
+        files.write_json(self.path, self.ranks)
+
+    def running(self) -> list[int]:
+        """Return the pids of the ranks that still run."""
+        return [rank["pid"] for rank in self.ranks if procfs.is_alive(rank["pid"], rank["start_time"])]
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text and text.isdigit() else None

@@ -1,0 +1,72 @@
+"""Phase two on a node: write the specs, hand every process to a supervisor in tmux, and see that each has started."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from torchfab.remote import files, tmux
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+# What a process inherits of the node's own environment, besides what the plan gives it.
+_LOCAL_TO_TMUX = ("TMUX", "TMUX_PANE", "TERM", "SSH_CLIENT", "SSH_CONNECTION", "SSH_TTY", "PWD", "OLDPWD", "SHLVL", "_")
+
+
+def start(folder: str, request: dict[str, Any]) -> dict[str, Any]:
+    """Start the processes of this node; return what started and, as problems, what did not.
+
+    Parameters
+    ----------
+    folder : str
+        The job's folder on this node, made in phase one.
+    request : dict
+        `session`, `grace_s`, `start_timeout_s` and `processes`: dicts with `name`, `argv`, `env`, `secrets`, `cwd`, `rank`,
+        `rank_logs`.
+    """
+    base = {name: value for name, value in os.environ.items() if name not in _LOCAL_TO_TMUX}
+    for process in request["processes"]:
+        _write_spec(os.path.join(folder, process["name"]), process, base, request["grace_s"])
+    error = tmux.open_session(request["session"], _windows(folder, request["processes"]))
+    if error:
+        return {"started": [], "problems": [{"what": f"tmux: {error}", "fix": ""}]}
+    return _await_all(folder, [process["name"] for process in request["processes"]], request["start_timeout_s"])
+
+
+def _write_spec(folder: str, process: dict[str, Any], base: dict[str, str], grace_s: float) -> None:
+    files.make_private(folder)
+    for sub in process.get("folders", ()):
+        files.make_private(os.path.join(folder, sub))
+    for path, text in process.get("files", {}).items():
+        files.write_text(os.path.join(folder, path), text)
+    spec = {key: value for key, value in process.items() if key not in ("secrets", "files")}
+    spec.update(env={**base, **process["env"]}, grace_s=grace_s)
+    if process["secrets"]:
+        files.write_json(os.path.join(folder, files.SECRETS), process["secrets"])
+    files.write_json(os.path.join(folder, files.SPEC), spec)
+
+
+def _windows(folder: str, processes: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
+    program = [sys.executable, "-I", "-S", os.path.join(folder, files.BUNDLE), "supervise"]
+    return [(process["name"], [*program, process["name"]]) for process in processes]
+
+
+def _await_all(folder: str, names: list[str], timeout_s: float) -> dict[str, Any]:
+    deadline = time.monotonic() + timeout_s
+    waiting, started, problems = list(names), [], []
+    while waiting and time.monotonic() < deadline:
+        for name in list(waiting):
+            record = files.read_json(os.path.join(folder, name, files.STARTED))
+            ended = files.read_json(os.path.join(folder, name, files.EXIT)) or {}
+            if record:
+                started.append({"name": name, "pid": record["pid"], "time": record["time"]})
+            elif ended.get("error"):
+                problems.append({"what": f"{name}: {ended['error']}", "fix": ""})
+            if record or ended.get("error"):
+                waiting.remove(name)
+        time.sleep(0.005)
+    problems += [{"what": f"{name} did not start within {timeout_s:g} s", "fix": ""} for name in waiting]
+    return {"started": started, "problems": problems}

@@ -1,0 +1,258 @@
+"""The parent that answers for one process of the job (compare tini and dumb-init).
+
+It runs in a tmux window, without the standard library's site module, and does four things:
+
+1. it starts the process, in a session of its own, with exactly the environment of its spec;
+2. it is the subreaper (prctl(2), PR_SET_CHILD_SUBREAPER) of all that descends from the process: whatever double-forks or
+   leaves its session comes back to it, and when the process has ended nothing of it is left running;
+3. it writes the start, the ranks, and the end (code, signal, time) to disk, atomically;
+4. it passes signals on, and shows in its window what the process writes to its log files. The process writes to those files
+   itself: neither a viewer nor the death of this supervisor can block it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+
+from torchfab.remote import files, logfiles, procfs, tmux
+from torchfab.remote.ranks import RankWatch
+from torchfab.remote.window import Window
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+_YOUNG_S, _SHORT_POLL_S, _LONG_POLL_S = 30.0, 0.1, 0.4
+
+
+class Supervisor:
+    """Supervise one process of the job, from its start until nothing of it is left.
+
+    Parameters
+    ----------
+    folder : str
+        The process's folder, which holds its spec.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.spec: dict[str, Any] = files.read_json(self._path(files.SPEC))
+        self.child: subprocess.Popen[bytes] | None = None
+        self.ranks = RankWatch(folder, 0)
+        self.window = Window(folder, self.spec)
+        self.timeline = logfiles.Timeline(folder)
+        self.begun = time.time()
+        self.asked: str | None = None  # the first signal that asked us to end
+        self.kill_at: float | None = None
+        self.killed: dict[int, str] = {}  # what had to be killed: pid -> description
+        self.exited: float | None = None
+        self.wakeup = _signals_to_pipe()
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self.folder, name)
+
+    def run(self) -> int:
+        """Start the process, watch it to its end, clean up after it; return its exit code."""
+        _become_subreaper()
+        try:
+            self.child = self._start()
+        except OSError as error:
+            self._write_exit(None, error=f"cannot start {self.spec['argv'][0]}: {error.strerror or error}")
+            return 127
+        self.ranks.root = self.child.pid
+        self._write_started(self.child.pid)
+        self._watch(self.child)
+        return self._finish(self.child)
+
+    # ---- the start
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        env = {**self.spec["env"], **self._secrets()}
+        log = os.open(self._path(files.OUTPUT), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            return subprocess.Popen(
+                self.spec["argv"],
+                env=env,
+                cwd=self.spec["cwd"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=_end_with_parent,
+            )
+        finally:
+            os.close(log)
+
+    def _secrets(self) -> dict[str, str]:
+        path = self._path(files.SECRETS)
+        secrets = files.read_json(path) or {}
+        if os.path.exists(path):
+            os.unlink(path)
+        return dict(secrets)
+
+    def _write_started(self, pid: int) -> None:
+        me = os.getpid()
+        record = {
+            "pid": pid,
+            "start_time": procfs.start_time(pid),
+            "supervisor_pid": me,
+            "supervisor_start_time": procfs.start_time(me),
+            "boot_id": procfs.boot_id(),
+            "time": time.time(),
+        }
+        files.write_json(self._path(files.STARTED), record)
+
+    # ---- the watch
+
+    def _watch(self, child: subprocess.Popen[bytes]) -> None:
+        while child.poll() is None:
+            self._wait()
+            self._after_wait(child)
+        self.exited = time.time()
+        self.ranks.set_code(child.pid, child.returncode)
+
+    def _wait(self) -> None:
+        poll = select.poll()
+        for handle in (self.wakeup, *self.ranks.pidfds):
+            poll.register(handle, select.POLLIN)
+        young = time.time() - self.begun < _YOUNG_S
+        for handle, _ in poll.poll(1000 * (_SHORT_POLL_S if young else _LONG_POLL_S)):
+            if handle == self.wakeup:
+                self._on_signals(os.read(self.wakeup, 4096))
+            else:
+                self.ranks.ended(handle)
+
+    def _after_wait(self, child: subprocess.Popen[bytes]) -> None:
+        self.ranks.look()
+        self.ranks.sweep()
+        self._reap_adopted(child.pid)
+        logs = logfiles.find(self.folder, self.spec)
+        self.timeline.note(logs, time.time())
+        self.window.show(logs, self.ranks.ranks)
+        if self.kill_at is not None and time.time() > self.kill_at:
+            self._kill(procfs.descendants([os.getpid()]))
+
+    def _reap_adopted(self, keep: int) -> None:
+        # Zombies of processes that we adopted; the child itself is reaped by Popen, which must learn its code.
+        for pid in procfs.children(os.getpid()):
+            if pid != keep:
+                _reap(pid)
+
+    # ---- signals
+
+    def _on_signals(self, numbers: bytes) -> None:
+        for number in numbers:
+            if number == signal.SIGHUP and self._lost_its_tmux():
+                continue
+            if number in _FORWARDED:
+                self._pass_on(signal.Signals(number))
+
+    def _lost_its_tmux(self) -> bool:
+        # The window was closed by somebody: that is meant. The whole server died: the training goes on without a window.
+        time.sleep(0.2)
+        return not tmux.server_is_alive()
+
+    def _pass_on(self, number: signal.Signals) -> None:
+        if number in _ENDING:
+            self.asked = self.asked or number.name
+            self.kill_at = self.kill_at or time.time() + self._grace_s()
+        leaders = [self.child.pid] if self.child and self.child.returncode is None else []
+        _signal_all([*leaders, *(pid for pid in self.ranks.running() if pid not in leaders)], number)
+
+    def _grace_s(self) -> float:
+        stop = files.read_json(os.path.join(os.path.dirname(self.folder), files.STOP)) or {}
+        return float(stop.get("grace_s", self.spec["grace_s"]))
+
+    # ---- the end
+
+    def _finish(self, child: subprocess.Popen[bytes]) -> int:
+        # Written first, in case that we are killed while we clean up.
+        self._write_exit(child.returncode, cleaning=True)
+        left = self._clean_up()
+        logs = logfiles.find(self.folder, self.spec)
+        self.timeline.STEP_S = 0.0
+        self.timeline.note(logs, time.time())
+        self.window.show(logs, self.ranks.ranks)
+        self._write_exit(child.returncode, left=left)
+        return child.returncode if child.returncode >= 0 else 128 - child.returncode
+
+    def _clean_up(self) -> list[str]:
+        """End all that is left below us: TERM, the grace, KILL; return what was there, described."""
+        me = os.getpid()
+        remaining = procfs.descendants([me])
+        left = [procfs.describe(pid) for pid in remaining]
+        _signal_all(remaining, signal.SIGTERM)
+        deadline = min(time.time() + self._grace_s(), self.kill_at or float("inf"))
+        while remaining:
+            time.sleep(0.02)
+            self._reap_adopted(0)
+            remaining = procfs.descendants([me])
+            if time.time() > deadline:
+                self._kill(remaining)
+        return left
+
+    def _kill(self, pids: list[int]) -> None:
+        for pid in pids:
+            self.killed.setdefault(pid, procfs.describe(pid))
+        _signal_all(pids, signal.SIGKILL)
+
+    def _write_exit(self, code: int | None, **more: Any) -> None:
+        signal_name = signal.Signals(-code).name if code is not None and code < 0 else None
+        record = {"code": code, "signal": signal_name, "time": self.exited or time.time(), "asked": self.asked}
+        record.update(killed=list(self.killed.values()), **more)
+        try:
+            files.write_json(self._path(files.EXIT), record)
+        except OSError as error:  # a full disk: the window and the exit code are what is left to tell it
+            print(f"torchfab: cannot write {self._path(files.EXIT)}: {error}", file=sys.stderr)
+
+
+def _signals_to_pipe() -> int:
+    """Let every forwarded signal, and SIGCHLD, write its number into a pipe; return the end to read from."""
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.set_blocking(writer, False)
+    for number in (*_FORWARDED, signal.SIGCHLD):
+        signal.signal(number, lambda *_: None)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    return reader
+
+
+def _become_subreaper() -> None:
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _end_with_parent() -> None:
+    # Runs in the child: when its supervisor is killed, it is asked to end; nothing runs that nobody answers for.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+
+
+def _signal_all(pids: list[int], number: signal.Signals) -> None:
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except OSError:  # gone meanwhile
+            pass
+
+
+def _reap(pid: int) -> None:
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        pass
+
+
+def main(process: str) -> int:
+    """Supervise the process `process` of the job in whose folder this program lies; return its exit code."""
+    folder = os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), process)
+    return Supervisor(folder).run()

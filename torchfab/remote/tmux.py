@@ -1,0 +1,78 @@
+"""The private tmux server of torchfab on a node (`tmux -L torchfab`): one session per job and node.
+
+Only words that are safe by construction reach tmux: session and window names of letters, digits, `-` and `_`, and the path
+of `node.py`. Everything else (argv, environment, working directory) is in files, so that tmux's limit of 16 KB, its format
+expansion (`#{...}`) and its reading of a trailing `;` never meet a user's text.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+
+SERVER = ("tmux", "-L", "torchfab")
+OLDEST = (3, 2)
+# Errors of a client that meets the server while it leaves, after its last session has ended.
+_LEAVING = ("server exited unexpectedly", "lost server", "no server running", "error connecting")
+
+
+def run(*words: str) -> tuple[int, str]:
+    """Run one tmux command; return its exit code and what it printed."""
+    done = subprocess.run([*SERVER, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    return done.returncode, (done.stdout + done.stderr).strip()
+
+
+def version() -> tuple[int, int] | None:
+    """Return the version of tmux; None when it is not installed; (99, 0) for a development build without a number."""
+    try:
+        text = subprocess.run(["tmux", "-V"], capture_output=True, text=True).stdout
+    except OSError:
+        return None
+    match = re.search(r"(\d+)\.(\d+)", text)
+    return (int(match[1]), int(match[2])) if match else (99, 0)
+
+
+def has_session(session: str) -> bool:
+    """Say whether the session exists, by its exact name."""
+    return run("has-session", "-t", f"={session}")[0] == 0
+
+
+def open_session(session: str, windows: list[tuple[str, list[str]]]) -> str:
+    """Open a detached session with one window per process; return an error text, empty when all went well.
+
+    Parameters
+    ----------
+    session : str
+        Name of the session.
+    windows : list of (str, list of str)
+        Name and argv of each window; an argv has two words at least, so that tmux starts it without a shell.
+    """
+    (name, argv), *rest = windows
+    error = _open_first(session, name, argv)
+    for name, argv in rest:
+        if error:
+            return error
+        code, text = run("new-window", "-d", "-t", f"={session}:", "-n", name, *argv)
+        error = text or f"tmux new-window ended with {code}" if code else ""
+    return error
+
+
+def _open_first(session: str, name: str, argv: list[str]) -> str:
+    # `-x -y`: a size for programs that ask before anyone attaches.
+    words = ("new-session", "-d", "-x", "200", "-y", "50", "-s", session, "-n", name, *argv)
+    for attempt in range(10):
+        code, text = run(*words)
+        if code == 0:
+            return ""
+        if not any(sign in text for sign in _LEAVING):
+            break
+        time.sleep(0.05 * (attempt + 1))
+    return text or f"tmux new-session ended with {code}"
+
+
+def server_is_alive() -> bool:
+    """Say whether the server of the pane that this process runs in is still there (TMUX is "socket,pid,session")."""
+    parts = os.environ.get("TMUX", "").split(",")
+    return len(parts) == 3 and parts[1].isdigit() and os.path.exists(f"/proc/{parts[1]}")

@@ -1,0 +1,149 @@
+"""The conversation with the launch machine: one JSON request a line in, JSON answers out, over stdin and stdout.
+
+An answer is framed as `\x1e<length>\n<JSON>`, so that what a login shell prints before us is told apart from it. One
+interpreter serves all phases of a command: what phase one made, phase two finds in memory. When the launch machine hangs up
+before it said `keep`, what was prepared, and what was started, is taken back.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import sys
+import traceback
+
+from torchfab.remote import files
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from torchfab.remote.prepare import Preparation
+
+MARK = b"\x1e"
+OLDEST_PYTHON = (3, 9)
+
+
+class Conversation:
+    """Answer requests until the launch machine hangs up.
+
+    Parameters
+    ----------
+    bundle : str
+        Source of the program that runs here, as it is to be written into a job's folder.
+    """
+
+    def __init__(self, bundle: str) -> None:
+        self.bundle = bundle
+        self.preparation: Preparation | None = None
+        self.started: dict[str, Any] | None = None
+        # Nothing that we start or print by accident may get between the frames.
+        self.out = os.dup(1)
+        os.dup2(2, 1)
+
+    def run(self) -> None:
+        """Read requests from stdin and answer them."""
+        try:
+            for line in sys.stdin.buffer:
+                self._answer(json.loads(line))
+        finally:
+            self._take_back()
+
+    def _take_back(self) -> None:
+        if self.started is not None:
+            self.on_stop({**self.started, "grace_s": 2})
+        if self.preparation is not None:
+            self.preparation.discard()
+
+    def _answer(self, request: dict[str, Any]) -> None:
+        try:
+            answer = getattr(self, "on_" + request["op"])(request)
+        except BrokenPipeError:
+            raise
+        except Exception as error:  # told to the user, with where it happened: it is our fault, or the machine's
+            trace = traceback.format_exc(limit=-3)
+            answer = {"problems": [{"what": f"{type(error).__name__}: {error}", "fix": ""}], "trace": trace}
+        self.send(answer)
+
+    def send(self, answer: Any) -> None:
+        """Send one frame."""
+        data = json.dumps(answer).encode("utf-8", "surrogatepass")
+        data = MARK + str(len(data)).encode() + b"\n" + data
+        while data:
+            data = data[os.write(self.out, data) :]
+
+    def hung_up(self) -> bool:
+        """Say whether the launch machine has closed the connection."""
+        readable, _, _ = select.select([0], [], [], 0)
+        return bool(readable)  # nothing is sent to us while we stream: readable means the end
+
+    # ---- requests; modules are imported where they are needed, so that a status pays for no launch
+
+    def on_prepare(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Phase one."""
+        from torchfab.remote.prepare import Preparation
+
+        self.preparation = Preparation(request)
+        return self.preparation.run(self.bundle)
+
+    def on_start(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Phase two."""
+        from torchfab.remote.start import start
+
+        assert self.preparation is not None
+        self.started = {**self.preparation.request, "session": request["session"]}
+        return start(self.preparation.folder, request)
+
+    def on_keep(self, request: dict[str, Any]) -> dict[str, Any]:
+        """All nodes have started: what was prepared here is to stay."""
+        if self.preparation is not None:
+            self.preparation.release_port()
+        self.preparation = self.started = None
+        return {}
+
+    def on_status(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Say how the job is here."""
+        from torchfab.remote.life import status
+
+        return status(self._folder(request), request["job_id"], request["node_rank"])
+
+    def on_stop(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Stop the job here."""
+        from torchfab.remote.life import stop
+
+        folder = self._folder(request)
+        return stop(folder, request["job_id"], request["node_rank"], request["session"], request["grace_s"])
+
+    def on_logs(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Stream the job's logs."""
+        from torchfab.remote.logs import stream
+
+        stream(
+            self._folder(request), request["job_id"], request["node_rank"], request, self.send, self.hung_up
+        )
+        return {}
+
+    def on_forget(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Remove the folder of a job that has ended."""
+        from torchfab.remote.prepare import remove_job_folder
+
+        remove_job_folder(self._folder(request))
+        return {}
+
+    @staticmethod
+    def _folder(request: dict[str, Any]) -> str:
+        return files.job_folder(request["node_dir"], request["job_id"], request["node_rank"])
+
+
+def main(bundle: str) -> int:
+    """Talk to the launch machine (no arguments), or supervise the process named by them; return the exit code."""
+    if sys.argv[1:2] == ["supervise"]:
+        from torchfab.remote.supervisor import main as supervise
+
+        return supervise(sys.argv[2])
+    try:
+        Conversation(bundle).run()
+    except BrokenPipeError:
+        return 1
+    return 0

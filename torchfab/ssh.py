@@ -1,0 +1,375 @@
+"""Sessions: one connection to a node, one interpreter on it, for all phases of a command.
+
+The only module that imports Fabric's connections. A session sends the program of `torchfab.bundle` over the connection's
+stdin to `python3 -I -S`, then asks it in JSON. `localhost` goes the same way through a local process.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import select
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torchfab import bundle
+from torchfab.errors import TorchfabError
+from torchfab.job import Node
+
+MARK = b"\x1e"
+MOST_ANSWER_BYTES = 64 * 1024 * 1024
+# What a process on `localhost` gets of this terminal's environment: what a login would set. The rest travels by name.
+LOGIN_NAMES = (
+    *("HOME", "PATH", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TMUX_TMPDIR", "XDG_RUNTIME_DIR"),
+    *("LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_HOME"),
+)
+
+
+class HostError(TorchfabError):
+    """One host failed: why, and how to fix it."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to reach hosts.
+
+    Parameters
+    ----------
+    ssh_config : str
+        Path of an ssh config file (`fab -S`); empty for the user's and the system's own.
+    identities : tuple of str
+        Private key files (`fab -i`).
+    connect_timeout_s : float
+        For each step of a connection: TCP, banner, authentication.
+    fanout : int
+        How many hosts are connected to at the same moment.
+    agent_python : str
+        The interpreter, 3.9 or newer, that runs torchfab's own code on a node.
+    prepare_timeout_s, start_timeout_s, answer_timeout_s : float
+        For the two phases of a launch, and for any other answer.
+    """
+
+    ssh_config: str = ""
+    identities: tuple[str, ...] = ()
+    connect_timeout_s: float = 10.0
+    fanout: int = 64
+    agent_python: str = "python3"
+    prepare_timeout_s: float = 60.0
+    start_timeout_s: float = 30.0
+    answer_timeout_s: float = 30.0
+
+
+class Pipe(Protocol):
+    """The two ends of a program on a node."""
+
+    def write(self, data: bytes) -> None: ...
+    def read(self, timeout_s: float) -> bytes | None:
+        """Return what has arrived, b"" at the end, None when nothing came in time."""
+
+    def obituary(self) -> tuple[int | None, str]:
+        """Return the exit code of a program that has ended, and what it said on stderr."""
+
+    def close(self) -> None: ...
+
+
+class Session:
+    """A conversation with one node.
+
+    Parameters
+    ----------
+    node : Node
+        The node.
+    pipe : Pipe
+        A program started by `bundle.argv`, which waits for its source.
+    """
+
+    def __init__(self, node: Node, pipe: Pipe) -> None:
+        self.node, self.pipe = node, pipe
+        self.arrived = bytearray()
+        self.pipe.write(bundle.source().encode())
+
+    def ask(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+        """Send a request and return its answer.
+
+        Raises
+        ------
+        HostError
+            No answer within `timeout_s` seconds, or the program on the node ended.
+        """
+        self.post(request)
+        deadline = time.monotonic() + timeout_s
+        while True:
+            frame = self._next_frame()
+            if frame is not None:
+                return frame
+            self._read(deadline - time.monotonic(), f"no answer to '{request['op']}' within {timeout_s:g} s")
+
+    def post(self, request: Mapping[str, Any]) -> None:
+        """Send a request; its answers are taken with `take`."""
+        try:
+            self.pipe.write(json.dumps(request).encode() + b"\n")
+        except OSError as error:
+            raise self._ended() from error
+
+    def take(self, timeout_s: float = 0.0) -> list[dict[str, Any]]:
+        """Return the frames that have arrived, waiting at most `timeout_s` seconds for a first one."""
+        data = self.pipe.read(timeout_s)
+        if data == b"":
+            raise self._ended()
+        self.arrived += data or b""
+        frames = []
+        while (frame := self._next_frame()) is not None:
+            frames.append(frame)
+        return frames
+
+    def _read(self, timeout_s: float, complaint: str) -> None:
+        data = self.pipe.read(max(0.0, timeout_s))
+        if data is None:
+            raise HostError(complaint, "see whether the node is overloaded, or its disk or home folder hangs")
+        if data == b"":
+            raise self._ended()
+        self.arrived += data
+
+    def _next_frame(self) -> dict[str, Any] | None:
+        start = self.arrived.find(MARK)
+        line_end = self.arrived.find(b"\n", start)
+        if start < 0 or line_end < 0:
+            if start < 0:
+                self.arrived.clear()  # what a login shell prints before we come
+            return None
+        length = int(self.arrived[start + 1 : line_end])
+        if length > MOST_ANSWER_BYTES:
+            raise HostError(f"an answer of {length} bytes is more than torchfab takes")
+        end = line_end + 1 + length
+        if len(self.arrived) < end:
+            return None
+        frame = json.loads(bytes(self.arrived[line_end + 1 : end]))
+        del self.arrived[:end]
+        return dict(frame)
+
+    def _ended(self) -> HostError:
+        code, stderr = self.pipe.obituary()
+        return _explain_end(code, stderr)
+
+    def close(self) -> None:
+        """Hang up; the program on the node ends, and takes back what was only prepared."""
+        self.pipe.close()
+
+
+def _explain_end(code: int | None, stderr: str) -> HostError:
+    last = next((line for line in reversed(stderr.splitlines()) if line.strip()), "")
+    if "torchfab-needs-python" in stderr:
+        return HostError(last.replace("torchfab-needs-python", "torchfab needs python"), "set torchfab.agent_python")
+    if code == 127 or "not found" in last:
+        return HostError(
+            f"torchfab needs a python3 (3.9 or newer) there: {last or 'not found'}",
+            "install one, or name it with torchfab.agent_python in fabric.yaml",
+        )
+    how = "the connection was lost" if code is None else f"torchfab's program there ended with {code}"
+    return HostError(f"{how}{': ' + last if last else ''}")
+
+
+def open_session(node: Node, connection: Any, settings: Settings) -> Session:
+    """Connect to a node and start the conversation.
+
+    Parameters
+    ----------
+    node : Node
+        The node.
+    connection : fabric.Connection or None
+        Made by `connections`; None for `localhost`.
+
+    Raises
+    ------
+    HostError
+        With the cause and its fix.
+    """
+    try:
+        return Session(node, _LocalPipe() if connection is None else _SSHPipe(connection, settings))
+    except HostError:
+        raise
+    except Exception as error:
+        raise explain(error, node, connection, settings) from error
+
+
+# ---- localhost
+
+
+class _LocalPipe:
+    """A program on this machine."""
+
+    def __init__(self) -> None:
+        env = {name: value for name, value in os.environ.items() if name in LOGIN_NAMES or name.startswith("LC_")}
+        self.process = subprocess.Popen(
+            bundle.argv(sys.executable),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=env,
+            start_new_session=True,  # Ctrl-C in this terminal is for us alone
+        )
+        assert self.process.stdin and self.process.stdout and self.process.stderr
+        self.stdin, self.stdout, self.stderr = self.process.stdin, self.process.stdout, self.process.stderr
+
+    def write(self, data: bytes) -> None:
+        self.stdin.write(data)
+        self.stdin.flush()
+
+    def read(self, timeout_s: float) -> bytes | None:
+        readable, _, _ = select.select([self.stdout], [], [], timeout_s)
+        return os.read(self.stdout.fileno(), 1 << 16) if readable else None
+
+    def obituary(self) -> tuple[int | None, str]:
+        self.stdin.close()
+        return self.process.wait(10), self.stderr.read().decode(errors="replace")
+
+    def close(self) -> None:
+        try:
+            self.stdin.close()
+        except OSError:  # it has ended before us
+            pass
+        self.process.wait()
+        self.stdout.close()
+        self.stderr.close()
+
+
+# ---- ssh
+
+
+class _SSHPipe:
+    """A program on another machine, over one channel of one connection."""
+
+    def __init__(self, connection: Any, settings: Settings) -> None:
+        self.connection = connection
+        connection.open()
+        connection.transport.set_keepalive(15)
+        self.channel = connection.transport.open_session(timeout=settings.connect_timeout_s)
+        # The one place where words become shell: the login shell of the node reads this.
+        self.channel.exec_command("exec " + shlex.join(bundle.argv(settings.agent_python)))
+
+    def write(self, data: bytes) -> None:
+        self.channel.sendall(data)
+
+    def read(self, timeout_s: float) -> bytes | None:
+        if timeout_s <= 0 and not self.channel.recv_ready() and not self.channel.eof_received:
+            return None
+        self.channel.settimeout(max(timeout_s, 0.01))
+        try:
+            return bytes(self.channel.recv(1 << 16))
+        except TimeoutError:
+            return None
+
+    def obituary(self) -> tuple[int | None, str]:
+        stderr = b""
+        self.channel.settimeout(2)
+        try:
+            while data := self.channel.recv_stderr(1 << 16):
+                stderr += data
+        except TimeoutError:
+            pass
+        code = self.channel.recv_exit_status() if self.channel.exit_status_ready() else None
+        return (None if code == -1 else code), stderr.decode(errors="replace")
+
+    def close(self) -> None:
+        self.channel.close()
+        self.connection.close()
+
+
+def connections(nodes: Sequence[Node], settings: Settings) -> dict[int, Any]:
+    """Return a Fabric connection per node, not opened yet; None for `localhost`. Called before any thread is started.
+
+    A fabric.Config is not safe between threads, so every connection has its own, and its own connect_kwargs.
+    """
+    remote = [node for node in nodes if not node.is_local]
+    made: dict[int, Any] = {node.rank: None for node in nodes}
+    if remote:
+        config = _config(settings)
+        made.update({node.rank: _connection(node, config, settings) for node in remote})
+    return made
+
+
+def _config(settings: Settings) -> Any:
+    from fabric import Config
+
+    logging.getLogger("paramiko").addHandler(logging.NullHandler())
+    logging.getLogger("paramiko").propagate = False
+    config = Config(lazy=True, runtime_ssh_path=None)
+    if settings.ssh_config:
+        if not os.path.isfile(settings.ssh_config):
+            raise TorchfabError(f"{settings.ssh_config}: there is no such ssh config file", "check fab -S")
+        config.set_runtime_ssh_path(settings.ssh_config)
+    config.load_ssh_config()
+    return config
+
+
+def _connection(node: Node, config: Any, settings: Settings) -> Any:
+    from fabric import Connection
+
+    from torchfab import hostkeys
+
+    timeout_s = settings.connect_timeout_s
+    kwargs: dict[str, Any] = {name: timeout_s for name in ("banner_timeout", "auth_timeout", "channel_timeout")}
+    if settings.identities:
+        kwargs["key_filename"] = list(settings.identities)
+    connection = Connection(
+        node.host,
+        user=node.user or None,
+        port=node.port,
+        config=config.clone(),
+        connect_timeout=max(1, round(timeout_s)),
+        connect_kwargs=kwargs,
+    )
+    hostkeys.check_with(connection.client, connection.host, connection.port, connection.ssh_config)
+    return connection
+
+
+def explain(error: Exception, node: Node, connection: Any, settings: Settings) -> HostError:
+    """Return what went wrong with a connection, in plain words, with its fix."""
+    if connection is None:
+        return HostError(f"cannot start python here: {error}")
+    import paramiko
+
+    from torchfab.hostkeys import UnknownHostKey, fingerprint
+
+    host, port, user = connection.host, connection.port, connection.user
+    where = f"{host} port {port}"
+    keyscan = f"ssh-keyscan -p {port} {host} >> ~/.ssh/known_hosts"
+    if isinstance(error, UnknownHostKey):
+        return HostError(
+            f"its host key is not known ({error.fingerprint})", f"if that is the key of {host}: {keyscan}"
+        )
+    if isinstance(error, paramiko.BadHostKeyException):
+        name = host if port == 22 else f"[{host}]:{port}"
+        return HostError(
+            f"its host key has CHANGED: it now shows {fingerprint(error.key)}",
+            f"somebody may be listening in; if you know why it changed: ssh-keygen -R '{name}', then {keyscan}",
+        )
+    if isinstance(error, paramiko.PasswordRequiredException):
+        return HostError(f"a private key for {user}@{host} has a passphrase", "unlock it in your agent: ssh-add")
+    if isinstance(error, paramiko.AuthenticationException):
+        return HostError(
+            f"{user}@{host} was refused: none of your keys is accepted there",
+            f"ssh-copy-id -p {port} {user}@{host}, or name a key with fab -i",
+        )
+    return _explain_network(error, where, settings)
+
+
+def _explain_network(error: Exception, where: str, settings: Settings) -> HostError:
+    causes = list(getattr(error, "errors", {}).values()) or [error]
+    if any(isinstance(cause, socket.gaierror) for cause in causes):
+        return HostError(f"the name does not resolve ({where})", "check the hosts file, or give HostName in your ssh config")
+    if any(isinstance(cause, ConnectionRefusedError) for cause in causes):
+        return HostError(f"{where} refused the connection", "check that sshd runs there, and on which port")
+    if any(isinstance(cause, TimeoutError) for cause in causes) or "timeout" in str(error).lower():
+        return HostError(
+            f"no answer from {where} within {settings.connect_timeout_s:g} s",
+            "check that the node is up and that no firewall is between; a longer wait: fab -t SECONDS",
+        )
+    return HostError(f"no connection to {where}: {error or type(error).__name__}")

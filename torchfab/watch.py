@@ -1,0 +1,141 @@
+"""Watching a job: its logs on stdout, what happens to it on stderr, its exit code at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torchfab import runtimes, status
+from torchfab.commandline import say, tell
+from torchfab.events import ContactLost, Event, Lines, NodeEnded, PastRead
+from torchfab.inventory import fold
+from torchfab.job import Node
+from torchfab.logview import Line, batches, fold_lines
+from torchfab.records import Record
+
+NO_LINES: Mapping[str, Any] = {"follow": True, "lines": 0, "ranks": [], "grep": None}
+_LIVE_WINDOW_S = 0.25
+_PAST_PATIENCE_S = 3.0
+
+
+@dataclass
+class Printer:
+    """Print log lines as they come: the past of all nodes merged by time, then what follows in short batches."""
+
+    folding: bool = True
+    waiting: list[Line] = field(default_factory=list)
+    since: float = field(default_factory=time.monotonic)
+    past_of: set[int] = field(default_factory=set)
+    live: bool = False
+
+    def add(self, event: Lines) -> None:
+        """Take lines in."""
+        self.waiting += [Line(event.node.label, label, when, text) for label, when, text in event.lines]
+
+    def pace(self, nodes: int) -> None:
+        """Print what is due: the past once every node has told its own, or has kept us waiting for too long."""
+        waited = time.monotonic() - self.since
+        if not self.live and (len(self.past_of) >= nodes or waited > _PAST_PATIENCE_S):
+            self.flush()
+            self.live = True
+        elif self.live and self.waiting and waited > _LIVE_WINDOW_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Print all that waits."""
+        groups = batches(self.waiting) if not self.live else [self.waiting]
+        for group in groups:
+            for line in fold_lines(group, self.folding):
+                say(str(line))
+        self.waiting, self.since = [], time.monotonic()
+
+
+@dataclass
+class Watch:
+    """See a job to its end.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+    printer : Printer
+        Where its log lines go.
+    failure_grace_s : float, optional
+        When too many nodes have failed: how long the others get to end by themselves, before they are stopped. None: they
+        are left alone.
+    """
+
+    record: Record
+    printer: Printer
+    failure_grace_s: float | None = None
+    ended: dict[int, status.NodeStatus] = field(default_factory=dict)
+    lost: dict[int, float] = field(default_factory=dict)
+    failed_at: float | None = None
+    stopped: bool = False
+
+    def run(self, request: Mapping[str, Any], nodes: Sequence[Node] | None = None) -> status.JobStatus:
+        """Print until the job has ended on all nodes; return how it ended."""
+        runtime = runtimes.of(self.record.runtime)
+        watched = self.record.nodes if nodes is None else nodes
+        for event in runtime.follow(self.record, request, nodes):
+            self._take(event)
+            self.printer.pace(len(watched))
+            self._judge(runtime.stop)
+        self.printer.live = self.printer.live or not self.printer.waiting
+        self.printer.flush()
+        return self.status()
+
+    def status(self) -> status.JobStatus:
+        """Return what is known so far; a node that has not ended is taken to run."""
+        nodes = [self.ended.get(node.rank, status.NodeStatus(node, "running")) for node in self.record.nodes]
+        return status.JobStatus(tuple(nodes), self.record.min_nodes)
+
+    def _take(self, event: Event) -> None:
+        if isinstance(event, Lines):
+            self.lost.pop(event.node.rank, None)
+            self.printer.add(event)
+        elif isinstance(event, PastRead):
+            self.lost.pop(event.node.rank, None)
+            self.printer.past_of.add(event.node.rank)
+        elif isinstance(event, NodeEnded):
+            self.printer.past_of.add(event.status.node.rank)
+            self.ended[event.status.node.rank] = event.status
+        elif isinstance(event, ContactLost) and event.node.rank not in self.lost:
+            self.lost[event.node.rank] = time.monotonic()
+            self.printer.past_of.add(event.node.rank)
+            tell(f"{event.node.label}: {event.error.message} (trying again)")
+
+    def _judge(self, stop: Callable[..., Any]) -> None:
+        """When the job has failed, do not wait for nodes that will never know: stop them, after a grace."""
+        if self.failure_grace_s is None or self.stopped:
+            return
+        known = self.status()
+        if not known.has_failed or known.has_ended:
+            return
+        now = time.monotonic()
+        if self.failed_at is None:
+            self.failed_at = now
+            tell(f"{self.record.name}: {describe_failure(known)}; the other nodes get {self.failure_grace_s:g} s to end")
+        if now - self.failed_at > self.failure_grace_s:
+            self.stopped = True
+            self._stop_rest(stop)
+
+    def _stop_rest(self, stop: Callable[..., Any]) -> None:
+        rest = [node for node in self.record.nodes if node.rank not in self.ended]
+        tell(f"{self.record.name}: stopping it on {fold([node.label for node in rest])}")
+        self.record.note("stopped after a failure", hosts=[node.label for node in rest])
+        for report in stop(self.record, 5.0, rest):
+            if report.error or report.left:
+                self.ended[report.node.rank] = status.NodeStatus(report.node, "unreachable", "it may still run there")
+
+
+def describe_failure(job: status.JobStatus) -> str:
+    """Return in words what failed first."""
+    first = job.first_failure
+    if first is None:
+        states = {node.state for node in job.nodes}
+        return "its end is not known" if "lost" in states else job.state
+    who = f"rank {first.rank}" if first.rank is not None else "the process"
+    return f"{who} on {first.host} failed first ({status.code_words(first.code)})"
