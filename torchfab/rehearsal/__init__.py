@@ -9,6 +9,6 @@ the file system outside the homes, are shared with this machine in both. Linux o
 """
 
 from torchfab.rehearsal.cluster import Cluster, Node
-from torchfab.rehearsal.layout import KINDS, Kind, RehearsalError
+from torchfab.rehearsal.layout import KINDS, Kind, RehearsalError, as_kind
 
-__all__ = ["KINDS", "Cluster", "Kind", "Node", "RehearsalError"]
+__all__ = ["KINDS", "Cluster", "Kind", "Node", "RehearsalError", "as_kind"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 
 from torchfab.rehearsal import claiming, entering, files, network, processes
-from torchfab.rehearsal.layout import KINDS, MAX_NODES, NUMBERS, Kind, Layout, Place, RehearsalError, run_dir
+from torchfab.rehearsal.layout import MAX_NODES, NUMBERS, Kind, Layout, Place, RehearsalError, as_kind, run_dir
 from torchfab.rehearsal.processes import Process
 from torchfab.rehearsal.servers import Server
 
@@ -131,6 +131,14 @@ class Cluster:
         return tuple(place.name for place in self.layout.nodes)
 
     @property
+    def summary(self) -> str:
+        """What and whose it is, in one line."""
+        first, last = self.layout.nodes[0], self.layout.nodes[-1]
+        names = first.name if first == last else f"{first.name} to {last.name}"
+        where = f"{self.layout.account.name}@{first.address}:{first.port}"
+        return f"{self.layout.kind} cluster {names} (the first is {where}), homes under {self.layout.run_dir}"
+
+    @property
     def directory(self) -> Path:
         """Where the launch files lie."""
         return self.layout.directory
@@ -227,8 +235,7 @@ class Cluster:
 
 
 def _check(nodes: int, kind: Kind, directory: Path | None) -> None:
-    if kind not in KINDS:
-        raise RehearsalError(f"no such kind of cluster: {kind!r}", fix=f"use one of {', '.join(KINDS)}")
+    as_kind(kind)
     if not 1 <= nodes <= MAX_NODES:
         raise RehearsalError(f"a cluster has 1 to {MAX_NODES} nodes, not {nodes}")
     if directory and (there := Cluster.load(directory)):

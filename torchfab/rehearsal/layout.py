@@ -32,6 +32,14 @@ class RehearsalError(TorchfabError):
     """The rehearsal cluster cannot be built, reached or taken down."""
 
 
+def as_kind(text: str) -> Kind:
+    """Read a kind from a word of the command line."""
+    for kind in KINDS:
+        if kind == text:
+            return kind
+    raise RehearsalError(f"no such kind of cluster: {text!r}", fix=f"use one of {', '.join(KINDS)}")
+
+
 @dataclass(frozen=True)
 class Account:
     """The user that the nodes let in.
