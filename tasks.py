@@ -1,0 +1,140 @@
+"""What one does to this repository (`./run inv --list`). What a user does to a cluster is in fabfile.py."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from invoke import Collection, Context, Exit, task
+
+ROOT = Path(__file__).parent
+REHEARSAL = ROOT / ".rehearsal"
+PYTHON = sys.executable
+SHELL_SCRIPTS = ("run", ".ci/run")
+OPTIONS_HELP = 'further words for the program, in one string: --options "-x -vv"'
+
+
+@task(
+    help={
+        "fast": "leave out tests/integration",
+        "match": "only the tests whose names match this pytest -k expression",
+        "options": OPTIONS_HELP,
+    }
+)
+def test(context: Context, fast: bool = False, match: str = "", options: str = "") -> None:
+    """Run the tests."""
+    _succeed(*_pytest(match), *(["--ignore", "tests/integration"] if fast else []), *shlex.split(options))
+
+
+@task(help={"match": "only the records of tests whose names match this pytest -k expression"})
+def golden(context: Context, match: str = "") -> None:
+    """Rewrite the golden records under tests/golden (look at the diff before you commit it)."""
+    _succeed(*_pytest(match), "--golden")
+
+
+@task
+def lint(context: Context) -> None:
+    """Check style, format and types, and say everything that is wrong."""
+    checks = [
+        (PYTHON, "-m", "ruff", "check", "."),
+        (PYTHON, "-m", "ruff", "format", "--check", "."),
+        (PYTHON, "-m", "mypy"),
+        *([("shellcheck", *SHELL_SCRIPTS)] if shutil.which("shellcheck") else []),
+    ]
+    failed = [words for words in checks if _run(*words)]
+    if failed:
+        raise Exit(f"lint: {len(failed)} of {len(checks)} checks failed", code=1)
+
+
+@task(
+    help={
+        "nodes": "how many hosts (default 2)",
+        "kind": "netns (as root: own addresses and host names) or loopback (anybody); default: the best that you may",
+        "dir": "folder for ssh_config, hosts and gpus (default .rehearsal)",
+        "user": "as root, with --kind loopback: run the hosts as this ordinary user, who need not exist",
+        "down": "take it down, and what killed test sessions left",
+    }
+)
+def cluster(
+    context: Context,
+    nodes: int = 2,
+    kind: str = "",
+    dir: str = str(REHEARSAL),  # noqa: A002  # the flag is named so
+    user: str = "",
+    down: bool = False,
+) -> None:
+    """Start a rehearsal cluster: real SSH hosts on this machine, to try a launch on."""
+    from torchfab.errors import TorchfabError
+
+    try:
+        if down:
+            _cluster_down(Path(dir))
+        else:
+            _cluster_up(nodes, kind, Path(dir), user)
+    except TorchfabError as error:
+        raise Exit(f"error: {error}", code=error.exit_code) from None
+
+
+@task(name="bench-train", help={"options": OPTIONS_HELP})
+def bench_train(context: Context, options: str = "") -> None:
+    """Measure train_llm.py on this machine."""
+    _succeed(PYTHON, "bench/train.py", *shlex.split(options))
+
+
+namespace = Collection(test, lint, golden, cluster, bench_train)
+
+
+def _pytest(match: str) -> list[str]:
+    return [PYTHON, "-m", "pytest", *(["-k", match] if match else [])]
+
+
+def _run(*words: str) -> int:
+    shown = ["python" if word == PYTHON else word for word in words]
+    print(f"$ {shlex.join(shown)}", file=sys.stderr, flush=True)
+    return subprocess.run(words, cwd=ROOT, check=False).returncode
+
+
+def _succeed(*words: str) -> None:
+    if code := _run(*words):
+        raise Exit(code=code)
+
+
+def _cluster_up(nodes: int, kind: str, directory: Path, user: str) -> None:
+    from torchfab.rehearsal import Cluster, as_kind
+
+    begun = time.monotonic()
+    best = "netns" if os.geteuid() == 0 and not user else "loopback"
+    there = Cluster.up(nodes, as_kind(kind or best), directory, user or None, keep=True)
+    program = "./run" if Path.cwd() == ROOT else _shown(ROOT / "run")
+    config, hosts = _shown(there.ssh_config), _shown(there.hostfile)
+    other = "" if directory == REHEARSAL else f" --dir {_shown(directory)}"
+    print(f"""\
+up in {time.monotonic() - begun:.1f} s: {there.summary}
+  log in:     ssh -F {config} {there.hosts[0]}
+  launch:     {program} fab -S {config} launch-per-node --hostfile {hosts} --follow
+  take down:  {program} inv cluster --down{other}""")
+
+
+def _shown(path: Path) -> str:
+    """Give the path as one types it here: relative when it is below the current folder."""
+    path = path.absolute()
+    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
+
+
+def _cluster_down(directory: Path) -> None:
+    from torchfab.rehearsal import Cluster
+
+    found = Cluster.load(directory)
+    if found:
+        found.down()
+        print(f"down: {found.summary}")
+    left = Cluster.clean()
+    for each in left:
+        print(f"down: {each.summary} (left by a process that was killed)")
+    if not found and not left:
+        print(f"no cluster is up in {_shown(directory)}")

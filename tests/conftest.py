@@ -1,0 +1,38 @@
+"""Fixtures for all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --golden, which `inv golden` passes."""
+    parser.addoption("--golden", action="store_true", help="rewrite the golden records instead of comparing with them")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Run only the tests that hold golden records when these are rewritten."""
+    if config.getoption("--golden"):
+        items[:] = [item for item in items if "golden" in getattr(item, "fixturenames", ())]
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Give golden(name, text): compare text with tests/golden/<name>; a missing record fails."""
+    rewrite = bool(request.config.getoption("--golden"))
+
+    def check(name: str, text: str) -> None:
+        path = GOLDEN / name
+        if rewrite:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        elif not path.exists():
+            pytest.fail(f"no golden record {path}: look at the text, then write it with `inv golden`:\n{text}")
+        assert path.read_text(encoding="utf-8") == text, f"differs from {path}; if that is right: inv golden"
+
+    return check

@@ -1,0 +1,54 @@
+"""Rehearsal clusters for the integration tests, built when the first test asks and taken down at the end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import absent
+from torchfab.rehearsal import Cluster, Kind, RehearsalError
+
+HERE = Path(__file__).parent
+ORDINARY_USER = "trainer"  # need not exist: the nodes have an /etc/passwd of their own
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark everything in this folder."""
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.integration)
+
+
+@pytest.fixture(scope="session")
+def _no_leftovers() -> None:
+    """Take down what a killed earlier session left."""
+    Cluster.clean()
+
+
+def ordinary_user() -> str | None:
+    """Name whom loopback nodes run as: never root."""
+    return ORDINARY_USER if os.geteuid() == 0 else None
+
+
+def _up(kind: Kind, user: str | None) -> Cluster:
+    try:
+        return Cluster.up(nodes=2, kind=kind, user=user)
+    except RehearsalError as error:
+        absent(str(error))
+
+
+@pytest.fixture(scope="session")
+def netns_cluster(_no_leftovers: None) -> Iterator[Cluster]:
+    """Two nodes as root in network namespaces; heal and restart what you break."""
+    with _up("netns", user=None) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def loopback_cluster(_no_leftovers: None) -> Iterator[Cluster]:
+    """Two nodes on loopback addresses as an ordinary user, also when root runs the tests."""
+    with _up("loopback", user=ordinary_user()) as cluster:
+        yield cluster

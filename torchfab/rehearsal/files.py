@@ -1,0 +1,117 @@
+"""Write the folder of a cluster: keys, configs, homes."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+from torchfab.rehearsal import entering, texts
+from torchfab.rehearsal.layout import Layout, Place, RehearsalError
+
+START_UP_FILES = (".bashrc", ".profile", ".hushlogin")  # empty: bash reads .bashrc for every ssh command
+
+
+def write_all(layout: Layout) -> None:
+    """Write every file of the cluster, owned by the account where the nodes run as another user."""
+    openssh = openssh_version()
+    public_keys = [_write_node(node, openssh) for node in layout.nodes]
+    _write_home(layout.launch)
+    _write_key(layout.key)
+    _write(layout.known_hosts, texts.known_hosts(layout.nodes, public_keys))
+    if layout.account.private:
+        _write_etc(layout)
+        _make_covers(layout)
+    _write_launch_files(layout)
+    _hand_over(layout)
+
+
+def _write_node(node: Place, openssh: tuple[int, int]) -> str:
+    _write_home(node)
+    _write(node.directory / "sshd_config", texts.sshd_config(node, openssh))
+    return _write_key(node.directory / "host_key")
+
+
+def _write_home(node: Place) -> None:
+    for folder in (node.directory, node.home, node.tmux_dir):
+        folder.mkdir(mode=0o700)
+    for name in START_UP_FILES:
+        _write(node.home / name, "")
+    account = node.cluster.account
+    if account.private:
+        _write(node.directory / "passwd", texts.passwd(Path("/etc/passwd").read_text(), account, str(node.home)))
+
+
+def _write_etc(layout: Layout) -> None:
+    etc = layout.run_dir / "etc"
+    etc.mkdir(mode=0o755)
+    _write(etc / "hosts", texts.etc_hosts(layout))
+    _write(etc / "group", texts.group(Path("/etc/group").read_text(), layout.account))
+    _write(etc / "shadow", texts.shadow(layout.account), mode=0o640)
+
+
+def _make_covers(layout: Layout) -> None:
+    for _, target in entering.exposures(layout) if layout.account.switched else []:
+        if target.is_relative_to(layout.run_dir):
+            target.mkdir(mode=0o755, parents=True)
+
+
+def _write_launch_files(layout: Layout) -> None:
+    layout.directory.mkdir(parents=True, exist_ok=True)
+    _write(layout.directory / "ssh_config", texts.ssh_config(layout))
+    _write(layout.directory / "hosts", texts.hostfile(layout))
+    _write(layout.directory / "gpus", texts.gpufile(layout))
+
+
+def _write_key(path: Path) -> str:
+    """Make an ed25519 key pair and give the public half; in this process, as ssh-keygen mostly starts and ends."""
+    key = Ed25519PrivateKey.generate()
+    _write(path, key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()).decode(), mode=0o600)
+    public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+    _write(path.with_name(f"{path.name}.pub"), f"{public} torchfab-rehearsal\n")
+    return public
+
+
+def _write(path: Path, text: str, mode: int = 0o644) -> None:
+    path.touch(mode=0o600)
+    path.write_text(text)
+    path.chmod(mode)
+
+
+def _hand_over(layout: Layout) -> None:
+    """Give the user what is the user's; /tmp/tfab-K itself and etc/ stay root's: nobody else may swap what we mount."""
+    if not layout.account.switched:
+        return
+    owned = [layout.key, *(node.directory for node in layout.places), layout.directory]
+    for root in owned:
+        for path in [root, *(root.rglob("*") if root.is_dir() else [])]:
+            os.chown(path, layout.account.uid, layout.account.gid, follow_symlinks=False)
+
+
+def openssh_version() -> tuple[int, int]:
+    """Give the version of the installed OpenSSH, as (9, 2); (0, 0) when it does not say."""
+    said = subprocess.run(["ssh", "-V"], capture_output=True, text=True, check=False).stderr
+    found = re.search(r"OpenSSH_(\d+)\.(\d+)", said)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def remove_all(layout: Layout) -> None:
+    """Remove the cluster's folder, and the files that `write_all` put beside it.
+
+    Raises
+    ------
+    RehearsalError
+        Something is mounted below: removing it would reach files that are not ours.
+    """
+    if f" {layout.run_dir}/" in Path("/proc/self/mountinfo").read_text():
+        raise RehearsalError(f"something is mounted under {layout.run_dir}", fix="unmount it, then try again")
+    for name in ("ssh_config", "hosts", "gpus", "run"):
+        (layout.directory / name).unlink(missing_ok=True)
+    if layout.directory.is_dir() and not any(layout.directory.iterdir()):
+        layout.directory.rmdir()
+    shutil.rmtree(layout.run_dir, ignore_errors=False)
