@@ -6,15 +6,15 @@
     torchrun ... train_llm.py --experiment-name gpt2 --model-name openai-community/gpt2 \
         --dataset-name Skylion007/openwebtext --batch-size 64 --compile
 
-Any launcher will do that tells a process its rank: torchrun, RANK and WORLD_SIZE in the environment, deepspeed, mpirun, srun.
-The file reads from top to bottom:
+Any launcher will do that tells a process its rank: torchrun, RANK and WORLD_SIZE in the environment, deepspeed, mpirun,
+srun. The file reads from top to bottom:
 
-    1 arguments · 2 where am I · 3 data · 4 model and optimizer · 5 checkpoints · 6 seeing it · 7 the training loop · 8 main
+    1 arguments · 2 where am I · 3 data · 4 model and optimizer · 5 checkpoints · 6 seeing it · 7 the loop · 8 main
 
 Three ideas carry it:
 
-- **Everything about step s is a function of (seed, s)**: which sequences it reads, in which order, its learning rate, its
-  dropout masks. So a resumed run repeats the uninterrupted one, also on another number of ranks, and replays nothing.
+- **Everything about step s is a function of (seed, s)**: which sequences it reads, in which order, its learning rate,
+  its dropout masks. So a resumed run repeats the uninterrupted one, on any number of ranks, and replays nothing.
 - **Rank 0 reads and writes checkpoints, the network carries them to the others.** No shared file system is needed.
 - **The hot loop never waits for the device.** Losses stay on it until a log line, an evaluation or a checkpoint asks.
 """
@@ -29,16 +29,15 @@ import json
 import math
 import os
 import platform
-import queue
 import re
 import resource
 import shutil
 import signal
 import socket
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -53,7 +52,9 @@ from torch import Tensor, nn
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.nn.parallel import DistributedDataParallel
 
-# transformers and datasets are imported where they are used: `--help` stays fast, and a warm start needs no `datasets` at all.
+# transformers and datasets are imported where they are used: `--help` stays fast, and a warm start needs no `datasets`.
+# mypy: allow-untyped-calls, no-warn-return-any
+# (transformers and parts of torch have no types.)
 
 PYDOC = "pydoc"  # embedded data set: the language reference that every CPython carries, 466 kB of English prose
 TINY_GPT2 = "tiny-gpt2"  # embedded model: a GPT-2 of 0.2 M parameters with its own tokenizer
@@ -82,12 +83,17 @@ def at_least(low: float, kind: type = int) -> Callable[[str], Any]:
     return parse
 
 
+class HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Add the default to the help of every option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None or action.const else super()._get_help_string(action)
+
+
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line (default: sys.argv)."""
-    parser = argparse.ArgumentParser(
-        description="Train a causal language model with DistributedDataParallel.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    about = "Train a causal language model with DistributedDataParallel."
+    parser = argparse.ArgumentParser(description=about, formatter_class=HelpWithDefaults)
     add_what_arguments(parser.add_argument_group("what to train on what"))
     add_batch_arguments(parser.add_argument_group("how much"))
     add_optimizer_arguments(parser.add_argument_group("how"))
@@ -99,51 +105,53 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def add_what_arguments(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--model-name", default=TINY_GPT2, help=f"'{TINY_GPT2}', a folder, or a name on the hub")
-    add("--weights", choices=["scratch", "pretrained"], default="scratch", help="start from random or from stored weights")
-    add("--dataset-name", default=PYDOC, help=f"'{PYDOC}', a txt, jsonl, parquet or arrow file or folder, or a name on the hub")
+    add("--weights", choices=["scratch", "pretrained"], default="scratch", help="start from random or stored weights")
+    add("--dataset-name", default=PYDOC,
+        help=f"'{PYDOC}', a txt, jsonl, parquet or arrow file or a folder of them, or a name on the hub")  # fmt: skip
     add("--dataset-config", default=None, help="configuration of a hub data set, such as wikitext-103-raw-v1")
     add("--dataset-split", default="train", help="split of a hub data set")
     add("--text-column", default="text", help="column that holds the text")
-    add("--dataset-cache-root", type=Path, default=Path(".cache"), help="folder for downloads, tokenizers and packed tokens")
-    add("--eval-size", type=at_least(1), default=256, help="sequences held out for validation, but 5%% of the data at most")
+    add("--dataset-cache-root", type=Path, default=Path(".cache"), help="folder for downloads, tokenizers and tokens")
+    add("--eval-size", type=at_least(1), default=256, help="sequences held out for validation, 5%% of the data at most")
 
 
 def add_batch_arguments(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--batch-size", type=at_least(1), default=8, help="sequences per rank that go through the model at once")
-    add("--global-batch-size", type=at_least(1), default=None, help="sequences per optimizer step over all ranks, reached by "
+    add("--global-batch-size", type=at_least(1), help="sequences per optimizer step over all ranks, reached by "
         "accumulating gradients (default: the resumed checkpoint's, else batch size x ranks)")  # fmt: skip
-    add("--seq-length", type=at_least(2), default=None, help="tokens per sequence (default: the model's longest, up to 1024)")
+    add("--seq-length", type=at_least(2), help="tokens per sequence (default: the model's longest, up to 1024)")
     add("--num-epochs", type=at_least(1), default=3, help="passes over the data")
-    add("--max-steps", type=at_least(1), default=None, help="optimizer steps in all; overrides --num-epochs")
+    add("--max-steps", type=at_least(1), help="optimizer steps in all; overrides --num-epochs")
 
 
 def add_optimizer_arguments(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--lr", type=at_least(0, float), default=1e-3, help="highest learning rate, reached after the warmup")
     add("--min-lr-ratio", type=at_least(0, float), default=0.1, help="last learning rate, as a part of --lr")
-    add("--warmup-ratio", type=at_least(0, float), default=0.05, help="part of the steps in which the learning rate rises")
+    add("--warmup-ratio", type=at_least(0, float), default=0.05, help="part of the steps in which the rate rises")
     add("--weight-decay", type=at_least(0, float), default=0.1, help="AdamW's decay of matrices and embeddings")
     add("--grad-clip", type=at_least(0, float), default=1.0, help="largest norm of the gradient; 0 leaves it as it is")
-    add("--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="autocast; auto: bfloat16 on GPUs that have it")
+    add("--dtype", choices=["auto", "float32", "bfloat16"], default="auto",
+        help="of matrix products, weights are float32; auto: bfloat16 on GPUs that have it")  # fmt: skip
     add("--compile", action="store_true", help="torch.compile the model: minutes at the start, faster steps")
     add("--seed", type=at_least(0), default=0, help="of weights, data order and dropout")
 
 
 def add_output_arguments(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--experiment-name", default=None, help="folder in --save-dir to save to and to resume from; without it nothing is saved")
+    add("--experiment-name", help="folder in --save-dir to save to and to resume from; without it nothing is saved")
     add("--save-dir", type=Path, default=Path("runs"), help="folder of all experiments; only rank 0 needs it")
     add("--log-freq", type=at_least(1), default=10, help="steps between log lines")
     add("--eval-freq", type=at_least(0), default=500, help="steps between validations; 0: only at the end")
     add("--ckpt-freq", type=at_least(0), default=500, help="steps between checkpoints; 0: only at the end")
     add("--keep", type=at_least(1), default=2, help="checkpoints to keep, the newest ones")
-    add("--tracker", choices=["none", "tensorboard", "wandb"], default="none", help="where scalars go besides log.jsonl")
+    add("--tracker", choices=["none", "tensorboard", "wandb"], default="none", help="where scalars go, too")
 
 
 def add_launch_arguments(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--local_rank", "--local-rank", type=at_least(0), default=None, help="given by deepspeed; wins over the environment")
+    add("--local_rank", "--local-rank", type=at_least(0), help="given by deepspeed; wins over the environment")
     add("--timeout", type=at_least(1), default=600, help="seconds until a rank that waits for another one gives up")
 
 
@@ -171,9 +179,9 @@ class Place:
         return f"rank={self.rank} local_rank={self.local_rank} world_size={self.world_size} (from {self.source})"
 
 
-# Launcher, the variable that gives it away, then where it puts rank, local rank, world size and local world size. The first
-# match counts: torchrun may run under srun and mpirun under Slurm, and the innermost launcher is the one to believe.
-# srun is known by its step: a batch script has SLURM_PROCID too, but is not one of the tasks.
+# Launcher, the variable that gives it away, then where it puts rank, local rank, world size and local world size. The
+# first match counts: torchrun may run under srun and mpirun under Slurm, and the innermost launcher is the one to
+# believe. srun is known by its step: a batch script has SLURM_PROCID too, but is not one of the tasks.
 LAUNCHERS = (
     ("torchrun", "TORCHELASTIC_RUN_ID", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
     ("RANK", "RANK", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
@@ -201,11 +209,10 @@ def find_place(env: Mapping[str, str], local_rank: int | None = None, gpus: int 
     TrainError
         The launcher left half of its variables, or they contradict each other.
     """
-    for name, telltale, *names in LAUNCHERS:
-        if telltale in env:
-            break
-    else:
+    launcher = next((launcher for launcher in LAUNCHERS if launcher[1] in env), None)
+    if launcher is None:
         return Place(local_rank=local_rank or 0)
+    name, _, *names = launcher
     rank, size = (read_count(env, names[i], name) for i in (0, 2))
     if not 0 <= rank < size:
         raise TrainError(f"{name}: expected {names[0]} below {names[2]}, got {rank} of {size}")
@@ -228,19 +235,28 @@ def read_count(env: Mapping[str, str], name: str, launcher: str) -> int:
 def master(env: Mapping[str, str], place: Place, parent: int) -> tuple[str, str]:
     """Return address and port of rank 0 for launchers that leave MASTER_ADDR or MASTER_PORT to us.
 
-    All ranks must find the same without talking: from Slurm's node list and job number, or on one node from the number of the
-    launcher's process (`parent`), which all ranks share and no other job has.
+    All ranks must find the same without talking: from Slurm's node list and job number, or on one node from the number
+    of the launcher's process (`parent`), which all ranks share and no other job has; else torch's usual port, 29500.
 
     Raises
     ------
     TrainError
         Several nodes and no way to know the first one.
     """
-    address = env.get("MASTER_ADDR") or ("127.0.0.1" if place.one_node else first_host(env.get("SLURM_STEP_NODELIST", "")))
-    if not address:
-        raise TrainError(f"{place.source} says nothing of rank 0's address: pass MASTER_ADDR (mpirun -x MASTER_ADDR=...)")
-    unique = int(env.get("SLURM_JOB_ID", 0)) * 16 + int(env.get("SLURM_STEP_ID", 0)) if place.source == "srun" else parent
-    return address, env.get("MASTER_PORT") or str(10_000 + unique % 20_000)  # below the range of outgoing connections
+    address = "127.0.0.1" if place.one_node else first_host(env.get("SLURM_STEP_NODELIST", ""))
+    if not (address := env.get("MASTER_ADDR", address)):
+        raise TrainError(f"{place.source} tells nobody where rank 0 is: pass MASTER_ADDR (mpirun -x MASTER_ADDR=...)")
+    port = 29_500
+    if place.source == "srun":
+        port = free_range(16 * int(env.get("SLURM_JOB_ID", 0)) + int(env.get("SLURM_STEP_ID", 0)))
+    elif place.one_node:
+        port = free_range(parent)
+    return address, env.get("MASTER_PORT", str(port))
+
+
+def free_range(number: int) -> int:
+    """Return a port for `number`, below those that Linux takes for outgoing connections."""
+    return 10_000 + number % 20_000
 
 
 def first_host(nodelist: str) -> str:
@@ -253,14 +269,21 @@ def connect(place: Place, timeout_s: float) -> torch.device:
     """Join the process group; return the device of this rank."""
     device = choose_device(place.local_rank)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    patience: dict[str, Any] = {"timeout": timedelta(seconds=timeout_s), "rank": place.rank, "world_size": place.world_size}
+    common: dict[str, Any] = {"rank": place.rank, "world_size": place.world_size}
+    common["timeout"] = timedelta(seconds=timeout_s)
     if place.world_size == 1:  # needs no port
-        dist.init_process_group(backend, store=dist.HashStore(), **patience)
+        dist.init_process_group(backend, store=dist.HashStore(), **common)  # type: ignore[attr-defined]
     else:
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = master(os.environ, place, os.getppid())
-        dist.init_process_group(backend, init_method="env://", **patience)
-    print(f"{place} on {socket.gethostname()}, {device} with {backend}", flush=True)
+        dist.init_process_group(backend, init_method="env://", **common)
+    say(f"{place} on {socket.gethostname()}, {device} with {backend}")
     return device
+
+
+def say(text: str) -> None:
+    """Print a line in one piece: ranks that share a pipe must not mix theirs."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 def choose_device(local_rank: int) -> torch.device:
@@ -270,7 +293,7 @@ def choose_device(local_rank: int) -> torch.device:
     count = torch.cuda.device_count()
     index = 0 if count == 1 else local_rank  # srun and containers may show each rank its own GPU only
     if index >= count:
-        raise TrainError(f"local_rank {local_rank} has no GPU: this node shows {count}. Start {count} processes on it.")
+        raise TrainError(f"local_rank {local_rank} has no GPU: this node shows {count}; start {count} processes on it")
     device = torch.device("cuda", index)
     torch.cuda.set_device(device)
     torch.set_float32_matmul_precision("high")
@@ -285,8 +308,8 @@ def choose_device(local_rank: int) -> torch.device:
 def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
     """Let one process make `folder` while all others that want it wait; return it.
 
-    A file lock keeps out the ranks of a node, and other nodes where the file system shares locks; the rename makes it harmless
-    where it does not. The kernel drops the lock of a builder that dies, and the next one starts afresh.
+    A file lock keeps out the ranks of a node, and other nodes where the file system shares locks; the rename makes it
+    harmless where it does not. The kernel drops the lock of a builder that dies, and the next one starts afresh.
 
     Parameters
     ----------
@@ -305,9 +328,11 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
             shutil.rmtree(part, ignore_errors=True)  # of a builder that was killed
             part.mkdir()
             build(part)
-            with contextlib.suppress(FileExistsError, OSError):  # another node was faster
+            try:
                 part.rename(folder)
-            shutil.rmtree(part, ignore_errors=True)
+            except OSError:  # another node was faster
+                if not folder.exists():
+                    raise
     return folder
 
 
@@ -317,8 +342,9 @@ def load_tokenizer(args: argparse.Namespace) -> Any:
 
     name = args.model_name
     if name == TINY_GPT2:
-        name = build_once(args.dataset_cache_root / "tokenizers" / f"{TINY_GPT2}-{platform.python_version()}", train_tokenizer)
-    with hub_errors(f"--model-name {name}"):
+        folder = args.dataset_cache_root / "tokenizers" / f"{TINY_GPT2}-{platform.python_version()}"
+        name = str(build_once(folder, train_tokenizer))
+    with library_errors("--model-name", name):
         return AutoTokenizer.from_pretrained(name)
 
 
@@ -353,11 +379,12 @@ def local_files(name: str) -> list[Path]:
     path = Path(name).expanduser()
     if not path.exists():
         return []
-    files = sorted(f for f in ([path] if path.is_file() else path.rglob("*")) if f.suffix in READERS and f.is_file())
+    every = [path] if path.is_file() else path.rglob("*")
+    files = sorted(file for file in every if file.suffix in READERS and file.is_file())
     kinds = sorted({READERS[file.suffix] for file in files})
     if len(kinds) != 1:
-        wanted = ", ".join(READERS)
-        raise TrainError(f"--dataset-name {name}: expected files of one kind ({wanted}), found {' and '.join(kinds) or 'none'}")
+        found = " and ".join(kinds) or "none"
+        raise TrainError(f"--dataset-name {name}: expected files of one kind ({', '.join(READERS)}), found {found}")
     return files
 
 
@@ -366,26 +393,26 @@ def read_texts(args: argparse.Namespace) -> Iterator[list[str]]:
     if args.dataset_name == PYDOC:
         yield pydoc_texts()
         return
-    files = local_files(args.dataset_name)
-    if files and files[0].suffix == ".txt":
+    files = [str(file) for file in local_files(args.dataset_name)]
+    if files and files[0].endswith(".txt"):
         yield from read_text_files(files)
         return
-    from datasets import load_dataset
+    from datasets import load_dataset  # type: ignore[import-untyped]
 
-    with hub_errors(f"--dataset-name {args.dataset_name}"):
+    with library_errors("--dataset-name", args.dataset_name):
         if files:
-            data = load_dataset(READERS[files[0].suffix], data_files=[str(f) for f in files], split="train", streaming=True)
+            data = load_dataset(READERS[Path(files[0]).suffix], data_files=files, split="train", streaming=True)
         else:
-            data = load_dataset(args.dataset_name, args.dataset_config, split=args.dataset_split,
-                                cache_dir=str(args.dataset_cache_root / "hub"))  # fmt: skip
+            downloads = str(args.dataset_cache_root / "hub")
+            data = load_dataset(args.dataset_name, args.dataset_config, split=args.dataset_split, cache_dir=downloads)
         for batch in data.iter(batch_size=1000):
             if args.text_column not in batch:
                 raise TrainError(f"--text-column {args.text_column}: the data set has {', '.join(batch)}")
             yield batch[args.text_column]
 
 
-def read_text_files(files: list[Path], size: int = 1 << 20) -> Iterator[list[str]]:
-    """Yield text files as documents of whole lines, of about `size` characters (default 1 Mi) where a file is longer."""
+def read_text_files(files: list[str], size: int = 1 << 20) -> Iterator[list[str]]:
+    """Yield text files as documents of whole lines, of about `size` bytes (default 1 MiB) where a file is longer."""
     for file in files:
         with open(file, encoding="utf-8", errors="replace") as lines:
             while document := "".join(lines.readlines(size)):
@@ -393,22 +420,29 @@ def read_text_files(files: list[Path], size: int = 1 << 20) -> Iterator[list[str
 
 
 @contextlib.contextmanager
-def hub_errors(what: str) -> Iterator[None]:
-    """Turn what the hub's libraries raise into one line."""
+def library_errors(option: str, name: str) -> Iterator[None]:
+    """Turn whatever transformers or datasets raise about `name` into one line."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise TrainError(f"{what}: not embedded, no local file or folder, and from the hub: {reason}") from error
+    except TrainError:
+        raise
+    except Exception as error:  # datasets' own errors have no base but this
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        where = "" if on_disk(name) else "not embedded, no local file or folder; the hub: "
+        raise TrainError(f"{option} {name}: {where}{reason}") from error
+
+
+def on_disk(name: str) -> bool:
+    """Return whether a model or data set needs no hub."""
+    return name in (PYDOC, TINY_GPT2) or Path(name).expanduser().exists()
 
 
 def avoid_waiting_for_the_hub(names: Iterable[str], env: Any = os.environ) -> None:
-    """Use the hub's local cache only when its host does not resolve: its libraries retry for 23 s per name before they give up.
+    """Use the hub's local cache only, when its host does not resolve: its libraries would retry for 23 s per name.
 
     Must run before they are imported. A proxy resolves names for us, so nothing is known with one.
     """
-    remote = [name for name in names if name not in (PYDOC, TINY_GPT2) and not Path(name).expanduser().exists()]
-    if not remote or any(key.lower() in ("https_proxy", "all_proxy") for key in env):
+    if all(map(on_disk, names)) or any(key.lower() in ("https_proxy", "all_proxy") for key in env):
         return
     try:
         socket.getaddrinfo(env.get("HF_ENDPOINT", "https://huggingface.co").split("/")[2], 443)
@@ -420,8 +454,8 @@ def avoid_waiting_for_the_hub(names: Iterable[str], env: Any = os.environ) -> No
 class Corpus:
     """A tokenised data set: one flat, memory-mapped array of tokens, documents divided by end-of-text.
 
-    Sequence i is tokens [i * seq_length, (i + 1) * seq_length], one more than seq_length, since each token's target is the next.
-    The last `held_out` sequences are for validation.
+    Sequence i is tokens [i * seq_length, (i + 1) * seq_length], one more than seq_length, since each token's target is
+    the next. The last `held_out` sequences are for validation.
     """
 
     tokens: np.ndarray  # (count,) uint16 or uint32
@@ -460,8 +494,9 @@ def corpus_key(args: argparse.Namespace) -> str:
     """Return a name for the tokens of this data set under this tokenizer; a changed file gets another one."""
     files = [*local_files(args.dataset_name), *(f for f in Path(args.model_name).glob("*token*") if f.is_file())]
     stats = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    embedded = platform.python_version() if PYDOC in args.dataset_name or args.model_name == TINY_GPT2 else ""
-    what = [args.dataset_name, args.dataset_config, args.dataset_split, args.text_column, args.model_name, stats, embedded]
+    python = platform.python_version() if args.dataset_name == PYDOC or args.model_name == TINY_GPT2 else ""
+    data = [args.dataset_name, args.dataset_config, args.dataset_split, args.text_column]
+    what = [*data, args.model_name, stats, python]
     label = re.sub(r"\W+", "-", f"{args.dataset_name}-{args.model_name}").strip("-")[-60:]
     return f"{label}-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]}"
 
@@ -471,6 +506,8 @@ def tokenise(args: argparse.Namespace, folder: Path) -> None:
     tokenizer = load_tokenizer(args)
     vocabulary, digest, count = len(tokenizer), hashlib.sha256(), 0
     dtype = np.uint16 if vocabulary <= 1 << 16 else np.uint32
+    said = time.monotonic()
+    say(f"tokenising {args.dataset_name} for {args.model_name}, once on this node")
     with open(folder / "tokens.bin", "wb") as out:
         for texts in read_texts(args):
             rows = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
@@ -478,6 +515,9 @@ def tokenise(args: argparse.Namespace, folder: Path) -> None:
             out.write(flat.tobytes())
             digest.update(flat.tobytes())
             count += len(flat)
+            if time.monotonic() - said > 30:
+                said = time.monotonic()
+                say(f"tokenising: {count} tokens so far")
     if count < 2:
         raise TrainError(f"--dataset-name {args.dataset_name}: it holds no text")
     meta = {"vocabulary": vocabulary, "dtype": np.dtype(dtype).name, "tokens": count, "sha256": digest.hexdigest()}
@@ -488,7 +528,7 @@ def cut(corpus: Corpus, seq_length: int, eval_size: int) -> Corpus:
     """Return the corpus cut into sequences of `seq_length` tokens, the last ones held out."""
     total = (len(corpus.tokens) - 1) // seq_length
     if total < 2:
-        raise TrainError(f"{len(corpus.tokens)} tokens are too few for two sequences of {seq_length}: lower --seq-length")
+        raise TrainError(f"{len(corpus.tokens)} tokens are too few for 2 sequences of {seq_length}: lower --seq-length")
     return Corpus(corpus.tokens, corpus.vocabulary, corpus.digest, seq_length, max(1, min(eval_size, total // 20)))
 
 
@@ -507,7 +547,7 @@ class Batching:
 
 
 def plan_batches(batch_size: int, global_size: int | None, world_size: int) -> Batching:
-    """Divide the global batch; the micro-batch is the largest divisor of a rank's share that is at most `batch_size`.
+    """Divide the global batch; a micro-batch is the largest divisor of a rank's share that is at most `batch_size`.
 
     Raises
     ------
@@ -525,13 +565,13 @@ def plan_batches(batch_size: int, global_size: int | None, world_size: int) -> B
 def shuffle(index: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarray:
     """Return where `index` (each in 0..count-1) goes in this epoch's order of `count` sequences.
 
-    A Feistel network is a permutation of the numbers of 2k bits that needs no memory; walking on while the result is out of
-    range makes it one of 0..count-1 (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002). A list of all
-    sequences would cost every rank 8 bytes for each.
+    A Feistel network is a permutation of the numbers of 2k bits that needs no memory; walking on while the result is
+    out of range makes it one of 0..count-1 (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002). A list
+    of all sequences would cost every rank 8 bytes for each.
     """
     keys = np.random.SeedSequence([seed, epoch]).generate_state(4, np.uint64)
-    half = np.uint64(max(1, math.ceil(math.log2(count) / 2)) if count > 1 else 1)
-    mask = np.uint64((1 << int(half)) - 1)
+    bits = max(1, ((count - 1).bit_length() + 1) // 2)
+    half, mask = np.uint64(bits), np.uint64((1 << bits) - 1)
 
     def network(value: np.ndarray) -> np.ndarray:
         left, right = value >> half, value & mask
@@ -547,7 +587,7 @@ def shuffle(index: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def sequences_at(positions: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Return which sequences a run reads at `positions`, counted from its start over all epochs of `count` sequences."""
+    """Return which sequences a run reads at `positions`, counted from its start, over epochs of `count` sequences."""
     epochs, offsets = np.divmod(positions, count)
     result = np.empty_like(positions)
     for epoch in np.unique(epochs).tolist():
@@ -555,8 +595,10 @@ def sequences_at(positions: np.ndarray, count: int, seed: int) -> np.ndarray:
     return result
 
 
-def training_batches(corpus: Corpus, plan: Batching, place: Place, seed: int, start: int, pin: bool) -> Iterator[tuple[int, Tensor]]:
-    """Yield (position, micro-batch) of this rank for ever, from position `start` of the run, in pinned memory if `pin`."""
+def training_batches(
+    corpus: Corpus, plan: Batching, place: Place, seed: int, start: int, pin: bool
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield (position, micro-batch) of this rank for ever, from position `start` of the run on; pinned if `pin`."""
     position = start + place.rank * plan.per_rank
     while True:
         for first in range(position, position + plan.per_rank, plan.micro):
@@ -565,40 +607,16 @@ def training_batches(corpus: Corpus, plan: Batching, place: Place, seed: int, st
         position += plan.global_size
 
 
-@contextlib.contextmanager
-def prefetch(source: Iterator[Any], depth: int = 3) -> Iterator[Iterator[Any]]:
-    """Run `source` in a thread, up to `depth` items ahead. A thread, not processes: nothing to fork, nothing left behind."""
-    items: queue.Queue[Any] = queue.Queue(depth)
-    done = threading.Event()
+def prefetch(source: Iterator[Any], depth: int = 3) -> Generator[Any, None, None]:
+    """Yield from an endless `source` that a thread reads, `depth` items ahead.
 
-    def put(item: Any) -> None:
-        while not done.is_set():
-            with contextlib.suppress(queue.Full):
-                return items.put(item, timeout=0.1)
-
-    def work() -> None:
-        try:
-            for item in source:
-                put(item)
-                if done.is_set():
-                    return
-        except BaseException as error:  # raised again where the item was wanted
-            put(error)
-
-    def drain() -> Iterator[Any]:
+    A thread and not processes: it has nothing to fork, and leaves nothing behind when the run is killed.
+    """
+    with ThreadPoolExecutor(1, "prefetch") as thread:
+        ahead = deque(thread.submit(next, source) for _ in range(depth))
         while True:
-            item = items.get()
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-
-    thread = threading.Thread(target=work, daemon=True, name="prefetch")
-    thread.start()
-    try:
-        yield drain()
-    finally:
-        done.set()
-        thread.join()
+            ahead.append(thread.submit(next, source))
+            yield ahead.popleft().result()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -607,7 +625,7 @@ def prefetch(source: Iterator[Any], depth: int = 3) -> Iterator[Iterator[Any]]:
 
 
 def build_model(args: argparse.Namespace, vocabulary: int) -> nn.Module:
-    """Return the float32 model of ``--model-name`` on the CPU, the same on every rank: its weights follow from ``--seed``."""
+    """Return the float32 model of ``--model-name`` on the CPU; its weights follow from ``--seed``, on every rank."""
     from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
 
     torch.manual_seed(args.seed)
@@ -615,7 +633,7 @@ def build_model(args: argparse.Namespace, vocabulary: int) -> nn.Module:
         config = GPT2Config(vocab_size=vocabulary, n_positions=128, n_embd=64, n_layer=2, n_head=2, resid_pdrop=0.0,
                             embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0)  # fmt: skip
         return AutoModelForCausalLM.from_config(config, attn_implementation=causal_attention(config))
-    with hub_errors(f"--model-name {args.model_name}"):
+    with library_errors("--model-name", args.model_name):
         config = AutoConfig.from_pretrained(args.model_name)
         options = {"attn_implementation": causal_attention(config), "dtype": torch.float32}
         if args.weights == "pretrained":
@@ -625,15 +643,15 @@ def build_model(args: argparse.Namespace, vocabulary: int) -> nn.Module:
 
 
 def causal_attention(config: Any) -> str:
-    """Return the name of the attention to use: torch's scaled_dot_product_attention, without a mask tensor where possible.
+    """Return the name of the attention to use: torch's scaled_dot_product_attention, without a mask where possible.
 
-    transformers looks for packed sequences in every forward pass by asking the device, which stalls the hot loop. Attention
-    under a name that it has no mask for is called with `is_causal` instead; models with sliding windows need their mask.
+    transformers looks for packed sequences in every forward pass by asking the device, which stalls the hot loop.
+    Attention under a name that it has no mask for is called with `is_causal` instead; sliding windows need their mask.
     """
     from transformers import AttentionInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    if getattr(config, "sliding_window", None) or getattr(config, "layer_types", None):
+    if getattr(config, "sliding_window", None) or set(getattr(config, "layer_types", None) or ()) - {"full_attention"}:
         return "sdpa"
     AttentionInterface.register("sdpa_causal", sdpa_attention_forward)
     return "sdpa_causal"
@@ -680,7 +698,7 @@ def learning_rate(step: int, steps: int, args: argparse.Namespace) -> float:
 
 
 def flops_per_token(model: Any, seq_length: int) -> float:
-    """Return the model's floating point operations per trained token, forward and backward (PaLM, appendix B)."""
+    """Return floating point operations per token, forward and backward (Chowdhery et al., "PaLM", 2022, appendix B)."""
     config = model.config
     positions = sum(p.numel() for name, p in model.named_parameters() if name.endswith("wpe.weight"))
     parameters = sum(p.numel() for p in model.parameters()) - positions
@@ -688,8 +706,8 @@ def flops_per_token(model: Any, seq_length: int) -> float:
 
 
 # Dense bf16 peak by a part of the GPU's name, in FLOP/s, from the vendors' data sheets.
-PEAKS = {"B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12,
-         "RTX 4090": 165e12, "RTX 3090": 71e12}  # fmt: skip
+PEAKS = {"B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12,
+         "L4": 121e12, "RTX 4090": 165e12, "RTX 3090": 71e12}  # fmt: skip
 
 
 def peak_flops(device: torch.device) -> float | None:
@@ -710,19 +728,17 @@ class Progress:
     step: int = 0  # optimizer steps done
     position: int = 0  # sequences read, over all ranks and epochs
     global_size: int | None = None  # sequences per step
-    window: list[list[float]] = field(default_factory=list)  # loss and gradient norm of the steps since the last log line
+    window: list[list[float]] = field(default_factory=list)  # loss, gradient norm of the steps since the last log line
 
 
 def to_host(value: Any, buffer: Any = None) -> Any:
-    """Copy nested tensors to host memory, into the `buffer` of an earlier call if there is one; do not wait for the device."""
+    """Copy nested tensors to host memory, into those of an earlier call if given; do not wait for the device."""
     if isinstance(value, Tensor):
         host = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda) if buffer is None else buffer
         return host.copy_(value.detach(), non_blocking=True)
     if isinstance(value, dict):
-        return {key: to_host(item, buffer[key] if buffer else None) for key, item in value.items()}
-    if isinstance(value, list):
-        return [to_host(item, buffer[i] if buffer else None) for i, item in enumerate(value)]
-    return value
+        return {key: to_host(item, buffer and buffer.get(key)) for key, item in value.items()}
+    return [to_host(item) for item in value] if isinstance(value, list) else value
 
 
 class Checkpoints:
@@ -746,7 +762,12 @@ class Checkpoints:
         self.writing: Future[None] | None = None
         self.buffer: Any = None
         folder.mkdir(parents=True, exist_ok=True)
-        for part in folder.glob("*.part"):
+        self.lock = open(folder / ".lock", "w")  # noqa: SIM115 (held until the process ends, however it ends)
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise TrainError(f"{folder.parent} is in use by another run; choose another --experiment-name") from error
+        for part in folder.glob("*.part"):  # of a save that was killed
             part.unlink()
 
     def all(self) -> list[Path]:
@@ -764,7 +785,10 @@ class Checkpoints:
         if not self.all():
             return None
         path = self.all()[-1]
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except (RuntimeError, OSError, EOFError) as error:
+            raise TrainError(f"{path} cannot be read ({error}); remove it to resume from the one before") from error
         for key, mine in self.identity.items():
             if (its := state["identity"].get(key)) != mine:
                 raise TrainError(f"{path} is of another run: its {key} is {its}, this run's is {mine}; choose another "
@@ -802,35 +826,36 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: t.data for name, t in [*model.named_parameters(), *model.named_buffers()]}
 
 
+def on_rank_zero(action: Callable[[], Any]) -> Any:
+    """Return what `action` returns on rank 0, None elsewhere; raise on all ranks what it raises, lest they wait for ever."""
+    result, failure = None, [None]
+    if dist.get_rank() == 0:
+        try:
+            result = action()
+        except Exception as error:
+            failure = [error]
+    dist.broadcast_object_list(failure)
+    if failure[0]:
+        raise failure[0]
+    return result
+
+
 def restore(checkpoints: Checkpoints | None, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    """Load the newest checkpoint on rank 0 and send it to all ranks, so that only rank 0 needs the file.
+    """Load the newest checkpoint on rank 0 and send it to all ranks; return where to go on."""
 
-    Returns
-    -------
-    Progress
-        Where to go on; a fresh one when there is no checkpoint.
+    def load() -> Progress | None:
+        if not checkpoints or not (state := checkpoints.load()):
+            return None
+        for name, tensor in tensors_of(model).items():
+            tensor.copy_(state["model"][name])
+        optimizer.load_state_dict(state["optimizer"])
+        return Progress(**state["progress"])
 
-    Raises
-    ------
-    TrainError
-        On every rank, when rank 0 refuses the checkpoint.
-    """
-    message: list[Any] = [None]
-    try:
-        if checkpoints and (state := checkpoints.load()):
-            for name, tensor in tensors_of(model).items():
-                tensor.copy_(state["model"][name])
-            optimizer.load_state_dict(state["optimizer"])
-            message = [Progress(**state["progress"])]
-    except TrainError as error:
-        message = [error]
-    dist.broadcast_object_list(message)
-    if isinstance(message[0], TrainError):
-        raise message[0]
-    if message[0] is None:
-        return Progress()
-    broadcast_state(model, optimizer)
-    return message[0]
+    found = [on_rank_zero(load)]
+    dist.broadcast_object_list(found)
+    if found[0]:
+        broadcast_state(model, optimizer)
+    return found[0] or Progress()
 
 
 def broadcast_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -868,8 +893,8 @@ def export(folder: Path, model: Any, args: argparse.Namespace) -> None:
 class Stopwatch:
     """Divide the time of the steps since the last log line into parts, without waiting for the device.
 
-    On a GPU the host runs ahead, so its clock says nothing: events in the device's own queue are read at the log line, when the
-    device has passed them.
+    On a GPU the host runs ahead, so its clock says nothing: events in the device's own queue are read at the log line,
+    when the device has passed them.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -878,7 +903,7 @@ class Stopwatch:
 
     def restart(self) -> None:
         """Forget what was measured; the next part begins now."""
-        self.began, self.marks = time.perf_counter(), [("", self.now())]
+        self.marks = [("", self.now())]
 
     def now(self) -> Any:
         """Return this moment: seconds, or an event in the device's queue."""
@@ -889,23 +914,27 @@ class Stopwatch:
         return event
 
     def mark(self, part: str) -> None:
-        """Say that `part` ends here."""
+        """Say that `part` ends here; what ends under the name "" is not counted."""
         self.marks.append((part, self.now()))
 
-    def parts(self) -> dict[str, float]:
-        """Return seconds by part; on a GPU call it only after a synchronisation."""
-        seconds: dict[str, float] = {}
+    def per_step(self, last_part: str) -> dict[str, float]:
+        """Return milliseconds by part, the mean over the steps, each of which ended with `last_part`."""
+        if self.cuda:
+            torch.cuda.synchronize()
+        total: dict[str, float] = {}
         for (_, before), (part, after) in zip(self.marks, self.marks[1:], strict=False):
-            spent = before.elapsed_time(after) / 1000 if self.cuda else after - before
-            seconds[part] = seconds.get(part, 0.0) + spent
-        return seconds
+            spent = before.elapsed_time(after) if self.cuda else 1000 * (after - before)
+            total[part] = total.get(part, 0.0) + spent
+        total.pop("", None)
+        steps = sum(part == last_part for part, _ in self.marks)
+        return {part: milliseconds / max(1, steps) for part, milliseconds in total.items()}
 
 
 class Window:
     """Loss and gradient norm of the steps since the last log line, kept on the device."""
 
     def __init__(self, size: int, device: torch.device, past: list[list[float]]) -> None:
-        self.values = torch.zeros(size, 2, device=device, dtype=torch.float64)
+        self.values = torch.zeros(max(size, len(past)), 2, device=device, dtype=torch.float64)
         self.count = len(past)
         if past:
             self.values[: self.count] = torch.tensor(past, dtype=torch.float64)
@@ -916,7 +945,7 @@ class Window:
         self.count += 1
 
     def means(self, step: int) -> list[list[float]]:
-        """Return [loss, gradient norm] of each step, the mean over ranks. All ranks must call it; it waits for the device.
+        """Return [loss, gradient norm] of each step, the mean over ranks. All ranks must call it; waits for the device.
 
         Raises
         ------
@@ -958,17 +987,19 @@ class Log:
     """
 
     def __init__(self, folder: Path | None, tracker: str, step: int, steps: int) -> None:
-        from tqdm import tqdm
+        from tqdm import tqdm  # type: ignore[import-untyped]
 
         self.steps = steps
         self.bar = tqdm(total=steps, initial=step, unit="step", disable=not sys.stderr.isatty(), leave=False)
-        self.file = open(folder / "log.jsonl", "a", buffering=1) if folder else None  # one write a line: whole lines only
+        # One write a line: a kill leaves whole lines only.
+        self.file = open(folder / "log.jsonl", "a", buffering=1) if folder else None  # noqa: SIM115 (closed in close)
         self.track = open_tracker(tracker, folder, step)
 
     def say(self, text: str) -> None:
         """Print a line, above the bar if there is one."""
-        self.bar.write(text, file=sys.stdout)
-        sys.stdout.flush()
+        self.bar.clear()
+        say(text)
+        self.bar.refresh()
 
     def put(self, step: int, values: dict[str, float], columns: Mapping[str, str]) -> None:
         """Show and keep the `values` of `step`; `columns` has a format for each that is shown."""
@@ -999,15 +1030,21 @@ def open_tracker(tracker: str, folder: Path | None, step: int) -> Callable[[int,
         raise TrainError(f"--tracker {tracker} needs an --experiment-name")
     try:
         if tracker == "wandb":
-            import wandb
+            import wandb  # type: ignore[import-not-found,unused-ignore]
 
             wandb.init(project=folder.parent.name, name=folder.name, id=folder.name, dir=folder, resume="allow")
             return lambda step, values: wandb.log(values, step=step)
         from torch.utils.tensorboard import SummaryWriter
+
+        writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
     except ImportError as error:
         raise TrainError(f"--tracker {tracker}: not installed here, pip install {tracker}") from error
-    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
-    return lambda step, values: [writer.add_scalar(name, value, step) for name, value in values.items()] and None
+
+    def write(step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            writer.add_scalar(name, value, step)
+
+    return write
 
 
 def memory_gb(device: torch.device) -> float:
@@ -1021,15 +1058,17 @@ def memory_gb(device: torch.device) -> float:
 # 7. The training loop
 # ---------------------------------------------------------------------------------------------------------------------
 
-TRAIN_COLUMNS = {"loss": ".4f", "lr": ".2e", "grad_norm": ".2f", "tokens/s": ",.0f", "step_ms": ".1f", "data_ms": ".1f",
-                 "forward_ms": ".1f", "backward_ms": ".1f", "update_ms": ".1f", "memory_gb": ".2f", "mfu": ".1%"}  # fmt: skip
+TRAIN_COLUMNS = {
+    "loss": ".4f", "lr": ".2e", "grad_norm": ".2f", "tokens/s": ".0f", "step_ms": ".1f", "data_ms": ".1f",
+    "forward_ms": ".1f", "backward_ms": ".1f", "update_ms": ".1f", "save_ms": ".1f", "memory_gb": ".2f", "mfu": ".3f",
+}  # fmt: skip
 
 
 class StopSignal:
     """Notice SIGTERM and SIGUSR1, and agree over all ranks on the step after which to stop.
 
-    Ranks hear a signal at different moments. Before each step every rank sends what it has heard, and reads what all have heard
-    after it: the exchange takes place on the CPUs, behind the step's work.
+    Ranks hear a signal at different moments. Before each step every rank sends what it has heard, and after it reads
+    what all have heard: the exchange takes place on the CPUs, behind the step's work.
     """
 
     def __init__(self) -> None:
@@ -1040,11 +1079,12 @@ class StopSignal:
             signal.signal(number, self.hear)
 
     def hear(self, number: int, frame: Any) -> None:
+        """Note a signal (as a handler). A second one changes nothing: launchers often send it twice."""
         self.heard = number
 
     @contextlib.contextmanager
     def agree(self) -> Iterator[None]:
-        """Exchange signals while the step in the `with` block runs; `flag` then holds the signal's number, the same everywhere."""
+        """Exchange signals while the step in the `with` block runs; `flag` then is the signal's number on all ranks."""
         self.flag.fill_(self.heard)
         work = dist.all_reduce(self.flag, dist.ReduceOp.MAX, group=self.group, async_op=True)
         yield
@@ -1072,17 +1112,21 @@ class Trainer:
         self.corpus = cut(corpus, longest_sequence(args, self.model.config), args.eval_size)
         self.wait_for_slow_nodes()
         self.optimizer = build_optimizer(self.model, args)
-        self.checkpoints = Checkpoints(self.folder / "checkpoints", args.keep, self.identity()) if self.folder else None
+        self.checkpoints: Checkpoints | None = on_rank_zero(self.open_checkpoints)
         self.progress = restore(self.checkpoints, self.model, self.optimizer)
-        self.batching = plan_batches(args.batch_size, args.global_batch_size or self.progress.global_size, place.world_size)
+        global_size = args.global_batch_size or self.progress.global_size
+        self.batching = plan_batches(args.batch_size, global_size, place.world_size)
         self.steps = args.max_steps or max(1, args.num_epochs * self.corpus.training // self.batching.global_size)
         self.loss = NextTokenLoss(self.model)
-        self.ddp = self.wrap()
+        self.ddp: Any = self.wrap()
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        # Not torch.manual_seed, which without a GPU walks the stack for each GPU it does not find: 1.5 ms.
+        gpus = torch.cuda.default_generators
+        self.generator = gpus[device.index] if device.type == "cuda" else torch.default_generator
         self.stop = StopSignal()
         self.watch = Stopwatch(device)
         self.window = Window(args.log_freq, device, self.progress.window)
-        self.log = Log(self.folder, args.tracker, self.progress.step, self.steps) if place.first else None
+        self.log: Log | None = on_rank_zero(self.open_log)
 
     def wait_for_slow_nodes(self) -> None:
         """Wait for nodes that still tokenise, which may take hours, and check that all have the same data."""
@@ -1090,37 +1134,63 @@ class Trainer:
         digests: list[Any] = [None] * self.place.world_size
         dist.all_gather_object(digests, self.corpus.digest, group=patient)
         if odd := [rank for rank, digest in enumerate(digests) if digest != digests[0]]:
-            raise TrainError(f"rank {odd[0]} has other data than rank 0: the files of --dataset-name, or the Python, differ")
+            raise TrainError(f"rank {odd[0]} has other data than rank 0: the files of --dataset-name or Python differ")
+
+    def open_checkpoints(self) -> Checkpoints | None:
+        """Return the experiment's checkpoints, if it has a name (rank 0)."""
+        return Checkpoints(self.folder / "checkpoints", self.args.keep, self.identity()) if self.folder else None
+
+    def open_log(self) -> Log:
+        """Return the log, having said and noted what was chosen: nothing is guessed silently (rank 0)."""
+        log = Log(self.folder, self.args.tracker, self.progress.step, self.steps)
+        for line in self.describe():
+            log.say(line)
+        if self.folder:
+            config = {"arguments": vars(self.args), "place": vars(self.place), "torch": torch.__version__}
+            (self.folder / "config.json").write_text(json.dumps(config, indent=1, default=str))
+        return log
+
+    def describe(self) -> Iterator[str]:
+        """Yield the lines that say what this run is."""
+        args, corpus, plan = self.args, self.corpus, self.batching
+        parameters = sum(p.numel() for p in self.parameters) / 1e6
+        epochs = self.steps * plan.global_size / corpus.training
+        yield f"model: {args.model_name}, {args.weights}, {parameters:.2f} M parameters, vocabulary of {corpus.vocabulary}"
+        yield (f"data: {args.dataset_name}, {len(corpus.tokens)} tokens = {corpus.training} sequences of "
+               f"{corpus.seq_length} tokens to train on + {corpus.held_out} to validate")  # fmt: skip
+        yield (f"batch: {plan.global_size} sequences = {self.place.world_size} ranks x {plan.accumulation} passes "
+               f"x {plan.micro}; {self.steps} steps = {epochs:.2f} epochs")  # fmt: skip
+        if self.progress.step:
+            yield f"resumed at step {self.progress.step} from {self.folder}"
 
     def identity(self) -> dict[str, Any]:
         """Return what a checkpoint must share with this run to be resumed."""
         config = self.model.config
         names = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-        return {**{name: getattr(config, name, None) for name in names}, "vocabulary": self.corpus.vocabulary,
-                "seq_length": self.corpus.seq_length, "data": self.corpus.digest[:16], "seed": self.args.seed}  # fmt: skip
+        data = {"vocabulary": self.corpus.vocabulary, "data": self.corpus.digest[:16]}
+        run = {"seq_length": self.corpus.seq_length, "seed": self.args.seed}
+        return {**{name: getattr(config, name, None) for name in names}, **data, **run}
 
     def wrap(self) -> nn.Module:
         """Return the loss module, compiled if asked for, under DDP if there are other ranks."""
         module: Any = torch.compile(self.loss) if self.args.compile else self.loss
         if self.place.world_size == 1:
-            return module  # type: ignore[no-any-return]
+            return module
         ids = [self.device.index] if self.device.type == "cuda" else None
         # Views into the buckets save a copy of all gradients; no buffer changes in training, so none is sent again.
         return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True, forward_sync_buffers=False)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Return the context of a forward pass."""
-        bfloat16 = self.args.dtype == "bfloat16" or (
-            self.args.dtype == "auto" and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
-        )
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16)
+        """Return the context of a forward pass: matrix products in bfloat16 if so chosen."""
+        auto = self.args.dtype == "auto" and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=auto or self.args.dtype == "bfloat16")
 
     def train(self) -> int:
         """Train to the end or to a signal; return the signal's number, 0 at the end."""
-        self.describe()
-        source = training_batches(self.corpus, self.batching, self.place, self.args.seed, self.progress.position,
-                                  pin=self.device.type == "cuda")  # fmt: skip
-        with prefetch(source) as batches:
+        pin = self.device.type == "cuda"
+        start = self.progress.position
+        source = training_batches(self.corpus, self.batching, self.place, self.args.seed, start, pin)
+        with contextlib.closing(prefetch(source)) as batches:
             self.watch.restart()
             while self.progress.step < self.steps and not self.stop.flag:
                 with self.stop.agree():
@@ -1129,15 +1199,16 @@ class Trainer:
         return self.finish()
 
     def step(self, batches: Iterator[tuple[int, Tensor]]) -> None:
-        """Do one optimizer step: forward and backward for each micro-batch, then update. Nothing here waits for the device."""
+        """Do one optimizer step: forward and backward of each micro-batch, then update. Waits for nothing."""
         total = torch.zeros((), device=self.device)
         for micro in range(self.batching.accumulation):
             last = micro == self.batching.accumulation - 1
             position, batch = next(batches)
             tokens = batch.to(self.device, non_blocking=True)
-            torch.manual_seed(self.args.seed + 1 + position)  # dropout follows from the data, not from history
+            self.generator.manual_seed(self.args.seed + position)  # dropout follows from the position, not from history
             self.watch.mark("data")
-            with contextlib.nullcontext() if last or self.place.world_size == 1 else self.ddp.no_sync():  # type: ignore[operator]
+            # Gradients are summed here first; only the last backward pass sends them to the other ranks.
+            with contextlib.nullcontext() if last or self.place.world_size == 1 else self.ddp.no_sync():
                 with self.autocast():
                     loss = self.ddp(tokens) / self.batching.accumulation
                 self.watch.mark("forward")
@@ -1160,29 +1231,33 @@ class Trainer:
         last = done.step == self.steps
         if self.log:
             self.log.bar.update()
-        if self.window.count == args.log_freq or last:
+        if self.window.count >= args.log_freq or last:
             self.log_line()
         if last or (args.eval_freq and done.step % args.eval_freq == 0):
             self.evaluate()
+            self.watch.mark("")
         if last or self.stop.flag or (args.ckpt_freq and done.step % args.ckpt_freq == 0):
             self.save()
+            self.watch.mark("save")
 
     def log_line(self) -> None:
         """Show the mean over ranks and over the steps since the last line. Waits for the device."""
-        count, rows = self.window.count, self.window.means(self.progress.step)
-        spent = time.perf_counter() - self.watch.began
-        tokens_s = count * self.batching.global_size * self.corpus.seq_length / spent
+        rows = self.window.means(self.progress.step)
+        parts = self.watch.per_step("update")
+        step_ms = sum(parts.values())
+        tokens_s = 1000 * self.batching.global_size * self.corpus.seq_length / step_ms
         values = {
-            "loss": sum(row[0] for row in rows) / count,
+            "loss": sum(row[0] for row in rows) / len(rows),
             "lr": self.optimizer.param_groups[0]["lr"],
-            "grad_norm": sum(row[1] for row in rows) / count,
+            "grad_norm": sum(row[1] for row in rows) / len(rows),
             "tokens/s": tokens_s,
-            "step_ms": 1000 * spent / count,
-            **{f"{part}_ms": 1000 * seconds / count for part, seconds in self.watch.parts().items()},
+            "step_ms": step_ms,
+            **{f"{part}_ms": milliseconds for part, milliseconds in parts.items()},
             "memory_gb": memory_gb(self.device),
         }
         if peak := peak_flops(self.device):
-            values["mfu"] = tokens_s * flops_per_token(self.model, self.corpus.seq_length) / (peak * self.place.world_size)
+            flops = flops_per_token(self.model, self.corpus.seq_length)
+            values["mfu"] = tokens_s * flops / (peak * self.place.world_size)
         if self.log:
             self.log.put(self.progress.step, values, TRAIN_COLUMNS)
         self.window.count = 0
@@ -1198,14 +1273,14 @@ class Trainer:
             some = mine[first : first + self.batching.micro]
             with self.autocast():
                 loss = self.loss(self.corpus.read(some).to(self.device))
-            total += torch.stack([loss.double() * len(some), torch.tensor(float(len(some)), device=self.device)])
+            total[0] += loss.double() * len(some)
+            total[1] += len(some)
         dist.all_reduce(total)
         self.model.train()
         if self.log:
             value = (total[0] / total[1]).item()
-            self.log.put(self.progress.step, {"eval_loss": value, "perplexity": math.exp(min(value, 700))},
-                         {"eval_loss": ".4f", "perplexity": ".1f"})  # fmt: skip
-        self.watch.restart()
+            columns = {"eval_loss": ".4f", "perplexity": ".1f"}
+            self.log.put(self.progress.step, {"eval_loss": value, "perplexity": math.exp(min(value, 700))}, columns)
 
     def save(self) -> None:
         """Save a checkpoint, of finite numbers only. All ranks take part, rank 0 writes."""
@@ -1213,12 +1288,12 @@ class Trainer:
         progress.global_size = self.batching.global_size
         progress.window = self.window.means(progress.step) if self.window.count else []
         if self.checkpoints:
-            state = {"progress": vars(progress), "model": tensors_of(self.model), "optimizer": self.optimizer.state_dict()}
-            self.checkpoints.save(progress.step, state)
+            state = {"model": tensors_of(self.model), "optimizer": self.optimizer.state_dict()}
+            self.checkpoints.save(progress.step, {"progress": vars(progress), **state})
 
     def finish(self) -> int:
         """Wait for the last checkpoint, export the model if the training is complete, say what there is."""
-        heard = int(self.stop.flag)
+        heard = int(self.stop.flag) if self.progress.step < self.steps else 0
         if self.checkpoints:
             self.checkpoints.wait()
         if self.folder and not heard:
@@ -1229,20 +1304,6 @@ class Trainer:
             self.log.say(f"{state} at step {self.progress.step} of {self.steps}; {where}")
             self.log.close()
         return heard
-
-    def describe(self) -> None:
-        """Say what was chosen: nothing is guessed silently."""
-        if not self.log:
-            return
-        args, corpus, plan = self.args, self.corpus, self.batching
-        parameters = sum(p.numel() for p in self.parameters) / 1e6
-        self.log.say(f"model {args.model_name}: {parameters:.2f} M parameters, {args.weights}; vocabulary {corpus.vocabulary}")
-        self.log.say(f"data {args.dataset_name}: {len(corpus.tokens):,} tokens = {corpus.training} sequences of "
-                     f"{corpus.seq_length} tokens to train on, {corpus.held_out} to validate")  # fmt: skip
-        self.log.say(f"batch: {plan.global_size} sequences a step = {self.place.world_size} ranks x {plan.accumulation} passes x "
-                     f"{plan.micro}; {self.steps} steps = {self.steps * plan.global_size / corpus.training:.2f} epochs")  # fmt: skip
-        if self.progress.step:
-            self.log.say(f"resumed at step {self.progress.step} from {self.folder}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1267,9 +1328,9 @@ def main() -> None:
     device = connect(place, args.timeout)
     try:
         heard = Trainer(args, place, device).train()
-    except torch.OutOfMemoryError as error:
-        raise TrainError(f"rank {place.rank}: out of GPU memory with --batch-size {args.batch_size}: lower it, the global batch "
-                         f"stays with --global-batch-size; or lower --seq-length") from error  # fmt: skip
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise TrainError(f"rank {place.rank}: out of memory; lower --batch-size {args.batch_size} (--global-batch-size "
+                         f"keeps the steps as they are), or --seq-length") from error  # fmt: skip
     dist.destroy_process_group()
     sys.exit(128 + heard if heard else 0)
 
