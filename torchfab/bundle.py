@@ -16,11 +16,11 @@ _PROGRAM = '''\
 import sys
 if sys.version_info < (3, 9):
     sys.exit("torchfab-needs-python 3.9, this is %d.%d" % sys.version_info[:2])
+from importlib.machinery import ModuleSpec
 MODULES = {modules}
 class Importer:
     @staticmethod
     def find_spec(name, path=None, target=None):
-        from importlib.machinery import ModuleSpec
         if name in MODULES:
             return ModuleSpec(name, Importer, is_package=name in ("torchfab", "torchfab.remote"))
     @staticmethod

@@ -14,12 +14,10 @@ from typing import Any
 from torchfab.errors import JobNameError, UsageError
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
-EMPTY: Mapping[str, str] = MappingProxyType({})
 
 
-def frozen(mapping: Mapping[str, str]) -> Mapping[str, str]:
-    """Return a read-only copy of `mapping`."""
-    return MappingProxyType(dict(mapping))
+def _nothing() -> Mapping[str, Any]:
+    return MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -126,11 +124,11 @@ class Job:
     python: str
     master_addr: str = ""
     port: int = 0
-    env: Mapping[str, str] = EMPTY
-    secrets: Mapping[str, str] = field(default=EMPTY, repr=False)
+    env: Mapping[str, str] = field(default_factory=_nothing)
+    secrets: Mapping[str, str] = field(default_factory=_nothing, repr=False)
     node_dir: str = "~/.torchfab"
     grace_s: float = 10.0
-    options: Mapping[str, Any] = EMPTY
+    options: Mapping[str, Any] = field(default_factory=_nothing)
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -204,7 +202,7 @@ class Process:
 
     name: str
     argv: tuple[str, ...]
-    env: Mapping[str, str] = EMPTY
+    env: Mapping[str, str] = field(default_factory=_nothing)
     rank: int | None = None
     rank_logs: str = ""
     folders: tuple[str, ...] = ()
@@ -240,7 +238,7 @@ class Plan:
     job: Job
     nodes: tuple[NodePlan, ...]
     world_size: int
-    chosen: Mapping[str, str] = EMPTY
+    chosen: Mapping[str, str] = field(default_factory=_nothing)
     min_nodes: int = 0
 
     @property
