@@ -7,11 +7,20 @@
 What a launch runs is written in torchfab/launchers/, one file each; `--dry-run` prints it.
 """
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from torchfab.flags import GpuLaunchFlags, flag, job_task, launch_task
+from invoke import Context
+
+from torchfab.flags import GpuLaunchFlags, LaunchFlags, flag, job_task, launch_task
 from torchfab.launchers import per_gpu, per_node
+
+if TYPE_CHECKING:
+    from torchfab.launch import Surroundings
 
 ROOT = Path(__file__).resolve().parent
 
@@ -19,18 +28,18 @@ ROOT = Path(__file__).resolve().parent
 
 
 @launch_task(per_node.Flags)
-def launch_per_node(c, flags, own):
+def launch_per_node(c: Context, flags: LaunchFlags, own: Any) -> None:
     """Run torchrun once per line of `hosts`."""
     _launch(c, per_node, flags, own)
 
 
 @launch_task(per_gpu.Flags, GpuLaunchFlags)
-def launch_per_gpu(c, flags, own):
+def launch_per_gpu(c: Context, flags: LaunchFlags, own: Any) -> None:
     """Run python once per line of `gpus`, with its rank in the environment."""
     _launch(c, per_gpu, flags, own)
 
 
-def _launch(c, launcher, flags, own):
+def _launch(c: Context, launcher: ModuleType, flags: LaunchFlags, own: Any) -> None:
     from torchfab import launch, life
 
     record = launch.launch(launcher, flags, own, _around(c))
@@ -45,7 +54,7 @@ def _launch(c, launcher, flags, own):
     json=flag(False, "Print JSON."),
     remove=flag(False, "Remove the record and the logs of the named job, which must have ended."),
 )
-def jobs(c, job, json, remove):
+def jobs(c: Context, job: str, json: bool, remove: bool) -> None:
     """List the jobs that were launched from here."""
     from torchfab import life
 
@@ -56,7 +65,7 @@ def jobs(c, job, json, remove):
 
 
 @job_task(watch=flag(False, "Show it again every 2 seconds until the job ends."), json=flag(False, "Print JSON."))
-def status(c, job, watch, json):
+def status(c: Context, job: str, watch: bool, json: bool) -> None:
     """Say how a job is: each node's state, ranks, pids, last log line."""
     from torchfab import life
 
@@ -70,7 +79,7 @@ def status(c, job, watch, json):
     grep=flag("", "Only lines that this regular expression finds."),
     no_fold=flag(False, "Do not fold equal lines of several ranks into one."),
 )
-def logs(c, job, follow, rank, lines, grep, no_fold):
+def logs(c: Context, job: str, follow: bool, rank: str, lines: str, grep: str, no_fold: bool) -> None:
     """Print the logs of all ranks, merged, each line with its host and rank."""
     from torchfab import life
 
@@ -79,7 +88,7 @@ def logs(c, job, follow, rank, lines, grep, no_fold):
 
 
 @job_task()
-def wait(c, job):
+def wait(c: Context, job: str) -> None:
     """Wait for a job to end, and exit with its code."""
     from torchfab import life
 
@@ -90,7 +99,7 @@ def wait(c, job):
     node=flag("", "Host, or node rank. [0]"),
     rank=flag("", "The node, and where it has its own window that, of this rank."),
 )
-def attach(c, job, node, rank):
+def attach(c: Context, job: str, node: str, rank: str) -> None:
     """Open a terminal on a job's tmux session."""
     from torchfab import life
 
@@ -98,7 +107,7 @@ def attach(c, job, node, rank):
 
 
 @job_task(grace=flag("", "Seconds between SIGTERM and SIGKILL. [10]"))
-def stop(c, job, grace):
+def stop(c: Context, job: str, grace: str) -> None:
     """Stop a job on all its nodes, and prove that nothing of it is left."""
     from torchfab import launch, life
 
@@ -106,7 +115,7 @@ def stop(c, job, grace):
     sys.exit(life.stop(life.find(job, _around(c)), grace_s))
 
 
-def _around(c):
+def _around(c: Context) -> Surroundings:
     from torchfab import launch
 
     return launch.surroundings(c, ROOT)

@@ -762,7 +762,7 @@ class Checkpoints:
         self.writing: Future[None] | None = None
         self.buffer: Any = None
         folder.mkdir(parents=True, exist_ok=True)
-        self.lock = open(folder / ".lock", "w")  # noqa: SIM115 (held until the process ends, however it ends)
+        self.lock = open(folder / ".lock", "w")
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -992,7 +992,7 @@ class Log:
         self.steps = steps
         self.bar = tqdm(total=steps, initial=step, unit="step", disable=not sys.stderr.isatty(), leave=False)
         # One write a line: a kill leaves whole lines only.
-        self.file = open(folder / "log.jsonl", "a", buffering=1) if folder else None  # noqa: SIM115 (closed in close)
+        self.file = open(folder / "log.jsonl", "a", buffering=1) if folder else None
         self.track = open_tracker(tracker, folder, step)
 
     def say(self, text: str) -> None:

@@ -1,7 +1,7 @@
 """The one source text that runs on a node: the modules of `torchfab.remote`, and an importer that finds them in it.
 
-It is sent over the connection's stdin to `python3 -I -S`, and written into the job's folder for the supervisors: nothing is
-installed on a node, and job and command never run different versions of it.
+It is sent over the connection's stdin to `python3 -I -S`, and written into the job's folder for the supervisors:
+nothing is installed on a node, and job and command never run different versions of it.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Every error that torchfab raises, in one tree. Imports nothing.
 
-    TorchfabError                what the command line prints without a traceback
-    ├── UsageError               a flag, an argument or a setting is wrong          (exit 2)
-    │   ├── InventoryError       a line of `hosts` or `gpus` is wrong
-    │   └── JobNameError         a job name is malformed, taken or unknown
-    ├── HostsFailedError         some hosts failed; carries one reason per host     (exit 1)
-    └── Interrupted              Ctrl-C, after everything begun was taken back      (exit 130)
+TorchfabError                what the command line prints without a traceback
+├── UsageError               a flag, an argument or a setting is wrong          (exit 2)
+│   ├── InventoryError       a line of `hosts` or `gpus` is wrong
+│   └── JobNameError         a job name is malformed, taken or unknown
+├── HostsFailedError         some hosts failed; carries one reason per host     (exit 1)
+└── Interrupted              Ctrl-C, after everything begun was taken back      (exit 130)
 """
 
 from __future__ import annotations

@@ -14,9 +14,10 @@ Result = TypeVar("Result")
 def fan_out(
     items: Iterable[Item], act: Callable[[Item], Result], limit: int
 ) -> Iterator[tuple[Item, Result | Exception]]:
-    """Call `act` on every item in at most `limit` threads; yield each item with its result or its exception, as they come.
+    """Call `act` on every item in at most `limit` threads; yield each item with its result, or its exception.
 
-    A slow item delays no other. The threads are daemons: after Ctrl-C the program does not wait for a host that is silent.
+    A slow item delays no other. The threads are daemons: after Ctrl-C the program does not wait for a host that is
+    silent.
     """
     waiting: queue.SimpleQueue[Item] = queue.SimpleQueue()
     done: queue.SimpleQueue[tuple[Item, Result | Exception]] = queue.SimpleQueue()

@@ -3,8 +3,8 @@
     @launch_task(per_node.Flags)
     def launch_per_node(c, flags, own): ...
 
-Invoke reads a task's parameters from its signature, so the signature is made from the fields. All values are text: Invoke
-would meet `--port x` with a traceback.
+Invoke reads a task's parameters from its signature, so the signature is made from the fields. All values are text:
+Invoke would meet `--port x` with a traceback.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import fabric
 from invoke.parser import Argument
 
 
-def flag(default: Any, help: str) -> Any:
+def flag(default: Any, text: str) -> Any:
     """Return a dataclass field that is a command-line flag: a text, a switch (False) or repeatable (an empty tuple)."""
-    return field(default=default, metadata={"help": help})
+    return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _parameter(each: Field[Any]) -> inspect.Parameter:
     return inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=default)
 
 
-class JobTask(fabric.tasks.Task):  # type: ignore[misc]
+class JobTask(fabric.tasks.Task):  # type: ignore[misc]  # fabric ships no types
     """A task whose first word may name a job."""
 
     def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[Argument]:
@@ -131,11 +131,11 @@ class JobTask(fabric.tasks.Task):  # type: ignore[misc]
         return [OptionalWord.of(each) if each.name == "job" else each for each in arguments]
 
 
-class OptionalWord(Argument):  # type: ignore[misc]
+class OptionalWord(Argument):
     """A positional argument that may be left out, which Invoke does not have.
 
-    Its parser asks the same question twice, whether a positional argument has no value (None) yet: when a word comes, and
-    again at the end, where it would complain. We say None only to the first.
+    Its parser asks the same question twice, whether a positional argument has no value (None) yet: when a word comes,
+    and again at the end, where it would complain. We say None only to the first.
     """
 
     @classmethod

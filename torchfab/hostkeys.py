@@ -46,7 +46,7 @@ class Refuse(paramiko.MissingHostKeyPolicy):
 
 
 class AcceptNew(paramiko.MissingHostKeyPolicy):
-    """Take the key of a server that is not known yet, and remember it in the user's file (StrictHostKeyChecking accept-new)."""
+    """Take the key of a server that is not known yet, and remember it (StrictHostKeyChecking accept-new)."""
 
     def __init__(self, path: str) -> None:
         self.path = path

@@ -1,7 +1,7 @@
 """Text of `hosts` and `gpus` -> nodes and slots. Errors name file and line, what was read and what was expected.
 
-    hosts   one host a line: [user@]host[:port] [slots=8] [gpus=2,3] [address=10.0.0.5]; ranges as node[01-16]
-    gpus    one line per process: the same host again for its next GPU, in any order; ranks follow the lines
+hosts   one host a line: [user@]host[:port] [slots=8] [gpus=2,3] [address=10.0.0.5]; ranges as node[01-16]
+gpus    one line per process: the same host again for its next GPU, in any order; ranks follow the lines
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ _PATTERN = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]|\[[0-9,/-]+\])*")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\$?")
 _IPV6 = re.compile(r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9._-]+)?")
 _DEVICE = re.compile(r"[A-Za-z0-9-]+")
-_WANTED = "expected [user@]host[:port] [slots=N] [gpus=0,1] [address=A], with ranges as node[01-16] and IPv6 as [fd00::1]"
+_WANTED = (
+    "expected [user@]host[:port] [slots=N] [gpus=0,1] [address=A], with ranges as node[01-16] and IPv6 as [fd00::1]"
+)
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,8 @@ def parse_flag(hosts: str) -> tuple[Node, ...]:
 def parse_gpus(text: str, origin: str) -> tuple[tuple[Node, ...], tuple[Slot, ...]]:
     """Return the nodes and slots that the text of a gpus file names.
 
-    Ranks follow the lines; the node rank of a host is the order in which hosts first appear; its local ranks are counted
-    over its own lines. `gpus=2,3` stands for one line per device.
+    Ranks follow the lines; the node rank of a host is the order in which hosts first appear; its local ranks are
+    counted over its own lines. `gpus=2,3` stands for one line per device.
     """
     nodes: dict[tuple[str, int | None], Node] = {}
     slots: list[Slot] = []
@@ -119,10 +121,12 @@ def parse_gpus(text: str, origin: str) -> tuple[tuple[Node, ...], tuple[Slot, ..
 
 def _with_devices(line: _Line, first: Node, node: Node, lines_before: int) -> Node:
     if bool(node.gpus) != bool(first.gpus) and lines_before:
-        raise line.error(f"{node.label} names its devices on some lines only", "say gpus=N on all of its lines, or on none")
+        raise line.error(
+            f"{node.label} names its devices on some lines only", "say gpus=N on all of its lines, or on none"
+        )
     twice = set(node.gpus) & set(first.gpus)
     if twice:
-        raise line.error(f"device {sorted(twice)[0]} of {node.label} is named twice", "one line per device")
+        raise line.error(f"device {min(twice)} of {node.label} is named twice", "one line per device")
     return replace(first, gpus=first.gpus + node.gpus, user=first.user or node.user)
 
 
@@ -203,7 +207,9 @@ def _slots(line: _Line, text: str | None) -> int | None:
     if text is None:
         return None
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 1024):
-        raise line.error(f"slots={text}: not a number of processes", "say how many processes to run there, for example slots=8")
+        raise line.error(
+            f"slots={text}: not a number of processes", "say how many processes to run there, for example slots=8"
+        )
     return int(text)
 
 

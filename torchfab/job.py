@@ -1,6 +1,6 @@
 """The values that flow through torchfab: Node, Slot, Job, Facts, Process, NodePlan, Plan. All frozen, all pure.
 
-    flags + fabric.yaml -> Job -> inventory (Nodes, Slots) -> Facts -> launcher.plan() -> Plan -> runtime
+flags + fabric.yaml -> Job -> inventory (Nodes, Slots) -> Facts -> launcher.plan() -> Plan -> runtime
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def check_name(name: str) -> None:
     """Raise JobNameError if `name` cannot name a job."""
     if not NAME_PATTERN.fullmatch(name):
         raise JobNameError(
-            f"a job name has letters, digits, '-' and '_' only, at most 63, and begins with a letter or digit; got {name!r}",
+            f"a job name has at most 63 letters, digits, '-' and '_', and begins with a letter or digit; got {name!r}",
             "choose another --name",
         )
 
@@ -194,8 +194,8 @@ class Process:
     rank : int, optional
         Its rank, if it is a rank itself.
     rank_logs : str
-        Regular expression over paths relative to the process's folder: the log files of its ranks, with groups `rank`, or
-        `local_rank` and `attempt`.
+        Regular expression over paths relative to the process's folder: the log files of its ranks, with groups `rank`,
+        or `local_rank` and `attempt`.
     folders : tuple of str
         Folders to make in the process's folder before it starts.
     """

@@ -63,13 +63,14 @@ def surroundings(c: Any, root: Path) -> Surroundings:
     """Return the surroundings of a task's context."""
     config = c.config.torchfab
     kwargs = dict(c.config.connect_kwargs)
-    timeouts = ("prepare_timeout_s", "start_timeout_s", "answer_timeout_s")
     settings = Settings(
         ssh_config=os.path.abspath(path) if (path := c.config._runtime_ssh_path) else "",
         identities=tuple(os.path.abspath(path) for path in kwargs.get("key_filename", ())),
         connect_timeout_s=float(kwargs.get("timeout") or config.connect_timeout_s),
         fanout=int(config.fanout),
-        **{name: float(config[name]) for name in timeouts},
+        prepare_timeout_s=float(config.prepare_timeout_s),
+        start_timeout_s=float(config.start_timeout_s),
+        answer_timeout_s=float(config.answer_timeout_s),
     )
     return Surroundings(config, root, os.getcwd(), time.time(), random_source.token_hex(4), dict(os.environ), settings)
 
@@ -195,7 +196,7 @@ def _launch_claimed(
         facts = [prepared.facts[node.rank] for node in nodes]
         plan = launcher.plan(job, nodes, slots, facts)
         record = around.records.write(plan, tmux.NAME, around.now, around.settings)
-        with _interruptible_once():
+        with _InterruptibleOnce():
             tmux.start(plan, prepared, progress)
     except BaseException:
         prepared.close()
@@ -206,8 +207,8 @@ def _launch_claimed(
     return record
 
 
-class _interruptible_once:
-    """Within it the first Ctrl-C is an exception, later ones are ignored: the way back is bounded in time and must finish."""
+class _InterruptibleOnce:
+    """Within it the first Ctrl-C is an exception; later ones are ignored: the way back is bounded, and must finish."""
 
     def __enter__(self) -> None:
         self.before = signal.getsignal(signal.SIGINT)
@@ -230,10 +231,11 @@ def _announce(plan: Plan, seconds: float) -> None:
     say(f"next: fab logs --follow {name} | fab status {name} | fab attach {name} | fab stop {name}")
 
 
-def _dry_run(
-    launcher: ModuleType, job: Job, nodes: Sequence[Node], slots: Sequence[Slot], around: Surroundings
-) -> str:
-    notes = ["", "Pasted into bash, this launches the same job without torchfab (and without its supervisor and records)."]
+def _dry_run(launcher: ModuleType, job: Job, nodes: Sequence[Node], slots: Sequence[Slot], around: Surroundings) -> str:
+    notes = [
+        "",
+        "Pasted into bash, this launches the same job without torchfab (and without its supervisor and records).",
+    ]
     facts: Sequence[Facts] | None = launcher.assumed(job, nodes)
     if facts is not None:
         notes.append("The flags leave nothing to ask the nodes, so none was asked: GPUs are assumed where ranks are.")

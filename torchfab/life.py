@@ -1,4 +1,7 @@
-"""The life of a job, as commands: jobs, status, logs, wait, attach, stop. They ask the job's runtime, never its launcher."""
+"""The life of a job, as commands: jobs, status, logs, wait, attach, stop.
+
+They ask the job's runtime, never its launcher.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,9 @@ def find(job: str, around: Surroundings) -> Record:
 def columns(rows: Sequence[Sequence[str]]) -> str:
     """Return rows as text in columns, the last one as wide as it likes."""
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]) - 1)]
-    lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[-1]]) for row in rows]
+    lines = [
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in rows
+    ]
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -145,7 +150,9 @@ def remove(job: str, around: Surroundings) -> None:
     """
     record = around.records.get(job)
     if not ask_status(record).has_ended:
-        raise UsageError(f"job {record.name} has not ended, or not all of its nodes can be asked", f"fab stop {record.name}")
+        raise UsageError(
+            f"job {record.name} has not ended, or not all of its nodes can be asked", f"fab stop {record.name}"
+        )
     failed = runtimes.of(record.runtime).forget(record)
     if failed:
         raise HostsFailedError(f"the job's folder is still on {len(failed)} nodes; its record was kept", failed)
@@ -176,7 +183,7 @@ def log_request(rank: str, lines: str, grep: str, follow: bool) -> dict[str, Any
 
 
 def show_logs(record: Record, request: Mapping[str, Any], folding: bool) -> int:
-    """Print a job's logs; return its exit code when they were followed to its end, else 0, or 1 if a node was out of reach."""
+    """Print a job's logs; return its exit code if followed to its end, else 0, or 1 if a node was missing."""
     watch = Watch(record, Printer(folding))
     if not request["follow"]:
         return _show_past(watch, request)

@@ -1,4 +1,4 @@
-"""Log lines for people: rank and host before each, equal lines of many ranks folded into one, nothing that moves a cursor."""
+"""Log lines for people: rank and host before each, equal lines folded into one, nothing that moves a cursor."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ class FoldedLine:
 
 
 def clean(text: str) -> str:
-    """Return `text` without escape sequences and control characters: a log line must not steer the reader's terminal."""
+    """Return `text` without escape sequences and control characters: a log line must not steer a terminal."""
     return _CONTROLS.sub("", _ESCAPES.sub("", text)) if not text.isprintable() else text
 
 
 def fold_lines(lines: Iterable[Line], folding: bool = True) -> list[FoldedLine]:
     """Return lines for printing, equal ones of different ranks as one, where the first of them stood.
 
-    The n-th time that a rank writes a text is folded with the n-th time of the other ranks, so that nothing is swallowed.
-    Output of launchers (`agent`) and of ranks is not folded together.
+    The n-th time that a rank writes a text is folded with the n-th time of the other ranks, so that nothing is
+    swallowed. Output of launchers (`agent`) and of ranks is not folded together.
     """
     counts: dict[tuple[str, int | str, str], int] = {}
     groups: dict[tuple[object, ...], list[Line]] = {}
@@ -64,7 +64,7 @@ def _folded(group: Sequence[Line]) -> FoldedLine:
 
 
 def batches(lines: Sequence[Line], window_s: float = 1.0) -> Iterable[list[Line]]:
-    """Yield lines of the past in the order of time, those of each window together: within one, equal lines are folded."""
+    """Yield lines of the past in the order of time, those of each window together: there equal lines are folded."""
     batch: list[Line] = []
     for line in sorted(lines, key=lambda line: line.time):
         if batch and line.time - batch[0].time > window_s:

@@ -1,10 +1,10 @@
 """What was launched from this machine: one folder per job, by name, so that any later `fab` finds the job again.
 
-    jobs/<name>/            0700; making it claims the name
-        record.json         the job, where it runs, how its nodes are reached
-        plan.json           what runs on every node, without secret values
-        state.json          what was last seen of it
-        events.jsonl        what happened to it, a line each
+jobs/<name>/            0700; making it claims the name
+    record.json         the job, where it runs, how its nodes are reached
+    plan.json           what runs on every node, without secret values
+    state.json          what was last seen of it
+    events.jsonl        what happened to it, a line each
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from torchfab.errors import JobNameError, TorchfabError
-from torchfab.job import Job, Node, Plan, check_name
+from torchfab.job import Node, Plan, check_name
 from torchfab.ssh import Settings
 
 FORMAT = 1
@@ -166,7 +166,9 @@ class Records:
             _write(record.folder / "plan.json", plan_as_json(plan))
             _write(record.folder / "record.json", _as_json(record))
         except OSError as error:
-            raise TorchfabError(f"cannot write {record.folder}: {error.strerror}", "free space or rights there") from None
+            raise TorchfabError(
+                f"cannot write {record.folder}: {error.strerror}", "free space or rights there"
+            ) from None
         record.note("planned", nodes=len(record.nodes), world_size=record.world_size)
         return record
 
@@ -232,7 +234,13 @@ def plan_as_json(plan: Plan) -> list[dict[str, Any]]:
 def _as_json(record: Record) -> dict[str, Any]:
     values = {key: value for key, value in vars(record).items() if key != "folder"}
     nodes = [asdict(node) for node in record.nodes]
-    return {**values, "format": FORMAT, "nodes": nodes, "settings": asdict(record.settings), "chosen": dict(record.chosen)}
+    return {
+        **values,
+        "format": FORMAT,
+        "nodes": nodes,
+        "settings": asdict(record.settings),
+        "chosen": dict(record.chosen),
+    }
 
 
 def _from_json(folder: Path, values: dict[str, Any]) -> Record:

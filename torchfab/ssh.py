@@ -1,7 +1,7 @@
 """Sessions: one connection to a node, one interpreter on it, for all phases of a command.
 
-The only module that imports Fabric's connections. A session sends the program of `torchfab.bundle` over the connection's
-stdin to `python3 -I -S`, then asks it in JSON. `localhost` goes the same way through a local process.
+The only module that imports Fabric's connections. A session sends the program of `torchfab.bundle` over the
+connection's stdin to `python3 -I -S`, then asks it in JSON. `localhost` goes the same way through a local process.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ def open_session(node: Node, connection: Any, settings: Settings) -> Session:
     except HostError:
         raise
     except Exception as error:
-        raise explain(error, node, connection, settings) from error
+        raise explain(error, connection, settings) from error
 
 
 # ---- localhost
@@ -215,7 +215,9 @@ class _LocalPipe:
             env=env,
             start_new_session=True,  # Ctrl-C in this terminal is for us alone
         )
-        assert self.process.stdin and self.process.stdout and self.process.stderr
+        assert self.process.stdin
+        assert self.process.stdout
+        assert self.process.stderr
         self.stdin, self.stdout, self.stderr = self.process.stdin, self.process.stdout, self.process.stderr
 
     def write(self, data: bytes) -> None:
@@ -315,7 +317,7 @@ def _connection(node: Node, config: Any, settings: Settings) -> Any:
     from torchfab import hostkeys
 
     timeout_s = settings.connect_timeout_s
-    kwargs: dict[str, Any] = {name: timeout_s for name in ("banner_timeout", "auth_timeout", "channel_timeout")}
+    kwargs: dict[str, Any] = dict.fromkeys(("banner_timeout", "auth_timeout", "channel_timeout"), timeout_s)
     if settings.identities:
         kwargs["key_filename"] = list(settings.identities)
     connection = Connection(
@@ -330,7 +332,7 @@ def _connection(node: Node, config: Any, settings: Settings) -> Any:
     return connection
 
 
-def explain(error: Exception, node: Node, connection: Any, settings: Settings) -> HostError:
+def explain(error: Exception, connection: Any, settings: Settings) -> HostError:
     """Return what went wrong with a connection, in plain words, with its fix."""
     if connection is None:
         return HostError(f"cannot start python here: {error}")
@@ -342,9 +344,7 @@ def explain(error: Exception, node: Node, connection: Any, settings: Settings) -
     where = f"{host} port {port}"
     keyscan = f"ssh-keyscan -p {port} {host} >> ~/.ssh/known_hosts"
     if isinstance(error, UnknownHostKey):
-        return HostError(
-            f"its host key is not known ({error.fingerprint})", f"if that is the key of {host}: {keyscan}"
-        )
+        return HostError(f"its host key is not known ({error.fingerprint})", f"if that is the key of {host}: {keyscan}")
     if isinstance(error, paramiko.BadHostKeyException):
         name = host if port == 22 else f"[{host}]:{port}"
         return HostError(
@@ -364,7 +364,9 @@ def explain(error: Exception, node: Node, connection: Any, settings: Settings) -
 def _explain_network(error: Exception, where: str, settings: Settings) -> HostError:
     causes = list(getattr(error, "errors", {}).values()) or [error]
     if any(isinstance(cause, socket.gaierror) for cause in causes):
-        return HostError(f"the name does not resolve ({where})", "check the hosts file, or give HostName in your ssh config")
+        return HostError(
+            f"the name does not resolve ({where})", "check the hosts file, or give HostName in your ssh config"
+        )
     if any(isinstance(cause, ConnectionRefusedError) for cause in causes):
         return HostError(f"{where} refused the connection", "check that sshd runs there, and on which port")
     if any(isinstance(cause, TimeoutError) for cause in causes) or "timeout" in str(error).lower():

@@ -63,8 +63,8 @@ class Watch:
     printer : Printer
         Where its log lines go.
     failure_grace_s : float, optional
-        When too many nodes have failed: how long the others get to end by themselves, before they are stopped. None: they
-        are left alone.
+        When too many nodes have failed: how long the others get to end by themselves, before they are stopped. None:
+        they are left alone.
     """
 
     record: Record
@@ -117,7 +117,9 @@ class Watch:
         now = time.monotonic()
         if self.failed_at is None:
             self.failed_at = now
-            tell(f"{self.record.name}: {describe_failure(known)}; the other nodes get {self.failure_grace_s:g} s to end")
+            tell(
+                f"{self.record.name}: {describe_failure(known)}; the other nodes get {self.failure_grace_s:g} s to end"
+            )
         if now - self.failed_at > self.failure_grace_s:
             self.stopped = True
             self._stop_rest(stop)

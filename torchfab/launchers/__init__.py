@@ -52,7 +52,7 @@ def master_address(job: Job, nodes: Sequence[Node]) -> str:
 
 
 def assumed_facts(job: Job, nodes: Sequence[Node], gpus: Sequence[int]) -> tuple[Facts, ...]:
-    """Return the facts of a dry run that connects nowhere: what the flags say, and the folders that follow from them."""
+    """Return the facts of a dry run that connects nowhere: what the flags say, and the folders that follow."""
     port = job.port or None
     return tuple(
         Facts(folder=assumed_folder(job, node), gpus=count, port=port if node.rank == 0 else None)

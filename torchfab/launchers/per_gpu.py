@@ -1,6 +1,7 @@
 """python once per line of `gpus`. To change what a launch does, change `rank_env` and the argv in `_process`.
 
-The tutorial's one-liner was `cat -n gpus | xargs -n2 bash -c 'ssh $1 tmux new-session -d -e RANK=$(($0 - 1)) ... python train_llm.py'`.
+The tutorial's one-liner was `cat -n gpus | xargs -n2 bash -c 'ssh $1 tmux new-session -d -e RANK=$(($0 - 1)) ... python
+train_llm.py'`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """torchrun once per line of `hosts`. To change what a launch does, change `torchrun_argv`.
 
-The tutorial's one-liner was `xargs -a hosts -I{} ssh {} tmux new-session -d ... torchrun --rdzv-endpoint $(head -n1 hosts):5001 ...`.
+The tutorial's one-liner was `xargs -a hosts -I{} ssh {} tmux new-session -d ... torchrun --rdzv-endpoint $(head -n1
+hosts):5001 ...`.
 """
 
 from __future__ import annotations
@@ -109,7 +110,10 @@ def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence
     master, port = master_address(job, nodes), facts[0].port or job.port
     least, most = _bounds(job, nodes)
     counts = [ranks_on(job, node, fact) for node, fact in zip(nodes, facts, strict=True)]
-    argvs = [torchrun_argv(job, node, fact, n, (least, most), master, port) for node, fact, n in zip(nodes, facts, counts)]
+    argvs = [
+        torchrun_argv(job, node, fact, n, (least, most), master, port)
+        for node, fact, n in zip(nodes, facts, counts, strict=True)
+    ]
     node_plans = tuple(
         NodePlan(node, fact.folder, (_agent(job, node, fact, count, argv),))
         for node, fact, count, argv in zip(nodes, facts, counts, argvs, strict=True)
@@ -137,11 +141,20 @@ def torchrun_argv(
 
 
 def _rendezvous(job: Job, node: Node, master: str, port: int) -> tuple[str, ...]:
-    # Who hosts the c10d store is said, or torchrun guesses it by comparing host names; and each node says by which address
-    # it is reached, or torchrun offers socket.getfqdn(), which on Debian resolves to 127.0.1.1.
+    # Who hosts the c10d store is said, or torchrun guesses it by comparing host names; and each node says by which
+    # address it is reached, or torchrun offers socket.getfqdn(), which on Debian resolves to 127.0.1.1.
     local = node.address or (master if node.rank == 0 else node.host)
     if job.options["rdzv_backend"] == "static":
-        return ("--rdzv-backend", "static", "--master-addr", master, "--master-port", str(port), "--node-rank", str(node.rank))
+        return (
+            "--rdzv-backend",
+            "static",
+            "--master-addr",
+            master,
+            "--master-port",
+            str(port),
+            "--node-rank",
+            str(node.rank),
+        )
     timeout = job.options["rdzv_timeout_s"]
     conf = f"is_host={int(node.rank == 0)},join_timeout={timeout},read_timeout={timeout}"
     endpoint = f"[{master}]:{port}" if ":" in master else f"{master}:{port}"

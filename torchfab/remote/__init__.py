@@ -1,7 +1,7 @@
 """What runs on a node: standard library only, Python 3.9 or newer, nothing installed.
 
-These modules are sent over the connection's standard input as one source text (see `torchfab.bundle`), and the same text
-is written into the job's folder on the node, where the supervisors run it. They import each other and the standard
+These modules are sent over the connection's standard input as one source text (see `torchfab.bundle`), and the same
+text is written into the job's folder on the node, where the supervisors run it. They import each other and the standard
 library only, and import `typing` never at run time: a node pays for every module in milliseconds and megabytes.
 
     files        atomic JSON files, the job's folder: the only names of files that are written on a node

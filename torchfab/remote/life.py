@@ -18,8 +18,8 @@ _TAIL_BYTES = 16 * 1024
 def status(folder: str, job_id: str, node_rank: int) -> dict[str, Any]:
     """Return how the job is on this node: one entry per process, each with its ranks, and the last log line.
 
-    The state of a process is `starting`, `running`, `succeeded`, `failed`, `stopped` (it ended after somebody asked the job
-    to stop) or `lost` (it ended, or its machine restarted, and nobody was left to write down how).
+    The state of a process is `starting`, `running`, `succeeded`, `failed`, `stopped` (it ended after somebody asked the
+    job to stop) or `lost` (it ended, or its machine restarted, and nobody was left to write down how).
     """
     stop = files.read_json(os.path.join(folder, files.STOP))
     entries = [_process_status(os.path.join(folder, name), name, stop) for name in files.processes(folder)]
@@ -68,9 +68,7 @@ def _own_rank(spec: dict[str, Any], started: dict[str, Any], ended: dict[str, An
     return [{**rank, "start_time": started["start_time"], "started": started["time"], **end}]
 
 
-def _state(
-    started: dict[str, Any], ended: dict[str, Any] | None, stop: dict[str, Any] | None
-) -> tuple[str, str]:
+def _state(started: dict[str, Any], ended: dict[str, Any] | None, stop: dict[str, Any] | None) -> tuple[str, str]:
     if ended and ended.get("error"):
         return "failed", ended["error"]
     if ended and not (ended.get("cleaning") and _supervised(started)):
@@ -117,8 +115,8 @@ def tail(path: str) -> str:
 def reported_failures(path: str) -> list[dict[str, int]]:
     """Return the ranks that torchrun's own report, at the end of its output, names as failed, the root cause first.
 
-    Its blocks read `rank : 3 (local_rank: 1)` and, two lines later, `exitcode : 7 (pid: 4711)`. They are the fall-back for a
-    rank that lived too short to be seen in /proc.
+    Its blocks read `rank : 3 (local_rank: 1)` and, two lines later, `exitcode : 7 (pid: 4711)`. They are the fall-back
+    for a rank that lived too short to be seen in /proc.
     """
     failures: list[dict[str, int]] = []
     root: list[dict[str, int]] = []
@@ -144,8 +142,8 @@ def stop(folder: str, job_id: str, node_rank: int, session: str, grace_s: float)
     Returns
     -------
     dict
-        `asked`: how many processes were asked to end, `killed`: those that had to be killed, described, `left`: those that
-        run nevertheless (an empty list is the proof), `seconds`: how long it took.
+        `asked`: how many processes were asked to end, `killed`: those that had to be killed, described, `left`: those
+        that run nevertheless (an empty list is the proof), `seconds`: how long it took.
     """
     begun = time.time()
     found = procfs.job_processes(job_id, node_rank)

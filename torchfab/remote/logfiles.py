@@ -43,7 +43,7 @@ class LogFile:
         self.full_path = os.path.join(folder, path)
 
     def label(self, ranks: list[dict[str, Any]]) -> int | str:
-        """Return the rank that wrote the file, `agent` for the launcher's own output, or `local N` while it is not known."""
+        """Return the rank that wrote the file, `agent` for the launcher itself, `local N` while it is not known."""
         if self.rank is not None:
             return self.rank
         if self.local_rank is None:
@@ -57,8 +57,8 @@ class LogFile:
 def find(folder: str, spec: dict[str, Any]) -> list[LogFile]:
     """Return the log files that a process has so far, its own output first.
 
-    `spec["rank"]` is the rank of a process that is a rank itself; `spec["rank_logs"]` is a regular expression over paths
-    relative to the folder, with groups `rank`, or `local_rank` and `attempt`.
+    `spec["rank"]` is the rank of a process that is a rank itself; `spec["rank_logs"]` is a regular expression over
+    paths relative to the folder, with groups `rank`, or `local_rank` and `attempt`.
     """
     found = [LogFile(folder, files.OUTPUT, rank=spec.get("rank"))]
     pattern = re.compile(spec["rank_logs"]) if spec.get("rank_logs") else None
@@ -88,8 +88,8 @@ def size(path: str) -> int:
 class Timeline:
     """When each log file of a process had grown to which size, as the supervisor saw it.
 
-    One line a growth: seconds since the epoch, size in bytes, path. At most one per file and second, and only where the file
-    grew: less than the log itself in the worst case.
+    One line a growth: seconds since the epoch, size in bytes, path. At most one per file and second, and only where the
+    file grew: less than the log itself in the worst case.
     """
 
     STEP_S = 1.0

@@ -1,6 +1,7 @@
 """Reading the logs of a job on a node: the past in the order of time, then what comes, until the job has ended here.
 
-A line is `[label, time, text]`: the rank (or `agent`, or `local N`), seconds since the epoch, and the text without its end.
+A line is `[label, time, text]`: the rank (or `agent`, or `local N`), seconds since the epoch, and the text without its
+end.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ class Reader:
     folder : str
         The job's folder on this node.
     request : dict
-        `lines` (how many of the last lines of each file; None for all), `ranks` (labels to keep; None for all), `grep` (a
-        regular expression that a line must match; None for all).
+        `lines` (how many of the last lines of each file; None for all), `ranks` (labels to keep; None for all), `grep`
+        (a regular expression that a line must match; None for all).
     """
 
     def __init__(self, folder: str, request: dict[str, Any]) -> None:
@@ -96,7 +97,7 @@ class Reader:
         return time.monotonic() - since > _PATIENCE_S
 
     def _complete_lines(self, path: str, start: int, end: int, final: bool) -> Iterator[tuple[int, str]]:
-        """Yield the offset behind each line between two offsets, and its text; move the file's offset behind the last."""
+        """Yield the offset behind each line between two offsets, and its text; note how far the file is read."""
         for offset, text in read_lines(path, start, end, final):
             self.offsets[path] = offset
             if self.grep is None or self.grep.search(text):
@@ -107,8 +108,8 @@ class Reader:
 def read_lines(path: str, start: int, end: int, final: bool) -> Iterator[tuple[int, str]]:
     """Yield each line between two offsets of a file, with the offset behind it.
 
-    Of a line that was overwritten with carriage returns (a progress bar) the last state is kept. A line of more than 64 KiB
-    is cut into pieces. A last line without its end is yielded only if `final`, or if it is that long.
+    Of a line that was overwritten with carriage returns (a progress bar) the last state is kept. A line of more than 64
+    KiB is cut into pieces. A last line without its end is yielded only if `final`, or if it is that long.
     """
     try:
         file = open(path, "rb")
@@ -158,7 +159,12 @@ def _start_of_last(path: str, end: int, lines: int) -> int:
 
 
 def stream(
-    folder: str, job_id: str, node_rank: int, request: dict[str, Any], send: Callable[[Any], None], gone: Callable[[], bool]
+    folder: str,
+    job_id: str,
+    node_rank: int,
+    request: dict[str, Any],
+    send: Callable[[Any], None],
+    gone: Callable[[], bool],
 ) -> None:
     """Send the logs in frames: `{"lines": [...], "offsets": {...}}`, and at the end `{"end": status}`.
 
@@ -189,4 +195,3 @@ def _send_lines(reader: Reader, lines: list[Line], send: Callable[[Any], None]) 
         send({"lines": lines[start : start + _FRAME_LINES]})
     if lines:
         send({"offsets": reader.offsets})
-

@@ -1,7 +1,7 @@
 """Phase one on a node: tell the facts, check everything, make the job's folder, hold the port. Starts nothing.
 
-Every check appends a problem (what is wrong, how to fix it) instead of stopping at the first, so that the user mends a node
-once, not five times.
+Every check appends a problem (what is wrong, how to fix it) instead of stopping at the first, so that the user mends a
+node once, not five times.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from typing import Any
 
 PYTHON_TIMEOUT_S = 20
-# What the training interpreter is asked: its version, and which of the wanted modules it cannot find (found, not imported:
-# importing torch takes seconds).
+# What the training interpreter is asked: its version, and which of the wanted modules it cannot find (found, not
+# imported: importing torch takes seconds).
 _ASK_PYTHON = """
 import sys, importlib.util as u
 def missing(name):
     try: return u.find_spec(name) is None
     except ImportError: return True
-print("%d.%d.%d" % sys.version_info[:3], *[name for name in sys.argv[1:] if missing(name)])
+print(".".join(map(str, sys.version_info[:3])), *[name for name in sys.argv[1:] if missing(name)])
 """
 
 
@@ -39,9 +39,9 @@ class Preparation:
     Parameters
     ----------
     request : dict
-        `job_id`, `session`, `node_rank`, `node_dir`, `workdir`, `python`, `script` (a path or None), `modules` to be found by
-        `python`, `master_addr` (or None), `port` (None when another node holds it, 0 for a free one), `write` (False for a
-        dry run, which makes nothing).
+        `job_id`, `session`, `node_rank`, `node_dir`, `workdir`, `python`, `script` (a path or None), `modules` to be
+        found by `python`, `master_addr` (or None), `port` (None when another node holds it, 0 for a free one), `write`
+        (False for a dry run, which makes nothing).
     """
 
     def __init__(self, request: dict[str, Any]) -> None:
@@ -94,12 +94,14 @@ class Preparation:
         argv = [python, "-c", _ASK_PYTHON, *self.request["modules"]]
         cwd = self.request["workdir"] if os.path.isdir(self.request["workdir"]) else None
         try:
-            done = subprocess.run(argv, capture_output=True, text=True, timeout=PYTHON_TIMEOUT_S, cwd=cwd)
+            done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=PYTHON_TIMEOUT_S, cwd=cwd)
         except FileNotFoundError:
             self._problem(f"there is no {python}", "give an interpreter that exists on every node with --python")
             return ""
         except (OSError, subprocess.TimeoutExpired) as error:
-            self._problem(f"{python} does not run: {error}", "give an interpreter that works on every node with --python")
+            self._problem(
+                f"{python} does not run: {error}", "give an interpreter that works on every node with --python"
+            )
             return ""
         return self._python_answer(done.returncode, done.stdout.split(), done.stderr)
 
@@ -107,7 +109,9 @@ class Preparation:
         python = self.request["python"]
         if code or not words:
             tail = stderr.strip().splitlines()[-1:] or [f"it ended with {code}"]
-            self._problem(f"{python} does not run: {tail[0]}", "give an interpreter that works on every node with --python")
+            self._problem(
+                f"{python} does not run: {tail[0]}", "give an interpreter that works on every node with --python"
+            )
             return ""
         for name in words[1:]:
             self._problem(f"{python} has no module {name}", f"install it there: {python} -m pip install {name}")
@@ -242,13 +246,13 @@ def machine_facts() -> dict[str, Any]:
         "hostname": socket.gethostname(),
         "gpus": count_gpus(),
         "cpus": len(os.sched_getaffinity(0)),
-        "agent_python": "%d.%d.%d" % sys.version_info[:3],
+        "agent_python": ".".join(map(str, sys.version_info[:3])),
         "time": time.time(),
     }
 
 
 def count_gpus() -> int:
-    """Return how many GPUs a process of this user would see: CUDA_VISIBLE_DEVICES if set, else those the drivers list."""
+    """Return how many GPUs a process would see: CUDA_VISIBLE_DEVICES if set, else those the drivers list."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])

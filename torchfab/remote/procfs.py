@@ -1,7 +1,7 @@
 """/proc, read for what a supervisor must know: who descends from whom, and who carries a job's id.
 
-A process is named by its pid and its start time (`man 5 proc`, field 22 of stat), so that a reused pid is never mistaken
-for the process that had it before.
+A process is named by its pid and its start time (`man 5 proc`, field 22 of stat), so that a reused pid is never
+mistaken for the process that had it before.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The ranks below a process of the job, found in /proc: whichever launcher started them, nothing is assumed.
 
-A rank is the topmost process that has RANK in its environment (its data loaders have it too, below it). A pidfd tells when
-it ends, to the millisecond, and its exit code is read while its parent has not reaped it yet: the launchers above it report
-1 whatever the code was.
+A rank is the topmost process that has RANK in its environment (its data loaders have it too, below it). A pidfd tells
+when it ends, to the millisecond, and its exit code is read while its parent has not reaped it yet: the launchers above
+it report 1 whatever the code was.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class RankWatch:
     def look(self) -> bool:
         """Find ranks that are new; return whether there were any."""
         known = {(rank["pid"], rank["start_time"]) for rank in self.ranks}
-        # The first look at a process that has just forked may still see its parent's environment: the next one will not.
+        # The first look at a process that has just forked may still see its parent's environment: the next one will
+        # not.
         found = procfs.find_below(self.root, lambda pid: "RANK" in procfs.environment(pid))
         new = [pid for pid in found if (pid, procfs.start_time(pid)) not in known]
         for pid in new:

@@ -24,8 +24,8 @@ def start(folder: str, request: dict[str, Any]) -> dict[str, Any]:
     folder : str
         The job's folder on this node, made in phase one.
     request : dict
-        `session`, `grace_s`, `start_timeout_s` and `processes`: dicts with `name`, `argv`, `env`, `secrets`, `cwd`, `rank`,
-        `rank_logs`.
+        `session`, `grace_s`, `start_timeout_s` and `processes`: dicts with `name`, `argv`, `env`, `secrets`, `cwd`,
+        `rank`, `rank_logs`.
     """
     base = {name: value for name, value in os.environ.items() if name not in _LOCAL_TO_TMUX}
     for process in request["processes"]:

@@ -3,10 +3,12 @@
 It runs in a tmux window, without the standard library's site module, and does four things:
 
 1. it starts the process, in a session of its own, with exactly the environment of its spec;
-2. it is the subreaper (prctl(2), PR_SET_CHILD_SUBREAPER) of all that descends from the process: whatever double-forks or
+2. it is the subreaper (prctl(2), PR_SET_CHILD_SUBREAPER) of all that descends from the process: whatever double-forks
+or
    leaves its session comes back to it, and when the process has ended nothing of it is left running;
 3. it writes the start, the ranks, and the end (code, signal, time) to disk, atomically;
-4. it passes signals on, and shows in its window what the process writes to its log files. The process writes to those files
+4. it passes signals on, and shows in its window what the process writes to its log files. The process writes to those
+files
    itself: neither a viewer nor the death of this supervisor can block it.
 """
 
@@ -87,7 +89,7 @@ class Supervisor:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=_end_with_parent,
+                preexec_fn=_end_with_parent,  # noqa: PLW1509  # there is one thread
             )
         finally:
             os.close(log)
@@ -157,7 +159,8 @@ class Supervisor:
                 self._pass_on(signal.Signals(number))
 
     def _lost_its_tmux(self) -> bool:
-        # The window was closed by somebody: that is meant. The whole server died: the training goes on without a window.
+        # The window was closed by somebody: that is meant. The whole server died: the training goes on without a
+        # window.
         time.sleep(0.2)
         return not tmux.server_is_alive()
 
@@ -207,7 +210,12 @@ class Supervisor:
 
     def _write_exit(self, code: int | None, **more: Any) -> None:
         signal_name = signal.Signals(-code).name if code is not None and code < 0 else None
-        record = {"code": code, "signal": signal_name, "time": self.exited or time.time(), "asked": self.asked}
+        record: dict[str, Any] = {
+            "code": code,
+            "signal": signal_name,
+            "time": self.exited or time.time(),
+            "asked": self.asked,
+        }
         record.update(killed=list(self.killed.values()), **more)
         try:
             files.write_json(self._path(files.EXIT), record)

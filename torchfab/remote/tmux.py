@@ -1,8 +1,8 @@
 """The private tmux server of torchfab on a node (`tmux -L torchfab`): one session per job and node.
 
-Only words that are safe by construction reach tmux: session and window names of letters, digits, `-` and `_`, and the path
-of `node.py`. Everything else (argv, environment, working directory) is in files, so that tmux's limit of 16 KB, its format
-expansion (`#{...}`) and its reading of a trailing `;` never meet a user's text.
+Only words that are safe by construction reach tmux: session and window names of letters, digits, `-` and `_`, and the
+path of `node.py`. Everything else (argv, environment, working directory) is in files, so that tmux's limit of 16 KB,
+its format expansion (`#{...}`) and its reading of a trailing `;` never meet a user's text.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ _LEAVING = ("server exited unexpectedly", "lost server", "no server running", "e
 
 def run(*words: str) -> tuple[int, str]:
     """Run one tmux command; return its exit code and what it printed."""
-    done = subprocess.run([*SERVER, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    done = subprocess.run(
+        [*SERVER, *words], check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
+    )
     return done.returncode, (done.stdout + done.stderr).strip()
 
 
 def version() -> tuple[int, int] | None:
     """Return the version of tmux; None when it is not installed; (99, 0) for a development build without a number."""
     try:
-        text = subprocess.run(["tmux", "-V"], capture_output=True, text=True).stdout
+        text = subprocess.run(["tmux", "-V"], check=False, capture_output=True, text=True).stdout
     except OSError:
         return None
     match = re.search(r"(\d+)\.(\d+)", text)

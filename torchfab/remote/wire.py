@@ -1,8 +1,8 @@
 """The conversation with the launch machine: one JSON request a line in, JSON answers out, over stdin and stdout.
 
 An answer is framed as `\x1e<length>\n<JSON>`, so that what a login shell prints before us is told apart from it. One
-interpreter serves all phases of a command: what phase one made, phase two finds in memory. When the launch machine hangs up
-before it said `keep`, what was prepared, and what was started, is taken back.
+interpreter serves all phases of a command: what phase one made, phase two finds in memory. When the launch machine
+hangs up before it said `keep`, what was prepared, and what was started, is taken back.
 """
 
 from __future__ import annotations
@@ -119,9 +119,7 @@ class Conversation:
         """Stream the job's logs."""
         from torchfab.remote.logs import stream
 
-        stream(
-            self._folder(request), request["job_id"], request["node_rank"], request, self.send, self.hung_up
-        )
+        stream(self._folder(request), request["job_id"], request["node_rank"], request, self.send, self.hung_up)
         return {}
 
     def on_forget(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""The tmux runtime: processes live in the private tmux server of each node, reached over SSH or, for `localhost`, directly."""
+"""The tmux runtime: processes live in the private tmux server of each node.
+
+A node is reached over SSH or, for `localhost`, through a local process.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,9 @@ class Prepared:
 # ---- phase one
 
 
-def prepare(job: Job, nodes: Sequence[Node], needs: Needs, settings: Settings, write: bool, progress: Progress) -> Prepared:
+def prepare(
+    job: Job, nodes: Sequence[Node], needs: Needs, settings: Settings, write: bool, progress: Progress
+) -> Prepared:
     """Connect to every node, ask its facts, check it, and make the job's folder there. Nothing is started.
 
     Parameters
@@ -223,7 +228,7 @@ def _roll_back(plan: Plan, prepared: Prepared) -> str:
 def _ask_all(
     record: Record, request: Mapping[str, Any], timeout_s: float, nodes: Sequence[Node] | None = None
 ) -> Iterator[tuple[Node, Any]]:
-    """Ask every node of a job the same; yield each node with its answer, with when it was asked and answered, or an error."""
+    """Ask every node the same; yield each with its answer and when it was asked and answered, or with an error."""
     nodes = record.nodes if nodes is None else nodes
     opened = connections(nodes, record.settings)
 
