@@ -68,7 +68,13 @@ def _run_script(plan: Plan, each: NodePlan, process: Process) -> Iterable[str]:
     yield f"cd {shlex.quote(plan.job.workdir)} || exit"
     yield from (f"export {name}={shlex.quote(value)}" for name, value in process.env.items())
     log = shlex.quote(_path(each, process, "output.log"))
-    yield f"exec {shlex.join(process.argv)} > >(tee -a {log}) 2>&1 < /dev/null"
+    yield f"exec {_in_lines(process.argv)} > >(tee -a {log}) 2>&1 < /dev/null"
+
+
+def _in_lines(argv: Sequence[str]) -> str:
+    """Return a command as shell with a line for each of its options."""
+    words = [shlex.quote(word) for word in argv]
+    return " ".join(f"\\\n  {word}" if word.startswith("--") else word for word in words)
 
 
 def _path(each: NodePlan, process: Process, name: str) -> str:

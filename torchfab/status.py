@@ -38,6 +38,8 @@ class NodeStatus:
         How much its clock is ahead of ours.
     left : tuple of str
         Processes that run though nobody supervises them.
+    stop_asked : float, optional
+        When it was asked to stop the job, by its own clock.
     """
 
     node: Node
@@ -47,6 +49,7 @@ class NodeStatus:
     now: float = 0.0
     skew_s: float = 0.0
     left: tuple[str, ...] = ()
+    stop_asked: float | None = None
 
     @property
     def has_ended(self) -> bool:
@@ -77,6 +80,13 @@ class Failure:
     host: str
     rank: int | None
     code: int
+    reason: str = ""
+
+    def __str__(self) -> str:
+        if self.reason:
+            return f"{self.host} failed first ({self.reason})"
+        who = f"rank {self.rank}" if self.rank is not None else "the process"
+        return f"{who} on {self.host} failed first ({code_words(self.code)})"
 
     @property
     def exit_code(self) -> int:
@@ -116,11 +126,18 @@ class JobStatus:
         states = {node.state for node in self.nodes}
         if self.has_ended and not self.has_failed:
             return "succeeded"
-        if "stopped" in states and self.has_ended:
+        if self.has_failed and self.was_stopped:
             return "stopped"
         if self.has_failed:
             return "lost" if states & {"lost"} and not states & {"failed"} else "failed"
         return next(state for state in ("unreachable", "starting", "running", "succeeded") if state in states)
+
+    @property
+    def was_stopped(self) -> bool:
+        """Whether it was asked to stop before anything of it failed: what fails then is a consequence."""
+        asked = [node.stop_asked - node.skew_s for node in self.nodes if node.stop_asked is not None]
+        first = self.first_failure
+        return bool(asked) and (first is None or min(asked) <= first.time)
 
     @property
     def first_failure(self) -> Failure | None:
@@ -149,10 +166,12 @@ def failures_of(node: NodeStatus) -> list[Failure]:
         host, skew = node.node.label, node.skew_s
         ranks = [rank for rank in process["ranks"] if rank["ended"] and rank["code"]]
         ends = [Failure(rank["ended"] - skew, host, rank["rank"], rank["code"]) for rank in ranks]
-        ended = (process["ended"] or node.now) - skew
+        # Of a lost process nobody wrote down the end: its last log line is the last sign of life.
+        last_sign = (process["last_line"] or {"time": process["started"]})["time"]
+        ended = (process["ended"] or last_sign or node.now) - skew
         if not ends:
             ends = [Failure(ended, host, each["rank"], each["code"]) for each in process["reported"][:1]]
-        found += ends or [Failure(ended, host, None, process["code"] or 1)]
+        found += ends or [Failure(ended, host, None, process["code"] or 1, process["reason"])]
     return found
 
 
@@ -166,13 +185,13 @@ def from_answer(node: Node, answer: Mapping[str, Any], asked: float, answered: f
     """
     processes = tuple(answer["processes"])
     skew = answer["now"] - (asked + answered) / 2
-    left = tuple(answer.get("left", ()))
+    left, stop_asked = tuple(answer.get("left", ())), answer["stop_asked"]
     if not answer["exists"]:
         return NodeStatus(node, "lost", "the job's folder is gone from the node", (), answer["now"], skew)
     states = [process["state"] for process in processes] or ["starting"]
     state = next(each for each in _WORST_FIRST if each in states)
     reasons = [process["reason"] for process in processes if process["reason"]]
-    return NodeStatus(node, state, reasons[0] if reasons else "", processes, answer["now"], skew, left)
+    return NodeStatus(node, state, reasons[0] if reasons else "", processes, answer["now"], skew, left, stop_asked)
 
 
 # ---- for people

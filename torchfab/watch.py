@@ -18,6 +18,7 @@ from torchfab.records import Record
 NO_LINES: Mapping[str, Any] = {"follow": True, "lines": 0, "ranks": [], "grep": None}
 _LIVE_WINDOW_S = 0.25
 _PAST_PATIENCE_S = 3.0
+_NEWS_S = 1.0  # nodes that end together are not told apart
 
 
 @dataclass
@@ -73,6 +74,7 @@ class Watch:
     ended: dict[int, status.NodeStatus] = field(default_factory=dict)
     lost: dict[int, float] = field(default_factory=dict)
     failed_at: float | None = None
+    told: bool = False
     stopped: bool = False
 
     def run(self, request: Mapping[str, Any], nodes: Sequence[Node] | None = None) -> status.JobStatus:
@@ -112,15 +114,16 @@ class Watch:
         if self.failure_grace_s is None or self.stopped:
             return
         known = self.status()
-        if not known.has_failed or known.has_ended:
+        if not known.has_failed or known.has_ended or known.was_stopped:
             return
-        now = time.monotonic()
-        if self.failed_at is None:
-            self.failed_at = now
+        self.failed_at = self.failed_at or time.monotonic()
+        waited = time.monotonic() - self.failed_at
+        if waited > _NEWS_S and not self.told:
+            self.told = True
             tell(
                 f"{self.record.name}: {describe_failure(known)}; the other nodes get {self.failure_grace_s:g} s to end"
             )
-        if now - self.failed_at > self.failure_grace_s:
+        if waited > self.failure_grace_s:
             self.stopped = True
             self._stop_rest(stop)
 
@@ -136,8 +139,4 @@ class Watch:
 def describe_failure(job: status.JobStatus) -> str:
     """Return in words what failed first."""
     first = job.first_failure
-    if first is None:
-        states = {node.state for node in job.nodes}
-        return "its end is not known" if "lost" in states else job.state
-    who = f"rank {first.rank}" if first.rank is not None else "the process"
-    return f"{who} on {first.host} failed first ({status.code_words(first.code)})"
+    return str(first) if first else f"job is {job.state}"

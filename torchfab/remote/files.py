@@ -39,13 +39,16 @@ def make_private(folder: str) -> None:
     parent = os.path.dirname(folder)
     if not os.path.isdir(parent):
         make_private(parent)
-    if not os.path.isdir(folder):
+    try:
         os.mkdir(folder, 0o700)
+    except FileExistsError:  # from before, or made by another node of a shared file system just now
+        pass
 
 
 def write_text(path: str, text: str) -> None:
     """Write `text` so that a reader sees the old file or the whole new one, also after a power cut; mode 0600."""
-    beside = f"{path}.{os.getpid()}.new"
+    # Nodes that share a file system can have equal pids.
+    beside = f"{path}.{os.urandom(4).hex()}.new"
     handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape") as file:
         file.write(text)

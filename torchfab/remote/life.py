@@ -24,6 +24,7 @@ def status(folder: str, job_id: str, node_rank: int) -> dict[str, Any]:
     stop = files.read_json(os.path.join(folder, files.STOP))
     entries = [_process_status(os.path.join(folder, name), name, stop) for name in files.processes(folder)]
     answer: dict[str, Any] = {"processes": entries, "now": time.time(), "exists": os.path.isdir(folder)}
+    answer["stop_asked"] = stop["time"] if stop else None
     if any(entry["state"] == "lost" for entry in entries):
         answer["left"] = [procfs.describe(pid) for pid in procfs.job_processes(job_id, node_rank)]
     return answer

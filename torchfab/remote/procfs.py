@@ -115,7 +115,7 @@ def job_processes(job_id: str, node_rank: int) -> list[int]:
     mine = os.getpid()
     marked = [pid for pid in all_pids() if pid != mine and _carries(pid, job_id, node_rank)]
     both = dict.fromkeys(marked + descendants(marked))
-    return [pid for pid in both if pid != mine and _is_running(pid)]
+    return [pid for pid in both if pid != mine and is_running(pid)]
 
 
 def _carries(pid: int, job_id: str, node_rank: int) -> bool:
@@ -124,12 +124,18 @@ def _carries(pid: int, job_id: str, node_rank: int) -> bool:
 
 
 def running_program(path: str) -> list[int]:
-    """Return the processes that have `path` as a word of their command line."""
-    word = b"\0" + os.fsencode(path) + b"\0"
-    return [pid for pid in all_pids() if word in _read(f"/proc/{pid}/cmdline") and _is_running(pid)]
+    """Return the processes of `python -I -S <path>`.
+
+    The words are compared in their places: the tmux server keeps the command line of the client that began it, and that
+    ends with the command of the first supervisor.
+    """
+    words = [b"-I", b"-S", os.fsencode(path)]
+    found = [pid for pid in all_pids() if _read(f"/proc/{pid}/cmdline").split(b"\0")[1:4] == words]
+    return [pid for pid in found if is_running(pid)]
 
 
-def _is_running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Say whether there is a process `pid` that has not ended."""
     return stat_fields(pid)[:1] not in ([], ["Z"], ["X"])
 
 

@@ -12,6 +12,8 @@ import re
 import subprocess
 import time
 
+from torchfab.remote import procfs
+
 SERVER = ("tmux", "-L", "torchfab")
 OLDEST = (3, 2)
 # Errors of a client that meets the server while it leaves, after its last session has ended.
@@ -77,4 +79,4 @@ def _open_first(session: str, name: str, argv: list[str]) -> str:
 def server_is_alive() -> bool:
     """Say whether the server of the pane that this process runs in is still there (TMUX is "socket,pid,session")."""
     parts = os.environ.get("TMUX", "").split(",")
-    return len(parts) == 3 and parts[1].isdigit() and os.path.exists(f"/proc/{parts[1]}")
+    return len(parts) == 3 and parts[1].isdigit() and procfs.is_running(int(parts[1]))
