@@ -57,6 +57,11 @@ def test_inventories_name_every_node_once_and_for_gpus_twice() -> None:
     assert texts.gpufile(NETNS) == "node1\nnode1\nnode2\nnode2\n"
 
 
+def test_loopback_inventories_give_addresses_as_the_names_do_not_resolve_there() -> None:
+    assert texts.hostfile(LOOPBACK) == "node1 address=127.77.8.1\nnode2 address=127.77.8.2\n"
+    assert texts.gpufile(LOOPBACK).splitlines()[:2] == ["node1 address=127.77.8.1"] * 2
+
+
 def test_every_node_finds_every_other_and_the_launch_machine_by_name() -> None:
     assert texts.etc_hosts(NETNS).splitlines()[2:] == ["10.77.7.254 launch", "10.77.7.1 node1", "10.77.7.2 node2"]
 
