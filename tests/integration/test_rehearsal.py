@@ -137,6 +137,20 @@ def test_commands_run_on_the_launch_machine_as_the_nodes_user(cluster: Cluster) 
     assert done.stdout == f"from {cluster.node(0).home}\n", done.stderr
 
 
+def test_the_nodes_user_has_a_checkout_to_write_in(loopback_cluster: Cluster) -> None:
+    checkout = loopback_cluster.checkout()
+    assert loopback_cluster.checkout() == checkout
+    say(
+        loopback_cluster,
+        "node1",
+        f"touch {checkout}/mine && test -f {checkout}/torchfab/errors.py && rm {checkout}/mine",
+    )
+    fab = str(Path(sys.executable).with_name("fab"))
+    argv = loopback_cluster.on_launch_machine(fab, "--list")
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=checkout)
+    assert "launch-per-node" in done.stdout, done.stderr
+
+
 def test_an_ordinary_user_builds_a_cluster_without_any_right(loopback_cluster: Cluster) -> None:
     script = """
 import subprocess
