@@ -271,7 +271,8 @@ def test_inv_cluster_prints_what_to_type_and_takes_it_down_again(tmp_path: Path)
     try:
         lines = [line.strip() for line in call("--nodes", "1").splitlines()]
         assert lines[1] == "log in:     ssh -F here/ssh_config node1"
-        assert lines[2].endswith("run fab -S here/ssh_config launch-per-node --hostfile here/hosts --follow")
+        launch = "run fab -S here/ssh_config launch-per-node --hostfile here/hosts --follow"
+        assert " ".join(shlex.split(lines[2])).endswith(launch)
         argv = shlex.split(lines[1].partition(":")[2])
         assert (
             subprocess.run([*argv, "echo in"], capture_output=True, text=True, cwd=tmp_path, check=True).stdout
