@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -76,7 +77,9 @@ def test_loopback_nodes_are_an_ordinary_users(loopback_cluster: Cluster) -> None
 
 
 def test_the_projects_python_runs_on_every_node(cluster: Cluster) -> None:
-    assert say(cluster, "node2", f"{sys.executable} -c 'import fabric; print(fabric.__name__)'") == "fabric"
+    assert (
+        say(cluster, "node2", f"{shlex.quote(sys.executable)} -c 'import fabric; print(fabric.__name__)'") == "fabric"
+    )
 
 
 def test_netns_nodes_have_their_own_names_and_find_each_other(netns_cluster: Cluster) -> None:
@@ -132,6 +135,20 @@ def test_commands_run_on_the_launch_machine_as_the_nodes_user(cluster: Cluster) 
     argv = cluster.on_launch_machine("ssh", "-F", str(cluster.ssh_config), "node1", "echo from $HOME")
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.stdout == f"from {cluster.node(0).home}\n", done.stderr
+
+
+def test_the_nodes_user_has_a_checkout_to_write_in(loopback_cluster: Cluster) -> None:
+    checkout = loopback_cluster.checkout()
+    assert loopback_cluster.checkout() == checkout
+    say(
+        loopback_cluster,
+        "node1",
+        f"touch {checkout}/mine && test -f {checkout}/torchfab/errors.py && rm {checkout}/mine",
+    )
+    fab = str(Path(sys.executable).with_name("fab"))
+    argv = loopback_cluster.on_launch_machine(fab, "--list")
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=checkout)
+    assert "launch-per-node" in done.stdout, done.stderr
 
 
 def test_an_ordinary_user_builds_a_cluster_without_any_right(loopback_cluster: Cluster) -> None:
@@ -229,15 +246,39 @@ def test_clean_takes_down_what_a_killed_process_left_and_nothing_else(
 
 def test_a_cluster_that_cannot_start_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("torchfab.rehearsal.texts.sshd_config", lambda *_, **__: "NoSuchWord yes\n")
-    before = sorted(Path("/tmp").glob("tfab-*"))
     begun = time.monotonic()
     with pytest.raises(RehearsalError, match=r"(?s)sshd of node1 did not start.*NoSuchWord"):
         own("loopback", tmp_path / "here")
     assert time.monotonic() - begun < 5
-    assert sorted(Path("/tmp").glob("tfab-*")) == before
+    assert not [record for record in Path("/tmp").glob("tfab-*/cluster.json") if str(tmp_path) in record.read_text()]
     assert not (tmp_path / "here").exists()
 
 
 def test_names_stay_short_enough_for_unix_sockets() -> None:
     longest = run_dir(254) / "node250" / "tmux" / f"tmux-{2**32 - 1}" / "torchfab"
     assert len(str(longest).encode()) < 108
+
+
+def test_inv_cluster_prints_what_to_type_and_takes_it_down_again(tmp_path: Path) -> None:
+    inv = [sys.executable, "-m", "invoke", "--search-root", str(Path(__file__).parents[2]), "cluster"]
+    flags = ["--dir", "here", "--kind", "loopback"]
+
+    def call(*more: str) -> str:
+        done = subprocess.run([*inv, *flags, *more], capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        return done.stdout
+
+    try:
+        lines = [line.strip() for line in call("--nodes", "1").splitlines()]
+        assert lines[1] == "log in:     ssh -F here/ssh_config node1"
+        launch = "run fab -S here/ssh_config launch-per-node --hostfile here/hosts --follow"
+        assert " ".join(shlex.split(lines[2])).endswith(launch)
+        argv = shlex.split(lines[1].partition(":")[2])
+        assert (
+            subprocess.run([*argv, "echo in"], capture_output=True, text=True, cwd=tmp_path, check=True).stdout
+            == "in\n"
+        )
+    finally:
+        down = call("--down")
+    assert down.startswith("down: loopback cluster node1 ")
+    assert list(tmp_path.iterdir()) == []

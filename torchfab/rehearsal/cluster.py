@@ -176,6 +176,11 @@ class Cluster:
         """Give the argv that runs `argv` on this machine as the nodes' user, with a private home and tmux folder."""
         return (*entering.session(self.layout.launch), *argv)
 
+    def checkout(self) -> Path:
+        """Copy the project's sources to where the nodes' user may write, the first time; give the copy's folder."""
+        copy = self.layout.run_dir / "checkout"
+        return copy if copy.exists() else files.copy_project(self.layout)
+
     def partition(self, index: int) -> None:
         """Cut the node off: its packets are lost, its processes go on."""
         network.cable(self._cabled(index), "down")

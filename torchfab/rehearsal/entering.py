@@ -11,6 +11,8 @@ from pathlib import Path
 from torchfab.rehearsal.layout import Account, Layout, Place
 from torchfab.rehearsal.texts import environment_words
 
+PROJECT = Path(__file__).resolve().parents[2]
+
 # Words: the node's host name (empty: keep), pairs of "what" "over what", --, the command. Nobody else sees the mounts.
 ENTER = """set -e
 if [ -n "$1" ]; then echo "$1" > /proc/sys/kernel/hostname; fi
@@ -62,10 +64,9 @@ def exposures(layout: Layout) -> list[tuple[Path, Path]]:
     A Python under /root (mode 700) is of no use to anybody else. In the node's own mount namespace, /root is covered by
     a folder that holds nothing but that Python.
     """
-    project = Path(__file__).resolve().parents[2]
     pairs: list[tuple[Path, Path]] = []
     covers: dict[Path, Path] = {}
-    for path in _outermost({Path(sys.base_prefix).resolve(), Path(sys.prefix).resolve(), project}):
+    for path in _outermost({Path(sys.base_prefix).resolve(), Path(sys.prefix).resolve(), PROJECT}):
         if closed := closed_ancestor(path, layout.account):
             covers[closed] = layout.run_dir / "cover" / closed.relative_to("/")
             pairs.append((path, covers[closed] / path.relative_to(closed)))

@@ -12,8 +12,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from torchfab.rehearsal import entering, texts
-from torchfab.rehearsal.layout import Layout, Place, RehearsalError
+from torchfab.rehearsal.entering import PROJECT
+from torchfab.rehearsal.layout import Account, Layout, Place, RehearsalError
 
+PRODUCTS = ("jobs", "runs")
 START_UP_FILES = (".bashrc", ".profile", ".hushlogin")  # empty: bash reads .bashrc for every ssh command
 
 
@@ -85,12 +87,30 @@ def _write(path: Path, text: str, mode: int = 0o644) -> None:
 
 def _hand_over(layout: Layout) -> None:
     """Give the user what is the user's; /tmp/tfab-K itself and etc/ stay root's: nobody else may swap what we mount."""
-    if not layout.account.switched:
-        return
-    owned = [layout.key, *(node.directory for node in layout.places), layout.directory]
-    for root in owned:
+    if layout.account.switched:
+        _give(layout.account, layout.key, *(node.directory for node in layout.places), layout.directory)
+
+
+def _give(account: Account, *roots: Path) -> None:
+    for root in roots:
         for path in [root, *(root.rglob("*") if root.is_dir() else [])]:
-            os.chown(path, layout.account.uid, layout.account.gid, follow_symlinks=False)
+            os.chown(path, account.uid, account.gid, follow_symlinks=False)
+
+
+def copy_project(layout: Layout) -> Path:
+    """Copy this project's sources into the cluster's folder, as the nodes' user's own; give the copy.
+
+    The project itself is its owner's, and a launch writes its records and logs there.
+    """
+    copy = layout.run_dir / "checkout"
+    shutil.copytree(PROJECT, copy, ignore=_not_sources)
+    _give(layout.account, copy)
+    return copy
+
+
+def _not_sources(folder: str, names: list[str]) -> set[str]:
+    top = Path(folder) == PROJECT
+    return {name for name in names if name == "__pycache__" or (top and (name.startswith(".") or name in PRODUCTS))}
 
 
 def openssh_version() -> tuple[int, int]:

@@ -74,12 +74,17 @@ def _known_names(node: Place) -> str:
 
 def hostfile(layout: Layout) -> str:
     """Write the `hosts` file: one node a line."""
-    return "".join(f"{node.name}\n" for node in layout.nodes)
+    return "".join(_inventory_line(node) for node in layout.nodes)
 
 
 def gpufile(layout: Layout) -> str:
     """Write a `gpus` file: two processes on every node."""
-    return "".join(f"{node.name}\n" * 2 for node in layout.nodes)
+    return "".join(_inventory_line(node) * 2 for node in layout.nodes)
+
+
+def _inventory_line(node: Place) -> str:
+    """Name the node; on loopback with its address, as nobody there may write the names into /etc/hosts."""
+    return f"{node.name}\n" if node.cluster.kind == "netns" else f"{node.name} address={node.address}\n"
 
 
 def etc_hosts(layout: Layout) -> str:

@@ -1,0 +1,93 @@
+"""The tasks of `inv`: every flag is explained, and commands are what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import invoke
+import pytest
+
+import tasks
+
+
+def all_tasks() -> Iterator[invoke.Task[Any]]:
+    return (tasks.namespace[name] for name in tasks.namespace.task_names)
+
+
+def test_the_tasks_are_those_that_the_documents_name() -> None:
+    assert sorted(tasks.namespace.task_names) == ["bench-train", "cluster", "golden", "lint", "test"]
+
+
+def test_every_argument_of_every_task_has_help() -> None:
+    bare = [
+        f"{each.name} --{each_argument.name}"
+        for each in all_tasks()
+        for each_argument in each.get_arguments()
+        if not each_argument.help
+    ]
+    assert bare == []
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The commands that tasks run, recorded in place of running."""
+    commands: list[list[str]] = []
+
+    def record(*words: str) -> int:
+        commands.append(["python" if word == tasks.PYTHON else word for word in words])
+        return 0
+
+    monkeypatch.setattr(tasks, "_run", record)
+    return commands
+
+
+def test_test_passes_its_flags_on_to_pytest(ran: list[list[str]]) -> None:
+    tasks.test(invoke.Context(), fast=True, match="a or b", options="-x -k 'c d'")
+    expected = ["-m", "pytest", "-k", "a or b", "--ignore", "tests/integration", "-x", "-k", "c d"]
+    assert ran == [["python", *expected]]
+
+
+def test_golden_rewrites_records(ran: list[list[str]]) -> None:
+    tasks.golden(invoke.Context())
+    assert ran == [["python", "-m", "pytest", "--golden"]]
+
+
+def test_lint_runs_every_check_before_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def fail(*words: str) -> int:
+        seen.append(words[-1])
+        return 1
+
+    monkeypatch.setattr(tasks, "_run", fail)
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    with pytest.raises(invoke.Exit, match="4 of 4 checks failed"):
+        tasks.lint(invoke.Context())
+    assert len(seen) == 4
+
+
+def test_a_failing_program_gives_the_task_its_code() -> None:
+    with pytest.raises(invoke.Exit) as caught:
+        tasks._succeed("sh", "-c", "exit 3")
+    assert caught.value.code == 3
+
+
+def test_paths_are_shown_as_one_types_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert tasks._shown(tmp_path / "a b") == "'a b'"
+    assert tasks._shown(Path("/elsewhere/x")) == "/elsewhere/x"
+
+
+def test_an_error_of_the_cluster_is_told_without_a_traceback(tmp_path: Path) -> None:
+    with pytest.raises(invoke.Exit, match="error: no such kind of cluster: 'docker'"):
+        tasks.cluster(invoke.Context(), kind="docker", dir=str(tmp_path))
+
+
+def test_taking_down_what_is_not_there_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torchfab.rehearsal.Cluster.clean", list)
+    tasks.cluster(invoke.Context(), dir=str(tmp_path), down=True)
+    assert capsys.readouterr().out == f"no cluster is up in {tmp_path}\n"
