@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.fab import Fab
 from tests.support import absent
 from torchfab.rehearsal import Cluster, Kind, RehearsalError
 
@@ -52,3 +53,21 @@ def loopback_cluster(_no_leftovers: None) -> Iterator[Cluster]:
     """Two nodes on loopback addresses as an ordinary user, also when root runs the tests."""
     with _up("loopback", user=ordinary_user()) as cluster:
         yield cluster
+
+
+@pytest.fixture
+def fab(netns_cluster: Cluster) -> Iterator[Fab]:
+    """The real `fab`, with the hosts of `netns_cluster`; jobs that it left are stopped at the end."""
+    yield from _fab(netns_cluster)
+
+
+@pytest.fixture
+def loopback_fab(loopback_cluster: Cluster) -> Iterator[Fab]:
+    """The real `fab` as an ordinary user, with the hosts of `loopback_cluster`."""
+    yield from _fab(loopback_cluster)
+
+
+def _fab(cluster: Cluster) -> Iterator[Fab]:
+    made = Fab(cluster)
+    yield made
+    made.close()

@@ -1,0 +1,221 @@
+"""The real `fab` of this checkout, run as a user would on the launch machine of a rehearsal cluster."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from torchfab.rehearsal import Cluster
+from torchfab.rehearsal.processes import Process
+
+ROOT = Path(__file__).parents[2]
+FAB = Path(sys.executable).with_name("fab")
+TMUX_SESSIONS = ("tmux", "-L", "torchfab", "list-sessions", "-F", "#{session_name}")
+LIGHT_SCRIPT = "import sys, time\nprint('light', *sys.argv[1:], flush=True)\ntime.sleep(float(sys.argv[1]))\n"
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a `fab` ended."""
+
+    words: tuple[str, ...]
+    rc: int
+    stdout: str
+    stderr: str
+
+    def __str__(self) -> str:
+        return f"fab {self.words} ended with {self.rc}\n--- stdout\n{self.stdout}--- stderr\n{self.stderr}---"
+
+
+class Fab:
+    """Run `fab` with records, a working directory and a node_dir of its own; whoever makes one calls `close`.
+
+    Parameters
+    ----------
+    cluster : Cluster
+        Whose hosts are launched on (`-S` and `--hostfile` or `--gpufile` name them), and as whose user `fab` runs.
+    name : str
+        Name of the folder that holds it all, as weird as one likes.
+
+    Attributes
+    ----------
+    folder, records, workdir, node_dir : Path
+        Seen by all nodes, as the nodes of a rehearsal cluster share the file system. The workdir holds a script without
+        torch: `light.py SECONDS`.
+    """
+
+    def __init__(self, cluster: Cluster, name: str = "here") -> None:
+        self.cluster = cluster
+        self.base = Path(tempfile.mkdtemp(prefix="fab-", dir=cluster.layout.launch.home))
+        self.folder = self.base / name
+        self.records, self.workdir = self.folder / "records", self.folder / "work"
+        self.node_dir = self.workdir / ".torchfab"
+        self.workdir.mkdir(parents=True)
+        self.write("light.py", LIGHT_SCRIPT)
+        self.own(self.base)
+        self._sessions_before = self.sessions()
+
+    def own(self, path: Path) -> None:
+        """Give a folder of files to the user who runs `fab`."""
+        account = self.cluster.layout.account
+        if os.geteuid() == 0:
+            for each in [path, *path.rglob("*")]:
+                os.chown(each, account.uid, account.gid, follow_symlinks=False)
+
+    def write(self, name: str, text: str) -> Path:
+        """Write a file into the workdir."""
+        path = self.workdir / name
+        path.write_text(text)
+        self.own(path)
+        return path
+
+    # ---- running it
+
+    def __call__(
+        self,
+        *words: str,
+        cwd: Path | None = None,
+        config: Mapping[str, object] | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout_s: float = 60,
+    ) -> Done:
+        """Run `fab WORDS...` to its end.
+
+        Parameters
+        ----------
+        cwd : Path, optional
+            Default: the workdir.
+        config : Mapping, optional
+            Settings of the section `torchfab` of fabric.yaml.
+        env : Mapping, optional
+            More environment variables.
+        """
+        process = self.start(*words, cwd=cwd, config=config, env=env)
+        try:
+            stdout, stderr = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+        return Done(words, process.returncode, stdout, stderr)
+
+    def start(
+        self,
+        *words: str,
+        cwd: Path | None = None,
+        config: Mapping[str, object] | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> subprocess.Popen[str]:
+        """Start `fab WORDS...` in a process group of its own, as a terminal does."""
+        return subprocess.Popen(
+            self.argv(*words, config=config),
+            cwd=cwd or self.workdir,
+            env={**os.environ, "FABRIC_TORCHFAB_RECORDS": str(self.records), "PYTHONUTF8": "1", **(env or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="surrogateescape",
+            start_new_session=True,
+        )
+
+    def argv(self, *words: str, config: Mapping[str, object] | None = None) -> tuple[str, ...]:
+        """Give the command; unless the words name others, its hosts are the cluster's."""
+        core = ["-r", str(ROOT)]
+        if "-S" not in words:
+            core += ["-S", str(self.cluster.ssh_config)]
+        if config:
+            core += ["-f", str(self.write("settings.yaml", yaml.safe_dump({"torchfab": dict(config)})))]
+        return self.cluster.on_launch_machine(str(FAB), *core, *words)
+
+    def launch(self, *words: str, gpus: bool = False) -> tuple[str, ...]:
+        """Give the words of a launch on the cluster's hosts; without a script of its own, light.py for a minute."""
+        task = ("launch-per-gpu", "--gpufile", str(self.cluster.gpufile)) if gpus else None
+        task = task or ("launch-per-node", "--hostfile", str(self.cluster.hostfile))
+        return (*task, *words, *(() if "--" in words else ("--", "light.py", "60")))
+
+    # ---- what is left of it
+
+    def jobs(self) -> list[str]:
+        """Give the names in the records folder."""
+        return sorted(path.name for path in self.records.iterdir()) if self.records.is_dir() else []
+
+    def processes(self) -> dict[int, str]:
+        """Give what runs of the jobs launched with this object: pid -> command line."""
+        found = {}
+        for path in Path("/proc").iterdir():
+            if path.name.isdigit() and Process.of(int(path.name)) and self._is_ours(path):
+                found[int(path.name)] = _read(path / "cmdline").replace(b"\0", b" ").decode(errors="replace")
+        return found
+
+    def _is_ours(self, process: Path) -> bool:
+        # A supervisor has its program in our folder; what it starts carries the job's id and something of our folder.
+        folder, environment, command = os.fsencode(self.base), _read(process / "environ"), _read(process / "cmdline")
+        marked = b"TORCHFAB_JOB_ID=" in environment and folder in environment
+        # A tmux server shows the command that started it first for as long as it lives.
+        return marked or (folder in command and b"supervise" in command and not command.startswith(b"tmux"))
+
+    def sessions(self) -> set[str]:
+        """Give the tmux sessions of all nodes, and of the launch machine."""
+        prefixes = [self.cluster.node(index).command() for index in range(self.cluster.layout.size)]
+        found: set[str] = set()
+        for prefix in [*prefixes, self.cluster.on_launch_machine()]:
+            done = subprocess.run([*prefix, *TMUX_SESSIONS], capture_output=True, text=True, check=False)
+            found |= set(done.stdout.split()) if done.returncode == 0 else set()
+        return found
+
+    def folders(self) -> list[str]:
+        """Give the folders of jobs that lie on the nodes."""
+        return sorted(str(path) for path in self.base.glob("**/jobs/*/node-*"))
+
+    def left(self) -> dict[str, object]:
+        """Give all that is left of any job, by kind; empty when nothing is."""
+        found: dict[str, object] = {
+            "processes": self.processes(),
+            "tmux sessions": self.sessions() - self._sessions_before,
+            "folders": self.folders(),
+            "records": self.jobs(),
+        }
+        return {kind: what for kind, what in found.items() if what}
+
+    def assert_nothing_left(self, within_s: float = 0.0) -> None:
+        """Fail unless no process, tmux session, folder on a node or record of any job is left, or soon will be."""
+        assert eventually(lambda: not self.left(), within_s), self.left()
+
+    def close(self) -> None:
+        """Stop what runs, and remove the folder."""
+        for job in self.jobs():
+            if (self.records / job / "record.json").exists():
+                self("stop", job, "--grace", "0")
+        for pid in self.processes():
+            os.kill(pid, signal.SIGKILL)
+        for path in self.base.rglob("*"):
+            if path.is_dir() and not path.is_symlink():
+                path.chmod(0o700)
+        shutil.rmtree(self.base, ignore_errors=True)
+
+
+def eventually(holds: Callable[[], bool], within_s: float) -> bool:
+    """Ask until `holds` says True, at most `within_s` seconds; give what it said last."""
+    deadline = time.monotonic() + within_s
+    while not holds():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # the process has ended
+        return b""
