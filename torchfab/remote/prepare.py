@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 PYTHON_TIMEOUT_S = 20
+# What a host file without thought, or Debian's installer, lets a machine's own name resolve to.
+_THIS_MACHINE = {"127.0.0.1", "127.0.1.1", "::1"}
 # What the training interpreter is asked: its version, and which of the wanted modules it cannot find (found, not
 # imported: importing torch takes seconds).
 _ASK_PYTHON = """
@@ -142,7 +144,7 @@ class Preparation:
             )
             return
         elsewhere = self.request["node_rank"] != 0 and not self.request["one_machine"]
-        if elsewhere and all(_is_loopback(each) for each in found):
+        if elsewhere and found <= _THIS_MACHINE:
             self._problem(
                 f"the master address {address} is this node itself here ({', '.join(sorted(found))})",
                 "give an address that every node can reach with --master-addr",
@@ -234,10 +236,6 @@ def _port_problem(port: int, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
         return f"port {port} is in use"
     return f"port {port} cannot be used: {error.strerror or error}"
-
-
-def _is_loopback(address: str) -> bool:
-    return address.startswith("127.") or address == "::1"
 
 
 def machine_facts() -> dict[str, Any]:
