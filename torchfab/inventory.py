@@ -241,7 +241,7 @@ def _most_hosts_of(pattern: str) -> int:
     """Return how many hosts a pattern with ranges names at most, steps and repetitions not regarded, without making them."""
     product = 1
     for ranges in re.findall(r"\[([^\]]*)\]", pattern):
-        ends = [(part.partition("/")[0].partition("-")) for part in ranges.split(",")]
+        ends = [part.partition("/")[0].partition("-") for part in ranges.split(",")]
         if any(len(low) > 9 or len(high) > 9 for low, _, high in ends):
             return MOST_HOSTS + 1
         product *= sum(
