@@ -69,7 +69,7 @@ def test_an_env_flag_without_equals_sign_is_an_error_that_shows_the_form() -> No
 
 @pytest.mark.parametrize("pair", ["=x", "1A=x", "A-B=x", "A B=x", "é=x", "A;id=x", "BASH_FUNC_x%%=x", "A=\0"])
 def test_a_name_that_no_shell_could_assign_to_is_refused(pair: str) -> None:
-    with pytest.raises(UsageError, match="^--env: .* cannot name an environment variable"):
+    with pytest.raises(UsageError, match=r"^--env: .* cannot name an environment variable"):
         environment.parse_flags([pair])
 
 
