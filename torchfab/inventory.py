@@ -238,7 +238,7 @@ def _expand(line: _Line, host: str) -> list[str]:
 
 
 def _most_hosts_of(pattern: str) -> int:
-    """Return how many hosts a pattern with ranges names at most, steps and repetitions not regarded, without making them."""
+    """Return how many hosts a pattern with ranges names at most, steps not regarded, without making them."""
     product = 1
     for ranges in re.findall(r"\[([^\]]*)\]", pattern):
         ends = [part.partition("/")[0].partition("-") for part in ranges.split(",")]
