@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 GOLDEN = Path(__file__).parent / "golden"
+
+# No deadline: a slow machine is not a wrong program. In CI the examples are the same in every run.
+settings.register_profile("suite", max_examples=150, deadline=None, derandomize=os.environ.get("CI") == "true")
+settings.load_profile("suite")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -19,6 +19,7 @@ _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_])?")
 _PATTERN = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]|\[[0-9,/-]+\])*")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\$?")
 _IPV6 = re.compile(r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9._-]+)?")
+_NUMBER = re.compile(r"[0-9]{1,9}")  # Python refuses to convert texts of thousands of digits
 _DEVICE = re.compile(r"[A-Za-z0-9-]+")
 _WANTED = (
     "expected [user@]host[:port] [slots=N] [gpus=0,1] [address=A], with ranges as node[01-16] and IPv6 as [fd00::1]"
@@ -183,7 +184,7 @@ def _split_target(line: _Line, target: str) -> tuple[str, str, int | None]:
 def _port(line: _Line, text: str | None) -> int | None:
     if text is None:
         return None
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 65535):
+    if not (_NUMBER.fullmatch(text) and 1 <= int(text) <= 65535):
         raise line.error(f"{text!r} is no port", "a port is a number from 1 to 65535")
     return int(text)
 
@@ -206,7 +207,7 @@ def _options(line: _Line, keys: Sequence[str]) -> dict[str, str]:
 def _slots(line: _Line, text: str | None) -> int | None:
     if text is None:
         return None
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 1024):
+    if not (_NUMBER.fullmatch(text) and 1 <= int(text) <= 1024):
         raise line.error(
             f"slots={text}: not a number of processes", "say how many processes to run there, for example slots=8"
         )
@@ -227,16 +228,26 @@ def _expand(line: _Line, host: str) -> list[str]:
         return [host]
     from ClusterShell.NodeSet import NodeSet, NodeSetException  # only where a range is used: 30 ms
 
-    for low, high in re.findall(r"(\d+)-(\d+)", host):
-        if int(high) - int(low) >= MOST_HOSTS:
-            raise line.error(f"the range {host} has more than {MOST_HOSTS} hosts")
+    if _most_hosts_of(host) > MOST_HOSTS:
+        raise line.error(f"the range {host} has more than {MOST_HOSTS} hosts")
     try:
         hosts = list(NodeSet(host))
     except (NodeSetException, ValueError) as error:
         raise line.error(f"bad range {host!r}: {error}", "ranges are written as node[01-16] or node[1,3,7-9]") from None
-    if len(hosts) > MOST_HOSTS:
-        raise line.error(f"the range {host} has more than {MOST_HOSTS} hosts")
     return hosts
+
+
+def _most_hosts_of(pattern: str) -> int:
+    """Return how many hosts a pattern with ranges names at most, steps not regarded, without making them."""
+    product = 1
+    for ranges in re.findall(r"\[([^\]]*)\]", pattern):
+        ends = [part.partition("/")[0].partition("-") for part in ranges.split(",")]
+        if any(len(low) > 9 or len(high) > 9 for low, _, high in ends):
+            return MOST_HOSTS + 1
+        product *= sum(
+            max(1, int(high) - int(low) + 1) if low.isdigit() and high.isdigit() else 1 for low, _, high in ends
+        )
+    return product
 
 
 def fold(hosts: Sequence[str]) -> str:

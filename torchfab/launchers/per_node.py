@@ -141,9 +141,6 @@ def torchrun_argv(
 
 
 def _rendezvous(job: Job, node: Node, master: str, port: int) -> tuple[str, ...]:
-    # Who hosts the c10d store is said, or torchrun guesses it by comparing host names; and each node says by which
-    # address it is reached, or torchrun offers socket.getfqdn(), which on Debian resolves to 127.0.1.1.
-    local = node.address or (master if node.rank == 0 else node.host)
     if job.options["rdzv_backend"] == "static":
         return (
             "--rdzv-backend",
@@ -155,10 +152,26 @@ def _rendezvous(job: Job, node: Node, master: str, port: int) -> tuple[str, ...]
             "--node-rank",
             str(node.rank),
         )
+    # Who hosts the c10d store is said, or torchrun guesses it by comparing host names.
     timeout = job.options["rdzv_timeout_s"]
     conf = f"is_host={int(node.rank == 0)},join_timeout={timeout},read_timeout={timeout}"
     endpoint = f"[{master}]:{port}" if ":" in master else f"{master}:{port}"
-    return ("--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-conf", conf, "--local-addr", local)
+    local = ("--local-addr", _own_address(node, master))
+    return ("--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-conf", conf, *local)
+
+
+def _own_address(node: Node, master: str) -> str:
+    """Return the address by which the other nodes reach a node.
+
+    Each node says it, or torchrun offers socket.getfqdn(), which on Debian resolves to 127.0.1.1. It must be right on
+    every node: with c10d the master of the ranks is the node whose address sorts first, not node 0.
+    """
+    if node.rank > 0 and node.is_local and not node.address:
+        raise UsageError(
+            f"{node.origin}: the other nodes cannot reach localhost by that name",
+            "give this machine's address with address= in the hosts file, or say --rdzv-backend static",
+        )
+    return node.address or (master if node.rank == 0 else node.host)
 
 
 def _agent(job: Job, node: Node, facts: Facts, processes: int, argv: tuple[str, ...]) -> Process:

@@ -1,0 +1,42 @@
+"""Small factories for the values that flow through torchfab: give what a test is about, the rest is filled in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torchfab.job import Facts, Job, Node
+
+JOB_ID = "gpt2-0a1b2c3d"
+
+
+def make_job(**values: Any) -> Job:
+    """Return a job, for launch-per-node unless said otherwise."""
+    base: dict[str, Any] = {
+        "name": "gpt2",
+        "job_id": JOB_ID,
+        "launcher": "per-node",
+        "script": ("train.py", "--lr", "3e-4"),
+        "workdir": "/work",
+        "python": "/venv/bin/python",
+        "node_dir": "/scratch/torchfab",
+    }
+    return Job(**{**base, **values})
+
+
+def make_nodes(*hosts: str | Mapping[str, Any]) -> tuple[Node, ...]:
+    """Return nodes in this order, each from its host name, or from the values that differ from the default."""
+    given = [{"host": each} if isinstance(each, str) else dict(each) for each in hosts]
+    return tuple(Node(**{"rank": rank, "origin": f"hosts:{rank + 1}", **values}) for rank, values in enumerate(given))
+
+
+def make_facts(*gpus: int, cpus: int = 16, port: int = 29400) -> tuple[Facts, ...]:
+    """Return what nodes with these numbers of GPUs told; the first one holds the port."""
+    return tuple(
+        Facts(folder(rank), gpus=count, cpus=cpus, port=None if rank else port) for rank, count in enumerate(gpus)
+    )
+
+
+def folder(node_rank: int) -> str:
+    """Return the folder that the job has on a node."""
+    return f"/scratch/torchfab/jobs/{JOB_ID}/node-{node_rank}"

@@ -1,0 +1,41 @@
+# job: gpt2
+# nodes: 2 (node[1-2])
+# ranks: 4 (2 per node)
+# master: node1:5001
+# workdir: /work
+# python: /venv/bin/python
+# a note
+
+# node 0: node1
+ssh -- node1 bash -s <<'TORCHFAB'
+umask 077
+mkdir -p /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/logs /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/errors
+cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/run.sh <<'RUN'
+cd /work || exit
+export PYTHONUNBUFFERED=1
+export OMP_NUM_THREADS=1
+export NCCL_DEBUG=INFO
+export TORCHELASTIC_ERROR_FILE=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/errors/error.json
+export TORCHFAB_JOB_ID=gpt2-0a1b2c3d
+export TORCHFAB_NODE_RANK=0
+exec /venv/bin/python -m torch.distributed.run --rdzv-id gpt2-0a1b2c3d --rdzv-backend c10d --rdzv-endpoint node1:5001 --rdzv-conf is_host=1,join_timeout=600,read_timeout=600 --local-addr node1 --nnodes 2 --nproc-per-node 2 --max-restarts 0 --redirects 3 --log-dir /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/logs train.py --name 'it'"'"'s $5' > >(tee -a /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/output.log) 2>&1 < /dev/null
+RUN
+tmux -L torchfab new-session -d -s gpt2-node0 -n agent bash /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/run.sh
+TORCHFAB
+
+# node 1: node2
+ssh -- node2 bash -s <<'TORCHFAB'
+umask 077
+mkdir -p /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/logs /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/errors
+cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/run.sh <<'RUN'
+cd /work || exit
+export PYTHONUNBUFFERED=1
+export OMP_NUM_THREADS=1
+export NCCL_DEBUG=INFO
+export TORCHELASTIC_ERROR_FILE=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/errors/error.json
+export TORCHFAB_JOB_ID=gpt2-0a1b2c3d
+export TORCHFAB_NODE_RANK=1
+exec /venv/bin/python -m torch.distributed.run --rdzv-id gpt2-0a1b2c3d --rdzv-backend c10d --rdzv-endpoint node1:5001 --rdzv-conf is_host=0,join_timeout=600,read_timeout=600 --local-addr node2 --nnodes 2 --nproc-per-node 2 --max-restarts 0 --redirects 3 --log-dir /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/logs train.py --name 'it'"'"'s $5' > >(tee -a /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/output.log) 2>&1 < /dev/null
+RUN
+tmux -L torchfab new-session -d -s gpt2-node1 -n agent bash /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/run.sh
+TORCHFAB

@@ -1,0 +1,161 @@
+"""launch-per-gpu: whole plans as values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.factories import JOB_ID, folder, make_facts, make_job
+from tests.hostile import HOSTILE
+from torchfab import render
+from torchfab.errors import UsageError
+from torchfab.inventory import parse_gpus
+from torchfab.job import Facts, Job, Needs, NodePlan, Plan, Process
+from torchfab.launchers import per_gpu
+
+
+def job_with(**values: Any) -> Job:
+    return make_job(launcher="per-gpu", options=per_gpu.options(per_gpu.Flags()), **values)
+
+
+def plan_of(gpus: str, job: Job, *counts: int, **more: Any) -> Plan:
+    nodes, slots = parse_gpus(gpus, "gpus")
+    return per_gpu.plan(job, nodes, slots, make_facts(*counts, **more))
+
+
+def rank_process(node: int, rank: int, local: int, here: int, world: int = 5, **env: str) -> Process:
+    """Return the process of one rank on one of two nodes with GPUs."""
+    return Process(
+        name=f"rank-{rank}",
+        argv=("/venv/bin/python", "train.py", "--lr", "3e-4"),
+        env={
+            "PYTHONUNBUFFERED": "1",
+            "OMP_NUM_THREADS": "1",
+            "TORCHFAB_JOB_ID": JOB_ID,
+            "TORCHFAB_NODE_RANK": str(node),
+            "RANK": str(rank),
+            "LOCAL_RANK": str(local),
+            "WORLD_SIZE": str(world),
+            "LOCAL_WORLD_SIZE": str(here),
+            "MASTER_ADDR": "b",
+            "MASTER_PORT": "29400",
+            "TORCHELASTIC_ERROR_FILE": f"{folder(node)}/rank-{rank}/errors/error.json",
+            **env,
+        },
+        rank=rank,
+        folders=("errors",),
+    )
+
+
+def test_five_lines_over_two_hosts_are_this_plan() -> None:
+    job, text = job_with(), "b\na\nb\na\nb\n"
+    nodes, _ = parse_gpus(text, "gpus")
+    ranks = {0: [(0, 0), (2, 1), (4, 2)], 1: [(1, 0), (3, 1)]}
+    assert plan_of(text, job, 8, 8) == Plan(
+        job=job,
+        nodes=tuple(
+            NodePlan(
+                nodes[node],
+                folder(node),
+                tuple(rank_process(node, rank, local, len(mine)) for rank, local in mine),
+            )
+            for node, mine in ranks.items()
+        ),
+        world_size=5,
+        chosen={
+            "job": "gpt2",
+            "nodes": "2 (a,b)",
+            "ranks": "5",
+            "master": "b:29400 (a free port of b)",
+            "workdir": "/work",
+            "python": "/venv/bin/python",
+        },
+        min_nodes=2,
+    )
+
+
+def test_named_devices_are_visible_to_all_ranks_of_their_node_in_the_order_of_local_ranks() -> None:
+    plan = plan_of("b gpus=5,2\na gpus=0\nb gpus=7\n", job_with(), 8, 8)
+    env = [
+        [(each.env["RANK"], each.env["LOCAL_RANK"], each.env["CUDA_VISIBLE_DEVICES"]) for each in node.processes]
+        for node in plan.nodes
+    ]
+    assert env == [[("0", "0", "5,2,7"), ("1", "1", "5,2,7"), ("3", "2", "5,2,7")], [("2", "0", "0")]]
+
+
+def test_ranks_on_a_node_without_gpus_share_its_cores() -> None:
+    plan = plan_of("a\na\nb\n", job_with(), 0, 0, cpus=8)
+    assert [[each.env["OMP_NUM_THREADS"] for each in node.processes] for node in plan.nodes] == [["4", "4"], ["8"]]
+
+
+def test_512_ranks_on_64_hosts_are_64_nodes_of_8() -> None:
+    plan = plan_of("\n".join(["n[01-64]"] * 8), job_with(), *[8] * 64)
+    assert [len(node.processes) for node in plan.nodes] == [8] * 64
+    ranks = sorted(int(each.env["RANK"]) for node in plan.nodes for each in node.processes)
+    assert ranks == list(range(512))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "values", "wanted"),
+    [
+        ("[fd00::1]\nb", {}, "fd00::1"),
+        ("ann@a:2222 address=10.0.0.1\nb", {}, "10.0.0.1"),
+        ("localhost\nlocalhost", {}, "localhost"),
+        ("localhost\nb", {"master_addr": "10.0.0.5"}, "10.0.0.5"),
+        ("b\nlocalhost", {}, "b"),
+    ],
+)
+def test_the_master_is_the_host_of_the_first_line(gpus: str, values: dict[str, Any], wanted: str) -> None:
+    nodes, slots = parse_gpus(gpus, "gpus")
+    plan = per_gpu.plan(job_with(**values), nodes, slots, make_facts(*[1] * len(nodes)))
+    found = {each.env["MASTER_ADDR"] for node in plan.nodes for each in node.processes}
+    assert found == {wanted}
+
+
+def test_localhost_first_and_another_host_needs_an_address() -> None:
+    with pytest.raises(UsageError) as caught:
+        plan_of("localhost\nb", job_with(), 1, 1)
+    assert str(caught.value) == (
+        "gpus:1: node 0 is localhost, and b cannot reach it by that name\n"
+        "  fix: give this machine's address with --master-addr, or with address= in the hosts file"
+    )
+
+
+def test_the_users_variables_win_over_defaults_and_lose_to_the_ranks() -> None:
+    env = {"OMP_NUM_THREADS": "5", "RANK": "9", "NCCL_DEBUG": "INFO"}
+    plan = plan_of("b", job_with(env=env, secrets={"HF_TOKEN": "hunter2"}), 1)
+    wanted = rank_process(0, 0, 0, 1, 1, OMP_NUM_THREADS="5", NCCL_DEBUG="INFO")
+    assert plan.nodes[0].processes == (wanted,)
+    assert env == {"OMP_NUM_THREADS": "5", "RANK": "9", "NCCL_DEBUG": "INFO"}
+
+
+@pytest.mark.parametrize("text", [pytest.param(text, id=name) for name, text in HOSTILE.items()])
+def test_any_text_goes_into_argv_and_env_as_it_is(text: str) -> None:
+    (process,) = plan_of("a", job_with(script=("x.py", text), env={"A": text}), 1).nodes[0].processes
+    assert process.argv == ("/venv/bin/python", "x.py", text)
+    assert process.env["A"] == text
+
+
+def test_every_node_must_find_torch_and_node_0_a_port() -> None:
+    assert per_gpu.needs(job_with()) == Needs(modules=("torch",), port=True)
+
+
+def test_a_port_and_a_folder_leave_nothing_to_ask() -> None:
+    nodes, _ = parse_gpus("a\nb\na", "gpus")
+    assert per_gpu.assumed(job_with(port=5001), nodes) == (Facts(folder(0), 1, port=5001), Facts(folder(1), 1))
+    assert per_gpu.assumed(job_with(), nodes) is None
+    assert per_gpu.assumed(job_with(port=5001, node_dir="~/x"), nodes) is None
+
+
+def test_the_dry_run_of_three_ranks_is_this_shell(golden: Callable[[str, str], None]) -> None:
+    job = job_with(port=5001, secrets={"HF_TOKEN": "hunter2"}, script=("train.py", "two\nlines"))
+    nodes, slots = parse_gpus("node1 gpus=0,3\nnode2", "gpus")
+    facts = per_gpu.assumed(job, nodes)
+    assert facts is not None
+    text = render.dry_run(
+        per_gpu.plan(job, nodes, slots, facts), lambda each: ("ssh", "--", each.node.host, "bash", "-s")
+    )
+    assert "hunter2" not in text
+    golden("dry-run-per-gpu.sh", text)

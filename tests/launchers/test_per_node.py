@@ -1,0 +1,312 @@
+"""launch-per-node: whole plans as values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+from tests.factories import JOB_ID, folder, make_facts, make_job, make_nodes
+from tests.hostile import HOSTILE
+from torchfab import render
+from torchfab.errors import UsageError
+from torchfab.job import Facts, Job, Needs, NodePlan, Plan, Process
+from torchfab.launchers import per_node
+
+
+def job_with(values: Mapping[str, Any] | None = None, **flags: str) -> Job:
+    return make_job(options=per_node.options(per_node.Flags(**flags)), **(values or {}))
+
+
+def argvs(plan: Plan) -> list[tuple[str, ...]]:
+    return [each.processes[0].argv for each in plan.nodes]
+
+
+def after(argv: tuple[str, ...], flag: str) -> str:
+    return argv[argv.index(flag) + 1]
+
+
+def agent(rank: int, argv: tuple[str, ...], **env: str) -> Process:
+    """Return the agent of a node; `env` is what differs from a node with GPUs."""
+    return Process(
+        name="agent",
+        argv=argv,
+        env={
+            "PYTHONUNBUFFERED": "1",
+            "OMP_NUM_THREADS": "1",
+            **env,
+            "TORCHELASTIC_ERROR_FILE": f"{folder(rank)}/agent/errors/error.json",
+            "TORCHFAB_JOB_ID": JOB_ID,
+            "TORCHFAB_NODE_RANK": str(rank),
+        },
+        rank_logs=per_node.RANK_LOGS,
+        folders=("logs", "errors"),
+    )
+
+
+def test_two_nodes_with_gpus_are_this_plan() -> None:
+    job, nodes = job_with(), make_nodes("node1", "node2")
+
+    def argv(rank: int) -> tuple[str, ...]:
+        return (
+            *("/venv/bin/python", "-m", "torch.distributed.run"),
+            *("--rdzv-id", JOB_ID),
+            *("--rdzv-backend", "c10d", "--rdzv-endpoint", "node1:29400"),
+            *("--rdzv-conf", f"is_host={1 - rank},join_timeout=600,read_timeout=600"),
+            *("--local-addr", f"node{rank + 1}"),
+            *("--nnodes", "2", "--nproc-per-node", "8", "--max-restarts", "0"),
+            *("--redirects", "3", "--log-dir", f"{folder(rank)}/agent/logs"),
+            *("train.py", "--lr", "3e-4"),
+        )
+
+    assert per_node.plan(job, nodes, (), make_facts(8, 8)) == Plan(
+        job=job,
+        nodes=tuple(NodePlan(node, folder(node.rank), (agent(node.rank, argv(node.rank)),)) for node in nodes),
+        world_size=16,
+        chosen={
+            "job": "gpt2",
+            "nodes": "2 (node[1-2])",
+            "ranks": "16 (8 per node)",
+            "master": "node1:29400 (a free port of node1)",
+            "workdir": "/work",
+            "python": "/venv/bin/python",
+        },
+        min_nodes=2,
+    )
+
+
+def test_the_static_backend_says_master_and_node_rank() -> None:
+    job = job_with({"port": 5001}, rdzv_backend="static", nproc_per_node="4", max_restarts="3")
+    plan = per_node.plan(job, make_nodes("node1", "node2"), (), make_facts(8, 8, port=5001))
+    assert argvs(plan)[1] == (
+        *("/venv/bin/python", "-m", "torch.distributed.run"),
+        *("--rdzv-id", JOB_ID),
+        *("--rdzv-backend", "static", "--master-addr", "node1", "--master-port", "5001", "--node-rank", "1"),
+        *("--nnodes", "2", "--nproc-per-node", "4", "--max-restarts", "3"),
+        *("--redirects", "3", "--log-dir", f"{folder(1)}/agent/logs"),
+        *("train.py", "--lr", "3e-4"),
+    )
+    assert plan.chosen["master"] == "node1:5001"
+
+
+def test_an_elastic_job_has_bounds_and_is_alive_with_fewer_nodes() -> None:
+    plan = per_node.plan(job_with(nnodes="2:4", max_restarts="5"), make_nodes("a", "b", "c"), (), make_facts(1, 1, 1))
+    assert [after(argv, "--nnodes") for argv in argvs(plan)] == ["2:4"] * 3
+    assert (plan.world_size, plan.min_nodes) == (3, 2)
+
+
+@pytest.mark.parametrize(("nnodes", "said"), [("2", "2"), ("2:2", "2"), ("", "2")])
+def test_bounds_that_are_equal_are_one_number(nnodes: str, said: str) -> None:
+    plan = per_node.plan(job_with(nnodes=nnodes), make_nodes("a", "b"), (), make_facts(1, 1))
+    assert after(argvs(plan)[0], "--nnodes") == said
+
+
+@pytest.mark.parametrize(
+    ("nnodes", "message"),
+    [
+        ("3", "--nnodes 3:3 does not fit the 2 hosts\n  fix: change the one or the other"),
+        ("3:4", "--nnodes 3:4 does not fit the 2 hosts\n  fix: change the one or the other"),
+        ("1", "--nnodes 1:1 does not fit the 2 hosts\n  fix: change the one or the other"),
+    ],
+)
+def test_the_hosts_must_fit_nnodes(nnodes: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        per_node.plan(job_with(nnodes=nnodes), make_nodes("a", "b"), (), make_facts(1, 1))
+    assert str(caught.value) == message
+
+
+def test_the_static_backend_is_never_elastic() -> None:
+    with pytest.raises(UsageError, match="--rdzv-backend static cannot be elastic"):
+        per_node.plan(job_with(nnodes="1:2", rdzv_backend="static"), make_nodes("a", "b"), (), make_facts(1, 1))
+
+
+def test_nodes_run_as_many_ranks_as_they_have_gpus_even_when_uneven() -> None:
+    plan = per_node.plan(job_with(), make_nodes("a", "b", "c", "d"), (), make_facts(8, 4, 0, 8, cpus=16))
+    assert [after(argv, "--nproc-per-node") for argv in argvs(plan)] == ["8", "4", "2", "8"]
+    assert [each.processes[0].env["OMP_NUM_THREADS"] for each in plan.nodes] == ["1", "1", "8", "1"]
+    assert (plan.world_size, plan.chosen["ranks"]) == (
+        22,
+        "22 (uneven: 1 nodes with 2, 1 nodes with 4, 2 nodes with 8)",
+    )
+
+
+def test_slots_and_named_devices_of_the_hosts_file_count_and_a_number_overrides_them() -> None:
+    nodes = make_nodes({"host": "a", "slots": 3}, {"host": "b", "gpus": ("2", "5")}, "c")
+    counted = per_node.plan(job_with(), nodes, (), make_facts(8, 8, 8))
+    assert [after(argv, "--nproc-per-node") for argv in argvs(counted)] == ["3", "2", "8"]
+    assert [each.processes[0].env.get("CUDA_VISIBLE_DEVICES") for each in counted.nodes] == [None, "2,5", None]
+    asked = per_node.plan(job_with(nproc_per_node="1"), nodes, (), make_facts(8, 8, 8))
+    assert [after(argv, "--nproc-per-node") for argv in argvs(asked)] == ["1", "1", "1"]
+
+
+def test_gpu_means_gpus_and_nothing_else() -> None:
+    with pytest.raises(UsageError) as caught:
+        per_node.plan(job_with(nproc_per_node="gpu"), make_nodes("a", "b"), (), make_facts(2, 0))
+    assert str(caught.value) == "--nproc-per-node gpu: b has no GPU\n  fix: use auto, or a number"
+
+
+def test_the_address_by_which_nodes_reach_each_other_may_differ_from_the_name_for_ssh() -> None:
+    nodes = make_nodes(
+        {"host": "gw", "port": 2201, "address": "10.0.0.1"}, {"host": "gw", "port": 2202, "address": "10.0.0.2"}
+    )
+    found = argvs(per_node.plan(job_with(), nodes, (), make_facts(1, 1)))
+    assert [after(argv, "--rdzv-endpoint") for argv in found] == ["10.0.0.1:29400"] * 2
+    assert [after(argv, "--local-addr") for argv in found] == ["10.0.0.1", "10.0.0.2"]
+
+
+def test_an_ipv6_master_is_in_brackets_where_a_port_follows_and_nowhere_else() -> None:
+    nodes = make_nodes("fd00::1", "fd00::2")
+    c10d = argvs(per_node.plan(job_with(), nodes, (), make_facts(1, 1)))
+    assert [after(argv, "--rdzv-endpoint") for argv in c10d] == ["[fd00::1]:29400"] * 2
+    assert [after(argv, "--local-addr") for argv in c10d] == ["fd00::1", "fd00::2"]
+    static = argvs(per_node.plan(job_with(rdzv_backend="static"), nodes, (), make_facts(1, 1)))
+    assert after(static[1], "--master-addr") == "fd00::1"
+
+
+def test_the_master_address_that_was_asked_for_is_used_everywhere() -> None:
+    job = job_with({"master_addr": "10.9.9.9"})
+    found = argvs(per_node.plan(job, make_nodes("localhost", "b"), (), make_facts(1, 1)))
+    assert [after(argv, "--rdzv-endpoint") for argv in found] == ["10.9.9.9:29400"] * 2
+    assert [after(argv, "--local-addr") for argv in found] == ["10.9.9.9", "b"]
+
+
+def test_localhost_alone_is_its_own_master() -> None:
+    (argv,) = argvs(per_node.plan(job_with(), make_nodes("localhost"), (), make_facts(0)))
+    assert (after(argv, "--rdzv-endpoint"), after(argv, "--local-addr")) == ("localhost:29400", "localhost")
+
+
+def test_localhost_as_node_0_beside_others_needs_an_address() -> None:
+    with pytest.raises(UsageError) as caught:
+        per_node.plan(job_with(), make_nodes("localhost", "b"), (), make_facts(1, 1))
+    assert str(caught.value) == (
+        "hosts:1: node 0 is localhost, and b cannot reach it by that name\n"
+        "  fix: give this machine's address with --master-addr, or with address= in the hosts file"
+    )
+
+
+def test_localhost_as_another_node_needs_an_address_too_because_c10d_may_make_it_the_master() -> None:
+    with pytest.raises(UsageError) as caught:
+        per_node.plan(job_with(), make_nodes("b", "localhost"), (), make_facts(1, 1))
+    assert str(caught.value) == (
+        "hosts:2: the other nodes cannot reach localhost by that name\n"
+        "  fix: give this machine's address with address= in the hosts file, or say --rdzv-backend static"
+    )
+
+
+def test_localhost_as_another_node_is_fine_with_an_address_or_the_static_backend() -> None:
+    addressed = make_nodes("b", {"host": "localhost", "address": "10.0.0.9"})
+    assert after(argvs(per_node.plan(job_with(), addressed, (), make_facts(1, 1)))[1], "--local-addr") == "10.0.0.9"
+    static = per_node.plan(job_with(rdzv_backend="static"), make_nodes("b", "localhost"), (), make_facts(1, 1))
+    assert after(argvs(static)[1], "--node-rank") == "1"
+
+
+def test_the_users_variables_win_over_defaults_and_lose_to_the_marks() -> None:
+    env = {"OMP_NUM_THREADS": "5", "TORCHFAB_JOB_ID": "forged", "NCCL_DEBUG": "INFO"}
+    job = job_with({"env": env, "secrets": {"HF_TOKEN": "hunter2"}})
+    plan = per_node.plan(job, make_nodes("a"), (), make_facts(1))
+    found = plan.nodes[0].processes[0].env
+    assert found == agent(0, (), OMP_NUM_THREADS="5", NCCL_DEBUG="INFO").env
+    assert env == {"OMP_NUM_THREADS": "5", "TORCHFAB_JOB_ID": "forged", "NCCL_DEBUG": "INFO"}
+
+
+@pytest.mark.parametrize("text", [pytest.param(text, id=name) for name, text in HOSTILE.items()])
+def test_any_text_goes_into_argv_and_env_as_it_is(text: str) -> None:
+    job = job_with({"script": ("x.py", text, text), "env": {"A": text}, "workdir": f"/{text}"})
+    process = per_node.plan(job, make_nodes("a"), (), make_facts(1)).nodes[0].processes[0]
+    assert process.argv[-3:] == ("x.py", text, text)
+    assert process.env["A"] == text
+
+
+def test_the_same_input_gives_the_same_plan() -> None:
+    job, nodes, facts = job_with(), make_nodes("a", "b"), make_facts(2, 2)
+    assert per_node.plan(job, nodes, (), facts) == per_node.plan(job, nodes, (), facts)
+
+
+# ---- flags
+
+
+def test_the_options_are_the_flags_as_numbers() -> None:
+    flags = per_node.Flags("4", "1:2", "7", "static", "30")
+    assert per_node.options(flags) == {
+        "nproc_per_node": "4",
+        "nnodes": (1, 2),
+        "max_restarts": 7,
+        "rdzv_backend": "static",
+        "rdzv_timeout_s": 30,
+    }
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        *(
+            ("nproc_per_node", value, f"--nproc-per-node is auto, gpu or a number of at least 1, got {value!r}")
+            for value in ("0", "-1", "two", "", "1.5", "٣")
+        ),
+        ("rdzv_backend", "etcd", "--rdzv-backend is c10d or static, got 'etcd'"),
+        ("max_restarts", "-1", "--max-restarts is a number of at least 0, got '-1'"),
+        ("rdzv_timeout", "0", "--rdzv-timeout is a number of at least 1, got '0'"),
+        ("nnodes", "0", "--nnodes is N or MIN:MAX, each a number of at least 1, got '0'"),
+        ("nnodes", "1:x", "--nnodes is N or MIN:MAX, each a number of at least 1, got 'x'"),
+        ("nnodes", "1:", "--nnodes is N or MIN:MAX, each a number of at least 1, got ''"),
+        ("nnodes", "4:2", "--nnodes is N or MIN:MAX, got '4:2': 2 is less than 4"),
+    ],
+)
+def test_a_wrong_flag_is_an_error_that_says_what_it_takes(flag: str, value: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        per_node.options(per_node.Flags(**{flag: value}))
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("flag", ["nproc_per_node", "max_restarts", "rdzv_timeout", "nnodes"])
+@pytest.mark.parametrize("text", [pytest.param(text, id=name) for name, text in HOSTILE.items() if text])
+def test_a_hostile_flag_is_refused(flag: str, text: str) -> None:
+    with pytest.raises(UsageError, match="got "):
+        per_node.options(per_node.Flags(**{flag: text}))
+
+
+# ---- what phase one is for
+
+
+def test_every_node_must_find_torch_and_node_0_a_port() -> None:
+    assert per_node.needs(job_with()) == Needs(modules=("torch",), port=True)
+
+
+def test_flags_that_say_all_leave_nothing_to_ask() -> None:
+    nodes = make_nodes("a", "b")
+    wanted = (Facts(folder(0), gpus=4, port=5001), Facts(folder(1), gpus=4))
+    assert per_node.assumed(job_with({"port": 5001}, nproc_per_node="4"), nodes) == wanted
+
+
+def test_slots_on_every_line_leave_nothing_to_ask_either() -> None:
+    nodes = make_nodes({"host": "a", "slots": 2}, {"host": "b", "gpus": ("0",)})
+    found = per_node.assumed(job_with({"port": 5001}), nodes)
+    assert found == (Facts(folder(0), gpus=2, port=5001), Facts(folder(1), gpus=1))
+
+
+@pytest.mark.parametrize(
+    ("values", "flags"),
+    [
+        ({}, {"nproc_per_node": "4"}),
+        ({"port": 5001}, {}),
+        ({"port": 5001}, {"nproc_per_node": "gpu"}),
+        ({"port": 5001, "node_dir": "~/.torchfab"}, {"nproc_per_node": "4"}),
+    ],
+)
+def test_otherwise_the_nodes_are_asked(values: dict[str, Any], flags: dict[str, str]) -> None:
+    assert per_node.assumed(job_with(values, **flags), make_nodes("a")) is None
+
+
+def test_the_dry_run_of_two_nodes_is_this_shell(golden: Callable[[str, str], None]) -> None:
+    job = job_with(
+        {"port": 5001, "env": {"NCCL_DEBUG": "INFO"}, "script": ("train.py", "--name", "it's $5")}, nproc_per_node="2"
+    )
+    nodes = make_nodes("node1", "node2")
+    facts = per_node.assumed(job, nodes)
+    assert facts is not None
+    plan = per_node.plan(job, nodes, (), facts)
+    golden(
+        "dry-run-per-node.sh",
+        render.dry_run(plan, lambda each: ("ssh", "--", each.node.host, "bash", "-s"), ["a note"]),
+    )
