@@ -5,6 +5,7 @@ Named by `tasks.executor_class` in fabric.yaml, which is Invoke's supported hook
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -60,14 +61,23 @@ def fold_reasons(error: HostsFailedError) -> list[str]:
     """Return one paragraph per reason, with the hosts that failed alike folded into one name."""
     from torchfab.inventory import fold
 
-    hosts_of: dict[str, list[str]] = {}
+    alike: dict[str, list[str]] = {}
     for host, reason in error.reasons.items():
-        hosts_of.setdefault(str(reason).replace(host, "{host}"), []).append(host)
+        alike.setdefault(_without_names(host, reason), []).append(host)
     paragraphs = []
-    for text, hosts in hosts_of.items():
-        shown = text.replace("{host}", hosts[0] if len(hosts) == 1 else "HOST")
+    for text, hosts in alike.items():
+        shown = str(error.reasons[hosts[0]]) if len(hosts) == 1 else text
         paragraphs.append(f"  {fold(hosts)}: " + shown.replace("\n", "\n    "))
     return paragraphs
+
+
+def _without_names(host: str, reason: TorchfabError) -> str:
+    """Return a reason's text in which neither the host nor its address are named, so that hosts can be compared."""
+    text = str(reason)
+    for name, placeholder in ((getattr(reason, "address", ""), "ADDRESS"), (host, "HOST")):
+        if name:
+            text = re.sub(rf"(?<![\w.-]){re.escape(name)}(?![\w-]|\.\w)", placeholder, text)
+    return text
 
 
 def say(text: str) -> None:

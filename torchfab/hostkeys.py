@@ -83,6 +83,11 @@ def check_with(client: paramiko.SSHClient, host: str, port: int, ssh_config: dic
         client.set_missing_host_key_policy(AcceptNew(paths[0]) if strict == "accept-new" else Refuse())
 
 
+def first_file(ssh_config: dict[str, object]) -> str:
+    """Return the file to which the user adds keys: the first of UserKnownHostsFile."""
+    return _files(ssh_config)[0]
+
+
 def _files(ssh_config: dict[str, object]) -> list[str]:
     user = str(ssh_config.get("userknownhostsfile", " ".join(DEFAULT_FILES[:2]))).split()
     system = str(ssh_config.get("globalknownhostsfile", " ".join(DEFAULT_FILES[2:]))).split()

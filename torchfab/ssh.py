@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import select
 import shlex
 import socket
@@ -23,7 +24,7 @@ from torchfab import bundle
 from torchfab.errors import TorchfabError
 from torchfab.job import Node
 
-MARK = b"\x1e"
+FRAME = re.compile(rb"\x1e(\d{1,12})\n")
 MOST_ANSWER_BYTES = 64 * 1024 * 1024
 # What a process on `localhost` gets of this terminal's environment: what a login would set. The rest travels by name.
 LOGIN_NAMES = (
@@ -33,7 +34,17 @@ LOGIN_NAMES = (
 
 
 class HostError(TorchfabError):
-    """One host failed: why, and how to fix it."""
+    """One host failed: why, and how to fix it.
+
+    Parameters
+    ----------
+    address : str
+        The address under which it was reached, where the message names that one: hosts that fail alike differ in it.
+    """
+
+    def __init__(self, message: str, fix: str = "", address: str = "") -> None:
+        super().__init__(message, fix)
+        self.address = address
 
 
 @dataclass(frozen=True)
@@ -93,6 +104,8 @@ class Session:
     def __init__(self, node: Node, pipe: Pipe) -> None:
         self.node, self.pipe = node, pipe
         self.arrived = bytearray()
+        self.asked = 0
+        self.answered = False
         self.pipe.write(bundle.source().encode())
 
     def ask(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
@@ -107,14 +120,20 @@ class Session:
         deadline = time.monotonic() + timeout_s
         while True:
             frame = self._next_frame()
-            if frame is not None:
+            if frame is None:
+                self._read(deadline - time.monotonic(), self._silence(timeout_s))
+            elif frame.get("of") == self.asked:  # and not what we no longer waited for
                 return frame
-            self._read(deadline - time.monotonic(), f"no answer to '{request['op']}' within {timeout_s:g} s")
+
+    def _silence(self, timeout_s: float) -> str:
+        what = "no answer" if self.answered else "the connection stands, but torchfab's program there gave no answer"
+        return f"{what} within {timeout_s:g} s"
 
     def post(self, request: Mapping[str, Any]) -> None:
         """Send a request; its answers are taken with `take`."""
+        self.asked += 1
         try:
-            self.pipe.write(json.dumps(request).encode() + b"\n")
+            self.pipe.write(json.dumps({**request, "number": self.asked}).encode() + b"\n")
         except OSError as error:
             raise self._ended() from error
 
@@ -138,42 +157,52 @@ class Session:
         self.arrived += data
 
     def _next_frame(self) -> dict[str, Any] | None:
-        start = self.arrived.find(MARK)
-        line_end = self.arrived.find(b"\n", start)
-        if start < 0 or line_end < 0:
-            if start < 0:
-                self.arrived.clear()  # what a login shell prints before we come
+        head = FRAME.search(self.arrived)
+        if head is None:
+            del self.arrived[:-16]  # what a start-up file prints before we come; a head may just be arriving
             return None
-        length = int(self.arrived[start + 1 : line_end])
+        length = int(head[1])
         if length > MOST_ANSWER_BYTES:
             raise HostError(f"an answer of {length} bytes is more than torchfab takes")
-        end = line_end + 1 + length
+        end = head.end() + length
         if len(self.arrived) < end:
             return None
-        frame = json.loads(bytes(self.arrived[line_end + 1 : end]))
+        text = bytes(self.arrived[head.end() : end])
         del self.arrived[:end]
-        return dict(frame)
+        self.answered = True
+        return _decode(text)
 
     def _ended(self) -> HostError:
         code, stderr = self.pipe.obituary()
-        return _explain_end(code, stderr)
+        return _explain_end(code, stderr, self.answered)
 
     def close(self) -> None:
         """Hang up; the program on the node ends, and takes back what was only prepared."""
         self.pipe.close()
 
 
-def _explain_end(code: int | None, stderr: str) -> HostError:
+def _decode(text: bytes) -> dict[str, Any]:
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError):
+        raise HostError(f"what answers there is not torchfab's program: {text[:40]!r}", _TRY_THE_LOGIN) from None
+
+
+_TRY_THE_LOGIN = "see what `ssh HOST python3 --version` prints; a start-up file (.bashrc) may be in the way"
+
+
+def _explain_end(code: int | None, stderr: str, answered: bool) -> HostError:
     last = next((line for line in reversed(stderr.splitlines()) if line.strip()), "")
+    name_one = "install one, or name it with torchfab.agent_python in fabric.yaml"
     if "torchfab-needs-python" in stderr:
-        return HostError(last.replace("torchfab-needs-python", "torchfab needs python"), "set torchfab.agent_python")
-    if code == 127 or "not found" in last:
-        return HostError(
-            f"torchfab needs a python3 (3.9 or newer) there: {last or 'not found'}",
-            "install one, or name it with torchfab.agent_python in fabric.yaml",
-        )
-    how = "the connection was lost" if code is None else f"torchfab's program there ended with {code}"
-    return HostError(f"{how}{': ' + last if last else ''}")
+        return HostError(last.replace("torchfab-needs-python", "torchfab needs a python3 of at least"), name_one)
+    if not answered and (code == 127 or "not found" in last):
+        return HostError(f"torchfab needs a python3 (3.9 or newer) there: {last or 'not found'}", name_one)
+    if code is None:
+        return HostError("the connection was lost" + (f": {last}" if last else ""), "see whether the node is still up")
+    how = "was killed there" if code < 0 else f"ended there with code {code}"
+    when = "" if answered else " before it answered"
+    return HostError(f"torchfab's program {how}{when}{': ' + last if last else ''}", "" if answered else _TRY_THE_LOGIN)
 
 
 def open_session(node: Node, connection: Any, settings: Settings) -> Session:
@@ -191,12 +220,16 @@ def open_session(node: Node, connection: Any, settings: Settings) -> Session:
     HostError
         With the cause and its fix.
     """
+    begun = time.monotonic()
     try:
         return Session(node, _LocalPipe() if connection is None else _SSHPipe(connection, settings))
     except HostError:
         raise
     except Exception as error:
-        raise explain(error, connection, settings) from error
+        in_time = time.monotonic() - begun < settings.connect_timeout_s - 0.05
+        problem = explain(error, connection, settings, in_time)
+        problem.address = connection.host if connection else ""
+        raise problem from error
 
 
 # ---- localhost
@@ -250,6 +283,7 @@ class _SSHPipe:
 
     def __init__(self, connection: Any, settings: Settings) -> None:
         self.connection = connection
+        self.send_timeout_s = settings.answer_timeout_s
         connection.open()
         connection.transport.set_keepalive(15)
         self.channel = connection.transport.open_session(timeout=settings.connect_timeout_s)
@@ -257,6 +291,7 @@ class _SSHPipe:
         self.channel.exec_command("exec " + shlex.join(bundle.argv(settings.agent_python)))
 
     def write(self, data: bytes) -> None:
+        self.channel.settimeout(self.send_timeout_s)
         self.channel.sendall(data)
 
     def read(self, timeout_s: float) -> bytes | None:
@@ -276,8 +311,10 @@ class _SSHPipe:
                 stderr += data
         except TimeoutError:
             pass
-        code = self.channel.recv_exit_status() if self.channel.exit_status_ready() else None
-        return (None if code == -1 else code), stderr.decode(errors="replace")
+        code = self.channel.recv_exit_status() if self.channel.exit_status_ready() else -1
+        # -1: no exit code came. Where the connection still stands, the program was killed.
+        known = code >= 0 or self.connection.is_connected
+        return (code if known else None), stderr.decode(errors="replace")
 
     def close(self) -> None:
         self.channel.close()
@@ -332,36 +369,46 @@ def _connection(node: Node, config: Any, settings: Settings) -> Any:
     return connection
 
 
-def explain(error: Exception, connection: Any, settings: Settings) -> HostError:
+def explain(error: Exception, connection: Any, settings: Settings, in_time: bool) -> HostError:
     """Return what went wrong with a connection, in plain words, with its fix."""
     if connection is None:
         return HostError(f"cannot start python here: {error}")
     import paramiko
 
-    from torchfab.hostkeys import UnknownHostKey, fingerprint
+    from torchfab import hostkeys
 
     host, port, user = connection.host, connection.port, connection.user
     where = f"{host} port {port}"
-    keyscan = f"ssh-keyscan -p {port} {host} >> ~/.ssh/known_hosts"
-    if isinstance(error, UnknownHostKey):
+    known_hosts = hostkeys.first_file(connection.ssh_config)
+    keyscan = f"ssh-keyscan -p {port} {host} >> {shlex.quote(known_hosts)}"
+    if isinstance(error, hostkeys.UnknownHostKey):
         return HostError(f"its host key is not known ({error.fingerprint})", f"if that is the key of {host}: {keyscan}")
     if isinstance(error, paramiko.BadHostKeyException):
         name = host if port == 22 else f"[{host}]:{port}"
         return HostError(
-            f"its host key has CHANGED: it now shows {fingerprint(error.key)}",
-            f"somebody may be listening in; if you know why it changed: ssh-keygen -R '{name}', then {keyscan}",
+            f"its host key has CHANGED: it now shows {hostkeys.fingerprint(error.key)}",
+            f"somebody may be listening in; if you know why it changed: "
+            f"ssh-keygen -R {shlex.quote(name)} -f {shlex.quote(known_hosts)}, then {keyscan}",
         )
     if isinstance(error, paramiko.PasswordRequiredException):
         return HostError(f"a private key for {user}@{host} has a passphrase", "unlock it in your agent: ssh-add")
-    if isinstance(error, paramiko.AuthenticationException):
+    if isinstance(error, paramiko.AuthenticationException) or _is_key_file(error):
+        missing = f" (there is no {error.filename})" if isinstance(error, FileNotFoundError) else ""
         return HostError(
-            f"{user}@{host} was refused: none of your keys is accepted there",
+            f"{user}@{host} was refused: none of your keys is accepted there{missing}",
             f"ssh-copy-id -p {port} {user}@{host}, or name a key with fab -i",
         )
-    return _explain_network(error, where, settings)
+    return _explain_network(error, where, settings, in_time)
 
 
-def _explain_network(error: Exception, where: str, settings: Settings) -> HostError:
+def _is_key_file(error: Exception) -> bool:
+    # paramiko ends with the last thing that went wrong, which may be a key file that is missing or unreadable.
+    return isinstance(error, FileNotFoundError | PermissionError) and error.filename is not None
+
+
+def _explain_network(error: Exception, where: str, settings: Settings, in_time: bool) -> HostError:
+    import paramiko
+
     causes = list(getattr(error, "errors", {}).values()) or [error]
     if any(isinstance(cause, socket.gaierror) for cause in causes):
         return HostError(
@@ -369,9 +416,16 @@ def _explain_network(error: Exception, where: str, settings: Settings) -> HostEr
         )
     if any(isinstance(cause, ConnectionRefusedError) for cause in causes):
         return HostError(f"{where} refused the connection", "check that sshd runs there, and on which port")
-    if any(isinstance(cause, TimeoutError) for cause in causes) or "timeout" in str(error).lower():
+    # When the time is up in the handshake, paramiko says "Error reading SSH protocol banner" or "No existing session".
+    late = isinstance(error, paramiko.SSHException) and not in_time
+    if late or any(isinstance(cause, TimeoutError) for cause in causes):
         return HostError(
             f"no answer from {where} within {settings.connect_timeout_s:g} s",
             "check that the node is up and that no firewall is between; a longer wait: fab -t SECONDS",
+        )
+    if isinstance(error, EOFError | paramiko.SSHException):
+        return HostError(
+            f"{where} did not finish the SSH handshake: {error or 'it closed the connection'}",
+            "check that sshd listens there; its log says why it refuses (MaxStartups, when many log in at once)",
         )
     return HostError(f"no connection to {where}: {error or type(error).__name__}")

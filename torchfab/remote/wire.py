@@ -64,7 +64,7 @@ class Conversation:
         except Exception as error:  # told to the user, with where it happened: it is our fault, or the machine's
             trace = traceback.format_exc(limit=-3)
             answer = {"problems": [{"what": f"{type(error).__name__}: {error}", "fix": ""}], "trace": trace}
-        self.send(answer)
+        self.send({**answer, "of": request.get("number")})
 
     def send(self, answer: Any) -> None:
         """Send one frame."""
