@@ -569,7 +569,7 @@ def shuffle(index: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarray:
     out of range makes it one of 0..count-1 (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002). A list
     of all sequences would cost every rank 8 bytes for each.
     """
-    keys = np.random.SeedSequence([seed, epoch]).generate_state(4, np.uint64)
+    keys = np.random.SeedSequence([seed, epoch]).generate_state(6, np.uint64)
     bits = max(1, ((count - 1).bit_length() + 1) // 2)
     half, mask = np.uint64(bits), np.uint64((1 << bits) - 1)
 
@@ -577,7 +577,8 @@ def shuffle(index: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarray:
         left, right = value >> half, value & mask
         for key in keys:
             mixed = (right ^ key) * np.uint64(0x9E3779B97F4A7C15)
-            left, right = right, left ^ ((mixed >> np.uint64(29)) & mask)
+            mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)  # one product is too regular
+            left, right = right, left ^ ((mixed >> np.uint64(32)) & mask)
         return (left << half) | right
 
     result = network(index.astype(np.uint64))
@@ -766,6 +767,7 @@ class Checkpoints:
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            self.lock.close()
             raise TrainError(f"{folder.parent} is in use by another run; choose another --experiment-name") from error
         for part in folder.glob("*.part"):  # of a save that was killed
             part.unlink()
@@ -816,9 +818,15 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Wait until the last save is on the disk; raise what kept it from getting there."""
-        if self.writing:
-            self.writing.result()
-            self.writing = None
+        writing, self.writing = self.writing, None
+        if writing:
+            writing.result()
+
+    def close(self) -> None:
+        """Wait for the last save, and leave the folder to others."""
+        self.wait()
+        self.thread.shutdown()
+        self.lock.close()
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
@@ -827,8 +835,8 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def on_rank_zero(action: Callable[[], Any]) -> Any:
-    """Return what `action` returns on rank 0, None elsewhere; raise on all ranks what it raises, lest they wait for ever."""
-    result, failure = None, [None]
+    """Return what `action` returns on rank 0, None elsewhere; raise everywhere what it raises, lest others wait."""
+    result, failure = None, list[Exception | None]([None])
     if dist.get_rank() == 0:
         try:
             result = action()
@@ -1155,7 +1163,7 @@ class Trainer:
         args, corpus, plan = self.args, self.corpus, self.batching
         parameters = sum(p.numel() for p in self.parameters) / 1e6
         epochs = self.steps * plan.global_size / corpus.training
-        yield f"model: {args.model_name}, {args.weights}, {parameters:.2f} M parameters, vocabulary of {corpus.vocabulary}"
+        yield f"model: {args.model_name}, {args.weights}, {parameters:.2f} M parameters, {corpus.vocabulary} tokens"
         yield (f"data: {args.dataset_name}, {len(corpus.tokens)} tokens = {corpus.training} sequences of "
                f"{corpus.seq_length} tokens to train on + {corpus.held_out} to validate")  # fmt: skip
         yield (f"batch: {plan.global_size} sequences = {self.place.world_size} ranks x {plan.accumulation} passes "
@@ -1294,10 +1302,10 @@ class Trainer:
     def finish(self) -> int:
         """Wait for the last checkpoint, export the model if the training is complete, say what there is."""
         heard = int(self.stop.flag) if self.progress.step < self.steps else 0
-        if self.checkpoints:
-            self.checkpoints.wait()
         if self.folder and not heard:
             export(self.folder / "export", self.model, self.args)
+        if self.checkpoints:
+            self.checkpoints.close()
         if self.log:
             state = f"stopped by {signal.Signals(heard).name}" if heard else "done"
             where = f"saved in {self.folder}" if self.folder else "nothing saved: no --experiment-name"
