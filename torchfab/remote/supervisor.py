@@ -159,10 +159,9 @@ class Supervisor:
                 self._pass_on(signal.Signals(number))
 
     def _lost_its_tmux(self) -> bool:
-        # The window was closed by somebody: that is meant. The whole server died: the training goes on without a
-        # window.
+        # The window was closed by somebody: that is meant. The server was killed: the training goes on without a window.
         time.sleep(0.2)
-        return not tmux.server_is_alive()
+        return tmux.server_has_crashed()
 
     def _pass_on(self, number: signal.Signals) -> None:
         if number in _ENDING:
