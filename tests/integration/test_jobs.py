@@ -390,13 +390,19 @@ def test_the_death_of_tmux_ends_no_job_and_its_logs_go_on(fab: Fab) -> None:
     assert "node2 [1] tick 14" in ok(fab("logs", "notmux", "--no-fold")).stdout
 
 
-def test_a_closed_window_ends_its_process(fab: Fab) -> None:
+def test_a_closed_window_ends_its_process_and_no_other(fab: Fab) -> None:
     fab.write("tick.py", TICK)
-    ok(fab(*two(fab, "--name", "win", "--", "tick.py", "100")))
-    kill = ("tmux", "-L", "torchfab", "kill-session", "-t", "=win-node1")
+    words = ("launch-per-gpu", "--gpufile", gpufile(fab, 0, 1, 1), "--name", "win", "--", "tick.py", "100")
+    ok(fab(*words))
+    kill = ("tmux", "-L", "torchfab", "kill-window", "-t", "=win-node1:rank-1")
     subprocess.run([*fab.cluster.node(1).command(), *kill], check=True)
     assert eventually(lambda: status_of(fab, "win")["nodes"][1]["state"] == "failed", 5)
-    assert status_of(fab, "win")["nodes"][0]["state"] == "running"
+    status = status_of(fab, "win")
+    assert status["nodes"][0]["state"] == "running"
+    assert {each["name"]: each["state"] for each in status["nodes"][1]["processes"]} == {
+        "rank-1": "failed",
+        "rank-2": "running",
+    }
 
 
 # ---- records, attach, dry run

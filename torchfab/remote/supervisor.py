@@ -159,9 +159,9 @@ class Supervisor:
                 self._pass_on(signal.Signals(number))
 
     def _lost_its_tmux(self) -> bool:
-        # The window was closed by somebody: that is meant. The server was killed: the training goes on without a window.
-        time.sleep(0.2)
-        return tmux.server_has_crashed()
+        # A server that closes a window still lives when we hear of it, also if it was its last one: closing is meant. One
+        # that is gone already was killed: the training goes on without a window.
+        return not tmux.server_is_alive()
 
     def _pass_on(self, number: signal.Signals) -> None:
         if number in _ENDING:

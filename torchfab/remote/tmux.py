@@ -76,12 +76,7 @@ def _open_first(session: str, name: str, argv: list[str]) -> str:
     return text or f"tmux new-session ended with {code}"
 
 
-def server_has_crashed() -> bool:
-    """Say whether the server of the pane that this process runs in died without having been asked to.
-
-    TMUX is "socket,pid,session". A server that ends in order (its last session was closed, or `kill-server`) removes its
-    socket; one that was killed leaves it.
-    """
-    socket, _, rest = os.environ.get("TMUX", "").partition(",")
-    pid = rest.partition(",")[0]
-    return pid.isdigit() and not procfs.is_running(int(pid)) and os.path.exists(socket)
+def server_is_alive() -> bool:
+    """Say whether the server of the pane that this process runs in is still there (TMUX is "socket,pid,session")."""
+    parts = os.environ.get("TMUX", "").split(",")
+    return len(parts) == 3 and parts[1].isdigit() and procfs.is_running(int(parts[1]))
