@@ -20,7 +20,7 @@ from torchfab.flags import GpuLaunchFlags, LaunchFlags, flag, job_task, launch_t
 from torchfab.launchers import per_gpu, per_node
 
 if TYPE_CHECKING:
-    from torchfab.launch import Surroundings
+    from torchfab.surroundings import Surroundings
 
 ROOT = Path(__file__).resolve().parent
 
@@ -116,6 +116,6 @@ def stop(c: Context, job: str, grace: str) -> None:
 
 
 def _around(c: Context) -> Surroundings:
-    from torchfab import launch
+    from torchfab.surroundings import surroundings_of
 
-    return launch.surroundings(c, ROOT)
+    return surroundings_of(c, ROOT)

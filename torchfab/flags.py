@@ -25,19 +25,25 @@ def flag(default: Any, text: str) -> Any:
 
 
 @dataclass(frozen=True)
-class LaunchFlags:
-    """The flags that every launch takes."""
+class JobFlags:
+    """The flags that every launch takes, whatever its runtime."""
 
     name: str = flag("", "Name of the job, unique on this machine. [made of the script's name and the time]")
-    hostfile: str = flag("", "File with one host a line. [hosts]")
     env: tuple[str, ...] = flag((), "NAME=VALUE for every process; may be given again. The value stays out of no ps.")
     dry_run: bool = flag(False, "Print what would run, as shell that works without torchfab; start nothing.")
     follow: bool = flag(False, "Show the logs until the job ends, and exit with its code; Ctrl-C leaves it running.")
     workdir: str = flag("", "Absolute path of the directory to run in, on every node. [the current one]")
     python: str = flag("", "Interpreter on the nodes. [the one that runs fab]")
+    grace: str = flag("", "Seconds between SIGTERM and SIGKILL when the job is stopped. [10]")
+
+
+@dataclass(frozen=True)
+class LaunchFlags(JobFlags):
+    """The flags of launches over a hosts file."""
+
+    hostfile: str = flag("", "File with one host a line. [hosts]")
     port: str = flag("0", "Port of the rendezvous on node 0; 0: a free one. [0]")
     master_addr: str = flag("", "Address by which the nodes reach node 0. [its name in the hosts file]")
-    grace: str = flag("", "Seconds between SIGTERM and SIGKILL when the job is stopped. [10]")
 
 
 @dataclass(frozen=True)

@@ -253,6 +253,32 @@ def session_name(job_name: str, node_rank: int) -> str:
 
 
 @dataclass(frozen=True)
+class Submission:
+    """A job as it is handed to a cluster's own scheduler: the dry run prints it, a runtime submits it.
+
+    Parameters
+    ----------
+    job : Job
+        What was asked for.
+    text : str
+        What is submitted, without secret values: an sbatch file, a manifest.
+    nodes, world_size : int
+        How many nodes and ranks are asked for.
+    details : Mapping of str to Any
+        What the runtime must know besides, as JSON: kept in the record.
+    chosen : Mapping of str to str
+        Every default that torchfab chose, for people.
+    """
+
+    job: Job
+    text: str
+    nodes: int
+    world_size: int
+    details: Mapping[str, Any] = field(default_factory=_nothing)
+    chosen: Mapping[str, str] = field(default_factory=_nothing)
+
+
+@dataclass(frozen=True)
 class Needs:
     """What a launcher needs on every node: phase one checks it.
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import secrets as random_source
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
@@ -16,69 +13,17 @@ from typing import Any
 from torchfab import environment, inventory, render
 from torchfab.commandline import progress, say, tell
 from torchfab.errors import Interrupted, TorchfabError, UsageError
-from torchfab.flags import LaunchFlags
+from torchfab.flags import JobFlags, LaunchFlags
 from torchfab.job import Facts, Job, Node, Plan, Slot
-from torchfab.records import Record, Records
+from torchfab.records import Record
 from torchfab.runtimes import tmux
 from torchfab.ssh import Settings
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """What a launch reads of the world: taken in one place, so that all that follows is pure.
-
-    Parameters
-    ----------
-    config : Mapping
-        The section `torchfab` of fabric.yaml.
-    root : Path
-        The project's folder.
-    cwd : str
-        The current directory.
-    now : float
-        Seconds since the epoch.
-    token : str
-        Eight random hexadecimal digits.
-    environ : Mapping of str to str
-        This terminal's environment.
-    settings : Settings
-        How to reach hosts.
-    """
-
-    config: Mapping[str, Any]
-    root: Path
-    cwd: str
-    now: float
-    token: str
-    environ: Mapping[str, str]
-    settings: Settings
-
-    @property
-    def records(self) -> Records:
-        """The records of this machine."""
-        return Records(self.root / self.config["records"])
-
-
-def surroundings(c: Any, root: Path) -> Surroundings:
-    """Return the surroundings of a task's context."""
-    config = c.config.torchfab
-    kwargs = dict(c.config.connect_kwargs)
-    settings = Settings(
-        ssh_config=os.path.abspath(path) if (path := c.config._runtime_ssh_path) else "",
-        identities=tuple(os.path.abspath(path) for path in kwargs.get("key_filename", ())),
-        connect_timeout_s=float(kwargs.get("timeout") or config.connect_timeout_s),
-        fanout=int(config.fanout),
-        prepare_timeout_s=float(config.prepare_timeout_s),
-        start_timeout_s=float(config.start_timeout_s),
-        answer_timeout_s=float(config.answer_timeout_s),
-    )
-    return Surroundings(config, root, os.getcwd(), time.time(), random_source.token_hex(4), dict(os.environ), settings)
-
+from torchfab.surroundings import Surroundings
 
 # ---- from flags to a job
 
 
-def make_job(launcher: ModuleType, flags: LaunchFlags, own: Any, around: Surroundings) -> Job:
+def make_job(launcher: ModuleType, flags: JobFlags, own: Any, around: Surroundings) -> Job:
     """Return the job that the flags ask for, with every default filled in.
 
     Raises
@@ -100,8 +45,8 @@ def make_job(launcher: ModuleType, flags: LaunchFlags, own: Any, around: Surroun
         script=script,
         workdir=workdir,
         python=flags.python or sys.executable,
-        master_addr=flags.master_addr,
-        port=_number("--port", flags.port),
+        master_addr=getattr(flags, "master_addr", ""),
+        port=_number("--port", getattr(flags, "port", "0")),
         env=shown,
         secrets=secret,
         node_dir=_node_dir(around.config["node_dir"], workdir),

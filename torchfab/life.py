@@ -18,8 +18,8 @@ from torchfab import inventory, runtimes, status
 from torchfab.commandline import fold_reasons, say, tell
 from torchfab.errors import HostsFailedError, TorchfabError, UsageError
 from torchfab.job import Node
-from torchfab.launch import Surroundings
 from torchfab.records import Record
+from torchfab.surroundings import Surroundings
 from torchfab.watch import NO_LINES, Printer, Watch, describe_failure
 
 DEFAULT_LINES = 1000

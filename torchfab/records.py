@@ -14,12 +14,12 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torchfab.errors import JobNameError, TorchfabError
-from torchfab.job import Node, Plan, check_name
+from torchfab.job import Node, Plan, Submission, check_name
 from torchfab.ssh import Settings
 
 FORMAT = 1
@@ -49,6 +49,8 @@ class Record:
         How its nodes are reached.
     chosen : Mapping of str to str
         The defaults that torchfab chose.
+    details : Mapping of str to Any
+        What the runtime alone knows: ids that a scheduler gave, where its files lie.
     """
 
     folder: Path
@@ -64,6 +66,7 @@ class Record:
     min_nodes: int
     settings: Settings
     chosen: Mapping[str, str]
+    details: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_elastic(self) -> bool:
@@ -162,15 +165,46 @@ class Records:
             settings=settings,
             chosen=plan.chosen,
         )
-        try:
-            _write(record.folder / "plan.json", plan_as_json(plan))
-            _write(record.folder / "record.json", _as_json(record))
-        except OSError as error:
-            raise TorchfabError(
-                f"cannot write {record.folder}: {error.strerror}", "free space or rights there"
-            ) from None
+        self._write(record, "plan.json", plan_as_json(plan))
+        self._write(record, "record.json", _as_json(record))
         record.note("planned", nodes=len(record.nodes), world_size=record.world_size)
         return record
+
+    def write_submission(self, submission: Submission, runtime: str, created: float, settings: Settings) -> Record:
+        """Write down a job that is about to be handed to a scheduler."""
+        job = submission.job
+        record = Record(
+            folder=self.root / job.name,
+            name=job.name,
+            job_id=job.job_id,
+            launcher=job.launcher,
+            runtime=runtime,
+            created=created,
+            script=job.script,
+            nodes=(),
+            node_dir=job.node_dir,
+            world_size=submission.world_size,
+            min_nodes=submission.nodes,
+            settings=settings,
+            chosen=submission.chosen,
+            details=dict(submission.details),
+        )
+        self._write(record, "record.json", _as_json(record))
+        record.note("planned", nodes=submission.nodes, world_size=record.world_size)
+        return record
+
+    def with_details(self, record: Record, **details: Any) -> Record:
+        """Return the record with more details, written down."""
+        record = replace(record, details={**record.details, **details})
+        self._write(record, "record.json", _as_json(record))
+        return record
+
+    def _write(self, record: Record, name: str, value: Any) -> None:
+        try:
+            _write(record.folder / name, value)
+        except OSError as error:
+            what = f"cannot write {record.folder}: {error.strerror}"
+            raise TorchfabError(what, "free space or rights there") from None
 
     def get(self, name: str) -> Record:
         """Return the record of a job.

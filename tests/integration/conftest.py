@@ -71,3 +71,10 @@ def _fab(cluster: Cluster) -> Iterator[Fab]:
     made = Fab(cluster)
     yield made
     made.close()
+
+
+@pytest.fixture(params=["netns", "loopback"])
+def any_fab(request: pytest.FixtureRequest) -> Fab:
+    """The real `fab` on either kind of cluster: as root in namespaces, as an ordinary user on loopback addresses."""
+    made: Fab = request.getfixturevalue("fab" if request.param == "netns" else "loopback_fab")
+    return made

@@ -65,11 +65,11 @@ class Fab:
         self.own(self.base)
         self._sessions_before = self.sessions()
 
-    def own(self, path: Path) -> None:
+    def own(self, path: Path | str) -> None:
         """Give a folder of files to the user who runs `fab`."""
         account = self.cluster.layout.account
         if os.geteuid() == 0:
-            for each in [path, *path.rglob("*")]:
+            for each in [Path(path), *Path(path).rglob("*")]:
                 os.chown(each, account.uid, account.gid, follow_symlinks=False)
 
     def write(self, name: str, text: str) -> Path:

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.integration.fab import Done, Fab, eventually
+from tests.integration.fab import Fab, eventually
+from tests.integration.jobs import gpufile, host_line, ok, status_of, two
 from torchfab.rehearsal import Cluster
 
 HOSTILE = [
@@ -93,46 +94,11 @@ while True:
 """
 
 
-@pytest.fixture(params=["netns", "loopback"])
-def any_fab(request: pytest.FixtureRequest) -> Fab:
-    """The real `fab` on either kind of cluster: as root in namespaces, as an ordinary user on loopback addresses."""
-    made: Fab = request.getfixturevalue("fab" if request.param == "netns" else "loopback_fab")
-    return made
-
-
-def ok(done: Done) -> Done:
-    """Return what a `fab` printed that went well."""
-    assert done.rc == 0, done
-    return done
-
-
-def status_of(fab: Fab, job: str) -> dict[str, Any]:
-    """Return `fab status --json`, whatever its exit code."""
-    answer: dict[str, Any] = json.loads(fab("status", job, "--json").stdout)
-    return answer
-
-
 def dumps(fab: Fab, count: int) -> dict[int, dict[str, Any]]:
     """Return what each rank of DUMP wrote."""
     paths = [fab.workdir / f"{rank}.json" for rank in range(count)]
     assert eventually(lambda: all(path.exists() for path in paths), 60), list(fab.workdir.iterdir())
     return {rank: json.loads(path.read_text()) for rank, path in enumerate(paths)}
-
-
-def gpufile(fab: Fab, *indices: int) -> str:
-    """Write a gpus file that names the cluster's hosts by index, a line each; return its path."""
-    return str(fab.write("my_gpus", "".join(f"{host_line(fab, index)}\n" for index in indices)))
-
-
-def two(fab: Fab, *words: str) -> tuple[str, ...]:
-    """Return the words of a launch-per-gpu with one rank on each of the two hosts."""
-    return ("launch-per-gpu", "--gpufile", gpufile(fab, 0, 1), *words)
-
-
-def host_line(fab: Fab, index: int) -> str:
-    """Return the line of the cluster's hosts file that names a node: a host, and on loopback its address."""
-    lines = fab.cluster.hostfile.read_text().splitlines()
-    return [line for line in lines if line and not line.startswith("#")][index]
 
 
 def logins(fab: Fab) -> int:

@@ -159,8 +159,8 @@ class Supervisor:
                 self._pass_on(signal.Signals(number))
 
     def _lost_its_tmux(self) -> bool:
-        # A server that closes a window still lives when we hear of it, also if it was its last one: closing is meant. One
-        # that is gone already was killed: the training goes on without a window.
+        # A server that closes a window still lives when we hear of it, also if it was its last one: closing is meant.
+        # One that is gone already was killed: the training goes on without a window.
         return not tmux.server_is_alive()
 
     def _pass_on(self, number: signal.Signals) -> None:

@@ -1,0 +1,36 @@
+"""Words and answers of `fab` that the integration tests share."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tests.integration.fab import Done, Fab
+
+
+def ok(done: Done) -> Done:
+    """Return what a `fab` printed that went well."""
+    assert done.rc == 0, done
+    return done
+
+
+def status_of(fab: Fab, job: str) -> dict[str, Any]:
+    """Return `fab status --json`, whatever its exit code."""
+    answer: dict[str, Any] = json.loads(fab("status", job, "--json").stdout)
+    return answer
+
+
+def gpufile(fab: Fab, *indices: int) -> str:
+    """Write a gpus file that names the cluster's hosts by index, a line each; return its path."""
+    return str(fab.write("my_gpus", "".join(f"{host_line(fab, index)}\n" for index in indices)))
+
+
+def two(fab: Fab, *words: str) -> tuple[str, ...]:
+    """Return the words of a launch-per-gpu with one rank on each of the two hosts."""
+    return ("launch-per-gpu", "--gpufile", gpufile(fab, 0, 1), *words)
+
+
+def host_line(fab: Fab, index: int) -> str:
+    """Return the line of the cluster's hosts file that names a node: a host, and on loopback its address."""
+    lines = fab.cluster.hostfile.read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")][index]

@@ -1,0 +1,54 @@
+"""A launch on a cluster's own scheduler: the job is rendered into what that takes, submitted, and recorded."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+from torchfab import runtimes
+from torchfab.commandline import say
+from torchfab.errors import TorchfabError
+from torchfab.flags import JobFlags
+from torchfab.job import Submission
+from torchfab.launch import make_job
+from torchfab.records import Record
+from torchfab.surroundings import Surroundings
+
+
+def submit(launcher: ModuleType, flags: JobFlags, own: Any, around: Surroundings) -> Record | None:
+    """Hand a job to the scheduler of the launcher's runtime, or print what would be handed over.
+
+    Returns
+    -------
+    Record or None
+        The record of the job; None for a dry run.
+
+    Raises
+    ------
+    TorchfabError
+        Something is wrong; nothing was submitted, or what had been was taken back.
+    """
+    submission: Submission = launcher.plan(make_job(launcher, flags, own, around))
+    if flags.dry_run:
+        say(submission.text.rstrip("\n"))
+        return None
+    name, records = submission.job.name, around.records
+    records.claim(name)
+    try:
+        record = records.write_submission(submission, launcher.RUNTIME, around.now, around.settings)
+        details = runtimes.of(launcher.RUNTIME).submit(record, submission)
+    except (TorchfabError, KeyboardInterrupt):
+        records.release(name)
+        raise
+    record = records.with_details(record, **details)
+    record.note("submitted", **details)
+    _announce(submission)
+    return record
+
+
+def _announce(submission: Submission) -> None:
+    name = submission.job.name
+    say(f"job {name}: {submission.world_size} ranks on {submission.nodes} nodes, submitted")
+    for key, value in submission.chosen.items():
+        say(f"  {key:8} {value}")
+    say(f"next: fab logs --follow {name} | fab status {name} | fab stop {name}")

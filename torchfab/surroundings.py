@@ -1,0 +1,66 @@
+"""What a command reads of the world, in one place, so that all that follows from it is pure."""
+
+from __future__ import annotations
+
+import os
+import secrets as random_source
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torchfab.records import Records
+from torchfab.ssh import Settings
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a launch reads of the world: taken in one place, so that all that follows is pure.
+
+    Parameters
+    ----------
+    config : Mapping
+        The section `torchfab` of fabric.yaml.
+    root : Path
+        The project's folder.
+    cwd : str
+        The current directory.
+    now : float
+        Seconds since the epoch.
+    token : str
+        Eight random hexadecimal digits.
+    environ : Mapping of str to str
+        This terminal's environment.
+    settings : Settings
+        How to reach hosts.
+    """
+
+    config: Mapping[str, Any]
+    root: Path
+    cwd: str
+    now: float
+    token: str
+    environ: Mapping[str, str]
+    settings: Settings
+
+    @property
+    def records(self) -> Records:
+        """The records of this machine."""
+        return Records(self.root / self.config["records"])
+
+
+def surroundings_of(c: Any, root: Path) -> Surroundings:
+    """Return the surroundings of a task's context."""
+    config = c.config.torchfab
+    kwargs = dict(c.config.connect_kwargs)
+    settings = Settings(
+        ssh_config=os.path.abspath(path) if (path := c.config._runtime_ssh_path) else "",
+        identities=tuple(os.path.abspath(path) for path in kwargs.get("key_filename", ())),
+        connect_timeout_s=float(kwargs.get("timeout") or config.connect_timeout_s),
+        fanout=int(config.fanout),
+        prepare_timeout_s=float(config.prepare_timeout_s),
+        start_timeout_s=float(config.start_timeout_s),
+        answer_timeout_s=float(config.answer_timeout_s),
+    )
+    return Surroundings(config, root, os.getcwd(), time.time(), random_source.token_hex(4), dict(os.environ), settings)
