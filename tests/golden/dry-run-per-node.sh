@@ -18,7 +18,18 @@ export NCCL_DEBUG=INFO
 export TORCHELASTIC_ERROR_FILE=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/errors/error.json
 export TORCHFAB_JOB_ID=gpt2-0a1b2c3d
 export TORCHFAB_NODE_RANK=0
-exec /venv/bin/python -m torch.distributed.run --rdzv-id gpt2-0a1b2c3d --rdzv-backend c10d --rdzv-endpoint node1:5001 --rdzv-conf is_host=1,join_timeout=600,read_timeout=600 --local-addr node1 --nnodes 2 --nproc-per-node 2 --max-restarts 0 --redirects 3 --log-dir /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/logs train.py --name 'it'"'"'s $5' > >(tee -a /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/output.log) 2>&1 < /dev/null
+exec /venv/bin/python -m torch.distributed.run \
+  --rdzv-id gpt2-0a1b2c3d \
+  --rdzv-backend c10d \
+  --rdzv-endpoint node1:5001 \
+  --rdzv-conf is_host=1,join_timeout=600,read_timeout=600 \
+  --local-addr node1 \
+  --nnodes 2 \
+  --nproc-per-node 2 \
+  --max-restarts 0 \
+  --redirects 3 \
+  --log-dir /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/logs train.py \
+  --name 'it'"'"'s $5' > >(tee -a /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/output.log) 2>&1 < /dev/null
 RUN
 tmux -L torchfab new-session -d -s gpt2-node0 -n agent bash /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/run.sh
 TORCHFAB
@@ -35,7 +46,18 @@ export NCCL_DEBUG=INFO
 export TORCHELASTIC_ERROR_FILE=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/errors/error.json
 export TORCHFAB_JOB_ID=gpt2-0a1b2c3d
 export TORCHFAB_NODE_RANK=1
-exec /venv/bin/python -m torch.distributed.run --rdzv-id gpt2-0a1b2c3d --rdzv-backend c10d --rdzv-endpoint node1:5001 --rdzv-conf is_host=0,join_timeout=600,read_timeout=600 --local-addr node2 --nnodes 2 --nproc-per-node 2 --max-restarts 0 --redirects 3 --log-dir /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/logs train.py --name 'it'"'"'s $5' > >(tee -a /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/output.log) 2>&1 < /dev/null
+exec /venv/bin/python -m torch.distributed.run \
+  --rdzv-id gpt2-0a1b2c3d \
+  --rdzv-backend c10d \
+  --rdzv-endpoint node1:5001 \
+  --rdzv-conf is_host=0,join_timeout=600,read_timeout=600 \
+  --local-addr node2 \
+  --nnodes 2 \
+  --nproc-per-node 2 \
+  --max-restarts 0 \
+  --redirects 3 \
+  --log-dir /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/logs train.py \
+  --name 'it'"'"'s $5' > >(tee -a /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/output.log) 2>&1 < /dev/null
 RUN
 tmux -L torchfab new-session -d -s gpt2-node1 -n agent bash /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/run.sh
 TORCHFAB
