@@ -288,7 +288,10 @@ class Needs:
         Python modules that the interpreter must find.
     port : bool
         Whether node 0 must hold a port for the rendezvous.
+    peers : bool
+        Whether the nodes reach each other, not node 0 alone, by the addresses of the hosts file.
     """
 
     modules: tuple[str, ...] = ("torch",)
     port: bool = True
+    peers: bool = False

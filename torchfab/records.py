@@ -95,7 +95,7 @@ class Record:
         nothing = {"state": "starting", "code": None, "ended": False, "seen": self.created}
         try:
             return {**nothing, **json.loads((self.folder / "state.json").read_text())}
-        except (OSError, ValueError):
+        except (OSError, ValueError, TypeError):
             return nothing
 
 
@@ -124,15 +124,15 @@ class Records:
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             folder.mkdir(mode=0o700)
-        except FileExistsError:
+        except FileExistsError as error:
+            if not self.root.is_dir():
+                raise _cannot_write(folder, error) from None
             raise JobNameError(
                 f"there is a job {name} already ({self._what_is(name)})",
                 f"choose another --name, or remove its record once it has ended: fab jobs --remove {name}",
             ) from None
         except OSError as error:
-            raise TorchfabError(
-                f"cannot write {folder}: {error.strerror}", "free space or rights there, or set torchfab.records"
-            ) from None
+            raise _cannot_write(folder, error) from None
         return folder
 
     def _what_is(self, name: str) -> str:
@@ -203,8 +203,7 @@ class Records:
         try:
             _write(record.folder / name, value)
         except OSError as error:
-            what = f"cannot write {record.folder}: {error.strerror}"
-            raise TorchfabError(what, "free space or rights there") from None
+            raise _cannot_write(record.folder, error) from None
 
     def get(self, name: str) -> Record:
         """Return the record of a job.
@@ -265,6 +264,12 @@ def plan_as_json(plan: Plan) -> list[dict[str, Any]]:
     ]
 
 
+def _cannot_write(folder: Path, error: OSError) -> TorchfabError:
+    return TorchfabError(
+        f"cannot write {folder}: {error.strerror}", "free space or rights there, or set torchfab.records"
+    )
+
+
 def _as_json(record: Record) -> dict[str, Any]:
     values = {key: value for key, value in vars(record).items() if key != "folder"}
     nodes = [asdict(node) for node in record.nodes]
@@ -282,6 +287,8 @@ def _from_json(folder: Path, values: dict[str, Any]) -> Record:
     values.pop("format")
     nodes = tuple(Node(**{**node, "gpus": tuple(node["gpus"])}) for node in values.pop("nodes"))
     settings = values.pop("settings")
+    if not isinstance(values["created"], (int, float)):
+        raise TypeError("created is no number")
     settings = Settings(**{**settings, "identities": tuple(settings["identities"])})
     return Record(folder=folder, nodes=nodes, settings=settings, **{**values, "script": tuple(values["script"])})
 

@@ -79,7 +79,8 @@ def _nnodes(text: str) -> tuple[int, int] | None:
 
 def needs(job: Job) -> Needs:
     """Return what every node must have."""
-    return Needs(modules=("torch",), port=True)
+    # With c10d any node may become the master of the ranks: it is the one whose address sorts first.
+    return Needs(modules=("torch",), port=True, peers=job.options["rdzv_backend"] == "c10d")
 
 
 def assumed(job: Job, nodes: Sequence[Node]) -> tuple[Facts, ...] | None:

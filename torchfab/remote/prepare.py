@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 PYTHON_TIMEOUT_S = 20
+PEERS_TIMEOUT_S = 5
 # What a host file without thought, or Debian's installer, lets a machine's own name resolve to.
 _THIS_MACHINE = {"127.0.0.1", "127.0.1.1", "::1"}
 # What the training interpreter is asked: its version, and which of the wanted modules it cannot find (found, not
@@ -66,6 +67,7 @@ class Preparation:
         facts["python"] = self._check_python()
         self._check_workdir()
         self._check_master()
+        self._check_peers()
         if self.request["write"] and not self.problems:
             self._make_folder(bundle)
         return {"facts": facts, "problems": self.problems}
@@ -135,9 +137,8 @@ class Preparation:
         address = self.request["master_addr"]
         if not address:
             return
-        try:
-            found = {str(info[4][0]) for info in socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)}
-        except (OSError, UnicodeError):
+        found = _addresses(address)
+        if not found:
             self._problem(
                 f"the master address {address} does not resolve",
                 "give an address that every node can reach with --master-addr, or with address= in the hosts file",
@@ -149,6 +150,17 @@ class Preparation:
                 f"the master address {address} is this node itself here ({', '.join(sorted(found))})",
                 "give an address that every node can reach with --master-addr",
             )
+
+    def _check_peers(self) -> None:
+        deadline = time.monotonic() + PEERS_TIMEOUT_S
+        for address in self.request["peers"]:
+            if time.monotonic() > deadline:  # a slow name server: not worth keeping everybody waiting for
+                return
+            if not _addresses(address):
+                self._problem(
+                    f"the address {address} of another node does not resolve",
+                    "give one that the nodes can reach with address= on its line of the hosts file",
+                )
 
     # ---- the port
 
@@ -207,6 +219,14 @@ def remove_job_folder(folder: str) -> None:
         os.rmdir(os.path.dirname(folder))
     except OSError:  # other nodes of the job share this file system
         pass
+
+
+def _addresses(name: str) -> set[str]:
+    """Return the addresses that a name resolves to; none when it does not."""
+    try:
+        return {str(info[4][0]) for info in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)}
+    except (OSError, UnicodeError):
+        return set()
 
 
 def reserve_port(port: int) -> socket.socket:

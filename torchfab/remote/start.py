@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import sys
 import time
@@ -24,26 +25,34 @@ def start(folder: str, request: dict[str, Any]) -> dict[str, Any]:
     folder : str
         The job's folder on this node, made in phase one.
     request : dict
-        `session`, `grace_s`, `start_timeout_s` and `processes`: dicts with `name`, `argv`, `env`, `secrets`, `cwd`,
+        `session`, `grace_s`, `start_timeout_s`, `secret_patterns` (names of variables of the node's own environment whose
+        values must not stay in a file) and `processes`: dicts with `name`, `argv`, `env`, `secrets`, `cwd`,
         `rank`, `rank_logs`.
     """
     base = {name: value for name, value in os.environ.items() if name not in _LOCAL_TO_TMUX}
+    hidden = {name: value for name, value in base.items() if _matches(name, request["secret_patterns"])}
+    shown = {name: value for name, value in base.items() if name not in hidden}
     for process in request["processes"]:
-        _write_spec(os.path.join(folder, process["name"]), process, base, request["grace_s"])
+        process = {**process, "env": {**shown, **process["env"]}, "secrets": {**hidden, **process["secrets"]}}
+        _write_spec(os.path.join(folder, process["name"]), process, request["grace_s"])
     error = tmux.open_session(request["session"], _windows(folder, request["processes"]))
     if error:
         return {"started": [], "problems": [{"what": f"tmux: {error}", "fix": ""}]}
     return _await_all(folder, [process["name"] for process in request["processes"]], request["start_timeout_s"])
 
 
-def _write_spec(folder: str, process: dict[str, Any], base: dict[str, str], grace_s: float) -> None:
+def _matches(name: str, patterns: list[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name.upper(), pattern) for pattern in patterns)
+
+
+def _write_spec(folder: str, process: dict[str, Any], grace_s: float) -> None:
     files.make_private(folder)
     for sub in process.get("folders", ()):
         files.make_private(os.path.join(folder, sub))
     for path, text in process.get("files", {}).items():
         files.write_text(os.path.join(folder, path), text)
     spec = {key: value for key, value in process.items() if key not in ("secrets", "files")}
-    spec.update(env={**base, **process["env"]}, grace_s=grace_s)
+    spec["grace_s"] = grace_s
     if process["secrets"]:
         files.write_json(os.path.join(folder, files.SECRETS), process["secrets"])
     files.write_json(os.path.join(folder, files.SPEC), spec)

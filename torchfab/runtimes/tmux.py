@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torchfab import status as states
+from torchfab.environment import SECRET_PATTERNS
 from torchfab.errors import HostsFailedError, TorchfabError
 from torchfab.events import ContactLost, Event, Lines, NodeEnded, PastRead, Tick
 from torchfab.fanout import fan_out
@@ -113,6 +114,7 @@ def _prepare_request(job: Job, node: Node, nodes: Sequence[Node], needs: Needs, 
         "modules": list(needs.modules),
         "master_addr": job.master_addr or first.address or first.host,
         "one_machine": len(nodes) == 1,
+        "peers": [each.address or each.host for each in nodes[1:]] if needs.peers and node.rank == 0 else [],
         "port": job.port if needs.port and node.rank == 0 else None,
         "write": write,
     }
@@ -200,6 +202,7 @@ def start_request(plan: Plan, each: NodePlan, timeout_s: float) -> dict[str, Any
         "session": session_name(plan.job.name, each.node.rank),
         "grace_s": plan.job.grace_s,
         "start_timeout_s": timeout_s,
+        "secret_patterns": list(SECRET_PATTERNS),
         "processes": processes,
     }
 
