@@ -43,8 +43,8 @@ class Preparation:
     ----------
     request : dict
         `job_id`, `session`, `node_rank`, `node_dir`, `workdir`, `python`, `script` (a path or None), `modules` to be
-        found by `python`, `master_addr` (or None), `port` (None when another node holds it, 0 for a free one), `write`
-        (False for a dry run, which makes nothing).
+        found by `python`, `master_addr` (or None), `peers` (addresses that must resolve here), `port` (None when
+        another node holds it, 0 for a free one), `write` (False for a dry run, which makes nothing).
     """
 
     def __init__(self, request: dict[str, Any]) -> None:

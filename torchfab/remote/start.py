@@ -25,15 +25,15 @@ def start(folder: str, request: dict[str, Any]) -> dict[str, Any]:
     folder : str
         The job's folder on this node, made in phase one.
     request : dict
-        `session`, `grace_s`, `start_timeout_s`, `secret_patterns` (names of variables of the node's own environment whose
-        values must not stay in a file) and `processes`: dicts with `name`, `argv`, `env`, `secrets`, `cwd`,
+        `session`, `grace_s`, `start_timeout_s`, `secret_patterns` (names of variables of the node's own environment
+        whose values must not stay in a file) and `processes`: dicts with `name`, `argv`, `env`, `secrets`, `cwd`,
         `rank`, `rank_logs`.
     """
     base = {name: value for name, value in os.environ.items() if name not in _LOCAL_TO_TMUX}
     hidden = {name: value for name, value in base.items() if _matches(name, request["secret_patterns"])}
     shown = {name: value for name, value in base.items() if name not in hidden}
-    for process in request["processes"]:
-        process = {**process, "env": {**shown, **process["env"]}, "secrets": {**hidden, **process["secrets"]}}
+    for each in request["processes"]:
+        process = {**each, "env": {**shown, **each["env"]}, "secrets": {**hidden, **each["secrets"]}}
         _write_spec(os.path.join(folder, process["name"]), process, request["grace_s"])
     error = tmux.open_session(request["session"], _windows(folder, request["processes"]))
     if error:
