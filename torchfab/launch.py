@@ -124,12 +124,11 @@ def launch(launcher: ModuleType, flags: LaunchFlags, own: Any, around: Surroundi
     around.records.claim(job.name)
     try:
         return _launch_claimed(launcher, job, nodes, slots, around)
-    except KeyboardInterrupt:
-        around.records.release(job.name)
-        raise Interrupted("interrupted; nothing was left running") from None
-    except TorchfabError as error:
-        if "still running on" not in error.message:
+    except BaseException as error:
+        if not (isinstance(error, TorchfabError) and error.unsure):
             around.records.release(job.name)
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted("interrupted; nothing was left running") from None
         raise
 
 

@@ -78,11 +78,12 @@ class Preparation:
     # ---- checks
 
     def _check_tmux(self) -> str:
-        found = tmux.version()
-        wanted = ".".join(map(str, tmux.OLDEST))
-        if found is None:
-            self._problem("tmux is not installed", "install it there, for example: sudo apt-get install -y tmux")
+        try:
+            found = tmux.version()
+        except tmux.Unusable as error:
+            self._problem(str(error), "install it there, for example: sudo apt-get install -y tmux")
             return ""
+        wanted = ".".join(map(str, tmux.OLDEST))
         name = ".".join(map(str, found))
         if found < tmux.OLDEST:
             self._problem(f"tmux is {name}, {wanted} or newer is needed", "install a newer tmux there")
@@ -131,7 +132,8 @@ class Preparation:
             return
         path = os.path.join(workdir, script or "")
         if script and not os.path.isfile(path):
-            self._problem(f"the script {path} does not exist", "copy your code there, or give --workdir")
+            what = "is no file" if os.path.exists(path) else "does not exist"
+            self._problem(f"the script {path} {what}", "copy your code there, or give --workdir")
 
     def _check_master(self) -> None:
         address = self.request["master_addr"]
