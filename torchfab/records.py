@@ -149,6 +149,8 @@ class Records:
         except BlockingIOError:
             os.close(handle)
             return False
+        except OSError:  # a file system without locks
+            pass
         self._locks.append(handle)  # until this process ends, however it ends
         return not (folder / "record.json").exists()
 
