@@ -44,7 +44,7 @@ class Preparation:
     request : dict
         `job_id`, `session`, `node_rank`, `node_dir`, `workdir`, `python`, `script` (a path or None), `modules` to be
         found by `python`, `master_addr` (or None), `port` (None when another node holds it, 0 for a free one), `write`
-        (False for a dry run, which makes nothing).
+        (False for a dry run, which makes nothing), `python_path` (PYTHONPATH of the job, or None).
     """
 
     def __init__(self, request: dict[str, Any]) -> None:
@@ -97,9 +97,18 @@ class Preparation:
     def _check_python(self) -> str:
         python = self.request["python"]
         argv = [python, "-c", _ASK_PYTHON, *self.request["modules"]]
-        cwd = self.request["workdir"] if os.path.isdir(self.request["workdir"]) else None
+        workdir, path = self.request["workdir"], self.request.get("python_path")
+        given = {"PYTHONPATH": path} if path else {}
         try:
-            done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=PYTHON_TIMEOUT_S, cwd=cwd)
+            done = subprocess.run(
+                argv,
+                check=False,
+                capture_output=True,
+                text=True,
+                timeout=PYTHON_TIMEOUT_S,
+                cwd=workdir if os.path.isdir(workdir) else None,
+                env={**os.environ, **given},
+            )
         except FileNotFoundError:
             self._problem(f"there is no {python}", "give an interpreter that exists on every node with --python")
             return ""
@@ -119,7 +128,10 @@ class Preparation:
             )
             return ""
         for name in words[1:]:
-            self._problem(f"{python} has no module {name}", f"install it there: {python} -m pip install {name}")
+            self._problem(
+                f"{python} has no module {name}",
+                f"install it there: {python} -m pip install {name}; or give --workdir, or --python",
+            )
         return words[0]
 
     def _check_workdir(self) -> None:

@@ -105,7 +105,7 @@ class Conversation:
         """Phase one."""
         from torchfab.remote.prepare import Preparation
 
-        self.patience_s = request["patience_s"]
+        self.patience_s = request.get("patience_s", 0)
         self.preparation = Preparation(request)
         return self.preparation.run(self.bundle)
 
