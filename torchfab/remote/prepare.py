@@ -200,17 +200,19 @@ class Preparation:
             files.write_text(os.path.join(self.folder, files.BUNDLE), bundle)
         except OSError as error:
             self._problem(
-                f"cannot write {self.folder}: {error.strerror or error}",
+                f"cannot write {self._node_dir()}: {error.strerror or error}",
                 "free space or rights there, or set torchfab.node_dir in fabric.yaml",
             )
             self.discard()
 
     def _hide_from_git(self) -> None:
         # The folder may lie in the user's working copy.
-        node_dir = os.path.dirname(os.path.dirname(os.path.dirname(self.folder)))
-        path = os.path.join(node_dir, ".gitignore")
+        path = os.path.join(self._node_dir(), ".gitignore")
         if not os.path.exists(path):
             files.write_text(path, "*\n")
+
+    def _node_dir(self) -> str:
+        return os.path.dirname(os.path.dirname(os.path.dirname(self.folder)))
 
     def release_port(self) -> None:
         """Let the port go; the process that was meant to have it has started."""
