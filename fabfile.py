@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from invoke import Context
 
+from torchfab import mishaps
 from torchfab.flags import GpuLaunchFlags, LaunchFlags, flag, job_task, launch_task
 from torchfab.launchers import per_gpu, per_node
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from torchfab.surroundings import Surroundings
 
 ROOT = Path(__file__).resolve().parent
+mishaps.tell_plainly()
 
 # ---- launching
 
@@ -61,7 +63,7 @@ def jobs(c: Context, job: str, json: bool, remove: bool) -> None:
     if remove:
         life.remove(job, _around(c))
     else:
-        life.show_jobs(_around(c), json)
+        life.show_jobs(_around(c), json, job)
 
 
 @job_task(watch=flag(False, "Show it again every 2 seconds until the job ends."), json=flag(False, "Print JSON."))

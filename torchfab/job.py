@@ -143,6 +143,11 @@ class Job:
         """The script's path as given; None where a module is run (`-m`)."""
         return None if self.script[0].startswith("-") else self.script[0]
 
+    @property
+    def module(self) -> str | None:
+        """The outermost package of the module given with `-m`; None where a file is run."""
+        return self.script[1].partition(".")[0] if self.script[0] == "-m" and len(self.script) > 1 else None
+
 
 def check_name(name: str) -> None:
     """Raise JobNameError if `name` cannot name a job."""

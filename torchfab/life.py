@@ -97,9 +97,9 @@ def _rank_flag(found: status.JobStatus) -> str:
 # ---- jobs
 
 
-def show_jobs(around: Surroundings, as_json: bool) -> None:
-    """Print the jobs that were launched from here; those that have not ended are asked how they are."""
-    records = around.records.all()
+def show_jobs(around: Surroundings, as_json: bool, job: str) -> None:
+    """Print the jobs, or one, that were launched from here; those that have not ended are asked how they are."""
+    records = [around.records.get(job)] if job else around.records.all()
     for record in records:
         if not record.last_seen()["ended"]:
             ask_status(record)
@@ -148,6 +148,8 @@ def remove(job: str, around: Surroundings) -> None:
     UsageError
         The job has not ended.
     """
+    if not job:
+        raise UsageError("--remove needs the name of a job", "fab jobs lists them; then: fab jobs --remove NAME")
     record = around.records.get(job)
     if not ask_status(record).has_ended:
         raise UsageError(

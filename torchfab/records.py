@@ -1,6 +1,6 @@
 """What was launched from this machine: one folder per job, by name, so that any later `fab` finds the job again.
 
-jobs/<name>/            0700; making it claims the name
+jobs/<name>/            0700; making it, and locking `launching` in it, claims the name
     record.json         the job, where it runs, how its nodes are reached
     plan.json           what runs on every node, without secret values
     state.json          what was last seen of it
@@ -9,6 +9,7 @@ jobs/<name>/            0700; making it claims the name
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torchfab.errors import JobNameError, TorchfabError
 from torchfab.job import Node, Plan, Submission, check_name
@@ -108,6 +109,9 @@ class Records:
         The folder that holds one folder per job.
     """
 
+    # Locks on the folders of jobs that this process launches.
+    _locks: ClassVar[list[int]] = []
+
     def __init__(self, root: Path) -> None:
         self.root = root
 
@@ -123,17 +127,32 @@ class Records:
         folder = self.root / name
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            folder.mkdir(mode=0o700)
-        except FileExistsError as error:
-            if not self.root.is_dir():
-                raise _cannot_write(folder, error) from None
-            raise JobNameError(
-                f"there is a job {name} already ({self._what_is(name)})",
-                f"choose another --name, or remove its record once it has ended: fab jobs --remove {name}",
-            ) from None
+            if not self._take(folder):
+                raise JobNameError(
+                    f"there is a job {name} already ({self._what_is(name)})",
+                    f"choose another --name, or remove its record once it has ended: fab jobs --remove {name}",
+                )
         except OSError as error:
             raise _cannot_write(folder, error) from None
         return folder
+
+    def _take(self, folder: Path) -> bool:
+        """Make the folder of a job and lock it, or take over that of a launch that was killed before it had begun."""
+        try:
+            folder.mkdir(mode=0o700)
+        except FileExistsError:
+            if (folder / "record.json").exists() or not folder.is_dir():
+                return False
+        handle = os.open(folder / "launching", os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            return False
+        except OSError:  # a file system without locks
+            pass
+        self._locks.append(handle)  # until this process ends, however it ends
+        return not (folder / "record.json").exists()
 
     def _what_is(self, name: str) -> str:
         try:

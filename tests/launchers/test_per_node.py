@@ -270,7 +270,8 @@ def test_a_hostile_flag_is_refused(flag: str, text: str) -> None:
 
 
 def test_every_node_must_find_torch_and_node_0_a_port() -> None:
-    assert per_node.needs(job_with()) == Needs(modules=("torch",), port=True)
+    assert per_node.needs(job_with()) == Needs(modules=("torch",), port=True, peers=True)
+    assert per_node.needs(job_with(rdzv_backend="static")) == Needs(modules=("torch",), port=True, peers=False)
 
 
 def test_flags_that_say_all_leave_nothing_to_ask() -> None:

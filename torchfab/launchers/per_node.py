@@ -18,6 +18,7 @@ from torchfab.launchers import assumed_facts, chosen, master_address
 NAME = "per-node"
 # <log-dir>/<rdzv-id>_<random>/attempt_<k>/<local_rank>/stdout.log
 RANK_LOGS = r"logs/[^/]+/attempt_(?P<attempt>\d+)/(?P<local_rank>\d+)/std(?:out|err)\.log"
+MOST_PROCESSES = 1024  # ranks on one node; more is a slip
 CPU_PROCESSES = 2  # ranks on a node without GPUs, where nothing else was said
 
 
@@ -48,7 +49,7 @@ def options(flags: Flags) -> Mapping[str, Any]:
         A flag's value is not one of those that it takes.
     """
     if flags.nproc_per_node not in ("auto", "gpu"):
-        _number("--nproc-per-node", flags.nproc_per_node, least=1, words="auto, gpu or ")
+        _number("--nproc-per-node", flags.nproc_per_node, least=1, words="auto, gpu or ", most=MOST_PROCESSES)
     if flags.rdzv_backend not in ("c10d", "static"):
         raise UsageError(f"--rdzv-backend is c10d or static, got {flags.rdzv_backend!r}")
     return {
@@ -60,9 +61,10 @@ def options(flags: Flags) -> Mapping[str, Any]:
     }
 
 
-def _number(flag: str, text: str, least: int, words: str = "") -> int:
-    if not (text.isascii() and text.isdigit() and int(text) >= least):
-        raise UsageError(f"{flag} is {words}a number of at least {least}, got {text!r}")
+def _number(flag: str, text: str, least: int, words: str = "", most: int = 10**9) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 12 and least <= int(text) <= most):
+        bounds = f"of at least {least}" if most == 10**9 else f"from {least} to {most}"
+        raise UsageError(f"{flag} is {words}a number {bounds}, got {text!r}")
     return int(text)
 
 

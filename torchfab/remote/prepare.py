@@ -43,8 +43,9 @@ class Preparation:
     ----------
     request : dict
         `job_id`, `session`, `node_rank`, `node_dir`, `workdir`, `python`, `script` (a path or None), `modules` to be
-        found by `python`, `master_addr` (or None), `peers` (addresses that must resolve here), `port` (None when
-        another node holds it, 0 for a free one), `write` (False for a dry run, which makes nothing).
+        found by `python`, `python_path` (PYTHONPATH of the job, or None), `master_addr` (or None), `peers` (addresses
+        that must resolve here), `port` (None when another node holds it, 0 for a free one), `write` (False for a dry
+        run, which makes nothing).
     """
 
     def __init__(self, request: dict[str, Any]) -> None:
@@ -78,11 +79,12 @@ class Preparation:
     # ---- checks
 
     def _check_tmux(self) -> str:
-        found = tmux.version()
-        wanted = ".".join(map(str, tmux.OLDEST))
-        if found is None:
-            self._problem("tmux is not installed", "install it there, for example: sudo apt-get install -y tmux")
+        try:
+            found = tmux.version()
+        except tmux.Unusable as error:
+            self._problem(str(error), "install it there, for example: sudo apt-get install -y tmux")
             return ""
+        wanted = ".".join(map(str, tmux.OLDEST))
         name = ".".join(map(str, found))
         if found < tmux.OLDEST:
             self._problem(f"tmux is {name}, {wanted} or newer is needed", "install a newer tmux there")
@@ -96,9 +98,18 @@ class Preparation:
     def _check_python(self) -> str:
         python = self.request["python"]
         argv = [python, "-c", _ASK_PYTHON, *self.request["modules"]]
-        cwd = self.request["workdir"] if os.path.isdir(self.request["workdir"]) else None
+        workdir, path = self.request["workdir"], self.request.get("python_path")
+        given = {"PYTHONPATH": path} if path else {}
         try:
-            done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=PYTHON_TIMEOUT_S, cwd=cwd)
+            done = subprocess.run(
+                argv,
+                check=False,
+                capture_output=True,
+                text=True,
+                timeout=PYTHON_TIMEOUT_S,
+                cwd=workdir if os.path.isdir(workdir) else None,
+                env={**os.environ, **given},
+            )
         except FileNotFoundError:
             self._problem(f"there is no {python}", "give an interpreter that exists on every node with --python")
             return ""
@@ -118,7 +129,10 @@ class Preparation:
             )
             return ""
         for name in words[1:]:
-            self._problem(f"{python} has no module {name}", f"install it there: {python} -m pip install {name}")
+            self._problem(
+                f"{python} has no module {name}",
+                f"install it there: {python} -m pip install {name}; or give --workdir, or --python",
+            )
         return words[0]
 
     def _check_workdir(self) -> None:
@@ -131,7 +145,8 @@ class Preparation:
             return
         path = os.path.join(workdir, script or "")
         if script and not os.path.isfile(path):
-            self._problem(f"the script {path} does not exist", "copy your code there, or give --workdir")
+            what = "is no file" if os.path.exists(path) else "does not exist"
+            self._problem(f"the script {path} {what}", "copy your code there, or give --workdir")
 
     def _check_master(self) -> None:
         address = self.request["master_addr"]
@@ -186,17 +201,19 @@ class Preparation:
             files.write_text(os.path.join(self.folder, files.BUNDLE), bundle)
         except OSError as error:
             self._problem(
-                f"cannot write {self.folder}: {error.strerror or error}",
+                f"cannot write {self._node_dir()}: {error.strerror or error}",
                 "free space or rights there, or set torchfab.node_dir in fabric.yaml",
             )
             self.discard()
 
     def _hide_from_git(self) -> None:
         # The folder may lie in the user's working copy.
-        node_dir = os.path.dirname(os.path.dirname(os.path.dirname(self.folder)))
-        path = os.path.join(node_dir, ".gitignore")
+        path = os.path.join(self._node_dir(), ".gitignore")
         if not os.path.exists(path):
             files.write_text(path, "*\n")
+
+    def _node_dir(self) -> str:
+        return os.path.dirname(os.path.dirname(os.path.dirname(self.folder)))
 
     def release_port(self) -> None:
         """Let the port go; the process that was meant to have it has started."""

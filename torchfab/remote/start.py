@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 # What a process inherits of the node's own environment, besides what the plan gives it.
 _LOCAL_TO_TMUX = ("TMUX", "TMUX_PANE", "TERM", "SSH_CLIENT", "SSH_CONNECTION", "SSH_TTY", "PWD", "OLDPWD", "SHLVL", "_")
 
+_SEE_TMUX = "log in there and see whether it works: tmux -L torchfab new-session"
+
 
 def start(folder: str, request: dict[str, Any]) -> dict[str, Any]:
     """Start the processes of this node; return what started and, as problems, what did not.
@@ -35,9 +37,10 @@ def start(folder: str, request: dict[str, Any]) -> dict[str, Any]:
     for each in request["processes"]:
         process = {**each, "env": {**shown, **each["env"]}, "secrets": {**hidden, **each["secrets"]}}
         _write_spec(os.path.join(folder, process["name"]), process, request["grace_s"])
-    error = tmux.open_session(request["session"], _windows(folder, request["processes"]))
+    windows = _windows(folder, request["processes"])
+    error = tmux.open_session(request["session"], windows, request["start_timeout_s"])
     if error:
-        return {"started": [], "problems": [{"what": f"tmux: {error}", "fix": ""}]}
+        return {"started": [], "problems": [{"what": f"cannot open the tmux session: {error}", "fix": _SEE_TMUX}]}
     return _await_all(folder, [process["name"] for process in request["processes"]], request["start_timeout_s"])
 
 

@@ -15,9 +15,10 @@ from typing import Any
 
 from torchfab import status as states
 from torchfab.environment import SECRET_PATTERNS
-from torchfab.errors import HostsFailedError, TorchfabError
+from torchfab.errors import HostsFailedError, Interrupted, TorchfabError
 from torchfab.events import ContactLost, Event, Lines, NodeEnded, PastRead, Tick
 from torchfab.fanout import fan_out
+from torchfab.inventory import fold
 from torchfab.job import Facts, Job, Needs, Node, NodePlan, Plan, session_name
 from torchfab.records import Record
 from torchfab.ssh import HostError, Session, Settings, connections, open_session
@@ -41,7 +42,7 @@ class Prepared:
 
     def close(self) -> None:
         """Hang up everywhere: what was prepared and not kept is taken back by the nodes themselves."""
-        for session in self.sessions.values():
+        for session in list(self.sessions.values()):  # after Ctrl-C, threads may still be at work
             session.close()
 
 
@@ -68,11 +69,13 @@ def prepare(
     opened = connections(nodes, settings)
     prepared = Prepared(settings)
     reasons: dict[str, TorchfabError] = {}
+    patience_s = _patience_s(len(nodes), settings)
 
     def act(node: Node) -> Mapping[str, Any]:
         session = open_session(node, opened[node.rank], settings)
         prepared.sessions[node.rank] = session
-        return session.ask(_prepare_request(job, node, nodes, needs, write), settings.prepare_timeout_s)
+        request = {**_prepare_request(job, node, nodes, needs, write), "patience_s": patience_s}
+        return session.ask(request, settings.prepare_timeout_s)
 
     try:
         for node, answer in fan_out(nodes, act, settings.fanout):
@@ -85,6 +88,13 @@ def prepare(
         prepared.close()
         raise HostsFailedError(_failed_words(reasons, nodes, "nothing was started"), _in_order(reasons, nodes))
     return prepared
+
+
+def _patience_s(nodes: int, settings: Settings) -> int:
+    """Return how many seconds a node may wait for our next word, when all others take as long as they may."""
+    rounds = -(-nodes // settings.fanout)
+    a_node_s = 3 * settings.connect_timeout_s + settings.prepare_timeout_s + settings.start_timeout_s
+    return round(10 + rounds * a_node_s)
 
 
 def _note_prepared(
@@ -111,7 +121,8 @@ def _prepare_request(job: Job, node: Node, nodes: Sequence[Node], needs: Needs, 
         "workdir": job.workdir,
         "python": job.python,
         "script": job.script_path,
-        "modules": list(needs.modules),
+        "modules": [*needs.modules, *([job.module] if job.module else [])],
+        "python_path": job.env.get("PYTHONPATH"),
         "master_addr": job.master_addr or first.address or first.host,
         "one_machine": len(nodes) == 1,
         "peers": [each.address or each.host for each in nodes[1:]] if needs.peers and node.rank == 0 else [],
@@ -174,12 +185,28 @@ def start(plan: Plan, prepared: Prepared, progress: Progress) -> None:
             if reasons:
                 raise HostsFailedError(_failed_words(reasons, nodes, ""), _in_order(reasons, nodes))
     except BaseException as error:  # Ctrl-C too
-        left = _roll_back(plan, prepared)
-        if isinstance(error, HostsFailedError):
-            outcome = f"still running on {left}" if left else "what had started was stopped again"
-            raise HostsFailedError(_failed_words(error.reasons, nodes, outcome), error.reasons) from None
-        raise
+        problem = _say_what_is_left(error, _roll_back(plan, prepared), plan)
+        if problem is None:
+            raise
+        raise problem from None
     prepared.close()
+
+
+def _say_what_is_left(error: BaseException, unsure: Sequence[str], plan: Plan) -> TorchfabError | None:
+    """Return the error that says how a launch that failed was taken back; None where nothing more is to be said."""
+    left = f"{fold(unsure)} did not confirm that nothing of it runs there" if unsure else ""
+    fix = f"it ends by itself once it notices; to make sure: fab stop {plan.job.name}" if unsure else ""
+    problem: TorchfabError
+    if isinstance(error, HostsFailedError):
+        nodes = [each.node for each in plan.nodes]
+        words = _failed_words(error.reasons, nodes, left or "what had started was stopped again")
+        problem = HostsFailedError(words, error.reasons, fix)
+    elif isinstance(error, KeyboardInterrupt) and unsure:
+        problem = Interrupted(f"interrupted; {left}", fix)
+    else:
+        return None
+    problem.unsure = tuple(unsure)
+    return problem
 
 
 def start_request(plan: Plan, each: NodePlan, timeout_s: float) -> dict[str, Any]:
@@ -207,10 +234,15 @@ def start_request(plan: Plan, each: NodePlan, timeout_s: float) -> dict[str, Any
     }
 
 
-def _roll_back(plan: Plan, prepared: Prepared) -> str:
-    """Stop what has started; return the hosts on which it may still run, for people."""
+def _roll_back(plan: Plan, prepared: Prepared) -> list[str]:
+    """Stop what has started; return the hosts on which it may still run."""
     # A node that was not told to keep what it started takes it back when we hang up; asking tells us that it did.
-    request = {"op": "stop", "job_id": plan.job.job_id, "node_dir": plan.job.node_dir, "grace_s": _ROLLBACK_GRACE_S}
+    request = {
+        "op": "take_back",
+        "job_id": plan.job.job_id,
+        "node_dir": plan.job.node_dir,
+        "grace_s": _ROLLBACK_GRACE_S,
+    }
 
     def act(each: NodePlan) -> Mapping[str, Any]:
         rank = each.node.rank
@@ -222,7 +254,7 @@ def _roll_back(plan: Plan, prepared: Prepared) -> str:
         if isinstance(answer, Exception) or answer.get("left") or answer.get("problems"):
             unsure.append(each.node.label)
     prepared.close()
-    return ", ".join(unsure)
+    return [each.node.label for each in plan.nodes if each.node.label in unsure]
 
 
 # ---- the life of a job
