@@ -197,7 +197,7 @@ def test_no_file_holds_the_value_of_a_secret_and_all_are_private(records: Record
     record.note("started", hosts=["node1"])
     record.remember("running", None, ended=False)
     written = files_of(record.folder)
-    assert set(written) == {"record.json", "plan.json", "state.json", "events.jsonl"}
+    assert set(written) == {"launching", "record.json", "plan.json", "state.json", "events.jsonl"}
     assert not [name for name, text in written.items() if "hunter2" in text]
     assert {mode(record.folder / name) for name in written} == {0o600}
 

@@ -241,7 +241,7 @@ def test_the_options_are_the_flags_as_numbers() -> None:
     ("flag", "value", "message"),
     [
         *(
-            ("nproc_per_node", value, f"--nproc-per-node is auto, gpu or a number of at least 1, got {value!r}")
+            ("nproc_per_node", value, f"--nproc-per-node is auto, gpu or a number from 1 to 1024, got {value!r}")
             for value in ("0", "-1", "two", "", "1.5", "٣")
         ),
         ("rdzv_backend", "etcd", "--rdzv-backend is c10d or static, got 'etcd'"),
