@@ -47,7 +47,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812 (everybody calls it F)
 from torch import Tensor, nn
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.nn.parallel import DistributedDataParallel
@@ -380,7 +380,8 @@ def local_files(name: str) -> list[Path]:
     if not path.exists():
         return []
     every = [path] if path.is_file() else path.rglob("*")
-    files = sorted(file for file in every if file.suffix in READERS and file.is_file())
+    about = ("dataset_info.json", "state.json")  # what save_to_disk writes beside its arrow files
+    files = sorted(file for file in every if file.suffix in READERS and file.name not in about and file.is_file())
     kinds = sorted({READERS[file.suffix] for file in files})
     if len(kinds) != 1:
         found = " and ".join(kinds) or "none"
@@ -1169,7 +1170,8 @@ class Trainer:
         yield (f"batch: {plan.global_size} sequences = {self.place.world_size} ranks x {plan.accumulation} passes "
                f"x {plan.micro}; {self.steps} steps = {epochs:.2f} epochs")  # fmt: skip
         if self.progress.step:
-            yield f"resumed at step {self.progress.step} from {self.folder}"
+            more = "" if self.progress.step < self.steps else "; to train on, raise --num-epochs or --max-steps"
+            yield f"resumed at step {self.progress.step} from {self.folder}{more}"
 
     def identity(self) -> dict[str, Any]:
         """Return what a checkpoint must share with this run to be resumed."""
@@ -1195,16 +1197,23 @@ class Trainer:
 
     def train(self) -> int:
         """Train to the end or to a signal; return the signal's number, 0 at the end."""
-        pin = self.device.type == "cuda"
-        start = self.progress.position
-        source = training_batches(self.corpus, self.batching, self.place, self.args.seed, start, pin)
-        with contextlib.closing(prefetch(source)) as batches:
+        with contextlib.closing(self.batches()) as batches:
             self.watch.restart()
             while self.progress.step < self.steps and not self.stop.flag:
-                with self.stop.agree():
-                    self.step(batches)
-                self.after_step()
+                self.advance(batches)
         return self.finish()
+
+    def batches(self) -> Generator[tuple[int, Tensor], None, None]:
+        """Return this rank's micro-batches from where the run stands, read ahead."""
+        pin = self.device.type == "cuda"
+        start = self.progress.position
+        return prefetch(training_batches(self.corpus, self.batching, self.place, self.args.seed, start, pin))
+
+    def advance(self, batches: Iterator[tuple[int, Tensor]]) -> None:
+        """Do one step and what comes after it."""
+        with self.stop.agree():
+            self.step(batches)
+        self.after_step()
 
     def step(self, batches: Iterator[tuple[int, Tensor]]) -> None:
         """Do one optimizer step: forward and backward of each micro-batch, then update. Waits for nothing."""
