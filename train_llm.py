@@ -25,6 +25,7 @@ import argparse
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -295,9 +296,15 @@ def choose_device(local_rank: int) -> torch.device:
     if index >= count:
         raise TrainError(f"local_rank {local_rank} has no GPU: this node shows {count}; start {count} processes on it")
     device = torch.device("cuda", index)
-    torch.cuda.set_device(device)
+    use(device)
     torch.set_float32_matmul_precision("high")
     return device
+
+
+def use(device: torch.device) -> None:
+    """Make `device` the one that this thread works with."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -505,14 +512,17 @@ def corpus_key(args: argparse.Namespace) -> str:
 def tokenise(args: argparse.Namespace, folder: Path) -> None:
     """Write tokens.bin and meta.json into `folder`."""
     tokenizer = load_tokenizer(args)
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     vocabulary, digest, count = len(tokenizer), hashlib.sha256(), 0
     dtype = np.uint16 if vocabulary <= 1 << 16 else np.uint32
     said = time.monotonic()
     say(f"tokenising {args.dataset_name} for {args.model_name}, once on this node")
     with open(folder / "tokens.bin", "wb") as out:
         for texts in read_texts(args):
+            if not (texts := [text for text in texts if text]):
+                continue
             rows = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-            flat = np.concatenate([np.array([*row, tokenizer.eos_token_id], dtype=dtype) for row in rows])
+            flat = np.concatenate([np.array([*row, *end], dtype=dtype) for row in rows])
             out.write(flat.tobytes())
             digest.update(flat.tobytes())
             count += len(flat)
@@ -601,20 +611,23 @@ def training_batches(
     corpus: Corpus, plan: Batching, place: Place, seed: int, start: int, pin: bool
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield (position, micro-batch) of this rank for ever, from position `start` of the run on; pinned if `pin`."""
-    position = start + place.rank * plan.per_rank
-    while True:
-        for first in range(position, position + plan.per_rank, plan.micro):
-            batch = corpus.read(sequences_at(np.arange(first, first + plan.micro), corpus.training, seed))
-            yield first, batch.pin_memory() if pin else batch
-        position += plan.global_size
+    steps = max(1, 4096 // plan.per_rank)  # shuffled together: numpy's calls cost more than its work on a few numbers
+    shape = np.arange(0, steps * plan.global_size, plan.global_size)[:, None] + np.arange(plan.per_rank)
+    for base in itertools.count(start + place.rank * plan.per_rank, steps * plan.global_size):
+        sequences = sequences_at((base + shape).ravel(), corpus.training, seed)
+        for first in range(0, len(sequences), plan.micro):
+            batch = corpus.read(sequences[first : first + plan.micro])
+            position = base + int(shape.flat[first])
+            yield position, batch.pin_memory() if pin else batch
 
 
-def prefetch(source: Iterator[Any], depth: int = 3) -> Generator[Any, None, None]:
+def prefetch(source: Iterator[Any], device: torch.device, depth: int = 3) -> Generator[Any, None, None]:
     """Yield from an endless `source` that a thread reads, `depth` items ahead.
 
-    A thread and not processes: it has nothing to fork, and leaves nothing behind when the run is killed.
+    A thread and not processes: it has nothing to fork, and leaves nothing behind when the run is killed. It must choose
+    the GPU for itself, else what it pins would claim memory on the first one.
     """
-    with ThreadPoolExecutor(1, "prefetch") as thread:
+    with ThreadPoolExecutor(1, "prefetch", use, (device,)) as thread:
         ahead = deque(thread.submit(next, source) for _ in range(depth))
         while True:
             ahead.append(thread.submit(next, source))
@@ -1207,7 +1220,8 @@ class Trainer:
         """Return this rank's micro-batches from where the run stands, read ahead."""
         pin = self.device.type == "cuda"
         start = self.progress.position
-        return prefetch(training_batches(self.corpus, self.batching, self.place, self.args.seed, start, pin))
+        source = training_batches(self.corpus, self.batching, self.place, self.args.seed, start, pin)
+        return prefetch(source, self.device)
 
     def advance(self, batches: Iterator[tuple[int, Tensor]]) -> None:
         """Do one step and what comes after it."""

@@ -195,7 +195,7 @@ class TestBatching:
             yield from (1, 2)
             raise OSError("disk")
 
-        items = train_llm.prefetch(source())
+        items = train_llm.prefetch(source(), torch.device("cpu"))
         assert [next(items), next(items)] == [1, 2]
         with pytest.raises(OSError, match="disk"):
             next(items)
