@@ -48,7 +48,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F  # noqa: N812 (everybody calls it F)
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.nn.parallel import DistributedDataParallel
@@ -109,7 +109,7 @@ def add_what_arguments(group: argparse._ArgumentGroup) -> None:
     add("--weights", choices=["scratch", "pretrained"], default="scratch", help="start from random or stored weights")
     add("--dataset-name", default=PYDOC,
         help=f"'{PYDOC}', a txt, jsonl, parquet or arrow file or a folder of them, or a name on the hub")  # fmt: skip
-    add("--dataset-config", default=None, help="configuration of a hub data set, such as wikitext-103-raw-v1")
+    add("--dataset-config", help="configuration of a hub data set, such as wikitext-103-raw-v1")
     add("--dataset-split", default="train", help="split of a hub data set")
     add("--text-column", default="text", help="column that holds the text")
     add("--dataset-cache-root", type=Path, default=Path(".cache"), help="folder for downloads, tokenizers and tokens")
@@ -927,6 +927,10 @@ class Stopwatch:
         """Forget what was measured; the next part begins now."""
         self.marks = [("", self.now())]
 
+    def next_line(self) -> None:
+        """Forget all but the last moment, so that no time is lost between two log lines."""
+        self.marks = [("", self.marks[-1][1])]
+
     def now(self) -> Any:
         """Return this moment: seconds, or an event in the device's queue."""
         if not self.cuda:
@@ -1082,7 +1086,8 @@ def memory_gb(device: torch.device) -> float:
 
 TRAIN_COLUMNS = {
     "loss": ".4f", "lr": ".2e", "grad_norm": ".2f", "tokens/s": ".0f", "step_ms": ".1f", "data_ms": ".1f",
-    "forward_ms": ".1f", "backward_ms": ".1f", "update_ms": ".1f", "save_ms": ".1f", "memory_gb": ".2f", "mfu": ".3f",
+    "forward_ms": ".1f", "backward_ms": ".1f", "update_ms": ".1f", "log_ms": ".1f", "save_ms": ".1f",
+    "memory_gb": ".2f", "mfu": ".3f",
 }  # fmt: skip
 
 
@@ -1292,7 +1297,8 @@ class Trainer:
         if self.log:
             self.log.put(self.progress.step, values, TRAIN_COLUMNS)
         self.window.count = 0
-        self.watch.restart()
+        self.watch.next_line()
+        self.watch.mark("log")
 
     @torch.no_grad()
     def evaluate(self) -> None:

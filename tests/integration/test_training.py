@@ -19,14 +19,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+import train_llm
 from tests.support import require
 
-torch = pytest.importorskip("torch")
-
 ROOT = Path(__file__).parent.parent.parent
-sys.path.insert(0, str(ROOT))
-import train_llm  # noqa: E402 (lies at the top of the repository, outside any package)
 
 PYTHON = sys.executable
 TORCHRUN = (PYTHON, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
