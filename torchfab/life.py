@@ -227,7 +227,10 @@ def _see_through(watch: Watch, request: Mapping[str, Any]) -> int:
 
 def _end_words(record: Record, found: status.JobStatus) -> str:
     if found.state == "succeeded":
-        seconds = time.time() - record.created
+        ends = [
+            process["ended"] - node.skew_s for node in found.nodes for process in node.processes if process["ended"]
+        ]
+        seconds = max(ends, default=time.time()) - record.created
         return f"job {record.name} succeeded after {status.duration(seconds)}; its logs: fab logs {record.name}"
     if found.state == "stopped":
         return f"job {record.name} was stopped"

@@ -304,7 +304,8 @@ class _SSHPipe:
         self.channel.sendall(data)
 
     def read(self, timeout_s: float) -> bytes | None:
-        if timeout_s <= 0 and not self.channel.recv_ready() and not self.channel.eof_received:
+        over = self.channel.closed or self.channel.eof_received
+        if timeout_s <= 0 and not self.channel.recv_ready() and not over:
             return None
         self.channel.settimeout(max(timeout_s, 0.01))
         try:
