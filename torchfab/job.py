@@ -348,6 +348,8 @@ class Needs:
         Whether the nodes reach each other, not node 0 alone, by the addresses of the hosts file.
     programs : tuple of Program
         Programs that must be there.
+    head_modules : tuple of str
+        Those that it must find on node 0 besides.
     installs : Mapping of str to str
         How a module is installed, after `python -m pip install`; without an entry, by its own name.
     """
@@ -356,4 +358,5 @@ class Needs:
     port: bool = True
     peers: bool = False
     programs: tuple[Program, ...] = ()
+    head_modules: tuple[str, ...] = ()
     installs: Mapping[str, str] = field(default_factory=_nothing)

@@ -16,9 +16,10 @@ import posixpath
 import shlex
 from collections.abc import Mapping, Sequence
 
-from torchfab import environment, shims
+from torchfab import environment
 from torchfab.errors import UsageError
 from torchfab.job import Facts, Job, Node, Process
+from torchfab.shims import text as shim
 
 FOLDER = "TORCHFAB_FOLDER"  # where a rank finds what belongs to it: the folder of the process above it
 RANK_LOGS = r"logs/rank-(?P<rank>\d+)\.log"
@@ -55,6 +56,12 @@ def node_environment(job: Job, node: Node, facts: Facts, ranks: int, master: str
     }
 
 
+def head_environment(job: Job, **more: str) -> dict[str, str]:
+    """Return the environment of a head whose ranks all live below gates: little, as launchers export what they have."""
+    mine = {name: value for name, value in job.env.items() if name.startswith("PYTHON")}
+    return {"PYTHONUNBUFFERED": "1", **mine, **more, **environment.marks(job.job_id, 0)}
+
+
 def gate(
     job: Job, node: Node, facts: Facts, env: Mapping[str, str], rank_logs: str, files: Mapping[str, str] | None = None
 ) -> Process:
@@ -74,13 +81,14 @@ def gate(
         {**env, FOLDER: folder},
         rank_logs=rank_logs,
         folders=("logs", "errors"),
-        files={"gate.py": shims.text("gate"), **rank_files(), **(files or {})},
+        files={"gate.py": shim("gate"), **rank_files(), **(files or {})},
+        path=(program_folder(folder),),
     )
 
 
 def rank_files() -> dict[str, str]:
     """Return what a rank needs in the folder of the process above it."""
-    return {"rank.py": shims.text("rank")}
+    return {"rank.py": shim("rank")}
 
 
 def head_files(
@@ -101,7 +109,7 @@ def head_files(
     }
     ssh = f"{facts[0].folder}/head/ssh.py"
     return {
-        "ssh.py": shims.text("ssh"),
+        "ssh.py": shim("ssh"),
         "nodes.json": json.dumps({"nodes": reach, "fail_fast": fail_fast}, indent=1) + "\n",
         "bin/ssh": f'#!/bin/sh\nexec {shlex.join([job.python, "-I", "-S", ssh])} "$@"\n',
     }

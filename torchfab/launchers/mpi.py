@@ -22,7 +22,7 @@ MPICH = Program(("mpiexec.hydra",), "sudo apt-get install -y mpich")
 EITHER = Program((*OPENMPI.names, *MPICH.names), OPENMPI.install)
 PROGRAMS = {"openmpi": OPENMPI, "mpich": MPICH, "auto": EITHER}
 # Every node has its own folder: the shell on the node finds the way from the environment that its gate gave it.
-RANK = 'exec "$0" -I -S "$TORCHFAB_FOLDER/rank.py" --logs -- "$@"'
+RANK = 'exec "$0" -I -S "$TORCHFAB_FOLDER/rank.py" --logs "$@"'
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,6 @@ def openmpi_argv(job: Job, program: str, folder: str, ranks: int) -> tuple[str, 
         *("--mca", "plm_rsh_agent", "ssh"),
         *("--mca", "plm_rsh_no_tree_spawn", "1"),
         *("--mca", "orte_leave_session_attached", "1"),
-        *("--mca", "odls_base_sigkill_timeout", str(round(job.grace_s))),
         *(("--mca", "btl_tcp_if_include", interface, "--mca", "oob_tcp_if_include", interface) if interface else ()),
         # Names only: no value is on a command line. The gates give every node the same and what is its own.
         *(word for name in sorted({*job.env, *job.secrets}) for word in ("-x", name)),

@@ -122,7 +122,7 @@ def _prepare_request(job: Job, node: Node, nodes: Sequence[Node], needs: Needs, 
         "workdir": job.workdir,
         "python": job.python,
         "script": job.script_path,
-        "modules": [*needs.modules, *([job.module] if job.module else [])],
+        "modules": _modules(job, node, needs),
         "python_path": job.env.get("PYTHONPATH"),
         "installs": dict(needs.installs),
         "programs": [vars(each) for each in needs.programs if node.rank == 0 or not each.on_head_only],
@@ -132,6 +132,11 @@ def _prepare_request(job: Job, node: Node, nodes: Sequence[Node], needs: Needs, 
         "port": job.port if needs.port and node.rank == 0 else None,
         "write": write,
     }
+
+
+def _modules(job: Job, node: Node, needs: Needs) -> list[str]:
+    of_head = () if node.rank else needs.head_modules
+    return [*needs.modules, *of_head, *([job.module] if job.module else [])]
 
 
 def _problem_in(answer: Mapping[str, Any] | Exception) -> TorchfabError | None:

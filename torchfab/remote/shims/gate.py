@@ -43,7 +43,7 @@ def wait_inside() -> int:
     child = subprocess.Popen(["/bin/sh", "-c", command["text"]], start_new_session=True)
     for number in FORWARDED:
         signal.signal(number, lambda got, _: tell(child, got))
-    code = watch(child, command)
+    code = watch(child, command) or code_of_ranks()
     write(END, {"code": code})
     return code
 
@@ -61,6 +61,16 @@ def watch(child: subprocess.Popen[bytes], visitor: dict[str, Any]) -> int:
     return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
 
+def code_of_ranks() -> int:
+    """Return the exit code of the rank that failed first, as our supervisor saw it; 0 when none did.
+
+    The daemon of Open MPI ends well whatever its ranks did.
+    """
+    failed = [rank for rank in read(os.path.join(HERE, "ranks.json")) or [] if rank["ended"] and rank["code"]]
+    code = int(min(failed, key=lambda rank: rank["ended"])["code"]) if failed else 0
+    return code if code >= 0 else 128 - code
+
+
 def tell(child: subprocess.Popen[bytes], number: int) -> None:
     """Send a signal to all that the command has started and that has not left its session."""
     try:
@@ -72,7 +82,6 @@ def tell(child: subprocess.Popen[bytes], number: int) -> None:
 def deliver(text: str) -> int:
     """Hand a command to the one who waits here; return its exit code when it has ended."""
     if not write(COMMAND, {"text": text, **me()}, only_first=True):
-        # What comes later is no part of the job: deepspeed sends a pkill that would hit every deepspeed of this user.
         print("torchfab: this node has had its command; another one is not run", file=sys.stderr)
         return 0
     if wait_for(lambda: read(DOOR), KNOCK_S) is None:

@@ -1,7 +1,7 @@
 """One rank: says who it is as torch.distributed wants to hear it, and runs the script, unchanged.
 
-    rank.py [--logs] -- COMMAND...      --logs: into logs/rank-N.log beside this file, not through the launcher
-    rank.py                             the command of script.json, which lies beside this file
+    rank.py --logs COMMAND...       with its output in logs/rank-N.log beside this file, not through the launcher
+    rank.py --script WORDS...       the command in script.json beside this file, and these words
 
 It stays as the script's parent, for what the launchers cannot do: it passes signals on, holds the exit code until the
 supervisor has read it (launchers tell 1, or the OR of all codes), and ends the other ranks where the launcher would
@@ -39,9 +39,11 @@ PR_SET_PDEATHSIG = 1
 def main(words: list[str]) -> None:
     """Run the rank and end as it ends."""
     env = environment(os.environ)
-    if words[:1] == ["--logs"]:
+    option, *command = words
+    if option == "--logs":
         write_to(os.path.join(HERE, "logs", f"rank-{env['RANK']}.log"))
-    command = words[words.index("--") + 1 :] if words else script()
+    else:
+        command = script() + command
     # A session of its own: a launcher that signals our group would reach it twice.
     child = subprocess.Popen(
         command,
@@ -85,8 +87,8 @@ def write_to(path: str) -> None:
 
 
 def end_with_parent() -> None:
-    """In the child: a launcher that kills us means the script."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    """In the child: a launcher that kills us means the script, but it gets the time that the job gives (--grace)."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
 
 
 def hold(pid: int) -> None:
