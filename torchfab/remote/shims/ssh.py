@@ -39,9 +39,26 @@ def main(words: list[str]) -> int:
         os.execvp(argv[0], argv)
     code = subprocess.call(argv)
     if code:
-        # The others would wait for this node for ever. The head leads our session.
-        os.kill(os.getsid(0), signal.SIGTERM)
+        # The head would wait for the other nodes, and they for this one, for ever.
+        os.kill(head(), signal.SIGTERM)
     return code
+
+
+def head() -> int:
+    """Return the pid of the head: the topmost process above us that carries the job's id."""
+    pid, parent = os.getpid(), os.getppid()
+    while parent > 1 and b"TORCHFAB_JOB_ID=" in contents(f"/proc/{parent}/environ"):
+        pid, parent = parent, int(contents(f"/proc/{parent}/stat").rpartition(b") ")[2].split()[1])
+    return pid
+
+
+def contents(path: str) -> bytes:
+    """Return what is in a file; nothing where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
 
 
 def split(words: list[str]) -> tuple[str, list[str]]:
