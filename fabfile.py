@@ -18,7 +18,7 @@ from invoke import Context
 
 from torchfab import mishaps
 from torchfab.flags import GpuLaunchFlags, LaunchFlags, flag, job_task, launch_task
-from torchfab.launchers import per_gpu, per_node
+from torchfab.launchers import colossalai, deepspeed, mpi, per_gpu, per_node
 
 if TYPE_CHECKING:
     from torchfab.surroundings import Surroundings
@@ -39,6 +39,24 @@ def launch_per_node(c: Context, flags: LaunchFlags, own: Any) -> None:
 def launch_per_gpu(c: Context, flags: LaunchFlags, own: Any) -> None:
     """Run python once per line of `gpus`, with its rank in the environment."""
     _launch(c, per_gpu, flags, own)
+
+
+@launch_task(deepspeed.Flags)
+def launch_deepspeed(c: Context, flags: LaunchFlags, own: Any) -> None:
+    """Run deepspeed once per line of `hosts`, or once for all of them."""
+    _launch(c, deepspeed, flags, own)
+
+
+@launch_task(mpi.Flags)
+def launch_mpi(c: Context, flags: LaunchFlags, own: Any) -> None:
+    """Run mpirun on the first of `hosts`, which starts the ranks on all of them."""
+    _launch(c, mpi, flags, own)
+
+
+@launch_task(colossalai.Flags)
+def launch_colossalai(c: Context, flags: LaunchFlags, own: Any) -> None:
+    """Run colossalai on the first of `hosts`, which runs torchrun on all of them."""
+    _launch(c, colossalai, flags, own)
 
 
 def _launch(c: Context, launcher: ModuleType, flags: LaunchFlags, own: Any) -> None:

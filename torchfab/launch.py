@@ -53,6 +53,7 @@ def make_job(launcher: ModuleType, flags: JobFlags, own: Any, around: Surroundin
         node_dir=_node_dir(around.config["node_dir"], workdir),
         grace_s=seconds("--grace", flags.grace or str(around.config["grace_s"])),
         options=launcher.options(own),
+        ssh_options=around.settings.ssh_options,
     )
 
 

@@ -78,6 +78,12 @@ class Settings:
     start_timeout_s: float = 30.0
     answer_timeout_s: float = 30.0
 
+    @property
+    def ssh_options(self) -> tuple[str, ...]:
+        """The same as options of OpenSSH's client."""
+        config = ("-F", self.ssh_config) if self.ssh_config else ()
+        return (*config, *(word for path in self.identities for word in ("-i", path)))
+
 
 class Pipe(Protocol):
     """The two ends of a program on a node."""

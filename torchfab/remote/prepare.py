@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 
-from torchfab.remote import files, tmux
+from torchfab.remote import files, programs, tmux
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,14 +25,17 @@ PYTHON_TIMEOUT_S = 20
 PEERS_TIMEOUT_S = 5
 # What a host file without thought, or Debian's installer, lets a machine's own name resolve to.
 _THIS_MACHINE = {"127.0.0.1", "127.0.1.1", "::1"}
-# What the training interpreter is asked: its version, and which of the wanted modules it cannot find (found, not
-# imported: importing torch takes seconds).
+# What the training interpreter is asked: its version, and that of the wanted modules: `name=2.1`, `name=` where it is
+# not told, `name` where it is missing (found, not imported: importing torch takes seconds).
 _ASK_PYTHON = """
-import sys, importlib.util as u
-def missing(name):
-    try: return u.find_spec(name) is None
-    except ImportError: return True
-print(".".join(map(str, sys.version_info[:3])), *[name for name in sys.argv[1:] if missing(name)])
+import sys, importlib.util as u, importlib.metadata as m
+def word(name):
+    try:
+        if u.find_spec(name) is None: return name
+        return name + "=" + m.version(name).replace(" ", "")
+    except m.PackageNotFoundError: return name + "="
+    except ImportError: return name
+print(".".join(map(str, sys.version_info[:3])), *map(word, sys.argv[1:]))
 """
 
 
@@ -43,14 +46,15 @@ class Preparation:
     ----------
     request : dict
         `job_id`, `session`, `node_rank`, `node_dir`, `workdir`, `python`, `script` (a path or None), `modules` to be
-        found by `python`, `python_path` (PYTHONPATH of the job, or None), `master_addr` (or None), `peers` (addresses
-        that must resolve here), `port` (None when another node holds it, 0 for a free one), `write` (False for a dry
-        run, which makes nothing).
+        found by `python`, `installs` (how, by module), `programs` to be found, `python_path` (PYTHONPATH of the job, or
+        None), `master_addr` (or None), `peers` (addresses that must resolve here), `port` (None when another node holds
+        it, 0 for a free one), `write` (False for a dry run, which makes nothing).
     """
 
     def __init__(self, request: dict[str, Any]) -> None:
         self.request = request
         self.problems: list[dict[str, str]] = []
+        self.versions: dict[str, str] = {}
         self.folder = files.job_folder(request["node_dir"], request["job_id"], request["node_rank"])
         self.reserved: socket.socket | None = None
         self.made = False
@@ -66,6 +70,7 @@ class Preparation:
         facts = {**machine_facts(), "folder": self.folder, "port": self._port()}
         facts["tmux"] = self._check_tmux()
         facts["python"] = self._check_python()
+        facts["versions"] = self._check_programs()
         self._check_workdir()
         self._check_master()
         self._check_peers()
@@ -128,12 +133,22 @@ class Preparation:
                 f"{python} does not run: {tail[0]}", "give an interpreter that works on every node with --python"
             )
             return ""
-        for name in words[1:]:
+        for word in words[1:]:
+            name, found, version = word.partition("=")
+            if found:
+                self.versions[name] = version
+                continue
+            what = self.request.get("installs", {}).get(name, name)
             self._problem(
                 f"{python} has no module {name}",
-                f"install it there: {python} -m pip install {name}; or give --workdir, or --python",
+                f"install it there: {python} -m pip install {what}; or give --workdir, or --python",
             )
         return words[0]
+
+    def _check_programs(self) -> dict[str, str]:
+        found, problems = programs.check(self.request.get("programs", []), self.request["python"])
+        self.problems += problems
+        return {**self.versions, **found}
 
     def _check_workdir(self) -> None:
         workdir, script = self.request["workdir"], self.request["script"]
@@ -279,6 +294,7 @@ def machine_facts() -> dict[str, Any]:
     """Return what a plan needs to know of this machine."""
     return {
         "hostname": socket.gethostname(),
+        "is_root": os.geteuid() == 0,
         "gpus": count_gpus(),
         "cpus": len(os.sched_getaffinity(0)),
         "agent_python": ".".join(map(str, sys.version_info[:3])),

@@ -107,7 +107,8 @@ def _note_prepared(
     assert not isinstance(answer, Exception)
     told = answer["facts"]
     prepared.told[node.rank] = told
-    prepared.facts[node.rank] = Facts(told["folder"], told["gpus"], told["cpus"], told["port"])
+    known = ("folder", "gpus", "cpus", "port", "is_root", "versions")
+    prepared.facts[node.rank] = Facts(**{name: told[name] for name in known})
 
 
 def _prepare_request(job: Job, node: Node, nodes: Sequence[Node], needs: Needs, write: bool) -> dict[str, Any]:
@@ -121,14 +122,21 @@ def _prepare_request(job: Job, node: Node, nodes: Sequence[Node], needs: Needs, 
         "workdir": job.workdir,
         "python": job.python,
         "script": job.script_path,
-        "modules": [*needs.modules, *([job.module] if job.module else [])],
+        "modules": _modules(job, node, needs),
         "python_path": job.env.get("PYTHONPATH"),
+        "installs": dict(needs.installs),
+        "programs": [vars(each) for each in needs.programs if node.rank == 0 or not each.on_head_only],
         "master_addr": job.master_addr or first.address or first.host,
         "one_machine": len(nodes) == 1,
         "peers": [each.address or each.host for each in nodes[1:]] if needs.peers and node.rank == 0 else [],
         "port": job.port if needs.port and node.rank == 0 else None,
         "write": write,
     }
+
+
+def _modules(job: Job, node: Node, needs: Needs) -> list[str]:
+    of_head = () if node.rank else needs.head_modules
+    return [*needs.modules, *of_head, *([job.module] if job.module else [])]
 
 
 def _problem_in(answer: Mapping[str, Any] | Exception) -> TorchfabError | None:
@@ -176,14 +184,15 @@ def start(plan: Plan, prepared: Prepared, progress: Progress) -> None:
 
     try:
         for phase, step in (("starting", act), ("confirming", keep)):
-            for each, answer in fan_out(plan.nodes, step, prepared.settings.fanout):
-                problem = _problem_in(answer)
-                if problem:
-                    reasons[each.node.label] = problem
-                started += phase == "starting" and not problem
-                progress(phase, started, len(nodes))
-            if reasons:
-                raise HostsFailedError(_failed_words(reasons, nodes, ""), _in_order(reasons, nodes))
+            for wave in plan.waves:
+                for each, answer in fan_out(wave, step, prepared.settings.fanout):
+                    problem = _problem_in(answer)
+                    if problem:
+                        reasons[each.node.label] = problem
+                    started += phase == "starting" and not problem
+                    progress(phase, started, len(nodes))
+                if reasons:
+                    raise HostsFailedError(_failed_words(reasons, nodes, ""), _in_order(reasons, nodes))
     except BaseException as error:  # Ctrl-C too
         problem = _say_what_is_left(error, _roll_back(plan, prepared), plan)
         if problem is None:
@@ -216,11 +225,13 @@ def start_request(plan: Plan, each: NodePlan, timeout_s: float) -> dict[str, Any
             "name": process.name,
             "argv": list(process.argv),
             "env": dict(process.env),
-            "secrets": dict(plan.job.secrets),
+            "secrets": dict(plan.job.secrets) if process.secrets else None,
             "cwd": plan.job.workdir,
             "rank": process.rank,
             "rank_logs": process.rank_logs,
             "folders": list(process.folders),
+            "files": dict(process.files),
+            "path": list(process.path),
         }
         for process in each.processes
     ]
@@ -365,11 +376,9 @@ def attach_argv(record: Record, node: Node, window: str) -> tuple[str, ...]:
 
 def ssh_argv(node: Node, settings: Settings) -> tuple[str, ...]:
     """Return the OpenSSH client with the options that reach a node, without the host."""
-    config = ("-F", settings.ssh_config) if settings.ssh_config else ()
-    identities = [word for path in settings.identities for word in ("-i", path)]
     port = ("-p", str(node.port)) if node.port else ()
     user = ("-l", node.user) if node.user else ()
-    return ("ssh", *config, *identities, *port, *user)
+    return ("ssh", *settings.ssh_options, *port, *user)
 
 
 # ---- logs
