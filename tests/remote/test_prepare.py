@@ -42,7 +42,9 @@ def make(tmp_path: Path) -> Iterator[Callable[..., Preparation]]:
             "python": sys.executable,
             "script": "train.py",
             "modules": ["json"],
+            "python_path": None,
             "master_addr": "127.0.0.1",
+            "peers": [],
             "one_machine": True,
             "port": 0,
             "write": True,
@@ -141,6 +143,12 @@ def test_a_missing_script_is_named(make: Callable[..., Preparation], tmp_path: P
     ]
 
 
+def test_a_folder_is_no_script(make: Callable[..., Preparation], tmp_path: Path) -> None:
+    assert problems(make(script=".")) == [
+        f"the script {tmp_path}/work/. is no file | copy your code there, or give --workdir"
+    ]
+
+
 def test_a_script_may_be_an_absolute_path_or_a_module(make: Callable[..., Preparation], tmp_path: Path) -> None:
     assert problems(make(script=str(tmp_path / "work" / "train.py"))) == []
     assert problems(make(script=None, job_id="a-02")) == []
@@ -162,11 +170,26 @@ def test_a_python_that_does_not_run_is_quoted(make: Callable[..., Preparation], 
 
 
 def test_missing_modules_are_named_each(make: Callable[..., Preparation]) -> None:
-    python = sys.executable
-    assert problems(make(modules=["json", "no_such_module", "json.no_such"])) == [
-        f"{python} has no module no_such_module | install it there: {python} -m pip install no_such_module",
-        f"{python} has no module json.no_such | install it there: {python} -m pip install json.no_such",
+    python, names = sys.executable, ("no_such_module", "json.no_such")
+    assert problems(make(modules=["json", *names])) == [
+        f"{python} has no module {name} | install it there: {python} -m pip install {name}; "
+        "or give --workdir, or --python"
+        for name in names
     ]
+
+
+def test_modules_are_found_in_the_working_directory_and_on_the_jobs_path(
+    make: Callable[..., Preparation], tmp_path: Path
+) -> None:
+    (tmp_path / "work" / "beside.py").write_text("")
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "elsewhere.py").write_text("")
+    assert problems(make(modules=["beside", "elsewhere"], python_path=str(tmp_path / "lib"))) == []
+
+
+def test_the_address_of_a_peer_that_does_not_resolve_is_named(make: Callable[..., Preparation]) -> None:
+    (problem,) = problems(make(peers=["127.0.0.1", "no.such.host.invalid"]))
+    assert problem.startswith("the address no.such.host.invalid of another node does not resolve | ")
 
 
 def test_a_tmux_that_is_missing_is_named(make: Callable[..., Preparation], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,6 +204,12 @@ def test_an_old_tmux_is_named_with_what_is_needed(
     fake_tmux(text)
     (problem,) = problems(make())
     assert problem == f"tmux is {text[5:8]}, 3.2 or newer is needed | install a newer tmux there"
+
+
+def test_a_tmux_that_does_not_run_is_quoted(make: Callable[..., Preparation], tmp_path: Path) -> None:
+    (tmp_path / "fake" / "tmux").write_text("#!/bin/sh\necho broken library >&2; exit 3\n")
+    (problem,) = problems(make())
+    assert problem.startswith("tmux does not run: broken library | ")
 
 
 VERSIONS = {
@@ -220,7 +249,7 @@ def test_a_master_that_is_this_machine_on_another_node_is_named(make: Callable[.
 def test_a_folder_that_cannot_be_made_is_named(make: Callable[..., Preparation], tmp_path: Path) -> None:
     (tmp_path / "node dir").write_text("a file")
     (problem,) = problems(make())
-    assert problem.startswith(f"cannot write {tmp_path}/node dir/jobs/a-01/node-0: ")
+    assert problem.startswith(f"cannot write {tmp_path}/node dir: ")
 
 
 def test_a_folder_that_is_there_already_is_not_taken_over(make: Callable[..., Preparation]) -> None:

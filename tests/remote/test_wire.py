@@ -74,7 +74,7 @@ class Node:
         self.pipes.append(Pipe([*before, *bundle.argv(sys.executable)], self.env))
         return Session(make_nodes("localhost")[0], self.pipes[-1])
 
-    def prepare(self, session: Session) -> dict[str, Any]:
+    def prepare(self, session: Session, **values: Any) -> dict[str, Any]:
         request: dict[str, Any] = {
             "op": "prepare",
             "workdir": str(self.root),
@@ -82,11 +82,13 @@ class Node:
             "script": None,
             "modules": [],
             "master_addr": None,
+            "peers": [],
+            "patience_s": 20,
             "one_machine": True,
             "port": 0,
             "write": True,
         }
-        return session.ask({**request, **self.address}, 20)
+        return session.ask({**request, **self.address, **values}, 20)
 
     def start(self, session: Session, *argv: str, **values: Any) -> dict[str, Any]:
         marks = {"TORCHFAB_JOB_ID": self.job_id, "TORCHFAB_NODE_RANK": "0"}
@@ -101,7 +103,13 @@ class Node:
             "folders": ["logs"],
             **values,
         }
-        request = {"op": "start", "session": self.address["session"], "grace_s": 5.0, "start_timeout_s": 20.0}
+        request = {
+            "op": "start",
+            "session": self.address["session"],
+            "grace_s": 5.0,
+            "start_timeout_s": 20.0,
+            "secret_patterns": ["*TOKEN*"],
+        }
         return session.ask({**request, "processes": [process]}, 25)
 
     def running(self) -> list[int]:
@@ -167,6 +175,36 @@ def test_hanging_up_before_keep_takes_back_what_was_started(node: Node, script: 
     assert node.running() == []
     assert node.tmux_sessions() == ""
     assert not node.folder.exists()
+
+
+def test_a_launch_machine_that_falls_silent_before_keep_loses_what_was_started(node: Node) -> None:
+    session = node.connect()
+    node.prepare(session, patience_s=1)
+    node.start(session, "sleep", "600")
+    wait_for(lambda: node.pipes[0].process.poll() is not None)
+    assert node.running() == []
+    assert not node.folder.exists()
+
+
+def test_a_launch_that_failed_elsewhere_is_taken_back_and_says_so(node: Node) -> None:
+    session = node.connect()
+    node.prepare(session)
+    node.start(session, "sleep", "600")
+    answer = session.ask({"op": "take_back", "grace_s": 2, **node.address}, 20)
+    assert (answer["asked"], answer["left"]) == (1, [])
+    assert not node.folder.exists()
+    assert node.running() == []
+
+
+def test_secrets_of_the_nodes_own_environment_reach_the_job_and_stay_in_no_file(node: Node) -> None:
+    node.env["NODES_TOKEN"] = "hunter2"
+    session = node.connect()
+    node.prepare(session)
+    node.start(session, "sh", "-c", 'echo "${#NODES_TOKEN}"; exec sleep 600')
+    output = node.folder / "agent" / files.OUTPUT
+    wait_for(lambda: output.read_text() == "7\n")
+    written = [path for path in node.root.rglob("*") if path.is_file() and "hunter2" in path.read_text()]
+    assert written == []
 
 
 def test_what_cannot_be_started_is_a_problem_that_names_it(node: Node) -> None:
