@@ -316,6 +316,7 @@ JSON = st.recursive(
 )
 
 
+@settings(max_examples=80)
 @given(data=st.data(), value=JSON)
 def test_a_record_with_any_field_replaced_is_read_or_left_out(data: st.DataObject, value: Any) -> None:
     with TemporaryDirectory() as root:

@@ -115,7 +115,10 @@ class Session:
         self.asked = 0
         self.answered = False
         self.lock = threading.Lock()
-        self.pipe.write(bundle.source().encode())
+        try:
+            self.pipe.write(bundle.source().encode())
+        except OSError as error:
+            raise self._ended() from error
 
     def ask(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
         """Send a request and return its answer.
@@ -277,7 +280,10 @@ class _LocalPipe:
         return os.read(self.stdout.fileno(), 1 << 16) if readable else None
 
     def obituary(self) -> tuple[int | None, str]:
-        self.stdin.close()
+        try:
+            self.stdin.close()
+        except OSError:  # what it did not read is still in our buffer
+            pass
         return self.process.wait(10), self.stderr.read().decode(errors="replace")
 
     def close(self) -> None:

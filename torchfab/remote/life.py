@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 
@@ -136,12 +137,19 @@ def reported_failures(path: str) -> list[dict[str, int]]:
         name, _, value = (part.strip() for part in line.partition(":"))
         if name.startswith("Root Cause"):
             into = root
-        elif name == "rank" and value.split()[:1]:
-            rank = value.split()[0]
-        elif name == "exitcode" and rank is not None and rank.isdigit():
-            into.append({"rank": int(rank), "code": int(value.split()[0])})
+        elif name == "rank":
+            rank = _leading_number(value)
+        elif name == "exitcode" and rank is not None:
+            code = _leading_number(value)
+            into += [] if code is None else [{"rank": rank, "code": code}]
             rank = None
     return root + failures
+
+
+def _leading_number(text: str) -> int | None:
+    # A script can print what looks like a report and is none.
+    match = re.match(r"-?[0-9]{1,9}\b", text)
+    return int(match[0]) if match else None
 
 
 # ---- stop
@@ -159,7 +167,7 @@ def stop(folder: str, job_id: str, node_rank: int, session: str, grace_s: float)
     begun = time.time()
     found = procfs.job_processes(job_id, node_rank)
     supervisors = procfs.running_program(os.path.join(folder, files.BUNDLE))
-    if found or supervisors:
+    if (found or supervisors) and os.path.isdir(folder):  # somebody may have removed it under the running job
         files.write_json(os.path.join(folder, files.STOP), {"time": begun, "grace_s": grace_s})
     # A supervisor asks what is its own to end, waits, kills, and writes down how it ended.
     _signal_all(supervisors or found, signal.SIGTERM)
