@@ -28,7 +28,8 @@ DEFAULT_LINES = 1000
 def find(job: str, around: Surroundings) -> Record:
     """Return the record of a job; of the latest where none is named, and say which that is.
 
-    `-S`, `-i` and `-t` on the command line replace what the job was launched with.
+    `-S`, `-i` and `-t` on the command line, and the timeouts of today's configuration, replace what the job was launched
+    with.
     """
     record = around.records.get(job) if job else around.records.latest()
     if not job:
@@ -39,6 +40,8 @@ def find(job: str, around: Surroundings) -> Record:
         ssh_config=given.ssh_config or record.settings.ssh_config,
         identities=given.identities or record.settings.identities,
         connect_timeout_s=given.connect_timeout_s,
+        answer_timeout_s=given.answer_timeout_s,
+        fanout=given.fanout,
     )
     return replace(record, settings=settings)
 
