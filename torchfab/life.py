@@ -28,8 +28,7 @@ DEFAULT_LINES = 1000
 def find(job: str, around: Surroundings) -> Record:
     """Return the record of a job; of the latest where none is named, and say which that is.
 
-    `-S`, `-i` and `-t` on the command line, and the timeouts of today's configuration, replace what the job was launched
-    with.
+    `-S`, `-i` and `-t` on the command line, and today's timeouts, replace what the job was launched with.
     """
     record = around.records.get(job) if job else around.records.latest()
     if not job:

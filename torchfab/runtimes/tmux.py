@@ -244,10 +244,12 @@ def _roll_back(plan: Plan, prepared: Prepared) -> list[str]:
         "grace_s": _ROLLBACK_GRACE_S,
     }
 
+    timeout_s = _ROLLBACK_GRACE_S + min(15.0, prepared.settings.start_timeout_s + 5)
+
     def act(each: NodePlan) -> Mapping[str, Any]:
         rank = each.node.rank
         more = {"node_rank": rank, "session": session_name(plan.job.name, rank)}
-        return prepared.sessions[rank].ask({**request, **more}, _ROLLBACK_GRACE_S + 15)
+        return prepared.sessions[rank].ask({**request, **more}, timeout_s)
 
     unsure = []
     for each, answer in fan_out(plan.nodes, act, prepared.settings.fanout):
