@@ -169,7 +169,9 @@ def start(plan: Plan, prepared: Prepared, progress: Progress) -> None:
     timeout_s = prepared.settings.start_timeout_s
 
     def act(each: NodePlan) -> Mapping[str, Any]:
-        return prepared.sessions[each.node.rank].ask(start_request(plan, each, timeout_s), timeout_s + 5)
+        return prepared.sessions[each.node.rank].ask(
+            start_request(plan, each, timeout_s), timeout_s + min(timeout_s, 5)
+        )
 
     def keep(each: NodePlan) -> Mapping[str, Any]:
         return prepared.sessions[each.node.rank].ask({"op": "keep"}, timeout_s)
@@ -244,7 +246,7 @@ def _roll_back(plan: Plan, prepared: Prepared) -> list[str]:
         "grace_s": _ROLLBACK_GRACE_S,
     }
 
-    timeout_s = _ROLLBACK_GRACE_S + min(15.0, prepared.settings.start_timeout_s + 5)
+    timeout_s = _ROLLBACK_GRACE_S + min(15.0, 2 * prepared.settings.start_timeout_s)
 
     def act(each: NodePlan) -> Mapping[str, Any]:
         rank = each.node.rank
