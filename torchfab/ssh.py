@@ -333,8 +333,9 @@ class _SSHPipe:
                 stderr += data
         except TimeoutError:
             pass
-        code = self.channel.recv_exit_status() if self.channel.exit_status_ready() else -1
-        # -1: no exit code came. Where the connection still stands, the program was killed.
+        # The exit code comes after the end of stdout, and -1 when the channel was closed without one. Where the
+        # connection still stands then, the program was killed.
+        code = self.channel.recv_exit_status() if self.channel.status_event.wait(2) else -1
         known = code >= 0 or self.connection.is_connected
         return (code if known else None), stderr.decode(errors="replace")
 
