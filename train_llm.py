@@ -1113,9 +1113,11 @@ class StopSignal:
     def agree(self) -> Iterator[None]:
         """Exchange signals while the step in the `with` block runs; `flag` then is the signal's number on all ranks."""
         self.flag.fill_(self.heard)
-        work = dist.all_reduce(self.flag, dist.ReduceOp.MAX, group=self.group, async_op=True)
+        others = dist.get_world_size() > 1
+        work = dist.all_reduce(self.flag, dist.ReduceOp.MAX, group=self.group, async_op=True) if others else None
         yield
-        work.wait()
+        if work:
+            work.wait()
 
 
 class Trainer:
