@@ -189,7 +189,7 @@ def test_modules_are_found_in_the_working_directory_and_on_the_jobs_path(
 
 def test_the_address_of_a_peer_that_does_not_resolve_is_named(make: Callable[..., Preparation]) -> None:
     (problem,) = problems(make(peers=["127.0.0.1", "no.such.host.invalid"]))
-    assert problem.startswith("the address no.such.host.invalid of another node does not resolve | ")
+    assert problem.startswith("addresses of other nodes do not resolve there: no.such.host.invalid | ")
 
 
 def test_a_tmux_that_is_missing_is_named(make: Callable[..., Preparation], monkeypatch: pytest.MonkeyPatch) -> None:
