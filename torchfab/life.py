@@ -6,6 +6,7 @@ They ask the job's runtime, never its launcher.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import sys
@@ -344,5 +345,13 @@ def _stop_words(report: Any) -> str:
         return f"{len(report.left)} processes are left and cannot be killed: {', '.join(report.left[:3])}"
     if not report.asked:
         return "nothing of it was running"
-    killed = f", {len(report.killed)} had to be killed ({', '.join(report.killed[:3])})" if report.killed else ""
-    return f"{report.asked} processes ended within {report.seconds:.1f} s{killed}"
+    # Whole seconds, and commands without pids: so nodes that did the same fold into one line.
+    count = "1 process" if report.asked == 1 else f"{report.asked} processes"
+    return f"{count} ended within {math.ceil(report.seconds)} s{_killed_words(report.killed)}"
+
+
+def _killed_words(killed: Sequence[str]) -> str:
+    if not killed:
+        return ""
+    commands = dict.fromkeys(each.partition(" ")[2].strip("()") for each in killed)
+    return f", {len(killed)} of them had to be killed: {', '.join(list(commands)[:3])}"

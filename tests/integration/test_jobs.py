@@ -509,7 +509,7 @@ def test_a_node_out_of_reach_is_named_and_the_others_are_stopped(fab: Fab, netns
         done = fab("-t", "2", "stop", "cut")
         assert done.rc != 0
         assert "node2" in done.stderr
-        assert "node1: 1 processes ended" in done.stdout
+        assert "node1: 1 process ended" in done.stdout
     finally:
         netns_cluster.heal(1)
     ok(fab("stop", "cut"))
