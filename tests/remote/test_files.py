@@ -58,7 +58,7 @@ def test_any_text_is_written_and_read_back(text: str, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["x"]
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | texts(), lambda x: st.lists(x) | st.dictionaries(texts(), x)
