@@ -155,15 +155,21 @@ def test_ctrl_c_on_follow_leaves_the_job_running_and_says_how_to_go_on(fab: Fab)
 
 def test_a_node_takes_back_what_a_silent_launch_machine_does_not_confirm(tmp_path: Path) -> None:
     request = {
-        **{"op": "prepare", "job_id": "x-1", "session": "x-node0", "node_rank": 0, "node_dir": str(tmp_path / "nodes")},
-        **{
-            "workdir": str(tmp_path),
-            "python": sys.executable,
-            "script": None,
-            "modules": [],
-            "master_addr": "127.0.0.1",
-        },
-        **{"peers": [], "one_machine": True, "port": 0, "write": True, "patience_s": 1},
+        "op": "prepare",
+        "job_id": "x-1",
+        "session": "x-node0",
+        "node_rank": 0,
+        "node_dir": str(tmp_path / "nodes"),
+        "workdir": str(tmp_path),
+        "python": sys.executable,
+        "script": None,
+        "modules": [],
+        "master_addr": "127.0.0.1",
+        "peers": [],
+        "one_machine": True,
+        "port": 0,
+        "write": True,
+        "patience_s": 1,
     }
     argv = bundle.argv(sys.executable)
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as node:
