@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from tests.integration.fab import Done, Fab, eventually
 from tests.integration.sabotage import REAL_TMUX, fake_program
+from torchfab import bundle
 
 # How long the slow node takes for its step of the phase, in seconds; the others are done long before.
 SLOW_S = 1.5
@@ -147,3 +151,33 @@ def test_ctrl_c_on_follow_leaves_the_job_running_and_says_how_to_go_on(fab: Fab)
     assert "the job goes on; " in done.stderr, done
     assert "to end it: fab stop x" in done.stderr, done
     assert len(fab.processes()) == 8
+
+
+def test_a_node_takes_back_what_a_silent_launch_machine_does_not_confirm(tmp_path: Path) -> None:
+    request = {
+        "op": "prepare",
+        "job_id": "x-1",
+        "session": "x-node0",
+        "node_rank": 0,
+        "node_dir": str(tmp_path / "nodes"),
+        "workdir": str(tmp_path),
+        "python": sys.executable,
+        "script": None,
+        "modules": [],
+        "master_addr": "127.0.0.1",
+        "peers": [],
+        "one_machine": True,
+        "port": 0,
+        "write": True,
+        "patience_s": 1,
+    }
+    argv = bundle.argv(sys.executable)
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as node:
+        assert node.stdin
+        assert node.stdout
+        node.stdin.write(bundle.source().encode() + json.dumps(request).encode() + b"\n")
+        node.stdin.flush()
+        assert node.stdout.readline().startswith(b"\x1e")
+        assert (tmp_path / "nodes/jobs/x-1/node-0/node.py").exists()
+        assert node.wait(10) == 0  # and its stdin is still open
+        assert not (tmp_path / "nodes/jobs/x-1").exists()
