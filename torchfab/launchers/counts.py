@@ -21,8 +21,8 @@ def check(text: str) -> str:
     UsageError
         It is neither auto, nor gpu, nor a number from 1 to 1024.
     """
-    number = int(text) if text.isascii() and text.isdigit() and len(text) < 12 else 0
-    if text not in ("auto", "gpu") and not 1 <= number <= MOST_PROCESSES:
+    is_number = text.isascii() and text.isdigit() and len(text) < 5 and 1 <= int(text) <= MOST_PROCESSES
+    if text not in ("auto", "gpu") and not is_number:
         raise UsageError(f"--nproc-per-node is auto, gpu or a number from 1 to {MOST_PROCESSES}, got {text!r}")
     return text
 
