@@ -21,6 +21,8 @@ from torchfab.remote import files, procfs
 STUBBORN = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
 )
+# Waits for signals. Python loses none this way; one that comes just before a long sleep is handled after it.
+IDLE = "[time.sleep(0.05) for _ in range(12_000)]"
 # Leaves a grandchild that left its session and its parents, and ignores TERM; then does what its argument says.
 ESCAPING = """
 import os, signal, sys, time
@@ -224,7 +226,7 @@ def test_a_worker_has_its_grace_to_end_by_itself(place: Place) -> None:
     polite = (
         "import signal, sys, time\n"
         "def end(*_): time.sleep(0.3); print('saved', flush=True); sys.exit(5)\n"
-        "signal.signal(signal.SIGTERM, end); print('ready', flush=True); time.sleep(600)"
+        f"signal.signal(signal.SIGTERM, end); print('ready', flush=True); {IDLE}"
     )
     supervisor, _ = supervised(place, *python(polite))
     supervisor.terminate()
@@ -238,7 +240,7 @@ def test_signals_that_end_are_passed_on(place: Place, number: signal.Signals) ->
     telling = (
         "import signal, sys, time\n"
         "for n in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT): signal.signal(n, lambda n, _: sys.exit(n))\n"
-        "print('ready', flush=True); time.sleep(600)"
+        f"print('ready', flush=True); {IDLE}"
     )
     place.prepare(python(telling))
     supervisor = place.supervise(env={"TMUX": f"/a/socket,{os.getpid()},0"})  # HUP of a tmux that lives is meant
@@ -263,8 +265,7 @@ def test_user_signals_reach_the_process_and_end_nothing(place: Place) -> None:
     telling = (
         "import signal, time\n"
         "signal.signal(signal.SIGUSR1, lambda *_: print('saved', flush=True))\n"
-        "print('ready', flush=True)\n"
-        "while True: time.sleep(600)"
+        f"print('ready', flush=True); {IDLE}"
     )
     supervisor, _ = supervised(place, *python(telling))
     supervisor.send_signal(signal.SIGUSR1)
