@@ -150,11 +150,13 @@ def test_argv_environment_and_folder_are_those_of_the_spec(place: Place, tmp_pat
 
 
 def test_secrets_are_removed_when_they_were_read_and_are_in_no_file(place: Place) -> None:
-    _, folder = supervised(place, "sh", "-c", "echo ready; exec sleep 600", secrets={"HF_TOKEN": "hunter2"})
-    wait_for(lambda: place.read(folder, files.STARTED))
-    assert "hunter2" not in "".join(path.read_text() for path in folder.rglob("*") if path.is_file())
-    pid = place.read(folder, files.STARTED)["pid"]
+    _, folder = supervised(
+        place, *python(f"import time; print('ready', flush=True); {IDLE}"), secrets={"HF_TOKEN": "hunter2"}
+    )
+    pid = wait_for(lambda: place.read(folder, files.STARTED))["pid"]
     assert procfs.environment(pid)["HF_TOKEN"] == "hunter2"
+    assert not (folder / files.SECRETS).exists()
+    assert "hunter2" not in "".join((folder / name).read_text() for name in (files.SPEC, files.STARTED, files.OUTPUT))
 
 
 def test_secrets_are_removed_when_the_start_fails(place: Place) -> None:
