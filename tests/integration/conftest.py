@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,16 +83,30 @@ def any_fab(request: pytest.FixtureRequest) -> Fab:
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give the data cache that trainings on `netns_cluster` share."""
-    return tmp_path_factory.mktemp("cache")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder that all processes of this test run share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 @pytest.fixture(scope="session")
-def reference(netns_cluster: Cluster, cache: Path) -> float:
-    """Give the loss at step 20 under launch-per-node, with which the other launchers must agree."""
-    made = Fab(netns_cluster)
-    try:
-        return ways.loss_at_step_20(made, cache, "launch-per-node")
-    finally:
-        made.close()
+def cache(shared: Path) -> Path:
+    """Give the data cache that trainings on `netns_cluster` share."""
+    path = shared / "cache"
+    path.mkdir(exist_ok=True)
+    return path
+
+
+@pytest.fixture(scope="session")
+def reference(netns_cluster: Cluster, cache: Path, shared: Path) -> float:
+    """Give the loss at step 20 under launch-per-node, with which the other launchers must agree; trained once."""
+    path = shared / "reference"
+    with (shared / "reference.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            made = Fab(netns_cluster)
+            try:
+                path.write_text(str(ways.loss_at_step_20(made, cache, "launch-per-node")))
+            finally:
+                made.close()
+    return float(path.read_text())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,13 @@ def test_a_script_of_deepspeed_s_own_trains_with_zero_1(fab: Fab, way: tuple[str
         losses = [float(loss) for loss in re.findall(rf"\[{rank}\] zero 1 step \d+ loss (\S+)", done.stdout)]
         assert len(losses) == 20, done
         assert losses[-1] < losses[0]
+
+
+def test_a_node_without_deepspeed_is_told_how_to_install_it_and_nothing_is_started(fab: Fab) -> None:
+    python = str(Path(sys.base_prefix) / "bin" / "python3")
+    done = fab(*ways.hosts(fab, "launch-deepspeed"), "--name", "bare", "--python", python, "--", "light.py", "1")
+    assert done.rc != 0
+    assert f"{python} has no module deepspeed" in done.stderr, done
+    assert f"install it there: {python} -m pip install deepspeed" in done.stderr, done
+    assert "nothing was started" in done.stderr, done
+    fab.assert_nothing_left()

@@ -343,3 +343,25 @@ def test_a_port_is_free_again_once_it_was_released(make: Callable[..., Preparati
 def test_the_visible_devices_are_counted(visible: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert prepare.count_gpus() == count
+
+
+# ---- what a launcher needs besides
+
+
+def test_a_missing_program_is_a_problem_with_the_command_that_installs_it(make: Callable[..., Preparation]) -> None:
+    program = {"names": ["no-such-mpirun"], "install": "sudo apt-get install -y openmpi-bin", "version_flag": "-V"}
+    assert problems(make(programs=[program])) == [
+        "there is no no-such-mpirun on PATH | install it there: sudo apt-get install -y openmpi-bin"
+    ]
+
+
+def test_a_missing_module_is_installed_as_its_launcher_says(make: Callable[..., Preparation]) -> None:
+    (problem,) = problems(make(modules=["json", "no_such_ai"], installs={"no_such_ai": "--no-deps no-such-ai==0.5"}))
+    assert f"{sys.executable} -m pip install --no-deps no-such-ai==0.5" in problem
+
+
+def test_versions_of_modules_and_programs_are_told(make: Callable[..., Preparation]) -> None:
+    program = {"names": ["python3"], "install": "", "version_flag": "--version"}
+    versions = make(modules=["json", "pytest"], programs=[program]).run("the program")["facts"]["versions"]
+    assert (versions["json"], versions["pytest"]) == ("", pytest.__version__)
+    assert versions["python3"].startswith("3.")
