@@ -77,6 +77,9 @@ FILE
 cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/colossal.py <<'FILE'
 (torchfab/remote/shims/colossal.py)
 FILE
+cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/head.py <<'FILE'
+(torchfab/remote/shims/head.py)
+FILE
 cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/ssh.py <<'FILE'
 (torchfab/remote/shims/ssh.py)
 FILE
@@ -134,7 +137,7 @@ export PYTHONUNBUFFERED=1
 export TORCHFAB_JOB_ID=gpt2-0a1b2c3d
 export TORCHFAB_NODE_RANK=0
 export PATH=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/bin:"$PATH"
-exec /venv/bin/python /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/colossal.py run \
+exec /venv/bin/python -I -S /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/head.py /venv/bin/python /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/colossal.py run \
   --hostfile /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/hostfile \
   --nproc_per_node 2 \
   --master_addr node1 \

@@ -81,6 +81,9 @@ FILE
 cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/deepspeed_env <<'FILE'
 TORCHFAB_JOB_ID=gpt2-0a1b2c3d
 FILE
+cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/head.py <<'FILE'
+(torchfab/remote/shims/head.py)
+FILE
 cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/ssh.py <<'FILE'
 (torchfab/remote/shims/ssh.py)
 FILE
@@ -139,7 +142,7 @@ export DS_ENV_FILE=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/deepspeed_en
 export TORCHFAB_JOB_ID=gpt2-0a1b2c3d
 export TORCHFAB_NODE_RANK=0
 export PATH=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/bin:"$PATH"
-exec /venv/bin/python -m deepspeed.launcher.runner \
+exec /venv/bin/python -I -S /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/head.py /venv/bin/python -m deepspeed.launcher.runner \
   --launcher pdsh \
   --force_multi \
   --no_ssh_check \

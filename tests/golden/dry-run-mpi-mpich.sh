@@ -44,6 +44,9 @@ FILE
 cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/rank.py <<'FILE'
 (torchfab/remote/shims/rank.py)
 FILE
+cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/head.py <<'FILE'
+(torchfab/remote/shims/head.py)
+FILE
 cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/ssh.py <<'FILE'
 (torchfab/remote/shims/ssh.py)
 FILE
@@ -98,7 +101,7 @@ export TORCHFAB_JOB_ID=gpt2-0a1b2c3d
 export TORCHFAB_NODE_RANK=0
 export TORCHFAB_FOLDER=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head
 export PATH=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/bin:"$PATH"
-exec mpiexec.hydra -launcher ssh -launcher-exec /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/bin/ssh -localhost node1 -f /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/hostfile -n 4 -genvnone sh -c 'exec "$0" -I -S "$TORCHFAB_FOLDER/rank.py" --logs "$@"' /venv/bin/python /venv/bin/python train.py \
+exec /venv/bin/python -I -S /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/head.py mpiexec.hydra -launcher ssh -launcher-exec /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/bin/ssh -localhost node1 -f /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/hostfile -n 4 -genvnone sh -c 'exec "$0" -I -S "$TORCHFAB_FOLDER/rank.py" --logs "$@"' /venv/bin/python /venv/bin/python train.py \
   --name 'it'"'"'s $5' > >(tee -a /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/output.log) 2>&1 < /dev/null
 RUN
 tmux -L torchfab new-session -d -s gpt2-node0 -n head bash /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/run.sh

@@ -44,6 +44,9 @@ FILE
 cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/rank.py <<'FILE'
 (torchfab/remote/shims/rank.py)
 FILE
+cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/head.py <<'FILE'
+(torchfab/remote/shims/head.py)
+FILE
 cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/ssh.py <<'FILE'
 (torchfab/remote/shims/ssh.py)
 FILE
@@ -98,7 +101,7 @@ export TORCHFAB_JOB_ID=gpt2-0a1b2c3d
 export TORCHFAB_NODE_RANK=0
 export TORCHFAB_FOLDER=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head
 export PATH=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/bin:"$PATH"
-exec mpirun.openmpi \
+exec /venv/bin/python -I -S /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/head.py mpirun.openmpi \
   --allow-run-as-root \
   --hostfile /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/hostfile -np 4 \
   --map-by slot \

@@ -62,6 +62,7 @@ def test_two_nodes_are_this_plan() -> None:
     head = first.processes[1]
     assert (first.processes[0], second.processes) == (gate(0), (gate(1),))
     assert head.argv == (
+        *(PYTHON, "-I", "-S", f"{here}/head.py"),
         *(PYTHON, f"{here}/colossal.py", "run", "--hostfile", f"{here}/hostfile", "--nproc_per_node", "8"),
         *("--master_addr", "node1", "--master_port", "29400"),
         *("--extra_launch_args", 'redirects=3,log_dir="$TORCHFAB_FOLDER/logs"'),

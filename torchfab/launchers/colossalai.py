@@ -122,7 +122,7 @@ def _head(job: Job, nodes: Sequence[Node], facts: Sequence[Facts], ranks: int, r
     folder = f"{facts[0].folder}/head"
     return Process(
         "head",
-        head_argv(job, folder, ranks, *rendezvous),
+        heads.head_argv(job, facts[0], head_argv(job, folder, ranks, *rendezvous)),
         heads.head_environment(job),
         files={
             "hostfile": "".join(f"{name}\n" for name in heads.names(nodes, rendezvous[0])),

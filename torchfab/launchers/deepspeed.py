@@ -187,7 +187,7 @@ def _head(
     folder = f"{facts[0].folder}/head"
     return Process(
         "head",
-        head_argv(job, folder, include, *rendezvous),
+        heads.head_argv(job, facts[0], head_argv(job, folder, include, *rendezvous)),
         heads.head_environment(job, DS_ENV_FILE=f"{folder}/deepspeed_env"),
         files={
             "hostfile": hosts,

@@ -96,6 +96,11 @@ def rank_files() -> dict[str, str]:
     return {"rank.py": shim("rank")}
 
 
+def head_argv(job: Job, facts: Facts, argv: Sequence[str]) -> tuple[str, ...]:
+    """Return the command of the head: the launcher's own, below what tells the gates when it has ended."""
+    return (python(job), "-I", "-S", f"{facts.folder}/head/head.py", *argv)
+
+
 def head_files(
     job: Job, nodes: Sequence[Node], facts: Sequence[Facts], master: str, gate_here: bool, fail_fast: bool
 ) -> dict[str, str]:
@@ -114,6 +119,7 @@ def head_files(
     }
     ssh = f"{facts[0].folder}/head/ssh.py"
     return {
+        "head.py": shim("head"),
         "ssh.py": shim("ssh"),
         "nodes.json": json.dumps({"nodes": reach, "fail_fast": fail_fast}, indent=1) + "\n",
         "bin/ssh": f'#!/bin/sh\nexec {shlex.join([python(job), "-I", "-S", ssh])} "$@"\n',

@@ -123,7 +123,7 @@ def _head(
         lines = [f"{name} slots={count}" for name, count in hosts]
     return Process(
         "head",
-        (*argv, "sh", "-c", RANK, job.python, job.python, *job.script),
+        heads.head_argv(job, facts[0], (*argv, "sh", "-c", RANK, job.python, job.python, *job.script)),
         {**env, heads.FOLDER: folder},
         rank_logs=heads.RANK_LOGS,
         folders=("logs", "errors"),

@@ -35,6 +35,7 @@ def main(words: list[str]) -> int:
     # A program named ssh that calls us must not find itself.
     os.environ["PATH"] = without(os.path.join(HERE, "bin"), os.environ.get("PATH", os.defpath))
     argv = argv_for(node, " ".join(command))
+    open(visited(host), "w").close()
     if not known["fail_fast"]:
         os.execvp(argv[0], argv)
     code = subprocess.call(argv)
@@ -59,6 +60,11 @@ def contents(path: str) -> bytes:
             return file.read()
     except OSError:
         return b""
+
+
+def visited(host: str) -> str:
+    """Return the path of the file that tells that the head has been at a host."""
+    return os.path.join(HERE, f"visited-{host}")
 
 
 def split(words: list[str]) -> tuple[str, list[str]]:
