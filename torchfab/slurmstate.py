@@ -35,6 +35,7 @@ _REASONS = {
     "NodeDown": "a node that it needs is down",
     "PartitionDown": "its partition is down",
     "PartitionInactive": "its partition is inactive",
+    "PartitionConfig": "no node of its partition has what it asks for",
     "PartitionNodeLimit": "asks for more nodes than its partition has, or than are up",
     "PartitionTimeLimit": "asks for more time than its partition allows",
     "ReqNodeNotAvail": "a node that it needs is not available",

@@ -188,7 +188,7 @@ def job_folder(job: Job) -> str:
 
 def _chosen(job: Job, folder: str) -> Mapping[str, str]:
     given = job.options
-    port = given["port"] or "one of 10000 to 29999, from Slurm's job id"
+    port = given["port"] or "10000 + Slurm's job id % 20000"
     return {
         "job": job.name,
         "ranks": f"{given['nodes'] * given['nproc_per_node']} ({given['nproc_per_node']} per node)",

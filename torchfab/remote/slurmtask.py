@@ -24,6 +24,8 @@ def main(argv: list[str]) -> int:
     _write_spec(job_folder, folder, argv, env)
     supervisor = Supervisor(folder, env)
     code = supervisor.run()
+    if supervisor.asked:  # Slurm, or srun after another node's failure, ended us: srun returns the largest code
+        return min(code, 1)
     return _first_failure(supervisor.ranks.ranks) or code
 
 
