@@ -36,7 +36,7 @@ run_node() {{
     trap '' USR1 # Slurm sends it to every process; ranks that want to hear it do, torchrun would die of it
     export TORCHFAB_NODE_RANK=$SLURM_NODEID TORCHELASTIC_ERROR_FILE=$node/errors/error.json
     export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-{threads}}}"
-    mkdir -p -m 700 "$node/logs" "$node/errors"
+    (umask 077 && mkdir -p "$node/logs" "$node/errors")
     set -- {torchrun} \\
         "$@"
     # Where torchfab submitted this, its supervisor writes down the ranks and how they end.

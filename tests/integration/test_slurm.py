@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,11 +94,14 @@ def runs(fab: Fab, name: str, ranks: int = 4) -> bool:
 # ---- jobs with a time limit: begun here, looked at by the last tests
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def limited(slurm: Slurm) -> Iterator[Fab]:
-    """Begin a training that saves before its time limit, and a script that does not care; both on node1."""
+    """Begin a training that saves before its time limit, and a script that does not care; both on node1.
+
+    Slurm looks at time limits twice a minute: the signal comes 1 to 31 s before the limit.
+    """
     made = _fab(slurm)
-    there = ("--time", "1", "--nproc-per-node", "1", "--sbatch-arg=--nodelist=node1", "--signal-grace", "45")
+    there = ("--time", "1", "--nproc-per-node", "1", "--sbatch-arg=--nodelist=node1", "--signal-grace", "1")
     training = ("train_llm.py", *SMALL, "--max-steps", "1000000", "--experiment-name", "limited", "--save-dir", "saved")
     submit(made, "saves", *there, nodes=1, script=training)
     submit(made, "heedless", *there, nodes=1, script=("light.py", "0", "600"))
@@ -131,6 +133,7 @@ def test_a_training_over_two_nodes_with_a_name_of_two_words(fab: Fab, slurm: Slu
 # ---- how jobs end
 
 
+@pytest.mark.usefixtures("limited")
 def test_the_code_of_the_rank_that_failed_is_the_jobs(fab: Fab, slurm: Slurm) -> None:
     job_id = submit(fab, "seven", script=("light.py", "7", "60"))
     assert fab("wait", "seven").rc == 7
@@ -143,9 +146,9 @@ def test_the_code_of_the_rank_that_failed_is_the_jobs(fab: Fab, slurm: Slurm) ->
 
 
 def test_two_jobs_at_once_a_third_that_waits_and_all_are_stopped(fab: Fab) -> None:
-    ids = [submit(fab, name, script=("light.py", "0", "60", name)) for name in ("job", "job-1")]
+    ids = [submit(fab, "job", script=("light.py", "0", "60", "job")), submit(fab, "job-1", nodes=1)]
     submit(fab, "waits", "--exclusive")
-    assert eventually(lambda: runs(fab, "job") and runs(fab, "job-1"), 60), fab("status", "job")
+    assert eventually(lambda: runs(fab, "job") and runs(fab, "job-1", 2), 60), fab("status", "job")
     said = [json.loads(line.partition("] ")[2]) for line in fab("logs", "job", "--rank", "0-3").stdout.splitlines()]
     assert {(each["SLURM_JOB_ID"], *each["argv"]) for each in said} == {(ids[0], "job")}
     assert {each["MASTER_PORT"] for each in said} == {str(10000 + int(ids[0]) % 20000)}
@@ -157,7 +160,7 @@ def test_two_jobs_at_once_a_third_that_waits_and_all_are_stopped(fab: Fab) -> No
     stopped = ok(fab("stop", "job", "--grace", "3"))
     assert "6 processes ended" in stopped.stdout
     assert "job job: stopped, no process of it is left on 2 nodes" in stopped.stdout
-    assert runs(fab, "job-1")
+    assert runs(fab, "job-1", 2)
     assert "nothing of it was running" in ok(fab("stop", "job")).stdout
     assert [fab("wait", name).rc for name in ("job", "waits")] == [143, 143]
     ok(fab("stop", "job-1"))
@@ -176,12 +179,12 @@ def test_scancel_by_somebody_is_told_apart(fab: Fab, slurm: Slurm) -> None:
 
 
 def test_a_node_that_fails_loses_the_job_or_has_it_run_again(fab: Fab, slurm: Slurm) -> None:
-    node2 = ("--sbatch-arg=--nodelist=node2",)
+    node2 = ("--sbatch-arg=--nodelist=node2", "--nproc-per-node", "1")
     lost = submit(fab, "lost", "--no-requeue", *node2, nodes=1)
     again = submit(fab, "again", *node2, nodes=1, script=("light.py", "0", "6"))
     for job_id in (lost, again):
         wait_for(slurm, job_id, "RUNNING")
-    assert eventually(lambda: runs(fab, "again", 2), 60)
+    assert eventually(lambda: runs(fab, "again", 1), 60)
     slurm.run("scontrol", "update", "nodename=node2", "state=down", "reason=pulled")
     assert fab("wait", "lost").rc != 0
     found = status_of(fab, "lost")
@@ -193,7 +196,7 @@ def test_a_node_that_fails_loses_the_job_or_has_it_run_again(fab: Fab, slurm: Sl
     slurm.run("scontrol", "update", f"jobid={again}", "StartTime=now")  # it would wait for two minutes
     assert fab("wait", "again", timeout_s=90).rc == 0
     assert fab.folders() == folders
-    log = fab("logs", "again", "--rank", "0,1").stdout
+    log = fab("logs", "again", "--rank", "0").stdout
     assert log.count('"RANK": "0"') == 2  # the first run's log stays
 
 
@@ -205,11 +208,11 @@ def test_a_job_through_a_login_node_without_slurm_here_and_its_secret_stays_one(
     start_up = login.home / ".bashrc"
     start_up.write_text(f"export SLURM_CONF={slurm.folder}/slurm.conf\n")
     outside = {"SLURM_CONF": "/nowhere/slurm.conf"}
-    words = ("--nodes", "2", "--login", "node1", "--env", "A_TOKEN=open sesame", "--env", "WITH_BLANKS=a  b")
+    words = ("--login", "node1", "--env", "A_TOKEN=open sesame", "--env", "WITH_BLANKS=a  b")
     try:
         done = ok(fab("launch-slurm", "--name", "far", *words, "--", "light.py", "0", "8", *HOSTILE, env=outside))
         job_id = re.findall(r"Slurm job (\d+)", done.stdout)[0]
-        assert eventually(lambda: status_of_far(fab, outside) == 4, 60), fab("status", "far", env=outside)
+        assert eventually(lambda: status_of_far(fab, outside) == 2, 60), fab("status", "far", env=outside)
         seen = subprocess.run(("ps", "axww", "-o", "args"), capture_output=True, text=True, check=True).stdout
         seen += slurm.run("scontrol", "show", "job", job_id) + slurm.run(
             "scontrol", "write", "batch_script", job_id, "-"
@@ -217,9 +220,9 @@ def test_a_job_through_a_login_node_without_slurm_here_and_its_secret_stays_one(
         seen += "".join(path.read_text() for path in fab.base.rglob("*.json")) + done.stdout
         assert "open sesame" not in seen
         assert fab("wait", "far", env=outside).rc == 0
-        said = fab("logs", "far", "--rank", "0-3", "--no-fold", env=outside).stdout.splitlines()
+        said = fab("logs", "far", "--rank", "0-1", "--no-fold", env=outside).stdout.splitlines()
         found = [json.loads(line.partition("] ")[2]) for line in said]
-        assert [each["argv"] for each in found] == [HOSTILE] * 4
+        assert [each["argv"] for each in found] == [HOSTILE] * 2
         assert {(each["A_TOKEN"], each["WITH_BLANKS"]) for each in found} == {("open sesame", "a  b")}
         ok(fab("jobs", "far", "--remove", env=outside))
         assert fab.left() == {}
@@ -234,7 +237,7 @@ def status_of_far(fab: Fab, env: dict[str, str]) -> int:
 
 
 def test_the_dry_run_given_to_sbatch_launches_the_same_job(fab: Fab, slurm: Slurm) -> None:
-    words = ("--name", "by-hand", "--nodes", "2", "--time", "5", "--job-name", "by hand")
+    words = ("--name", "by-hand", "--nodes", "2", "--time", "5", "--nproc-per-node", "1", "--job-name", "by hand")
     text = ok(fab("launch-slurm", "--dry-run", *words, "--", "light.py", "0", "1", *HOSTILE)).stdout
     assert fab.jobs() == []
     folder = Path(re.findall(r"mkdir -p -m 700 (\S+) && sbatch", text)[0])
@@ -244,12 +247,13 @@ def test_the_dry_run_given_to_sbatch_launches_the_same_job(fab: Fab, slurm: Slur
     job_id = slurm.run("sbatch", "--parsable", str(fab.workdir / "job.sbatch")).strip()
     wait_for(slurm, job_id, "COMPLETED", 60)
     found = [json.loads(path.read_text()) for path in folder.rglob("stdout.log")]
-    assert [each["argv"] for each in found] == [HOSTILE] * 4
-    assert sorted(each["RANK"] for each in found) == ["0", "1", "2", "3"]
+    assert [each["argv"] for each in found] == [HOSTILE] * 2
+    assert sorted(each["RANK"] for each in found) == ["0", "1"]
 
 
 def test_launch_per_node_takes_its_hosts_from_an_allocation(fab: Fab, slurm: Slurm) -> None:
-    words = ("launch-per-node", "--hostfile", "slurm", "--name", "inside", "--master-addr", "127.0.0.1", "--follow")
+    master = fab.cluster.layout.nodes[0].address
+    words = ("launch-per-node", "--hostfile", "slurm", "--name", "inside", "--master-addr", master, "--follow")
     core = (str(FAB), "-r", str(ROOT), "-S", str(fab.cluster.ssh_config), *words, "--rdzv-backend", "static")
     argv = fab.cluster.on_launch_machine(slurm.programs["salloc"], "-N2", "-n4", "--ntasks-per-node=2", *core)
     env = {**os.environ, **slurm.environment, "FABRIC_TORCHFAB_RECORDS": str(fab.records)}
@@ -318,9 +322,8 @@ def test_a_training_saves_before_its_time_limit(limited: Fab) -> None:
 
 
 def test_the_time_limit_ends_what_does_not_care(limited: Fab) -> None:
-    begun = time.monotonic()
     done = limited("wait", "heedless", timeout_s=150)
-    assert done.rc not in (0, 1), (done, time.monotonic() - begun)
+    assert done.rc == 143, done  # the ranks' own, who got SIGTERM
     status = status_of(limited, "heedless")
     assert (status["state"], status["reason"]) == ("failed", "the time limit of 00:01:00 was reached")
     assert limited.processes() == {}
