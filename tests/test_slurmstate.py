@@ -11,6 +11,7 @@ import pytest
 from torchfab import slurmstate
 from torchfab.records import Record
 from torchfab.ssh import Settings
+from torchfab.status import JobStatus
 from torchfab.watch import describe_failure
 
 RECORD = Record(
@@ -31,22 +32,26 @@ def process(state: str, *codes: int | None, time: float = 50.0, **more: Any) -> 
     ]
     ended = None if state == "running" else time
     base = {"name": "agent", "reason": "", "pid": 99, "started": 10.0, "ended": ended, "signal": None, "warned": None}
-    code = {"code": None if state == "running" else int(state != "succeeded"), "last_line": None, "reported": []}
+    code: dict[str, Any] = {
+        "code": None if state == "running" else int(state != "succeeded"),
+        "last_line": None,
+        "reported": [],
+    }
     return {**base, **code, "state": state, "ranks": ranks, **more}
 
 
 def node(rank: int, *processes: Mapping[str, Any], stop: float | None = None) -> dict[str, Any]:
-    status = {"processes": list(processes), "exists": True, "stop_asked": stop, "now": 60.0}
+    status: dict[str, Any] = {"processes": list(processes), "exists": True, "stop_asked": stop, "now": 60.0}
     return {"rank": rank, "host": f"n{rank + 1}", "status": status if processes else None}
 
 
-def job(slurm: Mapping[str, Any], *nodes: Mapping[str, Any], **more: Any) -> slurmstate.JobStatus:
+def job(slurm: Mapping[str, Any], *nodes: Mapping[str, Any], **more: Any) -> JobStatus:
     stop = next((each["status"]["stop_asked"] for each in nodes if each["status"]), None)
     answer = {"slurm": slurm, "nodes": nodes, "exists": True, "stop_asked": stop, "said": "", "now": 60.0, **more}
     return slurmstate.job_status(RECORD, answer, 60.0, 60.0)
 
 
-def summary(found: slurmstate.JobStatus) -> tuple[str, bool, int | None, str]:
+def summary(found: JobStatus) -> tuple[str, bool, int | None, str]:
     return found.state, found.has_ended, found.exit_code, describe_failure(found) if found.has_failed else found.reason
 
 

@@ -135,7 +135,7 @@ def test_all_that_is_missing_is_said_at_once(stubs: Stubs, tmp_path: Path) -> No
 
 def test_files_of_a_former_run_are_not_taken_for_the_present_one(stubs: Stubs, tmp_path: Path) -> None:
     scontrol(stubs)  # Restarts=2
-    wanted = {"slurm_id": "17", "folder": str(tmp_path / "job"), "job_id": "gpt2-1", "nodes": 2}
+    wanted: dict[str, Any] = {"slurm_id": "17", "folder": str(tmp_path / "job"), "job_id": "gpt2-1", "nodes": 2}
     for rank, restart in ((0, 1), (1, 2)):
         folder = slurm.node_folder(wanted["folder"], rank) + "/agent"
         files.make_private(folder)
