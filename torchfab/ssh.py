@@ -15,6 +15,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from torchfab.errors import TorchfabError
 from torchfab.job import Node
 
 FRAME = re.compile(rb"\x1e(\d{1,12})\n")
+_TURN_S = 0.2  # how long one thread may wait for an answer before it sees whether another one has asked since
 MOST_ANSWER_BYTES = 64 * 1024 * 1024
 # What a process on `localhost` gets of this terminal's environment: what a login would set. The rest travels by name.
 LOGIN_NAMES = (
@@ -77,6 +79,12 @@ class Settings:
     start_timeout_s: float = 30.0
     answer_timeout_s: float = 30.0
 
+    @property
+    def ssh_options(self) -> tuple[str, ...]:
+        """The same as options of OpenSSH's client."""
+        config = ("-F", self.ssh_config) if self.ssh_config else ()
+        return (*config, *(word for path in self.identities for word in ("-i", path)))
+
 
 class Pipe(Protocol):
     """The two ends of a program on a node."""
@@ -107,7 +115,11 @@ class Session:
         self.arrived = bytearray()
         self.asked = 0
         self.answered = False
-        self.pipe.write(bundle.source().encode())
+        self.lock = threading.Lock()
+        try:
+            self.pipe.write(bundle.source().encode())
+        except OSError as error:
+            raise self._ended() from error
 
     def ask(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
         """Send a request and return its answer.
@@ -115,28 +127,31 @@ class Session:
         Raises
         ------
         HostError
-            No answer within `timeout_s` seconds, or the program on the node ended.
+            No answer within `timeout_s` seconds, the program on the node ended, or another thread has asked since.
         """
-        self.post(request)
         deadline = time.monotonic() + timeout_s
-        while True:
-            frame = self._next_frame()
-            if frame is None:
-                self._read(deadline - time.monotonic(), self._silence(timeout_s))
-            elif frame.get("of") == self.asked:  # and not what we no longer waited for
+        with self.lock:
+            number = self.post(request)
+        while time.monotonic() < deadline:
+            with self.lock:
+                if number != self.asked:
+                    raise HostError("it was asked something else meanwhile")
+                frame = self._read_frame(min(_TURN_S, deadline - time.monotonic()))
+            if frame and frame.get("of") == number:  # and not what we no longer waited for
                 return frame
-
-    def _silence(self, timeout_s: float) -> str:
         what = "no answer" if self.answered else "the connection stands, but torchfab's program there gave no answer"
-        return f"{what} within {timeout_s:g} s"
+        raise HostError(
+            f"{what} within {timeout_s:g} s", "see whether the node is overloaded, or its disk or home folder hangs"
+        )
 
-    def post(self, request: Mapping[str, Any]) -> None:
-        """Send a request; its answers are taken with `take`."""
+    def post(self, request: Mapping[str, Any]) -> int:
+        """Send a request, and return its number; its answers are taken with `take`."""
         self.asked += 1
         try:
             self.pipe.write(json.dumps({**request, "number": self.asked}).encode() + b"\n")
         except OSError as error:
             raise self._ended() from error
+        return self.asked
 
     def take(self, timeout_s: float = 0.0) -> list[dict[str, Any]]:
         """Return the frames that have arrived, waiting at most `timeout_s` seconds for a first one."""
@@ -149,13 +164,16 @@ class Session:
             frames.append(frame)
         return frames
 
-    def _read(self, timeout_s: float, complaint: str) -> None:
+    def _read_frame(self, timeout_s: float) -> dict[str, Any] | None:
+        """Return the next frame, waiting at most `timeout_s` seconds for more of it to arrive."""
+        frame = self._next_frame()
+        if frame is not None:
+            return frame
         data = self.pipe.read(max(0.0, timeout_s))
-        if data is None:
-            raise HostError(complaint, "see whether the node is overloaded, or its disk or home folder hangs")
         if data == b"":
             raise self._ended()
-        self.arrived += data
+        self.arrived += data or b""
+        return self._next_frame()
 
     def _next_frame(self) -> dict[str, Any] | None:
         head = FRAME.search(self.arrived)
@@ -263,7 +281,10 @@ class _LocalPipe:
         return os.read(self.stdout.fileno(), 1 << 16) if readable else None
 
     def obituary(self) -> tuple[int | None, str]:
-        self.stdin.close()
+        try:
+            self.stdin.close()
+        except OSError:  # what it did not read is still in our buffer
+            pass
         return self.process.wait(10), self.stderr.read().decode(errors="replace")
 
     def close(self) -> None:
@@ -296,7 +317,8 @@ class _SSHPipe:
         self.channel.sendall(data)
 
     def read(self, timeout_s: float) -> bytes | None:
-        if timeout_s <= 0 and not self.channel.recv_ready() and not self.channel.eof_received:
+        over = self.channel.closed or self.channel.eof_received
+        if timeout_s <= 0 and not self.channel.recv_ready() and not over:
             return None
         self.channel.settimeout(max(timeout_s, 0.01))
         try:
@@ -312,8 +334,9 @@ class _SSHPipe:
                 stderr += data
         except TimeoutError:
             pass
-        code = self.channel.recv_exit_status() if self.channel.exit_status_ready() else -1
-        # -1: no exit code came. Where the connection still stands, the program was killed.
+        # The exit code comes after the end of stdout, and -1 when the channel was closed without one. Where the
+        # connection still stands then, the program was killed.
+        code = self.channel.recv_exit_status() if self.channel.status_event.wait(2) else -1
         known = code >= 0 or self.connection.is_connected
         return (code if known else None), stderr.decode(errors="replace")
 

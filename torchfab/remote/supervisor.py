@@ -71,10 +71,13 @@ class Supervisor:
     def run(self) -> int:
         """Start the process, watch it to its end, clean up after it; return its exit code."""
         _become_subreaper()
+        if os.path.exists(os.path.join(os.path.dirname(self.folder), files.STOP)):
+            return 1  # the job was stopped before we came
         try:
             self.child = self._start()
         except OSError as error:
-            self._write_exit(None, error=f"cannot start {self.spec['argv'][0]}: {error.strerror or error}")
+            where = "" if os.path.isdir(self.spec["cwd"]) else f" in {self.spec['cwd']}"
+            self._write_exit(None, error=f"cannot start {self.spec['argv'][0]}{where}: {error.strerror or error}")
             return 127
         self.ranks.root = self.child.pid
         self._write_started(self.child.pid)
