@@ -128,8 +128,9 @@ class Watch:
         self.seen = found
         self.lost.clear()
         self.ended = {node.node.rank: node for node in found.nodes if node.has_ended}
-        if found.state == "pending" and (before is None or (before.state, before.reason) != ("pending", found.reason)):
-            tell(f"{self.record.name}: pending ({found.reason or 'no reason is given'})")
+        news = before is None or (before.state, before.reason) != (found.state, found.reason)
+        if found.state in ("pending", "unreachable") and news:
+            tell(f"{self.record.name}: {found.state} ({found.reason or 'no reason is given'})")
         elif before is not None and before.state == "pending" and found.nodes:
             tell(f"{self.record.name}: runs on {fold([node.node.label for node in found.nodes])}")
 

@@ -18,6 +18,7 @@ import pytest
 from tests.integration.fab import FAB, ROOT, Fab, eventually
 from tests.integration.jobs import ok, status_of
 from tests.integration.slurm import Slurm, SlurmFab, wait_for
+from tests.support import require
 from torchfab.rehearsal import Cluster
 
 SMALL = ("--max-steps", "4", "--batch-size", "2", "--seq-length", "32", "--log-freq", "1")
@@ -275,11 +276,10 @@ def test_launch_per_node_takes_its_hosts_from_an_allocation(fab: Fab, slurm: Slu
         (("--constraint", "nope"), {}, "Invalid feature specification", "sinfo -N"),
         (("--python", "/no/python"), {}, "there is no /no/python", "--python"),
         (("--workdir", "/no/folder"), {}, "the working directory /no/folder does not exist", "--workdir"),
-        ((), {"SLURM_CONF": "/no/slurm.conf"}, "/no/slurm.conf", "--login"),
-        ((), {"PATH": "/no/bin"}, "there is no sbatch here", "--login user@host"),
+        ((), {"SLURM_CONF": "/no/slurm.conf"}, "SLURM_CONF names /no/slurm.conf", "--login"),
         (("--login", "nowhere.invalid"), {}, "does not resolve", ""),
     ],
-    ids=["partition", "feature", "python", "workdir", "no cluster", "no sbatch", "login"],
+    ids=["partition", "feature", "python", "workdir", "no cluster", "login"],
 )
 def test_what_is_wrong_is_said_in_a_line_and_nothing_is_left(
     fab: Fab, slurm: Slurm, words: tuple[str, ...], env: dict[str, str], message: str, fix: str
@@ -294,10 +294,21 @@ def test_what_is_wrong_is_said_in_a_line_and_nothing_is_left(
     assert slurm.run("squeue", "-h", "-t", "all").count("\n") == before
 
 
+def test_no_sbatch_is_said_in_a_line(fab: Fab) -> None:
+    programs = fab.workdir / "bin"
+    programs.mkdir()
+    for name in ("unshare", "setpriv", "sh", "mount", "env"):  # what leads to the launch machine
+        (programs / name).symlink_to(require(name))
+    done = fab("launch-slurm", "--", "light.py", "0", "60", env={"PATH": str(programs)})
+    assert done.rc == 1
+    assert "error: there is no sbatch here\n  fix: install Slurm's client, or name a host" in done.stderr, done
+    assert fab.left() == {}
+
+
 def test_a_controller_that_is_gone_is_unreachable_not_ended(fab: Fab, slurm: Slurm) -> None:
     submit(fab, "alone", "--exclusive")
     conf = (slurm.folder / "slurm.conf").read_text()
-    other = fab.write("slurm.conf", re.sub(r"SlurmctldPort=\d+", "SlurmctldPort=9", conf))
+    other = fab.write("slurm.conf", re.sub(r"SlurmctldPort=\d+", "SlurmctldPort=9", conf) + "MessageTimeout=1\n")
     config = {"SLURM_CONF": str(other)}
     done = fab("status", "alone", env=config)
     assert done.rc == 1

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torchfab import environment, sbatch
 from torchfab.errors import UsageError
-from torchfab.flags import flag
 from torchfab.inventory import parse_hosts
 from torchfab.job import Job, Node, Submission
 from torchfab.launchers.per_node import RANK_LOGS
@@ -37,6 +36,11 @@ _TAKEN = {
     "requeue": "it is the default",
     "signal": "say --signal-grace",
 }
+
+
+def flag(default: Any, words: str) -> Any:
+    """Return a field of `Flags` with its help."""
+    return field(default=default, metadata={"help": words})
 
 
 @dataclass(frozen=True)
@@ -168,12 +172,18 @@ def plan(job: Job) -> Submission:
         "folder": folder,
         "login": job.options["login"],
         "options": sorted(_directives(job, folder)),
-        "spec": {"name": "agent", "grace_s": job.grace_s, "rank_logs": RANK_LOGS, "ignore": [f"SIG{SIGNAL}"]},
+        "spec": _spec(job),
         "workdir": job.workdir,
         "script": job.script_path,
         "python": job.python,
     }
     return Submission(job, sbatch_text(job, folder), nodes, nodes * ranks, details, _chosen(job, folder))
+
+
+def _spec(job: Job) -> dict[str, Any]:
+    """Return what the supervisors must know; with the static rendezvous the ranks of a node are known beforehand."""
+    base = {"name": "agent", "grace_s": job.grace_s, "rank_logs": RANK_LOGS, "ignore": [f"SIG{SIGNAL}"]}
+    return {**base, "ranks_per_node": job.options["nproc_per_node"]}
 
 
 def job_folder(job: Job) -> str:

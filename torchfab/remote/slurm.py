@@ -114,6 +114,10 @@ def _missing(request: dict[str, Any]) -> list[dict[str, str]]:
     if shutil.which("sbatch") is None:
         fix = "install Slurm's client, or name a host that has it with --login user@host"
         return [{"what": "there is no sbatch here", "fix": fix}]
+    conf = os.environ.get("SLURM_CONF", "")
+    if conf and not os.path.isfile(conf):  # sbatch would look for it for a minute
+        fix = "set SLURM_CONF to the cluster's slurm.conf, or name a host of the cluster with --login user@host"
+        return [{"what": f"SLURM_CONF names {conf}, and there is no such file", "fix": fix}]
     workdir, python = request["workdir"], request["python"]
     if not os.path.isdir(workdir):
         fix = "give one that all nodes share with --workdir"

@@ -42,6 +42,7 @@ def _write_spec(job_folder: str, folder: str, argv: list[str], env: dict[str, st
         "argv": argv,
         "cwd": os.getcwd(),
         "rank": None,
+        "first_rank": int(env["SLURM_NODEID"]) * base["ranks_per_node"],
         "host": env.get("SLURMD_NODENAME", ""),
         "restart": int(env.get("SLURM_RESTART_COUNT", "0")),
     }

@@ -173,6 +173,7 @@ class Conversation:
         """Hand a job to sbatch; it is taken back unless `keep` follows."""
         from torchfab.remote.slurm import submit
 
+        self.patience_s = request["patience_s"]
         answer = submit(request, self.bundle)
         if "slurm_id" in answer:
             self.submitted = {**request, **answer}

@@ -25,6 +25,7 @@ from torchfab.ssh import HostError, Session, connections, open_session
 NAME = "slurm"
 _POLL_S = 0.1
 _RETRY_S = 5.0
+_UNCONFIRMED_S = 180.0  # after this long a submission of which no end was written down was taken back
 
 
 def submit(record: Record, submission: Submission) -> dict[str, Any]:
@@ -42,6 +43,7 @@ def submit(record: Record, submission: Submission) -> dict[str, Any]:
         "text": submission.text,
         "secrets": dict(submission.job.secrets),
         "timeout_s": settings.prepare_timeout_s,
+        "patience_s": round(settings.answer_timeout_s),
     }
     session = _open(record)
     try:
@@ -73,11 +75,18 @@ def _checked(record: Record, answer: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _request(record: Record, op: str, **more: Any) -> dict[str, Any]:
-    details = record.details
-    if "slurm_id" not in details:
-        raise TorchfabError(f"job {record.name} was never submitted", f"fab jobs {record.name} --remove")
-    address = {"slurm_id": details["slurm_id"], "folder": details["folder"]}
+    address = {"slurm_id": record.details.get("slurm_id", ""), "folder": record.details["folder"]}
     return {"op": op, **address, "job_id": record.job_id, "nodes": record.min_nodes, **more}
+
+
+def _unconfirmed(record: Record) -> states.JobStatus | None:
+    """Return the status of a job whose `fab` ended before Slurm had answered; None for all others."""
+    if "slurm_id" in record.details:
+        return None
+    if time.time() - record.created < _UNCONFIRMED_S:
+        return states.JobStatus((), record.min_nodes, states.Verdict("pending", reason="it is being submitted"))
+    reason = "its fab ended before Slurm had answered, and it was taken back"
+    return states.JobStatus((), record.min_nodes, states.Verdict("lost", ended=True, reason=reason))
 
 
 def _ask(record: Record, op: str, timeout_s: float, **more: Any) -> Mapping[str, Any]:
@@ -90,6 +99,8 @@ def _ask(record: Record, op: str, timeout_s: float, **more: Any) -> Mapping[str,
 
 def status(record: Record) -> states.JobStatus:
     """Ask Slurm and the job's folder how the job is; `unreachable` when neither can be asked."""
+    if unconfirmed := _unconfirmed(record):
+        return unconfirmed
     asked = time.time()
     try:
         answer = _ask(record, "slurm_status", record.settings.answer_timeout_s)
@@ -103,7 +114,9 @@ def status(record: Record) -> states.JobStatus:
 
 def stop(record: Record, grace_s: float, nodes: Sequence[Node] | None = None) -> tuple[StopReport, ...]:
     """Cancel the job, all of it: Slurm knows no part of one. Its ranks get TERM, `grace_s` seconds, KILL."""
-    where = Node(0, f"Slurm job {record.details.get('slurm_id', '?')}")
+    if _unconfirmed(record):
+        return (StopReport(Node(0, "Slurm"), words="nothing of it was ever confirmed"),)
+    where = Node(0, f"Slurm job {record.details['slurm_id']}")
     try:
         answer = _ask(record, "slurm_stop", grace_s + 60 + record.settings.answer_timeout_s, grace_s=grace_s)
     except TorchfabError as error:
@@ -145,6 +158,9 @@ def follow(record: Record, request: Mapping[str, Any], nodes: Sequence[Node] | N
 
     A connection that is lost is made again every few seconds, and the logs read on where they were left.
     """
+    if unconfirmed := _unconfirmed(record):
+        yield JobSeen(unconfirmed)
+        return
     stream = _Stream(record, request)
     try:
         while not stream.done:
