@@ -83,7 +83,12 @@ def test_a_running_job_is_as_its_nodes_are() -> None:
     assert summary(job(told("RUNNING"), running, node(1))) == ("starting", False, None, "")
     assert summary(job(told("RUNNING"), running, running)) == ("running", False, None, "")
     done = node(0, process("succeeded", 0, 0))
-    assert summary(job(told("COMPLETING"), done, node(1, process("succeeded", 0)))) == ("succeeded", False, None, "")
+    assert summary(job(told("RUNNING"), done, node(1, process("succeeded", 0)))) == ("succeeded", False, None, "")
+
+
+def test_a_job_that_slurm_is_ending_has_not_failed_as_it_may_run_again() -> None:
+    failed = node(0, process("failed", -15, -15))
+    assert summary(job(told("COMPLETING"), failed)) == ("running", False, None, "Slurm is ending it")
 
 
 def test_a_rank_that_failed_is_to_blame_before_slurm_says_anything() -> None:

@@ -113,7 +113,8 @@ def _verdict(told: Mapping[str, Any], answer: Mapping[str, Any], nodes: tuple[No
     if not state:
         return _forgotten(nodes, answer, folder)
     if state not in _FAILED and state not in ("COMPLETED", "CANCELLED"):
-        return Verdict()  # it runs: its nodes know more
+        # While it runs its nodes know more; while it is ended, only Slurm knows whether it will be run again.
+        return Verdict("running", reason="Slurm is ending it") if state == "COMPLETING" else Verdict()
     asked_to_stop = answer["stop_asked"] is not None
     if state == "COMPLETED":
         return Verdict("succeeded", ended=True)

@@ -126,6 +126,8 @@ class Watch:
         """Take in how a scheduler's job is; say on stderr why it waits, and when it no longer does."""
         before = self.seen
         self.seen = found
+        if not found.has_failed:  # it may have failed before, and been run again
+            self.failed_at, self.told = None, False
         self.lost.clear()
         self.ended = {node.node.rank: node for node in found.nodes if node.has_ended}
         news = before is None or (before.state, before.reason) != (found.state, found.reason)

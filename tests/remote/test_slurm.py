@@ -154,6 +154,19 @@ def test_a_submission_that_nobody_confirmed_is_taken_back(stubs: Stubs, tmp_path
     assert not os.path.exists(wanted["folder"])
 
 
+def test_a_grace_that_is_longer_than_slurms_own_begins_with_a_signal(
+    stubs: Stubs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running, gone = (SHOW.format(state=state, why="None", hosts="n1") for state in ("RUNNING", "CANCELLED"))
+    for name, text in {"running": running, "gone": gone}.items():
+        (tmp_path / name).write_text(text)
+    stubs.put("scontrol", f"cd {tmp_path}; grep -qx 17 scancelled 2>/dev/null && cat gone || cat running")
+    monkeypatch.setattr(slurm, "KILL_WAIT_S", 0)
+    wanted = {"slurm_id": "17", "folder": str(tmp_path), "job_id": "gpt2-1", "nodes": 2, "grace_s": 0.5}
+    assert slurm.stop(wanted)["left"] == []
+    assert (tmp_path / "scancelled").read_text() == "--signal=TERM 17\n17\n"
+
+
 def test_a_job_that_slurm_does_not_let_go_is_said_to_be_left(
     stubs: Stubs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
