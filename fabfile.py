@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from invoke import Context
 
 from torchfab import mishaps
-from torchfab.flags import GpuLaunchFlags, LaunchFlags, flag, job_task, launch_task
-from torchfab.launchers import colossalai, deepspeed, mpi, per_gpu, per_node
+from torchfab.flags import GpuLaunchFlags, JobFlags, LaunchFlags, flag, job_task, launch_task
+from torchfab.launchers import colossalai, deepspeed, mpi, per_gpu, per_node, slurm
 
 if TYPE_CHECKING:
     from torchfab.surroundings import Surroundings
@@ -57,6 +57,20 @@ def launch_mpi(c: Context, flags: LaunchFlags, own: Any) -> None:
 def launch_colossalai(c: Context, flags: LaunchFlags, own: Any) -> None:
     """Run colossalai on the first of `hosts`, which runs torchrun on all of them."""
     _launch(c, colossalai, flags, own)
+
+
+@launch_task(slurm.Flags, JobFlags)
+def launch_slurm(c: Context, flags: JobFlags, own: Any) -> None:
+    """Hand the script to Slurm: torchrun once per node of an allocation."""
+    _submit(c, slurm, flags, own)
+
+
+def _submit(c: Context, launcher: ModuleType, flags: JobFlags, own: Any) -> None:
+    from torchfab import life, submit
+
+    record = submit.submit(launcher, flags, own, _around(c))
+    if record and flags.follow:
+        sys.exit(life.follow(record, c.config.torchfab.failure_grace_s))
 
 
 def _launch(c: Context, launcher: ModuleType, flags: LaunchFlags, own: Any) -> None:
