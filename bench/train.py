@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure train_llm.py: `inv bench-train`. Prints a table with the goals, and keeps it in bench/results/.
+"""Measure train_llm.py: `inv bench-train`. Prints tables with the goals, and keeps them in bench/results/.
 
 Speed: three loops take turns in the same processes, a few steps each, so that whatever else the machine does meets
 them alike: train_llm.py's, a bare loop (a batch already in memory, no logging, no checkpoints) and that of
@@ -39,7 +39,6 @@ SHAPES = {  # of the models to measure: layers, width, heads, positions, vocabul
     "gpt2-124m": ((12, 768, 12, 1024, 50257), 32),
 }
 TINY_BATCH = 8
-SAVE_HEAD = ["model", "step", "step that saves", "step after it", "cost in step times", "goal"]
 BASELINE = """
 import torch, torch.distributed
 from transformers import AutoModelForCausalLM, GPT2Config
@@ -56,6 +55,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--rounds", type=int, default=24, help="turns of each loop (default 24)")
     add("--segment-s", type=float, default=0.5, help="seconds in a loop's turn, two steps at least (default 0.5)")
+    add("--only", nargs="+", choices=["speed", "start", "memory", "checkpoint"], help="tables to make (default: all)")
     add("--role", choices=["speed", "memory", "save"], help=argparse.SUPPRESS)
     add("--loop", choices=["train_llm.py", "bare loop"], help=argparse.SUPPRESS)
     add("--compile", action="store_true", help=argparse.SUPPRESS)
@@ -81,10 +81,10 @@ def own_loop(trainer: train_llm.Trainer) -> Callable[[], None]:
     return lambda: trainer.advance(batches)
 
 
-def bare_loop(trainer: train_llm.Trainer) -> Callable[[], None]:
-    """Return a step on another copy of the same model, with one batch that is already on the device."""
+def bare_loop(trainer: train_llm.Trainer, alone: bool = False) -> Callable[[], None]:
+    """Return a step on a copy of the model (`alone`: on the model itself), with one batch already on the device."""
     args, device = trainer.args, trainer.device
-    model = train_llm.build_model(args, trainer.corpus.vocabulary).to(device)
+    model = trainer.model if alone else train_llm.build_model(args, trainer.corpus.vocabulary).to(device)
     optimizer = train_llm.build_optimizer(model, args)
     loss: Any = train_llm.NextTokenLoss(model)
     loss = torch.compile(loss) if args.compile else loss
@@ -198,7 +198,7 @@ def measure_speed(options: argparse.Namespace, trainer: train_llm.Trainer) -> di
 
 def measure_memory(options: argparse.Namespace, trainer: train_llm.Trainer) -> dict[str, Any]:
     """Return the peak memory in GB of a process that does 20 steps in one loop only."""
-    step = (own_loop if options.loop == "train_llm.py" else bare_loop)(trainer)
+    step = own_loop(trainer) if options.loop == "train_llm.py" else bare_loop(trainer, alone=True)
     for _ in range(20):
         step()
     return {"gb": train_llm.memory_gb(trainer.device)}
@@ -342,24 +342,58 @@ def machine() -> str:
         cpu = names[0] if names else cpu
     gpu = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "no GPU"
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
-    return f"{os.cpu_count()} cores of {cpu}, {gpu}; {versions}; {time.strftime('%Y-%m-%d')}"
+    busy = f"other work on it: load average {os.getloadavg()[0]:.1f}"
+    return f"{os.cpu_count()} cores of {cpu}, {gpu}; {versions}; {time.strftime('%Y-%m-%d')}; {busy}"
 
 
-def cpu_tables(work: Path, rounds: int, segment_s: float) -> Iterator[str]:
-    """Yield the tables of a machine without a GPU."""
-    models = [train_llm.TINY_GPT2, write_model(work, "gpt2-mini")]
-    how = ("--rounds", str(rounds), "--segment-s", str(segment_s))
+def speed_table(work: Path, options: argparse.Namespace) -> str:
+    """Return the table of speeds: on the CPU with 1 and 2 processes, on a GPU with and without compile."""
+    how = ("--role", "speed", "--rounds", str(options.rounds), "--segment-s", str(options.segment_s))
     rows: list[list[str]] = []
-    for model in models:
-        for processes in (1, 2):
-            found = measured(work, processes, "--role", "speed", "--model", model, *how)
-            rows += speed_rows(Path(model).name, processes, found, None)
-    yield "## Speed\n\n" + table(["model", "processes", "loop", "median", "train_llm.py is x times", "goal"], rows)
-    yield "## Start\n\n" + table(["from the start of the process to", "median", "ratio", "goal"], start_rows(work, 5))
-    head = ["model", "train_llm.py", "bare loop", "ratio", "goal"]
-    yield "## Peak memory of a rank\n\n" + table(head, memory_rows(work, models))
-    yield "## A checkpoint\n\n" + table(SAVE_HEAD, save_rows(work, models))
-    yield "## On a GPU\n\nNot measured: no GPU was at hand. `inv bench-train` measures it where there is one.\n"
+    if torch.cuda.is_available():
+        model, peak = write_model(work, "gpt2-124m"), matmul_peak()
+        for flag in ((), ("--compile",)):
+            found = measured(work, 1, "--model", model, *how, *flag)
+            rows += speed_rows("gpt2-124m" + " compiled" * bool(flag), 1, found, peak)
+        rows.append(["", "", "bf16 matrix product", f"{peak / 1e12:.0f} TFLOP/s", "", "MFU on an H200 ≥ 50 %"])
+    else:
+        for model in models_of(work):
+            for processes in (1, 2):
+                found = measured(work, processes, "--model", model, *how)
+                rows += speed_rows(Path(model).name, processes, found, None)
+        rows.append(["gpt2-124m", "", "on a GPU", "not measured: no GPU at hand", "", "MFU on an H200 ≥ 50 %"])
+    return table(["model", "processes", "loop", "median", "train_llm.py is x times", "goal"], rows)
+
+
+def models_of(work: Path) -> list[str]:
+    """Return the models to measure on this machine."""
+    if torch.cuda.is_available():
+        return [write_model(work, "gpt2-124m")]
+    return [train_llm.TINY_GPT2, write_model(work, "gpt2-mini")]
+
+
+def start_table(work: Path, _: argparse.Namespace) -> str:
+    """Return the table of times to the first step."""
+    return table(["from the start of the process to", "median", "ratio", "goal"], start_rows(work, 5))
+
+
+def memory_table(work: Path, _: argparse.Namespace) -> str:
+    """Return the table of peak memory per rank."""
+    return table(["model", "train_llm.py", "bare loop", "ratio", "goal"], memory_rows(work, models_of(work)))
+
+
+def checkpoint_table(work: Path, _: argparse.Namespace) -> str:
+    """Return the table of what a checkpoint costs."""
+    head = ["model", "step", "step that saves", "step after it", "cost in step times", "goal"]
+    return table(head, save_rows(work, models_of(work)))
+
+
+TABLES = {
+    "speed": ("Speed", speed_table),
+    "start": ("Start", start_table),
+    "memory": ("Peak memory of a rank", memory_table),
+    "checkpoint": ("The cost of a checkpoint", checkpoint_table),
+}
 
 
 def memory_rows(work: Path, models: list[str]) -> Iterator[list[str]]:
@@ -383,35 +417,20 @@ def save_rows(work: Path, models: list[str]) -> Iterator[list[str]]:
         yield [Path(model).name, *words, f"{(save - step) / step:.2f}", "reported on CPU; GPU ≤ 0.5"]
 
 
-def gpu_tables(work: Path, rounds: int, segment_s: float) -> Iterator[str]:
-    """Yield the tables of a machine with a GPU: GPT-2 124M, sequence 1024, bf16."""
-    model, peak = write_model(work, "gpt2-124m"), matmul_peak()
-    how = ("--rounds", str(rounds), "--segment-s", str(segment_s))
-    rows: list[list[str]] = []
-    for flag in ((), ("--compile",)):
-        found = measured(work, 1, "--role", "speed", "--model", model, *how, *flag)
-        rows += speed_rows("gpt2-124m" + " compiled" * bool(flag), 1, found, peak)
-    unit = f"median; MFU of {peak / 1e12:.0f} TFLOP/s measured"
-    head = ["model", "GPUs", "loop", unit, "train_llm.py is x times", "goal"]
-    yield "## Speed\n\nGoal: MFU of at least 50 % on an H200.\n\n" + table(head, rows)
-    yield "## A checkpoint\n\n" + table(SAVE_HEAD, save_rows(work, [model]))
-
-
 def main(argv: list[str] | None = None) -> None:
-    """Measure, print, keep."""
+    """Measure, print, keep: one file in bench/results/ for each table, so that each can be measured again."""
     options = parse_arguments(argv)
     if options.role:
         measure(options)
         return
-    parts = [f"# train_llm.py on {machine()}\n", __doc__.split("\n\n", 1)[1] if __doc__ else ""]
-    with tempfile.TemporaryDirectory() as work:
-        tables = gpu_tables if torch.cuda.is_available() else cpu_tables
-        for part in tables(Path(work), options.rounds, options.segment_s):
-            print(part, flush=True)
-            parts.append(part)
-    RESULTS.mkdir(exist_ok=True)
-    name = torch.cuda.get_device_name().lower().replace(" ", "-") if torch.cuda.is_available() else "cpu"
-    (RESULTS / f"train-{name}.md").write_text("\n".join(parts))
+    device = torch.cuda.get_device_name().lower().replace(" ", "-") if torch.cuda.is_available() else "cpu"
+    for name in options.only or TABLES:
+        title, make = TABLES[name]
+        with tempfile.TemporaryDirectory() as work:
+            text = f"# train_llm.py: {title}\n\n{make(Path(work), options)}\n{machine()}.\n"
+        print(text, flush=True)
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"train-{name}-{device}.md").write_text(text)
 
 
 if __name__ == "__main__":
