@@ -1,0 +1,289 @@
+"""How the pods of a job are: pure functions from the cluster's objects, as JSON, to states, ranks and reasons in words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from torchfab.job import Node
+from torchfab.remote.life import failures_in
+from torchfab.status import NodeStatus
+
+Object = Mapping[str, Any]
+_INDEX = "batch.kubernetes.io/job-completion-index"
+_DISRUPTIONS = {
+    "PreemptionByScheduler": "preempted by a pod of higher priority",
+    "EvictionByEvictionAPI": "evicted, most likely because its machine is drained",
+    "DeletionByTaintManager": "evicted because of its machine's state",
+    "DeletionByPodGC": "removed, as its machine is gone",
+    "TerminationByKubelet": "ended by its machine",
+}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the cluster holds of a job at one moment.
+
+    Parameters
+    ----------
+    job : Mapping, optional
+        The Job or JobSet; None when it is gone.
+    pods : sequence of Mapping
+        Its pods, replaced ones too.
+    warnings : Mapping of str to str
+        Name of a pod, or of the job -> the newest warning about it.
+    last_lines : Mapping of str to Mapping
+        Name of a pod -> time and text of the last line of its log.
+    now : float
+        When it was asked, in seconds since the epoch.
+    """
+
+    job: Object | None
+    pods: Sequence[Object]
+    warnings: Mapping[str, str] = field(default_factory=dict)
+    last_lines: Mapping[str, Object] = field(default_factory=dict)
+    now: float = 0.0
+
+    def pods_of(self, index: int) -> list[Object]:
+        """Return the pods of one index, the newest last."""
+        own = [pod for pod in self.pods if index_of(pod) == index]
+        return sorted(own, key=lambda pod: seconds(pod["metadata"].get("creationTimestamp")) or 0.0)
+
+
+def seconds(text: str | None) -> float | None:
+    """Return a time (RFC 3339) in seconds since the epoch."""
+    if not text:
+        return None
+    whole, dot, rest = text.rstrip("Z").partition(".")
+    fraction = float(f"0.{rest}") if dot and rest.isdigit() else 0.0
+    try:
+        return datetime.fromisoformat(f"{whole}+00:00").timestamp() + fraction
+    except ValueError:
+        return None
+
+
+def index_of(pod: Object) -> int:
+    """Return a pod's index in its Job, which is its node rank; -1 when it has none."""
+    meta = pod["metadata"]
+    text = (meta.get("annotations") or {}).get(_INDEX) or (meta.get("labels") or {}).get(_INDEX) or ""
+    return int(text) if text.isdigit() else -1
+
+
+# ---- a node
+
+
+def node_statuses(nodes: Sequence[Node], seen: Seen, details: Mapping[str, Any]) -> tuple[NodeStatus, ...]:
+    """Return how a job is on each of its nodes.
+
+    Parameters
+    ----------
+    details : Mapping
+        Of the record: `ranks_per_node`, `queue`.
+    """
+    end = end_of(seen.job)
+    found = [_node_status(node, seen, details, end) for node in nodes]
+    failed = end is not None and end[0] == "failed"
+    if failed and not any(each.state in ("failed", "lost") for each in found):
+        assert end is not None
+        found = [_with_state(each, "failed", end[1]) if each.state == "stopped" else each for each in found]
+    return tuple(found)
+
+
+def end_of(job: Object | None) -> tuple[str, str] | None:
+    """Return how a Job or JobSet has ended, succeeded or failed, and why in words; None while it has not."""
+    for condition in (job or {}).get("status", {}).get("conditions") or ():
+        kind = condition["type"]
+        if condition["status"] == "True" and kind in ("Complete", "Completed", "Failed"):
+            words = ": ".join(filter(None, (condition.get("reason"), condition.get("message"))))
+            return ("failed" if kind == "Failed" else "succeeded"), words
+    return None
+
+
+def _node_status(node: Node, seen: Seen, details: Mapping[str, Any], end: tuple[str, str] | None) -> NodeStatus:
+    pods = seen.pods_of(node.rank)
+    if not pods:
+        state, reason = _without_pod(seen, details, end)
+        return NodeStatus(node, state, reason, (), seen.now)
+    process = _process(pods[-1], node, seen, details)
+    state, reason = process["state"], process["reason"]
+    if end and state not in ("succeeded", "failed"):
+        state, reason = ("stopped", f"the cluster ended it: {end[1]}") if end[0] == "failed" else ("succeeded", "")
+    elif end and end[0] == "failed" and state == "failed" and pods[-1]["metadata"].get("deletionTimestamp"):
+        state = "stopped"
+    elif state == "failed" and not end and details["max_restarts"] and seen.job is not None:
+        state, reason = "pending", f"its pod failed ({_failure_words(process)}); another one will come"
+    process.update(state=state, reason=reason if state in ("failed", "lost") else "")
+    return NodeStatus(node, state, reason or _where(pods[-1], state), (process,), seen.now)
+
+
+def _with_state(status: NodeStatus, state: str, reason: str) -> NodeStatus:
+    process = {**(status.processes[0] if status.processes else _nothing(status)), "state": state, "reason": reason}
+    process["ended"], process["code"] = process["ended"] or status.now, process["code"] or 1
+    return NodeStatus(status.node, state, reason, (process,), status.now)
+
+
+def _nothing(status: NodeStatus) -> dict[str, Any]:
+    empty = dict.fromkeys(("pid", "started", "ended", "code", "signal", "last_line"))
+    return {"name": status.node.host, "state": status.state, "reason": "", **empty, "ranks": [], "reported": []}
+
+
+def _without_pod(seen: Seen, details: Mapping[str, Any], end: tuple[str, str] | None) -> tuple[str, str]:
+    if seen.job is None:
+        return "lost", "its Job is gone from the cluster: somebody deleted it"
+    if end:
+        return ("stopped", f"the cluster ended it: {end[1]}") if end[0] == "failed" else ("succeeded", "")
+    if seen.job["spec"].get("suspend"):
+        queue = details["queue"]
+        return "pending", f"waits in the queue {queue} (Kueue has not admitted it)" if queue else "its Job is suspended"
+    warning = seen.warnings.get(seen.job["metadata"]["name"], "")
+    return "pending", f"its pod cannot be made: {warning}" if warning else "its pod is not made yet"
+
+
+def _where(pod: Object, state: str) -> str:
+    machine = pod["spec"].get("nodeName")
+    return f"on {machine}" if machine and state == "running" else ""
+
+
+def _failure_words(process: Mapping[str, Any]) -> str:
+    ranks = [rank for rank in process["ranks"] if rank["code"]]
+    if ranks:
+        return f"rank {ranks[0]['rank']}: exit code {ranks[0]['code']}"
+    return str(process["reason"] or f"exit code {process['code']}")
+
+
+# ---- a pod
+
+
+def _process(pod: Object, node: Node, seen: Seen, details: Mapping[str, Any]) -> dict[str, Any]:
+    container = _container(pod)
+    told = container.get("state") or {}
+    ended = told.get("terminated")
+    running = told.get("running") or {}
+    state, reason = _state(pod, told, seen)
+    started = seconds((ended or running).get("startedAt"))
+    finished = seconds(ended.get("finishedAt")) if ended else None
+    code = as_code(ended["exitCode"]) if ended else None
+    message = (ended or {}).get("message") or ""
+    over = finished or (seen.now if state in ("failed", "succeeded") else None)
+    return {
+        "name": pod["metadata"]["name"],
+        "state": state,
+        "reason": reason,
+        "pid": None,
+        "started": started,
+        "ended": over,
+        "code": code if code is not None or state != "failed" else 1,
+        "signal": None,
+        "ranks": _ranks(node.rank, details, started, over, code, message) if started else [],
+        "last_line": seen.last_lines.get(pod["metadata"]["name"]),
+        "reported": failures_in(message),
+    }
+
+
+def _container(pod: Object) -> Mapping[str, Any]:
+    statuses = pod.get("status", {}).get("containerStatuses") or [{}]
+    found: Mapping[str, Any] = statuses[0]
+    return found
+
+
+def has_started(pod: Object) -> bool:
+    """Say whether a pod's container runs or has run, so that it has a log."""
+    told = _container(pod).get("state") or {}
+    return "running" in told or "terminated" in told
+
+
+def as_code(code: int) -> int:
+    """Return a container's exit code as we write it: -9 for SIGKILL, not 137."""
+    return 128 - code if 128 < code <= 192 else code
+
+
+def _ranks(
+    index: int, details: Mapping[str, Any], started: float, ended: float | None, code: int | None, message: str
+) -> list[dict[str, Any]]:
+    """Return the ranks of a pod; they follow its index, as the rendezvous is static."""
+    count = details["ranks_per_node"]
+    failed = _told(message)
+    ranks = []
+    for local in range(count):
+        rank = index * count + local
+        end = {"ended": ended, "code": 0 if code == 0 else None}
+        if failed and failed["rank"] == rank:
+            end = {"ended": failed["time"], "code": failed["code"]}
+        ranks.append(
+            {"rank": rank, "local_rank": local, "world_size": None, "attempt": 0, "pid": None, "started": started, **end}
+        )
+    return ranks
+
+
+def _told(message: str) -> dict[str, Any] | None:
+    """Return what the program in the pod left of the rank that failed first."""
+    try:
+        told = json.loads(message)
+        return {"rank": int(told["rank"]), "code": int(told["code"]), "time": float(told["time"])}
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _state(pod: Object, told: Mapping[str, Any], seen: Seen) -> tuple[str, str]:
+    phase = pod.get("status", {}).get("phase", "Pending")
+    if "terminated" in told or phase in ("Failed", "Succeeded"):
+        ended = told.get("terminated") or {}
+        if phase == "Succeeded" or (phase != "Failed" and ended.get("exitCode") == 0):
+            return "succeeded", ""
+        return "failed", _failed_words(pod, ended)
+    if phase == "Unknown":
+        return "unreachable", f"its machine {pod['spec'].get('nodeName', '')} does not answer"
+    if "running" in told:
+        return "running", "is being stopped" if pod["metadata"].get("deletionTimestamp") else ""
+    return _waiting(pod, told.get("waiting") or {}, seen)
+
+
+def _failed_words(pod: Object, ended: Mapping[str, Any]) -> str:
+    """Return why a pod failed, where it was not its own doing; else nothing."""
+    status = pod["status"]
+    if status.get("reason") == "Evicted":
+        return f"evicted: {_sentence(status.get('message', ''))}"
+    for condition in status.get("conditions") or ():
+        if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
+            words = _DISRUPTIONS.get(condition.get("reason", ""), condition.get("reason", "disrupted"))
+            return f"{words}: {_sentence(condition.get('message', ''))}".rstrip(": ")
+    if ended.get("reason") == "OOMKilled":
+        limit = pod["spec"]["containers"][0].get("resources", {}).get("limits", {}).get("memory")
+        return "OOMKilled: it wanted more memory than " + (f"its limit of {limit}" if limit else "its machine has")
+    if status.get("reason"):
+        return f"{status['reason']}: {_sentence(status.get('message', ''))}".rstrip(": ")
+    if ended.get("reason") in ("ContainerCannotRun", "StartError"):
+        return f"the container cannot start: {_sentence(ended.get('message', ''))}"
+    return ""
+
+
+def _waiting(pod: Object, waiting: Mapping[str, Any], seen: Seen) -> tuple[str, str]:
+    """Return the state of a pod that does not run yet, and why in words."""
+    for condition in pod.get("status", {}).get("conditions") or ():
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            if condition.get("reason") == "SchedulingGated":
+                return "pending", "held back by a scheduling gate"
+            return "pending", f"cannot be scheduled: {_unschedulable(condition.get('message', ''))}"
+    if not pod["spec"].get("nodeName"):
+        return "pending", "not scheduled yet"
+    warning = seen.warnings.get(pod["metadata"]["name"], "")
+    reason, image = waiting.get("reason", ""), pod["spec"]["containers"][0]["image"]
+    message = _sentence(waiting.get("message", "")) or warning
+    if "Image" in reason:
+        more = f" ({warning})" if warning and reason == "ImagePullBackOff" and warning not in message else ""
+        return "pending", f"the image {image} cannot be pulled: {message or reason}{more}"
+    if reason.endswith("Error"):
+        return "pending", f"the container cannot be made: {message or reason}"
+    return "starting", f"its container is being made{f': {warning}' if warning else ''}"
+
+
+def _unschedulable(message: str) -> str:
+    """Return what is missing, without the scheduler's words on preemption: `0/3 nodes are available: 3 Insufficient …`."""
+    return _sentence(message.split(" preemption:")[0]) or "no machine is free"
+
+
+def _sentence(text: str) -> str:
+    return " ".join(text.split()).rstrip(".")[:300]
