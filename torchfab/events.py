@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from torchfab.errors import TorchfabError
 from torchfab.job import Node
-from torchfab.status import NodeStatus
+from torchfab.status import JobStatus, NodeStatus
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,15 @@ class ContactLost:
 
 
 @dataclass(frozen=True)
+class JobSeen:
+    """How a scheduler's job is now, and on which nodes; told again when it changes, and at last when it has ended."""
+
+    status: JobStatus
+
+
+@dataclass(frozen=True)
 class Tick:
     """Nothing happened; time passes."""
 
 
-Event: TypeAlias = Lines | PastRead | NodeEnded | ContactLost | Tick
+Event: TypeAlias = Lines | PastRead | NodeEnded | ContactLost | JobSeen | Tick

@@ -73,7 +73,7 @@ def show_status(record: Record, watch: bool, as_json: bool) -> int:
                 sys.stdout.write("\x1b[H\x1b[2J")
             say(status_text(record, found))
         if not watch or found.has_ended:
-            return 0 if found.state in ("starting", "running", "succeeded") else 1
+            return 0 if found.state in ("pending", "starting", "running", "succeeded") else 1
         time.sleep(2)
 
 
@@ -81,7 +81,9 @@ def status_text(record: Record, found: status.JobStatus) -> str:
     """Return the status of a job for people."""
     launched = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
     head = f"job {record.name}: {found.state} ({record.launcher}, {record.world_size} ranks, launched {launched})"
-    lines = [head, columns(status.table(found))]
+    lines = [head, *([columns(status.table(found))] if found.nodes else [])]
+    if found.reason and not found.has_failed:
+        lines.append(found.reason)
     if found.has_failed and found.state != "stopped":
         lines.append(f"{describe_failure(found)}; its log: fab logs {record.name}{_rank_flag(found)}")
         if not found.has_ended:
@@ -118,7 +120,8 @@ def _job_row(record: Record) -> list[str]:
     launched = time.strftime("%Y-%m-%d %H:%M", time.localtime(record.created))
     script = " ".join(record.script)
     return [
-        *(record.name, state, record.launcher, str(len(record.nodes)), str(record.world_size), launched),
+        *(record.name, state, record.launcher, str(len(record.nodes) or record.min_nodes), str(record.world_size)),
+        launched,
         script if len(script) <= 60 else script[:59] + "…",
     ]
 
@@ -193,7 +196,7 @@ def show_logs(record: Record, request: Mapping[str, Any], folding: bool) -> int:
 def _show_past(watch: Watch, request: Mapping[str, Any]) -> int:
     for event in runtimes.of(watch.record.runtime).follow(watch.record, request):
         watch._take(event)
-        if watch.lost and len(watch.lost) + len(watch.ended) == len(watch.record.nodes):
+        if watch.lost and len(watch.lost) + len(watch.ended) >= len(watch.record.nodes):
             break
     watch.printer.flush()
     return 1 if watch.lost else 0
@@ -245,25 +248,24 @@ def attach_argv(record: Record, node: str, rank: str) -> tuple[str, ...]:
         The job has no such node or rank, or has ended there.
     """
     found = ask_status(record)
-    chosen = _node_of_rank(found, rank) if rank else _node_named(record, node)
-    here = found.nodes[chosen.rank]
+    chosen = _node_of_rank(found, rank) if rank else _node_named(record.name, found, node)
+    here = next(each for each in found.nodes if each.node == chosen)
     if here.state not in ("starting", "running"):
         raise UsageError(f"job {record.name} does not run on {chosen.label}: {here.state}", f"fab logs {record.name}")
     window = f"rank-{rank}" if rank and any(each["name"] == f"rank-{rank}" for each in here.processes) else ""
-    tell("to leave it running: Ctrl-B, then D; Ctrl-C stops the process")
     argv: tuple[str, ...] = runtimes.of(record.runtime).attach_argv(record, chosen, window)
     return argv
 
 
-def _node_named(record: Record, name: str) -> Node:
-    for node in record.nodes:
+def _node_named(job: str, found: status.JobStatus, name: str) -> Node:
+    nodes = [each.node for each in found.nodes]
+    for node in nodes:
         if name in ("", str(node.rank), node.host, node.label):
             return node
-    raise UsageError(f"job {record.name} has no node {name!r}", f"its nodes: {_names(record)}")
-
-
-def _names(record: Record) -> str:
-    return inventory.fold([node.label for node in record.nodes])
+    if not nodes:
+        raise UsageError(f"job {job} runs on no node: {found.state}", f"fab status {job}")
+    labels = inventory.fold([node.label for node in nodes])
+    raise UsageError(f"job {job} has no node {name!r}", f"its nodes: {labels}")
 
 
 def _node_of_rank(found: status.JobStatus, rank: str) -> Node:
@@ -303,11 +305,13 @@ def stop(record: Record, grace_s: float) -> int:
     left = any(report.left for report in reports)
     if not left:
         found = ask_status(record)
-        say(f"job {record.name}: {found.state}, no process of it is left on {len(reports)} nodes")
+        say(f"job {record.name}: {found.state}, no process of it is left on {len(found.nodes)} nodes")
     return 1 if left else 0
 
 
 def _stop_words(report: Any) -> str:
+    if report.words:
+        return str(report.words)
     if report.left:
         return f"{len(report.left)} processes are left and cannot be killed: {', '.join(report.left[:3])}"
     if not report.asked:

@@ -1,6 +1,7 @@
 """How a job is: pure functions from what its nodes answered to states, exit codes, tables and JSON.
 
 States of a process, and of a node: starting, running, succeeded, failed, stopped, lost; of a node also unreachable.
+A job, or a node of one, on a cluster with a scheduler is pending until it is given what it asked for.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from typing import Any
 from torchfab.inventory import fold, fold_ranks
 from torchfab.job import Node
 
-ACTIVE = ("starting", "running", "unreachable")
+ACTIVE = ("pending", "starting", "running", "unreachable")
 # The worst first: what a node or a job is said to be when its parts differ.
-_WORST_FIRST = ("lost", "failed", "unreachable", "starting", "running", "stopped", "succeeded")
+_WORST_FIRST = ("lost", "failed", "unreachable", "pending", "starting", "running", "stopped", "succeeded")
+_FAILED = ("failed", "lost", "stopped")
+_UNDECIDED = ("unreachable", "pending", "starting", "running", "succeeded")
 SIGTERM_CODE = 143
 
 
@@ -95,34 +98,68 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """What a cluster's scheduler says of a job as a whole: it knows more than the nodes, which it may take away.
+
+    Parameters
+    ----------
+    state : str
+        The job's state; empty: as its nodes' states say.
+    ended : bool
+        Whether nothing of the job runs or waits any more.
+    reason : str
+        Why, in words, where the scheduler itself is the cause: why the job waits, or what ended it.
+    code : int, optional
+        The job's exit code as the scheduler knows it, where no rank is to blame.
+    """
+
+    state: str = ""
+    ended: bool = False
+    reason: str = ""
+    code: int | None = None
+
+
+@dataclass(frozen=True)
 class JobStatus:
     """How a job is.
 
     Parameters
     ----------
     nodes : tuple of NodeStatus
-        In the order of node ranks.
+        In the order of node ranks; none while a scheduler has given none.
     min_nodes : int
         With fewer healthy nodes the job has failed.
+    verdict : Verdict, optional
+        What a scheduler says of the whole; None where there is no scheduler.
     """
 
     nodes: tuple[NodeStatus, ...]
     min_nodes: int
+    verdict: Verdict | None = None
 
     @property
     def has_ended(self) -> bool:
         """Whether nothing of the job runs any more."""
-        return all(node.has_ended for node in self.nodes)
+        return self.verdict.ended if self.verdict else all(node.has_ended for node in self.nodes)
 
     @property
     def has_failed(self) -> bool:
         """Whether too few of its nodes are left."""
-        bad = [node for node in self.nodes if node.state in ("failed", "lost", "stopped")]
-        return len(self.nodes) - len(bad) < (self.min_nodes or len(self.nodes))
+        if self.verdict and self.verdict.state:
+            return self.verdict.state in _FAILED
+        bad = [node for node in self.nodes if node.state in _FAILED]
+        return bool(bad) and len(self.nodes) - len(bad) < (self.min_nodes or len(self.nodes))
+
+    @property
+    def reason(self) -> str:
+        """Why the job waits, or what ended it, in words; empty where no scheduler is the cause."""
+        return self.verdict.reason if self.verdict else ""
 
     @property
     def state(self) -> str:
         """The state of the whole job."""
+        if self.verdict and self.verdict.state and not self.was_stopped:
+            return self.verdict.state
         states = {node.state for node in self.nodes}
         if self.has_ended and not self.has_failed:
             return "succeeded"
@@ -130,11 +167,13 @@ class JobStatus:
             return "stopped"
         if self.has_failed:
             return "lost" if states & {"lost"} and not states & {"failed"} else "failed"
-        return next(state for state in ("unreachable", "starting", "running", "succeeded") if state in states)
+        return next((state for state in _UNDECIDED if state in states), "starting")
 
     @property
     def was_stopped(self) -> bool:
         """Whether it was asked to stop before anything of it failed: what fails then is a consequence."""
+        if self.verdict and self.verdict.state:
+            return self.verdict.state == "stopped"
         asked = [node.stop_asked - node.skew_s for node in self.nodes if node.stop_asked is not None]
         first = self.first_failure
         return bool(asked) and (first is None or min(asked) <= first.time)
@@ -154,7 +193,8 @@ class JobStatus:
             return 0
         if self.state == "stopped":
             return SIGTERM_CODE
-        return (first.exit_code if (first := self.first_failure) else 0) or 1
+        known = self.verdict.code if self.verdict else None
+        return (first.exit_code if (first := self.first_failure) else known) or 1
 
 
 def failures_of(node: NodeStatus) -> list[Failure]:
@@ -292,6 +332,7 @@ def as_json(name: str, job: JobStatus) -> dict[str, Any]:
         "state": job.state,
         "ended": job.has_ended,
         "exit_code": job.exit_code,
+        "reason": job.reason,
         "first_failure": vars(first) if first else None,
         "nodes": [_node_as_json(status) for status in job.nodes],
     }

@@ -9,11 +9,12 @@ from typing import Any
 
 from torchfab import runtimes, status
 from torchfab.commandline import say, tell
-from torchfab.events import ContactLost, Event, Lines, NodeEnded, PastRead
+from torchfab.events import ContactLost, Event, JobSeen, Lines, NodeEnded, PastRead
 from torchfab.inventory import fold
 from torchfab.job import Node
 from torchfab.logview import Line, batches, fold_lines
 from torchfab.records import Record
+from torchfab.status import JobStatus
 
 NO_LINES: Mapping[str, Any] = {"follow": True, "lines": 0, "ranks": [], "grep": None}
 _LIVE_WINDOW_S = 0.25
@@ -76,21 +77,28 @@ class Watch:
     failed_at: float | None = None
     told: bool = False
     stopped: bool = False
+    seen: status.JobStatus | None = None
 
     def run(self, request: Mapping[str, Any], nodes: Sequence[Node] | None = None) -> status.JobStatus:
         """Print until the job has ended on all nodes; return how it ended."""
         runtime = runtimes.of(self.record.runtime)
-        watched = self.record.nodes if nodes is None else nodes
         for event in runtime.follow(self.record, request, nodes):
             self._take(event)
-            self.printer.pace(len(watched))
+            self.printer.pace(len(self.nodes if nodes is None else nodes) or 1)
             self._judge(runtime.stop)
         self.printer.live = self.printer.live or not self.printer.waiting
         self.printer.flush()
         return self.status()
 
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """The job's nodes, as far as they are known: a scheduler gives them late."""
+        return self.record.nodes or tuple(node.node for node in (self.seen.nodes if self.seen else ()))
+
     def status(self) -> status.JobStatus:
         """Return what is known so far; a node that has not ended is taken to run."""
+        if self.seen is not None:
+            return self.seen
         nodes = [self.ended.get(node.rank, status.NodeStatus(node, "running")) for node in self.record.nodes]
         return status.JobStatus(tuple(nodes), self.record.min_nodes)
 
@@ -104,10 +112,23 @@ class Watch:
         elif isinstance(event, NodeEnded):
             self.printer.past_of.add(event.status.node.rank)
             self.ended[event.status.node.rank] = event.status
+        elif isinstance(event, JobSeen):
+            self._see(event.status)
         elif isinstance(event, ContactLost) and event.node.rank not in self.lost:
             self.lost[event.node.rank] = time.monotonic()
             self.printer.past_of.add(event.node.rank)
             tell(f"{event.node.label}: {event.error.message} (trying again)")
+
+    def _see(self, found: JobStatus) -> None:
+        """Take in how a scheduler's job is; say on stderr why it waits, and when it no longer does."""
+        before = self.seen
+        self.seen = found
+        self.lost.clear()
+        self.ended = {node.node.rank: node for node in found.nodes if node.has_ended}
+        if found.state == "pending" and (before is None or (before.state, before.reason) != ("pending", found.reason)):
+            tell(f"{self.record.name}: pending ({found.reason or 'no reason is given'})")
+        elif before is not None and before.state == "pending" and found.nodes:
+            tell(f"{self.record.name}: runs on {fold([node.node.label for node in found.nodes])}")
 
     def _judge(self, stop: Callable[..., Any]) -> None:
         """When the job has failed, do not wait for nodes that will never know: stop them, after a grace."""
@@ -128,7 +149,9 @@ class Watch:
             self._stop_rest(stop)
 
     def _stop_rest(self, stop: Callable[..., Any]) -> None:
-        rest = [node for node in self.record.nodes if node.rank not in self.ended]
+        rest = [node for node in self.nodes if node.rank not in self.ended]
+        if not rest:
+            return
         tell(f"{self.record.name}: stopping it on {fold([node.label for node in rest])}")
         self.record.note("stopped after a failure", hosts=[node.label for node in rest])
         for report in stop(self.record, 5.0, rest):
@@ -137,6 +160,8 @@ class Watch:
 
 
 def describe_failure(job: status.JobStatus) -> str:
-    """Return in words what failed first."""
+    """Return in words what failed first, or why a scheduler ended it."""
+    if job.reason:
+        return job.reason
     first = job.first_failure
     return str(first) if first else f"job is {job.state}"

@@ -4,19 +4,52 @@ A runtime module offers
 
     NAME                                      its name, as in the record
     prepare(job, nodes, needs, ...)           phase one on every node; nothing is started
-    start(plan, prepared, ...)                phase two
+    start(plan, prepared, ...)                phase two; instead of both, a cluster's own scheduler has
+    submit(record, submission) -> details     the job is handed over, or what had been is taken back
     status(record) -> JobStatus               how the job is
     follow(record, request) -> events         its logs, and the end of each node
     stop(record, grace_s) -> StopReports      end it, with proof
     attach_argv(record, ...) -> argv          a terminal on one of its processes
+    forget(record) -> reasons                 remove its folders; why that failed, by host
 """
 
 from __future__ import annotations
 
 import importlib
+from dataclasses import dataclass
 from types import ModuleType
+
+from torchfab.errors import TorchfabError
+from torchfab.job import Node
 
 
 def of(name: str) -> ModuleType:
     """Return the runtime module of that name; it is imported only when a job needs it."""
     return importlib.import_module(f"torchfab.runtimes.{name}")
+
+
+@dataclass(frozen=True)
+class StopReport:
+    """What `stop` did on one node.
+
+    Parameters
+    ----------
+    asked : int
+        How many processes were asked to end.
+    killed, left : tuple of str
+        Those that had to be killed, and those that run nevertheless, described.
+    seconds : float
+        How long it took.
+    error : TorchfabError, optional
+        Why nothing is known of the node.
+    words : str
+        What was done, where counts do not say it; empty for the counts' own words.
+    """
+
+    node: Node
+    asked: int = 0
+    killed: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+    seconds: float = 0.0
+    error: TorchfabError | None = None
+    words: str = ""

@@ -14,11 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torchfab import status as states
+from torchfab.commandline import tell
 from torchfab.errors import HostsFailedError, TorchfabError
 from torchfab.events import ContactLost, Event, Lines, NodeEnded, PastRead, Tick
 from torchfab.fanout import fan_out
 from torchfab.job import Facts, Job, Needs, Node, NodePlan, Plan, session_name
 from torchfab.records import Record
+from torchfab.runtimes import StopReport
 from torchfab.ssh import HostError, Session, Settings, connections, open_session
 
 NAME = "tmux"
@@ -271,30 +273,6 @@ def _node_status(node: Node, result: Any) -> states.NodeStatus:
     return states.from_answer(node, answer, asked, answered)
 
 
-@dataclass(frozen=True)
-class StopReport:
-    """What `stop` did on one node.
-
-    Parameters
-    ----------
-    asked : int
-        How many processes were asked to end.
-    killed, left : tuple of str
-        Those that had to be killed, and those that run nevertheless, described.
-    seconds : float
-        How long it took.
-    error : TorchfabError, optional
-        Why nothing is known of the node.
-    """
-
-    node: Node
-    asked: int = 0
-    killed: tuple[str, ...] = ()
-    left: tuple[str, ...] = ()
-    seconds: float = 0.0
-    error: TorchfabError | None = None
-
-
 def stop(record: Record, grace_s: float, nodes: Sequence[Node] | None = None) -> tuple[StopReport, ...]:
     """End the job on all its nodes, or on some: TERM, `grace_s` seconds, KILL, and proof that no process is left."""
     found: dict[int, StopReport] = {}
@@ -321,6 +299,7 @@ def forget(record: Record) -> dict[str, TorchfabError]:
 
 def attach_argv(record: Record, node: Node, window: str) -> tuple[str, ...]:
     """Return the command that opens a terminal on one window of the job's session."""
+    tell("to leave it running: Ctrl-B, then D; Ctrl-C stops the process")
     target = f"={session_name(record.name, node.rank)}:" + (f"={window}" if window else "")
     tmux = ("tmux", "-L", "torchfab", "attach-session", "-t", target)
     if node.is_local:
