@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 from invoke import Context
 
+from torchfab import mishaps
 from torchfab.flags import GpuLaunchFlags, JobFlags, LaunchFlags, PodFlags, flag, job_task, launch_task
-from torchfab.launchers import kubernetes, per_gpu, per_node
+from torchfab.launchers import colossalai, deepspeed, kubernetes, mpi, per_gpu, per_node
 
 if TYPE_CHECKING:
     from torchfab.surroundings import Surroundings
 
 ROOT = Path(__file__).resolve().parent
+mishaps.tell_plainly()
 
 # ---- launching
 
@@ -37,6 +39,24 @@ def launch_per_node(c: Context, flags: LaunchFlags, own: Any) -> None:
 def launch_per_gpu(c: Context, flags: LaunchFlags, own: Any) -> None:
     """Run python once per line of `gpus`, with its rank in the environment."""
     _launch(c, per_gpu, flags, own)
+
+
+@launch_task(deepspeed.Flags)
+def launch_deepspeed(c: Context, flags: LaunchFlags, own: Any) -> None:
+    """Run deepspeed once per line of `hosts`, or once for all of them."""
+    _launch(c, deepspeed, flags, own)
+
+
+@launch_task(mpi.Flags)
+def launch_mpi(c: Context, flags: LaunchFlags, own: Any) -> None:
+    """Run mpirun on the first of `hosts`, which starts the ranks on all of them."""
+    _launch(c, mpi, flags, own)
+
+
+@launch_task(colossalai.Flags)
+def launch_colossalai(c: Context, flags: LaunchFlags, own: Any) -> None:
+    """Run colossalai on the first of `hosts`, which runs torchrun on all of them."""
+    _launch(c, colossalai, flags, own)
 
 
 @launch_task(kubernetes.Flags, PodFlags)
@@ -75,7 +95,7 @@ def jobs(c: Context, job: str, json: bool, remove: bool) -> None:
     if remove:
         life.remove(job, _around(c))
     else:
-        life.show_jobs(_around(c), json)
+        life.show_jobs(_around(c), json, job)
 
 
 @job_task(watch=flag(False, "Show it again every 2 seconds until the job ends."), json=flag(False, "Print JSON."))

@@ -25,6 +25,7 @@ import argparse
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -108,7 +109,7 @@ def add_what_arguments(group: argparse._ArgumentGroup) -> None:
     add("--weights", choices=["scratch", "pretrained"], default="scratch", help="start from random or stored weights")
     add("--dataset-name", default=PYDOC,
         help=f"'{PYDOC}', a txt, jsonl, parquet or arrow file or a folder of them, or a name on the hub")  # fmt: skip
-    add("--dataset-config", default=None, help="configuration of a hub data set, such as wikitext-103-raw-v1")
+    add("--dataset-config", help="configuration of a hub data set, such as wikitext-103-raw-v1")
     add("--dataset-split", default="train", help="split of a hub data set")
     add("--text-column", default="text", help="column that holds the text")
     add("--dataset-cache-root", type=Path, default=Path(".cache"), help="folder for downloads, tokenizers and tokens")
@@ -295,9 +296,15 @@ def choose_device(local_rank: int) -> torch.device:
     if index >= count:
         raise TrainError(f"local_rank {local_rank} has no GPU: this node shows {count}; start {count} processes on it")
     device = torch.device("cuda", index)
-    torch.cuda.set_device(device)
+    use(device)
     torch.set_float32_matmul_precision("high")
     return device
+
+
+def use(device: torch.device) -> None:
+    """Make `device` the one that this thread works with."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -380,7 +387,8 @@ def local_files(name: str) -> list[Path]:
     if not path.exists():
         return []
     every = [path] if path.is_file() else path.rglob("*")
-    files = sorted(file for file in every if file.suffix in READERS and file.is_file())
+    about = ("dataset_info.json", "state.json")  # what save_to_disk writes beside its arrow files
+    files = sorted(file for file in every if file.suffix in READERS and file.name not in about and file.is_file())
     kinds = sorted({READERS[file.suffix] for file in files})
     if len(kinds) != 1:
         found = " and ".join(kinds) or "none"
@@ -504,14 +512,17 @@ def corpus_key(args: argparse.Namespace) -> str:
 def tokenise(args: argparse.Namespace, folder: Path) -> None:
     """Write tokens.bin and meta.json into `folder`."""
     tokenizer = load_tokenizer(args)
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     vocabulary, digest, count = len(tokenizer), hashlib.sha256(), 0
     dtype = np.uint16 if vocabulary <= 1 << 16 else np.uint32
     said = time.monotonic()
     say(f"tokenising {args.dataset_name} for {args.model_name}, once on this node")
     with open(folder / "tokens.bin", "wb") as out:
         for texts in read_texts(args):
+            if not (texts := [text for text in texts if text]):
+                continue
             rows = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-            flat = np.concatenate([np.array([*row, tokenizer.eos_token_id], dtype=dtype) for row in rows])
+            flat = np.concatenate([np.array([*row, *end], dtype=dtype) for row in rows])
             out.write(flat.tobytes())
             digest.update(flat.tobytes())
             count += len(flat)
@@ -600,20 +611,23 @@ def training_batches(
     corpus: Corpus, plan: Batching, place: Place, seed: int, start: int, pin: bool
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield (position, micro-batch) of this rank for ever, from position `start` of the run on; pinned if `pin`."""
-    position = start + place.rank * plan.per_rank
-    while True:
-        for first in range(position, position + plan.per_rank, plan.micro):
-            batch = corpus.read(sequences_at(np.arange(first, first + plan.micro), corpus.training, seed))
-            yield first, batch.pin_memory() if pin else batch
-        position += plan.global_size
+    steps = max(1, 4096 // plan.per_rank)  # shuffled together: numpy's calls cost more than its work on a few numbers
+    shape = np.arange(0, steps * plan.global_size, plan.global_size)[:, None] + np.arange(plan.per_rank)
+    for base in itertools.count(start + place.rank * plan.per_rank, steps * plan.global_size):
+        sequences = sequences_at((base + shape).ravel(), corpus.training, seed)
+        for first in range(0, len(sequences), plan.micro):
+            batch = corpus.read(sequences[first : first + plan.micro])
+            position = base + int(shape.flat[first])
+            yield position, batch.pin_memory() if pin else batch
 
 
-def prefetch(source: Iterator[Any], depth: int = 3) -> Generator[Any, None, None]:
+def prefetch(source: Iterator[Any], device: torch.device, depth: int = 3) -> Generator[Any, None, None]:
     """Yield from an endless `source` that a thread reads, `depth` items ahead.
 
-    A thread and not processes: it has nothing to fork, and leaves nothing behind when the run is killed.
+    A thread and not processes: it has nothing to fork, and leaves nothing behind when the run is killed. It must choose
+    the GPU for itself, else what it pins would claim memory on the first one.
     """
-    with ThreadPoolExecutor(1, "prefetch") as thread:
+    with ThreadPoolExecutor(1, "prefetch", use, (device,)) as thread:
         ahead = deque(thread.submit(next, source) for _ in range(depth))
         while True:
             ahead.append(thread.submit(next, source))
@@ -913,6 +927,10 @@ class Stopwatch:
         """Forget what was measured; the next part begins now."""
         self.marks = [("", self.now())]
 
+    def next_line(self) -> None:
+        """Forget all but the last moment, so that no time is lost between two log lines."""
+        self.marks = [("", self.marks[-1][1])]
+
     def now(self) -> Any:
         """Return this moment: seconds, or an event in the device's queue."""
         if not self.cuda:
@@ -1068,7 +1086,8 @@ def memory_gb(device: torch.device) -> float:
 
 TRAIN_COLUMNS = {
     "loss": ".4f", "lr": ".2e", "grad_norm": ".2f", "tokens/s": ".0f", "step_ms": ".1f", "data_ms": ".1f",
-    "forward_ms": ".1f", "backward_ms": ".1f", "update_ms": ".1f", "save_ms": ".1f", "memory_gb": ".2f", "mfu": ".3f",
+    "forward_ms": ".1f", "backward_ms": ".1f", "update_ms": ".1f", "log_ms": ".1f", "save_ms": ".1f",
+    "memory_gb": ".2f", "mfu": ".3f",
 }  # fmt: skip
 
 
@@ -1169,7 +1188,8 @@ class Trainer:
         yield (f"batch: {plan.global_size} sequences = {self.place.world_size} ranks x {plan.accumulation} passes "
                f"x {plan.micro}; {self.steps} steps = {epochs:.2f} epochs")  # fmt: skip
         if self.progress.step:
-            yield f"resumed at step {self.progress.step} from {self.folder}"
+            more = "" if self.progress.step < self.steps else "; to train on, raise --num-epochs or --max-steps"
+            yield f"resumed at step {self.progress.step} from {self.folder}{more}"
 
     def identity(self) -> dict[str, Any]:
         """Return what a checkpoint must share with this run to be resumed."""
@@ -1195,16 +1215,24 @@ class Trainer:
 
     def train(self) -> int:
         """Train to the end or to a signal; return the signal's number, 0 at the end."""
+        with contextlib.closing(self.batches()) as batches:
+            self.watch.restart()
+            while self.progress.step < self.steps and not self.stop.flag:
+                self.advance(batches)
+        return self.finish()
+
+    def batches(self) -> Generator[tuple[int, Tensor], None, None]:
+        """Return this rank's micro-batches from where the run stands, read ahead."""
         pin = self.device.type == "cuda"
         start = self.progress.position
         source = training_batches(self.corpus, self.batching, self.place, self.args.seed, start, pin)
-        with contextlib.closing(prefetch(source)) as batches:
-            self.watch.restart()
-            while self.progress.step < self.steps and not self.stop.flag:
-                with self.stop.agree():
-                    self.step(batches)
-                self.after_step()
-        return self.finish()
+        return prefetch(source, self.device)
+
+    def advance(self, batches: Iterator[tuple[int, Tensor]]) -> None:
+        """Do one step and what comes after it."""
+        with self.stop.agree():
+            self.step(batches)
+        self.after_step()
 
     def step(self, batches: Iterator[tuple[int, Tensor]]) -> None:
         """Do one optimizer step: forward and backward of each micro-batch, then update. Waits for nothing."""
@@ -1269,7 +1297,8 @@ class Trainer:
         if self.log:
             self.log.put(self.progress.step, values, TRAIN_COLUMNS)
         self.window.count = 0
-        self.watch.restart()
+        self.watch.next_line()
+        self.watch.mark("log")
 
     @torch.no_grad()
     def evaluate(self) -> None:

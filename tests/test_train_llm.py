@@ -9,18 +9,16 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-torch = pytest.importorskip("torch")
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-import train_llm  # noqa: E402 (lies at the top of the repository, outside any package)
-from train_llm import Batching, Corpus, Place, TrainError  # noqa: E402
+import train_llm
+from train_llm import Batching, Corpus, Place, TrainError
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
 OPEN_MPI = {
@@ -195,7 +193,7 @@ class TestBatching:
             yield from (1, 2)
             raise OSError("disk")
 
-        items = train_llm.prefetch(source())
+        items = train_llm.prefetch(source(), torch.device("cpu"))
         assert [next(items), next(items)] == [1, 2]
         with pytest.raises(OSError, match="disk"):
             next(items)
@@ -423,7 +421,7 @@ class TestCheckpoints:
             checkpoints.wait()
 
     def test_host_buffers_are_used_again(self) -> None:
-        state = {"a": torch.ones(3), "b": [{"c": 1}], "d": 2}
+        state: dict[str, Any] = {"a": torch.ones(3), "b": [{"c": 1}], "d": 2}
         first = train_llm.to_host(state)
         state["a"].mul_(5)
         second = train_llm.to_host(state, first)
@@ -435,7 +433,7 @@ class TestCheckpoints:
 class TestSeeing:
     @pytest.fixture(autouse=True)
     def one_process(self) -> Iterator[None]:
-        dist = torch.distributed
+        dist: Any = torch.distributed
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
         yield
         dist.destroy_process_group()
@@ -482,6 +480,16 @@ class TestSeeing:
         for part in ("data", "update", "", "data", "update"):
             watch.mark(part)
         assert watch.per_step("update") == pytest.approx({"data": 100.0, "update": 300.0})
+
+    def test_no_time_is_lost_between_two_log_lines(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        times = iter([0.0, 1.0, 1.5, 2.5])
+        monkeypatch.setattr("time.perf_counter", lambda: next(times))
+        watch = train_llm.Stopwatch(torch.device("cpu"))
+        watch.mark("update")
+        watch.next_line()
+        watch.mark("log")
+        watch.mark("update")
+        assert watch.per_step("update") == pytest.approx({"log": 500.0, "update": 1000.0})
 
     def test_a_line_can_be_read_by_machines(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         log = train_llm.Log(tmp_path, "none", 0, 40)

@@ -5,6 +5,7 @@ Named by `tasks.executor_class` in fabric.yaml, which is Invoke's supported hook
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from typing import Any
 import fabric
 import invoke
 
-from torchfab.errors import HostsFailedError, TorchfabError
+from torchfab.errors import HostsFailedError, TorchfabError, UsageError
 
 
 def words_after_dashes(argv: Sequence[str]) -> list[str] | None:
@@ -37,6 +38,7 @@ class Executor(fabric.Executor):  # type: ignore[misc]
         self.config["torchfab"]["words"] = words_after_dashes(sys.argv[1:])
         self.config["torchfab"]["hosts"] = self.core[0].args.hosts.value or ""
         try:
+            self._check_files()
             return super().execute(*tasks)
         except TorchfabError as error:
             print_error(error)
@@ -47,6 +49,12 @@ class Executor(fabric.Executor):  # type: ignore[misc]
         except BrokenPipeError:  # `fab logs | head`
             sys.stderr.close()
             raise SystemExit(141) from None
+
+    def _check_files(self) -> None:
+        # Invoke skips a file that is not there, and the launch would run with other settings than those asked for.
+        path = self.core[0].args.config.value
+        if path and not os.path.exists(os.path.expanduser(path)):
+            raise UsageError(f"fab -f {path}: there is no such file", "name a .yaml file with settings")
 
 
 def print_error(error: TorchfabError) -> None:

@@ -22,9 +22,15 @@ class TorchfabError(Exception):
         One line: what is wrong, and where.
     fix : str
         One line: what to do about it; empty when the message says it all.
+
+    Attributes
+    ----------
+    unsure : tuple of str
+        Hosts on which something of a launch that failed may still run; empty for nearly all errors.
     """
 
     exit_code = 1
+    unsure: tuple[str, ...] = ()
 
     def __init__(self, message: str, fix: str = "") -> None:
         super().__init__(message)
@@ -60,8 +66,8 @@ class HostsFailedError(TorchfabError):
         For each failing host, as written in the hosts file, its error.
     """
 
-    def __init__(self, message: str, reasons: Mapping[str, TorchfabError]) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, reasons: Mapping[str, TorchfabError], fix: str = "") -> None:
+        super().__init__(message, fix)
         self.reasons = dict(reasons)
 
 

@@ -16,6 +16,7 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 import fabric
+from invoke.exceptions import ParseError
 from invoke.parser import Argument
 
 
@@ -81,7 +82,7 @@ def launch_task(own: type, shared: type = LaunchFlags) -> Callable[[Body], Any]:
         def call(c: Any, **values: Any) -> Any:
             return body(c, _fill(shared, values), _fill(own, values))
 
-        return _task(call, body, [*shared_fields, *fields(own)], fabric.tasks.Task)
+        return _task(call, body, [*shared_fields, *fields(own)], FlagTask)
 
     return decorate
 
@@ -136,13 +137,37 @@ def _parameter(each: Field[Any]) -> inspect.Parameter:
     return inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=default)
 
 
-class JobTask(fabric.tasks.Task):  # type: ignore[misc]  # fabric ships no types
+class FlagTask(fabric.tasks.Task):  # type: ignore[misc]  # fabric ships no types
+    """A task whose flags take no empty value."""
+
+    def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[Argument]:
+        """Return the task's arguments."""
+        arguments = super().get_arguments(ignore_unknown_help)
+        return [Value.of(each) if each.kind is str else each for each in arguments]
+
+
+class JobTask(FlagTask):
     """A task whose first word may name a job."""
 
     def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[Argument]:
         """Return the task's arguments; `job` is positional, and may be left out."""
         arguments = super().get_arguments(ignore_unknown_help)
         return [OptionalWord.of(each) if each.name == "job" else each for each in arguments]
+
+
+class Value(Argument):
+    """A flag with a value, which must not be empty: `--name "$NAME"` with an unset NAME is a slip, no wish."""
+
+    @classmethod
+    def of(cls, argument: Argument) -> Value:
+        """Return `argument`, which takes one text, as one that refuses the empty text."""
+        return cls(names=argument.names, default=argument.default, help=argument.help, attr_name=argument.attr_name)
+
+    def set_value(self, value: Any, cast: bool = True) -> None:
+        """Set the value that was given."""
+        if value == "":
+            raise ParseError(f"error: --{self.names[0]} is empty\n  fix: give it a value, or leave it out")
+        super().set_value(value, cast)
 
 
 class OptionalWord(Argument):
@@ -166,6 +191,11 @@ class OptionalWord(Argument):
 
     @value.setter
     def value(self, word: str) -> None:
+        if word == "" or word.startswith("-"):
+            what = f"there is no flag {word}" if word else "the name of the job is empty"
+            raise ParseError(
+                f"error: {what}\n  fix: fab --help TASK shows its flags; without a name it is the latest job"
+            )
         self.set_value(word)
 
 

@@ -114,6 +114,8 @@ class Job:
         Where jobs' folders lie on a node: an absolute path, or one that begins with `~`.
     options : Mapping of str to Any
         What only this launcher knows: its own flags, checked.
+    ssh_options : tuple of str
+        Options of OpenSSH by which hosts are reached (`-F FILE`, `-i KEY`), for a head that reaches the nodes itself.
     """
 
     name: str
@@ -129,6 +131,7 @@ class Job:
     node_dir: str = "~/.torchfab"
     grace_s: float = 10.0
     options: Mapping[str, Any] = field(default_factory=_nothing)
+    ssh_options: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -142,6 +145,11 @@ class Job:
     def script_path(self) -> str | None:
         """The script's path as given; None where a module is run (`-m`)."""
         return None if self.script[0].startswith("-") else self.script[0]
+
+    @property
+    def module(self) -> str | None:
+        """The outermost package of the module given with `-m`; None where a file is run."""
+        return self.script[1].partition(".")[0] if self.script[0] == "-m" and len(self.script) > 1 else None
 
 
 def check_name(name: str) -> None:
@@ -171,12 +179,19 @@ class Facts:
         How many GPUs and CPU cores the job's processes may use there; 0 cpus: not asked.
     port : int, optional
         The port that is held for the rendezvous; on node 0 only.
+    is_root : bool
+        Whether the job runs as root there.
+    versions : Mapping of str to str
+        Version of each module and program of `Needs` that was found, empty where it does not tell; of alternatives, of
+        all that are there.
     """
 
     folder: str
     gpus: int = 0
     cpus: int = 0
     port: int | None = None
+    is_root: bool = False
+    versions: Mapping[str, str] = field(default_factory=_nothing)
 
 
 @dataclass(frozen=True)
@@ -198,6 +213,13 @@ class Process:
         or `local_rank` and `attempt`.
     folders : tuple of str
         Folders to make in the process's folder before it starts.
+    files : Mapping of str to str
+        Files to write into the process's folder before it starts: relative path, text. Readable by their owner only,
+        and executable where the text begins with `#!`.
+    path : tuple of str
+        Folders whose programs are found before those of the node's own PATH.
+    secrets : bool
+        Whether it is given the secret part of the job's environment.
     """
 
     name: str
@@ -206,6 +228,9 @@ class Process:
     rank: int | None = None
     rank_logs: str = ""
     folders: tuple[str, ...] = ()
+    files: Mapping[str, str] = field(default_factory=_nothing)
+    path: tuple[str, ...] = ()
+    secrets: bool = True
 
 
 @dataclass(frozen=True)
@@ -233,6 +258,8 @@ class Plan:
         Every default that torchfab chose, for people: `port` -> `41233 (free on node1)`.
     min_nodes : int
         With fewer nodes than this the job has failed; lower than the number of nodes for an elastic job.
+    has_head : bool
+        Whether a process on node 0 reaches the other nodes by itself, so that these must have started before it.
     """
 
     job: Job
@@ -240,6 +267,13 @@ class Plan:
     world_size: int
     chosen: Mapping[str, str] = field(default_factory=_nothing)
     min_nodes: int = 0
+    has_head: bool = False
+
+    @property
+    def waves(self) -> tuple[tuple[NodePlan, ...], ...]:
+        """The nodes in the order in which they are started: those of one wave at once."""
+        waves = (self.nodes[1:], self.nodes[:1]) if self.has_head else (self.nodes,)
+        return tuple(wave for wave in waves if wave)
 
     @property
     def session(self) -> str:
@@ -282,6 +316,28 @@ class Submission:
 
 
 @dataclass(frozen=True)
+class Program:
+    """A program that a launcher needs.
+
+    Parameters
+    ----------
+    names : tuple of str
+        Its names, or those of alternatives: one of them must be found on PATH, or beside the interpreter.
+    install : str
+        The command that installs it.
+    version_flag : str
+        What makes it tell its version.
+    on_head_only : bool
+        Whether node 0 alone needs it.
+    """
+
+    names: tuple[str, ...]
+    install: str
+    version_flag: str = "--version"
+    on_head_only: bool = False
+
+
+@dataclass(frozen=True)
 class Needs:
     """What a launcher needs on every node: phase one checks it.
 
@@ -291,7 +347,19 @@ class Needs:
         Python modules that the interpreter must find.
     port : bool
         Whether node 0 must hold a port for the rendezvous.
+    peers : bool
+        Whether the nodes reach each other, not node 0 alone, by the addresses of the hosts file.
+    programs : tuple of Program
+        Programs that must be there.
+    head_modules : tuple of str
+        Those that it must find on node 0 besides.
+    installs : Mapping of str to str
+        How a module is installed, after `python -m pip install`; without an entry, by its own name.
     """
 
     modules: tuple[str, ...] = ("torch",)
     port: bool = True
+    peers: bool = False
+    programs: tuple[Program, ...] = ()
+    head_modules: tuple[str, ...] = ()
+    installs: Mapping[str, str] = field(default_factory=_nothing)

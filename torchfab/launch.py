@@ -32,8 +32,9 @@ def make_job(launcher: ModuleType, flags: JobFlags, own: Any, around: Surroundin
         A flag's value is wrong.
     """
     script = tuple(around.config["script"] if around.config["words"] is None else around.config["words"])
-    if not script:
-        raise UsageError("nothing stands after --", "write the script there: -- train.py --batch-size 64")
+    if not script or not script[0]:
+        what = "an empty word" if script else "nothing"
+        raise UsageError(f"{what} stands after --", "write the script there: -- train.py --batch-size 64")
     env = {**environment.forwarded(around.environ, around.config["forward"]), **environment.parse_flags(flags.env)}
     shown, secret = environment.split_secrets(env)
     workdir = flags.workdir or around.cwd
@@ -52,6 +53,7 @@ def make_job(launcher: ModuleType, flags: JobFlags, own: Any, around: Surroundin
         node_dir=_node_dir(around.config["node_dir"], workdir),
         grace_s=seconds("--grace", flags.grace or str(around.config["grace_s"])),
         options=launcher.options(own),
+        ssh_options=around.settings.ssh_options,
     )
 
 
@@ -67,8 +69,8 @@ def _node_dir(configured: str, workdir: str) -> str:
 
 
 def _number(flag: str, text: str) -> int:
-    if not (text.isascii() and text.isdigit()):
-        raise UsageError(f"{flag} is a number, got {text!r}")
+    if not (text.isascii() and text.isdigit() and len(text) < 12):
+        raise UsageError(f"{flag} is a number from 1 to 65535, or 0 for a free one; got {text!r}")
     return int(text)
 
 
@@ -124,12 +126,11 @@ def launch(launcher: ModuleType, flags: LaunchFlags, own: Any, around: Surroundi
     around.records.claim(job.name)
     try:
         return _launch_claimed(launcher, job, nodes, slots, around)
-    except KeyboardInterrupt:
-        around.records.release(job.name)
-        raise Interrupted("interrupted; nothing was left running") from None
-    except TorchfabError as error:
-        if "still running on" not in error.message:
+    except BaseException as error:
+        if not (isinstance(error, TorchfabError) and error.unsure):
             around.records.release(job.name)
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted("interrupted; nothing was left running") from None
         raise
 
 

@@ -99,9 +99,9 @@ def _rank_flag(found: status.JobStatus) -> str:
 # ---- jobs
 
 
-def show_jobs(around: Surroundings, as_json: bool) -> None:
-    """Print the jobs that were launched from here; those that have not ended are asked how they are."""
-    records = around.records.all()
+def show_jobs(around: Surroundings, as_json: bool, job: str) -> None:
+    """Print the jobs, or one, that were launched from here; those that have not ended are asked how they are."""
+    records = [around.records.get(job)] if job else around.records.all()
     for record in records:
         if not record.last_seen()["ended"]:
             ask_status(record)
@@ -151,6 +151,8 @@ def remove(job: str, around: Surroundings) -> None:
     UsageError
         The job has not ended.
     """
+    if not job:
+        raise UsageError("--remove needs the name of a job", "fab jobs lists them; then: fab jobs --remove NAME")
     record = around.records.get(job)
     if not ask_status(record).has_ended:
         raise UsageError(
@@ -228,7 +230,10 @@ def _see_through(watch: Watch, request: Mapping[str, Any]) -> int:
 
 def _end_words(record: Record, found: status.JobStatus) -> str:
     if found.state == "succeeded":
-        seconds = time.time() - record.created
+        ends = [
+            process["ended"] - node.skew_s for node in found.nodes for process in node.processes if process["ended"]
+        ]
+        seconds = max(ends, default=time.time()) - record.created
         return f"job {record.name} succeeded after {status.duration(seconds)}; its logs: fab logs {record.name}"
     if found.state == "stopped":
         return f"job {record.name} was stopped"

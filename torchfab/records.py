@@ -1,6 +1,6 @@
 """What was launched from this machine: one folder per job, by name, so that any later `fab` finds the job again.
 
-jobs/<name>/            0700; making it claims the name
+jobs/<name>/            0700; making it, and locking `launching` in it, claims the name
     record.json         the job, where it runs, how its nodes are reached
     plan.json           what runs on every node, without secret values
     state.json          what was last seen of it
@@ -9,6 +9,7 @@ jobs/<name>/            0700; making it claims the name
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torchfab.errors import JobNameError, TorchfabError
 from torchfab.job import Node, Plan, Submission, check_name
@@ -95,7 +96,7 @@ class Record:
         nothing = {"state": "starting", "code": None, "ended": False, "seen": self.created}
         try:
             return {**nothing, **json.loads((self.folder / "state.json").read_text())}
-        except (OSError, ValueError):
+        except (OSError, ValueError, TypeError):
             return nothing
 
 
@@ -107,6 +108,9 @@ class Records:
     root : Path
         The folder that holds one folder per job.
     """
+
+    # Locks on the folders of jobs that this process launches.
+    _locks: ClassVar[list[int]] = []
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -123,17 +127,32 @@ class Records:
         folder = self.root / name
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not self._take(folder):
+                raise JobNameError(
+                    f"there is a job {name} already ({self._what_is(name)})",
+                    f"choose another --name, or remove its record once it has ended: fab jobs --remove {name}",
+                )
+        except OSError as error:
+            raise _cannot_write(folder, error) from None
+        return folder
+
+    def _take(self, folder: Path) -> bool:
+        """Make the folder of a job and lock it, or take over that of a launch that was killed before it had begun."""
+        try:
             folder.mkdir(mode=0o700)
         except FileExistsError:
-            raise JobNameError(
-                f"there is a job {name} already ({self._what_is(name)})",
-                f"choose another --name, or remove its record once it has ended: fab jobs --remove {name}",
-            ) from None
-        except OSError as error:
-            raise TorchfabError(
-                f"cannot write {folder}: {error.strerror}", "free space or rights there, or set torchfab.records"
-            ) from None
-        return folder
+            if (folder / "record.json").exists() or not folder.is_dir():
+                return False
+        handle = os.open(folder / "launching", os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            return False
+        except OSError:  # a file system without locks
+            pass
+        self._locks.append(handle)  # until this process ends, however it ends
+        return not (folder / "record.json").exists()
 
     def _what_is(self, name: str) -> str:
         try:
@@ -203,8 +222,7 @@ class Records:
         try:
             _write(record.folder / name, value)
         except OSError as error:
-            what = f"cannot write {record.folder}: {error.strerror}"
-            raise TorchfabError(what, "free space or rights there") from None
+            raise _cannot_write(record.folder, error) from None
 
     def get(self, name: str) -> Record:
         """Return the record of a job.
@@ -265,6 +283,12 @@ def plan_as_json(plan: Plan) -> list[dict[str, Any]]:
     ]
 
 
+def _cannot_write(folder: Path, error: OSError) -> TorchfabError:
+    return TorchfabError(
+        f"cannot write {folder}: {error.strerror}", "free space or rights there, or set torchfab.records"
+    )
+
+
 def _as_json(record: Record) -> dict[str, Any]:
     values = {key: value for key, value in vars(record).items() if key != "folder"}
     nodes = [asdict(node) for node in record.nodes]
@@ -282,6 +306,8 @@ def _from_json(folder: Path, values: dict[str, Any]) -> Record:
     values.pop("format")
     nodes = tuple(Node(**{**node, "gpus": tuple(node["gpus"])}) for node in values.pop("nodes"))
     settings = values.pop("settings")
+    if not isinstance(values["created"], (int, float)):
+        raise TypeError("created is no number")
     settings = Settings(**{**settings, "identities": tuple(settings["identities"])})
     return Record(folder=folder, nodes=nodes, settings=settings, **{**values, "script": tuple(values["script"])})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 
@@ -24,7 +25,9 @@ def dry_run(plan: Plan, ssh_argv: SSHArgv, notes: Sequence[str] = ()) -> str:
     """
     head = [f"{key}: {value}" for key, value in plan.chosen.items()]
     comments = [f"# {line}" for text in (*head, *notes) for line in text.splitlines()]
-    return "\n\n".join(["\n".join(comments), *(node_shell(plan, each, ssh_argv) for each in plan.nodes)])
+    return "\n\n".join(
+        ["\n".join(comments), *(node_shell(plan, each, ssh_argv) for wave in plan.waves for each in wave)]
+    )
 
 
 def node_shell(plan: Plan, each: NodePlan, ssh_argv: SSHArgv) -> str:
@@ -53,20 +56,35 @@ def _node_script(plan: Plan, each: NodePlan) -> Iterable[str]:
 
 def _process_script(plan: Plan, each: NodePlan, process: Process) -> Iterable[str]:
     path = shlex.quote(_path(each, process, "run.sh"))
-    folders = [_path(each, process, name) for name in process.folders] or [f"{each.folder}/{process.name}"]
-    text = "\n".join(_run_script(plan, each, process))
-    word = _delimiter("RUN", text)
-    yield "mkdir -p " + shlex.join(folders)
-    if plan.job.secrets:
+    secrets = sorted(plan.job.secrets) if process.secrets else []
+    yield "mkdir -p " + shlex.join(_folders(each, process))
+    for name, text in process.files.items():
+        yield from _here_document(shlex.quote(_path(each, process, name)), ">", "FILE", text.removesuffix("\n"))
+        if text.startswith("#!"):
+            yield f"chmod 700 {shlex.quote(_path(each, process, name))}"
+    if secrets:
         yield f": > {path}"
-        yield from (f"printf 'export {name}=%q\\n' \"${name}\" >> {path}" for name in sorted(plan.job.secrets))
-    yield f"cat >> {path} <<'{word}'" if plan.job.secrets else f"cat > {path} <<'{word}'"
-    yield from (text, word)
+        yield from (f"printf 'export {name}=%q\\n' \"${name}\" >> {path}" for name in secrets)
+    yield from _here_document(path, ">>" if secrets else ">", "RUN", "\n".join(_run_script(plan, each, process)))
+
+
+def _folders(each: NodePlan, process: Process) -> list[str]:
+    own = f"{each.folder}/{process.name}"
+    folders = [f"{own}/{name}" for name in process.folders]
+    folders += [posixpath.dirname(f"{own}/{name}") for name in process.files]
+    return list(dict.fromkeys(folders)) or [own]
+
+
+def _here_document(path: str, into: str, word: str, text: str) -> Iterable[str]:
+    word = _delimiter(word, text)
+    yield from (f"cat {into} {path} <<'{word}'", text, word)
 
 
 def _run_script(plan: Plan, each: NodePlan, process: Process) -> Iterable[str]:
     yield f"cd {shlex.quote(plan.job.workdir)} || exit"
     yield from (f"export {name}={shlex.quote(value)}" for name, value in process.env.items())
+    if process.path:
+        yield f'export PATH={shlex.quote(":".join(process.path))}:"$PATH"'
     log = shlex.quote(_path(each, process, "output.log"))
     yield f"exec {_in_lines(process.argv)} > >(tee -a {log}) 2>&1 < /dev/null"
 

@@ -15,6 +15,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from torchfab.errors import TorchfabError
 from torchfab.job import Node
 
 FRAME = re.compile(rb"\x1e(\d{1,12})\n")
+_TURN_S = 0.2  # how long one thread may wait for an answer before it sees whether another one has asked since
 MOST_ANSWER_BYTES = 64 * 1024 * 1024
 # What a process on `localhost` gets of this terminal's environment: what a login would set. The rest travels by name.
 LOGIN_NAMES = (
@@ -76,6 +78,12 @@ class Settings:
     start_timeout_s: float = 30.0
     answer_timeout_s: float = 30.0
 
+    @property
+    def ssh_options(self) -> tuple[str, ...]:
+        """The same as options of OpenSSH's client."""
+        config = ("-F", self.ssh_config) if self.ssh_config else ()
+        return (*config, *(word for path in self.identities for word in ("-i", path)))
+
 
 class Pipe(Protocol):
     """The two ends of a program on a node."""
@@ -106,6 +114,7 @@ class Session:
         self.arrived = bytearray()
         self.asked = 0
         self.answered = False
+        self.lock = threading.Lock()
         self.pipe.write(bundle.source().encode())
 
     def ask(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
@@ -114,28 +123,31 @@ class Session:
         Raises
         ------
         HostError
-            No answer within `timeout_s` seconds, or the program on the node ended.
+            No answer within `timeout_s` seconds, the program on the node ended, or another thread has asked since.
         """
-        self.post(request)
         deadline = time.monotonic() + timeout_s
-        while True:
-            frame = self._next_frame()
-            if frame is None:
-                self._read(deadline - time.monotonic(), self._silence(timeout_s))
-            elif frame.get("of") == self.asked:  # and not what we no longer waited for
+        with self.lock:
+            number = self.post(request)
+        while time.monotonic() < deadline:
+            with self.lock:
+                if number != self.asked:
+                    raise HostError("it was asked something else meanwhile")
+                frame = self._read_frame(min(_TURN_S, deadline - time.monotonic()))
+            if frame and frame.get("of") == number:  # and not what we no longer waited for
                 return frame
-
-    def _silence(self, timeout_s: float) -> str:
         what = "no answer" if self.answered else "the connection stands, but torchfab's program there gave no answer"
-        return f"{what} within {timeout_s:g} s"
+        raise HostError(
+            f"{what} within {timeout_s:g} s", "see whether the node is overloaded, or its disk or home folder hangs"
+        )
 
-    def post(self, request: Mapping[str, Any]) -> None:
-        """Send a request; its answers are taken with `take`."""
+    def post(self, request: Mapping[str, Any]) -> int:
+        """Send a request, and return its number; its answers are taken with `take`."""
         self.asked += 1
         try:
             self.pipe.write(json.dumps({**request, "number": self.asked}).encode() + b"\n")
         except OSError as error:
             raise self._ended() from error
+        return self.asked
 
     def take(self, timeout_s: float = 0.0) -> list[dict[str, Any]]:
         """Return the frames that have arrived, waiting at most `timeout_s` seconds for a first one."""
@@ -148,13 +160,16 @@ class Session:
             frames.append(frame)
         return frames
 
-    def _read(self, timeout_s: float, complaint: str) -> None:
+    def _read_frame(self, timeout_s: float) -> dict[str, Any] | None:
+        """Return the next frame, waiting at most `timeout_s` seconds for more of it to arrive."""
+        frame = self._next_frame()
+        if frame is not None:
+            return frame
         data = self.pipe.read(max(0.0, timeout_s))
-        if data is None:
-            raise HostError(complaint, "see whether the node is overloaded, or its disk or home folder hangs")
         if data == b"":
             raise self._ended()
-        self.arrived += data
+        self.arrived += data or b""
+        return self._next_frame()
 
     def _next_frame(self) -> dict[str, Any] | None:
         head = FRAME.search(self.arrived)
@@ -295,7 +310,8 @@ class _SSHPipe:
         self.channel.sendall(data)
 
     def read(self, timeout_s: float) -> bytes | None:
-        if timeout_s <= 0 and not self.channel.recv_ready() and not self.channel.eof_received:
+        over = self.channel.closed or self.channel.eof_received
+        if timeout_s <= 0 and not self.channel.recv_ready() and not over:
             return None
         self.channel.settimeout(max(timeout_s, 0.01))
         try:

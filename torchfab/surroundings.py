@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torchfab import configuration
+from torchfab.errors import UsageError
 from torchfab.records import Records
 from torchfab.ssh import Settings
 
@@ -47,20 +49,34 @@ class Surroundings:
     @property
     def records(self) -> Records:
         """The records of this machine."""
-        return Records(self.root / self.config["records"])
+        return Records(self.root / Path(self.config["records"]).expanduser())
 
 
 def surroundings_of(c: Any, root: Path) -> Surroundings:
     """Return the surroundings of a task's context."""
     config = c.config.torchfab
+    configuration.check(config)
     kwargs = dict(c.config.connect_kwargs)
     settings = Settings(
         ssh_config=os.path.abspath(path) if (path := c.config._runtime_ssh_path) else "",
-        identities=tuple(os.path.abspath(path) for path in kwargs.get("key_filename", ())),
-        connect_timeout_s=float(kwargs.get("timeout") or config.connect_timeout_s),
+        identities=tuple(_identity(path) for path in kwargs.get("key_filename", ())),
+        connect_timeout_s=_timeout_s(kwargs.get("timeout")) or float(config.connect_timeout_s),
         fanout=int(config.fanout),
+        agent_python=config.agent_python,
         prepare_timeout_s=float(config.prepare_timeout_s),
         start_timeout_s=float(config.start_timeout_s),
         answer_timeout_s=float(config.answer_timeout_s),
     )
     return Surroundings(config, root, os.getcwd(), time.time(), random_source.token_hex(4), dict(os.environ), settings)
+
+
+def _identity(path: str) -> str:
+    if not os.path.isfile(os.path.expanduser(path)):
+        raise UsageError(f"fab -i {path}: there is no such file", "name the private key that logs in")
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def _timeout_s(given: int | None) -> float:
+    if given is not None and given < 0:
+        raise UsageError(f"fab -t is a number of seconds, got {given}")
+    return float(given or 0)

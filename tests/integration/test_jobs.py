@@ -15,6 +15,7 @@ import pytest
 from tests.integration.fab import Fab, eventually
 from tests.integration.jobs import gpufile, host_line, ok, status_of, two
 from torchfab.rehearsal import Cluster
+from torchfab.remote import procfs
 
 HOSTILE = [
     *(
@@ -224,6 +225,31 @@ def ranks_in(line: str) -> list[int]:
 def label(fab: Fab, index: int) -> str:
     """Return how the log names a host."""
     return host_line(fab, index).split()[0]
+
+
+def test_follow_reads_on_where_it_was_when_a_connection_breaks(fab: Fab, netns_cluster: Cluster) -> None:
+    fab.write("tick.py", TICK)
+    ok(fab(*two(fab, "--name", "broken", "--", "tick.py", "45")))
+    process = fab.start("logs", "broken", "--follow", "--no-fold")
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(8)]
+    for pid in _sessions_of_sshd(netns_cluster, 1):
+        os.kill(pid, signal.SIGKILL)
+    # Not `communicate`, which would lose what readline has read ahead.
+    stdout = process.stdout.read()
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert "node2: " in stderr
+    assert "trying again" in stderr
+    shown = [line for line in ("".join(lines) + stdout).splitlines() if line.startswith("node2")]
+    assert shown == [f"node2 [1] tick {tick}" for tick in range(45)]
+
+
+def _sessions_of_sshd(cluster: Cluster, index: int) -> list[int]:
+    """Return the pids of the sshd processes that serve connections to a node."""
+    listener = cluster.node(index).sshd_pid
+    assert listener is not None
+    return procfs.children(listener)
 
 
 def test_equal_lines_fold_and_ranks_lines_and_grep_choose(fab: Fab) -> None:

@@ -241,7 +241,7 @@ def test_the_options_are_the_flags_as_numbers() -> None:
     ("flag", "value", "message"),
     [
         *(
-            ("nproc_per_node", value, f"--nproc-per-node is auto, gpu or a number of at least 1, got {value!r}")
+            ("nproc_per_node", value, f"--nproc-per-node is auto, gpu or a number from 1 to 1024, got {value!r}")
             for value in ("0", "-1", "two", "", "1.5", "٣")
         ),
         ("rdzv_backend", "etcd", "--rdzv-backend is c10d or static, got 'etcd'"),
@@ -270,7 +270,8 @@ def test_a_hostile_flag_is_refused(flag: str, text: str) -> None:
 
 
 def test_every_node_must_find_torch_and_node_0_a_port() -> None:
-    assert per_node.needs(job_with()) == Needs(modules=("torch",), port=True)
+    assert per_node.needs(job_with()) == Needs(modules=("torch",), port=True, peers=True)
+    assert per_node.needs(job_with(rdzv_backend="static")) == Needs(modules=("torch",), port=True, peers=False)
 
 
 def test_flags_that_say_all_leave_nothing_to_ask() -> None:

@@ -13,12 +13,11 @@ from typing import Any
 from torchfab import environment
 from torchfab.errors import UsageError
 from torchfab.job import Facts, Job, Needs, Node, NodePlan, Plan, Process, Slot
-from torchfab.launchers import assumed_facts, chosen, master_address
+from torchfab.launchers import chosen, counts, master_address
 
 NAME = "per-node"
 # <log-dir>/<rdzv-id>_<random>/attempt_<k>/<local_rank>/stdout.log
 RANK_LOGS = r"logs/[^/]+/attempt_(?P<attempt>\d+)/(?P<local_rank>\d+)/std(?:out|err)\.log"
-CPU_PROCESSES = 2  # ranks on a node without GPUs, where nothing else was said
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Flags:
 
     nproc_per_node: str = field(
         default="auto",
-        metadata={"help": "Ranks per node: auto (slots=, else its GPUs, else 2), gpu (its GPUs), or a number. [auto]"},
+        metadata={"help": counts.HELP},
     )
     nnodes: str = field(default="", metadata={"help": "MIN:MAX for an elastic job. [the number of hosts]"})
     max_restarts: str = field(default="0", metadata={"help": "How often torchrun restarts failed ranks. [0]"})
@@ -47,12 +46,10 @@ def options(flags: Flags) -> Mapping[str, Any]:
     UsageError
         A flag's value is not one of those that it takes.
     """
-    if flags.nproc_per_node not in ("auto", "gpu"):
-        _number("--nproc-per-node", flags.nproc_per_node, least=1, words="auto, gpu or ")
     if flags.rdzv_backend not in ("c10d", "static"):
         raise UsageError(f"--rdzv-backend is c10d or static, got {flags.rdzv_backend!r}")
     return {
-        "nproc_per_node": flags.nproc_per_node,
+        "nproc_per_node": counts.check(flags.nproc_per_node),
         "nnodes": _nnodes(flags.nnodes),
         "max_restarts": _number("--max-restarts", flags.max_restarts, least=0),
         "rdzv_backend": flags.rdzv_backend,
@@ -60,9 +57,10 @@ def options(flags: Flags) -> Mapping[str, Any]:
     }
 
 
-def _number(flag: str, text: str, least: int, words: str = "") -> int:
-    if not (text.isascii() and text.isdigit() and int(text) >= least):
-        raise UsageError(f"{flag} is {words}a number of at least {least}, got {text!r}")
+def _number(flag: str, text: str, least: int, words: str = "", most: int = 10**9) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 12 and least <= int(text) <= most):
+        bounds = f"of at least {least}" if most == 10**9 else f"from {least} to {most}"
+        raise UsageError(f"{flag} is {words}a number {bounds}, got {text!r}")
     return int(text)
 
 
@@ -79,15 +77,13 @@ def _nnodes(text: str) -> tuple[int, int] | None:
 
 def needs(job: Job) -> Needs:
     """Return what every node must have."""
-    return Needs(modules=("torch",), port=True)
+    # With c10d any node may become the master of the ranks: it is the one whose address sorts first.
+    return Needs(modules=("torch",), port=True, peers=job.options["rdzv_backend"] == "c10d")
 
 
 def assumed(job: Job, nodes: Sequence[Node]) -> tuple[Facts, ...] | None:
     """Return the facts that the flags give, if they give all: ranks per node and port; else None."""
-    asked = job.options["nproc_per_node"]
-    counts = [int(asked) if asked.isdigit() else node.slots or len(node.gpus) for node in nodes]
-    known = job.port and not job.node_dir.startswith("~") and asked != "gpu" and all(counts)
-    return assumed_facts(job, nodes, counts) if known else None
+    return counts.assumed(job, nodes)
 
 
 def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence[Facts]) -> Plan:
@@ -109,17 +105,17 @@ def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence
     """
     master, port = master_address(job, nodes), facts[0].port or job.port
     least, most = _bounds(job, nodes)
-    counts = [ranks_on(job, node, fact) for node, fact in zip(nodes, facts, strict=True)]
+    ranks = [counts.ranks_on(job, node, fact) for node, fact in zip(nodes, facts, strict=True)]
     argvs = [
         torchrun_argv(job, node, fact, n, (least, most), master, port)
-        for node, fact, n in zip(nodes, facts, counts, strict=True)
+        for node, fact, n in zip(nodes, facts, ranks, strict=True)
     ]
     node_plans = tuple(
         NodePlan(node, fact.folder, (_agent(job, node, fact, count, argv),))
-        for node, fact, count, argv in zip(nodes, facts, counts, argvs, strict=True)
+        for node, fact, count, argv in zip(nodes, facts, ranks, argvs, strict=True)
     )
-    words = {"ranks": f"{sum(counts)} ({_per_node(counts)})"}
-    return Plan(job, node_plans, sum(counts), chosen(job, nodes, master, port, **words), min_nodes=least)
+    words = {"ranks": f"{sum(ranks)} ({counts.per_node(ranks)})"}
+    return Plan(job, node_plans, sum(ranks), chosen(job, nodes, master, port, **words), min_nodes=least)
 
 
 def torchrun_argv(
@@ -194,25 +190,3 @@ def _bounds(job: Job, nodes: Sequence[Node]) -> tuple[int, int]:
     if least < most and job.options["rdzv_backend"] == "static":
         raise UsageError("--rdzv-backend static cannot be elastic", f"say --nnodes {most}, or leave the backend out")
     return least, most
-
-
-def ranks_on(job: Job, node: Node, facts: Facts) -> int:
-    """Return how many ranks a node runs.
-
-    Raises
-    ------
-    UsageError
-        `gpu` was asked for, and the node has none.
-    """
-    asked = job.options["nproc_per_node"]
-    if asked.isdigit():
-        return int(asked)
-    if asked == "gpu" and not (node.gpus or facts.gpus):
-        raise UsageError(f"--nproc-per-node gpu: {node.label} has no GPU", "use auto, or a number")
-    return node.slots or len(node.gpus) or facts.gpus or CPU_PROCESSES
-
-
-def _per_node(counts: Sequence[int]) -> str:
-    if len(set(counts)) == 1:
-        return f"{counts[0]} per node"
-    return "uneven: " + ", ".join(f"{counts.count(count)} nodes with {count}" for count in sorted(set(counts)))

@@ -45,6 +45,8 @@ def _process_status(folder: str, name: str, stop: dict[str, Any] | None) -> dict
     ended = files.read_json(os.path.join(folder, files.EXIT))
     state, reason = _state(started, ended, stop)
     ranks = files.read_json(os.path.join(folder, files.RANKS)) or _own_rank(spec, started, ended)
+    reported = reported_failures(os.path.join(folder, files.OUTPUT)) if state == "failed" else []
+    _fill_codes(ranks, state, reported)
     return {
         "name": name,
         "state": state,
@@ -56,8 +58,16 @@ def _process_status(folder: str, name: str, stop: dict[str, Any] | None) -> dict
         "signal": ended["signal"] if ended else None,
         "ranks": ranks,
         "last_line": _last_line(logfiles.find(folder, spec)),
-        "reported": reported_failures(os.path.join(folder, files.OUTPUT)) if state == "failed" else [],
+        "reported": reported,
     }
+
+
+def _fill_codes(ranks: list[dict[str, Any]], state: str, reported: list[dict[str, int]]) -> None:
+    """Fill in exit codes that a launcher had taken before the supervisor could read them, from what it reports."""
+    codes = {each["rank"]: each["code"] for each in reported}
+    for rank in ranks:
+        if rank["ended"] and rank["code"] is None:
+            rank["code"] = 0 if state == "succeeded" else codes.get(rank["rank"])
 
 
 def _own_rank(spec: dict[str, Any], started: dict[str, Any], ended: dict[str, Any] | None) -> list[dict[str, Any]]:

@@ -81,13 +81,22 @@ class Reader:
         """Return the lines written since the last call; `final`: also a last one without its end."""
         lines: list[Line] = []
         for log, label in self.files():
-            start, end = self.offsets.get(log.full_path, 0), logfiles.size(log.full_path)
-            end = min(end, start + _BLOCK)
+            start, size = self.offsets.get(log.full_path, 0), logfiles.size(log.full_path)
+            end = min(size, start + _BLOCK)
             if end > start:
-                last = final or self._is_stale(log.full_path, end)
+                # Where the block ends before the file does, its last line goes on in the next one.
+                last = end == size and (final or self._is_stale(log.full_path, end))
                 now = time.time()
                 lines += [[label, now, text] for _, text in self._complete_lines(log.full_path, start, end, last)]
         return lines
+
+    def sizes(self) -> dict[str, int]:
+        """Return the size of each wanted file, in bytes."""
+        return {log.full_path: logfiles.size(log.full_path) for log, _ in self.files()}
+
+    def has_read(self, sizes: dict[str, int]) -> bool:
+        """Say whether every file was read up to its size."""
+        return all(self.offsets.get(path, 0) >= size for path, size in sizes.items())
 
     def _is_stale(self, path: str, end: int) -> bool:
         size, since = self.waiting.get(path, (-1, 0.0))
@@ -178,14 +187,16 @@ def stream(
     reader = Reader(folder, request)
     _send_lines(reader, reader.past() if not request.get("offsets") else [], send)
     send({"past": True})
+    sizes = reader.sizes()
     while not gone():
         ended = not request["follow"] or life.has_ended(folder)
         # The files are read once more after the end was seen: what was written before it is all there.
-        lines = reader.news(final=ended)
-        _send_lines(reader, lines, send)
-        if ended and not lines:
-            break
-        if not lines:
+        before = dict(reader.offsets)
+        _send_lines(reader, reader.news(final=ended), send)
+        idle = reader.offsets == before  # nothing was read; whether a line of it was wanted is another matter
+        if ended and (idle or (not request["follow"] and reader.has_read(sizes))):
+            break  # unless it is followed, a job that never stops to write is not read for ever
+        if idle:
             time.sleep(_POLL_S)
     send({"end": life.status(folder, job_id, node_rank)})
 

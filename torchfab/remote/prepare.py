@@ -15,23 +15,27 @@ import subprocess
 import sys
 import time
 
-from torchfab.remote import files, tmux
+from torchfab.remote import files, programs, tmux
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
 PYTHON_TIMEOUT_S = 20
+PEERS_TIMEOUT_S = 5
 # What a host file without thought, or Debian's installer, lets a machine's own name resolve to.
 _THIS_MACHINE = {"127.0.0.1", "127.0.1.1", "::1"}
-# What the training interpreter is asked: its version, and which of the wanted modules it cannot find (found, not
-# imported: importing torch takes seconds).
+# What the training interpreter is asked: its version, and that of the wanted modules: `name=2.1`, `name=` where it is
+# not told, `name` where it is missing (found, not imported: importing torch takes seconds).
 _ASK_PYTHON = """
-import sys, importlib.util as u
-def missing(name):
-    try: return u.find_spec(name) is None
-    except ImportError: return True
-print(".".join(map(str, sys.version_info[:3])), *[name for name in sys.argv[1:] if missing(name)])
+import sys, importlib.util as u, importlib.metadata as m
+def word(name):
+    try:
+        if u.find_spec(name) is None: return name
+        return name + "=" + m.version(name).replace(" ", "")
+    except m.PackageNotFoundError: return name + "="
+    except ImportError: return name
+print(".".join(map(str, sys.version_info[:3])), *map(word, sys.argv[1:]))
 """
 
 
@@ -42,13 +46,15 @@ class Preparation:
     ----------
     request : dict
         `job_id`, `session`, `node_rank`, `node_dir`, `workdir`, `python`, `script` (a path or None), `modules` to be
-        found by `python`, `master_addr` (or None), `port` (None when another node holds it, 0 for a free one), `write`
-        (False for a dry run, which makes nothing).
+        found by `python`, `installs` (how, by module), `programs` to be found, `python_path` (PYTHONPATH of the job, or
+        None), `master_addr` (or None), `peers` (addresses that must resolve here), `port` (None when another node holds
+        it, 0 for a free one), `write` (False for a dry run, which makes nothing).
     """
 
     def __init__(self, request: dict[str, Any]) -> None:
         self.request = request
         self.problems: list[dict[str, str]] = []
+        self.versions: dict[str, str] = {}
         self.folder = files.job_folder(request["node_dir"], request["job_id"], request["node_rank"])
         self.reserved: socket.socket | None = None
         self.made = False
@@ -64,8 +70,10 @@ class Preparation:
         facts = {**machine_facts(), "folder": self.folder, "port": self._port()}
         facts["tmux"] = self._check_tmux()
         facts["python"] = self._check_python()
+        facts["versions"] = self._check_programs()
         self._check_workdir()
         self._check_master()
+        self._check_peers()
         if self.request["write"] and not self.problems:
             self._make_folder(bundle)
         return {"facts": facts, "problems": self.problems}
@@ -76,11 +84,12 @@ class Preparation:
     # ---- checks
 
     def _check_tmux(self) -> str:
-        found = tmux.version()
-        wanted = ".".join(map(str, tmux.OLDEST))
-        if found is None:
-            self._problem("tmux is not installed", "install it there, for example: sudo apt-get install -y tmux")
+        try:
+            found = tmux.version()
+        except tmux.Unusable as error:
+            self._problem(str(error), "install it there, for example: sudo apt-get install -y tmux")
             return ""
+        wanted = ".".join(map(str, tmux.OLDEST))
         name = ".".join(map(str, found))
         if found < tmux.OLDEST:
             self._problem(f"tmux is {name}, {wanted} or newer is needed", "install a newer tmux there")
@@ -94,9 +103,18 @@ class Preparation:
     def _check_python(self) -> str:
         python = self.request["python"]
         argv = [python, "-c", _ASK_PYTHON, *self.request["modules"]]
-        cwd = self.request["workdir"] if os.path.isdir(self.request["workdir"]) else None
+        workdir, path = self.request["workdir"], self.request.get("python_path")
+        given = {"PYTHONPATH": path} if path else {}
         try:
-            done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=PYTHON_TIMEOUT_S, cwd=cwd)
+            done = subprocess.run(
+                argv,
+                check=False,
+                capture_output=True,
+                text=True,
+                timeout=PYTHON_TIMEOUT_S,
+                cwd=workdir if os.path.isdir(workdir) else None,
+                env={**os.environ, **given},
+            )
         except FileNotFoundError:
             self._problem(f"there is no {python}", "give an interpreter that exists on every node with --python")
             return ""
@@ -115,9 +133,22 @@ class Preparation:
                 f"{python} does not run: {tail[0]}", "give an interpreter that works on every node with --python"
             )
             return ""
-        for name in words[1:]:
-            self._problem(f"{python} has no module {name}", f"install it there: {python} -m pip install {name}")
+        for word in words[1:]:
+            name, found, version = word.partition("=")
+            if found:
+                self.versions[name] = version
+                continue
+            what = self.request.get("installs", {}).get(name, name)
+            self._problem(
+                f"{python} has no module {name}",
+                f"install it there: {python} -m pip install {what}; or give --workdir, or --python",
+            )
         return words[0]
+
+    def _check_programs(self) -> dict[str, str]:
+        found, problems = programs.check(self.request.get("programs", []), self.request["python"])
+        self.problems += problems
+        return {**self.versions, **found}
 
     def _check_workdir(self) -> None:
         workdir, script = self.request["workdir"], self.request["script"]
@@ -129,15 +160,15 @@ class Preparation:
             return
         path = os.path.join(workdir, script or "")
         if script and not os.path.isfile(path):
-            self._problem(f"the script {path} does not exist", "copy your code there, or give --workdir")
+            what = "is no file" if os.path.exists(path) else "does not exist"
+            self._problem(f"the script {path} {what}", "copy your code there, or give --workdir")
 
     def _check_master(self) -> None:
         address = self.request["master_addr"]
         if not address:
             return
-        try:
-            found = {str(info[4][0]) for info in socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)}
-        except (OSError, UnicodeError):
+        found = _addresses(address)
+        if not found:
             self._problem(
                 f"the master address {address} does not resolve",
                 "give an address that every node can reach with --master-addr, or with address= in the hosts file",
@@ -149,6 +180,17 @@ class Preparation:
                 f"the master address {address} is this node itself here ({', '.join(sorted(found))})",
                 "give an address that every node can reach with --master-addr",
             )
+
+    def _check_peers(self) -> None:
+        deadline = time.monotonic() + PEERS_TIMEOUT_S
+        for address in self.request["peers"]:
+            if time.monotonic() > deadline:  # a slow name server: not worth keeping everybody waiting for
+                return
+            if not _addresses(address):
+                self._problem(
+                    f"the address {address} of another node does not resolve",
+                    "give one that the nodes can reach with address= on its line of the hosts file",
+                )
 
     # ---- the port
 
@@ -174,17 +216,19 @@ class Preparation:
             files.write_text(os.path.join(self.folder, files.BUNDLE), bundle)
         except OSError as error:
             self._problem(
-                f"cannot write {self.folder}: {error.strerror or error}",
+                f"cannot write {self._node_dir()}: {error.strerror or error}",
                 "free space or rights there, or set torchfab.node_dir in fabric.yaml",
             )
             self.discard()
 
     def _hide_from_git(self) -> None:
         # The folder may lie in the user's working copy.
-        node_dir = os.path.dirname(os.path.dirname(os.path.dirname(self.folder)))
-        path = os.path.join(node_dir, ".gitignore")
+        path = os.path.join(self._node_dir(), ".gitignore")
         if not os.path.exists(path):
             files.write_text(path, "*\n")
+
+    def _node_dir(self) -> str:
+        return os.path.dirname(os.path.dirname(os.path.dirname(self.folder)))
 
     def release_port(self) -> None:
         """Let the port go; the process that was meant to have it has started."""
@@ -207,6 +251,14 @@ def remove_job_folder(folder: str) -> None:
         os.rmdir(os.path.dirname(folder))
     except OSError:  # other nodes of the job share this file system
         pass
+
+
+def _addresses(name: str) -> set[str]:
+    """Return the addresses that a name resolves to; none when it does not."""
+    try:
+        return {str(info[4][0]) for info in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)}
+    except (OSError, UnicodeError):
+        return set()
 
 
 def reserve_port(port: int) -> socket.socket:
@@ -242,6 +294,7 @@ def machine_facts() -> dict[str, Any]:
     """Return what a plan needs to know of this machine."""
     return {
         "hostname": socket.gethostname(),
+        "is_root": os.geteuid() == 0,
         "gpus": count_gpus(),
         "cpus": len(os.sched_getaffinity(0)),
         "agent_python": ".".join(map(str, sys.version_info[:3])),

@@ -98,4 +98,5 @@ class RankWatch:
 
 
 def _number(text: str | None) -> int | None:
-    return int(text) if text and text.isdigit() else None
+    # Whatever a process has in its environment: `²` is a digit too, and int() refuses thousands of them.
+    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 10 else None

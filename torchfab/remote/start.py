@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import sys
 import time
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 # What a process inherits of the node's own environment, besides what the plan gives it.
 _LOCAL_TO_TMUX = ("TMUX", "TMUX_PANE", "TERM", "SSH_CLIENT", "SSH_CONNECTION", "SSH_TTY", "PWD", "OLDPWD", "SHLVL", "_")
 
+_SEE_TMUX = "log in there and see whether it works: tmux -L torchfab new-session"
+
 
 def start(folder: str, request: dict[str, Any]) -> dict[str, Any]:
     """Start the processes of this node; return what started and, as problems, what did not.
@@ -24,29 +27,53 @@ def start(folder: str, request: dict[str, Any]) -> dict[str, Any]:
     folder : str
         The job's folder on this node, made in phase one.
     request : dict
-        `session`, `grace_s`, `start_timeout_s` and `processes`: dicts with `name`, `argv`, `env`, `secrets`, `cwd`,
-        `rank`, `rank_logs`.
+        `session`, `grace_s`, `start_timeout_s`, `secret_patterns` (names of variables of the node's own environment
+        whose values must not stay in a file) and `processes`: dicts with `name`, `argv`, `env`, `secrets` (None: not
+        those of the node's own environment either), `cwd`, `rank`, `rank_logs`, `folders`, `files`, `path`.
     """
     base = {name: value for name, value in os.environ.items() if name not in _LOCAL_TO_TMUX}
-    for process in request["processes"]:
-        _write_spec(os.path.join(folder, process["name"]), process, base, request["grace_s"])
-    error = tmux.open_session(request["session"], _windows(folder, request["processes"]))
+    hidden = {name: value for name, value in base.items() if _matches(name, request["secret_patterns"])}
+    shown = {name: value for name, value in base.items() if name not in hidden}
+    for each in request["processes"]:
+        secrets = {} if each["secrets"] is None else {**hidden, **each["secrets"]}
+        process = {**each, "env": _environment(each, shown), "secrets": secrets}
+        _write_spec(os.path.join(folder, process["name"]), process, request["grace_s"])
+    windows = _windows(folder, request["processes"])
+    error = tmux.open_session(request["session"], windows, request["start_timeout_s"])
     if error:
-        return {"started": [], "problems": [{"what": f"tmux: {error}", "fix": ""}]}
+        return {"started": [], "problems": [{"what": f"cannot open the tmux session: {error}", "fix": _SEE_TMUX}]}
     return _await_all(folder, [process["name"] for process in request["processes"]], request["start_timeout_s"])
 
 
-def _write_spec(folder: str, process: dict[str, Any], base: dict[str, str], grace_s: float) -> None:
+def _matches(name: str, patterns: list[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name.upper(), pattern) for pattern in patterns)
+
+
+def _write_spec(folder: str, process: dict[str, Any], grace_s: float) -> None:
     files.make_private(folder)
     for sub in process.get("folders", ()):
         files.make_private(os.path.join(folder, sub))
     for path, text in process.get("files", {}).items():
-        files.write_text(os.path.join(folder, path), text)
-    spec = {key: value for key, value in process.items() if key not in ("secrets", "files")}
-    spec.update(env={**base, **process["env"]}, grace_s=grace_s)
+        _write_file(os.path.join(folder, path), text)
+    spec = {key: value for key, value in process.items() if key not in ("secrets", "files", "path")}
+    spec["grace_s"] = grace_s
     if process["secrets"]:
         files.write_json(os.path.join(folder, files.SECRETS), process["secrets"])
     files.write_json(os.path.join(folder, files.SPEC), spec)
+
+
+def _write_file(path: str, text: str) -> None:
+    files.make_private(os.path.dirname(path))
+    files.write_text(path, text)
+    if text.startswith("#!"):
+        os.chmod(path, 0o700)
+
+
+def _environment(process: dict[str, Any], base: dict[str, str]) -> dict[str, str]:
+    env = {**base, **process["env"]}
+    if process.get("path"):
+        env["PATH"] = os.pathsep.join([*process["path"], env.get("PATH", os.defpath)])
+    return env
 
 
 def _windows(folder: str, processes: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:

@@ -68,7 +68,8 @@ class Supervisor:
         try:
             self.child = self._start()
         except OSError as error:
-            self._write_exit(None, error=f"cannot start {self.spec['argv'][0]}: {error.strerror or error}")
+            where = "" if os.path.isdir(self.spec["cwd"]) else f" in {self.spec['cwd']}"
+            self._write_exit(None, error=f"cannot start {self.spec['argv'][0]}{where}: {error.strerror or error}")
             return 127
         self.ranks.root = self.child.pid
         self._write_started(self.child.pid)

@@ -16,24 +16,53 @@ from torchfab.remote import procfs
 
 SERVER = ("tmux", "-L", "torchfab")
 OLDEST = (3, 2)
+TIMEOUT_S = 10.0  # it answers in 10 ms
 # Errors of a client that meets the server while it leaves, after its last session has ended.
 _LEAVING = ("server exited unexpectedly", "lost server", "no server running", "error connecting")
 
 
-def run(*words: str) -> tuple[int, str]:
+class Unusable(Exception):
+    """There is no tmux that runs; the message says why."""
+
+
+def run(*words: str, timeout_s: float = TIMEOUT_S) -> tuple[int, str]:
     """Run one tmux command; return its exit code and what it printed."""
-    done = subprocess.run(
-        [*SERVER, *words], check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
-    )
-    return done.returncode, (done.stdout + done.stderr).strip()
+    return _run([*SERVER, *words], timeout_s)
 
 
-def version() -> tuple[int, int] | None:
-    """Return the version of tmux; None when it is not installed; (99, 0) for a development build without a number."""
+def _run(argv: list[str], timeout_s: float) -> tuple[int, str]:
     try:
-        text = subprocess.run(["tmux", "-V"], check=False, capture_output=True, text=True).stdout
-    except OSError:
-        return None
+        done = subprocess.run(
+            argv,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=max(0.1, timeout_s),
+        )
+    except subprocess.TimeoutExpired:
+        return 124, f"tmux did not answer within {timeout_s:.0f} s"
+    return done.returncode, done.stdout.strip()
+
+
+def version() -> tuple[int, int]:
+    """Return the version of tmux; (99, 0) for a development build without a number.
+
+    Raises
+    ------
+    Unusable
+        It is not installed, or does not run.
+    """
+    try:
+        code, text = _run(["tmux", "-V"], TIMEOUT_S)
+    except FileNotFoundError:
+        raise Unusable("tmux is not installed") from None
+    except OSError as error:
+        raise Unusable(f"tmux does not run: {error.strerror}") from None
+    if code:
+        raise Unusable(f"tmux does not run: {text or f'tmux -V ended with {code}'}")
     match = re.search(r"(\d+)\.(\d+)", text)
     return (int(match[1]), int(match[2])) if match else (99, 0)
 
@@ -43,7 +72,7 @@ def has_session(session: str) -> bool:
     return run("has-session", "-t", f"={session}")[0] == 0
 
 
-def open_session(session: str, windows: list[tuple[str, list[str]]]) -> str:
+def open_session(session: str, windows: list[tuple[str, list[str]]], timeout_s: float) -> str:
     """Open a detached session with one window per process; return an error text, empty when all went well.
 
     Parameters
@@ -52,22 +81,26 @@ def open_session(session: str, windows: list[tuple[str, list[str]]]) -> str:
         Name of the session.
     windows : list of (str, list of str)
         Name and argv of each window; an argv has two words at least, so that tmux starts it without a shell.
+    timeout_s : float
+        For all of them together.
     """
+    deadline = time.monotonic() + timeout_s
     (name, argv), *rest = windows
-    error = _open_first(session, name, argv)
+    error = _open_first(session, name, argv, timeout_s)
     for name, argv in rest:
         if error:
             return error
-        code, text = run("new-window", "-d", "-t", f"={session}:", "-n", name, *argv)
+        words = ("new-window", "-d", "-t", f"={session}:", "-n", name, *argv)
+        code, text = run(*words, timeout_s=deadline - time.monotonic())
         error = text or f"tmux new-window ended with {code}" if code else ""
     return error
 
 
-def _open_first(session: str, name: str, argv: list[str]) -> str:
+def _open_first(session: str, name: str, argv: list[str], timeout_s: float) -> str:
     # `-x -y`: a size for programs that ask before anyone attaches.
     words = ("new-session", "-d", "-x", "200", "-y", "50", "-s", session, "-n", name, *argv)
     for attempt in range(10):
-        code, text = run(*words)
+        code, text = run(*words, timeout_s=timeout_s)
         if code == 0:
             return ""
         if not any(sign in text for sign in _LEAVING):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import sys
 import traceback
 
@@ -25,6 +26,14 @@ MARK = b"\x1e"
 OLDEST_PYTHON = (3, 9)
 
 
+class CutOffError(Exception):
+    """The launch machine has been silent for too long."""
+
+
+def _cut_off(*_: object) -> None:
+    raise CutOffError
+
+
 class Conversation:
     """Answer requests until the launch machine hangs up.
 
@@ -38,17 +47,29 @@ class Conversation:
         self.bundle = bundle
         self.preparation: Preparation | None = None
         self.started: dict[str, Any] | None = None
+        self.patience_s = 0
         # Nothing that we start or print by accident may get between the frames.
         self.out = os.dup(1)
         os.dup2(2, 1)
+        signal.signal(signal.SIGALRM, _cut_off)
 
     def run(self) -> None:
         """Read requests from stdin and answer them."""
         try:
-            for line in sys.stdin.buffer:
+            while line := self._next_line():
                 self._answer(json.loads(line))
+        except CutOffError:
+            pass
         finally:
             self._take_back()
+
+    def _next_line(self) -> bytes:
+        # A launch machine that dies, or whose link is cut, does not hang up: without an end to our patience, what is
+        # not confirmed would run until the kernel gives the connection up, hours later.
+        signal.alarm(self.patience_s)
+        line = sys.stdin.buffer.readline()
+        signal.alarm(0)
+        return line
 
     def _take_back(self) -> None:
         if self.started is not None:
@@ -84,6 +105,7 @@ class Conversation:
         """Phase one."""
         from torchfab.remote.prepare import Preparation
 
+        self.patience_s = request.get("patience_s", 0)
         self.preparation = Preparation(request)
         return self.preparation.run(self.bundle)
 
@@ -100,7 +122,18 @@ class Conversation:
         if self.preparation is not None:
             self.preparation.release_port()
         self.preparation = self.started = None
+        self.patience_s = 0
         return {}
+
+    def on_take_back(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Undo both phases here: the launch has failed elsewhere, or was interrupted."""
+        answer = self.on_stop(request)
+        if self.preparation is not None:
+            self.preparation.discard()
+        if not answer["left"]:
+            self.on_forget(request)
+        self.preparation = self.started = None
+        return answer
 
     def on_status(self, request: dict[str, Any]) -> dict[str, Any]:
         """Say how the job is here."""

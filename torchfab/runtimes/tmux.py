@@ -15,9 +15,11 @@ from typing import Any
 
 from torchfab import status as states
 from torchfab.commandline import tell
-from torchfab.errors import HostsFailedError, TorchfabError
+from torchfab.environment import SECRET_PATTERNS
+from torchfab.errors import HostsFailedError, Interrupted, TorchfabError
 from torchfab.events import ContactLost, Event, Lines, NodeEnded, PastRead, Tick
 from torchfab.fanout import fan_out
+from torchfab.inventory import fold
 from torchfab.job import Facts, Job, Needs, Node, NodePlan, Plan, session_name
 from torchfab.records import Record
 from torchfab.runtimes import StopReport
@@ -42,7 +44,7 @@ class Prepared:
 
     def close(self) -> None:
         """Hang up everywhere: what was prepared and not kept is taken back by the nodes themselves."""
-        for session in self.sessions.values():
+        for session in list(self.sessions.values()):  # after Ctrl-C, threads may still be at work
             session.close()
 
 
@@ -69,11 +71,13 @@ def prepare(
     opened = connections(nodes, settings)
     prepared = Prepared(settings)
     reasons: dict[str, TorchfabError] = {}
+    patience_s = _patience_s(len(nodes), settings)
 
     def act(node: Node) -> Mapping[str, Any]:
         session = open_session(node, opened[node.rank], settings)
         prepared.sessions[node.rank] = session
-        return session.ask(_prepare_request(job, node, nodes, needs, write), settings.prepare_timeout_s)
+        request = {**_prepare_request(job, node, nodes, needs, write), "patience_s": patience_s}
+        return session.ask(request, settings.prepare_timeout_s)
 
     try:
         for node, answer in fan_out(nodes, act, settings.fanout):
@@ -88,6 +92,13 @@ def prepare(
     return prepared
 
 
+def _patience_s(nodes: int, settings: Settings) -> int:
+    """Return how many seconds a node may wait for our next word, when all others take as long as they may."""
+    rounds = -(-nodes // settings.fanout)
+    a_node_s = 3 * settings.connect_timeout_s + settings.prepare_timeout_s + settings.start_timeout_s
+    return round(10 + rounds * a_node_s)
+
+
 def _note_prepared(
     prepared: Prepared, node: Node, answer: Mapping[str, Any] | Exception, reasons: dict[str, TorchfabError]
 ) -> None:
@@ -98,7 +109,8 @@ def _note_prepared(
     assert not isinstance(answer, Exception)
     told = answer["facts"]
     prepared.told[node.rank] = told
-    prepared.facts[node.rank] = Facts(told["folder"], told["gpus"], told["cpus"], told["port"])
+    known = ("folder", "gpus", "cpus", "port", "is_root", "versions")
+    prepared.facts[node.rank] = Facts(**{name: told[name] for name in known})
 
 
 def _prepare_request(job: Job, node: Node, nodes: Sequence[Node], needs: Needs, write: bool) -> dict[str, Any]:
@@ -112,12 +124,21 @@ def _prepare_request(job: Job, node: Node, nodes: Sequence[Node], needs: Needs, 
         "workdir": job.workdir,
         "python": job.python,
         "script": job.script_path,
-        "modules": list(needs.modules),
+        "modules": _modules(job, node, needs),
+        "python_path": job.env.get("PYTHONPATH"),
+        "installs": dict(needs.installs),
+        "programs": [vars(each) for each in needs.programs if node.rank == 0 or not each.on_head_only],
         "master_addr": job.master_addr or first.address or first.host,
         "one_machine": len(nodes) == 1,
+        "peers": [each.address or each.host for each in nodes[1:]] if needs.peers and node.rank == 0 else [],
         "port": job.port if needs.port and node.rank == 0 else None,
         "write": write,
     }
+
+
+def _modules(job: Job, node: Node, needs: Needs) -> list[str]:
+    of_head = () if node.rank else needs.head_modules
+    return [*needs.modules, *of_head, *([job.module] if job.module else [])]
 
 
 def _problem_in(answer: Mapping[str, Any] | Exception) -> TorchfabError | None:
@@ -165,21 +186,38 @@ def start(plan: Plan, prepared: Prepared, progress: Progress) -> None:
 
     try:
         for phase, step in (("starting", act), ("confirming", keep)):
-            for each, answer in fan_out(plan.nodes, step, prepared.settings.fanout):
-                problem = _problem_in(answer)
-                if problem:
-                    reasons[each.node.label] = problem
-                started += phase == "starting" and not problem
-                progress(phase, started, len(nodes))
-            if reasons:
-                raise HostsFailedError(_failed_words(reasons, nodes, ""), _in_order(reasons, nodes))
+            for wave in plan.waves:
+                for each, answer in fan_out(wave, step, prepared.settings.fanout):
+                    problem = _problem_in(answer)
+                    if problem:
+                        reasons[each.node.label] = problem
+                    started += phase == "starting" and not problem
+                    progress(phase, started, len(nodes))
+                if reasons:
+                    raise HostsFailedError(_failed_words(reasons, nodes, ""), _in_order(reasons, nodes))
     except BaseException as error:  # Ctrl-C too
-        left = _roll_back(plan, prepared)
-        if isinstance(error, HostsFailedError):
-            outcome = f"still running on {left}" if left else "what had started was stopped again"
-            raise HostsFailedError(_failed_words(error.reasons, nodes, outcome), error.reasons) from None
-        raise
+        problem = _say_what_is_left(error, _roll_back(plan, prepared), plan)
+        if problem is None:
+            raise
+        raise problem from None
     prepared.close()
+
+
+def _say_what_is_left(error: BaseException, unsure: Sequence[str], plan: Plan) -> TorchfabError | None:
+    """Return the error that says how a launch that failed was taken back; None where nothing more is to be said."""
+    left = f"{fold(unsure)} did not confirm that nothing of it runs there" if unsure else ""
+    fix = f"it ends by itself once it notices; to make sure: fab stop {plan.job.name}" if unsure else ""
+    problem: TorchfabError
+    if isinstance(error, HostsFailedError):
+        nodes = [each.node for each in plan.nodes]
+        words = _failed_words(error.reasons, nodes, left or "what had started was stopped again")
+        problem = HostsFailedError(words, error.reasons, fix)
+    elif isinstance(error, KeyboardInterrupt) and unsure:
+        problem = Interrupted(f"interrupted; {left}", fix)
+    else:
+        return None
+    problem.unsure = tuple(unsure)
+    return problem
 
 
 def start_request(plan: Plan, each: NodePlan, timeout_s: float) -> dict[str, Any]:
@@ -189,11 +227,13 @@ def start_request(plan: Plan, each: NodePlan, timeout_s: float) -> dict[str, Any
             "name": process.name,
             "argv": list(process.argv),
             "env": dict(process.env),
-            "secrets": dict(plan.job.secrets),
+            "secrets": dict(plan.job.secrets) if process.secrets else None,
             "cwd": plan.job.workdir,
             "rank": process.rank,
             "rank_logs": process.rank_logs,
             "folders": list(process.folders),
+            "files": dict(process.files),
+            "path": list(process.path),
         }
         for process in each.processes
     ]
@@ -202,14 +242,20 @@ def start_request(plan: Plan, each: NodePlan, timeout_s: float) -> dict[str, Any
         "session": session_name(plan.job.name, each.node.rank),
         "grace_s": plan.job.grace_s,
         "start_timeout_s": timeout_s,
+        "secret_patterns": list(SECRET_PATTERNS),
         "processes": processes,
     }
 
 
-def _roll_back(plan: Plan, prepared: Prepared) -> str:
-    """Stop what has started; return the hosts on which it may still run, for people."""
+def _roll_back(plan: Plan, prepared: Prepared) -> list[str]:
+    """Stop what has started; return the hosts on which it may still run."""
     # A node that was not told to keep what it started takes it back when we hang up; asking tells us that it did.
-    request = {"op": "stop", "job_id": plan.job.job_id, "node_dir": plan.job.node_dir, "grace_s": _ROLLBACK_GRACE_S}
+    request = {
+        "op": "take_back",
+        "job_id": plan.job.job_id,
+        "node_dir": plan.job.node_dir,
+        "grace_s": _ROLLBACK_GRACE_S,
+    }
 
     def act(each: NodePlan) -> Mapping[str, Any]:
         rank = each.node.rank
@@ -221,7 +267,7 @@ def _roll_back(plan: Plan, prepared: Prepared) -> str:
         if isinstance(answer, Exception) or answer.get("left") or answer.get("problems"):
             unsure.append(each.node.label)
     prepared.close()
-    return ", ".join(unsure)
+    return [each.node.label for each in plan.nodes if each.node.label in unsure]
 
 
 # ---- the life of a job
@@ -309,11 +355,9 @@ def attach_argv(record: Record, node: Node, window: str) -> tuple[str, ...]:
 
 def ssh_argv(node: Node, settings: Settings) -> tuple[str, ...]:
     """Return the OpenSSH client with the options that reach a node, without the host."""
-    config = ("-F", settings.ssh_config) if settings.ssh_config else ()
-    identities = [word for path in settings.identities for word in ("-i", path)]
     port = ("-p", str(node.port)) if node.port else ()
     user = ("-l", node.user) if node.user else ()
-    return ("ssh", *config, *identities, *port, *user)
+    return ("ssh", *settings.ssh_options, *port, *user)
 
 
 # ---- logs

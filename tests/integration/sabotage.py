@@ -1,0 +1,112 @@
+"""What breaks a host, or makes one that misbehaves; each undoes itself."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.integration.fab import Done, Fab
+from torchfab.rehearsal.cluster import Node
+
+REAL_TMUX = shutil.which("tmux") or "tmux"
+SLOW_TMUX = f'case "$*" in *new-session*) sleep 1.5;; *) exec {REAL_TMUX} "$@";; esac'
+
+
+def refused(done: Done, *words: str) -> None:
+    """Assert that a `fab` failed, and said these words as an error, without a traceback and without a result."""
+    assert done.rc not in (0, None), done
+    assert done.stdout == "", done
+    assert "Traceback" not in done.stderr, done
+    for word in words:
+        assert word in done.stderr, done
+
+
+@contextlib.contextmanager
+def start_up_file(node: Node, text: str) -> Iterator[None]:
+    """Make `text` what the login shell of the node runs first."""
+    path = node.home / ".bashrc"
+    path.write_text(text)
+    try:
+        yield
+    finally:
+        path.write_text("")
+
+
+@contextlib.contextmanager
+def fake_program(node: Node, name: str, script: str) -> Iterator[None]:
+    """Let a shell script stand in for a program on the node's PATH."""
+    folder = node.home / "fakes"
+    folder.mkdir()
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+    try:
+        with start_up_file(node, f"PATH='{folder}':$PATH\n"):
+            yield
+    finally:
+        shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def server(greeting: bytes = b"", hang_up: bool = False) -> Iterator[int]:
+    """Listen on a port of 127.0.0.1, greet whoever comes, then hang up or say no more; give the port."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    kept = []
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with contextlib.suppress(OSError):
+                connection.sendall(greeting)
+            if hang_up:
+                connection.close()
+            kept.append(connection)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join()
+        for connection in kept:
+            connection.close()
+
+
+@contextlib.contextmanager
+def taken_port(node: Node, port: int) -> Iterator[None]:
+    """Let somebody listen on a port of the node."""
+    script = f"import socket, time; s = socket.create_server(('', {port})); print(flush=True); time.sleep(60)"
+    with subprocess.Popen(node.command("python3", "-c", script), stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+def ssh_config(fab: Fab, old: Path, new: Path) -> str:
+    """Write an ssh config like the cluster's, with one file exchanged for another; give its path for `fab -S`."""
+    text = fab.cluster.ssh_config.read_text()
+    assert str(old) in text
+    return str(fab.write("ssh_config", text.replace(str(old), str(new))))
+
+
+@contextlib.contextmanager
+def other_disk(node: Node, path: Path, options: str = "mode=755") -> Iterator[None]:
+    """Mount an empty disk over a folder, on one node of a netns cluster only."""
+    inside = ("nsenter", f"--mount=/proc/{node.sshd_pid}/ns/mnt")
+    subprocess.run([*inside, "mount", "-t", "tmpfs", "-o", options, "tmpfs", str(path)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run([*inside, "umount", "--lazy", str(path)], check=True)

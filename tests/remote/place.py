@@ -1,0 +1,121 @@
+"""A job's folder on a node with its program and specs, and supervisors as real processes without tmux."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torchfab import bundle, environment
+from torchfab.remote import files, procfs
+
+# Python starts in 10 ms without site-packages and the user's files.
+PYTHON = (sys.executable, "-I", "-S")
+
+
+def python(code: str, *words: str) -> tuple[str, ...]:
+    """Return the argv that runs a few lines of Python."""
+    return (*PYTHON, "-c", code, *words)
+
+
+def wait_for(what: Callable[[], Any], seconds: float = 20.0) -> Any:
+    """Return what `what` returns, as soon as that is something; fail when it never is."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = what()
+        if found:
+            return found
+        time.sleep(0.005)
+    raise AssertionError(f"waited {seconds:g} s in vain")
+
+
+@dataclass
+class Place:
+    """The folder of a job on a node.
+
+    Parameters
+    ----------
+    folder : Path
+        Ends in `node-0`.
+    job_id : str
+        Unique on this machine, so that nobody else's processes are met.
+    """
+
+    folder: Path
+    job_id: str
+    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        files.make_private(str(self.folder))
+        files.write_text(str(self.folder / files.BUNDLE), bundle.source())
+
+    @property
+    def marks(self) -> dict[str, str]:
+        """What every process of the job carries."""
+        return environment.marks(self.job_id, 0)
+
+    def prepare(
+        self, argv: Sequence[str], name: str = "agent", secrets: Mapping[str, str] | None = None, **spec: Any
+    ) -> Path:
+        """Write the spec of a process; return its folder."""
+        base = {
+            "name": name,
+            "argv": list(argv),
+            "env": {"PATH": os.environ["PATH"], **self.marks, **spec.pop("env", {})},
+            "cwd": "/",
+            "rank": None,
+            "rank_logs": "",
+            "folders": [],
+            "grace_s": 10.0,
+        }
+        folder = self.folder / name
+        files.make_private(str(folder))
+        if secrets:
+            files.write_json(str(folder / files.SECRETS), dict(secrets))
+        files.write_json(str(folder / files.SPEC), {**base, **spec})
+        return folder
+
+    def supervise(self, name: str = "agent", env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+        """Start the supervisor of a process."""
+        program = [*PYTHON, str(self.folder / files.BUNDLE), "supervise", name]
+        return self.begin(program, env={"PATH": os.environ["PATH"], **(env or {})})
+
+    def begin(self, argv: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        """Start a process in a session of its own."""
+        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self.started.append(subprocess.Popen(argv, env=dict(env), start_new_session=True, **quiet))  # type: ignore[call-overload]
+        return self.started[-1]
+
+    def run(self, argv: Sequence[str], **spec: Any) -> tuple[int, dict[str, Any]]:
+        """Supervise a process to its end; return the supervisor's exit code and the record of the end."""
+        folder = self.prepare(argv, **spec)
+        code = self.supervise(spec.get("name", "agent")).wait(30)
+        return code, self.read(folder, files.EXIT)
+
+    def read(self, folder: Path, name: str) -> Any:
+        """Return one of a process's JSON files, None while it is not there."""
+        return files.read_json(str(folder / name))
+
+    def running(self) -> list[int]:
+        """Return the processes of the job that run."""
+        return procfs.job_processes(self.job_id, 0)
+
+    def end(self) -> None:
+        """Kill whatever is left, by pid."""
+        for child in self.started:
+            if child.poll() is None:
+                child.kill()
+            child.wait()
+        while left := self.running():
+            for pid in left:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+            time.sleep(0.01)

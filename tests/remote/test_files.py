@@ -1,0 +1,118 @@
+"""Files of a job on a node."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.hostile import HOSTILE, texts
+from torchfab.remote import files
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_the_folder_of_a_job_is_told_apart_by_job_and_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert files.job_folder("/scratch/tf/", "a-01", 3) == "/scratch/tf/jobs/a-01/node-3"
+    assert files.job_folder("~/.torchfab", "a-01", 0) == "/home/ann/.torchfab/jobs/a-01/node-0"
+
+
+@pytest.mark.parametrize("umask", [0, 0o022, 0o077])
+def test_folders_and_files_are_for_their_owner_alone(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        files.make_private(str(tmp_path / "a" / "b"))
+        files.make_private(str(tmp_path / "a" / "b"))
+        files.write_json(str(tmp_path / "a" / "b" / "x.json"), {})
+    finally:
+        os.umask(before)
+    assert [mode(tmp_path / "a"), mode(tmp_path / "a" / "b"), mode(tmp_path / "a" / "b" / "x.json")] == [
+        0o700,
+        0o700,
+        0o600,
+    ]
+
+
+def test_a_folder_that_is_there_keeps_its_rights(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    files.make_private(str(tmp_path))
+    assert mode(tmp_path) == 0o755
+
+
+@pytest.mark.parametrize("text", [pytest.param(text, id=name) for name, text in HOSTILE.items()])
+def test_any_text_is_written_and_read_back(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    files.write_text(str(path), text)
+    assert path.read_bytes() == text.encode("utf-8", "surrogateescape")
+    files.write_json(str(path), {"a": [text], text: None})
+    assert files.read_json(str(path)) == {"a": [text], text: None}
+    assert os.listdir(tmp_path) == ["x"]
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | texts(), lambda x: st.lists(x) | st.dictionaries(texts(), x)
+    )
+)
+def test_any_json_is_written_and_read_back(value: object) -> None:
+    with TemporaryDirectory() as folder:
+        files.write_json(f"{folder}/x", value)
+        assert files.read_json(f"{folder}/x") == value
+
+
+def test_a_reader_sees_the_old_or_the_new_file_and_never_half_of_one(tmp_path: Path) -> None:
+    path = str(tmp_path / "x.json")
+    files.write_json(path, ["0" * 100_000])
+    ended = threading.Event()
+
+    def write() -> None:
+        for digit in "123456789" * 3:
+            files.write_json(path, [digit * 100_000])
+        ended.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    seen = []
+    while not ended.is_set():
+        seen.append(files.read_json(path))
+    writer.join()
+    assert seen
+    assert all(value is not None and len(set(value[0])) == 1 and len(value[0]) == 100_000 for value in seen)
+
+
+def test_writing_over_a_readable_file_makes_it_private(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_text("old")
+    path.chmod(0o644)
+    files.write_text(str(path), "new")
+    assert (path.read_text(), mode(path)) == ("new", 0o600)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1", "\x00"])
+def test_what_is_no_json_is_nothing(text: str, tmp_path: Path) -> None:
+    (tmp_path / "x").write_text(text)
+    assert files.read_json(str(tmp_path / "x")) is None
+
+
+def test_what_is_not_there_is_nothing(tmp_path: Path) -> None:
+    assert files.read_json(str(tmp_path / "x")) is None
+    assert files.read_json(str(tmp_path)) is None
+    assert files.processes(str(tmp_path / "x")) == []
+
+
+def test_processes_are_named_in_the_order_of_their_ranks(tmp_path: Path) -> None:
+    for name in ("rank-10", "rank-2", "rank-1", "agent"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / files.SPEC).write_text("{}")
+    (tmp_path / "no spec").mkdir()
+    (tmp_path / files.STOP).write_text("{}")
+    assert files.processes(str(tmp_path)) == ["agent", "rank-1", "rank-2", "rank-10"]

@@ -1,0 +1,311 @@
+"""The supervisor as a real process, without tmux: start, watch, end, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.hostile import HOSTILE
+from tests.remote.place import PYTHON, Place, python, wait_for
+from torchfab.remote import files, procfs
+
+# Each of these says on stdout that it is ready for signals.
+STUBBORN = (
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
+)
+# Leaves a grandchild that left its session and its parents, and ignores TERM; then does what its argument says.
+ESCAPING = """
+import os, signal, sys, time
+read, write = os.pipe()
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        os.write(write, b"x")
+        time.sleep(600)
+    os._exit(0)
+os.wait()
+os.read(read, 1)
+print("ready", flush=True)
+exec(sys.argv[1])
+"""
+
+
+def output(place: Place, name: str = "agent") -> str:
+    path = place.folder / name / files.OUTPUT
+    return path.read_text() if path.exists() else ""
+
+
+def supervised(place: Place, *argv: str, **spec: Any) -> tuple[subprocess.Popen[bytes], Path]:
+    """Start the supervisor of a process that says when it is ready; return both once it is."""
+    folder = place.prepare(argv, **spec)
+    supervisor = place.supervise()
+    wait_for(lambda: "ready" in output(place))
+    return supervisor, folder
+
+
+def ended(place: Place, supervisor: subprocess.Popen[bytes]) -> tuple[int, dict[str, Any]]:
+    """Wait for the supervisor's end; return its exit code and its record, once it is proved that nothing is left."""
+    code = supervisor.wait(30)
+    assert place.running() == []
+    return code, place.read(place.folder / "agent", files.EXIT)
+
+
+# ---- the end, written down
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "name", "returned"),
+    [
+        ("exit 0", 0, None, 0),
+        ("exit 7", 7, None, 7),
+        ("exit 255", 255, None, 255),
+        ("kill -KILL $$", -9, "SIGKILL", 137),
+        ("kill -ABRT $$", -6, "SIGABRT", 134),
+    ],
+)
+def test_the_end_of_a_process_is_written_down(
+    place: Place, how: str, code: int, name: str | None, returned: int
+) -> None:
+    before = time.time()
+    got, record = place.run(["sh", "-c", how])
+    assert got == returned
+    assert before <= record.pop("time") <= time.time()
+    assert record == {"code": code, "signal": name, "asked": None, "killed": [], "left": []}
+
+
+def test_the_start_of_a_process_is_written_down(place: Place) -> None:
+    supervisor, folder = supervised(
+        place, *python("import os, time; print('ready', os.getpid(), flush=True); time.sleep(600)")
+    )
+    record = wait_for(lambda: place.read(folder, files.STARTED))
+    pid = int(output(place).split()[1])
+    assert record == {
+        "pid": pid,
+        "start_time": procfs.start_time(pid),
+        "supervisor_pid": supervisor.pid,
+        "supervisor_start_time": procfs.start_time(supervisor.pid),
+        "boot_id": procfs.boot_id(),
+        "time": record["time"],
+    }
+    assert os.getsid(pid) == pid, "it has a session of its own"
+
+
+def test_what_cannot_be_started_is_written_down(place: Place) -> None:
+    code, record = place.run(["/no/such/python", "train.py"])
+    assert code == 127
+    assert record["error"] == "cannot start /no/such/python: No such file or directory"
+    assert record["code"] is None
+    assert place.read(place.folder / "agent", files.STARTED) is None
+
+
+def test_a_program_without_the_right_to_run_is_written_down(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "program").write_text("")
+    code, record = place.run([str(tmp_path / "program")])
+    assert (code, record["error"]) == (127, f"cannot start {tmp_path / 'program'}: Permission denied")
+
+
+def test_a_working_directory_that_is_gone_is_named(place: Place) -> None:
+    code, record = place.run(["sh", "-c", "exit 0"], cwd="/no/such/folder")
+    assert (code, record["error"]) == (127, "cannot start sh in /no/such/folder: No such file or directory")
+
+
+def test_an_argument_that_is_too_long_for_the_kernel_is_written_down(place: Place) -> None:
+    code, record = place.run(["sh", "-c", "exit 0", "x" * 200_000])
+    assert (code, record["error"]) == (127, "cannot start sh: Argument list too long")
+
+
+# ---- what the process gets
+
+
+def test_argv_environment_and_folder_are_those_of_the_spec(place: Place, tmp_path: Path) -> None:
+    env = {f"V_{number}": text for number, text in enumerate(HOSTILE.values())}
+    secrets = {"HF_TOKEN": "hunter2'\n$HOME"}
+    program = (
+        "import json, os, sys\n"
+        "raw = open('/proc/self/environ', 'rb').read().decode('utf-8', 'surrogateescape')\n"
+        "json.dump([sys.argv[1:], raw, os.getcwd(), os.isatty(0)], open('/proc/self/fd/1', 'w'))"
+    )
+    code, _ = place.run(python(program, *HOSTILE.values()), env=env, secrets=secrets, cwd=str(tmp_path))
+    assert code == 0
+    argv, raw, cwd, terminal = json.loads(output(place))
+    assert argv == list(HOSTILE.values())
+    assert dict(word.split("=", 1) for word in raw.split("\0")[:-1]) == {
+        "PATH": os.environ["PATH"],
+        **place.marks,
+        **env,
+        **secrets,
+    }
+    assert (cwd, terminal) == (str(tmp_path), False)
+
+
+def test_secrets_are_removed_when_they_were_read_and_are_in_no_file(place: Place) -> None:
+    _, folder = supervised(place, "sh", "-c", "echo ready; exec sleep 600", secrets={"HF_TOKEN": "hunter2"})
+    wait_for(lambda: place.read(folder, files.STARTED))
+    assert "hunter2" not in "".join(path.read_text() for path in folder.rglob("*") if path.is_file())
+    pid = place.read(folder, files.STARTED)["pid"]
+    assert procfs.environment(pid)["HF_TOKEN"] == "hunter2"
+
+
+def test_secrets_are_removed_when_the_start_fails(place: Place) -> None:
+    place.run(["/no/such/program"], secrets={"HF_TOKEN": "hunter2"})
+    assert not (place.folder / "agent" / files.SECRETS).exists()
+
+
+def test_output_goes_to_a_private_log_and_stdin_is_empty(place: Place) -> None:
+    code, _ = place.run(["sh", "-c", "cat; echo out; echo err >&2"])
+    log = place.folder / "agent" / files.OUTPUT
+    assert (code, log.read_text(), stat.S_IMODE(log.stat().st_mode)) == (0, "out\nerr\n", 0o600)
+
+
+def test_the_growth_of_the_log_is_in_the_timeline(place: Place) -> None:
+    place.run(["sh", "-c", "echo out"])
+    when, size, path = (place.folder / "agent" / files.TIMELINE).read_text().split()
+    assert (size, path) == ("4", files.OUTPUT)
+    assert abs(float(when) - time.time()) < 60
+
+
+# ---- nothing is left behind
+
+
+def test_what_double_forked_into_a_session_of_its_own_is_gone_after_the_end(place: Place) -> None:
+    code, record = place.run(python(ESCAPING, "sys.exit(7)"), grace_s=0.2)
+    assert code == 7
+    assert (record["code"], len(record["left"]), len(record["killed"])) == (7, 1, 1)
+    assert place.running() == []
+
+
+def test_polite_leftovers_end_on_term_and_are_not_killed(place: Place) -> None:
+    code, record = place.run(["sh", "-c", "setsid sleep 600 & sleep 0.05; exit 3"])
+    assert (code, len(record["left"]), record["killed"]) == (3, 1, [])
+    assert place.running() == []
+
+
+def test_workers_in_sessions_of_their_own_do_not_outlive_a_killed_agent(place: Place) -> None:
+    agent = (
+        "import subprocess, sys, time\n"
+        "for n in range(3): subprocess.Popen(sys.argv[1:], start_new_session=True)\n"
+        "time.sleep(600)"
+    )
+    folder = place.prepare(python(agent, *python(STUBBORN)), grace_s=0.2)
+    supervisor = place.supervise()
+    wait_for(lambda: output(place).count("ready") == 3)
+    os.kill(place.read(folder, files.STARTED)["pid"], signal.SIGKILL)
+    code, record = ended(place, supervisor)
+    assert (code, record["signal"], len(record["left"]), len(record["killed"])) == (137, "SIGKILL", 3, 3)
+
+
+def test_a_worker_that_ignores_term_is_killed_after_the_grace(place: Place) -> None:
+    supervisor, _ = supervised(place, *python(STUBBORN), grace_s=0.3)
+    begun = time.monotonic()
+    supervisor.terminate()
+    code, record = ended(place, supervisor)
+    assert (code, record["code"], record["signal"], record["asked"]) == (137, -9, "SIGKILL", "SIGTERM")
+    assert len(record["killed"]) == 1
+    assert 0.25 < time.monotonic() - begun < 5
+
+
+def test_the_grace_of_a_stop_replaces_that_of_the_launch(place: Place) -> None:
+    supervisor, _ = supervised(place, *python(STUBBORN), grace_s=500.0)
+    files.write_json(str(place.folder / files.STOP), {"time": time.time(), "grace_s": 0.1})
+    supervisor.terminate()
+    assert ended(place, supervisor)[0] == 137
+
+
+def test_a_worker_has_its_grace_to_end_by_itself(place: Place) -> None:
+    polite = (
+        "import signal, sys, time\n"
+        "def end(*_): time.sleep(0.3); print('saved', flush=True); sys.exit(5)\n"
+        "signal.signal(signal.SIGTERM, end); print('ready', flush=True); time.sleep(600)"
+    )
+    supervisor, _ = supervised(place, *python(polite))
+    supervisor.terminate()
+    code, record = ended(place, supervisor)
+    assert (code, record["code"], record["asked"], record["killed"]) == (5, 5, "SIGTERM", [])
+    assert output(place) == "ready\nsaved\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
+def test_signals_that_end_are_passed_on(place: Place, number: signal.Signals) -> None:
+    telling = (
+        "import signal, sys, time\n"
+        "for n in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT): signal.signal(n, lambda n, _: sys.exit(n))\n"
+        "print('ready', flush=True); time.sleep(600)"
+    )
+    place.prepare(python(telling))
+    supervisor = place.supervise(env={"TMUX": f"/a/socket,{os.getpid()},0"})  # HUP of a tmux that lives is meant
+    wait_for(lambda: "ready" in output(place))
+    supervisor.send_signal(number)
+    code, record = ended(place, supervisor)
+    assert (code, record["asked"]) == (number, number.name)
+
+
+def test_the_training_goes_on_when_tmux_itself_was_killed(place: Place) -> None:
+    gone = place.begin(["true"], os.environ)
+    gone.wait()
+    place.prepare(["sh", "-c", "echo ready; sleep 0.5; exit 3"])
+    supervisor = place.supervise(env={"TMUX": f"/a/socket,{gone.pid},0"})
+    wait_for(lambda: "ready" in output(place))
+    supervisor.send_signal(signal.SIGHUP)
+    code, record = ended(place, supervisor)
+    assert (code, record["asked"]) == (3, None)
+
+
+def test_user_signals_reach_the_process_and_end_nothing(place: Place) -> None:
+    telling = (
+        "import signal, time\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: print('saved', flush=True))\n"
+        "print('ready', flush=True)\n"
+        "while True: time.sleep(600)"
+    )
+    supervisor, _ = supervised(place, *python(telling))
+    supervisor.send_signal(signal.SIGUSR1)
+    wait_for(lambda: output(place) == "ready\nsaved\n")
+    assert supervisor.poll() is None
+
+
+def test_a_process_is_asked_to_end_when_its_supervisor_is_killed(place: Place) -> None:
+    supervisor, _ = supervised(place, "sh", "-c", "echo ready; exec sleep 600")
+    supervisor.kill()
+    supervisor.wait()
+    wait_for(lambda: place.running() == [])
+
+
+# ---- ranks
+
+
+def test_ranks_are_found_with_their_true_exit_codes(place: Place) -> None:
+    # It reaps a rank some time after its end, as torchrun does, which looks every 0.1 s.
+    agent = (
+        "import os, subprocess, sys, time\n"
+        "def start(rank, code):\n"
+        "    env = {**os.environ, 'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': '2'}\n"
+        "    return subprocess.Popen([*sys.argv[1:], '-c', code], env=env)\n"
+        "first = start(0, 'import time; time.sleep(600)')\n"
+        "second = start(1, 'import sys, time; time.sleep(0.4); sys.exit(7)')\n"
+        "time.sleep(0.8); second.wait(); first.terminate(); time.sleep(0.4); first.wait(); sys.exit(1)"
+    )
+    code, record = place.run(python(agent, *PYTHON))
+    ranks = place.read(place.folder / "agent", files.RANKS)
+    assert (code, record["code"]) == (1, 1)
+    assert [(each["rank"], each["local_rank"], each["world_size"], each["code"]) for each in ranks] == [
+        (0, 0, 2, -15),
+        (1, 1, 2, 7),
+    ]
+    assert all(each["started"] < each["ended"] <= record["time"] for each in ranks)
+    assert ranks[1]["ended"] < ranks[0]["ended"]
+
+
+def test_a_process_that_is_a_rank_itself_has_its_code_in_the_ranks(place: Place) -> None:
+    env = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "8"}
+    place.run(["sh", "-c", "sleep 0.3; exit 7"], env=env, name="rank-3", rank=3)
+    (rank,) = place.read(place.folder / "rank-3", files.RANKS)
+    assert (rank["rank"], rank["local_rank"], rank["code"]) == (3, 1, 7)

@@ -1,0 +1,200 @@
+"""deepspeed on every node, or from one head. To change what a launch does, change `agent_argv` or `head_argv`.
+
+The tutorial's one-liner was `deepspeed --include host1@host2 train_llm.py`; it needs a hostfile, pdsh, and keys between
+the nodes. `deepspeed --no_ssh` on every node needs neither; `--from-head` is the tutorial's way.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torchfab.errors import UsageError
+from torchfab.job import Facts, Job, Needs, Node, NodePlan, Plan, Process, Program, Slot
+from torchfab.launchers import chosen, counts, heads, master_address
+
+NAME = "deepspeed"
+PDSH = Program(("pdsh",), "sudo apt-get install -y pdsh", version_flag="-V", on_head_only=True)
+# <time>_rank<rank>.log
+RANK_LOGS = r"logs/\d+_rank(?P<rank>\d+)\.log"
+# deepspeed joins the words for the other nodes with blanks, and a shell there reads them: it fills in the folder there.
+LOGS_THERE, RANK_THERE = '"$TORCHFAB_FOLDER/logs"', '"$TORCHFAB_FOLDER/bin/rank"'
+
+
+@dataclass(frozen=True)
+class Flags:
+    """The flags of launch-deepspeed alone."""
+
+    nproc_per_node: str = field(default="auto", metadata={"help": counts.HELP})
+    from_head: bool = field(
+        default=False, metadata={"help": "One deepspeed on node 0 reaches the others through pdsh and ssh."}
+    )
+    local_rank: bool = field(
+        default=False, metadata={"help": "Give the script --local_rank=N, for one that reads no LOCAL_RANK."}
+    )
+    deepspeed_args: str = field(default="", metadata={"help": 'Further words for deepspeed: "--bind_cores_to_rank".'})
+
+
+def options(flags: Flags) -> Mapping[str, Any]:
+    """Return the checked flags.
+
+    Raises
+    ------
+    UsageError
+        A flag's value is not one of those that it takes.
+    """
+    try:
+        more = tuple(shlex.split(flags.deepspeed_args))
+    except ValueError as error:
+        raise UsageError(f"--deepspeed-args {flags.deepspeed_args!r}: {error}") from None
+    return {
+        "nproc_per_node": counts.check(flags.nproc_per_node),
+        "from_head": flags.from_head,
+        "local_rank": flags.local_rank,
+        "deepspeed_args": more,
+    }
+
+
+def needs(job: Job) -> Needs:
+    """Return what every node must have."""
+    return Needs(("torch", "deepspeed"), port=True, programs=(PDSH,) if job.options["from_head"] else ())
+
+
+def assumed(job: Job, nodes: Sequence[Node]) -> tuple[Facts, ...] | None:
+    """Return the facts that the flags give, if they give all: ranks per node and port; else None."""
+    return counts.assumed(job, nodes)
+
+
+def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence[Facts]) -> Plan:
+    """Return what runs where: a deepspeed on each node, or one on node 0 and a gate for it on every node.
+
+    Parameters
+    ----------
+    job : Job
+        What was asked for; its options are those of `options`.
+    nodes, facts : sequences of equal length
+        The nodes and what they told, in the order of node ranks.
+    slots : sequence of Slot
+        Not used: a hosts file has none.
+    """
+    master, port = master_address(job, nodes), facts[0].port or job.port
+    ranks = [counts.ranks_on(job, node, fact) for node, fact in zip(nodes, facts, strict=True)]
+    names = heads.names(nodes, master)
+    hosts = "".join(f"{name} slots={_slots(node, n)}\n" for name, node, n in zip(names, nodes, ranks, strict=True))
+    include = _include(names, nodes, ranks)
+    from_head = job.options["from_head"]
+    plans = []
+    for node, fact, count in zip(nodes, facts, ranks, strict=True):
+        env = _environment(job, node, fact, count, master, port)
+        if from_head:
+            processes = [_gate(job, node, fact, env)]
+            processes += [_head(job, nodes, facts, hosts, include, (master, port))] if node.rank == 0 else []
+        else:
+            processes = [_agent(job, node, fact, env, hosts, agent_argv(job, node, fact, include, master, port))]
+        plans.append(NodePlan(node, fact.folder, tuple(processes)))
+    words = {"ranks": f"{sum(ranks)} ({counts.per_node(ranks)})", **heads.versions(facts, "deepspeed", "torch")}
+    return Plan(job, tuple(plans), sum(ranks), chosen(job, nodes, master, port, **words), len(nodes), from_head)
+
+
+def agent_argv(job: Job, node: Node, facts: Facts, include: Sequence[str], master: str, port: int) -> tuple[str, ...]:
+    """Return the command that runs on one node."""
+    return (
+        *(job.python, "-m", "deepspeed.launcher.runner"),
+        *("--no_ssh", "--node_rank", str(node.rank)),
+        *_common(job, f"{facts.folder}/agent/hostfile", include, f"{facts.folder}/agent/logs", master, port),
+        *(("--module", *job.script[1:]) if job.script_path is None else job.script),
+    )
+
+
+def head_argv(job: Job, folder: str, include: Sequence[str], master: str, port: int) -> tuple[str, ...]:
+    """Return the command that runs on node 0, when it is to reach the others."""
+    return (
+        *(job.python, "-m", "deepspeed.launcher.runner"),
+        # A single host is to go the same way as many; and hosts are checked by torchfab, in phase one.
+        *("--launcher", "pdsh", "--force_multi", "--no_ssh_check"),
+        *_common(job, f"{folder}/hostfile", include, LOGS_THERE, master, port),
+        # The script and its arguments do not go through deepspeed's quoting and pdsh's %h: they lie beside bin/rank.
+        *("--no_python", RANK_THERE),
+    )
+
+
+def _common(job: Job, hostfile: str, include: Sequence[str], logs: str, master: str, port: int) -> tuple[str, ...]:
+    return (
+        *("--hostfile", hostfile, *include),
+        *("--master_addr", master, "--master_port", str(port)),
+        *("--enable_each_rank_log", logs),
+        *(() if job.options["local_rank"] else ("--no_local_rank",)),
+        *job.options["deepspeed_args"],
+    )
+
+
+def _slots(node: Node, ranks: int) -> int:
+    """Return how many devices deepspeed must know of, so that the wanted ones are among them."""
+    return max(ranks, *(int(gpu) + 1 for gpu in _devices(node)), 0)
+
+
+def _include(names: Sequence[str], nodes: Sequence[Node], ranks: Sequence[int]) -> tuple[str, ...]:
+    """Return the choice of devices, if any is named: deepspeed overwrites CUDA_VISIBLE_DEVICES."""
+    if not any(node.gpus for node in nodes):
+        return ()
+    parts = []
+    for name, node, count in zip(names, nodes, ranks, strict=True):
+        devices = _devices(node)[:count] or [str(index) for index in range(count)]
+        parts.append(f"{name}:{','.join(devices)}")
+    return ("--include", "@".join(parts))
+
+
+def _devices(node: Node) -> list[str]:
+    unknown = next((gpu for gpu in node.gpus if not gpu.isdigit()), None)
+    if unknown:
+        raise UsageError(f"{node.origin}: deepspeed knows devices by their index, got gpus={unknown}")
+    return list(node.gpus)
+
+
+def _environment(job: Job, node: Node, facts: Facts, ranks: int, master: str, port: int) -> dict[str, str]:
+    env = heads.node_environment(job, node, facts, ranks, master, port)
+    if "CUDA_VISIBLE_DEVICES" not in job.env:  # --include says it
+        env.pop("CUDA_VISIBLE_DEVICES", None)
+    if facts.cpus and not facts.gpus:
+        env.setdefault("DS_ACCELERATOR", "cpu")
+    return env
+
+
+def _agent(job: Job, node: Node, facts: Facts, env: Mapping[str, str], hosts: str, argv: tuple[str, ...]) -> Process:
+    return Process("agent", argv, env, rank_logs=RANK_LOGS, folders=("logs",), files={"hostfile": hosts})
+
+
+def _gate(job: Job, node: Node, facts: Facts, env: Mapping[str, str]) -> Process:
+    rank = shlex.join([job.python, "-I", "-S", f"{facts.folder}/agent/rank.py", "--script"])
+    files = {
+        "script.json": json.dumps([job.python, *job.script]) + "\n",
+        "bin/rank": f'#!/bin/sh\nexec {rank} "$@"\n',
+    }
+    return heads.gate(job, node, facts, env, RANK_LOGS, files)
+
+
+def _head(
+    job: Job,
+    nodes: Sequence[Node],
+    facts: Sequence[Facts],
+    hosts: str,
+    include: Sequence[str],
+    rendezvous: tuple[str, int],
+) -> Process:
+    folder = f"{facts[0].folder}/head"
+    return Process(
+        "head",
+        head_argv(job, folder, include, *rendezvous),
+        heads.head_environment(job, DS_ENV_FILE=f"{folder}/deepspeed_env"),
+        files={
+            "hostfile": hosts,
+            # Not that of the user's home folder, or of the working directory: a blank line in them crashes deepspeed.
+            "deepspeed_env": f"TORCHFAB_JOB_ID={job.job_id}\n",
+            **heads.head_files(job, nodes, facts, rendezvous[0], gate_here=True, fail_fast=True),
+        },
+        path=(heads.program_folder(folder),),
+        secrets=False,
+    )
