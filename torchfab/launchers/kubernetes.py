@@ -5,24 +5,28 @@ Pods do not take ssh, and need none: the manifest says it all. --dry-run prints 
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
 from torchfab import environment
-from torchfab.flags import flag
 from torchfab.job import Job, Node, Submission
-from torchfab.launchers.per_node import CPU_PROCESSES
-from torchfab.pods import manifest, values
-from torchfab.pods.objects import INDEX, Shape, objects_of
+from torchfab.launchers.counts import CPU_PROCESSES
+from torchfab.manifest import text, values
+from torchfab.manifest.objects import INDEX, Shape, objects_of
 
 NAME = "kubernetes"
 RUNTIME = "kubernetes"
 PORT = 29500  # every pod has an address of its own: nobody else listens there
+WAIT_S = 3600  # how long pods wait for the first one: images are large, and machines may have to be bought
 RANK_PREFIX = "[rank${rank}]:"  # torchrun fills it in before each line of a rank
+
+
+def flag(default: Any, words: str) -> Any:
+    """Return a field that is a flag."""
+    return field(default=default, metadata={"help": words})
 
 
 @dataclass(frozen=True)
@@ -84,8 +88,8 @@ def options(flags: Flags) -> Mapping[str, Any]:
 
 
 def _optional(check: Any, name: str, flags: Flags) -> str:
-    text: str = getattr(flags, name)
-    return check(f"--{name.replace('_', '-')}", text) if text else ""
+    given: str = getattr(flags, name)
+    return check(f"--{name.replace('_', '-')}", given) if given else ""
 
 
 def plan(job: Job) -> Submission:
@@ -97,13 +101,13 @@ def plan(job: Job) -> Submission:
         The job's name is none for DNS, or a word of it is not Unicode.
     """
     shape = _shape(job)
-    manifest.check_text("--workdir", job.workdir)
+    text.check_text("--workdir", job.workdir)
     container = {"command": _command(job), "args": _args(job, shape), "env": _env(job, shape)}
-    text = manifest.to_yaml(objects_of(job, shape, container), _comments(job, shape))
+    objects = objects_of(job, shape, container)
     ranks = job.options["ranks"]
     return Submission(
         job=job,
-        text=text,
+        text=text.to_yaml(objects, _comments(job, shape)),
         nodes=shape.nodes,
         world_size=shape.nodes * ranks,
         details={
@@ -134,34 +138,33 @@ def torchrun_argv(job: Job, shape: Shape) -> tuple[str, ...]:
         *("--nproc-per-node", str(job.options["ranks"])),
         *("--node-rank", f"$({INDEX})"),
         *("--rdzv-backend", "static", "--master-addr", shape.master, "--master-port", str(PORT)),
+        *("--rdzv-conf", f"timeout={WAIT_S}"),
         *("--max-restarts", "0"),
         *("--tee", "3"),
     )
 
 
 def _command(job: Job) -> list[str]:
-    return [manifest.escape(manifest.check_text("--python", job.python)), "-c"]
+    return [text.escape(text.check_text("--python", job.python)), "-c"]
 
 
 def _args(job: Job, shape: Shape) -> list[str]:
-    script = [manifest.escape(manifest.check_text("an argument", word)) for word in job.script]
-    return [manifest.escape(_program()), *torchrun_argv(job, shape), *script]
+    script = [text.escape(text.check_text("an argument", word)) for word in job.script]
+    return [text.escape(_program()), *torchrun_argv(job, shape), *script]
 
 
 def _program() -> str:
-    """Return what runs torchrun in the pod: `torchfab.pods.program`, which needs torch and is therefore not imported."""
-    return (resources.files("torchfab.pods") / "program.py").read_text(encoding="utf-8")
+    """Return what runs torchrun in the pod; it needs torch, and is therefore not imported."""
+    return (resources.files("torchfab.manifest") / "program.py").read_text(encoding="utf-8")
 
 
 def _env(job: Job, shape: Shape) -> list[dict[str, Any]]:
     # A user without an entry in the image's /etc/passwd has no home, and no name to ask for.
     home = {} if job.options["user"] is None else {"HOME": "/tmp", "USER": "torchfab"}
-    cpus = job.options["cpus"]
-    cores = 0 if not cpus else math.floor(float(cpus[:-1]) / 1000 if cpus.endswith("m") else _plain_number(cpus))
     shown = {
         "PYTHONUNBUFFERED": "1",
         "TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE": RANK_PREFIX,
-        **environment.threads(job.options["ranks"], job.options["gpus"], cores),
+        **environment.threads(job.options["ranks"], job.options["gpus"], values.cores(job.options["cpus"])),
         **home,
         **job.env,
         environment.JOB_ID: job.job_id,
@@ -169,16 +172,12 @@ def _env(job: Job, shape: Shape) -> list[dict[str, Any]]:
     index = {"fieldRef": {"fieldPath": "metadata.annotations['batch.kubernetes.io/job-completion-index']"}}
     entries: dict[str, dict[str, Any]] = {INDEX: {"valueFrom": index}}
     for name, value in shown.items():
-        entries.setdefault(name, {"value": manifest.escape(manifest.check_text(f"the value of {name}", value))})
+        entries.setdefault(name, {"value": text.escape(text.check_text(f"the value of {name}", value))})
     entries[environment.NODE_RANK] = {"value": f"$({INDEX})"}
     for name, value in job.secrets.items():
-        manifest.check_text(f"the value of {name}", value)
+        text.check_text(f"the value of {name}", value)
         entries[name] = {"valueFrom": {"secretKeyRef": {"name": shape.secret, "key": name}}}
     return [{"name": name, **entry} for name, entry in entries.items()]
-
-
-def _plain_number(text: str) -> float:
-    return float(text) if text[-1].isdigit() else 0.0
 
 
 def _shape(job: Job) -> Shape:
@@ -221,4 +220,3 @@ def _comments(job: Job, shape: Shape) -> list[str]:
 def _where(job: Job) -> list[str]:
     context, namespace = job.options["context"], job.options["namespace"]
     return [*(["--context", context] if context else []), *(["--namespace", namespace] if namespace else [])]
-

@@ -1,5 +1,5 @@
-"""torchrun in a pod, with two additions. It ends with the exit code of the rank that failed first on this node (torchrun
-ends with 1 whatever the code was), and it leaves that rank, its code and the time in the pod's termination message.
+"""torchrun in a pod, with two additions. It ends with the exit code of the rank that failed first on this node, where
+torchrun ends with 1; and it leaves that rank, its code and the time in the pod's termination message.
 """
 
 import json
@@ -13,7 +13,8 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 MESSAGE = os.environ.get("TORCHFAB_MESSAGE", "/dev/termination-log")
-ended = {}  # pid -> when; torchrun rounds to seconds, too coarse to tell which of many nodes failed first
+# pid -> when it ended: torchrun rounds to seconds, too coarse to tell which of many nodes failed first.
+ended: "dict[int, float]" = {}
 
 
 def note_end(*_: object) -> None:
@@ -26,7 +27,7 @@ def note_end(*_: object) -> None:
 
 
 def time_of(failure: ProcessFailure) -> float:
-    return ended.get(failure.pid, failure.timestamp + 1)
+    return ended.get(failure.pid, float(failure.timestamp + 1))
 
 
 def leave_message(rank: int, failure: ProcessFailure) -> None:
@@ -44,10 +45,10 @@ def main(words: "list[str]") -> int:
     try:
         run.main(words)
     except ChildFailedError as error:
-        rank = min(error.failures, key=lambda each: time_of(error.failures[each]))
-        leave_message(rank, error.failures[rank])
+        rank, failure = min(error.failures.items(), key=lambda item: time_of(item[1]))
+        leave_message(rank, failure)
         print(error, file=sys.stderr)
-        code = error.failures[rank].exitcode
+        code = failure.exitcode
     except SignalException as error:
         code = -error.sigval
     return code if code >= 0 else 128 - code

@@ -8,7 +8,7 @@ from typing import Any
 
 from torchfab.errors import UsageError
 
-# What every YAML reader takes for text without quotes. Readers disagree on more than one would think: `1e3`, `y`, `0o17`.
+# What every YAML reader takes for text without quotes: they disagree on much, as on `1e3`, `y` and `0o17`.
 _PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9_./-]*")
 _WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null", "nan", "inf"}
 

@@ -62,6 +62,13 @@ def quantity(flag: str, text: str) -> str:
     return text
 
 
+def cores(text: str) -> int:
+    """Return how many whole cores an amount is (`16`, `2500m`); 0 where none was given."""
+    if not text or not text.rstrip("m").replace(".", "", 1).isdigit():
+        return 0
+    return int(float(text[:-1]) / 1000) if text.endswith("m") else int(float(text))
+
+
 def image(text: str) -> str:
     """Return the image, or raise UsageError."""
     if not text:
@@ -81,7 +88,7 @@ def qualified_name(flag: str, text: str) -> str:
 
 def node_selector(texts: Sequence[str]) -> dict[str, str]:
     """Return the labels that a node must have, each given as K=V, or raise UsageError."""
-    found = {}
+    found: dict[str, str] = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals:
@@ -108,7 +115,7 @@ def toleration(text: str) -> dict[str, str]:
 
 def volumes(texts: Sequence[str]) -> list[dict[str, str]]:
     """Return the claims and where they are mounted, each given as NAME:/path, or raise UsageError."""
-    found = []
+    found: list[dict[str, str]] = []
     for text in texts:
         name, _, path = text.partition(":")
         if not path.startswith("/") or ":" in path or ".." in path.split("/"):

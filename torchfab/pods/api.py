@@ -3,6 +3,8 @@
 The only module that imports the client, which takes half a second.
 """
 
+# mypy: allow-untyped-calls
+# (The client has types, but not for all.)
 from __future__ import annotations
 
 import json
@@ -229,7 +231,7 @@ class Cluster:
             response.close()
 
     def changes(self, labels: str) -> Iterator[None]:
-        """Yield whenever a pod with the labels changes, for some minutes; raise ClusterError 410 if the watch expires."""
+        """Yield whenever a pod with the labels changes, for some minutes; raise ClusterError 410 if it expires."""
         call = client.CoreV1Api(self._api).list_namespaced_pod
         timeout = (self.timeout_s, _WATCH_S + 30.0)
         stream = watch.Watch().stream(

@@ -14,7 +14,7 @@ from typing import Any
 from torchfab.pods.states import Seen
 from torchfab.records import Record
 
-_END = "kubernetes.json"
+_END, _GONE = "kubernetes.json", "kubernetes.gone"
 _BLOCK = 65536
 
 
@@ -33,6 +33,16 @@ def was_kept(record: Record) -> tuple[Seen, float] | None:
         return Seen(**values), when
     except (OSError, ValueError, TypeError, KeyError):
         return None
+
+
+def is_gone(record: Record) -> bool:
+    """Say whether it was proved that the cluster holds nothing of the job any more."""
+    return (record.folder / _GONE).exists()
+
+
+def note_gone(record: Record) -> None:
+    """Note that the cluster holds nothing of the job any more."""
+    _write(record.folder / _GONE, [])
 
 
 def keep_log(record: Record, pod: str, blocks: Iterable[bytes]) -> None:

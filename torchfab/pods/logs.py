@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torchfab.pods.states import seconds
@@ -108,6 +108,3 @@ def last_line(blocks: Iterable[bytes], first_rank: int) -> dict[str, Any] | None
         if text.strip():
             found = {"time": when, "text": text[-500:], "label": label}
     return found and {"time": found["time"], "text": found["text"]}
-
-
-Open = Callable[..., Iterator[bytes]]

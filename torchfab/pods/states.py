@@ -1,26 +1,21 @@
-"""How the pods of a job are: pure functions from the cluster's objects, as JSON, to states, ranks and reasons in words."""
+"""How the pods of a job are: pure functions from the cluster's objects, as JSON, to states and ranks."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
+from torchfab.inventory import fold
 from torchfab.job import Node
+from torchfab.pods import words
 from torchfab.remote.life import failures_in
-from torchfab.status import NodeStatus
+from torchfab.status import JobStatus, NodeStatus, Verdict
 
 Object = Mapping[str, Any]
 _INDEX = "batch.kubernetes.io/job-completion-index"
-_DISRUPTIONS = {
-    "PreemptionByScheduler": "preempted by a pod of higher priority",
-    "EvictionByEvictionAPI": "evicted, most likely because its machine is drained",
-    "DeletionByTaintManager": "evicted because of its machine's state",
-    "DeletionByPodGC": "removed, as its machine is gone",
-    "TerminationByKubelet": "ended by its machine",
-}
 
 
 @dataclass(frozen=True)
@@ -72,24 +67,57 @@ def index_of(pod: Object) -> int:
     return int(text) if text.isdigit() else -1
 
 
-# ---- a node
+# ---- the job
 
 
-def node_statuses(nodes: Sequence[Node], seen: Seen, details: Mapping[str, Any]) -> tuple[NodeStatus, ...]:
-    """Return how a job is on each of its nodes.
+def job_status(nodes: Sequence[Node], seen: Seen, details: Mapping[str, Any], stopped: float | None) -> JobStatus:
+    """Return how a job is.
 
     Parameters
     ----------
     details : Mapping
-        Of the record: `ranks_per_node`, `queue`.
+        Of the record: `ranks_per_node`, `max_restarts`, `queue`.
+    stopped : float, optional
+        When it was stopped by us, in seconds since the epoch; it was `seen` then.
     """
     end = end_of(seen.job)
-    found = [_node_status(node, seen, details, end) for node in nodes]
-    failed = end is not None and end[0] == "failed"
-    if failed and not any(each.state in ("failed", "lost") for each in found):
-        assert end is not None
-        found = [_with_state(each, "failed", end[1]) if each.state == "stopped" else each for each in found]
-    return tuple(found)
+    found = tuple(_node_status(node, seen, details, end) for node in nodes)
+    if stopped is not None:
+        found = tuple(_stopped(each, stopped) for each in found)
+    return JobStatus(found, len(nodes), _verdict(found, seen, end, stopped))
+
+
+def _verdict(nodes: Sequence[NodeStatus], seen: Seen, end: tuple[str, str] | None, stopped: float | None) -> Verdict:
+    states = {node.state for node in nodes}
+    if stopped is not None and "stopped" in states and "failed" not in states:
+        return Verdict("stopped", ended=True)
+    if seen.job is None and "lost" in states:
+        return Verdict("lost", ended=True, reason=next(node.reason for node in nodes if node.state == "lost"))
+    if end and end[0] == "failed" and "failed" not in states:
+        return Verdict("failed", ended=True, reason=f"the cluster ended it: {end[1]}")
+    if "pending" in states and not end:
+        return Verdict("pending", reason=_pending_words(nodes))
+    return Verdict(ended=all(node.has_ended for node in nodes))
+
+
+def _pending_words(nodes: Sequence[NodeStatus]) -> str:
+    """Return why nodes wait, those that wait for the same named together."""
+    waiting: dict[str, list[str]] = {}
+    for node in nodes:
+        if node.state == "pending":
+            waiting.setdefault(node.reason, []).append(node.node.label)
+    return "; ".join(f"{fold(labels)}: {reason}" for reason, labels in waiting.items())
+
+
+def _stopped(status: NodeStatus, when: float) -> NodeStatus:
+    """Return a node's status once it was stopped: what had not ended by then has."""
+    if status.state in ("succeeded", "failed", "stopped"):
+        return replace(status, stop_asked=when)
+    processes = tuple({**each, "state": "stopped", "ended": each["ended"] or when} for each in status.processes)
+    return replace(status, state="stopped", reason="", processes=processes, stop_asked=when)
+
+
+# ---- a node
 
 
 def end_of(job: Object | None) -> tuple[str, str] | None:
@@ -97,8 +125,8 @@ def end_of(job: Object | None) -> tuple[str, str] | None:
     for condition in (job or {}).get("status", {}).get("conditions") or ():
         kind = condition["type"]
         if condition["status"] == "True" and kind in ("Complete", "Completed", "Failed"):
-            words = ": ".join(filter(None, (condition.get("reason"), condition.get("message"))))
-            return ("failed" if kind == "Failed" else "succeeded"), words
+            reason = ": ".join(filter(None, (condition.get("reason"), condition.get("message"))))
+            return ("failed" if kind == "Failed" else "succeeded"), reason
     return None
 
 
@@ -117,17 +145,6 @@ def _node_status(node: Node, seen: Seen, details: Mapping[str, Any], end: tuple[
         state, reason = "pending", f"its pod failed ({_failure_words(process)}); another one will come"
     process.update(state=state, reason=reason if state in ("failed", "lost") else "")
     return NodeStatus(node, state, reason or _where(pods[-1], state), (process,), seen.now)
-
-
-def _with_state(status: NodeStatus, state: str, reason: str) -> NodeStatus:
-    process = {**(status.processes[0] if status.processes else _nothing(status)), "state": state, "reason": reason}
-    process["ended"], process["code"] = process["ended"] or status.now, process["code"] or 1
-    return NodeStatus(status.node, state, reason, (process,), status.now)
-
-
-def _nothing(status: NodeStatus) -> dict[str, Any]:
-    empty = dict.fromkeys(("pid", "started", "ended", "code", "signal", "last_line"))
-    return {"name": status.node.host, "state": status.state, "reason": "", **empty, "ranks": [], "reported": []}
 
 
 def _without_pod(seen: Seen, details: Mapping[str, Any], end: tuple[str, str] | None) -> tuple[str, str]:
@@ -195,6 +212,11 @@ def has_started(pod: Object) -> bool:
     return "running" in told or "terminated" in told
 
 
+def is_running(pod: Object) -> bool:
+    """Say whether a pod's container runs."""
+    return "running" in (_container(pod).get("state") or {})
+
+
 def as_code(code: int) -> int:
     """Return a container's exit code as we write it: -9 for SIGKILL, not 137."""
     return 128 - code if 128 < code <= 192 else code
@@ -213,7 +235,15 @@ def _ranks(
         if failed and failed["rank"] == rank:
             end = {"ended": failed["time"], "code": failed["code"]}
         ranks.append(
-            {"rank": rank, "local_rank": local, "world_size": None, "attempt": 0, "pid": None, "started": started, **end}
+            {
+                "rank": rank,
+                "local_rank": local,
+                "world_size": None,
+                "attempt": 0,
+                "pid": None,
+                "started": started,
+                **end,
+            }
         )
     return ranks
 
@@ -233,57 +263,9 @@ def _state(pod: Object, told: Mapping[str, Any], seen: Seen) -> tuple[str, str]:
         ended = told.get("terminated") or {}
         if phase == "Succeeded" or (phase != "Failed" and ended.get("exitCode") == 0):
             return "succeeded", ""
-        return "failed", _failed_words(pod, ended)
+        return "failed", words.of_failed(pod, ended)
     if phase == "Unknown":
         return "unreachable", f"its machine {pod['spec'].get('nodeName', '')} does not answer"
     if "running" in told:
         return "running", "is being stopped" if pod["metadata"].get("deletionTimestamp") else ""
-    return _waiting(pod, told.get("waiting") or {}, seen)
-
-
-def _failed_words(pod: Object, ended: Mapping[str, Any]) -> str:
-    """Return why a pod failed, where it was not its own doing; else nothing."""
-    status = pod["status"]
-    if status.get("reason") == "Evicted":
-        return f"evicted: {_sentence(status.get('message', ''))}"
-    for condition in status.get("conditions") or ():
-        if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
-            words = _DISRUPTIONS.get(condition.get("reason", ""), condition.get("reason", "disrupted"))
-            return f"{words}: {_sentence(condition.get('message', ''))}".rstrip(": ")
-    if ended.get("reason") == "OOMKilled":
-        limit = pod["spec"]["containers"][0].get("resources", {}).get("limits", {}).get("memory")
-        return "OOMKilled: it wanted more memory than " + (f"its limit of {limit}" if limit else "its machine has")
-    if status.get("reason"):
-        return f"{status['reason']}: {_sentence(status.get('message', ''))}".rstrip(": ")
-    if ended.get("reason") in ("ContainerCannotRun", "StartError"):
-        return f"the container cannot start: {_sentence(ended.get('message', ''))}"
-    return ""
-
-
-def _waiting(pod: Object, waiting: Mapping[str, Any], seen: Seen) -> tuple[str, str]:
-    """Return the state of a pod that does not run yet, and why in words."""
-    for condition in pod.get("status", {}).get("conditions") or ():
-        if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            if condition.get("reason") == "SchedulingGated":
-                return "pending", "held back by a scheduling gate"
-            return "pending", f"cannot be scheduled: {_unschedulable(condition.get('message', ''))}"
-    if not pod["spec"].get("nodeName"):
-        return "pending", "not scheduled yet"
-    warning = seen.warnings.get(pod["metadata"]["name"], "")
-    reason, image = waiting.get("reason", ""), pod["spec"]["containers"][0]["image"]
-    message = _sentence(waiting.get("message", "")) or warning
-    if "Image" in reason:
-        more = f" ({warning})" if warning and reason == "ImagePullBackOff" and warning not in message else ""
-        return "pending", f"the image {image} cannot be pulled: {message or reason}{more}"
-    if reason.endswith("Error"):
-        return "pending", f"the container cannot be made: {message or reason}"
-    return "starting", f"its container is being made{f': {warning}' if warning else ''}"
-
-
-def _unschedulable(message: str) -> str:
-    """Return what is missing, without the scheduler's words on preemption: `0/3 nodes are available: 3 Insufficient …`."""
-    return _sentence(message.split(" preemption:")[0]) or "no machine is free"
-
-
-def _sentence(text: str) -> str:
-    return " ".join(text.split()).rstrip(".")[:300]
+    return words.of_waiting(pod, told.get("waiting") or {}, seen.warnings.get(pod["metadata"]["name"], ""))
