@@ -16,7 +16,6 @@ from typing import Any
 from urllib.parse import quote
 
 from kubernetes import client, config, watch
-from kubernetes.config import ConfigException
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from torchfab.errors import TorchfabError, UsageError
@@ -76,10 +75,10 @@ def find_place(context: str, namespace: str) -> Place:
         raise UsageError(f"no Kubernetes cluster is set up: there is no {path}", "set KUBECONFIG to its kubeconfig")
     try:
         contexts, active = config.list_kube_config_contexts(config_file=path)
-    except (ConfigException, ValueError, TypeError) as error:
-        raise UsageError(f"{path}: {_one_line(error)}", "kubectl config view says what is in it") from None
-    known = {each["name"]: each.get("context") or {} for each in contexts}
-    name = context or active["name"]
+        known = {each["name"]: each.get("context") or {} for each in contexts}
+        name = context or active["name"]
+    except Exception as error:  # a text that is no YAML, or no kubeconfig, breaks the client in many ways
+        raise UsageError(f"{path} is no kubeconfig: {_one_line(error)}", "kubectl config view") from None
     if name not in known:
         words = ", ".join(sorted(known)) or "none"
         raise UsageError(f"{path} has no context {name!r}", f"its contexts: {words}")
@@ -116,9 +115,9 @@ class Cluster:
         settings.connection_pool_maxsize = 128
         try:
             self._load(settings)
-        except (ConfigException, OSError, ValueError, TypeError) as error:
-            fix = "kubectl config view says what is in it"
-            raise UsageError(f"context {place.context!r} of {place.kubeconfig}: {_one_line(error)}", fix) from None
+        except Exception as error:  # whatever a wrong kubeconfig, or a plugin that logs in, brings about
+            words = f"context {place.context!r} of {place.kubeconfig} cannot be used: {_one_line(error)}"
+            raise UsageError(words, "kubectl config view") from None
         self.server: str = self._api.configuration.host
 
     def _load(self, settings: Any) -> None:

@@ -184,6 +184,9 @@ def _process(pod: Object, node: Node, seen: Seen, details: Mapping[str, Any]) ->
     finished = seconds(ended.get("finishedAt")) if ended else None
     code = as_code(ended["exitCode"]) if ended else None
     message = (ended or {}).get("message") or ""
+    reported = failures_in(message)
+    if state == "failed" and not reason and not reported and not _told(message):
+        reason = words.last_of(message)
     over = finished or (seen.now if state in ("failed", "succeeded") else None)
     return {
         "name": pod["metadata"]["name"],
@@ -196,7 +199,7 @@ def _process(pod: Object, node: Node, seen: Seen, details: Mapping[str, Any]) ->
         "signal": None,
         "ranks": _ranks(node.rank, details, started, over, code, message) if started else [],
         "last_line": seen.last_lines.get(pod["metadata"]["name"]),
-        "reported": failures_in(message),
+        "reported": reported,
     }
 
 

@@ -61,6 +61,12 @@ def of_waiting(pod: Object, waiting: Mapping[str, Any], warning: str) -> tuple[s
     return "starting", f"its container is being made{f': {warning}' if warning else ''}"
 
 
+def last_of(message: str) -> str:
+    """Return the last line of a log's end, which most often says what went wrong."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return _sentence(lines[-1]) if lines else ""
+
+
 def _unschedulable(message: str) -> str:
     """Return what is missing (`0/3 nodes are available: 3 Insufficient …`), without the words on preemption."""
     return _sentence(message.partition(" preemption:")[0]) or "no machine is free"

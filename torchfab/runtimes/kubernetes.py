@@ -195,7 +195,7 @@ def _report(node: Node, pods: Sequence[Object], left: Sequence[str], what: str, 
     own = [f"Pod {pod['metadata']['name']}" for pod in pods if index_of(pod) == node.rank]
     # What is no pod of any node, such as the Job, is told with the first.
     others = [each for each in left if node.rank == 0 and not each.startswith("Pod ")]
-    mine = (*others, *(each for each in left if each.split(",")[0] in own))
+    mine = (*others, *(each for each in left if any(f"{each} ".startswith(f"{name} ") for name in own)))
     if mine:
         return StopReport(node, len(own), left=mine, seconds=seconds, words=f"still there: {'; '.join(mine)}")
     words = f"{what}its pod is gone, within {seconds:.1f} s" if own else f"{what}it had no pod"
