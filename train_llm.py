@@ -248,7 +248,7 @@ def master(env: Mapping[str, str], place: Place, parent: int) -> tuple[str, str]
     if not (address := env.get("MASTER_ADDR", address)):
         raise TrainError(f"{place.source} tells nobody where rank 0 is: pass MASTER_ADDR (mpirun -x MASTER_ADDR=...)")
     port = 29_500
-    if place.source == "srun":
+    if place.source.startswith("srun"):
         port = free_range(16 * int(env.get("SLURM_JOB_ID", 0)) + int(env.get("SLURM_STEP_ID", 0)))
     elif place.one_node:
         port = free_range(parent)
@@ -1113,9 +1113,11 @@ class StopSignal:
     def agree(self) -> Iterator[None]:
         """Exchange signals while the step in the `with` block runs; `flag` then is the signal's number on all ranks."""
         self.flag.fill_(self.heard)
-        work = dist.all_reduce(self.flag, dist.ReduceOp.MAX, group=self.group, async_op=True)
+        others = dist.get_world_size() > 1
+        work = dist.all_reduce(self.flag, dist.ReduceOp.MAX, group=self.group, async_op=True) if others else None
         yield
-        work.wait()
+        if work:
+            work.wait()
 
 
 class Trainer:

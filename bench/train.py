@@ -4,8 +4,8 @@
 Speed: three loops take turns in the same processes, a few steps each, so that whatever else the machine does meets
 them alike: train_llm.py's, a bare loop (a batch already in memory, no logging, no checkpoints) and that of
 transformers.Trainer. All have the same model, optimizer, gradient clipping, batch, sequence, dtype and threads (one per
-process). Start and memory: processes of their own, in turns. Every figure is a median; a ratio is the median of the
-ratios of neighbouring turns.
+process). Start and memory: processes of their own, in turns. Every figure is a median; a ratio of speeds is the median
+of the ratios of neighbouring turns, with its quartiles in brackets: they tell how busy the machine was.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line; the options after --role are for the processes that this one starts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--rounds", type=int, default=15, help="turns of each loop, and processes of each kind (default 15)")
-    add("--segment-s", type=float, default=1.0, help="seconds in a loop's turn (default 1)")
+    add("--rounds", type=int, default=24, help="turns of each loop (default 24)")
+    add("--segment-s", type=float, default=0.5, help="seconds in a loop's turn, two steps at least (default 0.5)")
     add("--role", choices=["speed", "memory", "save"], help=argparse.SUPPRESS)
     add("--loop", choices=["train_llm.py", "bare loop"], help=argparse.SUPPRESS)
     add("--compile", action="store_true", help=argparse.SUPPRESS)
@@ -181,9 +181,12 @@ def measure_speed(options: argparse.Namespace, trainer: train_llm.Trainer) -> di
     steps = max(2, int(1000 * options.segment_s / agreed.item()))
     times: dict[str, list[float]] = {"train_llm.py": [], "bare loop": []}
 
+    order = [("train_llm.py", own), ("bare loop", bare)]
+
     def others() -> None:
-        times["train_llm.py"].append(milliseconds(own, steps))
-        times["bare loop"].append(milliseconds(bare, steps))
+        for name, step in order:
+            times[name].append(milliseconds(step, steps))
+        order.reverse()  # so that nobody always comes after the same
 
     turns = TakeTurns(steps, others)
     train_with_theirs(trainer, turns, options.rounds + 1)
@@ -244,8 +247,14 @@ def write_model(work: Path, name: str) -> str:
 
     layers, width, heads, positions, vocabulary = SHAPES[name][0]
     folder = work / name
-    shape = {"n_layer": layers, "n_embd": width, "n_head": heads, "n_positions": positions, "vocab_size": vocabulary}
-    no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    shape: dict[str, Any] = {
+        "n_layer": layers,
+        "n_embd": width,
+        "n_head": heads,
+        "n_positions": positions,
+        "vocab_size": vocabulary,
+    }
+    no_dropout: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     GPT2Config(**shape, **no_dropout, bos_token_id=0, eos_token_id=0).save_pretrained(folder)
     train_llm.load_tokenizer(train_llm.parse_arguments(["--dataset-cache-root", str(work)])).save_pretrained(folder)
     return str(folder)
@@ -294,8 +303,10 @@ def speed_rows(name: str, processes: int, found: dict[str, Any], peak: float | N
     times = found["times"]
     for loop, goal in (("train_llm.py", None), ("bare loop", 0.98), ("transformers.Trainer", 1.05)):
         speed = 1000 * found["tokens"] / statistics.median(times[loop])
-        ratio = statistics.median(a / b for a, b in zip(times[loop], times["train_llm.py"], strict=True))
-        words = ["", ""] if goal is None else verdict(ratio, "≥", goal)
+        ratios = [a / b for a, b in zip(times[loop], times["train_llm.py"], strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        words = ["", ""] if goal is None else verdict(middle, "≥", goal)
+        words[0] += f" ({low:.2f}–{high:.2f})" if goal else ""
         mfu = f", MFU {speed * found['flops'] / (peak * processes):.1%}" if peak else ""
         yield [name, str(processes), loop, f"{speed:.0f} tokens/s{mfu}", *words]
 
@@ -347,7 +358,7 @@ def cpu_tables(work: Path, rounds: int, segment_s: float) -> Iterator[str]:
     yield "## Start\n\n" + table(["from the start of the process to", "median", "ratio", "goal"], start_rows(work, 5))
     head = ["model", "train_llm.py", "bare loop", "ratio", "goal"]
     yield "## Peak memory of a rank\n\n" + table(head, memory_rows(work, models))
-    yield "## A checkpoint\n\n" + table(SAVE_HEAD, save_rows(work, models, how))
+    yield "## A checkpoint\n\n" + table(SAVE_HEAD, save_rows(work, models))
     yield "## On a GPU\n\nNot measured: no GPU was at hand. `inv bench-train` measures it where there is one.\n"
 
 
@@ -362,11 +373,11 @@ def memory_rows(work: Path, models: list[str]) -> Iterator[list[str]]:
         yield [Path(model).name, f"{own:.3f} GB", f"{bare:.3f} GB", *verdict(own / bare, "≤", 1.1)]
 
 
-def save_rows(work: Path, models: list[str], how: tuple[str, ...]) -> Iterator[list[str]]:
+def save_rows(work: Path, models: list[str]) -> Iterator[list[str]]:
     """Yield what a checkpoint costs the step that takes it and the next one."""
     for model in models:
         with tempfile.TemporaryDirectory(dir=work) as folder:
-            found = measured(Path(folder), 1, "--role", "save", "--model", model, *how)
+            found = measured(Path(folder), 1, "--role", "save", "--model", model, "--rounds", "10")
         step, save, after = (statistics.median(found[name]) for name in ("other", "save", "after"))
         words = [f"{value:.1f} ms" for value in (step, save, after)]
         yield [Path(model).name, *words, f"{(save - step) / step:.2f}", "reported on CPU; GPU ≤ 0.5"]
@@ -383,7 +394,7 @@ def gpu_tables(work: Path, rounds: int, segment_s: float) -> Iterator[str]:
     unit = f"median; MFU of {peak / 1e12:.0f} TFLOP/s measured"
     head = ["model", "GPUs", "loop", unit, "train_llm.py is x times", "goal"]
     yield "## Speed\n\nGoal: MFU of at least 50 % on an H200.\n\n" + table(head, rows)
-    yield "## A checkpoint\n\n" + table(SAVE_HEAD, save_rows(work, [model], how))
+    yield "## A checkpoint\n\n" + table(SAVE_HEAD, save_rows(work, [model]))
 
 
 def main(argv: list[str] | None = None) -> None:

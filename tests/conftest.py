@@ -12,7 +12,7 @@ from hypothesis import settings
 GOLDEN = Path(__file__).parent / "golden"
 
 # No deadline: a slow machine is not a wrong program. In CI the examples are the same in every run.
-settings.register_profile("suite", max_examples=150, deadline=None, derandomize=os.environ.get("CI") == "true")
+settings.register_profile("suite", max_examples=100, deadline=None, derandomize=os.environ.get("CI") == "true")
 settings.load_profile("suite")
 
 

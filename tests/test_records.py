@@ -152,7 +152,7 @@ HOSTS = st.builds(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     node=HOSTS,
     script=st.lists(texts(), min_size=1, max_size=4),
@@ -316,6 +316,7 @@ JSON = st.recursive(
 )
 
 
+@settings(max_examples=50)
 @given(data=st.data(), value=JSON)
 def test_a_record_with_any_field_replaced_is_read_or_left_out(data: st.DataObject, value: Any) -> None:
     with TemporaryDirectory() as root:

@@ -81,13 +81,13 @@ def check(place: Path, commands: list[tuple[list[str], dict[str, str]]], secrets
     return text
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(st.lists(texts(), max_size=8), environments())
 def test_any_argv_and_environment_arrive_through_bash(place: Path, argv: list[str], env: dict[str, str]) -> None:
     check(place, [(argv, env)], {})
 
 
-@settings(max_examples=20)
+@settings(max_examples=15)
 @given(argv=st.lists(texts(), max_size=3), env=environments(2), tails=st.lists(texts(), min_size=1, max_size=3))
 def test_secrets_arrive_from_the_shell_and_are_never_in_the_text(
     place: Path, argv: list[str], env: dict[str, str], tails: list[str]

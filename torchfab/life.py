@@ -6,6 +6,7 @@ They ask the job's runtime, never its launcher.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import sys
@@ -17,28 +18,36 @@ from typing import Any
 from torchfab import inventory, runtimes, status
 from torchfab.commandline import fold_reasons, say, tell
 from torchfab.errors import HostsFailedError, TorchfabError, UsageError
+from torchfab.fanout import fan_out
 from torchfab.job import Node
 from torchfab.records import Record
 from torchfab.surroundings import Surroundings
 from torchfab.watch import NO_LINES, Printer, Watch, describe_failure
 
 DEFAULT_LINES = 1000
+_JOBS_AT_ONCE = 8
 
 
 def find(job: str, around: Surroundings) -> Record:
     """Return the record of a job; of the latest where none is named, and say which that is.
 
-    `-S`, `-i` and `-t` on the command line replace what the job was launched with.
+    `-S`, `-i` and `-t` on the command line, and today's timeouts, replace what the job was launched with.
     """
     record = around.records.get(job) if job else around.records.latest()
     if not job:
         tell(f"job {record.name} (the latest)")
+    return _as_of_today(record, around)
+
+
+def _as_of_today(record: Record, around: Surroundings) -> Record:
     given = around.settings
     settings = replace(
         record.settings,
         ssh_config=given.ssh_config or record.settings.ssh_config,
         identities=given.identities or record.settings.identities,
         connect_timeout_s=given.connect_timeout_s,
+        answer_timeout_s=given.answer_timeout_s,
+        fanout=given.fanout,
     )
     return replace(record, settings=settings)
 
@@ -102,9 +111,10 @@ def _rank_flag(found: status.JobStatus) -> str:
 def show_jobs(around: Surroundings, as_json: bool, job: str) -> None:
     """Print the jobs, or one, that were launched from here; those that have not ended are asked how they are."""
     records = [around.records.get(job)] if job else around.records.all()
-    for record in records:
-        if not record.last_seen()["ended"]:
-            ask_status(record)
+    open_ones = [_as_of_today(record, around) for record in records if not record.last_seen()["ended"]]
+    for record, result in fan_out(open_ones, ask_status, _JOBS_AT_ONCE):
+        if isinstance(result, Exception):
+            tell(f"job {record.name} could not be asked: {result}")
     if as_json:
         say(json.dumps([_job_as_json(record) for record in records], indent=2))
     elif not records:
@@ -153,11 +163,16 @@ def remove(job: str, around: Surroundings) -> None:
     """
     if not job:
         raise UsageError("--remove needs the name of a job", "fab jobs lists them; then: fab jobs --remove NAME")
-    record = around.records.get(job)
-    if not ask_status(record).has_ended:
+    record = _as_of_today(around.records.get(job), around)
+    found = ask_status(record)
+    silent = [each.node.label for each in found.nodes if each.state == "unreachable"]
+    if silent:
         raise UsageError(
-            f"job {record.name} has not ended, or not all of its nodes can be asked", f"fab stop {record.name}"
+            f"{inventory.fold(silent)} cannot be asked whether job {record.name} has ended there",
+            f"try again when that works; if it never will, delete the record by hand: {record.folder}",
         )
+    if not found.has_ended:
+        raise UsageError(f"job {record.name} has not ended", f"fab stop {record.name}")
     failed = runtimes.of(record.runtime).forget(record)
     if failed:
         raise HostsFailedError(f"the job's folder is still on {len(failed)} nodes; its record was kept", failed)
@@ -189,7 +204,10 @@ def log_request(rank: str, lines: str, grep: str, follow: bool) -> dict[str, Any
 
 def show_logs(record: Record, request: Mapping[str, Any], folding: bool) -> int:
     """Print a job's logs; return its exit code if followed to its end, else 0, or 1 if a node was missing."""
-    watch = Watch(record, Printer(folding))
+    beyond = [rank for rank in request["ranks"] or () if rank >= record.world_size]
+    if beyond and not record.is_elastic:
+        raise UsageError(f"job {record.name} has the ranks 0-{record.world_size - 1}, and no rank {beyond[0]}")
+    watch = Watch(record, Printer(folding), retries=request["follow"])
     if not request["follow"]:
         return _show_past(watch, request)
     return _see_through(watch, request)
@@ -255,6 +273,8 @@ def attach_argv(record: Record, node: str, rank: str) -> tuple[str, ...]:
     found = ask_status(record)
     chosen = _node_of_rank(found, rank) if rank else _node_named(record.name, found, node)
     here = next(each for each in found.nodes if each.node == chosen)
+    if here.state == "unreachable":
+        raise TorchfabError(f"{chosen.label} cannot be reached: {here.reason}")
     if here.state not in ("starting", "running"):
         raise UsageError(f"job {record.name} does not run on {chosen.label}: {here.state}", f"fab logs {record.name}")
     window = f"rank-{rank}" if rank and any(each["name"] == f"rank-{rank}" for each in here.processes) else ""
@@ -278,11 +298,19 @@ def _node_of_rank(found: status.JobStatus, rank: str) -> Node:
         names = {each["name"] for each in node.processes} | {f"rank-{each['rank']}" for each in node.ranks}
         if f"rank-{rank}" in names:
             return node.node
-    raise UsageError(f"no node runs rank {rank!r}")
+    raise UsageError(f"no node runs rank {rank!r}", "fab status shows which ranks run, and where")
 
 
 def attach(argv: Sequence[str]) -> None:
-    """Become the command that attaches."""
+    """Become the command that attaches.
+
+    Raises
+    ------
+    UsageError
+        There is no terminal to attach.
+    """
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UsageError("fab attach needs a terminal", "without one: fab logs --follow")
     sys.stdout.flush()
     os.execvp(argv[0], list(argv))
 
@@ -321,5 +349,13 @@ def _stop_words(report: Any) -> str:
         return f"{len(report.left)} processes are left and cannot be killed: {', '.join(report.left[:3])}"
     if not report.asked:
         return "nothing of it was running"
-    killed = f", {len(report.killed)} had to be killed ({', '.join(report.killed[:3])})" if report.killed else ""
-    return f"{report.asked} processes ended within {report.seconds:.1f} s{killed}"
+    # Whole seconds, and commands without pids: so nodes that did the same fold into one line.
+    count = "1 process" if report.asked == 1 else f"{report.asked} processes"
+    return f"{count} ended within {math.ceil(report.seconds)} s{_killed_words(report.killed)}"
+
+
+def _killed_words(killed: Sequence[str]) -> str:
+    if not killed:
+        return ""
+    commands = dict.fromkeys(each.partition(" ")[2].strip("()") for each in killed)
+    return f", {len(killed)} of them had to be killed: {', '.join(list(commands)[:3])}"

@@ -115,7 +115,10 @@ class Session:
         self.asked = 0
         self.answered = False
         self.lock = threading.Lock()
-        self.pipe.write(bundle.source().encode())
+        try:
+            self.pipe.write(bundle.source().encode())
+        except OSError as error:
+            raise self._ended() from error
 
     def ask(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
         """Send a request and return its answer.
@@ -277,7 +280,10 @@ class _LocalPipe:
         return os.read(self.stdout.fileno(), 1 << 16) if readable else None
 
     def obituary(self) -> tuple[int | None, str]:
-        self.stdin.close()
+        try:
+            self.stdin.close()
+        except OSError:  # what it did not read is still in our buffer
+            pass
         return self.process.wait(10), self.stderr.read().decode(errors="replace")
 
     def close(self) -> None:
@@ -327,8 +333,9 @@ class _SSHPipe:
                 stderr += data
         except TimeoutError:
             pass
-        code = self.channel.recv_exit_status() if self.channel.exit_status_ready() else -1
-        # -1: no exit code came. Where the connection still stands, the program was killed.
+        # The exit code comes after the end of stdout, and -1 when the channel was closed without one. Where the
+        # connection still stands then, the program was killed.
+        code = self.channel.recv_exit_status() if self.channel.status_event.wait(2) else -1
         known = code >= 0 or self.connection.is_connected
         return (code if known else None), stderr.decode(errors="replace")
 

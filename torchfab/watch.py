@@ -67,11 +67,14 @@ class Watch:
     failure_grace_s : float, optional
         When too many nodes have failed: how long the others get to end by themselves, before they are stopped. None:
         they are left alone.
+    retries : bool
+        Whether a node with which contact is lost is tried again; here for the words only.
     """
 
     record: Record
     printer: Printer
     failure_grace_s: float | None = None
+    retries: bool = True
     ended: dict[int, status.NodeStatus] = field(default_factory=dict)
     lost: dict[int, float] = field(default_factory=dict)
     failed_at: float | None = None
@@ -117,7 +120,7 @@ class Watch:
         elif isinstance(event, ContactLost) and event.node.rank not in self.lost:
             self.lost[event.node.rank] = time.monotonic()
             self.printer.past_of.add(event.node.rank)
-            tell(f"{event.node.label}: {event.error.message} (trying again)")
+            tell(f"{event.node.label}: {event.error.message}" + (" (trying again)" if self.retries else ""))
 
     def _see(self, found: JobStatus) -> None:
         """Take in how a scheduler's job is; say on stderr why it waits, and when it no longer does."""

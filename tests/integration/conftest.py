@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration import ways
 from tests.integration.fab import Fab
 from tests.support import absent
 from torchfab.rehearsal import Cluster, Kind, RehearsalError
@@ -78,3 +79,19 @@ def any_fab(request: pytest.FixtureRequest) -> Fab:
     """The real `fab` on either kind of cluster: as root in namespaces, as an ordinary user on loopback addresses."""
     made: Fab = request.getfixturevalue("fab" if request.param == "netns" else "loopback_fab")
     return made
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the data cache that trainings on `netns_cluster` share."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def reference(netns_cluster: Cluster, cache: Path) -> float:
+    """Give the loss at step 20 under launch-per-node, with which the other launchers must agree."""
+    made = Fab(netns_cluster)
+    try:
+        return ways.loss_at_step_20(made, cache, "launch-per-node")
+    finally:
+        made.close()

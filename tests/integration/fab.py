@@ -63,7 +63,7 @@ class Fab:
         self.workdir.mkdir(parents=True)
         self.write("light.py", LIGHT_SCRIPT)
         self.own(self.base)
-        self._sessions_before = self.sessions()
+        self.sessions_before = self.sessions()
 
     def own(self, path: Path | str) -> None:
         """Give a folder of files to the user who runs `fab`."""
@@ -181,7 +181,7 @@ class Fab:
         """Give all that is left of any job, by kind; empty when nothing is."""
         found: dict[str, object] = {
             "processes": self.processes(),
-            "tmux sessions": self.sessions() - self._sessions_before,
+            "tmux sessions": self.sessions() - self.sessions_before,
             "folders": self.folders(),
             "records": self.jobs(),
         }

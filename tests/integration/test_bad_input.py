@@ -19,13 +19,9 @@ HOSTFILES = {
     "empty": ("", "names no host"),
     "all comments": ("# node1\n\n  # node2\n", "names no host"),
     "a host twice": ("node1\nnode1\n", "h:2: node1 stands in"),
-    "the same host in a range": ("node1\nnode[1-2]\n", "h:2: node1 stands in"),
-    "a port that is a word": ("node1\nnode2:ssh\n", "h:2: 'ssh' is no port"),
     "a port too high": ("node1:65536\n", "h:1: '65536' is no port"),
     "an open range": ("node[1-2\n", "h:1: 'node[1-2' is no host name"),
-    "a range backwards": ("node[2-1]\n", "h:1: bad range"),
     "an unknown key": ("node1 slotss=2\n", "h:1: unknown key 'slotss'"),
-    "no slots": ("node1 slots=0\n", "h:1: slots=0"),
     "two hosts on a line": ("node1 node2\n", "h:1: unknown key 'node2'"),
     "an option of ssh": ("-oProxyCommand=id\n", "h:1: '-oProxyCommand=id' is no host name"),
 }
@@ -48,7 +44,7 @@ def test_a_missing_hosts_file_is_an_error_and_no_local_run(fab: Fab, words: tupl
 
 # ---- names
 
-HOSTILE_NAMES = ["../x", "a b", "-x", "x" * 100, "a;b", "$(x)", "a.b", "a:b", "job\n", "ä", "#{pid}"]
+HOSTILE_NAMES = ["../x", "a b", "-x", "x" * 100, "a;b", "$(x)", "job\n"]
 
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
@@ -85,7 +81,6 @@ def test_a_session_of_another_launch_machine_is_not_touched(fab: Fab) -> None:
 FLAGS = {
     "an empty name": (("--name", ""), "--name is empty"),
     "--env without =": (("--env", "NAME"), "--env NAME=VALUE"),
-    "--env without a name": (("--env", "=1"), "'' cannot name"),
     "--env with a name that no shell takes": (("--env", "a b=1"), "'a b' cannot name"),
     "no processes": (("--nproc-per-node", "0"), "--nproc-per-node is auto, gpu or a number from 1 to 1024, got '0'"),
     "a word for processes": (("--nproc-per-node", "x"), "got 'x'"),
@@ -95,8 +90,6 @@ FLAGS = {
     "a backend that is none": (("--rdzv-backend", "x"), "--rdzv-backend is c10d or static, got 'x'"),
     "bounds backwards": (("--nnodes", "3:2"), "2 is less than 3"),
     "more nodes than hosts": (("--nnodes", "3"), "does not fit the 2 hosts"),
-    "restarts": (("--max-restarts", "-1"), "--max-restarts is a number of at least 0"),
-    "a grace": (("--grace", "soon"), "--grace is a number of seconds"),
     "a relative workdir": (("--workdir", "here"), "--workdir must be an absolute path, got 'here'"),
     "nothing after --": (("--",), "nothing stands after --"),
     "an empty script": (("--", ""), "an empty word stands after --"),

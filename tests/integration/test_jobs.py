@@ -8,9 +8,13 @@ import re
 import signal
 import subprocess
 import time
+import uuid
+from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 
 from tests.integration.fab import Fab, eventually
 from tests.integration.jobs import gpufile, host_line, ok, status_of, two
@@ -95,9 +99,9 @@ while True:
 """
 
 
-def dumps(fab: Fab, count: int) -> dict[int, dict[str, Any]]:
+def dumps(fab: Fab, count: int, folder: Path | None = None) -> dict[int, dict[str, Any]]:
     """Return what each rank of DUMP wrote."""
-    paths = [fab.workdir / f"{rank}.json" for rank in range(count)]
+    paths = [(folder or fab.workdir) / f"{rank}.json" for rank in range(count)]
     assert eventually(lambda: all(path.exists() for path in paths), 60), list(fab.workdir.iterdir())
     return {rank: json.loads(path.read_text()) for rank, path in enumerate(paths)}
 
@@ -129,6 +133,31 @@ def test_per_gpu_ranks_follow_the_lines_and_local_ranks_the_host(any_fab: Fab) -
     assert len({each["env"]["MASTER_PORT"] for each in found.values()}) == 1
     assert {each["cwd"] for each in found.values()} == {str(fab.workdir)}
     assert ok(fab("wait", "order")).rc == 0
+
+
+TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=30)
+
+
+@settings(
+    max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], phases=[Phase.generate]
+)
+@given(words=st.lists(TEXT, max_size=40), values=st.lists(TEXT, max_size=20), number=st.uuids())
+def test_whatever_the_words_and_values_they_reach_the_script_over_ssh_and_locally(
+    fab: Fab, words: list[str], values: list[str], number: uuid.UUID
+) -> None:
+    fab.write("dump.py", DUMP)
+    env = [each for index, value in enumerate(values) for each in ("--env", f"V{index}={value}")]
+    out = fab.workdir / str(number)
+    out.mkdir()
+    fab.own(out)
+    (fab.workdir / "mixed").write_text("localhost\nnode1\n")
+    name, master = f"p-{number}", ("--master-addr", fab.cluster.node(0).address)
+    launch = ("launch-per-gpu", "--gpufile", str(fab.workdir / "mixed"), "--name", name, *master, *env)
+    ok(fab(*launch, "--env", f"OUT_DIR={out}", "--", "dump.py", *words))
+    for found in dumps(fab, 2, out).values():
+        assert found["argv"] == words
+        assert [found["env"][f"V{index}"] for index in range(len(values))] == values
+    ok(fab("wait", name))
 
 
 def test_any_argument_and_environment_reaches_the_script_unchanged_over_ssh_and_locally(any_fab: Fab) -> None:
@@ -480,7 +509,7 @@ def test_a_node_out_of_reach_is_named_and_the_others_are_stopped(fab: Fab, netns
         done = fab("-t", "2", "stop", "cut")
         assert done.rc != 0
         assert "node2" in done.stderr
-        assert "node1: 1 processes ended" in done.stdout
+        assert "node1: 1 process ended" in done.stdout
     finally:
         netns_cluster.heal(1)
     ok(fab("stop", "cut"))

@@ -242,7 +242,7 @@ def test_the_options_are_the_flags_as_numbers() -> None:
     [
         *(
             ("nproc_per_node", value, f"--nproc-per-node is auto, gpu or a number from 1 to 1024, got {value!r}")
-            for value in ("0", "-1", "two", "", "1.5", "٣")
+            for value in ("0", "-1", "two", "", "1.5", "٣", "1025", "9" * 5000)
         ),
         ("rdzv_backend", "etcd", "--rdzv-backend is c10d or static, got 'etcd'"),
         ("max_restarts", "-1", "--max-restarts is a number of at least 0, got '-1'"),

@@ -108,14 +108,20 @@ class Place:
 
     def end(self) -> None:
         """Kill whatever is left, by pid."""
+        below = procfs.descendants([child.pid for child in self.started if child.poll() is None])
         for child in self.started:
             if child.poll() is None:
                 child.kill()
             child.wait()
+        _kill(below)
         while left := self.running():
-            for pid in left:
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
+            _kill(left)
             time.sleep(0.01)
+
+
+def _kill(pids: Sequence[int]) -> None:
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.hostile import HOSTILE, texts
@@ -58,6 +58,7 @@ def test_any_text_is_written_and_read_back(text: str, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["x"]
 
 
+@settings(max_examples=40)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | texts(), lambda x: st.lists(x) | st.dictionaries(texts(), x)

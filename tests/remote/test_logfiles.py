@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +15,7 @@ from torchfab.launchers.per_node import RANK_LOGS
 from torchfab.remote import files, logfiles
 from torchfab.remote.logfiles import Clock, LogFile, Timeline
 
-RANKS = [
+RANKS: list[dict[str, Any]] = [
     {"rank": 4, "local_rank": 0, "attempt": 0},
     {"rank": 5, "local_rank": 1, "attempt": 0},
     {"rank": 6, "local_rank": 0, "attempt": 1},

@@ -90,7 +90,7 @@ def test_the_last_lines_are_read(job: Job, lines: int | None, wanted: list[str])
     assert texts_of(job.reader(lines=lines).past()) == wanted
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(st.lists(st.text("ab \r", max_size=6), max_size=12), st.integers(0, 14), st.booleans())
 def test_the_tail_of_any_file_is_its_last_lines(lines: list[str], count: int, ended: bool) -> None:
     with TemporaryDirectory() as name:
@@ -209,7 +209,7 @@ def test_a_file_that_is_larger_than_a_block_is_never_cut_within_a_line(job: Job)
 CHUNKS = st.lists(st.one_of(st.text("ab\n", max_size=8), texts(20)), max_size=15)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(CHUNKS, st.booleans())
 def test_concatenated_reads_are_the_file(chunks: list[str], past_first: bool) -> None:
     whole = "".join(chunks).replace("\r", "")
@@ -227,7 +227,7 @@ def test_concatenated_reads_are_the_file(chunks: list[str], past_first: bool) ->
         assert found == data.removesuffix("\n").split("\n") if data else found == []
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(CHUNKS, st.data())
 def test_a_reader_that_goes_on_from_offsets_loses_and_repeats_nothing(chunks: list[str], data: st.DataObject) -> None:
     with TemporaryDirectory() as name:

@@ -8,6 +8,7 @@ from torchfab.errors import UsageError
 from torchfab.job import Facts, Job, Node
 from torchfab.launchers import assumed_facts
 
+MOST_PROCESSES = 1024  # ranks on one node; more is a slip
 CPU_PROCESSES = 2  # ranks on a node without GPUs, where nothing else was said
 HELP = "Ranks per node: auto (slots=, else its GPUs, else 2), gpu (its GPUs), or a number. [auto]"
 
@@ -18,10 +19,11 @@ def check(text: str) -> str:
     Raises
     ------
     UsageError
-        It is neither auto, nor gpu, nor a number of at least 1.
+        It is neither auto, nor gpu, nor a number from 1 to 1024.
     """
-    if text not in ("auto", "gpu") and not (text.isascii() and text.isdigit() and int(text) >= 1):
-        raise UsageError(f"--nproc-per-node is auto, gpu or a number of at least 1, got {text!r}")
+    is_number = text.isascii() and text.isdigit() and len(text) < 5 and 1 <= int(text) <= MOST_PROCESSES
+    if text not in ("auto", "gpu") and not is_number:
+        raise UsageError(f"--nproc-per-node is auto, gpu or a number from 1 to {MOST_PROCESSES}, got {text!r}")
     return text
 
 

@@ -26,6 +26,11 @@ RANK_LOGS = r"logs/rank-(?P<rank>\d+)\.log"
 _BATCH = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=15")
 
 
+def python(job: Job) -> str:
+    """Return the interpreter as it is found from any folder: an ssh command starts in the home folder."""
+    return posixpath.join(job.workdir, job.python) if "/" in job.python else job.python
+
+
 def names(nodes: Sequence[Node], master: str) -> tuple[str, ...]:
     """Return the names by which the launcher knows the nodes: how the nodes reach each other.
 
@@ -77,7 +82,7 @@ def gate(
     folder = f"{facts.folder}/agent"
     return Process(
         "agent",
-        (job.python, "-I", "-S", f"{folder}/gate.py", "await"),
+        (python(job), "-I", "-S", f"{folder}/gate.py", "await"),
         {**env, FOLDER: folder},
         rank_logs=rank_logs,
         folders=("logs", "errors"),
@@ -111,7 +116,7 @@ def head_files(
     return {
         "ssh.py": shim("ssh"),
         "nodes.json": json.dumps({"nodes": reach, "fail_fast": fail_fast}, indent=1) + "\n",
-        "bin/ssh": f'#!/bin/sh\nexec {shlex.join([job.python, "-I", "-S", ssh])} "$@"\n',
+        "bin/ssh": f'#!/bin/sh\nexec {shlex.join([python(job), "-I", "-S", ssh])} "$@"\n',
     }
 
 
@@ -126,7 +131,7 @@ def _ssh_argv(job: Job, node: Node) -> list[str]:
 
 def _knock(job: Job, node: Node, facts: Facts) -> list[str]:
     marks = [f"{name}={value}" for name, value in environment.marks(job.job_id, node.rank).items()]
-    return ["env", *marks, job.python, "-I", "-S", f"{facts.folder}/agent/gate.py", "deliver"]
+    return ["env", *marks, python(job), "-I", "-S", f"{facts.folder}/agent/gate.py", "deliver"]
 
 
 def program_folder(folder: str) -> str:

@@ -57,10 +57,9 @@ def options(flags: Flags) -> Mapping[str, Any]:
     }
 
 
-def _number(flag: str, text: str, least: int, words: str = "", most: int = 10**9) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 12 and least <= int(text) <= most):
-        bounds = f"of at least {least}" if most == 10**9 else f"from {least} to {most}"
-        raise UsageError(f"{flag} is {words}a number {bounds}, got {text!r}")
+def _number(flag: str, text: str, least: int, words: str = "") -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 12 and int(text) >= least):
+        raise UsageError(f"{flag} is {words}a number of at least {least}, got {text!r}")
     return int(text)
 
 

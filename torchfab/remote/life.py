@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 
@@ -33,9 +34,10 @@ def status(folder: str, job_id: str, node_rank: int) -> dict[str, Any]:
 def has_ended(folder: str) -> bool:
     """Say whether every process of the job on this node has ended, or the job's folder is gone."""
     states = []
+    stop = files.read_json(os.path.join(folder, files.STOP))
     for name in files.processes(folder):
         started = files.read_json(os.path.join(folder, name, files.STARTED)) or {}
-        states.append(_state(started, files.read_json(os.path.join(folder, name, files.EXIT)), None)[0])
+        states.append(_state(started, files.read_json(os.path.join(folder, name, files.EXIT)), stop)[0])
     return not os.path.isdir(folder) or (bool(states) and not {"starting", "running"} & set(states))
 
 
@@ -85,7 +87,7 @@ def _state(started: dict[str, Any], ended: dict[str, Any] | None, stop: dict[str
     if ended and not (ended.get("cleaning") and _supervised(started)):
         return _end_state(ended, stop), ""
     if not started:
-        return "starting", ""
+        return ("stopped", "before it had started") if stop else ("starting", "")
     if _supervised(started):
         return "running", ""
     if started["boot_id"] != procfs.boot_id():
@@ -141,12 +143,19 @@ def failures_in(text: str) -> list[dict[str, int]]:
         name, _, value = (part.strip() for part in line.partition(":"))
         if name.startswith("Root Cause"):
             into = root
-        elif name == "rank" and value.split()[:1]:
-            rank = value.split()[0]
-        elif name == "exitcode" and rank is not None and rank.isdigit():
-            into.append({"rank": int(rank), "code": int(value.split()[0])})
+        elif name == "rank":
+            rank = _leading_number(value)
+        elif name == "exitcode" and rank is not None:
+            code = _leading_number(value)
+            into += [] if code is None else [{"rank": rank, "code": code}]
             rank = None
     return root + failures
+
+
+def _leading_number(text: str) -> int | None:
+    # A script can print what looks like a report and is none.
+    match = re.match(r"-?[0-9]{1,9}\b", text)
+    return int(match[0]) if match else None
 
 
 # ---- stop
@@ -164,7 +173,9 @@ def stop(folder: str, job_id: str, node_rank: int, session: str, grace_s: float)
     begun = time.time()
     found = procfs.job_processes(job_id, node_rank)
     supervisors = procfs.running_program(os.path.join(folder, files.BUNDLE))
-    if found or supervisors:
+    unstarted = _take_secrets_of_unstarted(folder)
+    # Somebody may have removed the folder under the running job.
+    if (found or supervisors or unstarted) and os.path.isdir(folder):
         files.write_json(os.path.join(folder, files.STOP), {"time": begun, "grace_s": grace_s})
     # A supervisor asks what is its own to end, waits, kills, and writes down how it ended.
     _signal_all(supervisors or found, signal.SIGTERM)
@@ -172,6 +183,17 @@ def stop(folder: str, job_id: str, node_rank: int, session: str, grace_s: float)
     tmux.run("kill-session", "-t", f"={session}")
     left = [procfs.describe(pid) for pid in procfs.job_processes(job_id, node_rank)]
     return {"asked": len(found), "killed": killed, "left": left, "seconds": time.time() - begun}
+
+
+def _take_secrets_of_unstarted(folder: str) -> bool:
+    """Remove the secrets of processes that have not started; say whether there are such processes."""
+    found = False
+    for name in files.processes(folder):
+        if not os.path.exists(os.path.join(folder, name, files.STARTED)):
+            found = True
+            if os.path.exists(os.path.join(folder, name, files.SECRETS)):
+                os.unlink(os.path.join(folder, name, files.SECRETS))
+    return found
 
 
 def _end_all(folder: str, job_id: str, node_rank: int, kill_at: float) -> list[str]:

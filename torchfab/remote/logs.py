@@ -189,13 +189,14 @@ def stream(
     send({"past": True})
     sizes = reader.sizes()
     while not gone():
-        ended = not request["follow"] or life.has_ended(folder)
+        ended = life.has_ended(folder)
         # The files are read once more after the end was seen: what was written before it is all there.
         before = dict(reader.offsets)
         _send_lines(reader, reader.news(final=ended), send)
         idle = reader.offsets == before  # nothing was read; whether a line of it was wanted is another matter
-        if ended and (idle or (not request["follow"] and reader.has_read(sizes))):
-            break  # unless it is followed, a job that never stops to write is not read for ever
+        # Unless it is followed, a job that never stops to write is not read for ever.
+        if (idle and (ended or not request["follow"])) or (not request["follow"] and reader.has_read(sizes)):
+            break
         if idle:
             time.sleep(_POLL_S)
     send({"end": life.status(folder, job_id, node_rank)})

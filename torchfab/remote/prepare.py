@@ -183,14 +183,18 @@ class Preparation:
 
     def _check_peers(self) -> None:
         deadline = time.monotonic() + PEERS_TIMEOUT_S
+        unknown = []
         for address in self.request["peers"]:
             if time.monotonic() > deadline:  # a slow name server: not worth keeping everybody waiting for
-                return
+                break
             if not _addresses(address):
-                self._problem(
-                    f"the address {address} of another node does not resolve",
-                    "give one that the nodes can reach with address= on its line of the hosts file",
-                )
+                unknown.append(address)
+        if unknown:
+            shown = ", ".join(unknown[:4]) + (f" and {len(unknown) - 4} more" if len(unknown) > 4 else "")
+            self._problem(
+                f"addresses of other nodes do not resolve there: {shown}",
+                "give some that the nodes can reach with address= on their lines of the hosts file",
+            )
 
     # ---- the port
 

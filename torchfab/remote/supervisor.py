@@ -65,6 +65,8 @@ class Supervisor:
     def run(self) -> int:
         """Start the process, watch it to its end, clean up after it; return its exit code."""
         _become_subreaper()
+        if os.path.exists(os.path.join(os.path.dirname(self.folder), files.STOP)):
+            return 1  # the job was stopped before we came
         try:
             self.child = self._start()
         except OSError as error:

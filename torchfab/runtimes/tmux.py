@@ -179,7 +179,9 @@ def start(plan: Plan, prepared: Prepared, progress: Progress) -> None:
     timeout_s = prepared.settings.start_timeout_s
 
     def act(each: NodePlan) -> Mapping[str, Any]:
-        return prepared.sessions[each.node.rank].ask(start_request(plan, each, timeout_s), timeout_s + 5)
+        return prepared.sessions[each.node.rank].ask(
+            start_request(plan, each, timeout_s), timeout_s + min(timeout_s, 5)
+        )
 
     def keep(each: NodePlan) -> Mapping[str, Any]:
         return prepared.sessions[each.node.rank].ask({"op": "keep"}, timeout_s)
@@ -257,10 +259,12 @@ def _roll_back(plan: Plan, prepared: Prepared) -> list[str]:
         "grace_s": _ROLLBACK_GRACE_S,
     }
 
+    timeout_s = _ROLLBACK_GRACE_S + min(15.0, 2 * prepared.settings.start_timeout_s)
+
     def act(each: NodePlan) -> Mapping[str, Any]:
         rank = each.node.rank
         more = {"node_rank": rank, "session": session_name(plan.job.name, rank)}
-        return prepared.sessions[rank].ask({**request, **more}, _ROLLBACK_GRACE_S + 15)
+        return prepared.sessions[rank].ask({**request, **more}, timeout_s)
 
     unsure = []
     for each, answer in fan_out(plan.nodes, act, prepared.settings.fanout):

@@ -112,7 +112,8 @@ def end_as(code: int, env: Mapping[str, str]) -> None:
         os.write(int(env["PMI_FD"]), b"cmd=abort exitcode=%d\n" % (code if code > 0 else 128 - code))
     if code >= 0:
         sys.exit(code)
-    signal.signal(-code, signal.SIG_DFL)
+    if -code in FORWARDED:
+        signal.signal(-code, signal.SIG_DFL)
     os.kill(os.getpid(), -code)
 
 

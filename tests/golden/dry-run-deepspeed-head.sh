@@ -1,0 +1,155 @@
+# job: gpt2
+# nodes: 2 (node[1-2])
+# ranks: 4 (2 per node)
+# master: node1:5001
+# workdir: /work
+# python: /venv/bin/python
+# a note
+
+# node 1: node2
+ssh -- node2 bash -s <<'TORCHFAB'
+umask 077
+mkdir -p /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/logs /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/errors /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/bin
+cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/gate.py <<'FILE'
+(torchfab/remote/shims/gate.py)
+FILE
+cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/rank.py <<'FILE'
+(torchfab/remote/shims/rank.py)
+FILE
+cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/script.json <<'FILE'
+["/venv/bin/python", "train.py", "--name", "it's $5"]
+FILE
+cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/bin/rank <<'FILE'
+#!/bin/sh
+exec /venv/bin/python -I -S /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/rank.py --script "$@"
+FILE
+chmod 700 /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/bin/rank
+cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/run.sh <<'RUN'
+cd /work || exit
+export PYTHONUNBUFFERED=1
+export OMP_NUM_THREADS=1
+export NCCL_DEBUG=INFO
+export MASTER_ADDR=node1
+export MASTER_PORT=5001
+export LOCAL_WORLD_SIZE=2
+export TORCHFAB_JOB_ID=gpt2-0a1b2c3d
+export TORCHFAB_NODE_RANK=1
+export TORCHFAB_FOLDER=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent
+export PATH=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/bin:"$PATH"
+exec /venv/bin/python -I -S /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/gate.py await > >(tee -a /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/output.log) 2>&1 < /dev/null
+RUN
+tmux -L torchfab new-session -d -s gpt2-node1 -n agent bash /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/run.sh
+TORCHFAB
+
+# node 0: node1
+ssh -- node1 bash -s <<'TORCHFAB'
+umask 077
+mkdir -p /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/logs /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/errors /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/bin
+cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/gate.py <<'FILE'
+(torchfab/remote/shims/gate.py)
+FILE
+cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/rank.py <<'FILE'
+(torchfab/remote/shims/rank.py)
+FILE
+cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/script.json <<'FILE'
+["/venv/bin/python", "train.py", "--name", "it's $5"]
+FILE
+cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/bin/rank <<'FILE'
+#!/bin/sh
+exec /venv/bin/python -I -S /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/rank.py --script "$@"
+FILE
+chmod 700 /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/bin/rank
+cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/run.sh <<'RUN'
+cd /work || exit
+export PYTHONUNBUFFERED=1
+export OMP_NUM_THREADS=1
+export NCCL_DEBUG=INFO
+export MASTER_ADDR=node1
+export MASTER_PORT=5001
+export LOCAL_WORLD_SIZE=2
+export TORCHFAB_JOB_ID=gpt2-0a1b2c3d
+export TORCHFAB_NODE_RANK=0
+export TORCHFAB_FOLDER=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent
+export PATH=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/bin:"$PATH"
+exec /venv/bin/python -I -S /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/gate.py await > >(tee -a /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/output.log) 2>&1 < /dev/null
+RUN
+mkdir -p /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/bin
+cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/hostfile <<'FILE'
+node1 slots=2
+node2 slots=2
+FILE
+cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/deepspeed_env <<'FILE'
+TORCHFAB_JOB_ID=gpt2-0a1b2c3d
+FILE
+cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/ssh.py <<'FILE'
+(torchfab/remote/shims/ssh.py)
+FILE
+cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/nodes.json <<'FILE'
+{
+ "nodes": {
+  "node1": {
+   "ssh": [],
+   "gate": [
+    "env",
+    "TORCHFAB_JOB_ID=gpt2-0a1b2c3d",
+    "TORCHFAB_NODE_RANK=0",
+    "/venv/bin/python",
+    "-I",
+    "-S",
+    "/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/gate.py",
+    "deliver"
+   ]
+  },
+  "node2": {
+   "ssh": [
+    "ssh",
+    "-o",
+    "BatchMode=yes",
+    "-o",
+    "ConnectTimeout=10",
+    "-o",
+    "ServerAliveInterval=15",
+    "--",
+    "node2"
+   ],
+   "gate": [
+    "env",
+    "TORCHFAB_JOB_ID=gpt2-0a1b2c3d",
+    "TORCHFAB_NODE_RANK=1",
+    "/venv/bin/python",
+    "-I",
+    "-S",
+    "/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/gate.py",
+    "deliver"
+   ]
+  }
+ },
+ "fail_fast": true
+}
+FILE
+cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/bin/ssh <<'FILE'
+#!/bin/sh
+exec /venv/bin/python -I -S /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/ssh.py "$@"
+FILE
+chmod 700 /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/bin/ssh
+cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/run.sh <<'RUN'
+cd /work || exit
+export PYTHONUNBUFFERED=1
+export DS_ENV_FILE=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/deepspeed_env
+export TORCHFAB_JOB_ID=gpt2-0a1b2c3d
+export TORCHFAB_NODE_RANK=0
+export PATH=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/bin:"$PATH"
+exec /venv/bin/python -m deepspeed.launcher.runner \
+  --launcher pdsh \
+  --force_multi \
+  --no_ssh_check \
+  --hostfile /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/hostfile \
+  --master_addr node1 \
+  --master_port 5001 \
+  --enable_each_rank_log '"$TORCHFAB_FOLDER/logs"' \
+  --no_local_rank \
+  --no_python '"$TORCHFAB_FOLDER/bin/rank"' > >(tee -a /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/output.log) 2>&1 < /dev/null
+RUN
+tmux -L torchfab new-session -d -s gpt2-node0 -n agent bash /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/run.sh
+tmux -L torchfab new-window -d -t =gpt2-node0: -n head bash /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/run.sh
+TORCHFAB

@@ -1,0 +1,113 @@
+"""The value of a secret reaches the ranks and nobody else: no command line, file, log, record or dry run shows it."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.integration.fab import Fab, eventually
+
+GIVEN, FORWARDED, OWN = "given-b7f1c6", "forwarded-9d02ae", "own-51e8bb"
+SECRETS = (GIVEN, FORWARDED, OWN)
+NAMES = {"MY_API_KEY": GIVEN, "HF_TOKEN": FORWARDED, "NODES_PASSWORD": OWN}
+SCRIPT = """import os, sys, time
+wanted = dict(pair.split("=") for pair in sys.argv[1:])
+print("same:", *sorted(name for name, number in wanted.items() if str(sum(os.environ[name].encode())) == number))
+sys.stdout.flush()
+time.sleep(60)
+"""
+
+
+@contextmanager
+def watched_command_lines() -> Iterator[set[bytes]]:
+    """Read the command lines of all processes, over and over; give those that hold a secret."""
+    found: set[bytes] = set()
+    done = threading.Event()
+    mine = os.getpid()
+
+    def watch() -> None:
+        while not done.is_set():
+            for path in Path("/proc").iterdir():
+                if path.name.isdigit() and int(path.name) != mine:
+                    found.update(line for line in [_read(path / "cmdline")] if _holds_secret(line))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield found
+    finally:
+        done.set()
+        thread.join()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def _holds_secret(data: bytes) -> bool:
+    return any(secret.encode() in data for secret in SECRETS)
+
+
+@pytest.fixture
+def own_secret(fab: Fab) -> Iterator[None]:
+    """A secret of the nodes' own, set by a start-up file there."""
+    files = [fab.cluster.node(index).home / ".bashrc" for index in (0, 1)]
+    for path in files:
+        path.write_text(f"export NODES_PASSWORD={OWN}\n")
+    yield
+    for path in files:
+        path.write_text("")
+
+
+def test_no_secret_is_seen_anywhere_but_in_the_ranks(fab: Fab, own_secret: None) -> None:
+    fab.write("secret.py", SCRIPT)
+    numbers = [f"{name}={sum(value.encode())}" for name, value in NAMES.items()]
+    # What is given with --env stands on the command line of fab itself, and nowhere else: its help says so.
+    words = fab.launch("--name", "x", "--env", f"MY_API_KEY={GIVEN}", "--", "secret.py", *numbers, gpus=True)
+    with watched_command_lines() as seen:
+        done = fab(*words, env={"HF_TOKEN": FORWARDED})
+        assert done.rc == 0, done
+        assert eventually(lambda: "same: HF_TOKEN MY_API_KEY NODES_PASSWORD" in fab("logs", "x").stdout, 10)
+        told = [fab(*each) for each in (("status", "--json"), ("logs",), ("jobs", "--json"))]
+    assert seen, "the command line of fab itself was not seen: nothing was watched"
+    assert [line for line in seen if b"launch-per-gpu" not in line] == []
+    assert not any(secret in f"{each.stdout}{each.stderr}" for each in [done, *told] for secret in SECRETS)
+    assert_private_and_without_secrets([fab.records, fab.node_dir])
+    assert "HF_TOKEN" in (fab.records / "x" / "plan.json").read_text()
+
+
+def test_no_dry_run_shows_a_secret_but_all_name_it(fab: Fab) -> None:
+    words = fab.launch("--dry-run", "--env", f"MY_API_KEY={GIVEN}", gpus=True)
+    done = fab(*words, env={"HF_TOKEN": FORWARDED})
+    assert done.rc == 0, done
+    assert not any(secret in f"{done.stdout}{done.stderr}" for secret in SECRETS)
+    assert "HF_TOKEN" in done.stdout
+    assert "MY_API_KEY" in done.stdout
+    fab.assert_nothing_left()
+
+
+def test_a_failed_launch_shows_no_secret(fab: Fab) -> None:
+    words = fab.launch("--env", f"MY_API_KEY={GIVEN}", "--workdir", "/nowhere", gpus=True)
+    done = fab(*words, env={"HF_TOKEN": FORWARDED})
+    assert done.rc == 1, done
+    assert not any(secret in done.stderr for secret in SECRETS)
+    fab.assert_nothing_left()
+
+
+def assert_private_and_without_secrets(folders: list[Path]) -> None:
+    """Assert of all files below that only their owner can read them, and that none holds a secret."""
+    paths = [path for folder in folders for path in [folder, *folder.rglob("*")] if not path.is_symlink()]
+    assert len(paths) > 20
+    for path in paths:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        assert mode == (0o700 if path.is_dir() else 0o600), f"{path}: {mode:o}"
+        assert path.is_dir() or not _holds_secret(path.read_bytes()), path
