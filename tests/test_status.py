@@ -317,6 +317,7 @@ def test_the_json_of_a_job_is_this() -> None:
         "state": "failed",
         "ended": True,
         "exit_code": 7,
+        "reason": "",
         "first_failure": {"time": 940.0, "host": "node0", "rank": 0, "code": 7, "reason": ""},
         "nodes": [
             {
