@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from invoke import Context
 
 from torchfab import mishaps
-from torchfab.flags import GpuLaunchFlags, JobFlags, LaunchFlags, flag, job_task, launch_task
-from torchfab.launchers import colossalai, deepspeed, mpi, per_gpu, per_node, slurm
+from torchfab.flags import GpuLaunchFlags, JobFlags, LaunchFlags, PodFlags, flag, job_task, launch_task
+from torchfab.launchers import colossalai, deepspeed, kubernetes, mpi, per_gpu, per_node, slurm
 
 if TYPE_CHECKING:
     from torchfab.surroundings import Surroundings
@@ -65,18 +65,24 @@ def launch_slurm(c: Context, flags: JobFlags, own: Any) -> None:
     _submit(c, slurm, flags, own)
 
 
-def _submit(c: Context, launcher: ModuleType, flags: JobFlags, own: Any) -> None:
-    from torchfab import life, submit
-
-    record = submit.submit(launcher, flags, own, _around(c))
-    if record and flags.follow:
-        sys.exit(life.follow(record, c.config.torchfab.failure_grace_s))
+@launch_task(kubernetes.Flags, PodFlags)
+def launch_kubernetes(c: Context, flags: JobFlags, own: Any) -> None:
+    """Run torchrun in the pods of a Kubernetes Job."""
+    _submit(c, kubernetes, flags, own)
 
 
 def _launch(c: Context, launcher: ModuleType, flags: LaunchFlags, own: Any) -> None:
     from torchfab import launch, life
 
     record = launch.launch(launcher, flags, own, _around(c))
+    if record and flags.follow:
+        sys.exit(life.follow(record, c.config.torchfab.failure_grace_s))
+
+
+def _submit(c: Context, launcher: ModuleType, flags: JobFlags, own: Any) -> None:
+    from torchfab import life, submit
+
+    record = submit.submit(launcher, flags, own, _around(c))
     if record and flags.follow:
         sys.exit(life.follow(record, c.config.torchfab.failure_grace_s))
 

@@ -39,6 +39,14 @@ class JobFlags:
 
 
 @dataclass(frozen=True)
+class PodFlags(JobFlags):
+    """The same for containers, in which nothing lies where it does here."""
+
+    workdir: str = flag("/workspace", "Absolute path of the directory to run in, in the container. [/workspace]")
+    python: str = flag("python", "Interpreter in the container. [python]")
+
+
+@dataclass(frozen=True)
 class LaunchFlags(JobFlags):
     """The flags of launches over a hosts file."""
 

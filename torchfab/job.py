@@ -302,6 +302,8 @@ class Submission:
         What the runtime must know besides, as JSON: kept in the record.
     chosen : Mapping of str to str
         Every default that torchfab chose, for people.
+    hosts : tuple of Node
+        The nodes, where their names are known before the scheduler has placed them; else empty.
     """
 
     job: Job
@@ -310,6 +312,7 @@ class Submission:
     world_size: int
     details: Mapping[str, Any] = field(default_factory=_nothing)
     chosen: Mapping[str, str] = field(default_factory=_nothing)
+    hosts: tuple[Node, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ def _launch_claimed(
         facts = [prepared.facts[node.rank] for node in nodes]
         plan = launcher.plan(job, nodes, slots, facts)
         record = around.records.write(plan, tmux.NAME, around.now, around.settings)
-        with _InterruptibleOnce():
+        with InterruptibleOnce():
             tmux.start(plan, prepared, progress)
     except BaseException:
         prepared.close()
@@ -155,7 +155,7 @@ def _launch_claimed(
     return record
 
 
-class _InterruptibleOnce:
+class InterruptibleOnce:
     """Within it the first Ctrl-C is an exception; later ones are ignored: the way back is bounded, and must finish."""
 
     def __enter__(self) -> None:

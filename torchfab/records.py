@@ -200,7 +200,7 @@ class Records:
             runtime=runtime,
             created=created,
             script=job.script,
-            nodes=(),
+            nodes=submission.hosts,
             node_dir=job.node_dir,
             world_size=submission.world_size,
             min_nodes=submission.nodes,

@@ -10,7 +10,7 @@ from torchfab.commandline import say
 from torchfab.errors import TorchfabError
 from torchfab.flags import JobFlags
 from torchfab.job import Submission
-from torchfab.launch import make_job
+from torchfab.launch import InterruptibleOnce, make_job
 from torchfab.records import Record
 from torchfab.surroundings import Surroundings
 
@@ -36,9 +36,11 @@ def submit(launcher: ModuleType, flags: JobFlags, own: Any, around: Surroundings
     records.claim(name)
     try:
         record = records.write_submission(submission, launcher.RUNTIME, around.now, around.settings)
-        details = runtimes.of(launcher.RUNTIME).submit(record, submission)
-    except (TorchfabError, KeyboardInterrupt):
-        records.release(name)
+        with InterruptibleOnce():
+            details = runtimes.of(launcher.RUNTIME).submit(record, submission)
+    except BaseException as error:
+        if not (isinstance(error, TorchfabError) and error.unsure):  # else `fab stop` must find it
+            records.release(name)
         raise
     record = records.with_details(record, **details)
     record.note("submitted", **details)

@@ -131,7 +131,12 @@ def tail(path: str) -> str:
 
 
 def reported_failures(path: str) -> list[dict[str, int]]:
-    """Return the ranks that torchrun's own report, at the end of its output, names as failed, the root cause first.
+    """Return the ranks that torchrun's own report, at the end of its output in a file, names as failed."""
+    return failures_in(tail(path))
+
+
+def failures_in(text: str) -> list[dict[str, int]]:
+    """Return the ranks that torchrun's own report names as failed, the root cause first.
 
     Its blocks read `rank : 3 (local_rank: 1)` and, two lines later, `exitcode : 7 (pid: 4711)`. They are the fall-back
     for a rank that lived too short to be seen in /proc.
@@ -139,7 +144,7 @@ def reported_failures(path: str) -> list[dict[str, int]]:
     failures: list[dict[str, int]] = []
     root: list[dict[str, int]] = []
     into, rank = failures, None
-    for line in tail(path).splitlines():
+    for line in text.splitlines():
         name, _, value = (part.strip() for part in line.partition(":"))
         if name.startswith("Root Cause"):
             into = root

@@ -1,0 +1,1 @@
+"""A Kubernetes cluster for tests: an API server that speaks HTTP, and a kubelet whose pods are processes."""

@@ -1,0 +1,222 @@
+"""torchrun in the pods of an Indexed Job, or of a JobSet. To change what a launch does, change `torchrun_argv`.
+
+Pods do not take ssh, and need none: the manifest says it all. --dry-run prints it.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any
+
+from torchfab import environment
+from torchfab.job import Job, Node, Submission
+from torchfab.launchers.counts import CPU_PROCESSES
+from torchfab.manifest import text, values
+from torchfab.manifest.objects import INDEX, Shape, objects_of
+
+NAME = "kubernetes"
+RUNTIME = "kubernetes"
+PORT = 29500  # every pod has an address of its own: nobody else listens there
+WAIT_S = 3600  # how long pods wait for the first one: images are large, and machines may have to be bought
+RANK_PREFIX = "[rank${rank}]:"  # torchrun fills it in before each line of a rank
+
+
+def flag(default: Any, words: str) -> Any:
+    """Return a field that is a flag."""
+    return field(default=default, metadata={"help": words})
+
+
+@dataclass(frozen=True)
+class Flags:
+    """The flags of launch-kubernetes alone."""
+
+    image: str = flag("", "Container image, with Python, torch and the script in it.")
+    nodes: str = flag("1", "Number of pods, each with one torchrun. [1]")
+    gpus_per_node: str = flag("0", "GPUs of each pod; 0: train on its CPUs. [0]")
+    nproc_per_node: str = flag("", "Ranks per pod. [its GPUs, else 2]")
+    gpu_resource: str = flag("nvidia.com/gpu", "What the cluster calls a GPU. [nvidia.com/gpu]")
+    cpus: str = flag("", "Cores that each pod is sure to get: 16, 500m. [what the namespace gives]")
+    memory: str = flag("", "Memory of each pod, and its limit: 64Gi. [what the namespace gives]")
+    shm: str = flag("", "Size of /dev/shm, which counts as memory: 16Gi. [as much as the pod may use]")
+    namespace: str = flag("", "Namespace. [the context's]")
+    context: str = flag("", "Context of the kubeconfig. [the current one]")
+    pvc: tuple[str, ...] = flag((), "NAME:/path: a PersistentVolumeClaim and where it is mounted; may be given again.")
+    image_pull_secret: tuple[str, ...] = flag((), "Secret that the image is pulled with; may be given again.")
+    service_account: str = flag("", "Service account of the pods; its token is mounted only then. [default]")
+    priority_class: str = flag("", "PriorityClass of the pods. [the cluster's]")
+    node_selector: tuple[str, ...] = flag((), "KEY=VALUE: only nodes with this label; may be given again.")
+    toleration: tuple[str, ...] = flag((), "KEY[=VALUE][:EFFECT]: also nodes with this taint; may be given again.")
+    queue: str = flag("", "Kueue queue: the job waits there until it is admitted as a whole. [none]")
+    jobset: bool = flag(False, "Make a JobSet, for clusters that have it: restarts are of all pods together.")
+    max_restarts: str = flag("0", "How often the pods are made again after a failure. [0]")
+    user: str = flag("1000", "User id of the container, or image: the image's own, which may be root. [1000]")
+
+
+def options(flags: Flags) -> Mapping[str, Any]:
+    """Return the checked flags.
+
+    Raises
+    ------
+    UsageError
+        A flag's value is not one of those that it takes.
+    """
+    gpus = values.number("--gpus-per-node", flags.gpus_per_node, least=0)
+    ranks = flags.nproc_per_node or str(gpus or CPU_PROCESSES)
+    return {
+        "image": values.image(flags.image),
+        "nodes": values.number("--nodes", flags.nodes, least=1),
+        "gpus": gpus,
+        "ranks": values.number("--nproc-per-node", ranks, least=1),
+        "gpu_resource": values.qualified_name("--gpu-resource", flags.gpu_resource),
+        **{name: _optional(values.quantity, name, flags) for name in ("cpus", "memory", "shm")},
+        **{
+            name: _optional(values.domain, name, flags)
+            for name in ("namespace", "service_account", "priority_class", "queue")
+        },
+        "context": flags.context,
+        "volumes": values.volumes(flags.pvc),
+        "pull_secrets": [values.domain("--image-pull-secret", each) for each in flags.image_pull_secret],
+        "node_selector": values.node_selector(flags.node_selector),
+        "tolerations": [values.toleration(each) for each in flags.toleration],
+        "jobset": flags.jobset,
+        "max_restarts": values.number("--max-restarts", flags.max_restarts, least=0),
+        "user": values.user(flags.user),
+    }
+
+
+def _optional(check: Any, name: str, flags: Flags) -> str:
+    given: str = getattr(flags, name)
+    return check(f"--{name.replace('_', '-')}", given) if given else ""
+
+
+def plan(job: Job) -> Submission:
+    """Return the manifest of a job.
+
+    Raises
+    ------
+    UsageError
+        The job's name is none for DNS, or a word of it is not Unicode.
+    """
+    shape = _shape(job)
+    text.check_text("--workdir", job.workdir)
+    container = {"command": _command(job), "args": _args(job, shape), "env": _env(job, shape)}
+    objects = objects_of(job, shape, container)
+    ranks = job.options["ranks"]
+    return Submission(
+        job=job,
+        text=text.to_yaml(objects, _comments(job, shape)),
+        nodes=shape.nodes,
+        world_size=shape.nodes * ranks,
+        details={
+            "id": shape.token,
+            "name": shape.name,
+            "kind": shape.kind,
+            "context": job.options["context"],
+            "namespace": job.options["namespace"],
+            "secret": shape.secret if job.secrets else "",
+            "claims": [each["claim"] for each in job.options["volumes"]],
+            "ranks_per_node": ranks,
+            "max_restarts": job.options["max_restarts"],
+            "queue": job.options["queue"],
+        },
+        chosen=_chosen(job, shape),
+        hosts=tuple(Node(rank, shape.pod(rank)) for rank in range(shape.nodes)),
+    )
+
+
+def torchrun_argv(job: Job, shape: Shape) -> tuple[str, ...]:
+    """Return the words that torchrun gets in every pod; `$(NAME)` is filled in by the kubelet.
+
+    The rendezvous is static, so ranks follow the pods' indices; torchrun goes on trying for as long as the first pod
+    has no address yet.
+    """
+    return (
+        *("--nnodes", str(shape.nodes)),
+        *("--nproc-per-node", str(job.options["ranks"])),
+        *("--node-rank", f"$({INDEX})"),
+        *("--rdzv-backend", "static", "--master-addr", shape.master, "--master-port", str(PORT)),
+        *("--rdzv-conf", f"timeout={WAIT_S}"),
+        *("--max-restarts", "0"),
+        *("--tee", "3"),
+    )
+
+
+def _command(job: Job) -> list[str]:
+    return [text.escape(text.check_text("--python", job.python)), "-c"]
+
+
+def _args(job: Job, shape: Shape) -> list[str]:
+    script = [text.escape(text.check_text("an argument", word)) for word in job.script]
+    return [text.escape(_program()), *torchrun_argv(job, shape), *script]
+
+
+def _program() -> str:
+    """Return what runs torchrun in the pod; it needs torch, and is therefore not imported."""
+    return (resources.files("torchfab.manifest") / "program.py").read_text(encoding="utf-8")
+
+
+def _env(job: Job, shape: Shape) -> list[dict[str, Any]]:
+    # A user without an entry in the image's /etc/passwd has no home, and no name to ask for.
+    home = {} if job.options["user"] is None else {"HOME": "/tmp", "USER": "torchfab"}
+    shown = {
+        "PYTHONUNBUFFERED": "1",
+        "TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE": RANK_PREFIX,
+        **environment.threads(job.options["ranks"], job.options["gpus"], values.cores(job.options["cpus"])),
+        **home,
+        **job.env,
+        environment.JOB_ID: job.job_id,
+    }
+    index = {"fieldRef": {"fieldPath": "metadata.annotations['batch.kubernetes.io/job-completion-index']"}}
+    entries: dict[str, dict[str, Any]] = {INDEX: {"valueFrom": index}}
+    for name, value in shown.items():
+        entries.setdefault(name, {"value": text.escape(text.check_text(f"the value of {name}", value))})
+    entries[environment.NODE_RANK] = {"value": f"$({INDEX})"}
+    for name, value in job.secrets.items():
+        text.check_text(f"the value of {name}", value)
+        entries[name] = {"valueFrom": {"secretKeyRef": {"name": shape.secret, "key": name}}}
+    return [{"name": name, **entry} for name, entry in entries.items()]
+
+
+def _shape(job: Job) -> Shape:
+    nodes, jobset = job.options["nodes"], job.options["jobset"]
+    middle = "-node-0-" if jobset else "-"
+    name = values.object_name(job.name, f"{middle}{nodes - 1}")
+    return Shape(name, nodes, middle, job.job_id.rsplit("-", 1)[-1], PORT)
+
+
+def _chosen(job: Job, shape: Shape) -> Mapping[str, str]:
+    own = job.options
+    ranks = own["ranks"]
+    user = own["user"]
+    return {
+        "job": job.name,
+        "objects": f"{shape.kind} {shape.name}" + (f", Secret {shape.secret}" if job.secrets else ""),
+        "where": f"namespace {own['namespace'] or 'of the context'}, context {own['context'] or 'the current one'}",
+        "nodes": f"{shape.nodes} pods, {own['gpus']} {own['gpu_resource']} each",
+        "ranks": f"{shape.nodes * ranks} ({ranks} per pod)",
+        "master": f"{shape.master}:{PORT}",
+        "image": own["image"],
+        "user": "the image's own" if user is None else str(user),
+        "workdir": job.workdir,
+        "python": job.python,
+    }
+
+
+def _comments(job: Job, shape: Shape) -> list[str]:
+    lines = [f"{key}: {value}" for key, value in _chosen(job, shape).items()]
+    lines += ["", "Launch it without torchfab: kubectl " + shlex.join([*_where(job), "apply", "-f", "-"])]
+    if job.secrets:
+        # Values are taken from the shell that this is pasted into: printf is a builtin, nothing of it is seen in ps.
+        files = " ".join(f'--from-file={name}=<(printf %s "${{{name}?}}")' for name in sorted(job.secrets))
+        create = shlex.join([*_where(job), "create", "secret", "generic", shape.secret])
+        lines += ["Secret values are not in this text. In bash, with these variables set, first:"]
+        lines += [f"  kubectl {create} {files}"]
+    return lines
+
+
+def _where(job: Job) -> list[str]:
+    context, namespace = job.options["context"], job.options["namespace"]
+    return [*(["--context", context] if context else []), *(["--namespace", namespace] if namespace else [])]

@@ -1,0 +1,1 @@
+"""What a job is on Kubernetes: values of flags, objects, their text, and the program in the pods. All pure."""
