@@ -169,7 +169,10 @@ class API:
         item = {
             "metadata": {"name": f"event-{next(self.numbers)}"},
             "involvedObject": {"name": about},
-            **{"type": "Warning", "reason": reason, "message": message, "lastTimestamp": stamp(time.time())},
+            "type": "Warning",
+            "reason": reason,
+            "message": message,
+            "lastTimestamp": stamp(time.time()),
         }
         self.put("events", item)
 
@@ -254,13 +257,15 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refused(404, "the server could not find the requested resource")
         namespace, plural, name, log = (unquote(each) if each else each for each in match.groups())
         if log:
-            return self._log(namespace, name, query, fault)
+            self._log(namespace, name, query, fault)
+            return None
         if self.command == "POST":
             return self._create(namespace, plural, body)
         if name:
             return self._one(namespace, plural, name, body)
         if query.get("watch") in ("true", "True", "1"):
-            return self._watch(namespace, plural, query, fault)
+            self._watch(namespace, plural, query, fault)
+            return None
         with self.api.moved:
             items = [item for item in self._all(namespace, plural) if _matches(item, query)]
             items = json.loads(json.dumps(items))

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,7 @@ def here(
     yield from here_on(api, tmp_path, monkeypatch, capsys)
 
 
-def launched(here: Here, **flags: str) -> list[str]:
+def launched(here: Here, **flags: Any) -> list[str]:
     """Launch a job, and make its pods; return their names."""
     here.launch(**flags)
     return pods_of(here.api, "gpt2")
@@ -119,9 +120,10 @@ def test_ctrl_c_while_creating_takes_everything_back(here: Here) -> None:
         interrupt(str(item["kind"]).lower() + "s", item)
         return made
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted, match="interrupted; nothing was left"):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(client.Cluster, "create", create)
-        here.launch()
+        with pytest.raises(Interrupted, match="interrupted; nothing was left"):
+            here.launch()
     assert here.api.names() == []
     assert list((here.folder / "records").iterdir()) == []
 
