@@ -86,7 +86,7 @@ def test_a_script_of_deepspeed_s_own_trains_with_zero_1(fab: Fab, on_every_node:
     config = fab.write("ds_config.json", json.dumps(CONFIG))
     script = ("--", "zero.py", "--deepspeed", "--deepspeed_config", str(config))
     words = (*ways.hosts(fab, *on_every_node), "--name", "zero", "--local-rank", "--follow", *script)
-    done = ok(fab(*words, timeout_s=120))
+    done = ok(fab(*words, timeout_s=240))
     for rank in (0, 1):
         losses = [float(loss) for loss in re.findall(rf"\[{rank}\] zero 1 step \d+ loss (\S+)", done.stdout)]
         assert len(losses) == 20, done
