@@ -43,15 +43,26 @@ CONFIG = {
 }
 
 
-@pytest.fixture(params=["on every node", "from the head"])
-def way(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    """Give the words of a launch each way."""
+@pytest.fixture
+def on_every_node() -> tuple[str, ...]:
+    """Give the words of a launch with a deepspeed on each node."""
     if not ways.has_module("deepspeed"):
         absent("deepspeed is not installed")
-    if request.param == "on every node":
-        return ("launch-deepspeed",)
+    return ("launch-deepspeed",)
+
+
+@pytest.fixture
+def from_head(on_every_node: tuple[str, ...]) -> tuple[str, ...]:
+    """Give the words of a launch with one deepspeed that reaches all nodes."""
     require("pdsh")
-    return ("launch-deepspeed", "--from-head")
+    return (*on_every_node, "--from-head")
+
+
+@pytest.fixture(params=["on_every_node", "from_head"])
+def way(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """Give the words of a launch each way."""
+    words: tuple[str, ...] = request.getfixturevalue(request.param)
+    return words
 
 
 def test_words_arrive_and_a_rank_that_fails_ends_the_job(fab: Fab, way: tuple[str, ...]) -> None:
@@ -62,20 +73,20 @@ def test_stop_stops_one_job_and_a_killed_head_is_seen(fab: Fab, way: tuple[str, 
     ways.check_that_stop_stops_one_job_and_a_killed_head_is_seen(fab, *way)
 
 
-def test_the_dry_run_works_when_pasted(fab: Fab, way: tuple[str, ...]) -> None:
-    ways.check_that_the_dry_run_works_when_pasted(fab, *way)
+def test_the_dry_run_works_when_pasted(fab: Fab, from_head: tuple[str, ...]) -> None:
+    ways.check_that_the_dry_run_works_when_pasted(fab, *from_head)
 
 
 def test_it_trains_as_launch_per_node_does(fab: Fab, way: tuple[str, ...], cache: Path, reference: float) -> None:
     assert ways.loss_at_step_20(fab, cache, *way) == pytest.approx(reference, abs=1e-4)
 
 
-def test_a_script_of_deepspeed_s_own_trains_with_zero_1(fab: Fab, way: tuple[str, ...]) -> None:
+def test_a_script_of_deepspeed_s_own_trains_with_zero_1(fab: Fab, on_every_node: tuple[str, ...]) -> None:
     fab.write("zero.py", ZERO)
     config = fab.write("ds_config.json", json.dumps(CONFIG))
     script = ("--", "zero.py", "--deepspeed", "--deepspeed_config", str(config))
-    words = (*ways.hosts(fab, *way), "--name", "zero", "--local-rank", "--follow", *script)
-    done = ok(fab(*words, timeout_s=120))
+    words = (*ways.hosts(fab, *on_every_node), "--name", "zero", "--local-rank", "--follow", *script)
+    done = ok(fab(*words, timeout_s=240))
     for rank in (0, 1):
         losses = [float(loss) for loss in re.findall(rf"\[{rank}\] zero 1 step \d+ loss (\S+)", done.stdout)]
         assert len(losses) == 20, done

@@ -8,6 +8,7 @@ import pytest
 
 from tests.integration import ways
 from tests.integration.fab import Fab
+from tests.integration.jobs import ok, status_of
 from tests.support import require
 
 FLAVOURS = {"openmpi": "mpirun.openmpi", "mpich": "mpiexec.hydra"}
@@ -26,6 +27,15 @@ def test_words_arrive_and_a_rank_that_fails_ends_the_job(fab: Fab, way: tuple[st
 
 def test_stop_stops_one_job_and_a_killed_head_is_seen(fab: Fab, way: tuple[str, ...]) -> None:
     ways.check_that_stop_stops_one_job_and_a_killed_head_is_seen(fab, *way)
+
+
+def test_a_head_that_fails_before_it_came_anywhere_ends_the_job_everywhere(fab: Fab, way: tuple[str, ...]) -> None:
+    ok(fab(*ways.hosts(fab, *way), "--interface", "none7", "--name", "early", "--", "light.py", "1"))
+    assert fab("wait", "early", timeout_s=60).rc not in (0, 143)
+    status = status_of(fab, "early")
+    assert (status["state"], status["first_failure"]["host"]) == ("failed", status["nodes"][0]["host"])
+    assert "none7" in ok(fab("logs", "early")).stdout
+    assert fab.processes() == {}
 
 
 def test_the_dry_run_works_when_pasted(fab: Fab, way: tuple[str, ...]) -> None:

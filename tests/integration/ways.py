@@ -68,7 +68,7 @@ def check_that_words_arrive_and_a_failure_ends_it(fab: Fab, *way: str) -> None:
     out = out_dir(fab, "words")
     env = ("--env", f"OUT_DIR={out}", "--env", "FAILS=1", "--env", 'TEXT=a "b" $c', "--env", "A_TOKEN=hunter2")
     ok(fab(*hosts(fab, *way), "--name", "words", *env, "--", "place.py", *WORDS))
-    waited = fab("wait", "words", config={"failure_grace_s": 2}, timeout_s=120)
+    waited = fab("wait", "words", config={"failure_grace_s": 2}, timeout_s=200)
     assert waited.rc == 7, (waited, fab("logs", "words"))
     assert "rank 1 on" in waited.stderr, waited
     places = [json.loads((out / f"{rank}.json").read_text()) for rank in (0, 1)]
@@ -103,16 +103,17 @@ def check_that_stop_stops_one_job_and_a_killed_head_is_seen(fab: Fab, *way: str)
     for name, out in outs.items():
         env = ("--env", f"OUT_DIR={out}", "--env", "STUBBORN=1" if name == "one" else "X=1")
         ok(fab(*hosts(fab, *way), "--name", name, *env, "--", "place.py"))
-    assert eventually(lambda: all(map(is_complete, outs.values())), 60), fab("logs", "one")
+    assert eventually(lambda: all(map(is_complete, outs.values())), 150), fab("logs", "one")
     stopped = ok(fab("stop", "one", "--grace", "2"))
     assert "no process of it is left on 2 nodes" in stopped.stdout, stopped
     assert jobs_running(fab) == {"one-b"}
     # Only a launcher that tells its other nodes of the end would leave them time to: look twice.
     assert not eventually(lambda: status_of(fab, "one-b")["state"] != "running", 1.5), fab("logs", "one-b")
     os.kill(head_pid(status_of(fab, "one-b")), signal.SIGKILL)
-    assert eventually(lambda: status_of(fab, "one-b")["state"] == "failed", 15)
+    # While its supervisor cleans up after it, the ranks that this ended are all that has failed.
+    assert eventually(lambda: status_of(fab, "one-b")["exit_code"] == 137, 60), status_of(fab, "one-b")
     told = status_of(fab, "one-b")
-    assert (told["first_failure"]["rank"], told["exit_code"]) == (None, 137), told
+    assert (told["state"], told["first_failure"]["rank"]) == ("failed", None), told
     ok(fab("stop", "one-b", "--grace", "2"))
     assert fab.processes() == {}
 
@@ -137,7 +138,7 @@ def loss_at_step_20(fab: Fab, cache: Path, *way: str) -> float:
     fab.own(shutil.copy(ROOT / "train_llm.py", fab.workdir))
     script = ("train_llm.py", *SMALL, str(cache), "--experiment-name", "one run")
     words = (*hosts(fab, *way), "--name", "train", "--follow", "--env", "HF_HUB_OFFLINE=1", "--", *script)
-    done = ok(fab(*words, timeout_s=180))
+    done = ok(fab(*words, timeout_s=240))
     match = STEP_20.search(done.stdout)
     assert match, done
     return float(match[1])
@@ -153,11 +154,11 @@ def check_that_the_dry_run_works_when_pasted(fab: Fab, *way: str) -> None:
     bash = fab.cluster.on_launch_machine("env", "A_TOKEN=hunter2", "bash")
     pasted = subprocess.run(bash, input=text, capture_output=True, text=True, check=False, cwd=fab.workdir, timeout=60)
     assert pasted.returncode == 0, (pasted.stderr, text)
-    assert eventually(lambda: is_complete(out), 60), (outputs(fab), text)
+    assert eventually(lambda: is_complete(out), 150), (outputs(fab), text)
     places = [json.loads((out / f"{rank}.json").read_text()) for rank in (0, 1)]
     assert [place["argv"] for place in places] == [WORDS, WORDS]
     assert {place["env"]["A_TOKEN"] for place in places} == {"hunter2"}
-    assert eventually(lambda: not fab.processes(), 30), fab.processes()
+    assert eventually(lambda: not fab.processes(), 60), fab.processes()
 
 
 def outputs(fab: Fab) -> dict[str, str]:

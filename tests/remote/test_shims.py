@@ -234,7 +234,7 @@ def test_a_head_that_ends_tells_the_gates_to_which_it_never_came(place: Path) ->
     know(place, {"a": {"ssh": [], "gate": []}, "b": {"ssh": [], "gate": gate}}, fail_fast=True)
     inside = subprocess.Popen([*gate[:-1], "await"], stdout=subprocess.PIPE, text=True)
     assert run(place, "head", "sh", "-c", "exit 3")[0] == 3
-    assert ended(inside) == (1, "torchfab: the head ended with 3 before it came here\n")
+    assert ended(inside) == (0, "torchfab: the head ended with 3 before it came here\n")
 
 
 def test_a_head_leaves_alone_the_gates_to_which_it_came(place: Path) -> None:
