@@ -354,12 +354,15 @@ def test_a_training_saves_before_its_time_limit(limited: Fab) -> None:
     assert list(limited.workdir.glob("saved/limited/**/*")), "nothing was saved"
     status = status_of(limited, "saves")
     assert (status["state"], status["ended"]) == ("failed", True)
-    assert status["reason"] == "the time limit of 00:02:00 was near: the ranks got SIGUSR1, and ended"
+    # After five minutes, on a slow machine, slurmctld has forgotten the limit; `sacct -c` knows the state only.
+    words = r"the time limit( of 00:02:00)? was near: the ranks got SIGUSR1, and ended"
+    assert re.fullmatch(words, status["reason"])
 
 
 def test_the_time_limit_ends_what_does_not_care(limited: Fab) -> None:
     done = limited("wait", "heedless", timeout_s=150)
     assert done.rc == 143, done  # the ranks' own, who got SIGTERM
     status = status_of(limited, "heedless")
-    assert (status["state"], status["reason"]) == ("failed", "the time limit of 00:01:00 was reached")
+    assert status["state"] == "failed"
+    assert re.fullmatch(r"the time limit( of 00:01:00)? was reached", status["reason"])
     assert limited.processes() == {}
