@@ -14,7 +14,7 @@ WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", 
 _FAILED = ("FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL", "REVOKED")
 # What Slurm itself does to a job, in words.
 _ENDS = {
-    "TIMEOUT": "the time limit of {limit} was reached",
+    "TIMEOUT": "the time limit{limit} was reached",
     "OUT_OF_MEMORY": "it used more memory than it had asked for (--sbatch-arg=--mem=... asks for more)",
     "NODE_FAIL": "a node failed",
     "PREEMPTED": "it was preempted by another job",
@@ -123,8 +123,7 @@ def _verdict(told: Mapping[str, Any], answer: Mapping[str, Any], nodes: tuple[No
         return Verdict("stopped", ended=True, reason=reason)
     if state in _ENDS:
         worst = "lost" if state in ("NODE_FAIL", "BOOT_FAIL", "PREEMPTED", "REVOKED") else "failed"
-        limit = told.get("limit") or "the job"
-        return Verdict(worst, ended=True, reason=_ENDS[state].format(limit=limit), code=code)
+        return Verdict(worst, ended=True, reason=_ENDS[state].format(limit=_limit(told)), code=code)
     return Verdict("failed", ended=True, reason=_why_failed(nodes, answer, told), code=code)
 
 
@@ -137,12 +136,15 @@ def _why_failed(nodes: tuple[NodeStatus, ...], answer: Mapping[str, Any], told: 
     processes = [process for node in nodes for process in node.processes]
     warned = [process["warned"] for process in processes if process.get("warned")]
     if warned:
-        limit = told.get("limit") or ""
-        return f"the time limit{' of ' + limit if limit else ''} was near: the ranks got {warned[0]}, and ended"
+        return f"the time limit{_limit(told)} was near: the ranks got {warned[0]}, and ended"
     if processes:
         return ""
     said = f": {answer['said']}" if answer["said"] else ""
     return f"the batch script ended with code {_code(told['exit'])} before torchrun began{said}"
+
+
+def _limit(told: Mapping[str, Any]) -> str:
+    return f" of {told['limit']}" if told.get("limit") else ""
 
 
 def _forgotten(nodes: tuple[NodeStatus, ...], answer: Mapping[str, Any], folder: str) -> Verdict:

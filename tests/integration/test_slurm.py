@@ -12,6 +12,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,6 +51,14 @@ if code and os.environ["RANK"] == "3":
     sys.exit(code)
 time.sleep(seconds)
 """
+# train_llm.py with steps of half a second: it trains for minutes beside the other tests and leaves them the cores.
+SLOW = """
+import runpy, sys, time, torch
+clip = torch.nn.utils.clip_grad_norm_
+torch.nn.utils.clip_grad_norm_ = lambda *words: (time.sleep(0.5), clip(*words))[1]
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +83,7 @@ def fab(slurm: Slurm) -> Iterator[Fab]:
 def _fab(slurm: Slurm) -> SlurmFab:
     made = SlurmFab(slurm)
     made.write("light.py", LIGHT)
+    made.write("slow.py", SLOW)
     made.own(shutil.copy(ROOT / "train_llm.py", made.workdir))
     return made
 
@@ -87,25 +97,41 @@ def submit(fab: Fab, name: str, *words: str, nodes: int = 2, script: tuple[str, 
 
 
 def runs(fab: Fab, name: str, ranks: int = 4) -> bool:
-    """Say whether all ranks of a job are seen to run."""
-    status = status_of(fab, name)
+    """Say whether all ranks of a job run, as they wrote down and as `fab status` says."""
+    pattern = f"jobs/{name}-????????/node-*/agent/ranks.json"
+    begun = eventually(lambda: sum(map(_ranks_in, fab.node_dir.glob(pattern))) == ranks, 90)
+    status: dict[str, Any] = status_of(fab, name) if begun else {"state": "starting", "nodes": []}
     return status["state"] == "running" and sum(len(node["ranks"]) for node in status["nodes"]) == ranks
+
+
+def _ranks_in(path: Path) -> int:
+    return len(json.loads(path.read_text()))
 
 
 # ---- jobs with a time limit: begun here, looked at by the last tests
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def limited(slurm: Slurm) -> Iterator[Fab]:
     """Begin a training that saves before its time limit, and a script that does not care; both on node1.
 
     Slurm looks at time limits twice a minute: the signal comes 1 to 31 s before the limit.
     """
     made = _fab(slurm)
-    there = ("--time", "1", "--nproc-per-node", "1", "--sbatch-arg=--nodelist=node1", "--signal-grace", "1")
-    training = ("train_llm.py", *SMALL, "--max-steps", "1000000", "--experiment-name", "limited", "--save-dir", "saved")
-    submit(made, "saves", *there, nodes=1, script=training)
-    submit(made, "heedless", *there, nodes=1, script=("light.py", "0", "600"))
+    there = ("--nproc-per-node", "1", "--sbatch-arg=--nodelist=node1", "--signal-grace", "1")
+    training = (
+        "slow.py",
+        "train_llm.py",
+        *SMALL,
+        "--max-steps",
+        "1000000",
+        "--experiment-name",
+        "limited",
+        "--save-dir",
+        "saved",
+    )
+    submit(made, "saves", "--time", "2", *there, nodes=1, script=training)
+    submit(made, "heedless", "--time", "1", *there, nodes=1, script=("light.py", "0", "600"))
     yield made
     made.close()
 
@@ -134,7 +160,6 @@ def test_a_training_over_two_nodes_with_a_name_of_two_words(fab: Fab, slurm: Slu
 # ---- how jobs end
 
 
-@pytest.mark.usefixtures("limited")
 def test_the_code_of_the_rank_that_failed_is_the_jobs(fab: Fab, slurm: Slurm) -> None:
     job_id = submit(fab, "seven", script=("light.py", "7", "60"))
     assert fab("wait", "seven").rc == 7
@@ -149,7 +174,8 @@ def test_the_code_of_the_rank_that_failed_is_the_jobs(fab: Fab, slurm: Slurm) ->
 def test_two_jobs_at_once_a_third_that_waits_and_all_are_stopped(fab: Fab) -> None:
     ids = [submit(fab, "job", script=("light.py", "0", "60", "job")), submit(fab, "job-1", nodes=1)]
     submit(fab, "waits", "--exclusive")
-    assert eventually(lambda: runs(fab, "job") and runs(fab, "job-1", 2), 60), fab("status", "job")
+    assert runs(fab, "job"), fab("status", "job")
+    assert runs(fab, "job-1", 2), fab("status", "job-1")
     said = [json.loads(line.partition("] ")[2]) for line in fab("logs", "job", "--rank", "0-3").stdout.splitlines()]
     assert {(each["SLURM_JOB_ID"], *each["argv"]) for each in said} == {(ids[0], "job")}
     assert {each["MASTER_PORT"] for each in said} == {str(10000 + int(ids[0]) % 20000)}
@@ -185,13 +211,15 @@ def test_a_node_that_fails_loses_the_job_or_has_it_run_again(fab: Fab, slurm: Sl
     again = submit(fab, "again", *node2, nodes=1, script=("light.py", "0", "6"))
     for job_id in (lost, again):
         wait_for(slurm, job_id, "RUNNING")
-    assert eventually(lambda: runs(fab, "again", 1), 60)
+    assert runs(fab, "again", 1)
     slurm.run("scontrol", "update", "nodename=node2", "state=down", "reason=pulled")
     assert fab("wait", "lost").rc != 0
     found = status_of(fab, "lost")
     assert (found["state"], found["reason"], found["ended"]) == ("lost", "a node failed", True)
-    assert eventually(lambda: status_of(fab, "again")["state"] == "pending", 20), fab("status", "again")
-    assert "requeued once" in status_of(fab, "again")["reason"]
+    wait_for(slurm, again, "PENDING", 60)
+    pending = status_of(fab, "again")
+    assert pending["state"] == "pending"
+    assert "requeued once" in pending["reason"]
     folders = fab.folders()
     slurm.run("scontrol", "update", "nodename=node2", "state=resume")
     slurm.run("scontrol", "update", f"jobid={again}", "StartTime=now")  # it would wait for two minutes
@@ -213,7 +241,10 @@ def test_a_job_through_a_login_node_without_slurm_here_and_its_secret_stays_one(
     try:
         done = ok(fab("launch-slurm", "--name", "far", *words, "--", "light.py", "0", "8", *HOSTILE, env=outside))
         job_id = re.findall(r"Slurm job (\d+)", done.stdout)[0]
-        assert eventually(lambda: status_of_far(fab, outside) == 2, 60), fab("status", "far", env=outside)
+        written = "jobs/far-????????/node-0/agent/ranks.json"
+        assert eventually(lambda: sum(map(_ranks_in, fab.node_dir.glob(written))) == 2, 90)
+        status = json.loads(fab("status", "far", "--json", env=outside).stdout)
+        assert [rank["rank"] for rank in status["nodes"][0]["ranks"]] == [0, 1]
         seen = subprocess.run(("ps", "axww", "-o", "args"), capture_output=True, text=True, check=True).stdout
         seen += slurm.run("scontrol", "show", "job", job_id) + slurm.run(
             "scontrol", "write", "batch_script", job_id, "-"
@@ -229,12 +260,6 @@ def test_a_job_through_a_login_node_without_slurm_here_and_its_secret_stays_one(
         assert fab.left() == {}
     finally:
         start_up.write_text("")
-
-
-def status_of_far(fab: Fab, env: dict[str, str]) -> int:
-    """Return how many ranks of the job run."""
-    status = json.loads(fab("status", "far", "--json", env=env).stdout)
-    return sum(len(node["ranks"]) for node in status["nodes"])
 
 
 def test_the_dry_run_given_to_sbatch_launches_the_same_job(fab: Fab, slurm: Slurm) -> None:
@@ -329,12 +354,15 @@ def test_a_training_saves_before_its_time_limit(limited: Fab) -> None:
     assert list(limited.workdir.glob("saved/limited/**/*")), "nothing was saved"
     status = status_of(limited, "saves")
     assert (status["state"], status["ended"]) == ("failed", True)
-    assert status["reason"] == "the time limit of 00:01:00 was near: the ranks got SIGUSR1, and ended"
+    # After five minutes, on a slow machine, slurmctld has forgotten the limit; `sacct -c` knows the state only.
+    words = r"the time limit( of 00:02:00)? was near: the ranks got SIGUSR1, and ended"
+    assert re.fullmatch(words, status["reason"])
 
 
 def test_the_time_limit_ends_what_does_not_care(limited: Fab) -> None:
     done = limited("wait", "heedless", timeout_s=150)
     assert done.rc == 143, done  # the ranks' own, who got SIGTERM
     status = status_of(limited, "heedless")
-    assert (status["state"], status["reason"]) == ("failed", "the time limit of 00:01:00 was reached")
+    assert status["state"] == "failed"
+    assert re.fullmatch(r"the time limit( of 00:01:00)? was reached", status["reason"])
     assert limited.processes() == {}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from torchfab.remote import files, slurm
+from torchfab.remote import files, slurm, slurmsubmit
 
 SHOW = """\
 JobId=17 JobName=x JobState=COMPLETED
@@ -73,10 +73,11 @@ def test_a_job_is_read_from_anchored_lines_whatever_its_name(stubs: Stubs) -> No
 
 def test_a_forgotten_job_is_looked_up_in_the_accounting_then_in_the_log(stubs: Stubs) -> None:
     stubs.put("scontrol", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
-    stubs.put("sacct", "printf 'FAILED|1:0|n1\\nCANCELLED by 7|0:15|n1\\n'")
-    assert slurm.ask("17") == {"state": "CANCELLED", "why": "", "exit": "0:15", "hosts": ["n1"]}
-    stubs.put("sacct", '[ "$1" = -c ] && echo "TIMEOUT|0:0|n1" || { echo "storage is disabled" >&2; exit 1; }')
-    assert slurm.ask("17")["state"] == "TIMEOUT"
+    stubs.put("sacct", "printf 'FAILED|1:0|n1|00:10:00\\nCANCELLED by 7|0:15|n1|00:10:00\\n'")
+    limit = {"limit": "00:10:00"}
+    assert slurm.ask("17") == {"state": "CANCELLED", "why": "", "exit": "0:15", "hosts": ["n1"], **limit}
+    stubs.put("sacct", '[ "$1" = -c ] && echo "TIMEOUT|0:0|n1|10" || { echo "storage is disabled" >&2; exit 1; }')
+    assert (slurm.ask("17")["state"], slurm.ask("17")["limit"]) == ("TIMEOUT", "")
     stubs.put("sacct", "exit 1")
     assert slurm.ask("17") == {"state": ""}
 
@@ -95,7 +96,7 @@ def test_a_submission_writes_the_folder_and_hands_secrets_over_in_the_environmen
     monkeypatch.setenv("SBATCH_ACCOUNT", "lab")
     stubs.put("sbatch", f'echo "$* $A_TOKEN $SBATCH_TIMELIMIT $SBATCH_ACCOUNT" > {tmp_path}/seen; echo "17;cluster"')
     wanted = request(tmp_path)
-    assert slurm.submit(wanted, "source") == {"slurm_id": "17"}
+    assert slurmsubmit.submit(wanted, "source") == {"slurm_id": "17"}
     folder = Path(wanted["folder"])
     assert (tmp_path / "seen").read_text() == f"--parsable --export=ALL {folder}/job.sbatch sesame  lab\n"
     assert sorted(path.name for path in folder.iterdir()) == ["job.sbatch", "node.py", "slurm.json"]
@@ -118,7 +119,7 @@ def test_what_sbatch_refuses_is_said_with_a_fix_and_leaves_nothing(
 ) -> None:
     stubs.put("sbatch", f"echo 'sbatch: error: {said}' >&2; exit 1")
     wanted = request(tmp_path)
-    (problem,) = slurm.submit(wanted, "source")["problems"]
+    (problem,) = slurmsubmit.submit(wanted, "source")["problems"]
     assert problem["what"] == said
     assert fix in problem["fix"]
     assert not os.path.exists(wanted["folder"])
@@ -126,7 +127,7 @@ def test_what_sbatch_refuses_is_said_with_a_fix_and_leaves_nothing(
 
 def test_all_that_is_missing_is_said_at_once(stubs: Stubs, tmp_path: Path) -> None:
     stubs.put("sbatch", "echo 17")
-    problems = slurm.submit(request(tmp_path, script="no.py", python="/no/python"), "source")["problems"]
+    problems = slurmsubmit.submit(request(tmp_path, script="no.py", python="/no/python"), "source")["problems"]
     assert [each["what"] for each in problems] == [
         f"the script {tmp_path}/no.py does not exist",
         "there is no /no/python",
@@ -149,7 +150,7 @@ def test_a_submission_that_nobody_confirmed_is_taken_back(stubs: Stubs, tmp_path
     scontrol(stubs, "CANCELLED")
     stubs.put("sbatch", "echo 17")
     wanted = request(tmp_path)
-    slurm.take_back(wanted, slurm.submit(wanted, "source")["slurm_id"])
+    slurmsubmit.take_back(wanted, slurmsubmit.submit(wanted, "source")["slurm_id"])
     assert (tmp_path / "scancelled").read_text() == "17\n"
     assert not os.path.exists(wanted["folder"])
 

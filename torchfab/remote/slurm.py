@@ -1,4 +1,4 @@
-"""Slurm where its commands are: submit a job, say how it is, cancel it, read its logs from the folder that nodes share.
+"""Slurm where its commands are: say how a job is, by Slurm and by the folder that its nodes share, and cancel it.
 
 A job's folder: node.py and slurm.json (the spec of each node's process), job.sbatch, slurm.log (what the batch script
 and srun say), stop.json, and per node node-<SLURM_NODEID>/agent as `torchfab.remote.files` describes it.
@@ -75,88 +75,6 @@ def _last_words(program: str, text: str) -> str:
     return "; ".join(dict.fromkeys(kept[-4:]))
 
 
-# ---- submit
-
-
-def submit(request: dict[str, Any], bundle: str) -> dict[str, Any]:
-    """Make the job's folder and hand the file to sbatch.
-
-    Parameters
-    ----------
-    request : dict
-        `folder`, `text` (the sbatch file), `options` (names of the options that it sets), `spec`, `secrets`, `workdir`,
-        `script` (a path or None), `python`, `timeout_s`.
-    bundle : str
-        Source of node.py.
-
-    Returns
-    -------
-    dict
-        `slurm_id`, or `problems`.
-    """
-    problems = _missing(request)
-    if problems:
-        return {"problems": problems}
-    try:
-        _make_folder(request, bundle)
-        return {"slurm_id": _sbatch(request)}
-    except OSError as error:
-        what = f"cannot write {request['folder']}: {error.strerror or error}"
-        fix = "free space or rights there, or set torchfab.node_dir in fabric.yaml to a folder that all nodes share"
-    except SlurmError as error:
-        what, fix = str(error), _fix_of(str(error))
-    shutil.rmtree(request["folder"], ignore_errors=True)
-    return {"problems": [{"what": what, "fix": fix}]}
-
-
-def _missing(request: dict[str, Any]) -> list[dict[str, str]]:
-    """Check here what the nodes will need: a job that waited for days should not end over a typing error."""
-    if shutil.which("sbatch") is None:
-        fix = "install Slurm's client, or name a host that has it with --login user@host"
-        return [{"what": "there is no sbatch here", "fix": fix}]
-    conf = os.environ.get("SLURM_CONF", "")
-    if conf and not os.path.isfile(conf):  # sbatch would look for it for a minute
-        fix = "set SLURM_CONF to the cluster's slurm.conf, or name a host of the cluster with --login user@host"
-        return [{"what": f"SLURM_CONF names {conf}, and there is no such file", "fix": fix}]
-    workdir, python = request["workdir"], request["python"]
-    if not os.path.isdir(workdir):
-        fix = "give one that all nodes share with --workdir"
-        return [{"what": f"the working directory {workdir} does not exist", "fix": fix}]
-    script = os.path.join(workdir, request["script"] or "")
-    found = []
-    if request["script"] and not os.path.isfile(script):
-        found.append({"what": f"the script {script} does not exist", "fix": "copy your code there, or give --workdir"})
-    if shutil.which(os.path.join(workdir, python) if "/" in python else python) is None:
-        fix = "give an interpreter that exists on every node with --python"
-        found.append({"what": f"there is no {python}", "fix": fix})
-    return found
-
-
-def _make_folder(request: dict[str, Any], bundle: str) -> None:
-    folder = request["folder"]
-    files.make_private(os.path.dirname(folder))
-    ignore = os.path.join(os.path.dirname(os.path.dirname(folder)), ".gitignore")
-    if not os.path.exists(ignore):  # the folder may lie in the user's working copy
-        files.write_text(ignore, "*\n")
-    os.mkdir(folder, 0o700)
-    files.write_text(os.path.join(folder, files.BUNDLE), bundle)
-    files.write_json(os.path.join(folder, SPEC), request["spec"])
-    files.write_text(os.path.join(folder, FILE), request["text"])
-
-
-def _sbatch(request: dict[str, Any]) -> str:
-    """Submit the file; return Slurm's id of the job. Secrets travel in sbatch's environment: ps shows none of it."""
-    # SBATCH_... variables are a user's defaults, but sbatch lets them win over the file.
-    said = {f"SBATCH_{name.upper().replace('-', '_')}" for name in request["options"]} | {"SBATCH_TIMELIMIT"}
-    said -= set() if "time" in request["options"] else {"SBATCH_TIMELIMIT"}
-    env = dict.fromkeys(said & set(os.environ), "")
-    for name in env:
-        del os.environ[name]
-    path = os.path.join(request["folder"], FILE)
-    out = run("sbatch", "--parsable", "--export=ALL", path, timeout_s=request["timeout_s"], env=request["secrets"])
-    return out.strip().splitlines()[-1].partition(";")[0]
-
-
 _FIXES = (
     ("not found", "install Slurm's client, or name a host that has it with --login user@host"),
     ("configuration source", "set SLURM_CONF, or name a host of the cluster with --login user@host"),
@@ -173,7 +91,8 @@ _FIXES = (
 )
 
 
-def _fix_of(text: str) -> str:
+def fix_of(text: str) -> str:
+    """Return what to do about what a command of Slurm said; empty where it says so itself."""
     return next((fix for sign, fix in _FIXES if sign in text.lower()), "")
 
 
@@ -208,13 +127,14 @@ def _ask_history(slurm_id: str) -> dict[str, Any]:
     """Ask the accounting, or the log of completed jobs (`sacct -c`), about a job that slurmctld has forgotten."""
     for words in ((), ("-c",)):
         try:
-            out = run("sacct", *words, "-X", "-n", "-P", "-j", slurm_id, "-o", "State,ExitCode,NodeList")
+            out = run("sacct", *words, "-X", "-n", "-P", "-j", slurm_id, "-o", "State,ExitCode,NodeList,Timelimit")
         except SlurmError:
             continue
-        rows = [line.split("|") for line in out.splitlines() if line.count("|") == 2 and line.split("|")[0]]
+        rows = [line.split("|") for line in out.splitlines() if line.count("|") == 3 and line.split("|")[0]]
         if rows:
-            state, code, hosts = rows[-1]
-            return {"state": state.split()[0], "why": "", "exit": code, "hosts": _expand(hosts)}
+            state, code, hosts, limit = rows[-1]
+            limit = limit if ":" in limit else ""  # `sacct -c` says bare minutes, or nothing
+            return {"state": state.split()[0], "why": "", "exit": code, "hosts": _expand(hosts), "limit": limit}
     return {}
 
 
@@ -290,7 +210,7 @@ def stop(request: dict[str, Any]) -> dict[str, Any]:
     begun, before = time.time(), status(request)
     told = before["slurm"]
     if "error" in told:
-        return {"problems": [{"what": told["error"], "fix": _fix_of(told["error"])}]}
+        return {"problems": [{"what": told["error"], "fix": fix_of(told["error"])}]}
     done = {"before": told["state"], "asked": _running(before), "killed": [], "left": [], "seconds": 0.0}
     if told["state"] in FINAL or not told["state"]:
         return {**done, "asked": 0}
@@ -298,11 +218,11 @@ def stop(request: dict[str, Any]) -> dict[str, Any]:
     try:
         if request["grace_s"] > KILL_WAIT_S and is_active(told):  # or Slurm would kill before the grace is over
             run("scancel", "--signal=TERM", request["slurm_id"])
-            _await_end(request, begun + request["grace_s"])
+            await_end(request, begun + request["grace_s"])
         run("scancel", request["slurm_id"])
     except SlurmError as error:
         return {"problems": [{"what": str(error), "fix": ""}]}
-    last = _await_end(request, begun + request["grace_s"] + KILL_WAIT_S + 15)
+    last = await_end(request, begun + request["grace_s"] + KILL_WAIT_S + 15)
     ended = last["state"] in FINAL or not last["state"]
     left = [] if ended else [f"Slurm job {request['slurm_id']}: {last['state']}"]
     return {**done, "killed": _killed(request), "left": left, "seconds": time.time() - begun}
@@ -314,7 +234,8 @@ def _write_stop(request: dict[str, Any], now: float) -> None:
             files.write_json(os.path.join(folder, files.STOP), {"time": now, "grace_s": request["grace_s"]})
 
 
-def _await_end(request: dict[str, Any], deadline: float) -> dict[str, Any]:
+def await_end(request: dict[str, Any], deadline: float) -> dict[str, Any]:
+    """Ask until the job has ended, or the time has come; return what was told last."""
     while True:
         told = ask(request["slurm_id"])
         known = told if "error" not in told else {"state": told["error"]}
@@ -335,16 +256,6 @@ def _running(found: dict[str, Any]) -> int:
 def _killed(request: dict[str, Any]) -> list[str]:
     paths = [os.path.join(node_folder(request["folder"], rank), AGENT, files.EXIT) for rank in range(request["nodes"])]
     return [text for path in paths for text in (files.read_json(path) or {}).get("killed", [])]
-
-
-def take_back(request: dict[str, Any], slurm_id: str) -> None:
-    """Cancel a job whose submission nobody confirmed, and remove its folder."""
-    try:
-        run("scancel", slurm_id)
-        _await_end({"slurm_id": slurm_id}, time.time() + 15)
-    except SlurmError:
-        pass
-    forget(request)
 
 
 def forget(request: dict[str, Any]) -> dict[str, Any]:

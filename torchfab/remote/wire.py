@@ -78,7 +78,7 @@ class Conversation:
         if self.preparation is not None:
             self.preparation.discard()
         if self.submitted is not None:
-            from torchfab.remote.slurm import take_back
+            from torchfab.remote.slurmsubmit import take_back
 
             take_back(self.submitted, self.submitted["slurm_id"])
 
@@ -171,7 +171,7 @@ class Conversation:
 
     def on_slurm_submit(self, request: dict[str, Any]) -> dict[str, Any]:
         """Hand a job to sbatch; it is taken back unless `keep` follows."""
-        from torchfab.remote.slurm import submit
+        from torchfab.remote.slurmsubmit import submit
 
         self.patience_s = request["patience_s"]
         answer = submit(request, self.bundle)
