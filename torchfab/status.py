@@ -248,7 +248,9 @@ def table(job: JobStatus) -> list[list[str]]:
 
 def _row(status: NodeStatus) -> list[str]:
     ranks = [rank["rank"] for rank in status.ranks if rank["rank"] is not None]
-    pids = [str(rank["pid"]) for rank in status.ranks if rank["pid"]] or [str(each["pid"]) for each in status.processes if each["pid"]]
+    pids = [str(rank["pid"]) for rank in status.ranks if rank["pid"]] or [
+        str(each["pid"]) for each in status.processes if each["pid"]
+    ]
     return [
         status.node.label,
         _state_words(status),

@@ -141,7 +141,9 @@ class API:
             owned = [
                 (each[1], each[2], owned)
                 for each, owned in self.objects.items()
-                if any(owner["uid"] == item["metadata"]["uid"] for owner in owned["metadata"].get("ownerReferences", ()))
+                if any(
+                    owner["uid"] == item["metadata"]["uid"] for owner in owned["metadata"].get("ownerReferences", ())
+                )
             ]
         for kind, own, _ in owned:
             self.delete(kind, own, namespace, None)

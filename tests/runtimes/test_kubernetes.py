@@ -89,7 +89,7 @@ def test_a_job_of_another_launch_is_left_alone(here: Here) -> None:
 @pytest.mark.parametrize(
     ("status", "message", "expected"),
     [
-        (403, 'jobs.batch is forbidden: User "bob" cannot create resource "jobs"', "User \"bob\" cannot create"),
+        (403, 'jobs.batch is forbidden: User "bob" cannot create resource "jobs"', 'User "bob" cannot create'),
         (401, "Unauthorized", "the cluster does not accept your credentials"),
         (422, 'Job "gpt2" is invalid: spec.x', "the cluster refuses (422): Job"),
         (503, "etcd leader changed", "the cluster is busy or in trouble (503): etcd leader changed"),
@@ -205,7 +205,7 @@ def test_a_job_waits_for_its_pods(here: Here) -> None:
     here.launch()
     assert "gpt2-[0-1]: its pod is not made yet" in here.status()
     here.api.event("gpt2", "FailedCreate", 'pods "gpt2-0-x" is forbidden: exceeded quota: gpus')
-    assert "its pod cannot be made: pods \"gpt2-0-x\" is forbidden: exceeded quota: gpus" in here.status()
+    assert 'its pod cannot be made: pods "gpt2-0-x" is forbidden: exceeded quota: gpus' in here.status()
 
 
 def test_a_job_in_a_queue_says_so(here: Here) -> None:
@@ -278,9 +278,7 @@ def test_torchruns_own_report_tells_the_code_where_the_program_left_no_message(h
     ],
     ids=["oom", "evicted", "preempted", "admission", "no torch", "no python"],
 )  # fmt: skip
-def test_what_ended_a_pod_is_told_apart(
-    here: Here, status_of_pod: dict[str, object], words: str, code: int
-) -> None:
+def test_what_ended_a_pod_is_told_apart(here: Here, status_of_pod: dict[str, object], words: str, code: int) -> None:
     first, second = launched(here, memory="64Gi")
     set_status(here.api, first, running())
     set_status(here.api, second, status_of_pod)
