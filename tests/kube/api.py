@@ -155,7 +155,8 @@ class API:
             if plural == "pods":
                 if grace_s is None:
                     grace_s = item["spec"].get("terminationGracePeriodSeconds", 30)
-                item["metadata"].setdefault("deletionTimestamp", stamp(time.time()))
+                item["metadata"].setdefault("deletionTimestamp", stamp(time.time() + grace_s))
+                item["metadata"]["deletionGracePeriodSeconds"] = grace_s
                 self.put(plural, item, namespace)
         if self.on_delete(plural, item, grace_s or 0):
             self.remove(plural, name, namespace)
@@ -169,7 +170,10 @@ class API:
         item = {
             "metadata": {"name": f"event-{next(self.numbers)}"},
             "involvedObject": {"name": about},
-            **{"type": "Warning", "reason": reason, "message": message, "lastTimestamp": stamp(time.time())},
+            "type": "Warning",
+            "reason": reason,
+            "message": message,
+            "lastTimestamp": stamp(time.time()),
         }
         self.put("events", item)
 
@@ -254,13 +258,15 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refused(404, "the server could not find the requested resource")
         namespace, plural, name, log = (unquote(each) if each else each for each in match.groups())
         if log:
-            return self._log(namespace, name, query, fault)
+            self._log(namespace, name, query, fault)
+            return None
         if self.command == "POST":
             return self._create(namespace, plural, body)
         if name:
             return self._one(namespace, plural, name, body)
         if query.get("watch") in ("true", "True", "1"):
-            return self._watch(namespace, plural, query, fault)
+            self._watch(namespace, plural, query, fault)
+            return None
         with self.api.moved:
             items = [item for item in self._all(namespace, plural) if _matches(item, query)]
             items = json.loads(json.dumps(items))

@@ -1,4 +1,4 @@
-"""What a kubelet does to a container's words: `$(NAME)` is filled in, `$$` becomes `$`; written from its documentation."""
+"""What a kubelet does to a container's words, by its documentation: `$(NAME)` is filled in, `$$` becomes `$`."""
 
 from __future__ import annotations
 

@@ -83,9 +83,9 @@ def test_what_is_submitted_besides_the_text() -> None:
 )
 def test_manifests_are_valid(version: str, flags: dict[str, Any]) -> None:
     made = submission({"secrets": {"HF_TOKEN": "x"}, "env": {"A": "b"}}, **flags)
-    for each in objects(made).values():
-        if each["kind"] == "JobSet":  # whose schema is not among Kubernetes's own: the Job in it is
-            each = jobs_of(each)
+    for item in objects(made).values():
+        # The schema of a JobSet is not among Kubernetes's own: the Job in it is.
+        each = jobs_of(item) if item["kind"] == "JobSet" else item
         kubernetes_validate.validate(each, version, strict=True)
         check_rules(each)
 
@@ -325,7 +325,7 @@ def test_names_that_dns_does_not_take_are_refused(name: str) -> None:
         ({"pvc": ("a:/",)}, "/ cannot be mounted over"),
         ({"pvc": ("a:/dev/shm",)}, "/dev/shm cannot be mounted over"),
         ({"pvc": ("a:/x/../y",)}, "--pvc is NAME:/path"),
-        ({"node_selector": ("disk",)}, "--node-selector expects KEY=VALUE, got 'disk'\n  fix: --node-selector disk=VALUE"),
+        ({"node_selector": ("disk",)}, "--node-selector expects KEY=VALUE, got 'disk'\n  fix: --node-selector disk="),
         ({"node_selector": ("a b=c",)}, "--node-selector: 'a b' is no name"),
         ({"node_selector": ("a=b c",)}, "--node-selector: 'b c' cannot be a label's value"),
         ({"node_selector": ("a=b", "a=c")}, "names a twice"),

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,7 @@ def here(
     yield from here_on(api, tmp_path, monkeypatch, capsys)
 
 
-def launched(here: Here, **flags: str) -> list[str]:
+def launched(here: Here, **flags: Any) -> list[str]:
     """Launch a job, and make its pods; return their names."""
     here.launch(**flags)
     return pods_of(here.api, "gpt2")
@@ -106,7 +107,7 @@ def test_a_half_created_job_is_taken_back(here: Here, status: int, message: str,
     assert here.launch()
 
 
-def test_ctrl_c_while_creating_takes_everything_back(here: Here) -> None:
+def test_ctrl_c_while_creating_takes_everything_back(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(plural: str, item: object) -> None:
         if plural == "jobs":
             pods_of(here.api, "gpt2")
@@ -119,8 +120,8 @@ def test_ctrl_c_while_creating_takes_everything_back(here: Here) -> None:
         interrupt(str(item["kind"]).lower() + "s", item)
         return made
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted, match="interrupted; nothing was left"):
-        patch.setattr(client.Cluster, "create", create)
+    monkeypatch.setattr(client.Cluster, "create", create)
+    with pytest.raises(Interrupted, match="interrupted; nothing was left"):
         here.launch()
     assert here.api.names() == []
     assert list((here.folder / "records").iterdir()) == []
