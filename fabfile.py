@@ -18,7 +18,7 @@ from invoke import Context
 
 from torchfab import mishaps
 from torchfab.flags import GpuLaunchFlags, JobFlags, LaunchFlags, PodFlags, flag, job_task, launch_task
-from torchfab.launchers import colossalai, deepspeed, kubernetes, mpi, per_gpu, per_node
+from torchfab.launchers import colossalai, deepspeed, kubernetes, mpi, per_gpu, per_node, slurm
 
 if TYPE_CHECKING:
     from torchfab.surroundings import Surroundings
@@ -57,6 +57,12 @@ def launch_mpi(c: Context, flags: LaunchFlags, own: Any) -> None:
 def launch_colossalai(c: Context, flags: LaunchFlags, own: Any) -> None:
     """Run colossalai on the first of `hosts`, which runs torchrun on all of them."""
     _launch(c, colossalai, flags, own)
+
+
+@launch_task(slurm.Flags, JobFlags)
+def launch_slurm(c: Context, flags: JobFlags, own: Any) -> None:
+    """Hand the script to Slurm: torchrun once per node of an allocation."""
+    _submit(c, slurm, flags, own)
 
 
 @launch_task(kubernetes.Flags, PodFlags)

@@ -38,7 +38,7 @@ def call(project: Path, *words: str, cwd: Path | None = None, **variables: str) 
 def copy_into(folder: Path) -> Path:
     folder.mkdir(parents=True)
     shutil.copy(RUN, folder)
-    for name in ("requirements.txt", "requirements-dev.txt"):
+    for name in ("requirements.txt", "requirements-dev.txt", "requirements-nodeps.txt"):
         (folder / name).write_text("# nothing\n")
     return folder
 
@@ -126,7 +126,7 @@ def test_inv_also_installs_the_requirements_for_development(project: Path, bare:
     stubs(bare, [*NEEDED, *NEEDED_BY_TESTS])
     (bare / "python3").symlink_to(sys.executable)
     first, second = (call(project, "inv", PATH=str(bare)) for _ in range(2))
-    assert "installing requirements.txt requirements-dev.txt" in first.stderr
+    assert "installing requirements.txt requirements-dev.txt requirements-nodeps.txt into" in first.stderr
     assert second.stderr == ""
     assert (first.stdout, second.stdout) == ("invoked\n", "invoked\n")
 

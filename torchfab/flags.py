@@ -50,7 +50,7 @@ class PodFlags(JobFlags):
 class LaunchFlags(JobFlags):
     """The flags of launches over a hosts file."""
 
-    hostfile: str = flag("", "File with one host a line. [hosts]")
+    hostfile: str = flag("", "File with one host a line, or slurm: the hosts of this allocation. [hosts]")
     port: str = flag("0", "Port of the rendezvous on node 0; 0: a free one. [0]")
     master_addr: str = flag("", "Address by which the nodes reach node 0. [its name in the hosts file]")
 

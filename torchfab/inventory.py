@@ -95,9 +95,9 @@ def parse_hosts(text: str, origin: str) -> tuple[Node, ...]:
     return tuple(_checked(list(found.values()), origin))
 
 
-def parse_flag(hosts: str) -> tuple[Node, ...]:
+def parse_flag(hosts: str, origin: str = "-H") -> tuple[Node, ...]:
     """Return the nodes of `-H host1,host2`; a comma inside brackets belongs to a range."""
-    return parse_hosts("\n".join(re.split(r",(?![^\[]*\])", hosts)), "-H")
+    return parse_hosts("\n".join(re.split(r",(?![^\[]*\])", hosts)), origin)
 
 
 def parse_gpus(text: str, origin: str) -> tuple[tuple[Node, ...], tuple[Slot, ...]]:
@@ -141,7 +141,7 @@ def _lines(text: str, origin: str) -> Iterator[_Line]:
     for number, line in enumerate(text.removeprefix("\ufeff").splitlines(), start=1):
         words = line.partition("#")[0].split()
         if words:
-            yield _Line(f"{origin}:{number}" if origin != "-H" else "-H", tuple(words))
+            yield _Line(f"{origin}:{number}" if not origin.startswith("-") else origin, tuple(words))
 
 
 def _nodes_of(line: _Line, keys: Sequence[str]) -> list[Node]:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
 
-from torchfab import environment, inventory, render
+from torchfab import allocation, environment, inventory, render
 from torchfab.commandline import progress, say, tell
 from torchfab.errors import Interrupted, TorchfabError, UsageError
 from torchfab.flags import JobFlags, LaunchFlags
@@ -92,6 +92,8 @@ def read_inventory(flags: LaunchFlags, around: Surroundings) -> tuple[tuple[Node
     if gpufile is None:
         if hosts:
             return inventory.parse_flag(hosts), ()
+        if flags.hostfile == allocation.WORD:
+            return allocation.nodes_of(around.environ), ()
         return inventory.read_hosts(_file(flags.hostfile, around.config["hostfile"], around)), ()
     if hosts:
         return inventory.parse_gpus("\n".join(hosts.split(",")), "-H")

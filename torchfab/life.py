@@ -338,7 +338,8 @@ def stop(record: Record, grace_s: float) -> int:
     left = any(report.left for report in reports)
     if not left:
         found = ask_status(record)
-        say(f"job {record.name}: {found.state}, no process of it is left on {len(found.nodes)} nodes")
+        proof = f", no process of it is left on {len(found.nodes)} nodes" if found.nodes else ""
+        say(f"job {record.name}: {found.state}{proof}")
     return 1 if left else 0
 
 

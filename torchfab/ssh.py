@@ -31,8 +31,9 @@ MOST_ANSWER_BYTES = 64 * 1024 * 1024
 # What a process on `localhost` gets of this terminal's environment: what a login would set. The rest travels by name.
 LOGIN_NAMES = (
     *("HOME", "PATH", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TMUX_TMPDIR", "XDG_RUNTIME_DIR"),
-    *("LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_HOME"),
+    *("LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "SLURM_CONF"),
 )
+LOGIN_PREFIXES = ("LC_", "SBATCH_")
 
 
 class HostError(TorchfabError):
@@ -257,13 +258,13 @@ class _LocalPipe:
     """A program on this machine."""
 
     def __init__(self) -> None:
-        env = {name: value for name, value in os.environ.items() if name in LOGIN_NAMES or name.startswith("LC_")}
+        names = [name for name in os.environ if name in LOGIN_NAMES or name.startswith(LOGIN_PREFIXES)]
         self.process = subprocess.Popen(
             bundle.argv(sys.executable),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=env,
+            env={name: os.environ[name] for name in names},
             start_new_session=True,  # Ctrl-C in this terminal is for us alone
         )
         assert self.process.stdin

@@ -140,7 +140,9 @@ class JobStatus:
     @property
     def has_ended(self) -> bool:
         """Whether nothing of the job runs any more."""
-        return self.verdict.ended if self.verdict else all(node.has_ended for node in self.nodes)
+        if self.verdict:
+            return self.verdict.ended
+        return bool(self.nodes) and all(node.has_ended for node in self.nodes)
 
     @property
     def has_failed(self) -> bool:

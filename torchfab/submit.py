@@ -44,13 +44,14 @@ def submit(launcher: ModuleType, flags: JobFlags, own: Any, around: Surroundings
         raise
     record = records.with_details(record, **details)
     record.note("submitted", **details)
-    _announce(submission)
+    _announce(submission, record)
     return record
 
 
-def _announce(submission: Submission) -> None:
+def _announce(submission: Submission, record: Record) -> None:
     name = submission.job.name
-    say(f"job {name}: {submission.world_size} ranks on {submission.nodes} nodes, submitted")
+    known_as = f" as {record.details['known_as']}" if "known_as" in record.details else ""
+    say(f"job {name}: {submission.world_size} ranks on {submission.nodes} nodes, submitted{known_as}")
     for key, value in submission.chosen.items():
         say(f"  {key:8} {value}")
     say(f"next: fab logs --follow {name} | fab status {name} | fab stop {name}")

@@ -126,10 +126,13 @@ class Watch:
         """Take in how a scheduler's job is; say on stderr why it waits, and when it no longer does."""
         before = self.seen
         self.seen = found
+        if not found.has_failed:  # it may have failed before, and been run again
+            self.failed_at, self.told = None, False
         self.lost.clear()
         self.ended = {node.node.rank: node for node in found.nodes if node.has_ended}
-        if found.state == "pending" and (before is None or (before.state, before.reason) != ("pending", found.reason)):
-            tell(f"{self.record.name}: pending ({found.reason or 'no reason is given'})")
+        news = before is None or (before.state, before.reason) != (found.state, found.reason)
+        if found.state in ("pending", "unreachable") and news:
+            tell(f"{self.record.name}: {found.state} ({found.reason or 'no reason is given'})")
         elif before is not None and before.state == "pending" and found.nodes:
             tell(f"{self.record.name}: runs on {fold([node.node.label for node in found.nodes])}")
 

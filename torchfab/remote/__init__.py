@@ -14,5 +14,9 @@ library only, and import `typing` never at run time: a node pays for every modul
     start        phase two: hand the processes to tmux
     life         status and stop
     logs         read and follow the logs
+    slurm        a job on a Slurm cluster, where its commands are: status, stop
+    slurmsubmit  its submission
+    slurmtask    what srun starts on each node of it
+    slurmlogs    its logs, of all nodes
     wire         the conversation with the launch machine
 """

@@ -16,17 +16,18 @@ if TYPE_CHECKING:
 _TAIL_BYTES = 16 * 1024
 
 
-def status(folder: str, job_id: str, node_rank: int) -> dict[str, Any]:
+def status(folder: str, job_id: str, node_rank: int, alive: bool | None = None) -> dict[str, Any]:
     """Return how the job is on this node: one entry per process, each with its ranks, and the last log line.
 
     The state of a process is `starting`, `running`, `succeeded`, `failed`, `stopped` (it ended after somebody asked the
     job to stop) or `lost` (it ended, or its machine restarted, and nobody was left to write down how).
+    Supervisors are looked for here, unless `alive` says whether they can run: where the folder is another machine's.
     """
     stop = files.read_json(os.path.join(folder, files.STOP))
-    entries = [_process_status(os.path.join(folder, name), name, stop) for name in files.processes(folder)]
+    entries = [_process_status(os.path.join(folder, name), name, stop, alive) for name in files.processes(folder)]
     answer: dict[str, Any] = {"processes": entries, "now": time.time(), "exists": os.path.isdir(folder)}
     answer["stop_asked"] = stop["time"] if stop else None
-    if any(entry["state"] == "lost" for entry in entries):
+    if alive is None and any(entry["state"] == "lost" for entry in entries):
         answer["left"] = [procfs.describe(pid) for pid in procfs.job_processes(job_id, node_rank)]
     return answer
 
@@ -41,11 +42,11 @@ def has_ended(folder: str) -> bool:
     return not os.path.isdir(folder) or (bool(states) and not {"starting", "running"} & set(states))
 
 
-def _process_status(folder: str, name: str, stop: dict[str, Any] | None) -> dict[str, Any]:
+def _process_status(folder: str, name: str, stop: dict[str, Any] | None, alive: bool | None = None) -> dict[str, Any]:
     spec = files.read_json(os.path.join(folder, files.SPEC)) or {}
     started = files.read_json(os.path.join(folder, files.STARTED)) or {}
     ended = files.read_json(os.path.join(folder, files.EXIT))
-    state, reason = _state(started, ended, stop)
+    state, reason = _state(started, ended, stop, alive)
     ranks = files.read_json(os.path.join(folder, files.RANKS)) or _own_rank(spec, started, ended)
     reported = reported_failures(os.path.join(folder, files.OUTPUT)) if state == "failed" else []
     _fill_codes(ranks, state, reported)
@@ -58,6 +59,7 @@ def _process_status(folder: str, name: str, stop: dict[str, Any] | None) -> dict
         "ended": ended["time"] if ended and state != "running" else None,
         "code": ended["code"] if ended else None,
         "signal": ended["signal"] if ended else None,
+        "warned": ended.get("warned") if ended else None,
         "ranks": ranks,
         "last_line": _last_line(logfiles.find(folder, spec)),
         "reported": reported,
@@ -81,16 +83,19 @@ def _own_rank(spec: dict[str, Any], started: dict[str, Any], ended: dict[str, An
     return [{**rank, "start_time": started["start_time"], "started": started["time"], **end}]
 
 
-def _state(started: dict[str, Any], ended: dict[str, Any] | None, stop: dict[str, Any] | None) -> tuple[str, str]:
+def _state(
+    started: dict[str, Any], ended: dict[str, Any] | None, stop: dict[str, Any] | None, alive: bool | None = None
+) -> tuple[str, str]:
+    supervised = _supervised(started) if alive is None else alive
     if ended and ended.get("error"):
         return "failed", ended["error"]
-    if ended and not (ended.get("cleaning") and _supervised(started)):
+    if ended and not (ended.get("cleaning") and supervised):
         return _end_state(ended, stop), ""
     if not started:
         return ("stopped", "before it had started") if stop else ("starting", "")
-    if _supervised(started):
+    if supervised:
         return "running", ""
-    if started["boot_id"] != procfs.boot_id():
+    if alive is None and started["boot_id"] != procfs.boot_id():
         return "lost", "the node was restarted"
     return "lost", "its supervisor was killed"
 

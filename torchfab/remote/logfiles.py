@@ -58,7 +58,8 @@ def find(folder: str, spec: dict[str, Any]) -> list[LogFile]:
     """Return the log files that a process has so far, its own output first.
 
     `spec["rank"]` is the rank of a process that is a rank itself; `spec["rank_logs"]` is a regular expression over
-    paths relative to the folder, with groups `rank`, or `local_rank` and `attempt`.
+    paths relative to the folder, with groups `rank`, or `local_rank` and `attempt`; `spec["first_rank"]` is the rank of
+    local rank 0, where that is known beforehand.
     """
     found = [LogFile(folder, files.OUTPUT, rank=spec.get("rank"))]
     pattern = re.compile(spec["rank_logs"]) if spec.get("rank_logs") else None
@@ -66,6 +67,8 @@ def find(folder: str, spec: dict[str, Any]) -> list[LogFile]:
         match = pattern.fullmatch(path) if pattern else None
         if match:
             groups = {name: int(text) for name, text in match.groupdict().items() if text is not None}
+            if "first_rank" in spec:
+                groups["rank"] = spec["first_rank"] + groups["local_rank"]
             found.append(LogFile(folder, path, **groups))
     return found
 

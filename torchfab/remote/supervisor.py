@@ -43,11 +43,17 @@ class Supervisor:
     ----------
     folder : str
         The process's folder, which holds its spec.
+    env : dict of str to str, optional
+        The whole environment of the process; None: what the spec and its secrets say.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, env: dict[str, str] | None = None) -> None:
         self.folder = folder
         self.spec: dict[str, Any] = files.read_json(self._path(files.SPEC))
+        self.env = env
+        # Signals that reach all processes without us, as a notice: a process that does not ask for them ignores them.
+        self.notices = [signal.Signals[name] for name in self.spec.get("ignore", ())]
+        self.warned: str | None = None
         self.child: subprocess.Popen[bytes] | None = None
         self.ranks = RankWatch(folder, 0)
         self.window = Window(folder, self.spec)
@@ -81,7 +87,7 @@ class Supervisor:
     # ---- the start
 
     def _start(self) -> subprocess.Popen[bytes]:
-        env = {**self.spec["env"], **self._secrets()}
+        env = {**self.spec["env"], **self._secrets()} if self.env is None else self.env
         log = os.open(self._path(files.OUTPUT), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             return subprocess.Popen(
@@ -92,10 +98,15 @@ class Supervisor:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=_end_with_parent,  # noqa: PLW1509  # there is one thread
+                preexec_fn=self._before_exec,  # noqa: PLW1509  # there is one thread
             )
         finally:
             os.close(log)
+
+    def _before_exec(self) -> None:
+        _end_with_parent()
+        for number in self.notices:
+            signal.signal(number, signal.SIG_IGN)
 
     def _secrets(self) -> dict[str, str]:
         path = self._path(files.SECRETS)
@@ -167,6 +178,9 @@ class Supervisor:
         return not tmux.server_is_alive()
 
     def _pass_on(self, number: signal.Signals) -> None:
+        if number in self.notices:
+            self.warned = number.name
+            return
         if number in _ENDING:
             self.asked = self.asked or number.name
             self.kill_at = self.kill_at or time.time() + self._grace_s()
@@ -217,6 +231,7 @@ class Supervisor:
             "signal": signal_name,
             "time": self.exited or time.time(),
             "asked": self.asked,
+            "warned": self.warned,
         }
         record.update(killed=list(self.killed.values()), **more)
         try:

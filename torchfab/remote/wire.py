@@ -47,6 +47,7 @@ class Conversation:
         self.bundle = bundle
         self.preparation: Preparation | None = None
         self.started: dict[str, Any] | None = None
+        self.submitted: dict[str, Any] | None = None
         self.patience_s = 0
         # Nothing that we start or print by accident may get between the frames.
         self.out = os.dup(1)
@@ -76,6 +77,10 @@ class Conversation:
             self.on_stop({**self.started, "grace_s": 2})
         if self.preparation is not None:
             self.preparation.discard()
+        if self.submitted is not None:
+            from torchfab.remote.slurmsubmit import take_back
+
+            take_back(self.submitted, self.submitted["slurm_id"])
 
     def _answer(self, request: dict[str, Any]) -> None:
         try:
@@ -121,7 +126,7 @@ class Conversation:
         """All nodes have started: what was prepared here is to stay."""
         if self.preparation is not None:
             self.preparation.release_port()
-        self.preparation = self.started = None
+        self.preparation = self.started = self.submitted = None
         self.patience_s = 0
         return {}
 
@@ -162,6 +167,43 @@ class Conversation:
         remove_job_folder(self._folder(request))
         return {}
 
+    # ---- Slurm, where its commands are
+
+    def on_slurm_submit(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Hand a job to sbatch; it is taken back unless `keep` follows."""
+        from torchfab.remote.slurmsubmit import submit
+
+        self.patience_s = request["patience_s"]
+        answer = submit(request, self.bundle)
+        if "slurm_id" in answer:
+            self.submitted = {**request, **answer}
+        return answer
+
+    def on_slurm_status(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Say how a Slurm job is."""
+        from torchfab.remote.slurm import status
+
+        return status(request)
+
+    def on_slurm_stop(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Cancel a Slurm job, and see that it has ended."""
+        from torchfab.remote.slurm import stop
+
+        return stop(request)
+
+    def on_slurm_logs(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Stream the logs of a Slurm job."""
+        from torchfab.remote.slurmlogs import Stream
+
+        Stream(request, self.send).run(self.hung_up)
+        return {}
+
+    def on_slurm_forget(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Remove the folder of a Slurm job that has ended."""
+        from torchfab.remote.slurm import forget
+
+        return forget(request)
+
     @staticmethod
     def _folder(request: dict[str, Any]) -> str:
         return files.job_folder(request["node_dir"], request["job_id"], request["node_rank"])
@@ -173,6 +215,10 @@ def main(bundle: str) -> int:
         from torchfab.remote.supervisor import main as supervise
 
         return supervise(sys.argv[2])
+    if sys.argv[1:2] == ["slurm"]:
+        from torchfab.remote.slurmtask import main as supervise_task
+
+        return supervise_task(sys.argv[2:])
     try:
         Conversation(bundle).run()
     except BrokenPipeError:

@@ -1,0 +1,186 @@
+"""A real Slurm of two nodes on this machine, as an ordinary user: the nodes' user of a rehearsal cluster."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from tests.integration.fab import Fab, eventually
+from tests.support import require
+from torchfab.rehearsal import Cluster
+from torchfab.rehearsal.processes import Process
+
+PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "sacct", "scancel", "sinfo", "salloc")
+KILL_WAIT_S = 5
+# cred/none and auth/none: no munged, which wants a key of its own; the nodes' names are those of the SSH hosts.
+CONF = """\
+ClusterName=rehearsal
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/none
+CredType=cred/none
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool.%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+SchedulerType=sched/builtin
+SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,sched_interval=1
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+ReturnToService=2
+KillWait={kill_wait_s}
+SlurmdParameters=config_overrides
+GresTypes=gpu
+AccountingStorageType=accounting_storage/none
+JobCompType=jobcomp/filetxt
+JobCompLoc={folder}/jobcomp.txt
+NodeName=node[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{ports[1]}-{ports[2]}] CPUs=8 RealMemory=2000 Gres=gpu:2
+PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+GRES = "AutoDetect=off\nNodeName=node[1-2] Name=gpu File=/dev/tty[0-1]\n"  # any device files do, nobody opens them
+
+
+class Slurm:
+    """slurmctld and two slurmd, with a folder, a configuration and ports of their own; whoever makes one calls `close`.
+
+    Parameters
+    ----------
+    cluster : Cluster
+        As whose user it runs: on its launch machine.
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.programs = {name: require(name) for name in PROGRAMS}
+        self.cluster = cluster
+        self.folder = Path(tempfile.mkdtemp(prefix="slurm-", dir=cluster.layout.launch.home))
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self._write()
+
+    def _write(self) -> None:
+        (self.folder / "state").mkdir()
+        for name in ("node1", "node2"):
+            (self.folder / f"spool.{name}").mkdir()
+        text = CONF.format(
+            host=socket.gethostname(),
+            user=self.cluster.layout.account.name,
+            folder=self.folder,
+            ports=_free_ports(),
+            kill_wait_s=KILL_WAIT_S,
+        )
+        (self.folder / "slurm.conf").write_text(text)
+        (self.folder / "gres.conf").write_text(GRES)
+        (self.folder / "cgroup.conf").write_text("CgroupAutomount=no\n")
+        account = self.cluster.layout.account
+        if os.geteuid() == 0:
+            for path in [self.folder, *self.folder.rglob("*")]:
+                os.chown(path, account.uid, account.gid)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a user's terminal must have to reach this Slurm."""
+        return {"SLURM_CONF": str(self.folder / "slurm.conf")}
+
+    def start(self) -> None:
+        """Start it, and wait until both nodes are idle."""
+        self._spawn("slurmctld", "-D", "-c", "-i")
+        for name in ("node1", "node2"):
+            self._spawn("slurmd", "-D", "-N", name)
+        assert eventually(self.is_idle, 20), self.logs()
+
+    def _spawn(self, program: str, *words: str) -> None:
+        argv = self.cluster.on_launch_machine(self.programs[program], *words)
+        process = subprocess.Popen(
+            argv,
+            env={**os.environ, **self.environment},
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        self.processes.append(process)
+
+    def run(self, program: str, *words: str) -> str:
+        """Run one of Slurm's programs; return what it printed, errors too."""
+        argv = self.cluster.on_launch_machine(self.programs[program], *words)
+        done = subprocess.run(argv, env={**os.environ, **self.environment}, capture_output=True, text=True, check=False)
+        return done.stdout + done.stderr
+
+    def is_idle(self) -> bool:
+        """Say whether both nodes wait for work."""
+        return self.run("sinfo", "-h", "-o", "%D %t").split() == ["2", "idle"]
+
+    def logs(self) -> str:
+        """Return the ends of the daemons' logs."""
+        return "\n".join(path.read_text(errors="replace")[-2000:] for path in sorted(self.folder.glob("*.log")))
+
+    def clear(self) -> None:
+        """Cancel every job, bring both nodes back, and wait until they are idle."""
+        self.run("scancel", "--user", self.cluster.layout.account.name)
+        for state in ("down", "resume"):
+            if not self.is_idle():
+                self.run("scontrol", "update", "nodename=node[1-2]", f"state={state}", "reason=tests")
+        assert eventually(self.is_idle, 30), self.run("sinfo") + self.run("squeue") + self.logs()
+
+    def close(self) -> None:
+        """End the daemons, by their pids, and remove the folder."""
+        for process in reversed(self.processes):
+            if living := Process.of(process.pid):
+                living.signal(signal.SIGTERM)
+        for process in self.processes:
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class SlurmFab(Fab):
+    """The real `fab` in a terminal that reaches a real Slurm."""
+
+    def __init__(self, slurm: Slurm, name: str = "here") -> None:
+        self.slurm = slurm
+        super().__init__(slurm.cluster, name)
+
+    def start(self, *words: str, env: dict[str, str] | None = None, **more: object) -> subprocess.Popen[str]:  # type: ignore[override]
+        """Start `fab WORDS...` as `Fab` does."""
+        return super().start(*words, env={**self.slurm.environment, **(env or {})}, **more)  # type: ignore[arg-type]
+
+
+def _free_ports() -> list[int]:
+    """Return one free port, and two free ones in a row."""
+    for first in range(26000 + os.getpid() % 4000, 32000):
+        if all(_is_free(port) for port in range(first, first + 3)):
+            return [first, first + 1, first + 2]
+    raise AssertionError("no three ports in a row are free")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def wait_for(slurm: Slurm, job_id: str, state: str, within_s: float = 20) -> None:
+    """Wait until squeue shows a job in a state."""
+    deadline = time.monotonic() + within_s
+    while state not in (seen := slurm.run("squeue", "-h", "-t", "all", "-j", job_id, "-o", "%T")):
+        assert time.monotonic() < deadline, f"{job_id} is {seen}, not {state}"
+        time.sleep(0.1)

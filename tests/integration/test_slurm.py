@@ -1,0 +1,368 @@
+"""Jobs on a real Slurm of two nodes: submitted, seen, stopped, cut off, requeued; train_llm.py trains there.
+
+Jobs that must meet their time limit are begun first and looked at last: Slurm's limits are whole minutes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.fab import FAB, ROOT, Fab, eventually
+from tests.integration.jobs import ok, status_of
+from tests.integration.slurm import Slurm, SlurmFab, wait_for
+from tests.support import require
+from torchfab.rehearsal import Cluster
+
+SMALL = ("--max-steps", "4", "--batch-size", "2", "--seq-length", "32", "--log-freq", "1")
+HOSTILE = [
+    "",
+    " ",
+    "a  b",
+    "it's",
+    '"',
+    "$HOME",
+    "`id`",
+    "\\",
+    "x\\",
+    ";",
+    "*",
+    "first\nsecond\n",
+    "é€😀",
+    "%j",
+    "#",
+    "--",
+]
+LIGHT = """
+import json, os, sys, time
+names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT", "SLURM_JOB_ID", "A_TOKEN", "WITH_BLANKS")
+print(json.dumps({"argv": sys.argv[3:], **{name: os.environ.get(name) for name in names}}), flush=True)
+code, seconds = int(sys.argv[1]), float(sys.argv[2])
+time.sleep(0.5)
+if code and os.environ["RANK"] == "3":
+    sys.exit(code)
+time.sleep(seconds)
+"""
+# train_llm.py with steps of half a second: it trains for minutes beside the other tests and leaves them the cores.
+SLOW = """
+import runpy, sys, time, torch
+clip = torch.nn.utils.clip_grad_norm_
+torch.nn.utils.clip_grad_norm_ = lambda *words: (time.sleep(0.5), clip(*words))[1]
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def slurm(loopback_cluster: Cluster) -> Iterator[Slurm]:
+    """A Slurm whose nodes are called as the hosts of the cluster."""
+    made = Slurm(loopback_cluster)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def fab(slurm: Slurm) -> Iterator[Fab]:
+    """The real `fab` in a terminal that reaches that Slurm."""
+    made = _fab(slurm)
+    yield made
+    made.close()
+
+
+def _fab(slurm: Slurm) -> SlurmFab:
+    made = SlurmFab(slurm)
+    made.write("light.py", LIGHT)
+    made.write("slow.py", SLOW)
+    made.own(shutil.copy(ROOT / "train_llm.py", made.workdir))
+    return made
+
+
+def submit(fab: Fab, name: str, *words: str, nodes: int = 2, script: tuple[str, ...] = ("light.py", "0", "60")) -> str:
+    """Launch a job; return Slurm's id of it."""
+    done = ok(fab("launch-slurm", "--name", name, "--nodes", str(nodes), *words, "--", *script))
+    found = re.search(r"submitted as Slurm job (\d+)", done.stdout)
+    assert found, done
+    return found[1]
+
+
+def runs(fab: Fab, name: str, ranks: int = 4) -> bool:
+    """Say whether all ranks of a job run, as they wrote down and as `fab status` says."""
+    pattern = f"jobs/{name}-????????/node-*/agent/ranks.json"
+    begun = eventually(lambda: sum(map(_ranks_in, fab.node_dir.glob(pattern))) == ranks, 90)
+    status: dict[str, Any] = status_of(fab, name) if begun else {"state": "starting", "nodes": []}
+    return status["state"] == "running" and sum(len(node["ranks"]) for node in status["nodes"]) == ranks
+
+
+def _ranks_in(path: Path) -> int:
+    return len(json.loads(path.read_text()))
+
+
+# ---- jobs with a time limit: begun here, looked at by the last tests
+
+
+@pytest.fixture(scope="module", autouse=True)
+def limited(slurm: Slurm) -> Iterator[Fab]:
+    """Begin a training that saves before its time limit, and a script that does not care; both on node1.
+
+    Slurm looks at time limits twice a minute: the signal comes 1 to 31 s before the limit.
+    """
+    made = _fab(slurm)
+    there = ("--nproc-per-node", "1", "--sbatch-arg=--nodelist=node1", "--signal-grace", "1")
+    training = (
+        "slow.py",
+        "train_llm.py",
+        *SMALL,
+        "--max-steps",
+        "1000000",
+        "--experiment-name",
+        "limited",
+        "--save-dir",
+        "saved",
+    )
+    submit(made, "saves", "--time", "2", *there, nodes=1, script=training)
+    submit(made, "heedless", "--time", "1", *there, nodes=1, script=("light.py", "0", "600"))
+    yield made
+    made.close()
+
+
+# ---- a whole training
+
+
+def test_a_training_over_two_nodes_with_a_name_of_two_words(fab: Fab, slurm: Slurm) -> None:
+    words = ("--job-name", "my first training", "--env", "HF_HUB_OFFLINE=1", "--gpus-per-node", "0", "--follow")
+    script = ("--", "train_llm.py", *SMALL, "--experiment-name", "small run")
+    done = ok(fab("launch-slurm", "--name", "train", "--nodes", "2", *words, *script, timeout_s=120))
+    assert {int(rank) for rank in re.findall(r"\] rank=(\d)", done.stdout)} == {0, 1, 2, 3}
+    losses = [float(loss) for loss in re.findall(r" loss=(\d+\.\d+)", done.stdout)]
+    assert len(losses) == 4
+    assert losses[-1] < losses[0]
+    status = status_of(fab, "train")
+    assert (status["state"], status["exit_code"], status["ended"]) == ("succeeded", 0, True)
+    where = [(node["host"], [rank["rank"] for rank in node["ranks"]]) for node in status["nodes"]]
+    assert where == [("node1", [0, 1]), ("node2", [2, 3])]
+    assert "Name=my first training JobState=COMPLETED" in (slurm.folder / "jobcomp.txt").read_text()
+    assert ok(fab("logs", "train", "--rank", "3")).stdout.count("rank=3") >= 1
+    assert ok(fab("jobs", "train", "--remove"))
+    assert fab.folders() == []
+
+
+# ---- how jobs end
+
+
+def test_the_code_of_the_rank_that_failed_is_the_jobs(fab: Fab, slurm: Slurm) -> None:
+    job_id = submit(fab, "seven", script=("light.py", "7", "60"))
+    assert fab("wait", "seven").rc == 7
+    done = fab("status", "seven")
+    assert done.rc == 1
+    assert "rank 3 on node2 failed first (exit code 7); its log: fab logs seven --rank 3" in done.stdout, done
+    assert "ExitCode=7:0" in slurm.run("scontrol", "show", "job", job_id)  # Slurm's own accounting has it too
+    assert "Exited with exit code 7" in fab("logs", "seven").stdout  # what srun says is in the logs
+    assert fab.processes() == {}
+
+
+def test_two_jobs_at_once_a_third_that_waits_and_all_are_stopped(fab: Fab) -> None:
+    ids = [submit(fab, "job", script=("light.py", "0", "60", "job")), submit(fab, "job-1", nodes=1)]
+    submit(fab, "waits", "--exclusive")
+    assert runs(fab, "job"), fab("status", "job")
+    assert runs(fab, "job-1", 2), fab("status", "job-1")
+    said = [json.loads(line.partition("] ")[2]) for line in fab("logs", "job", "--rank", "0-3").stdout.splitlines()]
+    assert {(each["SLURM_JOB_ID"], *each["argv"]) for each in said} == {(ids[0], "job")}
+    assert {each["MASTER_PORT"] for each in said} == {str(10000 + int(ids[0]) % 20000)}
+    waiting = fab("status", "waits")
+    assert waiting.rc == 0
+    assert "job waits: pending" in waiting.stdout
+    assert re.search(r"^(waits for nodes to become free|jobs with a higher)", waiting.stdout, re.MULTILINE), waiting
+    assert "Slurm job" in ok(fab("stop", "waits")).stdout
+    stopped = ok(fab("stop", "job", "--grace", "3"))
+    assert "6 processes ended" in stopped.stdout
+    assert "job job: stopped, no process of it is left on 2 nodes" in stopped.stdout
+    assert runs(fab, "job-1", 2)
+    assert "nothing of it was running" in ok(fab("stop", "job")).stdout
+    assert [fab("wait", name).rc for name in ("job", "waits")] == [143, 143]
+    ok(fab("stop", "job-1"))
+    assert fab.processes() == {}
+    assert {job["job"]: job["state"] for job in json.loads(fab("jobs", "--json").stdout)} == dict.fromkeys(
+        ("job", "job-1", "waits"), "stopped"
+    )
+
+
+def test_scancel_by_somebody_is_told_apart(fab: Fab, slurm: Slurm) -> None:
+    job_id = submit(fab, "cancelled", nodes=1)
+    wait_for(slurm, job_id, "RUNNING")
+    slurm.run("scancel", job_id)
+    assert fab("wait", "cancelled").rc == 143
+    assert "it was cancelled with scancel, not with fab stop" in json.dumps(status_of(fab, "cancelled"))
+
+
+def test_a_node_that_fails_loses_the_job_or_has_it_run_again(fab: Fab, slurm: Slurm) -> None:
+    node2 = ("--sbatch-arg=--nodelist=node2", "--nproc-per-node", "1")
+    lost = submit(fab, "lost", "--no-requeue", *node2, nodes=1)
+    again = submit(fab, "again", *node2, nodes=1, script=("light.py", "0", "6"))
+    for job_id in (lost, again):
+        wait_for(slurm, job_id, "RUNNING")
+    assert runs(fab, "again", 1)
+    slurm.run("scontrol", "update", "nodename=node2", "state=down", "reason=pulled")
+    assert fab("wait", "lost").rc != 0
+    found = status_of(fab, "lost")
+    assert (found["state"], found["reason"], found["ended"]) == ("lost", "a node failed", True)
+    wait_for(slurm, again, "PENDING", 60)
+    pending = status_of(fab, "again")
+    assert pending["state"] == "pending"
+    assert "requeued once" in pending["reason"]
+    folders = fab.folders()
+    slurm.run("scontrol", "update", "nodename=node2", "state=resume")
+    slurm.run("scontrol", "update", f"jobid={again}", "StartTime=now")  # it would wait for two minutes
+    assert fab("wait", "again", timeout_s=90).rc == 0
+    assert fab.folders() == folders
+    log = fab("logs", "again", "--rank", "0").stdout
+    assert log.count('"RANK": "0"') == 2  # the first run's log stays
+
+
+# ---- ways in
+
+
+def test_a_job_through_a_login_node_without_slurm_here_and_its_secret_stays_one(fab: Fab, slurm: Slurm) -> None:
+    login = fab.cluster.layout.nodes[0]
+    start_up = login.home / ".bashrc"
+    start_up.write_text(f"export SLURM_CONF={slurm.folder}/slurm.conf\n")
+    outside = {"SLURM_CONF": "/nowhere/slurm.conf"}
+    words = ("--login", "node1", "--env", "A_TOKEN=open sesame", "--env", "WITH_BLANKS=a  b")
+    try:
+        done = ok(fab("launch-slurm", "--name", "far", *words, "--", "light.py", "0", "8", *HOSTILE, env=outside))
+        job_id = re.findall(r"Slurm job (\d+)", done.stdout)[0]
+        written = "jobs/far-????????/node-0/agent/ranks.json"
+        assert eventually(lambda: sum(map(_ranks_in, fab.node_dir.glob(written))) == 2, 90)
+        status = json.loads(fab("status", "far", "--json", env=outside).stdout)
+        assert [rank["rank"] for rank in status["nodes"][0]["ranks"]] == [0, 1]
+        seen = subprocess.run(("ps", "axww", "-o", "args"), capture_output=True, text=True, check=True).stdout
+        seen += slurm.run("scontrol", "show", "job", job_id) + slurm.run(
+            "scontrol", "write", "batch_script", job_id, "-"
+        )
+        seen += "".join(path.read_text() for path in fab.base.rglob("*.json")) + done.stdout
+        assert "open sesame" not in seen
+        assert fab("wait", "far", env=outside).rc == 0
+        said = fab("logs", "far", "--rank", "0-1", "--no-fold", env=outside).stdout.splitlines()
+        found = [json.loads(line.partition("] ")[2]) for line in said]
+        assert [each["argv"] for each in found] == [HOSTILE] * 2
+        assert {(each["A_TOKEN"], each["WITH_BLANKS"]) for each in found} == {("open sesame", "a  b")}
+        ok(fab("jobs", "far", "--remove", env=outside))
+        assert fab.left() == {}
+    finally:
+        start_up.write_text("")
+
+
+def test_the_dry_run_given_to_sbatch_launches_the_same_job(fab: Fab, slurm: Slurm) -> None:
+    words = ("--name", "by-hand", "--nodes", "2", "--time", "5", "--nproc-per-node", "1", "--job-name", "by hand")
+    text = ok(fab("launch-slurm", "--dry-run", *words, "--", "light.py", "0", "1", *HOSTILE)).stdout
+    assert fab.jobs() == []
+    folder = Path(re.findall(r"mkdir -p -m 700 (\S+) && sbatch", text)[0])
+    fab.write("job.sbatch", text)
+    make = ("bash", "-c", f"mkdir -p -m 700 {folder}")
+    subprocess.run(fab.cluster.on_launch_machine(*make), check=True)
+    job_id = slurm.run("sbatch", "--parsable", str(fab.workdir / "job.sbatch")).strip()
+    wait_for(slurm, job_id, "COMPLETED", 60)
+    found = [json.loads(path.read_text()) for path in folder.rglob("stdout.log")]
+    assert [each["argv"] for each in found] == [HOSTILE] * 2
+    assert sorted(each["RANK"] for each in found) == ["0", "1"]
+
+
+def test_launch_per_node_takes_its_hosts_from_an_allocation(fab: Fab, slurm: Slurm) -> None:
+    master = fab.cluster.layout.nodes[0].address
+    words = ("launch-per-node", "--hostfile", "slurm", "--name", "inside", "--master-addr", master, "--follow")
+    core = (str(FAB), "-r", str(ROOT), "-S", str(fab.cluster.ssh_config), *words, "--rdzv-backend", "static")
+    argv = fab.cluster.on_launch_machine(slurm.programs["salloc"], "-N2", "-n4", "--ntasks-per-node=2", *core)
+    env = {**os.environ, **slurm.environment, "FABRIC_TORCHFAB_RECORDS": str(fab.records)}
+    done = subprocess.run(
+        (*argv, "--", "light.py", "0", "0"), cwd=fab.workdir, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done
+    assert "4 ranks on 2 nodes" in done.stdout
+    assert {line.partition(" ")[0] for line in done.stdout.splitlines() if '"RANK"' in line} == {"node1", "node2"}
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize(
+    ("words", "env", "message", "fix"),
+    [
+        (("--partition", "nope"), {}, "invalid partition specified: nope", "sinfo -s"),
+        (("--constraint", "nope"), {}, "Invalid feature specification", "sinfo -N"),
+        (("--python", "/no/python"), {}, "there is no /no/python", "--python"),
+        (("--workdir", "/no/folder"), {}, "the working directory /no/folder does not exist", "--workdir"),
+        ((), {"SLURM_CONF": "/no/slurm.conf"}, "SLURM_CONF names /no/slurm.conf", "--login"),
+        (("--login", "nowhere.invalid"), {}, "does not resolve", ""),
+    ],
+    ids=["partition", "feature", "python", "workdir", "no cluster", "login"],
+)
+def test_what_is_wrong_is_said_in_a_line_and_nothing_is_left(
+    fab: Fab, slurm: Slurm, words: tuple[str, ...], env: dict[str, str], message: str, fix: str
+) -> None:
+    before = slurm.run("squeue", "-h", "-t", "all").count("\n")
+    done = fab("launch-slurm", "--name", "bad", *words, "--", "light.py", "0", "60", env=env)
+    assert done.rc in (1, 2), done
+    assert message in done.stderr, done
+    assert fix in done.stderr, done
+    assert "Traceback" not in done.stderr
+    assert fab.left() == {}
+    assert slurm.run("squeue", "-h", "-t", "all").count("\n") == before
+
+
+def test_no_sbatch_is_said_in_a_line(fab: Fab) -> None:
+    programs = fab.workdir / "bin"
+    programs.mkdir()
+    for name in ("unshare", "setpriv", "sh", "mount", "env"):  # what leads to the launch machine
+        (programs / name).symlink_to(require(name))
+    done = fab("launch-slurm", "--", "light.py", "0", "60", env={"PATH": str(programs)})
+    assert done.rc == 1
+    assert "error: there is no sbatch here\n  fix: install Slurm's client, or name a host" in done.stderr, done
+    assert fab.left() == {}
+
+
+def test_a_controller_that_is_gone_is_unreachable_not_ended(fab: Fab, slurm: Slurm) -> None:
+    submit(fab, "alone", "--exclusive")
+    conf = (slurm.folder / "slurm.conf").read_text()
+    other = fab.write("slurm.conf", re.sub(r"SlurmctldPort=\d+", "SlurmctldPort=9", conf) + "MessageTimeout=1\n")
+    config = {"SLURM_CONF": str(other)}
+    done = fab("status", "alone", env=config)
+    assert done.rc == 1
+    assert "job alone: unreachable" in done.stdout
+    assert "Slurm cannot be asked" in done.stdout
+    assert fab("stop", "alone", env=config).rc == 1
+    ok(fab("stop", "alone"))
+
+
+# ---- the time limit; these come last, as a minute must pass
+
+
+def test_a_training_saves_before_its_time_limit(limited: Fab) -> None:
+    done = limited("wait", "saves", timeout_s=120)
+    assert done.rc == 128 + 10, done  # as train_llm.py ends after SIGUSR1
+    log = limited("logs", "saves").stdout
+    assert "stopped by SIGUSR1 at step" in log
+    assert list(limited.workdir.glob("saved/limited/**/*")), "nothing was saved"
+    status = status_of(limited, "saves")
+    assert (status["state"], status["ended"]) == ("failed", True)
+    # After five minutes, on a slow machine, slurmctld has forgotten the limit; `sacct -c` knows the state only.
+    words = r"the time limit( of 00:02:00)? was near: the ranks got SIGUSR1, and ended"
+    assert re.fullmatch(words, status["reason"])
+
+
+def test_the_time_limit_ends_what_does_not_care(limited: Fab) -> None:
+    done = limited("wait", "heedless", timeout_s=150)
+    assert done.rc == 143, done  # the ranks' own, who got SIGTERM
+    status = status_of(limited, "heedless")
+    assert status["state"] == "failed"
+    assert re.fullmatch(r"the time limit( of 00:01:00)? was reached", status["reason"])
+    assert limited.processes() == {}

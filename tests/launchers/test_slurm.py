@@ -1,0 +1,252 @@
+"""launch-slurm: the flags, and the sbatch file as text that real shells read."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.factories import JOB_ID, make_job
+from tests.hostile import HOSTILE, environments, texts
+from tests.support import require
+from torchfab import sbatch
+from torchfab.errors import UsageError
+from torchfab.job import Job
+from torchfab.launchers import slurm
+
+FOLDER = f"/scratch/torchfab/jobs/{JOB_ID}"
+# Programs that stand where Slurm's would: an allocation of two nodes, of which srun runs the second.
+STUBS = {
+    "scontrol": '[ "$2" = node ] && echo "NodeName=$3 NodeAddr=10.0.0.7 NodeX=1" || echo n1; echo n2',
+    "srun": 'while [[ $1 == --* ]]; do shift; done; export SLURM_NODEID=1 SLURM_CPUS_ON_NODE=9; exec "$@"',
+    "python": "import json, os, sys\njson.dump([sys.argv[1:], dict(os.environ)], open(os.environ['OUT'], 'w'))",
+}
+
+
+def job_with(values: Mapping[str, Any] | None = None, **flags: Any) -> Job:
+    return make_job(launcher="slurm", options=slurm.options(slurm.Flags(**flags)), **(values or {}))
+
+
+def directives(**flags: Any) -> list[str]:
+    text = slurm.plan(job_with(**flags)).text
+    return [line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH")]
+
+
+# ---- the file
+
+
+def full_job() -> Job:
+    values = {
+        "script": ("train.py", "--name", "my run", "--lr", "3e-4", "-x"),
+        "env": {"NCCL_DEBUG": "INFO", "A": "b c"},
+        "secrets": {"HF_TOKEN": "open sesame"},
+        "workdir": "/work/a folder",
+        "node_dir": "/work/a folder/.torchfab",
+    }
+    flags = {"partition": "gpu", "account": "lab", "qos": "high", "time": "1-12:00", "constraint": "a100&ib"}
+    more = {
+        "exclusive": True,
+        "no_requeue": True,
+        "job_name": "my first job",
+        "sbatch_arg": ("--mem=0", "--overcommit"),
+    }
+    return job_with(values, nodes="2", gpus_per_node="a100:8", cpus_per_task="96", **flags, **more)
+
+
+def test_the_whole_file(golden: Callable[[str, str], None]) -> None:
+    golden("job-slurm.sbatch", slurm.plan(full_job()).text)
+
+
+def test_the_file_passes_bash_and_shellcheck(tmp_path: Path) -> None:
+    shellcheck = require("shellcheck")
+    for name, job in {"full": full_job(), "least": job_with(), "hostile": job_with({"script": tuple(HOSTILE)})}.items():
+        path = tmp_path / name
+        path.write_text(slurm.plan(job).text, errors="surrogateescape")
+        subprocess.run(("bash", "-n", path), check=True)
+        done = subprocess.run((shellcheck, path), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
+
+
+def test_a_submission_says_what_the_runtime_needs_and_holds_no_secret() -> None:
+    submission = slurm.plan(full_job())
+    assert (submission.nodes, submission.world_size) == (2, 16)
+    assert submission.details["folder"] == f"/work/a folder/.torchfab/jobs/{JOB_ID}"
+    assert {"partition", "time", "mem", "output"} <= set(submission.details["options"])
+    assert "open sesame" not in submission.text + json.dumps(dict(submission.details)) + str(submission.chosen)
+
+
+@settings(max_examples=25)
+@given(words=st.lists(texts(), max_size=6), env=environments(3))
+def test_any_argv_and_environment_survives_the_file(words: list[str], env: dict[str, str]) -> None:
+    assert_survives(words, env)
+
+
+def test_every_hostile_text_survives_the_file() -> None:
+    short = {name: text for name, text in HOSTILE.items() if len(text) < 1000}
+    assert_survives(list(HOSTILE.values()), {f"V_{index}": text for index, text in enumerate(short.values())})
+
+
+def assert_survives(words: list[str], env: dict[str, str]) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        base = Path(name, "it's a; $folder")
+        base.mkdir()
+        values = {"script": ("train.py", *words), "env": env, "secrets": {"A_TOKEN": "?"}, "workdir": str(base)}
+        values.update(node_dir=str(base), python=str(base / "python"))
+        argv, seen = run_file(slurm.plan(job_with(values, nodes="2")).text, base)
+    options, script = argv[: argv.index("train.py")], argv[argv.index("train.py") + 1 :]
+    assert script == words
+    assert {name: seen[name] for name in env} == env
+    assert seen["A_TOKEN"] == "open sesame"
+    assert seen["OMP_NUM_THREADS"] == "4"
+    node = f"{base}/jobs/{JOB_ID}/node-1/agent"
+    assert seen["TORCHELASTIC_ERROR_FILE"] == f"{node}/errors/error.json"
+    rendezvous = ("--rdzv-backend", "static", "--master-addr", "10.0.0.7", "--master-port", "13210")
+    ranks = ("--nnodes", "2", "--node-rank", "1", "--nproc-per-node", "2")
+    assert options == [
+        "-m",
+        "torch.distributed.run",
+        *rendezvous,
+        *ranks,
+        "--redirects",
+        "3",
+        "--log-dir",
+        f"{node}/logs",
+    ]
+
+
+def run_file(text: str, base: Path) -> tuple[list[str], dict[str, str]]:
+    """Run an sbatch file by bash with stubs for Slurm's programs; return python's argv and environment on node 1."""
+    for program, body in STUBS.items():
+        first = f"{sys.executable} -S" if program == "python" else "/bin/bash"
+        path = base / program
+        path.write_text(f"#!{first}\n{body}\n")
+        path.chmod(0o700)
+    slurm_env = {"SLURM_JOB_ID": "1003210", "SLURM_JOB_NODELIST": "n[1-2]", "A_TOKEN": "open sesame"}
+    env = {"PATH": f"{base}:{os.environ['PATH']}", "OUT": str(base / "out"), **slurm_env}
+    file = base / "job.sbatch"
+    file.write_text(text, errors="surrogateescape")
+    subprocess.run(("bash", file), env=env, check=True, timeout=30)
+    argv, seen = json.loads((base / "out").read_text())
+    return argv, seen
+
+
+# ---- directives
+
+
+@pytest.mark.parametrize("value", ["two words", 'say "x"', "it's", "a\\b", "# no comment", "a;b", "é 日本", "%j %x"])
+def test_a_directive_is_one_word_for_sbatch(value: str) -> None:
+    line = sbatch.directive("job-name", value)
+    # sbatch takes backslashes and double quotes as shlex does (compared with a real sbatch in the integration tests)
+    assert shlex.split(line.removeprefix("#SBATCH "), comments=True) == [f"--job-name={value}"]
+
+
+@pytest.mark.parametrize("value", ["", "a\nb", "a\rb", "\x1b[m"])
+def test_a_directive_takes_one_line_of_text(value: str) -> None:
+    with pytest.raises(UsageError, match=r"cannot be .* in an sbatch file"):
+        sbatch.directive("job-name", value)
+
+
+def test_what_is_not_said_is_not_in_the_file() -> None:
+    assert directives() == [
+        "job-name=gpt2",
+        "nodes=1",
+        "ntasks-per-node=1",
+        "signal=USR1@120",
+        "requeue",
+        "open-mode=append",
+        f"output={FOLDER}/slurm.log",
+        "chdir=/work",
+        "export=ALL",
+    ]
+
+
+def test_a_percent_sign_in_the_folder_is_no_pattern() -> None:
+    text = slurm.plan(job_with({"node_dir": "/scratch/100%j"})).text
+    assert f"#SBATCH --output=/scratch/100%%j/jobs/{JOB_ID}/slurm.log" in text
+
+
+def test_a_job_name_may_come_as_an_argument_of_sbatch() -> None:
+    assert directives(sbatch_arg=("--job-name=my run", "--mem=64G", "--overcommit"))[0] == 'job-name="my run"'
+    assert "overcommit" in directives(sbatch_arg=("--overcommit",))
+
+
+@pytest.mark.parametrize(
+    ("time", "grace", "said"),
+    [
+        ("", "", "120"),
+        ("1:30:00", "", "120"),
+        ("2", "", "60"),
+        ("1", "", "30"),
+        ("1-0", "600", "600"),
+        ("UNLIMITED", "", "120"),
+    ],
+)
+def test_the_signal_comes_before_the_limit_and_after_the_start(time: str, grace: str, said: str) -> None:
+    assert f"signal=USR1@{said}" in directives(time=time, signal_grace=grace)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "asked", "ranks", "threads"),
+    [
+        ("", "", 2, "SLURM_CPUS_ON_NODE / 2"),
+        ("0", "4", 4, "SLURM_CPUS_ON_NODE / 4"),
+        ("8", "", 8, "1"),
+        ("h100:4", "2", 2, "1"),
+    ],
+)
+def test_ranks_follow_gpus(gpus: str, asked: str, ranks: int, threads: str) -> None:
+    submission = slurm.plan(job_with(nodes="3", gpus_per_node=gpus, nproc_per_node=asked))
+    assert submission.world_size == 3 * ranks
+    assert f"--nproc-per-node {ranks} " in submission.text
+    assert threads in submission.text
+    assert ("#SBATCH --gpus-per-node" in submission.text) == (gpus not in ("", "0"))
+
+
+def test_cores_are_asked_for_and_handed_to_srun() -> None:
+    text = slurm.plan(job_with(cpus_per_task="12", port="5001", no_requeue=True, exclusive=True)).text
+    assert "#SBATCH --cpus-per-task=12\n#SBATCH --exclusive\n" in text
+    assert "srun --kill-on-bad-exit=1 --export=ALL --cpus-per-task 12 bash" in text
+    assert "master_port=5001\n" in text
+    assert "#SBATCH --no-requeue\n" in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"nodes": "0"}, "--nodes is a number from 1 to 100000, got '0'"),
+        ({"nodes": "two"}, "--nodes is a number from 1 to 100000, got 'two'"),
+        ({"nproc_per_node": "0"}, "--nproc-per-node is a number from 1 to 1024, got '0'"),
+        ({"gpus_per_node": "a100"}, "--gpus-per-node is N or TYPE:N, got 'a100'"),
+        ({"cpus_per_task": "-1"}, "--cpus-per-task is a number from 1 to 100000, got '-1'"),
+        ({"time": "soon"}, "--time is a time limit as sbatch takes it, got 'soon'"),
+        ({"time": "1:2:3:4"}, "--time is a time limit as sbatch takes it, got '1:2:3:4'"),
+        ({"time": "1", "signal_grace": "60"}, "--signal-grace 60 s is not less than the time limit of 60 s"),
+        ({"port": "70000"}, "--port is a number from 1 to 65535, got '70000'"),
+        ({"sbatch_arg": ("mem=0",)}, "--sbatch-arg takes one option in its long form, got 'mem=0'"),
+        ({"sbatch_arg": ("-N2",)}, "--sbatch-arg takes one option in its long form, got '-N2'"),
+        ({"sbatch_arg": ("--nodes=3",)}, "--sbatch-arg cannot say --nodes"),
+        ({"sbatch_arg": ("--array=1-3",)}, "--sbatch-arg cannot say --array"),
+        ({"sbatch_arg": ("--output=x",)}, "--sbatch-arg cannot say --output"),
+        ({"login": "a b"}, "--login: unknown key 'b' in 'b'"),
+        ({"login": "n[1-2]"}, "--login names one host, got 'n[1-2]'"),
+    ],
+)
+def test_a_wrong_flag_is_an_error_that_shows_it(flags: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        slurm.options(slurm.Flags(**flags))
+    assert caught.value.message == message
+
+
+def test_a_folder_below_the_home_folder_cannot_be_said_to_sbatch() -> None:
+    with pytest.raises(UsageError, match="sbatch takes absolute paths only"):
+        slurm.plan(job_with({"node_dir": "~/.torchfab"}))

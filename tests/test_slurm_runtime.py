@@ -1,0 +1,175 @@
+"""The Slurm runtime, with a conversation that is played to it: lost connections, unconfirmed jobs, what is shown."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.test_slurmstate import RECORD, node, process, told
+from torchfab import life, slurmstate
+from torchfab.errors import TorchfabError
+from torchfab.events import ContactLost, JobSeen, Lines, PastRead
+from torchfab.runtimes import slurm
+from torchfab.ssh import HostError
+
+LOGIN = {"rank": 0, "host": "login", "user": "me", "port": 2222, "address": "", "slots": None, "gpus": [], "origin": ""}
+
+
+class Played:
+    """A session that answers from a list: frames, or an error to raise."""
+
+    def __init__(self, answers: list[Any]) -> None:
+        self.answers = answers
+        self.asked: list[Mapping[str, Any]] = []
+        self.closed = 0
+
+    def ask(self, request: Mapping[str, Any], timeout_s: float) -> Any:
+        self.asked.append(dict(request))
+        return self._next()
+
+    def post(self, request: Mapping[str, Any]) -> None:
+        self.asked.append(dict(request))
+
+    def take(self, timeout_s: float = 0.0) -> Any:
+        return self._next()
+
+    def _next(self) -> Any:
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch) -> Played:
+    made = Played([])
+    monkeypatch.setattr(slurm, "open_session", lambda *_: made)
+    monkeypatch.setattr(slurm, "connections", lambda nodes, _: {each.rank: None for each in nodes})
+    monkeypatch.setattr(slurm, "_RETRY_S", 0.0)
+    monkeypatch.setattr(slurm, "_POLL_S", 0.0)
+    return made
+
+
+def record(tmp_path: Path, **details: Any) -> Any:
+    base = {"slurm_id": "17", "folder": "/f", "login": LOGIN}
+    return dataclasses.replace(RECORD, folder=tmp_path, details={**base, **details})
+
+
+def answer(state: str, *nodes: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    return {"slurm": told(state, **more), "nodes": nodes, "exists": True, "stop_asked": None, "said": "", "now": 60.0}
+
+
+PENDING = answer("PENDING", why="Resources", hosts=[])
+RUNNING = answer("RUNNING", node(0, process("running", None)), node(1))
+DONE = answer("COMPLETED", node(0, process("succeeded", 0)), node(1, process("succeeded", 0)))
+REQUEST = {"follow": True, "lines": None, "ranks": None, "grep": None}
+
+
+def test_a_stream_that_breaks_is_read_on_where_it_was_left(played: Played, tmp_path: Path) -> None:
+    line = {"node": 1, "lines": [[2, 50.0, "hello"]]}
+    played.answers = [[{"seen": RUNNING}, line, {"offsets": {"/f/log": 6}}], HostError("lost"), [{"end": DONE}]]
+    events = list(slurm.follow(record(tmp_path), REQUEST))
+    assert [type(event) for event in events] == [JobSeen, Lines, ContactLost, JobSeen]
+    assert isinstance(events[1], Lines)
+    assert events[1].node.host == "n2"
+    assert isinstance(events[2], ContactLost)
+    assert events[2].node.label == "login:2222"
+    assert [each.get("offsets") for each in played.asked] == [None, {"/f/log": 6}]
+
+
+def test_a_watch_tells_why_a_job_waits_where_it_runs_and_how_it_ends(
+    played: Played, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lost = {
+        "slurm": {"error": "no controller"},
+        "nodes": [],
+        "exists": True,
+        "stop_asked": None,
+        "said": "",
+        "now": 1.0,
+    }
+    frames = [{"seen": PENDING}, {"past": True}, {"seen": PENDING}, {"seen": RUNNING}, {"seen": lost}, {"end": DONE}]
+    played.answers = [[frame] for frame in frames]
+    assert life.wait(record(tmp_path), 30.0) == 0
+    assert capsys.readouterr().err.splitlines()[:3] == [
+        "gpt2: pending (waits for nodes to become free (Resources))",
+        "gpt2: runs on n[1-2]",
+        "gpt2: unreachable (Slurm cannot be asked: no controller)",
+    ]
+
+
+def test_the_past_of_a_job_whose_login_is_gone_is_an_error(
+    played: Played, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    played.answers = [HostError("refused")] * 3
+    assert life.show_logs(record(tmp_path), {**REQUEST, "follow": False}, folding=True) == 1
+    assert "login:2222: refused" in capsys.readouterr().err
+
+
+def test_a_problem_on_the_other_side_ends_the_stream(played: Played, tmp_path: Path) -> None:
+    played.answers = [[{"problems": [{"what": "OSError: disk", "fix": ""}]}]]
+    (event,) = slurm.follow(record(tmp_path), REQUEST)
+    assert isinstance(event, JobSeen)
+    assert (event.status.state, event.status.reason) == ("unreachable", "OSError: disk")
+
+
+def test_a_status_that_cannot_be_asked_is_unreachable(played: Played, tmp_path: Path) -> None:
+    played.answers = [HostError("timeout")]
+    found = slurm.status(record(tmp_path))
+    assert (found.state, found.reason, found.has_ended, found.exit_code) == ("unreachable", "timeout", False, None)
+    assert played.closed == 1
+
+
+def test_a_submission_that_fails_hangs_up_without_keep(played: Played, tmp_path: Path) -> None:
+    from tests.launchers.test_slurm import full_job
+    from torchfab.launchers import slurm as launcher
+
+    played.answers = [{"problems": [{"what": "there is no sbatch here", "fix": "install it"}]}]
+    with pytest.raises(TorchfabError) as caught:
+        slurm.submit(record(tmp_path), launcher.plan(full_job()))
+    assert str(caught.value) == "login:2222: there is no sbatch here\n  fix: install it"
+    assert [each["op"] for each in played.asked] == ["slurm_submit"]
+    assert played.closed == 1
+    played.answers = [{"slurm_id": "18"}, {}]
+    details = slurm.submit(record(tmp_path), launcher.plan(full_job()))
+    assert details == {"slurm_id": "18", "known_as": "Slurm job 18"}
+    assert [each["op"] for each in played.asked[1:]] == ["slurm_submit", "keep"]
+
+
+def test_a_job_that_was_never_confirmed_is_lost_and_can_be_removed(
+    played: Played, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unconfirmed = dataclasses.replace(RECORD, folder=tmp_path, details={"folder": "/f", "login": LOGIN})
+    found = slurm.status(unconfirmed)
+    assert (found.state, found.has_ended) == ("lost", True)
+    assert life.wait(unconfirmed, 30.0) == 1
+    assert life.stop(unconfirmed, 1.0) == 0
+    assert "nothing of it was ever confirmed" in capsys.readouterr().out
+    played.answers = [{}]
+    assert slurm.forget(unconfirmed) == {}
+    young = dataclasses.replace(unconfirmed, created=time.time())
+    assert (slurm.status(young).state, slurm.status(young).has_ended) == ("pending", False)
+
+
+def test_a_shell_on_a_node_goes_through_the_login_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = slurmstate.job_status(record(tmp_path), RUNNING, 60.0, 60.0)
+    where = running.nodes[0].node
+    argv = slurm.attach_argv(record(tmp_path), where, "")
+    words = "srun --jobid=17 --overlap --pty --nodes=1 --ntasks=1 --nodelist=n1"
+    assert argv == ("ssh", "-p", "2222", "-l", "me", "-t", "--", "login", f"exec {words} /bin/bash")
+    monkeypatch.setenv("SHELL", "/bin/zsh")
+    local = {**LOGIN, "host": "localhost", "user": "", "port": None}
+    assert slurm.attach_argv(record(tmp_path, login=local), where, "") == (*words.split(), "/bin/zsh")
+
+
+def test_past_read_wakes_the_printer(played: Played, tmp_path: Path) -> None:
+    played.answers = [[{"past": True}], [{"end": DONE}]]
+    assert [type(event) for event in slurm.follow(record(tmp_path), REQUEST)] == [PastRead, JobSeen]

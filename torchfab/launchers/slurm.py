@@ -1,0 +1,291 @@
+"""torchrun once per node of a Slurm allocation. To change what a launch submits, change `sbatch_text`.
+
+The tutorial's `job.slurm` had `# SBATCH --ntasks-per-node=1`: with a blank it is a comment, which sbatch never reads.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torchfab import environment, sbatch
+from torchfab.errors import UsageError
+from torchfab.inventory import parse_hosts
+from torchfab.job import Job, Node, Submission
+from torchfab.launchers.per_node import RANK_LOGS
+
+NAME = "slurm"
+RUNTIME = "slurm"
+CPU_PROCESSES = 2  # ranks on a node without GPUs, where nothing else was said
+SIGNAL = "USR1"
+SIGNAL_GRACE_S = 120
+_TIME = re.compile(r"(?:(\d{1,4})-)?(\d{1,6})(?::(\d{1,2}))?(?::(\d{1,2}))?")
+_GPUS = re.compile(r"(?:[A-Za-z0-9_.-]+:)?(\d{1,3})")
+# What the file says itself, or what would make of one job another thing than a job: how to say it instead.
+_TAKEN = {
+    **dict.fromkeys(("nodes", "ntasks", "ntasks-per-node", "ntasks-per-gpu"), "say --nodes"),
+    **dict.fromkeys(("output", "error", "open-mode", "input"), "the job's own folder holds it: fab logs"),
+    **dict.fromkeys(("export", "export-file", "get-user-env"), "say --env NAME=VALUE"),
+    **{name: f"say --{name}" for name in ("gpus-per-node", "partition", "account", "qos", "time", "constraint")},
+    **{name: f"say --{name}" for name in ("cpus-per-task", "exclusive", "no-requeue", "job-name")},
+    **dict.fromkeys(("gpus", "gpus-per-task", "gres"), "say --gpus-per-node"),
+    **dict.fromkeys(("array", "wrap", "parsable", "test-only", "wait"), "fab submits one job that runs one script"),
+    "chdir": "say --workdir",
+    "requeue": "it is the default",
+    "signal": "say --signal-grace",
+}
+
+
+def flag(default: Any, words: str) -> Any:
+    """Return a field of `Flags` with its help."""
+    return field(default=default, metadata={"help": words})
+
+
+@dataclass(frozen=True)
+class Flags:
+    """The flags of launch-slurm alone."""
+
+    nodes: str = flag("1", "How many nodes. [1]")
+    gpus_per_node: str = flag("", "GPUs on each node, as N or TYPE:N; 0: none. [none]")
+    nproc_per_node: str = flag("", "Ranks per node. [its GPUs, else 2]")
+    partition: str = flag("", "Partition. [the cluster's default]")
+    account: str = flag("", "Account that pays. [yours]")
+    qos: str = flag("", "Quality of service. [yours]")
+    time: str = flag("", "Time limit, as sbatch takes it: 90 (minutes), 1:30:00, 2-12:00:00. [the partition's]")
+    cpus_per_task: str = flag("", "CPU cores on each node, for all of its ranks together. [the cluster's default]")
+    constraint: str = flag("", "Features that the nodes must have.")
+    exclusive: bool = flag(False, "Share the nodes with nobody.")
+    no_requeue: bool = flag(False, "Do not run the job again when a node fails, or when it was preempted.")
+    job_name: str = flag("", "Slurm's name for the job; blanks are fine. [its torchfab name]")
+    sbatch_arg: tuple[str, ...] = flag((), "Any other option of sbatch: --sbatch-arg=--mem=0; may be given again.")
+    signal_grace: str = flag(
+        "", "Seconds before the time limit at which the ranks get SIGUSR1. [120, or half of --time]"
+    )
+    port: str = flag("", "Port of the rendezvous on the first node. [10000 to 29999, from Slurm's job id]")
+    login: str = flag("", "[user@]host[:port] where sbatch is, by SSH. [this machine]")
+
+
+def options(flags: Flags) -> Mapping[str, Any]:
+    """Return the checked flags.
+
+    Raises
+    ------
+    UsageError
+        A flag's value is not one of those that it takes.
+    """
+    gpus = _gpus(flags.gpus_per_node)
+    return {
+        "nodes": _number("--nodes", flags.nodes, 100_000),
+        "gpus_per_node": gpus,
+        "gpus": flags.gpus_per_node,
+        "nproc_per_node": _number("--nproc-per-node", flags.nproc_per_node or str(gpus or CPU_PROCESSES), 1024),
+        "cpus_per_task": _number("--cpus-per-task", flags.cpus_per_task, 100_000) if flags.cpus_per_task else None,
+        "words": {name: getattr(flags, name) for name in ("partition", "account", "qos", "time", "constraint")},
+        "exclusive": flags.exclusive,
+        "requeue": not flags.no_requeue,
+        "job_name": flags.job_name,
+        "others": _others(flags.sbatch_arg),
+        "signal_grace_s": _signal_grace(flags.signal_grace, _time_s(flags.time)),
+        "port": _number("--port", flags.port, 65535) if flags.port not in ("", "0") else None,
+        "login": asdict(login_node(flags.login)),
+    }
+
+
+def _number(name: str, text: str, most: int) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 9 and 1 <= int(text) <= most):
+        raise UsageError(f"{name} is a number from 1 to {most}, got {text!r}")
+    return int(text)
+
+
+def _gpus(text: str) -> int:
+    match = _GPUS.fullmatch(text or "0")
+    if not match:
+        raise UsageError(f"--gpus-per-node is N or TYPE:N, got {text!r}", "for example --gpus-per-node 8, or a100:4")
+    return int(match[1])
+
+
+def _time_s(text: str) -> int | None:
+    """Return a time limit in seconds; None where there is none."""
+    if not text or text.upper() in ("UNLIMITED", "INFINITE"):
+        return None
+    match = _TIME.fullmatch(text)
+    if not match or (match[1] is None and match[3] is None and match[4] is not None):
+        raise UsageError(f"--time is a time limit as sbatch takes it, got {text!r}", "for example 90, 1:30:00, 2-12:00")
+    days, first, second, third = (int(each) if each is not None else None for each in match.groups())
+    if days is not None:  # D-H, D-H:M, D-H:M:S
+        return ((days * 24 + (first or 0)) * 60 + (second or 0)) * 60 + (third or 0)
+    if third is not None:  # H:M:S
+        return ((first or 0) * 60 + (second or 0)) * 60 + third
+    return (first or 0) * 60 + (second or 0)  # M, M:S
+
+
+def _signal_grace(text: str, limit_s: int | None) -> int:
+    """Return how long before the limit the signal comes; one that is due from the start would end the job at once."""
+    if not text:
+        return min(SIGNAL_GRACE_S, max(1, limit_s // 2)) if limit_s else SIGNAL_GRACE_S
+    grace_s = _number("--signal-grace", text, 65535)
+    if limit_s and grace_s >= limit_s:
+        raise UsageError(f"--signal-grace {grace_s} s is not less than the time limit of {limit_s} s")
+    return grace_s
+
+
+def _others(args: Sequence[str]) -> dict[str, str | None]:
+    """Return the further options of sbatch, by name; None for one without a value."""
+    found: dict[str, str | None] = {}
+    for arg in args:
+        match = re.fullmatch(r"--([a-z][a-z0-9-]*)(?:=(.*))?", arg, re.DOTALL)
+        if not match:
+            raise UsageError(f"--sbatch-arg takes one option in its long form, got {arg!r}", "--sbatch-arg=--mem=64G")
+        name = match[1]
+        if name in _TAKEN and name != "job-name":
+            raise UsageError(f"--sbatch-arg cannot say --{name}", _TAKEN[name])
+        found[name] = match[2]
+    return found
+
+
+def login_node(text: str) -> Node:
+    """Return the node on which Slurm's commands run: `[user@]host[:port]`, or this machine."""
+    nodes = parse_hosts(text or "localhost", "--login")
+    if len(nodes) != 1:
+        raise UsageError(f"--login names one host, got {text!r}")
+    return nodes[0]
+
+
+def plan(job: Job) -> Submission:
+    """Return what is submitted: one sbatch file.
+
+    Parameters
+    ----------
+    job : Job
+        What was asked for; its options are those of `options`.
+
+    Raises
+    ------
+    UsageError
+        The job's folder is not an absolute path, or something cannot be written into an sbatch file.
+    """
+    nodes, ranks = job.options["nodes"], job.options["nproc_per_node"]
+    folder = job_folder(job)
+    details = {
+        "folder": folder,
+        "login": job.options["login"],
+        "options": sorted(_directives(job, folder)),
+        "spec": _spec(job),
+        "workdir": job.workdir,
+        "script": job.script_path,
+        "python": job.python,
+    }
+    return Submission(job, sbatch_text(job, folder), nodes, nodes * ranks, details, _chosen(job, folder))
+
+
+def _spec(job: Job) -> dict[str, Any]:
+    """Return what the supervisors must know; with the static rendezvous the ranks of a node are known beforehand."""
+    base = {"name": "agent", "grace_s": job.grace_s, "rank_logs": RANK_LOGS, "ignore": [f"SIG{SIGNAL}"]}
+    return {**base, "ranks_per_node": job.options["nproc_per_node"]}
+
+
+def job_folder(job: Job) -> str:
+    """Return the job's folder, which all nodes and the login node must see under this path."""
+    if not job.node_dir.startswith("/"):
+        raise UsageError(
+            f"torchfab.node_dir is {job.node_dir!r}: sbatch takes absolute paths only",
+            "set it in fabric.yaml to a folder that all nodes share, or run it as FABRIC_TORCHFAB_NODE_DIR=/shared/me",
+        )
+    return f"{job.node_dir.rstrip('/')}/jobs/{job.job_id}"
+
+
+def _chosen(job: Job, folder: str) -> Mapping[str, str]:
+    given = job.options
+    port = given["port"] or "10000 + Slurm's job id % 20000"
+    return {
+        "job": job.name,
+        "ranks": f"{given['nodes'] * given['nproc_per_node']} ({given['nproc_per_node']} per node)",
+        "master": f"the first node of the allocation, port {port}",
+        "signal": f"SIG{SIGNAL} {given['signal_grace_s']} s before the time limit",
+        "folder": folder,
+        "workdir": job.workdir,
+        "python": job.python,
+    }
+
+
+# ---- the file
+
+
+def sbatch_text(job: Job, folder: str) -> str:
+    """Return the sbatch file: options, environment, rendezvous, and one torchrun per node."""
+    script = sbatch.Script(
+        directives=_directives(job, folder),
+        comments=_comments(job, folder),
+        env={"PYTHONUNBUFFERED": "1", **job.env, environment.JOB_ID: job.job_id},
+        secrets=sorted(job.secrets),
+        folder=folder,
+        workdir=job.workdir,
+        port=job.options["port"],
+        python=sbatch.quote(job.python),
+        torchrun=torchrun_words(job),
+        script=job.script,
+        threads=_threads(job),
+        srun=("--cpus-per-task", str(job.options["cpus_per_task"])) if job.options["cpus_per_task"] else (),
+    )
+    return script.render()
+
+
+def torchrun_words(job: Job) -> tuple[tuple[str, ...], ...]:
+    """Return the command of each node, an option and its value a tuple; a shell expands its `$`.
+
+    The static rendezvous: ranks follow the nodes as Slurm lists them, and only the master's address must be right.
+    """
+    return (
+        (sbatch.quote(job.python), "-m", "torch.distributed.run"),
+        ("--rdzv-backend", "static"),
+        ("--master-addr", '"$master_addr"'),
+        ("--master-port", '"$master_port"'),
+        ("--nnodes", str(job.options["nodes"])),
+        ("--node-rank", '"$SLURM_NODEID"'),
+        ("--nproc-per-node", str(job.options["nproc_per_node"])),
+        ("--redirects", "3"),
+        ("--log-dir", '"$node/logs"'),
+    )
+
+
+def _threads(job: Job) -> str:
+    """Return OMP_NUM_THREADS as shell: 1 where GPUs do the work, else a fair share of the node's cores."""
+    ranks = job.options["nproc_per_node"]
+    share = f"$((SLURM_CPUS_ON_NODE > {ranks} ? SLURM_CPUS_ON_NODE / {ranks} : 1))"
+    return "1" if job.options["gpus_per_node"] else share
+
+
+def _directives(job: Job, folder: str) -> dict[str, str | None]:
+    given = job.options
+    words = {name: value for name, value in given["words"].items() if value}
+    return {
+        "job-name": given["job_name"] or job.name,
+        "nodes": str(given["nodes"]),
+        "ntasks-per-node": "1",
+        **({"gpus-per-node": given["gpus"]} if given["gpus_per_node"] else {}),
+        **({"cpus-per-task": str(given["cpus_per_task"])} if given["cpus_per_task"] else {}),
+        **({"exclusive": None} if given["exclusive"] else {}),
+        **words,
+        "signal": f"{SIGNAL}@{given['signal_grace_s']}",
+        ("requeue" if given["requeue"] else "no-requeue"): None,
+        "open-mode": "append",
+        "output": f"{folder}/slurm.log".replace("%", "%%"),
+        "chdir": job.workdir,
+        "export": "ALL",
+        **given["others"],
+    }
+
+
+def _comments(job: Job, folder: str) -> list[str]:
+    given = job.options
+    ranks = f"{given['nodes'] * given['nproc_per_node']} ranks on {given['nodes']} nodes"
+    lines = [
+        f"torchfab job {job.name}: {ranks}, {given['nproc_per_node']} per node",
+        "submitted without torchfab, this file launches the same job (without its supervisor and records):",
+        f"  mkdir -p -m 700 {sbatch.quote(folder)} && sbatch FILE",
+    ]
+    if job.secrets:
+        lines.append(f"secret values come from the environment of sbatch: {', '.join(sorted(job.secrets))}")
+    return lines
