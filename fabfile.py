@@ -140,7 +140,7 @@ def wait(c: Context, job: str) -> None:
     rank=flag("", "The node, and where it has its own window that, of this rank."),
 )
 def attach(c: Context, job: str, node: str, rank: str) -> None:
-    """Open a terminal on a job's tmux session."""
+    """Open a terminal on a job: its tmux session, or a shell in its pod."""
     from torchfab import life
 
     life.attach(life.attach_argv(life.find(job, _around(c)), node, rank))

@@ -155,7 +155,8 @@ class API:
             if plural == "pods":
                 if grace_s is None:
                     grace_s = item["spec"].get("terminationGracePeriodSeconds", 30)
-                item["metadata"].setdefault("deletionTimestamp", stamp(time.time()))
+                item["metadata"].setdefault("deletionTimestamp", stamp(time.time() + grace_s))
+                item["metadata"]["deletionGracePeriodSeconds"] = grace_s
                 self.put(plural, item, namespace)
         if self.on_delete(plural, item, grace_s or 0):
             self.remove(plural, name, namespace)

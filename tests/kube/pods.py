@@ -21,7 +21,9 @@ def pods_of(api: API, job: str, namespace: str = "default", suffix: str = "aaaaa
             "name": name,
             "labels": {**template["metadata"]["labels"], "batch.kubernetes.io/job-name": job},
             "annotations": {INDEX: str(index)},
-            "ownerReferences": [{"kind": "Job", "name": job, "uid": owner["metadata"]["uid"]}],
+            "ownerReferences": [
+                {"apiVersion": "batch/v1", "kind": "Job", "name": job, "uid": owner["metadata"]["uid"]}
+            ],
         }
         spec = {**template["spec"], "hostname": f"{job}-{index}"}
         api.put("pods", {"metadata": meta, "spec": spec, "status": {"phase": "Pending"}}, namespace)

@@ -107,7 +107,7 @@ def test_a_half_created_job_is_taken_back(here: Here, status: int, message: str,
     assert here.launch()
 
 
-def test_ctrl_c_while_creating_takes_everything_back(here: Here) -> None:
+def test_ctrl_c_while_creating_takes_everything_back(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(plural: str, item: object) -> None:
         if plural == "jobs":
             pods_of(here.api, "gpt2")
@@ -120,10 +120,9 @@ def test_ctrl_c_while_creating_takes_everything_back(here: Here) -> None:
         interrupt(str(item["kind"]).lower() + "s", item)
         return made
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(client.Cluster, "create", create)
-        with pytest.raises(Interrupted, match="interrupted; nothing was left"):
-            here.launch()
+    monkeypatch.setattr(client.Cluster, "create", create)
+    with pytest.raises(Interrupted, match="interrupted; nothing was left"):
+        here.launch()
     assert here.api.names() == []
     assert list((here.folder / "records").iterdir()) == []
 

@@ -194,7 +194,7 @@ class Follower:
                     self.told.put(Lines(log.node, lines))
                 log.done = self.ended_at is not None or self._has_ended(log)
             except ClusterError as error:
-                log.done = error.status in (400, 404)  # the pod has gone, and its log with it
+                log.done = error.status == 404  # the pod has gone, and its log with it
                 if not told and not log.done:
                     told = True
                     self.told.put(ContactLost(log.node, error))

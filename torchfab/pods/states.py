@@ -91,6 +91,8 @@ def _verdict(nodes: Sequence[NodeStatus], seen: Seen, end: tuple[str, str] | Non
     states = {node.state for node in nodes}
     if stopped is not None and "stopped" in states and "failed" not in states:
         return Verdict("stopped", ended=True)
+    if seen.job is None and seen.pods:
+        return Verdict("running", reason="its Job is gone, and its pods are ending")
     if seen.job is None and "lost" in states:
         return Verdict("lost", ended=True, reason=next(node.reason for node in nodes if node.state == "lost"))
     if end and end[0] == "failed" and "failed" not in states:
@@ -139,8 +141,8 @@ def _node_status(node: Node, seen: Seen, details: Mapping[str, Any], end: tuple[
     state, reason = process["state"], process["reason"]
     if end and state not in ("succeeded", "failed"):
         state, reason = ("stopped", f"the cluster ended it: {end[1]}") if end[0] == "failed" else ("succeeded", "")
-    elif end and end[0] == "failed" and state == "failed" and pods[-1]["metadata"].get("deletionTimestamp"):
-        state = "stopped"
+    elif state == "failed" and _was_asked_to_end(pods[-1], process["ended"]):
+        state, reason = "stopped", ""
     elif state == "failed" and not end and details["max_restarts"] and seen.job is not None:
         state, reason = "pending", f"its pod failed ({_failure_words(process)}); another one will come"
     process.update(state=state, reason=reason if state in ("failed", "lost") else "")
@@ -148,6 +150,8 @@ def _node_status(node: Node, seen: Seen, details: Mapping[str, Any], end: tuple[
 
 
 def _without_pod(seen: Seen, details: Mapping[str, Any], end: tuple[str, str] | None) -> tuple[str, str]:
+    if seen.job is None and seen.pods:
+        return "running", "is being deleted"
     if seen.job is None:
         return "lost", "its Job is gone from the cluster: somebody deleted it"
     if end:
@@ -157,6 +161,13 @@ def _without_pod(seen: Seen, details: Mapping[str, Any], end: tuple[str, str] | 
         return "pending", f"waits in the queue {queue} (Kueue has not admitted it)" if queue else "its Job is suspended"
     warning = seen.warnings.get(seen.job["metadata"]["name"], "")
     return "pending", f"its pod cannot be made: {warning}" if warning else "its pod is not made yet"
+
+
+def _was_asked_to_end(pod: Object, ended: float | None) -> bool:
+    """Say whether a pod had been asked to end when it did: its failure is a consequence then."""
+    meta = pod["metadata"]
+    last = seconds(meta.get("deletionTimestamp"))  # the end of its grace
+    return last is not None and (ended or last) >= last - (meta.get("deletionGracePeriodSeconds") or 0) - 1
 
 
 def _where(pod: Object, state: str) -> str:

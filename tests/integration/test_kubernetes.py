@@ -1,0 +1,121 @@
+"""launch-kubernetes as a user types it; the pods of its manifest run as processes in network namespaces."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.fab import FAB, ROOT, Done, eventually
+from tests.kube.api import API
+from tests.kube.machines import Machines
+from torchfab.rehearsal import Cluster
+
+SMALL = ("--max-steps", "4", "--batch-size", "2", "--seq-length", "32", "--log-freq", "1")
+FAILING = """
+import os, sys, time
+rank = int(os.environ["RANK"])
+print("hello from", rank, sys.argv[1:], os.environ["HF_TOKEN"] == "v$(x)$$", flush=True)
+time.sleep(1)
+if rank == 3:
+    sys.exit(7)
+time.sleep(60)
+"""
+
+
+class KubeFab:
+    """The real `fab`, with a cluster whose pods run."""
+
+    def __init__(self, api: API, machines: Machines, folder: Path) -> None:
+        self.api, self.machines, self.folder = api, machines, folder
+        self.workdir = folder / "work"
+        self.workdir.mkdir()
+        (folder / "kubeconfig").write_text(api.kubeconfig())
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        env = {**os.environ, "KUBECONFIG": str(self.folder / "kubeconfig"), "HF_TOKEN": "v$(x)$$"}
+        env.update(FABRIC_TORCHFAB_RECORDS=str(self.folder / "records"), PYTHONUTF8="1")
+        return subprocess.Popen(
+            (str(FAB), "-r", str(ROOT), *words),
+            cwd=self.workdir, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, start_new_session=True,
+        )  # fmt: skip
+
+    def __call__(self, *words: str, timeout_s: float = 150) -> Done:
+        process = self.start(*words)
+        out, err = process.communicate(timeout=timeout_s)
+        return Done(words, process.returncode, out, err)
+
+    def launch(self, *words: str) -> tuple[str, ...]:
+        flags = ("--image", "registry.example/train:1", "--nodes", "2", "--workdir", str(self.workdir))
+        return ("launch-kubernetes", *flags, *words)
+
+
+@pytest.fixture
+def fab(netns_cluster: Cluster) -> Iterator[KubeFab]:
+    with API() as api, tempfile.TemporaryDirectory(dir=netns_cluster.layout.run_dir) as name:
+        machines = Machines(api, netns_cluster, Path(name))
+        try:
+            yield KubeFab(api, machines, Path(name))
+        finally:
+            machines.close()
+
+
+def test_the_pods_of_the_manifest_train(fab: KubeFab) -> None:
+    script = (str(ROOT / "train_llm.py"), *SMALL, "--experiment-name", "it's $(HOME) $$ run")
+    words = ("--name", "train", "--nproc-per-node", "1", "--env", "HF_HUB_OFFLINE=1", "--follow")
+    done = fab(*fab.launch(*words, "--", *script))
+    assert done.rc == 0, done
+    losses = [float(loss) for loss in re.findall(r"\[0\].* loss=(\d+\.\d+)", done.stdout)]
+    assert len(losses) == 4, done
+    assert losses[-1] < losses[0]
+    assert {int(rank) for rank in re.findall(r"\] rank=(\d)", done.stdout)} == {0, 1}, done
+    assert "job train succeeded" in done.stderr
+    status = json.loads(fab("status", "train", "--json").stdout)
+    assert (status["state"], status["exit_code"]) == ("succeeded", 0)
+    assert fab("stop", "train").rc == 0
+    assert fab.api.names() == []
+
+
+def test_the_first_failing_ranks_code_is_the_jobs(fab: KubeFab) -> None:
+    (fab.workdir / "fail.py").write_text(FAILING)
+    done = fab(*fab.launch("--name", "fails", "--follow", "--", "fail.py", "a b", "$(HOME)$$", "é\n"))
+    assert done.rc == 7, done
+    assert "rank 3 on fails-1 failed first (exit code 7)" in done.stderr
+    # Of the other pod, which the cluster removed, only what was read before.
+    assert "[3] hello from 3 ['a b', '$(HOME)$$', 'é\\n'] True" in done.stdout
+    assert eventually(lambda: all(each.poll() is not None for each in fab.machines.pods.values()), 20)
+    status = json.loads(fab("status", "fails", "--json").stdout)
+    assert status["first_failure"]["rank"] == 3
+    assert fab("wait", "fails").rc == 7
+    assert "hello from 3" in fab("logs", "fails", "--rank", "3").stdout
+
+
+def test_stop_ends_the_pods_and_keeps_their_logs(fab: KubeFab) -> None:
+    (fab.workdir / "light.py").write_text("import time\nprint('light', flush=True)\ntime.sleep(300)\n")
+    assert fab(*fab.launch("--name", "light", "--grace", "5", "--", "light.py")).rc == 0
+    follower = fab.start("logs", "light", "--follow")
+    assert eventually(lambda: sum("light" in text for log in fab.api.logs.values() for _, text in log.lines) >= 4, 60)
+    time.sleep(1)
+    done = fab("stop", "light")
+    assert done.rc == 0, done
+    assert "job light: stopped, no process of it is left on 2 nodes" in done.stdout
+    assert all(each.poll() is not None for each in fab.machines.pods.values())
+    assert fab.api.names() == []
+    out, err = follower.communicate(timeout=30)
+    assert follower.returncode == 143, err
+    assert "light" in out
+    assert "light" in fab("logs", "light").stdout
+
+
+def test_fab_does_not_load_the_client_to_list_its_tasks() -> None:
+    code = "import fabric.main, fabfile, sys; sys.exit('kubernetes' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
