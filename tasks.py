@@ -16,6 +16,8 @@ ROOT = Path(__file__).parent
 REHEARSAL = ROOT / ".rehearsal"
 PYTHON = sys.executable
 SHELL_SCRIPTS = ("run", ".ci/run")
+# Most tests wait for somebody: three at a time on two cores. The tests of one file share their clusters.
+PARALLEL = ("-n", str(max(3, os.cpu_count() or 1)), "--dist", "loadfile")
 OPTIONS_HELP = 'further words for the program, in one string: --options "-x -vv"'
 
 
@@ -28,7 +30,8 @@ OPTIONS_HELP = 'further words for the program, in one string: --options "-x -vv"
 )
 def test(context: Context, fast: bool = False, match: str = "", options: str = "") -> None:
     """Run the tests."""
-    _succeed(*_pytest(match), *(["--ignore", "tests/integration"] if fast else []), *shlex.split(options))
+    some = ["--ignore", "tests/integration"] if fast else []
+    _succeed(*_pytest(match), *PARALLEL, *some, *shlex.split(options))
 
 
 @task(help={"match": "only the records of tests whose names match this pytest -k expression"})

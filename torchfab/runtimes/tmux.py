@@ -374,6 +374,8 @@ class _Stream:
         self.node = node
         self.session: Session | None = None
         self.offsets: dict[str, int] = {}
+        # Lines whose offsets have not come yet: told with them, or not at all, so that no line is ever told twice.
+        self.waiting: list[Sequence[Any]] = []
         self.asked = 0.0
         self.retry_at: float | None = None
         self.done = False
@@ -441,6 +443,7 @@ def _lose(stream: _Stream, error: Exception) -> ContactLost:
     if stream.session is not None:
         stream.session.close()
         stream.session = None
+    stream.waiting = []
     stream.retry_at = time.monotonic() + _RETRY_S
     problem = _problem_in(error)
     assert problem is not None
@@ -470,10 +473,10 @@ def _take_frames(streams: Sequence[_Stream]) -> Iterator[Event]:
 
 
 def _events_of(stream: _Stream, frame: Mapping[str, Any]) -> Iterator[Event]:
-    if "lines" in frame:
-        yield Lines(stream.node, frame["lines"])
+    stream.waiting += frame.get("lines", ())
     if "offsets" in frame:
-        stream.offsets = frame["offsets"]
+        yield Lines(stream.node, stream.waiting)
+        stream.offsets, stream.waiting = frame["offsets"], []
     if "past" in frame:
         yield PastRead(stream.node)
     if "end" in frame:
