@@ -48,6 +48,14 @@ run_node() {{
 
 srun --kill-on-bad-exit=1 --export=ALL{srun} bash -c "$(declare -f run_node); run_node \\"\\$@\\"" run_node \\
     "${{master_addr:-$first_node}}" "$master_port" "${{script[@]}}"
+code=$?
+
+# srun's code is the largest of its tasks'; the job's is that of the rank that failed first.
+if [ "$code" -ne 0 ] && [ -f {folder}/node.py ]; then
+    {python} -I -S {folder}/node.py slurm-code "$code"
+    code=$?
+fi
+(exit "$code")
 """
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from torchfab.remote import files, slurm, slurmsubmit
+from torchfab.remote import files, slurm, slurmsubmit, slurmtask
 
 SHOW = """\
 JobId=17 JobName=x JobState=COMPLETED
@@ -153,6 +153,17 @@ def test_a_submission_that_nobody_confirmed_is_taken_back(stubs: Stubs, tmp_path
     slurmsubmit.take_back(wanted, slurmsubmit.submit(wanted, "source")["slurm_id"])
     assert (tmp_path / "scancelled").read_text() == "17\n"
     assert not os.path.exists(wanted["folder"])
+
+
+def test_the_jobs_code_is_that_of_the_rank_that_failed_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", [str(tmp_path / "node.py")])
+    files.write_json(str(tmp_path / "slurm.json"), {"nodes": 2})
+    assert slurmtask.exit_code(137) == 137
+    for rank, (code, ended) in enumerate([(-9, 60.0), (7, 50.0)]):
+        folder = slurm.node_folder(str(tmp_path), rank) + "/agent"
+        files.make_private(folder)
+        files.write_json(f"{folder}/ranks.json", [{"ended": ended, "code": code}, {"ended": None, "code": None}])
+    assert slurmtask.exit_code(137) == 7
 
 
 def test_a_grace_that_is_longer_than_slurms_own_begins_with_a_signal(

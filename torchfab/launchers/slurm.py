@@ -183,7 +183,7 @@ def plan(job: Job) -> Submission:
 def _spec(job: Job) -> dict[str, Any]:
     """Return what the supervisors must know; with the static rendezvous the ranks of a node are known beforehand."""
     base = {"name": "agent", "grace_s": job.grace_s, "rank_logs": RANK_LOGS, "ignore": [f"SIG{SIGNAL}"]}
-    return {**base, "ranks_per_node": job.options["nproc_per_node"]}
+    return {**base, "nodes": job.options["nodes"], "ranks_per_node": job.options["nproc_per_node"]}
 
 
 def job_folder(job: Job) -> str:

@@ -49,6 +49,15 @@ def _write_spec(job_folder: str, folder: str, argv: list[str], env: dict[str, st
     files.write_json(os.path.join(folder, files.SPEC), {**base, **more})
 
 
+def exit_code(code: int) -> int:
+    """Return the exit code of the rank of the job that failed first; `code`, srun's own, where no rank is to blame."""
+    job_folder = os.path.dirname(os.path.abspath(sys.argv[0]))
+    nodes = int((files.read_json(os.path.join(job_folder, slurm.SPEC)) or {}).get("nodes", 0))
+    folders = [os.path.join(slurm.node_folder(job_folder, rank), slurm.AGENT) for rank in range(nodes)]
+    ranks = [rank for folder in folders for rank in files.read_json(os.path.join(folder, files.RANKS)) or []]
+    return _first_failure(ranks) or code
+
+
 def _first_failure(ranks: list[dict[str, Any]]) -> int:
     failed = [rank for rank in ranks if rank["ended"] and rank["code"]]
     if not failed:

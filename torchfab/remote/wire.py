@@ -219,6 +219,10 @@ def main(bundle: str) -> int:
         from torchfab.remote.slurmtask import main as supervise_task
 
         return supervise_task(sys.argv[2:])
+    if sys.argv[1:2] == ["slurm-code"]:
+        from torchfab.remote.slurmtask import exit_code
+
+        return exit_code(int(sys.argv[2]))
     try:
         Conversation(bundle).run()
     except BrokenPipeError:
