@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from string import Template
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from tests.hostile import HOSTILE
 from torchfab import render
 from torchfab.errors import UsageError
 from torchfab.job import Facts, Job, Needs, NodePlan, Plan, Process
-from torchfab.launchers import per_node
+from torchfab.launchers import for_torchrun, per_node
 
 
 def job_with(values: Mapping[str, Any] | None = None, **flags: str) -> Job:
@@ -311,3 +312,9 @@ def test_the_dry_run_of_two_nodes_is_this_shell(golden: Callable[[str, str], Non
         "dry-run-per-node.sh",
         render.dry_run(plan, lambda each: ("ssh", "--", each.node.host, "bash", "-s"), ["a note"]),
     )
+
+
+@pytest.mark.parametrize("text", ["$$", "$(a)$$", "${local_rank}", "$local_rank", "$$local_rank", "$5 $HOME", "$$$"])
+def test_torchrun_hands_every_word_on_as_it_was(text: str) -> None:
+    (word,) = for_torchrun([text])
+    assert Template(word).safe_substitute(local_rank="0") == text

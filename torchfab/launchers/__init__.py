@@ -15,6 +15,7 @@ and knows nothing of runtimes, connections, clocks or files.
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -30,6 +31,14 @@ class Launcher(Protocol):
     def needs(self, job: Job) -> Needs: ...
     def assumed(self, job: Job, nodes: Sequence[Node]) -> tuple[Facts, ...] | None: ...
     def plan(self, job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence[Facts]) -> Plan: ...
+
+
+def for_torchrun(script: Sequence[str]) -> tuple[str, ...]:
+    """Return the script's words such that torchrun hands them on unchanged.
+
+    It puts every word through string.Template, which knows `local_rank` and makes one `$` of two.
+    """
+    return tuple(re.sub(r"\$(?=\$|local_rank|\{local_rank\})", "$$", word) for word in script)
 
 
 def master_address(job: Job, nodes: Sequence[Node]) -> str:

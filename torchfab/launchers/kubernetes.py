@@ -13,6 +13,7 @@ from typing import Any
 
 from torchfab import environment
 from torchfab.job import Job, Node, Submission
+from torchfab.launchers import for_torchrun
 from torchfab.launchers.counts import CPU_PROCESSES
 from torchfab.manifest import text, values
 from torchfab.manifest.objects import INDEX, Shape, objects_of
@@ -149,7 +150,7 @@ def _command(job: Job) -> list[str]:
 
 
 def _args(job: Job, shape: Shape) -> list[str]:
-    script = [text.escape(text.check_text("an argument", word)) for word in job.script]
+    script = [text.escape(text.check_text("an argument", word)) for word in for_torchrun(job.script)]
     return [text.escape(_program()), *torchrun_argv(job, shape), *script]
 
 

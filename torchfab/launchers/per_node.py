@@ -13,7 +13,7 @@ from typing import Any
 from torchfab import environment
 from torchfab.errors import UsageError
 from torchfab.job import Facts, Job, Needs, Node, NodePlan, Plan, Process, Slot
-from torchfab.launchers import chosen, counts, master_address
+from torchfab.launchers import chosen, counts, for_torchrun, master_address
 
 NAME = "per-node"
 # <log-dir>/<rdzv-id>_<random>/attempt_<k>/<local_rank>/stdout.log
@@ -131,7 +131,7 @@ def torchrun_argv(
         *("--max-restarts", str(job.options["max_restarts"])),
         *("--redirects", "3"),
         *("--log-dir", f"{facts.folder}/agent/logs"),
-        *job.script,
+        *for_torchrun(job.script),
     )
 
 
