@@ -399,7 +399,7 @@ def test_jobs_on_the_same_hosts_do_not_touch_each_other_though_one_name_is_a_pre
 
 def test_the_death_of_tmux_ends_no_job_and_its_logs_go_on(fab: Fab) -> None:
     fab.write("tick.py", TICK)
-    ok(fab(*two(fab, "--name", "notmux", "--", "tick.py", "15")))
+    ok(fab(*two(fab, "--name", "notmux", "--", "tick.py", "40")))
     shown = subprocess.run(
         [*fab.cluster.node(1).command(), "tmux", "-L", "torchfab", "display-message", "-p", "#{pid}"],
         capture_output=True, text=True, check=True,
@@ -408,7 +408,7 @@ def test_the_death_of_tmux_ends_no_job_and_its_logs_go_on(fab: Fab) -> None:
     time.sleep(0.5)
     assert status_of(fab, "notmux")["state"] == "running"
     assert ok(fab("wait", "notmux")).rc == 0
-    assert "node2 [1] tick 14" in ok(fab("logs", "notmux", "--no-fold")).stdout
+    assert "node2 [1] tick 39" in ok(fab("logs", "notmux", "--no-fold")).stdout
 
 
 def test_a_closed_window_ends_its_process_and_no_other(fab: Fab) -> None:
