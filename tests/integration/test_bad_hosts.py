@@ -39,7 +39,7 @@ def test_a_host_that_is_no_ssh_server_is_named(fab: Fab, case: str) -> None:
     begun = time.monotonic()
     with server(greeting, hang_up) as port:
         done = launch_with(fab, f"127.0.0.1:{port}")
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 40
     refused(done, "1 of 2 hosts failed; nothing was started", f"  127.0.0.1:{port}: ", what, fix)
     fab.assert_nothing_left(within_s=2)
 
@@ -228,11 +228,11 @@ def test_a_start_up_file_that_is_in_the_way_is_hinted_at(fab: Fab, case: str) ->
 
 def test_a_stuck_host_delays_no_other(fab: Fab) -> None:
     assert fab(*fab.launch("--name", "x", gpus=True)).rc == 0
-    with fake_program(fab.cluster.node(0), "python3", "sleep 9"):
+    with fake_program(fab.cluster.node(0), "python3", "sleep 60"):
         begun = time.monotonic()
         status = fab("status", "x", config={"answer_timeout_s": 1})
         stopped = fab("stop", "x", "--grace", "0", config={"answer_timeout_s": 1})
-    assert time.monotonic() - begun < 8
+    assert time.monotonic() - begun < 50
     assert "node1  unreachable (" in status.stdout, status
     assert "node2  running" in status.stdout, status
     assert status.rc == 1

@@ -93,7 +93,7 @@ def test_a_launch_that_is_killed_in_phase_one_leaves_nothing_and_its_name_is_fre
 
 def test_what_a_killed_launch_did_not_confirm_is_taken_back_by_the_nodes(fab: Fab) -> None:
     with launching(fab, "two") as process:
-        assert len(fab.processes()) >= 4  # the other node has started
+        assert eventually(lambda: len(fab.processes()) >= 4, 3), fab.processes()  # the other node has started
         os.killpg(process.pid, signal.SIGKILL)
         ended(process)
         assert eventually(lambda: fab.left() == {"records": ["x"]}, 8), fab.left()

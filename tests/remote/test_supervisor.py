@@ -81,7 +81,7 @@ def test_the_end_of_a_process_is_written_down(
     got, record = place.run(["sh", "-c", how])
     assert got == returned
     assert before <= record.pop("time") <= time.time()
-    assert record == {"code": code, "signal": name, "asked": None, "killed": [], "left": []}
+    assert record == {"code": code, "signal": name, "asked": None, "warned": None, "killed": [], "left": []}
 
 
 def test_the_start_of_a_process_is_written_down(place: Place) -> None:
