@@ -440,10 +440,9 @@ def test_a_watch_that_expires_or_breaks_is_opened_again(here: Here, status: int)
     following = here.following()
     time.sleep(0.5)
     start(here.api, first, second)
-    time.sleep(0.5)
+    until(lambda: sum("watch=" in request for request in here.api.requests) >= 2)
     finish(here.api, 0, first, second)
     assert following.end() == 0
-    assert sum("watch=" in request for request in here.api.requests) >= 2
 
 
 def test_a_cluster_that_is_away_for_a_while_costs_nothing(here: Here) -> None:
