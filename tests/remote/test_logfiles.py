@@ -85,6 +85,14 @@ def test_growth_is_noted_at_most_once_a_second_and_only_growth(tmp_path: Path) -
     assert path.stat().st_mode & 0o777 == 0o600
 
 
+def test_a_line_beyond_the_timeline_never_comes_before_it(tmp_path: Path) -> None:
+    log = LogFile(str(tmp_path), "output.log")
+    write(tmp_path, "output.log", "x" * 10)
+    Timeline(str(tmp_path)).note([log], 100.0)
+    os.utime(tmp_path / "output.log", (99.99, 99.99))  # the kernel's stamps are some milliseconds behind
+    assert [Clock(str(tmp_path)).time_of(log, offset) for offset in (10, 11)] == [100.0, 100.0]
+
+
 def test_a_timeline_that_cannot_be_written_or_read_costs_the_times_only(tmp_path: Path) -> None:
     log = LogFile(str(tmp_path), "output.log")
     write(tmp_path, "output.log")

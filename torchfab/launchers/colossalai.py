@@ -15,7 +15,7 @@ from typing import Any
 
 from torchfab.errors import UsageError
 from torchfab.job import Facts, Job, Needs, Node, NodePlan, Plan, Process, Slot
-from torchfab.launchers import chosen, counts, heads, master_address, per_node
+from torchfab.launchers import chosen, counts, for_torchrun, heads, master_address, per_node
 from torchfab.shims import text as shim
 
 NAME = "colossalai"
@@ -100,16 +100,17 @@ def head_argv(job: Job, folder: str, ranks: int, master: str, port: int) -> tupl
 
 def _script_words(job: Job) -> tuple[str, ...]:
     """Return the script and its arguments, quoted for the shell to which colossalai gives them bare."""
-    arguments = [shlex.quote(word) for word in job.script[1:]]
-    if job.script[0] == "-m":
+    script = for_torchrun(job.script)
+    arguments = [shlex.quote(word) for word in script[1:]]
+    if script[0] == "-m":
         return ("-m", arguments[0], "--", *arguments[1:])
-    if not job.script[0].endswith(".py") or "\n" in job.script[0]:
+    if not script[0].endswith(".py") or "\n" in script[0]:
         raise UsageError(
-            f"colossalai runs scripts whose names end in .py, and modules (-m); got {job.script[0]!r}",
+            f"colossalai runs scripts whose names end in .py, and modules (-m); got {script[0]!r}",
             "rename it, or use launch-per-node",
         )
     # With a quote at its end, colossalai would not see that it ends in .py.
-    return ("--", re.sub(r"([^\w@%+=:,./-])", r"\\\1", job.script[0]), *arguments)
+    return ("--", re.sub(r"([^\w@%+=:,./-])", r"\\\1", script[0]), *arguments)
 
 
 def _gate(job: Job, node: Node, facts: Facts, env: dict[str, str]) -> Process:

@@ -14,6 +14,7 @@ from torchfab import environment, sbatch
 from torchfab.errors import UsageError
 from torchfab.inventory import parse_hosts
 from torchfab.job import Job, Node, Submission
+from torchfab.launchers import for_torchrun
 from torchfab.launchers.per_node import RANK_LOGS
 
 NAME = "slurm"
@@ -225,7 +226,7 @@ def sbatch_text(job: Job, folder: str) -> str:
         port=job.options["port"],
         python=sbatch.quote(job.python),
         torchrun=torchrun_words(job),
-        script=job.script,
+        script=for_torchrun(job.script),
         threads=_threads(job),
         srun=("--cpus-per-task", str(job.options["cpus_per_task"])) if job.options["cpus_per_task"] else (),
     )

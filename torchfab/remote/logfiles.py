@@ -144,11 +144,13 @@ class Clock:
 
     def time_of(self, log: LogFile, offset: int) -> float:
         """Return when the byte before `offset` was written, in seconds since the epoch."""
-        sizes = self.sizes.get(log.path, [])
+        sizes, times = self.sizes.get(log.path, []), self.times.get(log.path, [])
         index = bisect.bisect_left(sizes, offset)
         if index < len(sizes):
-            return self.times[log.path][index]
+            return times[index]
+        # The kernel stamps files with a clock that is some milliseconds behind: a line must not come before older ones.
+        last = times[-1] if times else 0.0
         try:
-            return os.stat(log.full_path).st_mtime
+            return max(last, os.stat(log.full_path).st_mtime)
         except OSError:
-            return 0.0
+            return last
