@@ -154,12 +154,12 @@ class Fab:
         found = {}
         for path in Path("/proc").iterdir():
             if path.name.isdigit() and Process.of(int(path.name)) and self._is_ours(path):
-                found[int(path.name)] = _read(path / "cmdline").replace(b"\0", b" ").decode(errors="replace")
+                found[int(path.name)] = read(path / "cmdline").replace(b"\0", b" ").decode(errors="replace")
         return found
 
     def _is_ours(self, process: Path) -> bool:
         # A supervisor has its program in our folder; what it starts carries the job's id and something of our folder.
-        folder, environment, command = os.fsencode(self.base), _read(process / "environ"), _read(process / "cmdline")
+        folder, environment, command = os.fsencode(self.base), read(process / "environ"), read(process / "cmdline")
         marked = b"TORCHFAB_JOB_ID=" in environment and folder in environment
         # A tmux server shows the command that started it first for as long as it lives.
         return marked or (folder in command and b"supervise" in command and not command.startswith(b"tmux"))
@@ -214,7 +214,8 @@ def eventually(holds: Callable[[], bool], within_s: float) -> bool:
     return True
 
 
-def _read(path: Path) -> bytes:
+def read(path: Path) -> bytes:
+    """Return what a file of /proc holds; nothing when its process has ended."""
     try:
         return path.read_bytes()
     except OSError:  # the process has ended

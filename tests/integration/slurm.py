@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.integration.fab import Fab, eventually
+from tests.integration.fab import Fab, eventually, read
 from tests.support import require
 from torchfab.rehearsal import Cluster
 from torchfab.rehearsal.processes import Process
@@ -118,6 +118,14 @@ class Slurm:
         argv = self.cluster.on_launch_machine(self.programs[program], *words)
         done = subprocess.run(argv, env={**os.environ, **self.environment}, capture_output=True, text=True, check=False)
         return done.stdout + done.stderr
+
+    def kill_job(self, job_id: str) -> None:
+        """Kill all that runs of a job, and Slurm's own steps of it, by the job's id: as if the machine had died."""
+        mark = f"\0SLURM_JOB_ID={job_id}\0".encode()
+        for path in Path("/proc").glob("[0-9]*"):
+            is_step = read(path / "cmdline").startswith(f"slurmstepd: [{job_id}.".encode())
+            if is_step or mark in b"\0" + read(path / "environ"):
+                os.kill(int(path.name), signal.SIGKILL)
 
     def is_idle(self) -> bool:
         """Say whether both nodes wait for work."""
