@@ -19,6 +19,7 @@ _WORST_FIRST = ("lost", "failed", "unreachable", "pending", "starting", "running
 _FAILED = ("failed", "lost", "stopped")
 _UNDECIDED = ("unreachable", "pending", "starting", "running", "succeeded")
 SIGTERM_CODE = 143
+SMALLEST_SKEW_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -226,7 +227,7 @@ def from_answer(node: Node, answer: Mapping[str, Any], asked: float, answered: f
         When the question left and the answer came, by this machine's clock, in seconds since the epoch.
     """
     processes = tuple(answer["processes"])
-    skew = answer["now"] - (asked + answered) / 2
+    skew = _skew_s(answer["now"] - (asked + answered) / 2, answered - asked)
     left, stop_asked = tuple(answer.get("left", ())), answer["stop_asked"]
     if not answer["exists"]:
         return NodeStatus(node, "lost", "the job's folder is gone from the node", (), answer["now"], skew)
@@ -234,6 +235,14 @@ def from_answer(node: Node, answer: Mapping[str, Any], asked: float, answered: f
     state = next(each for each in _WORST_FIRST if each in states)
     reasons = [process["reason"] for process in processes if process["reason"]]
     return NodeStatus(node, state, reasons[0] if reasons else "", processes, answer["now"], skew, left, stop_asked)
+
+
+def _skew_s(offset_s: float, round_trip_s: float) -> float:
+    """Return how far a clock is off; 0 where the way of the question and the answer explains what was measured.
+
+    An offset is known to half a round trip (as in NTP); a small one would turn the order of events around, not mend it.
+    """
+    return offset_s if abs(offset_s) > max(SMALLEST_SKEW_S, round_trip_s / 2) else 0.0
 
 
 # ---- for people

@@ -236,6 +236,7 @@ def test_clean_takes_down_what_a_killed_process_left_and_nothing_else(
     )
     root = str(Path(__file__).parents[2])
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=root)
+    assert done.stdout, done.stderr
     left = int(done.stdout)
     with own("loopback", tmp_path, keep=True) as kept:
         assert left in [cluster.layout.number for cluster in Cluster.clean()]
