@@ -231,7 +231,8 @@ def test_another_process_finds_the_cluster_and_takes_it_down(cluster: Cluster, t
 def test_clean_takes_down_what_a_killed_process_left_and_nothing_else(
     loopback_cluster: Cluster, tmp_path: Path
 ) -> None:
-    script = "import os; from torchfab.rehearsal import Cluster; print(Cluster.up(1, 'loopback').layout.number, flush=True); os._exit(9)"
+    up = "print(Cluster.up(1, 'loopback').layout.number, flush=True)"
+    script = f"import os; from torchfab.rehearsal import Cluster; {up}; os._exit(9)"
     root = str(Path(__file__).parents[2])
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=root)
     assert done.stdout, done.stderr
