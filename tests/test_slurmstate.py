@@ -15,8 +15,8 @@ from torchfab.status import JobStatus
 from torchfab.watch import describe_failure
 
 RECORD = Record(
-    *(Path("jobs/gpt2"), "gpt2", "gpt2-0a1b2c3d", "slurm", "slurm", 0.0, ("train.py",), (), "/work/.torchfab", 4, 2),
-    *(Settings(), {}, {"slurm_id": "17", "folder": "/work/.torchfab/jobs/gpt2-0a1b2c3d"}),
+    *(Path("jobs/gpt2"), "gpt2", "gpt2-0a1b2c3d", "slurm", "slurm", 0.0, ("train.py",), (), "/srv/.torchfab", 4, 2),
+    *(Settings(), {}, {"slurm_id": "17", "folder": "/srv/.torchfab/jobs/gpt2-0a1b2c3d"}),
 )
 
 
