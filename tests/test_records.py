@@ -21,7 +21,7 @@ from torchfab.errors import JobNameError, TorchfabError
 from torchfab.job import Node, NodePlan, Plan, Process
 from torchfab.launchers import per_node
 from torchfab.records import Record, Records, plan_as_json
-from torchfab.ssh import Settings
+from torchfab.settings import Settings
 
 SETTINGS = Settings(ssh_config="/home/ann/it's.cfg", identities=("/a", "/b c"), connect_timeout_s=3.5, fanout=7)
 NODES = make_nodes({"host": "node1", "user": "ann", "port": 2222, "gpus": ("0", "1")}, {"host": "node2", "slots": 3})

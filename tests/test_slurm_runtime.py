@@ -12,10 +12,9 @@ import pytest
 
 from tests.test_slurmstate import RECORD, node, process, told
 from torchfab import life, slurmstate
-from torchfab.errors import TorchfabError
+from torchfab.errors import HostError, TorchfabError
 from torchfab.events import ContactLost, JobSeen, Lines, PastRead
 from torchfab.runtimes import slurm
-from torchfab.ssh import HostError
 
 LOGIN = {"rank": 0, "host": "login", "user": "me", "port": 2222, "address": "", "slots": None, "gpus": [], "origin": ""}
 

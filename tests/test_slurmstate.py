@@ -10,7 +10,7 @@ import pytest
 
 from torchfab import slurmstate
 from torchfab.records import Record
-from torchfab.ssh import Settings
+from torchfab.settings import Settings
 from torchfab.status import JobStatus
 from torchfab.watch import describe_failure
 

@@ -4,6 +4,7 @@ TorchfabError                what the command line prints without a traceback
 ├── UsageError               a flag, an argument or a setting is wrong          (exit 2)
 │   ├── InventoryError       a line of `hosts` or `gpus` is wrong
 │   └── JobNameError         a job name is malformed, taken or unknown
+├── HostError                one host failed: why, and how to fix it            (exit 1)
 ├── HostsFailedError         some hosts failed; carries one reason per host     (exit 1)
 └── Interrupted              Ctrl-C, after everything begun was taken back      (exit 130)
 """
@@ -53,6 +54,20 @@ class InventoryError(UsageError):
 
 class JobNameError(UsageError):
     """A job name is malformed, already taken, or not known on this launch machine."""
+
+
+class HostError(TorchfabError):
+    """One host failed: why, and how to fix it.
+
+    Parameters
+    ----------
+    address : str
+        The address under which it was reached, where the message names that one: hosts that fail alike differ in it.
+    """
+
+    def __init__(self, message: str, fix: str = "", address: str = "") -> None:
+        super().__init__(message, fix)
+        self.address = address
 
 
 class HostsFailedError(TorchfabError):

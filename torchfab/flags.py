@@ -62,7 +62,27 @@ class GpuLaunchFlags(LaunchFlags):
     gpufile: str = flag("", "File with one line per process. [gpus]")
 
 
+@dataclass(frozen=True)
+class HostFlags:
+    """The flags of commands over the hosts themselves, whether or not a job runs there."""
+
+    hostfile: str = flag("", "File with one host a line, or slurm: the hosts of this allocation. [hosts]")
+    json: bool = flag(False, "Print JSON.")
+
+
 Body = Callable[..., Any]
+
+
+def host_task(kind: type[HostFlags] = HostFlags) -> Callable[[Body], Any]:
+    """Return a decorator that makes a task of `body(c, flags)` with the flags of a dataclass."""
+
+    def decorate(body: Body) -> Any:
+        def call(c: Any, **values: Any) -> Any:
+            return body(c, _fill(kind, values))
+
+        return _task(call, body, list(fields(kind)), FlagTask)
+
+    return decorate
 
 
 def launch_task(own: type, shared: type = LaunchFlags) -> Callable[[Body], Any]:

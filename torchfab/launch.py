@@ -17,7 +17,7 @@ from torchfab.flags import JobFlags, LaunchFlags
 from torchfab.job import Facts, Job, Node, Plan, Slot
 from torchfab.records import Record
 from torchfab.runtimes import tmux
-from torchfab.ssh import Settings
+from torchfab.settings import Settings
 from torchfab.surroundings import Surroundings
 
 # ---- from flags to a job
@@ -90,14 +90,19 @@ def read_inventory(flags: LaunchFlags, around: Surroundings) -> tuple[tuple[Node
     hosts = around.config["hosts"]
     gpufile = getattr(flags, "gpufile", None)
     if gpufile is None:
-        if hosts:
-            return inventory.parse_flag(hosts), ()
-        if flags.hostfile == allocation.WORD:
-            return allocation.nodes_of(around.environ), ()
-        return inventory.read_hosts(_file(flags.hostfile, around.config["hostfile"], around)), ()
+        return read_nodes(flags.hostfile, around), ()
     if hosts:
         return inventory.parse_gpus("\n".join(hosts.split(",")), "-H")
     return inventory.read_gpus(_file(gpufile, around.config["gpufile"], around))
+
+
+def read_nodes(hostfile: str, around: Surroundings) -> tuple[Node, ...]:
+    """Return the hosts that a command is about: `-H`, else those of `--hostfile`, else those of the configured file."""
+    if around.config["hosts"]:
+        return inventory.parse_flag(around.config["hosts"])
+    if hostfile == allocation.WORD:
+        return allocation.nodes_of(around.environ)
+    return inventory.read_hosts(_file(hostfile, around.config["hostfile"], around))
 
 
 def _file(given: str, default: str, around: Surroundings) -> Path:

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 from torchfab.errors import JobNameError, TorchfabError
 from torchfab.job import Node, Plan, Submission, check_name
-from torchfab.ssh import Settings
+from torchfab.settings import Settings
 
 FORMAT = 1
 

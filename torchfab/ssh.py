@@ -1,227 +1,33 @@
-"""Sessions: one connection to a node, one interpreter on it, for all phases of a command.
+"""Connections: one to a node, and one interpreter on it, for all phases of a command.
 
-The only module that imports Fabric's connections. A session sends the program of `torchfab.bundle` over the
-connection's stdin to `python3 -I -S`, then asks it in JSON. `localhost` goes the same way through a local process.
+The only module that imports Fabric's connections. `localhost` goes the same way through a local process.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import re
 import select
 import shlex
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 from torchfab import bundle
-from torchfab.errors import TorchfabError
+from torchfab.errors import HostError, TorchfabError
 from torchfab.job import Node
+from torchfab.session import Session
+from torchfab.settings import Settings
 
-FRAME = re.compile(rb"\x1e(\d{1,12})\n")
-_TURN_S = 0.2  # how long one thread may wait for an answer before it sees whether another one has asked since
-MOST_ANSWER_BYTES = 64 * 1024 * 1024
 # What a process on `localhost` gets of this terminal's environment: what a login would set. The rest travels by name.
 LOGIN_NAMES = (
     *("HOME", "PATH", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TMUX_TMPDIR", "XDG_RUNTIME_DIR"),
     *("LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "SLURM_CONF"),
 )
 LOGIN_PREFIXES = ("LC_", "SBATCH_")
-
-
-class HostError(TorchfabError):
-    """One host failed: why, and how to fix it.
-
-    Parameters
-    ----------
-    address : str
-        The address under which it was reached, where the message names that one: hosts that fail alike differ in it.
-    """
-
-    def __init__(self, message: str, fix: str = "", address: str = "") -> None:
-        super().__init__(message, fix)
-        self.address = address
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to reach hosts.
-
-    Parameters
-    ----------
-    ssh_config : str
-        Path of an ssh config file (`fab -S`); empty for the user's and the system's own.
-    identities : tuple of str
-        Private key files (`fab -i`).
-    connect_timeout_s : float
-        For each step of a connection: TCP, banner, authentication.
-    fanout : int
-        How many hosts are connected to at the same moment.
-    agent_python : str
-        The interpreter, 3.9 or newer, that runs torchfab's own code on a node.
-    prepare_timeout_s, start_timeout_s, answer_timeout_s : float
-        For the two phases of a launch, and for any other answer.
-    """
-
-    ssh_config: str = ""
-    identities: tuple[str, ...] = ()
-    connect_timeout_s: float = 10.0
-    fanout: int = 64
-    agent_python: str = "python3"
-    prepare_timeout_s: float = 60.0
-    start_timeout_s: float = 30.0
-    answer_timeout_s: float = 30.0
-
-    @property
-    def ssh_options(self) -> tuple[str, ...]:
-        """The same as options of OpenSSH's client."""
-        config = ("-F", self.ssh_config) if self.ssh_config else ()
-        return (*config, *(word for path in self.identities for word in ("-i", path)))
-
-
-class Pipe(Protocol):
-    """The two ends of a program on a node."""
-
-    def write(self, data: bytes) -> None: ...
-    def read(self, timeout_s: float) -> bytes | None:
-        """Return what has arrived, b"" at the end, None when nothing came in time."""
-
-    def obituary(self) -> tuple[int | None, str]:
-        """Return the exit code of a program that has ended, and what it said on stderr."""
-
-    def close(self) -> None: ...
-
-
-class Session:
-    """A conversation with one node.
-
-    Parameters
-    ----------
-    node : Node
-        The node.
-    pipe : Pipe
-        A program started by `bundle.argv`, which waits for its source.
-    """
-
-    def __init__(self, node: Node, pipe: Pipe) -> None:
-        self.node, self.pipe = node, pipe
-        self.arrived = bytearray()
-        self.asked = 0
-        self.answered = False
-        self.lock = threading.Lock()
-        try:
-            self.pipe.write(bundle.source().encode())
-        except OSError as error:
-            raise self._ended() from error
-
-    def ask(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
-        """Send a request and return its answer.
-
-        Raises
-        ------
-        HostError
-            No answer within `timeout_s` seconds, the program on the node ended, or another thread has asked since.
-        """
-        deadline = time.monotonic() + timeout_s
-        with self.lock:
-            number = self.post(request)
-        while time.monotonic() < deadline:
-            with self.lock:
-                if number != self.asked:
-                    raise HostError("it was asked something else meanwhile")
-                frame = self._read_frame(min(_TURN_S, deadline - time.monotonic()))
-            if frame and frame.get("of") == number:  # and not what we no longer waited for
-                return frame
-        what = "no answer" if self.answered else "the connection stands, but torchfab's program there gave no answer"
-        raise HostError(
-            f"{what} within {timeout_s:g} s", "see whether the node is overloaded, or its disk or home folder hangs"
-        )
-
-    def post(self, request: Mapping[str, Any]) -> int:
-        """Send a request, and return its number; its answers are taken with `take`."""
-        self.asked += 1
-        try:
-            self.pipe.write(json.dumps({**request, "number": self.asked}).encode() + b"\n")
-        except OSError as error:
-            raise self._ended() from error
-        return self.asked
-
-    def take(self, timeout_s: float = 0.0) -> list[dict[str, Any]]:
-        """Return the frames that have arrived, waiting at most `timeout_s` seconds for a first one."""
-        data = self.pipe.read(timeout_s)
-        if data == b"":
-            raise self._ended()
-        self.arrived += data or b""
-        frames = []
-        while (frame := self._next_frame()) is not None:
-            frames.append(frame)
-        return frames
-
-    def _read_frame(self, timeout_s: float) -> dict[str, Any] | None:
-        """Return the next frame, waiting at most `timeout_s` seconds for more of it to arrive."""
-        frame = self._next_frame()
-        if frame is not None:
-            return frame
-        data = self.pipe.read(max(0.0, timeout_s))
-        if data == b"":
-            raise self._ended()
-        self.arrived += data or b""
-        return self._next_frame()
-
-    def _next_frame(self) -> dict[str, Any] | None:
-        head = FRAME.search(self.arrived)
-        if head is None:
-            del self.arrived[:-16]  # what a start-up file prints before we come; a head may just be arriving
-            return None
-        length = int(head[1])
-        if length > MOST_ANSWER_BYTES:
-            raise HostError(f"an answer of {length} bytes is more than torchfab takes")
-        end = head.end() + length
-        if len(self.arrived) < end:
-            return None
-        text = bytes(self.arrived[head.end() : end])
-        del self.arrived[:end]
-        self.answered = True
-        return _decode(text)
-
-    def _ended(self) -> HostError:
-        code, stderr = self.pipe.obituary()
-        return _explain_end(code, stderr, self.answered)
-
-    def close(self) -> None:
-        """Hang up; the program on the node ends, and takes back what was only prepared."""
-        self.pipe.close()
-
-
-def _decode(text: bytes) -> dict[str, Any]:
-    try:
-        return dict(json.loads(text))
-    except (ValueError, TypeError):
-        raise HostError(f"what answers there is not torchfab's program: {text[:40]!r}", _TRY_THE_LOGIN) from None
-
-
-_TRY_THE_LOGIN = "see what `ssh HOST python3 --version` prints; a start-up file (.bashrc) may be in the way"
-
-
-def _explain_end(code: int | None, stderr: str, answered: bool) -> HostError:
-    last = next((line for line in reversed(stderr.splitlines()) if line.strip()), "")
-    name_one = "install one, or name it with torchfab.agent_python in fabric.yaml"
-    if "torchfab-needs-python" in stderr:
-        return HostError(last.replace("torchfab-needs-python", "torchfab needs a python3 of at least"), name_one)
-    if not answered and (code == 127 or "not found" in last):
-        return HostError(f"torchfab needs a python3 (3.9 or newer) there: {last or 'not found'}", name_one)
-    if code is None:
-        return HostError("the connection was lost" + (f": {last}" if last else ""), "see whether the node is still up")
-    how = "was killed there" if code < 0 else f"ended there with code {code}"
-    when = "" if answered else " before it answered"
-    return HostError(f"torchfab's program {how}{when}{': ' + last if last else ''}", "" if answered else _TRY_THE_LOGIN)
 
 
 def open_session(node: Node, connection: Any, settings: Settings) -> Session:

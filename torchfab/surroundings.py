@@ -13,7 +13,7 @@ from typing import Any
 from torchfab import configuration
 from torchfab.errors import UsageError
 from torchfab.records import Records
-from torchfab.ssh import Settings
+from torchfab.settings import Settings
 
 
 @dataclass(frozen=True)

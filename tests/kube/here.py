@@ -18,7 +18,7 @@ from torchfab.errors import TorchfabError
 from torchfab.flags import PodFlags
 from torchfab.launchers import kubernetes
 from torchfab.records import Record
-from torchfab.ssh import Settings
+from torchfab.settings import Settings
 from torchfab.surroundings import Surroundings
 
 ROOT = Path(__file__).parents[2]

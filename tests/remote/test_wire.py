@@ -20,8 +20,9 @@ from tests.hostile import HOSTILE
 from tests.remote.place import wait_for
 from tests.support import require
 from torchfab import bundle
+from torchfab.errors import HostError
 from torchfab.remote import files, procfs
-from torchfab.ssh import HostError, Session
+from torchfab.session import Session
 
 
 class Pipe:

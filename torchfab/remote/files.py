@@ -34,6 +34,11 @@ def job_folder(node_dir: str, job_id: str, node_rank: int) -> str:
     return os.path.join(os.path.abspath(os.path.expanduser(node_dir)), "jobs", job_id, f"node-{node_rank}")
 
 
+def folder_of(request: dict[str, Any]) -> str:
+    """Return the folder of the job on the node that a request names."""
+    return job_folder(request["node_dir"], request["job_id"], request["node_rank"])
+
+
 def make_private(folder: str) -> None:
     """Create `folder` and its missing parents, readable by their owner only."""
     parent = os.path.dirname(folder)

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 _TAIL_BYTES = 16 * 1024
 
 
+def answer_status(request: dict[str, Any]) -> dict[str, Any]:
+    """Say how the job is here."""
+    return status(files.folder_of(request), request["job_id"], request["node_rank"])
+
+
 def status(folder: str, job_id: str, node_rank: int, alive: bool | None = None) -> dict[str, Any]:
     """Return how the job is on this node: one entry per process, each with its ranks, and the last log line.
 

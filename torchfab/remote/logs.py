@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
+    from torchfab.remote.wire import Conversation
+
     Line = list[Any]
 
 _BLOCK = 256 * 1024
@@ -165,6 +167,12 @@ def _start_of_last(path: str, end: int, lines: int) -> int:
                     if missing == 0:
                         return position + index + 1
     return 0
+
+
+def answer_logs(request: dict[str, Any], link: Conversation) -> dict[str, Any]:
+    """Stream the job's logs of this node."""
+    stream(files.folder_of(request), request["job_id"], request["node_rank"], request, link.send, link.hung_up)
+    return {}
 
 
 def stream(

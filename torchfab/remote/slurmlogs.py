@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from torchfab.remote.wire import Conversation
+
     Line = list[Any]
 
 BATCH = "slurm"  # the label of what the batch script and srun say
@@ -127,6 +129,12 @@ class Stream:
                 self.offsets.update(reader.offsets)
             self.send({"offsets": self.offsets})
         return bool(lines)
+
+
+def answer_logs(request: dict[str, Any], link: Conversation) -> dict[str, Any]:
+    """Stream the logs of a Slurm job."""
+    Stream(request, link.send).run(link.hung_up)
+    return {}
 
 
 def has_ended(found: dict[str, Any]) -> bool:

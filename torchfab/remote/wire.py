@@ -7,6 +7,7 @@ hangs up before it said `keep`, what was prepared, and what was started, is take
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import select
@@ -18,12 +19,27 @@ from torchfab.remote import files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from torchfab.remote.prepare import Preparation
 
 MARK = b"\x1e"
 OLDEST_PYTHON = (3, 9)
+
+
+# Requests that leave nothing in this interpreter, by name: the module and the function that answers.
+ANSWERS = {
+    "status": ("life", "answer_status"),
+    "slurm_status": ("slurm", "status"),
+    "slurm_stop": ("slurm", "stop"),
+    "slurm_forget": ("slurm", "forget"),
+}
+# The same, of functions that are also given the conversation, to send frames of their own until it is hung up.
+STREAMS = {
+    "logs": ("logs", "answer_logs"),
+    "slurm_logs": ("slurmlogs", "answer_logs"),
+}
 
 
 class CutOffError(Exception):
@@ -84,13 +100,21 @@ class Conversation:
 
     def _answer(self, request: dict[str, Any]) -> None:
         try:
-            answer = getattr(self, "on_" + request["op"])(request)
+            answer = self._operation(request["op"])(request)
         except BrokenPipeError:
             raise
         except Exception as error:  # told to the user, with where it happened: it is our fault, or the machine's
             trace = traceback.format_exc(limit=-3)
             answer = {"problems": [{"what": f"{type(error).__name__}: {error}", "fix": ""}], "trace": trace}
         self.send({**answer, "of": request.get("number")})
+
+    def _operation(self, name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+        if name in ANSWERS:
+            return _function(*ANSWERS[name])
+        if name in STREAMS:
+            stream = _function(*STREAMS[name])
+            return lambda request: stream(request, self)
+        return getattr(self, "on_" + name)  # type: ignore[no-any-return]
 
     def send(self, answer: Any) -> None:
         """Send one frame."""
@@ -104,7 +128,7 @@ class Conversation:
         readable, _, _ = select.select([0], [], [], 0)
         return bool(readable)  # nothing is sent to us while we stream: readable means the end
 
-    # ---- requests; modules are imported where they are needed, so that a status pays for no launch
+    # ---- requests that remember something; the others are in ANSWERS and STREAMS
 
     def on_prepare(self, request: dict[str, Any]) -> dict[str, Any]:
         """Phase one."""
@@ -140,31 +164,18 @@ class Conversation:
         self.preparation = self.started = None
         return answer
 
-    def on_status(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Say how the job is here."""
-        from torchfab.remote.life import status
-
-        return status(self._folder(request), request["job_id"], request["node_rank"])
-
     def on_stop(self, request: dict[str, Any]) -> dict[str, Any]:
         """Stop the job here."""
         from torchfab.remote.life import stop
 
-        folder = self._folder(request)
+        folder = files.folder_of(request)
         return stop(folder, request["job_id"], request["node_rank"], request["session"], request["grace_s"])
-
-    def on_logs(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Stream the job's logs."""
-        from torchfab.remote.logs import stream
-
-        stream(self._folder(request), request["job_id"], request["node_rank"], request, self.send, self.hung_up)
-        return {}
 
     def on_forget(self, request: dict[str, Any]) -> dict[str, Any]:
         """Remove the folder of a job that has ended."""
         from torchfab.remote.prepare import remove_job_folder
 
-        remove_job_folder(self._folder(request))
+        remove_job_folder(files.folder_of(request))
         return {}
 
     # ---- Slurm, where its commands are
@@ -179,34 +190,10 @@ class Conversation:
             self.submitted = {**request, **answer}
         return answer
 
-    def on_slurm_status(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Say how a Slurm job is."""
-        from torchfab.remote.slurm import status
 
-        return status(request)
-
-    def on_slurm_stop(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Cancel a Slurm job, and see that it has ended."""
-        from torchfab.remote.slurm import stop
-
-        return stop(request)
-
-    def on_slurm_logs(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Stream the logs of a Slurm job."""
-        from torchfab.remote.slurmlogs import Stream
-
-        Stream(request, self.send).run(self.hung_up)
-        return {}
-
-    def on_slurm_forget(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Remove the folder of a Slurm job that has ended."""
-        from torchfab.remote.slurm import forget
-
-        return forget(request)
-
-    @staticmethod
-    def _folder(request: dict[str, Any]) -> str:
-        return files.job_folder(request["node_dir"], request["job_id"], request["node_rank"])
+def _function(module: str, name: str) -> Callable[..., dict[str, Any]]:
+    # Imported where it is needed, so that a status pays for no launch.
+    return getattr(importlib.import_module(f"torchfab.remote.{module}"), name)  # type: ignore[no-any-return]
 
 
 def main(bundle: str) -> int:

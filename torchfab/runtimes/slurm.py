@@ -15,12 +15,13 @@ from typing import Any
 from torchfab import slurmstate
 from torchfab import status as states
 from torchfab.commandline import tell
-from torchfab.errors import TorchfabError
+from torchfab.errors import HostError, TorchfabError
 from torchfab.events import ContactLost, Event, JobSeen, Lines, PastRead, Tick
 from torchfab.job import Node, Submission
 from torchfab.records import Record
 from torchfab.runtimes import StopReport
-from torchfab.ssh import HostError, Session, connections, open_session
+from torchfab.session import Session
+from torchfab.ssh import connections, open_session
 
 NAME = "slurm"
 _POLL_S = 0.1

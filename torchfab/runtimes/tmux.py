@@ -5,29 +5,29 @@ A node is reached over SSH or, for `localhost`, through a local process.
 
 from __future__ import annotations
 
-import queue
 import shlex
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torchfab import status as states
+from torchfab.asking import Answer, ask_all, problem_in
 from torchfab.commandline import tell
 from torchfab.environment import SECRET_PATTERNS
 from torchfab.errors import HostsFailedError, Interrupted, TorchfabError
-from torchfab.events import ContactLost, Event, Lines, NodeEnded, PastRead, Tick
 from torchfab.fanout import fan_out
 from torchfab.inventory import fold
 from torchfab.job import Facts, Job, Needs, Node, NodePlan, Plan, session_name
 from torchfab.records import Record
 from torchfab.runtimes import StopReport
-from torchfab.ssh import HostError, Session, Settings, connections, open_session
+from torchfab.runtimes.nodelogs import address, follow
+from torchfab.session import Session
+from torchfab.settings import Settings
+from torchfab.ssh import connections, open_session
+
+__all__ = ["follow"]  # and all that is defined here
 
 NAME = "tmux"
-_POLL_S = 0.05
-_RETRY_S = 5.0
 _ROLLBACK_GRACE_S = 2.0
 
 Progress = Callable[[str, int, int], None]
@@ -102,7 +102,7 @@ def _patience_s(nodes: int, settings: Settings) -> int:
 def _note_prepared(
     prepared: Prepared, node: Node, answer: Mapping[str, Any] | Exception, reasons: dict[str, TorchfabError]
 ) -> None:
-    problem = _problem_in(answer)
+    problem = problem_in(answer)
     if problem is not None:
         reasons[node.label] = problem
         return
@@ -141,19 +141,6 @@ def _modules(job: Job, node: Node, needs: Needs) -> list[str]:
     return [*needs.modules, *of_head, *([job.module] if job.module else [])]
 
 
-def _problem_in(answer: Mapping[str, Any] | Exception) -> TorchfabError | None:
-    """Return what a node complains of, or why it did not answer; None when all is well."""
-    if isinstance(answer, TorchfabError):
-        return answer
-    if isinstance(answer, Exception):
-        return HostError(f"{type(answer).__name__}: {answer}")
-    problems = answer.get("problems", ())
-    if not problems:
-        return None
-    texts = [each["what"] + (f"\n  fix: {each['fix']}" if each["fix"] else "") for each in problems]
-    return HostError("\n".join(texts))
-
-
 def _failed_words(reasons: Mapping[str, TorchfabError], nodes: Sequence[Node], outcome: str) -> str:
     return f"{len(reasons)} of {len(nodes)} hosts failed; {outcome}"
 
@@ -190,7 +177,7 @@ def start(plan: Plan, prepared: Prepared, progress: Progress) -> None:
         for phase, step in (("starting", act), ("confirming", keep)):
             for wave in plan.waves:
                 for each, answer in fan_out(wave, step, prepared.settings.fanout):
-                    problem = _problem_in(answer)
+                    problem = problem_in(answer)
                     if problem:
                         reasons[each.node.label] = problem
                     started += phase == "starting" and not problem
@@ -279,30 +266,10 @@ def _roll_back(plan: Plan, prepared: Prepared) -> list[str]:
 
 def _ask_all(
     record: Record, request: Mapping[str, Any], timeout_s: float, nodes: Sequence[Node] | None = None
-) -> Iterator[tuple[Node, Any]]:
-    """Ask every node the same; yield each with its answer and when it was asked and answered, or with an error."""
-    nodes = record.nodes if nodes is None else nodes
-    opened = connections(nodes, record.settings)
-
-    def act(node: Node) -> tuple[dict[str, Any], float, float]:
-        session = open_session(node, opened[node.rank], record.settings)
-        try:
-            asked = time.time()
-            answer = session.ask({**_address(record, node), **request}, timeout_s)
-            return answer, asked, time.time()
-        finally:
-            session.close()
-
-    yield from fan_out(nodes, act, record.settings.fanout)
-
-
-def _address(record: Record, node: Node) -> dict[str, Any]:
-    return {
-        "job_id": record.job_id,
-        "node_dir": record.node_dir,
-        "node_rank": node.rank,
-        "session": session_name(record.name, node.rank),
-    }
+) -> Iterator[tuple[Node, Answer | TorchfabError]]:
+    """Ask every node of a job, or some, the same about it."""
+    wanted = record.nodes if nodes is None else nodes
+    return ask_all(wanted, record.settings, lambda node: {**address(record, node), **request}, timeout_s)
 
 
 def status(record: Record) -> states.JobStatus:
@@ -313,14 +280,10 @@ def status(record: Record) -> states.JobStatus:
     return states.JobStatus(tuple(found[node.rank] for node in record.nodes), record.min_nodes)
 
 
-def _node_status(node: Node, result: Any) -> states.NodeStatus:
-    if isinstance(result, Exception):
-        return states.NodeStatus(node, "unreachable", str(result).splitlines()[0])
-    answer, asked, answered = result
-    problem = _problem_in(answer)
-    if problem is not None:
-        return states.NodeStatus(node, "unreachable", problem.message)
-    return states.from_answer(node, answer, asked, answered)
+def _node_status(node: Node, result: Answer | TorchfabError) -> states.NodeStatus:
+    if isinstance(result, TorchfabError):
+        return states.NodeStatus(node, "unreachable", result.message.splitlines()[0])
+    return states.from_answer(node, result.value, result.asked, result.answered)
 
 
 def stop(record: Record, grace_s: float, nodes: Sequence[Node] | None = None) -> tuple[StopReport, ...]:
@@ -332,19 +295,17 @@ def stop(record: Record, grace_s: float, nodes: Sequence[Node] | None = None) ->
     return tuple(found[rank] for rank in sorted(found))
 
 
-def _stop_report(node: Node, result: Any) -> StopReport:
-    problem = _problem_in(result if isinstance(result, Exception) else result[0])
-    if problem is not None:
-        return StopReport(node, error=problem)
-    answer = result[0]
-    return StopReport(node, answer["asked"], tuple(answer["killed"]), tuple(answer["left"]), answer["seconds"])
+def _stop_report(node: Node, result: Answer | TorchfabError) -> StopReport:
+    if isinstance(result, TorchfabError):
+        return StopReport(node, error=result)
+    told = result.value
+    return StopReport(node, told["asked"], tuple(told["killed"]), tuple(told["left"]), told["seconds"])
 
 
 def forget(record: Record) -> dict[str, TorchfabError]:
     """Remove the job's folders from its nodes; return the nodes where that failed."""
     results = _ask_all(record, {"op": "forget"}, record.settings.answer_timeout_s)
-    problems = {node.label: _problem_in(got if isinstance(got, Exception) else got[0]) for node, got in results}
-    return {label: problem for label, problem in problems.items() if problem is not None}
+    return {node.label: result for node, result in results if isinstance(result, TorchfabError)}
 
 
 def attach_argv(record: Record, node: Node, window: str) -> tuple[str, ...]:
@@ -362,128 +323,3 @@ def ssh_argv(node: Node, settings: Settings) -> tuple[str, ...]:
     port = ("-p", str(node.port)) if node.port else ()
     user = ("-l", node.user) if node.user else ()
     return ("ssh", *settings.ssh_options, *port, *user)
-
-
-# ---- logs
-
-
-class _Stream:
-    """The log stream of one node: its session, while there is one, and how far it has been read."""
-
-    def __init__(self, node: Node) -> None:
-        self.node = node
-        self.session: Session | None = None
-        self.offsets: dict[str, int] = {}
-        # Lines whose offsets have not come yet: told with them, or not at all, so that no line is ever told twice.
-        self.waiting: list[Sequence[Any]] = []
-        self.asked = 0.0
-        self.retry_at: float | None = None
-        self.done = False
-
-
-def follow(record: Record, request: Mapping[str, Any], nodes: Sequence[Node] | None = None) -> Iterator[Event]:
-    """Yield what the logs of a job hold and receive, and how it ends on each node; one connection per node.
-
-    A node with which contact is lost is tried again every few seconds, and read on where it was left. A Tick is yielded
-    when there is nothing to tell, so that the caller stays awake.
-
-    Parameters
-    ----------
-    request : Mapping
-        `follow`, `lines`, `ranks`, `grep`: as `torchfab.remote.logs.Reader` takes them.
-    """
-    streams = [_Stream(node) for node in (record.nodes if nodes is None else nodes)]
-    opened: queue.SimpleQueue[tuple[_Stream, Session | Exception]] = queue.SimpleQueue()
-    try:
-        _open_in_background(streams, record, opened)
-        while not all(stream.done for stream in streams):
-            events = [*_take_opened(opened, record, request), *_take_frames(streams)]
-            yield from events
-            _retry(streams, record, opened)
-            if not events:
-                time.sleep(_POLL_S)
-                yield Tick()
-    finally:
-        for stream in streams:
-            if stream.session is not None:
-                stream.session.close()
-
-
-def _open_in_background(
-    streams: Sequence[_Stream], record: Record, opened: queue.SimpleQueue[tuple[_Stream, Session | Exception]]
-) -> None:
-    made = connections([stream.node for stream in streams], record.settings)
-
-    def act(stream: _Stream) -> Session:
-        return open_session(stream.node, made[stream.node.rank], record.settings)
-
-    def consume() -> None:
-        for result in fan_out(streams, act, record.settings.fanout):
-            opened.put(result)
-
-    threading.Thread(target=consume, daemon=True).start()
-
-
-def _take_opened(
-    opened: queue.SimpleQueue[tuple[_Stream, Session | Exception]], record: Record, request: Mapping[str, Any]
-) -> Iterator[Event]:
-    while not opened.empty():
-        stream, result = opened.get()
-        try:
-            if isinstance(result, Exception):
-                raise result
-            stream.session, stream.asked = result, time.time()
-            offsets = {"offsets": stream.offsets} if stream.offsets else {}
-            stream.session.post({**_address(record, stream.node), **request, **offsets, "op": "logs"})
-        except Exception as error:
-            yield _lose(stream, error)
-
-
-def _lose(stream: _Stream, error: Exception) -> ContactLost:
-    if stream.session is not None:
-        stream.session.close()
-        stream.session = None
-    stream.waiting = []
-    stream.retry_at = time.monotonic() + _RETRY_S
-    problem = _problem_in(error)
-    assert problem is not None
-    return ContactLost(stream.node, problem)
-
-
-def _retry(
-    streams: Sequence[_Stream], record: Record, opened: queue.SimpleQueue[tuple[_Stream, Session | Exception]]
-) -> None:
-    due = [stream for stream in streams if stream.retry_at is not None and time.monotonic() > stream.retry_at]
-    for stream in due:
-        stream.retry_at = None
-    if due:
-        _open_in_background(due, record, opened)
-
-
-def _take_frames(streams: Sequence[_Stream]) -> Iterator[Event]:
-    for stream in streams:
-        if stream.session is None or stream.done:
-            continue
-        try:
-            for frame in stream.session.take():
-                yield from _events_of(stream, frame)
-        except HostError as error:
-            if not stream.done:
-                yield _lose(stream, error)
-
-
-def _events_of(stream: _Stream, frame: Mapping[str, Any]) -> Iterator[Event]:
-    stream.waiting += frame.get("lines", ())
-    if "offsets" in frame:
-        yield Lines(stream.node, stream.waiting)
-        stream.offsets, stream.waiting = frame["offsets"], []
-    if "past" in frame:
-        yield PastRead(stream.node)
-    if "end" in frame:
-        stream.done = True
-        now = time.time()
-        yield NodeEnded(states.from_answer(stream.node, frame["end"], now, now))
-    problem = _problem_in(frame)
-    if problem is not None:
-        stream.done = True
-        yield NodeEnded(states.NodeStatus(stream.node, "unreachable", problem.message))
