@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,11 @@ GOLDEN = Path(__file__).parent / "golden"
 # No deadline: a slow machine is not a wrong program. In CI the examples are the same in every run.
 settings.register_profile("suite", max_examples=100, deadline=None, derandomize=os.environ.get("CI") == "true")
 settings.load_profile("suite")
+
+
+# A shell starts what it puts into the background with SIGINT ignored, and the programs under test would inherit that:
+# to them a test's Ctrl-C would be nothing.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
