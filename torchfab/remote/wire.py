@@ -30,6 +30,7 @@ OLDEST_PYTHON = (3, 9)
 
 # Requests that leave nothing in this interpreter, by name: the module and the function that answers.
 ANSWERS = {
+    "clock": ("clock", "answer"),
     "status": ("life", "answer_status"),
     "slurm_status": ("slurm", "status"),
     "slurm_stop": ("slurm", "stop"),
