@@ -76,7 +76,7 @@ def _launch(c: Context, launcher: ModuleType, flags: LaunchFlags, own: Any) -> N
 
     record = launch.launch(launcher, flags, own, _around(c))
     if record and flags.follow:
-        sys.exit(life.follow(record, c.config.torchfab.failure_grace_s))
+        sys.exit(life.follow(record, c.config.torchfab.failure_grace_s, c.config.torchfab.stall_s))
 
 
 def _submit(c: Context, launcher: ModuleType, flags: JobFlags, own: Any) -> None:
@@ -84,7 +84,7 @@ def _submit(c: Context, launcher: ModuleType, flags: JobFlags, own: Any) -> None
 
     record = submit.submit(launcher, flags, own, _around(c))
     if record and flags.follow:
-        sys.exit(life.follow(record, c.config.torchfab.failure_grace_s))
+        sys.exit(life.follow(record, c.config.torchfab.failure_grace_s, c.config.torchfab.stall_s))
 
 
 # ---- the life of a job
@@ -104,12 +104,17 @@ def jobs(c: Context, job: str, json: bool, remove: bool) -> None:
         life.show_jobs(_around(c), json, job)
 
 
-@job_task(watch=flag(False, "Show it again every 2 seconds until the job ends."), json=flag(False, "Print JSON."))
-def status(c: Context, job: str, watch: bool, json: bool) -> None:
+@job_task(
+    watch=flag(False, "Show it again every 2 seconds until the job ends."),
+    json=flag(False, "Print JSON."),
+    stall=flag("", "Say that it may hang when no rank has logged for so many seconds; 0: never. [300]"),
+)
+def status(c: Context, job: str, watch: bool, json: bool, stall: str) -> None:
     """Say how a job is: each node's state, ranks, pids, last log line."""
     from torchfab import life
 
-    sys.exit(life.show_status(life.find(job, _around(c)), watch, json))
+    around = _around(c)
+    sys.exit(life.show_status(life.find(job, around), watch, json, life.stall_s(stall, around)))
 
 
 @job_task(
@@ -118,13 +123,14 @@ def status(c: Context, job: str, watch: bool, json: bool) -> None:
     lines=flag("", "The last N lines of each log file, or all. [1000]"),
     grep=flag("", "Only lines that this regular expression finds."),
     no_fold=flag(False, "Do not fold equal lines of several ranks into one."),
+    stall=flag("", "With --follow: say that it may hang when no rank has logged for so many seconds; 0: never. [300]"),
 )
-def logs(c: Context, job: str, follow: bool, rank: str, lines: str, grep: str, no_fold: bool) -> None:
+def logs(c: Context, job: str, follow: bool, rank: str, lines: str, grep: str, no_fold: bool, stall: str) -> None:
     """Print the logs of all ranks, merged, each line with its host and rank."""
     from torchfab import life
 
-    request = life.log_request(rank, lines, grep, follow)
-    sys.exit(life.show_logs(life.find(job, _around(c)), request, not no_fold))
+    around, request = _around(c), life.log_request(rank, lines, grep, follow)
+    sys.exit(life.show_logs(life.find(job, around), request, not no_fold, life.stall_s(stall, around)))
 
 
 @job_task()
@@ -132,7 +138,7 @@ def wait(c: Context, job: str) -> None:
     """Wait for a job to end, and exit with its code."""
     from torchfab import life
 
-    sys.exit(life.wait(life.find(job, _around(c)), c.config.torchfab.failure_grace_s))
+    sys.exit(life.wait(life.find(job, _around(c)), c.config.torchfab.failure_grace_s, c.config.torchfab.stall_s))
 
 
 @job_task(

@@ -32,8 +32,8 @@ def parse_all(*words: str) -> list[dict[str, Any]]:
     ]
 
 
-STATUS = {"job": "", "watch": False, "json": False}
-LOGS = {"job": "", "follow": False, "rank": "", "lines": "", "grep": "", "no-fold": False}
+STATUS = {"job": "", "watch": False, "json": False, "stall": ""}
+LOGS = {"job": "", "follow": False, "rank": "", "lines": "", "grep": "", "no-fold": False, "stall": ""}
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ REMOTE = sorted((ROOT / "torchfab" / "remote").glob("*.py"))
 LAUNCHERS = sorted((ROOT / "torchfab" / "launchers").glob("*.py"))
 BLOCKED = ("fabric", "paramiko", "invoke", "torch", "transformers", "datasets")
 PLANNING = (
-    *("errors", "job", "inventory", "environment", "render", "status", "logview", "events"),
+    *("errors", "job", "inventory", "environment", "render", "status", "logview", "stall", "events"),
     *("launchers", *(f"launchers.{path.stem}" for path in LAUNCHERS if path.stem != "__init__")),
 )
 # What each module may import of torchfab, at run time: the imports point one way, and this table has no circle.
@@ -35,6 +35,8 @@ DIRECTION: dict[str, set[str]] = {
     "render": {"job"},
     "status": {"inventory", "job"},
     "logview": {"inventory"},
+    "stall": {"inventory", "logview", "status"},
+    "alarm": {"commandline", "errors", "stall", "status"},
     "events": {"errors", "job", "status"},
     "bundle": set(),
     "fanout": set(),

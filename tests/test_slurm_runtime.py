@@ -97,7 +97,7 @@ def test_a_watch_tells_why_a_job_waits_where_it_runs_and_how_it_ends(
     }
     frames = [{"seen": PENDING}, {"past": True}, {"seen": PENDING}, {"seen": RUNNING}, {"seen": lost}, {"end": DONE}]
     played.answers = [[frame] for frame in frames]
-    assert life.wait(record(tmp_path), 30.0) == 0
+    assert life.wait(record(tmp_path), 30.0, 0.0) == 0
     assert capsys.readouterr().err.splitlines()[:3] == [
         "gpt2: pending (waits for nodes to become free (Resources))",
         "gpt2: runs on n[1-2]",
@@ -109,7 +109,7 @@ def test_the_past_of_a_job_whose_login_is_gone_is_an_error(
     played: Played, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     played.answers = [HostError("refused")] * 3
-    assert life.show_logs(record(tmp_path), {**REQUEST, "follow": False}, folding=True) == 1
+    assert life.show_logs(record(tmp_path), {**REQUEST, "follow": False}, folding=True, stall_s=0.0) == 1
     assert "login:2222: refused" in capsys.readouterr().err
 
 
@@ -149,7 +149,7 @@ def test_a_job_that_was_never_confirmed_is_lost_and_can_be_removed(
     unconfirmed = dataclasses.replace(RECORD, folder=tmp_path, details={"folder": "/f", "login": LOGIN})
     found = slurm.status(unconfirmed)
     assert (found.state, found.has_ended) == ("lost", True)
-    assert life.wait(unconfirmed, 30.0) == 1
+    assert life.wait(unconfirmed, 30.0, 0.0) == 1
     assert life.stop(unconfirmed, 1.0) == 0
     assert "nothing of it was ever confirmed" in capsys.readouterr().out
     played.answers = [{}]

@@ -12,7 +12,7 @@ from typing import Any
 from torchfab.errors import UsageError
 
 _SECONDS = ("connect_timeout_s", "prepare_timeout_s", "start_timeout_s", "answer_timeout_s")
-_GRACES = ("grace_s", "failure_grace_s")
+_GRACES = ("grace_s", "failure_grace_s", "stall_s")
 _TEXTS = ("hostfile", "gpufile", "node_dir", "records", "agent_python")
 _LISTS = ("script", "forward")
 

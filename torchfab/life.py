@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torchfab import inventory, runtimes, status
+from torchfab import inventory, launch, runtimes, stall, status
 from torchfab.commandline import fold_reasons, say, tell
 from torchfab.errors import HostsFailedError, TorchfabError, UsageError
 from torchfab.fanout import fan_out
@@ -52,6 +52,11 @@ def _as_of_today(record: Record, around: Surroundings) -> Record:
     return replace(record, settings=settings)
 
 
+def stall_s(flag: str, around: Surroundings) -> float:
+    """Return after how many seconds of silence a job is said to hang: by the flag `--stall`, else by the setting."""
+    return launch.seconds("--stall", flag) if flag else float(around.config["stall_s"])
+
+
 def columns(rows: Sequence[Sequence[str]]) -> str:
     """Return rows as text in columns, the last one as wide as it likes."""
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]) - 1)]
@@ -71,16 +76,18 @@ def ask_status(record: Record) -> status.JobStatus:
     return found
 
 
-def show_status(record: Record, watch: bool, as_json: bool) -> int:
-    """Print how the job is; return 0 if it runs or has succeeded, else 1."""
+def show_status(record: Record, watch: bool, as_json: bool, stall_s: float) -> int:
+    """Print how the job is, and whether it has been silent for `stall_s` seconds; return 0 if it is well, else 1."""
     while True:
         found = ask_status(record)
         if as_json:
-            say(json.dumps(status.as_json(record.name, found), indent=2))
+            say(json.dumps({**status.as_json(record.name, found), "stall": stall.as_json(found, stall_s)}, indent=2))
         else:
             if watch and sys.stdout.isatty():
                 sys.stdout.write("\x1b[H\x1b[2J")
             say(status_text(record, found))
+            if silence := stall.find(found, stall_s):
+                say(stall.words(silence, record.name))
         if not watch or found.has_ended:
             return 0 if found.state in ("pending", "starting", "running", "succeeded") else 1
         time.sleep(2)
@@ -202,12 +209,12 @@ def log_request(rank: str, lines: str, grep: str, follow: bool) -> dict[str, Any
     return {"follow": follow, "lines": count, "ranks": ranks, "grep": grep or None}
 
 
-def show_logs(record: Record, request: Mapping[str, Any], folding: bool) -> int:
+def show_logs(record: Record, request: Mapping[str, Any], folding: bool, stall_s: float) -> int:
     """Print a job's logs; return its exit code if followed to its end, else 0, or 1 if a node was missing."""
     beyond = [rank for rank in request["ranks"] or () if rank >= record.world_size]
     if beyond and not record.is_elastic:
         raise UsageError(f"job {record.name} has the ranks 0-{record.world_size - 1}, and no rank {beyond[0]}")
-    watch = Watch(record, Printer(folding), retries=request["follow"])
+    watch = Watch(record, Printer(folding), retries=request["follow"], stall_s=stall_s)
     if not request["follow"]:
         return _show_past(watch, request)
     return _see_through(watch, request)
@@ -222,15 +229,15 @@ def _show_past(watch: Watch, request: Mapping[str, Any]) -> int:
     return 1 if watch.lost else 0
 
 
-def follow(record: Record, failure_grace_s: float) -> int:
+def follow(record: Record, failure_grace_s: float, stall_s: float) -> int:
     """Print a job's logs from its start, see it to its end, and return its exit code."""
     request = log_request("", "all", "", follow=True)
-    return _see_through(Watch(record, Printer(), failure_grace_s), request)
+    return _see_through(Watch(record, Printer(), failure_grace_s, stall_s=stall_s), request)
 
 
-def wait(record: Record, failure_grace_s: float) -> int:
+def wait(record: Record, failure_grace_s: float, stall_s: float) -> int:
     """Block until a job has ended; return its exit code."""
-    return _see_through(Watch(record, Printer(), failure_grace_s), NO_LINES)
+    return _see_through(Watch(record, Printer(), failure_grace_s, stall_s=stall_s), NO_LINES)
 
 
 def _see_through(watch: Watch, request: Mapping[str, Any]) -> int:

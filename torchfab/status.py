@@ -71,7 +71,7 @@ class NodeStatus:
 
     @property
     def last_line(self) -> Mapping[str, Any] | None:
-        """The newest line of its logs: time and text."""
+        """The newest line of its logs: time, text, and as `label` who wrote it."""
         lines = [process["last_line"] for process in self.processes if process["last_line"]]
         return max(lines, key=lambda line: line["time"]) if lines else None
 

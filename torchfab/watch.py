@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torchfab import runtimes, status
+from torchfab.alarm import Alarm
 from torchfab.commandline import say, tell
 from torchfab.events import ContactLost, Event, JobSeen, Lines, NodeEnded, PastRead
 from torchfab.inventory import fold
@@ -69,18 +70,26 @@ class Watch:
         they are left alone.
     retries : bool
         Whether a node with which contact is lost is tried again; here for the words only.
+    stall_s : float
+        After how many seconds without a log line it says that the job may hang; 0: never.
     """
 
     record: Record
     printer: Printer
     failure_grace_s: float | None = None
     retries: bool = True
+    stall_s: float = 0.0
     ended: dict[int, status.NodeStatus] = field(default_factory=dict)
     lost: dict[int, float] = field(default_factory=dict)
     failed_at: float | None = None
     told: bool = False
     stopped: bool = False
     seen: status.JobStatus | None = None
+    alarm: Alarm = field(init=False)
+
+    def __post_init__(self) -> None:
+        runtime = runtimes.of(self.record.runtime)
+        self.alarm = Alarm(self.record.name, self.stall_s, lambda: runtime.status(self.record))
 
     def run(self, request: Mapping[str, Any], nodes: Sequence[Node] | None = None) -> status.JobStatus:
         """Print until the job has ended on all nodes; return how it ended."""
@@ -88,6 +97,7 @@ class Watch:
         for event in runtime.follow(self.record, request, nodes):
             self._take(event)
             self.printer.pace(len(self.nodes if nodes is None else nodes) or 1)
+            self.alarm.pace()
             self._judge(runtime.stop)
         self.printer.live = self.printer.live or not self.printer.waiting
         self.printer.flush()
@@ -109,6 +119,7 @@ class Watch:
         if isinstance(event, Lines):
             self.lost.pop(event.node.rank, None)
             self.printer.add(event)
+            self.alarm.hear((when for _, when, _ in event.lines), self.printer.live)
         elif isinstance(event, PastRead):
             self.lost.pop(event.node.rank, None)
             self.printer.past_of.add(event.node.rank)

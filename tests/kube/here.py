@@ -75,13 +75,13 @@ class Here:
     def status(self, name: str = "gpt2") -> str:
         """Give what `fab status` prints."""
         self.output()
-        life.show_status(self.find(name), watch=False, as_json=False)
+        life.show_status(self.find(name), watch=False, as_json=False, stall_s=0.0)
         return self.output()
 
     def logs(self, name: str = "gpt2", rank: str = "", lines: str = "", grep: str = "") -> list[str]:
         """Give what `fab logs` prints."""
         self.output()
-        life.show_logs(self.find(name), life.log_request(rank, lines, grep, follow=False), folding=True)
+        life.show_logs(self.find(name), life.log_request(rank, lines, grep, follow=False), folding=True, stall_s=0.0)
         return self.output().splitlines()
 
     def stop(self, name: str = "gpt2", grace_s: float = 1.0) -> tuple[int, str]:
@@ -91,7 +91,7 @@ class Here:
 
     def following(self, name: str = "gpt2") -> Following:
         """Start `fab wait` with logs, as `--follow` does."""
-        return Following(lambda: life.follow(self.find(name), failure_grace_s=5.0))
+        return Following(lambda: life.follow(self.find(name), failure_grace_s=5.0, stall_s=0.0))
 
 
 class Following:

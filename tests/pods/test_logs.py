@@ -69,7 +69,7 @@ def test_an_error_of_the_nodes_in_the_stream_is_shown() -> None:
 
 def test_the_last_line_that_says_something() -> None:
     found = last_line([line(1, "[rank0]:loss=5"), line(2, "[rank0]: ")], 0)
-    assert found == {"time": seconds("2026-11-20T10:00:01Z"), "text": "loss=5"}
+    assert found == {"time": seconds("2026-11-20T10:00:01Z"), "text": "loss=5", "label": 0}
     assert last_line([], 0) is None
 
 

@@ -102,9 +102,9 @@ class Reader:
 
 
 def last_line(blocks: Iterable[bytes], first_rank: int) -> dict[str, Any] | None:
-    """Return time and text of the last line that says something."""
+    """Return time, text and label of the last line that says something."""
     found = None
     for label, when, text in Reader(first_rank, {"ranks": None, "grep": None, "lines": None}).take(blocks):
         if text.strip():
             found = {"time": when, "text": text[-500:], "label": label}
-    return found and {"time": found["time"], "text": found["text"]}
+    return found

@@ -66,7 +66,7 @@ def _process_status(folder: str, name: str, stop: dict[str, Any] | None, alive: 
         "signal": ended["signal"] if ended else None,
         "warned": ended.get("warned") if ended else None,
         "ranks": ranks,
-        "last_line": _last_line(logfiles.find(folder, spec)),
+        "last_line": _last_line(logfiles.find(folder, spec), ranks),
         "reported": reported,
     }
 
@@ -116,13 +116,14 @@ def _supervised(started: dict[str, Any]) -> bool:
     return same_boot and procfs.is_alive(started["supervisor_pid"], started["supervisor_start_time"])
 
 
-def _last_line(logs: list[logfiles.LogFile]) -> dict[str, Any] | None:
+def _last_line(logs: list[logfiles.LogFile], ranks: list[dict[str, Any]]) -> dict[str, Any] | None:
     written = [log for log in logs if logfiles.size(log.full_path)]
     if not written:
         return None
     newest = max(written, key=lambda log: os.stat(log.full_path).st_mtime)
     lines = [line for line in tail(newest.full_path).splitlines() if line.strip()]
-    return {"time": os.stat(newest.full_path).st_mtime, "text": lines[-1][-500:] if lines else ""}
+    text = lines[-1][-500:] if lines else ""
+    return {"time": os.stat(newest.full_path).st_mtime, "text": text, "label": newest.label(ranks)}
 
 
 def tail(path: str) -> str:
