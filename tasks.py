@@ -31,7 +31,7 @@ OPTIONS_HELP = 'further words for the program, in one string: --options "-x -vv"
 def test(context: Context, fast: bool = False, match: str = "", options: str = "") -> None:
     """Run the tests."""
     some = ["--ignore", "tests/integration"] if fast else []
-    _succeed(*_pytest(match), *PARALLEL, *some, *shlex.split(options))
+    _succeed(*_pytest(match), *PARALLEL, "--durations", "15", *some, *shlex.split(options))
 
 
 @task(help={"match": "only the records of tests whose names match this pytest -k expression"})

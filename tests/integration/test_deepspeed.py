@@ -73,8 +73,8 @@ def test_stop_stops_one_job_and_a_killed_head_is_seen(fab: Fab, way: tuple[str, 
     ways.check_that_stop_stops_one_job_and_a_killed_head_is_seen(fab, *way)
 
 
-def test_the_dry_run_works_when_pasted(fab: Fab, from_head: tuple[str, ...]) -> None:
-    ways.check_that_the_dry_run_works_when_pasted(fab, *from_head)
+def test_the_dry_run_works_when_pasted(fab: Fab, way: tuple[str, ...]) -> None:
+    ways.check_that_the_dry_run_works_when_pasted(fab, *way)
 
 
 def test_it_trains_as_launch_per_node_does(fab: Fab, way: tuple[str, ...], cache: Path, reference: float) -> None:
