@@ -45,7 +45,20 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 def test_test_passes_its_flags_on_to_pytest(ran: list[list[str]]) -> None:
     tasks.test(invoke.Context(), fast=True, match="a or b", options="-x -k 'c d'")
-    expected = ["-m", "pytest", "-k", "a or b", *tasks.PARALLEL, "--ignore", "tests/integration", "-x", "-k", "c d"]
+    expected = [
+        "-m",
+        "pytest",
+        "-k",
+        "a or b",
+        *tasks.PARALLEL,
+        "--durations",
+        "15",
+        "--ignore",
+        "tests/integration",
+        "-x",
+        "-k",
+        "c d",
+    ]
     assert ran == [["python", *expected]]
 
 
