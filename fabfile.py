@@ -17,7 +17,17 @@ from typing import TYPE_CHECKING, Any
 from invoke import Context
 
 from torchfab import mishaps
-from torchfab.flags import GpuLaunchFlags, JobFlags, LaunchFlags, PodFlags, flag, job_task, launch_task
+from torchfab.flags import (
+    GpuLaunchFlags,
+    JobFlags,
+    LaunchFlags,
+    PodFlags,
+    SyncFlags,
+    flag,
+    host_task,
+    job_task,
+    launch_task,
+)
 from torchfab.launchers import colossalai, deepspeed, kubernetes, mpi, per_gpu, per_node, slurm
 
 if TYPE_CHECKING:
@@ -159,6 +169,17 @@ def stop(c: Context, job: str, grace: str) -> None:
 
     grace_s = launch.seconds("--grace", grace or str(c.config.torchfab.grace_s))
     sys.exit(life.stop(life.find(job, _around(c)), grace_s))
+
+
+# ---- the cluster itself
+
+
+@host_task(SyncFlags)
+def sync(c: Context, flags: SyncFlags) -> None:
+    """Copy the working directory to all nodes, and prove that they hold the same files."""
+    from torchfab import syncing
+
+    sys.exit(syncing.sync(flags, _around(c)))
 
 
 def _around(c: Context) -> Surroundings:

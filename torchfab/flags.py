@@ -70,6 +70,15 @@ class HostFlags:
     json: bool = flag(False, "Print JSON.")
 
 
+@dataclass(frozen=True)
+class SyncFlags(HostFlags):
+    """The flags of sync."""
+
+    workdir: str = flag("", "Absolute path of the directory to copy to, on every node. [the current one]")
+    delete: bool = flag(False, "Remove files there that are not here; what is ignored stays.")
+    dry_run: bool = flag(False, "Print the rsync commands; connect nowhere.")
+
+
 Body = Callable[..., Any]
 
 

@@ -35,6 +35,8 @@ ANSWERS = {
     "slurm_status": ("slurm", "status"),
     "slurm_stop": ("slurm", "stop"),
     "slurm_forget": ("slurm", "forget"),
+    "tree_look": ("tree", "look"),
+    "tree_check": ("tree", "check"),
 }
 # The same, of functions that are also given the conversation, to send frames of their own until it is hung up.
 STREAMS = {

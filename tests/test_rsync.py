@@ -1,0 +1,121 @@
+"""rsync's words: its command line, what it takes apart itself, and what it prints."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.hostile import HOSTILE
+from tests.support import require
+from torchfab import rsync
+
+SSH = ("ssh", "-F", "/my config", "-p", "2222")
+# A stand-in for ssh: it writes down its words, and fails.
+NOTE_WORDS = "import json, sys; json.dump(sys.argv[2:], open(sys.argv[1], 'w')); sys.exit(255)"
+
+words = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
+
+
+def words_that_rsync_makes_of(argv: list[str], folder: Path) -> list[str]:
+    noted = folder / "words"
+    noted.unlink(missing_ok=True)
+    shell = (sys.executable, "-S", "-c", NOTE_WORDS, str(noted), *argv)
+    subprocess.run(rsync.copy_argv(str(folder), "/there", "node1", shell, False), capture_output=True, check=False)
+    found: list[str] = json.loads(noted.read_text())
+    return found[: len(argv)]
+
+
+@settings(max_examples=15, deadline=None)
+@given(argv=st.lists(words, min_size=1, max_size=4))
+def test_rsync_takes_the_words_of_its_shell_apart_as_they_were(
+    argv: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    require("rsync")
+    assert words_that_rsync_makes_of(argv, tmp_path_factory.mktemp("rsh")) == argv
+
+
+def test_rsync_takes_hostile_words_apart_as_they_were(tmp_path: Path) -> None:
+    require("rsync")
+    hostile = [text for text in HOSTILE.values() if "\0" not in text]
+    assert hostile
+    assert words_that_rsync_makes_of(hostile, tmp_path) == hostile
+
+
+def test_a_copy_reaches_its_host_by_ssh_and_names_it_with_the_path_there() -> None:
+    argv = rsync.copy_argv("/here it is", "/there", "node1", SSH, delete=False)
+    assert argv[0] == "rsync"
+    assert "--rsh=ssh -F '/my config' -p 2222" in argv
+    assert argv[-3:] == ("--", "/here it is/", "node1:/there/")
+
+
+def test_an_ipv6_host_stands_in_brackets() -> None:
+    assert rsync.copy_argv("/a", "/b", "fd00::2", SSH, delete=False)[-1] == "[fd00::2]:/b/"
+
+
+def test_a_copy_on_this_machine_needs_no_shell() -> None:
+    argv = rsync.copy_argv("/a", "/b", "", (), delete=False)
+    assert argv[-2:] == ("/a/", "/b/")
+    assert not [word for word in argv if word.startswith("--rsh")]
+
+
+@pytest.mark.parametrize("delete", [False, True])
+def test_files_are_removed_on_request_only(delete: bool) -> None:
+    assert ("--delete" in rsync.copy_argv("/a", "/b", "n", SSH, delete)) == delete
+
+
+def test_the_list_of_files_is_what_git_would_know_under_whatever_names(tmp_path: Path) -> None:
+    require("rsync")
+    source, nowhere = tmp_path / "source", tmp_path / "nowhere"
+    nowhere.mkdir()
+    kept = ["train.py", "pkg/mod.py", "pkg/jobs/kept", "odd \n\\#012 'x' é", ".gitignore", "pkg/.gitignore"]
+    ignored = ["a.pt", "data/d", "pkg/local", "jobs/j", ".git/config", ".venv/v", ".torchfab/t", ".torchfab-sync-1"]
+    for name in [*kept, *ignored]:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text("")
+    (source / "link").symlink_to("nowhere at all")
+    (source / ".gitignore").write_text("*.pt\n/data/\n")
+    (source / "pkg" / ".gitignore").write_text("local\n")
+    done = subprocess.run(rsync.list_argv(str(source), str(nowhere)), capture_output=True, check=True)
+    assert sorted(rsync.listed(done.stdout)) == sorted([*kept, "link"])
+
+
+@pytest.mark.parametrize(
+    ("text", "stats"),
+    [
+        (  # rsync 3.2.7
+            "Number of files: 8\nNumber of regular files transferred: 4\nTotal transferred file size: 22 bytes\n",
+            rsync.Stats(4, 22),
+        ),
+        (  # rsync 3.0, and 2.6.9 of macOS
+            "Number of files: 8\nNumber of files transferred: 1,204\nTotal transferred file size: 12,345 bytes\n",
+            rsync.Stats(1204, 12345),
+        ),
+        ("", rsync.Stats(0, 0)),
+    ],
+)
+def test_stats_are_read_of_several_versions(text: str, stats: rsync.Stats) -> None:
+    assert rsync.stats(text) == stats
+
+
+@pytest.mark.parametrize(
+    ("code", "stderr", "fix"),
+    [
+        (255, "Permission denied (publickey).\n", "BatchMode"),
+        (127, "bash: rsync: command not found\n", "apt-get install"),
+        (12, "sh: 1: rsync: command not found\n", "apt-get install"),
+        (2, "protocol version mismatch -- is your shell clean?\n", "start-up file"),
+        (30, "io timeout after 60 seconds\n", "sync again"),
+        (11, "No space left on device (28)\n", ""),
+    ],
+)
+def test_a_failed_copy_says_rsyncs_last_words_and_what_to_do(code: int, stderr: str, fix: str) -> None:
+    problem = rsync.problem(code, "line 1\nline 2\nline 3\n\n" + stderr)
+    assert problem.message.splitlines() == [f"rsync ended with {code}", "line 2", "line 3", stderr.strip()]
+    assert fix in problem.fix
+    assert bool(fix) == bool(problem.fix)
