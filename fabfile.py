@@ -23,6 +23,7 @@ from torchfab.flags import (
     LaunchFlags,
     PodFlags,
     SyncFlags,
+    TrustFlags,
     flag,
     host_task,
     job_task,
@@ -180,6 +181,16 @@ def sync(c: Context, flags: SyncFlags) -> None:
     from torchfab import syncing
 
     sys.exit(syncing.sync(flags, _around(c)))
+
+
+@host_task(TrustFlags)
+def trust(c: Context, flags: TrustFlags) -> None:
+    """Show the host keys of all hosts, ask once, and write the new ones into known_hosts."""
+    from torchfab import launch
+    from torchfab import trust as trusting
+
+    around = _around(c)
+    trusting.trust(launch.read_nodes(flags.hostfile, around), around.settings, flags.yes, flags.json)
 
 
 def _around(c: Context) -> Surroundings:

@@ -41,7 +41,9 @@ DIRECTION: dict[str, set[str]] = {
     "bundle": set(),
     "fanout": set(),
     "shims": set(),
-    "hostkeys": {"errors"},
+    "knownhosts": set(),
+    "hostcerts": {"knownhosts"},
+    "hostkeys": {"errors", "knownhosts", "hostcerts"},
 }
 
 
@@ -116,7 +118,7 @@ def test_nothing_below_imports_what_is_above() -> None:
 
 def test_only_ssh_and_hostkeys_import_connections() -> None:
     # colossal.py replaces the connection that `colossalai run` makes, and makes none.
-    allowed = {"ssh.py", "hostkeys.py", "flags.py", "commandline.py", "colossal.py"}
+    allowed = {"ssh.py", "hostkeys.py", "hostcerts.py", "flags.py", "commandline.py", "colossal.py"}
     for path in sorted((ROOT / "torchfab").rglob("*.py")):
         roots = {name.partition(".")[0] for name in names_imported(path)}
         assert path.name in allowed or not roots & {"fabric", "paramiko"}, path.name

@@ -79,6 +79,13 @@ class SyncFlags(HostFlags):
     dry_run: bool = flag(False, "Print the rsync commands; connect nowhere.")
 
 
+@dataclass(frozen=True)
+class TrustFlags(HostFlags):
+    """The flags of `fab trust`."""
+
+    yes: bool = flag(False, "Do not ask: write every key that is new. For scripts.")
+
+
 Body = Callable[..., Any]
 
 

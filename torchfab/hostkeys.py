@@ -1,34 +1,137 @@
-"""Host keys, as OpenSSH treats them: known and equal, or refused; Fabric itself would take any."""
+"""Host keys, as OpenSSH treats them: known and equal, or refused; Fabric itself would take any.
+
+What known_hosts says is read in `knownhosts`; here it meets paramiko: which keys a server is asked for, and what
+becomes of the one that it shows.
+"""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
-from functools import cache
+import shlex
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ClassVar
 
 import paramiko
-from paramiko.hostkeys import HostKeyEntry
+from paramiko.kex_curve25519 import KexCurve25519
 
-DEFAULT_FILES = ("~/.ssh/known_hosts", "~/.ssh/known_hosts2", "/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2")
+from torchfab import hostcerts, knownhosts
+from torchfab.errors import HostError
+from torchfab.knownhosts import KnownFile, Line, Verdict
+
+USER_FILES = "~/.ssh/known_hosts ~/.ssh/known_hosts2"
+SYSTEM_FILES = "/etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2"
+_STRICT = {
+    "yes": "yes",
+    "true": "yes",
+    "ask": "yes",
+    "no": "no",
+    "off": "no",
+    "false": "no",
+    "accept-new": "accept-new",
+}
+_CERTIFICATE = "-cert-v01@openssh.com"
 
 
-class UnknownHostKey(paramiko.SSHException):
-    """The server's key is in no known_hosts file.
+@dataclass(frozen=True)
+class Rules:
+    """What ssh's configuration and known_hosts say of one host.
 
     Parameters
     ----------
-    name : str
-        The name under which OpenSSH looks it up: `host`, or `[host]:port`.
-    key : paramiko.PKey
-        The key that the server showed.
+    host, port : str, int
+        As it is connected to.
+    alias : str
+        HostKeyAlias: the name under which its key is known; empty for the host's own.
+    strict : str
+        `yes` (also where OpenSSH would ask: nobody is there to answer), `accept-new` or `no`.
+    user_files : tuple of str
+        Where new keys are written: into the first. Empty for `UserKnownHostsFile none`.
+    hashes : bool
+        HashKnownHosts: whether names are written hashed.
+    files : tuple of KnownFile
+        All that exist.
+    direct : bool
+        Whether the host is reached without another one between.
     """
 
-    def __init__(self, name: str, key: paramiko.PKey) -> None:
-        super().__init__(f"no known key for {name}")
-        self.name = name
-        self.fingerprint = fingerprint(key)
+    host: str
+    port: int = 22
+    alias: str = ""
+    strict: str = "yes"
+    user_files: tuple[str, ...] = ()
+    hashes: bool = False
+    files: tuple[KnownFile, ...] = field(default=(), repr=False)
+    direct: bool = True
+
+    @property
+    def name(self) -> str:
+        """The name under which the host is looked up: its alias, `host` or `[host]:port`."""
+        host = self.host.lower()
+        return self.alias or (host if self.port == 22 else f"[{host}]:{self.port}")
+
+    @property
+    def first_file(self) -> str:
+        """The file to which keys are added."""
+        return self.user_files[0] if self.user_files else "~/.ssh/known_hosts"
+
+    def lines(self) -> tuple[Line, ...]:
+        """Return what is known of the host."""
+        return knownhosts.lines_of(self.files, self.name)
+
+    def lines_without_port(self) -> tuple[Line, ...]:
+        """Return what is known of the host at its usual port: OpenSSH takes that where no other is known."""
+        return () if self.alias or self.port == 22 else knownhosts.lines_of(self.files, self.host)
+
+    def line_for(self, key: paramiko.PKey) -> str:
+        """Return the line of known_hosts that makes a key known."""
+        name = knownhosts.hashed(self.name, os.urandom(20)) if self.hashes else self.name
+        return f"{name} {key.get_name()} {key.get_base64()}"
+
+
+def rules_of(host: str, port: int, ssh_config: Mapping[str, Any], direct: bool = True) -> Rules:
+    """Return the rules for a host.
+
+    Parameters
+    ----------
+    host, port : str, int
+        As they will be connected to.
+    ssh_config : Mapping
+        What ssh's own configuration says of the host, by option in lower case.
+
+    Raises
+    ------
+    HostError
+        StrictHostKeyChecking is nothing that OpenSSH knows.
+    """
+    strict = str(ssh_config.get("stricthostkeychecking", "ask"))
+    if strict.lower() not in _STRICT:
+        raise HostError(f"StrictHostKeyChecking is {strict!r} for {host}", "one of yes, ask, accept-new, no", host)
+    user = _paths(ssh_config.get("userknownhostsfile", USER_FILES))
+    system = _paths(ssh_config.get("globalknownhostsfile", SYSTEM_FILES))
+    return Rules(
+        host,
+        port,
+        alias=str(ssh_config.get("hostkeyalias", "")).lower(),
+        strict=_STRICT[strict.lower()],
+        user_files=user,
+        hashes=str(ssh_config.get("hashknownhosts", "no")).lower() in ("yes", "true"),
+        files=knownhosts.read((*user, *system)),
+        direct=direct,
+    )
+
+
+def _paths(value: Any) -> tuple[str, ...]:
+    words = shlex.split(value) if isinstance(value, str) else list(value)
+    nowhere = len(words) == 1 and words[0].lower() in ("none", os.devnull)
+    return () if nowhere else tuple(map(os.path.expanduser, words))
+
+
+# ---- what a key is
 
 
 def fingerprint(key: paramiko.PKey) -> str:
@@ -37,118 +140,162 @@ def fingerprint(key: paramiko.PKey) -> str:
     return f"{key.get_name()} SHA256:{digest}"
 
 
-class Refuse(paramiko.MissingHostKeyPolicy):
-    """Refuse a server whose key is not known (StrictHostKeyChecking ask and yes: nobody is there to ask)."""
-
-    def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:
-        """Raise UnknownHostKey."""
-        raise UnknownHostKey(hostname, key)
+def long_fingerprint(key: paramiko.PKey, name: str) -> str:
+    """Return the whole line of `ssh-keygen -l` for the key of a host."""
+    kind = key.get_name().removeprefix("ssh-").partition("-")[0].upper()
+    return f"{key.get_bits()} {fingerprint(key).split()[1]} {name} ({kind})"
 
 
-class AcceptNew(paramiko.MissingHostKeyPolicy):
-    """Take the key of a server that is not known yet, and remember it (StrictHostKeyChecking accept-new)."""
+def judge(rules: Rules, key: paramiko.PKey) -> Verdict:
+    """Say what is known of the key that a host shows.
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    Raises
+    ------
+    HostError
+        It comes with a certificate of an authority that is trusted for this host, but which is not good.
+    """
+    blob = key.asbytes()
+    certificate = _certificate(key)
+    authority = certificate.authority if certificate else None
+    verdict = knownhosts.judge(rules.lines(), blob, authority)
+    if verdict.standing == "new":
+        other = knownhosts.judge(rules.lines_without_port(), blob, authority)
+        verdict = other if other.standing in ("known", "revoked") else verdict
+    if certificate and verdict.line and verdict.line.marker == knownhosts.AUTHORITY and verdict.standing == "known":
+        objection = hostcerts.objection(certificate, rules.alias or rules.host, time.time())
+        if objection:
+            raise HostError(
+                f"its host certificate {certificate.key_id!r} is refused: {objection}",
+                f"have its keys signed anew (ssh-keygen -s CA -h -n {rules.alias or rules.host} KEY.pub); "
+                f"the authority is that of {verdict.line.where}",
+                rules.host,
+            )
+    return verdict
 
-    def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:
-        """Append the key to the known_hosts file."""
-        os.makedirs(os.path.dirname(self.path) or ".", mode=0o700, exist_ok=True)
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(f"{hostname} {key.get_name()} {key.get_base64()}\n")
+
+def _certificate(key: paramiko.PKey) -> hostcerts.Certificate | None:
+    public: paramiko.pkey.PublicBlob | None = key.public_blob
+    if public is None or not public.key_type.endswith(_CERTIFICATE):
+        return None
+    try:
+        return hostcerts.read(public.key_blob)
+    except ValueError as error:
+        raise HostError(f"its host certificate is {error}", "see its HostCertificate in sshd_config") from None
 
 
-def check_with(client: paramiko.SSHClient, host: str, port: int, ssh_config: dict[str, object]) -> None:
-    """Make `client` check the server's key before it authenticates.
+# ---- what becomes of it
+
+
+class Guard(paramiko.MissingHostKeyPolicy):
+    """Let nobody in whose key is not the host's.
+
+    paramiko's own store of keys stays empty, so that it asks us about every key.
 
     Parameters
     ----------
-    client : paramiko.SSHClient
-        Not connected yet.
-    host, port : str, int
-        As they will be connected to.
-    ssh_config : dict
-        What ssh's own configuration says of the host: UserKnownHostsFile, GlobalKnownHostsFile, StrictHostKeyChecking.
+    rules : Rules
+        For the host that is connected to.
+    warn : callable
+        Takes a line for the user.
     """
-    paths = _files(ssh_config)
-    name = host if port == 22 else f"[{host}]:{port}"
-    known = client.get_host_keys()
-    for entry in _entries(paths, name):
-        if entry.key is not None:
-            known.add(name, entry.key.get_name(), entry.key)
-    strict = str(ssh_config.get("stricthostkeychecking", "ask")).lower()
-    if strict in ("no", "off"):
-        client.set_missing_host_key_policy(paramiko.AutoAddPolicy())
-    else:
-        client.set_missing_host_key_policy(AcceptNew(paths[0]) if strict == "accept-new" else Refuse())
+
+    def __init__(self, rules: Rules, warn: Callable[[str], None]) -> None:
+        self.rules, self.warn = rules, warn
+
+    def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:
+        """Return if the key is good, or may be taken; else raise HostError."""
+        verdict = judge(self.rules, key)
+        if verdict.standing == "new":
+            self._meet(key)
+        elif verdict.standing != "known" and (verdict.standing == "revoked" or self.rules.strict != "no"):
+            raise refusal(self.rules, key, verdict)
+        elif verdict.standing == "changed":
+            # As OpenSSH: only with a key, which tells nothing to who listens in. We never forward the agent.
+            self.warn(f"{self.rules.host}: {refusal(self.rules, key, verdict).message}; StrictHostKeyChecking is no")
+
+    def _meet(self, key: paramiko.PKey) -> None:
+        if self.rules.strict == "yes":
+            raise refusal(self.rules, key, Verdict("new"))
+        if not self.rules.user_files:
+            return
+        try:
+            knownhosts.append(self.rules.first_file, [self.rules.line_for(key)])
+        except OSError as error:  # as OpenSSH, which goes on
+            self.warn(f"{self.rules.host}: its key cannot be remembered in {self.rules.first_file}: {error.strerror}")
 
 
-def first_file(ssh_config: dict[str, object]) -> str:
-    """Return the file to which the user adds keys: the first of UserKnownHostsFile."""
-    return _files(ssh_config)[0]
+def refusal(rules: Rules, key: paramiko.PKey, verdict: Verdict) -> HostError:
+    """Return why a key is refused, and what makes the host known."""
+    shown, where = fingerprint(key), f" ({verdict.line.where})" if verdict.line else ""
+    if verdict.standing == "revoked":
+        fix = "it is not to be trusted any more: the host needs a new key, or the line is wrong"
+        return HostError(f"its host key is REVOKED{where}: {shown}", fix, rules.host)
+    if verdict.standing == "changed":
+        return HostError(
+            f"its host key has CHANGED: it now shows {shown}, another one is known{where}",
+            "somebody may be listening in; if you know why it changed: "
+            f"{forget_command(rules, verdict)}, then fab trust",
+            rules.host,
+        )
+    return HostError(f"its host key is not known ({shown})", _introduction(rules), rules.host)
 
 
-def _files(ssh_config: dict[str, object]) -> list[str]:
-    user = str(ssh_config.get("userknownhostsfile", " ".join(DEFAULT_FILES[:2]))).split()
-    system = str(ssh_config.get("globalknownhostsfile", " ".join(DEFAULT_FILES[2:]))).split()
-    return [os.path.expanduser(path.strip('"')) for path in (*user, *system)]
+def forget_command(rules: Rules, verdict: Verdict) -> str:
+    """Return the command that forgets what is known of a host."""
+    path = verdict.line.path if verdict.line else rules.first_file
+    return f"ssh-keygen -R {shlex.quote(rules.name)} -f {shlex.quote(path)}"
 
 
-def _entries(paths: Sequence[str], name: str) -> Iterable[HostKeyEntry]:
-    for path in paths:
-        plain, others = _index(path, _stamp(path))
-        yield from (entry for entry in map(_parse, plain.get(name, ())) if entry)
-        yield from (entry for entry in map(_parse, _matching(others, name)) if entry)
+def _introduction(rules: Rules) -> str:
+    if rules.alias or not rules.direct:  # ssh-keyscan knows neither another name nor a way round
+        return f"if that is the key of {rules.host}: fab trust, which asks all hosts at once"
+    keyscan = f"ssh-keyscan -p {rules.port} {rules.host} >> {shlex.quote(rules.first_file)}"
+    return f"if that is the key of {rules.host}: {keyscan}; or, for all hosts at once: fab trust"
 
 
-def _stamp(path: str) -> tuple[int, int]:
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return (0, 0)
-    return (stat.st_mtime_ns, stat.st_size)
+# ---- how it is asked for
 
 
-@cache
-def _index(path: str, stamp: tuple[int, int]) -> tuple[dict[str, list[str]], list[str]]:
-    """Return the lines of a known_hosts file by plain name, and those that must be matched (hashed, with wildcards).
+def _with_both_names(algorithms: Sequence[str]) -> tuple[str, ...]:
+    place = algorithms.index("curve25519-sha256@libssh.org")
+    return (*algorithms[:place], "curve25519-sha256", *algorithms[place:])
 
-    A file of thousands of lines is read once for all hosts, and only the lines of a host have their keys parsed.
+
+class Transport(paramiko.Transport):
+    """paramiko's, which asks a server first for keys that are known, and knows curve25519-sha256 by both its names.
+
+    RFC 8731 gave the algorithm the name without `@libssh.org`; servers may offer only that one.
     """
-    plain: dict[str, list[str]] = {}
-    others: list[str] = []
-    if stamp == (0, 0):
-        return plain, others
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for line in file:
-            words = line.split(None, 1)
-            if len(words) < 2 or line[0] in "#@":  # markers (@cert-authority, @revoked) are not read yet
-                continue
-            if words[0][0] == "|" or any(sign in words[0] for sign in "*?!"):
-                others.append(line)
-            else:
-                for name in words[0].split(","):
-                    plain.setdefault(name, []).append(line)
-    return plain, others
+
+    _kex_info: ClassVar[Any] = {**paramiko.Transport._kex_info, "curve25519-sha256": KexCurve25519}  # type: ignore[attr-defined]
+    _preferred_kex: ClassVar[Any] = _with_both_names(paramiko.Transport._preferred_kex)  # type: ignore[attr-defined]
+
+    def __init__(self, sock: Any, host_key_types: Sequence[str] = (), **kwargs: Any) -> None:
+        self.host_key_types = tuple(host_key_types) or tuple(paramiko.Transport._preferred_keys)  # type: ignore[attr-defined]
+        super().__init__(sock, **kwargs)
+
+    @property
+    def preferred_keys(self) -> tuple[str, ...]:
+        """The host key algorithms, the best first."""
+        return self.host_key_types
 
 
-def _matching(lines: Iterable[str], name: str) -> Iterable[str]:
-    return (line for line in lines if _matches(line.split(None, 1)[0], name))
+def wanted_types(lines: Sequence[Line]) -> tuple[str, ...]:
+    """Return the host key algorithms to ask for: those whose keys are known first, as OpenSSH does.
+
+    Certificates are asked for only where an authority is known: else they are no better than their keys.
+    """
+    plain: tuple[str, ...] = paramiko.Transport._preferred_keys  # type: ignore[attr-defined]
+    known = {line.kind for line in lines if not line.marker}
+    certified = any(line.marker == knownhosts.AUTHORITY for line in lines)
+    certificates = tuple(f"{algorithm}{_CERTIFICATE}" for algorithm in plain) if certified else ()
+    return (*certificates, *sorted(plain, key=lambda algorithm: _kind(algorithm) not in known))
 
 
-def _matches(names: str, name: str) -> bool:
-    if names.startswith("|1|"):
-        return paramiko.HostKeys.hash_host(name, names) == names
-    from fnmatch import fnmatchcase
-
-    patterns = names.split(",")
-    if any(pattern[0] == "!" and fnmatchcase(name, pattern[1:]) for pattern in patterns):
-        return False
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
+def _kind(algorithm: str) -> str:
+    return "ssh-rsa" if algorithm.startswith("rsa-sha2-") else algorithm
 
 
-def _parse(line: str) -> HostKeyEntry | None:
-    try:
-        return HostKeyEntry.from_line(line)
-    except paramiko.SSHException:  # a line that OpenSSH would skip as well
-        return None
+def transport_factory(rules: Rules) -> Callable[..., Transport]:
+    """Return what makes a transport that asks the host for the keys that are known."""
+    return partial(Transport, host_key_types=wanted_types(rules.lines() or rules.lines_without_port()))

@@ -14,13 +14,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torchfab import bundle
+from torchfab.commandline import tell
 from torchfab.errors import HostError, TorchfabError
 from torchfab.job import Node
 from torchfab.session import Session
 from torchfab.settings import Settings
+
+if TYPE_CHECKING:
+    from torchfab.hostkeys import Rules
 
 # What a process on `localhost` gets of this terminal's environment: what a login would set. The rest travels by name.
 LOGIN_NAMES = (
@@ -48,7 +52,8 @@ def open_session(node: Node, connection: Any, settings: Settings) -> Session:
     begun = time.monotonic()
     try:
         return Session(node, _LocalPipe() if connection is None else _SSHPipe(connection, settings))
-    except HostError:
+    except HostError as error:
+        error.address = error.address or (connection.host if connection else "")
         raise
     except Exception as error:
         in_time = time.monotonic() - begun < settings.connect_timeout_s - 0.05
@@ -112,6 +117,7 @@ class _SSHPipe:
     def __init__(self, connection: Any, settings: Settings) -> None:
         self.connection = connection
         self.send_timeout_s = settings.answer_timeout_s
+        guard(connection, settings)
         connection.open()
         connection.transport.set_keepalive(15)
         self.channel = connection.transport.open_session(timeout=settings.connect_timeout_s)
@@ -181,13 +187,11 @@ def _config(settings: Settings) -> Any:
 def _connection(node: Node, config: Any, settings: Settings) -> Any:
     from fabric import Connection
 
-    from torchfab import hostkeys
-
     timeout_s = settings.connect_timeout_s
     kwargs: dict[str, Any] = dict.fromkeys(("banner_timeout", "auth_timeout", "channel_timeout"), timeout_s)
     if settings.identities:
         kwargs["key_filename"] = list(settings.identities)
-    connection = Connection(
+    return Connection(
         node.host,
         user=node.user or None,
         port=node.port,
@@ -195,8 +199,74 @@ def _connection(node: Node, config: Any, settings: Settings) -> Any:
         connect_timeout=max(1, round(timeout_s)),
         connect_kwargs=kwargs,
     )
-    hostkeys.check_with(connection.client, connection.host, connection.port, connection.ssh_config)
-    return connection
+
+
+def hops(connection: Any) -> list[Any]:
+    """Return the connections through which a host is reached, the host's own last."""
+    gateway = connection.gateway
+    return [*(hops(gateway) if hasattr(gateway, "open") else ()), connection]
+
+
+def label(connection: Any) -> str:
+    """Return a jump host's name for people."""
+    host = str(connection.original_host)
+    return host if connection.port == 22 else f"{host}:{connection.port}"
+
+
+def host_key(connection: Any, settings: Settings) -> tuple[Rules, Any]:
+    """Return the key that a host shows, and the rules for it, without logging in there.
+
+    Raises
+    ------
+    HostError
+        It shows none, or a host on the way to it cannot be logged into.
+    """
+    begun = time.monotonic()
+    try:
+        return _host_key(connection, settings)
+    except HostError:
+        raise
+    except Exception as error:
+        in_time = time.monotonic() - begun < settings.connect_timeout_s - 0.05
+        raise explain(error, connection, settings, in_time) from error
+
+
+def _host_key(connection: Any, settings: Settings) -> tuple[Rules, Any]:
+    from torchfab import hostkeys
+
+    rules = guard(connection, settings)
+    timeout_s = settings.connect_timeout_s
+    address = (connection.host, connection.port)
+    way = connection.open_gateway() if connection.gateway else socket.create_connection(address, timeout_s)
+    transport = hostkeys.transport_factory(rules)(way)
+    try:
+        transport.banner_timeout = timeout_s
+        transport.start_client(timeout=timeout_s)
+        return rules, transport.get_remote_server_key()
+    finally:
+        transport.close()
+        for hop in hops(connection):
+            hop.close()
+
+
+def guard(connection: Any, settings: Settings) -> Rules:
+    """Make a connection, and those that it goes through, refuse who shows a key that is not the host's.
+
+    Raises
+    ------
+    HostError
+        ssh's configuration of the host says what cannot be.
+    """
+    from torchfab import hostkeys
+
+    for hop in hops(connection):
+        hop.connect_timeout = hop.connect_timeout or connection.connect_timeout
+        for name in ("banner_timeout", "auth_timeout", "channel_timeout"):
+            hop.connect_kwargs.setdefault(name, settings.connect_timeout_s)
+        rules = hostkeys.rules_of(hop.host, hop.port, hop.ssh_config, not hop.gateway)
+        hop.client.set_missing_host_key_policy(hostkeys.Guard(rules, tell))
+        hop.connect_kwargs["transport_factory"] = hostkeys.transport_factory(rules)
+    return rules
 
 
 def explain(error: Exception, connection: Any, settings: Settings, in_time: bool) -> HostError:
@@ -205,21 +275,8 @@ def explain(error: Exception, connection: Any, settings: Settings, in_time: bool
         return HostError(f"cannot start python here: {error}")
     import paramiko
 
-    from torchfab import hostkeys
-
     host, port, user = connection.host, connection.port, connection.user
     where = f"{host} port {port}"
-    known_hosts = hostkeys.first_file(connection.ssh_config)
-    keyscan = f"ssh-keyscan -p {port} {host} >> {shlex.quote(known_hosts)}"
-    if isinstance(error, hostkeys.UnknownHostKey):
-        return HostError(f"its host key is not known ({error.fingerprint})", f"if that is the key of {host}: {keyscan}")
-    if isinstance(error, paramiko.BadHostKeyException):
-        name = host if port == 22 else f"[{host}]:{port}"
-        return HostError(
-            f"its host key has CHANGED: it now shows {hostkeys.fingerprint(error.key)}",
-            f"somebody may be listening in; if you know why it changed: "
-            f"ssh-keygen -R {shlex.quote(name)} -f {shlex.quote(known_hosts)}, then {keyscan}",
-        )
     if isinstance(error, paramiko.PasswordRequiredException):
         return HostError(f"a private key for {user}@{host} has a passphrase", "unlock it in your agent: ssh-add")
     if isinstance(error, paramiko.AuthenticationException) or _is_key_file(error):

@@ -1,0 +1,176 @@
+"""`fab trust`: show the host keys of all hosts at once, ask once, and remember them as ssh does."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torchfab import hostkeys, knownhosts, ssh
+from torchfab.commandline import progress, say, tell
+from torchfab.errors import HostError, HostsFailedError, TorchfabError, UsageError
+from torchfab.fanout import fan_out
+from torchfab.hostkeys import Rules
+from torchfab.job import Node
+from torchfab.settings import Settings
+
+
+@dataclass(frozen=True)
+class Sight:
+    """The key that a host shows, and what is known of it.
+
+    Parameters
+    ----------
+    label : str
+        The host, for people.
+    rules : Rules
+        What ssh's configuration says of it.
+    key : paramiko.PKey
+        The key.
+    verdict : Verdict
+        Whether it is known.
+    """
+
+    label: str
+    rules: Rules
+    key: Any
+    verdict: knownhosts.Verdict
+
+    @property
+    def standing(self) -> str:
+        """`known`, `new`, `CHANGED` or `REVOKED`."""
+        standing = self.verdict.standing
+        return standing if standing in ("known", "new") else standing.upper()
+
+
+def trust(nodes: Sequence[Node], settings: Settings, yes: bool, as_json: bool) -> None:
+    """Look at the keys of all hosts and of those they are reached through, ask, and remember what is new.
+
+    Nobody is gone through whose key is not known: where jump hosts are new, those are asked for first, by themselves.
+
+    Parameters
+    ----------
+    nodes : sequence of Node
+        The hosts; `localhost` has no key.
+    yes : bool
+        Do not ask.
+    as_json : bool
+        Print JSON, and ask nothing: without `yes`, nothing is written.
+
+    Raises
+    ------
+    HostsFailedError
+        At the end some host is not known, or did not answer.
+    UsageError
+        There is something to ask, and no terminal.
+    """
+    ways = ways_to(nodes, settings)
+    seen: dict[str, Sight] = {}
+    problems: dict[str, TorchfabError] = {}
+    for depth in range(max(map(len, ways.values()), default=0)):
+        wave = {label: hops[-1] for label, hops in ways.items() if len(hops) == depth + 1}
+        for label, result in look(wave, settings):
+            if isinstance(result, Sight):
+                seen[label] = result
+            else:
+                problems[label] = result
+        found = [seen[label] for label in wave if label in seen]
+        problems.update(introduce(found, yes, as_json))
+    if as_json:
+        say(json.dumps([as_value(label, seen.get(label), problems.get(label)) for label in ways], indent=2))
+    if problems:
+        ordered = {label: problems[label] for label in ways if label in problems}
+        raise HostsFailedError(f"{len(ordered)} of {len(ways)} hosts are not trusted", ordered)
+
+
+def ways_to(nodes: Sequence[Node], settings: Settings) -> dict[str, list[Any]]:
+    """Return, by label, the connections through which each host is reached, itself last; jump hosts are hosts too."""
+    remote = [node for node in nodes if not node.is_local]
+    made = ssh.connections(remote, settings)
+    ways: dict[str, list[Any]] = {}
+    for node in remote:
+        hops = ssh.hops(made[node.rank])
+        for count, hop in enumerate(hops[:-1], 1):
+            ways.setdefault(ssh.label(hop), hops[:count])
+        ways[node.label] = hops
+    return ways
+
+
+def look(wave: Mapping[str, Any], settings: Settings) -> Iterable[tuple[str, Sight | TorchfabError]]:
+    """Yield what each host shows, or why it shows nothing, as they answer."""
+
+    def act(label: str) -> Sight:
+        rules, key = ssh.host_key(wave[label], settings)
+        return Sight(label, rules, key, hostkeys.judge(rules, key))
+
+    for done, (label, result) in enumerate(fan_out(wave, act, settings.fanout), 1):
+        progress("asking for host keys", done, len(wave))
+        unknown = isinstance(result, Exception) and not isinstance(result, TorchfabError)
+        yield label, HostError(f"{type(result).__name__}: {result}") if unknown else result  # type: ignore[misc]
+
+
+def introduce(found: Sequence[Sight], yes: bool, as_json: bool) -> dict[str, TorchfabError]:
+    """Show keys, and remember the new ones if that is wished; return why the others are not trusted, by label."""
+    if not as_json:
+        for line in table(found):
+            say(line)
+    news = [sight for sight in found if sight.verdict.standing == "new"]
+    if news and not yes and (as_json or not _wished(news)):
+        refused = news
+    else:
+        remember(news)
+        refused = []
+    refused = [*refused, *(sight for sight in found if sight.verdict.standing in ("changed", "revoked"))]
+    return {sight.label: hostkeys.refusal(sight.rules, sight.key, sight.verdict) for sight in refused}
+
+
+def table(found: Sequence[Sight]) -> list[str]:
+    """Return a line per host: its name, whether its key is known, and the key as `ssh-keygen -l` prints it."""
+    width = max((len(sight.label) for sight in found), default=0)
+    return [
+        f"{sight.label:{width}}  {sight.standing:7}  {hostkeys.long_fingerprint(sight.key, sight.rules.name)}"
+        for sight in found
+    ]
+
+
+def _wished(news: Sequence[Sight]) -> bool:
+    if not sys.stdin.isatty():
+        raise UsageError(
+            f"{len(news)} host keys are new, and there is no terminal to ask whether they are right",
+            "compare them with what the hosts' owner says (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub there), "
+            "then: fab trust --yes",
+        )
+    files = ", ".join(sorted({sight.rules.first_file for sight in news}))
+    what = "this key" if len(news) == 1 else f"these {len(news)} new keys"
+    question = f"write {what} into {files}? Only if that is what the hosts' owner says [yes/no] "
+    print(question, end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def remember(news: Sequence[Sight]) -> None:
+    """Write new keys into the first known_hosts file of each host.
+
+    Raises
+    ------
+    TorchfabError
+        A file cannot be written.
+    """
+    lines: dict[str, dict[str, str]] = {}
+    for sight in news:
+        lines.setdefault(sight.rules.first_file, {})[sight.rules.name] = sight.rules.line_for(sight.key)
+    for path, by_name in lines.items():
+        try:
+            knownhosts.append(path, list(by_name.values()))
+        except OSError as error:
+            raise TorchfabError(f"cannot write {path}: {error.strerror}", "free space or rights there") from error
+        tell(f"{len(by_name)} {'key' if len(by_name) == 1 else 'keys'} written into {path}")
+
+
+def as_value(label: str, sight: Sight | None, problem: TorchfabError | None) -> dict[str, Any]:
+    """Return what is known of a host as JSON has it."""
+    standing = sight.verdict.standing if sight else "silent"
+    key = hostkeys.fingerprint(sight.key) if sight else ""
+    problem_text = problem.message if problem else ""
+    return {"host": label, "standing": standing, "key": key, "trusted": problem is None, "problem": problem_text}
