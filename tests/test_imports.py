@@ -42,7 +42,7 @@ DIRECTION: dict[str, set[str]] = {
     "fanout": set(),
     "shims": set(),
     "knownhosts": set(),
-    "hostcerts": {"knownhosts"},
+    "hostcerts": set(),
     "hostkeys": {"errors", "knownhosts", "hostcerts"},
 }
 

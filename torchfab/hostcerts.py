@@ -6,13 +6,10 @@ options are checked here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import paramiko
 from paramiko.message import Message
-
-from torchfab.knownhosts import names_match
 
 _HOST = 2
 _FOREVER = (1 << 64) - 1
@@ -30,7 +27,7 @@ class Certificate:
     key_id : str
         What its authority calls it.
     principals : tuple of str
-        The host names it is for, which may hold `*` and `?`; empty for all.
+        The host names it is for; empty for all.
     valid_after, valid_before : int
         Seconds since the epoch.
     critical : bytes
@@ -104,15 +101,11 @@ def objection(certificate: Certificate, host: str, now: float) -> str:
         return "it is not valid yet"
     if certificate.valid_before != _FOREVER and not now < certificate.valid_before:
         return "it has expired"
-    if certificate.principals and not _is_named(certificate.principals, host):
+    if certificate.principals and host.lower() not in certificate.principals:
         return f"it is for {', '.join(certificate.principals)}, not for {host}"
     if certificate.critical:
         return "it has critical options, which nobody knows for hosts"
     return "" if _is_signed(certificate) else "its signature is wrong"
-
-
-def _is_named(principals: Sequence[str], host: str) -> bool:
-    return any(names_match(name, host.lower()) for name in principals if "," not in name and not name.startswith("!"))
 
 
 def _is_signed(certificate: Certificate) -> bool:

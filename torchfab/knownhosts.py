@@ -108,7 +108,7 @@ class KnownFile:
         elif any(sign in names for sign in "*?!"):
             self.patterns.append((names, raw))
         else:
-            for name in names.lower().split(","):
+            for name in set(names.lower().split(",")):
                 self.plain.setdefault(name, []).append(raw)
 
     def _add_hashed(self, names: str, raw: _Raw) -> None:

@@ -53,9 +53,11 @@ def open_session(node: Node, connection: Any, settings: Settings) -> Session:
     try:
         return Session(node, _LocalPipe() if connection is None else _SSHPipe(connection, settings))
     except HostError as error:
+        hang_up(connection)
         error.address = error.address or (connection.host if connection else "")
         raise
     except Exception as error:
+        hang_up(connection)
         in_time = time.monotonic() - begun < settings.connect_timeout_s - 0.05
         problem = explain(error, connection, settings, in_time)
         problem.address = connection.host if connection else ""
@@ -154,7 +156,7 @@ class _SSHPipe:
 
     def close(self) -> None:
         self.channel.close()
-        self.connection.close()
+        hang_up(self.connection)
 
 
 def connections(nodes: Sequence[Node], settings: Settings) -> dict[int, Any]:
@@ -207,6 +209,12 @@ def hops(connection: Any) -> list[Any]:
     return [*(hops(gateway) if hasattr(gateway, "open") else ()), connection]
 
 
+def hang_up(connection: Any) -> None:
+    """Close a connection and those that it goes through, also one that came to nothing: sshd counts it till then."""
+    for hop in reversed(hops(connection)) if connection else ():
+        hop.client.close()
+
+
 def label(connection: Any) -> str:
     """Return a jump host's name for people."""
     host = str(connection.original_host)
@@ -245,8 +253,7 @@ def _host_key(connection: Any, settings: Settings) -> tuple[Rules, Any]:
         return rules, transport.get_remote_server_key()
     finally:
         transport.close()
-        for hop in hops(connection):
-            hop.close()
+        hang_up(connection)
 
 
 def guard(connection: Any, settings: Settings) -> Rules:

@@ -1,0 +1,242 @@
+"""Who is let in by host key: torchfab and OpenSSH's own client, against the same real sshd, say the same."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import require
+from torchfab import ssh
+from torchfab.errors import HostError
+from torchfab.job import Node
+from torchfab.settings import Settings
+
+ADDRESS = "127.0.0.1"
+TYPES = {"ed25519": "256", "ecdsa": "256", "rsa": "2048"}
+
+
+class Server:
+    """A real sshd on loopback with keys of several types, the folder of its files, and who may log in."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for kind, bits in TYPES.items():
+            keygen("-q", "-t", kind, "-b", bits, "-N", "", "-f", str(folder / f"host_{kind}"))
+        keygen("-q", "-t", "ed25519", "-N", "", "-f", str(folder / "ca"))
+        keygen("-q", "-t", "ed25519", "-N", "", "-f", str(folder / "user"))
+        keygen("-q", "-t", "ed25519", "-N", "", "-f", str(folder / "stranger"))
+        with socket.create_server((ADDRESS, 0)) as free:
+            self.port = free.getsockname()[1]
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def key(self, name: str) -> str:
+        """Give a public key as known_hosts has it."""
+        return " ".join((self.folder / f"{name}.pub").read_text().split()[:2])
+
+    def sign(self, *options: str) -> None:
+        """Have the authority sign the ed25519 key."""
+        keygen("-q", "-s", str(self.folder / "ca"), "-I", "the host", *options, str(self.folder / "host_ed25519.pub"))
+
+    def start(self, *lines: str) -> None:
+        """Start it anew with more lines in its sshd_config."""
+        self.stop()
+        config = self.folder / "sshd_config"
+        fixed = [
+            f"ListenAddress {ADDRESS}:{self.port}",
+            f"PidFile {self.folder}/pid",
+            f"AuthorizedKeysFile {self.folder}/user.pub",
+            *("StrictModes no", "UsePAM no", "PasswordAuthentication no", "LogLevel ERROR", "PermitRootLogin yes"),
+        ]
+        config.write_text("\n".join([*fixed, *lines, ""]))
+        self.process = subprocess.Popen([require("sshd"), "-D", "-e", "-f", str(config)], stderr=subprocess.DEVNULL)
+        for _ in range(500):
+            try:
+                socket.create_connection((ADDRESS, self.port), 1).close()
+                return
+            except OSError:
+                time.sleep(0.01)
+        raise AssertionError("sshd did not start")
+
+    def stop(self) -> None:
+        """Stop it."""
+        if self.process:
+            self.process.terminate()
+            self.process.wait()
+
+    def config(self, known: str, *lines: str) -> Path:
+        """Write a client's ssh config that knows these lines, and no others; give its path."""
+        (self.folder / "known").write_text(known)
+        path = self.folder / "ssh_config"
+        fixed = [
+            "Host *",
+            f"  UserKnownHostsFile {self.folder}/known",
+            *(f"  GlobalKnownHostsFile {os.devnull}", f"  IdentityFile {self.folder}/user", "  IdentitiesOnly yes"),
+            *(f"  User {getpass.getuser()}", "  BatchMode yes", "  LogLevel ERROR"),
+        ]
+        path.write_text("\n".join([*lines, *fixed, ""]))
+        return path
+
+    def ours(self, config: Path, host: str = ADDRESS) -> str:
+        """Log in with torchfab; give what it says against it, or nothing."""
+        node, settings = Node(0, host, port=self.port), Settings(ssh_config=str(config), connect_timeout_s=5)
+        try:
+            session = ssh.open_session(node, ssh.connections([node], settings)[0], settings)
+        except HostError as error:
+            return str(error)
+        try:
+            assert session.ask({"op": "clock"}, 10)
+        finally:
+            session.close()
+        return ""
+
+    def theirs(self, config: Path, host: str = ADDRESS) -> str:
+        """Log in with OpenSSH; the same."""
+        argv = ["ssh", "-F", str(config), "-p", str(self.port), host, "true"]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=20)
+        return "" if done.returncode == 0 else done.stderr or "refused"
+
+
+def keygen(*words: str) -> None:
+    subprocess.run(["ssh-keygen", *words], check=True, stdin=subprocess.DEVNULL)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """An sshd that shows all its keys."""
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+    require("ssh-keygen")
+    made = Server(tmp_path_factory.mktemp("host"))
+    made.start(*all_keys(made))
+    yield made
+    made.stop()
+
+
+def all_keys(server: Server) -> list[str]:
+    return [f"HostKey {server.folder}/host_{kind}" for kind in TYPES]
+
+
+# name: lines of known_hosts ({here}: the name with the port), lines of ssh config, what we say; empty: let in
+CASES = {
+    "nobody is known": ("", "", "its host key is not known (ssh-ed25519 SHA256:"),
+    "known": ("{here} {ed25519}", "", ""),
+    "only the key of a type that is not preferred is known": ("{here} {rsa}", "", ""),
+    "another such type": ("{here} {ecdsa}", "", ""),
+    "several keys of one type": ("{here} {stranger}\n{here} {ed25519}", "", ""),
+    "only the key of the other type is right": ("{here} {rsa}\n{here} {stranger}", "", "has CHANGED"),
+    "changed": ("{here} {stranger}", "", "its host key has CHANGED: it now shows ssh-ed25519 SHA256:"),
+    "changed, accept-new": ("{here} {stranger}", "StrictHostKeyChecking accept-new", "has CHANGED"),
+    "changed, no": ("{here} {stranger}", "StrictHostKeyChecking no", ""),
+    "new, yes": ("", "StrictHostKeyChecking yes", "is not known"),
+    "new, off": ("", "StrictHostKeyChecking off", ""),
+    "revoked": ("{here} {ed25519}\n@revoked * {ed25519}", "", "its host key is REVOKED ({known}:2)"),
+    "another key is revoked": ("{here} {ed25519}\n@revoked * {stranger}", "", ""),
+    "known without its port": ("127.0.0.1 {ed25519}", "", ""),
+    "known otherwise without its port": ("127.0.0.1 {stranger}", "", "is not known"),
+    "by pattern": ("[127.0.*]:* {ed25519}", "", ""),
+    "by pattern, but not this one": ("[127.0.*]:*,!{here} {ed25519}", "", "is not known"),
+    "of another name": ("elsewhere {ed25519}", "", "is not known"),
+    "by alias": ("elsewhere {ed25519}", "HostKeyAlias elsewhere", ""),
+    "an alias has no port": ("{here} {ed25519}", "HostKeyAlias elsewhere", "fab trust, which asks all hosts"),
+    "a broken line before": ("{here} ssh-ed25519 AAA\n\n# {here}\n{here}\n{here} {ed25519}", "", ""),
+    "hashed": ("{hashed} {ed25519}", "", ""),
+    "hashed, of another": ("{hashed} {stranger}", "", "has CHANGED"),
+    "in a second file": ("", "UserKnownHostsFile /no/such/file {second}", ""),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_torchfab_lets_in_whom_openssh_lets_in(server: Server, case: str, tmp_path: Path) -> None:
+    known, lines, told = CASES[case]
+    here, second = f"[{ADDRESS}]:{server.port}", tmp_path / "second"
+    second.write_text(f"{here} {server.key('host_ed25519')}\n")
+    words = {name: server.key(f"host_{name}") for name in TYPES}
+    words |= {"here": here, "stranger": server.key("stranger"), "known": str(server.folder / "known")}
+    words |= {"hashed": hashed(here, tmp_path), "second": str(second)}
+    text, lines = known.format(**words), lines.format(**words)
+    ours = server.ours(server.config(text, lines))
+    theirs = server.theirs(server.config(text, lines))  # written anew: whoever is taken in is remembered
+    assert told.format(**words) in ours if told else ours == ""
+    assert bool(theirs) == bool(told), theirs
+
+
+def hashed(name: str, folder: Path) -> str:
+    """Give a name as ssh-keygen hashes it."""
+    path = folder / "hashed"
+    path.write_text(f"{name} ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJq6oLhgJ4SpjRTtNNYpVbhpeqQxOBTJMq1nEhL5qLhI\n")
+    keygen("-q", "-H", "-f", str(path))
+    return path.read_text().split()[0]
+
+
+def test_a_revoked_key_is_refused_also_where_nothing_is_checked(server: Server) -> None:
+    # Here torchfab is stricter than OpenSSH, which lets it in with a warning.
+    config = server.config(f"@revoked * {server.key('host_ed25519')}\n", "StrictHostKeyChecking no")
+    assert "REVOKED" in server.ours(config)
+
+
+def test_a_new_host_is_remembered_once_and_then_known(server: Server) -> None:
+    config = server.config("# without an end", "StrictHostKeyChecking accept-new", "HashKnownHosts yes")
+    assert server.ours(config) == ""
+    assert server.ours(config) == ""
+    first, second = (server.folder / "known").read_text().splitlines()
+    assert first == "# without an end"
+    assert second.startswith("|1|")
+    assert server.theirs(server.config(second, "StrictHostKeyChecking yes")) == ""
+
+
+def test_a_key_that_changed_is_told_also_where_nothing_is_checked(
+    server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = server.config(f"[{ADDRESS}]:{server.port} {server.key('stranger')}\n", "StrictHostKeyChecking no")
+    assert server.ours(config) == ""
+    assert "has CHANGED" in capsys.readouterr().err
+
+
+# options of ssh-keygen -s, the authority's line, what we say
+CERTIFICATES = {
+    "good": (("-h", "-n", ADDRESS), "@cert-authority * {ca}", ""),
+    "for all names": (("-h",), "@cert-authority * {ca}", ""),
+    "one of two names": (("-h", "-n", f"other,{ADDRESS}"), "@cert-authority {here} {ca}", ""),
+    "names are no patterns": (("-h", "-n", "127.0.0.?"), "@cert-authority * {ca}", "it is for 127.0.0.?, not for"),
+    "of another host": (("-h", "-n", "other"), "@cert-authority * {ca}", "it is for other, not for 127.0.0.1"),
+    "expired": (("-h", "-n", ADDRESS, "-V", "20200101:20210101"), "@cert-authority * {ca}", "it has expired"),
+    "not valid yet": (("-h", "-n", ADDRESS, "-V", "20990101:20990102"), "@cert-authority * {ca}", "is not valid yet"),
+    "of a user": (("-n", ADDRESS), "@cert-authority * {ca}", "it is a user's, not a host's"),
+    "authority of others": (("-h", "-n", ADDRESS), "@cert-authority other {ca}", "is not known"),
+    "another authority": (("-h", "-n", ADDRESS), "@cert-authority * {stranger}", "is not known"),
+    "revoked authority": (("-h", "-n", ADDRESS), "@cert-authority * {ca}\n@revoked * {ca}", "is REVOKED"),
+    "its key is known anyway": (("-h", "-n", "other"), "{here} {ed25519}", ""),
+    "an authority is no host": (("-h", "-n", ADDRESS), "{here} {ca}", "has CHANGED"),
+}
+
+
+@pytest.mark.parametrize("case", CERTIFICATES)
+def test_host_certificates_are_judged_as_openssh_does(server: Server, case: str) -> None:
+    options, known, told = CERTIFICATES[case]
+    server.sign(*options)
+    server.start(*all_keys(server)[:1], f"HostCertificate {server.folder}/host_ed25519-cert.pub")
+    try:
+        words = {"here": f"[{ADDRESS}]:{server.port}", "ed25519": server.key("host_ed25519")}
+        words |= {"ca": server.key("ca"), "stranger": server.key("stranger")}
+        config = server.config(known.format(**words))
+        ours, theirs = server.ours(config), server.theirs(config)
+        assert told in ours if told else ours == ""
+        assert bool(theirs) == bool(told), theirs
+    finally:
+        server.start(*all_keys(server))
+
+
+@pytest.mark.parametrize("algorithm", ["curve25519-sha256", "curve25519-sha256@libssh.org"])
+def test_a_server_may_offer_curve25519_by_either_name_alone(server: Server, algorithm: str) -> None:
+    server.start(*all_keys(server), f"KexAlgorithms {algorithm}")
+    try:
+        assert server.ours(server.config(f"{ADDRESS} {server.key('host_ed25519')}")) == ""
+    finally:
+        server.start(*all_keys(server))
