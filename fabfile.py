@@ -18,6 +18,7 @@ from invoke import Context
 
 from torchfab import mishaps
 from torchfab.flags import (
+    DoctorFlags,
     GpuLaunchFlags,
     JobFlags,
     LaunchFlags,
@@ -191,6 +192,14 @@ def trust(c: Context, flags: TrustFlags) -> None:
 
     around = _around(c)
     trusting.trust(launch.read_nodes(flags.hostfile, around), around.settings, flags.yes, flags.json)
+
+
+@host_task(DoctorFlags)
+def doctor(c: Context, flags: DoctorFlags) -> None:
+    """Say what is wrong with the hosts, each and between them, and how to fix it."""
+    from torchfab.doctor import command
+
+    sys.exit(command.run(flags, _around(c)))
 
 
 def _around(c: Context) -> Surroundings:

@@ -44,7 +44,12 @@ DIRECTION: dict[str, set[str]] = {
     "knownhosts": set(),
     "hostcerts": set(),
     "hostkeys": {"errors", "knownhosts", "hostcerts"},
+    "asking": {"errors", "fanout", "job", "session", "settings", "ssh"},
 }
+
+
+# All of doctor but its way out: what nodes told becomes findings and text, without asking anybody.
+DOCTOR = ("finding", "report", "node", "gpu", "between", "way", "show")
 
 
 def names_imported(path: Path) -> set[str]:
@@ -94,6 +99,13 @@ def test_imports_point_one_way(room: str) -> None:
     paths = sorted(path.glob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
     for each in paths:
         assert rooms_imported(each) <= DIRECTION[room], each.name
+
+
+@pytest.mark.parametrize("module", DOCTOR)
+def test_what_doctor_concludes_is_pure(module: str) -> None:
+    path = ROOT / "torchfab" / "doctor" / f"{module}.py"
+    assert rooms_imported(path) <= {"doctor", "errors", "inventory", "job"}
+    assert "torchfab.doctor.asking" not in names_imported(path)
 
 
 def test_errors_imports_nothing_of_ours_and_nothing_installed() -> None:

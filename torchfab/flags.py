@@ -86,6 +86,16 @@ class TrustFlags(HostFlags):
     yes: bool = flag(False, "Do not ask: write every key that is new. For scripts.")
 
 
+@dataclass(frozen=True)
+class DoctorFlags(HostFlags):
+    """The flags of doctor: what a launch would be given."""
+
+    workdir: str = flag("", "Absolute path of the directory a job would run in, on every node. [the current one]")
+    python: str = flag("", "Interpreter on the nodes. [the one that runs fab]")
+    port: str = flag("0", "Port of the rendezvous on node 0; 0: a free one. [0]")
+    master_addr: str = flag("", "Address by which the nodes reach node 0. [its name in the hosts file]")
+
+
 Body = Callable[..., Any]
 
 

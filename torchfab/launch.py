@@ -47,10 +47,10 @@ def make_job(launcher: ModuleType, flags: JobFlags, own: Any, around: Surroundin
         workdir=workdir,
         python=flags.python or sys.executable,
         master_addr=getattr(flags, "master_addr", ""),
-        port=_number("--port", getattr(flags, "port", "0")),
+        port=number("--port", getattr(flags, "port", "0")),
         env=shown,
         secrets=secret,
-        node_dir=_node_dir(around.config["node_dir"], workdir),
+        node_dir=node_dir(around.config["node_dir"], workdir),
         grace_s=seconds("--grace", flags.grace or str(around.config["grace_s"])),
         options=launcher.options(own),
         ssh_options=around.settings.ssh_options,
@@ -63,12 +63,14 @@ def _default_name(script: Sequence[str], now: float) -> str:
     return f"{clean or 'job'}-{time.strftime('%m%d-%H%M%S', time.localtime(now))}"
 
 
-def _node_dir(configured: str, workdir: str) -> str:
+def node_dir(configured: str, workdir: str) -> str:
+    """Return where jobs' folders lie on a node, from the setting: relative to the workdir, absolute, or with a ~."""
     path = str(configured)
     return path if path.startswith(("/", "~")) else f"{workdir.rstrip('/')}/{path}"
 
 
-def _number(flag: str, text: str) -> int:
+def number(flag: str, text: str) -> int:
+    """Return the number that a flag says, or raise UsageError."""
     if not (text.isascii() and text.isdigit() and len(text) < 12):
         raise UsageError(f"{flag} is a number from 1 to 65535, or 0 for a free one; got {text!r}")
     return int(text)

@@ -151,6 +151,11 @@ def find_below(root: int, wanted: Callable[[int], bool]) -> list[int]:
     return found
 
 
+def command_line(pid: int) -> list[str]:
+    """Return the words that `pid` was started with; none when they cannot be read."""
+    return _read(f"/proc/{pid}/cmdline").decode(errors="surrogateescape").split("\0")[:-1]
+
+
 def describe(pid: int) -> str:
     """Return `pid` with its command line, for people, at most 80 characters."""
     words = _read(f"/proc/{pid}/cmdline").replace(b"\0", b" ").decode(errors="replace").strip()

@@ -28,9 +28,11 @@ MARK = b"\x1e"
 OLDEST_PYTHON = (3, 9)
 
 
-# Requests that leave nothing in this interpreter, by name: the module and the function that answers.
+# Requests that leave nothing here once this interpreter has ended, by name: the module and the function that answers.
 ANSWERS = {
     "clock": ("clock", "answer"),
+    "checkup": ("checkup", "look"),
+    "reach": ("reach", "try_out"),
     "status": ("life", "answer_status"),
     "slurm_status": ("slurm", "status"),
     "slurm_stop": ("slurm", "stop"),

@@ -1,0 +1,1 @@
+"""Doctor: from what nodes told to findings and text."""

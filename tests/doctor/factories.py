@@ -1,0 +1,122 @@
+"""What a healthy node tells, to be made sick by one thing at a time."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from torchfab.doctor.asking import findings
+from torchfab.doctor.finding import Finding
+from torchfab.doctor.report import Clock, Report, Seen, Wanted
+from torchfab.job import Node
+from torchfab.settings import Settings
+
+WANTED = Wanted(workdir="/work", python="python3", node_dir="/work/.torchfab")
+GIB = 1024**3
+_PLACE = {
+    "path": "/work",
+    "at": "/work",
+    "exists": True,
+    "enterable": True,
+    "free": 100 * GIB,
+    "size": 200 * GIB,
+    "free_files": 10**6,
+    "filesystem": "ext4",
+}
+GPU: dict[str, Any] = {
+    "bus": "00000000:07:00.0",
+    "name": "NVIDIA H100 80GB HBM3",
+    "uuid": "GPU-0",
+    "memory_mib": 81559,
+    "mig": False,
+    "sick": "",
+    "ecc": 0,
+    "repair": "",
+    "slowdown": [],
+    "processes": [],
+}
+
+
+def told(rank: int) -> dict[str, Any]:
+    """Give the answer of a healthy node to a checkup."""
+    address = f"10.0.0.{rank + 1}"
+    return {
+        "machine": {
+            "hostname": f"node{rank + 1}",
+            "boot_id": str(rank),
+            "network": f"{rank} net:[1]",
+            "own_addresses": [address],
+            "infiniband": False,
+        },
+        "python": {"python": "3.11.2", "path": "python3", "torch": "2.9.0", "cuda": "12.8", "nccl": "2.27.5"},
+        "gpus": {"devices": 2, "driver": "570.86.15", "cuda": "12.8", "gpus": [dict(GPU), dict(GPU)], "problem": ""},
+        "tmux": {"version": "3.3", "oldest": "3.2"},
+        "places": {
+            "node_dir": {**_PLACE, "path": "/work/.torchfab", "token": "", "problem": ""},
+            "workdir": dict(_PLACE),
+            "tmp": {**_PLACE, "path": "/tmp", "problem": ""},
+            "shm": {**_PLACE, "path": "/dev/shm", "filesystem": "tmpfs"},
+        },
+        "limits": {"files": 65536, "locked": None, "processes": None},
+        "interfaces": [
+            {"name": "lo", "up": True, "mtu": 65536, "addresses": ["127.0.0.1"]},
+            {"name": "eth0", "up": True, "mtu": 1500, "addresses": [address]},
+        ],
+        "environment": {},
+        "jobs": [],
+        "code": {"by": "git", "files": 3, "digest": "abcdef0123456789", "whole": True},
+        "port": {"port": 41000, "greeting": "hello"} if rank == 0 else {},
+    }
+
+
+def way(rank: int) -> dict[str, Any]:
+    """Give the answer of a healthy node to a try of the way to node 0."""
+    return {
+        "addresses": ["10.0.0.1"],
+        "source": f"10.0.0.{rank + 1}",
+        "connection": {"outcome": "connected", "why": "", "address": "10.0.0.1", "seconds": 0.001},
+        "sees": {"workdir": True, "node_dir": True},
+    }
+
+
+def merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Give `base` with changes, which may reach into its dictionaries."""
+    made = copy.deepcopy(base)
+    for name, value in changes.items():
+        inside = isinstance(value, Mapping) and isinstance(made.get(name), dict) and "failed" not in value
+        made[name] = merge(made[name], value) if inside else value
+    return made
+
+
+def seen(rank: int, changes: Mapping[str, Any] | None = None, on_the_way: Mapping[str, Any] | None = None) -> Seen:
+    """Give a node that is healthy but for the changes."""
+    return Seen(
+        Node(rank, f"node{rank + 1}"),
+        merge(told(rank), changes or {}),
+        merge(way(rank), on_the_way or {}),
+        Clock(0.0, 0.001),
+        connect_s=0.1,
+    )
+
+
+def four(odd: Seen) -> list[Seen]:
+    """Give four nodes, all healthy but for this one in its place."""
+    return [odd if rank == odd.node.rank else seen(rank) for rank in range(4)]
+
+
+def found(nodes: list[Seen], wanted: Wanted = WANTED) -> tuple[Finding, ...]:
+    """Give all findings."""
+    return findings(nodes, wanted, Settings())
+
+
+def only(nodes: list[Seen], wanted: Wanted = WANTED) -> Finding:
+    """Give the one finding."""
+    every = found(nodes, wanted)
+    assert len(every) == 1, every
+    return every[0]
+
+
+def report(nodes: list[Seen]) -> Report:
+    """Give the report on these nodes."""
+    return Report(tuple(nodes), found(nodes), 1.25)

@@ -1,0 +1,156 @@
+"""The NVIDIA GPUs of a node, from `nvidia-smi -q -x`: the one output whose fields no driver version refuses to tell.
+
+Elements come and go with the driver (clocks_throttle_reasons became clocks_event_reasons in 535); what is not there, or
+reads N/A, is not known. Nothing here needs a GPU: `parse` takes the text.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+import subprocess
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+    from xml.etree.ElementTree import Element
+
+TIMEOUT_S = 20
+# What stands in a field, or instead of the whole document, when the driver has lost a GPU.
+_SICK = re.compile(r"Unknown Error|GPU is lost|requires reset|\bERR!|fallen off the bus", re.IGNORECASE)
+_UNKNOWN = {"", "N/A", "[N/A]", "None", "[Not Supported]", "Not Supported", "[Insufficient Permissions]"}
+_SLOWDOWNS = ("hw_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown", "sw_thermal_slowdown")
+
+
+def look() -> dict[str, Any]:
+    """Return `devices` (how many the kernel has), and of nvidia-smi: `driver`, `cuda`, `gpus`, or `problem`.
+
+    A machine without NVIDIA's kernel module has no devices, and nvidia-smi is not asked.
+    """
+    devices = len(glob.glob("/proc/driver/nvidia/gpus/*") or glob.glob("/dev/nvidia[0-9]*"))
+    told = ask()
+    if told.get("missing") and not devices:
+        return {"devices": 0, "gpus": []}
+    return {"devices": devices, **told}
+
+
+def ask() -> dict[str, Any]:
+    """Run nvidia-smi and return what it tells."""
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", "-q", "-x"],
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=TIMEOUT_S,
+        )
+    except FileNotFoundError:
+        return {"gpus": [], "missing": True, "problem": "nvidia-smi is not there"}
+    except subprocess.TimeoutExpired:
+        return {"gpus": [], "problem": f"nvidia-smi did not answer within {TIMEOUT_S} s"}
+    except OSError as error:
+        return {"gpus": [], "problem": f"nvidia-smi does not run: {error.strerror}"}
+    return parse(done.stdout, done.returncode)
+
+
+def parse(text: str, code: int = 0) -> dict[str, Any]:
+    """Return `driver`, `cuda`, `gpus`, and `problem` where nvidia-smi complains instead of, or beside, its document."""
+    from xml.etree import ElementTree  # not for machines without GPUs
+
+    begin, end = text.find("<?xml"), text.rfind("</nvidia_smi_log>")
+    complaint = " ".join(text.split()) if begin < 0 or end < 0 else " ".join(text[:begin].split())
+    if begin < 0 or end < 0:
+        what = complaint[:300] or f"nvidia-smi ended with {code} and said nothing"
+        return {"gpus": [], "problem": "" if _has_none(what) else what}
+    try:
+        root = ElementTree.fromstring(text[begin : end + len("</nvidia_smi_log>")])
+    except ElementTree.ParseError as error:
+        return {"gpus": [], "problem": f"the output of nvidia-smi -q -x cannot be read: {error}"}
+    return {
+        "driver": _text(root, "driver_version"),
+        "cuda": _text(root, "cuda_version"),
+        "gpus": [_gpu(each) for each in root.findall("gpu")],
+        "problem": complaint[:300],
+    }
+
+
+def _has_none(text: str) -> bool:
+    return text.startswith("No devices were found")
+
+
+def _gpu(element: Element) -> dict[str, Any]:
+    sick = next((each.text.strip() for each in element.iter() if each.text and _SICK.search(each.text)), "")
+    return {
+        "bus": element.get("id", ""),
+        "name": _text(element, "product_name"),
+        "uuid": _text(element, "uuid"),
+        "memory_mib": _number(_text(element, "fb_memory_usage/total")),
+        "mig": _text(element, "mig_mode/current_mig") == "Enabled",
+        "sick": sick,
+        "ecc": _ecc(element),
+        "repair": _repair(element),
+        "slowdown": [name for name in _SLOWDOWNS if _is_slowed(element, name)],
+        "processes": [_process(each) for each in element.findall("processes/process_info") if _computes(each)],
+    }
+
+
+def _text(element: Element, path: str) -> str:
+    text = (element.findtext(path) or "").strip()
+    return "" if text in _UNKNOWN else text
+
+
+def _number(text: str) -> int | None:
+    match = re.match(r"\d+", text)
+    return int(match[0]) if match else None
+
+
+def _ecc(element: Element) -> int | None:
+    """Return how many errors since the driver was loaded could not be corrected; None where ECC is off or unknown.
+
+    By driver: double_bit/total (before 450), sram_uncorrectable, since 550 sram_uncorrectable_parity and _secded.
+    """
+    counts = [
+        _number((each.text or "").strip())
+        for each in element.findall("ecc_errors/volatile/*")
+        if "uncorrectable" in each.tag
+    ]
+    counts.append(_number(_text(element, "ecc_errors/volatile/double_bit/total")))
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
+
+
+def _repair(element: Element) -> str:
+    """Return what the memory of a GPU waits for, or cannot do any more; empty when nothing."""
+    if _text(element, "remapped_rows/remapped_row_failure") == "Yes":
+        return "a memory row could not be remapped"
+    if _text(element, "ecc_errors/unrepairable_memory") == "Yes":
+        return "its memory cannot be repaired"
+    pending = {
+        "remapped_rows/remapped_row_pending": "memory rows wait to be remapped",
+        "retired_pages/pending_retirement": "memory pages wait to be retired",
+        "retired_pages/pending_blacklist": "memory pages wait to be retired",
+        "gpu_reset_status/reset_required": "it needs a reset",
+    }
+    found = [words for path, words in pending.items() if _text(element, path) == "Yes"]
+    action = _text(element, "gpu_recovery_action")
+    return found[0] if found else (f"the driver asks for: {action}" if action else "")
+
+
+def _is_slowed(element: Element, name: str) -> bool:
+    paths = (f"clocks_{word}_reasons/clocks_{word}_reason_{name}" for word in ("event", "throttle"))
+    return any(_text(element, path) == "Active" for path in paths)
+
+
+def _computes(element: Element) -> bool:
+    return "C" in _text(element, "type")  # C, or C+G; G alone draws a desktop
+
+
+def _process(element: Element) -> dict[str, Any]:
+    return {
+        "pid": _number(_text(element, "pid")),
+        "name": _text(element, "process_name"),
+        "memory_mib": _number(_text(element, "used_memory")),
+    }

@@ -1,0 +1,63 @@
+"""The training interpreter of a node and what it would import: versions only, as importing torch takes seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+TIMEOUT_S = 20
+# torch/version.py is what torch itself reports and needs no import; NCCL comes as a package of its own with torch.
+_ASK = r"""
+import ast, importlib.metadata as m, importlib.util as u, json, os, re, sys
+def version(*names):
+    for name in names:
+        try: return m.version(name) or ""
+        except Exception: pass
+    return ""
+found = {"python": ".".join(map(str, sys.version_info[:3])), "path": sys.executable, "torch": "", "cuda": ""}
+try: spec = u.find_spec("torch")
+except Exception: spec = None
+if spec is not None:
+    found["torch"] = version("torch") or "?"
+    try:
+        text = open(os.path.join(os.path.dirname(spec.origin), "version.py")).read()
+        for name, key in (("__version__", "torch"), ("hip", "cuda"), ("cuda", "cuda")):
+            match = re.search(r"^%s(?:: [^=]+)? = (.+)$" % name, text, re.M)
+            value = ast.literal_eval(match[1]) if match else None
+            if value: found[key] = ("ROCm " if name == "hip" else "") + str(value)
+    except Exception: pass
+found["nccl"] = version("nvidia-nccl-cu13", "nvidia-nccl-cu12", "nvidia-nccl-cu11")
+print("\n" + json.dumps(found))
+"""
+
+
+def ask(python: str, workdir: str, python_path: str | None) -> dict[str, Any]:
+    """Return `python`, `path`, `torch`, `cuda`, `nccl` (empty where there is none), or `problem`."""
+    given = {"PYTHONPATH": python_path} if python_path else {}
+    try:
+        done = subprocess.run(
+            [python, "-c", _ASK],
+            check=False,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=TIMEOUT_S,
+            cwd=workdir if os.path.isdir(workdir) else None,
+            env={**os.environ, **given},
+        )
+        return dict(json.loads(done.stdout.splitlines()[-1]))
+    except FileNotFoundError:
+        return {"problem": f"there is no {python}"}
+    except subprocess.TimeoutExpired:
+        return {"problem": f"{python} did not answer within {TIMEOUT_S} s"}
+    except OSError as error:
+        return {"problem": f"{python} does not run: {error.strerror}"}
+    except (ValueError, IndexError):
+        tail = done.stderr.strip().splitlines()[-1:] or [f"it ended with {done.returncode}"]
+        return {"problem": f"{python} does not run: {tail[0][:200]}"}
