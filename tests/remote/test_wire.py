@@ -271,8 +271,9 @@ def test_a_program_that_ends_is_told_with_its_last_words(node: Node) -> None:
 
 
 def test_a_python_that_is_too_old_is_told(node: Node, tmp_path: Path) -> None:
-    source = bundle.source().replace("sys.version_info < (3, 9)", "sys.version_info < (9, 9)")
-    done = subprocess.run([sys.executable, "-I", "-S", "-c", source], capture_output=True, text=True, check=False)
+    program = tmp_path / "node.py"  # too long for a word of a command
+    program.write_text(bundle.source().replace("sys.version_info < (3, 9)", "sys.version_info < (9, 9)"))
+    done = subprocess.run([sys.executable, "-I", "-S", program], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("torchfab-needs-python 3.9, this is 3.")
 
