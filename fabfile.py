@@ -145,6 +145,14 @@ def logs(c: Context, job: str, follow: bool, rank: str, lines: str, grep: str, n
     sys.exit(life.show_logs(life.find(job, around), request, not no_fold, life.stall_s(stall, around)))
 
 
+@job_task(json=flag(False, "Print JSON."))
+def why(c: Context, job: str, json: bool) -> None:
+    """Say why a job ended: what failed first, where, its traceback, and what followed."""
+    from torchfab import life
+
+    sys.exit(life.show_why(life.find(job, _around(c)), json))
+
+
 @job_task()
 def wait(c: Context, job: str) -> None:
     """Wait for a job to end, and exit with its code."""

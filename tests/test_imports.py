@@ -17,6 +17,7 @@ LAUNCHERS = sorted((ROOT / "torchfab" / "launchers").glob("*.py"))
 BLOCKED = ("fabric", "paramiko", "invoke", "torch", "transformers", "datasets")
 PLANNING = (
     *("errors", "job", "inventory", "environment", "render", "status", "logview", "stall", "events"),
+    *("why.page", "why.story"),
     *("launchers", *(f"launchers.{path.stem}" for path in LAUNCHERS if path.stem != "__init__")),
 )
 # What each module may import of torchfab, at run time: the imports point one way, and this table has no circle.
@@ -29,9 +30,12 @@ DIRECTION: dict[str, set[str]] = {
     "launchers": {"errors", "job", "inventory", "environment", "launchers", "manifest", "sbatch", "shims"},
     "sbatch": {"errors"},
     "slurmstate": {"job", "records", "status"},
+    "why": {"inventory", "job", "logview", "status", "why"},
     "allocation": {"errors", "inventory", "job"},
     "manifest": {"errors", "job", "manifest"},
-    "pods": {"errors", "job", "inventory", "manifest", "status", "events", "records", "fanout", "remote", "pods"},
+    "pods": {
+        *("errors", "job", "inventory", "manifest", "status", "events", "records", "fanout", "remote", "pods", "why"),
+    },
     "render": {"job"},
     "status": {"inventory", "job"},
     "logview": {"inventory"},
@@ -182,7 +186,7 @@ def test_fab_lists_every_task_with_what_it_does() -> None:
     listed = run_python("-m", "fabric", "--list").splitlines()
     # Help that does not fit into 80 columns goes on in lines that are indented further.
     tasks = [line.split(maxsplit=1) for line in listed if re.match("  [a-z]", line)]
-    assert {"launch-per-node", "launch-per-gpu", "jobs", "status", "logs", "wait", "attach", "stop"} <= {
+    assert {"launch-per-node", "launch-per-gpu", "jobs", "status", "logs", "why", "wait", "attach", "stop"} <= {
         task[0] for task in tasks
     }
     assert all(len(task) == 2 for task in tasks), tasks

@@ -101,7 +101,7 @@ def status_text(record: Record, found: status.JobStatus) -> str:
     if found.reason and not found.has_failed:
         lines.append(found.reason)
     if found.has_failed and found.state != "stopped":
-        lines.append(f"{describe_failure(found)}; its log: fab logs {record.name}{_rank_flag(found)}")
+        lines.append(f"{describe_failure(found)}; fab why {record.name} | fab logs {record.name}{_rank_flag(found)}")
         if not found.has_ended:
             lines.append(f"other processes still run; to end them: fab stop {record.name}")
     return "\n".join(lines)
@@ -110,6 +110,20 @@ def status_text(record: Record, found: status.JobStatus) -> str:
 def _rank_flag(found: status.JobStatus) -> str:
     first = found.first_failure
     return f" --rank {first.rank}" if first and first.rank is not None else ""
+
+
+# ---- why
+
+
+def show_why(record: Record, as_json: bool) -> int:
+    """Print why a job ended as it did; return 0 if every node could be asked, else 1."""
+    from torchfab.why import page, story
+
+    found = runtimes.of(record.runtime).evidence(record)
+    record.remember(found.status.state, found.status.exit_code, found.status.has_ended)
+    told = story.tell(found)
+    say(json.dumps(page.as_json(told), indent=2) if as_json else page.text(told))
+    return 1 if told.silent else 0
 
 
 # ---- jobs
@@ -263,7 +277,8 @@ def _end_words(record: Record, found: status.JobStatus) -> str:
     if found.state == "stopped":
         return f"job {record.name} was stopped"
     code = f"exit code {found.exit_code}"
-    return f"job {record.name} failed: {describe_failure(found)}; {code}; fab logs {record.name}{_rank_flag(found)}"
+    next_words = f"fab why {record.name} | fab logs {record.name}{_rank_flag(found)}"
+    return f"job {record.name} failed: {describe_failure(found)}; {code}; {next_words}"
 
 
 # ---- attach

@@ -84,6 +84,14 @@ class Record:
         except OSError:
             pass
 
+    def events(self) -> tuple[Mapping[str, Any], ...]:
+        """Return what was noted of the job, the oldest first; a line that was cut short is left out."""
+        try:
+            lines = (self.folder / "events.jsonl").read_text().splitlines()
+        except OSError:
+            return ()
+        return tuple(event for line in lines if (event := _event(line)))
+
     def remember(self, state: str, code: int | None, ended: bool) -> None:
         """Remember what was last seen of the job."""
         try:
@@ -264,6 +272,14 @@ class Records:
         if not records:
             raise JobNameError("no job was launched from here yet", "fab launch-per-node --follow")
         return records[0]
+
+
+def _event(line: str) -> dict[str, Any]:
+    try:
+        event = json.loads(line)
+        return {**event, "time": float(event["time"]), "event": str(event["event"])}
+    except (ValueError, KeyError, TypeError):
+        return {}
 
 
 def plan_as_json(plan: Plan) -> list[dict[str, Any]]:

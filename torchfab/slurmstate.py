@@ -127,6 +127,18 @@ def _verdict(told: Mapping[str, Any], answer: Mapping[str, Any], nodes: tuple[No
     return Verdict("failed", ended=True, reason=_why_failed(nodes, answer, told), code=code)
 
 
+def ended_by(answer: Mapping[str, Any], job: JobStatus) -> tuple[str, str] | None:
+    """Return Slurm's own name for what ended a job, and the same in words; None where it was not Slurm's doing."""
+    state = answer["slurm"].get("state", "")
+    if not job.reason or not job.has_ended or not job.has_failed:
+        return None
+    if state in _ENDS or state == "CANCELLED":
+        return state, job.reason
+    if any(process.get("warned") for node in job.nodes for process in node.processes):
+        return "TIMEOUT", job.reason
+    return ("BATCH", job.reason) if state == "FAILED" else None
+
+
 def _stopped_first(nodes: tuple[NodeStatus, ...]) -> bool:
     return JobStatus(nodes, len(nodes)).was_stopped
 

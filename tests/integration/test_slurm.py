@@ -165,7 +165,7 @@ def test_the_code_of_the_rank_that_failed_is_the_jobs(fab: Fab, slurm: Slurm) ->
     assert fab("wait", "seven").rc == 7
     done = fab("status", "seven")
     assert done.rc == 1
-    assert "rank 3 on node2 failed first (exit code 7); its log: fab logs seven --rank 3" in done.stdout, done
+    assert "rank 3 on node2 failed first (exit code 7); fab why seven | fab logs seven --rank 3" in done.stdout, done
     assert "ExitCode=7:0" in slurm.run("scontrol", "show", "job", job_id)  # Slurm's own accounting has it too
     assert "Exited with exit code 7" in fab("logs", "seven").stdout  # what srun says is in the logs
     assert fab.processes() == {}

@@ -186,7 +186,7 @@ def _failure_words(process: Mapping[str, Any]) -> str:
 
 
 def _process(pod: Object, node: Node, seen: Seen, details: Mapping[str, Any]) -> dict[str, Any]:
-    container = _container(pod)
+    container = container_of(pod)
     told = container.get("state") or {}
     ended = told.get("terminated")
     running = told.get("running") or {}
@@ -214,7 +214,8 @@ def _process(pod: Object, node: Node, seen: Seen, details: Mapping[str, Any]) ->
     }
 
 
-def _container(pod: Object) -> Mapping[str, Any]:
+def container_of(pod: Object) -> Mapping[str, Any]:
+    """Return the status of a pod's container; empty while it has none."""
     statuses = pod.get("status", {}).get("containerStatuses") or [{}]
     found: Mapping[str, Any] = statuses[0]
     return found
@@ -222,13 +223,13 @@ def _container(pod: Object) -> Mapping[str, Any]:
 
 def has_started(pod: Object) -> bool:
     """Say whether a pod's container runs or has run, so that it has a log."""
-    told = _container(pod).get("state") or {}
+    told = container_of(pod).get("state") or {}
     return "running" in told or "terminated" in told
 
 
 def is_running(pod: Object) -> bool:
     """Say whether a pod's container runs."""
-    return "running" in (_container(pod).get("state") or {})
+    return "running" in (container_of(pod).get("state") or {})
 
 
 def as_code(code: int) -> int:

@@ -34,6 +34,19 @@ def of_failed(pod: Object, ended: Mapping[str, Any]) -> str:
     return ""
 
 
+def sign_of(pod: Object, ended: Mapping[str, Any]) -> str:
+    """Return the cluster's own name for what ended a pod, where it was not its own doing; else nothing."""
+    status = pod["status"]
+    if status.get("reason") == "Evicted":
+        return "Evicted"
+    for condition in status.get("conditions") or ():
+        if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
+            return str(condition.get("reason") or "Disrupted")
+    if ended.get("reason") in ("OOMKilled", "ContainerCannotRun", "StartError"):
+        return str(ended["reason"])
+    return str(status.get("reason") or "")
+
+
 def of_waiting(pod: Object, waiting: Mapping[str, Any], warning: str) -> tuple[str, str]:
     """Return the state of a pod that does not run yet, and why in words.
 

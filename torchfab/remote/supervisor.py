@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 
-from torchfab.remote import files, logfiles, procfs, tmux
+from torchfab.remote import cgroup, files, logfiles, procfs, tmux
 from torchfab.remote.ranks import RankWatch
 from torchfab.remote.window import Window
 
@@ -59,6 +59,7 @@ class Supervisor:
         self.window = Window(folder, self.spec)
         self.timeline = logfiles.Timeline(folder)
         self.begun = time.time()
+        self.oom_kills = cgroup.oom_kills() or 0  # before our time
         self.asked: str | None = None  # the first signal that asked us to end
         self.kill_at: float | None = None
         self.killed: dict[int, str] = {}  # what had to be killed: pid -> description
@@ -233,6 +234,8 @@ class Supervisor:
             "asked": self.asked,
             "warned": self.warned,
         }
+        if kills := (cgroup.oom_kills() or 0) - self.oom_kills:
+            record["oom_kills"] = kills
         record.update(killed=list(self.killed.values()), **more)
         try:
             files.write_json(self._path(files.EXIT), record)

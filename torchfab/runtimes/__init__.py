@@ -8,6 +8,7 @@ A runtime module offers
     submit(record, submission) -> details     the job is handed over, or what had been is taken back
     status(record) -> JobStatus               how the job is
     follow(record, request) -> events         its logs, and the end of each node
+    evidence(record) -> Evidence              what tells why it ended as it did
     stop(record, grace_s) -> StopReports      end it, with proof
     attach_argv(record, ...) -> argv          a terminal on one of its processes
     forget(record) -> reasons                 remove its folders; why that failed, by host

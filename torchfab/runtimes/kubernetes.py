@@ -19,12 +19,14 @@ from torchfab.manifest.objects import CONTAINER, ID_LABEL, metadata_of
 from torchfab.manifest.text import from_yaml
 from torchfab.pods import kept
 from torchfab.pods.api import Cluster, ClusterError, Place, find_place
+from torchfab.pods.evidence import gather
 from torchfab.pods.following import Follower
 from torchfab.pods.seeing import look, see
 from torchfab.pods.states import Object, Seen, index_of, job_status
 from torchfab.records import Record
 from torchfab.runtimes import StopReport
 from torchfab.status import JobStatus, NodeStatus, Verdict
+from torchfab.why.evidence import Evidence
 
 NAME = "kubernetes"
 _ROLLBACK_S = 20.0
@@ -137,6 +139,17 @@ def status(record: Record) -> JobStatus:
     except TorchfabError as error:
         return _unreachable(record, error)
     return job_status(record.nodes, replace(seen, now=time.time()), record.details, stopped)
+
+
+def evidence(record: Record) -> Evidence:
+    """Ask the cluster what it knows of how the job went."""
+    try:
+        cluster = _cluster_unless_gone(record)
+        seen, stopped = look(cluster, record, with_lines=True)
+    except TorchfabError as error:
+        return Evidence(record.name, record.created, _unreachable(record, error), ())
+    job = job_status(record.nodes, replace(seen, now=time.time()), record.details, stopped)
+    return gather(cluster, record, seen, job)
 
 
 def _unreachable(record: Record, error: TorchfabError) -> JobStatus:

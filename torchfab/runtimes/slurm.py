@@ -22,6 +22,8 @@ from torchfab.records import Record
 from torchfab.runtimes import StopReport
 from torchfab.session import Session
 from torchfab.ssh import connections, open_session
+from torchfab.why import evidence as why
+from torchfab.why.evidence import Evidence
 
 NAME = "slurm"
 _POLL_S = 0.1
@@ -108,6 +110,25 @@ def status(record: Record) -> states.JobStatus:
     except TorchfabError as error:
         return slurmstate.unreachable(record.min_nodes, error.message)
     return slurmstate.job_status(record, answer, asked, time.time())
+
+
+# ---- why
+
+
+def evidence(record: Record) -> Evidence:
+    """Ask Slurm, and the job's folder, what they know of how the job went."""
+    asked = time.time()
+    if unconfirmed := _unconfirmed(record):
+        return Evidence(record.name, record.created, unconfirmed, ())
+    try:
+        answer = _ask(record, "slurm_evidence", record.settings.answer_timeout_s)
+    except TorchfabError as error:
+        return Evidence(record.name, record.created, slurmstate.unreachable(record.min_nodes, error.message), ())
+    job = slurmstate.job_status(record, answer, asked, time.time())
+    nodes = tuple(why.of_told(each, answer["evidence"][each.node.rank]) for each in job.nodes)
+    said = slurmstate.ended_by(answer, job)
+    words = (why.Said(*said),) if said else ()
+    return Evidence(record.name, record.created, job, nodes, words, record.events(), answer["batch"])
 
 
 # ---- stop

@@ -24,6 +24,8 @@ from torchfab.runtimes.nodelogs import address, follow
 from torchfab.session import Session
 from torchfab.settings import Settings
 from torchfab.ssh import connections, open_session
+from torchfab.why import evidence as why
+from torchfab.why.evidence import Evidence
 
 __all__ = ["follow"]  # and all that is defined here
 
@@ -284,6 +286,19 @@ def _node_status(node: Node, result: Answer | TorchfabError) -> states.NodeStatu
     if isinstance(result, TorchfabError):
         return states.NodeStatus(node, "unreachable", result.message.splitlines()[0])
     return states.from_answer(node, result.value, result.asked, result.answered)
+
+
+def evidence(record: Record) -> Evidence:
+    """Ask every node what it knows of how the job went there."""
+    found: dict[int, why.NodeEvidence] = {}
+    for node, result in _ask_all(record, {"op": "evidence"}, record.settings.answer_timeout_s):
+        if isinstance(result, TorchfabError):
+            found[node.rank] = why.NodeEvidence(_node_status(node, result))
+        else:
+            found[node.rank] = why.of_answer(node, result.value, result.asked, result.answered)
+    nodes = why.in_order(record.nodes, found)
+    job = states.JobStatus(tuple(each.status for each in nodes), record.min_nodes)
+    return Evidence(record.name, record.created, job, nodes, events=record.events())
 
 
 def stop(record: Record, grace_s: float, nodes: Sequence[Node] | None = None) -> tuple[StopReport, ...]:

@@ -1,0 +1,267 @@
+"""`fab why`: each cause made to happen for real on two hosts, with scripts without torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.fab import Done, Fab, eventually
+from tests.integration.jobs import ok, status_of, two
+from tests.integration.sabotage import other_disk, taken_port
+
+# Rank 1 does what it is told; rank 0 goes on until it sees that this has happened, and ends well.
+FATE = """
+import os, sys, time
+out, how = os.environ["OUT"], sys.argv[1]
+def go_on():
+    while not os.path.exists(f"{out}/over"):
+        time.sleep(0.05)
+def load(batch):
+    raise ValueError(f"batch {batch} is bad")
+def run():
+    if how == "exit": sys.exit(7)
+    if how == "raise": load(17)
+    if how == "import": import only_here
+    if how == "memory": import resource; resource.setrlimit(resource.RLIMIT_AS, (2**28, 2**28)); bytearray(2**29)
+    if how == "disk": open(f"{out}/disk/file", "wb").write(bytes(2**23))
+    if how == "port": import socket; socket.create_server(("", int(sys.argv[2])))
+    if how == "oom":
+        open(f"{sys.argv[2]}/cgroup.procs", "w").write(str(os.getpid()))
+        kept = [bytearray(os.urandom(2**20)) for _ in range(512)]
+    if how == "crash": import ctypes; ctypes.string_at(0)
+    go_on()
+print("step 1", flush=True)
+open(f"{out}/{os.environ['RANK']}", "w").close()
+if os.environ["RANK"] == "0" and how != "import":
+    go_on()
+else:
+    time.sleep(1.5 if how == "import" and os.environ["RANK"] == "0" else 0.2)
+    run()
+"""
+
+
+class Fate:
+    """Launch the script of many fates, end it, and ask why."""
+
+    def __init__(self, fab: Fab) -> None:
+        self.fab = fab
+        fab.write("fate.py", FATE)
+        self.out = fab.workdir / "out"
+        self.out.mkdir()
+
+    def begin(self, *words: str) -> None:
+        """Launch, and wait until both ranks run."""
+        ok(self.fab(*two(self.fab, "--name", "x", "--env", f"OUT={self.out}", "--", "fate.py", *words)))
+        assert eventually(lambda: (self.out / "0").exists() and (self.out / "1").exists(), 20)
+
+    def end(self) -> None:
+        """Let the other rank end, and wait until the job has ended."""
+        (self.out / "over").touch()
+        assert eventually(lambda: status_of(self.fab, "x")["ended"], 20)
+
+    def told(self, code: int = 0) -> dict[str, Any]:
+        """Return what `fab why --json` says."""
+        done = self.fab("why", "x", "--json")
+        assert done.rc == code, done
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    def pid(self, rank: int) -> int:
+        return int(status_of(self.fab, "x")["nodes"][rank]["ranks"][0]["pid"])
+
+    def after(self, *words: str) -> dict[str, Any]:
+        """Launch, see it to its end, and return what is told of it."""
+        self.begin(*words)
+        self.end()
+        return self.told()
+
+
+@pytest.fixture
+def fate(fab: Fab) -> Fate:
+    return Fate(fab)
+
+
+def cause_of(told: dict[str, Any]) -> tuple[str, str]:
+    return told["cause"]["kind"], told["cause"]["name"]
+
+
+def where(told: dict[str, Any]) -> tuple[str, int | None, int | None]:
+    first = told["first"]
+    return first["host"], first["rank"], first["code"]
+
+
+def test_a_script_s_own_exit_code_is_told_on_one_page(fate: Fate) -> None:
+    fate.begin("exit")
+    fate.end()
+    page = fate.fab("why")
+    assert page.rc == 0, page
+    assert page.stderr == "job x (the latest)\n"
+    lines = page.stdout.splitlines()
+    assert lines[:3] == ["job x: failed", "", "why    the script ended itself with exit code 7"], page
+    assert lines[3] == "kind   the script itself failed"
+    assert lines[4].startswith("first  rank 1 on node2, "), page
+    assert "its last lines (" in page.stdout, page
+    assert "\n  step 1\n" in page.stdout, page
+    status, waited = fate.fab("status", "x"), fate.fab("wait", "x")
+    assert "(exit code 7); fab why x | fab logs x --rank 1\n" in status.stdout, status
+    assert "exit code 7; fab why x | fab logs x --rank 1\n" in waited.stderr, waited
+
+
+def test_an_exception_is_told_with_its_traceback(fate: Fate) -> None:
+    told = fate.after("raise")
+    assert (cause_of(told), where(told)) == (("script", "exception"), ("node2", 1, 1)), told
+    assert told["cause"]["words"] == "the script raised ValueError: batch 17 is bad"
+    assert ", in load\n" in told["first"]["traceback"]
+    assert len(told["fingerprint"]) == 12
+    assert told["consequences"] == []
+
+
+def test_a_rank_killed_from_outside_was_killed_by_nobody_we_know(fate: Fate) -> None:
+    fate.begin("wait")
+    os.kill(fate.pid(1), signal.SIGKILL)
+    fate.end()
+    told = fate.told()
+    assert (cause_of(told), where(told)) == (("killed", "killed"), ("node2", 1, -9)), told
+    assert "SIGKILL came from outside" in told["cause"]["words"]
+
+
+def test_a_crash_in_native_code_is_the_script_s_own(fate: Fate) -> None:
+    told = fate.after("crash")
+    assert (cause_of(told), where(told)) == (("script", "crash"), ("node2", 1, -11)), told
+
+
+def test_a_limit_on_memory_is_told_as_memory(fate: Fate) -> None:
+    told = fate.after("memory")
+    assert (cause_of(told), where(told)) == (("memory", "host-memory"), ("node2", 1, 1)), told
+    assert "MemoryError" in told["cause"]["words"]
+
+
+def test_an_import_that_fails_on_one_node_only_names_that_node(fate: Fate) -> None:
+    folder = fate.fab.workdir / "lib"
+    folder.mkdir()
+    (folder / "only_here.py").write_text("")
+    with other_disk(fate.fab.cluster.node(1), folder):
+        ok(fate.fab(*two(fate.fab, "--name", "x", "--env", f"OUT={fate.out}", "--env", f"PYTHONPATH={folder}", "--",
+                         "fate.py", "import")))  # fmt: skip
+        assert eventually(lambda: (fate.out / "0").exists() and (fate.out / "1").exists(), 20)
+        assert eventually(lambda: status_of(fate.fab, "x")["first_failure"] is not None, 20)
+    assert eventually(lambda: status_of(fate.fab, "x")["nodes"][0]["ranks"][0]["ended"] is None, 1)
+    fate.end()
+    told = fate.told()
+    assert (cause_of(told), where(told)) == (("node", "import-error-of-node"), ("node2", 1, 1)), told
+    assert "No module named 'only_here', on node2 only: node1 got further" in told["cause"]["words"]
+    assert told["bad_nodes"] == ["node2"]
+
+
+def test_a_full_disk_is_named(fate: Fate) -> None:
+    (fate.out / "disk").mkdir()
+    with other_disk(fate.fab.cluster.node(1), fate.out / "disk", "size=1m"):
+        told = fate.after("disk")
+    assert (cause_of(told), told["bad_nodes"]) == (("node", "disk-full"), ["node2"]), told
+    assert "No space left on device" in told["cause"]["words"]
+
+
+def test_a_taken_port_is_told_with_what_to_do(fate: Fate) -> None:
+    with taken_port(fate.fab.cluster.node(1), 5001):
+        told = fate.after("port", "5001")
+    assert (cause_of(told), where(told)) == (("network", "address-in-use"), ("node2", 1, 1)), told
+    assert "ss -ltnp" in told["cause"]["fix"]
+
+
+def test_the_oom_killer_is_told_as_such(fate: Fate) -> None:
+    group = Path("/sys/fs/cgroup/memory/torchfab-why")
+    limit = group / "memory.limit_in_bytes"
+    if not group.parent.is_dir():
+        group = Path("/sys/fs/cgroup/torchfab-why")
+        limit = group / "memory.max"
+    try:
+        group.mkdir(exist_ok=True)
+        limit.write_text(str(64 * 1024 * 1024))
+    except OSError as error:
+        pytest.skip(f"no control group with a memory limit can be made here: {error}")
+    try:
+        told = fate.after("oom", str(group))
+    finally:
+        assert eventually(lambda: removed(group), 5)
+    assert (cause_of(told), where(told)) == (("memory", "host-memory"), ("node2", 1, -9)), told
+    assert "OOM killer" in told["cause"]["words"]
+
+
+def removed(group: Path) -> bool:
+    try:
+        group.rmdir()
+    except OSError:
+        return False
+    return True
+
+
+def all_of_node(fate: Fate, rank: int) -> list[int]:
+    mark = f"TORCHFAB_NODE_RANK={rank}\0".encode()
+    found = []
+    for pid, words in fate.fab.processes().items():
+        marked = mark in Path(f"/proc/{pid}/environ").read_bytes()
+        if marked or f"node-{rank}/" in words:
+            found.append(pid)
+    return found
+
+
+def test_a_node_of_which_all_was_killed_is_lost(fate: Fate) -> None:
+    fate.begin("wait")
+    pids = all_of_node(fate, 1)
+    assert len(pids) == 2
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    fate.end()
+    told = fate.told()
+    assert cause_of(told) == ("killed", "supervisor-killed"), told
+    assert where(told) == ("node2", None, None)
+
+
+def test_a_node_that_was_restarted_is_told_by_its_boot_id(fate: Fate) -> None:
+    fate.begin("wait")
+    for pid in all_of_node(fate, 1):
+        os.kill(pid, signal.SIGKILL)
+    started = next(fate.fab.node_dir.glob("jobs/*/node-1/*/started.json"))
+    values = json.loads(started.read_text())
+    started.write_text(json.dumps({**values, "boot_id": "another"}))
+    fate.end()
+    told = fate.told()
+    assert (cause_of(told), told["bad_nodes"]) == (("node", "node-rebooted"), ["node2"]), told
+
+
+def test_a_job_that_runs_was_stopped_or_went_well_is_told_plainly(fate: Fate) -> None:
+    fate.begin("wait")
+    assert cause_of(fate.told()) == ("running", "running")
+    os.kill(fate.pid(1), signal.SIGSTOP)
+    told = fate.told()
+    assert told["notes"] == ["rank 1 on node2 is stopped by a signal (SIGSTOP), or by a debugger"], told
+    assert told["first"] is None
+    ok(fate.fab("stop", "x", "--grace", "0"))
+    told = fate.told()
+    assert cause_of(told) == ("stopped", "stopped"), told
+    assert told["cause"]["words"] == "it was stopped with fab stop, from here"
+
+
+def test_a_job_that_went_well_has_no_first_failure(fate: Fate) -> None:
+    told = fate.after("wait")
+    assert (cause_of(told), told["first"], told["fingerprint"]) == (("succeeded", "succeeded"), None, ""), told
+
+
+def test_a_running_job_of_which_a_rank_failed_says_so_and_a_silent_node_is_named(fate: Fate) -> None:
+    fate.begin("raise")
+    assert eventually(lambda: status_of(fate.fab, "x")["first_failure"] is not None, 10)
+    told = fate.told()
+    assert (cause_of(told), told["state"]) == (("script", "exception"), "failed"), told
+    fate.fab.cluster.partition(0)
+    try:
+        done: Done = fate.fab("-t", "1", "why", "x")
+    finally:
+        fate.fab.cluster.heal(0)
+    assert done.rc == 1, done
+    assert "could not be asked:\n  node1: no answer from" in done.stdout, done
+    assert "the script raised ValueError" in done.stdout, done

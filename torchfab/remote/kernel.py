@@ -1,0 +1,77 @@
+"""What the kernel of a node said while a job ran: the OOM killer, sick GPUs (Xid), crashes, failing disks and links."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_MOST_LINES = 60
+_WANTED = re.compile(
+    r"Out of memory|oom-kill:|invoked oom-killer|Killed process \d+|oom_reaper|NVRM: Xid|segfault at|traps: |"
+    r"general protection|I/O error|EXT4-fs error|XFS .*(?:error|shutdown)|Remounting filesystem read-only|"
+    r"nfs: server .* not responding|Link is Down|Machine check|Hardware Error",
+    re.IGNORECASE,
+)
+
+
+def said(since: float) -> dict[str, Any]:
+    """Return `lines`, each `[seconds since the epoch, text]`, that the kernel said since then, and `unread`: why not.
+
+    /dev/kmsg, else the journal (readable for the groups adm and systemd-journal).
+    """
+    try:
+        records = _records()
+    except OSError as error:
+        return _of_journal(since, f"/dev/kmsg: {error.strerror}")
+    booted = time.time() - time.clock_gettime(time.CLOCK_MONOTONIC)
+    lines = [[booted + stamp, text] for stamp, text in map(parse, records)]
+    return {"lines": _kept(lines, since), "unread": ""}
+
+
+def _kept(lines: list[list[Any]], since: float) -> list[list[Any]]:
+    found = [line for line in lines if line[0] >= since - 1 and _WANTED.search(line[1])]
+    return found[:_MOST_LINES]
+
+
+def _records() -> list[str]:
+    handle = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    found = []
+    try:
+        while True:
+            try:
+                found.append(os.read(handle, 8192).decode(errors="replace"))
+            except BlockingIOError:
+                return found
+            except BrokenPipeError:  # the ring has overtaken us: the next read goes on with what there is
+                continue
+    finally:
+        os.close(handle)
+
+
+def parse(record: str) -> tuple[float, str]:
+    """Return seconds since boot and the text of one record of /dev/kmsg (`priority,number,microseconds,flags;text`)."""
+    head, _, text = record.partition(";")
+    fields = head.split(",")
+    stamp = int(fields[2]) / 1e6 if len(fields) > 2 and fields[2].isdigit() else 0.0
+    return stamp, text.partition("\n")[0][:400]
+
+
+def _of_journal(since: float, why: str) -> dict[str, Any]:
+    argv = ["journalctl", "--dmesg", "--quiet", "--no-pager", "-o", "short-unix", f"--since=@{int(since)}"]
+    try:
+        done = subprocess.run(argv, check=False, capture_output=True, text=True, errors="replace", timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return {"lines": [], "unread": why}
+    lines = [_journal_line(line) for line in done.stdout.splitlines()]
+    return {"lines": _kept([line for line in lines if line], since), "unread": "" if done.stdout else why}
+
+
+def _journal_line(line: str) -> list[Any]:
+    match = re.match(r"(\d+\.\d+) \S+ kernel: (.*)", line)
+    return [float(match[1]), match[2][:400]] if match else []
