@@ -210,6 +210,21 @@ def doctor(c: Context, flags: DoctorFlags) -> None:
     sys.exit(command.run(flags, _around(c)))
 
 
+@job_task(
+    hostfile=flag("", "File with one host a line, or slurm: the hosts of this allocation. [hosts]"),
+    interval=flag("2", "Seconds between two looks. [2]"),
+    once=flag(False, "Look once, and end; with exit code 1 if a host did not answer."),
+    json=flag(False, "Print JSON: with --once a document, else a line each time."),
+)
+def top(c: Context, job: str, hostfile: str, interval: str, once: bool, json: bool) -> None:
+    """Show live what the hosts, or those of a job, do, and how fast the job goes; Ctrl-C ends it."""
+    from torchfab import life, top
+
+    around = _around(c)
+    target = top.find_target(job, hostfile, around)
+    sys.exit(top.top(target, top.interval(interval), once, json, life.stall_s("", around)))
+
+
 def _around(c: Context) -> Surroundings:
     from torchfab.surroundings import surroundings_of
 

@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from torchfab import inventory, launch, runtimes, stall, status
+from torchfab.columns import columns
 from torchfab.commandline import fold_reasons, say, tell
 from torchfab.errors import HostsFailedError, TorchfabError, UsageError
 from torchfab.fanout import fan_out
@@ -55,15 +56,6 @@ def _as_of_today(record: Record, around: Surroundings) -> Record:
 def stall_s(flag: str, around: Surroundings) -> float:
     """Return after how many seconds of silence a job is said to hang: by the flag `--stall`, else by the setting."""
     return launch.seconds("--stall", flag) if flag else float(around.config["stall_s"])
-
-
-def columns(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows as text in columns, the last one as wide as it likes."""
-    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]) - 1)]
-    lines = [
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in rows
-    ]
-    return "\n".join(line.rstrip() for line in lines)
 
 
 # ---- status

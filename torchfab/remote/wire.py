@@ -46,6 +46,7 @@ ANSWERS = {
 STREAMS = {
     "logs": ("logs", "answer_logs"),
     "slurm_logs": ("slurmlogs", "answer_logs"),
+    "load": ("load", "stream"),
 }
 
 
@@ -130,9 +131,9 @@ class Conversation:
         while data:
             data = data[os.write(self.out, data) :]
 
-    def hung_up(self) -> bool:
-        """Say whether the launch machine has closed the connection."""
-        readable, _, _ = select.select([0], [], [], 0)
+    def hung_up(self, within_s: float = 0.0) -> bool:
+        """Say whether the launch machine has closed the connection, or does so within some seconds."""
+        readable, _, _ = select.select([0], [], [], within_s)
         return bool(readable)  # nothing is sent to us while we stream: readable means the end
 
     # ---- requests that remember something; the others are in ANSWERS and STREAMS

@@ -12,6 +12,7 @@ A runtime module offers
     stop(record, grace_s) -> StopReports      end it, with proof
     attach_argv(record, ...) -> argv          a terminal on one of its processes
     forget(record) -> reasons                 remove its folders; why that failed, by host
+    machines(record) -> nodes, addresses      where it runs, if ssh reaches that, and what names the job there (or None)
 """
 
 from __future__ import annotations

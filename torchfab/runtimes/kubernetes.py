@@ -295,6 +295,14 @@ def forget(record: Record) -> dict[str, TorchfabError]:
 # ---- attach
 
 
+def machines(record: Record) -> list[tuple[Node, Mapping[str, Any] | None]]:
+    """Raise UsageError: ssh reaches no pod."""
+    raise UsageError(
+        f"job {record.name} runs in pods, which ssh does not reach",
+        "kubectl top pod; or name the cluster's machines with -H, if ssh reaches those",
+    )
+
+
 def attach_argv(record: Record, node: Node, window: str) -> tuple[str, ...]:
     """Return the command that opens a shell in a node's pod."""
     cluster = _cluster(record)

@@ -15,7 +15,7 @@ from typing import Any
 from torchfab import slurmstate
 from torchfab import status as states
 from torchfab.commandline import tell
-from torchfab.errors import HostError, TorchfabError
+from torchfab.errors import HostError, TorchfabError, UsageError
 from torchfab.events import ContactLost, Event, JobSeen, Lines, PastRead, Tick
 from torchfab.job import Node, Submission
 from torchfab.records import Record
@@ -55,6 +55,20 @@ def submit(record: Record, submission: Submission) -> dict[str, Any]:
     finally:
         session.close()  # without `keep`, the other side takes the job back
     return {"slurm_id": answer["slurm_id"], "known_as": f"Slurm job {answer['slurm_id']}"}
+
+
+def machines(record: Record) -> list[tuple[Node, Mapping[str, Any] | None]]:
+    """Return the nodes that Slurm gave the job; what the job logs there is not looked at.
+
+    Raises
+    ------
+    UsageError
+        It has none yet, or no longer.
+    """
+    found = status(record)
+    if not found.nodes:
+        raise UsageError(f"job {record.name} is on no node: {found.state}", f"fab status {record.name}")
+    return [(each.node, None) for each in found.nodes]
 
 
 def login_node(record: Record) -> Node:

@@ -323,6 +323,11 @@ def forget(record: Record) -> dict[str, TorchfabError]:
     return {node.label: result for node, result in results if isinstance(result, TorchfabError)}
 
 
+def machines(record: Record) -> list[tuple[Node, Mapping[str, Any] | None]]:
+    """Return the nodes of a job, each with what names the job there."""
+    return [(node, address(record, node)) for node in record.nodes]
+
+
 def attach_argv(record: Record, node: Node, window: str) -> tuple[str, ...]:
     """Return the command that opens a terminal on one window of the job's session."""
     tell("to leave it running: Ctrl-B, then D; Ctrl-C stops the process")

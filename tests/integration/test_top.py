@@ -1,0 +1,118 @@
+"""`fab top` on real nodes: its numbers, a job's pace, a node that goes away and comes back, its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.fab import Fab
+from tests.integration.jobs import ok, two
+from tests.integration.sabotage import start_up_file
+
+STEPS = "import time\nfor step in range(1, 2000):\n    print(f'step={step}/2000', flush=True)\n    time.sleep(0.1)\n"
+SMI = """#!/bin/sh
+case "$1" in
+--query-gpu*) echo "0, GPU-1, NVIDIA H100 80GB HBM3, 100, 95.10, 700.00, 71203, 81559, 41";;
+*) echo "GPU-1, 4711, 70110, /venv/bin/python";;
+esac
+"""
+
+
+def hosts(fab: Fab) -> tuple[str, str]:
+    return ("--hostfile", str(fab.cluster.hostfile))
+
+
+def once(fab: Fab, *words: str) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(ok(fab("top", "--once", "--json", *words)).stdout)
+    return document
+
+
+def test_a_job_has_its_step_and_its_rate_and_its_gpus_are_marked(fab: Fab, tmp_path: Path) -> None:
+    (tmp_path / "nvidia-smi").write_text(SMI)
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    fab.write("steps.py", STEPS)
+    ok(fab(*two(fab, "--name", "paced", "--", "steps.py")))
+    fab("logs", "paced", "--lines", "1")
+    with start_up_file(fab.cluster.node(1), f"PATH='{tmp_path}':$PATH\n"):
+        found = once(fab, "paced")
+    assert found["job"]["job"] == "paced"
+    assert found["job"]["state"] == "running"
+    assert found["job"]["step"] >= 1
+    first, second = found["nodes"]
+    assert first["gpus"] == []
+    assert first["memory_total"] > first["memory"] > 0
+    assert second["gpus"][0]["processes"][0]["pid"] == 4711
+    assert second["gpus"][0]["mark"] == "low power: waits or hangs"
+    by_hosts = ok(fab("top", "--once", *hosts(fab)))  # the latest job runs on them
+    assert "job paced: running, step " in by_hosts.stdout, by_hosts
+    ok(fab("stop", "paced", "--grace", "0"))
+
+
+def lines_of(process: subprocess.Popen[str]) -> Any:
+    assert process.stdout is not None
+    return (json.loads(line) for line in process.stdout)
+
+
+def test_a_node_that_goes_away_is_unreachable_and_comes_back_and_ctrl_c_ends_it(fab: Fab) -> None:
+    process = fab.start("top", "--json", "--interval", "0.2", *hosts(fab))
+
+    def wait_until(reachable: bool) -> dict[str, Any]:
+        for found in lines_of(process):
+            node = found["nodes"][1]
+            if ("cpu" in node) if reachable else bool(node["error"]):
+                return dict(found)
+        raise AssertionError(process.communicate())
+
+    wait_until(reachable=True)
+    fab.cluster.kill_sshd(1)
+    try:
+        assert "cpu" in wait_until(reachable=False)["nodes"][0]  # the other one goes on
+    finally:
+        fab.cluster.start_sshd(1)
+    wait_until(reachable=True)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=10)
+    assert (process.returncode, stderr) == (0, "")
+
+
+def test_a_host_that_does_not_answer_is_an_exit_code_of_its_own(fab: Fab) -> None:
+    done = fab("-t", "1", "-H", "node1,nowhere.invalid", "top", "--once")
+    assert done.rc == 1, done
+    assert "nowhere.invalid" in done.stdout, done
+    assert "unreachable: the name does not resolve" in done.stdout, done
+
+
+def test_on_a_terminal_it_is_shown_in_place(fab: Fab) -> None:
+    master, slave = pty.openpty()
+    words = fab.argv("top", "--interval", "0.2", *hosts(fab))
+    env = {**os.environ, "FABRIC_TORCHFAB_RECORDS": str(fab.records), "TERM": "xterm-256color", "COLUMNS": "120"}
+    process = subprocess.Popen(words, stdin=slave, stdout=slave, stderr=slave, env=env, start_new_session=True)
+    os.close(slave)
+    seen = b""
+    while seen.count(b"node2") < 2:
+        seen += os.read(master, 4096)
+    os.killpg(process.pid, signal.SIGINT)
+    while True:
+        try:
+            seen += os.read(master, 4096)
+        except OSError:  # the terminal was closed
+            break
+    os.close(master)
+    assert process.wait(10) == 0
+    assert b"\x1b[?1049h" in seen  # the terminal's other screen, and back
+    assert b"\x1b[?1049l" in seen
+    assert b"Traceback" not in seen
+
+
+@pytest.mark.parametrize("text", ["0", "x", "-1"])
+def test_a_wrong_interval_is_said_so(fab: Fab, text: str) -> None:
+    done = fab("top", "--interval", text, *hosts(fab))
+    assert done.rc == 2, done
+    assert "--interval" in done.stderr, done
