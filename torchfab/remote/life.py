@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 _TAIL_BYTES = 16 * 1024
+# How long after its own KILL a supervisor gets to write down how its process ended: a loaded node is slow, not stuck.
+_SUPERVISORS_S = 5.0
 
 
 def answer_status(request: dict[str, Any]) -> dict[str, Any]:
@@ -209,9 +211,9 @@ def _take_secrets_of_unstarted(folder: str) -> bool:
 
 def _end_all(folder: str, job_id: str, node_rank: int, kill_at: float) -> list[str]:
     """Wait for the supervisors to end what is theirs, then end what escaped them; return what was killed, described."""
-    # Supervisors kill at `kill_at` themselves; one that still runs 2 s later is stuck, or stopped by a signal.
+    # Supervisors kill at `kill_at` themselves; one that still runs long after is stuck, or stopped by a signal.
     program = os.path.join(folder, files.BUNDLE)
-    while time.time() < kill_at + 2 and procfs.running_program(program):
+    while time.time() < kill_at + _SUPERVISORS_S and procfs.running_program(program):
         time.sleep(0.02)
     _signal_all(procfs.running_program(program), signal.SIGKILL)
     return _killed_by_supervisors(folder) + _end_escaped(job_id, node_rank, kill_at)
