@@ -51,7 +51,7 @@ SICK: dict[str, tuple[Mapping[str, Any], str, str, str]] = {
     "a broken driver": ({"gpus": {"problem": "Driver/library version mismatch"}}, "gpu-driver", ERROR, "mismatch"),
     "a leftover": (
         {"jobs": [{"job_id": "gpt2-12ab34cd", "processes": 2, "supervised": False, "example": "7 (python)"}]},
-        *("lingering", WARNING, "2 processes of the job gpt2 still run there"),
+        *("lingering", WARNING, "2 processes of the job gpt2 left over there"),
     ),
     "a running job": (
         {"jobs": [{"job_id": "gpt2-12ab34cd", "processes": 1, "supervised": True, "example": "7 (python)"}]},

@@ -101,12 +101,39 @@ def ssh_config(fab: Fab, old: Path, new: Path) -> str:
     return str(fab.write("ssh_config", text.replace(str(old), str(new))))
 
 
+def _inside(node: Node, *argv: str) -> None:
+    """Run a command that changes what the node's own processes see mounted."""
+    subprocess.run(["nsenter", f"--mount=/proc/{node.sshd_pid}/ns/mnt", *argv], check=True)
+
+
 @contextlib.contextmanager
-def other_disk(node: Node, path: Path, options: str = "mode=755") -> Iterator[None]:
-    """Mount an empty disk over a folder, on one node of a netns cluster only."""
-    inside = ("nsenter", f"--mount=/proc/{node.sshd_pid}/ns/mnt")
-    subprocess.run([*inside, "mount", "-t", "tmpfs", "-o", options, "tmpfs", str(path)], check=True)
+def other_file(node: Node, path: str, text: str) -> Iterator[None]:
+    """Let a file have another text, on one node of a netns cluster only."""
+    other = node.home / "other-file"
+    other.write_text(text)
+    _inside(node, "mount", "--bind", str(other), path)
     try:
         yield
     finally:
-        subprocess.run([*inside, "umount", "--lazy", str(path)], check=True)
+        _inside(node, "umount", "--lazy", path)
+
+
+@contextlib.contextmanager
+def firewall(node: Node, port: int, *target: str) -> Iterator[None]:
+    """Keep others from a port of a node of a netns cluster; `target` is iptables' own word: DROP, REJECT ..."""
+    rule = ("INPUT", "-i", "eth0", "-p", "tcp", "--dport", str(port), "-j", *target)
+    subprocess.run(node.command("iptables", "-A", *rule), check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(node.command("iptables", "-D", *rule), check=True)
+
+
+@contextlib.contextmanager
+def other_disk(node: Node, path: Path, options: str = "mode=755") -> Iterator[None]:
+    """Mount an empty disk over a folder, on one node of a netns cluster only."""
+    _inside(node, "mount", "-t", "tmpfs", "-o", options, "tmpfs", str(path))
+    try:
+        yield
+    finally:
+        _inside(node, "umount", "--lazy", str(path))

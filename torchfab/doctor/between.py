@@ -133,6 +133,8 @@ def clocks(nodes: Sequence[Seen]) -> Iterator[Finding]:
 def milliseconds(seconds: float) -> str:
     """Return an offset for people, in milliseconds: `+5000 ms`."""
     count = seconds * 1000
+    if abs(count) < 0.05:
+        return "0 ms"
     return f"{count:+.1f} ms" if abs(count) < 10 else f"{count:+.0f} ms"
 
 

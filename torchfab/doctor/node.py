@@ -177,6 +177,6 @@ def _jobs(seen: Seen) -> Iterator[Finding]:
         if job["supervised"]:
             yield Finding("job-running", NOTE, (seen.host,), f"the job {name} runs there ({count})")
         else:
-            what = f"{count} of the job {name} still run there, and nobody answers for them: {job['example']}"
+            what = f"{count} of the job {name} left over there, and nobody answers for it: {job['example']}"
             fix = f"fab stop {name}, where it was launched; or end them by their pids"
             yield Finding("lingering", WARNING, (seen.host,), what, fix=fix)

@@ -120,7 +120,8 @@ def _connection(seen: Seen, first: Seen, address: str) -> Iterator[Finding]:
 
 
 def _tail(told: Mapping[str, Any], fix: str) -> tuple[str, str]:
-    return f"{told['outcome']} after {told['seconds']:.1f} s", fix
+    outcome = {"timeout": "no answer", "stranger": "another machine's answer"}.get(told["outcome"], told["outcome"])
+    return f"{outcome} after {told['seconds']:.1f} s", fix
 
 
 _OPEN = "let the nodes reach each other on all ports above 1023"

@@ -1,0 +1,295 @@
+"""`fab doctor` on real hosts that are healthy, and on hosts that are made sick in one way each."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.fab import Done, Fab, eventually
+from tests.integration.sabotage import (
+    fake_program,
+    firewall,
+    other_disk,
+    other_file,
+    start_up_file,
+    taken_port,
+)
+from tests.support import absent, require
+from torchfab.rehearsal.cluster import Node
+
+PORT = 5001
+DOCUMENTS = Path(__file__).parents[1] / "doctor" / "nvidia-smi"
+
+
+def doctor(fab: Fab, *words: str, **more: Any) -> Done:
+    return fab("doctor", "--hostfile", str(fab.cluster.hostfile), *words, **more)
+
+
+def found(done: Done, rc: int, *words: str) -> None:
+    """Assert that doctor ended with this code, without a traceback, and that a paragraph of it has all these words."""
+    assert done.rc == rc, done
+    assert "Traceback" not in done.stdout + done.stderr, done
+    paragraphs = done.stdout.split("\n\n")
+    assert any(all(word in paragraph for word in words) for paragraph in paragraphs), (words, done)
+
+
+def logins(node: Node) -> int:
+    """Count the connections that the node has let in."""
+    return (node.place.directory / "sshd.log").read_text().count("Accepted publickey")
+
+
+# ---- healthy
+
+
+def test_nothing_is_found_on_healthy_hosts_over_one_connection_each(any_fab: Fab) -> None:
+    nodes = [any_fab.cluster.node(index) for index in range(2)]
+    before = [logins(node) for node in nodes]
+    done = doctor(any_fab)
+    found(done, 0, "nothing is wrong with 2 nodes")
+    assert done.stdout.count("\n\n") == 1, done
+    assert [logins(node) - count for node, count in zip(nodes, before, strict=True)] == [1, 1]
+    assert not list(any_fab.base.rglob(".torchfab-doctor*"))
+
+
+def test_this_machine_is_a_host_too(fab: Fab) -> None:
+    done = fab("-H", "localhost", "doctor", "--json")
+    document = json.loads(done.stdout)
+    assert [node["host"] for node in document["nodes"]] == ["localhost"]
+    assert document["ok"] is (done.rc == 0)
+
+
+def test_json_has_what_every_node_told(fab: Fab) -> None:
+    document = json.loads(doctor(fab, "--json").stdout)
+    assert document["ok"] is True
+    assert [node["host"] for node in document["nodes"]] == ["node1", "node2"]
+    for node in document["nodes"]:
+        assert node["way_to_node_0"]["connection"]["outcome"] == "connected"
+        assert node["way_to_node_0"]["sees"] == {"node_dir": True, "workdir": True}
+        assert abs(node["clock_ahead_ms"]) < 500
+
+
+# ---- hosts that cannot be reached
+
+
+def test_a_host_that_is_down_is_a_finding_and_the_other_is_looked_at(fab: Fab) -> None:
+    fab.cluster.partition(1)
+    try:
+        done = doctor(fab, "-t", "1")
+    finally:
+        fab.cluster.heal(1)
+    found(done, 1, "error: node2: ", "fix: check that the node is up")
+    found(done, 1, "node1  ", "2.", "eth0")
+
+
+def test_without_node_0_the_others_are_looked_at(fab: Fab) -> None:
+    fab.cluster.kill_sshd(0)
+    try:
+        done = doctor(fab)
+    finally:
+        fab.cluster.start_sshd(0)
+    found(done, 1, "error: node1: ", "port 22 refused the connection", "fix: check that sshd runs there")
+    assert done.stdout.count("error:") == 1, done
+
+
+# ---- clocks
+
+
+def fake_clock(seconds: int) -> str:
+    """Give the start-up file of a node whose clock is off."""
+    require("faketime")
+    library = next(Path("/usr").glob("lib*/**/faketime/libfaketimeMT.so.1"), None) or absent(
+        "libfaketimeMT is not there"
+    )
+    return f"export LD_PRELOAD={library} FAKETIME={seconds:+d}s FAKETIME_DONT_FAKE_MONOTONIC=1\n"
+
+
+@pytest.mark.parametrize(("seconds", "rc", "severity"), [(3, 0, "warning"), (-60, 1, "error")])
+def test_a_clock_that_is_off_is_measured(fab: Fab, seconds: int, rc: int, severity: str) -> None:
+    with start_up_file(fab.cluster.node(1), fake_clock(seconds)):
+        done = doctor(fab)
+    found(
+        done, rc, f"{severity}: node2: its clock is off", "expected within 500 ms", "fix: let it follow a time server"
+    )
+    measured = re.search(r"found ([+-]\d+) ms \(known to [\d.]+ ms\)", done.stdout)
+    assert measured, done
+    assert abs(int(measured[1]) - seconds * 1000) < 500
+
+
+# ---- disks
+
+
+def test_a_full_disk_is_found(fab: Fab) -> None:
+    fab.node_dir.mkdir()
+    node = fab.cluster.node(1)
+    with other_disk(node, fab.node_dir, "size=16k"):
+        subprocess.run(
+            ["nsenter", f"--mount=/proc/{node.sshd_pid}/ns/mnt", "sh", "-c", f"yes > '{fab.node_dir}/filler'"],
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )
+        done = doctor(fab)
+    words = "(logs of jobs) cannot be written: No space left on device"
+    found(done, 1, f"error: node2: {fab.node_dir} {words}", "found 0 B free", "fix: free space there, or set")
+
+
+def test_a_disk_that_is_nearly_full_is_a_warning(fab: Fab) -> None:
+    fab.node_dir.mkdir()
+    with other_disk(fab.cluster.node(1), fab.node_dir, "size=1m"):
+        done = doctor(fab)
+    found(done, 0, "warning: node2: the disk of", "(logs of jobs) is nearly full", "expected 2.0 GiB free")
+
+
+def test_a_small_shm_is_a_warning(fab: Fab) -> None:
+    with other_disk(fab.cluster.node(1), Path("/dev/shm"), "size=64m"):
+        done = doctor(fab)
+    found(done, 0, "warning: node2: /dev/shm is small", "found 64 MiB of 64 MiB free", "--shm-size")
+
+
+# ---- from every node to node 0
+
+
+def test_a_taken_port_is_found(fab: Fab) -> None:
+    with taken_port(fab.cluster.node(0), PORT):
+        done = doctor(fab, "--port", str(PORT))
+    found(done, 1, f"error: node1: port {PORT} is in use", "fix: choose another --port")
+
+
+FIREWALLS = {
+    "dropped": (("DROP",), "times out", "found no answer after 3.0 s", "a firewall drops the packets"),
+    "refused": (("REJECT",), "is refused", "found refused after 0.", "a firewall rejects it"),
+    "rejected": (
+        ("REJECT", "--reject-with", "icmp-host-prohibited"),
+        *("is rejected on the way: No route to host", "found rejected", "there is no route, or a firewall"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FIREWALLS)
+def test_a_firewall_is_found_and_told_how_it_works(fab: Fab, case: str) -> None:
+    require("iptables")
+    target, how, what, fix = FIREWALLS[case]
+    with firewall(fab.cluster.node(0), PORT, *target):
+        done = doctor(fab, "--port", str(PORT))
+    found(done, 1, "error: node2: connecting to node 0, node1 (10.77.", f"port {PORT}, {how}", what, f"fix: {fix}")
+    assert done.stdout.count("error:") == 1, done
+
+
+def hosts_with(fab: Fab, line: str) -> str:
+    """Give an /etc/hosts in which node1 is on another line."""
+    text = (fab.cluster.layout.run_dir / "etc" / "hosts").read_text()
+    return "".join(f"{each}\n" for each in text.splitlines() if not each.endswith(" node1")) + f"{line}\n"
+
+
+NAMES = {
+    "itself": ("127.0.1.1 node1", "leads back to the node itself", "found 127.0.1.1"),
+    "unknown": ("", "does not resolve", "fix: add it to /etc/hosts"),
+    "another": ("10.77.250.250 node1", "(10.77.250.250)", "Network is unreachable"),
+}
+
+
+@pytest.mark.parametrize("case", NAMES)
+def test_a_node_that_has_another_idea_of_node_0_is_found(fab: Fab, case: str) -> None:
+    line, what, more = NAMES[case]
+    with other_file(fab.cluster.node(1), "/etc/hosts", hosts_with(fab, line)):
+        done = doctor(fab)
+    found(done, 1, "error: node2: ", "node 0, node1", what, more)
+
+
+def test_a_node_whose_own_name_is_on_loopback_is_found(fab: Fab) -> None:
+    with other_file(fab.cluster.node(0), "/etc/hosts", hosts_with(fab, "127.0.1.1 node1")):
+        done = doctor(fab)
+    found(done, 0, "warning: node1: its own name, node1, resolves to loopback", "found 127.0.1.1", "GLOO_SOCKET_IFNAME")
+
+
+def test_an_interface_that_is_not_there_is_found(fab: Fab) -> None:
+    done = doctor(fab, env={"NCCL_SOCKET_IFNAME": "ib"})
+    found(done, 1, "error: node[1-2]: NCCL_SOCKET_IFNAME=ib names no interface that is up there", "found lo, eth0")
+
+
+# ---- what nodes should have alike
+
+
+@contextmanager
+def other_torch(node: Node) -> Iterator[None]:
+    """Let the node's interpreters find another torch, without an import that works."""
+    package = node.home / "site" / "torch"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ImportError('not to be imported')\n")
+    (package / "version.py").write_text("__version__ = '1.2.3'\ncuda = '9.0'\n")
+    with start_up_file(node, f"export PYTHONPATH={package.parent}\n"):
+        yield
+
+
+def test_another_torch_on_one_node_is_found_without_importing_it(fab: Fab) -> None:
+    with other_torch(fab.cluster.node(1)):
+        done = doctor(fab)
+    found(done, 1, "error: node2: torch is another version than elsewhere", ", found 1.2.3", "fix: install the same")
+    found(done, 1, "node2  ", "1.2.3 !", "9.0 !")
+
+
+def test_other_code_on_one_node_is_found_with_the_files_that_differ(fab: Fab) -> None:
+    fab.write("train.py", "print('new')\n")
+    git = ("git", "-c", "user.name=x", "-c", "user.email=x@example.org", "-C", str(fab.workdir))
+    for words in (("init", "-q"), ("add", "."), ("commit", "-q", "-m", "x")):
+        subprocess.run([*git, *words], check=True)
+    fab.write("untracked.log", "not code\n")
+    node = fab.cluster.node(1)
+    with other_disk(node, fab.workdir):
+        copy = f"cd '{fab.workdir}' && echo old > train.py && echo other > untracked.log"
+        subprocess.run(["nsenter", f"--mount=/proc/{node.sshd_pid}/ns/mnt", "sh", "-c", copy], check=True)
+        done = doctor(fab)
+    found(
+        done,
+        1,
+        f"error: node2: the code in {fab.workdir} is not that of the other nodes: light.py is missing, train.py",
+    )
+    found(done, 1, "node1  ", " own ")
+    assert "untracked" not in done.stdout
+
+
+def test_a_workdir_and_an_interpreter_that_do_not_exist_are_found(fab: Fab) -> None:
+    done = doctor(fab, "--workdir", "/no/such/folder", "--python", "/no/such/python")
+    found(
+        done,
+        1,
+        "error: node[1-2]: the working directory /no/such/folder does not exist",
+        "fix: copy it there: fab sync",
+    )
+    found(done, 1, "error: node[1-2]: there is no /no/such/python", "--python")
+
+
+def test_a_low_limit_is_a_warning(fab: Fab) -> None:
+    with start_up_file(fab.cluster.node(1), "ulimit -n 256\n"):
+        done = doctor(fab)
+    found(done, 0, "warning: node2: ulimit -n (open files) is low", "expected 1024 or more, found 256")
+
+
+def test_a_node_without_tmux_is_found(fab: Fab) -> None:
+    with fake_program(fab.cluster.node(1), "tmux", "exit 7"):
+        done = doctor(fab)
+    found(done, 1, "error: node2: tmux does not run: tmux -V ended with 7", "fix: install it there")
+
+
+# ---- what runs there already
+
+
+def test_a_job_that_runs_is_news(fab: Fab) -> None:
+    assert fab(*fab.launch("--name", "long", gpus=True)).rc == 0
+    assert eventually(lambda: "light.py" in " ".join(fab.processes().values()), 20)
+    found(doctor(fab), 0, "note: node[1-2]: the job long runs there")
+
+
+def test_processes_that_nobody_answers_for_are_left_over(fab: Fab) -> None:
+    marks = ("TORCHFAB_JOB_ID=gpt2-12ab34cd", "TORCHFAB_NODE_RANK=1")
+    with subprocess.Popen(fab.cluster.node(1).command("env", *marks, "sleep", "60")) as process:
+        try:
+            found(doctor(fab), 0, "warning: node2: 1 process of the job gpt2 left over", "(sleep 60)", "fab stop gpt2")
+        finally:
+            process.kill()
