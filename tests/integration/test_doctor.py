@@ -277,6 +277,15 @@ def test_a_node_without_tmux_is_found(fab: Fab) -> None:
     found(done, 1, "error: node2: tmux does not run: tmux -V ended with 7", "fix: install it there")
 
 
+def test_gpus_are_asked_of_the_node_s_own_nvidia_smi(fab: Fab) -> None:
+    with fake_program(fab.cluster.node(1), "nvidia-smi", f"cat '{DOCUMENTS}/driver-550-h100.xml'"):
+        done = doctor(fab)
+    found(done, 1, "error: node2: the GPUs are not those", "expected none, found 1 NVIDIA H100 80GB HBM3")
+    found(done, 1, "error: node2: GPU 0 (00000000:19:00.0) has had memory errors", "expected 0, found 3")
+    found(done, 1, "warning: node2: GPU 0", "is held by pid 4711 (/opt/venv/bin/python, 70000 MiB)")
+    found(done, 1, "node2  ", "550.90.07 !")
+
+
 # ---- what runs there already
 
 

@@ -26,7 +26,7 @@ def findings(seen: Seen) -> Iterator[Finding]:
     if told is None:
         return
     if told.get("problem"):
-        severity = WARNING if told.get("missing") else ERROR
+        severity = WARNING if told.get("missing") or told["gpus"] else ERROR
         yield Finding("gpu-driver", severity, (seen.host,), told["problem"], fix=_fix(told["problem"]))
     elif told["devices"] > len(told["gpus"]):
         expected, found = str(told["devices"]), str(len(told["gpus"]))
