@@ -16,7 +16,10 @@ from tests.support import require
 
 RUN = Path(__file__).parents[1] / "run"
 NEEDED = ("tmux", "ssh", "rsync")
-NEEDED_BY_TESTS = ("sshd", "ip", "slurmd", "sbatch", "munged", "mpirun.openmpi", "mpiexec.hydra", "pdsh", "shellcheck")
+NEEDED_BY_TESTS = (
+    *("sshd", "ip", "slurmd", "sbatch", "munged", "mpirun.openmpi", "mpiexec.hydra", "pdsh", "iptables", "faketime"),
+    "shellcheck",
+)
 TOOLS = ("bash", "sh", "env", "mkdir", "rm", "mv", "tail", "dirname", "readlink", "uname")
 
 

@@ -48,7 +48,12 @@ SICK: dict[str, tuple[Mapping[str, Any], str, str, str]] = {
     "a part that fails": ({"limits": {"failed": "OSError: x"}}, "not-looked-at", WARNING, "limits could not be looked"),
     "a name on loopback": ({"machine": {"own_addresses": ["127.0.1.1"]}}, "own-name-loopback", WARNING, "gloo listens"),
     "a lost GPU": ({"gpus": {"devices": 3}}, "gpu-lost", ERROR, "kernel lists more"),
-    "a broken driver": ({"gpus": {"problem": "Driver/library version mismatch"}}, "gpu-driver", ERROR, "mismatch"),
+    "a broken driver": (
+        {"gpus": {"problem": "Driver/library version mismatch", "gpus": []}},
+        "gpu-driver",
+        ERROR,
+        "mismatch",
+    ),
     "a leftover": (
         {"jobs": [{"job_id": "gpt2-12ab34cd", "processes": 2, "supervised": False, "example": "7 (python)"}]},
         *("lingering", WARNING, "2 processes of the job gpt2 left over there"),

@@ -123,6 +123,21 @@ def test_nothing_at_all_is_told_with_the_exit_code() -> None:
     assert gpus.parse("", 9)["problem"] == "nvidia-smi ended with 9 and said nothing"
 
 
+def test_complaints_of_the_driver_are_counted_and_told_apart() -> None:
+    lines = [
+        "NVRM: Xid (PCI:0000:3b:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus.",
+        "NVRM: Xid (PCI:0000:5E:00): 31, pid=4711, name=python, Ch 00000008, MMU Fault: ENGINE GRAPHICS",
+        "NVRM: Xid (PCI:0000:5e:00): 31, pid=4712, name=python, Ch 00000009, MMU Fault: ENGINE GRAPHICS",
+        "NVRM: Xid (PCI:0000:5E:00 GPU-I:05): 94, pid=1, Contained: SM (0x1)",
+    ]
+    every = list(gpu.findings(seen(0, {"gpus": {"devices": 2, "xids": lines}})))
+    assert [(each.kind, each.severity) for each in every] == [
+        ("gpu-xid", each) for each in ("error", "warning", "warning")
+    ]
+    assert "Xid 79 (the GPU has fallen off the bus) of GPU 0000:3b:00 within the last day" in every[0].what
+    assert every[1].what.endswith("of GPU 0000:5e:00 within the last day, 2 times")
+
+
 @given(some.text(max_size=200), some.integers(0, 3000))
 def test_no_text_and_no_half_of_a_document_is_met_with_an_exception(text: str, cut: int) -> None:
     whole = (FOLDER / "driver-550-h100.xml").read_text()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import re
 import subprocess
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
 TIMEOUT_S = 20
+XID_AGE_S = 24 * 3600
 # What stands in a field, or instead of the whole document, when the driver has lost a GPU.
 _SICK = re.compile(r"Unknown Error|GPU is lost|requires reset|\bERR!|fallen off the bus", re.IGNORECASE)
 _UNKNOWN = {"", "N/A", "[N/A]", "None", "[Not Supported]", "Not Supported", "[Insufficient Permissions]"}
@@ -25,13 +27,21 @@ _SLOWDOWNS = ("hw_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown", "
 def look() -> dict[str, Any]:
     """Return `devices` (how many the kernel has), and of nvidia-smi: `driver`, `cuda`, `gpus`, or `problem`.
 
-    A machine without NVIDIA's kernel module has no devices, and nvidia-smi is not asked.
+    `xids` are the last day's complaints of the driver in the kernel's log, and `xids_unread` why they could not be read.
+    A machine without NVIDIA's kernel module has no devices.
     """
     devices = len(glob.glob("/proc/driver/nvidia/gpus/*") or glob.glob("/dev/nvidia[0-9]*"))
     told = ask()
     if told.get("missing") and not devices:
         return {"devices": 0, "gpus": []}
-    return {"devices": devices, **told}
+    return {"devices": devices, **told, **(_xids() if devices else {})}
+
+
+def _xids() -> dict[str, Any]:
+    from torchfab.remote import kernel
+
+    said = kernel.said(time.time() - XID_AGE_S)
+    return {"xids": [text for _, text in said["lines"] if "NVRM: Xid" in text], "xids_unread": said["unread"]}
 
 
 def ask() -> dict[str, Any]:
