@@ -27,7 +27,7 @@ _SLOWDOWNS = ("hw_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown", "
 def look() -> dict[str, Any]:
     """Return `devices` (how many the kernel has), and of nvidia-smi: `driver`, `cuda`, `gpus`, or `problem`.
 
-    `xids` are the last day's complaints of the driver in the kernel's log, and `xids_unread` why they could not be read.
+    `xids` are the driver's complaints of the last day in the kernel's log, `xids_unread` why it could not be read.
     A machine without NVIDIA's kernel module has no devices.
     """
     devices = len(glob.glob("/proc/driver/nvidia/gpus/*") or glob.glob("/dev/nvidia[0-9]*"))
