@@ -136,21 +136,27 @@ def status(c: Context, job: str, watch: bool, json: bool, stall: str) -> None:
     grep=flag("", "Only lines that this regular expression finds."),
     no_fold=flag(False, "Do not fold equal lines of several ranks into one."),
     stall=flag("", "With --follow: say that it may hang when no rank has logged for so many seconds; 0: never. [300]"),
+    attempt=flag("", "Of a job that was restarted: which attempt, from 1. [the current one]"),
 )
-def logs(c: Context, job: str, follow: bool, rank: str, lines: str, grep: str, no_fold: bool, stall: str) -> None:
+def logs(
+    c: Context, job: str, *, follow: bool, rank: str, lines: str, grep: str, no_fold: bool, stall: str, attempt: str
+) -> None:
     """Print the logs of all ranks, merged, each line with its host and rank."""
     from torchfab import life
 
     around, request = _around(c), life.log_request(rank, lines, grep, follow)
-    sys.exit(life.show_logs(life.find(job, around), request, not no_fold, life.stall_s(stall, around)))
+    sys.exit(life.show_logs(life.find(job, around, attempt), request, not no_fold, life.stall_s(stall, around)))
 
 
-@job_task(json=flag(False, "Print JSON."))
-def why(c: Context, job: str, json: bool) -> None:
+@job_task(
+    json=flag(False, "Print JSON."),
+    attempt=flag("", "Of a job that was restarted: which attempt, from 1. [the current one]"),
+)
+def why(c: Context, job: str, json: bool, attempt: str) -> None:
     """Say why a job ended: what failed first, where, its traceback, and what followed."""
     from torchfab import life
 
-    sys.exit(life.show_why(life.find(job, _around(c)), json))
+    sys.exit(life.show_why(life.find(job, _around(c), attempt), json))
 
 
 @job_task()

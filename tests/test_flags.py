@@ -33,7 +33,7 @@ def parse_all(*words: str) -> list[dict[str, Any]]:
 
 
 STATUS = {"job": "", "watch": False, "json": False, "stall": ""}
-LOGS = {"job": "", "follow": False, "rank": "", "lines": "", "grep": "", "no-fold": False, "stall": ""}
+LOGS = {"job": "", "follow": False, "rank": "", "lines": "", "grep": "", "no-fold": False, "stall": "", "attempt": ""}
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_a_flag_that_nobody_knows_is_an_error() -> None:
 
 
 def test_every_launch_takes_the_flags_of_all_and_its_own() -> None:
-    shared = {"name", "env", "dry-run", "follow", "workdir", "python", "port", "master-addr", "grace"}
+    shared = {"name", "env", "dry-run", "follow", "workdir", "python", "port", "master-addr", "grace", "nodes"}
     node, gpu = (next(each for each in CONTEXTS if each.name == name) for name in ("launch-per-node", "launch-per-gpu"))
     own = {"nproc-per-node", "nnodes", "max-restarts", "rdzv-backend", "rdzv-timeout"}
     assert {name.replace("_", "-") for name in node.args} == shared | {"hostfile"} | own

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tests.factories import folder, make_facts, make_job, make_nodes
 from tests.hostile import HOSTILE, environments, texts
-from torchfab.errors import JobNameError, TorchfabError
+from torchfab.errors import JobNameError, TorchfabError, UsageError
 from torchfab.job import Node, NodePlan, Plan, Process
 from torchfab.launchers import per_node
 from torchfab.records import Record, Records, plan_as_json
@@ -337,3 +337,28 @@ def test_a_record_of_a_job_that_nobody_knows_names_those_that_are_known(records:
         records.get("other")
     known = ", ".join(f"job{number}" for number in range(9, 1, -1))
     assert str(caught.value) == f"no job 'other' was launched from here\n  fix: jobs known here: {known}"
+
+
+# ---- attempts
+
+
+def test_another_attempt_keeps_the_record_of_the_one_before(records: Records) -> None:
+    first = write(records, plan_named())
+    first.remember("failed", 7, ended=True)
+    second = records.write(plan_named(job_id="gpt2-second"), "tmux", 2000.0, SETTINGS, attempt=2)
+    assert records.get("gpt2") == second
+    assert (second.attempt, second.last_seen()["state"]) == (2, "starting")
+    kept = records.attempt(second, "1")
+    assert (kept.job_id, kept.created, kept.last_seen()["code"]) == (first.job_id, 1000.0, 7)
+    assert records.earlier(second) == [kept]
+    assert [record.job_id for record in records.all()] == ["gpt2-second"]
+    assert {mode(path) for path in kept.folder.iterdir()} == {0o600}
+
+
+@pytest.mark.parametrize("text", ["3", "0", "-1", "../..", "x", "1/"])
+def test_an_attempt_that_never_was_is_an_error_that_says_which_were(records: Records, text: str) -> None:
+    write(records, plan_named())
+    record = records.write(plan_named(job_id="gpt2-second"), "tmux", 2000.0, SETTINGS, attempt=2)
+    with pytest.raises(UsageError) as caught:
+        records.attempt(record, text)
+    assert str(caught.value) == f"job gpt2 has no attempt {text!r}\n  fix: its attempts: 1-2"

@@ -53,6 +53,7 @@ class LaunchFlags(JobFlags):
     hostfile: str = flag("", "File with one host a line, or slurm: the hosts of this allocation. [hosts]")
     port: str = flag("0", "Port of the rendezvous on node 0; 0: a free one. [0]")
     master_addr: str = flag("", "Address by which the nodes reach node 0. [its name in the hosts file]")
+    nodes: str = flag("", "Run on the first N hosts; with --supervise, the hosts beyond are spares. [all]")
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
 
 from torchfab import allocation, environment, inventory, render
+from torchfab import asked as asked_of
+from torchfab.asked import Asked
 from torchfab.commandline import progress, say, tell
 from torchfab.errors import Interrupted, TorchfabError, UsageError
 from torchfab.flags import JobFlags, LaunchFlags
@@ -114,8 +117,15 @@ def _file(given: str, default: str, around: Surroundings) -> Path:
 # ---- ask, plan, act
 
 
-def launch(launcher: ModuleType, flags: LaunchFlags, own: Any, around: Surroundings) -> Record | None:
+def launch(
+    launcher: ModuleType, flags: LaunchFlags, own: Any, around: Surroundings, skip: Container[str] = ()
+) -> Record | None:
     """Launch a job on the tmux runtime, or print what would be launched.
+
+    Parameters
+    ----------
+    skip : container of str
+        Labels of nodes to leave out. Default: none.
 
     Returns
     -------
@@ -127,30 +137,96 @@ def launch(launcher: ModuleType, flags: LaunchFlags, own: Any, around: Surroundi
     TorchfabError
         Something is wrong; nothing was started, or what had started was stopped again.
     """
-    job = make_job(launcher, flags, own, around)
-    nodes, slots = read_inventory(flags, around)
+    asked = ask_for(launcher, flags, own, around, skip)
+    nodes, slots = asked_of.of_nodes(asked.nodes, asked.slots, choose(asked.nodes, asked.count, skip))
     if flags.dry_run:
-        say(_dry_run(launcher, job, nodes, slots, around))
+        say(_dry_run(launcher, asked.job, nodes, slots, around))
         return None
-    around.records.claim(job.name)
+    name = asked.job.name
+    folder = around.records.claim(name)
     try:
-        return _launch_claimed(launcher, job, nodes, slots, around)
+        asked.save(folder)
+        prepared = tmux.prepare(asked.job, nodes, launcher.needs(asked.job), around.settings, True, progress)
+        record, plan = _start(launcher, asked.job, slots, prepared, around, attempt=1)
     except BaseException as error:
         if not (isinstance(error, TorchfabError) and error.unsure):
-            around.records.release(job.name)
+            around.records.release(name)
         if isinstance(error, KeyboardInterrupt):
             raise Interrupted("interrupted; nothing was left running") from None
         raise
+    _announce(plan, time.time() - around.now)
+    return record
 
 
-def _launch_claimed(
-    launcher: ModuleType, job: Job, nodes: Sequence[Node], slots: Sequence[Slot], around: Surroundings
-) -> Record:
+def ask_for(launcher: ModuleType, flags: LaunchFlags, own: Any, around: Surroundings, skip: Container[str]) -> Asked:
+    """Return what the flags ask for, on as many nodes as `--nodes` says, or on all that are not skipped."""
+    job = make_job(launcher, flags, own, around)
+    nodes, slots = read_inventory(flags, around)
+    count = _count(flags.nodes) or sum(node.label not in skip for node in nodes) or len(nodes)
+    return Asked(job, vars(own), nodes, slots, count)
+
+
+def _count(text: str) -> int:
+    if text and not (text.isascii() and text.isdigit() and len(text) < 7 and int(text)):
+        raise UsageError(f"--nodes is a number of at least 1, got {text!r}")
+    return int(text or 0)
+
+
+def choose(nodes: Sequence[Node], count: int, skip: Container[str] = ()) -> tuple[Node, ...]:
+    """Return the first `count` nodes that are not to be skipped, by their labels; the lines beyond are spares.
+
+    Raises
+    ------
+    UsageError
+        There are not as many.
+    """
+    found = tuple(node for node in nodes if node.label not in skip)
+    if len(found) < count:
+        left_out = [node.label for node in nodes if node.label in skip]
+        lemons = f"; left out as lemons: {inventory.fold(left_out)}" if left_out else ""
+        fix = "fab lemons says why, and forgives" if left_out else "name more hosts, or ask for fewer"
+        raise UsageError(f"{count} nodes are wanted, and the hosts file has {len(found)} that can be used{lemons}", fix)
+    return found[:count]
+
+
+def again(asked: Asked, nodes: Sequence[Node], new_port: bool, before: Record, around: Surroundings) -> Record:
+    """Launch a job once more, under its name, as its next attempt; nothing of the one before runs on these nodes.
+
+    Parameters
+    ----------
+    nodes : sequence of Node
+        On which nodes of those asked for.
+    new_port : bool
+        Whether processes of an earlier attempt may still hold the port.
+    before : Record
+        The attempt before.
+
+    Raises
+    ------
+    TorchfabError
+        It was not started. Whether it counts as an attempt is seen in the record.
+    """
+    launcher, job = asked.launcher, asked.next_job(around.token, new_port)
+    if nodes[0].label != before.nodes[0].label:  # an address that was given is that of the node that is gone
+        job = replace(job, master_addr="")
+    nodes, slots = asked_of.of_nodes(asked.nodes, asked.slots, nodes)
     prepared = tmux.prepare(job, nodes, launcher.needs(job), around.settings, True, progress)
+    return _start(launcher, job, slots, prepared, around, before.attempt + 1)[0]
+
+
+def _start(
+    launcher: ModuleType,
+    job: Job,
+    slots: Sequence[Slot],
+    prepared: tmux.Prepared,
+    around: Surroundings,
+    attempt: int,
+) -> tuple[Record, Plan]:
+    """Plan on what the nodes told, write it down, and start it."""
     try:
-        facts = [prepared.facts[node.rank] for node in nodes]
-        plan = launcher.plan(job, nodes, slots, facts)
-        record = around.records.write(plan, tmux.NAME, around.now, around.settings)
+        nodes = prepared.nodes
+        plan = launcher.plan(job, nodes, slots, [prepared.facts[node.rank] for node in nodes])
+        record = around.records.write(plan, tmux.NAME, around.now, around.settings, attempt)
         with InterruptibleOnce():
             tmux.start(plan, prepared, progress)
     except BaseException:
@@ -158,8 +234,7 @@ def _launch_claimed(
         raise
     record.note("started")
     record.remember("running", None, ended=False)
-    _announce(plan, time.time() - around.now)
-    return record
+    return record, plan
 
 
 class InterruptibleOnce:

@@ -29,15 +29,15 @@ DEFAULT_LINES = 1000
 _JOBS_AT_ONCE = 8
 
 
-def find(job: str, around: Surroundings) -> Record:
-    """Return the record of a job; of the latest where none is named, and say which that is.
+def find(job: str, around: Surroundings, attempt: str = "") -> Record:
+    """Return the record of a job, or of one of its attempts; of the latest job where none is named, and say so.
 
     `-S`, `-i` and `-t` on the command line, and today's timeouts, replace what the job was launched with.
     """
     record = around.records.get(job) if job else around.records.latest()
     if not job:
         tell(f"job {record.name} (the latest)")
-    return _as_of_today(record, around)
+    return _as_of_today(around.records.attempt(record, attempt), around)
 
 
 def _as_of_today(record: Record, around: Surroundings) -> Record:
@@ -186,7 +186,10 @@ def remove(job: str, around: Surroundings) -> None:
         )
     if not found.has_ended:
         raise UsageError(f"job {record.name} has not ended", f"fab stop {record.name}")
-    failed = runtimes.of(record.runtime).forget(record)
+    failed: dict[str, TorchfabError] = {}
+    for attempt in [*around.records.earlier(record), record]:
+        settled = replace(attempt, settings=record.settings)
+        failed.update(runtimes.of(record.runtime).forget(settled))
     if failed:
         raise HostsFailedError(f"the job's folder is still on {len(failed)} nodes; its record was kept", failed)
     around.records.release(record.name)

@@ -4,7 +4,9 @@ jobs/<name>/            0700; making it, and locking `launching` in it, claims t
     record.json         the job, where it runs, how its nodes are reached
     plan.json           what runs on every node, without secret values
     state.json          what was last seen of it
+    asked.json          what it takes to launch it again (torchfab.asked)
     events.jsonl        what happened to it, a line each
+    attempts/<k>/       the same files of its earlier attempts, where it was launched again under its name
 """
 
 from __future__ import annotations
@@ -19,11 +21,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from torchfab.errors import JobNameError, TorchfabError
+from torchfab.errors import JobNameError, TorchfabError, UsageError
 from torchfab.job import Node, Plan, Submission, check_name
 from torchfab.settings import Settings
 
 FORMAT = 1
+ATTEMPTS = "attempts"
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class Record:
         The defaults that torchfab chose.
     details : Mapping of str to Any
         What the runtime alone knows: ids that a scheduler gave, where its files lie.
+    attempt : int
+        How often it was launched under this name, this time included.
     """
 
     folder: Path
@@ -68,6 +73,7 @@ class Record:
     settings: Settings
     chosen: Mapping[str, str]
     details: Mapping[str, Any] = field(default_factory=dict)
+    attempt: int = 1
 
     @property
     def is_elastic(self) -> bool:
@@ -95,7 +101,8 @@ class Record:
     def remember(self, state: str, code: int | None, ended: bool) -> None:
         """Remember what was last seen of the job."""
         try:
-            _write(self.folder / "state.json", {"state": state, "code": code, "ended": ended, "seen": time.time()})
+            seen = {"state": state, "code": code, "ended": ended, "seen": time.time(), "job_id": self.job_id}
+            _write(self.folder / "state.json", seen)
         except OSError:
             pass
 
@@ -103,7 +110,8 @@ class Record:
         """Return what was last seen of the job: state, code, ended, seen (seconds since the epoch)."""
         nothing = {"state": "starting", "code": None, "ended": False, "seen": self.created}
         try:
-            return {**nothing, **json.loads((self.folder / "state.json").read_text())}
+            seen = {**nothing, **json.loads((self.folder / "state.json").read_text())}
+            return seen if seen.pop("job_id", self.job_id) == self.job_id else nothing  # else of an earlier attempt
         except (OSError, ValueError, TypeError):
             return nothing
 
@@ -175,8 +183,16 @@ class Records:
         """Give a name back: nothing of the job runs or will run."""
         shutil.rmtree(self.root / name, ignore_errors=True)
 
-    def write(self, plan: Plan, runtime: str, created: float, settings: Settings) -> Record:
-        """Write down a job before it starts, so that whatever happens from here on, `stop` finds it."""
+    def write(self, plan: Plan, runtime: str, created: float, settings: Settings, attempt: int = 1) -> Record:
+        """Write down a job before it starts, so that whatever happens from here on, `stop` finds it.
+
+        Parameters
+        ----------
+        attempt : int
+            Beyond the first one, the record of the attempt before is kept in `attempts/`. Default 1.
+        """
+        if attempt > 1:
+            self._keep_attempt(self.root / plan.job.name, attempt - 1)
         record = Record(
             folder=self.root / plan.job.name,
             name=plan.job.name,
@@ -191,11 +207,53 @@ class Records:
             min_nodes=plan.min_nodes,
             settings=settings,
             chosen=plan.chosen,
+            attempt=attempt,
         )
         self._write(record, "plan.json", plan_as_json(plan))
         self._write(record, "record.json", _as_json(record))
         record.note("planned", nodes=len(record.nodes), world_size=record.world_size)
         return record
+
+    def _keep_attempt(self, folder: Path, attempt: int) -> None:
+        kept = folder / ATTEMPTS / str(attempt)
+        try:
+            kept.parent.mkdir(mode=0o700, exist_ok=True)
+            kept.mkdir(mode=0o700, exist_ok=True)
+            for name in ("plan.json", "state.json", "events.jsonl", "record.json"):
+                if (folder / name).exists():
+                    shutil.copyfile(folder / name, kept / name)
+                    (kept / name).chmod(0o600)
+        except OSError as error:
+            raise _cannot_write(kept, error) from None
+
+    def earlier(self, record: Record) -> list[Record]:
+        """Return the records of a job's earlier attempts, the first one first; what cannot be read is left out."""
+        found = []
+        for number in range(1, record.attempt):
+            try:
+                found.append(self.attempt(record, str(number)))
+            except UsageError:
+                continue
+        return found
+
+    def attempt(self, record: Record, text: str) -> Record:
+        """Return the record of one of a job's attempts, as given by a flag; the job's own where the text is empty.
+
+        Raises
+        ------
+        UsageError
+            There was no such attempt.
+        """
+        if text in ("", str(record.attempt)):
+            return record
+        path = record.folder / ATTEMPTS / text / "record.json"
+        try:
+            if not (text.isascii() and text.isdigit()):
+                raise ValueError(text)
+            return _from_json(path.parent, json.loads(path.read_text()))
+        except (OSError, ValueError, KeyError, TypeError):
+            known = f"1-{record.attempt}" if record.attempt > 1 else "only 1"
+            raise UsageError(f"job {record.name} has no attempt {text!r}", f"its attempts: {known}") from None
 
     def write_submission(self, submission: Submission, runtime: str, created: float, settings: Settings) -> Record:
         """Write down a job that is about to be handed to a scheduler."""

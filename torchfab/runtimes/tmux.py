@@ -40,6 +40,7 @@ class Prepared:
     """Nodes on which phase one has gone well: their open sessions and their facts."""
 
     settings: Settings
+    nodes: tuple[Node, ...] = ()
     sessions: dict[int, Session] = field(default_factory=dict)
     facts: dict[int, Facts] = field(default_factory=dict)
     told: dict[int, Mapping[str, Any]] = field(default_factory=dict)
@@ -71,7 +72,7 @@ def prepare(
         With one reason for each node that failed; what was prepared elsewhere is taken back.
     """
     opened = connections(nodes, settings)
-    prepared = Prepared(settings)
+    prepared = Prepared(settings, tuple(nodes))
     reasons: dict[str, TorchfabError] = {}
     patience_s = _patience_s(len(nodes), settings)
 
