@@ -159,6 +159,33 @@ def why(c: Context, job: str, json: bool, attempt: str) -> None:
     sys.exit(life.show_why(life.find(job, _around(c), attempt), json))
 
 
+@job_task(
+    rank=flag("", "Only these ranks: 0,2-5."),
+    native=flag(False, "Show the frames of C and C++ too; takes longer."),
+    all=flag(False, "Show every frame, and the threads besides the main one."),
+    exact=flag(False, "Stacks are equal only where every line is. [functions; and lines where ranks wait]"),
+    timeout=flag("", "Seconds for each rank. [10; 60 with --native]"),
+    json=flag(False, "Print JSON."),
+)
+def stacks(
+    c: Context,
+    job: str,
+    rank: str,
+    native: bool,
+    all: bool,  # noqa: A002  # the flag's name
+    exact: bool,
+    timeout: str,
+    json: bool,
+) -> None:
+    """Say what every rank is doing: their stacks, equal ones as one, the odd ranks first."""
+    from torchfab import dumping, launch, life
+
+    record = life.find(job, _around(c))
+    timeout_s = launch.seconds("--timeout", timeout or "0")
+    wanted = dumping.Wanted(rank, native, all, exact, c.config.torchfab.stacks_signal, timeout_s)
+    sys.exit(dumping.show(record, wanted, json))
+
+
 @job_task()
 def wait(c: Context, job: str) -> None:
     """Wait for a job to end, and exit with its code."""

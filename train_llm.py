@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
 import fcntl
 import hashlib
 import itertools
@@ -1361,6 +1362,8 @@ def print_one_line(kind: type[BaseException], error: BaseException, trace: Any) 
 @record  # writes the traceback of a failing rank to $TORCHELASTIC_ERROR_FILE
 def main() -> None:
     sys.excepthook = print_one_line
+    # `kill -USR2` on a rank that hangs: all its threads' stacks on its stderr, also where no debugger may look into it.
+    faulthandler.register(signal.SIGUSR2, all_threads=True)
     args = parse_arguments()
     avoid_waiting_for_the_hub([args.model_name, args.dataset_name])
     place = find_place(os.environ, args.local_rank, torch.cuda.device_count())

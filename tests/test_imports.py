@@ -42,6 +42,7 @@ DIRECTION: dict[str, set[str]] = {
     "stall": {"inventory", "logview", "status"},
     "alarm": {"commandline", "errors", "stall", "status"},
     "events": {"errors", "job", "status"},
+    "stacks": {"errors", "inventory", "job", "logview", "stacks"},
     "bundle": set(),
     "fanout": set(),
     "shims": set(),

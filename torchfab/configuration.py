@@ -14,6 +14,7 @@ from torchfab.errors import UsageError
 _SECONDS = ("connect_timeout_s", "prepare_timeout_s", "start_timeout_s", "answer_timeout_s")
 _GRACES = ("grace_s", "failure_grace_s", "stall_s")
 _TEXTS = ("hostfile", "gpufile", "node_dir", "records", "agent_python")
+_STACK_SIGNALS = ("", "SIGUSR1", "SIGUSR2")
 _LISTS = ("script", "forward")
 
 
@@ -40,7 +41,8 @@ def _wanted(name: str, value: Any) -> str:
         return "" if isinstance(value, str) and value.strip() else "a text"
     if name in _LISTS:
         return "" if _is_list(value) else "a list of texts"
-    return ""
+    wrong_signal = name == "stacks_signal" and value not in _STACK_SIGNALS
+    return "SIGUSR1, SIGUSR2, or empty for none" if wrong_signal else ""
 
 
 def _is_number(value: Any, least: float) -> bool:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
 
 from tests.integration.fab import Fab, eventually
-from tests.integration.jobs import ok, two
+from tests.integration.jobs import gpufile, host_line, ok, status_of, two
 
 # Logs, falls silent until it is told to go on, logs again, and ends.
 SILENT = """
@@ -47,3 +52,129 @@ def test_a_silent_job_is_told_by_status_and_while_one_follows_once_and_its_end_t
     rest = [process.communicate(timeout=60)[1] for process in (follower, waiting)]
     assert not any("no rank has logged" in told for told in rest), rest  # once
     assert "it logs again, after" in rest[0]
+
+
+# ---- fab stacks
+
+# Rank 1 comes late to what the others wait in.
+LATE = """
+import os, sys, time
+def wait_for_the_others():
+    time.sleep(300)
+def load_a_slow_shard():
+    time.sleep(300)
+print("up", flush=True)
+load_a_slow_shard() if os.environ["RANK"] == "1" else wait_for_the_others()
+"""
+REDUCE = """
+import os, time
+import torch
+import torch.distributed as dist
+def load_a_slow_shard():
+    time.sleep(300)
+def reduce_loss(loss):
+    dist.all_reduce(loss)
+dist.init_process_group("gloo")
+print("up", flush=True)
+if dist.get_rank() == 1:
+    load_a_slow_shard()
+reduce_loss(torch.ones(1))
+"""
+# Nobody may look into it, not even its own user; it answers a signal.
+PRIVATE = """
+import ctypes, faulthandler, os, signal, time
+if os.environ["RANK"] == "0":
+    faulthandler.register(signal.SIGUSR2, all_threads=True)
+def doze():
+    time.sleep(300)
+time.sleep(1)  # until it was seen to be a rank
+ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE
+print("up", flush=True)
+doze()
+"""
+
+
+def launched(fab: Fab, name: str, script: str, ranks: int, *words: str) -> None:
+    """Launch a script on both hosts, and wait until all its ranks have said that they are up."""
+    fab.write(f"{name}.py", script)
+    lines = gpufile(fab, *[index % 2 for index in range(ranks)])
+    ok(fab("launch-per-gpu", "--gpufile", lines, "--name", name, *words, "--", f"{name}.py"))
+    assert eventually(lambda: ok(fab("logs", name, "--no-fold")).stdout.count("up") >= ranks, 60)
+
+
+def told(fab: Fab, name: str, *words: str, rc: int = 0, **more: Any) -> dict[str, Any]:
+    done = fab("stacks", name, "--json", *words, **more)
+    assert done.rc == rc, done
+    return dict(json.loads(done.stdout))
+
+
+def test_a_late_rank_comes_first_and_one_that_was_stopped_before_it(fab: Fab) -> None:
+    launched(fab, "late", LATE, 4)
+    shown = ok(fab("stacks", "late")).stdout
+    sentence = "rank 1 is in time.sleep of load_a_slow_shard, 3 others wait in time.sleep of wait_for_the_others"
+    assert shown.splitlines()[0] == f"job late: {sentence}"
+    assert "  > load_a_slow_shard (late.py:6)   time.sleep(300)" in shown
+    victim = next(each for each in told(fab, "late")["ranks"] if each["rank"] == 2)
+    os.kill(victim["pid"], signal.SIGSTOP)
+    try:
+        shown = ok(fab("stacks", "late")).stdout
+    finally:
+        os.kill(victim["pid"], signal.SIGCONT)
+    assert shown.splitlines()[0].startswith(
+        "job late: rank 2 is stopped by a signal (state T), in time.sleep of wait_for"
+    )
+    assert f"to let rank 2 go on: kill -CONT {victim['pid']}, on {victim['host']}" in shown
+    assert {each["rank"] for each in told(fab, "late", "--rank", "0,3")["ranks"]} == {0, 3}
+    # A node that does not answer is named, and costs the other's answer nothing.
+    fab.cluster.kill_sshd(1)
+    try:
+        cut = told(fab, "late", rc=1)
+    finally:
+        fab.cluster.start_sshd(1)
+    assert list(cut["unheard"]) == [host_line(fab, 1)]
+    assert [each["rank"] for each in cut["ranks"]] == [0, 2]
+
+
+def test_a_rank_that_is_late_for_all_reduce(fab: Fab) -> None:
+    launched(fab, "reduce", REDUCE, 2)
+    sentence = "rank 0 is in all_reduce of reduce_loss, rank 1 waits in time.sleep of load_a_slow_shard"
+    assert eventually(lambda: told(fab, "reduce")["summary"] == sentence, 30), told(fab, "reduce")["summary"]
+    assert "pthread_cond" in ok(fab("stacks", "reduce", "--native", "--rank", "0", "--all")).stdout
+
+
+def test_py_spy_is_sent_to_nodes_that_have_none_and_removed(fab: Fab) -> None:
+    launched(fab, "bare", LATE, 2, "--python", str(bare_python(fab)))
+    before = set(Path("/tmp").glob("torchfab-*"))
+    found = told(fab, "bare")
+    assert [node["py_spy"] for node in found["nodes"]] == ["sent", "sent"]
+    assert [len(group["ranks"]) for group in found["groups"]] == [1, 1]
+    assert not set(Path("/tmp").glob("torchfab-*")) - before
+    launched(fab, "rich", LATE, 2)
+    assert [node["py_spy"] for node in told(fab, "rich")["nodes"]] == ["beside the interpreter"] * 2
+
+
+def bare_python(fab: Fab) -> Path:
+    """Make an interpreter with all packages of this one, and nothing beside it."""
+    venv = fab.workdir / "bare"
+    (venv / "bin").mkdir(parents=True)
+    ours = Path(sys.prefix)
+    (venv / "bin" / "python").symlink_to(Path(sys.executable).resolve())
+    (venv / "pyvenv.cfg").write_text((ours / "pyvenv.cfg").read_text())
+    (venv / "lib").symlink_to(ours / "lib")
+    fab.own(venv)
+    return venv / "bin" / "python"
+
+
+def test_where_nobody_may_look_the_signal_is_tried_and_the_refusal_explained(loopback_fab: Fab) -> None:
+    fab = loopback_fab
+    launched(fab, "private", PRIVATE, 2)
+    found = told(fab, "private", rc=1)
+    by_rank = {each["rank"]: each for each in found["ranks"]}
+    assert by_rank[0]["by"] == "SIGUSR2"
+    assert by_rank[0]["threads"][0]["frames"][0]["function"] == "doze"
+    assert "the node refused to let py-spy look into it" in by_rank[1]["problem"]
+    assert "by signal: it does not catch SIGUSR2" in by_rank[1]["problem"]
+    assert "faulthandler.register" in by_rank[1]["fix"]
+    silent = told(fab, "private", rc=1, config={"stacks_signal": ""})
+    assert not any(each["threads"] for each in silent["ranks"])
+    assert status_of(fab, "private")["state"] == "running"

@@ -14,9 +14,11 @@ library only, and import `typing` never at run time: a node pays for every modul
     start        phase two: hand the processes to tmux
     life         status and stop
     logs         read and follow the logs
+    stacks       the stacks of the ranks; spy: by py-spy; faults: by the signal that faulthandler answers
     slurm        a job on a Slurm cluster, where its commands are: status, stop
     slurmsubmit  its submission
     slurmtask    what srun starts on each node of it
+    slurmstacks  the stacks of its ranks
     slurmlogs    its logs, of all nodes
     wire         the conversation with the launch machine
 """

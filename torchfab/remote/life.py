@@ -54,7 +54,7 @@ def _process_status(folder: str, name: str, stop: dict[str, Any] | None, alive: 
     started = files.read_json(os.path.join(folder, files.STARTED)) or {}
     ended = files.read_json(os.path.join(folder, files.EXIT))
     state, reason = _state(started, ended, stop, alive)
-    ranks = files.read_json(os.path.join(folder, files.RANKS)) or _own_rank(spec, started, ended)
+    ranks = ranks_of(folder)
     reported = reported_failures(os.path.join(folder, files.OUTPUT)) if state == "failed" else []
     _fill_codes(ranks, state, reported)
     return {
@@ -71,6 +71,14 @@ def _process_status(folder: str, name: str, stop: dict[str, Any] | None, alive: 
         "last_line": _last_line(logfiles.find(folder, spec), ranks),
         "reported": reported,
     }
+
+
+def ranks_of(folder: str) -> list[dict[str, Any]]:
+    """Return the ranks of a process, as its supervisor has seen them so far."""
+    spec = files.read_json(os.path.join(folder, files.SPEC)) or {}
+    started = files.read_json(os.path.join(folder, files.STARTED)) or {}
+    ended = files.read_json(os.path.join(folder, files.EXIT))
+    return files.read_json(os.path.join(folder, files.RANKS)) or _own_rank(spec, started, ended)
 
 
 def _fill_codes(ranks: list[dict[str, Any]], state: str, reported: list[dict[str, int]]) -> None:

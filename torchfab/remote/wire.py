@@ -35,6 +35,7 @@ ANSWERS = {
     "reach": ("reach", "try_out"),
     "status": ("life", "answer_status"),
     "evidence": ("evidence", "answer"),
+    "stacks": ("stacks", "answer"),
     "slurm_status": ("slurm", "status"),
     "slurm_evidence": ("slurmevidence", "answer"),
     "slurm_stop": ("slurm", "stop"),
@@ -198,6 +199,12 @@ class Conversation:
             self.submitted = {**request, **answer}
         return answer
 
+    def on_slurm_stacks(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Say what the ranks of a Slurm job are doing."""
+        from torchfab.remote.slurmstacks import answer
+
+        return answer(request, self.bundle)
+
 
 def _function(module: str, name: str) -> Callable[..., dict[str, Any]]:
     # Imported where it is needed, so that a status pays for no launch.
@@ -218,6 +225,10 @@ def main(bundle: str) -> int:
         from torchfab.remote.slurmtask import exit_code
 
         return exit_code(int(sys.argv[2]))
+    if sys.argv[1:2] == ["slurm-stacks"]:
+        from torchfab.remote.slurmstacks import main as look
+
+        return look()
     try:
         Conversation(bundle).run()
     except BrokenPipeError:

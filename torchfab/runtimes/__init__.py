@@ -9,6 +9,7 @@ A runtime module offers
     status(record) -> JobStatus               how the job is
     follow(record, request) -> events         its logs, and the end of each node
     evidence(record) -> Evidence              what tells why it ended as it did
+    stacks(record, request) -> Dump           what every rank is doing; an error where the runtime cannot look
     stop(record, grace_s) -> StopReports      end it, with proof
     attach_argv(record, ...) -> argv          a terminal on one of its processes
     forget(record) -> reasons                 remove its folders; why that failed, by host

@@ -6,6 +6,7 @@ torchfab keeps no process for it: the cluster runs it, and is asked.
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -25,6 +26,7 @@ from torchfab.pods.seeing import look, see
 from torchfab.pods.states import Object, Seen, index_of, job_status
 from torchfab.records import Record
 from torchfab.runtimes import StopReport
+from torchfab.stacks.values import Dump
 from torchfab.status import JobStatus, NodeStatus, Verdict
 from torchfab.why.evidence import Evidence
 
@@ -292,6 +294,19 @@ def forget(record: Record) -> dict[str, TorchfabError]:
     return {each: TorchfabError("is still there") for each in left}
 
 
+# ---- stacks
+
+
+def stacks(record: Record, request: Mapping[str, Any]) -> Dump:
+    """Raise TorchfabError, which says what to type instead: nothing of ours is in the pods, and hardly ever py-spy."""
+    cluster = _cluster(record)
+    pods = [pod["metadata"]["name"] for pod in cluster.list("Pod", f"{ID_LABEL}={record.details['id']}")]
+    words = (*_kubectl(cluster.place), "exec", *(pods[-1:] or ["POD"]), "--container", CONTAINER, "--")
+    command = shlex.join((*words, "py-spy", "dump", "--pid", "1", "--subprocesses"))
+    needs = "the image needs py-spy, and the container the capability SYS_PTRACE"
+    raise TorchfabError("fab stacks cannot look into pods yet", f"pod by pod ({len(pods)}): {command} ({needs})")
+
+
 # ---- attach
 
 
@@ -311,7 +326,12 @@ def attach_argv(record: Record, node: Node, window: str) -> tuple[str, ...]:
         raise UsageError(f"{node.label} has no pod", f"fab status {record.name}")
     tell("a shell beside the training: to leave it, type exit")
     place = cluster.place
-    config = ("--kubeconfig", place.kubeconfig) if place.kubeconfig and ":" not in place.kubeconfig else ()
-    where = (*config, *(("--context", place.context) if place.context else ()), "--namespace", place.namespace)
     pod = pods[-1]["metadata"]["name"]
-    return ("kubectl", *where, "exec", "-it", pod, "--container", CONTAINER, "--", "sh", "-c", "exec bash || exec sh")
+    return (*_kubectl(place), "exec", "-it", pod, "--container", CONTAINER, "--", "sh", "-c", "exec bash || exec sh")
+
+
+def _kubectl(place: Place) -> tuple[str, ...]:
+    """Return kubectl with the options that name the cluster and the namespace."""
+    config = ("--kubeconfig", place.kubeconfig) if place.kubeconfig and ":" not in place.kubeconfig else ()
+    context = ("--context", place.context) if place.context else ()
+    return ("kubectl", *config, *context, "--namespace", place.namespace)

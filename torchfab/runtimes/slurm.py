@@ -20,8 +20,10 @@ from torchfab.events import ContactLost, Event, JobSeen, Lines, PastRead, Tick
 from torchfab.job import Node, Submission
 from torchfab.records import Record
 from torchfab.runtimes import StopReport
+from torchfab.runtimes.nodestacks import program_for
 from torchfab.session import Session
 from torchfab.ssh import connections, open_session
+from torchfab.stacks.values import Dump, from_answer
 from torchfab.why import evidence as why
 from torchfab.why.evidence import Evidence
 
@@ -143,6 +145,37 @@ def evidence(record: Record) -> Evidence:
     said = slurmstate.ended_by(answer, job)
     words = (why.Said(*said),) if said else ()
     return Evidence(record.name, record.created, job, nodes, words, record.events(), answer["batch"])
+
+
+# ---- stacks
+
+
+def stacks(record: Record, request: Mapping[str, Any]) -> Dump:
+    """Have a step beside the ranks, in the job's own allocation, look into them; `request` as for the nodes.
+
+    Raises
+    ------
+    TorchfabError
+        The job does not run, or Slurm cannot be asked.
+    """
+    if unconfirmed := _unconfirmed(record):
+        raise UsageError(f"job {record.name} does not run: {unconfirmed.reason}")
+    # Slurm may take a while to start the step, and a node that answers late must not cost the others' answers.
+    timeout_s = record.settings.answer_timeout_s + 60 + 2 * request["timeout_s"]
+    session = _open(record)
+    try:
+        asked = _request(record, "slurm_stacks", **request)
+        answer = _checked(record, session.ask(asked, timeout_s))
+        if answer.get("wants"):
+            again = {**asked, "program": program_for(answer["machine"])}
+            answer = _checked(record, session.ask(again, timeout_s))
+    finally:
+        session.close()
+    heard = [(Node(each["rank"], each["host"]), each["answer"]) for each in answer["nodes"]]
+    fix = f"see whether this works: srun --jobid={record.details['slurm_id']} --overlap hostname"
+    silent = HostError(answer["said"] or "its task wrote no answer", fix)
+    unheard = {node.label: silent for node, told in heard if told is None}
+    return Dump(tuple(from_answer(node, told) for node, told in heard if told is not None), unheard)
 
 
 # ---- stop

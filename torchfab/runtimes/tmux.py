@@ -21,13 +21,14 @@ from torchfab.job import Facts, Job, Needs, Node, NodePlan, Plan, session_name
 from torchfab.records import Record
 from torchfab.runtimes import StopReport
 from torchfab.runtimes.nodelogs import address, follow
+from torchfab.runtimes.nodestacks import stacks
 from torchfab.session import Session
 from torchfab.settings import Settings
 from torchfab.ssh import connections, open_session
 from torchfab.why import evidence as why
 from torchfab.why.evidence import Evidence
 
-__all__ = ["follow"]  # and all that is defined here
+__all__ = ["follow", "stacks"]  # and all that is defined here
 
 NAME = "tmux"
 _ROLLBACK_GRACE_S = 2.0
