@@ -127,6 +127,10 @@ def test_a_rank_that_was_stopped_comes_first_also_when_it_is_where_the_others_ar
     assert ranks_of(groups.group([rank(0, ALL_REDUCE), odd, stopped, rank(3, ALL_REDUCE)])) == [[2], [1], [0, 3]]
 
 
+def test_of_two_ranks_the_one_that_waits_for_the_other_comes_last() -> None:
+    assert ranks_of(groups.group([rank(0, ALL_REDUCE), rank(1, (own("load", 3), MAIN))])) == [[1], [0]]
+
+
 def test_stacks_of_py_spy_and_of_faulthandler_are_compared_without_classes() -> None:
     spied = (library("torch/_tensor.py", "Tensor.backward"), own("Trainer.step", 3))
     signalled = (library("torch/_tensor.py", "backward"), own("step", 3))

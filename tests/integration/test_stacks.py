@@ -137,7 +137,7 @@ def test_a_late_rank_comes_first_and_one_that_was_stopped_before_it(fab: Fab) ->
 
 def test_a_rank_that_is_late_for_all_reduce(fab: Fab) -> None:
     launched(fab, "reduce", REDUCE, 2)
-    sentence = "rank 0 is in all_reduce of reduce_loss, rank 1 waits in time.sleep of load_a_slow_shard"
+    sentence = "rank 1 is in time.sleep of load_a_slow_shard, rank 0 waits in all_reduce of reduce_loss"
     assert eventually(lambda: told(fab, "reduce")["summary"] == sentence, 30), told(fab, "reduce")["summary"]
     assert "pthread_cond" in ok(fab("stacks", "reduce", "--native", "--rank", "0", "--all")).stdout
 

@@ -79,7 +79,12 @@ def group(stacks: Sequence[RankStack], exact: bool = False) -> list[Group]:
         said[key] = found
         groups.setdefault(key, []).append(stack)
     made = [Group(said[key], key[0], tuple(sorted(ranks, key=_order))) for key, ranks in groups.items()]
-    return sorted(made, key=lambda each: (each.state not in _UNHEALTHY, len(each.ranks), _order(each.ranks[0])))
+    return sorted(made, key=_oddness)
+
+
+def _oddness(group: Group) -> tuple[Any, ...]:
+    # Of groups of one size those that wait for other ranks come last: the cause is with the others.
+    return group.state not in _UNHEALTHY, len(group.ranks), group.meaning.for_ranks, _order(group.ranks[0])
 
 
 def _key(stack: RankStack, found: Meaning, exact: bool) -> tuple[Any, ...]:

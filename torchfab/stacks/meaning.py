@@ -25,25 +25,28 @@ class Sign:
     words : str
         What it means, after `is`; `{function}` is the function's name.
     waits : bool
-        Whether a rank can stay there for ever when another one does not come.
+        Whether one can stay there for ever.
+    for_ranks : bool
+        Whether it is other ranks that are waited for: the cause is with them.
     """
 
     file: str
     function: str
     words: str
     waits: bool = True
+    for_ranks: bool = False
 
 
 _C10D = r"torch/distributed/distributed_c10d\.py$"
 # The first sign that finds a frame wins, and of a sign the innermost frame.
 SIGNS = (
     Sign(r"/(pdb|bdb)\.py$", r".*", "in the debugger (pdb), which waits for input"),
-    Sign(_C10D, r"(init_process_group|new_group|split_group|_new_process_group_helper)", "in {function}"),
-    Sign(r"torch/distributed/rendezvous\.py$", r".*", "in the rendezvous of init_process_group"),
-    Sign(r"torch/distributed/elastic/rendezvous/", r".*", "in the rendezvous: it waits for other nodes"),
-    Sign(_C10D, rf"_?({_COLLECTIVES})(_.*)?", "in {function}"),
-    Sign(r"torch/distributed/_functional_collectives\.py$", r".*", "in {function} (functional collectives)"),
-    Sign(r"torch/distributed/nn/functional\.py$", r".*", "in {function}"),
+    Sign(_C10D, r"(init_process_group|new_group|split_group|_new_process_group_helper)", "in {function}", for_ranks=True),
+    Sign(r"torch/distributed/rendezvous\.py$", r".*", "in the rendezvous of init_process_group", for_ranks=True),
+    Sign(r"torch/distributed/elastic/rendezvous/", r".*", "in the rendezvous: it waits for other nodes", for_ranks=True),
+    Sign(_C10D, rf"_?({_COLLECTIVES})(_.*)?", "in {function}", for_ranks=True),
+    Sign(r"torch/distributed/_functional_collectives\.py$", r".*", "in {function} (functional collectives)", for_ranks=True),
+    Sign(r"torch/distributed/nn/functional\.py$", r".*", "in {function}", for_ranks=True),
     Sign(r"torch/distributed/checkpoint/", r".*(save|load|write|read).*", "in a distributed checkpoint ({function})"),
     Sign(r"torch/serialization\.py$", r"(_?save|_legacy_save)", "in torch.save (a checkpoint?)"),
     Sign(r"torch/serialization\.py$", r"(_?load|_legacy_load)", "in torch.load"),
@@ -83,6 +86,8 @@ class Meaning:
         After `is`: `in all_reduce`, `in time.sleep`; empty where nothing is recognised.
     waits : bool
         Whether it may wait for ever there.
+    for_ranks : bool
+        Whether it waits for other ranks.
     depth : int
         How many of the innermost frames are but details of that.
     own : Frame, optional
@@ -91,6 +96,7 @@ class Meaning:
 
     words: str
     waits: bool
+    for_ranks: bool
     depth: int
     own: Frame | None
 
@@ -103,13 +109,13 @@ def of(frames: Sequence[Frame]) -> Meaning:
             if re.search(sign.file, frame.file) and re.fullmatch(sign.function, frame.name):
                 outermost = _outermost(sign, frames, depth)
                 function = frames[outermost].name.strip("_")
-                return Meaning(sign.words.format(function=function), sign.waits, outermost, own)
+                return Meaning(sign.words.format(function=function), sign.waits, sign.for_ranks, outermost, own)
     python = [frame for frame in frames if not frame.is_native]
     for pattern, words in _CALLS if python else ():
         match = pattern.search(python[0].source)
         if match:
-            return Meaning(words.format(*match.groups()), True, 0, own)
-    return Meaning("", False, 0, own)
+            return Meaning(words.format(*match.groups()), True, False, 0, own)
+    return Meaning("", False, False, 0, own)
 
 
 def _outermost(sign: Sign, frames: Sequence[Frame], depth: int) -> int:
