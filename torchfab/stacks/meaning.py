@@ -41,11 +41,11 @@ _C10D = r"torch/distributed/distributed_c10d\.py$"
 # The first sign that finds a frame wins, and of a sign the innermost frame.
 SIGNS = (
     Sign(r"/(pdb|bdb)\.py$", r".*", "in the debugger (pdb), which waits for input"),
-    Sign(_C10D, r"(init_process_group|new_group|split_group|_new_process_group_helper)", "in {function}", for_ranks=True),
+    Sign(_C10D, r"init_process_group|new_group|split_group", "in {function}", for_ranks=True),
     Sign(r"torch/distributed/rendezvous\.py$", r".*", "in the rendezvous of init_process_group", for_ranks=True),
-    Sign(r"torch/distributed/elastic/rendezvous/", r".*", "in the rendezvous: it waits for other nodes", for_ranks=True),
+    Sign(r"torch/distributed/elastic/rendezvous/", r".*", "in the rendezvous, for other nodes", for_ranks=True),
     Sign(_C10D, rf"_?({_COLLECTIVES})(_.*)?", "in {function}", for_ranks=True),
-    Sign(r"torch/distributed/_functional_collectives\.py$", r".*", "in {function} (functional collectives)", for_ranks=True),
+    Sign(r"torch/distributed/_functional_collectives\.py$", r".*", "in {function} (functional)", for_ranks=True),
     Sign(r"torch/distributed/nn/functional\.py$", r".*", "in {function}", for_ranks=True),
     Sign(r"torch/distributed/checkpoint/", r".*(save|load|write|read).*", "in a distributed checkpoint ({function})"),
     Sign(r"torch/serialization\.py$", r"(_?save|_legacy_save)", "in torch.save (a checkpoint?)"),
