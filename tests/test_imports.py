@@ -50,6 +50,10 @@ DIRECTION: dict[str, set[str]] = {
     "hostcerts": set(),
     "hostkeys": {"errors", "knownhosts", "hostcerts"},
     "asking": {"errors", "fanout", "job", "session", "settings", "ssh"},
+    "sshconfig": {"errors"},
+    "routes": {"errors", "sshconfig"},
+    "agents": {"routes"},
+    "hostkeys": {"errors", "knownhosts", "hostcerts", "routes"},
 }
 
 
@@ -135,7 +139,16 @@ def test_nothing_below_imports_what_is_above() -> None:
 
 def test_only_ssh_and_hostkeys_import_connections() -> None:
     # colossal.py replaces the connection that `colossalai run` makes, and makes none.
-    allowed = {"ssh.py", "hostkeys.py", "hostcerts.py", "flags.py", "commandline.py", "colossal.py"}
+    allowed = {
+        "ssh.py",
+        "connecting.py",
+        "agents.py",
+        "hostkeys.py",
+        "hostcerts.py",
+        "flags.py",
+        "commandline.py",
+        "colossal.py",
+    }
     for path in sorted((ROOT / "torchfab").rglob("*.py")):
         roots = {name.partition(".")[0] for name in names_imported(path)}
         assert path.name in allowed or not roots & {"fabric", "paramiko"}, path.name

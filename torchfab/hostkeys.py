@@ -11,7 +11,7 @@ import hashlib
 import os
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
@@ -22,9 +22,10 @@ from paramiko.kex_curve25519 import KexCurve25519
 from torchfab import hostcerts, knownhosts
 from torchfab.errors import HostError
 from torchfab.knownhosts import KnownFile, Line, Verdict
+from torchfab.routes import Route
 
-USER_FILES = "~/.ssh/known_hosts ~/.ssh/known_hosts2"
-SYSTEM_FILES = "/etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2"
+USER_FILES = ("~/.ssh/known_hosts", "~/.ssh/known_hosts2")
+SYSTEM_FILES = ("/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2")
 _STRICT = {
     "yes": "yes",
     "true": "yes",
@@ -55,6 +56,8 @@ class Rules:
         HashKnownHosts: whether names are written hashed.
     files : tuple of KnownFile
         All that exist.
+    algorithms : str
+        HostKeyAlgorithms: which to ask for; empty for all.
     direct : bool
         Whether the host is reached without another one between.
     """
@@ -66,6 +69,7 @@ class Rules:
     user_files: tuple[str, ...] = ()
     hashes: bool = False
     files: tuple[KnownFile, ...] = field(default=(), repr=False)
+    algorithms: str = ""
     direct: bool = True
 
     @property
@@ -93,42 +97,38 @@ class Rules:
         return f"{name} {key.get_name()} {key.get_base64()}"
 
 
-def rules_of(host: str, port: int, ssh_config: Mapping[str, Any], direct: bool = True) -> Rules:
+def rules_of(route: Route) -> Rules:
     """Return the rules for a host.
-
-    Parameters
-    ----------
-    host, port : str, int
-        As they will be connected to.
-    ssh_config : Mapping
-        What ssh's own configuration says of the host, by option in lower case.
 
     Raises
     ------
     HostError
         StrictHostKeyChecking is nothing that OpenSSH knows.
     """
-    strict = str(ssh_config.get("stricthostkeychecking", "ask"))
-    if strict.lower() not in _STRICT:
-        raise HostError(f"StrictHostKeyChecking is {strict!r} for {host}", "one of yes, ask, accept-new, no", host)
-    user = _paths(ssh_config.get("userknownhostsfile", USER_FILES))
-    system = _paths(ssh_config.get("globalknownhostsfile", SYSTEM_FILES))
+    options = route.options
+    strict = options.text("stricthostkeychecking", "ask").lower()
+    if strict not in _STRICT:
+        where = options.where("stricthostkeychecking")
+        raise HostError(f"{where}: StrictHostKeyChecking is {strict!r}", "one of yes, ask, accept-new, no", route.host)
+    user = _paths(route, "userknownhostsfile", USER_FILES)
+    system = _paths(route, "globalknownhostsfile", SYSTEM_FILES)
     return Rules(
-        host,
-        port,
-        alias=str(ssh_config.get("hostkeyalias", "")).lower(),
-        strict=_STRICT[strict.lower()],
+        route.host,
+        route.port,
+        alias=options.text("hostkeyalias").lower(),
+        strict=_STRICT[strict],
         user_files=user,
-        hashes=str(ssh_config.get("hashknownhosts", "no")).lower() in ("yes", "true"),
+        hashes=options.is_on("hashknownhosts"),
         files=knownhosts.read((*user, *system)),
-        direct=direct,
+        algorithms=options.text("hostkeyalgorithms"),
+        direct=not (route.jumps or route.proxy_command),
     )
 
 
-def _paths(value: Any) -> tuple[str, ...]:
-    words = shlex.split(value) if isinstance(value, str) else list(value)
+def _paths(route: Route, name: str, default: Sequence[str]) -> tuple[str, ...]:
+    words = route.options.words(name) or default
     nowhere = len(words) == 1 and words[0].lower() in ("none", os.devnull)
-    return () if nowhere else tuple(map(os.path.expanduser, words))
+    return () if nowhere else tuple(route.path(word, name) for word in words)
 
 
 # ---- what a key is
@@ -280,7 +280,7 @@ class Transport(paramiko.Transport):
         return self.host_key_types
 
 
-def wanted_types(lines: Sequence[Line]) -> tuple[str, ...]:
+def wanted_types(lines: Sequence[Line], algorithms: str = "") -> tuple[str, ...]:
     """Return the host key algorithms to ask for: those whose keys are known first, as OpenSSH does.
 
     Certificates are asked for only where an authority is known: else they are no better than their keys.
@@ -289,7 +289,16 @@ def wanted_types(lines: Sequence[Line]) -> tuple[str, ...]:
     known = {line.kind for line in lines if not line.marker}
     certified = any(line.marker == knownhosts.AUTHORITY for line in lines)
     certificates = tuple(f"{algorithm}{_CERTIFICATE}" for algorithm in plain) if certified else ()
-    return (*certificates, *sorted(plain, key=lambda algorithm: _kind(algorithm) not in known))
+    wanted = (*certificates, *sorted(plain, key=lambda algorithm: _kind(algorithm) not in known))
+    return tuple(each for each in wanted if _is_allowed(each, algorithms))
+
+
+def _is_allowed(algorithm: str, algorithms: str) -> bool:
+    """Say whether HostKeyAlgorithms allows an algorithm; `+` and `^` take nothing away, and paramiko has no more."""
+    if not algorithms or algorithms[0] in "+^":
+        return True
+    listed = knownhosts.names_match(algorithms.lstrip("-"), algorithm)
+    return listed is not algorithms.startswith("-")
 
 
 def _kind(algorithm: str) -> str:
@@ -298,4 +307,9 @@ def _kind(algorithm: str) -> str:
 
 def transport_factory(rules: Rules) -> Callable[..., Transport]:
     """Return what makes a transport that asks the host for the keys that are known."""
-    return partial(Transport, host_key_types=wanted_types(rules.lines() or rules.lines_without_port()))
+    types = wanted_types(rules.lines() or rules.lines_without_port(), rules.algorithms)
+    if not types:
+        raise HostError(
+            f"HostKeyAlgorithms {rules.algorithms} leaves none that paramiko has", "allow ssh-ed25519", rules.host
+        )
+    return partial(Transport, host_key_types=types)

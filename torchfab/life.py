@@ -47,6 +47,7 @@ def _as_of_today(record: Record, around: Surroundings) -> Record:
         ssh_config=given.ssh_config or record.settings.ssh_config,
         identities=given.identities or record.settings.identities,
         connect_timeout_s=given.connect_timeout_s,
+        timeout_is_given=given.timeout_is_given,
         answer_timeout_s=given.answer_timeout_s,
         fanout=given.fanout,
     )

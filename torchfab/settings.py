@@ -17,6 +17,8 @@ class Settings:
         Private key files (`fab -i`).
     connect_timeout_s : float
         For each step of a connection: TCP, banner, authentication.
+    timeout_is_given : bool
+        Whether that was said on the command line (`fab -t`); else ConnectTimeout of ssh's configuration comes first.
     fanout : int
         How many hosts are connected to at the same moment.
     agent_python : str
@@ -28,6 +30,7 @@ class Settings:
     ssh_config: str = ""
     identities: tuple[str, ...] = ()
     connect_timeout_s: float = 10.0
+    timeout_is_given: bool = False
     fanout: int = 64
     agent_python: str = "python3"
     prepare_timeout_s: float = 60.0

@@ -5,7 +5,6 @@ The only module that imports Fabric's connections. `localhost` goes the same way
 
 from __future__ import annotations
 
-import logging
 import os
 import select
 import shlex
@@ -17,8 +16,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torchfab import bundle
-from torchfab.commandline import tell
-from torchfab.errors import HostError, TorchfabError
+from torchfab.errors import HostError
 from torchfab.job import Node
 from torchfab.session import Session
 from torchfab.settings import Settings
@@ -41,26 +39,28 @@ def open_session(node: Node, connection: Any, settings: Settings) -> Session:
     ----------
     node : Node
         The node.
-    connection : fabric.Connection or None
-        Made by `connections`; None for `localhost`.
+    connection : Connection, HostError or None
+        As `connections` gives it; None for `localhost`.
 
     Raises
     ------
     HostError
         With the cause and its fix.
     """
+    if isinstance(connection, HostError):  # ssh's configuration knows no way there
+        raise connection
     begun = time.monotonic()
     try:
         return Session(node, _LocalPipe() if connection is None else _SSHPipe(connection, settings))
-    except HostError as error:
-        hang_up(connection)
-        error.address = error.address or (connection.host if connection else "")
-        raise
     except Exception as error:
-        hang_up(connection)
-        in_time = time.monotonic() - begun < settings.connect_timeout_s - 0.05
-        problem = explain(error, connection, settings, in_time)
-        problem.address = connection.host if connection else ""
+        if connection is not None:
+            from torchfab import connecting
+
+            connecting.hang_up(connection)
+        problem = error if isinstance(error, HostError) else explain(error, connection, time.monotonic() - begun)
+        problem.address = problem.address or (connection.host if connection else "")
+        if problem is error:
+            raise
         raise problem from error
 
 
@@ -119,10 +119,13 @@ class _SSHPipe:
     def __init__(self, connection: Any, settings: Settings) -> None:
         self.connection = connection
         self.send_timeout_s = settings.answer_timeout_s
-        guard(connection, settings)
+        from torchfab import connecting
+
+        open_way(connection)
+        connecting.guard(connection)
         connection.open()
         connection.transport.set_keepalive(15)
-        self.channel = connection.transport.open_session(timeout=settings.connect_timeout_s)
+        self.channel = connection.transport.open_session(timeout=connection.timeout_s)
         # The one place where words become shell: the login shell of the node reads this.
         self.channel.exec_command("exec " + shlex.join(bundle.argv(settings.agent_python)))
 
@@ -155,73 +158,41 @@ class _SSHPipe:
         return (code if known else None), stderr.decode(errors="replace")
 
     def close(self) -> None:
+        from torchfab import connecting
+
         self.channel.close()
-        hang_up(self.connection)
+        connecting.hang_up(self.connection)
 
 
 def connections(nodes: Sequence[Node], settings: Settings) -> dict[int, Any]:
-    """Return a Fabric connection per node, not opened yet; None for `localhost`. Called before any thread is started.
+    """Return what `open_session` takes, per node; see `torchfab.connecting`. Called before any thread is started."""
+    from torchfab import connecting
 
-    A fabric.Config is not safe between threads, so every connection has its own, and its own connect_kwargs.
+    return dict(connecting.connections(nodes, settings))
+
+
+def open_way(connection: Any) -> None:
+    """Log into the hosts that a host is reached through, the farthest first.
+
+    Raises
+    ------
+    HostError
+        One of them cannot be logged into.
     """
-    remote = [node for node in nodes if not node.is_local]
-    made: dict[int, Any] = {node.rank: None for node in nodes}
-    if remote:
-        config = _config(settings)
-        made.update({node.rank: _connection(node, config, settings) for node in remote})
-    return made
+    from torchfab import connecting
+
+    for hop in connecting.hops(connection)[:-1]:
+        begun = time.monotonic()
+        try:
+            connecting.guard(hop)
+            hop.open()
+        except Exception as error:
+            problem = error if isinstance(error, HostError) else explain(error, hop, time.monotonic() - begun)
+            name = connecting.label(hop)
+            raise HostError(f"its jump host {name}: {problem.message}", problem.fix, hop.host) from error
 
 
-def _config(settings: Settings) -> Any:
-    from fabric import Config
-
-    logging.getLogger("paramiko").addHandler(logging.NullHandler())
-    logging.getLogger("paramiko").propagate = False
-    config = Config(lazy=True, runtime_ssh_path=None)
-    if settings.ssh_config:
-        if not os.path.isfile(settings.ssh_config):
-            raise TorchfabError(f"{settings.ssh_config}: there is no such ssh config file", "check fab -S")
-        config.set_runtime_ssh_path(settings.ssh_config)
-    config.load_ssh_config()
-    return config
-
-
-def _connection(node: Node, config: Any, settings: Settings) -> Any:
-    from fabric import Connection
-
-    timeout_s = settings.connect_timeout_s
-    kwargs: dict[str, Any] = dict.fromkeys(("banner_timeout", "auth_timeout", "channel_timeout"), timeout_s)
-    if settings.identities:
-        kwargs["key_filename"] = list(settings.identities)
-    return Connection(
-        node.host,
-        user=node.user or None,
-        port=node.port,
-        config=config.clone(),
-        connect_timeout=max(1, round(timeout_s)),
-        connect_kwargs=kwargs,
-    )
-
-
-def hops(connection: Any) -> list[Any]:
-    """Return the connections through which a host is reached, the host's own last."""
-    gateway = connection.gateway
-    return [*(hops(gateway) if hasattr(gateway, "open") else ()), connection]
-
-
-def hang_up(connection: Any) -> None:
-    """Close a connection and those that it goes through, also one that came to nothing: sshd counts it till then."""
-    for hop in reversed(hops(connection)) if connection else ():
-        hop.client.close()
-
-
-def label(connection: Any) -> str:
-    """Return a jump host's name for people."""
-    host = str(connection.original_host)
-    return host if connection.port == 22 else f"{host}:{connection.port}"
-
-
-def host_key(connection: Any, settings: Settings) -> tuple[Rules, Any]:
+def host_key(connection: Any) -> tuple[Rules, Any]:
     """Return the key that a host shows, and the rules for it, without logging in there.
 
     Raises
@@ -229,70 +200,40 @@ def host_key(connection: Any, settings: Settings) -> tuple[Rules, Any]:
     HostError
         It shows none, or a host on the way to it cannot be logged into.
     """
+    from torchfab import connecting
+
+    if isinstance(connection, HostError):
+        raise connection
     begun = time.monotonic()
     try:
-        return _host_key(connection, settings)
+        open_way(connection)
+        return connecting.host_key(connection)
     except HostError:
         raise
     except Exception as error:
-        in_time = time.monotonic() - begun < settings.connect_timeout_s - 0.05
-        raise explain(error, connection, settings, in_time) from error
-
-
-def _host_key(connection: Any, settings: Settings) -> tuple[Rules, Any]:
-    from torchfab import hostkeys
-
-    rules = guard(connection, settings)
-    timeout_s = settings.connect_timeout_s
-    address = (connection.host, connection.port)
-    way = connection.open_gateway() if connection.gateway else socket.create_connection(address, timeout_s)
-    transport = hostkeys.transport_factory(rules)(way)
-    try:
-        transport.banner_timeout = timeout_s
-        transport.start_client(timeout=timeout_s)
-        return rules, transport.get_remote_server_key()
+        raise explain(error, connection, time.monotonic() - begun) from error
     finally:
-        transport.close()
-        hang_up(connection)
+        connecting.hang_up(connection)
 
 
-def guard(connection: Any, settings: Settings) -> Rules:
-    """Make a connection, and those that it goes through, refuse who shows a key that is not the host's.
-
-    Raises
-    ------
-    HostError
-        ssh's configuration of the host says what cannot be.
-    """
-    from torchfab import hostkeys
-
-    for hop in hops(connection):
-        hop.connect_timeout = hop.connect_timeout or connection.connect_timeout
-        for name in ("banner_timeout", "auth_timeout", "channel_timeout"):
-            hop.connect_kwargs.setdefault(name, settings.connect_timeout_s)
-        rules = hostkeys.rules_of(hop.host, hop.port, hop.ssh_config, not hop.gateway)
-        hop.client.set_missing_host_key_policy(hostkeys.Guard(rules, tell))
-        hop.connect_kwargs["transport_factory"] = hostkeys.transport_factory(rules)
-    return rules
-
-
-def explain(error: Exception, connection: Any, settings: Settings, in_time: bool) -> HostError:
+def explain(error: Exception, connection: Any, took_s: float) -> HostError:
     """Return what went wrong with a connection, in plain words, with its fix."""
     if connection is None:
         return HostError(f"cannot start python here: {error}")
     import paramiko
 
     host, port, user = connection.host, connection.port, connection.user
-    where = f"{host} port {port}"
     if isinstance(error, paramiko.PasswordRequiredException):
         return HostError(f"a private key for {user}@{host} has a passphrase", "unlock it in your agent: ssh-add")
-    if isinstance(error, paramiko.AuthenticationException) or _is_key_file(error):
-        missing = f" (there is no {error.filename})" if isinstance(error, FileNotFoundError) else ""
+    refused = isinstance(error, paramiko.AuthenticationException) or "No authentication methods" in str(error)
+    if refused or _is_key_file(error):
+        absent = [key for key in connection.keys if not os.path.exists(key)]
+        missing = f" (there is no {', '.join(absent)})" if absent else ""
         return HostError(
             f"{user}@{host} was refused: none of your keys is accepted there{missing}",
             f"ssh-copy-id -p {port} {user}@{host}, or name a key with fab -i",
         )
-    return _explain_network(error, where, settings, in_time)
+    return _explain_network(error, f"{host} port {port}", connection, took_s)
 
 
 def _is_key_file(error: Exception) -> bool:
@@ -300,9 +241,10 @@ def _is_key_file(error: Exception) -> bool:
     return isinstance(error, FileNotFoundError | PermissionError) and error.filename is not None
 
 
-def _explain_network(error: Exception, where: str, settings: Settings, in_time: bool) -> HostError:
+def _explain_network(error: Exception, where: str, connection: Any, took_s: float) -> HostError:
     import paramiko
 
+    in_time = took_s < connection.timeout_s - 0.05
     causes = list(getattr(error, "errors", {}).values()) or [error]
     if any(isinstance(cause, socket.gaierror) for cause in causes):
         return HostError(
@@ -314,9 +256,12 @@ def _explain_network(error: Exception, where: str, settings: Settings, in_time: 
     late = isinstance(error, paramiko.SSHException) and not in_time
     if late or any(isinstance(cause, TimeoutError) for cause in causes):
         return HostError(
-            f"no answer from {where} within {settings.connect_timeout_s:g} s",
+            f"no answer from {where} within {connection.timeout_s:g} s",
             "check that the node is up and that no firewall is between; a longer wait: fab -t SECONDS",
         )
+    if connection.proxy is not None:
+        said = f": {connection.proxy.last_words}" if connection.proxy.last_words else f": {error}"
+        return HostError(f"its ProxyCommand came to nothing{said}", f"try it by hand: {connection.gateway}")
     if isinstance(error, EOFError | paramiko.SSHException):
         return HostError(
             f"{where} did not finish the SSH handshake: {error or 'it closed the connection'}",

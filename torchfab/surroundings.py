@@ -61,6 +61,7 @@ def surroundings_of(c: Any, root: Path) -> Surroundings:
         ssh_config=os.path.abspath(path) if (path := c.config._runtime_ssh_path) else "",
         identities=tuple(_identity(path) for path in kwargs.get("key_filename", ())),
         connect_timeout_s=_timeout_s(kwargs.get("timeout")) or float(config.connect_timeout_s),
+        timeout_is_given=bool(_timeout_s(kwargs.get("timeout"))),
         fanout=int(config.fanout),
         agent_python=config.agent_python,
         prepare_timeout_s=float(config.prepare_timeout_s),

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torchfab import hostkeys, knownhosts, ssh
+from torchfab import connecting, hostkeys, knownhosts, ssh
 from torchfab.commandline import progress, say, tell
 from torchfab.errors import HostError, HostsFailedError, TorchfabError, UsageError
 from torchfab.fanout import fan_out
@@ -91,9 +91,10 @@ def ways_to(nodes: Sequence[Node], settings: Settings) -> dict[str, list[Any]]:
     made = ssh.connections(remote, settings)
     ways: dict[str, list[Any]] = {}
     for node in remote:
-        hops = ssh.hops(made[node.rank])
+        connection = made[node.rank]
+        hops = [connection] if isinstance(connection, HostError) else connecting.hops(connection)
         for count, hop in enumerate(hops[:-1], 1):
-            ways.setdefault(ssh.label(hop), hops[:count])
+            ways.setdefault(connecting.label(hop), hops[:count])
         ways[node.label] = hops
     return ways
 
@@ -102,7 +103,7 @@ def look(wave: Mapping[str, Any], settings: Settings) -> Iterable[tuple[str, Sig
     """Yield what each host shows, or why it shows nothing, as they answer."""
 
     def act(label: str) -> Sight:
-        rules, key = ssh.host_key(wave[label], settings)
+        rules, key = ssh.host_key(wave[label])
         return Sight(label, rules, key, hostkeys.judge(rules, key))
 
     for done, (label, result) in enumerate(fan_out(wave, act, settings.fanout), 1):

@@ -6,6 +6,7 @@ import getpass
 import os
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -240,3 +241,128 @@ def test_a_server_may_offer_curve25519_by_either_name_alone(server: Server, algo
         assert server.ours(server.config(f"{ADDRESS} {server.key('host_ed25519')}")) == ""
     finally:
         server.start(*all_keys(server))
+
+
+# ---- the rest of ssh's configuration: what logs in with OpenSSH logs in with torchfab
+
+
+@pytest.fixture(scope="module")
+def agent(server: Server) -> Iterator[str]:
+    """An ssh agent that has the user's key, and a stranger's before it; its socket."""
+    path = str(server.folder / "agent")
+    with subprocess.Popen([require("ssh-agent"), "-D", "-a", path], stdout=subprocess.DEVNULL) as process:
+        while not os.path.exists(path):
+            time.sleep(0.01)
+        keys = [str(server.folder / name) for name in ("stranger", "user")]
+        subprocess.run(["ssh-add", "-q", *keys], env={**os.environ, "SSH_AUTH_SOCK": path}, check=True)
+        yield path
+        process.terminate()
+
+
+CONFIGS = {
+    "Include": ("Include {folder}/inc*", True),
+    "Include within a block of another": ("Host other\n  Include {folder}/inc*", False),
+    "Include within a block": ("Host 127.*\n  Include {folder}/inc*", True),
+    "IdentityAgent": ("IdentityAgent {agent}\nIdentityFile none", True),
+    "IdentityAgent none": ("IdentityAgent none\nIdentityFile none", False),
+    "IdentityAgent of a variable": ("IdentityAgent $MY_AGENT\nIdentityFile none", True),
+    "IdentitiesOnly": ("IdentitiesOnly yes\nIdentityAgent {agent}\nIdentityFile {folder}/stranger", False),
+    "the agent's key, of which only the public half is here": (
+        "IdentitiesOnly yes\nIdentityAgent {agent}\nIdentityFile {folder}/public",
+        True,
+    ),
+    "a key that is missing": ("IdentityFile {folder}/missing\nIdentityFile {folder}/user", True),
+    "ProxyCommand": ("ProxyCommand {python} {folder}/relay %h %p 2> /dev/null || x\nIdentityFile {folder}/user", True),
+    "ProxyJump": ("Match host 127.0.0.1\n  ProxyJump hop\nHost *\nIdentityFile {folder}/user", True),
+}
+BEFORE = """Host hop
+  HostName 127.0.0.1
+  HostKeyAlias hop
+  Port {port}
+  IdentityFile {folder}/user
+  ProxyJump none
+"""
+RELAY = """import os, select, socket, sys
+peer = socket.create_connection((sys.argv[1], int(sys.argv[2])))
+ways = {0: peer.fileno(), peer.fileno(): 1}
+while True:
+    for source in select.select(list(ways), [], [])[0]:
+        data = os.read(source, 65536)
+        if not data:
+            sys.exit()
+        os.write(ways[source], data)
+"""
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_what_ssh_config_says_of_logins_is_done(
+    server: Server, agent: str, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines, gets_in = CONFIGS[case]
+    monkeypatch.setenv("MY_AGENT", agent)
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    words = {"folder": server.folder, "agent": agent, "port": server.port, "python": sys.executable}
+    (server.folder / "relay").write_text(RELAY)
+    (server.folder / "include-me").write_text(f"IdentityFile {server.folder}/user\n")
+    (server.folder / "public.pub").write_text((server.folder / "user.pub").read_text())
+    known = f"hop {server.key('host_ed25519')}\n[{ADDRESS}]:{server.port} {server.key('host_ed25519')}\n"
+    (server.folder / "known").write_text(known)
+    config = server.folder / "login_config"
+    fixed = f"UserKnownHostsFile {server.folder}/known\n  User {getpass.getuser()}\n  BatchMode yes\n  LogLevel ERROR\n"
+    config.write_text(f"{BEFORE}Host *\n{lines}\nHost *\n  {fixed}".format(**words))
+    ours, theirs = server.ours(config), server.theirs(config)
+    assert (ours == "") is gets_in, ours
+    assert (theirs == "") is gets_in, theirs
+
+
+def test_a_jump_host_is_checked_as_every_host(server: Server) -> None:
+    known = f"hop {server.key('stranger')}\n[{ADDRESS}]:{server.port} {server.key('host_ed25519')}\n"
+    lines = [
+        f"Host hop\n  HostName {ADDRESS}\n  HostKeyAlias hop\n  Port {server.port}",
+        f"Host {ADDRESS}\n  ProxyJump hop",
+    ]
+    said = server.ours(server.config(known, *lines))
+    assert said.startswith("its jump host hop:"), said
+    assert "its host key has CHANGED" in said
+
+
+def test_a_proxy_command_that_fails_is_told_with_what_it_said(server: Server) -> None:
+    said = server.ours(server.config("", "ProxyCommand echo no way >&2; exit 1"))
+    assert "its ProxyCommand came to nothing: no way" in said
+    assert "fix: try it by hand: echo no way" in said
+
+
+def test_a_certificate_of_a_user_logs_in(server: Server) -> None:
+    keygen(
+        "-q", "-s", str(server.folder / "ca"), "-I", "me", "-n", getpass.getuser(), str(server.folder / "stranger.pub")
+    )
+    server.start(*all_keys(server), f"TrustedUserCAKeys {server.folder}/ca.pub")
+    try:
+        stranger = f"{server.folder}/stranger"
+        lines = f"IdentitiesOnly yes\nIdentityFile {stranger}\nCertificateFile {stranger}-cert.pub"
+        config = server.config(f"{ADDRESS} {server.key('host_ed25519')}", lines)
+        config.write_text(config.read_text().replace(f"  IdentityFile {server.folder}/user\n", ""))
+        assert (server.ours(config), server.theirs(config)) == ("", "")
+    finally:
+        (server.folder / "stranger-cert.pub").unlink()
+        server.start(*all_keys(server))
+
+
+def test_connect_timeout_is_that_of_ssh_config(server: Server) -> None:
+    with socket.create_server((ADDRESS, 0)) as silent:
+        config = server.config(
+            "", f"Host slow\n  HostName {ADDRESS}\n  Port {silent.getsockname()[1]}\n  ConnectTimeout 1"
+        )
+        node, settings = Node(0, "slow"), Settings(ssh_config=str(config), connect_timeout_s=30)
+        with pytest.raises(HostError, match="within 1 s"):
+            ssh.open_session(node, ssh.connections([node], settings)[0], settings)
+
+
+def test_an_option_that_cannot_be_followed_is_an_error_of_its_host_alone(server: Server) -> None:
+    config = server.config(f"{ADDRESS} {server.key('host_ed25519')}", "Host other\n  RevokedHostKeys /keys")
+    nodes = [Node(0, ADDRESS, port=server.port), Node(1, "other")]
+    settings = Settings(ssh_config=str(config))
+    made = ssh.connections(nodes, settings)
+    ssh.open_session(nodes[0], made[0], settings).close()
+    with pytest.raises(HostError, match="ssh_config:2: revokedhostkeys /keys is not supported"):
+        ssh.open_session(nodes[1], made[1], settings)
