@@ -48,7 +48,6 @@ DIRECTION: dict[str, set[str]] = {
     "shims": set(),
     "knownhosts": set(),
     "hostcerts": set(),
-    "hostkeys": {"errors", "knownhosts", "hostcerts"},
     "asking": {"errors", "fanout", "job", "session", "settings", "ssh"},
     "sshconfig": {"errors"},
     "routes": {"errors", "sshconfig"},

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import tempfile
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,6 +56,7 @@ class ProxySocket(socket.socket):
 
     process: subprocess.Popen[bytes]
     errors: Any
+    closing: threading.Lock  # paramiko's thread closes it too
     last_words = ""
 
     @classmethod
@@ -62,7 +64,7 @@ class ProxySocket(socket.socket):
         """Run a command as OpenSSH does, by the user's shell."""
         ours, theirs = socket.socketpair()
         made = cls(fileno=ours.detach())
-        made.errors = tempfile.TemporaryFile()
+        made.errors, made.closing = tempfile.TemporaryFile(), threading.Lock()
         argv = [os.environ.get("SHELL", "/bin/sh"), "-c", f"exec {command}"]
         with theirs:
             made.process = subprocess.Popen(argv, stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=made.errors)
@@ -71,8 +73,11 @@ class ProxySocket(socket.socket):
     def close(self) -> None:
         """Hang up, end the command, and keep the last line that it wrote to stderr."""
         super().close()
-        if self.errors.closed:
-            return
+        with self.closing:
+            if not self.errors.closed:
+                self._end()
+
+    def _end(self) -> None:
         code = self.process.poll()
         self.process.terminate()
         self.process.wait()

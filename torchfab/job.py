@@ -116,6 +116,8 @@ class Job:
         What only this launcher knows: its own flags, checked.
     ssh_options : tuple of str
         Options of OpenSSH by which hosts are reached (`-F FILE`, `-i KEY`), for a head that reaches the nodes itself.
+    mask_key : str
+        The key of the digests by which secrets are hidden in logs, in hexadecimal; empty: they are not.
     """
 
     name: str
@@ -132,6 +134,7 @@ class Job:
     grace_s: float = 10.0
     options: Mapping[str, Any] = field(default_factory=_nothing)
     ssh_options: tuple[str, ...] = ()
+    mask_key: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         check_name(self.name)

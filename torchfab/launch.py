@@ -57,6 +57,7 @@ def make_job(launcher: ModuleType, flags: JobFlags, own: Any, around: Surroundin
         grace_s=seconds("--grace", flags.grace or str(around.config["grace_s"])),
         options=launcher.options(own),
         ssh_options=around.settings.ssh_options,
+        mask_key=around.mask_key,
     )
 
 

@@ -57,6 +57,8 @@ class Record:
         What the runtime alone knows: ids that a scheduler gave, where its files lie.
     attempt : int
         How often it was launched under this name, this time included.
+    mask_key : str
+        The key of the digests by which the nodes hide what the job's secrets print; empty for none.
     """
 
     folder: Path
@@ -74,6 +76,7 @@ class Record:
     chosen: Mapping[str, str]
     details: Mapping[str, Any] = field(default_factory=dict)
     attempt: int = 1
+    mask_key: str = field(default="", repr=False)
 
     @property
     def is_elastic(self) -> bool:
@@ -208,6 +211,7 @@ class Records:
             settings=settings,
             chosen=plan.chosen,
             attempt=attempt,
+            mask_key=plan.job.mask_key,
         )
         self._write(record, "plan.json", plan_as_json(plan))
         self._write(record, "record.json", _as_json(record))
@@ -271,6 +275,7 @@ class Records:
             world_size=submission.world_size,
             min_nodes=submission.nodes,
             settings=settings,
+            mask_key=job.mask_key,
             chosen=submission.chosen,
             details=dict(submission.details),
         )

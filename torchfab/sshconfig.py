@@ -256,7 +256,8 @@ def _matches(block: Block, so_far: Options, asker: Asker, final: bool) -> bool:
         elif criterion in ("final", "canonical"):
             holds = final
         elif criterion in _CRITERIA and (value or words):
-            holds = result and _meets(criterion, word.partition("=")[2] or words.pop(0), so_far, asker)
+            value = value or words.pop(0)
+            holds = result and _meets(criterion, value, so_far, asker)  # what cannot match any more runs nothing
         else:
             raise HostError(
                 f"{block.where}: Match {word} is not supported",

@@ -6,7 +6,7 @@ import os
 import secrets as random_source
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ class Surroundings:
         This terminal's environment.
     settings : Settings
         How to reach hosts.
+    mask_key : str
+        64 random hexadecimal digits, of which nothing is ever shown.
     """
 
     config: Mapping[str, Any]
@@ -45,6 +47,7 @@ class Surroundings:
     token: str
     environ: Mapping[str, str]
     settings: Settings
+    mask_key: str = field(default="", repr=False)
 
     @property
     def records(self) -> Records:
@@ -68,7 +71,8 @@ def surroundings_of(c: Any, root: Path) -> Surroundings:
         start_timeout_s=float(config.start_timeout_s),
         answer_timeout_s=float(config.answer_timeout_s),
     )
-    return Surroundings(config, root, os.getcwd(), time.time(), random_source.token_hex(4), dict(os.environ), settings)
+    token, mask_key = random_source.token_hex(4), random_source.token_hex(32)
+    return Surroundings(config, root, os.getcwd(), time.time(), token, dict(os.environ), settings, mask_key)
 
 
 def _identity(path: str) -> str:

@@ -85,6 +85,32 @@ def test_no_secret_is_seen_anywhere_but_in_the_ranks(fab: Fab, own_secret: None)
     assert "HF_TOKEN" in (fab.records / "x" / "plan.json").read_text()
 
 
+TELLTALE = """import os, sys, time
+names = ("MY_API_KEY", "HF_TOKEN", "NODES_PASSWORD")
+print("told:", *(f"{name}={os.environ[name]}!" for name in names), flush=True)
+while not os.path.exists("go"):
+    time.sleep(0.05)
+raise ValueError("cannot log in with " + os.environ["HF_TOKEN"])
+"""
+
+
+def test_what_a_rank_prints_of_secrets_is_hidden_while_it_runs_and_afterwards(fab: Fab, own_secret: None) -> None:
+    fab.write("telltale.py", TELLTALE)
+    words = fab.launch("--name", "x", "--env", f"MY_API_KEY={GIVEN}", "--follow", "--", "telltale.py", gpus=True)
+    follower = fab.start(*words, env={"HF_TOKEN": FORWARDED})
+    assert eventually(lambda: fab("status", "x").stdout.count("told:") == 2, 20), fab("status", "x")
+    running = [fab(*each) for each in (("status", "x"), ("status", "x", "--json"), ("logs", "x"))]
+    fab.write("go", "")
+    followed = "".join(follower.communicate(timeout=60))
+    ended = [fab(*each) for each in (("status", "x"), ("logs", "x"), ("why", "x"), ("why", "x", "--json"))]
+    told = [followed, *(f"{done.stdout}{done.stderr}" for done in [*running, *ended])]
+    assert not [text for text in told if any(secret in text for secret in SECRETS)]
+    assert "told: MY_API_KEY=<MY_API_KEY>! HF_TOKEN=<HF_TOKEN>! NODES_PASSWORD=<NODES_PASSWORD>!" in followed
+    assert "told: MY_API_KEY=<MY_API_KEY>!" in ended[1].stdout
+    assert "ValueError: cannot log in with <HF_TOKEN>" in ended[2].stdout
+    assert_private_and_without_secrets([fab.records, fab.node_dir], but="output.log")
+
+
 def test_no_dry_run_shows_a_secret_but_all_name_it(fab: Fab) -> None:
     words = fab.launch("--dry-run", "--env", f"MY_API_KEY={GIVEN}", gpus=True)
     done = fab(*words, env={"HF_TOKEN": FORWARDED})
@@ -103,11 +129,11 @@ def test_a_failed_launch_shows_no_secret(fab: Fab) -> None:
     fab.assert_nothing_left()
 
 
-def assert_private_and_without_secrets(folders: list[Path]) -> None:
-    """Assert of all files below that only their owner can read them, and that none holds a secret."""
+def assert_private_and_without_secrets(folders: list[Path], but: str = "") -> None:
+    """Assert of all files below that only their owner can read them, and that none but those named holds a secret."""
     paths = [path for folder in folders for path in [folder, *folder.rglob("*")] if not path.is_symlink()]
     assert len(paths) > 20
     for path in paths:
         mode = stat.S_IMODE(path.stat().st_mode)
         assert mode == (0o700 if path.is_dir() else 0o600), f"{path}: {mode:o}"
-        assert path.is_dir() or not _holds_secret(path.read_bytes()), path
+        assert path.is_dir() or path.name == but or not _holds_secret(path.read_bytes()), path

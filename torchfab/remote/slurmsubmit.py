@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 
-from torchfab.remote import files, slurm
+from torchfab.remote import files, masks, slurm
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def _make_folder(request: dict[str, Any], bundle: str) -> None:
     os.mkdir(folder, 0o700)
     files.write_text(os.path.join(folder, files.BUNDLE), bundle)
     files.write_json(os.path.join(folder, slurm.SPEC), request["spec"])
+    masks.write(folder, request["secrets"], request.get("mask_key", ""))
     files.write_text(os.path.join(folder, slurm.FILE), request["text"])
 
 

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 
-from torchfab.remote import files, tmux
+from torchfab.remote import files, masks, tmux
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,17 +27,21 @@ def start(folder: str, request: dict[str, Any]) -> dict[str, Any]:
     folder : str
         The job's folder on this node, made in phase one.
     request : dict
-        `session`, `grace_s`, `start_timeout_s`, `secret_patterns` (names of variables of the node's own environment
+        `session`, `mask_key` (for the digests of secrets, see `masks`), `grace_s`, `start_timeout_s`,
+        `secret_patterns` (names of variables of the node's own environment
         whose values must not stay in a file) and `processes`: dicts with `name`, `argv`, `env`, `secrets` (None: not
         those of the node's own environment either), `cwd`, `rank`, `rank_logs`, `folders`, `files`, `path`.
     """
     base = {name: value for name, value in os.environ.items() if name not in _LOCAL_TO_TMUX}
     hidden = {name: value for name, value in base.items() if _matches(name, request["secret_patterns"])}
     shown = {name: value for name, value in base.items() if name not in hidden}
+    values: dict[str, str] = {}
     for each in request["processes"]:
         secrets = {} if each["secrets"] is None else {**hidden, **each["secrets"]}
         process = {**each, "env": _environment(each, shown), "secrets": secrets}
+        values.update(secrets)
         _write_spec(os.path.join(folder, process["name"]), process, request["grace_s"])
+    masks.write(folder, values, request.get("mask_key", ""))
     windows = _windows(folder, request["processes"])
     error = tmux.open_session(request["session"], windows, request["start_timeout_s"])
     if error:

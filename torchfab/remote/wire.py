@@ -74,6 +74,7 @@ class Conversation:
         self.started: dict[str, Any] | None = None
         self.submitted: dict[str, Any] | None = None
         self.patience_s = 0
+        self.mask: Callable[[Any], Any] | None = None
         # Nothing that we start or print by accident may get between the frames.
         self.out = os.dup(1)
         os.dup2(2, 1)
@@ -109,6 +110,7 @@ class Conversation:
 
     def _answer(self, request: dict[str, Any]) -> None:
         try:
+            self.mask = _mask_of(request)
             answer = self._operation(request["op"])(request)
         except BrokenPipeError:
             raise
@@ -126,7 +128,8 @@ class Conversation:
         return getattr(self, "on_" + name)  # type: ignore[no-any-return]
 
     def send(self, answer: Any) -> None:
-        """Send one frame."""
+        """Send one frame, in which no secret of the job can be read."""
+        answer = self.mask(answer) if self.mask else answer
         data = json.dumps(answer).encode("utf-8", "surrogatepass")
         data = MARK + str(len(data)).encode() + b"\n" + data
         while data:
@@ -204,6 +207,16 @@ class Conversation:
         from torchfab.remote.slurmstacks import answer
 
         return answer(request, self.bundle)
+
+
+def _mask_of(request: dict[str, Any]) -> Callable[[Any], Any] | None:
+    """Return what hides the secrets of the job that a request is about."""
+    folder = request.get("folder") or (files.folder_of(request) if "node_dir" in request else "")
+    if not (folder and request.get("mask_key")):
+        return None
+    from torchfab.remote import masks
+
+    return masks.masker(folder, request["mask_key"])
 
 
 def _function(module: str, name: str) -> Callable[..., dict[str, Any]]:

@@ -47,6 +47,7 @@ def submit(record: Record, submission: Submission) -> dict[str, Any]:
         **{name: details[name] for name in ("folder", "options", "spec", "workdir", "script", "python")},
         "text": submission.text,
         "secrets": dict(submission.job.secrets),
+        "mask_key": record.mask_key,
         "timeout_s": settings.prepare_timeout_s,
         "patience_s": round(settings.answer_timeout_s),
     }
@@ -95,6 +96,7 @@ def _checked(record: Record, answer: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _request(record: Record, op: str, **more: Any) -> dict[str, Any]:
     address = {"slurm_id": record.details.get("slurm_id", ""), "folder": record.details["folder"]}
+    address["mask_key"] = record.mask_key
     return {"op": op, **address, "job_id": record.job_id, "nodes": record.min_nodes, **more}
 
 

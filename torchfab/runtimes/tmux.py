@@ -233,6 +233,7 @@ def start_request(plan: Plan, each: NodePlan, timeout_s: float) -> dict[str, Any
     return {
         "op": "start",
         "session": session_name(plan.job.name, each.node.rank),
+        "mask_key": plan.job.mask_key,
         "grace_s": plan.job.grace_s,
         "start_timeout_s": timeout_s,
         "secret_patterns": list(SECRET_PATTERNS),
