@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 from typing import Any
 
 from tests.integration.fab import Done, Fab
@@ -34,3 +36,15 @@ def host_line(fab: Fab, index: int) -> str:
     """Return the line of the cluster's hosts file that names a node: a host, and on loopback its address."""
     lines = fab.cluster.hostfile.read_text().splitlines()
     return [line for line in lines if line and not line.startswith("#")][index]
+
+
+def bare_python(fab: Fab) -> Path:
+    """Make an interpreter with all packages of this one, and nothing beside it."""
+    venv = fab.workdir / "bare"
+    (venv / "bin").mkdir(parents=True)
+    ours = Path(sys.prefix)
+    (venv / "bin" / "python").symlink_to(Path(sys.executable).resolve())
+    (venv / "pyvenv.cfg").write_text((ours / "pyvenv.cfg").read_text())
+    (venv / "lib").symlink_to(ours / "lib")
+    fab.own(venv)
+    return venv / "bin" / "python"

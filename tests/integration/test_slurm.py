@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.integration.fab import FAB, ROOT, Fab, eventually
-from tests.integration.jobs import ok, status_of
+from tests.integration.jobs import bare_python, ok, status_of
 from tests.integration.slurm import Slurm, SlurmFab, wait_for
 from tests.support import require
 from torchfab.rehearsal import Cluster
@@ -195,6 +195,18 @@ def test_two_jobs_at_once_a_third_that_waits_and_all_are_stopped(fab: Fab) -> No
     assert {job["job"]: job["state"] for job in json.loads(fab("jobs", "--json").stdout)} == dict.fromkeys(
         ("job", "job-1", "waits"), "stopped"
     )
+
+
+def test_a_step_beside_the_ranks_sees_what_they_do_with_a_py_spy_that_was_sent(fab: Fab) -> None:
+    submit(fab, "odd", "--python", str(bare_python(fab)), script=("light.py", "0", "60"))
+    assert runs(fab, "odd"), fab("status", "odd")
+    assert eventually(lambda: "all 4 ranks are in time.sleep" in fab("stacks", "odd").stdout, 30), fab("stacks", "odd")
+    found = json.loads(ok(fab("stacks", "odd", "--json", "--rank", "1-2")).stdout)
+    assert [(each["host"], each["rank"]) for each in found["ranks"]] == [("node1", 1), ("node2", 2)]
+    assert [node["py_spy"] for node in found["nodes"]] == ["sent", "sent"]
+    assert not list(fab.node_dir.glob("jobs/odd-*/stacks-*"))
+    ok(fab("stop", "odd"))
+    assert "does not run" in fab("stacks", "odd").stderr
 
 
 def test_scancel_by_somebody_is_told_apart(fab: Fab, slurm: Slurm) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
 from tests.integration.fab import Fab, eventually
-from tests.integration.jobs import gpufile, host_line, ok, status_of, two
+from tests.integration.jobs import bare_python, gpufile, host_line, ok, status_of, two
 
 # Logs, falls silent until it is told to go on, logs again, and ends.
 SILENT = """
@@ -151,18 +150,6 @@ def test_py_spy_is_sent_to_nodes_that_have_none_and_removed(fab: Fab) -> None:
     assert not set(Path("/tmp").glob("torchfab-*")) - before
     launched(fab, "rich", LATE, 2)
     assert [node["py_spy"] for node in told(fab, "rich")["nodes"]] == ["beside the interpreter"] * 2
-
-
-def bare_python(fab: Fab) -> Path:
-    """Make an interpreter with all packages of this one, and nothing beside it."""
-    venv = fab.workdir / "bare"
-    (venv / "bin").mkdir(parents=True)
-    ours = Path(sys.prefix)
-    (venv / "bin" / "python").symlink_to(Path(sys.executable).resolve())
-    (venv / "pyvenv.cfg").write_text((ours / "pyvenv.cfg").read_text())
-    (venv / "lib").symlink_to(ours / "lib")
-    fab.own(venv)
-    return venv / "bin" / "python"
 
 
 def test_where_nobody_may_look_the_signal_is_tried_and_the_refusal_explained(loopback_fab: Fab) -> None:

@@ -55,9 +55,7 @@ SIGNS = (
     Sign(r"torch/optim/(?!lr_scheduler)", r".*", "in the optimizer's step", False),
     Sign(r"torch/(_tensor|autograd/__init__)\.py$", r"backward|_engine_run_backward", "in backward"),
     Sign(r"torch/(_inductor|_dynamo|_functorch)/", r".*", "in torch.compile", False),
-    Sign(
-        r"torch/nn/parallel/distributed\.py$", r"__init__|_sync_.*|_verify_.*|_ddp_init_helper", "in DDP's {function}"
-    ),
+    Sign(r"torch/nn/parallel/distributed\.py$", r"__init__|_(sync|verify)_.*", "in DDP's {function}", for_ranks=True),
     Sign(r"torch/distributed/elastic/agent/", r".*", "the launcher that watches its ranks", False),
     Sign(r"/(selectors|subprocess)\.py$", r"(wait|communicate|select|_try_wait)", "in {function}, for another process"),
     Sign(
