@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
 
-from torchfab import allocation, environment, inventory, render
+from torchfab import allocation, cautions, environment, inventory, render
 from torchfab import asked as asked_of
 from torchfab.asked import Asked
 from torchfab.commandline import progress, say, tell
@@ -226,8 +226,11 @@ def _start(
     """Plan on what the nodes told, write it down, and start it."""
     try:
         nodes = prepared.nodes
+        warnings = cautions.tell_of(prepared)
         plan = launcher.plan(job, nodes, slots, [prepared.facts[node.rank] for node in nodes])
         record = around.records.write(plan, tmux.NAME, around.now, around.settings, attempt)
+        for each in warnings:
+            record.note("warning", **each.as_json())
         with InterruptibleOnce():
             tmux.start(plan, prepared, progress)
     except BaseException:
@@ -273,6 +276,7 @@ def _dry_run(launcher: ModuleType, job: Job, nodes: Sequence[Node], slots: Seque
     else:
         prepared = tmux.prepare(job, nodes, launcher.needs(job), around.settings, False, progress)
         prepared.close()
+        cautions.tell_of(prepared)
         facts = [prepared.facts[node.rank] for node in nodes]
     plan = launcher.plan(job, nodes, slots, facts)
     return render.dry_run(plan, lambda each: _shell_argv(each.node, around.settings), notes)

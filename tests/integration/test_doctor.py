@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -107,7 +108,7 @@ def fake_clock(seconds: int) -> str:
     library = next(Path("/usr").glob("lib*/**/faketime/libfaketimeMT.so.1"), None) or absent(
         "libfaketimeMT is not there"
     )
-    return f"export LD_PRELOAD={library} FAKETIME={seconds:+d}s FAKETIME_DONT_FAKE_MONOTONIC=1\n"
+    return f"export LD_PRELOAD={library} FAKETIME={seconds:+d}s\n"
 
 
 @pytest.mark.parametrize(("seconds", "rc", "severity"), [(3, 0, "warning"), (-60, 1, "error")])
@@ -223,8 +224,14 @@ def other_torch(node: Node) -> Iterator[None]:
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("raise ImportError('not to be imported')\n")
     (package / "version.py").write_text("__version__ = '1.2.3'\ncuda = '9.0'\n")
-    with start_up_file(node, f"export PYTHONPATH={package.parent}\n"):
-        yield
+    metadata = package.parent / "torch-1.2.3.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: torch\nVersion: 1.2.3\n")
+    try:
+        with start_up_file(node, f"export PYTHONPATH={package.parent}\n"):
+            yield
+    finally:
+        shutil.rmtree(package.parent)
 
 
 def test_another_torch_on_one_node_is_found_without_importing_it(fab: Fab) -> None:
@@ -302,3 +309,44 @@ def test_processes_that_nobody_answers_for_are_left_over(fab: Fab) -> None:
             found(doctor(fab), 0, "warning: node2: 1 process of the job gpt2 left over", "(sleep 60)", "fab stop gpt2")
         finally:
             process.kill()
+
+
+# ---- a launch sees the cheap part of it in passing
+
+
+@contextmanager
+def odd_node(fab: Fab) -> Iterator[None]:
+    """Make node2 odd in every way of which a launch warns."""
+    node = fab.cluster.node(1)
+    with (
+        other_torch(node),
+        fake_program(node, "nvidia-smi", "echo 4711, 1025"),
+        other_disk(node, fab.workdir, "size=1m"),
+        start_up_file(node, f"{fake_clock(600)}export PYTHONPATH={node.home}/site PATH={node.home}/fakes:$PATH\n"),
+    ):
+        script = f"echo 'print(1)' > '{fab.workdir}/light.py'"
+        subprocess.run(["nsenter", f"--mount=/proc/{node.sshd_pid}/ns/mnt", "sh", "-c", script], check=True)
+        yield
+
+
+def test_a_launch_warns_of_an_odd_node_and_goes_on(fab: Fab) -> None:
+    with odd_node(fab):
+        done = fab(*fab.launch("--name", "warned", gpus=True))
+        fab("stop", "warned", "--grace", "0")
+    assert done.rc == 0, done
+    for words in (
+        "warning: node2: torch is another version than elsewhere\n  expected 2.",
+        "warning: node2: the script is not the same file as elsewhere",
+        "warning: node2: its clock is off",
+        "(logs of jobs) is nearly full",
+        "warning: node2: other processes hold its GPUs: pid 4711\n  fix: ",
+    ):
+        assert words in done.stderr, (words, done)
+    assert "warning" not in done.stdout
+    events = [json.loads(line) for line in (fab.records / "warned" / "events.jsonl").read_text().splitlines()]
+    warned = {event["kind"] for event in events if event["event"] == "warning"}
+    assert warned == {"torch-differs", "code-differs", "clock-skew", "disk-nearly-full", "gpu-busy"}
+
+
+def test_a_launch_on_healthy_nodes_and_its_dry_run_warn_of_nothing(fab: Fab) -> None:
+    assert "warning" not in fab(*fab.launch("--dry-run", gpus=True)).stderr

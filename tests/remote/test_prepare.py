@@ -80,6 +80,8 @@ def test_the_facts_of_a_node_are_told(
     assert (facts["tmux"], facts["python"]) == ("3.3", ".".join(map(str, sys.version_info[:3])))
     assert facts["port"] > 0
     assert facts["hostname"] == socket.gethostname()
+    assert facts["glance"]["disk"]["path"] == str(tmp_path / "node dir")
+    assert facts["glance"]["script"]
 
 
 def test_the_jobs_folder_is_made_private_with_the_program_in_it(

@@ -113,18 +113,18 @@ EQUAL = (
 # ---- clocks
 
 
-def clocks(nodes: Sequence[Seen]) -> Iterator[Finding]:
-    """Yield the nodes whose clock is off: from the middle of all clocks, this machine's among them."""
+def clocks(nodes: Sequence[Seen], most_s: float = SKEWED_CLOCK_S) -> Iterator[Finding]:
+    """Yield the nodes whose clock is off by more than `most_s`: from the middle of all clocks, ours among them."""
     known = {seen.host: seen.clock for seen in nodes if seen.clock is not None}
     middle = statistics.median_low([0.0, *(clock.ahead_s for clock in known.values())])
     for host, clock in known.items():
         off = clock.ahead_s - middle
-        if abs(off) - clock.within_s <= SKEWED_CLOCK_S:
+        if abs(off) - clock.within_s <= most_s:
             continue
         broken = abs(off) > BROKEN_CLOCK_S
         what = "its clock is off" + (": torchrun's rendezvous takes it for dead" if broken else "")
         yield Finding(
-            *("clock-skew", ERROR if broken else WARNING, (host,), what, f"within {SKEWED_CLOCK_S * 1000:.0f} ms"),
+            *("clock-skew", ERROR if broken else WARNING, (host,), what, f"within {most_s * 1000:.0f} ms"),
             f"{milliseconds(off)} (known to {clock.within_s * 1000:.1f} ms)",
             "let it follow a time server there: timedatectl set-ntp true, or chronyc makestep",
         )

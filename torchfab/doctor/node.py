@@ -120,13 +120,19 @@ def _disk(seen: Seen, name: str, place: Mapping[str, Any], use: str) -> Iterator
         what = f"{where} cannot be written: {place['problem']}"
         severity = ERROR if name == "node_dir" else WARNING
         yield Finding("disk-not-writable", severity, (seen.host,), what, "", f"{size(place['free'])} free", fix)
-    elif place["free"] < SCARCE_BYTES:
-        least = f"{size(SCARCE_BYTES)} free"
-        what = f"the disk of {where} is nearly full"
-        yield Finding("disk-nearly-full", WARNING, (seen.host,), what, least, f"{size(place['free'])} free", fix)
+    else:
+        yield from nearly_full(seen.host, place, use)
+
+
+def nearly_full(host: str, place: Mapping[str, Any], use: str) -> Iterator[Finding]:
+    """Yield a warning where a disk has hardly any room or inodes left."""
+    what, fix = f"the disk of {place['path']} ({use})", "free space there"
+    if place["free"] < SCARCE_BYTES:
+        least, found = f"{size(SCARCE_BYTES)} free", f"{size(place['free'])} free"
+        yield Finding("disk-nearly-full", WARNING, (host,), f"{what} is nearly full", least, found, fix)
     elif place["free_files"] is not None and place["free_files"] < SCARCE_FILES:
-        what = f"the disk of {where} has hardly any inodes left"
-        yield Finding("disk-nearly-full", WARNING, (seen.host,), what, "", f"{place['free_files']} free", fix)
+        found = f"{place['free_files']} free"
+        yield Finding("disk-nearly-full", WARNING, (host,), f"{what} has hardly any inodes left", "", found, fix)
 
 
 def _shm(seen: Seen, place: Mapping[str, Any] | None) -> Iterator[Finding]:

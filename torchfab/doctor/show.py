@@ -18,11 +18,12 @@ ODD = " !"  # behind what most nodes do not have
 
 def text(report: Report, colour: bool = False) -> str:
     """Return the report for people."""
-    paragraphs = [table(report), *(_paragraph(each, colour) for each in report.findings), verdict(report)]
+    paragraphs = [table(report), *(paragraph(each, colour) for each in report.findings), verdict(report)]
     return "\n\n".join(paragraphs)
 
 
-def _paragraph(finding: Finding, colour: bool) -> str:
+def paragraph(finding: Finding, colour: bool = False) -> str:
+    """Return one finding for people, with its fix."""
     lines = [f"{_painted(finding.severity, colour)}: {fold(finding.hosts)}: {finding.what}"]
     if finding.expected or finding.found:
         wanted = f"expected {finding.expected}, " if finding.expected else ""

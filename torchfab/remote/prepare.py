@@ -16,6 +16,7 @@ import sys
 import time
 
 from torchfab.remote import files, programs, tmux
+from torchfab.remote.glance import Glance
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Preparation:
         bundle : str
             Source of `node.py`.
         """
+        glance = Glance()
         facts = {**machine_facts(), "folder": self.folder, "port": self._port()}
         facts["tmux"] = self._check_tmux()
         facts["python"] = self._check_python()
@@ -74,12 +76,19 @@ class Preparation:
         self._check_workdir()
         self._check_master()
         self._check_peers()
+        facts["glance"] = self._glance(glance)
         if self.request["write"] and not self.problems:
             self._make_folder(bundle)
         return {"facts": facts, "problems": self.problems}
 
     def _problem(self, what: str, fix: str) -> None:
         self.problems.append({"what": what, "fix": fix})
+
+    def _glance(self, glance: Glance) -> dict[str, Any]:
+        try:
+            return glance.told(self.request["node_dir"], self.request["workdir"], self.request["script"])
+        except OSError:  # what is wrong then is said by a check, if it matters
+            return {}
 
     # ---- checks
 

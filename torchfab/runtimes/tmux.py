@@ -6,6 +6,7 @@ A node is reached over SSH or, for `localhost`, through a local process.
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,13 +39,14 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass
 class Prepared:
-    """Nodes on which phase one has gone well: their open sessions and their facts."""
+    """Nodes on which phase one has gone well: their open sessions, their facts, and the answers, by node rank."""
 
     settings: Settings
     nodes: tuple[Node, ...] = ()
     sessions: dict[int, Session] = field(default_factory=dict)
     facts: dict[int, Facts] = field(default_factory=dict)
     told: dict[int, Mapping[str, Any]] = field(default_factory=dict)
+    asked: dict[int, tuple[float, float]] = field(default_factory=dict)  # when: by our clock, question and answer
 
     def close(self) -> None:
         """Hang up everywhere: what was prepared and not kept is taken back by the nodes themselves."""
@@ -81,7 +83,10 @@ def prepare(
         session = open_session(node, opened[node.rank], settings)
         prepared.sessions[node.rank] = session
         request = {**_prepare_request(job, node, nodes, needs, write), "patience_s": patience_s}
-        return session.ask(request, settings.prepare_timeout_s)
+        begun = time.time()
+        answer = session.ask(request, settings.prepare_timeout_s)
+        prepared.asked[node.rank] = (begun, time.time())
+        return answer
 
     try:
         for node, answer in fan_out(nodes, act, settings.fanout):
