@@ -22,6 +22,7 @@ from torchfab.flags import (
     GpuLaunchFlags,
     JobFlags,
     LaunchFlags,
+    NetworkFlags,
     PodFlags,
     SyncFlags,
     TrustFlags,
@@ -256,6 +257,14 @@ def top(c: Context, job: str, hostfile: str, interval: str, once: bool, json: bo
     around = _around(c)
     target = top.find_target(job, hostfile, around)
     sys.exit(top.top(target, top.interval(interval), once, json, life.stall_s("", around)))
+
+
+@host_task(NetworkFlags)
+def network(c: Context, flags: NetworkFlags) -> None:
+    """Measure bandwidth and latency between all hosts, and name the slow host or link."""
+    from torchfab.network import command
+
+    sys.exit(command.run(flags, _around(c)))
 
 
 def _around(c: Context) -> Surroundings:

@@ -97,6 +97,19 @@ class DoctorFlags(HostFlags):
     master_addr: str = flag("", "Address by which the nodes reach node 0. [its name in the hosts file]")
 
 
+@dataclass(frozen=True)
+class NetworkFlags(HostFlags):
+    """The flags of network."""
+
+    seconds: str = flag("20", "How long to measure. [20]")
+    pairs: bool = flag(False, "Measure all pairs of nodes too; else only when it is slow.")
+    backend: str = flag("auto", "nccl, gloo, or auto: nccl where every node has a GPU. [auto]")
+    env: tuple[str, ...] = flag((), "NAME=VALUE for every process; may be given again: NCCL_SOCKET_IFNAME=eth1.")
+    workdir: str = flag("", "Absolute path of a directory on every node, for logs. [the current one]")
+    python: str = flag("", "Interpreter on the nodes, with torch. [the one that runs fab]")
+    master_addr: str = flag("", "Address by which the nodes reach node 0. [its name in the hosts file]")
+
+
 Body = Callable[..., Any]
 
 

@@ -119,7 +119,12 @@ def _file(given: str, default: str, around: Surroundings) -> Path:
 
 
 def launch(
-    launcher: ModuleType, flags: LaunchFlags, own: Any, around: Surroundings, skip: Container[str] = ()
+    launcher: ModuleType,
+    flags: LaunchFlags,
+    own: Any,
+    around: Surroundings,
+    skip: Container[str] = (),
+    announce: bool = True,
 ) -> Record | None:
     """Launch a job on the tmux runtime, or print what would be launched.
 
@@ -127,6 +132,8 @@ def launch(
     ----------
     skip : container of str
         Labels of nodes to leave out. Default: none.
+    announce : bool
+        Print what was launched. Default True.
 
     Returns
     -------
@@ -155,7 +162,8 @@ def launch(
         if isinstance(error, KeyboardInterrupt):
             raise Interrupted("interrupted; nothing was left running") from None
         raise
-    _announce(plan, time.time() - around.now)
+    if announce:
+        _announce(plan, time.time() - around.now)
     return record
 
 

@@ -1,0 +1,89 @@
+"""`fab network` between real hosts with a slow link among them: torch, gloo, traffic control."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.integration.fab import Done, Fab
+from tests.support import absent, require
+from torchfab.rehearsal import Cluster, RehearsalError
+
+SLOW = ("root", "tbf", "rate", "50mbit", "burst", "64kbit", "latency", "50ms")
+
+
+@pytest.fixture(scope="module")
+def three(_no_leftovers: None) -> Iterator[Cluster]:
+    """Three hosts: fewer have no slow one among them."""
+    try:
+        cluster = Cluster.up(nodes=3, kind="netns")
+    except RehearsalError as error:
+        absent(str(error))
+    with cluster:
+        yield cluster
+
+
+@pytest.fixture
+def fab3(three: Cluster) -> Iterator[Fab]:
+    made = Fab(three)
+    yield made
+    made.close()
+
+
+def measure(fab: Fab, *words: str) -> Done:
+    return fab("network", "--hostfile", str(fab.cluster.hostfile), *words, timeout_s=110)
+
+
+def test_a_node_with_a_slow_link_is_named_and_nothing_is_left(fab3: Fab) -> None:
+    tc = ("ip", "netns", "exec", fab3.cluster.layout.nodes[2].namespace, require("tc"), "qdisc")
+    subprocess.run([*tc, "add", "dev", "eth0", *SLOW], check=True)
+    try:
+        done = measure(fab3, "--seconds", "5", "--json")
+    finally:
+        subprocess.run([*tc, "del", "dev", "eth0", "root"], check=True)
+    assert done.rc == 1, done
+    found = json.loads(done.stdout)
+    assert found["slow"]["nodes"] == ["node3"], found
+    assert found["slow"]["links"] == [], found
+    assert found["backend"] == "gloo"
+    assert {each["name"] for each in found["interfaces"]} == {"eth0"}
+    assert len(found["pairs"]) == 3
+    assert found["sizes"][0]["bytes"] == 1024
+    assert max(each["busbw_gbit"] for each in found["sizes"]) < 0.06  # all wait for the slow one
+    fab3.assert_nothing_left(within_s=2)
+
+
+def test_a_measurement_that_fails_keeps_its_job_and_names_it(fab3: Fab) -> None:
+    done = measure(fab3, "--seconds", "2", "--env", "GLOO_SOCKET_IFNAME=nosuch0")
+    assert done.rc == 1, done
+    assert done.stdout == "", done
+    (job,) = fab3.jobs()
+    assert f"fab why {job}" in done.stderr, done
+    assert "nosuch0" in fab3("logs", job).stdout
+    assert fab3.processes() == {}
+
+
+def test_ctrl_c_leaves_nothing(fab3: Fab) -> None:
+    process = fab3.start("network", "--hostfile", str(fab3.cluster.hostfile), "--seconds", "60")
+    deadline = time.monotonic() + 30
+    while len(fab3.processes()) < 3 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(1)  # into the measurement, on most machines; whenever it comes, nothing may be left
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    fab3.assert_nothing_left(within_s=5)
+
+
+@pytest.mark.parametrize("words", [("--seconds", "0"), ("--backend", "mpi"), ("--backend", "nccl")])
+def test_what_cannot_be_measured_is_refused_and_leaves_nothing(fab3: Fab, words: tuple[str, ...]) -> None:
+    done = measure(fab3, *words)
+    assert done.rc == 2, done
+    assert words[0] in done.stderr, done
+    fab3.assert_nothing_left(within_s=2)

@@ -1,0 +1,122 @@
+"""The job of `fab network`: one rank per GPU, or per node where there are none, which measure the network between them.
+
+The script that runs is ours, and sent along: nothing of it lies on the nodes beforehand.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torchfab import environment, shims
+from torchfab.errors import UsageError
+from torchfab.job import Facts, Job, Needs, Node, NodePlan, Plan, Process, Slot
+from torchfab.launchers import chosen, master_address
+
+NAME = "network"
+BACKENDS = ("auto", "nccl", "gloo")
+SCRIPT = "network.py"
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What is to be measured.
+
+    Parameters
+    ----------
+    seconds : float
+        How long to measure.
+    pairs : bool
+        Pairs of nodes too; else only when it is slow.
+    backend : str
+        nccl, gloo, or auto: nccl where every node has a GPU.
+    """
+
+    seconds: float
+    pairs: bool
+    backend: str
+
+
+def options(flags: Flags) -> Mapping[str, Any]:
+    """Return the checked flags.
+
+    Raises
+    ------
+    UsageError
+        A flag's value is not one of those that it takes.
+    """
+    if flags.backend not in BACKENDS:
+        raise UsageError(f"--backend is auto, nccl or gloo, got {flags.backend!r}")
+    if flags.seconds < 1:
+        raise UsageError(f"--seconds is at least 1, got {flags.seconds:g}")
+    return {"seconds": flags.seconds, "pairs": flags.pairs, "backend": flags.backend}
+
+
+def needs(job: Job) -> Needs:
+    """Return what every node must have."""
+    return Needs(modules=("torch",), port=True, peers=True)
+
+
+def assumed(job: Job, nodes: Sequence[Node]) -> None:
+    """Return None: whether there are GPUs is asked."""
+
+
+def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence[Facts]) -> Plan:
+    """Return what runs where.
+
+    Raises
+    ------
+    UsageError
+        NCCL is wanted, and a node has no GPU; or there is only one rank.
+    """
+    backend = _backend(job, nodes, facts)
+    counts = [fact.gpus if backend == "nccl" else 1 for fact in facts]
+    if sum(counts) < 2:
+        raise UsageError("a network is between at least two ranks", "name two hosts or more")
+    starts = [sum(counts[:index]) for index in range(len(counts))]
+    ranks = [list(range(start, start + count)) for start, count in zip(starts, counts, strict=True)]
+    request = {**job.options, "backend": backend, "nodes": ranks}
+    master, port = master_address(job, nodes), facts[0].port or job.port
+    node_plans = tuple(
+        NodePlan(
+            node, fact.folder, tuple(_process(job, node, fact, ranks, rank, request, master, port) for rank in mine)
+        )
+        for node, fact, mine in zip(nodes, facts, ranks, strict=True)
+    )
+    words = chosen(job, nodes, master, port, ranks=f"{sum(counts)} ({backend})")
+    return Plan(job, node_plans, sum(counts), words, len(nodes))
+
+
+def _backend(job: Job, nodes: Sequence[Node], facts: Sequence[Facts]) -> str:
+    wanted = str(job.options["backend"])
+    without = [node.label for node, fact in zip(nodes, facts, strict=True) if not fact.gpus]
+    if wanted == "nccl" and without:
+        raise UsageError(f"--backend nccl needs GPUs, and {without[0]} has none", "leave the flag out, or say gloo")
+    return wanted if wanted != "auto" else ("gloo" if without else "nccl")
+
+
+def _process(
+    job: Job,
+    node: Node,
+    fact: Facts,
+    ranks: Sequence[Sequence[int]],
+    rank: int,
+    request: Mapping[str, Any],
+    master: str,
+    port: int,
+) -> Process:
+    mine = ranks[node.rank]
+    world = sum(map(len, ranks))
+    env = {
+        "PYTHONUNBUFFERED": "1",
+        **environment.threads(len(mine), fact.gpus, fact.cpus),
+        **environment.visible_devices(node.gpus),
+        **job.env,
+        **environment.rank_variables(rank, rank - mine[0], world, len(mine), master, port),
+        **environment.marks(job.job_id, node.rank),
+    }
+    name = f"rank-{rank}"
+    argv = (job.python, f"{fact.folder}/{name}/{SCRIPT}", json.dumps(request))
+    return Process(name, argv, env, rank=rank, files={SCRIPT: shims.text("network")})

@@ -1,0 +1,306 @@
+"""What `fab network` runs on the nodes: all-reduce between all ranks, then between pairs of nodes.
+
+Rank 0 prints what was measured, a line of JSON each behind MARK. What all must agree on (how often, whether to go on),
+rank 0 decides by its clock and writes into the store. Knows torch.distributed, nothing of torchfab.
+"""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import json
+import os
+import socket
+import statistics
+import struct
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+MARK = "torchfab-network "
+SIZES = tuple(1024 << (2 * power) for power in range(11))  # 1 KiB to 1 GiB
+PAIR_BYTES = 256 * 1024
+MOST_PAIR_BYTES = 256 * 1024 * 1024
+_FOR_ALL = 0.5  # of the seconds; the other half is for the pairs
+_PATIENCE_S = 120.0  # for ranks that start late, and for a link that is down
+_SLOW = 0.5  # of what the slowest interface says that it can do
+
+
+def bus_factor(ranks: int) -> float:
+    """Return bus bandwidth by algorithm bandwidth of an all-reduce: 2(n-1)/n.
+
+    Every byte must leave and reach every rank that often, whatever the algorithm, so that the bus bandwidth can be
+    compared with the hardware's, for any number of ranks (nccl-tests, doc/PERFORMANCE.md).
+    """
+    return 2 * (ranks - 1) / ranks
+
+
+def rounds(count: int) -> list[list[tuple[int, int]]]:
+    """Return all pairs of `count` nodes as rounds of disjoint pairs: the circle method of round-robin tournaments.
+
+    One node stands still, the others move on by one place each round; who faces each other is a pair. An odd one rests.
+    """
+    circle: list[int | None] = [*range(count), *([None] if count % 2 else [])]
+    found = []
+    for _ in range(len(circle) - 1):
+        facing = zip(circle[: len(circle) // 2], reversed(circle), strict=False)
+        found.append([(min(a, b), max(a, b)) for a, b in facing if a is not None and b is not None])
+        circle = [circle[0], circle[-1], *circle[1:-1]]
+    return found
+
+
+def is_slow(gbits: Sequence[float], interfaces: Sequence[dict[str, Any]]) -> bool:
+    """Say whether the best bus bandwidth is less than half of what the slowest interface can do, or that is not known.
+
+    Parameters
+    ----------
+    gbits : sequence of float
+        Bus bandwidths that were measured, Gbit/s.
+    interfaces : sequence of dict
+        With `gbit`, or None, each.
+    """
+    speeds = [each["gbit"] for each in interfaces]
+    return None in speeds or not gbits or max(gbits) < _SLOW * min(speeds)
+
+
+class Probe:
+    """One rank.
+
+    Parameters
+    ----------
+    request : dict
+        `seconds` for all; `pairs` (False: only when it is slow); `backend`; `nodes`, the ranks of each node.
+    torch, dist : modules
+        torch and torch.distributed: imported late, so that the pure part of this file can be tested without.
+    """
+
+    def __init__(self, request: dict[str, Any], torch: Any, dist: Any) -> None:
+        self.torch, self.dist, self.request = torch, dist, request
+        self.rank, self.world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        self.nodes: list[list[int]] = request["nodes"]
+        self.node = next(index for index, ranks in enumerate(self.nodes) if self.rank in ranks)
+        self.patience = timedelta(seconds=request["seconds"] + _PATIENCE_S)
+        self.on_gpu = request["backend"] == "nccl"
+        self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if self.on_gpu else torch.device("cpu")
+        if self.on_gpu:
+            torch.cuda.set_device(self.device)
+        where = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+        store = dist.TCPStore(*where, self.world, self.rank == 0, self.patience)
+        dist.init_process_group(
+            request["backend"], store=store, rank=self.rank, world_size=self.world, timeout=self.patience
+        )
+        self.store = dist.PrefixStore("torchfab", store)
+
+    def run(self) -> None:
+        """Measure; rank 0 tells."""
+        interfaces = self._introduce()
+        begun = time.monotonic()
+        until = begun + self.request["seconds"] * _FOR_ALL
+        gbits = self._measure_sizes(until)
+        if self._agree("pairs", lambda: self._wants_pairs(gbits, interfaces)):
+            self._measure_pairs(begun + self.request["seconds"])
+        self.tell({"kind": "done"})
+        self._part()
+
+    def _wants_pairs(self, gbits: Sequence[float], interfaces: Sequence[dict[str, Any]]) -> bool:
+        if self.request["pairs"]:
+            return len(self.nodes) > 1
+        return len(self.nodes) > 2 and is_slow(gbits, interfaces)  # the only pair of two nodes is all there is
+
+    def tell(self, value: dict[str, Any]) -> None:
+        """Print a result, if this is rank 0."""
+        if self.rank == 0:
+            print(MARK + json.dumps(value), flush=True)
+
+    def _introduce(self) -> list[dict[str, Any]]:
+        """Tell rank 0 by which interface each node is reached; return that of all nodes, on rank 0."""
+        if self.rank == self.nodes[self.node][0]:
+            self.store.set(f"interface/{self.node}", json.dumps(interface(os.environ["MASTER_ADDR"])))
+        if self.rank:
+            return []
+        found = [json.loads(self.store.get(f"interface/{node}")) for node in range(len(self.nodes))]
+        told = {name: os.environ[name] for name in _NAMES if name in os.environ}
+        version = {"torch": self.torch.__version__, "backend": self.request["backend"], "ranks": self.world}
+        self.tell({"kind": "hello", **version, "interfaces": found, "told": told})
+        return found
+
+    def _agree(self, name: str, decide: Callable[[], Any]) -> Any:
+        """Return on every rank what rank 0 decides."""
+        if self.rank == 0:
+            self.store.set(name, json.dumps(decide()))
+        return json.loads(self.store.get(name))
+
+    def _part(self) -> None:
+        """Leave together: the store is rank 0's."""
+        self.store.set(f"bye/{self.rank}", "1")
+        if self.rank == 0:
+            self.store.wait([f"bye/{rank}" for rank in range(self.world)], self.patience)
+        self.dist.destroy_process_group()
+
+    # ---- all ranks
+
+    def _measure_sizes(self, until: float) -> list[float]:
+        """Measure one size after the other, as long as the next one can be expected to end in time."""
+        most = self._most_bytes()
+        share_s, last_s, gbits = max(0.1, until - time.monotonic()) / len(SIZES), 0.0, []
+        for size in SIZES:
+            expected_s = 4 * last_s * 5  # four times the bytes; twice to warm up, and three times
+            ends = time.monotonic() + expected_s
+            if not self._agree(f"size/{size}", partial(_fits, size, most, ends, until)):
+                break
+            tensor = self._tensor(size)
+            self._time(tensor, None, 1)
+            count = self._agree(f"count/{size}", partial(_count, self._time(tensor, None, 1)[0], share_s))
+            times = self._time(tensor, None, count)
+            last_s = statistics.median(times)
+            gbit = size * 8 / last_s / 1e9
+            gbits.append(gbit * bus_factor(self.world))
+            result = {"bytes": size, "count": count, "p50_s": last_s, "max_s": max(times)}
+            self.tell({"kind": "size", **result, "algbw_gbit": gbit, "busbw_gbit": gbits[-1]})
+        return gbits
+
+    def _most_bytes(self) -> int:
+        """Return the largest message for which every rank has room thrice, in half of what is free."""
+        if self.on_gpu:
+            free = self.torch.cuda.mem_get_info(self.device)[0]
+        else:
+            free = available_bytes() // len(self.nodes[self.node])
+        self.store.set(f"room/{self.rank}", str(free // 6))
+        return int(self._agree("room", self._least_room))
+
+    def _least_room(self) -> int:
+        return min(int(self.store.get(f"room/{rank}")) for rank in range(self.world))
+
+    def _tensor(self, size: int) -> Any:
+        return self.torch.zeros(max(1, size // 4), dtype=self.torch.float32, device=self.device)
+
+    def _time(self, tensor: Any, group: Any, count: int) -> list[float]:
+        """Return how long each of some all-reduces took, as seen from this rank."""
+        times = []
+        for _ in range(count):
+            begun = time.perf_counter()
+            self.dist.all_reduce(tensor, group=group)
+            if self.on_gpu:
+                self.torch.cuda.synchronize(self.device)
+            times.append(time.perf_counter() - begun)
+        return times
+
+    # ---- pairs of nodes
+
+    def _measure_pairs(self, until: float) -> None:
+        schedule = rounds(len(self.nodes))
+        for index, pairs in enumerate(schedule):
+            left_s = until - time.monotonic()
+            share_s = self._agree(f"round/{index}", partial(_share, left_s, len(schedule) - index))
+            if not share_s:
+                return
+            mine = next((pair for pair in pairs if self.node in pair), None)
+            if mine:
+                self._measure_pair(index, mine, max(0.2, min(2.0, share_s)))
+            if self.rank == 0:
+                found = [[*pair, *json.loads(self.store.get(f"pair/{index}/{pair[0]}"))] for pair in pairs]
+                self.tell({"kind": "round", "round": index + 1, "rounds": len(schedule), "pairs": found})
+            self._agree(f"over/{index}", bool)  # so that rounds do not overlap
+
+    def _measure_pair(self, index: int, pair: tuple[int, int], share_s: float) -> None:
+        """Measure the ranks of two nodes by themselves; their first one tells Gbit/s and the latency in seconds."""
+        ranks = sorted(self.nodes[pair[0]] + self.nodes[pair[1]])
+        leads = self.rank == self.nodes[pair[0]][0]
+        group = self.dist.new_group(ranks, timeout=self.patience, use_local_synchronization=True)
+        small = self._tensor(4)
+        self._time(small, group, 2)
+        latency_s = min(self._time(small, group, 5))
+        first = self._tensor(PAIR_BYTES)
+        self._time(first, group, 1)
+        once_s = self._time(first, group, 1)[0]
+        key = f"bytes/{index}/{pair[0]}"
+        if leads:
+            fitting = int(PAIR_BYTES * share_s / 4 / max(once_s, 1e-6))
+            self.store.set(key, str(max(PAIR_BYTES, min(MOST_PAIR_BYTES, fitting))))
+        size = int(self.store.get(key))
+        best_s = min(self._time(self._tensor(size), group, 2))
+        if leads:
+            gbit = size * 8 / best_s / 1e9 * bus_factor(len(ranks))
+            self.store.set(f"pair/{index}/{pair[0]}", json.dumps([gbit, latency_s]))
+        self.dist.destroy_process_group(group)
+
+
+def _fits(size: int, most: int, ends: float, until: float) -> bool:
+    return size <= most and ends < until
+
+
+def _count(once_s: float, share_s: float) -> int:
+    return max(3, min(100, int(share_s / max(once_s, 1e-6))))
+
+
+def _share(left_s: float, rounds_left: int) -> float:
+    return max(0.0, left_s) / rounds_left
+
+
+# ---- interfaces
+
+_NAMES = ("NCCL_SOCKET_IFNAME", "NCCL_IB_HCA", "NCCL_IB_DISABLE", "GLOO_SOCKET_IFNAME")
+
+
+def interface(towards: str) -> dict[str, Any]:
+    """Return the interface by which this machine reaches an address: `name`, `address`, `gbit` (None: not told)."""
+    address = _own_address(towards)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            if address and _ioctl_address(probe, name) == address:
+                return {"name": name, "address": address, "gbit": _speed(probe, name)}
+    return {"name": "", "address": address, "gbit": None}
+
+
+def _own_address(towards: str) -> str:
+    try:
+        family, kind, _, _, where = socket.getaddrinfo(towards, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(where)  # of a datagram socket: no packet is sent
+            return str(probe.getsockname()[0])
+    except OSError:
+        return ""
+
+
+def _ioctl_address(probe: socket.socket, name: str) -> str:
+    try:
+        answer = fcntl.ioctl(probe, 0x8915, struct.pack("16s16x", name.encode()))  # SIOCGIFADDR, netdevice(7)
+    except OSError:
+        return ""
+    return socket.inet_ntoa(answer[20:24])
+
+
+def _speed(probe: socket.socket, name: str) -> float | None:
+    """Return what the link of an interface can do, in Gbit/s, by ETHTOOL_GSET (linux/ethtool.h)."""
+    command = array.array("B", struct.pack("I40x", 1))
+    try:
+        fcntl.ioctl(probe, 0x8946, struct.pack("16sP8x", name.encode(), command.buffer_info()[0]))  # SIOCETHTOOL
+    except OSError:
+        return None
+    low, high = struct.unpack_from("H", command, 12)[0], struct.unpack_from("H", command, 28)[0]
+    megabits = low + (high << 16)
+    return megabits / 1000 if 0 < megabits < 0xFFFF0000 and low != 0xFFFF else None
+
+
+def available_bytes() -> int:
+    """Return how much memory programs can have without swapping."""
+    with open("/proc/meminfo") as file:
+        for line in file:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return 1 << 30
+
+
+def main(words: Sequence[str]) -> None:
+    """Measure what the one argument, JSON, asks for."""
+    import torch
+    import torch.distributed as dist
+
+    Probe(json.loads(words[0]), torch, dist).run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
