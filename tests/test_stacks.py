@@ -232,8 +232,21 @@ def test_other_threads_are_counted_and_shown_on_request() -> None:
 
 def test_a_deep_stack_is_cut_unless_all_is_asked_for() -> None:
     deep = rank(0, [own(f"f{depth}", depth + 1) for depth in range(20)])
-    assert "… 8 more frames: --all" in page.text("gpt2", dump(deep))
+    assert "… 8 more of its frames: --all" in page.text("gpt2", dump(deep))
     assert "f19 (train.py:20)" in page.text("gpt2", dump(deep), everything=True)
+
+
+def test_a_process_that_has_no_rank_yet_is_named_with_its_host_once() -> None:
+    frozen = Frame("exec_module", "<frozen importlib._bootstrap_external>", 940)
+    shown = page.text("gpt2", dump(rank(None, (frozen, MAIN))))
+    assert "\nagent on node1: in an import of train.py\n" in shown
+    assert "exec_module" not in shown  # the inside of an import says nothing
+    assert "… 1 more of its frames: --all" in shown
+
+
+def test_of_a_job_that_has_ended_the_next_word_is_why() -> None:
+    shown = page.text("gpt2", dump(rank(0, (), ended=True, code=7)))
+    assert shown == "job gpt2: no rank runs; how it ended: fab why gpt2\n\nrank 0 has ended with code 7"
 
 
 def test_lines_that_differ_within_a_group_are_shown_as_a_range() -> None:

@@ -31,6 +31,8 @@ def text(name: str, dump: Dump, everything: bool = False, exact: bool = False) -
     found = grouping.group([each for each in dump.running if each.threads], exact)
     parts = [f"job {name}: {summary(dump, found)}"]
     parts += ["\n".join(_group_lines(each, everything)) for each in found]
+    if not dump.running and not dump.unheard:
+        parts[0] += f"; how it ended: fab why {name}"
     last = [*_missing_lines(dump), *_ended_lines(dump), *_unheard_lines(dump), *_fix_lines(found)]
     whole = "\n\n".join([*parts, *(["\n".join(last)] if last else [])])
     return "\n".join(clean(line) for line in whole.split("\n"))  # a function may have any name
@@ -82,12 +84,14 @@ def _count(ranks: Sequence[RankStack]) -> str:
 def _group_lines(group: Group, everything: bool) -> list[str]:
     hosts = fold(list(dict.fromkeys(each.node.label for each in group.ranks)))
     who = _who(group.ranks) + (f" ({len(group.ranks)})" if len(group.ranks) > 1 else "")
-    lines = [f"{who} on {hosts}: {group.words}", f"  {_process_words(group.ranks)}"]
+    where = "" if any(each.rank is None for each in group.ranks) else f" on {hosts}"
+    lines = [f"{who}{where}: {group.words}", f"  {_process_words(group.ranks)}"]
     shown = group.ranks[0]
-    frames = shown.frames if everything else shown.frames[:_FRAMES]
-    lines += _frame_lines(frames, _lines_of(group.ranks))
-    if len(frames) < len(shown.frames):
-        lines.append(f"    … {len(shown.frames) - len(frames)} more frames: --all")
+    placed = list(zip(shown.frames, _lines_of(group.ranks), strict=True))
+    kept = placed if everything else [each for each in placed if not each[0].file.startswith("<frozen")][:_FRAMES]
+    lines += _frame_lines([frame for frame, _ in kept], [numbers for _, numbers in kept])
+    if len(kept) < len(placed):
+        lines.append(f"    … {len(placed) - len(kept)} more of its frames: --all")
     return lines + (_thread_lines(shown) if everything else _threads_words(shown))
 
 
