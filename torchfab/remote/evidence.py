@@ -47,11 +47,10 @@ def gather(folder: str) -> dict[str, Any]:
 
 def _of_machine(folder: str, found: dict[str, Any]) -> dict[str, Any]:
     starts = [process["started"] for process in found["processes"] if process["started"]]
-    ranks = [rank for process in found["processes"] for rank in process["ranks"]]
     return {
         "kernel": kernel.said(min(starts, default=time.time())),
         "disks": [_disk(path) for path in (folder, *_workdirs(folder), "/dev/shm", "/tmp") if os.path.isdir(path)],
-        "halted": [rank["rank"] for rank in ranks if rank["ended"] is None and _is_halted(rank)],
+        "halted": [name for process in found["processes"] for name in _halted(folder, process)],
     }
 
 
@@ -127,7 +126,10 @@ def _disk(path: str) -> dict[str, Any]:
     return {"path": path, "free": told.f_bavail * told.f_frsize, "size": told.f_blocks * told.f_frsize}
 
 
-def _is_halted(rank: dict[str, Any]) -> bool:
-    """Say whether a rank that runs was stopped by a signal (SIGSTOP), or by a debugger."""
-    fields = procfs.stat_fields(rank["pid"])
-    return bool(fields) and int(fields[19]) == rank["start_time"] and fields[0] in "Tt"
+def _halted(folder: str, process: dict[str, Any]) -> list[str]:
+    """Return what of a process runs, and was stopped by a signal (SIGSTOP) or by a debugger: itself, or its ranks."""
+    ranks = [(f"rank {rank['rank']}", rank["pid"], rank["start_time"]) for rank in process["ranks"]]
+    started = files.read_json(os.path.join(folder, process["name"], files.STARTED)) or {}
+    if started and started["pid"] not in [pid for _, pid, _ in ranks]:
+        ranks.append((process["name"], started["pid"], started["start_time"]))
+    return [name for name, pid, start in ranks if procfs.is_alive(pid, start) and procfs.stat_fields(pid)[0] in "Tt"]

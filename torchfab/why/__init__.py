@@ -13,6 +13,7 @@ What decides (a supervisor that restarts jobs, a script that reads `--json`):
     story.cause.name     which one of the kind: `exception`, `exit-code`, `import-error`, `disk-full`, ...
     story.first          when, on which host, which rank, with which exit code; None when nothing failed
     story.bad_nodes      the hosts without which it may go well: those of a NODE cause; empty for all other kinds
+    story.behind         where the others waited in vain (NETWORK): the hosts that they waited for, or may have
     story.fingerprint    equal for two failures that are the same: the exception and the last frames of its traceback,
                          without numbers and addresses; of a failure without a traceback, its name and exit code; empty
                          when nothing failed

@@ -11,7 +11,7 @@ from torchfab.logview import clean
 from torchfab.status import code_words
 from torchfab.why import causes, tracebacks
 from torchfab.why.causes import Cause, Kind
-from torchfab.why.evidence import Evidence, Label, NodeEvidence
+from torchfab.why.evidence import Evidence, Label, Log, NodeEvidence
 from torchfab.why.tracebacks import Traceback
 
 # How likely an end is the first cause, the likeliest first. A lost node's time is only that of its last sign of life.
@@ -38,6 +38,8 @@ class End:
         When, in seconds since the epoch; of what was lost, its last sign of life.
     host, node_rank, rank : str, int, int or None
         Where; no rank for a launcher's process or a whole node.
+    process : str
+        Name of the launcher's process: `agent`, `head`; empty for a rank, or a whole node.
     code : int, optional
         Exit code, negative for a signal; None where nobody wrote it down.
     cause : Cause
@@ -65,11 +67,14 @@ class End:
     lines: tuple[str, ...] = ()
     path: str = ""
     lived_s: float = 0.0
+    process: str = ""
 
     @property
     def who(self) -> str:
-        """Its name for people: `rank 3 on node1`."""
-        return f"rank {self.rank} on {self.host}" if self.rank is not None else self.host
+        """Its name for people: `rank 3 on node1`, `the agent on node1`, `node1`."""
+        if self.rank is not None:
+            return f"rank {self.rank} on {self.host}"
+        return f"the {self.process} on {self.host}" if self.process else self.host
 
 
 def all_ends(evidence: Evidence) -> list[End]:
@@ -129,9 +134,8 @@ def _is_rank(process: Mapping[str, Any]) -> bool:
 
 
 def _of_rank(node: NodeEvidence, process: Mapping[str, Any], rank: Mapping[str, Any]) -> End:
-    texts = _texts(node, rank["rank"])
-    traceback = _traceback(node, rank["rank"], texts)
-    path, tail = texts[0] if texts else ("", "")
+    logs = _logs(node, rank["rank"])
+    traceback, path, tail = _words(node, rank["rank"], logs)
     cause = _cause(node, process, rank, traceback, tail)
     before = [each for each in _failed_ranks(process) if each["ended"] < rank["ended"]]
     return End(
@@ -159,9 +163,7 @@ def _weight(cause: Cause, code: int, others_before: bool) -> int:
 
 def _of_launcher(node: NodeEvidence, process: Mapping[str, Any]) -> End:
     """Return the end of a process that is no rank: torchrun, mpirun."""
-    texts = _texts(node, "agent") or _texts(node, None)
-    path, tail = texts[0] if texts else ("", "")
-    traceback = _traceback(node, "agent", texts)
+    traceback, path, tail = _words(node, "agent", _logs(node, "agent"))
     pseudo = {"rank": None, "pid": process["pid"], "code": process["code"]}
     code, ended = process["code"], process["ended"] or process["started"] or node.status.now
     cause = _cause(node, process, pseudo, traceback, tail)
@@ -170,7 +172,8 @@ def _of_launcher(node: NodeEvidence, process: Mapping[str, Any]) -> End:
     skew, lived_s = node.status.skew_s, ended - (process["started"] or ended)
     weight = _weight(cause, code or 0, process["state"] == "stopped")
     where = (node.host, node.status.node.rank, None)
-    return End(ended - skew, *where, code, cause, weight, traceback, _last_lines(tail), path, lived_s)
+    name = process["name"]
+    return End(ended - skew, *where, code, cause, weight, traceback, _last_lines(tail), path, lived_s, name)
 
 
 def _of_lost(node: NodeEvidence, process: Mapping[str, Any]) -> End:
@@ -183,8 +186,8 @@ def _of_lost(node: NodeEvidence, process: Mapping[str, Any]) -> End:
     else:
         words = f"{reason}, and no one was left to write down how it ended"
         cause = Cause(Kind.KILLED, "supervisor-killed", words, "see who did it there: the OOM killer, an administrator")
-    texts = _texts(node, process["ranks"][0]["rank"] if process["ranks"] else "agent")
-    path, tail = texts[0] if texts else ("", "")
+    label = process["ranks"][0]["rank"] if process["ranks"] else "agent"
+    _, path, tail = _words(node, label, _logs(node, label))
     where = (node.host, node.status.node.rank, None)
     return End(last - node.status.skew_s, *where, None, cause, LOST, None, _last_lines(tail), path)
 
@@ -192,24 +195,30 @@ def _of_lost(node: NodeEvidence, process: Mapping[str, Any]) -> End:
 # ---- its words
 
 
-def _texts(node: NodeEvidence, label: Label | None) -> list[tuple[str, str]]:
-    """Return path and text of the logs of a rank, or of the launcher; what went to stderr first.
+def _logs(node: NodeEvidence, label: Label | None) -> list[Log]:
+    """Return the logs of a rank, or of the launcher, the last written first.
 
     A rank that lived too short to be seen has logs under `local N`.
     """
     own = [log for log in node.logs if log.label == label]
     own = own or [log for log in node.logs if isinstance(log.label, str) and log.label.startswith("local ")]
-    own.sort(key=lambda log: (not log.path.endswith("stderr.log"), -log.written))
-    return [(log.path, log.text) for log in own]
+    return sorted(own, key=lambda log: -log.written)
 
 
-def _traceback(node: NodeEvidence, label: Label, texts: Sequence[tuple[str, str]]) -> Traceback | None:
+def _words(node: NodeEvidence, label: Label | None, logs: Sequence[Log]) -> tuple[Traceback | None, str, str]:
+    """Return the last traceback, the path of the log that holds it, or else of that written last, and its text."""
     reports = [report for report in node.reports if report.label == label]
     for report in sorted(reports, key=lambda report: -report.attempt)[:1]:
-        found = tracebacks.last_in(report.traceback)
-        if found:
-            return found
-    return next((found for _, text in texts if (found := tracebacks.last_in(text))), None)
+        if found := tracebacks.last_in(report.traceback):
+            return found, _path(logs), logs[0].text if logs else ""
+    for log in logs:
+        if found := tracebacks.last_in(log.text):
+            return found, log.path, log.text
+    return None, _path(logs), "\n".join(log.text for log in reversed(logs))
+
+
+def _path(logs: Sequence[Log]) -> str:
+    return logs[0].path if logs else ""
 
 
 def _last_lines(text: str, count: int = 5) -> tuple[str, ...]:
@@ -231,7 +240,13 @@ def _cause(
     last = "\n".join(tail.splitlines()[-_TAIL_LINES:])
     if (not traceback or code is None or code < 0) and (cause := causes.recognise(last)):
         return cause
-    return _own_doing(code, traceback)
+    return _own_doing(code, traceback) if rank["rank"] is not None else _launcher_s(process["name"], code, traceback)
+
+
+def _launcher_s(name: str, code: int | None, traceback: Traceback | None) -> Cause:
+    words = f"raised {traceback.last_line[:300]}" if traceback else f"ended with {code_words(code or 0)}"
+    fix = "see its last lines; what it runs: fab launch-... --dry-run"
+    return Cause(Kind.UNKNOWN, "launcher", f"the {name} {words}, and no rank is known to have failed before", fix)
 
 
 def _own_doing(code: int | None, traceback: Traceback | None) -> Cause:
@@ -273,7 +288,7 @@ def _killed(node: NodeEvidence, process: Mapping[str, Any], pid: int | None) -> 
 
 
 def _terminated(node: NodeEvidence, code: int) -> Cause:
-    found = (_TORCHRUN_TOLD.search(text) for _, text in _texts(node, "agent"))
+    found = (_TORCHRUN_TOLD.search(log.text) for log in node.logs if log.label == "agent")
     told = next((match for match in found if match), None)
     words = f"torchrun was asked to end ({told['signal']}), and ended it" if told else f"{code_words(code)} ended it"
     return Cause(Kind.KILLED, "terminated", f"{words}; who sent it is not known", _ASK)

@@ -102,8 +102,8 @@ class NodeEvidence:
         Why that could not be read.
     disks : tuple of Disk
         As full as they are now.
-    halted : tuple of int
-        Ranks that exist and were stopped by a signal (SIGSTOP), now.
+    halted : tuple of str
+        What exists and was stopped by a signal (SIGSTOP), now: `rank 3`, `agent`.
     """
 
     status: NodeStatus
@@ -113,7 +113,7 @@ class NodeEvidence:
     kernel: tuple[KernelLine, ...] = ()
     kernel_unread: str = ""
     disks: tuple[Disk, ...] = ()
-    halted: tuple[int, ...] = ()
+    halted: tuple[str, ...] = ()
 
     @property
     def host(self) -> str:
@@ -184,7 +184,7 @@ def of_told(status: NodeStatus, told: Mapping[str, Any]) -> NodeEvidence:
         tuple(KernelLine(when - status.skew_s, text) for when, text in kernel.get("lines", ())),
         kernel.get("unread", ""),
         tuple(Disk(**each) for each in told.get("disks", ()) if each["free"] is not None),
-        tuple(rank for rank in told.get("halted", ()) if rank is not None),
+        tuple(told.get("halted", ())),
     )
 
 

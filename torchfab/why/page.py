@@ -25,6 +25,7 @@ def text(story: Story) -> str:
         parts.append(_row("first", _first_words(story, story.first)))
     if story.cause.fix:
         parts.append(_row("fix", story.cause.fix))
+    parts += [_row("behind", each.words) for each in story.behind]
     parts += [_row("also", note) for note in story.notes]
     parts += _own_words(story)
     parts += _listed("then", story.consequences)
@@ -47,6 +48,8 @@ def _own_words(story: Story) -> list[str]:
     """Return the traceback of what failed first; its last log lines where there is none."""
     if story.first is None:
         return []
+    if story.traceback and story.first.rank is None:  # torchrun's own frames say nothing
+        return ["", f"its last words ({story.first.path}):", f"  {story.traceback.last_line}"]
     if story.traceback:
         lines = story.traceback.text.splitlines()
         if len(lines) > _LONGEST_TRACEBACK:
@@ -90,6 +93,7 @@ def as_json(story: Story) -> dict[str, Any]:
         "first": _first_as_json(story.first),
         "fingerprint": story.fingerprint,
         "bad_nodes": list(story.bad_nodes),
+        "behind": [{"hosts": list(each.hosts), "words": each.words} for each in story.behind],
         "notes": list(story.notes),
         "consequences": list(story.consequences),
         "moments": [vars(moment) for moment in story.moments],

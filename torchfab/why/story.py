@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from torchfab.inventory import fold, fold_ranks
 from torchfab.status import JobStatus, NodeStatus, code_words
-from torchfab.why import behind, causes
+from torchfab.why import causes
+from torchfab.why.behind import Behind, halted, whom_they_waited_for
 from torchfab.why.causes import Cause, Kind
 from torchfab.why.ends import CONSEQUENCE, LOST, End, all_ends, first_of
 from torchfab.why.evidence import Evidence, Said
@@ -39,8 +40,10 @@ class Story:
         Why.
     first : End, optional
         What failed first; None when nothing failed.
+    behind : tuple of Behind
+        Where the others waited in vain: for whom, or for whom they may have.
     notes : tuple of str
-        More facts: who was behind, what a disk has left.
+        More facts: what a disk has left, what the kernel said.
     consequences : tuple of str
         What followed from it, equal ones folded.
     moments : tuple of Moment
@@ -56,6 +59,7 @@ class Story:
     created: float
     cause: Cause
     first: End | None = None
+    behind: tuple[Behind, ...] = ()
     notes: tuple[str, ...] = ()
     consequences: tuple[str, ...] = ()
     moments: tuple[Moment, ...] = ()
@@ -85,16 +89,19 @@ def tell(evidence: Evidence) -> Story:
     base = Story(evidence.job, state, evidence.created, cause, silent=evidence.silent)
     if cause.kind in (Kind.SUCCEEDED, Kind.RUNNING, Kind.STOPPED) or first is None:
         others = _consequences(ends, None, cause)
-        return replace(base, notes=_notes_of_state(evidence), consequences=others, moments=_moments(evidence, ends))
+        return replace(
+            base, notes=_notes_of_state(evidence), consequences=others, moments=_moments(evidence, ends, cause)
+        )
     if cause.name == "import-error":
         cause = _of_some_nodes(cause, first, ends, evidence)
     return replace(
         base,
         cause=cause,
         first=first,
-        notes=(*behind.notes(first, ends, evidence), *_notes(first, evidence)),
+        behind=whom_they_waited_for(first, ends, evidence),
+        notes=_notes(first, evidence),
         consequences=_consequences(ends, first, cause),
-        moments=_moments(evidence, ends),
+        moments=_moments(evidence, ends, cause),
         bad_nodes=_bad_nodes(cause, first, ends, evidence.silent),
     )
 
@@ -203,9 +210,8 @@ def _notes_of_state(evidence: Evidence) -> tuple[str, ...]:
     restarts = max((rank["attempt"] for node in evidence.nodes for rank in node.status.ranks), default=0)
     times = "once" if restarts == 1 else f"{restarts} times"
     found = [f"torchrun had restarted its ranks {times} before"] if restarts else []
-    halted = [(rank, node.host) for node in evidence.nodes for rank in node.halted]
     if evidence.status.state in ("running", "starting"):
-        found += [f"rank {rank} on {host} is stopped by a signal (SIGSTOP), or by a debugger" for rank, host in halted]
+        found += [each.words for each in halted(evidence)]
     return tuple(found)
 
 
@@ -225,8 +231,6 @@ def _short(end: End, cause: Cause) -> str:
         return f"ended by {code_words(end.code or 0)} after it"
     if end.cause.is_symptom:  # addresses and numbers differ
         return end.cause.words.partition(":")[0]
-    if end.cause.name == cause.name and end.traceback is None:
-        return "the same"
     return end.cause.words
 
 
@@ -238,14 +242,16 @@ def _who(group: Sequence[End]) -> str:
     return f"{hosts} rank{'s' if len(set(ranks)) > 1 else ''} {fold_ranks(ranks)}"
 
 
-def _moments(evidence: Evidence, ends: Sequence[End]) -> tuple[Moment, ...]:
-    found = [Moment(evidence.created, "", "launched")]
+def _moments(evidence: Evidence, ends: Sequence[End], cause: Cause) -> tuple[Moment, ...]:
+    """Return all that happened in the order of time; of what many ranks did within the same second, one moment."""
+    groups: dict[tuple[str, int], list[End]] = {}
     for end in ends:
-        who = end.host if end.rank is None else f"{end.host} [{end.rank}]"
-        words = "last sign of life" if end.weight == LOST else end.cause.words
-        found.append(Moment(end.time, who, words))
+        words = "last sign of life" if end.weight == LOST else _short(end, cause)
+        groups.setdefault((words, int(end.time)), []).append(end)
+    found = [Moment(group[0].time, _who(group), words) for (words, _), group in groups.items()]
+    found.append(Moment(evidence.created, "", "launched"))
     for node in evidence.nodes:
-        found += [Moment(line.time, f"{node.host} kernel", line.text) for line in node.kernel]
+        found += [Moment(line.time, f"kernel of {node.host}", line.text) for line in node.kernel]
     for event in evidence.events:
         if event["event"] in ("stop", "stopped after a failure"):
             found.append(Moment(event["time"], "", f"fab: {event['event']}"))

@@ -48,13 +48,13 @@ class Traceback:
     @property
     def fingerprint(self) -> str:
         """Equal for two tracebacks that are the same failure: numbers and addresses do not count, nor folders."""
-        return fingerprint_of(self.last_line, *(f"{file}:{name}" for file, name in self.frames[-_LAST_FRAMES:]))
+        plain = re.sub(r"0x[0-9a-fA-F]+|\d+", "N", self.last_line)
+        return fingerprint_of(plain, *(f"{file}:{name}" for file, name in self.frames[-_LAST_FRAMES:]))
 
 
 def fingerprint_of(*words: str) -> str:
-    """Return 12 hexadecimal digits that are equal where the words are, but for numbers and addresses in them."""
-    plain = [re.sub(r"0x[0-9a-fA-F]+|\d+", "N", word) for word in words]
-    return hashlib.sha256("\n".join(plain).encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    """Return 12 hexadecimal digits that are equal where the words are."""
+    return hashlib.sha256("\n".join(words).encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
 def last_in(text: str) -> Traceback | None:

@@ -1,0 +1,101 @@
+"""`fab why` where only torch itself can fail so: ranks that wait in vain for each other."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.integration.fab import Fab, eventually
+from tests.integration.jobs import ok, status_of, two
+from tests.integration.ways import hosts
+from torchfab.rehearsal import Cluster
+
+# All-reduce until rank 1 says that it comes no more.
+REDUCE = """
+import datetime, os, sys, time
+import torch, torch.distributed as dist
+dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=4))
+ones = torch.ones(1)
+for step in range(100000):
+    dist.all_reduce(ones)
+    ones /= 2
+    if step == 20:
+        print("step", step, flush=True)
+        open(f"{sys.argv[1]}-{dist.get_rank()}", "w").close()
+    time.sleep(0.01)
+"""
+
+
+@pytest.fixture(scope="module")
+def waits(netns_cluster: Cluster) -> Iterator[Fab]:
+    """Two jobs whose ranks wait in vain: `reduce` for a rank, `come` for an agent; both were stopped by SIGSTOP."""
+    fab = Fab(netns_cluster)
+    fab.write("reduce.py", REDUCE)
+    ok(fab(*hosts(fab, "launch-per-node"), "--rdzv-timeout", "4", "--name", "come", "--", "light.py", "1"))
+    os.kill(int(status_of(fab, "come")["nodes"][1]["processes"][0]["pid"]), signal.SIGSTOP)
+    ok(fab(*two(fab, "--name", "reduce", "--", "reduce.py", str(fab.workdir / "began"))))
+    assert eventually(lambda: (fab.workdir / "began-1").exists(), 60), fab("logs", "reduce")
+    os.kill(int(status_of(fab, "reduce")["nodes"][1]["ranks"][0]["pid"]), signal.SIGSTOP)
+    yield fab
+    fab.close()
+
+
+def failures(fab: Fab, job: str) -> list[Any]:
+    """Return the ends of ranks and processes that were no success, as their supervisors wrote them down."""
+    found = [json.loads(path.read_text()) for path in fab.node_dir.glob(f"jobs/{job}-*/*/*/exit.json")]
+    return [end for end in found if end["code"]]
+
+
+def told(fab: Fab, job: str, *words: str, code: int = 0) -> dict[str, Any]:
+    """Return what `fab why --json` says as soon as something has failed."""
+    assert eventually(lambda: bool(failures(fab, job)), 40), fab("logs", job)
+    done = fab(*words, "why", job, "--json")
+    assert done.rc == code, done
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_a_rendezvous_that_times_out_names_the_node_that_never_came(waits: Fab) -> None:
+    found = told(waits, "come")
+    assert (found["cause"]["kind"], found["cause"]["name"]) == ("network", "rendezvous-timeout"), found
+    assert found["first"]["host"] == "node1"
+    words = "node2 never came: its agent is stopped by a signal (SIGSTOP), or by a debugger"
+    assert found["behind"] == [{"hosts": ["node2"], "words": words}]
+
+
+def test_a_gloo_timeout_names_the_rank_that_was_behind(waits: Fab) -> None:
+    found = told(waits, "reduce")
+    assert (found["cause"]["kind"], found["cause"]["name"]) == ("network", "gloo-timeout"), found
+    assert found["first"]["rank"] == 0
+    assert "Timed out waiting 4000ms for recv operation" in found["cause"]["words"]
+    assert found["behind"][0]["words"] == "rank 1 on node2 is stopped by a signal (SIGSTOP), or by a debugger"
+    assert all(each["hosts"] == ["node2"] for each in found["behind"]), found
+
+
+def test_a_node_whose_link_goes_down_is_named_as_the_cause(fab: Fab) -> None:
+    fab.write("reduce.py", REDUCE)
+    ok(fab(*two(fab, "--name", "x", "--", "reduce.py", str(fab.workdir / "began"))))
+    assert eventually(lambda: (fab.workdir / "began-1").exists(), 60), fab("logs", "x")
+    fab.cluster.partition(1)
+    try:
+        found = told(fab, "x", "-t", "1", code=1)
+    finally:
+        fab.cluster.heal(1)
+    assert (found["cause"]["kind"], found["cause"]["name"]) == ("node", "node-unreachable"), found
+    assert (found["bad_nodes"], found["first"]["rank"]) == (["node2"], 0)
+    assert found["could_not_be_asked"]["node2"].startswith("no answer from"), found
+
+
+def test_a_rank_that_others_lose_is_the_first_and_they_are_its_consequences(fab: Fab) -> None:
+    script = REDUCE.replace("time.sleep(0.01)", "if step == 20 and dist.get_rank(): sys.exit(7)")
+    fab.write("reduce.py", script)
+    ok(fab(*two(fab, "--name", "x", "--", "reduce.py", str(fab.workdir / "began"))))
+    assert eventually(lambda: len(failures(fab, "x")) == 2, 60), fab("logs", "x")
+    found = told(fab, "x")
+    assert (found["cause"]["name"], found["first"]["rank"], found["first"]["code"]) == ("exit-code", 1, 7), found
+    assert found["consequences"] == ["node1 rank 0: its connection to another rank was lost"]
