@@ -15,6 +15,8 @@ from torchfab import life, slurmstate
 from torchfab.errors import HostError, TorchfabError
 from torchfab.events import ContactLost, JobSeen, Lines, PastRead
 from torchfab.runtimes import slurm
+from torchfab.why import story
+from torchfab.why.causes import Kind
 
 LOGIN = {"rank": 0, "host": "login", "user": "me", "port": 2222, "address": "", "slots": None, "gpus": [], "origin": ""}
 
@@ -172,3 +174,65 @@ def test_a_shell_on_a_node_goes_through_the_login_node(tmp_path: Path, monkeypat
 def test_past_read_wakes_the_printer(played: Played, tmp_path: Path) -> None:
     played.answers = [[{"past": True}], [{"end": DONE}]]
     assert [type(event) for event in slurm.follow(record(tmp_path), REQUEST)] == [PastRead, JobSeen]
+
+
+# ---- why
+
+
+def why_of(tmp_path: Path) -> story.Story:
+    return story.tell(slurm.evidence(record(tmp_path)))
+
+
+def in_full(each: dict[str, Any]) -> dict[str, Any]:
+    """Return a process whose ranks are told in full."""
+    more = {"local_rank": 0, "world_size": 2, "attempt": 0, "start_time": 1, "started": 20.0}
+    return {**each, "ranks": [{**more, **rank} for rank in each["ranks"]]}
+
+
+def test_why_reads_the_logs_of_every_node_from_the_folder(played: Played, tmp_path: Path) -> None:
+    traceback = 'Traceback (most recent call last):\n  File "a.py", line 1, in f\nValueError: bad\n'
+    log = {"label": 0, "path": "/f/stderr.log", "size": 1, "written": 50.0, "text": traceback}
+    told_here = {"ends": {}, "logs": [log], "reports": []}
+    seen = answer("FAILED", node(0, in_full(process("failed", 1, time=50.0))), exit="1:0", hosts=["n1"])
+    played.answers = [{**seen, "evidence": [told_here], "batch": ""}]
+    found = why_of(tmp_path)
+    assert played.asked[0]["op"] == "slurm_evidence"
+    assert (found.cause.kind, found.cause.words) == (Kind.SCRIPT, "the script raised ValueError: bad")
+    assert (found.first and found.first.host, found.first and found.first.rank) == ("n1", 0)
+
+
+@pytest.mark.parametrize(
+    ("state", "kind", "name"),
+    [
+        ("OUT_OF_MEMORY", Kind.MEMORY, "host-memory"),
+        ("TIMEOUT", Kind.KILLED, "time-limit"),
+        ("NODE_FAIL", Kind.NODE, "node-failed"),
+        ("PREEMPTED", Kind.KILLED, "preempted"),
+        ("CANCELLED", Kind.STOPPED, "cancelled"),
+    ],
+)
+def test_why_tells_slurm_s_verdict_where_it_ended_the_job(
+    played: Played, tmp_path: Path, state: str, kind: Kind, name: str
+) -> None:
+    killed = in_full(process("failed", -9, time=50.0))
+    said = "slurmstepd: error: Detected 1 oom_kill event in StepId=17.batch."
+    played.answers = [{**answer(state, node(0, killed), exit="0:9"), "evidence": [{}], "batch": said}]
+    found = why_of(tmp_path)
+    assert (found.cause.kind, found.cause.name) == (kind, name)
+    assert found.notes == (f"the batch script said: {said}",)
+
+
+def test_why_of_a_batch_script_that_fails_before_torchrun_shows_what_it_said(played: Played, tmp_path: Path) -> None:
+    seen = {**answer("FAILED", exit="1:0", hosts=[]), "said": "module: command not found"}
+    played.answers = [{**seen, "evidence": [], "batch": "module: command not found\n"}]
+    found = why_of(tmp_path)
+    assert (found.cause.kind, found.cause.name) == (Kind.SCRIPT, "batch-script")
+    assert "module: command not found" in found.cause.words
+
+
+def test_why_of_a_slurm_that_cannot_be_asked_names_it(
+    played: Played, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    played.answers = [HostError("login: no answer")]
+    assert life.show_why(record(tmp_path), as_json=False) == 1
+    assert "could not be asked:\n  the scheduler: login: no answer" in capsys.readouterr().out

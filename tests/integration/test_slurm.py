@@ -168,6 +168,9 @@ def test_the_code_of_the_rank_that_failed_is_the_jobs(fab: Fab, slurm: Slurm) ->
     assert "rank 3 on node2 failed first (exit code 7); fab why seven | fab logs seven --rank 3" in done.stdout, done
     assert "ExitCode=7:0" in slurm.run("scontrol", "show", "job", job_id)  # Slurm's own accounting has it too
     assert "Exited with exit code 7" in fab("logs", "seven").stdout  # what srun says is in the logs
+    why = json.loads(ok(fab("why", "seven", "--json")).stdout)
+    assert (why["cause"]["kind"], why["cause"]["name"]) == ("script", "exit-code"), why
+    assert (why["first"]["host"], why["first"]["rank"], why["first"]["code"]) == ("node2", 3, 7), why
     assert fab.processes() == {}
 
 
@@ -215,6 +218,7 @@ def test_scancel_by_somebody_is_told_apart(fab: Fab, slurm: Slurm) -> None:
     slurm.run("scancel", job_id)
     assert fab("wait", "cancelled").rc == 143
     assert "it was cancelled with scancel, not with fab stop" in json.dumps(status_of(fab, "cancelled"))
+    assert "why    it was cancelled with scancel, not with fab stop\n" in ok(fab("why", "cancelled")).stdout
 
 
 def test_a_node_that_fails_loses_the_job_or_has_it_run_again(fab: Fab, slurm: Slurm) -> None:
@@ -230,6 +234,8 @@ def test_a_node_that_fails_loses_the_job_or_has_it_run_again(fab: Fab, slurm: Sl
     assert fab("wait", "lost").rc != 0
     found = status_of(fab, "lost")
     assert (found["state"], found["reason"], found["ended"]) == ("lost", "a node failed", True)
+    why = json.loads(ok(fab("why", "lost", "--json")).stdout)
+    assert (why["cause"]["kind"], why["cause"]["name"]) == ("node", "node-failed"), why
     wait_for(slurm, again, "PENDING", 60)
     pending = status_of(fab, "again")
     assert pending["state"] == "pending"
@@ -379,4 +385,6 @@ def test_the_time_limit_ends_what_does_not_care(limited: Fab) -> None:
     status = status_of(limited, "heedless")
     assert status["state"] == "failed"
     assert re.fullmatch(r"the time limit( of 00:01:00)? was reached", status["reason"])
+    why = json.loads(ok(limited("why", "heedless", "--json")).stdout)
+    assert (why["cause"]["kind"], why["cause"]["name"], why["first"]["rank"]) == ("killed", "time-limit", 0), why
     assert limited.processes() == {}

@@ -13,6 +13,7 @@ import pytest
 from tests.integration.fab import Done, Fab, eventually
 from tests.integration.jobs import ok, status_of, two
 from tests.integration.sabotage import other_disk, taken_port
+from tests.remote.place import memory_group, removed
 
 # Rank 1 does what it is told; rank 0 goes on until it sees that this has happened, and ends well.
 FATE = """
@@ -179,30 +180,13 @@ def test_a_taken_port_is_told_with_what_to_do(fate: Fate) -> None:
 
 
 def test_the_oom_killer_is_told_as_such(fate: Fate) -> None:
-    group = Path("/sys/fs/cgroup/memory/torchfab-why")
-    limit = group / "memory.limit_in_bytes"
-    if not group.parent.is_dir():
-        group = Path("/sys/fs/cgroup/torchfab-why")
-        limit = group / "memory.max"
-    try:
-        group.mkdir(exist_ok=True)
-        limit.write_text(str(64 * 1024 * 1024))
-    except OSError as error:
-        pytest.skip(f"no control group with a memory limit can be made here: {error}")
+    group = memory_group("torchfab-why")
     try:
         told = fate.after("oom", str(group))
     finally:
         assert eventually(lambda: removed(group), 5)
     assert (cause_of(told), where(told)) == (("memory", "host-memory"), ("node2", 1, -9)), told
     assert "OOM killer" in told["cause"]["words"]
-
-
-def removed(group: Path) -> bool:
-    try:
-        group.rmdir()
-    except OSError:
-        return False
-    return True
 
 
 def all_of_node(fate: Fate, rank: int) -> list[int]:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from torchfab import bundle, environment
 from torchfab.remote import files, procfs
 
@@ -125,3 +127,24 @@ def _kill(pids: Sequence[int]) -> None:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
+
+
+def memory_group(name: str) -> Path:
+    """Make a control group that may have 64 MB; do without the test where that is not allowed."""
+    v1, v2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
+    root, limit = (v1, "memory.limit_in_bytes") if v1.is_dir() else (v2, "memory.max")
+    try:
+        (root / name).mkdir(exist_ok=True)
+        (root / name / limit).write_text(str(64 * 1024**2))
+    except OSError as problem:
+        pytest.skip(f"no control group with a memory limit can be made here: {problem}")
+    return root / name
+
+
+def removed(group: Path) -> bool:
+    """Remove a control group; say whether that went well: not while a process ends in it."""
+    try:
+        group.rmdir()
+    except OSError:
+        return False
+    return True

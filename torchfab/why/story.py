@@ -17,6 +17,7 @@ from torchfab.why.tracebacks import Traceback, fingerprint_of
 _NEARLY_FULL_BYTES = 64 * 1024 * 1024
 _MOST_MOMENTS = 40
 _MOST_KERNEL_LINES = 6
+_MOST_BATCH_LINES = 3
 
 
 @dataclass(frozen=True)
@@ -207,9 +208,11 @@ def _notes(first: End, evidence: Evidence) -> tuple[str, ...]:
 
 def _notes_of_state(evidence: Evidence) -> tuple[str, ...]:
     """Return what is to be said of a job whatever its state."""
+    batch = [line for line in evidence.batch.splitlines() if line.strip()][-_MOST_BATCH_LINES:] if evidence.said else []
     restarts = max((rank["attempt"] for node in evidence.nodes for rank in node.status.ranks), default=0)
     times = "once" if restarts == 1 else f"{restarts} times"
-    found = [f"torchrun had restarted its ranks {times} before"] if restarts else []
+    found = [f"the batch script said: {line[:300]}" for line in batch]
+    found += [f"torchrun had restarted its ranks {times} before"] if restarts else []
     if evidence.status.state in ("running", "starting"):
         found += [each.words for each in halted(evidence)]
     return tuple(found)
