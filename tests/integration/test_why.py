@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.fab import Done, Fab, eventually
+from tests.integration.fab import Done, Fab, eventually, read
 from tests.integration.jobs import ok, status_of, two
 from tests.integration.sabotage import other_disk, taken_port
 from tests.remote.place import memory_group, removed
@@ -193,7 +193,7 @@ def all_of_node(fate: Fate, rank: int) -> list[int]:
     mark = f"TORCHFAB_NODE_RANK={rank}\0".encode()
     found = []
     for pid, words in fate.fab.processes().items():
-        marked = mark in Path(f"/proc/{pid}/environ").read_bytes()
+        marked = mark in read(Path(f"/proc/{pid}/environ"))
         if marked or f"node-{rank}/" in words:
             found.append(pid)
     return found
