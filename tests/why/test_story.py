@@ -212,3 +212,9 @@ def test_a_process_that_could_not_be_started_says_why() -> None:
     reason = "cannot start /venv/bin/python: No such file or directory"
     found = told(node(0, [process("failed", code=None, started=None, reason=reason)]))
     assert (found.cause.kind, found.cause.words) == (Kind.NODE, reason)
+
+
+def test_an_exception_whose_rank_then_aborted_is_the_exception() -> None:
+    found = told(node(0, [process("failed", rank(0, -6))], [log(0, PLAIN)]))
+    assert (found.cause.name, found.cause.words) == ("exception", "the script raised ValueError: bad batch 17")
+    assert told(node(0, [process("failed", rank(0, -6))], [log(0, "")])).cause.name == "crash"
