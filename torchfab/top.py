@@ -69,7 +69,7 @@ def top(target: Target, interval_s: float, once: bool, as_json: bool, stall_s: f
 
 
 def _request(target: Target, node: Node, interval_s: float) -> Mapping[str, Any]:
-    return {"op": "load", "interval_s": interval_s, "job": target.addresses.get(node.rank)}
+    return {**(target.addresses.get(node.rank) or {}), "op": "load", "interval_s": interval_s}
 
 
 def _patience_s(settings: Settings, interval_s: float) -> float:

@@ -16,7 +16,12 @@ from tests.integration.fab import Fab
 from tests.integration.jobs import ok, two
 from tests.integration.sabotage import start_up_file
 
-STEPS = "import time\nfor step in range(1, 2000):\n    print(f'step={step}/2000', flush=True)\n    time.sleep(0.1)\n"
+SECRET = "hunter2-and-more"
+STEPS = """import os, time
+for step in range(1, 2000):
+    print(f"step={step}/2000", os.environ["MY_TOKEN"], flush=True)
+    time.sleep(0.1)
+"""
 SMI = """#!/bin/sh
 case "$1" in
 --query-gpu*) echo "0, GPU-1, NVIDIA H100 80GB HBM3, 100, 95.10, 700.00, 71203, 81559, 41";;
@@ -38,13 +43,15 @@ def test_a_job_has_its_step_and_its_rate_and_its_gpus_are_marked(fab: Fab, tmp_p
     (tmp_path / "nvidia-smi").write_text(SMI)
     (tmp_path / "nvidia-smi").chmod(0o755)
     fab.write("steps.py", STEPS)
-    ok(fab(*two(fab, "--name", "paced", "--", "steps.py")))
+    ok(fab(*two(fab, "--name", "paced", "--env", f"MY_TOKEN={SECRET}", "--", "steps.py")))
     fab("logs", "paced", "--lines", "1")
     with start_up_file(fab.cluster.node(1), f"PATH='{tmp_path}':$PATH\n"):
         found = once(fab, "paced")
     assert found["job"]["job"] == "paced"
     assert found["job"]["state"] == "running"
     assert found["job"]["step"] >= 1
+    assert found["job"]["stall"]["line"].startswith("step=")
+    assert SECRET not in json.dumps(found)  # printed in every line, and hidden
     first, second = found["nodes"]
     assert first["gpus"] == []
     assert first["memory_total"] > first["memory"] > 0

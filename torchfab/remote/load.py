@@ -23,9 +23,10 @@ def stream(request: dict[str, Any], link: Conversation) -> dict[str, Any]:
     Parameters
     ----------
     request : dict
-        `interval_s`; `job`, what names a job here as `files.folder_of` takes it, or None.
+        `interval_s`, and of a job that is to be looked at what names it here, as `files.folder_of` takes it. (That its
+        names stand in the request itself is what hides its secrets: see `wire`.)
     """
-    job = JobLook(request["job"]) if request["job"] else None
+    job = JobLook(request) if "job_id" in request else None
     before = hostload.look()
     waiting = link.hung_up(min(_FIRST_S, request["interval_s"]))
     while not waiting:
