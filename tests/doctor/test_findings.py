@@ -115,11 +115,18 @@ def test_a_missing_torch_is_no_other_version_as_well() -> None:
 
 
 def test_a_node_that_does_not_answer_is_a_finding_and_the_others_are_looked_at() -> None:
-    nodes = four(replace(seen(3), told={}, way={}, clock=None, error=HostError("refused", "start sshd")))
+    lost = replace(seen(3), told={}, way={}, clock=None, connect_s=None, error=HostError("refused", "start sshd"))
+    nodes = four(lost)
     nodes[2] = seen(2, SICK["another torch"][0])
     every = found(nodes)
     assert [(each.kind, each.hosts) for each in every] == [("unreachable", ("node4",)), ("torch-differs", ("node3",))]
     assert every[0].fix == "start sshd"
+
+
+def test_a_node_that_could_be_asked_and_gave_no_answer_is_an_error() -> None:
+    silent = replace(seen(1), told={}, way={}, clock=None, error=HostError("no answer within 30 s", "see its load"))
+    finding = only(four(silent))
+    assert (finding.kind, finding.severity, finding.hosts) == ("not-looked-at", ERROR, ("node2",))
 
 
 def test_without_node_0_nothing_is_said_about_the_way_to_it() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torchfab.asking import Sessions
+from torchfab.asking import Sessions, problem_in
 from torchfab.doctor import between, gpu, node, way
 from torchfab.doctor.finding import Finding, merged
 from torchfab.doctor.report import Clock, Report, Seen, Wanted
@@ -59,7 +59,10 @@ def _look(sessions: Sessions, wanted: Wanted) -> dict[int, Seen]:
     def act(each: Node, session: Session) -> tuple[Clock, Mapping[str, Any]]:
         clock = read_clock(session, sessions.settings.answer_timeout_s)
         request = _look_request(wanted, token if each.rank == first else "", each.rank == first)
-        return clock, session.ask(request, sessions.settings.answer_timeout_s)
+        told = session.ask(request, sessions.settings.answer_timeout_s)
+        if (problem := problem_in(told)) is not None:
+            raise problem
+        return clock, told
 
     found = {}
     for each, result in sessions.each(act):

@@ -20,7 +20,8 @@ SLOW_SSH_S = 5.0
 def findings(seen: Seen, wanted: Wanted) -> Iterator[Finding]:
     """Yield what is wrong with a node by itself."""
     if seen.error is not None and not seen.told:
-        yield Finding("unreachable", ERROR, (seen.host,), seen.error.message, fix=seen.error.fix)
+        kind = "unreachable" if seen.connect_s is None else "not-looked-at"
+        yield Finding(kind, ERROR, (seen.host,), seen.error.message, fix=seen.error.fix)
         return
     yield from _failed_parts(seen)
     yield from _ssh(seen)

@@ -211,8 +211,10 @@ class Conversation:
 
 def _mask_of(request: dict[str, Any]) -> Callable[[Any], Any] | None:
     """Return what hides the secrets of the job that a request is about."""
-    folder = request.get("folder") or (files.folder_of(request) if "node_dir" in request else "")
-    if not (folder and request.get("mask_key")):
+    if not request.get("mask_key"):
+        return None
+    folder = request.get("folder") or (files.folder_of(request) if "job_id" in request else "")
+    if not folder:
         return None
     from torchfab.remote import masks
 
