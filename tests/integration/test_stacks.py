@@ -113,7 +113,9 @@ def test_a_late_rank_comes_first_and_one_that_was_stopped_before_it(fab: Fab) ->
     sentence = "rank 1 is in time.sleep of load_a_slow_shard, 3 others wait in time.sleep of wait_for_the_others"
     assert shown.splitlines()[0] == f"job late: {sentence}"
     assert "  > load_a_slow_shard (late.py:6)   time.sleep(300)" in shown
-    victim = next(each for each in told(fab, "late")["ranks"] if each["rank"] == 2)
+    found = told(fab, "late")
+    assert [node["py_spy"] for node in found["nodes"]] == ["beside the interpreter"] * 2
+    victim = next(each for each in found["ranks"] if each["rank"] == 2)
     os.kill(victim["pid"], signal.SIGSTOP)
     try:
         shown = ok(fab("stacks", "late")).stdout
@@ -148,8 +150,6 @@ def test_py_spy_is_sent_to_nodes_that_have_none_and_removed(fab: Fab) -> None:
     assert [node["py_spy"] for node in found["nodes"]] == ["sent", "sent"]
     assert [len(group["ranks"]) for group in found["groups"]] == [1, 1]
     assert not set(Path("/tmp").glob("torchfab-*")) - before
-    launched(fab, "rich", LATE, 2)
-    assert [node["py_spy"] for node in told(fab, "rich")["nodes"]] == ["beside the interpreter"] * 2
 
 
 def test_where_nobody_may_look_the_signal_is_tried_and_the_refusal_explained(loopback_fab: Fab) -> None:
