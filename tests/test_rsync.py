@@ -22,13 +22,18 @@ NOTE_WORDS = "import json, sys; json.dump(sys.argv[2:], open(sys.argv[1], 'w'));
 words = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
 
 
-def words_that_rsync_makes_of(argv: list[str], folder: Path) -> list[str]:
+def words_of_the_shell(argv: list[str], folder: Path, host: str = "node1") -> list[str]:
+    """Return with which words rsync calls its shell: ours, then its own."""
     noted = folder / "words"
     noted.unlink(missing_ok=True)
     shell = (sys.executable, "-S", "-c", NOTE_WORDS, str(noted), *argv)
-    subprocess.run(rsync.copy_argv(str(folder), "/there", "node1", shell, False), capture_output=True, check=False)
+    subprocess.run(rsync.copy_argv(str(folder), "/there", host, shell, False), capture_output=True, check=False)
     found: list[str] = json.loads(noted.read_text())
-    return found[: len(argv)]
+    return found
+
+
+def words_that_rsync_makes_of(argv: list[str], folder: Path) -> list[str]:
+    return words_of_the_shell(argv, folder)[: len(argv)]
 
 
 @settings(max_examples=15, deadline=None)
@@ -56,6 +61,11 @@ def test_a_copy_reaches_its_host_by_ssh_and_names_it_with_the_path_there() -> No
 
 def test_an_ipv6_host_stands_in_brackets() -> None:
     assert rsync.copy_argv("/a", "/b", "fd00::2", SSH, delete=False)[-1] == "[fd00::2]:/b/"
+
+
+def test_rsync_hands_an_ipv6_host_to_its_shell_without_brackets(tmp_path: Path) -> None:
+    require("rsync")
+    assert words_of_the_shell(["-p", "22"], tmp_path, "fd00::2")[:4] == ["-p", "22", "fd00::2", "rsync"]
 
 
 def test_a_copy_on_this_machine_needs_no_shell() -> None:
