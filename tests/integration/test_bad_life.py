@@ -9,7 +9,7 @@ import pytest
 from tests.integration.fab import Fab
 from tests.integration.sabotage import refused
 
-TASKS = ("status", "logs", "wait", "attach", "stop")
+TASKS = ("status", "logs", "why", "wait", "attach", "stop")
 
 
 @pytest.mark.parametrize("task", TASKS)

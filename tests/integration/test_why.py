@@ -208,7 +208,17 @@ def test_a_node_of_which_all_was_killed_is_lost(fate: Fate) -> None:
     fate.end()
     told = fate.told()
     assert cause_of(told) == ("killed", "supervisor-killed"), told
-    assert where(told) == ("node2", None, None)
+    assert where(told) == ("node2", 1, None)
+    assert told["cause"]["words"].startswith("the supervisor of rank-1 was killed"), told
+
+
+def test_a_supervisor_that_was_killed_alone_is_told(fate: Fate) -> None:
+    fate.begin("wait")
+    pid = next(pid for pid, words in fate.fab.processes().items() if "supervise rank-1" in words)
+    os.kill(pid, signal.SIGKILL)
+    fate.end()
+    told = fate.told()
+    assert (cause_of(told), where(told)) == (("killed", "supervisor-killed"), ("node2", 1, None)), told
 
 
 def test_a_node_that_was_restarted_is_told_by_its_boot_id(fate: Fate) -> None:

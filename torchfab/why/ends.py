@@ -166,15 +166,15 @@ def _of_launcher(node: NodeEvidence, process: Mapping[str, Any]) -> End:
 
 def _of_lost(node: NodeEvidence, process: Mapping[str, Any]) -> End:
     last = (process["last_line"] or {"time": process["started"]})["time"] or node.status.now
-    reason = process["reason"]
-    if "restarted" in reason:
+    if "restarted" in process["reason"]:
         cause = Cause(
             Kind.NODE, "node-rebooted", "the node was restarted while it ran", "see its logs: journalctl -b -1 -e"
         )
     else:
-        words = f"{reason}, and no one was left to write down how it ended"
+        words = f"the supervisor of {process['name']} was killed: nobody was left to write down how that ended"
         cause = Cause(Kind.KILLED, "supervisor-killed", words, "see who did it there: the OOM killer, an administrator")
     label = process["ranks"][0]["rank"] if process["ranks"] else "agent"
     _, path, tail = words_of(node, label, logs_of(node, label))
-    where = (node.host, node.status.node.rank, None)
+    rank = process["ranks"][0]["rank"] if _is_rank(process) else None
+    where = (node.host, node.status.node.rank, rank)
     return End(last - node.status.skew_s, *where, None, cause, LOST, None, last_lines(tail), path)

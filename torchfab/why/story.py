@@ -213,6 +213,9 @@ def _notes_of_state(evidence: Evidence) -> tuple[str, ...]:
     times = "once" if restarts == 1 else f"{restarts} times"
     found = [f"the batch script said: {line[:300]}" for line in batch]
     found += [f"torchrun had restarted its ranks {times} before"] if restarts else []
+    for node in evidence.nodes:
+        if node.status.left:
+            found.append(f"on {node.host} there still runs {node.status.left[0]}: fab stop {evidence.job}")
     if evidence.status.state in ("running", "starting"):
         found += [each.words for each in halted(evidence)]
     return tuple(found)
