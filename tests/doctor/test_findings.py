@@ -72,7 +72,10 @@ WAYS: dict[str, tuple[Mapping[str, Any], str, str, str]] = {
     ),
     "stranger": ({"connection": {"outcome": "stranger"}}, "connect-stranger", ERROR, "reaches another machine"),
     "unknown name": ({"addresses": [], "connection": None}, "name-unknown", ERROR, "node1, does not resolve"),
-    "loopback": ({"addresses": ["127.0.1.1"], "connection": {"outcome": "refused"}}, "name-loopback", ERROR, "itself"),
+    "loopback": (
+        {"addresses": ["127.0.1.1"], "source": "127.0.0.1", "connection": {"outcome": "refused"}},
+        *("name-loopback", ERROR, "leads back to the node itself"),
+    ),
     "another address": ({"addresses": ["10.9.9.9"]}, "name-differs", WARNING, "resolves to something else"),
     "its own disk": ({"sees": {"workdir": False}}, "workdir-not-shared", WARNING, "is not as on the other nodes"),
 }

@@ -197,12 +197,9 @@ def chosen(variable: str, given: str, names: Sequence[str]) -> list[str]:
 
 
 def _between(nodes: Sequence[Seen], address: str) -> Iterator[Finding]:
-    others = [seen for seen in nodes[1:] if seen.way.get("addresses")]
-    resolved = {
-        seen.host: ", ".join(sorted(seen.way["addresses"]))
-        for seen in others
-        if not all(map(is_loopback, seen.way["addresses"]))
-    }
+    found_it = [seen for seen in nodes[1:] if seen.way.get("addresses")]
+    others = [seen for seen in found_it if not all(map(is_loopback, seen.way["addresses"]))]
+    resolved = {seen.host: ", ".join(sorted(seen.way["addresses"])) for seen in others}
     yield from differing(
         *("name-differs", WARNING, resolved, f"the address of node 0, {address}, resolves to something else"),
         "make /etc/hosts the same everywhere, or give --master-addr an address",
