@@ -245,6 +245,7 @@ def doctor(c: Context, flags: DoctorFlags) -> None:
 
 
 @job_task(
+    job=flag("", "Name of a job: its hosts, its pace. [all hosts of the file, and the latest job's pace]"),
     hostfile=flag("", "File with one host a line, or slurm: the hosts of this allocation. [hosts]"),
     interval=flag("2", "Seconds between two looks. [2]"),
     once=flag(False, "Look once, and end; with exit code 1 if a host did not answer."),

@@ -32,6 +32,10 @@ def parse_all(*words: str) -> list[dict[str, Any]]:
     ]
 
 
+def test_help_may_stand_behind_the_task() -> None:
+    assert parse_all("status", "--help")[0]["help"] == "status"
+
+
 STATUS = {"job": "", "watch": False, "json": False, "stall": ""}
 LOGS = {"job": "", "follow": False, "rank": "", "lines": "", "grep": "", "no-fold": False, "stall": "", "attempt": ""}
 

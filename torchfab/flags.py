@@ -13,6 +13,7 @@ import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import Field, dataclass, field, fields
+from types import FrameType
 from typing import Any
 
 import fabric
@@ -153,12 +154,11 @@ def job_task(**flags: Any) -> Callable[[Body], Any]:
     Parameters
     ----------
     flags : field
-        Its flags, as `flag(...)` gives them.
+        Its flags, as `flag(...)` gives them; one named `job` says what the job is to this task.
     """
-    help_of_job = "Name of the job. [the latest]"
 
     def decorate(body: Body) -> Any:
-        parameters = [("job", flag("", help_of_job)), *flags.items()]
+        parameters = {"job": flag("", "Name of the job. [the latest]"), **flags}.items()
 
         def call(c: Any, **values: Any) -> Any:
             return body(c, **values)
@@ -195,6 +195,12 @@ def _task(call: Body, body: Body, flags: list[Field[Any]], klass: type) -> Any:
 def _parameter(each: Field[Any]) -> inspect.Parameter:
     default = None if each.default == () else each.default
     return inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=default)
+
+
+def _is_for_fab_itself(frame: FrameType) -> bool:
+    """Say whether the parser holds a flag that every task takes, such as --help: no word for the task."""
+    parser, token = frame.f_locals.get("self"), frame.f_locals.get("token")
+    return token in getattr(getattr(parser, "initial", None), "flags", ())
 
 
 class FlagTask(fabric.tasks.Task):  # type: ignore[misc]  # fabric ships no types
@@ -263,7 +269,7 @@ def _parser_holds_a_word() -> bool:
     frame = sys._getframe(2)
     for _ in range(3):
         if frame.f_code.co_name in ("handle", "see_positional_arg"):
-            return True
+            return not _is_for_fab_itself(frame)
         if frame.f_code.co_name == "complete_context" or frame.f_back is None:
             return False
         frame = frame.f_back

@@ -21,6 +21,9 @@ def tell_plainly() -> None:
     before = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if isinstance(error, BrokenPipeError):  # `fab --help TASK | head`
+            sys.stderr.close()
+            return
         known = explain(error, trace)
         if known is None:
             before(kind, error, trace)
