@@ -43,10 +43,13 @@ class Session:
         The node.
     pipe : Pipe
         A program started by `bundle.argv`, which waits for its source.
+    silence_s : float
+        After how long without a sign of life the other end of a stream is taken to be gone. Default 30.
     """
 
-    def __init__(self, node: Node, pipe: Pipe) -> None:
-        self.node, self.pipe = node, pipe
+    def __init__(self, node: Node, pipe: Pipe, silence_s: float = 30.0) -> None:
+        self.node, self.pipe, self.silence_s = node, pipe, silence_s
+        self.heard = time.monotonic()
         self.arrived = bytearray()
         self.asked = 0
         self.answered = False
@@ -82,22 +85,38 @@ class Session:
     def post(self, request: Mapping[str, Any]) -> int:
         """Send a request, and return its number; its answers are taken with `take`."""
         self.asked += 1
+        self.heard = time.monotonic()
+        marked = {**request, "number": self.asked, "pulse_s": self.silence_s / 4}
         try:
-            self.pipe.write(json.dumps({**request, "number": self.asked}).encode() + b"\n")
+            self.pipe.write(json.dumps(marked).encode() + b"\n")
         except OSError as error:
             raise self._ended() from error
         return self.asked
 
     def take(self, timeout_s: float = 0.0) -> list[dict[str, Any]]:
-        """Return the frames that have arrived, waiting at most `timeout_s` seconds for a first one."""
+        """Return the frames that have arrived, waiting at most `timeout_s` seconds for a first one.
+
+        Raises
+        ------
+        HostError
+            The program on the node ended, or gave no sign of life for `silence_s` seconds.
+        """
         data = self.pipe.read(timeout_s)
         if data == b"":
             raise self._ended()
+        self._hear(data)
         self.arrived += data or b""
         frames = []
         while (frame := self._next_frame()) is not None:
             frames.append(frame)
-        return frames
+        return [frame for frame in frames if "pulse" not in frame]
+
+    def _hear(self, data: bytes | None) -> None:
+        now = time.monotonic()
+        if data:
+            self.heard = now
+        elif now - self.heard > self.silence_s:
+            raise HostError(f"no sign of life for {self.silence_s:g} s", "see whether the node and its link are up")
 
     def _read_frame(self, timeout_s: float) -> dict[str, Any] | None:
         """Return the next frame, waiting at most `timeout_s` seconds for more of it to arrive."""

@@ -18,6 +18,7 @@ The folder of a job on one node (mode 0700; a shared home folder holds one such 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 SPEC, SECRETS, STARTED, RANKS, EXIT = "spec.json", "secrets.json", "started.json", "ranks.json", "exit.json"
 STOP, OUTPUT, TIMELINE, BUNDLE = "stop.json", "output.log", "timeline", "node.py"
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_ROOM_BYTES = 4096
 
 
 def job_folder(node_dir: str, job_id: str, node_rank: int) -> str:
@@ -55,16 +59,62 @@ def write_text(path: str, text: str) -> None:
     # Nodes that share a file system can have equal pids.
     beside = f"{path}.{os.urandom(4).hex()}.new"
     handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError:
+        os.unlink(beside)
+        raise
 
 
 def write_json(path: str, value: Any) -> None:
-    """Write `value` as JSON, atomically, mode 0600."""
-    write_text(path, json.dumps(value))
+    """Write `value` as JSON, atomically, mode 0600; on a full disk into room that `keep_room` has kept for it."""
+    text = json.dumps(value)
+    try:
+        write_text(path, text)
+    except OSError as error:
+        if error.errno not in _FULL or not _write_into_room(path, text):
+            raise
+
+
+def keep_room(path: str, times: int = 1) -> None:
+    """Take room on the disk now for a file that must be written later, `times` times, also when the disk is full."""
+    for room in _rooms(path)[:times]:
+        try:
+            write_text(room, " " * _ROOM_BYTES)
+        except OSError:  # it is full already
+            return
+
+
+def give_up_room(path: str) -> None:
+    """Give back the room that was kept for a file."""
+    for room in _rooms(path):
+        try:
+            os.unlink(room)
+        except OSError:  # used, or never taken
+            pass
+
+
+def _rooms(path: str) -> list[str]:
+    return [f"{path}.room{number}" for number in range(2)]
+
+
+def _write_into_room(path: str, text: str) -> bool:
+    """Write text over the blanks of a file that is there already, and give it the name of `path`."""
+    data = text.encode("utf-8", "surrogateescape")
+    for room in _rooms(path):
+        if len(data) > _ROOM_BYTES or not os.path.exists(room):
+            continue
+        with open(room, "r+b") as file:  # blanks after the JSON are no part of it
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(room, path)
+        return True
+    return False
 
 
 def read_json(path: str) -> Any:

@@ -197,13 +197,20 @@ def stop(folder: str, job_id: str, node_rank: int, session: str, grace_s: float)
     unstarted = _take_secrets_of_unstarted(folder)
     # Somebody may have removed the folder under the running job.
     if (found or supervisors or unstarted) and os.path.isdir(folder):
-        files.write_json(os.path.join(folder, files.STOP), {"time": begun, "grace_s": grace_s})
+        _write_stop(folder, begun, grace_s)
     # A supervisor asks what is its own to end, waits, kills, and writes down how it ended.
     _signal_all(supervisors or found, signal.SIGTERM)
     killed = _end_all(folder, job_id, node_rank, begun + grace_s)
     tmux.run("kill-session", "-t", f"={session}")
     left = [procfs.describe(pid) for pid in procfs.job_processes(job_id, node_rank)]
     return {"asked": len(found), "killed": killed, "left": left, "seconds": time.time() - begun}
+
+
+def _write_stop(folder: str, now: float, grace_s: float) -> None:
+    try:
+        files.write_json(os.path.join(folder, files.STOP), {"time": now, "grace_s": grace_s})
+    except OSError:  # a disk that is broken keeps nothing from being stopped
+        pass
 
 
 def _take_secrets_of_unstarted(folder: str) -> bool:

@@ -227,6 +227,7 @@ class Preparation:
             os.mkdir(self.folder, 0o700)
             self.made = True
             files.write_text(os.path.join(self.folder, files.BUNDLE), bundle)
+            files.keep_room(os.path.join(self.folder, files.STOP))
         except OSError as error:
             self._problem(
                 f"cannot write {self._node_dir()}: {error.strerror or error}",

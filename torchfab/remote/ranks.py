@@ -33,6 +33,7 @@ class RankWatch:
         self.root = root
         self.ranks: list[dict[str, Any]] = []
         self.pidfds: dict[int, int] = {}  # pidfd -> index into ranks
+        self.is_saved = True
 
     def look(self) -> bool:
         """Find ranks that are new; return whether there were any."""
@@ -44,7 +45,7 @@ class RankWatch:
         for pid in new:
             self._add(pid)
         if new:
-            files.write_json(self.path, self.ranks)
+            self._save()
         return bool(new)
 
     def _add(self, pid: int) -> None:
@@ -72,8 +73,17 @@ class RankWatch:
         os.close(pidfd)
         self._note_end(self.ranks[index])
 
+    def _save(self) -> None:
+        try:
+            files.write_json(self.path, self.ranks)
+            self.is_saved = True
+        except OSError:  # a full disk costs the record of ranks, never the job; `sweep` tries again
+            self.is_saved = False
+
     def sweep(self) -> None:
         """Note the end of ranks that have no pidfd and run no more."""
+        if not self.is_saved:
+            self._save()
         watched = set(self.pidfds.values())
         for index, rank in enumerate(self.ranks):
             gone = not procfs.is_alive(rank["pid"], rank["start_time"])
@@ -83,14 +93,14 @@ class RankWatch:
     def _note_end(self, rank: dict[str, Any]) -> None:
         code = procfs.exit_code_of_zombie(rank["pid"])
         rank.update(ended=time.time(), code=code)
-        files.write_json(self.path, self.ranks)
+        self._save()
 
     def set_code(self, pid: int, code: int) -> None:
         """Note the exit code of a rank that the supervisor itself reaped."""
         for rank in self.ranks:
             if rank["pid"] == pid:
                 rank.update(ended=rank["ended"] or time.time(), code=code)
-        files.write_json(self.path, self.ranks)
+        self._save()
 
     def running(self) -> list[int]:
         """Return the pids of the ranks that still run."""

@@ -76,12 +76,15 @@ class Supervisor:
             return 1  # the job was stopped before we came
         try:
             self.child = self._start()
+            self._write_started(self.child.pid)
         except OSError as error:
             where = "" if os.path.isdir(self.spec["cwd"]) else f" in {self.spec['cwd']}"
+            self._clean_up()
             self._write_exit(None, error=f"cannot start {self.spec['argv'][0]}{where}: {error.strerror or error}")
             return 127
         self.ranks.root = self.child.pid
-        self._write_started(self.child.pid)
+        files.keep_room(self._path(files.EXIT), times=2)
+        files.keep_room(self._path(files.RANKS))
         self._watch(self.child)
         return self._finish(self.child)
 
@@ -203,6 +206,8 @@ class Supervisor:
         self.timeline.note(logs, time.time())
         self.window.show(logs, self.ranks.ranks)
         self._write_exit(child.returncode, left=left)
+        files.give_up_room(self._path(files.EXIT))
+        files.give_up_room(self._path(files.RANKS))
         return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
     def _clean_up(self) -> list[str]:

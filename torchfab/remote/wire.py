@@ -7,6 +7,7 @@ hangs up before it said `keep`, what was prepared, and what was started, is take
 
 from __future__ import annotations
 
+import _thread
 import importlib
 import json
 import os
@@ -19,6 +20,7 @@ from torchfab.remote import files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable
     from typing import Any
 
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
 
 MARK = b"\x1e"
 OLDEST_PYTHON = (3, 9)
+# How long we wait for the next request of a launch machine that does not hang up, where it does not say.
+PATIENCE_S = 900
+# How often a stream shows that it lives, where the launch machine does not say.
+PULSE_S = 10.0
 
 
 # Requests that leave nothing here once this interpreter has ended, by name: the module and the function that answers.
@@ -73,7 +79,8 @@ class Conversation:
         self.preparation: Preparation | None = None
         self.started: dict[str, Any] | None = None
         self.submitted: dict[str, Any] | None = None
-        self.patience_s = 0
+        self.patience_s = PATIENCE_S
+        self.sending = _thread.allocate_lock()
         self.mask: Callable[[Any], Any] | None = None
         # Nothing that we start or print by accident may get between the frames.
         self.out = os.dup(1)
@@ -124,7 +131,7 @@ class Conversation:
             return _function(*ANSWERS[name])
         if name in STREAMS:
             stream = _function(*STREAMS[name])
-            return lambda request: stream(request, self)
+            return lambda request: self._stream(stream, request)
         return getattr(self, "on_" + name)  # type: ignore[no-any-return]
 
     def send(self, answer: Any) -> None:
@@ -132,8 +139,27 @@ class Conversation:
         answer = self.mask(answer) if self.mask else answer
         data = json.dumps(answer).encode("utf-8", "surrogatepass")
         data = MARK + str(len(data)).encode() + b"\n" + data
-        while data:
-            data = data[os.write(self.out, data) :]
+        with self.sending:
+            while data:
+                data = data[os.write(self.out, data) :]
+
+    def _stream(self, stream: Callable[[dict[str, Any], Conversation], dict[str, Any]], request: dict[str, Any]) -> Any:
+        """Stream, and show now and then that we live: a link that is cut is silent too, and does not hang up."""
+        import threading
+
+        over = threading.Event()
+        threading.Thread(target=self._beat, args=(over, request.get("pulse_s", PULSE_S)), daemon=True).start()
+        try:
+            return stream(request, self)
+        finally:
+            over.set()
+
+    def _beat(self, over: threading.Event, pulse_s: float) -> None:
+        try:
+            while not over.wait(pulse_s):
+                self.send({"pulse": True})
+        except OSError:  # nobody listens: the stream finds out by itself
+            pass
 
     def hung_up(self, within_s: float = 0.0) -> bool:
         """Say whether the launch machine has closed the connection, or does so within some seconds."""
@@ -146,7 +172,7 @@ class Conversation:
         """Phase one."""
         from torchfab.remote.prepare import Preparation
 
-        self.patience_s = request.get("patience_s", 0)
+        self.patience_s = request.get("patience_s", PATIENCE_S)
         self.preparation = Preparation(request)
         return self.preparation.run(self.bundle)
 
@@ -163,7 +189,7 @@ class Conversation:
         if self.preparation is not None:
             self.preparation.release_port()
         self.preparation = self.started = self.submitted = None
-        self.patience_s = 0
+        self.patience_s = PATIENCE_S
         return {}
 
     def on_take_back(self, request: dict[str, Any]) -> dict[str, Any]:

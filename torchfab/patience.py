@@ -1,0 +1,77 @@
+"""An end to every step of making a connection, also where the SSH library waits without one; and which step that was.
+
+A server that accepts a connection can fall silent at any step. What it did not do is told by name: that is where its
+administrator has to look.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+# What a server owes at each step, as the end of "no answer from HOST within 10 s: ...".
+BANNER = "it accepted the connection, and sent no SSH banner"
+KEY_EXCHANGE = "it did not finish the key exchange"
+LOGIN = "it did not finish the login"
+CHANNEL = "it let us in, and opened no channel"
+COMMAND = "it opened a channel, and started no program"
+INPUT = "the connection stands, but nothing that is sent there is taken"
+
+
+def handshake_step(clients: Sequence[Any]) -> str:
+    """Return what the first of these clients that is not logged in waits for; empty: the connection itself.
+
+    Parameters
+    ----------
+    clients : sequence of paramiko.SSHClient
+        Of the hosts that a host is reached through, and its own last.
+    """
+    for client in clients:
+        transport = client.get_transport()
+        if transport is None:
+            return ""
+        if not transport.remote_version:
+            return BANNER
+        if not transport.initial_kex_done:
+            return KEY_EXCHANGE
+        if not transport.is_authenticated():
+            return LOGIN
+    return CHANNEL
+
+
+class Patience:
+    """Hangs up when a step takes too long.
+
+    Parameters
+    ----------
+    hang_up : callable
+        Closes the connection; whoever waits on it gets an error then.
+    step : callable
+        Returns what the other side owes us, where `at_most` is not told.
+
+    Attributes
+    ----------
+    stuck : str or None
+        The step at which the connection was closed; None while it was not.
+    """
+
+    def __init__(self, hang_up: Callable[[], None], step: Callable[[], str]) -> None:
+        self.hang_up, self.step = hang_up, step
+        self.stuck: str | None = None
+
+    @contextlib.contextmanager
+    def at_most(self, seconds: float, step: str = "") -> Iterator[None]:
+        """Hang up unless the block has ended within so many seconds."""
+        timer = threading.Timer(seconds, self._give_up, [step])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _give_up(self, step: str) -> None:
+        self.stuck = step or self.step()
+        self.hang_up()
