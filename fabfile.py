@@ -211,8 +211,9 @@ def stop(c: Context, job: str, grace: str) -> None:
     """Stop a job on all its nodes, and prove that nothing of it is left."""
     from torchfab import launch, life
 
-    grace_s = launch.seconds("--grace", grace or str(c.config.torchfab.grace_s))
-    sys.exit(life.stop(life.find(job, _around(c)), grace_s))
+    around, grace_s = _around(c), launch.seconds("--grace", grace or str(c.config.torchfab.grace_s))
+    if not (job and life.stop_launch(job, around)):
+        sys.exit(life.stop(life.find(job, around), grace_s))
 
 
 # ---- the cluster itself

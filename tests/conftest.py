@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests import faulttable
+
 GOLDEN = Path(__file__).parent / "golden"
 
 # No deadline: a slow machine is not a wrong program. In CI the examples are the same in every run.
@@ -24,6 +26,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add --golden, which `inv golden` passes."""
+    parser.addoption("--faults", default="", help="write the fault matrix that was made into this page of the docs")
     parser.addoption("--golden", action="store_true", help="rewrite the golden records instead of comparing with them")
 
 
@@ -31,6 +34,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Run only the tests that hold golden records when these are rewritten."""
     if config.getoption("--golden"):
         items[:] = [item for item in items if "golden" in getattr(item, "fixturenames", ())]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print the fault matrix, as far as it was made, and write it where --faults says."""
+    reports = [report for each in terminalreporter.stats.values() for report in each]
+    found = {(report.nodeid, row[0]): row for report in reports for row in faulttable.rows_of(report)}
+    if found:
+        rows = faulttable.in_order(list(found.values()))
+        terminalreporter.section("what happened after each fault")
+        terminalreporter.write_line(faulttable.as_text(rows))
+        if config.getoption("--faults"):
+            faulttable.write(Path(config.getoption("--faults")), rows)
 
 
 @pytest.fixture

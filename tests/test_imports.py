@@ -49,6 +49,7 @@ DIRECTION: dict[str, set[str]] = {
     "load": {"columns", "inventory", "job", "stall", "status", "synced"},
     "bundle": set(),
     "fanout": set(),
+    "patience": set(),
     "shims": set(),
     "knownhosts": set(),
     "hostcerts": set(),

@@ -19,6 +19,7 @@ from torchfab.commandline import tell
 from torchfab.errors import HostError, TorchfabError
 from torchfab.hostkeys import Rules
 from torchfab.job import Node
+from torchfab.patience import Patience
 from torchfab.routes import Route
 from torchfab.settings import Settings
 
@@ -36,12 +37,15 @@ class Connection(fabric.Connection):  # type: ignore[misc]  # fabric ships no ty
         The private keys to log in with; some may not be there.
     proxy : ProxySocket
         What the connection goes over, where that is a ProxyCommand.
+    patience : Patience
+        What ends its steps, once it is being opened.
     """
 
     route: Route | None = None
     timeout_s: float = 0.0
     keys: tuple[str, ...] = ()
     proxy: ProxySocket | None = None
+    patience: Patience | None = None
 
     def open_gateway(self) -> Any:
         """Return what is talked over instead of a connection of our own."""

@@ -153,9 +153,11 @@ def launch(
     name = asked.job.name
     folder = around.records.claim(name)
     try:
-        asked.save(folder)
-        prepared = tmux.prepare(asked.job, nodes, launcher.needs(asked.job), around.settings, True, progress)
-        record, plan = _start(launcher, asked.job, slots, prepared, around, attempt=1)
+        with StoppedByName():
+            asked.save(folder)
+            prepared = tmux.prepare(asked.job, nodes, launcher.needs(asked.job), around.settings, True, progress)
+            record, plan = _start(launcher, asked.job, slots, prepared, around, attempt=1)
+        around.records.launched(name)
     except BaseException as error:
         if not (isinstance(error, TorchfabError) and error.unsure):
             around.records.release(name)
@@ -249,20 +251,36 @@ def _start(
     return record, plan
 
 
+STOP_SIGNAL = signal.SIGUSR1  # how `fab stop` asks a launch to take itself back
+
+
+class StoppedByName:
+    """Within it, `fab stop` of the job that is being launched is what Ctrl-C is; after it, it is ignored."""
+
+    def __enter__(self) -> None:
+        signal.signal(STOP_SIGNAL, signal.default_int_handler)
+
+    def __exit__(self, *_: Any) -> None:
+        signal.signal(STOP_SIGNAL, signal.SIG_IGN)
+
+
 class InterruptibleOnce:
     """Within it the first Ctrl-C is an exception; later ones are ignored: the way back is bounded, and must finish."""
 
     def __enter__(self) -> None:
-        self.before = signal.getsignal(signal.SIGINT)
-        signal.signal(signal.SIGINT, self._interrupt)
+        self.before = {number: signal.getsignal(number) for number in (signal.SIGINT, STOP_SIGNAL)}
+        for number in self.before:
+            signal.signal(number, self._interrupt)
 
     def _interrupt(self, *_: Any) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for number in self.before:
+            signal.signal(number, signal.SIG_IGN)
         tell("\ninterrupted: taking back what was started")
         raise KeyboardInterrupt
 
     def __exit__(self, *_: Any) -> None:
-        signal.signal(signal.SIGINT, self.before)
+        for number, before in self.before.items():
+            signal.signal(number, before)
 
 
 def _announce(plan: Plan, seconds: float) -> None:

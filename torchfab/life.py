@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -334,6 +335,36 @@ def attach(argv: Sequence[str]) -> None:
 
 
 # ---- stop
+
+
+def stop_launch(job: str, around: Surroundings) -> bool:
+    """Ask the `fab` that is launching a job to take it back; say whether nothing of it is left to be stopped.
+
+    Raises
+    ------
+    TorchfabError
+        That `fab` runs on another machine, or does not come to an end.
+    """
+    launching = around.records.launching(job)
+    if launching is None:
+        return False
+    pid, host = launching
+    if host != socket.gethostname():
+        raise UsageError(
+            f"job {job} is being launched at this moment, on {host}", "press Ctrl-C there, or stop it later"
+        )
+    tell(f"job {job} is being launched (fab, pid {pid}): asking for an end of that")
+    os.kill(pid, launch.STOP_SIGNAL)
+    settings = around.settings
+    deadline = time.monotonic() + settings.prepare_timeout_s + settings.start_timeout_s
+    while around.records.launching(job):
+        if time.monotonic() > deadline:
+            raise TorchfabError(f"fab (pid {pid}) is still launching job {job}", f"fab stop {job} again")
+        time.sleep(0.05)
+    if (around.records.root / job / "record.json").exists():
+        return False
+    say(f"job {job}: its launch was taken back; nothing of it was left running")
+    return True
 
 
 def stop(record: Record, grace_s: float) -> int:

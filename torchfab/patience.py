@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 # What a server owes at each step, as the end of "no answer from HOST within 10 s: ...".
@@ -20,25 +20,14 @@ COMMAND = "it opened a channel, and started no program"
 INPUT = "the connection stands, but nothing that is sent there is taken"
 
 
-def handshake_step(clients: Sequence[Any]) -> str:
-    """Return what the first of these clients that is not logged in waits for; empty: the connection itself.
-
-    Parameters
-    ----------
-    clients : sequence of paramiko.SSHClient
-        Of the hosts that a host is reached through, and its own last.
-    """
-    for client in clients:
-        transport = client.get_transport()
-        if transport is None:
-            return ""
-        if not transport.remote_version:
-            return BANNER
-        if not transport.initial_kex_done:
-            return KEY_EXCHANGE
-        if not transport.is_authenticated():
-            return LOGIN
-    return CHANNEL
+def handshake_step(client: Any) -> str:
+    """Return what a client (a paramiko.SSHClient) waits for; empty: the connection itself."""
+    transport = client.get_transport()
+    if transport is None:
+        return ""
+    if not transport.remote_version:
+        return BANNER
+    return LOGIN if transport.initial_kex_done else KEY_EXCHANGE
 
 
 class Patience:
@@ -53,13 +42,15 @@ class Patience:
 
     Attributes
     ----------
-    stuck : str or None
-        The step at which the connection was closed; None while it was not.
+    stuck : str
+        The step at which the connection was closed; empty while it was not.
+    reached : str
+        The step at which the handshake ended by itself; empty while it did not.
     """
 
     def __init__(self, hang_up: Callable[[], None], step: Callable[[], str]) -> None:
         self.hang_up, self.step = hang_up, step
-        self.stuck: str | None = None
+        self.stuck = self.reached = ""
 
     @contextlib.contextmanager
     def at_most(self, seconds: float, step: str = "") -> Iterator[None]:

@@ -15,6 +15,7 @@ import fcntl
 import json
 import os
 import shutil
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -101,6 +102,12 @@ class Record:
             return ()
         return tuple(event for line in lines if (event := _event(line)))
 
+    @property
+    def is_confirmed(self) -> bool:
+        """Whether all nodes were told to keep what they had started: a launch that is cut off before says so."""
+        names = [event["event"] for event in self.events() if event["event"] in ("planned", "started")]
+        return not names or names[-1] == "started"  # each attempt is planned anew
+
     def remember(self, state: str, code: int | None, ended: bool) -> None:
         """Remember what was last seen of the job."""
         try:
@@ -128,8 +135,8 @@ class Records:
         The folder that holds one folder per job.
     """
 
-    # Locks on the folders of jobs that this process launches.
-    _locks: ClassVar[list[int]] = []
+    # Locks on the folders of jobs that this process launches, by name.
+    _locks: ClassVar[dict[str, int]] = {}
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -162,7 +169,7 @@ class Records:
         except FileExistsError:
             if (folder / "record.json").exists() or not folder.is_dir():
                 return False
-        handle = os.open(folder / "launching", os.O_WRONLY | os.O_CREAT, 0o600)
+        handle = os.open(folder / "launching", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -170,8 +177,29 @@ class Records:
             return False
         except OSError:  # a file system without locks
             pass
-        self._locks.append(handle)  # until this process ends, however it ends
+        self._locks[folder.name] = handle  # until the launch is done, or this process ends, however it ends
+        os.write(handle, f"{os.getpid()} {socket.gethostname()}\n".encode())
         return not (folder / "record.json").exists()
+
+    def launched(self, name: str) -> None:
+        """Note that a launch is done, however it went."""
+        if name in self._locks:
+            os.close(self._locks.pop(name))
+
+    def launching(self, name: str) -> tuple[int, str] | None:
+        """Return the pid of the `fab` that is launching a job at this moment, and its machine; None when none is."""
+        path = self.root / name / "launching"
+        try:
+            check_name(name)
+            with path.open() as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    pid, host = file.read().splitlines()[-1].split()
+                    return int(pid), host
+        except (OSError, ValueError, IndexError, JobNameError):
+            pass
+        return None
 
     def _what_is(self, name: str) -> str:
         try:
@@ -184,6 +212,7 @@ class Records:
 
     def release(self, name: str) -> None:
         """Give a name back: nothing of the job runs or will run."""
+        self.launched(name)
         shutil.rmtree(self.root / name, ignore_errors=True)
 
     def write(self, plan: Plan, runtime: str, created: float, settings: Settings, attempt: int = 1) -> Record:

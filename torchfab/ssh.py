@@ -15,9 +15,10 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from torchfab import bundle
+from torchfab import bundle, patience
 from torchfab.errors import HostError
 from torchfab.job import Node
+from torchfab.patience import Patience
 from torchfab.session import Session
 from torchfab.settings import Settings
 
@@ -30,6 +31,8 @@ LOGIN_NAMES = (
     *("LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "SLURM_CONF"),
 )
 LOGIN_PREFIXES = ("LC_", "SBATCH_")
+# How long a program on this machine may take to end once we have hung up: it takes back what it has begun.
+_END_S = 30.0
 
 
 def open_session(node: Node, connection: Any, settings: Settings) -> Session:
@@ -51,7 +54,8 @@ def open_session(node: Node, connection: Any, settings: Settings) -> Session:
         raise connection
     begun = time.monotonic()
     try:
-        return Session(node, _LocalPipe() if connection is None else _SSHPipe(connection, settings))
+        pipe = _LocalPipe() if connection is None else _SSHPipe(connection, settings)
+        return Session(node, pipe, settings.answer_timeout_s)
     except Exception as error:
         if connection is not None:
             from torchfab import connecting
@@ -98,14 +102,24 @@ class _LocalPipe:
             self.stdin.close()
         except OSError:  # what it did not read is still in our buffer
             pass
-        return self.process.wait(10), self.stderr.read().decode(errors="replace")
+        readable, _, _ = select.select([self.stderr], [], [], _END_S)
+        said = os.read(self.stderr.fileno(), 1 << 16) if readable else b""
+        return self._wait(), said.decode(errors="replace")
+
+    def _wait(self) -> int:
+        """Return how it ended; it is killed where it does not: what it was about to take back, `stop` finds."""
+        try:
+            return self.process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
 
     def close(self) -> None:
         try:
             self.stdin.close()
         except OSError:  # it has ended before us
             pass
-        self.process.wait()
+        self._wait()
         self.stdout.close()
         self.stderr.close()
 
@@ -123,15 +137,23 @@ class _SSHPipe:
 
         open_way(connection)
         connecting.guard(connection)
-        connection.open()
+        self.patience = log_in(connection)
         connection.transport.set_keepalive(15)
-        self.channel = connection.transport.open_session(timeout=connection.timeout_s)
-        # The one place where words become shell: the login shell of the node reads this.
-        self.channel.exec_command("exec " + shlex.join(bundle.argv(settings.agent_python)))
+        with self.patience.at_most(connection.timeout_s, patience.CHANNEL):
+            self.channel = connection.transport.open_session(timeout=connection.timeout_s + 1)
+        with self.patience.at_most(connection.timeout_s, patience.COMMAND):
+            # The one place where words become shell: the login shell of the node reads this.
+            self.channel.exec_command("exec " + shlex.join(bundle.argv(settings.agent_python)))
 
     def write(self, data: bytes) -> None:
-        self.channel.settimeout(self.send_timeout_s)
-        self.channel.sendall(data)
+        try:
+            with self.patience.at_most(self.send_timeout_s, patience.INPUT):
+                self.channel.settimeout(self.send_timeout_s + 1)
+                self.channel.sendall(data)
+        except (EOFError, OSError) as error:
+            if self.patience.stuck:
+                raise _stalled(self.patience.stuck, self.connection, self.send_timeout_s) from error
+            raise OSError("the connection was closed") from error
 
     def read(self, timeout_s: float) -> bytes | None:
         over = self.channel.closed or self.channel.eof_received
@@ -158,9 +180,9 @@ class _SSHPipe:
         return (code if known else None), stderr.decode(errors="replace")
 
     def close(self) -> None:
+        # Not the channel first: that would say so over a connection that may take no more.
         from torchfab import connecting
 
-        self.channel.close()
         connecting.hang_up(self.connection)
 
 
@@ -169,6 +191,29 @@ def connections(nodes: Sequence[Node], settings: Settings) -> dict[int, Any]:
     from torchfab import connecting
 
     return dict(connecting.connections(nodes, settings))
+
+
+def log_in(connection: Any) -> Patience:
+    """Connect and log in; return what ends the later steps.
+
+    Raises
+    ------
+    HostError
+        The host accepted the connection, and then kept us waiting: with the step.
+    """
+    from torchfab import connecting
+
+    client = connection.client
+    watch = Patience(lambda: connecting.hang_up(connection), lambda: patience.handshake_step(client))
+    connection.patience = watch
+    # TCP, handshake and login have time-outs of their own, but each key that is tried has its own, too.
+    with watch.at_most(3 * connection.timeout_s):
+        try:
+            connection.open()
+        except Exception:
+            watch.reached = patience.handshake_step(client)
+            raise
+    return watch
 
 
 def open_way(connection: Any) -> None:
@@ -185,7 +230,7 @@ def open_way(connection: Any) -> None:
         begun = time.monotonic()
         try:
             connecting.guard(hop)
-            hop.open()
+            log_in(hop)
         except Exception as error:
             problem = error if isinstance(error, HostError) else explain(error, hop, time.monotonic() - begun)
             name = connecting.label(hop)
@@ -223,6 +268,8 @@ def explain(error: Exception, connection: Any, took_s: float) -> HostError:
     import paramiko
 
     host, port, user = connection.host, connection.port, connection.user
+    if step := _stalled_at(error, connection, took_s):
+        return _stalled(step, connection, connection.timeout_s)
     if isinstance(error, paramiko.PasswordRequiredException):
         return HostError(f"a private key for {user}@{host} has a passphrase", "unlock it in your agent: ssh-add")
     refused = isinstance(error, paramiko.AuthenticationException) or "No authentication methods" in str(error)
@@ -236,6 +283,29 @@ def explain(error: Exception, connection: Any, took_s: float) -> HostError:
     return _explain_network(error, f"{host} port {port}", connection, took_s)
 
 
+def _stalled_at(error: Exception, connection: Any, took_s: float) -> str:
+    """Return at which step a host that had accepted the connection let the time pass; empty where it did not.
+
+    paramiko says "Error reading SSH protocol banner" then, "No existing session", or "Authentication timeout".
+    """
+    import paramiko
+
+    watch = connection.patience
+    if watch is None or watch.stuck:
+        return watch.stuck if watch else ""
+    late = took_s >= connection.timeout_s - 0.05
+    if isinstance(error, paramiko.AuthenticationException):
+        late = "timeout" in str(error).lower()
+    return str(watch.reached) if late and isinstance(error, paramiko.SSHException) else ""
+
+
+def _stalled(step: str, connection: Any, timeout_s: float) -> HostError:
+    return HostError(
+        f"no answer from {connection.host} port {connection.port} within {timeout_s:g} s: {step}",
+        "see there whether sshd is overloaded, and its log; a longer wait: fab -t SECONDS",
+    )
+
+
 def _is_key_file(error: Exception) -> bool:
     # paramiko ends with the last thing that went wrong, which may be a key file that is missing or unreadable.
     return isinstance(error, FileNotFoundError | PermissionError) and error.filename is not None
@@ -244,7 +314,6 @@ def _is_key_file(error: Exception) -> bool:
 def _explain_network(error: Exception, where: str, connection: Any, took_s: float) -> HostError:
     import paramiko
 
-    in_time = took_s < connection.timeout_s - 0.05
     causes = list(getattr(error, "errors", {}).values()) or [error]
     if any(isinstance(cause, socket.gaierror) for cause in causes):
         return HostError(
@@ -252,8 +321,7 @@ def _explain_network(error: Exception, where: str, connection: Any, took_s: floa
         )
     if any(isinstance(cause, ConnectionRefusedError) for cause in causes):
         return HostError(f"{where} refused the connection", "check that sshd runs there, and on which port")
-    # When the time is up in the handshake, paramiko says "Error reading SSH protocol banner" or "No existing session".
-    late = isinstance(error, paramiko.SSHException) and not in_time
+    late = isinstance(error, paramiko.SSHException) and took_s >= connection.timeout_s - 0.05
     if late or any(isinstance(cause, TimeoutError) for cause in causes):
         return HostError(
             f"no answer from {where} within {connection.timeout_s:g} s",

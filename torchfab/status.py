@@ -19,6 +19,7 @@ _WORST_FIRST = ("lost", "failed", "unreachable", "pending", "starting", "running
 _FAILED = ("failed", "lost", "stopped")
 _UNDECIDED = ("unreachable", "pending", "starting", "running", "succeeded")
 SIGTERM_CODE = 143
+CUT_OFF = "its launch was cut off before the node was told to keep it"
 SMALLEST_SKEW_S = 0.5
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from tests.integration import ways
 from tests.integration.fab import Fab
+from tests.integration.faults import Matrix
 from tests.support import absent
 from torchfab.rehearsal import Cluster, Kind, RehearsalError
 
@@ -61,6 +62,16 @@ def loopback_cluster(_no_leftovers: None) -> Iterator[Cluster]:
 def fab(netns_cluster: Cluster) -> Iterator[Fab]:
     """The real `fab`, with the hosts of `netns_cluster`; jobs that it left are stopped at the end."""
     yield from _fab(netns_cluster)
+
+
+@pytest.fixture
+def matrix(request: pytest.FixtureRequest) -> Iterator[Matrix]:
+    """Rows of the fault matrix, each of which must be checked in all its cells."""
+    made = Matrix()
+    yield made
+    request.node.user_properties += made.properties()
+    unchecked = {row.fault: check for row in made.rows for check, cell in row.cells.items() if not cell}
+    assert not unchecked
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torchfab import status as states
@@ -104,7 +104,7 @@ def prepare(
 def _patience_s(nodes: int, settings: Settings) -> int:
     """Return how many seconds a node may wait for our next word, when all others take as long as they may."""
     rounds = -(-nodes // settings.fanout)
-    a_node_s = 3 * settings.connect_timeout_s + settings.prepare_timeout_s + settings.start_timeout_s
+    a_node_s = 5 * settings.connect_timeout_s + settings.prepare_timeout_s + settings.start_timeout_s
     return round(10 + rounds * a_node_s)
 
 
@@ -286,14 +286,20 @@ def status(record: Record) -> states.JobStatus:
     """Ask every node how the job is there; one that does not answer is `unreachable`."""
     found: dict[int, states.NodeStatus] = {}
     for node, result in _ask_all(record, {"op": "status"}, record.settings.answer_timeout_s):
-        found[node.rank] = _node_status(node, result)
+        found[node.rank] = _node_status(record, node, result)
     return states.JobStatus(tuple(found[node.rank] for node in record.nodes), record.min_nodes)
 
 
-def _node_status(node: Node, result: Answer | TorchfabError) -> states.NodeStatus:
+def _node_status(record: Record, node: Node, result: Answer | TorchfabError) -> states.NodeStatus:
     if isinstance(result, TorchfabError):
         return states.NodeStatus(node, "unreachable", result.message.splitlines()[0])
-    return states.from_answer(node, result.value, result.asked, result.answered)
+    return _cut_off(record, states.from_answer(node, result.value, result.asked, result.answered))
+
+
+def _cut_off(record: Record, found: states.NodeStatus) -> states.NodeStatus:
+    """Say of a node that has nothing of the job whether it took that back, as nobody told it to keep it."""
+    taken_back = found.state == "lost" and not found.processes and not record.is_confirmed
+    return replace(found, reason=states.CUT_OFF) if taken_back else found
 
 
 def evidence(record: Record) -> Evidence:
@@ -301,9 +307,9 @@ def evidence(record: Record) -> Evidence:
     found: dict[int, why.NodeEvidence] = {}
     for node, result in _ask_all(record, {"op": "evidence"}, record.settings.answer_timeout_s):
         if isinstance(result, TorchfabError):
-            found[node.rank] = why.NodeEvidence(_node_status(node, result))
+            found[node.rank] = why.NodeEvidence(_node_status(record, node, result))
         else:
-            found[node.rank] = why.of_answer(node, result.value, result.asked, result.answered)
+            found[node.rank] = why.of_told(_node_status(record, node, result), result.value.get("evidence") or {})
     nodes = why.in_order(record.nodes, found)
     job = states.JobStatus(tuple(each.status for each in nodes), record.min_nodes)
     return Evidence(record.name, record.created, job, nodes, events=record.events())

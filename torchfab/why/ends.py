@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torchfab.status import CUT_OFF
 from torchfab.why import causes
 from torchfab.why.causes import Cause, Kind
 from torchfab.why.evidence import Evidence, NodeEvidence
@@ -90,6 +91,8 @@ def first_of(ends: Sequence[End], slack_s: float = 5.0) -> End | None:
 def _of_node(node: NodeEvidence) -> Iterator[End]:
     if node.status.state == "lost" and not node.status.processes:
         cause = Cause(Kind.NODE, "node-lost", node.status.reason, "launch it again, with another --name")
+        if node.status.reason == CUT_OFF:
+            cause = Cause(Kind.KILLED, "launch-cut-off", CUT_OFF, "fab stop, then launch it again")
         yield End(node.status.now - node.status.skew_s, node.host, node.status.node.rank, None, None, cause, LOST)
     for process in node.status.processes:
         yield from _of_process(node, process)

@@ -1,0 +1,74 @@
+"""The table of the fault matrix: from the rows that tests report to text, and to its page of the docs."""
+
+from __future__ import annotations
+
+import platform
+import re
+import subprocess
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+HEAD = ("fault", "status and why say", "left running", "logs", "checkpoint")
+BEGIN, END = "<!-- the table: written by `inv reliability` -->", "<!-- end of the table -->"
+_ADDRESS = re.compile(r"\b(?:10|127)(?:\.\d+){3}\b")
+
+
+def rows_of(report: Any) -> list[list[str]]:
+    """Return the rows that a report of pytest carries."""
+    return [value for name, value in getattr(report, "user_properties", ()) if name == "fault"]
+
+
+def in_order(rows: Sequence[list[str]]) -> list[list[str]]:
+    """Return the rows in the order of the list of faults."""
+    from tests.integration.faults import FAULTS
+
+    return sorted(rows, key=lambda row: FAULTS.index(row[0]))
+
+
+def missing(rows: Sequence[list[str]]) -> list[str]:
+    """Return the faults that have no row."""
+    from tests.integration.faults import FAULTS
+
+    return [fault for fault in FAULTS if fault not in {row[0] for row in rows}]
+
+
+def as_text(rows: Sequence[Sequence[str]]) -> str:
+    """Return the table for a terminal: a fault with its checks a line each."""
+    lines = []
+    for fault, *cells in rows:
+        lines.append(fault)
+        lines += [f"    {name:18}  {cell}" for name, cell in zip(HEAD[1:], cells, strict=True)]
+    return "\n".join(lines)
+
+
+def as_markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Return the table for the docs."""
+    shown = [HEAD, ["---"] * len(HEAD), *([_cell(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in shown)
+
+
+def _cell(text: str) -> str:
+    text = _ADDRESS.sub("ADDRESS", " ".join(text.split()))
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+def versions() -> str:
+    """Return with what the table was made."""
+    tmux = subprocess.run(["tmux", "-V"], capture_output=True, text=True, check=True).stdout.strip()
+    ssh = subprocess.run(["ssh", "-V"], capture_output=True, text=True, check=True).stderr.partition(",")[0]
+    names = ("torch", "fabric", "paramiko")
+    ours = ", ".join(f"{name} {version(name)}" for name in names)
+    return f"Linux {platform.release()}, Python {platform.python_version()}, {ours}, {ssh}, {tmux}"
+
+
+def write(page: Path, rows: Sequence[list[str]]) -> None:
+    """Replace the table in a page; raise where a fault has no row."""
+    assert not missing(rows), f"the table is not whole: {missing(rows)}"
+    text = page.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    made = f"Made on {time.strftime('%Y-%m-%d')} with {versions()}."
+    table = f"{BEGIN}\n{made}\n\n{as_markdown(rows)}\n{END}"
+    page.write_text(before + table + rest.partition(END)[2], encoding="utf-8")

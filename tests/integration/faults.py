@@ -1,0 +1,182 @@
+"""The fault matrix: every fault that torchfab must survive, and what is checked after each.
+
+A test makes a fault happen, and writes down what it saw as a row of the matrix, by the methods of `Row`: each asserts
+what must hold. The table of all rows is printed at the end of the run; `inv reliability` writes it into the docs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.integration.fab import Done, Fab, eventually
+
+CHECKS = ("status and why say", "left running", "logs", "checkpoint")
+NONE = "–"
+
+# In the order of the table.
+FAULTS = (
+    "kill -9 of a rank",
+    "kill -9 of the torchrun agent",
+    "kill -9 of our supervisor",
+    "kill -9 of the tmux server",
+    "kill -9 of an sshd that serves a connection",
+    "kill -9 of the sshd that listens",
+    "kill -9 of fab while it prepares",
+    "kill -9 of fab while it starts",
+    "kill -9 of fab while it confirms",
+    "kill -9 of fab while it follows",
+    "a node's link is down for 5 s",
+    "a node's link is down for good",
+    "a node is killed whole",
+    "the launch machine is gone, and back",
+    "disk full on a node: logs",
+    "disk full on a node: checkpoints",
+    "disk full on a node: torchfab's own records",
+    "disk full on the launch machine: records",
+    "the records folder is read-only",
+    "an SSH server stalls: banner",
+    "an SSH server stalls: key exchange",
+    "an SSH server stalls: login",
+    "an SSH server stalls: channel",
+    "an SSH server stalls: command",
+    "an SSH server stalls: input",
+    "an SSH server stalls: output",
+    "an SSH server stalls while its logs are followed",
+    "one node is slow",
+    "clocks are 5 minutes apart",
+    "1 of 64 hosts is down at the launch",
+    "1 of 64 hosts dies while the job runs",
+    "two launches with one name at the same moment",
+    "stop while the launch prepares",
+    "stop while the launch starts",
+    "two stops at once",
+)
+
+
+class Row:
+    """What was seen of one fault; each method fills a cell, and fails where what it saw is not what must be."""
+
+    def __init__(self, fault: str, fab: Fab, job: str = "x") -> None:
+        assert fault in FAULTS, fault
+        self.fault, self.fab, self.job = fault, fab, job
+        self.cells = dict.fromkeys(CHECKS, "")
+
+    @contextlib.contextmanager
+    def cell(self, check: str) -> Iterator[list[str]]:
+        """Fill a cell with the words that the block appends; a block that fails marks it."""
+        words: list[str] = []
+        try:
+            yield words
+        except BaseException:
+            self.cells[check] = "NOT SO"
+            raise
+        self.cells[check] = "; ".join([self.cells[check], *words] if self.cells[check] else words)
+
+    # ---- the truth
+
+    def truth(self, state: str, cause: str, host: str | None = None, flags: Sequence[str] = ()) -> dict[str, Any]:
+        """Assert what `status` and `why` say: the state, the cause's name, the host that failed first; give `why`."""
+        with self.cell(CHECKS[0]) as words:
+            status = json.loads(self.fab(*flags, "status", self.job, "--json").stdout)
+            asked = self.fab(*flags, "why", self.job, "--json")
+            told: dict[str, Any] = json.loads(asked.stdout)
+            assert (status["state"], told["cause"]["name"]) == (state, cause), (status, told)
+            first = told["first"]["host"] if told["first"] else None
+            assert host is None or host == first or host in told["bad_nodes"], told
+            where = f" on {first}" if first else ""
+            words.append(f"{state}{where}: {told['cause']['words']}")
+        return told
+
+    def nodes(self, *states: str, flags: Sequence[str] = ()) -> None:
+        """Assert what `status` says of each node."""
+        with self.cell(CHECKS[0]) as words:
+            done = self.fab(*flags, "status", self.job, "--json")
+            found = json.loads(done.stdout)["nodes"]
+            assert tuple(each["state"] for each in found) == states, done
+            words.append("nodes " + ", ".join(f"{each['host']} {each['state']}" for each in found))
+
+    def refused(self, done: Done, told: str, host: str | None = None) -> None:
+        """Assert that a `fab` failed with these words, about this host, without a traceback."""
+        with self.cell(CHECKS[0]) as words:
+            assert done.rc not in (0, None), done
+            assert "Traceback" not in done.stderr, done
+            lines = [line.strip() for line in done.stderr.splitlines()]
+            line = next((line for line in lines if told in line and (host is None or host in line)), None)
+            assert line is not None, done
+            words.append(f"refused: {line}")
+
+    def said(self, text: str, told: str) -> None:
+        """Assert that an output holds these words."""
+        with self.cell(CHECKS[0]) as words:
+            line = next((line.strip() for line in text.splitlines() if told in line), None)
+            assert line is not None, text
+            words.append(line)
+
+    # ---- what is left
+
+    def nothing_left(self, within_s: float = 0.0, folders: bool = False) -> None:
+        """Assert that no process and no tmux session is left; nor, if asked, any folder on a node."""
+        with self.cell(CHECKS[1]) as words:
+            kinds = {"processes", "tmux sessions", *(["folders"] if folders else [])}
+            assert eventually(lambda: not kinds & set(self.fab.left()), within_s), self.fab.left()
+            words.append("nothing" if not self.cells[CHECKS[1]] else "")
+
+    def stopped(self) -> None:
+        """Stop the job, and assert that nothing is left."""
+        with self.cell(CHECKS[1]) as words:
+            done = self.fab("stop", self.job, "--grace", "1")
+            assert done.rc == 0, done
+            assert not {"processes", "tmux sessions"} & set(self.fab.left()), self.fab.left()
+            words.append("nothing after stop")
+
+    # ---- the logs
+
+    def logs(self, *expected: str) -> None:
+        """Assert that `fab logs` has each of these lines once (or more often where it is given more often)."""
+        with self.cell(CHECKS[2]) as words:
+            done = self.fab("logs", self.job, "--no-fold", "--lines", "all")
+            found = done.stdout.splitlines()
+            missing = [line for line in expected if line not in found]
+            assert not missing, (missing, done)
+            words.append(f"all {len(expected)} lines")
+
+    def without(self, *checks: int) -> None:
+        """Say of checks, by their places, that the fault does not touch them."""
+        for check in checks:
+            self.cells[CHECKS[check]] = NONE
+
+    def checkpoint(self, folder: Path, least: int) -> None:
+        """Assert that the last checkpoint of an experiment loads, and is of step `least` or later."""
+        with self.cell(CHECKS[3]) as words:
+            step = load_last(folder)
+            assert step >= least, (step, least)
+            words.append(f"step {step} loads")
+
+
+class Matrix:
+    """The rows of one test."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+
+    def row(self, fault: str, fab: Fab, job: str = "x") -> Row:
+        """Begin a row."""
+        self.rows.append(Row(fault, fab, job))
+        return self.rows[-1]
+
+    def properties(self) -> list[tuple[str, list[str]]]:
+        """Return the rows as a report of pytest can carry them."""
+        return [("fault", [row.fault, *(cell or "NOT CHECKED" for cell in row.cells.values())]) for row in self.rows]
+
+
+def load_last(folder: Path) -> int:
+    """Load the last checkpoint of an experiment; give its step."""
+    import torch
+
+    path = max((folder / "checkpoints").glob("step-*.pt"))
+    assert "identity" in torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return int(path.stem.partition("-")[2])
