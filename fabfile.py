@@ -30,6 +30,7 @@ from torchfab.flags import (
     host_task,
     job_task,
     launch_task,
+    plain_task,
 )
 from torchfab.launchers import colossalai, deepspeed, kubernetes, mpi, per_gpu, per_node, slurm
 
@@ -87,6 +88,10 @@ def launch_kubernetes(c: Context, flags: JobFlags, own: Any) -> None:
 def _launch(c: Context, launcher: ModuleType, flags: LaunchFlags, own: Any) -> None:
     from torchfab import launch, life
 
+    if flags.supervise:
+        from torchfab.supervise import command
+
+        sys.exit(command.launch_supervised(launcher, flags, own, _around(c), _fab(c)))
     record = launch.launch(launcher, flags, own, _around(c))
     if record and flags.follow:
         sys.exit(life.follow(record, c.config.torchfab.failure_grace_s, c.config.torchfab.stall_s))
@@ -106,13 +111,16 @@ def _submit(c: Context, launcher: ModuleType, flags: JobFlags, own: Any) -> None
 @job_task(
     json=flag(False, "Print JSON."),
     remove=flag(False, "Remove the record and the logs of the named job, which must have ended."),
+    events=flag(False, "Print what happened to one job, a line each."),
 )
-def jobs(c: Context, job: str, json: bool, remove: bool) -> None:
+def jobs(c: Context, job: str, json: bool, remove: bool, events: bool) -> None:
     """List the jobs that were launched from here."""
     from torchfab import life
 
     if remove:
         life.remove(job, _around(c))
+    elif events:
+        life.show_events(life.find(job, _around(c)), json)
     else:
         life.show_jobs(_around(c), json, job)
 
@@ -206,6 +214,25 @@ def attach(c: Context, job: str, node: str, rank: str) -> None:
     life.attach(life.attach_argv(life.find(job, _around(c)), node, rank))
 
 
+@job_task(
+    restarts=flag("", "How often it is restarted without progress. [as launched; 3]"),
+    stall=flag("", "Seconds without a log line of any rank after which it hangs; 0: never. [as launched; 300]"),
+    backoff=flag("", "Seconds before the first restart; doubles with each. [as launched; 10]"),
+    notify=flag("", "Command or URL that is told what happens. [as launched]"),
+    follow=flag(False, "Show its logs, too."),
+    tmux=flag(False, "Supervise in this machine's private tmux server, and return."),
+)
+def supervise(
+    c: Context, job: str, *, restarts: str, stall: str, backoff: str, notify: str, follow: bool, tmux: bool
+) -> None:
+    """See a job through failures, lost nodes and hangs; take it up again where its supervisor has died."""
+    from torchfab import life
+    from torchfab.supervise import command
+
+    around, wishes = _around(c), command.Wishes(restarts, stall, backoff, notify)
+    sys.exit(command.take_up(life.find(job, around), wishes, follow, tmux, around, _fab(c)))
+
+
 @job_task(grace=flag("", "Seconds between SIGTERM and SIGKILL. [10]"))
 def stop(c: Context, job: str, grace: str) -> None:
     """Stop a job on all its nodes, and prove that nothing of it is left."""
@@ -267,6 +294,23 @@ def network(c: Context, flags: NetworkFlags) -> None:
     from torchfab.network import command
 
     sys.exit(command.run(flags, _around(c)))
+
+
+@plain_task(
+    forgive=flag("", "Take this host off the list, or all of them."),
+    json=flag(False, "Print JSON."),
+)
+def lemons(c: Context, forgive: str, json: bool) -> None:
+    """List the hosts that supervised launches leave out, and why; or forgive them."""
+    from torchfab.supervise import command
+
+    sys.exit(command.show_lemons(_around(c), forgive, json))
+
+
+def _fab(c: Context) -> tuple[str, ...]:
+    from torchfab.supervise import command
+
+    return command.fab_argv(str(ROOT), c.config._runtime_path or "")
 
 
 def _around(c: Context) -> Surroundings:

@@ -57,8 +57,8 @@ LOGS = {"job": "", "follow": False, "rank": "", "lines": "", "grep": "", "no-fol
         (["wait", "gpt2"], {"job": "gpt2"}),
         (["stop", "gpt2", "--grace", "3"], {"job": "gpt2", "grace": "3"}),
         (["attach", "--rank", "3", "gpt2"], {"job": "gpt2", "node": "", "rank": "3"}),
-        (["jobs", "--json"], {"job": "", "json": True, "remove": False}),
-        (["jobs", "--remove", "gpt2"], {"job": "gpt2", "json": False, "remove": True}),
+        (["jobs", "--json"], {"job": "", "json": True, "remove": False, "events": False}),
+        (["jobs", "--remove", "gpt2"], {"job": "gpt2", "json": False, "remove": True, "events": False}),
     ],
 )  # fmt: skip
 def test_a_job_may_be_named_anywhere_or_left_out(words: list[str], values: dict[str, Any]) -> None:
@@ -98,6 +98,7 @@ def test_a_flag_that_nobody_knows_is_an_error() -> None:
 
 def test_every_launch_takes_the_flags_of_all_and_its_own() -> None:
     shared = {"name", "env", "dry-run", "follow", "workdir", "python", "port", "master-addr", "grace", "nodes"}
+    shared |= {"supervise", "restarts", "stall", "backoff", "notify", "tmux"}
     node, gpu = (next(each for each in CONTEXTS if each.name == name) for name in ("launch-per-node", "launch-per-gpu"))
     own = {"nproc-per-node", "nnodes", "max-restarts", "rdzv-backend", "rdzv-timeout"}
     assert {name.replace("_", "-") for name in node.args} == shared | {"hostfile"} | own

@@ -121,6 +121,14 @@ def test_what_doctor_concludes_is_pure(module: str) -> None:
     assert "torchfab.doctor.asking" not in names_imported(path)
 
 
+@pytest.mark.parametrize("module", ["values", "deciding", "story"])
+def test_what_a_supervisor_decides_is_pure(module: str) -> None:
+    path = ROOT / "torchfab" / "supervise" / f"{module}.py"
+    assert rooms_imported(path) <= {"supervise", "errors"}
+    ours = {name.rpartition(".")[2] for name in names_imported(path) if name.startswith("torchfab.supervise")}
+    assert ours <= {"values"}
+
+
 def test_errors_imports_nothing_of_ours_and_nothing_installed() -> None:
     assert names_imported(ROOT / "torchfab" / "errors.py") <= {"__future__", "collections.abc"}
 

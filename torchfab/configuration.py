@@ -12,7 +12,8 @@ from typing import Any
 from torchfab.errors import UsageError
 
 _SECONDS = ("connect_timeout_s", "prepare_timeout_s", "start_timeout_s", "answer_timeout_s")
-_GRACES = ("grace_s", "failure_grace_s", "stall_s")
+_GRACES = ("grace_s", "failure_grace_s", "stall_s", "backoff_s", "lost_s")
+_COUNTS = {"fanout": 1, "restarts": 0}
 _TEXTS = ("hostfile", "gpufile", "node_dir", "records", "agent_python")
 _STACK_SIGNALS = ("", "SIGUSR1", "SIGUSR2")
 _LISTS = ("script", "forward")
@@ -31,8 +32,9 @@ def check(config: Mapping[str, Any]) -> None:
 
 def _wanted(name: str, value: Any) -> str:
     """Return what the setting should be; empty when it is that."""
-    if name == "fanout":
-        return "" if _is_number(value, 1) and value == int(value) else "a number of at least 1"
+    if name in _COUNTS:
+        least = _COUNTS[name]
+        return "" if _is_number(value, least) and value == int(value) else f"a number of at least {least}"
     if name in _SECONDS:
         return "" if _is_number(value, 0.001) else "a number of seconds above 0"
     if name in _GRACES:

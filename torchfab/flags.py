@@ -55,6 +55,12 @@ class LaunchFlags(JobFlags):
     port: str = flag("0", "Port of the rendezvous on node 0; 0: a free one. [0]")
     master_addr: str = flag("", "Address by which the nodes reach node 0. [its name in the hosts file]")
     nodes: str = flag("", "Run on the first N hosts; with --supervise, the hosts beyond are spares. [all]")
+    supervise: bool = flag(False, "See it through failures, lost nodes and hangs: restart it, on spares if need be.")
+    restarts: str = flag("", "With --supervise: how often it is restarted without progress. [3]")
+    stall: str = flag("", "With --supervise: seconds without a log line after which it hangs; 0: never. [300]")
+    backoff: str = flag("", "With --supervise: seconds before the first restart; doubles with each. [10]")
+    notify: str = flag("", "With --supervise: command or URL that is told what happens.")
+    tmux: bool = flag(False, "With --supervise: supervise in this machine's private tmux server, and return.")
 
 
 @dataclass(frozen=True)
@@ -164,6 +170,24 @@ def job_task(**flags: Any) -> Callable[[Body], Any]:
             return body(c, **values)
 
         return _task(call, body, [_named(name, each) for name, each in parameters], JobTask)
+
+    return decorate
+
+
+def plain_task(**flags: Any) -> Callable[[Body], Any]:
+    """Return a decorator that makes a task of `body(c, **flags)`, which is about neither hosts nor a job.
+
+    Parameters
+    ----------
+    flags : field
+        Its flags, as `flag(...)` gives them.
+    """
+
+    def decorate(body: Body) -> Any:
+        def call(c: Any, **values: Any) -> Any:
+            return body(c, **values)
+
+        return _task(call, body, [_named(name, each) for name, each in flags.items()], FlagTask)
 
     return decorate
 

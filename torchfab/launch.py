@@ -119,19 +119,12 @@ def _file(given: str, default: str, around: Surroundings) -> Path:
 
 
 def launch(
-    launcher: ModuleType,
-    flags: LaunchFlags,
-    own: Any,
-    around: Surroundings,
-    skip: Container[str] = (),
-    announce: bool = True,
+    launcher: ModuleType, flags: LaunchFlags, own: Any, around: Surroundings, announce: bool = True
 ) -> Record | None:
     """Launch a job on the tmux runtime, or print what would be launched.
 
     Parameters
     ----------
-    skip : container of str
-        Labels of nodes to leave out. Default: none.
     announce : bool
         Print what was launched. Default True.
 
@@ -145,11 +138,31 @@ def launch(
     TorchfabError
         Something is wrong; nothing was started, or what had started was stopped again.
     """
-    asked = ask_for(launcher, flags, own, around, skip)
-    nodes, slots = asked_of.of_nodes(asked.nodes, asked.slots, choose(asked.nodes, asked.count, skip))
+    asked = ask_for(launcher, flags, own, around)
     if flags.dry_run:
-        say(_dry_run(launcher, asked.job, nodes, slots, around))
+        show(asked, around)
         return None
+    return carry_out(asked, around, announce=announce)
+
+
+def show(asked: Asked, around: Surroundings, skip: Container[str] = ()) -> None:
+    """Print what would be launched; the parameters are those of `carry_out`."""
+    nodes, slots = asked_of.of_nodes(asked.nodes, asked.slots, choose(asked.nodes, asked.count, skip))
+    say(_dry_run(asked.launcher, asked.job, nodes, slots, around))
+
+
+def carry_out(asked: Asked, around: Surroundings, skip: Container[str] = (), announce: bool = True) -> Record:
+    """Launch what was asked for.
+
+    Parameters
+    ----------
+    skip : container of str
+        Labels of nodes to leave out. Default: none.
+    announce : bool
+        Print what was launched. Default True.
+    """
+    launcher = asked.launcher
+    nodes, slots = asked_of.of_nodes(asked.nodes, asked.slots, choose(asked.nodes, asked.count, skip))
     name = asked.job.name
     folder = around.records.claim(name)
     try:
@@ -169,7 +182,9 @@ def launch(
     return record
 
 
-def ask_for(launcher: ModuleType, flags: LaunchFlags, own: Any, around: Surroundings, skip: Container[str]) -> Asked:
+def ask_for(
+    launcher: ModuleType, flags: LaunchFlags, own: Any, around: Surroundings, skip: Container[str] = ()
+) -> Asked:
     """Return what the flags ask for, on as many nodes as `--nodes` says, or on all that are not skipped."""
     job = make_job(launcher, flags, own, around)
     nodes, slots = read_inventory(flags, around)
@@ -246,7 +261,7 @@ def _start(
     except BaseException:
         prepared.close()
         raise
-    record.note("started")
+    record.note("started", attempt=attempt)
     record.remember("running", None, ended=False)
     return record, plan
 

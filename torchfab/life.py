@@ -22,7 +22,8 @@ from torchfab.commandline import fold_reasons, say, tell
 from torchfab.errors import HostsFailedError, TorchfabError, UsageError
 from torchfab.fanout import fan_out
 from torchfab.job import Node
-from torchfab.records import Record
+from torchfab.records import Record, Records
+from torchfab.supervise import lock, remains, standing, story
 from torchfab.surroundings import Surroundings
 from torchfab.watch import NO_LINES, Printer, Watch, describe_failure
 
@@ -75,11 +76,14 @@ def show_status(record: Record, watch: bool, as_json: bool, stall_s: float) -> i
     while True:
         found = ask_status(record)
         if as_json:
-            say(json.dumps({**status.as_json(record.name, found), "stall": stall.as_json(found, stall_s)}, indent=2))
+            more = {"stall": stall.as_json(found, stall_s), **standing.as_json(record)}
+            say(json.dumps({**status.as_json(record.name, found), **more}, indent=2))
         else:
             if watch and sys.stdout.isatty():
                 sys.stdout.write("\x1b[H\x1b[2J")
             say(status_text(record, found))
+            if supervised := standing.words(record, found.state):
+                say(supervised)
             if silence := stall.find(found, stall_s):
                 say(stall.words(silence, record.name))
         if not watch or found.has_ended:
@@ -121,6 +125,15 @@ def show_why(record: Record, as_json: bool) -> int:
 
 
 # ---- jobs
+
+
+def show_events(record: Record, as_json: bool) -> None:
+    """Print what happened to a job, a line each."""
+    if as_json:
+        say(json.dumps(list(record.events()), indent=2))
+        return
+    for line in story.lines(record.events()):
+        say(line)
 
 
 def show_jobs(around: Surroundings, as_json: bool, job: str) -> None:
@@ -259,6 +272,10 @@ def _see_through(watch: Watch, request: Mapping[str, Any]) -> int:
         watch.printer.flush()
         tell(f"\nthe job goes on; fab logs --follow {name} | fab status {name} | to end it: fab stop {name}")
         return 130
+    if found.state != "succeeded" and (following := standing.next_attempt(watch.record)):
+        tell(f"{name}: attempt {following.attempt}, launched by its supervisor")
+        grace_s, stall_s = watch.failure_grace_s, watch.stall_s
+        return _see_through(Watch(following, Printer(watch.printer.folding), grace_s, stall_s=stall_s), request)
     watch.record.remember(found.state, found.exit_code, found.has_ended)
     tell(_end_words(watch.record, found))
     return 1 if found.exit_code is None else found.exit_code
@@ -368,7 +385,32 @@ def stop_launch(job: str, around: Surroundings) -> bool:
 
 
 def stop(record: Record, grace_s: float) -> int:
-    """Stop a job and print what was done on each node; return 0 if it is proved that nothing is left, else 1."""
+    """Stop a job and print what was done on each node; return 0 if it is proved that nothing is left, else 1.
+
+    A supervisor is told first, and a restart that is under way is waited for: what it started is stopped as well.
+    """
+    with lock.stopping(record.folder):
+        current = replace(Records(record.folder.parent).get(record.name), settings=record.settings)
+        code = _stop(current, grace_s)
+        return _stop_earlier(current, grace_s) or code
+
+
+def _stop_earlier(record: Record, grace_s: float) -> int:
+    """Stop what may be left of earlier attempts; return 0 if nothing is, else 1."""
+    code = 0
+    for attempt, hosts in story.left_behind(record.events()).items():
+        for report in remains.stop(record, attempt, hosts, grace_s):
+            host = report.node.label
+            if report.error is None and not report.left:
+                record.note("caught up", text=remains.words(report, attempt), attempt=attempt, hosts=[host])
+                say(remains.words(report, attempt))
+            else:
+                code = 1
+                tell(f"error: attempt {attempt} may still run on {host}: {report.error or report.left[0]}")
+    return code
+
+
+def _stop(record: Record, grace_s: float) -> int:
     reports = runtimes.of(record.runtime).stop(record, grace_s)
     groups: dict[str, list[str]] = {}
     failed: dict[str, TorchfabError] = {}

@@ -84,6 +84,14 @@ class Record:
         """Whether the job goes on when a node is lost."""
         return self.min_nodes < len(self.nodes)
 
+    def is_superseded(self) -> bool:
+        """Say whether the job was launched again under its name since."""
+        try:
+            current = json.loads((self.folder / "record.json").read_text())
+            return bool(current["job_id"] != self.job_id)
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
     def note(self, event: str, **details: Any) -> None:
         """Append an event to the job's story; what cannot be written is not worth failing for."""
         line = json.dumps({"time": time.time(), "event": event, **details}) + "\n"

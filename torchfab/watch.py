@@ -20,6 +20,7 @@ from torchfab.status import JobStatus
 NO_LINES: Mapping[str, Any] = {"follow": True, "lines": 0, "ranks": [], "grep": None}
 _LIVE_WINDOW_S = 0.25
 _PAST_PATIENCE_S = 3.0
+_SUPERSEDED_S = 2.0
 _NEWS_S = 1.0  # nodes that end together are not told apart
 
 
@@ -85,6 +86,7 @@ class Watch:
     told: bool = False
     stopped: bool = False
     seen: status.JobStatus | None = None
+    looked: float = field(default_factory=time.monotonic)
     alarm: Alarm = field(init=False)
 
     def __post_init__(self) -> None:
@@ -99,9 +101,18 @@ class Watch:
             self.printer.pace(len(self.nodes if nodes is None else nodes) or 1)
             self.alarm.pace()
             self._judge(runtime.stop)
+            if self._is_superseded():
+                break
         self.printer.live = self.printer.live or not self.printer.waiting
         self.printer.flush()
         return self.status()
+
+    def _is_superseded(self) -> bool:
+        """Say whether the job was launched again under its name: a node of this attempt may never be heard of again."""
+        if time.monotonic() - self.looked < _SUPERSEDED_S:
+            return False
+        self.looked = time.monotonic()
+        return self.record.is_superseded()
 
     @property
     def nodes(self) -> tuple[Node, ...]:

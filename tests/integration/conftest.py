@@ -37,9 +37,9 @@ def ordinary_user() -> str | None:
     return ORDINARY_USER if os.geteuid() == 0 else None
 
 
-def _up(kind: Kind, user: str | None) -> Cluster:
+def _up(kind: Kind, user: str | None, nodes: int = 2) -> Cluster:
     try:
-        return Cluster.up(nodes=2, kind=kind, user=user)
+        return Cluster.up(nodes=nodes, kind=kind, user=user)
     except RehearsalError as error:
         absent(str(error))
 

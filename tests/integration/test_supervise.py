@@ -1,0 +1,339 @@
+"""`fab supervise`: a job that is seen through everything, on three hosts and a spare."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.conftest import _up
+from tests.integration.fab import ROOT, Done, Fab, eventually
+from tests.integration.jobs import ok, status_of
+from torchfab.rehearsal import Cluster
+
+# Each run of a rank finds its fate among the words: that of the last one, once they are used up.
+FATE = """
+import os, sys, time, signal
+out, rank = os.environ["OUT"], int(os.environ["RANK"])
+with open(f"{out}/runs-{rank}", "a+") as runs:
+    runs.write("x")
+    runs.seek(0)
+    run = len(runs.read())
+fates = sys.argv[1].split(",")
+fate = fates[min(run, len(fates)) - 1]
+first = 1 if fate.endswith("again") else 10 * run
+for step in range(first, first + 3):
+    print(f"step={step} of rank {rank} in run {run}", flush=True)
+def load(batch):
+    raise ValueError(f"batch {batch} is bad, says the secret {os.environ.get('A_TOKEN')}")
+if rank == 1 and fate.startswith("raise"): load(17)
+if rank == 1 and fate.startswith("kill"): os.kill(os.getpid(), signal.SIGKILL)
+if fate != "good": time.sleep(300)
+"""
+QUICK = ("--backoff", "0.1", "--grace", "1")
+SETTINGS = {"lost_s": 3, "failure_grace_s": 1, "prepare_timeout_s": 20}
+
+
+@pytest.fixture(scope="module")
+def four_hosts(_no_leftovers: None) -> Iterator[Cluster]:
+    """Four nodes as root in network namespaces."""
+    with _up("netns", user=None, nodes=4) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def fab(four_hosts: Cluster) -> Iterator[Fab]:
+    """The real `fab`, with four hosts."""
+    made = Fab(four_hosts)
+    made.write("fate.py", FATE)
+    yield made
+    for index in range(4):
+        four_hosts.heal(index)
+    made.close()
+
+
+def launch(fab: Fab, fates: str, *words: str, nodes: int = 2) -> tuple[str, ...]:
+    """Return the words of a supervised launch of one rank on each of the first hosts."""
+    gpufile = fab.write("my_gpus", "".join(f"{host}\n" for host in fab.cluster.hosts))
+    task = ("-t", "2", "launch-per-gpu", "--gpufile", str(gpufile), "--name", "x", "--nodes", str(nodes))
+    return (*task, "--supervise", *QUICK, "--env", f"OUT={fab.workdir}", *words, "--", "fate.py", fates)
+
+
+def told(fab: Fab, job: str = "x") -> list[str]:
+    """Return what `fab jobs --events` says, without the times, and without numbers that differ from run to run."""
+    lines = ok(fab("jobs", job, "--events")).stdout.splitlines()
+    plain = [re.sub(r"^\S+ \S+  ", "", line) for line in lines]
+    return [re.sub(r"after \d+ s|:\d{4,5}\b|\d+ s:", "N", line) for line in plain]
+
+
+def events(fab: Fab, name: str, job: str = "x") -> list[dict[str, Any]]:
+    """Return the events of one kind."""
+    return [event for event in json.loads(ok(fab("jobs", job, "--events", "--json")).stdout) if event["event"] == name]
+
+
+def supervised(fab: Fab, fates: str, *words: str, env: dict[str, str] | None = None, **config: object) -> Done:
+    """Launch under supervision, and see it to its end."""
+    return fab(*launch(fab, fates, *words), config={**SETTINGS, **config}, env=env, timeout_s=100)
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """Kill a `fab` as nobody can survive it."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def status_if_there(fab: Fab) -> dict[str, Any]:
+    """Return `fab status --json` of the job, as soon as there is one."""
+    return status_of(fab, "x") if (fab.records / "x" / "record.json").exists() else {}
+
+
+# ---- what it decides
+
+
+def test_a_job_is_restarted_as_long_as_it_makes_progress_and_its_earlier_attempts_stay_readable(fab: Fab) -> None:
+    done = supervised(fab, "raise,kill,good", "--restarts", "1")
+    assert done.rc == 0, done
+    story = told(fab)
+    assert [line for line in story if line.startswith("restart")] == [
+        "restart 1 of 1: attempt 2 on node[1-2]",
+        "restart 1 of 1: attempt 3 on node[1-2]",
+    ]
+    assert story[-1] == "job x succeeded after 2 restarts"
+    assert "step=10" in ok(fab("logs", "x", "--attempt", "1")).stdout
+    assert "step=30" in ok(fab("logs", "x")).stdout
+    assert "ValueError" in fab("why", "x", "--attempt", "1").stdout
+    found = status_of(fab, "x")
+    assert (found["state"], found["attempt"], found["supervisor"]) == ("succeeded", 3, None)
+    assert fab("wait", "x").rc == 0
+    assert fab.processes() == {}
+    ok(fab("jobs", "x", "--remove"))
+    fab.assert_nothing_left()
+
+
+def test_the_same_traceback_twice_without_progress_is_a_bug_and_the_end(fab: Fab) -> None:
+    done = supervised(fab, "raise-again", env={"A_TOKEN": "hunter22"})
+    assert done.rc == 1, done
+    assert told(fab)[-1] == (
+        "job x is given up after 1 restart: the same failure as in attempt 1, and no progress between: "
+        "a bug in the script, not bad luck"
+    )
+    assert "ValueError: batch 17 is bad" in done.stdout
+    assert fab.processes() == {}
+    for path in fab.records.rglob("*"):
+        assert not path.is_file() or b"hunter22" not in path.read_bytes(), path
+
+
+def test_restarts_without_progress_are_counted_and_run_out(fab: Fab) -> None:
+    done = supervised(fab, "kill-again", "--restarts", "2")
+    assert done.rc == 137, done
+    assert told(fab)[-1] == "job x is given up after 2 restarts: 2 restarts without progress; --restarts allows no more"
+
+
+def test_stop_wins_over_a_restart(fab: Fab) -> None:
+    process = fab.start(*launch(fab, "kill", "--backoff", "60"), config=SETTINGS)
+    assert eventually(lambda: bool(status_if_there(fab)) and bool(events(fab, "waiting")), 90), told(fab)
+    ok(fab("stop", "x"))
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 143, stderr
+    assert told(fab)[-1] == "job x was asked to stop: no restart"
+    assert fab.processes() == {}
+    refused = fab("supervise", "x")
+    assert refused.rc == 2
+    assert "asked to stop" in refused.stderr
+
+
+# ---- who supervises
+
+
+def test_one_supervisor_per_job_and_a_killed_one_is_replaced_with_its_counters(fab: Fab) -> None:
+    process = fab.start(*launch(fab, "kill,wait-again,good", "--restarts", "2"), config=SETTINGS)
+    assert eventually(lambda: status_if_there(fab).get("attempt") == 2, 90)
+    second = fab("supervise", "x")
+    assert second.rc == 2, second
+    assert f"has a supervisor already: pid {status_of(fab, 'x')['supervisor']['pid']}" in second.stderr
+    kill(process)
+    assert status_of(fab, "x")["state"] == "running"
+    assert "nobody supervises it any more: fab supervise x" in fab("status", "x").stdout
+    ok(fab("supervise", "x", "--tmux", "--stall", "4", config=SETTINGS))
+    assert "supervised by pid" in fab("status", "x").stdout
+    assert eventually(lambda: bool(events(fab, "end")), 90), told(fab)
+    story = told(fab)
+    assert "taken up again: attempt 2 on node[1-2], spare node[3-4]; " in "\n".join(story)
+    assert "restart 2 of 2: attempt 3 on node[1-2]" in story
+    assert story[-1] == "job x succeeded after 2 restarts"
+    assert "time.sleep" in (fab.records / "x" / "stacks-2.txt").read_text()
+    assert eventually(lambda: not fab.sessions() - fab.sessions_before, 10)
+
+
+def test_ctrl_c_leaves_the_job_running_and_secrets_are_taken_again_from_here(fab: Fab) -> None:
+    words = launch(fab, "wait", "--env", "A_TOKEN=hunter22")
+    process = fab.start(*words, config=SETTINGS)
+    assert eventually(lambda: bool(status_if_there(fab).get("supervisor")), 60)
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "to take it up again: fab supervise x" in stderr
+    assert status_of(fab, "x")["state"] == "running"
+    refused = fab("supervise", "x")
+    assert refused.rc == 2
+    assert "job x needs A_TOKEN in its environment" in refused.stderr
+
+
+# ---- whom it tells
+
+
+class Listener(BaseHTTPRequestHandler):
+    """Keep what is posted."""
+
+    posted: list[dict[str, Any]]
+
+    def do_POST(self) -> None:
+        self.posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def test_a_command_or_a_url_is_told_what_happens(fab: Fab) -> None:
+    Listener.posted = []
+    server = HTTPServer(("127.0.0.1", 0), Listener)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}/"
+        assert supervised(fab, "raise,good", "--notify", url).rc == 0
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert [each["event"] for each in Listener.posted] == ["outcome", "restart", "outcome", "end"]
+    assert {each["job"] for each in Listener.posted} == {"x"}
+    ok(fab("jobs", "x", "--remove"))
+    for path in fab.workdir.glob("runs-*"):
+        path.unlink()
+    script = fab.write("tell.py", "import os, sys\nopen('told', 'a').write(os.environ['TORCHFAB_EVENT'] + ' ')\n")
+    assert supervised(fab, "raise,good", "--notify", f"python3 {script}").rc == 0
+    assert (fab.workdir / "told").read_text() == "outcome restart outcome end "
+
+
+# ---- all of it, in one job
+
+
+TRAINING = (
+    *("--max-steps", "36", "--batch-size", "2", "--seq-length", "32", "--eval-size", "8", "--log-freq", "1"),
+    *("--ckpt-freq", "4", "--eval-freq", "0", "--experiment-name", "it", "--save-dir"),
+)
+
+
+class Training:
+    """A training on the first three hosts, and what is done to it."""
+
+    def __init__(self, fab: Fab, cache: Path) -> None:
+        self.fab = fab
+        fab.own(shutil.copy(ROOT / "train_llm.py", fab.workdir))
+        self.cache = ("--dataset-cache-root", str(cache))
+
+    def words(self, name: str, *words: str) -> tuple[str, ...]:
+        """Return the words of its launch."""
+        task = ("-t", "2", "launch-per-node", "--hostfile", str(self.fab.cluster.hostfile), "--nproc-per-node", "1")
+        script = ("--", "train_llm.py", *TRAINING, f"runs-{name}", *self.cache)
+        return (*task, "--nodes", "3", "--name", name, *QUICK, *words, *script)
+
+    def loss(self, name: str) -> float:
+        """Return the loss of the last step."""
+        lines = (self.fab.workdir / f"runs-{name}" / "it" / "log.jsonl").read_text().splitlines()
+        last = [json.loads(line) for line in lines if '"loss"' in line][-1]
+        assert last["step"] == 36
+        return float(last["loss"])
+
+    def reaches(self, attempt: int, step: int) -> None:
+        """Wait until an attempt has reached a step."""
+        record = self.fab.records / "it" / "record.json"
+
+        def there() -> bool:
+            if not record.exists() or json.loads(record.read_text()).get("attempt") != attempt:
+                return False
+            job_id = json.loads(record.read_text())["job_id"]
+            logs = self.fab.node_dir.glob(f"jobs/{job_id}/node-*/agent/logs/*/attempt_*/*/stdout.log")
+            return any(f"step={step}/" in path.read_text() for path in logs)
+
+        assert eventually(there, 90), (attempt, step, told(self.fab, "it"))
+
+    def pids(self) -> list[int]:
+        """Return the pids of all ranks."""
+        return [int(rank["pid"]) for node in status_of(self.fab, "it")["nodes"] for rank in node["ranks"]]
+
+
+def test_one_training_survives_a_crash_a_hang_a_lost_node_and_the_death_of_its_supervisor(
+    fab: Fab, cache: Path, four_hosts: Cluster
+) -> None:
+    training = Training(fab, cache)
+    ok(fab(*training.words("undisturbed", "--follow"), timeout_s=120))
+    process = fab.start(*training.words("it", "--supervise"), config=SETTINGS)
+    training.reaches(1, 6)
+    os.kill(training.pids()[1], signal.SIGKILL)
+    training.reaches(2, 12)
+    for pid in training.pids():
+        os.kill(pid, signal.SIGSTOP)
+    kill(process)  # the supervisor, while nobody has noticed
+    process = fab.start("-t", "2", "supervise", "it", "--stall", "5", config=SETTINGS)
+    assert eventually(lambda: len(events(fab, "running", "it")) == 2, 90), told(fab, "it")
+    kill(process)  # again: on a busy machine the start of a training is silent for longer
+    process = fab.start("-t", "2", "supervise", "it", "--stall", "300", config=SETTINGS)
+    training.reaches(3, 18)
+    four_hosts.partition(1)  # for good: its processes go on, and nobody can reach them
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, (stdout, stderr)
+    assert abs(training.loss("it") - training.loss("undisturbed")) < 1e-6
+    story = [line for line in told(fab, "it") if not line.startswith("waits")]
+    assert_reads(
+        story,
+        "launched",
+        "supervised: attempt 1 on node[1-3], spare node4; 3 restarts without progress, silence of N is a hang",
+        "attempt 1 failed N at step 6: rank 1 on node2: SIGKILL came from outside",
+        "attempt 1: no process of it is left on node[1-3]",
+        "restart 1 of 3: attempt 2 on node[1-3]",
+        "attempt 2 runs: 3 ranks, master node1",
+        "attempt 2 is at step",
+        "taken up again: attempt 2 on node[1-3], spare node4",
+        "no rank has logged for N it hangs; job it: all 3 ranks are",
+        "attempt 2 failed N at step",
+        "attempt 2: no process of it is left on node[1-3]",
+        "restart 1 of 3: attempt 3 on node[1-3]",
+        "attempt 3 runs: 3 ranks",
+        "taken up again: attempt 3 on node[1-3], spare node4",
+        "attempt 3 is at step",
+        "node2 cannot be reached",
+        "attempt 3 failed N at step",
+        "attempt 3: no process of it is left on node[1,3]; on node2 it may still run",
+        "node2 is left out from now on (fab lemons): ",
+        "a node is replaced: attempt 4 on node[1,3-4]",
+        "attempt 4 runs: 3 ranks",
+        "attempt 4 is at step",
+        "attempt 4 succeeded N at step 36",
+        "job it succeeded after 3 restarts",
+    )
+    assert "node2" in ok(fab("lemons")).stdout
+    skipped = fab(*training.words("next", "--supervise", "--dry-run"))
+    assert "left out as lemons: node2; why: fab lemons" in skipped.stderr, skipped
+    four_hosts.heal(1)
+    assert fab("stop", "it").rc == 0
+    assert fab.processes() == {}
+    ok(fab("lemons", "--forgive", "node2"))
+
+
+def assert_reads(story: list[str], *beginnings: str) -> None:
+    """Assert that these lines are there, in this order, by their beginnings; between them others may stand."""
+    rest = iter(story)
+    for beginning in beginnings:
+        assert any(line.startswith(beginning) for line in rest), (beginning, "\n".join(story))

@@ -1,0 +1,96 @@
+"""Why an attempt ended, for a decision: the story of `fab why`, and what doctor finds on its nodes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+from torchfab import doctor, runtimes
+from torchfab.asked import Asked
+from torchfab.inventory import fold
+from torchfab.job import Node
+from torchfab.records import Record
+from torchfab.settings import Settings
+from torchfab.status import duration
+from torchfab.supervise.eyes import Sight
+from torchfab.supervise.values import Ending
+from torchfab.why import story as stories
+from torchfab.why.causes import Kind
+from torchfab.why.story import Story
+
+# What doctor finds on one node alone; that nodes differ was no reason not to launch.
+SICK = (
+    *("unreachable", "not-looked-at", "python-missing", "tmux-missing", "workdir-missing", "disk-not-writable"),
+    *("gpu-driver", "gpu-lost", "gpu-ecc", "gpu-xid"),
+)
+# Causes for which not the script's words but the node itself stands.
+_SEEN = ("node-rebooted", "node-lost", "node-failed", "node-unreachable")
+_AGAIN_S = 2.0
+
+
+def hold(record: Record, sight: Sight) -> tuple[Ending, Story]:
+    """Return how an attempt ended, from the story of `fab why`; nobody is taken to be sick yet but by that."""
+    told = stories.tell(runtimes.of(record.runtime).evidence(record))
+    bad = dict.fromkeys(told.bad_nodes, told.cause.words) if told.cause.name in _SEEN else {}
+    bad |= {host: f"cannot be reached: {reason}" for host, reason in told.silent.items()}
+    kind, name, words = _kind(told, sight)
+    ending = Ending(
+        attempt=record.attempt,
+        kind=kind,
+        name=name,
+        words=words,
+        fingerprint="" if kind == "stall" else told.fingerprint,
+        bad=bad if kind != "succeeded" else {},
+        blamed=() if bad else told.bad_nodes,
+        step=sight.step,
+        lived_s=time.time() - record.created,
+        code=sight.status.exit_code,
+    )
+    return ending, told
+
+
+def _kind(told: Story, sight: Sight) -> tuple[str, str, str]:
+    if sight.what == "ended" and sight.status.exit_code is None:
+        return Kind.SUCCEEDED.name.lower(), "succeeded", "all nodes that could be asked have succeeded"
+    if sight.what == "stall":
+        return "stall", "stall", f"no rank has logged for {duration(sight.silent_s)}: it hangs"
+    if sight.what == "lost" and told.silent and told.first is None:
+        words = f"{fold(list(told.silent))} cannot be reached, and it cannot go on without"
+        return Kind.NODE.name.lower(), "node-unreachable", words
+    who = f"{told.first.who}: " if told.first and told.cause.name != "node-unreachable" else ""
+    return told.cause.kind.name.lower(), told.cause.name, f"{who}{told.cause.words}"
+
+
+def sick(nodes: Sequence[Node], asked: Asked, settings: Settings, patience_s: float) -> Mapping[str, str]:
+    """Ask doctor which of these nodes are not fit, and why; one that is out of reach is asked again for a while.
+
+    Parameters
+    ----------
+    patience_s : float
+        For how long.
+    """
+    found: dict[str, str] = {}
+    wanted = doctor.Wanted(
+        workdir=asked.job.workdir, python=asked.job.python, node_dir=asked.job.node_dir, names=(), env=asked.job.env
+    )
+    deadline, left = time.monotonic() + patience_s, list(nodes)
+    while left:
+        report = doctor.examine(left, settings, wanted)
+        about = {host: _reason(finding) for finding in reversed(report.errors()) for host in _sick_hosts(finding)}
+        silent = [seen.node for seen in report.nodes if seen.error is not None]
+        found |= about
+        if not silent or time.monotonic() >= deadline:
+            break
+        for node in silent:
+            found.pop(node.label, None)
+        time.sleep(_AGAIN_S)
+        left = silent
+    return found
+
+
+def _sick_hosts(finding: doctor.Finding) -> Sequence[str]:
+    return finding.hosts if finding.kind in SICK else ()
+
+
+def _reason(finding: doctor.Finding) -> str:
+    return f"cannot be reached: {finding.what}" if finding.kind == "unreachable" else finding.what

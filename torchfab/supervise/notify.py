@@ -1,0 +1,67 @@
+"""Tell a command or a URL what happens; that this fails is told, and nothing more."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import shlex
+import subprocess
+import threading
+import urllib.request
+from collections.abc import Callable, Mapping
+from typing import Any
+
+TIMEOUT_S = 10.0
+_LAST_WORDS_S = 2 * TIMEOUT_S
+
+
+class Notifier:
+    """Tell it in the background, one event after the other.
+
+    Parameters
+    ----------
+    target : str
+        A command, its words split as a shell would, without a shell: it reads the event as JSON from stdin, and finds
+        TORCHFAB_EVENT and TORCHFAB_JOB in its environment. Or an http(s) URL, to which the JSON is posted. Empty: none.
+    complain : callable
+        Told what went wrong.
+    """
+
+    def __init__(self, target: str, complain: Callable[[str], None]) -> None:
+        self.target, self.complain = target, complain
+        self.events: queue.Queue[Mapping[str, Any] | None] = queue.Queue()
+        self.thread = threading.Thread(target=self._work, daemon=True)
+        if target:
+            self.thread.start()
+
+    def tell(self, event: Mapping[str, Any]) -> None:
+        """Tell an event: `job`, `event`, and what else is known."""
+        if self.target:
+            self.events.put(event)
+
+    def close(self) -> None:
+        """Wait until all was told, at most 20 s."""
+        if self.target:
+            self.events.put(None)
+            self.thread.join(_LAST_WORDS_S)
+
+    def _work(self) -> None:
+        while (event := self.events.get()) is not None:
+            try:
+                _send(self.target, event)
+            except Exception as error:  # whatever a URL or a command does, the job is worth more
+                self.complain(f"--notify {self.target}: {error}")
+
+
+def _send(target: str, event: Mapping[str, Any]) -> None:
+    body = json.dumps(event).encode()
+    if target.startswith(("http://", "https://")):
+        request = urllib.request.Request(target, body, {"Content-Type": "application/json"}, method="POST")
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S):
+            return
+    env = {**os.environ, "TORCHFAB_EVENT": str(event["event"]), "TORCHFAB_JOB": str(event["job"])}
+    done = subprocess.run(shlex.split(target), input=body, env=env, timeout=TIMEOUT_S, capture_output=True, check=False)
+    if done.returncode:
+        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        raise RuntimeError(f"it ended with code {done.returncode}" + (f": {last[0]}" if last else ""))
