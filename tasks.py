@@ -34,6 +34,13 @@ def test(context: Context, fast: bool = False, match: str = "", options: str = "
     _succeed(*_pytest(match), *PARALLEL, "--durations", "15", *some, *shlex.split(options))
 
 
+@task(help={"match": "only the tests whose names match this pytest -k expression"})
+def fuzz(context: Context, match: str = "") -> None:
+    """Give every property-based test of the fast suite 10,000 examples: for the night."""
+    os.environ["TORCHFAB_EXAMPLES"] = "fuzz"
+    _succeed(*_pytest(match), *PARALLEL, "--ignore", "tests/integration", "-m", "hypothesis", "--timeout", "7200")
+
+
 @task(help={"match": "only the records of tests whose names match this pytest -k expression"})
 def golden(context: Context, match: str = "") -> None:
     """Rewrite the golden records under tests/golden (look at the diff before you commit it)."""
@@ -89,7 +96,7 @@ def bench_train(context: Context, options: str = "") -> None:
     _succeed(PYTHON, "bench/train.py", *shlex.split(options))
 
 
-namespace = Collection(test, lint, golden, cluster, bench_train)
+namespace = Collection(test, fuzz, lint, golden, cluster, bench_train)
 
 
 def _pytest(match: str) -> list[str]:

@@ -16,7 +16,8 @@ GOLDEN = Path(__file__).parent / "golden"
 
 # No deadline: a slow machine is not a wrong program. In CI the examples are the same in every run.
 settings.register_profile("suite", max_examples=100, deadline=None, derandomize=os.environ.get("CI") == "true")
-settings.load_profile("suite")
+settings.register_profile("fuzz", max_examples=10_000, deadline=None)
+settings.load_profile(os.environ.get("TORCHFAB_EXAMPLES", "suite"))
 
 
 # A shell starts what it puts into the background with SIGINT ignored, and the programs under test would inherit that:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from torchfab import bundle
+from torchfab import bundle, shapes
 from torchfab.errors import HostError
 from torchfab.job import Node
 
@@ -53,6 +53,7 @@ class Session:
         self.arrived = bytearray()
         self.asked = 0
         self.answered = False
+        self.op = ""
         self.lock = threading.Lock()
         try:
             self.pipe.write(bundle.source().encode())
@@ -85,6 +86,7 @@ class Session:
     def post(self, request: Mapping[str, Any]) -> int:
         """Send a request, and return its number; its answers are taken with `take`."""
         self.asked += 1
+        self.op = str(request.get("op", ""))
         self.heard = time.monotonic()
         marked = {**request, "number": self.asked, "pulse_s": self.silence_s / 4}
         try:
@@ -142,12 +144,16 @@ class Session:
             return None
         text = bytes(self.arrived[head.end() : end])
         del self.arrived[:end]
+        answer = _decode(text)
+        # An answer to what was asked before, and no longer waited for, may be of another shape.
+        if answer.get("of", self.asked) == self.asked and not shapes.fits(answer, self.op):
+            raise _somebody_else(text)
         self.answered = True
-        return _decode(text)
+        return answer
 
     def _ended(self) -> HostError:
         code, stderr = self.pipe.obituary()
-        return _explain_end(code, stderr, self.answered)
+        return _explain_end(code, shapes.cleaned(stderr), self.answered)
 
     def close(self) -> None:
         """Hang up; the program on the node ends, and takes back what was only prepared."""
@@ -156,9 +162,13 @@ class Session:
 
 def _decode(text: bytes) -> dict[str, Any]:
     try:
-        return dict(json.loads(text))
-    except (ValueError, TypeError):
-        raise HostError(f"what answers there is not torchfab's program: {text[:40]!r}", _TRY_THE_LOGIN) from None
+        return dict(shapes.cleaned(json.loads(text)))
+    except (ValueError, TypeError, RecursionError):
+        raise _somebody_else(text) from None
+
+
+def _somebody_else(text: bytes) -> HostError:
+    return HostError(f"what answers there is not torchfab's program: {text[:40]!r}", _TRY_THE_LOGIN)
 
 
 _TRY_THE_LOGIN = "see what `ssh HOST python3 --version` prints; a start-up file (.bashrc) may be in the way"

@@ -30,6 +30,7 @@ LOGIN_NAMES = (
     *("HOME", "PATH", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TMUX_TMPDIR", "XDG_RUNTIME_DIR"),
     *("LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "SLURM_CONF"),
 )
+_MOST_STDERR = 1 << 18
 LOGIN_PREFIXES = ("LC_", "SBATCH_")
 # How long a program on this machine may take to end once we have hung up: it takes back what it has begun.
 _END_S = 30.0
@@ -90,8 +91,12 @@ class _LocalPipe:
         self.stdin, self.stdout, self.stderr = self.process.stdin, self.process.stdout, self.process.stderr
 
     def write(self, data: bytes) -> None:
-        self.stdin.write(data)
-        self.stdin.flush()
+        waiting, deadline = memoryview(data), time.monotonic() + _END_S
+        while waiting:
+            left_s = max(0.0, deadline - time.monotonic())
+            if not select.select([], [self.stdin], [], left_s)[1]:
+                raise HostError(f"torchfab's program here took nothing within {_END_S:g} s")
+            waiting = waiting[os.write(self.stdin.fileno(), waiting[: select.PIPE_BUF]) :]
 
     def read(self, timeout_s: float) -> bytes | None:
         readable, _, _ = select.select([self.stdout], [], [], timeout_s)
@@ -102,15 +107,14 @@ class _LocalPipe:
             self.stdin.close()
         except OSError:  # what it did not read is still in our buffer
             pass
-        readable, _, _ = select.select([self.stderr], [], [], _END_S)
-        said = os.read(self.stderr.fileno(), 1 << 16) if readable else b""
-        return self._wait(), said.decode(errors="replace")
+        code = self._end()
+        os.set_blocking(self.stderr.fileno(), False)  # what it has left running may hold the other end
+        return code, (self.stderr.read(_MOST_STDERR) or b"").decode(errors="replace")
 
-    def _wait(self) -> int:
-        """Return how it ended; it is killed where it does not: what it was about to take back, `stop` finds."""
+    def _end(self) -> int:
         try:
             return self.process.wait(_END_S)
-        except subprocess.TimeoutExpired:
+        except subprocess.TimeoutExpired:  # nothing of ours: our program ends when its stdin does
             self.process.kill()
             return self.process.wait()
 
@@ -119,7 +123,7 @@ class _LocalPipe:
             self.stdin.close()
         except OSError:  # it has ended before us
             pass
-        self._wait()
+        self._end()
         self.stdout.close()
         self.stderr.close()
 
@@ -169,7 +173,7 @@ class _SSHPipe:
         stderr = b""
         self.channel.settimeout(2)
         try:
-            while data := self.channel.recv_stderr(1 << 16):
+            while len(stderr) < _MOST_STDERR and (data := self.channel.recv_stderr(1 << 16)):
                 stderr += data
         except TimeoutError:
             pass
