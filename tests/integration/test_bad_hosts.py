@@ -133,7 +133,11 @@ PROGRAMS = {
     ),
     "python3, stuck": ("python3", "sleep 9", "the connection stands, but torchfab's program there gave no"),
     "python3, endless": ("python3", "yes", "the connection stands, but torchfab's program there gave no"),
-    "python3, of other words": ("python3", r"printf '\0362\n{}'; sleep 9", "no answer within 1.5 s"),
+    "python3, of other words": (
+        "python3",
+        r"printf '\0362\n{}'; sleep 9",
+        "what answers there is not torchfab's program",
+    ),
 }
 
 
