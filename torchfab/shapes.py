@@ -1,7 +1,7 @@
 """What answers look like: a node that answers otherwise is told apart where its answer is taken in.
 
-A shape is a type or a tuple of types; a list with the shape of its items; or a dict of names with their shapes, of
-which those with a `?` may be missing. What a shape does not name may be anything.
+A shape is a type, a tuple of shapes, or a set of texts; a list with the shape of its items; or a dict of names with
+their shapes, of which those with a `?` may be missing. What a shape does not name may be anything.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ _RANK = {
 }
 _LAST_LINE = {"time": _NUMBER, "text": str, "label": (int, str)}
 _PROCESS = {
-    **dict.fromkeys(("name", "state", "reason"), str),
+    **dict.fromkeys(("name", "reason"), str),
+    "state": frozenset({"starting", "running", "succeeded", "failed", "stopped", "lost"}),
     **dict.fromkeys(("pid", "started", "ended", "code"), _MAYBE),
     **dict.fromkeys(("signal", "warned"), (str, _NONE)),
     "ranks": [_RANK],
@@ -67,6 +68,8 @@ def _fits(value: Any, shape: Any) -> bool:
         return isinstance(value, dict) and all(_has(value, name, each) for name, each in shape.items())
     if isinstance(shape, list):
         return isinstance(value, list) and all(_fits(each, shape[0]) for each in value)
+    if isinstance(shape, frozenset):
+        return isinstance(value, str) and value in shape
     if isinstance(shape, tuple):
         return any(_fits(value, each) for each in shape)
     if isinstance(value, bool) and shape is not bool:

@@ -56,7 +56,11 @@ def open_session(node: Node, connection: Any, settings: Settings) -> Session:
     begun = time.monotonic()
     try:
         pipe = _LocalPipe() if connection is None else _SSHPipe(connection, settings)
-        return Session(node, pipe, settings.answer_timeout_s)
+        try:
+            return Session(node, pipe, settings.answer_timeout_s)
+        except BaseException:
+            pipe.close()
+            raise
     except Exception as error:
         if connection is not None:
             from torchfab import connecting
