@@ -164,7 +164,7 @@ def test_a_real_program_that_means_harm_is_an_error_in_time_and_bounded(
     program.write_text(f"#!{sys.executable} -IS\n{text}\n")
     program.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(program))
-    monkeypatch.setattr(ssh, "_LAST_SECONDS_S", 0.5)
+    monkeypatch.setattr(ssh, "_END_S", 0.5)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     _, answer = next(iter(ask_all([Node(0, "localhost")], Settings(), {"op": "status"}, 1.0)))
     assert isinstance(answer, HostError)
