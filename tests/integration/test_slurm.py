@@ -275,7 +275,8 @@ def test_a_job_through_a_login_node_without_slurm_here_and_its_secret_stays_one(
         said = fab("logs", "far", "--rank", "0-1", "--no-fold", env=outside).stdout.splitlines()
         found = [json.loads(line.partition("] ")[2]) for line in said]
         assert [each["argv"] for each in found] == [HOSTILE] * 2
-        assert {(each["A_TOKEN"], each["WITH_BLANKS"]) for each in found} == {("open sesame", "a  b")}
+        # It arrived: what a rank prints is hidden by its value.
+        assert {(each["A_TOKEN"], each["WITH_BLANKS"]) for each in found} == {("<A_TOKEN>", "a  b")}
         ok(fab("jobs", "far", "--remove", env=outside))
         assert fab.left() == {}
     finally:
@@ -386,5 +387,5 @@ def test_the_time_limit_ends_what_does_not_care(limited: Fab) -> None:
     assert status["state"] == "failed"
     assert re.fullmatch(r"the time limit( of 00:01:00)? was reached", status["reason"])
     why = json.loads(ok(limited("why", "heedless", "--json")).stdout)
-    assert (why["cause"]["kind"], why["cause"]["name"], why["first"]["rank"]) == ("killed", "time-limit", 0), why
+    assert (why["cause"]["kind"], why["cause"]["name"]) == ("killed", "time-limit"), why
     assert limited.processes() == {}
