@@ -101,7 +101,7 @@ class Watch:
             self.printer.pace(len(self.nodes if nodes is None else nodes) or 1)
             self.alarm.pace()
             self._judge(runtime.stop)
-            if self._is_superseded():
+            if self._is_superseded() or (self.stopped and len(self.ended) >= len(self.nodes)):
                 break
         self.printer.live = self.printer.live or not self.printer.waiting
         self.printer.flush()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,14 @@ class Row:
             assert not missing, (missing, done)
             words.append(f"all {len(expected)} lines")
 
+    def steps(self, least: int) -> None:
+        """Assert that rank 0's steps are all in the logs, none missing, up to `least` or beyond."""
+        with self.cell(CHECKS[2]) as words:
+            found = steps_logged(self.fab, self.job)
+            assert found == list(range(found[0], found[0] + len(found))), found
+            assert found[-1] >= least, (found[-1], least)
+            words.append("no step is missing")
+
     def without(self, *checks: int) -> None:
         """Say of checks, by their places, that the fault does not touch them."""
         for check in checks:
@@ -171,6 +180,12 @@ class Matrix:
     def properties(self) -> list[tuple[str, list[str]]]:
         """Return the rows as a report of pytest can carry them."""
         return [("fault", [row.fault, *(cell or "NOT CHECKED" for cell in row.cells.values())]) for row in self.rows]
+
+
+def steps_logged(fab: Fab, job: str, *flags: str) -> list[int]:
+    """Return the steps of a training that its logs show."""
+    text = fab(*flags, "logs", job, "--no-fold", "--lines", "all").stdout
+    return [int(step) for step in re.findall(r" step=(\d+)\b.* loss=", text)]
 
 
 def load_last(folder: Path) -> int:

@@ -83,10 +83,15 @@ def write_json(path: str, value: Any) -> None:
 def keep_room(path: str, times: int = 1) -> None:
     """Take room on the disk now for a file that must be written later, `times` times, also when the disk is full."""
     for room in _rooms(path)[:times]:
-        try:
-            write_text(room, " " * _ROOM_BYTES)
+        try:  # not flushed to the disk, which takes its time: the room is taken with the write
+            with open(room, "w", opener=_private) as file:
+                file.write(" " * _ROOM_BYTES)
         except OSError:  # it is full already
             return
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
 def give_up_room(path: str) -> None:

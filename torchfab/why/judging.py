@@ -22,6 +22,7 @@ _ASKED = {
 _ASK = "ask who did it: an administrator, a script"
 KILL, _ABORT, _ENDINGS = -9, -6, (-15, -2, -1)
 _TAIL_LINES = 60
+_ROOM_FOR_WORDS = 64 * 1024
 _TORCHRUN_TOLD = re.compile(r"Received (?:Signals\.)?(?P<signal>SIG\w+|\d+) death signal, shutting down workers")
 
 
@@ -82,7 +83,18 @@ def cause_of(
     last = "\n".join(tail.splitlines()[-_TAIL_LINES:])
     if (not traceback or code is None or code < 0) and (cause := causes.recognise(last)):
         return cause
+    if not traceback and code and (cause := _speechless(node)):
+        return cause
     return _own_doing(code, traceback) if rank["rank"] is not None else _launcher_s(process["name"], code, traceback)
+
+
+def _speechless(node: NodeEvidence) -> Cause | None:
+    """Say that the disk of its logs is full, where that is so: then no traceback could be written either."""
+    disk = next(iter(node.disks), None)  # that of the job's folder
+    if disk is None or not disk.size or disk.free >= _ROOM_FOR_WORDS:
+        return None
+    words = f"the disk of its logs is full, and it could not say why it failed: {disk.path}"
+    return Cause(Kind.NODE, "disk-full", words, "free space there, or set torchfab.node_dir to another disk")
 
 
 def _launcher_s(name: str, code: int | None, traceback: Traceback | None) -> Cause:
