@@ -90,13 +90,25 @@ def cluster(
         raise Exit(f"error: {error}", code=error.exit_code) from None
 
 
+@task
+def reliability(context: Context) -> None:
+    """Make every fault of the matrix happen, and write the table into docs/reliability.md."""
+    _succeed(*_pytest("fault or interruptions"), *PARALLEL, "tests/integration", "--faults", "docs/reliability.md")
+
+
+@task(help={"rounds": "how many launches and stops in a row (default 100)"})
+def stress(context: Context, rounds: int = 100) -> None:
+    """Launch and stop at random moments, again and again: nothing may be left on any host."""
+    _succeed(*_pytest(""), "tests/integration/test_stress.py", "--rounds", str(rounds))
+
+
 @task(name="bench-train", help={"options": OPTIONS_HELP})
 def bench_train(context: Context, options: str = "") -> None:
     """Measure train_llm.py on this machine."""
     _succeed(PYTHON, "bench/train.py", *shlex.split(options))
 
 
-namespace = Collection(test, fuzz, lint, golden, cluster, bench_train)
+namespace = Collection(test, fuzz, lint, golden, cluster, reliability, stress, bench_train)
 
 
 def _pytest(match: str) -> list[str]:

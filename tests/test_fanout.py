@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from torchfab import fanout
 from torchfab.fanout import fan_out
 
 
@@ -28,6 +29,16 @@ def test_a_slow_item_delays_no_other() -> None:
     assert {next(results), next(results)} == {("a", "a"), ("b", "b")}
     release.set()
     assert next(results) == ("slow", True)
+
+
+def test_items_that_keep_all_threads_busy_delay_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fanout, "STUCK_S", 0.05)
+    release = threading.Event()
+    items = ["slow", "slower", "a", "b"]
+    results = fan_out(items, lambda item: release.wait(20) if item.startswith("slow") else item, 2)
+    assert {next(results), next(results)} == {("a", "a"), ("b", "b")}
+    release.set()
+    assert {next(results), next(results)} == {("slow", True), ("slower", True)}
 
 
 @pytest.mark.parametrize("limit", [1, 3])

@@ -10,13 +10,17 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+# When nobody has been done for so long, all threads are stuck with silent hosts: the others get threads of their own.
+STUCK_S = 2.0
+MOST_TIMES = 4
+
 
 def fan_out(
     items: Iterable[Item], act: Callable[[Item], Result], limit: int
 ) -> Iterator[tuple[Item, Result | Exception]]:
-    """Call `act` on every item in at most `limit` threads; yield each item with its result, or its exception.
+    """Call `act` on every item in `limit` threads; yield each item with its result, or its exception.
 
-    A slow item delays no other. The threads are daemons: after Ctrl-C the program does not wait for a host that is
+    A slow item delays no other: while all threads wait for slow ones, up to 4 times as many are started. The threads are daemons: after Ctrl-C the program does not wait for a host that is
     silent.
     """
     waiting: queue.SimpleQueue[Item] = queue.SimpleQueue()
@@ -37,7 +41,20 @@ def fan_out(
             except Exception as error:
                 done.put((item, error))
 
-    for _ in range(min(limit, count)):
-        threading.Thread(target=work, daemon=True).start()
+    def start(threads: int) -> int:
+        for _ in range(threads):
+            threading.Thread(target=work, daemon=True).start()
+        return threads
+
+    started = start(min(limit, count))
     for _ in range(count):
-        yield done.get()
+        while (result := _within(done, STUCK_S)) is None:
+            started += start(min(limit, waiting.qsize(), MOST_TIMES * limit - started))
+        yield result
+
+
+def _within(done: queue.SimpleQueue[Item], seconds: float) -> Item | None:
+    try:
+        return done.get(timeout=seconds)
+    except queue.Empty:
+        return None

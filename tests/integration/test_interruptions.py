@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.fab import Done, Fab, eventually
+from tests.integration.faults import Matrix
 from tests.integration.sabotage import REAL_TMUX, fake_program
 from torchfab import bundle
 
@@ -80,25 +81,33 @@ def test_ctrl_c_pressed_again_and_again_still_takes_everything_back(fab: Fab) ->
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
 def test_a_launch_that_is_killed_in_phase_one_leaves_nothing_and_its_name_is_free(
-    fab: Fab, number: signal.Signals
+    fab: Fab, matrix: Matrix, number: signal.Signals
 ) -> None:
+    row = matrix.row("kill -9 of fab while it prepares", fab) if number == signal.SIGKILL else None
     with launching(fab, "one") as process:
         os.killpg(process.pid, number)
         assert ended(process).rc == -number
         time.sleep(SLOW_S)
         assert eventually(lambda: fab.left() == {"records": ["x"]}, 3), fab.left()
-        assert "no job was launched" in fab("jobs").stdout
+        jobs = fab("jobs")
+        assert "no job was launched" in jobs.stdout
+        if row:
+            row.said(jobs.stdout, "no job was launched")
+            row.nothing_left(folders=True)
+            row.without(2, 3)
     assert_name_is_free(fab)
 
 
-def test_what_a_killed_launch_did_not_confirm_is_taken_back_by_the_nodes(fab: Fab) -> None:
+def test_what_a_killed_launch_did_not_confirm_is_taken_back_by_the_nodes(fab: Fab, matrix: Matrix) -> None:
+    row = matrix.row("kill -9 of fab while it starts", fab)
+    row.without(2, 3)
     with launching(fab, "two") as process:
         assert eventually(lambda: len(fab.processes()) >= 4, 3), fab.processes()  # the other node has started
         os.killpg(process.pid, signal.SIGKILL)
         ended(process)
         assert eventually(lambda: fab.left() == {"records": ["x"]}, 8), fab.left()
-    status = fab("status", "x")
-    assert "job x: lost" in status.stdout, status
+    row.truth("lost", "launch-cut-off")
+    row.nothing_left(folders=True)
     assert fab("jobs", "--remove", "x").rc == 0
     assert_name_is_free(fab)
 

@@ -1,0 +1,75 @@
+"""Launches and stops in a row, each ended at a random moment: nothing is left on any host."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.integration.fab import Done, Fab, eventually
+from torchfab.rehearsal import Cluster
+
+FIRST_SEED = 20_000
+
+
+def temporary_files(cluster: Cluster) -> set[str]:
+    """Give what lies in the places where a program leaves what it forgets: /tmp, and the homes of all hosts."""
+    tops = {str(path) for path in Path("/tmp").glob("*") if "torchfab" in path.name or path.name.startswith("tmux-")}
+    places = [node.directory for node in cluster.layout.places]
+    inside = {str(path) for place in places for sub in ("home", "tmux") for path in (place / sub).rglob("*")}
+    return tops | inside
+
+
+def settled(fab: Fab, files: set[str]) -> dict[str, object]:
+    """Give what is left beyond what was there before, but for records and logs, which are meant to stay."""
+    left = {kind: what for kind, what in fab.left().items() if kind in ("processes", "tmux sessions")}
+    ours = {path for path in temporary_files(fab.cluster) - files if not Path(path).is_relative_to(fab.base)}
+    left |= {"files": sorted(ours)} if ours else {}
+    folders = [path for path in fab.base.rglob("*") if path.is_socket() or path.name.endswith((".new", ".part"))]
+    return left | ({"unfinished": [str(path) for path in folders]} if folders else {})
+
+
+def stop_by_name(fab: Fab, launch: subprocess.Popen[str], job: str) -> Done | None:
+    """Run `fab stop`."""
+    return fab("stop", job, "--grace", "1")
+
+
+def signal_all(number: signal.Signals) -> Callable[[Fab, subprocess.Popen[str], str], Done | None]:
+    """Make what sends a signal to the launch, as a terminal or the kernel does."""
+
+    def send(fab: Fab, launch: subprocess.Popen[str], job: str) -> Done | None:
+        if launch.poll() is None:
+            os.killpg(launch.pid, number)
+        return None
+
+    send.__name__ = number.name
+    return send
+
+
+WAYS = (stop_by_name, signal_all(signal.SIGINT), signal_all(signal.SIGKILL), signal_all(signal.SIGTERM))
+
+
+@pytest.mark.timeout(7200)
+def test_launches_and_stops_at_random_moments_leave_nothing(fab: Fab, request: pytest.FixtureRequest) -> None:
+    rounds = request.config.getoption("--rounds")
+    files = temporary_files(fab.cluster)
+    for seed in range(FIRST_SEED, FIRST_SEED + rounds):
+        chance = random.Random(seed)
+        way, after_s = chance.choice(WAYS), chance.uniform(0.2, 3.0)
+        job = f"stress-{seed}"
+        launch = fab.start(*fab.launch("--name", job, "--grace", "1", "--", "light.py", "30", gpus=True))
+        time.sleep(after_s)
+        stopped = way(fab, launch, job)
+        stdout, stderr = launch.communicate(timeout=60)
+        story = (seed, way.__name__, after_s, stopped, Done((), launch.returncode, stdout, stderr))
+        assert "Traceback" not in stderr, story
+        # Whatever it came to: what was not confirmed is taken back by the nodes, and the rest is stopped by name.
+        if (fab.records / job / "record.json").exists():
+            assert fab("stop", job, "--grace", "1").rc == 0, story
+        assert eventually(lambda: not settled(fab, files), 20), (settled(fab, files), story)
