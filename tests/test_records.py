@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -40,6 +41,23 @@ def plan_named(name: str = "gpt2", **values: Any) -> Plan:
 def write(records: Records, plan: Plan, created: float = 1000.0) -> Record:
     records.claim(plan.job.name)
     return records.write(plan, "tmux", created, SETTINGS)
+
+
+def test_who_launches_a_job_is_known_until_the_launch_is_done(records: Records) -> None:
+    assert records.launching("gpt2") is None
+    records.claim("gpt2")
+    assert records.launching("gpt2") == (os.getpid(), socket.gethostname())
+    records.launched("gpt2")
+    assert records.launching("gpt2") is None
+
+
+def test_a_launch_is_confirmed_once_it_says_so_and_each_attempt_anew(records: Records) -> None:
+    record = write(records, plan_named())
+    assert not record.is_confirmed
+    record.note("started")
+    assert record.is_confirmed
+    record.note("planned")
+    assert not record.is_confirmed
 
 
 def files_of(path: Path) -> dict[str, str]:

@@ -162,6 +162,13 @@ def test_what_fails_after_the_job_was_stopped_is_a_consequence() -> None:
     assert (found.state, found.exit_code) == ("stopped", 143)
 
 
+def test_a_supervisor_killed_where_nobody_asked_to_stop_is_no_consequence_of_the_stop() -> None:
+    # Its rank lived on, and logged, until after the others were stopped because of it.
+    lost = process("lost", last_line={"time": 945.0, "text": "", "label": 1}, reason="its supervisor was killed")
+    found = JobStatus((node(0, process("stopped"), stop_asked=940.0), node(1, lost)), 2)
+    assert (found.state, found.exit_code) == ("lost", 1)
+
+
 def test_a_failure_before_the_stop_is_the_jobs_end() -> None:
     early = process("failed", rank(1, code=7, ended=930.0))
     found = JobStatus((node(0, process("stopped"), stop_asked=940.0), node(1, early)), 2)

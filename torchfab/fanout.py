@@ -20,8 +20,8 @@ def fan_out(
 ) -> Iterator[tuple[Item, Result | Exception]]:
     """Call `act` on every item in `limit` threads; yield each item with its result, or its exception.
 
-    A slow item delays no other: while all threads wait for slow ones, up to 4 times as many are started. The threads are daemons: after Ctrl-C the program does not wait for a host that is
-    silent.
+    A slow item delays no other: while all threads wait for slow ones, up to 4 times as many are started. The threads
+    are daemons: after Ctrl-C the program does not wait for a host that is silent.
     """
     waiting: queue.SimpleQueue[Item] = queue.SimpleQueue()
     done: queue.SimpleQueue[tuple[Item, Result | Exception]] = queue.SimpleQueue()

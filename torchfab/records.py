@@ -186,7 +186,12 @@ class Records:
         except OSError:  # a file system without locks
             pass
         self._locks[folder.name] = handle  # until the launch is done, or this process ends, however it ends
-        os.write(handle, f"{os.getpid()} {socket.gethostname()}\n".encode())
+        try:
+            os.write(handle, f"{os.getpid()} {socket.gethostname()}\n".encode())
+        except OSError:  # a full disk
+            if not (folder / "record.json").exists():
+                self.release(folder.name)
+            raise
         return not (folder / "record.json").exists()
 
     def launched(self, name: str) -> None:

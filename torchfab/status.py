@@ -178,6 +178,9 @@ class JobStatus:
         """Whether it was asked to stop before anything of it failed: what fails then is a consequence."""
         if self.verdict and self.verdict.state:
             return self.verdict.state == "stopped"
+        # Nobody's stop kills a supervisor on a node that was not asked to stop; when it died is not known.
+        if any(node.state == "lost" and node.processes and node.stop_asked is None for node in self.nodes):
+            return False
         asked = [node.stop_asked - node.skew_s for node in self.nodes if node.stop_asked is not None]
         first = self.first_failure
         return bool(asked) and (first is None or min(asked) <= first.time)

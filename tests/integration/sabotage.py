@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.integration.fab import Done, Fab
+from tests.support import absent, require
 from torchfab.rehearsal.cluster import Node
 
 REAL_TMUX = shutil.which("tmux") or "tmux"
@@ -35,6 +36,15 @@ def start_up_file(node: Node, text: str) -> Iterator[None]:
         yield
     finally:
         path.write_text("")
+
+
+def fake_clock(seconds: int) -> str:
+    """Give the start-up file of a node whose clock is off."""
+    require("faketime")
+    library = next(Path("/usr").glob("lib*/**/faketime/libfaketimeMT.so.1"), None) or absent(
+        "libfaketimeMT is not there"
+    )
+    return f"export LD_PRELOAD={library} FAKETIME={seconds:+d}s\n"
 
 
 @contextlib.contextmanager

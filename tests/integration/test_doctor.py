@@ -15,6 +15,7 @@ import pytest
 
 from tests.integration.fab import Done, Fab, eventually
 from tests.integration.sabotage import (
+    fake_clock,
     fake_program,
     firewall,
     other_disk,
@@ -22,7 +23,7 @@ from tests.integration.sabotage import (
     start_up_file,
     taken_port,
 )
-from tests.support import absent, require
+from tests.support import require
 from torchfab.rehearsal.cluster import Node
 
 PORT = 5001
@@ -107,15 +108,6 @@ def test_without_node_0_the_others_are_looked_at(fab: Fab) -> None:
 
 
 # ---- clocks
-
-
-def fake_clock(seconds: int) -> str:
-    """Give the start-up file of a node whose clock is off."""
-    require("faketime")
-    library = next(Path("/usr").glob("lib*/**/faketime/libfaketimeMT.so.1"), None) or absent(
-        "libfaketimeMT is not there"
-    )
-    return f"export LD_PRELOAD={library} FAKETIME={seconds:+d}s\n"
 
 
 @pytest.mark.parametrize(("seconds", "rc", "severity"), [(3, 0, "warning"), (-60, 1, "error")])

@@ -77,7 +77,7 @@ def training(fab: Fab, cache: Path) -> Training:
 KILLS = {
     "rank": ("kill -9 of a rank", "failed", "killed"),
     "agent": ("kill -9 of the torchrun agent", "failed", "killed"),
-    "supervisor": ("kill -9 of our supervisor", "lost", "supervisor-killed"),
+    "supervisor": ("kill -9 of our supervisor", "lost failed", "supervisor-killed"),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
@@ -46,6 +47,45 @@ def test_a_folder_that_is_there_keeps_its_rights(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     files.make_private(str(tmp_path))
     assert mode(tmp_path) == 0o755
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the disk be full for every file that is flushed to it, as a new one is."""
+
+    def fsync(handle: int) -> None:
+        if os.readlink(f"/proc/self/fd/{handle}").endswith(".new"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+def test_a_full_disk_has_room_for_what_room_was_kept_for_so_many_times(tmp_path: Path, full: None) -> None:
+    path = tmp_path / "x.json"
+    files.keep_room(str(path), times=2)
+    assert all(mode(each) == 0o600 for each in tmp_path.iterdir())
+    for value in ({"a": 1}, {"b": 2}):
+        files.write_json(str(path), value)
+        assert files.read_json(str(path)) == value
+    with pytest.raises(OSError, match="No space left"):
+        files.write_json(str(path), {})
+    assert files.read_json(str(path)) == {"b": 2}
+    assert os.listdir(tmp_path) == ["x.json"]
+
+
+def test_room_that_is_not_needed_is_given_back(tmp_path: Path) -> None:
+    files.keep_room(str(tmp_path / "x.json"), times=2)
+    files.write_json(str(tmp_path / "x.json"), {"a": 1})
+    files.give_up_room(str(tmp_path / "x.json"))
+    assert os.listdir(tmp_path) == ["x.json"]
+
+
+def test_what_no_room_was_kept_for_or_is_too_long_fails_on_a_full_disk(tmp_path: Path, full: None) -> None:
+    files.keep_room(str(tmp_path / "long.json"))
+    for name, value in (("other.json", {}), ("long.json", "x" * 5000)):
+        with pytest.raises(OSError, match="No space left"):
+            files.write_json(str(tmp_path / name), value)
+    assert os.listdir(tmp_path) == ["long.json.room0"]
 
 
 @pytest.mark.parametrize("text", [pytest.param(text, id=name) for name, text in HOSTILE.items()])

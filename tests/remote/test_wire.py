@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import select
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -263,6 +264,29 @@ def test_logs_are_streamed_until_the_job_has_ended(node: Node) -> None:
         frames += session.take(10)
     assert [line[2] for frame in frames for line in frame.get("lines", [])] == ["first", "last"]
     assert [frame["end"]["processes"][0]["code"] for frame in frames if "end" in frame] == [7]
+
+
+def test_a_stream_with_nothing_to_tell_shows_that_it_lives(node: Node) -> None:
+    session = node.connect()
+    session.silence_s = 2.0
+    node.prepare(session)
+    node.start(session, "sleep", "600")
+    session.ask({"op": "keep"}, 10)
+    session.post({"op": "logs", "follow": True, "lines": 0, "ranks": None, "grep": None, **node.address})
+    before = session.heard
+    wait_for(lambda: session.take(0.1) == [] and session.heard > before + 3)
+
+
+def test_a_stream_that_falls_silent_is_given_up(node: Node) -> None:
+    session = node.connect()
+    session.silence_s = 1.0
+    session.post({"op": "logs", "follow": True, "lines": 0, "ranks": None, "grep": None, **node.address})
+    os.kill(node.pipes[-1].process.pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(HostError, match="no sign of life for 1 s"):
+            wait_for(lambda: session.take(0.1) == "never")
+    finally:
+        os.kill(node.pipes[-1].process.pid, signal.SIGCONT)
 
 
 def test_a_program_that_ends_is_told_with_its_last_words(node: Node) -> None:
