@@ -53,11 +53,11 @@ def test_who_launches_a_job_is_known_until_the_launch_is_done(records: Records) 
 
 def test_a_launch_is_confirmed_once_it_says_so_and_each_attempt_anew(records: Records) -> None:
     record = write(records, plan_named())
-    assert not record.is_confirmed
-    record.note("started")
-    assert record.is_confirmed
-    record.note("planned")
-    assert not record.is_confirmed
+    seen = [record.is_confirmed]
+    for event in ("started", "stop", "planned"):
+        record.note(event)
+        seen.append(record.is_confirmed)
+    assert seen == [False, True, True, False]
 
 
 def files_of(path: Path) -> dict[str, str]:

@@ -201,7 +201,7 @@ def stop(folder: str, job_id: str, node_rank: int, session: str, grace_s: float)
     # A supervisor asks what is its own to end, waits, kills, and writes down how it ended.
     _signal_all(supervisors or found, signal.SIGTERM)
     killed = _end_all(folder, job_id, node_rank, begun + grace_s)
-    tmux.run("kill-session", "-t", f"={session}")
+    tmux.close_session(session)
     left = [procfs.describe(pid) for pid in procfs.job_processes(job_id, node_rank)]
     return {"asked": len(found), "killed": killed, "left": left, "seconds": time.time() - begun}
 

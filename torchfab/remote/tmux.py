@@ -109,6 +109,50 @@ def _open_first(session: str, name: str, argv: list[str], timeout_s: float) -> s
     return text or f"tmux new-session ended with {code}"
 
 
+def close_session(session: str) -> None:
+    """Close a session, if it is there; after the last one, remove the socket that tmux leaves behind."""
+    run("kill-session", "-t", f"={session}")
+    for _ in range(10):
+        if run("list-sessions")[0] == 0 or _remove_stale_socket():
+            return
+        time.sleep(0.02)  # the server is about to leave
+
+
+def _remove_stale_socket() -> bool:
+    """Remove the socket of a server that has left, under the lock that tmux itself takes; say whether none is there.
+
+    tmux's client.c: who would start a server locks the file beside the socket until the server listens.
+    """
+    import fcntl
+
+    path = os.path.join(os.environ.get("TMUX_TMPDIR") or "/tmp", f"tmux-{os.getuid()}", SERVER[2])
+    if not os.path.exists(path):
+        return True
+    lock = os.open(path + ".lock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _listens(path):
+            return False
+        os.unlink(path)
+        os.unlink(path + ".lock")
+        return True
+    except OSError:  # somebody starts a server at this moment, or was faster
+        return True
+    finally:
+        os.close(lock)
+
+
+def _listens(path: str) -> bool:
+    import socket
+
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return False
+    return True
+
+
 def server_is_alive() -> bool:
     """Say whether the server of the pane that this process runs in is still there (TMUX is "socket,pid,session")."""
     parts = os.environ.get("TMUX", "").split(",")
