@@ -18,6 +18,7 @@ PYTHON = sys.executable
 SHELL_SCRIPTS = ("run", ".ci/run")
 # Most tests wait for somebody: three at a time on two cores. The tests of one file share their clusters.
 PARALLEL = ("-n", str(max(3, os.cpu_count() or 1)), "--dist", "loadfile")
+FAULTS_ELSEWHERE = (ROOT / "tests" / "integration" / "test_interruptions.py",)
 OPTIONS_HELP = 'further words for the program, in one string: --options "-x -vv"'
 
 
@@ -93,7 +94,9 @@ def cluster(
 @task
 def reliability(context: Context) -> None:
     """Make every fault of the matrix happen, and write the table into docs/reliability.md."""
-    _succeed(*_pytest("fault or interruptions"), *PARALLEL, "tests/integration", "--faults", "docs/reliability.md")
+    found = sorted((ROOT / "tests" / "integration").glob("test_*fault*.py"))
+    files = [str(path.relative_to(ROOT)) for path in (*found, *FAULTS_ELSEWHERE)]
+    _succeed(*_pytest(""), *PARALLEL, *files, "--faults", "docs/reliability.md")
 
 
 @task(help={"rounds": "how many launches and stops in a row (default 100)"})

@@ -131,11 +131,10 @@ def _remove_stale_socket() -> bool:
     lock = os.open(path + ".lock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _listens(path):
-            return False
-        os.unlink(path)
-        os.unlink(path + ".lock")
-        return True
+        listens = _listens(path)
+        for each in [path + ".lock", *([] if listens else [path])]:
+            os.unlink(each)
+        return not listens
     except OSError:  # somebody starts a server at this moment, or was faster
         return True
     finally:
