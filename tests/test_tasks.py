@@ -17,7 +17,15 @@ def all_tasks() -> Iterator[invoke.Task[Any]]:
 
 
 def test_the_tasks_are_those_that_the_documents_name() -> None:
-    assert sorted(tasks.namespace.task_names) == ["bench-train", "cluster", "golden", "lint", "test"]
+    assert sorted(tasks.namespace.task_names) == [
+        "bench-train",
+        "cluster",
+        "golden",
+        "lint",
+        "reliability",
+        "stress",
+        "test",
+    ]
 
 
 def test_every_argument_of_every_task_has_help() -> None:

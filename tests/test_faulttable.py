@@ -1,0 +1,55 @@
+"""The table of the fault matrix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tests import faulttable
+from tests.integration.faults import CHECKS, FAULTS
+
+PAGE = f"# Reliability\n\n{faulttable.BEGIN}\nOLD TABLE\n{faulttable.END}\n\n## More\n"
+
+
+def rows() -> list[list[str]]:
+    return [[fault, "failed on 10.77.3.1: a | b", "nothing", "all", "–"] for fault in FAULTS]
+
+
+def test_the_rows_are_those_of_reports_in_the_order_of_the_faults() -> None:
+    report = SimpleNamespace(user_properties=[("other", 1), *(("fault", row) for row in reversed(rows()))])
+    assert faulttable.in_order(faulttable.rows_of(report)) == rows()
+    assert faulttable.rows_of(SimpleNamespace()) == []
+
+
+def test_the_table_replaces_the_one_in_the_page_and_says_with_what_it_was_made(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(PAGE)
+    faulttable.write(page, rows())
+    text = page.read_text()
+    assert text.startswith("# Reliability\n")
+    assert text.endswith(f"{faulttable.END}\n\n## More\n")
+    assert "OLD TABLE" not in text
+    assert "Python 3." in text
+    assert f"| {FAULTS[0]} | failed on ADDRESS: a \\| b | nothing | all | – |" in text
+    faulttable.write(page, rows())
+    assert page.read_text() == text
+
+
+def test_a_table_that_is_not_whole_is_not_written(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(PAGE)
+    with pytest.raises(AssertionError, match=FAULTS[0]):
+        faulttable.write(page, rows()[1:])
+    assert page.read_text() == PAGE
+
+
+def test_the_head_names_the_checks() -> None:
+    assert faulttable.HEAD[1:] == CHECKS
+
+
+def test_the_page_of_the_docs_has_every_fault() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "reliability.md").read_text()
+    assert [fault for fault in FAULTS if f"| {fault} |" not in text] == []
+    assert "NOT " not in text.partition(faulttable.BEGIN)[2].partition(faulttable.END)[0]
