@@ -20,6 +20,7 @@ def test_the_tasks_are_those_that_the_documents_name() -> None:
     assert sorted(tasks.namespace.task_names) == [
         "bench-train",
         "cluster",
+        "fuzz",
         "golden",
         "lint",
         "reliability",

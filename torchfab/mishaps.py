@@ -13,7 +13,7 @@ from types import TracebackType
 from invoke.config import AmbiguousMergeError
 from invoke.exceptions import UnknownFileType
 
-from torchfab.errors import TorchfabError, UsageError
+from torchfab.errors import Interrupted, TorchfabError, UsageError
 
 
 def tell_plainly() -> None:
@@ -35,6 +35,8 @@ def tell_plainly() -> None:
 
 def explain(error: BaseException, trace: TracebackType | None) -> TorchfabError | None:
     """Return what went wrong in plain words; None for what is no mishap that we know."""
+    if isinstance(error.__cause__, KeyboardInterrupt):  # Python 3.11 wraps one that comes while a class is made
+        return Interrupted("interrupted")
     frames = [frame for frame, _ in traceback.walk_tb(trace)]
     names = [frame.f_code.co_name for frame in frames]
     if "load_shell_env" in names:

@@ -10,15 +10,15 @@ from tests.integration.fab import Fab
 from tests.integration.faults import Matrix
 from tests.integration.stalling import STEPS, stalling_server
 
-QUICK = {"prepare_timeout_s": 2, "start_timeout_s": 2, "answer_timeout_s": 2}
+QUICK = {"prepare_timeout_s": 5, "start_timeout_s": 5, "answer_timeout_s": 5}
 TOLD = {
-    "banner": "within 1 s: it accepted the connection, and sent no SSH banner",
-    "key exchange": "within 1 s: it did not finish the key exchange",
-    "login": "within 1 s: it did not finish the login",
-    "channel": "within 1 s: it let us in, and opened no channel",
-    "command": "within 1 s: it opened a channel, and started no program",
-    "input": "within 2 s: the connection stands, but nothing that is sent there is taken",
-    "output": "the connection stands, but torchfab's program there gave no answer within 2 s",
+    "banner": "within 2 s: it accepted the connection, and sent no SSH banner",
+    "key exchange": "within 2 s: it did not finish the key exchange",
+    "login": "within 2 s: it did not finish the login",
+    "channel": "within 2 s: it let us in, and opened no channel",
+    "command": "within 2 s: it opened a channel, and started no program",
+    "input": "within 5 s: the connection stands, but nothing that is sent there is taken",
+    "output": "the connection stands, but torchfab's program there gave no answer within 5 s",
 }
 
 
@@ -30,7 +30,7 @@ def test_a_server_that_stalls_is_named_with_the_step_and_delays_nobody(fab: Fab,
     known = "    UserKnownHostsFile /dev/null\n    IdentitiesOnly yes\n    IdentityFile {}\n"
     with stalling_server(step) as port:
         text = config.format(port) + known.format(fab.cluster.key) + fab.cluster.ssh_config.read_text()
-        words = ("-S", str(fab.write("config", text)), "-t", "1")
+        words = ("-S", str(fab.write("config", text)), "-t", "2")
         gpus = fab.write("gpus", "node1\nstalling address=127.0.0.1\n")
         begun = time.monotonic()
         done = fab(*words, "launch-per-gpu", "--gpufile", str(gpus), "--", "light.py", "60", config=QUICK)
