@@ -68,7 +68,8 @@ def test_launches_and_stops_at_random_moments_leave_nothing(fab: Fab, request: p
         stopped = way(fab, launch, job)
         stdout, stderr = launch.communicate(timeout=60)
         story = (seed, way.__name__, after_s, stopped, Done((), launch.returncode, stdout, stderr))
-        assert "Traceback" not in stderr, story
+        # Ctrl-C before any line of ours has run is Fabric's.
+        assert "Traceback" not in stderr or "from fabric.main import program" in stderr, story
         # Whatever it came to: what was not confirmed is taken back by the nodes, and the rest is stopped by name.
         if (fab.records / job / "record.json").exists():
             assert fab("stop", job, "--grace", "1").rc == 0, story
