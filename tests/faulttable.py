@@ -13,7 +13,13 @@ from typing import Any
 
 HEAD = ("fault", "status and why say", "left running", "logs", "checkpoint")
 BEGIN, END = "<!-- the table: written by `inv reliability` -->", "<!-- end of the table -->"
-_ADDRESS = re.compile(r"\b(?:10|127)(?:\.\d+){3}\b")
+# What is another in every run, and what stands for it.
+_CHANGES = (
+    (re.compile(r"\b(?:10|127)(?:\.\d+){3}\b(?: port \d{5}\b)?"), "ADDRESS"),
+    (re.compile(r"/\S*/here/"), ".../"),
+    (re.compile(r"-[0-9a-f]{8}/"), "-ID/"),
+    (re.compile(r"\[/\S+\] "), ""),
+)
 
 
 def rows_of(report: Any) -> list[list[str]]:
@@ -51,7 +57,9 @@ def as_markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    text = _ADDRESS.sub("ADDRESS", " ".join(text.split()))
+    text = " ".join(text.split())
+    for pattern, other in _CHANGES:
+        text = pattern.sub(other, text)
     return text.replace("|", "\\|").replace("<", "&lt;")
 
 
@@ -61,7 +69,7 @@ def versions() -> str:
     ssh = subprocess.run(["ssh", "-V"], capture_output=True, text=True, check=True).stderr.partition(",")[0]
     names = ("torch", "fabric", "paramiko")
     ours = ", ".join(f"{name} {version(name)}" for name in names)
-    return f"Linux {platform.release()}, Python {platform.python_version()}, {ours}, {ssh}, {tmux}"
+    return f"Linux {platform.release().partition('-')[0]}, Python {platform.python_version()}, {ours}, {ssh}, {tmux}"
 
 
 def write(page: Path, rows: Sequence[list[str]]) -> None:

@@ -14,7 +14,7 @@ PAGE = f"# Reliability\n\n{faulttable.BEGIN}\nOLD TABLE\n{faulttable.END}\n\n## 
 
 
 def rows() -> list[list[str]]:
-    return [[fault, "failed on 10.77.3.1: a | b", "nothing", "all", "–"] for fault in FAULTS]
+    return [[fault, "failed on 10.77.3.1 port 40321: /tmp/x/here/y | b", "nothing", "all", "–"] for fault in FAULTS]
 
 
 def test_the_rows_are_those_of_reports_in_the_order_of_the_faults() -> None:
@@ -32,7 +32,7 @@ def test_the_table_replaces_the_one_in_the_page_and_says_with_what_it_was_made(t
     assert text.endswith(f"{faulttable.END}\n\n## More\n")
     assert "OLD TABLE" not in text
     assert "Python 3." in text
-    assert f"| {FAULTS[0]} | failed on ADDRESS: a \\| b | nothing | all | – |" in text
+    assert f"| {FAULTS[0]} | failed on ADDRESS: .../y \\| b | nothing | all | – |" in text
     faulttable.write(page, rows())
     assert page.read_text() == text
 
