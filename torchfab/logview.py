@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from functools import lru_cache
+from operator import itemgetter
+from typing import NamedTuple
 
 from torchfab.inventory import fold, fold_ranks
 
@@ -13,8 +15,7 @@ _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[]PX^_][^\x07\x1b]*(?:\x07|\
 _CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """One log line: who wrote it, where, when (seconds since the epoch), and its text."""
 
     host: str
@@ -23,8 +24,7 @@ class Line:
     text: str
 
 
-@dataclass(frozen=True)
-class FoldedLine:
+class FoldedLine(NamedTuple):
     """One text, and all who wrote it at about the same time."""
 
     hosts: tuple[str, ...]
@@ -32,10 +32,16 @@ class FoldedLine:
     text: str
 
     def __str__(self) -> str:
-        ranks = [label for label in self.labels if isinstance(label, int)]
-        others = sorted({label for label in self.labels if isinstance(label, str)})
-        label = ",".join(([fold_ranks(ranks)] if ranks else []) + others)
-        return f"{fold(self.hosts)} [{label}] {clean(self.text)}"
+        if len(self.labels) == 1:
+            return f"{self.hosts[0]} [{self.labels[0]}] {clean(self.text)}"
+        return f"{_who(self.hosts, self.labels)} {clean(self.text)}"
+
+
+@lru_cache(1024)  # the same ranks write together again and again
+def _who(hosts: tuple[str, ...], labels: tuple[int | str, ...]) -> str:
+    ranks = [label for label in labels if isinstance(label, int)]
+    others = sorted({label for label in labels if isinstance(label, str)})
+    return f"{fold(hosts)} [{','.join(([fold_ranks(ranks)] if ranks else []) + others)}]"
 
 
 def clean(text: str) -> str:
@@ -49,19 +55,39 @@ def fold_lines(lines: Iterable[Line], folding: bool = True) -> list[FoldedLine]:
     The n-th time that a rank writes a text is folded with the n-th time of the other ranks, so that nothing is
     swallowed. Output of launchers (`agent`) and of ranks is not folded together.
     """
-    counts: dict[tuple[str, int | str, str], int] = {}
-    groups: dict[tuple[object, ...], list[Line]] = {}
-    for index, line in enumerate(lines):
-        who = (line.host, line.label, line.text)
-        counts[who] = nth = counts.get(who, 0) + 1
-        key: tuple[object, ...] = (line.text, nth, isinstance(line.label, int)) if folding else (index,)
-        groups.setdefault(key, []).append(line)
-    return [_folded(group) for group in groups.values()]
+    if not folding:
+        return [_alone(line) for line in lines]
+    alike: dict[tuple[str, bool], list[tuple[int, Line]]] = {}
+    for number, line in enumerate(lines):
+        alike.setdefault((line.text, isinstance(line.label, int)), []).append((number, line))
+    found: list[tuple[int, FoldedLine]] = []
+    for same in alike.values():
+        found += [(same[0][0], _alone(same[0][1]))] if len(same) == 1 else _together(same)
+    found.sort(key=itemgetter(0))
+    return [line for _, line in found]
+
+
+def _alone(line: Line) -> FoldedLine:
+    return FoldedLine((line.host,), (line.label,), line.text)
+
+
+def _together(same: Sequence[tuple[int, Line]]) -> list[tuple[int, FoldedLine]]:
+    """Return one line for each turn in which ranks wrote a text, with the number of the first line of it."""
+    turns: list[list[tuple[int, Line]]] = []
+    counts: dict[tuple[str, int | str], int] = {}
+    for number, line in same:
+        who = (line.host, line.label)
+        turn = counts.get(who, 0)
+        counts[who] = turn + 1
+        if turn == len(turns):
+            turns.append([])
+        turns[turn].append((number, line))
+    return [(group[0][0], _folded([line for _, line in group])) for group in turns]
 
 
 def _folded(group: Sequence[Line]) -> FoldedLine:
-    hosts = tuple(dict.fromkeys(line.host for line in group))
-    return FoldedLine(hosts, tuple(line.label for line in group), group[0].text)
+    hosts = tuple(dict.fromkeys([line.host for line in group]))
+    return FoldedLine(hosts, tuple([line.label for line in group]), group[0].text)
 
 
 def batches(lines: Sequence[Line], window_s: float = 1.0) -> Iterable[list[Line]]:

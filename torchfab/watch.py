@@ -36,7 +36,8 @@ class Printer:
 
     def add(self, event: Lines) -> None:
         """Take lines in."""
-        self.waiting += [Line(event.node.label, label, when, text) for label, when, text in event.lines]
+        host = event.node.label
+        self.waiting += [Line(host, label, when, text) for label, when, text in event.lines]
 
     def pace(self, nodes: int) -> None:
         """Print what is due: the past once every node has told its own, or has kept us waiting for too long."""
@@ -51,8 +52,8 @@ class Printer:
         """Print all that waits."""
         groups = batches(self.waiting) if not self.live else [self.waiting]
         for group in groups:
-            for line in fold_lines(group, self.folding):
-                say(str(line))
+            if group:
+                say("\n".join(map(str, fold_lines(group, self.folding))))
         self.waiting, self.since = [], time.monotonic()
 
 
