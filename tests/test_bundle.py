@@ -28,7 +28,7 @@ def test_the_program_is_plain_python_that_brings_its_own_modules() -> None:
 def test_its_length_is_said_in_bytes_whatever_is_in_it() -> None:
     *before, length = bundle.argv("a python")
     assert before == ["a python", "-I", "-S", "-c", bundle.BOOTSTRAP]
-    assert int(length) == len(bundle.source().encode())
+    assert int(length) == len(bundle.packed())
 
 
 def test_an_argv_of_it_is_far_below_what_a_command_line_holds() -> None:

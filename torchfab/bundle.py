@@ -1,11 +1,13 @@
 """The one source text that runs on a node: the modules of `torchfab.remote`, and an importer that finds them in it.
 
 It is sent over the connection's stdin to `python3 -I -S`, and written into the job's folder for the supervisors:
-nothing is installed on a node, and job and command never run different versions of it.
+nothing is installed on a node, and job and command never run different versions of it. A module is compiled when it is
+imported; the supervisors of a job find theirs compiled beside the program (see `torchfab.remote.compiled`).
 """
 
 from __future__ import annotations
 
+import zlib
 from functools import cache
 from pathlib import Path
 
@@ -18,6 +20,7 @@ if sys.version_info < (3, 9):
     sys.exit("torchfab-needs-python 3.9, this is %d.%d" % sys.version_info[:2])
 from importlib.machinery import ModuleSpec
 MODULES = {modules}
+CODE = {}
 class Importer:
     @staticmethod
     def find_spec(name, path=None, target=None):
@@ -28,16 +31,28 @@ class Importer:
         return None
     @staticmethod
     def exec_module(module):
-        name = module.__name__
-        exec(compile(MODULES[name], "<" + name + ">", "exec"), module.__dict__)
+        exec(Importer.get_code(module.__name__), module.__dict__)
+    @staticmethod
+    def get_code(name):
+        return CODE.get(name) or compile(MODULES[name], "<" + name + ">", "exec")
 sys.meta_path.insert(0, Importer)
+if "__file__" in globals():
+    try:
+        from marshal import load
+        with open(__file__ + "c", "rb") as file:
+            CODE = load(file) if file.readline() == repr(sys.version).encode() + b"\\n" else {}
+    except (OSError, ValueError, EOFError, TypeError):
+        pass
 from torchfab.remote import wire
 '''
 
 _MAIN = 'sys.exit(wire.main(globals().get("SOURCE") or open(__file__).read()))\n'
 
-# Reads as many bytes of source as its argument says, and leaves the rest of stdin for the conversation.
-BOOTSTRAP = 'import sys;SOURCE=sys.stdin.buffer.read(int(sys.argv[1])).decode();exec(compile(SOURCE,"torchfab","exec"))'
+# Reads as many bytes as its argument says, and leaves the rest of stdin for the conversation.
+BOOTSTRAP = (
+    "import sys,zlib;SOURCE=zlib.decompress(sys.stdin.buffer.read(int(sys.argv[1]))).decode();"
+    'exec(compile(SOURCE,"torchfab","exec"))'
+)
 
 
 @cache
@@ -50,9 +65,15 @@ def source() -> str:
     return _PROGRAM.replace("{modules}", repr(modules)) + _MAIN
 
 
+@cache
+def packed() -> bytes:
+    """Return the program as it is sent: a third of its size, so that a far node has it in fewer round trips."""
+    return zlib.compress(source().encode(), 6)
+
+
 def argv(python: str) -> tuple[str, ...]:
-    """Return the command that starts the conversation on a node; `source()` is to be written to its stdin first.
+    """Return the command that starts the conversation on a node; `packed()` is to be written to its stdin first.
 
     `-I -S`: without the user's environment, start-up files and site-packages; 10 ms instead of 100.
     """
-    return (python, "-I", "-S", "-c", BOOTSTRAP, str(len(source().encode())))
+    return (python, "-I", "-S", "-c", BOOTSTRAP, str(len(packed())))

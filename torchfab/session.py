@@ -56,7 +56,7 @@ class Session:
         self.op = ""
         self.lock = threading.Lock()
         try:
-            self.pipe.write(bundle.source().encode())
+            self.pipe.write(bundle.packed())
         except OSError as error:
             raise self._ended() from error
 

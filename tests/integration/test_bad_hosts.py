@@ -180,7 +180,7 @@ IN_PHASE_TWO = {
     "refuses a session": ("new-session", "echo no space left >&2; exit 1", "no space left"),
     "refuses a window": ("new-window", "echo too many windows >&2; exit 1", "too many windows"),
     "hangs": ("new-session", "sleep 9", "tmux did not answer within 1 s"),
-    "loses the session": ("new-session", "exit 0", "cannot open the tmux session: "),
+    "loses the session": ("new-session", "exit 0", "did not start within "),
 }
 
 

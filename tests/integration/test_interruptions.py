@@ -184,7 +184,7 @@ def test_a_node_takes_back_what_a_silent_launch_machine_does_not_confirm(tmp_pat
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as node:
         assert node.stdin
         assert node.stdout
-        node.stdin.write(bundle.source().encode() + json.dumps(request).encode() + b"\n")
+        node.stdin.write(bundle.packed() + json.dumps(request).encode() + b"\n")
         node.stdin.flush()
         assert node.stdout.readline().startswith(b"\x1e")
         assert (tmp_path / "nodes/jobs/x-1/node-0/node.py").exists()

@@ -367,3 +367,12 @@ def test_versions_of_modules_and_programs_are_told(make: Callable[..., Preparati
     versions = make(modules=["json", "pytest"], programs=[program]).run("the program")["facts"]["versions"]
     assert (versions["json"], versions["pytest"]) == ("", pytest.__version__)
     assert versions["python3"].startswith("3.")
+
+
+def test_the_version_of_a_module_is_that_of_its_metadata(make: Callable[..., Preparation]) -> None:
+    # Read from a folder's name where that says it, or else asked of importlib.metadata.
+    from importlib.metadata import version
+
+    names = ["pytest", "hypothesis", "yaml", "json"]
+    versions = make(modules=names).run("the program")["facts"]["versions"]
+    assert versions == {"pytest": version("pytest"), "hypothesis": version("hypothesis"), "yaml": "", "json": ""}

@@ -7,15 +7,14 @@ node once, not five times.
 from __future__ import annotations
 
 import errno
-import glob
 import os
-import shutil
+import re
 import socket
 import subprocess
 import sys
 import time
 
-from torchfab.remote import files, programs, tmux
+from torchfab.remote import files, tmux
 from torchfab.remote.glance import Glance
 
 TYPE_CHECKING = False
@@ -24,18 +23,31 @@ if TYPE_CHECKING:
 
 PYTHON_TIMEOUT_S = 20
 PEERS_TIMEOUT_S = 5
+_NVIDIA = re.compile(r"nvidia\d+")
 # What a host file without thought, or Debian's installer, lets a machine's own name resolve to.
 _THIS_MACHINE = {"127.0.0.1", "127.0.1.1", "::1"}
 # What the training interpreter is asked: its version, and that of the wanted modules: `name=2.1`, `name=` where it is
 # not told, `name` where it is missing (found, not imported: importing torch takes seconds).
+# The name of the folder beside an installed package has its version; importlib.metadata is asked where there is none,
+# as its import takes three times as long as all the rest.
 _ASK_PYTHON = """
-import sys, importlib.util as u, importlib.metadata as m
+import os, sys, importlib.util as u
+def beside(name, spec):
+    for place in spec.submodule_search_locations or ():
+        for each in os.listdir(os.path.dirname(place)):
+            head, _, rest = each.partition("-")
+            if rest.endswith(".dist-info") and head.lower() == name.lower(): return rest[:-10]
+def version(name, spec):
+    try: found = beside(name, spec)
+    except OSError: found = None
+    if found: return found
+    import importlib.metadata as m
+    try: return m.version(name)
+    except m.PackageNotFoundError: return ""
 def word(name):
-    try:
-        if u.find_spec(name) is None: return name
-        return name + "=" + m.version(name).replace(" ", "")
-    except m.PackageNotFoundError: return name + "="
-    except ImportError: return name
+    try: spec = u.find_spec(name)
+    except (ImportError, ValueError): return name
+    return name if spec is None else name + "=" + version(name, spec).replace(" ", "")
 print(".".join(map(str, sys.version_info[:3])), *map(word, sys.argv[1:]))
 """
 
@@ -155,7 +167,12 @@ class Preparation:
         return words[0]
 
     def _check_programs(self) -> dict[str, str]:
-        found, problems = programs.check(self.request.get("programs", []), self.request["python"])
+        wanted = self.request.get("programs")
+        if not wanted:
+            return self.versions
+        from torchfab.remote import programs
+
+        found, problems = programs.check(wanted, self.request["python"])
         self.problems += problems
         return {**self.versions, **found}
 
@@ -260,6 +277,8 @@ class Preparation:
 
 def remove_job_folder(folder: str) -> None:
     """Remove a job's folder of this node, and the job's own where no other node's is left in it."""
+    import shutil  # a launch that goes well removes nothing
+
     shutil.rmtree(folder, ignore_errors=True)
     try:
         os.rmdir(os.path.dirname(folder))
@@ -321,14 +340,22 @@ def count_gpus() -> int:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
-    nvidia = glob.glob("/proc/driver/nvidia/gpus/*") or glob.glob("/dev/nvidia[0-9]*")
+    nvidia = _names("/proc/driver/nvidia/gpus") or [name for name in _names("/dev") if _NVIDIA.fullmatch(name)]
     return len(nvidia) or _count_amd_gpus()
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
 
 
 def _count_amd_gpus() -> int:
     # The KFD lists CPUs as nodes too; those have no SIMD units.
     count = 0
-    for path in glob.glob("/sys/class/kfd/kfd/topology/nodes/*/properties"):
-        with open(path) as file:
+    nodes = "/sys/class/kfd/kfd/topology/nodes"
+    for name in _names(nodes):
+        with open(os.path.join(nodes, name, "properties")) as file:
             count += any(line.split() > ["simd_count", "0"] for line in file if line.startswith("simd_count "))
     return count

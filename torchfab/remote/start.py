@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
 import sys
 import time
 
-from torchfab.remote import files, masks, tmux
+from torchfab.remote import compiled, files, masks, tmux
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,6 +14,9 @@ if TYPE_CHECKING:
 
 # What a process inherits of the node's own environment, besides what the plan gives it.
 _LOCAL_TO_TMUX = ("TMUX", "TMUX_PANE", "TERM", "SSH_CLIENT", "SSH_CONNECTION", "SSH_TTY", "PWD", "OLDPWD", "SHLVL", "_")
+
+# A supervisor starts in 30 ms; where many start on few cores, looking often would delay them.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.1
 
 _SEE_TMUX = "log in there and see whether it works: tmux -L torchfab new-session"
 
@@ -42,6 +44,7 @@ def start(folder: str, request: dict[str, Any]) -> dict[str, Any]:
         values.update(secrets)
         _write_spec(os.path.join(folder, process["name"]), process, request["grace_s"])
     masks.write(folder, values, request.get("mask_key", ""))
+    compiled.write(folder)
     windows = _windows(folder, request["processes"])
     error = tmux.open_session(request["session"], windows, request["start_timeout_s"])
     if error:
@@ -50,7 +53,9 @@ def start(folder: str, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _matches(name: str, patterns: list[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name.upper(), pattern) for pattern in patterns)
+    from fnmatch import fnmatchcase
+
+    return any(fnmatchcase(name.upper(), pattern) for pattern in patterns)
 
 
 def _write_spec(folder: str, process: dict[str, Any], grace_s: float) -> None:
@@ -88,16 +93,23 @@ def _windows(folder: str, processes: list[dict[str, Any]]) -> list[tuple[str, li
 def _await_all(folder: str, names: list[str], timeout_s: float) -> dict[str, Any]:
     deadline = time.monotonic() + timeout_s
     waiting, started, problems = list(names), [], []
+    pause_s = _FIRST_PAUSE_S
     while waiting and time.monotonic() < deadline:
+        time.sleep(pause_s)
+        pause_s = min(_LONGEST_PAUSE_S, 1.5 * pause_s)
         for name in list(waiting):
-            record = files.read_json(os.path.join(folder, name, files.STARTED))
-            ended = files.read_json(os.path.join(folder, name, files.EXIT)) or {}
+            record = _read(folder, name, files.STARTED)
+            ended = _read(folder, name, files.EXIT) or {}
             if record:
                 started.append({"name": name, "pid": record["pid"], "time": record["time"]})
             elif ended.get("error"):
                 problems.append({"what": f"{name}: {ended['error']}", "fix": ""})
             if record or ended.get("error"):
                 waiting.remove(name)
-        time.sleep(0.005)
     problems += [{"what": f"{name} did not start within {timeout_s:g} s", "fix": ""} for name in waiting]
     return {"started": started, "problems": problems}
+
+
+def _read(folder: str, name: str, file: str) -> Any:
+    path = os.path.join(folder, name, file)
+    return files.read_json(path) if os.path.exists(path) else None

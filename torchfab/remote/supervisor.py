@@ -18,11 +18,11 @@ import ctypes
 import os
 import select
 import signal
-import subprocess
 import sys
 import time
 
-from torchfab.remote import cgroup, files, logfiles, procfs, tmux
+from torchfab.remote import cgroup, child, files, logfiles, procfs, tmux
+from torchfab.remote.child import Child
 from torchfab.remote.ranks import RankWatch
 from torchfab.remote.window import Window
 
@@ -54,7 +54,7 @@ class Supervisor:
         # Signals that reach all processes without us, as a notice: a process that does not ask for them ignores them.
         self.notices = [signal.Signals[name] for name in self.spec.get("ignore", ())]
         self.warned: str | None = None
-        self.child: subprocess.Popen[bytes] | None = None
+        self.child: Child | None = None
         self.ranks = RankWatch(folder, 0)
         self.window = Window(folder, self.spec)
         self.timeline = logfiles.Timeline(folder)
@@ -85,25 +85,15 @@ class Supervisor:
         self.ranks.root = self.child.pid
         files.keep_room(self._path(files.EXIT), times=2)
         files.keep_room(self._path(files.RANKS))
-        self._watch(self.child)
-        return self._finish(self.child)
+        return self._finish(self._watch(self.child))
 
     # ---- the start
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start(self) -> Child:
         env = {**self.spec["env"], **self._secrets()} if self.env is None else self.env
         log = os.open(self._path(files.OUTPUT), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
-            return subprocess.Popen(
-                self.spec["argv"],
-                env=env,
-                cwd=self.spec["cwd"],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                preexec_fn=self._before_exec,  # noqa: PLW1509  # there is one thread
-            )
+            return child.start(self.spec["argv"], env, self.spec["cwd"], log, self._before_exec)
         finally:
             os.close(log)
 
@@ -133,12 +123,13 @@ class Supervisor:
 
     # ---- the watch
 
-    def _watch(self, child: subprocess.Popen[bytes]) -> None:
-        while child.poll() is None:
+    def _watch(self, child: Child) -> int:
+        while (code := child.poll()) is None:
             self._wait()
             self._after_wait(child)
         self.exited = time.time()
-        self.ranks.set_code(child.pid, child.returncode)
+        self.ranks.set_code(child.pid, code)
+        return code
 
     def _wait(self) -> None:
         poll = select.poll()
@@ -151,7 +142,7 @@ class Supervisor:
             else:
                 self.ranks.ended(handle)
 
-    def _after_wait(self, child: subprocess.Popen[bytes]) -> None:
+    def _after_wait(self, child: Child) -> None:
         self.ranks.look()
         self.ranks.sweep()
         self._reap_adopted(child.pid)
@@ -162,7 +153,7 @@ class Supervisor:
             self._kill(procfs.descendants([os.getpid()]))
 
     def _reap_adopted(self, keep: int) -> None:
-        # Zombies of processes that we adopted; the child itself is reaped by Popen, which must learn its code.
+        # Zombies of processes that we adopted; the child itself is reaped by `Child`, which must learn its code.
         for pid in procfs.children(os.getpid()):
             if pid != keep:
                 _reap(pid)
@@ -197,21 +188,23 @@ class Supervisor:
 
     # ---- the end
 
-    def _finish(self, child: subprocess.Popen[bytes]) -> int:
+    def _finish(self, code: int) -> int:
         # Written first, in case that we are killed while we clean up.
-        self._write_exit(child.returncode, cleaning=True)
+        self._write_exit(code, cleaning=True)
         left = self._clean_up()
         logs = logfiles.find(self.folder, self.spec)
         self.timeline.STEP_S = 0.0
         self.timeline.note(logs, time.time())
         self.window.show(logs, self.ranks.ranks)
-        self._write_exit(child.returncode, left=left)
+        self._write_exit(code, left=left)
         files.give_up_room(self._path(files.EXIT))
         files.give_up_room(self._path(files.RANKS))
-        return child.returncode if child.returncode >= 0 else 128 - child.returncode
+        return code if code >= 0 else 128 - code
 
     def _clean_up(self) -> list[str]:
         """End all that is left below us: TERM, the grace, KILL; return what was there, described."""
+        if _has_no_children():
+            return []
         me = os.getpid()
         remaining = procfs.descendants([me])
         left = [procfs.describe(pid) for pid in remaining]
@@ -276,6 +269,19 @@ def _signal_all(pids: list[int], number: signal.Signals) -> None:
             os.kill(pid, number)
         except OSError:  # gone meanwhile
             pass
+
+
+def _has_no_children() -> bool:
+    """Say whether nothing is left below this process: a subreaper is the parent of all orphans below it.
+
+    Only the kernel knows without looking at every process of the machine.
+    """
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+        return False
+    except ChildProcessError:
+        return True
 
 
 def _reap(pid: int) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import time
 
 from torchfab.remote import procfs
@@ -17,6 +16,7 @@ from torchfab.remote import procfs
 SERVER = ("tmux", "-L", "torchfab")
 OLDEST = (3, 2)
 TIMEOUT_S = 10.0  # it answers in 10 ms
+_MOST_BYTES = 14_000  # it refuses a message of more than 16,343 bytes
 # Errors of a client that meets the server while it leaves, after its last session has ended.
 _LEAVING = ("server exited unexpectedly", "lost server", "no server running", "error connecting")
 
@@ -31,6 +31,8 @@ def run(*words: str, timeout_s: float = TIMEOUT_S) -> tuple[int, str]:
 
 
 def _run(argv: list[str], timeout_s: float) -> tuple[int, str]:
+    import subprocess  # not for the supervisor, which asks only whether the server is alive
+
     try:
         done = subprocess.run(
             argv,
@@ -85,20 +87,38 @@ def open_session(session: str, windows: list[tuple[str, list[str]]], timeout_s: 
         For all of them together.
     """
     deadline = time.monotonic() + timeout_s
-    (name, argv), *rest = windows
-    error = _open_first(session, name, argv, timeout_s)
-    for name, argv in rest:
+    first, *others = _messages(session, windows)
+    error = _open_first(first, timeout_s)
+    for words in others:
         if error:
             return error
-        words = ("new-window", "-d", "-t", f"={session}:", "-n", name, *argv)
         code, text = run(*words, timeout_s=deadline - time.monotonic())
         error = text or f"tmux new-window ended with {code}" if code else ""
     return error
 
 
-def _open_first(session: str, name: str, argv: list[str], timeout_s: float) -> str:
-    # `-x -y`: a size for programs that ask before anyone attaches.
-    words = ("new-session", "-d", "-x", "200", "-y", "50", "-s", session, "-n", name, *argv)
+def _messages(session: str, windows: list[tuple[str, list[str]]]) -> list[list[str]]:
+    """Return the commands that open a session with these windows, as few as tmux takes.
+
+    In one message, a session is not closed by a first process that ends before the next window opens.
+    """
+    messages: list[list[str]] = []
+    for name, argv in windows:
+        # `-x -y`: a size for programs that ask before anyone attaches.
+        opening = ["new-window", "-d", "-t", f"={session}:"] if messages else ["new-session", "-d", "-x", "200"]
+        words = [*opening, *(["-n", name] if messages else ["-y", "50", "-s", session, "-n", name]), *argv]
+        if messages and _size(messages[-1]) + _size(words) < _MOST_BYTES:
+            messages[-1] += [";", *words]
+        else:
+            messages.append(words)
+    return messages
+
+
+def _size(words: list[str]) -> int:
+    return sum(len(os.fsencode(word)) + 1 for word in words)
+
+
+def _open_first(words: list[str], timeout_s: float) -> str:
     for attempt in range(10):
         code, text = run(*words, timeout_s=timeout_s)
         if code == 0:

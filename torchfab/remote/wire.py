@@ -14,7 +14,6 @@ import os
 import select
 import signal
 import sys
-import traceback
 
 from torchfab.remote import files
 
@@ -122,6 +121,8 @@ class Conversation:
         except BrokenPipeError:
             raise
         except Exception as error:  # told to the user, with where it happened: it is our fault, or the machine's
+            import traceback
+
             trace = traceback.format_exc(limit=-3)
             answer = {"problems": [{"what": f"{type(error).__name__}: {error}", "fix": ""}], "trace": trace}
         self.send({**answer, "of": request.get("number")})

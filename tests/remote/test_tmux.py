@@ -1,0 +1,39 @@
+"""What tmux is told, and that it takes it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.remote.place import wait_for
+from tests.support import require
+from torchfab.remote import tmux
+
+LIMIT = 16_343  # bytes of a message, as tmux 3.3a counts them
+
+
+@pytest.fixture
+def own_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    require("tmux")
+    folder = tmp_path / "t"
+    folder.mkdir(mode=0o700)
+    monkeypatch.setenv("TMUX_TMPDIR", str(folder))
+    monkeypatch.delenv("TMUX", raising=False)
+
+
+@pytest.mark.parametrize(("windows", "messages"), [(1, 1), (8, 1), (300, 3)])
+def test_all_windows_are_opened_with_as_few_messages_as_tmux_takes(windows: int, messages: int) -> None:
+    argv = ["/usr/bin/python3", "-I", "-S", "/home/a/.torchfab/jobs/x/node-0/node.py", "supervise"]
+    told = tmux._messages("a", [(f"rank-{rank}", [*argv, f"rank-{rank}"]) for rank in range(windows)])
+    assert [words[0] for words in told] == ["new-session", *["new-window"] * (len(told) - 1)]
+    assert sum(words.count("-n") for words in told) == windows
+    assert all(sum(len(os.fsencode(word)) + 1 for word in words) < LIMIT for words in told)
+    assert len(told) >= messages
+
+
+def test_processes_that_end_at_once_do_not_keep_the_others_from_starting(own_server: None, tmp_path: Path) -> None:
+    windows = [(f"rank-{rank}", ["touch", str(tmp_path / str(rank))]) for rank in range(40)]
+    assert tmux.open_session("a", windows, 20) == ""
+    wait_for(lambda: all((tmp_path / str(rank)).exists() for rank in range(40)))
