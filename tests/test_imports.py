@@ -54,7 +54,8 @@ DIRECTION: dict[str, set[str]] = {
     "knownhosts": set(),
     "hostcerts": set(),
     "asking": {"errors", "fanout", "job", "session", "settings", "ssh"},
-    "sshconfig": {"errors"},
+    "sshconfig": {"errors", "sshindex"},
+    "sshindex": {"sshconfig"},  # for its types alone
     "routes": {"errors", "sshconfig"},
     "agents": {"routes"},
     "hostkeys": {"errors", "knownhosts", "hostcerts", "routes"},

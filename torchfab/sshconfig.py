@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from torchfab.errors import HostError, UsageError
+from torchfab.sshindex import Indexed
 
 USER_FILE, SYSTEM_FILE = "~/.ssh/config", "/etc/ssh/ssh_config"
 _DEEPEST = 16  # as OpenSSH
@@ -79,7 +80,7 @@ class Options:
 # ---- reading
 
 
-def read(path: str) -> tuple[Option, ...]:
+def read(path: str) -> Indexed:
     """Return the options of the file of `fab -S`, or of the user's file and then the system's.
 
     Raises
@@ -88,7 +89,7 @@ def read(path: str) -> tuple[Option, ...]:
         A line is no option, or files include one another too deeply.
     """
     paths = [path] if path else [os.path.expanduser(USER_FILE), SYSTEM_FILE]
-    return tuple(option for each in paths for option in _read_file(each, (), 0, os.path.dirname(SYSTEM_FILE)))
+    return Indexed(option for each in paths for option in _read_file(each, (), 0, os.path.dirname(SYSTEM_FILE)))
 
 
 def _read_file(path: str, around: tuple[Block, ...], depth: int, system: str) -> Iterator[Option]:
@@ -214,6 +215,7 @@ def options_for(options: Sequence[Option], host: str, asker: Asker, user: str = 
     HostError
         A Match has a criterion that is not supported.
     """
+    options = options.about(host) if isinstance(options, Indexed) else options
     found: dict[str, tuple[Option, ...]] = {}
     if user:
         found["user"] = (Option("user", (user,), "the hosts file"),)
