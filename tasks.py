@@ -111,7 +111,13 @@ def bench_train(context: Context, options: str = "") -> None:
     _succeed(PYTHON, "bench/train.py", *shlex.split(options))
 
 
-namespace = Collection(test, fuzz, lint, golden, cluster, reliability, stress, bench_train)
+@task(name="bench-launch", help={"options": OPTIONS_HELP})
+def bench_launch(context: Context, options: str = "") -> None:
+    """Measure launching beside pdsh, clush and others, on many rehearsal hosts."""
+    _succeed(PYTHON, "bench/launch.py", *shlex.split(options))
+
+
+namespace = Collection(test, fuzz, lint, golden, cluster, reliability, stress, bench_train, bench_launch)
 
 
 def _pytest(match: str) -> list[str]:

@@ -1,0 +1,98 @@
+#!/usr/bin/env python
+"""Measure launching: `inv bench-launch`. Tables with the goals, a picture and profiles land in bench/results/.
+
+Torchfab and the tools one would use instead take turns on the same rehearsal hosts (loopback addresses of this machine,
+sixteen to an sshd), several rounds; every figure is a median. On one machine the nodes' own work (sshd, interpreters,
+tmux) is paid by the same cores: it is reported apart from the client's, which is what counts on a real cluster.
+
+Every result is kept at once (bench/results/launch.jsonl), so that parts can be run one by one and cut off anywhere;
+what is there already is not measured again, unless --fresh says so. The tables are made of all that is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
+from launching import report, tools  # noqa: E402 (they lie beside this file, outside any package)
+from launching.hosts import KEY_EXCHANGES  # noqa: E402
+from launching.parts import FAN_OUT_TOOLS, PARTS, Options  # noqa: E402
+from launching.store import Store  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results"
+VENV = ROOT / ".cache" / "bench-venv"
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to measure (default: all)")
+    add("--hosts", nargs="+", type=int, default=[2, 16, 64, 256, 1000], help="numbers of hosts (2 16 64 256 1000)")
+    add("--rounds", type=int, default=3, help="turns of each tool (default 3)")
+    add("--limit", type=float, default=300, help="seconds that a command may take (default 300)")
+    add("--tools", nargs="+", choices=FAN_OUT_TOOLS, default=list(FAN_OUT_TOOLS), help="tools to compare (all)")
+    add("--kex", nargs="+", choices=KEY_EXCHANGES, default=["curve25519"], help="key exchanges (curve25519)")
+    add("--stop-after", type=float, default=1e9, help="seconds after which no further measurement begins")
+    add("--fresh", action="store_true", help="forget what was measured of these parts before")
+    add("--results", type=Path, default=RESULTS, help="where results are kept (bench/results)")
+    add("--render", action="store_true", help="make the tables of what is there; measure nothing")
+    return parser.parse_args(argv)
+
+
+def measure(options: argparse.Namespace, store: Store) -> None:
+    """Take every step that is not in the store yet."""
+    found = tools.versions(VENV)
+    there = tuple(tool for tool in options.tools if found[tool])
+    for tool in sorted(set(options.tools) - set(there)):
+        print(f"{tool} is not installed: its rows stay empty", file=sys.stderr)
+    asked = Options(tuple(options.hosts), options.rounds, options.limit, VENV, there, tuple(options.kex))
+    deadline = time.monotonic() + options.stop_after
+    for part in options.only:
+        for key, act in PARTS[part](asked):
+            if store.has(key):
+                continue
+            if time.monotonic() > deadline:
+                print("time is up: the same command goes on from here", file=sys.stderr)
+                return
+            begun = time.monotonic()
+            values = _values(act)
+            store.add(key, {**values, "when": time.strftime("%Y-%m-%d"), "versions": found})
+            print(f"{time.monotonic() - begun:6.1f} s  {_line(key, values)}", flush=True)
+
+
+def _values(act: Any) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = act()
+    except Exception as error:  # the other measurements are worth having
+        return {"code": -1, "said": f"{type(error).__name__}: {error}"}
+    return values
+
+
+def _line(key: dict[str, Any], values: dict[str, Any]) -> str:
+    shown = {name: round(value, 2) for name, value in values.items() if isinstance(value, (int, float))}
+    what = " ".join(str(value) for value in key.values())
+    return f"{what}: " + " ".join(f"{name}={value}" for name, value in shown.items())
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure what is missing, then make the tables of all."""
+    options = parse_arguments(argv)
+    store = Store(options.results / "launch.jsonl")
+    if options.fresh:
+        for part in options.only:
+            store.drop(part)
+    if not options.render:
+        tools.install(VENV)
+        measure(options, store)
+    text = report.write(store, options.results)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""The goals, each beside its figure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from launching.store import Store
+from launching.tools import OURS
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A goal.
+
+    Parameters
+    ----------
+    what : str
+        What is measured.
+    value : float or None
+        The figure; None where it was not measured.
+    most : float
+        What it may be; with `least`, what it must be at least.
+    unit : str
+        Of both.
+    """
+
+    what: str
+    value: float | None
+    most: float
+    unit: str = ""
+    least: bool = False
+
+    @property
+    def shown(self) -> str:
+        """The figure."""
+        return "" if self.value is None else _words(self.value, self.unit)
+
+    @property
+    def goal(self) -> str:
+        """The goal."""
+        return f"{'≥' if self.least else '≤'} {_words(self.most, self.unit)}"
+
+    @property
+    def verdict(self) -> str:
+        """Whether it is met."""
+        if self.value is None:
+            return "not measured"
+        return "met" if (self.value >= self.most if self.least else self.value <= self.most) else "missed"
+
+
+def _words(value: float, unit: str) -> str:
+    shown = f"{value:.0f}" if value >= 100 or value == int(value) else f"{value:.2g}"
+    return f"{shown} {unit}".strip()
+
+
+def goals(store: Store) -> Iterator[Goal]:
+    """Yield all goals."""
+    yield from _fan_out(store)
+    yield from _whole(store)
+    yield from _life(store)
+    yield from _one_machine(store)
+
+
+def _fan_out(store: Store) -> Iterator[Goal]:
+    for kex, most in (("curve25519", 1.0), ("default", 0.35)):
+        for hosts in (64, 1000):
+            wanted = {"kind": "true", "kex": kex, "hosts": hosts}
+            ratio = _ratio(store, "wall_s", wanted, OURS, "pdsh")
+            yield Goal(f"`true` on {hosts} hosts, {kex}: torchfab's wall time against pdsh's", ratio, most, "x")
+    for hosts in (64, 1000):
+        cpu = store.median("cpu_s", kind="true", kex="curve25519", hosts=hosts, tool=OURS)
+        yield Goal(f"client CPU a host, `true` on {hosts}", cpu and 1000 * cpu / hosts, 10, "ms")
+
+
+def _whole(store: Store) -> Iterator[Goal]:
+    per_gpu = {"kind": "per-gpu", "hosts": 64}
+    for kex in ("curve25519", "default"):
+        ratio = _ratio(store, "running_s", {**per_gpu, "kex": kex}, OURS, "seed")
+        yield Goal(f"launch-per-gpu, 64 x 8, {kex}: until all run, against the tutorial's loop", ratio, 0.05, "x")
+    thousand = {"kind": "per-node", "kex": "curve25519", "hosts": 1000, "tool": OURS}
+    found = list(store.select(**thousand))
+    missing = max((each.get("missing", 1) + (each["code"] != 0) for each in found), default=None)
+    yield Goal("launch-per-node on 1000 hosts: failures", missing, 0)
+    yield Goal("launch-per-node on 1000 hosts: client memory", store.median("memory_mb", **thousand), 150, "MB")
+    cpu = store.median("cpu_s", **thousand)
+    yield Goal("launch-per-node on 1000 hosts: client CPU a host", cpu, 10, "ms")  # seconds of 1000 hosts
+    small = store.median("cpu_s", **{**thousand, "hosts": 64})
+    growth = (cpu / 1000) / (small / 64) if cpu and small else None
+    yield Goal("client CPU a host at 1000 against 64 (linear: 1)", growth, 1.2, "x")
+    for hosts, most in ((64, 0.5), (1000, 10.0)):
+        skew = store.median("skew_s", **{**thousand, "hosts": hosts})
+        yield Goal(f"start skew of {hosts} prepared hosts", skew, most, "s")
+
+
+def _life(store: Store) -> Iterator[Goal]:
+    for hosts in (64, 256):
+        wanted = {"part": "life", "hosts": hosts}
+        bare, status, stop = (store.median(f"{what}_s", **wanted) for what in ("bare", "status", "stop"))
+        yield Goal(f"status of {hosts} hosts against bare logins", status / bare if bare and status else None, 1.2, "x")
+        yield Goal(
+            f"stop of {hosts} hosts, with proof, against status", stop / status if stop and status else None, 1.5, "x"
+        )
+    for hosts in sorted(store.known("hosts", part="dead")):
+        found = [each["dead_s"] - each["alive_s"] - each["timeout_s"] for each in store.select(part="dead", hosts=hosts)
+                 if "dead_s" in each]  # fmt: skip
+        yield Goal(f"one silent host among {hosts}: beyond its time-out", max(found, default=None), 1, "s")
+
+
+def _one_machine(store: Store) -> Iterator[Goal]:
+    for kind in ("alike", "different", "flood"):
+        rate = store.median("lines_per_s", part="lines", kind=kind)
+        yield Goal(f"log lines merged a second on one core, {kind}", rate, 100_000, "lines/s", least=True)
+    yield Goal("`fab --list`", store.median("list_s", part="start-up"), 0.5, "s")
+    yield Goal("`fab status` of a job on this machine", store.median("status_s", part="start-up"), 0.5, "s")
+    supervisor = store.median("supervisor_ms", part="node")
+    yield Goal("CPU on a node per started process beyond itself", supervisor and supervisor / 1000, 0.1, "s")
+    yield Goal("memory on a node per started process beyond itself", store.median("rss_mb", part="node"), 12, "MB")
+    wanted = {"part": "first-step"}
+    total = store.median("total_s", **wanted)
+    own = [store.median(name, **wanted) or 0.0 for name in ("prepared_s", "agents_s")]
+    yield Goal("torchfab's share of the time to the first step", sum(own) / total if total else None, 0.1)
+
+
+def _ratio(store: Store, value: str, wanted: Mapping[str, Any], tool: str, other: str) -> float | None:
+    ours, theirs = (store.median(value, **{**wanted, "tool": each}) for each in (tool, other))
+    return ours / theirs if ours and theirs else None
