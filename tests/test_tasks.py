@@ -18,6 +18,7 @@ def all_tasks() -> Iterator[invoke.Task[Any]]:
 
 def test_the_tasks_are_those_that_the_documents_name() -> None:
     assert sorted(tasks.namespace.task_names) == [
+        "bench-launch",
         "bench-train",
         "cluster",
         "fuzz",

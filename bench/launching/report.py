@@ -32,7 +32,7 @@ WHAT_RAN = {
     "true": "torchfab has no command that runs `true`: its own connections do it, host keys checked, in a program that "
     "starts Python and imports Fabric, as every `fab` command does.",
     "per-node": "torchrun is replaced by a program that says when it began and ends: torchrun imports torch, 2 s of "
-    "CPU a node, which on one machine would be all that is measured. torchfab asks that interpreter what it always asks, "
+    "CPU a node, which on one machine would be all that is measured. torchfab asks that interpreter its questions, "
     "and makes all its checks; the others make none.",
     "per-gpu": "A rank is a Python script that says when it began and ends. The tutorial's lines log in once a rank; "
     "pdsh, clush, parallel-ssh and asyncssh run one script a host, which opens eight tmux sessions; mpirun starts "
