@@ -91,6 +91,8 @@ def main(argv: list[str] | None = None) -> None:
         tools.install(VENV)
         measure(options, store)
     text = report.write(store, options.results)
+    if options.results == RESULTS:
+        report.write_into(ROOT / "docs" / "scale.md", report.cost_model(store))
     print(text)
 
 

@@ -233,3 +233,52 @@ def draw(store: Store, path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=100)
     pyplot.close(figure)
+
+
+BEGIN, END = "<!-- measured: begin (written by inv bench-launch) -->\n", "<!-- measured: end -->"
+
+
+def cost_model(store: Store) -> str:
+    """Return what a host and a process cost, as a table for docs/scale.md; empty where too little was measured."""
+    wanted = {"kind": "per-node", "kex": "curve25519", "tool": OURS}
+    counts = [
+        count
+        for count in sorted(store.known("hosts", **wanted))
+        if store.median("cpu_s", code=0, **wanted, hosts=count)
+    ]
+    if len(counts) < 2:
+        return ""
+    few, many = (counts[0], counts[-1])
+    rows = [
+        ["the launch machine, fixed", *_fixed_and_slope(store, wanted, few, many, fixed=True)],
+        ["the launch machine, a host more", *_fixed_and_slope(store, wanted, few, many, fixed=False)],
+    ]
+    nodes = store.median("nodes_cpu_s", **wanted, hosts=many)
+    rows.append([f"a node: login, checks, one process ({many} at once on this machine)", _ms(nodes, many), ""])
+    supervisor, memory = store.median("supervisor_ms", part="node"), store.median("rss_mb", part="node")
+    if supervisor and memory:
+        rows.append(["a node, a process more: its supervisor", f"{supervisor:.0f} ms", f"{memory:.0f} MB"])
+    return f"Between {few} and {many} hosts, `launch-per-node`:\n\n" + table(["who pays", "CPU", "memory"], rows)
+
+
+def _ms(total_s: float | None, hosts: int) -> str:
+    return "" if total_s is None else f"{1000 * total_s / hosts:.0f} ms"
+
+
+def _fixed_and_slope(store: Store, wanted: dict[str, Any], few: int, many: int, fixed: bool) -> list[str]:
+    """Return CPU and memory of the straight line through the smallest and the largest number of hosts."""
+    words = []
+    for value, scale, unit in (("cpu_s", 1000, "ms"), ("memory_mb", 1, "MB")):
+        low, high = (store.median(value, code=0, **wanted, hosts=count) or 0.0 for count in (few, many))
+        slope = scale * (high - low) / (many - few)
+        shown = scale * low - slope * few if fixed else slope
+        words.append(f"{shown:.2g} {unit}" if shown < 10 else f"{shown:.0f} {unit}")
+    return words
+
+
+def write_into(path: Path, text: str) -> None:
+    """Replace what stands between the marks in a document."""
+    before, _, rest = path.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if end and text:
+        path.write_text(f"{before}{BEGIN}{text}{END}{after}")

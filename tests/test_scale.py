@@ -1,0 +1,43 @@
+"""What must not grow with the number of hosts."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from torchfab import asking, connecting, ssh
+from torchfab.asking import Answer, ask_all
+from torchfab.job import Node
+from torchfab.settings import Settings
+
+
+def test_no_more_threads_than_the_bound_ask_many_hosts_and_none_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, most = threading.active_count(), [0]
+    open_session = ssh.open_session
+
+    def counted(*words: Any) -> Any:
+        most[0] = max(most[0], threading.active_count())
+        return open_session(*words)
+
+    monkeypatch.setattr(asking, "open_session", counted)
+    nodes = [Node(rank, "localhost") for rank in range(12)]
+    answers = dict(ask_all(nodes, Settings(fanout=3), {"op": "clock"}, 20))
+    assert all(isinstance(answer, Answer) for answer in answers.values())
+    assert most[0] <= before + 3
+    for thread in threading.enumerate():
+        thread.join(5) if thread is not threading.current_thread() and thread.daemon else None
+    assert threading.active_count() <= before
+
+
+def test_what_is_kept_for_a_host_is_small_and_its_own(tmp_path: Any) -> None:
+    # Fabric's Config.clone reads the ssh config once more into the original: the n-th host had it n times.
+    config = tmp_path / "config"
+    config.write_text("Host *\n  User me\n")
+    nodes = [Node(rank, f"n{rank}") for rank in range(20)]
+    made = connecting.connections(nodes, Settings(ssh_config=str(config)))
+    configs = [each.config for each in made.values() if isinstance(each, connecting.Connection)]
+    assert len({id(each) for each in configs}) == 20
+    assert all(not each.base_ssh_config._config[1:] for each in configs)
+    assert {each.user for each in made.values() if isinstance(each, connecting.Connection)} == {"me"}
