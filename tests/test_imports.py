@@ -217,3 +217,10 @@ def test_fab_lists_every_task_with_what_it_does() -> None:
         task[0] for task in tasks
     }
     assert all(len(task) == 2 for task in tasks), tasks
+
+
+def test_a_command_about_a_job_on_this_machine_loads_neither_connections_nor_the_checks_of_a_launch() -> None:
+    code = "import torchfab.life, torchfab.runtimes.tmux, torchfab.ssh; from torchfab.job import Node\n"
+    loaded = modules_after(code + "torchfab.ssh.connections([Node(0, 'localhost')], None)")
+    heavy = {"torchfab.connecting", "torchfab.launch", "torchfab.doctor", "ClusterShell", "rich", "kubernetes", "torch"}
+    assert not loaded & heavy

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torchfab import inventory, launch, runtimes, stall, status
+from torchfab import inventory, runtimes, stall, status
 from torchfab.columns import columns
 from torchfab.commandline import fold_reasons, say, tell
 from torchfab.errors import HostsFailedError, TorchfabError, UsageError
@@ -58,6 +58,8 @@ def _as_of_today(record: Record, around: Surroundings) -> Record:
 
 def stall_s(flag: str, around: Surroundings) -> float:
     """Return after how many seconds of silence a job is said to hang: by the flag `--stall`, else by the setting."""
+    from torchfab import launch  # and with it the checks of a launch, for which a status has no use
+
     return launch.seconds("--stall", flag) if flag else float(around.config["stall_s"])
 
 

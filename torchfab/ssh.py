@@ -197,6 +197,8 @@ class _SSHPipe:
 
 def connections(nodes: Sequence[Node], settings: Settings) -> dict[int, Any]:
     """Return what `open_session` takes, per node; see `torchfab.connecting`. Called before any thread is started."""
+    if all(node.is_local for node in nodes):
+        return {node.rank: None for node in nodes}
     from torchfab import connecting
 
     return dict(connecting.connections(nodes, settings))

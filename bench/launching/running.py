@@ -51,7 +51,7 @@ def run(argv: Sequence[str], limit_s: float, env: Mapping[str, str] | None = Non
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **(env or {})},
+            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "", **(env or {})},  # users have compiled modules
             cwd=cwd,
             start_new_session=True,
         )
