@@ -372,8 +372,10 @@ def stop_launch(job: str, around: Surroundings) -> bool:
         raise UsageError(
             f"job {job} is being launched at this moment, on {host}", "press Ctrl-C there, or stop it later"
         )
+    from torchfab.launch import STOP_SIGNAL
+
     tell(f"job {job} is being launched (fab, pid {pid}): asking for an end of that")
-    os.kill(pid, launch.STOP_SIGNAL)
+    os.kill(pid, STOP_SIGNAL)
     settings = around.settings
     deadline = time.monotonic() + settings.prepare_timeout_s + settings.start_timeout_s
     while around.records.launching(job):
