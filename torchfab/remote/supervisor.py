@@ -169,8 +169,14 @@ class Supervisor:
 
     def _lost_its_tmux(self) -> bool:
         # A server that closes a window still lives when we hear of it, also if it was its last one: closing is meant.
-        # One that is gone already was killed: the training goes on without a window.
-        return not tmux.server_is_alive()
+        # One that is gone already was killed: the training goes on without a window. The kernel hangs up for a process
+        # that it ends a little before that process is gone.
+        until = time.monotonic() + 0.2
+        while tmux.server_is_alive():
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.02)
+        return True
 
     def _pass_on(self, number: signal.Signals) -> None:
         if number in self.notices:
