@@ -51,6 +51,20 @@ def test_who_launches_a_job_is_known_until_the_launch_is_done(records: Records) 
     assert records.launching("gpt2") is None
 
 
+def test_what_a_launch_left_that_was_killed_before_its_job_was_written_down_goes_with_a_later_claim(
+    records: Records,
+) -> None:
+    write(records, plan_named("kept"))
+    for name in ("dead", "young", "alive"):
+        records.claim(name)
+    for name in ("dead", "kept", "alive"):
+        os.utime(records.root / name / "launching", (1.0, 1.0))
+    for name in ("dead", "young", "kept"):
+        records.launched(name)
+    records.claim("new")
+    assert sorted(path.name for path in records.root.iterdir()) == ["alive", "kept", "new", "young"]
+
+
 def test_a_launch_is_confirmed_once_it_says_so_and_each_attempt_anew(records: Records) -> None:
     record = write(records, plan_named())
     seen = [record.is_confirmed]

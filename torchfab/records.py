@@ -11,6 +11,7 @@ jobs/<name>/            0700; making it, and locking `launching` in it, claims t
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -27,6 +28,7 @@ from torchfab.job import Node, Plan, Submission, check_name
 from torchfab.settings import Settings
 
 FORMAT = 1
+_DEAD_S = 600.0  # the claim of a launch that has ended so long ago is not one that is about to be locked
 ATTEMPTS = "attempts"
 
 
@@ -161,6 +163,7 @@ class Records:
         folder = self.root / name
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._forget_dead_claims()
             if not self._take(folder):
                 raise JobNameError(
                     f"there is a job {name} already ({self._what_is(name)})",
@@ -169,6 +172,15 @@ class Records:
         except OSError as error:
             raise _cannot_write(folder, error) from None
         return folder
+
+    def _forget_dead_claims(self) -> None:
+        """Remove what launches have left that were killed before they had written down their job."""
+        for path in self.root.glob("*/launching"):
+            if (path.parent / "record.json").exists() or time.time() - path.stat().st_mtime < _DEAD_S:
+                continue
+            with path.open() as file, contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path.parent, ignore_errors=True)
 
     def _take(self, folder: Path) -> bool:
         """Make the folder of a job and lock it, or take over that of a launch that was killed before it had begun."""

@@ -31,7 +31,10 @@ def settled(fab: Fab, files: set[str]) -> dict[str, object]:
     left = {kind: what for kind, what in fab.left().items() if kind in ("processes", "tmux sessions")}
     ours = {path for path in temporary_files(fab.cluster) - files if not Path(path).is_relative_to(fab.base)}
     left |= {"files": sorted(ours)} if ours else {}
-    folders = [path for path in fab.base.rglob("*") if path.is_socket() or path.name.endswith((".new", ".part"))]
+    # What a launch that was killed had claimed goes with a later claim.
+    claims = {path.parent for path in fab.records.glob("*/launching") if not (path.parent / "record.json").exists()}
+    files_of_jobs = [path for path in fab.base.rglob("*") if path.parent not in claims]
+    folders = [path for path in files_of_jobs if path.is_socket() or path.name.endswith((".new", ".part"))]
     return left | ({"unfinished": [str(path) for path in folders]} if folders else {})
 
 
