@@ -176,11 +176,12 @@ class Records:
     def _forget_dead_claims(self) -> None:
         """Remove what launches have left that were killed before they had written down their job."""
         for path in self.root.glob("*/launching"):
-            if (path.parent / "record.json").exists() or time.time() - path.stat().st_mtime < _DEAD_S:
-                continue
-            with path.open() as file, contextlib.suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path.parent, ignore_errors=True)
+            with contextlib.suppress(OSError):  # it lives, or another one was faster
+                if (path.parent / "record.json").exists() or time.time() - path.stat().st_mtime < _DEAD_S:
+                    continue
+                with path.open() as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(path.parent, ignore_errors=True)
 
     def _take(self, folder: Path) -> bool:
         """Make the folder of a job and lock it, or take over that of a launch that was killed before it had begun."""
