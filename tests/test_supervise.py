@@ -288,12 +288,12 @@ def test_stop_waits_for_a_restart_that_is_under_way(tmp_path: Path) -> None:
 
 def test_a_notifier_that_fails_is_told_and_nothing_more(tmp_path: Path) -> None:
     told: list[str] = []
-    for target in ("false", "/no/such/program", "http://127.0.0.1:9/"):
+    for target in ("false", "/no/such/program", "http://127.0.0.1:9/secret"):
         notifier = Notifier(target, told.append)
         notifier.tell({"job": "x", "event": "end"})
         notifier.close()
     assert [text.partition(": ")[0] for text in told] == [
-        *("--notify false", "--notify /no/such/program", "--notify http://127.0.0.1:9/"),
+        *("--notify false", "--notify /no/such/program", "--notify http://127.0.0.1:9"),
     ]
 
 

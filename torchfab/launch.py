@@ -23,6 +23,8 @@ from torchfab.runtimes import tmux
 from torchfab.settings import Settings
 from torchfab.surroundings import Surroundings
 
+_SUPERVISED = ("restarts", "stall", "backoff", "notify", "tmux")
+
 # ---- from flags to a job
 
 
@@ -138,6 +140,9 @@ def launch(
     TorchfabError
         Something is wrong; nothing was started, or what had started was stopped again.
     """
+    alone = [name for name in _SUPERVISED if getattr(flags, name)]
+    if alone:
+        raise UsageError(f"--{alone[0]} is for a job that is supervised", "add --supervise, or leave it out")
     asked = ask_for(launcher, flags, own, around)
     if flags.dry_run:
         show(asked, around)

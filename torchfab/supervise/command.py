@@ -14,15 +14,17 @@ from torchfab import asked as asked_of
 from torchfab import launch
 from torchfab.asked import Asked
 from torchfab.commandline import say, tell
-from torchfab.errors import UsageError
+from torchfab.errors import TorchfabError, UsageError
 from torchfab.flags import LaunchFlags
 from torchfab.inventory import fold
 from torchfab.records import Record
-from torchfab.supervise import handover, lock
+from torchfab.supervise import handover, lock, story
 from torchfab.supervise.lemons import Lemons
 from torchfab.supervise.supervisor import Supervisor
 from torchfab.supervise.values import Policy
 from torchfab.surroundings import Surroundings
+
+_PATIENCE_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def launch_supervised(
         return 0
     record = launch.carry_out(asked, around, lemons)
     if flags.tmux:
-        return _in_tmux(record, flags.follow, fab, around)
+        return _in_tmux(record, flags.follow, fab, around, asked)
     return _supervise(asked, record, policy, around, flags.follow, "")
 
 
@@ -112,7 +114,7 @@ def take_up(record: Record, wishes: Wishes, follow: bool, tmux: bool, around: Su
             "launch it anew with another --name, and the same --experiment-name, to go on from its last checkpoint",
         )
     if tmux:
-        return _in_tmux(record, follow, fab, around)
+        return _in_tmux(record, follow, fab, around, asked)
     return _supervise(asked, record, policy, around, follow, around.environ.get(handover.SESSION, ""))
 
 
@@ -120,12 +122,14 @@ def _supervise(asked: Asked, record: Record, policy: Policy, around: Surrounding
     held = lock.Supervised(record.folder, where)
     again = any(event["event"] == "supervised" for event in record.events())
     supervisor = Supervisor(asked, record, policy, around, follow, just_taken_up=True)
-    supervisor.note("supervised", _first_words(asked, record, policy, again), policy=policy.as_json())
+    supervisor.note("supervised", _first_words(asked, record, policy, again))
     try:
         return supervisor.run()
     except KeyboardInterrupt:
         name = record.name
-        tell(f"\nnobody supervises job {name} any more, and it goes on; to take it up again: fab supervise {name}")
+        runs = story.open_ending(record.events(), supervisor.record.attempt) is None
+        how = "and it goes on" if runs else "and it does not run now"
+        tell(f"\nnobody supervises job {name} any more, {how}; to take it up again: fab supervise {name}")
         tell(f"fab status {name} | to end it: fab stop {name}")
         return 130
     finally:
@@ -141,9 +145,18 @@ def _first_words(asked: Asked, record: Record, policy: Policy, again: bool) -> s
     return f"{words}; {policy.restarts} restarts without progress, {stall}"
 
 
-def _in_tmux(record: Record, follow: bool, fab: Sequence[str], around: Surroundings) -> int:
+def _in_tmux(record: Record, follow: bool, fab: Sequence[str], around: Surroundings, asked: Asked) -> int:
     argv = [*fab, "supervise", record.name, *(["--follow"] if follow else [])]
-    session = handover.start(record.name, argv, around.environ, around.cwd, record.folder)
+    environ = {**around.environ, **asked.job.secrets}  # also those that came with --env
+    session = handover.start(record.name, argv, environ, around.cwd, record.folder)
+    deadline = time.monotonic() + _PATIENCE_S
+    while lock.holder(record.folder) is None:
+        if time.monotonic() > deadline:
+            raise TorchfabError(
+                f"the supervisor in tmux did not begin within {_PATIENCE_S:g} s",
+                f"the job runs; see what it says without tmux: fab supervise {record.name}",
+            )
+        time.sleep(0.1)
     say(f"job {record.name} is supervised in tmux; see it: tmux -L torchfab attach -t ={session}")
     return 0
 

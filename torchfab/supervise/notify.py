@@ -51,7 +51,12 @@ class Notifier:
             try:
                 _send(self.target, event)
             except Exception as error:  # whatever a URL or a command does, the job is worth more
-                self.complain(f"--notify {self.target}: {error}")
+                self.complain(f"--notify {_name(self.target)}: {error}")
+
+
+def _name(target: str) -> str:
+    """Return a target without the part of a URL that may be a secret."""
+    return "/".join(target.split("/")[:3]) if target.startswith(("http://", "https://")) else target
 
 
 def _send(target: str, event: Mapping[str, Any]) -> None:

@@ -152,7 +152,8 @@ class Supervisor:
             self._note_ending(ending)
             return ending, page.text(told)
         stuck = self._stop_rest()
-        found = inquest.sick(self.record.nodes, self.asked, self.record.settings, self.policy.lost_s)
+        patience_s = 0.0 if sight.what == "lost" else self.policy.lost_s
+        found = inquest.sick(self.record.nodes, self.asked, self.record.settings, patience_s)
         # Who was out of reach and is back is as good as any.
         kept = {host: why for host, why in ending.bad.items() if host in found or host not in told.silent}
         ending = replace(ending, bad={**kept, **found, **stuck})
