@@ -12,6 +12,7 @@ what is there already is not measured again, unless --fresh says so. The tables 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from pathlib import Path
@@ -83,6 +84,7 @@ def _line(key: dict[str, Any], values: dict[str, Any]) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Measure what is missing, then make the tables of all."""
     options = parse_arguments(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # hosts are taken down on the way out
     store = Store(options.results / "launch.jsonl")
     if options.fresh:
         for part in options.only:

@@ -212,7 +212,7 @@ def _dead_once(hosts: Hosts, count: int, options: Options) -> dict[str, Any]:
         mixed.write_text("".join([lines[0], "127.81.0.1\n", *lines[1:]]))
         found = {}
         for what, hostfile in (("alive", alive), ("dead", mixed)):
-            flags = ("--hostfile", str(hostfile), "--nproc-per-node", "1", "--port", "0", "--dry-run")
+            flags = ("--hostfile", str(hostfile), "--nproc-per-node", "1", "--workdir", str(HERE), "--dry-run")
             words = tools.fab(hosts.files, "-t", str(timeout_s), "launch-per-node", *flags, "--", "rank.py", "x", "0")
             found[what] = _run(words, options.limit_s)
     costs = {f"{what}_s": cost.wall_s for what, cost in found.items()}

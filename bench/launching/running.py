@@ -57,7 +57,11 @@ def run(argv: Sequence[str], limit_s: float, env: Mapping[str, str] | None = Non
         )
         watch = _Watch(process.pid, limit_s)
         watch.start()
-        _, status, usage = os.wait4(process.pid, 0)
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
         wall_s = time.time() - begun
         process.returncode = os.waitstatus_to_exitcode(status)
         watch.ended.set()
