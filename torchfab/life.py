@@ -194,6 +194,8 @@ def remove(job: str, around: Surroundings) -> None:
     if not job:
         raise UsageError("--remove needs the name of a job", "fab jobs lists them; then: fab jobs --remove NAME")
     record = _as_of_today(around.records.get(job), around)
+    if (held := lock.holder(record.folder)) is not None:
+        raise UsageError(f"job {job} is supervised ({lock.words(held)})", f"fab stop {job}")
     found = ask_status(record)
     silent = [each.node.label for each in found.nodes if each.state == "unreachable"]
     if silent:

@@ -8,6 +8,9 @@ lock        one supervisor per job; `fab stop` wins over a restart
 eyes        watch one attempt until it ends, fails, hangs or loses a node
 inquest     why an attempt ended: the story of `fab why`, and what doctor finds on its nodes
 notify      tell a command or a URL
+scribe      the story while it is written
+remains     what may still run of earlier attempts
+relaunch    the next attempt: on which nodes, after what wait
 supervisor  all of it, in a loop
 command     `fab supervise`, and launches with `--supervise`
 """

@@ -18,7 +18,7 @@ from torchfab.errors import TorchfabError, UsageError
 from torchfab.flags import LaunchFlags
 from torchfab.inventory import fold
 from torchfab.records import Record
-from torchfab.supervise import handover, lock, story
+from torchfab.supervise import handover, lock
 from torchfab.supervise.lemons import Lemons
 from torchfab.supervise.supervisor import Supervisor
 from torchfab.supervise.values import Policy
@@ -121,13 +121,13 @@ def take_up(record: Record, wishes: Wishes, follow: bool, tmux: bool, around: Su
 def _supervise(asked: Asked, record: Record, policy: Policy, around: Surroundings, follow: bool, where: str) -> int:
     held = lock.Supervised(record.folder, where)
     again = any(event["event"] == "supervised" for event in record.events())
-    supervisor = Supervisor(asked, record, policy, around, follow, just_taken_up=True)
-    supervisor.note("supervised", _first_words(asked, record, policy, again))
+    supervisor = Supervisor(asked, policy, around, record, follow)
+    supervisor.scribe.note("supervised", _first_words(asked, record, policy, again))
     try:
         return supervisor.run()
     except KeyboardInterrupt:
         name = record.name
-        runs = story.open_ending(record.events(), supervisor.record.attempt) is None
+        runs = supervisor.scribe.open_ending() is None
         how = "and it goes on" if runs else "and it does not run now"
         tell(f"\nnobody supervises job {name} any more, {how}; to take it up again: fab supervise {name}")
         tell(f"fab status {name} | to end it: fab stop {name}")

@@ -31,8 +31,9 @@ _AGAIN_S = 2.0
 def hold(record: Record, sight: Sight) -> tuple[Ending, Story]:
     """Return how an attempt ended, from the story of `fab why`; nobody is taken to be sick yet but by that."""
     told = stories.tell(runtimes.of(record.runtime).evidence(record))
-    bad = dict.fromkeys(told.bad_nodes, told.cause.words) if told.cause.name in _SEEN else {}
-    bad |= {host: f"cannot be reached: {reason}" for host, reason in told.silent.items()}
+    # Whether nodes that do not answer are lost is doctor's to say: they may be back by then.
+    heard = [host for host in told.bad_nodes if host not in told.silent]
+    bad = dict.fromkeys(heard, told.cause.words) if told.cause.name in _SEEN else {}
     kind, name, words = _kind(told, sight)
     ending = Ending(
         attempt=record.attempt,
@@ -41,7 +42,7 @@ def hold(record: Record, sight: Sight) -> tuple[Ending, Story]:
         words=words,
         fingerprint="" if kind == "stall" else told.fingerprint,
         bad=bad if kind != "succeeded" else {},
-        blamed=() if bad else told.bad_nodes,
+        blamed=() if bad else tuple(heard),
         step=sight.step,
         lived_s=time.time() - record.created,
         code=sight.status.exit_code,
@@ -57,6 +58,8 @@ def _kind(told: Story, sight: Sight) -> tuple[str, str, str]:
     if sight.what == "lost" and told.silent and told.first is None:
         words = f"{fold(list(told.silent))} cannot be reached, and it cannot go on without"
         return Kind.NODE.name.lower(), "node-unreachable", words
+    if told.cause.kind is Kind.RUNNING:
+        return Kind.NETWORK.name.lower(), "out-of-reach", "nodes were out of reach for too long, and are back"
     who = f"{told.first.who}: " if told.first and told.cause.name != "node-unreachable" else ""
     return told.cause.kind.name.lower(), told.cause.name, f"{who}{told.cause.words}"
 
