@@ -14,6 +14,7 @@ from tests.test_slurmstate import RECORD, node, process, told
 from torchfab import life, slurmstate
 from torchfab.errors import HostError, TorchfabError
 from torchfab.events import ContactLost, JobSeen, Lines, PastRead
+from torchfab.records import Records
 from torchfab.runtimes import slurm
 from torchfab.why import story
 from torchfab.why.causes import Kind
@@ -148,7 +149,10 @@ def test_a_submission_that_fails_hangs_up_without_keep(played: Played, tmp_path:
 def test_a_job_that_was_never_confirmed_is_lost_and_can_be_removed(
     played: Played, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    unconfirmed = dataclasses.replace(RECORD, folder=tmp_path, details={"folder": "/f", "login": LOGIN})
+    folder = tmp_path / RECORD.name
+    folder.mkdir()
+    told = dataclasses.replace(RECORD, folder=folder, details={"folder": "/f"})
+    unconfirmed = Records(tmp_path).with_details(told, login=LOGIN)
     found = slurm.status(unconfirmed)
     assert (found.state, found.has_ended) == ("lost", True)
     assert life.wait(unconfirmed, 30.0, 0.0) == 1

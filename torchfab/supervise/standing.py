@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from torchfab.commandline import tell
+from torchfab.errors import JobNameError
 from torchfab.records import Record, Records
 from torchfab.supervise import lock
 
@@ -40,7 +41,10 @@ def next_attempt(record: Record) -> Record | None:
     told = False
     while True:
         held = lock.holder(record.folder)
-        current = Records(record.folder.parent).get(record.name)
+        try:
+            current = Records(record.folder.parent).get(record.name)
+        except JobNameError:  # somebody removed it while it was watched
+            return None
         if current.job_id != record.job_id:
             return replace(current, settings=record.settings)
         if held is None or lock.stop_asked(record.folder):
