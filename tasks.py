@@ -16,8 +16,8 @@ ROOT = Path(__file__).parent
 REHEARSAL = ROOT / ".rehearsal"
 PYTHON = sys.executable
 SHELL_SCRIPTS = ("run", ".ci/run")
-# Most tests wait for somebody: three at a time on two cores. The tests of one file share their clusters.
-PARALLEL = ("-n", str(max(3, os.cpu_count() or 1)), "--dist", "loadfile")
+# Most tests wait for somebody: four at a time on two cores. The tests of one file share their clusters.
+PARALLEL = ("-n", str(max(4, os.cpu_count() or 1)), "--dist", "loadfile")
 FAULTS_ELSEWHERE = (ROOT / "tests" / "integration" / "test_interruptions.py",)
 OPTIONS_HELP = 'further words for the program, in one string: --options "-x -vv"'
 

@@ -27,7 +27,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add --golden, which `inv golden` passes."""
-    parser.addoption("--rounds", type=int, default=8, help="how many launches and stops in a row the stress test does")
+    parser.addoption("--rounds", type=int, default=5, help="how many launches and stops in a row the stress test does")
     parser.addoption("--faults", default="", help="write the fault matrix that was made into this page of the docs")
     parser.addoption("--golden", action="store_true", help="rewrite the golden records instead of comparing with them")
 

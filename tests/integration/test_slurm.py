@@ -200,11 +200,18 @@ def test_two_jobs_at_once_a_third_that_waits_and_all_are_stopped(fab: Fab) -> No
     )
 
 
+def path_without(program: str) -> str:
+    """Give the PATH without the folders that hold a program: `./run` puts the project's own first."""
+    folders = os.environ["PATH"].split(os.pathsep)
+    return os.pathsep.join(folder for folder in folders if not (Path(folder) / program).exists())
+
+
 def test_a_step_beside_the_ranks_sees_what_they_do_with_a_py_spy_that_was_sent(fab: Fab) -> None:
+    env = {"PATH": path_without("py-spy")}
     submit(fab, "odd", "--python", str(bare_python(fab)), script=("light.py", "0", "60"))
     assert runs(fab, "odd"), fab("status", "odd")
-    assert eventually(lambda: "all 4 ranks are in time.sleep" in fab("stacks", "odd").stdout, 30), fab("stacks", "odd")
-    found = json.loads(ok(fab("stacks", "odd", "--json", "--rank", "1-2")).stdout)
+    assert eventually(lambda: "all 4 ranks are in time.sleep" in fab("stacks", "odd", env=env).stdout, 30)
+    found = json.loads(ok(fab("stacks", "odd", "--json", "--rank", "1-2", env=env)).stdout)
     assert [(each["host"], each["rank"]) for each in found["ranks"]] == [("node1", 1), ("node2", 2)]
     assert [node["py_spy"] for node in found["nodes"]] == ["sent", "sent"]
     assert not list(fab.node_dir.glob("jobs/odd-*/stacks-*"))

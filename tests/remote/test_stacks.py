@@ -116,7 +116,8 @@ def test_the_real_faulthandler_is_understood(tmp_path: Path) -> None:
     helper.join()
     found = faults.parse((tmp_path / "dump").read_text())
     assert found[0]["frames"][0][0] == "test_the_real_faulthandler_is_understood"
-    assert "wait" in [frame[0] for frame in found[1]["frames"]]
+    others = [[frame[0] for frame in each["frames"]] for each in found[1:]]  # those of the test's own runner, too
+    assert any("wait" in names for names in others)
 
 
 @pytest.mark.parametrize(
