@@ -73,7 +73,8 @@ def told(fab: Fab, job: str = "x") -> list[str]:
     """Return what `fab jobs --events` says, without the times, and without numbers that differ from run to run."""
     lines = ok(fab("jobs", job, "--events")).stdout.splitlines()
     plain = [re.sub(r"^\S+ \S+  ", "", line) for line in lines]
-    return [re.sub(r"after \d+ s|:\d{4,5}\b|\d+ s:", "N", line) for line in plain]
+    plain = [re.sub(r"at step \d+", "at step N", line) for line in plain]
+    return [re.sub(r"after (\d+ min )?\d+ s|:\d{4,5}\b|(\d+ min )?\d+ s:", "N", line) for line in plain]
 
 
 def events(fab: Fab, name: str, job: str = "x") -> list[dict[str, Any]]:
@@ -145,7 +146,8 @@ def test_stop_wins_over_a_restart(fab: Fab) -> None:
     ok(fab("stop", "x"))
     _, stderr = process.communicate(timeout=20)
     assert process.returncode == 143, stderr
-    assert told(fab)[-1] == "job x was asked to stop: no restart"
+    # The supervisor and `fab stop` write at the same moment: in either order.
+    assert set(told(fab)[-2:]) == {"job x was asked to stop: no restart", "stopped by fab stop"}
     assert fab.processes() == {}
     refused = fab("supervise", "x")
     assert refused.rc == 2
@@ -301,28 +303,28 @@ def test_one_training_survives_a_crash_a_hang_a_lost_node_and_the_death_of_its_s
     assert_reads(
         story,
         "launched",
-        "supervised: attempt 1 on node[1-3], spare node4; 3 restarts without progress, silence of N is a hang",
-        "attempt 1 failed N at step 6: rank 1 on node2: SIGKILL came from outside",
+        "supervised: attempt 1 on node[1-3], spare node4; 3 restarts without progress, silence of 300 s is a hang",
+        "attempt 1 failed N at step N: rank 1 on node2: SIGKILL came from outside",
         "attempt 1: no process of it is left on node[1-3]",
         "restart 1 of 3: attempt 2 on node[1-3]",
         "attempt 2 runs: 3 ranks, master node1",
         "attempt 2 is at step",
         "taken up again: attempt 2 on node[1-3], spare node4",
         "no rank has logged for N it hangs; job it: all 3 ranks are",
-        "attempt 2 failed N at step",
+        "attempt 2 failed N at step N",
         "attempt 2: no process of it is left on node[1-3]",
         "restart 1 of 3: attempt 3 on node[1-3]",
         "attempt 3 runs: 3 ranks",
         "taken up again: attempt 3 on node[1-3], spare node4",
         "attempt 3 is at step",
         "node2 cannot be reached",
-        "attempt 3 failed N at step",
+        "attempt 3 failed N at step N",
         "attempt 3: no process of it is left on node[1,3]; on node2 it may still run",
         "node2 is left out from now on (fab lemons): ",
         "a node is replaced: attempt 4 on node[1,3-4]",
         "attempt 4 runs: 3 ranks",
         "attempt 4 is at step",
-        "attempt 4 succeeded N at step 36",
+        "attempt 4 succeeded N at step N",
         "job it succeeded after 3 restarts",
     )
     assert "node2" in ok(fab("lemons")).stdout
