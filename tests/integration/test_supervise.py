@@ -232,7 +232,7 @@ def test_a_command_or_a_url_is_told_what_happens(fab: Fab) -> None:
 
 
 TRAINING = (
-    *("--max-steps", "36", "--batch-size", "2", "--seq-length", "32", "--eval-size", "8", "--log-freq", "1"),
+    *("--max-steps", "60", "--batch-size", "2", "--seq-length", "32", "--eval-size", "8", "--log-freq", "1"),
     *("--ckpt-freq", "4", "--eval-freq", "0", "--experiment-name", "it", "--save-dir"),
 )
 
@@ -247,6 +247,7 @@ class Training:
 
     def words(self, name: str, *words: str) -> tuple[str, ...]:
         """Return the words of its launch."""
+        words = ("--env", "OMP_NUM_THREADS=1", *words)  # three nodes share the cores of this machine
         task = ("-t", "2", "launch-per-node", "--hostfile", str(self.fab.cluster.hostfile), "--nproc-per-node", "1")
         script = ("--", "train_llm.py", *TRAINING, f"runs-{name}", *self.cache)
         return (*task, "--nodes", "3", "--name", name, *QUICK, *words, *script)
@@ -255,7 +256,7 @@ class Training:
         """Return the loss of the last step."""
         lines = (self.fab.workdir / f"runs-{name}" / "it" / "log.jsonl").read_text().splitlines()
         last = [json.loads(line) for line in lines if '"loss"' in line][-1]
-        assert last["step"] == 36
+        assert last["step"] == 60
         return float(last["loss"])
 
     def reaches(self, attempt: int, step: int) -> None:
@@ -267,13 +268,24 @@ class Training:
                 return False
             job_id = json.loads(record.read_text())["job_id"]
             logs = self.fab.node_dir.glob(f"jobs/{job_id}/node-*/agent/logs/*/attempt_*/*/stdout.log")
-            return any(f"step={step}/" in path.read_text() for path in logs)
+            steps = [int(each) for path in logs for each in re.findall(r"step=(\d+)/", path.read_text())]
+            return max(steps, default=0) >= step
 
         assert eventually(there, 90), (attempt, step, told(self.fab, "it"))
 
-    def pids(self) -> list[int]:
-        """Return the pids of all ranks."""
-        return [int(rank["pid"]) for node in status_of(self.fab, "it")["nodes"] for rank in node["ranks"]]
+    def pids(self, attempt: int) -> list[int]:
+        """Return the pids of all ranks of an attempt, as soon as all are there: long before the first step."""
+        found: list[int] = []
+
+        def there() -> bool:
+            if not (self.fab.records / "it" / "record.json").exists():
+                return False
+            status = status_of(self.fab, "it")
+            found[:] = [int(rank["pid"]) for node in status["nodes"] for rank in node["ranks"]]
+            return status["attempt"] == attempt and len(found) == 3
+
+        assert eventually(there, 90), told(self.fab, "it")
+        return found
 
 
 @pytest.mark.timeout(600)  # four starts of a training and one undisturbed, on a machine that may be busy
@@ -283,17 +295,19 @@ def test_one_training_survives_a_crash_a_hang_a_lost_node_and_the_death_of_its_s
     training = Training(fab, cache)
     ok(fab(*training.words("undisturbed", "--follow"), timeout_s=120))
     process = fab.start(*training.words("it", "--supervise"), config=SETTINGS)
-    training.reaches(1, 6)
-    os.kill(training.pids()[1], signal.SIGKILL)
-    training.reaches(2, 12)
-    for pid in training.pids():
+    pids = training.pids(1)
+    training.reaches(1, 10)
+    os.kill(pids[1], signal.SIGKILL)
+    pids = training.pids(2)
+    training.reaches(2, 24)
+    for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     kill(process)  # the supervisor, while nobody has noticed
     process = fab.start("-t", "2", "supervise", "it", "--stall", "5", config=SETTINGS)
     assert eventually(lambda: len(events(fab, "running", "it")) == 2, 90), told(fab, "it")
     kill(process)  # again: on a busy machine the start of a training is silent for longer
     process = fab.start("-t", "2", "supervise", "it", "--stall", "300", config=SETTINGS)
-    training.reaches(3, 18)
+    training.reaches(3, 38)
     four_hosts.partition(1)  # for good: its processes go on, and nobody can reach them
     assert eventually(lambda: bool(events(fab, "end", "it")), 120), told(fab, "it")
     stdout, stderr = process.communicate(timeout=30)

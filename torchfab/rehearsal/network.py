@@ -43,8 +43,10 @@ def node_lines(node: Place) -> list[str]:
 
 def remove(layout: Layout) -> None:
     """Remove what `build` made, as far as it is there."""
-    there = namespaces()
-    lines = [f"netns del {node.namespace}" for node in layout.nodes if node.namespace in there]
+    there, cables = namespaces(), links()
+    # A connection that was cut off keeps its namespace, and the cable, for minutes after both have lost their names.
+    lines = [f"link del {node.cable}" for node in layout.nodes if node.cable in cables]
+    lines += [f"netns del {node.namespace}" for node in layout.nodes if node.namespace in there]
     ip(batch=[*lines, *([f"link del {layout.bridge}"] if layout.bridge in links() else [])] or ["netns"])
 
 
