@@ -86,7 +86,8 @@ def launch_kubernetes(c: Context, flags: JobFlags, own: Any) -> None:
 
 
 def _launch(c: Context, launcher: ModuleType, flags: LaunchFlags, own: Any) -> None:
-    from torchfab import launch, life
+    from torchfab import launch
+    from torchfab.life import logs
 
     if flags.supervise:
         from torchfab.supervise import command
@@ -94,15 +95,16 @@ def _launch(c: Context, launcher: ModuleType, flags: LaunchFlags, own: Any) -> N
         sys.exit(command.launch_supervised(launcher, flags, own, _around(c), _fab(c)))
     record = launch.launch(launcher, flags, own, _around(c))
     if record and flags.follow:
-        sys.exit(life.follow(record, c.config.torchfab.failure_grace_s, c.config.torchfab.stall_s))
+        sys.exit(logs.follow(record, c.config.torchfab.failure_grace_s, c.config.torchfab.stall_s))
 
 
 def _submit(c: Context, launcher: ModuleType, flags: JobFlags, own: Any) -> None:
-    from torchfab import life, submit
+    from torchfab import submit
+    from torchfab.life import logs
 
     record = submit.submit(launcher, flags, own, _around(c))
     if record and flags.follow:
-        sys.exit(life.follow(record, c.config.torchfab.failure_grace_s, c.config.torchfab.stall_s))
+        sys.exit(logs.follow(record, c.config.torchfab.failure_grace_s, c.config.torchfab.stall_s))
 
 
 # ---- the life of a job
@@ -116,13 +118,14 @@ def _submit(c: Context, launcher: ModuleType, flags: JobFlags, own: Any) -> None
 def jobs(c: Context, job: str, json: bool, remove: bool, events: bool) -> None:
     """List the jobs that were launched from here."""
     from torchfab import life
+    from torchfab.life import jobs
 
     if remove:
-        life.remove(job, _around(c))
+        jobs.remove(job, _around(c))
     elif events:
-        life.show_events(life.find(job, _around(c)), json)
+        jobs.show_events(life.find(job, _around(c)), json)
     else:
-        life.show_jobs(_around(c), json, job)
+        jobs.show_jobs(_around(c), json, job)
 
 
 @job_task(
@@ -133,9 +136,10 @@ def jobs(c: Context, job: str, json: bool, remove: bool, events: bool) -> None:
 def status(c: Context, job: str, watch: bool, json: bool, stall: str) -> None:
     """Say how a job is: each node's state, ranks, pids, last log line."""
     from torchfab import life
+    from torchfab.life import status
 
     around = _around(c)
-    sys.exit(life.show_status(life.find(job, around), watch, json, life.stall_s(stall, around)))
+    sys.exit(status.show_status(life.find(job, around), watch, json, life.stall_s(stall, around)))
 
 
 @job_task(
@@ -152,9 +156,10 @@ def logs(
 ) -> None:
     """Print the logs of all ranks, merged, each line with its host and rank."""
     from torchfab import life
+    from torchfab.life import logs
 
-    around, request = _around(c), life.log_request(rank, lines, grep, follow)
-    sys.exit(life.show_logs(life.find(job, around, attempt), request, not no_fold, life.stall_s(stall, around)))
+    around, request = _around(c), logs.log_request(rank, lines, grep, follow)
+    sys.exit(logs.show_logs(life.find(job, around, attempt), request, not no_fold, life.stall_s(stall, around)))
 
 
 @job_task(
@@ -164,8 +169,9 @@ def logs(
 def why(c: Context, job: str, json: bool, attempt: str) -> None:
     """Say why a job ended: what failed first, where, its traceback, and what followed."""
     from torchfab import life
+    from torchfab.life import why
 
-    sys.exit(life.show_why(life.find(job, _around(c), attempt), json))
+    sys.exit(why.show_why(life.find(job, _around(c), attempt), json))
 
 
 @job_task(
@@ -199,8 +205,9 @@ def stacks(
 def wait(c: Context, job: str) -> None:
     """Wait for a job to end, and exit with its code."""
     from torchfab import life
+    from torchfab.life import logs
 
-    sys.exit(life.wait(life.find(job, _around(c)), c.config.torchfab.failure_grace_s, c.config.torchfab.stall_s))
+    sys.exit(logs.wait(life.find(job, _around(c)), c.config.torchfab.failure_grace_s, c.config.torchfab.stall_s))
 
 
 @job_task(
@@ -210,8 +217,9 @@ def wait(c: Context, job: str) -> None:
 def attach(c: Context, job: str, node: str, rank: str) -> None:
     """Open a terminal on a job: its tmux session, or a shell in its pod."""
     from torchfab import life
+    from torchfab.life import attach
 
-    life.attach(life.attach_argv(life.find(job, _around(c)), node, rank))
+    attach.attach(attach.attach_argv(life.find(job, _around(c)), node, rank))
 
 
 @job_task(
@@ -237,10 +245,11 @@ def supervise(
 def stop(c: Context, job: str, grace: str) -> None:
     """Stop a job on all its nodes, and prove that nothing of it is left."""
     from torchfab import launch, life
+    from torchfab.life import stop
 
     around, grace_s = _around(c), launch.seconds("--grace", grace or str(c.config.torchfab.grace_s))
-    if not (job and life.stop_launch(job, around)):
-        sys.exit(life.stop(life.find(job, around), grace_s))
+    if not (job and stop.stop_launch(job, around)):
+        sys.exit(stop.stop(life.find(job, around), grace_s))
 
 
 # ---- the cluster itself

@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 REMOTE = sorted((ROOT / "torchfab" / "remote").glob("*.py"))
 LAUNCHERS = sorted((ROOT / "torchfab" / "launchers").glob("*.py"))
+LIFE = sorted((ROOT / "torchfab" / "life").glob("[a-z]*.py"))
 BLOCKED = ("fabric", "paramiko", "invoke", "torch", "transformers", "datasets")
 PLANNING = (
     *("errors", "job", "inventory", "environment", "render", "status", "logview", "stall", "events"),
@@ -220,7 +221,8 @@ def test_fab_lists_every_task_with_what_it_does() -> None:
 
 
 def test_a_command_about_a_job_on_this_machine_loads_neither_connections_nor_the_checks_of_a_launch() -> None:
-    code = "import torchfab.life, torchfab.runtimes.tmux, torchfab.ssh; from torchfab.job import Node\n"
+    commands = ", ".join(f"torchfab.life.{path.stem}" for path in LIFE)
+    code = f"import {commands}, torchfab.runtimes.tmux, torchfab.ssh; from torchfab.job import Node\n"
     loaded = modules_after(code + "torchfab.ssh.connections([Node(0, 'localhost')], None)")
     heavy = {"torchfab.connecting", "torchfab.launch", "torchfab.doctor", "ClusterShell", "rich", "kubernetes", "torch"}
     assert not loaded & heavy

@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 
 from tests.test_slurmstate import RECORD, node, process, told
-from torchfab import life, slurmstate
+from torchfab import slurmstate
 from torchfab.errors import HostError, TorchfabError
 from torchfab.events import ContactLost, JobSeen, Lines, PastRead
+from torchfab.life.logs import show_logs, wait
+from torchfab.life.stop import stop
+from torchfab.life.why import show_why
 from torchfab.records import Records
 from torchfab.runtimes import slurm
 from torchfab.why import story
@@ -100,7 +103,7 @@ def test_a_watch_tells_why_a_job_waits_where_it_runs_and_how_it_ends(
     }
     frames = [{"seen": PENDING}, {"past": True}, {"seen": PENDING}, {"seen": RUNNING}, {"seen": lost}, {"end": DONE}]
     played.answers = [[frame] for frame in frames]
-    assert life.wait(record(tmp_path), 30.0, 0.0) == 0
+    assert wait(record(tmp_path), 30.0, 0.0) == 0
     assert capsys.readouterr().err.splitlines()[:3] == [
         "gpt2: pending (waits for nodes to become free (Resources))",
         "gpt2: runs on n[1-2]",
@@ -112,7 +115,7 @@ def test_the_past_of_a_job_whose_login_is_gone_is_an_error(
     played: Played, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     played.answers = [HostError("refused")] * 3
-    assert life.show_logs(record(tmp_path), {**REQUEST, "follow": False}, folding=True, stall_s=0.0) == 1
+    assert show_logs(record(tmp_path), {**REQUEST, "follow": False}, folding=True, stall_s=0.0) == 1
     assert "login:2222: refused" in capsys.readouterr().err
 
 
@@ -155,8 +158,8 @@ def test_a_job_that_was_never_confirmed_is_lost_and_can_be_removed(
     unconfirmed = Records(tmp_path).with_details(told, login=LOGIN)
     found = slurm.status(unconfirmed)
     assert (found.state, found.has_ended) == ("lost", True)
-    assert life.wait(unconfirmed, 30.0, 0.0) == 1
-    assert life.stop(unconfirmed, 1.0) == 0
+    assert wait(unconfirmed, 30.0, 0.0) == 1
+    assert stop(unconfirmed, 1.0) == 0
     assert "nothing of it was ever confirmed" in capsys.readouterr().out
     played.answers = [{}]
     assert slurm.forget(unconfirmed) == {}
@@ -238,5 +241,5 @@ def test_why_of_a_slurm_that_cannot_be_asked_names_it(
     played: Played, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     played.answers = [HostError("login: no answer")]
-    assert life.show_why(record(tmp_path), as_json=False) == 1
+    assert show_why(record(tmp_path), as_json=False) == 1
     assert "could not be asked:\n  the scheduler: login: no answer" in capsys.readouterr().out

@@ -17,6 +17,7 @@ from torchfab import life, submit
 from torchfab.errors import TorchfabError
 from torchfab.flags import PodFlags
 from torchfab.launchers import kubernetes
+from torchfab.life import logs, status, stop
 from torchfab.records import Record
 from torchfab.settings import Settings
 from torchfab.surroundings import Surroundings
@@ -75,23 +76,23 @@ class Here:
     def status(self, name: str = "gpt2") -> str:
         """Give what `fab status` prints."""
         self.output()
-        life.show_status(self.find(name), watch=False, as_json=False, stall_s=0.0)
+        status.show_status(self.find(name), watch=False, as_json=False, stall_s=0.0)
         return self.output()
 
     def logs(self, name: str = "gpt2", rank: str = "", lines: str = "", grep: str = "") -> list[str]:
         """Give what `fab logs` prints."""
         self.output()
-        life.show_logs(self.find(name), life.log_request(rank, lines, grep, follow=False), folding=True, stall_s=0.0)
+        logs.show_logs(self.find(name), logs.log_request(rank, lines, grep, follow=False), folding=True, stall_s=0.0)
         return self.output().splitlines()
 
     def stop(self, name: str = "gpt2", grace_s: float = 1.0) -> tuple[int, str]:
         """Give the exit code of `fab stop` and what it prints."""
         self.output()
-        return life.stop(self.find(name), grace_s), self.output()
+        return stop.stop(self.find(name), grace_s), self.output()
 
     def following(self, name: str = "gpt2") -> Following:
         """Start `fab wait` with logs, as `--follow` does."""
-        return Following(lambda: life.follow(self.find(name), failure_grace_s=5.0, stall_s=0.0))
+        return Following(lambda: logs.follow(self.find(name), failure_grace_s=5.0, stall_s=0.0))
 
 
 class Following:

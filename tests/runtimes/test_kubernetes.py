@@ -14,8 +14,11 @@ import pytest
 from tests.kube.api import API
 from tests.kube.here import Here, here_on, until
 from tests.kube.pods import condition, ended, pods_of, running, set_status, unschedulable, waiting
-from torchfab import life, runtimes
+from torchfab import runtimes
 from torchfab.errors import Interrupted
+from torchfab.life.attach import attach_argv
+from torchfab.life.jobs import remove
+from torchfab.life.status import ask_status
 from torchfab.pods import api as client
 
 ALL = ["jobs/gpt2", "services/gpt2"]
@@ -229,7 +232,7 @@ def test_why_pods_do_not_run_is_said_in_words(here: Here) -> None:
 
 def test_a_running_job_shows_ranks_machines_and_last_lines(here: Here) -> None:
     start(here.api, *launched(here))
-    found = life.ask_status(here.find())
+    found = ask_status(here.find())
     assert found.state == "running"
     assert [[rank["rank"] for rank in node.ranks] for node in found.nodes] == [[0, 1], [2, 3]]
     assert "gpt2-1  running (on worker-1)" in (said := here.status())
@@ -239,7 +242,7 @@ def test_a_running_job_shows_ranks_machines_and_last_lines(here: Here) -> None:
 def test_the_job_succeeds_when_all_its_pods_have(here: Here) -> None:
     for pod in launched(here):
         set_status(here.api, pod, ended(0))
-    found = life.ask_status(here.find())
+    found = ask_status(here.find())
     assert (found.state, found.exit_code, found.has_ended) == ("succeeded", 0, True)
 
 
@@ -249,7 +252,7 @@ def test_the_first_failing_rank_gives_the_code(here: Here) -> None:
     told = '{{"rank": {}, "code": {}, "time": {}}}'
     set_status(here.api, first, ended(1, told.format(0, 1, now + 0.4)))
     set_status(here.api, second, ended(7, told.format(3, 7, now + 0.1)))
-    found = life.ask_status(here.find())
+    found = ask_status(here.find())
     assert (found.exit_code, str(found.first_failure)) == (7, "rank 3 on gpt2-1 failed first (exit code 7)")
 
 
@@ -258,7 +261,7 @@ def test_torchruns_own_report_tells_the_code_where_the_program_left_no_message(h
     first, second = launched(here)
     set_status(here.api, first, running())
     set_status(here.api, second, ended(1, report))
-    found = life.ask_status(here.find())
+    found = ask_status(here.find())
     assert (found.exit_code, found.first_failure and found.first_failure.rank) == (9, 3)
 
 
@@ -283,7 +286,7 @@ def test_what_ended_a_pod_is_told_apart(here: Here, status_of_pod: dict[str, obj
     first, second = launched(here, memory="64Gi")
     set_status(here.api, first, running())
     set_status(here.api, second, status_of_pod)
-    found = life.ask_status(here.find())
+    found = ask_status(here.find())
     assert words in str(found.first_failure)
     assert found.exit_code == code
     assert words in here.status()
@@ -292,7 +295,7 @@ def test_what_ended_a_pod_is_told_apart(here: Here, status_of_pod: dict[str, obj
 def test_the_clusters_own_end_is_told_where_no_pod_is_to_blame(here: Here) -> None:
     launched(here)
     condition(here.api, "gpt2", "Failed", "DeadlineExceeded", "Job was active longer than specified deadline")
-    found = life.ask_status(here.find())
+    found = ask_status(here.find())
     assert (found.state, found.exit_code, found.has_ended) == ("failed", 1, True)
     assert "the cluster ended it: DeadlineExceeded" in here.status()
 
@@ -302,13 +305,13 @@ def test_a_failed_pod_is_not_the_end_where_restarts_are_left(here: Here) -> None
     set_status(here.api, first, running())
     set_status(here.api, second, ended(7, '{"rank": 3, "code": 7, "time": 1}'))
     assert "its pod failed (rank 3: exit code 7); another one will come" in here.status()
-    assert not life.ask_status(here.find()).has_ended
+    assert not ask_status(here.find()).has_ended
 
 
 def test_a_job_that_somebody_deleted_is_lost(here: Here) -> None:
     launched(here)
     here.api.remove("jobs", "gpt2")
-    found = life.ask_status(here.find())
+    found = ask_status(here.find())
     assert (found.state, found.has_ended) == ("lost", True)
     assert "somebody deleted it" in here.status()
 
@@ -317,7 +320,7 @@ def test_a_job_of_the_same_name_that_came_later_is_not_ours(here: Here) -> None:
     here.launch()
     here.api.remove("jobs", "gpt2")
     here.api.put("jobs", {"metadata": {"name": "gpt2", "labels": {"torchfab/id": "other"}}, "spec": {}, "status": {}})
-    assert life.ask_status(here.find()).state == "lost"
+    assert ask_status(here.find()).state == "lost"
     assert here.stop()[0] == 0
     assert here.api.names() == ["jobs/gpt2"]
 
@@ -325,7 +328,7 @@ def test_a_job_of_the_same_name_that_came_later_is_not_ours(here: Here) -> None:
 def test_a_cluster_that_does_not_answer_is_no_lost_job(here: Here) -> None:
     launched(here)
     here.api.fail("GET", "/jobs/gpt2", times=9)
-    found = life.ask_status(here.find())
+    found = ask_status(here.find())
     assert (found.state, found.has_ended, found.exit_code) == ("unreachable", False, None)
     assert "cannot reach the cluster" in here.status()
 
@@ -333,7 +336,7 @@ def test_a_cluster_that_does_not_answer_is_no_lost_job(here: Here) -> None:
 def test_another_context_later_does_not_move_the_job(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     launched(here)
     monkeypatch.setenv("KUBECONFIG", "/elsewhere")
-    assert life.ask_status(here.find()).state == "pending"
+    assert ask_status(here.find()).state == "pending"
 
 
 # ---- logs
@@ -472,7 +475,7 @@ def test_stop_deletes_everything_and_proves_it(here: Here) -> None:
     assert here.api.names() == []
     assert "gpt2-0: Job, Service and Secret are gone, its pod is gone, within " in said.replace("gpt2-[0-1]", "gpt2-0")
     assert "job gpt2: stopped, no process of it is left on 2 nodes" in said
-    assert life.ask_status(here.find()).exit_code == 143
+    assert ask_status(here.find()).exit_code == 143
 
 
 def test_after_a_stop_status_and_logs_go_on_answering_without_the_cluster(here: Here) -> None:
@@ -505,7 +508,7 @@ def test_a_pod_whose_machine_does_not_answer_is_named(here: Here) -> None:
     assert "is being stopped" in here.status()
     here.api.on_delete = lambda plural, item, grace_s: True
     assert here.stop()[0] == 0
-    assert life.ask_status(here.find()).state == "stopped"
+    assert ask_status(here.find()).state == "stopped"
 
 
 def test_pods_get_the_grace_and_never_none(here: Here) -> None:
@@ -557,7 +560,7 @@ def test_some_nodes_can_be_stopped_alone(here: Here) -> None:
 def test_a_record_is_removed_with_what_the_cluster_holds(here: Here) -> None:
     for pod in launched(here):
         set_status(here.api, pod, ended(0))
-    life.remove("gpt2", here.around)
+    remove("gpt2", here.around)
     assert here.api.names() == []
     assert list((here.folder / "records").iterdir()) == []
 
@@ -565,10 +568,10 @@ def test_a_record_is_removed_with_what_the_cluster_holds(here: Here) -> None:
 def test_attach_is_kubectl_exec(here: Here) -> None:
     pods = launched(here)
     start(here.api, *pods)
-    argv = life.attach_argv(here.find(), "1", "")
+    argv = attach_argv(here.find(), "1", "")
     config = ("--kubeconfig", str(here.folder / "kubeconfig"), "--context", "test", "--namespace", "default")
     assert argv[:-4] == ("kubectl", *config, "exec", "-it", pods[1], "--container", "trainer")
-    assert life.attach_argv(here.find(), "", "2")[9] == pods[1]
+    assert attach_argv(here.find(), "", "2")[9] == pods[1]
 
 
 def test_two_jobs_do_not_touch_each_other(here: Here) -> None:

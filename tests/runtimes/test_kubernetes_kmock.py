@@ -15,7 +15,7 @@ from kmock import KubernetesEmulator, ResourceInfo, Server
 
 from tests.kube.api import API
 from tests.kube.here import Here
-from torchfab import life
+from torchfab.life.status import ask_status
 
 RESOURCES = {
     "v1/pods": "Pod", "v1/services": "Service", "v1/secrets": "Secret", "v1/events": "Event", "batch/v1/jobs": "Job",
@@ -62,7 +62,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 def test_a_job_is_created_seen_and_stopped(here: Here) -> None:
     here.environ["HF_TOKEN"] = "x"
     here.launch()
-    assert life.ask_status(here.find()).state == "pending"
+    assert ask_status(here.find()).state == "pending"
     code, said = here.stop()
     assert code == 0, said
     assert "Job, Service and Secret are gone" in said
@@ -76,4 +76,4 @@ def test_a_name_that_is_taken_is_said(here: Here) -> None:
     assert "there is a Service gpt2 in namespace default already, of another launch" in here.refused()
     (here.folder / "records").rmdir()
     (here.folder / "another machine's").rename(here.folder / "records")
-    assert life.ask_status(here.find()).state == "pending"
+    assert ask_status(here.find()).state == "pending"

@@ -14,7 +14,7 @@ from tests.kube.api import API
 from tests.kube.here import Here, here_on
 from tests.kube.pods import condition, ended, pods_of, running, set_status
 from tests.why.test_tracebacks import PLAIN
-from torchfab import life
+from torchfab.life.why import show_why
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def why(here: Here) -> dict[str, Any]:
     """Return what `fab why --json` says."""
     record = here.find()
     here.output()
-    assert life.show_why(record, as_json=True) == 0
+    assert show_why(record, as_json=True) == 0
     found: dict[str, Any] = json.loads(here.output())
     return found
 
@@ -108,5 +108,5 @@ def test_a_cluster_that_does_not_answer_is_named(here: Here) -> None:
     failed(here, ended(1))
     here.api.fail("GET", "/jobs/gpt2", times=9)
     here.output()
-    assert life.show_why(here.find(), as_json=False) == 1
+    assert show_why(here.find(), as_json=False) == 1
     assert "could not be asked:\n  the scheduler: cannot reach the cluster" in here.output()
