@@ -267,10 +267,10 @@ def sync(c: Context, flags: SyncFlags) -> None:
 def trust(c: Context, flags: TrustFlags) -> None:
     """Show the host keys of all hosts, ask once, and write the new ones into known_hosts."""
     from torchfab import launch
-    from torchfab import trust as trusting
+    from torchfab.ssh import trust
 
     around = _around(c)
-    trusting.trust(launch.read_nodes(flags.hostfile, around), around.settings, flags.yes, flags.json)
+    trust.trust(launch.read_nodes(flags.hostfile, around), around.settings, flags.yes, flags.json)
 
 
 @host_task(DoctorFlags)

@@ -50,18 +50,22 @@ DIRECTION: dict[str, set[str]] = {
     "load": {"columns", "inventory", "job", "stall", "status", "synced"},
     "bundle": set(),
     "fanout": set(),
-    "patience": set(),
     "shims": set(),
-    "knownhosts": set(),
-    "hostcerts": set(),
     "asking": {"errors", "fanout", "job", "session", "settings", "ssh"},
-    "sshconfig": {"errors", "sshindex"},
-    "sshindex": {"sshconfig"},  # for its types alone
-    "routes": {"errors", "sshconfig"},
-    "agents": {"routes"},
-    "hostkeys": {"errors", "knownhosts", "hostcerts", "routes"},
+    "ssh": {"bundle", "commandline", "errors", "fanout", "job", "session", "settings", "ssh"},
 }
 
+# The same inside the room that reaches machines.
+INSIDE_SSH: dict[str, set[str]] = {
+    "patience": set(),
+    "knownhosts": set(),
+    "hostcerts": set(),
+    "config": {"errors", "ssh.index"},
+    "index": {"ssh.config"},  # for its types alone
+    "routes": {"errors", "ssh.config"},
+    "agents": {"ssh.routes"},
+    "hostkeys": {"errors", "ssh.knownhosts", "ssh.hostcerts", "ssh.routes"},
+}
 
 # All of doctor but its way out: what nodes told becomes findings and text, without asking anybody.
 DOCTOR = ("finding", "report", "node", "gpu", "between", "way", "show")
@@ -77,7 +81,7 @@ def names_imported(path: Path) -> set[str]:
             assert statement.level == 0, f"{path} imports relatively"
             module = statement.module or ""
             names |= {f"{module}.{alias.name}" for alias in statement.names} if module == "torchfab" else {module}
-            if module in ("torchfab.launchers", "torchfab.remote"):
+            if module in ("torchfab.launchers", "torchfab.remote", "torchfab.ssh"):
                 names |= {f"{module}.{alias.name}" for alias in statement.names}
     return names
 
@@ -116,6 +120,13 @@ def test_imports_point_one_way(room: str) -> None:
         assert rooms_imported(each) <= DIRECTION[room], each.name
 
 
+@pytest.mark.parametrize("module", sorted(INSIDE_SSH))
+def test_imports_point_one_way_inside_ssh_too(module: str) -> None:
+    names = names_imported(ROOT / "torchfab" / "ssh" / f"{module}.py") - {"torchfab.ssh"}
+    ours = {name.removeprefix("torchfab.") for name in names if name.startswith("torchfab.")}
+    assert ours <= INSIDE_SSH[module]
+
+
 @pytest.mark.parametrize("module", DOCTOR)
 def test_what_doctor_concludes_is_pure(module: str) -> None:
     path = ROOT / "torchfab" / "doctor" / f"{module}.py"
@@ -151,10 +162,10 @@ def test_nothing_below_imports_what_is_above() -> None:
     assert not {path: names for path, names in guilty.items() if names}
 
 
-def test_only_ssh_and_hostkeys_import_connections() -> None:
+def test_only_a_few_modules_import_connections() -> None:
     # colossal.py replaces the connection that `colossalai run` makes, and makes none.
     allowed = {
-        "ssh.py",
+        "__init__.py",
         "connecting.py",
         "agents.py",
         "hostkeys.py",
@@ -224,5 +235,5 @@ def test_a_command_about_a_job_on_this_machine_loads_neither_connections_nor_the
     commands = ", ".join(f"torchfab.life.{path.stem}" for path in LIFE)
     code = f"import {commands}, torchfab.runtimes.tmux, torchfab.ssh; from torchfab.job import Node\n"
     loaded = modules_after(code + "torchfab.ssh.connections([Node(0, 'localhost')], None)")
-    heavy = {"torchfab.connecting", "torchfab.launch", "torchfab.doctor", "ClusterShell", "rich", "kubernetes", "torch"}
+    heavy = {"torchfab.ssh.connecting", "torchfab.launch", "torchfab.doctor", "ClusterShell", "rich", "kubernetes", "torch"}
     assert not loaded & heavy

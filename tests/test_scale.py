@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from torchfab import asking, connecting, ssh
+from torchfab import asking, ssh
 from torchfab.asking import Answer, ask_all
 from torchfab.job import Node
 from torchfab.settings import Settings
+from torchfab.ssh import connecting
 
 
 def test_no_more_threads_than_the_bound_ask_many_hosts_and_none_is_left(monkeypatch: pytest.MonkeyPatch) -> None:

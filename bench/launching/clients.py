@@ -22,10 +22,10 @@ def settings(ssh_config: str) -> dict[str, str]:
 def torchfab(ssh_config: str, hosts: list[str], command: str) -> int:
     """Use the connections that all commands of torchfab use, with their checks of host keys."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-    from torchfab import connecting
     from torchfab.fanout import fan_out
     from torchfab.job import Node
     from torchfab.settings import Settings
+    from torchfab.ssh import connecting
 
     nodes = [Node(rank, host) for rank, host in enumerate(hosts)]
     made = connecting.connections(nodes, Settings(ssh_config=ssh_config, fanout=AT_ONCE))

@@ -19,10 +19,10 @@ from typing import Any, ClassVar
 import paramiko
 from paramiko.kex_curve25519 import KexCurve25519
 
-from torchfab import hostcerts, knownhosts
 from torchfab.errors import HostError
-from torchfab.knownhosts import KnownFile, Line, Verdict
-from torchfab.routes import Route
+from torchfab.ssh import hostcerts, knownhosts
+from torchfab.ssh.knownhosts import KnownFile, Line, Verdict
+from torchfab.ssh.routes import Route
 
 USER_FILES = ("~/.ssh/known_hosts", "~/.ssh/known_hosts2")
 SYSTEM_FILES = ("/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2")

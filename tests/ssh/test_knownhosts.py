@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support import require
-from torchfab import knownhosts
-from torchfab.knownhosts import KnownFile, Line, judge
+from torchfab.ssh import knownhosts
+from torchfab.ssh.knownhosts import KnownFile, Line, judge
 
 KIND = "ssh-ed25519"
 

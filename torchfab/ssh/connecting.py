@@ -14,14 +14,15 @@ from typing import Any
 import fabric
 import paramiko
 
-from torchfab import agents, hostkeys, routes, sshconfig
 from torchfab.commandline import tell
 from torchfab.errors import HostError, TorchfabError
-from torchfab.hostkeys import Rules
 from torchfab.job import Node
-from torchfab.patience import Patience
-from torchfab.routes import Route
 from torchfab.settings import Settings
+from torchfab.ssh import agents, hostkeys, routes
+from torchfab.ssh import config as sshconfig
+from torchfab.ssh.hostkeys import Rules
+from torchfab.ssh.patience import Patience
+from torchfab.ssh.routes import Route
 
 
 class Connection(fabric.Connection):  # type: ignore[misc]  # fabric ships no types

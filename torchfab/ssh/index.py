@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torchfab.sshconfig import Option
+    from torchfab.ssh.config import Option
 
 
 class Indexed(tuple["Option", ...]):

@@ -7,9 +7,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from torchfab import sshconfig
 from torchfab.errors import HostError
-from torchfab.sshconfig import Asker, Option, Options
+from torchfab.ssh import config as sshconfig
+from torchfab.ssh.config import Asker, Option, Options
 
 _MOST_JUMPS = 8
 

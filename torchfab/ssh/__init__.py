@@ -15,15 +15,16 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from torchfab import bundle, patience
+from torchfab import bundle
 from torchfab.errors import HostError
 from torchfab.job import Node
-from torchfab.patience import Patience
+from torchfab.ssh import patience
+from torchfab.ssh.patience import Patience
 from torchfab.session import Session
 from torchfab.settings import Settings
 
 if TYPE_CHECKING:
-    from torchfab.hostkeys import Rules
+    from torchfab.ssh.hostkeys import Rules
 
 # What a process on `localhost` gets of this terminal's environment: what a login would set. The rest travels by name.
 LOGIN_NAMES = (
@@ -63,7 +64,7 @@ def open_session(node: Node, connection: Any, settings: Settings) -> Session:
             raise
     except Exception as error:
         if connection is not None:
-            from torchfab import connecting
+            from torchfab.ssh import connecting
 
             connecting.hang_up(connection)
         problem = error if isinstance(error, HostError) else explain(error, connection, time.monotonic() - begun)
@@ -141,7 +142,7 @@ class _SSHPipe:
     def __init__(self, connection: Any, settings: Settings) -> None:
         self.connection = connection
         self.send_timeout_s = settings.answer_timeout_s
-        from torchfab import connecting
+        from torchfab.ssh import connecting
 
         open_way(connection)
         connecting.guard(connection)
@@ -190,16 +191,16 @@ class _SSHPipe:
 
     def close(self) -> None:
         # Not the channel first: that would say so over a connection that may take no more.
-        from torchfab import connecting
+        from torchfab.ssh import connecting
 
         connecting.hang_up(self.connection)
 
 
 def connections(nodes: Sequence[Node], settings: Settings) -> dict[int, Any]:
-    """Return what `open_session` takes, per node; see `torchfab.connecting`. Called before any thread is started."""
+    """Return what `open_session` takes, per node; see `torchfab.ssh.connecting`. Called before any thread is started."""
     if all(node.is_local for node in nodes):
         return {node.rank: None for node in nodes}
-    from torchfab import connecting
+    from torchfab.ssh import connecting
 
     return dict(connecting.connections(nodes, settings))
 
@@ -212,7 +213,7 @@ def log_in(connection: Any) -> Patience:
     HostError
         The host accepted the connection, and then kept us waiting: with the step.
     """
-    from torchfab import connecting
+    from torchfab.ssh import connecting
 
     client = connection.client
     watch = Patience(lambda: connecting.hang_up(connection), lambda: patience.handshake_step(client))
@@ -235,7 +236,7 @@ def open_way(connection: Any) -> None:
     HostError
         One of them cannot be logged into.
     """
-    from torchfab import connecting
+    from torchfab.ssh import connecting
 
     for hop in connecting.hops(connection)[:-1]:
         begun = time.monotonic()
@@ -256,7 +257,7 @@ def host_key(connection: Any) -> tuple[Rules, Any]:
     HostError
         It shows none, or a host on the way to it cannot be logged into.
     """
-    from torchfab import connecting
+    from torchfab.ssh import connecting
 
     if isinstance(connection, HostError):
         raise connection

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from torchfab import patience
-from torchfab.patience import Patience
+from torchfab.ssh import patience
+from torchfab.ssh.patience import Patience
 
 
 def client(**values: Any) -> SimpleNamespace:

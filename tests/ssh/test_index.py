@@ -7,8 +7,8 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchfab import sshconfig
-from torchfab.sshindex import Indexed
+from torchfab.ssh import config as sshconfig
+from torchfab.ssh.index import Indexed
 
 HOSTS = ["a", "b", "ab", "a.b", "A"]
 HEADS = ["Host a", "Host b", "Host a b", "Host *", "Host a*", "Host ?", "Host !a *", "Host b !b", "Host a.b"]

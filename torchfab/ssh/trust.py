@@ -8,13 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torchfab import connecting, hostkeys, knownhosts, ssh
 from torchfab.commandline import progress, say, tell
 from torchfab.errors import HostError, HostsFailedError, TorchfabError, UsageError
 from torchfab.fanout import fan_out
-from torchfab.hostkeys import Rules
 from torchfab.job import Node
 from torchfab.settings import Settings
+from torchfab import ssh
+from torchfab.ssh import connecting, connections, hostkeys, knownhosts
+from torchfab.ssh.hostkeys import Rules
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def trust(nodes: Sequence[Node], settings: Settings, yes: bool, as_json: bool) -
 def ways_to(nodes: Sequence[Node], settings: Settings) -> dict[str, list[Any]]:
     """Return, by label, the connections through which each host is reached, itself last; jump hosts are hosts too."""
     remote = [node for node in nodes if not node.is_local]
-    made = ssh.connections(remote, settings)
+    made = connections(remote, settings)
     ways: dict[str, list[Any]] = {}
     for node in remote:
         connection = made[node.rank]

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from tests.hostile import texts
 from tests.support import require
-from torchfab import routes, sshconfig
 from torchfab.errors import HostError, TorchfabError, UsageError
-from torchfab.routes import Route, route_to
-from torchfab.sshconfig import Asker
+from torchfab.ssh import config as sshconfig
+from torchfab.ssh import routes
+from torchfab.ssh.config import Asker
+from torchfab.ssh.routes import Route, route_to
 
 ASKER = Asker("ann", "launch.lab", lambda command: command == "true")
 

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from torchfab.errors import HostError, UsageError
-from torchfab.sshindex import Indexed
+from torchfab.ssh.index import Indexed
 
 USER_FILE, SYSTEM_FILE = "~/.ssh/config", "/etc/ssh/ssh_config"
 _DEEPEST = 16  # as OpenSSH

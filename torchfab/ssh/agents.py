@@ -10,7 +10,7 @@ from pathlib import Path
 import paramiko
 from paramiko.agent import AgentKey, AgentSSH
 
-from torchfab.routes import Route
+from torchfab.ssh.routes import Route
 
 
 class Agent(AgentSSH):
