@@ -15,12 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchfab import shapes, ssh, status
+from torchfab import shapes, status
 from torchfab.asking import ask_all
 from torchfab.errors import HostError
 from torchfab.job import Node
 from torchfab.session import MOST_ANSWER_BYTES, Session
 from torchfab.settings import Settings
+from torchfab.ssh import pipes
 
 NODE = Node(0, "node1")
 RANK = {"rank": 0, "local_rank": 0, "world_size": 2, "attempt": 0, "pid": 7, "start_time": 1, "started": 5.0}
@@ -164,7 +165,7 @@ def test_a_real_program_that_means_harm_is_an_error_in_time_and_bounded(
     program.write_text(f"#!{sys.executable} -IS\n{text}\n")
     program.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(program))
-    monkeypatch.setattr(ssh, "_END_S", 0.5)
+    monkeypatch.setattr(pipes, "_END_S", 0.5)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     _, answer = next(iter(ask_all([Node(0, "localhost")], Settings(), {"op": "status"}, 1.0)))
     assert isinstance(answer, HostError)

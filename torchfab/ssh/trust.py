@@ -13,8 +13,7 @@ from torchfab.errors import HostError, HostsFailedError, TorchfabError, UsageErr
 from torchfab.fanout import fan_out
 from torchfab.job import Node
 from torchfab.settings import Settings
-from torchfab import ssh
-from torchfab.ssh import connecting, connections, hostkeys, knownhosts
+from torchfab.ssh import connecting, connections, hostkeys, knownhosts, logins
 from torchfab.ssh.hostkeys import Rules
 
 
@@ -104,7 +103,7 @@ def look(wave: Mapping[str, Any], settings: Settings) -> Iterable[tuple[str, Sig
     """Yield what each host shows, or why it shows nothing, as they answer."""
 
     def act(label: str) -> Sight:
-        rules, key = ssh.host_key(wave[label])
+        rules, key = logins.host_key(wave[label])
         return Sight(label, rules, key, hostkeys.judge(rules, key))
 
     for done, (label, result) in enumerate(fan_out(wave, act, settings.fanout), 1):
