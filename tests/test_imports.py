@@ -52,6 +52,7 @@ DIRECTION: dict[str, set[str]] = {
     "fanout": set(),
     "shims": set(),
     "asking": {"errors", "fanout", "job", "session", "settings", "ssh"},
+    "records": {"errors", "job", "records", "settings"},
     "ssh": {"bundle", "commandline", "errors", "fanout", "job", "session", "settings", "ssh"},
 }
 

@@ -21,7 +21,8 @@ from tests.hostile import HOSTILE, environments, texts
 from torchfab.errors import JobNameError, TorchfabError, UsageError
 from torchfab.job import Node, NodePlan, Plan, Process
 from torchfab.launchers import per_node
-from torchfab.records import Record, Records, plan_as_json
+from torchfab.records import Record, Records
+from torchfab.records.record import plan_as_json
 from torchfab.settings import Settings
 
 SETTINGS = Settings(ssh_config="/home/ann/it's.cfg", identities=("/a", "/b c"), connect_timeout_s=3.5, fanout=7)
