@@ -258,9 +258,9 @@ def stop(c: Context, job: str, grace: str) -> None:
 @host_task(SyncFlags)
 def sync(c: Context, flags: SyncFlags) -> None:
     """Copy the working directory to all nodes, and prove that they hold the same files."""
-    from torchfab import syncing
+    from torchfab.sync import command
 
-    sys.exit(syncing.sync(flags, _around(c)))
+    sys.exit(command.sync(flags, _around(c)))
 
 
 @host_task(TrustFlags)
@@ -290,11 +290,12 @@ def doctor(c: Context, flags: DoctorFlags) -> None:
 )
 def top(c: Context, job: str, hostfile: str, interval: str, once: bool, json: bool) -> None:
     """Show live what the hosts, or those of a job, do, and how fast the job goes; Ctrl-C ends it."""
-    from torchfab import life, top
+    from torchfab import life
+    from torchfab.top import command
 
     around = _around(c)
-    target = top.find_target(job, hostfile, around)
-    sys.exit(top.top(target, top.interval(interval), once, json, life.stall_s("", around)))
+    target = command.find_target(job, hostfile, around)
+    sys.exit(command.top(target, command.interval(interval), once, json, life.stall_s("", around)))
 
 
 @host_task(NetworkFlags)

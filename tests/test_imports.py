@@ -45,9 +45,6 @@ DIRECTION: dict[str, set[str]] = {
     "events": {"errors", "job", "status"},
     "stacks": {"errors", "inventory", "job", "logview", "stacks"},
     "columns": set(),
-    "rsync": {"errors"},
-    "synced": {"errors", "inventory", "job", "rsync"},
-    "load": {"columns", "inventory", "job", "stall", "status", "synced"},
     "bundle": set(),
     "fanout": set(),
     "shims": set(),
@@ -56,19 +53,22 @@ DIRECTION: dict[str, set[str]] = {
     "ssh": {"bundle", "commandline", "errors", "fanout", "job", "session", "settings", "ssh"},
 }
 
-# The same inside the room that reaches machines.
-INSIDE_SSH: dict[str, set[str]] = {
-    "patience": set(),
-    "knownhosts": set(),
-    "hostcerts": set(),
-    "config": {"errors", "ssh.index"},
-    "index": {"ssh.config"},  # for its types alone
-    "routes": {"errors", "ssh.config"},
-    "agents": {"ssh.routes"},
-    "hostkeys": {"errors", "ssh.knownhosts", "ssh.hostcerts", "ssh.routes"},
-    "explaining": {"errors"},
-    "logins": {"errors", "ssh.explaining", "ssh.patience", "ssh.connecting", "ssh.hostkeys"},
-    "pipes": {"bundle", "errors", "settings", "ssh.explaining", "ssh.logins", "ssh.patience", "ssh.connecting"},
+# The same inside a few rooms.
+INSIDE: dict[str, set[str]] = {
+    "ssh.patience": set(),
+    "ssh.knownhosts": set(),
+    "ssh.hostcerts": set(),
+    "ssh.config": {"errors", "ssh.index"},
+    "ssh.index": {"ssh.config"},  # for its types alone
+    "ssh.routes": {"errors", "ssh.config"},
+    "ssh.agents": {"ssh.routes"},
+    "ssh.hostkeys": {"errors", "ssh.knownhosts", "ssh.hostcerts", "ssh.routes"},
+    "ssh.explaining": {"errors"},
+    "ssh.logins": {"errors", "ssh.explaining", "ssh.patience", "ssh.connecting", "ssh.hostkeys"},
+    "ssh.pipes": {"bundle", "errors", "settings", "ssh.explaining", "ssh.logins", "ssh.patience", "ssh.connecting"},
+    "sync.rsync": {"errors"},
+    "sync.results": {"errors", "inventory", "job", "sync.rsync"},
+    "top.load": {"columns", "inventory", "job", "stall", "status", "sync.results"},
 }
 
 # All of doctor but its way out: what nodes told becomes findings and text, without asking anybody.
@@ -85,7 +85,7 @@ def names_imported(path: Path) -> set[str]:
             assert statement.level == 0, f"{path} imports relatively"
             module = statement.module or ""
             names |= {f"{module}.{alias.name}" for alias in statement.names} if module == "torchfab" else {module}
-            if module in ("torchfab.launchers", "torchfab.remote", "torchfab.ssh"):
+            if module in ("torchfab.launchers", "torchfab.remote", "torchfab.ssh", "torchfab.sync", "torchfab.top"):
                 names |= {f"{module}.{alias.name}" for alias in statement.names}
     return names
 
@@ -124,11 +124,12 @@ def test_imports_point_one_way(room: str) -> None:
         assert rooms_imported(each) <= DIRECTION[room], each.name
 
 
-@pytest.mark.parametrize("module", sorted(INSIDE_SSH))
-def test_imports_point_one_way_inside_ssh_too(module: str) -> None:
-    names = names_imported(ROOT / "torchfab" / "ssh" / f"{module}.py") - {"torchfab.ssh"}
+@pytest.mark.parametrize("module", sorted(INSIDE))
+def test_imports_point_one_way_inside_rooms_too(module: str) -> None:
+    room, name = module.split(".")
+    names = names_imported(ROOT / "torchfab" / room / f"{name}.py") - {f"torchfab.{room}"}
     ours = {name.removeprefix("torchfab.") for name in names if name.startswith("torchfab.")}
-    assert ours <= INSIDE_SSH[module]
+    assert ours <= INSIDE[module]
 
 
 @pytest.mark.parametrize("module", DOCTOR)

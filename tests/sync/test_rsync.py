@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.hostile import HOSTILE
 from tests.support import require
-from torchfab import rsync
+from torchfab.sync import rsync
 
 SSH = ("ssh", "-F", "/my config", "-p", "2222")
 # A stand-in for ssh: it writes down its words, and fails.

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torchfab import launch, rsync
+from torchfab import launch
 from torchfab.asking import Sessions, problem_in
 from torchfab.commandline import progress, say, tell
 from torchfab.errors import HostsFailedError, TorchfabError, UsageError
@@ -26,7 +26,8 @@ from torchfab.runtimes.tmux import ssh_argv
 from torchfab.session import Session
 from torchfab.settings import Settings
 from torchfab.surroundings import Surroundings
-from torchfab.synced import Result, as_document, words
+from torchfab.sync import rsync
+from torchfab.sync.results import Result, as_document, words
 
 CHECK_S = 60.0  # for reading all files, on either side
 

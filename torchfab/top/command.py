@@ -11,15 +11,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from torchfab import launch, life, load, runtimes
+from torchfab import launch, life, runtimes
 from torchfab.commandline import say
 from torchfab.errors import TorchfabError, UsageError
-from torchfab.feed import Feed
 from torchfab.job import Node
-from torchfab.load import Snapshot, View
 from torchfab.records import Record
 from torchfab.settings import Settings
 from torchfab.surroundings import Surroundings
+from torchfab.top import load
+from torchfab.top.feed import Feed
+from torchfab.top.load import Snapshot, View
 
 _POLL_S = 0.05
 _MARKS = re.compile(r"low power.*|unreachable:.*|.*it may hang|GPU .*|Unknown Error", re.MULTILINE)

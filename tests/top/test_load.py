@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tests.factories import make_nodes
-from torchfab import load
-from torchfab.load import Snapshot, View
+from torchfab.top import load
+from torchfab.top.load import Snapshot, View
 
 GPU = {
     "index": 0,

@@ -11,7 +11,7 @@ from torchfab.columns import columns
 from torchfab.inventory import fold
 from torchfab.job import Node
 from torchfab.status import JobStatus, NodeStatus, duration, from_answer
-from torchfab.synced import size
+from torchfab.sync.results import size
 
 MOST_ROWS = 32  # of nodes without GPUs; beyond that, nodes that do about the same are one row
 # A rank that waits for another one keeps its GPU "100 % utilised" by polling, at a fraction of the power of real work.

@@ -9,7 +9,7 @@ from typing import Any
 from torchfab.errors import TorchfabError
 from torchfab.inventory import fold
 from torchfab.job import Node
-from torchfab.rsync import Stats
+from torchfab.sync.rsync import Stats
 
 _NOTHING = Stats(0, 0)
 

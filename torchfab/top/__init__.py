@@ -1,0 +1,1 @@
+"""What the hosts do, live: one connection to each, kept, and what it tells."""
