@@ -25,6 +25,8 @@ class Settings:
         The interpreter, 3.9 or newer, that runs torchfab's own code on a node.
     prepare_timeout_s, start_timeout_s, answer_timeout_s : float
         For the two phases of a launch, and for any other answer.
+    reach_timeout_s : float
+        For a connection from a node to node 0, when doctor tries it. One SYN that is lost is sent again after 1 s.
     """
 
     ssh_config: str = ""
@@ -36,6 +38,7 @@ class Settings:
     prepare_timeout_s: float = 60.0
     start_timeout_s: float = 30.0
     answer_timeout_s: float = 30.0
+    reach_timeout_s: float = 3.0
 
     @property
     def ssh_options(self) -> tuple[str, ...]:

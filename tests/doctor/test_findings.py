@@ -70,6 +70,10 @@ WAYS: dict[str, tuple[Mapping[str, Any], str, str, str]] = {
         {"connection": {"outcome": "rejected", "why": "No route to host"}},
         *("connect-rejected", ERROR, "on the way: No route to host"),
     ),
+    "failed": (
+        {"connection": {"outcome": "failed", "why": "Protocol error"}},
+        *("connect-failed", ERROR, "port 41000, fails: Protocol error"),
+    ),
     "stranger": ({"connection": {"outcome": "stranger"}}, "connect-stranger", ERROR, "reaches another machine"),
     "unknown name": ({"addresses": [], "connection": None}, "name-unknown", ERROR, "node1, does not resolve"),
     "loopback": (

@@ -58,6 +58,19 @@ def loopback_cluster(_no_leftovers: None) -> Iterator[Cluster]:
         yield cluster
 
 
+@pytest.fixture(scope="module")
+def three(_no_leftovers: None) -> Iterator[Cluster]:
+    """Three nodes as root in network namespaces."""
+    with _up("netns", user=None, nodes=3) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def fab3(three: Cluster) -> Iterator[Fab]:
+    """The real `fab`, with the hosts of `three`."""
+    yield from _fab(three)
+
+
 @pytest.fixture
 def fab(netns_cluster: Cluster) -> Iterator[Fab]:
     """The real `fab`, with the hosts of `netns_cluster`; jobs that it left are stopped at the end."""

@@ -93,8 +93,14 @@ def server(greeting: bytes = b"", hang_up: bool = False) -> Iterator[int]:
 
 @contextlib.contextmanager
 def taken_port(node: Node, port: int) -> Iterator[None]:
-    """Let somebody listen on a port of the node."""
-    script = f"import socket, time; s = socket.create_server(('', {port})); print(flush=True); time.sleep(60)"
+    """Let somebody listen on a port of the node, who greets whoever comes."""
+    script = f"""
+import socket
+listener = socket.create_server(("", {port}))
+print(flush=True)
+while True:
+    listener.accept()[0].sendall(b"hello")
+"""
     with subprocess.Popen(node.command("python3", "-c", script), stdout=subprocess.PIPE) as process:
         assert process.stdout
         process.stdout.readline()

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -146,9 +147,14 @@ def test_a_disk_that_is_nearly_full_is_a_warning(fab: Fab) -> None:
     found(done, 0, "warning: node2: the disk of", "(logs of jobs) is nearly full", "expected 2.0 GiB free")
 
 
-def test_a_small_shm_is_a_warning(fab: Fab) -> None:
-    with other_disk(fab.cluster.node(1), Path("/dev/shm"), "size=64m"):
+def test_a_small_shm_and_a_disk_without_inodes_are_warnings(fab: Fab) -> None:
+    fab.node_dir.mkdir()
+    with (
+        other_disk(fab.cluster.node(0), fab.node_dir, "size=3g,nr_inodes=100"),
+        other_disk(fab.cluster.node(1), Path("/dev/shm"), "size=64m"),
+    ):
         done = doctor(fab)
+    found(done, 0, "warning: node1: the disk of", "(logs of jobs) has hardly any inodes left", "found 9")
     found(done, 0, "warning: node2: /dev/shm is small", "found 64 MiB of 64 MiB free", "--shm-size")
 
 
@@ -202,6 +208,13 @@ def test_a_node_that_has_another_idea_of_node_0_is_found(fab: Fab, case: str) ->
     found(done, 1, "error: node2: ", "node 0, node1", what, more)
 
 
+def test_a_name_of_node_0_that_leads_to_another_machine_is_found(fab: Fab) -> None:
+    other = fab.cluster.node(1)
+    with other_file(other, "/etc/hosts", hosts_with(fab, f"{other.address} node1")), taken_port(other, PORT):
+        done = doctor(fab, "--port", str(PORT))
+    found(done, 1, "error: node2: connecting to node 0, node1", "reaches another machine", "fix: correct the name in")
+
+
 def test_a_node_whose_own_name_is_on_loopback_is_found(fab: Fab) -> None:
     with other_file(fab.cluster.node(0), "/etc/hosts", hosts_with(fab, "127.0.1.1 node1")):
         done = doctor(fab)
@@ -223,9 +236,10 @@ def other_torch(node: Node) -> Iterator[None]:
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("raise ImportError('not to be imported')\n")
     (package / "version.py").write_text("__version__ = '1.2.3'\ncuda = '9.0'\n")
-    metadata = package.parent / "torch-1.2.3.dist-info" / "METADATA"
-    metadata.parent.mkdir()
-    metadata.write_text("Metadata-Version: 2.1\nName: torch\nVersion: 1.2.3\n")
+    for name, version in (("torch", "1.2.3"), ("nvidia_nccl_cu12", "2.3.4")):
+        metadata = package.parent / f"{name}-{version}.dist-info" / "METADATA"
+        metadata.parent.mkdir()
+        metadata.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
     try:
         with start_up_file(node, f"export PYTHONPATH={package.parent}\n"):
             yield
@@ -237,7 +251,9 @@ def test_another_torch_on_one_node_is_found_without_importing_it(fab: Fab) -> No
     with other_torch(fab.cluster.node(1)):
         done = doctor(fab)
     found(done, 1, "error: node2: torch is another version than elsewhere", ", found 1.2.3", "fix: install the same")
-    found(done, 1, "node2  ", "1.2.3 !", "9.0 !")
+    found(done, 1, "error: node2: torch was built with another CUDA than elsewhere", ", found 9.0")
+    found(done, 1, "error: node2: NCCL is another version than elsewhere", ", found 2.3.4")
+    found(done, 1, "node2  ", "1.2.3 !", "9.0 !", "2.3.4 !")
 
 
 def test_other_code_on_one_node_is_found_with_the_files_that_differ(fab: Fab) -> None:
@@ -258,6 +274,29 @@ def test_other_code_on_one_node_is_found_with_the_files_that_differ(fab: Fab) ->
     )
     found(done, 1, "node1  ", " own ")
     assert "untracked" not in done.stdout
+    path = str(fab.workdir / "train.py")
+    with other_file(fab.cluster.node(0), path, "older"), other_file(node, path, "older"):
+        done = doctor(fab)
+    found(done, 0, f"warning: node[1-2]: the code in {fab.workdir} is not that of this machine", "fix: copy it")
+
+
+@contextmanager
+def small_mtu(node: Node) -> Iterator[None]:
+    """Let a node send smaller packets."""
+    for size in (1400, 1500):
+        subprocess.run(node.command("ip", "link", "set", "eth0", "mtu", str(size)), check=True)
+        if size == 1400:
+            yield
+
+
+def test_what_most_nodes_have_alike_is_right_and_the_odd_one_is_found(fab3: Fab) -> None:
+    odd, first = fab3.cluster.node(2), fab3.cluster.node(0).address
+    names = hosts_with(fab3, f"{first} node1\n10.77.250.250 node1")
+    with other_file(odd, "/etc/hosts", names), small_mtu(odd), other_disk(odd, fab3.workdir):
+        done = doctor(fab3)
+    found(done, 1, "warning: node3: the address of node 0, node1, resolves to something else", "10.77.250.250")
+    found(done, 1, "warning: node3: the MTU towards node 0", "expected 1500, found 1400")
+    found(done, 1, "warning: node3: the disk of the working directory", "expected shared with node 0, found its own")
 
 
 def test_a_workdir_and_an_interpreter_that_do_not_exist_are_found(fab: Fab) -> None:
@@ -271,16 +310,49 @@ def test_a_workdir_and_an_interpreter_that_do_not_exist_are_found(fab: Fab) -> N
     found(done, 1, "error: node[1-2]: there is no /no/such/python", "--python")
 
 
-def test_a_low_limit_is_a_warning(fab: Fab) -> None:
-    with start_up_file(fab.cluster.node(1), "ulimit -n 256\n"):
-        done = doctor(fab)
-    found(done, 0, "warning: node2: ulimit -n (open files) is low", "expected 1024 or more, found 256")
+def test_a_workdir_that_one_may_not_enter_is_found(loopback_fab: Fab) -> None:
+    closed = loopback_fab.workdir / "closed"
+    closed.mkdir(mode=0)
+    loopback_fab.own(closed)
+    done = doctor(loopback_fab, "--workdir", str(closed))
+    closed.chmod(0o755)
+    found(done, 1, f"error: node[1-2]: the working directory {closed} cannot be entered", "fix: give this user the")
 
 
-def test_a_node_without_tmux_is_found(fab: Fab) -> None:
-    with fake_program(fab.cluster.node(1), "tmux", "exit 7"):
+def empty_python(fab: Fab) -> Path:
+    """Make an interpreter without any package."""
+    venv = fab.workdir / "empty"
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin" / "python").symlink_to(Path(sys.executable).resolve())
+    (venv / "pyvenv.cfg").write_text((Path(sys.prefix) / "pyvenv.cfg").read_text())
+    return venv / "bin" / "python"
+
+
+def test_low_limits_a_slow_login_and_a_python_without_torch_are_found(fab: Fab) -> None:
+    slow = "Host node2\n  ProxyCommand bash -c 'sleep 5.1; exec 3<>/dev/tcp/%h/%p; cat <&3 & exec cat >&3'\n"
+    config = fab.write("slow", slow + fab.cluster.ssh_config.read_text())
+    with start_up_file(fab.cluster.node(1), "ulimit -n 256 -u 3000\n"):
+        done = doctor(fab, "-S", str(config), "--python", str(empty_python(fab)))
+    found(done, 1, "warning: node2: ulimit -n (open files) is low", "expected 1024 or more, found 256")
+    found(done, 1, "warning: node2: ulimit -u is low", "expected 4096 or more, found 3000")
+    found(done, 1, "warning: node2: logging in is slow", "expected under 5 s, found 5.")
+    found(done, 1, "error: node[1-2]: ", "has no module torch", "-m pip install torch")
+
+
+def test_a_node_without_tmux_and_one_with_an_old_one_are_found(fab: Fab) -> None:
+    with (
+        fake_program(fab.cluster.node(0), "tmux", "echo tmux 2.9"),
+        fake_program(fab.cluster.node(1), "tmux", "exit 7"),
+    ):
         done = doctor(fab)
+    found(done, 1, "error: node1: tmux is too old", "expected 3.2 or newer, found 2.9")
     found(done, 1, "error: node2: tmux does not run: tmux -V ended with 7", "fix: install it there")
+
+
+def test_a_node_that_lets_us_in_and_does_not_answer_is_found(fab: Fab) -> None:
+    with start_up_file(fab.cluster.node(1), "sleep 30\n"):
+        done = doctor(fab, config={"answer_timeout_s": 1.5})
+    found(done, 1, "error: node2: the connection stands, but torchfab's program there gave no answer within 1.5 s")
 
 
 def test_gpus_are_asked_of_the_node_s_own_nvidia_smi(fab: Fab) -> None:

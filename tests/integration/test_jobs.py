@@ -424,6 +424,8 @@ def test_a_closed_window_ends_its_process_and_no_other(fab: Fab) -> None:
         "rank-1": "failed",
         "rank-2": "running",
     }
+    cause = json.loads(fab("why", "win", "--json").stdout)["cause"]
+    assert (cause["kind"], cause["name"], cause["words"]) == ("killed", "asked", "its tmux window was closed")
 
 
 # ---- records, attach, dry run

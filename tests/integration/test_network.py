@@ -6,33 +6,13 @@ import json
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 
 import pytest
 
 from tests.integration.fab import Done, Fab
-from tests.support import absent, require
-from torchfab.rehearsal import Cluster, RehearsalError
+from tests.support import require
 
 SLOW = ("root", "tbf", "rate", "50mbit", "burst", "64kbit", "latency", "50ms")
-
-
-@pytest.fixture(scope="module")
-def three(_no_leftovers: None) -> Iterator[Cluster]:
-    """Three hosts: fewer have no slow one among them."""
-    try:
-        cluster = Cluster.up(nodes=3, kind="netns")
-    except RehearsalError as error:
-        absent(str(error))
-    with cluster:
-        yield cluster
-
-
-@pytest.fixture
-def fab3(three: Cluster) -> Iterator[Fab]:
-    made = Fab(three)
-    yield made
-    made.close()
 
 
 def measure(fab: Fab, *words: str) -> Done:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ def run():
     if how == "raise": load(17)
     if how == "import": import only_here
     if how == "memory": import resource; resource.setrlimit(resource.RLIMIT_AS, (2**28, 2**28)); bytearray(2**29)
+    if how == "read-only": open(f"{out}/disk/file", "w")
     if how == "disk": open(f"{out}/disk/file", "wb").write(bytes(2**23))
     if how == "port": import socket; socket.create_server(("", int(sys.argv[2])))
     if how == "oom":
@@ -164,6 +166,20 @@ def test_an_import_that_fails_on_one_node_only_names_that_node(fate: Fate) -> No
     assert told["bad_nodes"] == ["node2"]
 
 
+def test_an_import_that_fails_everywhere_is_the_script_s(fate: Fate) -> None:
+    fate.begin("import")
+    assert eventually(lambda: all(map(fate.has_ended, (0, 1))), 20)
+    told = fate.told()
+    assert (cause_of(told), told["bad_nodes"]) == (("script", "import-error"), []), told
+
+
+def test_a_file_system_that_was_mounted_read_only_is_the_node_s(fate: Fate) -> None:
+    (fate.out / "disk").mkdir()
+    with other_disk(fate.fab.cluster.node(1), fate.out / "disk", "ro"):
+        told = fate.after("read-only")
+    assert (cause_of(told), told["bad_nodes"]) == (("node", "filesystem-sick"), ["node2"]), told
+
+
 def test_a_full_disk_is_named(fate: Fate) -> None:
     (fate.out / "disk").mkdir()
     with other_disk(fate.fab.cluster.node(1), fate.out / "disk", "size=1m"):
@@ -210,6 +226,9 @@ def test_a_node_of_which_all_was_killed_is_lost(fate: Fate) -> None:
     assert cause_of(told) == ("killed", "supervisor-killed"), told
     assert where(told) == ("node2", 1, None)
     assert told["cause"]["words"].startswith("the supervisor of rank-1 was killed"), told
+    shutil.rmtree(next(fate.fab.node_dir.glob("jobs/*/node-1")))
+    told = fate.told()
+    assert (cause_of(told), told["bad_nodes"]) == (("node", "node-lost"), ["node2"]), told
 
 
 def test_a_supervisor_that_was_killed_alone_is_told(fate: Fate) -> None:

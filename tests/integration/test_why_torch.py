@@ -6,12 +6,14 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.integration.fab import Fab, eventually
 from tests.integration.jobs import ok, status_of, two
+from tests.integration.sabotage import other_disk
 from tests.integration.ways import hosts
 from torchfab.rehearsal import Cluster
 
@@ -30,12 +32,24 @@ for step in range(100000):
     time.sleep(0.01)
 """
 
+# Rank 1 has not the shared memory that it wants; rank 0 waits for it at the store.
+SMALL = """
+import datetime, os, time
+import torch, torch.distributed as dist
+if os.environ["RANK"] == "0":
+    dist.TCPStore("127.0.0.1", 0, 1, True).wait(["never"], datetime.timedelta(seconds=1))
+time.sleep(1)
+torch.zeros(2**22).share_memory_()
+"""
+
 
 @pytest.fixture(scope="module")
 def waits(netns_cluster: Cluster) -> Iterator[Fab]:
-    """Two jobs whose ranks wait in vain: `reduce` for a rank, `come` for an agent; both were stopped by SIGSTOP."""
+    """Three jobs that wait in vain: `reduce` for a rank, `come` for an agent, both stopped; `gone` for one killed."""
     fab = Fab(netns_cluster)
     fab.write("reduce.py", REDUCE)
+    ok(fab(*hosts(fab, "launch-per-node"), "--rdzv-timeout", "4", "--name", "gone", "--", "light.py", "1"))
+    os.kill(int(status_of(fab, "gone")["nodes"][0]["processes"][0]["pid"]), signal.SIGKILL)  # it imports torch yet
     ok(fab(*hosts(fab, "launch-per-node"), "--rdzv-timeout", "4", "--name", "come", "--", "light.py", "1"))
     os.kill(int(status_of(fab, "come")["nodes"][1]["processes"][0]["pid"]), signal.SIGSTOP)
     ok(fab(*two(fab, "--name", "reduce", "--", "reduce.py", str(fab.workdir / "began"))))
@@ -66,6 +80,23 @@ def test_a_rendezvous_that_times_out_names_the_node_that_never_came(waits: Fab) 
     assert found["first"]["host"] == "node1"
     words = "node2 never came: its agent is stopped by a signal (SIGSTOP), or by a debugger"
     assert found["behind"] == [{"hosts": ["node2"], "words": words}]
+
+
+def test_an_agent_that_cannot_reach_the_rendezvous_is_a_consequence_of_what_ended_that(waits: Fab) -> None:
+    assert eventually(lambda: len(failures(waits, "gone")) == 2, 60), waits("logs", "gone")
+    found = told(waits, "gone")
+    assert (found["cause"]["name"], found["first"]["host"]) == ("killed", "node1"), found
+    assert found["consequences"] == ["node2: it could not reach the rendezvous"]
+
+
+def test_shared_memory_that_is_too_small_is_the_cause_and_who_waits_at_the_store_is_not(fab: Fab) -> None:
+    fab.write("small.py", SMALL)
+    with other_disk(fab.cluster.node(1), Path("/dev/shm"), "size=1m"):
+        ok(fab(*two(fab, "--name", "x", "--", "small.py")))
+        assert eventually(lambda: len(failures(fab, "x")) == 2, 40), fab("logs", "x")
+        found = told(fab, "x")
+    assert (found["cause"]["kind"], found["cause"]["name"]) == ("memory", "shared-memory"), found
+    assert found["consequences"] == ["node1 rank 0: it waited in vain for another rank at the store of node 0"]
 
 
 def test_a_gloo_timeout_names_the_rank_that_was_behind(waits: Fab) -> None:
@@ -101,3 +132,24 @@ def test_a_rank_that_others_lose_is_the_first_and_they_are_its_consequences(fab:
     found = told(fab, "x")
     assert (found["cause"]["name"], found["first"]["rank"], found["first"]["code"]) == ("exit-code", 1, 7), found
     assert found["consequences"] == ["node1 rank 0: its connection to another rank was lost"]
+
+
+def test_torchrun_is_named_where_it_ended_its_ranks_and_an_outsider_is_none_of_ours(fab: Fab) -> None:
+    words = ("launch-per-node", "--hostfile", str(fab.cluster.hostfile), "--nproc-per-node", "2", "--name", "x")
+    ok(fab(*words, "--", "light.py", "90"))
+    assert eventually(lambda: [len(node["ranks"]) for node in status_of(fab, "x")["nodes"]] == [2, 2], 30)
+    nodes = status_of(fab, "x")["nodes"]
+    hit, beside = nodes[1]["ranks"]
+    os.kill(int(hit["pid"]), signal.SIGTERM)
+    assert eventually(lambda: len(failures(fab, "x")) == 1, 30), fab("logs", "x")
+    os.kill(int(nodes[0]["processes"][0]["pid"]), signal.SIGTERM)
+    assert eventually(lambda: len(failures(fab, "x")) == 2, 30), fab("logs", "x")
+    found = told(fab, "x")
+    assert (found["cause"]["kind"], found["cause"]["name"]) == ("killed", "terminated"), found
+    assert found["cause"]["words"] == "SIGTERM came from outside: nothing that torchfab did, nor its launcher"
+    assert (found["first"]["host"], found["first"]["rank"]) == ("node2", hit["rank"])
+    by_torchrun = "torchrun ended it (SIGTERM) after another rank of its node had failed"
+    assert f"node2 rank {beside['rank']}: {by_torchrun}" in found["consequences"], found
+    asked = [each for each in found["consequences"] if "torchrun was asked to end (SIGTERM)" in each]
+    assert asked, found["consequences"]
+    assert asked[0].endswith("; neither fab stop nor its supervisor did that")

@@ -25,7 +25,7 @@ def plan_of(job: Job, *gpus: int) -> Plan:
 
 
 def probe(node: int, rank: int, local: int, here: int, world: int, backend: str, nodes: list[list[int]]) -> Process:
-    request = {"seconds": 20.0, "pairs": False, "backend": backend, "nodes": nodes}
+    request = {"seconds": 20.0, "pairs": False, "backend": backend, "patience_s": 90.0, "nodes": nodes}
     argv = ("/venv/bin/python", f"{folder(node)}/rank-{rank}/network.py", json.dumps(request))
     env = {
         "PYTHONUNBUFFERED": "1",

@@ -20,7 +20,7 @@ memory device-memory    torch.OutOfMemoryError: CUDA out of memory. Tried to all
 memory device-memory    RuntimeError: CUDA error: out of memory
 memory device-memory    RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`
 memory shared-memory    ERROR: Unexpected bus error encountered in worker. This might be caused by insufficient shared memory
-memory shared-memory    RuntimeError: unable to write to file </torch_12>: unable to open shared memory object
+memory shared-memory    RuntimeError: unable to allocate shared memory(shm) for file </torch_860_2407853_0>: No space left on device (28)
 memory host-memory      MemoryError
 memory host-memory      numpy._core._exceptions._ArrayMemoryError: Unable to allocate 8.00 TiB for an array with shape (1,)
 memory host-memory      RuntimeError: [enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory: 87 bytes

@@ -16,7 +16,6 @@ from torchfab.why.story import tell
 
 LOST = "RuntimeError: [/x/gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.0.0.2]:24750"
 SAW_IT = PLAIN.replace("ValueError: bad batch 17", LOST)
-TORCHRUN_LINE = "W1121 10:00:00.000000 12 torch/distributed/elastic/agent/server/api.py:753] Received 15 death signal, "
 
 
 def test_the_first_by_one_clock_is_first_though_its_own_clock_says_otherwise() -> None:
@@ -54,13 +53,6 @@ def test_512_ranks_fold_into_one_line() -> None:
     found = told(bad, *others)
     assert found.consequences == ("node[1-64] ranks 1-511: ended by SIGTERM after it",)
     assert len(page.text(found).splitlines()) < 30
-
-
-def test_a_sigterm_alone_is_told_with_what_torchrun_said() -> None:
-    logs = [log("agent", TORCHRUN_LINE + "shutting down workers", path="output.log")]
-    found = told(node(0, [process("failed", rank(0, -15))], logs))
-    assert (found.cause.kind, found.cause.name) == (Kind.KILLED, "terminated")
-    assert "torchrun was asked to end (15)" in found.cause.words
 
 
 @pytest.mark.parametrize(("signal", "words"), [("SIGHUP", "tmux window was closed"), ("SIGTERM", "not by fab stop")])

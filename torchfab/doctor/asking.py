@@ -18,8 +18,6 @@ from torchfab.session import Session
 from torchfab.settings import Settings
 
 CLOCK_SAMPLES = 5
-# One SYN that is lost is sent again after 1 s.
-CONNECT_TIMEOUT_S = 3.0
 
 
 def examine(nodes: Sequence[Node], settings: Settings, wanted: Wanted) -> Report:
@@ -114,14 +112,15 @@ def _try_the_way(sessions: Sessions, wanted: Wanted, seen: dict[int, Seen]) -> d
             "address": way.address_of(first.node, wanted),
             "port": None if port.get("problem") else port.get("port"),
             "greeting": port.get("greeting"),
-            "timeout_s": CONNECT_TIMEOUT_S,
+            "timeout_s": sessions.settings.reach_timeout_s,
             "tokens": {name: place["token"] for name, place in places.items() if place.get("token")},
             "files": each.rank in asked,
             "workdir": wanted.workdir,
             "names": None if wanted.names is None else list(wanted.names),
         }
 
-    for each, result in sessions.ask(request, sessions.settings.answer_timeout_s):
+    within_s = sessions.settings.answer_timeout_s + sessions.settings.reach_timeout_s
+    for each, result in sessions.ask(request, within_s):
         before = seen[each.rank]
         if isinstance(result, TorchfabError):
             seen[each.rank] = replace(before, error=before.error or result)

@@ -21,7 +21,6 @@ from torchfab.manifest.objects import INDEX, Shape, objects_of
 NAME = "kubernetes"
 RUNTIME = "kubernetes"
 PORT = 29500  # every pod has an address of its own: nobody else listens there
-WAIT_S = 3600  # how long pods wait for the first one: images are large, and machines may have to be bought
 RANK_PREFIX = "[rank${rank}]:"  # torchrun fills it in before each line of a rank
 
 
@@ -53,6 +52,8 @@ class Flags:
     queue: str = flag("", "Kueue queue: the job waits there until it is admitted as a whole. [none]")
     jobset: bool = flag(False, "Make a JobSet, for clusters that have it: restarts are of all pods together.")
     max_restarts: str = flag("0", "How often the pods are made again after a failure. [0]")
+    # Images are large, and machines may have to be bought.
+    rdzv_timeout: str = flag("3600", "Seconds that pods wait for the first one. [3600]")
     user: str = flag("1000", "User id of the container, or image: the image's own, which may be root. [1000]")
 
 
@@ -84,6 +85,7 @@ def options(flags: Flags) -> Mapping[str, Any]:
         "tolerations": [values.toleration(each) for each in flags.toleration],
         "jobset": flags.jobset,
         "max_restarts": values.number("--max-restarts", flags.max_restarts, least=0),
+        "rdzv_timeout_s": values.number("--rdzv-timeout", flags.rdzv_timeout, least=1),
         "user": values.user(flags.user),
     }
 
@@ -139,7 +141,7 @@ def torchrun_argv(job: Job, shape: Shape) -> tuple[str, ...]:
         *("--nproc-per-node", str(job.options["ranks"])),
         *("--node-rank", f"$({INDEX})"),
         *("--rdzv-backend", "static", "--master-addr", shape.master, "--master-port", str(PORT)),
-        *("--rdzv-conf", f"timeout={WAIT_S}"),
+        *("--rdzv-conf", f"timeout={job.options['rdzv_timeout_s']}"),
         *("--max-restarts", "0"),
         *("--tee", "3"),
     )

@@ -32,11 +32,14 @@ class Flags:
         Pairs of nodes too; else only when it is slow.
     backend : str
         nccl, gloo, or auto: nccl where every node has a GPU.
+    patience_s : float
+        How long ranks may take to import torch and to find each other. Default 90.
     """
 
     seconds: float
     pairs: bool
     backend: str
+    patience_s: float = 90.0
 
 
 def options(flags: Flags) -> Mapping[str, Any]:
@@ -51,7 +54,12 @@ def options(flags: Flags) -> Mapping[str, Any]:
         raise UsageError(f"--backend is auto, nccl or gloo, got {flags.backend!r}")
     if flags.seconds < 1:
         raise UsageError(f"--seconds is at least 1, got {flags.seconds:g}")
-    return {"seconds": flags.seconds, "pairs": flags.pairs, "backend": flags.backend}
+    return {
+        "seconds": flags.seconds,
+        "pairs": flags.pairs,
+        "backend": flags.backend,
+        "patience_s": flags.patience_s,
+    }
 
 
 def needs(job: Job) -> Needs:

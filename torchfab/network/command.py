@@ -22,7 +22,6 @@ from torchfab.surroundings import Surroundings
 
 # Words that stand for the script in the record: ours is sent along.
 _SCRIPT = ("-", "fab network")
-_START_S = 90.0  # for importing torch on a cold node, and for the ranks to find each other
 _REQUEST: Mapping[str, Any] = {"follow": True, "lines": None, "ranks": [0], "grep": f"^{report.MARK}"}
 
 
@@ -38,7 +37,8 @@ def run(flags: NetworkFlags, around: Surroundings) -> int:
     """
     around = replace(around, config={**around.config, "words": _SCRIPT})
     seconds = launch.seconds("--seconds", flags.seconds)
-    own = launcher.Flags(seconds, flags.pairs, flags.backend)
+    patience_s = float(around.config["network_timeout_s"])
+    own = launcher.Flags(seconds, flags.pairs, flags.backend, patience_s)
     name = f"network-{time.strftime('%m%d-%H%M%S', time.localtime(around.now))}-{around.token[:4]}"
     shared = LaunchFlags(
         name=name,
@@ -53,17 +53,17 @@ def run(flags: NetworkFlags, around: Surroundings) -> int:
     assert record is not None
     with launch.InterruptibleOnce():
         try:
-            measured = _read(record, seconds)
+            measured = _read(record, seconds + patience_s)
         except BaseException:  # Ctrl-C too
             _end(record, around)
             raise
     return _conclude(record, measured, flags.json, around)
 
 
-def _read(record: Record, seconds: float) -> Measured:
+def _read(record: Record, within_s: float) -> Measured:
     """Read what rank 0 tells until it is done, or the job has ended, or it takes too long."""
     measured, ended, lost = Measured(), set[int](), set[int]()
-    deadline = time.monotonic() + seconds + _START_S
+    deadline = time.monotonic() + within_s
     for event in runtimes.of(record.runtime).follow(record, _REQUEST):
         if isinstance(event, Lines):
             for _, _, text in event.lines:

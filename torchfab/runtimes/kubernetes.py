@@ -31,7 +31,6 @@ from torchfab.status import JobStatus, NodeStatus, Verdict
 from torchfab.why.evidence import Evidence
 
 NAME = "kubernetes"
-_ROLLBACK_S = 20.0
 _POLL_S = 0.2
 
 
@@ -104,7 +103,7 @@ def _after_rollback(cluster: Cluster, submission: Submission, error: BaseExcepti
     """Take back what was created; return the error to raise."""
     told = submission.details
     try:
-        left = _take_down(cluster, told, 1.0, time.monotonic() + _ROLLBACK_S)
+        left = _take_down(cluster, told, 1.0, time.monotonic() + cluster.timeout_s)
     except TorchfabError as second:
         left = [f"what there is of {told['kind']} {told['name']} ({second.message})"]
     if isinstance(error, KeyboardInterrupt):

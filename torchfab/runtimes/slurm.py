@@ -30,7 +30,6 @@ from torchfab.why.evidence import Evidence
 NAME = "slurm"
 _POLL_S = 0.1
 _RETRY_S = 5.0
-_UNCONFIRMED_S = 180.0  # after this long a submission of which no end was written down was taken back
 
 
 def submit(record: Record, submission: Submission) -> dict[str, Any]:
@@ -104,10 +103,16 @@ def _unconfirmed(record: Record) -> states.JobStatus | None:
     """Return the status of a job whose `fab` ended before Slurm had answered; None for all others."""
     if "slurm_id" in record.details:
         return None
-    if time.time() - record.created < _UNCONFIRMED_S:
+    if time.time() - record.created < _taken_back_s(record):
         return states.JobStatus((), record.min_nodes, states.Verdict("pending", reason="it is being submitted"))
     reason = "its fab ended before Slurm had answered, and it was taken back"
     return states.JobStatus((), record.min_nodes, states.Verdict("lost", ended=True, reason=reason))
+
+
+def _taken_back_s(record: Record) -> float:
+    """Return after how long a submission of which no end was written down was taken back, on the other side too."""
+    given = record.settings
+    return 2 * (3 * given.connect_timeout_s + given.answer_timeout_s) + given.prepare_timeout_s
 
 
 def _ask(record: Record, op: str, timeout_s: float, **more: Any) -> Mapping[str, Any]:

@@ -24,8 +24,6 @@ from torchfab.supervise.supervisor import Supervisor
 from torchfab.supervise.values import Policy
 from torchfab.surroundings import Surroundings
 
-_PATIENCE_S = 30.0
-
 
 @dataclass(frozen=True)
 class Wishes:
@@ -59,7 +57,11 @@ def default_policy(around: Surroundings) -> Policy:
     """Return the policy that the settings give."""
     config = around.config
     return Policy(
-        int(config["restarts"]), float(config["stall_s"]), float(config["backoff_s"]), float(config["lost_s"])
+        restarts=int(config["restarts"]),
+        stall_s=float(config["stall_s"]),
+        backoff_s=float(config["backoff_s"]),
+        lost_s=float(config["lost_s"]),
+        notify_timeout_s=float(config["notify_timeout_s"]),
     )
 
 
@@ -149,11 +151,12 @@ def _in_tmux(record: Record, follow: bool, fab: Sequence[str], around: Surroundi
     argv = [*fab, "supervise", record.name, *(["--follow"] if follow else [])]
     environ = {**around.environ, **asked.job.secrets}  # also those that came with --env
     session = handover.start(record.name, argv, environ, around.cwd, record.folder)
-    deadline = time.monotonic() + _PATIENCE_S
+    within_s = around.settings.start_timeout_s
+    deadline = time.monotonic() + within_s
     while lock.holder(record.folder) is None:
         if time.monotonic() > deadline:
             raise TorchfabError(
-                f"the supervisor in tmux did not begin within {_PATIENCE_S:g} s",
+                f"the supervisor in tmux did not begin within {within_s:g} s",
                 f"the job runs; see what it says without tmux: fab supervise {record.name}",
             )
         time.sleep(0.1)

@@ -12,9 +12,6 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from typing import Any
 
-TIMEOUT_S = 10.0
-_LAST_WORDS_S = 2 * TIMEOUT_S
-
 
 class Notifier:
     """Tell it in the background, one event after the other.
@@ -26,10 +23,12 @@ class Notifier:
         TORCHFAB_EVENT and TORCHFAB_JOB in its environment. Or an http(s) URL, to which the JSON is posted. Empty: none.
     complain : callable
         Told what went wrong.
+    timeout_s : float
+        For each event. Default 10.
     """
 
-    def __init__(self, target: str, complain: Callable[[str], None]) -> None:
-        self.target, self.complain = target, complain
+    def __init__(self, target: str, complain: Callable[[str], None], timeout_s: float = 10.0) -> None:
+        self.target, self.complain, self.timeout_s = target, complain, timeout_s
         self.events: queue.Queue[Mapping[str, Any] | None] = queue.Queue()
         self.thread = threading.Thread(target=self._work, daemon=True)
         if target:
@@ -41,15 +40,15 @@ class Notifier:
             self.events.put(event)
 
     def close(self) -> None:
-        """Wait until all was told, at most 20 s."""
+        """Wait until all was told, at most for the time of two events."""
         if self.target:
             self.events.put(None)
-            self.thread.join(_LAST_WORDS_S)
+            self.thread.join(2 * self.timeout_s)
 
     def _work(self) -> None:
         while (event := self.events.get()) is not None:
             try:
-                _send(self.target, event)
+                _send(self.target, event, self.timeout_s)
             except Exception as error:  # whatever a URL or a command does, the job is worth more
                 self.complain(f"--notify {_name(self.target)}: {error}")
 
@@ -59,14 +58,14 @@ def _name(target: str) -> str:
     return "/".join(target.split("/")[:3]) if target.startswith(("http://", "https://")) else target
 
 
-def _send(target: str, event: Mapping[str, Any]) -> None:
+def _send(target: str, event: Mapping[str, Any], timeout_s: float) -> None:
     body = json.dumps(event).encode()
     if target.startswith(("http://", "https://")):
         request = urllib.request.Request(target, body, {"Content-Type": "application/json"}, method="POST")
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S):
+        with urllib.request.urlopen(request, timeout=timeout_s):
             return
     env = {**os.environ, "TORCHFAB_EVENT": str(event["event"]), "TORCHFAB_JOB": str(event["job"])}
-    done = subprocess.run(shlex.split(target), input=body, env=env, timeout=TIMEOUT_S, capture_output=True, check=False)
+    done = subprocess.run(shlex.split(target), input=body, env=env, timeout=timeout_s, capture_output=True, check=False)
     if done.returncode:
         last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
         raise RuntimeError(f"it ended with code {done.returncode}" + (f": {last[0]}" if last else ""))

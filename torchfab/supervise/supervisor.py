@@ -58,7 +58,8 @@ class Supervisor:
     relauncher: Relauncher = field(init=False)
 
     def __post_init__(self) -> None:
-        self.scribe = Scribe(self.first, self.asked.job.secrets.values(), Notifier(self.policy.notify, tell))
+        notifier = Notifier(self.policy.notify, tell, self.policy.notify_timeout_s)
+        self.scribe = Scribe(self.first, self.asked.job.secrets.values(), notifier)
         self.stragglers = Stragglers(self.scribe, self.asked.job.grace_s)
         self.relauncher = Relauncher(self.asked, self.around, self.scribe, self.stragglers)
         known = self.scribe.open_ending()

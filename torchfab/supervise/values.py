@@ -29,6 +29,8 @@ class Policy:
         For how long a node must be out of reach to count as lost. Default 60.
     notify : str
         A command, or an http(s) URL, that is told what happens; empty: none.
+    notify_timeout_s : float
+        How long it may take, each time. Default 10.
     """
 
     restarts: int = 3
@@ -36,6 +38,7 @@ class Policy:
     backoff_s: float = 10.0
     lost_s: float = 60.0
     notify: str = ""
+    notify_timeout_s: float = 10.0
 
     def __post_init__(self) -> None:
         if not self.notify:

@@ -94,7 +94,7 @@ _MEMORY = (
         (
             "Unexpected bus error encountered in worker",
             "insufficient shared memory",
-            "unable to (?:mmap|open|write to|resize).*shared memory",
+            "unable to (?:mmap|open|write to|resize|allocate).*(?:shared memory|file </torch_)",
         ),
         "/dev/shm is too small for its data loaders: {line}",
         "fewer workers, or a larger /dev/shm (of containers: --shm-size)",

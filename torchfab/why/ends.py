@@ -145,7 +145,7 @@ def _of_rank(node: NodeEvidence, process: Mapping[str, Any], rank: Mapping[str, 
 
 
 def _weight(cause: Cause, code: int, others_before: bool) -> int:
-    if cause.name in ("stopped", "terminated"):
+    if cause.name in ("stopped", "ended", "by-launcher", "by-supervisor"):
         return CONSEQUENCE
     if code == KILL and cause.name == "killed" and others_before:
         return CONSEQUENCE

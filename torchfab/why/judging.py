@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torchfab.logview import clean
 from torchfab.status import code_words
-from torchfab.why import causes, tracebacks
+from torchfab.why import causes, senders, tracebacks
 from torchfab.why.causes import Cause, Kind
 from torchfab.why.evidence import Label, Log, NodeEvidence
 from torchfab.why.tracebacks import Traceback
@@ -19,11 +18,9 @@ _ASKED = {
     "SIGTERM": "SIGTERM was sent to its supervisor, and not by fab stop",
     "SIGQUIT": "SIGQUIT was sent to its supervisor, or typed into its tmux window",
 }
-_ASK = "ask who did it: an administrator, a script"
-KILL, _ABORT, _ENDINGS = -9, -6, (-15, -2, -1)
+KILL, _ABORT = -9, -6
 _TAIL_LINES = 60
 _ROOM_FOR_WORDS = 64 * 1024
-_TORCHRUN_TOLD = re.compile(r"Received (?:Signals\.)?(?P<signal>SIG\w+|\d+) death signal, shutting down workers")
 
 
 def logs_of(node: NodeEvidence, label: Label | None) -> list[Log]:
@@ -76,8 +73,9 @@ def cause_of(
         The last traceback in its log, and the end of that.
     """
     code = rank["code"]
-    if code in (KILL, *_ENDINGS):
-        return _signalled(node, process, code, rank["pid"])
+    by_signal = code == KILL or senders.may_be_by_signal(code, rank["rank"], node)
+    if by_signal and (cause := _signalled(node, process, code, rank["pid"])):
+        return cause
     if traceback and (cause := causes.recognise(traceback.exception)):
         return cause
     last = "\n".join(tail.splitlines()[-_TAIL_LINES:])
@@ -114,17 +112,22 @@ def _own_doing(code: int | None, traceback: Traceback | None) -> Cause:
     return Cause(Kind.SCRIPT, "exit-code", f"the script ended itself with exit code {code}", "see its last lines")
 
 
-def _signalled(node: NodeEvidence, process: Mapping[str, Any], code: int, pid: int | None) -> Cause:
+def _signalled(node: NodeEvidence, process: Mapping[str, Any], code: int, pid: int | None) -> Cause | None:
+    """Return who ended a process by a signal; None where its exit code alone is no proof that one did."""
     end = node.ends.get(process["name"], {})
     asked = end.get("asked")
     if node.status.stop_asked is not None:
         return Cause(Kind.STOPPED, "stopped", "fab stop ended it")
     if asked and (code != KILL or end.get("killed")):
         return Cause(Kind.KILLED, "asked", _ASKED.get(asked, f"its supervisor got {asked}"))
-    return _killed(node, process, pid) if code == KILL else _terminated(node, code)
+    if code == KILL:
+        found = _out_of_memory(node, process, pid) or senders.sender_of(node, process, code, pid)
+        return found or _killed(node)
+    found = senders.sender_of(node, process, code, pid) or senders.outsider(node, process, code, pid)
+    return found or (_by_somebody(code) if code < 0 else None)
 
 
-def _killed(node: NodeEvidence, process: Mapping[str, Any], pid: int | None) -> Cause:
+def _out_of_memory(node: NodeEvidence, process: Mapping[str, Any], pid: int | None) -> Cause | None:
     by_kernel = next((line.text for line in node.kernel if pid and f"Killed process {pid} " in f"{line.text} "), "")
     count = node.ends.get(process["name"], {}).get("oom_kills", 0)
     fix = "less memory per rank (data loader workers, caches), or a higher limit of its control group"
@@ -134,15 +137,17 @@ def _killed(node: NodeEvidence, process: Mapping[str, Any], pid: int | None) -> 
         times = "once" if count == 1 else f"{count} times"
         words = f"SIGKILL ended it, and the OOM killer struck {times} in its control group meanwhile"
         return Cause(Kind.MEMORY, "host-memory", words, fix)
+    return None
+
+
+def _killed(node: NodeEvidence) -> Cause:
     words = "SIGKILL came from outside: nothing that torchfab did"
     if node.kernel_unread:
         words += f"; it may have been the OOM killer: the kernel's log cannot be read ({node.kernel_unread})"
         return Cause(Kind.KILLED, "killed", words, f"look there: sudo dmesg -T | grep -i kill (on {node.host})")
-    return Cause(Kind.KILLED, "killed", f"{words}, nor the kernel's OOM killer", _ASK)
+    return Cause(Kind.KILLED, "killed", f"{words}, nor the kernel's OOM killer", senders.ASK)
 
 
-def _terminated(node: NodeEvidence, code: int) -> Cause:
-    found = (_TORCHRUN_TOLD.search(log.text) for log in node.logs if log.label == "agent")
-    told = next((match for match in found if match), None)
-    words = f"torchrun was asked to end ({told['signal']}), and ended it" if told else f"{code_words(code)} ended it"
-    return Cause(Kind.KILLED, "terminated", f"{words}; who sent it is not known", _ASK)
+def _by_somebody(code: int) -> Cause:
+    words = f"{code_words(code)} ended it; who sent it is not known"
+    return Cause(Kind.KILLED, "ended", words, senders.ASK)

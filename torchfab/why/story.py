@@ -233,6 +233,8 @@ def _consequences(ends: Sequence[End], first: End | None, cause: Cause) -> tuple
 def _short(end: End, cause: Cause) -> str:
     if end.cause.kind is Kind.STOPPED:
         return "ended by fab, which stopped the rest"
+    if end.cause.name in ("by-launcher", "by-supervisor"):
+        return end.cause.words
     if end.weight == CONSEQUENCE or end.cause.name == "asked":
         return f"ended by {code_words(end.code or 0)} after it"
     if end.cause.is_symptom:  # addresses and numbers differ

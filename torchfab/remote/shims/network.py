@@ -25,7 +25,7 @@ SIZES = tuple(1024 << (2 * power) for power in range(11))  # 1 KiB to 1 GiB
 PAIR_BYTES = 256 * 1024
 MOST_PAIR_BYTES = 256 * 1024 * 1024
 _FOR_ALL = 0.5  # of the seconds; the other half is for the pairs
-_PATIENCE_S = 120.0  # for ranks that start late, and for a link that is down
+_MARGIN_S = 30.0  # who measures gives up before the ranks do, and says why
 _SLOW = 0.5  # of what the slowest interface says that it can do
 
 
@@ -72,7 +72,8 @@ class Probe:
     Parameters
     ----------
     request : dict
-        `seconds` for all; `pairs` (False: only when it is slow); `backend`; `nodes`, the ranks of each node.
+        `seconds` for all; `patience_s` to find each other; `pairs` (False: only when it is slow); `backend`; `nodes`,
+        the ranks of each node.
     torch, dist : modules
         torch and torch.distributed: imported late, so that the pure part of this file can be tested without.
     """
@@ -82,7 +83,7 @@ class Probe:
         self.rank, self.world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self.nodes: list[list[int]] = request["nodes"]
         self.node = next(index for index, ranks in enumerate(self.nodes) if self.rank in ranks)
-        self.patience = timedelta(seconds=request["seconds"] + _PATIENCE_S)
+        self.patience = timedelta(seconds=request["seconds"] + request["patience_s"] + _MARGIN_S)
         self.on_gpu = request["backend"] == "nccl"
         self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if self.on_gpu else torch.device("cpu")
         if self.on_gpu:
