@@ -67,6 +67,7 @@ INSIDE: dict[str, set[str]] = {
     "ssh.logins": {"errors", "ssh.explaining", "ssh.patience", "ssh.connecting", "ssh.hostkeys"},
     "ssh.pipes": {"bundle", "errors", "settings", "ssh.explaining", "ssh.logins", "ssh.patience", "ssh.connecting"},
     "sync.rsync": {"errors"},
+    "sync.exceptions": {"sync.rsync"},
     "sync.results": {"errors", "inventory", "job", "sync.rsync"},
     "top.load": {"columns", "inventory", "job", "stall", "status", "sync.results"},
 }

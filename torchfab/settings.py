@@ -27,6 +27,8 @@ class Settings:
         For the two phases of a launch, and for any other answer.
     reach_timeout_s : float
         For a connection from a node to node 0, when doctor tries it. One SYN that is lost is sent again after 1 s.
+    sync_timeout_s : float
+        For listing the files that `fab sync` copies, for reading them all on each side, for a copy that stands still.
     """
 
     ssh_config: str = ""
@@ -39,6 +41,7 @@ class Settings:
     start_timeout_s: float = 30.0
     answer_timeout_s: float = 30.0
     reach_timeout_s: float = 3.0
+    sync_timeout_s: float = 60.0
 
     @property
     def ssh_options(self) -> tuple[str, ...]:

@@ -71,6 +71,7 @@ def surroundings_of(c: Any, root: Path) -> Surroundings:
         start_timeout_s=float(config.start_timeout_s),
         answer_timeout_s=float(config.answer_timeout_s),
         reach_timeout_s=float(config.reach_timeout_s),
+        sync_timeout_s=float(config.sync_timeout_s),
     )
     token, mask_key = random_source.token_hex(4), random_source.token_hex(32)
     return Surroundings(config, root, os.getcwd(), time.time(), token, dict(os.environ), settings, mask_key)

@@ -53,16 +53,18 @@ def document(fab: Fab, *words: str) -> dict[str, dict[str, object]]:
 
 
 def test_all_nodes_hold_what_is_here_and_what_is_ignored_stays(far: Fab) -> None:
-    far.write(".gitignore", "*.pt\n")
+    subprocess.run([require("git"), "init", "-q", str(far.workdir)], check=True)
+    far.write(".gitignore", "*.pt\n!best.pt\n")
     far.write("model.pt", "large")
+    far.write("best.pt", "an exception")
     far.write("it's $HOME.py", "print()")
     (there(far, 1) / "own.pt").write_text("written by a job")
     (there(far, 1) / "old.py").write_text("")
     done = ok(sync(far))
-    assert "node[1-2]: 3 files copied" in done.stdout, done
-    assert "2 nodes hold the same 3 files" in done.stdout, done
+    assert "node[1-2]: 4 files copied" in done.stdout, done
+    assert "2 nodes hold the same 4 files" in done.stdout, done
     names = {path.name for path in there(far, 1).iterdir()}
-    assert names == {".gitignore", "light.py", "it's $HOME.py", "own.pt", "old.py"}
+    assert names == {".gitignore", "light.py", "it's $HOME.py", "best.pt", "own.pt", "old.py"}
     assert (there(far, 0) / "it's $HOME.py").read_text() == "print()"
     ok(sync(far, "--delete"))
     assert {path.name for path in there(far, 1).iterdir()} == names - {"old.py"}  # ignored: never removed

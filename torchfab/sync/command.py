@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,8 @@ from torchfab.runtimes.tmux import ssh_argv
 from torchfab.session import Session
 from torchfab.settings import Settings
 from torchfab.surroundings import Surroundings
-from torchfab.sync import rsync
+from torchfab.sync import exceptions, rsync
 from torchfab.sync.results import Result, as_document, words
-
-CHECK_S = 60.0  # for reading all files, on either side
 
 
 @dataclass(frozen=True)
@@ -42,11 +40,14 @@ class Wish:
         The directory here, and the one on every node; absolute paths.
     delete : bool
         Remove what is there and not here.
+    rules : tuple of str
+        What git holds though rsync's reading of .gitignore leaves it out, as filters of rsync.
     """
 
     source: str
     workdir: str
     delete: bool
+    rules: tuple[str, ...] = ()
 
 
 # ---- the command
@@ -66,18 +67,19 @@ def sync(flags: SyncFlags, around: Surroundings) -> int:
     if not wish.workdir.startswith("/"):
         raise UsageError(f"--workdir must be an absolute path, got {wish.workdir!r}")
     nodes = launch.read_nodes(flags.hostfile, around)
+    if shutil.which("rsync") is None:
+        raise UsageError("rsync is not installed on this machine", "./run fab sync installs it")
+    wish = replace(wish, rules=_rules(wish.source, around.settings.sync_timeout_s))
     if flags.dry_run:
         for node in nodes:
             say(shlex.join(_argv(wish, node, around.settings)))
         return 0
-    if shutil.which("rsync") is None:
-        raise UsageError("rsync is not installed on this machine", "./run fab sync installs it")
     return _sync(wish, nodes, flags.json, around)
 
 
 def _sync(wish: Wish, nodes: Sequence[Node], as_json: bool, around: Surroundings) -> int:
     begun = time.monotonic()
-    digests = _digests_here(wish.source)
+    digests = _digests_here(wish, around.settings.sync_timeout_s)
     with _token(wish.source, around.token) as token:
         results, failed = _copy_to_all(wish, nodes, token, digests, around.settings)
     if as_json:
@@ -90,13 +92,29 @@ def _sync(wish: Wish, nodes: Sequence[Node], as_json: bool, around: Surroundings
     return 1 if any(result.is_odd for result in results) else 0
 
 
-def _digests_here(source: str) -> dict[str, str]:
-    with tempfile.TemporaryDirectory() as nowhere:
-        done = subprocess.run(rsync.list_argv(source, nowhere), capture_output=True, check=False)
+def _rules(source: str, timeout_s: float) -> tuple[str, ...]:
+    known = exceptions.in_git(source, timeout_s)
+    return exceptions.rules(known, _listed(source, (), timeout_s)) if known else ()
+
+
+def _listed(source: str, rules: Sequence[str], timeout_s: float) -> list[str]:
+    """Return what rsync would copy, relative to the directory."""
+    try:
+        with tempfile.TemporaryDirectory() as nowhere:
+            argv = rsync.list_argv(source, nowhere, rules)
+            done = subprocess.run(argv, capture_output=True, check=False, timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        fix = "see whether its disk answers; more time: sync_timeout_s in fabric.yaml"
+        raise TorchfabError(f"{source} could not be listed within {timeout_s:g} s", fix) from None
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
         raise TorchfabError(f"rsync cannot read {source}: {''.join(said) or done.returncode}", "see to its rights")
-    return {name: text for name, text in tree.digests(source, rsync.listed(done.stdout), CHECK_S).items() if text}
+    return rsync.listed(done.stdout)
+
+
+def _digests_here(wish: Wish, timeout_s: float) -> dict[str, str]:
+    names = _listed(wish.source, wish.rules, timeout_s)
+    return {name: text for name, text in tree.digests(wish.source, names, timeout_s).items() if text}
 
 
 @contextmanager
@@ -192,8 +210,8 @@ def _copy_to(
     if _ask(session, {"op": "tree_look", **place, "token": token}, settings.answer_timeout_s)["shared"]:
         return Result(node, shared=True)
     stats = rsync.stats(copies.run(_argv(wish, node, settings)))
-    request = {"op": "tree_check", **place, "digests": digests, "within_s": CHECK_S}
-    told = _ask(session, request, CHECK_S + settings.answer_timeout_s)
+    request = {"op": "tree_check", **place, "digests": digests, "within_s": settings.sync_timeout_s}
+    told = _ask(session, request, settings.sync_timeout_s + settings.answer_timeout_s)
     counts = {name: told[name] for name in ("checked", "missing", "differing")}
     return Result(node, False, stats, **counts, names=tuple(told["names"]))
 
@@ -207,7 +225,10 @@ def _ask(session: Session, request: Mapping[str, Any], timeout_s: float) -> Mapp
 
 
 def _argv(wish: Wish, node: Node, settings: Settings) -> tuple[str, ...]:
-    return rsync.copy_argv(wish.source, wish.workdir, *_way(node, settings), wish.delete)
+    host, shell = _way(node, settings)
+    return rsync.copy_argv(
+        wish.source, wish.workdir, host, shell, wish.delete, rules=wish.rules, silent_s=settings.sync_timeout_s
+    )
 
 
 def _way(node: Node, settings: Settings) -> tuple[str, tuple[str, ...]]:

@@ -2,26 +2,51 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from torchfab.errors import HostError
 
 # Not code, and on every node another: git's own files, environments, and what torchfab itself writes.
 LEFT_OUT = (".git", "/.venv", "/.torchfab", "/jobs", ".torchfab-sync-*")
-_SILENT_S = 60  # a node that stops answering in the middle of a copy
 _PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
 _ESCAPED = re.compile(rb"\\#([0-7]{3})")
 
 
-def options(delete: bool) -> tuple[str, ...]:
-    """Return what is copied, and how: contents, links, modes and times, but no owners, who differ between machines."""
-    filters = ("--filter=:- .gitignore", *(f"--exclude={pattern}" for pattern in LEFT_OUT))
+def is_left_out(name: str) -> bool:
+    """Say whether a file is never copied, whatever git says of it; `name` is relative to the directory."""
+    parts = name.split("/")
+    anchored = [pattern[1:] for pattern in LEFT_OUT if pattern.startswith("/")]
+    anywhere = [pattern for pattern in LEFT_OUT if not pattern.startswith("/")]
+    return parts[0] in anchored or any(fnmatchcase(part, pattern) for part in parts for pattern in anywhere)
+
+
+def options(delete: bool, rules: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return what is copied, and how: contents, links, modes and times, but no owners, who differ between machines.
+
+    Parameters
+    ----------
+    delete : bool
+        Remove what is there and not here.
+    rules : sequence of str
+        More filters, which count before the .gitignore files.
+    """
+    filters = (*(f"--exclude={pattern}" for pattern in LEFT_OUT), *rules, "--filter=:- .gitignore")
     return ("--recursive", "--links", "--perms", "--times", *filters, *(("--delete",) if delete else ()))
 
 
-def copy_argv(source: str, to: str, host: str, shell: Sequence[str], delete: bool) -> tuple[str, ...]:
+def copy_argv(
+    source: str,
+    to: str,
+    host: str,
+    shell: Sequence[str],
+    delete: bool,
+    rules: Sequence[str] = (),
+    silent_s: float = 60.0,
+) -> tuple[str, ...]:
     """Return the command that makes the directory `to` of a host hold what `source` holds here.
 
     Parameters
@@ -34,12 +59,16 @@ def copy_argv(source: str, to: str, host: str, shell: Sequence[str], delete: boo
         The command that reaches a host, without the host.
     delete : bool
         Remove what is there and not here; what is never copied is never removed.
+    rules : sequence of str
+        More filters, which count before the .gitignore files.
+    silent_s : float
+        After how long without a sign of life a node counts as lost. Default 60.
     """
     # The far rsync gets its paths over the connection, not from the login shell there, which would expand them.
-    through = ("--protect-args", f"--rsh={shell_words(shell)}", f"--timeout={_SILENT_S}") if host else ()
+    through = ("--protect-args", f"--rsh={shell_words(shell)}", f"--timeout={math.ceil(silent_s)}") if host else ()
     target = f"[{host}]:" if ":" in host else f"{host}:" if host else ""
     return (
-        *("rsync", *options(delete), "--stats", "--no-human-readable"),
+        *("rsync", *options(delete, rules), "--stats", "--no-human-readable"),
         *through,
         *("--", f"{source}/", f"{target}{to}/"),
     )
@@ -53,10 +82,10 @@ def shell_words(argv: Sequence[str]) -> str:
     return " ".join(word if _PLAIN.fullmatch(word) else "'" + word.replace("'", "''") + "'" for word in argv)
 
 
-def list_argv(source: str, nowhere: str) -> tuple[str, ...]:
+def list_argv(source: str, nowhere: str, rules: Sequence[str] = ()) -> tuple[str, ...]:
     """Return the command that lists what would be copied, a name a line; `nowhere` is an empty directory."""
     listing = ("--dry-run", "--8-bit-output", "--out-format=%n")
-    return ("rsync", *options(delete=False), *listing, "--", f"{source}/", f"{nowhere}/")
+    return ("rsync", *options(False, rules), *listing, "--", f"{source}/", f"{nowhere}/")
 
 
 def listed(output: bytes) -> list[str]:
