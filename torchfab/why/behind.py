@@ -9,13 +9,16 @@ from typing import Any
 
 from torchfab.inventory import fold, fold_ranks
 from torchfab.status import duration
-from torchfab.why import causes
+from torchfab.why import signs
 from torchfab.why.ends import End
 from torchfab.why.evidence import Evidence, NodeEvidence
 
-# ProcessGroupNCCL.cpp: what the watchdog of each rank says when it gives up.
-_NCCL_STATE = re.compile(r"last enqueued (?:NCCL )?work: (-?\d+)")
-_TIMEOUTS = ("nccl-timeout", "gloo-timeout", "store-timeout")
+# ProcessGroupNCCL.cpp: what the watchdog of each rank says when it gives up, of which process group (each has its own
+# count; torch before 2.3 names none), from 2.4 on with what it had begun.
+_GROUP = re.compile(r"\[PG (?:ID \S+ PG GUID )?([^\s(\]]+)")
+_BEGUN = re.compile(r"last enqueued (?:NCCL )?work: (-?\d+)")
+_WAITED = re.compile(r"operation timeout: WorkNCCL\(SeqNum=(\d+)")
+_TIMEOUTS = ("nccl-timeout", "nccl-stuck", "gloo-timeout", "store-timeout")
 _SILENCE_S = 2.0
 
 
@@ -52,19 +55,32 @@ def halted(evidence: Evidence) -> Iterator[Behind]:
 
 
 def _sequence(evidence: Evidence) -> Iterator[Behind]:
-    """Yield which ranks have begun the fewest collectives, by what NCCL's watchdogs say."""
-    begun: dict[int, tuple[int, str]] = {}
+    """Yield which ranks have begun the fewest collectives of a process group, by what NCCL's watchdogs say."""
+    told = _counts(evidence, _BEGUN) or _counts(evidence, _WAITED)
+    for group, of_rank in told.items():
+        counts = [count for count, _ in of_rank.values()]
+        if len(set(counts)) > 1:
+            ranks = sorted(rank for rank, (count, _) in of_rank.items() if count == min(counts))
+            hosts = tuple(dict.fromkeys(of_rank[rank][1] for rank in ranks))
+            what = f"{min(counts)} collectives" + (f" of process group {group}" if len(told) > 1 else "")
+            yield Behind(hosts, f"{_ranks(ranks)} on {fold(hosts)} had begun {what}, the others up to {max(counts)}")
+
+
+def _counts(evidence: Evidence, pattern: re.Pattern[str]) -> dict[str, dict[int, tuple[int, str]]]:
+    """Return what the ranks say last of each group that they name: rank to count and host.
+
+    A count without a group is one only where no line names any.
+    """
+    found: dict[str, dict[int, tuple[int, str]]] = {}
     for node in evidence.nodes:
         for log in node.logs:
-            found = _NCCL_STATE.findall(log.text)
-            if found and isinstance(log.label, int):
-                begun[log.label] = (int(found[-1]), node.host)
-    counts = [count for count, _ in begun.values()]
-    if len(set(counts)) > 1:
-        ranks = sorted(rank for rank, (count, _) in begun.items() if count == min(counts))
-        hosts = tuple(dict.fromkeys(begun[rank][1] for rank in ranks))
-        words = f"{_ranks(ranks)} on {fold(hosts)} had begun {min(counts)} collectives, the others up to {max(counts)}"
-        yield Behind(hosts, words)
+            for line in log.text.splitlines() if isinstance(log.label, int) else ():
+                if match := pattern.search(line):
+                    group = _GROUP.search(line)
+                    of_rank = found.setdefault(group[1] if group else "", {})
+                    of_rank[int(log.label)] = (int(match[1]), node.host)
+    named = {group: of_rank for group, of_rank in found.items() if group}
+    return named or found
 
 
 def _silence(first: End, ends: Sequence[End], evidence: Evidence) -> Iterator[Behind]:
@@ -102,7 +118,7 @@ def _state_of(node: NodeEvidence, ends: Sequence[End]) -> str:
         return f"it cannot be asked ({node.status.reason})"
     if node.halted:
         return f"its {node.halted[0]} is stopped by a signal (SIGSTOP), or by a debugger"
-    found = (causes.recognise(log.text) for log in sorted(node.logs, key=lambda log: -log.written))
+    found = (signs.recognise(log.text) for log in sorted(node.logs, key=lambda log: -log.written))
     said = next((cause.words for cause in found if cause), "")
     last: Mapping[str, Any] = node.status.last_line or {}
     return f"it is {node.status.state}, {said or (last.get('text') or 'and has said nothing')[:200]}"

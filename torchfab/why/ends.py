@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torchfab.status import CUT_OFF
-from torchfab.why import causes
+from torchfab.why import signs
 from torchfab.why.causes import Cause, Kind
 from torchfab.why.evidence import Evidence, NodeEvidence
 from torchfab.why.judging import KILL, cause_of, last_lines, logs_of, words_of
@@ -159,7 +159,7 @@ def _of_launcher(node: NodeEvidence, process: Mapping[str, Any]) -> End:
     code, ended = process["code"], process["ended"] or process["started"] or node.status.now
     cause = cause_of(node, process, pseudo, traceback, tail)
     if process["reason"] and code is None:  # it was never started
-        cause = causes.recognise(process["reason"]) or Cause(Kind.NODE, "not-started", process["reason"], "fab doctor")
+        cause = signs.recognise(process["reason"]) or Cause(Kind.NODE, "not-started", process["reason"], "fab doctor")
     skew, lived_s = node.status.skew_s, ended - (process["started"] or ended)
     weight = _weight(cause, code or 0, process["state"] == "stopped")
     where = (node.host, node.status.node.rank, None)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torchfab.logview import clean
 from torchfab.status import code_words
-from torchfab.why import causes, senders, tracebacks
+from torchfab.why import senders, signs, tracebacks
 from torchfab.why.causes import Cause, Kind
 from torchfab.why.evidence import Label, Log, NodeEvidence
 from torchfab.why.tracebacks import Traceback
@@ -76,14 +76,20 @@ def cause_of(
     by_signal = code == KILL or senders.may_be_by_signal(code, rank["rank"], node)
     if by_signal and (cause := _signalled(node, process, code, rank["pid"])):
         return cause
-    if traceback and (cause := causes.recognise(traceback.exception)):
+    if traceback and (cause := signs.recognise(_exception(traceback))):
         return cause
     last = "\n".join(tail.splitlines()[-_TAIL_LINES:])
-    if (not traceback or code is None or code < 0) and (cause := causes.recognise(last)):
+    if (not traceback or code is None or code < 0) and (cause := signs.recognise(last)):
         return cause
     if not traceback and code and (cause := _speechless(node)):
         return cause
     return _own_doing(code, traceback) if rank["rank"] is not None else _launcher_s(process["name"], code, traceback)
+
+
+def _exception(traceback: Traceback) -> str:
+    """Return the exception; where a semaphore could not be made, after that: its message does not tell of what."""
+    of_semaphore = ("synchronize.py", "__init__") in traceback.frames[-1:]
+    return f"SemLock: {traceback.exception}" if of_semaphore else traceback.exception
 
 
 def _speechless(node: NodeEvidence) -> Cause | None:

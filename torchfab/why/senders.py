@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from torchfab.status import code_words
-from torchfab.why import causes, tracebacks
+from torchfab.why import signs, tracebacks
 from torchfab.why.causes import Cause, Kind
 from torchfab.why.evidence import NodeEvidence
 
@@ -106,7 +106,7 @@ def _by_launcher(launcher: str, words: str, code: int) -> Cause:
     if re.search(_FAILED.format(code=r"-?\d+", pid=r"\d+"), words):
         return Cause(Kind.UNKNOWN, "by-launcher", f"{how} after another rank of its node had failed")
     traceback = tracebacks.last_in(words)
-    cause = causes.recognise(traceback.exception) if traceback else None
+    cause = signs.recognise(traceback.exception) if traceback else None
     if cause is not None:
         return replace(cause, words=f"{how}: {cause.words}")
     return Cause(Kind.UNKNOWN, "by-launcher", how, "see the launcher's own log: fab logs")
