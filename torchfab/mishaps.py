@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Mapping, Sequence
 from types import TracebackType
+from typing import Any
 
 from invoke.config import AmbiguousMergeError
 from invoke.exceptions import UnknownFileType
@@ -39,9 +41,16 @@ def explain(error: BaseException, trace: TracebackType | None) -> TorchfabError 
         return Interrupted("interrupted")
     frames = [frame for frame, _ in traceback.walk_tb(trace)]
     names = [frame.f_code.co_name for frame in frames]
+    if isinstance(error, ValueError) and names[-1:] == ["set_value"]:
+        return _flag(frames[-1].f_locals)
     if "load_shell_env" in names:
         variable = next((frame.f_locals["real_var"] for frame in frames if "real_var" in frame.f_locals), "FABRIC_*")
         return _variable(str(variable), error)
+    return _of_files(error, names)
+
+
+def _of_files(error: BaseException, names: Sequence[str]) -> TorchfabError | None:
+    """Tell what is wrong with a file, by the names of the functions that were at it."""
     if "load_ssh_config" in names:
         return UsageError(f"the ssh config cannot be read: {_words(error)}", "check the file that fab -S names")
     if isinstance(error, UnknownFileType) or "load_runtime" in names:
@@ -52,6 +61,13 @@ def explain(error: BaseException, trace: TracebackType | None) -> TorchfabError 
             "compare the file of fab -f, or ~/.fabric.yaml, with fabric.yaml",
         )
     return None
+
+
+def _flag(seen: Mapping[str, Any]) -> TorchfabError:
+    """Tell of a flag of `fab` itself that stands behind a task; one before it is read before any file of ours."""
+    name = str(seen["self"].name)
+    dashes = "-" if len(name) == 1 else "--"
+    return UsageError(f"fab {dashes}{name} takes a whole number, got {seen['value']!r}", "fab --help explains it")
 
 
 def _variable(name: str, error: BaseException) -> TorchfabError:
