@@ -110,6 +110,7 @@ CORE = {
     "-S names no file": (("-S", "missing"), {}, "the ssh config cannot be read: missing: No such file"),
     "-S names no ssh config": (("-S", "light.py"), {}, "the ssh config cannot be read"),
     "-i names no file": (("-i", "missing"), {}, "fab -i missing: there is no such file"),
+    "-t names no number": (("-t", "x"), {}, "fab -t takes a whole number, got 'x'"),
     "-f names no file": (("-f", "missing.yaml"), {}, "fab -f missing.yaml: there is no such file"),
     "-f names no yaml": (("-f", "broken.yaml"), {}, "the file that fab -f names cannot be read"),
     "-f names a script": (("-f", "light.sh"), {}, "fab -f takes a .yaml file"),
@@ -140,7 +141,8 @@ def test_a_wrong_file_or_variable_of_fabric_is_no_traceback(fab: Fab, case: str)
     core, env, told = CORE[case]
     for name, text in FILES.items():
         fab.write(name, text)
-    refused(fab(*core, *fab.launch(gpus=True), env=env), told, "fix: ")
+    task, *words = fab.launch(gpus=True)
+    refused(fab(task, *core, *words, env=env), told, "fix: ")
     fab.assert_nothing_left()
 
 

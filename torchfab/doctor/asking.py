@@ -56,7 +56,7 @@ def _look(sessions: Sessions, wanted: Wanted) -> dict[int, Seen]:
 
     def act(each: Node, session: Session) -> tuple[Clock, Mapping[str, Any]]:
         clock = read_clock(session, sessions.settings.answer_timeout_s)
-        request = _look_request(wanted, token if each.rank == first else "", each.rank == first)
+        request = _look_request(wanted, sessions.settings, token if each.rank == first else "", each.rank == first)
         told = session.ask(request, sessions.settings.answer_timeout_s)
         if (problem := problem_in(told)) is not None:
             raise problem
@@ -72,10 +72,11 @@ def _look(sessions: Sessions, wanted: Wanted) -> dict[int, Seen]:
     return found
 
 
-def _look_request(wanted: Wanted, token: str, listens: bool) -> dict[str, Any]:
+def _look_request(wanted: Wanted, settings: Settings, token: str, listens: bool) -> dict[str, Any]:
     return {
         "op": "checkup",
         "python": wanted.python,
+        "python_timeout_s": settings.answer_timeout_s * 2 / 3,
         "python_path": wanted.env.get("PYTHONPATH"),
         "workdir": wanted.workdir,
         "node_dir": wanted.node_dir,

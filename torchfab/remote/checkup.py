@@ -25,15 +25,17 @@ def look(request: dict[str, Any]) -> dict[str, Any]:
     Parameters
     ----------
     request : dict
-        `python`, `python_path` (PYTHONPATH of a job, or None), `workdir`, `node_dir`, `names` (the files whose contents
-        are compared, relative to the workdir; None: those that this node finds), `variables` (names), `token` (name of
-        a file by which others see that they share a disk with this node; empty: make none), `port` (to listen on; 0: a
-        free one; None: on none).
+        `python`, `python_path` (PYTHONPATH of a job, or None), `python_timeout_s`, `workdir`, `node_dir`, `names` (the
+        files whose contents are compared, relative to the workdir; None: those that this node finds), `variables`
+        (names), `token` (name of a file by which others see that they share a disk with this node; empty: make none),
+        `port` (to listen on; 0: a free one; None: on none).
     """
     workdir, node_dir = request["workdir"], request["node_dir"]
     parts: dict[str, Callable[[], Any]] = {
         "machine": machine,
-        "python": lambda: interpreter.ask(request["python"], workdir, request["python_path"]),
+        "python": lambda: interpreter.ask(
+            request["python"], workdir, request["python_path"], request["python_timeout_s"]
+        ),
         "gpus": gpus.look,
         "tmux": _tmux,
         "places": lambda: places.look(workdir, node_dir, request["token"]),

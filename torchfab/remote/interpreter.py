@@ -10,7 +10,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-TIMEOUT_S = 20
 # torch/version.py is what torch itself reports and needs no import; NCCL comes as a package of its own with torch.
 _ASK = r"""
 import ast, importlib.metadata as m, importlib.util as u, json, os, re, sys
@@ -36,7 +35,7 @@ print("\n" + json.dumps(found))
 """
 
 
-def ask(python: str, workdir: str, python_path: str | None) -> dict[str, Any]:
+def ask(python: str, workdir: str, python_path: str | None, timeout_s: float) -> dict[str, Any]:
     """Return `python`, `path`, `torch`, `cuda`, `nccl` (empty where there is none), or `problem`."""
     given = {"PYTHONPATH": python_path} if python_path else {}
     try:
@@ -47,7 +46,7 @@ def ask(python: str, workdir: str, python_path: str | None) -> dict[str, Any]:
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=TIMEOUT_S,
+            timeout=timeout_s,
             cwd=workdir if os.path.isdir(workdir) else None,
             env={**os.environ, **given},
         )
@@ -55,7 +54,7 @@ def ask(python: str, workdir: str, python_path: str | None) -> dict[str, Any]:
     except FileNotFoundError:
         return {"problem": f"there is no {python}"}
     except subprocess.TimeoutExpired:
-        return {"problem": f"{python} did not answer within {TIMEOUT_S} s"}
+        return {"problem": f"{python} did not answer within {timeout_s:g} s"}
     except OSError as error:
         return {"problem": f"{python} does not run: {error.strerror}"}
     except (ValueError, IndexError):

@@ -132,7 +132,7 @@ class Preparation:
                 check=False,
                 capture_output=True,
                 text=True,
-                timeout=PYTHON_TIMEOUT_S,
+                timeout=self.request.get("python_timeout_s", PYTHON_TIMEOUT_S),
                 cwd=workdir if os.path.isdir(workdir) else None,
                 env={**os.environ, **given},
             )

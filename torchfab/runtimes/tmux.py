@@ -83,6 +83,7 @@ def prepare(
         session = open_session(node, opened[node.rank], settings)
         prepared.sessions[node.rank] = session
         request = {**_prepare_request(job, node, nodes, needs, write), "patience_s": patience_s}
+        request["python_timeout_s"] = settings.prepare_timeout_s / 3
         begun = time.time()
         answer = session.ask(request, settings.prepare_timeout_s)
         prepared.asked[node.rank] = (begun, time.time())
