@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.recorded.recordings import names, recording
 from tests.remote.place import Place, memory_group, python, removed, wait_for
 from torchfab.remote import cgroup, evidence, files, kernel, life, procfs
 
@@ -130,6 +131,34 @@ def test_no_record_of_the_kernel_breaks_us(text: str) -> None:
 def test_what_the_kernel_said_before_the_job_and_what_is_nobody_s_concern_is_left_out() -> None:
     lines = [[1.0, "NVRM: Xid 79"], [100.0, "br0: port 1 entered blocking state"], [101.0, "NVRM: Xid 79"]]
     assert kernel._kept(lines, 100.0) == [lines[2]]
+
+
+@pytest.mark.parametrize("name", [name for name in names("kernel") if name.startswith("oom-")])
+def test_the_recorded_kills_of_kernels_are_kept(name: str) -> None:
+    lines = recording("kernel", name).splitlines()
+    kept = [text for _, text in kernel._kept([[1.0, line] for line in lines], 0.0)]
+    signs = ("invoked oom-killer", "oom-kill:", "out of memory", "Out of memory", "Killed process", "oom_reaper")
+    assert kept == [line for line in lines if any(sign in line for sign in signs)]
+    assert any("Killed process" in line for line in kept)
+
+
+def test_a_storm_of_one_xid_hides_neither_another_one_nor_a_kill() -> None:
+    storm = recording("kernel", "xid-2025-13-43-storm.txt").splitlines() * 20
+    lost = next(line for line in recording("kernel", "xid-535.161.07-79.txt").splitlines() if "Xid" in line)
+    kill = next(line for line in recording("kernel", "oom-4.18-global.txt").splitlines() if "Killed process" in line)
+    lines = [[float(at), text] for at, text in enumerate([*storm, lost, *storm, kill, *storm])]
+    kept = kernel._kept(lines, 0.0)
+    assert len(kept) == kernel._MOST_LINES
+    assert kept == sorted(kept)
+    assert {lost, kill} <= {text for _, text in kept}
+    assert (kept[0], kept[-1]) == (lines[0], lines[-1])
+
+
+@pytest.mark.parametrize("record", recording("kernel", "kmsg-records-gpud.txt").splitlines())
+def test_the_records_of_a_real_kernel_are_read(record: str) -> None:
+    stamp, text = kernel.parse(record)
+    assert stamp > 200
+    assert text == record.partition(";")[2]
 
 
 def test_a_kernel_that_cannot_be_read_is_said_to_be_so(monkeypatch: pytest.MonkeyPatch) -> None:

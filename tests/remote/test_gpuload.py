@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.recorded.recordings import recording
 from torchfab.remote import gpuload
 
 A, B = "GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77", "GPU-2f0a1f9c-6f2a-9a5e-1f4b-8d7a3c1e5b90"
-# Driver 418 on a V100, 470 on a GeForce, 535 on an A100 in MIG mode, 550 on an H100, 560 on a GH200 without a limit.
+# By hand, no recording of them was found: driver 418 on a V100, 470 on a GeForce, 550 on an H100, 560 on a GH200
+# without a limit, a sick A100.
 V100 = f"0, {A}, Tesla V100-SXM2-32GB, 97, 287.12, 300.00, 30110, 32480, 61\n"
 GEFORCE = f"0, {A}, GeForce GT 710, [Not Supported], [Not Supported], [Not Supported], 120, 981, 41\n"
-MIG = f"0, {A}, NVIDIA A100-SXM4-40GB, [N/A], 58.42, 400.00, 37, 40960, 33\n"
 H100 = f"0, {A}, NVIDIA H100 80GB HBM3, 100, 681.55, 700.00, 71203, 81559, 63\n"
 SECOND = f"1, {B}, NVIDIA H100 80GB HBM3, 0, 71.03, 700.00, 4, 81559, 30\n"
 GH200 = f"0, {A}, NVIDIA GH200 480GB, 12, 102.3, [N/A], 600, 97871, 29\n"
 SICK = f"1, {B}, NVIDIA A100-SXM4-80GB, [Unknown Error], [GPU requires reset], 400.00, [N/A], [N/A], ERR!\n"
+
+
+def cells(name: str, kind: str) -> list[dict[str, str]]:
+    """Give the rows of a recorded table, by the names in its head, without units: as `nounits` prints them."""
+    head, *rows = recording("csv", f"{name}.{kind}.csv").splitlines()
+    names = [column.partition(" [")[0] for column in head.split(", ")]
+    unit = re.compile(r" (MiB|W|%)$")
+    return [dict(zip(names, (unit.sub("", cell) for cell in line.split(", ")), strict=True)) for line in rows]
+
+
+def row(name: str) -> str:
+    """Give the row of a recorded GPU that has the fields that we ask for."""
+    (only,) = cells(name, "columns")
+    return ", ".join(only[field] for field in gpuload.FIELDS) + "\n"
 
 
 def first(text: str) -> dict[str, Any]:
@@ -32,11 +48,13 @@ def first(text: str) -> dict[str, Any]:
     [
         (V100, (97, 287.12, 300, 30110, 32480, 61)),
         (GEFORCE, (None, None, None, 120, 981, 41)),
-        (MIG, (None, 58.42, 400, 37, 40960, 33)),
+        (row("580.173.02-h200-mig-idle"), (None, 89.93, 700, 44, 143771, 37)),
+        (row("590.48.01-h100-mig-load"), (None, 433.78, 700, 11125, 81559, 53)),
+        (row("595.71.05-geforce-rtx-2080-super-load"), (8, 111.5, 250, 819, 8192, 45)),
         (H100, (100, 681.55, 700, 71203, 81559, 63)),
         (GH200, (12, 102.3, None, 600, 97871, 29)),
     ],
-    ids=["V100", "GeForce", "MIG", "H100", "GH200"],
+    ids=["V100", "GeForce", "580", "590", "595", "H100", "GH200"],
 )
 def test_every_drivers_numbers_are_read_and_what_is_not_told_is_not_known(
     text: str, numbers: tuple[float | None, ...]
@@ -44,7 +62,13 @@ def test_every_drivers_numbers_are_read_and_what_is_not_told_is_not_known(
     gpu = first(text)
     names = ("utilization", "power", "power_limit", "memory", "memory_total", "temperature")
     assert tuple(gpu[name] for name in names) == numbers
-    assert (gpu["index"], gpu["uuid"], gpu["sick"]) == (0, A, "")
+    assert (gpu["index"], gpu["sick"]) == (0, "")
+
+
+def test_a_gpu_that_fails_to_tell_its_power_alone_is_not_sick() -> None:
+    assert first(H100.replace("681.55, 700.00", "[Unknown Error], ERR!"))["sick"] == ""
+    assert first(H100.replace("681.55", "[GPU requires reset]"))["sick"] == "GPU requires reset"
+    assert first(H100.replace(" 100,", " [Unknown Error],"))["sick"] == "Unknown Error"
 
 
 def test_a_sick_gpu_is_told_beside_a_healthy_one() -> None:
@@ -57,11 +81,11 @@ def test_a_sick_gpu_is_told_beside_a_healthy_one() -> None:
 @pytest.mark.parametrize(
     ("text", "code", "told"),
     [
-        ("No devices were found\n", 6, ""),
-        ("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n", 9, "communicate"),
-        ("Failed to initialize NVML: Driver/library version mismatch\n", 18, "version mismatch"),
-        ("Unable to determine the device handle for GPU 0000:3B:00.0: GPU is lost.\n", 15, "GPU is lost"),
-        ('Field "power.limit" is not a valid field to query.\n', 2, "not a valid field"),
+        (recording("words", "no-devices-575.51.03.txt"), 6, ""),
+        (recording("words", "no-driver-440.txt"), 9, "communicate"),
+        (recording("words", "mismatch-550.144.txt"), 18, "version mismatch"),
+        (recording("words", "lost-2018-gpu-is-lost.txt"), 15, "GPU is lost"),
+        (recording("words", "field-not-valid.txt"), 2, "not a valid field"),
         ("", 255, "ended with 255"),
         ("", 0, ""),
     ],
@@ -74,9 +98,17 @@ def test_a_complaint_is_told_instead_of_numbers(text: str, code: int, told: str)
 
 
 def test_a_warning_beside_the_numbers_costs_no_numbers() -> None:
-    gpus, problem = gpuload.parse("WARNING: infoROM is corrupted at gpu 0000:3B:00.0\n" + H100, 14)
+    gpus, problem = gpuload.parse(H100 + recording("words", "inforom-warning.txt"), 14)
     assert len(gpus) == 1
     assert "infoROM" in problem
+
+
+def test_the_recorded_processes_of_a_gpu_in_mig_mode_are_those_of_the_whole_gpu() -> None:
+    name = "590.48.01-h100-mig-load"
+    renamed = [{**app, "used_memory": app["used_gpu_memory"]} for app in cells(name, "compute-apps")]
+    apps = "".join(", ".join(app[field] for field in gpuload.APP_FIELDS) + "\n" for app in renamed)
+    (gpu,) = gpuload.with_processes(gpuload.parse(row(name))[0], gpuload.parse_apps(apps))
+    assert [(each["pid"], each["memory"]) for each in gpu["processes"]] == [(21180, 2296), (21181, 1272), (21198, 7484)]
 
 
 def test_processes_are_those_of_their_gpu_under_whatever_name() -> None:

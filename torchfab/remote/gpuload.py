@@ -74,12 +74,15 @@ def _gpu(cells: list[str]) -> dict[str, Any]:
     names = ("utilization", "power", "power_limit", "memory", "memory_total", "temperature")
     numbers = dict(zip(names, map(number, cells[3:])))
     # Of a GPU that is lost or sick the fields say so, each: [Unknown Error], [GPU requires reset], ERR!
-    sick = next((cell.strip("[]") for cell in cells[3:] if _is_sick(cell)), "")
+    sick = next((cell.strip("[]") for field, cell in zip(FIELDS, cells) if _is_sick(field, cell)), "")
     return {"index": int(cells[0]), "uuid": cells[1], "name": cells[2], **numbers, "sick": sick}
 
 
-def _is_sick(cell: str) -> bool:
-    return any(word in cell for word in ("Unknown Error", "GPU is lost", "requires reset", "ERR!"))
+def _is_sick(field: str, cell: str) -> bool:
+    """Say whether a field is that of a sick GPU; a healthy one may fail to tell its power, and nothing else."""
+    if any(word in cell for word in ("GPU is lost", "requires reset")):
+        return True
+    return not field.startswith("power") and any(word in cell for word in ("Unknown Error", "ERR!"))
 
 
 def number(cell: str) -> float | None:

@@ -17,17 +17,24 @@ if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
 TIMEOUT_S = 20
+_END = "</nvidia_smi_log>"
 XID_AGE_S = 24 * 3600
-# What stands in a field, or instead of the whole document, when the driver has lost a GPU.
+# What stands in a field, or instead of the whole document, when the driver has lost a GPU; of a healthy one too, where
+# it fails to tell of its power.
 _SICK = re.compile(r"Unknown Error|GPU is lost|requires reset|\bERR!|fallen off the bus", re.IGNORECASE)
-_UNKNOWN = {"", "N/A", "[N/A]", "None", "[Not Supported]", "Not Supported", "[Insufficient Permissions]"}
+_LOST = re.compile(r"GPU is lost|requires reset|fallen off the bus", re.IGNORECASE)
+_UNKNOWN = {
+    *("", "N/A", "[N/A]", "None", "[Not Supported]", "Not Supported", "[Insufficient Permissions]"),
+    "Requested functionality has been deprecated",
+}
 _SLOWDOWNS = ("hw_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown", "sw_thermal_slowdown")
 
 
 def look() -> dict[str, Any]:
     """Return `devices` (how many the kernel has), and of nvidia-smi: `driver`, `cuda`, `gpus`, or `problem`.
 
-    `xids` are the driver's complaints of the last day in the kernel's log, `xids_unread` why it could not be read.
+    `xids` are the driver's complaints of the last day in the kernel's log (Xid, SXid, GPUs that do not start),
+    `xids_unread` why it could not be read.
     A machine without NVIDIA's kernel module has no devices.
     """
     devices = len(glob.glob("/proc/driver/nvidia/gpus/*") or glob.glob("/dev/nvidia[0-9]*"))
@@ -41,7 +48,8 @@ def _xids() -> dict[str, Any]:
     from torchfab.remote import kernel
 
     said = kernel.said(time.time() - XID_AGE_S)
-    return {"xids": [text for _, text in said["lines"] if "NVRM: Xid" in text], "xids_unread": said["unread"]}
+    lines = [text for _, text in said["lines"] if "NVRM: " in text or "SXid (" in text]
+    return {"xids": lines, "xids_unread": said["unread"]}
 
 
 def ask() -> dict[str, Any]:
@@ -70,21 +78,26 @@ def parse(text: str, code: int = 0) -> dict[str, Any]:
     """Return `driver`, `cuda`, `gpus`, and `problem` where nvidia-smi complains instead of, or beside, its document."""
     from xml.etree import ElementTree  # not for machines without GPUs
 
-    begin, end = text.find("<?xml"), text.rfind("</nvidia_smi_log>")
-    complaint = " ".join(text.split()) if begin < 0 or end < 0 else " ".join(text[:begin].split())
-    if begin < 0 or end < 0:
-        what = complaint[:300] or f"nvidia-smi ended with {code} and said nothing"
+    begin, last = text.find("<?xml"), text.rfind(_END)
+    end = last + len(_END)
+    if begin < 0 or last < 0:
+        what = " ".join(text.split())[:300] or f"nvidia-smi ended with {code} and said nothing"
         return {"gpus": [], "problem": "" if _has_none(what) else what}
     try:
-        root = ElementTree.fromstring(text[begin : end + len("</nvidia_smi_log>")])
+        root = ElementTree.fromstring(text[begin:end])
     except ElementTree.ParseError as error:
         return {"gpus": [], "problem": f"the output of nvidia-smi -q -x cannot be read: {error}"}
     return {
-        "driver": _text(root, "driver_version"),
-        "cuda": _text(root, "cuda_version"),
+        "driver": _version(root, "driver_version", "kmd_version"),
+        "cuda": _version(root, "cuda_version", "cuda_umd_version"),
         "gpus": [_gpu(each) for each in root.findall("gpu")],
-        "problem": complaint[:300],
+        "problem": " ".join(f"{text[:begin]} {text[end:]}".split())[:300],
     }
+
+
+def _version(root: Element, *paths: str) -> str:
+    """Return the first that is told; driver 610 puts a note on its future behind the old ones."""
+    return next((text.split()[0] for text in (_text(root, path) for path in paths) if text), "")
 
 
 def _has_none(text: str) -> bool:
@@ -92,7 +105,7 @@ def _has_none(text: str) -> bool:
 
 
 def _gpu(element: Element) -> dict[str, Any]:
-    sick = next((each.text.strip() for each in element.iter() if each.text and _SICK.search(each.text)), "")
+    sick = next((each.text.strip() for each in element.iter() if each.text and _is_sick(each.tag, each.text)), "")
     return {
         "bus": element.get("id", ""),
         "name": _text(element, "product_name"),
@@ -105,6 +118,10 @@ def _gpu(element: Element) -> dict[str, Any]:
         "slowdown": [name for name in _SLOWDOWNS if _is_slowed(element, name)],
         "processes": [_process(each) for each in element.findall("processes/process_info") if _computes(each)],
     }
+
+
+def _is_sick(tag: str, text: str) -> bool:
+    return bool((_LOST if "power" in tag else _SICK).search(text))
 
 
 def _text(element: Element, path: str) -> str:
@@ -120,15 +137,18 @@ def _number(text: str) -> int | None:
 def _ecc(element: Element) -> int | None:
     """Return how many errors since the driver was loaded could not be corrected; None where ECC is off or unknown.
 
-    By driver: double_bit/total (before 450), sram_uncorrectable, since 550 sram_uncorrectable_parity and _secded.
+    By driver: double_bit/total (before 450), sram_uncorrectable, since 550 sram_uncorrectable_parity and _secded. MIG
+    devices have counts of their own; those of the GPU may hold them too.
     """
-    counts = [
-        _number((each.text or "").strip())
-        for each in element.findall("ecc_errors/volatile/*")
-        if "uncorrectable" in each.tag
-    ]
-    counts.append(_number(_text(element, "ecc_errors/volatile/double_bit/total")))
-    known = [count for count in counts if count is not None]
+    whole = _sum(element, "ecc_errors/volatile/*")
+    parts = _sum(element, "mig_devices/mig_device/ecc_error_count/volatile_count/*")
+    counts = (_number(_text(element, "ecc_errors/volatile/double_bit/total")), whole, parts)
+    return max((count for count in counts if count is not None), default=None)
+
+
+def _sum(element: Element, path: str) -> int | None:
+    texts = [(each.text or "").strip() for each in element.findall(path) if "uncorrectable" in each.tag]
+    known = [count for count in map(_number, texts) if count is not None]
     return sum(known) if known else None
 
 
@@ -142,7 +162,11 @@ def _repair(element: Element) -> str:
         "remapped_rows/remapped_row_pending": "memory rows wait to be remapped",
         "retired_pages/pending_retirement": "memory pages wait to be retired",
         "retired_pages/pending_blacklist": "memory pages wait to be retired",
+        "ecc_errors/channel_repair_pending": "a memory channel waits to be repaired",
+        "ecc_errors/tpc_repair_pending": "a TPC waits to be repaired",
         "gpu_reset_status/reset_required": "it needs a reset",
+        "gpu_reset_status/drain_and_reset_recommended": "it should be drained and reset",
+        "ecc_errors/aggregate/sram_threshold_exceeded": "more SRAM errors than are tolerated: have it replaced",
     }
     found = [words for path, words in pending.items() if _text(element, path) == "Yes"]
     action = _text(element, "gpu_recovery_action")

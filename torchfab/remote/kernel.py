@@ -13,11 +13,14 @@ if TYPE_CHECKING:
 
 _MOST_LINES = 60
 _WANTED = re.compile(
-    r"Out of memory|oom-kill:|invoked oom-killer|Killed process \d+|oom_reaper|NVRM: Xid|segfault at|traps: |"
+    r"Out of memory|oom-kill:|invoked oom-killer|Killed process \d+|oom_reaper|NVRM: Xid|SXid \(|segfault at|traps: |"
+    r"NVRM: .*(?:fallen off the bus|RmInitAdapter failed|RESET_REQUIRED|needs? to be reset)|"
     r"general protection|I/O error|EXT4-fs error|XFS .*(?:error|shutdown)|Remounting filesystem read-only|"
     r"nfs: server .* not responding|Link is Down|Machine check|Hardware Error",
     re.IGNORECASE,
 )
+# What tells two lines apart where there are too many: a storm of one Xid must not hide another one, or a kill.
+_DISTINCT = re.compile(r"Xid \([^)]*\): \d+|Killed process \d+")
 
 
 def said(since: float) -> dict[str, Any]:
@@ -36,7 +39,18 @@ def said(since: float) -> dict[str, Any]:
 
 def _kept(lines: list[list[Any]], since: float) -> list[list[Any]]:
     found = [line for line in lines if line[0] >= since - 1 and _WANTED.search(line[1])]
-    return found[:_MOST_LINES]
+    return found if len(found) <= _MOST_LINES else _chosen(found)
+
+
+def _chosen(lines: list[list[Any]]) -> list[list[Any]]:
+    """Return the first line of each thing that is said, and the latest lines as far as there is room."""
+    firsts: dict[str, int] = {}
+    for index, (_, text) in enumerate(lines):
+        match = _DISTINCT.search(text) or _WANTED.search(text)
+        firsts.setdefault(match[0].lower() if match else "", index)
+    first = list(firsts.values())[:_MOST_LINES]
+    latest = [index for index in range(len(lines) - 1, -1, -1) if index not in firsts.values()]
+    return [lines[index] for index in sorted(first + latest[: _MOST_LINES - len(first)])]
 
 
 def _records() -> list[str]:
