@@ -35,11 +35,20 @@ def test(context: Context, fast: bool = False, match: str = "", options: str = "
     _succeed(*_pytest(match), *PARALLEL, "--durations", "15", *some, *shlex.split(options))
 
 
-@task(help={"match": "only the tests whose names match this pytest -k expression"})
-def fuzz(context: Context, match: str = "") -> None:
-    """Give every property-based test of the fast suite 10,000 examples: for the night."""
-    os.environ["TORCHFAB_EXAMPLES"] = "fuzz"
-    _succeed(*_pytest(match), *PARALLEL, "--ignore", "tests/integration", "-m", "hypothesis", "--timeout", "7200")
+@task(
+    help={
+        "match": "only the tests whose names match this pytest -k expression",
+        "examples": "how many for each test (default 10000)",
+        "workers": "how many tests at once (default: as many as there are cores)",
+    }
+)
+def fuzz(context: Context, match: str = "", examples: int = 10_000, workers: int = 0) -> None:
+    """Give every test of what reads texts of others 10,000 random examples, and say how many each had."""
+    os.environ["TORCHFAB_FUZZ_EXAMPLES"] = str(examples)
+    parallel = ("-n", str(workers or os.cpu_count() or 1), "--dist", "worksteal")
+    shown = ("--hypothesis-show-statistics", "--durations", "10")
+    marked = ("--ignore", "tests/integration", "-m", "fuzzed", "--timeout", "7200")
+    _succeed(*_pytest(match), *parallel, *shown, *marked)
 
 
 @task(help={"match": "only the records of tests whose names match this pytest -k expression"})

@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.hostile import HOSTILE, texts
+from tests.support import fuzzed
 from torchfab.commandline import fold_reasons, print_error, say, words_after_dashes
 from torchfab.errors import HostsFailedError, TorchfabError, UsageError
 
 BEFORE = st.lists(texts().filter(lambda word: word != "--"), max_size=4)
 
 
-@given(BEFORE, st.lists(texts(), max_size=6))
+@fuzzed(BEFORE, st.lists(texts(), max_size=6))
 def test_words_after_the_first_dashes_are_kept_byte_for_byte(before: list[str], after: list[str]) -> None:
     assert words_after_dashes(["fab", *before, "--", *after]) == after
 

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.hostile import HOSTILE, environments, texts
+from tests.support import fuzzed
 from torchfab import environment
 from torchfab.errors import UsageError
 
@@ -47,7 +48,7 @@ def test_exported_shell_functions_are_not_forwarded() -> None:
     assert environment.forwarded({"BASH_FUNC_x%%": "() { :; }", "1A": "", "A-B": "", "": ""}, ["*"]) == {}
 
 
-@given(st.dictionaries(texts(), texts(), max_size=5), st.lists(texts(), max_size=3))
+@fuzzed(st.dictionaries(texts(), texts(), max_size=5), st.lists(texts(), max_size=3))
 def test_forwarding_takes_values_as_they_are(environ: dict[str, str], patterns: list[str]) -> None:
     assert environment.forwarded(environ, patterns).items() <= environ.items()
 

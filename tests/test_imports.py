@@ -36,10 +36,13 @@ DIRECTION: dict[str, set[str]] = {
     "manifest": {"errors", "job", "manifest"},
     "pods": {
         *("errors", "job", "inventory", "manifest", "status", "events", "records", "fanout", "remote", "pods", "why"),
+        *("shapes",),
     },
     "render": {"job"},
     "status": {"inventory", "job"},
     "logview": {"inventory"},
+    "shapes": {"logview"},
+    "answers": {"shapes"},
     "stall": {"inventory", "logview", "status"},
     "alarm": {"commandline", "errors", "stall", "status"},
     "events": {"errors", "job", "status"},

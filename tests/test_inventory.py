@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests.factories import make_nodes
 from tests.hostile import HOSTILE, UTF8
+from tests.support import fuzzed
 from torchfab.errors import InventoryError
 from torchfab.inventory import (
     MOST_HOSTS,
@@ -288,7 +289,7 @@ def test_the_shipped_files_are_this_machine_with_two_processes() -> None:
 HOST_SIGNS = st.text("ab019-_.:@[]/,=%# \n\r\t'$;é\ufeff\u2028", max_size=40)
 
 
-@given(st.one_of(st.text(max_size=200), HOST_SIGNS, st.sampled_from(list(HOSTILE.values()))))
+@fuzzed(st.one_of(st.text(max_size=200), HOST_SIGNS, st.sampled_from(list(HOSTILE.values()))))
 def test_any_text_is_read_or_refused_as_an_inventory(text: str) -> None:
     for parse in (lambda: parse_hosts(text, "x"), lambda: parse_gpus(text, "x"), lambda: parse_flag(text)):
         try:
@@ -306,7 +307,7 @@ def test_a_hostile_text_names_no_host(text: str) -> None:
         parse_hosts(f"{text}é", "hosts")
 
 
-@given(st.one_of(st.text(max_size=30), st.text("0123456789,- ", max_size=30)))
+@fuzzed(st.one_of(st.text(max_size=30), st.text("0123456789,- ", max_size=30)))
 def test_any_text_is_read_or_refused_as_ranks(text: str) -> None:
     try:
         parse_ranks(text)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import FrozenInstanceError
 
 import pytest
-from hypothesis import given
 
 from tests.factories import make_job
 from tests.hostile import HOSTILE, texts
+from tests.support import fuzzed
 from torchfab.errors import JobNameError, UsageError
 from torchfab.job import NAME_PATTERN, check_name, session_name
 
@@ -31,7 +31,7 @@ def test_any_other_name_is_refused_with_what_was_read(name: str) -> None:
     )
 
 
-@given(texts())
+@fuzzed(texts())
 def test_a_name_that_passes_is_safe_for_paths_shells_and_tmux(name: str) -> None:
     try:
         check_name(name)

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.hostile import HOSTILE
+from tests.support import fuzzed
 from torchfab.logview import FoldedLine, Line, batches, clean, fold_lines
 
 LABELS = st.one_of(st.integers(0, 5), st.sampled_from(["agent", "local 0"]))
@@ -52,7 +53,7 @@ def test_a_launchers_line_is_not_folded_with_a_ranks() -> None:
     assert shown(("a", "agent", "x"), ("a", 0, "x"), ("b", "agent", "x")) == ["a,b [agent] x", "a [0] x"]
 
 
-@given(LINES, st.booleans())
+@fuzzed(LINES, st.booleans())
 def test_nothing_is_swallowed(written: list[Line], folding: bool) -> None:
     folded = fold_lines(written, folding)
     assert sum(len(line.labels) for line in folded) == len(written)
@@ -103,7 +104,7 @@ def test_escape_sequences_and_control_characters_are_stripped(text: str, wanted:
     assert clean(text) == wanted
 
 
-@given(st.one_of(st.text(), st.sampled_from(list(HOSTILE.values())), st.text("\x1b[]0;mPc\\\x07\x9ba", max_size=20)))
+@fuzzed(st.one_of(st.text(), st.sampled_from(list(HOSTILE.values())), st.text("\x1b[]0;mPc\\\x07\x9ba", max_size=20)))
 def test_whatever_was_written_no_control_character_is_printed(text: str) -> None:
     printed = str(FoldedLine(("a",), (0,), text))
     assert not [sign for sign in printed if (ord(sign) < 32 and sign != "\t") or 127 <= ord(sign) < 160]

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support import fuzzed
 from torchfab.errors import TorchfabError, UsageError
 from torchfab.supervise import lock, story
 from torchfab.supervise.command import Wishes
@@ -151,7 +152,7 @@ def test_a_step_in_a_log_line(text: str, step: int | None) -> None:
     assert step_in(text) == step
 
 
-@given(st.text())
+@fuzzed(st.text())
 def test_any_line_may_come(text: str) -> None:
     step = step_in(text)
     assert step is None or step >= 0

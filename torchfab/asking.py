@@ -20,6 +20,7 @@ from torchfab.ssh import connections, open_session
 
 Request: TypeAlias = Mapping[str, Any]
 Result = TypeVar("Result")
+_MOST_PROBLEMS, _LONGEST_PROBLEM = 50, 10_000  # characters
 
 
 @dataclass(frozen=True)
@@ -209,4 +210,4 @@ def problem_in(answer: Mapping[str, Any] | Exception) -> TorchfabError | None:
     if not problems:
         return None
     texts = [each["what"] + (f"\n  fix: {each['fix']}" if each["fix"] else "") for each in problems]
-    return HostError("\n".join(texts))
+    return HostError("\n".join(text[:_LONGEST_PROBLEM] for text in texts[:_MOST_PROBLEMS]))

@@ -59,10 +59,10 @@ class Executor(fabric.Executor):  # type: ignore[misc]
 
 def print_error(error: TorchfabError) -> None:
     """Print an error on stderr: what is wrong, where, and how to fix it."""
-    print(f"error: {error}", file=sys.stderr)
+    tell(f"error: {error}")
     if isinstance(error, HostsFailedError):
-        for line in fold_reasons(error):
-            print(line, file=sys.stderr)
+        for paragraph in fold_reasons(error):
+            tell(paragraph)
 
 
 def fold_reasons(error: HostsFailedError) -> list[str]:
@@ -96,8 +96,10 @@ def say(text: str) -> None:
 
 
 def tell(text: str) -> None:
-    """Print progress or advice on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """Print progress, advice or an error on stderr; what a host said in it steers no terminal."""
+    from torchfab.logview import clean
+
+    print("\n".join(map(clean, text.split("\n"))), file=sys.stderr, flush=True)
 
 
 def progress(phase: str, done: int, total: int) -> None:

@@ -5,7 +5,6 @@ The settings themselves, with what they mean, stand in fabric.yaml.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +18,7 @@ _GRACES = ("grace_s", "failure_grace_s", "stall_s", "backoff_s", "lost_s")
 _COUNTS = {"fanout": 1, "restarts": 0}
 _TEXTS = ("hostfile", "gpufile", "node_dir", "records", "agent_python")
 _STACK_SIGNALS = ("", "SIGUSR1", "SIGUSR2")
+_MOST = 1e9  # seconds, hosts, restarts: nobody means more
 _LISTS = ("script", "forward")
 
 
@@ -51,7 +51,7 @@ def _wanted(name: str, value: Any) -> str:
 
 
 def _is_number(value: Any, least: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value < _MOST
 
 
 def _is_list(value: Any) -> bool:

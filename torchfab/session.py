@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from torchfab import bundle, shapes
+from torchfab import answers, bundle, shapes
 from torchfab.errors import HostError
 from torchfab.job import Node
 
@@ -111,7 +111,7 @@ class Session:
         frames = []
         while (frame := self._next_frame()) is not None:
             frames.append(frame)
-        return [frame for frame in frames if "pulse" not in frame]
+        return [frame for frame in frames if "pulse" not in frame and self._is_of_now(frame)]
 
     def _hear(self, data: bytes | None) -> None:
         now = time.monotonic()
@@ -146,10 +146,13 @@ class Session:
         del self.arrived[:end]
         answer = _decode(text)
         # An answer to what was asked before, and no longer waited for, may be of another shape.
-        if answer.get("of", self.asked) == self.asked and not shapes.fits(answer, self.op):
+        if self._is_of_now(answer) and not answers.is_one(answer, self.op):
             raise _somebody_else(text)
         self.answered = True
         return answer
+
+    def _is_of_now(self, answer: Mapping[str, Any]) -> bool:
+        return bool(answer.get("of", self.asked) == self.asked)
 
     def _ended(self) -> HostError:
         code, stderr = self.pipe.obituary()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -152,7 +153,7 @@ def _why_failed(nodes: tuple[NodeStatus, ...], answer: Mapping[str, Any], told: 
     if processes:
         return ""
     said = f": {answer['said']}" if answer["said"] else ""
-    return f"the batch script ended with code {_code(told['exit'])} before torchrun began{said}"
+    return f"the batch script ended with code {_code(told.get('exit', ''))} before torchrun began{said}"
 
 
 def _limit(told: Mapping[str, Any]) -> str:
@@ -170,7 +171,6 @@ def _forgotten(nodes: tuple[NodeStatus, ...], answer: Mapping[str, Any], folder:
 
 def _code(text: str) -> int | None:
     """Return an exit code as a shell reports it, of Slurm's `code:signal`; None for 0."""
-    code, _, number = text.partition(":")
-    if number.isdigit() and int(number):
-        return 128 + int(number) % 128
-    return int(code) if code.isdigit() and int(code) else None
+    match = re.fullmatch(r"([0-9]{1,9})(?::([0-9]{1,9}))?", text)
+    code, number = (int(match[1]), int(match[2] or 0)) if match else (0, 0)
+    return 128 + number % 128 if number else code or None

@@ -95,8 +95,8 @@ class Failure:
 
     @property
     def exit_code(self) -> int:
-        """As a shell reports it: 128 + n for signal n."""
-        return self.code if self.code >= 0 else 128 - self.code
+        """As a shell reports it: 128 + n for signal n; at most 255, as 256 would be success."""
+        return min(255, self.code if self.code >= 0 else 128 - self.code)
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hypothesis import given
 from hypothesis import strategies as some
 
+from tests.support import fuzzed
 from torchfab.doctor import WARNING, Clock, Finding
 from torchfab.doctor.glance import warnings
 from torchfab.job import Node
@@ -79,6 +79,6 @@ def test_what_is_no_list_of_holders_holds_nothing() -> None:
     assert holders_in("Failed to initialize NVML: Driver/library version mismatch\n") == []
 
 
-@given(some.text())
+@fuzzed(some.text())
 def test_no_text_is_met_with_an_exception(text: str) -> None:
     assert all(isinstance(each["pid"], int) for each in holders_in(text))

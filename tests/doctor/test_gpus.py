@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
 from hypothesis import strategies as some
 
 from tests.doctor.factories import GPU, seen
 from tests.recorded.recordings import names, recording
+from tests.support import fuzzed
 from torchfab.doctor import gpu
 from torchfab.remote import gpus, kernel
 
@@ -262,7 +262,7 @@ def test_a_recovery_that_is_over_is_no_error() -> None:
     assert finding.severity == "warning"
 
 
-@given(some.text(max_size=200), some.integers(0, 3000))
+@fuzzed(some.text(max_size=200), some.integers(0, 3000))
 def test_no_text_and_no_half_of_a_document_is_met_with_an_exception(text: str, cut: int) -> None:
     whole = (FOLDER / "driver-550-h100.xml").read_text()
     for each in (text, whole[:cut], whole[:cut] + text + whole[cut:]):

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,10 +114,11 @@ class Fab:
         cwd: Path | None = None,
         config: Mapping[str, object] | None = None,
         env: Mapping[str, str] | None = None,
+        under: Sequence[str] = (),
     ) -> subprocess.Popen[str]:
-        """Start `fab WORDS...` in a process group of its own, as a terminal does."""
+        """Start `fab WORDS...` in a process group of its own, as a terminal does; `under` a program that runs it."""
         return subprocess.Popen(
-            self.argv(*words, config=config),
+            (*under, *self.argv(*words, config=config)),
             cwd=cwd or self.workdir,
             env={**os.environ, "FABRIC_TORCHFAB_RECORDS": str(self.records), "PYTHONUTF8": "1", **(env or {})},
             stdin=subprocess.DEVNULL,

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.integration.fab import Done, Fab
 from tests.integration.sabotage import REAL_TMUX, fake_program, refused, server, ssh_config, start_up_file
+from tests.test_answers import PLACES, TRUE, changed
+from torchfab import answers
 
 QUICK = {"prepare_timeout_s": 4, "start_timeout_s": 1}
 
@@ -192,6 +197,76 @@ def test_a_tmux_that_fails_in_phase_two_takes_down_what_has_started(fab: Fab, ca
         done = fab(*fab.launch(gpus=True), config=QUICK)
     refused(done, "1 of 2 hosts failed; what had started was stopped again", "  node2: ", told)
     fab.assert_nothing_left(within_s=2)
+
+
+# ---- a node that means harm
+
+# It takes our program from stdin and throws it away; then it does as its first word says, whatever it is asked.
+EVIL = """import json, os, sys
+sys.stdin.buffer.read(int(sys.argv[-1]))
+out = sys.stdout.buffer
+if sys.argv[1] in ("10 GB", "a flood"):
+    out.write(b"\\x1e%d\\n" % {"10 GB": 10**10, "a flood": 6 * 10**7}[sys.argv[1]])
+    while True:
+        out.write(b"x" * 65536)
+for line in sys.stdin:
+    asked = json.loads(line)
+    answer = json.load(open(sys.argv[2])).get(asked["op"], {})
+    data = json.dumps({**answer, "of": asked["number"]}).encode()
+    data = data[:-9] if sys.argv[1] == "broken JSON" else data
+    out.write(b"\\x1e%d\\n%s" % (len(data), data))
+    out.flush()
+"""
+ASKED = ("status", "logs", "why", "stop", "doctor", "launch-per-gpu")
+HARM = "\x1b]0;harm\x07\x9b31m../../harm"
+MEASURE = """import resource, subprocess, sys
+code = subprocess.call(sys.argv[1:])
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=sys.stderr)
+sys.exit(code)"""
+
+
+def harmful(op: str) -> Any:
+    """Give an answer that fits, every text in it that may be any text exchanged for what steers a terminal."""
+    answer, _ = TRUE[op]
+    for path in PLACES[op]:
+        other = changed(answer, path, HARM)
+        fits = answers.is_one(json.loads(json.dumps(other)), op)
+        answer = other if isinstance(part_of(answer, path), str) and fits else answer
+    return answer
+
+
+def part_of(value: Any, path: tuple[Any, ...]) -> Any:
+    for key in path:
+        value = value[key]
+    return value
+
+
+@pytest.mark.parametrize("harm", ["10 GB", "a flood", "broken JSON", "escape codes"])
+def test_a_node_that_means_harm_is_an_error_and_does_none(fab: Fab, harm: str) -> None:
+    assert fab(*fab.launch("--name", "x", gpus=True)).rc == 0
+    program = fab.write("evil.py", EVIL)
+    table = fab.write("answers.json", json.dumps({op: harmful(op) for op in TRUE}))
+    argv = shlex.join([sys.executable, "-IS", str(program), harm, str(table)])
+    words = {
+        task: (task, *(("x",) if task in ASKED[:4] else ("--hostfile", str(fab.cluster.hostfile)))) for task in ASKED
+    }
+    words["launch-per-gpu"] = fab.launch("--name", "y", gpus=True)
+    if harm == "a flood":  # it takes its time
+        words = {task: words[task] for task in ("status", "launch-per-gpu")}
+    with fake_program(fab.cluster.node(1), "python3", f'exec {argv} "$@"'):
+        under = (sys.executable, "-c", MEASURE)
+        quick = {"FABRIC_TORCHFAB_PREPARE_TIMEOUT_S": "4", "FABRIC_TORCHFAB_ANSWER_TIMEOUT_S": "4"}
+        running = {task: fab.start(*each, env=quick, under=under) for task, each in words.items()}
+        ended = {task: (*process.communicate(timeout=60), process.returncode) for task, process in running.items()}
+    for task, (stdout, stderr, code) in ended.items():
+        *told, kib = stderr.splitlines()
+        assert int(kib) < 400_000, (task, kib)
+        assert "Traceback" not in stderr, (task, stderr)
+        assert not {"\x1b", "\x9b", "\x07"} & {*stdout, *stderr}, (task, stdout, stderr)
+        assert code != 0 or harm == "escape codes", (task, stdout, told)  # what fits may be a lie
+    assert not list(fab.base.rglob("*harm*"))
+    assert fab.jobs() == (["x", "y"] if harm == "escape codes" else ["x"])
+    assert fab("stop", "x", "--grace", "0").rc == 0
 
 
 # ---- start-up files

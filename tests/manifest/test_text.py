@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from tests.hostile import UTF8
 from tests.kube.kubelet import expand
+from tests.support import fuzzed
 from torchfab.manifest.text import escape, from_yaml, to_yaml
 
 SIGNS = st.text(st.sampled_from("$()Ax {}"), max_size=12)
 
 
-@given(SIGNS)
+@fuzzed(SIGNS)
 def test_the_kubelet_gives_back_what_was_escaped(text: str) -> None:
     assert expand(escape(text), {"A": "wrong", "x": "wrong"}) == text
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support import fuzzed
 from torchfab.pods.logs import Reader, label_of, last_line, lines_of
 from torchfab.pods.states import seconds
 
@@ -29,7 +29,7 @@ def test_a_line_says_whose_it_is() -> None:
     assert label_of("x [rank1]:", 4) == ("agent", "x [rank1]:")
 
 
-@given(st.lists(st.binary(max_size=8)))
+@fuzzed(st.lists(st.binary(max_size=8)))
 def test_blocks_may_be_cut_anywhere(blocks: list[bytes]) -> None:
     whole = b"".join(blocks)
     assert list(lines_of(blocks)) == list(lines_of([whole]))

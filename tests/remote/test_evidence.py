@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.recorded.recordings import names, recording
 from tests.remote.place import Place, memory_group, python, removed, wait_for
+from tests.support import fuzzed
 from torchfab.remote import cgroup, evidence, files, kernel, life, procfs
 
 RANK_LOGS = r"logs/[^/]+/attempt_(?P<attempt>\d+)/(?P<local_rank>\d+)/std(?:out|err)\.log"
@@ -121,7 +121,7 @@ def test_a_record_of_the_kernel_s_log_is_its_time_and_its_text() -> None:
     assert kernel.parse(record) == (5.000001, "Out of memory: Killed process 7 (python3)")
 
 
-@given(st.text())
+@fuzzed(st.text())
 def test_no_record_of_the_kernel_breaks_us(text: str) -> None:
     stamp, found = kernel.parse(text)
     assert stamp >= 0.0

@@ -6,10 +6,10 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.recorded.recordings import recording
+from tests.support import fuzzed
 from torchfab.remote import gpuload
 
 A, B = "GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77", "GPU-2f0a1f9c-6f2a-9a5e-1f4b-8d7a3c1e5b90"
@@ -124,13 +124,13 @@ def test_processes_are_those_of_their_gpu_under_whatever_name() -> None:
     assert gpus[0]["processes"][1]["memory"] is None
 
 
-@given(st.text())
+@fuzzed(st.text())
 def test_no_output_breaks_the_parsers(text: str) -> None:
     gpus, _ = gpuload.parse(text)
     assert gpuload.with_processes(gpus, gpuload.parse_apps(text)) is not None
 
 
-@given(st.text())
+@fuzzed(st.text())
 def test_a_cell_is_a_finite_number_or_nothing(cell: str) -> None:
     value = gpuload.number(cell)
     assert value is None or abs(value) < 1e12

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support import fuzzed
 from torchfab.remote import hostload
 
 STAT = "cpu  100 5 40 800 50 1 4 0 7 0\ncpu0 50 5 20 400 25 1 2 0 7 0\nintr 1\n"
@@ -69,7 +69,7 @@ def test_a_file_that_a_container_hides_breaks_nothing(name: str) -> None:
 counters = st.lists(st.integers(0, 1 << 62), min_size=2, max_size=2)
 
 
-@given(before=counters, now=counters, seconds=st.floats(0, 1e6))
+@fuzzed(before=counters, now=counters, seconds=st.floats(0, 1e6))
 def test_no_counters_give_negative_rates(before: list[int], now: list[int], seconds: float) -> None:
     names = ("cpu", "disk", "network")
     rates = hostload.rates(look(1.0, **dict.fromkeys(names, before)), look(1.0 + seconds, **dict.fromkeys(names, now)))

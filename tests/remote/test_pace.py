@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support import fuzzed
 from torchfab.remote.pace import WINDOW_S, Pace
 
 
@@ -50,7 +50,7 @@ def test_what_only_looks_like_a_step_is_none(text: str) -> None:
     assert paced((1, text)).tell(1)["step"] is None
 
 
-@given(st.lists(st.tuples(st.floats(0, 1e9), st.text() | st.from_regex(r"step=\d{1,5}", fullmatch=True))))
+@fuzzed(st.lists(st.tuples(st.floats(0, 1e9), st.text() | st.from_regex(r"step=\d{1,5}", fullmatch=True))))
 def test_no_lines_in_whatever_order_of_time_break_it(lines: list[tuple[float, str]]) -> None:
     told = paced(*lines).tell(1e9)
     assert told["lines_s"] is None or told["lines_s"] >= 0

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.remote.place import Place, python, wait_for
-from tests.support import absent
+from tests.support import absent, fuzzed
 from torchfab.remote import faults, files, procfs, spy, stacks
 
 SPY = str(Path(sys.executable).with_name("py-spy"))
@@ -85,7 +85,7 @@ def test_any_dump_is_read_as_it_was_written(threads: list[list[tuple[str, str, i
     assert [[tuple(frame) for frame in each["frames"]] for each in found] == threads
 
 
-@given(st.lists(FRAMES, min_size=1, max_size=3), st.lists(st.tuples(st.integers(0, 30), NAMES), max_size=5))
+@fuzzed(st.lists(FRAMES, min_size=1, max_size=3), st.lists(st.tuples(st.integers(0, 30), NAMES), max_size=5))
 def test_what_the_training_writes_in_between_is_passed_over(
     threads: list[list[tuple[str, str, int]]], noise: list[tuple[int, str]]
 ) -> None:
@@ -96,7 +96,7 @@ def test_what_the_training_writes_in_between_is_passed_over(
     assert [[tuple(frame) for frame in each["frames"]] for each in found] == threads
 
 
-@given(st.text())
+@fuzzed(st.text())
 def test_any_text_can_be_read(text: str) -> None:
     assert isinstance(faults.parse(text), list)
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.hostile import texts
-from tests.support import require
+from tests.support import fuzzed, require
 from torchfab.errors import HostError, TorchfabError, UsageError
 from torchfab.ssh import config as sshconfig
 from torchfab.ssh import routes
@@ -78,7 +78,7 @@ def test_it_is_read_as_openssh_reads_it(
     assert ("false" in theirs["stricthostkeychecking"]) is (ours.options.text("stricthostkeychecking") == "no")
 
 
-@given(texts(200))
+@fuzzed(texts(200))
 def test_no_text_makes_the_reader_stumble(text: str) -> None:
     for line in text.split("\n"):
         with contextlib.suppress(UsageError):
@@ -86,7 +86,7 @@ def test_no_text_makes_the_reader_stumble(text: str) -> None:
             assert parsed is None or (parsed[0] and parsed[1])
 
 
-@given(texts(40))
+@fuzzed(texts(40))
 def test_no_jump_host_makes_the_reader_stumble(text: str) -> None:
     with contextlib.suppress(HostError):
         assert routes.parse_hop(text)[1]

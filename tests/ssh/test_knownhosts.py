@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support import require
+from tests.support import fuzzed, require
 from torchfab.ssh import knownhosts
 from torchfab.ssh.knownhosts import KnownFile, Line, judge
 
@@ -101,7 +101,7 @@ def test_a_key_is_judged_by_the_lines_of_its_host(lines: list[Line], authority: 
     assert judge(lines, blob(1), None if authority is None else blob(authority)).standing == standing
 
 
-@given(
+@fuzzed(
     st.text(st.characters(codec="ascii", min_codepoint=33, max_codepoint=126), min_size=1, max_size=40),
     st.binary(min_size=20, max_size=20),
 )
@@ -111,7 +111,7 @@ def test_a_name_is_found_by_its_hash_and_no_other_is(name: str, salt: bytes) -> 
     assert found(text, name + "x") == []
 
 
-@given(st.text(), st.text())
+@fuzzed(st.text(), st.text())
 def test_no_text_makes_the_reader_stumble(text: str, name: str) -> None:
     KnownFile("f", text).lines(name)
 

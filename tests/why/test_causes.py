@@ -9,10 +9,10 @@ and of NCCL follow the format strings of their sources, where no recording was f
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.recorded.recordings import names, recording
+from tests.support import fuzzed
 from tests.why.makers import known, log, node, process, rank, told
 from torchfab.why import causes, ends, signs
 from torchfab.why.causes import Kind
@@ -107,7 +107,7 @@ def test_what_is_nobody_s_usual_cause_is_not(text: str) -> None:
     assert signs.recognise(text) is None
 
 
-@given(st.text())
+@fuzzed(st.text())
 def test_no_text_breaks_the_table(text: str) -> None:
     found = signs.recognise(text)
     assert found is None or found.words

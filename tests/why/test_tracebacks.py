@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support import fuzzed
 from torchfab.why import tracebacks
 
 PLAIN = """\
@@ -89,7 +89,7 @@ def test_the_same_failure_has_the_same_fingerprint_with_other_numbers_addresses_
     assert last_in(PLAIN).fingerprint != last_in(PLAIN.replace("in main", "in evaluate")).fingerprint
 
 
-@given(st.text(), st.text())
+@fuzzed(st.text(), st.text())
 def test_no_text_breaks_the_search_and_what_is_around_does_not_hide_a_traceback(before: str, after: str) -> None:
     tracebacks.last_in(before)
     found = tracebacks.last_in(f"{before}\n{PLAIN}\n{after}")

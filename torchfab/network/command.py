@@ -62,7 +62,7 @@ def run(flags: NetworkFlags, around: Surroundings) -> int:
 
 def _read(record: Record, within_s: float) -> Measured:
     """Read what rank 0 tells until it is done, or the job has ended, or it takes too long."""
-    measured, ended, lost = Measured(), set[int](), set[int]()
+    measured, ended, lost = Measured(nodes=len(record.nodes)), set[int](), set[int]()
     deadline = time.monotonic() + within_s
     for event in runtimes.of(record.runtime).follow(record, _REQUEST):
         if isinstance(event, Lines):

@@ -10,10 +10,27 @@ from typing import Any
 
 from torchfab.columns import columns
 from torchfab.inventory import fold
+from torchfab.shapes import Row, Span, fits
 
 MARK = "torchfab-network "
 SLOW = 0.5  # of what is usual among these nodes
 MOST_LINKS = 10
+_COUNT, _AMOUNT = Span(0, 1e15, int), Span(0, 1e15)
+# What the probe of rank 0 prints (torchfab.remote.shims.network), by its kind: whatever else is printed is no result.
+_TOLD: Mapping[str, Any] = {
+    "hello": {
+        "ranks": _COUNT,
+        "backend": str,
+        "interfaces": [{"name": (str, type(None)), "gbit": (_AMOUNT, type(None))}],
+        "told": {"*": str},
+    },
+    "size": {
+        **dict.fromkeys(("bytes", "count"), _COUNT),
+        **dict.fromkeys(("p50_s", "max_s", "algbw_gbit", "busbw_gbit"), _AMOUNT),
+    },
+    "round": {"pairs": [Row((_COUNT, _COUNT, _AMOUNT, _AMOUNT))], "round": _COUNT, "rounds": _COUNT},
+    "done": {},
+}
 
 
 @dataclass(frozen=True)
@@ -52,6 +69,8 @@ class Measured:
         How many rounds of pairs were measured, and how many there are.
     done : bool
         Whether it was told to its end.
+    nodes : int
+        How many nodes there are: a link to any other is none.
     """
 
     hello: Mapping[str, Any] = field(default_factory=dict)
@@ -59,20 +78,29 @@ class Measured:
     links: list[Link] = field(default_factory=list)
     rounds: tuple[int, int] = (0, 0)
     done: bool = False
+    nodes: int = 1_000_000
 
     def take(self, text: str) -> None:
         """Take in a log line, if it is a result."""
-        if not text.startswith(MARK):
-            return
-        told = json.loads(text[len(MARK) :])
+        told = _told(text)
         if told["kind"] == "hello":
             self.hello = told
         elif told["kind"] == "size":
             self.sizes.append(told)
         elif told["kind"] == "round":
-            self.links += [Link(*values) for values in told["pairs"]]
+            self.links += [Link(*values) for values in told["pairs"] if max(values[:2]) < self.nodes]
             self.rounds = (told["round"], told["rounds"])
-        self.done = self.done or told["kind"] == "done"
+        self.done = self.done or bool(told["kind"] == "done" and self.hello)
+
+
+def _told(text: str) -> Mapping[str, Any]:
+    """Return the result in a log line; of the empty kind where there is none."""
+    try:
+        told: Any = json.loads(text[len(MARK) :]) if text.startswith(MARK) else None
+    except (ValueError, RecursionError):
+        told = None
+    kind = told.get("kind") if isinstance(told, dict) else None
+    return told if isinstance(kind, str) and kind in _TOLD and fits(told, _TOLD[kind]) else {"kind": ""}
 
 
 # ---- what is slow

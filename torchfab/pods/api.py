@@ -19,6 +19,7 @@ from kubernetes import client, config, watch
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from torchfab.errors import TorchfabError, UsageError
+from torchfab.shapes import cleaned
 
 PLURALS = {"Service": "services", "Secret": "secrets", "Job": "jobs", "JobSet": "jobsets", "Pod": "pods"}
 VERSIONS = {"Job": "batch/v1", "JobSet": "jobset.x-k8s.io/v1alpha2"}  # all others: v1
@@ -179,8 +180,8 @@ class Cluster:
     def _json(self, method: str, path: str, query: Any = (), body: Any = None) -> dict[str, Any]:
         response = self._call(method, path, query, body, (self.timeout_s, self.timeout_s))
         try:
-            answer: dict[str, Any] = json.loads(response.read() or b"{}")
-        except ValueError:
+            answer: dict[str, Any] = cleaned(json.loads(response.read() or b"{}"))
+        except (ValueError, RecursionError):
             raise ClusterError(f"{self.server} does not answer as a Kubernetes cluster does") from None
         except HTTPError as error:
             raise self._unreachable(error) from None

@@ -12,7 +12,7 @@ from torchfab.pods.states import seconds
 Line = list[Any]
 AGENT = "agent"
 # As our manifest asks for it; as torchrun before 2.6 writes it, which knows no template.
-_RANK = re.compile(r"\[rank(?P<rank>\d+)\]:|\[default(?P<local>\d+)\]:")
+_RANK = re.compile(r"\[rank(?P<rank>[0-9]{1,9})\]:|\[default(?P<local>[0-9]{1,9})\]:")
 _LONGEST_LINE = 64 * 1024
 _OVERLAP_S = 5.0  # the two streams of a container may be mixed by a little; what is older was surely read
 

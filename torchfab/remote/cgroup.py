@@ -27,7 +27,7 @@ def oom_kills(pid: str = "self") -> int | None:
 def _count(path: str) -> int | None:
     for line in _lines(path):
         name, _, value = line.partition(" ")
-        if name == "oom_kill" and value.isdigit():
+        if name == "oom_kill" and value.isascii() and value.isdigit() and len(value) < 19:
             return int(value)
     return None
 

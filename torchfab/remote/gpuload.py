@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import subprocess
 
+from torchfab.remote.digits import whole
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -60,7 +62,7 @@ def parse(text: str, code: int = 0) -> tuple[list[dict[str, Any]], str]:
     gpus, complaints = [], []
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.split(",")]
-        if len(cells) == len(FIELDS) and cells[0].isdigit():
+        if len(cells) == len(FIELDS) and whole(cells[0]) is not None:
             gpus.append(_gpu(cells))
         elif line.strip():
             complaints.append(line.strip())
@@ -99,8 +101,8 @@ def parse_apps(text: str) -> list[dict[str, Any]]:
     apps = []
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.split(",", len(APP_FIELDS) - 1)]
-        if len(cells) == len(APP_FIELDS) and cells[1].isdigit():
-            app = {"uuid": cells[0], "pid": int(cells[1]), "memory": number(cells[2]), "name": cells[3]}
+        if len(cells) == len(APP_FIELDS) and (pid := whole(cells[1])) is not None:
+            app = {"uuid": cells[0], "pid": pid, "memory": number(cells[2]), "name": cells[3]}
             apps.append(app)
     return apps
 

@@ -130,7 +130,7 @@ def _text(element: Element, path: str) -> str:
 
 
 def _number(text: str) -> int | None:
-    match = re.match(r"\d+", text)
+    match = re.match(r"[0-9]{1,18}", text)
     return int(match[0]) if match else None
 
 

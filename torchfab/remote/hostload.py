@@ -6,7 +6,10 @@ The parsers take the text of a file (proc(5)), and `rates` two looks; all but `l
 from __future__ import annotations
 
 import os
+import re
 import time
+
+from torchfab.remote.digits import whole
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,7 +44,7 @@ def cpu_ticks(text: str) -> list[int]:
     """Return the busy and all ticks of all CPUs since boot, from /proc/stat; waiting for a disk is not busy."""
     for line in text.splitlines():
         if line.startswith("cpu "):
-            ticks = [int(word) for word in line.split()[1:9]]  # guest time, after these, is counted in user time
+            ticks = [whole(word) or 0 for word in line.split()[1:9]]  # guest time, after these, is counted in user time
             return [sum(ticks) - sum(ticks[3:5]), sum(ticks)]
     return [0, 0]
 
@@ -52,16 +55,16 @@ def memory(text: str) -> list[int]:
     for line in text.splitlines():
         name, _, rest = line.partition(":")
         words = rest.split()
-        if words and words[0].isdigit():
-            found[name] = int(words[0]) * 1024
+        if words and (kib := whole(words[0])) is not None:
+            found[name] = kib * 1024
     total = found.get("MemTotal", 0)
     return [total - found.get("MemAvailable", found.get("MemFree", total)), total]
 
 
 def load(text: str) -> float:
     """Return the mean number of tasks that ran or wanted to within the last minute, from /proc/loadavg."""
-    words = text.split()
-    return float(words[0]) if words else 0.0
+    match = re.match(r"[0-9]{1,9}(?:\.[0-9]{1,9})?", text)
+    return float(match[0]) if match else 0.0
 
 
 def disk_bytes(text: str, disks: list[str]) -> list[int]:
@@ -69,10 +72,10 @@ def disk_bytes(text: str, disks: list[str]) -> list[int]:
 
     Loops, RAM disks and what is made of other disks (device mapper, md) would count the same bytes twice.
     """
-    whole = {name for name in disks if not name.startswith(("loop", "ram", "zram", "dm-", "md", "sr"))}
+    disks_only = {name for name in disks if not name.startswith(("loop", "ram", "zram", "dm-", "md", "sr"))}
     rows = [line.split() for line in text.splitlines()]
-    rows = [row for row in rows if len(row) >= 10 and row[2] in whole]
-    return [sum(int(row[index]) for row in rows) * _SECTOR_BYTES for index in (5, 9)]
+    rows = [row for row in rows if len(row) >= 10 and row[2] in disks_only]
+    return [sum(whole(row[index]) or 0 for row in rows) * _SECTOR_BYTES for index in (5, 9)]
 
 
 def network_bytes(text: str) -> list[int]:
@@ -82,7 +85,7 @@ def network_bytes(text: str) -> list[int]:
         name, colon, rest = line.partition(":")
         words = rest.split()
         if colon and len(words) >= 9 and name.strip() != "lo":
-            received, sent = received + int(words[0]), sent + int(words[8])
+            received, sent = received + (whole(words[0]) or 0), sent + (whole(words[8]) or 0)
     return [received, sent]
 
 

@@ -7,6 +7,8 @@ import re
 import subprocess
 import time
 
+from torchfab.remote.digits import whole
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -72,8 +74,8 @@ def parse(record: str) -> tuple[float, str]:
     """Return seconds since boot and the text of one record of /dev/kmsg (`priority,number,microseconds,flags;text`)."""
     head, _, text = record.partition(";")
     fields = head.split(",")
-    stamp = int(fields[2]) / 1e6 if len(fields) > 2 and fields[2].isdigit() else 0.0
-    return stamp, text.partition("\n")[0][:400]
+    microseconds = whole(fields[2]) if len(fields) > 2 else None
+    return (microseconds or 0) / 1e6, text.partition("\n")[0][:400]
 
 
 def _of_journal(since: float, why: str) -> dict[str, Any]:

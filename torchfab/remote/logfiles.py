@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 AGENT = "agent"
+_END_OF_TIME = 1e11  # seconds since the epoch: what is no time is left out
 
 
 class LogFile:
@@ -137,10 +138,12 @@ class Clock:
     def _read(self, line: str) -> None:
         try:
             when, bytes_then, path = line.rstrip("\n").split(" ", 2)
-            self.sizes.setdefault(path, []).append(int(bytes_then))
-            self.times.setdefault(path, []).append(float(when))
-        except ValueError:  # a line cut short by a full disk
-            pass
+            size_then, time_then = int(bytes_then), float(when)
+        except ValueError:  # a line cut short by a full disk, and the next one behind it
+            return
+        if 0 <= time_then < _END_OF_TIME:
+            self.sizes.setdefault(path, []).append(size_then)
+            self.times.setdefault(path, []).append(time_then)
 
     def time_of(self, log: LogFile, offset: int) -> float:
         """Return when the byte before `offset` was written, in seconds since the epoch."""

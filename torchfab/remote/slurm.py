@@ -30,7 +30,7 @@ KILL_WAIT_S = 30  # Slurm's default between TERM and KILL
 _FIELDS = {
     "state": r"^   JobState=(\S+)",
     "why": r"^   JobState=\S+ Reason=(.*?) Dependency=",
-    "restarts": r"^   Requeue=\S+ Restarts=(\d+)",
+    "restarts": r"^   Requeue=\S+ Restarts=([0-9]{1,9})\b",
     "exit": r"^   Requeue=.* ExitCode=(\d+:\d+)",
     "limit": r"^   RunTime=\S+ TimeLimit=(\S+)",
     "start": r"^   StartTime=(\S+)",
@@ -134,7 +134,8 @@ def _ask_history(slurm_id: str) -> dict[str, Any]:
         if rows:
             state, code, hosts, limit = rows[-1]
             limit = limit if ":" in limit else ""  # `sacct -c` says bare minutes, or nothing
-            return {"state": state.split()[0], "why": "", "exit": code, "hosts": _expand(hosts), "limit": limit}
+            first = state.split()[:1]  # "CANCELLED by 1000"
+            return {"state": "".join(first), "why": "", "exit": code, "hosts": _expand(hosts), "limit": limit}
     return {}
 
 

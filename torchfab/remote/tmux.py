@@ -65,7 +65,7 @@ def version() -> tuple[int, int]:
         raise Unusable(f"tmux does not run: {error.strerror}") from None
     if code:
         raise Unusable(f"tmux does not run: {text or f'tmux -V ended with {code}'}")
-    match = re.search(r"(\d+)\.(\d+)", text)
+    match = re.search(r"([0-9]{1,6})\.([0-9]{1,6})", text)
     return (int(match[1]), int(match[2])) if match else (99, 0)
 
 

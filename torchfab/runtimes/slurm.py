@@ -148,7 +148,8 @@ def evidence(record: Record) -> Evidence:
     except TorchfabError as error:
         return Evidence(record.name, record.created, slurmstate.unreachable(record.min_nodes, error.message), ())
     job = slurmstate.job_status(record, answer, asked, time.time())
-    nodes = tuple(why.of_told(each, answer["evidence"][each.node.rank]) for each in job.nodes)
+    gathered = dict(enumerate(answer["evidence"]))
+    nodes = tuple(why.of_told(each, gathered.get(each.node.rank, {})) for each in job.nodes)
     said = slurmstate.ended_by(answer, job)
     words = (why.Said(*said),) if said else ()
     return Evidence(record.name, record.created, job, nodes, words, record.events(), answer["batch"])
@@ -286,7 +287,7 @@ class _Stream:
             self.done = "end" in frame
             yield JobSeen(found)
         if "lines" in frame:
-            rank = frame["node"]
+            rank = frame.get("node", 0)
             yield Lines(self.nodes.get(rank, Node(rank, f"node-{rank}")), frame["lines"])
         if "offsets" in frame:
             self.request["offsets"] = frame["offsets"]

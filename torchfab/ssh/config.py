@@ -223,6 +223,8 @@ def options_for(options: Sequence[Option], host: str, asker: Asker, user: str = 
         found["port"] = (Option("port", (str(port),), "the hosts file"),)
     final = any(block.keyword == "match" and "final" in block.words for each in options for block in each.blocks)
     for is_final in (False, True) if final else (False,):
+        if is_final:  # as OpenSSH, whose second pass begins with the name that the first one gave
+            found.setdefault("hostname", (Option("hostname", (host.replace("%", "%%"),), "the first pass"),))
         matched: dict[Block, bool] = {}
         for option in options:
             if all(_holds(block, Options(host, found), asker, is_final, matched) for block in option.blocks):
@@ -345,7 +347,7 @@ def expand_path(text: str, values: dict[str, str], what: str) -> str:
 
 def seconds(text: str) -> float:
     """Return the seconds of a time like `90`, `2m` or `1h30m`; 0 for none."""
-    parts = re.findall(r"(\d+)([smhdw]?)", text.lower())
+    parts = re.findall(r"([0-9]{1,9})([smhdw]?)", text.lower())
     return float(sum(int(number) * _SECONDS[unit] for number, unit in parts))
 
 

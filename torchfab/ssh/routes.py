@@ -122,9 +122,13 @@ def _comes_first(options: Options, name: str, other: str) -> bool:
 
 def _port(options: Options) -> int:
     text = options.text("port", "22")
-    if not (text.isascii() and text.isdigit() and 0 < int(text) < 65536):
+    if not _is_port(text):
         raise HostError(f"{options.where('port')}: Port {text} is no number from 1 to 65535")
     return int(text)
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 6 and 0 < int(text) < 65536
 
 
 def refuse_unsupported(options: Options) -> None:
@@ -141,9 +145,10 @@ def parse_hop(text: str) -> tuple[str, str, int | None]:
     host, colon, port = where.rpartition(":")
     if not colon or where.endswith("]") or (":" in host and not host.startswith("[")):
         host, port = where, ""
-    if not host or (port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536)):
+    host = host.strip("[]")
+    if not host or (port and not _is_port(port)):
         raise HostError(f"ProxyJump {text!r} is no host", "write it as user@host:port")
-    return user, host.strip("[]"), int(port) if port else None
+    return user, host, int(port) if port else None
 
 
 def key_files(route: Route, given: Sequence[str]) -> tuple[str, ...]:

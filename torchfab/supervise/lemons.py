@@ -13,6 +13,7 @@ from pathlib import Path
 from torchfab.errors import TorchfabError
 
 FILE = "lemons.json"
+_END_OF_TIME = 1e11  # seconds since the epoch: no clock shows it
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,13 @@ class Lemon:
     reason: str
     time: float
     job: str
+
+
+def _lemon(told: Mapping[str, object]) -> Lemon:
+    when = float(str(told["time"]))
+    if not 0 <= when < _END_OF_TIME:
+        raise ValueError(f"{when} is no time")
+    return Lemon(str(told["reason"]), when, str(told["job"]))
 
 
 class Lemons:
@@ -46,12 +54,10 @@ class Lemons:
         """
         try:
             found = json.loads(self.path.read_text())
-            lemons = {
-                host: Lemon(str(each["reason"]), float(each["time"]), str(each["job"])) for host, each in found.items()
-            }
+            lemons = {host: _lemon(each) for host, each in found.items()}
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise TorchfabError(
                 f"{self.path} cannot be read as the list of lemons: {error!r}", "move it away"
             ) from None

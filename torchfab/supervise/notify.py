@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import re
 import shlex
 import subprocess
 import threading
@@ -55,7 +56,10 @@ class Notifier:
 
 def _name(target: str) -> str:
     """Return a target without the part of a URL that may be a secret."""
-    return "/".join(target.split("/")[:3]) if target.startswith(("http://", "https://")) else target
+    if not target.startswith(("http://", "https://")):
+        return target
+    scheme, _, rest = target.partition("://")
+    return f"{scheme}://{re.split('[/?#]', rest)[0].rpartition('@')[2]}"
 
 
 def _send(target: str, event: Mapping[str, Any], timeout_s: float) -> None:

@@ -13,7 +13,7 @@ from torchfab.errors import HostError
 # Not code, and on every node another: git's own files, environments, and what torchfab itself writes.
 LEFT_OUT = (".git", "/.venv", "/.torchfab", "/jobs", ".torchfab-sync-*")
 _PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
-_ESCAPED = re.compile(rb"\\#([0-7]{3})")
+_ESCAPED = re.compile(rb"\\#([0-3][0-7]{2})")
 
 
 def is_left_out(name: str) -> bool:
@@ -113,7 +113,7 @@ def stats(output: str) -> Stats:
 
 def _number(pattern: str, output: str) -> int:
     found = re.search(pattern, output, re.MULTILINE)
-    return int(re.sub(r"\D", "", found[1]) or 0) if found else 0
+    return int(re.sub(r"\D", "", found[1][:24]) or 0) if found else 0
 
 
 def problem(code: int, stderr: str) -> HostError:

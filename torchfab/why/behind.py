@@ -16,8 +16,8 @@ from torchfab.why.evidence import Evidence, NodeEvidence
 # ProcessGroupNCCL.cpp: what the watchdog of each rank says when it gives up, of which process group (each has its own
 # count; torch before 2.3 names none), from 2.4 on with what it had begun.
 _GROUP = re.compile(r"\[PG (?:ID \S+ PG GUID )?([^\s(\]]+)")
-_BEGUN = re.compile(r"last enqueued (?:NCCL )?work: (-?\d+)")
-_WAITED = re.compile(r"operation timeout: WorkNCCL\(SeqNum=(\d+)")
+_BEGUN = re.compile(r"last enqueued (?:NCCL )?work: (-?[0-9]{1,18})\b")
+_WAITED = re.compile(r"operation timeout: WorkNCCL\(SeqNum=([0-9]{1,18})\b")
 _TIMEOUTS = ("nccl-timeout", "nccl-stuck", "gloo-timeout", "store-timeout")
 _SILENCE_S = 2.0
 

@@ -109,7 +109,8 @@ def _of_process(node: NodeEvidence, process: Mapping[str, Any]) -> Iterator[End]
         yield _of_launcher(node, process)
     elif state == "failed" and not ranks:
         for told in process["reported"][:1]:
-            yield _of_rank(node, process, {**told, "ended": process["ended"], "started": process["started"], "pid": 0})
+            ended = process["ended"] or node.status.now
+            yield _of_rank(node, process, {**told, "ended": ended, "started": process["started"], "pid": 0})
         if not process["reported"]:
             yield _of_launcher(node, process)
 
