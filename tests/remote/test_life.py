@@ -18,7 +18,7 @@ from tests.remote.place import Place, python, wait_for
 from tests.remote.test_procfs import DOUBLE_FORK
 from tests.remote.test_supervisor import ESCAPING, STUBBORN
 from tests.support import require
-from torchfab.remote import files, life, procfs
+from torchfab.remote import ending, files, life, procfs
 
 SESSION = "no-such-session-node0"
 
@@ -43,7 +43,7 @@ def one(place: Place) -> dict[str, Any]:
 
 
 def stop(place: Place, grace_s: float = 10.0) -> dict[str, Any]:
-    return life.stop(str(place.folder), place.job_id, 0, SESSION, grace_s)
+    return ending.stop(str(place.folder), place.job_id, 0, SESSION, grace_s)
 
 
 def started(place: Place, *argv: str, lines: int = 1, **spec: Any) -> subprocess.Popen[bytes]:
@@ -239,5 +239,5 @@ def test_stop_leaves_other_jobs_alone_also_one_with_a_longer_name(place: Place, 
 def test_stop_finds_a_process_without_any_folder(place: Place, tmp_path: Path) -> None:
     place.begin(python(DOUBLE_FORK, str(tmp_path / "pid")), {**os.environ, **place.marks}).wait()
     wait_for(lambda: len(place.running()) == 1)
-    report = life.stop(str(tmp_path / "gone" / "node-0"), place.job_id, 0, SESSION, 1.0)
+    report = ending.stop(str(tmp_path / "gone" / "node-0"), place.job_id, 0, SESSION, 1.0)
     assert (report["asked"], report["left"]) == (1, [])

@@ -23,6 +23,7 @@ from tests.support import require
 from torchfab import bundle
 from torchfab.errors import HostError
 from torchfab.remote import files, procfs
+from torchfab.remote.supervisor import NEVER_LET_GO
 from torchfab.session import Session
 
 
@@ -93,8 +94,13 @@ class Node:
         return session.ask({**request, **self.address, **values}, 20)
 
     def start(self, session: Session, *argv: str, **values: Any) -> dict[str, Any]:
+        """Start a process and let it go; return the answer to that."""
+        self.hold(session, self.process(*argv, **values))
+        return session.ask({"op": "keep"}, 25)
+
+    def process(self, *argv: str, **values: Any) -> dict[str, Any]:
         marks = {"TORCHFAB_JOB_ID": self.job_id, "TORCHFAB_NODE_RANK": "0"}
-        process = {
+        return {
             "name": "agent",
             "argv": list(argv),
             "env": {**marks, **values.pop("env", {})},
@@ -105,6 +111,9 @@ class Node:
             "folders": ["logs"],
             **values,
         }
+
+    def hold(self, session: Session, *processes: dict[str, Any]) -> dict[str, Any]:
+        """Start processes that are not let go yet."""
         request = {
             "op": "start",
             "session": self.address["session"],
@@ -112,7 +121,7 @@ class Node:
             "start_timeout_s": 20.0,
             "secret_patterns": ["*TOKEN*"],
         }
-        return session.ask({**request, "processes": [process]}, 25)
+        return session.ask({**request, "processes": list(processes)}, 25)
 
     def running(self) -> list[int]:
         return procfs.job_processes(self.job_id, 0)
@@ -142,9 +151,10 @@ def node(tmp_path: Path) -> Iterator[Node]:
 def test_two_phases_and_a_keep_leave_a_running_job(node: Node) -> None:
     session = node.connect()
     assert node.prepare(session)["problems"] == []
-    started = node.start(session, "sleep", "600")
-    assert (started["problems"], [each["name"] for each in started["started"]]) == ([], ["agent"])
-    session.ask({"op": "keep"}, 10)
+    held = node.hold(session, node.process("sleep", "600"))
+    assert (held["problems"], held["started"], node.running()) == ([], ["agent"], [])
+    kept = session.ask({"op": "keep"}, 10)
+    assert (kept["problems"], kept["started"]) == ([], ["agent"])
     session.close()
     assert node.tmux_sessions() == node.address["session"]
     assert len(node.running()) == 1
@@ -167,11 +177,27 @@ def test_hanging_up_after_phase_one_takes_back_what_was_prepared(node: Node) -> 
     assert port > 0
 
 
-@pytest.mark.parametrize("script", ["exec sleep 600", "trap '' TERM; sleep 600 & wait; sleep 600"])
-def test_hanging_up_before_keep_takes_back_what_was_started(node: Node, script: str) -> None:
+def test_hanging_up_before_keep_takes_back_what_never_began(node: Node, tmp_path: Path) -> None:
     session = node.connect()
     node.prepare(session)
-    node.start(session, "sh", "-c", script)
+    node.hold(session, node.process("touch", str(tmp_path / "began")))
+    assert node.tmux_sessions() == node.address["session"]
+    session.close()
+    assert node.running() == []
+    assert node.tmux_sessions() == ""
+    assert not node.folder.exists()
+    assert not (tmp_path / "began").exists()
+
+
+def test_of_processes_that_cannot_all_begin_none_is_kept(node: Node) -> None:
+    session = node.connect()
+    node.prepare(session)
+    stubborn = node.process("sh", "-c", "trap '' TERM; sleep 600 & wait; sleep 600", name="rank-0")
+    node.hold(session, stubborn, node.process("/no/such/program", name="rank-1"))
+    kept = session.ask({"op": "keep"}, 25)
+    assert [each["what"] for each in kept["problems"]] == [
+        "rank-1: cannot start /no/such/program: No such file or directory"
+    ]
     assert node.running()
     session.close()
     assert node.running() == []
@@ -182,16 +208,29 @@ def test_hanging_up_before_keep_takes_back_what_was_started(node: Node, script: 
 def test_a_launch_machine_that_falls_silent_before_keep_loses_what_was_started(node: Node) -> None:
     session = node.connect()
     node.prepare(session, patience_s=1)
-    node.start(session, "sleep", "600")
+    node.hold(session, node.process("sleep", "600"))
     wait_for(lambda: node.pipes[0].process.poll() is not None)
     assert node.running() == []
     assert not node.folder.exists()
+
+
+def test_what_is_held_never_begins_when_the_conversation_is_killed(node: Node) -> None:
+    session = node.connect()
+    node.prepare(session)
+    node.hold(session, node.process("sleep", "600", secrets={"HF_TOKEN": "hunter2"}))
+    node.pipes[0].process.kill()
+    wait_for(lambda: (node.folder / "agent" / files.EXIT).exists())
+    (told,) = node.connect().ask({"op": "status", **node.address}, 10)["processes"]
+    assert (told["state"], told["reason"]) == ("failed", NEVER_LET_GO)
+    assert node.running() == []
+    assert not (node.folder / "agent" / files.SECRETS).exists()
 
 
 def test_a_launch_that_failed_elsewhere_is_taken_back_and_says_so(node: Node) -> None:
     session = node.connect()
     node.prepare(session)
     node.start(session, "sleep", "600")
+    assert node.running()
     answer = session.ask({"op": "take_back", "grace_s": 2, **node.address}, 20)
     assert (answer["asked"], answer["left"]) == (1, [])
     assert not node.folder.exists()
@@ -232,7 +271,6 @@ def test_any_argv_and_environment_travel_over_the_wire(node: Node) -> None:
     )
     secret = {"HF_TOKEN": "it's\nhunter2"}
     node.start(session, sys.executable, "-S", "-c", program, *argv, env=env, secrets=secret)
-    session.ask({"op": "keep"}, 10)
     output = node.folder / "agent" / files.OUTPUT
     wait_for(lambda: (node.folder / "agent" / files.EXIT).exists() and output.read_text().endswith("\n"))
     got_argv, got_env = json.loads(output.read_text())
@@ -259,7 +297,6 @@ def test_logs_are_streamed_until_the_job_has_ended(node: Node) -> None:
     session = node.connect()
     node.prepare(session)
     node.start(session, "sh", "-c", "echo first; sleep 0.3; echo last; exit 7")
-    session.ask({"op": "keep"}, 10)
     session.post({"op": "logs", "follow": True, "lines": None, "ranks": None, "grep": None, **node.address})
     frames: list[dict[str, Any]] = []
     while not any("end" in frame for frame in frames):
@@ -273,7 +310,6 @@ def test_a_stream_with_nothing_to_tell_shows_that_it_lives(node: Node) -> None:
     session.silence_s = 2.0
     node.prepare(session)
     node.start(session, "sleep", "600")
-    session.ask({"op": "keep"}, 10)
     session.post({"op": "logs", "follow": True, "lines": 0, "ranks": None, "grep": None, **node.address})
     before = session.heard
     wait_for(lambda: session.take(0.1) == [] and session.heard > before + 3)

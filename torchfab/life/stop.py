@@ -8,13 +8,13 @@ import socket
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from torchfab import inventory, runtimes
 from torchfab.commandline import fold_reasons, say, tell
 from torchfab.errors import HostsFailedError, TorchfabError, UsageError
 from torchfab.life.status import ask_status
 from torchfab.records import Record, Records
+from torchfab.status import JobStatus
 from torchfab.supervise import lock, remains, story
 from torchfab.surroundings import Surroundings
 
@@ -95,13 +95,23 @@ def _stop(record: Record, grace_s: float) -> int:
         return 1
     left = any(report.left for report in reports)
     if not left:
-        found = ask_status(record)
+        found = _status_after(record, reports)
         proof = f", no process of it is left on {len(found.nodes)} nodes" if found.nodes else ""
         say(f"job {record.name}: {found.state}{proof}")
     return 1 if left else 0
 
 
-def _stop_words(report: Any) -> str:
+def _status_after(record: Record, reports: Sequence[runtimes.StopReport]) -> JobStatus:
+    """Return how the job is, as its nodes told when they had stopped it; ask where they did not."""
+    told = [report.status for report in reports if report.status]
+    if len(told) < len(reports) or not told:
+        return ask_status(record)
+    found = JobStatus(tuple(told), record.min_nodes)
+    record.remember(found.state, found.exit_code, found.has_ended)
+    return found
+
+
+def _stop_words(report: runtimes.StopReport) -> str:
     if report.words:
         return str(report.words)
     if report.left:

@@ -12,7 +12,7 @@ import sys
 
 from torchfab.remote import files
 
-_MODULES = ("wire", "files", "supervisor", "cgroup", "child", "logfiles", "procfs", "ranks", "tmux", "window")
+_MODULES = ("wire", "files", "supervisor", "cgroup", "child", "hold", "logfiles", "procfs", "ranks", "tmux", "window")
 
 
 def write(folder: str) -> None:

@@ -4,10 +4,12 @@ The folder of a job on one node (mode 0700; a shared home folder holds one such 
 
     <node_dir>/jobs/<job id>/node-<node_rank>/
         node.py                 what runs here (see `torchfab.bundle`)
+        go                      all nodes are ready: the processes may begin
         stop.json               somebody asked to stop the job: when, with which grace
         <process>/              "agent", "rank-3", ...
             spec.json           argv, environment by name and value, working directory
             secrets.json        the secret part of the environment; the supervisor removes it when it has read it
+            ready               pid of the supervisor, once it is up
             started.json        pids, start times, boot id
             ranks.json          the ranks found below the process: pid, start, end, exit code
             exit.json           code or signal of the process, and when
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 SPEC, SECRETS, STARTED, RANKS, EXIT = "spec.json", "secrets.json", "started.json", "ranks.json", "exit.json"
 STOP, OUTPUT, TIMELINE, BUNDLE = "stop.json", "output.log", "timeline", "node.py"
+READY, GO = "ready", "go"
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _ROOM_BYTES = 4096

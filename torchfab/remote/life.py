@@ -1,21 +1,18 @@
-"""The life of a job on a node: how it is, and how it is stopped, with proof that nothing is left."""
+"""How a job is on a node."""
 
 from __future__ import annotations
 
 import os
 import re
-import signal
 import time
 
-from torchfab.remote import files, logfiles, procfs, tmux
+from torchfab.remote import files, logfiles, procfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
 _TAIL_BYTES = 16 * 1024
-# How long after its own KILL a supervisor gets to write down how its process ended: a loaded node is slow, not stuck.
-_SUPERVISORS_S = 5.0
 
 
 def answer_status(request: dict[str, Any]) -> dict[str, Any]:
@@ -177,93 +174,3 @@ def _leading_number(text: str) -> int | None:
     # A script can print what looks like a report and is none.
     match = re.match(r"-?[0-9]{1,9}\b", text)
     return int(match[0]) if match else None
-
-
-# ---- stop
-
-
-def stop(folder: str, job_id: str, node_rank: int, session: str, grace_s: float) -> dict[str, Any]:
-    """End every process of the job on this node: TERM, `grace_s` seconds, KILL; then prove that none is left.
-
-    Returns
-    -------
-    dict
-        `asked`: how many processes were asked to end, `killed`: those that had to be killed, described, `left`: those
-        that run nevertheless (an empty list is the proof), `seconds`: how long it took.
-    """
-    begun = time.time()
-    found = procfs.job_processes(job_id, node_rank)
-    supervisors = procfs.running_program(os.path.join(folder, files.BUNDLE))
-    unstarted = _take_secrets_of_unstarted(folder)
-    # Somebody may have removed the folder under the running job.
-    if (found or supervisors or unstarted) and os.path.isdir(folder):
-        _write_stop(folder, begun, grace_s)
-    # A supervisor asks what is its own to end, waits, kills, and writes down how it ended.
-    _signal_all(supervisors or found, signal.SIGTERM)
-    killed = _end_all(folder, job_id, node_rank, begun + grace_s)
-    tmux.close_session(session)
-    left = [procfs.describe(pid) for pid in procfs.job_processes(job_id, node_rank)]
-    return {"asked": len(found), "killed": killed, "left": left, "seconds": time.time() - begun}
-
-
-def _write_stop(folder: str, now: float, grace_s: float) -> None:
-    try:
-        files.write_json(os.path.join(folder, files.STOP), {"time": now, "grace_s": grace_s})
-    except OSError:  # a disk that is broken keeps nothing from being stopped
-        pass
-
-
-def _take_secrets_of_unstarted(folder: str) -> bool:
-    """Remove the secrets of processes that have not started; say whether there are such processes."""
-    found = False
-    for name in files.processes(folder):
-        if not os.path.exists(os.path.join(folder, name, files.STARTED)):
-            found = True
-            if os.path.exists(os.path.join(folder, name, files.SECRETS)):
-                os.unlink(os.path.join(folder, name, files.SECRETS))
-    return found
-
-
-def _end_all(folder: str, job_id: str, node_rank: int, kill_at: float) -> list[str]:
-    """Wait for the supervisors to end what is theirs, then end what escaped them; return what was killed, described."""
-    # Supervisors kill at `kill_at` themselves; one that still runs long after is stuck, or stopped by a signal.
-    program = os.path.join(folder, files.BUNDLE)
-    while time.time() < kill_at + _SUPERVISORS_S and procfs.running_program(program):
-        time.sleep(0.02)
-    _signal_all(procfs.running_program(program), signal.SIGKILL)
-    return _killed_by_supervisors(folder) + _end_escaped(job_id, node_rank, kill_at)
-
-
-def _end_escaped(job_id: str, node_rank: int, kill_at: float) -> list[str]:
-    asked: set[int] = set()
-    killed: dict[int, str] = {}
-    while time.time() < kill_at + 10:
-        found = procfs.job_processes(job_id, node_rank)
-        if not found:
-            break
-        for pid in found:
-            if time.time() >= kill_at:
-                killed.setdefault(pid, procfs.describe(pid))
-                _signal(pid, signal.SIGKILL)
-            elif pid not in asked:
-                asked.add(pid)
-                _signal(pid, signal.SIGTERM)
-        time.sleep(0.02)
-    return list(killed.values())
-
-
-def _killed_by_supervisors(folder: str) -> list[str]:
-    ends = (files.read_json(os.path.join(folder, name, files.EXIT)) for name in files.processes(folder))
-    return [text for end in ends if end for text in end.get("killed", [])]
-
-
-def _signal_all(pids: list[int], number: signal.Signals) -> None:
-    for pid in pids:
-        _signal(pid, number)
-
-
-def _signal(pid: int, number: signal.Signals) -> None:
-    try:
-        os.kill(pid, number)
-    except OSError:  # gone meanwhile
-        pass

@@ -1,4 +1,4 @@
-"""Phase two on a node: write the specs, hand every process to a supervisor in tmux, and see that each has started."""
+"""Phase two on a node: write the specs and hand every process to a supervisor in tmux; then let all of them begin."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import sys
 import time
 
-from torchfab.remote import compiled, files, masks, tmux
+from torchfab.remote import compiled, files, hold, masks, tmux
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _SEE_TMUX = "log in there and see whether it works: tmux -L torchfab new-session
 
 
 def start(folder: str, request: dict[str, Any]) -> dict[str, Any]:
-    """Start the processes of this node; return what started and, as problems, what did not.
+    """Bring up the supervisors of this node's processes; return whose are up and, as problems, whose are not.
 
     Parameters
     ----------
@@ -49,7 +49,15 @@ def start(folder: str, request: dict[str, Any]) -> dict[str, Any]:
     error = tmux.open_session(request["session"], windows, request["start_timeout_s"])
     if error:
         return {"started": [], "problems": [{"what": f"cannot open the tmux session: {error}", "fix": _SEE_TMUX}]}
-    return _await_all(folder, [process["name"] for process in request["processes"]], request["start_timeout_s"])
+    return _await_all(
+        folder, files.READY, [process["name"] for process in request["processes"]], request["start_timeout_s"]
+    )
+
+
+def let_go(folder: str, names: list[str], timeout_s: float) -> dict[str, Any]:
+    """Let the processes of this node begin; return the names of those that did and, as problems, the others."""
+    hold.let_go(folder, names)
+    return _await_all(folder, files.STARTED, names, timeout_s)
 
 
 def _matches(name: str, patterns: list[str]) -> bool:
@@ -65,7 +73,7 @@ def _write_spec(folder: str, process: dict[str, Any], grace_s: float) -> None:
     for path, text in process.get("files", {}).items():
         _write_file(os.path.join(folder, path), text)
     spec = {key: value for key, value in process.items() if key not in ("secrets", "files", "path")}
-    spec["grace_s"] = grace_s
+    spec.update(grace_s=grace_s, held_by=hold.holder())
     if process["secrets"]:
         files.write_json(os.path.join(folder, files.SECRETS), process["secrets"])
     files.write_json(os.path.join(folder, files.SPEC), spec)
@@ -90,26 +98,22 @@ def _windows(folder: str, processes: list[dict[str, Any]]) -> list[tuple[str, li
     return [(process["name"], [*program, process["name"]]) for process in processes]
 
 
-def _await_all(folder: str, names: list[str], timeout_s: float) -> dict[str, Any]:
+def _await_all(folder: str, sign: str, names: list[str], timeout_s: float) -> dict[str, Any]:
+    """Wait until the file `sign` is there of every process, or what says why it never will be."""
     deadline = time.monotonic() + timeout_s
-    waiting, started, problems = list(names), [], []
+    waiting, there, errors = list(names), [], {}
     pause_s = _FIRST_PAUSE_S
     while waiting and time.monotonic() < deadline:
         time.sleep(pause_s)
         pause_s = min(_LONGEST_PAUSE_S, 1.5 * pause_s)
-        for name in list(waiting):
-            record = _read(folder, name, files.STARTED)
-            ended = _read(folder, name, files.EXIT) or {}
-            if record:
-                started.append({"name": name, "pid": record["pid"], "time": record["time"]})
-            elif ended.get("error"):
-                problems.append({"what": f"{name}: {ended['error']}", "fix": ""})
-            if record or ended.get("error"):
-                waiting.remove(name)
-    problems += [{"what": f"{name} did not start within {timeout_s:g} s", "fix": ""} for name in waiting]
-    return {"started": started, "problems": problems}
+        there += [name for name in waiting if os.path.exists(os.path.join(folder, name, sign))]
+        errors.update((name, error) for name in waiting if (error := _error(folder, name)))
+        waiting = [name for name in waiting if name not in there and name not in errors]
+    errors.update((name, f"did not start within {timeout_s:g} s") for name in waiting)
+    problems = [{"what": f"{name}: {error}", "fix": ""} for name, error in errors.items()]
+    return {"started": [name for name in there if name not in errors], "problems": problems}
 
 
-def _read(folder: str, name: str, file: str) -> Any:
-    path = os.path.join(folder, name, file)
-    return files.read_json(path) if os.path.exists(path) else None
+def _error(folder: str, name: str) -> str:
+    path = os.path.join(folder, name, files.EXIT)
+    return str((files.read_json(path) or {}).get("error") or "") if os.path.exists(path) else ""

@@ -4,12 +4,12 @@ It runs in a tmux window, without the standard library's site module, and does f
 
 1. it starts the process, in a session of its own, with exactly the environment of its spec;
 2. it is the subreaper (prctl(2), PR_SET_CHILD_SUBREAPER) of all that descends from the process: whatever double-forks
-or
-   leaves its session comes back to it, and when the process has ended nothing of it is left running;
+   or leaves its session comes back to it, and when the process has ended nothing of it is left running;
 3. it writes the start, the ranks, and the end (code, signal, time) to disk, atomically;
 4. it passes signals on, and shows in its window what the process writes to its log files. The process writes to those
-files
-   itself: neither a viewer nor the death of this supervisor can block it.
+   files itself: neither a viewer nor the death of this supervisor can block it.
+
+The process is not started before all nodes of the job are ready (see `torchfab.remote.hold`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import signal
 import sys
 import time
 
-from torchfab.remote import cgroup, child, files, logfiles, procfs, tmux
+from torchfab.remote import cgroup, child, files, hold, logfiles, procfs, tmux
 from torchfab.remote.child import Child
 from torchfab.remote.ranks import RankWatch
 from torchfab.remote.window import Window
@@ -34,6 +34,7 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 _YOUNG_S, _SHORT_POLL_S, _LONG_POLL_S = 30.0, 0.1, 0.4
+NEVER_LET_GO = "never begun: its launch was cut off before all nodes were ready"
 
 
 class Supervisor:
@@ -72,9 +73,9 @@ class Supervisor:
     def run(self) -> int:
         """Start the process, watch it to its end, clean up after it; return its exit code."""
         _become_subreaper()
-        if os.path.exists(os.path.join(os.path.dirname(self.folder), files.STOP)):
-            return 1  # the job was stopped before we came
         try:
+            if not self._is_let_go():
+                return 1
             self.child = self._start()
             self._write_started(self.child.pid)
         except OSError as error:
@@ -88,6 +89,20 @@ class Supervisor:
         return self._finish(self._watch(self.child))
 
     # ---- the start
+
+    def _is_let_go(self) -> bool:
+        """Wait until the process may begin; say whether it may."""
+        job, held_by = os.path.dirname(self.folder), self.spec.get("held_by")
+        if held_by:
+            hold.say_ready(self.folder)
+        while (let_go := hold.verdict(job, held_by)) is None and not self.asked:
+            self._wait()
+        if let_go:
+            return True
+        self._secrets()  # which nobody will read any more
+        if not os.path.exists(os.path.join(job, files.STOP)):
+            self._write_exit(None, error=f"asked to end ({self.asked})" if self.asked else NEVER_LET_GO)
+        return False
 
     def _start(self) -> Child:
         env = {**self.spec["env"], **self._secrets()} if self.env is None else self.env

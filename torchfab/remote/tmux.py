@@ -7,6 +7,7 @@ its format expansion (`#{...}`) and its reading of a trailing `;` never meet a u
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import time
@@ -131,11 +132,18 @@ def _open_first(words: list[str], timeout_s: float) -> str:
 
 def close_session(session: str) -> None:
     """Close a session, if it is there; after the last one, remove the socket that tmux leaves behind."""
+    if not _listens(_socket()):  # the last process has ended, and the server with it
+        _remove_stale_socket()
+        return
     run("kill-session", "-t", f"={session}")
     for _ in range(10):
         if run("list-sessions")[0] == 0 or _remove_stale_socket():
             return
         time.sleep(0.02)  # the server is about to leave
+
+
+def _socket() -> str:
+    return os.path.join(os.environ.get("TMUX_TMPDIR") or "/tmp", f"tmux-{os.getuid()}", SERVER[2])
 
 
 def _remove_stale_socket() -> bool:
@@ -145,7 +153,7 @@ def _remove_stale_socket() -> bool:
     """
     import fcntl
 
-    path = os.path.join(os.environ.get("TMUX_TMPDIR") or "/tmp", f"tmux-{os.getuid()}", SERVER[2])
+    path = _socket()
     if not os.path.exists(path):
         return True
     lock = os.open(path + ".lock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -167,8 +175,8 @@ def _listens(path: str) -> bool:
     with socket.socket(socket.AF_UNIX) as probe:
         try:
             probe.connect(path)
-        except ConnectionRefusedError:
-            return False
+        except OSError as error:
+            return error.errno not in (errno.ECONNREFUSED, errno.ENOENT)
     return True
 
 

@@ -182,16 +182,26 @@ class Conversation:
         from torchfab.remote.start import start
 
         assert self.preparation is not None
-        self.started = {**self.preparation.request, "session": request["session"]}
+        self.started = {**self.preparation.request, **request}
         return start(self.preparation.folder, request)
 
     def on_keep(self, request: dict[str, Any]) -> dict[str, Any]:
-        """All nodes have started: what was prepared here is to stay."""
+        """All nodes are ready: what was prepared here may begin, and is to stay."""
+        answer = self._let_go() if self.started is not None else {}
+        if answer.get("problems"):
+            return answer
         if self.preparation is not None:
             self.preparation.release_port()
         self.preparation = self.started = self.submitted = None
         self.patience_s = PATIENCE_S
-        return {}
+        return answer
+
+    def _let_go(self) -> dict[str, Any]:
+        from torchfab.remote.start import let_go
+
+        assert self.started is not None
+        names = [process["name"] for process in self.started["processes"]]
+        return let_go(files.folder_of(self.started), names, self.started["start_timeout_s"])
 
     def on_take_back(self, request: dict[str, Any]) -> dict[str, Any]:
         """Undo both phases here: the launch has failed elsewhere, or was interrupted."""
@@ -205,10 +215,11 @@ class Conversation:
 
     def on_stop(self, request: dict[str, Any]) -> dict[str, Any]:
         """Stop the job here."""
-        from torchfab.remote.life import stop
+        from torchfab.remote import ending, life
 
-        folder = files.folder_of(request)
-        return stop(folder, request["job_id"], request["node_rank"], request["session"], request["grace_s"])
+        folder, job_id, rank = files.folder_of(request), request["job_id"], request["node_rank"]
+        done = ending.stop(folder, job_id, rank, request["session"], request["grace_s"])
+        return {**done, "status": life.status(folder, job_id, rank)}
 
     def on_forget(self, request: dict[str, Any]) -> dict[str, Any]:
         """Remove the folder of a job that has ended."""

@@ -24,6 +24,7 @@ from types import ModuleType
 
 from torchfab.errors import TorchfabError
 from torchfab.job import Node
+from torchfab.status import NodeStatus
 
 
 def of(name: str) -> ModuleType:
@@ -47,6 +48,8 @@ class StopReport:
         Why nothing is known of the node.
     words : str
         What was done, where counts do not say it; empty for the counts' own words.
+    status : NodeStatus, optional
+        How the job is there now, where the node told that too.
     """
 
     node: Node
@@ -56,3 +59,4 @@ class StopReport:
     seconds: float = 0.0
     error: TorchfabError | None = None
     words: str = ""
+    status: NodeStatus | None = None

@@ -33,6 +33,8 @@ __all__ = ["follow", "stacks"]  # and all that is defined here
 
 NAME = "tmux"
 _ROLLBACK_GRACE_S = 2.0
+# What became of a launch that failed in a half of phase two, and was taken back.
+_OUTCOMES = {"starting": "nothing was started", "confirming": "what had started was stopped again"}
 
 Progress = Callable[[str, int, int], None]
 
@@ -165,6 +167,9 @@ def _in_order(reasons: Mapping[str, TorchfabError], nodes: Sequence[Node]) -> di
 def start(plan: Plan, prepared: Prepared, progress: Progress) -> None:
     """Start everything that the plan says, on all nodes at once; if any fails, take down what has started.
 
+    First every node brings up the supervisors of its processes, then all are told to let them begin: where one node
+    cannot, no process has begun on any.
+
     Raises
     ------
     HostsFailedError
@@ -174,14 +179,13 @@ def start(plan: Plan, prepared: Prepared, progress: Progress) -> None:
     reasons: dict[str, TorchfabError] = {}
     nodes = [each.node for each in plan.nodes]
     timeout_s = prepared.settings.start_timeout_s
+    answer_s = timeout_s + min(timeout_s, 5)  # the node itself says what did not come in time
 
     def act(each: NodePlan) -> Mapping[str, Any]:
-        return prepared.sessions[each.node.rank].ask(
-            start_request(plan, each, timeout_s), timeout_s + min(timeout_s, 5)
-        )
+        return prepared.sessions[each.node.rank].ask(start_request(plan, each, timeout_s), answer_s)
 
     def keep(each: NodePlan) -> Mapping[str, Any]:
-        return prepared.sessions[each.node.rank].ask({"op": "keep"}, timeout_s)
+        return prepared.sessions[each.node.rank].ask({"op": "keep"}, answer_s)
 
     try:
         for phase, step in (("starting", act), ("confirming", keep)):
@@ -193,7 +197,8 @@ def start(plan: Plan, prepared: Prepared, progress: Progress) -> None:
                     started += phase == "starting" and not problem
                     progress(phase, started, len(nodes))
                 if reasons:
-                    raise HostsFailedError(_failed_words(reasons, nodes, ""), _in_order(reasons, nodes))
+                    outcome = _OUTCOMES[phase]
+                    raise HostsFailedError(_failed_words(reasons, nodes, outcome), _in_order(reasons, nodes))
     except BaseException as error:  # Ctrl-C too
         problem = _say_what_is_left(error, _roll_back(plan, prepared), plan)
         if problem is None:
@@ -203,15 +208,16 @@ def start(plan: Plan, prepared: Prepared, progress: Progress) -> None:
 
 
 def _say_what_is_left(error: BaseException, unsure: Sequence[str], plan: Plan) -> TorchfabError | None:
-    """Return the error that says how a launch that failed was taken back; None where nothing more is to be said."""
-    left = f"{fold(unsure)} did not confirm that nothing of it runs there" if unsure else ""
-    fix = f"it ends by itself once it notices; to make sure: fab stop {plan.job.name}" if unsure else ""
+    """Return the error that says what is left of a launch that failed; None where that is nothing."""
+    if not unsure:
+        return None
+    left = f"{fold(unsure)} did not confirm that nothing of it runs there"
+    fix = f"it ends by itself once it notices; to make sure: fab stop {plan.job.name}"
     problem: TorchfabError
     if isinstance(error, HostsFailedError):
-        nodes = [each.node for each in plan.nodes]
-        words = _failed_words(error.reasons, nodes, left or "what had started was stopped again")
+        words = _failed_words(error.reasons, [each.node for each in plan.nodes], left)
         problem = HostsFailedError(words, error.reasons, fix)
-    elif isinstance(error, KeyboardInterrupt) and unsure:
+    elif isinstance(error, KeyboardInterrupt):
         problem = Interrupted(f"interrupted; {left}", fix)
     else:
         return None
@@ -321,15 +327,18 @@ def stop(record: Record, grace_s: float, nodes: Sequence[Node] | None = None) ->
     found: dict[int, StopReport] = {}
     timeout_s = grace_s + record.settings.answer_timeout_s
     for node, result in _ask_all(record, {"op": "stop", "grace_s": grace_s}, timeout_s, nodes):
-        found[node.rank] = _stop_report(node, result)
+        found[node.rank] = _stop_report(record, node, result)
     return tuple(found[rank] for rank in sorted(found))
 
 
-def _stop_report(node: Node, result: Answer | TorchfabError) -> StopReport:
+def _stop_report(record: Record, node: Node, result: Answer | TorchfabError) -> StopReport:
     if isinstance(result, TorchfabError):
         return StopReport(node, error=result)
     told = result.value
-    return StopReport(node, told["asked"], tuple(told["killed"]), tuple(told["left"]), told["seconds"])
+    # The way of question and answer is what the node did not spend on stopping: its clock is known by that.
+    asked = min(result.asked + told["seconds"], result.answered)
+    now = _cut_off(record, states.from_answer(node, told["status"], asked, result.answered))
+    return StopReport(node, told["asked"], tuple(told["killed"]), tuple(told["left"]), told["seconds"], status=now)
 
 
 def forget(record: Record) -> dict[str, TorchfabError]:
