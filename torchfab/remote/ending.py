@@ -38,8 +38,8 @@ def stop(folder: str, job_id: str, node_rank: int, session: str, grace_s: float)
     # A supervisor asks what is its own to end, waits, kills, and writes down how it ended.
     _end_supervisors(folder, supervisors, begun + grace_s + _SUPERVISORS_S)
     tmux.close_session(session)
-    killed, left = _end_escaped(job_id, node_rank, begun + grace_s)
-    killed = [*_killed_by_supervisors(folder), *killed.values()]
+    escaped, left = _end_escaped(job_id, node_rank, begun + grace_s)
+    killed = [*_killed_by_supervisors(folder), *escaped.values()]
     described = [procfs.describe(pid) for pid in left]
     return {"asked": len(found), "killed": killed, "left": described, "seconds": time.time() - begun}
 

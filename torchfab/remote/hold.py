@@ -57,9 +57,9 @@ def verdict(folder: str, held_by: dict[str, Any] | None) -> bool | None:
     held_by : dict, optional
         As `holder` gives it; None where nobody holds the process.
     """
-    holds = bool(held_by) and procfs.is_alive(held_by["pid"], held_by["start_time"])  # before we look: no gap
+    holds = held_by is not None and procfs.is_alive(held_by["pid"], held_by["start_time"])  # before we look: no gap
     if os.path.exists(os.path.join(folder, files.STOP)):
         return False
-    if not held_by or os.path.exists(os.path.join(folder, files.GO)):
+    if held_by is None or os.path.exists(os.path.join(folder, files.GO)):
         return True
     return None if holds else False

@@ -101,7 +101,8 @@ def _windows(folder: str, processes: list[dict[str, Any]]) -> list[tuple[str, li
 def _await_all(folder: str, sign: str, names: list[str], timeout_s: float) -> dict[str, Any]:
     """Wait until the file `sign` is there of every process, or what says why it never will be."""
     deadline = time.monotonic() + timeout_s
-    waiting, there, errors = list(names), [], {}
+    waiting, there = list(names), []
+    errors: dict[str, str] = {}
     pause_s = _FIRST_PAUSE_S
     while waiting and time.monotonic() < deadline:
         time.sleep(pause_s)
