@@ -19,11 +19,25 @@ HERE = Path(__file__).parent
 ORDINARY_USER = "trainer"  # need not exist: the nodes have an /etc/passwd of their own
 
 
+# Files are handed out whole, in this order; what takes minutes comes first, so that no worker ends with it alone.
+LONGEST_FIRST = (
+    *("test_training", "test_fault_training", "test_supervise", "test_slurm", "test_launch_training", "test_deepspeed"),
+    *("test_mpi", "test_kubernetes", "test_fault_many", "test_colossalai", "test_why_torch", "test_stress"),
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark everything in this folder."""
+    """Mark everything in this folder, and let it come before the unit tests."""
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.integration)
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    if HERE not in item.path.parents:
+        return len(LONGEST_FIRST) + 1
+    return LONGEST_FIRST.index(item.path.stem) if item.path.stem in LONGEST_FIRST else len(LONGEST_FIRST)
 
 
 @pytest.fixture(scope="session")

@@ -247,8 +247,8 @@ def test_two_launches_have_one_name_at_the_same_moment(fab: Fab, matrix: Matrix)
 
 
 PHASES = {
-    "prepares": f'case "$*" in -V) echo >> {{mark}}; sleep 1.5; echo tmux 3.4;; *) exec {REAL_TMUX} "$@";; esac',
-    "starts": f'case "$*" in *new-session*) echo >> {{mark}}; sleep 1.5;; esac; exec {REAL_TMUX} "$@"',
+    "prepares": f'case "$*" in -V) echo >> {{mark}}; sleep 4; echo tmux 3.4;; *) exec {REAL_TMUX} "$@";; esac',
+    "starts": f'case "$*" in *new-session*) echo >> {{mark}}; sleep 4;; esac; exec {REAL_TMUX} "$@"',
 }
 
 

@@ -293,7 +293,7 @@ def test_equal_lines_fold_and_ranks_lines_and_grep_choose(fab: Fab) -> None:
 def test_a_job_goes_on_when_fab_is_killed_and_a_later_fab_finds_it(any_fab: Fab) -> None:
     fab = any_fab
     fab.write("tick.py", TICK)
-    process = fab.start(*two(fab, "--name", "alone", "--follow", "--", "tick.py", "15"))
+    process = fab.start(*two(fab, "--name", "alone", "--follow", "--", "tick.py", "40"))
     assert process.stdout is not None
     while "tick" not in process.stdout.readline():
         pass

@@ -389,10 +389,11 @@ def test_a_training_saves_before_its_time_limit(limited: Fab) -> None:
 
 def test_the_time_limit_ends_what_does_not_care(limited: Fab) -> None:
     done = limited("wait", "heedless", timeout_s=150)
-    assert done.rc == 143, done  # the ranks' own, who got SIGTERM
+    # The ranks' own, who got SIGTERM; Slurm's, where it killed who would have written that down.
+    assert done.rc in (143, 1), done
     status = status_of(limited, "heedless")
     assert status["state"] == "failed"
     assert re.fullmatch(r"the time limit( of 00:01:00)? was reached", status["reason"])
     why = json.loads(ok(limited("why", "heedless", "--json")).stdout)
     assert (why["cause"]["kind"], why["cause"]["name"]) == ("killed", "time-limit"), why
-    assert limited.processes() == {}
+    assert not any("light.py" in command for command in limited.processes().values())

@@ -45,8 +45,10 @@ def stop(folder: str, job_id: str, node_rank: int, session: str, grace_s: float)
 
 
 def _write_stop(folder: str, now: float, grace_s: float) -> None:
+    path = os.path.join(folder, files.STOP)
+    before = files.read_json(path) or {"time": now}  # what ended meanwhile ended because of the first stop
     try:
-        files.write_json(os.path.join(folder, files.STOP), {"time": now, "grace_s": grace_s})
+        files.write_json(path, {"time": min(now, before["time"]), "grace_s": grace_s})
     except OSError:  # a disk that is broken keeps nothing from being stopped
         pass
 
