@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -20,12 +19,13 @@ from tests.test_answers_fuzz import JSON, NODE, Spoken, frame
 from tests.test_slurm_runtime import LOGIN
 from tests.test_slurmstate import RECORD
 from torchfab import answers, status
-from torchfab.asking import problem_in
+from torchfab.asking import Answer, problem_in
 from torchfab.doctor import asking as doctor
 from torchfab.doctor import between, glance, show
 from torchfab.doctor.report import Clock, Report, Seen, Wanted
 from torchfab.errors import HostError, TorchfabError
 from torchfab.job import Node
+from torchfab.life import stop
 from torchfab.runtimes import nodelogs, slurm, tmux
 from torchfab.session import Session
 from torchfab.settings import Settings
@@ -195,6 +195,7 @@ STOPPED = {"asked": 1, "killed": ["9 (x)"], "left": [], "seconds": 0.5}
 OF_SLURM_RECORD = dataclasses.replace(
     RECORD, folder=Path("/nowhere"), min_nodes=2, details={"slurm_id": "7", "folder": "/x", "login": LOGIN}
 )
+CONFIRMED = dataclasses.replace(RECORD, folder=Path("/nowhere"))
 REQUEST = {"follow": False, "lines": None, "ranks": None, "grep": None}
 
 
@@ -212,6 +213,13 @@ def of_job(found: status.JobStatus) -> None:
 
 def use_status(answer: Mapping[str, Any]) -> None:
     of_job(status.JobStatus((status.from_answer(NODE, answer, 9, 10),), 1))
+
+
+def use_stopped(answer: Mapping[str, Any]) -> None:
+    report = tmux._stop_report(CONFIRMED, NODE, Answer(answer, 9.0, 10.0))
+    assert report.status
+    of_job(status.JobStatus((report.status,), 1))
+    told(stop._stop_words(report))
 
 
 def use_evidence(answer: Mapping[str, Any]) -> None:
@@ -291,8 +299,9 @@ TRUE: dict[str, tuple[Mapping[str, Any], Callable[[Mapping[str, Any]], Any]]] = 
     "status": (STATUS, use_status),
     "evidence": ({**STATUS, "evidence": EVIDENCE}, use_evidence),
     "prepare": ({"facts": FACTS}, use_facts),
-    "start": ({"started": []}, len),
-    "stop": (STOPPED, lambda answer: tmux._stop_report(NODE, SimpleNamespace(value=answer))),  # type: ignore[arg-type]
+    "start": ({"started": ["agent"]}, len),
+    "keep": ({"started": ["agent"]}, len),
+    "stop": ({**STOPPED, "status": STATUS}, use_stopped),
     "take_back": (STOPPED, len),
     "logs": ({"lines": [LINE], "offsets": {"/x": 3}, "past": True, "end": STATUS}, use_lines),
     "clock": ({"time": 5.0}, lambda answer: Clock(answer["time"] - 1.0, 1.0)),
