@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-_YOUNG_S, _SHORT_POLL_S, _LONG_POLL_S = 30.0, 0.1, 0.4
+# A rank may live for a moment only, so it is looked for often: while none has come, and a little after the last.
+_YOUNG_S, _SETTLED_S = 30.0, 1.0
+_SHORT_POLL_S, _LONG_POLL_S = 0.1, 0.4
 NEVER_LET_GO = "never begun: its launch was cut off before all nodes were ready"
 
 
@@ -60,6 +62,7 @@ class Supervisor:
         self.window = Window(folder, self.spec)
         self.timeline = logfiles.Timeline(folder)
         self.begun = time.time()
+        self.last_rank = 0.0  # when one was seen for the first time
         self.oom_kills = cgroup.oom_kills() or 0  # before our time
         self.asked: str | None = None  # the first signal that asked us to end
         self.kill_at: float | None = None
@@ -150,15 +153,20 @@ class Supervisor:
         poll = select.poll()
         for handle in (self.wakeup, *self.ranks.pidfds):
             poll.register(handle, select.POLLIN)
-        young = time.time() - self.begun < _YOUNG_S
-        for handle, _ in poll.poll(1000 * (_SHORT_POLL_S if young else _LONG_POLL_S)):
+        for handle, _ in poll.poll(1000 * self._pause_s()):
             if handle == self.wakeup:
                 self._on_signals(os.read(self.wakeup, 4096))
             else:
                 self.ranks.ended(handle)
 
+    def _pause_s(self) -> float:
+        now = time.time()
+        settled = now - self.last_rank > _SETTLED_S if self.last_rank else now - self.begun > _YOUNG_S
+        return _LONG_POLL_S if settled else _SHORT_POLL_S
+
     def _after_wait(self, child: Child) -> None:
-        self.ranks.look()
+        if self.ranks.look():
+            self.last_rank = time.time()
         self.ranks.sweep()
         self._reap_adopted(child.pid)
         logs = logfiles.find(self.folder, self.spec)
