@@ -20,6 +20,7 @@ from torchfab.life.attach import attach_argv
 from torchfab.life.jobs import remove
 from torchfab.life.status import ask_status
 from torchfab.pods import api as client
+from torchfab.pods.masks import ANNOTATION
 
 ALL = ["jobs/gpt2", "services/gpt2"]
 
@@ -476,6 +477,25 @@ def test_stop_deletes_everything_and_proves_it(here: Here) -> None:
     assert "gpt2-0: Job, Service and Secret are gone, its pod is gone, within " in said.replace("gpt2-[0-1]", "gpt2-0")
     assert "job gpt2: stopped, no process of it is left on 2 nodes" in said
     assert ask_status(here.find()).exit_code == 143
+
+
+SECRET = "hf_Ab3dEf6hIj"
+
+
+def test_a_secret_that_a_pod_prints_is_hidden_everywhere_also_when_the_pod_has_gone(here: Here) -> None:
+    here.environ["HF_TOKEN"] = SECRET
+    pods = launched(here)
+    start(here.api, *pods)
+    here.api.write(pods[0], f"[rank1]:my token is {SECRET}, and in a word: x-{SECRET}-x")
+    shown = ["gpt2-0 [1] my token is <HF_TOKEN>, and in a word: x-<HF_TOKEN>-x"]
+    assert here.logs(rank="1") == shown
+    assert "<HF_TOKEN>" in here.status()
+    here.stop()
+    assert here.logs(rank="1") == shown
+    written = "".join(path.read_text() for path in here.find().folder.rglob("*") if path.is_file())
+    assert "<HF_TOKEN>" in written
+    assert SECRET not in written
+    assert ANNOTATION not in written, "the record holds the key: digests beside it could be tried"
 
 
 def test_after_a_stop_status_and_logs_go_on_answering_without_the_cluster(here: Here) -> None:

@@ -19,6 +19,7 @@ from kubernetes import client, config, watch
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from torchfab.errors import TorchfabError, UsageError
+from torchfab.pods.masks import Hide, hidden
 from torchfab.shapes import cleaned
 
 PLURALS = {"Service": "services", "Secret": "secrets", "Job": "jobs", "JobSet": "jobsets", "Pod": "pods"}
@@ -111,6 +112,7 @@ class Cluster:
     def __init__(self, place: Place, timeout_s: float = 30.0) -> None:
         self.place = place
         self.timeout_s = timeout_s
+        self.hide: Hide | None = None  # known once the pods of a job were seen
         settings = client.Configuration()
         settings.retries = False  # what is to be tried again is known better where it was asked
         settings.connection_pool_maxsize = 128
@@ -214,6 +216,7 @@ class Cluster:
     def log(self, pod: str, follow: bool, **query: Any) -> Iterator[bytes]:
         """Yield the log of a pod's container in blocks, each line beginning with its time, as RFC 3339 writes it.
 
+        The secrets of the job whose pods were seen last are hidden in it.
         When nothing comes for a minute while following, it ends.
         """
         words = {"timestamps": "true", "follow": str(follow).lower(), **query}
@@ -221,7 +224,7 @@ class Cluster:
         quiet_s = _QUIET_S if follow else self.timeout_s
         response = self._call("GET", path, list(words.items()), None, (self.timeout_s, quiet_s))
         try:
-            yield from response.stream(65536)
+            yield from hidden(response.stream(65536), self.hide)
         except ReadTimeoutError:
             if not follow:
                 raise self._unreachable(TimeoutError("no answer")) from None

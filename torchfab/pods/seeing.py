@@ -8,9 +8,10 @@ from typing import Any
 
 from torchfab.fanout import fan_out
 from torchfab.manifest.objects import ID_LABEL
-from torchfab.pods import kept
+from torchfab.pods import kept, masks
 from torchfab.pods.api import Cluster, ClusterError
 from torchfab.pods.logs import last_line
+from torchfab.pods.masks import ANNOTATION, Hide
 from torchfab.pods.states import Object, Seen, has_started, index_of, seconds
 from torchfab.records import Record
 
@@ -56,18 +57,27 @@ def see(cluster: Cluster, record: Record, with_lines: bool) -> Seen:
     job = cluster.get(told["kind"], told["name"])
     if job and (job["metadata"].get("labels") or {}).get(ID_LABEL) != told["id"]:
         job = None  # another launch has taken the name
-    pods = [_lean(pod) for pod in cluster.list("Pod", selector(record))]
+    pods = cluster.list("Pod", selector(record))
+    cluster.hide = masks.hider(pods, record.mask_key) or cluster.hide
+    pods = [_lean(pod, cluster.hide) for pod in pods]
     lines = _last_lines(cluster, pods, told["ranks_per_node"]) if with_lines else {}
-    return Seen(job and _lean(job), pods, _warnings(cluster, job, pods), lines, time.time())
+    return Seen(job and _lean(job, cluster.hide), pods, _warnings(cluster, job, pods), lines, time.time())
 
 
-def _lean(item: Object) -> dict[str, Any]:
-    """Return an object without what nobody asks for: the words of its container, and who managed which field."""
+def _lean(item: Object, hide: Hide | None) -> dict[str, Any]:
+    """Return an object without what nobody asks for, the words of its container, and without the job's secrets."""
     metadata = {key: value for key, value in item["metadata"].items() if key != "managedFields"}
+    notes = metadata.get("annotations") or {}
+    metadata["annotations"] = {key: value for key, value in notes.items() if key != ANNOTATION}
     spec = {key: item.get("spec", {}).get(key) for key in ("nodeName", "suspend")}
     containers = item.get("spec", {}).get("containers") or []
     lean = [{"image": each.get("image", ""), "resources": each.get("resources") or {}} for each in containers]
-    return {"metadata": metadata, "spec": {**spec, "containers": lean}, "status": item.get("status") or {}}
+    status = item.get("status") or {}
+    return {
+        "metadata": metadata,
+        "spec": {**spec, "containers": lean},
+        "status": hide(status) if hide else status,
+    }
 
 
 def _last_lines(cluster: Cluster, pods: Sequence[Object], ranks: int) -> dict[str, Any]:

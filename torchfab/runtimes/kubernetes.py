@@ -18,7 +18,7 @@ from torchfab.events import Event
 from torchfab.job import Node, Submission
 from torchfab.manifest.objects import CONTAINER, ID_LABEL, metadata_of
 from torchfab.manifest.text import from_yaml
-from torchfab.pods import kept
+from torchfab.pods import kept, masks
 from torchfab.pods.api import Cluster, ClusterError, Place, find_place
 from torchfab.pods.evidence import gather
 from torchfab.pods.following import Follower
@@ -65,8 +65,8 @@ def submit(record: Record, submission: Submission) -> dict[str, Any]:
 
 def _objects(submission: Submission, place: Place) -> list[Mapping[str, Any]]:
     """Return what is created: what the dry run prints, and the Secret with the values that it does not."""
-    found: list[Mapping[str, Any]] = list(from_yaml(submission.text))
     told, job = submission.details, submission.job
+    found = [masks.annotated(item, job.secrets, job.mask_key) for item in from_yaml(submission.text)]
     if job.secrets:
         metadata = metadata_of(told["secret"], told["id"], job.name, place.namespace)
         secret = {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "type": "Opaque"}
