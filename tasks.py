@@ -17,7 +17,7 @@ REHEARSAL = ROOT / ".rehearsal"
 PYTHON = sys.executable
 SHELL_SCRIPTS = ("run", ".ci/run")
 # Most tests wait for somebody: four at a time on two cores. The tests of one file share their clusters.
-PARALLEL = ("-n", str(max(4, os.cpu_count() or 1)), "--dist", "loadfile")
+PARALLEL = ("-n", str(max(4, os.cpu_count() or 1)), "--dist", "loadfile", "--no-loadscope-reorder")
 FAULTS_ELSEWHERE = (ROOT / "tests" / "integration" / "test_interruptions.py",)
 OPTIONS_HELP = 'further words for the program, in one string: --options "-x -vv"'
 

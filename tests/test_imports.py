@@ -31,7 +31,7 @@ DIRECTION: dict[str, set[str]] = {
     "launchers": {"errors", "job", "inventory", "environment", "launchers", "manifest", "sbatch", "shims"},
     "sbatch": {"errors"},
     "slurmstate": {"job", "records", "status"},
-    "why": {"inventory", "job", "logview", "status", "why"},
+    "why": {"inventory", "job", "logview", "remote", "status", "why"},
     "allocation": {"errors", "inventory", "job"},
     "manifest": {"errors", "job", "manifest"},
     "pods": {

@@ -324,7 +324,7 @@ def test_one_training_survives_a_crash_a_hang_a_lost_node_and_the_death_of_its_s
         "attempt 2 runs: 3 ranks, master node1",
         "attempt 2 is at step",
         "taken up again: attempt 2 on node[1-3], spare node4",
-        "no rank has logged for N it hangs; job it: all 3 ranks are",
+        "no rank has logged for N it hangs; job it: ",  # and what each rank was in, which differs from run to run
         "attempt 2 failed N at step N",
         "attempt 2: no process of it is left on node[1-3]",
         "restart 1 of 3: attempt 3 on node[1-3]",

@@ -50,7 +50,7 @@ class Here:
         config.update(words=["train.py", "--lr", "3e-4"], hosts="", records=str(self.folder / "records"))
         settings = Settings(answer_timeout_s=self.answer_timeout_s)
         self.count += 1
-        return Surroundings(config, ROOT, "/work", time.time(), f"{self.count:08x}", self.environ, settings)
+        return Surroundings(config, ROOT, "/work", time.time(), f"{self.count:08x}", self.environ, settings, "ab" * 32)
 
     def launch(self, name: str = "gpt2", env: tuple[str, ...] = (), dry_run: bool = False, **flags: Any) -> Record:
         """Launch two pods of two ranks, unless the flags say otherwise."""

@@ -20,7 +20,7 @@ def pods_of(api: API, job: str, namespace: str = "default", suffix: str = "aaaaa
         meta = {
             "name": name,
             "labels": {**template["metadata"]["labels"], "batch.kubernetes.io/job-name": job},
-            "annotations": {INDEX: str(index)},
+            "annotations": {**template["metadata"].get("annotations", {}), INDEX: str(index)},
             "ownerReferences": [
                 {"apiVersion": "batch/v1", "kind": "Job", "name": job, "uid": owner["metadata"]["uid"]}
             ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ def hide(key: str = KEY) -> masks.Hide | None:
 
 def cut(data: bytes, places: list[int]) -> Iterator[bytes]:
     edges = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
-    return (data[start:end] for start, end in zip(edges, edges[1:], strict=False))
+    return (data[start:end] for start, end in pairwise(edges))
 
 
 @given(st.binary(max_size=200), st.binary(max_size=200), st.lists(st.integers(0, 10_000), max_size=9))

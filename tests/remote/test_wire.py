@@ -23,7 +23,7 @@ from tests.support import require
 from torchfab import bundle
 from torchfab.errors import HostError
 from torchfab.remote import files, procfs
-from torchfab.remote.supervisor import NEVER_LET_GO
+from torchfab.remote.hold import NEVER_LET_GO
 from torchfab.session import Session
 
 

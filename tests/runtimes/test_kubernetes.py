@@ -539,7 +539,7 @@ def test_pods_get_the_grace_and_never_none(here: Here) -> None:
             graces.append(grace_s)
         return True
 
-    here.answer_timeout_s = 0.5
+    here.answer_timeout_s = 2.0
     pods = launched(here)
     here.api.on_delete = lambda plural, item, grace_s: plural != "jobs" and note(plural, item, grace_s)
     here.stop(grace_s=0)

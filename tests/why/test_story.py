@@ -8,6 +8,7 @@ import pytest
 
 from tests.why.makers import LAUNCHED, known, log, node, process, rank, told, unreachable
 from tests.why.test_tracebacks import PLAIN
+from torchfab.remote.hold import NEVER_LET_GO
 from torchfab.status import Verdict
 from torchfab.why import page
 from torchfab.why.causes import Kind
@@ -204,6 +205,11 @@ def test_a_process_that_could_not_be_started_says_why() -> None:
     reason = "cannot start /venv/bin/python: No such file or directory"
     found = told(node(0, [process("failed", code=None, started=None, reason=reason)]))
     assert (found.cause.kind, found.cause.words) == (Kind.NODE, reason)
+
+
+def test_a_process_that_nobody_let_go_is_no_fault_of_its_node() -> None:
+    found = told(node(0, [process("failed", code=None, started=None, reason=NEVER_LET_GO)]))
+    assert (found.cause.kind, found.cause.name, found.cause.words) == (Kind.KILLED, "launch-cut-off", NEVER_LET_GO)
 
 
 def test_an_exception_whose_rank_then_aborted_is_the_exception() -> None:

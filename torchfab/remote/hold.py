@@ -16,6 +16,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+NEVER_LET_GO = "never begun: its launch was cut off before all nodes were ready"
+
 
 def holder() -> dict[str, int]:
     """Return what names this process in the specs of those that it holds."""

@@ -36,7 +36,6 @@ _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 # A rank may live for a moment only, so it is looked for often: while none has come, and a little after the last.
 _YOUNG_S, _SETTLED_S = 30.0, 1.0
 _SHORT_POLL_S, _LONG_POLL_S = 0.1, 0.4
-NEVER_LET_GO = "never begun: its launch was cut off before all nodes were ready"
 
 
 class Supervisor:
@@ -104,7 +103,7 @@ class Supervisor:
             return True
         self._secrets()  # which nobody will read any more
         if not os.path.exists(os.path.join(job, files.STOP)):
-            self._write_exit(None, error=f"asked to end ({self.asked})" if self.asked else NEVER_LET_GO)
+            self._write_exit(None, error=f"asked to end ({self.asked})" if self.asked else hold.NEVER_LET_GO)
         return False
 
     def _start(self) -> Child:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torchfab.remote.hold import NEVER_LET_GO
 from torchfab.status import CUT_OFF
 from torchfab.why import signs
 from torchfab.why.causes import Cause, Kind
@@ -92,10 +93,14 @@ def _of_node(node: NodeEvidence) -> Iterator[End]:
     if node.status.state == "lost" and not node.status.processes:
         cause = Cause(Kind.NODE, "node-lost", node.status.reason, "launch it again, with another --name")
         if node.status.reason == CUT_OFF:
-            cause = Cause(Kind.KILLED, "launch-cut-off", CUT_OFF, "fab stop, then launch it again")
+            cause = _cut_off(CUT_OFF)
         yield End(node.status.now - node.status.skew_s, node.host, node.status.node.rank, None, None, cause, LOST)
     for process in node.status.processes:
         yield from _of_process(node, process)
+
+
+def _cut_off(words: str) -> Cause:
+    return Cause(Kind.KILLED, "launch-cut-off", words, "fab stop, then launch it again")
 
 
 def _of_process(node: NodeEvidence, process: Mapping[str, Any]) -> Iterator[End]:
@@ -161,6 +166,7 @@ def _of_launcher(node: NodeEvidence, process: Mapping[str, Any]) -> End:
     cause = cause_of(node, process, pseudo, traceback, tail)
     if process["reason"] and code is None:  # it was never started
         cause = signs.recognise(process["reason"]) or Cause(Kind.NODE, "not-started", process["reason"], "fab doctor")
+        cause = _cut_off(NEVER_LET_GO) if process["reason"] == NEVER_LET_GO else cause
     skew, lived_s = node.status.skew_s, ended - (process["started"] or ended)
     weight = _weight(cause, code or 0, process["state"] == "stopped")
     where = (node.host, node.status.node.rank, None)
