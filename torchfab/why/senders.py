@@ -8,7 +8,6 @@ supervisor writes down what was left below it when the process that it answers f
 from __future__ import annotations
 
 import re
-import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,7 +21,7 @@ ASK = "ask who did it: an administrator, a script"
 # What ends a process by a signal, or by the exit code with which a script ends itself that minds the signal.
 _ENDINGS = {-15: -15, -2: -2, -1: -1, 143: -15, 130: -2, 129: -1}
 _WAS_ASKED = (
-    (re.compile(r"Received (?:Signals\.)?(SIG\w+|\d+) death signal, shutting down workers"), "torchrun"),
+    (re.compile(r"Received (?:Signals\.)?(SIG\w+|\d{1,3}) death signal, shutting down workers"), "torchrun"),
     (re.compile(r"Main process received (SIG\w+), exiting"), "deepspeed's launcher"),
 )
 _ENDS_RANKS = (
@@ -91,7 +90,7 @@ def _asked(words: str) -> tuple[str, str] | None:
     """Return which launcher says that a signal asked it to end, and which one."""
     for pattern, launcher in _WAS_ASKED:
         if match := pattern.search(words):
-            return launcher, signal.Signals(int(match[1])).name if match[1].isdigit() else match[1]
+            return launcher, code_words(-int(match[1])) if match[1].isdigit() else match[1]
     return None
 
 
