@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import signal
@@ -15,6 +16,8 @@ from pathlib import Path
 
 import yaml
 
+from tests.integration import warm
+from tests.integration.warm import Parent
 from torchfab.rehearsal import Cluster
 from torchfab.rehearsal.processes import Process
 
@@ -117,10 +120,14 @@ class Fab:
         under: Sequence[str] = (),
     ) -> subprocess.Popen[str]:
         """Start `fab WORDS...` in a process group of its own, as a terminal does; `under` a program that runs it."""
+        folder, words = cwd or self.workdir, self.words(*words, config=config)
+        env = {**os.environ, "FABRIC_TORCHFAB_RECORDS": str(self.records), "PYTHONUTF8": "1", **(env or {})}
+        if not under:
+            return warm_parent(self.cluster).fork((str(FAB), *words), folder, env)
         return subprocess.Popen(
-            (*under, *self.argv(*words, config=config)),
-            cwd=cwd or self.workdir,
-            env={**os.environ, "FABRIC_TORCHFAB_RECORDS": str(self.records), "PYTHONUTF8": "1", **(env or {})},
+            (*under, *self.cluster.on_launch_machine(str(FAB), *words)),
+            cwd=folder,
+            env=env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -130,13 +137,17 @@ class Fab:
         )
 
     def argv(self, *words: str, config: Mapping[str, object] | None = None) -> tuple[str, ...]:
-        """Give the command; unless the words name others, its hosts are the cluster's."""
+        """Give the command that leads to the launch machine, and is a `fab` there."""
+        return self.cluster.on_launch_machine(str(FAB), *self.words(*words, config=config))
+
+    def words(self, *words: str, config: Mapping[str, object] | None = None) -> tuple[str, ...]:
+        """Give all words behind `fab`; unless the words name others, its hosts are the cluster's."""
         core = ["-r", str(ROOT)]
         if "-S" not in words:
             core += ["-S", str(self.cluster.ssh_config)]
         if config:
             core += ["-f", str(self.write("settings.yaml", yaml.safe_dump({"torchfab": dict(config)})))]
-        return self.cluster.on_launch_machine(str(FAB), *core, *words)
+        return (*core, *words)
 
     def launch(self, *words: str, gpus: bool = False) -> tuple[str, ...]:
         """Give the words of a launch on the cluster's hosts; without a script of its own, light.py for a minute."""
@@ -203,6 +214,19 @@ class Fab:
             if path.is_dir() and not path.is_symlink():
                 path.chmod(0o700)
         shutil.rmtree(self.base, ignore_errors=True)
+
+
+_parents: dict[tuple[str, ...], Parent] = {}
+
+
+def warm_parent(cluster: Cluster) -> Parent:
+    """Give the process that forks the `fab`s of a cluster: one that sees what is mounted there now."""
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    key = (cluster.layout.token, *(line for line in mounts if f" {cluster.layout.run_dir}/" in line))
+    if key not in _parents:
+        _parents[key] = Parent(cluster.on_launch_machine(sys.executable, warm.__file__))
+        atexit.register(_parents[key].close)
+    return _parents[key]
 
 
 def eventually(holds: Callable[[], bool], within_s: float) -> bool:

@@ -246,9 +246,10 @@ def test_two_launches_have_one_name_at_the_same_moment(fab: Fab, matrix: Matrix)
     row.stopped()
 
 
+# The node takes its time: longer than a `fab` needs to start on a busy machine.
 PHASES = {
-    "prepares": f'case "$*" in -V) echo >> {{mark}}; sleep 4; echo tmux 3.4;; *) exec {REAL_TMUX} "$@";; esac',
-    "starts": f'case "$*" in *new-session*) echo >> {{mark}}; sleep 4;; esac; exec {REAL_TMUX} "$@"',
+    "prepares": f'case "$*" in -V) echo >> {{mark}}; sleep 12; echo tmux 3.4;; *) exec {REAL_TMUX} "$@";; esac',
+    "starts": f'case "$*" in *new-session*) echo >> {{mark}}; sleep 12;; esac; exec {REAL_TMUX} "$@"',
 }
 
 
@@ -265,7 +266,7 @@ def test_a_job_is_stopped_while_it_is_launched(fab: Fab, matrix: Matrix, phase: 
     assert stopped.rc == 0, stopped
     assert launched.rc == 130, launched
     row.said(stopped.stdout, "job x: its launch was taken back; nothing of it was left running")
-    row.nothing_left(within_s=8, folders=True)
+    row.nothing_left(within_s=20, folders=True)
     assert fab.jobs() == []
 
 

@@ -242,14 +242,16 @@ class Training:
 
     def __init__(self, fab: Fab, cache: Path) -> None:
         self.fab = fab
-        fab.own(shutil.copy(ROOT / "train_llm.py", fab.workdir))
+        for script in ("train_llm.py", "tests/integration/bigram.py"):
+            fab.own(shutil.copy(ROOT / script, fab.workdir))
         self.cache = ("--dataset-cache-root", str(cache))
 
     def words(self, name: str, *words: str) -> tuple[str, ...]:
         """Return the words of its launch."""
-        words = ("--env", "OMP_NUM_THREADS=1", *words)  # three nodes share the cores of this machine
+        # Three nodes share the cores of this machine; and what is done to the training takes its time.
+        words = ("--env", "OMP_NUM_THREADS=1", "--env", "PAUSE_S=0.2", *words)
         task = ("-t", "2", "launch-per-node", "--hostfile", str(self.fab.cluster.hostfile), "--nproc-per-node", "1")
-        script = ("--", "train_llm.py", *TRAINING, f"runs-{name}", *self.cache)
+        script = ("--", "bigram.py", *TRAINING, f"runs-{name}", *self.cache)
         return (*task, "--nodes", "3", "--name", name, *QUICK, *words, *script)
 
     def loss(self, name: str) -> float:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -213,13 +216,28 @@ class Cluster:
 
     def down(self) -> None:
         """End every process of the cluster, then remove its network and files; repeating it is harmless."""
-        if self.layout.run_dir.exists():
-            self._end_processes()
-            if self.layout.kind == "netns":
-                network.remove(self.layout)
-            files.remove_all(self.layout)
+        with self._alone() as there:
+            if there:
+                self._end_processes()
+                if self.layout.kind == "netns":
+                    network.remove(self.layout)
+                files.remove_all(self.layout)
         for server in self._servers:
             server.reap()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[bool]:
+        """Let one at a time take the cluster down; give whether it is still there."""
+        try:
+            folder = os.open(self.layout.run_dir, os.O_RDONLY)
+        except FileNotFoundError:
+            yield False
+            return
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield os.fstat(folder).st_nlink > 0  # no link is left of a folder that another has removed
+        finally:
+            os.close(folder)
 
     def _end_processes(self) -> None:
         seen: set[Process] = set()  # a connection's sshd is nobody's child once the listener has gone

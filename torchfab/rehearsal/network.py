@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Collection, Sequence
 
 from torchfab.rehearsal.layout import Layout, Place, RehearsalError
 
 
 def ip(*words: str, batch: Sequence[str] = ()) -> str:
     """Run ip(8), with `batch` lines on its stdin if there are any; raise with what it said."""
-    argv = ["ip", *words, *(["-batch", "-"] if batch else [])]
-    done = subprocess.run(argv, input="\n".join(batch), capture_output=True, text=True, check=False)
+    done = _run(*words, batch=batch)
     if done.returncode:
-        raise RehearsalError(f"{' '.join(argv)}: {done.stderr.strip()}")
+        raise RehearsalError(f"{' '.join(done.args)}: {done.stderr.strip()}")
     return done.stdout
+
+
+def _run(*words: str, batch: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    argv = ["ip", *words, *(["-batch", "-"] if batch else [])]
+    return subprocess.run(argv, input="\n".join(batch), capture_output=True, text=True, check=False)
 
 
 def build(layout: Layout) -> None:
@@ -41,13 +46,24 @@ def node_lines(node: Place) -> list[str]:
     return [f"addr add {node.address}/24 dev eth0", "link set eth0 up", "link set lo up"]
 
 
-def remove(layout: Layout) -> None:
-    """Remove what `build` made, as far as it is there."""
-    there, cables = namespaces(), links()
+def remove(layout: Layout, within_s: float = 5.0) -> None:
+    """Remove what `build` made, as far as it is there; raise if some of it stays for `within_s`."""
+    deadline = time.monotonic() + within_s
+    while lines := remove_lines(layout, namespaces(), links()):
+        # The kernel takes a cable away by itself, at a time of its own, when the last process of a namespace has ended:
+        # a line may be refused because its work is done.
+        said = _run("-force", batch=lines).stderr.strip()
+        if time.monotonic() > deadline and remove_lines(layout, namespaces(), links()):
+            raise RehearsalError(f"the network of {layout.bridge} cannot be removed: {said}")
+        time.sleep(0.02)
+
+
+def remove_lines(layout: Layout, there: Collection[str], cables: Collection[str]) -> list[str]:
+    """Give the lines for ip -batch that remove a cluster's namespaces and links, of those that are `there`."""
     # A connection that was cut off keeps its namespace, and the cable, for minutes after both have lost their names.
     lines = [f"link del {node.cable}" for node in layout.nodes if node.cable in cables]
     lines += [f"netns del {node.namespace}" for node in layout.nodes if node.namespace in there]
-    ip(batch=[*lines, *([f"link del {layout.bridge}"] if layout.bridge in links() else [])] or ["netns"])
+    return [*lines, *([f"link del {layout.bridge}"] if layout.bridge in cables else [])]
 
 
 def namespaces() -> set[str]:
