@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import socket
 import subprocess
@@ -228,20 +229,39 @@ def test_another_process_finds_the_cluster_and_takes_it_down(cluster: Cluster, t
     assert Cluster.load(tmp_path) is None
 
 
+ROOT = Path(__file__).parents[2]
+
+
+def leave_one(kind: Kind) -> int:
+    """Let a process start a cluster and die; give the cluster's number."""
+    up = f"print(Cluster.up(2, {kind!r}).layout.number, flush=True)"
+    script = f"import os; from torchfab.rehearsal import Cluster; {up}; os._exit(9)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.stdout, done.stderr
+    return int(done.stdout)
+
+
 def test_clean_takes_down_what_a_killed_process_left_and_nothing_else(
     loopback_cluster: Cluster, tmp_path: Path
 ) -> None:
-    up = "print(Cluster.up(1, 'loopback').layout.number, flush=True)"
-    script = f"import os; from torchfab.rehearsal import Cluster; {up}; os._exit(9)"
-    root = str(Path(__file__).parents[2])
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=root)
-    assert done.stdout, done.stderr
-    left = int(done.stdout)
+    left = leave_one("loopback")
     with own("loopback", tmp_path, keep=True) as kept:
         assert left in [cluster.layout.number for cluster in Cluster.clean()]
         assert not run_dir(left).exists()
         assert say(kept, "node1", "echo still") == "still"
     assert say(loopback_cluster, "node1", "echo still") == "still"
+
+
+@pytest.mark.parametrize("kind", ["netns", "loopback"])
+def test_several_may_clean_at_the_same_moment(request: pytest.FixtureRequest, kind: Kind) -> None:
+    request.getfixturevalue(f"{kind}_cluster")  # which says it where such clusters cannot be
+    left = leave_one(kind)
+    argv = [sys.executable, "-c", "from torchfab.rehearsal import Cluster; Cluster.clean()"]
+    cleaners = [subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(4)]
+    told = [cleaner.communicate(timeout=60)[1] for cleaner in cleaners]
+    assert [cleaner.returncode for cleaner in cleaners] == [0] * 4, told
+    assert not run_dir(left).exists()
+    assert not [line for line in (*network.links(), *network.namespaces()) if re.match(rf"tfab{left}(\D|$)", line)]
 
 
 def test_a_cluster_that_cannot_start_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

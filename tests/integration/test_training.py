@@ -69,6 +69,20 @@ class Forked:
         """Return whether it still does."""
         return self.process.is_alive()
 
+    def terminate(self) -> None:
+        """Ask it to end."""
+        self.process.terminate()
+
+    def output(self) -> str:
+        """Wait for the end; return what it printed."""
+        self.process.join(240)
+        return self.file.read_text(errors="replace")
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit code, once it has ended."""
+        return self.process.exitcode
+
     def end(self) -> None:
         """Kill it."""
         self.process.kill()
@@ -135,9 +149,10 @@ class Experiment:
         self.processes.append(training)
         return training
 
-    def run(self, *options: str, launcher: Sequence[str] = (PYTHON,), code: int = 0, **env: str) -> str:
+    def run(self, *options: str, launcher: Sequence[str] = (), code: int = 0, **env: str) -> str:
         """Train to the end; return the output. `code` is the exit code to expect."""
-        training = self.start(*options, launcher=launcher, **env)
+        own = launcher or env  # else nobody can tell a process that is forked from one that is started
+        training = self.start(*options, launcher=launcher or (PYTHON,), **env) if own else self.fork(*options)
         output = training.output()
         assert training.returncode == code, output
         return output
@@ -169,7 +184,7 @@ def experiment(tmp_path: Path, cache: Path) -> Iterator[Experiment]:
 def reference(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Experiment:
     """Return one uninterrupted training of STEPS steps on one process."""
     experiment = Experiment(tmp_path_factory.mktemp("reference"), cache)
-    experiment.run("--max-steps", STEPS)
+    experiment.run("--max-steps", STEPS, launcher=(PYTHON,))
     return experiment
 
 
@@ -188,7 +203,7 @@ class TestResume:
             training.end()
             halves += len(list(experiment.checkpoints.glob("*.part")))
         assert halves, "no kill hit a save"
-        assert "resumed at step" in experiment.run(*options)
+        assert "resumed at step" in experiment.run(*options, launcher=(PYTHON,))
         expected = reference.losses()
         assert sorted(experiment.losses()) == sorted(expected)
         for record in experiment.records():  # the steps done twice, too
@@ -227,7 +242,7 @@ class TestResume:
 
     def test_a_line_of_several_steps_survives_a_resume(self, experiment: Experiment, reference: Experiment) -> None:
         options = ("--max-steps", STEPS, "--log-freq", "20", "--ckpt-freq", "0")
-        training = experiment.start(*options)
+        training = experiment.fork(*options)
         wait_for(experiment.losses, training)
         training.terminate()
         assert "stopped by SIGTERM" in training.output()
@@ -385,7 +400,8 @@ class TestResults:
             absent("the package tensorboard is not installed")
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        experiment.run("--max-steps", "40", "--tracker", "tensorboard", "--eval-freq", "20", "--lr", "3e-3")
+        run = ("--max-steps", "40", "--tracker", "tensorboard", "--eval-freq", "20", "--lr", "3e-3")
+        experiment.run(*run, launcher=(PYTHON,))
         losses = experiment.losses()
         assert losses[40] < losses[1] - 0.5
         evaluations = {r["step"]: r["eval_loss"] for r in experiment.records() if "eval_loss" in r}

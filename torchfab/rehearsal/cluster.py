@@ -235,9 +235,14 @@ class Cluster:
             return
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)
-            yield os.fstat(folder).st_nlink > 0  # no link is left of a folder that another has removed
+            # No link is left of a folder that another has removed; its number may have been claimed again since.
+            yield os.fstat(folder).st_nlink > 0 and self._is_mine()
         finally:
             os.close(folder)
+
+    def _is_mine(self) -> bool:
+        record = self.layout.run_dir / "cluster.json"
+        return not record.exists() or Layout.from_json(json.loads(record.read_text())).token == self.layout.token
 
     def _end_processes(self) -> None:
         seen: set[Process] = set()  # a connection's sshd is nobody's child once the listener has gone
