@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -48,6 +48,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(faulttable.as_text(rows))
         if config.getoption("--faults"):
             faulttable.write(Path(config.getoption("--faults")), rows)
+
+
+@pytest.fixture(autouse=True)
+def _stop_signal() -> Iterator[None]:
+    """Undo what a launch leaves: it ignores the signal of `fab stop` from then on, and programs would inherit that."""
+    before = signal.getsignal(signal.SIGUSR1)
+    yield
+    signal.signal(signal.SIGUSR1, before)
 
 
 @pytest.fixture

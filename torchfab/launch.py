@@ -18,7 +18,7 @@ from torchfab.commandline import progress, say, tell
 from torchfab.errors import Interrupted, TorchfabError, UsageError
 from torchfab.flags import JobFlags, LaunchFlags
 from torchfab.job import Facts, Job, Node, Plan, Slot
-from torchfab.records import Record
+from torchfab.records import Record, Records
 from torchfab.runtimes import tmux
 from torchfab.settings import Settings
 from torchfab.surroundings import Surroundings
@@ -177,14 +177,28 @@ def carry_out(asked: Asked, around: Surroundings, skip: Container[str] = (), ann
             record, plan = _start(launcher, asked.job, slots, prepared, around, attempt=1)
         around.records.launched(name)
     except BaseException as error:
-        if not (isinstance(error, TorchfabError) and error.unsure):
+        runs = _has_started(around.records, name)
+        if not (runs or (isinstance(error, TorchfabError) and error.unsure)):
             around.records.release(name)
         if isinstance(error, KeyboardInterrupt):
-            raise Interrupted("interrupted; nothing was left running") from None
+            raise _interrupted(name, runs) from None
         raise
     if announce:
         _announce(plan, time.time() - around.now)
     return record
+
+
+def _has_started(records: Records, name: str) -> bool:
+    try:
+        return any(event["event"] == "started" for event in records.get(name).events())
+    except TorchfabError:  # it was not even written down
+        return False
+
+
+def _interrupted(name: str, runs: bool) -> Interrupted:
+    if runs:
+        return Interrupted(f"interrupted, but job {name} had started by then: it runs", f"to end it: fab stop {name}")
+    return Interrupted("interrupted; nothing was left running")
 
 
 def ask_for(
@@ -263,11 +277,11 @@ def _start(
             record.note("warning", **each.as_json())
         with InterruptibleOnce():
             tmux.start(plan, prepared, progress)
-    except BaseException:
+            with HeldBack():
+                record.note("started", attempt=attempt)
+                record.remember("running", None, ended=False)
+    finally:
         prepared.close()
-        raise
-    record.note("started", attempt=attempt)
-    record.remember("running", None, ended=False)
     return record, plan
 
 
@@ -301,6 +315,23 @@ class InterruptibleOnce:
     def __exit__(self, *_: Any) -> None:
         for number, before in self.before.items():
             signal.signal(number, before)
+
+
+class HeldBack:
+    """Within it Ctrl-C waits: of a job that runs by now, that must be written down before anything else."""
+
+    def __enter__(self) -> None:
+        self.came = False
+        self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, STOP_SIGNAL)}
+
+    def _note(self, *_: Any) -> None:
+        self.came = True
+
+    def __exit__(self, *_: Any) -> None:
+        for number, before in self.before.items():
+            signal.signal(number, before)
+        if self.came:
+            raise KeyboardInterrupt
 
 
 def _announce(plan: Plan, seconds: float) -> None:

@@ -168,7 +168,7 @@ def start(plan: Plan, prepared: Prepared, progress: Progress) -> None:
     """Start everything that the plan says, on all nodes at once; if any fails, take down what has started.
 
     First every node brings up the supervisors of its processes, then all are told to let them begin: where one node
-    cannot, no process has begun on any.
+    cannot, no process has begun on any. The sessions stay open: the job runs now, and that is to be written down first.
 
     Raises
     ------
@@ -204,7 +204,6 @@ def start(plan: Plan, prepared: Prepared, progress: Progress) -> None:
         if problem is None:
             raise
         raise problem from None
-    prepared.close()
 
 
 def _say_what_is_left(error: BaseException, unsure: Sequence[str], plan: Plan) -> TorchfabError | None:

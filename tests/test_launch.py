@@ -1,0 +1,70 @@
+"""A launch that is interrupted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.factories import make_facts, make_job, make_nodes
+from torchfab import launch
+from torchfab.asked import Asked
+from torchfab.errors import Interrupted
+from torchfab.launchers import per_node
+from torchfab.records import Record
+from torchfab.runtimes import tmux
+from torchfab.settings import Settings
+from torchfab.surroundings import Surroundings
+
+NODES = make_nodes("a", "b")
+
+
+@pytest.fixture
+def around(tmp_path: Path) -> Surroundings:
+    config = {"records": "jobs"}
+    return Surroundings(config, tmp_path, str(tmp_path), time.time(), "0a1b2c3d", {}, Settings())
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    """Return what is asked for, of nodes that are ready, and on which everything starts."""
+    prepared = tmux.Prepared(Settings(), NODES, facts=dict(enumerate(make_facts(1, 1))), told={0: {}, 1: {}})
+    monkeypatch.setattr(tmux, "prepare", lambda *_: prepared)
+    monkeypatch.setattr(tmux, "start", lambda *_: None)
+    flags = per_node.Flags()
+    return Asked(make_job(options=per_node.options(flags)), vars(flags), NODES, (), 2)
+
+
+def press_ctrl_c(*_: Any, **__: Any) -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_when_the_job_has_just_started_leaves_its_record_and_says_that_it_runs(
+    around: Surroundings, asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Record, "remember", press_ctrl_c)
+    with pytest.raises(Interrupted, match=r"job gpt2 had started by then: it runs\n.*fab stop gpt2"):
+        launch.carry_out(asked, around)
+    assert around.records.get("gpt2").is_confirmed
+
+
+def test_ctrl_c_while_it_hangs_up_leaves_the_record_too(
+    around: Surroundings, asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tmux.Prepared, "close", press_ctrl_c)
+    with pytest.raises(Interrupted, match="it runs"):
+        launch.carry_out(asked, around)
+    assert around.records.get("gpt2").is_confirmed
+
+
+def test_ctrl_c_before_anything_has_started_leaves_nothing(
+    around: Surroundings, asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tmux, "start", press_ctrl_c)
+    with pytest.raises(Interrupted, match="nothing was left running"):
+        launch.carry_out(asked, around)
+    assert around.records.all() == []
