@@ -10,7 +10,7 @@ from torchfab.commandline import say
 from torchfab.errors import TorchfabError
 from torchfab.flags import JobFlags
 from torchfab.job import Submission
-from torchfab.launch import InterruptibleOnce, make_job
+from torchfab.launch import HeldBack, InterruptibleOnce, StoppedByName, make_job
 from torchfab.records import Record
 from torchfab.surroundings import Surroundings
 
@@ -35,15 +35,18 @@ def submit(launcher: ModuleType, flags: JobFlags, own: Any, around: Surroundings
     name, records = submission.job.name, around.records
     records.claim(name)
     try:
-        record = records.write_submission(submission, launcher.RUNTIME, around.now, around.settings)
-        with InterruptibleOnce():
-            details = runtimes.of(launcher.RUNTIME).submit(record, submission)
+        with StoppedByName():
+            record = records.write_submission(submission, launcher.RUNTIME, around.now, around.settings)
+            with InterruptibleOnce():
+                details = runtimes.of(launcher.RUNTIME).submit(record, submission)
     except BaseException as error:
         if not (isinstance(error, TorchfabError) and error.unsure):  # else `fab stop` must find it
             records.release(name)
         raise
-    record = records.with_details(record, **details)
-    record.note("submitted", **details)
+    with HeldBack():
+        record = records.with_details(record, **details)
+        record.note("submitted", **details)
+        records.launched(name)  # from here on `fab stop` ends the job, not us, who may follow it
     _announce(submission, record)
     return record
 

@@ -111,6 +111,11 @@ def test_a_half_created_job_is_taken_back(here: Here, status: int, message: str,
     assert here.launch()
 
 
+def test_a_job_that_is_submitted_is_not_being_launched_any_more_though_fab_goes_on_to_follow_it(here: Here) -> None:
+    here.launch()
+    assert here.around.records.launching("gpt2") is None
+
+
 def test_ctrl_c_while_creating_takes_everything_back(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(plural: str, item: object) -> None:
         if plural == "jobs":
