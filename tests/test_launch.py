@@ -1,10 +1,11 @@
-"""A launch that is interrupted."""
+"""A launch: where it goes, and what becomes of it when it is interrupted."""
 
 from __future__ import annotations
 
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tests.factories import make_facts, make_job, make_nodes
 from torchfab import launch
 from torchfab.asked import Asked
 from torchfab.errors import Interrupted
+from torchfab.flags import GpuLaunchFlags
 from torchfab.launchers import per_node
 from torchfab.records import Record
 from torchfab.runtimes import tmux
@@ -37,6 +39,13 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     monkeypatch.setattr(tmux, "start", lambda *_: None)
     flags = per_node.Flags()
     return Asked(make_job(options=per_node.options(flags)), vars(flags), NODES, (), 2)
+
+
+def test_hosts_of_the_command_line_are_slots_too_and_may_be_ranges(around: Surroundings) -> None:
+    around = replace(around, config={"hosts": "a,node[1,3],a"})
+    nodes, slots = launch.read_inventory(GpuLaunchFlags(), around)
+    assert [node.host for node in nodes] == ["a", "node1", "node3"]
+    assert [slot.node_rank for slot in slots] == [0, 1, 2, 0]
 
 
 def press_ctrl_c(*_: Any, **__: Any) -> None:

@@ -97,7 +97,12 @@ def parse_hosts(text: str, origin: str) -> tuple[Node, ...]:
 
 def parse_flag(hosts: str, origin: str = "-H") -> tuple[Node, ...]:
     """Return the nodes of `-H host1,host2`; a comma inside brackets belongs to a range."""
-    return parse_hosts("\n".join(re.split(r",(?![^\[]*\])", hosts)), origin)
+    return parse_hosts(lines_of_flag(hosts), origin)
+
+
+def lines_of_flag(hosts: str) -> str:
+    """Return `host1,node[1,3]` as a file would have it: one host, or one range of hosts, a line."""
+    return "\n".join(re.split(r",(?![^\[]*\])", hosts))
 
 
 def parse_gpus(text: str, origin: str) -> tuple[tuple[Node, ...], tuple[Slot, ...]]:

@@ -100,7 +100,7 @@ def read_inventory(flags: LaunchFlags, around: Surroundings) -> tuple[tuple[Node
     if gpufile is None:
         return read_nodes(flags.hostfile, around), ()
     if hosts:
-        return inventory.parse_gpus("\n".join(hosts.split(",")), "-H")
+        return inventory.parse_gpus(inventory.lines_of_flag(hosts), "-H")
     return inventory.read_gpus(_file(gpufile, around.config["gpufile"], around))
 
 
