@@ -140,6 +140,11 @@ def test_a_proxy_command_is_one_text_with_tokens(tmp_path: Path) -> None:
     assert found.proxy_command == "nc -x 'a  b' 10.0.0.1 2222 # % node1 ann"
 
 
+@pytest.mark.parametrize("text", ["", "Match host fe80::1%eth0\n  Port 22"])
+def test_the_zone_of_an_ipv6_address_is_no_token(tmp_path: Path, text: str) -> None:
+    assert route(tmp_path, text, "fe80::1%eth0").host == "fe80::1%eth0"
+
+
 def test_what_the_hosts_file_says_comes_first(tmp_path: Path) -> None:
     found = route(tmp_path, "User bob\nPort 1\n", user="carl", port=2)
     assert (found.user, found.port) == ("carl", 2)

@@ -274,7 +274,7 @@ def _matches(block: Block, so_far: Options, asker: Asker, final: bool) -> bool:
 def _meets(criterion: str, value: str, so_far: Options, asker: Asker) -> bool:
     if criterion == "exec":
         return asker.run(expand(value, tokens(so_far, asker), "Match exec"))
-    host = expand(so_far.text("hostname", so_far.host), {"h": so_far.host}, "HostName")
+    host = _host_name(so_far)
     names = {
         "host": host,
         "originalhost": so_far.host,
@@ -301,7 +301,7 @@ def _pattern(text: str) -> re.Pattern[str]:
 
 def tokens(options: Options, asker: Asker) -> dict[str, str]:
     """Return what the tokens of ssh_config(5) stand for, but for those that only a connection knows."""
-    host = expand(options.text("hostname", options.host), {"h": options.host}, "HostName")
+    host = _host_name(options)
     return {
         "d": os.path.expanduser("~"),
         "h": host,
@@ -314,6 +314,12 @@ def tokens(options: Options, asker: Asker) -> dict[str, str]:
         "r": options.text("user", asker.user),
         "u": asker.user,
     }
+
+
+def _host_name(options: Options) -> str:
+    """Return HostName, in which `%h` is the host; without one the host as it is: `fe80::1%eth0` has no token in it."""
+    named = options.text("hostname")
+    return expand(named, {"h": options.host}, "HostName") if named else options.host
 
 
 def expand(text: str, values: dict[str, str], what: str) -> str:
