@@ -247,6 +247,8 @@ def forget_command(rules: Rules, verdict: Verdict) -> str:
 
 
 def _introduction(rules: Rules) -> str:
+    if not rules.user_files:
+        return "ssh's configuration has UserKnownHostsFile none for it: name a file there; then: fab trust"
     if rules.alias or not rules.direct:  # ssh-keyscan knows neither another name nor a way round
         return f"if that is the key of {rules.host}: fab trust, which asks all hosts at once"
     keyscan = f"ssh-keyscan -p {rules.port} {rules.host} >> {shlex.quote(rules.first_file)}"

@@ -117,12 +117,13 @@ def introduce(found: Sequence[Sight], yes: bool, as_json: bool) -> dict[str, Tor
     if not as_json:
         for line in table(found):
             say(line)
-    news = [sight for sight in found if sight.verdict.standing == "new"]
+    unknown = [sight for sight in found if sight.verdict.standing == "new"]
+    news = [sight for sight in unknown if sight.rules.user_files]
+    refused = [sight for sight in unknown if not sight.rules.user_files]  # what is written for them is never read
     if news and not yes and (as_json or not _wished(news)):
-        refused = news
+        refused += news
     else:
         remember(news)
-        refused = []
     refused = [*refused, *(sight for sight in found if sight.verdict.standing in ("changed", "revoked"))]
     return {sight.label: hostkeys.refusal(sight.rules, sight.key, sight.verdict) for sight in refused}
 
