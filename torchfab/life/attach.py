@@ -59,9 +59,13 @@ def attach(argv: Sequence[str]) -> None:
     Raises
     ------
     UsageError
-        There is no terminal to attach.
+        There is no terminal to attach, or the program that does it is not installed here.
     """
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("fab attach needs a terminal", "without one: fab logs --follow")
     sys.stdout.flush()
-    os.execvp(argv[0], list(argv))
+    try:
+        os.execvp(argv[0], list(argv))
+    except OSError as error:
+        what = f"fab attach needs {argv[0]} on this machine: {error.strerror}"
+        raise UsageError(what, "install it; without it: fab logs --follow") from None
