@@ -27,11 +27,11 @@ def log_request(rank: str, lines: str, grep: str, follow: bool) -> dict[str, Any
     UsageError
         A flag's value is wrong.
     """
-    if lines and lines != "all" and not (lines.isascii() and lines.isdigit()):
+    if lines and lines != "all" and not (lines.isascii() and lines.isdigit() and len(lines) < 12):
         raise UsageError(f"--lines is a number or all, got {lines!r}")
     try:
         re.compile(grep)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise UsageError(f"--grep {grep!r} is no regular expression: {error}") from None
     ranks = list(inventory.parse_ranks(rank)) if rank else None
     count = None if lines == "all" else int(lines or DEFAULT_LINES)
