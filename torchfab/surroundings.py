@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets as random_source
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ def surroundings_of(c: Any, root: Path) -> Surroundings:
     kwargs = dict(c.config.connect_kwargs)
     settings = Settings(
         ssh_config=os.path.abspath(path) if (path := c.config._runtime_ssh_path) else "",
-        identities=tuple(_identity(path) for path in kwargs.get("key_filename", ())),
+        identities=identities(kwargs.get("key_filename")),
         connect_timeout_s=_timeout_s(kwargs.get("timeout")) or float(config.connect_timeout_s),
         timeout_is_given=bool(_timeout_s(kwargs.get("timeout"))),
         fanout=int(config.fanout),
@@ -75,6 +75,17 @@ def surroundings_of(c: Any, root: Path) -> Surroundings:
     )
     token, mask_key = random_source.token_hex(4), random_source.token_hex(32)
     return Surroundings(config, root, os.getcwd(), time.time(), token, dict(os.environ), settings, mask_key)
+
+
+def identities(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Return the private keys of `fab -i`, or of connect_kwargs in a file of settings, where one may stand alone.
+
+    Raises
+    ------
+    UsageError
+        There is no such file.
+    """
+    return tuple(map(_identity, [given] if isinstance(given, str) else given or ()))
 
 
 def _identity(path: str) -> str:
