@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.hostile import HOSTILE, texts
 from tests.support import fuzzed
-from torchfab.commandline import fold_reasons, print_error, say, words_after_dashes
+from torchfab.commandline import fold_reasons, hosts_of, print_error, say, words_after_dashes
 from torchfab.errors import HostsFailedError, TorchfabError, UsageError
 
 BEFORE = st.lists(texts().filter(lambda word: word != "--"), max_size=4)
@@ -33,6 +33,13 @@ def test_dashes_without_words_are_no_words_rather_than_none() -> None:
 
 def test_later_dashes_belong_to_the_script() -> None:
     assert words_after_dashes(["fab", "x", "--", "a", "--", "--", "b"]) == ["a", "--", "--", "b"]
+
+
+def test_hosts_of_the_command_line_must_not_be_empty() -> None:
+    assert hosts_of(None) == ""
+    assert hosts_of("a,b") == "a,b"
+    with pytest.raises(UsageError, match="-H is empty"):
+        hosts_of("")
 
 
 def failed(**reasons: TorchfabError) -> HostsFailedError:

@@ -36,8 +36,8 @@ class Executor(fabric.Executor):  # type: ignore[misc]
     def execute(self, *tasks: Any) -> Any:
         """Run the tasks; end the program with the exit code of an error."""
         self.config["torchfab"]["words"] = words_after_dashes(sys.argv[1:])
-        self.config["torchfab"]["hosts"] = self.core[0].args.hosts.value or ""
         try:
+            self.config["torchfab"]["hosts"] = hosts_of(self.core[0].args.hosts.value)
             self._check_files()
             return super().execute(*tasks)
         except TorchfabError as error:
@@ -55,6 +55,19 @@ class Executor(fabric.Executor):  # type: ignore[misc]
         path = self.core[0].args.config.value
         if path and not os.path.exists(os.path.expanduser(path)):
             raise UsageError(f"fab -f {path}: there is no such file", "name a .yaml file with settings")
+
+
+def hosts_of(flag: str | None) -> str:
+    """Return what `-H` names; nothing where it was not given.
+
+    Raises
+    ------
+    UsageError
+        It is empty: `-H "$HOSTS"` with an unset HOSTS is a slip, and no wish for all hosts of the file.
+    """
+    if flag is not None and not flag.strip():
+        raise UsageError("-H is empty", "name hosts: -H host1,host2; or leave it out for those of the hosts file")
+    return flag or ""
 
 
 def print_error(error: TorchfabError) -> None:
