@@ -66,11 +66,14 @@ class ProxySocket(socket.socket):
 
     @classmethod
     def of(cls, command: str) -> ProxySocket:
-        """Run a command as OpenSSH does, by the user's shell."""
+        """Run a command as OpenSSH does, by the user's shell; Ctrl-C in this terminal is for us alone.
+
+        Else the way to the nodes would be gone when they are told to take back what they have begun.
+        """
         ours, theirs = socket.socketpair()
         made = cls(fileno=ours.detach())
         made.errors, made.closing = tempfile.TemporaryFile(), threading.Lock()
-        argv = [os.environ.get("SHELL", "/bin/sh"), "-c", f"exec {command}"]
+        argv = [os.environ.get("SHELL", "/bin/sh"), "-c", f"trap '' INT; exec {command}"]
         with theirs:
             made.process = subprocess.Popen(argv, stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=made.errors)
         return made
