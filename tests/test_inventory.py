@@ -212,6 +212,17 @@ def test_named_devices_are_one_slot_each_and_belong_to_their_node_in_order() -> 
     assert slots == (Slot(0, 0, 0), Slot(1, 0, 1), Slot(2, 1, 0), Slot(3, 0, 2))
 
 
+def test_user_and_address_may_stand_on_any_line_of_a_host_in_gpus() -> None:
+    nodes, _ = parse_gpus("a\nann@a address=10.0.0.1\nann@a\n", "gpus")
+    assert [(node.user, node.address) for node in nodes] == [("ann", "10.0.0.1")]
+
+
+@pytest.mark.parametrize("text", ["ann@a\nbob@a", "a address=10.0.0.1\na address=10.0.0.2"])
+def test_a_host_in_gpus_that_has_two_users_or_addresses_is_refused(text: str) -> None:
+    with pytest.raises(InventoryError, match=r"gpus:2: a has the (user|address) \S+ on another line, and \S+ here"):
+        parse_gpus(text, "gpus")
+
+
 def test_a_range_in_gpus_is_one_slot_on_each_of_its_hosts() -> None:
     nodes, slots = parse_gpus("n[1-2]\nn[1-2]", "gpus")
     assert [node.host for node in nodes] == ["n1", "n2"]

@@ -133,7 +133,11 @@ def _with_devices(line: _Line, first: Node, node: Node, lines_before: int) -> No
     twice = set(node.gpus) & set(first.gpus)
     if twice:
         raise line.error(f"device {min(twice)} of {node.label} is named twice", "one line per device")
-    return replace(first, gpus=first.gpus + node.gpus, user=first.user or node.user)
+    for what, before, now in (("user", first.user, node.user), ("address", first.address, node.address)):
+        if before and now and before != now:
+            raise line.error(f"{node.label} has the {what} {before} on another line, and {now} here", "a host has one")
+    user, address = first.user or node.user, first.address or node.address
+    return replace(first, gpus=first.gpus + node.gpus, user=user, address=address)
 
 
 def _checked(nodes: list[Node], origin: str) -> list[Node]:
