@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from dataclasses import replace
@@ -15,7 +16,7 @@ from tests.factories import make_facts, make_job, make_nodes
 from torchfab import launch
 from torchfab.asked import Asked
 from torchfab.errors import Interrupted
-from torchfab.flags import GpuLaunchFlags
+from torchfab.flags import GpuLaunchFlags, LaunchFlags
 from torchfab.launchers import per_node
 from torchfab.records import Record
 from torchfab.runtimes import tmux
@@ -46,6 +47,16 @@ def test_hosts_of_the_command_line_are_slots_too_and_may_be_ranges(around: Surro
     nodes, slots = launch.read_inventory(GpuLaunchFlags(), around)
     assert [node.host for node in nodes] == ["a", "node1", "node3"]
     assert [slot.node_rank for slot in slots] == [0, 1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("script", "name"),
+    [(["src/train.py", "--lr", "0.1"], "train"), (["-m", "my.train", "--lr", "0.1"], "my-train")],
+)
+def test_a_job_is_named_after_its_script_or_module(around: Surroundings, script: list[str], name: str) -> None:
+    config = {"words": script, "script": [], "forward": [], "node_dir": ".torchfab", "grace_s": 10}
+    job = launch.make_job(per_node, LaunchFlags(), per_node.Flags(), replace(around, config=config))
+    assert re.fullmatch(rf"{name}-\d{{4}}-\d{{6}}", job.name)
 
 
 def press_ctrl_c(*_: Any, **__: Any) -> None:

@@ -64,7 +64,8 @@ def make_job(launcher: ModuleType, flags: JobFlags, own: Any, around: Surroundin
 
 
 def _default_name(script: Sequence[str], now: float) -> str:
-    stem = PurePosixPath(script[0] if not script[0].startswith("-") else script[-1]).stem
+    is_module = script[0] == "-m" and len(script) > 1
+    stem = script[1] if is_module else PurePosixPath(script[0] if not script[0].startswith("-") else script[-1]).stem
     clean = "".join(sign if sign.isascii() and sign.isalnum() else "-" for sign in stem).strip("-")[:40]
     return f"{clean or 'job'}-{time.strftime('%m%d-%H%M%S', time.localtime(now))}"
 
