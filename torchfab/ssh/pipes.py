@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 import time
-from typing import Any
+from typing import IO, Any
 
 from torchfab import bundle
 from torchfab.errors import HostError
@@ -50,13 +50,12 @@ class LocalPipe:
         waiting, deadline = memoryview(data), time.monotonic() + _END_S
         while waiting:
             left_s = max(0.0, deadline - time.monotonic())
-            if not select.select([], [self.stdin], [], left_s)[1]:
+            if not _is_ready(self.stdin, select.POLLOUT, left_s):
                 raise HostError(f"torchfab's program here took nothing within {_END_S:g} s")
             waiting = waiting[os.write(self.stdin.fileno(), waiting[: select.PIPE_BUF]) :]
 
     def read(self, timeout_s: float) -> bytes | None:
-        readable, _, _ = select.select([self.stdout], [], [], timeout_s)
-        return os.read(self.stdout.fileno(), 1 << 16) if readable else None
+        return os.read(self.stdout.fileno(), 1 << 16) if _is_ready(self.stdout, select.POLLIN, timeout_s) else None
 
     def obituary(self) -> tuple[int | None, str]:
         try:
@@ -82,6 +81,13 @@ class LocalPipe:
         self._end()
         self.stdout.close()
         self.stderr.close()
+
+
+def _is_ready(file: IO[bytes], event: int, timeout_s: float) -> bool:
+    """Say whether a file can be read, or written; select(2) knows none above 1023, and each host may hold one."""
+    poll = select.poll()
+    poll.register(file, event)
+    return bool(poll.poll(max(0.0, timeout_s) * 1000))
 
 
 class SSHPipe:
