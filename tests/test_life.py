@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
+from tests.factories import make_facts, make_job, make_nodes
 from torchfab.errors import UsageError
+from torchfab.launchers import per_node
 from torchfab.life.attach import attach
+from torchfab.life.jobs import show_jobs
 from torchfab.life.logs import log_request
+from torchfab.settings import Settings
+from torchfab.surroundings import Surroundings
 
 
 @pytest.mark.parametrize("grep", ["(", "a{99999999999999999999}"])
@@ -21,6 +28,21 @@ def test_what_is_no_regular_expression_is_told(grep: str) -> None:
 def test_what_is_no_number_of_lines_is_told(lines: str) -> None:
     with pytest.raises(UsageError, match="--lines is a number or all"):
         log_request("", lines, "", follow=False)
+
+
+def test_a_job_is_one_line_of_the_list_whatever_its_script_says(
+    tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    around = Surroundings({"records": str(tmp_path)}, tmp_path, "/", time.time(), "0a1b2c3d", {}, Settings())
+    job = make_job(script=("-c", "import x\nx.train()\x1b[2J"), options=per_node.options(per_node.Flags()))
+    around.records.claim(job.name)
+    plan = per_node.plan(job, make_nodes("a"), (), make_facts(1))
+    around.records.write(plan, "tmux", 0.0, Settings()).remember("succeeded", 0, ended=True)
+    show_jobs(around, as_json=False, job="")
+    around.records.launched(job.name)
+    _head, row, *rest = capfdbinary.readouterr().out.decode().splitlines()
+    assert row.endswith("-c import x x.train()")
+    assert rest == []
 
 
 def test_a_program_that_attach_needs_and_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

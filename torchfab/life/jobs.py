@@ -14,6 +14,7 @@ from torchfab.errors import HostsFailedError, TorchfabError, UsageError
 from torchfab.fanout import fan_out
 from torchfab.life import as_of_today
 from torchfab.life.status import ask_status
+from torchfab.logview import clean
 from torchfab.records import Record
 from torchfab.supervise import lock, story
 from torchfab.surroundings import Surroundings
@@ -50,7 +51,7 @@ def _job_row(record: Record) -> list[str]:
     seen = record.last_seen()
     state = seen["state"] + (f" ({seen['code']})" if seen["code"] else "")
     launched = time.strftime("%Y-%m-%d %H:%M", time.localtime(record.created))
-    script = " ".join(record.script)
+    script = clean(" ".join(" ".join(record.script).split()))  # a script given as text (-c) has lines
     return [
         *(record.name, state, record.launcher, str(len(record.nodes) or record.min_nodes), str(record.world_size)),
         launched,
