@@ -22,6 +22,13 @@ def test_times_are_read_to_the_nanosecond_as_far_as_a_float_goes() -> None:
     assert [seconds(text) for text in (None, "", "never", "2026-13-01T00:00:00Z")] == [None] * 4
 
 
+def test_a_machine_s_time_zone_does_not_move_the_times_of_its_logs() -> None:
+    utc = seconds("2026-11-20T10:00:00.5Z")
+    assert seconds("2026-11-20T12:00:00.500000000+02:00") == utc
+    assert seconds("2026-11-20T04:30:00.5-05:30") == utc
+    assert seconds("2026-11-20T12:00:00+02:00") == seconds("2026-11-20T10:00:00Z")
+
+
 def test_a_line_says_whose_it_is() -> None:
     assert label_of("[rank12]: a", 4) == (12, " a")
     assert label_of("[default3]:a", 4) == (7, "a")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -16,6 +17,7 @@ from torchfab.status import JobStatus, NodeStatus, Verdict
 
 Object = Mapping[str, Any]
 _INDEX = "batch.kubernetes.io/job-completion-index"
+_TIME = re.compile(r"(?P<whole>[^.Z+]+?)(?:\.(?P<rest>[0-9]+))?(?P<zone>Z|[+-][0-9]{2}:[0-9]{2})?", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,14 @@ class Seen:
 
 
 def seconds(text: str | None) -> float | None:
-    """Return a time (RFC 3339) in seconds since the epoch."""
-    if not text:
+    """Return a time (RFC 3339) in seconds since the epoch; a log's is in the time zone of the machine it comes from."""
+    match = _TIME.fullmatch(text or "")
+    if not match:
         return None
-    whole, dot, rest = text.rstrip("Z").partition(".")
-    fraction = float(f"0.{rest}") if dot and rest.isdigit() else 0.0
+    zone = "+00:00" if match["zone"] in (None, "Z") else match["zone"]
     try:
-        return datetime.fromisoformat(f"{whole}+00:00").timestamp() + fraction
-    except ValueError:
+        return datetime.fromisoformat(match["whole"] + zone).timestamp() + float(f"0.{match['rest'] or 0}")
+    except (ValueError, OverflowError):
         return None
 
 
