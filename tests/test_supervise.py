@@ -145,6 +145,13 @@ def test_what_comes_before_progress_does_not_matter(endings: list[Ending]) -> No
         ("step_ms=12.5", None),
         ("step=1e9999999999999999999999", None),
         ("step=99999999999999999999", None),
+        ("steps: 10 loss: 2.5", 10),
+        ("[deepspeed] steps: 10 loss: 2.5", 10),
+        ("train step: 5", 5),
+        ("  Gradient Accumulation steps = 4", None),
+        ("  Total optimization steps = 500", None),
+        ("step=7 of max steps: 500", 7),
+        ("--warmup-steps=100", None),
         ("", None),
     ],
 )

@@ -23,7 +23,8 @@ from torchfab.status import JobStatus, NodeStatus
 from torchfab.supervise.values import Policy
 from torchfab.watch import Printer
 
-STEP = r"(?i)\b(?:global_?)?steps?\b[\"']?\s*[=:]\s*(\d{1,15})\b"
+# Of several steps that a word stands before (`Total optimization steps = 500`, `--warmup-steps=10`) it is a setting.
+STEP = r"(?i)(?:\b(?:global_?)?step|(?<![a-z][ -])\b(?:global[_ ]?)?steps)\b[\"']?\s*[=:]\s*(\d{1,15})\b"
 _STEP = re.compile(STEP)
 _LOOK_S = 15.0
 _BAD = ("failed", "lost", "stopped")
