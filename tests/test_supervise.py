@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import stat
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,11 +17,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support import fuzzed
+from tests.why import makers
+from tests.why.makers import told
 from torchfab.errors import TorchfabError, UsageError
-from torchfab.supervise import lock, story
+from torchfab.job import Node
+from torchfab.records import Record
+from torchfab.settings import Settings
+from torchfab.status import JobStatus, NodeStatus
+from torchfab.supervise import inquest, lock, story
 from torchfab.supervise.command import Wishes
 from torchfab.supervise.deciding import decide
-from torchfab.supervise.eyes import step_in
+from torchfab.supervise.eyes import Eyes, Sight, step_in
 from torchfab.supervise.lemons import Lemon, Lemons
 from torchfab.supervise.notify import Notifier
 from torchfab.supervise.values import LONGEST_WAIT_S, Decision, Ending, Past, Policy
@@ -163,6 +170,47 @@ def test_a_step_in_a_log_line(text: str, step: int | None) -> None:
 def test_any_line_may_come(text: str) -> None:
     step = step_in(text)
     assert step is None or step >= 0
+
+
+# ---- what becomes of a node that has told its end is no matter
+
+
+def eyes_on(*states: str, min_nodes: int) -> Eyes:
+    """Return eyes that heard how the job ended on some nodes, of three, all of which are out of reach but the last."""
+    nodes = tuple(Node(rank, f"n{rank}") for rank in range(3))
+    job = (
+        Path("jobs/gpt2"),
+        "gpt2",
+        "gpt2-0a1b2c3d",
+        "per-node",
+        "tmux",
+        0.0,
+        ("train.py",),
+        nodes,
+        "/x",
+        3,
+        min_nodes,
+    )
+    eyes = Eyes(Record(*job, Settings(), {}, {}), POLICY, 0.0, lambda: False, lambda *_, **__: None)
+    eyes.ended = {rank: NodeStatus(nodes[rank], state) for rank, state in enumerate(states)}
+    eyes.asked = {2: NodeStatus(nodes[2], "running")}
+    eyes.away = {rank: time.monotonic() - 1000 for rank in (0, 1)}
+    return eyes
+
+
+def test_a_node_that_is_switched_off_after_its_success_is_not_lost() -> None:
+    assert eyes_on("succeeded", "succeeded", min_nodes=3)._judge() is None
+    assert eyes_on("succeeded", min_nodes=3)._judge() == "lost"
+
+
+def test_a_node_that_succeeded_and_went_away_does_not_stand_for_one_that_runs() -> None:
+    assert eyes_on("succeeded", "succeeded", min_nodes=2)._judge() is None
+
+
+def test_a_job_that_has_succeeded_everywhere_is_not_run_again_because_a_node_cannot_be_asked_any_more() -> None:
+    nodes = tuple(NodeStatus(Node(rank, f"node{rank + 1}"), "succeeded") for rank in (0, 1))
+    later = told(makers.node(0, [makers.process("succeeded", makers.rank(0, 0))]), makers.unreachable(1))
+    assert inquest._kind(later, Sight("ended", JobStatus(nodes, 2), None))[0] == "succeeded"
 
 
 # ---- what is remembered

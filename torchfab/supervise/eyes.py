@@ -196,7 +196,14 @@ class Eyes:
         return "stall" if self.stalled else None
 
     def _lost(self) -> list[int]:
-        return [rank for rank, since in self.away.items() if time.monotonic() - since >= self.policy.lost_s]
+        now = time.monotonic()
+        return [
+            rank for rank, since in self.away.items() if now - since >= self.policy.lost_s and not self._is_done(rank)
+        ]
+
+    def _is_done(self, rank: int) -> bool:
+        """Say whether the job has ended on a node, as that told itself: what becomes of the node then is no matter."""
+        return rank in self.ended and self.ended[rank].has_ended
 
     def _left(self, known: JobStatus) -> int:
         """Return how many nodes the job may go on with: an elastic one does so without those that are lost."""
@@ -206,7 +213,7 @@ class Eyes:
     def _has_ended_without(self, known: JobStatus) -> bool:
         """Say whether enough nodes have succeeded, and all others are lost."""
         good = [node for node in known.nodes if node.has_ended and node.state == "succeeded"]
-        away = [node for node in known.nodes if node.node.rank in self.away]
+        away = [node for node in known.nodes if node.node.rank in self.away and not self._is_done(node.node.rank)]
         return bool(away) and len(good) >= self.record.min_nodes and len(good) + len(away) == len(known.nodes)
 
 

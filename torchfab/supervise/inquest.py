@@ -51,7 +51,7 @@ def hold(record: Record, sight: Sight) -> tuple[Ending, Story]:
 
 
 def _kind(told: Story, sight: Sight) -> tuple[str, str, str]:
-    if sight.what == "ended" and sight.status.exit_code is None:
+    if sight.what == "ended" and not sight.status.exit_code:  # a node may be out of reach by now, that had told its end
         return Kind.SUCCEEDED.name.lower(), "succeeded", "all nodes that could be asked have succeeded"
     if sight.what == "stall":
         return "stall", "stall", f"no rank has logged for {duration(sight.silent_s)}: it hangs"
