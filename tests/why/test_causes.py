@@ -53,6 +53,10 @@ memory device-memory    RuntimeError: CUDA error: out of memory
 memory device-memory    RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`
 memory shared-memory    RuntimeError: unable to allocate shared memory(shm) for file </torch_860_2407853_0>: No space left on device (28)
 memory shared-memory    OSError: [Errno 28] No space left on device: '/dev/shm/x'
+memory shared-memory    RuntimeError: unable to open shared memory object </torch_1_2_3> in read-write mode: No space left on device (28)
+script open-files       RuntimeError: unable to open shared memory object </torch_1_2_3> in read-write mode: Too many open files (24)
+script open-files       OSError: [Errno 24] Too many open files: '/data/x'
+script open-files       RuntimeError: received 0 items of ancdata
 memory host-memory      MemoryError
 memory host-memory      numpy._core._exceptions._ArrayMemoryError: Unable to allocate 8.00 TiB for an array with shape (1,)
 memory host-memory      RuntimeError: [enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory: 87 bytes
@@ -68,6 +72,9 @@ network nccl-error      ncclSystemError: System call (e.g. socket, malloc) or ex
 script import-error     ModuleNotFoundError: No module named 'flash_attn'
 script import-error     ImportError: libcudart.so.12: cannot open shared object file: No such file or directory
 """  # noqa: E501  # a text is a line
+GONE = (
+    "RuntimeError: unable to open shared memory object </torch_1_2_3> in read-write mode: No such file or directory (2)"
+)
 TEXTS = {text: (kind, name) for kind, name, text in (line.split(maxsplit=2) for line in CASES.splitlines())}
 # Written by hand after the recording of 2.7, which has one rank: all ranks of one job.
 WATCHDOG = """\
@@ -102,7 +109,7 @@ def test_what_torch_says_is_recognised(text: str) -> None:
     assert "{" not in found.words
 
 
-@pytest.mark.parametrize("text", ["ValueError: bad", "KeyError: 'Timed out'", "AssertionError", ""])
+@pytest.mark.parametrize("text", ["ValueError: bad", "KeyError: 'Timed out'", "AssertionError", "", GONE])
 def test_what_is_nobody_s_usual_cause_is_not(text: str) -> None:
     assert signs.recognise(text) is None
 

@@ -38,6 +38,10 @@ _INTERFACE = "name the interface with --env NCCL_SOCKET_IFNAME=... or GLOO_SOCKE
 _HANG = f"see what the rank behind does: fab stacks, while it hangs; the network: {_INTERFACE}"
 _REACH = "fab doctor: can every node reach node 0 and its port?"
 _WITHOUT = "fab doctor; launch without that node"
+_FILES = (
+    "a higher limit of open files there (ulimit -n, /etc/security/limits.conf; a new login sees it), or fewer workers; "
+    "of data loaders also: torch.multiprocessing.set_sharing_strategy('file_system')"
+)
 _INSTALL = "install it in the interpreter that runs there (--python), or copy your code there: fab sync"
 
 
@@ -45,6 +49,11 @@ def _sign(kind: Kind, name: str, signs: Sequence[str], words: str, fix: str, is_
     return Recogniser(re.compile("|".join(signs), re.MULTILINE), Cause(kind, name, words, fix, is_symptom))
 
 
+_OPEN_FILES = _sign(
+    *(Kind.SCRIPT, "open-files"),
+    ("Too many open files", r"Errno 24\b", "received 0 items of ancdata"),  # the last: of workers that share tensors
+    *("it had too many files open: {line}", _FILES),
+)
 _MEMORY = (
     _sign(
         *(Kind.MEMORY, "device-memory"),
@@ -54,11 +63,14 @@ _MEMORY = (
         ),
         *("a GPU had no memory left: {line}", f"{_SMALLER}; if something else holds the GPU: nvidia-smi there"),
     ),
+    _OPEN_FILES,  # of a shared memory too
     _sign(
         *(Kind.MEMORY, "shared-memory"),
         (
             *("Unexpected bus error encountered in worker", "insufficient shared memory"),
-            "unable to (?:mmap|open|write to|resize|allocate).*(?:shared memory|file </torch_)",
+            # What cannot be opened for another reason is no full disk: a worker that has died takes its files along.
+            "unable to (?:mmap|write to|resize|allocate).*(?:shared memory|file </torch_)",
+            "unable to open (?:shared memory|file </torch_).*No space left",
             "Error while creating shared memory segment",  # NCCL
             *(r"failed to extend /dev/shm/", "posix_fallocate failed ?: No space left on device"),
             r"SemLock\b.*(?:\n.*){0,3}?Errno 28\b",  # Python's semaphores are files of /dev/shm
