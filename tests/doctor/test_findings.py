@@ -136,6 +136,12 @@ def test_a_node_that_could_be_asked_and_gave_no_answer_is_an_error() -> None:
     assert (finding.kind, finding.severity, finding.hosts) == ("not-looked-at", ERROR, ("node2",))
 
 
+def test_a_slow_login_is_not_put_down_to_start_up_files_which_run_after_it() -> None:
+    slow = only(four(replace(seen(2), connect_s=7.0)))
+    assert (slow.kind, slow.found) == ("ssh-slow", "7.0 s")
+    assert "rc" not in slow.fix
+
+
 def test_without_node_0_nothing_is_said_about_the_way_to_it() -> None:
     nodes = [replace(seen(0), told={}, way={}, error=HostError("refused"))]
     nodes += [seen(rank, None, {"connection": None}) for rank in (1, 2)]

@@ -49,7 +49,8 @@ def _ssh(seen: Seen) -> Iterator[Finding]:
         yield Finding(
             *("ssh-slow", WARNING, (seen.host,), "logging in is slow", f"under {SLOW_SSH_S:g} s"),
             f"{seen.connect_s:.1f} s",
-            "see whether the node is overloaded, its .bashrc slow, or its sshd asks a name server (UseDNS no)",
+            # Measured until sshd has begun the command: what the shell's start-up files take comes after it.
+            "see whether the node is overloaded, its sshd asks a name server (UseDNS no), or its PAM modules are slow",
         )
 
 
