@@ -105,6 +105,13 @@ def test_an_error_file_has_the_traceback_where_no_log_has() -> None:
     assert found.traceback.exception == "ValueError: bad batch 17"
 
 
+def test_an_error_file_of_an_attempt_before_does_not_explain_the_last_one() -> None:
+    report = {"label": 0, "attempt": 0, "message": "out of memory", "traceback": f"{PLAIN}\n"}
+    ranks = [rank(0, 1, 1010.0), rank(0, 3, 1060.0, attempt=1)]
+    found = told(node(0, [process("failed", *ranks)], [log(0, "bye")], reports=[report]))
+    assert (found.cause.name, found.traceback) == ("exit-code", None)
+
+
 def test_failures_of_former_attempts_are_counted_and_not_told_as_the_first() -> None:
     ranks = [rank(0, 7, 1010.0), rank(0, 8, 1020.0, attempt=1), rank(0, 9, 1060.0, attempt=2)]
     found = told(node(0, [process("failed", *ranks)]))

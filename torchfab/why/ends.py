@@ -132,7 +132,7 @@ def _is_rank(process: Mapping[str, Any]) -> bool:
 
 def _of_rank(node: NodeEvidence, process: Mapping[str, Any], rank: Mapping[str, Any]) -> End:
     logs = logs_of(node, rank["rank"])
-    traceback, path, tail = words_of(node, rank["rank"], logs)
+    traceback, path, tail = words_of(node, rank["rank"], logs, rank.get("attempt"))
     cause = cause_of(node, process, rank, traceback, tail)
     before = [each for each in _failed_ranks(process) if each["ended"] < rank["ended"]]
     return End(

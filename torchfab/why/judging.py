@@ -33,9 +33,17 @@ def logs_of(node: NodeEvidence, label: Label | None) -> list[Log]:
     return sorted(own, key=lambda log: -log.written)
 
 
-def words_of(node: NodeEvidence, label: Label | None, logs: Sequence[Log]) -> tuple[Traceback | None, str, str]:
-    """Return the last traceback, the path of the log that holds it, or else of that written last, and its text."""
-    reports = [report for report in node.reports if report.label == label]
+def words_of(
+    node: NodeEvidence, label: Label | None, logs: Sequence[Log], attempt: int | None = None
+) -> tuple[Traceback | None, str, str]:
+    """Return the last traceback, the path of the log that holds it, or else of that written last, and its text.
+
+    Parameters
+    ----------
+    attempt : int, optional
+        Of which attempt an error file may be: one before it may have failed of something else. Default: of the last.
+    """
+    reports = [report for report in node.reports if report.label == label and attempt in (None, report.attempt)]
     for report in sorted(reports, key=lambda report: -report.attempt)[:1]:
         if found := tracebacks.last_in(report.traceback):
             return found, _path(logs), logs[0].text if logs else ""
