@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support import fuzzed
+from tests.test_asked import make_asked
 from tests.why import makers
 from tests.why.makers import told
 from torchfab.errors import TorchfabError, UsageError
@@ -24,13 +25,14 @@ from torchfab.job import Node
 from torchfab.records import Record
 from torchfab.settings import Settings
 from torchfab.status import JobStatus, NodeStatus
-from torchfab.supervise import inquest, lock, story
+from torchfab.supervise import command, handover, inquest, lock, story
 from torchfab.supervise.command import Wishes
 from torchfab.supervise.deciding import decide
 from torchfab.supervise.eyes import Eyes, Sight, step_in
 from torchfab.supervise.lemons import Lemon, Lemons
 from torchfab.supervise.notify import Notifier
 from torchfab.supervise.values import LONGEST_WAIT_S, Decision, Ending, Past, Policy
+from torchfab.surroundings import Surroundings
 
 POLICY = Policy(restarts=2, backoff_s=10)
 BUG = Ending(0, "script", "exception", "the script raised ValueError", "abc", step=10)
@@ -313,6 +315,20 @@ def test_one_supervisor_at_a_time_and_the_second_hears_who_it_is(tmp_path: Path)
     first.release()
     assert lock.holder(tmp_path) is None
     lock.Supervised(tmp_path).release()
+
+
+def test_a_second_supervisor_in_tmux_is_refused_and_not_taken_for_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handover, "start", lambda *_: "supervise-x")
+    make_asked().save(tmp_path)
+    config = {"restarts": 3, "stall_s": 300, "backoff_s": 10, "lost_s": 60, "notify_timeout_s": 10}
+    around = Surroundings(config, tmp_path, "/", 0.0, "0a1b2c3d", {}, Settings())
+    job = (tmp_path, "x", "x-0a1b2c3d", "per-node", "tmux", 0.0, ("train.py",), (), "/x", 1, 1, Settings(), {}, {})
+    first = lock.Supervised(tmp_path)
+    with pytest.raises(UsageError, match="has a supervisor already"):
+        command.take_up(Record(*job), Wishes(), False, True, around, ("fab",))
+    first.release()
 
 
 def test_stop_is_seen_by_a_restart_that_comes_later(tmp_path: Path) -> None:

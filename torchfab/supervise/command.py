@@ -116,6 +116,7 @@ def take_up(record: Record, wishes: Wishes, follow: bool, tmux: bool, around: Su
             "launch it anew with another --name, and the same --experiment-name, to go on from its last checkpoint",
         )
     if tmux:
+        lock.check_free(record.folder)  # else the one that is there would be taken for ours
         return _in_tmux(record, follow, fab, around, asked)
     return _supervise(asked, record, policy, around, follow, around.environ.get(handover.SESSION, ""))
 

@@ -39,11 +39,7 @@ class Supervised:
         self.handle = _open(folder / _SUPERVISOR)
         if not _lock_soon(self.handle):
             os.close(self.handle)
-            held = holder(folder) or {}
-            raise UsageError(
-                f"job {folder.name} has a supervisor already: {words(held)}",
-                f"see what it did: fab jobs --events {folder.name}; to end the job: fab stop {folder.name}",
-            )
+            raise _taken(folder, holder(folder) or {})
         text = json.dumps({"pid": os.getpid(), "since": time.time(), "where": where})
         os.ftruncate(self.handle, 0)
         os.pwrite(self.handle, text.encode(), 0)
@@ -52,6 +48,19 @@ class Supervised:
         """Give it back."""
         os.ftruncate(self.handle, 0)
         os.close(self.handle)
+
+
+def _taken(folder: Path, held: dict[str, Any]) -> UsageError:
+    return UsageError(
+        f"job {folder.name} has a supervisor already: {words(held)}",
+        f"see what it did: fab jobs --events {folder.name}; to end the job: fab stop {folder.name}",
+    )
+
+
+def check_free(folder: Path) -> None:
+    """Raise UsageError if somebody supervises a job."""
+    if (held := holder(folder)) is not None:
+        raise _taken(folder, held)
 
 
 def holder(folder: Path) -> dict[str, Any] | None:
