@@ -39,8 +39,8 @@ ALL_GATHER = (Frame("all_gather", C10D, 4001), WRAPPER, own("gather_stats", 30),
 
 def rank(number: int | None, frames: Sequence[Frame], node: int = 0, **values: Any) -> RankStack:
     threads = (Thread("MainThread", tuple(frames)),) if frames else ()
-    base: dict[str, Any] = {"state": "S", "by": "py-spy"}
-    return RankStack(NODES[node], "agent", number, 4000 + (number or 0), threads=threads, **{**base, **values})
+    base: dict[str, Any] = {"state": "S", "by": "py-spy", "threads": threads}
+    return RankStack(NODES[node], "agent", number, 4000 + (number or 0), **{**base, **values})
 
 
 def dump(*ranks: RankStack, unheard: Mapping[str, TorchfabError] | None = None, **rights: Any) -> Dump:
@@ -175,6 +175,13 @@ def test_the_sentence_names_the_odd_one_and_what_the_others_do() -> None:
 def test_the_sentence_of_ranks_that_are_all_alike() -> None:
     assert summary(*[rank(number, ALL_REDUCE) for number in range(4)]) == "all 4 ranks are in all_reduce of reduce_loss"
     assert summary(rank(0, ALL_REDUCE)) == "rank 0 is in all_reduce of reduce_loss"
+
+
+def test_a_rank_whose_main_thread_runs_no_python_is_said_to_be_outside_of_it() -> None:
+    ending = rank(3, (), threads=(Thread("MainThread", ()),))
+    words = "rank 3 is in no Python function: it begins, or ends"
+    assert summary(ending) == words
+    assert summary(ending, rank(0, ALL_REDUCE), rank(1, ALL_REDUCE)).startswith(f"{words}, 2 others wait")
 
 
 def test_the_sentence_of_many_places_stays_short() -> None:

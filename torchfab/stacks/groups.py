@@ -40,13 +40,15 @@ class Group:
 
     @property
     def words(self) -> str:
-        """What they are doing, after `is`; empty where nothing is recognised."""
+        """What they are doing, after `is`."""
         words = [STATE_WORDS[self.state]] if self.state else []
         own, frames = self.meaning.own, self.ranks[0].frames
         if self.meaning.words:
             words.append(self.meaning.words + (f" of {_place(own)}" if own else ""))
         elif own or frames:
             words.append(f"in {_place(own or frames[0])}")
+        elif not words:
+            words.append("in no Python function: it begins, or ends")
         return ", ".join(words)
 
     @property

@@ -50,7 +50,7 @@ def summary(dump: Dump, found: Sequence[Group]) -> str:
     if len(found) == 1:
         every = found[0].ranks
         who = f"all {len(every)} ranks are" if len(every) > 1 else f"{_who(every)} is"
-        return f"{who} {found[0].words or 'in one place'}"
+        return f"{who} {found[0].words}"
     odd, most = found[:-1], found[-1]
     clauses = [f"{_who(each.ranks)} {'is' if len(each.ranks) == 1 else 'are'} {each.words}" for each in odd[:3]]
     if len(odd) > 3:
