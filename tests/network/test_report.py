@@ -104,7 +104,7 @@ def test_the_document_has_all_of_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.0941, "0.0941"), (9.4, "9.40"), (94.12, "94.1"), (941.3, "941"), (0, "0.00")]
+    ("value", "text"), [(0.0941, "0.0941"), (9.4, "9.40"), (94.12, "94.1"), (941.3, "941"), (99.96, "100"), (0, "0.00")]
 )
 def test_gbits_have_three_digits(value: float, text: str) -> None:
     assert report.gbit(value) == text

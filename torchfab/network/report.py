@@ -165,7 +165,7 @@ def verdict_lines(verdict: Verdict, hosts: Sequence[str]) -> list[str]:
 
 def gbit(value: float) -> str:
     """Return Gbit/s with three digits that mean something: `0.0941`, `9.41`, `94.1`, `941`."""
-    return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
+    return f"{value:.0f}" if value >= 99.95 else f"{value:#.3g}"
 
 
 def seconds(value: float) -> str:
