@@ -168,6 +168,14 @@ def test_a_wrong_context_names_the_right_ones(here: Here) -> None:
     assert here.refused(context="prod").endswith("has no context 'prod'\n  fix: its contexts: ml, test")
 
 
+@pytest.mark.parametrize("current", [{}, {"current-context": ""}])
+def test_a_kubeconfig_without_a_current_context_serves_where_one_is_given(here: Here, current: dict[str, str]) -> None:
+    config = {name: value for name, value in json.loads(here.api.kubeconfig()).items() if name != "current-context"}
+    (here.folder / "kubeconfig").write_text(json.dumps({**config, **current}))
+    assert here.refused().endswith("has no current context\n  fix: choose one with --context; its contexts: ml, test")
+    assert here.launch(context="test")
+
+
 def test_a_cluster_that_is_not_there_is_named(here: Here, tmp_path: Path) -> None:
     config = json.loads(here.api.kubeconfig())
     config["clusters"][0]["cluster"]["server"] = "http://127.0.0.1:9"

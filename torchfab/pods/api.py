@@ -76,15 +76,22 @@ def find_place(context: str, namespace: str) -> Place:
             return Place("", "", namespace or _own_namespace())
         raise UsageError(f"no Kubernetes cluster is set up: there is no {path}", "set KUBECONFIG to its kubeconfig")
     try:
-        contexts, active = config.list_kube_config_contexts(config_file=path)
-        known = {each["name"]: each.get("context") or {} for each in contexts}
-        name = context or active["name"]
+        known, current = _contexts(path)
     except Exception as error:  # a text that is no YAML, or no kubeconfig, breaks the client in many ways
         raise UsageError(f"{path} is no kubeconfig: {_one_line(error)}", "kubectl config view") from None
+    name, words = context or current, ", ".join(sorted(known)) or "none"
+    if not name:
+        raise UsageError(f"{path} has no current context", f"choose one with --context; its contexts: {words}")
     if name not in known:
-        words = ", ".join(sorted(known)) or "none"
         raise UsageError(f"{path} has no context {name!r}", f"its contexts: {words}")
     return Place(_absolute(path), name, namespace or known[name].get("namespace") or "default")
+
+
+def _contexts(path: str) -> tuple[dict[str, Any], str]:
+    """Return the contexts by name, and which is the current one; empty where none is, which is no fault of a file."""
+    merged = config.kube_config.KubeConfigMerger(path).config
+    contexts = [each.value for each in merged["contexts"]]
+    return {each["name"]: each.get("context") or {} for each in contexts}, merged.safe_get("current-context") or ""
 
 
 def _own_namespace() -> str:
