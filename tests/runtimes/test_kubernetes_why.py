@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.kube.api import API
+from tests.kube.api import API, stamp
 from tests.kube.here import Here, here_on
 from tests.kube.pods import condition, ended, pods_of, running, set_status
 from tests.why.test_tracebacks import PLAIN
@@ -84,6 +84,19 @@ def test_what_the_cluster_did_is_the_cause(here: Here, status: Any, kind: str, n
     assert words in found["cause"]["words"]
     assert found["first"]["host"] == "gpt2-1"
     assert found["bad_nodes"] == (["gpt2-1"] if kind == "node" else [])
+
+
+def test_an_eviction_of_whose_container_no_times_are_known_comes_before_what_the_others_saw_of_it(here: Here) -> None:
+    when = time.time() - 40
+    condition = {"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet"}
+    state = {"exitCode": 137, "reason": "ContainerStatusUnknown", "startedAt": None, "finishedAt": None}
+    evicted = {"phase": "Failed", "conditions": [{**condition, "lastTransitionTime": stamp(when)}], **EVICTED}
+    first, _ = failed(here, {**evicted, "containerStatuses": [{"name": "trainer", "state": {"terminated": state}}]})
+    set_status(here.api, first, ended(1, json.dumps({"rank": 0, "code": 1, "time": when + 10})), nodeName="worker-0")
+    for line in PLAIN.replace("ValueError: bad batch 17", "RuntimeError: Connection closed by peer").splitlines():
+        here.api.write(first, f"[rank0]:{line}")
+    found = why(here)
+    assert (found["cause"]["name"], found["first"]["host"]) == ("evicted", "gpt2-1"), found
 
 
 def test_a_job_that_succeeded_and_one_that_was_stopped_are_told_plainly(here: Here) -> None:

@@ -200,7 +200,7 @@ def _process(pod: Object, node: Node, seen: Seen, details: Mapping[str, Any]) ->
     reported = failures_in(message)
     if state == "failed" and not reason and not reported and not _told(message):
         reason = words.last_of(message)
-    over = finished or (seen.now if state in ("failed", "succeeded") else None)
+    over = finished or ((_last_change(pod) or seen.now) if state in ("failed", "succeeded") else None)
     return {
         "name": pod["metadata"]["name"],
         "state": state,
@@ -214,6 +214,12 @@ def _process(pod: Object, node: Node, seen: Seen, details: Mapping[str, Any]) ->
         "last_line": seen.last_lines.get(pod["metadata"]["name"]),
         "reported": reported,
     }
+
+
+def _last_change(pod: Object) -> float | None:
+    """Return when a pod's conditions last changed: of one that was evicted nothing else may tell when it ended."""
+    conditions = pod.get("status", {}).get("conditions") or ()
+    return max(filter(None, (seconds(each.get("lastTransitionTime")) for each in conditions)), default=None)
 
 
 def container_of(pod: Object) -> Mapping[str, Any]:
