@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support import fuzzed
-from tests.test_asked import make_asked
+from tests.test_asked import NODES, make_asked
 from tests.why import makers
 from tests.why.makers import told
 from torchfab.errors import TorchfabError, UsageError
@@ -324,10 +324,10 @@ def test_a_second_supervisor_in_tmux_is_refused_and_not_taken_for_the_first(
     make_asked().save(tmp_path)
     config = {"restarts": 3, "stall_s": 300, "backoff_s": 10, "lost_s": 60, "notify_timeout_s": 10}
     around = Surroundings(config, tmp_path, "/", 0.0, "0a1b2c3d", {}, Settings())
-    job = (tmp_path, "x", "x-0a1b2c3d", "per-node", "tmux", 0.0, ("train.py",), (), "/x", 1, 1, Settings(), {}, {})
+    job = (tmp_path, "x", "x-0a1b2c3d", "per-node", "tmux", 0.0, ("train.py",), NODES, "/x", 1, 1)
     first = lock.Supervised(tmp_path)
     with pytest.raises(UsageError, match="has a supervisor already"):
-        command.take_up(Record(*job), Wishes(), False, True, around, ("fab",))
+        command.take_up(Record(*job, Settings(), {}, {}), Wishes(), False, True, around, ("fab",))
     first.release()
 
 
