@@ -241,13 +241,13 @@ def supervise(
     sys.exit(command.take_up(life.find(job, around), wishes, follow, tmux, around, _fab(c)))
 
 
-@job_task(grace=flag("", "Seconds between SIGTERM and SIGKILL. [10]"))
+@job_task(grace=flag("", "Seconds between SIGTERM and SIGKILL. [as launched; 10]"))
 def stop(c: Context, job: str, grace: str) -> None:
     """Stop a job on all its nodes, and prove that nothing of it is left."""
     from torchfab import launch, life
     from torchfab.life import stop
 
-    around, grace_s = _around(c), launch.seconds("--grace", grace or str(c.config.torchfab.grace_s))
+    around, grace_s = _around(c), launch.seconds("--grace", grace) if grace else None
     if not (job and stop.stop_launch(job, around)):
         sys.exit(stop.stop(life.find(job, around), grace_s))
 

@@ -153,7 +153,7 @@ def test_a_records_folder_that_cannot_be_made_is_an_error_that_says_so(tmp_path:
 
 
 def test_a_record_is_read_back_as_it_was_written(records: Records) -> None:
-    written = write(records, plan_named(script=("train.py", "it's", "two\nlines")))
+    written = write(records, plan_named(script=("train.py", "it's", "two\nlines"), grace_s=120.0))
     assert records.get("gpt2") == written
     assert written == Record(
         folder=records.root / "gpt2",
@@ -169,6 +169,7 @@ def test_a_record_is_read_back_as_it_was_written(records: Records) -> None:
         min_nodes=2,
         settings=SETTINGS,
         chosen=plan_named().chosen,
+        grace_s=120.0,
     )
 
 

@@ -167,6 +167,18 @@ def test_a_job_that_was_never_confirmed_is_lost_and_can_be_removed(
     assert (slurm.status(young).state, slurm.status(young).has_ended) == ("pending", False)
 
 
+@pytest.mark.parametrize(("given", "grace_s"), [(None, 90.0), (3.0, 3.0)])
+def test_stop_gives_the_grace_that_the_job_was_launched_with_unless_it_is_told_another_one(
+    played: Played, tmp_path: Path, given: float | None, grace_s: float
+) -> None:
+    (tmp_path / RECORD.name).mkdir()
+    launched = dataclasses.replace(RECORD, folder=tmp_path / RECORD.name, grace_s=90.0)
+    known = Records(tmp_path).with_details(launched, slurm_id="17", folder="/f", login=LOGIN)
+    played.answers = [{"before": "RUNNING", "asked": 2, "killed": [], "left": ["7 (python)"], "seconds": 1.0}]
+    assert stop(known, given) == 1
+    assert [each["grace_s"] for each in played.asked] == [grace_s]
+
+
 def test_a_shell_on_a_node_goes_through_the_login_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     running = slurmstate.job_status(record(tmp_path), RUNNING, 60.0, 60.0)
     where = running.nodes[0].node

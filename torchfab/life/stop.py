@@ -51,11 +51,17 @@ def stop_launch(job: str, around: Surroundings) -> bool:
     return True
 
 
-def stop(record: Record, grace_s: float) -> int:
+def stop(record: Record, grace_s: float | None = None) -> int:
     """Stop a job and print what was done on each node; return 0 if it is proved that nothing is left, else 1.
 
     A supervisor is told first, and a restart that is under way is waited for: what it started is stopped as well.
+
+    Parameters
+    ----------
+    grace_s : float, optional
+        Between SIGTERM and SIGKILL. Default: what the job was launched with.
     """
+    grace_s = record.grace_s if grace_s is None else grace_s
     with lock.stopping(record.folder):
         current = replace(Records(record.folder.parent).get(record.name), settings=record.settings)
         code = _stop(current, grace_s)

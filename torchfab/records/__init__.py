@@ -114,6 +114,7 @@ class Records:
             chosen=plan.chosen,
             attempt=attempt,
             mask_key=plan.job.mask_key,
+            grace_s=plan.job.grace_s,
         )
         self._write(record, "plan.json", plan_as_json(plan))
         self._write(record, "record.json", as_json(record))
@@ -178,6 +179,7 @@ class Records:
             min_nodes=submission.nodes,
             settings=settings,
             mask_key=job.mask_key,
+            grace_s=job.grace_s,
             chosen=submission.chosen,
             details=dict(submission.details),
         )

@@ -47,6 +47,8 @@ class Record:
         How often it was launched under this name, this time included.
     mask_key : str
         The key of the digests by which the nodes hide what the job's secrets print; empty for none.
+    grace_s : float
+        Between SIGTERM and SIGKILL when it is stopped, unless that says otherwise. Default 10.
     """
 
     folder: Path
@@ -65,6 +67,7 @@ class Record:
     details: Mapping[str, Any] = field(default_factory=dict)
     attempt: int = 1
     mask_key: str = field(default="", repr=False)
+    grace_s: float = 10.0
 
     @property
     def is_elastic(self) -> bool:
@@ -171,7 +174,7 @@ def from_json(folder: Path, values: dict[str, Any]) -> Record:
     values.pop("format")
     nodes = tuple(Node(**{**node, "gpus": tuple(node["gpus"])}) for node in values.pop("nodes"))
     settings = values.pop("settings")
-    if not isinstance(values["created"], (int, float)):
-        raise TypeError("created is no number")
+    if not all(isinstance(each, (int, float)) for each in (values["created"], values.get("grace_s", 0))):
+        raise TypeError("created or grace_s is no number")
     settings = Settings(**{**settings, "identities": tuple(settings["identities"])})
     return Record(folder=folder, nodes=nodes, settings=settings, **{**values, "script": tuple(values["script"])})
