@@ -111,6 +111,7 @@ def _submit(c: Context, launcher: ModuleType, flags: JobFlags, own: Any) -> None
 
 
 @job_task(
+    job=flag("", "Name of a job. [all of them; with --events the latest]"),
     json=flag(False, "Print JSON."),
     remove=flag(False, "Remove the record and the logs of the named job, which must have ended."),
     events=flag(False, "Print what happened to one job, a line each."),
@@ -212,7 +213,7 @@ def wait(c: Context, job: str) -> None:
 
 @job_task(
     node=flag("", "Host, or node rank. [0]"),
-    rank=flag("", "The node, and where it has its own window that, of this rank."),
+    rank=flag("", "The node of this rank, and its window where it has one of its own."),
 )
 def attach(c: Context, job: str, node: str, rank: str) -> None:
     """Open a terminal on a job: its tmux session, or a shell in its pod."""
@@ -307,7 +308,7 @@ def network(c: Context, flags: NetworkFlags) -> None:
 
 
 @plain_task(
-    forgive=flag("", "Take this host off the list, or all of them."),
+    forgive=flag("", "Take this host off the list; all: every host."),
     json=flag(False, "Print JSON."),
 )
 def lemons(c: Context, forgive: str, json: bool) -> None:

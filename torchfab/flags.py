@@ -31,7 +31,7 @@ class JobFlags:
     """The flags that every launch takes, whatever its runtime."""
 
     name: str = flag("", "Name of the job, unique on this machine. [made of the script's name and the time]")
-    env: tuple[str, ...] = flag((), "NAME=VALUE for every process; may be given again. The value stays out of no ps.")
+    env: tuple[str, ...] = flag((), "NAME=VALUE for every process; may be given again. ps shows it on this machine.")
     dry_run: bool = flag(False, "Print what would run, as shell that works without torchfab; start nothing.")
     follow: bool = flag(False, "Show the logs until the job ends, and exit with its code; Ctrl-C leaves it running.")
     workdir: str = flag("", "Absolute path of the directory to run in, on every node. [the current one]")
@@ -43,6 +43,7 @@ class JobFlags:
 class PodFlags(JobFlags):
     """The same for containers, in which nothing lies where it does here."""
 
+    dry_run: bool = flag(False, "Print what would be created, for kubectl apply -f -; create nothing.")
     workdir: str = flag("/workspace", "Absolute path of the directory to run in, in the container. [/workspace]")
     python: str = flag("python", "Interpreter in the container. [python]")
 

@@ -31,7 +31,7 @@ class Flags:
 
     nproc_per_node: str = field(default="auto", metadata={"help": counts.HELP})
     flavour: str = field(
-        default="auto", metadata={"help": "openmpi, mpich, or auto: Open MPI if all nodes have it. [auto]"}
+        default="auto", metadata={"help": "openmpi, mpich, or auto: the first that all nodes have. [auto]"}
     )
     interface: str = field(
         default="", metadata={"help": "Network interface between the nodes, as eth0. [what MPI, gloo and NCCL choose]"}
