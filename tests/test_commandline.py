@@ -5,13 +5,17 @@ from __future__ import annotations
 import io
 import sys
 
+import fabric
+import invoke
 import pytest
+from fabric.main import program
 from hypothesis import given
 from hypothesis import strategies as st
+from invoke.parser import Parser
 
 from tests.hostile import HOSTILE, texts
 from tests.support import fuzzed
-from torchfab.commandline import fold_reasons, hosts_of, print_error, say, words_after_dashes
+from torchfab.commandline import Executor, fold_reasons, hosts_of, print_error, say, words_after_dashes
 from torchfab.errors import HostsFailedError, TorchfabError, UsageError
 
 BEFORE = st.lists(texts().filter(lambda word: word != "--"), max_size=4)
@@ -40,6 +44,17 @@ def test_hosts_of_the_command_line_must_not_be_empty() -> None:
     assert hosts_of("a,b") == "a,b"
     with pytest.raises(UsageError, match="-H is empty"):
         hosts_of("")
+
+
+@pytest.mark.parametrize("flag", ["-R", "--dry"])
+def test_the_dry_run_of_fabric_itself_is_refused_as_no_launch_would_mind_it(
+    flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    core = Parser(initial=program.initial_context, ignore_unknown=True).parse_argv([flag])
+    with pytest.raises(SystemExit) as ended:
+        Executor(invoke.Collection(), fabric.Config(overrides={"torchfab": {}}), core).execute()
+    assert ended.value.code == UsageError.exit_code
+    assert capsys.readouterr().err.endswith("behind the task: --dry-run\n")
 
 
 def failed(**reasons: TorchfabError) -> HostsFailedError:

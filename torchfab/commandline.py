@@ -38,7 +38,7 @@ class Executor(fabric.Executor):  # type: ignore[misc]
         self.config["torchfab"]["words"] = words_after_dashes(sys.argv[1:])
         try:
             self.config["torchfab"]["hosts"] = hosts_of(self.core[0].args.hosts.value)
-            self._check_files()
+            self._check_core()
             return super().execute(*tasks)
         except TorchfabError as error:
             print_error(error)
@@ -50,7 +50,13 @@ class Executor(fabric.Executor):  # type: ignore[misc]
             sys.stderr.close()
             raise SystemExit(141) from None
 
-    def _check_files(self) -> None:
+    def _check_core(self) -> None:
+        # Invoke's own dry run is about `run()`, which no task of ours calls: a launch would be a launch.
+        if self.core[0].args.dry.value:
+            raise UsageError(
+                "fab -R (--dry) is not for these tasks: they would really run",
+                "launches and sync have a flag of their own, behind the task: --dry-run",
+            )
         # Invoke skips a file that is not there, and the launch would run with other settings than those asked for.
         path = self.core[0].args.config.value
         if path and not os.path.exists(os.path.expanduser(path)):
