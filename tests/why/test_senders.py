@@ -1,6 +1,7 @@
 """Who ended a process by a signal, from what torchrun, deepspeed's launcher and the supervisors wrote down.
 
-The lines are torch 2.13's and deepspeed 0.19's own, as they were printed.
+The lines are those of torch 2.13 and deepspeed 0.19: some as they were printed, with pids that the tests fill in,
+others made from the format strings in the programs' sources.
 """
 
 from __future__ import annotations
