@@ -118,7 +118,7 @@ def _outcome(address: str, port: int, greeting: str, timeout_s: float) -> tuple[
             said = connection.recv(64).decode(errors="replace")
     except ConnectionRefusedError:
         return "refused", ""
-    except TimeoutError:
+    except (TimeoutError, socket.timeout):  # before Python 3.10 they are two
         return "timeout", ""
     except OSError as error:
         kind = "rejected" if error.errno in _REJECTED else "failed"
