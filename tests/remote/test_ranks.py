@@ -171,3 +171,39 @@ def test_a_rank_that_is_no_number_is_not_known(text: str, tmp_path: Path) -> Non
         child.wait()
         for handle in watch.pidfds:
             os.close(handle)
+
+
+# A rank that overwrites the environment that it was started with, as setproctitle does, and starts a program then.
+RETITLED = """
+import os, subprocess, sys
+fields = open("/proc/self/stat").read().rpartition(")")[2].split()
+first, end = int(fields[47]), int(fields[48])
+sys.stdin.readline()
+with open("/proc/self/mem", "r+b", buffering=0) as memory:
+    memory.seek(first)
+    memory.write(bytes(end - first))
+program = subprocess.Popen(["sleep", "600"], env=dict(os.environ))
+print(program.pid, flush=True)
+sys.stdin.readline()
+program.kill()
+"""
+
+
+def test_what_a_rank_starts_after_it_overwrote_its_environment_is_no_rank(tmp_path: Path) -> None:
+    argv, env = python(RETITLED), {**os.environ, "RANK": "3"}
+    with subprocess.Popen(argv, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as rank:
+        assert rank.stdin
+        assert rank.stdout
+        wait_for(lambda: "RANK" in procfs.environment(rank.pid))
+        watch = RankWatch(str(tmp_path), rank.pid)
+        assert watch.look()
+        rank.stdin.write("\n")
+        program = int(rank.stdout.readline())
+        wait_for(lambda: procfs.command_line(program)[:1] == ["sleep"])
+        new, overwritten = watch.look(), "RANK" not in procfs.environment(rank.pid)
+        rank.stdin.write("\n")
+    for handle in watch.pidfds:
+        os.close(handle)
+    assert overwritten
+    assert not new
+    assert [each["pid"] for each in watch.ranks] == [rank.pid]

@@ -38,9 +38,14 @@ class RankWatch:
     def look(self) -> bool:
         """Find ranks that are new; return whether there were any."""
         known = {(rank["pid"], rank["start_time"]) for rank in self.ranks}
+
+        def is_rank(pid: int) -> bool:
+            # One that has overwritten its environment since (setproctitle does) stays one: what it starts is none.
+            return (pid, procfs.start_time(pid)) in known or "RANK" in procfs.environment(pid)
+
         # The first look at a process that has just forked may still see its parent's environment: the next one will
         # not.
-        found = procfs.find_below(self.root, lambda pid: "RANK" in procfs.environment(pid))
+        found = procfs.find_below(self.root, is_rank)
         new = [pid for pid in found if (pid, procfs.start_time(pid)) not in known]
         for pid in new:
             self._add(pid)
