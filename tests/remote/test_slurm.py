@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,20 @@ def test_a_grace_that_is_longer_than_slurms_own_begins_with_a_signal(
     wanted = {"slurm_id": "17", "folder": str(tmp_path), "job_id": "gpt2-1", "nodes": 2, "grace_s": 0.5}
     assert slurm.stop(wanted)["left"] == []
     assert (tmp_path / "scancelled").read_text() == "--signal=TERM 17\n17\n"
+
+
+def test_a_full_disk_keeps_no_job_from_being_cancelled(
+    stubs: Stubs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: str, _: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+    scontrol(stubs, "COMPLETING")
+    monkeypatch.setattr(slurm, "KILL_WAIT_S", -14.5)
+    monkeypatch.setattr(files, "write_json", full)
+    wanted = {"slurm_id": "17", "folder": str(tmp_path), "job_id": "gpt2-1", "nodes": 2, "grace_s": 0.0}
+    assert slurm.stop(wanted)["left"] == ["Slurm job 17: COMPLETING"]
+    assert (tmp_path / "scancelled").read_text().endswith("\n17\n")
 
 
 def test_a_job_that_slurm_does_not_let_go_is_said_to_be_left(

@@ -34,7 +34,7 @@ def stop(folder: str, job_id: str, node_rank: int, session: str, grace_s: float)
     unstarted = _take_secrets_of_unstarted(folder)
     # Somebody may have removed the folder under the running job.
     if (found or supervisors or unstarted) and os.path.isdir(folder):
-        _write_stop(folder, begun, grace_s)
+        write_stop(folder, begun, grace_s)
     # A supervisor asks what is its own to end, waits, kills, and writes down how it ended.
     _end_supervisors(folder, supervisors, begun + grace_s + _SUPERVISORS_S)
     tmux.close_session(session)
@@ -44,7 +44,8 @@ def stop(folder: str, job_id: str, node_rank: int, session: str, grace_s: float)
     return {"asked": len(found), "killed": killed, "left": described, "seconds": time.time() - begun}
 
 
-def _write_stop(folder: str, now: float, grace_s: float) -> None:
+def write_stop(folder: str, now: float, grace_s: float) -> None:
+    """Write into a folder that somebody asked the job to stop, and since when."""
     path = os.path.join(folder, files.STOP)
     before = files.read_json(path) or {"time": now}  # what ended meanwhile ended because of the first stop
     try:

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import time
 
-from torchfab.remote import files, life
+from torchfab.remote import ending, files, life
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -232,7 +232,7 @@ def stop(request: dict[str, Any]) -> dict[str, Any]:
 def _write_stop(request: dict[str, Any], now: float) -> None:
     for folder in (request["folder"], *(node_folder(request["folder"], rank) for rank in range(request["nodes"]))):
         if os.path.isdir(folder):
-            files.write_json(os.path.join(folder, files.STOP), {"time": now, "grace_s": request["grace_s"]})
+            ending.write_stop(folder, now, request["grace_s"])
 
 
 def await_end(request: dict[str, Any], deadline: float) -> dict[str, Any]:
