@@ -84,8 +84,10 @@ class Stream:
 
     def _reader(self, rank: int) -> Reader:
         if rank not in self.readers:
-            request = {**self.request, "offsets": self.offsets}
-            self.readers[rank] = Reader(slurm.node_folder(self.request["folder"], rank), request)
+            folder = slurm.node_folder(self.request["folder"], rank)
+            # Its own alone: what it would keep of the others' grows old, and would be told as theirs.
+            offsets = {path: end for path, end in self.offsets.items() if path.startswith(f"{folder}/")}
+            self.readers[rank] = Reader(folder, {**self.request, "offsets": offsets})
         return self.readers[rank]
 
     def _send_past(self) -> None:

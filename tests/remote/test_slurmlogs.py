@@ -1,0 +1,65 @@
+"""The logs of a Slurm job, read from the folder that its nodes share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from torchfab.remote import files, slurm
+from torchfab.remote.slurmlogs import Stream
+
+MOST_FRAMES = 500
+
+
+class Job:
+    """The folder of a job on two nodes; it runs until a test says that it has ended."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.root, self.state = root, "RUNNING"
+        for rank in (0, 1):
+            folder = root / f"node-{rank}" / slurm.AGENT
+            folder.mkdir(parents=True)
+            (folder / files.SPEC).write_text(json.dumps({"rank": rank}))
+        monkeypatch.setattr(slurm, "status", lambda _: {"slurm": {"state": self.state}, "nodes": []})
+        monkeypatch.setattr("torchfab.remote.slurmlogs._ASK_OFTEN_S", 0.0)
+
+    def path(self, rank: int | None) -> Path:
+        """Return the log of a rank, or of the batch script."""
+        return self.root / slurm.LOG if rank is None else self.root / f"node-{rank}" / slurm.AGENT / files.OUTPUT
+
+    def write(self, text: str, rank: int | None = 0) -> None:
+        with open(self.path(rank), "a") as file:
+            file.write(text)
+
+    def read(self, before: Callable[[int], None] = lambda _: None, **request: Any) -> list[dict[str, Any]]:
+        """Return all frames; `before` is called before each, with how many there were."""
+        frames: list[dict[str, Any]] = []
+
+        def send(frame: Any) -> None:
+            before(len(frames))
+            frames.append(json.loads(json.dumps(frame)))
+
+        base = {"folder": str(self.root), "job_id": "a-1", "nodes": 2, "lines": None, "ranks": None, "grep": None}
+        Stream({**base, "follow": True, **request}, send).run(lambda: len(frames) > MOST_FRAMES)
+        return frames
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    return Job(tmp_path, monkeypatch)
+
+
+def texts(frames: list[dict[str, Any]]) -> list[str]:
+    return [text for frame in frames for _, _, text in frame.get("lines", ())]
+
+
+def test_a_stream_that_goes_on_from_offsets_tells_what_came_since_once(job: Job) -> None:
+    for rank in (0, 1, None):
+        job.write("old\nnew\n", rank)
+    job.state = "COMPLETED"
+    frames = job.read(offsets={str(job.path(rank)): 4 for rank in (0, 1, None)})
+    assert texts(frames) == ["new"] * 3
