@@ -63,3 +63,15 @@ def test_a_stream_that_goes_on_from_offsets_tells_what_came_since_once(job: Job)
     job.state = "COMPLETED"
     frames = job.read(offsets={str(job.path(rank)): 4 for rank in (0, 1, None)})
     assert texts(frames) == ["new"] * 3
+
+
+def test_a_job_that_never_stops_to_write_is_not_read_for_ever(job: Job) -> None:
+    job.write("first\n")
+    frames = job.read(lambda _: job.write("again\n"), follow=False)
+    assert len(frames) < MOST_FRAMES
+
+
+def test_a_match_after_many_lines_without_one_is_found_once_the_job_has_ended(job: Job) -> None:
+    job.write("first\n" + "noise\n" * 100_000 + "found\n")
+    job.state = "COMPLETED"
+    assert texts(job.read(offsets={str(job.path(0)): 6}, grep="found")) == ["found"]

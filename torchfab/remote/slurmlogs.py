@@ -49,14 +49,17 @@ class Stream:
         if not self.offsets:
             self._send_past()
         self.send({"past": True})
+        follow, sizes = self.request["follow"], self._sizes()
         while not gone():
             if self._is_due():
                 found = self._look()
-            ended = not self.request["follow"] or has_ended(found)
+            ended = not follow or has_ended(found)
             # Read once more after the end was seen: what was written before it is all there.
-            if not self._send_news(final=ended):
-                if ended:
-                    break
+            has_read = self._send_news(final=ended)
+            # Unless it is followed, a job that never stops to write is not read for ever.
+            if (ended and not has_read) or (not follow and self._has_read(sizes)):
+                break
+            if not has_read:
                 time.sleep(_POLL_S)
         self.send({"end": slurm.status(self.request)})
 
@@ -100,13 +103,28 @@ class Stream:
             self._send_lines(0, lines if count is None else lines[len(lines) - min(count, len(lines)) :])
 
     def _send_news(self, final: bool) -> bool:
-        sent = False
+        """Send what is new; say whether anything was read, wanted or not."""
+        before = self._read_so_far()
         for rank in range(self.request["nodes"]):
-            sent = self._send_lines(rank, self._reader(rank).news(final)) or sent
+            self._send_lines(rank, self._reader(rank).news(final))
         if self._wants_batch():
             start, end = self.offsets.get(self.batch_log, 0), logfiles.size(self.batch_log)
-            sent = self._send_lines(0, self._batch_lines(start, end, final)) or sent
-        return sent
+            self._send_lines(0, self._batch_lines(start, end, final))
+        return self._read_so_far() != before
+
+    def _read_so_far(self) -> dict[str, int]:
+        return {**self.offsets, **{path: end for each in self.readers.values() for path, end in each.offsets.items()}}
+
+    def _sizes(self) -> dict[str, int]:
+        """Return the size of each wanted file, in bytes."""
+        sizes = {self.batch_log: logfiles.size(self.batch_log)} if self._wants_batch() else {}
+        for rank in range(self.request["nodes"]):
+            sizes.update(self._reader(rank).sizes())
+        return sizes
+
+    def _has_read(self, sizes: dict[str, int]) -> bool:
+        offsets = self._read_so_far()
+        return all(offsets.get(path, 0) >= size for path, size in sizes.items())
 
     def _wants_batch(self) -> bool:
         return self.request["ranks"] is None
@@ -123,14 +141,13 @@ class Stream:
         pattern = self._reader(0).grep
         return [line for line in lines if pattern is None or pattern.search(line[2])]
 
-    def _send_lines(self, rank: int, lines: list[Line]) -> bool:
+    def _send_lines(self, rank: int, lines: list[Line]) -> None:
         for start in range(0, len(lines), _FRAME_LINES):
             self.send({"node": rank, "lines": lines[start : start + _FRAME_LINES]})
         if lines:
             for reader in self.readers.values():
                 self.offsets.update(reader.offsets)
             self.send({"offsets": self.offsets})
-        return bool(lines)
 
 
 def answer_logs(request: dict[str, Any], link: Conversation) -> dict[str, Any]:
