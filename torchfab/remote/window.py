@@ -44,9 +44,12 @@ class Window:
         if end <= offset:
             return b""
         start = max(offset, end - _AT_ONCE)
-        with open(log.full_path, "rb") as file:
-            file.seek(start)
-            chunk = file.read(_AT_ONCE)
+        try:
+            with open(log.full_path, "rb") as file:
+                file.seek(start)
+                chunk = file.read(_AT_ONCE)
+        except OSError:  # removed meanwhile, or a disk that is away: no reason to end, and the training with us
+            return b""
         cut = chunk.rfind(b"\n") + 1 if self.prefixed else len(chunk)
         self.offsets[log.path] = start + (cut or len(chunk))
         return chunk[: cut or len(chunk)]
