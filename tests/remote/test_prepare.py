@@ -376,3 +376,14 @@ def test_the_version_of_a_module_is_that_of_its_metadata(make: Callable[..., Pre
     names = ["pytest", "hypothesis", "yaml", "json"]
     versions = make(modules=names).run("the program")["facts"]["versions"]
     assert versions == {"pytest": version("pytest"), "hypothesis": version("hypothesis"), "yaml": "", "json": ""}
+
+
+def test_an_amd_gpu_that_a_container_may_not_look_at_is_not_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, simds in {"0": 0, "1": 320}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "properties").write_text(f"cpu_cores_count 0\nsimd_count {simds}\n")
+    (tmp_path / "2" / "properties").mkdir(parents=True)  # cannot be read
+    monkeypatch.setattr(prepare, "_KFD_NODES", str(tmp_path), raising=False)
+    assert prepare._count_amd_gpus() == 1

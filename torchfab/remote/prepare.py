@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 PYTHON_TIMEOUT_S = 20
 PEERS_TIMEOUT_S = 5
 _NVIDIA = re.compile(r"nvidia\d+")
+_KFD_NODES = "/sys/class/kfd/kfd/topology/nodes"
 # What a host file without thought, or Debian's installer, lets a machine's own name resolve to.
 _THIS_MACHINE = {"127.0.0.1", "127.0.1.1", "::1"}
 # What the training interpreter is asked: its version, and that of the wanted modules: `name=2.1`, `name=` where it is
@@ -354,8 +355,10 @@ def _names(folder: str) -> list[str]:
 def _count_amd_gpus() -> int:
     # The KFD lists CPUs as nodes too; those have no SIMD units.
     count = 0
-    nodes = "/sys/class/kfd/kfd/topology/nodes"
-    for name in _names(nodes):
-        with open(os.path.join(nodes, name, "properties")) as file:
-            count += any(line.split() > ["simd_count", "0"] for line in file if line.startswith("simd_count "))
+    for name in _names(_KFD_NODES):
+        try:
+            with open(os.path.join(_KFD_NODES, name, "properties")) as file:
+                count += any(line.split() > ["simd_count", "0"] for line in file if line.startswith("simd_count "))
+        except OSError:  # a GPU that this container may not use
+            pass
     return count
