@@ -269,7 +269,7 @@ def test_a_cluster_that_cannot_start_leaves_nothing(monkeypatch: pytest.MonkeyPa
     begun = time.monotonic()
     with pytest.raises(RehearsalError, match=r"(?s)sshd of node1 did not start.*NoSuchWord"):
         own("loopback", tmp_path / "here")
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 30
     assert not [record for record in Path("/tmp").glob("tfab-*/cluster.json") if str(tmp_path) in record.read_text()]
     assert not (tmp_path / "here").exists()
 

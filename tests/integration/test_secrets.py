@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.fab import Fab, eventually
+from tests.integration.fab import Done, Fab, eventually
 
 GIVEN, FORWARDED, OWN = "given-b7f1c6", "forwarded-9d02ae", "own-51e8bb"
 SECRETS = (GIVEN, FORWARDED, OWN)
@@ -74,7 +74,10 @@ def test_no_secret_is_seen_anywhere_but_in_the_ranks(fab: Fab, own_secret: None)
     # What is given with --env stands on the command line of fab itself, and nowhere else: its help says so.
     words = fab.launch("--name", "x", "--env", f"MY_API_KEY={GIVEN}", "--", "secret.py", *numbers, gpus=True)
     with watched_command_lines() as seen:
-        done = fab(*words, env={"HF_TOKEN": FORWARDED})
+        # Under another program it is started, not forked: it has a command line of its own to be seen.
+        launch = fab.start(*words, env={"HF_TOKEN": FORWARDED}, under=("env",))
+        stdout, stderr = launch.communicate(timeout=60)
+        done = Done(words, launch.returncode, stdout, stderr)
         assert done.rc == 0, done
         assert eventually(lambda: "same: HF_TOKEN MY_API_KEY NODES_PASSWORD" in fab("logs", "x").stdout, 10)
         told = [fab(*each) for each in (("status", "--json"), ("logs",), ("jobs", "--json"))]

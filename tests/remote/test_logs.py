@@ -307,3 +307,12 @@ def test_a_job_without_a_folder_has_no_logs_and_is_over(tmp_path: Path) -> None:
     logs.stream(str(tmp_path / "gone"), "a-job", 0, {**ALL, "follow": True}, frames.append, lambda: False)
     assert frames[0] == {"past": True}
     assert frames[1]["end"]["exists"] is False
+
+
+def test_a_frame_stays_below_what_its_reader_takes() -> None:
+    lines = [[0, 1.0, "\0" * 65536] for _ in range(300)] + [[0, 1.0, "short"] for _ in range(1200)]
+    frames = list(logs.in_frames(lines))
+    assert [line for frame in frames for line in frame] == lines
+    assert max(len(json.dumps({"lines": frame})) for frame in frames) < 64 * 1024 * 1024
+    assert max(map(len, frames)) == 500
+    assert list(logs.in_frames([])) == []

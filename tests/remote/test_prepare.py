@@ -162,6 +162,34 @@ def test_a_missing_python_is_named(make: Callable[..., Preparation]) -> None:
     ]
 
 
+def test_a_python_that_reads_takes_nothing_of_the_conversation(
+    make: Callable[..., Preparation], tmp_path: Path
+) -> None:
+    program = tmp_path / "python"
+    program.write_text(f'#!/bin/sh\ncat > /dev/null\nexec {sys.executable} "$@"\n')
+    program.chmod(0o755)
+    ours, theirs = os.pipe()
+    os.write(theirs, b"the next request")
+    os.close(theirs)
+    stdin = os.dup(0)
+    try:
+        os.dup2(ours, 0)
+        assert problems(make(python=str(program))) == []
+    finally:
+        os.dup2(stdin, 0)
+        os.close(stdin)
+    assert os.read(ours, 100) == b"the next request"
+    os.close(ours)
+
+
+def test_a_python_may_say_what_is_no_text(make: Callable[..., Preparation], tmp_path: Path) -> None:
+    program = tmp_path / "python"
+    program.write_bytes(b"#!/bin/sh\necho 'no \xff' >&2; exit 1\n")
+    program.chmod(0o755)
+    (problem,) = problems(make(python=str(program)))
+    assert problem.startswith(f"{program} does not run: no \ufffd |")
+
+
 def test_a_python_that_does_not_run_is_quoted(make: Callable[..., Preparation], tmp_path: Path) -> None:
     program = tmp_path / "python"
     program.write_text("#!/bin/sh\necho first >&2; echo broken library >&2; exit 1\n")

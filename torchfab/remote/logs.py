@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _BLOCK = 256 * 1024
 _LONGEST_LINE = 64 * 1024
 _FRAME_LINES = 500
+_FRAME_CHARACTERS = 4 * 1024 * 1024  # JSON may write six bytes for one, and who reads it takes 64 MiB
 _POLL_S = 0.1
 _PATIENCE_S = 1.0  # how long a line without its end is held back
 
@@ -210,8 +211,22 @@ def stream(
     send({"end": life.status(folder, job_id, node_rank)})
 
 
+def in_frames(lines: list[Line]) -> Iterator[list[Line]]:
+    """Divide lines into as many as one frame takes."""
+    part: list[Line] = []
+    room = _FRAME_CHARACTERS
+    for line in lines:
+        if part and (len(part) == _FRAME_LINES or len(line[2]) > room):
+            yield part
+            part, room = [], _FRAME_CHARACTERS
+        part.append(line)
+        room -= len(line[2])
+    if part:
+        yield part
+
+
 def _send_lines(reader: Reader, lines: list[Line], send: Callable[[Any], None]) -> None:
-    for start in range(0, len(lines), _FRAME_LINES):
-        send({"lines": lines[start : start + _FRAME_LINES]})
+    for part in in_frames(lines):
+        send({"lines": part})
     if lines:
         send({"offsets": reader.offsets})

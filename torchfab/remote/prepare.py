@@ -131,8 +131,10 @@ class Preparation:
             done = subprocess.run(
                 argv,
                 check=False,
+                stdin=subprocess.DEVNULL,  # ours is the conversation: a wrapper that reads would take the next request
                 capture_output=True,
                 text=True,
+                errors="replace",
                 timeout=self.request.get("python_timeout_s", PYTHON_TIMEOUT_S),
                 cwd=workdir if os.path.isdir(workdir) else None,
                 env={**os.environ, **given},

@@ -6,7 +6,7 @@ import os
 import time
 
 from torchfab.remote import files, logfiles, slurm
-from torchfab.remote.logs import Reader, read_lines
+from torchfab.remote.logs import Reader, in_frames, read_lines
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     Line = list[Any]
 
 BATCH = "slurm"  # the label of what the batch script and srun say
-_FRAME_LINES = 500
 _POLL_S = 0.2
 _YOUNG_S, _ASK_OFTEN_S, _ASK_SELDOM_S = 60.0, 1.0, 5.0  # slurmctld serves many people
 
@@ -142,8 +141,8 @@ class Stream:
         return [line for line in lines if pattern is None or pattern.search(line[2])]
 
     def _send_lines(self, rank: int, lines: list[Line]) -> None:
-        for start in range(0, len(lines), _FRAME_LINES):
-            self.send({"node": rank, "lines": lines[start : start + _FRAME_LINES]})
+        for part in in_frames(lines):
+            self.send({"node": rank, "lines": part})
         if lines:
             for reader in self.readers.values():
                 self.offsets.update(reader.offsets)
