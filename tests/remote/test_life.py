@@ -161,9 +161,18 @@ def test_what_only_looks_like_a_report_is_none(text: str, tmp_path: Path) -> Non
 
 def test_a_tail_is_the_end_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "log").write_bytes(b"x" * 20_000 + b"\r10%\r\xff end")
-    tail = life.tail(str(tmp_path / "log"))
-    assert (len(tail), tail[-10:]) == (16 * 1024, "\n10%\n\ufffd end")
+    assert life.tail(str(tmp_path / "log")) == "10%\n\ufffd end"
+    (tmp_path / "log").write_bytes(b"short\rend")
+    assert life.tail(str(tmp_path / "log")) == "short\nend"
     assert life.tail(str(tmp_path / "gone")) == ""
+
+
+@pytest.mark.parametrize(
+    ("cut", "whole"),
+    [("cret\nnext one\n", "next one\n"), ("cret and more", "and more"), ("cretcretcret", ""), ("\nall", "all")],
+)
+def test_what_was_cut_off_begins_with_a_whole_line_or_word(cut: str, whole: str) -> None:
+    assert life.whole(cut) == whole
 
 
 # ---- stop

@@ -74,6 +74,7 @@ def _log(log: logfiles.LogFile, label: int | str, share: int) -> dict[str, Any]:
         with open(log.full_path, "rb") as file:
             file.seek(max(0, size - share))
             text = file.read(share).decode(errors="replace")
+            text = life.whole(text) if size > share else text
         written = os.stat(log.full_path).st_mtime
     except OSError:  # removed meanwhile
         text, written = "", 0.0

@@ -129,18 +129,32 @@ def _last_line(logs: list[logfiles.LogFile], ranks: list[dict[str, Any]]) -> dic
         return None
     newest = max(written, key=lambda log: os.stat(log.full_path).st_mtime)
     lines = [line for line in tail(newest.full_path).splitlines() if line.strip()]
-    text = lines[-1][-500:] if lines else ""
+    text = lines[-1] if lines else ""
     return {"time": os.stat(newest.full_path).st_mtime, "text": text, "label": newest.label(ranks)}
 
 
 def tail(path: str) -> str:
-    """Return the last 16 KiB of a file; empty when there is none."""
+    """Return the lines in the last 16 KiB of a file; empty when there is none."""
     try:
+        start = max(0, logfiles.size(path) - _TAIL_BYTES)
         with open(path, "rb") as file:
-            file.seek(max(0, logfiles.size(path) - _TAIL_BYTES))
-            return file.read(_TAIL_BYTES).decode(errors="replace").replace("\r", "\n")
+            file.seek(start)
+            text = file.read(_TAIL_BYTES).decode(errors="replace").replace("\r", "\n")
     except OSError:
         return ""
+    return whole(text) if start else text
+
+
+def whole(text: str) -> str:
+    """Return a text that was cut off at its beginning from its first whole line on, or word, where it has no lines.
+
+    Secrets are hidden in what is sent: half of one would not be known as one.
+    """
+    for blank in "\n ":
+        _, found, rest = text.partition(blank)
+        if found:
+            return rest
+    return ""
 
 
 def reported_failures(path: str) -> list[dict[str, int]]:
