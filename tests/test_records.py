@@ -343,6 +343,15 @@ def test_a_broken_record_is_left_out_and_named_when_asked_for(records: Records, 
         records.get("bad")
 
 
+def test_a_record_of_a_newer_torchfab_is_named_as_that(records: Records) -> None:
+    record = write(records, plan_named("newer"))
+    path = record.folder / "record.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 9, "and": "more"}))
+    assert records.all() == []
+    with pytest.raises(TorchfabError, match=r"has format 9, .* reads 1\n  fix: use the torchfab that launched the job"):
+        records.get("newer")
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),

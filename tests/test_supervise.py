@@ -23,6 +23,7 @@ from tests.why.makers import told
 from torchfab.errors import TorchfabError, UsageError
 from torchfab.job import Node
 from torchfab.records import Record
+from torchfab.remote import procfs
 from torchfab.settings import Settings
 from torchfab.status import JobStatus, NodeStatus
 from torchfab.supervise import command, handover, inquest, lock, story
@@ -376,6 +377,19 @@ def test_a_command_gets_the_event_on_stdin_and_its_words_without_a_shell(tmp_pat
     notifier.close()
     assert told == []
     assert json.loads((tmp_path / "$(id); x").read_text()) == {"job": "x", "event": "end", "text": "it's over"}
+
+
+def test_a_command_that_takes_too_long_ends_with_all_that_it_has_started(tmp_path: Path) -> None:
+    told: list[str] = []
+    command = tmp_path / "slow"
+    command.write_text(f"#!/bin/sh\nsleep 60 &\necho $! > {tmp_path}/pid\nwait\n")
+    command.chmod(0o755)
+    notifier = Notifier(str(command), told.append, timeout_s=1.0)
+    notifier.tell({"job": "x", "event": "end"})
+    notifier.close()
+    assert "timed out after 1.0 seconds" in told[0]
+    pid = int((tmp_path / "pid").read_text())
+    assert not procfs.is_alive(pid, procfs.start_time(pid))
 
 
 # ---- flags

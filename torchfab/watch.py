@@ -183,7 +183,7 @@ class Watch:
             return
         tell(f"{self.record.name}: stopping it on {fold([node.label for node in rest])}")
         self.record.note("stopped after a failure", hosts=[node.label for node in rest])
-        for report in stop(self.record, 5.0, rest):
+        for report in stop(self.record, self.record.grace_s, rest):
             if report.error or report.left:
                 self.ended[report.node.rank] = status.NodeStatus(report.node, "unreachable", "it may still run there")
 

@@ -189,7 +189,9 @@ class Cluster:
     def _json(self, method: str, path: str, query: Any = (), body: Any = None) -> dict[str, Any]:
         response = self._call(method, path, query, body, (self.timeout_s, self.timeout_s))
         try:
-            answer: dict[str, Any] = cleaned(json.loads(response.read() or b"{}"))
+            answer = cleaned(json.loads(response.read() or b"{}"))
+            if not isinstance(answer, dict):
+                raise ValueError("no object")
         except (ValueError, RecursionError):
             raise ClusterError(f"{self.server} does not answer as a Kubernetes cluster does") from None
         except HTTPError as error:

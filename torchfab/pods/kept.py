@@ -31,7 +31,7 @@ def was_kept(record: Record) -> tuple[Seen, float] | None:
         values = json.loads((record.folder / _END).read_text())
         when = float(values.pop("stopped"))
         return Seen(**values), when
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
 

@@ -206,11 +206,15 @@ class Records:
         ------
         JobNameError
             No job of that name was launched from here.
+        TorchfabError
+            Its record cannot be read, or is none of this torchfab's.
         """
         path = self.root / name / "record.json"
         try:
             check_name(name)
             return from_json(path.parent, json.loads(path.read_text()))
+        except PermissionError as error:
+            raise TorchfabError(f"{path} cannot be read: {error.strerror}", "ask whoever launched the job") from None
         except (OSError, JobNameError):
             known = ", ".join(record.name for record in self.all()[:8]) or "none"
             raise JobNameError(f"no job {name!r} was launched from here", f"jobs known here: {known}") from None
@@ -223,7 +227,7 @@ class Records:
         for path in self.root.glob("*/record.json"):
             try:
                 found.append(from_json(path.parent, json.loads(path.read_text())))
-            except (OSError, ValueError, KeyError, TypeError):
+            except (OSError, TorchfabError, ValueError, KeyError, TypeError):
                 continue
         return sorted(found, key=lambda record: record.created, reverse=True)
 

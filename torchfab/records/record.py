@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torchfab.errors import TorchfabError
 from torchfab.job import Node, Plan
 from torchfab.records import files
 from torchfab.settings import Settings
@@ -95,7 +96,7 @@ class Record:
     def events(self) -> tuple[Mapping[str, Any], ...]:
         """Return what was noted of the job, the oldest first; a line that was cut short is left out."""
         try:
-            lines = (self.folder / "events.jsonl").read_text().splitlines()
+            lines = (self.folder / "events.jsonl").read_text(errors="replace").splitlines()
         except OSError:
             return ()
         return tuple(event for line in lines if (event := _event(line)))
@@ -169,9 +170,13 @@ def from_json(folder: Path, values: dict[str, Any]) -> Record:
     ------
     KeyError, TypeError, ValueError
         It says no such thing.
+    TorchfabError
+        Another torchfab has written it.
     """
     values = dict(values)
-    values.pop("format")
+    if (version := values.pop("format")) != FORMAT:
+        told = f"{folder / 'record.json'} has format {version!r}, and this torchfab reads {FORMAT}"
+        raise TorchfabError(told, "use the torchfab that launched the job")
     nodes = tuple(Node(**{**node, "gpus": tuple(node["gpus"])}) for node in values.pop("nodes"))
     settings = values.pop("settings")
     if not all(isinstance(each, (int, float)) for each in (values["created"], values.get("grace_s", 0))):

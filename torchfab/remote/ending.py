@@ -60,8 +60,10 @@ def _take_secrets_of_unstarted(folder: str) -> bool:
     for name in files.processes(folder):
         if not os.path.exists(os.path.join(folder, name, files.STARTED)):
             found = True
-            if os.path.exists(os.path.join(folder, name, files.SECRETS)):
+            try:
                 os.unlink(os.path.join(folder, name, files.SECRETS))
+            except FileNotFoundError:  # there are none, or its supervisor is just taking them
+                pass
     return found
 
 

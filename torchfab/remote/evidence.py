@@ -133,4 +133,8 @@ def _halted(folder: str, process: dict[str, Any]) -> list[str]:
     started = files.read_json(os.path.join(folder, process["name"], files.STARTED)) or {}
     if started and started["pid"] not in [pid for _, pid, _ in ranks]:
         ranks.append((process["name"], started["pid"], started["start_time"]))
-    return [name for name, pid, start in ranks if procfs.is_alive(pid, start) and procfs.stat_fields(pid)[0] in "Tt"]
+    return [name for name, pid, start in ranks if procfs.is_alive(pid, start) and _is_halted(pid)]
+
+
+def _is_halted(pid: int) -> bool:
+    return "".join(procfs.stat_fields(pid)[:1]) in ("T", "t")  # one that has just ended has no state

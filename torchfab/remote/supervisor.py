@@ -122,8 +122,10 @@ class Supervisor:
     def _secrets(self) -> dict[str, str]:
         path = self._path(files.SECRETS)
         secrets = files.read_json(path) or {}
-        if os.path.exists(path):
+        try:
             os.unlink(path)
+        except FileNotFoundError:  # there are none, or a stop has just removed them
+            pass
         return dict(secrets)
 
     def _write_started(self, pid: int) -> None:

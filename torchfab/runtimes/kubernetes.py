@@ -288,7 +288,7 @@ def forget(record: Record) -> dict[str, TorchfabError]:
     try:
         cluster = _cluster(record)
         left = _take_down(cluster, record.details, 1.0, time.monotonic() + record.settings.answer_timeout_s)
-    except ClusterError as error:
+    except TorchfabError as error:  # no answer, or no kubeconfig any more
         return {record.details.get("server", "the cluster"): error}
     return {each: TorchfabError("is still there") for each in left}
 

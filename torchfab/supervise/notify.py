@@ -7,6 +7,7 @@ import os
 import queue
 import re
 import shlex
+import signal
 import subprocess
 import threading
 import urllib.request
@@ -69,7 +70,26 @@ def _send(target: str, event: Mapping[str, Any], timeout_s: float) -> None:
         with urllib.request.urlopen(request, timeout=timeout_s):
             return
     env = {**os.environ, "TORCHFAB_EVENT": str(event["event"]), "TORCHFAB_JOB": str(event["job"])}
-    done = subprocess.run(shlex.split(target), input=body, env=env, timeout=timeout_s, capture_output=True, check=False)
-    if done.returncode:
-        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        raise RuntimeError(f"it ended with code {done.returncode}" + (f": {last[0]}" if last else ""))
+    code, stderr = _run(shlex.split(target), body, env, timeout_s)
+    if code:
+        last = stderr.decode(errors="replace").strip().splitlines()[-1:]
+        raise RuntimeError(f"it ended with code {code}" + (f": {last[0]}" if last else ""))
+
+
+def _run(argv: list[str], body: bytes, env: Mapping[str, str], timeout_s: float) -> tuple[int, bytes]:
+    """Run a command in a session of its own, so that what it has started ends with it when its time is over."""
+    process = subprocess.Popen(
+        argv,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=env,
+        start_new_session=True,
+    )
+    try:
+        _, stderr = process.communicate(body, timeout_s)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise
+    return process.returncode, stderr
