@@ -24,6 +24,7 @@ from torchfab.rehearsal.processes import Process
 ROOT = Path(__file__).parents[2]
 FAB = Path(sys.executable).with_name("fab")
 TMUX_SESSIONS = ("tmux", "-L", "torchfab", "list-sessions", "-F", "#{session_name}")
+BIGRAM = ("train_llm.py", "tests/integration/bigram.py")  # what a training with bigram.py needs
 LIGHT_SCRIPT = "import sys, time\nprint('light', *sys.argv[1:], flush=True)\ntime.sleep(float(sys.argv[1]))\n"
 
 
@@ -74,6 +75,11 @@ class Fab:
         if os.geteuid() == 0:
             for each in [Path(path), *Path(path).rglob("*")]:
                 os.chown(each, account.uid, account.gid, follow_symlinks=False)
+
+    def take(self, *names: str) -> None:
+        """Copy files of the project into the workdir."""
+        for name in names:
+            self.own(shutil.copy(ROOT / name, self.workdir))
 
     def write(self, name: str, text: str) -> Path:
         """Write a file into the workdir."""

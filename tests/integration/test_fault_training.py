@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.fab import ROOT, Fab, eventually
+from tests.integration.fab import BIGRAM, Fab, eventually
 from tests.integration.faults import Matrix, Row, load_last, steps_logged
 from tests.integration.jobs import ok, status_of
 from tests.integration.sabotage import other_disk
@@ -34,8 +34,7 @@ class Training:
 
     def __init__(self, fab: Fab, cache: Path) -> None:
         self.fab = fab
-        for script in ("train_llm.py", "tests/integration/bigram.py"):
-            fab.own(shutil.copy(ROOT / script, fab.workdir))
+        fab.take(*BIGRAM)
         self.runs = cache.parent / "fault-runs"
         self.folder = self.runs / "x"
         names = ("--experiment-name", "x", "--save-dir", str(self.runs), "--dataset-cache-root", str(cache))

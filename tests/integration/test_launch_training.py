@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 
 import pytest
 
-from tests.integration.fab import ROOT, Fab
+from tests.integration.fab import BIGRAM, Fab
 from tests.integration.jobs import ok, status_of, two
 
 SMALL = ("--max-steps", "4", "--batch-size", "2", "--seq-length", "32", "--log-freq", "1")
@@ -19,8 +18,10 @@ SMALL = ("--max-steps", "4", "--batch-size", "2", "--seq-length", "32", "--log-f
 @pytest.mark.parametrize("gpus", [False, True], ids=["per-node", "per-gpu"])
 def test_a_launch_trains_across_hosts_though_its_fab_is_killed(any_fab: Fab, gpus: bool) -> None:
     fab = any_fab
-    fab.own(shutil.copy(ROOT / "train_llm.py", fab.workdir))
-    script = ("--", "train_llm.py", *SMALL, "--experiment-name", "small run")
+    fab.take(*BIGRAM)
+    # The model once as it is, once as the one that starts soonest: what launches them does not know the difference.
+    training = ("bigram.py", "--lr", "0.05") if gpus else ("train_llm.py",)
+    script = ("--", *training, *SMALL, "--experiment-name", "small run")
     words = ("--name", "train", "--env", "HF_HUB_OFFLINE=1", "--follow", *script)
     process = fab.start(*(two(fab, *words) if gpus else fab.launch("--nproc-per-node", "1", *words)))
     assert process.stdout is not None
@@ -44,7 +45,7 @@ def test_a_launch_trains_across_hosts_though_its_fab_is_killed(any_fab: Fab, gpu
 
 
 def test_the_embedded_default_trains_on_this_machine_without_ssh(fab: Fab) -> None:
-    fab.own(shutil.copy(ROOT / "train_llm.py", fab.workdir))
+    fab.take("train_llm.py")
     words = ("-H", "localhost", "launch-per-node", "--name", "here", "--follow", "--", "train_llm.py", *SMALL)
     done = ok(fab(*words, "--max-steps", "30", "--log-freq", "10", timeout_s=120))
     losses = [float(loss) for loss in re.findall(r" loss=(\d+\.\d+)", done.stdout)]

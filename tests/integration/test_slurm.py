@@ -1,4 +1,4 @@
-"""Jobs on a real Slurm of two nodes: submitted, seen, stopped, cut off, requeued; train_llm.py trains there.
+"""Jobs on a real Slurm of two nodes: submitted, seen, stopped, cut off, requeued; and trainings.
 
 Jobs that must meet their time limit are begun first and looked at last: Slurm's limits are whole minutes.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.fab import FAB, ROOT, Fab, eventually
+from tests.integration.fab import BIGRAM, FAB, ROOT, Fab, eventually
 from tests.integration.jobs import bare_python, ok, status_of
 from tests.integration.slurm import Slurm, SlurmFab, wait_for
 from tests.support import require
@@ -51,14 +50,6 @@ if code and os.environ["RANK"] == "3":
     sys.exit(code)
 time.sleep(seconds)
 """
-# train_llm.py with steps of half a second: it trains for minutes beside the other tests and leaves them the cores.
-SLOW = """
-import runpy, sys, time, torch
-clip = torch.nn.utils.clip_grad_norm_
-torch.nn.utils.clip_grad_norm_ = lambda *words: (time.sleep(0.5), clip(*words))[1]
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +74,7 @@ def fab(slurm: Slurm) -> Iterator[Fab]:
 def _fab(slurm: Slurm) -> SlurmFab:
     made = SlurmFab(slurm)
     made.write("light.py", LIGHT)
-    made.write("slow.py", SLOW)
-    made.own(shutil.copy(ROOT / "train_llm.py", made.workdir))
+    made.take(*BIGRAM)
     return made
 
 
@@ -119,18 +109,10 @@ def limited(slurm: Slurm) -> Iterator[Fab]:
     """
     made = _fab(slurm)
     there = ("--nproc-per-node", "1", "--sbatch-arg=--nodelist=node1", "--signal-grace", "1")
-    training = (
-        "slow.py",
-        "train_llm.py",
-        *SMALL,
-        "--max-steps",
-        "1000000",
-        "--experiment-name",
-        "limited",
-        "--save-dir",
-        "saved",
-    )
-    submit(made, "saves", "--time", "2", *there, nodes=1, script=training)
+    names = ("--experiment-name", "limited", "--save-dir", "saved")
+    training = ("bigram.py", *SMALL, "--max-steps", "1000000", *names)
+    # It trains for minutes beside the other tests.
+    submit(made, "saves", "--time", "2", "--env", "PAUSE_S=0.5", *there, nodes=1, script=training)
     submit(made, "heedless", "--time", "1", *there, nodes=1, script=("light.py", "0", "600"))
     yield made
     made.close()
@@ -140,8 +122,8 @@ def limited(slurm: Slurm) -> Iterator[Fab]:
 
 
 def test_a_training_over_two_nodes_with_a_name_of_two_words(fab: Fab, slurm: Slurm) -> None:
-    words = ("--job-name", "my first training", "--env", "HF_HUB_OFFLINE=1", "--gpus-per-node", "0", "--follow")
-    script = ("--", "train_llm.py", *SMALL, "--experiment-name", "small run")
+    words = ("--job-name", "my first training", "--gpus-per-node", "0", "--follow")
+    script = ("--", "bigram.py", *SMALL, "--lr", "0.05", "--experiment-name", "small run")
     done = ok(fab("launch-slurm", "--name", "train", "--nodes", "2", *words, *script, timeout_s=120))
     assert {int(rank) for rank in re.findall(r"\] rank=(\d)", done.stdout)} == {0, 1, 2, 3}
     losses = [float(loss) for loss in re.findall(r" loss=(\d+\.\d+)", done.stdout)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import threading
@@ -17,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.integration.conftest import _up
-from tests.integration.fab import ROOT, Done, Fab, eventually
+from tests.integration.fab import BIGRAM, Done, Fab, eventually
 from tests.integration.jobs import ok, status_of
 from torchfab.rehearsal import Cluster
 
@@ -242,8 +241,7 @@ class Training:
 
     def __init__(self, fab: Fab, cache: Path) -> None:
         self.fab = fab
-        for script in ("train_llm.py", "tests/integration/bigram.py"):
-            fab.own(shutil.copy(ROOT / script, fab.workdir))
+        fab.take(*BIGRAM)
         self.cache = ("--dataset-cache-root", str(cache))
 
     def words(self, name: str, *words: str) -> tuple[str, ...]:

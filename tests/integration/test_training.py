@@ -30,7 +30,8 @@ ROOT = Path(__file__).parent.parent.parent
 PYTHON = sys.executable
 TORCHRUN = (PYTHON, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
 SMALL = ("--global-batch-size", "4", "--batch-size", "4", "--seq-length", "32", "--eval-size", "8", "--log-freq", "1")
-STEPS = "160"  # enough for ten kills; a launcher's step 20 needs the same schedule
+STEPS = "120"  # enough for ten kills
+FEW = "20"
 LAUNCHERS_OWN = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "OMPI_", "PMI_", "MPI_", "SLURM_", "TORCHELASTIC_")
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHERS_OWN)} | {
     "OMP_NUM_THREADS": "1",
@@ -188,6 +189,14 @@ def reference(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Experime
     return experiment
 
 
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Experiment:
+    """Return one uninterrupted training of a FEW steps on one process."""
+    experiment = Experiment(tmp_path_factory.mktemp("short"), cache)
+    experiment.run("--max-steps", FEW)
+    return experiment
+
+
 class TestResume:
     def test_killed_at_ten_moments_it_goes_on_as_if_nothing_had_happened(
         self, experiment: Experiment, reference: Experiment
@@ -297,19 +306,19 @@ class TestLaunchers:
         ],
     )
     def test_every_launcher_trains_the_same(
-        self, experiment: Experiment, reference: Experiment, tmp_path: Path, launcher: str, source: str
+        self, experiment: Experiment, short: Experiment, tmp_path: Path, launcher: str, source: str
     ) -> None:
         argv = argv_of(launcher, tmp_path)
         require(argv[0])
-        output = experiment.run("--max-steps", STEPS, "--ckpt-freq", "0", launcher=argv)
+        output = experiment.run("--max-steps", FEW, "--ckpt-freq", "0", launcher=argv)
         for rank in (0, 1):
             assert f"rank={rank} local_rank={rank} world_size=2 (from {source})" in output
-        assert experiment.losses()[20] == pytest.approx(reference.losses()[20], abs=1e-4)
+        assert experiment.losses()[20] == pytest.approx(short.losses()[20], abs=1e-4)
 
-    def test_one_python_per_gpu_trains_the_same(self, experiment: Experiment, reference: Experiment) -> None:
-        output = per_gpu(experiment, "--max-steps", STEPS, "--ckpt-freq", "0")
+    def test_one_python_per_gpu_trains_the_same(self, experiment: Experiment, short: Experiment) -> None:
+        output = per_gpu(experiment, "--max-steps", FEW, "--ckpt-freq", "0")
         assert "rank=1 local_rank=1 world_size=2 (from RANK)" in output
-        assert experiment.losses()[20] == pytest.approx(reference.losses()[20], abs=1e-4)
+        assert experiment.losses()[20] == pytest.approx(short.losses()[20], abs=1e-4)
 
 
 class TestData:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from tests.integration.fab import ROOT, Fab, eventually
+from tests.integration.fab import BIGRAM, Fab, eventually
 from tests.integration.jobs import ok, status_of
 
 PLACE = """
@@ -135,8 +134,7 @@ def head_pid(status: dict[str, Any]) -> int:
 
 def loss_at_step_20(fab: Fab, cache: Path, *way: str) -> float:
     """Train on both hosts, and return what rank 0 logged: after the first it tells what all ranks have learned."""
-    for name in ("train_llm.py", "tests/integration/bigram.py"):
-        fab.own(shutil.copy(ROOT / name, fab.workdir))
+    fab.take(*BIGRAM)
     script = ("bigram.py", *SMALL, str(cache), "--experiment-name", "one run")
     words = (*hosts(fab, *way), "--name", "train", "--follow", "--", *script)
     done = ok(fab(*words, timeout_s=240))
