@@ -133,7 +133,7 @@ PROGRAMS = {
     ),
     "python3, garbage": (
         "python3",
-        r"printf '\036zz\n'; head -c 100000 /dev/urandom",
+        r"printf '\036zz\n'; yes garbage | head -c 100000",
         "torchfab's program ended there",
     ),
     "python3, stuck": ("python3", "sleep 9", "the connection stands, but torchfab's program there gave no"),

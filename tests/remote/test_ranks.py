@@ -207,3 +207,18 @@ def test_what_a_rank_starts_after_it_overwrote_its_environment_is_no_rank(tmp_pa
     assert overwritten
     assert not new
     assert [each["pid"] for each in watch.ranks] == [rank.pid]
+
+
+def test_a_process_that_has_a_rank_only_at_the_first_of_two_looks_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with subprocess.Popen(["sleep", "600"], env={"PATH": os.environ["PATH"]}) as child:
+        wait_for(lambda: procfs.command_line(child.pid)[:1] == ["sleep"])
+        seen = [{"RANK": "3"}]  # as it is between fork and exec, and for one that ends
+        truth = procfs.environment
+        monkeypatch.setattr(procfs, "environment", lambda pid: seen.pop() if seen else truth(pid))
+        watch = RankWatch(str(tmp_path), child.pid)
+        new = watch.look()
+        child.kill()
+    assert not seen
+    assert (new, watch.ranks, watch.pidfds) == (False, [], {})

@@ -43,18 +43,18 @@ class RankWatch:
             # One that has overwritten its environment since (setproctitle does) stays one: what it starts is none.
             return (pid, procfs.start_time(pid)) in known or "RANK" in procfs.environment(pid)
 
-        # The first look at a process that has just forked may still see its parent's environment: the next one will
-        # not.
         found = procfs.find_below(self.root, is_rank)
-        new = [pid for pid in found if (pid, procfs.start_time(pid)) not in known]
-        for pid in new:
-            self._add(pid)
+        # The first look at a process that has just forked may still see its parent's environment: the second one will
+        # not. Nor does it see one that has ended since.
+        second = {pid: procfs.environment(pid) for pid in found if (pid, procfs.start_time(pid)) not in known}
+        new = {pid: env for pid, env in second.items() if "RANK" in env}
+        for pid, env in new.items():
+            self._add(pid, env)
         if new:
             self._save()
         return bool(new)
 
-    def _add(self, pid: int) -> None:
-        env = procfs.environment(pid)
+    def _add(self, pid: int, env: dict[str, str]) -> None:
         rank = {
             "rank": _number(env.get("RANK")),
             "local_rank": _number(env.get("LOCAL_RANK")),
