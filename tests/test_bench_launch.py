@@ -34,6 +34,13 @@ def test_what_was_measured_is_found_again_by_the_next_run(store: Store) -> None:
     assert Store(store.path).results == []
 
 
+def test_results_are_chosen_by_what_was_measured_too(store: Store) -> None:
+    for number, code in enumerate((0, 1)):
+        store.add({"part": "life", "round": number}, {"wall_s": 1.0 + number, "code": code})
+    assert store.median("wall_s", part="life", code=0) == 1.0
+    assert store.median("wall_s", part="life", code=9) is None
+
+
 def test_a_goal_is_judged_by_the_medians(store: Store) -> None:
     for number, (ours, theirs) in enumerate([(1.0, 2.0), (9.0, 2.5), (1.1, 9.0)]):
         add(store, tools.OURS, ours, number)

@@ -221,13 +221,17 @@ def draw(store: Store, path: Path) -> None:
     figure, axes = pyplot.subplots(2, len(compared), figsize=(5 * len(compared), 8), squeeze=False)
     for column, (kind, kex) in enumerate(compared):
         for axis, value, words in zip(axes[:, column], ("wall_s", "cpu_s"), ("wall", "client CPU"), strict=True):
-            for tool in TOOL_WORDS:
+            for number, tool in enumerate(TOOL_WORDS):
                 hosts = sorted(store.known("hosts", kind=kind, kex=kex, tool=tool))
                 medians = [store.median(value, kind=kind, kex=kex, tool=tool, hosts=count, code=0) for count in hosts]
                 points = [(count, median) for count, median in zip(hosts, medians, strict=True) if median]
-                style = {"linewidth": 2.5, "color": "black"} if tool == OURS else {}
+                # A tool has its colour in every picture, also where others are missing.
+                style = {"linewidth": 2.5, "color": "black"} if tool == OURS else {"color": f"C{number}"}
                 axis.plot(*zip(*points, strict=True), marker="o", label=tool, **style) if points else None
             axis.set(xscale="log", yscale="log", xlabel="hosts", ylabel=f"{words}, seconds", title=f"{kind}, {kex}")
+            counts = sorted(store.known("hosts", kind=kind, kex=kex))
+            axis.set_xticks(counts, [str(count) for count in counts])
+            axis.minorticks_off()
             axis.grid(alpha=0.3)
     axes[0][0].legend(fontsize=8)
     figure.tight_layout()

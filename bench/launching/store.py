@@ -42,10 +42,11 @@ class Store:
         self.path.write_text("".join(json.dumps(each) + "\n" for each in self.results))
 
     def select(self, **wanted: Any) -> Iterator[dict[str, Any]]:
-        """Yield the results whose keys hold these values, each with its key's entries beside its own."""
+        """Yield the results that hold these values, in their keys or beside them; each with its key's entries."""
         for each in self.results:
-            if all(each["key"].get(name) == value for name, value in wanted.items()):
-                yield {**each["key"], **each["values"]}
+            result = {**each["values"], **each["key"]}
+            if all(result.get(name) == value for name, value in wanted.items()):
+                yield result
 
     def median(self, value: str, **wanted: Any) -> float | None:
         """Return the median of a value over the rounds; None where nothing was measured."""
