@@ -17,7 +17,7 @@ def make_job(**values: Any) -> Job:
         "job_id": JOB_ID,
         "launcher": "per-node",
         "script": ("train.py", "--lr", "3e-4"),
-        "workdir": "/work",
+        "workdir": "/project",
         "python": "/venv/bin/python",
         "node_dir": "/scratch/torchfab",
     }

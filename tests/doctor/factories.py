@@ -12,11 +12,11 @@ from torchfab.doctor.report import Clock, Report, Seen, Wanted
 from torchfab.job import Node
 from torchfab.settings import Settings
 
-WANTED = Wanted(workdir="/work", python="python3", node_dir="/work/.torchfab")
+WANTED = Wanted(workdir="/project", python="python3", node_dir="/project/.torchfab")
 GIB = 1024**3
 _PLACE = {
-    "path": "/work",
-    "at": "/work",
+    "path": "/project",
+    "at": "/project",
     "exists": True,
     "enterable": True,
     "free": 100 * GIB,
@@ -53,7 +53,7 @@ def told(rank: int) -> dict[str, Any]:
         "gpus": {"devices": 2, "driver": "570.86.15", "cuda": "12.8", "gpus": [dict(GPU), dict(GPU)], "problem": ""},
         "tmux": {"version": "3.3", "oldest": "3.2"},
         "places": {
-            "node_dir": {**_PLACE, "path": "/work/.torchfab", "token": "", "problem": ""},
+            "node_dir": {**_PLACE, "path": "/project/.torchfab", "token": "", "problem": ""},
             "workdir": dict(_PLACE),
             "tmp": {**_PLACE, "path": "/tmp", "problem": ""},
             "shm": {**_PLACE, "path": "/dev/shm", "filesystem": "tmpfs"},

@@ -13,7 +13,7 @@ from torchfab.doctor.glance import warnings
 from torchfab.job import Node
 from torchfab.remote.glance import holders_in
 
-DISK = {"path": "/work/.torchfab", "free": 2**40, "free_files": 10**6}
+DISK = {"path": "/project/.torchfab", "free": 2**40, "free_files": 10**6}
 NODES = [Node(rank, f"node{rank + 1}") for rank in range(4)]
 
 

@@ -2,7 +2,7 @@
 # nodes: 2 (node[1-2])
 # ranks: 4 (2 per node)
 # master: node1:5001
-# workdir: /work
+# workdir: /project
 # python: /venv/bin/python
 # a note
 
@@ -22,7 +22,7 @@ exec /venv/bin/python -m torch.distributed.run "$@"
 FILE
 chmod 700 /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/bin/torchrun
 cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/run.sh <<'RUN'
-cd /work || exit
+cd /project || exit
 export PYTHONUNBUFFERED=1
 export OMP_NUM_THREADS=1
 export NCCL_DEBUG=INFO
@@ -55,7 +55,7 @@ exec /venv/bin/python -m torch.distributed.run "$@"
 FILE
 chmod 700 /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/bin/torchrun
 cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/run.sh <<'RUN'
-cd /work || exit
+cd /project || exit
 export PYTHONUNBUFFERED=1
 export OMP_NUM_THREADS=1
 export NCCL_DEBUG=INFO
@@ -132,7 +132,7 @@ exec /venv/bin/python -I -S /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/ssh
 FILE
 chmod 700 /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/bin/ssh
 cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/run.sh <<'RUN'
-cd /work || exit
+cd /project || exit
 export PYTHONUNBUFFERED=1
 export TORCHFAB_JOB_ID=gpt2-0a1b2c3d
 export TORCHFAB_NODE_RANK=0

@@ -2,7 +2,7 @@
 # nodes: 2 (node[1-2])
 # ranks: 4 (2 per node)
 # master: node1:5001
-# workdir: /work
+# workdir: /project
 # python: /venv/bin/python
 # a note
 
@@ -25,7 +25,7 @@ exec /venv/bin/python -I -S /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/ra
 FILE
 chmod 700 /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/bin/rank
 cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/run.sh <<'RUN'
-cd /work || exit
+cd /project || exit
 export PYTHONUNBUFFERED=1
 export OMP_NUM_THREADS=1
 export NCCL_DEBUG=INFO
@@ -60,7 +60,7 @@ exec /venv/bin/python -I -S /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/ra
 FILE
 chmod 700 /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/bin/rank
 cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/run.sh <<'RUN'
-cd /work || exit
+cd /project || exit
 export PYTHONUNBUFFERED=1
 export OMP_NUM_THREADS=1
 export NCCL_DEBUG=INFO
@@ -136,7 +136,7 @@ exec /venv/bin/python -I -S /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/ssh
 FILE
 chmod 700 /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/bin/ssh
 cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/run.sh <<'RUN'
-cd /work || exit
+cd /project || exit
 export PYTHONUNBUFFERED=1
 export DS_ENV_FILE=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/deepspeed_env
 export TORCHFAB_JOB_ID=gpt2-0a1b2c3d

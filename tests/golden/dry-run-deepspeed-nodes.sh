@@ -2,7 +2,7 @@
 # nodes: 2 (node[1-2])
 # ranks: 4 (2 per node)
 # master: node1:5001
-# workdir: /work
+# workdir: /project
 # python: /venv/bin/python
 # a note
 
@@ -15,7 +15,7 @@ node1 slots=2
 node2 slots=2
 FILE
 cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/run.sh <<'RUN'
-cd /work || exit
+cd /project || exit
 export PYTHONUNBUFFERED=1
 export OMP_NUM_THREADS=1
 export NCCL_DEBUG=INFO
@@ -46,7 +46,7 @@ node1 slots=2
 node2 slots=2
 FILE
 cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/run.sh <<'RUN'
-cd /work || exit
+cd /project || exit
 export PYTHONUNBUFFERED=1
 export OMP_NUM_THREADS=1
 export NCCL_DEBUG=INFO

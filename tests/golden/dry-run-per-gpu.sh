@@ -2,7 +2,7 @@
 # nodes: 2 (node[1-2])
 # ranks: 3
 # master: node1:5001
-# workdir: /work
+# workdir: /project
 # python: /venv/bin/python
 
 # node 0: node1
@@ -14,7 +14,7 @@ mkdir -p /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/rank-0/errors
 : > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/rank-0/run.sh
 printf 'export HF_TOKEN=%q\n' "$HF_TOKEN" >> /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/rank-0/run.sh
 cat >> /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/rank-0/run.sh <<'RUN'
-cd /work || exit
+cd /project || exit
 export PYTHONUNBUFFERED=1
 export OMP_NUM_THREADS=1
 export CUDA_VISIBLE_DEVICES=0,3
@@ -34,7 +34,7 @@ mkdir -p /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/rank-1/errors
 : > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/rank-1/run.sh
 printf 'export HF_TOKEN=%q\n' "$HF_TOKEN" >> /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/rank-1/run.sh
 cat >> /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/rank-1/run.sh <<'RUN'
-cd /work || exit
+cd /project || exit
 export PYTHONUNBUFFERED=1
 export OMP_NUM_THREADS=1
 export CUDA_VISIBLE_DEVICES=0,3
@@ -64,7 +64,7 @@ mkdir -p /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/rank-2/errors
 : > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/rank-2/run.sh
 printf 'export HF_TOKEN=%q\n' "$HF_TOKEN" >> /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/rank-2/run.sh
 cat >> /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/rank-2/run.sh <<'RUN'
-cd /work || exit
+cd /project || exit
 export PYTHONUNBUFFERED=1
 export OMP_NUM_THREADS=1
 export TORCHFAB_JOB_ID=gpt2-0a1b2c3d

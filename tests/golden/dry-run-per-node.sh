@@ -2,7 +2,7 @@
 # nodes: 2 (node[1-2])
 # ranks: 4 (2 per node)
 # master: node1:5001
-# workdir: /work
+# workdir: /project
 # python: /venv/bin/python
 # a note
 
@@ -11,7 +11,7 @@ ssh -- node1 bash -s <<'TORCHFAB'
 umask 077
 mkdir -p /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/logs /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/errors
 cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/run.sh <<'RUN'
-cd /work || exit
+cd /project || exit
 export PYTHONUNBUFFERED=1
 export OMP_NUM_THREADS=1
 export NCCL_DEBUG=INFO
@@ -39,7 +39,7 @@ ssh -- node2 bash -s <<'TORCHFAB'
 umask 077
 mkdir -p /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/logs /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/errors
 cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/run.sh <<'RUN'
-cd /work || exit
+cd /project || exit
 export PYTHONUNBUFFERED=1
 export OMP_NUM_THREADS=1
 export NCCL_DEBUG=INFO

@@ -21,7 +21,7 @@ from tests.integration.warm import Parent
 from torchfab.rehearsal import Cluster
 from torchfab.rehearsal.processes import Process
 
-ROOT = Path(__file__).parents[2]
+ROOT = warm.ROOT
 FAB = Path(sys.executable).with_name("fab")
 TMUX_SESSIONS = ("tmux", "-L", "torchfab", "list-sessions", "-F", "#{session_name}")
 BIGRAM = ("train_llm.py", "tests/integration/bigram.py")  # what a training with bigram.py needs
@@ -62,7 +62,7 @@ class Fab:
         self.cluster = cluster
         self.base = Path(tempfile.mkdtemp(prefix="fab-", dir=cluster.layout.launch.home))
         self.folder = self.base / name
-        self.records, self.workdir = self.folder / "records", self.folder / "work"
+        self.records, self.workdir = self.folder / "records", self.folder / "project"
         self.node_dir = self.workdir / ".torchfab"
         self.workdir.mkdir(parents=True)
         self.write("light.py", LIGHT_SCRIPT)

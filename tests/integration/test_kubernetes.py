@@ -36,7 +36,7 @@ class KubeFab:
 
     def __init__(self, api: API, machines: Machines, folder: Path) -> None:
         self.api, self.machines, self.folder = api, machines, folder
-        self.workdir = folder / "work"
+        self.workdir = folder / "project"
         self.workdir.mkdir()
         (folder / "kubeconfig").write_text(api.kubeconfig())
 

@@ -70,7 +70,7 @@ def test_two_nodes_are_this_plan() -> None:
             "nodes": "2 (node[1-2])",
             "ranks": "16 (8 per node)",
             "master": "node1:29400 (a free port of node1)",
-            "workdir": "/work",
+            "workdir": "/project",
             "python": "/venv/bin/python",
         },
         min_nodes=2,

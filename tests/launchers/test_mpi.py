@@ -129,7 +129,7 @@ def test_open_mpi_on_two_nodes_is_this_plan() -> None:
             "ranks": "4 (2 per node)",
             "versions": "mpirun.openmpi 4.1.4, torch 2.13.0",
             "master": "node1:29400 (a free port of node1)",
-            "workdir": "/work",
+            "workdir": "/project",
             "python": "/venv/bin/python",
         },
         min_nodes=2,

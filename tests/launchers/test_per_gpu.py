@@ -69,7 +69,7 @@ def test_five_lines_over_two_hosts_are_this_plan() -> None:
             "nodes": "2 (a,b)",
             "ranks": "5",
             "master": "b:29400 (a free port of b)",
-            "workdir": "/work",
+            "workdir": "/project",
             "python": "/venv/bin/python",
         },
         min_nodes=2,

@@ -50,8 +50,8 @@ def full_job() -> Job:
         "script": ("train.py", "--name", "my run", "--lr", "3e-4", "-x"),
         "env": {"NCCL_DEBUG": "INFO", "A": "b c"},
         "secrets": {"HF_TOKEN": "open sesame"},
-        "workdir": "/work/a folder",
-        "node_dir": "/work/a folder/.torchfab",
+        "workdir": "/project/a folder",
+        "node_dir": "/project/a folder/.torchfab",
     }
     flags = {"partition": "gpu", "account": "lab", "qos": "high", "time": "1-12:00", "constraint": "a100&ib"}
     more = {
@@ -80,7 +80,7 @@ def test_the_file_passes_bash_and_shellcheck(tmp_path: Path) -> None:
 def test_a_submission_says_what_the_runtime_needs_and_holds_no_secret() -> None:
     submission = slurm.plan(full_job())
     assert (submission.nodes, submission.world_size) == (2, 16)
-    assert submission.details["folder"] == f"/work/a folder/.torchfab/jobs/{JOB_ID}"
+    assert submission.details["folder"] == f"/project/a folder/.torchfab/jobs/{JOB_ID}"
     assert {"partition", "time", "mem", "output"} <= set(submission.details["options"])
     assert "open sesame" not in submission.text + json.dumps(dict(submission.details)) + str(submission.chosen)
 
@@ -165,7 +165,7 @@ def test_what_is_not_said_is_not_in_the_file() -> None:
         "requeue",
         "open-mode=append",
         f"output={FOLDER}/slurm.log",
-        "chdir=/work",
+        "chdir=/project",
         "export=ALL",
     ]
 
