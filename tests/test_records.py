@@ -394,6 +394,9 @@ def test_another_attempt_keeps_the_record_of_the_one_before(records: Records) ->
     kept = records.attempt(second, "1")
     assert (kept.job_id, kept.created, kept.last_seen()["code"]) == (first.job_id, 1000.0, 7)
     assert records.earlier(second) == [kept]
+    path = kept.folder / "record.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 9}))  # as another torchfab writes it
+    assert records.earlier(second) == []
     assert [record.job_id for record in records.all()] == ["gpt2-second"]
     assert {mode(path) for path in kept.folder.iterdir()} == {0o600}
 

@@ -139,7 +139,7 @@ class Records:
         for number in range(1, record.attempt):
             try:
                 found.append(self.attempt(record, str(number)))
-            except UsageError:
+            except TorchfabError:
                 continue
         return found
 
