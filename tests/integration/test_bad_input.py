@@ -193,7 +193,7 @@ def test_a_port_in_use_is_refused(fab: Fab) -> None:
 
 
 ELSEWHERE = {
-    "the script": ("work", (), "light.py does not exist"),
+    "the script": ("project", (), "light.py does not exist"),
     "the workdir": ("", (), "/work does not exist"),
     "python": ("bin", ("--python", "{folder}/bin/python"), "there is no {folder}/bin/python"),
 }
