@@ -194,7 +194,7 @@ def test_a_port_in_use_is_refused(fab: Fab) -> None:
 
 ELSEWHERE = {
     "the script": ("project", (), "light.py does not exist"),
-    "the workdir": ("", (), "/work does not exist"),
+    "the workdir": ("", (), "/project does not exist"),
     "python": ("bin", ("--python", "{folder}/bin/python"), "there is no {folder}/bin/python"),
 }
 
