@@ -57,5 +57,65 @@ def test_no_more_than_the_limit_are_at_work(limit: int) -> None:
     assert most[0] <= limit
 
 
+def test_who_is_slow_and_gets_on_is_not_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More at once would make each slower still, where what they share is what makes them slow."""
+    monkeypatch.setattr(fanout, "STUCK_S", 0.2)
+    lock, now, most = threading.Lock(), [0], [0]
+
+    def act(_: int) -> None:
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        for _ in range(20):
+            time.sleep(0.02)
+            fanout.moved()
+        with lock:
+            now[0] -= 1
+
+    assert len(list(fan_out(range(6), act, 2))) == 6
+    assert most[0] == 2
+
+
+def test_those_that_were_stuck_are_not_added_to_the_others_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fanout, "STUCK_S", 0.05)
+    release, lock, now, most = threading.Event(), threading.Lock(), [0], [0]
+
+    def act(item: int) -> None:
+        if item < 2:
+            release.wait(20)
+            return
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        release.set()  # the first of those that take over lets the stuck ones go on
+        time.sleep(0.01)
+        with lock:
+            now[0] -= 1
+
+    assert len(list(fan_out(range(40), act, 2))) == 40
+    assert most[0] == 2
+
+
+def test_many_silent_ones_take_four_times_the_threads_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fanout, "STUCK_S", 0.02)
+    release, begun = threading.Event(), [0]
+    lock, seen = threading.Lock(), [0]
+
+    def act(_: int) -> None:
+        with lock:
+            begun[0] += 1
+        release.wait(20)
+
+    def let_go() -> None:
+        seen[0] = begun[0]
+        release.set()
+
+    timer = threading.Timer(1.0, let_go)
+    timer.start()
+    assert len(list(fan_out(range(20), act, 2))) == 20
+    timer.join()
+    assert seen[0] == 8
+
+
 def test_nothing_to_do_is_done() -> None:
     assert list(fan_out([], str, 4)) == []

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# When nobody has been done for so long, all threads are stuck with silent hosts: the others get threads of their own.
+# When nobody has got any further for so long, all threads are stuck with silent hosts: the others get threads of their
+# own, as long as that is so.
 STUCK_S = 2.0
 MOST_TIMES = 4
+
+_here = threading.local()
+
+
+def moved() -> None:
+    """Tell the `fan_out` in whose thread this is called that its host got a step further: it is slow, not silent."""
+    crew = getattr(_here, "crew", None)
+    if crew is not None:
+        crew.moved_at = time.monotonic()
 
 
 def fan_out(
@@ -20,41 +31,76 @@ def fan_out(
 ) -> Iterator[tuple[Item, Result | Exception]]:
     """Call `act` on every item in `limit` threads; yield each item with its result, or its exception.
 
-    A slow item delays no other: while all threads wait for slow ones, up to 4 times as many are started. The threads
-    are daemons: after Ctrl-C the program does not wait for a host that is silent.
+    A silent item delays no other: while no thread gets any further (`moved` says that one did), up to 4 times as many
+    are at work. Where all are merely slow, more at once would make each slower still. The threads are daemons: after
+    Ctrl-C the program does not wait for a host that is silent.
     """
-    waiting: queue.SimpleQueue[Item] = queue.SimpleQueue()
-    done: queue.SimpleQueue[tuple[Item, Result | Exception]] = queue.SimpleQueue()
-    count = 0
-    for item in items:
-        waiting.put(item)
-        count += 1
+    crew = _Crew(items, act, limit)
+    count = crew.waiting.qsize()
+    crew.start(limit)
+    for _ in range(count):
+        yield crew.next_done()
 
-    def work() -> None:
+
+class _Crew(Generic[Item, Result]):
+    """The threads of one fan_out, what waits for them, and what they have done."""
+
+    def __init__(self, items: Iterable[Item], act: Callable[[Item], Result], limit: int) -> None:
+        self.act, self.limit = act, limit
+        self.waiting: queue.SimpleQueue[Item] = queue.SimpleQueue()
+        self.done: queue.SimpleQueue[tuple[Item, Result | Exception]] = queue.SimpleQueue()
+        for item in items:
+            self.waiting.put(item)
+        self.moved_at = time.monotonic()
+        self.lock = threading.Lock()
+        self.at_work = 0
+        # Threads are relieved by younger ones when all are stuck; who was relieved leaves when it comes back.
+        self.generation = 0
+        self.to_leave = 0
+
+    def start(self, threads: int) -> None:
+        """Start so many threads, and no more than there are items for."""
+        for _ in range(min(threads, self.waiting.qsize())):
+            with self.lock:
+                self.at_work += 1
+            threading.Thread(target=self._work, args=[self.generation], daemon=True).start()
+
+    def next_done(self) -> tuple[Item, Result | Exception]:
+        """Return what is done next; while all are stuck, others take over what waits."""
         while True:
             try:
-                item = waiting.get_nowait()
+                return self.done.get(timeout=max(0.0, self.moved_at + STUCK_S - time.monotonic()))
             except queue.Empty:
-                return
+                if time.monotonic() >= self.moved_at + STUCK_S:
+                    self._relieve()
+
+    def _relieve(self) -> None:
+        self.moved_at = time.monotonic()
+        with self.lock:
+            more = min(self.limit, MOST_TIMES * self.limit - self.at_work, self.waiting.qsize())
+            self.generation += 1
+            self.to_leave += more
+        self.start(more)
+
+    def _work(self, generation: int) -> None:
+        _here.crew = self
+        while (item := self._take(generation)) is not None:
             try:
-                done.put((item, act(item)))
+                result: Result | Exception = self.act(item[0])
             except Exception as error:
-                done.put((item, error))
+                result = error
+            self.moved_at = time.monotonic()
+            self.done.put((item[0], result))
 
-    def start(threads: int) -> int:
-        for _ in range(threads):
-            threading.Thread(target=work, daemon=True).start()
-        return threads
-
-    started = start(min(limit, count))
-    for _ in range(count):
-        while (result := _within(done, STUCK_S)) is None:
-            started += start(min(limit, waiting.qsize(), MOST_TIMES * limit - started))
-        yield result
-
-
-def _within(done: queue.SimpleQueue[Item], seconds: float) -> Item | None:
-    try:
-        return done.get(timeout=seconds)
-    except queue.Empty:
-        return None
+    def _take(self, generation: int) -> tuple[Item] | None:
+        """Return the next item for a thread of a generation; None when it is to end."""
+        with self.lock:
+            relieved = generation < self.generation and self.to_leave > 0
+            try:
+                if not relieved:
+                    return (self.waiting.get_nowait(),)
+            except queue.Empty:
+                pass
+            self.to_leave -= relieved
+            self.at_work -= 1
+            return None

@@ -17,7 +17,6 @@ from torchfab.errors import HostError
 from torchfab.job import Node
 
 FRAME = re.compile(rb"\x1e(\d{1,12})\n")
-_TURN_S = 0.2  # how long one thread may wait for an answer before it sees whether another one has asked since
 MOST_ANSWER_BYTES = 64 * 1024 * 1024
 
 
@@ -52,9 +51,11 @@ class Session:
         self.heard = time.monotonic()
         self.arrived = bytearray()
         self.asked = 0
+        self.early: dict[int, dict[str, Any]] = {}  # by number: the answer that a thread got which waited for another
         self.answered = False
         self.op = ""
-        self.lock = threading.Lock()
+        self.asking = threading.Lock()  # held while a request is sent
+        self.reading = threading.Lock()  # held while one thread waits for what arrives
         try:
             self.pipe.write(bundle.packed())
         except OSError as error:
@@ -68,32 +69,49 @@ class Session:
         HostError
             No answer within `timeout_s` seconds, the program on the node ended, or another thread has asked since.
         """
+        return self.answer(self.post(request), timeout_s)
+
+    def answer(self, number: int, timeout_s: float) -> dict[str, Any]:
+        """Return the answer to the request that `post` gave this number.
+
+        Where another thread waits for the answer to an earlier request, that one gets the first frame that comes, and
+        gives up: nobody has to look up in between to see whether something else was asked.
+
+        Raises
+        ------
+        HostError
+            As of `ask`.
+        """
         deadline = time.monotonic() + timeout_s
-        with self.lock:
-            number = self.post(request)
-        while time.monotonic() < deadline:
-            with self.lock:
+        while self.reading.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            try:
+                frame = self.early.pop(number, None) or self._read_frame(deadline - time.monotonic())
+                if frame and frame.get("of") == number:
+                    return frame
                 if number != self.asked:
+                    self.early = {self.asked: frame} if frame and frame.get("of") == self.asked else {}
                     raise HostError("it was asked something else meanwhile")
-                frame = self._read_frame(min(_TURN_S, deadline - time.monotonic()))
-            if frame and frame.get("of") == number:  # and not what we no longer waited for
-                return frame
+            finally:
+                self.reading.release()
+            if time.monotonic() >= deadline:
+                break
         what = "no answer" if self.answered else "the connection stands, but torchfab's program there gave no answer"
         raise HostError(
             f"{what} within {timeout_s:g} s", "see whether the node is overloaded, or its disk or home folder hangs"
         )
 
     def post(self, request: Mapping[str, Any]) -> int:
-        """Send a request, and return its number; its answers are taken with `take`."""
-        self.asked += 1
-        self.op = str(request.get("op", ""))
-        self.heard = time.monotonic()
-        marked = {**request, "number": self.asked, "pulse_s": self.silence_s / 4}
-        try:
-            self.pipe.write(json.dumps(marked).encode() + b"\n")
-        except OSError as error:
-            raise self._ended() from error
-        return self.asked
+        """Send a request, and return its number; what it is answered is taken with `answer`, a stream with `take`."""
+        with self.asking:
+            self.asked += 1
+            self.op = str(request.get("op", ""))
+            self.heard = time.monotonic()
+            marked = {**request, "number": self.asked, "pulse_s": self.silence_s / 4}
+            try:
+                self.pipe.write(json.dumps(marked).encode() + b"\n")
+            except OSError as error:
+                raise self._ended() from error
+            return self.asked
 
     def take(self, timeout_s: float = 0.0) -> list[dict[str, Any]]:
         """Return the frames that have arrived, waiting at most `timeout_s` seconds for a first one.

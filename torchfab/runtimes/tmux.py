@@ -5,6 +5,7 @@ A node is reached over SSH or, for `localhost`, through a local process.
 
 from __future__ import annotations
 
+import itertools
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -175,35 +176,49 @@ def start(plan: Plan, prepared: Prepared, progress: Progress) -> None:
     HostsFailedError
         With one reason for each node that failed. Nothing of the job runs then, unless the message says where.
     """
-    started = 0
-    reasons: dict[str, TorchfabError] = {}
-    nodes = [each.node for each in plan.nodes]
     timeout_s = prepared.settings.start_timeout_s
     answer_s = timeout_s + min(timeout_s, 5)  # the node itself says what did not come in time
+    posted: dict[int, int] = {}
 
-    def act(each: NodePlan) -> Mapping[str, Any]:
+    def bring_up(each: NodePlan) -> Mapping[str, Any]:
         return prepared.sessions[each.node.rank].ask(start_request(plan, each, timeout_s), answer_s)
 
-    def keep(each: NodePlan) -> Mapping[str, Any]:
-        return prepared.sessions[each.node.rank].ask({"op": "keep"}, answer_s)
+    def let_begin(each: NodePlan) -> Mapping[str, Any]:
+        posted[each.node.rank] = prepared.sessions[each.node.rank].post({"op": "keep"})
+        return {}
 
+    def confirm(each: NodePlan) -> Mapping[str, Any]:
+        return prepared.sessions[each.node.rank].answer(posted[each.node.rank], answer_s)
+
+    # All of a wave are told before any is waited for: the last begins as soon after the first as the messages leave.
+    phases: Mapping[str, tuple[_Step, ...]] = {"starting": (bring_up,), "confirming": (let_begin, confirm)}
     try:
-        for phase, step in (("starting", act), ("confirming", keep)):
-            for wave in plan.waves:
-                for each, answer in fan_out(wave, step, prepared.settings.fanout):
-                    problem = problem_in(answer)
-                    if problem:
-                        reasons[each.node.label] = problem
-                    started += phase == "starting" and not problem
-                    progress(phase, started, len(nodes))
-                if reasons:
-                    outcome = _OUTCOMES[phase]
-                    raise HostsFailedError(_failed_words(reasons, nodes, outcome), _in_order(reasons, nodes))
+        for phase, wave in itertools.product(phases, plan.waves):
+            for step in phases[phase]:
+                _take_step(phase, step, wave, plan, prepared, progress)
     except BaseException as error:  # Ctrl-C too
         problem = _say_what_is_left(error, _roll_back(plan, prepared), plan)
         if problem is None:
             raise
         raise problem from None
+
+
+_Step = Callable[[NodePlan], Mapping[str, Any]]
+
+
+def _take_step(
+    phase: str, step: _Step, wave: Sequence[NodePlan], plan: Plan, prepared: Prepared, progress: Progress
+) -> None:
+    """Take one step on the nodes of a wave at once, or raise with the reasons of those on which it failed."""
+    reasons: dict[str, TorchfabError] = {}
+    nodes = [each.node for each in plan.nodes]
+    for done, (each, answer) in enumerate(fan_out(wave, step, prepared.settings.fanout), 1):
+        problem = problem_in(answer)
+        if problem:
+            reasons[each.node.label] = problem
+        progress(phase, done - len(reasons), len(wave))
+    if reasons:
+        raise HostsFailedError(_failed_words(reasons, nodes, _OUTCOMES[phase]), _in_order(reasons, nodes))
 
 
 def _say_what_is_left(error: BaseException, unsure: Sequence[str], plan: Plan) -> TorchfabError | None:

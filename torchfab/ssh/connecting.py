@@ -183,13 +183,6 @@ def guard(connection: Connection) -> Rules:
     return rules
 
 
-def let_sleep(connection: Connection) -> None:
-    """Let paramiko's reading thread look up once a second, not ten times: for 1000 open connections that is a core."""
-    way = connection.transport.sock
-    if isinstance(way, socket.socket):
-        way.settimeout(1.0)
-
-
 def host_key(connection: Connection) -> tuple[Rules, Any]:
     """Return the key that a host shows, and the rules for it, without logging in there; hosts before it are open."""
     rules = guard(connection)

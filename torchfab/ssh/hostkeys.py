@@ -14,15 +14,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar
 
 import paramiko
-from paramiko.kex_curve25519 import KexCurve25519
 
 from torchfab.errors import HostError
 from torchfab.ssh import hostcerts, knownhosts
 from torchfab.ssh.knownhosts import KnownFile, Line, Verdict
 from torchfab.ssh.routes import Route
+from torchfab.ssh.transport import Transport
 
 USER_FILES = ("~/.ssh/known_hosts", "~/.ssh/known_hosts2")
 SYSTEM_FILES = ("/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2")
@@ -256,30 +255,6 @@ def _introduction(rules: Rules) -> str:
 
 
 # ---- how it is asked for
-
-
-def _with_both_names(algorithms: Sequence[str]) -> tuple[str, ...]:
-    place = algorithms.index("curve25519-sha256@libssh.org")
-    return (*algorithms[:place], "curve25519-sha256", *algorithms[place:])
-
-
-class Transport(paramiko.Transport):
-    """paramiko's, which asks a server first for keys that are known, and knows curve25519-sha256 by both its names.
-
-    RFC 8731 gave the algorithm the name without `@libssh.org`; servers may offer only that one.
-    """
-
-    _kex_info: ClassVar[Any] = {**paramiko.Transport._kex_info, "curve25519-sha256": KexCurve25519}  # type: ignore[attr-defined]
-    _preferred_kex: ClassVar[Any] = _with_both_names(paramiko.Transport._preferred_kex)  # type: ignore[attr-defined]
-
-    def __init__(self, sock: Any, host_key_types: Sequence[str] = (), **kwargs: Any) -> None:
-        self.host_key_types = tuple(host_key_types) or tuple(paramiko.Transport._preferred_keys)  # type: ignore[attr-defined]
-        super().__init__(sock, **kwargs)
-
-    @property
-    def preferred_keys(self) -> tuple[str, ...]:
-        """The host key algorithms, the best first."""
-        return self.host_key_types
 
 
 def wanted_types(lines: Sequence[Line], algorithms: str = "") -> tuple[str, ...]:

@@ -7,9 +7,10 @@ administrator has to look.
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
+
+from torchfab import deadlines, fanout
 
 # What a server owes at each step, as the end of "no answer from HOST within 10 s: ...".
 BANNER = "it accepted the connection, and sent no SSH banner"
@@ -55,13 +56,12 @@ class Patience:
     @contextlib.contextmanager
     def at_most(self, seconds: float, step: str = "") -> Iterator[None]:
         """Hang up unless the block has ended within so many seconds."""
-        timer = threading.Timer(seconds, self._give_up, [step])
-        timer.daemon = True
-        timer.start()
+        deadline = deadlines.after(seconds, lambda: self._give_up(step))
         try:
             yield
+            fanout.moved()
         finally:
-            timer.cancel()
+            deadline.cancel()
 
     def _give_up(self, step: str) -> None:
         self.stuck = step or self.step()

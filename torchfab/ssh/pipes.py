@@ -101,7 +101,7 @@ class SSHPipe:
         open_way(connection)
         connecting.guard(connection)
         self.patience = log_in(connection)
-        connecting.let_sleep(connection)
+        connection.transport.let_sleep()
         connection.transport.set_keepalive(15)
         with self.patience.at_most(connection.timeout_s, patience.CHANNEL):
             self.channel = connection.transport.open_session(timeout=connection.timeout_s + 1)

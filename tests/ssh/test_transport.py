@@ -1,0 +1,129 @@
+"""The transport, against paramiko's own server over a pair of sockets."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import paramiko
+import pytest
+from paramiko.common import AUTH_FAILED, AUTH_SUCCESSFUL, OPEN_SUCCEEDED
+
+from torchfab.ssh.transport import Transport
+
+
+class Anyone(paramiko.ServerInterface):
+    """A server that lets one key in."""
+
+    def __init__(self, key: paramiko.PKey) -> None:
+        self.key = key
+
+    def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:
+        return AUTH_SUCCESSFUL if key == self.key else AUTH_FAILED
+
+    def get_allowed_auths(self, username: str) -> str:
+        return "publickey"
+
+    def check_channel_request(self, kind: str, chanid: int) -> int:
+        return OPEN_SUCCEEDED
+
+
+@pytest.fixture(scope="module")
+def key() -> paramiko.PKey:
+    return paramiko.RSAKey.generate(2048)
+
+
+@pytest.fixture
+def sockets() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    yield ours, theirs
+    ours.close()
+    theirs.close()
+
+
+@pytest.fixture
+def server(sockets: tuple[socket.socket, socket.socket], key: paramiko.PKey) -> Iterator[paramiko.Transport]:
+    made = paramiko.Transport(sockets[1])
+    made.add_server_key(key)
+    made.start_server(threading.Event(), Anyone(key))
+    yield made
+    made.close()
+    made.join(10)
+
+
+@pytest.mark.usefixtures("server")
+def test_a_connection_is_one_thread_from_its_beginning_to_its_end(
+    sockets: tuple[socket.socket, socket.socket], key: paramiko.PKey
+) -> None:
+    before = set(threading.enumerate())
+    client = Transport(sockets[0])
+    client.start_client(timeout=20)
+    client.auth_publickey("me", key)
+    client.open_session(timeout=20)
+    ours = [each for each in threading.enumerate() if each not in before and not isinstance(each, paramiko.Transport)]
+    own = {each for each in set(threading.enumerate()) - before if isinstance(each, Transport)}
+    client.close()
+    assert own == {client}
+    assert not [each for each in ours if not each.daemon], "a timer for each connection"
+
+
+@pytest.mark.usefixtures("server")
+def test_a_connection_that_sleeps_ends_at_once_when_it_is_closed(
+    sockets: tuple[socket.socket, socket.socket], key: paramiko.PKey
+) -> None:
+    client = Transport(sockets[0])
+    client.start_client(timeout=20)
+    client.auth_publickey("me", key)
+    client.let_sleep()
+    time.sleep(0.3)  # it sleeps
+    begun = time.monotonic()
+    client.close()
+    client.join(10)
+    assert not client.is_alive()
+    assert time.monotonic() - begun < 3, "it slept on"
+
+
+@pytest.mark.usefixtures("server")
+def test_a_key_that_is_refused_is_told(sockets: tuple[socket.socket, socket.socket]) -> None:
+    client = Transport(sockets[0])
+    client.start_client(timeout=20)
+    with pytest.raises(paramiko.AuthenticationException):
+        client.auth_publickey("me", paramiko.RSAKey.generate(2048))
+    client.close()
+
+
+def test_a_server_that_hangs_up_in_the_key_exchange_is_told(sockets: tuple[socket.socket, socket.socket]) -> None:
+    sockets[1].sendall(b"SSH-2.0-x\r\n")
+    client = Transport(sockets[0])
+    threading.Timer(0.2, lambda: sockets[1].shutdown(socket.SHUT_RDWR)).start()
+    begun = time.monotonic()
+    with pytest.raises((paramiko.SSHException, EOFError)):
+        client.start_client(timeout=20)
+    assert time.monotonic() - begun < 10
+
+
+def test_a_server_that_sends_no_banner_is_told_in_time(sockets: tuple[socket.socket, socket.socket]) -> None:
+    client = Transport(sockets[0])
+    client.banner_timeout = 0.5
+    with pytest.raises(paramiko.SSHException, match="banner"):
+        client.start_client(timeout=5)
+
+
+def test_a_login_that_is_not_answered_is_told_in_time(
+    sockets: tuple[socket.socket, socket.socket], key: paramiko.PKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent = paramiko.Transport(sockets[1])
+    silent.add_server_key(key)
+    release = threading.Event()
+    monkeypatch.setattr(Anyone, "check_auth_publickey", lambda *_: release.wait(20) and AUTH_FAILED)
+    silent.start_server(threading.Event(), Anyone(key))
+    client = Transport(sockets[0])
+    client.start_client(timeout=20)
+    client.auth_timeout = 0.3
+    with pytest.raises(paramiko.AuthenticationException, match="timeout"):
+        client.auth_publickey("me", key)
+    client.close()
+    release.set()
+    silent.close()

@@ -1,0 +1,83 @@
+"""Deadlines: what is to be called when a step takes too long; one thread waits for all of them.
+
+A threading.Timer would be a thread for each, and every step of each of a thousand connections has one.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+import time
+from collections.abc import Callable
+
+
+class Deadline:
+    """A call that is made at its time, unless it was cancelled before.
+
+    Parameters
+    ----------
+    at : float
+        When, by time.monotonic.
+    act : callable
+        What is called then, in a thread of its own: it may take long.
+    """
+
+    def __init__(self, at: float, act: Callable[[], object]) -> None:
+        self.at, self._act = at, act
+        self._lock = threading.Lock()
+        self._over = False
+
+    def cancel(self) -> None:
+        """Make the call not be made."""
+        self._end()
+
+    def pass_by(self) -> None:
+        """Make the call, unless it was cancelled."""
+        if self._end():
+            threading.Thread(target=self._act, daemon=True).start()
+
+    def _end(self) -> bool:
+        with self._lock:
+            was_over, self._over = self._over, True
+        return not was_over
+
+
+class _Watch:
+    """The thread, and the deadlines that it waits for, the earliest first."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[float, int, Deadline]] = []
+        self._numbers = itertools.count()  # of two deadlines at one moment
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def add(self, deadline: Deadline) -> None:
+        with self._changed:
+            entry = (deadline.at, next(self._numbers), deadline)
+            heapq.heappush(self._waiting, entry)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="deadlines", daemon=True)
+                self._thread.start()
+            elif self._waiting[0] is entry:  # else it wakes before this one by itself
+                self._changed.notify()
+
+    def _run(self) -> None:
+        while True:
+            self._next().pass_by()
+
+    def _next(self) -> Deadline:
+        with self._changed:
+            while not self._waiting or (left_s := self._waiting[0][0] - time.monotonic()) > 0:
+                self._changed.wait(left_s if self._waiting else None)
+            return heapq.heappop(self._waiting)[2]
+
+
+_watch = _Watch()
+
+
+def after(seconds: float, act: Callable[[], object]) -> Deadline:
+    """Call `act` in so many seconds, unless what is returned is cancelled by then."""
+    deadline = Deadline(time.monotonic() + seconds, act)
+    _watch.add(deadline)
+    return deadline

@@ -1,0 +1,90 @@
+"""paramiko's transport, for a thousand at once: one thread for each, which sleeps unless something arrives."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import paramiko
+from paramiko.kex_curve25519 import KexCurve25519
+from paramiko.packet import Packetizer
+
+# How often an open connection's thread looks up without being woken: for its keepalive, and for a new key exchange.
+_LOOK_UP_S = 5.0
+
+
+def _with_both_names(algorithms: Sequence[str]) -> tuple[str, ...]:
+    place = algorithms.index("curve25519-sha256@libssh.org")
+    return (*algorithms[:place], "curve25519-sha256", *algorithms[place:])
+
+
+class _Packets(Packetizer):
+    """paramiko's, without a timer thread for each handshake, which it cancels with every packet: `patience` has one."""
+
+    def start_handshake(self, timeout: float) -> None:
+        """Begin nothing."""
+
+
+class Transport(paramiko.Transport):
+    """paramiko's, which asks a server first for keys that are known, and waits without looking up ten times a second.
+
+    It knows curve25519-sha256 by both its names: RFC 8731 gave the algorithm the name without `@libssh.org`; servers
+    may offer only that one.
+    """
+
+    _kex_info: ClassVar[Any] = {**paramiko.Transport._kex_info, "curve25519-sha256": KexCurve25519}  # type: ignore[attr-defined]
+    _preferred_kex: ClassVar[Any] = _with_both_names(paramiko.Transport._preferred_kex)  # type: ignore[attr-defined]
+
+    def __init__(self, sock: Any, host_key_types: Sequence[str] = (), **kwargs: Any) -> None:
+        self.host_key_types = tuple(host_key_types) or tuple(paramiko.Transport._preferred_keys)  # type: ignore[attr-defined]
+        super().__init__(sock, **{"packetizer_class": _Packets, **kwargs})
+
+    @property
+    def preferred_keys(self) -> tuple[str, ...]:
+        """The host key algorithms, the best first."""
+        return self.host_key_types
+
+    def start_client(self, event: threading.Event | None = None, timeout: float | None = None) -> None:
+        """Exchange keys; without an event, wait for the end of it as paramiko does, but asleep."""
+        if event is not None:
+            super().start_client(event, timeout)
+            return
+        if timeout is not None:  # this thread looks at the time that the banner may take between two reads
+            self._sleep(min(1.0, timeout / 10))
+        done = threading.Event()
+        super().start_client(done)
+        done.wait(timeout)
+        if not self.active:
+            raise self.get_exception() or paramiko.SSHException("Negotiation failed.")
+
+    def auth_publickey(self, username: str, key: paramiko.PKey, event: threading.Event | None = None) -> list[str]:
+        """Log in with a key; without an event, wait for the answer as paramiko does, but asleep."""
+        if event is not None:
+            return super().auth_publickey(username, key, event)
+        done = threading.Event()
+        super().auth_publickey(username, key, done)
+        if not done.wait(self.auth_timeout):
+            raise paramiko.AuthenticationException("Authentication timeout.")
+        assert self.auth_handler is not None
+        allowed: list[str] = self.auth_handler.wait_for_response(done)
+        return allowed
+
+    def let_sleep(self) -> None:
+        """From now on, look up seldom: the thread is woken by what arrives, and by `close`."""
+        self._sleep(_LOOK_UP_S)
+
+    def _sleep(self, seconds: float) -> None:
+        if isinstance(self.sock, socket.socket):
+            self.sock.settimeout(seconds)
+
+    def stop_thread(self) -> None:
+        """End the thread, also where it sleeps: it wakes at the end of what it reads."""
+        self.active = False
+        if isinstance(self.sock, socket.socket):
+            try:
+                self.sock.shutdown(socket.SHUT_RDWR)
+            except OSError:  # the other side has hung up before us
+                pass
+        super().stop_thread()
