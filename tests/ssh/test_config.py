@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.hostile import texts
@@ -57,6 +57,7 @@ COMPARED = ("hostname", "user", "port", "hostkeyalias", "identityfile", "stricth
     st.lists(LINES, max_size=3),
     st.sampled_from(["node1", "other"]),
 )
+@example(["IdentityFile ~/.ssh/one", "Include one"], ["IdentityFile ~/.ssh/one"], [], "node1")  # a file named twice
 def test_it_is_read_as_openssh_reads_it(
     tmp_path: Path, lines: list[str], one: list[str], two: list[str], host: str
 ) -> None:

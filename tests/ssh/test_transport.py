@@ -6,12 +6,15 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import paramiko
 import pytest
 from paramiko.common import AUTH_FAILED, AUTH_SUCCESSFUL, OPEN_SUCCEEDED
 
-from torchfab.ssh.transport import Transport
+from torchfab.ssh import transport
+from torchfab.ssh.transport import Client, Transport
 
 
 class Anyone(paramiko.ServerInterface):
@@ -127,3 +130,62 @@ def test_a_login_that_is_not_answered_is_told_in_time(
     client.close()
     release.set()
     silent.close()
+
+
+# ---- keys
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is read of private keys' files."""
+    found: list[str] = []
+    read = paramiko.PKey.from_private_key_file.__func__  # type: ignore[attr-defined]
+
+    def reading(cls: type[paramiko.PKey], filename: str, password: str | None = None) -> paramiko.PKey:
+        found.append(f"{cls.__name__} {filename}")
+        key: paramiko.PKey = read(cls, filename, password)
+        return key
+
+    monkeypatch.setattr(paramiko.PKey, "from_private_key_file", classmethod(reading))
+    monkeypatch.setattr(transport, "_keys", {})
+    return found
+
+
+def load(path: Path, kind: type[paramiko.PKey]) -> paramiko.PKey:
+    client: Any = Client()
+    client._transport = Transport(socket.socket())  # it logs
+    try:
+        found: paramiko.PKey = client._key_from_filepath(str(path), kind, None)
+        return found
+    finally:
+        client._transport.sock.close()
+
+
+def test_a_key_is_read_once_for_all_hosts(tmp_path: Path, key: paramiko.RSAKey, reads: list[str]) -> None:
+    path = tmp_path / "id"
+    key.write_private_key_file(str(path))
+    for _ in range(3):
+        with pytest.raises(paramiko.SSHException):
+            load(path, paramiko.ECDSAKey)
+        assert load(path, paramiko.RSAKey) == key
+    assert reads == [f"ECDSAKey {path}", f"RSAKey {path}"]
+
+
+def test_a_key_that_was_renewed_is_read_again(tmp_path: Path, key: paramiko.RSAKey, reads: list[str]) -> None:
+    path, newer = tmp_path / "id", paramiko.RSAKey.generate(2048)
+    key.write_private_key_file(str(path))
+    assert load(path, paramiko.RSAKey) == key
+    path.unlink()
+    newer.write_private_key_file(str(path))
+    assert load(path, paramiko.RSAKey) == newer
+    (tmp_path / "id-cert.pub").write_text("no certificate")
+    with pytest.raises((paramiko.SSHException, ValueError)):
+        load(path, paramiko.RSAKey)
+    assert len(reads) == 3
+
+
+def test_a_key_that_is_not_there_is_told_each_time(tmp_path: Path, reads: list[str]) -> None:
+    for _ in range(2):
+        with pytest.raises(FileNotFoundError):
+            load(tmp_path / "id", paramiko.RSAKey)
+    assert len(reads) == 2

@@ -235,7 +235,7 @@ def options_for(options: Sequence[Option], host: str, asker: Asker, user: str = 
 def _take(found: dict[str, tuple[Option, ...]], option: Option) -> None:
     if option.name not in found:
         found[option.name] = (option,)
-    elif option.name in _MANY and option not in found[option.name]:
+    elif option.name in _MANY and option.words not in [each.words for each in found[option.name]]:
         found[option.name] += (option,)
 
 

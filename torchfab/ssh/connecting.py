@@ -23,6 +23,7 @@ from torchfab.ssh import config as sshconfig
 from torchfab.ssh.hostkeys import Rules
 from torchfab.ssh.patience import Patience
 from torchfab.ssh.routes import Route
+from torchfab.ssh.transport import Client
 
 
 class Connection(fabric.Connection):  # type: ignore[misc]  # fabric ships no types
@@ -150,7 +151,7 @@ def _connection(route: Route, settings: Settings, identities: Sequence[str] = ()
             "look_for_keys": False,  # those are among the keys already, where none is named
         },
     )
-    made.route, made.timeout_s, made.keys = route, timeout_s, keys
+    made.route, made.timeout_s, made.keys, made.client = route, timeout_s, keys, Client()
     return made
 
 

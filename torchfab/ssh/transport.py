@@ -1,7 +1,9 @@
-"""paramiko's transport, for a thousand at once: one thread for each, which sleeps unless something arrives."""
+"""paramiko's client and transport, for a thousand at once: each key is read once; a thread for each, which sleeps."""
 
 from __future__ import annotations
 
+import copy
+import os
 import socket
 import threading
 from collections.abc import Sequence
@@ -88,3 +90,31 @@ class Transport(paramiko.Transport):
             except OSError:  # the other side has hung up before us
                 pass
         super().stop_thread()
+
+
+_keys: dict[tuple[Any, ...], paramiko.PKey | paramiko.SSHException] = {}
+
+
+class Client(paramiko.SSHClient):
+    """paramiko's, which reads a private key once for all hosts, as long as its file stays as it is."""
+
+    def _key_from_filepath(self, filename: str, klass: type[paramiko.PKey], password: str | None) -> paramiko.PKey:
+        wanted = (filename, klass, password, _state(filename), _state(f"{filename}-cert.pub"))
+        if wanted not in _keys:
+            try:
+                _keys[wanted] = super()._key_from_filepath(filename, klass, password)  # type: ignore[misc]
+            except paramiko.SSHException as error:  # it is of another class, or has a passphrase
+                _keys[wanted] = error
+        found = _keys[wanted]
+        if isinstance(found, paramiko.SSHException):
+            raise copy.copy(found)  # one for each thread: a traceback is added to it
+        return found
+
+
+def _state(path: str) -> tuple[int, ...]:
+    """Return what changes when a file does; nothing where there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ()
+    return (found.st_mtime_ns, found.st_size, found.st_ino)
