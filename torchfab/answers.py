@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
-from torchfab.shapes import Only, Row, Span, fits
+from torchfab.shapes import Judge, Only, Row, Span, fits, judge
 
 
 def _is_address(value: Any) -> bool:
@@ -213,4 +214,9 @@ def is_one(answer: Mapping[str, Any], op: str) -> bool:
     """Say whether an answer is one to this request: of its shape, or a list of problems."""
     if "problems" in answer and not fits(answer["problems"], _PROBLEMS):
         return False
-    return (bool(answer.get("problems")) and op not in _STREAMS) or fits(answer, SHAPES.get(op, {}))
+    return (bool(answer.get("problems")) and op not in _STREAMS) or _judge_of(op)(answer)
+
+
+@lru_cache(None)
+def _judge_of(op: str) -> Judge:
+    return judge(SHAPES.get(op, {}))

@@ -5,6 +5,7 @@ Named by `tasks.executor_class` in fabric.yaml, which is Invoke's supported hook
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import sys
@@ -35,6 +36,7 @@ class Executor(fabric.Executor):  # type: ignore[misc]
 
     def execute(self, *tasks: Any) -> Any:
         """Run the tasks; end the program with the exit code of an error."""
+        collect_seldom()
         self.config["torchfab"]["words"] = words_after_dashes(sys.argv[1:])
         try:
             self.config["torchfab"]["hosts"] = hosts_of(self.core[0].args.hosts.value)
@@ -61,6 +63,16 @@ class Executor(fabric.Executor):  # type: ignore[misc]
         path = self.core[0].args.config.value
         if path and not os.path.exists(os.path.expanduser(path)):
             raise UsageError(f"fab -f {path}: there is no such file", "name a .yaml file with settings")
+
+
+def collect_seldom() -> None:
+    """Let Python look for garbage a hundred times less often than it does by itself.
+
+    Little of what is made here is ever part of a cycle, and much is kept: the lines of a log until they are printed, a
+    thousand connections. To look through all of it again and again took a third of the time of `fab logs`.
+    """
+    gc.freeze()
+    gc.set_threshold(70_000, 20, 20)
 
 
 def hosts_of(flag: str | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from operator import itemgetter
@@ -57,10 +58,15 @@ def fold_lines(lines: Iterable[Line], folding: bool = True) -> list[FoldedLine]:
     """
     if not folding:
         return [_alone(line) for line in lines]
+    lines = list(lines)
+    count = Counter([line.text for line in lines])
     alike: dict[tuple[str, bool], list[tuple[int, Line]]] = {}
-    for number, line in enumerate(lines):
-        alike.setdefault((line.text, isinstance(line.label, int)), []).append((number, line))
     found: list[tuple[int, FoldedLine]] = []
+    for number, line in enumerate(lines):
+        if count[line.text] == 1:  # most, where every rank tells its own
+            found.append((number, _alone(line)))
+        else:
+            alike.setdefault((line.text, isinstance(line.label, int)), []).append((number, line))
     for same in alike.values():
         found += [(same[0][0], _alone(same[0][1]))] if len(same) == 1 else _together(same)
     found.sort(key=itemgetter(0))
@@ -73,6 +79,8 @@ def _alone(line: Line) -> FoldedLine:
 
 def _together(same: Sequence[tuple[int, Line]]) -> list[tuple[int, FoldedLine]]:
     """Return one line for each turn in which ranks wrote a text, with the number of the first line of it."""
+    if len({line[:2] for _, line in same}) == len(same):  # each wrote it once
+        return [(same[0][0], _folded([line for _, line in same]))]
     turns: list[list[tuple[int, Line]]] = []
     counts: dict[tuple[str, int | str], int] = {}
     for number, line in same:

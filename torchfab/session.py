@@ -183,7 +183,8 @@ class Session:
 
 def _decode(text: bytes) -> dict[str, Any]:
     try:
-        return dict(shapes.cleaned(json.loads(text)))
+        value = json.loads(text)
+        return dict(value if shapes.is_clean(text) else shapes.cleaned(value))
     except (ValueError, TypeError, RecursionError):
         raise _somebody_else(text) from None
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from torchfab import bundle
+from torchfab import bundle, commandline
 from torchfab.job import Node
 from torchfab.records import Record
 from torchfab.runtimes import nodelogs
@@ -92,6 +92,7 @@ def watch(kind: str) -> dict[str, Any]:
     vars(nodelogs)["connections"] = lambda nodes, settings: [None] * NODES
     vars(nodelogs)["open_session"] = lambda node, connection, settings: Session(node, Frames(data[node.rank]))
     bundle.packed()
+    commandline.collect_seldom()  # as every fab command does
     begun, used = time.time(), time.process_time()
     Watch(record, Printer()).run({"follow": True, "lines": 0, "ranks": None, "grep": None})
     wall_s, cpu_s = time.time() - begun, time.process_time() - used

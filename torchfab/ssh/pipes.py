@@ -102,7 +102,7 @@ class SSHPipe:
         connecting.guard(connection)
         self.patience = log_in(connection)
         connection.transport.let_sleep()
-        connection.transport.set_keepalive(15)
+        connection.transport.set_keepalive(60)
         with self.patience.at_most(connection.timeout_s, patience.CHANNEL):
             self.channel = connection.transport.open_session(timeout=connection.timeout_s + 1)
         with self.patience.at_most(connection.timeout_s, patience.COMMAND):

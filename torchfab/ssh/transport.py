@@ -14,7 +14,7 @@ from paramiko.kex_curve25519 import KexCurve25519
 from paramiko.packet import Packetizer
 
 # How often an open connection's thread looks up without being woken: for its keepalive, and for a new key exchange.
-_LOOK_UP_S = 5.0
+_LOOK_UP_S = 20.0
 
 
 def _with_both_names(algorithms: Sequence[str]) -> tuple[str, ...]:
