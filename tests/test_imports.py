@@ -245,7 +245,8 @@ def test_fab_lists_every_task_with_what_it_does() -> None:
 
 def test_a_command_about_a_job_on_this_machine_loads_neither_connections_nor_the_checks_of_a_launch() -> None:
     commands = ", ".join(f"torchfab.life.{path.stem}" for path in LIFE)
-    code = f"import {commands}, torchfab.runtimes.tmux, torchfab.ssh; from torchfab.job import Node\n"
+    code = f"import {commands}, types, torchfab.runtimes.tmux, torchfab.ssh; from torchfab.job import Node\n"
+    code += "torchfab.life.stall_s('', types.SimpleNamespace(config={'stall_s': 600}))\n"
     loaded = modules_after(code + "torchfab.ssh.connections([Node(0, 'localhost')], None)")
     ours = {"torchfab.ssh.connecting", "torchfab.launch", "torchfab.doctor"}
     assert not loaded & {*ours, "ClusterShell", "rich", "kubernetes", "torch"}

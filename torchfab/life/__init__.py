@@ -40,6 +40,8 @@ def as_of_today(record: Record, around: Surroundings) -> Record:
 
 def stall_s(flag: str, around: Surroundings) -> float:
     """Return after how many seconds of silence a job is said to hang: by the flag `--stall`, else by the setting."""
+    if not flag:
+        return float(around.config["stall_s"])
     from torchfab import launch  # and with it the checks of a launch, for which a status has no use
 
-    return launch.seconds("--stall", flag) if flag else float(around.config["stall_s"])
+    return launch.seconds("--stall", flag)
