@@ -43,7 +43,7 @@ def test(context: Context, fast: bool = False, match: str = "", options: str = "
     }
 )
 def fuzz(context: Context, match: str = "", examples: int = 10_000, workers: int = 0) -> None:
-    """Give every test of what reads texts of others 10,000 random examples, and say how many each had."""
+    """Give every test of what reads texts of others 10,000 random examples, and say how many each had (an hour)."""
     os.environ["TORCHFAB_FUZZ_EXAMPLES"] = str(examples)
     parallel = ("-n", str(workers or os.cpu_count() or 1), "--dist", "worksteal")
     shown = ("--hypothesis-show-statistics", "--durations", "10")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import os
 import re
 import threading
@@ -74,7 +73,7 @@ class _Raw:
         words = self.key.split()
         try:
             blob = base64.b64decode(words[1], validate=True)
-        except (IndexError, binascii.Error):
+        except (IndexError, ValueError):  # of characters that are none of base64, or not even ASCII
             return None  # OpenSSH skips such a line as well
         length = int.from_bytes(blob[:4], "big")
         if blob[4 : 4 + length] != words[0].encode("utf-8", "surrogateescape"):
@@ -114,7 +113,7 @@ class KnownFile:
     def _add_hashed(self, names: str, raw: _Raw) -> None:
         try:
             salt, digest = (base64.b64decode(word, validate=True) for word in names.removeprefix("|1|").split("|"))
-        except (ValueError, binascii.Error):
+        except ValueError:
             return
         if names.startswith("|1|") and 0 < len(salt) <= _BLOCK:
             key = salt.ljust(_BLOCK, b"\0")
