@@ -22,11 +22,13 @@ def settings(ssh_config: str) -> dict[str, str]:
 def torchfab(ssh_config: str, hosts: list[str], command: str) -> int:
     """Use the connections that all commands of torchfab use, with their checks of host keys."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    from torchfab.commandline import collect_seldom
     from torchfab.fanout import fan_out
     from torchfab.job import Node
     from torchfab.settings import Settings
     from torchfab.ssh import connecting
 
+    collect_seldom()  # as every fab command does
     nodes = [Node(rank, host) for rank, host in enumerate(hosts)]
     made = connecting.connections(nodes, Settings(ssh_config=ssh_config, fanout=AT_ONCE))
 

@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -224,6 +225,23 @@ def test_what_is_held_never_begins_when_the_conversation_is_killed(node: Node) -
     assert (told["state"], told["reason"]) == ("failed", NEVER_LET_GO)
     assert node.running() == []
     assert not (node.folder / "agent" / files.SECRETS).exists()
+
+
+def test_who_is_held_sleeps_until_it_is_let_go(node: Node) -> None:
+    """A look up ten times a second, by each of a thousand supervisors on one machine, was all that it did."""
+    session = node.connect()
+    node.prepare(session)
+    node.hold(session, node.process("sleep", "600"))
+    status = Path(f"/proc/{(node.folder / 'agent' / files.READY).read_text()}/status")
+
+    def sleeps() -> int:
+        return int(status.read_text().split("voluntary_ctxt_switches:")[1].split()[0])
+
+    wait_for(lambda: "S (sleeping)" in status.read_text())
+    before = sleeps()
+    time.sleep(1)
+    assert sleeps() - before <= 2
+    assert session.ask({"op": "keep"}, 10)["started"] == ["agent"]
 
 
 def test_a_launch_that_failed_elsewhere_is_taken_back_and_says_so(node: Node) -> None:

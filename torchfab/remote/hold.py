@@ -49,6 +49,14 @@ def let_go(folder: str, names: list[str]) -> None:
             pass
 
 
+def end_of(held_by: dict[str, Any] | None) -> list[int]:
+    """Return a handle that can be read once the process that holds has ended; none where the kernel gives none."""
+    try:
+        return [os.pidfd_open(held_by["pid"])] if held_by else []  # type: ignore[attr-defined,unused-ignore]
+    except (OSError, AttributeError):  # it has ended; or a kernel before 5.3
+        return []
+
+
 def verdict(folder: str, held_by: dict[str, Any] | None) -> bool | None:
     """Say whether a process of the job in this folder may begin; None: not yet, False: never.
 

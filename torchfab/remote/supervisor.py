@@ -28,6 +28,7 @@ from torchfab.remote.window import Window
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
@@ -36,6 +37,8 @@ _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 # A rank may live for a moment only, so it is looked for often: while none has come, and a little after the last.
 _YOUNG_S, _SETTLED_S = 30.0, 1.0
 _SHORT_POLL_S, _LONG_POLL_S = 0.1, 0.4
+# Held: a signal lets us go, or the end of who holds us; other nodes may take minutes, and all hold meanwhile.
+_HELD_POLL_S = 2.0
 
 
 class Supervisor:
@@ -97,8 +100,11 @@ class Supervisor:
         job, held_by = os.path.dirname(self.folder), self.spec.get("held_by")
         if held_by:
             hold.say_ready(self.folder)
+        ends = hold.end_of(held_by)
         while (let_go := hold.verdict(job, held_by)) is None and not self.asked:
-            self._wait()
+            self._wait(_HELD_POLL_S if ends else self._pause_s(), ends)
+        for handle in ends:
+            os.close(handle)
         if let_go:
             return True
         self._secrets()  # which nobody will read any more
@@ -144,20 +150,20 @@ class Supervisor:
 
     def _watch(self, child: Child) -> int:
         while (code := child.poll()) is None:
-            self._wait()
+            self._wait(self._pause_s(), self.ranks.pidfds)
             self._after_wait(child)
         self.exited = time.time()
         self.ranks.set_code(child.pid, code)
         return code
 
-    def _wait(self) -> None:
+    def _wait(self, pause_s: float, pidfds: Iterable[int]) -> None:
         poll = select.poll()
-        for handle in (self.wakeup, *self.ranks.pidfds):
+        for handle in (self.wakeup, *pidfds):
             poll.register(handle, select.POLLIN)
-        for handle, _ in poll.poll(1000 * self._pause_s()):
+        for handle, _ in poll.poll(1000 * pause_s):
             if handle == self.wakeup:
                 self._on_signals(os.read(self.wakeup, 4096))
-            else:
+            elif handle in self.ranks.pidfds:
                 self.ranks.ended(handle)
 
     def _pause_s(self) -> float:

@@ -54,7 +54,7 @@ class Transport(paramiko.Transport):
             super().start_client(event, timeout)
             return
         if timeout is not None:  # this thread looks at the time that the banner may take between two reads
-            self._sleep(min(1.0, timeout / 10))
+            self.sock.settimeout(min(1.0, timeout / 10))
         done = threading.Event()
         super().start_client(done)
         done.wait(timeout)
@@ -75,16 +75,12 @@ class Transport(paramiko.Transport):
 
     def let_sleep(self) -> None:
         """From now on, look up seldom: the thread is woken by what arrives, and by `close`."""
-        self._sleep(_LOOK_UP_S)
-
-    def _sleep(self, seconds: float) -> None:
-        if isinstance(self.sock, socket.socket):
-            self.sock.settimeout(seconds)
+        self.sock.settimeout(_LOOK_UP_S)
 
     def stop_thread(self) -> None:
         """End the thread, also where it sleeps: it wakes at the end of what it reads."""
         self.active = False
-        if isinstance(self.sock, socket.socket):
+        if isinstance(self.sock, socket.socket):  # and not a channel of a jump host, whose end wakes it by itself
             try:
                 self.sock.shutdown(socket.SHUT_RDWR)
             except OSError:  # the other side has hung up before us
