@@ -51,7 +51,7 @@ class Goal:
 
 
 def _words(value: float, unit: str) -> str:
-    shown = f"{value:.0f}" if value >= 100 or value == int(value) else f"{value:.2g}"
+    shown = f"{value:.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
     return f"{shown} {unit}".strip()
 
 

@@ -217,7 +217,9 @@ def draw(store: Store, path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    compared = _compared(store)
+    # A single number of hosts is no curve; its figures are in the tables. Where nothing else was measured, it is shown.
+    several = [each for each in _compared(store) if len(store.known("hosts", kind=each[0], kex=each[1])) > 1]
+    compared = several or _compared(store)
     figure, axes = pyplot.subplots(2, len(compared), figsize=(5 * len(compared), 8), squeeze=False)
     for column, (kind, kex) in enumerate(compared):
         for axis, value, words in zip(axes[:, column], ("wall_s", "cpu_s"), ("wall", "client CPU"), strict=True):
