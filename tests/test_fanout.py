@@ -117,5 +117,22 @@ def test_many_silent_ones_take_four_times_the_threads_and_no_more(monkeypatch: p
     assert seen[0] == 8
 
 
+def test_when_the_caller_has_gone_nobody_begins_with_the_rest() -> None:
+    begun: list[int] = []
+    release = threading.Event()
+
+    def act(item: int) -> None:
+        begun.append(item)
+        if item:
+            release.wait(20)
+
+    results = fan_out(range(10), act, 2)
+    next(results)
+    results.close()  # type: ignore[attr-defined]
+    release.set()
+    time.sleep(0.1)
+    assert len(begun) <= 3
+
+
 def test_nothing_to_do_is_done() -> None:
     assert list(fan_out([], str, 4)) == []

@@ -38,8 +38,11 @@ def fan_out(
     crew = _Crew(items, act, limit)
     count = crew.waiting.qsize()
     crew.start(limit)
-    for _ in range(count):
-        yield crew.next_done()
+    try:
+        for _ in range(count):
+            yield crew.next_done()
+    finally:  # Ctrl-C: nobody wants the rest any more
+        crew.dismiss()
 
 
 class _Crew(Generic[Item, Result]):
@@ -74,6 +77,11 @@ class _Crew(Generic[Item, Result]):
                 if time.monotonic() >= self.moved_at + STUCK_S:
                     self._relieve()
 
+    def dismiss(self) -> None:
+        """Let nobody begin with what still waits; who is at work finishes that."""
+        while self._next_waiting() is not None:
+            pass
+
     def _relieve(self) -> None:
         self.moved_at = time.monotonic()
         with self.lock:
@@ -96,11 +104,14 @@ class _Crew(Generic[Item, Result]):
         """Return the next item for a thread of a generation; None when it is to end."""
         with self.lock:
             relieved = generation < self.generation and self.to_leave > 0
-            try:
-                if not relieved:
-                    return (self.waiting.get_nowait(),)
-            except queue.Empty:
-                pass
-            self.to_leave -= relieved
-            self.at_work -= 1
+            item = None if relieved else self._next_waiting()
+            if item is None:
+                self.to_leave -= relieved
+                self.at_work -= 1
+            return item
+
+    def _next_waiting(self) -> tuple[Item] | None:
+        try:
+            return (self.waiting.get_nowait(),)
+        except queue.Empty:
             return None
