@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import fabric
@@ -42,6 +43,10 @@ class Connection(fabric.Connection):  # type: ignore[misc]  # fabric ships no ty
     patience : Patience
         What ends its steps, once it is being opened.
     """
+
+    # What is no attribute of the class, Fabric writes into its configuration, and looks up there: a third of the cost.
+    inline_ssh_env: bool = False
+    authentication = SimpleNamespace(strategy_class=None)
 
     route: Route | None = None
     timeout_s: float = 0.0
