@@ -42,10 +42,10 @@ def test(context: Context, fast: bool = False, match: str = "", options: str = "
         "workers": "how many tests at once (default: as many as there are cores)",
     }
 )
-def fuzz(context: Context, match: str = "", examples: int = 10_000, workers: int = 0) -> None:
+def fuzz(context: Context, match: str = "", examples: str = "10000", workers: str = "") -> None:
     """Give every test of what reads texts of others 10,000 random examples, and say how many each had (an hour)."""
-    os.environ["TORCHFAB_FUZZ_EXAMPLES"] = str(examples)
-    parallel = ("-n", str(workers or os.cpu_count() or 1), "--dist", "worksteal")
+    os.environ["TORCHFAB_FUZZ_EXAMPLES"] = str(_number("examples", examples))
+    parallel = ("-n", str(_number("workers", workers or str(os.cpu_count() or 1))), "--dist", "worksteal")
     shown = ("--hypothesis-show-statistics", "--durations", "10")
     marked = ("--ignore", "tests/integration", "-m", "fuzzed", "--timeout", "7200")
     _succeed(*_pytest(match), *parallel, *shown, *marked)
@@ -82,7 +82,7 @@ def lint(context: Context) -> None:
 )
 def cluster(
     context: Context,
-    nodes: int = 2,
+    nodes: str = "2",
     kind: str = "",
     dir: str = str(REHEARSAL),  # noqa: A002  # the flag is named so
     user: str = "",
@@ -95,7 +95,7 @@ def cluster(
         if down:
             _cluster_down(Path(dir))
         else:
-            _cluster_up(nodes, kind, Path(dir), user)
+            _cluster_up(_number("nodes", nodes), kind, Path(dir), user)
     except TorchfabError as error:
         raise Exit(f"error: {error}", code=error.exit_code) from None
 
@@ -109,9 +109,9 @@ def reliability(context: Context) -> None:
 
 
 @task(help={"rounds": "how many launches and stops in a row (default 100)"})
-def stress(context: Context, rounds: int = 100) -> None:
+def stress(context: Context, rounds: str = "100") -> None:
     """Launch and stop at random moments, again and again: nothing may be left on any host."""
-    _succeed(*_pytest(""), "tests/integration/test_stress.py", "--rounds", str(rounds))
+    _succeed(*_pytest(""), "tests/integration/test_stress.py", "--rounds", str(_number("rounds", rounds)))
 
 
 @task(name="bench-train", help={"options": OPTIONS_HELP})
@@ -127,6 +127,13 @@ def bench_launch(context: Context, options: str = "") -> None:
 
 
 namespace = Collection(test, fuzz, lint, golden, cluster, reliability, stress, bench_train, bench_launch)
+
+
+def _number(flag: str, text: str) -> int:
+    # Invoke would meet an int's `x` with a traceback.
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text)):
+        raise Exit(f"error: --{flag} is a whole number of at least 1, got {text!r}", code=2)
+    return int(text)
 
 
 def _pytest(match: str) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -114,3 +116,20 @@ def test_taking_down_what_is_not_there_says_so(
     monkeypatch.setattr("torchfab.rehearsal.Cluster.clean", list)
     tasks.cluster(invoke.Context(), dir=str(tmp_path), down=True)
     assert capsys.readouterr().out == f"no cluster is up in {tmp_path}\n"
+
+
+@pytest.mark.parametrize("value", ["x", "", "0", "-1", "1.5", "1_0", "9" * 30, "٣"])
+def test_a_number_that_is_none_is_refused(value: str) -> None:
+    with pytest.raises(invoke.Exit, match="--rounds is a whole number of at least 1, got") as caught:
+        tasks._number("rounds", value)
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize(
+    "words", [("fuzz", "--examples"), ("fuzz", "--workers"), ("stress", "--rounds"), ("cluster", "--nodes")]
+)
+def test_a_number_that_is_none_is_one_clear_line(words: tuple[str, str]) -> None:
+    argv = [sys.executable, "-m", "invoke", words[0], words[1], "x"]
+    done = subprocess.run(argv, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: {words[1]} is a whole number of at least 1, got 'x'\n"
