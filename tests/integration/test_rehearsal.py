@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.conftest import ordinary_user
+from tests.integration.fab import eventually
 from torchfab.rehearsal import Cluster, Kind, RehearsalError, network
 from torchfab.rehearsal.layout import run_dir
 
@@ -232,22 +233,32 @@ def test_another_process_finds_the_cluster_and_takes_it_down(cluster: Cluster, t
 ROOT = Path(__file__).parents[2]
 
 
-def leave_one(kind: Kind) -> int:
-    """Let a process start a cluster and die; give the cluster's number."""
-    up = f"print(Cluster.up(2, {kind!r}).layout.number, flush=True)"
-    script = f"import os; from torchfab.rehearsal import Cluster; {up}; os._exit(9)"
+def leave_one(kind: Kind) -> tuple[int, str]:
+    """Let a process start a cluster and die; give the cluster's number, and its record."""
+    up = f"run_dir = Cluster.up(2, {kind!r}).layout.run_dir"
+    say = "print(run_dir.name.rpartition('-')[2]); print((run_dir / 'cluster.json').read_text(), end='', flush=True)"
+    script = f"import os; from torchfab.rehearsal import Cluster; {up}; {say}; os._exit(9)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.stdout, done.stderr
-    return int(done.stdout)
+    number, _, record = done.stdout.partition("\n")
+    return int(number), record
+
+
+def is_down(number: int, record: str) -> bool:
+    """Say whether nothing is left of a cluster, whose number may be that of a newer one by now."""
+    try:
+        return (run_dir(number) / "cluster.json").read_text() != record
+    except FileNotFoundError:
+        return not run_dir(number).exists()
 
 
 def test_clean_takes_down_what_a_killed_process_left_and_nothing_else(
     loopback_cluster: Cluster, tmp_path: Path
 ) -> None:
-    left = leave_one("loopback")
+    left, record = leave_one("loopback")
     with own("loopback", tmp_path, keep=True) as kept:
         assert left in [cluster.layout.number for cluster in Cluster.clean()]
-        assert not run_dir(left).exists()
+        assert eventually(lambda: is_down(left, record), 20)  # a newer one may just be making its folder
         assert say(kept, "node1", "echo still") == "still"
     assert say(loopback_cluster, "node1", "echo still") == "still"
 
@@ -255,13 +266,14 @@ def test_clean_takes_down_what_a_killed_process_left_and_nothing_else(
 @pytest.mark.parametrize("kind", ["netns", "loopback"])
 def test_several_may_clean_at_the_same_moment(request: pytest.FixtureRequest, kind: Kind) -> None:
     request.getfixturevalue(f"{kind}_cluster")  # which says it where such clusters cannot be
-    left = leave_one(kind)
+    left, record = leave_one(kind)
     argv = [sys.executable, "-c", "from torchfab.rehearsal import Cluster; Cluster.clean()"]
     cleaners = [subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(4)]
     told = [cleaner.communicate(timeout=60)[1] for cleaner in cleaners]
     assert [cleaner.returncode for cleaner in cleaners] == [0] * 4, told
-    assert not run_dir(left).exists()
-    assert not [line for line in (*network.links(), *network.namespaces()) if re.match(rf"tfab{left}(\D|$)", line)]
+    assert eventually(lambda: is_down(left, record), 20)
+    links = [line for line in (*network.links(), *network.namespaces()) if re.match(rf"tfab{left}(\D|$)", line)]
+    assert not links or run_dir(left).exists()  # those of a newer one
 
 
 def test_a_cluster_that_cannot_start_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
