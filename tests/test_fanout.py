@@ -13,6 +13,23 @@ from torchfab import fanout
 from torchfab.fanout import fan_out
 
 
+class Crowd:
+    """Counts how many are in it at once."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.now = self.most = 0
+
+    def __enter__(self) -> None:
+        with self.lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.now -= 1
+
+
 @given(st.lists(st.integers(-5, 5), max_size=30), st.integers(1, 8))
 def test_every_item_comes_back_once_with_its_result_or_its_exception(items: list[int], limit: int) -> None:
     found = [
@@ -43,78 +60,64 @@ def test_items_that_keep_all_threads_busy_delay_no_other(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("limit", [1, 3])
 def test_no_more_than_the_limit_are_at_work(limit: int) -> None:
-    lock, now, most = threading.Lock(), [0], [0]
+    crowd = Crowd()
 
     def act(_: int) -> None:
-        with lock:
-            now[0] += 1
-            most[0] = max(most[0], now[0])
-        time.sleep(0.01)
-        with lock:
-            now[0] -= 1
+        with crowd:
+            time.sleep(0.01)
 
     assert len(list(fan_out(range(12), act, limit))) == 12
-    assert most[0] <= limit
+    assert crowd.most <= limit
 
 
 def test_who_is_slow_and_gets_on_is_not_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
     """More at once would make each slower still, where what they share is what makes them slow."""
     monkeypatch.setattr(fanout, "STUCK_S", 1.0)  # much longer than a busy machine keeps a thread waiting
-    lock, now, most = threading.Lock(), [0], [0]
+    crowd = Crowd()
 
     def act(_: int) -> None:
-        with lock:
-            now[0] += 1
-            most[0] = max(most[0], now[0])
-        for _ in range(6):
-            time.sleep(0.25)
-            fanout.moved()
-        with lock:
-            now[0] -= 1
+        with crowd:
+            for _ in range(6):
+                time.sleep(0.25)
+                fanout.moved()
 
     assert len(list(fan_out(range(4), act, 2))) == 4
-    assert most[0] == 2
+    assert crowd.most == 2
 
 
 def test_those_that_were_stuck_are_not_added_to_the_others_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fanout, "STUCK_S", 1.0)
-    release, lock, now, most = threading.Event(), threading.Lock(), [0], [0]
+    release, crowd = threading.Event(), Crowd()
 
     def act(item: int) -> None:
         if item < 2:
             release.wait(20)
             return
-        with lock:
-            now[0] += 1
-            most[0] = max(most[0], now[0])
-        release.set()  # the first of those that take over lets the stuck ones go on
-        time.sleep(0.01)
-        with lock:
-            now[0] -= 1
+        with crowd:
+            release.set()  # the first of those that take over lets the stuck ones go on
+            time.sleep(0.01)
 
     assert len(list(fan_out(range(40), act, 2))) == 40
-    assert most[0] == 2
+    assert crowd.most == 2
 
 
 def test_many_silent_ones_take_four_times_the_threads_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fanout, "STUCK_S", 0.02)
-    release, begun = threading.Event(), [0]
-    lock, seen = threading.Lock(), [0]
+    release, crowd, seen = threading.Event(), Crowd(), []
 
     def act(_: int) -> None:
-        with lock:
-            begun[0] += 1
-        release.wait(20)
+        with crowd:
+            release.wait(20)
 
     def let_go() -> None:
-        seen[0] = begun[0]
+        seen.append(crowd.most)
         release.set()
 
     timer = threading.Timer(1.0, let_go)
     timer.start()
     assert len(list(fan_out(range(20), act, 2))) == 20
     timer.join()
-    assert seen[0] == 8
+    assert seen == [8]
 
 
 def test_when_the_caller_has_gone_nobody_begins_with_the_rest() -> None:

@@ -24,23 +24,24 @@ class Deadline:
     """
 
     def __init__(self, at: float, act: Callable[[], object]) -> None:
-        self.at, self._act = at, act
+        self.at = at
+        self._act: Callable[[], object] | None = act  # None: it was made or cancelled; and then holds nothing any more
         self._lock = threading.Lock()
-        self._over = False
 
     def cancel(self) -> None:
         """Make the call not be made."""
-        self._end()
+        self._take()
 
     def pass_by(self) -> None:
-        """Make the call, unless it was cancelled."""
-        if self._end():
-            threading.Thread(target=self._act, daemon=True).start()
+        """Make the call, unless it was made or cancelled before."""
+        act = self._take()
+        if act is not None:
+            threading.Thread(target=act, daemon=True).start()
 
-    def _end(self) -> bool:
+    def _take(self) -> Callable[[], object] | None:
         with self._lock:
-            was_over, self._over = self._over, True
-        return not was_over
+            act, self._act = self._act, None
+        return act
 
 
 class _Watch:

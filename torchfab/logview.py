@@ -68,7 +68,7 @@ def fold_lines(lines: Iterable[Line], folding: bool = True) -> list[FoldedLine]:
         else:
             alike.setdefault((line.text, isinstance(line.label, int)), []).append((number, line))
     for same in alike.values():
-        found += [(same[0][0], _alone(same[0][1]))] if len(same) == 1 else _together(same)
+        found += _together(same)
     found.sort(key=itemgetter(0))
     return [line for _, line in found]
 

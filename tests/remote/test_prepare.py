@@ -28,8 +28,8 @@ def _good_tmux(fake_tmux: FakeTmux) -> None:
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Callable[..., Preparation]]:
     """Give make(**values): a preparation in a working directory that has a train.py; taken back at the end."""
-    (tmp_path / "work").mkdir()
-    (tmp_path / "work" / "train.py").write_text("")
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "train.py").write_text("")
     made: list[Preparation] = []
 
     def build(**values: Any) -> Preparation:
@@ -38,7 +38,7 @@ def make(tmp_path: Path) -> Iterator[Callable[..., Preparation]]:
             "session": "a-node0",
             "node_rank": 0,
             "node_dir": str(tmp_path / "node dir"),
-            "workdir": str(tmp_path / "work"),
+            "workdir": str(tmp_path / "project"),
             "python": sys.executable,
             "script": "train.py",
             "modules": ["json"],
@@ -141,18 +141,18 @@ def test_a_missing_working_directory_is_named(make: Callable[..., Preparation]) 
 
 def test_a_missing_script_is_named(make: Callable[..., Preparation], tmp_path: Path) -> None:
     assert problems(make(script="it's.py")) == [
-        f"the script {tmp_path}/work/it's.py does not exist | copy your code there, or give --workdir"
+        f"the script {tmp_path}/project/it's.py does not exist | copy your code there, or give --workdir"
     ]
 
 
 def test_a_folder_is_no_script(make: Callable[..., Preparation], tmp_path: Path) -> None:
     assert problems(make(script=".")) == [
-        f"the script {tmp_path}/work/. is no file | copy your code there, or give --workdir"
+        f"the script {tmp_path}/project/. is no file | copy your code there, or give --workdir"
     ]
 
 
 def test_a_script_may_be_an_absolute_path_or_a_module(make: Callable[..., Preparation], tmp_path: Path) -> None:
-    assert problems(make(script=str(tmp_path / "work" / "train.py"))) == []
+    assert problems(make(script=str(tmp_path / "project" / "train.py"))) == []
     assert problems(make(script=None, job_id="a-02")) == []
 
 
@@ -211,7 +211,7 @@ def test_missing_modules_are_named_each(make: Callable[..., Preparation]) -> Non
 def test_modules_are_found_in_the_working_directory_and_on_the_jobs_path(
     make: Callable[..., Preparation], tmp_path: Path
 ) -> None:
-    (tmp_path / "work" / "beside.py").write_text("")
+    (tmp_path / "project" / "beside.py").write_text("")
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib" / "elsewhere.py").write_text("")
     assert problems(make(modules=["beside", "elsewhere"], python_path=str(tmp_path / "lib"))) == []
