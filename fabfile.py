@@ -9,15 +9,14 @@ What a launch runs is written in torchfab/launchers/, one file each; `--dry-run`
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from invoke import Context
 
-from torchfab import mishaps
-from torchfab.flags import (
+from torchfab.cli import excepthook
+from torchfab.cli.flags import (
     DoctorFlags,
     GpuLaunchFlags,
     JobFlags,
@@ -35,76 +34,66 @@ from torchfab.flags import (
 from torchfab.launchers import colossalai, deepspeed, kubernetes, mpi, per_gpu, per_node, slurm
 
 if TYPE_CHECKING:
-    from torchfab.surroundings import Surroundings
+    from torchfab.launch.context import CommandContext
 
 ROOT = Path(__file__).resolve().parent
-mishaps.tell_plainly()
+excepthook.install()
 
 # ---- launching
 
 
 @launch_task(per_node.Flags)
-def launch_per_node(c: Context, flags: LaunchFlags, own: Any) -> None:
+def launch_per_node(c: Context, flags: LaunchFlags, own: Any) -> int:
     """Run torchrun once per line of `hosts`."""
-    _launch(c, per_node, flags, own)
+    return _launch(c, per_node, flags, own)
 
 
 @launch_task(per_gpu.Flags, GpuLaunchFlags)
-def launch_per_gpu(c: Context, flags: LaunchFlags, own: Any) -> None:
+def launch_per_gpu(c: Context, flags: LaunchFlags, own: Any) -> int:
     """Run python once per line of `gpus`, with its rank in the environment."""
-    _launch(c, per_gpu, flags, own)
+    return _launch(c, per_gpu, flags, own)
 
 
 @launch_task(deepspeed.Flags)
-def launch_deepspeed(c: Context, flags: LaunchFlags, own: Any) -> None:
+def launch_deepspeed(c: Context, flags: LaunchFlags, own: Any) -> int:
     """Run deepspeed once per line of `hosts`, or once for all of them."""
-    _launch(c, deepspeed, flags, own)
+    return _launch(c, deepspeed, flags, own)
 
 
 @launch_task(mpi.Flags)
-def launch_mpi(c: Context, flags: LaunchFlags, own: Any) -> None:
+def launch_mpi(c: Context, flags: LaunchFlags, own: Any) -> int:
     """Run mpirun on the first of `hosts`, which starts the ranks on all of them."""
-    _launch(c, mpi, flags, own)
+    return _launch(c, mpi, flags, own)
 
 
 @launch_task(colossalai.Flags)
-def launch_colossalai(c: Context, flags: LaunchFlags, own: Any) -> None:
+def launch_colossalai(c: Context, flags: LaunchFlags, own: Any) -> int:
     """Run colossalai on the first of `hosts`, which runs torchrun on all of them."""
-    _launch(c, colossalai, flags, own)
+    return _launch(c, colossalai, flags, own)
 
 
 @launch_task(slurm.Flags, JobFlags)
-def launch_slurm(c: Context, flags: JobFlags, own: Any) -> None:
+def launch_slurm(c: Context, flags: JobFlags, own: Any) -> int:
     """Hand the script to Slurm: torchrun once per node of an allocation."""
-    _submit(c, slurm, flags, own)
+    return _submit(c, slurm, flags, own)
 
 
 @launch_task(kubernetes.Flags, PodFlags)
-def launch_kubernetes(c: Context, flags: JobFlags, own: Any) -> None:
+def launch_kubernetes(c: Context, flags: JobFlags, own: Any) -> int:
     """Run torchrun in the pods of a Kubernetes Job."""
-    _submit(c, kubernetes, flags, own)
+    return _submit(c, kubernetes, flags, own)
 
 
-def _launch(c: Context, launcher: ModuleType, flags: LaunchFlags, own: Any) -> None:
-    from torchfab import launch
-    from torchfab.life import logs
+def _launch(c: Context, launcher: ModuleType, flags: LaunchFlags, own: Any) -> int:
+    from torchfab.commands.launch import launch
 
-    if flags.supervise:
-        from torchfab.supervise import command
-
-        sys.exit(command.launch_supervised(launcher, flags, own, _around(c), _fab(c)))
-    record = launch.launch(launcher, flags, own, _around(c))
-    if record and flags.follow:
-        sys.exit(logs.follow(record, c.config.torchfab.failure_grace_s, c.config.torchfab.stall_s))
+    return launch(launcher, flags, own, _context(c), _fab(c))
 
 
-def _submit(c: Context, launcher: ModuleType, flags: JobFlags, own: Any) -> None:
-    from torchfab import submit
-    from torchfab.life import logs
+def _submit(c: Context, launcher: ModuleType, flags: JobFlags, own: Any) -> int:
+    from torchfab.commands.launch import submit
 
-    record = submit.submit(launcher, flags, own, _around(c))
-    if record and flags.follow:
-        sys.exit(logs.follow(record, c.config.torchfab.failure_grace_s, c.config.torchfab.stall_s))
+    return submit(launcher, flags, own, _context(c))
 
 
 # ---- the life of a job
@@ -116,17 +105,11 @@ def _submit(c: Context, launcher: ModuleType, flags: JobFlags, own: Any) -> None
     remove=flag(False, "Remove the record and the logs of the named job, which must have ended."),
     events=flag(False, "Print what happened to one job, a line each."),
 )
-def jobs(c: Context, job: str, json: bool, remove: bool, events: bool) -> None:
+def jobs(c: Context, job: str, json: bool, remove: bool, events: bool) -> int:
     """List the jobs that were launched from here."""
-    from torchfab import life
-    from torchfab.life import jobs
+    from torchfab.commands.jobs import run
 
-    if remove:
-        jobs.remove(job, _around(c))
-    elif events:
-        jobs.show_events(life.find(job, _around(c)), json)
-    else:
-        jobs.show_jobs(_around(c), json, job)
+    return run(_context(c), job, as_json=json, remove=remove, events=events)
 
 
 @job_task(
@@ -134,13 +117,13 @@ def jobs(c: Context, job: str, json: bool, remove: bool, events: bool) -> None:
     json=flag(False, "Print JSON."),
     stall=flag("", "Say that it may hang when no rank has logged for so many seconds; 0: never. [300]"),
 )
-def status(c: Context, job: str, watch: bool, json: bool, stall: str) -> None:
+def status(c: Context, job: str, watch: bool, json: bool, stall: str) -> int:
     """Say how a job is: each node's state, ranks, pids, last log line."""
-    from torchfab import life
-    from torchfab.life import status
+    from torchfab.commands import job_lookup
+    from torchfab.commands.status import show_status
 
-    around = _around(c)
-    sys.exit(status.show_status(life.find(job, around), watch, json, life.stall_s(stall, around)))
+    ctx = _context(c)
+    return show_status(job_lookup.find(job, ctx), watch, json, job_lookup.stall_s(stall, ctx))
 
 
 @job_task(
@@ -154,25 +137,25 @@ def status(c: Context, job: str, watch: bool, json: bool, stall: str) -> None:
 )
 def logs(
     c: Context, job: str, *, follow: bool, rank: str, lines: str, grep: str, no_fold: bool, stall: str, attempt: str
-) -> None:
+) -> int:
     """Print the logs of all ranks, merged, each line with its host and rank."""
-    from torchfab import life
-    from torchfab.life import logs
+    from torchfab.commands import job_lookup
+    from torchfab.commands.logs import log_request, show_logs
 
-    around, request = _around(c), logs.log_request(rank, lines, grep, follow)
-    sys.exit(logs.show_logs(life.find(job, around, attempt), request, not no_fold, life.stall_s(stall, around)))
+    ctx, request = _context(c), log_request(rank, lines, grep, follow)
+    return show_logs(job_lookup.find(job, ctx, attempt), request, not no_fold, job_lookup.stall_s(stall, ctx))
 
 
 @job_task(
     json=flag(False, "Print JSON."),
     attempt=flag("", "Of a job that was restarted: which attempt, from 1. [the current one]"),
 )
-def why(c: Context, job: str, json: bool, attempt: str) -> None:
+def why(c: Context, job: str, json: bool, attempt: str) -> int:
     """Say why a job ended: what failed first, where, its traceback, and what followed."""
-    from torchfab import life
-    from torchfab.life import why
+    from torchfab.commands import job_lookup
+    from torchfab.commands.why import show_why
 
-    sys.exit(why.show_why(life.find(job, _around(c), attempt), json))
+    return show_why(job_lookup.find(job, _context(c), attempt), json)
 
 
 @job_task(
@@ -192,35 +175,36 @@ def stacks(
     exact: bool,
     timeout: str,
     json: bool,
-) -> None:
+) -> int:
     """Say what every rank is doing: their stacks, equal ones as one, the odd ranks first."""
-    from torchfab import dumping, launch, life
+    from torchfab.commands import job_lookup
+    from torchfab.commands.stacks import StackOptions, seconds, show_stacks
 
-    record = life.find(job, _around(c))
-    timeout_s = launch.seconds("--timeout", timeout or "0")
-    wanted = dumping.Wanted(rank, native, all, exact, c.config.torchfab.stacks_signal, timeout_s)
-    sys.exit(dumping.show(record, wanted, json))
+    record = job_lookup.find(job, _context(c))
+    timeout_s = seconds("--timeout", timeout or "0")
+    return show_stacks(record, StackOptions(rank, native, all, exact, c.config.torchfab.stacks_signal, timeout_s), json)
 
 
 @job_task()
-def wait(c: Context, job: str) -> None:
+def wait(c: Context, job: str) -> int:
     """Wait for a job to end, and exit with its code."""
-    from torchfab import life
-    from torchfab.life import logs
+    from torchfab.commands import job_lookup
+    from torchfab.commands import logs as log_commands
 
-    sys.exit(logs.wait(life.find(job, _around(c)), c.config.torchfab.failure_grace_s, c.config.torchfab.stall_s))
+    ctx = _context(c)
+    return log_commands.wait(job_lookup.find(job, ctx), ctx.config["failure_grace_s"], ctx.config["stall_s"])
 
 
 @job_task(
     node=flag("", "Host, or node rank. [0]"),
     rank=flag("", "The node of this rank, and its window where it has one of its own."),
 )
-def attach(c: Context, job: str, node: str, rank: str) -> None:
+def attach(c: Context, job: str, node: str, rank: str) -> int:
     """Open a terminal on a job: its tmux session, or a shell in its pod."""
-    from torchfab import life
-    from torchfab.life import attach
+    from torchfab.commands import job_lookup
+    from torchfab.commands.attach import attach_argv, run
 
-    attach.attach(attach.attach_argv(life.find(job, _around(c)), node, rank))
+    return run(attach_argv(job_lookup.find(job, _context(c)), node, rank))
 
 
 @job_task(
@@ -233,53 +217,48 @@ def attach(c: Context, job: str, node: str, rank: str) -> None:
 )
 def supervise(
     c: Context, job: str, *, restarts: str, stall: str, backoff: str, notify: str, follow: bool, tmux: bool
-) -> None:
+) -> int:
     """See a job through failures, lost nodes and hangs; take it up again where its supervisor has died."""
-    from torchfab import life
-    from torchfab.supervise import command
+    from torchfab.commands import job_lookup
+    from torchfab.commands.supervise import Wishes, take_up
 
-    around, wishes = _around(c), command.Wishes(restarts, stall, backoff, notify)
-    sys.exit(command.take_up(life.find(job, around), wishes, follow, tmux, around, _fab(c)))
+    ctx, wishes = _context(c), Wishes(restarts, stall, backoff, notify)
+    return take_up(job_lookup.find(job, ctx), wishes, follow, tmux, ctx, _fab(c))
 
 
 @job_task(grace=flag("", "Seconds between SIGTERM and SIGKILL. [as launched; 10]"))
-def stop(c: Context, job: str, grace: str) -> None:
+def stop(c: Context, job: str, grace: str) -> int:
     """Stop a job on all its nodes, and prove that nothing of it is left."""
-    from torchfab import launch, life
-    from torchfab.life import stop
+    from torchfab.commands.stop import run
 
-    around, grace_s = _around(c), launch.seconds("--grace", grace) if grace else None
-    if not (job and stop.stop_launch(job, around)):
-        sys.exit(stop.stop(life.find(job, around), grace_s))
+    return run(job, grace, _context(c))
 
 
 # ---- the cluster itself
 
 
 @host_task(SyncFlags)
-def sync(c: Context, flags: SyncFlags) -> None:
+def sync(c: Context, flags: SyncFlags) -> int:
     """Copy the working directory to all nodes, and prove that they hold the same files."""
-    from torchfab.sync import command
+    from torchfab.commands.sync import run
 
-    sys.exit(command.sync(flags, _around(c)))
+    return run(flags, _context(c))
 
 
 @host_task(TrustFlags)
-def trust(c: Context, flags: TrustFlags) -> None:
+def trust(c: Context, flags: TrustFlags) -> int:
     """Show the host keys of all hosts, ask once, and write the new ones into known_hosts."""
-    from torchfab import launch
-    from torchfab.ssh import trust
+    from torchfab.commands.trust import run
 
-    around = _around(c)
-    trust.trust(launch.read_nodes(flags.hostfile, around), around.settings, flags.yes, flags.json)
+    return run(flags, _context(c))
 
 
 @host_task(DoctorFlags)
-def doctor(c: Context, flags: DoctorFlags) -> None:
+def doctor(c: Context, flags: DoctorFlags) -> int:
     """Say what is wrong with the hosts, each and between them, and how to fix it."""
-    from torchfab.doctor import command
+    from torchfab.commands.doctor import run
 
-    sys.exit(command.run(flags, _around(c)))
+    return run(flags, _context(c))
 
 
 @job_task(
@@ -289,42 +268,40 @@ def doctor(c: Context, flags: DoctorFlags) -> None:
     once=flag(False, "Look once, and end; with exit code 1 if a host did not answer."),
     json=flag(False, "Print JSON: with --once a document, else a line each time."),
 )
-def top(c: Context, job: str, hostfile: str, interval: str, once: bool, json: bool) -> None:
+def top(c: Context, job: str, hostfile: str, interval: str, once: bool, json: bool) -> int:
     """Show live what the hosts, or those of a job, do, and how fast the job goes; Ctrl-C ends it."""
-    from torchfab import life
-    from torchfab.top import command
+    from torchfab.commands.top import run
 
-    around = _around(c)
-    target = command.find_target(job, hostfile, around)
-    sys.exit(command.top(target, command.interval(interval), once, json, life.stall_s("", around)))
+    return run(job, hostfile, interval, once, json, _context(c))
 
 
 @host_task(NetworkFlags)
-def network(c: Context, flags: NetworkFlags) -> None:
+def network(c: Context, flags: NetworkFlags) -> int:
     """Measure bandwidth and latency between all hosts, and name the slow host or link."""
-    from torchfab.network import command
+    from torchfab.commands.network import run
 
-    sys.exit(command.run(flags, _around(c)))
+    return run(flags, _context(c))
 
 
 @plain_task(
     forgive=flag("", "Take this host off the list; all: every host."),
     json=flag(False, "Print JSON."),
 )
-def lemons(c: Context, forgive: str, json: bool) -> None:
+def lemons(c: Context, forgive: str, json: bool) -> int:
     """List the hosts that supervised launches leave out, and why; or forgive them."""
-    from torchfab.supervise import command
+    from torchfab.commands.lemons import show_lemons
 
-    sys.exit(command.show_lemons(_around(c), forgive, json))
+    return show_lemons(_context(c), forgive, json)
 
 
 def _fab(c: Context) -> tuple[str, ...]:
-    from torchfab.supervise import command
+    """Return the command that runs this project's `fab` again, for a supervisor in tmux."""
+    from torchfab.commands.supervise import fab_argv
 
-    return command.fab_argv(str(ROOT), c.config._runtime_path or "")
+    return fab_argv(str(ROOT), c.config._runtime_path or "")
 
 
-def _around(c: Context) -> Surroundings:
-    from torchfab.surroundings import surroundings_of
+def _context(c: Context) -> CommandContext:
+    from torchfab.launch.context import command_context
 
-    return surroundings_of(c, ROOT)
+    return command_context(c, ROOT)

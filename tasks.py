@@ -64,6 +64,7 @@ def lint(context: Context) -> None:
         (PYTHON, "-m", "ruff", "check", "."),
         (PYTHON, "-m", "ruff", "format", "--check", "."),
         (PYTHON, "-m", "mypy"),
+        (str(Path(PYTHON).parent / "lint-imports"), "--no-logo", "--no-cache"),
         *([("shellcheck", *SHELL_SCRIPTS)] if shutil.which("shellcheck") else []),
     ]
     failed = [words for words in checks if _run(*words)]
@@ -89,7 +90,7 @@ def cluster(
     down: bool = False,
 ) -> None:
     """Start a rehearsal cluster: real SSH hosts on this machine, to try a launch on."""
-    from torchfab.errors import TorchfabError
+    from torchfab.core.errors import TorchfabError
 
     try:
         if down:
@@ -152,7 +153,7 @@ def _succeed(*words: str) -> None:
 
 
 def _cluster_up(nodes: int, kind: str, directory: Path, user: str) -> None:
-    from torchfab.rehearsal import Cluster, as_kind
+    from testbed import Cluster, as_kind
 
     begun = time.monotonic()
     best = "netns" if os.geteuid() == 0 and not user else "loopback"
@@ -174,7 +175,7 @@ def _shown(path: Path) -> str:
 
 
 def _cluster_down(directory: Path) -> None:
-    from torchfab.rehearsal import Cluster
+    from testbed import Cluster
 
     found = Cluster.load(directory)
     if found:

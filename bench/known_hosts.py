@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from paramiko.hostkeys import HostKeys
 
-from torchfab.ssh import knownhosts
+from torchfab.transport.ssh import known_hosts
 
 KIND = "ssh-ed25519"
 
@@ -36,13 +36,13 @@ def key(number: int) -> str:
 
 def write(path: Path, lines: int) -> None:
     """Write a file of hashed lines, one for each of node0, node1, ..."""
-    names = (knownhosts.hashed(f"node{number}", os.urandom(20)) for number in range(lines))
+    names = (known_hosts.hashed(f"node{number}", os.urandom(20)) for number in range(lines))
     path.write_text("".join(f"{name} {key(number)}\n" for number, name in enumerate(names)))
 
 
 def ours(path: Path, hosts: int) -> int:
     """Read the file, and ask for hosts as a launch does; return how many lines were found."""
-    known = knownhosts.KnownFile(str(path), path.read_text())
+    known = known_hosts.KnownFile(str(path), path.read_text())
     return sum(len(known.lines(f"node{number}")) for number in range(hosts))
 
 

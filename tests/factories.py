@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torchfab.job import Facts, Job, Node
+from torchfab.core.specs import Facts, Job, Node
 
 JOB_ID = "gpt2-0a1b2c3d"
 

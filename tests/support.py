@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.strategies import SearchStrategy
 
-from torchfab.rehearsal.claiming import find_program
+from testbed.allocation import find_program
 
 # Of each test that is `fuzzed`; `inv fuzz` says more.
 FUZZ_EXAMPLES = int(os.environ.get("TORCHFAB_FUZZ_EXAMPLES", "200"))

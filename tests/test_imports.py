@@ -1,8 +1,9 @@
-"""Who may import whom: the shape of the house, as tests."""
+"""What may be imported where, as far as import-linter (see pyproject.toml) does not check it."""
 
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import re
 import subprocess
@@ -11,74 +12,20 @@ from pathlib import Path
 
 import pytest
 
+from torchfab import runtimes
+from torchfab.records import launch_request
+from torchfab.remote import server
+
 ROOT = Path(__file__).parents[1]
-REMOTE = sorted((ROOT / "torchfab" / "remote").glob("*.py"))
+REMOTE = [path for path in sorted((ROOT / "torchfab" / "remote").rglob("*.py")) if "shims" not in path.parts]
 LAUNCHERS = sorted((ROOT / "torchfab" / "launchers").glob("*.py"))
-LIFE = sorted((ROOT / "torchfab" / "life").glob("[a-z]*.py"))
+LIFE = [ROOT / "torchfab" / "commands" / f"{name}.py" for name in ("attach", "jobs", "logs", "status", "stop", "why")]
 BLOCKED = ("fabric", "paramiko", "invoke", "torch", "transformers", "datasets")
 PLANNING = (
-    *("errors", "job", "inventory", "environment", "render", "status", "logview", "stall", "events"),
-    *("why.page", "why.story"),
+    *(f"core.{name}" for name in ("errors", "specs", "inventory", "environment", "dry_run", "status", "log_lines")),
+    *("core.stall", "core.events", "why.report", "why.diagnosis"),
     *("launchers", *(f"launchers.{path.stem}" for path in LAUNCHERS if path.stem != "__init__")),
 )
-# What each module may import of torchfab, at run time: the imports point one way, and this table has no circle.
-ABOVE_ALL = {"fabfile", "tasks", "torchfab.rehearsal"}
-DIRECTION: dict[str, set[str]] = {
-    "errors": set(),
-    "job": {"errors"},
-    "inventory": {"errors", "job"},
-    "environment": {"errors"},
-    "launchers": {"errors", "job", "inventory", "environment", "launchers", "manifest", "sbatch", "shims"},
-    "sbatch": {"errors"},
-    "slurmstate": {"job", "records", "status"},
-    "why": {"inventory", "job", "logview", "remote", "status", "why"},
-    "allocation": {"errors", "inventory", "job"},
-    "manifest": {"errors", "job", "manifest"},
-    "pods": {
-        *("errors", "job", "inventory", "manifest", "status", "events", "records", "fanout", "remote", "pods", "why"),
-        *("shapes",),
-    },
-    "render": {"job"},
-    "status": {"inventory", "job"},
-    "logview": {"inventory"},
-    "shapes": {"logview"},
-    "answers": {"shapes"},
-    "stall": {"inventory", "logview", "status"},
-    "alarm": {"commandline", "errors", "stall", "status"},
-    "events": {"errors", "job", "status"},
-    "stacks": {"errors", "inventory", "job", "logview", "stacks"},
-    "columns": set(),
-    "bundle": set(),
-    "fanout": set(),
-    "deadlines": set(),
-    "shims": set(),
-    "asking": {"errors", "fanout", "job", "session", "settings", "ssh"},
-    "records": {"errors", "job", "records", "settings"},
-    "ssh": {"bundle", "commandline", "deadlines", "errors", "fanout", "job", "session", "settings", "ssh"},
-}
-
-# The same inside a few rooms.
-INSIDE: dict[str, set[str]] = {
-    "ssh.patience": {"deadlines", "fanout"},
-    "ssh.transport": set(),
-    "ssh.knownhosts": set(),
-    "ssh.hostcerts": set(),
-    "ssh.config": {"errors", "ssh.index"},
-    "ssh.index": {"ssh.config"},  # for its types alone
-    "ssh.routes": {"errors", "ssh.config"},
-    "ssh.agents": {"ssh.routes"},
-    "ssh.hostkeys": {"errors", "ssh.knownhosts", "ssh.hostcerts", "ssh.routes", "ssh.transport"},
-    "ssh.explaining": {"errors"},
-    "ssh.logins": {"errors", "ssh.explaining", "ssh.patience", "ssh.connecting", "ssh.hostkeys"},
-    "ssh.pipes": {"bundle", "errors", "settings", "ssh.explaining", "ssh.logins", "ssh.patience", "ssh.connecting"},
-    "sync.rsync": {"errors"},
-    "sync.exceptions": {"sync.rsync"},
-    "sync.results": {"errors", "inventory", "job", "sync.rsync"},
-    "top.load": {"columns", "inventory", "job", "stall", "status", "sync.results"},
-}
-
-# All of doctor but its way out: what nodes told becomes findings and text, without asking anybody.
-DOCTOR = ("finding", "report", "node", "gpu", "between", "way", "show")
 
 
 def names_imported(path: Path) -> set[str]:
@@ -91,14 +38,9 @@ def names_imported(path: Path) -> set[str]:
             assert statement.level == 0, f"{path} imports relatively"
             module = statement.module or ""
             names |= {f"{module}.{alias.name}" for alias in statement.names} if module == "torchfab" else {module}
-            if module in ("torchfab.launchers", "torchfab.remote", "torchfab.ssh", "torchfab.sync", "torchfab.top"):
+            if module.startswith("torchfab."):
                 names |= {f"{module}.{alias.name}" for alias in statement.names}
     return names
-
-
-def rooms_imported(path: Path) -> set[str]:
-    """Return the modules and packages directly below torchfab that a file imports."""
-    return {name.split(".")[1] for name in names_imported(path) if name.startswith("torchfab.")}
 
 
 def run_python(*words: str) -> str:
@@ -122,73 +64,55 @@ def test_planning_modules_load_neither_fabric_nor_torch_nor_clustershell() -> No
     assert not loaded & {*BLOCKED, "ClusterShell", "numpy"}
 
 
-@pytest.mark.parametrize("room", sorted(DIRECTION))
-def test_imports_point_one_way(room: str) -> None:
-    path = ROOT / "torchfab" / room
-    paths = sorted(path.glob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
-    for each in paths:
-        assert rooms_imported(each) <= DIRECTION[room], each.name
+# The layers themselves are contracts in pyproject.toml, which import-linter checks in `inv lint`. It does not see
+# imports by name, which are checked here.
 
 
-@pytest.mark.parametrize("module", sorted(INSIDE))
-def test_imports_point_one_way_inside_rooms_too(module: str) -> None:
-    room, name = module.split(".")
-    names = names_imported(ROOT / "torchfab" / room / f"{name}.py") - {f"torchfab.{room}"}
-    ours = {name.removeprefix("torchfab.") for name in names if name.startswith("torchfab.")}
-    assert ours <= INSIDE[module]
+def imports_by_name(path: Path) -> list[str]:
+    """Return the source of the argument of each importlib.import_module call in a file."""
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    return [ast.unparse(call.args[0]) for call in calls if ast.unparse(call.func) == "importlib.import_module"]
 
 
-@pytest.mark.parametrize("module", DOCTOR)
-def test_what_doctor_concludes_is_pure(module: str) -> None:
-    path = ROOT / "torchfab" / "doctor" / f"{module}.py"
-    assert rooms_imported(path) <= {"doctor", "errors", "inventory", "job"}
-    assert "torchfab.doctor.asking" not in names_imported(path)
+def test_imports_by_name_are_these_three() -> None:
+    found = {path.relative_to(ROOT).as_posix(): imports_by_name(path) for path in (ROOT / "torchfab").rglob("*.py")}
+    assert {path: len(calls) for path, calls in found.items() if calls} == {
+        "torchfab/records/launch_request.py": 1,
+        "torchfab/remote/server.py": 1,
+        "torchfab/runtimes/__init__.py": 1,
+    }
 
 
-@pytest.mark.parametrize("module", ["values", "deciding", "story"])
-def test_what_a_supervisor_decides_is_pure(module: str) -> None:
-    path = ROOT / "torchfab" / "supervise" / f"{module}.py"
-    assert rooms_imported(path) <= {"supervise", "errors"}
-    ours = {name.rpartition(".")[2] for name in names_imported(path) if name.startswith("torchfab.supervise")}
-    assert ours <= {"values"}
+@pytest.mark.parametrize("name", ["tmux", "slurm", "kubernetes"])
+def test_every_runtime_is_found_by_its_name(name: str) -> None:
+    assert name == runtimes.load(name).NAME
+    assert runtimes.load(name).__name__.startswith("torchfab.runtimes.")
+
+
+def test_every_launcher_is_found_by_its_name() -> None:
+    for path in LAUNCHERS:
+        if "\nNAME = " in (text := path.read_text()):
+            name = text.partition('\nNAME = "')[2].partition('"')[0]
+            assert launch_request.launcher_named(name).__name__ == f"torchfab.launchers.{path.stem}"
+
+
+def test_every_request_of_a_node_has_a_function() -> None:
+    for module, name in {**server.ANSWERS, **server.STREAMS}.values():
+        assert callable(getattr(importlib.import_module(f"torchfab.remote.{module}"), name))
 
 
 def test_errors_imports_nothing_of_ours_and_nothing_installed() -> None:
-    assert names_imported(ROOT / "torchfab" / "errors.py") <= {"__future__", "collections.abc"}
+    assert names_imported(ROOT / "torchfab" / "core" / "errors.py") <= {"__future__", "collections.abc"}
 
 
-def test_no_launcher_knows_a_runtime_and_no_runtime_knows_a_launcher() -> None:
-    launchers = [rooms_imported(path) for path in LAUNCHERS]
-    runtimes = [rooms_imported(path) for path in sorted((ROOT / "torchfab" / "runtimes").glob("*.py"))]
-    assert launchers
-    assert runtimes
-    assert not any("runtimes" in rooms for rooms in launchers)
-    assert not any("launchers" in rooms for rooms in runtimes)
-
-
-def test_nothing_below_imports_what_is_above() -> None:
-    below = [path for path in (ROOT / "torchfab").rglob("*.py") if "rehearsal" not in path.parts]
-    guilty = {str(path.relative_to(ROOT)): names_imported(path) & ABOVE_ALL for path in below}
-    assert below
-    assert not {path: names for path, names in guilty.items() if names}
-
-
-def test_only_a_few_modules_import_connections() -> None:
-    # colossal.py replaces the connection that `colossalai run` makes, and makes none.
-    allowed = {
-        "explaining.py",
-        "connecting.py",
-        "transport.py",
-        "agents.py",
-        "hostkeys.py",
-        "hostcerts.py",
-        "flags.py",
-        "commandline.py",
-        "colossal.py",
-    }
+def test_only_the_transport_and_the_command_line_import_fabric_or_paramiko() -> None:
+    # colossalai_run.py replaces the connection that `colossalai run` makes, and makes none.
+    allowed = {"cli/executor.py", "cli/flags.py", "remote/shims/colossalai_run.py"}
     for path in sorted((ROOT / "torchfab").rglob("*.py")):
         roots = {name.partition(".")[0] for name in names_imported(path)}
-        assert path.name in allowed or not roots & {"fabric", "paramiko"}, path.name
+        relative = path.relative_to(ROOT / "torchfab").as_posix()
+        may_import = relative in allowed or relative.startswith("transport/ssh/")
+        assert may_import or not roots & {"fabric", "paramiko"}, relative
 
 
 def test_the_training_script_knows_nothing_of_torchfab() -> None:
@@ -199,18 +123,18 @@ def test_the_training_script_knows_nothing_of_torchfab() -> None:
 # ---- what runs on a node
 
 
-@pytest.mark.parametrize("path", REMOTE, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", REMOTE, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_what_runs_on_a_node_imports_the_standard_library_only(path: Path) -> None:
     for name in names_imported(path):
         assert name.split(".")[0] in sys.stdlib_module_names or name.startswith("torchfab.remote"), name
 
 
-@pytest.mark.parametrize("path", REMOTE, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", REMOTE, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_what_runs_on_a_node_is_python_3_9(path: Path) -> None:
     ast.parse(path.read_text(), feature_version=(3, 9))
 
 
-@pytest.mark.parametrize("path", REMOTE, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", REMOTE, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_what_runs_on_a_node_evaluates_no_annotations(path: Path) -> None:
     tree = ast.parse(path.read_text())
     first = [node for node in tree.body if isinstance(node, ast.ImportFrom)][:1]
@@ -218,7 +142,8 @@ def test_what_runs_on_a_node_evaluates_no_annotations(path: Path) -> None:
 
 
 def test_what_runs_on_a_node_does_not_load_typing() -> None:
-    names = ", ".join(f"torchfab.remote.{path.stem}" for path in REMOTE if path.stem != "__init__")
+    modules = [path.relative_to(ROOT).with_suffix("") for path in REMOTE if path.stem != "__init__"]
+    names = ", ".join(".".join(module.parts) for module in modules)
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {names}; print('typing' in sys.modules)"
     assert run_python("-I", "-S", "-c", code) == "False\n"
 
@@ -244,9 +169,10 @@ def test_fab_lists_every_task_with_what_it_does() -> None:
 
 
 def test_a_command_about_a_job_on_this_machine_loads_neither_connections_nor_the_checks_of_a_launch() -> None:
-    commands = ", ".join(f"torchfab.life.{path.stem}" for path in LIFE)
-    code = f"import {commands}, types, torchfab.runtimes.tmux, torchfab.ssh; from torchfab.job import Node\n"
-    code += "torchfab.life.stall_s('', types.SimpleNamespace(config={'stall_s': 600}))\n"
-    loaded = modules_after(code + "torchfab.ssh.connections([Node(0, 'localhost')], None)")
-    ours = {"torchfab.ssh.connecting", "torchfab.launch", "torchfab.doctor"}
+    commands = ", ".join(f"torchfab.commands.{path.stem}" for path in LIFE)
+    code = f"import {commands}, types, torchfab.runtimes.tmux, torchfab.transport.ssh\n"
+    code += "from torchfab.core.specs import Node\n"
+    code += "torchfab.commands.job_lookup.stall_s('', types.SimpleNamespace(config={'stall_s': 600}))\n"
+    loaded = modules_after(code + "torchfab.transport.ssh.connections([Node(0, 'localhost')], None)")
+    ours = {"torchfab.transport.ssh.connect", "torchfab.launch.launch", "torchfab.doctor"}
     assert not loaded & {*ours, "ClusterShell", "rich", "kubernetes", "torch"}

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from torchfab import asking, ssh
-from torchfab.asking import Answer, ask_all
-from torchfab.job import Node
-from torchfab.settings import Settings
-from torchfab.ssh import connecting
+from torchfab.config.connection_settings import ConnectionSettings
+from torchfab.core.specs import Node
+from torchfab.transport import pool, ssh
+from torchfab.transport.pool import Answer, ask_all
+from torchfab.transport.ssh import connect
 
 
 def test_no_more_threads_than_the_bound_ask_many_hosts_and_none_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,9 +22,9 @@ def test_no_more_threads_than_the_bound_ask_many_hosts_and_none_is_left(monkeypa
         most[0] = max(most[0], threading.active_count())
         return open_session(*words)
 
-    monkeypatch.setattr(asking, "open_session", counted)
+    monkeypatch.setattr(pool, "open_session", counted)
     nodes = [Node(rank, "localhost") for rank in range(12)]
-    answers = dict(ask_all(nodes, Settings(fanout=3), {"op": "clock"}, 20))
+    answers = dict(ask_all(nodes, ConnectionSettings(fanout=3), {"op": "clock"}, 20))
     assert [type(answers.get(node)) for node in nodes] == 12 * [Answer]
     assert most[0] <= before + 3
     for thread in threading.enumerate():
@@ -37,8 +37,8 @@ def test_what_is_kept_for_a_host_is_small_and_its_own(tmp_path: Any) -> None:
     config = tmp_path / "config"
     config.write_text("Host *\n  User me\n")
     nodes = [Node(rank, f"n{rank}") for rank in range(20)]
-    made = connecting.connections(nodes, Settings(ssh_config=str(config)))
-    configs = [each.config for each in made.values() if isinstance(each, connecting.Connection)]
+    made = connect.connections(nodes, ConnectionSettings(ssh_config=str(config)))
+    configs = [each.config for each in made.values() if isinstance(each, connect.Connection)]
     assert len({id(each) for each in configs}) == 20
     assert all(not each.base_ssh_config._config[1:] for each in configs)
-    assert {each.user for each in made.values() if isinstance(each, connecting.Connection)} == {"me"}
+    assert {each.user for each in made.values() if isinstance(each, connect.Connection)} == {"me"}

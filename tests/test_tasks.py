@@ -88,9 +88,9 @@ def test_lint_runs_every_check_before_it_fails(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(tasks, "_run", fail)
     monkeypatch.setattr("shutil.which", lambda name: name)
-    with pytest.raises(invoke.Exit, match="4 of 4 checks failed"):
+    with pytest.raises(invoke.Exit, match="5 of 5 checks failed"):
         tasks.lint(invoke.Context())
-    assert len(seen) == 4
+    assert len(seen) == 5
 
 
 def test_a_failing_program_gives_the_task_its_code() -> None:
@@ -113,7 +113,7 @@ def test_an_error_of_the_cluster_is_told_without_a_traceback(tmp_path: Path) -> 
 def test_taking_down_what_is_not_there_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("torchfab.rehearsal.Cluster.clean", list)
+    monkeypatch.setattr("testbed.Cluster.clean", list)
     tasks.cluster(invoke.Context(), dir=str(tmp_path), down=True)
     assert capsys.readouterr().out == f"no cluster is up in {tmp_path}\n"
 

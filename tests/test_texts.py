@@ -17,23 +17,26 @@ from paramiko.message import Message
 from tests.hostile import names, texts
 from tests.remote.test_texts import WORD
 from tests.support import fuzzed, refusal
-from tests.test_answers_fuzz import JSON
-from torchfab import commandline, configuration, environment, render
-from torchfab.errors import HostError, TorchfabError, UsageError
-from torchfab.inventory import fold
-from torchfab.job import Node
+from tests.transport.test_validation_fuzz import JSON
+from torchfab.config import validate
+from torchfab.core import console, dry_run, environment
+from torchfab.core.errors import HostError, TorchfabError, UsageError
+from torchfab.core.inventory import fold
+from torchfab.core.specs import Node
+from torchfab.core.status import as_json, table
 from torchfab.network import report
-from torchfab.pods import api, logs, states
-from torchfab.pods.states import Seen
-from torchfab.slurmstate import _code
-from torchfab.ssh import config as sshconfig
-from torchfab.ssh import hostcerts, routes
-from torchfab.ssh.config import Block, Option
-from torchfab.ssh.index import Indexed
-from torchfab.status import as_json, table
-from torchfab.supervise import notify
-from torchfab.supervise.lemons import FILE, Lemons
+from torchfab.runtimes.kubernetes import client, log_lines
+from torchfab.runtimes.kubernetes import status as states
+from torchfab.runtimes.kubernetes.status import Seen
+from torchfab.runtimes.slurm.state import _code
+from torchfab.supervise import notifier
+from torchfab.supervise.quarantine import FILE, Lemons
 from torchfab.sync import rsync
+from torchfab.transport.ssh import config as sshconfig
+from torchfab.transport.ssh import host_certificates
+from torchfab.transport.ssh import route as routes
+from torchfab.transport.ssh.config import Block, Option
+from torchfab.transport.ssh.config_index import Indexed
 
 # ---- flags, and settings
 
@@ -51,7 +54,7 @@ def test_env_flags_are_read_or_refused(pairs: list[str]) -> None:
 @fuzzed(texts(80), st.lists(st.sampled_from(["RUN", "RUN1", "RUN2", "x"]), max_size=4))
 def test_no_text_ends_the_here_document_that_it_stands_in(text: str, lines: list[str]) -> None:
     whole = "\n".join([text, *lines])
-    assert render._delimiter("RUN", whole) not in whole.split("\n")
+    assert dry_run._delimiter("RUN", whole) not in whole.split("\n")
 
 
 SETTINGS = ("fanout", "restarts", "connect_timeout_s", "grace_s", "hostfile", "script", "stacks_signal", "x")
@@ -59,7 +62,7 @@ SETTINGS = ("fanout", "restarts", "connect_timeout_s", "grace_s", "hostfile", "s
 
 @fuzzed(st.dictionaries(st.sampled_from(SETTINGS), st.one_of(JSON, st.lists(texts(9), max_size=2), texts(9))))
 def test_settings_are_taken_or_refused_by_name(config: dict[str, Any]) -> None:
-    if error := refusal(UsageError, lambda: configuration.check(config)):
+    if error := refusal(UsageError, lambda: validate.check(config)):
         assert error.message.startswith("torchfab.")
         return
     assert all(0 <= config[name] <= 1e9 for name in ("fanout", "restarts", "grace_s") if name in config)
@@ -133,20 +136,20 @@ def certificate(name: str, principals: list[str]) -> bytes:
 @fuzzed(st.text(max_size=9), st.lists(st.text(max_size=9), max_size=2), st.integers(0, 400), st.binary(max_size=30))
 def test_any_host_certificate_is_refused_or_read(name: str, principals: list[str], cut: int, other: bytes) -> None:
     whole = certificate(name, principals)
-    read = hostcerts.read(whole)
+    read = host_certificates.read(whole)
     assert (read.key_id, read.principals) == (name, tuple(principals))
-    assert hostcerts.objection(read, "a", 9.0)
+    assert host_certificates.objection(read, "a", 9.0)
     for blob in (other, whole[:cut], whole[:cut] + other + whole[cut + len(other) :]):
         with contextlib.suppress(ValueError):
-            assert isinstance(hostcerts.objection(hostcerts.read(blob), "a", 9.0), str)
+            assert isinstance(host_certificates.objection(host_certificates.read(blob), "a", 9.0), str)
 
 
 @fuzzed(texts(80), st.dictionaries(st.sampled_from(["node1", "node2"]), texts(40), min_size=1))
 def test_no_error_steers_a_terminal(text: str, reasons: dict[str, str]) -> None:
     lines: list[str] = []
     with mock.patch("builtins.print", lambda line, **_: lines.append(line)):
-        commandline.tell(text)
-        commandline.print_error(HostError(text, text, "node1"))
+        console.write_err(text)
+        console.print_error(HostError(text, text, "node1"))
     assert len(lines) == 2
     assert not [sign for line in lines for sign in line if ord(sign) < 32 and sign not in "\t\n"]
 
@@ -178,8 +181,8 @@ def test_any_exit_code_of_slurm_is_a_code_or_none(text: str) -> None:
 def test_any_bytes_are_the_log_of_a_pod(data: bytes, ranks: list[tuple[str, str]]) -> None:
     marked = "".join(f"2026-01-01T00:00:0{index}Z [rank{one}]:{two}\n" for index, (one, two) in enumerate(ranks))
     blocks = [data, marked.encode("utf-8", "replace"), data]
-    for label, when, text in logs.Reader(0, {"ranks": None, "grep": None, "lines": None}).past(blocks):
-        assert isinstance(label, int) or label == logs.AGENT
+    for label, when, text in log_lines.Reader(0, {"ranks": None, "grep": None, "lines": None}).past(blocks):
+        assert isinstance(label, int) or label == log_lines.AGENT
         assert when >= 0
         assert "\n" not in text
 
@@ -203,8 +206,8 @@ def test_a_pod_may_leave_any_last_words(message: str, reason: str, code: int) ->
 
 @fuzzed(st.one_of(st.binary(max_size=60), JSON.map(json.dumps).map(str.encode)))
 def test_a_cluster_may_refuse_in_any_words(body: bytes) -> None:
-    there = api.Cluster.__new__(api.Cluster)
-    there.place, there.server = api.Place("", "x", "y"), "https://x"
+    there = client.Cluster.__new__(client.Cluster)
+    there.place, there.server = client.Place("", "x", "y"), "https://x"
     for status in (401, 404, 500, 999):
         error = there._refused(status, body, "/jobsets")
         assert len(error.message) < 1000
@@ -248,7 +251,7 @@ def test_any_list_of_lemons_is_read_or_refused(text: str) -> None:
 
 @fuzzed(st.sampled_from(["http://", "https://", ""]), st.text("abc:@/?#.", max_size=12))
 def test_no_secret_of_an_address_is_told(scheme: str, rest: str) -> None:
-    told = notify._name(f"{scheme}ann:s3cret@{rest}")
+    told = notifier._name(f"{scheme}ann:s3cret@{rest}")
     assert "s3cret" not in told or not scheme
     assert told.startswith(scheme)
 
@@ -262,4 +265,4 @@ def test_no_secret_of_an_address_is_told(scheme: str, rest: str) -> None:
     ],
 )
 def test_a_notifier_is_named_by_its_host(target: str, told: str) -> None:
-    assert notify._name(target) == told
+    assert notifier._name(target) == told

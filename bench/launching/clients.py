@@ -22,24 +22,24 @@ def settings(ssh_config: str) -> dict[str, str]:
 def torchfab(ssh_config: str, hosts: list[str], command: str) -> int:
     """Use the connections that all commands of torchfab use, with their checks of host keys."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-    from torchfab.commandline import collect_seldom
-    from torchfab.fanout import fan_out
-    from torchfab.job import Node
-    from torchfab.settings import Settings
-    from torchfab.ssh import connecting
+    from torchfab.cli.executor import collect_seldom
+    from torchfab.config.connection_settings import ConnectionSettings
+    from torchfab.core.specs import Node
+    from torchfab.transport.fanout import fan_out
+    from torchfab.transport.ssh import connect
 
     collect_seldom()  # as every fab command does
     nodes = [Node(rank, host) for rank, host in enumerate(hosts)]
-    made = connecting.connections(nodes, Settings(ssh_config=ssh_config, fanout=AT_ONCE))
+    made = connect.connections(nodes, ConnectionSettings(ssh_config=ssh_config, fanout=AT_ONCE))
 
     def act(node: Node) -> int:
         connection: Any = made[node.rank]
-        connecting.guard(connection)
+        connect.guard(connection)
         connection.open()
         channel = connection.transport.open_session()
         channel.exec_command(command)
         code: int = channel.recv_exit_status()
-        connecting.hang_up(connection)
+        connect.hang_up(connection)
         return code
 
     return sum(result != 0 for _, result in fan_out(nodes, act, AT_ONCE))

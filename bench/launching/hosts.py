@@ -1,6 +1,6 @@
 """Many hosts on this machine: addresses of the loopback interface, sixteen to an sshd, each with its own home and tmux.
 
-`torchfab.rehearsal` starts an sshd for every host, which is closer to the truth and too much for a thousand.
+`testbed` starts an sshd for every host, which is closer to the truth and too much for a thousand.
 """
 
 from __future__ import annotations

@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from torchfab import bundle, commandline
-from torchfab.job import Node
+from torchfab.cli import executor
+from torchfab.config.connection_settings import ConnectionSettings
+from torchfab.core.specs import Node
+from torchfab.monitoring.watcher import Printer, Watch
 from torchfab.records import Record
-from torchfab.runtimes import nodelogs
-from torchfab.session import Session
-from torchfab.settings import Settings
-from torchfab.watch import Printer, Watch
+from torchfab.runtimes import tmux_logs
+from torchfab.transport import bundle
+from torchfab.transport.session import Session
 
 NODES, RANKS, STEPS = 64, 8, 400
 _CHUNK = 1 << 16
@@ -78,7 +79,7 @@ def text_of(step: int, rank: int, kind: str) -> str:
 
 
 def frame(value: Any) -> bytes:
-    """Return one frame as `torchfab.remote.wire` sends it."""
+    """Return one frame as `torchfab.remote.server` sends it."""
     data = json.dumps(value).encode()
     return b"\x1e%d\n%b" % (len(data), data)
 
@@ -88,11 +89,11 @@ def watch(kind: str) -> dict[str, Any]:
     data = [b"".join(frames(node, kind)) for node in range(NODES)]
     nodes = tuple(Node(rank, f"node{rank:03}") for rank in range(NODES))
     record = Record(Path("/nowhere"), "x", "x-0", "per-gpu", "tmux", 0.0, ("x.py",), nodes, "/n", NODES * RANKS, NODES,
-                    Settings(), {})  # fmt: skip
-    vars(nodelogs)["connections"] = lambda nodes, settings: [None] * NODES
-    vars(nodelogs)["open_session"] = lambda node, connection, settings: Session(node, Frames(data[node.rank]))
+                    ConnectionSettings(), {})  # fmt: skip
+    vars(tmux_logs)["connections"] = lambda nodes, settings: [None] * NODES
+    vars(tmux_logs)["open_session"] = lambda node, connection, settings: Session(node, Frames(data[node.rank]))
     bundle.packed()
-    commandline.collect_seldom()  # as every fab command does
+    executor.collect_seldom()  # as every fab command does
     begun, used = time.time(), time.process_time()
     Watch(record, Printer()).run({"follow": True, "lines": 0, "ranks": None, "grep": None})
     wall_s, cpu_s = time.time() - begun, time.process_time() - used

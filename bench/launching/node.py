@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from torchfab import bundle
 from torchfab.remote import files
+from torchfab.transport import bundle
 
 COUNT = 10
 PYTHON = "/usr/bin/python3" if os.path.exists("/usr/bin/python3") else sys.executable

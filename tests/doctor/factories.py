@@ -6,11 +6,11 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from torchfab.doctor.asking import findings
+from torchfab.config.connection_settings import ConnectionSettings
+from torchfab.core.specs import Node
+from torchfab.doctor.collect import findings
 from torchfab.doctor.finding import Finding
-from torchfab.doctor.report import Clock, Report, Seen, Wanted
-from torchfab.job import Node
-from torchfab.settings import Settings
+from torchfab.doctor.model import Clock, Report, Seen, Wanted
 
 WANTED = Wanted(workdir="/project", python="python3", node_dir="/project/.torchfab")
 GIB = 1024**3
@@ -107,7 +107,7 @@ def four(odd: Seen) -> list[Seen]:
 
 def found(nodes: list[Seen], wanted: Wanted = WANTED) -> tuple[Finding, ...]:
     """Give all findings."""
-    return findings(nodes, wanted, Settings())
+    return findings(nodes, wanted, ConnectionSettings())
 
 
 def only(nodes: list[Seen], wanted: Wanted = WANTED) -> Finding:

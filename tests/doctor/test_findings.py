@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from tests.doctor.factories import GIB, GPU, WANTED, found, four, only, seen
+from torchfab.core.errors import HostError
 from torchfab.doctor import ERROR, NOTE, WARNING, Clock, Finding
+from torchfab.doctor.connectivity import chosen
 from torchfab.doctor.finding import merged, odd_ones
-from torchfab.doctor.way import chosen
-from torchfab.errors import HostError
 
 LOW = {"free": GIB // 2}
 NETWORK = {"machine": {"network": "0 net:[1]"}}

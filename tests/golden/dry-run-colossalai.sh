@@ -10,8 +10,8 @@
 ssh -- node2 bash -s <<'TORCHFAB'
 umask 077
 mkdir -p /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/logs /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/errors /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/bin
-cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/gate.py <<'FILE'
-(torchfab/remote/shims/gate.py)
+cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/relay.py <<'FILE'
+(torchfab/remote/shims/relay.py)
 FILE
 cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/rank.py <<'FILE'
 (torchfab/remote/shims/rank.py)
@@ -34,7 +34,7 @@ export TORCHFAB_NODE_RANK=1
 export TORCHELASTIC_ERROR_FILE=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/errors/error.json
 export TORCHFAB_FOLDER=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent
 export PATH=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/bin:"$PATH"
-exec /venv/bin/python -I -S /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/gate.py await > >(tee -a /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/output.log) 2>&1 < /dev/null
+exec /venv/bin/python -I -S /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/relay.py await > >(tee -a /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/output.log) 2>&1 < /dev/null
 RUN
 tmux -L torchfab new-session -d -s gpt2-node1 -n agent bash /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/run.sh
 TORCHFAB
@@ -43,8 +43,8 @@ TORCHFAB
 ssh -- node1 bash -s <<'TORCHFAB'
 umask 077
 mkdir -p /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/logs /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/errors /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/bin
-cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/gate.py <<'FILE'
-(torchfab/remote/shims/gate.py)
+cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/relay.py <<'FILE'
+(torchfab/remote/shims/relay.py)
 FILE
 cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/rank.py <<'FILE'
 (torchfab/remote/shims/rank.py)
@@ -67,21 +67,21 @@ export TORCHFAB_NODE_RANK=0
 export TORCHELASTIC_ERROR_FILE=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/errors/error.json
 export TORCHFAB_FOLDER=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent
 export PATH=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/bin:"$PATH"
-exec /venv/bin/python -I -S /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/gate.py await > >(tee -a /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/output.log) 2>&1 < /dev/null
+exec /venv/bin/python -I -S /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/relay.py await > >(tee -a /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/output.log) 2>&1 < /dev/null
 RUN
 mkdir -p /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/bin
 cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/hostfile <<'FILE'
 node1
 node2
 FILE
-cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/colossal.py <<'FILE'
-(torchfab/remote/shims/colossal.py)
+cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/colossalai_run.py <<'FILE'
+(torchfab/remote/shims/colossalai_run.py)
 FILE
 cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/head.py <<'FILE'
 (torchfab/remote/shims/head.py)
 FILE
-cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/ssh.py <<'FILE'
-(torchfab/remote/shims/ssh.py)
+cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/rsh.py <<'FILE'
+(torchfab/remote/shims/rsh.py)
 FILE
 cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/nodes.json <<'FILE'
 {
@@ -95,7 +95,7 @@ cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/nodes.json <<'FILE'
     "/venv/bin/python",
     "-I",
     "-S",
-    "/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/gate.py",
+    "/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/relay.py",
     "deliver"
    ]
   },
@@ -118,7 +118,7 @@ cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/nodes.json <<'FILE'
     "/venv/bin/python",
     "-I",
     "-S",
-    "/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/gate.py",
+    "/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/relay.py",
     "deliver"
    ]
   }
@@ -128,7 +128,7 @@ cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/nodes.json <<'FILE'
 FILE
 cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/bin/ssh <<'FILE'
 #!/bin/sh
-exec /venv/bin/python -I -S /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/ssh.py "$@"
+exec /venv/bin/python -I -S /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/rsh.py "$@"
 FILE
 chmod 700 /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/bin/ssh
 cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/run.sh <<'RUN'
@@ -137,7 +137,7 @@ export PYTHONUNBUFFERED=1
 export TORCHFAB_JOB_ID=gpt2-0a1b2c3d
 export TORCHFAB_NODE_RANK=0
 export PATH=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/bin:"$PATH"
-exec /venv/bin/python -I -S /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/head.py /venv/bin/python /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/colossal.py run \
+exec /venv/bin/python -I -S /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/head.py /venv/bin/python /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/colossalai_run.py run \
   --hostfile /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/hostfile \
   --nproc_per_node 2 \
   --master_addr node1 \

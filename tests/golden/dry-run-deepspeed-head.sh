@@ -10,8 +10,8 @@
 ssh -- node2 bash -s <<'TORCHFAB'
 umask 077
 mkdir -p /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/logs /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/errors /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/bin
-cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/gate.py <<'FILE'
-(torchfab/remote/shims/gate.py)
+cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/relay.py <<'FILE'
+(torchfab/remote/shims/relay.py)
 FILE
 cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/rank.py <<'FILE'
 (torchfab/remote/shims/rank.py)
@@ -36,7 +36,7 @@ export TORCHFAB_JOB_ID=gpt2-0a1b2c3d
 export TORCHFAB_NODE_RANK=1
 export TORCHFAB_FOLDER=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent
 export PATH=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/bin:"$PATH"
-exec /venv/bin/python -I -S /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/gate.py await > >(tee -a /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/output.log) 2>&1 < /dev/null
+exec /venv/bin/python -I -S /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/relay.py await > >(tee -a /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/output.log) 2>&1 < /dev/null
 RUN
 tmux -L torchfab new-session -d -s gpt2-node1 -n agent bash /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/run.sh
 TORCHFAB
@@ -45,8 +45,8 @@ TORCHFAB
 ssh -- node1 bash -s <<'TORCHFAB'
 umask 077
 mkdir -p /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/logs /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/errors /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/bin
-cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/gate.py <<'FILE'
-(torchfab/remote/shims/gate.py)
+cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/relay.py <<'FILE'
+(torchfab/remote/shims/relay.py)
 FILE
 cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/rank.py <<'FILE'
 (torchfab/remote/shims/rank.py)
@@ -71,7 +71,7 @@ export TORCHFAB_JOB_ID=gpt2-0a1b2c3d
 export TORCHFAB_NODE_RANK=0
 export TORCHFAB_FOLDER=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent
 export PATH=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/bin:"$PATH"
-exec /venv/bin/python -I -S /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/gate.py await > >(tee -a /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/output.log) 2>&1 < /dev/null
+exec /venv/bin/python -I -S /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/relay.py await > >(tee -a /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/output.log) 2>&1 < /dev/null
 RUN
 mkdir -p /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/bin
 cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/hostfile <<'FILE'
@@ -84,8 +84,8 @@ FILE
 cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/head.py <<'FILE'
 (torchfab/remote/shims/head.py)
 FILE
-cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/ssh.py <<'FILE'
-(torchfab/remote/shims/ssh.py)
+cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/rsh.py <<'FILE'
+(torchfab/remote/shims/rsh.py)
 FILE
 cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/nodes.json <<'FILE'
 {
@@ -99,7 +99,7 @@ cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/nodes.json <<'FILE'
     "/venv/bin/python",
     "-I",
     "-S",
-    "/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/gate.py",
+    "/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/relay.py",
     "deliver"
    ]
   },
@@ -122,7 +122,7 @@ cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/nodes.json <<'FILE'
     "/venv/bin/python",
     "-I",
     "-S",
-    "/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/gate.py",
+    "/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/relay.py",
     "deliver"
    ]
   }
@@ -132,7 +132,7 @@ cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/nodes.json <<'FILE'
 FILE
 cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/bin/ssh <<'FILE'
 #!/bin/sh
-exec /venv/bin/python -I -S /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/ssh.py "$@"
+exec /venv/bin/python -I -S /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/rsh.py "$@"
 FILE
 chmod 700 /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/bin/ssh
 cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/run.sh <<'RUN'

@@ -10,8 +10,8 @@
 ssh -- node2 bash -s <<'TORCHFAB'
 umask 077
 mkdir -p /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/logs /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/errors /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent
-cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/gate.py <<'FILE'
-(torchfab/remote/shims/gate.py)
+cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/relay.py <<'FILE'
+(torchfab/remote/shims/relay.py)
 FILE
 cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/rank.py <<'FILE'
 (torchfab/remote/shims/rank.py)
@@ -28,7 +28,7 @@ export TORCHFAB_JOB_ID=gpt2-0a1b2c3d
 export TORCHFAB_NODE_RANK=1
 export TORCHFAB_FOLDER=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent
 export PATH=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/bin:"$PATH"
-exec /venv/bin/python -I -S /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/gate.py await > >(tee -a /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/output.log) 2>&1 < /dev/null
+exec /venv/bin/python -I -S /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/relay.py await > >(tee -a /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/output.log) 2>&1 < /dev/null
 RUN
 tmux -L torchfab new-session -d -s gpt2-node1 -n agent bash /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/run.sh
 TORCHFAB
@@ -47,8 +47,8 @@ FILE
 cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/head.py <<'FILE'
 (torchfab/remote/shims/head.py)
 FILE
-cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/ssh.py <<'FILE'
-(torchfab/remote/shims/ssh.py)
+cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/rsh.py <<'FILE'
+(torchfab/remote/shims/rsh.py)
 FILE
 cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/nodes.json <<'FILE'
 {
@@ -76,7 +76,7 @@ cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/nodes.json <<'FILE'
     "/venv/bin/python",
     "-I",
     "-S",
-    "/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/gate.py",
+    "/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/relay.py",
     "deliver"
    ]
   }
@@ -86,7 +86,7 @@ cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/nodes.json <<'FILE'
 FILE
 cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/bin/ssh <<'FILE'
 #!/bin/sh
-exec /venv/bin/python -I -S /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/ssh.py "$@"
+exec /venv/bin/python -I -S /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/rsh.py "$@"
 FILE
 chmod 700 /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/bin/ssh
 cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/run.sh <<'RUN'

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration import ways
+from testbed import Cluster, Kind, RehearsalError
+from tests.integration import launcher_contract
 from tests.integration.fab import Fab
 from tests.integration.faults import Matrix
 from tests.support import absent
-from torchfab.rehearsal import Cluster, Kind, RehearsalError
 
 HERE = Path(__file__).parent
 ORDINARY_USER = "trainer"  # need not exist: the nodes have an /etc/passwd of their own
@@ -144,7 +144,7 @@ def reference(netns_cluster: Cluster, cache: Path, shared: Path) -> float:
         if not path.exists():
             made = Fab(netns_cluster)
             try:
-                path.write_text(str(ways.loss_at_step_20(made, cache, "launch-per-node")))
+                path.write_text(str(launcher_contract.loss_at_step_20(made, cache, "launch-per-node")))
             finally:
                 made.close()
     return float(path.read_text())

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import yaml
 
-from tests.integration import warm
-from tests.integration.warm import Parent
-from torchfab.rehearsal import Cluster
-from torchfab.rehearsal.processes import Process
+from testbed import Cluster
+from testbed.processes import Process
+from tests.integration import forkserver
+from tests.integration.forkserver import Parent
 
-ROOT = warm.ROOT
+ROOT = forkserver.ROOT
 FAB = Path(sys.executable).with_name("fab")
 TMUX_SESSIONS = ("tmux", "-L", "torchfab", "list-sessions", "-F", "#{session_name}")
 BIGRAM = ("train_llm.py", "tests/integration/bigram.py")  # what a training with bigram.py needs
@@ -230,7 +230,7 @@ def warm_parent(cluster: Cluster) -> Parent:
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     key = (cluster.layout.token, *(line for line in mounts if f" {cluster.layout.run_dir}/" in line))
     if key not in _parents:
-        _parents[key] = Parent(cluster.on_launch_machine(sys.executable, warm.__file__))
+        _parents[key] = Parent(cluster.on_launch_machine(sys.executable, forkserver.__file__))
         atexit.register(_parents[key].close)
     return _parents[key]
 

@@ -11,10 +11,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from testbed import Cluster
+from testbed.processes import Process
 from tests.integration.fab import Fab, eventually, read
 from tests.support import require
-from torchfab.rehearsal import Cluster
-from torchfab.rehearsal.processes import Process
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "sacct", "scancel", "sinfo", "salloc")
 KILL_WAIT_S = 5

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from tests.integration.fab import Done, Fab
-from tests.integration.sabotage import REAL_TMUX, fake_program, refused, server, ssh_config, start_up_file
-from tests.test_answers import PLACES, TRUE, changed
-from torchfab import answers
+from tests.integration.faults_injected import REAL_TMUX, fake_program, refused, server, ssh_config, start_up_file
+from tests.transport.test_validation import PLACES, TRUE, changed
+from torchfab.transport import validation
 
 QUICK = {"prepare_timeout_s": 4, "start_timeout_s": 1}
 
@@ -230,7 +230,7 @@ def harmful(op: str) -> Any:
     answer, _ = TRUE[op]
     for path in PLACES[op]:
         other = changed(answer, path, HARM)
-        fits = answers.is_one(json.loads(json.dumps(other)), op)
+        fits = validation.is_one(json.loads(json.dumps(other)), op)
         answer = other if isinstance(part_of(answer, path), str) and fits else answer
     return answer
 

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 
 import pytest
 
+from testbed import Cluster
 from tests.integration.fab import ROOT, Fab
-from tests.integration.sabotage import other_disk, refused, taken_port
-from torchfab.rehearsal import Cluster
+from tests.integration.faults_injected import other_disk, refused, taken_port
 
 # ---- the hosts file
 

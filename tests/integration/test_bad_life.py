@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tests.integration.fab import Fab
-from tests.integration.sabotage import refused
+from tests.integration.faults_injected import refused
 
 TASKS = ("status", "logs", "why", "wait", "attach", "stop")
 

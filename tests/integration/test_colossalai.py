@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration import ways
+from tests.integration import launcher_contract
 from tests.integration.fab import Fab
 from tests.support import absent
 
@@ -14,22 +14,22 @@ from tests.support import absent
 @pytest.fixture
 def way() -> tuple[str, ...]:
     """Give the words of a launch."""
-    if not ways.has_module("colossalai"):
+    if not launcher_contract.has_module("colossalai"):
         absent("colossalai is not installed")
     return ("launch-colossalai",)
 
 
 def test_words_arrive_and_a_rank_that_fails_ends_the_job(fab: Fab, way: tuple[str, ...]) -> None:
-    ways.check_that_words_arrive_and_a_failure_ends_it(fab, *way)
+    launcher_contract.check_that_words_arrive_and_a_failure_ends_it(fab, *way)
 
 
 def test_stop_stops_one_job_and_a_killed_head_is_seen(fab: Fab, way: tuple[str, ...]) -> None:
-    ways.check_that_stop_stops_one_job_and_a_killed_head_is_seen(fab, *way)
+    launcher_contract.check_that_stop_stops_one_job_and_a_killed_head_is_seen(fab, *way)
 
 
 def test_the_dry_run_works_when_pasted(fab: Fab, way: tuple[str, ...]) -> None:
-    ways.check_that_the_dry_run_works_when_pasted(fab, *way)
+    launcher_contract.check_that_the_dry_run_works_when_pasted(fab, *way)
 
 
 def test_it_trains_as_launch_per_node_does(fab: Fab, way: tuple[str, ...], cache: Path, reference: float) -> None:
-    assert ways.loss_at_step_20(fab, cache, *way) == pytest.approx(reference, abs=1e-4)
+    assert launcher_contract.loss_at_step_20(fab, cache, *way) == pytest.approx(reference, abs=1e-4)

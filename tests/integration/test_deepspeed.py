@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration import ways
+from tests.integration import launcher_contract
 from tests.integration.fab import Fab
 from tests.integration.jobs import ok
 from tests.support import absent, require
@@ -46,7 +46,7 @@ CONFIG = {
 @pytest.fixture
 def on_every_node() -> tuple[str, ...]:
     """Give the words of a launch with a deepspeed on each node."""
-    if not ways.has_module("deepspeed"):
+    if not launcher_contract.has_module("deepspeed"):
         absent("deepspeed is not installed")
     return ("launch-deepspeed",)
 
@@ -66,26 +66,26 @@ def way(request: pytest.FixtureRequest) -> tuple[str, ...]:
 
 
 def test_words_arrive_and_a_rank_that_fails_ends_the_job(fab: Fab, way: tuple[str, ...]) -> None:
-    ways.check_that_words_arrive_and_a_failure_ends_it(fab, *way)
+    launcher_contract.check_that_words_arrive_and_a_failure_ends_it(fab, *way)
 
 
 def test_stop_stops_one_job_and_a_killed_head_is_seen(fab: Fab, way: tuple[str, ...]) -> None:
-    ways.check_that_stop_stops_one_job_and_a_killed_head_is_seen(fab, *way)
+    launcher_contract.check_that_stop_stops_one_job_and_a_killed_head_is_seen(fab, *way)
 
 
 def test_the_dry_run_works_when_pasted(fab: Fab, way: tuple[str, ...]) -> None:
-    ways.check_that_the_dry_run_works_when_pasted(fab, *way)
+    launcher_contract.check_that_the_dry_run_works_when_pasted(fab, *way)
 
 
 def test_it_trains_as_launch_per_node_does(fab: Fab, way: tuple[str, ...], cache: Path, reference: float) -> None:
-    assert ways.loss_at_step_20(fab, cache, *way) == pytest.approx(reference, abs=1e-4)
+    assert launcher_contract.loss_at_step_20(fab, cache, *way) == pytest.approx(reference, abs=1e-4)
 
 
 def test_a_script_of_deepspeed_s_own_trains_with_zero_1(fab: Fab, on_every_node: tuple[str, ...]) -> None:
     fab.write("zero.py", ZERO)
     config = fab.write("ds_config.json", json.dumps(CONFIG))
     script = ("--", "zero.py", "--deepspeed", "--deepspeed_config", str(config))
-    words = (*ways.hosts(fab, *on_every_node), "--name", "zero", "--local-rank", "--follow", *script)
+    words = (*launcher_contract.hosts(fab, *on_every_node), "--name", "zero", "--local-rank", "--follow", *script)
     done = ok(fab(*words, timeout_s=240))
     for rank in (0, 1):
         losses = [float(loss) for loss in re.findall(rf"\[{rank}\] zero 1 step \d+ loss (\S+)", done.stdout)]
@@ -95,7 +95,9 @@ def test_a_script_of_deepspeed_s_own_trains_with_zero_1(fab: Fab, on_every_node:
 
 def test_a_node_without_deepspeed_is_told_how_to_install_it_and_nothing_is_started(fab: Fab) -> None:
     python = str(Path(sys.base_prefix) / "bin" / "python3")
-    done = fab(*ways.hosts(fab, "launch-deepspeed"), "--name", "bare", "--python", python, "--", "light.py", "1")
+    done = fab(
+        *launcher_contract.hosts(fab, "launch-deepspeed"), "--name", "bare", "--python", python, "--", "light.py", "1"
+    )
     assert done.rc != 0
     assert f"{python} has no module deepspeed" in done.stderr, done
     assert f"install it there: {python} -m pip install deepspeed" in done.stderr, done

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
+from testbed.cluster import Node
 from tests.integration.fab import Done, Fab, eventually
-from tests.integration.sabotage import (
+from tests.integration.faults_injected import (
     fake_clock,
     fake_program,
     firewall,
@@ -25,7 +26,6 @@ from tests.integration.sabotage import (
     taken_port,
 )
 from tests.support import require
-from torchfab.rehearsal.cluster import Node
 
 PORT = 5001
 DOCUMENTS = Path(__file__).parents[1] / "doctor" / "nvidia-smi"

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from testbed import Cluster, RehearsalError
 from tests.integration.conftest import ordinary_user
 from tests.integration.fab import Fab
 from tests.integration.faults import Matrix
 from tests.integration.jobs import ok, status_of
 from tests.support import absent
-from torchfab.rehearsal import Cluster, RehearsalError
 
 BAD = 36
 SLEEP = "import time\nprint('begin', flush=True)\ntime.sleep(600)\n"

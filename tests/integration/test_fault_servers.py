@@ -8,7 +8,7 @@ import pytest
 
 from tests.integration.fab import Fab
 from tests.integration.faults import Matrix
-from tests.integration.stalling import STEPS, stalling_server
+from tests.integration.stalling_sshd import STEPS, stalling_server
 
 QUICK = {"prepare_timeout_s": 5, "start_timeout_s": 5, "answer_timeout_s": 5}
 TOLD = {

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
+from testbed import Cluster, network
 from tests.integration.fab import BIGRAM, Fab, eventually
 from tests.integration.faults import Matrix, Row, load_last, steps_logged
+from tests.integration.faults_injected import other_disk
 from tests.integration.jobs import ok, status_of
-from tests.integration.sabotage import other_disk
-from torchfab.rehearsal import Cluster, network
 from torchfab.remote import procfs
 
 SIZE = ("--batch-size", "1", "--seq-length", "16", "--eval-size", "8", "--eval-freq", "0", "--max-steps", "1000000")

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from testbed import Cluster
 from tests.integration.fab import Done, Fab, eventually
 from tests.integration.faults import Matrix
+from tests.integration.faults_injected import REAL_TMUX, fake_clock, fake_program, other_disk, start_up_file
 from tests.integration.jobs import ok, status_of, two
-from tests.integration.sabotage import REAL_TMUX, fake_clock, fake_program, other_disk, start_up_file
-from torchfab.rehearsal import Cluster
 from torchfab.remote import procfs
 
 # Prints what is asked until it is told that it is over; the rank that FAILS names ends with 7 then.

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from tests.support import require
-from torchfab import ssh
-from torchfab.errors import HostError
-from torchfab.job import Node
-from torchfab.settings import Settings
+from torchfab.config.connection_settings import ConnectionSettings
+from torchfab.core.errors import HostError
+from torchfab.core.specs import Node
+from torchfab.transport import ssh
 
 ADDRESS = "127.0.0.1"
 TYPES = {"ed25519": "256", "ecdsa": "256", "rsa": "2048"}
@@ -86,7 +86,7 @@ class Server:
 
     def ours(self, config: Path, host: str = ADDRESS) -> str:
         """Log in with torchfab; give what it says against it, or nothing."""
-        node, settings = Node(0, host, port=self.port), Settings(ssh_config=str(config), connect_timeout_s=5)
+        node, settings = Node(0, host, port=self.port), ConnectionSettings(ssh_config=str(config), connect_timeout_s=5)
         try:
             session = ssh.open_session(node, ssh.connections([node], settings)[0], settings)
         except HostError as error:
@@ -353,7 +353,7 @@ def test_connect_timeout_is_that_of_ssh_config(server: Server) -> None:
         config = server.config(
             "", f"Host slow\n  HostName {ADDRESS}\n  Port {silent.getsockname()[1]}\n  ConnectTimeout 1"
         )
-        node, settings = Node(0, "slow"), Settings(ssh_config=str(config), connect_timeout_s=30)
+        node, settings = Node(0, "slow"), ConnectionSettings(ssh_config=str(config), connect_timeout_s=30)
         with pytest.raises(HostError, match="within 1 s"):
             ssh.open_session(node, ssh.connections([node], settings)[0], settings)
 
@@ -361,7 +361,7 @@ def test_connect_timeout_is_that_of_ssh_config(server: Server) -> None:
 def test_an_option_that_cannot_be_followed_is_an_error_of_its_host_alone(server: Server) -> None:
     config = server.config(f"{ADDRESS} {server.key('host_ed25519')}", "Host other\n  RevokedHostKeys /keys")
     nodes = [Node(0, ADDRESS, port=server.port), Node(1, "other")]
-    settings = Settings(ssh_config=str(config))
+    settings = ConnectionSettings(ssh_config=str(config))
     made = ssh.connections(nodes, settings)
     ssh.open_session(nodes[0], made[0], settings).close()
     with pytest.raises(HostError, match="ssh_config:2: revokedhostkeys /keys is not supported"):

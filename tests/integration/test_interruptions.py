@@ -16,8 +16,8 @@ import pytest
 
 from tests.integration.fab import Done, Fab, eventually
 from tests.integration.faults import Matrix
-from tests.integration.sabotage import REAL_TMUX, fake_program
-from torchfab import bundle
+from tests.integration.faults_injected import REAL_TMUX, fake_program
+from torchfab.transport import bundle
 
 # How long the slow node takes for its step of the phase, in seconds; the others are done long before.
 SLOW_S = 1.5

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from testbed import Cluster
 from tests.integration.fab import Fab, eventually
 from tests.integration.jobs import gpufile, host_line, ok, status_of, two
-from torchfab.rehearsal import Cluster
 from torchfab.remote import procfs
 
 HOSTILE = [
@@ -245,7 +245,7 @@ def test_follow_shows_each_line_once_and_returns_the_exit_code(any_fab: Fab) -> 
 
 def ranks_in(line: str) -> list[int]:
     """Return the ranks that a printed log line names."""
-    from torchfab.inventory import parse_ranks
+    from torchfab.core.inventory import parse_ranks
 
     match = re.search(r" \[([0-9,-]+)\] ", line)
     return list(parse_ranks(match[1])) if match else []

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from testbed import Cluster
 from tests.integration.fab import FAB, ROOT, Done, eventually
 from tests.kube.api import API
 from tests.kube.machines import Machines
-from torchfab.rehearsal import Cluster
 
 SMALL = ("--max-steps", "4", "--batch-size", "2", "--seq-length", "32", "--log-freq", "1")
 FAILING = """

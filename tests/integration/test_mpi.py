@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration import ways
+from tests.integration import launcher_contract
 from tests.integration.fab import Fab
 from tests.integration.jobs import ok, status_of
 from tests.support import require
@@ -22,15 +22,15 @@ def way(request: pytest.FixtureRequest) -> tuple[str, ...]:
 
 
 def test_words_arrive_and_a_rank_that_fails_ends_the_job(fab: Fab, way: tuple[str, ...]) -> None:
-    ways.check_that_words_arrive_and_a_failure_ends_it(fab, *way)
+    launcher_contract.check_that_words_arrive_and_a_failure_ends_it(fab, *way)
 
 
 def test_stop_stops_one_job_and_a_killed_head_is_seen(fab: Fab, way: tuple[str, ...]) -> None:
-    ways.check_that_stop_stops_one_job_and_a_killed_head_is_seen(fab, *way)
+    launcher_contract.check_that_stop_stops_one_job_and_a_killed_head_is_seen(fab, *way)
 
 
 def test_a_head_that_fails_before_it_came_anywhere_ends_the_job_everywhere(fab: Fab, way: tuple[str, ...]) -> None:
-    ok(fab(*ways.hosts(fab, *way), "--interface", "none7", "--name", "early", "--", "light.py", "1"))
+    ok(fab(*launcher_contract.hosts(fab, *way), "--interface", "none7", "--name", "early", "--", "light.py", "1"))
     assert fab("wait", "early", timeout_s=60).rc not in (0, 143)
     status = status_of(fab, "early")
     assert (status["state"], status["first_failure"]["host"]) == ("failed", status["nodes"][0]["host"])
@@ -39,8 +39,8 @@ def test_a_head_that_fails_before_it_came_anywhere_ends_the_job_everywhere(fab: 
 
 
 def test_the_dry_run_works_when_pasted(fab: Fab, way: tuple[str, ...]) -> None:
-    ways.check_that_the_dry_run_works_when_pasted(fab, *way)
+    launcher_contract.check_that_the_dry_run_works_when_pasted(fab, *way)
 
 
 def test_it_trains_as_launch_per_node_does(fab: Fab, way: tuple[str, ...], cache: Path, reference: float) -> None:
-    assert ways.loss_at_step_20(fab, cache, *way) == pytest.approx(reference, abs=1e-4)
+    assert launcher_contract.loss_at_step_20(fab, cache, *way) == pytest.approx(reference, abs=1e-4)

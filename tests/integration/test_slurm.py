@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
+from testbed import Cluster
 from tests.integration.fab import BIGRAM, FAB, ROOT, Fab, eventually
 from tests.integration.jobs import bare_python, ok, status_of
 from tests.integration.slurm import Slurm, SlurmFab, wait_for
 from tests.support import require
-from torchfab.rehearsal import Cluster
 
 SMALL = ("--max-steps", "4", "--batch-size", "2", "--seq-length", "32", "--log-freq", "1")
 HOSTILE = [

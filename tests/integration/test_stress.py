@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from testbed import Cluster
 from tests.integration.fab import Done, Fab, eventually
-from torchfab.rehearsal import Cluster
 
 FIRST_SEED = 20_000
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
+from testbed import Cluster
 from tests.integration.conftest import _up
 from tests.integration.fab import BIGRAM, Done, Fab, eventually
 from tests.integration.jobs import ok, status_of
-from torchfab.rehearsal import Cluster
 
 # Each run of a rank finds its fate among the words: that of the last one, once they are used up.
 FATE = """

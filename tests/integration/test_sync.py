@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.integration.fab import Done, Fab
+from tests.integration.faults_injected import start_up_file
 from tests.integration.jobs import ok
-from tests.integration.sabotage import start_up_file
 from tests.support import require
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from tests.integration.fab import Fab
+from tests.integration.faults_injected import start_up_file
 from tests.integration.jobs import ok, two
-from tests.integration.sabotage import start_up_file
 
 SECRET = "hunter2-and-more"
 STEPS = """import os, time

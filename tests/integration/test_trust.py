@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.fab import Done, Fab
-from tests.integration.sabotage import refused
+from tests.integration.faults_injected import refused
 
 
 def config_with(fab: Fab, known: Path, *lines: str) -> str:

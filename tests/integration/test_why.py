@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from tests.integration.fab import Done, Fab, eventually, read
+from tests.integration.faults_injected import other_disk, taken_port
 from tests.integration.jobs import ok, status_of, two
-from tests.integration.sabotage import other_disk, taken_port
 from tests.remote.place import memory_group, removed
 
 # Rank 1 does what it is told; rank 0 goes on until it sees that this has happened, and ends well.

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
+from testbed import Cluster
 from tests.integration.fab import Fab, eventually
+from tests.integration.faults_injected import other_disk
 from tests.integration.jobs import ok, status_of, two
-from tests.integration.sabotage import other_disk
-from tests.integration.ways import hosts
-from torchfab.rehearsal import Cluster
+from tests.integration.launcher_contract import hosts
 
 # All-reduce until rank 1 says that it comes no more.
 REDUCE = """

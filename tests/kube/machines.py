@@ -14,10 +14,10 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
+from testbed import Cluster
 from tests.kube.api import API, Log, Object
 from tests.kube.kubelet import argv_of, environment_of
 from tests.kube.pods import condition, ended, pods_of, running, set_status
-from torchfab.rehearsal import Cluster
 
 # The words are a hosts file, a host name, a folder to run in, and the command.
 _ENTER = 'mount --bind "$1" /etc/hosts && echo "$2" > /proc/sys/kernel/hostname && cd "$3" && shift 3 && exec "$@"'

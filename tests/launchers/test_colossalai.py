@@ -12,10 +12,10 @@ import pytest
 from tests.factories import JOB_ID, folder, make_facts, make_job, make_nodes
 from tests.hostile import HOSTILE
 from tests.launchers.test_mpi import without_shims
-from torchfab import render, shims
-from torchfab.errors import UsageError
-from torchfab.job import Job, Process
-from torchfab.launchers import colossalai, per_node
+from torchfab.core import dry_run
+from torchfab.core.errors import UsageError
+from torchfab.core.specs import Job, Process
+from torchfab.launchers import colossalai, per_node, shims
 
 PYTHON = "/venv/bin/python"
 
@@ -36,7 +36,7 @@ def test_two_nodes_are_this_plan() -> None:
         there = f"{folder(rank)}/agent"
         return Process(
             "agent",
-            (PYTHON, "-I", "-S", f"{there}/gate.py", "await"),
+            (PYTHON, "-I", "-S", f"{there}/relay.py", "await"),
             {
                 "PYTHONUNBUFFERED": "1",
                 "OMP_NUM_THREADS": "1",
@@ -51,8 +51,8 @@ def test_two_nodes_are_this_plan() -> None:
             rank_logs=per_node.RANK_LOGS,
             folders=("logs", "errors"),
             files={
-                "gate.py": shims.text("gate"),
-                "rank.py": shims.text("rank"),
+                "relay.py": shims.source_of("relay"),
+                "rank.py": shims.source_of("rank"),
                 "bin/torchrun": f'#!/bin/sh\nexec {PYTHON} -m torch.distributed.run "$@"\n',
             },
             path=(f"{there}/bin",),
@@ -63,7 +63,7 @@ def test_two_nodes_are_this_plan() -> None:
     assert (first.processes[0], second.processes) == (gate(0), (gate(1),))
     assert head.argv == (
         *(PYTHON, "-I", "-S", f"{here}/head.py"),
-        *(PYTHON, f"{here}/colossal.py", "run", "--hostfile", f"{here}/hostfile", "--nproc_per_node", "8"),
+        *(PYTHON, f"{here}/colossalai_run.py", "run", "--hostfile", f"{here}/hostfile", "--nproc_per_node", "8"),
         *("--master_addr", "node1", "--master_port", "29400"),
         *("--extra_launch_args", 'redirects=3,log_dir="$TORCHFAB_FOLDER/logs"'),
         *("--", "train.py", "--lr", "3e-4"),
@@ -72,7 +72,10 @@ def test_two_nodes_are_this_plan() -> None:
         False,
         {"PYTHONUNBUFFERED": "1", "TORCHFAB_JOB_ID": JOB_ID, "TORCHFAB_NODE_RANK": "0"},
     )
-    assert (head.files["hostfile"], head.files["colossal.py"]) == ("node1\nnode2\n", shims.text("colossal"))
+    assert (head.files["hostfile"], head.files["colossalai_run.py"]) == (
+        "node1\nnode2\n",
+        shims.source_of("colossalai_run"),
+    )
     assert json.loads(head.files["nodes.json"])["fail_fast"] is True
     assert (plan.has_head, plan.world_size, plan.min_nodes) == (True, 16, 2)
 
@@ -113,5 +116,5 @@ def test_the_dry_run_of_two_nodes_is_this_shell(golden: Callable[[str, str], Non
     facts = colossalai.assumed(job, nodes)
     assert facts is not None
     plan = colossalai.plan(job, nodes, (), facts)
-    text = render.dry_run(plan, lambda each: ("ssh", "--", each.node.host, "bash", "-s"), ["a note"])
+    text = dry_run.dry_run(plan, lambda each: ("ssh", "--", each.node.host, "bash", "-s"), ["a note"])
     golden("dry-run-colossalai.sh", without_shims(text))

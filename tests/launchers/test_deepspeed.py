@@ -11,10 +11,10 @@ import pytest
 from tests.factories import JOB_ID, folder, make_facts, make_job, make_nodes
 from tests.hostile import HOSTILE
 from tests.launchers.test_mpi import without_shims
-from torchfab import render, shims
-from torchfab.errors import UsageError
-from torchfab.job import Job, Needs, NodePlan, Plan, Process
-from torchfab.launchers import deepspeed
+from torchfab.core import dry_run
+from torchfab.core.errors import UsageError
+from torchfab.core.specs import Job, Needs, NodePlan, Plan, Process
+from torchfab.launchers import deepspeed, shims
 
 PYTHON = "/venv/bin/python"
 DEEPSPEED = (PYTHON, "-m", "deepspeed.launcher.runner")
@@ -87,13 +87,13 @@ def test_from_the_head_two_nodes_are_this_plan() -> None:
         own = {"A": "b", "PYTHONPATH": "/lib"}
         return Process(
             "agent",
-            (PYTHON, "-I", "-S", f"{there}/gate.py", "await"),
+            (PYTHON, "-I", "-S", f"{there}/relay.py", "await"),
             {**environment(rank, **own), "TORCHFAB_FOLDER": there},
             rank_logs=r"logs/\d+_rank(?P<rank>\d+)\.log",
             folders=("logs", "errors"),
             files={
-                "gate.py": shims.text("gate"),
-                "rank.py": shims.text("rank"),
+                "relay.py": shims.source_of("relay"),
+                "rank.py": shims.source_of("rank"),
                 "script.json": json.dumps([PYTHON, "train.py", "--lr", "3e-4"]) + "\n",
                 "bin/rank": f'#!/bin/sh\nexec {PYTHON} -I -S {there}/rank.py --script "$@"\n',
             },
@@ -198,5 +198,5 @@ def test_the_dry_run_of_two_nodes_is_this_shell(golden: Callable[[str, str], Non
     facts = deepspeed.assumed(job, nodes)
     assert facts is not None
     plan = deepspeed.plan(job, nodes, (), facts)
-    text = render.dry_run(plan, lambda each: ("ssh", "--", each.node.host, "bash", "-s"), ["a note"])
+    text = dry_run.dry_run(plan, lambda each: ("ssh", "--", each.node.host, "bash", "-s"), ["a note"])
     golden(f"dry-run-deepspeed-{'head' if from_head else 'nodes'}.sh", without_shims(text))

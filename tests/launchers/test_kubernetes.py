@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from tests.factories import make_job
 from tests.hostile import HOSTILE, UTF8, environments, texts
 from tests.kube.kubelet import argv_of, environment_of
-from torchfab.errors import JobNameError, UsageError
-from torchfab.job import Job, Node, Submission
+from torchfab.core.errors import JobNameError, UsageError
+from torchfab.core.specs import Job, Node, Submission
 from torchfab.launchers import kubernetes
 
 VERSIONS = [version for version in kubernetes_validate.utils.all_versions() if int(version.split(".")[1]) >= 29]

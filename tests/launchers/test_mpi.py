@@ -11,10 +11,10 @@ import pytest
 
 from tests.factories import JOB_ID, folder, make_facts, make_job, make_nodes
 from tests.hostile import HOSTILE
-from torchfab import render, shims
-from torchfab.errors import UsageError
-from torchfab.job import Facts, Job, Needs, NodePlan, Plan, Process
-from torchfab.launchers import mpi
+from torchfab.core import dry_run
+from torchfab.core.errors import UsageError
+from torchfab.core.specs import Facts, Job, Needs, NodePlan, Plan, Process
+from torchfab.launchers import mpi, shims
 
 PYTHON = "/venv/bin/python"
 RANKS = ("sh", "-c", mpi.RANK, PYTHON, PYTHON, "train.py", "--lr", "3e-4")
@@ -47,11 +47,11 @@ def gate(rank: int, **more: str) -> Process:
     there = f"{folder(rank)}/agent"
     return Process(
         "agent",
-        (PYTHON, "-I", "-S", f"{there}/gate.py", "await"),
+        (PYTHON, "-I", "-S", f"{there}/relay.py", "await"),
         environment(rank, "agent", **more),
         rank_logs=r"logs/rank-(?P<rank>\d+)\.log",
         folders=("logs", "errors"),
-        files={"gate.py": shims.text("gate"), "rank.py": shims.text("rank")},
+        files={"relay.py": shims.source_of("relay"), "rank.py": shims.source_of("rank")},
         path=(f"{there}/bin",),
     )
 
@@ -67,7 +67,7 @@ def head(argv: tuple[str, ...], hostfile: str, **more: str) -> Process:
             ],
             "gate": [
                 *("env", f"TORCHFAB_JOB_ID={JOB_ID}", "TORCHFAB_NODE_RANK=1"),
-                *(PYTHON, "-I", "-S", f"{folder(1)}/agent/gate.py", "deliver"),
+                *(PYTHON, "-I", "-S", f"{folder(1)}/agent/relay.py", "deliver"),
             ],
         },
     }
@@ -79,11 +79,11 @@ def head(argv: tuple[str, ...], hostfile: str, **more: str) -> Process:
         folders=("logs", "errors"),
         files={
             "hostfile": hostfile,
-            "rank.py": shims.text("rank"),
-            "head.py": shims.text("head"),
-            "ssh.py": shims.text("ssh"),
+            "rank.py": shims.source_of("rank"),
+            "head.py": shims.source_of("head"),
+            "rsh.py": shims.source_of("rsh"),
             "nodes.json": json.dumps({"nodes": reach, "fail_fast": False}, indent=1) + "\n",
-            "bin/ssh": f'#!/bin/sh\nexec {PYTHON} -I -S {here}/ssh.py "$@"\n',
+            "bin/ssh": f'#!/bin/sh\nexec {PYTHON} -I -S {here}/rsh.py "$@"\n',
         },
         path=(f"{here}/bin",),
     )
@@ -269,12 +269,12 @@ def test_the_dry_run_of_two_nodes_is_this_shell(golden: Callable[[str, str], Non
     facts = mpi.assumed(job, nodes)
     assert facts is not None
     plan = mpi.plan(job, nodes, (), facts)
-    text = render.dry_run(plan, lambda each: ("ssh", "--", each.node.host, "bash", "-s"), ["a note"])
+    text = dry_run.dry_run(plan, lambda each: ("ssh", "--", each.node.host, "bash", "-s"), ["a note"])
     golden(f"dry-run-mpi-{flavour}.sh", without_shims(text))
 
 
 def without_shims(text: str) -> str:
     """Leave out the texts of the shims, which are tested where they lie."""
-    for name in ("gate", "head", "ssh", "rank", "colossal"):
-        text = text.replace(shims.text(name).rstrip("\n"), f"(torchfab/remote/shims/{name}.py)")
+    for name in ("relay", "head", "rsh", "rank", "colossalai_run"):
+        text = text.replace(shims.source_of(name).rstrip("\n"), f"(torchfab/remote/shims/{name}.py)")
     return text

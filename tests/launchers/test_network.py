@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 
 from tests.factories import JOB_ID, folder, make_facts, make_job, make_nodes
-from torchfab import shims
-from torchfab.errors import UsageError
-from torchfab.job import Job, NodePlan, Plan, Process
-from torchfab.launchers import network
+from torchfab.core.errors import UsageError
+from torchfab.core.specs import Job, NodePlan, Plan, Process
+from torchfab.launchers import network, shims
 
 
 def job_with(backend: str = "auto", seconds: float = 20.0, **values: Any) -> Job:
@@ -26,7 +25,7 @@ def plan_of(job: Job, *gpus: int) -> Plan:
 
 def probe(node: int, rank: int, local: int, here: int, world: int, backend: str, nodes: list[list[int]]) -> Process:
     request = {"seconds": 20.0, "pairs": False, "backend": backend, "patience_s": 90.0, "nodes": nodes}
-    argv = ("/venv/bin/python", f"{folder(node)}/rank-{rank}/network.py", json.dumps(request))
+    argv = ("/venv/bin/python", f"{folder(node)}/rank-{rank}/network_benchmark.py", json.dumps(request))
     env = {
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": "1" if backend == "nccl" else "16",
@@ -40,7 +39,9 @@ def probe(node: int, rank: int, local: int, here: int, world: int, backend: str,
         "TORCHFAB_JOB_ID": JOB_ID,
         "TORCHFAB_NODE_RANK": str(node),
     }
-    return Process(f"rank-{rank}", argv, env, rank=rank, files={"network.py": shims.text("network")})
+    return Process(
+        f"rank-{rank}", argv, env, rank=rank, files={"network_benchmark.py": shims.source_of("network_benchmark")}
+    )
 
 
 def test_without_gpus_every_node_has_one_rank_and_gloo() -> None:

@@ -9,10 +9,10 @@ import pytest
 
 from tests.factories import JOB_ID, folder, make_facts, make_job
 from tests.hostile import HOSTILE
-from torchfab import render
-from torchfab.errors import UsageError
-from torchfab.inventory import parse_gpus
-from torchfab.job import Facts, Job, Needs, NodePlan, Plan, Process
+from torchfab.core import dry_run
+from torchfab.core.errors import UsageError
+from torchfab.core.inventory import parse_gpus
+from torchfab.core.specs import Facts, Job, Needs, NodePlan, Plan, Process
 from torchfab.launchers import per_gpu
 
 
@@ -154,7 +154,7 @@ def test_the_dry_run_of_three_ranks_is_this_shell(golden: Callable[[str, str], N
     nodes, slots = parse_gpus("node1 gpus=0,3\nnode2", "gpus")
     facts = per_gpu.assumed(job, nodes)
     assert facts is not None
-    text = render.dry_run(
+    text = dry_run.dry_run(
         per_gpu.plan(job, nodes, slots, facts), lambda each: ("ssh", "--", each.node.host, "bash", "-s")
     )
     assert "hunter2" not in text

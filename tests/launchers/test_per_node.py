@@ -10,9 +10,9 @@ import pytest
 
 from tests.factories import JOB_ID, folder, make_facts, make_job, make_nodes
 from tests.hostile import HOSTILE
-from torchfab import render
-from torchfab.errors import UsageError
-from torchfab.job import Facts, Job, Needs, NodePlan, Plan, Process
+from torchfab.core import dry_run
+from torchfab.core.errors import UsageError
+from torchfab.core.specs import Facts, Job, Needs, NodePlan, Plan, Process
 from torchfab.launchers import for_torchrun, per_node
 
 
@@ -310,7 +310,7 @@ def test_the_dry_run_of_two_nodes_is_this_shell(golden: Callable[[str, str], Non
     plan = per_node.plan(job, nodes, (), facts)
     golden(
         "dry-run-per-node.sh",
-        render.dry_run(plan, lambda each: ("ssh", "--", each.node.host, "bash", "-s"), ["a note"]),
+        dry_run.dry_run(plan, lambda each: ("ssh", "--", each.node.host, "bash", "-s"), ["a note"]),
     )
 
 

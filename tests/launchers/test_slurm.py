@@ -19,10 +19,9 @@ from hypothesis import strategies as st
 from tests.factories import JOB_ID, make_job
 from tests.hostile import HOSTILE, environments, texts
 from tests.support import require
-from torchfab import sbatch
-from torchfab.errors import UsageError
-from torchfab.job import Job
-from torchfab.launchers import slurm
+from torchfab.core.errors import UsageError
+from torchfab.core.specs import Job
+from torchfab.launchers import sbatch, slurm
 
 FOLDER = f"/scratch/torchfab/jobs/{JOB_ID}"
 # Programs that stand where Slurm's would: an allocation of two nodes, of which srun runs the second.

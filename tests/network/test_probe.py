@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torchfab.network import report
-from torchfab.remote.shims import network as probe
+from torchfab.remote.shims import network_benchmark
 
 
 @given(st.integers(0, 65))
 def test_every_pair_meets_exactly_once_and_nobody_is_twice_in_a_round(count: int) -> None:
-    schedule = probe.rounds(count)
+    schedule = network_benchmark.rounds(count)
     pairs = [pair for pairs in schedule for pair in pairs]
     assert sorted(pairs) == list(itertools.combinations(range(count), 2))
     for pairs in schedule:
@@ -24,13 +24,13 @@ def test_every_pair_meets_exactly_once_and_nobody_is_twice_in_a_round(count: int
 
 @given(st.integers(2, 65))
 def test_rounds_are_as_few_as_can_be(count: int) -> None:
-    schedule = probe.rounds(count)
+    schedule = network_benchmark.rounds(count)
     assert len(schedule) == count - 1 + count % 2
     assert all(len(pairs) == count // 2 for pairs in schedule)
 
 
 def test_bus_bandwidth_is_that_of_nccl_tests() -> None:
-    assert [probe.bus_factor(ranks) for ranks in (1, 2, 4, 8)] == [0, 1, 1.5, 1.75]
+    assert [network_benchmark.bus_factor(ranks) for ranks in (1, 2, 4, 8)] == [0, 1, 1.5, 1.75]
 
 
 @pytest.mark.parametrize(
@@ -46,22 +46,22 @@ def test_bus_bandwidth_is_that_of_nccl_tests() -> None:
 def test_it_is_slow_below_half_of_what_the_slowest_interface_can_do(
     gbits: list[float], speeds: list[float | None], slow: bool
 ) -> None:
-    assert probe.is_slow(gbits, [{"gbit": speed} for speed in speeds]) == slow
+    assert network_benchmark.is_slow(gbits, [{"gbit": speed} for speed in speeds]) == slow
 
 
 def test_sizes_go_from_a_kibibyte_to_a_gibibyte() -> None:
-    assert probe.SIZES[0] == 1024
-    assert probe.SIZES[-1] == 1 << 30
+    assert network_benchmark.SIZES[0] == 1024
+    assert network_benchmark.SIZES[-1] == 1 << 30
 
 
 def test_the_interface_towards_this_machine_is_its_loopback() -> None:
-    found = probe.interface("127.0.0.1")
+    found = network_benchmark.interface("127.0.0.1")
     assert (found["name"], found["address"], found["gbit"]) == ("lo", "127.0.0.1", None)
 
 
 def test_an_address_that_does_not_resolve_has_no_interface() -> None:
-    assert probe.interface("nowhere.invalid") == {"name": "", "address": "", "gbit": None}
+    assert network_benchmark.interface("nowhere.invalid") == {"name": "", "address": "", "gbit": None}
 
 
 def test_both_sides_mean_the_same_lines() -> None:
-    assert probe.MARK == report.MARK
+    assert network_benchmark.MARK == report.MARK

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from torchfab import bundle, environment
+from torchfab.core import environment
 from torchfab.remote import files, procfs
+from torchfab.transport import bundle
 
 # Python starts in 10 ms without site-packages and the user's files.
 PYTHON = (sys.executable, "-I", "-S")

@@ -49,7 +49,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 
 # What a shim is about: the launcher that it stands in for, the library whose speed it measures.
-NEEDED = {"colossal": {"fabric", "colossalai"}, "network": {"torch"}}
+NEEDED = {"colossalai_run": {"fabric", "colossalai"}, "network_benchmark": {"torch"}}
 
 
 @pytest.mark.parametrize("path", SHIMS, ids=lambda path: path.stem)
@@ -57,7 +57,7 @@ def test_a_shim_is_python_3_9_and_nothing_of_ours(path: Path) -> None:
     tree = ast.parse(path.read_text(), feature_version=(3, 9))
     imported = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
     imported += [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    imported = [name for name in imported if name != "ssh" or path.stem != "head"]
+    imported = [name for name in imported if name != "rsh" or path.stem != "head"]
     outside = {name.partition(".")[0] for name in imported} - set(sys.stdlib_module_names)
     assert outside <= NEEDED.get(path.stem, set())
 
@@ -137,17 +137,17 @@ def test_a_rank_of_mpich_that_fails_aborts_the_others(place: Path) -> None:
 
 
 def test_a_gate_runs_what_is_delivered_where_it_waits(place: Path) -> None:
-    inside = start(place, "gate", "await", env={"SECRET": "inside"})
-    visit = run(place, "gate", "deliver", 'echo "$SECRET"; exit 7', env={"SECRET": "outside"})
+    inside = start(place, "relay", "await", env={"SECRET": "inside"})
+    visit = run(place, "relay", "deliver", 'echo "$SECRET"; exit 7', env={"SECRET": "outside"})
     assert ended(inside) == (7, "inside\n")
     assert visit == (7, "")
 
 
 def test_a_gate_takes_one_command(place: Path) -> None:
-    inside = start(place, "gate", "await")
-    visitor = start(place, "gate", "deliver", "sleep 60")
+    inside = start(place, "relay", "await")
+    visitor = start(place, "relay", "deliver", "sleep 60")
     assert eventually((place / "command.json").exists, 20)
-    assert run(place, "gate", "deliver", "touch forbidden")[0] == 0
+    assert run(place, "relay", "deliver", "touch forbidden")[0] == 0
     inside.send_signal(signal.SIGTERM)
     assert (ended(inside)[0], ended(visitor)[0]) == (143, 143)
     assert not Path("forbidden").exists()
@@ -155,8 +155,8 @@ def test_a_gate_takes_one_command(place: Path) -> None:
 
 @pytest.mark.parametrize("how", ["killed", "hung up"])
 def test_a_gate_ends_its_command_when_the_visitor_has_gone(place: Path, how: str) -> None:
-    inside = start(place, "gate", "await")
-    visitor = start(place, "gate", "deliver", "sleep 60")
+    inside = start(place, "relay", "await")
+    visitor = start(place, "relay", "deliver", "sleep 60")
     assert eventually((place / "command.json").exists, 20)
     time.sleep(0.3)
     assert visitor.stdout is not None
@@ -177,8 +177,8 @@ def test_a_gate_ends_with_the_code_of_its_first_rank_that_failed(place: Path) ->
         {"pid": 4, "ended": None, "code": None},
     ]
     (place / "ranks.json").write_text(json.dumps(ranks))
-    inside = start(place, "gate", "await")
-    assert run(place, "gate", "deliver", "true")[0] == 7
+    inside = start(place, "relay", "await")
+    assert run(place, "relay", "deliver", "true")[0] == 7
     assert ended(inside)[0] == 7
 
 
@@ -200,30 +200,30 @@ def test_the_ssh_of_a_head_goes_our_way_to_the_gate(place: Path) -> None:
     program(place, "ssh")
     know(place, {"10.0.0.2": {"ssh": ["ssh", "-F", "/nowhere", "-p", "22", "--", "b"], "gate": ["gate", "deliver"]}})
     path = {"PATH": f"{place / 'bin'}:{place}:/usr/bin:/bin"}
-    code, stdout = run(place, "ssh", "-2", "-x", "-l", "root", "10.0.0.2", "cd /;", 'echo "a b"', env=path)
+    code, stdout = run(place, "rsh", "-2", "-x", "-l", "root", "10.0.0.2", "cd /;", 'echo "a b"', env=path)
     # The configuration of the launch machine is not here, so this machine's own holds.
     assert (code, json.loads(stdout)) == (0, ["-p", "22", "--", "b", "exec gate deliver 'cd /; echo \"a b\"'"])
 
 
 def test_a_node_without_a_gate_is_this_one(place: Path) -> None:
     know(place, {"a": {"ssh": [], "gate": []}})
-    assert run(place, "ssh", "-x", "a", "echo", "$((1 + 1))", "; exit 3") == (3, "2\n")
+    assert run(place, "rsh", "-x", "a", "echo", "$((1 + 1))", "; exit 3") == (3, "2\n")
 
 
 def test_the_pkill_of_deepspeed_is_not_run(place: Path) -> None:
     know(place, {"a": {"ssh": [], "gate": []}})
-    assert run(place, "ssh", "a", "pkill -f ", "nothing; echo ran") == (0, "")
+    assert run(place, "rsh", "a", "pkill -f ", "nothing; echo ran") == (0, "")
 
 
 def test_a_host_that_is_no_node_is_not_reached(place: Path) -> None:
     know(place, {"a": {"ssh": [], "gate": []}})
-    assert run(place, "ssh", "b", "echo ran") == (255, "")
+    assert run(place, "rsh", "b", "echo ran") == (255, "")
 
 
 def test_a_node_that_fails_ends_the_head(place: Path) -> None:
     know(place, {"a": {"ssh": [], "gate": []}}, fail_fast=True)
     code = "import subprocess, sys, time; subprocess.run(sys.argv[1:]); time.sleep(60)"
-    argv = (sys.executable, "-c", code, sys.executable, str(place / "ssh.py"), "a", "exit 7")
+    argv = (sys.executable, "-c", code, sys.executable, str(place / "rsh.py"), "a", "exit 7")
     head = subprocess.Popen(argv, env={**os.environ, "TORCHFAB_JOB_ID": "x-1"})
     assert head.wait(20) == -signal.SIGTERM
 
@@ -233,8 +233,8 @@ def test_a_node_that_fails_ends_the_head(place: Path) -> None:
 
 def test_a_head_that_ends_tells_the_gates_to_which_it_never_came(place: Path) -> None:
     (other := place / "other").mkdir()
-    shutil.copy(place / "gate.py", other)
-    gate = [sys.executable, "-I", "-S", str(other / "gate.py"), "deliver"]
+    shutil.copy(place / "relay.py", other)
+    gate = [sys.executable, "-I", "-S", str(other / "relay.py"), "deliver"]
     know(place, {"a": {"ssh": [], "gate": []}, "b": {"ssh": [], "gate": gate}}, fail_fast=True)
     inside = subprocess.Popen([*gate[:-1], "await"], stdout=subprocess.PIPE, text=True)
     assert run(place, "head", "sh", "-c", "exit 3")[0] == 3

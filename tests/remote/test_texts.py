@@ -12,26 +12,13 @@ from unittest import mock
 from hypothesis import strategies as st
 
 from tests.support import fuzzed
-from tests.test_answers_fuzz import JSON
-from torchfab import answers
+from tests.transport.test_validation_fuzz import JSON
 from torchfab.launchers.per_node import RANK_LOGS
-from torchfab.remote import (
-    cgroup,
-    evidence,
-    files,
-    gpuload,
-    gpus,
-    hostload,
-    kernel,
-    life,
-    logfiles,
-    logs,
-    procfs,
-    programs,
-    slurm,
-    tmux,
-    wire,
-)
+from torchfab.remote import cgroup, files, procfs, server, tmux
+from torchfab.remote.host import gpu_health, gpu_usage, host_usage, kernel_log, programs
+from torchfab.remote.job import evidence, log_files, log_reader, status
+from torchfab.remote.slurm import job
+from torchfab.transport import validation
 
 # Digits that are none to int(), more of them than it takes, and what separates fields.
 WORD = st.one_of(
@@ -56,11 +43,11 @@ def after(*heads: str) -> st.SearchStrategy[str]:
 
 @fuzzed(after("cpu ", "MemTotal: ", "MemAvailable: ", "eth0: ", "lo:", " 8 0 sda ", ""))
 def test_what_proc_says_becomes_numbers(text: str) -> None:
-    now = {"at": 2.0, "cpus": 1, "cpu": hostload.cpu_ticks(text), "load": hostload.load(text)}
-    now |= {"memory": hostload.memory(text), "disk": hostload.disk_bytes(text, ["sda"])}
-    now |= {"network": hostload.network_bytes(text)}
+    now = {"at": 2.0, "cpus": 1, "cpu": host_usage.cpu_ticks(text), "load": host_usage.load(text)}
+    now |= {"memory": host_usage.memory(text), "disk": host_usage.disk_bytes(text, ["sda"])}
+    now |= {"network": host_usage.network_bytes(text)}
     none = {"at": 1.0, **{name: [0, 0] for name in ("cpu", "memory", "disk", "network")}}
-    assert all(isinstance(value, int | float) for value in hostload.rates(none, now).values())
+    assert all(isinstance(value, int | float) for value in host_usage.rates(none, now).values())
 
 
 @fuzzed(st.binary(max_size=15), st.binary(max_size=40))
@@ -76,7 +63,7 @@ def test_a_process_may_have_any_name_and_any_environment(name: bytes, environ: b
 
 @fuzzed(st.one_of(st.text(max_size=60), st.builds(str.join, st.just(","), st.lists(WORD, max_size=5))))
 def test_any_record_of_the_kernel_has_a_time_and_one_line(text: str) -> None:
-    stamp, found = kernel.parse(f"{text};{text}")
+    stamp, found = kernel_log.parse(f"{text};{text}")
     assert 0 <= stamp < 1e13
     assert "\n" not in found
 
@@ -92,8 +79,8 @@ def test_a_control_group_says_a_number_or_nothing(text: str) -> None:
 
 @fuzzed(st.one_of(lines_of(", ", ","), st.text(max_size=80)), st.integers(0, 9))
 def test_nvidia_smi_may_print_what_it_likes(text: str, code: int) -> None:
-    found, problem = gpuload.parse(text, code)
-    told = {"gpus": gpuload.with_processes(found, gpuload.parse_apps(text)), "problem": problem}
+    found, problem = gpu_usage.parse(text, code)
+    told = {"gpus": gpu_usage.with_processes(found, gpu_usage.parse_apps(text)), "problem": problem}
     assert json.dumps(told, allow_nan=False)
     assert len(problem) <= 300
 
@@ -103,7 +90,7 @@ def test_the_document_of_nvidia_smi_may_hold_any_words(one: str, two: str) -> No
     words = "".join(sign for sign in one if sign.isprintable() and sign not in "<&>\ud800")
     gpu = f"<gpu id='1'><fb_memory_usage><total>{words} MiB</total></fb_memory_usage><ecc_errors><volatile>"
     gpu += f"<dram_uncorrectable>{words}</dram_uncorrectable></volatile></ecc_errors></gpu>"
-    told = gpus.parse(f"{two}<?xml version='1.0'?><nvidia_smi_log>{gpu}</nvidia_smi_log>{two}")
+    told = gpu_health.parse(f"{two}<?xml version='1.0'?><nvidia_smi_log>{gpu}</nvidia_smi_log>{two}")
     assert json.dumps(told)
 
 
@@ -130,12 +117,12 @@ SCONTROL = st.sampled_from(
 def test_slurms_commands_may_print_what_they_like(lines: list[tuple[str, str]], history: str) -> None:
     def run(*argv: str, **_: Any) -> str:
         if argv[0] == "scontrol" and not lines:
-            raise slurm.SlurmError("Invalid job id")
+            raise job.SlurmError("Invalid job id")
         return history if argv[0] == "sacct" else "\n".join(head + word for head, word in lines)
 
-    with mock.patch.object(slurm, "run", run), TemporaryDirectory() as folder:
-        found = slurm.status({"slurm_id": "7", "folder": folder, "job_id": "x", "nodes": 2})
-    assert answers.is_one(found, "slurm_status"), found
+    with mock.patch.object(job, "run", run), TemporaryDirectory() as folder:
+        found = job.status({"slurm_id": "7", "folder": folder, "job_id": "x", "nodes": 2})
+    assert validation.is_one(found, "slurm_status"), found
 
 
 # ---- the job's own folder, into which the job can write
@@ -145,7 +132,7 @@ def test_slurms_commands_may_print_what_they_like(lines: list[tuple[str, str]], 
 def test_any_timeline_gives_times(text: str) -> None:
     with TemporaryDirectory() as folder:
         Path(folder, files.TIMELINE).write_text(text, errors="replace")
-        clock, log = logfiles.Clock(folder), logfiles.LogFile(folder, files.OUTPUT)
+        clock, log = log_files.Clock(folder), log_files.LogFile(folder, files.OUTPUT)
         assert all(0 <= clock.time_of(log, offset) < 1e11 for offset in (0, 5, 10**9))
 
 
@@ -156,11 +143,11 @@ def test_any_bytes_are_log_lines(data: bytes, count: int | None) -> None:
         own.mkdir()
         (own / files.SPEC).write_text("{}")
         (own / files.OUTPUT).write_bytes(data)
-        reader = logs.Reader(folder, {"lines": count, "ranks": None, "grep": None})
+        reader = log_reader.Reader(folder, {"lines": count, "ranks": None, "grep": None})
         found = [*reader.past(), *reader.news(final=True)]
-        told = life.tail(str(own / files.OUTPUT))
-    assert answers.is_one({"lines": found}, "logs")
-    assert all(-1e9 <= each["code"] <= 1e9 for each in life.failures_in(told))
+        told = status.tail(str(own / files.OUTPUT))
+    assert validation.is_one({"lines": found}, "logs")
+    assert all(-1e9 <= each["code"] <= 1e9 for each in status.failures_in(told))
 
 
 RECORDS = (files.SPEC, files.STARTED, files.RANKS, files.EXIT)
@@ -182,7 +169,7 @@ def test_any_records_of_a_process_are_told_or_complained_of(told: dict[str, Any]
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
     sent: list[dict[str, Any]] = []
-    conversation = wire.Conversation.__new__(wire.Conversation)
+    conversation = server.Conversation.__new__(server.Conversation)
     with mock.patch.object(conversation, "send", sent.append):
         conversation._answer(request)
     return sent[0]
@@ -194,7 +181,7 @@ def test_any_error_file_is_a_report_or_none(told: Any) -> None:
         path = os.path.join(folder, "error.json")
         Path(path).write_text(told if isinstance(told, str) else json.dumps(told), errors="replace")
         report = evidence._report(path, 0, 0)
-    assert not report or answers.is_one({**EMPTY, "evidence": {"reports": [report]}}, "evidence")
+    assert not report or validation.is_one({**EMPTY, "evidence": {"reports": [report]}}, "evidence")
 
 
 EMPTY = {"processes": [], "now": 1.0, "exists": True, "stop_asked": None}

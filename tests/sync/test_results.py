@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.factories import make_nodes
-from torchfab.errors import HostError
+from torchfab.core.errors import HostError
 from torchfab.sync import results
 from torchfab.sync.results import Result
 from torchfab.sync.rsync import Stats

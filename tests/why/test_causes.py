@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from tests.recorded.recordings import names, recording
 from tests.support import fuzzed
-from tests.why.makers import known, log, node, process, rank, told
-from torchfab.why import causes, ends, signs
+from tests.why.evidence_factory import known, log, node, process, rank, told
+from torchfab.why import causes, failures, signatures
 from torchfab.why.causes import Kind
 
 RECORDED = """\
@@ -93,7 +93,7 @@ def test_each_recording_has_its_cause_in_the_table_above() -> None:
 
 @pytest.mark.parametrize("name", OF_RECORDING)
 def test_what_was_recorded_is_recognised(name: str) -> None:
-    found = signs.recognise(recording("torch", f"{name}.txt"))
+    found = signatures.recognise(recording("torch", f"{name}.txt"))
     assert found is not None
     assert (found.kind.name.lower(), found.name) == OF_RECORDING[name]
     assert found.is_symptom == (found.name in SYMPTOMS)
@@ -102,7 +102,7 @@ def test_what_was_recorded_is_recognised(name: str) -> None:
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_what_torch_says_is_recognised(text: str) -> None:
-    found = signs.recognise(text)
+    found = signatures.recognise(text)
     assert found is not None
     assert (found.kind.name.lower(), found.name) == TEXTS[text]
     assert found.fix
@@ -111,12 +111,12 @@ def test_what_torch_says_is_recognised(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["ValueError: bad", "KeyError: 'Timed out'", "AssertionError", "", GONE])
 def test_what_is_nobody_s_usual_cause_is_not(text: str) -> None:
-    assert signs.recognise(text) is None
+    assert signatures.recognise(text) is None
 
 
 @fuzzed(st.text())
 def test_no_text_breaks_the_table(text: str) -> None:
-    found = signs.recognise(text)
+    found = signatures.recognise(text)
     assert found is None or found.words
 
 
@@ -164,14 +164,14 @@ def test_a_torch_that_names_no_group_tells_it_by_what_each_rank_waits_in(name: s
 
 def test_what_a_kernel_did_comes_before_the_connections_that_it_cost() -> None:
     both = recording("torch", "illegal-access-2.2-watchdog.txt") + recording("torch", "store-should-dump-2.9.txt")
-    found = signs.recognise(both)
+    found = signatures.recognise(both)
     assert found is not None
     assert found.name == "device-assert"
 
 
 def test_a_semaphore_that_found_no_room_is_told_by_where_it_was_made() -> None:
     recorded = recording("torch", "semlock-no-space.txt")
-    (end,) = ends.all_ends(
+    (end,) = failures.all_ends(
         known(node(0, [process("failed", rank(0, 1))], [log(0, f"Traceback (most recent call last):\n{recorded}")]))
     )
     assert (end.cause.kind, end.cause.name) == (Kind.MEMORY, "shared-memory")

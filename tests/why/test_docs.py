@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torchfab.why import signs
+from torchfab.why import signatures
 
 PAGE = Path(__file__).parents[2] / "docs" / "troubleshooting.md"
 
 
-def row(each: signs.Recogniser) -> str:
+def row(each: signatures.Recogniser) -> str:
     """Return the line of the page's table about a cause."""
     cause = each.cause
     shown = {"{line}": "…", "{op}": "ALLREDUCE", "{seq}": "14", "{sign}": "watchdog got stuck for 480 seconds"}
@@ -21,5 +21,5 @@ def row(each: signs.Recogniser) -> str:
 
 def test_the_page_has_every_cause_of_the_table_with_its_words_and_its_fix() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    missing = [row(each) for each in signs.RECOGNISERS if row(each) not in page]
+    missing = [row(each) for each in signatures.RECOGNISERS if row(each) not in page]
     assert not missing, "put these lines into docs/troubleshooting.md:\n" + "\n".join(missing)

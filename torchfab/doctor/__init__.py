@@ -8,8 +8,8 @@
 `between`, `way`), and findings become text (`show`).
 """
 
-from torchfab.doctor.asking import examine
+from torchfab.doctor.collect import examine
 from torchfab.doctor.finding import ERROR, NOTE, WARNING, Finding
-from torchfab.doctor.report import Clock, Report, Seen, Wanted
+from torchfab.doctor.model import Clock, Report, Seen, Wanted
 
 __all__ = ["ERROR", "NOTE", "WARNING", "Clock", "Finding", "Report", "Seen", "Wanted", "examine"]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torchfab.doctor.finding import ERROR, NOTE, WARNING, Finding
-from torchfab.doctor.report import Seen, Wanted
+from torchfab.doctor.model import Seen, Wanted
 
 GIB = 1024**3
 SCARCE_BYTES = 2 * GIB  # less than one checkpoint of most models

@@ -19,8 +19,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from torchfab.errors import UsageError
-from torchfab.job import Facts, Job, Needs, Node, Plan, Slot
+from torchfab.core.errors import UsageError
+from torchfab.core.specs import Facts, Job, Needs, Node, Plan, Slot
 
 
 class Launcher(Protocol):
@@ -76,7 +76,7 @@ def assumed_folder(job: Job, node: Node) -> str:
 
 def chosen(job: Job, nodes: Sequence[Node], master: str, port: int, **more: str) -> Mapping[str, str]:
     """Return the defaults that torchfab chose, for people."""
-    from torchfab.inventory import fold
+    from torchfab.core.inventory import fold
 
     words: dict[str, Any] = {
         "job": job.name,

@@ -2,7 +2,7 @@
 
     colossalai run --hostfile hosts --nproc_per_node 2 --master_addr host1 train_llm.py
 
-It is torchrun on every node, over Fabric. Its way there is replaced by ours (`shims/colossal.py`): the rest is its own.
+It is torchrun on every node, over Fabric. Its connections are replaced by ours (`shims/colossalai_run.py`).
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torchfab.errors import UsageError
-from torchfab.job import Facts, Job, Needs, Node, NodePlan, Plan, Process, Slot
-from torchfab.launchers import chosen, counts, for_torchrun, heads, master_address, per_node
-from torchfab.shims import text as shim
+from torchfab.core.errors import UsageError
+from torchfab.core.specs import Facts, Job, Needs, Node, NodePlan, Plan, Process, Slot
+from torchfab.launchers import chosen, for_torchrun, head_node, master_address, nproc, per_node
+from torchfab.launchers.shims import source_of
 
 NAME = "colossalai"
 # --no-deps: with its dependencies it replaces torch by 2.5.1 or older.
@@ -27,7 +27,7 @@ INSTALL = "--no-deps colossalai==0.5.0, and the rest with: -m pip install fabric
 class Flags:
     """The flags of launch-colossalai alone."""
 
-    nproc_per_node: str = field(default="auto", metadata={"help": counts.HELP})
+    nproc_per_node: str = field(default="auto", metadata={"help": nproc.HELP})
 
 
 def options(flags: Flags) -> Mapping[str, Any]:
@@ -38,7 +38,7 @@ def options(flags: Flags) -> Mapping[str, Any]:
     UsageError
         A flag's value is not one of those that it takes.
     """
-    return {"nproc_per_node": counts.check(flags.nproc_per_node)}
+    return {"nproc_per_node": nproc.check(flags.nproc_per_node)}
 
 
 def needs(job: Job) -> Needs:
@@ -49,7 +49,7 @@ def needs(job: Job) -> Needs:
 
 def assumed(job: Job, nodes: Sequence[Node]) -> tuple[Facts, ...] | None:
     """Return the facts that the flags give, if they give all: ranks per node and port; else None."""
-    return counts.assumed(job, nodes)
+    return nproc.assumed(job, nodes)
 
 
 def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence[Facts]) -> Plan:
@@ -70,25 +70,25 @@ def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence
         The nodes have different numbers of ranks, or the script is nothing that colossalai takes.
     """
     master, port = master_address(job, nodes), facts[0].port or job.port
-    ranks = [counts.ranks_on(job, node, fact) for node, fact in zip(nodes, facts, strict=True)]
+    ranks = [nproc.ranks_on(job, node, fact) for node, fact in zip(nodes, facts, strict=True)]
     if len(set(ranks)) > 1:
         raise UsageError(
-            f"colossalai runs the same number of ranks on every node, not {counts.per_node(ranks)}",
+            f"colossalai runs the same number of ranks on every node, not {nproc.per_node(ranks)}",
             "give --nproc-per-node, or use launch-per-node",
         )
     plans = []
     for node, fact in zip(nodes, facts, strict=True):
-        processes = [_gate(job, node, fact, heads.node_environment(job, node, fact, ranks[0], master, port))]
+        processes = [_gate(job, node, fact, head_node.node_environment(job, node, fact, ranks[0], master, port))]
         processes += [_head(job, nodes, facts, ranks[0], (master, port))] if node.rank == 0 else []
         plans.append(NodePlan(node, fact.folder, tuple(processes)))
-    words = {"ranks": f"{sum(ranks)} ({counts.per_node(ranks)})", **heads.versions(facts, "colossalai", "torch")}
+    words = {"ranks": f"{sum(ranks)} ({nproc.per_node(ranks)})", **head_node.versions(facts, "colossalai", "torch")}
     return Plan(job, tuple(plans), sum(ranks), chosen(job, nodes, master, port, **words), len(nodes), has_head=True)
 
 
 def head_argv(job: Job, folder: str, ranks: int, master: str, port: int) -> tuple[str, ...]:
     """Return the command that runs on node 0."""
     return (
-        *(job.python, f"{folder}/colossal.py", "run"),
+        *(job.python, f"{folder}/colossalai_run.py", "run"),
         *("--hostfile", f"{folder}/hostfile"),
         *("--nproc_per_node", str(ranks)),
         *("--master_addr", master, "--master_port", str(port)),
@@ -116,20 +116,20 @@ def _script_words(job: Job) -> tuple[str, ...]:
 def _gate(job: Job, node: Node, facts: Facts, env: dict[str, str]) -> Process:
     env["TORCHELASTIC_ERROR_FILE"] = f"{facts.folder}/agent/errors/error.json"
     torchrun = f'#!/bin/sh\nexec {shlex.join([job.python, "-m", "torch.distributed.run"])} "$@"\n'
-    return heads.gate(job, node, facts, env, per_node.RANK_LOGS, {"bin/torchrun": torchrun})
+    return head_node.gate(job, node, facts, env, per_node.RANK_LOGS, {"bin/torchrun": torchrun})
 
 
 def _head(job: Job, nodes: Sequence[Node], facts: Sequence[Facts], ranks: int, rendezvous: tuple[str, int]) -> Process:
     folder = f"{facts[0].folder}/head"
     return Process(
         "head",
-        heads.head_argv(job, facts[0], head_argv(job, folder, ranks, *rendezvous)),
-        heads.head_environment(job),
+        head_node.head_argv(job, facts[0], head_argv(job, folder, ranks, *rendezvous)),
+        head_node.head_environment(job),
         files={
-            "hostfile": "".join(f"{name}\n" for name in heads.names(nodes, rendezvous[0])),
-            "colossal.py": shim("colossal"),
-            **heads.head_files(job, nodes, facts, rendezvous[0], gate_here=True, fail_fast=True),
+            "hostfile": "".join(f"{name}\n" for name in head_node.names(nodes, rendezvous[0])),
+            "colossalai_run.py": source_of("colossalai_run"),
+            **head_node.head_files(job, nodes, facts, rendezvous[0], gate_here=True, fail_fast=True),
         },
-        path=(heads.program_folder(folder),),
+        path=(head_node.program_folder(folder),),
         secrets=False,
     )

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torchfab.errors import UsageError
-from torchfab.job import Facts, Job, Needs, Node, NodePlan, Plan, Process, Program, Slot
-from torchfab.launchers import chosen, counts, heads, master_address
+from torchfab.core.errors import UsageError
+from torchfab.core.specs import Facts, Job, Needs, Node, NodePlan, Plan, Process, Program, Slot
+from torchfab.launchers import chosen, head_node, master_address, nproc
 
 NAME = "deepspeed"
 PDSH = Program(("pdsh",), "sudo apt-get install -y pdsh", version_flag="-V", on_head_only=True)
@@ -28,7 +28,7 @@ LOGS_THERE, RANK_THERE = '"$TORCHFAB_FOLDER/logs"', '"$TORCHFAB_FOLDER/bin/rank"
 class Flags:
     """The flags of launch-deepspeed alone."""
 
-    nproc_per_node: str = field(default="auto", metadata={"help": counts.HELP})
+    nproc_per_node: str = field(default="auto", metadata={"help": nproc.HELP})
     from_head: bool = field(
         default=False, metadata={"help": "One deepspeed on node 0 reaches the others through pdsh and ssh."}
     )
@@ -51,7 +51,7 @@ def options(flags: Flags) -> Mapping[str, Any]:
     except ValueError as error:
         raise UsageError(f"--deepspeed-args {flags.deepspeed_args!r}: {error}") from None
     return {
-        "nproc_per_node": counts.check(flags.nproc_per_node),
+        "nproc_per_node": nproc.check(flags.nproc_per_node),
         "from_head": flags.from_head,
         "local_rank": flags.local_rank,
         "deepspeed_args": more,
@@ -65,7 +65,7 @@ def needs(job: Job) -> Needs:
 
 def assumed(job: Job, nodes: Sequence[Node]) -> tuple[Facts, ...] | None:
     """Return the facts that the flags give, if they give all: ranks per node and port; else None."""
-    return counts.assumed(job, nodes)
+    return nproc.assumed(job, nodes)
 
 
 def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence[Facts]) -> Plan:
@@ -81,8 +81,8 @@ def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence
         Not used: a hosts file has none.
     """
     master, port = master_address(job, nodes), facts[0].port or job.port
-    ranks = [counts.ranks_on(job, node, fact) for node, fact in zip(nodes, facts, strict=True)]
-    names = heads.names(nodes, master)
+    ranks = [nproc.ranks_on(job, node, fact) for node, fact in zip(nodes, facts, strict=True)]
+    names = head_node.names(nodes, master)
     hosts = "".join(f"{name} slots={_slots(node, n)}\n" for name, node, n in zip(names, nodes, ranks, strict=True))
     include = _include(names, nodes, ranks)
     from_head = job.options["from_head"]
@@ -95,7 +95,7 @@ def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence
         else:
             processes = [_agent(job, node, fact, env, hosts, agent_argv(job, node, fact, include, master, port))]
         plans.append(NodePlan(node, fact.folder, tuple(processes)))
-    words = {"ranks": f"{sum(ranks)} ({counts.per_node(ranks)})", **heads.versions(facts, "deepspeed", "torch")}
+    words = {"ranks": f"{sum(ranks)} ({nproc.per_node(ranks)})", **head_node.versions(facts, "deepspeed", "torch")}
     return Plan(job, tuple(plans), sum(ranks), chosen(job, nodes, master, port, **words), len(nodes), from_head)
 
 
@@ -155,7 +155,7 @@ def _devices(node: Node) -> list[str]:
 
 
 def _environment(job: Job, node: Node, facts: Facts, ranks: int, master: str, port: int) -> dict[str, str]:
-    env = heads.node_environment(job, node, facts, ranks, master, port)
+    env = head_node.node_environment(job, node, facts, ranks, master, port)
     if "CUDA_VISIBLE_DEVICES" not in job.env:  # --include says it
         env.pop("CUDA_VISIBLE_DEVICES", None)
     if facts.cpus and not facts.gpus:
@@ -173,7 +173,7 @@ def _gate(job: Job, node: Node, facts: Facts, env: Mapping[str, str]) -> Process
         "script.json": json.dumps([job.python, *job.script]) + "\n",
         "bin/rank": f'#!/bin/sh\nexec {rank} "$@"\n',
     }
-    return heads.gate(job, node, facts, env, RANK_LOGS, files)
+    return head_node.gate(job, node, facts, env, RANK_LOGS, files)
 
 
 def _head(
@@ -187,14 +187,14 @@ def _head(
     folder = f"{facts[0].folder}/head"
     return Process(
         "head",
-        heads.head_argv(job, facts[0], head_argv(job, folder, include, *rendezvous)),
-        heads.head_environment(job, DS_ENV_FILE=f"{folder}/deepspeed_env"),
+        head_node.head_argv(job, facts[0], head_argv(job, folder, include, *rendezvous)),
+        head_node.head_environment(job, DS_ENV_FILE=f"{folder}/deepspeed_env"),
         files={
             "hostfile": hosts,
             # Not that of the user's home folder, or of the working directory: a blank line in them crashes deepspeed.
             "deepspeed_env": f"TORCHFAB_JOB_ID={job.job_id}\n",
-            **heads.head_files(job, nodes, facts, rendezvous[0], gate_here=True, fail_fast=True),
+            **head_node.head_files(job, nodes, facts, rendezvous[0], gate_here=True, fail_fast=True),
         },
-        path=(heads.program_folder(folder),),
+        path=(head_node.program_folder(folder),),
         secrets=False,
     )

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
-from torchfab import environment
-from torchfab.job import Job, Node, Submission
+from torchfab.core import environment
+from torchfab.core.specs import Job, Node, Submission
 from torchfab.launchers import for_torchrun
-from torchfab.launchers.counts import CPU_PROCESSES
-from torchfab.manifest import text, values
-from torchfab.manifest.objects import INDEX, Shape, objects_of
+from torchfab.launchers.manifest import quantities, yaml_text
+from torchfab.launchers.manifest.objects import INDEX, Shape, objects_of
+from torchfab.launchers.nproc import CPU_PROCESSES
 
 NAME = "kubernetes"
 RUNTIME = "kubernetes"
@@ -65,28 +65,28 @@ def options(flags: Flags) -> Mapping[str, Any]:
     UsageError
         A flag's value is not one of those that it takes.
     """
-    gpus = values.number("--gpus-per-node", flags.gpus_per_node, least=0)
+    gpus = quantities.number("--gpus-per-node", flags.gpus_per_node, least=0)
     ranks = flags.nproc_per_node or str(gpus or CPU_PROCESSES)
     return {
-        "image": values.image(flags.image),
-        "nodes": values.number("--nodes", flags.nodes, least=1),
+        "image": quantities.image(flags.image),
+        "nodes": quantities.number("--nodes", flags.nodes, least=1),
         "gpus": gpus,
-        "ranks": values.number("--nproc-per-node", ranks, least=1),
-        "gpu_resource": values.qualified_name("--gpu-resource", flags.gpu_resource),
-        **{name: _optional(values.quantity, name, flags) for name in ("cpus", "memory", "shm")},
+        "ranks": quantities.number("--nproc-per-node", ranks, least=1),
+        "gpu_resource": quantities.qualified_name("--gpu-resource", flags.gpu_resource),
+        **{name: _optional(quantities.quantity, name, flags) for name in ("cpus", "memory", "shm")},
         **{
-            name: _optional(values.domain, name, flags)
+            name: _optional(quantities.domain, name, flags)
             for name in ("namespace", "service_account", "priority_class", "queue")
         },
         "context": flags.context,
-        "volumes": values.volumes(flags.pvc),
-        "pull_secrets": [values.domain("--image-pull-secret", each) for each in flags.image_pull_secret],
-        "node_selector": values.node_selector(flags.node_selector),
-        "tolerations": [values.toleration(each) for each in flags.toleration],
+        "volumes": quantities.volumes(flags.pvc),
+        "pull_secrets": [quantities.domain("--image-pull-secret", each) for each in flags.image_pull_secret],
+        "node_selector": quantities.node_selector(flags.node_selector),
+        "tolerations": [quantities.toleration(each) for each in flags.toleration],
         "jobset": flags.jobset,
-        "max_restarts": values.number("--max-restarts", flags.max_restarts, least=0),
-        "rdzv_timeout_s": values.number("--rdzv-timeout", flags.rdzv_timeout, least=1),
-        "user": values.user(flags.user),
+        "max_restarts": quantities.number("--max-restarts", flags.max_restarts, least=0),
+        "rdzv_timeout_s": quantities.number("--rdzv-timeout", flags.rdzv_timeout, least=1),
+        "user": quantities.user(flags.user),
     }
 
 
@@ -104,13 +104,13 @@ def plan(job: Job) -> Submission:
         The job's name is none for DNS, or a word of it is not Unicode.
     """
     shape = _shape(job)
-    text.check_text("--workdir", job.workdir)
+    yaml_text.check_text("--workdir", job.workdir)
     container = {"command": _command(job), "args": _args(job, shape), "env": _env(job, shape)}
     objects = objects_of(job, shape, container)
     ranks = job.options["ranks"]
     return Submission(
         job=job,
-        text=text.to_yaml(objects, _comments(job, shape)),
+        text=yaml_text.to_yaml(objects, _comments(job, shape)),
         nodes=shape.nodes,
         world_size=shape.nodes * ranks,
         details={
@@ -148,17 +148,17 @@ def torchrun_argv(job: Job, shape: Shape) -> tuple[str, ...]:
 
 
 def _command(job: Job) -> list[str]:
-    return [text.escape(text.check_text("--python", job.python)), "-c"]
+    return [yaml_text.escape(yaml_text.check_text("--python", job.python)), "-c"]
 
 
 def _args(job: Job, shape: Shape) -> list[str]:
-    script = [text.escape(text.check_text("an argument", word)) for word in for_torchrun(job.script)]
-    return [text.escape(_program()), *torchrun_argv(job, shape), *script]
+    script = [yaml_text.escape(yaml_text.check_text("an argument", word)) for word in for_torchrun(job.script)]
+    return [yaml_text.escape(_program()), *torchrun_argv(job, shape), *script]
 
 
 def _program() -> str:
     """Return what runs torchrun in the pod; it needs torch, and is therefore not imported."""
-    return (resources.files("torchfab.manifest") / "program.py").read_text(encoding="utf-8")
+    return (resources.files("torchfab.launchers.manifest") / "pod_entrypoint.py").read_text(encoding="utf-8")
 
 
 def _env(job: Job, shape: Shape) -> list[dict[str, Any]]:
@@ -167,7 +167,7 @@ def _env(job: Job, shape: Shape) -> list[dict[str, Any]]:
     shown = {
         "PYTHONUNBUFFERED": "1",
         "TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE": RANK_PREFIX,
-        **environment.threads(job.options["ranks"], job.options["gpus"], values.cores(job.options["cpus"])),
+        **environment.threads(job.options["ranks"], job.options["gpus"], quantities.cores(job.options["cpus"])),
         **home,
         **job.env,
         environment.JOB_ID: job.job_id,
@@ -175,10 +175,10 @@ def _env(job: Job, shape: Shape) -> list[dict[str, Any]]:
     index = {"fieldRef": {"fieldPath": "metadata.annotations['batch.kubernetes.io/job-completion-index']"}}
     entries: dict[str, dict[str, Any]] = {INDEX: {"valueFrom": index}}
     for name, value in shown.items():
-        entries.setdefault(name, {"value": text.escape(text.check_text(f"the value of {name}", value))})
+        entries.setdefault(name, {"value": yaml_text.escape(yaml_text.check_text(f"the value of {name}", value))})
     entries[environment.NODE_RANK] = {"value": f"$({INDEX})"}
     for name, value in job.secrets.items():
-        text.check_text(f"the value of {name}", value)
+        yaml_text.check_text(f"the value of {name}", value)
         entries[name] = {"valueFrom": {"secretKeyRef": {"name": shape.secret, "key": name}}}
     return [{"name": name, **entry} for name, entry in entries.items()]
 
@@ -186,7 +186,7 @@ def _env(job: Job, shape: Shape) -> list[dict[str, Any]]:
 def _shape(job: Job) -> Shape:
     nodes, jobset = job.options["nodes"], job.options["jobset"]
     middle = "-node-0-" if jobset else "-"
-    name = values.object_name(job.name, f"{middle}{nodes - 1}")
+    name = quantities.object_name(job.name, f"{middle}{nodes - 1}")
     return Shape(name, nodes, middle, job.job_id.rsplit("-", 1)[-1], PORT)
 
 

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torchfab.errors import UsageError
-from torchfab.job import Facts, Job, Needs, Node, NodePlan, Plan, Process, Program, Slot
-from torchfab.launchers import chosen, counts, heads, master_address
+from torchfab.core.errors import UsageError
+from torchfab.core.specs import Facts, Job, Needs, Node, NodePlan, Plan, Process, Program, Slot
+from torchfab.launchers import chosen, head_node, master_address, nproc
 
 NAME = "mpi"
 OPENMPI = Program(("mpirun.openmpi", "orterun"), "sudo apt-get install -y openmpi-bin")
@@ -29,7 +29,7 @@ RANK = 'exec "$0" -I -S "$TORCHFAB_FOLDER/rank.py" --logs "$@"'
 class Flags:
     """The flags of launch-mpi alone."""
 
-    nproc_per_node: str = field(default="auto", metadata={"help": counts.HELP})
+    nproc_per_node: str = field(default="auto", metadata={"help": nproc.HELP})
     flavour: str = field(
         default="auto", metadata={"help": "openmpi, mpich, or auto: the first that all nodes have. [auto]"}
     )
@@ -49,7 +49,7 @@ def options(flags: Flags) -> Mapping[str, Any]:
     if flags.flavour not in PROGRAMS:
         raise UsageError(f"--flavour is auto, openmpi or mpich, got {flags.flavour!r}")
     return {
-        "nproc_per_node": counts.check(flags.nproc_per_node),
+        "nproc_per_node": nproc.check(flags.nproc_per_node),
         "flavour": flags.flavour,
         "interface": flags.interface,
     }
@@ -62,7 +62,7 @@ def needs(job: Job) -> Needs:
 
 def assumed(job: Job, nodes: Sequence[Node]) -> tuple[Facts, ...] | None:
     """Return the facts that the flags give, if they give all: ranks per node, port and flavour; else None."""
-    return None if job.options["flavour"] == "auto" else counts.assumed(job, nodes)
+    return None if job.options["flavour"] == "auto" else nproc.assumed(job, nodes)
 
 
 def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence[Facts]) -> Plan:
@@ -78,17 +78,17 @@ def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence
         Not used: a hosts file has none.
     """
     master, port = master_address(job, nodes), facts[0].port or job.port
-    ranks = [counts.ranks_on(job, node, fact) for node, fact in zip(nodes, facts, strict=True)]
+    ranks = [nproc.ranks_on(job, node, fact) for node, fact in zip(nodes, facts, strict=True)]
     program = _program(job, facts)
     envs = [
-        {**heads.node_environment(job, node, fact, count, master, port), **_interface_environment(job)}
+        {**head_node.node_environment(job, node, fact, count, master, port), **_interface_environment(job)}
         for node, fact, count in zip(nodes, facts, ranks, strict=True)
     ]
     head = _head(job, nodes, facts, ranks, master, program, envs[0])
     plans = [NodePlan(nodes[0], facts[0].folder, (head,))]
     for node, fact, env in list(zip(nodes, facts, envs, strict=True))[1:]:
-        plans.append(NodePlan(node, fact.folder, (heads.gate(job, node, fact, env, heads.RANK_LOGS),)))
-    words = {"ranks": f"{sum(ranks)} ({counts.per_node(ranks)})", **_notes(facts, program)}
+        plans.append(NodePlan(node, fact.folder, (head_node.gate(job, node, fact, env, head_node.RANK_LOGS),)))
+    words = {"ranks": f"{sum(ranks)} ({nproc.per_node(ranks)})", **_notes(facts, program)}
     return Plan(job, tuple(plans), sum(ranks), chosen(job, nodes, master, port, **words), len(nodes), has_head=True)
 
 
@@ -113,7 +113,7 @@ def _head(
     env: Mapping[str, str],
 ) -> Process:
     folder = f"{facts[0].folder}/head"
-    names = heads.names(nodes, master)
+    names = head_node.names(nodes, master)
     hosts = list(zip(names, ranks, strict=True))
     if program in MPICH.names:
         argv = mpich_argv(job, program, folder, master, sum(ranks))
@@ -123,16 +123,16 @@ def _head(
         lines = [f"{name} slots={count}" for name, count in hosts]
     return Process(
         "head",
-        heads.head_argv(job, facts[0], (*argv, "sh", "-c", RANK, job.python, job.python, *job.script)),
-        {**env, heads.FOLDER: folder},
-        rank_logs=heads.RANK_LOGS,
+        head_node.head_argv(job, facts[0], (*argv, "sh", "-c", RANK, job.python, job.python, *job.script)),
+        {**env, head_node.FOLDER: folder},
+        rank_logs=head_node.RANK_LOGS,
         folders=("logs", "errors"),
         files={
             "hostfile": "".join(f"{line}\n" for line in lines),
-            **heads.rank_files(),
-            **heads.head_files(job, nodes, facts, master, gate_here=False, fail_fast=False),
+            **head_node.rank_files(),
+            **head_node.head_files(job, nodes, facts, master, gate_here=False, fail_fast=False),
         },
-        path=(heads.program_folder(folder),),
+        path=(head_node.program_folder(folder),),
     )
 
 
@@ -178,7 +178,7 @@ def _interface_environment(job: Job) -> dict[str, str]:
 
 
 def _notes(facts: Sequence[Facts], program: str) -> dict[str, str]:
-    notes = heads.versions(facts, program, "torch")
+    notes = head_node.versions(facts, program, "torch")
     if facts[0].is_root and program in OPENMPI.names:
         notes["root"] = "Open MPI advises against it and is told --allow-run-as-root; an ordinary user is safer"
     return notes

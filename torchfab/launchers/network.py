@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torchfab import environment, shims
-from torchfab.errors import UsageError
-from torchfab.job import Facts, Job, Needs, Node, NodePlan, Plan, Process, Slot
-from torchfab.launchers import chosen, master_address
+from torchfab.core import environment
+from torchfab.core.errors import UsageError
+from torchfab.core.specs import Facts, Job, Needs, Node, NodePlan, Plan, Process, Slot
+from torchfab.launchers import chosen, master_address, shims
 
 NAME = "network"
 BACKENDS = ("auto", "nccl", "gloo")
-SCRIPT = "network.py"
+SCRIPT = "network_benchmark.py"
 
 
 @dataclass(frozen=True)
@@ -127,4 +127,4 @@ def _process(
     }
     name = f"rank-{rank}"
     argv = (job.python, f"{fact.folder}/{name}/{SCRIPT}", json.dumps(request))
-    return Process(name, argv, env, rank=rank, files={SCRIPT: shims.text("network")})
+    return Process(name, argv, env, rank=rank, files={SCRIPT: shims.source_of("network_benchmark")})

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torchfab import environment
-from torchfab.job import Facts, Job, Needs, Node, NodePlan, Plan, Process, Slot
+from torchfab.core import environment
+from torchfab.core.specs import Facts, Job, Needs, Node, NodePlan, Plan, Process, Slot
 from torchfab.launchers import assumed_facts, chosen, master_address
 
 NAME = "per-gpu"

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torchfab import environment
-from torchfab.errors import UsageError
-from torchfab.job import Facts, Job, Needs, Node, NodePlan, Plan, Process, Slot
-from torchfab.launchers import chosen, counts, for_torchrun, master_address
+from torchfab.core import environment
+from torchfab.core.errors import UsageError
+from torchfab.core.specs import Facts, Job, Needs, Node, NodePlan, Plan, Process, Slot
+from torchfab.launchers import chosen, for_torchrun, master_address, nproc
 
 NAME = "per-node"
 # <log-dir>/<rdzv-id>_<random>/attempt_<k>/<local_rank>/stdout.log
@@ -26,7 +26,7 @@ class Flags:
 
     nproc_per_node: str = field(
         default="auto",
-        metadata={"help": counts.HELP},
+        metadata={"help": nproc.HELP},
     )
     nnodes: str = field(default="", metadata={"help": "MIN:MAX for an elastic job. [the number of hosts]"})
     max_restarts: str = field(default="0", metadata={"help": "How often torchrun restarts failed ranks. [0]"})
@@ -49,7 +49,7 @@ def options(flags: Flags) -> Mapping[str, Any]:
     if flags.rdzv_backend not in ("c10d", "static"):
         raise UsageError(f"--rdzv-backend is c10d or static, got {flags.rdzv_backend!r}")
     return {
-        "nproc_per_node": counts.check(flags.nproc_per_node),
+        "nproc_per_node": nproc.check(flags.nproc_per_node),
         "nnodes": _nnodes(flags.nnodes),
         "max_restarts": _number("--max-restarts", flags.max_restarts, least=0),
         "rdzv_backend": flags.rdzv_backend,
@@ -82,7 +82,7 @@ def needs(job: Job) -> Needs:
 
 def assumed(job: Job, nodes: Sequence[Node]) -> tuple[Facts, ...] | None:
     """Return the facts that the flags give, if they give all: ranks per node and port; else None."""
-    return counts.assumed(job, nodes)
+    return nproc.assumed(job, nodes)
 
 
 def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence[Facts]) -> Plan:
@@ -104,7 +104,7 @@ def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence
     """
     master, port = master_address(job, nodes), facts[0].port or job.port
     least, most = _bounds(job, nodes)
-    ranks = [counts.ranks_on(job, node, fact) for node, fact in zip(nodes, facts, strict=True)]
+    ranks = [nproc.ranks_on(job, node, fact) for node, fact in zip(nodes, facts, strict=True)]
     argvs = [
         torchrun_argv(job, node, fact, n, (least, most), master, port)
         for node, fact, n in zip(nodes, facts, ranks, strict=True)
@@ -113,7 +113,7 @@ def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence
         NodePlan(node, fact.folder, (_agent(job, node, fact, count, argv),))
         for node, fact, count, argv in zip(nodes, facts, ranks, argvs, strict=True)
     )
-    words = {"ranks": f"{sum(ranks)} ({counts.per_node(ranks)})"}
+    words = {"ranks": f"{sum(ranks)} ({nproc.per_node(ranks)})"}
     return Plan(job, node_plans, sum(ranks), chosen(job, nodes, master, port, **words), min_nodes=least)
 
 

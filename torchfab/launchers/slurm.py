@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from torchfab import environment, sbatch
-from torchfab.errors import UsageError
-from torchfab.inventory import parse_hosts
-from torchfab.job import Job, Node, Submission
-from torchfab.launchers import for_torchrun
+from torchfab.core import environment
+from torchfab.core.errors import UsageError
+from torchfab.core.inventory import parse_hosts
+from torchfab.core.specs import Job, Node, Submission
+from torchfab.launchers import for_torchrun, sbatch
 from torchfab.launchers.per_node import RANK_LOGS
 
 NAME = "slurm"

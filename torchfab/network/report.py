@@ -8,15 +8,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torchfab.columns import columns
-from torchfab.inventory import fold
-from torchfab.shapes import Row, Span, fits
+from torchfab.core.format import columns
+from torchfab.core.inventory import fold
+from torchfab.transport.schema import Row, Span, fits
 
 MARK = "torchfab-network "
 SLOW = 0.5  # of what is usual among these nodes
 MOST_LINKS = 10
 _COUNT, _AMOUNT = Span(0, 1e15, int), Span(0, 1e15)
-# What the probe of rank 0 prints (torchfab.remote.shims.network), by its kind: whatever else is printed is no result.
+# What rank 0 of torchfab.remote.shims.network_benchmark prints, by its kind; any other line is not a result.
 _TOLD: Mapping[str, Any] = {
     "hello": {
         "ranks": _COUNT,

@@ -4,7 +4,7 @@ jobs/<name>/            0700; making it, and locking `launching` in it, claims t
     record.json         the job, where it runs, how its nodes are reached
     plan.json           what runs on every node, without secret values
     state.json          what was last seen of it
-    asked.json          what it takes to launch it again (torchfab.asked)
+    asked.json          what it takes to launch it again (torchfab.records.launch_request)
     events.jsonl        what happened to it, a line each
     attempts/<k>/       the same files of its earlier attempts, where it was launched again under its name
 """
@@ -18,12 +18,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torchfab.errors import JobNameError, TorchfabError, UsageError
-from torchfab.job import Plan, Submission, check_name
-from torchfab.records import files
-from torchfab.records.claims import Claims
+from torchfab.config.connection_settings import ConnectionSettings
+from torchfab.core.errors import JobNameError, TorchfabError, UsageError
+from torchfab.core.specs import Plan, Submission, check_name
+from torchfab.records import atomic
+from torchfab.records.name_lock import Claims
 from torchfab.records.record import Record, as_json, from_json, plan_as_json
-from torchfab.settings import Settings
 
 __all__ = ["Record", "Records"]
 
@@ -60,7 +60,7 @@ class Records:
                     f"choose another --name, or remove its record once it has ended: fab jobs --remove {name}",
                 )
         except OSError as error:
-            raise files.cannot_write(folder, error) from None
+            raise atomic.cannot_write(folder, error) from None
         return folder
 
     def launched(self, name: str) -> None:
@@ -88,7 +88,7 @@ class Records:
         """Give a name back: nothing of the job runs or will run."""
         self._claims.release(name)
 
-    def write(self, plan: Plan, runtime: str, created: float, settings: Settings, attempt: int = 1) -> Record:
+    def write(self, plan: Plan, runtime: str, created: float, settings: ConnectionSettings, attempt: int = 1) -> Record:
         """Write down a job before it starts, so that whatever happens from here on, `stop` finds it.
 
         Parameters
@@ -131,7 +131,7 @@ class Records:
                     shutil.copyfile(folder / name, kept / name)
                     (kept / name).chmod(0o600)
         except OSError as error:
-            raise files.cannot_write(kept, error) from None
+            raise atomic.cannot_write(kept, error) from None
 
     def earlier(self, record: Record) -> list[Record]:
         """Return the records of a job's earlier attempts, the first one first; what cannot be read is left out."""
@@ -162,7 +162,9 @@ class Records:
             known = f"1-{record.attempt}" if record.attempt > 1 else "only 1"
             raise UsageError(f"job {record.name} has no attempt {text!r}", f"its attempts: {known}") from None
 
-    def write_submission(self, submission: Submission, runtime: str, created: float, settings: Settings) -> Record:
+    def write_submission(
+        self, submission: Submission, runtime: str, created: float, settings: ConnectionSettings
+    ) -> Record:
         """Write down a job that is about to be handed to a scheduler."""
         job = submission.job
         record = Record(
@@ -195,9 +197,9 @@ class Records:
 
     def _write(self, record: Record, name: str, value: Any) -> None:
         try:
-            files.write(record.folder / name, value)
+            atomic.write(record.folder / name, value)
         except OSError as error:
-            raise files.cannot_write(record.folder, error) from None
+            raise atomic.cannot_write(record.folder, error) from None
 
     def get(self, name: str) -> Record:
         """Return the record of a job.

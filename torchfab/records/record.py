@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torchfab.errors import TorchfabError
-from torchfab.job import Node, Plan
-from torchfab.records import files
-from torchfab.settings import Settings
+from torchfab.config.connection_settings import ConnectionSettings
+from torchfab.core.errors import TorchfabError
+from torchfab.core.specs import Node, Plan
+from torchfab.records import atomic
 
 FORMAT = 1
 
@@ -38,7 +38,7 @@ class Record:
         Where its folders lie on the nodes.
     world_size, min_nodes : int
         As in Plan.
-    settings : Settings
+    settings : ConnectionSettings
         How its nodes are reached.
     chosen : Mapping of str to str
         The defaults that torchfab chose.
@@ -63,7 +63,7 @@ class Record:
     node_dir: str
     world_size: int
     min_nodes: int
-    settings: Settings
+    settings: ConnectionSettings
     chosen: Mapping[str, str]
     details: Mapping[str, Any] = field(default_factory=dict)
     attempt: int = 1
@@ -111,7 +111,7 @@ class Record:
         """Remember what was last seen of the job."""
         try:
             seen = {"state": state, "code": code, "ended": ended, "seen": time.time(), "job_id": self.job_id}
-            files.write(self.folder / "state.json", seen)
+            atomic.write(self.folder / "state.json", seen)
         except OSError:
             pass
 
@@ -181,5 +181,5 @@ def from_json(folder: Path, values: dict[str, Any]) -> Record:
     settings = values.pop("settings")
     if not all(isinstance(each, (int, float)) for each in (values["created"], values.get("grace_s", 0))):
         raise TypeError("created or grace_s is no number")
-    settings = Settings(**{**settings, "identities": tuple(settings["identities"])})
+    settings = ConnectionSettings(**{**settings, "identities": tuple(settings["identities"])})
     return Record(folder=folder, nodes=nodes, settings=settings, **{**values, "script": tuple(values["script"])})

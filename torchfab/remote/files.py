@@ -3,7 +3,7 @@
 The folder of a job on one node (mode 0700; a shared home folder holds one such folder per node):
 
     <node_dir>/jobs/<job id>/node-<node_rank>/
-        node.py                 what runs here (see `torchfab.bundle`)
+        node.py                 what runs here (see `torchfab.transport.bundle`)
         go                      all nodes are ready: the processes may begin
         stop.json               somebody asked to stop the job: when, with which grace
         <process>/              "agent", "rank-3", ...

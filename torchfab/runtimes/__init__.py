@@ -22,14 +22,20 @@ import importlib
 from dataclasses import dataclass
 from types import ModuleType
 
-from torchfab.errors import TorchfabError
-from torchfab.job import Node
-from torchfab.status import NodeStatus
+from torchfab.core.errors import TorchfabError
+from torchfab.core.specs import Node
+from torchfab.core.status import NodeStatus
+
+_MODULES = {
+    "tmux": "torchfab.runtimes.tmux",
+    "slurm": "torchfab.runtimes.slurm.runtime",
+    "kubernetes": "torchfab.runtimes.kubernetes.runtime",
+}
 
 
-def of(name: str) -> ModuleType:
+def load(name: str) -> ModuleType:
     """Return the runtime module of that name; it is imported only when a job needs it."""
-    return importlib.import_module(f"torchfab.runtimes.{name}")
+    return importlib.import_module(_MODULES[name])
 
 
 @dataclass(frozen=True)

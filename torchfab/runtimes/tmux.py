@@ -12,21 +12,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torchfab import status as states
-from torchfab.asking import Answer, ask_all, problem_in
-from torchfab.commandline import tell
-from torchfab.environment import SECRET_PATTERNS
-from torchfab.errors import HostsFailedError, Interrupted, TorchfabError
-from torchfab.fanout import fan_out
-from torchfab.inventory import fold
-from torchfab.job import Facts, Job, Needs, Node, NodePlan, Plan, session_name
+from torchfab.config.connection_settings import ConnectionSettings
+from torchfab.core import status as states
+from torchfab.core.console import write_err
+from torchfab.core.environment import SECRET_PATTERNS
+from torchfab.core.errors import HostsFailedError, Interrupted, TorchfabError
+from torchfab.core.inventory import fold
+from torchfab.core.specs import Facts, Job, Needs, Node, NodePlan, Plan, session_name
 from torchfab.records import Record
 from torchfab.runtimes import StopReport
-from torchfab.runtimes.nodelogs import address, follow
-from torchfab.runtimes.nodestacks import stacks
-from torchfab.session import Session
-from torchfab.settings import Settings
-from torchfab.ssh import connections, open_session
+from torchfab.runtimes.tmux_logs import address, follow
+from torchfab.runtimes.tmux_stacks import stacks
+from torchfab.transport.fanout import fan_out
+from torchfab.transport.pool import Answer, ask_all, problem_in
+from torchfab.transport.session import Session
+from torchfab.transport.ssh import connections, open_session
 from torchfab.why import evidence as why
 from torchfab.why.evidence import Evidence
 
@@ -44,7 +44,7 @@ Progress = Callable[[str, int, int], None]
 class Prepared:
     """Nodes on which phase one has gone well: their open sessions, their facts, and the answers, by node rank."""
 
-    settings: Settings
+    settings: ConnectionSettings
     nodes: tuple[Node, ...] = ()
     sessions: dict[int, Session] = field(default_factory=dict)
     facts: dict[int, Facts] = field(default_factory=dict)
@@ -61,7 +61,7 @@ class Prepared:
 
 
 def prepare(
-    job: Job, nodes: Sequence[Node], needs: Needs, settings: Settings, write: bool, progress: Progress
+    job: Job, nodes: Sequence[Node], needs: Needs, settings: ConnectionSettings, write: bool, progress: Progress
 ) -> Prepared:
     """Connect to every node, ask its facts, check it, and make the job's folder there. Nothing is started.
 
@@ -105,7 +105,7 @@ def prepare(
     return prepared
 
 
-def _patience_s(nodes: int, settings: Settings) -> int:
+def _patience_s(nodes: int, settings: ConnectionSettings) -> int:
     """Return how many seconds a node may wait for our next word, when all others take as long as they may."""
     rounds = -(-nodes // settings.fanout)
     a_node_s = 5 * settings.connect_timeout_s + settings.prepare_timeout_s + settings.start_timeout_s
@@ -368,7 +368,7 @@ def machines(record: Record) -> list[tuple[Node, Mapping[str, Any] | None]]:
 
 def attach_argv(record: Record, node: Node, window: str) -> tuple[str, ...]:
     """Return the command that opens a terminal on one window of the job's session."""
-    tell("to leave it running: Ctrl-B, then D; Ctrl-C stops the process")
+    write_err("to leave it running: Ctrl-B, then D; Ctrl-C stops the process")
     target = f"={session_name(record.name, node.rank)}:" + (f"={window}" if window else "")
     tmux = ("tmux", "-L", "torchfab", "attach-session", "-t", target)
     if node.is_local:
@@ -376,7 +376,7 @@ def attach_argv(record: Record, node: Node, window: str) -> tuple[str, ...]:
     return (*ssh_argv(node, record.settings), "-t", "--", node.host, "exec " + shlex.join(tmux))
 
 
-def ssh_argv(node: Node, settings: Settings) -> tuple[str, ...]:
+def ssh_argv(node: Node, settings: ConnectionSettings) -> tuple[str, ...]:
     """Return the OpenSSH client with the options that reach a node, without the host."""
     port = ("-p", str(node.port)) if node.port else ()
     user = ("-l", node.user) if node.user else ()

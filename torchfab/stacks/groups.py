@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torchfab.stacks import meaning
-from torchfab.stacks.meaning import Meaning
-from torchfab.stacks.values import Frame, RankStack
+from torchfab.stacks import interpret
+from torchfab.stacks.interpret import Meaning
+from torchfab.stacks.model import Frame, RankStack
 
 # States of a process in which no rank of a healthy job is for long.
 STATE_WORDS = {
@@ -76,7 +76,7 @@ def group(stacks: Sequence[RankStack], exact: bool = False) -> list[Group]:
     groups: dict[Any, list[RankStack]] = {}
     said: dict[Any, Meaning] = {}
     for stack in stacks:
-        found = meaning.of(stack.frames)
+        found = interpret.of(stack.frames)
         key = _key(stack, found, exact)
         said[key] = found
         groups.setdefault(key, []).append(stack)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torchfab.stacks.values import RankStack
+from torchfab.stacks.model import RankStack
 
 _FAULTHANDLER = "or let the script answer a signal: import faulthandler, signal; faulthandler.register(signal.SIGUSR2)"
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torchfab.errors import TorchfabError
-from torchfab.inventory import fold
-from torchfab.job import Node
+from torchfab.core.errors import TorchfabError
+from torchfab.core.inventory import fold
+from torchfab.core.specs import Node
 from torchfab.sync.rsync import Stats
 
 _NOTHING = Stats(0, 0)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from torchfab.errors import HostError
+from torchfab.core.errors import HostError
 
 # Not code, and on every node another: git's own files, environments, and what torchfab itself writes.
 LEFT_OUT = (".git", "/.venv", "/.torchfab", "/jobs", ".torchfab-sync-*")

@@ -1,8 +1,8 @@
 """Why a job ended as it did: what happened first, where, and what followed from it.
 
-    evidence = runtimes.of(record.runtime).evidence(record)    asked of the nodes, or of the scheduler
-    story = torchfab.why.story.tell(evidence)                  pure
-    torchfab.why.page.text(story), page.as_json(story)         for people, for machines
+    evidence = runtimes.load(record.runtime).evidence(record)    asked of the nodes, or of the scheduler
+    story = torchfab.why.diagnosis.tell(evidence)                  pure
+    torchfab.why.report.text(story), page.as_json(story)         for people, for machines
 
 `evidence` holds frozen values, the same for every runtime; nothing here asks which one it was.
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torchfab import status as states
-from torchfab.job import Node
-from torchfab.status import JobStatus, NodeStatus
+from torchfab.core import status as states
+from torchfab.core.specs import Node
+from torchfab.core.status import JobStatus, NodeStatus
 
 Label = int | str
 
@@ -160,7 +160,7 @@ class Evidence:
 
 
 def of_answer(node: Node, answer: Mapping[str, Any], asked: float, answered: float) -> NodeEvidence:
-    """Return a node's evidence from what it told (see `torchfab.remote.evidence`).
+    """Return a node's evidence from what it told (see `torchfab.remote.job.evidence`).
 
     Parameters
     ----------

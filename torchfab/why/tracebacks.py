@@ -7,7 +7,7 @@ import os
 import re
 from dataclasses import dataclass, replace
 
-from torchfab.logview import clean
+from torchfab.core.log_lines import clean
 
 _HEAD = "Traceback (most recent call last):"
 # torch puts it before each line of the traceback of a rank that has joined the others.

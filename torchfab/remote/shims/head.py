@@ -17,7 +17,7 @@ import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
-import ssh  # type: ignore[import-not-found]  # noqa: E402  # it lies beside us
+import rsh  # type: ignore[import-not-found]  # noqa: E402  # it lies beside us
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ def release(code: int) -> None:
     """Tell the gates that still wait that nothing will come, all at once."""
     # They end well: it is the head that failed, and it ends after them.
     words = f"echo 'torchfab: the head ended with {code} before it came here'"
-    os.environ["PATH"] = ssh.without(os.path.join(HERE, "bin"), os.environ.get("PATH", os.defpath))
-    visits = [subprocess.Popen(ssh.argv_for(node, words)) for node in unvisited()]
+    os.environ["PATH"] = rsh.without(os.path.join(HERE, "bin"), os.environ.get("PATH", os.defpath))
+    visits = [subprocess.Popen(rsh.argv_for(node, words)) for node in unvisited()]
     deadline = time.monotonic() + PATIENCE_S
     for visit in visits:
         try:
@@ -56,7 +56,7 @@ def unvisited() -> list[dict[str, Any]]:
     """Return the nodes whose gates wait."""
     with open(os.path.join(HERE, "nodes.json")) as file:
         nodes = json.load(file)["nodes"]
-    return [node for host, node in nodes.items() if node["gate"] and not os.path.exists(ssh.visited(host))]
+    return [node for host, node in nodes.items() if node["gate"] and not os.path.exists(rsh.visited(host))]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,89 @@
+"""How a command gets into a node: an argv prefix that enters its namespaces, swaps its /etc files, takes its user."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from testbed.layout import Account, Layout, Place
+from testbed.templates import environment_words
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+# Words: the node's host name (empty: keep), pairs of "what" "over what", --, the command. Nobody else sees the mounts.
+ENTER = """set -e
+if [ -n "$1" ]; then echo "$1" > /proc/sys/kernel/hostname; fi
+shift
+while [ "$1" != -- ]; do mount --rbind "$1" "$2"; shift 2; done
+shift
+exec "$@"
+"""
+
+
+def prefix(node: Place) -> tuple[str, ...]:
+    """Give the argv prefix that runs a command in this node as its user, in the caller's environment and folder."""
+    layout = node.cluster
+    if not layout.account.private:
+        return ()
+    netns = layout.kind == "netns" and node.remote
+    network = ("nsenter", f"--net=/run/netns/{node.namespace}") if netns else ()
+    unshare = ("unshare", "--mount", *(("--uts",) if netns else ()), "--propagation", "private")
+    mounts = [str(path) for pair in _mounts(node) for path in pair]
+    script = ("sh", "-c", ENTER, "enter", node.name if netns else "", *mounts, "--")
+    return (*network, *unshare, *script, *_switch(layout.account))
+
+
+def session(node: Place) -> tuple[str, ...]:
+    """Give the prefix that runs a command in this node as an SSH session would find it: HOME, user, tmux, the mark."""
+    account = node.cluster.account
+    variables = {**node.environment, "USER": account.name, "LOGNAME": account.name, "SHELL": account.shell}
+    return (*prefix(node), "env", *environment_words(variables))
+
+
+def _switch(account: Account) -> tuple[str, ...]:
+    if not account.switched:
+        return ()
+    return ("setpriv", f"--reuid={account.uid}", f"--regid={account.gid}", "--clear-groups")
+
+
+def _mounts(node: Place) -> list[tuple[Path, Path]]:
+    etc = node.cluster.run_dir / "etc"
+    pairs = [(node.directory / "passwd", Path("/etc/passwd"))]
+    pairs += [(etc / name, Path("/etc") / name) for name in ("shadow", "group")]
+    if node.cluster.kind == "netns" and node.remote:
+        pairs.append((etc / "hosts", Path("/etc/hosts")))
+    return [*pairs, *(exposures(node.cluster) if node.cluster.account.switched else [])]
+
+
+def exposures(layout: Layout) -> list[tuple[Path, Path]]:
+    """Give the mounts that show the user our Python and project where they lie under a folder closed to it.
+
+    A Python under /root (mode 700) is of no use to anybody else. In the node's own mount namespace, /root is covered by
+    a folder that holds nothing but that Python.
+    """
+    pairs: list[tuple[Path, Path]] = []
+    covers: dict[Path, Path] = {}
+    for path in _outermost({Path(sys.base_prefix).resolve(), Path(sys.prefix).resolve(), PROJECT}):
+        if closed := closed_ancestor(path, layout.account):
+            covers[closed] = layout.run_dir / "cover" / closed.relative_to("/")
+            pairs.append((path, covers[closed] / path.relative_to(closed)))
+    return [*pairs, *((cover, closed) for closed, cover in covers.items())]
+
+
+def _outermost(paths: Iterable[Path]) -> list[Path]:
+    return sorted(path for path in paths if not any(other in path.parents for other in paths))
+
+
+def closed_ancestor(path: Path, account: Account) -> Path | None:
+    """Give the first folder on the way to `path` that the account may not search; None when all are open."""
+    return next((folder for folder in [*reversed(path.parents), path] if not _searchable(folder, account)), None)
+
+
+def _searchable(folder: Path, account: Account) -> bool:
+    status = os.stat(folder)
+    if status.st_uid == account.uid:
+        return bool(status.st_mode & stat.S_IXUSR)
+    return bool(status.st_mode & (stat.S_IXGRP if status.st_gid == account.gid else stat.S_IXOTH))

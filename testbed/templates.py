@@ -1,0 +1,120 @@
+"""The files that make a node: pure text from a layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from testbed.layout import Account, Layout, Place
+
+
+def sshd_config(node: Place, openssh: tuple[int, int]) -> str:
+    """Write the sshd_config of one node.
+
+    Parameters
+    ----------
+    node : Place
+        The node.
+    openssh : tuple of int
+        The server's version, as (9, 2).
+
+    Returns
+    -------
+    str
+        The whole file.
+    """
+    variables = " ".join(f"{name}={value}" for name, value in node.environment.items())
+    lines = [
+        f"ListenAddress {node.address}:{node.port}",
+        f"HostKey {node.directory}/host_key",
+        f"PidFile {node.directory}/sshd.pid",
+        f"AuthorizedKeysFile {node.cluster.key}.pub",
+        f"SetEnv {variables}",
+        "StrictModes no",  # it distrusts everything under /tmp
+        "UsePAM no",
+        "PasswordAuthentication no",
+        "KbdInteractiveAuthentication no",
+        "PermitUserRC no",
+        "PrintMotd no",
+        "PrintLastLog no",
+        "MaxStartups 1000",  # the default drops some of 16 logins at once
+        "MaxSessions 1000",  # the default refuses the 11th channel of a connection
+        "Subsystem sftp internal-sftp",
+    ]
+    return "\n".join([*lines, *_lines_of_the_version(openssh)]) + "\n"
+
+
+def _lines_of_the_version(openssh: tuple[int, int]) -> list[str]:
+    if openssh < (9, 8):  # its default key exchange costs a login 0.2 s of computing on either side
+        return ["KexAlgorithms curve25519-sha256,curve25519-sha256@libssh.org"]
+    return ["PerSourcePenalties no"]  # failing logins must not get the launch machine banned
+
+
+def ssh_config(layout: Layout) -> str:
+    """Write the client's config, of the words that both OpenSSH and paramiko understand."""
+    hosts = "\n".join(f"Host {node.name}\n    HostName {node.address}\n    Port {node.port}" for node in layout.nodes)
+    return f"""{hosts}
+Host node*
+    User {layout.account.name}
+    IdentityFile {layout.key}
+    IdentitiesOnly yes
+    UserKnownHostsFile {layout.known_hosts}
+    StrictHostKeyChecking yes
+"""
+
+
+def known_hosts(nodes: Sequence[Place], keys: Sequence[str]) -> str:
+    """Write known_hosts: each node's public key, by name and by address."""
+    return "".join(f"{_known_names(node)} {key}\n" for node, key in zip(nodes, keys, strict=True))
+
+
+def _known_names(node: Place) -> str:
+    names = (node.name, node.address)
+    return ",".join(names if node.port == 22 else [f"[{name}]:{node.port}" for name in names])
+
+
+def hostfile(layout: Layout) -> str:
+    """Write the `hosts` file: one node a line."""
+    return "".join(_inventory_line(node) for node in layout.nodes)
+
+
+def gpufile(layout: Layout) -> str:
+    """Write a `gpus` file: two processes on every node."""
+    return "".join(_inventory_line(node) * 2 for node in layout.nodes)
+
+
+def _inventory_line(node: Place) -> str:
+    """Name the node; on loopback with its address, as nobody there may write the names into /etc/hosts."""
+    return f"{node.name}\n" if node.cluster.kind == "netns" else f"{node.name} address={node.address}\n"
+
+
+def etc_hosts(layout: Layout) -> str:
+    """Write the nodes' /etc/hosts, in which all nodes and the launch machine have names."""
+    named = "".join(f"{node.address} {node.name}\n" for node in layout.nodes)
+    return f"127.0.0.1 localhost\n::1 localhost\n{layout.gateway} launch\n{named}"
+
+
+def passwd(machine: str, account: Account, home: str) -> str:
+    """Write a node's /etc/passwd: the machine's own, but this account first, living in the node's home."""
+    entry = f"{account.name}:x:{account.uid}:{account.gid}::{home}:{account.shell}"
+    return _with_entry(machine, account.name, entry)
+
+
+def group(machine: str, account: Account) -> str:
+    """Write the nodes' /etc/group, in which the account's group has a name."""
+    known = any(line.split(":")[2:3] == [str(account.gid)] for line in machine.splitlines())
+    return machine if known else _with_entry(machine, account.name, f"{account.name}:x:{account.gid}:")
+
+
+def shadow(account: Account) -> str:
+    """Write the nodes' /etc/shadow: no password, yet not locked (a `!` would keep sshd from letting the key in)."""
+    return f"{account.name}:*:1::::::\n"
+
+
+def _with_entry(text: str, name: str, entry: str) -> str:
+    others = [line for line in text.splitlines() if not line.startswith(f"{name}:")]
+    return "\n".join([entry, *others]) + "\n"
+
+
+def environment_words(variables: Mapping[str, str]) -> tuple[str, ...]:
+    """Give K=V words for env(1)."""
+    return tuple(f"{name}={value}" for name, value in variables.items())

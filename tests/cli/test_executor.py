@@ -1,0 +1,118 @@
+"""How `fab` runs tasks: the words after `--`, errors as text."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import fabric
+import invoke
+import pytest
+from fabric.main import program
+from hypothesis import given
+from hypothesis import strategies as st
+from invoke.parser import Parser
+
+from tests.hostile import HOSTILE, texts
+from tests.support import fuzzed
+from torchfab.cli.executor import Executor, hosts_of, words_after_dashes
+from torchfab.core.console import fold_reasons, print_error, write_out
+from torchfab.core.errors import HostsFailedError, TorchfabError, UsageError
+
+BEFORE = st.lists(texts().filter(lambda word: word != "--"), max_size=4)
+
+
+@fuzzed(BEFORE, st.lists(texts(), max_size=6))
+def test_words_after_the_first_dashes_are_kept_byte_for_byte(before: list[str], after: list[str]) -> None:
+    assert words_after_dashes(["fab", *before, "--", *after]) == after
+
+
+@given(BEFORE)
+def test_without_dashes_there_are_no_words(before: list[str]) -> None:
+    assert words_after_dashes(["fab", *before]) is None
+
+
+def test_dashes_without_words_are_no_words_rather_than_none() -> None:
+    assert words_after_dashes(["fab", "launch-per-node", "--"]) == []
+
+
+def test_later_dashes_belong_to_the_script() -> None:
+    assert words_after_dashes(["fab", "x", "--", "a", "--", "--", "b"]) == ["a", "--", "--", "b"]
+
+
+def test_hosts_of_the_command_line_must_not_be_empty() -> None:
+    assert hosts_of(None) == ""
+    assert hosts_of("a,b") == "a,b"
+    with pytest.raises(UsageError, match="-H is empty"):
+        hosts_of("")
+
+
+@pytest.mark.parametrize("flag", ["-R", "--dry"])
+def test_the_dry_run_of_fabric_itself_is_refused_as_no_launch_would_mind_it(
+    flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    core = Parser(initial=program.initial_context, ignore_unknown=True).parse_argv([flag])
+    with pytest.raises(SystemExit) as ended:
+        Executor(invoke.Collection(), fabric.Config(overrides={"torchfab": {}}), core).execute()
+    assert ended.value.code == UsageError.exit_code
+    assert capsys.readouterr().err.endswith("behind the task: --dry-run\n")
+
+
+def failed(**reasons: TorchfabError) -> HostsFailedError:
+    return HostsFailedError("2 of 4 hosts failed; nothing was started", reasons)
+
+
+def test_hosts_that_fail_alike_are_folded_into_one_paragraph() -> None:
+    refused = {
+        f"node{number}": TorchfabError(f"node{number} port 22 refused", f"ssh node{number}") for number in (1, 2, 3)
+    }
+    assert fold_reasons(failed(**refused, other=TorchfabError("disk full"))) == [
+        "  node[1-3]: HOST port 22 refused\n      fix: ssh HOST",
+        "  other: disk full",
+    ]
+
+
+def test_a_host_that_fails_alone_keeps_its_name_in_its_reason() -> None:
+    assert fold_reasons(failed(node1=TorchfabError("node1 refused"))) == ["  node1: node1 refused"]
+
+
+def test_a_host_name_within_another_word_is_left_alone() -> None:
+    reasons = {"a": TorchfabError("a was refused by a-team"), "b": TorchfabError("b was refused by a-team")}
+    assert fold_reasons(failed(**reasons)) == ["  a,b: HOST was refused by a-team"]
+
+
+def test_braces_in_a_reason_stay() -> None:
+    assert fold_reasons(failed(node1=TorchfabError("{host} {0}"))) == ["  node1: {host} {0}"]
+
+
+@given(st.dictionaries(st.from_regex(r"[a-z][a-z0-9.]{0,6}[a-z0-9]", fullmatch=True), texts(), min_size=1, max_size=6))
+def test_every_host_that_failed_is_in_some_paragraph(reasons: dict[str, str]) -> None:
+    from torchfab.core.inventory import parse_flag
+
+    paragraphs = fold_reasons(failed(**{host: TorchfabError(text) for host, text in reasons.items()}))
+    named = [node.host for each in paragraphs for node in parse_flag(each[2:].partition(":")[0])]
+    assert sorted(named) == sorted(reasons)
+
+
+def test_an_error_is_printed_with_its_fix_and_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    print_error(UsageError("hosts:3: bad", "write it well"))
+    assert capsys.readouterr() == ("", "error: hosts:3: bad\n  fix: write it well\n")
+
+
+def test_failed_hosts_are_printed_with_their_reasons(capsys: pytest.CaptureFixture[str]) -> None:
+    print_error(failed(node1=TorchfabError("disk full", "free space")))
+    assert capsys.readouterr().err == (
+        "error: 2 of 4 hosts failed; nothing was started\n  node1: disk full\n      fix: free space\n"
+    )
+
+
+@pytest.mark.parametrize("text", [pytest.param(text, id=name) for name, text in HOSTILE.items()])
+def test_a_result_is_printed_whatever_bytes_are_in_it(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    write_out(text)
+    assert raw.getvalue() == text.encode("utf-8", "surrogateescape") + b"\n"
+
+
+def test_errors_say_how_the_program_ends() -> None:
+    assert [error.exit_code for error in (TorchfabError("x"), UsageError("x"), failed())] == [1, 2, 1]

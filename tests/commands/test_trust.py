@@ -1,0 +1,28 @@
+"""What `fab trust` makes of the keys that hosts show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import paramiko
+import pytest
+
+from torchfab.commands import trust
+from torchfab.commands.trust import Sight
+from torchfab.transport.ssh.host_keys import Rules
+from torchfab.transport.ssh.known_hosts import Verdict
+
+
+def new_host(name: str, *files: str) -> Sight:
+    return Sight(name, Rules(name, user_files=files), paramiko.ECDSAKey.generate(), Verdict("new"))
+
+
+def test_the_key_of_a_host_without_a_known_hosts_file_is_written_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    problems = trust.introduce([new_host("a"), new_host("b", str(tmp_path / "known"))], yes=True, as_json=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["known"]
+    assert (tmp_path / "known").read_text().startswith("b ")
+    assert list(problems) == ["a"]
+    assert "UserKnownHostsFile none" in problems["a"].fix

@@ -1,0 +1,143 @@
+"""The dry run's shell, run by a real bash: what arrives is what the plan says."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.factories import make_job, make_nodes
+from tests.hostile import HOSTILE, environments, texts
+from torchfab.core.dry_run import dry_run
+from torchfab.core.specs import NodePlan, Plan, Process
+
+# Takes the words after the window's name and runs them, where tmux would do so in a window.
+TMUX = '#!/bin/sh\nwhile [ "$1" != -n ]; do shift; done\nshift 2\nexec "$@" < /dev/null\n'
+PROGRAM = """\
+import json, os, sys
+with open(sys.argv[1], "w") as file:
+    json.dump([os.getcwd(), sys.argv[2:], dict(os.environ)], file)
+print("ran")
+"""
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Path]:
+    """A folder whose name has what shells trip over, with a stub of tmux and a program that writes down what it got."""
+    with tempfile.TemporaryDirectory(prefix="it's a $HOME; ") as name:
+        folder = Path(name)
+        (folder / "tmux").write_text(TMUX)
+        (folder / "tmux").chmod(0o755)
+        (folder / "program.py").write_text(PROGRAM)
+        (folder / "work dir").mkdir()
+        yield folder
+
+
+def plan_of(place: Path, commands: list[tuple[list[str], dict[str, str]]], secrets: Mapping[str, str]) -> Plan:
+    """Return a plan with a process for each argv and environment; the n-th writes to the file n.json."""
+    (node,) = make_nodes("localhost")
+    job = make_job(workdir=str(place / "work dir"), secrets=dict(secrets))
+    program = (sys.executable, "-S", "-X", "utf8", str(place / "program.py"))
+    processes = tuple(
+        Process(f"rank-{index}", (*program, str(place / f"{index}.json"), *argv), env)
+        for index, (argv, env) in enumerate(commands)
+    )
+    return Plan(job, (NodePlan(node, str(place / "job"), processes),), len(processes), {"job": "gpt2"})
+
+
+def paste(place: Path, text: str, environ: Mapping[str, str]) -> None:
+    """Run the text by bash."""
+    env = {**os.environ, "PATH": f"{place}:{os.environ['PATH']}", **environ}
+    script = text.encode("utf-8", "surrogateescape") + b"\n"
+    done = subprocess.run(["bash"], input=script, env=env, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b""), done.stderr
+
+
+def received(place: Path, number: int) -> Any:
+    return json.loads((place / f"{number}.json").read_text())
+
+
+def check(place: Path, commands: list[tuple[list[str], dict[str, str]]], secrets: Mapping[str, str]) -> str:
+    """Render, run, and compare what arrived; return the text."""
+    for old in place.glob("*.json"):
+        old.unlink()
+    text = dry_run(plan_of(place, commands, secrets), lambda _: ("bash", "-s"))
+    paste(place, text, secrets)
+    for number, (argv, env) in enumerate(commands):
+        cwd, argv_there, env_there = received(place, number)
+        assert cwd == str(place / "work dir")
+        assert argv_there == argv
+        wanted = {**secrets, **env}
+        assert {name: env_there.get(name) for name in wanted} == wanted
+    return text
+
+
+@settings(max_examples=30)
+@given(st.lists(texts(), max_size=8), environments())
+def test_any_argv_and_environment_arrive_through_bash(place: Path, argv: list[str], env: dict[str, str]) -> None:
+    check(place, [(argv, env)], {})
+
+
+@settings(max_examples=15)
+@given(argv=st.lists(texts(), max_size=3), env=environments(2), tails=st.lists(texts(), min_size=1, max_size=3))
+def test_secrets_arrive_from_the_shell_and_are_never_in_the_text(
+    place: Path, argv: list[str], env: dict[str, str], tails: list[str]
+) -> None:
+    secrets = {f"V{number}_TOKEN": f"hunter2{tail}" for number, tail in enumerate(tails)}
+    text = check(place, [(argv, env)], secrets)
+    assert "hunter2" not in text
+
+
+def test_every_hostile_text_arrives(place: Path) -> None:
+    argv = [text for text in HOSTILE.values() if len(text) < 1000]
+    env = {f"V_{number}": text for number, text in enumerate(argv)}
+    check(place, [(argv, env), (argv[::-1], {"V_0": "another"})], {"V_KEY": "".join(argv)})
+
+
+def test_200_kilobytes_arrive(place: Path) -> None:
+    large = HOSTILE["100 KB"]
+    check(place, [([large], {"V_A": large})], {"V_SECRET": large})
+
+
+def test_lines_that_look_like_the_end_of_a_here_document_arrive(place: Path) -> None:
+    ends = "\n".join(["", "TORCHFAB", "RUN", "TORCHFAB1", "RUN1", "RUN2", "EOF", ""])
+    check(place, [([ends], {"V_A": ends})], {})
+
+
+def test_a_secret_that_is_not_exported_starts_nothing(place: Path) -> None:
+    for old in place.glob("*.json"):
+        old.unlink()
+    text = dry_run(plan_of(place, [([], {})], {"V_TOKEN": "x"}), lambda _: ("bash", "-s"))
+    env = {**os.environ, "PATH": f"{place}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash"], input=text.encode(), env=env, capture_output=True, check=False)
+    assert b"V_TOKEN" in done.stderr
+    assert not list(place.glob("*.json"))
+
+
+def test_what_is_written_is_for_its_owner_alone_and_holds_the_output(place: Path) -> None:
+    check(place, [([], {})], {"V_TOKEN": "x"})
+    folder = place / "job" / "rank-0"
+    assert [oct((folder / name).stat().st_mode & 0o777) for name in (".", "run.sh", "output.log")] == [
+        "0o700",
+        "0o600",
+        "0o600",
+    ]
+    assert set((folder / "output.log").read_text().splitlines()) == {"ran"}
+
+
+def test_comments_of_a_dry_run_are_comments_whatever_is_in_them(place: Path) -> None:
+    plan = plan_of(place, [([], {})], {})
+    text = dry_run(
+        Plan(plan.job, plan.nodes, 1, {"workdir": "/a\ntouch /tmp/x\r; id"}), lambda _: ("bash", "-s"), ["a\nb", ""]
+    )
+    head = text.partition("\n\n")[0].splitlines()
+    assert head == ["# workdir: /a", "# touch /tmp/x", "# ; id", "# a", "# b"]

@@ -1,0 +1,375 @@
+"""Text of `hosts` and `gpus`: every rule, every error with file and line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.factories import make_nodes
+from tests.hostile import HOSTILE, UTF8
+from tests.support import fuzzed
+from torchfab.core.errors import InventoryError
+from torchfab.core.inventory import (
+    MOST_HOSTS,
+    fold,
+    fold_ranks,
+    parse_flag,
+    parse_gpus,
+    parse_hosts,
+    parse_ranks,
+    read_gpus,
+    read_hosts,
+)
+from torchfab.core.specs import Node, Slot
+
+WANTED = (
+    "expected [user@]host[:port] [slots=N] [gpus=0,1] [address=A], with ranges as node[01-16] and IPv6 as [fd00::1]"
+)
+HOST_KEYS = "known keys here: slots=, gpus=, address="
+
+
+def hosts_of(text: str) -> list[str]:
+    return [node.host for node in parse_hosts(text, "hosts")]
+
+
+def message(text: str) -> str:
+    with pytest.raises(InventoryError) as caught:
+        parse_hosts(text, "hosts")
+    return str(caught.value)
+
+
+# ---- hosts
+
+
+@pytest.mark.parametrize(
+    ("text", "hosts"),
+    [
+        ("a\nb\n", ["a", "b"]),
+        ("a\nb", ["a", "b"]),
+        ("a\r\nb\r\n", ["a", "b"]),
+        ("\ufeffa\nb\n", ["a", "b"]),
+        ("# first\n\n  a  # the fast one\n\t\nb#c\n   # end", ["a", "b"]),
+        ("b\na\n", ["b", "a"]),
+        ("node[1-3]\n", ["node1", "node2", "node3"]),
+        ("node[01-03]\n", ["node01", "node02", "node03"]),
+        (
+            "node[1,3,7-9].cluster\n",
+            ["node1.cluster", "node3.cluster", "node7.cluster", "node8.cluster", "node9.cluster"],
+        ),
+        ("rack[1-2]node[1-2]\n", ["rack1node1", "rack1node2", "rack2node1", "rack2node2"]),
+        ("node[0-6/3]\n", ["node0", "node3", "node6"]),
+        ("10.0.0.7\nnode_1.example.org\nA-b\n", ["10.0.0.7", "node_1.example.org", "A-b"]),
+    ],
+)
+def test_hosts_are_named_in_the_order_of_the_file(text: str, hosts: list[str]) -> None:
+    assert hosts_of(text) == hosts
+
+
+def test_a_host_has_all_that_its_line_says() -> None:
+    text = "# ours\nann@node1:2222 slots=8 gpus=0,3 address=10.0.0.1\nlocalhost\n[fd00::1]\n[fe80::1%eth0]:2200\n"
+    assert parse_hosts(text, "my hosts") == (
+        Node(0, "node1", "ann", 2222, "10.0.0.1", 8, ("0", "3"), "my hosts:2"),
+        Node(1, "localhost", origin="my hosts:3"),
+        Node(2, "fd00::1", origin="my hosts:4"),
+        Node(3, "fe80::1%eth0", port=2200, origin="my hosts:5"),
+    )
+
+
+def test_all_hosts_of_a_range_have_what_its_line_says() -> None:
+    assert parse_hosts("ann@n[1-2]:22 slots=2\nn3", "hosts") == (
+        Node(0, "n1", "ann", 22, slots=2, origin="hosts:1"),
+        Node(1, "n2", "ann", 22, slots=2, origin="hosts:1"),
+        Node(2, "n3", origin="hosts:2"),
+    )
+
+
+def test_one_host_with_two_ports_is_two_nodes() -> None:
+    assert [node.label for node in parse_hosts("a:1\na:2\na", "hosts")] == ["a:1", "a:2", "a"]
+
+
+def test_an_ipv6_address_with_a_port_is_shown_in_brackets() -> None:
+    assert [node.label for node in parse_hosts("[::1]\n[::1]:22", "hosts")] == ["::1", "[::1]:22"]
+
+
+@pytest.mark.parametrize(("line", "local"), [("localhost", True), ("localhost:22", False), ("ann@localhost", False)])
+def test_localhost_alone_is_reached_without_ssh(line: str, local: bool) -> None:
+    assert [node.is_local for node in parse_hosts(line, "hosts")] == [local]
+
+
+def test_gpu_devices_may_be_named_by_uuid() -> None:
+    assert parse_hosts("a gpus=GPU-8932f937-d72c,1", "hosts")[0].gpus == ("GPU-8932f937-d72c", "1")
+
+
+TWICE = "a host stands once in a hosts file; say slots=N for more processes on it"
+NO_HOST = [
+    *(
+        "it's",
+        "-oProxyCommand=id",
+        "a;b",
+        "$x",
+        "`id`",
+        "a,b",
+        "node[1",
+        "node1]",
+        "é",
+        "a-",
+        ".a",
+        "{x}",
+        '"a"',
+        "a\0",
+    ),
+]
+WRONG_HOSTS = [
+    ("", "hosts: names no host", WANTED),
+    ("# a\n\n  # b\n", "hosts: names no host", WANTED),
+    ("a\nb\n\na\n", "hosts:4: a stands in hosts:1 already", TWICE),
+    ("n[1-3]\nann@n2", "hosts:2: n2 stands in hosts:1 already", TWICE),
+    ("a cores=2", "hosts:1: unknown key 'cores' in 'cores=2'", HOST_KEYS),
+    ("a b", "hosts:1: unknown key 'b' in 'b'", HOST_KEYS),
+    ("a slots", "hosts:1: unknown key 'slots' in 'slots'", HOST_KEYS),
+    ("a slots=", "hosts:1: slots= needs one value, got 'slots='", WANTED),
+    ("a slots=1 slots=2", "hosts:1: slots= needs one value, got 'slots=2'", WANTED),
+    ("a address=x;y", "hosts:1: 'x;y' is no host name or address", WANTED),
+    (
+        "n[1-2] address=10.0.0.1",
+        "hosts:1: address= names one node, the range names several",
+        "write those nodes on lines of their own",
+    ),
+    ("[::1]:0", "hosts:1: '0' is no port", "a port is a number from 1 to 65535"),
+    ("[:::x]", "hosts:1: ':::x' is no IPv6 address", WANTED),
+    ("fd00::1", "hosts:1: 'fd00::1' looks like an IPv6 address without brackets", "write [fd00::1]"),
+    ("@a", "hosts:1: '' is no user name", WANTED),
+    ("-oProxyCommand=id@a", "hosts:1: '-oProxyCommand=id' is no user name", WANTED),
+    *((f"fine\n{host}", f"hosts:2: {host!r} is no host name", WANTED) for host in NO_HOST),
+    *(
+        (
+            f"\na slots={value}",
+            f"hosts:2: slots={value}: not a number of processes",
+            "say how many processes to run there, for example slots=8",
+        )
+        for value in ("0", "-1", "x", "1.5", "1025", "²")
+    ),
+    *(
+        (
+            f"a gpus={value}",
+            f"hosts:1: gpus={value}: not a list of devices",
+            "name each device once, for example gpus=2,3",
+        )
+        for value in ("1,1", "1,", ",", "a;b", "$x")
+    ),
+    *(
+        (f"a:{port}", f"hosts:1: {port!r} is no port", "a port is a number from 1 to 65535")
+        for port in ("", "0", "65536", "ssh", "-1", "٣", "9" * 5000)
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "what", "fix"), WRONG_HOSTS)
+def test_what_is_wrong_is_said_with_file_and_line_and_what_was_expected(text: str, what: str, fix: str) -> None:
+    assert message(text) == f"{what}\n  fix: {fix}"
+
+
+@pytest.mark.parametrize("host", ["n[3-1]", "n[01-3]", "n[,]", "n[-]", "n[1--3]", "n[/]", "n[1-3/0]", "n[1][2]"])
+def test_a_bad_range_is_named_with_its_line(host: str) -> None:
+    said = message(f"a\n{host}")
+    assert said.startswith(f"hosts:2: bad range {host!r}: ")
+    assert said.endswith("\n  fix: ranges are written as node[01-16] or node[1,3,7-9]")
+
+
+@pytest.mark.parametrize("host", ["n[0-10000]", "n[0-9999]m[0-9999]", "n[1-99999999999999]", f"n[{'9' * 5000}]"])
+def test_a_range_with_too_many_hosts_is_refused_before_they_are_made(host: str) -> None:
+    assert message(host) == f"hosts:1: the range {host} has more than {MOST_HOSTS} hosts\n  fix: {WANTED}"
+
+
+def test_the_largest_range_is_fine() -> None:
+    assert len(hosts_of("n[0-9999]")) == MOST_HOSTS
+
+
+def test_hosts_of_the_command_line_are_split_at_commas_outside_of_ranges() -> None:
+    assert [(node.host, node.port, node.origin) for node in parse_flag("n[1,3],b:22,[::1]:5")] == [
+        ("n1", None, "-H"),
+        ("n3", None, "-H"),
+        ("b", 22, "-H"),
+        ("::1", 5, "-H"),
+    ]
+
+
+# ---- gpus
+
+
+def test_ranks_follow_the_lines_and_local_ranks_count_per_host_in_any_order() -> None:
+    nodes, slots = parse_gpus("b\na\nb\n# more\na\nb\n", "gpus")
+    assert nodes == (Node(0, "b", origin="gpus:1"), Node(1, "a", origin="gpus:2"))
+    assert slots == (Slot(0, 0, 0), Slot(1, 1, 0), Slot(2, 0, 1), Slot(3, 1, 1), Slot(4, 0, 2))
+
+
+def test_named_devices_are_one_slot_each_and_belong_to_their_node_in_order() -> None:
+    nodes, slots = parse_gpus("a gpus=2,3\nb gpus=0\na gpus=7", "gpus")
+    assert nodes == (Node(0, "a", gpus=("2", "3", "7"), origin="gpus:1"), Node(1, "b", gpus=("0",), origin="gpus:2"))
+    assert slots == (Slot(0, 0, 0), Slot(1, 0, 1), Slot(2, 1, 0), Slot(3, 0, 2))
+
+
+def test_user_and_address_may_stand_on_any_line_of_a_host_in_gpus() -> None:
+    nodes, _ = parse_gpus("a\nann@a address=10.0.0.1\nann@a\n", "gpus")
+    assert [(node.user, node.address) for node in nodes] == [("ann", "10.0.0.1")]
+
+
+@pytest.mark.parametrize("text", ["ann@a\nbob@a", "a address=10.0.0.1\na address=10.0.0.2"])
+def test_a_host_in_gpus_that_has_two_users_or_addresses_is_refused(text: str) -> None:
+    with pytest.raises(InventoryError, match=r"gpus:2: a has the (user|address) \S+ on another line, and \S+ here"):
+        parse_gpus(text, "gpus")
+
+
+def test_a_range_in_gpus_is_one_slot_on_each_of_its_hosts() -> None:
+    nodes, slots = parse_gpus("n[1-2]\nn[1-2]", "gpus")
+    assert [node.host for node in nodes] == ["n1", "n2"]
+    assert slots == (Slot(0, 0, 0), Slot(1, 1, 0), Slot(2, 0, 1), Slot(3, 1, 1))
+
+
+SOME_LINES = "say gpus=N on all of its lines, or on none"
+WRONG_GPUS = [
+    ("", "gpus: names no host", WANTED),
+    ("a slots=2", "gpus:1: unknown key 'slots' in 'slots=2'", "known keys here: gpus=, address="),
+    ("a gpus=1\nb\na gpus=1", "gpus:3: device 1 of a is named twice", "one line per device"),
+    ("a gpus=1\na", "gpus:2: a names its devices on some lines only", SOME_LINES),
+    ("a\na gpus=1", "gpus:2: a names its devices on some lines only", SOME_LINES),
+    ("a\nb c", "gpus:2: unknown key 'c' in 'c'", "known keys here: gpus=, address="),
+]
+
+
+@pytest.mark.parametrize(("text", "what", "fix"), WRONG_GPUS)
+def test_what_is_wrong_in_gpus_is_said_with_file_and_line(text: str, what: str, fix: str) -> None:
+    with pytest.raises(InventoryError) as caught:
+        parse_gpus(text, "gpus")
+    assert str(caught.value) == f"{what}\n  fix: {fix}"
+
+
+@given(st.lists(st.sampled_from(["a", "b", "c", "ann@d:22", "[::1]"]), min_size=1, max_size=40))
+def test_slots_of_any_order_of_lines_are_consistent(lines: list[str]) -> None:
+    nodes, slots = parse_gpus("\n".join(lines), "gpus")
+    assert [slot.rank for slot in slots] == list(range(len(lines)))
+    assert [node.rank for node in nodes] == list(range(len(nodes)))
+    wanted = [parse_hosts(line, "x")[0].label for line in lines]
+    assert [nodes[slot.node_rank].label for slot in slots] == wanted
+    assert [slot.local_rank for slot in slots] == [wanted[:index].count(label) for index, label in enumerate(wanted)]
+
+
+# ---- files
+
+
+@pytest.mark.parametrize("read", [read_hosts, read_gpus])
+def test_a_missing_file_is_an_error_that_says_what_to_write(read: object, tmp_path: Path) -> None:
+    path = tmp_path / "it's $HOME"
+    with pytest.raises(InventoryError) as caught:
+        read(path)  # type: ignore[operator]
+    fix = "write one host a line into it, or name hosts with -H host1,host2"
+    assert str(caught.value) == f"{path}: there is no such file\n  fix: {fix}"
+
+
+def test_a_folder_instead_of_a_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InventoryError, match="cannot be read: Is a directory"):
+        read_hosts(tmp_path)
+
+
+def test_a_file_that_is_no_text_is_an_error_that_says_where(tmp_path: Path) -> None:
+    path = tmp_path / "hosts"
+    path.write_bytes(b"node1\n\xff\xfe")
+    with pytest.raises(InventoryError) as caught:
+        read_hosts(path)
+    assert str(caught.value) == f"{path}: not UTF-8 text (byte 6)\n  fix: save it as plain text"
+
+
+def test_a_file_as_windows_editors_write_it_is_fine(tmp_path: Path) -> None:
+    path = tmp_path / "hosts"
+    path.write_bytes(b"\xef\xbb\xbfnode1\r\n# x\r\nnode2")
+    assert read_hosts(path) == (Node(0, "node1", origin=f"{path}:1"), Node(1, "node2", origin=f"{path}:3"))
+
+
+def test_the_shipped_files_are_this_machine_with_two_processes() -> None:
+    root = Path(__file__).parents[2]
+    (node,) = read_hosts(root / "hosts")
+    nodes, slots = read_gpus(root / "gpus")
+    assert (node.is_local, [each.is_local for each in nodes], len(slots)) == (True, [True], 2)
+
+
+# ---- whatever is in them
+
+HOST_SIGNS = st.text("ab019-_.:@[]/,=%# \n\r\t'$;é\ufeff\u2028", max_size=40)
+
+
+@fuzzed(st.one_of(st.text(max_size=200), HOST_SIGNS, st.sampled_from(list(HOSTILE.values()))))
+def test_any_text_is_read_or_refused_as_an_inventory(text: str) -> None:
+    for parse in (lambda: parse_hosts(text, "x"), lambda: parse_gpus(text, "x"), lambda: parse_flag(text)):
+        try:
+            parse()
+        except InventoryError as refused:
+            error = refused
+        else:
+            continue
+        assert error.message.startswith(("x:", "-H"))
+
+
+@pytest.mark.parametrize("text", [pytest.param(text, id=name) for name, text in UTF8.items()])
+def test_a_hostile_text_names_no_host(text: str) -> None:
+    with pytest.raises(InventoryError, match=r"^hosts(:\d+)?: "):
+        parse_hosts(f"{text}é", "hosts")
+
+
+@fuzzed(st.one_of(st.text(max_size=30), st.text("0123456789,- ", max_size=30)))
+def test_any_text_is_read_or_refused_as_ranks(text: str) -> None:
+    try:
+        parse_ranks(text)
+    except InventoryError as refused:
+        error = refused
+    else:
+        return
+    assert error.message.startswith("--rank ")
+
+
+# ---- folding
+
+
+@given(st.sets(st.integers(0, 5000), min_size=1))
+def test_folded_ranks_are_read_back(ranks: set[int]) -> None:
+    assert parse_ranks(fold_ranks(list(ranks))) == tuple(sorted(ranks))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "text"),
+    [([], ""), ([3], "3"), ([0, 1], "0-1"), ([5, 2, 1, 0, 0], "0-2,5"), (range(64), "0-63"), ([1, 3, 5], "1,3,5")],
+)
+def test_ranks_are_folded_as_people_write_them(ranks: list[int], text: str) -> None:
+    assert fold_ranks(ranks) == text
+
+
+@pytest.mark.parametrize("text", ["", "a", "1-", "-1", "3-1", "1,,2", "1;2", "1-2-3", "9" * 5000])
+def test_what_is_no_rank_is_refused(text: str) -> None:
+    with pytest.raises(InventoryError, match=r"--rank .* is no rank\n  fix: write ranks as 0,2-5"):
+        parse_ranks(text)
+
+
+@given(st.sets(st.from_regex(r"[a-z]{1,3}(-?[0-9]{1,3}){0,2}(\.[a-z]{1,3})?", fullmatch=True), min_size=1, max_size=20))
+def test_folded_hosts_are_read_back(hosts: set[str]) -> None:
+    assert {node.host for node in parse_flag(fold(sorted(hosts)))} == hosts
+
+
+@pytest.mark.parametrize(
+    ("hosts", "text"),
+    [
+        ([], ""),
+        (["node1"], "node1"),
+        ([f"node{number:03}" for number in range(1, 65)], "node[001-064]"),
+        (["a", "node2", "node1"], "a,node[1-2]"),
+        (["node1:22", "node2:22"], "node1:22,node2:22"),
+        (["::1", "a"], "::1,a"),
+    ],
+)
+def test_hosts_are_folded_as_people_write_them(hosts: list[str], text: str) -> None:
+    assert fold(hosts) == text
+
+
+def test_the_factory_of_tests_makes_what_the_file_says() -> None:
+    assert make_nodes("a", {"host": "b", "slots": 2}) == parse_hosts("a\nb slots=2", "hosts")

@@ -1,0 +1,90 @@
+"""The values that flow through torchfab, and what they refuse."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError
+
+import pytest
+
+from tests.factories import make_job
+from tests.hostile import HOSTILE, texts
+from tests.support import fuzzed
+from torchfab.core.errors import JobNameError, UsageError
+from torchfab.core.specs import NAME_PATTERN, check_name, session_name
+
+
+@pytest.mark.parametrize("name", ["a", "7", "gpt2", "GPT-2_small", "a" * 63, "a--", "0_"])
+def test_a_name_of_letters_digits_dashes_and_underscores_is_fine(name: str) -> None:
+    assert make_job(name=name).name == name
+
+
+WRONG = {**HOSTILE, **{text: text for text in ("-a", "_a", "a.b", "a:b", "a/b", "..", "a" * 64, "é", "a\n", "²")}}
+
+
+@pytest.mark.parametrize("name", [pytest.param(text, id=name) for name, text in WRONG.items()])
+def test_any_other_name_is_refused_with_what_was_read(name: str) -> None:
+    with pytest.raises(JobNameError) as caught:
+        make_job(name=name)
+    assert str(caught.value) == (
+        "a job name has at most 63 letters, digits, '-' and '_', and begins with a letter or digit; "
+        f"got {name!r}\n  fix: choose another --name"
+    )
+
+
+@fuzzed(texts())
+def test_a_name_that_passes_is_safe_for_paths_shells_and_tmux(name: str) -> None:
+    try:
+        check_name(name)
+    except JobNameError:
+        return
+    assert NAME_PATTERN.fullmatch(name)
+    assert not set(name) & set("/.:;=$#'\" \n")
+
+
+@pytest.mark.parametrize("port", [0, 1, 65535])
+def test_a_port_is_a_port(port: int) -> None:
+    assert make_job(port=port).port == port
+
+
+@pytest.mark.parametrize("port", [-1, 65536, 10**9])
+def test_another_number_is_no_port(port: int) -> None:
+    with pytest.raises(UsageError) as caught:
+        make_job(port=port)
+    assert str(caught.value) == f"--port is a number from 1 to 65535, or 0 for a free one; got {port}"
+
+
+def test_a_job_needs_a_script() -> None:
+    with pytest.raises(UsageError, match="no script was given\n  fix: write it after --"):
+        make_job(script=())
+
+
+@pytest.mark.parametrize("workdir", ["", "work", "~/work", "./x"])
+def test_a_job_runs_in_an_absolute_path(workdir: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        make_job(workdir=workdir)
+    assert str(caught.value) == f"--workdir must be an absolute path, got {workdir!r}"
+
+
+@pytest.mark.parametrize(
+    ("script", "path"),
+    [(("train.py",), "train.py"), (("-m", "pkg.train"), None), (("it's here/x.py",), "it's here/x.py")],
+)
+def test_a_module_has_no_path(script: tuple[str, ...], path: str | None) -> None:
+    assert make_job(script=script).script_path == path
+
+
+def test_a_job_cannot_be_changed() -> None:
+    job = make_job()
+    with pytest.raises(FrozenInstanceError):
+        job.name = "other"  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        job.env["A"] = "1"  # type: ignore[index]
+
+
+def test_secrets_are_not_in_the_text_of_a_job() -> None:
+    assert "hunter2" not in repr(make_job(secrets={"HF_TOKEN": "hunter2"}))
+
+
+def test_sessions_of_jobs_and_nodes_have_different_names() -> None:
+    names = {session_name(name, rank) for name in ("a", "a-node1", "a1") for rank in (0, 1, 11)}
+    assert len(names) == 9

@@ -1,0 +1,271 @@
+"""nvidia-smi's words of several driver versions, and what follows from them.
+
+Recorded where others have published them (tests/recorded/INDEX.md); tests/doctor/nvidia-smi holds what was written by
+hand, for states that no recording was found of.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import strategies as some
+
+from tests.doctor.factories import GPU, seen
+from tests.recorded.recordings import names, recording
+from tests.support import fuzzed
+from torchfab.doctor import gpu
+from torchfab.remote.host import gpu_health, kernel_log
+
+FOLDER = Path(__file__).parent / "nvidia-smi"
+
+
+def parsed(name: str) -> dict[str, Any]:
+    return gpu_health.parse((FOLDER / name).read_text())
+
+
+T4 = recording("xml", "515.105.01-tesla-t4.xml")
+MIG = recording("xml", "535.54.03-a100-sxm4-80gb-mig.xml")
+BLACKWELL = recording("xml", "590.44.01-rtx-pro-6000-blackwell.xml")
+
+
+def kinds(told: dict[str, Any], devices: int | None = None) -> list[tuple[str, str]]:
+    """Give what is found on a node that told this: kind and severity."""
+    count = len(told["gpus"]) if devices is None else devices
+    node = seen(0, {"gpus": {"missing": False, "devices": count, **told}})
+    return [(finding.kind, finding.severity) for finding in gpu.findings(node)]
+
+
+# Driver, CUDA, name, memory in MiB, memory errors that were not corrected, MIG, processes.
+RECORDED: dict[str, tuple[Any, ...]] = {
+    "418.43-geforce-gtx-1660-ti.xml": ("418.43", "10.1", "Graphics Device", 5912, None, False, []),
+    "470.74-geforce-gt-1030.xml": ("470.74", "11.4", "NVIDIA GeForce GT 1030", 1998, None, False, []),
+    "515.105.01-tesla-t4.xml": ("515.105.01", "11.7", "Tesla T4", 15360, 0, False, [(5762, "python", 1005)]),
+    "535.54.03-a100-sxm4-80gb-mig.xml": ("535.54.03", "12.2", "NVIDIA A100-SXM4-80GB", 81920, 0, True, []),
+    "590.44.01-rtx-pro-6000-blackwell.xml": (
+        *("590.44.01", "13.1", "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", 97887, None, False),
+        [(116860, "/root/src/llama.cpp/build/bin/llama-server", 65710)],
+    ),
+}
+
+
+def test_each_recorded_document_is_in_the_table_above() -> None:
+    assert sorted(RECORDED) == names("xml")
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_what_was_recorded_of_a_healthy_gpu_is_read(name: str) -> None:
+    told = gpu_health.parse(recording("xml", name))
+    (one,) = told["gpus"]
+    processes = [(each["pid"], each["name"], each["memory_mib"]) for each in one["processes"]]
+    read = (told["driver"], told["cuda"], *(one[key] for key in ("name", "memory_mib", "ecc", "mig")), processes)
+    assert read == RECORDED[name]
+    assert (told["problem"], one["sick"], one["repair"], one["slowdown"]) == ("", "", "", [])
+    assert kinds({"gpus": [{**one, "processes": []}]}) == []
+
+
+def test_the_note_that_driver_610_puts_behind_its_version_is_left_out() -> None:
+    head = dict(
+        line.split(" : ", 1) for line in recording("words", "q-head-610.43.02.txt").splitlines() if " : " in line
+    )
+    told = {name.strip(): text for name, text in head.items()}
+    text = BLACKWELL.replace(">590.44.01</driver", f">{told['Driver Version']}</driver")
+    text = text.replace(">13.1</cuda_version>", f">{told['CUDA Version']}</cuda_version>")
+    assert [gpu_health.parse(text)[key] for key in ("driver", "cuda")] == ["610.43.02", "13.3"]
+    # As it may be in CUDA 14, by what the note says: no recording yet.
+    text = BLACKWELL.replace("driver_version>", "kmd_version>").replace("cuda_version>", "cuda_umd_version>")
+    assert [gpu_health.parse(text)[key] for key in ("driver", "cuda")] == ["590.44.01", "13.1"]
+
+
+def test_the_old_names_of_ecc_errors_and_slowdowns_are_known() -> None:
+    (v100,) = parsed("driver-418-v100.xml")["gpus"]
+    assert (v100["ecc"], v100["slowdown"]) == (2, ["hw_slowdown", "hw_power_brake_slowdown"])
+    assert v100["repair"] == "memory pages wait to be retired"
+    assert v100["memory_mib"] == 32480
+
+
+def test_the_new_names_are_known_and_correctable_errors_do_not_count() -> None:
+    (h100,) = parsed("driver-550-h100.xml")["gpus"]
+    assert (h100["ecc"], h100["slowdown"]) == (3, ["hw_slowdown", "hw_thermal_slowdown"])
+    assert h100["repair"] == "memory rows wait to be remapped"
+    assert kinds(parsed("driver-550-h100.xml")) == [
+        ("gpu-ecc", "error"),
+        ("gpu-repair", "warning"),
+        ("gpu-slow", "warning"),
+        ("gpu-busy", "warning"),
+    ]
+
+
+def test_what_computes_holds_a_gpu_and_what_only_draws_does_not() -> None:
+    assert "<type>G</type>" in recording("xml", "470.74-geforce-gt-1030.xml")
+    (h100,) = parsed("driver-550-h100.xml")["gpus"]
+    assert [(each["pid"], each["memory_mib"]) for each in h100["processes"]] == [(4711, 70000), (4712, None)]
+
+
+def test_mig_devices_are_no_gpus_and_their_memory_errors_count() -> None:
+    assert [each["mig"] for each in parsed("driver-535-a100-mig.xml")["gpus"]] == [True, False]
+    part = "<volatile_count>\n                        <sram_uncorrectable>"
+    assert part in MIG
+    (a100,) = gpu_health.parse(MIG.replace(f"{part}0", f"{part}3"))["gpus"]
+    assert a100["ecc"] == 3
+
+
+# Recorded elements, each with a state that no recording was found of.
+STATES = {
+    "<reset_required>No": ("<reset_required>Yes", "it needs a reset"),
+    "<drain_and_reset_recommended>No": ("<drain_and_reset_recommended>Yes", "it should be drained and reset"),
+    "<ecc_errors>": ("<ecc_errors><channel_repair_pending>Yes</channel_repair_pending>", "a memory channel waits"),
+    "</volatile>": ("</volatile><tpc_repair_pending>Yes</tpc_repair_pending>", "a TPC waits to be repaired"),
+    "<aggregate>": ("<aggregate><sram_threshold_exceeded>Yes</sram_threshold_exceeded>", "more SRAM errors"),
+}
+
+
+@pytest.mark.parametrize("element", STATES)
+def test_what_a_gpu_waits_for_is_told(element: str) -> None:
+    state, words = STATES[element]
+    assert element in MIG
+    (a100,) = gpu_health.parse(MIG.replace(element, state))["gpus"]
+    assert words in a100["repair"]
+
+
+def test_a_gpu_that_fails_to_tell_its_power_alone_is_not_lost() -> None:
+    (t4,) = gpu_health.parse(T4.replace("<power_draw>", "<power_draw>[Unknown Error] "))["gpus"]
+    assert t4["sick"] == ""
+    (t4,) = gpu_health.parse(T4.replace("<power_draw>", "<power_draw>[GPU requires reset] "))["gpus"]
+    assert "requires reset" in t4["sick"]
+
+
+def test_what_reads_na_is_not_known_and_no_fault() -> None:
+    first, second = parsed("driver-590-no-ecc.xml")["gpus"]
+    assert (first["ecc"], first["repair"], first["sick"], first["mig"]) == (None, "", "", False)
+    assert second["repair"] == "a memory row could not be remapped"
+
+
+def test_a_gpu_that_answers_unknown_error_is_lost() -> None:
+    told = parsed("unknown-error.xml")
+    assert told["gpus"][0]["sick"] == "[Unknown Error]"
+    assert kinds(told) == [("gpu-lost", "error")]
+
+
+def test_no_devices_is_no_problem_where_the_kernel_has_none() -> None:
+    told = gpu_health.parse(recording("words", "no-devices-575.51.03.txt"))
+    assert told == {"gpus": [], "problem": ""}
+    assert kinds(told) == []
+    assert kinds(told, devices=8) == [("gpu-lost", "error")]
+
+
+COMPLAINTS = {
+    "mismatch-460.txt": "reboot, or reload",
+    "mismatch-550.144.txt": "reboot, or reload",
+    "mismatch-570.124.txt": "reboot, or reload",
+    "no-driver-440.txt": "modprobe nvidia",
+    "lost-2018-gpu-is-lost.txt": "reset the GPU",
+    "lost-520.61.05-unknown-error.txt": "reset the GPU",
+    "lost-535.161.07-unknown-error.txt": "reset the GPU",
+    "lost-610.57.04-unknown-error-and-no-devices.txt": "reset the GPU",
+    "not-found-515.43.04.txt": "reset the GPU",
+    "nvml-unknown-error-in-container.txt": "in a container",
+}
+
+
+@pytest.mark.parametrize("name", COMPLAINTS)
+def test_what_is_said_instead_of_a_document_is_an_error_with_its_fix(name: str) -> None:
+    text = recording("words", name)
+    told = gpu_health.parse(text, 1)
+    assert kinds(told, devices=1) == [("gpu-driver", "error")]
+    (finding,) = gpu.findings(seen(0, {"gpus": {"devices": 1, **told}}))
+    assert finding.what == " ".join(text.split())
+    assert COMPLAINTS[name] in finding.fix
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_a_complaint_beside_the_document_is_told_and_the_document_is_read(where: str) -> None:
+    warning = recording("words", "inforom-warning.txt")
+    told = gpu_health.parse(warning + T4 if where == "before" else T4 + warning)
+    assert told["problem"] == warning.strip()
+    assert len(told["gpus"]) == 1
+    assert kinds(told)[0] == ("gpu-driver", "warning")
+
+
+def test_nothing_at_all_is_told_with_the_exit_code() -> None:
+    assert gpu_health.parse("", 9)["problem"] == "nvidia-smi ended with 9 and said nothing"
+
+
+def test_complaints_of_the_driver_are_counted_and_told_apart() -> None:
+    lines = [
+        "NVRM: Xid (PCI:0000:3b:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus.",
+        "NVRM: Xid (PCI:0000:5E:00): 31, pid=4711, name=python, Ch 00000008, MMU Fault: ENGINE GRAPHICS",
+        "NVRM: Xid (PCI:0000:5e:00): 31, pid=4712, name=python, Ch 00000009, MMU Fault: ENGINE GRAPHICS",
+        "NVRM: Xid (PCI:0000:5E:00 GPU-I:05): 94, pid=1, Contained: SM (0x1)",
+    ]
+    every = list(gpu.findings(seen(0, {"gpus": {"devices": 2, "xids": lines}})))
+    assert [(each.kind, each.severity) for each in every] == [
+        ("gpu-xid", each) for each in ("error", "warning", "warning")
+    ]
+    assert "Xid 79 (the GPU has fallen off the bus) of GPU 0000:3b:00 within the last day" in every[0].what
+    assert every[1].what.endswith("of GPU 0000:5e:00 within the last day, 2 times")
+
+
+# Of each recorded log of a kernel what doctor finds in it: severity and what stands in its words.
+KERNEL: dict[str, list[tuple[str, str]]] = {
+    "fallen-without-xid-2014.txt": [("error", "that GPU 0000:01:00 has fallen off the bus")],
+    "fallen-without-xid-570.158.01.txt": [("error", "that a GPU has fallen off the bus")],
+    "gsp-boot-failed-2026.txt": [("error", "a GPU needs a reset"), ("error", "GPU 0000:a1:00 cannot be initialised")],
+    "reset-required-2026.txt": [("error", "that a GPU needs a reset")],
+    "sxid-570.195.03.txt": [("warning", "SXid 22013 (non-fatal, Link 44 Minion Link DLREQ interrupt) of NVSwitch 00")],
+    "xid-2015-31-32.txt": [("warning", "Xid 32"), ("warning", "Xid 31 (a program's memory fault) of GPU 0000:01:00")],
+    "xid-2023-63-bloom.txt": [("warning", "Xid 63 (a memory row was remapped) of GPU 0000:10:1c within the last day")],
+    "xid-2024-109.txt": [("warning", "Xid 109 (a context switch took too long")],
+    "xid-2024-31-62-45.txt": [("warning", "Xid 31"), ("error", "Xid 62 (its micro-"), ("warning", "Xid 45 (a program")],
+    "xid-2024-48-64-rminit.txt": [
+        *(("error", "Xid 48 (a memory error that ECC could not correct) of GPU 0000:07:00"), ("error", "Xid 64")),
+        ("error", "that GPU 0000:0a:00 cannot be initialised"),
+    ],
+    "xid-2025-119-h100.txt": [("error", "Xid 119 (the GPU's system processor does not answer) of GPU 0000:9b:00")],
+    "xid-2025-13-43-storm.txt": [("warning", "Xid 13"), ("warning", "Xid 43")],
+    "xid-2025-145-149-blackwell.txt": [
+        *(("error", "Xid 149 (NVLink error) of GPU 0019:01:00"), ("error", "Xid 149 (NVLink error) of GPU 0000:00:00")),
+        ("warning", "Xid 145 (NVLink error) of GPU 0018:01:00"),
+    ],
+    "xid-2026-154-talos.txt": [("error", "Xid 154 (the driver asks for: GPU Reset Required) of GPU 0000:0b:00")],
+    "xid-535.161.07-79.txt": [("error", "Xid 79 (the GPU has fallen off the bus) of GPU 0000:a1:00")],
+    "xid-535.183.01-43-31-94.txt": [("warning", "Xid 43"), ("warning", "Xid 31"), ("warning", "Xid 94 (contained")],
+    "xid-575.51.02-120.txt": [("error", "Xid 120 (the GPU's system processor failed) of GPU 0000:02:00")],
+    "xid-590.48.01-38-109.txt": [("warning", "Xid 38 (an error of the driver's firmware)"), ("warning", "Xid 109")],
+    "xid-590.48.01-45-by-145-149.txt": [
+        ("error", "Xid 45 (a program was cleaned up after Xid 149 (NVLink error)) of GPU 0000:dc:00"),
+        *(("error", "after Xid 145 (NVLink error)) of GPU 0000:ed:00"), ("error", "of GPU 0000:ba:00")),
+    ],
+    "xid-595.71.05-79.txt": [("error", "Xid 79 (the GPU has fallen off the bus) of GPU 0000:06:00")],
+}  # fmt: skip
+
+
+def test_each_recorded_log_of_a_kernel_is_in_the_table_above() -> None:
+    of_others = ("oom-", "kmsg-")  # tests/remote/job/test_evidence.py
+    assert sorted(KERNEL) == [name for name in names("kernel") if not name.startswith(of_others)]
+
+
+@pytest.mark.parametrize("name", KERNEL)
+def test_what_a_kernel_said_of_its_gpus_is_found(name: str) -> None:
+    kept = kernel_log._kept([[1.0, line] for line in recording("kernel", name).splitlines()], 0.0)
+    every = list(gpu.findings(seen(0, {"gpus": {"devices": 1, "gpus": [GPU], "xids": [text for _, text in kept]}})))
+    assert [each.severity for each in every] == [severity for severity, _ in KERNEL[name]]
+    for finding, (_, words) in zip(every, KERNEL[name], strict=True):
+        assert words in finding.what
+
+
+def test_a_recovery_that_is_over_is_no_error() -> None:
+    line = recording("kernel", "xid-2026-154-talos.txt")
+    over = line.replace("from 0x0 (None) to 0x1 (GPU Reset Required)", "from 0x1 (GPU Reset Required) to 0x0 (None)")
+    (finding,) = gpu.findings(seen(0, {"gpus": {"devices": 1, "gpus": [GPU], "xids": [line, over]}}))
+    assert finding.severity == "warning"
+
+
+@fuzzed(some.text(max_size=200), some.integers(0, 3000))
+def test_no_text_and_no_half_of_a_document_is_met_with_an_exception(text: str, cut: int) -> None:
+    whole = (FOLDER / "driver-550-h100.xml").read_text()
+    for each in (text, whole[:cut], whole[:cut] + text + whole[cut:]):
+        told = gpu_health.parse(each)
+        assert isinstance(told["gpus"], list)
+        list(gpu.findings(seen(0, {"gpus": {"devices": 1, "gpus": [GPU], **told}})))

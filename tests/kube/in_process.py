@@ -1,0 +1,140 @@
+"""Launching and asking in this process, through the official client: a `fab` for each step would take a second each."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.kube.api import API
+from torchfab.cli.flags import PodFlags
+from torchfab.commands import job_lookup, logs, status, stop
+from torchfab.config.connection_settings import ConnectionSettings
+from torchfab.core.errors import TorchfabError
+from torchfab.launch import submit
+from torchfab.launch.context import CommandContext
+from torchfab.launchers import kubernetes
+from torchfab.records import Record
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Here:
+    """A launch machine with records of its own, and a cluster.
+
+    Attributes
+    ----------
+    environ : dict of str to str
+        The terminal's environment.
+    answer_timeout_s : float
+        How long the cluster is waited for.
+    """
+
+    api: API
+    folder: Path
+    capsys: pytest.CaptureFixture[str]
+    environ: dict[str, str] = field(default_factory=dict)
+    answer_timeout_s: float = 5.0
+    count: int = 0
+
+    @property
+    def ctx(self) -> CommandContext:
+        config = yaml.safe_load((ROOT / "fabric.yaml").read_text())["torchfab"]
+        config.update(words=["train.py", "--lr", "3e-4"], hosts="", records=str(self.folder / "records"))
+        settings = ConnectionSettings(answer_timeout_s=self.answer_timeout_s)
+        self.count += 1
+        return CommandContext(
+            config, ROOT, "/work", time.time(), f"{self.count:08x}", self.environ, settings, "ab" * 32
+        )
+
+    def launch(self, name: str = "gpt2", env: tuple[str, ...] = (), dry_run: bool = False, **flags: Any) -> Record:
+        """Launch two pods of two ranks, unless the flags say otherwise."""
+        own = kubernetes.Flags(**{"image": "registry.example/train:1", "nodes": "2", **flags})
+        record = submit.submit(kubernetes, PodFlags(name=name, env=env, dry_run=dry_run), own, self.ctx)
+        assert dry_run or record is not None
+        return record  # type: ignore[return-value]
+
+    def refused(self, **flags: Any) -> str:
+        """Launch, which must fail; return the error's text."""
+        with pytest.raises(TorchfabError) as caught:
+            self.launch(**flags)
+        return str(caught.value)
+
+    def find(self, name: str = "gpt2") -> Record:
+        return job_lookup.find(name, self.ctx)
+
+    def output(self) -> str:
+        """Give what was printed since the last call, on stdout and stderr."""
+        out, err = self.capsys.readouterr()
+        return str(out + err)
+
+    def status(self, name: str = "gpt2") -> str:
+        """Give what `fab status` prints."""
+        self.output()
+        status.show_status(self.find(name), watch=False, as_json=False, stall_s=0.0)
+        return self.output()
+
+    def logs(self, name: str = "gpt2", rank: str = "", lines: str = "", grep: str = "") -> list[str]:
+        """Give what `fab logs` prints."""
+        self.output()
+        logs.show_logs(self.find(name), logs.log_request(rank, lines, grep, follow=False), folding=True, stall_s=0.0)
+        return self.output().splitlines()
+
+    def stop(self, name: str = "gpt2", grace_s: float = 1.0) -> tuple[int, str]:
+        """Give the exit code of `fab stop` and what it prints."""
+        self.output()
+        return stop.stop(self.find(name), grace_s), self.output()
+
+    def following(self, name: str = "gpt2") -> Following:
+        """Start `fab wait` with logs, as `--follow` does."""
+        return Following(lambda: logs.follow(self.find(name), failure_grace_s=5.0, stall_s=0.0))
+
+
+class Following:
+    """`--follow`, in a thread."""
+
+    def __init__(self, call: Callable[[], int]) -> None:
+        self.code: int | None = None
+        self.error: BaseException | None = None
+        self.thread = threading.Thread(target=self._run, args=(call,), daemon=True)
+        self.thread.start()
+
+    def _run(self, call: Callable[[], int]) -> None:
+        try:
+            self.code = call()
+        except BaseException as error:
+            self.error = error
+
+    def end(self, within_s: float = 20.0) -> int:
+        """Wait for its end; return the exit code."""
+        self.thread.join(within_s)
+        assert not self.thread.is_alive(), "still following"
+        if self.error:
+            raise self.error
+        assert self.code is not None
+        return self.code
+
+
+def until(holds: Callable[[], object], within_s: float = 20.0) -> None:
+    """Wait for a condition, or fail."""
+    deadline = time.monotonic() + within_s
+    while not holds():
+        assert time.monotonic() < deadline, holds
+        time.sleep(0.02)
+
+
+def here_on(
+    api: API, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Here]:
+    """Give a launch machine whose kubeconfig leads to `api`."""
+    path = folder / "kubeconfig"
+    path.write_text(api.kubeconfig())
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    yield Here(api, folder, capsys)

@@ -1,0 +1,90 @@
+"""A launch: where it goes, and what becomes of it when it is interrupted."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.factories import make_facts, make_job, make_nodes
+from torchfab.cli.flags import GpuLaunchFlags, LaunchFlags
+from torchfab.config.connection_settings import ConnectionSettings
+from torchfab.core.errors import Interrupted
+from torchfab.launch import hosts, launch
+from torchfab.launch.context import CommandContext
+from torchfab.launchers import per_node
+from torchfab.records import Record
+from torchfab.records.launch_request import Asked
+from torchfab.runtimes import tmux
+
+NODES = make_nodes("a", "b")
+
+
+@pytest.fixture
+def ctx(tmp_path: Path) -> CommandContext:
+    config = {"records": "jobs"}
+    return CommandContext(config, tmp_path, str(tmp_path), time.time(), "0a1b2c3d", {}, ConnectionSettings())
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    """Return what is asked for, of nodes that are ready, and on which everything starts."""
+    prepared = tmux.Prepared(ConnectionSettings(), NODES, facts=dict(enumerate(make_facts(1, 1))), told={0: {}, 1: {}})
+    monkeypatch.setattr(tmux, "prepare", lambda *_: prepared)
+    monkeypatch.setattr(tmux, "start", lambda *_: None)
+    flags = per_node.Flags()
+    return Asked(make_job(options=per_node.options(flags)), vars(flags), NODES, (), 2)
+
+
+def test_hosts_of_the_command_line_are_slots_too_and_may_be_ranges(ctx: CommandContext) -> None:
+    ctx = replace(ctx, config={"hosts": "a,node[1,3],a"})
+    nodes, slots = hosts.read_inventory(GpuLaunchFlags(), ctx)
+    assert [node.host for node in nodes] == ["a", "node1", "node3"]
+    assert [slot.node_rank for slot in slots] == [0, 1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("script", "name"),
+    [(["src/train.py", "--lr", "0.1"], "train"), (["-m", "my.train", "--lr", "0.1"], "my-train")],
+)
+def test_a_job_is_named_after_its_script_or_module(ctx: CommandContext, script: list[str], name: str) -> None:
+    config = {"words": script, "script": [], "forward": [], "node_dir": ".torchfab", "grace_s": 10}
+    job = launch.make_job(per_node, LaunchFlags(), per_node.Flags(), replace(ctx, config=config))
+    assert re.fullmatch(rf"{name}-\d{{4}}-\d{{6}}", job.name)
+
+
+def press_ctrl_c(*_: Any, **__: Any) -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_when_the_job_has_just_started_leaves_its_record_and_says_that_it_runs(
+    ctx: CommandContext, asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Record, "remember", press_ctrl_c)
+    with pytest.raises(Interrupted, match=r"job gpt2 had started by then: it runs\n.*fab stop gpt2"):
+        launch.carry_out(asked, ctx)
+    assert ctx.records.get("gpt2").is_confirmed
+
+
+def test_ctrl_c_while_it_hangs_up_leaves_the_record_too(
+    ctx: CommandContext, asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tmux.Prepared, "close", press_ctrl_c)
+    with pytest.raises(Interrupted, match="it runs"):
+        launch.carry_out(asked, ctx)
+    assert ctx.records.get("gpt2").is_confirmed
+
+
+def test_ctrl_c_before_anything_has_started_leaves_nothing(
+    ctx: CommandContext, asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tmux, "start", press_ctrl_c)
+    with pytest.raises(Interrupted, match="nothing was left running"):
+        launch.carry_out(asked, ctx)
+    assert ctx.records.all() == []

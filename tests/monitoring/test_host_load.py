@@ -1,0 +1,131 @@
+"""What `fab top` makes of what the nodes told."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.factories import make_nodes
+from torchfab.monitoring import host_load
+from torchfab.monitoring.host_load import Snapshot, View
+
+GPU = {
+    "index": 0,
+    "uuid": "GPU-1",
+    "name": "NVIDIA H100 80GB HBM3",
+    "utilization": 100.0,
+    "power": 640.0,
+    "power_limit": 700.0,
+    "memory": 71680.0,
+    "memory_total": 81559.0,
+    "temperature": 63.0,
+    "sick": "",
+    "processes": [{"pid": 4711, "memory": 70000.0, "name": "/venv/bin/python"}],
+}
+
+
+def loaded(**values: Any) -> dict[str, Any]:
+    base = {
+        "cpu": 0.25,
+        "cpus": 8,
+        "memory": 2 << 30,
+        "memory_total": 64 << 30,
+        "load": 1.25,
+        "problem": "",
+        "gpus": [],
+    }
+    rates = {"disk_read": 0, "disk_written": 1 << 20, "received": 10, "sent": 2048, "time": 100.0, "job": None}
+    return {**base, **rates, **values}
+
+
+def job(step: int | None = 7, age_s: float = 1.0, **values: Any) -> dict[str, Any]:
+    line = {"time": 100.0 - age_s, "text": f"step={step}", "label": 0}
+    process = {"name": "rank-0", "state": "running", "reason": "", "started": 10.0, "ended": None, "ranks": []}
+    status = {"processes": [{**process, "last_line": line}], "now": 100.0, "exists": True, "stop_asked": None}
+    pace = {"step": step, "steps": 100, "steps_s": 2.0, "lines_s": 2.0, "silent_s": age_s}
+    return {"status": status, **pace, **values}
+
+
+def snapshot(*loads: dict[str, Any] | str | None, **values: Any) -> Snapshot:
+    nodes = make_nodes(*(f"node{index + 1}" for index in range(len(loads))))
+    views = [
+        View(node, error=each) if isinstance(each, str) else View(node, each)
+        for node, each in zip(nodes, loads, strict=True)
+    ]
+    return Snapshot(100.0, tuple(views), **{"job": "gpt2", "job_ranks": frozenset({0, 1}), "stall_s": 300.0, **values})
+
+
+def test_a_gpu_has_a_row_with_what_it_does() -> None:
+    shown = host_load.text(snapshot(loaded(gpus=[GPU])))
+    row = next(line for line in shown.splitlines() if "4711" in line)
+    assert row.split() == ["node1", "0", "100", "%", "640/700", "W", "70.0/79.6", "GiB", "63", "C", "python(4711)"]
+
+
+def test_what_a_driver_does_not_tell_is_a_question_mark() -> None:
+    names = ("utilization", "power", "power_limit", "memory", "memory_total", "temperature")
+    shown = host_load.text(snapshot(loaded(gpus=[{**GPU, **dict.fromkeys(names), "processes": []}])))
+    assert "node1  0    ?     ?      ?       ?" in shown
+
+
+@pytest.mark.parametrize(
+    ("gpu", "runs", "mark"),
+    [
+        ({"power": 95.0}, True, "low power: waits or hangs"),
+        ({"power": 95.0}, False, ""),
+        ({"power": 95.0, "processes": []}, True, ""),
+        ({"power": None}, True, ""),
+        ({"power": 95.0, "power_limit": None}, True, ""),
+        ({"power": 640.0}, True, ""),
+        ({"sick": "GPU requires reset"}, False, "GPU requires reset"),
+    ],
+)
+def test_a_gpu_stands_out_that_draws_next_to_nothing_while_the_job_runs_on_it(
+    gpu: dict[str, Any], runs: bool, mark: str
+) -> None:
+    assert host_load.gpu_mark({**GPU, **gpu}, runs) == mark
+
+
+def test_the_job_has_its_step_and_its_pace() -> None:
+    shown = host_load.text(snapshot(loaded(job=job(step=7)), loaded(job=job(step=None, steps_s=None))))
+    assert shown.splitlines()[0] == "job gpt2: running, step 7 of 100, 2 steps/s, last line 1 s ago"
+
+
+def test_a_job_that_is_silent_is_said_to_hang() -> None:
+    assert "it may hang" not in host_load.text(snapshot(loaded(job=job(age_s=29)), stall_s=30))
+    assert "gpt2: no rank has logged for" in host_load.text(snapshot(loaded(job=job(age_s=31)), stall_s=30))
+
+
+def test_a_host_that_does_not_answer_makes_no_job_unreachable_that_is_not_on_it() -> None:
+    loads = (loaded(job=job()), "down")
+    assert "job gpt2: unreachable" in host_load.text(snapshot(*loads))
+    assert "job gpt2: running" in host_load.text(snapshot(*loads, job_ranks=frozenset({0})))
+
+
+def test_without_a_job_there_is_no_line_about_one() -> None:
+    assert host_load.text(snapshot(loaded())).startswith("host ")
+
+
+def test_a_node_that_does_not_answer_stays_in_the_table() -> None:
+    shown = host_load.text(snapshot(loaded(), "no answer from node2", None))
+    rows = shown.splitlines()
+    assert rows[1].startswith("node1  25 % of 8  2.0/64.0 GiB  1.2   0 B/s 1.0 MiB/s  10 B/s 2.0 KiB/s")
+    assert rows[2].endswith("unreachable: no answer from node2")
+    assert rows[3].endswith("connecting")
+
+
+def test_many_nodes_that_do_about_the_same_are_one_row() -> None:
+    loads = [loaded(cpu=0.5 + index / 10000, sent=index) for index in range(39)]
+    shown = host_load.text(snapshot(*loads, loaded(cpu=0.9)))
+    assert [line.split()[0] for line in shown.splitlines()[1:]] == ["node[1-39]", "node40"]
+    assert len(host_load.text(snapshot(*loads[:32])).splitlines()) == 33
+
+
+def test_the_document_has_all_of_it() -> None:
+    document = json.loads(json.dumps(host_load.as_json(snapshot(loaded(gpus=[GPU], job=job()), "down"))))
+    assert document["job"]["state"] == "unreachable"
+    assert (document["job"]["step"], document["job"]["steps_s"]) == (7, 2.0)
+    first, second = document["nodes"]
+    assert (first["host"], first["error"], first["gpus"][0]["mark"]) == ("node1", None, "")
+    assert second == {"host": "node2", "error": "down"}

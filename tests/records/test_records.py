@@ -1,0 +1,412 @@
+"""Records of jobs on the launch machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.factories import folder, make_facts, make_job, make_nodes
+from tests.hostile import HOSTILE, environments, texts
+from torchfab.config.connection_settings import ConnectionSettings
+from torchfab.core.errors import JobNameError, TorchfabError, UsageError
+from torchfab.core.specs import Node, NodePlan, Plan, Process
+from torchfab.launchers import per_node
+from torchfab.records import Record, Records
+from torchfab.records.record import plan_as_json
+
+SETTINGS = ConnectionSettings(
+    ssh_config="/home/ann/it's.cfg", identities=("/a", "/b c"), connect_timeout_s=3.5, fanout=7
+)
+NODES = make_nodes({"host": "node1", "user": "ann", "port": 2222, "gpus": ("0", "1")}, {"host": "node2", "slots": 3})
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Records:
+    return Records(tmp_path / "jobs")
+
+
+def plan_named(name: str = "gpt2", **values: Any) -> Plan:
+    job = make_job(name=name, options=per_node.options(per_node.Flags()), **values)
+    return per_node.plan(job, NODES, (), make_facts(2, 3))
+
+
+def write(records: Records, plan: Plan, created: float = 1000.0) -> Record:
+    records.claim(plan.job.name)
+    return records.write(plan, "tmux", created, SETTINGS)
+
+
+def test_who_launches_a_job_is_known_until_the_launch_is_done(records: Records) -> None:
+    assert records.launching("gpt2") is None
+    records.claim("gpt2")
+    assert records.launching("gpt2") == (os.getpid(), socket.gethostname())
+    records.launched("gpt2")
+    assert records.launching("gpt2") is None
+
+
+def test_what_a_launch_left_that_was_killed_before_its_job_was_written_down_goes_with_a_later_claim(
+    records: Records,
+) -> None:
+    write(records, plan_named("kept"))
+    for name in ("dead", "young", "alive"):
+        records.claim(name)
+    for name in ("dead", "kept", "alive"):
+        os.utime(records.root / name / "launching", (1.0, 1.0))
+    for name in ("dead", "young", "kept"):
+        records.launched(name)
+    records.claim("new")
+    assert sorted(path.name for path in records.root.iterdir()) == ["alive", "kept", "new", "young"]
+
+
+def test_a_launch_is_confirmed_once_it_says_so_and_each_attempt_anew(records: Records) -> None:
+    record = write(records, plan_named())
+    seen = [record.is_confirmed]
+    for event in ("started", "stop", "planned"):
+        record.note(event)
+        seen.append(record.is_confirmed)
+    assert seen == [False, True, True, False]
+
+
+def files_of(path: Path) -> dict[str, str]:
+    return {each.name: each.read_text() for each in path.iterdir() if each.is_file()}
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+# ---- names
+
+
+def test_claiming_makes_a_private_folder(records: Records) -> None:
+    path = records.claim("gpt2")
+    assert path == records.root / "gpt2"
+    assert (mode(records.root), mode(path)) == (0o700, 0o700)
+
+
+def test_a_name_is_claimed_by_one_of_many_at_once(records: Records) -> None:
+    def claim(_: int) -> bool:
+        try:
+            records.claim("gpt2")
+        except JobNameError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sorted(pool.map(claim, range(16))) == [False] * 15 + [True]
+
+
+def test_a_claimed_name_is_said_to_be_taken_and_how_to_go_on(records: Records) -> None:
+    records.claim("gpt2")
+    with pytest.raises(JobNameError) as caught:
+        records.claim("gpt2")
+    assert str(caught.value) == (
+        "there is a job gpt2 already (being launched)\n"
+        "  fix: choose another --name, or remove its record once it has ended: fab jobs --remove gpt2"
+    )
+
+
+def test_the_name_of_a_job_that_ended_is_taken_with_what_was_seen_of_it(records: Records) -> None:
+    write(records, plan_named()).remember("failed", 7, ended=True)
+    with pytest.raises(JobNameError, match=r"there is a job gpt2 already \(launched 19.*, last seen failed\)"):
+        records.claim("gpt2")
+
+
+def test_a_released_name_can_be_claimed_again(records: Records) -> None:
+    write(records, plan_named())
+    records.release("gpt2")
+    assert not records.claim("gpt2").joinpath("record.json").exists()
+
+
+@pytest.mark.parametrize("name", [pytest.param(text, id=name) for name, text in HOSTILE.items()])
+def test_a_hostile_name_is_neither_claimed_nor_found(records: Records, name: str) -> None:
+    with pytest.raises(JobNameError):
+        records.claim(name)
+    with pytest.raises(JobNameError):
+        records.get(name)
+    assert not records.root.exists()
+
+
+@pytest.mark.parametrize("name", ["..", "../jobs", "a/b", ".", "gpt2/../gpt2"])
+def test_a_name_leads_nowhere_else(records: Records, name: str) -> None:
+    write(records, plan_named())
+    with pytest.raises(JobNameError) as caught:
+        records.get(name)
+    assert str(caught.value) == f"no job {name!r} was launched from here\n  fix: jobs known here: gpt2"
+
+
+def test_a_records_folder_that_cannot_be_made_is_an_error_that_says_so(tmp_path: Path) -> None:
+    (tmp_path / "jobs").write_text("a file")
+    with pytest.raises(TorchfabError, match=r"cannot write .*/jobs/gpt2: .*\n  fix: free space or rights there"):
+        Records(tmp_path / "jobs").claim("gpt2")
+
+
+# ---- what is written is read back
+
+
+def test_a_record_is_read_back_as_it_was_written(records: Records) -> None:
+    written = write(records, plan_named(script=("train.py", "it's", "two\nlines"), grace_s=120.0))
+    assert records.get("gpt2") == written
+    assert written == Record(
+        folder=records.root / "gpt2",
+        name="gpt2",
+        job_id="gpt2-0a1b2c3d",
+        launcher="per-node",
+        runtime="tmux",
+        created=1000.0,
+        script=("train.py", "it's", "two\nlines"),
+        nodes=NODES,
+        node_dir="/scratch/torchfab",
+        world_size=5,
+        min_nodes=2,
+        settings=SETTINGS,
+        chosen=plan_named().chosen,
+        grace_s=120.0,
+    )
+
+
+HOSTS = st.builds(
+    Node,
+    rank=st.just(0),
+    host=texts(),
+    user=texts(),
+    port=st.none() | st.integers(1, 65535),
+    address=texts(),
+    slots=st.none() | st.integers(1, 9),
+    gpus=st.lists(texts(), max_size=3).map(tuple),
+    origin=texts(),
+)
+
+
+@settings(max_examples=40)
+@given(
+    node=HOSTS,
+    script=st.lists(texts(), min_size=1, max_size=4),
+    env=environments(),
+    workdir=texts(),
+    created=st.floats(0, 1e10),
+    identities=st.lists(texts(), max_size=2),
+)
+def test_any_record_is_read_back_as_it_was_written(
+    node: Node, script: list[str], env: dict[str, str], workdir: str, created: float, identities: list[str]
+) -> None:
+    job = make_job(script=tuple(script), env=env, workdir=f"/{workdir}")
+    plan = Plan(job, (NodePlan(node, folder(0), (Process("agent", tuple(script), env),)),), 1, {"workdir": workdir}, 1)
+    with TemporaryDirectory() as root:
+        records = Records(Path(root))
+        records.claim("gpt2")
+        written = records.write(plan, "tmux", created, replace(SETTINGS, identities=tuple(identities)))
+        assert records.get("gpt2") == written
+        process = json.loads((written.folder / "plan.json").read_text())[0]["processes"][0]
+        assert (process["argv"], process["env"]) == (script, env)
+
+
+def test_what_runs_on_every_node_is_written_down(records: Records) -> None:
+    plan = plan_named(env={"A": "é\n"}, secrets={"HF_TOKEN": "hunter2"})
+    record = write(records, plan)
+    written = json.loads((record.folder / "plan.json").read_text())
+    assert written == json.loads(json.dumps(plan_as_json(plan)))
+    assert [each["host"] for each in written] == ["node1:2222", "node2"]
+    assert written[1]["secrets"] == ["HF_TOKEN"]
+    assert written[1]["processes"] == [
+        {
+            "name": "agent",
+            "argv": list(plan.nodes[1].processes[0].argv),
+            "env": dict(plan.nodes[1].processes[0].env),
+            "rank": None,
+        }
+    ]
+
+
+def test_no_file_holds_the_value_of_a_secret_and_all_are_private(records: Records) -> None:
+    record = write(records, plan_named(secrets={"HF_TOKEN": "hunter2", "WANDB_API_KEY": "hunter2 too"}))
+    record.note("started", hosts=["node1"])
+    record.remember("running", None, ended=False)
+    written = files_of(record.folder)
+    assert set(written) == {"launching", "record.json", "plan.json", "state.json", "events.jsonl"}
+    assert not [name for name, text in written.items() if "hunter2" in text]
+    assert {mode(record.folder / name) for name in written} == {0o600}
+
+
+def test_files_are_private_whatever_the_umask_says(records: Records) -> None:
+    before = os.umask(0)
+    try:
+        record = write(records, plan_named())
+        record.remember("running", None, ended=False)
+    finally:
+        os.umask(before)
+    assert {mode(record.folder / name) for name in files_of(record.folder)} == {0o600}
+    assert (mode(records.root), mode(record.folder)) == (0o700, 0o700)
+
+
+# ---- the life of a record
+
+
+def test_events_are_appended_with_their_time(records: Records) -> None:
+    record = write(records, plan_named())
+    record.note("stop", grace_s=10.0, unreachable=["it's\n"])
+    lines = [json.loads(line) for line in (record.folder / "events.jsonl").read_text().splitlines()]
+    assert [{key: value for key, value in line.items() if key != "time"} for line in lines] == [
+        {"event": "planned", "nodes": 2, "world_size": 5},
+        {"event": "stop", "grace_s": 10.0, "unreachable": ["it's\n"]},
+    ]
+    assert lines[0]["time"] <= lines[1]["time"]
+
+
+def test_before_anything_was_seen_a_job_is_starting(records: Records) -> None:
+    record = write(records, plan_named(), created=5.0)
+    assert record.last_seen() == {"state": "starting", "code": None, "ended": False, "seen": 5.0}
+
+
+def test_what_was_last_seen_is_remembered(records: Records) -> None:
+    record = write(records, plan_named())
+    record.remember("running", None, ended=False)
+    record.remember("failed", 7, ended=True)
+    seen = record.last_seen()
+    assert (seen["state"], seen["code"], seen["ended"]) == ("failed", 7, True)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "5", '"x"', "null", "\x00"])
+def test_a_state_that_cannot_be_read_is_as_if_nothing_was_seen(records: Records, text: str) -> None:
+    record = write(records, plan_named())
+    (record.folder / "state.json").write_text(text)
+    assert record.last_seen()["state"] == "starting"
+
+
+def test_notes_on_a_record_that_is_gone_are_dropped(records: Records) -> None:
+    record = write(records, plan_named())
+    records.release("gpt2")
+    record.note("stop")
+    record.remember("failed", 1, ended=True)
+    assert not record.folder.exists()
+
+
+def test_an_elastic_job_is_one_that_lives_on_with_fewer_nodes(records: Records) -> None:
+    record = write(records, plan_named())
+    assert (record.is_elastic, replace(record, min_nodes=1).is_elastic) == (False, True)
+
+
+# ---- many
+
+
+def test_the_latest_is_the_one_that_was_launched_last(records: Records) -> None:
+    for name, created in (("b", 20.0), ("c", 30.0), ("a", 10.0)):
+        write(records, plan_named(name), created)
+    assert [record.name for record in records.all()] == ["c", "b", "a"]
+    assert records.latest().name == "c"
+
+
+def test_without_any_job_there_is_no_latest(records: Records) -> None:
+    assert records.all() == []
+    with pytest.raises(JobNameError) as caught:
+        records.latest()
+    assert str(caught.value) == "no job was launched from here yet\n  fix: fab launch-per-node --follow"
+
+
+def test_folders_without_a_record_are_left_out(records: Records) -> None:
+    write(records, plan_named("good"))
+    records.claim("claimed")
+    (records.root / "a file").write_text("")
+    (records.root / "folder").mkdir()
+    (records.root / "folder" / "record.json").mkdir()
+    assert [record.name for record in records.all()] == ["good"]
+
+
+BROKEN = [
+    "",
+    "{",
+    "[]",
+    "5",
+    "null",
+    '"x"',
+    "{}",
+    '{"format": 1, "nodes": [5]}',
+    '{"format": 1, "nodes": null}',
+    "\x00",
+]
+
+
+@pytest.mark.parametrize("text", BROKEN)
+def test_a_broken_record_is_left_out_and_named_when_asked_for(records: Records, text: str) -> None:
+    write(records, plan_named("good"))
+    (records.claim("bad") / "record.json").write_text(text)
+    assert [record.name for record in records.all()] == ["good"]
+    with pytest.raises(TorchfabError, match=r"/bad/record.json: not a record of torchfab \(.*\)\n  fix: move it away"):
+        records.get("bad")
+
+
+def test_a_record_of_a_newer_torchfab_is_named_as_that(records: Records) -> None:
+    record = write(records, plan_named("newer"))
+    path = record.folder / "record.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 9, "and": "more"}))
+    assert records.all() == []
+    with pytest.raises(TorchfabError, match=r"has format 9, .* reads 1\n  fix: use the torchfab that launched the job"):
+        records.get("newer")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=50)
+@given(data=st.data(), value=JSON)
+def test_a_record_with_any_field_replaced_is_read_or_left_out(data: st.DataObject, value: Any) -> None:
+    with TemporaryDirectory() as root:
+        records = Records(Path(root))
+        path = write(records, plan_named("good")).folder / "record.json"
+        write(records, plan_named("other"))
+        values = json.loads(path.read_text())
+        inside = data.draw(st.sampled_from([values, values["nodes"][0], values["settings"]]))
+        inside[data.draw(st.sampled_from(sorted(inside)))] = value
+        path.write_text(json.dumps(values))
+        assert "other" in [record.name for record in records.all()]
+
+
+def test_a_record_of_a_job_that_nobody_knows_names_those_that_are_known(records: Records) -> None:
+    for number in range(10):
+        write(records, plan_named(f"job{number}"), number)
+    with pytest.raises(JobNameError) as caught:
+        records.get("other")
+    known = ", ".join(f"job{number}" for number in range(9, 1, -1))
+    assert str(caught.value) == f"no job 'other' was launched from here\n  fix: jobs known here: {known}"
+
+
+# ---- attempts
+
+
+def test_another_attempt_keeps_the_record_of_the_one_before(records: Records) -> None:
+    first = write(records, plan_named())
+    first.remember("failed", 7, ended=True)
+    second = records.write(plan_named(job_id="gpt2-second"), "tmux", 2000.0, SETTINGS, attempt=2)
+    assert records.get("gpt2") == second
+    assert (second.attempt, second.last_seen()["state"]) == (2, "starting")
+    kept = records.attempt(second, "1")
+    assert (kept.job_id, kept.created, kept.last_seen()["code"]) == (first.job_id, 1000.0, 7)
+    assert records.earlier(second) == [kept]
+    path = kept.folder / "record.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 9}))  # as another torchfab writes it
+    assert records.earlier(second) == []
+    assert [record.job_id for record in records.all()] == ["gpt2-second"]
+    assert {mode(path) for path in kept.folder.iterdir()} == {0o600}
+
+
+@pytest.mark.parametrize("text", ["3", "0", "-1", "../..", "x", "1/"])
+def test_an_attempt_that_never_was_is_an_error_that_says_which_were(records: Records, text: str) -> None:
+    write(records, plan_named())
+    record = records.write(plan_named(job_id="gpt2-second"), "tmux", 2000.0, SETTINGS, attempt=2)
+    with pytest.raises(UsageError) as caught:
+        records.attempt(record, text)
+    assert str(caught.value) == f"job gpt2 has no attempt {text!r}\n  fix: its attempts: 1-2"

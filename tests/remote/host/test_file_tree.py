@@ -1,0 +1,88 @@
+"""The files of a working directory, compared."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.hostile import HOSTILE
+from torchfab.remote.host import file_tree
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    folder = tmp_path / "here"
+    (folder / "pkg").mkdir(parents=True)
+    (folder / "pkg" / "mod.py").write_text("x = 1\n")
+    (folder / "train.py").write_text("import pkg\n")
+    (folder / "link").symlink_to("train.py")
+    return folder
+
+
+NAMES = ["pkg/mod.py", "train.py", "link"]
+
+
+def compared(here: Path, there: Path, within_s: float = 60.0) -> dict[str, object]:
+    digests = file_tree.digests(str(here), NAMES, 60)
+    return file_tree.check({"workdir": str(there), "digests": digests, "within_s": within_s})
+
+
+def test_a_copy_is_equal(here: Path, tmp_path: Path) -> None:
+    there = shutil.copytree(here, tmp_path / "there", symlinks=True)
+    assert compared(here, there) == {"checked": 3, "missing": 0, "differing": 0, "names": []}
+
+
+def test_what_is_missing_or_differs_is_named(here: Path, tmp_path: Path) -> None:
+    there = shutil.copytree(here, tmp_path / "there", symlinks=True)
+    (there / "pkg" / "mod.py").write_text("x = 2\n")
+    (there / "link").unlink()
+    assert compared(here, there) == {"checked": 3, "missing": 1, "differing": 1, "names": ["link", "pkg/mod.py"]}
+
+
+def test_a_link_is_not_the_file_that_it_points_to(here: Path, tmp_path: Path) -> None:
+    there = shutil.copytree(here, tmp_path / "there", symlinks=False)
+    assert compared(here, there)["names"] == ["link"]
+
+
+def test_an_empty_folder_lacks_all(here: Path, tmp_path: Path) -> None:
+    assert compared(here, tmp_path / "nothing")["missing"] == 3
+
+
+def test_a_comparison_ends_when_its_time_is_up(here: Path, tmp_path: Path) -> None:
+    assert compared(here, here, within_s=-1)["checked"] == 0
+
+
+def test_large_files_are_told_apart_by_size_and_ends(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("a", "b", "longer", "end")]
+    for path, size in zip(paths, (0, 0, 1, 0), strict=True):
+        with path.open("wb") as file:
+            file.truncate(file_tree.WHOLE_BYTES + 5 + size)
+    with paths[3].open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"x")
+    a, b, longer, end = (file_tree.digest(str(path)) for path in paths)
+    assert a == b
+    assert len({a, longer, end}) == 3
+
+
+@pytest.mark.parametrize("name", [text for text in HOSTILE.values() if "/" not in text and "\0" not in text])
+def test_files_of_any_name_are_read(name: str, tmp_path: Path) -> None:
+    name = f"a{name[:40]}"
+    (tmp_path / name).write_text("x")
+    assert file_tree.digests(str(tmp_path), [name], 60)[name]
+
+
+def test_the_launch_machines_own_directory_is_known_by_its_token(here: Path, tmp_path: Path) -> None:
+    (here / "token").touch()
+    assert file_tree.look({"workdir": str(here), "token": "token"}) == {"shared": True}
+    there = tmp_path / "new" / "there"
+    assert file_tree.look({"workdir": str(there), "token": "token"})["shared"] is False
+    assert there.is_dir()
+
+
+def test_a_workdir_that_cannot_be_made_is_a_problem_with_its_fix(here: Path) -> None:
+    answer = file_tree.look({"workdir": str(here / "train.py" / "below"), "token": ""})
+    assert "cannot be made" in answer["problems"][-1]["what"]
+    assert "--workdir" in answer["problems"][-1]["fix"]

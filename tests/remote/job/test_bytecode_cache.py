@@ -1,0 +1,50 @@
+"""The supervisor's modules, compiled once for all supervisors of a job."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.remote.place import Place, python
+from torchfab.remote import files
+
+# The program of a job's folder, without its end, which would supervise; then what is to be seen of it.
+LOAD = "import sys; exec(open(sys.argv[1]).read().rpartition('sys.exit(')[0], {'__file__': sys.argv[1]})\n"
+WRITE = LOAD + "from torchfab.remote.job import bytecode_cache; bytecode_cache.write(sys.argv[2])"
+MODULES = (
+    "import torchfab.remote.job.supervisor; print(sorted(n for n in sys.modules if n.startswith('torchfab.remote.')))"
+)
+FROM_WHERE = "CODE = sys.modules['torchfab.remote.files'].__loader__.get_code.__globals__['CODE']; print(sorted(CODE))"
+
+
+def run(place: Place, code: str) -> str:
+    words = python(code, str(place.folder / files.BUNDLE), str(place.folder))
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout
+
+
+def test_a_supervisor_finds_all_its_modules_compiled(place: Place) -> None:
+    run(place, WRITE)
+    assert run(place, LOAD + MODULES) == run(place, LOAD + FROM_WHERE)
+
+
+def test_a_process_is_supervised_with_and_without_them(place: Place) -> None:
+    assert place.run(["true"], name="a")[0] == 0
+    run(place, WRITE)
+    assert place.run(["sh", "-c", "exit 3"], name="b")[0] == 3
+
+
+@pytest.mark.parametrize("head", [b"another interpreter\n", repr(sys.version).encode() + b"\n", b""])
+def test_what_another_interpreter_compiled_or_nobody_is_not_used(place: Place, head: bytes) -> None:
+    (place.folder / (files.BUNDLE + "c")).write_bytes(head + b"no code at all")
+    assert run(place, LOAD + FROM_WHERE) == "[]\n"
+    assert place.run(["true"])[0] == 0
+
+
+def test_a_supervisor_loads_no_module_that_starts_slowly(place: Place) -> None:
+    run(place, WRITE)
+    heavy = "{'subprocess', 'threading', 'traceback', 'socket', 'typing', 'shutil', 'logging'}"
+    assert (
+        run(place, f"{LOAD}import torchfab.remote.job.supervisor; print(sorted({heavy} & set(sys.modules)))") == "[]\n"
+    )

@@ -1,0 +1,192 @@
+"""What a node tells of how a job went: bounded, whole, and never in the way of an answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import strategies as st
+
+from tests.recorded.recordings import names, recording
+from tests.remote.place import Place, memory_group, python, removed, wait_for
+from tests.support import fuzzed
+from torchfab.remote import cgroup, files, procfs
+from torchfab.remote.host import kernel_log
+from torchfab.remote.job import evidence, status
+
+RANK_LOGS = r"logs/[^/]+/attempt_(?P<attempt>\d+)/(?P<local_rank>\d+)/std(?:out|err)\.log"
+
+
+def rank_folder(place: Place, attempt: int, local_rank: int, error: Any = None) -> Path:
+    """Make torchrun's folder of a rank."""
+    folder = place.folder / "agent" / "logs" / "id" / f"attempt_{attempt}" / str(local_rank)
+    folder.mkdir(parents=True)
+    (folder / "stderr.log").write_text(f"attempt {attempt} of {local_rank}\n")
+    if error is not None:
+        (folder / "error.json").write_text(error if isinstance(error, str) else json.dumps(error))
+    return folder
+
+
+def error(text: str, stack: str = "") -> dict[str, Any]:
+    return {"message": {"message": text, "extraInfo": {"py_callstack": stack, "timestamp": "1"}}}
+
+
+def test_of_a_log_of_10_gigabytes_the_end_alone_is_read(place: Place) -> None:
+    place.prepare(["true"])
+    path = place.folder / "agent" / files.OUTPUT
+    with path.open("wb") as file:
+        file.truncate(10 * 1024**3)
+        file.seek(0, os.SEEK_END)
+        file.write(b"\nthe last words\n")
+    (log,) = evidence.gather(str(place.folder))["logs"]
+    assert log["text"] == "the last words\n"  # of the line before, the most of which was not read, nothing is told
+    assert (log["label"], log["size"]) == ("agent", 10 * 1024**3 + 16)
+
+
+def test_the_logs_of_many_ranks_share_what_is_sent(place: Place) -> None:
+    place.prepare(["true"], rank_logs=RANK_LOGS)
+    for local_rank in range(64):
+        (rank_folder(place, 0, local_rank) / "stderr.log").write_text("x" * 100_000)
+    logs = evidence.gather(str(place.folder))["logs"]
+    assert len(logs) == 64
+    assert sum(len(log["text"]) for log in logs) <= 256 * 1024
+
+
+def test_of_ranks_that_were_restarted_the_last_attempt_is_told_and_all_error_files(place: Place) -> None:
+    place.prepare(["true"], rank_logs=RANK_LOGS)
+    rank_folder(place, 0, 0, error("ValueError: first", "Traceback ..."))
+    rank_folder(place, 1, 0, error("ValueError: second"))
+    told = evidence.gather(str(place.folder))
+    assert [log["text"] for log in told["logs"]] == ["attempt 1 of 0\n"]
+    assert [(report["attempt"], report["message"]) for report in told["reports"]] == [
+        (0, "ValueError: first"),
+        (1, "ValueError: second"),
+    ]
+    assert told["reports"][0]["traceback"] == "Traceback ..."
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "7", '{"message": null}', '{"message": {"extraInfo": 7}}', "x" * 300_000]
+)
+def test_an_error_file_that_is_none_is_left_out(place: Place, text: str) -> None:
+    place.prepare(["true"], rank_logs=RANK_LOGS)
+    rank_folder(place, 0, 0, text)
+    assert evidence.gather(str(place.folder))["reports"] == []
+
+
+def test_an_error_file_whose_message_is_a_plain_text_is_told(place: Place) -> None:
+    place.prepare(["true"], rank_logs=RANK_LOGS)
+    rank_folder(place, 0, 0, {"message": "it broke"})
+    assert [report["message"] for report in evidence.gather(str(place.folder))["reports"]] == ["it broke"]
+
+
+def test_who_asked_a_process_to_end_is_told(place: Place) -> None:
+    place.prepare(python("import time; time.sleep(60)"))
+    supervisor = place.supervise()
+    wait_for(lambda: place.read(place.folder / "agent", files.STARTED))
+    supervisor.send_signal(signal.SIGHUP)
+    os.kill(supervisor.pid, signal.SIGTERM)
+    supervisor.wait(20)
+    assert evidence.gather(str(place.folder))["ends"]["agent"]["asked"] in ("SIGHUP", "SIGTERM")
+
+
+def test_a_process_that_was_stopped_by_a_signal_is_named_and_disks_are_measured(place: Place) -> None:
+    place.prepare(python("import time; time.sleep(60)"))
+    place.supervise()
+    started = wait_for(lambda: place.read(place.folder / "agent", files.STARTED))
+    os.kill(started["pid"], signal.SIGSTOP)
+    wait_for(lambda: procfs.stat_fields(started["pid"])[:1] == ["T"])
+    folder = str(place.folder)
+    found = status.status(folder, place.job_id, 0)
+    told = evidence._of_machine(folder, found)
+    assert told["halted"] == ["agent"]
+    assert all(disk["size"] >= disk["free"] >= 0 for disk in told["disks"])
+    assert {folder, "/tmp"} <= {disk["path"] for disk in told["disks"]}
+
+
+def test_a_folder_that_is_gone_is_no_error(tmp_path: Path) -> None:
+    assert evidence.gather(str(tmp_path / "gone")) == {"ends": {}, "logs": [], "reports": []}
+
+
+# ---- the kernel
+
+
+def test_a_record_of_the_kernel_s_log_is_its_time_and_its_text() -> None:
+    record = "3,1234,5000001,-;Out of memory: Killed process 7 (python3)\n SUBSYSTEM=x\n"
+    assert kernel_log.parse(record) == (5.000001, "Out of memory: Killed process 7 (python3)")
+
+
+@fuzzed(st.text())
+def test_no_record_of_the_kernel_breaks_us(text: str) -> None:
+    stamp, found = kernel_log.parse(text)
+    assert stamp >= 0.0
+    assert "\n" not in found
+
+
+def test_what_the_kernel_said_before_the_job_and_what_is_nobody_s_concern_is_left_out() -> None:
+    lines = [[1.0, "NVRM: Xid 79"], [100.0, "br0: port 1 entered blocking state"], [101.0, "NVRM: Xid 79"]]
+    assert kernel_log._kept(lines, 100.0) == [lines[2]]
+
+
+@pytest.mark.parametrize("name", [name for name in names("kernel") if name.startswith("oom-")])
+def test_the_recorded_kills_of_kernels_are_kept(name: str) -> None:
+    lines = recording("kernel", name).splitlines()
+    kept = [text for _, text in kernel_log._kept([[1.0, line] for line in lines], 0.0)]
+    signs = ("invoked oom-killer", "oom-kill:", "out of memory", "Out of memory", "Killed process", "oom_reaper")
+    assert kept == [line for line in lines if any(sign in line for sign in signs)]
+    assert any("Killed process" in line for line in kept)
+
+
+def test_a_storm_of_one_xid_hides_neither_another_one_nor_a_kill() -> None:
+    storm = recording("kernel", "xid-2025-13-43-storm.txt").splitlines() * 20
+    lost = next(line for line in recording("kernel", "xid-535.161.07-79.txt").splitlines() if "Xid" in line)
+    kill = next(line for line in recording("kernel", "oom-4.18-global.txt").splitlines() if "Killed process" in line)
+    lines = [[float(at), text] for at, text in enumerate([*storm, lost, *storm, kill, *storm])]
+    kept = kernel_log._kept(lines, 0.0)
+    assert len(kept) == kernel_log._MOST_LINES
+    assert kept == sorted(kept)
+    assert {lost, kill} <= {text for _, text in kept}
+    assert (kept[0], kept[-1]) == (lines[0], lines[-1])
+
+
+@pytest.mark.parametrize("record", recording("kernel", "kmsg-records-gpud.txt").splitlines())
+def test_the_records_of_a_real_kernel_are_read(record: str) -> None:
+    stamp, text = kernel_log.parse(record)
+    assert stamp > 200
+    assert text == record.partition(";")[2]
+
+
+def test_a_kernel_that_cannot_be_read_is_said_to_be_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> list[str]:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(kernel_log, "_records", refuse)
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert kernel_log.said(0.0) == {"lines": [], "unread": "/dev/kmsg: Operation not permitted"}
+
+
+# ---- the control group
+
+
+def test_a_kill_in_the_control_group_of_a_supervisor_is_counted_at_its_end(place: Place) -> None:
+    group = memory_group("torchfab-evidence")
+    try:
+        place.prepare(python("import os; kept = [bytearray(os.urandom(2**20)) for _ in range(512)]"))
+        program = [sys.executable, "-I", "-S", str(place.folder / files.BUNDLE), "supervise", "agent"]
+        enter = f'echo $$ > {group}/cgroup.procs; exec "$@"'
+        subprocess.run(["sh", "-c", enter, "sh", *program], check=False, env={"PATH": os.environ["PATH"]}, timeout=60)
+        end = place.read(place.folder / "agent", files.EXIT)
+        assert (end["code"], end["oom_kills"]) == (-9, 1)
+        assert evidence.gather(str(place.folder))["ends"]["agent"]["oom_kills"] == 1
+    finally:
+        wait_for(lambda: removed(group))
+
+
+def test_a_process_that_is_not_there_has_no_control_group() -> None:
+    assert cgroup.oom_kills("999999999") is None

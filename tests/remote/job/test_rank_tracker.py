@@ -1,0 +1,224 @@
+"""Finding the ranks below a process: real process trees."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.remote.place import PYTHON, python, wait_for
+from torchfab.remote import files, procfs
+from torchfab.remote.job.rank_tracker import RankWatch
+
+# An agent with three ranks, each with a data loader that has the rank's environment. It reaps nobody until it is told.
+AGENT = """
+import os, subprocess, sys
+for rank in (4, 5, 6):
+    env = {"RANK": str(rank), "LOCAL_RANK": str(rank - 4), "WORLD_SIZE": "8", "TORCHELASTIC_RESTART_COUNT": "2"}
+    body = "import subprocess, sys; loader = subprocess.Popen(['sleep', '600']); line = sys.stdin.readline()\\n"
+    body += "loader.kill(); loader.wait(); sys.exit(int(line))"
+    child = subprocess.Popen([*sys.argv[1:], "-c", body], env={**os.environ, **env}, stdin=subprocess.PIPE, text=True)
+    globals()[f"child{rank}"] = child
+    print(rank, child.pid, flush=True)
+for line in sys.stdin:
+    exec(line)
+"""
+
+
+class Agent:
+    """The agent, the pids of its ranks, and a watch over it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.process = subprocess.Popen(
+            python(AGENT, *PYTHON), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+        assert self.process.stdout
+        lines = [self.process.stdout.readline().split() for _ in range(3)]
+        self.pids = {int(rank): int(pid) for rank, pid in lines}
+        wait_for(lambda: len(procfs.descendants([self.process.pid])) == 6)
+        everyone = [self.process.pid, *procfs.descendants([self.process.pid])]
+        self.everyone = [(pid, procfs.start_time(pid)) for pid in everyone]
+        self.watch = RankWatch(str(folder), self.process.pid)
+
+    def tell(self, line: str) -> None:
+        assert self.process.stdin
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def finish(self, rank: int, code: int) -> None:
+        self.tell(f"child{rank}.stdin.write('{code}\\n'); child{rank}.stdin.flush()")
+
+    def end(self) -> None:
+        """Kill all of them, also loaders that lost their rank."""
+        for pid, started in self.everyone:
+            if procfs.is_alive(pid, started):
+                os.kill(pid, signal.SIGKILL)
+        self.process.communicate()
+        for handle in self.watch.pidfds:
+            os.close(handle)
+
+    def await_end(self) -> None:
+        """Wait for a pidfd, as the supervisor does, and note that end."""
+        poll = select.poll()
+        for handle in self.watch.pidfds:
+            poll.register(handle, select.POLLIN)
+        for handle, _ in poll.poll(10_000):
+            self.watch.ended(handle)
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Iterator[Agent]:
+    made = Agent(tmp_path)
+    yield made
+    made.end()
+
+
+def codes(agent: Agent) -> dict[int, int | None]:
+    return {rank["rank"]: rank["code"] for rank in agent.watch.ranks}
+
+
+def test_the_ranks_are_the_topmost_processes_with_a_rank_and_their_loaders_are_none(
+    agent: Agent, tmp_path: Path
+) -> None:
+    assert agent.watch.look()
+    assert agent.watch.ranks == [
+        {
+            "rank": rank,
+            "local_rank": rank - 4,
+            "world_size": 8,
+            "attempt": 2,
+            "pid": pid,
+            "start_time": procfs.start_time(pid),
+            "started": agent.watch.ranks[index]["started"],
+            "ended": None,
+            "code": None,
+        }
+        for index, (rank, pid) in enumerate(agent.pids.items())
+    ]
+    assert files.read_json(str(tmp_path / files.RANKS)) == agent.watch.ranks
+    assert agent.watch.running() == list(agent.pids.values())
+
+
+def test_a_second_look_finds_nothing_new(agent: Agent) -> None:
+    agent.watch.look()
+    assert not agent.watch.look()
+    assert len(agent.watch.ranks) == 3
+
+
+def test_true_exit_codes_are_read_before_the_agent_reaps(agent: Agent, tmp_path: Path) -> None:
+    agent.watch.look()
+    agent.finish(4, 0)
+    agent.await_end()
+    agent.finish(5, 7)
+    agent.await_end()
+    os.kill(agent.pids[6], signal.SIGKILL)
+    agent.await_end()
+    assert codes(agent) == {4: 0, 5: 7, 6: -9}
+    assert agent.watch.pidfds == {}
+    assert agent.watch.running() == []
+    ends = [rank["ended"] for rank in files.read_json(str(tmp_path / files.RANKS))]
+    assert ends == sorted(ends)
+    assert time.time() - ends[0] < 60
+
+
+def test_a_rank_without_a_pidfd_is_swept(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    def old_kernel(_: int) -> int:
+        raise OSError
+
+    monkeypatch.setattr(os, "pidfd_open", old_kernel)
+    agent.watch.look()
+    assert agent.watch.pidfds == {}
+    agent.finish(5, 7)
+    wait_for(lambda: procfs.exit_code_of_zombie(agent.pids[5]) == 7)
+    agent.watch.sweep()
+    assert codes(agent) == {4: None, 5: 7, 6: None}
+
+
+def test_a_rank_that_was_reaped_before_anyone_looked_has_no_code(agent: Agent) -> None:
+    agent.watch.look()
+    agent.finish(4, 3)
+    agent.tell("child4.wait(); print('reaped', flush=True)")
+    assert agent.process.stdout
+    assert agent.process.stdout.readline() == "reaped\n"
+    agent.await_end()
+    (rank, *_) = agent.watch.ranks
+    assert (rank["code"], rank["ended"] is not None) == (None, True)
+
+
+def test_the_code_of_a_rank_that_was_reaped_by_the_supervisor_is_set(agent: Agent, tmp_path: Path) -> None:
+    agent.watch.look()
+    agent.watch.set_code(agent.pids[5], -11)
+    (rank,) = [each for each in files.read_json(str(tmp_path / files.RANKS)) if each["pid"] == agent.pids[5]]
+    assert (rank["code"], rank["ended"] is not None) == (-11, True)
+
+
+@pytest.mark.parametrize("text", ["", "-1", "x", "1.0", "²", "9" * 5000])
+def test_a_rank_that_is_no_number_is_not_known(text: str, tmp_path: Path) -> None:
+    child = subprocess.Popen(["sleep", "600"], env={"PATH": os.environ["PATH"], "RANK": text})
+    wait_for(lambda: procfs.environment(child.pid))
+    watch = RankWatch(str(tmp_path), child.pid)
+    try:
+        assert watch.look()
+        assert [rank["rank"] for rank in watch.ranks] == [None]
+    finally:
+        child.kill()
+        child.wait()
+        for handle in watch.pidfds:
+            os.close(handle)
+
+
+# A rank that overwrites the environment that it was started with, as setproctitle does, and starts a program then.
+RETITLED = """
+import os, subprocess, sys
+fields = open("/proc/self/stat").read().rpartition(")")[2].split()
+first, end = int(fields[47]), int(fields[48])
+sys.stdin.readline()
+with open("/proc/self/mem", "r+b", buffering=0) as memory:
+    memory.seek(first)
+    memory.write(bytes(end - first))
+program = subprocess.Popen(["sleep", "600"], env=dict(os.environ))
+print(program.pid, flush=True)
+sys.stdin.readline()
+program.kill()
+"""
+
+
+def test_what_a_rank_starts_after_it_overwrote_its_environment_is_no_rank(tmp_path: Path) -> None:
+    argv, env = python(RETITLED), {**os.environ, "RANK": "3"}
+    with subprocess.Popen(argv, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as rank:
+        assert rank.stdin
+        assert rank.stdout
+        wait_for(lambda: "RANK" in procfs.environment(rank.pid))
+        watch = RankWatch(str(tmp_path), rank.pid)
+        assert watch.look()
+        rank.stdin.write("\n")
+        program = int(rank.stdout.readline())
+        wait_for(lambda: procfs.command_line(program)[:1] == ["sleep"])
+        new, overwritten = watch.look(), "RANK" not in procfs.environment(rank.pid)
+        rank.stdin.write("\n")
+    for handle in watch.pidfds:
+        os.close(handle)
+    assert overwritten
+    assert not new
+    assert [each["pid"] for each in watch.ranks] == [rank.pid]
+
+
+def test_a_process_that_has_a_rank_only_at_the_first_of_two_looks_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with subprocess.Popen(["sleep", "600"], env={"PATH": os.environ["PATH"]}) as child:
+        wait_for(lambda: procfs.command_line(child.pid)[:1] == ["sleep"])
+        seen = [{"RANK": "3"}]  # as it is between fork and exec, and for one that ends
+        truth = procfs.environment
+        monkeypatch.setattr(procfs, "environment", lambda pid: seen.pop() if seen else truth(pid))
+        watch = RankWatch(str(tmp_path), child.pid)
+        new = watch.look()
+        child.kill()
+    assert not seen
+    assert (new, watch.ranks, watch.pidfds) == (False, [], {})

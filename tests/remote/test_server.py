@@ -1,0 +1,371 @@
+"""The conversation with the launch machine, over real pipes, against the launch machine's own side of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+
+from tests.factories import make_nodes
+from tests.hostile import HOSTILE
+from tests.remote.place import wait_for
+from tests.support import require
+from torchfab.core.errors import HostError
+from torchfab.remote import files, procfs
+from torchfab.remote.job.start_barrier import NEVER_LET_GO
+from torchfab.transport import bundle
+from torchfab.transport.session import Session
+
+
+class Pipe:
+    """A program on this machine, as torchfab.transport.ssh takes it."""
+
+    def __init__(self, argv: Sequence[str], env: dict[str, str]) -> None:
+        streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        self.process = subprocess.Popen(argv, env=env, start_new_session=True, **streams)  # type: ignore[call-overload]
+
+    def write(self, data: bytes) -> None:
+        self.process.stdin.write(data)
+        self.process.stdin.flush()
+
+    def read(self, timeout_s: float) -> bytes | None:
+        readable, _, _ = select.select([self.process.stdout], [], [], timeout_s)
+        return os.read(self.process.stdout.fileno(), 1 << 16) if readable else None
+
+    def obituary(self) -> tuple[int | None, str]:
+        return self.process.wait(10), self.process.stderr.read().decode()
+
+    def close(self) -> None:
+        """Hang up, and wait for the program's end."""
+        for stream in (self.process.stdin, self.process.stdout):
+            try:
+                stream.close()
+            except BrokenPipeError:
+                pass
+        self.process.wait(20)
+        self.process.stderr.close()
+
+
+class Node:
+    """A node of a job on this machine, with a tmux server of its own."""
+
+    def __init__(self, root: Path, tmux_dir: str) -> None:
+        self.root = root
+        self.job_id = f"wire-{secrets.token_hex(4)}"
+        self.env = {"PATH": os.environ["PATH"], "HOME": str(root), "TMUX_TMPDIR": tmux_dir}
+        self.pipes: list[Pipe] = []
+        self.address = {
+            "job_id": self.job_id,
+            "node_dir": str(root / "tf"),
+            "node_rank": 0,
+            "session": f"{self.job_id}-node0",
+        }
+        self.folder = Path(files.job_folder(str(root / "tf"), self.job_id, 0))
+
+    def connect(self, *before: str) -> Session:
+        """Start a conversation; `before` are words of a command that runs the program."""
+        self.pipes.append(Pipe([*before, *bundle.argv(sys.executable)], self.env))
+        return Session(make_nodes("localhost")[0], self.pipes[-1])
+
+    def prepare(self, session: Session, **values: Any) -> dict[str, Any]:
+        request: dict[str, Any] = {
+            "op": "prepare",
+            "workdir": str(self.root),
+            "python": sys.executable,
+            "script": None,
+            "modules": [],
+            "master_addr": None,
+            "peers": [],
+            "patience_s": 20,
+            "one_machine": True,
+            "port": 0,
+            "write": True,
+        }
+        return session.ask({**request, **self.address, **values}, 20)
+
+    def start(self, session: Session, *argv: str, **values: Any) -> dict[str, Any]:
+        """Start a process and let it go; return the answer to that."""
+        self.hold(session, self.process(*argv, **values))
+        return session.ask({"op": "keep"}, 25)
+
+    def process(self, *argv: str, **values: Any) -> dict[str, Any]:
+        marks = {"TORCHFAB_JOB_ID": self.job_id, "TORCHFAB_NODE_RANK": "0"}
+        return {
+            "name": "agent",
+            "argv": list(argv),
+            "env": {**marks, **values.pop("env", {})},
+            "secrets": {},
+            "cwd": str(self.root),
+            "rank": None,
+            "rank_logs": "",
+            "folders": ["logs"],
+            **values,
+        }
+
+    def hold(self, session: Session, *processes: dict[str, Any]) -> dict[str, Any]:
+        """Start processes that are not let go yet."""
+        request = {
+            "op": "start",
+            "session": self.address["session"],
+            "grace_s": 5.0,
+            "start_timeout_s": 20.0,
+            "secret_patterns": ["*TOKEN*"],
+        }
+        return session.ask({**request, "processes": list(processes)}, 25)
+
+    def running(self) -> list[int]:
+        return procfs.job_processes(self.job_id, 0)
+
+    def tmux_sessions(self) -> str:
+        words = ["tmux", "-L", "torchfab", "list-sessions", "-F", "#{session_name}"]
+        return subprocess.run(words, env=self.env, capture_output=True, text=True, check=False).stdout.strip()
+
+    def end(self) -> None:
+        for pipe in self.pipes:
+            pipe.close()
+        if self.running():
+            last = self.connect()
+            last.ask({"op": "stop", "grace_s": 0.1, **self.address}, 20)
+            last.close()
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    require("tmux")
+    with TemporaryDirectory(prefix="tf-") as tmux_dir:
+        made = Node(tmp_path, tmux_dir)
+        yield made
+        made.end()
+
+
+def test_two_phases_and_a_keep_leave_a_running_job(node: Node) -> None:
+    session = node.connect()
+    assert node.prepare(session)["problems"] == []
+    held = node.hold(session, node.process("sleep", "600"))
+    assert (held["problems"], held["started"], node.running()) == ([], ["agent"], [])
+    kept = session.ask({"op": "keep"}, 10)
+    assert (kept["problems"], kept["started"]) == ([], ["agent"])
+    session.close()
+    assert node.tmux_sessions() == node.address["session"]
+    assert len(node.running()) == 1
+    again = node.connect()
+    assert again.ask({"op": "status", **node.address}, 10)["processes"][0]["state"] == "running"
+    assert again.ask({"op": "stop", "grace_s": 5, **node.address}, 20)["left"] == []
+    assert again.ask({"op": "status", **node.address}, 10)["processes"][0]["state"] == "stopped"
+    again.ask({"op": "forget", **node.address}, 10)
+    assert not node.folder.exists()
+    assert node.running() == []
+
+
+def test_hanging_up_after_phase_one_takes_back_what_was_prepared(node: Node) -> None:
+    session = node.connect()
+    port = node.prepare(session)["facts"]["port"]
+    assert node.folder.exists()
+    session.close()
+    assert not node.folder.exists()
+    node.prepare(node.connect())
+    assert port > 0
+
+
+def test_hanging_up_before_keep_takes_back_what_never_began(node: Node, tmp_path: Path) -> None:
+    session = node.connect()
+    node.prepare(session)
+    node.hold(session, node.process("touch", str(tmp_path / "began")))
+    assert node.tmux_sessions() == node.address["session"]
+    session.close()
+    assert node.running() == []
+    assert node.tmux_sessions() == ""
+    assert not node.folder.exists()
+    assert not (tmp_path / "began").exists()
+
+
+def test_of_processes_that_cannot_all_begin_none_is_kept(node: Node) -> None:
+    session = node.connect()
+    node.prepare(session)
+    stubborn = node.process("sh", "-c", "trap '' TERM; sleep 600 & wait; sleep 600", name="rank-0")
+    node.hold(session, stubborn, node.process("/no/such/program", name="rank-1"))
+    kept = session.ask({"op": "keep"}, 25)
+    assert [each["what"] for each in kept["problems"]] == [
+        "rank-1: cannot start /no/such/program: No such file or directory"
+    ]
+    assert node.running()
+    session.close()
+    assert node.running() == []
+    assert node.tmux_sessions() == ""
+    assert not node.folder.exists()
+
+
+def test_a_launch_machine_that_falls_silent_before_keep_loses_what_was_started(node: Node) -> None:
+    session = node.connect()
+    node.prepare(session, patience_s=1)
+    node.hold(session, node.process("sleep", "600"))
+    wait_for(lambda: node.pipes[0].process.poll() is not None)
+    assert node.running() == []
+    assert not node.folder.exists()
+
+
+def test_what_is_held_never_begins_when_the_conversation_is_killed(node: Node) -> None:
+    session = node.connect()
+    node.prepare(session)
+    node.hold(session, node.process("sleep", "600", secrets={"HF_TOKEN": "hunter2"}))
+    node.pipes[0].process.kill()
+    wait_for(lambda: (node.folder / "agent" / files.EXIT).exists())
+    (told,) = node.connect().ask({"op": "status", **node.address}, 10)["processes"]
+    assert (told["state"], told["reason"]) == ("failed", NEVER_LET_GO)
+    assert node.running() == []
+    assert not (node.folder / "agent" / files.SECRETS).exists()
+
+
+def test_who_is_held_sleeps_until_it_is_let_go(node: Node) -> None:
+    """A look up ten times a second, by each of a thousand supervisors on one machine, was all that it did."""
+    session = node.connect()
+    node.prepare(session)
+    node.hold(session, node.process("sleep", "600"))
+    status = Path(f"/proc/{(node.folder / 'agent' / files.READY).read_text()}/status")
+
+    def sleeps() -> int:
+        return int(status.read_text().split("voluntary_ctxt_switches:")[1].split()[0])
+
+    wait_for(lambda: "S (sleeping)" in status.read_text())
+    before = sleeps()
+    time.sleep(1)
+    assert sleeps() - before <= 2
+    assert session.ask({"op": "keep"}, 10)["started"] == ["agent"]
+
+
+def test_a_launch_that_failed_elsewhere_is_taken_back_and_says_so(node: Node) -> None:
+    session = node.connect()
+    node.prepare(session)
+    node.start(session, "sleep", "600")
+    assert node.running()
+    answer = session.ask({"op": "take_back", "grace_s": 2, **node.address}, 20)
+    assert (answer["asked"], answer["left"]) == (1, [])
+    assert not node.folder.exists()
+    assert node.running() == []
+
+
+def test_secrets_of_the_nodes_own_environment_reach_the_job_and_stay_in_no_file(node: Node) -> None:
+    node.env["NODES_TOKEN"] = "hunter2"
+    session = node.connect()
+    node.prepare(session)
+    node.start(session, "sh", "-c", 'echo "${#NODES_TOKEN}"; exec sleep 600')
+    output = node.folder / "agent" / files.OUTPUT
+    wait_for(lambda: output.read_text() == "7\n")
+    written = [
+        path for path in node.root.rglob("*") if path.is_file() and "hunter2" in path.read_text(errors="replace")
+    ]
+    assert written == []
+
+
+def test_what_cannot_be_started_is_a_problem_that_names_it(node: Node) -> None:
+    session = node.connect()
+    node.prepare(session)
+    answer = node.start(session, "/no/such/program")
+    assert answer["started"] == []
+    assert answer["problems"] == [
+        {"what": "agent: cannot start /no/such/program: No such file or directory", "fix": ""}
+    ]
+
+
+def test_any_argv_and_environment_travel_over_the_wire(node: Node) -> None:
+    session = node.connect()
+    node.prepare(session)
+    argv = [text for text in HOSTILE.values() if len(text) < 1000]
+    env = {f"V_{number}": text for number, text in enumerate(HOSTILE.values())}
+    program = (
+        "import json, os, sys; e = open('/proc/self/environ', 'rb').read().decode('utf-8', 'surrogateescape');"
+        "print(json.dumps([sys.argv[1:], [x for x in e.split(chr(0)) if x[:2] == 'V_' or x[:3] == 'HF_']]))"
+    )
+    secret = {"HF_TOKEN": "it's\nhunter2"}
+    node.start(session, sys.executable, "-S", "-c", program, *argv, env=env, secrets=secret)
+    output = node.folder / "agent" / files.OUTPUT
+    wait_for(lambda: (node.folder / "agent" / files.EXIT).exists() and output.read_text().endswith("\n"))
+    got_argv, got_env = json.loads(output.read_text())
+    assert got_argv == argv
+    assert dict(pair.split("=", 1) for pair in got_env) == {**env, **secret}
+    assert "hunter2" not in "".join(path.read_text() for path in node.folder.rglob("*.json"))
+
+
+@pytest.mark.parametrize("noise", ["Welcome to node1", "\\036not a frame\\n", "\\0365 of 7\\n\\036", "\\n\\n\\033[31m"])
+def test_what_a_login_shell_prints_before_us_is_told_apart(node: Node, noise: str) -> None:
+    session = node.connect("sh", "-c", f"printf '{noise}'; exec \"$@\"", "sh")
+    assert session.ask({"op": "status", **node.address}, 10)["exists"] is False
+
+
+def test_a_request_that_fails_is_answered_with_what_happened_and_the_next_one_as_ever(node: Node) -> None:
+    session = node.connect()
+    (problem,) = session.ask({"op": "status"}, 10)["problems"]
+    assert problem["what"].startswith("KeyError: ")
+    assert session.ask({"op": "no_such"}, 10)["problems"]
+    assert session.ask({"op": "status", **node.address}, 10)["exists"] is False
+
+
+def test_logs_are_streamed_until_the_job_has_ended(node: Node) -> None:
+    session = node.connect()
+    node.prepare(session)
+    node.start(session, "sh", "-c", "echo first; sleep 0.3; echo last; exit 7")
+    session.post({"op": "logs", "follow": True, "lines": None, "ranks": None, "grep": None, **node.address})
+    frames: list[dict[str, Any]] = []
+    while not any("end" in frame for frame in frames):
+        frames += session.take(10)
+    assert [line[2] for frame in frames for line in frame.get("lines", [])] == ["first", "last"]
+    assert [frame["end"]["processes"][0]["code"] for frame in frames if "end" in frame] == [7]
+
+
+def test_a_stream_with_nothing_to_tell_shows_that_it_lives(node: Node) -> None:
+    session = node.connect()
+    session.silence_s = 2.0
+    node.prepare(session)
+    node.start(session, "sleep", "600")
+    session.post({"op": "logs", "follow": True, "lines": 0, "ranks": None, "grep": None, **node.address})
+    before = session.heard
+    wait_for(lambda: session.take(0.1) == [] and session.heard > before + 3)
+
+
+def test_a_stream_that_falls_silent_is_given_up(node: Node) -> None:
+    session = node.connect()
+    session.silence_s = 1.0
+    session.post({"op": "logs", "follow": True, "lines": 0, "ranks": None, "grep": None, **node.address})
+    os.kill(node.pipes[-1].process.pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(HostError, match="no sign of life for 1 s"):
+            wait_for(lambda: session.take(0.1) and False)
+    finally:
+        os.kill(node.pipes[-1].process.pid, signal.SIGCONT)
+
+
+def test_a_program_that_ends_is_told_with_its_last_words(node: Node) -> None:
+    with pytest.raises(HostError, match="ended there with code 3 before it answered: no such thing"):
+        node.connect("sh", "-c", "echo no such thing >&2; exit 3", "sh").ask({"op": "status", **node.address}, 10)
+
+
+def test_a_python_that_is_too_old_is_told(node: Node, tmp_path: Path) -> None:
+    program = tmp_path / "node.py"  # too long for a word of a command
+    program.write_text(bundle.source().replace("sys.version_info < (3, 9)", "sys.version_info < (9, 9)"))
+    done = subprocess.run([sys.executable, "-I", "-S", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("torchfab-needs-python 3.9, this is 3.")
+
+
+def test_an_answer_that_does_not_come_is_told(node: Node) -> None:
+    session = node.connect("sh", "-c", "cat > /dev/null", "sh")
+    with pytest.raises(HostError, match=r"gave no answer within 0\.2 s"):
+        session.ask({"op": "status", **node.address}, 0.2)
+
+
+def test_the_program_is_given_the_source_and_nothing_is_installed() -> None:
+    argv = bundle.argv("python3")
+    assert argv[:4] == ("python3", "-I", "-S", "-c")
+    assert int(argv[5]) == len(bundle.packed())
+    compile(bundle.source(), "node.py", "exec")

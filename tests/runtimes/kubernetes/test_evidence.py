@@ -1,0 +1,125 @@
+"""`fab why` of a job in a cluster: what its pods' logs and the cluster's own reasons tell."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.kube.api import API, stamp
+from tests.kube.in_process import Here, here_on
+from tests.kube.pods import condition, ended, pods_of, running, set_status
+from tests.why.test_tracebacks import PLAIN
+from torchfab.commands.why import show_why
+
+
+@pytest.fixture
+def api() -> Iterator[API]:
+    with API() as made:
+        yield made
+
+
+@pytest.fixture
+def here(
+    api: API, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Here]:
+    yield from here_on(api, tmp_path, monkeypatch, capsys)
+
+
+def failed(here: Here, status: Any) -> list[str]:
+    """Launch a job whose second pod ends so, and whose first runs; return their names."""
+    here.launch()
+    first, second = pods_of(here.api, "gpt2")
+    set_status(here.api, first, running(), nodeName="worker-0")
+    set_status(here.api, second, status, nodeName="worker-1")
+    for line in PLAIN.splitlines():
+        here.api.write(second, f"[rank3]:{line}")
+    return [first, second]
+
+
+def why(here: Here) -> dict[str, Any]:
+    """Return what `fab why --json` says."""
+    record = here.find()
+    here.output()
+    assert show_why(record, as_json=True) == 0
+    found: dict[str, Any] = json.loads(here.output())
+    return found
+
+
+def test_the_traceback_comes_from_the_log_of_the_rank_that_the_pod_names(here: Here) -> None:
+    failed(here, ended(1, json.dumps({"rank": 3, "code": 1, "time": time.time()})))
+    found = why(here)
+    assert (found["cause"]["kind"], found["cause"]["words"]) == ("script", "the script raised ValueError: bad batch 17")
+    assert (found["first"]["host"], found["first"]["rank"]) == ("gpt2-1", 3)
+    assert ", in main" in found["first"]["traceback"]
+
+
+EVICTED = {"reason": "Evicted", "message": "The node was low on memory."}
+DRAINED = {"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}]}
+GONE = {"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager"}]}
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "name", "words"),
+    [
+        (
+            ended(137, reason="OOMKilled"),
+            "memory",
+            "host-memory",
+            "OOMKilled: it wanted more memory than its machine has",
+        ),
+        (ended(137, reason="Error") | EVICTED, "killed", "evicted", "evicted: The node was low on memory"),
+        (ended(143, reason="Error") | DRAINED, "killed", "evicted", "most likely because its machine is drained"),
+        (ended(143, reason="Error") | GONE, "node", "node-failed", "because of its machine's state"),
+    ],
+)
+def test_what_the_cluster_did_is_the_cause(here: Here, status: Any, kind: str, name: str, words: str) -> None:
+    failed(here, status)
+    found = why(here)
+    assert (found["cause"]["kind"], found["cause"]["name"]) == (kind, name), found
+    assert words in found["cause"]["words"]
+    assert found["first"]["host"] == "gpt2-1"
+    assert found["bad_nodes"] == (["gpt2-1"] if kind == "node" else [])
+
+
+def test_an_eviction_of_whose_container_no_times_are_known_comes_before_what_the_others_saw_of_it(here: Here) -> None:
+    when = time.time() - 40
+    condition = {"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet"}
+    state = {"exitCode": 137, "reason": "ContainerStatusUnknown", "startedAt": None, "finishedAt": None}
+    evicted = {"phase": "Failed", "conditions": [{**condition, "lastTransitionTime": stamp(when)}], **EVICTED}
+    first, _ = failed(here, {**evicted, "containerStatuses": [{"name": "trainer", "state": {"terminated": state}}]})
+    set_status(here.api, first, ended(1, json.dumps({"rank": 0, "code": 1, "time": when + 10})), nodeName="worker-0")
+    for line in PLAIN.replace("ValueError: bad batch 17", "RuntimeError: Connection closed by peer").splitlines():
+        here.api.write(first, f"[rank0]:{line}")
+    found = why(here)
+    assert (found["cause"]["name"], found["first"]["host"]) == ("evicted", "gpt2-1"), found
+
+
+def test_a_job_that_succeeded_and_one_that_was_stopped_are_told_plainly(here: Here) -> None:
+    here.launch()
+    for pod in pods_of(here.api, "gpt2"):
+        set_status(here.api, pod, ended(0), nodeName="worker")
+    condition(here.api, "gpt2", "Complete")
+    assert why(here)["cause"]["kind"] == "succeeded"
+    assert here.stop()[0] == 0
+    assert why(here)["cause"]["kind"] == "succeeded"
+
+
+def test_the_traceback_is_still_known_when_the_cluster_has_forgotten_the_pods(here: Here) -> None:
+    for pod in failed(here, ended(1, json.dumps({"rank": 3, "code": 1, "time": time.time()}))):
+        here.api.close_log(pod)
+    assert here.stop()[0] == 0
+    found = why(here)
+    assert found["cause"]["words"] == "the script raised ValueError: bad batch 17", found
+
+
+def test_a_cluster_that_does_not_answer_is_named(here: Here) -> None:
+    failed(here, ended(1))
+    here.api.fail("GET", "/jobs/gpt2", times=9)
+    here.output()
+    assert show_why(here.find(), as_json=False) == 1
+    assert "could not be asked:\n  the scheduler: cannot reach the cluster" in here.output()

@@ -1,0 +1,257 @@
+"""The Slurm runtime, with a conversation that is played to it: lost connections, unconfirmed jobs, what is shown."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.runtimes.slurm.test_state import RECORD, node, process, told
+from torchfab.commands.logs import show_logs, wait
+from torchfab.commands.stop import stop
+from torchfab.commands.why import show_why
+from torchfab.core.errors import HostError, TorchfabError
+from torchfab.core.events import ContactLost, JobSeen, Lines, PastRead
+from torchfab.records import Records
+from torchfab.runtimes.slurm import runtime
+from torchfab.runtimes.slurm import state as slurmstate
+from torchfab.why import diagnosis
+from torchfab.why.causes import Kind
+
+LOGIN = {"rank": 0, "host": "login", "user": "me", "port": 2222, "address": "", "slots": None, "gpus": [], "origin": ""}
+
+
+class Played:
+    """A session that answers from a list: frames, or an error to raise."""
+
+    def __init__(self, answers: list[Any]) -> None:
+        self.answers = answers
+        self.asked: list[Mapping[str, Any]] = []
+        self.closed = 0
+
+    def ask(self, request: Mapping[str, Any], timeout_s: float) -> Any:
+        self.asked.append(dict(request))
+        return self._next()
+
+    def post(self, request: Mapping[str, Any]) -> None:
+        self.asked.append(dict(request))
+
+    def take(self, timeout_s: float = 0.0) -> Any:
+        return self._next()
+
+    def _next(self) -> Any:
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch) -> Played:
+    made = Played([])
+    monkeypatch.setattr(runtime, "open_session", lambda *_: made)
+    monkeypatch.setattr(runtime, "connections", lambda nodes, _: {each.rank: None for each in nodes})
+    monkeypatch.setattr(runtime, "_RETRY_S", 0.0)
+    monkeypatch.setattr(runtime, "_POLL_S", 0.0)
+    return made
+
+
+def record(tmp_path: Path, **details: Any) -> Any:
+    base = {"slurm_id": "17", "folder": "/f", "login": LOGIN}
+    return dataclasses.replace(RECORD, folder=tmp_path, details={**base, **details})
+
+
+def answer(state: str, *nodes: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    return {"slurm": told(state, **more), "nodes": nodes, "exists": True, "stop_asked": None, "said": "", "now": 60.0}
+
+
+PENDING = answer("PENDING", why="Resources", hosts=[])
+RUNNING = answer("RUNNING", node(0, process("running", None)), node(1))
+DONE = answer("COMPLETED", node(0, process("succeeded", 0)), node(1, process("succeeded", 0)))
+REQUEST = {"follow": True, "lines": None, "ranks": None, "grep": None}
+
+
+def test_a_stream_that_breaks_is_read_on_where_it_was_left(played: Played, tmp_path: Path) -> None:
+    line = {"node": 1, "lines": [[2, 50.0, "hello"]]}
+    played.answers = [[{"seen": RUNNING}, line, {"offsets": {"/f/log": 6}}], HostError("lost"), [{"end": DONE}]]
+    events = list(runtime.follow(record(tmp_path), REQUEST))
+    assert [type(event) for event in events] == [JobSeen, Lines, ContactLost, JobSeen]
+    assert isinstance(events[1], Lines)
+    assert events[1].node.host == "n2"
+    assert isinstance(events[2], ContactLost)
+    assert events[2].node.label == "login:2222"
+    assert [each.get("offsets") for each in played.asked] == [None, {"/f/log": 6}]
+
+
+def test_a_watch_tells_why_a_job_waits_where_it_runs_and_how_it_ends(
+    played: Played, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lost = {
+        "slurm": {"error": "no controller"},
+        "nodes": [],
+        "exists": True,
+        "stop_asked": None,
+        "said": "",
+        "now": 1.0,
+    }
+    frames = [{"seen": PENDING}, {"past": True}, {"seen": PENDING}, {"seen": RUNNING}, {"seen": lost}, {"end": DONE}]
+    played.answers = [[frame] for frame in frames]
+    assert wait(record(tmp_path), 30.0, 0.0) == 0
+    assert capsys.readouterr().err.splitlines()[:3] == [
+        "gpt2: pending (waits for nodes to become free (Resources))",
+        "gpt2: runs on n[1-2]",
+        "gpt2: unreachable (Slurm cannot be asked: no controller)",
+    ]
+
+
+def test_the_past_of_a_job_whose_login_is_gone_is_an_error(
+    played: Played, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    played.answers = [HostError("refused")] * 3
+    assert show_logs(record(tmp_path), {**REQUEST, "follow": False}, folding=True, stall_s=0.0) == 1
+    assert "login:2222: refused" in capsys.readouterr().err
+
+
+def test_a_problem_on_the_other_side_ends_the_stream(played: Played, tmp_path: Path) -> None:
+    played.answers = [[{"problems": [{"what": "OSError: disk", "fix": ""}]}]]
+    (event,) = runtime.follow(record(tmp_path), REQUEST)
+    assert isinstance(event, JobSeen)
+    assert (event.status.state, event.status.reason) == ("unreachable", "OSError: disk")
+
+
+def test_a_status_that_cannot_be_asked_is_unreachable(played: Played, tmp_path: Path) -> None:
+    played.answers = [HostError("timeout")]
+    found = runtime.status(record(tmp_path))
+    assert (found.state, found.reason, found.has_ended, found.exit_code) == ("unreachable", "timeout", False, None)
+    assert played.closed == 1
+
+
+def test_a_submission_that_fails_hangs_up_without_keep(played: Played, tmp_path: Path) -> None:
+    from tests.launchers.test_slurm import full_job
+    from torchfab.launchers import slurm as launcher
+
+    played.answers = [{"problems": [{"what": "there is no sbatch here", "fix": "install it"}]}]
+    with pytest.raises(TorchfabError) as caught:
+        runtime.submit(record(tmp_path), launcher.plan(full_job()))
+    assert str(caught.value) == "login:2222: there is no sbatch here\n  fix: install it"
+    assert [each["op"] for each in played.asked] == ["slurm_submit"]
+    assert played.closed == 1
+    played.answers = [{"slurm_id": "18"}, {}]
+    details = runtime.submit(record(tmp_path), launcher.plan(full_job()))
+    assert details == {"slurm_id": "18", "known_as": "Slurm job 18"}
+    assert [each["op"] for each in played.asked[1:]] == ["slurm_submit", "keep"]
+
+
+def test_a_job_that_was_never_confirmed_is_lost_and_can_be_removed(
+    played: Played, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / RECORD.name
+    folder.mkdir()
+    told = dataclasses.replace(RECORD, folder=folder, details={"folder": "/f"})
+    unconfirmed = Records(tmp_path).with_details(told, login=LOGIN)
+    found = runtime.status(unconfirmed)
+    assert (found.state, found.has_ended) == ("lost", True)
+    assert wait(unconfirmed, 30.0, 0.0) == 1
+    assert stop(unconfirmed, 1.0) == 0
+    assert "nothing of it was ever confirmed" in capsys.readouterr().out
+    played.answers = [{}]
+    assert runtime.forget(unconfirmed) == {}
+    young = dataclasses.replace(unconfirmed, created=time.time())
+    assert (runtime.status(young).state, runtime.status(young).has_ended) == ("pending", False)
+
+
+@pytest.mark.parametrize(("given", "grace_s"), [(None, 90.0), (3.0, 3.0)])
+def test_stop_gives_the_grace_that_the_job_was_launched_with_unless_it_is_told_another_one(
+    played: Played, tmp_path: Path, given: float | None, grace_s: float
+) -> None:
+    (tmp_path / RECORD.name).mkdir()
+    launched = dataclasses.replace(RECORD, folder=tmp_path / RECORD.name, grace_s=90.0)
+    known = Records(tmp_path).with_details(launched, slurm_id="17", folder="/f", login=LOGIN)
+    played.answers = [{"before": "RUNNING", "asked": 2, "killed": [], "left": ["7 (python)"], "seconds": 1.0}]
+    assert stop(known, given) == 1
+    assert [each["grace_s"] for each in played.asked] == [grace_s]
+
+
+def test_a_shell_on_a_node_goes_through_the_login_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = slurmstate.job_status(record(tmp_path), RUNNING, 60.0, 60.0)
+    where = running.nodes[0].node
+    argv = runtime.attach_argv(record(tmp_path), where, "")
+    words = "srun --jobid=17 --overlap --pty --nodes=1 --ntasks=1 --nodelist=n1"
+    assert argv == ("ssh", "-p", "2222", "-l", "me", "-t", "--", "login", f"exec {words} /bin/bash")
+    monkeypatch.setenv("SHELL", "/bin/zsh")
+    local = {**LOGIN, "host": "localhost", "user": "", "port": None}
+    assert runtime.attach_argv(record(tmp_path, login=local), where, "") == (*words.split(), "/bin/zsh")
+
+
+def test_past_read_wakes_the_printer(played: Played, tmp_path: Path) -> None:
+    played.answers = [[{"past": True}], [{"end": DONE}]]
+    assert [type(event) for event in runtime.follow(record(tmp_path), REQUEST)] == [PastRead, JobSeen]
+
+
+# ---- why
+
+
+def why_of(tmp_path: Path) -> diagnosis.Story:
+    return diagnosis.tell(runtime.evidence(record(tmp_path)))
+
+
+def in_full(each: dict[str, Any]) -> dict[str, Any]:
+    """Return a process whose ranks are told in full."""
+    more = {"local_rank": 0, "world_size": 2, "attempt": 0, "start_time": 1, "started": 20.0}
+    return {**each, "ranks": [{**more, **rank} for rank in each["ranks"]]}
+
+
+def test_why_reads_the_logs_of_every_node_from_the_folder(played: Played, tmp_path: Path) -> None:
+    traceback = 'Traceback (most recent call last):\n  File "a.py", line 1, in f\nValueError: bad\n'
+    log = {"label": 0, "path": "/f/stderr.log", "size": 1, "written": 50.0, "text": traceback}
+    told_here = {"ends": {}, "logs": [log], "reports": []}
+    seen = answer("FAILED", node(0, in_full(process("failed", 1, time=50.0))), exit="1:0", hosts=["n1"])
+    played.answers = [{**seen, "evidence": [told_here], "batch": ""}]
+    found = why_of(tmp_path)
+    assert played.asked[0]["op"] == "slurm_evidence"
+    assert (found.cause.kind, found.cause.words) == (Kind.SCRIPT, "the script raised ValueError: bad")
+    assert (found.first and found.first.host, found.first and found.first.rank) == ("n1", 0)
+
+
+@pytest.mark.parametrize(
+    ("state", "kind", "name"),
+    [
+        ("OUT_OF_MEMORY", Kind.MEMORY, "host-memory"),
+        ("TIMEOUT", Kind.KILLED, "time-limit"),
+        ("NODE_FAIL", Kind.NODE, "node-failed"),
+        ("PREEMPTED", Kind.KILLED, "preempted"),
+        ("CANCELLED", Kind.STOPPED, "cancelled"),
+    ],
+)
+def test_why_tells_slurm_s_verdict_where_it_ended_the_job(
+    played: Played, tmp_path: Path, state: str, kind: Kind, name: str
+) -> None:
+    killed = in_full(process("failed", -9, time=50.0))
+    said = "slurmstepd: error: Detected 1 oom_kill event in StepId=17.batch."
+    played.answers = [{**answer(state, node(0, killed), exit="0:9"), "evidence": [{}], "batch": said}]
+    found = why_of(tmp_path)
+    assert (found.cause.kind, found.cause.name) == (kind, name)
+    assert found.notes == (f"the batch script said: {said}",)
+
+
+def test_why_of_a_batch_script_that_fails_before_torchrun_shows_what_it_said(played: Played, tmp_path: Path) -> None:
+    seen = {**answer("FAILED", exit="1:0", hosts=[]), "said": "module: command not found"}
+    played.answers = [{**seen, "evidence": [], "batch": "module: command not found\n"}]
+    found = why_of(tmp_path)
+    assert (found.cause.kind, found.cause.name) == (Kind.SCRIPT, "batch-script")
+    assert "module: command not found" in found.cause.words
+
+
+def test_why_of_a_slurm_that_cannot_be_asked_names_it(
+    played: Played, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    played.answers = [HostError("login: no answer")]
+    assert show_why(record(tmp_path), as_json=False) == 1
+    assert "could not be asked:\n  the scheduler: login: no answer" in capsys.readouterr().out

@@ -1,0 +1,79 @@
+"""What git holds and rsync's reading of .gitignore would leave out: real git, real rsync."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support import require
+from torchfab.sync import gitignore, rsync
+
+IGNORE = "*.pt\n!best.pt\n/data/*\n!/data/small\n/logs/\n"
+# By git: copied, or not.
+KEPT = [
+    *("train.py", "best.pt", "deep/best.pt", "data/small", "logs/tracked/kept", "odd/[a]*\\\n.txt", "odd/b\\c"),
+    *(".gitignore", "odd/.gitignore", "odd/link"),
+]
+IGNORED = [
+    *("model.pt", "data/large", "data/sub/x", "logs/new", "logs/tracked/new", "odd/other.txt", "odd/d\\c"),
+    *("jobs/x", ".venv/v", ".torchfab/t", ".torchfab-sync-1", "deep/x.pt"),
+]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    require("rsync")
+    folder = tmp_path / "source"
+    for name in {*KEPT, *IGNORED} - {"odd/link"}:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("")
+    (folder / "odd" / "link").symlink_to("nowhere")
+    (folder / ".gitignore").write_text(IGNORE)
+    (folder / "odd" / ".gitignore").write_text("*\n!*/\n!.gitignore\n!link\n!\\[a]\\**\n!b*c\n")
+    git(folder, "init", "-q")
+    git(folder, "add", "-f", "logs/tracked/kept", "jobs/x")
+    return folder
+
+
+def git(folder: Path, *words: str) -> None:
+    subprocess.run([require("git"), "-C", str(folder), *words], check=True, capture_output=True)
+
+
+def listed(folder: Path, *rules: str) -> list[str]:
+    nowhere = folder.parent / "nowhere"
+    nowhere.mkdir(exist_ok=True)
+    argv = rsync.list_argv(str(folder), str(nowhere), rules)
+    return rsync.listed(subprocess.run(argv, capture_output=True, check=True).stdout)
+
+
+def test_rsync_lists_what_git_holds_and_nothing_that_it_ignores(source: Path) -> None:
+    known = gitignore.in_git(str(source), 20.0)
+    rules = gitignore.rules(known, listed(source))
+    assert sorted(listed(source, *rules)) == sorted(KEPT)
+
+
+def test_what_a_node_alone_has_and_git_would_ignore_is_never_removed(source: Path, tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    for name in ("own.pt", "data/own", "logs/own", "logs/tracked/own", "old.py"):
+        (there / name).parent.mkdir(parents=True, exist_ok=True)
+        (there / name).write_text("")
+    (there / ".gitignore").write_text(IGNORE)
+    rules = gitignore.rules(gitignore.in_git(str(source), 20.0), listed(source))
+    subprocess.run(rsync.copy_argv(str(source), str(there), "", (), True, rules=rules), check=True, capture_output=True)
+    found = {str(path.relative_to(there)) for path in there.rglob("*") if path.is_symlink() or not path.is_dir()}
+    assert found == {*KEPT, "own.pt", "data/own", "logs/own", "logs/tracked/own"}
+
+
+def test_where_no_git_knows_there_are_no_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").write_text("")
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert gitignore.in_git(str(tmp_path), 20.0) == []
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gitignore.in_git(str(tmp_path), 20.0) == []
+    assert gitignore.rules([], ["a"]) == ()
+
+
+def test_where_git_and_rsync_agree_there_are_no_rules() -> None:
+    assert gitignore.rules(["a", "b/c", ".venv/x", "x/.git/y"], ["a", "b/c"]) == ()

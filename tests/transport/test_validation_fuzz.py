@@ -1,0 +1,125 @@
+"""A node that answers rubbish, or worse: bounded memory, a clean error, nothing that steers a terminal."""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import strategies as st
+
+from tests.support import fuzzed
+from torchfab.config.connection_settings import ConnectionSettings
+from torchfab.core.errors import HostError
+from torchfab.core.specs import Node
+from torchfab.transport import schema
+from torchfab.transport.pool import ask_all
+from torchfab.transport.session import MOST_ANSWER_BYTES, Session
+from torchfab.transport.ssh import channels
+
+NODE = Node(0, "node1")
+JSON = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), st.integers(), st.sampled_from([10**400, -1]), st.floats(), st.text(max_size=20)
+    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=9), inner, max_size=3)),
+    max_leaves=8,
+)
+
+
+class Spoken:
+    """A pipe from which bytes come that were said before."""
+
+    def __init__(self, data: bytes) -> None:
+        self.chunks = [data[start : start + 1 << 16] for start in range(0, len(data), 1 << 16)]
+
+    def write(self, data: bytes) -> None:
+        """Take what nobody reads."""
+
+    def read(self, timeout_s: float) -> bytes | None:
+        return self.chunks.pop(0) if self.chunks else b""
+
+    def obituary(self) -> tuple[int | None, str]:
+        return 0, "\x1b]0;gone\x07 its last words"
+
+    def close(self) -> None:
+        """Close nothing."""
+
+
+def frame(value: Any) -> bytes:
+    data = json.dumps(value).encode()
+    return b"\x1e%d\n%s" % (len(data), data)
+
+
+def ask(data: bytes, op: str = "status") -> Mapping[str, Any]:
+    return Session(NODE, Spoken(data)).ask({"op": op}, 5)
+
+
+@fuzzed(st.one_of(st.binary(max_size=300), JSON.map(frame), JSON.map(lambda value: b"\x1e9\n" + frame(value))))
+def test_rubbish_is_a_clean_error(data: bytes) -> None:
+    with pytest.raises(HostError) as caught:
+        ask(data)
+    assert "\x1b" not in str(caught.value)
+
+
+@fuzzed(st.text())
+def test_what_is_taken_in_steers_no_terminal(text: str) -> None:
+    shown = schema.cleaned({"a": [text]})["a"][0]
+    assert not [sign for sign in shown if (ord(sign) < 32 and sign not in "\t\n") or 127 <= ord(sign) < 160]
+
+
+HUGE = MOST_ANSWER_BYTES + 1
+CASES = {
+    "more than is taken": (b"\x1e%d\n" % HUGE, "is more than torchfab takes"),
+    "nested without end": (b"\x1e50000\n" + b"[" * 50_000, "not torchfab's program"),
+    "another's": (frame({"hello": 1, "of": 1}), "what answers there is not torchfab's program"),
+    "problems that are none": (frame({"problems": [1], "of": 1}), "not torchfab's program"),
+    "last words that steer": (b"", "its last words"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_wrong_is_said(case: str) -> None:
+    data, told = CASES[case]
+    with pytest.raises(HostError) as caught:
+        ask(data)
+    assert told in str(caught.value)
+    assert "\x1b" not in str(caught.value)
+
+
+# ---- with a real program at the other end
+
+NO_ANSWER, SOMEBODY_ELSE = "gave no answer within|took nothing within", "not torchfab's program"
+READ = "import sys\nsys.stdin.buffer.read(int(sys.argv[-1]))\n"
+ENDLESS = "while True: print('x' * 65536, file=sys.{}, flush=True)"
+PROGRAMS = {
+    "endless": (READ + ENDLESS.format("stdout"), NO_ANSWER),
+    "an endless answer": (f"{READ}print('\\x1e60000')\n" + ENDLESS.format("stdout"), SOMEBODY_ELSE),
+    "endless complaints": (
+        f"{READ}import os\nos.close(1)\n" + ENDLESS.format("stderr"),
+        "(ended|was killed) there",
+    ),
+    "that reads nothing": ("import time\ntime.sleep(99)", NO_ANSWER),
+}
+
+
+@pytest.mark.parametrize("case", PROGRAMS)
+def test_a_real_program_that_means_harm_is_an_error_in_time_and_bounded(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, told = PROGRAMS[case]
+    program = tmp_path / "python3"
+    program.write_text(f"#!{sys.executable} -IS\n{text}\n")
+    program.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr(channels, "_END_S", 0.5)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    _, answer = next(iter(ask_all([Node(0, "localhost")], ConnectionSettings(), {"op": "status"}, 1.0)))
+    assert isinstance(answer, HostError)
+    assert re.search(told, str(answer)), answer
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # KiB

@@ -1,0 +1,72 @@
+"""What nodes tell, made by hand: give what a test is about, the rest is filled in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torchfab.core import status
+from torchfab.core.specs import Node
+from torchfab.core.status import JobStatus, Verdict
+from torchfab.why import diagnosis, evidence
+from torchfab.why.evidence import Evidence, NodeEvidence, Said
+
+LAUNCHED = 1000.0
+
+
+def rank(number: int, code: int | None = None, ended: float | None = None, **more: Any) -> dict[str, Any]:
+    """Return a rank as a node tells of it; with a code it has ended, 60 s after the launch unless said otherwise."""
+    over = ended if code is None else ended or LAUNCHED + 60
+    base = {"rank": number, "local_rank": 0, "world_size": 2, "attempt": 0, "pid": 100 + number, "start_time": 1}
+    return {**base, "started": LAUNCHED + 1, "ended": over, "code": code, **more}
+
+
+def process(state: str, *ranks: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """Return a process as a node tells of it: torchrun above some ranks."""
+    ended = None if state in ("running", "lost", "starting") else LAUNCHED + 61
+    base = {"name": "agent", "state": state, "reason": "", "pid": 50, "started": LAUNCHED + 0.5, "ended": ended}
+    code = {"failed": 1, "succeeded": 0, "stopped": -15}.get(state)
+    rest = {"code": code, "signal": None, "warned": None, "last_line": None, "reported": [], "ranks": list(ranks)}
+    return {**base, **rest, **more}
+
+
+def log(label: int | str, text: str, written: float = LAUNCHED + 60, path: str = "stderr.log") -> dict[str, Any]:
+    """Return the end of a log as a node tells it."""
+    return {"label": label, "path": f"/jobs/{label}/{path}", "size": len(text), "written": written, "text": text}
+
+
+def node(
+    node_rank: int,
+    processes: Sequence[Mapping[str, Any]],
+    logs: Sequence[Mapping[str, Any]] = (),
+    skew_s: float = 0.0,
+    stop_asked: float | None = None,
+    **more: Any,
+) -> NodeEvidence:
+    """Return what a node told; `skew_s`: how much its clock, by which all its times are, is ahead of ours."""
+    asked = LAUNCHED + 100
+    told = {"kernel": {"lines": [], "unread": ""}, "logs": list(logs), **more}
+    answer = {"processes": list(processes), "now": asked + skew_s, "exists": True, "stop_asked": stop_asked}
+    made = Node(node_rank, f"node{node_rank + 1}")
+    return evidence.of_answer(made, {**answer, "evidence": told}, asked, asked)
+
+
+def unreachable(node_rank: int, reason: str = "no answer") -> NodeEvidence:
+    """Return what is known of a node that does not answer."""
+    return NodeEvidence(status.NodeStatus(Node(node_rank, f"node{node_rank + 1}"), "unreachable", reason))
+
+
+def known(
+    *nodes: NodeEvidence,
+    said: tuple[Said, ...] = (),
+    events: tuple[Mapping[str, Any], ...] = (),
+    verdict: Verdict | None = None,
+) -> Evidence:
+    """Return all that is known of a job on these nodes."""
+    job = JobStatus(tuple(each.status for each in nodes), len(nodes), verdict)
+    return Evidence("gpt2", LAUNCHED, job, nodes, said, events)
+
+
+def told(*nodes: NodeEvidence, **more: Any) -> diagnosis.Story:
+    """Return the story of a job on these nodes."""
+    return diagnosis.tell(known(*nodes, **more))

@@ -1,0 +1,1 @@
+"""How `fab` runs our tasks: Fabric's executor, flags as dataclasses, errors without tracebacks."""

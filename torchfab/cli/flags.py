@@ -1,0 +1,308 @@
+"""Flags as dataclasses: a task's command line is the fields of a frozen dataclass, each with its help.
+
+    @launch_task(per_node.Flags)
+    def launch_per_node(c, flags, own): ...
+
+Invoke reads a task's parameters from its signature, so the signature is made from the fields. All values are text:
+Invoke would meet `--port x` with a traceback.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import Field, dataclass, field, fields
+from types import FrameType
+from typing import Any
+
+import fabric
+from invoke.exceptions import ParseError
+from invoke.parser import Argument
+
+
+def flag(default: Any, text: str) -> Any:
+    """Return a dataclass field that is a command-line flag: a text, a switch (False) or repeatable (an empty tuple)."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class JobFlags:
+    """The flags that every launch takes, whatever its runtime."""
+
+    name: str = flag("", "Name of the job, unique on this machine. [made of the script's name and the time]")
+    env: tuple[str, ...] = flag((), "NAME=VALUE for every process; may be given again. ps shows it on this machine.")
+    dry_run: bool = flag(False, "Print what would run, as shell that works without torchfab; start nothing.")
+    follow: bool = flag(False, "Show the logs until the job ends, and exit with its code; Ctrl-C leaves it running.")
+    workdir: str = flag("", "Absolute path of the directory to run in, on every node. [the current one]")
+    python: str = flag("", "Interpreter on the nodes. [the one that runs fab]")
+    grace: str = flag("", "Seconds between SIGTERM and SIGKILL when the job is stopped. [10]")
+
+
+@dataclass(frozen=True)
+class PodFlags(JobFlags):
+    """The same for containers, in which nothing lies where it does here."""
+
+    dry_run: bool = flag(False, "Print what would be created, for kubectl apply -f -; create nothing.")
+    workdir: str = flag("/workspace", "Absolute path of the directory to run in, in the container. [/workspace]")
+    python: str = flag("python", "Interpreter in the container. [python]")
+
+
+@dataclass(frozen=True)
+class LaunchFlags(JobFlags):
+    """The flags of launches over a hosts file."""
+
+    hostfile: str = flag("", "File with one host a line, or slurm: the hosts of this allocation. [hosts]")
+    port: str = flag("0", "Port of the rendezvous on node 0; 0: a free one. [0]")
+    master_addr: str = flag("", "Address by which the nodes reach node 0. [its name in the hosts file]")
+    nodes: str = flag("", "Run on the first N hosts; with --supervise, the hosts beyond are spares. [all]")
+    supervise: bool = flag(False, "See it through failures, lost nodes and hangs: restart it, on spares if need be.")
+    restarts: str = flag("", "With --supervise: how often it is restarted without progress. [3]")
+    stall: str = flag("", "With --supervise: seconds without a log line after which it hangs; 0: never. [300]")
+    backoff: str = flag("", "With --supervise: seconds before the first restart; doubles with each. [10]")
+    notify: str = flag("", "With --supervise: command or URL that is told what happens.")
+    tmux: bool = flag(False, "With --supervise: supervise in this machine's private tmux server, and return.")
+
+
+@dataclass(frozen=True)
+class GpuLaunchFlags(LaunchFlags):
+    """The same with a gpus file instead of a hosts file."""
+
+    gpufile: str = flag("", "File with one line per process. [gpus]")
+
+
+@dataclass(frozen=True)
+class HostFlags:
+    """The flags of commands over the hosts themselves, whether or not a job runs there."""
+
+    hostfile: str = flag("", "File with one host a line, or slurm: the hosts of this allocation. [hosts]")
+    json: bool = flag(False, "Print JSON.")
+
+
+@dataclass(frozen=True)
+class SyncFlags(HostFlags):
+    """The flags of sync."""
+
+    workdir: str = flag("", "Absolute path of the directory to copy to, on every node. [the current one]")
+    delete: bool = flag(False, "Remove files there that are not here; what is ignored stays.")
+    dry_run: bool = flag(False, "Print the rsync commands; connect nowhere.")
+
+
+@dataclass(frozen=True)
+class TrustFlags(HostFlags):
+    """The flags of `fab trust`."""
+
+    yes: bool = flag(False, "Do not ask: write every key that is new. For scripts.")
+
+
+@dataclass(frozen=True)
+class DoctorFlags(HostFlags):
+    """The flags of doctor: what a launch would be given."""
+
+    workdir: str = flag("", "Absolute path of the directory a job would run in, on every node. [the current one]")
+    python: str = flag("", "Interpreter on the nodes. [the one that runs fab]")
+    port: str = flag("0", "Port of the rendezvous on node 0; 0: a free one. [0]")
+    master_addr: str = flag("", "Address by which the nodes reach node 0. [its name in the hosts file]")
+
+
+@dataclass(frozen=True)
+class NetworkFlags(HostFlags):
+    """The flags of network."""
+
+    seconds: str = flag("20", "How long to measure. [20]")
+    pairs: bool = flag(False, "Measure all pairs of nodes too; else only when it is slow.")
+    backend: str = flag("auto", "nccl, gloo, or auto: nccl where every node has a GPU. [auto]")
+    env: tuple[str, ...] = flag((), "NAME=VALUE for every process; may be given again: NCCL_SOCKET_IFNAME=eth1.")
+    workdir: str = flag("", "Absolute path of a directory on every node, for logs. [the current one]")
+    python: str = flag("", "Interpreter on the nodes, with torch. [the one that runs fab]")
+    master_addr: str = flag("", "Address by which the nodes reach node 0. [its name in the hosts file]")
+
+
+Body = Callable[..., Any]
+
+
+def host_task(kind: type[HostFlags] = HostFlags) -> Callable[[Body], Any]:
+    """Return a decorator that makes a task of `body(c, flags)` with the flags of a dataclass."""
+
+    def decorate(body: Body) -> Any:
+        def call(c: Any, **values: Any) -> Any:
+            return body(c, _fill(kind, values))
+
+        return _task(call, body, list(fields(kind)), FlagTask)
+
+    return decorate
+
+
+def launch_task(own: type, shared: type = LaunchFlags) -> Callable[[Body], Any]:
+    """Return a decorator that makes a task of `body(c, flags, own)` with the flags of both dataclasses.
+
+    Parameters
+    ----------
+    own : type
+        The launcher's own flags.
+    shared : type
+        Those that all launches share.
+    """
+    left_out = {"hostfile"} if shared is GpuLaunchFlags else set()
+    shared_fields = [each for each in fields(shared) if each.name not in left_out]
+
+    def decorate(body: Body) -> Any:
+        def call(c: Any, **values: Any) -> Any:
+            return body(c, _fill(shared, values), _fill(own, values))
+
+        return _task(call, body, [*shared_fields, *fields(own)], FlagTask)
+
+    return decorate
+
+
+def job_task(**flags: Any) -> Callable[[Body], Any]:
+    """Return a decorator that makes a task of `body(c, job, **flags)`; the job may be left out.
+
+    Parameters
+    ----------
+    flags : field
+        Its flags, as `flag(...)` gives them; one named `job` says what the job is to this task.
+    """
+
+    def decorate(body: Body) -> Any:
+        parameters = {"job": flag("", "Name of the job. [the latest]"), **flags}.items()
+
+        def call(c: Any, **values: Any) -> Any:
+            return body(c, **values)
+
+        return _task(call, body, [_named(name, each) for name, each in parameters], JobTask)
+
+    return decorate
+
+
+def plain_task(**flags: Any) -> Callable[[Body], Any]:
+    """Return a decorator that makes a task of `body(c, **flags)`, which is about neither hosts nor a job.
+
+    Parameters
+    ----------
+    flags : field
+        Its flags, as `flag(...)` gives them.
+    """
+
+    def decorate(body: Body) -> Any:
+        def call(c: Any, **values: Any) -> Any:
+            return body(c, **values)
+
+        return _task(call, body, [_named(name, each) for name, each in flags.items()], FlagTask)
+
+    return decorate
+
+
+def _named(name: str, each: Any) -> Any:
+    each.name = name
+    return each
+
+
+def _fill(kind: type, values: dict[str, Any]) -> Any:
+    taken = {each.name: values[each.name] for each in fields(kind) if each.name in values}
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in taken.items()})
+
+
+def _task(call: Body, body: Body, flags: list[Field[Any]], klass: type) -> Any:
+    context = inspect.Parameter("c", inspect.Parameter.POSITIONAL_ONLY)
+    call.__signature__ = inspect.Signature([context, *map(_parameter, flags)])  # type: ignore[attr-defined]
+    call.__name__, call.__doc__, call.__module__ = body.__name__, body.__doc__, body.__module__
+    repeatable = [each.name for each in flags if each.default == ()]
+    return fabric.task(
+        klass=klass,
+        help={each.name: each.metadata["help"] for each in flags},
+        iterable=repeatable,
+        positional=[],
+        auto_shortflags=False,
+    )(call)
+
+
+def _parameter(each: Field[Any]) -> inspect.Parameter:
+    default = None if each.default == () else each.default
+    return inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=default)
+
+
+def _is_for_fab_itself(frame: FrameType) -> bool:
+    """Say whether the parser holds a flag that every task takes, such as --help: no word for the task."""
+    parser, token = frame.f_locals.get("self"), frame.f_locals.get("token")
+    return token in getattr(getattr(parser, "initial", None), "flags", ())
+
+
+class FlagTask(fabric.tasks.Task):  # type: ignore[misc]  # fabric ships no types
+    """A task whose flags take no empty value, and whose result is the exit code of `fab`."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the task; end the program with its exit code unless that is 0, so that no later task runs."""
+        code = super().__call__(*args, **kwargs)
+        if code:
+            raise SystemExit(code)
+        return code
+
+    def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[Argument]:
+        """Return the task's arguments."""
+        arguments = super().get_arguments(ignore_unknown_help)
+        return [Value.of(each) if each.kind is str else each for each in arguments]
+
+
+class JobTask(FlagTask):
+    """A task whose first word may name a job."""
+
+    def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[Argument]:
+        """Return the task's arguments; `job` is positional, and may be left out."""
+        arguments = super().get_arguments(ignore_unknown_help)
+        return [OptionalWord.of(each) if each.name == "job" else each for each in arguments]
+
+
+class Value(Argument):
+    """A flag with a value, which must not be empty: `--name "$NAME"` with an unset NAME is a slip, no wish."""
+
+    @classmethod
+    def of(cls, argument: Argument) -> Value:
+        """Return `argument`, which takes one text, as one that refuses the empty text."""
+        return cls(names=argument.names, default=argument.default, help=argument.help, attr_name=argument.attr_name)
+
+    def set_value(self, value: Any, cast: bool = True) -> None:
+        """Set the value that was given."""
+        if value == "":
+            raise ParseError(f"error: --{self.names[0]} is empty\n  fix: give it a value, or leave it out")
+        super().set_value(value, cast)
+
+
+class OptionalWord(Argument):
+    """A positional argument that may be left out, which Invoke does not have.
+
+    Its parser asks the same question twice, whether a positional argument has no value (None) yet: when a word comes,
+    and again at the end, where it would complain. We say None only to the first.
+    """
+
+    @classmethod
+    def of(cls, argument: Argument) -> OptionalWord:
+        """Return `argument` as an optional positional one."""
+        return cls(names=argument.names, default="", help=argument.help, positional=True)
+
+    @property
+    def value(self) -> Any:
+        """The word; None while the parser holds one out to us; empty when none came."""
+        if self._value is not None:
+            return self._value
+        return None if _parser_holds_a_word() else self.default
+
+    @value.setter
+    def value(self, word: str) -> None:
+        if word == "" or word.startswith("-"):
+            what = f"there is no flag {word}" if word else "the name of the job is empty"
+            raise ParseError(
+                f"error: {what}\n  fix: fab --help TASK shows its flags; without a name it is the latest job"
+            )
+        self.set_value(word)
+
+
+def _parser_holds_a_word() -> bool:
+    frame = sys._getframe(2)
+    for _ in range(3):
+        if frame.f_code.co_name in ("handle", "see_positional_arg"):
+            return not _is_for_fab_itself(frame)
+        if frame.f_code.co_name == "complete_context" or frame.f_back is None:
+            return False
+        frame = frame.f_back
+    return False

@@ -1,0 +1,1 @@
+"""One module for each `fab` command, called by fabfile.py."""

@@ -1,0 +1,56 @@
+"""`fab doctor`: from flags to questions, from findings to text."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+from torchfab.cli.flags import DoctorFlags
+from torchfab.core import environment, flag_values, specs
+from torchfab.core.console import write_out
+from torchfab.core.errors import UsageError
+from torchfab.core.specs import check_port
+from torchfab.doctor import render
+from torchfab.doctor.collect import examine
+from torchfab.doctor.model import Wanted
+from torchfab.launch.context import CommandContext
+from torchfab.launch.hosts import read_nodes
+from torchfab.remote.host import code_digest
+
+
+def run(flags: DoctorFlags, ctx: CommandContext) -> int:
+    """Examine the hosts and print what was found; return 0 if no error was.
+
+    Raises
+    ------
+    UsageError
+        A flag or the hosts file is wrong.
+    """
+    nodes = read_nodes(flags.hostfile, ctx)
+    report = examine(nodes, ctx.settings, wanted_of(flags, ctx))
+    if flags.json:
+        write_out(json.dumps(render.as_json(report), indent=2))
+    else:
+        write_out(render.text(report, sys.stdout.isatty() and not ctx.environ.get("NO_COLOR")))
+    return 1 if report.errors() else 0
+
+
+def wanted_of(flags: DoctorFlags, ctx: CommandContext) -> Wanted:
+    """Return what a launch with these flags would need."""
+    workdir = flags.workdir or ctx.cwd
+    if not workdir.startswith("/"):
+        raise UsageError(f"--workdir must be an absolute path, got {workdir!r}")
+    port = flag_values.port(flags.port)
+    check_port(port)
+    names = code_digest.tracked(workdir) if os.path.isdir(workdir) else None
+    return Wanted(
+        workdir=workdir,
+        python=flags.python or sys.executable,
+        node_dir=specs.node_dir(ctx.config["node_dir"], workdir),
+        master_addr=flags.master_addr,
+        port=port,
+        env=environment.forwarded(ctx.environ, ctx.config["forward"]),
+        names=None if names is None else tuple(names),
+        digest="" if names is None else code_digest.look(workdir, names)["digest"],
+    )

@@ -1,0 +1,121 @@
+"""`fab jobs`: what was launched from here, what happened to it, and the end of its record."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from typing import Any
+
+from torchfab import runtimes
+from torchfab.commands import job_lookup
+from torchfab.commands.job_lookup import as_of_today
+from torchfab.commands.status import ask_status
+from torchfab.core import inventory
+from torchfab.core.console import write_err, write_out
+from torchfab.core.errors import HostsFailedError, TorchfabError, UsageError
+from torchfab.core.format import columns
+from torchfab.core.log_lines import clean
+from torchfab.launch.context import CommandContext
+from torchfab.records import Record
+from torchfab.supervise import history, lease
+from torchfab.transport.fanout import fan_out
+
+_JOBS_AT_ONCE = 8
+
+
+def run(ctx: CommandContext, job: str, *, as_json: bool, remove: bool, events: bool) -> int:
+    """List jobs, print the events of one, or remove its record; return 0."""
+    if remove:
+        remove_record(job, ctx)
+    elif events:
+        show_events(job_lookup.find(job, ctx), as_json)
+    else:
+        show_jobs(ctx, as_json, job)
+    return 0
+
+
+def show_events(record: Record, as_json: bool) -> None:
+    """Print what happened to a job, a line each."""
+    if as_json:
+        write_out(json.dumps(list(record.events()), indent=2))
+        return
+    for line in history.lines(record.events()):
+        write_out(line)
+
+
+def show_jobs(ctx: CommandContext, as_json: bool, job: str) -> None:
+    """Print the jobs, or one, that were launched from here; those that have not ended are asked how they are."""
+    records = [ctx.records.get(job)] if job else ctx.records.all()
+    open_ones = [as_of_today(record, ctx) for record in records if not record.last_seen()["ended"]]
+    for record, result in fan_out(open_ones, ask_status, _JOBS_AT_ONCE):
+        if isinstance(result, Exception):
+            write_err(f"job {record.name} could not be asked: {result}")
+    if as_json:
+        write_out(json.dumps([_job_as_json(record) for record in records], indent=2))
+    elif not records:
+        write_out("no job was launched from here yet; the first one: fab launch-per-node --follow")
+    else:
+        head = ["job", "state", "launcher", "nodes", "ranks", "launched", "script"]
+        write_out(columns([head, *(_job_row(record) for record in records)]))
+
+
+def _job_row(record: Record) -> list[str]:
+    seen = record.last_seen()
+    state = seen["state"] + (f" ({seen['code']})" if seen["code"] else "")
+    launched = time.strftime("%Y-%m-%d %H:%M", time.localtime(record.created))
+    script = clean(" ".join(" ".join(record.script).split()))  # a script given as text (-c) has lines
+    return [
+        *(record.name, state, record.launcher, str(len(record.nodes) or record.min_nodes), str(record.world_size)),
+        launched,
+        script if len(script) <= 60 else script[:59] + "…",
+    ]
+
+
+def _job_as_json(record: Record) -> dict[str, Any]:
+    seen = record.last_seen()
+    return {
+        "job": record.name,
+        "job_id": record.job_id,
+        "state": seen["state"],
+        "exit_code": seen["code"],
+        "ended": seen["ended"],
+        "launcher": record.launcher,
+        "runtime": record.runtime,
+        "nodes": [node.label for node in record.nodes],
+        "world_size": record.world_size,
+        "created": record.created,
+        "script": list(record.script),
+    }
+
+
+def remove_record(job: str, ctx: CommandContext) -> None:
+    """Remove the record of a job that has ended, and its folders on its nodes.
+
+    Raises
+    ------
+    UsageError
+        The job has not ended.
+    """
+    if not job:
+        raise UsageError("--remove needs the name of a job", "fab jobs lists them; then: fab jobs --remove NAME")
+    record = as_of_today(ctx.records.get(job), ctx)
+    if (held := lease.holder(record.folder)) is not None:
+        raise UsageError(f"job {job} is supervised ({lease.words(held)})", f"fab stop {job}")
+    found = ask_status(record)
+    silent = [each.node.label for each in found.nodes if each.state == "unreachable"]
+    if silent:
+        raise UsageError(
+            f"{inventory.fold(silent)} cannot be asked whether job {record.name} has ended there",
+            f"try again when that works; if it never will, delete the record by hand: {record.folder}",
+        )
+    if not found.has_ended:
+        raise UsageError(f"job {record.name} has not ended", f"fab stop {record.name}")
+    failed: dict[str, TorchfabError] = {}
+    for attempt in [*ctx.records.earlier(record), record]:
+        settled = replace(attempt, settings=record.settings)
+        failed.update(runtimes.load(record.runtime).forget(settled))
+    if failed:
+        raise HostsFailedError(f"the job's folder is still on {len(failed)} nodes; its record was kept", failed)
+    ctx.records.release(record.name)
+    write_out(f"job {record.name}: record and logs removed")

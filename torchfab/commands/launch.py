@@ -1,0 +1,44 @@
+"""`fab launch-*`: launch or submit a job, and with --follow see it to its end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+from torchfab.cli.flags import JobFlags, LaunchFlags
+from torchfab.commands import logs
+from torchfab.launch import launch as launching
+from torchfab.launch import submit as submitting
+from torchfab.launch.context import CommandContext
+from torchfab.records import Record
+
+
+def launch(launcher: ModuleType, flags: LaunchFlags, own: Any, ctx: CommandContext, fab: Sequence[str]) -> int:
+    """Launch a job on the tmux runtime; return 0, or with --follow or --supervise the job's exit code.
+
+    Parameters
+    ----------
+    launcher : module
+        Decides what runs.
+    flags, own : dataclass
+        The flags that launches share, and those of this launcher.
+    fab : sequence of str
+        The command that runs `fab` of this project again, for a supervisor in tmux.
+    """
+    if flags.supervise:
+        from torchfab.commands import supervise
+
+        return supervise.launch_supervised(launcher, flags, own, ctx, fab)
+    return _followed(launching.launch(launcher, flags, own, ctx), flags, ctx)
+
+
+def submit(launcher: ModuleType, flags: JobFlags, own: Any, ctx: CommandContext) -> int:
+    """Submit a job to a cluster's scheduler; return 0, or with --follow the job's exit code."""
+    return _followed(submitting.submit(launcher, flags, own, ctx), flags, ctx)
+
+
+def _followed(record: Record | None, flags: JobFlags, ctx: CommandContext) -> int:
+    if record is None or not flags.follow:
+        return 0
+    return logs.follow(record, ctx.config["failure_grace_s"], ctx.config["stall_s"])

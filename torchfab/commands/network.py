@@ -1,0 +1,127 @@
+"""`fab network`, the command: launch the probes as a job, read what they tell, and leave nothing behind."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torchfab import runtimes
+from torchfab.cli.flags import LaunchFlags, NetworkFlags
+from torchfab.core import flag_values
+from torchfab.core.console import write_err, write_out
+from torchfab.core.errors import TorchfabError
+from torchfab.core.events import ContactLost, Lines, NodeEnded
+from torchfab.launch import launch
+from torchfab.launch.context import CommandContext
+from torchfab.launch.interrupts import InterruptibleOnce
+from torchfab.launchers import network
+from torchfab.network import report
+from torchfab.network.report import Measured
+from torchfab.records import Record
+
+# Words that stand for the script in the record: ours is sent along.
+_SCRIPT = ("-", "fab network")
+_REQUEST: Mapping[str, Any] = {"follow": True, "lines": None, "ranks": [0], "grep": f"^{report.MARK}"}
+
+
+def run(flags: NetworkFlags, ctx: CommandContext) -> int:
+    """Measure, and print it; return 0, or 1 if a node or a link is slow.
+
+    Raises
+    ------
+    TorchfabError
+        It could not be measured; the job's logs are kept.
+    Interrupted
+        Ctrl-C; nothing of it is left.
+    """
+    ctx = replace(ctx, config={**ctx.config, "words": _SCRIPT})
+    seconds = flag_values.seconds("--seconds", flags.seconds)
+    patience_s = float(ctx.config["network_timeout_s"])
+    own = network.Flags(seconds, flags.pairs, flags.backend, patience_s)
+    name = f"network-{time.strftime('%m%d-%H%M%S', time.localtime(ctx.now))}-{ctx.token[:4]}"
+    shared = LaunchFlags(
+        name=name,
+        hostfile=flags.hostfile,
+        env=flags.env,
+        workdir=flags.workdir,
+        python=flags.python,
+        master_addr=flags.master_addr,
+        grace="2",
+    )
+    record = launch.launch(network, shared, own, ctx, announce=False)
+    assert record is not None
+    with InterruptibleOnce():
+        try:
+            measured = _read(record, seconds + patience_s)
+        except BaseException:  # Ctrl-C too
+            _end(record, ctx)
+            raise
+    return _conclude(record, measured, flags.json, ctx)
+
+
+def _read(record: Record, within_s: float) -> Measured:
+    """Read what rank 0 tells until it is done, or the job has ended, or it takes too long."""
+    measured, ended, lost = Measured(nodes=len(record.nodes)), set[int](), set[int]()
+    deadline = time.monotonic() + within_s
+    for event in runtimes.load(record.runtime).follow(record, _REQUEST):
+        if isinstance(event, Lines):
+            for _, _, text in event.lines:
+                measured.take(text)
+            _show(measured)
+        elif isinstance(event, NodeEnded):
+            ended.add(event.status.node.rank)
+            if event.status.state != "succeeded":
+                break
+        elif isinstance(event, ContactLost):
+            lost.add(event.node.rank)
+        if measured.done or 0 in lost or time.monotonic() > deadline:
+            break
+    _show(None)
+    return measured
+
+
+def _show(measured: Measured | None) -> None:
+    """Show on a terminal how far it is."""
+    if not sys.stderr.isatty():
+        return
+    words = ""
+    if measured is not None:
+        words = f"{len(measured.sizes)} sizes" + (
+            f", round {measured.rounds[0]} of {measured.rounds[1]}" if measured.links else ""
+        )
+    sys.stderr.write(f"\r{'measuring: ' if words else ''}{words}\x1b[K")
+    sys.stderr.flush()
+
+
+def _conclude(record: Record, measured: Measured, as_json: bool, ctx: CommandContext) -> int:
+    if not measured.done:
+        _stop(record)
+        raise TorchfabError(
+            f"the network was not measured to its end; job {record.name} is kept",
+            f"fab why {record.name} | fab logs {record.name}",
+        )
+    _end(record, ctx)
+    hosts = [node.label for node in record.nodes]
+    write_out(json.dumps(report.as_json(measured, hosts), indent=2) if as_json else report.text(measured, hosts))
+    verdict = report.judge(measured.links)
+    return 1 if verdict and (verdict.nodes or verdict.links) else 0
+
+
+def _stop(record: Record) -> bool:
+    """Stop the job, and say whether nothing of it is left."""
+    reports = runtimes.load(record.runtime).stop(record, 2.0)
+    return not any(report.error or report.left for report in reports)
+
+
+def _end(record: Record, ctx: CommandContext) -> None:
+    """Stop the job, and remove its folders and its record; what cannot be reached is left to `fab stop`."""
+    runtime = runtimes.load(record.runtime)
+    if _stop(record) and not runtime.forget(record):
+        ctx.records.release(record.name)
+    else:
+        name = record.name
+        write_err(f"job {name} may not be gone from every node: fab stop {name}, then fab jobs --remove {name}")

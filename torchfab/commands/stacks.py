@@ -1,0 +1,29 @@
+"""`fab stacks`: what every rank of a job is doing right now."""
+
+from __future__ import annotations
+
+import json
+
+from torchfab.core import inventory
+from torchfab.core.console import write_err, write_out
+from torchfab.core.flag_values import seconds
+from torchfab.monitoring.stack_dump import StackOptions, dump
+from torchfab.records import Record
+from torchfab.stacks import report
+
+__all__ = ["StackOptions", "seconds", "show_stacks"]
+
+
+def show_stacks(record: Record, options: StackOptions, as_json: bool) -> int:
+    """Print the stacks; return 0 if every rank that runs has one, else 1."""
+    found = dump(record, options)
+    if as_json:
+        write_out(json.dumps(report.as_json(record.name, found, options.exact), indent=2))
+    else:
+        write_out(report.text(record.name, found, options.everything, options.exact))
+    sent = [node.node.label for node in found.nodes if node.spy == "sent"]
+    if sent:
+        write_err(
+            f"py-spy was sent to {inventory.fold(sent)}, and removed again; to spare that: pip install py-spy there"
+        )
+    return 0 if found.is_whole and found.running else 1

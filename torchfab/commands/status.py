@@ -1,0 +1,63 @@
+"""`fab status`: how a job is."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+from torchfab import runtimes
+from torchfab.core import stall, status
+from torchfab.core.console import write_out
+from torchfab.core.format import columns
+from torchfab.core.status import JobStatus
+from torchfab.monitoring.watcher import describe_failure
+from torchfab.records import Record
+from torchfab.supervise import lease_status
+
+
+def ask_status(record: Record) -> JobStatus:
+    """Return how the job is, and remember it."""
+    found: JobStatus = runtimes.load(record.runtime).status(record)
+    record.remember(found.state, found.exit_code, found.has_ended)
+    return found
+
+
+def show_status(record: Record, watch: bool, as_json: bool, stall_s: float) -> int:
+    """Print how the job is, and whether it has been silent for `stall_s` seconds; return 0 if it is well, else 1."""
+    while True:
+        found = ask_status(record)
+        if as_json:
+            more = {"stall": stall.as_json(found, stall_s), **lease_status.as_json(record)}
+            write_out(json.dumps({**status.as_json(record.name, found), **more}, indent=2))
+        else:
+            if watch and sys.stdout.isatty():
+                sys.stdout.write("\x1b[H\x1b[2J")
+            write_out(status_text(record, found))
+            if supervised := lease_status.words(record, found.state):
+                write_out(supervised)
+            if silence := stall.find(found, stall_s):
+                write_out(stall.words(silence, record.name))
+        if not watch or found.has_ended:
+            return 0 if found.state in ("pending", "starting", "running", "succeeded") else 1
+        time.sleep(2)
+
+
+def status_text(record: Record, found: JobStatus) -> str:
+    """Return the status of a job for people."""
+    launched = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
+    head = f"job {record.name}: {found.state} ({record.launcher}, {record.world_size} ranks, launched {launched})"
+    lines = [head, *([columns(status.table(found))] if found.nodes else [])]
+    if found.reason and not found.has_failed:
+        lines.append(found.reason)
+    if found.has_failed and found.state != "stopped":
+        lines.append(f"{describe_failure(found)}; fab why {record.name} | fab logs {record.name}{rank_flag(found)}")
+        if not found.has_ended:
+            lines.append(f"other processes still run; to end them: fab stop {record.name}")
+    return "\n".join(lines)
+
+
+def rank_flag(found: JobStatus) -> str:
+    """Return the flag that shows the logs of the rank that failed first; empty where none is known."""
+    first = found.first_failure
+    return f" --rank {first.rank}" if first and first.rank is not None else ""

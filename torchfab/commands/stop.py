@@ -1,0 +1,151 @@
+"""`fab stop`: the end of a job on all its nodes, also while it is being launched, and the proof of it."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torchfab import runtimes
+from torchfab.commands import job_lookup
+from torchfab.commands.status import ask_status
+from torchfab.core import flag_values, inventory
+from torchfab.core.console import fold_reasons, write_err, write_out
+from torchfab.core.errors import HostsFailedError, TorchfabError, UsageError
+from torchfab.core.status import JobStatus
+from torchfab.launch.context import CommandContext
+from torchfab.launch.interrupts import STOP_SIGNAL
+from torchfab.records import Record, Records
+from torchfab.supervise import history, lease, orphans
+
+
+def run(job: str, grace: str, ctx: CommandContext) -> int:
+    """Stop a job, or the launch of it that is under way; return 0 if nothing of it is left, else 1.
+
+    Parameters
+    ----------
+    grace : str
+        Seconds between SIGTERM and SIGKILL; empty for what the job was launched with.
+    """
+    grace_s = flag_values.seconds("--grace", grace) if grace else None
+    if job and stop_launch(job, ctx):
+        return 0
+    return stop(job_lookup.find(job, ctx), grace_s)
+
+
+def stop_launch(job: str, ctx: CommandContext) -> bool:
+    """Ask the `fab` that is launching a job to take it back; say whether nothing of it is left to be stopped.
+
+    Raises
+    ------
+    TorchfabError
+        That `fab` runs on another machine, or does not come to an end.
+    """
+    launching = ctx.records.launching(job)
+    if launching is None:
+        return False
+    pid, host = launching
+    if host != socket.gethostname():
+        raise UsageError(
+            f"job {job} is being launched at this moment, on {host}", "press Ctrl-C there, or stop it later"
+        )
+    write_err(f"job {job} is being launched (fab, pid {pid}): asking for an end of that")
+    os.kill(pid, STOP_SIGNAL)
+    settings = ctx.settings
+    deadline = time.monotonic() + settings.prepare_timeout_s + settings.start_timeout_s
+    while ctx.records.launching(job):
+        if time.monotonic() > deadline:
+            raise TorchfabError(f"fab (pid {pid}) is still launching job {job}", f"fab stop {job} again")
+        time.sleep(0.05)
+    if (ctx.records.root / job / "record.json").exists():
+        return False
+    write_out(f"job {job}: its launch was taken back; nothing of it was left running")
+    return True
+
+
+def stop(record: Record, grace_s: float | None = None) -> int:
+    """Stop a job and print what was done on each node; return 0 if it is proved that nothing is left, else 1.
+
+    A supervisor is told first, and a restart that is under way is waited for: what it started is stopped as well.
+
+    Parameters
+    ----------
+    grace_s : float, optional
+        Between SIGTERM and SIGKILL. Default: what the job was launched with.
+    """
+    grace_s = record.grace_s if grace_s is None else grace_s
+    with lease.stopping(record.folder):
+        current = replace(Records(record.folder.parent).get(record.name), settings=record.settings)
+        code = _stop(current, grace_s)
+        return _stop_earlier(current, grace_s) or code
+
+
+def _stop_earlier(record: Record, grace_s: float) -> int:
+    """Stop what may be left of earlier attempts; return 0 if nothing is, else 1."""
+    code = 0
+    for attempt, hosts in history.left_behind(record.events()).items():
+        for report in orphans.stop(record, attempt, hosts, grace_s):
+            host = report.node.label
+            if report.error is None and not report.left:
+                record.note("caught up", text=orphans.words(report, attempt), attempt=attempt, hosts=[host])
+                write_out(orphans.words(report, attempt))
+            else:
+                code = 1
+                write_err(f"error: attempt {attempt} may still run on {host}: {report.error or report.left[0]}")
+    return code
+
+
+def _stop(record: Record, grace_s: float) -> int:
+    reports = runtimes.load(record.runtime).stop(record, grace_s)
+    groups: dict[str, list[str]] = {}
+    failed: dict[str, TorchfabError] = {}
+    for report in reports:
+        if report.error is not None:
+            failed[report.node.label] = report.error
+        else:
+            groups.setdefault(_stop_words(report), []).append(report.node.label)
+    for words, hosts in groups.items():
+        write_out(f"{inventory.fold(hosts)}: {words}")
+    record.note("stop", grace_s=grace_s, unreachable=sorted(failed))
+    if failed:
+        error = HostsFailedError(f"{len(failed)} of {len(reports)} nodes could not be asked to stop", failed)
+        write_err("\n".join([f"error: {error}", *fold_reasons(error), f"  when they are back: fab stop {record.name}"]))
+        return 1
+    left = any(report.left for report in reports)
+    if not left:
+        found = _status_after(record, reports)
+        proof = f", no process of it is left on {len(found.nodes)} nodes" if found.nodes else ""
+        write_out(f"job {record.name}: {found.state}{proof}")
+    return 1 if left else 0
+
+
+def _status_after(record: Record, reports: Sequence[runtimes.StopReport]) -> JobStatus:
+    """Return how the job is, as its nodes told when they had stopped it; ask where they did not."""
+    told = [report.status for report in reports if report.status]
+    if len(told) < len(reports) or not told:
+        return ask_status(record)
+    found = JobStatus(tuple(told), record.min_nodes)
+    record.remember(found.state, found.exit_code, found.has_ended)
+    return found
+
+
+def _stop_words(report: runtimes.StopReport) -> str:
+    if report.words:
+        return str(report.words)
+    if report.left:
+        return f"{len(report.left)} processes are left and cannot be killed: {', '.join(report.left[:3])}"
+    if not report.asked:
+        return "nothing of it was running"
+    # Whole seconds, and commands without pids: so nodes that did the same fold into one line.
+    count = "1 process" if report.asked == 1 else f"{report.asked} processes"
+    return f"{count} ended within {math.ceil(report.seconds)} s{_killed_words(report.killed)}"
+
+
+def _killed_words(killed: Sequence[str]) -> str:
+    if not killed:
+        return ""
+    commands = dict.fromkeys(each.partition(" ")[2].strip("()") for each in killed)
+    return f", {len(killed)} of them had to be killed: {', '.join(list(commands)[:3])}"

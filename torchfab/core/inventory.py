@@ -1,0 +1,298 @@
+"""Text of `hosts` and `gpus` -> nodes and slots. Errors name file and line, what was read and what was expected.
+
+hosts   one host a line: [user@]host[:port] [slots=8] [gpus=2,3] [address=10.0.0.5]; ranges as node[01-16]
+gpus    one line per process: the same host again for its next GPU, in any order; ranks follow the lines
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torchfab.core.errors import InventoryError
+from torchfab.core.specs import Node, Slot
+
+MOST_HOSTS = 10_000
+_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_])?")
+_PATTERN = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]|\[[0-9,/-]+\])*")
+_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\$?")
+_IPV6 = re.compile(r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9._-]+)?")
+_NUMBER = re.compile(r"[0-9]{1,9}")  # Python refuses to convert texts of thousands of digits
+_DEVICE = re.compile(r"[A-Za-z0-9-]+")
+_WANTED = (
+    "expected [user@]host[:port] [slots=N] [gpus=0,1] [address=A], with ranges as node[01-16] and IPv6 as [fd00::1]"
+)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One meaningful line: where it stands, what it says."""
+
+    origin: str
+    words: tuple[str, ...]
+
+    def error(self, what: str, fix: str = _WANTED) -> InventoryError:
+        return InventoryError(f"{self.origin}: {what}", fix)
+
+
+def read_hosts(path: Path) -> tuple[Node, ...]:
+    """Return the nodes of a hosts file.
+
+    Raises
+    ------
+    InventoryError
+        The file is missing, empty or wrong somewhere.
+    """
+    return parse_hosts(_read(path), str(path))
+
+
+def read_gpus(path: Path) -> tuple[tuple[Node, ...], tuple[Slot, ...]]:
+    """Return the nodes and the slots of a gpus file.
+
+    Raises
+    ------
+    InventoryError
+        The file is missing, empty or wrong somewhere.
+    """
+    return parse_gpus(_read(path), str(path))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InventoryError(
+            f"{path}: there is no such file", "write one host a line into it, or name hosts with -H host1,host2"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise InventoryError(f"{path}: not UTF-8 text (byte {error.start})", "save it as plain text") from None
+    except OSError as error:
+        raise InventoryError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def parse_hosts(text: str, origin: str) -> tuple[Node, ...]:
+    """Return the nodes that the text of a hosts file names, in its order.
+
+    Parameters
+    ----------
+    text : str
+        One host a line; `#` comments, blank lines, CRLF and a byte order mark are fine.
+    origin : str
+        Name of the file, for messages.
+    """
+    found: dict[tuple[str, int | None], Node] = {}
+    for line in _lines(text, origin):
+        for node in _nodes_of(line, ("slots", "gpus", "address")):
+            key = (node.host, node.port)
+            if key in found:
+                raise line.error(
+                    f"{node.label} stands in {found[key].origin} already",
+                    "a host stands once in a hosts file; say slots=N for more processes on it",
+                )
+            found[key] = replace(node, rank=len(found))
+    return tuple(_checked(list(found.values()), origin))
+
+
+def parse_flag(hosts: str, origin: str = "-H") -> tuple[Node, ...]:
+    """Return the nodes of `-H host1,host2`; a comma inside brackets belongs to a range."""
+    return parse_hosts(lines_of_flag(hosts), origin)
+
+
+def lines_of_flag(hosts: str) -> str:
+    """Return `host1,node[1,3]` as a file would have it: one host, or one range of hosts, a line."""
+    return "\n".join(re.split(r",(?![^\[]*\])", hosts))
+
+
+def parse_gpus(text: str, origin: str) -> tuple[tuple[Node, ...], tuple[Slot, ...]]:
+    """Return the nodes and slots that the text of a gpus file names.
+
+    Ranks follow the lines; the node rank of a host is the order in which hosts first appear; its local ranks are
+    counted over its own lines. `gpus=2,3` stands for one line per device.
+    """
+    nodes: dict[tuple[str, int | None], Node] = {}
+    slots: list[Slot] = []
+    counts: dict[int, int] = {}
+    for line in _lines(text, origin):
+        for node in _nodes_of(line, ("gpus", "address")):
+            first = nodes.setdefault((node.host, node.port), replace(node, rank=len(nodes), gpus=()))
+            nodes[node.host, node.port] = _with_devices(line, first, node, counts.get(first.rank, 0))
+            for _ in node.gpus or ("",):
+                local_rank = counts.setdefault(first.rank, 0)
+                slots.append(Slot(rank=len(slots), node_rank=first.rank, local_rank=local_rank))
+                counts[first.rank] = local_rank + 1
+    return tuple(_checked(list(nodes.values()), origin)), tuple(slots)
+
+
+def _with_devices(line: _Line, first: Node, node: Node, lines_before: int) -> Node:
+    if bool(node.gpus) != bool(first.gpus) and lines_before:
+        raise line.error(
+            f"{node.label} names its devices on some lines only", "say gpus=N on all of its lines, or on none"
+        )
+    twice = set(node.gpus) & set(first.gpus)
+    if twice:
+        raise line.error(f"device {min(twice)} of {node.label} is named twice", "one line per device")
+    for what, before, now in (("user", first.user, node.user), ("address", first.address, node.address)):
+        if before and now and before != now:
+            raise line.error(f"{node.label} has the {what} {before} on another line, and {now} here", "a host has one")
+    user, address = first.user or node.user, first.address or node.address
+    return replace(first, gpus=first.gpus + node.gpus, user=user, address=address)
+
+
+def _checked(nodes: list[Node], origin: str) -> list[Node]:
+    if not nodes:
+        raise InventoryError(f"{origin}: names no host", _WANTED)
+    return nodes
+
+
+def _lines(text: str, origin: str) -> Iterator[_Line]:
+    for number, line in enumerate(text.removeprefix("\ufeff").splitlines(), start=1):
+        words = line.partition("#")[0].split()
+        if words:
+            yield _Line(f"{origin}:{number}" if not origin.startswith("-") else origin, tuple(words))
+
+
+def _nodes_of(line: _Line, keys: Sequence[str]) -> list[Node]:
+    user, host, port = _split_target(line, line.words[0])
+    values = _options(line, keys)
+    base = Node(
+        rank=0,
+        host=host,
+        user=user,
+        port=port,
+        address=values.get("address", ""),
+        slots=_slots(line, values.get("slots")),
+        gpus=_devices(line, values.get("gpus")),
+        origin=line.origin,
+    )
+    hosts = _expand(line, host)
+    if len(hosts) > 1 and base.address:
+        raise line.error("address= names one node, the range names several", "write those nodes on lines of their own")
+    return [replace(base, host=each) for each in hosts]
+
+
+def _split_target(line: _Line, target: str) -> tuple[str, str, int | None]:
+    """Return user, host (or pattern) and port of `user@host:port`."""
+    user, at, rest = target.rpartition("@")
+    if at and not _USER.fullmatch(user):
+        raise line.error(f"{user!r} is no user name")
+    bracketed = re.fullmatch(r"\[([^\]]*:[^\]]*)\](?::(.*))?", rest)
+    if bracketed:
+        if not _IPV6.fullmatch(bracketed[1]):
+            raise line.error(f"{bracketed[1]!r} is no IPv6 address")
+        return user, bracketed[1], _port(line, bracketed[2])
+    if rest.count(":") > 1:
+        raise line.error(f"{rest!r} looks like an IPv6 address without brackets", f"write [{rest}]")
+    host, colon, port = rest.partition(":")
+    if not _PATTERN.fullmatch(host) or not ("[" in host or _HOST.fullmatch(host)):
+        raise line.error(f"{host!r} is no host name")
+    return user, host, _port(line, port if colon else None)
+
+
+def _port(line: _Line, text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not (_NUMBER.fullmatch(text) and 1 <= int(text) <= 65535):
+        raise line.error(f"{text!r} is no port", "a port is a number from 1 to 65535")
+    return int(text)
+
+
+def _options(line: _Line, keys: Sequence[str]) -> dict[str, str]:
+    values: dict[str, str] = {}
+    for word in line.words[1:]:
+        key, equals, value = word.partition("=")
+        if not equals or key not in keys:
+            known = ", ".join(f"{each}=" for each in keys)
+            raise line.error(f"unknown key {key!r} in {word!r}", f"known keys here: {known}")
+        if key in values or not value:
+            raise line.error(f"{key}= needs one value, got {word!r}")
+        values[key] = value
+    if "address" in values and not (_HOST.fullmatch(values["address"]) or _IPV6.fullmatch(values["address"])):
+        raise line.error(f"{values['address']!r} is no host name or address")
+    return values
+
+
+def _slots(line: _Line, text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not (_NUMBER.fullmatch(text) and 1 <= int(text) <= 1024):
+        raise line.error(
+            f"slots={text}: not a number of processes", "say how many processes to run there, for example slots=8"
+        )
+    return int(text)
+
+
+def _devices(line: _Line, text: str | None) -> tuple[str, ...]:
+    if text is None:
+        return ()
+    devices = tuple(text.split(","))
+    if not all(_DEVICE.fullmatch(device) for device in devices) or len(set(devices)) < len(devices):
+        raise line.error(f"gpus={text}: not a list of devices", "name each device once, for example gpus=2,3")
+    return devices
+
+
+def _expand(line: _Line, host: str) -> list[str]:
+    if "[" not in host:
+        return [host]
+    from ClusterShell.NodeSet import NodeSet, NodeSetException  # only where a range is used: 30 ms
+
+    if _most_hosts_of(host) > MOST_HOSTS:
+        raise line.error(f"the range {host} has more than {MOST_HOSTS} hosts")
+    try:
+        hosts = list(NodeSet(host))
+    except (NodeSetException, ValueError) as error:
+        raise line.error(f"bad range {host!r}: {error}", "ranges are written as node[01-16] or node[1,3,7-9]") from None
+    return hosts
+
+
+def _most_hosts_of(pattern: str) -> int:
+    """Return how many hosts a pattern with ranges names at most, steps not regarded, without making them."""
+    product = 1
+    for ranges in re.findall(r"\[([^\]]*)\]", pattern):
+        ends = [part.partition("/")[0].partition("-") for part in ranges.split(",")]
+        if any(len(low) > 9 or len(high) > 9 for low, _, high in ends):
+            return MOST_HOSTS + 1
+        product *= sum(
+            max(1, int(high) - int(low) + 1) if low.isdigit() and high.isdigit() else 1 for low, _, high in ends
+        )
+    return product
+
+
+def fold(hosts: Sequence[str]) -> str:
+    """Return host names as people write them: `node[001-064]`, or the names themselves where they cannot be folded."""
+    if len(hosts) < 2:
+        return "".join(hosts)
+    if not all(_HOST.fullmatch(host) for host in hosts):
+        return ",".join(hosts)
+    from ClusterShell.NodeSet import NodeSet
+
+    return str(NodeSet.fromlist(list(hosts)))
+
+
+def fold_ranks(ranks: Sequence[int]) -> str:
+    """Return ranks as people write them: `0-2,5`."""
+    runs: list[list[int]] = []
+    for rank in sorted(set(ranks)):
+        if runs and rank == runs[-1][-1] + 1:
+            runs[-1][1:] = [rank]
+        else:
+            runs.append([rank])
+    return ",".join("-".join(map(str, run)) for run in runs)
+
+
+def parse_ranks(text: str) -> tuple[int, ...]:
+    """Return the ranks that `0,2-5` names.
+
+    Raises
+    ------
+    InventoryError
+        It is not a list of ranks.
+    """
+    ranks: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", part.strip())
+        if not match or int(match[2] or match[1]) < int(match[1]):
+            raise InventoryError(f"--rank {text}: {part!r} is no rank", "write ranks as 0,2-5")
+        ranks += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return tuple(ranks)

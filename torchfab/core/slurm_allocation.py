@@ -1,0 +1,58 @@
+"""`--hostfile slurm`: the hosts of the Slurm allocation that this terminal is in (salloc, or a batch script)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torchfab.core.errors import UsageError
+from torchfab.core.inventory import parse_flag
+from torchfab.core.specs import Node
+
+WORD = "slurm"
+_COUNTS = re.compile(r"(\d+)(?:\(x(\d+)\))?")
+
+
+def nodes_of(environ: Mapping[str, str]) -> tuple[Node, ...]:
+    """Return the nodes of the allocation, with as many slots as it has GPUs there, else tasks that were asked for.
+
+    Raises
+    ------
+    UsageError
+        This terminal is in no allocation.
+    """
+    hosts = environ.get("SLURM_JOB_NODELIST")
+    if not hosts:
+        raise UsageError(
+            "--hostfile slurm takes the hosts of a Slurm allocation, and this terminal is in none",
+            "begin one: salloc --nodes 2; or submit the job: fab launch-slurm; for a file of that name: ./slurm",
+        )
+    nodes = parse_flag(hosts, "SLURM_JOB_NODELIST")
+    counts = _gpus(environ, len(nodes)) or _tasks(environ)
+    if len(counts) != len(nodes):  # nothing was asked for: the nodes will be asked what they have
+        return nodes
+    return tuple(replace(node, slots=count) for node, count in zip(nodes, counts, strict=True))
+
+
+def _gpus(environ: Mapping[str, str], nodes: int) -> list[int]:
+    """Return the GPUs of each node; nothing where none was asked for, or where they cannot be told apart."""
+    per_node = _total(environ.get("SLURM_GPUS_PER_NODE", ""))
+    total = _total(environ.get("SLURM_GPUS", ""))
+    if not per_node and total and total % nodes == 0:
+        per_node = total // nodes
+    return [per_node] * nodes if per_node else []
+
+
+def _total(text: str) -> int:
+    """Return the sum of counts as Slurm writes them: `8`, `a100:4`, `a100:2,v100:2`."""
+    counts = [part.rpartition(":")[2] for part in text.split(",")]
+    return sum(int(count) for count in counts if count.isdigit())
+
+
+def _tasks(environ: Mapping[str, str]) -> list[int]:
+    """Return the tasks of each node, of `2(x3),1`; nothing where the user did not say how many."""
+    if "SLURM_NTASKS" not in environ:
+        return []
+    matches = [_COUNTS.fullmatch(part) for part in environ.get("SLURM_TASKS_PER_NODE", "").split(",")]
+    return [int(match[1]) for match in matches if match for _ in range(int(match[2] or 1))]

@@ -1,0 +1,1 @@
+"""A launch: ask the nodes, plan, start, record."""

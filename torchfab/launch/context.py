@@ -1,0 +1,100 @@
+"""What a command reads of the world, in one place, so that all that follows from it is pure."""
+
+from __future__ import annotations
+
+import os
+import secrets as random_source
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torchfab.config import validate
+from torchfab.config.connection_settings import ConnectionSettings
+from torchfab.core.errors import UsageError
+from torchfab.records import Records
+
+
+@dataclass(frozen=True)
+class CommandContext:
+    """What a launch reads of the world: taken in one place, so that all that follows is pure.
+
+    Parameters
+    ----------
+    config : Mapping
+        The section `torchfab` of fabric.yaml.
+    root : Path
+        The project's folder.
+    cwd : str
+        The current directory.
+    now : float
+        Seconds since the epoch.
+    token : str
+        Eight random hexadecimal digits.
+    environ : Mapping of str to str
+        This terminal's environment.
+    settings : ConnectionSettings
+        How to reach hosts.
+    mask_key : str
+        64 random hexadecimal digits, of which nothing is ever shown.
+    """
+
+    config: Mapping[str, Any]
+    root: Path
+    cwd: str
+    now: float
+    token: str
+    environ: Mapping[str, str]
+    settings: ConnectionSettings
+    mask_key: str = field(default="", repr=False)
+
+    @property
+    def records(self) -> Records:
+        """The records of this machine."""
+        return Records(self.root / Path(self.config["records"]).expanduser())
+
+
+def command_context(c: Any, root: Path) -> CommandContext:
+    """Return the surroundings of a task's context."""
+    config = c.config.torchfab
+    validate.check(config)
+    kwargs = dict(c.config.connect_kwargs)
+    settings = ConnectionSettings(
+        ssh_config=os.path.abspath(path) if (path := c.config._runtime_ssh_path) else "",
+        identities=identities(kwargs.get("key_filename")),
+        connect_timeout_s=_timeout_s(kwargs.get("timeout")) or float(config.connect_timeout_s),
+        timeout_is_given=bool(_timeout_s(kwargs.get("timeout"))),
+        fanout=int(config.fanout),
+        agent_python=config.agent_python,
+        prepare_timeout_s=float(config.prepare_timeout_s),
+        start_timeout_s=float(config.start_timeout_s),
+        answer_timeout_s=float(config.answer_timeout_s),
+        reach_timeout_s=float(config.reach_timeout_s),
+        sync_timeout_s=float(config.sync_timeout_s),
+    )
+    token, mask_key = random_source.token_hex(4), random_source.token_hex(32)
+    return CommandContext(config, root, os.getcwd(), time.time(), token, dict(os.environ), settings, mask_key)
+
+
+def identities(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Return the private keys of `fab -i`, or of connect_kwargs in a file of settings, where one may stand alone.
+
+    Raises
+    ------
+    UsageError
+        There is no such file.
+    """
+    return tuple(map(_identity, [given] if isinstance(given, str) else given or ()))
+
+
+def _identity(path: str) -> str:
+    if not os.path.isfile(os.path.expanduser(path)):
+        raise UsageError(f"fab -i {path}: there is no such file", "name the private key that logs in")
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def _timeout_s(given: int | None) -> float:
+    if given is not None and given < 0:
+        raise UsageError(f"fab -t is a number of seconds, got {given}")
+    return float(given or 0)

@@ -1,0 +1,34 @@
+"""The hosts that a command is about: those of `-H`, of a hosts or gpus file, or of the current Slurm allocation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torchfab.cli.flags import LaunchFlags
+from torchfab.core import inventory, slurm_allocation
+from torchfab.core.specs import Node, Slot
+from torchfab.launch.context import CommandContext
+
+
+def read_inventory(flags: LaunchFlags, ctx: CommandContext) -> tuple[tuple[Node, ...], tuple[Slot, ...]]:
+    """Return the nodes, and for a gpus file the slots, of a launch: `-H`, else the file."""
+    hosts = ctx.config["hosts"]
+    gpufile = getattr(flags, "gpufile", None)
+    if gpufile is None:
+        return read_nodes(flags.hostfile, ctx), ()
+    if hosts:
+        return inventory.parse_gpus(inventory.lines_of_flag(hosts), "-H")
+    return inventory.read_gpus(_file(gpufile, ctx.config["gpufile"], ctx))
+
+
+def read_nodes(hostfile: str, ctx: CommandContext) -> tuple[Node, ...]:
+    """Return the hosts that a command is about: `-H`, else those of `--hostfile`, else those of the configured file."""
+    if ctx.config["hosts"]:
+        return inventory.parse_flag(ctx.config["hosts"])
+    if hostfile == slurm_allocation.WORD:
+        return slurm_allocation.nodes_of(ctx.environ)
+    return inventory.read_hosts(_file(hostfile, ctx.config["hostfile"], ctx))
+
+
+def _file(given: str, default: str, ctx: CommandContext) -> Path:
+    return Path(ctx.cwd, given) if given else ctx.root / default

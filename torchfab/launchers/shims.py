@@ -1,0 +1,22 @@
+"""The small programs that launchers put on the nodes, as texts: `torchfab/remote/shims`, one file each.
+
+relay       on every node: runs the command that the head's ssh hands over, below the node's supervisor
+head        runs the launcher, and at its end notifies the relays that got no command
+rsh         the ssh of the head: hands a command to the relay of a node
+rank        one rank: sets its environment, keeps its log and its exit code
+colossalai_run  `colossalai run` with that ssh
+network_benchmark   the ranks of `fab network`
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+_FOLDER = Path(__file__).parents[1] / "remote" / "shims"
+
+
+@cache
+def source_of(name: str) -> str:
+    """Return the source of one of them."""
+    return (_FOLDER / f"{name}.py").read_text(encoding="utf-8")

@@ -1,4 +1,0 @@
-"""Pods of a running job: the connection to their cluster, how they are, their logs, what is kept of them.
-
-Only `api` imports the official client; `torchfab.runtimes.kubernetes` puts the pieces together.
-"""

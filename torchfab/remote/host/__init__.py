@@ -1,0 +1,1 @@
+"""The host itself: GPUs, disks, kernel, network, interpreter. Standard library only."""

@@ -1,0 +1,1 @@
+"""A job on a node: start, supervise, logs, status, stop. Standard library only."""

@@ -1,0 +1,105 @@
+"""Submitting a job to Slurm: what it needs is checked, its folder made, its file handed to sbatch; or taken back."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+
+from torchfab.remote import files
+from torchfab.remote.job import redaction
+from torchfab.remote.slurm import job
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def submit(request: dict[str, Any], bundle: str) -> dict[str, Any]:
+    """Make the job's folder and hand the file to sbatch.
+
+    Parameters
+    ----------
+    request : dict
+        `folder`, `text` (the sbatch file), `options` (names of the options that it sets), `spec`, `secrets`, `workdir`,
+        `script` (a path or None), `python`, `timeout_s`.
+    bundle : str
+        Source of node.py.
+
+    Returns
+    -------
+    dict
+        `slurm_id`, or `problems`.
+    """
+    problems = _missing(request)
+    if problems:
+        return {"problems": problems}
+    try:
+        _make_folder(request, bundle)
+        return {"slurm_id": _sbatch(request)}
+    except OSError as error:
+        what = f"cannot write {request['folder']}: {error.strerror or error}"
+        fix = "free space or rights there, or set torchfab.node_dir in fabric.yaml to a folder that all nodes share"
+    except job.SlurmError as error:
+        what, fix = str(error), job.fix_of(str(error))
+    shutil.rmtree(request["folder"], ignore_errors=True)
+    return {"problems": [{"what": what, "fix": fix}]}
+
+
+def _missing(request: dict[str, Any]) -> list[dict[str, str]]:
+    """Check here what the nodes will need: a job that waited for days should not end over a typing error."""
+    if shutil.which("sbatch") is None:
+        fix = "install Slurm's client, or name a host that has it with --login user@host"
+        return [{"what": "there is no sbatch here", "fix": fix}]
+    conf = os.environ.get("SLURM_CONF", "")
+    if conf and not os.path.isfile(conf):  # sbatch would look for it for a minute
+        fix = "set SLURM_CONF to the cluster's slurm.conf, or name a host of the cluster with --login user@host"
+        return [{"what": f"SLURM_CONF names {conf}, and there is no such file", "fix": fix}]
+    workdir, python = request["workdir"], request["python"]
+    if not os.path.isdir(workdir):
+        fix = "give one that all nodes share with --workdir"
+        return [{"what": f"the working directory {workdir} does not exist", "fix": fix}]
+    script = os.path.join(workdir, request["script"] or "")
+    found = []
+    if request["script"] and not os.path.isfile(script):
+        found.append({"what": f"the script {script} does not exist", "fix": "copy your code there, or give --workdir"})
+    if shutil.which(os.path.join(workdir, python) if "/" in python else python) is None:
+        fix = "give an interpreter that exists on every node with --python"
+        found.append({"what": f"there is no {python}", "fix": fix})
+    return found
+
+
+def _make_folder(request: dict[str, Any], bundle: str) -> None:
+    folder = request["folder"]
+    files.make_private(os.path.dirname(folder))
+    ignore = os.path.join(os.path.dirname(os.path.dirname(folder)), ".gitignore")
+    if not os.path.exists(ignore):  # the folder may lie in the user's working copy
+        files.write_text(ignore, "*\n")
+    os.mkdir(folder, 0o700)
+    files.write_text(os.path.join(folder, files.BUNDLE), bundle)
+    files.write_json(os.path.join(folder, job.SPEC), request["spec"])
+    redaction.write(folder, request["secrets"], request.get("mask_key", ""))
+    files.write_text(os.path.join(folder, job.FILE), request["text"])
+
+
+def _sbatch(request: dict[str, Any]) -> str:
+    """Submit the file; return Slurm's id of the job. Secrets travel in sbatch's environment: ps shows none of it."""
+    # SBATCH_... variables are a user's defaults, but sbatch lets them win over the file.
+    said = {f"SBATCH_{name.upper().replace('-', '_')}" for name in request["options"]} | {"SBATCH_TIMELIMIT"}
+    said -= set() if "time" in request["options"] else {"SBATCH_TIMELIMIT"}
+    env = dict.fromkeys(said & set(os.environ), "")
+    for name in env:
+        del os.environ[name]
+    path = os.path.join(request["folder"], job.FILE)
+    out = job.run("sbatch", "--parsable", "--export=ALL", path, timeout_s=request["timeout_s"], env=request["secrets"])
+    return out.strip().splitlines()[-1].partition(";")[0]
+
+
+def take_back(request: dict[str, Any], slurm_id: str) -> None:
+    """Cancel a job whose submission nobody confirmed, and remove its folder."""
+    try:
+        job.run("scancel", slurm_id)
+        job.await_end({"slurm_id": slurm_id}, time.time() + 15)
+    except job.SlurmError:
+        pass
+    job.forget(request)

@@ -1,0 +1,67 @@
+"""What srun starts on each node of a Slurm job: the supervisor, with a spec that it makes of its own command line."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from torchfab.remote import files
+from torchfab.remote.job.supervisor import Supervisor
+from torchfab.remote.slurm import job
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def main(argv: list[str]) -> int:
+    """Supervise `argv` in this node's folder of the job; return the first failing rank's exit code, or the process's.
+
+    The environment, which may hold secrets, is handed on and written nowhere.
+    """
+    env = dict(os.environ)
+    job_folder = os.path.dirname(os.path.abspath(sys.argv[0]))
+    folder = os.path.join(job.node_folder(job_folder, int(env["SLURM_NODEID"])), job.AGENT)
+    _write_spec(job_folder, folder, argv, env)
+    supervisor = Supervisor(folder, env)
+    code = supervisor.run()
+    if supervisor.asked:  # Slurm, or srun after another node's failure, ended us: srun returns the largest code
+        return min(code, 1)
+    return _first_failure(supervisor.ranks.ranks) or code
+
+
+def _write_spec(job_folder: str, folder: str, argv: list[str], env: dict[str, str]) -> None:
+    files.make_private(folder)
+    for sub in ("logs", "errors"):
+        files.make_private(os.path.join(folder, sub))
+    # Of a job that was requeued the logs stay, and how it ended before is no longer true.
+    for name in (files.STARTED, files.RANKS, files.EXIT):
+        if os.path.exists(os.path.join(folder, name)):
+            os.unlink(os.path.join(folder, name))
+    base = files.read_json(os.path.join(job_folder, job.SPEC))
+    more = {
+        "argv": argv,
+        "cwd": os.getcwd(),
+        "rank": None,
+        "first_rank": int(env["SLURM_NODEID"]) * base["ranks_per_node"],
+        "host": env.get("SLURMD_NODENAME", ""),
+        "restart": int(env.get("SLURM_RESTART_COUNT", "0")),
+    }
+    files.write_json(os.path.join(folder, files.SPEC), {**base, **more})
+
+
+def exit_code(code: int) -> int:
+    """Return the exit code of the rank of the job that failed first; `code`, srun's own, where no rank is to blame."""
+    job_folder = os.path.dirname(os.path.abspath(sys.argv[0]))
+    nodes = int((files.read_json(os.path.join(job_folder, job.SPEC)) or {}).get("nodes", 0))
+    folders = [os.path.join(job.node_folder(job_folder, rank), job.AGENT) for rank in range(nodes)]
+    ranks = [rank for folder in folders for rank in files.read_json(os.path.join(folder, files.RANKS)) or []]
+    return _first_failure(ranks) or code
+
+
+def _first_failure(ranks: list[dict[str, Any]]) -> int:
+    failed = [rank for rank in ranks if rank["ended"] and rank["code"]]
+    if not failed:
+        return 0
+    code = int(min(failed, key=lambda rank: float(rank["ended"]))["code"])
+    return code if code > 0 else 128 - code

@@ -1,0 +1,1 @@
+"""Stack dumps of the ranks on a node. Standard library only."""

@@ -1,0 +1,1 @@
+"""The Slurm runtime: jobs that live in an allocation."""

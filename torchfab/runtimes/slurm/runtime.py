@@ -1,0 +1,305 @@
+"""The Slurm runtime: a job lives in an allocation; Slurm's commands are asked here, or on a login node over SSH.
+
+Slurm says whether the job waits, runs, or how it was ended; the supervisors' files in the job's folder, which all nodes
+share, say what each rank did.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torchfab.core import status as states
+from torchfab.core.console import write_err
+from torchfab.core.errors import HostError, TorchfabError, UsageError
+from torchfab.core.events import ContactLost, Event, JobSeen, Lines, PastRead, Tick
+from torchfab.core.specs import Node, Submission
+from torchfab.records import Record
+from torchfab.runtimes import StopReport
+from torchfab.runtimes.slurm import state
+from torchfab.runtimes.tmux_stacks import program_for
+from torchfab.stacks.model import Dump, from_answer
+from torchfab.transport.session import Session
+from torchfab.transport.ssh import connections, open_session
+from torchfab.why import evidence as why
+from torchfab.why.evidence import Evidence
+
+NAME = "slurm"
+_POLL_S = 0.1
+_RETRY_S = 5.0
+
+
+def submit(record: Record, submission: Submission) -> dict[str, Any]:
+    """Hand a job to sbatch; return what is to be remembered of it: Slurm's id.
+
+    Raises
+    ------
+    TorchfabError
+        Slurm, or a check before it, refused the job; nothing of it is left.
+    """
+    details, settings = submission.details, record.settings
+    request = {
+        "op": "slurm_submit",
+        **{name: details[name] for name in ("folder", "options", "spec", "workdir", "script", "python")},
+        "text": submission.text,
+        "secrets": dict(submission.job.secrets),
+        "mask_key": record.mask_key,
+        "timeout_s": settings.prepare_timeout_s,
+        "patience_s": round(settings.answer_timeout_s),
+    }
+    session = _open(record)
+    try:
+        answer = _checked(record, session.ask(request, settings.prepare_timeout_s + 10))
+        _checked(record, session.ask({"op": "keep"}, settings.answer_timeout_s))
+    finally:
+        session.close()  # without `keep`, the other side takes the job back
+    return {"slurm_id": answer["slurm_id"], "known_as": f"Slurm job {answer['slurm_id']}"}
+
+
+def machines(record: Record) -> list[tuple[Node, Mapping[str, Any] | None]]:
+    """Return the nodes that Slurm gave the job; what the job logs there is not looked at.
+
+    Raises
+    ------
+    UsageError
+        It has none yet, or no longer.
+    """
+    found = status(record)
+    if not found.nodes:
+        raise UsageError(f"job {record.name} is on no node: {found.state}", f"fab status {record.name}")
+    return [(each.node, None) for each in found.nodes]
+
+
+def login_node(record: Record) -> Node:
+    """Return the node on which Slurm's commands run."""
+    values = dict(record.details["login"])
+    return Node(**{**values, "gpus": tuple(values["gpus"])})
+
+
+def _open(record: Record) -> Session:
+    node = login_node(record)
+    return open_session(node, connections([node], record.settings)[node.rank], record.settings)
+
+
+def _checked(record: Record, answer: Mapping[str, Any]) -> Mapping[str, Any]:
+    problems = answer.get("problems", ())
+    if problems:
+        more = [each["what"] for each in problems[1:]]
+        where = "" if login_node(record).is_local else f"{login_node(record).label}: "
+        raise TorchfabError("; ".join([f"{where}{problems[0]['what']}", *more]), problems[0]["fix"])
+    return answer
+
+
+def _request(record: Record, op: str, **more: Any) -> dict[str, Any]:
+    address = {"slurm_id": record.details.get("slurm_id", ""), "folder": record.details["folder"]}
+    address["mask_key"] = record.mask_key
+    return {"op": op, **address, "job_id": record.job_id, "nodes": record.min_nodes, **more}
+
+
+def _unconfirmed(record: Record) -> states.JobStatus | None:
+    """Return the status of a job whose `fab` ended before Slurm had answered; None for all others."""
+    if "slurm_id" in record.details:
+        return None
+    if time.time() - record.created < _taken_back_s(record):
+        return states.JobStatus((), record.min_nodes, states.Verdict("pending", reason="it is being submitted"))
+    reason = "its fab ended before Slurm had answered, and it was taken back"
+    return states.JobStatus((), record.min_nodes, states.Verdict("lost", ended=True, reason=reason))
+
+
+def _taken_back_s(record: Record) -> float:
+    """Return after how long a submission of which no end was written down was taken back, on the other side too."""
+    given = record.settings
+    return 2 * (3 * given.connect_timeout_s + given.answer_timeout_s) + given.prepare_timeout_s
+
+
+def _ask(record: Record, op: str, timeout_s: float, **more: Any) -> Mapping[str, Any]:
+    session = _open(record)
+    try:
+        return _checked(record, session.ask(_request(record, op, **more), timeout_s))
+    finally:
+        session.close()
+
+
+def status(record: Record) -> states.JobStatus:
+    """Ask Slurm and the job's folder how the job is; `unreachable` when neither can be asked."""
+    if unconfirmed := _unconfirmed(record):
+        return unconfirmed
+    asked = time.time()
+    try:
+        answer = _ask(record, "slurm_status", record.settings.answer_timeout_s)
+    except TorchfabError as error:
+        return state.unreachable(record.min_nodes, error.message)
+    return state.job_status(record, answer, asked, time.time())
+
+
+# ---- why
+
+
+def evidence(record: Record) -> Evidence:
+    """Ask Slurm, and the job's folder, what they know of how the job went."""
+    asked = time.time()
+    if unconfirmed := _unconfirmed(record):
+        return Evidence(record.name, record.created, unconfirmed, ())
+    try:
+        answer = _ask(record, "slurm_evidence", record.settings.answer_timeout_s)
+    except TorchfabError as error:
+        return Evidence(record.name, record.created, state.unreachable(record.min_nodes, error.message), ())
+    job = state.job_status(record, answer, asked, time.time())
+    gathered = dict(enumerate(answer["evidence"]))
+    nodes = tuple(why.of_told(each, gathered.get(each.node.rank, {})) for each in job.nodes)
+    said = state.ended_by(answer, job)
+    words = (why.Said(*said),) if said else ()
+    return Evidence(record.name, record.created, job, nodes, words, record.events(), answer["batch"])
+
+
+# ---- stacks
+
+
+def stacks(record: Record, request: Mapping[str, Any]) -> Dump:
+    """Have a step beside the ranks, in the job's own allocation, look into them; `request` as for the nodes.
+
+    Raises
+    ------
+    TorchfabError
+        The job does not run, or Slurm cannot be asked.
+    """
+    if unconfirmed := _unconfirmed(record):
+        raise UsageError(f"job {record.name} does not run: {unconfirmed.reason}")
+    # Slurm may take a while to start the step, and a node that answers late must not cost the others' answers.
+    timeout_s = record.settings.answer_timeout_s + 60 + 2 * request["timeout_s"]
+    session = _open(record)
+    try:
+        asked = _request(record, "slurm_stacks", **request)
+        answer = _checked(record, session.ask(asked, timeout_s))
+        if answer.get("wants"):
+            again = {**asked, "program": program_for(answer["machine"])}
+            answer = _checked(record, session.ask(again, timeout_s))
+    finally:
+        session.close()
+    heard = [(Node(each["rank"], each["host"]), each["answer"]) for each in answer["nodes"]]
+    fix = f"see whether this works: srun --jobid={record.details['slurm_id']} --overlap hostname"
+    silent = HostError(answer["said"] or "its task wrote no answer", fix)
+    unheard = {node.label: silent for node, told in heard if told is None}
+    return Dump(tuple(from_answer(node, told) for node, told in heard if told is not None), unheard)
+
+
+# ---- stop
+
+
+def stop(record: Record, grace_s: float, nodes: Sequence[Node] | None = None) -> tuple[StopReport, ...]:
+    """Cancel the job, all of it: Slurm knows no part of one. Its ranks get TERM, `grace_s` seconds, KILL."""
+    if _unconfirmed(record):
+        return (StopReport(Node(0, "Slurm"), words="nothing of it was ever confirmed"),)
+    where = Node(0, f"Slurm job {record.details['slurm_id']}")
+    try:
+        answer = _ask(record, "slurm_stop", grace_s + 60 + record.settings.answer_timeout_s, grace_s=grace_s)
+    except TorchfabError as error:
+        return (StopReport(where, error=error),)
+    words = "was taken out of the queue" if answer["before"] in state.WAITING else ""
+    killed, left = tuple(answer["killed"]), tuple(answer["left"])
+    if left:
+        words = f"it was cancelled {answer['seconds']:.0f} s ago, and Slurm is not done with it: {left[0]}"
+    return (StopReport(where, answer["asked"], killed, left, answer["seconds"], words=words),)
+
+
+def forget(record: Record) -> dict[str, TorchfabError]:
+    """Remove the job's folder; return why that failed."""
+    try:
+        _ask(record, "slurm_forget", record.settings.answer_timeout_s)
+    except TorchfabError as error:
+        return {login_node(record).label: error}
+    return {}
+
+
+def attach_argv(record: Record, node: Node, window: str) -> tuple[str, ...]:
+    """Return the command that opens a shell on one of the job's nodes, inside its allocation."""
+    from torchfab.runtimes.tmux import ssh_argv
+
+    write_err("a shell on the node, inside the job; to leave it: exit (the job goes on)")
+    words = ("--overlap", "--pty", "--nodes=1", "--ntasks=1", f"--nodelist={node.host}")
+    srun = ("srun", f"--jobid={record.details['slurm_id']}", *words, os.environ.get("SHELL", "/bin/bash"))
+    login = login_node(record)
+    if login.is_local:
+        return srun
+    return (*ssh_argv(login, record.settings), "-t", "--", login.host, "exec " + shlex.join((*srun[:-1], "/bin/bash")))
+
+
+# ---- logs
+
+
+def follow(record: Record, request: Mapping[str, Any], nodes: Sequence[Node] | None = None) -> Iterator[Event]:
+    """Yield what the job's logs hold and receive, how Slurm says that it is, and how it ended; over one connection.
+
+    A connection that is lost is made again every few seconds, and the logs read on where they were left.
+    """
+    if unconfirmed := _unconfirmed(record):
+        yield JobSeen(unconfirmed)
+        return
+    stream = _Stream(record, request)
+    try:
+        while not stream.done:
+            events = list(stream.events())
+            yield from events
+            if not events:
+                time.sleep(_POLL_S)
+                yield Tick()
+    finally:
+        stream.close()
+
+
+class _Stream:
+    """The log stream of a job: its session, while there is one, and how far it has been read."""
+
+    def __init__(self, record: Record, request: Mapping[str, Any]) -> None:
+        self.record = record
+        self.request = _request(record, "slurm_logs", **request)
+        self.session: Session | None = None
+        self.retry_at = 0.0
+        self.nodes: dict[int, Node] = {}
+        self.done = False
+
+    def events(self) -> Iterator[Event]:
+        """Yield what has arrived; connect first where there is no connection."""
+        if self.session is None and time.monotonic() < self.retry_at:
+            return
+        try:
+            if self.session is None:
+                self.session = _open(self.record)
+                self.session.post(self.request)
+            for frame in self.session.take():
+                yield from self._of(frame)
+        except TorchfabError as error:
+            if not self.done:
+                yield self._lose(error)
+
+    def _lose(self, error: TorchfabError) -> ContactLost:
+        self.close()
+        self.retry_at = time.monotonic() + _RETRY_S
+        return ContactLost(login_node(self.record), error if isinstance(error, HostError) else HostError(error.message))
+
+    def _of(self, frame: Mapping[str, Any]) -> Iterator[Event]:
+        if "seen" in frame or "end" in frame:
+            found = state.job_status(self.record, frame.get("end", frame.get("seen")), time.time(), time.time())
+            self.nodes.update({each.node.rank: each.node for each in found.nodes})
+            self.done = "end" in frame
+            yield JobSeen(found)
+        if "lines" in frame:
+            rank = frame.get("node", 0)
+            yield Lines(self.nodes.get(rank, Node(rank, f"node-{rank}")), frame["lines"])
+        if "offsets" in frame:
+            self.request["offsets"] = frame["offsets"]
+        if "past" in frame:
+            yield PastRead(Node(0, "slurm"))
+        if frame.get("problems"):
+            self.done = True
+            problem = frame["problems"][0]["what"]
+            yield JobSeen(state.unreachable(self.record.min_nodes, problem))
+
+    def close(self) -> None:
+        """Hang up."""
+        if self.session is not None:
+            self.session.close()
+            self.session = None

@@ -1,0 +1,176 @@
+"""How a Slurm job is: pure functions from what Slurm and the job's folder tell to a JobStatus, in words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torchfab.core import status
+from torchfab.core.specs import Node
+from torchfab.core.status import JobStatus, NodeStatus, Verdict
+from torchfab.records import Record
+
+WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
+_FAILED = ("FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL", "REVOKED")
+# What Slurm itself does to a job, in words.
+_ENDS = {
+    "TIMEOUT": "the time limit{limit} was reached",
+    "OUT_OF_MEMORY": "it used more memory than it had asked for (--sbatch-arg=--mem=... asks for more)",
+    "NODE_FAIL": "a node failed",
+    "PREEMPTED": "it was preempted by another job",
+    "DEADLINE": "its deadline passed",
+    "BOOT_FAIL": "a node did not boot",
+    "REVOKED": "it runs on another cluster of the federation",
+}
+# Why a job waits, in words (the reasons of squeue's manual that users meet; the others are shown as they are).
+_REASONS = {
+    "None": "Slurm has not looked at it yet",
+    "Priority": "jobs with a higher priority are before it",
+    "Resources": "waits for nodes to become free",
+    "BeginTime": "may not begin before {start}",
+    "Dependency": "waits for a job that it depends on",
+    "JobHeldUser": "held by its user; to let it go: scontrol release {id}",
+    "JobHeldAdmin": "held by an administrator",
+    "Licenses": "waits for a license",
+    "NodeDown": "a node that it needs is down",
+    "PartitionDown": "its partition is down",
+    "PartitionInactive": "its partition is inactive",
+    "PartitionConfig": "no node of its partition has what it asks for",
+    "PartitionNodeLimit": "asks for more nodes than its partition has, or than are up",
+    "PartitionTimeLimit": "asks for more time than its partition allows",
+    "ReqNodeNotAvail": "a node that it needs is not available",
+    "Reservation": "waits for its reservation",
+    "InvalidAccount": "its account is not valid",
+    "InvalidQOS": "its quality of service is not valid",
+    "BadConstraints": "no node has what it asks for",
+    "Prolog": "the nodes are being prepared",
+    "Cleaning": "its former run is being cleaned up",
+    "JobLaunchFailure": "it could not be started",
+    "launch_failed_requeued_held": "it could not be started, and is held; to try again: scontrol release {id}",
+}
+_FAMILIES = (
+    ("Assoc", "a limit of its account or user is reached"),
+    ("QOS", "a limit of its quality of service is reached"),
+    ("Max", "a limit is reached"),
+)
+
+
+def pending_words(told: Mapping[str, Any], slurm_id: str) -> str:
+    """Return why a job waits, in words, with Slurm's own name for it."""
+    why = told.get("why") or "None"
+    name = why.strip("()").partition(",")[0]
+    family = next((words for sign, words in _FAMILIES if name.startswith(sign)), "")
+    words = _REASONS.get(name, family).format(start=told.get("start") or "later", id=slurm_id)
+    shown = name.replace("_", " ")
+    text = f"{words} ({shown})" if words and name != "None" else words or shown
+    restarts = told.get("restarts", 0)
+    times = "once" if restarts == 1 else f"{restarts} times"
+    return f"{text}; it was requeued {times}" if restarts else text
+
+
+def unreachable(min_nodes: int, reason: str) -> JobStatus:
+    """Return the status of a job of which nothing can be learnt."""
+    return JobStatus((), min_nodes, Verdict("unreachable", reason=reason))
+
+
+def job_status(record: Record, answer: Mapping[str, Any], asked: float, answered: float) -> JobStatus:
+    """Return how a job is.
+
+    Parameters
+    ----------
+    answer : Mapping
+        What `torchfab.remote.slurm.job.status` told.
+    asked, answered : float
+        When it was asked, and when the answer came, in seconds since the epoch.
+    """
+    told = answer["slurm"]
+    if "error" in told:
+        return unreachable(record.min_nodes, f"Slurm cannot be asked: {told['error']}")
+    if told["state"] in WAITING:
+        reason = pending_words(told, record.details["slurm_id"])
+        return JobStatus((), record.min_nodes, Verdict("pending", reason=reason))
+    nodes = tuple(_node_status(each, told, answer, asked, answered) for each in answer["nodes"] if _is_known(each))
+    return JobStatus(nodes, record.min_nodes, _verdict(told, answer, nodes, record.details["folder"]))
+
+
+def _is_known(each: Mapping[str, Any]) -> bool:
+    return bool(each["host"] or each["status"])
+
+
+def _node_status(
+    each: Mapping[str, Any], told: Mapping[str, Any], answer: Mapping[str, Any], asked: float, answered: float
+) -> NodeStatus:
+    node = Node(each["rank"], each["host"] or f"node-{each['rank']}")
+    if each["status"] is None:
+        ended = told["state"] in _FAILED or told["state"] in ("COMPLETED", "CANCELLED", "")
+        return NodeStatus(node, "lost" if ended else "starting", "nothing was written there" if ended else "")
+    return status.from_answer(node, each["status"], asked, answered)
+
+
+def _verdict(told: Mapping[str, Any], answer: Mapping[str, Any], nodes: tuple[NodeStatus, ...], folder: str) -> Verdict:
+    """Return what Slurm says of the whole; where it has forgotten the job, what the folder says."""
+    state, code = told["state"], _code(told.get("exit", ""))
+    if not state:
+        return _forgotten(nodes, answer, folder)
+    if state not in _FAILED and state not in ("COMPLETED", "CANCELLED"):
+        # While it runs its nodes know more; while it is ended, only Slurm knows whether it will be run again.
+        return Verdict("running", reason="Slurm is ending it") if state == "COMPLETING" else Verdict()
+    asked_to_stop = answer["stop_asked"] is not None
+    if state == "COMPLETED":
+        return Verdict("succeeded", ended=True)
+    if state == "CANCELLED" or (state == "FAILED" and asked_to_stop and _stopped_first(nodes)):
+        reason = "" if asked_to_stop else "it was cancelled with scancel, not with fab stop"
+        return Verdict("stopped", ended=True, reason=reason)
+    if state in _ENDS:
+        worst = "lost" if state in ("NODE_FAIL", "BOOT_FAIL", "PREEMPTED", "REVOKED") else "failed"
+        return Verdict(worst, ended=True, reason=_ENDS[state].format(limit=_limit(told)), code=code)
+    return Verdict("failed", ended=True, reason=_why_failed(nodes, answer, told), code=code)
+
+
+def ended_by(answer: Mapping[str, Any], job: JobStatus) -> tuple[str, str] | None:
+    """Return Slurm's own name for what ended a job, and the same in words; None where it was not Slurm's doing."""
+    state = answer["slurm"].get("state", "")
+    if not job.reason or not job.has_ended or not job.has_failed:
+        return None
+    if state in _ENDS or state == "CANCELLED":
+        return state, job.reason
+    if any(process.get("warned") for node in job.nodes for process in node.processes):
+        return "TIMEOUT", job.reason
+    return ("BATCH", job.reason) if state == "FAILED" else None
+
+
+def _stopped_first(nodes: tuple[NodeStatus, ...]) -> bool:
+    return JobStatus(nodes, len(nodes)).was_stopped
+
+
+def _why_failed(nodes: tuple[NodeStatus, ...], answer: Mapping[str, Any], told: Mapping[str, Any]) -> str:
+    """Return the reason of a failure that no rank is to blame for; empty where one is."""
+    processes = [process for node in nodes for process in node.processes]
+    warned = [process["warned"] for process in processes if process.get("warned")]
+    if warned:
+        return f"the time limit{_limit(told)} was near: the ranks got {warned[0]}, and ended"
+    if processes:
+        return ""
+    said = f": {answer['said']}" if answer["said"] else ""
+    return f"the batch script ended with code {_code(told.get('exit', ''))} before torchrun began{said}"
+
+
+def _limit(told: Mapping[str, Any]) -> str:
+    return f" of {told['limit']}" if told.get("limit") else ""
+
+
+def _forgotten(nodes: tuple[NodeStatus, ...], answer: Mapping[str, Any], folder: str) -> Verdict:
+    if not answer["exists"]:
+        return Verdict("lost", ended=True, reason=f"Slurm has forgotten the job, and {folder} is gone")
+    known = JobStatus(nodes, len(nodes))
+    if nodes and known.state in ("succeeded", "failed", "stopped"):
+        return Verdict(known.state, ended=True)
+    return Verdict("lost", ended=True, reason="Slurm has forgotten the job, and not every node wrote down its end")
+
+
+def _code(text: str) -> int | None:
+    """Return an exit code as a shell reports it, of Slurm's `code:signal`; None for 0."""
+    match = re.fullmatch(r"([0-9]{1,9})(?::([0-9]{1,9}))?", text)
+    code, number = (int(match[1]), int(match[2] or 0)) if match else (0, 0)
+    return 128 + number % 128 if number else code or None

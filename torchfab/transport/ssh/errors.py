@@ -1,0 +1,87 @@
+"""What went wrong with a connection, in plain words, with its fix."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+from torchfab.core.errors import HostError
+
+
+def explain(error: Exception, connection: Any, took_s: float) -> HostError:
+    """Return what went wrong with a connection, in plain words, with its fix."""
+    if connection is None:
+        return HostError(f"cannot start python here: {error}")
+    import paramiko
+
+    host, port, user = connection.host, connection.port, connection.user
+    if step := _stalled_at(error, connection, took_s):
+        return stalled(step, connection, connection.timeout_s)
+    if isinstance(error, paramiko.PasswordRequiredException):
+        return HostError(f"a private key for {user}@{host} has a passphrase", "unlock it in your agent: ssh-add")
+    refused = isinstance(error, paramiko.AuthenticationException) or "No authentication methods" in str(error)
+    if refused or _is_key_file(error):
+        absent = [key for key in connection.keys if not os.path.exists(key)]
+        missing = f" (there is no {', '.join(absent)})" if absent else ""
+        return HostError(
+            f"{user}@{host} was refused: none of your keys is accepted there{missing}",
+            f"ssh-copy-id -p {port} {user}@{host}, or name a key with fab -i",
+        )
+    return _explain_network(error, f"{host} port {port}", connection, took_s)
+
+
+def _stalled_at(error: Exception, connection: Any, took_s: float) -> str:
+    """Return at which step a host that had accepted the connection let the time pass; empty where it did not.
+
+    paramiko says "Error reading SSH protocol banner" then, "No existing session", or "Authentication timeout".
+    """
+    import paramiko
+
+    watch = connection.patience
+    if watch is None or watch.stuck:
+        return watch.stuck if watch else ""
+    late = took_s >= connection.timeout_s - 0.05
+    if isinstance(error, paramiko.AuthenticationException):
+        late = "timeout" in str(error).lower()
+    return str(watch.reached) if late and isinstance(error, paramiko.SSHException) else ""
+
+
+def stalled(step: str, connection: Any, timeout_s: float) -> HostError:
+    """Return that a host let the time pass at a step."""
+    return HostError(
+        f"no answer from {connection.host} port {connection.port} within {timeout_s:g} s: {step}",
+        "see there whether sshd is overloaded, and its log; a longer wait: fab -t SECONDS",
+    )
+
+
+def _is_key_file(error: Exception) -> bool:
+    # paramiko ends with the last thing that went wrong, which may be a key file that is missing or unreadable.
+    return isinstance(error, FileNotFoundError | PermissionError) and error.filename is not None
+
+
+def _explain_network(error: Exception, where: str, connection: Any, took_s: float) -> HostError:
+    import paramiko
+
+    causes = list(getattr(error, "errors", {}).values()) or [error]
+    if any(isinstance(cause, socket.gaierror) for cause in causes):
+        return HostError(
+            f"the name does not resolve ({where})", "check the hosts file, or give HostName in your ssh config"
+        )
+    if any(isinstance(cause, ConnectionRefusedError) for cause in causes):
+        return HostError(f"{where} refused the connection", "check that sshd runs there, and on which port")
+    late = isinstance(error, paramiko.SSHException) and took_s >= connection.timeout_s - 0.05
+    if late or any(isinstance(cause, TimeoutError) for cause in causes):
+        return HostError(
+            f"no answer from {where} within {connection.timeout_s:g} s",
+            "check that the node is up and that no firewall is between; a longer wait: fab -t SECONDS",
+        )
+    if connection.proxy is not None:
+        said = f": {connection.proxy.last_words}" if connection.proxy.last_words else f": {error}"
+        return HostError(f"its ProxyCommand came to nothing{said}", f"try it by hand: {connection.gateway}")
+    if isinstance(error, EOFError | paramiko.SSHException):
+        return HostError(
+            f"{where} did not finish the SSH handshake: {error or 'it closed the connection'}",
+            "check that sshd listens there; its log says why it refuses (MaxStartups, when many log in at once)",
+        )
+    return HostError(f"no connection to {where}: {error or type(error).__name__}")

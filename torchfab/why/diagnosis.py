@@ -1,0 +1,266 @@
+"""From evidence to a story: what happened first, why, and what followed from it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from torchfab.core.inventory import fold, fold_ranks
+from torchfab.core.status import JobStatus, NodeStatus, code_words
+from torchfab.why import causes
+from torchfab.why.causes import Cause, Kind
+from torchfab.why.evidence import Evidence, Said
+from torchfab.why.failures import CONSEQUENCE, LOST, End, all_ends, first_of
+from torchfab.why.stragglers import Behind, halted, whom_they_waited_for
+from torchfab.why.tracebacks import Traceback, fingerprint_of
+
+_NEARLY_FULL_BYTES = 64 * 1024 * 1024
+_MOST_MOMENTS = 40
+_MOST_KERNEL_LINES = 6
+_MOST_BATCH_LINES = 3
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Something that happened: when (seconds since the epoch, this machine's clock), where, what."""
+
+    time: float
+    where: str
+    what: str
+
+
+@dataclass(frozen=True)
+class Story:
+    """Why a job ended as it did, or how it is.
+
+    Parameters
+    ----------
+    job, state : str
+        Its name, and its state as `fab status` has it.
+    cause : Cause
+        Why.
+    first : End, optional
+        What failed first; None when nothing failed.
+    behind : tuple of Behind
+        Where the others waited in vain: for whom, or for whom they may have.
+    notes : tuple of str
+        More facts: what a disk has left, what the kernel said.
+    consequences : tuple of str
+        What followed from it, equal ones folded.
+    moments : tuple of Moment
+        All of it in the order of time.
+    bad_nodes : tuple of str
+        The hosts that a NODE cause is about.
+    silent : Mapping of str to str
+        The hosts that could not be asked, and why.
+    """
+
+    job: str
+    state: str
+    created: float
+    cause: Cause
+    first: End | None = None
+    behind: tuple[Behind, ...] = ()
+    notes: tuple[str, ...] = ()
+    consequences: tuple[str, ...] = ()
+    moments: tuple[Moment, ...] = ()
+    bad_nodes: tuple[str, ...] = ()
+    silent: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def traceback(self) -> Traceback | None:
+        """The traceback of what failed first."""
+        return self.first.traceback if self.first else None
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for two failures that are the same; empty when nothing failed."""
+        if self.first is None:
+            return ""
+        if self.traceback and self.cause.kind is Kind.SCRIPT:
+            return self.traceback.fingerprint
+        return fingerprint_of(self.cause.name, code_words(self.first.code or 0))
+
+
+def tell(evidence: Evidence) -> Story:
+    """Return the story of a job."""
+    ends = all_ends(evidence)
+    first, cause = _first(evidence, ends)
+    state = evidence.status.state
+    base = Story(evidence.job, state, evidence.created, cause, silent=evidence.silent)
+    if cause.kind in (Kind.SUCCEEDED, Kind.RUNNING, Kind.STOPPED) or first is None:
+        others = _consequences(ends, None, cause)
+        return replace(
+            base, notes=_notes_of_state(evidence), consequences=others, moments=_moments(evidence, ends, cause)
+        )
+    if cause.name == "import-error":
+        cause = _of_some_nodes(cause, first, ends, evidence)
+    return replace(
+        base,
+        cause=cause,
+        first=first,
+        behind=whom_they_waited_for(first, ends, evidence),
+        notes=_notes(first, evidence),
+        consequences=_consequences(ends, first, cause),
+        moments=_moments(evidence, ends, cause),
+        bad_nodes=_bad_nodes(cause, first, ends, evidence.silent),
+    )
+
+
+# ---- the cause
+
+
+def _first(evidence: Evidence, ends: Sequence[End]) -> tuple[End | None, Cause]:
+    """Return what failed first, and the cause of all."""
+    whole = next((each for each in evidence.said if not each.host), None)
+    if whole is not None:
+        cause = causes.of_schedule(whole.sign, whole.words)
+        return (None if cause.kind is Kind.STOPPED else _struck(ends)), cause
+    if evidence.status.state == "succeeded":
+        return None, Cause(Kind.SUCCEEDED, "succeeded", "it has succeeded: exit code 0")
+    if evidence.status.state == "stopped" or evidence.status.was_stopped:
+        return None, _stopped(evidence)
+    first = first_of(ends)
+    if first is not None:
+        return first, _unreachable(first, evidence) or _scheduled(first, evidence.said)
+    return None, _of_state(evidence.status)
+
+
+def _of_state(job: JobStatus) -> Cause:
+    """Return what is to be said where nothing has ended badly."""
+    reason = f" ({job.reason})" if job.reason else ""
+    if job.state in ("pending", "starting", "running"):
+        return Cause(Kind.RUNNING, job.state, f"it is {job.state}{reason}, and nothing of it has failed")
+    if job.state == "unreachable":
+        return Cause(Kind.UNKNOWN, "unreachable", f"nodes cannot be asked{reason}", "try again; fab doctor")
+    return Cause(Kind.UNKNOWN, "unknown", f"it is {job.state}{reason}, and nothing tells why")
+
+
+def _struck(ends: Sequence[End]) -> End | None:
+    """Return what a scheduler struck: what a signal ended first; else what ended first."""
+    return next((end for end in ends if (end.code or 0) < 0), ends[0] if ends else None)
+
+
+def _scheduled(first: End, said: Sequence[Said]) -> Cause:
+    """Return what the scheduler says of the node of the first failure; else what the node itself tells."""
+    mine = next((each for each in said if each.host == first.host), None)
+    return causes.of_schedule(mine.sign, mine.words) if mine else first.cause
+
+
+def _unreachable(first: End, evidence: Evidence) -> Cause | None:
+    """Return that a node cannot be reached, where all that failed elsewhere is a wait in vain for somebody."""
+    silent = evidence.silent
+    if not silent or not (first.cause.is_symptom or first.cause.name == "rendezvous-timeout"):
+        return None
+    hosts = fold(list(silent))
+    words = f"{hosts} cannot be reached ({next(iter(silent.values()))}); on {first.who}, {first.cause.words}"
+    return Cause(
+        Kind.NODE, "node-unreachable", words, f"see whether {hosts} runs, and its link; then fab why again", True
+    )
+
+
+def _stopped(evidence: Evidence) -> Cause:
+    names = [event["event"] for event in evidence.events]
+    words = "it was asked to stop, by a fab stop that was not run from here"
+    if "stop" in names:
+        words = "it was stopped with fab stop, from here"
+    elif "stopped after a failure" in names:
+        words = "it was stopped by fab, which followed it, after a failure"
+    reason = evidence.status.reason
+    return Cause(Kind.STOPPED, "stopped", reason or words)
+
+
+def _of_some_nodes(cause: Cause, first: End, ends: Sequence[End], evidence: Evidence) -> Cause:
+    """Say of an import error whether nodes differ: where ranks of others got further, those of the error are sick."""
+    hosts = list(dict.fromkeys(end.host for end in ends if end.cause.name == "import-error"))
+    further = [node.host for node in evidence.nodes if node.host not in hosts and _lived_longer(node.status, first)]
+    if not further:
+        return cause
+    words = f"{cause.words}, on {fold(hosts)} only: {fold(further)} got further"
+    return replace(cause, kind=Kind.NODE, name="import-error-of-node", words=words)
+
+
+def _lived_longer(status: NodeStatus, first: End) -> bool:
+    lives = [(rank["ended"] or status.now) - rank["started"] for rank in status.ranks if rank["started"]]
+    return max(lives, default=0.0) > first.lived_s + 1.0
+
+
+def _bad_nodes(cause: Cause, first: End, ends: Sequence[End], silent: Iterable[str]) -> tuple[str, ...]:
+    if cause.kind is not Kind.NODE:
+        return ()
+    if cause.name == "node-unreachable":
+        return tuple(silent)
+    same = [end.host for end in ends if end.cause.name == first.cause.name and end.weight <= LOST]
+    return tuple(dict.fromkeys([first.host, *same]))
+
+
+# ---- what else is known
+
+
+def _notes(first: End, evidence: Evidence) -> tuple[str, ...]:
+    node = next(each for each in evidence.nodes if each.host == first.host)
+    full = [disk for disk in node.disks if disk.size and disk.free < _NEARLY_FULL_BYTES]
+    disks = [f"{first.host}: {disk.path} has {disk.free / 1e6:.1f} of {disk.size / 1e6:.0f} MB free" for disk in full]
+    kernel = [line.text for line in node.kernel if line.text not in first.cause.words][:_MOST_KERNEL_LINES]
+    said = [f"the kernel of {first.host} said: {text}" for text in kernel]
+    return (*disks, *said, *_notes_of_state(evidence))
+
+
+def _notes_of_state(evidence: Evidence) -> tuple[str, ...]:
+    """Return what is to be said of a job whatever its state."""
+    batch = [line for line in evidence.batch.splitlines() if line.strip()][-_MOST_BATCH_LINES:] if evidence.said else []
+    restarts = max((rank["attempt"] for node in evidence.nodes for rank in node.status.ranks), default=0)
+    times = "once" if restarts == 1 else f"{restarts} times"
+    found = [f"the batch script said: {line[:300]}" for line in batch]
+    found += [f"torchrun had restarted its ranks {times} before"] if restarts else []
+    for node in evidence.nodes:
+        if node.status.left:
+            found.append(f"on {node.host} there still runs {node.status.left[0]}: fab stop {evidence.job}")
+    if evidence.status.state in ("running", "starting"):
+        found += [each.words for each in halted(evidence)]
+    return tuple(found)
+
+
+def _consequences(ends: Sequence[End], first: End | None, cause: Cause) -> tuple[str, ...]:
+    """Return what the others did, those that did the same as one line."""
+    groups: dict[str, list[End]] = {}
+    for end in ends:
+        if end is not first:
+            groups.setdefault(_short(end, cause), []).append(end)
+    return tuple(f"{_who(group)}: {words}" for words, group in groups.items())
+
+
+def _short(end: End, cause: Cause) -> str:
+    if end.cause.kind is Kind.STOPPED:
+        return "ended by fab, which stopped the rest"
+    if end.cause.name in ("by-launcher", "by-supervisor"):
+        return end.cause.words
+    if end.weight == CONSEQUENCE or end.cause.name == "asked":
+        return f"ended by {code_words(end.code or 0)} after it"
+    if end.cause.is_symptom:  # addresses and numbers differ
+        return end.cause.words.partition(":")[0]
+    return end.cause.words
+
+
+def _who(group: Sequence[End]) -> str:
+    hosts = fold(list(dict.fromkeys(end.host for end in group)))
+    ranks = [end.rank for end in group if end.rank is not None]
+    if not ranks:
+        return hosts
+    return f"{hosts} rank{'s' if len(set(ranks)) > 1 else ''} {fold_ranks(ranks)}"
+
+
+def _moments(evidence: Evidence, ends: Sequence[End], cause: Cause) -> tuple[Moment, ...]:
+    """Return all that happened in the order of time; of what many ranks did within the same second, one moment."""
+    groups: dict[tuple[str, int], list[End]] = {}
+    for end in ends:
+        words = "last sign of life" if end.weight == LOST else _short(end, cause)
+        groups.setdefault((words, int(end.time)), []).append(end)
+    found = [Moment(group[0].time, _who(group), words) for (words, _), group in groups.items()]
+    found.append(Moment(evidence.created, "", "launched"))
+    for node in evidence.nodes:
+        found += [Moment(line.time, f"kernel of {node.host}", line.text) for line in node.kernel]
+    for event in evidence.events:
+        if event["event"] in ("stop", "stopped after a failure"):
+            found.append(Moment(event["time"], "", f"fab: {event['event']}"))
+    return tuple(sorted(found, key=lambda moment: moment.time)[:_MOST_MOMENTS])
