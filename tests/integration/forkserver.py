@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 # What `fab` imports for the commands that tests type most.
 IMPORTED = (
     *("fabric.main", "torchfab.launch.launch", "torchfab.runtimes.tmux", "torchfab.why.report"),
-    *(f"torchfab.commands.job_lookup.{name}" for name in ("attach", "jobs", "logs", "status", "stop", "why")),
+    *(f"torchfab.commands.{name}" for name in ("attach", "jobs", "launch", "logs", "status", "stop", "why")),
 )
 
 # What the way to the launch machine sets, whatever a request says.
