@@ -220,9 +220,9 @@ def supervise(
 ) -> int:
     """See a job through failures, lost nodes and hangs; take it up again where its supervisor has died."""
     from torchfab.commands import job_lookup
-    from torchfab.commands.supervise import Wishes, take_up
+    from torchfab.commands.supervise import SuperviseFlags, take_up
 
-    ctx, wishes = _context(c), Wishes(restarts, stall, backoff, notify)
+    ctx, wishes = _context(c), SuperviseFlags(restarts, stall, backoff, notify)
     return take_up(job_lookup.find(job, ctx), wishes, follow, tmux, ctx, _fab(c))
 
 

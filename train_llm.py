@@ -163,7 +163,7 @@ def add_launch_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 @dataclass(frozen=True)
-class Place:
+class DistributedRank:
     """This process among the others, as torch.distributed counts them, and who said so."""
 
     rank: int = 0
@@ -194,7 +194,7 @@ LAUNCHERS = (
 )  # fmt: skip
 
 
-def find_place(env: Mapping[str, str], local_rank: int | None = None, gpus: int = 0) -> Place:
+def detect_rank(env: Mapping[str, str], local_rank: int | None = None, gpus: int = 0) -> DistributedRank:
     """Read this process's place from what its launcher left in the environment.
 
     Parameters
@@ -213,7 +213,7 @@ def find_place(env: Mapping[str, str], local_rank: int | None = None, gpus: int 
     """
     launcher = next((launcher for launcher in LAUNCHERS if launcher[1] in env), None)
     if launcher is None:
-        return Place(local_rank=local_rank or 0)
+        return DistributedRank(local_rank=local_rank or 0)
     name, _, *names = launcher
     rank, size = (read_count(env, names[i], name) for i in (0, 2))
     if not 0 <= rank < size:
@@ -224,7 +224,7 @@ def find_place(env: Mapping[str, str], local_rank: int | None = None, gpus: int 
         local_rank = read_count(env, names[1], name)
     else:
         local_rank = rank % gpus if gpus else rank
-    return Place(rank, local_rank, size, name, one_node=env.get(names[3]) == str(size))
+    return DistributedRank(rank, local_rank, size, name, one_node=env.get(names[3]) == str(size))
 
 
 def read_count(env: Mapping[str, str], name: str, launcher: str) -> int:
@@ -234,7 +234,7 @@ def read_count(env: Mapping[str, str], name: str, launcher: str) -> int:
     return int(env[name])
 
 
-def master(env: Mapping[str, str], place: Place, parent: int) -> tuple[str, str]:
+def master(env: Mapping[str, str], place: DistributedRank, parent: int) -> tuple[str, str]:
     """Return address and port of rank 0 for launchers that leave MASTER_ADDR or MASTER_PORT to us.
 
     All ranks must find the same without talking: from Slurm's node list and job number, or on one node from the number
@@ -267,7 +267,7 @@ def first_host(nodelist: str) -> str:
     return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first[0]) if first else ""
 
 
-def connect(place: Place, timeout_s: float) -> torch.device:
+def connect(place: DistributedRank, timeout_s: float) -> torch.device:
     """Join the process group; return the device of this rank."""
     device = choose_device(place.local_rank)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -609,7 +609,7 @@ def sequences_at(positions: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def training_batches(
-    corpus: Corpus, plan: Batching, place: Place, seed: int, start: int, pin: bool
+    corpus: Corpus, plan: Batching, place: DistributedRank, seed: int, start: int, pin: bool
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield (position, micro-batch) of this rank for ever, from position `start` of the run on; pinned if `pin`."""
     steps = max(1, 4096 // plan.per_rank)  # shuffled together: numpy's calls cost more than its work on a few numbers
@@ -1022,7 +1022,7 @@ class Log:
         self.file = open(folder / "log.jsonl", "a", buffering=1) if folder else None
         self.track = open_tracker(tracker, folder, step)
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Print a line, above the bar if there is one."""
         self.bar.clear()
         say(text)
@@ -1031,7 +1031,7 @@ class Log:
     def put(self, step: int, values: dict[str, float], columns: Mapping[str, str]) -> None:
         """Show and keep the `values` of `step`; `columns` has a format for each that is shown."""
         shown = " ".join(f"{name}={values[name]:{form}}" for name, form in columns.items() if name in values)
-        self.say(f"step={step}/{self.steps} {shown}")
+        self.log(f"step={step}/{self.steps} {shown}")
         if self.file:
             self.file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
         self.track(step, values)
@@ -1134,7 +1134,7 @@ class Trainer:
         Where it computes.
     """
 
-    def __init__(self, args: argparse.Namespace, place: Place, device: torch.device) -> None:
+    def __init__(self, args: argparse.Namespace, place: DistributedRank, device: torch.device) -> None:
         self.args, self.place, self.device = args, place, device
         self.folder = args.save_dir / args.experiment_name if args.experiment_name and place.first else None
         corpus = open_corpus(args)
@@ -1174,7 +1174,7 @@ class Trainer:
         """Return the log, having said and noted what was chosen: nothing is guessed silently (rank 0)."""
         log = Log(self.folder, self.args.tracker, self.progress.step, self.steps)
         for line in self.describe():
-            log.say(line)
+            log.log(line)
         if self.folder:
             config = {"arguments": vars(self.args), "place": vars(self.place), "torch": torch.__version__}
             (self.folder / "config.json").write_text(json.dumps(config, indent=1, default=str))
@@ -1341,7 +1341,7 @@ class Trainer:
         if self.log:
             state = f"stopped by {signal.Signals(heard).name}" if heard else "done"
             where = f"saved in {self.folder}" if self.folder else "nothing saved: no --experiment-name"
-            self.log.say(f"{state} at step {self.progress.step} of {self.steps}; {where}")
+            self.log.log(f"{state} at step {self.progress.step} of {self.steps}; {where}")
             self.log.close()
         return heard
 
@@ -1366,7 +1366,7 @@ def main() -> None:
     faulthandler.register(signal.SIGUSR2, all_threads=True)
     args = parse_arguments()
     avoid_waiting_for_the_hub([args.model_name, args.dataset_name])
-    place = find_place(os.environ, args.local_rank, torch.cuda.device_count())
+    place = detect_rank(os.environ, args.local_rank, torch.cuda.device_count())
     device = connect(place, args.timeout)
     try:
         heard = Trainer(args, place, device).train()

@@ -213,7 +213,7 @@ def measure_save(options: argparse.Namespace, trainer: train_llm.Trainer) -> dic
 
 def measure(options: argparse.Namespace) -> None:
     """Be one of the measured processes; rank 0 prints what it found as the last line."""
-    place = train_llm.find_place(os.environ)
+    place = train_llm.detect_rank(os.environ)
     device = train_llm.connect(place, 600)
     saving = ["--experiment-name", "x", "--save-dir", str(options.work), "--ckpt-freq", "10"]
     more = saving if options.role == "save" else []

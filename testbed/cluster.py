@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 from testbed import allocation, files, namespaces, network, processes
-from testbed.layout import MAX_NODES, NUMBERS, Kind, Layout, Place, RehearsalError, as_kind, run_dir
+from testbed.layout import MAX_NODES, NUMBERS, Kind, Layout, NodeLayout, RehearsalError, as_kind, run_dir
 from testbed.processes import Process
 from testbed.sshd import Server
 
@@ -27,7 +27,7 @@ class Node:
         How to reach it, and where its user lives.
     """
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: NodeLayout) -> None:
         self.place = place
         self.index, self.name, self.address, self.port = place.index, place.name, place.address, place.port
         self.home, self.tmux_dir = place.home, place.tmux_dir
@@ -192,7 +192,7 @@ class Cluster:
         """Undo `partition`."""
         network.cable(self._cabled(index), "up")
 
-    def _cabled(self, index: int) -> Place:
+    def _cabled(self, index: int) -> NodeLayout:
         if self.layout.kind != "netns":
             raise RehearsalError("a loopback node has no link to cut", fix="use kind netns")
         return self.layout.nodes[index]

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from testbed import namespaces, templates
-from testbed.layout import Account, Layout, Place, RehearsalError
+from testbed.layout import Account, Layout, NodeLayout, RehearsalError
 from testbed.namespaces import PROJECT
 
 PRODUCTS = ("jobs", "runs")
@@ -33,13 +33,13 @@ def write_all(layout: Layout) -> None:
     _hand_over(layout)
 
 
-def _write_node(node: Place, openssh: tuple[int, int]) -> str:
+def _write_node(node: NodeLayout, openssh: tuple[int, int]) -> str:
     _write_home(node)
     _write(node.directory / "sshd_config", templates.sshd_config(node, openssh))
     return _write_key(node.directory / "host_key")
 
 
-def _write_home(node: Place) -> None:
+def _write_home(node: NodeLayout) -> None:
     for folder in (node.directory, node.home, node.tmux_dir):
         folder.mkdir(mode=0o700)
     for name in START_UP_FILES:

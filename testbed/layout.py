@@ -63,7 +63,7 @@ class Account:
 
 
 @dataclass(frozen=True)
-class Place:
+class NodeLayout:
     """One node's names, address and files; `index` counts from 0 as node_rank does: index 0 is `node1`.
 
     Index -1 is the launch machine: no sshd, no address of its own, but a private home for the nodes' user.
@@ -143,15 +143,15 @@ class Layout:
         return f"10.77.{self.number}.254"
 
     @property
-    def nodes(self) -> tuple[Place, ...]:
-        return tuple(Place(self, index) for index in range(self.size))
+    def nodes(self) -> tuple[NodeLayout, ...]:
+        return tuple(NodeLayout(self, index) for index in range(self.size))
 
     @property
-    def launch(self) -> Place:
-        return Place(self, -1)
+    def launch(self) -> NodeLayout:
+        return NodeLayout(self, -1)
 
     @property
-    def places(self) -> tuple[Place, ...]:
+    def places(self) -> tuple[NodeLayout, ...]:
         """All nodes, and the launch machine."""
         return (*self.nodes, self.launch)
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from testbed.layout import Account, Layout, Place
+from testbed.layout import Account, Layout, NodeLayout
 from testbed.templates import environment_words
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -23,7 +23,7 @@ exec "$@"
 """
 
 
-def prefix(node: Place) -> tuple[str, ...]:
+def prefix(node: NodeLayout) -> tuple[str, ...]:
     """Give the argv prefix that runs a command in this node as its user, in the caller's environment and folder."""
     layout = node.cluster
     if not layout.account.private:
@@ -36,7 +36,7 @@ def prefix(node: Place) -> tuple[str, ...]:
     return (*network, *unshare, *script, *_switch(layout.account))
 
 
-def session(node: Place) -> tuple[str, ...]:
+def session(node: NodeLayout) -> tuple[str, ...]:
     """Give the prefix that runs a command in this node as an SSH session would find it: HOME, user, tmux, the mark."""
     account = node.cluster.account
     variables = {**node.environment, "USER": account.name, "LOGNAME": account.name, "SHELL": account.shell}
@@ -49,7 +49,7 @@ def _switch(account: Account) -> tuple[str, ...]:
     return ("setpriv", f"--reuid={account.uid}", f"--regid={account.gid}", "--clear-groups")
 
 
-def _mounts(node: Place) -> list[tuple[Path, Path]]:
+def _mounts(node: NodeLayout) -> list[tuple[Path, Path]]:
     etc = node.cluster.run_dir / "etc"
     pairs = [(node.directory / "passwd", Path("/etc/passwd"))]
     pairs += [(etc / name, Path("/etc") / name) for name in ("shadow", "group")]

@@ -6,7 +6,7 @@ import subprocess
 import time
 from collections.abc import Collection, Sequence
 
-from testbed.layout import Layout, Place, RehearsalError
+from testbed.layout import Layout, NodeLayout, RehearsalError
 
 
 def ip(*words: str, batch: Sequence[str] = ()) -> str:
@@ -41,7 +41,7 @@ def build_lines(layout: Layout) -> list[str]:
     return [*lines, f"link set {layout.bridge} up"]
 
 
-def node_lines(node: Place) -> list[str]:
+def node_lines(node: NodeLayout) -> list[str]:
     """Give the lines for ip -batch that are one node's side."""
     return [f"addr add {node.address}/24 dev eth0", "link set eth0 up", "link set lo up"]
 
@@ -88,6 +88,6 @@ def pids(layout: Layout) -> list[int]:
     return [int(pid) for name in names for pid in ip("netns", "pids", name).split()]
 
 
-def cable(node: Place, state: str) -> None:
+def cable(node: NodeLayout, state: str) -> None:
     """Set the node's own link `up` or `down`."""
     ip("-n", node.namespace, "link", "set", "eth0", state)

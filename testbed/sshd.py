@@ -12,7 +12,7 @@ from pathlib import Path
 
 from testbed import processes
 from testbed.allocation import find_program
-from testbed.layout import Place, RehearsalError
+from testbed.layout import NodeLayout, RehearsalError
 from testbed.namespaces import prefix
 from testbed.processes import Process
 
@@ -23,7 +23,7 @@ POLL_S = 0.005
 class Server:
     """One node's sshd, which any later process finds again by its record (pid and start time)."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: NodeLayout) -> None:
         self.place = place
         self._child: subprocess.Popen[bytes] | None = None
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from testbed.layout import Account, Layout, Place
+from testbed.layout import Account, Layout, NodeLayout
 
 
-def sshd_config(node: Place, openssh: tuple[int, int]) -> str:
+def sshd_config(node: NodeLayout, openssh: tuple[int, int]) -> str:
     """Write the sshd_config of one node.
 
     Parameters
@@ -62,12 +62,12 @@ Host node*
 """
 
 
-def known_hosts(nodes: Sequence[Place], keys: Sequence[str]) -> str:
+def known_hosts(nodes: Sequence[NodeLayout], keys: Sequence[str]) -> str:
     """Write known_hosts: each node's public key, by name and by address."""
     return "".join(f"{_known_names(node)} {key}\n" for node, key in zip(nodes, keys, strict=True))
 
 
-def _known_names(node: Place) -> str:
+def _known_names(node: NodeLayout) -> str:
     names = (node.name, node.address)
     return ",".join(names if node.port == 22 else [f"[{name}]:{node.port}" for name in names])
 
@@ -82,7 +82,7 @@ def gpufile(layout: Layout) -> str:
     return "".join(_inventory_line(node) * 2 for node in layout.nodes)
 
 
-def _inventory_line(node: Place) -> str:
+def _inventory_line(node: NodeLayout) -> str:
     """Name the node; on loopback with its address, as nobody there may write the names into /etc/hosts."""
     return f"{node.name}\n" if node.cluster.kind == "netns" else f"{node.name} address={node.address}\n"
 

@@ -93,7 +93,7 @@ def test_every_launcher_is_found_by_its_name() -> None:
     for path in LAUNCHERS:
         if "\nNAME = " in (text := path.read_text()):
             name = text.partition('\nNAME = "')[2].partition('"')[0]
-            assert launch_request.launcher_named(name).__name__ == f"torchfab.launchers.{path.stem}"
+            assert launch_request.load_launcher(name).__name__ == f"torchfab.launchers.{path.stem}"
 
 
 def test_every_request_of_a_node_has_a_function() -> None:

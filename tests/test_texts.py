@@ -30,7 +30,7 @@ from torchfab.runtimes.kubernetes import status as states
 from torchfab.runtimes.kubernetes.status import Seen
 from torchfab.runtimes.slurm.state import _code
 from torchfab.supervise import notifier
-from torchfab.supervise.quarantine import FILE, Lemons
+from torchfab.supervise.quarantine import FILE, Quarantine
 from torchfab.sync import rsync
 from torchfab.transport.ssh import config as sshconfig
 from torchfab.transport.ssh import host_certificates
@@ -93,7 +93,7 @@ VALUES = st.one_of(
 
 @fuzzed(st.lists(st.tuples(OPTIONS, VALUES), max_size=6), st.sampled_from(["a", "b.lab", "::1"]))
 def test_any_ssh_config_gives_a_way_or_an_error_that_says_where(lines: list[tuple[str, str]], host: str) -> None:
-    asker = sshconfig.Asker("ann", "here.lab", run=lambda _: False)
+    asker = sshconfig.ClientIdentity("ann", "here.lab", run=lambda _: False)
     with contextlib.suppress(TorchfabError):
         config = Indexed(options_of("\n".join(name + value for name, value in lines)))
         route = routes.route_to(config, host, asker)
@@ -207,7 +207,7 @@ def test_a_pod_may_leave_any_last_words(message: str, reason: str, code: int) ->
 @fuzzed(st.one_of(st.binary(max_size=60), JSON.map(json.dumps).map(str.encode)))
 def test_a_cluster_may_refuse_in_any_words(body: bytes) -> None:
     there = client.Cluster.__new__(client.Cluster)
-    there.place, there.server = client.Place("", "x", "y"), "https://x"
+    there.place, there.server = client.ClusterScope("", "x", "y"), "https://x"
     for status in (401, 404, 500, 999):
         error = there._refused(status, body, "/jobsets")
         assert len(error.message) < 1000
@@ -241,10 +241,10 @@ def test_what_looks_like_a_result_of_the_network_and_is_none_is_left_out(lines: 
 def test_any_list_of_lemons_is_read_or_refused(text: str) -> None:
     with TemporaryDirectory() as root:
         Path(root, FILE).write_text(text, encoding="utf-8", errors="replace")
-        if error := refusal(TorchfabError, lambda: Lemons(Path(root)).all()):
+        if error := refusal(TorchfabError, lambda: Quarantine(Path(root)).all()):
             assert "move it away" in str(error)
             return
-        found = Lemons(Path(root)).all()
+        found = Quarantine(Path(root)).all()
     assert all(0 <= lemon.time < 1e11 for lemon in found.values())
     assert fold(list(found)) or not any(found)
 

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import train_llm
-from train_llm import Batching, Corpus, Place, TrainError
+from train_llm import Batching, Corpus, DistributedRank, TrainError
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
 OPEN_MPI = {
@@ -41,35 +41,35 @@ def corpus_of(count: int, seq_length: int, held_out: int = 1) -> Corpus:
 
 class TestPlace:
     def test_without_a_launcher_there_is_one_process(self) -> None:
-        assert train_llm.find_place({}) == Place(0, 0, 1, "nobody: a single process")
+        assert train_llm.detect_rank({}) == DistributedRank(0, 0, 1, "nobody: a single process")
 
     @pytest.mark.parametrize(
         ("env", "expected"),
         [
-            (TORCHRUN, Place(5, 1, 8, "torchrun", one_node=False)),
-            ({"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}, Place(1, 1, 2, "RANK", one_node=False)),
-            (OPEN_MPI, Place(3, 1, 4, "Open MPI", one_node=False)),
-            (MPICH, Place(1, 1, 2, "MPICH", one_node=True)),
-            (SRUN, Place(2, 0, 4, "srun", one_node=False)),
+            (TORCHRUN, DistributedRank(5, 1, 8, "torchrun", one_node=False)),
+            ({"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}, DistributedRank(1, 1, 2, "RANK", one_node=False)),
+            (OPEN_MPI, DistributedRank(3, 1, 4, "Open MPI", one_node=False)),
+            (MPICH, DistributedRank(1, 1, 2, "MPICH", one_node=True)),
+            (SRUN, DistributedRank(2, 0, 4, "srun", one_node=False)),
         ],
     )
-    def test_each_launcher_is_recognised(self, env: dict[str, str], expected: Place) -> None:
-        assert train_llm.find_place(env) == expected
+    def test_each_launcher_is_recognised(self, env: dict[str, str], expected: DistributedRank) -> None:
+        assert train_llm.detect_rank(env) == expected
 
     def test_the_innermost_launcher_is_believed(self) -> None:
-        assert train_llm.find_place(SRUN | TORCHRUN).rank == 5
-        assert train_llm.find_place(SRUN | MPICH).rank == 1
+        assert train_llm.detect_rank(SRUN | TORCHRUN).rank == 5
+        assert train_llm.detect_rank(SRUN | MPICH).rank == 1
 
     def test_a_batch_script_of_slurm_is_not_a_task(self) -> None:
-        assert train_llm.find_place({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "7"}).world_size == 1
+        assert train_llm.detect_rank({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "7"}).world_size == 1
 
     def test_the_local_rank_of_deepspeed_wins(self) -> None:
-        place = train_llm.find_place({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "0"}, local_rank=1)
+        place = train_llm.detect_rank({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "0"}, local_rank=1)
         assert (place.local_rank, place.source) == (1, "RANK and --local_rank")
 
     @pytest.mark.parametrize(("gpus", "local_rank"), [(0, 5), (4, 1)])
     def test_without_a_local_rank_the_gpus_are_counted_through(self, gpus: int, local_rank: int) -> None:
-        assert train_llm.find_place({"RANK": "5", "WORLD_SIZE": "8"}, gpus=gpus).local_rank == local_rank
+        assert train_llm.detect_rank({"RANK": "5", "WORLD_SIZE": "8"}, gpus=gpus).local_rank == local_rank
 
     @pytest.mark.parametrize(
         ("env", "named"),
@@ -83,29 +83,29 @@ class TestPlace:
     )
     def test_half_an_environment_is_refused_by_name(self, env: dict[str, str], named: str) -> None:
         with pytest.raises(TrainError, match=named):
-            train_llm.find_place(env)
+            train_llm.detect_rank(env)
 
     def test_the_environment_is_not_changed(self) -> None:
         env = dict(TORCHRUN)
-        train_llm.find_place(env)
+        train_llm.detect_rank(env)
         assert env == TORCHRUN
 
 
 class TestMaster:
     def test_what_the_launcher_says_counts(self) -> None:
         env = {"MASTER_ADDR": "h1", "MASTER_PORT": "5"}
-        assert train_llm.master(env, Place(world_size=2, one_node=False), 1) == ("h1", "5")
+        assert train_llm.master(env, DistributedRank(world_size=2, one_node=False), 1) == ("h1", "5")
 
     def test_on_one_node_the_launchers_process_gives_the_port(self) -> None:
-        assert train_llm.master({}, Place(source="MPICH", world_size=2), 20_007) == ("127.0.0.1", "10007")
+        assert train_llm.master({}, DistributedRank(source="MPICH", world_size=2), 20_007) == ("127.0.0.1", "10007")
 
     def test_slurm_gives_the_first_node_and_a_port_for_the_step(self) -> None:
         env = {"SLURM_STEP_NODELIST": "n[2-3]", "SLURM_JOB_ID": "10", "SLURM_STEP_ID": "3"}
-        assert train_llm.master(env, Place(source="srun", world_size=2, one_node=False), 9) == ("n2", "10163")
+        assert train_llm.master(env, DistributedRank(source="srun", world_size=2, one_node=False), 9) == ("n2", "10163")
 
     def test_mpi_over_several_nodes_must_say_where_rank_0_is(self) -> None:
         with pytest.raises(TrainError, match="MASTER_ADDR"):
-            train_llm.master({}, Place(source="Open MPI", world_size=4, one_node=False), 9)
+            train_llm.master({}, DistributedRank(source="Open MPI", world_size=4, one_node=False), 9)
 
     @pytest.mark.parametrize(
         ("nodelist", "first"),
@@ -170,7 +170,7 @@ class TestBatching:
             plan = train_llm.plan_batches(batch, 8, world)
             rows: list[list[int]] = []
             ranks = [
-                train_llm.training_batches(corpus, plan, Place(r, r, world), seed, start * 8, pin=False)
+                train_llm.training_batches(corpus, plan, DistributedRank(r, r, world), seed, start * 8, pin=False)
                 for r in range(world)
             ]
             for _ in range(steps):
@@ -183,9 +183,9 @@ class TestBatching:
 
     def test_starting_later_skips_exactly_what_was_read(self) -> None:
         corpus, plan = corpus_of(101, 5, held_out=2), train_llm.plan_batches(4, 4, 1)
-        whole = train_llm.training_batches(corpus, plan, Place(), 7, 0, pin=False)
+        whole = train_llm.training_batches(corpus, plan, DistributedRank(), 7, 0, pin=False)
         wanted = [next(whole)[1].tolist() for _ in range(9)][4:]
-        later = train_llm.training_batches(corpus, plan, Place(), 7, 16, pin=False)
+        later = train_llm.training_batches(corpus, plan, DistributedRank(), 7, 16, pin=False)
         assert [next(later)[1].tolist() for _ in range(5)] == wanted
 
     def test_the_prefetching_thread_hands_on_items_and_errors(self) -> None:

@@ -47,7 +47,7 @@ class Frames:
         self.position += len(chunk)
         return chunk or None
 
-    def obituary(self) -> tuple[int | None, str]:
+    def exit_status(self) -> tuple[int | None, str]:
         """Return that it was cut off."""
         return None, ""
 

@@ -10,9 +10,9 @@ from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.specs import Node
 from torchfab.doctor.collect import findings
 from torchfab.doctor.finding import Finding
-from torchfab.doctor.model import Clock, Report, Seen, Wanted
+from torchfab.doctor.model import CheckRequirements, Clock, NodeReport, Report
 
-WANTED = Wanted(workdir="/project", python="python3", node_dir="/project/.torchfab")
+WANTED = CheckRequirements(workdir="/project", python="python3", node_dir="/project/.torchfab")
 GIB = 1024**3
 _PLACE = {
     "path": "/project",
@@ -89,9 +89,11 @@ def merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
-def seen(rank: int, changes: Mapping[str, Any] | None = None, on_the_way: Mapping[str, Any] | None = None) -> Seen:
+def seen(
+    rank: int, changes: Mapping[str, Any] | None = None, on_the_way: Mapping[str, Any] | None = None
+) -> NodeReport:
     """Give a node that is healthy but for the changes."""
-    return Seen(
+    return NodeReport(
         Node(rank, f"node{rank + 1}"),
         merge(told(rank), changes or {}),
         merge(way(rank), on_the_way or {}),
@@ -100,23 +102,23 @@ def seen(rank: int, changes: Mapping[str, Any] | None = None, on_the_way: Mappin
     )
 
 
-def four(odd: Seen) -> list[Seen]:
+def four(odd: NodeReport) -> list[NodeReport]:
     """Give four nodes, all healthy but for this one in its place."""
     return [odd if rank == odd.node.rank else seen(rank) for rank in range(4)]
 
 
-def found(nodes: list[Seen], wanted: Wanted = WANTED) -> tuple[Finding, ...]:
+def found(nodes: list[NodeReport], wanted: CheckRequirements = WANTED) -> tuple[Finding, ...]:
     """Give all findings."""
     return findings(nodes, wanted, ConnectionSettings())
 
 
-def only(nodes: list[Seen], wanted: Wanted = WANTED) -> Finding:
+def only(nodes: list[NodeReport], wanted: CheckRequirements = WANTED) -> Finding:
     """Give the one finding."""
     every = found(nodes, wanted)
     assert len(every) == 1, every
     return every[0]
 
 
-def report(nodes: list[Seen]) -> Report:
+def report(nodes: list[NodeReport]) -> Report:
     """Give the report on these nodes."""
     return Report(tuple(nodes), found(nodes), 1.25)

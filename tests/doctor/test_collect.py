@@ -10,14 +10,14 @@ import pytest
 from torchfab import doctor
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.specs import Node
-from torchfab.doctor import Report, Wanted
+from torchfab.doctor import CheckRequirements, Report
 from torchfab.remote import server
 
 PARTS = {"machine", "python", "gpus", "tmux", "places", "limits", "interfaces", "environment", "jobs", "code", "port"}
 
 
 def examine(folder: Path) -> Report:
-    wanted = Wanted(workdir=str(folder), python=sys.executable, node_dir=str(folder / "nodes"))
+    wanted = CheckRequirements(workdir=str(folder), python=sys.executable, node_dir=str(folder / "nodes"))
     return doctor.examine([Node(0, "localhost")], ConnectionSettings(), wanted)
 
 
@@ -25,9 +25,9 @@ def test_every_part_of_a_node_is_looked_at(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text("print(1)\n")
     report = examine(tmp_path)
     (seen,) = report.nodes
-    assert set(seen.told) >= PARTS
+    assert set(seen.probe) >= PARTS
     assert not [name for name in PARTS if seen.part(name) is None]
-    assert seen.way["connection"]["outcome"] == "connected"
+    assert seen.connectivity["connection"]["outcome"] == "connected"
     assert seen.part("code")["files"] == 1
     assert seen.clock is not None
     assert abs(seen.clock.ahead_s) <= 0.1 + seen.clock.within_s

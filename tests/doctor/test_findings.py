@@ -122,7 +122,9 @@ def test_a_missing_torch_is_no_other_version_as_well() -> None:
 
 
 def test_a_node_that_does_not_answer_is_a_finding_and_the_others_are_looked_at() -> None:
-    lost = replace(seen(3), told={}, way={}, clock=None, connect_s=None, error=HostError("refused", "start sshd"))
+    lost = replace(
+        seen(3), probe={}, connectivity={}, clock=None, connect_s=None, error=HostError("refused", "start sshd")
+    )
     nodes = four(lost)
     nodes[2] = seen(2, SICK["another torch"][0])
     every = found(nodes)
@@ -131,7 +133,9 @@ def test_a_node_that_does_not_answer_is_a_finding_and_the_others_are_looked_at()
 
 
 def test_a_node_that_could_be_asked_and_gave_no_answer_is_an_error() -> None:
-    silent = replace(seen(1), told={}, way={}, clock=None, error=HostError("no answer within 30 s", "see its load"))
+    silent = replace(
+        seen(1), probe={}, connectivity={}, clock=None, error=HostError("no answer within 30 s", "see its load")
+    )
     finding = only(four(silent))
     assert (finding.kind, finding.severity, finding.hosts) == ("not-looked-at", ERROR, ("node2",))
 
@@ -143,7 +147,7 @@ def test_a_slow_login_is_not_put_down_to_start_up_files_which_run_after_it() -> 
 
 
 def test_without_node_0_nothing_is_said_about_the_way_to_it() -> None:
-    nodes = [replace(seen(0), told={}, way={}, error=HostError("refused"))]
+    nodes = [replace(seen(0), probe={}, connectivity={}, error=HostError("refused"))]
     nodes += [seen(rank, None, {"connection": None}) for rank in (1, 2)]
     assert only(nodes).hosts == ("node1",)
 

@@ -31,7 +31,9 @@ def test_healthy_nodes_are_said_to_be_healthy() -> None:
 
 
 def test_a_node_that_does_not_answer_has_a_row() -> None:
-    lost = replace(seen(1), told={}, way={}, clock=None, connect_s=None, error=HostError("no answer", "reboot it"))
+    lost = replace(
+        seen(1), probe={}, connectivity={}, clock=None, connect_s=None, error=HostError("no answer", "reboot it")
+    )
     text = render.text(report([seen(0), lost]))
     assert any(line.startswith("node2  ?") for line in text.splitlines())
     assert "error: node2: no answer\n  fix: reboot it" in text

@@ -20,7 +20,7 @@ from torchfab.launch import hosts, launch
 from torchfab.launch.context import CommandContext
 from torchfab.launchers import per_node
 from torchfab.records import Record
-from torchfab.records.launch_request import Asked
+from torchfab.records.launch_request import LaunchRequest
 from torchfab.runtimes import tmux
 
 NODES = make_nodes("a", "b")
@@ -33,13 +33,13 @@ def ctx(tmp_path: Path) -> CommandContext:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+def asked(monkeypatch: pytest.MonkeyPatch) -> LaunchRequest:
     """Return what is asked for, of nodes that are ready, and on which everything starts."""
     prepared = tmux.Prepared(ConnectionSettings(), NODES, facts=dict(enumerate(make_facts(1, 1))), told={0: {}, 1: {}})
     monkeypatch.setattr(tmux, "prepare", lambda *_: prepared)
     monkeypatch.setattr(tmux, "start", lambda *_: None)
     flags = per_node.Flags()
-    return Asked(make_job(options=per_node.options(flags)), vars(flags), NODES, (), 2)
+    return LaunchRequest(make_job(options=per_node.options(flags)), vars(flags), NODES, (), 2)
 
 
 def test_hosts_of_the_command_line_are_slots_too_and_may_be_ranges(ctx: CommandContext) -> None:
@@ -64,27 +64,27 @@ def press_ctrl_c(*_: Any, **__: Any) -> None:
 
 
 def test_ctrl_c_when_the_job_has_just_started_leaves_its_record_and_says_that_it_runs(
-    ctx: CommandContext, asked: Asked, monkeypatch: pytest.MonkeyPatch
+    ctx: CommandContext, asked: LaunchRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Record, "remember", press_ctrl_c)
     with pytest.raises(Interrupted, match=r"job gpt2 had started by then: it runs\n.*fab stop gpt2"):
-        launch.carry_out(asked, ctx)
+        launch.execute(asked, ctx)
     assert ctx.records.get("gpt2").is_confirmed
 
 
 def test_ctrl_c_while_it_hangs_up_leaves_the_record_too(
-    ctx: CommandContext, asked: Asked, monkeypatch: pytest.MonkeyPatch
+    ctx: CommandContext, asked: LaunchRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tmux.Prepared, "close", press_ctrl_c)
     with pytest.raises(Interrupted, match="it runs"):
-        launch.carry_out(asked, ctx)
+        launch.execute(asked, ctx)
     assert ctx.records.get("gpt2").is_confirmed
 
 
 def test_ctrl_c_before_anything_has_started_leaves_nothing(
-    ctx: CommandContext, asked: Asked, monkeypatch: pytest.MonkeyPatch
+    ctx: CommandContext, asked: LaunchRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tmux, "start", press_ctrl_c)
     with pytest.raises(Interrupted, match="nothing was left running"):
-        launch.carry_out(asked, ctx)
+        launch.execute(asked, ctx)
     assert ctx.records.all() == []

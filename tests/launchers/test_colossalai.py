@@ -104,16 +104,16 @@ def test_different_numbers_of_ranks_are_an_error() -> None:
 
 
 def test_only_node_0_needs_colossalai_and_its_dependencies_are_left_alone() -> None:
-    needs = colossalai.needs(job_with())
-    assert (needs.modules, needs.head_modules[0]) == (("torch",), "colossalai")
-    assert needs.installs["colossalai"].startswith("--no-deps colossalai==0.5.0")
+    requirements = colossalai.requirements(job_with())
+    assert (requirements.modules, requirements.head_modules[0]) == (("torch",), "colossalai")
+    assert requirements.installs["colossalai"].startswith("--no-deps colossalai==0.5.0")
 
 
 def test_the_dry_run_of_two_nodes_is_this_shell(golden: Callable[[str, str], None]) -> None:
     values = {"port": 5001, "env": {"NCCL_DEBUG": "INFO"}, "script": ("train.py", "--name", "it's $5")}
     job = job_with(values, nproc_per_node="2")
     nodes = make_nodes("node1", "node2")
-    facts = colossalai.assumed(job, nodes)
+    facts = colossalai.facts_from_flags(job, nodes)
     assert facts is not None
     plan = colossalai.plan(job, nodes, (), facts)
     text = dry_run.dry_run(plan, lambda each: ("ssh", "--", each.node.host, "bash", "-s"), ["a note"])

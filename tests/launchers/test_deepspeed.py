@@ -13,7 +13,7 @@ from tests.hostile import HOSTILE
 from tests.launchers.test_mpi import without_shims
 from torchfab.core import dry_run
 from torchfab.core.errors import UsageError
-from torchfab.core.specs import Job, Needs, NodePlan, Plan, Process
+from torchfab.core.specs import Job, NodePlan, Plan, Process, Requirements
 from torchfab.launchers import deepspeed, shims
 
 PYTHON = "/venv/bin/python"
@@ -65,7 +65,7 @@ def test_two_nodes_are_this_plan() -> None:
         job=job,
         nodes=tuple(NodePlan(node, folder(node.rank), (agent(node.rank),)) for node in nodes),
         world_size=16,
-        chosen={
+        defaults={
             "job": "gpt2",
             "nodes": "2 (node[1-2])",
             "ranks": "16 (8 per node)",
@@ -180,8 +180,8 @@ def test_any_text_goes_into_argv_and_env_as_it_is(text: str) -> None:
 
 
 def test_phase_one_looks_for_deepspeed_and_on_the_head_for_pdsh() -> None:
-    assert deepspeed.needs(job_with()) == Needs(("torch", "deepspeed"), port=True)
-    (pdsh,) = deepspeed.needs(job_with(from_head=True)).programs
+    assert deepspeed.requirements(job_with()) == Requirements(("torch", "deepspeed"), port=True)
+    (pdsh,) = deepspeed.requirements(job_with(from_head=True)).programs
     assert (pdsh.names, pdsh.on_head_only, pdsh.install) == (("pdsh",), True, "sudo apt-get install -y pdsh")
 
 
@@ -195,7 +195,7 @@ def test_the_dry_run_of_two_nodes_is_this_shell(golden: Callable[[str, str], Non
     values = {"port": 5001, "env": {"NCCL_DEBUG": "INFO"}, "script": ("train.py", "--name", "it's $5")}
     job = job_with(values, nproc_per_node="2", from_head=from_head)
     nodes = make_nodes("node1", "node2")
-    facts = deepspeed.assumed(job, nodes)
+    facts = deepspeed.facts_from_flags(job, nodes)
     assert facts is not None
     plan = deepspeed.plan(job, nodes, (), facts)
     text = dry_run.dry_run(plan, lambda each: ("ssh", "--", each.node.host, "bash", "-s"), ["a note"])

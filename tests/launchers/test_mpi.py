@@ -13,7 +13,7 @@ from tests.factories import JOB_ID, folder, make_facts, make_job, make_nodes
 from tests.hostile import HOSTILE
 from torchfab.core import dry_run
 from torchfab.core.errors import UsageError
-from torchfab.core.specs import Facts, Job, Needs, NodePlan, Plan, Process
+from torchfab.core.specs import Facts, Job, NodePlan, Plan, Process, Requirements
 from torchfab.launchers import mpi, shims
 
 PYTHON = "/venv/bin/python"
@@ -123,7 +123,7 @@ def test_open_mpi_on_two_nodes_is_this_plan() -> None:
             NodePlan(nodes[1], folder(1), (gate(1),)),
         ),
         world_size=4,
-        chosen={
+        defaults={
             "job": "gpt2",
             "nodes": "2 (node[1-2])",
             "ranks": "4 (2 per node)",
@@ -148,7 +148,7 @@ def test_mpich_on_two_nodes_is_this_plan() -> None:
 
 def test_the_gates_are_started_before_the_head() -> None:
     plan = mpi.plan(job_with(), make_nodes("a", "b", "c"), (), facts_with(1, 1, 1))
-    assert [[each.node.host for each in wave] for wave in plan.waves] == [["b", "c"], ["a"]]
+    assert [[each.node.host for each in wave] for wave in plan.start_order] == [["b", "c"], ["a"]]
 
 
 def test_an_interface_is_told_to_mpi_gloo_and_nccl() -> None:
@@ -215,13 +215,13 @@ def test_versions_that_differ_are_shown() -> None:
     first, second = facts_with(1, 1)
     facts = first, replace(second, versions={**BOTH, "torch": "2.12.0"})
     plan = mpi.plan(job_with(), make_nodes("a", "b"), (), facts)
-    assert plan.chosen["versions"] == "mpirun.openmpi 4.1.4, torch 2.12.0 and 2.13.0 (the nodes differ)"
+    assert plan.defaults["versions"] == "mpirun.openmpi 4.1.4, torch 2.12.0 and 2.13.0 (the nodes differ)"
 
 
 def test_root_is_told_what_open_mpi_thinks_of_it() -> None:
     facts = tuple(replace(fact, is_root=True) for fact in facts_with(1))
-    assert "an ordinary user is safer" in mpi.plan(job_with(), make_nodes("a"), (), facts).chosen["root"]
-    assert "root" not in mpi.plan(job_with(flavour="mpich"), make_nodes("a"), (), facts).chosen
+    assert "an ordinary user is safer" in mpi.plan(job_with(), make_nodes("a"), (), facts).defaults["root"]
+    assert "root" not in mpi.plan(job_with(flavour="mpich"), make_nodes("a"), (), facts).defaults
 
 
 def test_two_nodes_with_one_name_are_an_error() -> None:
@@ -240,8 +240,8 @@ def test_any_text_goes_into_argv_and_env_as_it_is(text: str, flavour: str) -> No
 
 
 def test_phase_one_looks_for_the_program_and_says_how_it_is_installed() -> None:
-    assert mpi.needs(job_with(flavour="mpich")) == Needs(("torch",), port=True, programs=(mpi.MPICH,))
-    assert mpi.needs(job_with()).programs[0].names == ("mpirun.openmpi", "orterun", "mpiexec.hydra")
+    assert mpi.requirements(job_with(flavour="mpich")) == Requirements(("torch",), port=True, programs=(mpi.MPICH,))
+    assert mpi.requirements(job_with()).programs[0].names == ("mpirun.openmpi", "orterun", "mpiexec.hydra")
     assert [each.install for each in (mpi.OPENMPI, mpi.MPICH)] == [
         "sudo apt-get install -y openmpi-bin",
         "sudo apt-get install -y mpich",
@@ -257,8 +257,8 @@ def test_a_wrong_flag_is_an_error_that_says_what_it_takes() -> None:
 
 def test_a_dry_run_asks_nobody_when_the_flags_say_all() -> None:
     nodes = make_nodes("node1", "node2")
-    assert mpi.assumed(job_with({"port": 5001}, nproc_per_node="2"), nodes) is None  # which MPI?
-    assert mpi.assumed(job_with({"port": 5001}, nproc_per_node="2", flavour="mpich"), nodes) is not None
+    assert mpi.facts_from_flags(job_with({"port": 5001}, nproc_per_node="2"), nodes) is None  # which MPI?
+    assert mpi.facts_from_flags(job_with({"port": 5001}, nproc_per_node="2", flavour="mpich"), nodes) is not None
 
 
 @pytest.mark.parametrize("flavour", ["openmpi", "mpich"])
@@ -266,7 +266,7 @@ def test_the_dry_run_of_two_nodes_is_this_shell(golden: Callable[[str, str], Non
     values = {"port": 5001, "env": {"NCCL_DEBUG": "INFO"}, "script": ("train.py", "--name", "it's $5")}
     job = job_with(values, nproc_per_node="2", flavour=flavour)
     nodes = make_nodes("node1", "node2")
-    facts = mpi.assumed(job, nodes)
+    facts = mpi.facts_from_flags(job, nodes)
     assert facts is not None
     plan = mpi.plan(job, nodes, (), facts)
     text = dry_run.dry_run(plan, lambda each: ("ssh", "--", each.node.host, "bash", "-s"), ["a note"])

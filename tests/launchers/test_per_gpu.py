@@ -12,7 +12,7 @@ from tests.hostile import HOSTILE
 from torchfab.core import dry_run
 from torchfab.core.errors import UsageError
 from torchfab.core.inventory import parse_gpus
-from torchfab.core.specs import Facts, Job, Needs, NodePlan, Plan, Process
+from torchfab.core.specs import Facts, Job, NodePlan, Plan, Process, Requirements
 from torchfab.launchers import per_gpu
 
 
@@ -64,7 +64,7 @@ def test_five_lines_over_two_hosts_are_this_plan() -> None:
             for node, mine in ranks.items()
         ),
         world_size=5,
-        chosen={
+        defaults={
             "job": "gpt2",
             "nodes": "2 (a,b)",
             "ranks": "5",
@@ -139,20 +139,20 @@ def test_any_text_goes_into_argv_and_env_as_it_is(text: str) -> None:
 
 
 def test_every_node_must_find_torch_and_node_0_a_port() -> None:
-    assert per_gpu.needs(job_with()) == Needs(modules=("torch",), port=True)
+    assert per_gpu.requirements(job_with()) == Requirements(modules=("torch",), port=True)
 
 
 def test_a_port_and_a_folder_leave_nothing_to_ask() -> None:
     nodes, _ = parse_gpus("a\nb\na", "gpus")
-    assert per_gpu.assumed(job_with(port=5001), nodes) == (Facts(folder(0), 1, port=5001), Facts(folder(1), 1))
-    assert per_gpu.assumed(job_with(), nodes) is None
-    assert per_gpu.assumed(job_with(port=5001, node_dir="~/x"), nodes) is None
+    assert per_gpu.facts_from_flags(job_with(port=5001), nodes) == (Facts(folder(0), 1, port=5001), Facts(folder(1), 1))
+    assert per_gpu.facts_from_flags(job_with(), nodes) is None
+    assert per_gpu.facts_from_flags(job_with(port=5001, node_dir="~/x"), nodes) is None
 
 
 def test_the_dry_run_of_three_ranks_is_this_shell(golden: Callable[[str, str], None]) -> None:
     job = job_with(port=5001, secrets={"HF_TOKEN": "hunter2"}, script=("train.py", "two\nlines"))
     nodes, slots = parse_gpus("node1 gpus=0,3\nnode2", "gpus")
-    facts = per_gpu.assumed(job, nodes)
+    facts = per_gpu.facts_from_flags(job, nodes)
     assert facts is not None
     text = dry_run.dry_run(
         per_gpu.plan(job, nodes, slots, facts), lambda each: ("ssh", "--", each.node.host, "bash", "-s")

@@ -12,8 +12,8 @@ from tests.factories import JOB_ID, folder, make_facts, make_job, make_nodes
 from tests.hostile import HOSTILE
 from torchfab.core import dry_run
 from torchfab.core.errors import UsageError
-from torchfab.core.specs import Facts, Job, Needs, NodePlan, Plan, Process
-from torchfab.launchers import for_torchrun, per_node
+from torchfab.core.specs import Facts, Job, NodePlan, Plan, Process, Requirements
+from torchfab.launchers import escape_for_torchrun, per_node
 
 
 def job_with(values: Mapping[str, Any] | None = None, **flags: str) -> Job:
@@ -65,7 +65,7 @@ def test_two_nodes_with_gpus_are_this_plan() -> None:
         job=job,
         nodes=tuple(NodePlan(node, folder(node.rank), (agent(node.rank, argv(node.rank)),)) for node in nodes),
         world_size=16,
-        chosen={
+        defaults={
             "job": "gpt2",
             "nodes": "2 (node[1-2])",
             "ranks": "16 (8 per node)",
@@ -88,7 +88,7 @@ def test_the_static_backend_says_master_and_node_rank() -> None:
         *("--redirects", "3", "--log-dir", f"{folder(1)}/agent/logs"),
         *("train.py", "--lr", "3e-4"),
     )
-    assert plan.chosen["master"] == "node1:5001"
+    assert plan.defaults["master"] == "node1:5001"
 
 
 def test_an_elastic_job_has_bounds_and_is_alive_with_fewer_nodes() -> None:
@@ -126,7 +126,7 @@ def test_nodes_run_as_many_ranks_as_they_have_gpus_even_when_uneven() -> None:
     plan = per_node.plan(job_with(), make_nodes("a", "b", "c", "d"), (), make_facts(8, 4, 0, 8, cpus=16))
     assert [after(argv, "--nproc-per-node") for argv in argvs(plan)] == ["8", "4", "2", "8"]
     assert [each.processes[0].env["OMP_NUM_THREADS"] for each in plan.nodes] == ["1", "1", "8", "1"]
-    assert (plan.world_size, plan.chosen["ranks"]) == (
+    assert (plan.world_size, plan.defaults["ranks"]) == (
         22,
         "22 (uneven: 1 nodes with 2, 1 nodes with 4, 2 nodes with 8)",
     )
@@ -271,19 +271,21 @@ def test_a_hostile_flag_is_refused(flag: str, text: str) -> None:
 
 
 def test_every_node_must_find_torch_and_node_0_a_port() -> None:
-    assert per_node.needs(job_with()) == Needs(modules=("torch",), port=True, peers=True)
-    assert per_node.needs(job_with(rdzv_backend="static")) == Needs(modules=("torch",), port=True, peers=False)
+    assert per_node.requirements(job_with()) == Requirements(modules=("torch",), port=True, peers=True)
+    assert per_node.requirements(job_with(rdzv_backend="static")) == Requirements(
+        modules=("torch",), port=True, peers=False
+    )
 
 
 def test_flags_that_say_all_leave_nothing_to_ask() -> None:
     nodes = make_nodes("a", "b")
     wanted = (Facts(folder(0), gpus=4, port=5001), Facts(folder(1), gpus=4))
-    assert per_node.assumed(job_with({"port": 5001}, nproc_per_node="4"), nodes) == wanted
+    assert per_node.facts_from_flags(job_with({"port": 5001}, nproc_per_node="4"), nodes) == wanted
 
 
 def test_slots_on_every_line_leave_nothing_to_ask_either() -> None:
     nodes = make_nodes({"host": "a", "slots": 2}, {"host": "b", "gpus": ("0",)})
-    found = per_node.assumed(job_with({"port": 5001}), nodes)
+    found = per_node.facts_from_flags(job_with({"port": 5001}), nodes)
     assert found == (Facts(folder(0), gpus=2, port=5001), Facts(folder(1), gpus=1))
 
 
@@ -297,7 +299,7 @@ def test_slots_on_every_line_leave_nothing_to_ask_either() -> None:
     ],
 )
 def test_otherwise_the_nodes_are_asked(values: dict[str, Any], flags: dict[str, str]) -> None:
-    assert per_node.assumed(job_with(values, **flags), make_nodes("a")) is None
+    assert per_node.facts_from_flags(job_with(values, **flags), make_nodes("a")) is None
 
 
 def test_the_dry_run_of_two_nodes_is_this_shell(golden: Callable[[str, str], None]) -> None:
@@ -305,7 +307,7 @@ def test_the_dry_run_of_two_nodes_is_this_shell(golden: Callable[[str, str], Non
         {"port": 5001, "env": {"NCCL_DEBUG": "INFO"}, "script": ("train.py", "--name", "it's $5")}, nproc_per_node="2"
     )
     nodes = make_nodes("node1", "node2")
-    facts = per_node.assumed(job, nodes)
+    facts = per_node.facts_from_flags(job, nodes)
     assert facts is not None
     plan = per_node.plan(job, nodes, (), facts)
     golden(
@@ -316,5 +318,5 @@ def test_the_dry_run_of_two_nodes_is_this_shell(golden: Callable[[str, str], Non
 
 @pytest.mark.parametrize("text", ["$$", "$(a)$$", "${local_rank}", "$local_rank", "$$local_rank", "$5 $HOME", "$$$"])
 def test_torchrun_hands_every_word_on_as_it_was(text: str) -> None:
-    (word,) = for_torchrun([text])
+    (word,) = escape_for_torchrun([text])
     assert Template(word).safe_substitute(local_rank="0") == text

@@ -81,7 +81,7 @@ def test_a_submission_says_what_the_runtime_needs_and_holds_no_secret() -> None:
     assert (submission.nodes, submission.world_size) == (2, 16)
     assert submission.details["folder"] == f"/project/a folder/.torchfab/jobs/{JOB_ID}"
     assert {"partition", "time", "mem", "output"} <= set(submission.details["options"])
-    assert "open sesame" not in submission.text + json.dumps(dict(submission.details)) + str(submission.chosen)
+    assert "open sesame" not in submission.text + json.dumps(dict(submission.details)) + str(submission.defaults)
 
 
 @settings(max_examples=25)

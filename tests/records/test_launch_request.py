@@ -18,15 +18,15 @@ from torchfab.core.specs import Slot
 from torchfab.launch import launch
 from torchfab.launchers import per_node
 from torchfab.records import launch_request
-from torchfab.records.launch_request import Asked
+from torchfab.records.launch_request import LaunchRequest
 
 NODES = make_nodes("a", {"host": "b", "slots": 2}, {"host": "c", "gpus": ("0", "1")}, "d")
 OWN = vars(per_node.Flags(nnodes="1:4", nproc_per_node="2"))
 
 
-def make_asked(**job: object) -> Asked:
+def make_asked(**job: object) -> LaunchRequest:
     made = make_job(options=per_node.options(per_node.Flags(**OWN)), **job)
-    return Asked(made, OWN, NODES, (Slot(0, 0, 0), Slot(1, 2, 0)), 3, {"restarts": 2})
+    return LaunchRequest(made, OWN, NODES, (Slot(0, 0, 0), Slot(1, 2, 0)), 3, {"restarts": 2})
 
 
 @given(environments())
@@ -77,7 +77,7 @@ def test_too_few_nodes_are_an_error_that_names_the_lemons() -> None:
 
 def test_nodes_and_slots_are_numbered_anew() -> None:
     nodes, slots = parse_gpus("a\nb\na\nc\nb\nc", "gpus")
-    kept, ranks = launch_request.of_nodes(nodes, slots, (nodes[1], nodes[2]))
+    kept, ranks = launch_request.select_nodes(nodes, slots, (nodes[1], nodes[2]))
     assert [(node.rank, node.host) for node in kept] == [(0, "b"), (1, "c")]
     assert ranks == (Slot(0, 0, 0), Slot(1, 1, 0), Slot(2, 0, 1), Slot(3, 1, 1))
 
@@ -86,7 +86,7 @@ def test_nodes_and_slots_are_numbered_anew() -> None:
 def test_rank_0_is_on_node_0_whichever_nodes_are_left(lines: list[str], gone: set[str]) -> None:
     nodes, slots = parse_gpus("\n".join(lines), "gpus")
     wanted = [node for node in nodes if node.host not in gone]
-    kept, ranks = launch_request.of_nodes(nodes, slots, wanted)
+    kept, ranks = launch_request.select_nodes(nodes, slots, wanted)
     assert [node.rank for node in kept] == list(range(len(wanted)))
     assert [slot.rank for slot in ranks] == list(range(len(ranks)))
     assert not ranks or ranks[0].node_rank == 0

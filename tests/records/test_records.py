@@ -170,7 +170,7 @@ def test_a_record_is_read_back_as_it_was_written(records: Records) -> None:
         world_size=5,
         min_nodes=2,
         settings=SETTINGS,
-        chosen=plan_named().chosen,
+        defaults=plan_named().defaults,
         grace_s=120.0,
     )
 

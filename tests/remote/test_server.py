@@ -43,7 +43,7 @@ class Pipe:
         readable, _, _ = select.select([self.process.stdout], [], [], timeout_s)
         return os.read(self.process.stdout.fileno(), 1 << 16) if readable else None
 
-    def obituary(self) -> tuple[int | None, str]:
+    def exit_status(self) -> tuple[int | None, str]:
         return self.process.wait(10), self.process.stderr.read().decode()
 
     def close(self) -> None:

@@ -21,7 +21,7 @@ from tests.support import fuzzed
 from tests.why import evidence_factory
 from tests.why.evidence_factory import told
 from torchfab.commands import supervise
-from torchfab.commands.supervise import Wishes
+from torchfab.commands.supervise import SuperviseFlags
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.errors import TorchfabError, UsageError
 from torchfab.core.specs import Node
@@ -30,31 +30,33 @@ from torchfab.launch.context import CommandContext
 from torchfab.records import Record
 from torchfab.remote import procfs
 from torchfab.supervise import detach, history, lease, outcome
-from torchfab.supervise.model import LONGEST_WAIT_S, Decision, Ending, Past, Policy
-from torchfab.supervise.monitor import Eyes, Sight, step_in
+from torchfab.supervise.model import LONGEST_WAIT_S, AttemptOutcome, Decision, Policy, PreviousAttempt
+from torchfab.supervise.monitor import AttemptMonitor, Trigger, step_in
 from torchfab.supervise.notifier import Notifier
 from torchfab.supervise.policy import decide
-from torchfab.supervise.quarantine import Lemon, Lemons
+from torchfab.supervise.quarantine import Lemon, Quarantine
 
 POLICY = Policy(restarts=2, backoff_s=10)
-BUG = Ending(0, "script", "exception", "the script raised ValueError", "abc", step=10)
-KILLED = Ending(0, "killed", "killed", "SIGKILL came from outside", "def", step=10)
-HANG = Ending(0, "stall", "stall", "no rank has logged", step=10)
-LOST = Ending(0, "node", "node-unreachable", "b cannot be reached", "ghi", bad={"b": "cannot be reached"}, step=10)
-FULL = Ending(0, "node", "disk-full", "no space was left", "jkl", blamed=("b",), step=10)
+BUG = AttemptOutcome(0, "script", "exception", "the script raised ValueError", "abc", step=10)
+KILLED = AttemptOutcome(0, "killed", "killed", "SIGKILL came from outside", "def", step=10)
+HANG = AttemptOutcome(0, "stall", "stall", "no rank has logged", step=10)
+LOST = AttemptOutcome(
+    0, "node", "node-unreachable", "b cannot be reached", "ghi", bad={"b": "cannot be reached"}, step=10
+)
+FULL = AttemptOutcome(0, "node", "disk-full", "no space was left", "jkl", blamed=("b",), step=10)
 
 
-def numbered(endings: Sequence[Ending]) -> list[Ending]:
+def numbered(endings: Sequence[AttemptOutcome]) -> list[AttemptOutcome]:
     return [replace(ending, attempt=number) for number, ending in enumerate(endings, start=1)]
 
 
-def decided(*endings: Ending, policy: Policy = POLICY) -> Decision:
+def decided(*endings: AttemptOutcome, policy: Policy = POLICY) -> Decision:
     """Return the decision on the last of these endings; nodes that are bad or blamed were replaced."""
     *before, last = numbered(endings)
-    return decide([Past(each, bool(each.bad or each.blamed)) for each in before], last, policy)
+    return decide([PreviousAttempt(each, bool(each.bad or each.blamed)) for each in before], last, policy)
 
 
-def at(ending: Ending, step: int | None, lived_s: float = 0.0) -> Ending:
+def at(ending: AttemptOutcome, step: int | None, lived_s: float = 0.0) -> AttemptOutcome:
     return replace(ending, step=step, lived_s=lived_s)
 
 
@@ -89,7 +91,7 @@ def at(ending: Ending, step: int | None, lived_s: float = 0.0) -> Ending:
         pytest.param([at(BUG, 30), at(BUG, 20)], False, "in attempt 1", id="steps made before are no progress"),
     ],
 )  # fmt: skip
-def test_what_is_decided(endings: list[Ending], restart: bool, words: str) -> None:
+def test_what_is_decided(endings: list[AttemptOutcome], restart: bool, words: str) -> None:
     decision = decided(*endings)
     assert (decision.restart, words in decision.reason) == (restart, True), decision
 
@@ -116,7 +118,7 @@ ENDINGS = st.lists(
 
 
 @given(ENDINGS, st.integers(0, 4))
-def test_restarts_without_progress_are_never_more_than_allowed(endings: list[Ending], restarts: int) -> None:
+def test_restarts_without_progress_are_never_more_than_allowed(endings: list[AttemptOutcome], restarts: int) -> None:
     policy = Policy(restarts=restarts)
     decision = decided(*endings, policy=policy)
     assert 0 <= decision.used <= restarts
@@ -126,7 +128,7 @@ def test_restarts_without_progress_are_never_more_than_allowed(endings: list[End
 
 
 @given(ENDINGS)
-def test_a_job_that_fails_for_ever_without_progress_ends(endings: list[Ending]) -> None:
+def test_a_job_that_fails_for_ever_without_progress_ends(endings: list[AttemptOutcome]) -> None:
     stuck = [replace(each, step=0, lived_s=1.0, bad={}, blamed=()) for each in endings]
     count = len(stuck)
     while decided(*stuck, policy=Policy(restarts=3)).restart:
@@ -135,7 +137,7 @@ def test_a_job_that_fails_for_ever_without_progress_ends(endings: list[Ending]) 
 
 
 @given(ENDINGS)
-def test_what_comes_before_progress_does_not_matter(endings: list[Ending]) -> None:
+def test_what_comes_before_progress_does_not_matter(endings: list[AttemptOutcome]) -> None:
     fresh = at(KILLED, 99)
     assert decided(*endings, fresh).reason == decided(fresh).reason
 
@@ -179,7 +181,7 @@ def test_any_line_may_come(text: str) -> None:
 # ---- what becomes of a node that has told its end is no matter
 
 
-def eyes_on(*states: str, min_nodes: int) -> Eyes:
+def eyes_on(*states: str, min_nodes: int) -> AttemptMonitor:
     """Return eyes that heard how the job ended on some nodes, of three, all of which are out of reach but the last."""
     nodes = tuple(Node(rank, f"n{rank}") for rank in range(3))
     job = (
@@ -195,9 +197,9 @@ def eyes_on(*states: str, min_nodes: int) -> Eyes:
         3,
         min_nodes,
     )
-    eyes = Eyes(Record(*job, ConnectionSettings(), {}, {}), POLICY, 0.0, lambda: False, lambda *_, **__: None)
+    eyes = AttemptMonitor(Record(*job, ConnectionSettings(), {}, {}), POLICY, 0.0, lambda: False, lambda *_, **__: None)
     eyes.ended = {rank: NodeStatus(nodes[rank], state) for rank, state in enumerate(states)}
-    eyes.asked = {2: NodeStatus(nodes[2], "running")}
+    eyes.polled = {2: NodeStatus(nodes[2], "running")}
     eyes.away = {rank: time.monotonic() - 1000 for rank in (0, 1)}
     return eyes
 
@@ -217,36 +219,36 @@ def test_a_job_that_has_succeeded_everywhere_is_not_run_again_because_a_node_can
         evidence_factory.node(0, [evidence_factory.process("succeeded", evidence_factory.rank(0, 0))]),
         evidence_factory.unreachable(1),
     )
-    assert outcome._kind(later, Sight("ended", JobStatus(nodes, 2), None))[0] == "succeeded"
+    assert outcome._kind(later, Trigger("ended", JobStatus(nodes, 2), None))[0] == "succeeded"
 
 
 # ---- what is remembered
 
 
-def as_events(pasts: Sequence[Past]) -> list[dict[str, Any]]:
+def as_events(pasts: Sequence[PreviousAttempt]) -> list[dict[str, Any]]:
     events: list[dict[str, Any]] = [{"time": 0.0, "event": "planned"}]
     for past in pasts:
-        following = past.ending.attempt + 1
+        following = past.outcome.attempt + 1
         events += [
-            {"time": 1.0, "event": history.ENDED, **history.of_ending(past.ending)},
+            {"time": 1.0, "event": history.ENDED, **history.of_ending(past.outcome)},
             {"time": 2.0, "event": history.RESTART, "replaced": past.replaced, "next": following},
         ]
     return json.loads(json.dumps(events))  # type: ignore[no-any-return]
 
 
 @given(ENDINGS, st.booleans())
-def test_the_history_is_read_back_from_the_events(endings: list[Ending], replaced: bool) -> None:
-    pasts = [Past(ending, replaced) for ending in numbered(endings)]
+def test_the_history_is_read_back_from_the_events(endings: list[AttemptOutcome], replaced: bool) -> None:
+    pasts = [PreviousAttempt(ending, replaced) for ending in numbered(endings)]
     attempt = len(endings) + 1
     assert history.history(as_events(pasts), attempt) == tuple(pasts)
     assert history.open_ending(as_events(pasts), attempt) is None
 
 
 @given(ENDINGS)
-def test_a_restart_that_never_came_about_leaves_the_ending_open(endings: list[Ending]) -> None:
-    pasts = [Past(ending) for ending in numbered(endings)]
+def test_a_restart_that_never_came_about_leaves_the_ending_open(endings: list[AttemptOutcome]) -> None:
+    pasts = [PreviousAttempt(ending) for ending in numbered(endings)]
     attempt = len(endings)
-    assert history.open_ending(as_events(pasts), attempt) == pasts[-1].ending
+    assert history.open_ending(as_events(pasts), attempt) == pasts[-1].outcome
     assert history.history(as_events(pasts), attempt) == tuple(pasts[:-1])
 
 
@@ -280,7 +282,7 @@ def test_where_an_earlier_attempt_may_still_run_is_remembered() -> None:
 
 
 def test_lemons_are_kept_and_forgiven(tmp_path: Path) -> None:
-    lemons = Lemons(tmp_path / "jobs")
+    lemons = Quarantine(tmp_path / "jobs")
     assert lemons.all() == {}
     lemons.add({"b": Lemon("cannot be reached", 2.0, "gpt2"), "a": Lemon("GPU 3 is lost", 1.0, "gpt2")})
     assert list(lemons.all()) == ["a", "b"]
@@ -293,18 +295,18 @@ def test_lemons_are_kept_and_forgiven(tmp_path: Path) -> None:
 
 def test_lemons_that_are_found_at_once_are_all_kept(tmp_path: Path) -> None:
     def add(number: int) -> None:
-        Lemons(tmp_path).add({f"node{number}": Lemon("sick", float(number), "x")})
+        Quarantine(tmp_path).add({f"node{number}": Lemon("sick", float(number), "x")})
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(add, range(32)))
-    assert len(Lemons(tmp_path).all()) == 32
+    assert len(Quarantine(tmp_path).all()) == 32
 
 
 @pytest.mark.parametrize("text", ["", "[]", "3", '{"a": 1}', '{"a": {"reason": "x"}}'])
 def test_a_list_of_lemons_that_is_none_is_an_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "lemons.json").write_text(text)
     with pytest.raises(TorchfabError, match="cannot be read as the list of lemons"):
-        Lemons(tmp_path).all()
+        Quarantine(tmp_path).all()
 
 
 # ---- who may act
@@ -312,14 +314,14 @@ def test_a_list_of_lemons_that_is_none_is_an_error(tmp_path: Path, text: str) ->
 
 def test_one_supervisor_at_a_time_and_the_second_hears_who_it_is(tmp_path: Path) -> None:
     assert lease.holder(tmp_path) is None
-    first = lease.Supervised(tmp_path, "supervise-x")
+    first = lease.SupervisorLease(tmp_path, "supervise-x")
     held = lease.holder(tmp_path)
     assert held is not None
     with pytest.raises(UsageError, match=f"has a supervisor already: pid {held['pid']} since .*, in tmux: supervise-x"):
-        lease.Supervised(tmp_path)
+        lease.SupervisorLease(tmp_path)
     first.release()
     assert lease.holder(tmp_path) is None
-    lease.Supervised(tmp_path).release()
+    lease.SupervisorLease(tmp_path).release()
 
 
 def test_a_second_supervisor_in_tmux_is_refused_and_not_taken_for_the_first(
@@ -330,9 +332,9 @@ def test_a_second_supervisor_in_tmux_is_refused_and_not_taken_for_the_first(
     config = {"restarts": 3, "stall_s": 300, "backoff_s": 10, "lost_s": 60, "notify_timeout_s": 10}
     ctx = CommandContext(config, tmp_path, "/", 0.0, "0a1b2c3d", {}, ConnectionSettings())
     job = (tmp_path, "x", "x-0a1b2c3d", "per-node", "tmux", 0.0, ("train.py",), NODES, "/x", 1, 1)
-    first = lease.Supervised(tmp_path)
+    first = lease.SupervisorLease(tmp_path)
     with pytest.raises(UsageError, match="has a supervisor already"):
-        supervise.take_up(Record(*job, ConnectionSettings(), {}, {}), Wishes(), False, True, ctx, ("fab",))
+        supervise.take_up(Record(*job, ConnectionSettings(), {}, {}), SuperviseFlags(), False, True, ctx, ("fab",))
     first.release()
 
 
@@ -402,13 +404,13 @@ def test_a_command_that_takes_too_long_ends_with_all_that_it_has_started(tmp_pat
 @pytest.mark.parametrize(
     ("wishes", "error"),
     [
-        (Wishes(restarts="-1"), "--restarts is a number, got '-1'"),
-        (Wishes(stall="soon"), "--stall is a number of seconds"),
-        (Wishes(backoff="-3"), "--backoff is a number of seconds"),
-        (Wishes(notify="'open"), '--notify "\'open": No closing quotation'),
+        (SuperviseFlags(restarts="-1"), "--restarts is a number, got '-1'"),
+        (SuperviseFlags(stall="soon"), "--stall is a number of seconds"),
+        (SuperviseFlags(backoff="-3"), "--backoff is a number of seconds"),
+        (SuperviseFlags(notify="'open"), '--notify "\'open": No closing quotation'),
     ],
 )
-def test_a_wrong_wish_is_an_error_that_names_it(wishes: Wishes, error: str) -> None:
+def test_a_wrong_wish_is_an_error_that_names_it(wishes: SuperviseFlags, error: str) -> None:
     with pytest.raises(UsageError) as caught:
         wishes.policy(Policy())
     assert error in str(caught.value)
@@ -416,5 +418,5 @@ def test_a_wrong_wish_is_an_error_that_names_it(wishes: Wishes, error: str) -> N
 
 def test_what_is_not_wished_stays_as_it_was() -> None:
     before = Policy(restarts=7, notify="tell")
-    assert Wishes().policy(before) == before
-    assert Wishes("0", "5", "1", "x").policy(before) == Policy(0, 5.0, 1.0, before.lost_s, "x")
+    assert SuperviseFlags().policy(before) == before
+    assert SuperviseFlags("0", "5", "1", "x").policy(before) == Policy(0, 5.0, 1.0, before.lost_s, "x")

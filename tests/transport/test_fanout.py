@@ -79,7 +79,7 @@ def test_who_is_slow_and_gets_on_is_not_stuck(monkeypatch: pytest.MonkeyPatch) -
         with crowd:
             for _ in range(6):
                 time.sleep(0.25)
-                fanout.moved()
+                fanout.report_progress()
 
     assert len(list(fan_out(range(4), act, 2))) == 4
     assert crowd.most == 2

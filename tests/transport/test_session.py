@@ -32,7 +32,7 @@ class Wire:
         except queue.Empty:
             return None
 
-    def obituary(self) -> tuple[int | None, str]:
+    def exit_status(self) -> tuple[int | None, str]:
         return None, ""
 
     def close(self) -> None:

@@ -45,7 +45,7 @@ def test_a_call_can_be_cancelled_after_it_was_made_and_is_made_once() -> None:
     deadline = timers.after(0.01, act)
     assert made.wait(10)
     deadline.cancel()
-    deadline.pass_by()
+    deadline.fire()
     time.sleep(0.05)
     assert calls == [1]
 

@@ -24,7 +24,7 @@ from torchfab.core import status
 from torchfab.core.errors import HostError, TorchfabError
 from torchfab.core.specs import Node
 from torchfab.doctor import collect, consistency, launch_warnings, render
-from torchfab.doctor.model import Clock, Report, Seen, Wanted
+from torchfab.doctor.model import CheckRequirements, Clock, NodeReport, Report
 from torchfab.monitoring import host_load
 from torchfab.runtimes import tmux, tmux_logs
 from torchfab.runtimes.slurm import runtime
@@ -226,7 +226,7 @@ def use_stopped(answer: Mapping[str, Any]) -> None:
 
 def use_evidence(answer: Mapping[str, Any]) -> None:
     found = evidence.of_answer(NODE, answer, 9, 10)
-    whole = diagnosis.tell(evidence.Evidence("x", 1.0, status.JobStatus((found.status,), 1), (found,)))
+    whole = diagnosis.diagnose(evidence.Evidence("x", 1.0, status.JobStatus((found.status,), 1), (found,)))
     told(page.text(whole), page.as_json(whole))
 
 
@@ -238,9 +238,12 @@ def use_facts(answer: Mapping[str, Any]) -> None:
 
 
 def use_doctor(**values: Any) -> None:
-    other = Seen(Node(1, "other"), CHECKUP, WAY, Clock(0.0, 0.1))
-    wanted = Wanted("/w", "python", "/n", names=("train.py",), digest="0")
-    for nodes in ((Seen(NODE, **values), other), (dataclasses.replace(other, node=NODE), Seen(other.node, **values))):
+    other = NodeReport(Node(1, "other"), CHECKUP, WAY, Clock(0.0, 0.1))
+    wanted = CheckRequirements("/w", "python", "/n", names=("train.py",), digest="0")
+    for nodes in (
+        (NodeReport(NODE, **values), other),
+        (dataclasses.replace(other, node=NODE), NodeReport(other.node, **values)),
+    ):
         found = Report(nodes, collect.findings(nodes, wanted, ConnectionSettings()), 1.0)
         told(render.text(found), render.as_json(found))
         consistency.asked_for_files(nodes)
@@ -283,7 +286,7 @@ def use_slurm_status(answer: Mapping[str, Any]) -> None:
 
 
 def use_slurm_evidence(answer: Mapping[str, Any]) -> None:
-    whole = diagnosis.tell(of_slurm(runtime.evidence)(answer))
+    whole = diagnosis.diagnose(of_slurm(runtime.evidence)(answer))
     told(page.text(whole), page.as_json(whole))
 
 

@@ -18,7 +18,7 @@ from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.errors import HostError
 from torchfab.core.specs import Node
 from torchfab.transport import schema
-from torchfab.transport.pool import ask_all
+from torchfab.transport.pool import request_all
 from torchfab.transport.session import MOST_ANSWER_BYTES, Session
 from torchfab.transport.ssh import channels
 
@@ -44,7 +44,7 @@ class Spoken:
     def read(self, timeout_s: float) -> bytes | None:
         return self.chunks.pop(0) if self.chunks else b""
 
-    def obituary(self) -> tuple[int | None, str]:
+    def exit_status(self) -> tuple[int | None, str]:
         return 0, "\x1b]0;gone\x07 its last words"
 
     def close(self) -> None:
@@ -119,7 +119,7 @@ def test_a_real_program_that_means_harm_is_an_error_in_time_and_bounded(
     monkeypatch.setattr(sys, "executable", str(program))
     monkeypatch.setattr(channels, "_END_S", 0.5)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    _, answer = next(iter(ask_all([Node(0, "localhost")], ConnectionSettings(), {"op": "status"}, 1.0)))
+    _, answer = next(iter(request_all([Node(0, "localhost")], ConnectionSettings(), {"op": "status"}, 1.0)))
     assert isinstance(answer, HostError)
     assert re.search(told, str(answer)), answer
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # KiB

@@ -67,6 +67,6 @@ def known(
     return Evidence("gpt2", LAUNCHED, job, nodes, said, events)
 
 
-def told(*nodes: NodeEvidence, **more: Any) -> diagnosis.Story:
+def told(*nodes: NodeEvidence, **more: Any) -> diagnosis.Diagnosis:
     """Return the story of a job on these nodes."""
-    return diagnosis.tell(known(*nodes, **more))
+    return diagnosis.diagnose(known(*nodes, **more))

@@ -130,7 +130,9 @@ def test_the_watchdogs_of_nccl_tell_which_rank_was_behind() -> None:
     found = told(*nodes)
     assert (found.cause.kind, found.cause.name) == (Kind.NETWORK, "nccl-timeout")
     assert found.cause.words == "NCCL waited in vain for another rank, in ALLREDUCE number 14"
-    assert [each.words for each in found.behind] == ["rank 2 on node3 had begun 11 collectives, the others up to 14"]
+    assert [each.words for each in found.stragglers] == [
+        "rank 2 on node3 had begun 11 collectives, the others up to 14"
+    ]
 
 
 def behind(*logs: str) -> list[str]:
@@ -139,7 +141,7 @@ def behind(*logs: str) -> list[str]:
         node(number, [process("failed", rank(number, -6, 1060.0 + number / 10))], [log(number, text)])
         for number, text in enumerate(logs)
     ]
-    return [each.words for each in told(*nodes).behind if "had begun" in each.words]
+    return [each.words for each in told(*nodes).stragglers if "had begun" in each.words]
 
 
 def test_counts_of_different_process_groups_are_not_compared() -> None:

@@ -12,7 +12,7 @@ from torchfab.core.status import Verdict
 from torchfab.remote.job.start_barrier import NEVER_LET_GO
 from torchfab.why import report as page
 from torchfab.why.causes import Kind
-from torchfab.why.diagnosis import tell
+from torchfab.why.diagnosis import diagnose
 from torchfab.why.evidence import KernelLine, Said
 
 LOST = "RuntimeError: [/x/gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.0.0.2]:24750"
@@ -25,7 +25,7 @@ def test_the_first_by_one_clock_is_first_though_its_own_clock_says_otherwise() -
     found = told(late, early)
     assert found.first
     assert (found.first.host, found.first.rank, found.first.time) == ("node2", 1, 1058.0)
-    assert [moment.where for moment in found.moments] == ["", "node2 rank 1", "node1 rank 0"]
+    assert [moment.where for moment in found.timeline] == ["", "node2 rank 1", "node1 rank 0"]
 
 
 def test_what_others_saw_of_it_is_a_consequence_also_when_they_wrote_it_down_first() -> None:
@@ -88,7 +88,7 @@ def test_the_kernel_s_lines_are_on_our_clock() -> None:
     evidence = known(node(0, [process("failed", rank(0, 1, 1160.0))], skew_s=100.0, kernel=kernel))
     assert evidence.nodes[0].kernel[0].time == 1059.0
     assert isinstance(evidence.nodes[0].kernel[0], KernelLine)
-    assert "Xid" in page.text(tell(evidence))
+    assert "Xid" in page.text(diagnose(evidence))
 
 
 def test_a_rank_too_short_lived_to_be_seen_is_known_from_torchrun_s_report() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.why.evidence_factory import log, node, process, rank, told
 from torchfab.why.causes import Kind
-from torchfab.why.diagnosis import Story
+from torchfab.why.diagnosis import Diagnosis
 from torchfab.why.evidence import NodeEvidence
 
 SERVER = "torch/distributed/elastic/agent/server/api.py:753]"
@@ -54,7 +54,7 @@ def cause(*nodes: NodeEvidence) -> tuple[Kind, str, str]:
     return found.kind, found.name, found.words
 
 
-def first_and_then(found: Story) -> tuple[str, tuple[str, ...]]:
+def first_and_then(found: Diagnosis) -> tuple[str, tuple[str, ...]]:
     assert found.first
     return found.first.who, found.consequences
 

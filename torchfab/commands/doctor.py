@@ -13,7 +13,7 @@ from torchfab.core.errors import UsageError
 from torchfab.core.specs import check_port
 from torchfab.doctor import render
 from torchfab.doctor.collect import examine
-from torchfab.doctor.model import Wanted
+from torchfab.doctor.model import CheckRequirements
 from torchfab.launch.context import CommandContext
 from torchfab.launch.hosts import read_nodes
 from torchfab.remote.host import code_digest
@@ -36,7 +36,7 @@ def run(flags: DoctorFlags, ctx: CommandContext) -> int:
     return 1 if report.errors() else 0
 
 
-def wanted_of(flags: DoctorFlags, ctx: CommandContext) -> Wanted:
+def wanted_of(flags: DoctorFlags, ctx: CommandContext) -> CheckRequirements:
     """Return what a launch with these flags would need."""
     workdir = flags.workdir or ctx.cwd
     if not workdir.startswith("/"):
@@ -44,7 +44,7 @@ def wanted_of(flags: DoctorFlags, ctx: CommandContext) -> Wanted:
     port = flag_values.port(flags.port)
     check_port(port)
     names = code_digest.tracked(workdir) if os.path.isdir(workdir) else None
-    return Wanted(
+    return CheckRequirements(
         workdir=workdir,
         python=flags.python or sys.executable,
         node_dir=specs.node_dir(ctx.config["node_dir"], workdir),

@@ -8,12 +8,12 @@ import time
 from torchfab.core.console import write_out
 from torchfab.core.inventory import fold
 from torchfab.launch.context import CommandContext
-from torchfab.supervise.quarantine import Lemons
+from torchfab.supervise.quarantine import Quarantine
 
 
 def show_lemons(ctx: CommandContext, forgive: str, as_json: bool) -> int:
     """Print the lemons, or forgive one or `all`; return 1 if there was none to forgive."""
-    lemons = Lemons(ctx.records.root)
+    lemons = Quarantine(ctx.records.root)
     if forgive:
         gone = lemons.forgive(forgive)
         write_out(f"forgiven: {fold(gone)}" if gone else f"{forgive} is no lemon")

@@ -133,14 +133,14 @@ def _status_after(record: Record, reports: Sequence[runtimes.StopReport]) -> Job
 
 
 def _stop_words(report: runtimes.StopReport) -> str:
-    if report.words:
-        return str(report.words)
+    if report.summary:
+        return str(report.summary)
     if report.left:
         return f"{len(report.left)} processes are left and cannot be killed: {', '.join(report.left[:3])}"
-    if not report.asked:
+    if not report.signalled:
         return "nothing of it was running"
     # Whole seconds, and commands without pids: so nodes that did the same fold into one line.
-    count = "1 process" if report.asked == 1 else f"{report.asked} processes"
+    count = "1 process" if report.signalled == 1 else f"{report.signalled} processes"
     return f"{count} ended within {math.ceil(report.seconds)} s{_killed_words(report.killed)}"
 
 

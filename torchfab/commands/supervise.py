@@ -17,15 +17,15 @@ from torchfab.core.inventory import fold
 from torchfab.launch import launch
 from torchfab.launch.context import CommandContext
 from torchfab.records import Record, launch_request
-from torchfab.records.launch_request import Asked
+from torchfab.records.launch_request import LaunchRequest
 from torchfab.supervise import detach, lease
-from torchfab.supervise.job_supervisor import Supervisor
+from torchfab.supervise.job_supervisor import JobSupervisor
 from torchfab.supervise.model import Policy
-from torchfab.supervise.quarantine import Lemons
+from torchfab.supervise.quarantine import Quarantine
 
 
 @dataclass(frozen=True)
-class Wishes:
+class SuperviseFlags:
     """How a job is to be supervised, as flags say it; empty: as before, or as the settings have it."""
 
     restarts: str = ""
@@ -77,17 +77,17 @@ def launch_supervised(
     fab : sequence of str
         The command that runs `fab` of this project again.
     """
-    wishes = Wishes(flags.restarts, flags.stall, flags.backoff, flags.notify)
+    wishes = SuperviseFlags(flags.restarts, flags.stall, flags.backoff, flags.notify)
     policy = wishes.policy(default_policy(ctx))
-    lemons = Lemons(ctx.records.root).all()
-    asked = replace(launch.ask_for(launcher, flags, own, ctx, lemons), policy=policy.as_json())
+    lemons = Quarantine(ctx.records.root).all()
+    asked = replace(launch.build_request(launcher, flags, own, ctx, lemons), policy=policy.as_json())
     skipped = [node.label for node in asked.nodes if node.label in lemons]
     if skipped:
         write_err(f"left out as lemons: {fold(skipped)}; why: fab lemons")
     if flags.dry_run:
         launch.show(asked, ctx, lemons)
         return 0
-    record = launch.carry_out(asked, ctx, lemons)
+    record = launch.execute(asked, ctx, lemons)
     if flags.tmux:
         return _in_tmux(record, flags.follow, fab, ctx, asked)
     return _supervise(asked, record, policy, ctx, flags.follow, "")
@@ -96,7 +96,9 @@ def launch_supervised(
 # ---- fab supervise
 
 
-def take_up(record: Record, wishes: Wishes, follow: bool, tmux: bool, ctx: CommandContext, fab: Sequence[str]) -> int:
+def take_up(
+    record: Record, wishes: SuperviseFlags, follow: bool, tmux: bool, ctx: CommandContext, fab: Sequence[str]
+) -> int:
     """Supervise a job that was launched before; return its exit code.
 
     Raises
@@ -120,10 +122,12 @@ def take_up(record: Record, wishes: Wishes, follow: bool, tmux: bool, ctx: Comma
     return _supervise(asked, record, policy, ctx, follow, ctx.environ.get(detach.SESSION, ""))
 
 
-def _supervise(asked: Asked, record: Record, policy: Policy, ctx: CommandContext, follow: bool, where: str) -> int:
-    held = lease.Supervised(record.folder, where)
+def _supervise(
+    asked: LaunchRequest, record: Record, policy: Policy, ctx: CommandContext, follow: bool, where: str
+) -> int:
+    held = lease.SupervisorLease(record.folder, where)
     again = any(event["event"] == "supervised" for event in record.events())
-    supervisor = Supervisor(asked, policy, ctx, record, follow)
+    supervisor = JobSupervisor(asked, policy, ctx, record, follow)
     supervisor.scribe.note("supervised", _first_words(asked, record, policy, again))
     try:
         return supervisor.run()
@@ -138,7 +142,7 @@ def _supervise(asked: Asked, record: Record, policy: Policy, ctx: CommandContext
         held.release()
 
 
-def _first_words(asked: Asked, record: Record, policy: Policy, again: bool) -> str:
+def _first_words(asked: LaunchRequest, record: Record, policy: Policy, again: bool) -> str:
     running = [node.label for node in record.nodes]
     spares = [node.label for node in asked.nodes if node.label not in running]
     words = f"{'taken up again' if again else 'supervised'}: attempt {record.attempt} on {fold(running)}"
@@ -147,7 +151,7 @@ def _first_words(asked: Asked, record: Record, policy: Policy, again: bool) -> s
     return f"{words}; {policy.restarts} restarts without progress, {stall}"
 
 
-def _in_tmux(record: Record, follow: bool, fab: Sequence[str], ctx: CommandContext, asked: Asked) -> int:
+def _in_tmux(record: Record, follow: bool, fab: Sequence[str], ctx: CommandContext, asked: LaunchRequest) -> int:
     argv = [*fab, "supervise", record.name, *(["--follow"] if follow else [])]
     environ = {**ctx.environ, **asked.job.secrets}  # also those that came with --env
     session = detach.start(record.name, argv, environ, ctx.cwd, record.folder)

@@ -26,7 +26,7 @@ from torchfab.remote.host import file_tree
 from torchfab.runtimes.tmux import ssh_argv
 from torchfab.sync import gitignore, rsync
 from torchfab.sync.results import Result, as_document, words
-from torchfab.transport.pool import Sessions, problem_in
+from torchfab.transport.pool import SessionPool, problem_in
 from torchfab.transport.session import Session
 
 
@@ -187,8 +187,8 @@ def _copy_to_all(
         return _copy_to(wish, node, token, digests, session, copies, settings)
 
     try:
-        with Sessions(nodes, settings) as sessions:
-            for node, result in sessions.each(act):
+        with SessionPool(nodes, settings) as sessions:
+            for node, result in sessions.map(act):
                 if isinstance(result, TorchfabError):
                     failed[node.rank] = result
                 else:

@@ -23,7 +23,7 @@ from torchfab.launch.hosts import read_nodes
 from torchfab.monitoring import host_load
 from torchfab.monitoring.host_load import Snapshot, View
 from torchfab.records import Record
-from torchfab.transport.streams import Feed
+from torchfab.transport.streams import NodeStreams
 
 _POLL_S = 0.05
 _MARKS = re.compile(r"low power.*|unreachable:.*|.*it may hang|GPU .*|Unknown Error", re.MULTILINE)
@@ -57,7 +57,9 @@ def run(job: str, hostfile: str, interval: str, once: bool, as_json: bool, ctx: 
 
 def show_hosts(target: Target, interval_s: float, once: bool, as_json: bool, stall_s: float) -> int:
     """Show what the nodes do until Ctrl-C; return 0, or with `once` 1 if a node did not tell."""
-    feed = Feed(target.nodes, target.settings, lambda node: _request(target, node, interval_s), 3 * interval_s + 5)
+    feed = NodeStreams(
+        target.nodes, target.settings, lambda node: _request(target, node, interval_s), 3 * interval_s + 5
+    )
     views = {node.rank: View(node) for node in target.nodes}
 
     def snapshot() -> Snapshot:
@@ -87,7 +89,7 @@ def _patience_s(settings: ConnectionSettings, interval_s: float) -> float:
 
 
 def _once(
-    feed: Feed, views: dict[int, View], snapshot: Callable[[], Snapshot], as_json: bool, patience_s: float
+    feed: NodeStreams, views: dict[int, View], snapshot: Callable[[], Snapshot], as_json: bool, patience_s: float
 ) -> int:
     deadline = time.monotonic() + patience_s
     while any(view.load is None and not view.error for view in views.values()) and time.monotonic() < deadline:
@@ -99,7 +101,7 @@ def _once(
 
 
 def _for_ever(
-    feed: Feed, views: dict[int, View], snapshot: Callable[[], Snapshot], show: Show, interval_s: float
+    feed: NodeStreams, views: dict[int, View], snapshot: Callable[[], Snapshot], show: Show, interval_s: float
 ) -> None:
     due = time.monotonic() + min(1.0, interval_s)
     while True:
@@ -110,7 +112,7 @@ def _for_ever(
         time.sleep(_POLL_S)
 
 
-def _take(feed: Feed, views: dict[int, View]) -> None:
+def _take(feed: NodeStreams, views: dict[int, View]) -> None:
     for node, news in feed.news():
         if isinstance(news, TorchfabError):
             views[node.rank] = View(node, error=news.message.splitlines()[0])

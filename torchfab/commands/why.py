@@ -15,6 +15,6 @@ def show_why(record: Record, as_json: bool) -> int:
 
     found = runtimes.load(record.runtime).evidence(record)
     record.remember(found.status.state, found.status.exit_code, found.status.has_ended)
-    told = diagnosis.tell(found)
+    told = diagnosis.diagnose(found)
     write_out(json.dumps(report.as_json(told), indent=2) if as_json else report.text(told))
     return 1 if told.silent else 0

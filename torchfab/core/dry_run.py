@@ -23,10 +23,10 @@ def dry_run(plan: Plan, ssh_argv: SSHArgv, notes: Sequence[str] = ()) -> str:
     notes : sequence of str
         What a reader must know, as comments.
     """
-    head = [f"{key}: {value}" for key, value in plan.chosen.items()]
+    head = [f"{key}: {value}" for key, value in plan.defaults.items()]
     comments = [f"# {line}" for text in (*head, *notes) for line in text.splitlines()]
     return "\n\n".join(
-        ["\n".join(comments), *(node_shell(plan, each, ssh_argv) for wave in plan.waves for each in wave)]
+        ["\n".join(comments), *(node_shell(plan, each, ssh_argv) for wave in plan.start_order for each in wave)]
     )
 
 

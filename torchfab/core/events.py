@@ -20,7 +20,7 @@ class Lines:
 
 
 @dataclass(frozen=True)
-class PastRead:
+class BacklogRead:
     """All that the node's logs held when they were first read has been told."""
 
     node: Node
@@ -42,7 +42,7 @@ class ContactLost:
 
 
 @dataclass(frozen=True)
-class JobSeen:
+class StatusChanged:
     """How a scheduler's job is now, and on which nodes; told again when it changes, and at last when it has ended."""
 
     status: JobStatus
@@ -53,4 +53,4 @@ class Tick:
     """Nothing happened; time passes."""
 
 
-Event: TypeAlias = Lines | PastRead | NodeEnded | ContactLost | JobSeen | Tick
+Event: TypeAlias = Lines | BacklogRead | NodeEnded | ContactLost | StatusChanged | Tick

@@ -274,12 +274,12 @@ class Plan:
     job: Job
     nodes: tuple[NodePlan, ...]
     world_size: int
-    chosen: Mapping[str, str] = field(default_factory=_nothing)
+    defaults: Mapping[str, str] = field(default_factory=_nothing)
     min_nodes: int = 0
     has_head: bool = False
 
     @property
-    def waves(self) -> tuple[tuple[NodePlan, ...], ...]:
+    def start_order(self) -> tuple[tuple[NodePlan, ...], ...]:
         """The nodes in the order in which they are started: those of one wave at once."""
         waves = (self.nodes[1:], self.nodes[:1]) if self.has_head else (self.nodes,)
         return tuple(wave for wave in waves if wave)
@@ -320,7 +320,7 @@ class Submission:
     nodes: int
     world_size: int
     details: Mapping[str, Any] = field(default_factory=_nothing)
-    chosen: Mapping[str, str] = field(default_factory=_nothing)
+    defaults: Mapping[str, str] = field(default_factory=_nothing)
     hosts: tuple[Node, ...] = ()
 
 
@@ -347,7 +347,7 @@ class Program:
 
 
 @dataclass(frozen=True)
-class Needs:
+class Requirements:
     """What a launcher needs on every node: phase one checks it.
 
     Parameters

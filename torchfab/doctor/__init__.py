@@ -10,6 +10,6 @@
 
 from torchfab.doctor.collect import examine
 from torchfab.doctor.finding import ERROR, NOTE, WARNING, Finding
-from torchfab.doctor.model import Clock, Report, Seen, Wanted
+from torchfab.doctor.model import CheckRequirements, Clock, NodeReport, Report
 
-__all__ = ["ERROR", "NOTE", "WARNING", "Clock", "Finding", "Report", "Seen", "Wanted", "examine"]
+__all__ = ["ERROR", "NOTE", "WARNING", "CheckRequirements", "Clock", "Finding", "NodeReport", "Report", "examine"]

@@ -13,14 +13,14 @@ from torchfab.core.errors import TorchfabError
 from torchfab.core.specs import Node
 from torchfab.doctor import connectivity, consistency, gpu, node
 from torchfab.doctor.finding import Finding, merged
-from torchfab.doctor.model import Clock, Report, Seen, Wanted
-from torchfab.transport.pool import Sessions, problem_in
+from torchfab.doctor.model import CheckRequirements, Clock, NodeReport, Report
+from torchfab.transport.pool import SessionPool, problem_in
 from torchfab.transport.session import Session
 
 CLOCK_SAMPLES = 5
 
 
-def examine(nodes: Sequence[Node], settings: ConnectionSettings, wanted: Wanted) -> Report:
+def examine(nodes: Sequence[Node], settings: ConnectionSettings, wanted: CheckRequirements) -> Report:
     """Ask all nodes at once, and return what is wrong with them; what cannot be reached is a finding among others.
 
     Parameters
@@ -29,14 +29,16 @@ def examine(nodes: Sequence[Node], settings: ConnectionSettings, wanted: Wanted)
         What a job would need of them.
     """
     begun = time.monotonic()
-    with Sessions(nodes, settings) as sessions:
+    with SessionPool(nodes, settings) as sessions:
         seen = _look(sessions, wanted)
         seen = _try_the_way(sessions, wanted, seen)
     ordered = tuple(seen[each.rank] for each in nodes)
     return Report(ordered, findings(ordered, wanted, settings), time.monotonic() - begun)
 
 
-def findings(nodes: Sequence[Seen], wanted: Wanted, settings: ConnectionSettings) -> tuple[Finding, ...]:
+def findings(
+    nodes: Sequence[NodeReport], wanted: CheckRequirements, settings: ConnectionSettings
+) -> tuple[Finding, ...]:
     """Return what is wrong, from what the nodes told; pure."""
     found = [
         *(finding for each in nodes for finding in node.findings(each, wanted)),
@@ -50,7 +52,7 @@ def findings(nodes: Sequence[Seen], wanted: Wanted, settings: ConnectionSettings
 # ---- the first round
 
 
-def _look(sessions: Sessions, wanted: Wanted) -> dict[int, Seen]:
+def _look(sessions: SessionPool, wanted: CheckRequirements) -> dict[int, NodeReport]:
     token = f".torchfab-doctor-{secrets.token_hex(6)}"
     first = sessions.nodes[0].rank
 
@@ -63,16 +65,16 @@ def _look(sessions: Sessions, wanted: Wanted) -> dict[int, Seen]:
         return clock, told
 
     found = {}
-    for each, result in sessions.each(act):
+    for each, result in sessions.map(act):
         connect_s = sessions.connect_s.get(each.rank)
         if isinstance(result, TorchfabError):
-            found[each.rank] = Seen(each, error=result, connect_s=connect_s)
+            found[each.rank] = NodeReport(each, error=result, connect_s=connect_s)
         else:
-            found[each.rank] = Seen(each, result[1], clock=result[0], connect_s=connect_s)
+            found[each.rank] = NodeReport(each, result[1], clock=result[0], connect_s=connect_s)
     return found
 
 
-def _look_request(wanted: Wanted, settings: ConnectionSettings, token: str, listens: bool) -> dict[str, Any]:
+def _look_request(wanted: CheckRequirements, settings: ConnectionSettings, token: str, listens: bool) -> dict[str, Any]:
     return {
         "op": "checkup",
         "python": wanted.python,
@@ -101,7 +103,9 @@ def read_clock(session: Session, timeout_s: float) -> Clock:
 # ---- the second round
 
 
-def _try_the_way(sessions: Sessions, wanted: Wanted, seen: dict[int, Seen]) -> dict[int, Seen]:
+def _try_the_way(
+    sessions: SessionPool, wanted: CheckRequirements, seen: dict[int, NodeReport]
+) -> dict[int, NodeReport]:
     first = seen[sessions.nodes[0].rank]
     asked = consistency.asked_for_files(list(seen.values()))
 
@@ -121,10 +125,10 @@ def _try_the_way(sessions: Sessions, wanted: Wanted, seen: dict[int, Seen]) -> d
         }
 
     within_s = sessions.settings.answer_timeout_s + sessions.settings.reach_timeout_s
-    for each, result in sessions.ask(request, within_s):
+    for each, result in sessions.request(request, within_s):
         before = seen[each.rank]
         if isinstance(result, TorchfabError):
             seen[each.rank] = replace(before, error=before.error or result)
         else:
-            seen[each.rank] = replace(before, way=result.value)
+            seen[each.rank] = replace(before, connectivity=result.value)
     return seen

@@ -8,23 +8,23 @@ from typing import Any
 
 from torchfab.core.specs import Node
 from torchfab.doctor.finding import ERROR, WARNING, Finding, differing
-from torchfab.doctor.model import Seen, Wanted
+from torchfab.doctor.model import CheckRequirements, NodeReport
 
 VARIABLES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME")
 
 
-def address_of(first: Node, wanted: Wanted) -> str:
+def address_of(first: Node, wanted: CheckRequirements) -> str:
     """Return the address by which the other nodes reach node 0."""
     return wanted.master_addr or first.address or first.host
 
 
-def findings(nodes: Sequence[Seen], wanted: Wanted) -> Iterator[Finding]:
+def findings(nodes: Sequence[NodeReport], wanted: CheckRequirements) -> Iterator[Finding]:
     """Yield what is wrong on the way to node 0."""
     first = nodes[0]
     address = address_of(first.node, wanted)
     yield from _port(first)
     for seen in nodes:
-        if seen.way:
+        if seen.connectivity:
             yield from _name(seen, first, address)
             yield from _connection(seen, first, address)
         yield from _interface_names(seen, wanted)
@@ -33,7 +33,7 @@ def findings(nodes: Sequence[Seen], wanted: Wanted) -> Iterator[Finding]:
     yield from _between(nodes, address)
 
 
-def _port(first: Seen) -> Iterator[Finding]:
+def _port(first: NodeReport) -> Iterator[Finding]:
     told = first.part("port") or {}
     if told.get("problem"):
         fix = f"choose another --port, or see who has it: ss -ltnp 'sport = :{told['port']}'"
@@ -48,19 +48,19 @@ def is_loopback(address: str) -> bool:
     return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
-def same_network(seen: Seen, first: Seen) -> bool:
+def same_network(seen: NodeReport, first: NodeReport) -> bool:
     """Say whether two nodes are one network stack, so that loopback addresses lead from one to the other."""
     ours, theirs = ((each.part("machine") or {}).get("network") for each in (seen, first))
     return ours is not None and ours == theirs
 
 
-def _leads_back(seen: Seen, first: Seen) -> bool:
+def _leads_back(seen: NodeReport, first: NodeReport) -> bool:
     """Say whether what a node takes for node 0 is that node itself."""
-    return all(map(is_loopback, seen.way["addresses"])) and not same_network(seen, first)
+    return all(map(is_loopback, seen.connectivity["addresses"])) and not same_network(seen, first)
 
 
-def _name(seen: Seen, first: Seen, address: str) -> Iterator[Finding]:
-    found = seen.way["addresses"]
+def _name(seen: NodeReport, first: NodeReport, address: str) -> Iterator[Finding]:
+    found = seen.connectivity["addresses"]
     give = "give an address that every node can reach with --master-addr, or with address= in the hosts file"
     if not found:
         yield Finding(
@@ -83,7 +83,7 @@ def _is_literal(address: str) -> bool:
     return True
 
 
-def _own_name(seen: Seen, first: Seen, wanted: Wanted) -> Iterator[Finding]:
+def _own_name(seen: NodeReport, first: NodeReport, wanted: CheckRequirements) -> Iterator[Finding]:
     machine = seen.part("machine")
     if machine is None or _variable(seen, wanted, "GLOO_SOCKET_IFNAME"):
         return
@@ -98,9 +98,9 @@ def _own_name(seen: Seen, first: Seen, wanted: Wanted) -> Iterator[Finding]:
         )
 
 
-def _uses_loopback(first: Seen) -> bool:
+def _uses_loopback(first: NodeReport) -> bool:
     """Say whether node 0 is reached by a loopback address, as where all nodes are one machine."""
-    found = first.way.get("addresses", ())
+    found = first.connectivity.get("addresses", ())
     literal = first.node.address or first.node.host
     return bool(found) and _is_literal(literal) and all(map(is_loopback, found))
 
@@ -108,8 +108,8 @@ def _uses_loopback(first: Seen) -> bool:
 # ---- connections
 
 
-def _connection(seen: Seen, first: Seen, address: str) -> Iterator[Finding]:
-    told = seen.way.get("connection")
+def _connection(seen: NodeReport, first: NodeReport, address: str) -> Iterator[Finding]:
+    told = seen.connectivity.get("connection")
     if told is None or told["outcome"] == "connected" or _leads_back(seen, first):
         return
     port = (first.part("port") or {}).get("port")
@@ -153,21 +153,21 @@ _OUTCOMES = {
 # ---- interfaces
 
 
-def interface(seen: Seen) -> Mapping[str, Any] | None:
+def interface(seen: NodeReport) -> Mapping[str, Any] | None:
     """Return the interface by which a node would send to node 0; None where it is not known."""
-    source = seen.way.get("source")
+    source = seen.connectivity.get("source")
     if not source:
         return None
     every = seen.part("interfaces") or ()
     return next((each for each in every if source in each["addresses"]), None)
 
 
-def _variable(seen: Seen, wanted: Wanted, name: str) -> str:
+def _variable(seen: NodeReport, wanted: CheckRequirements, name: str) -> str:
     told = seen.part("environment") or {}
     return str(wanted.env.get(name) or told.get(name, ""))
 
 
-def _interface_names(seen: Seen, wanted: Wanted) -> Iterator[Finding]:
+def _interface_names(seen: NodeReport, wanted: CheckRequirements) -> Iterator[Finding]:
     every = seen.part("interfaces")
     if every is None:
         return
@@ -196,10 +196,10 @@ def chosen(variable: str, given: str, names: Sequence[str]) -> list[str]:
     return [name for name in names if name not in hits] if excluding else hits
 
 
-def _between(nodes: Sequence[Seen], address: str) -> Iterator[Finding]:
-    found_it = [seen for seen in nodes[1:] if seen.way.get("addresses")]
-    others = [seen for seen in found_it if not all(map(is_loopback, seen.way["addresses"]))]
-    resolved = {seen.host: ", ".join(sorted(seen.way["addresses"])) for seen in others}
+def _between(nodes: Sequence[NodeReport], address: str) -> Iterator[Finding]:
+    found_it = [seen for seen in nodes[1:] if seen.connectivity.get("addresses")]
+    others = [seen for seen in found_it if not all(map(is_loopback, seen.connectivity["addresses"]))]
+    resolved = {seen.host: ", ".join(sorted(seen.connectivity["addresses"])) for seen in others}
     yield from differing(
         *("name-differs", WARNING, resolved, f"the address of node 0, {address}, resolves to something else"),
         "make /etc/hosts the same everywhere, or give --master-addr an address",

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from torchfab.doctor.finding import ERROR, WARNING, Finding, differing, odd_ones
-from torchfab.doctor.model import Seen, Wanted
+from torchfab.doctor.model import CheckRequirements, NodeReport
 
 # The rendezvous of torchrun takes a node for dead whose last heartbeat is 15 s old by another node's clock.
 BROKEN_CLOCK_S = 10.0
 SKEWED_CLOCK_S = 0.5
 
 
-def findings(nodes: Sequence[Seen], wanted: Wanted) -> Iterator[Finding]:
+def findings(nodes: Sequence[NodeReport], wanted: CheckRequirements) -> Iterator[Finding]:
     """Yield what differs between the nodes."""
-    for each in EQUAL:
+    for each in CONSISTENCY_CHECKS:
         values = {seen.host: value for seen in nodes if (value := each.value(seen)) is not None}
         yield from differing(each.kind, each.severity, values, each.what, each.fix)
     yield from clocks(nodes)
@@ -29,7 +29,7 @@ def findings(nodes: Sequence[Seen], wanted: Wanted) -> Iterator[Finding]:
 
 
 @dataclass(frozen=True)
-class Equal:
+class ConsistencyCheck:
     """Something that all nodes should have alike.
 
     Parameters
@@ -40,42 +40,42 @@ class Equal:
 
     kind: str
     severity: str
-    value: Callable[[Seen], str | None]
+    value: Callable[[NodeReport], str | None]
     what: str
     fix: str
 
 
-def python(seen: Seen) -> str | None:
+def python(seen: NodeReport) -> str | None:
     """Return the version of the training interpreter."""
     return _of_python(seen, "python")
 
 
-def torch(seen: Seen) -> str | None:
+def torch(seen: NodeReport) -> str | None:
     """Return the version of torch."""
     return _of_python(seen, "torch") or None
 
 
-def cuda(seen: Seen) -> str | None:
+def cuda(seen: NodeReport) -> str | None:
     """Return the version of CUDA that torch was built with."""
     return _of_python(seen, "cuda") if torch(seen) else None
 
 
-def nccl(seen: Seen) -> str | None:
+def nccl(seen: NodeReport) -> str | None:
     """Return the version of NCCL that came with torch."""
     return _of_python(seen, "nccl") if torch(seen) else None
 
 
-def _of_python(seen: Seen, name: str) -> str | None:
+def _of_python(seen: NodeReport, name: str) -> str | None:
     told = seen.part("python")
     return None if told is None or told.get("problem") else str(told[name])
 
 
-def driver(seen: Seen) -> str | None:
+def driver(seen: NodeReport) -> str | None:
     """Return the version of the NVIDIA driver; None on a machine without GPUs."""
     return (seen.part("gpus") or {}).get("driver") or None
 
 
-def gpus(seen: Seen) -> str | None:
+def gpus(seen: NodeReport) -> str | None:
     """Return number and kind of the GPUs: `8 NVIDIA H100 80GB HBM3`."""
     told = seen.part("gpus")
     if told is None or told.get("problem"):
@@ -85,25 +85,27 @@ def gpus(seen: Seen) -> str | None:
     return ", ".join(f"{names.count(name)} {name}" for name in kinds) or "none"
 
 
-def tmux(seen: Seen) -> str | None:
+def tmux(seen: NodeReport) -> str | None:
     """Return the version of tmux."""
     return (seen.part("tmux") or {}).get("version") or None
 
 
-def open_files(seen: Seen) -> str | None:
+def open_files(seen: NodeReport) -> str | None:
     """Return the limit of open files."""
     told = seen.part("limits")
     return None if told is None else str(told["files"] if told["files"] is not None else "unlimited")
 
 
 _INSTALL = "install the same version everywhere, or give one that is the same with --python"
-EQUAL = (
-    Equal("python-differs", WARNING, python, "python is another version than elsewhere", _INSTALL),
-    Equal("torch-differs", ERROR, torch, "torch is another version than elsewhere", _INSTALL),
-    Equal("cuda-differs", ERROR, cuda, "torch was built with another CUDA than elsewhere", _INSTALL),
-    Equal("nccl-differs", ERROR, nccl, "NCCL is another version than elsewhere", _INSTALL),
-    Equal("driver-differs", WARNING, driver, "the driver is another version than elsewhere", "install the same driver"),
-    Equal(
+CONSISTENCY_CHECKS = (
+    ConsistencyCheck("python-differs", WARNING, python, "python is another version than elsewhere", _INSTALL),
+    ConsistencyCheck("torch-differs", ERROR, torch, "torch is another version than elsewhere", _INSTALL),
+    ConsistencyCheck("cuda-differs", ERROR, cuda, "torch was built with another CUDA than elsewhere", _INSTALL),
+    ConsistencyCheck("nccl-differs", ERROR, nccl, "NCCL is another version than elsewhere", _INSTALL),
+    ConsistencyCheck(
+        "driver-differs", WARNING, driver, "the driver is another version than elsewhere", "install the same driver"
+    ),
+    ConsistencyCheck(
         *("gpus-differ", ERROR, gpus, "the GPUs are not those of the other nodes"),
         "see nvidia-smi -L and dmesg there; if it is meant: leave the node out, or launch-per-gpu with a gpus file",
     ),
@@ -113,7 +115,7 @@ EQUAL = (
 # ---- clocks
 
 
-def clocks(nodes: Sequence[Seen], most_s: float = SKEWED_CLOCK_S) -> Iterator[Finding]:
+def clocks(nodes: Sequence[NodeReport], most_s: float = SKEWED_CLOCK_S) -> Iterator[Finding]:
     """Yield the nodes whose clock is off by more than `most_s`: from the middle of all clocks, ours among them."""
     known = {seen.host: seen.clock for seen in nodes if seen.clock is not None}
     middle = statistics.median_low([0.0, *(clock.ahead_s for clock in known.values())])
@@ -141,13 +143,13 @@ def milliseconds(seconds: float) -> str:
 # ---- code
 
 
-def code(seen: Seen) -> str | None:
+def code(seen: NodeReport) -> str | None:
     """Return the digest of the code in the working directory; None where there is none to compare."""
     told = seen.part("code")
     return told["digest"] if told and told["whole"] else None
 
 
-def asked_for_files(nodes: Sequence[Seen]) -> set[int]:
+def asked_for_files(nodes: Sequence[NodeReport]) -> set[int]:
     """Return the ranks of nodes that must tell their files one by one: one of each kind of code, where they differ."""
     ranks: dict[str, int] = {}
     for seen in sorted(nodes, key=lambda seen: seen.node.rank):
@@ -156,10 +158,10 @@ def asked_for_files(nodes: Sequence[Seen]) -> set[int]:
     return set(ranks.values()) if len(ranks) > 1 else set()
 
 
-def _code(nodes: Sequence[Seen], wanted: Wanted) -> Iterator[Finding]:
+def _code(nodes: Sequence[NodeReport], wanted: CheckRequirements) -> Iterator[Finding]:
     values = {seen.host: digest for seen in nodes if (digest := code(seen)) is not None}
     usual, others = odd_ones(values)
-    files = {code(seen): seen.way["files"] for seen in nodes if seen.way.get("files") is not None}
+    files = {code(seen): seen.connectivity["files"] for seen in nodes if seen.connectivity.get("files") is not None}
     for digest, hosts in others.items():
         names = _other_files(files.get(usual, {}), files.get(digest, {}))
         what = f"the code in {wanted.workdir} is not that of the other nodes" + (f": {names}" if names else "")
@@ -182,19 +184,19 @@ def _other_files(usual: Mapping[str, str], found: Mapping[str, str]) -> str:
 # ---- shared disks
 
 
-def sees(seen: Seen, place: str) -> bool | None:
+def sees(seen: NodeReport, place: str) -> bool | None:
     """Return whether a node sees the file that node 0 has made in a place; None where it was not asked."""
-    told: Mapping[str, Any] = seen.way.get("sees", {})
+    told: Mapping[str, Any] = seen.connectivity.get("sees", {})
     return told.get(place)
 
 
-def shared(nodes: Sequence[Seen], place: str) -> bool | None:
+def shared(nodes: Sequence[NodeReport], place: str) -> bool | None:
     """Return whether all nodes besides node 0 share a place with it; None where there is nobody to ask."""
     answers = [answer for seen in nodes[1:] if (answer := sees(seen, place)) is not None]
     return all(answers) if answers else None
 
 
-def _shared(nodes: Sequence[Seen]) -> Iterator[Finding]:
+def _shared(nodes: Sequence[NodeReport]) -> Iterator[Finding]:
     words = {True: "shared with node 0", False: "its own"}
     values = {seen.host: words[answer] for seen in nodes[1:] if (answer := sees(seen, "workdir")) is not None}
     yield from differing(

@@ -8,7 +8,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torchfab.doctor.finding import ERROR, WARNING, Finding
-from torchfab.doctor.model import Seen
+from torchfab.doctor.model import NodeReport
 
 _REBOOT = "take the node out of the hosts file, then reset the GPU (nvidia-smi --gpu-reset -i N) or reboot"
 _XID = re.compile(r"NVRM: Xid \((?:PCI:)?([0-9a-fA-F:.]+)[^)]*\): (\d+)(.*)")
@@ -67,7 +67,7 @@ _FIXES = (
 )
 
 
-def findings(seen: Seen) -> Iterator[Finding]:
+def findings(seen: NodeReport) -> Iterator[Finding]:
     """Yield what is wrong with the GPUs of a node."""
     told = seen.part("gpus")
     if told is None:

@@ -8,7 +8,7 @@ from typing import Any
 from torchfab.core.specs import Node
 from torchfab.doctor.consistency import clocks
 from torchfab.doctor.finding import WARNING, Finding, differing, merged
-from torchfab.doctor.model import Clock, Seen
+from torchfab.doctor.model import Clock, NodeReport
 from torchfab.doctor.node import nearly_full
 
 SKEWED_CLOCK_S = 3.0  # phase one takes the time once, with the whole phase as its round trip
@@ -61,6 +61,6 @@ def _script(nodes: Sequence[Node], told: Mapping[int, Mapping[str, Any]]) -> lis
 
 
 def _clocks(nodes: Sequence[Node], ahead: Mapping[int, Clock]) -> Iterator[Finding]:
-    seen = [Seen(node, clock=ahead[node.rank]) for node in nodes if node.rank in ahead]
+    seen = [NodeReport(node, clock=ahead[node.rank]) for node in nodes if node.rank in ahead]
     for finding in clocks(seen, SKEWED_CLOCK_S):
         yield Finding(**{**vars(finding), "severity": WARNING})

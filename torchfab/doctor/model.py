@@ -17,7 +17,7 @@ def _nothing() -> Mapping[str, Any]:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class CheckRequirements:
     """What a job would need of the nodes.
 
     Parameters
@@ -55,7 +55,7 @@ class Clock:
 
 
 @dataclass(frozen=True)
-class Seen:
+class NodeReport:
     """One node: what it told, or why it did not.
 
     Parameters
@@ -71,8 +71,8 @@ class Seen:
     """
 
     node: Node
-    told: Mapping[str, Any] = field(default_factory=_nothing)
-    way: Mapping[str, Any] = field(default_factory=_nothing)
+    probe: Mapping[str, Any] = field(default_factory=_nothing)
+    connectivity: Mapping[str, Any] = field(default_factory=_nothing)
     clock: Clock | None = None
     error: TorchfabError | None = None
     connect_s: float | None = None
@@ -84,7 +84,7 @@ class Seen:
 
     def part(self, name: str) -> Any:
         """Return one part of what it told; None where that part failed."""
-        part = self.told.get(name)
+        part = self.probe.get(name)
         return None if isinstance(part, Mapping) and "failed" in part else part
 
 
@@ -102,7 +102,7 @@ class Report:
         How long it took to find out.
     """
 
-    nodes: tuple[Seen, ...]
+    nodes: tuple[NodeReport, ...]
     findings: tuple[Finding, ...]
     seconds: float
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torchfab.doctor.finding import ERROR, NOTE, WARNING, Finding
-from torchfab.doctor.model import Seen, Wanted
+from torchfab.doctor.model import CheckRequirements, NodeReport
 
 GIB = 1024**3
 SCARCE_BYTES = 2 * GIB  # less than one checkpoint of most models
@@ -17,9 +17,9 @@ FEW_PROCESSES = 4096
 SLOW_SSH_S = 5.0
 
 
-def findings(seen: Seen, wanted: Wanted) -> Iterator[Finding]:
+def findings(seen: NodeReport, wanted: CheckRequirements) -> Iterator[Finding]:
     """Yield what is wrong with a node by itself."""
-    if seen.error is not None and not seen.told:
+    if seen.error is not None and not seen.probe:
         kind = "unreachable" if seen.connect_s is None else "not-looked-at"
         yield Finding(kind, ERROR, (seen.host,), seen.error.message, fix=seen.error.fix)
         return
@@ -33,8 +33,8 @@ def findings(seen: Seen, wanted: Wanted) -> Iterator[Finding]:
     yield from _jobs(seen)
 
 
-def _failed_parts(seen: Seen) -> Iterator[Finding]:
-    for name, part in seen.told.items():
+def _failed_parts(seen: NodeReport) -> Iterator[Finding]:
+    for name, part in seen.probe.items():
         if isinstance(part, Mapping) and "failed" in part:
             what = f"its {name} could not be looked at: {part['failed']}"
             yield Finding(
@@ -44,7 +44,7 @@ def _failed_parts(seen: Seen) -> Iterator[Finding]:
         yield Finding("not-looked-at", ERROR, (seen.host,), seen.error.message, fix=seen.error.fix)
 
 
-def _ssh(seen: Seen) -> Iterator[Finding]:
+def _ssh(seen: NodeReport) -> Iterator[Finding]:
     if seen.connect_s is not None and seen.connect_s > SLOW_SSH_S:
         yield Finding(
             *("ssh-slow", WARNING, (seen.host,), "logging in is slow", f"under {SLOW_SSH_S:g} s"),
@@ -54,7 +54,7 @@ def _ssh(seen: Seen) -> Iterator[Finding]:
         )
 
 
-def _python(seen: Seen, wanted: Wanted) -> Iterator[Finding]:
+def _python(seen: NodeReport, wanted: CheckRequirements) -> Iterator[Finding]:
     told = seen.part("python")
     if told is None:
         return
@@ -66,7 +66,7 @@ def _python(seen: Seen, wanted: Wanted) -> Iterator[Finding]:
         yield Finding("torch-missing", ERROR, (seen.host,), f"{wanted.python} has no module torch", fix=fix)
 
 
-def _tmux(seen: Seen) -> Iterator[Finding]:
+def _tmux(seen: NodeReport) -> Iterator[Finding]:
     told = seen.part("tmux")
     if told is None:
         return
@@ -85,7 +85,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 # ---- disks
 
 
-def _workdir(seen: Seen, wanted: Wanted) -> Iterator[Finding]:
+def _workdir(seen: NodeReport, wanted: CheckRequirements) -> Iterator[Finding]:
     place = (seen.part("places") or {}).get("workdir")
     if place is None:
         return
@@ -100,7 +100,7 @@ def _workdir(seen: Seen, wanted: Wanted) -> Iterator[Finding]:
 _USES = {"node_dir": "logs of jobs", "workdir": "the working directory", "tmp": "temporary files"}
 
 
-def _disks(seen: Seen) -> Iterator[Finding]:
+def _disks(seen: NodeReport) -> Iterator[Finding]:
     places = seen.part("places") or {}
     told: set[tuple[Any, ...]] = set()
     for name, use in _USES.items():
@@ -115,7 +115,7 @@ def _disks(seen: Seen) -> Iterator[Finding]:
     yield from _shm(seen, places.get("shm"))
 
 
-def _disk(seen: Seen, name: str, place: Mapping[str, Any], use: str) -> Iterator[Finding]:
+def _disk(seen: NodeReport, name: str, place: Mapping[str, Any], use: str) -> Iterator[Finding]:
     where = f"{place['path']} ({use})"
     fix = "free space there" + (", or set torchfab.node_dir in fabric.yaml" if name == "node_dir" else "")
     if place.get("problem"):
@@ -137,7 +137,7 @@ def nearly_full(host: str, place: Mapping[str, Any], use: str) -> Iterator[Findi
         yield Finding("disk-nearly-full", WARNING, (host,), f"{what} has hardly any inodes left", "", found, fix)
 
 
-def _shm(seen: Seen, place: Mapping[str, Any] | None) -> Iterator[Finding]:
+def _shm(seen: NodeReport, place: Mapping[str, Any] | None) -> Iterator[Finding]:
     if place is not None and place["free"] < SCARCE_SHM_BYTES:
         found = f"{size(place['free'])} of {size(place['size'])} free"
         fix = (
@@ -159,7 +159,7 @@ def size(count: float) -> str:
 # ---- limits, and what is left of other jobs
 
 
-def _limits(seen: Seen) -> Iterator[Finding]:
+def _limits(seen: NodeReport) -> Iterator[Finding]:
     told = seen.part("limits")
     if told is None:
         return
@@ -178,7 +178,7 @@ def _limits(seen: Seen) -> Iterator[Finding]:
         )
 
 
-def _jobs(seen: Seen) -> Iterator[Finding]:
+def _jobs(seen: NodeReport) -> Iterator[Finding]:
     for job in seen.part("jobs") or ():
         count = f"{job['processes']} process" + ("es" if job["processes"] > 1 else "")
         name = job["job_id"].rpartition("-")[0] or job["job_id"]

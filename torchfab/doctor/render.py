@@ -9,7 +9,7 @@ from typing import Any
 from torchfab.core.inventory import fold
 from torchfab.doctor import connectivity, consistency
 from torchfab.doctor.finding import ERROR, WARNING, Finding
-from torchfab.doctor.model import Report, Seen
+from torchfab.doctor.model import NodeReport, Report
 from torchfab.doctor.node import size
 
 _COLOURS = {ERROR: "31", WARNING: "33"}
@@ -58,11 +58,11 @@ def _counted(count: int, word: str) -> str:
 
 def table(report: Report) -> str:
     """Return the nodes in columns; those that are alike, and about which the same was found, are one row."""
-    asked = [seen for seen in report.nodes if seen.told]
+    asked = [seen for seen in report.nodes if seen.probe]
     compared = (*_SAME, ("workdir is", _shared(report)))
     columns = [(head, cell) for head, cell in compared if any(cell(seen) for seen in asked)]
     usual = {head: _usual([cell(seen) for seen in asked]) for head, cell in columns}
-    groups: dict[tuple[Any, ...], list[Seen]] = {}
+    groups: dict[tuple[Any, ...], list[NodeReport]] = {}
     for seen in report.nodes:
         cells = tuple(_marked(cell(seen), usual[head], seen) for head, cell in columns)
         kinds = tuple(finding.kind for finding in report.findings if seen.host in finding.hosts)
@@ -76,13 +76,13 @@ def _usual(cells: Sequence[str]) -> str:
     return Counter(cells).most_common(1)[0][0]
 
 
-def _marked(cell: str, usual: str, seen: Seen) -> str:
-    if not seen.told:
+def _marked(cell: str, usual: str, seen: NodeReport) -> str:
+    if not seen.probe:
         return "?"
     return (cell or "-") + (ODD if cell != usual else "")
 
 
-def _row(cells: Sequence[str], group: Sequence[Seen]) -> list[str]:
+def _row(cells: Sequence[str], group: Sequence[NodeReport]) -> list[str]:
     return [fold([seen.host for seen in group]), *cells, *(cell(group) for _, cell in _RANGES)]
 
 
@@ -92,24 +92,24 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _torch(seen: Seen) -> str:
+def _torch(seen: NodeReport) -> str:
     return consistency.torch(seen) or ""
 
 
-def _cuda(seen: Seen) -> str:
+def _cuda(seen: NodeReport) -> str:
     return consistency.cuda(seen) or ""
 
 
-def _code(seen: Seen) -> str:
+def _code(seen: NodeReport) -> str:
     return (consistency.code(seen) or "")[:8]
 
 
-def _disk(seen: Seen) -> str:
+def _disk(seen: NodeReport) -> str:
     place = (seen.part("places") or {}).get("workdir") or {}
     return str(place.get("filesystem", ""))
 
 
-def _shared(report: Report) -> Callable[[Seen], str]:
+def _shared(report: Report) -> Callable[[NodeReport], str]:
     """Return what tells whether a node sees the working directory of node 0; node 0 is as most others are."""
     words = {True: "shared", False: "own", None: ""}
     answers = [consistency.sees(seen, "workdir") for seen in report.nodes[1:]]
@@ -118,13 +118,13 @@ def _shared(report: Report) -> Callable[[Seen], str]:
     return lambda seen: words[of_first if seen is report.nodes[0] else consistency.sees(seen, "workdir")]
 
 
-def _way(seen: Seen) -> str:
+def _way(seen: NodeReport) -> str:
     found = connectivity.interface(seen)
     return "" if found is None else str(found["name"])
 
 
 # What is compared between nodes; a column that no node fills is left out.
-_SAME: tuple[tuple[str, Callable[[Seen], str]], ...] = (
+_SAME: tuple[tuple[str, Callable[[NodeReport], str]], ...] = (
     ("python", lambda seen: consistency.python(seen) or ""),
     ("torch", _torch),
     ("cuda", _cuda),
@@ -139,23 +139,23 @@ _SAME: tuple[tuple[str, Callable[[Seen], str]], ...] = (
 )
 
 
-def _ssh_range(group: Sequence[Seen]) -> str:
+def _ssh_range(group: Sequence[NodeReport]) -> str:
     known = [seen.connect_s for seen in group if seen.connect_s is not None]
     return f"{max(known):.2f} s" if known else "?"
 
 
-def _clock_range(group: Sequence[Seen]) -> str:
+def _clock_range(group: Sequence[NodeReport]) -> str:
     known = [seen.clock.ahead_s for seen in group if seen.clock is not None]
     return consistency.milliseconds(max(known, key=abs)) if known else "?"
 
 
-def _least_free(group: Sequence[Seen], place: str) -> str:
+def _least_free(group: Sequence[NodeReport], place: str) -> str:
     places = [each for seen in group if (each := (seen.part("places") or {}).get(place))]
     return size(min(each["free"] for each in places)) if places else "?"
 
 
 # What is never quite equal: the worst of the row.
-_RANGES: tuple[tuple[str, Callable[[Sequence[Seen]], str]], ...] = (
+_RANGES: tuple[tuple[str, Callable[[Sequence[NodeReport]], str]], ...] = (
     ("ssh", _ssh_range),
     ("clock", _clock_range),
     ("disk free", lambda group: _least_free(group, "node_dir")),
@@ -176,7 +176,7 @@ def as_json(report: Report) -> dict[str, Any]:
     }
 
 
-def _node_as_json(seen: Seen, report: Report) -> dict[str, Any]:
+def _node_as_json(seen: NodeReport, report: Report) -> dict[str, Any]:
     clock = seen.clock
     return {
         "host": seen.host,
@@ -186,6 +186,6 @@ def _node_as_json(seen: Seen, report: Report) -> dict[str, Any]:
         "connect_s": seen.connect_s,
         "clock_ahead_ms": clock.ahead_s * 1000 if clock else None,
         "clock_known_to_ms": clock.within_s * 1000 if clock else None,
-        "told": dict(seen.told),
-        "way_to_node_0": dict(seen.way),
+        "told": dict(seen.probe),
+        "way_to_node_0": dict(seen.connectivity),
     }

@@ -21,7 +21,7 @@ from torchfab.launch.context import CommandContext
 from torchfab.launch.hosts import read_inventory
 from torchfab.launch.interrupts import DeferInterrupts, InterruptibleOnce, StopOnSignal
 from torchfab.records import Record, Records, launch_request
-from torchfab.records.launch_request import Asked
+from torchfab.records.launch_request import LaunchRequest
 from torchfab.runtimes import tmux
 
 _SUPERVISED = ("restarts", "stall", "backoff", "notify", "tmux")
@@ -97,20 +97,20 @@ def launch(
     alone = [name for name in _SUPERVISED if getattr(flags, name)]
     if alone:
         raise UsageError(f"--{alone[0]} is for a job that is supervised", "add --supervise, or leave it out")
-    asked = ask_for(launcher, flags, own, ctx)
+    asked = build_request(launcher, flags, own, ctx)
     if flags.dry_run:
         show(asked, ctx)
         return None
-    return carry_out(asked, ctx, announce=announce)
+    return execute(asked, ctx, announce=announce)
 
 
-def show(asked: Asked, ctx: CommandContext, skip: Container[str] = ()) -> None:
+def show(asked: LaunchRequest, ctx: CommandContext, skip: Container[str] = ()) -> None:
     """Print what would be launched; the parameters are those of `carry_out`."""
-    nodes, slots = launch_request.of_nodes(asked.nodes, asked.slots, choose(asked.nodes, asked.count, skip))
+    nodes, slots = launch_request.select_nodes(asked.nodes, asked.slots, choose(asked.nodes, asked.count, skip))
     write_out(_dry_run(asked.launcher, asked.job, nodes, slots, ctx))
 
 
-def carry_out(asked: Asked, ctx: CommandContext, skip: Container[str] = (), announce: bool = True) -> Record:
+def execute(asked: LaunchRequest, ctx: CommandContext, skip: Container[str] = (), announce: bool = True) -> Record:
     """Launch what was asked for.
 
     Parameters
@@ -121,13 +121,13 @@ def carry_out(asked: Asked, ctx: CommandContext, skip: Container[str] = (), anno
         Print what was launched. Default True.
     """
     launcher = asked.launcher
-    nodes, slots = launch_request.of_nodes(asked.nodes, asked.slots, choose(asked.nodes, asked.count, skip))
+    nodes, slots = launch_request.select_nodes(asked.nodes, asked.slots, choose(asked.nodes, asked.count, skip))
     name = asked.job.name
     folder = ctx.records.claim(name)
     try:
         with StopOnSignal():
             asked.save(folder)
-            prepared = tmux.prepare(asked.job, nodes, launcher.needs(asked.job), ctx.settings, True, progress)
+            prepared = tmux.prepare(asked.job, nodes, launcher.requirements(asked.job), ctx.settings, True, progress)
             record, plan = _start(launcher, asked.job, slots, prepared, ctx, attempt=1)
         ctx.records.launched(name)
     except BaseException as error:
@@ -155,14 +155,14 @@ def _interrupted(name: str, runs: bool) -> Interrupted:
     return Interrupted("interrupted; nothing was left running")
 
 
-def ask_for(
+def build_request(
     launcher: ModuleType, flags: LaunchFlags, own: Any, ctx: CommandContext, skip: Container[str] = ()
-) -> Asked:
+) -> LaunchRequest:
     """Return what the flags ask for, on as many nodes as `--nodes` says, or on all that are not skipped."""
     job = make_job(launcher, flags, own, ctx)
     nodes, slots = read_inventory(flags, ctx)
     count = _count(flags.nodes) or sum(node.label not in skip for node in nodes) or len(nodes)
-    return Asked(job, vars(own), nodes, slots, count)
+    return LaunchRequest(job, vars(own), nodes, slots, count)
 
 
 def _count(text: str) -> int:
@@ -188,7 +188,9 @@ def choose(nodes: Sequence[Node], count: int, skip: Container[str] = ()) -> tupl
     return found[:count]
 
 
-def again(asked: Asked, nodes: Sequence[Node], new_port: bool, before: Record, ctx: CommandContext) -> Record:
+def relaunch(
+    asked: LaunchRequest, nodes: Sequence[Node], new_port: bool, before: Record, ctx: CommandContext
+) -> Record:
     """Launch a job once more, under its name, as its next attempt; nothing of the one before runs on these nodes.
 
     Parameters
@@ -208,8 +210,8 @@ def again(asked: Asked, nodes: Sequence[Node], new_port: bool, before: Record, c
     launcher, job = asked.launcher, asked.next_job(ctx.token, new_port)
     if nodes[0].label != before.nodes[0].label:  # an address that was given is that of the node that is gone
         job = replace(job, master_addr="")
-    nodes, slots = launch_request.of_nodes(asked.nodes, asked.slots, nodes)
-    prepared = tmux.prepare(job, nodes, launcher.needs(job), ctx.settings, True, progress)
+    nodes, slots = launch_request.select_nodes(asked.nodes, asked.slots, nodes)
+    prepared = tmux.prepare(job, nodes, launcher.requirements(job), ctx.settings, True, progress)
     return _start(launcher, job, slots, prepared, ctx, before.attempt + 1)[0]
 
 
@@ -242,8 +244,8 @@ def _start(
 def _announce(plan: Plan, seconds: float) -> None:
     name = plan.job.name
     write_out(f"job {name}: {plan.world_size} ranks on {len(plan.nodes)} nodes, started in {seconds:.1f} s")
-    for key in list(plan.chosen)[2:]:
-        write_out(f"  {key:8} {plan.chosen[key]}")
+    for key in list(plan.defaults)[2:]:
+        write_out(f"  {key:8} {plan.defaults[key]}")
     write_out(f"next: fab logs --follow {name} | fab status {name} | fab attach {name} | fab stop {name}")
 
 
@@ -252,11 +254,11 @@ def _dry_run(launcher: ModuleType, job: Job, nodes: Sequence[Node], slots: Seque
         "",
         "Pasted into bash, this launches the same job without torchfab (and without its supervisor and records).",
     ]
-    facts: Sequence[Facts] | None = launcher.assumed(job, nodes)
+    facts: Sequence[Facts] | None = launcher.facts_from_flags(job, nodes)
     if facts is not None:
         notes.append("The flags leave nothing to ask the nodes, so none was asked: GPUs are assumed where ranks are.")
     else:
-        prepared = tmux.prepare(job, nodes, launcher.needs(job), ctx.settings, False, progress)
+        prepared = tmux.prepare(job, nodes, launcher.requirements(job), ctx.settings, False, progress)
         prepared.close()
         _print_warnings(prepared)
         facts = [prepared.facts[node.rank] for node in nodes]

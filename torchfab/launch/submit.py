@@ -56,6 +56,6 @@ def _announce(submission: Submission, record: Record) -> None:
     name = submission.job.name
     known_as = f" as {record.details['known_as']}" if "known_as" in record.details else ""
     write_out(f"job {name}: {submission.world_size} ranks on {submission.nodes} nodes, submitted{known_as}")
-    for key, value in submission.chosen.items():
+    for key, value in submission.defaults.items():
         write_out(f"  {key:8} {value}")
     write_out(f"next: fab logs --follow {name} | fab status {name} | fab stop {name}")

@@ -5,8 +5,8 @@ A launcher module offers
     NAME      its name, as in the record and in `launch-<name>`
     Flags     a frozen dataclass of its own flags, beside those that all launches share
     options   Flags -> Mapping: the flags checked, as `Job.options`
-    needs     Job -> Needs: what phase one checks on every node
-    assumed   (Job, nodes) -> facts, when the flags leave nothing to ask the nodes; else None
+    requirements       Job -> Requirements: what phase one checks on every node
+    facts_from_flags   (Job, nodes) -> facts, when the flags leave nothing to ask the nodes; else None
     plan      (Job, nodes, slots, facts) -> Plan
 
 and knows nothing of runtimes, connections, clocks or files.
@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from torchfab.core.errors import UsageError
-from torchfab.core.specs import Facts, Job, Needs, Node, Plan, Slot
+from torchfab.core.specs import Facts, Job, Node, Plan, Requirements, Slot
 
 
 class Launcher(Protocol):
@@ -28,12 +28,12 @@ class Launcher(Protocol):
 
     NAME: str
 
-    def needs(self, job: Job) -> Needs: ...
-    def assumed(self, job: Job, nodes: Sequence[Node]) -> tuple[Facts, ...] | None: ...
+    def requirements(self, job: Job) -> Requirements: ...
+    def facts_from_flags(self, job: Job, nodes: Sequence[Node]) -> tuple[Facts, ...] | None: ...
     def plan(self, job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence[Facts]) -> Plan: ...
 
 
-def for_torchrun(script: Sequence[str]) -> tuple[str, ...]:
+def escape_for_torchrun(script: Sequence[str]) -> tuple[str, ...]:
     """Return the script's words such that torchrun hands them on unchanged.
 
     It puts every word through string.Template, which knows `local_rank` and makes one `$` of two.
@@ -74,7 +74,7 @@ def assumed_folder(job: Job, node: Node) -> str:
     return posixpath.join(job.node_dir, "jobs", job.job_id, f"node-{node.rank}")
 
 
-def chosen(job: Job, nodes: Sequence[Node], master: str, port: int, **more: str) -> Mapping[str, str]:
+def resolved_defaults(job: Job, nodes: Sequence[Node], master: str, port: int, **more: str) -> Mapping[str, str]:
     """Return the defaults that torchfab chose, for people."""
     from torchfab.core.inventory import fold
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torchfab.core.errors import UsageError
-from torchfab.core.specs import Facts, Job, Needs, Node, NodePlan, Plan, Process, Slot
-from torchfab.launchers import chosen, for_torchrun, head_node, master_address, nproc, per_node
+from torchfab.core.specs import Facts, Job, Node, NodePlan, Plan, Process, Requirements, Slot
+from torchfab.launchers import escape_for_torchrun, head_node, master_address, nproc, per_node, resolved_defaults
 from torchfab.launchers.shims import source_of
 
 NAME = "colossalai"
@@ -41,15 +41,15 @@ def options(flags: Flags) -> Mapping[str, Any]:
     return {"nproc_per_node": nproc.check(flags.nproc_per_node)}
 
 
-def needs(job: Job) -> Needs:
+def requirements(job: Job) -> Requirements:
     """Return what every node must have; only node 0 needs ColossalAI."""
     modules = ("colossalai", "fabric", "click", "packaging", "psutil")
-    return Needs(("torch",), port=True, head_modules=modules, installs={"colossalai": INSTALL})
+    return Requirements(("torch",), port=True, head_modules=modules, installs={"colossalai": INSTALL})
 
 
-def assumed(job: Job, nodes: Sequence[Node]) -> tuple[Facts, ...] | None:
+def facts_from_flags(job: Job, nodes: Sequence[Node]) -> tuple[Facts, ...] | None:
     """Return the facts that the flags give, if they give all: ranks per node and port; else None."""
-    return nproc.assumed(job, nodes)
+    return nproc.facts_from_flags(job, nodes)
 
 
 def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence[Facts]) -> Plan:
@@ -73,7 +73,7 @@ def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence
     ranks = [nproc.ranks_on(job, node, fact) for node, fact in zip(nodes, facts, strict=True)]
     if len(set(ranks)) > 1:
         raise UsageError(
-            f"colossalai runs the same number of ranks on every node, not {nproc.per_node(ranks)}",
+            f"colossalai runs the same number of ranks on every node, not {nproc.counts_per_node(ranks)}",
             "give --nproc-per-node, or use launch-per-node",
         )
     plans = []
@@ -81,8 +81,13 @@ def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence
         processes = [_gate(job, node, fact, head_node.node_environment(job, node, fact, ranks[0], master, port))]
         processes += [_head(job, nodes, facts, ranks[0], (master, port))] if node.rank == 0 else []
         plans.append(NodePlan(node, fact.folder, tuple(processes)))
-    words = {"ranks": f"{sum(ranks)} ({nproc.per_node(ranks)})", **head_node.versions(facts, "colossalai", "torch")}
-    return Plan(job, tuple(plans), sum(ranks), chosen(job, nodes, master, port, **words), len(nodes), has_head=True)
+    words = {
+        "ranks": f"{sum(ranks)} ({nproc.counts_per_node(ranks)})",
+        **head_node.versions(facts, "colossalai", "torch"),
+    }
+    return Plan(
+        job, tuple(plans), sum(ranks), resolved_defaults(job, nodes, master, port, **words), len(nodes), has_head=True
+    )
 
 
 def head_argv(job: Job, folder: str, ranks: int, master: str, port: int) -> tuple[str, ...]:
@@ -100,7 +105,7 @@ def head_argv(job: Job, folder: str, ranks: int, master: str, port: int) -> tupl
 
 def _script_words(job: Job) -> tuple[str, ...]:
     """Return the script and its arguments, quoted for the shell to which colossalai gives them bare."""
-    script = for_torchrun(job.script)
+    script = escape_for_torchrun(job.script)
     arguments = [shlex.quote(word) for word in script[1:]]
     if script[0] == "-m":
         return ("-m", arguments[0], "--", *arguments[1:])

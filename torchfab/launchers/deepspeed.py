@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torchfab.core.errors import UsageError
-from torchfab.core.specs import Facts, Job, Needs, Node, NodePlan, Plan, Process, Program, Slot
-from torchfab.launchers import chosen, head_node, master_address, nproc
+from torchfab.core.specs import Facts, Job, Node, NodePlan, Plan, Process, Program, Requirements, Slot
+from torchfab.launchers import head_node, master_address, nproc, resolved_defaults
 
 NAME = "deepspeed"
 PDSH = Program(("pdsh",), "sudo apt-get install -y pdsh", version_flag="-V", on_head_only=True)
@@ -58,14 +58,14 @@ def options(flags: Flags) -> Mapping[str, Any]:
     }
 
 
-def needs(job: Job) -> Needs:
+def requirements(job: Job) -> Requirements:
     """Return what every node must have."""
-    return Needs(("torch", "deepspeed"), port=True, programs=(PDSH,) if job.options["from_head"] else ())
+    return Requirements(("torch", "deepspeed"), port=True, programs=(PDSH,) if job.options["from_head"] else ())
 
 
-def assumed(job: Job, nodes: Sequence[Node]) -> tuple[Facts, ...] | None:
+def facts_from_flags(job: Job, nodes: Sequence[Node]) -> tuple[Facts, ...] | None:
     """Return the facts that the flags give, if they give all: ranks per node and port; else None."""
-    return nproc.assumed(job, nodes)
+    return nproc.facts_from_flags(job, nodes)
 
 
 def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence[Facts]) -> Plan:
@@ -95,8 +95,13 @@ def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence
         else:
             processes = [_agent(job, node, fact, env, hosts, agent_argv(job, node, fact, include, master, port))]
         plans.append(NodePlan(node, fact.folder, tuple(processes)))
-    words = {"ranks": f"{sum(ranks)} ({nproc.per_node(ranks)})", **head_node.versions(facts, "deepspeed", "torch")}
-    return Plan(job, tuple(plans), sum(ranks), chosen(job, nodes, master, port, **words), len(nodes), from_head)
+    words = {
+        "ranks": f"{sum(ranks)} ({nproc.counts_per_node(ranks)})",
+        **head_node.versions(facts, "deepspeed", "torch"),
+    }
+    return Plan(
+        job, tuple(plans), sum(ranks), resolved_defaults(job, nodes, master, port, **words), len(nodes), from_head
+    )
 
 
 def agent_argv(job: Job, node: Node, facts: Facts, include: Sequence[str], master: str, port: int) -> tuple[str, ...]:

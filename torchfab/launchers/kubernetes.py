@@ -13,7 +13,7 @@ from typing import Any
 
 from torchfab.core import environment
 from torchfab.core.specs import Job, Node, Submission
-from torchfab.launchers import for_torchrun
+from torchfab.launchers import escape_for_torchrun
 from torchfab.launchers.manifest import quantities, yaml_text
 from torchfab.launchers.manifest.objects import INDEX, Shape, objects_of
 from torchfab.launchers.nproc import CPU_PROCESSES
@@ -125,7 +125,7 @@ def plan(job: Job) -> Submission:
             "max_restarts": job.options["max_restarts"],
             "queue": job.options["queue"],
         },
-        chosen=_chosen(job, shape),
+        defaults=_chosen(job, shape),
         hosts=tuple(Node(rank, shape.pod(rank)) for rank in range(shape.nodes)),
     )
 
@@ -152,7 +152,7 @@ def _command(job: Job) -> list[str]:
 
 
 def _args(job: Job, shape: Shape) -> list[str]:
-    script = [yaml_text.escape(yaml_text.check_text("an argument", word)) for word in for_torchrun(job.script)]
+    script = [yaml_text.escape(yaml_text.check_text("an argument", word)) for word in escape_for_torchrun(job.script)]
     return [yaml_text.escape(_program()), *torchrun_argv(job, shape), *script]
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torchfab.core.errors import UsageError
-from torchfab.core.specs import Facts, Job, Needs, Node, NodePlan, Plan, Process, Program, Slot
-from torchfab.launchers import chosen, head_node, master_address, nproc
+from torchfab.core.specs import Facts, Job, Node, NodePlan, Plan, Process, Program, Requirements, Slot
+from torchfab.launchers import head_node, master_address, nproc, resolved_defaults
 
 NAME = "mpi"
 OPENMPI = Program(("mpirun.openmpi", "orterun"), "sudo apt-get install -y openmpi-bin")
@@ -55,14 +55,14 @@ def options(flags: Flags) -> Mapping[str, Any]:
     }
 
 
-def needs(job: Job) -> Needs:
+def requirements(job: Job) -> Requirements:
     """Return what every node must have."""
-    return Needs(modules=("torch",), port=True, programs=(PROGRAMS[job.options["flavour"]],))
+    return Requirements(modules=("torch",), port=True, programs=(PROGRAMS[job.options["flavour"]],))
 
 
-def assumed(job: Job, nodes: Sequence[Node]) -> tuple[Facts, ...] | None:
+def facts_from_flags(job: Job, nodes: Sequence[Node]) -> tuple[Facts, ...] | None:
     """Return the facts that the flags give, if they give all: ranks per node, port and flavour; else None."""
-    return None if job.options["flavour"] == "auto" else nproc.assumed(job, nodes)
+    return None if job.options["flavour"] == "auto" else nproc.facts_from_flags(job, nodes)
 
 
 def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence[Facts]) -> Plan:
@@ -88,8 +88,10 @@ def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence
     plans = [NodePlan(nodes[0], facts[0].folder, (head,))]
     for node, fact, env in list(zip(nodes, facts, envs, strict=True))[1:]:
         plans.append(NodePlan(node, fact.folder, (head_node.gate(job, node, fact, env, head_node.RANK_LOGS),)))
-    words = {"ranks": f"{sum(ranks)} ({nproc.per_node(ranks)})", **_notes(facts, program)}
-    return Plan(job, tuple(plans), sum(ranks), chosen(job, nodes, master, port, **words), len(nodes), has_head=True)
+    words = {"ranks": f"{sum(ranks)} ({nproc.counts_per_node(ranks)})", **_notes(facts, program)}
+    return Plan(
+        job, tuple(plans), sum(ranks), resolved_defaults(job, nodes, master, port, **words), len(nodes), has_head=True
+    )
 
 
 def _program(job: Job, facts: Sequence[Facts]) -> str:

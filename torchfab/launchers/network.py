@@ -12,8 +12,8 @@ from typing import Any
 
 from torchfab.core import environment
 from torchfab.core.errors import UsageError
-from torchfab.core.specs import Facts, Job, Needs, Node, NodePlan, Plan, Process, Slot
-from torchfab.launchers import chosen, master_address, shims
+from torchfab.core.specs import Facts, Job, Node, NodePlan, Plan, Process, Requirements, Slot
+from torchfab.launchers import master_address, resolved_defaults, shims
 
 NAME = "network"
 BACKENDS = ("auto", "nccl", "gloo")
@@ -62,12 +62,12 @@ def options(flags: Flags) -> Mapping[str, Any]:
     }
 
 
-def needs(job: Job) -> Needs:
+def requirements(job: Job) -> Requirements:
     """Return what every node must have."""
-    return Needs(modules=("torch",), port=True, peers=True)
+    return Requirements(modules=("torch",), port=True, peers=True)
 
 
-def assumed(job: Job, nodes: Sequence[Node]) -> None:
+def facts_from_flags(job: Job, nodes: Sequence[Node]) -> None:
     """Return None: whether there are GPUs is asked."""
 
 
@@ -93,7 +93,7 @@ def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence
         )
         for node, fact, mine in zip(nodes, facts, ranks, strict=True)
     )
-    words = chosen(job, nodes, master, port, ranks=f"{sum(counts)} ({backend})")
+    words = resolved_defaults(job, nodes, master, port, ranks=f"{sum(counts)} ({backend})")
     return Plan(job, node_plans, sum(counts), words, len(nodes))
 
 

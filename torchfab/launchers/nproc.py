@@ -27,7 +27,7 @@ def check(text: str) -> str:
     return text
 
 
-def assumed(job: Job, nodes: Sequence[Node]) -> tuple[Facts, ...] | None:
+def facts_from_flags(job: Job, nodes: Sequence[Node]) -> tuple[Facts, ...] | None:
     """Return the facts that the flags give, if they give all: ranks per node and port; else None."""
     asked = job.options["nproc_per_node"]
     counts = [int(asked) if asked.isdigit() else node.slots or len(node.gpus) for node in nodes]
@@ -51,7 +51,7 @@ def ranks_on(job: Job, node: Node, facts: Facts) -> int:
     return node.slots or len(node.gpus) or facts.gpus or CPU_PROCESSES
 
 
-def per_node(counts: Sequence[int]) -> str:
+def counts_per_node(counts: Sequence[int]) -> str:
     """Return the numbers of ranks for people: `2 per node`, `uneven: 3 nodes with 8, 1 nodes with 4`."""
     if len(set(counts)) == 1:
         return f"{counts[0]} per node"

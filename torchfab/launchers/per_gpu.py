@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from torchfab.core import environment
-from torchfab.core.specs import Facts, Job, Needs, Node, NodePlan, Plan, Process, Slot
-from torchfab.launchers import assumed_facts, chosen, master_address
+from torchfab.core.specs import Facts, Job, Node, NodePlan, Plan, Process, Requirements, Slot
+from torchfab.launchers import assumed_facts, master_address, resolved_defaults
 
 NAME = "per-gpu"
 
@@ -27,12 +27,12 @@ def options(flags: Flags) -> Mapping[str, Any]:
     return {}
 
 
-def needs(job: Job) -> Needs:
+def requirements(job: Job) -> Requirements:
     """Return what every node must have."""
-    return Needs(modules=("torch",), port=True)
+    return Requirements(modules=("torch",), port=True)
 
 
-def assumed(job: Job, nodes: Sequence[Node]) -> tuple[Facts, ...] | None:
+def facts_from_flags(job: Job, nodes: Sequence[Node]) -> tuple[Facts, ...] | None:
     """Return the facts that the flags give, if they give all: here, the port; else None."""
     known = job.port and not job.node_dir.startswith("~")
     return assumed_facts(job, nodes, [1] * len(nodes)) if known else None
@@ -61,7 +61,13 @@ def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence
             _process(job, fact, slot, {**env, **rank_env(slot, len(slots), len(mine), master, port)}) for slot in mine
         ]
         node_plans.append(NodePlan(node, fact.folder, tuple(processes)))
-    return Plan(job, tuple(node_plans), len(slots), chosen(job, nodes, master, port, ranks=str(len(slots))), len(nodes))
+    return Plan(
+        job,
+        tuple(node_plans),
+        len(slots),
+        resolved_defaults(job, nodes, master, port, ranks=str(len(slots))),
+        len(nodes),
+    )
 
 
 def rank_env(slot: Slot, world_size: int, local_world_size: int, master: str, port: int) -> dict[str, str]:

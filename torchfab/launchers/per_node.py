@@ -12,8 +12,8 @@ from typing import Any
 
 from torchfab.core import environment
 from torchfab.core.errors import UsageError
-from torchfab.core.specs import Facts, Job, Needs, Node, NodePlan, Plan, Process, Slot
-from torchfab.launchers import chosen, for_torchrun, master_address, nproc
+from torchfab.core.specs import Facts, Job, Node, NodePlan, Plan, Process, Requirements, Slot
+from torchfab.launchers import escape_for_torchrun, master_address, nproc, resolved_defaults
 
 NAME = "per-node"
 # <log-dir>/<rdzv-id>_<random>/attempt_<k>/<local_rank>/stdout.log
@@ -74,15 +74,15 @@ def _nnodes(text: str) -> tuple[int, int] | None:
     return least, most
 
 
-def needs(job: Job) -> Needs:
+def requirements(job: Job) -> Requirements:
     """Return what every node must have."""
     # With c10d any node may become the master of the ranks: it is the one whose address sorts first.
-    return Needs(modules=("torch",), port=True, peers=job.options["rdzv_backend"] == "c10d")
+    return Requirements(modules=("torch",), port=True, peers=job.options["rdzv_backend"] == "c10d")
 
 
-def assumed(job: Job, nodes: Sequence[Node]) -> tuple[Facts, ...] | None:
+def facts_from_flags(job: Job, nodes: Sequence[Node]) -> tuple[Facts, ...] | None:
     """Return the facts that the flags give, if they give all: ranks per node and port; else None."""
-    return nproc.assumed(job, nodes)
+    return nproc.facts_from_flags(job, nodes)
 
 
 def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence[Facts]) -> Plan:
@@ -113,8 +113,8 @@ def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence
         NodePlan(node, fact.folder, (_agent(job, node, fact, count, argv),))
         for node, fact, count, argv in zip(nodes, facts, ranks, argvs, strict=True)
     )
-    words = {"ranks": f"{sum(ranks)} ({nproc.per_node(ranks)})"}
-    return Plan(job, node_plans, sum(ranks), chosen(job, nodes, master, port, **words), min_nodes=least)
+    words = {"ranks": f"{sum(ranks)} ({nproc.counts_per_node(ranks)})"}
+    return Plan(job, node_plans, sum(ranks), resolved_defaults(job, nodes, master, port, **words), min_nodes=least)
 
 
 def torchrun_argv(
@@ -131,7 +131,7 @@ def torchrun_argv(
         *("--max-restarts", str(job.options["max_restarts"])),
         *("--redirects", "3"),
         *("--log-dir", f"{facts.folder}/agent/logs"),
-        *for_torchrun(job.script),
+        *escape_for_torchrun(job.script),
     )
 
 

@@ -14,7 +14,7 @@ from torchfab.core import environment
 from torchfab.core.errors import UsageError
 from torchfab.core.inventory import parse_hosts
 from torchfab.core.specs import Job, Node, Submission
-from torchfab.launchers import for_torchrun, sbatch
+from torchfab.launchers import escape_for_torchrun, sbatch
 from torchfab.launchers.per_node import RANK_LOGS
 
 NAME = "slurm"
@@ -226,7 +226,7 @@ def sbatch_text(job: Job, folder: str) -> str:
         port=job.options["port"],
         python=sbatch.quote(job.python),
         torchrun=torchrun_words(job),
-        script=for_torchrun(job.script),
+        script=escape_for_torchrun(job.script),
         threads=_threads(job),
         srun=("--cpus-per-task", str(job.options["cpus_per_task"])) if job.options["cpus_per_task"] else (),
     )

@@ -10,7 +10,7 @@ from typing import Any
 from torchfab import runtimes
 from torchfab.core import status
 from torchfab.core.console import write_err, write_out
-from torchfab.core.events import ContactLost, Event, JobSeen, Lines, NodeEnded, PastRead
+from torchfab.core.events import BacklogRead, ContactLost, Event, Lines, NodeEnded, StatusChanged
 from torchfab.core.inventory import fold
 from torchfab.core.log_lines import Line, batches, fold_lines
 from torchfab.core.specs import Node
@@ -133,13 +133,13 @@ class Watch:
             self.lost.pop(event.node.rank, None)
             self.printer.add(event)
             self.alarm.hear((when for _, when, _ in event.lines), self.printer.live)
-        elif isinstance(event, PastRead):
+        elif isinstance(event, BacklogRead):
             self.lost.pop(event.node.rank, None)
             self.printer.past_of.add(event.node.rank)
         elif isinstance(event, NodeEnded):
             self.printer.past_of.add(event.status.node.rank)
             self.ended[event.status.node.rank] = event.status
-        elif isinstance(event, JobSeen):
+        elif isinstance(event, StatusChanged):
             self._see(event.status)
         elif isinstance(event, ContactLost) and event.node.rank not in self.lost:
             self.lost[event.node.rank] = time.monotonic()

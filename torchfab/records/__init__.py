@@ -111,7 +111,7 @@ class Records:
             world_size=plan.world_size,
             min_nodes=plan.min_nodes,
             settings=settings,
-            chosen=plan.chosen,
+            defaults=plan.defaults,
             attempt=attempt,
             mask_key=plan.job.mask_key,
             grace_s=plan.job.grace_s,
@@ -182,7 +182,7 @@ class Records:
             settings=settings,
             mask_key=job.mask_key,
             grace_s=job.grace_s,
-            chosen=submission.chosen,
+            defaults=submission.defaults,
             details=dict(submission.details),
         )
         self._write(record, "record.json", as_json(record))

@@ -18,7 +18,7 @@ FILE = "asked.json"
 
 
 @dataclass(frozen=True)
-class Asked:
+class LaunchRequest:
     """A launch as it was asked for.
 
     Parameters
@@ -45,7 +45,7 @@ class Asked:
     @property
     def launcher(self) -> ModuleType:
         """The launcher's module."""
-        return launcher_named(self.job.launcher)
+        return load_launcher(self.job.launcher)
 
     def next_job(self, token: str, new_port: bool = False) -> Job:
         """Return the job of another attempt: the same under a new id.
@@ -78,7 +78,7 @@ class Asked:
         _write(folder / FILE, document)
 
 
-def load(folder: Path, environ: Mapping[str, str]) -> Asked:
+def load(folder: Path, environ: Mapping[str, str]) -> LaunchRequest:
     """Return what was asked for, with the secrets of the job's environment taken from here by name.
 
     Raises
@@ -106,13 +106,13 @@ def load(folder: Path, environ: Mapping[str, str]) -> Asked:
     return _from_json(document, environ)
 
 
-def _from_json(document: Mapping[str, Any], environ: Mapping[str, str]) -> Asked:
+def _from_json(document: Mapping[str, Any], environ: Mapping[str, str]) -> LaunchRequest:
     job = dict(document["job"])
     job["secrets"] = {name: environ[name] for name in job["secrets"]}
     job["script"], job["ssh_options"] = tuple(job["script"]), tuple(job["ssh_options"])
     own = {name: tuple(value) if isinstance(value, list) else value for name, value in document["own"].items()}
-    launcher = launcher_named(job["launcher"])
-    return Asked(
+    launcher = load_launcher(job["launcher"])
+    return LaunchRequest(
         job=Job(**job, options=launcher.options(launcher.Flags(**own))),
         own=own,
         nodes=tuple(Node(**{**node, "gpus": tuple(node["gpus"])}) for node in document["nodes"]),
@@ -122,12 +122,12 @@ def _from_json(document: Mapping[str, Any], environ: Mapping[str, str]) -> Asked
     )
 
 
-def launcher_named(name: str) -> ModuleType:
+def load_launcher(name: str) -> ModuleType:
     """Return the launcher's module by the name that jobs know it by."""
     return importlib.import_module(f"torchfab.launchers.{name.replace('-', '_')}")
 
 
-def of_nodes(
+def select_nodes(
     nodes: Sequence[Node], slots: Sequence[Slot], wanted: Sequence[Node]
 ) -> tuple[tuple[Node, ...], tuple[Slot, ...]]:
     """Return some nodes, and the slots on them, numbered anew in their order. Pure."""

@@ -64,7 +64,7 @@ class Record:
     world_size: int
     min_nodes: int
     settings: ConnectionSettings
-    chosen: Mapping[str, str]
+    defaults: Mapping[str, str]
     details: Mapping[str, Any] = field(default_factory=dict)
     attempt: int = 1
     mask_key: str = field(default="", repr=False)
@@ -151,15 +151,18 @@ def plan_as_json(plan: Plan) -> list[dict[str, Any]]:
 
 
 def as_json(record: Record) -> dict[str, Any]:
-    """Return what is written into record.json."""
-    values = {key: value for key, value in vars(record).items() if key != "folder"}
+    """Return what is written into record.json.
+
+    `chosen` is the key of `defaults` since the first version that wrote records: an older torchfab's are read, too.
+    """
+    values = {key: value for key, value in vars(record).items() if key not in ("folder", "defaults")}
     nodes = [asdict(node) for node in record.nodes]
     return {
         **values,
         "format": FORMAT,
         "nodes": nodes,
         "settings": asdict(record.settings),
-        "chosen": dict(record.chosen),
+        "chosen": dict(record.defaults),
     }
 
 
@@ -178,8 +181,9 @@ def from_json(folder: Path, values: dict[str, Any]) -> Record:
         told = f"{folder / 'record.json'} has format {version!r}, and this torchfab reads {FORMAT}"
         raise TorchfabError(told, "use the torchfab that launched the job")
     nodes = tuple(Node(**{**node, "gpus": tuple(node["gpus"])}) for node in values.pop("nodes"))
-    settings = values.pop("settings")
+    settings, defaults = values.pop("settings"), values.pop("chosen")
     if not all(isinstance(each, (int, float)) for each in (values["created"], values.get("grace_s", 0))):
         raise TypeError("created or grace_s is no number")
     settings = ConnectionSettings(**{**settings, "identities": tuple(settings["identities"])})
-    return Record(folder=folder, nodes=nodes, settings=settings, **{**values, "script": tuple(values["script"])})
+    values["script"] = tuple(values["script"])
+    return Record(folder=folder, nodes=nodes, settings=settings, defaults=defaults, **values)

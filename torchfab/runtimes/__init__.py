@@ -59,10 +59,10 @@ class StopReport:
     """
 
     node: Node
-    asked: int = 0
+    signalled: int = 0
     killed: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
     seconds: float = 0.0
     error: TorchfabError | None = None
-    words: str = ""
+    summary: str = ""
     status: NodeStatus | None = None

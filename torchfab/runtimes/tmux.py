@@ -18,13 +18,13 @@ from torchfab.core.console import write_err
 from torchfab.core.environment import SECRET_PATTERNS
 from torchfab.core.errors import HostsFailedError, Interrupted, TorchfabError
 from torchfab.core.inventory import fold
-from torchfab.core.specs import Facts, Job, Needs, Node, NodePlan, Plan, session_name
+from torchfab.core.specs import Facts, Job, Node, NodePlan, Plan, Requirements, session_name
 from torchfab.records import Record
 from torchfab.runtimes import StopReport
 from torchfab.runtimes.tmux_logs import address, follow
 from torchfab.runtimes.tmux_stacks import stacks
 from torchfab.transport.fanout import fan_out
-from torchfab.transport.pool import Answer, ask_all, problem_in
+from torchfab.transport.pool import Answer, problem_in, request_all
 from torchfab.transport.session import Session
 from torchfab.transport.ssh import connections, open_session
 from torchfab.why import evidence as why
@@ -61,7 +61,12 @@ class Prepared:
 
 
 def prepare(
-    job: Job, nodes: Sequence[Node], needs: Needs, settings: ConnectionSettings, write: bool, progress: Progress
+    job: Job,
+    nodes: Sequence[Node],
+    requirements: Requirements,
+    settings: ConnectionSettings,
+    write: bool,
+    progress: Progress,
 ) -> Prepared:
     """Connect to every node, ask its facts, check it, and make the job's folder there. Nothing is started.
 
@@ -85,7 +90,7 @@ def prepare(
     def act(node: Node) -> Mapping[str, Any]:
         session = open_session(node, opened[node.rank], settings)
         prepared.sessions[node.rank] = session
-        request = {**_prepare_request(job, node, nodes, needs, write), "patience_s": patience_s}
+        request = {**_prepare_request(job, node, nodes, requirements, write), "patience_s": patience_s}
         request["python_timeout_s"] = settings.prepare_timeout_s / 3
         begun = time.time()
         answer = session.ask(request, settings.prepare_timeout_s)
@@ -126,7 +131,9 @@ def _note_prepared(
     prepared.facts[node.rank] = Facts(**{name: told[name] for name in known})
 
 
-def _prepare_request(job: Job, node: Node, nodes: Sequence[Node], needs: Needs, write: bool) -> dict[str, Any]:
+def _prepare_request(
+    job: Job, node: Node, nodes: Sequence[Node], requirements: Requirements, write: bool
+) -> dict[str, Any]:
     first = nodes[0]
     return {
         "op": "prepare",
@@ -137,21 +144,21 @@ def _prepare_request(job: Job, node: Node, nodes: Sequence[Node], needs: Needs, 
         "workdir": job.workdir,
         "python": job.python,
         "script": job.script_path,
-        "modules": _modules(job, node, needs),
+        "modules": _modules(job, node, requirements),
         "python_path": job.env.get("PYTHONPATH"),
-        "installs": dict(needs.installs),
-        "programs": [vars(each) for each in needs.programs if node.rank == 0 or not each.on_head_only],
+        "installs": dict(requirements.installs),
+        "programs": [vars(each) for each in requirements.programs if node.rank == 0 or not each.on_head_only],
         "master_addr": job.master_addr or first.address or first.host,
         "one_machine": len(nodes) == 1,
-        "peers": [each.address or each.host for each in nodes[1:]] if needs.peers and node.rank == 0 else [],
-        "port": job.port if needs.port and node.rank == 0 else None,
+        "peers": [each.address or each.host for each in nodes[1:]] if requirements.peers and node.rank == 0 else [],
+        "port": job.port if requirements.port and node.rank == 0 else None,
         "write": write,
     }
 
 
-def _modules(job: Job, node: Node, needs: Needs) -> list[str]:
-    of_head = () if node.rank else needs.head_modules
-    return [*needs.modules, *of_head, *([job.module] if job.module else [])]
+def _modules(job: Job, node: Node, requirements: Requirements) -> list[str]:
+    of_head = () if node.rank else requirements.head_modules
+    return [*requirements.modules, *of_head, *([job.module] if job.module else [])]
 
 
 def _failed_words(reasons: Mapping[str, TorchfabError], nodes: Sequence[Node], outcome: str) -> str:
@@ -193,7 +200,7 @@ def start(plan: Plan, prepared: Prepared, progress: Progress) -> None:
     # All of a wave are told before any is waited for: the last begins as soon after the first as the messages leave.
     phases: Mapping[str, tuple[_Step, ...]] = {"starting": (bring_up,), "confirming": (let_begin, confirm)}
     try:
-        for phase, wave in itertools.product(phases, plan.waves):
+        for phase, wave in itertools.product(phases, plan.start_order):
             for step in phases[phase]:
                 _take_step(phase, step, wave, plan, prepared, progress)
     except BaseException as error:  # Ctrl-C too
@@ -300,7 +307,7 @@ def _ask_all(
 ) -> Iterator[tuple[Node, Answer | TorchfabError]]:
     """Ask every node of a job, or some, the same about it."""
     wanted = record.nodes if nodes is None else nodes
-    return ask_all(wanted, record.settings, lambda node: {**address(record, node), **request}, timeout_s)
+    return request_all(wanted, record.settings, lambda node: {**address(record, node), **request}, timeout_s)
 
 
 def status(record: Record) -> states.JobStatus:

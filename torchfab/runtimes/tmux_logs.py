@@ -10,7 +10,7 @@ from typing import Any
 
 from torchfab.core import status
 from torchfab.core.errors import HostError
-from torchfab.core.events import ContactLost, Event, Lines, NodeEnded, PastRead, Tick
+from torchfab.core.events import BacklogRead, ContactLost, Event, Lines, NodeEnded, Tick
 from torchfab.core.specs import Node, session_name
 from torchfab.records import Record
 from torchfab.transport.fanout import fan_out
@@ -144,7 +144,7 @@ def _events_of(stream: _Stream, frame: Mapping[str, Any]) -> Iterator[Event]:
         yield Lines(stream.node, stream.waiting)
         stream.offsets, stream.waiting = frame["offsets"], []
     if "past" in frame:
-        yield PastRead(stream.node)
+        yield BacklogRead(stream.node)
     if "end" in frame:
         stream.done = True
         now = time.time()

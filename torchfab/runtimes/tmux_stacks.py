@@ -17,7 +17,7 @@ from torchfab.core.specs import Node
 from torchfab.records import Record
 from torchfab.runtimes.tmux_logs import address
 from torchfab.stacks.model import Dump, NodeStacks, from_answer
-from torchfab.transport.pool import Sessions, problem_in
+from torchfab.transport.pool import SessionPool, problem_in
 from torchfab.transport.session import Session
 
 _BESIDES_S = 10.0  # on the node: the look at its processes, the wait for a signal's answer, a second try of py-spy
@@ -42,8 +42,8 @@ def stacks(record: Record, request: Mapping[str, Any]) -> Dump:
 
     told: dict[int, NodeStacks] = {}
     unheard: dict[str, TorchfabError] = {}
-    with Sessions(record.nodes, record.settings) as sessions:
-        for node, result in sessions.each(act):
+    with SessionPool(record.nodes, record.settings) as sessions:
+        for node, result in sessions.map(act):
             problem = problem_in(result)
             if problem is not None:
                 unheard[node.label] = problem

@@ -15,7 +15,7 @@ _COLLECTIVES = (
 
 
 @dataclass(frozen=True)
-class Sign:
+class Signature:
     """What frames of some files and functions mean.
 
     Parameters
@@ -39,30 +39,36 @@ class Sign:
 
 _C10D = r"torch/distributed/distributed_c10d\.py$"
 # The first sign that finds a frame wins, and of a sign the innermost frame.
-SIGNS = (
-    Sign(r"/(pdb|bdb)\.py$", r".*", "in the debugger (pdb), which waits for input"),
-    Sign(_C10D, r"init_process_group|new_group|split_group", "in {function}", for_ranks=True),
-    Sign(r"torch/distributed/rendezvous\.py$", r".*", "in the rendezvous of init_process_group", for_ranks=True),
-    Sign(r"torch/distributed/elastic/rendezvous/", r".*", "in the rendezvous, for other nodes", for_ranks=True),
-    Sign(_C10D, rf"_?({_COLLECTIVES})(_.*)?", "in {function}", for_ranks=True),
-    Sign(r"torch/distributed/_functional_collectives\.py$", r".*", "in {function} (functional)", for_ranks=True),
-    Sign(r"torch/distributed/nn/functional\.py$", r".*", "in {function}", for_ranks=True),
-    Sign(r"torch/distributed/checkpoint/", r".*(save|load|write|read).*", "in a distributed checkpoint ({function})"),
-    Sign(r"torch/serialization\.py$", r"(_?save|_legacy_save)", "in torch.save (a checkpoint?)"),
-    Sign(r"torch/serialization\.py$", r"(_?load|_legacy_load)", "in torch.load"),
-    Sign(r"torch/utils/data/dataloader\.py$", r".*", "at the DataLoader, for a batch"),
-    Sign(r"torch/cuda/(__init__|streams)\.py$", r"(synchronize|wait|query)", "in cuda.{function}, for the GPU"),
-    Sign(r"torch/optim/(?!lr_scheduler)", r".*", "in the optimizer's step", False),
-    Sign(r"torch/(_tensor|autograd/__init__)\.py$", r"backward|_engine_run_backward", "in backward"),
-    Sign(r"torch/(_inductor|_dynamo|_functorch)/", r".*", "in torch.compile", False),
-    Sign(r"torch/nn/parallel/distributed\.py$", r"__init__|_(sync|verify)_.*", "in DDP's {function}", for_ranks=True),
-    Sign(r"torch/distributed/elastic/agent/", r".*", "the launcher that watches its ranks", False),
-    Sign(r"/(selectors|subprocess)\.py$", r"(wait|communicate|select|_try_wait)", "in {function}, for another process"),
-    Sign(
+SIGNATURES = (
+    Signature(r"/(pdb|bdb)\.py$", r".*", "in the debugger (pdb), which waits for input"),
+    Signature(_C10D, r"init_process_group|new_group|split_group", "in {function}", for_ranks=True),
+    Signature(r"torch/distributed/rendezvous\.py$", r".*", "in the rendezvous of init_process_group", for_ranks=True),
+    Signature(r"torch/distributed/elastic/rendezvous/", r".*", "in the rendezvous, for other nodes", for_ranks=True),
+    Signature(_C10D, rf"_?({_COLLECTIVES})(_.*)?", "in {function}", for_ranks=True),
+    Signature(r"torch/distributed/_functional_collectives\.py$", r".*", "in {function} (functional)", for_ranks=True),
+    Signature(r"torch/distributed/nn/functional\.py$", r".*", "in {function}", for_ranks=True),
+    Signature(
+        r"torch/distributed/checkpoint/", r".*(save|load|write|read).*", "in a distributed checkpoint ({function})"
+    ),
+    Signature(r"torch/serialization\.py$", r"(_?save|_legacy_save)", "in torch.save (a checkpoint?)"),
+    Signature(r"torch/serialization\.py$", r"(_?load|_legacy_load)", "in torch.load"),
+    Signature(r"torch/utils/data/dataloader\.py$", r".*", "at the DataLoader, for a batch"),
+    Signature(r"torch/cuda/(__init__|streams)\.py$", r"(synchronize|wait|query)", "in cuda.{function}, for the GPU"),
+    Signature(r"torch/optim/(?!lr_scheduler)", r".*", "in the optimizer's step", False),
+    Signature(r"torch/(_tensor|autograd/__init__)\.py$", r"backward|_engine_run_backward", "in backward"),
+    Signature(r"torch/(_inductor|_dynamo|_functorch)/", r".*", "in torch.compile", False),
+    Signature(
+        r"torch/nn/parallel/distributed\.py$", r"__init__|_(sync|verify)_.*", "in DDP's {function}", for_ranks=True
+    ),
+    Signature(r"torch/distributed/elastic/agent/", r".*", "the launcher that watches its ranks", False),
+    Signature(
+        r"/(selectors|subprocess)\.py$", r"(wait|communicate|select|_try_wait)", "in {function}, for another process"
+    ),
+    Signature(
         r"/(queue|threading)\.py$", r"(get|put|wait|join|acquire|_wait_for_tstate_lock)", "in {function}, for a thread"
     ),
-    Sign(r"/(ssl|socket|http/client)\.py$", r".*", "on the network ({function})"),
-    Sign(r"<frozen importlib", r".*", "in an import", False),
+    Signature(r"/(ssl|socket|http/client)\.py$", r".*", "on the network ({function})"),
+    Signature(r"<frozen importlib", r".*", "in an import", False),
 )
 # What the text of the innermost frame's line says, where no sign was found: calls into C have no frame.
 _CALLS = (
@@ -102,7 +108,7 @@ class Meaning:
 def of(frames: Sequence[Frame]) -> Meaning:
     """Return what a stack says; the innermost frame comes first."""
     own = next((frame for frame in frames if frame.is_own), None)
-    for sign in SIGNS:
+    for sign in SIGNATURES:
         for depth, frame in enumerate(frames):
             if re.search(sign.file, frame.file) and re.fullmatch(sign.function, frame.name):
                 outermost = _outermost(sign, frames, depth)
@@ -116,7 +122,7 @@ def of(frames: Sequence[Frame]) -> Meaning:
     return Meaning("", False, False, 0, own)
 
 
-def _outermost(sign: Sign, frames: Sequence[Frame], depth: int) -> int:
+def _outermost(sign: Signature, frames: Sequence[Frame], depth: int) -> int:
     """Return the outermost frame with this sign before the user's code: what the user called, above its helpers."""
     found = depth
     for index in range(depth + 1, len(frames)):

@@ -9,7 +9,7 @@ from typing import Any
 from torchfab.core.console import write_err
 from torchfab.records import Record
 from torchfab.supervise import history
-from torchfab.supervise.model import Ending, Past
+from torchfab.supervise.model import AttemptOutcome, PreviousAttempt
 from torchfab.supervise.notifier import Notifier
 
 # What a notifier is told of, and what it is told.
@@ -18,7 +18,7 @@ _TOLD_ON = ("attempt", "text", "code", "hosts")
 _SHORTEST_SECRET = 4
 
 
-class Scribe:
+class EventJournal:
     """Write down what happens to a job.
 
     Its events are kept in memory as well: a disk that is full must not make it forget how often it was restarted.
@@ -51,10 +51,10 @@ class Scribe:
             told = {key: known[key] for key in _TOLD_ON if key in known}
             self.notifier.tell({"job": self.record.name, "event": event, "time": now, **told})
 
-    def past(self) -> tuple[Past, ...]:
+    def past(self) -> tuple[PreviousAttempt, ...]:
         """Return the endings that a restart followed."""
         return history.history(self.events, self.record.attempt)
 
-    def open_ending(self) -> Ending | None:
+    def open_ending(self) -> AttemptOutcome | None:
         """Return how the current attempt ended, where that was noted and no restart followed yet."""
         return history.open_ending(self.events, self.record.attempt)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
-from torchfab.supervise.model import Ending, Past
+from torchfab.supervise.model import AttemptOutcome, PreviousAttempt
 
 ENDED, RESTART = "attempt ended", "restart"
 _PLAIN = {
@@ -18,12 +18,12 @@ _PLAIN = {
 }
 
 
-def of_ending(ending: Ending) -> dict[str, Any]:
+def of_ending(ending: AttemptOutcome) -> dict[str, Any]:
     """Return an ending as an event's details."""
     return {**asdict(ending), "bad": dict(ending.bad), "blamed": list(ending.blamed)}
 
 
-def history(events: Sequence[Mapping[str, Any]], attempt: int) -> tuple[Past, ...]:
+def history(events: Sequence[Mapping[str, Any]], attempt: int) -> tuple[PreviousAttempt, ...]:
     """Return the endings that a restart followed; what an event lacks or has wrong leaves it out.
 
     Parameters
@@ -34,32 +34,36 @@ def history(events: Sequence[Mapping[str, Any]], attempt: int) -> tuple[Past, ..
     return _read(events, attempt)[0]
 
 
-def open_ending(events: Sequence[Mapping[str, Any]], attempt: int) -> Ending | None:
+def open_ending(events: Sequence[Mapping[str, Any]], attempt: int) -> AttemptOutcome | None:
     """Return how the current attempt ended, where that was noted and no restart followed yet; else None."""
     return _read(events, attempt)[1]
 
 
-def _read(events: Sequence[Mapping[str, Any]], attempt: int) -> tuple[tuple[Past, ...], Ending | None]:
-    found: list[Past] = []
-    last: Ending | None = None
+def _read(
+    events: Sequence[Mapping[str, Any]], attempt: int
+) -> tuple[tuple[PreviousAttempt, ...], AttemptOutcome | None]:
+    found: list[PreviousAttempt] = []
+    last: AttemptOutcome | None = None
     planned = 0
     for event in events:
         if event["event"] == ENDED:
             last, planned = _ending(event), 0
         elif event["event"] == RESTART and last is not None:
-            found.append(Past(last, bool(event.get("replaced"))))
+            found.append(PreviousAttempt(last, bool(event.get("replaced"))))
             following = event.get("next")
             last, planned = None, following if isinstance(following, int) else 0
     if planned > attempt and found:
-        return tuple(found[:-1]), found[-1].ending
+        return tuple(found[:-1]), found[-1].outcome
     return tuple(found), last
 
 
-def _ending(event: Mapping[str, Any]) -> Ending | None:
-    names = {each.name for each in fields(Ending)}
+def _ending(event: Mapping[str, Any]) -> AttemptOutcome | None:
+    names = {each.name for each in fields(AttemptOutcome)}
     try:
         values = {name: value for name, value in event.items() if name in names}
-        made = Ending(**{**values, "blamed": tuple(values.get("blamed", ())), "bad": dict(values.get("bad", {}))})
+        made = AttemptOutcome(
+            **{**values, "blamed": tuple(values.get("blamed", ())), "bad": dict(values.get("bad", {}))}
+        )
         numbers = (made.attempt, made.lived_s, made.step or 0, made.code or 0)
         return made if all(isinstance(each, int | float) for each in numbers) else None
     except (TypeError, ValueError):

@@ -16,13 +16,13 @@ from torchfab.launch.context import CommandContext
 from torchfab.monitoring import stack_dump
 from torchfab.monitoring.watcher import Printer
 from torchfab.records import Record
-from torchfab.records.launch_request import Asked
+from torchfab.records.launch_request import LaunchRequest
 from torchfab.supervise import history, lease, outcome
-from torchfab.supervise.event_journal import Scribe
-from torchfab.supervise.model import Ending, Policy
-from torchfab.supervise.monitor import Eyes
+from torchfab.supervise.event_journal import EventJournal
+from torchfab.supervise.model import AttemptOutcome, Policy
+from torchfab.supervise.monitor import AttemptMonitor
 from torchfab.supervise.notifier import Notifier
-from torchfab.supervise.orphans import Stragglers
+from torchfab.supervise.orphans import OrphanedAttempts
 from torchfab.supervise.policy import decide, progressed
 from torchfab.supervise.relauncher import Relauncher, StopAskedError
 from torchfab.why import report as page
@@ -31,7 +31,7 @@ _ENDED = {"succeeded": "succeeded", "stopped": "was stopped"}
 
 
 @dataclass
-class Supervisor:
+class JobSupervisor:
     """See one job through; whoever makes one holds its lock.
 
     Parameters
@@ -48,23 +48,23 @@ class Supervisor:
         Whether its log lines are printed. Default False.
     """
 
-    asked: Asked
+    asked: LaunchRequest
     policy: Policy
     ctx: CommandContext
     first: Record
     show_logs: bool = False
     farthest: int = 0
-    scribe: Scribe = field(init=False)
-    stragglers: Stragglers = field(init=False)
+    scribe: EventJournal = field(init=False)
+    stragglers: OrphanedAttempts = field(init=False)
     relauncher: Relauncher = field(init=False)
 
     def __post_init__(self) -> None:
         notifier = Notifier(self.policy.notify, write_err, self.policy.notify_timeout_s)
-        self.scribe = Scribe(self.first, self.asked.job.secrets.values(), notifier)
-        self.stragglers = Stragglers(self.scribe, self.asked.job.grace_s)
+        self.scribe = EventJournal(self.first, self.asked.job.secrets.values(), notifier)
+        self.stragglers = OrphanedAttempts(self.scribe, self.asked.job.grace_s)
         self.relauncher = Relauncher(self.asked, self.ctx, self.scribe, self.stragglers)
         known = self.scribe.open_ending()
-        endings = [*(past.ending for past in self.scribe.past()), *([known] if known else [])]
+        endings = [*(past.outcome for past in self.scribe.past()), *([known] if known else [])]
         self.farthest = max((ending.step or 0 for ending in endings), default=0)
 
     @property
@@ -99,9 +99,9 @@ class Supervisor:
 
     # ---- one attempt
 
-    def _see_through(self) -> tuple[Ending, str]:
+    def _see_through(self) -> tuple[AttemptOutcome, str]:
         """Watch the attempt to its end, and stop what is left of it; return how it ended, and the page of `fab why`."""
-        eyes = Eyes(
+        eyes = AttemptMonitor(
             self.record,
             self.policy,
             float(self.ctx.config["failure_grace_s"]),
@@ -109,16 +109,16 @@ class Supervisor:
             self._seen,
             Printer() if self.show_logs else None,
         )
-        sight = eyes.look()
-        if sight.what == "stop":
-            return Ending(self.record.attempt, "stopped", "stopped"), ""
+        sight = eyes.wait()
+        if sight.kind == "stop":
+            return AttemptOutcome(self.record.attempt, "stopped", "stopped"), ""
         ending, told = outcome.hold(self.record, sight)
         if ending.kind == "stall":
             self._keep_stacks(ending)
         self._tell_ending(ending)
         # Noted before it is stopped: whoever takes over from here must not take that for a `fab stop`.
         self._note_ending(ending)
-        patience_s = 0.0 if sight.what == "lost" else self.policy.lost_s
+        patience_s = 0.0 if sight.kind == "lost" else self.policy.lost_s
         return self._examine(ending, patience_s), page.text(told)
 
     def _seen(self, event: str, text: str, **details: Any) -> None:
@@ -129,19 +129,19 @@ class Supervisor:
             farthest = f", farther than any attempt before ({before})" if before else ""
             self.scribe.note("progress", f"attempt {self.record.attempt} is at step {step}{farthest}", step=step)
 
-    def _tell_ending(self, ending: Ending) -> None:
+    def _tell_ending(self, ending: AttemptOutcome) -> None:
         at = f" at step {ending.step}" if ending.step is not None else ""
         how = f"{_ENDED.get(ending.kind, 'failed')} after {duration(ending.lived_s)}{at}"
         why = "" if ending.kind in _ENDED else f": {ending.words}"
         self.scribe.note("outcome", f"attempt {ending.attempt} {how}{why}", code=ending.code)
 
-    def _note_ending(self, ending: Ending) -> None:
+    def _note_ending(self, ending: AttemptOutcome) -> None:
         self.scribe.note(history.ENDED, **history.of_ending(ending))
-        before = [past.ending for past in self.scribe.past()]
+        before = [past.outcome for past in self.scribe.past()]
         if progressed(before, ending):
             self.farthest = max([ending.step or 0, *(each.step or 0 for each in before)])
 
-    def _examine(self, ending: Ending, patience_s: float = 0.0) -> Ending:
+    def _examine(self, ending: AttemptOutcome, patience_s: float = 0.0) -> AttemptOutcome:
         """Stop what is left of an attempt that went wrong; return its ending with what doctor finds on its nodes."""
         if ending.kind in _ENDED:
             return ending
@@ -152,7 +152,7 @@ class Supervisor:
             self.scribe.note(history.ENDED, **history.of_ending(examined))
         return examined
 
-    def _keep_stacks(self, ending: Ending) -> None:
+    def _keep_stacks(self, ending: AttemptOutcome) -> None:
         path = self.record.folder / f"stacks-{self.record.attempt}.txt"
         try:
             text = stack_dump.text(self.record)
@@ -183,7 +183,7 @@ class Supervisor:
 
     # ---- the end
 
-    def _end(self, ending: Ending, reason: str, why: str) -> int:
+    def _end(self, ending: AttemptOutcome, reason: str, why: str) -> int:
         name, code = self.record.name, ending.code if ending.code is not None else int(ending.kind != "succeeded")
         self.record.remember(ending.kind if ending.kind in _ENDED else "failed", code, True)
         restarts = self.record.attempt - 1

@@ -25,7 +25,7 @@ _PATIENCE_S = 600.0
 _QUIET_S = 1.0
 
 
-class Supervised:
+class SupervisorLease:
     """The right to supervise a job, held until `release` or the end of this process.
 
     Raises

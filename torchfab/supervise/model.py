@@ -60,7 +60,7 @@ class Policy:
 
 
 @dataclass(frozen=True)
-class Ending:
+class AttemptOutcome:
     """How an attempt ended, as far as a decision depends on it.
 
     Parameters
@@ -98,10 +98,10 @@ class Ending:
 
 
 @dataclass(frozen=True)
-class Past:
+class PreviousAttempt:
     """An ending that a restart followed; `replaced` says whether nodes were replaced for it."""
 
-    ending: Ending
+    outcome: AttemptOutcome
     replaced: bool = False
 
 

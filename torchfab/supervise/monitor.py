@@ -18,7 +18,7 @@ from typing import Any, Literal
 from torchfab import runtimes
 from torchfab.core import stall
 from torchfab.core.errors import TorchfabError
-from torchfab.core.events import ContactLost, Event, Lines, NodeEnded, PastRead
+from torchfab.core.events import BacklogRead, ContactLost, Event, Lines, NodeEnded
 from torchfab.core.status import JobStatus, NodeStatus
 from torchfab.monitoring.watcher import Printer
 from torchfab.records import Record
@@ -27,14 +27,14 @@ from torchfab.supervise.model import Policy
 # Of several steps that a word stands before (`Total optimization steps = 500`, `--warmup-steps=10`) it is a setting.
 STEP = r"(?i)(?:\b(?:global_?)?step|(?<![a-z][ -])\b(?:global[_ ]?)?steps)\b[\"']?\s*[=:]\s*(\d{1,15})\b"
 _STEP = re.compile(STEP)
-_LOOK_S = 15.0
+_POLL_S = 15.0
 _BAD = ("failed", "lost", "stopped")
 
-What = Literal["ended", "failed", "stall", "lost", "stop"]
+TriggerKind = Literal["ended", "failed", "stall", "lost", "stop"]
 
 
 @dataclass(frozen=True)
-class Sight:
+class Trigger:
     """What must be acted upon.
 
     Parameters
@@ -49,7 +49,7 @@ class Sight:
         For a stall: for how long nobody has logged.
     """
 
-    what: What
+    kind: TriggerKind
     status: JobStatus
     step: int | None
     silent_s: float = 0.0
@@ -62,7 +62,7 @@ def step_in(text: str) -> int | None:
 
 
 @dataclass
-class Eyes:
+class AttemptMonitor:
     """Watch one attempt.
 
     Parameters
@@ -85,27 +85,27 @@ class Eyes:
     policy: Policy
     failure_grace_s: float
     stop_asked: Callable[[], bool]
-    told: Callable[..., None]
+    report: Callable[..., None]
     printer: Printer | None = None
     step: int | None = None
     ended: dict[int, NodeStatus] = field(default_factory=dict)
-    asked: dict[int, NodeStatus] = field(default_factory=dict)
+    polled: dict[int, NodeStatus] = field(default_factory=dict)
     away: dict[int, float] = field(default_factory=dict)
     failed_at: float | None = None
     silent_s: float = 0.0
     stalled: bool = False
-    asking: bool = False
-    look_at: float = field(default_factory=time.monotonic)
+    polling: bool = False
+    poll_at: float = field(default_factory=time.monotonic)
     answers: queue.SimpleQueue[JobStatus | Exception] = field(default_factory=queue.SimpleQueue)
 
-    def look(self) -> Sight:
+    def wait(self) -> Trigger:
         """Return when something must be done."""
         request = {"follow": True, "lines": None, "ranks": None, "grep": None if self.printer else STEP}
         stream = runtimes.load(self.record.runtime).follow(self.record, request)
         with contextlib.closing(stream):
             for event in stream:
                 self._take(event)
-                self._ask()
+                self._poll()
                 if what := self._judge():
                     break
             else:
@@ -113,11 +113,11 @@ class Eyes:
         if self.printer:
             self.printer.live = self.printer.live or not self.printer.waiting
             self.printer.flush()
-        return Sight(what, self.status(), self.step, self.silent_s)
+        return Trigger(what, self.status(), self.step, self.silent_s)
 
     def status(self) -> JobStatus:
         """Return what is known so far; a node that was not heard of is taken to start."""
-        nodes = [self.ended.get(each.rank) or self.asked.get(each.rank) for each in self.record.nodes]
+        nodes = [self.ended.get(each.rank) or self.polled.get(each.rank) for each in self.record.nodes]
         known = [found or NodeStatus(node, "starting") for found, node in zip(nodes, self.record.nodes, strict=True)]
         return JobStatus(tuple(known), self.record.min_nodes)
 
@@ -131,9 +131,9 @@ class Eyes:
         elif isinstance(event, NodeEnded):
             self.ended[event.status.node.rank] = event.status
         elif isinstance(event, ContactLost):
-            self.look_at = min(self.look_at, time.monotonic())
+            self.poll_at = min(self.poll_at, time.monotonic())
         if self.printer:
-            if isinstance(event, PastRead):
+            if isinstance(event, BacklogRead):
                 self.printer.past_of.add(event.node.rank)
             self.printer.pace(len(self.record.nodes))
 
@@ -141,31 +141,31 @@ class Eyes:
         step = max((found for text in texts if (found := step_in(text)) is not None), default=None)
         if step is not None and (self.step is None or step > self.step):
             self.step = step
-            self.told("step", "", step=step)
+            self.report("step", "", step=step)
 
-    def _ask(self) -> None:
+    def _poll(self) -> None:
         while not self.answers.empty():
-            self.asking = False
-            self._hear(self.answers.get())
-        if not self.asking and time.monotonic() >= self.look_at:
-            self.asking = True
-            threading.Thread(target=self._ask_now, daemon=True).start()
+            self.polling = False
+            self._take_status(self.answers.get())
+        if not self.polling and time.monotonic() >= self.poll_at:
+            self.polling = True
+            threading.Thread(target=self._poll_now, daemon=True).start()
 
-    def _ask_now(self) -> None:
+    def _poll_now(self) -> None:
         try:
             self.answers.put(runtimes.load(self.record.runtime).status(self.record))
         except Exception as error:
             self.answers.put(error)
 
-    def _hear(self, answer: JobStatus | Exception) -> None:
+    def _take_status(self, answer: JobStatus | Exception) -> None:
         often = [self.policy.lost_s / 4, *([self.policy.stall_s / 4] if self.policy.stall_s else [])]
-        self.look_at = time.monotonic() + max(1.0, min(_LOOK_S, *often))
+        self.poll_at = time.monotonic() + max(1.0, min(_POLL_S, *often))
         if isinstance(answer, TorchfabError):
             return
         if isinstance(answer, Exception):
             raise answer
         for node in answer.nodes:
-            self.asked[node.node.rank] = node
+            self.polled[node.node.rank] = node
             self._reach(node)
         quiet = stall.find(answer, self.policy.stall_s)
         self.stalled, self.silent_s = quiet is not None and not quiet.unheard, quiet.seconds if quiet else 0.0
@@ -174,14 +174,14 @@ class Eyes:
         host, since = node.node.label, self.away.get(node.node.rank)
         if node.state == "unreachable" and since is None:
             self.away[node.node.rank] = time.monotonic()
-            self.told("out of reach", f"{host} cannot be reached: {node.reason}", host=host)
+            self.report("out of reach", f"{host} cannot be reached: {node.reason}", host=host)
         elif node.state != "unreachable" and since is not None:
             del self.away[node.node.rank]
-            self.told("back", f"{host} is back after {time.monotonic() - since:.0f} s", host=host)
+            self.report("back", f"{host} is back after {time.monotonic() - since:.0f} s", host=host)
 
     # ---- what it means
 
-    def _judge(self) -> What | None:
+    def _judge(self) -> TriggerKind | None:
         if self.stop_asked():
             return "stop"
         known = self.status()
@@ -218,6 +218,6 @@ class Eyes:
         return bool(away) and len(good) >= self.record.min_nodes and len(good) + len(away) == len(known.nodes)
 
 
-def as_details(sight: Sight) -> Mapping[str, Any]:
+def as_details(sight: Trigger) -> Mapping[str, Any]:
     """Return a sight for the record."""
-    return {"what": sight.what, "state": sight.status.state, "step": sight.step}
+    return {"what": sight.kind, "state": sight.status.state, "step": sight.step}

@@ -11,7 +11,7 @@ from torchfab.core.errors import TorchfabError
 from torchfab.records import Record, Records
 from torchfab.runtimes import StopReport
 from torchfab.supervise import history
-from torchfab.supervise.event_journal import Scribe
+from torchfab.supervise.event_journal import EventJournal
 
 _CATCH_UP_S = 30.0
 
@@ -40,12 +40,12 @@ def stop(record: Record, attempt: int, hosts: Iterable[str], grace_s: float) -> 
 
 def words(report: StopReport, attempt: int) -> str:
     """Return what was done on a node that could be asked."""
-    count = "1 process" if report.asked == 1 else f"{report.asked} processes"
-    what = f"{count} of attempt {attempt} ended" if report.asked else f"nothing of attempt {attempt} ran any more"
+    count = "1 process" if report.signalled == 1 else f"{report.signalled} processes"
+    what = f"{count} of attempt {attempt} ended" if report.signalled else f"nothing of attempt {attempt} ran any more"
     return f"{report.node.label} can be asked again: {what}"
 
 
-class Stragglers:
+class OrphanedAttempts:
     """Where earlier attempts of a supervised job may still run: they are stopped there as soon as that can be asked.
 
     Parameters
@@ -56,7 +56,7 @@ class Stragglers:
         As for `fab stop`.
     """
 
-    def __init__(self, scribe: Scribe, grace_s: float) -> None:
+    def __init__(self, scribe: EventJournal, grace_s: float) -> None:
         self.scribe, self.grace_s = scribe, grace_s
         self.hosts = history.left_behind(scribe.events)
         self.lock = threading.Lock()

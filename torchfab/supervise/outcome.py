@@ -11,12 +11,12 @@ from torchfab.core.inventory import fold
 from torchfab.core.specs import Node
 from torchfab.core.status import duration
 from torchfab.records import Record
-from torchfab.records.launch_request import Asked
-from torchfab.supervise.model import Ending
-from torchfab.supervise.monitor import Sight
+from torchfab.records.launch_request import LaunchRequest
+from torchfab.supervise.model import AttemptOutcome
+from torchfab.supervise.monitor import Trigger
 from torchfab.why import diagnosis
 from torchfab.why.causes import Kind
-from torchfab.why.diagnosis import Story
+from torchfab.why.diagnosis import Diagnosis
 
 # What doctor finds on one node alone; that nodes differ was no reason not to launch.
 SICK = (
@@ -28,14 +28,14 @@ _SEEN = ("node-rebooted", "node-lost", "node-failed", "node-unreachable")
 _AGAIN_S = 2.0
 
 
-def hold(record: Record, sight: Sight) -> tuple[Ending, Story]:
+def hold(record: Record, sight: Trigger) -> tuple[AttemptOutcome, Diagnosis]:
     """Return how an attempt ended, from the story of `fab why`; nobody is taken to be sick yet but by that."""
-    told = diagnosis.tell(runtimes.load(record.runtime).evidence(record))
+    told = diagnosis.diagnose(runtimes.load(record.runtime).evidence(record))
     # Whether nodes that do not answer are lost is doctor's to say: they may be back by then.
     heard = [host for host in told.bad_nodes if host not in told.silent]
     bad = dict.fromkeys(heard, told.cause.words) if told.cause.name in _SEEN else {}
     kind, name, words = _kind(told, sight)
-    ending = Ending(
+    ending = AttemptOutcome(
         attempt=record.attempt,
         kind=kind,
         name=name,
@@ -50,12 +50,12 @@ def hold(record: Record, sight: Sight) -> tuple[Ending, Story]:
     return ending, told
 
 
-def _kind(told: Story, sight: Sight) -> tuple[str, str, str]:
-    if sight.what == "ended" and not sight.status.exit_code:  # a node may be out of reach by now, that had told its end
+def _kind(told: Diagnosis, sight: Trigger) -> tuple[str, str, str]:
+    if sight.kind == "ended" and not sight.status.exit_code:  # a node may be out of reach by now, that had told its end
         return Kind.SUCCEEDED.name.lower(), "succeeded", "all nodes that could be asked have succeeded"
-    if sight.what == "stall":
+    if sight.kind == "stall":
         return "stall", "stall", f"no rank has logged for {duration(sight.silent_s)}: it hangs"
-    if sight.what == "lost" and told.silent and told.first is None:
+    if sight.kind == "lost" and told.silent and told.first is None:
         words = f"{fold(list(told.silent))} cannot be reached, and it cannot go on without"
         return Kind.NODE.name.lower(), "node-unreachable", words
     if told.cause.kind is Kind.RUNNING:
@@ -64,7 +64,9 @@ def _kind(told: Story, sight: Sight) -> tuple[str, str, str]:
     return told.cause.kind.name.lower(), told.cause.name, f"{who}{told.cause.words}"
 
 
-def sick(nodes: Sequence[Node], asked: Asked, settings: ConnectionSettings, patience_s: float) -> Mapping[str, str]:
+def sick(
+    nodes: Sequence[Node], asked: LaunchRequest, settings: ConnectionSettings, patience_s: float
+) -> Mapping[str, str]:
     """Ask doctor which of these nodes are not fit, and why; one that is out of reach is asked again for a while.
 
     Parameters
@@ -73,7 +75,7 @@ def sick(nodes: Sequence[Node], asked: Asked, settings: ConnectionSettings, pati
         For how long.
     """
     found: dict[str, str] = {}
-    wanted = doctor.Wanted(
+    wanted = doctor.CheckRequirements(
         workdir=asked.job.workdir, python=asked.job.python, node_dir=asked.job.node_dir, names=(), env=asked.job.env
     )
     deadline, left = time.monotonic() + patience_s, list(nodes)

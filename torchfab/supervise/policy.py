@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torchfab.supervise.model import PROGRESS_S, Decision, Ending, Past, Policy
+from torchfab.supervise.model import PROGRESS_S, AttemptOutcome, Decision, Policy, PreviousAttempt
 
 _ENDS = ("succeeded", "stopped")
 # Would end like this anywhere: for these, the same fingerprint twice is a bug.
 _OWN_DOING = ("script", "memory")
 
 
-def decide(history: Sequence[Past], ending: Ending, policy: Policy) -> Decision:
+def decide(history: Sequence[PreviousAttempt], ending: AttemptOutcome, policy: Policy) -> Decision:
     """Return what to do about an ending.
 
     Parameters
@@ -46,31 +46,31 @@ def decide(history: Sequence[Past], ending: Ending, policy: Policy) -> Decision:
     return Decision(True, f"restart {used + 1} of {policy.restarts}", wait_s=policy.wait_s(used), used=used + 1)
 
 
-def _blame(since: Sequence[Past], ending: Ending) -> Decision:
+def _blame(since: Sequence[PreviousAttempt], ending: AttemptOutcome) -> Decision:
     """Decide on a failure for which the script's own words blame the node: believed once, until there is progress."""
-    before = next((past.ending for past in since if past.ending.name == ending.name and past.ending.blamed), None)
+    before = next((past.outcome for past in since if past.outcome.name == ending.name and past.outcome.blamed), None)
     if before is not None:
         hosts = ", ".join(dict.fromkeys([*before.blamed, *ending.blamed]))
         return Decision(False, f"the same on {hosts}, and no progress between: it is not the node")
     return Decision(True, "a node is replaced", dict.fromkeys(ending.blamed, ending.words))
 
 
-def _same_bug(since: Sequence[Past], ending: Ending) -> int:
+def _same_bug(since: Sequence[PreviousAttempt], ending: AttemptOutcome) -> int:
     """Return the latest attempt since the last progress that failed by the same bug; 0 where there is none."""
     if ending.kind not in _OWN_DOING or not ending.fingerprint:
         return 0
-    same = [past.ending.attempt for past in since if past.ending.fingerprint == ending.fingerprint]
+    same = [past.outcome.attempt for past in since if past.outcome.fingerprint == ending.fingerprint]
     return max(same, default=0)
 
 
-def _since_progress(history: Sequence[Past], ending: Ending) -> Sequence[Past]:
+def _since_progress(history: Sequence[PreviousAttempt], ending: AttemptOutcome) -> Sequence[PreviousAttempt]:
     """Return the endings from the last attempt on that made progress; none where the one that ended now did."""
-    endings = [*(past.ending for past in history), ending]
+    endings = [*(past.outcome for past in history), ending]
     moved = [index for index in range(len(endings)) if progressed(endings[:index], endings[index])]
     return history[moved[-1] :] if moved else history
 
 
-def progressed(before: Sequence[Ending], ending: Ending) -> bool:
+def progressed(before: Sequence[AttemptOutcome], ending: AttemptOutcome) -> bool:
     """Say whether an attempt made progress, by the attempts before it."""
     steps = [each.step for each in before if each.step is not None]
     if steps or ending.step is not None:

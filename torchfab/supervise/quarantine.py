@@ -32,7 +32,7 @@ def _lemon(told: Mapping[str, object]) -> Lemon:
     return Lemon(str(told["reason"]), when, str(told["job"]))
 
 
-class Lemons:
+class Quarantine:
     """The list of this launch machine, beside the records of its jobs.
 
     Parameters

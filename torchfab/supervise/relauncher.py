@@ -15,12 +15,12 @@ from torchfab.core.status import duration
 from torchfab.launch import launch
 from torchfab.launch.context import CommandContext
 from torchfab.records import Record
-from torchfab.records.launch_request import Asked
+from torchfab.records.launch_request import LaunchRequest
 from torchfab.supervise import history, lease, outcome
-from torchfab.supervise.event_journal import Scribe
-from torchfab.supervise.model import Decision, Ending
-from torchfab.supervise.orphans import Stragglers
-from torchfab.supervise.quarantine import Lemon, Lemons
+from torchfab.supervise.event_journal import EventJournal
+from torchfab.supervise.model import AttemptOutcome, Decision
+from torchfab.supervise.orphans import OrphanedAttempts
+from torchfab.supervise.quarantine import Lemon, Quarantine
 
 _LOOK_S = 0.1
 
@@ -45,10 +45,10 @@ class Relauncher:
         Where earlier attempts may still run.
     """
 
-    asked: Asked
+    asked: LaunchRequest
     ctx: CommandContext
-    scribe: Scribe
-    stragglers: Stragglers
+    scribe: EventJournal
+    stragglers: OrphanedAttempts
     unwritten: set[str] = field(default_factory=set)
 
     @property
@@ -98,7 +98,7 @@ class Relauncher:
             return
         now, name = time.time(), self.record.name
         try:
-            Lemons(self.ctx.records.root).add({host: Lemon(why, now, name) for host, why in drop.items()})
+            Quarantine(self.ctx.records.root).add({host: Lemon(why, now, name) for host, why in drop.items()})
         except TorchfabError as error:  # left out of this job at least
             self.unwritten |= set(drop)
             write_err(f"the list of lemons could not be written: {error}")
@@ -107,7 +107,7 @@ class Relauncher:
 
     def _usable(self) -> list[Node]:
         try:
-            lemons = Lemons(self.ctx.records.root).all()
+            lemons = Quarantine(self.ctx.records.root).all()
         except TorchfabError as error:
             write_err(f"lemons of other jobs are not known: {error}")
             lemons = {}
@@ -145,7 +145,7 @@ class Relauncher:
         try:
             with lease.restarting(before.folder):
                 self._heed_stop()
-                launch.again(self.asked, nodes, bool(self.stragglers.hosts), before, now)
+                launch.relaunch(self.asked, nodes, bool(self.stragglers.hosts), before, now)
                 self._take_over()
         except StopAskedError:
             raise
@@ -154,7 +154,7 @@ class Relauncher:
             self._note_failure(error)
             return
         record = self.record
-        master = record.chosen.get("master", "?")
+        master = record.defaults.get("master", "?")
         self.scribe.note("running", f"attempt {record.attempt} runs: {record.world_size} ranks, master {master}")
 
     def _take_over(self) -> None:
@@ -172,5 +172,5 @@ class Relauncher:
             words = "; ".join([words, *first])
             nodes = [node for node in self.asked.nodes if node.label in error.reasons]
             bad = dict(outcome.sick(nodes, self.asked, self.record.settings, 0.0))
-        ending = Ending(self.record.attempt, "launch", "launch", words, bad=bad, code=1)
+        ending = AttemptOutcome(self.record.attempt, "launch", "launch", words, bad=bad, code=1)
         self.scribe.note(history.ENDED, f"it could not be launched: {words}", **history.of_ending(ending))

@@ -19,7 +19,7 @@ MOST_TIMES = 4
 _here = threading.local()
 
 
-def moved() -> None:
+def report_progress() -> None:
     """Tell the `fan_out` in whose thread this is called that its host got a step further: it is slow, not silent."""
     crew = getattr(_here, "crew", None)
     if crew is not None:
@@ -35,17 +35,17 @@ def fan_out(
     are at work. Where all are merely slow, more at once would make each slower still. The threads are daemons: after
     Ctrl-C the program does not wait for a host that is silent.
     """
-    crew = _Crew(items, act, limit)
+    crew = _WorkerPool(items, act, limit)
     count = crew.waiting.qsize()
     crew.start(limit)
     try:
         for _ in range(count):
             yield crew.next_done()
     finally:  # Ctrl-C: nobody wants the rest any more
-        crew.dismiss()
+        crew.cancel_pending()
 
 
-class _Crew(Generic[Item, Result]):
+class _WorkerPool(Generic[Item, Result]):
     """The threads of one fan_out, what waits for them, and what they have done."""
 
     def __init__(self, items: Iterable[Item], act: Callable[[Item], Result], limit: int) -> None:
@@ -75,14 +75,14 @@ class _Crew(Generic[Item, Result]):
                 return self.done.get(timeout=max(0.0, self.moved_at + STUCK_S - time.monotonic()))
             except queue.Empty:
                 if time.monotonic() >= self.moved_at + STUCK_S:
-                    self._relieve()
+                    self._grow()
 
-    def dismiss(self) -> None:
+    def cancel_pending(self) -> None:
         """Let nobody begin with what still waits; who is at work finishes that."""
         while self._next_waiting() is not None:
             pass
 
-    def _relieve(self) -> None:
+    def _grow(self) -> None:
         self.moved_at = time.monotonic()
         with self.lock:
             more = min(self.limit, MOST_TIMES * self.limit - self.at_work, self.waiting.qsize())

@@ -47,7 +47,7 @@ class Answer:
         return there - (self.asked + self.answered) / 2
 
 
-def ask_all(
+def request_all(
     nodes: Sequence[Node],
     settings: ConnectionSettings,
     request: Request | Callable[[Node], Request],
@@ -77,7 +77,7 @@ def ask_all(
         yield node, _or_problem(result)
 
 
-class Sessions:
+class SessionPool:
     """One conversation with each of many nodes, kept open over several questions until the `with` block ends.
 
         with Sessions(nodes, settings) as sessions:
@@ -106,7 +106,7 @@ class Sessions:
         self._open: dict[int, Session] = {}
         self._failed: dict[int, TorchfabError] = {}
 
-    def __enter__(self) -> Sessions:
+    def __enter__(self) -> SessionPool:
         return self
 
     def __exit__(
@@ -114,12 +114,12 @@ class Sessions:
     ) -> None:
         self.close()
 
-    def ask(
+    def request(
         self,
         request: Request | Callable[[Node], Request],
         timeout_s: float,
         nodes: Sequence[Node] | None = None,
-        again: bool = False,
+        reconnect: bool = False,
     ) -> Iterator[tuple[Node, Answer | TorchfabError]]:
         """Ask every node, or some; yield each with its answer, or with why there is none, as they come.
 
@@ -138,18 +138,18 @@ class Sessions:
         def act(node: Node, session: Session) -> Answer:
             return _ask(node, session, request, timeout_s, self.connect_s[node.rank])
 
-        for node, result in self.each(act, nodes, again):
+        for node, result in self.map(act, nodes, reconnect):
             yield node, _or_problem(result)
 
-    def each(
-        self, act: Callable[[Node, Session], Result], nodes: Sequence[Node] | None = None, again: bool = False
+    def map(
+        self, act: Callable[[Node, Session], Result], nodes: Sequence[Node] | None = None, reconnect: bool = False
     ) -> Iterator[tuple[Node, Result | TorchfabError]]:
         """Call `act` with every node and its open session, all at once; yield each with the result, or the error.
 
         For what is more than one question: `act` may ask as often as it likes.
         """
         wanted = self.nodes if nodes is None else tuple(nodes)
-        if again:
+        if reconnect:
             self._failed.clear()
         new = [node for node in wanted if node.rank not in self._open and node.rank not in self._failed]
         made = connections(new, self.settings)

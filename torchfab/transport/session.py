@@ -21,14 +21,14 @@ FRAME = re.compile(rb"\x1e(\d{1,12})\n")
 MOST_ANSWER_BYTES = 64 * 1024 * 1024
 
 
-class Pipe(Protocol):
+class Channel(Protocol):
     """The two ends of a program on a node."""
 
     def write(self, data: bytes) -> None: ...
     def read(self, timeout_s: float) -> bytes | None:
         """Return what has arrived, b"" at the end, None when nothing came in time."""
 
-    def obituary(self) -> tuple[int | None, str]:
+    def exit_status(self) -> tuple[int | None, str]:
         """Return the exit code of a program that has ended, and what it said on stderr."""
 
     def close(self) -> None: ...
@@ -47,8 +47,8 @@ class Session:
         After how long without a sign of life the other end of a stream is taken to be gone. Default 30.
     """
 
-    def __init__(self, node: Node, pipe: Pipe, silence_s: float = 30.0) -> None:
-        self.node, self.pipe, self.silence_s = node, pipe, silence_s
+    def __init__(self, node: Node, pipe: Channel, silence_s: float = 30.0) -> None:
+        self.node, self.channel, self.silence_s = node, pipe, silence_s
         self.heard = time.monotonic()
         self.arrived = bytearray()
         self.asked = 0
@@ -58,7 +58,7 @@ class Session:
         self.asking = threading.Lock()  # held while a request is sent
         self.reading = threading.Lock()  # held while one thread waits for what arrives
         try:
-            self.pipe.write(bundle.packed())
+            self.channel.write(bundle.packed())
         except OSError as error:
             raise self._ended() from error
 
@@ -109,7 +109,7 @@ class Session:
             self.heard = time.monotonic()
             marked = {**request, "number": self.asked, "pulse_s": self.silence_s / 4}
             try:
-                self.pipe.write(json.dumps(marked).encode() + b"\n")
+                self.channel.write(json.dumps(marked).encode() + b"\n")
             except OSError as error:
                 raise self._ended() from error
             return self.asked
@@ -122,7 +122,7 @@ class Session:
         HostError
             The program on the node ended, or gave no sign of life for `silence_s` seconds.
         """
-        data = self.pipe.read(timeout_s)
+        data = self.channel.read(timeout_s)
         if data == b"":
             raise self._ended()
         self._hear(data)
@@ -144,7 +144,7 @@ class Session:
         frame = self._next_frame()
         if frame is not None:
             return frame
-        data = self.pipe.read(max(0.0, timeout_s))
+        data = self.channel.read(max(0.0, timeout_s))
         if data == b"":
             raise self._ended()
         self.arrived += data or b""
@@ -174,12 +174,12 @@ class Session:
         return bool(answer.get("of", self.asked) == self.asked)
 
     def _ended(self) -> HostError:
-        code, stderr = self.pipe.obituary()
+        code, stderr = self.channel.exit_status()
         return _explain_end(code, schema.cleaned(stderr), self.answered)
 
     def close(self) -> None:
         """Hang up; the program on the node ends, and takes back what was only prepared."""
-        self.pipe.close()
+        self.channel.close()
 
 
 def _decode(text: bytes) -> dict[str, Any]:

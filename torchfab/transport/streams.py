@@ -31,7 +31,7 @@ class _Line:
     retry_at: float | None = None
 
 
-class Feed:
+class NodeStreams:
     """Ask every node for a stream once, and read what comes.
 
     Parameters

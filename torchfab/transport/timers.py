@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 
 
-class Deadline:
+class Timer:
     """A call that is made at its time, unless it was cancelled before.
 
     Parameters
@@ -30,30 +30,30 @@ class Deadline:
 
     def cancel(self) -> None:
         """Make the call not be made."""
-        self._take()
+        self._claim()
 
-    def pass_by(self) -> None:
+    def fire(self) -> None:
         """Make the call, unless it was made or cancelled before."""
-        act = self._take()
+        act = self._claim()
         if act is not None:
             threading.Thread(target=act, daemon=True).start()
 
-    def _take(self) -> Callable[[], object] | None:
+    def _claim(self) -> Callable[[], object] | None:
         with self._lock:
             act, self._act = self._act, None
         return act
 
 
-class _Watch:
+class _TimerThread:
     """The thread, and the deadlines that it waits for, the earliest first."""
 
     def __init__(self) -> None:
-        self._waiting: list[tuple[float, int, Deadline]] = []
+        self._waiting: list[tuple[float, int, Timer]] = []
         self._numbers = itertools.count()  # of two deadlines at one moment
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
-    def add(self, deadline: Deadline) -> None:
+    def add(self, deadline: Timer) -> None:
         with self._changed:
             entry = (deadline.at, next(self._numbers), deadline)
             heapq.heappush(self._waiting, entry)
@@ -65,20 +65,20 @@ class _Watch:
 
     def _run(self) -> None:
         while True:
-            self._next().pass_by()
+            self._next().fire()
 
-    def _next(self) -> Deadline:
+    def _next(self) -> Timer:
         with self._changed:
             while not self._waiting or (left_s := self._waiting[0][0] - time.monotonic()) > 0:
                 self._changed.wait(left_s if self._waiting else None)
             return heapq.heappop(self._waiting)[2]
 
 
-_watch = _Watch()
+_watch = _TimerThread()
 
 
-def after(seconds: float, act: Callable[[], object]) -> Deadline:
+def after(seconds: float, act: Callable[[], object]) -> Timer:
     """Call `act` in so many seconds, unless what is returned is cancelled by then."""
-    deadline = Deadline(time.monotonic() + seconds, act)
+    deadline = Timer(time.monotonic() + seconds, act)
     _watch.add(deadline)
     return deadline

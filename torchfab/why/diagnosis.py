@@ -10,8 +10,8 @@ from torchfab.core.status import JobStatus, NodeStatus, code_words
 from torchfab.why import causes
 from torchfab.why.causes import Cause, Kind
 from torchfab.why.evidence import Evidence, Said
-from torchfab.why.failures import CONSEQUENCE, LOST, End, all_ends, first_of
-from torchfab.why.stragglers import Behind, halted, whom_they_waited_for
+from torchfab.why.failures import CONSEQUENCE, LOST, Failure, all_ends, first_of
+from torchfab.why.stragglers import Straggler, halted, whom_they_waited_for
 from torchfab.why.tracebacks import Traceback, fingerprint_of
 
 _NEARLY_FULL_BYTES = 64 * 1024 * 1024
@@ -21,7 +21,7 @@ _MOST_BATCH_LINES = 3
 
 
 @dataclass(frozen=True)
-class Moment:
+class TimelineEvent:
     """Something that happened: when (seconds since the epoch, this machine's clock), where, what."""
 
     time: float
@@ -30,7 +30,7 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Story:
+class Diagnosis:
     """Why a job ended as it did, or how it is.
 
     Parameters
@@ -59,11 +59,11 @@ class Story:
     state: str
     created: float
     cause: Cause
-    first: End | None = None
-    behind: tuple[Behind, ...] = ()
+    first: Failure | None = None
+    stragglers: tuple[Straggler, ...] = ()
     notes: tuple[str, ...] = ()
     consequences: tuple[str, ...] = ()
-    moments: tuple[Moment, ...] = ()
+    timeline: tuple[TimelineEvent, ...] = ()
     bad_nodes: tuple[str, ...] = ()
     silent: Mapping[str, str] = field(default_factory=dict)
 
@@ -82,16 +82,16 @@ class Story:
         return fingerprint_of(self.cause.name, code_words(self.first.code or 0))
 
 
-def tell(evidence: Evidence) -> Story:
+def diagnose(evidence: Evidence) -> Diagnosis:
     """Return the story of a job."""
     ends = all_ends(evidence)
     first, cause = _first(evidence, ends)
     state = evidence.status.state
-    base = Story(evidence.job, state, evidence.created, cause, silent=evidence.silent)
+    base = Diagnosis(evidence.job, state, evidence.created, cause, silent=evidence.silent)
     if cause.kind in (Kind.SUCCEEDED, Kind.RUNNING, Kind.STOPPED) or first is None:
         others = _consequences(ends, None, cause)
         return replace(
-            base, notes=_notes_of_state(evidence), consequences=others, moments=_moments(evidence, ends, cause)
+            base, notes=_notes_of_state(evidence), consequences=others, timeline=_moments(evidence, ends, cause)
         )
     if cause.name == "import-error":
         cause = _of_some_nodes(cause, first, ends, evidence)
@@ -99,10 +99,10 @@ def tell(evidence: Evidence) -> Story:
         base,
         cause=cause,
         first=first,
-        behind=whom_they_waited_for(first, ends, evidence),
+        stragglers=whom_they_waited_for(first, ends, evidence),
         notes=_notes(first, evidence),
         consequences=_consequences(ends, first, cause),
-        moments=_moments(evidence, ends, cause),
+        timeline=_moments(evidence, ends, cause),
         bad_nodes=_bad_nodes(cause, first, ends, evidence.silent),
     )
 
@@ -110,7 +110,7 @@ def tell(evidence: Evidence) -> Story:
 # ---- the cause
 
 
-def _first(evidence: Evidence, ends: Sequence[End]) -> tuple[End | None, Cause]:
+def _first(evidence: Evidence, ends: Sequence[Failure]) -> tuple[Failure | None, Cause]:
     """Return what failed first, and the cause of all."""
     whole = next((each for each in evidence.said if not each.host), None)
     if whole is not None:
@@ -136,18 +136,18 @@ def _of_state(job: JobStatus) -> Cause:
     return Cause(Kind.UNKNOWN, "unknown", f"it is {job.state}{reason}, and nothing tells why")
 
 
-def _struck(ends: Sequence[End]) -> End | None:
+def _struck(ends: Sequence[Failure]) -> Failure | None:
     """Return what a scheduler struck: what a signal ended first; else what ended first."""
     return next((end for end in ends if (end.code or 0) < 0), ends[0] if ends else None)
 
 
-def _scheduled(first: End, said: Sequence[Said]) -> Cause:
+def _scheduled(first: Failure, said: Sequence[Said]) -> Cause:
     """Return what the scheduler says of the node of the first failure; else what the node itself tells."""
     mine = next((each for each in said if each.host == first.host), None)
     return causes.of_schedule(mine.sign, mine.words) if mine else first.cause
 
 
-def _unreachable(first: End, evidence: Evidence) -> Cause | None:
+def _unreachable(first: Failure, evidence: Evidence) -> Cause | None:
     """Return that a node cannot be reached, where all that failed elsewhere is a wait in vain for somebody."""
     silent = evidence.silent
     if not silent or not (first.cause.is_symptom or first.cause.name == "rendezvous-timeout"):
@@ -170,7 +170,7 @@ def _stopped(evidence: Evidence) -> Cause:
     return Cause(Kind.STOPPED, "stopped", reason or words)
 
 
-def _of_some_nodes(cause: Cause, first: End, ends: Sequence[End], evidence: Evidence) -> Cause:
+def _of_some_nodes(cause: Cause, first: Failure, ends: Sequence[Failure], evidence: Evidence) -> Cause:
     """Say of an import error whether nodes differ: where ranks of others got further, those of the error are sick."""
     hosts = list(dict.fromkeys(end.host for end in ends if end.cause.name == "import-error"))
     further = [node.host for node in evidence.nodes if node.host not in hosts and _lived_longer(node.status, first)]
@@ -180,12 +180,12 @@ def _of_some_nodes(cause: Cause, first: End, ends: Sequence[End], evidence: Evid
     return replace(cause, kind=Kind.NODE, name="import-error-of-node", words=words)
 
 
-def _lived_longer(status: NodeStatus, first: End) -> bool:
+def _lived_longer(status: NodeStatus, first: Failure) -> bool:
     lives = [(rank["ended"] or status.now) - rank["started"] for rank in status.ranks if rank["started"]]
     return max(lives, default=0.0) > first.lived_s + 1.0
 
 
-def _bad_nodes(cause: Cause, first: End, ends: Sequence[End], silent: Iterable[str]) -> tuple[str, ...]:
+def _bad_nodes(cause: Cause, first: Failure, ends: Sequence[Failure], silent: Iterable[str]) -> tuple[str, ...]:
     if cause.kind is not Kind.NODE:
         return ()
     if cause.name == "node-unreachable":
@@ -197,7 +197,7 @@ def _bad_nodes(cause: Cause, first: End, ends: Sequence[End], silent: Iterable[s
 # ---- what else is known
 
 
-def _notes(first: End, evidence: Evidence) -> tuple[str, ...]:
+def _notes(first: Failure, evidence: Evidence) -> tuple[str, ...]:
     node = next(each for each in evidence.nodes if each.host == first.host)
     full = [disk for disk in node.disks if disk.size and disk.free < _NEARLY_FULL_BYTES]
     disks = [f"{first.host}: {disk.path} has {disk.free / 1e6:.1f} of {disk.size / 1e6:.0f} MB free" for disk in full]
@@ -221,16 +221,16 @@ def _notes_of_state(evidence: Evidence) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _consequences(ends: Sequence[End], first: End | None, cause: Cause) -> tuple[str, ...]:
+def _consequences(ends: Sequence[Failure], first: Failure | None, cause: Cause) -> tuple[str, ...]:
     """Return what the others did, those that did the same as one line."""
-    groups: dict[str, list[End]] = {}
+    groups: dict[str, list[Failure]] = {}
     for end in ends:
         if end is not first:
             groups.setdefault(_short(end, cause), []).append(end)
     return tuple(f"{_who(group)}: {words}" for words, group in groups.items())
 
 
-def _short(end: End, cause: Cause) -> str:
+def _short(end: Failure, cause: Cause) -> str:
     if end.cause.kind is Kind.STOPPED:
         return "ended by fab, which stopped the rest"
     if end.cause.name in ("by-launcher", "by-supervisor"):
@@ -242,7 +242,7 @@ def _short(end: End, cause: Cause) -> str:
     return end.cause.words
 
 
-def _who(group: Sequence[End]) -> str:
+def _who(group: Sequence[Failure]) -> str:
     hosts = fold(list(dict.fromkeys(end.host for end in group)))
     ranks = [end.rank for end in group if end.rank is not None]
     if not ranks:
@@ -250,17 +250,17 @@ def _who(group: Sequence[End]) -> str:
     return f"{hosts} rank{'s' if len(set(ranks)) > 1 else ''} {fold_ranks(ranks)}"
 
 
-def _moments(evidence: Evidence, ends: Sequence[End], cause: Cause) -> tuple[Moment, ...]:
+def _moments(evidence: Evidence, ends: Sequence[Failure], cause: Cause) -> tuple[TimelineEvent, ...]:
     """Return all that happened in the order of time; of what many ranks did within the same second, one moment."""
-    groups: dict[tuple[str, int], list[End]] = {}
+    groups: dict[tuple[str, int], list[Failure]] = {}
     for end in ends:
         words = "last sign of life" if end.weight == LOST else _short(end, cause)
         groups.setdefault((words, int(end.time)), []).append(end)
-    found = [Moment(group[0].time, _who(group), words) for (words, _), group in groups.items()]
-    found.append(Moment(evidence.created, "", "launched"))
+    found = [TimelineEvent(group[0].time, _who(group), words) for (words, _), group in groups.items()]
+    found.append(TimelineEvent(evidence.created, "", "launched"))
     for node in evidence.nodes:
-        found += [Moment(line.time, f"kernel of {node.host}", line.text) for line in node.kernel]
+        found += [TimelineEvent(line.time, f"kernel of {node.host}", line.text) for line in node.kernel]
     for event in evidence.events:
         if event["event"] in ("stop", "stopped after a failure"):
-            found.append(Moment(event["time"], "", f"fab: {event['event']}"))
+            found.append(TimelineEvent(event["time"], "", f"fab: {event['event']}"))
     return tuple(sorted(found, key=lambda moment: moment.time)[:_MOST_MOMENTS])

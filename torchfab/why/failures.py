@@ -19,7 +19,7 @@ ROOT, LOST, SYMPTOM, CONSEQUENCE = range(4)
 
 
 @dataclass(frozen=True)
-class End:
+class Failure:
     """The end of a rank, of another process, or of a node, that was no success.
 
     Parameters
@@ -67,13 +67,13 @@ class End:
         return f"the {self.process} on {self.host}" if self.process else self.host
 
 
-def all_ends(evidence: Evidence) -> list[End]:
+def all_ends(evidence: Evidence) -> list[Failure]:
     """Return the ends that were no success, the first first."""
     found = [end for node in evidence.nodes for end in _of_node(node)]
     return sorted(found, key=lambda end: end.time)
 
 
-def first_of(ends: Sequence[End], slack_s: float = 5.0) -> End | None:
+def first_of(ends: Sequence[Failure], slack_s: float = 5.0) -> Failure | None:
     """Return the end that the others follow from; None where there is none.
 
     The earliest root; what another rank saw of it may have been written down up to `slack_s` seconds earlier: clocks
@@ -89,12 +89,12 @@ def first_of(ends: Sequence[End], slack_s: float = 5.0) -> End | None:
 # ---- one node
 
 
-def _of_node(node: NodeEvidence) -> Iterator[End]:
+def _of_node(node: NodeEvidence) -> Iterator[Failure]:
     if node.status.state == "lost" and not node.status.processes:
         cause = Cause(Kind.NODE, "node-lost", node.status.reason, "launch it again, with another --name")
         if node.status.reason == CUT_OFF:
             cause = _cut_off(CUT_OFF)
-        yield End(node.status.now - node.status.skew_s, node.host, node.status.node.rank, None, None, cause, LOST)
+        yield Failure(node.status.now - node.status.skew_s, node.host, node.status.node.rank, None, None, cause, LOST)
     for process in node.status.processes:
         yield from _of_process(node, process)
 
@@ -103,7 +103,7 @@ def _cut_off(words: str) -> Cause:
     return Cause(Kind.KILLED, "launch-cut-off", words, "fab stop, then launch it again")
 
 
-def _of_process(node: NodeEvidence, process: Mapping[str, Any]) -> Iterator[End]:
+def _of_process(node: NodeEvidence, process: Mapping[str, Any]) -> Iterator[Failure]:
     ranks = _failed_ranks(process)
     for rank in ranks:
         yield _of_rank(node, process, rank)
@@ -130,12 +130,12 @@ def _is_rank(process: Mapping[str, Any]) -> bool:
     return any(rank["pid"] == process["pid"] and rank["pid"] for rank in process["ranks"])
 
 
-def _of_rank(node: NodeEvidence, process: Mapping[str, Any], rank: Mapping[str, Any]) -> End:
+def _of_rank(node: NodeEvidence, process: Mapping[str, Any], rank: Mapping[str, Any]) -> Failure:
     logs = logs_of(node, rank["rank"])
     traceback, path, tail = words_of(node, rank["rank"], logs, rank.get("attempt"))
     cause = cause_of(node, process, rank, traceback, tail)
     before = [each for each in _failed_ranks(process) if each["ended"] < rank["ended"]]
-    return End(
+    return Failure(
         time=rank["ended"] - node.status.skew_s,
         host=node.host,
         node_rank=node.status.node.rank,
@@ -158,7 +158,7 @@ def _weight(cause: Cause, code: int, others_before: bool) -> int:
     return SYMPTOM if cause.is_symptom else ROOT
 
 
-def _of_launcher(node: NodeEvidence, process: Mapping[str, Any]) -> End:
+def _of_launcher(node: NodeEvidence, process: Mapping[str, Any]) -> Failure:
     """Return the end of a process that is no rank: torchrun, mpirun."""
     traceback, path, tail = words_of(node, "agent", logs_of(node, "agent"))
     pseudo = {"rank": None, "pid": process["pid"], "code": process["code"]}
@@ -173,10 +173,10 @@ def _of_launcher(node: NodeEvidence, process: Mapping[str, Any]) -> End:
     weight = _weight(cause, code or 0, process["state"] == "stopped")
     where = (node.host, node.status.node.rank, None)
     name = process["name"]
-    return End(ended - skew, *where, code, cause, weight, traceback, last_lines(tail), path, lived_s, name)
+    return Failure(ended - skew, *where, code, cause, weight, traceback, last_lines(tail), path, lived_s, name)
 
 
-def _of_lost(node: NodeEvidence, process: Mapping[str, Any]) -> End:
+def _of_lost(node: NodeEvidence, process: Mapping[str, Any]) -> Failure:
     last = (process["last_line"] or {"time": process["started"]})["time"] or node.status.now
     if "restarted" in process["reason"]:
         cause = Cause(
@@ -189,4 +189,4 @@ def _of_lost(node: NodeEvidence, process: Mapping[str, Any]) -> End:
     _, path, tail = words_of(node, label, logs_of(node, label))
     rank = process["ranks"][0]["rank"] if _is_rank(process) else None
     where = (node.host, node.status.node.rank, rank)
-    return End(last - node.status.skew_s, *where, None, cause, LOST, None, last_lines(tail), path)
+    return Failure(last - node.status.skew_s, *where, None, cause, LOST, None, last_lines(tail), path)

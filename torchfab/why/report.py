@@ -8,15 +8,15 @@ from typing import Any
 from torchfab.core.log_lines import clean
 from torchfab.core.status import duration
 from torchfab.why.causes import Kind
-from torchfab.why.diagnosis import Story
-from torchfab.why.failures import End
+from torchfab.why.diagnosis import Diagnosis
+from torchfab.why.failures import Failure
 
 _LONGEST_TRACEBACK = 40
 _MOST_LINES = 12
 _SHORTEST_STORY = 3  # moments: fewer say nothing that the rest of the page does not
 
 
-def text(story: Story) -> str:
+def text(story: Diagnosis) -> str:
     """Return the page."""
     parts = [f"job {story.job}: {story.state}", "", _row("why", story.cause.words)]
     if story.cause.kind not in (Kind.SUCCEEDED, Kind.RUNNING):
@@ -25,7 +25,7 @@ def text(story: Story) -> str:
         parts.append(_row("first", _first_words(story, story.first)))
     if story.cause.fix:
         parts.append(_row("fix", story.cause.fix))
-    parts += [_row("behind", each.words) for each in story.behind]
+    parts += [_row("behind", each.words) for each in story.stragglers]
     parts += [_row("also", note) for note in story.notes]
     parts += _own_words(story)
     parts += _listed("then", story.consequences)
@@ -38,13 +38,13 @@ def _row(name: str, words: str) -> str:
     return f"{name:<6} {words}"
 
 
-def _first_words(story: Story, first: End) -> str:
+def _first_words(story: Diagnosis, first: Failure) -> str:
     after = f"{duration(first.time - story.created)} after the launch"
     when = time.strftime("%H:%M:%S", time.localtime(first.time))
     return f"{first.who}, {when}, {after}"
 
 
-def _own_words(story: Story) -> list[str]:
+def _own_words(story: Diagnosis) -> list[str]:
     """Return the traceback of what failed first; its last log lines where there is none."""
     if story.first is None:
         return []
@@ -69,17 +69,17 @@ def _listed(head: str, lines: Any) -> list[str]:
     return ["", f"{head}:", *(f"  {line}" for line in kept[:_MOST_LINES]), *more]
 
 
-def _moments(story: Story) -> list[str]:
-    if len(story.moments) < _SHORTEST_STORY:
+def _moments(story: Diagnosis) -> list[str]:
+    if len(story.timeline) < _SHORTEST_STORY:
         return []
     lines = []
-    for moment in story.moments:
+    for moment in story.timeline:
         stamp = time.strftime("%H:%M:%S", time.localtime(moment.time)) + f".{int(moment.time % 1 * 10)}"
         lines.append(f"{stamp}  {moment.where + ': ' if moment.where else ''}{moment.what[:160]}")
     return lines
 
 
-def as_json(story: Story) -> dict[str, Any]:
+def as_json(story: Diagnosis) -> dict[str, Any]:
     """Return the story for machines."""
     return {
         "job": story.job,
@@ -93,15 +93,15 @@ def as_json(story: Story) -> dict[str, Any]:
         "first": _first_as_json(story.first),
         "fingerprint": story.fingerprint,
         "bad_nodes": list(story.bad_nodes),
-        "behind": [{"hosts": list(each.hosts), "words": each.words} for each in story.behind],
+        "behind": [{"hosts": list(each.hosts), "words": each.words} for each in story.stragglers],
         "notes": list(story.notes),
         "consequences": list(story.consequences),
-        "moments": [vars(moment) for moment in story.moments],
+        "moments": [vars(moment) for moment in story.timeline],
         "could_not_be_asked": dict(story.silent),
     }
 
 
-def _first_as_json(first: End | None) -> dict[str, Any] | None:
+def _first_as_json(first: Failure | None) -> dict[str, Any] | None:
     if first is None:
         return None
     return {

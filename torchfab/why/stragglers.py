@@ -11,7 +11,7 @@ from torchfab.core.inventory import fold, fold_ranks
 from torchfab.core.status import duration
 from torchfab.why import signatures
 from torchfab.why.evidence import Evidence, NodeEvidence
-from torchfab.why.failures import End
+from torchfab.why.failures import Failure
 
 # ProcessGroupNCCL.cpp: what the watchdog of each rank says when it gives up, of which process group (each has its own
 # count; torch before 2.3 names none), from 2.4 on with what it had begun.
@@ -23,7 +23,7 @@ _SILENCE_S = 2.0
 
 
 @dataclass(frozen=True)
-class Behind:
+class Straggler:
     """Somebody who kept the others waiting, or may have.
 
     Parameters
@@ -38,7 +38,7 @@ class Behind:
     words: str
 
 
-def whom_they_waited_for(first: End, ends: Sequence[End], evidence: Evidence) -> tuple[Behind, ...]:
+def whom_they_waited_for(first: Failure, ends: Sequence[Failure], evidence: Evidence) -> tuple[Straggler, ...]:
     """Return what is known of who was behind, where the first failure is that somebody waited in vain."""
     if first.cause.name in _TIMEOUTS:
         return (*halted(evidence), *_sequence(evidence), *_silence(first, ends, evidence))
@@ -47,14 +47,14 @@ def whom_they_waited_for(first: End, ends: Sequence[End], evidence: Evidence) ->
     return ()
 
 
-def halted(evidence: Evidence) -> Iterator[Behind]:
+def halted(evidence: Evidence) -> Iterator[Straggler]:
     """Yield what runs, and was stopped by a signal."""
     for node in evidence.nodes:
         for name in node.halted:
-            yield Behind((node.host,), f"{name} on {node.host} is stopped by a signal (SIGSTOP), or by a debugger")
+            yield Straggler((node.host,), f"{name} on {node.host} is stopped by a signal (SIGSTOP), or by a debugger")
 
 
-def _sequence(evidence: Evidence) -> Iterator[Behind]:
+def _sequence(evidence: Evidence) -> Iterator[Straggler]:
     """Yield which ranks have begun the fewest collectives of a process group, by what NCCL's watchdogs say."""
     told = _counts(evidence, _BEGUN) or _counts(evidence, _WAITED)
     for group, of_rank in told.items():
@@ -63,7 +63,7 @@ def _sequence(evidence: Evidence) -> Iterator[Behind]:
             ranks = sorted(rank for rank, (count, _) in of_rank.items() if count == min(counts))
             hosts = tuple(dict.fromkeys(of_rank[rank][1] for rank in ranks))
             what = f"{min(counts)} collectives" + (f" of process group {group}" if len(told) > 1 else "")
-            yield Behind(hosts, f"{_ranks(ranks)} on {fold(hosts)} had begun {what}, the others up to {max(counts)}")
+            yield Straggler(hosts, f"{_ranks(ranks)} on {fold(hosts)} had begun {what}, the others up to {max(counts)}")
 
 
 def _counts(evidence: Evidence, pattern: re.Pattern[str]) -> dict[str, dict[int, tuple[int, str]]]:
@@ -83,7 +83,7 @@ def _counts(evidence: Evidence, pattern: re.Pattern[str]) -> dict[str, dict[int,
     return named or found
 
 
-def _silence(first: End, ends: Sequence[End], evidence: Evidence) -> Iterator[Behind]:
+def _silence(first: Failure, ends: Sequence[Failure], evidence: Evidence) -> Iterator[Straggler]:
     """Yield which ranks did not complain of the timeout, and how long before it they had logged their last line."""
     waited = {end.rank for end in ends if end.cause.name in _TIMEOUTS}
     quiet = {
@@ -95,22 +95,22 @@ def _silence(first: End, ends: Sequence[End], evidence: Evidence) -> Iterator[Be
     if quiet:
         hosts = tuple(dict.fromkeys(node.host for node in quiet.values()))
         words = f"{_ranks(sorted(quiet))} on {fold(hosts)} did not time out: the others may have waited for that"
-        yield Behind(hosts, words)
+        yield Straggler(hosts, words)
     for rank, node in quiet.items():
         written = max((log.written for log in node.logs if log.label == rank), default=first.time)
         if first.time - written > _SILENCE_S:
             words = f"rank {rank} on {node.host} had logged its last line {duration(first.time - written)} before that"
-            yield Behind((node.host,), words)
+            yield Straggler((node.host,), words)
 
 
-def _never_came(ends: Sequence[End], evidence: Evidence) -> Iterator[Behind]:
+def _never_came(ends: Sequence[Failure], evidence: Evidence) -> Iterator[Straggler]:
     came = {end.host for end in ends if end.cause.name == "rendezvous-timeout"}
     for node in evidence.nodes:
         if node.host not in came and not node.status.ranks:
-            yield Behind((node.host,), f"{node.host} never came: {_state_of(node, ends)}")
+            yield Straggler((node.host,), f"{node.host} never came: {_state_of(node, ends)}")
 
 
-def _state_of(node: NodeEvidence, ends: Sequence[End]) -> str:
+def _state_of(node: NodeEvidence, ends: Sequence[Failure]) -> str:
     own = next((end for end in ends if end.host == node.host), None)
     if own:
         return own.cause.words

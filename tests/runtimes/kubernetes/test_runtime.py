@@ -583,7 +583,7 @@ def test_some_nodes_can_be_stopped_alone(here: Here) -> None:
     start(here.api, first, second)
     record = here.find()
     reports = runtimes.load("kubernetes").stop(record, 1.0, record.nodes[1:])
-    assert [report.words[:15] for report in reports] == ["its pod is gone"]
+    assert [report.summary[:15] for report in reports] == ["its pod is gone"]
     assert here.api.names() == sorted([f"pods/{first}", *ALL])
 
 

@@ -15,7 +15,7 @@ from torchfab.commands.logs import show_logs, wait
 from torchfab.commands.stop import stop
 from torchfab.commands.why import show_why
 from torchfab.core.errors import HostError, TorchfabError
-from torchfab.core.events import ContactLost, JobSeen, Lines, PastRead
+from torchfab.core.events import BacklogRead, ContactLost, Lines, StatusChanged
 from torchfab.records import Records
 from torchfab.runtimes.slurm import runtime
 from torchfab.runtimes.slurm import state as slurmstate
@@ -82,7 +82,7 @@ def test_a_stream_that_breaks_is_read_on_where_it_was_left(played: Played, tmp_p
     line = {"node": 1, "lines": [[2, 50.0, "hello"]]}
     played.answers = [[{"seen": RUNNING}, line, {"offsets": {"/f/log": 6}}], HostError("lost"), [{"end": DONE}]]
     events = list(runtime.follow(record(tmp_path), REQUEST))
-    assert [type(event) for event in events] == [JobSeen, Lines, ContactLost, JobSeen]
+    assert [type(event) for event in events] == [StatusChanged, Lines, ContactLost, StatusChanged]
     assert isinstance(events[1], Lines)
     assert events[1].node.host == "n2"
     assert isinstance(events[2], ContactLost)
@@ -122,7 +122,7 @@ def test_the_past_of_a_job_whose_login_is_gone_is_an_error(
 def test_a_problem_on_the_other_side_ends_the_stream(played: Played, tmp_path: Path) -> None:
     played.answers = [[{"problems": [{"what": "OSError: disk", "fix": ""}]}]]
     (event,) = runtime.follow(record(tmp_path), REQUEST)
-    assert isinstance(event, JobSeen)
+    assert isinstance(event, StatusChanged)
     assert (event.status.state, event.status.reason) == ("unreachable", "OSError: disk")
 
 
@@ -192,14 +192,14 @@ def test_a_shell_on_a_node_goes_through_the_login_node(tmp_path: Path, monkeypat
 
 def test_past_read_wakes_the_printer(played: Played, tmp_path: Path) -> None:
     played.answers = [[{"past": True}], [{"end": DONE}]]
-    assert [type(event) for event in runtime.follow(record(tmp_path), REQUEST)] == [PastRead, JobSeen]
+    assert [type(event) for event in runtime.follow(record(tmp_path), REQUEST)] == [BacklogRead, StatusChanged]
 
 
 # ---- why
 
 
-def why_of(tmp_path: Path) -> diagnosis.Story:
-    return diagnosis.tell(runtime.evidence(record(tmp_path)))
+def why_of(tmp_path: Path) -> diagnosis.Diagnosis:
+    return diagnosis.diagnose(runtime.evidence(record(tmp_path)))
 
 
 def in_full(each: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 
 from torchfab.core.specs import Node
 from torchfab.transport.session import Session
-from torchfab.transport.ssh.channels import LocalPipe
+from torchfab.transport.ssh.channels import LocalChannel
 
 HIGH = 1500  # above what select(2) takes
 
@@ -20,7 +20,7 @@ def test_this_machine_is_talked_to_beside_a_thousand_open_connections() -> None:
     if hard != resource.RLIM_INFINITY and hard <= HIGH + 1:
         pytest.skip(f"no more than {hard} files may be open here")
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, HIGH + 10), hard))
-    pipe = LocalPipe()
+    pipe = LocalChannel()
     try:
         for name, mode in (("stdin", "wb"), ("stdout", "rb")):
             with getattr(pipe, name) as file:

@@ -17,10 +17,10 @@ from tests.support import fuzzed, require
 from torchfab.core.errors import HostError, TorchfabError, UsageError
 from torchfab.transport.ssh import config
 from torchfab.transport.ssh import route as routes
-from torchfab.transport.ssh.config import Asker
+from torchfab.transport.ssh.config import ClientIdentity
 from torchfab.transport.ssh.route import Route, route_to
 
-ASKER = Asker("ann", "launch.lab", lambda command: command == "true")
+ASKER = ClientIdentity("ann", "launch.lab", lambda command: command == "true")
 
 
 def route(folder: Path, text: str, host: str = "node1", **given: Any) -> Route:
@@ -69,7 +69,7 @@ def test_it_is_read_as_openssh_reads_it(
     path = tmp_path / "config"
     path.write_text(absolute(lines) + "Host *\nUser ann\n")
     theirs = by_openssh(path, host, *COMPARED)
-    ours = route_to(config.read(str(path)), host, Asker("ann", "launch.lab"))
+    ours = route_to(config.read(str(path)), host, ClientIdentity("ann", "launch.lab"))
     assert [ours.host, ours.user, str(ours.port)] == [*theirs["hostname"], *theirs["user"], *theirs["port"]]
     assert ours.options.text("hostkeyalias") == "".join(theirs["hostkeyalias"])
     if files := ours.options.words("identityfile"):

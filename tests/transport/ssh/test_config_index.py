@@ -15,7 +15,7 @@ HEADS = ["Host a", "Host b", "Host a b", "Host *", "Host a*", "Host ?", "Host !a
 HEADS += ["Match all", "Match host a", "Match originalhost b", "Match final"]
 SETTINGS = ["Port 1", "Port 2", "User x", "HostName %h.example", "IdentityFile /k1", "IdentityFile /k2"]
 OPTIONS = st.lists(st.sampled_from(SETTINGS), min_size=1, max_size=3)
-ASKER = config.Asker("me", "here")
+ASKER = config.ClientIdentity("me", "here")
 
 
 @given(OPTIONS, st.lists(st.tuples(st.sampled_from(HEADS), OPTIONS), max_size=8), st.sampled_from(HOSTS))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from torchfab.transport.ssh import step_timeout
-from torchfab.transport.ssh.step_timeout import Patience
+from torchfab.transport.ssh.step_timeout import StepTimeout
 
 
 def client(**values: Any) -> SimpleNamespace:
@@ -26,7 +26,7 @@ def test_the_step_of_a_handshake_is_told() -> None:
 
 def test_a_step_that_takes_too_long_is_hung_up_and_named() -> None:
     closed = threading.Event()
-    watch = Patience(closed.set, lambda: step_timeout.LOGIN)
+    watch = StepTimeout(closed.set, lambda: step_timeout.LOGIN)
     with watch.at_most(0.01):
         assert closed.wait(10)
     assert watch.stuck == step_timeout.LOGIN
@@ -35,14 +35,14 @@ def test_a_step_that_takes_too_long_is_hung_up_and_named() -> None:
 @pytest.mark.parametrize("step", [step_timeout.CHANNEL, step_timeout.COMMAND])
 def test_a_step_that_is_told_is_named(step: str) -> None:
     closed = threading.Event()
-    watch = Patience(closed.set, lambda: step_timeout.LOGIN)
+    watch = StepTimeout(closed.set, lambda: step_timeout.LOGIN)
     with watch.at_most(0.01, step):
         assert closed.wait(10)
     assert watch.stuck == step
 
 
 def test_a_step_that_ends_in_time_is_left_alone_also_when_it_fails() -> None:
-    watch = Patience(lambda: pytest.fail("it was in time"), lambda: "")
+    watch = StepTimeout(lambda: pytest.fail("it was in time"), lambda: "")
     with watch.at_most(60):
         pass
     with pytest.raises(ValueError, match="no"), watch.at_most(60):

@@ -42,7 +42,7 @@ _SHORT_POLL_S, _LONG_POLL_S = 0.1, 0.4
 _HELD_POLL_S = 2.0
 
 
-class Supervisor:
+class ProcessSupervisor:
     """Supervise one process of the job, from its start until nothing of it is left.
 
     Parameters
@@ -331,4 +331,4 @@ def _reap(pid: int) -> None:
 def main(process: str) -> int:
     """Supervise the process `process` of the job in whose folder this program lies; return its exit code."""
     folder = os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), process)
-    return Supervisor(folder).run()
+    return ProcessSupervisor(folder).run()

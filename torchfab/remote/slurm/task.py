@@ -6,7 +6,7 @@ import os
 import sys
 
 from torchfab.remote import files
-from torchfab.remote.job.supervisor import Supervisor
+from torchfab.remote.job.supervisor import ProcessSupervisor
 from torchfab.remote.slurm import job
 
 TYPE_CHECKING = False
@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     job_folder = os.path.dirname(os.path.abspath(sys.argv[0]))
     folder = os.path.join(job.node_folder(job_folder, int(env["SLURM_NODEID"])), job.AGENT)
     _write_spec(job_folder, folder, argv, env)
-    supervisor = Supervisor(folder, env)
+    supervisor = ProcessSupervisor(folder, env)
     code = supervisor.run()
     if supervisor.asked:  # Slurm, or srun after another node's failure, ended us: srun returns the largest code
         return min(code, 1)

@@ -43,7 +43,7 @@ class ClusterError(TorchfabError):
 
 
 @dataclass(frozen=True)
-class Place:
+class ClusterScope:
     """Which cluster, and where in it: by the names of the kubeconfig.
 
     Parameters
@@ -62,7 +62,7 @@ class Place:
 # ---- the connection
 
 
-def find_place(context: str, namespace: str) -> Place:
+def detect_scope(context: str, namespace: str) -> ClusterScope:
     """Return the cluster that a launch means, with what the flags leave open taken from the kubeconfig.
 
     Raises
@@ -73,7 +73,7 @@ def find_place(context: str, namespace: str) -> Place:
     path = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
     if not any(os.path.exists(each) for each in path.split(os.pathsep)):
         if "KUBERNETES_SERVICE_HOST" in os.environ and not context:
-            return Place("", "", namespace or _own_namespace())
+            return ClusterScope("", "", namespace or _own_namespace())
         raise UsageError(f"no Kubernetes cluster is set up: there is no {path}", "set KUBECONFIG to its kubeconfig")
     try:
         known, current = _contexts(path)
@@ -84,7 +84,7 @@ def find_place(context: str, namespace: str) -> Place:
         raise UsageError(f"{path} has no current context", f"choose one with --context; its contexts: {words}")
     if name not in known:
         raise UsageError(f"{path} has no context {name!r}", f"its contexts: {words}")
-    return Place(_absolute(path), name, namespace or known[name].get("namespace") or "default")
+    return ClusterScope(_absolute(path), name, namespace or known[name].get("namespace") or "default")
 
 
 def _contexts(path: str) -> tuple[dict[str, Any], str]:
@@ -116,7 +116,7 @@ class Cluster:
         How long to wait for a connection, and for an answer.
     """
 
-    def __init__(self, place: Place, timeout_s: float = 30.0) -> None:
+    def __init__(self, place: ClusterScope, timeout_s: float = 30.0) -> None:
         self.place = place
         self.timeout_s = timeout_s
         self.hide: Hide | None = None  # known once the pods of a job were seen
@@ -273,7 +273,7 @@ class Cluster:
         return ClusterError(words, fix, status)
 
 
-def _words_of(status: int, message: str, path: str, place: Place) -> tuple[str, str]:
+def _words_of(status: int, message: str, path: str, place: ClusterScope) -> tuple[str, str]:
     if status == 401:
         return f"the cluster does not accept your credentials: {message}", f"log in again for context {place.context!r}"
     if status == 403:

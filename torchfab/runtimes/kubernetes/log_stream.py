@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torchfab.core.errors import TorchfabError
-from torchfab.core.events import ContactLost, Event, JobSeen, Lines, PastRead, Tick
+from torchfab.core.events import BacklogRead, ContactLost, Event, Lines, StatusChanged, Tick
 from torchfab.core.specs import Node
 from torchfab.core.status import JobStatus
 from torchfab.records import Record
@@ -84,13 +84,13 @@ class Follower:
 
     def _past(self, seen: Seen, stopped: float | None) -> Iterator[Event]:
         found = job_status(self.record.nodes, seen, self.record.details, stopped)
-        yield JobSeen(found)
+        yield StatusChanged(found)
         for node in self.nodes:
             for pod in seen.pods_of(node.rank):
                 log = self._log(node, pod)
                 if self._wants_lines and has_started(pod):
                     yield Lines(node, log.reader.past(self._open_past(log)))
-            yield PastRead(node)
+            yield BacklogRead(node)
 
     def _open_past(self, log: _Log) -> Iterator[bytes]:
         if self.cluster is None:
@@ -149,7 +149,7 @@ class Follower:
         self._start_logs(seen)
         if found != self.last:
             self.last = found
-            yield JobSeen(found)
+            yield StatusChanged(found)
         if found.has_ended and self.ended_at is None:
             self.ended_at = time.monotonic()
 
@@ -208,7 +208,7 @@ class Follower:
             if lines := log.reader.past(self._open_past(log)):
                 yield lines
             log.past_read = True
-            self.told.put(PastRead(log.node))
+            self.told.put(BacklogRead(log.node))
         for line in log.reader.take(self.cluster.log(log.pod, follow=True, sinceSeconds=since_s)):
             yield [line]
 

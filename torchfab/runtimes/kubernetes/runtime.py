@@ -22,7 +22,7 @@ from torchfab.launchers.manifest.yaml_text import from_yaml
 from torchfab.records import Record
 from torchfab.runtimes import StopReport
 from torchfab.runtimes.kubernetes import archive, redaction
-from torchfab.runtimes.kubernetes.client import Cluster, ClusterError, Place, find_place
+from torchfab.runtimes.kubernetes.client import Cluster, ClusterError, ClusterScope, detect_scope
 from torchfab.runtimes.kubernetes.evidence import gather
 from torchfab.runtimes.kubernetes.log_stream import Follower
 from torchfab.runtimes.kubernetes.query import look, see
@@ -51,7 +51,7 @@ def submit(record: Record, submission: Submission) -> dict[str, Any]:
         The cluster cannot be reached, or refuses; nothing is left there, unless the error says so.
     """
     told = submission.details
-    cluster = Cluster(find_place(told["context"], told["namespace"]), record.settings.answer_timeout_s)
+    cluster = Cluster(detect_scope(told["context"], told["namespace"]), record.settings.answer_timeout_s)
     where = f"{told['kind']} {told['name']} in namespace {cluster.place.namespace}"
     details = {**vars(cluster.place), "server": cluster.server, "known_as": where}
     _check_claims(cluster, told["claims"])
@@ -63,7 +63,7 @@ def submit(record: Record, submission: Submission) -> dict[str, Any]:
     return details
 
 
-def _objects(submission: Submission, place: Place) -> list[Mapping[str, Any]]:
+def _objects(submission: Submission, place: ClusterScope) -> list[Mapping[str, Any]]:
     """Return what is created: what the dry run prints, and the Secret with the values that it does not."""
     told, job = submission.details, submission.job
     found = [redaction.annotated(item, job.secrets, job.mask_key) for item in from_yaml(submission.text)]
@@ -123,8 +123,8 @@ def _cluster(record: Record) -> Cluster:
     """Return the cluster that the job was handed to; of a launch that was killed midway, the one that it meant."""
     told = record.details
     if "server" not in told:
-        return Cluster(find_place(told["context"], told["namespace"]), record.settings.answer_timeout_s)
-    place = Place(told["kubeconfig"], told["context"], told["namespace"])
+        return Cluster(detect_scope(told["context"], told["namespace"]), record.settings.answer_timeout_s)
+    place = ClusterScope(told["kubeconfig"], told["context"], told["namespace"])
     return Cluster(place, record.settings.answer_timeout_s)
 
 
@@ -211,9 +211,9 @@ def _report(node: Node, pods: Sequence[Object], left: Sequence[str], what: str, 
     others = [each for each in left if node.rank == 0 and not each.startswith("Pod ")]
     mine = (*others, *(each for each in left if any(f"{each} ".startswith(f"{name} ") for name in own)))
     if mine:
-        return StopReport(node, len(own), left=mine, seconds=seconds, words=f"still there: {'; '.join(mine)}")
+        return StopReport(node, len(own), left=mine, seconds=seconds, summary=f"still there: {'; '.join(mine)}")
     words = f"{what}its pod is gone, within {seconds:.1f} s" if own else f"{what}it had no pod"
-    return StopReport(node, len(own), seconds=seconds, words=words)
+    return StopReport(node, len(own), seconds=seconds, summary=words)
 
 
 def _keep(cluster: Cluster, record: Record, seen: Seen) -> None:
@@ -329,7 +329,7 @@ def attach_argv(record: Record, node: Node, window: str) -> tuple[str, ...]:
     return (*_kubectl(place), "exec", "-it", pod, "--container", CONTAINER, "--", "sh", "-c", "exec bash || exec sh")
 
 
-def _kubectl(place: Place) -> tuple[str, ...]:
+def _kubectl(place: ClusterScope) -> tuple[str, ...]:
     """Return kubectl with the options that name the cluster and the namespace."""
     config = ("--kubeconfig", place.kubeconfig) if place.kubeconfig and ":" not in place.kubeconfig else ()
     context = ("--context", place.context) if place.context else ()

@@ -15,7 +15,7 @@ from typing import Any
 from torchfab.core import status as states
 from torchfab.core.console import write_err
 from torchfab.core.errors import HostError, TorchfabError, UsageError
-from torchfab.core.events import ContactLost, Event, JobSeen, Lines, PastRead, Tick
+from torchfab.core.events import BacklogRead, ContactLost, Event, Lines, StatusChanged, Tick
 from torchfab.core.specs import Node, Submission
 from torchfab.records import Record
 from torchfab.runtimes import StopReport
@@ -192,7 +192,7 @@ def stacks(record: Record, request: Mapping[str, Any]) -> Dump:
 def stop(record: Record, grace_s: float, nodes: Sequence[Node] | None = None) -> tuple[StopReport, ...]:
     """Cancel the job, all of it: Slurm knows no part of one. Its ranks get TERM, `grace_s` seconds, KILL."""
     if _unconfirmed(record):
-        return (StopReport(Node(0, "Slurm"), words="nothing of it was ever confirmed"),)
+        return (StopReport(Node(0, "Slurm"), summary="nothing of it was ever confirmed"),)
     where = Node(0, f"Slurm job {record.details['slurm_id']}")
     try:
         answer = _ask(record, "slurm_stop", grace_s + 60 + record.settings.answer_timeout_s, grace_s=grace_s)
@@ -202,7 +202,7 @@ def stop(record: Record, grace_s: float, nodes: Sequence[Node] | None = None) ->
     killed, left = tuple(answer["killed"]), tuple(answer["left"])
     if left:
         words = f"it was cancelled {answer['seconds']:.0f} s ago, and Slurm is not done with it: {left[0]}"
-    return (StopReport(where, answer["asked"], killed, left, answer["seconds"], words=words),)
+    return (StopReport(where, answer["asked"], killed, left, answer["seconds"], summary=words),)
 
 
 def forget(record: Record) -> dict[str, TorchfabError]:
@@ -236,7 +236,7 @@ def follow(record: Record, request: Mapping[str, Any], nodes: Sequence[Node] | N
     A connection that is lost is made again every few seconds, and the logs read on where they were left.
     """
     if unconfirmed := _unconfirmed(record):
-        yield JobSeen(unconfirmed)
+        yield StatusChanged(unconfirmed)
         return
     stream = _Stream(record, request)
     try:
@@ -285,18 +285,18 @@ class _Stream:
             found = state.job_status(self.record, frame.get("end", frame.get("seen")), time.time(), time.time())
             self.nodes.update({each.node.rank: each.node for each in found.nodes})
             self.done = "end" in frame
-            yield JobSeen(found)
+            yield StatusChanged(found)
         if "lines" in frame:
             rank = frame.get("node", 0)
             yield Lines(self.nodes.get(rank, Node(rank, f"node-{rank}")), frame["lines"])
         if "offsets" in frame:
             self.request["offsets"] = frame["offsets"]
         if "past" in frame:
-            yield PastRead(Node(0, "slurm"))
+            yield BacklogRead(Node(0, "slurm"))
         if frame.get("problems"):
             self.done = True
             problem = frame["problems"][0]["what"]
-            yield JobSeen(state.unreachable(self.record.min_nodes, problem))
+            yield StatusChanged(state.unreachable(self.record.min_nodes, problem))
 
     def close(self) -> None:
         """Hang up."""

@@ -14,7 +14,7 @@ from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.errors import HostError
 from torchfab.core.specs import Node
 from torchfab.transport.session import Session
-from torchfab.transport.ssh.channels import LocalPipe, SSHPipe
+from torchfab.transport.ssh.channels import LocalChannel, SSHChannel
 from torchfab.transport.ssh.errors import explain
 
 
@@ -37,7 +37,7 @@ def open_session(node: Node, connection: Any, settings: ConnectionSettings) -> S
         raise connection
     begun = time.monotonic()
     try:
-        pipe = LocalPipe() if connection is None else SSHPipe(connection, settings)
+        pipe = LocalChannel() if connection is None else SSHChannel(connection, settings)
         try:
             return Session(node, pipe, settings.answer_timeout_s)
         except BaseException:

@@ -15,7 +15,7 @@ from torchfab.core.errors import HostError
 from torchfab.transport import bundle
 from torchfab.transport.ssh import step_timeout
 from torchfab.transport.ssh.errors import stalled
-from torchfab.transport.ssh.login import log_in, open_way
+from torchfab.transport.ssh.login import log_in, open_jump_hosts
 
 # What a process on `localhost` gets of this terminal's environment: what a login would set. The rest travels by name.
 LOGIN_NAMES = (
@@ -28,7 +28,7 @@ LOGIN_PREFIXES = ("LC_", "SBATCH_")
 _END_S = 30.0
 
 
-class LocalPipe:
+class LocalChannel:
     """A program on this machine."""
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class LocalPipe:
     def read(self, timeout_s: float) -> bytes | None:
         return os.read(self.stdout.fileno(), 1 << 16) if _is_ready(self.stdout, select.POLLIN, timeout_s) else None
 
-    def obituary(self) -> tuple[int | None, str]:
+    def exit_status(self) -> tuple[int | None, str]:
         try:
             self.stdin.close()
         except OSError:  # what it did not read is still in our buffer
@@ -90,7 +90,7 @@ def _is_ready(file: IO[bytes], event: int, timeout_s: float) -> bool:
     return bool(poll.poll(max(0.0, timeout_s) * 1000))
 
 
-class SSHPipe:
+class SSHChannel:
     """A program on another machine, over one channel of one connection."""
 
     def __init__(self, connection: Any, settings: ConnectionSettings) -> None:
@@ -98,25 +98,25 @@ class SSHPipe:
         self.send_timeout_s = settings.answer_timeout_s
         from torchfab.transport.ssh import connect
 
-        open_way(connection)
+        open_jump_hosts(connection)
         connect.guard(connection)
-        self.patience = log_in(connection)
+        self.timeout = log_in(connection)
         connection.transport.let_sleep()
         connection.transport.set_keepalive(60)
-        with self.patience.at_most(connection.timeout_s, step_timeout.CHANNEL):
+        with self.timeout.at_most(connection.timeout_s, step_timeout.CHANNEL):
             self.channel = connection.transport.open_session(timeout=connection.timeout_s + 1)
-        with self.patience.at_most(connection.timeout_s, step_timeout.COMMAND):
+        with self.timeout.at_most(connection.timeout_s, step_timeout.COMMAND):
             # The one place where words become shell: the login shell of the node reads this.
             self.channel.exec_command("exec " + shlex.join(bundle.argv(settings.agent_python)))
 
     def write(self, data: bytes) -> None:
         try:
-            with self.patience.at_most(self.send_timeout_s, step_timeout.INPUT):
+            with self.timeout.at_most(self.send_timeout_s, step_timeout.INPUT):
                 self.channel.settimeout(self.send_timeout_s + 1)
                 self.channel.sendall(data)
         except (EOFError, OSError) as error:
-            if self.patience.stuck:
-                raise stalled(self.patience.stuck, self.connection, self.send_timeout_s) from error
+            if self.timeout.stuck:
+                raise stalled(self.timeout.stuck, self.connection, self.send_timeout_s) from error
             raise OSError("the connection was closed") from error
 
     def read(self, timeout_s: float) -> bytes | None:
@@ -129,7 +129,7 @@ class SSHPipe:
         except TimeoutError:
             return None
 
-    def obituary(self) -> tuple[int | None, str]:
+    def exit_status(self) -> tuple[int | None, str]:
         stderr = b""
         self.channel.settimeout(2)
         try:

@@ -174,7 +174,7 @@ def _unquoted(word: str) -> str:
 
 
 @dataclass(frozen=True)
-class Asker:
+class ClientIdentity:
     """Who asks, from where: what Match compares with, and tokens stand for.
 
     Parameters
@@ -198,7 +198,9 @@ def _succeeds(command: str) -> bool:
     return subprocess.run(argv, check=False, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL).returncode == 0
 
 
-def options_for(options: Sequence[Option], host: str, asker: Asker, user: str = "", port: int | None = None) -> Options:
+def options_for(
+    options: Sequence[Option], host: str, asker: ClientIdentity, user: str = "", port: int | None = None
+) -> Options:
     """Return what holds for a host.
 
     Parameters
@@ -239,7 +241,7 @@ def _take(found: dict[str, tuple[Option, ...]], option: Option) -> None:
         found[option.name] += (option,)
 
 
-def _holds(block: Block, so_far: Options, asker: Asker, final: bool, matched: dict[Block, bool]) -> bool:
+def _holds(block: Block, so_far: Options, asker: ClientIdentity, final: bool, matched: dict[Block, bool]) -> bool:
     # A block is judged where it begins, by what was found before it.
     if block not in matched:
         matched[block] = (
@@ -248,7 +250,7 @@ def _holds(block: Block, so_far: Options, asker: Asker, final: bool, matched: di
     return matched[block]
 
 
-def _matches(block: Block, so_far: Options, asker: Asker, final: bool) -> bool:
+def _matches(block: Block, so_far: Options, asker: ClientIdentity, final: bool) -> bool:
     words = list(block.words)
     result = True
     while words:
@@ -271,7 +273,7 @@ def _matches(block: Block, so_far: Options, asker: Asker, final: bool) -> bool:
     return result
 
 
-def _meets(criterion: str, value: str, so_far: Options, asker: Asker) -> bool:
+def _meets(criterion: str, value: str, so_far: Options, asker: ClientIdentity) -> bool:
     if criterion == "exec":
         return asker.run(expand(value, tokens(so_far, asker), "Match exec"))
     host = _host_name(so_far)
@@ -299,7 +301,7 @@ def _pattern(text: str) -> re.Pattern[str]:
 # ---- values
 
 
-def tokens(options: Options, asker: Asker) -> dict[str, str]:
+def tokens(options: Options, asker: ClientIdentity) -> dict[str, str]:
     """Return what the tokens of ssh_config(5) stand for, but for those that only a connection knows."""
     host = _host_name(options)
     return {

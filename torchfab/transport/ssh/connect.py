@@ -24,7 +24,7 @@ from torchfab.transport.ssh import route as routes
 from torchfab.transport.ssh.host_keys import Rules
 from torchfab.transport.ssh.paramiko_transport import Client
 from torchfab.transport.ssh.route import Route
-from torchfab.transport.ssh.step_timeout import Patience
+from torchfab.transport.ssh.step_timeout import StepTimeout
 
 
 class Connection(fabric.Connection):  # type: ignore[misc]  # fabric ships no types
@@ -52,7 +52,7 @@ class Connection(fabric.Connection):  # type: ignore[misc]  # fabric ships no ty
     timeout_s: float = 0.0
     keys: tuple[str, ...] = ()
     proxy: ProxySocket | None = None
-    patience: Patience | None = None
+    patience: StepTimeout | None = None
 
     def open_gateway(self) -> Any:
         """Return what is talked over instead of a connection of our own."""
@@ -122,7 +122,7 @@ def connections(nodes: Sequence[Node], settings: ConnectionSettings) -> dict[int
     if settings.ssh_config and not os.path.isfile(settings.ssh_config):
         raise TorchfabError(f"{settings.ssh_config}: there is no such ssh config file", "check fab -S")
     options = config.read(settings.ssh_config)
-    asker = config.Asker(_config().user, socket.gethostname())
+    asker = config.ClientIdentity(_config().user, socket.gethostname())
     for node in remote:
         try:
             route = routes.route_to(options, node.host, asker, node.user, node.port)
@@ -183,7 +183,7 @@ def guard(connection: Connection) -> Rules:
     """
     assert connection.route is not None
     rules = host_keys.rules_of(connection.route)
-    connection.client.set_missing_host_key_policy(host_keys.Guard(rules, write_err))
+    connection.client.set_missing_host_key_policy(host_keys.HostKeyPolicy(rules, write_err))
     connection.connect_kwargs["transport_factory"] = host_keys.transport_factory(rules)
     connection.client._agent = agent.agent_for(connection.route, connection.keys)
     return rules

@@ -185,7 +185,7 @@ def _certificate(key: paramiko.PKey) -> host_certificates.Certificate | None:
 # ---- what becomes of it
 
 
-class Guard(paramiko.MissingHostKeyPolicy):
+class HostKeyPolicy(paramiko.MissingHostKeyPolicy):
     """Let nobody in whose key is not the host's.
 
     paramiko's own store of keys stays empty, so that it asks us about every key.
@@ -205,14 +205,14 @@ class Guard(paramiko.MissingHostKeyPolicy):
         """Return if the key is good, or may be taken; else raise HostError."""
         verdict = judge(self.rules, key)
         if verdict.standing == "new":
-            self._meet(key)
+            self._trust_on_first_use(key)
         elif verdict.standing != "known" and (verdict.standing == "revoked" or self.rules.strict != "no"):
             raise refusal(self.rules, key, verdict)
         elif verdict.standing == "changed":
             # As OpenSSH: only with a key, which tells nothing to who listens in. We never forward the agent.
             self.warn(f"{self.rules.host}: {refusal(self.rules, key, verdict).message}; StrictHostKeyChecking is no")
 
-    def _meet(self, key: paramiko.PKey) -> None:
+    def _trust_on_first_use(self, key: paramiko.PKey) -> None:
         if self.rules.strict == "yes":
             raise refusal(self.rules, key, Verdict("new"))
         if not self.rules.user_files:

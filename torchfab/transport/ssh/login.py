@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from torchfab.core.errors import HostError
 from torchfab.transport.ssh import step_timeout
 from torchfab.transport.ssh.errors import explain
-from torchfab.transport.ssh.step_timeout import Patience
+from torchfab.transport.ssh.step_timeout import StepTimeout
 
 if TYPE_CHECKING:
     from torchfab.transport.ssh.host_keys import Rules
 
 
-def log_in(connection: Any) -> Patience:
+def log_in(connection: Any) -> StepTimeout:
     """Connect and log in; return what ends the later steps.
 
     Raises
@@ -25,7 +25,7 @@ def log_in(connection: Any) -> Patience:
     from torchfab.transport.ssh import connect
 
     client = connection.client
-    watch = Patience(lambda: connect.hang_up(connection), lambda: step_timeout.handshake_step(client))
+    watch = StepTimeout(lambda: connect.hang_up(connection), lambda: step_timeout.handshake_step(client))
     connection.patience = watch
     # TCP, handshake and login have time-outs of their own, but each key that is tried has its own, too.
     with watch.at_most(3 * connection.timeout_s):
@@ -37,7 +37,7 @@ def log_in(connection: Any) -> Patience:
     return watch
 
 
-def open_way(connection: Any) -> None:
+def open_jump_hosts(connection: Any) -> None:
     """Log into the hosts that a host is reached through, the farthest first.
 
     Raises
@@ -72,7 +72,7 @@ def host_key(connection: Any) -> tuple[Rules, Any]:
         raise connection
     begun = time.monotonic()
     try:
-        open_way(connection)
+        open_jump_hosts(connection)
         return connect.host_key(connection)
     except HostError:
         raise

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from torchfab.core.errors import HostError
 from torchfab.transport.ssh import config as sshconfig
-from torchfab.transport.ssh.config import Asker, Option, Options
+from torchfab.transport.ssh.config import ClientIdentity, Option, Options
 
 _MOST_JUMPS = 8
 
@@ -39,7 +39,7 @@ class Route:
     port: int
     user: str
     options: Options
-    asker: Asker
+    asker: ClientIdentity
     jumps: tuple[Route, ...] = ()
     proxy_command: str = ""
 
@@ -68,7 +68,7 @@ class Route:
 def route_to(
     config: Sequence[Option],
     name: str,
-    asker: Asker,
+    asker: ClientIdentity,
     user: str = "",
     port: int | None = None,
     jumps: str | None = None,

@@ -31,7 +31,7 @@ def handshake_step(client: Any) -> str:
     return LOGIN if transport.initial_kex_done else KEY_EXCHANGE
 
 
-class Patience:
+class StepTimeout:
     """Hangs up when a step takes too long.
 
     Parameters
@@ -59,7 +59,7 @@ class Patience:
         deadline = timers.after(seconds, lambda: self._give_up(step))
         try:
             yield
-            fanout.moved()
+            fanout.report_progress()
         finally:
             deadline.cancel()
 
