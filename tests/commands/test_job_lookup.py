@@ -24,12 +24,6 @@ def test_what_is_no_regular_expression_is_told(grep: str) -> None:
         log_request("", "", grep, follow=False)
 
 
-@pytest.mark.parametrize("lines", ["-1", "x", "9" * 5000])
-def test_what_is_no_number_of_lines_is_told(lines: str) -> None:
-    with pytest.raises(UsageError, match="--lines is a number or all"):
-        log_request("", lines, "", follow=False)
-
-
 def test_a_job_is_one_line_of_the_list_whatever_its_script_says(
     tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:

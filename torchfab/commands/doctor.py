@@ -7,10 +7,9 @@ import os
 import sys
 
 from torchfab.cli.flags import DoctorFlags
-from torchfab.core import environment, flag_values, specs
+from torchfab.core import environment, specs
 from torchfab.core.console import write_out
 from torchfab.core.errors import UsageError
-from torchfab.core.specs import check_port
 from torchfab.doctor import render
 from torchfab.doctor.collect import examine
 from torchfab.doctor.model import CheckRequirements
@@ -41,15 +40,13 @@ def wanted_of(flags: DoctorFlags, ctx: CommandContext) -> CheckRequirements:
     workdir = flags.workdir or ctx.cwd
     if not workdir.startswith("/"):
         raise UsageError(f"--workdir must be an absolute path, got {workdir!r}")
-    port = flag_values.port(flags.port)
-    check_port(port)
     names = code_digest.tracked(workdir) if os.path.isdir(workdir) else None
     return CheckRequirements(
         workdir=workdir,
         python=flags.python or sys.executable,
         node_dir=specs.node_dir(ctx.config["node_dir"], workdir),
         master_addr=flags.master_addr,
-        port=port,
+        port=flags.port,
         env=environment.forwarded(ctx.environ, ctx.config["forward"]),
         names=None if names is None else tuple(names),
         digest="" if names is None else code_digest.look(workdir, names)["digest"],

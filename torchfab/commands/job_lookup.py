@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from torchfab.core import flag_values
 from torchfab.core.console import write_err
 from torchfab.launch.context import CommandContext
 from torchfab.records import Record
@@ -36,8 +35,6 @@ def as_of_today(record: Record, ctx: CommandContext) -> Record:
     return replace(record, settings=settings)
 
 
-def stall_s(flag: str, ctx: CommandContext) -> float:
+def stall_s(flag: float | None, ctx: CommandContext) -> float:
     """Return after how many seconds of silence a job is said to hang: by the flag `--stall`, else by the setting."""
-    if not flag:
-        return float(ctx.config["stall_s"])
-    return flag_values.seconds("--stall", flag)
+    return float(ctx.config["stall_s"]) if flag is None else flag

@@ -6,12 +6,11 @@ import json
 
 from torchfab.core import inventory
 from torchfab.core.console import write_err, write_out
-from torchfab.core.flag_values import seconds
 from torchfab.monitoring.stack_dump import StackOptions, dump
 from torchfab.records import Record
 from torchfab.stacks import report
 
-__all__ = ["StackOptions", "seconds", "show_stacks"]
+__all__ = ["StackOptions", "show_stacks"]
 
 
 def show_stacks(record: Record, options: StackOptions, as_json: bool) -> int:

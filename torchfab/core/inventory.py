@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torchfab.core.errors import InventoryError
+from torchfab.core.flag_values import is_whole
 from torchfab.core.specs import Node, Slot
 
 MOST_HOSTS = 10_000
@@ -254,7 +255,7 @@ def _most_hosts_of(pattern: str) -> int:
         if any(len(low) > 9 or len(high) > 9 for low, _, high in ends):
             return MOST_HOSTS + 1
         product *= sum(
-            max(1, int(high) - int(low) + 1) if low.isdigit() and high.isdigit() else 1 for low, _, high in ends
+            max(1, int(high) - int(low) + 1) if is_whole(low) and is_whole(high) else 1 for low, _, high in ends
         )
     return product
 

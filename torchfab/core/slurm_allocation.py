@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from torchfab.core.errors import UsageError
+from torchfab.core.flag_values import is_whole
 from torchfab.core.inventory import parse_flag
 from torchfab.core.specs import Node
 
@@ -47,7 +48,7 @@ def _gpus(environ: Mapping[str, str], nodes: int) -> list[int]:
 def _total(text: str) -> int:
     """Return the sum of counts as Slurm writes them: `8`, `a100:4`, `a100:2,v100:2`."""
     counts = [part.rpartition(":")[2] for part in text.split(",")]
-    return sum(int(count) for count in counts if count.isdigit())
+    return sum(int(count) for count in counts if is_whole(count))
 
 
 def _tasks(environ: Mapping[str, str]) -> list[int]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torchfab.cli.flags import JobFlags, LaunchFlags
 from torchfab.config.connection_settings import ConnectionSettings
-from torchfab.core import dry_run, environment, flag_values, inventory, specs
+from torchfab.core import dry_run, environment, inventory, specs
 from torchfab.core.console import progress, write_err, write_out
 from torchfab.core.errors import Interrupted, TorchfabError, UsageError
 from torchfab.core.specs import Facts, Job, Node, Plan, Slot
@@ -37,7 +37,7 @@ def make_job(launcher: ModuleType, flags: JobFlags, own: Any, ctx: CommandContex
     UsageError
         A flag's value is wrong.
     """
-    script = tuple(ctx.config["script"] if ctx.config["words"] is None else ctx.config["words"])
+    script = tuple(ctx.config["script"]) if ctx.words is None else ctx.words
     if not script or not script[0]:
         what = "an empty word" if script else "nothing"
         raise UsageError(f"{what} stands after --", "write the script there: -- train.py --batch-size 64")
@@ -53,11 +53,11 @@ def make_job(launcher: ModuleType, flags: JobFlags, own: Any, ctx: CommandContex
         workdir=workdir,
         python=flags.python or sys.executable,
         master_addr=getattr(flags, "master_addr", ""),
-        port=flag_values.port(getattr(flags, "port", "0")),
+        port=getattr(flags, "port", 0),
         env=shown,
         secrets=secret,
         node_dir=specs.node_dir(ctx.config["node_dir"], workdir),
-        grace_s=flag_values.seconds("--grace", flags.grace or str(ctx.config["grace_s"])),
+        grace_s=float(ctx.config["grace_s"]) if flags.grace is None else flags.grace,
         options=launcher.options(own),
         ssh_options=ctx.settings.ssh_options,
         mask_key=ctx.mask_key,
@@ -94,7 +94,7 @@ def launch(
     TorchfabError
         Something is wrong; nothing was started, or what had started was stopped again.
     """
-    alone = [name for name in _SUPERVISED if getattr(flags, name)]
+    alone = [name for name in _SUPERVISED if getattr(flags, name) not in (None, "", False)]
     if alone:
         raise UsageError(f"--{alone[0]} is for a job that is supervised", "add --supervise, or leave it out")
     asked = build_request(launcher, flags, own, ctx)
@@ -161,14 +161,8 @@ def build_request(
     """Return what the flags ask for, on as many nodes as `--nodes` says, or on all that are not skipped."""
     job = make_job(launcher, flags, own, ctx)
     nodes, slots = read_inventory(flags, ctx)
-    count = _count(flags.nodes) or sum(node.label not in skip for node in nodes) or len(nodes)
+    count = flags.nodes or sum(node.label not in skip for node in nodes) or len(nodes)
     return LaunchRequest(job, vars(own), nodes, slots, count)
-
-
-def _count(text: str) -> int:
-    if text and not (text.isascii() and text.isdigit() and len(text) < 7 and int(text)):
-        raise UsageError(f"--nodes is a number of at least 1, got {text!r}")
-    return int(text or 0)
 
 
 def choose(nodes: Sequence[Node], count: int, skip: Container[str] = ()) -> tuple[Node, ...]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from torchfab.core import flag_values
 from torchfab.core.errors import TorchfabError, UsageError
 from torchfab.core.specs import Job, Node, Slot
 
@@ -110,11 +111,11 @@ def _from_json(document: Mapping[str, Any], environ: Mapping[str, str]) -> Launc
     job = dict(document["job"])
     job["secrets"] = {name: environ[name] for name in job["secrets"]}
     job["script"], job["ssh_options"] = tuple(job["script"]), tuple(job["ssh_options"])
-    own = {name: tuple(value) if isinstance(value, list) else value for name, value in document["own"].items()}
     launcher = load_launcher(job["launcher"])
+    own = flag_values.parse(launcher.Flags, document["own"])  # an older torchfab wrote every value as text
     return LaunchRequest(
-        job=Job(**job, options=launcher.options(launcher.Flags(**own))),
-        own=own,
+        job=Job(**job, options=launcher.options(own)),
+        own=vars(own),
         nodes=tuple(Node(**{**node, "gpus": tuple(node["gpus"])}) for node in document["nodes"]),
         slots=tuple(Slot(**slot) for slot in document["slots"]),
         count=document["count"],

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
+from torchfab.core.flag_values import is_whole
 from torchfab.core.inventory import fold
 from torchfab.core.specs import Node
 from torchfab.core.status import JobStatus, NodeStatus, Verdict
@@ -66,7 +67,7 @@ def index_of(pod: Object) -> int:
     """Return a pod's index in its Job, which is its node rank; -1 when it has none."""
     meta = pod["metadata"]
     text = (meta.get("annotations") or {}).get(_INDEX) or (meta.get("labels") or {}).get(_INDEX) or ""
-    return int(text) if text.isdigit() else -1
+    return int(text) if is_whole(text) else -1
 
 
 # ---- the job

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torchfab.core.errors import HostError
+from torchfab.core.flag_values import is_whole
 from torchfab.transport.ssh import config as sshconfig
 from torchfab.transport.ssh.config import ClientIdentity, Option, Options
 
@@ -128,7 +129,7 @@ def _port(options: Options) -> int:
 
 
 def _is_port(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) < 6 and 0 < int(text) < 65536
+    return is_whole(text) and 0 < int(text) < 65536
 
 
 def refuse_unsupported(options: Options) -> None:
