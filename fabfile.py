@@ -10,7 +10,6 @@ What a launch runs is written in torchfab/launchers/, one file each; `--dry-run`
 from __future__ import annotations
 
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from torchfab.cli import excepthook
@@ -31,7 +30,7 @@ from torchfab.cli.flags import (
     plain_task,
 )
 from torchfab.core.flag_values import NumberOr, Seconds, WholeNumber, flag
-from torchfab.launchers import colossalai, deepspeed, kubernetes, mpi, per_gpu, per_node, slurm
+from torchfab.launchers import BatchLauncher, Launcher, colossalai, deepspeed, kubernetes, mpi, per_gpu, per_node, slurm
 
 if TYPE_CHECKING:
     from torchfab.launch.context import CommandContext
@@ -84,13 +83,13 @@ def launch_kubernetes(c: TaskContext, flags: JobFlags, own: Any) -> int:
     return _submit(c, kubernetes, flags, own)
 
 
-def _launch(c: TaskContext, launcher: ModuleType, flags: LaunchFlags, own: Any) -> int:
+def _launch(c: TaskContext, launcher: Launcher, flags: LaunchFlags, own: Any) -> int:
     from torchfab.commands.launch import launch
 
     return launch(launcher, flags, own, _context(c), _fab(c))
 
 
-def _submit(c: TaskContext, launcher: ModuleType, flags: JobFlags, own: Any) -> int:
+def _submit(c: TaskContext, launcher: BatchLauncher, flags: JobFlags, own: Any) -> int:
     from torchfab.commands.launch import submit
 
     return submit(launcher, flags, own, _context(c))

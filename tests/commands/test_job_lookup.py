@@ -21,7 +21,7 @@ from torchfab.launchers import per_node
 @pytest.mark.parametrize("grep", ["(", "a{99999999999999999999}"])
 def test_what_is_no_regular_expression_is_told(grep: str) -> None:
     with pytest.raises(UsageError, match="is no regular expression"):
-        log_request("", "", grep, follow=False)
+        log_request("", 10, grep, follow=False)
 
 
 def test_a_job_is_one_line_of_the_list_whatever_its_script_says(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 from torchfab.cli.flags import JobFlags, LaunchFlags
@@ -11,10 +10,11 @@ from torchfab.commands import logs
 from torchfab.launch import launch as launching
 from torchfab.launch import submit as submitting
 from torchfab.launch.context import CommandContext
+from torchfab.launchers import BatchLauncher, Launcher
 from torchfab.records import Record
 
 
-def launch(launcher: ModuleType, flags: LaunchFlags, own: Any, ctx: CommandContext, fab: Sequence[str]) -> int:
+def launch(launcher: Launcher, flags: LaunchFlags, own: Any, ctx: CommandContext, fab: Sequence[str]) -> int:
     """Launch a job on the tmux runtime; return 0, or with --follow or --supervise the job's exit code.
 
     Parameters
@@ -33,7 +33,7 @@ def launch(launcher: ModuleType, flags: LaunchFlags, own: Any, ctx: CommandConte
     return _followed(launching.launch(launcher, flags, own, ctx), flags, ctx)
 
 
-def submit(launcher: ModuleType, flags: JobFlags, own: Any, ctx: CommandContext) -> int:
+def submit(launcher: BatchLauncher, flags: JobFlags, own: Any, ctx: CommandContext) -> int:
     """Submit a job to a cluster's scheduler; return 0, or with --follow the job's exit code."""
     return _followed(submitting.submit(launcher, flags, own, ctx), flags, ctx)
 

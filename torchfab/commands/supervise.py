@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from types import ModuleType
 from typing import Any
 
 from torchfab.cli.flags import LaunchFlags
@@ -15,6 +14,7 @@ from torchfab.core.errors import TorchfabError, UsageError
 from torchfab.core.inventory import fold
 from torchfab.launch import launch
 from torchfab.launch.context import CommandContext
+from torchfab.launchers import Launcher
 from torchfab.records import Record, launch_request
 from torchfab.records.launch_request import LaunchRequest
 from torchfab.supervise import detach, lease
@@ -58,9 +58,7 @@ def default_policy(ctx: CommandContext) -> Policy:
 # ---- launches with --supervise
 
 
-def launch_supervised(
-    launcher: ModuleType, flags: LaunchFlags, own: Any, ctx: CommandContext, fab: Sequence[str]
-) -> int:
+def launch_supervised(launcher: Launcher, flags: LaunchFlags, own: Any, ctx: CommandContext, fab: Sequence[str]) -> int:
     """Launch a job without the lemons, and supervise it; return its exit code.
 
     Parameters

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -54,3 +54,4 @@ class Tick:
 
 
 Event: TypeAlias = Lines | BacklogRead | NodeEnded | ContactLost | StatusChanged | Tick
+EventStream: TypeAlias = Generator[Event, None, None]

@@ -7,7 +7,6 @@ import time
 from collections.abc import Container, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
-from types import ModuleType
 from typing import Any
 
 from torchfab.cli.flags import JobFlags, LaunchFlags
@@ -20,6 +19,7 @@ from torchfab.doctor import Clock, Finding, launch_warnings, render
 from torchfab.launch.context import CommandContext
 from torchfab.launch.hosts import read_inventory
 from torchfab.launch.interrupts import DeferInterrupts, InterruptibleOnce, StopOnSignal
+from torchfab.launchers import AnyLauncher, Launcher
 from torchfab.records import Record, Records, launch_request
 from torchfab.records.launch_request import LaunchRequest
 from torchfab.runtimes import tmux
@@ -29,7 +29,7 @@ _SUPERVISED = ("restarts", "stall", "backoff", "notify", "tmux")
 # ---- from flags to a job
 
 
-def make_job(launcher: ModuleType, flags: JobFlags, own: Any, ctx: CommandContext) -> Job:
+def make_job(launcher: AnyLauncher, flags: JobFlags, own: Any, ctx: CommandContext) -> Job:
     """Return the job that the flags ask for, with every default filled in.
 
     Raises
@@ -75,7 +75,7 @@ def _default_name(script: Sequence[str], now: float) -> str:
 
 
 def launch(
-    launcher: ModuleType, flags: LaunchFlags, own: Any, ctx: CommandContext, announce: bool = True
+    launcher: Launcher, flags: LaunchFlags, own: Any, ctx: CommandContext, announce: bool = True
 ) -> Record | None:
     """Launch a job on the tmux runtime, or print what would be launched.
 
@@ -156,7 +156,7 @@ def _interrupted(name: str, runs: bool) -> Interrupted:
 
 
 def build_request(
-    launcher: ModuleType, flags: LaunchFlags, own: Any, ctx: CommandContext, skip: Container[str] = ()
+    launcher: Launcher, flags: LaunchFlags, own: Any, ctx: CommandContext, skip: Container[str] = ()
 ) -> LaunchRequest:
     """Return what the flags ask for, on as many nodes as `--nodes` says, or on all that are not skipped."""
     job = make_job(launcher, flags, own, ctx)
@@ -210,7 +210,7 @@ def relaunch(
 
 
 def _start(
-    launcher: ModuleType,
+    launcher: Launcher,
     job: Job,
     slots: Sequence[Slot],
     prepared: tmux.Prepared,
@@ -243,7 +243,7 @@ def _announce(plan: Plan, seconds: float) -> None:
     write_out(f"next: fab logs --follow {name} | fab status {name} | fab attach {name} | fab stop {name}")
 
 
-def _dry_run(launcher: ModuleType, job: Job, nodes: Sequence[Node], slots: Sequence[Slot], ctx: CommandContext) -> str:
+def _dry_run(launcher: Launcher, job: Job, nodes: Sequence[Node], slots: Sequence[Slot], ctx: CommandContext) -> str:
     notes = [
         "",
         "Pasted into bash, this launches the same job without torchfab (and without its supervisor and records).",

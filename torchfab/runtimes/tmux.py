@@ -21,16 +21,15 @@ from torchfab.core.inventory import fold
 from torchfab.core.specs import Facts, Job, Node, NodePlan, Plan, Requirements, session_name
 from torchfab.records import Record
 from torchfab.runtimes import StopReport
-from torchfab.runtimes.tmux_logs import address, follow
-from torchfab.runtimes.tmux_stacks import stacks
+from torchfab.runtimes.tmux_logs import address
+from torchfab.runtimes.tmux_logs import follow as follow  # noqa: PLC0414  # part of the runtime
+from torchfab.runtimes.tmux_stacks import stacks as stacks  # noqa: PLC0414  # part of the runtime
 from torchfab.transport.fanout import fan_out
 from torchfab.transport.pool import Answer, problem_in, request_all
 from torchfab.transport.session import Session
 from torchfab.transport.ssh import connections, open_session
 from torchfab.why import evidence as why
 from torchfab.why.evidence import Evidence
-
-__all__ = ["follow", "stacks"]  # and all that is defined here
 
 NAME = "tmux"
 _ROLLBACK_GRACE_S = 2.0

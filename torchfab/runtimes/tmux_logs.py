@@ -10,7 +10,7 @@ from typing import Any
 
 from torchfab.core import status
 from torchfab.core.errors import HostError
-from torchfab.core.events import BacklogRead, ContactLost, Event, Lines, NodeEnded, Tick
+from torchfab.core.events import BacklogRead, ContactLost, Event, EventStream, Lines, NodeEnded, Tick
 from torchfab.core.specs import Node, session_name
 from torchfab.records import Record
 from torchfab.transport.fanout import fan_out
@@ -47,7 +47,7 @@ class _Stream:
         self.done = False
 
 
-def follow(record: Record, request: Mapping[str, Any], nodes: Sequence[Node] | None = None) -> Iterator[Event]:
+def follow(record: Record, request: Mapping[str, Any], nodes: Sequence[Node] | None = None) -> EventStream:
     """Yield what the logs of a job hold and receive, and how it ends on each node; one connection per node.
 
     A node with which contact is lost is tried again every few seconds, and read on where it was left. A Tick is yielded

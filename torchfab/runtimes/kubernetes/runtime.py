@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torchfab.core.console import write_err
 from torchfab.core.errors import Interrupted, TorchfabError, UsageError
-from torchfab.core.events import Event
+from torchfab.core.events import EventStream
 from torchfab.core.specs import Node, Submission
 from torchfab.core.status import JobStatus, NodeStatus, Verdict
 from torchfab.launchers.manifest.objects import CONTAINER, ID_LABEL, metadata_of
@@ -158,7 +158,7 @@ def _unreachable(record: Record, error: TorchfabError) -> JobStatus:
     return JobStatus(nodes, len(nodes), Verdict("unreachable", reason=error.message))
 
 
-def follow(record: Record, request: Mapping[str, Any], nodes: Sequence[Node] | None = None) -> Iterator[Event]:
+def follow(record: Record, request: Mapping[str, Any], nodes: Sequence[Node] | None = None) -> EventStream:
     """Yield what the logs of the pods hold and receive, how the job is when that changes, and how it ends.
 
     Parameters

@@ -15,7 +15,7 @@ from typing import Any
 from torchfab.core import status as states
 from torchfab.core.console import write_err
 from torchfab.core.errors import HostError, TorchfabError, UsageError
-from torchfab.core.events import BacklogRead, ContactLost, Event, Lines, StatusChanged, Tick
+from torchfab.core.events import BacklogRead, ContactLost, Event, EventStream, Lines, StatusChanged, Tick
 from torchfab.core.specs import Node, Submission
 from torchfab.records import Record
 from torchfab.runtimes import StopReport
@@ -230,7 +230,7 @@ def attach_argv(record: Record, node: Node, window: str) -> tuple[str, ...]:
 # ---- logs
 
 
-def follow(record: Record, request: Mapping[str, Any], nodes: Sequence[Node] | None = None) -> Iterator[Event]:
+def follow(record: Record, request: Mapping[str, Any], nodes: Sequence[Node] | None = None) -> EventStream:
     """Yield what the job's logs hold and receive, how Slurm says that it is, and how it ended; over one connection.
 
     A connection that is lost is made again every few seconds, and the logs read on where they were left.
