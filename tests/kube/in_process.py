@@ -86,7 +86,8 @@ class Here:
     def logs(self, name: str = "gpt2", rank: str = "", lines: str = "", grep: str = "") -> list[str]:
         """Give what `fab logs` prints."""
         self.output()
-        logs.show_logs(self.find(name), logs.log_request(rank, lines or "all", grep, follow=False), folding=True, stall_s=0.0)
+        request = logs.log_request(rank, lines or "all", grep, follow=False)
+        logs.show_logs(self.find(name), request, folding=True, stall_s=0.0)
         return self.output().splitlines()
 
     def stop(self, name: str = "gpt2", grace_s: float = 1.0) -> tuple[int, str]:
