@@ -173,7 +173,7 @@ def test_what_a_kernel_did_comes_before_the_connections_that_it_cost() -> None:
 
 def test_a_semaphore_that_found_no_room_is_told_by_where_it_was_made() -> None:
     recorded = recording("torch", "semlock-no-space.txt")
-    (end,) = failures.all_ends(
+    (end,) = failures.all_failures(
         known(node(0, [process("failed", rank(0, 1))], [log(0, f"Traceback (most recent call last):\n{recorded}")]))
     )
     assert (end.cause.kind, end.cause.name) == (Kind.MEMORY, "shared-memory")

@@ -10,8 +10,8 @@ from torchfab.core.status import JobStatus, NodeStatus, code_words
 from torchfab.why import causes
 from torchfab.why.causes import Cause, Kind
 from torchfab.why.evidence import Evidence, Said
-from torchfab.why.failures import CONSEQUENCE, LOST, Failure, all_ends, first_of
-from torchfab.why.stragglers import Straggler, halted, whom_they_waited_for
+from torchfab.why.failures import CONSEQUENCE, LOST, Failure, all_failures, first_failure
+from torchfab.why.stragglers import Straggler, find_stragglers, halted
 from torchfab.why.tracebacks import Traceback, fingerprint_of
 
 _NEARLY_FULL_BYTES = 64 * 1024 * 1024
@@ -84,43 +84,43 @@ class Diagnosis:
 
 def diagnose(evidence: Evidence) -> Diagnosis:
     """Return the story of a job."""
-    ends = all_ends(evidence)
-    first, cause = _first(evidence, ends)
+    failures = all_failures(evidence)
+    first, cause = _first(evidence, failures)
     state = evidence.status.state
     base = Diagnosis(evidence.job, state, evidence.created, cause, silent=evidence.silent)
     if cause.kind in (Kind.SUCCEEDED, Kind.RUNNING, Kind.STOPPED) or first is None:
-        others = _consequences(ends, None, cause)
+        others = _consequences(failures, None, cause)
         return replace(
-            base, notes=_notes_of_state(evidence), consequences=others, timeline=_moments(evidence, ends, cause)
+            base, notes=_notes_of_state(evidence), consequences=others, timeline=_timeline(evidence, failures, cause)
         )
     if cause.name == "import-error":
-        cause = _of_some_nodes(cause, first, ends, evidence)
+        cause = _of_some_nodes(cause, first, failures, evidence)
     return replace(
         base,
         cause=cause,
         first=first,
-        stragglers=whom_they_waited_for(first, ends, evidence),
+        stragglers=find_stragglers(first, failures, evidence),
         notes=_notes(first, evidence),
-        consequences=_consequences(ends, first, cause),
-        timeline=_moments(evidence, ends, cause),
-        bad_nodes=_bad_nodes(cause, first, ends, evidence.silent),
+        consequences=_consequences(failures, first, cause),
+        timeline=_timeline(evidence, failures, cause),
+        bad_nodes=_bad_nodes(cause, first, failures, evidence.silent),
     )
 
 
 # ---- the cause
 
 
-def _first(evidence: Evidence, ends: Sequence[Failure]) -> tuple[Failure | None, Cause]:
+def _first(evidence: Evidence, failures: Sequence[Failure]) -> tuple[Failure | None, Cause]:
     """Return what failed first, and the cause of all."""
     whole = next((each for each in evidence.said if not each.host), None)
     if whole is not None:
         cause = causes.of_schedule(whole.sign, whole.words)
-        return (None if cause.kind is Kind.STOPPED else _struck(ends)), cause
+        return (None if cause.kind is Kind.STOPPED else _struck(failures)), cause
     if evidence.status.state == "succeeded":
         return None, Cause(Kind.SUCCEEDED, "succeeded", "it has succeeded: exit code 0")
     if evidence.status.state == "stopped" or evidence.status.was_stopped:
         return None, _stopped(evidence)
-    first = first_of(ends)
+    first = first_failure(failures)
     if first is not None:
         return first, _unreachable(first, evidence) or _scheduled(first, evidence.said)
     return None, _of_state(evidence.status)
@@ -136,9 +136,9 @@ def _of_state(job: JobStatus) -> Cause:
     return Cause(Kind.UNKNOWN, "unknown", f"it is {job.state}{reason}, and nothing tells why")
 
 
-def _struck(ends: Sequence[Failure]) -> Failure | None:
+def _struck(failures: Sequence[Failure]) -> Failure | None:
     """Return what a scheduler struck: what a signal ended first; else what ended first."""
-    return next((end for end in ends if (end.code or 0) < 0), ends[0] if ends else None)
+    return next((failure for failure in failures if (failure.code or 0) < 0), failures[0] if failures else None)
 
 
 def _scheduled(first: Failure, said: Sequence[Said]) -> Cause:
@@ -170,9 +170,9 @@ def _stopped(evidence: Evidence) -> Cause:
     return Cause(Kind.STOPPED, "stopped", reason or words)
 
 
-def _of_some_nodes(cause: Cause, first: Failure, ends: Sequence[Failure], evidence: Evidence) -> Cause:
+def _of_some_nodes(cause: Cause, first: Failure, failures: Sequence[Failure], evidence: Evidence) -> Cause:
     """Say of an import error whether nodes differ: where ranks of others got further, those of the error are sick."""
-    hosts = list(dict.fromkeys(end.host for end in ends if end.cause.name == "import-error"))
+    hosts = list(dict.fromkeys(failure.host for failure in failures if failure.cause.name == "import-error"))
     further = [node.host for node in evidence.nodes if node.host not in hosts and _lived_longer(node.status, first)]
     if not further:
         return cause
@@ -185,12 +185,12 @@ def _lived_longer(status: NodeStatus, first: Failure) -> bool:
     return max(lives, default=0.0) > first.lived_s + 1.0
 
 
-def _bad_nodes(cause: Cause, first: Failure, ends: Sequence[Failure], silent: Iterable[str]) -> tuple[str, ...]:
+def _bad_nodes(cause: Cause, first: Failure, failures: Sequence[Failure], silent: Iterable[str]) -> tuple[str, ...]:
     if cause.kind is not Kind.NODE:
         return ()
     if cause.name == "node-unreachable":
         return tuple(silent)
-    same = [end.host for end in ends if end.cause.name == first.cause.name and end.weight <= LOST]
+    same = [failure.host for failure in failures if failure.cause.name == first.cause.name and failure.weight <= LOST]
     return tuple(dict.fromkeys([first.host, *same]))
 
 
@@ -221,42 +221,42 @@ def _notes_of_state(evidence: Evidence) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _consequences(ends: Sequence[Failure], first: Failure | None, cause: Cause) -> tuple[str, ...]:
+def _consequences(failures: Sequence[Failure], first: Failure | None, cause: Cause) -> tuple[str, ...]:
     """Return what the others did, those that did the same as one line."""
     groups: dict[str, list[Failure]] = {}
-    for end in ends:
-        if end is not first:
-            groups.setdefault(_short(end, cause), []).append(end)
-    return tuple(f"{_who(group)}: {words}" for words, group in groups.items())
+    for failure in failures:
+        if failure is not first:
+            groups.setdefault(_short(failure, cause), []).append(failure)
+    return tuple(f"{_where(group)}: {words}" for words, group in groups.items())
 
 
-def _short(end: Failure, cause: Cause) -> str:
-    if end.cause.kind is Kind.STOPPED:
+def _short(failure: Failure, cause: Cause) -> str:
+    if failure.cause.kind is Kind.STOPPED:
         return "ended by fab, which stopped the rest"
-    if end.cause.name in ("by-launcher", "by-supervisor"):
-        return end.cause.words
-    if end.weight == CONSEQUENCE or end.cause.name == "asked":
-        return f"ended by {code_words(end.code or 0)} after it"
-    if end.cause.is_symptom:  # addresses and numbers differ
-        return end.cause.words.partition(":")[0]
-    return end.cause.words
+    if failure.cause.name in ("by-launcher", "by-supervisor"):
+        return failure.cause.words
+    if failure.weight == CONSEQUENCE or failure.cause.name == "asked":
+        return f"ended by {code_words(failure.code or 0)} after it"
+    if failure.cause.is_symptom:  # addresses and numbers differ
+        return failure.cause.words.partition(":")[0]
+    return failure.cause.words
 
 
-def _who(group: Sequence[Failure]) -> str:
-    hosts = fold(list(dict.fromkeys(end.host for end in group)))
-    ranks = [end.rank for end in group if end.rank is not None]
+def _where(group: Sequence[Failure]) -> str:
+    hosts = fold(list(dict.fromkeys(failure.host for failure in group)))
+    ranks = [failure.rank for failure in group if failure.rank is not None]
     if not ranks:
         return hosts
     return f"{hosts} rank{'s' if len(set(ranks)) > 1 else ''} {fold_ranks(ranks)}"
 
 
-def _moments(evidence: Evidence, ends: Sequence[Failure], cause: Cause) -> tuple[TimelineEvent, ...]:
+def _timeline(evidence: Evidence, failures: Sequence[Failure], cause: Cause) -> tuple[TimelineEvent, ...]:
     """Return all that happened in the order of time; of what many ranks did within the same second, one moment."""
     groups: dict[tuple[str, int], list[Failure]] = {}
-    for end in ends:
-        words = "last sign of life" if end.weight == LOST else _short(end, cause)
-        groups.setdefault((words, int(end.time)), []).append(end)
-    found = [TimelineEvent(group[0].time, _who(group), words) for (words, _), group in groups.items()]
+    for failure in failures:
+        words = "last sign of life" if failure.weight == LOST else _short(failure, cause)
+        groups.setdefault((words, int(failure.time)), []).append(failure)
+    found = [TimelineEvent(group[0].time, _where(group), words) for (words, _), group in groups.items()]
     found.append(TimelineEvent(evidence.created, "", "launched"))
     for node in evidence.nodes:
         found += [TimelineEvent(line.time, f"kernel of {node.host}", line.text) for line in node.kernel]

@@ -20,7 +20,7 @@ from torchfab.why.evidence import NodeEvidence
 ASK = "ask who did it: an administrator, a script"
 # What ends a process by a signal, or by the exit code with which a script ends itself that minds the signal.
 _ENDINGS = {-15: -15, -2: -2, -1: -1, 143: -15, 130: -2, 129: -1}
-_WAS_ASKED = (
+_RECEIVED_SIGNAL = (
     (re.compile(r"Received (?:Signals\.)?(SIG\w+|\d{1,3}) death signal, shutting down workers"), "torchrun"),
     (re.compile(r"Main process received (SIG\w+), exiting"), "deepspeed's launcher"),
 )
@@ -32,7 +32,7 @@ _ENDS_RANKS = (
 _FAILED = r"failed \(exitcode: {code}\) local_rank: \d+ \(pid: {pid}\)"
 
 
-def may_be_by_signal(code: int | None, rank: int | None, node: NodeEvidence) -> bool:
+def is_signal_exit(code: int | None, rank: int | None, node: NodeEvidence) -> bool:
     """Say whether an exit code is that of something that a signal asked to end.
 
     Parameters
@@ -42,7 +42,7 @@ def may_be_by_signal(code: int | None, rank: int | None, node: NodeEvidence) -> 
     rank : int, optional
         None for a launcher's process: one that says that it was asked to end may end with any code.
     """
-    return code in _ENDINGS or (rank is None and bool(code) and _asked(_launcher_s_words(node)) is not None)
+    return code in _ENDINGS or (rank is None and bool(code) and _asked(_launcher_output(node)) is not None)
 
 
 def sender_of(node: NodeEvidence, process: Mapping[str, Any], code: int, pid: int | None) -> Cause | None:
@@ -54,7 +54,7 @@ def sender_of(node: NodeEvidence, process: Mapping[str, Any], code: int, pid: in
         The process that it is, or that it ran below, as the node tells of it.
     """
     end = node.ends.get(process["name"], {})
-    words = _launcher_s_words(node)
+    words = _launcher_output(node)
     if asked := _asked(words):
         who = "neither fab stop nor its supervisor did that" if end else "who did that is not known"
         what = f"{asked[0]} was asked to end ({asked[1]})" + (
@@ -69,10 +69,10 @@ def sender_of(node: NodeEvidence, process: Mapping[str, Any], code: int, pid: in
     return None
 
 
-def outsider(node: NodeEvidence, process: Mapping[str, Any], code: int, pid: int | None) -> Cause | None:
+def external_sender(node: NodeEvidence, process: Mapping[str, Any], code: int, pid: int | None) -> Cause | None:
     """Return that nobody of the job sent the signal, where that is certain."""
     alone = bool(node.ends.get(process["name"])) and pid == process["pid"]
-    itself = pid and re.search(_FAILED.format(code=code, pid=pid), _launcher_s_words(node))
+    itself = pid and re.search(_FAILED.format(code=code, pid=pid), _launcher_output(node))
     if not alone and not itself:
         return None
     nobody = "nothing that torchfab did" if alone else "nothing that torchfab did, nor its launcher"
@@ -82,13 +82,13 @@ def outsider(node: NodeEvidence, process: Mapping[str, Any], code: int, pid: int
     return Cause(Kind.KILLED, "terminated", f"{name} came from outside: {nobody}", ASK)
 
 
-def _launcher_s_words(node: NodeEvidence) -> str:
+def _launcher_output(node: NodeEvidence) -> str:
     return "\n".join(log.text for log in node.logs if log.label == "agent")
 
 
 def _asked(words: str) -> tuple[str, str] | None:
     """Return which launcher says that a signal asked it to end, and which one."""
-    for pattern, launcher in _WAS_ASKED:
+    for pattern, launcher in _RECEIVED_SIGNAL:
         if match := pattern.search(words):
             return launcher, code_words(-int(match[1])) if match[1].isdigit() else match[1]
     return None
@@ -104,7 +104,7 @@ def _by_launcher(launcher: str, words: str, code: int) -> Cause:
     how = f"{launcher} ended it ({code_words(code)})"
     if re.search(_FAILED.format(code=r"-?\d+", pid=r"\d+"), words):
         return Cause(Kind.UNKNOWN, "by-launcher", f"{how} after another rank of its node had failed")
-    traceback = tracebacks.last_in(words)
+    traceback = tracebacks.last_traceback(words)
     cause = signatures.recognise(traceback.exception) if traceback else None
     if cause is not None:
         return replace(cause, words=f"{how}: {cause.words}")

@@ -38,12 +38,12 @@ class Straggler:
     words: str
 
 
-def whom_they_waited_for(first: Failure, ends: Sequence[Failure], evidence: Evidence) -> tuple[Straggler, ...]:
+def find_stragglers(first: Failure, failures: Sequence[Failure], evidence: Evidence) -> tuple[Straggler, ...]:
     """Return what is known of who was behind, where the first failure is that somebody waited in vain."""
     if first.cause.name in _TIMEOUTS:
-        return (*halted(evidence), *_sequence(evidence), *_silence(first, ends, evidence))
+        return (*halted(evidence), *_sequence(evidence), *_silence(first, failures, evidence))
     if first.cause.name.startswith("rendezvous-"):
-        return tuple(_never_came(ends, evidence))
+        return tuple(_never_came(failures, evidence))
     return ()
 
 
@@ -83,9 +83,9 @@ def _counts(evidence: Evidence, pattern: re.Pattern[str]) -> dict[str, dict[int,
     return named or found
 
 
-def _silence(first: Failure, ends: Sequence[Failure], evidence: Evidence) -> Iterator[Straggler]:
+def _silence(first: Failure, failures: Sequence[Failure], evidence: Evidence) -> Iterator[Straggler]:
     """Yield which ranks did not complain of the timeout, and how long before it they had logged their last line."""
-    waited = {end.rank for end in ends if end.cause.name in _TIMEOUTS}
+    waited = {failure.rank for failure in failures if failure.cause.name in _TIMEOUTS}
     quiet = {
         rank["rank"]: node
         for node in evidence.nodes
@@ -103,15 +103,15 @@ def _silence(first: Failure, ends: Sequence[Failure], evidence: Evidence) -> Ite
             yield Straggler((node.host,), words)
 
 
-def _never_came(ends: Sequence[Failure], evidence: Evidence) -> Iterator[Straggler]:
-    came = {end.host for end in ends if end.cause.name == "rendezvous-timeout"}
+def _never_came(failures: Sequence[Failure], evidence: Evidence) -> Iterator[Straggler]:
+    came = {failure.host for failure in failures if failure.cause.name == "rendezvous-timeout"}
     for node in evidence.nodes:
         if node.host not in came and not node.status.ranks:
-            yield Straggler((node.host,), f"{node.host} never came: {_state_of(node, ends)}")
+            yield Straggler((node.host,), f"{node.host} never came: {_state_of(node, failures)}")
 
 
-def _state_of(node: NodeEvidence, ends: Sequence[Failure]) -> str:
-    own = next((end for end in ends if end.host == node.host), None)
+def _state_of(node: NodeEvidence, failures: Sequence[Failure]) -> str:
+    own = next((failure for failure in failures if failure.host == node.host), None)
     if own:
         return own.cause.words
     if node.status.state == "unreachable":

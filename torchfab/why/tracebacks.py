@@ -57,7 +57,7 @@ def fingerprint_of(*words: str) -> str:
     return hashlib.sha256("\n".join(words).encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
-def last_in(text: str) -> Traceback | None:
+def last_traceback(text: str) -> Traceback | None:
     """Return the last traceback in a text that is whole; None when there is none."""
     lines = [_RANK.sub("", clean(line)) for line in text.splitlines()]
     heads = [index for index, line in enumerate(lines) if line.endswith(_HEAD)]
