@@ -76,7 +76,7 @@ def test_another_process_s_oom_kill_is_only_noted_and_an_unread_kernel_is_said()
     line = "Out of memory: Killed process 1010 (other)"
     noted = told(node(1, [process("failed", rank(1, -9))], kernel={"lines": [[1059.9, line]], "unread": ""}))
     assert noted.cause.name == "killed"
-    assert noted.notes == (f"the kernel of node2 said: {line}",)
+    assert noted.notes == (f"kernel log of node2: {line}",)
     unread = told(node(1, [process("failed", rank(1, -9))], kernel={"lines": [], "unread": "/dev/kmsg: denied"}))
     assert "it may have been the OOM killer: the kernel's log cannot be read (/dev/kmsg: denied)" in unread.cause.words
     plain = told(node(1, [process("failed", rank(1, 7))], kernel={"lines": [], "unread": "/dev/kmsg: denied"}))

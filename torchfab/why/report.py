@@ -1,4 +1,4 @@
-"""A story as one page for people, and as JSON."""
+"""Render a diagnosis as human-readable text, and as JSON."""
 
 from __future__ import annotations
 
@@ -11,23 +11,34 @@ from torchfab.why.causes import Kind
 from torchfab.why.diagnosis import Diagnosis
 from torchfab.why.failures import Failure
 
-_LONGEST_TRACEBACK = 40
-_MOST_LINES = 12
-_SHORTEST_STORY = 3  # moments: fewer say nothing that the rest of the page does not
+_MAX_TRACEBACK_LINES = 40
+_MAX_LIST_LINES = 12
+_MIN_TIMELINE = 3  # events: the rest of the text already holds fewer
 
 
 def text(diagnosis: Diagnosis) -> str:
-    """Return the page."""
+    """Return a diagnosis as human-readable text.
+
+    Parameters
+    ----------
+    diagnosis : Diagnosis
+        Of a job.
+
+    Returns
+    -------
+    str
+        Several lines, without terminal control sequences.
+    """
     parts = [f"job {diagnosis.job}: {diagnosis.state}", "", _row("why", diagnosis.cause.words)]
     if diagnosis.cause.kind not in (Kind.SUCCEEDED, Kind.RUNNING):
         parts.append(_row("kind", diagnosis.cause.kind.value))
     if diagnosis.first:
-        parts.append(_row("first", _first_words(diagnosis, diagnosis.first)))
+        parts.append(_row("first", _describe_first(diagnosis, diagnosis.first)))
     if diagnosis.cause.fix:
         parts.append(_row("fix", diagnosis.cause.fix))
     parts += [_row("behind", each.words) for each in diagnosis.stragglers]
     parts += [_row("also", note) for note in diagnosis.notes]
-    parts += _own_words(diagnosis)
+    parts += _log_excerpt(diagnosis)
     parts += _listed("then", diagnosis.consequences)
     parts += _listed("in order (this machine's clock)", _timeline(diagnosis))
     parts += _listed("could not be asked", [f"{host}: {reason}" for host, reason in diagnosis.silent.items()])
@@ -38,23 +49,23 @@ def _row(name: str, words: str) -> str:
     return f"{name:<6} {words}"
 
 
-def _first_words(diagnosis: Diagnosis, first: Failure) -> str:
+def _describe_first(diagnosis: Diagnosis, first: Failure) -> str:
     after = f"{duration(first.time - diagnosis.created)} after the launch"
     when = time.strftime("%H:%M:%S", time.localtime(first.time))
     return f"{first.who}, {when}, {after}"
 
 
-def _own_words(diagnosis: Diagnosis) -> list[str]:
-    """Return the traceback of what failed first; its last log lines where there is none."""
+def _log_excerpt(diagnosis: Diagnosis) -> list[str]:
+    """Return the traceback of the first failure; without one, its last log lines."""
     if diagnosis.first is None:
         return []
-    if diagnosis.traceback and diagnosis.first.rank is None:  # torchrun's own frames say nothing
-        return ["", f"its last words ({diagnosis.first.path}):", f"  {diagnosis.traceback.last_line}"]
+    if diagnosis.traceback and diagnosis.first.rank is None:  # torchrun's own frames do not help
+        return ["", f"its last line ({diagnosis.first.path}):", f"  {diagnosis.traceback.last_line}"]
     if diagnosis.traceback:
         lines = diagnosis.traceback.text.splitlines()
-        if len(lines) > _LONGEST_TRACEBACK:
-            left_out = len(lines) - _LONGEST_TRACEBACK
-            lines = [*lines[:5], f"  ... {left_out} lines ...", *lines[-_LONGEST_TRACEBACK + 5 :]]
+        if len(lines) > _MAX_TRACEBACK_LINES:
+            left_out = len(lines) - _MAX_TRACEBACK_LINES
+            lines = [*lines[:5], f"  ... {left_out} lines ...", *lines[-_MAX_TRACEBACK_LINES + 5 :]]
         return ["", f"its traceback ({diagnosis.first.path}):", *(f"  {line}" for line in lines)]
     if diagnosis.first.lines:
         return ["", f"its last lines ({diagnosis.first.path}):", *(f"  {line}" for line in diagnosis.first.lines)]
@@ -65,12 +76,12 @@ def _listed(head: str, lines: Any) -> list[str]:
     kept = list(lines)
     if not kept:
         return []
-    more = [f"  and {len(kept) - _MOST_LINES} more (--json has all)"] if len(kept) > _MOST_LINES else []
-    return ["", f"{head}:", *(f"  {line}" for line in kept[:_MOST_LINES]), *more]
+    more = [f"  and {len(kept) - _MAX_LIST_LINES} more (--json has all)"] if len(kept) > _MAX_LIST_LINES else []
+    return ["", f"{head}:", *(f"  {line}" for line in kept[:_MAX_LIST_LINES]), *more]
 
 
 def _timeline(diagnosis: Diagnosis) -> list[str]:
-    if len(diagnosis.timeline) < _SHORTEST_STORY:
+    if len(diagnosis.timeline) < _MIN_TIMELINE:
         return []
     lines = []
     for event in diagnosis.timeline:
@@ -80,7 +91,18 @@ def _timeline(diagnosis: Diagnosis) -> list[str]:
 
 
 def as_json(diagnosis: Diagnosis) -> dict[str, Any]:
-    """Return the story for machines."""
+    """Return a diagnosis as JSON values.
+
+    Parameters
+    ----------
+    diagnosis : Diagnosis
+        Of a job.
+
+    Returns
+    -------
+    dict
+        As `fab why --json` prints it.
+    """
     return {
         "job": diagnosis.job,
         "state": diagnosis.state,
@@ -90,7 +112,7 @@ def as_json(diagnosis: Diagnosis) -> dict[str, Any]:
             "words": diagnosis.cause.words,
             "fix": diagnosis.cause.fix,
         },
-        "first": _first_as_json(diagnosis.first),
+        "first": _failure_as_json(diagnosis.first),
         "fingerprint": diagnosis.fingerprint,
         "bad_nodes": list(diagnosis.bad_nodes),
         "behind": [{"hosts": list(each.hosts), "words": each.words} for each in diagnosis.stragglers],
@@ -101,7 +123,7 @@ def as_json(diagnosis: Diagnosis) -> dict[str, Any]:
     }
 
 
-def _first_as_json(first: Failure | None) -> dict[str, Any] | None:
+def _failure_as_json(first: Failure | None) -> dict[str, Any] | None:
     if first is None:
         return None
     return {
