@@ -52,7 +52,7 @@ def dump(*ranks: RankStack, unheard: Mapping[str, TorchfabError] | None = None, 
 
 
 @pytest.mark.parametrize(
-    ("frames", "words", "waits"),
+    ("frames", "activity", "waits"),
     [
         (ALL_REDUCE, "in all_reduce", True),
         (ALL_GATHER, "in all_gather", True),
@@ -78,14 +78,14 @@ def dump(*ranks: RankStack, unheard: Mapping[str, TorchfabError] | None = None, 
         ((), "", False),
     ],
 )  # fmt: skip
-def test_stacks_are_named_in_words(frames: tuple[Frame, ...], words: str, waits: bool) -> None:
-    found = interpret.of(frames)
-    assert (found.words, found.waits) == (words, waits)
+def test_stacks_are_named_in_words(frames: tuple[Frame, ...], activity: str, waits: bool) -> None:
+    found = interpret.find_meaning(frames)
+    assert (found.activity, found.waits) == (activity, waits)
 
 
 def test_the_users_frame_is_the_innermost_of_his_own_code() -> None:
-    assert interpret.of(ALL_REDUCE).own == own("reduce_loss", 8)
-    assert interpret.of((Frame("run", "/usr/lib/python3.11/threading.py", 3),)).own is None
+    assert interpret.find_meaning(ALL_REDUCE).own == own("reduce_loss", 8)
+    assert interpret.find_meaning((Frame("run", "/usr/lib/python3.11/threading.py", 3),)).own is None
 
 
 def test_files_are_shown_as_a_reader_knows_them() -> None:

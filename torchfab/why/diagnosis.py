@@ -164,9 +164,9 @@ def _killed_by_scheduler(failures: Sequence[Failure]) -> Failure | None:
     return next((failure for failure in failures if (failure.code or 0) < 0), failures[0] if failures else None)
 
 
-def _scheduler_cause(first: Failure, said: Sequence[Said]) -> Cause:
+def _scheduler_cause(first: Failure, reasons: Sequence[Said]) -> Cause:
     """Return the scheduler's reason for the node of the first failure; without one, the failure's own cause."""
-    reason = next((each for each in said if each.host == first.host), None)
+    reason = next((each for each in reasons if each.host == first.host), None)
     return causes.of_schedule(reason.sign, reason.words) if reason else first.cause
 
 
