@@ -90,7 +90,7 @@ def test_a_report_has_sizes_interfaces_and_pairs() -> None:
     )
     assert "1 KiB  5      1.5 ms      2 ms  0.0100        0.0133" in shown
     assert "latency: 1.5 ms for 1 KiB" in shown
-    assert "1 of 3 rounds, 1 pair; the seconds were over" in shown
+    assert "1 of 3 rounds, 1 pair; the time limit was reached" in shown
     assert "node1  -      9.40   -" in shown
     assert not measured().done
 

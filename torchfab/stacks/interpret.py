@@ -136,7 +136,7 @@ def find_meaning(frames: Sequence[Frame]) -> Meaning:
 
 
 def _outermost(signature: Signature, frames: Sequence[Frame], depth: int) -> int:
-    """Return the index of the outermost frame with this signature below the user's code: the call that the user made."""
+    """Return the index of the outermost matching frame below the user's code: the call that the user made."""
     found = depth
     for index in range(depth + 1, len(frames)):
         frame = frames[index]
