@@ -38,48 +38,48 @@ def words_that_rsync_makes_of(argv: list[str], folder: Path) -> list[str]:
 
 @settings(max_examples=15, deadline=None)
 @given(argv=st.lists(words, min_size=1, max_size=4))
-def test_rsync_takes_the_words_of_its_shell_apart_as_they_were(
+def test_rsync_splits_the_quoted_shell_command_correctly(
     argv: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     require("rsync")
     assert words_that_rsync_makes_of(argv, tmp_path_factory.mktemp("rsh")) == argv
 
 
-def test_rsync_takes_hostile_words_apart_as_they_were(tmp_path: Path) -> None:
+def test_rsync_splits_hostile_arguments_correctly(tmp_path: Path) -> None:
     require("rsync")
     hostile = [text for text in HOSTILE.values() if "\0" not in text]
     assert hostile
     assert words_that_rsync_makes_of(hostile, tmp_path) == hostile
 
 
-def test_a_copy_reaches_its_host_by_ssh_and_names_it_with_the_path_there() -> None:
+def test_remote_copy_uses_ssh_and_the_path_on_the_host() -> None:
     argv = rsync.copy_argv("/here it is", "/there", "node1", SSH, delete=False)
     assert argv[0] == "rsync"
     assert "--rsh=ssh -F '/my config' -p 2222" in argv
     assert argv[-3:] == ("--", "/here it is/", "node1:/there/")
 
 
-def test_an_ipv6_host_stands_in_brackets() -> None:
+def test_ipv6_host_is_in_brackets() -> None:
     assert rsync.copy_argv("/a", "/b", "fd00::2", SSH, delete=False)[-1] == "[fd00::2]:/b/"
 
 
-def test_rsync_hands_an_ipv6_host_to_its_shell_without_brackets(tmp_path: Path) -> None:
+def test_rsync_passes_an_ipv6_host_to_ssh_without_brackets(tmp_path: Path) -> None:
     require("rsync")
     assert words_of_the_shell(["-p", "22"], tmp_path, "fd00::2")[:4] == ["-p", "22", "fd00::2", "rsync"]
 
 
-def test_a_copy_on_this_machine_needs_no_shell() -> None:
+def test_local_copy_uses_no_ssh() -> None:
     argv = rsync.copy_argv("/a", "/b", "", (), delete=False)
     assert argv[-2:] == ("/a/", "/b/")
     assert not [word for word in argv if word.startswith("--rsh")]
 
 
 @pytest.mark.parametrize("delete", [False, True])
-def test_files_are_removed_on_request_only(delete: bool) -> None:
+def test_files_are_deleted_only_on_request(delete: bool) -> None:
     assert ("--delete" in rsync.copy_argv("/a", "/b", "n", SSH, delete)) == delete
 
 
-def test_the_list_of_files_is_what_git_would_know_under_whatever_names(tmp_path: Path) -> None:
+def test_list_has_the_files_that_git_would_add_with_any_name(tmp_path: Path) -> None:
     require("rsync")
     source, nowhere = tmp_path / "source", tmp_path / "nowhere"
     nowhere.mkdir()
@@ -109,7 +109,7 @@ def test_the_list_of_files_is_what_git_would_know_under_whatever_names(tmp_path:
         ("", rsync.Stats(0, 0)),
     ],
 )
-def test_stats_are_read_of_several_versions(text: str, stats: rsync.Stats) -> None:
+def test_stats_of_several_rsync_versions_are_parsed(text: str, stats: rsync.Stats) -> None:
     assert rsync.stats(text) == stats
 
 
@@ -124,7 +124,7 @@ def test_stats_are_read_of_several_versions(text: str, stats: rsync.Stats) -> No
         (11, "No space left on device (28)\n", ""),
     ],
 )
-def test_a_failed_copy_says_rsyncs_last_words_and_what_to_do(code: int, stderr: str, fix: str) -> None:
+def test_failed_copy_reports_the_last_lines_of_rsync_and_a_fix(code: int, stderr: str, fix: str) -> None:
     problem = rsync.problem(code, "line 1\nline 2\nline 3\n\n" + stderr)
     assert problem.message.splitlines() == [f"rsync ended with {code}", "line 2", "line 3", stderr.strip()]
     assert fix in problem.fix

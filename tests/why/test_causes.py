@@ -87,12 +87,12 @@ terminate called after throwing an instance of 'c10::DistBackendError'
 """
 
 
-def test_each_recording_has_its_cause_in_the_table_above() -> None:
+def test_every_recording_has_an_expected_cause() -> None:
     assert sorted(OF_RECORDING) == sorted(name.removesuffix(".txt") for name in names("torch"))
 
 
 @pytest.mark.parametrize("name", OF_RECORDING)
-def test_what_was_recorded_is_recognised(name: str) -> None:
+def test_recorded_errors_are_recognised(name: str) -> None:
     found = signatures.recognise(recording("torch", f"{name}.txt"))
     assert found is not None
     assert (found.kind.name.lower(), found.name) == OF_RECORDING[name]
@@ -101,7 +101,7 @@ def test_what_was_recorded_is_recognised(name: str) -> None:
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_what_torch_says_is_recognised(text: str) -> None:
+def test_error_messages_are_recognised(text: str) -> None:
     found = signatures.recognise(text)
     assert found is not None
     assert (found.kind.name.lower(), found.name) == TEXTS[text]
@@ -110,17 +110,17 @@ def test_what_torch_says_is_recognised(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["ValueError: bad", "KeyError: 'Timed out'", "AssertionError", "", GONE])
-def test_what_is_nobody_s_usual_cause_is_not(text: str) -> None:
+def test_unrelated_errors_are_not_recognised(text: str) -> None:
     assert signatures.recognise(text) is None
 
 
 @fuzzed(st.text())
-def test_no_text_breaks_the_table(text: str) -> None:
+def test_recognise_accepts_any_text(text: str) -> None:
     found = signatures.recognise(text)
     assert found is None or found.words
 
 
-def test_the_watchdogs_of_nccl_tell_which_rank_was_behind() -> None:
+def test_nccl_watchdog_logs_identify_the_straggler() -> None:
     ranks = [(0, 14, 13), (1, 14, 13), (2, 11, 11)]
     nodes = [
         node(number, [process("failed", rank(number, -6, 1060.0 + number / 10))],
@@ -144,7 +144,7 @@ def behind(*logs: str) -> list[str]:
     return [each.words for each in told(*nodes).stragglers if "had begun" in each.words]
 
 
-def test_counts_of_different_process_groups_are_not_compared() -> None:
+def test_collective_counts_are_compared_within_a_process_group() -> None:
     default, second = recording("torch", "watchdog-2.4.txt"), recording("torch", "watchdog-2.5.1.txt")
     assert behind(default, second) == []
     late = second.replace("work: 4486, last enqueued NCCL work: 4489", "work: 4484, last enqueued NCCL work: 4484")
@@ -160,18 +160,18 @@ def test_counts_of_different_process_groups_are_not_compared() -> None:
         ("watchdog-2.5.1-ranks-differ.txt", "rank 0 on node1 had begun 532339 collectives, the others up to 532341"),
     ],
 )
-def test_a_torch_that_names_no_group_tells_it_by_what_each_rank_waits_in(name: str, words: str) -> None:
+def test_straggler_is_found_in_logs_without_group_names(name: str, words: str) -> None:
     assert behind(*recording("torch", name).splitlines()) == [words]
 
 
-def test_what_a_kernel_did_comes_before_the_connections_that_it_cost() -> None:
+def test_device_assert_takes_precedence_over_lost_connections() -> None:
     both = recording("torch", "illegal-access-2.2-watchdog.txt") + recording("torch", "store-should-dump-2.9.txt")
     found = signatures.recognise(both)
     assert found is not None
     assert found.name == "device-assert"
 
 
-def test_a_semaphore_that_found_no_room_is_told_by_where_it_was_made() -> None:
+def test_semaphore_without_space_is_a_shared_memory_cause() -> None:
     recorded = recording("torch", "semlock-no-space.txt")
     (end,) = failures.all_failures(
         known(node(0, [process("failed", rank(0, 1))], [log(0, f"Traceback (most recent call last):\n{recorded}")]))
@@ -181,6 +181,6 @@ def test_a_semaphore_that_found_no_room_is_told_by_where_it_was_made() -> None:
 
 
 @pytest.mark.parametrize("sign", causes.SCHEDULED)
-def test_what_schedulers_name_has_a_kind(sign: str) -> None:
+def test_every_scheduler_reason_has_a_kind(sign: str) -> None:
     assert causes.of_schedule(sign, "words").kind is not Kind.UNKNOWN
     assert causes.of_schedule("SOMETHING_NEW", "words").kind is Kind.UNKNOWN

@@ -19,7 +19,7 @@ def row(each: signatures.Recogniser) -> str:
     return f"| {cause.kind.name.lower()} | {cause.name} | {words} | {cause.fix} |"
 
 
-def test_the_page_has_every_cause_of_the_table_with_its_words_and_its_fix() -> None:
+def test_page_lists_every_cause_with_its_description_and_fix() -> None:
     page = PAGE.read_text(encoding="utf-8")
     missing = [row(each) for each in signatures.RECOGNISERS if row(each) not in page]
     assert not missing, "put these lines into docs/troubleshooting.md:\n" + "\n".join(missing)

@@ -134,8 +134,8 @@ class Verdict:
 def judge(links: Sequence[Link]) -> Verdict | None:
     """Find slow nodes and links: those with less than half of the typical bandwidth.
 
-    All links of a slow node are slow, and with few nodes these can be most of all links. So the typical bandwidth is the
-    median over the best link of each node: the best link of a healthy node leads to another healthy node.
+    All links of a slow node are slow, and with few nodes these can be most of all links. So the typical bandwidth is
+    the median over the best link of each node: the best link of a healthy node leads to another healthy node.
 
     Parameters
     ----------

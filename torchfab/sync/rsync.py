@@ -36,7 +36,7 @@ def is_left_out(name: str) -> bool:
 
 
 def options(delete: bool, rules: Sequence[str] = ()) -> tuple[str, ...]:
-    """Return the rsync options that select what to copy: contents, links, modes, times; not owners (they differ by host).
+    """Return the rsync options for what to copy: contents, links, modes and times. Owners are not copied: they differ.
 
     Parameters
     ----------
