@@ -1,4 +1,4 @@
-"""The pure part of what runs on the nodes: the schedule of pairs, the formula, what is slow."""
+"""The pure part of the benchmark that runs on the nodes: the schedule of pairs, the formula, the slow limit."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_bus_factor_matches_nccl_tests() -> None:
         ([1.0, 9.4], [10, 10], False),
         ([1.0, 4.9], [10, 10], True),
         ([40.0], [100, 10], False),  # as fast as the slowest one
-        ([9.4], [10, None], True),  # not known: see for yourself
+        ([9.4], [10, None], True),  # interface speed unknown
         ([], [10, 10], True),
     ],
 )

@@ -1,4 +1,4 @@
-"""What is made of what the probes measured."""
+"""Slow nodes and links, and the text and JSON of a benchmark."""
 
 from __future__ import annotations
 
@@ -68,18 +68,22 @@ def test_line_says_so_if_nothing_is_slow() -> None:
     assert report.verdict_lines(verdict, HOSTS)[0].startswith("no node and no link is slow: 9.40 Gbit/s")
 
 
-def told(kind: str, **values: object) -> str:
+def result_line(kind: str, **values: object) -> str:
     return report.MARK + json.dumps({"kind": kind, **values})
 
 
 def measured() -> Measured:
     found = Measured()
-    way = {"name": "eth0", "address": "10.0.0.1", "gbit": 10.0}
-    found.take(told("hello", backend="gloo", ranks=3, torch="2.13.0", interfaces=[way] * 3, told={"NCCL_IB_HCA": "x"}))
+    interface = {"name": "eth0", "address": "10.0.0.1", "gbit": 10.0}
+    found.take(
+        result_line(
+            "hello", backend="gloo", ranks=3, torch="2.13.0", interfaces=[interface] * 3, told={"NCCL_IB_HCA": "x"}
+        )
+    )
     size = {"bytes": 1024, "count": 5, "p50_s": 1.5e-3, "max_s": 2e-3, "algbw_gbit": 0.01, "busbw_gbit": 0.0133}
-    found.take(told("size", **size))
+    found.take(result_line("size", **size))
     found.take("some other line of the log")
-    found.take(told("round", round=1, rounds=3, pairs=[[0, 1, 9.4, 1e-4]]))
+    found.take(result_line("round", round=1, rounds=3, pairs=[[0, 1, 9.4, 1e-4]]))
     return found
 
 

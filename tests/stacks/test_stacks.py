@@ -1,4 +1,4 @@
-"""What stacks say: their meaning in words, which are alike, why there is none, and the page."""
+"""Stacks: their meaning, their groups, the text and JSON, and the reasons for missing stacks."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_short_file_omits_library_and_project_folders() -> None:
     assert [*shown, MAIN.short_file] == ["torch/distributed/distributed_c10d.py", "threading.py", "train.py"]
 
 
-# ---- which are alike
+# ---- groups
 
 
 def ranks_of(found: Sequence[groups.Group]) -> list[list[int | None]]:
@@ -159,7 +159,7 @@ def test_groups_do_not_depend_on_the_order_of_answers(stacks: list[list[Frame]],
     assert ranks_of(groups.group(shuffled)) == ranks_of(groups.group(ranks))
 
 
-# ---- the page
+# ---- text and JSON
 
 
 def summary(*ranks: RankStack) -> str:
@@ -247,7 +247,7 @@ def test_process_without_rank_is_shown_once_with_its_host() -> None:
     frozen = Frame("exec_module", "<frozen importlib._bootstrap_external>", 940)
     shown = report.text("gpt2", dump(rank(None, (frozen, MAIN))))
     assert "\nagent on node1: in an import of train.py\n" in shown
-    assert "exec_module" not in shown  # the inside of an import says nothing
+    assert "exec_module" not in shown  # frames inside an import are hidden
     assert "… 1 more of its frames: --all" in shown
 
 
@@ -270,23 +270,23 @@ def test_text_has_no_escape_sequences() -> None:
 
 
 def test_json_has_all_threads_of_all_ranks() -> None:
-    told = json.loads(json.dumps(report.as_json("gpt2", dump(rank(0, ALL_REDUCE), rank(1, (), 1, problem="boom")))))
-    assert [each["ranks"] for each in told["groups"]] == [[0]]
-    assert told["groups"][0]["own_frame"]["function"] == "reduce_loss"
-    assert [(each["rank"], each["problem"]) for each in told["ranks"]] == [(0, None), (1, "py-spy: boom")]
-    assert told["ranks"][0]["threads"][0]["frames"][0]["function"] == "all_reduce"
+    document = json.loads(json.dumps(report.as_json("gpt2", dump(rank(0, ALL_REDUCE), rank(1, (), 1, problem="boom")))))
+    assert [each["ranks"] for each in document["groups"]] == [[0]]
+    assert document["groups"][0]["own_frame"]["function"] == "reduce_loss"
+    assert [(each["rank"], each["problem"]) for each in document["ranks"]] == [(0, None), (1, "py-spy: boom")]
+    assert document["ranks"][0]["threads"][0]["frames"][0]["function"] == "all_reduce"
 
 
 def test_answer_is_converted_to_values() -> None:
     thread = {"name": "MainThread", "active": True, "gil": True, "frames": [["f", TRAIN, 3, "x = 1"]]}
-    told = {"process": "agent", "rank": 0, "pid": 7, "ended": None, "code": None, "state": "R", "cpu": 1.0}
-    answer = {"ranks": [{**told, "threads": [thread]}], "spy": "sent", "rights": {}, "machine": "x86_64"}
+    report_of_rank = {"process": "agent", "rank": 0, "pid": 7, "ended": None, "code": None, "state": "R", "cpu": 1.0}
+    answer = {"ranks": [{**report_of_rank, "threads": [thread]}], "spy": "sent", "rights": {}, "machine": "x86_64"}
     (found,) = from_answer(NODES[0], answer).ranks
     assert found.frames == (Frame("f", TRAIN, 3, "x = 1"),)
     assert (found.rank, found.state, found.ended) == (0, "R", False)
 
 
-# ---- why there is none
+# ---- missing stacks
 
 PRIVATE = "Failed to get process executable name. Check that the process is running.: Permission denied (os error 13)"
 

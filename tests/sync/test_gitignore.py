@@ -1,4 +1,4 @@
-"""What git holds and rsync's reading of .gitignore would leave out: real git, real rsync."""
+"""Files that git includes but rsync would exclude, tested with real git and rsync."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support import require
 from torchfab.sync import gitignore, rsync
 
 IGNORE = "*.pt\n!best.pt\n/data/*\n!/data/small\n/logs/\n"
-# By git: copied, or not.
+# Files that git includes, and files that it ignores.
 KEPT = [
     *("train.py", "best.pt", "deep/best.pt", "data/small", "logs/tracked/kept", "odd/[a]*\\\n.txt", "odd/b\\c"),
     *(".gitignore", "odd/.gitignore", "odd/link"),
@@ -42,9 +42,9 @@ def git(folder: Path, *words: str) -> None:
 
 
 def listed(folder: Path, *rules: str) -> list[str]:
-    nowhere = folder.parent / "nowhere"
-    nowhere.mkdir(exist_ok=True)
-    argv = rsync.list_argv(str(folder), str(nowhere), rules)
+    empty_dir = folder.parent / "nowhere"
+    empty_dir.mkdir(exist_ok=True)
+    argv = rsync.list_argv(str(folder), str(empty_dir), rules)
     return rsync.listed(subprocess.run(argv, capture_output=True, check=True).stdout)
 
 

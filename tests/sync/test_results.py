@@ -1,4 +1,4 @@
-"""What is told of a sync."""
+"""The results of a sync as text and JSON."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def test_nodes_with_equal_results_share_a_line() -> None:
 
 
 def test_differing_node_comes_last_with_its_files() -> None:
-    odd = Result(NODES[0], False, Stats(0, 0), checked=5, missing=1, differing=1, names=("a.py", "b.py"))
-    lines = results.words([odd, copied(1)], 5, 1)
+    differing = Result(NODES[0], False, Stats(0, 0), checked=5, missing=1, differing=1, names=("a.py", "b.py"))
+    lines = results.words([differing, copied(1)], 5, 1)
     assert lines[1] == "node1: 0 files copied, 0 B; 1 are missing and 1 differ there: a.py, b.py"
     assert "node1 does not hold the same files" in lines[2]
 

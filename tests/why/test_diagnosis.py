@@ -1,4 +1,4 @@
-"""Stories from evidence: what is first, what follows from it, on one clock."""
+"""Diagnoses from evidence: the first failure, its consequences, on one clock."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import json
 
 import pytest
 
-from tests.why.evidence_factory import LAUNCHED, known, log, node, process, rank, told, unreachable
+from tests.why.evidence_factory import LAUNCHED, log, make_evidence, node, process, rank, told, unreachable
 from tests.why.test_tracebacks import PLAIN
 from torchfab.core.status import Verdict
 from torchfab.remote.job.start_barrier import NEVER_LET_GO
-from torchfab.why import report as page
+from torchfab.why import report
 from torchfab.why.causes import Kind
 from torchfab.why.diagnosis import diagnose
 from torchfab.why.evidence import KernelLine, Said
 
 LOST = "RuntimeError: [/x/gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.0.0.2]:24750"
-SAW_IT = PLAIN.replace("ValueError: bad batch 17", LOST)
+SYMPTOM = PLAIN.replace("ValueError: bad batch 17", LOST)
 
 
 def test_first_failure_is_found_despite_clock_skew() -> None:
@@ -29,7 +29,7 @@ def test_first_failure_is_found_despite_clock_skew() -> None:
 
 
 def test_symptom_shortly_before_the_root_failure_is_a_consequence() -> None:
-    saw = [node(at, [process("failed", rank(at, 1, 1059.5))], [log(at, SAW_IT)]) for at in range(3)]
+    saw = [node(at, [process("failed", rank(at, 1, 1059.5))], [log(at, SYMPTOM)]) for at in range(3)]
     found = told(*saw, node(3, [process("failed", rank(3, 1, 1060.0))], [log(3, PLAIN)]))
     assert (found.first and found.first.rank, found.cause.name) == (3, "exception")
     assert found.consequences == ("node[1-3] ranks 0-2: its connection to another rank was lost",)
@@ -53,7 +53,7 @@ def test_consequences_of_512_ranks_fold_into_one_line() -> None:
     ]
     found = told(bad, *others)
     assert found.consequences == ("node[1-64] ranks 1-511: ended by SIGTERM after it",)
-    assert len(page.text(found).splitlines()) < 30
+    assert len(report.text(found).splitlines()) < 30
 
 
 @pytest.mark.parametrize(("signal", "words"), [("SIGHUP", "tmux window was closed"), ("SIGTERM", "not by fab stop")])
@@ -80,15 +80,15 @@ def test_oom_kill_of_another_process_is_a_note_only() -> None:
     unread = told(node(1, [process("failed", rank(1, -9))], kernel={"lines": [], "unread": "/dev/kmsg: denied"}))
     assert "it may have been the OOM killer: the kernel's log cannot be read (/dev/kmsg: denied)" in unread.cause.words
     plain = told(node(1, [process("failed", rank(1, 7))], kernel={"lines": [], "unread": "/dev/kmsg: denied"}))
-    assert "kmsg" not in page.text(plain)
+    assert "kmsg" not in report.text(plain)
 
 
 def test_kernel_lines_are_converted_to_the_local_clock() -> None:
     kernel = {"lines": [[1159.0, "NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus"]], "unread": ""}
-    evidence = known(node(0, [process("failed", rank(0, 1, 1160.0))], skew_s=100.0, kernel=kernel))
+    evidence = make_evidence(node(0, [process("failed", rank(0, 1, 1160.0))], skew_s=100.0, kernel=kernel))
     assert evidence.nodes[0].kernel[0].time == 1059.0
     assert isinstance(evidence.nodes[0].kernel[0], KernelLine)
-    assert "Xid" in page.text(diagnose(evidence))
+    assert "Xid" in report.text(diagnose(evidence))
 
 
 def test_short_lived_rank_is_found_in_the_torchrun_report() -> None:
@@ -99,16 +99,16 @@ def test_short_lived_rank_is_found_in_the_torchrun_report() -> None:
 
 
 def test_traceback_comes_from_the_error_file_if_the_log_has_none() -> None:
-    report = {"label": 0, "attempt": 0, "message": "ValueError: bad batch 17", "traceback": PLAIN}
-    found = told(node(0, [process("failed", rank(0, 1))], [log(0, "")], reports=[report]))
+    error_file = {"label": 0, "attempt": 0, "message": "ValueError: bad batch 17", "traceback": PLAIN}
+    found = told(node(0, [process("failed", rank(0, 1))], [log(0, "")], reports=[error_file]))
     assert found.traceback
     assert found.traceback.exception == "ValueError: bad batch 17"
 
 
 def test_error_file_of_an_earlier_attempt_is_ignored() -> None:
-    report = {"label": 0, "attempt": 0, "message": "out of memory", "traceback": f"{PLAIN}\n"}
+    error_file = {"label": 0, "attempt": 0, "message": "out of memory", "traceback": f"{PLAIN}\n"}
     ranks = [rank(0, 1, 1010.0), rank(0, 3, 1060.0, attempt=1)]
-    found = told(node(0, [process("failed", *ranks)], [log(0, "bye")], reports=[report]))
+    found = told(node(0, [process("failed", *ranks)], [log(0, "bye")], reports=[error_file]))
     assert (found.cause.name, found.traceback) == ("exit-code", None)
 
 
@@ -128,8 +128,8 @@ def test_launcher_failure_without_ranks_has_an_unknown_cause() -> None:
     logs = [log("agent", "torchrun: error: unrecognized arguments: --x", path="output.log")]
     found = told(node(0, [process("failed", code=2)], logs))
     assert (found.cause.kind, found.cause.name) == (Kind.UNKNOWN, "launcher")
-    assert "the agent ended with exit code 2" in page.text(found)
-    assert "unrecognized arguments" in page.text(found)
+    assert "the agent ended with exit code 2" in report.text(found)
+    assert "unrecognized arguments" in report.text(found)
 
 
 def test_killed_launcher_is_the_first_failure_and_its_ranks_follow() -> None:
@@ -139,8 +139,8 @@ def test_killed_launcher_is_the_first_failure_and_its_ranks_follow() -> None:
     assert found.consequences == ("node1 rank 0: ended by SIGTERM after it",)
 
 
-def test_unreachable_node_is_the_cause_only_if_others_lost_it() -> None:
-    waited = told(node(0, [process("failed", rank(0, 1))], [log(0, SAW_IT)]), unreachable(1))
+def test_unreachable_node_is_the_cause_only_if_others_waited() -> None:
+    waited = told(node(0, [process("failed", rank(0, 1))], [log(0, SYMPTOM)]), unreachable(1))
     assert (waited.cause.name, waited.bad_nodes) == ("node-unreachable", ("node2",))
     own = told(node(0, [process("failed", rank(0, 1))], [log(0, PLAIN)]), unreachable(1))
     assert (own.cause.name, own.bad_nodes, own.silent) == ("exception", (), {"node2": "no answer"})
@@ -173,8 +173,8 @@ def test_import_error_on_one_node_only_blames_that_node() -> None:
     both = [node(at, [process("failed", rank(at, 1, 1005.0))], [log(at, lacks)]) for at in (0, 1)]
     assert told(*both).cause.kind is Kind.SCRIPT
     one = told(both[0], node(1, [process("failed", rank(1, -15, 1006.0))]))
-    assert one.cause.kind is Kind.SCRIPT  # the other was ended before it could show what it has
-    further = told(both[0], node(1, [process("failed", rank(1, 1, 1030.0))], [log(1, SAW_IT)]))
+    assert one.cause.kind is Kind.SCRIPT  # the other rank was ended before it could get further
+    further = told(both[0], node(1, [process("failed", rank(1, 1, 1030.0))], [log(1, SYMPTOM)]))
     assert (further.cause.kind, further.bad_nodes) == (Kind.NODE, ("node1",))
     assert further.cause.words.endswith("No module named 'x', on node1 only: node2 got further")
 
@@ -198,9 +198,9 @@ def test_fingerprints_are_equal_only_for_equal_failures() -> None:
 
 def test_output_has_no_escape_sequences_and_json_is_valid() -> None:
     found = told(node(0, [process("failed", rank(0, 7))], [log(0, "\x1b[2J\x1b]0;x\x07red\nnext\r")]))
-    assert "\x1b" not in page.text(found)
-    assert "\n  red\n" in page.text(found)
-    assert json.loads(json.dumps(page.as_json(found)))["first"]["code"] == 7
+    assert "\x1b" not in report.text(found)
+    assert "\n  red\n" in report.text(found)
+    assert json.loads(json.dumps(report.as_json(found)))["first"]["code"] == 7
 
 
 def test_process_without_exit_code_has_an_unknown_cause() -> None:

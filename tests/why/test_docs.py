@@ -1,4 +1,4 @@
-"""The page on troubleshooting shows the causes and fixes that the program knows, word by word."""
+"""docs/troubleshooting.md lists all causes and fixes word for word."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "troubleshooting.md"
 
 
 def row(each: signatures.Recogniser) -> str:
-    """Return the line of the page's table about a cause."""
+    """Return the row of the page's table for a cause."""
     cause = each.cause
     shown = {"{line}": "…", "{op}": "ALLREDUCE", "{seq}": "14", "{sign}": "watchdog got stuck for 480 seconds"}
     words = cause.words

@@ -1,4 +1,4 @@
-"""Tracebacks found in logs, and whether two are the same failure."""
+"""Tracebacks found in logs, and their fingerprints."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ValueError: bad batch 17
 
 
 def printed_by(code: str) -> str:
-    """Return what Python itself prints of an exception that nobody catches."""
+    """Return what Python prints for an uncaught exception."""
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     return done.stderr
