@@ -118,7 +118,7 @@ class Verdict:
 
     Parameters
     ----------
-    usual : float
+    typical : float
         Typical bandwidth between nodes that are not slow, Gbit/s.
     nodes : Mapping of int to tuple of Link
         Slow nodes, each with its links, all of which are slow.
@@ -144,7 +144,7 @@ def judge(links: Sequence[Link]) -> Verdict | None:
 
     Returns
     -------
-    Verdict or None
+    SlowLinks or None
         None if fewer than 3 nodes were measured: then there is nothing to compare.
     """
     by_node = {
@@ -166,8 +166,8 @@ def verdict_lines(verdict: Verdict, hosts: Sequence[str]) -> list[str]:
 
     Parameters
     ----------
-    verdict : Verdict
-        As `judge` returns it.
+    verdict : SlowLinks
+        As `find_slow` returns it.
     hosts : sequence of str
         By node rank.
 
@@ -251,7 +251,7 @@ def text(measured: Measured, hosts: Sequence[str]) -> str:
 
     Parameters
     ----------
-    measured : Measured
+    measured : BenchmarkResult
         Of a finished benchmark.
     hosts : sequence of str
         By node rank.
@@ -295,7 +295,7 @@ def pair_lines(measured: Measured, hosts: Sequence[str]) -> list[str]:
 
     Parameters
     ----------
-    measured : Measured
+    measured : BenchmarkResult
         With links.
     hosts : sequence of str
         By node rank.
@@ -343,7 +343,7 @@ def as_json(measured: Measured, hosts: Sequence[str]) -> dict[str, Any]:
 
     Parameters
     ----------
-    measured : Measured
+    measured : BenchmarkResult
         Of a finished benchmark.
     hosts : sequence of str
         By node rank.

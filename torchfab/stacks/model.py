@@ -128,7 +128,7 @@ class NodeStacks:
         The node.
     ranks : tuple of RankStack
         Those of the job that ran there, also if they have ended.
-    spy : str
+    py_spy : str
         Where py-spy was found: beside the interpreter, on the PATH, or sent; empty if nowhere.
     rights : Mapping
         What decides whether a process may trace another one: `ptrace_scope`, `cap_sys_ptrace`, `uid`.
@@ -148,7 +148,7 @@ class Dump:
     ----------
     nodes : tuple of NodeStacks
         The nodes that answered.
-    unheard : Mapping of str to TorchfabError
+    unreachable : Mapping of str to TorchfabError
         The hosts that could not be queried, with the reason.
     """
 

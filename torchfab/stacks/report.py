@@ -23,7 +23,7 @@ def text(name: str, dump: Dump, everything: bool = False, exact: bool = False) -
     ----------
     name : str
         Name of the job.
-    dump : Dump
+    dump : StackDump
         Its stacks.
     everything : bool
         Whether to show every frame and all threads. Default False.
@@ -53,7 +53,7 @@ def summary(dump: Dump, found: Sequence[Group]) -> str:
 
     Parameters
     ----------
-    dump : Dump
+    dump : StackDump
         The stacks of a job.
     found : sequence of Group
         The groups of its ranks, the odd ones first.
@@ -232,7 +232,7 @@ def as_json(name: str, dump: Dump, exact: bool = False) -> dict[str, Any]:
     ----------
     name : str
         Name of the job.
-    dump : Dump
+    dump : StackDump
         Its stacks.
     exact : bool
         As for `groups.group`. Default False.

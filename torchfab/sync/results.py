@@ -51,7 +51,7 @@ def words(results: Sequence[Result], files: int, seconds: float) -> list[str]:
 
     Parameters
     ----------
-    results : sequence of Result
+    results : sequence of SyncResult
         One for each node that did not fail.
     files : int
         Number of files to copy.
@@ -108,7 +108,7 @@ def as_document(results: Sequence[Result], failed: Mapping[str, TorchfabError], 
 
     Parameters
     ----------
-    results : sequence of Result
+    results : sequence of SyncResult
         One for each node that did not fail.
     failed : Mapping of str to TorchfabError
         Host -> error.

@@ -27,7 +27,7 @@ def is_left_out(name: str) -> bool:
     Returns
     -------
     bool
-        True if LEFT_OUT matches it.
+        True if EXCLUDED matches it.
     """
     parts = name.split("/")
     anchored = [pattern[1:] for pattern in LEFT_OUT if pattern.startswith("/")]
@@ -63,11 +63,11 @@ def copy_argv(
     rules: Sequence[str] = (),
     silent_s: float = 60.0,
 ) -> tuple[str, ...]:
-    """Return the command that copies the local directory `source` to the directory `to` of a host.
+    """Return the command that copies the local directory `source` to the directory `destination` of a host.
 
     Parameters
     ----------
-    source, to : str
+    source, destination : str
         Absolute paths.
     host : str
         Name or address; empty for the local machine.
@@ -77,7 +77,7 @@ def copy_argv(
         Whether to remove files on the host that `source` does not have; excluded files are never removed.
     rules : sequence of str
         More filters, which precede the .gitignore files. Default none.
-    silent_s : float
+    timeout_s : float
         I/O timeout of rsync, in seconds. Default 60.
 
     Returns

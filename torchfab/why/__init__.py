@@ -2,7 +2,7 @@
 
     evidence = runtimes.load(record.runtime).evidence(record)    collected from the nodes or from the scheduler
     diagnosis = torchfab.why.diagnosis.diagnose(evidence)        pure
-    torchfab.why.report.text(diagnosis)                          human-readable
+    torchfab.why.report.render(diagnosis)                        human-readable
     torchfab.why.report.as_json(diagnosis)                       JSON
 
 `evidence` holds frozen values that are the same for every runtime. Nothing in this package depends on the runtime.
@@ -18,5 +18,5 @@ Fields for programs that act on a diagnosis (a supervisor that restarts jobs, a 
     diagnosis.fingerprint    the same for two equal failures: a hash of the exception and the last frames of its
                              traceback, without numbers and addresses; without a traceback, a hash of the cause's name
                              and the exit code; empty when nothing failed
-    diagnosis.silent         the hosts that could not be queried, with the reason: their evidence is missing
+    diagnosis.unreachable    the hosts that could not be queried, with the reason: their evidence is missing
 """

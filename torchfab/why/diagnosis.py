@@ -63,7 +63,7 @@ class Diagnosis:
         All events, sorted by time.
     bad_nodes : tuple of str
         The hosts of a NODE cause.
-    silent : Mapping of str to str
+    unreachable : Mapping of str to str
         The hosts that could not be queried, with the reason.
     """
 
@@ -172,11 +172,11 @@ def _scheduler_cause(first: Failure, reasons: Sequence[Said]) -> Cause:
 
 def _unreachable_cause(first: Failure, evidence: Evidence) -> Cause | None:
     """Blame the unreachable nodes if the first failure elsewhere is only a lost connection or a timeout."""
-    silent = evidence.silent
-    if not silent or not (first.cause.is_symptom or first.cause.name == "rendezvous-timeout"):
+    unreachable = evidence.silent
+    if not unreachable or not (first.cause.is_symptom or first.cause.name == "rendezvous-timeout"):
         return None
-    hosts = fold(list(silent))
-    words = f"{hosts} cannot be reached ({next(iter(silent.values()))}); on {first.who}, {first.cause.words}"
+    hosts = fold(list(unreachable))
+    words = f"{hosts} cannot be reached ({next(iter(unreachable.values()))}); on {first.who}, {first.cause.words}"
     return Cause(
         Kind.NODE, "node-unreachable", words, f"see whether {hosts} runs, and its link; then fab why again", True
     )
@@ -208,11 +208,13 @@ def _outlived(status: NodeStatus, first: Failure) -> bool:
     return max(lives, default=0.0) > first.lived_s + 1.0
 
 
-def _bad_nodes(cause: Cause, first: Failure, failures: Sequence[Failure], silent: Iterable[str]) -> tuple[str, ...]:
+def _bad_nodes(
+    cause: Cause, first: Failure, failures: Sequence[Failure], unreachable: Iterable[str]
+) -> tuple[str, ...]:
     if cause.kind is not Kind.NODE:
         return ()
     if cause.name == "node-unreachable":
-        return tuple(silent)
+        return tuple(unreachable)
     same = [failure.host for failure in failures if failure.cause.name == first.cause.name and failure.weight <= LOST]
     return tuple(dict.fromkeys([first.host, *same]))
 

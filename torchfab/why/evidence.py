@@ -86,7 +86,7 @@ class Said:
 
     Parameters
     ----------
-    sign : str
+    reason : str
         The scheduler's own name: OUT_OF_MEMORY, OOMKilled, Evicted.
     words : str
         Human-readable description.
@@ -112,7 +112,7 @@ class NodeEvidence:
         As `fab status` reports it.
     logs, reports : tuples
         The last part of each log file (of ranks: of the last attempt), and its error files.
-    ends : Mapping of str to Mapping
+    exit_records : Mapping of str to Mapping
         Process name -> the record that its supervisor wrote when it ended: `asked`, `killed`, `left`, `oom_kills`.
     kernel : tuple of KernelLine
         The kernel log since the job started.
@@ -153,11 +153,11 @@ class Evidence:
         As `fab status` reports it.
     nodes : tuple of NodeEvidence
         In the order of node ranks.
-    said : tuple of Said
+    scheduler_reasons : tuple of SchedulerReason
         Reasons that a scheduler reports.
     events : tuple of Mapping
         Events that this launch machine recorded for the job: `time`, `event`, and more.
-    batch : str
+    batch_output : str
         The last part of the output of Slurm's batch script.
     """
 
