@@ -1,19 +1,19 @@
-"""Runtimes decide *where a job lives*, and how to see and stop it there. They do not know launchers.
+"""Runtimes: where a job runs (tmux, Slurm, Kubernetes), and how to query and stop it there. They do not know launchers.
 
 A runtime module offers
 
     NAME                                      its name, as in the record
-    prepare(job, nodes, needs, ...)           phase one on every node; nothing is started
-    start(plan, prepared, ...)                phase two; instead of both, a cluster's own scheduler has
-    submit(record, submission) -> details     the job is handed over, or what had been is taken back
-    status(record) -> JobStatus               how the job is
-    follow(record, request) -> events         its logs, and the end of each node
-    evidence(record) -> Evidence              what tells why it ended as it did
-    stacks(record, request) -> Dump           what every rank is doing; an error where the runtime cannot look
-    stop(record, grace_s) -> StopReports      end it, with proof
-    attach_argv(record, ...) -> argv          a terminal on one of its processes
-    forget(record) -> reasons                 remove its folders; why that failed, by host
-    machines(record) -> nodes, addresses      where it runs, if ssh reaches that, and what names the job there (or None)
+    prepare(job, nodes, requirements, ...)    phase one on every node; nothing is started
+    start(plan, prepared, ...)                phase two; runtimes with a scheduler have submit() instead of both
+    submit(record, submission) -> details     submit the job to the scheduler; roll back if that fails
+    status(record) -> JobStatus               current state of the job
+    follow(record, request) -> events         its log lines, and the end of the job on each node
+    evidence(record) -> Evidence              the facts from which `fab why` derives the cause of a failure
+    stacks(record, request) -> Dump           stack of every rank; an error where the runtime cannot take stacks
+    stop(record, grace_s) -> StopReports      stop the job and verify that no process is left
+    attach_argv(record, ...) -> argv          command that opens a terminal on one of its processes
+    forget(record) -> reasons                 remove its folders; return errors by host
+    machines(record) -> nodes, addresses      its hosts, if ssh reaches them, and the job's address there (or None)
 """
 
 from __future__ import annotations
@@ -34,28 +34,41 @@ _MODULES = {
 
 
 def load(name: str) -> ModuleType:
-    """Return the runtime module of that name; it is imported only when a job needs it."""
+    """Import and return a runtime module. The import is lazy: only a job that uses the runtime pays for it.
+
+    Parameters
+    ----------
+    name : str
+        `tmux`, `slurm` or `kubernetes`.
+
+    Returns
+    -------
+    module
+        The runtime module.
+    """
     return importlib.import_module(_MODULES[name])
 
 
 @dataclass(frozen=True)
 class StopReport:
-    """What `stop` did on one node.
+    """Result of `stop` on one node.
 
     Parameters
     ----------
-    asked : int
-        How many processes were asked to end.
+    node : Node
+        The node.
+    signalled : int
+        Number of processes that received SIGTERM.
     killed, left : tuple of str
-        Those that had to be killed, and those that run nevertheless, described.
+        Descriptions of the processes that needed SIGKILL, and of those that still run.
     seconds : float
-        How long it took.
+        Duration of the stop.
     error : TorchfabError, optional
-        Why nothing is known of the node.
-    words : str
-        What was done, where counts do not say it; empty for the counts' own words.
+        Why the node returned no result.
+    summary : str
+        What was done, if the counts do not describe it; empty: derive the text from the counts.
     status : NodeStatus, optional
-        How the job is there now, where the node told that too.
+        Status of the job on the node after the stop, if the node reported it.
     """
 
     node: Node
