@@ -64,8 +64,8 @@ class _Stream:
 def follow(record: Record, request: Mapping[str, Any], nodes: Sequence[Node] | None = None) -> Iterator[Event]:
     """Yield the log lines of a job and its end on each node, over one connection per node.
 
-    After a connection loss the node is retried every 5 seconds and reading resumes at the last offset. A Tick is yielded
-    when there is no other event, so that the caller can act on timeouts.
+    After a connection loss the node is retried every 5 seconds and reading resumes at the last offset. If there is no
+    other event, a Tick is yielded, so that the caller can act on timeouts.
 
     Parameters
     ----------
@@ -155,13 +155,13 @@ def _read_frames(streams: Sequence[_Stream]) -> Iterator[Event]:
             continue
         try:
             for frame in stream.session.take():
-                yield from _frame_events(stream, frame)
+                yield from _events_of(stream, frame)
         except HostError as error:
             if not stream.done:
                 yield _disconnect(stream, error)
 
 
-def _frame_events(stream: _Stream, frame: Mapping[str, Any]) -> Iterator[Event]:
+def _events_of(stream: _Stream, frame: Mapping[str, Any]) -> Iterator[Event]:
     stream.pending_lines += frame.get("lines", ())
     if "offsets" in frame:
         yield Lines(stream.node, stream.pending_lines)

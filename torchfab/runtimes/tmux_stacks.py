@@ -1,4 +1,4 @@
-"""Collect the stacks of all ranks on the tmux runtime: one connection per node; py-spy is sent to nodes that lack it."""
+"""Collect the stacks of all ranks over one connection per node; send py-spy to nodes that lack it."""
 
 from __future__ import annotations
 
