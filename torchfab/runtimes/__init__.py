@@ -24,22 +24,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StopReport:
-    """What `stop` did on one node.
+    """Result of `stop` on one node.
 
     Parameters
     ----------
-    asked : int
-        How many processes were asked to end.
+    node : Node
+        The node.
+    signalled : int
+        Number of processes that received SIGTERM.
     killed, left : tuple of str
-        Those that had to be killed, and those that run nevertheless, described.
+        Descriptions of the processes that needed SIGKILL, and of those that still run.
     seconds : float
-        How long it took.
+        Duration of the stop.
     error : TorchfabError, optional
-        Why nothing is known of the node.
-    words : str
-        What was done, where counts do not say it; empty for the counts' own words.
+        Why the node returned no result.
+    summary : str
+        What was done, if the counts do not describe it; empty: derive the text from the counts.
     status : NodeStatus, optional
-        How the job is there now, where the node told that too.
+        Status of the job on the node after the stop, if the node reported it.
     """
 
     node: Node
