@@ -52,7 +52,7 @@ class Prepared:
     asked: dict[int, tuple[float, float]] = field(default_factory=dict)  # when: by our clock, question and answer
 
     def close(self) -> None:
-        """Hang up everywhere: what was prepared and not kept is taken back by the nodes themselves."""
+        """Hang up everywhere: what was prepared and not committed is rolled back by the nodes themselves."""
         for session in list(self.sessions.values()):  # after Ctrl-C, threads may still be at work
             session.close()
 
@@ -191,7 +191,7 @@ def start(plan: Plan, prepared: Prepared, progress: Progress) -> None:
         return prepared.sessions[each.node.rank].ask(start_request(plan, each, timeout_s), answer_s)
 
     def let_begin(each: NodePlan) -> Mapping[str, Any]:
-        posted[each.node.rank] = prepared.sessions[each.node.rank].post({"op": "keep"})
+        posted[each.node.rank] = prepared.sessions[each.node.rank].post({"op": "commit"})
         return {}
 
     def confirm(each: NodePlan) -> Mapping[str, Any]:
@@ -276,9 +276,9 @@ def start_request(plan: Plan, each: NodePlan, timeout_s: float) -> dict[str, Any
 
 def _roll_back(plan: Plan, prepared: Prepared) -> list[str]:
     """Stop what has started; return the hosts on which it may still run."""
-    # A node that was not told to keep what it started takes it back when we hang up; asking tells us that it did.
+    # A node that got no `commit` rolls back when we hang up; the request confirms that it did.
     request = {
-        "op": "take_back",
+        "op": "rollback",
         "job_id": plan.job.job_id,
         "node_dir": plan.job.node_dir,
         "grace_s": _ROLLBACK_GRACE_S,
