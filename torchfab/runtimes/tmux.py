@@ -229,7 +229,7 @@ def start(plan: Plan, prepared: Prepared, progress: Progress) -> None:
         return prepared.sessions[each.node.rank].ask(start_request(plan, each, timeout_s), answer_s)
 
     def release(each: NodePlan) -> Mapping[str, Any]:
-        posted[each.node.rank] = prepared.sessions[each.node.rank].post({"op": "keep"})
+        posted[each.node.rank] = prepared.sessions[each.node.rank].post({"op": "commit"})
         return {}
 
     def confirm(each: NodePlan) -> Mapping[str, Any]:
@@ -330,9 +330,9 @@ def start_request(plan: Plan, each: NodePlan, timeout_s: float) -> dict[str, Any
 
 def _roll_back(plan: Plan, prepared: Prepared) -> list[str]:
     """Stop what has started; return the hosts on which a process may still run."""
-    # A node that got no `keep` rolls back when the session closes. Asking for the rollback also confirms it.
+    # A node that got no `commit` rolls back when the session closes. Asking for the rollback also confirms it.
     request = {
-        "op": "take_back",
+        "op": "rollback",
         "job_id": plan.job.job_id,
         "node_dir": plan.job.node_dir,
         "grace_s": _ROLLBACK_GRACE_S,

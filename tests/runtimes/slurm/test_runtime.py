@@ -146,7 +146,7 @@ def test_failed_submission_closes_without_keep(played: Played, tmp_path: Path) -
     played.answers = [{"slurm_id": "18"}, {}]
     details = runtime.submit(record(tmp_path), launcher.plan(full_job()))
     assert details == {"slurm_id": "18", "known_as": "Slurm job 18"}
-    assert [each["op"] for each in played.asked[1:]] == ["slurm_submit", "keep"]
+    assert [each["op"] for each in played.asked[1:]] == ["slurm_submit", "commit"]
 
 
 def test_unconfirmed_job_is_lost_and_can_be_removed(

@@ -65,9 +65,9 @@ def submit(record: Record, submission: Submission) -> dict[str, Any]:
     session = _open(record)
     try:
         answer = _checked(record, session.ask(request, settings.prepare_timeout_s + 10))
-        _checked(record, session.ask({"op": "keep"}, settings.answer_timeout_s))
+        _checked(record, session.ask({"op": "commit"}, settings.answer_timeout_s))
     finally:
-        session.close()  # if `keep` was not sent, the other side rolls the submission back
+        session.close()  # without `commit`, the other side rolls the submission back
     return {"slurm_id": answer["slurm_id"], "known_as": f"Slurm job {answer['slurm_id']}"}
 
 
