@@ -161,7 +161,7 @@ class JobSupervisor:
     def _save_stacks(self, result: AttemptOutcome) -> None:
         path = self.record.folder / f"stacks-{self.record.attempt}.txt"
         try:
-            text = stack_dump.text(self.record)
+            text = stack_dump.render(self.record)
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             with os.fdopen(fd, "w", errors="backslashreplace") as file:
                 file.write(text + "\n")

@@ -158,8 +158,8 @@ class AttemptMonitor:
             self.poll_at = min(self.poll_at, time.monotonic())
         if self.printer:
             if isinstance(event, BacklogRead):
-                self.printer.past_of.add(event.node.rank)
-            self.printer.pace(len(self.record.nodes))
+                self.printer.backlog_read.add(event.node.rank)
+            self.printer.print_due(len(self.record.nodes))
 
     def _read_steps(self, texts: Iterable[str]) -> None:
         step = max((found for text in texts if (found := step_in(text)) is not None), default=None)
