@@ -1,7 +1,8 @@
-"""What it takes to launch a job again."""
+"""The launch request of a job: saved, loaded, and its nodes selected."""
 
 from __future__ import annotations
 
+import json
 import stat
 from dataclasses import replace
 from pathlib import Path
@@ -24,42 +25,60 @@ NODES = make_nodes("a", {"host": "b", "slots": 2}, {"host": "c", "gpus": ("0", "
 OWN = vars(per_node.Flags(nnodes="1:4", nproc_per_node="2"))
 
 
-def make_asked(**job: object) -> LaunchRequest:
+def make_request(**job: object) -> LaunchRequest:
     made = make_job(options=per_node.options(per_node.Flags(**OWN)), **job)
     return LaunchRequest(made, OWN, NODES, (Slot(0, 0, 0), Slot(1, 2, 0)), 3, {"restarts": 2})
 
 
 @given(environments())
-def test_what_was_asked_for_is_read_back_whole(tmp_path_factory: pytest.TempPathFactory, env: dict[str, str]) -> None:
+def test_a_request_is_read_back_as_it_was_saved(tmp_path_factory: pytest.TempPathFactory, env: dict[str, str]) -> None:
     folder = tmp_path_factory.mktemp("job")
-    asked = make_asked(env=env, secrets={"TOKEN": "sesame"})
-    asked.save(folder)
-    assert launch_request.load(folder, {"TOKEN": "sesame"}) == asked
+    request = make_request(env=env, secrets={"TOKEN": "sesame"})
+    request.save(folder)
+    assert launch_request.load(folder, {"TOKEN": "sesame"}) == request
 
 
-def test_it_is_private_and_holds_no_secret(tmp_path: Path) -> None:
-    make_asked(secrets={"HF_TOKEN": "sesame"}).save(tmp_path)
+def test_the_file_is_private_and_holds_no_secret(tmp_path: Path) -> None:
+    make_request(secrets={"HF_TOKEN": "sesame"}).save(tmp_path)
     path = tmp_path / launch_request.FILE
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert "HF_TOKEN" in path.read_text()
     assert "sesame" not in path.read_text()
 
 
-def test_secrets_that_are_missing_here_are_named(tmp_path: Path) -> None:
-    make_asked(secrets={"HF_TOKEN": "sesame", "KEY": "x"}).save(tmp_path)
+def test_load_names_the_secrets_that_are_missing(tmp_path: Path) -> None:
+    make_request(secrets={"HF_TOKEN": "sesame", "KEY": "x"}).save(tmp_path)
     with pytest.raises(UsageError, match=r"needs HF_TOKEN in its environment"):
         launch_request.load(tmp_path, {"KEY": "y"})
 
 
-def test_a_job_without_it_cannot_be_launched_again(tmp_path: Path) -> None:
+def test_load_without_a_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be launched again"):
         launch_request.load(tmp_path, {})
 
 
+def test_a_request_of_the_version_before_is_read(tmp_path: Path) -> None:
+    earlier = Path(__file__).with_name("earlier_version") / launch_request.FILE
+    (tmp_path / launch_request.FILE).write_text(earlier.read_text())
+    request = launch_request.load(tmp_path, {"HF_TOKEN": "sesame"})
+    flags = per_node.Flags(nnodes="1:2", nproc_per_node="2")
+    secrets = {"HF_TOKEN": "sesame"}
+    assert request == LaunchRequest(
+        job=make_job(options=per_node.options(flags), env={"A": "1"}, secrets=secrets, grace_s=120.0),
+        own=vars(flags),
+        nodes=make_nodes({"host": "node1", "user": "ann", "gpus": ("0", "1")}, "node2"),
+        slots=(),
+        count=2,
+        policy={"restarts": 2},
+    )
+    request.save(tmp_path)
+    assert json.loads((tmp_path / launch_request.FILE).read_text()) == json.loads(earlier.read_text())
+
+
 def test_another_attempt_is_the_same_job_under_a_new_id() -> None:
-    asked = make_asked(port=5001)
-    assert asked.next_job("cafe0000") == replace(asked.job, job_id="gpt2-cafe0000")
-    assert asked.next_job("cafe0000", new_port=True).port == 0
+    request = make_request(port=5001)
+    assert request.next_job("cafe0000") == replace(request.job, job_id="gpt2-cafe0000")
+    assert request.next_job("cafe0000", new_port=True).port == 0
 
 
 # ---- which nodes
@@ -70,12 +89,12 @@ def test_the_first_nodes_run_and_the_rest_are_spares() -> None:
     assert [node.host for node in launch.choose(NODES, 2, {"a"})] == ["b", "c"]
 
 
-def test_too_few_nodes_are_an_error_that_names_the_lemons() -> None:
+def test_too_few_nodes_is_an_error_that_names_the_lemons() -> None:
     with pytest.raises(UsageError, match=r"4 nodes are wanted.* 2 that can be used; left out as lemons: a,c"):
         launch.choose(NODES, 4, {"a", "c"})
 
 
-def test_nodes_and_slots_are_numbered_anew() -> None:
+def test_nodes_and_slots_are_renumbered() -> None:
     nodes, slots = parse_gpus("a\nb\na\nc\nb\nc", "gpus")
     kept, ranks = launch_request.select_nodes(nodes, slots, (nodes[1], nodes[2]))
     assert [(node.rank, node.host) for node in kept] == [(0, "b"), (1, "c")]
@@ -85,9 +104,9 @@ def test_nodes_and_slots_are_numbered_anew() -> None:
 @given(st.lists(st.sampled_from("abcde"), min_size=1, max_size=12), st.sets(st.sampled_from("abcde")))
 def test_rank_0_is_on_node_0_whichever_nodes_are_left(lines: list[str], gone: set[str]) -> None:
     nodes, slots = parse_gpus("\n".join(lines), "gpus")
-    wanted = [node for node in nodes if node.host not in gone]
-    kept, ranks = launch_request.select_nodes(nodes, slots, wanted)
-    assert [node.rank for node in kept] == list(range(len(wanted)))
+    selected = [node for node in nodes if node.host not in gone]
+    kept, ranks = launch_request.select_nodes(nodes, slots, selected)
+    assert [node.rank for node in kept] == list(range(len(selected)))
     assert [slot.rank for slot in ranks] == list(range(len(ranks)))
     assert not ranks or ranks[0].node_rank == 0
     assert sorted(kept[slot.node_rank].host for slot in ranks) == sorted(host for host in lines if host not in gone)

@@ -23,7 +23,7 @@ from torchfab.core.errors import JobNameError, TorchfabError, UsageError
 from torchfab.core.specs import Node, NodePlan, Plan, Process
 from torchfab.launchers import per_node
 from torchfab.records import Record, Records
-from torchfab.records.record import plan_as_json
+from torchfab.records.record import as_json, plan_as_json
 
 SETTINGS = ConnectionSettings(
     ssh_config="/home/ann/it's.cfg", identities=("/a", "/b c"), connect_timeout_s=3.5, fanout=7
@@ -46,7 +46,7 @@ def write(records: Records, plan: Plan, created: float = 1000.0) -> Record:
     return records.write(plan, "tmux", created, SETTINGS)
 
 
-def test_who_launches_a_job_is_known_until_the_launch_is_done(records: Records) -> None:
+def test_launching_names_the_process_until_the_launch_is_done(records: Records) -> None:
     assert records.launching("gpt2") is None
     records.claim("gpt2")
     assert records.launching("gpt2") == (os.getpid(), socket.gethostname())
@@ -54,7 +54,7 @@ def test_who_launches_a_job_is_known_until_the_launch_is_done(records: Records) 
     assert records.launching("gpt2") is None
 
 
-def test_what_a_launch_left_that_was_killed_before_its_job_was_written_down_goes_with_a_later_claim(
+def test_claim_removes_leftovers_of_a_killed_launch(
     records: Records,
 ) -> None:
     write(records, plan_named("kept"))
@@ -68,7 +68,7 @@ def test_what_a_launch_left_that_was_killed_before_its_job_was_written_down_goes
     assert sorted(path.name for path in records.root.iterdir()) == ["alive", "kept", "new", "young"]
 
 
-def test_a_launch_is_confirmed_once_it_says_so_and_each_attempt_anew(records: Records) -> None:
+def test_a_launch_is_confirmed_by_its_started_event_per_attempt(records: Records) -> None:
     record = write(records, plan_named())
     seen = [record.is_confirmed]
     for event in ("started", "stop", "planned"):
@@ -88,13 +88,13 @@ def mode(path: Path) -> int:
 # ---- names
 
 
-def test_claiming_makes_a_private_folder(records: Records) -> None:
+def test_claim_makes_a_private_folder(records: Records) -> None:
     path = records.claim("gpt2")
     assert path == records.root / "gpt2"
     assert (mode(records.root), mode(path)) == (0o700, 0o700)
 
 
-def test_a_name_is_claimed_by_one_of_many_at_once(records: Records) -> None:
+def test_only_one_of_many_concurrent_claims_succeeds(records: Records) -> None:
     def claim(_: int) -> bool:
         try:
             records.claim("gpt2")
@@ -106,7 +106,7 @@ def test_a_name_is_claimed_by_one_of_many_at_once(records: Records) -> None:
         assert sorted(pool.map(claim, range(16))) == [False] * 15 + [True]
 
 
-def test_a_claimed_name_is_said_to_be_taken_and_how_to_go_on(records: Records) -> None:
+def test_a_second_claim_is_an_error_with_a_fix(records: Records) -> None:
     records.claim("gpt2")
     with pytest.raises(JobNameError) as caught:
         records.claim("gpt2")
@@ -116,7 +116,7 @@ def test_a_claimed_name_is_said_to_be_taken_and_how_to_go_on(records: Records) -
     )
 
 
-def test_the_name_of_a_job_that_ended_is_taken_with_what_was_seen_of_it(records: Records) -> None:
+def test_a_second_claim_names_the_last_state_of_the_job(records: Records) -> None:
     write(records, plan_named()).remember("failed", 7, ended=True)
     with pytest.raises(JobNameError, match=r"there is a job gpt2 already \(launched 19.*, last seen failed\)"):
         records.claim("gpt2")
@@ -138,20 +138,20 @@ def test_a_hostile_name_is_neither_claimed_nor_found(records: Records, name: str
 
 
 @pytest.mark.parametrize("name", ["..", "../jobs", "a/b", ".", "gpt2/../gpt2"])
-def test_a_name_leads_nowhere_else(records: Records, name: str) -> None:
+def test_a_name_cannot_be_a_path(records: Records, name: str) -> None:
     write(records, plan_named())
     with pytest.raises(JobNameError) as caught:
         records.get(name)
     assert str(caught.value) == f"no job {name!r} was launched from here\n  fix: jobs known here: gpt2"
 
 
-def test_a_records_folder_that_cannot_be_made_is_an_error_that_says_so(tmp_path: Path) -> None:
+def test_a_records_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "jobs").write_text("a file")
     with pytest.raises(TorchfabError, match=r"cannot write .*/jobs/gpt2: .*\n  fix: free space or rights there"):
         Records(tmp_path / "jobs").claim("gpt2")
 
 
-# ---- what is written is read back
+# ---- records are read back
 
 
 def test_a_record_is_read_back_as_it_was_written(records: Records) -> None:
@@ -173,6 +173,36 @@ def test_a_record_is_read_back_as_it_was_written(records: Records) -> None:
         defaults=plan_named().defaults,
         grace_s=120.0,
     )
+
+
+def test_a_record_of_the_version_before_is_read(records: Records) -> None:
+    earlier = Path(__file__).with_name("earlier_version") / "record.json"
+    (records.claim("gpt2") / "record.json").write_text(earlier.read_text())
+    record = records.get("gpt2")
+    assert record == Record(
+        folder=records.root / "gpt2",
+        name="gpt2",
+        job_id="gpt2-0a1b2c3d",
+        launcher="per-node",
+        runtime="tmux",
+        created=1000.0,
+        script=("train.py", "--lr", "3e-4"),
+        nodes=make_nodes({"host": "node1", "user": "ann", "gpus": ("0", "1")}, "node2"),
+        node_dir="/scratch/torchfab",
+        world_size=4,
+        min_nodes=1,
+        settings=ConnectionSettings(identities=("/a",)),
+        defaults={
+            "job": "gpt2",
+            "nodes": "2 (node[1-2])",
+            "ranks": "4 (2 per node)",
+            "master": "node1:29400 (a free port of node1)",
+            "workdir": "/project",
+            "python": "/venv/bin/python",
+        },
+        grace_s=120.0,
+    )
+    assert json.loads(json.dumps(as_json(record))) == json.loads(earlier.read_text())
 
 
 HOSTS = st.builds(
@@ -211,7 +241,7 @@ def test_any_record_is_read_back_as_it_was_written(
         assert (process["argv"], process["env"]) == (script, env)
 
 
-def test_what_runs_on_every_node_is_written_down(records: Records) -> None:
+def test_the_plan_of_every_node_is_written(records: Records) -> None:
     plan = plan_named(env={"A": "é\n"}, secrets={"HF_TOKEN": "hunter2"})
     record = write(records, plan)
     written = json.loads((record.folder / "plan.json").read_text())
@@ -228,7 +258,7 @@ def test_what_runs_on_every_node_is_written_down(records: Records) -> None:
     ]
 
 
-def test_no_file_holds_the_value_of_a_secret_and_all_are_private(records: Records) -> None:
+def test_files_are_private_and_hold_no_secret_values(records: Records) -> None:
     record = write(records, plan_named(secrets={"HF_TOKEN": "hunter2", "WANDB_API_KEY": "hunter2 too"}))
     record.note("started", hosts=["node1"])
     record.remember("running", None, ended=False)
@@ -238,7 +268,7 @@ def test_no_file_holds_the_value_of_a_secret_and_all_are_private(records: Record
     assert {mode(record.folder / name) for name in written} == {0o600}
 
 
-def test_files_are_private_whatever_the_umask_says(records: Records) -> None:
+def test_files_are_private_with_any_umask(records: Records) -> None:
     before = os.umask(0)
     try:
         record = write(records, plan_named())
@@ -249,7 +279,7 @@ def test_files_are_private_whatever_the_umask_says(records: Records) -> None:
     assert (mode(records.root), mode(record.folder)) == (0o700, 0o700)
 
 
-# ---- the life of a record
+# ---- events and state
 
 
 def test_events_are_appended_with_their_time(records: Records) -> None:
@@ -263,12 +293,12 @@ def test_events_are_appended_with_their_time(records: Records) -> None:
     assert lines[0]["time"] <= lines[1]["time"]
 
 
-def test_before_anything_was_seen_a_job_is_starting(records: Records) -> None:
+def test_a_job_without_a_state_file_is_starting(records: Records) -> None:
     record = write(records, plan_named(), created=5.0)
     assert record.last_seen() == {"state": "starting", "code": None, "ended": False, "seen": 5.0}
 
 
-def test_what_was_last_seen_is_remembered(records: Records) -> None:
+def test_the_last_state_is_remembered(records: Records) -> None:
     record = write(records, plan_named())
     record.remember("running", None, ended=False)
     record.remember("failed", 7, ended=True)
@@ -277,13 +307,13 @@ def test_what_was_last_seen_is_remembered(records: Records) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "5", '"x"', "null", "\x00"])
-def test_a_state_that_cannot_be_read_is_as_if_nothing_was_seen(records: Records, text: str) -> None:
+def test_a_job_with_an_unreadable_state_file_is_starting(records: Records, text: str) -> None:
     record = write(records, plan_named())
     (record.folder / "state.json").write_text(text)
     assert record.last_seen()["state"] == "starting"
 
 
-def test_notes_on_a_record_that_is_gone_are_dropped(records: Records) -> None:
+def test_notes_on_a_removed_record_are_dropped(records: Records) -> None:
     record = write(records, plan_named())
     records.release("gpt2")
     record.note("stop")
@@ -291,7 +321,7 @@ def test_notes_on_a_record_that_is_gone_are_dropped(records: Records) -> None:
     assert not record.folder.exists()
 
 
-def test_an_elastic_job_is_one_that_lives_on_with_fewer_nodes(records: Records) -> None:
+def test_a_job_is_elastic_if_it_needs_fewer_nodes_than_it_has(records: Records) -> None:
     record = write(records, plan_named())
     assert (record.is_elastic, replace(record, min_nodes=1).is_elastic) == (False, True)
 
@@ -299,14 +329,14 @@ def test_an_elastic_job_is_one_that_lives_on_with_fewer_nodes(records: Records) 
 # ---- many
 
 
-def test_the_latest_is_the_one_that_was_launched_last(records: Records) -> None:
+def test_latest_is_the_job_that_was_launched_last(records: Records) -> None:
     for name, created in (("b", 20.0), ("c", 30.0), ("a", 10.0)):
         write(records, plan_named(name), created)
     assert [record.name for record in records.all()] == ["c", "b", "a"]
     assert records.latest().name == "c"
 
 
-def test_without_any_job_there_is_no_latest(records: Records) -> None:
+def test_latest_without_any_job_is_an_error(records: Records) -> None:
     assert records.all() == []
     with pytest.raises(JobNameError) as caught:
         records.latest()
@@ -337,7 +367,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize("text", BROKEN)
-def test_a_broken_record_is_left_out_and_named_when_asked_for(records: Records, text: str) -> None:
+def test_a_broken_record_is_left_out_by_all_and_an_error_in_get(records: Records, text: str) -> None:
     write(records, plan_named("good"))
     (records.claim("bad") / "record.json").write_text(text)
     assert [record.name for record in records.all()] == ["good"]
@@ -345,7 +375,7 @@ def test_a_broken_record_is_left_out_and_named_when_asked_for(records: Records, 
         records.get("bad")
 
 
-def test_a_record_of_a_newer_torchfab_is_named_as_that(records: Records) -> None:
+def test_a_record_of_a_newer_format_is_an_error_that_says_so(records: Records) -> None:
     record = write(records, plan_named("newer"))
     path = record.folder / "record.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 9, "and": "more"}))
@@ -375,7 +405,7 @@ def test_a_record_with_any_field_replaced_is_read_or_left_out(data: st.DataObjec
         assert "other" in [record.name for record in records.all()]
 
 
-def test_a_record_of_a_job_that_nobody_knows_names_those_that_are_known(records: Records) -> None:
+def test_an_unknown_job_is_an_error_that_names_the_known_jobs(records: Records) -> None:
     for number in range(10):
         write(records, plan_named(f"job{number}"), number)
     with pytest.raises(JobNameError) as caught:
@@ -387,7 +417,7 @@ def test_a_record_of_a_job_that_nobody_knows_names_those_that_are_known(records:
 # ---- attempts
 
 
-def test_another_attempt_keeps_the_record_of_the_one_before(records: Records) -> None:
+def test_a_new_attempt_archives_the_record_of_the_previous_one(records: Records) -> None:
     first = write(records, plan_named())
     first.remember("failed", 7, ended=True)
     second = records.write(plan_named(job_id="gpt2-second"), "tmux", 2000.0, SETTINGS, attempt=2)
@@ -404,7 +434,7 @@ def test_another_attempt_keeps_the_record_of_the_one_before(records: Records) ->
 
 
 @pytest.mark.parametrize("text", ["3", "0", "-1", "../..", "x", "1/"])
-def test_an_attempt_that_never_was_is_an_error_that_says_which_were(records: Records, text: str) -> None:
+def test_an_unknown_attempt_is_an_error_that_names_the_known_ones(records: Records, text: str) -> None:
     write(records, plan_named())
     record = records.write(plan_named(job_id="gpt2-second"), "tmux", 2000.0, SETTINGS, attempt=2)
     with pytest.raises(UsageError) as caught:

@@ -1,4 +1,4 @@
-"""Supervision: what is decided, what is remembered, whom it tells."""
+"""Supervision: decisions, history, quarantine, locks, notifications."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.records.test_launch_request import NODES, make_asked
+from tests.records.test_launch_request import NODES, make_request
 from tests.support import fuzzed
 from tests.why import evidence_factory
 from tests.why.evidence_factory import told
@@ -48,69 +48,69 @@ LOST = AttemptOutcome(
 FULL = AttemptOutcome(0, "node", "disk-full", "no space was left", "jkl", blamed=("b",), step=10)
 
 
-def numbered(endings: Sequence[AttemptOutcome]) -> list[AttemptOutcome]:
-    return [replace(ending, attempt=number) for number, ending in enumerate(endings, start=1)]
+def numbered(outcomes: Sequence[AttemptOutcome]) -> list[AttemptOutcome]:
+    return [replace(outcome, attempt=number) for number, outcome in enumerate(outcomes, start=1)]
 
 
-def decided(*endings: AttemptOutcome, policy: Policy = POLICY) -> Decision:
-    """Return the decision on the last of these endings; nodes that are bad or blamed were replaced."""
-    *before, last = numbered(endings)
+def decided(*outcomes: AttemptOutcome, policy: Policy = POLICY) -> Decision:
+    """Return the decision on the last of these outcomes; nodes that are bad or blamed were replaced."""
+    *before, last = numbered(outcomes)
     return decide([PreviousAttempt(each, bool(each.bad or each.blamed)) for each in before], last, policy)
 
 
-def at(ending: AttemptOutcome, step: int | None, lived_s: float = 0.0) -> AttemptOutcome:
-    return replace(ending, step=step, lived_s=lived_s)
+def at(outcome: AttemptOutcome, step: int | None, lived_s: float = 0.0) -> AttemptOutcome:
+    return replace(outcome, step=step, lived_s=lived_s)
 
 
-# ---- what is decided
+# ---- decisions
 
 
 @pytest.mark.parametrize(
-    ("endings", "restart", "words"),
+    ("outcomes", "restart", "words"),
     [
         pytest.param([replace(BUG, kind="succeeded")], False, "", id="success is the end"),
-        pytest.param([replace(BUG, kind="stopped")], False, "", id="what was asked to stop stays so"),
+        pytest.param([replace(BUG, kind="stopped")], False, "", id="a stop on request is the end"),
         pytest.param([BUG], True, "restart 1 of 2", id="a first traceback may be bad luck"),
         pytest.param([BUG, BUG], False, "the same failure as in attempt 1", id="the same twice is a bug"),
         pytest.param([BUG, at(BUG, 20)], True, "restart 1 of 2", id="unless there was progress"),
-        pytest.param([BUG, at(BUG, 20), at(BUG, 20)], False, "in attempt 2", id="progress forgives what was before"),
+        pytest.param([BUG, at(BUG, 20), at(BUG, 20)], False, "in attempt 2", id="progress resets the comparison"),
         pytest.param([BUG, replace(BUG, fingerprint="other")], True, "restart 2 of 2", id="two bugs are not the same"),
         pytest.param([BUG, KILLED, BUG], False, "in attempt 1", id="the same bug with another failure between"),
-        pytest.param([KILLED, KILLED], True, "restart 2 of 2", id="being killed twice is no bug of the script"),
+        pytest.param([KILLED, KILLED], True, "restart 2 of 2", id="killed twice is not a bug of the script"),
         pytest.param([KILLED] * 3, False, "2 restarts without progress", id="restarts run out"),
-        pytest.param([KILLED, KILLED, at(KILLED, 11)], True, "restart 1 of 2", id="counted anew after progress"),
-        pytest.param([HANG, HANG, HANG], False, "2 restarts without progress", id="so do those for hangs"),
+        pytest.param([KILLED, KILLED, at(KILLED, 11)], True, "restart 1 of 2", id="the count restarts after progress"),
+        pytest.param([HANG, HANG, HANG], False, "2 restarts without progress", id="hangs use up restarts too"),
         pytest.param([LOST], True, "a node is replaced", id="a lost node is replaced"),
         pytest.param([KILLED, KILLED, LOST], True, "a node is replaced", id="replacing uses up no restart"),
-        pytest.param([LOST, LOST, LOST, LOST, KILLED], True, "restart 1 of 2", id="and did not before"),
+        pytest.param([LOST, LOST, LOST, LOST, KILLED], True, "restart 1 of 2", id="replacements before do not count"),
         pytest.param([BUG, replace(BUG, bad={"b": "sick"})], True, "a node is replaced", id="a sick node goes first"),
-        pytest.param([FULL], True, "a node is replaced", id="a script's word against a node counts once"),
+        pytest.param([FULL], True, "a node is replaced", id="a node blamed by the script is replaced once"),
         pytest.param([FULL, replace(FULL, blamed=("c",))], False, "the same on b, c", id="twice, it is not the node"),
         pytest.param([FULL, at(FULL, 20)], True, "a node is replaced", id="unless there was progress between"),
         pytest.param([at(BUG, None), at(BUG, None, 601)], True, "restart 1 of 2", id="without steps, 10 minutes count"),
-        pytest.param([at(BUG, None, 900), at(BUG, None, 599)], False, "in attempt 1", id="and less is none"),
-        pytest.param([BUG, at(BUG, None, 900)], False, "in attempt 1", id="of a script with steps only steps count"),
-        pytest.param([at(BUG, 30), at(BUG, 20)], False, "in attempt 1", id="steps made before are no progress"),
+        pytest.param([at(BUG, None, 900), at(BUG, None, 599)], False, "in attempt 1", id="9 minutes do not count"),
+        pytest.param([BUG, at(BUG, None, 900)], False, "in attempt 1", id="if the script logs steps, only steps count"),
+        pytest.param([at(BUG, 30), at(BUG, 20)], False, "in attempt 1", id="steps reached before are not progress"),
     ],
 )  # fmt: skip
-def test_what_is_decided(endings: list[AttemptOutcome], restart: bool, words: str) -> None:
-    decision = decided(*endings)
+def test_decide(outcomes: list[AttemptOutcome], restart: bool, words: str) -> None:
+    decision = decided(*outcomes)
     assert (decision.restart, words in decision.reason) == (restart, True), decision
 
 
-def test_the_bad_nodes_are_dropped_each_with_its_reason() -> None:
+def test_bad_and_blamed_nodes_are_dropped_with_their_reasons() -> None:
     assert decided(LOST).drop == {"b": "cannot be reached"}
     assert decided(FULL).drop == {"b": "no space was left"}
 
 
-def test_waits_double_and_are_capped() -> None:
+def test_waits_double_up_to_the_cap() -> None:
     policy = Policy(restarts=9, backoff_s=10)
     waits = [decided(*[KILLED] * count, policy=policy).wait_s for count in range(1, 10)]
     assert waits == [10, 20, 40, 80, 160, 320, 600, 600, 600]
     assert decided(LOST).wait_s == 0
 
 
-ENDINGS = st.lists(
+OUTCOMES = st.lists(
     st.builds(
         replace, st.sampled_from([BUG, KILLED, HANG, LOST, FULL]), step=st.none() | st.integers(0, 3),
         lived_s=st.sampled_from([1.0, 700.0]),
@@ -119,29 +119,29 @@ ENDINGS = st.lists(
 )  # fmt: skip
 
 
-@given(ENDINGS, st.integers(0, 4))
-def test_restarts_without_progress_are_never_more_than_allowed(endings: list[AttemptOutcome], restarts: int) -> None:
+@given(OUTCOMES, st.integers(0, 4))
+def test_restarts_without_progress_stay_within_the_limit(outcomes: list[AttemptOutcome], restarts: int) -> None:
     policy = Policy(restarts=restarts)
-    decision = decided(*endings, policy=policy)
+    decision = decided(*outcomes, policy=policy)
     assert 0 <= decision.used <= restarts
     assert 0 <= decision.wait_s <= LONGEST_WAIT_S
     assert decision.reason
     assert not (decision.drop and not decision.restart)
 
 
-@given(ENDINGS)
-def test_a_job_that_fails_for_ever_without_progress_ends(endings: list[AttemptOutcome]) -> None:
-    stuck = [replace(each, step=0, lived_s=1.0, bad={}, blamed=()) for each in endings]
+@given(OUTCOMES)
+def test_a_job_that_keeps_failing_without_progress_ends(outcomes: list[AttemptOutcome]) -> None:
+    stuck = [replace(each, step=0, lived_s=1.0, bad={}, blamed=()) for each in outcomes]
     count = len(stuck)
     while decided(*stuck, policy=Policy(restarts=3)).restart:
         stuck.append(stuck[-1])
         assert len(stuck) <= count + 4
 
 
-@given(ENDINGS)
-def test_what_comes_before_progress_does_not_matter(endings: list[AttemptOutcome]) -> None:
+@given(OUTCOMES)
+def test_attempts_before_progress_do_not_matter(outcomes: list[AttemptOutcome]) -> None:
     fresh = at(KILLED, 99)
-    assert decided(*endings, fresh).reason == decided(fresh).reason
+    assert decided(*outcomes, fresh).reason == decided(fresh).reason
 
 
 # ---- steps
@@ -170,21 +170,21 @@ def test_what_comes_before_progress_does_not_matter(endings: list[AttemptOutcome
         ("", None),
     ],
 )
-def test_a_step_in_a_log_line(text: str, step: int | None) -> None:
+def test_step_in_a_log_line(text: str, step: int | None) -> None:
     assert step_in(text) == step
 
 
 @fuzzed(st.text())
-def test_any_line_may_come(text: str) -> None:
+def test_step_in_accepts_any_line(text: str) -> None:
     step = step_in(text)
     assert step is None or step >= 0
 
 
-# ---- what becomes of a node that has told its end is no matter
+# ---- nodes that reported the end of the job and are out of reach afterwards
 
 
-def eyes_on(*states: str, min_nodes: int) -> AttemptMonitor:
-    """Return eyes that heard how the job ended on some nodes, of three, all of which are out of reach but the last."""
+def make_monitor(*states: str, min_nodes: int) -> AttemptMonitor:
+    """Return a monitor of 3 nodes: the first two are out of reach, the first ones ended in these states."""
     nodes = tuple(Node(rank, f"n{rank}") for rank in range(3))
     job = (
         Path("jobs/gpt2"),
@@ -199,59 +199,61 @@ def eyes_on(*states: str, min_nodes: int) -> AttemptMonitor:
         3,
         min_nodes,
     )
-    eyes = AttemptMonitor(Record(*job, ConnectionSettings(), {}, {}), POLICY, 0.0, lambda: False, lambda *_, **__: None)
-    eyes.ended = {rank: NodeStatus(nodes[rank], state) for rank, state in enumerate(states)}
-    eyes.polled = {2: NodeStatus(nodes[2], "running")}
-    eyes.away = {rank: time.monotonic() - 1000 for rank in (0, 1)}
-    return eyes
+    monitor = AttemptMonitor(
+        Record(*job, ConnectionSettings(), {}, {}), POLICY, 0.0, lambda: False, lambda *_, **__: None
+    )
+    monitor.ended = {rank: NodeStatus(nodes[rank], state) for rank, state in enumerate(states)}
+    monitor.polled = {2: NodeStatus(nodes[2], "running")}
+    monitor.away = {rank: time.monotonic() - 1000 for rank in (0, 1)}
+    return monitor
 
 
-def test_a_node_that_is_switched_off_after_its_success_is_not_lost() -> None:
-    assert eyes_on("succeeded", "succeeded", min_nodes=3)._judge() is None
-    assert eyes_on("succeeded", min_nodes=3)._judge() == "lost"
+def test_a_node_switched_off_after_success_is_not_lost() -> None:
+    assert make_monitor("succeeded", "succeeded", min_nodes=3)._classify() is None
+    assert make_monitor("succeeded", min_nodes=3)._classify() == "lost"
 
 
-def test_a_node_that_succeeded_and_went_away_does_not_stand_for_one_that_runs() -> None:
-    assert eyes_on("succeeded", "succeeded", min_nodes=2)._judge() is None
+def test_an_absent_succeeded_node_does_not_replace_a_running_one() -> None:
+    assert make_monitor("succeeded", "succeeded", min_nodes=2)._classify() is None
 
 
-def test_a_job_that_has_succeeded_everywhere_is_not_run_again_because_a_node_cannot_be_asked_any_more() -> None:
+def test_success_on_all_nodes_counts_when_one_is_unreachable_later() -> None:
     nodes = tuple(NodeStatus(Node(rank, f"node{rank + 1}"), "succeeded") for rank in (0, 1))
     later = told(
         evidence_factory.node(0, [evidence_factory.process("succeeded", evidence_factory.rank(0, 0))]),
         evidence_factory.unreachable(1),
     )
-    assert outcome._kind(later, Trigger("ended", JobStatus(nodes, 2), None))[0] == "succeeded"
+    assert outcome._cause(later, Trigger("ended", JobStatus(nodes, 2), None))[0] == "succeeded"
 
 
-# ---- what is remembered
+# ---- history
 
 
-def as_events(pasts: Sequence[PreviousAttempt]) -> list[dict[str, Any]]:
+def as_events(previous: Sequence[PreviousAttempt]) -> list[dict[str, Any]]:
     events: list[dict[str, Any]] = [{"time": 0.0, "event": "planned"}]
-    for past in pasts:
-        following = past.outcome.attempt + 1
+    for each in previous:
+        following = each.outcome.attempt + 1
         events += [
-            {"time": 1.0, "event": history.ENDED, **history.of_ending(past.outcome)},
-            {"time": 2.0, "event": history.RESTART, "replaced": past.replaced, "next": following},
+            {"time": 1.0, "event": history.ENDED, **history.outcome_as_json(each.outcome)},
+            {"time": 2.0, "event": history.RESTART, "replaced": each.replaced, "next": following},
         ]
     return json.loads(json.dumps(events))  # type: ignore[no-any-return]
 
 
-@given(ENDINGS, st.booleans())
-def test_the_history_is_read_back_from_the_events(endings: list[AttemptOutcome], replaced: bool) -> None:
-    pasts = [PreviousAttempt(ending, replaced) for ending in numbered(endings)]
-    attempt = len(endings) + 1
-    assert history.history(as_events(pasts), attempt) == tuple(pasts)
-    assert history.open_ending(as_events(pasts), attempt) is None
+@given(OUTCOMES, st.booleans())
+def test_previous_attempts_are_read_back_from_events(outcomes: list[AttemptOutcome], replaced: bool) -> None:
+    previous = [PreviousAttempt(outcome, replaced) for outcome in numbered(outcomes)]
+    attempt = len(outcomes) + 1
+    assert history.previous_attempts(as_events(previous), attempt) == tuple(previous)
+    assert history.pending_outcome(as_events(previous), attempt) is None
 
 
-@given(ENDINGS)
-def test_a_restart_that_never_came_about_leaves_the_ending_open(endings: list[AttemptOutcome]) -> None:
-    pasts = [PreviousAttempt(ending) for ending in numbered(endings)]
-    attempt = len(endings)
-    assert history.open_ending(as_events(pasts), attempt) == pasts[-1].outcome
-    assert history.history(as_events(pasts), attempt) == tuple(pasts[:-1])
+@given(OUTCOMES)
+def test_a_restart_that_never_launched_leaves_the_outcome_pending(outcomes: list[AttemptOutcome]) -> None:
+    previous = [PreviousAttempt(outcome) for outcome in numbered(outcomes)]
+    attempt = len(outcomes)
+    assert history.pending_outcome(as_events(previous), attempt) == previous[-1].outcome
+    assert history.previous_attempts(as_events(previous), attempt) == tuple(previous[:-1])
 
 
 @given(
@@ -263,14 +265,14 @@ def test_a_restart_that_never_came_about_leaves_the_ending_open(endings: list[At
         )
     )
 )  # fmt: skip
-def test_events_that_are_broken_break_nothing(events: list[dict[str, Any]]) -> None:
-    history.history(events, 1)
-    history.open_ending(events, 1)
+def test_malformed_events_are_ignored(events: list[dict[str, Any]]) -> None:
+    history.previous_attempts(events, 1)
+    history.pending_outcome(events, 1)
     history.left_behind(events)
     history.lines(events)
 
 
-def test_where_an_earlier_attempt_may_still_run_is_remembered() -> None:
+def test_hosts_of_orphaned_attempts_are_read_from_events() -> None:
     events = [
         {"event": "left behind", "attempt": 1, "hosts": ["a", "b"]},
         {"event": "left behind", "attempt": 2, "hosts": ["c"]},
@@ -280,10 +282,10 @@ def test_where_an_earlier_attempt_may_still_run_is_remembered() -> None:
     assert history.left_behind(events) == {1: {"b"}}
 
 
-# ---- lemons
+# ---- quarantine
 
 
-def test_lemons_are_kept_and_forgiven(tmp_path: Path) -> None:
+def test_lemons_are_stored_and_forgiven(tmp_path: Path) -> None:
     lemons = Quarantine(tmp_path / "jobs")
     assert lemons.all() == {}
     lemons.add({"b": Lemon("cannot be reached", 2.0, "gpt2"), "a": Lemon("GPU 3 is lost", 1.0, "gpt2")})
@@ -295,7 +297,7 @@ def test_lemons_are_kept_and_forgiven(tmp_path: Path) -> None:
     assert lemons.all() == {}
 
 
-def test_lemons_that_are_found_at_once_are_all_kept(tmp_path: Path) -> None:
+def test_lemons_added_concurrently_are_all_stored(tmp_path: Path) -> None:
     def add(number: int) -> None:
         Quarantine(tmp_path).add({f"node{number}": Lemon("sick", float(number), "x")})
 
@@ -305,16 +307,16 @@ def test_lemons_that_are_found_at_once_are_all_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "3", '{"a": 1}', '{"a": {"reason": "x"}}'])
-def test_a_list_of_lemons_that_is_none_is_an_error(tmp_path: Path, text: str) -> None:
+def test_a_malformed_list_of_lemons_is_an_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "lemons.json").write_text(text)
     with pytest.raises(TorchfabError, match="cannot be read as the list of lemons"):
         Quarantine(tmp_path).all()
 
 
-# ---- who may act
+# ---- locks
 
 
-def test_one_supervisor_at_a_time_and_the_second_hears_who_it_is(tmp_path: Path) -> None:
+def test_a_second_supervisor_is_refused_and_the_first_is_named(tmp_path: Path) -> None:
     assert lease.holder(tmp_path) is None
     first = lease.SupervisorLease(tmp_path, "supervise-x")
     held = lease.holder(tmp_path)
@@ -326,11 +328,9 @@ def test_one_supervisor_at_a_time_and_the_second_hears_who_it_is(tmp_path: Path)
     lease.SupervisorLease(tmp_path).release()
 
 
-def test_a_second_supervisor_in_tmux_is_refused_and_not_taken_for_the_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_second_supervisor_in_tmux_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(detach, "start", lambda *_: "supervise-x")
-    make_asked().save(tmp_path)
+    make_request().save(tmp_path)
     config = {"restarts": 3, "stall_s": 300, "backoff_s": 10, "lost_s": 60, "notify_timeout_s": 10}
     ctx = CommandContext(config, tmp_path, "/", 0.0, "0a1b2c3d", {}, ConnectionSettings())
     job = (tmp_path, "x", "x-0a1b2c3d", "per-node", "tmux", 0.0, ("train.py",), NODES, "/x", 1, 1)
@@ -340,14 +340,14 @@ def test_a_second_supervisor_in_tmux_is_refused_and_not_taken_for_the_first(
     first.release()
 
 
-def test_stop_is_seen_by_a_restart_that_comes_later(tmp_path: Path) -> None:
+def test_a_relaunch_after_a_stop_request_sees_it(tmp_path: Path) -> None:
     with lease.stopping(tmp_path):
         pass
     with lease.restarting(tmp_path):
         assert lease.stop_asked(tmp_path)
 
 
-def test_stop_waits_for_a_restart_that_is_under_way(tmp_path: Path) -> None:
+def test_stop_waits_for_a_relaunch_in_progress(tmp_path: Path) -> None:
     order = []
 
     def stop() -> None:
@@ -364,38 +364,38 @@ def test_stop_waits_for_a_restart_that_is_under_way(tmp_path: Path) -> None:
     assert order == ["launched", "stop"]
 
 
-# ---- whom it tells
+# ---- notifications
 
 
-def test_a_notifier_that_fails_is_told_and_nothing_more(tmp_path: Path) -> None:
-    told: list[str] = []
+def test_delivery_failures_are_reported_by_target(tmp_path: Path) -> None:
+    failures: list[str] = []
     for target in ("false", "/no/such/program", "http://127.0.0.1:9/secret"):
-        notifier = Notifier(target, told.append)
-        notifier.tell({"job": "x", "event": "end"})
+        notifier = Notifier(target, failures.append)
+        notifier.send({"job": "x", "event": "end"})
         notifier.close()
-    assert [text.partition(": ")[0] for text in told] == [
+    assert [text.partition(": ")[0] for text in failures] == [
         *("--notify false", "--notify /no/such/program", "--notify http://127.0.0.1:9"),
     ]
 
 
-def test_a_command_gets_the_event_on_stdin_and_its_words_without_a_shell(tmp_path: Path) -> None:
-    told: list[str] = []
-    notifier = Notifier(f"cp /dev/stdin '{tmp_path}/$(id); x'", told.append)
-    notifier.tell({"job": "x", "event": "end", "text": "it's over"})
+def test_a_command_gets_the_event_on_stdin_and_runs_without_a_shell(tmp_path: Path) -> None:
+    failures: list[str] = []
+    notifier = Notifier(f"cp /dev/stdin '{tmp_path}/$(id); x'", failures.append)
+    notifier.send({"job": "x", "event": "end", "text": "it's over"})
     notifier.close()
-    assert told == []
+    assert failures == []
     assert json.loads((tmp_path / "$(id); x").read_text()) == {"job": "x", "event": "end", "text": "it's over"}
 
 
-def test_a_command_that_takes_too_long_ends_with_all_that_it_has_started(tmp_path: Path) -> None:
-    told: list[str] = []
+def test_a_command_that_times_out_is_killed_with_its_children(tmp_path: Path) -> None:
+    failures: list[str] = []
     supervise = tmp_path / "slow"
     supervise.write_text(f"#!/bin/sh\nsleep 60 &\necho $! > {tmp_path}/pid\nwait\n")
     supervise.chmod(0o755)
-    notifier = Notifier(str(supervise), told.append, timeout_s=1.0)
-    notifier.tell({"job": "x", "event": "end"})
+    notifier = Notifier(str(supervise), failures.append, timeout_s=1.0)
+    notifier.send({"job": "x", "event": "end"})
     notifier.close()
-    assert "timed out after 1.0 seconds" in told[0]
+    assert "timed out after 1.0 seconds" in failures[0]
     pid = int((tmp_path / "pid").read_text())
     assert not procfs.is_alive(pid, procfs.start_time(pid))
 
@@ -418,7 +418,7 @@ def test_a_wrong_flag_is_an_error_that_names_it(flag: str, text: str, error: str
     assert error in str(caught.value)
 
 
-def test_what_is_not_wished_stays_as_it_was() -> None:
+def test_flags_that_are_not_given_change_nothing() -> None:
     before = Policy(restarts=7, notify="tell")
     assert SuperviseFlags().policy(before) == before
     assert SuperviseFlags(0, 5.0, 1.0, "x").policy(before) == Policy(0, 5.0, 1.0, before.lost_s, "x")

@@ -1,1 +1,1 @@
-"""Follow a job to its end: logs, hang alarm, load of its hosts, stack dumps."""
+"""Follow a job to its end: logs, stall alarm, load of its hosts, stack dumps."""

@@ -1,4 +1,4 @@
-"""What `fab top` knows of the nodes, and how it is told: tables for people, JSON for machines. Pure."""
+"""The load of hosts and GPUs in `fab top`, rendered as tables or JSON. Pure."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torchfab.core.specs import Node
 from torchfab.core.status import JobStatus, NodeStatus, duration, from_answer
 from torchfab.sync.results import size
 
-MOST_ROWS = 32  # of nodes without GPUs; beyond that, nodes that do about the same are one row
-# A rank that waits for another one keeps its GPU "100 % utilised" by polling, at a fraction of the power of real work.
+MOST_ROWS = 32  # rows in the table of hosts; with more hosts, those with similar load share a row
+# A rank that waits for another one polls: its GPU is "100 % utilised" at a fraction of the power of real work.
 IDLE_POWER = 0.25
 _GPU_HEAD = ("host", "gpu", "util", "power", "memory", "temp", "processes", "")
 _HOST_HEAD = ("host", "cpu", "memory", "load", "disk in/out", "network in/out", "")
@@ -22,16 +22,16 @@ _HOST_HEAD = ("host", "cpu", "memory", "load", "disk in/out", "network in/out", 
 
 @dataclass(frozen=True)
 class View:
-    """What one node told last.
+    """The latest load of one node.
 
     Parameters
     ----------
     node : Node
         The node.
     load : Mapping, optional
-        As `torchfab.remote.job.load_stream` sends it; None while nothing has come.
+        As sent by `torchfab.remote.job.load_stream`. None until the first has arrived.
     error : str
-        Why nothing comes any more; empty when all is well.
+        Why the stream ended. Empty while it works.
     """
 
     node: Node
@@ -50,11 +50,11 @@ class Snapshot:
     views : tuple of View
         The nodes, in their order.
     job : str
-        Name of the job that is looked at; empty for none.
+        The name of the job to show. Empty: none.
     job_ranks : frozenset of int
-        The ranks of the nodes, among these, that the job was launched on.
+        The ranks of those nodes that the job was launched on.
     stall_s : float
-        After how many seconds of silence it is said to hang; 0: never.
+        Seconds of silence after which the job counts as hanging. Default 0: never.
     min_nodes : int
         As in the job's record.
     """
@@ -71,57 +71,101 @@ class Snapshot:
 
 
 def job_status(snapshot: Snapshot) -> JobStatus | None:
-    """Return how the job is, as far as its nodes told; None where it is on none of them."""
-    found = []
+    """Combine the job's status from its nodes.
+
+    Parameters
+    ----------
+    snapshot : Snapshot
+        The nodes.
+
+    Returns
+    -------
+    JobStatus or None
+        None if the job is on none of the nodes.
+    """
+    nodes = []
     for view in snapshot.views:
-        told = (view.load or {}).get("job")
+        job = (view.load or {}).get("job")
         if view.error and view.node.rank in snapshot.job_ranks:
-            found.append(NodeStatus(view.node, "unreachable", view.error))
-        elif told and not view.error:
-            found.append(from_answer(view.node, told["status"], told["status"]["now"], told["status"]["now"]))
-    return JobStatus(tuple(found), snapshot.min_nodes) if any(node.processes for node in found) else None
+            nodes.append(NodeStatus(view.node, "unreachable", view.error))
+        elif job and not view.error:
+            nodes.append(from_answer(view.node, job["status"], job["status"]["now"], job["status"]["now"]))
+    return JobStatus(tuple(nodes), snapshot.min_nodes) if any(node.processes for node in nodes) else None
 
 
-def pace(snapshot: Snapshot) -> Mapping[str, Any] | None:
-    """Return the pace of the node that is furthest in the steps, or that logs most; None where no job logs."""
-    paces = [job for view in snapshot.views if (job := (view.load or {}).get("job"))]
-    return max(paces, key=lambda each: (each["step"] or -1, each["lines_s"] or 0.0), default=None)
+def job_progress(snapshot: Snapshot) -> Mapping[str, Any] | None:
+    """Select the progress of the node with the largest step, or without steps of the one that logs most.
+
+    Parameters
+    ----------
+    snapshot : Snapshot
+        The nodes.
+
+    Returns
+    -------
+    Mapping or None
+        `step`, `steps`, `steps_s`, `lines_s`, `silent_s`. None if no node reports the job.
+    """
+    candidates = [job for view in snapshot.views if (job := (view.load or {}).get("job"))]
+    return max(candidates, key=lambda each: (each["step"] or -1, each["lines_s"] or 0.0), default=None)
 
 
-def job_words(snapshot: Snapshot) -> list[str]:
-    """Return what is to be said of the job: how it is, its step, its pace, and whether it seems to hang."""
+def job_lines(snapshot: Snapshot) -> list[str]:
+    """Describe the job: its state, step and step rate, and whether it may hang.
+
+    Parameters
+    ----------
+    snapshot : Snapshot
+        The nodes.
+
+    Returns
+    -------
+    list of str
+        Lines of text. Empty without a job.
+    """
     status = job_status(snapshot)
     if status is None:
         return []
-    lines = [f"job {snapshot.job}: {status.state}{_pace_words(snapshot)}"]
+    lines = [f"job {snapshot.job}: {status.state}{_describe_progress(snapshot)}"]
     if silence := stall.find(status, snapshot.stall_s):
         lines.append(stall.words(silence, snapshot.job))
     return lines
 
 
-def _pace_words(snapshot: Snapshot) -> str:
-    found = pace(snapshot)
-    if found is None:
+def _describe_progress(snapshot: Snapshot) -> str:
+    progress = job_progress(snapshot)
+    if progress is None:
         return ""
-    words = []
-    if found["step"] is not None:
-        words.append(f"step {found['step']}" + (f" of {found['steps']}" if found["steps"] else ""))
-    if found["steps_s"] is not None:
-        words.append(f"{found['steps_s']:.3g} steps/s")
-    elif found["step"] is None and found["lines_s"] is not None:
-        words.append(f"{found['lines_s']:.3g} lines/s")
-    if found["silent_s"] is not None:
-        words.append(f"last line {duration(found['silent_s'])} ago")
-    return "".join(f", {word}" for word in words)
+    parts = []
+    if progress["step"] is not None:
+        parts.append(f"step {progress['step']}" + (f" of {progress['steps']}" if progress["steps"] else ""))
+    if progress["steps_s"] is not None:
+        parts.append(f"{progress['steps_s']:.3g} steps/s")
+    elif progress["step"] is None and progress["lines_s"] is not None:
+        parts.append(f"{progress['lines_s']:.3g} lines/s")
+    if progress["silent_s"] is not None:
+        parts.append(f"last line {duration(progress['silent_s'])} ago")
+    return "".join(f", {part}" for part in parts)
 
 
 # ---- tables
 
 
 def text(snapshot: Snapshot) -> str:
-    """Return a snapshot for people."""
+    """Render a snapshot as text.
+
+    Parameters
+    ----------
+    snapshot : Snapshot
+        The nodes.
+
+    Returns
+    -------
+    str
+        The job, the table of GPUs, and the table of hosts.
+    """
     gpus = [row for view in snapshot.views for row in _gpu_rows(view)]
-    blocks = ["\n".join(job_words(snapshot))]
+    blocks = ["\n".join(job_lines(snapshot))]
     if gpus:
         blocks.append(columns([_GPU_HEAD, *gpus]))
     blocks.append(columns([_HOST_HEAD, *host_rows(snapshot.views)]))
@@ -130,20 +174,33 @@ def text(snapshot: Snapshot) -> str:
 
 def _gpu_rows(view: View) -> list[tuple[str, ...]]:
     load = view.load if view.load and not view.error else {}
-    return [_gpu_row(view.node.label, gpu, runs_here(view)) for gpu in load.get("gpus", ())]
+    return [_gpu_row(view.node.label, gpu, job_runs_on(view)) for gpu in load.get("gpus", ())]
 
 
-def runs_here(view: View) -> bool:
-    """Say whether the job has a running process on a node."""
+def job_runs_on(view: View) -> bool:
+    """Test whether the job has a running process on a node.
+
+    Parameters
+    ----------
+    view : View
+        The node.
+
+    Returns
+    -------
+    bool
+        False without a job.
+    """
     job = (view.load or {}).get("job") or {"status": {"processes": ()}}
     return any(each["state"] == "running" for each in job["status"]["processes"])
 
 
 def _gpu_row(host: str, gpu: Mapping[str, Any], runs: bool) -> tuple[str, ...]:
-    memory = f"{_gib(gpu['memory'])}/{_gib(gpu['memory_total'])} GiB" if gpu["memory"] is not None else "?"
-    power = f"{_whole(gpu['power'])}/{_whole(gpu['power_limit'])} W" if gpu["power"] is not None else "?"
-    temperature = f"{_whole(gpu['temperature'])} C" if gpu["temperature"] is not None else "?"
-    util = f"{_whole(gpu['utilization'])} %" if gpu["utilization"] is not None else "?"
+    memory = (
+        f"{_mib_as_gib(gpu['memory'])}/{_mib_as_gib(gpu['memory_total'])} GiB" if gpu["memory"] is not None else "?"
+    )
+    power = f"{_rounded(gpu['power'])}/{_rounded(gpu['power_limit'])} W" if gpu["power"] is not None else "?"
+    temperature = f"{_rounded(gpu['temperature'])} C" if gpu["temperature"] is not None else "?"
+    util = f"{_rounded(gpu['utilization'])} %" if gpu["utilization"] is not None else "?"
     programs = ", ".join(_program(each) for each in gpu["processes"][:2])
     more = f" and {len(gpu['processes']) - 2} more" if len(gpu["processes"]) > 2 else ""
     return (host, str(gpu["index"]), util, power, memory, temperature, programs + more, gpu_mark(gpu, runs))
@@ -155,7 +212,20 @@ def _program(process: Mapping[str, Any]) -> str:
 
 
 def gpu_mark(gpu: Mapping[str, Any], runs: bool) -> str:
-    """Return what stands out of a GPU: it is sick, or it draws next to nothing though the job runs on it."""
+    """Return the remark on a GPU: it is sick, or it draws little power although the job runs on it.
+
+    Parameters
+    ----------
+    gpu : Mapping
+        The GPU, as sent by `torchfab.remote.job.load_stream`.
+    runs : bool
+        Whether the job runs on its node.
+
+    Returns
+    -------
+    str
+        Empty for a GPU in order.
+    """
     if gpu["sick"]:
         return str(gpu["sick"])
     known = gpu["power"] is not None and gpu["power_limit"]
@@ -165,14 +235,25 @@ def gpu_mark(gpu: Mapping[str, Any], runs: bool) -> str:
 
 
 def host_rows(views: Sequence[View]) -> list[tuple[str, ...]]:
-    """Return the rows of the table of hosts; equal ones as one, where they are many."""
+    """Return the rows of the table of hosts. Beyond 32 hosts, equal rows are merged.
+
+    Parameters
+    ----------
+    views : sequence of View
+        The hosts.
+
+    Returns
+    -------
+    list of tuple of str
+        One row per host or group of hosts.
+    """
     coarse = len(views) > MOST_ROWS
-    alike: dict[tuple[str, ...], list[str]] = {}
+    groups: dict[tuple[str, ...], list[str]] = {}
     for view in views:
         key = _host_row(view, coarse)
-        alike.setdefault(key if coarse else (*key, view.node.label), []).append(view.node.label)
+        groups.setdefault(key if coarse else (*key, view.node.label), []).append(view.node.label)
     width = len(_HOST_HEAD) - 1
-    return [(fold(hosts), *row[:width]) for row, hosts in alike.items()]
+    return [(fold(hosts), *row[:width]) for row, hosts in groups.items()]
 
 
 def _host_row(view: View, coarse: bool) -> tuple[str, ...]:
@@ -182,12 +263,12 @@ def _host_row(view: View, coarse: bool) -> tuple[str, ...]:
         return ("", "", "", "", "", "connecting")
     load = view.load
     percent = 100 * load["cpu"]
-    if coarse:  # rates differ always: they would fold nothing
+    if coarse:  # without the rates, which always differ
         memory = 100 * load["memory"] / max(1, load["memory_total"])
         return (f"{round(percent, -1):.0f} %", f"{round(memory, -1):.0f} %", "", "", "", load["problem"])
     return (
         f"{percent:.0f} % of {load['cpus']}",
-        f"{_of(load['memory'])}/{_of(load['memory_total'])} GiB",
+        f"{_bytes_as_gib(load['memory'])}/{_bytes_as_gib(load['memory_total'])} GiB",
         f"{load['load']:.1f}",
         f"{size(load['disk_read'])}/s {size(load['disk_written'])}/s",
         f"{size(load['received'])}/s {size(load['sent'])}/s",
@@ -195,30 +276,41 @@ def _host_row(view: View, coarse: bool) -> tuple[str, ...]:
     )
 
 
-def _of(count: float) -> str:
+def _bytes_as_gib(count: float) -> str:
     return f"{count / 2**30:.1f}"
 
 
-def _gib(mib: float | None) -> str:
+def _mib_as_gib(mib: float | None) -> str:
     return "?" if mib is None else f"{mib / 1024:.1f}"
 
 
-def _whole(value: float | None) -> str:
+def _rounded(value: float | None) -> str:
     return "?" if value is None else f"{value:.0f}"
 
 
 def as_json(snapshot: Snapshot) -> dict[str, Any]:
-    """Return a snapshot for machines."""
+    """Convert a snapshot to a JSON object.
+
+    Parameters
+    ----------
+    snapshot : Snapshot
+        The nodes.
+
+    Returns
+    -------
+    dict
+        `time`, `job` (null without one), `nodes`.
+    """
     status = job_status(snapshot)
     job: dict[str, Any] | None = None
     if status is not None:
         job = {"job": snapshot.job, "state": status.state, "stall": stall.as_json(status, snapshot.stall_s)}
-        found = pace(snapshot) or {}
-        job |= {name: found.get(name) for name in ("step", "steps", "steps_s", "lines_s")}
+        progress = job_progress(snapshot) or {}
+        job |= {name: progress.get(name) for name in ("step", "steps", "steps_s", "lines_s")}
     return {"time": snapshot.time, "job": job, "nodes": [_node_as_json(view) for view in snapshot.views]}
 
 
 def _node_as_json(view: View) -> dict[str, Any]:
     load = {name: value for name, value in (view.load or {}).items() if name != "job"}
-    gpus = [{**gpu, "mark": gpu_mark(gpu, runs_here(view))} for gpu in load.get("gpus", ())]
+    gpus = [{**gpu, "mark": gpu_mark(gpu, job_runs_on(view))} for gpu in load.get("gpus", ())]
     return {"host": view.node.label, "error": view.error or None, **({**load, "gpus": gpus} if not view.error else {})}

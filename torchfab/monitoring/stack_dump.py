@@ -1,4 +1,4 @@
-"""The stacks of all ranks of a running job."""
+"""Collect the stacks of all ranks of a running job."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ class StackOptions:
     Parameters
     ----------
     ranks : str
-        `0,2-5`; empty for all.
+        `0,2-5`. Empty: all. Default empty.
     native : bool
-        Whether frames of C and C++ are wanted too.
+        Whether to include C and C++ frames. Default False.
     everything : bool
-        Whether every frame and every thread is shown.
+        Whether to show every frame and every thread. Default False.
     exact : bool
-        Whether stacks are equal only where every line is.
+        Whether stacks must have equal line numbers to be grouped. Default False.
     signal : str
-        The signal that faulthandler answers where py-spy cannot look; empty: none is sent.
+        The signal that makes faulthandler dump stacks where py-spy is not permitted. Empty: none. Default SIGUSR2.
     timeout_s : float
-        For each rank; 0: 10 s, and 60 s with native frames.
+        Time limit in seconds for each rank. 0: 10 s, or 60 s with native frames. Default 0.
     """
 
     ranks: str = ""
@@ -46,31 +46,61 @@ class StackOptions:
 
     @property
     def request(self) -> Mapping[str, Any]:
-        """The same for a runtime."""
+        """The options as the JSON request of a runtime."""
         ranks = list(inventory.parse_ranks(self.ranks)) if self.ranks else None
         timeout_s = self.timeout_s or (NATIVE_TIMEOUT_S if self.native else TIMEOUT_S)
         return {"ranks": ranks, "native": self.native, "timeout_s": timeout_s, "signal": self.signal}
 
 
-def dump(record: Record, wanted: StackOptions) -> Dump:
-    """Return the stacks of a job's ranks, as far as they can be had.
+def dump(record: Record, options: StackOptions) -> Dump:
+    """Collect the stacks of a job's ranks, from all ranks that can be inspected.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+    options : StackOptions
+        Which stacks to collect.
+
+    Returns
+    -------
+    Dump
+        The stacks, and the reasons for those that are missing.
 
     Raises
     ------
     UsageError
-        The job has no such rank.
+        The job does not have such a rank.
     TorchfabError
-        The job's runtime cannot look into its ranks; the message says what to type instead.
+        The job's runtime cannot inspect its ranks. The message names the command to use instead.
     """
-    request = wanted.request
+    request = options.request
     beyond = [rank for rank in request["ranks"] or () if rank >= record.world_size]
     if beyond and not record.is_elastic:
         raise UsageError(f"job {record.name} has the ranks 0-{record.world_size - 1}, and no rank {beyond[0]}")
-    found: Dump = runtimes.load(record.runtime).stacks(record, request)
-    return found
+    collected: Dump = runtimes.load(record.runtime).stacks(record, request)
+    return collected
 
 
-def text(record: Record, wanted: StackOptions | None = None) -> str:
-    """Return the page of `fab stacks`: for whoever finds that a job hangs, and wants to keep why."""
-    wanted = wanted or StackOptions()
-    return report.text(record.name, dump(record, wanted), wanted.everything, wanted.exact)
+def render(record: Record, options: StackOptions | None = None) -> str:
+    """Collect the stacks of a job's ranks, and render them as `fab stacks` does.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+    options : StackOptions, optional
+        Which stacks to collect, and how to show them. Default None: as without flags.
+
+    Returns
+    -------
+    str
+        Human-readable text.
+
+    Raises
+    ------
+    UsageError, TorchfabError
+        As `dump`.
+    """
+    options = options or StackOptions()
+    return report.text(record.name, dump(record, options), options.everything, options.exact)

@@ -1,4 +1,4 @@
-"""The hang alarm of whoever watches a job: told once per silence on stderr, and again when the job logs again."""
+"""The stall alarm of commands that follow a job: one message on stderr when it falls silent, one when it logs again."""
 
 from __future__ import annotations
 
@@ -12,40 +12,40 @@ from torchfab.core.console import write_err
 from torchfab.core.errors import TorchfabError
 from torchfab.core.status import JobStatus, duration
 
-_LOOK_AGAIN_S = 60.0  # while it is silent, and lines may come that we did not ask for (--rank, --grep)
+_RECHECK_S = 60.0  # during a silence: new lines may be hidden by --rank and --grep
 
 
 class Alarm:
-    """Notice that a job has fallen silent.
+    """Detects that a job has fallen silent.
 
-    The lines that one watches may be few of all (`--rank`, `--grep`), and their times are another clock's. So when none
-    has come for a while the job itself is asked, in the background: what it says decides.
+    The log lines that arrive here may be a subset of all (`--rank`, `--grep`), and their times come from another clock.
+    So when none has arrived for a while, the alarm requests the job's status in the background, and decides on that.
 
     Parameters
     ----------
     name : str
         The job's name.
     stall_s : float
-        After how many seconds of silence the alarm is told; 0: never.
-    ask : callable
-        Returns how the job is.
+        Seconds of silence after which the alarm is raised. 0: never.
+    status : callable
+        Requests and returns the job's status.
     """
 
-    def __init__(self, name: str, stall_s: float, ask: Callable[[], JobStatus]) -> None:
-        self.name, self.stall_s, self.ask = name, stall_s, ask
+    def __init__(self, name: str, stall_s: float, status: Callable[[], JobStatus]) -> None:
+        self.name, self.stall_s, self.status = name, stall_s, status
         self.look_at = time.monotonic() + stall_s
         self.newest = 0.0
-        self.silent_since: float | None = None  # as told, by the monotonic clock
+        self.silent_since: float | None = None  # set while the alarm is raised; monotonic clock
         self.asking = False
         self.answers: queue.SimpleQueue[JobStatus | Exception] = queue.SimpleQueue()
 
     def hear(self, times: Iterable[float], live: bool) -> None:
-        """Take note of log lines.
+        """Record the arrival of log lines.
 
         Parameters
         ----------
         times : iterable of float
-            When they were written, by their node's clock; when that was long ago, the job is asked the sooner.
+            When they were written, by their node's clock. The older they are, the sooner the job's status is requested.
         live : bool
             Whether they were written just now.
         """
@@ -56,28 +56,28 @@ class Alarm:
         age_s = 0.0 if live else min(max(0.0, time.time() - self.newest), self.stall_s)
         self.look_at = time.monotonic() + self.stall_s - age_s
         if live:
-            self._resume(0.0)
+            self._clear(0.0)
 
     def pace(self) -> None:
-        """Ask the job when it is time to, and tell what it says."""
+        """Request the job's status when it is due, and report what the last one shows. Call this often."""
         if self.stall_s <= 0:
             return
         while not self.answers.empty():
             self.asking = False
-            self._take(self.answers.get())
+            self._handle(self.answers.get())
         if not self.asking and time.monotonic() >= self.look_at:
             self.asking = True
-            threading.Thread(target=self._ask, daemon=True).start()
+            threading.Thread(target=self._request_status, daemon=True).start()
 
-    def _ask(self) -> None:
+    def _request_status(self) -> None:
         try:
-            self.answers.put(self.ask())
-        except Exception as error:  # whoever watches it hears of that as well
+            self.answers.put(self.status())
+        except Exception as error:  # re-raised in the thread that calls `pace`
             self.answers.put(error)
 
-    def _take(self, answer: JobStatus | Exception) -> None:
+    def _handle(self, answer: JobStatus | Exception) -> None:
         now = time.monotonic()
-        self.look_at = now + min(self.stall_s, _LOOK_AGAIN_S)
+        self.look_at = now + min(self.stall_s, _RECHECK_S)
         if isinstance(answer, TorchfabError):
             return
         if isinstance(answer, Exception):
@@ -87,12 +87,13 @@ class Alarm:
             self.silent_since = None
         elif quiet.seconds < self.stall_s:
             self.look_at = now + self.stall_s - quiet.seconds
-            self._resume(quiet.seconds)
+            self._clear(quiet.seconds)
         elif self.silent_since is None:
             self.silent_since = now - quiet.seconds
             write_err(stall.words(quiet, self.name))
 
-    def _resume(self, age_s: float) -> None:
+    def _clear(self, age_s: float) -> None:
+        """Report that the job logs again, if the alarm was raised."""
         if self.silent_since is not None:
             silent_s = time.monotonic() - age_s - self.silent_since
             self.silent_since = None

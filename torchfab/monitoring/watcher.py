@@ -1,4 +1,4 @@
-"""Watching a job: its logs on stdout, what happens to it on stderr, its exit code at the end."""
+"""Follow a job to its end: its logs on stdout, its events on stderr, its exit code at the end."""
 
 from __future__ import annotations
 
@@ -20,37 +20,55 @@ from torchfab.records import Record
 
 NO_LINES: Mapping[str, Any] = {"follow": True, "lines": 0, "ranks": [], "grep": None}
 _LIVE_WINDOW_S = 0.25
-_PAST_PATIENCE_S = 3.0
-_SUPERSEDED_S = 2.0
-_NEWS_S = 1.0  # nodes that end together are not told apart
+_BACKLOG_TIMEOUT_S = 3.0
+_SUPERSEDED_CHECK_S = 2.0
+_ANNOUNCE_S = 1.0  # nodes that end within it count as ended together
 
 
 @dataclass
 class Printer:
-    """Print log lines as they come: the past of all nodes merged by time, then what follows in short batches."""
+    """Prints log lines: first the backlog of all nodes, merged by time, then new lines in short batches.
+
+    Parameters
+    ----------
+    folding : bool
+        Whether equal lines of several ranks are printed as one. Default True.
+    """
 
     folding: bool = True
     waiting: list[Line] = field(default_factory=list)
     since: float = field(default_factory=time.monotonic)
-    past_of: set[int] = field(default_factory=set)
+    backlog_read: set[int] = field(default_factory=set)
     live: bool = False
 
     def add(self, event: Lines) -> None:
-        """Take lines in."""
+        """Buffer log lines.
+
+        Parameters
+        ----------
+        event : Lines
+            Lines of one node.
+        """
         host = event.node.label
         self.waiting += [Line(host, label, when, text) for label, when, text in event.lines]
 
-    def pace(self, nodes: int) -> None:
-        """Print what is due: the past once every node has told its own, or has kept us waiting for too long."""
+    def print_due(self, nodes: int) -> None:
+        """Print the buffered lines that are due. The backlog is due once all nodes have sent theirs, or after 3 s.
+
+        Parameters
+        ----------
+        nodes : int
+            The number of nodes that send a backlog.
+        """
         waited = time.monotonic() - self.since
-        if not self.live and (len(self.past_of) >= nodes or waited > _PAST_PATIENCE_S):
+        if not self.live and (len(self.backlog_read) >= nodes or waited > _BACKLOG_TIMEOUT_S):
             self.flush()
             self.live = True
         elif self.live and self.waiting and waited > _LIVE_WINDOW_S:
             self.flush()
 
     def flush(self) -> None:
-        """Print all that waits."""
+        """Print all buffered lines."""
         groups = batches(self.waiting) if not self.live else [self.waiting]
         for group in groups:
             if group:
@@ -60,21 +78,21 @@ class Printer:
 
 @dataclass
 class Watch:
-    """See a job to its end.
+    """Follows a job to its end.
 
     Parameters
     ----------
     record : Record
         The job.
     printer : Printer
-        Where its log lines go.
+        Prints its log lines.
     failure_grace_s : float, optional
-        When too many nodes have failed: how long the others get to end by themselves, before they are stopped. None:
-        they are left alone.
+        After a failure, seconds that the other nodes get to end by themselves before they are stopped. Default None:
+        they are not stopped.
     retries : bool
-        Whether a node with which contact is lost is tried again; here for the words only.
+        Whether the runtime reconnects after it loses a node. Only used in messages. Default True.
     stall_s : float
-        After how many seconds without a log line it says that the job may hang; 0: never.
+        Seconds without a log line after which the stall alarm is raised. Default 0: never.
     """
 
     record: Record
@@ -85,10 +103,10 @@ class Watch:
     ended: dict[int, status.NodeStatus] = field(default_factory=dict)
     lost: dict[int, float] = field(default_factory=dict)
     failed_at: float | None = None
-    told: bool = False
+    failure_announced: bool = False
     stopped: bool = False
-    seen: status.JobStatus | None = None
-    looked: float = field(default_factory=time.monotonic)
+    last_status: status.JobStatus | None = None  # only from a scheduler
+    superseded_checked_at: float = field(default_factory=time.monotonic)
     alarm: Alarm = field(init=False)
 
     def __post_init__(self) -> None:
@@ -96,13 +114,26 @@ class Watch:
         self.alarm = Alarm(self.record.name, self.stall_s, lambda: runtime.status(self.record))
 
     def run(self, request: Mapping[str, Any], nodes: Sequence[Node] | None = None) -> status.JobStatus:
-        """Print until the job has ended on all nodes; return how it ended."""
+        """Print logs and events until the job has ended on all nodes.
+
+        Parameters
+        ----------
+        request : Mapping
+            Which log lines to show, as for the runtime's `follow`.
+        nodes : sequence of Node, optional
+            The nodes to follow. Default None: all.
+
+        Returns
+        -------
+        JobStatus
+            How the job ended.
+        """
         runtime = runtimes.load(self.record.runtime)
         for event in runtime.follow(self.record, request, nodes):
             self._take(event)
-            self.printer.pace(len(self.nodes if nodes is None else nodes) or 1)
+            self.printer.print_due(len(self.nodes if nodes is None else nodes) or 1)
             self.alarm.pace()
-            self._judge(runtime.stop)
+            self._stop_after_failure(runtime.stop)
             if self._is_superseded() or (self.stopped and len(self.ended) >= len(self.nodes)):
                 break
         self.printer.live = self.printer.live or not self.printer.waiting
@@ -110,21 +141,27 @@ class Watch:
         return self.status()
 
     def _is_superseded(self) -> bool:
-        """Say whether the job was launched again under its name: a node of this attempt may never be heard of again."""
-        if time.monotonic() - self.looked < _SUPERSEDED_S:
+        """Check every 2 s whether the job was launched again: nodes may then never report the end of this attempt."""
+        if time.monotonic() - self.superseded_checked_at < _SUPERSEDED_CHECK_S:
             return False
-        self.looked = time.monotonic()
+        self.superseded_checked_at = time.monotonic()
         return self.record.is_superseded()
 
     @property
     def nodes(self) -> tuple[Node, ...]:
-        """The job's nodes, as far as they are known: a scheduler gives them late."""
-        return self.record.nodes or tuple(node.node for node in (self.seen.nodes if self.seen else ()))
+        """The job's nodes. Empty until a scheduler has allocated them."""
+        return self.record.nodes or tuple(node.node for node in (self.last_status.nodes if self.last_status else ()))
 
     def status(self) -> status.JobStatus:
-        """Return what is known so far; a node that has not ended is taken to run."""
-        if self.seen is not None:
-            return self.seen
+        """Return the last known status of the job.
+
+        Returns
+        -------
+        JobStatus
+            A node that has not reported its end is `running`.
+        """
+        if self.last_status is not None:
+            return self.last_status
         nodes = [self.ended.get(node.rank, status.NodeStatus(node, "running")) for node in self.record.nodes]
         return status.JobStatus(tuple(nodes), self.record.min_nodes)
 
@@ -135,33 +172,33 @@ class Watch:
             self.alarm.hear((when for _, when, _ in event.lines), self.printer.live)
         elif isinstance(event, BacklogRead):
             self.lost.pop(event.node.rank, None)
-            self.printer.past_of.add(event.node.rank)
+            self.printer.backlog_read.add(event.node.rank)
         elif isinstance(event, NodeEnded):
-            self.printer.past_of.add(event.status.node.rank)
+            self.printer.backlog_read.add(event.status.node.rank)
             self.ended[event.status.node.rank] = event.status
         elif isinstance(event, StatusChanged):
-            self._see(event.status)
+            self._handle_status(event.status)
         elif isinstance(event, ContactLost) and event.node.rank not in self.lost:
             self.lost[event.node.rank] = time.monotonic()
-            self.printer.past_of.add(event.node.rank)
+            self.printer.backlog_read.add(event.node.rank)
             write_err(f"{event.node.label}: {event.error.message}" + (" (trying again)" if self.retries else ""))
 
-    def _see(self, found: JobStatus) -> None:
-        """Take in how a scheduler's job is; say on stderr why it waits, and when it no longer does."""
-        before = self.seen
-        self.seen = found
-        if not found.has_failed:  # it may have failed before, and been run again
-            self.failed_at, self.told = None, False
+    def _handle_status(self, current: JobStatus) -> None:
+        """Store the status of a scheduler's job; report on stderr why it is pending, and when it starts."""
+        before = self.last_status
+        self.last_status = current
+        if not current.has_failed:  # a scheduler may have requeued it after a failure
+            self.failed_at, self.failure_announced = None, False
         self.lost.clear()
-        self.ended = {node.node.rank: node for node in found.nodes if node.has_ended}
-        news = before is None or (before.state, before.reason) != (found.state, found.reason)
-        if found.state in ("pending", "unreachable") and news:
-            write_err(f"{self.record.name}: {found.state} ({found.reason or 'no reason is given'})")
-        elif before is not None and before.state == "pending" and found.nodes:
-            write_err(f"{self.record.name}: runs on {fold([node.node.label for node in found.nodes])}")
+        self.ended = {node.node.rank: node for node in current.nodes if node.has_ended}
+        changed = before is None or (before.state, before.reason) != (current.state, current.reason)
+        if current.state in ("pending", "unreachable") and changed:
+            write_err(f"{self.record.name}: {current.state} ({current.reason or 'no reason is given'})")
+        elif before is not None and before.state == "pending" and current.nodes:
+            write_err(f"{self.record.name}: runs on {fold([node.node.label for node in current.nodes])}")
 
-    def _judge(self, stop: Callable[..., Any]) -> None:
-        """When the job has failed, do not wait for nodes that will never know: stop them, after a grace."""
+    def _stop_after_failure(self, stop: Callable[..., Any]) -> None:
+        """Stop the remaining nodes of a failed job after the grace, since they may never notice the failure."""
         if self.failure_grace_s is None or self.stopped:
             return
         known = self.status()
@@ -169,8 +206,8 @@ class Watch:
             return
         self.failed_at = self.failed_at or time.monotonic()
         waited = time.monotonic() - self.failed_at
-        if waited > _NEWS_S and not self.told:
-            self.told = True
+        if waited > _ANNOUNCE_S and not self.failure_announced:
+            self.failure_announced = True
             write_err(
                 f"{self.record.name}: {describe_failure(known)}; the other nodes get {self.failure_grace_s:g} s to end"
             )
@@ -190,7 +227,18 @@ class Watch:
 
 
 def describe_failure(job: status.JobStatus) -> str:
-    """Return in words what failed first, or why a scheduler ended it."""
+    """Describe why a job failed.
+
+    Parameters
+    ----------
+    job : JobStatus
+        Its status.
+
+    Returns
+    -------
+    str
+        The scheduler's reason, or the first failure.
+    """
     if job.reason:
         return job.reason
     first = job.first_failure

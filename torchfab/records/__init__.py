@@ -1,12 +1,13 @@
-"""What was launched from this machine: one folder per job, by name, so that any later `fab` finds the job again.
+"""The records of jobs launched from this machine: one folder per job, so that any later `fab` finds the job.
 
-jobs/<name>/            0700; making it, and locking `launching` in it, claims the name
-    record.json         the job, where it runs, how its nodes are reached
-    plan.json           what runs on every node, without secret values
-    state.json          what was last seen of it
-    asked.json          what it takes to launch it again (torchfab.records.launch_request)
-    events.jsonl        what happened to it, a line each
-    attempts/<k>/       the same files of its earlier attempts, where it was launched again under its name
+jobs/<name>/            mode 0700
+    launching           locked during the launch (torchfab.records.name_lock)
+    record.json         the job, its nodes, and how to connect to them
+    plan.json           the processes of every node, without secret values
+    state.json          the last known state
+    asked.json          the launch request, to launch the job again (torchfab.records.launch_request)
+    events.jsonl        the events of the job, one per line
+    attempts/<k>/       the same files of earlier attempts, if the job was launched again under its name
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torchfab.core.errors import JobNameError, TorchfabError, UsageError
 from torchfab.core.flag_values import is_whole
 from torchfab.core.specs import Plan, Submission, check_name
 from torchfab.records import atomic
-from torchfab.records.name_lock import Claims
+from torchfab.records.name_lock import NameLock
 from torchfab.records.record import Record, as_json, from_json, plan_as_json
 
 __all__ = ["Record", "Records"]
@@ -42,22 +43,34 @@ class Records:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._claims = Claims(root)
+        self._names = NameLock(root)
 
     def claim(self, name: str) -> Path:
-        """Make the folder of a new job, and with it take the name.
+        """Claim the name of a new job: make its folder and lock it.
+
+        Parameters
+        ----------
+        name : str
+            The job's name.
+
+        Returns
+        -------
+        Path
+            The new folder.
 
         Raises
         ------
         JobNameError
-            The name is malformed, or taken.
+            The name is malformed or taken.
+        TorchfabError
+            The folder cannot be written.
         """
         check_name(name)
         folder = self.root / name
         try:
-            if not self._claims.take(name):
+            if not self._names.acquire(name):
                 raise JobNameError(
-                    f"there is a job {name} already ({self._what_is(name)})",
+                    f"there is a job {name} already ({self._describe(name)})",
                     f"choose another --name, or remove its record once it has ended: fab jobs --remove {name}",
                 )
         except OSError as error:
@@ -65,40 +78,80 @@ class Records:
         return folder
 
     def launched(self, name: str) -> None:
-        """Note that a launch is done, however it went."""
-        self._claims.done(name)
+        """Unlock a job after its launch, successful or not.
+
+        Parameters
+        ----------
+        name : str
+            The job's name.
+        """
+        self._names.unlock(name)
 
     def launching(self, name: str) -> tuple[int, str] | None:
-        """Return the pid of the `fab` that is launching a job at this moment, and its machine; None when none is."""
+        """Find the `fab` process that is launching a job at this moment.
+
+        Parameters
+        ----------
+        name : str
+            The job's name.
+
+        Returns
+        -------
+        tuple of int and str, or None
+            Its pid and its host name. None if the job is not being launched.
+        """
         try:
             check_name(name)
         except JobNameError:
             return None
-        return self._claims.holder(name)
+        return self._names.holder(name)
 
-    def _what_is(self, name: str) -> str:
+    def _describe(self, name: str) -> str:
         try:
             record = self.get(name)
         except TorchfabError:
             return "being launched"
-        seen = record.last_seen()
         day = time.strftime("%Y-%m-%d %H:%M", time.localtime(record.created))
-        return f"launched {day}, last seen {seen['state']}"
+        return f"launched {day}, last seen {record.last_seen()['state']}"
 
     def release(self, name: str) -> None:
-        """Give a name back: nothing of the job runs or will run."""
-        self._claims.release(name)
-
-    def write(self, plan: Plan, runtime: str, created: float, settings: ConnectionSettings, attempt: int = 1) -> Record:
-        """Write down a job before it starts, so that whatever happens from here on, `stop` finds it.
+        """Remove a job's record and free its name. No process of the job may run.
 
         Parameters
         ----------
+        name : str
+            The job's name.
+        """
+        self._names.remove(name)
+
+    def write(self, plan: Plan, runtime: str, created: float, settings: ConnectionSettings, attempt: int = 1) -> Record:
+        """Write the record of a job before it starts, so that `fab stop` always finds it.
+
+        Parameters
+        ----------
+        plan : Plan
+            What is about to be launched.
+        runtime : str
+            The name of the module in `torchfab.runtimes`.
+        created : float
+            Launch time, in seconds since the epoch.
+        settings : ConnectionSettings
+            How to connect to the nodes.
         attempt : int
-            Beyond the first one, the record of the attempt before is kept in `attempts/`. Default 1.
+            The number of the launch under this name. Beyond 1, the previous record is copied to `attempts/`. Default 1.
+
+        Returns
+        -------
+        Record
+            The new record.
+
+        Raises
+        ------
+        TorchfabError
+            A file cannot be written.
         """
         if attempt > 1:
-            self._keep_attempt(self.root / plan.job.name, attempt - 1)
+            self._archive_attempt(self.root / plan.job.name, attempt - 1)
         record = Record(
             folder=self.root / plan.job.name,
             name=plan.job.name,
@@ -117,25 +170,36 @@ class Records:
             mask_key=plan.job.mask_key,
             grace_s=plan.job.grace_s,
         )
-        self._write(record, "plan.json", plan_as_json(plan))
-        self._write(record, "record.json", as_json(record))
+        atomic.write_json(record.folder / "plan.json", plan_as_json(plan))
+        atomic.write_json(record.folder / "record.json", as_json(record))
         record.note("planned", nodes=len(record.nodes), world_size=record.world_size)
         return record
 
-    def _keep_attempt(self, folder: Path, attempt: int) -> None:
-        kept = folder / ATTEMPTS / str(attempt)
+    def _archive_attempt(self, folder: Path, attempt: int) -> None:
+        archive = folder / ATTEMPTS / str(attempt)
         try:
-            kept.parent.mkdir(mode=0o700, exist_ok=True)
-            kept.mkdir(mode=0o700, exist_ok=True)
+            archive.parent.mkdir(mode=0o700, exist_ok=True)
+            archive.mkdir(mode=0o700, exist_ok=True)
             for name in ("plan.json", "state.json", "events.jsonl", "record.json"):
                 if (folder / name).exists():
-                    shutil.copyfile(folder / name, kept / name)
-                    (kept / name).chmod(0o600)
+                    shutil.copyfile(folder / name, archive / name)
+                    (archive / name).chmod(0o600)
         except OSError as error:
-            raise atomic.cannot_write(kept, error) from None
+            raise atomic.cannot_write(archive, error) from None
 
     def earlier(self, record: Record) -> list[Record]:
-        """Return the records of a job's earlier attempts, the first one first; what cannot be read is left out."""
+        """Read the records of a job's earlier attempts.
+
+        Parameters
+        ----------
+        record : Record
+            The current attempt.
+
+        Returns
+        -------
+        list of Record
+            The first attempt first, without those that cannot be read.
+        """
         found = []
         for number in range(1, record.attempt):
             try:
@@ -145,12 +209,24 @@ class Records:
         return found
 
     def attempt(self, record: Record, text: str) -> Record:
-        """Return the record of one of a job's attempts, as given by a flag; the job's own where the text is empty.
+        """Read the record of one attempt of a job.
+
+        Parameters
+        ----------
+        record : Record
+            The current attempt.
+        text : str
+            The number of the attempt, as given to a flag. Empty: the current one.
+
+        Returns
+        -------
+        Record
+            The attempt.
 
         Raises
         ------
         UsageError
-            There was no such attempt.
+            There is no such attempt.
         """
         if text in ("", str(record.attempt)):
             return record
@@ -166,7 +242,25 @@ class Records:
     def write_submission(
         self, submission: Submission, runtime: str, created: float, settings: ConnectionSettings
     ) -> Record:
-        """Write down a job that is about to be handed to a scheduler."""
+        """Write the record of a job before it is submitted to a scheduler.
+
+        Parameters
+        ----------
+        submission : Submission
+            What is about to be submitted.
+        runtime, created, settings
+            As for `write`.
+
+        Returns
+        -------
+        Record
+            The new record.
+
+        Raises
+        ------
+        TorchfabError
+            A file cannot be written.
+        """
         job = submission.job
         record = Record(
             folder=self.root / job.name,
@@ -186,31 +280,53 @@ class Records:
             defaults=submission.defaults,
             details=dict(submission.details),
         )
-        self._write(record, "record.json", as_json(record))
+        atomic.write_json(record.folder / "record.json", as_json(record))
         record.note("planned", nodes=submission.nodes, world_size=record.world_size)
         return record
 
     def with_details(self, record: Record, **details: Any) -> Record:
-        """Return the record with more details, written down."""
+        """Add details to a record and write it.
+
+        Parameters
+        ----------
+        record : Record
+            The record.
+        **details : any JSON value
+            The details to add.
+
+        Returns
+        -------
+        Record
+            The record with the details.
+
+        Raises
+        ------
+        TorchfabError
+            The file cannot be written.
+        """
         record = replace(record, details={**record.details, **details})
-        self._write(record, "record.json", as_json(record))
+        atomic.write_json(record.folder / "record.json", as_json(record))
         return record
 
-    def _write(self, record: Record, name: str, value: Any) -> None:
-        try:
-            atomic.write(record.folder / name, value)
-        except OSError as error:
-            raise atomic.cannot_write(record.folder, error) from None
-
     def get(self, name: str) -> Record:
-        """Return the record of a job.
+        """Read the record of a job.
+
+        Parameters
+        ----------
+        name : str
+            The job's name.
+
+        Returns
+        -------
+        Record
+            The current attempt.
 
         Raises
         ------
         JobNameError
             No job of that name was launched from here.
         TorchfabError
-            Its record cannot be read, or is none of this torchfab's.
+            The record cannot be read, or has another format.
         """
         path = self.root / name / "record.json"
         try:
@@ -225,7 +341,13 @@ class Records:
             raise TorchfabError(f"{path}: not a record of torchfab ({error!r})", "move it away") from None
 
     def all(self) -> list[Record]:
-        """Return all records, the latest first; a folder that holds none is left out."""
+        """Read all records.
+
+        Returns
+        -------
+        list of Record
+            The latest first, without folders whose record is missing or cannot be read.
+        """
         found = []
         for path in self.root.glob("*/record.json"):
             try:
@@ -235,12 +357,17 @@ class Records:
         return sorted(found, key=lambda record: record.created, reverse=True)
 
     def latest(self) -> Record:
-        """Return the job that was launched last.
+        """Read the record of the job that was launched last.
+
+        Returns
+        -------
+        Record
+            The job.
 
         Raises
         ------
         JobNameError
-            There is none.
+            No job was launched from here.
         """
         records = self.all()
         if not records:

@@ -1,9 +1,8 @@
-"""What it takes to launch a job again: what was asked for, kept beside its record, without secret values."""
+"""The launch request: everything needed to launch a job again, stored beside its record without secret values."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -14,26 +13,27 @@ from torchfab.core import flag_values
 from torchfab.core.errors import TorchfabError, UsageError
 from torchfab.core.specs import Job, Node, Slot
 from torchfab.launchers import Launcher
+from torchfab.records import atomic
 
 FILE = "asked.json"
 
 
 @dataclass(frozen=True)
 class LaunchRequest:
-    """A launch as it was asked for.
+    """A launch as the user requested it.
 
     Parameters
     ----------
     job : Job
-        The job, with every default filled in; the job_id is that of its first attempt.
+        The job, with all defaults filled in. Its job_id is that of the first attempt.
     own : Mapping of str to Any
         The launcher's own flags.
     nodes, slots : tuple of Node, tuple of Slot
-        All lines of the inventory: those that ran first, and the spares.
+        All lines of the inventory: the nodes of the first attempt and the spares.
     count : int
-        On how many nodes it is to run.
+        The number of nodes to run on.
     policy : Mapping of str to Any
-        How it is supervised, as `torchfab.supervise.model.Policy` has it; empty where it never was.
+        The fields of `torchfab.supervise.model.Policy`. Empty if the job was never supervised.
     """
 
     job: Job
@@ -49,22 +49,35 @@ class LaunchRequest:
         return launchers.load(self.job.launcher)
 
     def next_job(self, token: str, new_port: bool = False) -> Job:
-        """Return the job of another attempt: the same under a new id.
+        """Return the job of another attempt: the same job under a new id.
 
         Parameters
         ----------
+        token : str
+            The suffix of the new job id.
         new_port : bool
-            Leave a port that was asked for to processes of earlier attempts that may still hold it. Default False.
+            Choose a free port even if one was requested, because processes of earlier attempts may still hold the
+            requested one. Default False.
+
+        Returns
+        -------
+        Job
+            The job to launch.
         """
         return replace(self.job, job_id=f"{self.job.name}-{token}", port=0 if new_port else self.job.port)
 
     def save(self, folder: Path) -> None:
-        """Write it into a job's folder, readable by its owner only; of secrets their names.
+        """Write the request into a job's folder, with mode 0600 and only the names of the secrets.
+
+        Parameters
+        ----------
+        folder : Path
+            The job's folder.
 
         Raises
         ------
         TorchfabError
-            It cannot be written.
+            The file cannot be written.
         """
         values = {each.name: getattr(self.job, each.name) for each in fields(Job) if each.name != "options"}
         job = {**values, "env": dict(self.job.env), "secrets": sorted(self.job.secrets)}
@@ -76,18 +89,30 @@ class LaunchRequest:
             "count": self.count,
             "policy": dict(self.policy),
         }
-        _write(folder / FILE, document)
+        atomic.write_json(folder / FILE, document)
 
 
 def load(folder: Path, environ: Mapping[str, str]) -> LaunchRequest:
-    """Return what was asked for, with the secrets of the job's environment taken from here by name.
+    """Read the launch request of a job.
+
+    Parameters
+    ----------
+    folder : Path
+        The job's folder.
+    environ : Mapping of str to str
+        Where the values of the job's secrets are looked up by name.
+
+    Returns
+    -------
+    LaunchRequest
+        The request, with its secrets.
 
     Raises
     ------
     UsageError
-        The job cannot be launched again from its record, or secrets are missing.
+        The job cannot be launched again from its record, or secrets are missing in `environ`.
     TorchfabError
-        The file is not torchfab's.
+        The file cannot be read.
     """
     try:
         document = json.loads((folder / FILE).read_text())
@@ -101,8 +126,8 @@ def load(folder: Path, environ: Mapping[str, str]) -> LaunchRequest:
     missing = [name for name in document["job"]["secrets"] if name not in environ]
     if missing:
         raise UsageError(
-            f"job {folder.name} needs {', '.join(missing)} in its environment, of which only the names are kept",
-            "export them here, and say it again",
+            f"job {folder.name} needs {', '.join(missing)} in its environment; torchfab stores only their names",
+            "export them here, and run the command again",
         )
     return _from_json(document, environ)
 
@@ -124,25 +149,23 @@ def _from_json(document: Mapping[str, Any], environ: Mapping[str, str]) -> Launc
 
 
 def select_nodes(
-    nodes: Sequence[Node], slots: Sequence[Slot], wanted: Sequence[Node]
+    nodes: Sequence[Node], slots: Sequence[Slot], selected: Sequence[Node]
 ) -> tuple[tuple[Node, ...], tuple[Slot, ...]]:
-    """Return some nodes, and the slots on them, numbered anew in their order. Pure."""
-    new_rank = {node.rank: rank for rank, node in enumerate(wanted)}
+    """Select some nodes and the slots on them, and renumber both from 0. Pure.
+
+    Parameters
+    ----------
+    nodes, slots : sequence of Node, sequence of Slot
+        All lines of the inventory.
+    selected : sequence of Node
+        The nodes to keep, in the order of their new ranks.
+
+    Returns
+    -------
+    tuple of Node, tuple of Slot
+        The renumbered nodes and slots.
+    """
+    new_rank = {node.rank: rank for rank, node in enumerate(selected)}
     kept = sorted((slot for slot in slots if slot.node_rank in new_rank), key=lambda slot: slot.rank)
     renumbered = tuple(replace(slot, rank=rank, node_rank=new_rank[slot.node_rank]) for rank, slot in enumerate(kept))
-    return tuple(replace(node, rank=rank) for rank, node in enumerate(wanted)), renumbered
-
-
-def _write(path: Path, document: Mapping[str, Any]) -> None:
-    beside = path.with_name(path.name + ".new")
-    try:
-        handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(handle, "w") as file:
-            json.dump(document, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError as error:
-        raise TorchfabError(
-            f"cannot write {path}: {error.strerror}", "free space or rights there, or set torchfab.records"
-        ) from None
+    return tuple(replace(node, rank=rank) for rank, node in enumerate(selected)), renumbered

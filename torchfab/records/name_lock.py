@@ -1,4 +1,4 @@
-"""Who launches a job at this moment: a lock on `launching` in its folder, which claims the name."""
+"""The lock on a job's name while the job is launched: `launching` in its folder, held by the launching `fab`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 from typing import ClassVar
 
-_DEAD_S = 600.0  # the claim of a launch that has ended so long ago is not one that is about to be locked
+_ABANDONED_S = 600.0  # younger folders may belong to a launch that is about to lock them
 
 
-class Claims:
-    """The names that are taken under a folder of records.
+class NameLock:
+    """Claims job names under a folder of records.
 
     Parameters
     ----------
@@ -23,14 +23,24 @@ class Claims:
         The folder that holds one folder per job.
     """
 
-    # Locks on the folders of jobs that this process launches, by name.
+    # File descriptors of the locks that this process holds, by job name.
     _locks: ClassVar[dict[str, int]] = {}
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def take(self, name: str) -> bool:
-        """Make the folder of a job and lock it; return whether the name was free.
+    def acquire(self, name: str) -> bool:
+        """Make the folder of a job and lock it.
+
+        Parameters
+        ----------
+        name : str
+            The job's name.
+
+        Returns
+        -------
+        bool
+            Whether the name was free.
 
         Raises
         ------
@@ -38,50 +48,67 @@ class Claims:
             The folder cannot be written.
         """
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._forget_dead()
-        return self._take(self.root / name)
+        self._remove_abandoned()
+        return self._acquire(self.root / name)
 
-    def _forget_dead(self) -> None:
-        """Remove what launches have left that were killed before they had written down their job."""
+    def _remove_abandoned(self) -> None:
+        """Remove the folders of launches that were killed before they wrote a record."""
         for path in self.root.glob("*/launching"):
-            with contextlib.suppress(OSError):  # it lives, or another one was faster
-                if (path.parent / "record.json").exists() or time.time() - path.stat().st_mtime < _DEAD_S:
+            with contextlib.suppress(OSError):  # the launch is alive, or another process removed the folder first
+                if (path.parent / "record.json").exists() or time.time() - path.stat().st_mtime < _ABANDONED_S:
                     continue
                 with path.open() as file:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     shutil.rmtree(path.parent, ignore_errors=True)
 
-    def _take(self, folder: Path) -> bool:
-        """Make the folder of a job and lock it, or take over that of a launch that was killed before it had begun."""
+    def _acquire(self, folder: Path) -> bool:
+        """Make and lock the folder of a job, or take over the folder of a launch that was killed before its record."""
         try:
             folder.mkdir(mode=0o700)
         except FileExistsError:
             if (folder / "record.json").exists() or not folder.is_dir():
                 return False
-        handle = os.open(folder / "launching", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        fd = os.open(folder / "launching", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.close(handle)
+            os.close(fd)
             return False
         except OSError:  # a file system without locks
             pass
-        self._locks[folder.name] = handle  # until the launch is done, or this process ends, however it ends
+        self._locks[folder.name] = fd  # held until the launch is over or this process exits, for whatever reason
         try:
-            os.write(handle, f"{os.getpid()} {socket.gethostname()}\n".encode())
+            os.write(fd, f"{os.getpid()} {socket.gethostname()}\n".encode())
         except OSError:  # a full disk
             if not (folder / "record.json").exists():
-                self.release(folder.name)
+                self.remove(folder.name)
             raise
         return not (folder / "record.json").exists()
 
-    def done(self, name: str) -> None:
-        """Note that a launch is done, however it went."""
+    def unlock(self, name: str) -> None:
+        """Release the lock after a launch, successful or not; without a lock do nothing.
+
+        Parameters
+        ----------
+        name : str
+            The job's name.
+        """
         if name in self._locks:
             os.close(self._locks.pop(name))
 
     def holder(self, name: str) -> tuple[int, str] | None:
-        """Return the pid of the `fab` that is launching a job at this moment, and its machine; None when none is."""
+        """Find the `fab` process that is launching a job at this moment.
+
+        Parameters
+        ----------
+        name : str
+            The job's name.
+
+        Returns
+        -------
+        tuple of int and str, or None
+            Its pid and its host name. None if the job is not being launched.
+        """
         try:
             with (self.root / name / "launching").open() as file:
                 try:
@@ -93,7 +120,13 @@ class Claims:
             pass
         return None
 
-    def release(self, name: str) -> None:
-        """Give a name back: nothing of the job runs or will run."""
-        self.done(name)
+    def remove(self, name: str) -> None:
+        """Remove the folder of a job and free its name. No process of the job may run.
+
+        Parameters
+        ----------
+        name : str
+            The job's name.
+        """
+        self.unlock(name)
         shutil.rmtree(self.root / name, ignore_errors=True)

@@ -1,7 +1,8 @@
-"""A job as it was launched, and what is written down of it."""
+"""The record of a launched job, and its JSON form on disk."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -20,36 +21,36 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Record:
-    """A job as it was launched.
+    """A launched job.
 
     Parameters
     ----------
     folder : Path
-        Its folder on this machine.
+        The job's folder on this machine.
     name, job_id, launcher, runtime : str
-        As in Job; the runtime is the name of the module in `torchfab.runtimes` that acts on it.
+        As in Job. The runtime is the name of the module in `torchfab.runtimes` that controls the job.
     created : float
-        When it was launched, in seconds since the epoch.
+        Launch time, in seconds since the epoch.
     script : tuple of str
-        What runs.
+        The script and its arguments.
     nodes : tuple of Node
-        Where it runs.
+        The nodes that the job runs on.
     node_dir : str
-        Where its folders lie on the nodes.
+        The parent of the job's folders on the nodes.
     world_size, min_nodes : int
         As in Plan.
     settings : ConnectionSettings
-        How its nodes are reached.
-    chosen : Mapping of str to str
-        The defaults that torchfab chose.
+        How to connect to the nodes.
+    defaults : Mapping of str to str
+        The values that torchfab filled in for flags that were not given.
     details : Mapping of str to Any
-        What the runtime alone knows: ids that a scheduler gave, where its files lie.
+        Data that only the runtime uses: the ids and file paths of a scheduler.
     attempt : int
-        How often it was launched under this name, this time included.
+        The number of launches under this name, this one included. Default 1.
     mask_key : str
-        The key of the digests by which the nodes hide what the job's secrets print; empty for none.
+        The key of the digests by which the nodes mask the job's secrets in its output. Empty: there are none.
     grace_s : float
-        Between SIGTERM and SIGKILL when it is stopped, unless that says otherwise. Default 10.
+        Seconds between SIGTERM and SIGKILL when the job is stopped and `--grace` is not given. Default 10.
     """
 
     folder: Path
@@ -72,11 +73,17 @@ class Record:
 
     @property
     def is_elastic(self) -> bool:
-        """Whether the job goes on when a node is lost."""
+        """Whether the job continues when a node is lost."""
         return self.min_nodes < len(self.nodes)
 
     def is_superseded(self) -> bool:
-        """Say whether the job was launched again under its name since."""
+        """Read from disk whether a later attempt of the job was launched.
+
+        Returns
+        -------
+        bool
+            False if the record cannot be read.
+        """
         try:
             current = json.loads((self.folder / "record.json").read_text())
             return bool(current["job_id"] != self.job_id)
@@ -84,48 +91,77 @@ class Record:
             return False
 
     def note(self, event: str, **details: Any) -> None:
-        """Append an event to the job's story; what cannot be written is not worth failing for."""
+        """Append an event to events.jsonl. Write errors are ignored.
+
+        Parameters
+        ----------
+        event : str
+            The kind of event: `planned`, `started`.
+        **details : any JSON value
+            Further keys of the event.
+        """
         line = json.dumps({"time": time.time(), "event": event, **details}) + "\n"
         try:
-            handle = os.open(self.folder / "events.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-            with os.fdopen(handle, "w") as file:
+            fd = os.open(self.folder / "events.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            with os.fdopen(fd, "w") as file:
                 file.write(line)
         except OSError:
             pass
 
     def events(self) -> tuple[Mapping[str, Any], ...]:
-        """Return what was noted of the job, the oldest first; a line that was cut short is left out."""
+        """Read the job's events, the oldest first.
+
+        Returns
+        -------
+        tuple of Mapping
+            Without the lines that do not parse, such as a truncated last one.
+        """
         try:
             lines = (self.folder / "events.jsonl").read_text(errors="replace").splitlines()
         except OSError:
             return ()
-        return tuple(event for line in lines if (event := _event(line)))
+        return tuple(event for line in lines if (event := _parse_event(line)))
 
     @property
     def is_confirmed(self) -> bool:
-        """Whether all nodes were told to keep what they had started: a launch that is cut off before says so."""
+        """Whether the launch was committed on all nodes. False for a launch that was interrupted before that."""
         names = [event["event"] for event in self.events() if event["event"] in ("planned", "started")]
-        return not names or names[-1] == "started"  # each attempt is planned anew
+        return not names or names[-1] == "started"  # each attempt writes its own `planned` event
 
     def remember(self, state: str, code: int | None, ended: bool) -> None:
-        """Remember what was last seen of the job."""
-        try:
-            seen = {"state": state, "code": code, "ended": ended, "seen": time.time(), "job_id": self.job_id}
-            atomic.write(self.folder / "state.json", seen)
-        except OSError:
-            pass
+        """Write the job's last known state to state.json. Write errors are ignored.
+
+        Parameters
+        ----------
+        state : str
+            As in `torchfab.core.status`: `running`.
+        code : int, optional
+            The job's exit code. None while it runs.
+        ended : bool
+            Whether the state is final.
+        """
+        with contextlib.suppress(TorchfabError):
+            status = {"state": state, "code": code, "ended": ended, "seen": time.time(), "job_id": self.job_id}
+            atomic.write_json(self.folder / "state.json", status)
 
     def last_seen(self) -> dict[str, Any]:
-        """Return what was last seen of the job: state, code, ended, seen (seconds since the epoch)."""
-        nothing = {"state": "starting", "code": None, "ended": False, "seen": self.created}
+        """Read the job's last known state from state.json.
+
+        Returns
+        -------
+        dict
+            `state`, `code`, `ended`, and `seen` (seconds since the epoch). A job without a readable file is `starting`.
+        """
+        initial = {"state": "starting", "code": None, "ended": False, "seen": self.created}
         try:
-            seen = {**nothing, **json.loads((self.folder / "state.json").read_text())}
-            return seen if seen.pop("job_id", self.job_id) == self.job_id else nothing  # else of an earlier attempt
+            status = {**initial, **json.loads((self.folder / "state.json").read_text())}
+            # The file of an earlier attempt does not count.
+            return status if status.pop("job_id", self.job_id) == self.job_id else initial
         except (OSError, ValueError, TypeError):
-            return nothing
+            return initial
 
 
-def _event(line: str) -> dict[str, Any]:
+def _parse_event(line: str) -> dict[str, Any]:
     try:
         event = json.loads(line)
         return {**event, "time": float(event["time"]), "event": str(event["event"])}
@@ -134,7 +170,18 @@ def _event(line: str) -> dict[str, Any]:
 
 
 def plan_as_json(plan: Plan) -> list[dict[str, Any]]:
-    """Return what runs on every node, as JSON; of secrets the names only."""
+    """Return the content of plan.json: the processes of every node, and only the names of the secrets.
+
+    Parameters
+    ----------
+    plan : Plan
+        The plan of the launch.
+
+    Returns
+    -------
+    list of dict
+        One item per node.
+    """
     return [
         {
             "node_rank": each.node.rank,
@@ -151,9 +198,19 @@ def plan_as_json(plan: Plan) -> list[dict[str, Any]]:
 
 
 def as_json(record: Record) -> dict[str, Any]:
-    """Return what is written into record.json.
+    """Return the content of record.json.
 
-    `chosen` is the key of `defaults` since the first version that wrote records: an older torchfab's are read, too.
+    `defaults` has the key `chosen` in the file, as in all versions before, so that records stay readable both ways.
+
+    Parameters
+    ----------
+    record : Record
+        The record.
+
+    Returns
+    -------
+    dict
+        Everything but the folder.
     """
     values = {key: value for key, value in vars(record).items() if key not in ("folder", "defaults")}
     nodes = [asdict(node) for node in record.nodes]
@@ -167,23 +224,35 @@ def as_json(record: Record) -> dict[str, Any]:
 
 
 def from_json(folder: Path, values: dict[str, Any]) -> Record:
-    """Return the record of a folder from what its record.json says.
+    """Build a record from the content of its record.json.
+
+    Parameters
+    ----------
+    folder : Path
+        The job's folder.
+    values : dict
+        The parsed file.
+
+    Returns
+    -------
+    Record
+        The record.
 
     Raises
     ------
     KeyError, TypeError, ValueError
-        It says no such thing.
+        A value is missing or has the wrong type.
     TorchfabError
-        Another torchfab has written it.
+        The file has a format of another torchfab version.
     """
     values = dict(values)
     if (version := values.pop("format")) != FORMAT:
-        told = f"{folder / 'record.json'} has format {version!r}, and this torchfab reads {FORMAT}"
-        raise TorchfabError(told, "use the torchfab that launched the job")
+        problem = f"{folder / 'record.json'} has format {version!r}, and this torchfab reads {FORMAT}"
+        raise TorchfabError(problem, "use the torchfab that launched the job")
     nodes = tuple(Node(**{**node, "gpus": tuple(node["gpus"])}) for node in values.pop("nodes"))
     settings, defaults = values.pop("settings"), values.pop("chosen")
     if not all(isinstance(each, (int, float)) for each in (values["created"], values.get("grace_s", 0))):
-        raise TypeError("created or grace_s is no number")
+        raise TypeError("created or grace_s is not a number")
     settings = ConnectionSettings(**{**settings, "identities": tuple(settings["identities"])})
     values["script"] = tuple(values["script"])
     return Record(folder=folder, nodes=nodes, settings=settings, defaults=defaults, **values)

@@ -1,16 +1,19 @@
-"""Supervision: a job is seen through failures, sick nodes and hangs, by launching it again under its name.
+"""Supervision: relaunch a job under its name after failures, hangs, and lost or sick nodes.
 
-values      Policy, Ending, Past, Decision: what is known and what is done about it
-deciding    history, ending, policy -> decision; pure
-story       what happened, as words; and back from the record's events to the history; pure
-lemons      the nodes that are left out, and why
-lock        one supervisor per job; `fab stop` wins over a restart
-eyes        watch one attempt until it ends, fails, hangs or loses a node
-inquest     why an attempt ended: the story of `fab why`, and what doctor finds on its nodes
-notify      tell a command or a URL
-scribe      the story while it is written
-remains     what may still run of earlier attempts
-relaunch    the next attempt: on which nodes, after what wait
-supervisor  all of it, in a loop
-command     `fab supervise`, and launches with `--supervise`
+model           Policy, AttemptOutcome, PreviousAttempt, Decision
+policy          previous attempts, outcome, policy -> decision; pure
+history         the record's events -> previous attempts, and -> text; pure
+quarantine      the list of lemon nodes, with reasons
+lease           one supervisor per job; `fab stop` takes precedence over a relaunch
+lease_status    the supervisor in `fab status` and `fab logs`
+monitor         watch one attempt until it ends, fails, hangs or loses a node
+outcome         why an attempt ended: the diagnosis of `fab why`, and doctor's findings on its nodes
+notifier        send events to a command or a URL
+event_journal   write events to the record, the terminal and the notifier
+orphans         stop earlier attempts on nodes that were out of reach
+relauncher      launch the next attempt: which nodes, after what wait
+job_supervisor  the loop over all of these
+detach          run the supervisor in tmux
+
+`torchfab.commands.supervise` holds `fab supervise` and launches with `--supervise`.
 """

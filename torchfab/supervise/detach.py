@@ -1,9 +1,9 @@
-"""A supervisor in tmux: the private server of the launch machine runs it, and `fab` hands it what it needs.
+"""Run a supervisor in a session of the private tmux server on the launch machine.
 
-Its command, folder and environment (there are secrets in that) go through a named pipe that only this user can open:
-not through command lines, which anybody sees, nor through tmux, which keeps the environment of its first session.
+Its command, working directory and environment (which holds secrets) go through a named pipe that only this user can
+open: command lines are visible to every user, and tmux keeps the environment of its first session.
 
-Run as a program (`python handover.py PIPE`) it takes them, and becomes the command.
+Run as a program (`python detach.py PIPE`), this file reads them from the pipe and executes the command.
 """
 
 from __future__ import annotations
@@ -21,16 +21,34 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SESSION = "TORCHFAB_SUPERVISOR_SESSION"
-_PATIENCE_S = 10.0
+_TIMEOUT_S = 10.0
 
 
 def start(name: str, argv: Sequence[str], environ: Mapping[str, str], cwd: str, folder: Path) -> str:
-    """Start a command in a session of its own on the private tmux server here; return the session's name.
+    """Start a command in its own session on the private tmux server of this machine.
+
+    Parameters
+    ----------
+    name : str
+        The job's name.
+    argv : sequence of str
+        The command, with an absolute path to its program.
+    environ : Mapping of str to str
+        Its environment, secrets included.
+    cwd : str
+        Its working directory.
+    folder : Path
+        Where the named pipe is made, for at most 10 s.
+
+    Returns
+    -------
+    str
+        The name of the tmux session.
 
     Raises
     ------
     TorchfabError
-        There is no tmux, it refused, or nobody came for what is handed over.
+        tmux is missing or failed, or the new session did not open the pipe within 10 s.
     """
     from torchfab.core.environment import is_secret
     from torchfab.core.errors import TorchfabError
@@ -43,13 +61,13 @@ def start(name: str, argv: Sequence[str], environ: Mapping[str, str], cwd: str, 
         command = [sys.executable, "-I", "-S", __file__, str(pipe)]
         tmux = ["tmux", "-L", "torchfab", "new-session", "-d", "-s", session, *command]
         env = {name: value for name, value in environ.items() if not is_secret(name)}
-        done = subprocess.run(tmux, env=env, capture_output=True, text=True, check=False, timeout=_PATIENCE_S)
+        done = subprocess.run(tmux, env=env, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
         if done.returncode:
             raise TorchfabError(
                 f"tmux cannot run the supervisor: {done.stderr.strip()}",
                 f"the job runs; without tmux: fab supervise {name}",
             )
-        _hand_over(pipe, json.dumps(document).encode())
+        _write_to_pipe(pipe, json.dumps(document).encode())
     except (OSError, subprocess.SubprocessError) as error:
         raise TorchfabError(
             f"the supervisor in tmux was not started: {error}", f"the job runs; without tmux: fab supervise {name}"
@@ -59,23 +77,23 @@ def start(name: str, argv: Sequence[str], environ: Mapping[str, str], cwd: str, 
     return session
 
 
-def _hand_over(pipe: Path, data: bytes) -> None:
-    deadline = time.monotonic() + _PATIENCE_S
+def _write_to_pipe(pipe: Path, data: bytes) -> None:
+    deadline = time.monotonic() + _TIMEOUT_S
     while True:
         try:
-            handle = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+            fd = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
             break
         except OSError as error:
-            if error.errno != errno.ENXIO or time.monotonic() > deadline:
+            if error.errno != errno.ENXIO or time.monotonic() > deadline:  # ENXIO: no reader yet
                 raise
             time.sleep(0.02)
-    os.set_blocking(handle, True)
-    with os.fdopen(handle, "wb") as file:
+    os.set_blocking(fd, True)
+    with os.fdopen(fd, "wb") as file:
         file.write(data)
 
 
 def main() -> None:
-    """Take what is handed over, and become it."""
+    """Read command, working directory and environment from the pipe, and execute the command."""
     with open(sys.argv[1], "rb") as file:
         document = json.loads(file.read())
     os.chdir(document["cwd"])

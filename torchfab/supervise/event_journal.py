@@ -1,4 +1,4 @@
-"""The story of a supervised job while it is written: into the record, onto the terminal, to a notifier."""
+"""Write the events of a supervised job to its record, the terminal and the notifier."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from torchfab.supervise import history
 from torchfab.supervise.model import AttemptOutcome, PreviousAttempt
 from torchfab.supervise.notifier import Notifier
 
-# What a notifier is told of, and what it is told.
-_NEWS = ("outcome", "restart", "lemon", "stall", "end")
-_TOLD_ON = ("attempt", "text", "code", "hosts")
+# The events that go to the notifier, and their keys besides `job`, `event` and `time`.
+_NOTIFIED_EVENTS = ("outcome", "restart", "lemon", "stall", "end")
+_NOTIFIED_KEYS = ("attempt", "text", "code", "hosts")
 _SHORTEST_SECRET = 4
 
 
 class EventJournal:
-    """Write down what happens to a job.
+    """The events of a job.
 
-    Its events are kept in memory as well: a disk that is full must not make it forget how often it was restarted.
+    The journal also keeps the events in memory, so that the count of restarts survives a full disk.
 
     Parameters
     ----------
     record : Record
         The job's current attempt.
     secrets : collection of str
-        What must not be told.
+        Values to mask in the text of events.
     notifier : Notifier
-        Whom to tell.
+        The notifier of `--notify`.
     """
 
     def __init__(self, record: Record, secrets: Collection[str], notifier: Notifier) -> None:
@@ -38,23 +38,45 @@ class EventJournal:
         self.events: list[Mapping[str, Any]] = list(record.events())
 
     def note(self, event: str, text: str = "", **details: Any) -> None:
-        """Write an event down, print its text, and tell it on."""
+        """Record an event, print its text, and send it to the notifier if it is of a kind that matters there.
+
+        Parameters
+        ----------
+        event : str
+            The kind of event: `restart`.
+        text : str
+            One line for the terminal. Empty: nothing is printed.
+        **details : any JSON value
+            Further keys of the event.
+        """
         for secret in self.secrets:
             text = text.replace(secret, "***") if len(secret) >= _SHORTEST_SECRET else text
-        known = {"attempt": self.record.attempt, **details, **({"text": text} if text else {})}
+        values = {"attempt": self.record.attempt, **details, **({"text": text} if text else {})}
         now = time.time()
-        self.record.note(event, **known)
-        self.events.append({"time": now, "event": event, **known})
+        self.record.note(event, **values)
+        self.events.append({"time": now, "event": event, **values})
         if text:
-            write_err(history.line({"time": now, "event": event, "text": text}))
-        if event in _NEWS:
-            told = {key: known[key] for key in _TOLD_ON if key in known}
-            self.notifier.tell({"job": self.record.name, "event": event, "time": now, **told})
+            write_err(history.render_line({"time": now, "event": event, "text": text}))
+        if event in _NOTIFIED_EVENTS:
+            notified = {key: values[key] for key in _NOTIFIED_KEYS if key in values}
+            self.notifier.send({"job": self.record.name, "event": event, "time": now, **notified})
 
-    def past(self) -> tuple[PreviousAttempt, ...]:
-        """Return the endings that a restart followed."""
-        return history.history(self.events, self.record.attempt)
+    def previous_attempts(self) -> tuple[PreviousAttempt, ...]:
+        """Return the attempts before the current one.
 
-    def open_ending(self) -> AttemptOutcome | None:
-        """Return how the current attempt ended, where that was noted and no restart followed yet."""
-        return history.open_ending(self.events, self.record.attempt)
+        Returns
+        -------
+        tuple of PreviousAttempt
+            The oldest first.
+        """
+        return history.previous_attempts(self.events, self.record.attempt)
+
+    def pending_outcome(self) -> AttemptOutcome | None:
+        """Return the outcome of the current attempt.
+
+        Returns
+        -------
+        AttemptOutcome or None
+            None if no outcome is recorded, or a restart followed it.
+        """
+        return history.pending_outcome(self.events, self.record.attempt)

@@ -1,4 +1,4 @@
-"""See a job through: watch an attempt, decide, stop what is left of it, launch it again."""
+"""Supervise a job: watch an attempt, stop what is left of it, decide, launch it again."""
 
 from __future__ import annotations
 
@@ -24,187 +24,194 @@ from torchfab.supervise.monitor import AttemptMonitor
 from torchfab.supervise.notifier import Notifier
 from torchfab.supervise.orphans import OrphanedAttempts
 from torchfab.supervise.policy import decide, progressed
-from torchfab.supervise.relauncher import Relauncher, StopAskedError
-from torchfab.why import report as page
+from torchfab.supervise.relauncher import Relauncher, StopRequestedError
+from torchfab.why import report
 
-_ENDED = {"succeeded": "succeeded", "stopped": "was stopped"}
+_FINAL_KINDS = {"succeeded": "succeeded", "stopped": "was stopped"}
 
 
 @dataclass
 class JobSupervisor:
-    """See one job through; whoever makes one holds its lock.
+    """Supervises one job. The caller holds its `SupervisorLease`.
 
     Parameters
     ----------
-    asked : Asked
-        What it takes to launch it again.
+    request : LaunchRequest
+        The job, to launch it again.
     policy : Policy
-        How to go about it.
+        When to restart it.
     ctx : CommandContext
-        Where we are.
+        Configuration, environment and records of this command.
     first : Record
-        The attempt that it begins with.
+        The attempt that supervision starts with.
     show_logs : bool
-        Whether its log lines are printed. Default False.
+        Whether to print the job's log lines. Default False.
     """
 
-    asked: LaunchRequest
+    request: LaunchRequest
     policy: Policy
     ctx: CommandContext
     first: Record
     show_logs: bool = False
-    farthest: int = 0
-    scribe: EventJournal = field(init=False)
-    stragglers: OrphanedAttempts = field(init=False)
+    farthest: int = 0  # the largest step of all attempts before the current one
+    journal: EventJournal = field(init=False)
+    orphans: OrphanedAttempts = field(init=False)
     relauncher: Relauncher = field(init=False)
 
     def __post_init__(self) -> None:
         notifier = Notifier(self.policy.notify, write_err, self.policy.notify_timeout_s)
-        self.scribe = EventJournal(self.first, self.asked.job.secrets.values(), notifier)
-        self.stragglers = OrphanedAttempts(self.scribe, self.asked.job.grace_s)
-        self.relauncher = Relauncher(self.asked, self.ctx, self.scribe, self.stragglers)
-        known = self.scribe.open_ending()
-        endings = [*(past.outcome for past in self.scribe.past()), *([known] if known else [])]
-        self.farthest = max((ending.step or 0 for ending in endings), default=0)
+        self.journal = EventJournal(self.first, self.request.job.secrets.values(), notifier)
+        self.orphans = OrphanedAttempts(self.journal, self.request.job.grace_s)
+        self.relauncher = Relauncher(self.request, self.ctx, self.journal, self.orphans)
+        pending = self.journal.pending_outcome()
+        outcomes = [*(each.outcome for each in self.journal.previous_attempts()), *([pending] if pending else [])]
+        self.farthest = max((each.step or 0 for each in outcomes), default=0)
 
     @property
     def record(self) -> Record:
         """The current attempt."""
-        return self.scribe.record
+        return self.journal.record
 
     def run(self) -> int:
-        """Supervise until the job has ended for good; return its exit code."""
-        self.stragglers.start()
+        """Supervise until the job has ended for good.
+
+        Returns
+        -------
+        int
+            The job's exit code.
+        """
+        self.orphans.start()
         try:
             return self._run()
-        except StopAskedError:
+        except StopRequestedError:
             return self._end_stopped()
         finally:
-            self.stragglers.over.set()
-            self.scribe.notifier.close()
+            self.orphans.closed.set()
+            self.journal.notifier.close()
 
     def _run(self) -> int:
-        # Where a supervisor before us noted an ending and died, we go on from there.
-        known = self.scribe.open_ending()
-        ending, why = (self._examine(known), "") if known else self._see_through()
+        # If a previous supervisor recorded an outcome and died, continue from there.
+        pending = self.journal.pending_outcome()
+        result, diagnosed = (self._examine(pending), "") if pending else self._watch()
         while True:
             if lease.stop_asked(self.record.folder):
                 return self._end_stopped()
-            decision = decide(self.scribe.past(), ending, self.policy)
+            decision = decide(self.journal.previous_attempts(), result, self.policy)
             refusal = self.relauncher.restart(decision) if decision.restart else decision.reason
             if refusal:
-                return self._end(ending, refusal, why)
-            failed = self.scribe.open_ending()
-            ending, why = (self._examine(failed), "") if failed else self._see_through()
+                return self._end(result, refusal, diagnosed)
+            failed = self.journal.pending_outcome()
+            result, diagnosed = (self._examine(failed), "") if failed else self._watch()
 
     # ---- one attempt
 
-    def _see_through(self) -> tuple[AttemptOutcome, str]:
-        """Watch the attempt to its end, and stop what is left of it; return how it ended, and the page of `fab why`."""
-        eyes = AttemptMonitor(
+    def _watch(self) -> tuple[AttemptOutcome, str]:
+        """Watch the attempt to its end and stop what is left of it; return its outcome and the report of `fab why`."""
+        monitor = AttemptMonitor(
             self.record,
             self.policy,
             float(self.ctx.config["failure_grace_s"]),
             lambda: lease.stop_asked(self.record.folder),
-            self._seen,
+            self._report,
             Printer() if self.show_logs else None,
         )
-        sight = eyes.wait()
-        if sight.kind == "stop":
+        trigger = monitor.wait()
+        if trigger.kind == "stop":
             return AttemptOutcome(self.record.attempt, "stopped", "stopped"), ""
-        ending, told = outcome.hold(self.record, sight)
-        if ending.kind == "stall":
-            self._keep_stacks(ending)
-        self._tell_ending(ending)
-        # Noted before it is stopped: whoever takes over from here must not take that for a `fab stop`.
-        self._note_ending(ending)
-        patience_s = 0.0 if sight.kind == "lost" else self.policy.lost_s
-        return self._examine(ending, patience_s), page.text(told)
+        result, diagnosed = outcome.classify(self.record, trigger)
+        if result.kind == "stall":
+            self._save_stacks(result)
+        self._announce_outcome(result)
+        # Recorded before the attempt is stopped: else a supervisor that takes over would mistake that for `fab stop`.
+        self._record_outcome(result)
+        patience_s = 0.0 if trigger.kind == "lost" else self.policy.lost_s
+        return self._examine(result, patience_s), report.text(diagnosed)
 
-    def _seen(self, event: str, text: str, **details: Any) -> None:
+    def _report(self, event: str, text: str, **details: Any) -> None:
         if event != "step":
-            self.scribe.note(event, text, **details)
+            self.journal.note(event, text, **details)
         elif details["step"] > self.farthest and self.record.attempt > 1:
-            step, before, self.farthest = details["step"], self.farthest, sys.maxsize  # said once in an attempt
+            step, before, self.farthest = details["step"], self.farthest, sys.maxsize  # reported once per attempt
             farthest = f", farther than any attempt before ({before})" if before else ""
-            self.scribe.note("progress", f"attempt {self.record.attempt} is at step {step}{farthest}", step=step)
+            self.journal.note("progress", f"attempt {self.record.attempt} is at step {step}{farthest}", step=step)
 
-    def _tell_ending(self, ending: AttemptOutcome) -> None:
-        at = f" at step {ending.step}" if ending.step is not None else ""
-        how = f"{_ENDED.get(ending.kind, 'failed')} after {duration(ending.lived_s)}{at}"
-        why = "" if ending.kind in _ENDED else f": {ending.words}"
-        self.scribe.note("outcome", f"attempt {ending.attempt} {how}{why}", code=ending.code)
+    def _announce_outcome(self, result: AttemptOutcome) -> None:
+        at = f" at step {result.step}" if result.step is not None else ""
+        how = f"{_FINAL_KINDS.get(result.kind, 'failed')} after {duration(result.lived_s)}{at}"
+        why = "" if result.kind in _FINAL_KINDS else f": {result.words}"
+        self.journal.note("outcome", f"attempt {result.attempt} {how}{why}", code=result.code)
 
-    def _note_ending(self, ending: AttemptOutcome) -> None:
-        self.scribe.note(history.ENDED, **history.of_ending(ending))
-        before = [past.outcome for past in self.scribe.past()]
-        if progressed(before, ending):
-            self.farthest = max([ending.step or 0, *(each.step or 0 for each in before)])
+    def _record_outcome(self, result: AttemptOutcome) -> None:
+        self.journal.note(history.ENDED, **history.outcome_as_json(result))
+        before = [each.outcome for each in self.journal.previous_attempts()]
+        if progressed(before, result):
+            self.farthest = max([result.step or 0, *(each.step or 0 for each in before)])
 
-    def _examine(self, ending: AttemptOutcome, patience_s: float = 0.0) -> AttemptOutcome:
-        """Stop what is left of an attempt that went wrong; return its ending with what doctor finds on its nodes."""
-        if ending.kind in _ENDED:
-            return ending
-        stuck = self._stop_rest()
-        found = outcome.sick(self.record.nodes, self.asked, self.record.settings, patience_s)
-        examined = replace(ending, bad={**ending.bad, **found, **stuck})
-        if examined != ending:
-            self.scribe.note(history.ENDED, **history.of_ending(examined))
+    def _examine(self, result: AttemptOutcome, patience_s: float = 0.0) -> AttemptOutcome:
+        """Stop what is left of a failed attempt; return its outcome with doctor's findings on its nodes."""
+        if result.kind in _FINAL_KINDS:
+            return result
+        unkillable = self._stop_rest()
+        unhealthy = outcome.unhealthy_nodes(self.record.nodes, self.request, self.record.settings, patience_s)
+        examined = replace(result, bad={**result.bad, **unhealthy, **unkillable})
+        if examined != result:
+            self.journal.note(history.ENDED, **history.outcome_as_json(examined))
         return examined
 
-    def _keep_stacks(self, ending: AttemptOutcome) -> None:
+    def _save_stacks(self, result: AttemptOutcome) -> None:
         path = self.record.folder / f"stacks-{self.record.attempt}.txt"
         try:
-            text = stack_dump.text(self.record)
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(handle, "w", errors="backslashreplace") as file:
+            text = stack_dump.render(self.record)
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(fd, "w", errors="backslashreplace") as file:
                 file.write(text + "\n")
         except (TorchfabError, OSError) as error:
-            self.scribe.note("stall", f"{ending.words}; its stacks could not be had: {error}")
+            self.journal.note("stall", f"{result.words}; its stacks could not be had: {error}")
             return
-        self.scribe.note("stall", f"{ending.words}; {text.splitlines()[0]}; the stacks: {path}", path=str(path))
+        self.journal.note("stall", f"{result.words}; {text.splitlines()[0]}; the stacks: {path}", path=str(path))
 
     def _stop_rest(self) -> dict[str, str]:
-        """Stop the attempt on all its nodes; return those on which it cannot be ended, and why."""
+        """Stop the attempt on all its nodes; return the hosts with processes that cannot be killed, and the reasons."""
         record = self.record
-        reports = runtimes.load(record.runtime).stop(record, self.asked.job.grace_s)
-        away = [report.node.label for report in reports if report.error is not None]
-        stuck = {report.node.label: f"{report.left[0]} cannot be killed" for report in reports if report.left}
-        clean = [node.label for node in record.nodes if node.label not in away and node.label not in stuck]
-        words = [f"attempt {record.attempt}: no process of it is left on {fold(clean)}"] if clean else []
-        if away or stuck:
-            self.stragglers.add(record.attempt, [*away, *stuck])
-            words.append(
-                f"on {fold([*away, *stuck])} it may still run: the next attempt has another id and port, which that "
-                "cannot join; it is stopped there when it can be asked"
+        reports = runtimes.load(record.runtime).stop(record, self.request.job.grace_s)
+        unreachable = [report.node.label for report in reports if report.error is not None]
+        unkillable = {report.node.label: f"{report.left[0]} cannot be killed" for report in reports if report.left}
+        clean = [node.label for node in record.nodes if node.label not in unreachable and node.label not in unkillable]
+        parts = [f"attempt {record.attempt}: no process of it is left on {fold(clean)}"] if clean else []
+        if unreachable or unkillable:
+            self.orphans.add(record.attempt, [*unreachable, *unkillable])
+            hosts = fold([*unreachable, *unkillable])
+            parts.append(
+                f"on {hosts} it may still run: the next attempt has another id and port, which that cannot join; "
+                "it is stopped there when it can be asked"
             )
-        self.scribe.note("stopped", "; ".join(words), hosts=clean)
-        return stuck
+        self.journal.note("stopped", "; ".join(parts), hosts=clean)
+        return unkillable
 
     # ---- the end
 
-    def _end(self, ending: AttemptOutcome, reason: str, why: str) -> int:
-        name, code = self.record.name, ending.code if ending.code is not None else int(ending.kind != "succeeded")
-        self.record.remember(ending.kind if ending.kind in _ENDED else "failed", code, True)
+    def _end(self, result: AttemptOutcome, reason: str, diagnosed: str) -> int:
+        name, code = self.record.name, result.code if result.code is not None else int(result.kind != "succeeded")
+        self.record.remember(result.kind if result.kind in _FINAL_KINDS else "failed", code, True)
         restarts = self.record.attempt - 1
         after = "" if not restarts else f" after {restarts} restart{'s' if restarts > 1 else ''}"
-        if ending.kind in _ENDED:
-            self.scribe.note("end", f"job {name} {_ENDED[ending.kind]}{after}", code=code)
+        if result.kind in _FINAL_KINDS:
+            self.journal.note("end", f"job {name} {_FINAL_KINDS[result.kind]}{after}", code=code)
         else:
-            self.scribe.note("end", f"job {name} is given up{after}: {reason}", code=code)
-            if why:
-                write_out(why)
+            self.journal.note("end", f"job {name} is given up{after}: {reason}", code=code)
+            if diagnosed:
+                write_out(diagnosed)
             write_err(f"exit code {code}; fab why {name} | fab logs {name}")
-        self._say_what_is_left()
+        self._warn_of_orphans()
         return code
 
     def _end_stopped(self) -> int:
-        self.scribe.note("end", f"job {self.record.name} was asked to stop: no restart", code=SIGTERM_CODE)
-        self._say_what_is_left()
+        self.journal.note("end", f"job {self.record.name} was asked to stop: no restart", code=SIGTERM_CODE)
+        self._warn_of_orphans()
         return SIGTERM_CODE
 
-    def _say_what_is_left(self) -> None:
-        self.stragglers.catch_up()
-        for attempt, hosts in self.stragglers.hosts.items():
+    def _warn_of_orphans(self) -> None:
+        self.orphans.stop_reachable()
+        for attempt, hosts in self.orphans.hosts.items():
             names = fold(sorted(hosts))
             write_err(f"attempt {attempt} may still run on {names}; when it is back: fab stop {self.record.name}")

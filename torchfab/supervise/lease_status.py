@@ -1,4 +1,4 @@
-"""Whether a job is supervised, by whom, and in which attempt it is, for `fab status`."""
+"""The supervisor of a job, for `fab status` and `fab logs --follow`."""
 
 from __future__ import annotations
 
@@ -13,18 +13,36 @@ from torchfab.supervise import lease
 
 
 def as_json(record: Record) -> dict[str, Any]:
-    """Return it for machines; `supervisor` is null where nobody supervises it."""
+    """Return the attempt and its supervisor as a JSON object.
+
+    Parameters
+    ----------
+    record : Record
+        The current attempt.
+
+    Returns
+    -------
+    dict
+        `attempt`, `supervisor` (null if there is none now), `supervised` (whether there ever was one).
+    """
     folder = record.folder
     return {"attempt": record.attempt, "supervisor": lease.holder(folder), "supervised": lease.was_supervised(folder)}
 
 
 def words(record: Record, state: str) -> str:
-    """Return it for people; empty for a job that never was supervised.
+    """Describe the attempt and its supervisor.
 
     Parameters
     ----------
+    record : Record
+        The current attempt.
     state : str
-        The job's.
+        The job's state.
+
+    Returns
+    -------
+    str
+        One line. Empty for a job that was never supervised.
     """
     if not lease.was_supervised(record.folder):
         return ""
@@ -37,20 +55,31 @@ def words(record: Record, state: str) -> str:
 
 
 def next_attempt(record: Record) -> Record | None:
-    """Wait until a job's supervisor has launched it again; None where it does not, or nobody supervises it."""
-    told = False
+    """Wait until the supervisor of an ended attempt has launched the next one.
+
+    Parameters
+    ----------
+    record : Record
+        The attempt that ended.
+
+    Returns
+    -------
+    Record or None
+        The next attempt. None if there will be none: the job has no supervisor, was stopped, or was removed.
+    """
+    announced = False
     while True:
         held = lease.holder(record.folder)
         try:
             current = Records(record.folder.parent).get(record.name)
-        except JobNameError:  # somebody removed it while it was watched
+        except JobNameError:  # the record was removed meanwhile
             return None
         if current.job_id != record.job_id:
             return replace(current, settings=record.settings)
         if held is None or lease.stop_asked(record.folder):
             return None
-        if not told:
-            told = True
+        if not announced:
+            announced = True
             write_err(
                 f"{record.name}: its supervisor (pid {held.get('pid', '?')}) decides whether it is launched again"
             )

@@ -1,4 +1,4 @@
-"""What a supervisor knows, and what it decides: frozen values."""
+"""The values that supervision decides on: policy, attempt outcomes, decisions. All are frozen."""
 
 from __future__ import annotations
 
@@ -20,17 +20,22 @@ class Policy:
     Parameters
     ----------
     restarts : int
-        How often it is launched again without progress. Default 3.
+        The largest number of restarts without progress. Default 3.
     stall_s : float
-        After how many seconds without a log line of any rank it is taken to hang; 0: never. Default 300.
+        Seconds without a log line of any rank after which the job counts as hanging. 0: never. Default 300.
     backoff_s : float
-        How long to wait before the first restart; doubles with every further one, up to 600 s. Default 10.
+        Seconds to wait before the first restart. Doubles with every further one, up to 600 s. Default 10.
     lost_s : float
-        For how long a node must be out of reach to count as lost. Default 60.
+        Seconds out of reach after which a node counts as lost. Default 60.
     notify : str
-        A command, or an http(s) URL, that is told what happens; empty: none.
+        A command or an http(s) URL that receives events. Empty: none.
     notify_timeout_s : float
-        How long it may take, each time. Default 10.
+        Time limit in seconds for each event. Default 10.
+
+    Raises
+    ------
+    UsageError
+        `notify` cannot be parsed as a command.
     """
 
     restarts: int = 3
@@ -44,43 +49,62 @@ class Policy:
         if not self.notify:
             return
         try:
-            words = shlex.split(self.notify)
+            argv = shlex.split(self.notify)
         except ValueError as error:
             raise UsageError(f"--notify {self.notify!r}: {error}", "a command, or an http(s) URL") from None
-        if not words:
+        if not argv:
             raise UsageError("--notify names neither a command nor a URL")
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as JSON."""
+        """Convert to a JSON object.
+
+        Returns
+        -------
+        dict
+            The fields by name.
+        """
         return asdict(self)
 
     def wait_s(self, used: int) -> float:
-        """Return how long to wait before a restart, of which `used` went before it."""
+        """Return the wait before the next restart.
+
+        Parameters
+        ----------
+        used : int
+            The number of restarts since the last progress.
+
+        Returns
+        -------
+        float
+            In seconds.
+        """
         return float(min(LONGEST_WAIT_S, self.backoff_s * 2 ** min(used, 30)))
 
 
 @dataclass(frozen=True)
 class AttemptOutcome:
-    """How an attempt ended, as far as a decision depends on it.
+    """How an attempt ended: all that a decision depends on.
+
+    The field names are JSON keys in the record's events.
 
     Parameters
     ----------
     attempt : int
-        Which one, from 1.
+        The number of the attempt, from 1.
     kind, name : str
-        Of the cause, as `torchfab.why` has it; besides, `stall` (it hung) and `launch` (it could not be started).
+        Kind and name of the cause as in `torchfab.why`. Besides: `stall` (it hung), `launch` (it could not be started).
     words : str
-        The cause for people.
+        The cause, human-readable.
     fingerprint : str
-        Equal for two failures that are the same; empty where that cannot be said.
+        Equal for equal failures. Empty if unknown.
     bad : Mapping of str to str
-        Nodes that are lost or sick by what was found there, each with the reason.
+        Nodes that were found to be lost or sick, each with the reason.
     blamed : tuple of str
-        Nodes that are sick by what the script said only.
+        Nodes that only the script's own output blames.
     step : int, optional
-        The largest step that its logs told; None where they tell none.
+        The largest step in the logs. None if they contain no steps.
     lived_s : float
-        How long it ran.
+        How long the attempt ran, in seconds.
     code : int, optional
         The job's exit code.
     """
@@ -99,7 +123,15 @@ class AttemptOutcome:
 
 @dataclass(frozen=True)
 class PreviousAttempt:
-    """An ending that a restart followed; `replaced` says whether nodes were replaced for it."""
+    """An attempt that was followed by a restart.
+
+    Parameters
+    ----------
+    outcome : AttemptOutcome
+        How it ended.
+    replaced : bool
+        Whether nodes were replaced for the restart. Default False.
+    """
 
     outcome: AttemptOutcome
     replaced: bool = False
@@ -107,20 +139,20 @@ class PreviousAttempt:
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do about an ending.
+    """What to do after an attempt.
 
     Parameters
     ----------
     restart : bool
         Whether to launch again.
     reason : str
-        Why, for people.
+        Why, human-readable.
     drop : Mapping of str to str
-        Nodes to leave out from now on, each with the reason.
+        Nodes to put into quarantine, each with the reason.
     wait_s : float
-        How long to wait first.
+        Seconds to wait before the restart.
     used : int
-        How many restarts without progress this makes, where it counts as one; else 0.
+        The number of restarts without progress, this one included. 0 if this restart does not count.
     """
 
     restart: bool

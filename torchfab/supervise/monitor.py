@@ -1,7 +1,8 @@
-"""Watch one attempt until something must be done about it: it has ended, failed, hangs, or has lost a node.
+"""Watch one attempt until the supervisor must act: it has ended, failed, hangs, or has lost a node.
 
-The logs come over one connection per node, of them only the lines that tell a step unless they are shown. A connection
-over a link that is down says nothing for a quarter of an hour: so all nodes are asked anew every few seconds as well.
+Logs come over one connection per node, filtered on the node to lines that contain a step unless they are shown. A TCP
+connection over a dead link reports nothing for a quarter of an hour, so the status of all nodes is also polled over new
+requests every few seconds.
 """
 
 from __future__ import annotations
@@ -24,29 +25,29 @@ from torchfab.monitoring.watcher import Printer
 from torchfab.records import Record
 from torchfab.supervise.model import Policy
 
-# Of several steps that a word stands before (`Total optimization steps = 500`, `--warmup-steps=10`) it is a setting.
+# `steps` after another word is a setting, not progress: `Total optimization steps = 500`, `--warmup-steps=10`.
 STEP = r"(?i)(?:\b(?:global_?)?step|(?<![a-z][ -])\b(?:global[_ ]?)?steps)\b[\"']?\s*[=:]\s*(\d{1,15})\b"
 _STEP = re.compile(STEP)
 _POLL_S = 15.0
-_BAD = ("failed", "lost", "stopped")
+_BAD_STATES = ("failed", "lost", "stopped")
 
 TriggerKind = Literal["ended", "failed", "stall", "lost", "stop"]
 
 
 @dataclass(frozen=True)
 class Trigger:
-    """What must be acted upon.
+    """Why the supervisor must act.
 
     Parameters
     ----------
-    what : str
-        `ended`; `failed`: parts of it may still run; `stall`; `lost`: nodes are out of reach; `stop`: it was asked for.
+    kind : str
+        `ended`; `failed`: ranks may still run; `stall`; `lost`: nodes are out of reach; `stop`: `fab stop` was run.
     status : JobStatus
-        How the job is, as far as is known.
+        The job's last known status.
     step : int, optional
-        The largest step that its logs told.
+        The largest step in the logs. None if they contain no steps.
     silent_s : float
-        For a stall: for how long nobody has logged.
+        For a stall: seconds since the last log line of any rank.
     """
 
     kind: TriggerKind
@@ -56,41 +57,52 @@ class Trigger:
 
 
 def step_in(text: str) -> int | None:
-    """Return the largest step that a log line tells; None where it tells none."""
-    found = [int(digits) for digits in _STEP.findall(text)]
-    return max(found, default=None)
+    """Find the largest step in a log line.
+
+    Parameters
+    ----------
+    text : str
+        The line.
+
+    Returns
+    -------
+    int or None
+        None if it contains no step.
+    """
+    steps = [int(digits) for digits in _STEP.findall(text)]
+    return max(steps, default=None)
 
 
 @dataclass
 class AttemptMonitor:
-    """Watch one attempt.
+    """Watches one attempt.
 
     Parameters
     ----------
     record : Record
         The attempt.
     policy : Policy
-        What is long for a silence, and for a node out of reach.
+        The time limits for silence and for nodes out of reach.
     failure_grace_s : float
-        When it has failed: how long the other nodes get to end by themselves.
-    stop_asked : callable
-        Whether somebody has asked to stop the job.
-    told : callable
-        Told of steps, and of nodes out of reach and back: event, words, details.
+        Seconds that the other nodes get to end by themselves after a failure.
+    stop_requested : callable
+        Returns whether `fab stop` was run.
+    report : callable
+        Called on new steps, and on nodes that go out of reach or come back, with the event, its text, and its details.
     printer : Printer, optional
-        Where its log lines go. Default: nowhere.
+        Prints the log lines. Default None: they are not shown.
     """
 
     record: Record
     policy: Policy
     failure_grace_s: float
-    stop_asked: Callable[[], bool]
+    stop_requested: Callable[[], bool]
     report: Callable[..., None]
     printer: Printer | None = None
     step: int | None = None
     ended: dict[int, NodeStatus] = field(default_factory=dict)
     polled: dict[int, NodeStatus] = field(default_factory=dict)
-    away: dict[int, float] = field(default_factory=dict)
+    away: dict[int, float] = field(default_factory=dict)  # since when a node is out of reach, by rank
     failed_at: float | None = None
     silent_s: float = 0.0
     stalled: bool = False
@@ -99,33 +111,45 @@ class AttemptMonitor:
     answers: queue.SimpleQueue[JobStatus | Exception] = field(default_factory=queue.SimpleQueue)
 
     def wait(self) -> Trigger:
-        """Return when something must be done."""
+        """Watch until the supervisor must act.
+
+        Returns
+        -------
+        Trigger
+            Why it must act.
+        """
         request = {"follow": True, "lines": None, "ranks": None, "grep": None if self.printer else STEP}
         stream = runtimes.load(self.record.runtime).follow(self.record, request)
         with contextlib.closing(stream):
             for event in stream:
-                self._take(event)
+                self._handle(event)
                 self._poll()
-                if what := self._judge():
+                if kind := self._classify():
                     break
             else:
-                what = "ended"
+                kind = "ended"
         if self.printer:
             self.printer.live = self.printer.live or not self.printer.waiting
             self.printer.flush()
-        return Trigger(what, self.status(), self.step, self.silent_s)
+        return Trigger(kind, self.status(), self.step, self.silent_s)
 
     def status(self) -> JobStatus:
-        """Return what is known so far; a node that was not heard of is taken to start."""
+        """Return the last known status of the job.
+
+        Returns
+        -------
+        JobStatus
+            A node without a report is `starting`.
+        """
         nodes = [self.ended.get(each.rank) or self.polled.get(each.rank) for each in self.record.nodes]
-        known = [found or NodeStatus(node, "starting") for found, node in zip(nodes, self.record.nodes, strict=True)]
+        known = [status or NodeStatus(node, "starting") for status, node in zip(nodes, self.record.nodes, strict=True)]
         return JobStatus(tuple(known), self.record.min_nodes)
 
-    # ---- what comes in
+    # ---- input: log events and polled status
 
-    def _take(self, event: Event) -> None:
+    def _handle(self, event: Event) -> None:
         if isinstance(event, Lines):
-            self._read(text for _, _, text in event.lines)
+            self._read_steps(text for _, _, text in event.lines)
             if self.printer:
                 self.printer.add(event)
         elif isinstance(event, NodeEnded):
@@ -134,10 +158,10 @@ class AttemptMonitor:
             self.poll_at = min(self.poll_at, time.monotonic())
         if self.printer:
             if isinstance(event, BacklogRead):
-                self.printer.past_of.add(event.node.rank)
-            self.printer.pace(len(self.record.nodes))
+                self.printer.backlog_read.add(event.node.rank)
+            self.printer.print_due(len(self.record.nodes))
 
-    def _read(self, texts: Iterable[str]) -> None:
+    def _read_steps(self, texts: Iterable[str]) -> None:
         step = max((found for text in texts if (found := step_in(text)) is not None), default=None)
         if step is not None and (self.step is None or step > self.step):
             self.step = step
@@ -146,31 +170,31 @@ class AttemptMonitor:
     def _poll(self) -> None:
         while not self.answers.empty():
             self.polling = False
-            self._take_status(self.answers.get())
+            self._handle_status(self.answers.get())
         if not self.polling and time.monotonic() >= self.poll_at:
             self.polling = True
-            threading.Thread(target=self._poll_now, daemon=True).start()
+            threading.Thread(target=self._request_status, daemon=True).start()
 
-    def _poll_now(self) -> None:
+    def _request_status(self) -> None:
         try:
             self.answers.put(runtimes.load(self.record.runtime).status(self.record))
         except Exception as error:
             self.answers.put(error)
 
-    def _take_status(self, answer: JobStatus | Exception) -> None:
-        often = [self.policy.lost_s / 4, *([self.policy.stall_s / 4] if self.policy.stall_s else [])]
-        self.poll_at = time.monotonic() + max(1.0, min(_POLL_S, *often))
+    def _handle_status(self, answer: JobStatus | Exception) -> None:
+        limits_s = [self.policy.lost_s / 4, *([self.policy.stall_s / 4] if self.policy.stall_s else [])]
+        self.poll_at = time.monotonic() + max(1.0, min(_POLL_S, *limits_s))
         if isinstance(answer, TorchfabError):
             return
         if isinstance(answer, Exception):
             raise answer
         for node in answer.nodes:
             self.polled[node.node.rank] = node
-            self._reach(node)
+            self._update_away(node)
         quiet = stall.find(answer, self.policy.stall_s)
         self.stalled, self.silent_s = quiet is not None and not quiet.unheard, quiet.seconds if quiet else 0.0
 
-    def _reach(self, node: NodeStatus) -> None:
+    def _update_away(self, node: NodeStatus) -> None:
         host, since = node.node.label, self.away.get(node.node.rank)
         if node.state == "unreachable" and since is None:
             self.away[node.node.rank] = time.monotonic()
@@ -179,10 +203,10 @@ class AttemptMonitor:
             del self.away[node.node.rank]
             self.report("back", f"{host} is back after {time.monotonic() - since:.0f} s", host=host)
 
-    # ---- what it means
+    # ---- output: whether the supervisor must act
 
-    def _judge(self) -> TriggerKind | None:
-        if self.stop_asked():
+    def _classify(self) -> TriggerKind | None:
+        if self.stop_requested():
             return "stop"
         known = self.status()
         if known.has_failed:
@@ -197,27 +221,39 @@ class AttemptMonitor:
         return "stall" if self.stalled else None
 
     def _lost(self) -> list[int]:
+        """Return the ranks of the nodes that were out of reach for too long while the job ran there."""
         now = time.monotonic()
         return [
             rank for rank, since in self.away.items() if now - since >= self.policy.lost_s and not self._is_done(rank)
         ]
 
     def _is_done(self, rank: int) -> bool:
-        """Say whether the job has ended on a node, as that told itself: what becomes of the node then is no matter."""
+        """Test whether a node has reported the end of the job there. What happens to it afterwards does not matter."""
         return rank in self.ended and self.ended[rank].has_ended
 
     def _left(self, known: JobStatus) -> int:
-        """Return how many nodes the job may go on with: an elastic one does so without those that are lost."""
+        """Count the nodes that an elastic job can continue on."""
         lost = self._lost()
-        return sum(node.state not in _BAD and node.node.rank not in lost for node in known.nodes)
+        return sum(node.state not in _BAD_STATES and node.node.rank not in lost for node in known.nodes)
 
     def _has_ended_without(self, known: JobStatus) -> bool:
-        """Say whether enough nodes have succeeded, and all others are lost."""
+        """Test whether enough nodes have succeeded and all others are out of reach."""
         good = [node for node in known.nodes if node.has_ended and node.state == "succeeded"]
         away = [node for node in known.nodes if node.node.rank in self.away and not self._is_done(node.node.rank)]
         return bool(away) and len(good) >= self.record.min_nodes and len(good) + len(away) == len(known.nodes)
 
 
-def as_details(sight: Trigger) -> Mapping[str, Any]:
-    """Return a sight for the record."""
-    return {"what": sight.kind, "state": sight.status.state, "step": sight.step}
+def as_details(trigger: Trigger) -> Mapping[str, Any]:
+    """Convert a trigger to the details of an event.
+
+    Parameters
+    ----------
+    trigger : Trigger
+        The trigger.
+
+    Returns
+    -------
+    Mapping
+        JSON values.
+    """
+    return {"what": trigger.kind, "state": trigger.status.state, "step": trigger.step}

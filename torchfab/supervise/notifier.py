@@ -1,4 +1,4 @@
-"""Tell a command or a URL what happens; that this fails is told, and nothing more."""
+"""Send job events to a command or URL. Delivery failures are logged and otherwise ignored."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from typing import Any
 
 
 class Notifier:
-    """Tell it in the background, one event after the other.
+    """Sends events in the background, one after the other.
 
     Parameters
     ----------
     target : str
-        A command, its words split as a shell would, without a shell: it reads the event as JSON from stdin, and finds
-        TORCHFAB_EVENT and TORCHFAB_JOB in its environment. Or an http(s) URL, to which the JSON is posted. Empty: none.
+        A command, split into words as a shell would but run without a shell: it reads the event as JSON from stdin, and
+        gets TORCHFAB_EVENT and TORCHFAB_JOB in its environment. Or an http(s) URL, to which the JSON is posted. Empty:
+        nothing is sent.
     complain : callable
-        Told what went wrong.
+        Called with the text of each delivery failure.
     timeout_s : float
-        For each event. Default 10.
+        Time limit in seconds for each event. Default 10.
     """
 
     def __init__(self, target: str, complain: Callable[[str], None], timeout_s: float = 10.0) -> None:
@@ -36,13 +37,19 @@ class Notifier:
         if target:
             self.thread.start()
 
-    def tell(self, event: Mapping[str, Any]) -> None:
-        """Tell an event: `job`, `event`, and what else is known."""
+    def send(self, event: Mapping[str, Any]) -> None:
+        """Queue an event.
+
+        Parameters
+        ----------
+        event : Mapping
+            `job`, `event`, and further JSON values.
+        """
         if self.target:
             self.events.put(event)
 
     def close(self) -> None:
-        """Wait until all was told, at most for the time of two events."""
+        """Wait until all events are sent, at most twice the time limit of one event."""
         if self.target:
             self.events.put(None)
             self.thread.join(2 * self.timeout_s)
@@ -51,12 +58,12 @@ class Notifier:
         while (event := self.events.get()) is not None:
             try:
                 _send(self.target, event, self.timeout_s)
-            except Exception as error:  # whatever a URL or a command does, the job is worth more
+            except Exception as error:  # no failure of a URL or a command may end the supervisor
                 self.complain(f"--notify {_name(self.target)}: {error}")
 
 
 def _name(target: str) -> str:
-    """Return a target without the part of a URL that may be a secret."""
+    """Return a target without the parts of a URL that may hold a secret."""
     if not target.startswith(("http://", "https://")):
         return target
     scheme, _, rest = target.partition("://")
@@ -77,7 +84,7 @@ def _send(target: str, event: Mapping[str, Any], timeout_s: float) -> None:
 
 
 def _run(argv: list[str], body: bytes, env: Mapping[str, str], timeout_s: float) -> tuple[int, bytes]:
-    """Run a command in a session of its own, so that what it has started ends with it when its time is over."""
+    """Run a command in its own session, so that a timeout also kills the processes that it started."""
     process = subprocess.Popen(
         argv,
         stdin=subprocess.PIPE,

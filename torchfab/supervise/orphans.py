@@ -1,4 +1,4 @@
-"""What may be left of earlier attempts, on nodes that could not be asked to stop them."""
+"""Stop what is left of earlier attempts on nodes that were out of reach when those attempts were stopped."""
 
 from __future__ import annotations
 
@@ -13,23 +13,34 @@ from torchfab.runtimes import StopReport
 from torchfab.supervise import history
 from torchfab.supervise.event_journal import EventJournal
 
-_CATCH_UP_S = 30.0
+_RETRY_S = 30.0
 
 
 def stop(record: Record, attempt: int, hosts: Iterable[str], grace_s: float) -> tuple[StopReport, ...]:
-    """Stop an earlier attempt of a job on some of its hosts; return what was done on each.
+    """Stop an earlier attempt of a job on some of its hosts.
 
     Parameters
     ----------
     record : Record
-        The job as it is now.
+        The current attempt.
+    attempt : int
+        The number of the earlier attempt.
+    hosts : iterable of str
+        Host labels.
+    grace_s : float
+        Seconds between SIGTERM and SIGKILL.
+
+    Returns
+    -------
+    tuple of StopReport
+        One per host. Empty if the earlier attempt has no readable record.
     """
     try:
         earlier = Records(record.folder.parent).attempt(record, str(attempt))
-    except TorchfabError:  # its record is gone: nothing tells what to look for
+    except TorchfabError:  # without its record, its processes cannot be identified
         return ()
-    wanted = set(hosts)
-    nodes = [node for node in earlier.nodes if node.label in wanted]
+    labels = set(hosts)
+    nodes = [node for node in earlier.nodes if node.label in labels]
     if not nodes:
         return ()
     reports: tuple[StopReport, ...] = runtimes.load(earlier.runtime).stop(
@@ -39,63 +50,84 @@ def stop(record: Record, attempt: int, hosts: Iterable[str], grace_s: float) -> 
 
 
 def words(report: StopReport, attempt: int) -> str:
-    """Return what was done on a node that could be asked."""
-    count = "1 process" if report.signalled == 1 else f"{report.signalled} processes"
-    what = f"{count} of attempt {attempt} ended" if report.signalled else f"nothing of attempt {attempt} ran any more"
-    return f"{report.node.label} can be asked again: {what}"
-
-
-class OrphanedAttempts:
-    """Where earlier attempts of a supervised job may still run: they are stopped there as soon as that can be asked.
+    """Describe what was stopped on a node that is reachable again.
 
     Parameters
     ----------
-    scribe : Scribe
-        Knows the job, and is told.
+    report : StopReport
+        The node's report.
+    attempt : int
+        The number of the earlier attempt.
+
+    Returns
+    -------
+    str
+        One line.
+    """
+    count = "1 process" if report.signalled == 1 else f"{report.signalled} processes"
+    action = f"{count} of attempt {attempt} ended" if report.signalled else f"nothing of attempt {attempt} ran any more"
+    return f"{report.node.label} can be asked again: {action}"
+
+
+class OrphanedAttempts:
+    """The hosts on which earlier attempts of a supervised job may still run, to stop them once they are reachable.
+
+    Parameters
+    ----------
+    journal : EventJournal
+        The job's events.
     grace_s : float
-        As for `fab stop`.
+        Seconds between SIGTERM and SIGKILL.
     """
 
-    def __init__(self, scribe: EventJournal, grace_s: float) -> None:
-        self.scribe, self.grace_s = scribe, grace_s
-        self.hosts = history.left_behind(scribe.events)
+    def __init__(self, journal: EventJournal, grace_s: float) -> None:
+        self.journal, self.grace_s = journal, grace_s
+        self.hosts = history.left_behind(journal.events)
         self.lock = threading.Lock()
-        self.over = threading.Event()
+        self.closed = threading.Event()
 
     def start(self) -> None:
-        """Look for them every 30 s, in the background."""
-        threading.Thread(target=self._keep_catching_up, daemon=True).start()
+        """Try to stop them every 30 s, in the background, until `closed` is set."""
+        threading.Thread(target=self._keep_stopping, daemon=True).start()
 
     def add(self, attempt: int, hosts: Sequence[str]) -> None:
-        """Note that an attempt may still run on some hosts."""
+        """Record that an attempt may still run on some hosts.
+
+        Parameters
+        ----------
+        attempt : int
+            The number of the attempt.
+        hosts : sequence of str
+            Host labels.
+        """
         with self.lock:
             self.hosts.setdefault(attempt, set()).update(hosts)
-        self.scribe.note("left behind", attempt=attempt, hosts=list(hosts))
+        self.journal.note("left behind", attempt=attempt, hosts=list(hosts))
 
-    def catch_up(self, all_hosts: bool = False) -> None:
-        """Stop them where that can be done now.
+    def stop_reachable(self, all_hosts: bool = False) -> None:
+        """Stop the earlier attempts on the hosts that are reachable now.
 
         Parameters
         ----------
         all_hosts : bool
-            Whether nothing of the current attempt runs. Default False: its own nodes are left alone, as attempts share
-            the name of their tmux session.
+            Include the nodes of the current attempt. Only safe while it does not run, because attempts share the name
+            of their tmux session. Default False.
         """
-        busy = set() if all_hosts else {node.label for node in self.scribe.record.nodes}
+        busy = set() if all_hosts else {node.label for node in self.journal.record.nodes}
         with self.lock:
             for attempt, hosts in list(self.hosts.items()):
                 self._stop(attempt, hosts - busy)
 
-    def _stop(self, attempt: int, wanted: set[str]) -> None:
-        for report in stop(self.scribe.record, attempt, wanted, self.grace_s):
+    def _stop(self, attempt: int, hosts: set[str]) -> None:
+        for report in stop(self.journal.record, attempt, hosts, self.grace_s):
             if report.error is None and not report.left:
                 host = report.node.label
                 self.hosts[attempt].discard(host)
-                self.scribe.note("caught up", words(report, attempt), attempt=attempt, hosts=[host])
+                self.journal.note("caught up", words(report, attempt), attempt=attempt, hosts=[host])
         if not self.hosts[attempt]:
             del self.hosts[attempt]
 
-    def _keep_catching_up(self) -> None:
-        while not self.over.wait(_CATCH_UP_S):
+    def _keep_stopping(self) -> None:
+        while not self.closed.wait(_RETRY_S):
             if self.hosts:
-                self.catch_up()
+                self.stop_reachable()

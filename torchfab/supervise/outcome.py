@@ -1,4 +1,4 @@
-"""Why an attempt ended, for a decision: the story of `fab why`, and what doctor finds on its nodes."""
+"""Determine why an attempt ended: from the diagnosis of `fab why`, and doctor's findings on its nodes."""
 
 from __future__ import annotations
 
@@ -18,83 +18,109 @@ from torchfab.why import diagnosis
 from torchfab.why.causes import Kind
 from torchfab.why.diagnosis import Diagnosis
 
-# What doctor finds on one node alone; that nodes differ was no reason not to launch.
-SICK = (
+# Findings about one node alone. Differences between nodes do not count: they did not prevent the first launch.
+UNHEALTHY_FINDINGS = (
     *("unreachable", "not-looked-at", "python-missing", "tmux-missing", "workdir-missing", "disk-not-writable"),
     *("gpu-driver", "gpu-lost", "gpu-ecc", "gpu-xid"),
 )
-# Causes for which not the script's words but the node itself stands.
-_SEEN = ("node-rebooted", "node-lost", "node-failed", "node-unreachable")
-_AGAIN_S = 2.0
+# Causes that are observed on the node itself; for all others the script's output is the only evidence.
+_OBSERVED_CAUSES = ("node-rebooted", "node-lost", "node-failed", "node-unreachable")
+_RETRY_S = 2.0
 
 
-def hold(record: Record, sight: Trigger) -> tuple[AttemptOutcome, Diagnosis]:
-    """Return how an attempt ended, from the story of `fab why`; nobody is taken to be sick yet but by that."""
-    told = diagnosis.diagnose(runtimes.load(record.runtime).evidence(record))
-    # Whether nodes that do not answer are lost is doctor's to say: they may be back by then.
-    heard = [host for host in told.bad_nodes if host not in told.silent]
-    bad = dict.fromkeys(heard, told.cause.words) if told.cause.name in _SEEN else {}
-    kind, name, words = _kind(told, sight)
-    ending = AttemptOutcome(
+def classify(record: Record, trigger: Trigger) -> tuple[AttemptOutcome, Diagnosis]:
+    """Determine how an attempt ended from the evidence of `fab why`. Doctor's findings are not included yet.
+
+    Parameters
+    ----------
+    record : Record
+        The attempt.
+    trigger : Trigger
+        Why the monitor stopped watching.
+
+    Returns
+    -------
+    AttemptOutcome, Diagnosis
+        The outcome, and the diagnosis that it is based on.
+    """
+    diagnosed = diagnosis.diagnose(runtimes.load(record.runtime).evidence(record))
+    # Nodes that do not answer are left to doctor, because they may be back by then.
+    answering = [host for host in diagnosed.bad_nodes if host not in diagnosed.silent]
+    bad = dict.fromkeys(answering, diagnosed.cause.words) if diagnosed.cause.name in _OBSERVED_CAUSES else {}
+    kind, name, words = _cause(diagnosed, trigger)
+    outcome = AttemptOutcome(
         attempt=record.attempt,
         kind=kind,
         name=name,
         words=words,
-        fingerprint="" if kind == "stall" else told.fingerprint,
+        fingerprint="" if kind == "stall" else diagnosed.fingerprint,
         bad=bad if kind != "succeeded" else {},
-        blamed=() if bad else tuple(heard),
-        step=sight.step,
+        blamed=() if bad else tuple(answering),
+        step=trigger.step,
         lived_s=time.time() - record.created,
-        code=sight.status.exit_code,
+        code=trigger.status.exit_code,
     )
-    return ending, told
+    return outcome, diagnosed
 
 
-def _kind(told: Diagnosis, sight: Trigger) -> tuple[str, str, str]:
-    if sight.kind == "ended" and not sight.status.exit_code:  # a node may be out of reach by now, that had told its end
+def _cause(diagnosed: Diagnosis, trigger: Trigger) -> tuple[str, str, str]:
+    """Return kind, name and description of the cause."""
+    # A node that reported its success may be out of reach by now.
+    if trigger.kind == "ended" and not trigger.status.exit_code:
         return Kind.SUCCEEDED.name.lower(), "succeeded", "all nodes that could be asked have succeeded"
-    if sight.kind == "stall":
-        return "stall", "stall", f"no rank has logged for {duration(sight.silent_s)}: it hangs"
-    if sight.kind == "lost" and told.silent and told.first is None:
-        words = f"{fold(list(told.silent))} cannot be reached, and it cannot go on without"
+    if trigger.kind == "stall":
+        return "stall", "stall", f"no rank has logged for {duration(trigger.silent_s)}: it hangs"
+    if trigger.kind == "lost" and diagnosed.silent and diagnosed.first is None:
+        words = f"{fold(list(diagnosed.silent))} cannot be reached, and it cannot go on without"
         return Kind.NODE.name.lower(), "node-unreachable", words
-    if told.cause.kind is Kind.RUNNING:
+    if diagnosed.cause.kind is Kind.RUNNING:
         return Kind.NETWORK.name.lower(), "out-of-reach", "nodes were out of reach for too long, and are back"
-    who = f"{told.first.who}: " if told.first and told.cause.name != "node-unreachable" else ""
-    return told.cause.kind.name.lower(), told.cause.name, f"{who}{told.cause.words}"
+    who = f"{diagnosed.first.who}: " if diagnosed.first and diagnosed.cause.name != "node-unreachable" else ""
+    return diagnosed.cause.kind.name.lower(), diagnosed.cause.name, f"{who}{diagnosed.cause.words}"
 
 
-def sick(
-    nodes: Sequence[Node], asked: LaunchRequest, settings: ConnectionSettings, patience_s: float
+def unhealthy_nodes(
+    nodes: Sequence[Node], request: LaunchRequest, settings: ConnectionSettings, patience_s: float
 ) -> Mapping[str, str]:
-    """Ask doctor which of these nodes are not fit, and why; one that is out of reach is asked again for a while.
+    """Find out with doctor which nodes the job cannot run on.
 
     Parameters
     ----------
+    nodes : sequence of Node
+        The nodes to check.
+    request : LaunchRequest
+        The job.
+    settings : ConnectionSettings
+        How to connect to the nodes.
     patience_s : float
-        For how long.
+        How long to retry nodes that are out of reach, in seconds.
+
+    Returns
+    -------
+    Mapping of str to str
+        The reason for each unhealthy node, by host label.
     """
-    found: dict[str, str] = {}
-    wanted = doctor.CheckRequirements(
-        workdir=asked.job.workdir, python=asked.job.python, node_dir=asked.job.node_dir, names=(), env=asked.job.env
+    unhealthy: dict[str, str] = {}
+    job = request.job
+    requirements = doctor.CheckRequirements(
+        workdir=job.workdir, python=job.python, node_dir=job.node_dir, names=(), env=job.env
     )
     deadline, left = time.monotonic() + patience_s, list(nodes)
     while left:
-        report = doctor.examine(left, settings, wanted)
-        about = {host: _reason(finding) for finding in reversed(report.errors()) for host in _sick_hosts(finding)}
-        silent = [seen.node for seen in report.nodes if seen.error is not None]
-        found |= about
+        report = doctor.examine(left, settings, requirements)
+        unhealthy |= {host: _reason(each) for each in reversed(report.errors()) for host in _unhealthy_hosts(each)}
+        silent = [each.node for each in report.nodes if each.error is not None]
         if not silent or time.monotonic() >= deadline:
             break
         for node in silent:
-            found.pop(node.label, None)
-        time.sleep(_AGAIN_S)
+            unhealthy.pop(node.label, None)
+        time.sleep(_RETRY_S)
         left = silent
-    return found
+    return unhealthy
 
 
-def _sick_hosts(finding: doctor.Finding) -> Sequence[str]:
-    return finding.hosts if finding.kind in SICK else ()
+def _unhealthy_hosts(finding: doctor.Finding) -> Sequence[str]:
+    return finding.hosts if finding.kind in UNHEALTHY_FINDINGS else ()
 
 
 def _reason(finding: doctor.Finding) -> str:

@@ -1,4 +1,7 @@
-"""The lemons: nodes that were lost or sick, and are left out of supervised launches until they are forgiven."""
+"""The quarantine list: lemon nodes, which supervised launches leave out until they are forgiven.
+
+A lemon node is one that was lost or sick in a job (the term of Meta's paper on the reliability of its clusters).
+"""
 
 from __future__ import annotations
 
@@ -11,29 +14,40 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from torchfab.core.errors import TorchfabError
+from torchfab.records import atomic
 
 FILE = "lemons.json"
-_END_OF_TIME = 1e11  # seconds since the epoch: no clock shows it
+_LATEST_TIME = 1e11  # seconds since the epoch; larger values are corrupt
 
 
 @dataclass(frozen=True)
 class Lemon:
-    """Why a node is left out, since when (seconds since the epoch), and which job found out."""
+    """Why a node is left out.
+
+    Parameters
+    ----------
+    reason : str
+        What is wrong with it.
+    time : float
+        Since when, in seconds since the epoch.
+    job : str
+        The job that found out.
+    """
 
     reason: str
     time: float
     job: str
 
 
-def _lemon(told: Mapping[str, object]) -> Lemon:
-    when = float(str(told["time"]))
-    if not 0 <= when < _END_OF_TIME:
-        raise ValueError(f"{when} is no time")
-    return Lemon(str(told["reason"]), when, str(told["job"]))
+def _parse_lemon(values: Mapping[str, object]) -> Lemon:
+    time = float(str(values["time"]))
+    if not 0 <= time < _LATEST_TIME:
+        raise ValueError(f"{time} is not a time")
+    return Lemon(str(values["reason"]), time, str(values["job"]))
 
 
 class Quarantine:
-    """The list of this launch machine, beside the records of its jobs.
+    """The quarantine list of this launch machine, beside the records of its jobs.
 
     Parameters
     ----------
@@ -45,16 +59,21 @@ class Quarantine:
         self.path = root / FILE
 
     def all(self) -> dict[str, Lemon]:
-        """Return the lemons by their hosts' labels, the latest last.
+        """Read the list.
+
+        Returns
+        -------
+        dict of str to Lemon
+            By host label, the latest last.
 
         Raises
         ------
         TorchfabError
-            The file cannot be read, or is not torchfab's.
+            The file cannot be read, or is not a quarantine list.
         """
         try:
-            found = json.loads(self.path.read_text())
-            lemons = {host: _lemon(each) for host, each in found.items()}
+            document = json.loads(self.path.read_text())
+            lemons = {host: _parse_lemon(values) for host, values in document.items()}
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
@@ -63,41 +82,59 @@ class Quarantine:
             ) from None
         return dict(sorted(lemons.items(), key=lambda item: item[1].time))
 
-    def add(self, found: Mapping[str, Lemon]) -> None:
-        """Add nodes to the list, or renew their reasons."""
+    def add(self, lemons: Mapping[str, Lemon]) -> None:
+        """Add nodes to the list, or replace their entries.
+
+        Parameters
+        ----------
+        lemons : Mapping of str to Lemon
+            By host label.
+
+        Raises
+        ------
+        TorchfabError
+            The file cannot be read or written.
+        """
         with self._locked():
-            self._write({**self.all(), **found})
+            self._write({**self.all(), **lemons})
 
     def forgive(self, host: str) -> list[str]:
-        """Take a node off the list, or `all` of them; return whom."""
+        """Remove a node from the list.
+
+        Parameters
+        ----------
+        host : str
+            The host's label, or `all`.
+
+        Returns
+        -------
+        list of str
+            The hosts that were removed.
+
+        Raises
+        ------
+        TorchfabError
+            The file cannot be read or written.
+        """
         with self._locked():
-            known = self.all()
-            gone = list(known) if host == "all" else [each for each in known if each == host]
-            self._write({each: lemon for each, lemon in known.items() if each not in gone})
-            return gone
+            lemons = self.all()
+            removed = list(lemons) if host == "all" else [each for each in lemons if each == host]
+            self._write({each: lemon for each, lemon in lemons.items() if each not in removed})
+            return removed
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            handle = os.open(self.path.with_suffix(".lock"), os.O_WRONLY | os.O_CREAT, 0o600)
+            fd = os.open(self.path.with_suffix(".lock"), os.O_WRONLY | os.O_CREAT, 0o600)
         except OSError as error:
-            raise TorchfabError(f"cannot write {self.path}: {error.strerror}", "free space or rights there") from None
+            raise atomic.cannot_write(self.path, error) from None
         try:
             with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.flock(handle, fcntl.LOCK_EX)
+                fcntl.flock(fd, fcntl.LOCK_EX)
             yield
         finally:
-            os.close(handle)
+            os.close(fd)
 
     def _write(self, lemons: Mapping[str, Lemon]) -> None:
-        beside = self.path.with_suffix(".new")
-        try:
-            handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(handle, "w") as file:
-                json.dump({host: asdict(lemon) for host, lemon in lemons.items()}, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, self.path)
-        except OSError as error:
-            raise TorchfabError(f"cannot write {self.path}: {error.strerror}", "free space or rights there") from None
+        atomic.write_json(self.path, {host: asdict(lemon) for host, lemon in lemons.items()})

@@ -1,4 +1,4 @@
-"""Launch a supervised job again: on which nodes, after what wait, under the lock that `fab stop` waits for."""
+"""Launch a supervised job again: choose its nodes, wait, and launch under the lock that `fab stop` waits for."""
 
 from __future__ import annotations
 
@@ -22,88 +22,98 @@ from torchfab.supervise.model import AttemptOutcome, Decision
 from torchfab.supervise.orphans import OrphanedAttempts
 from torchfab.supervise.quarantine import Lemon, Quarantine
 
-_LOOK_S = 0.1
+_POLL_S = 0.1
 
 
-class StopAskedError(TorchfabError):
-    """Somebody said `fab stop` while the job was to be launched again."""
+class StopRequestedError(TorchfabError):
+    """`fab stop` was run before the job was launched again."""
 
 
 @dataclass
 class Relauncher:
-    """Launch one job again and again.
+    """Launches one job again, any number of times.
 
     Parameters
     ----------
-    asked : Asked
-        What it takes.
+    request : LaunchRequest
+        The job.
     ctx : CommandContext
-        Where we are.
-    scribe : Scribe
-        Is told; its record is the current attempt.
-    stragglers : Stragglers
+        Configuration, environment and records of this command.
+    journal : EventJournal
+        The job's events and its current record.
+    orphans : OrphanedAttempts
         Where earlier attempts may still run.
     """
 
-    asked: LaunchRequest
+    request: LaunchRequest
     ctx: CommandContext
-    scribe: EventJournal
-    stragglers: OrphanedAttempts
-    unwritten: set[str] = field(default_factory=set)
+    journal: EventJournal
+    orphans: OrphanedAttempts
+    unwritten: set[str] = field(default_factory=set)  # hosts in quarantine for this job only
 
     @property
     def record(self) -> Record:
         """The current attempt."""
-        return self.scribe.record
+        return self.journal.record
 
     def restart(self, decision: Decision) -> str:
-        """Launch it again, on healthy nodes; return why not, where that cannot be, else nothing.
+        """Launch the job again on healthy nodes.
 
-        A launch that fails is noted as an ending, and is the next thing to decide on.
+        A launch that fails is recorded as the outcome of an attempt. The caller decides on it next.
+
+        Parameters
+        ----------
+        decision : Decision
+            The nodes to replace, and the wait before the launch.
+
+        Returns
+        -------
+        str
+            Why a restart is impossible. Empty if the job was launched, or the launch failed.
 
         Raises
         ------
-        StopAskedError
-            Somebody has asked to stop the job.
+        StopRequestedError
+            `fab stop` was run.
         """
-        self._leave_out(decision.drop)
+        self._quarantine(decision.drop)
         self._wait(decision)
         nodes = self._healthy_nodes()
         if nodes is None:
-            return self._too_few()
-        if self.stragglers.hosts:
-            self.stragglers.catch_up(all_hosts=True)
+            return self._describe_shortage()
+        if self.orphans.hosts:
+            self.orphans.stop_reachable(all_hosts=True)
         hosts, following = [node.label for node in nodes], self.record.attempt + 1
         text = f"{decision.reason}: attempt {following} on {fold(hosts)}"
-        self.scribe.note(history.RESTART, text, replaced=bool(decision.drop), hosts=hosts, next=following)
+        self.journal.note(history.RESTART, text, replaced=bool(decision.drop), hosts=hosts, next=following)
         self._launch(nodes)
         return ""
 
     def _wait(self, decision: Decision) -> None:
         if decision.wait_s >= 1:
-            self.scribe.note("waiting", f"waits {duration(decision.wait_s)} before {decision.reason}")
+            self.journal.note("waiting", f"waits {duration(decision.wait_s)} before {decision.reason}")
         deadline = time.monotonic() + decision.wait_s
         while time.monotonic() < deadline:
-            self._heed_stop()
-            time.sleep(_LOOK_S)
+            self._check_stop()
+            time.sleep(_POLL_S)
 
-    def _heed_stop(self) -> None:
+    def _check_stop(self) -> None:
         if lease.stop_asked(self.record.folder):
-            raise StopAskedError("it was asked to stop")
+            raise StopRequestedError("it was asked to stop")
 
-    # ---- on which nodes
+    # ---- the nodes
 
-    def _leave_out(self, drop: Mapping[str, str]) -> None:
+    def _quarantine(self, drop: Mapping[str, str]) -> None:
         if not drop:
             return
         now, name = time.time(), self.record.name
         try:
-            Quarantine(self.ctx.records.root).add({host: Lemon(why, now, name) for host, why in drop.items()})
-        except TorchfabError as error:  # left out of this job at least
+            Quarantine(self.ctx.records.root).add({host: Lemon(reason, now, name) for host, reason in drop.items()})
+        except TorchfabError as error:  # at least this job leaves them out
             self.unwritten |= set(drop)
             write_err(f"the list of lemons could not be written: {error}")
         for host, reason in drop.items():
-            self.scribe.note("lemon", f"{host} is left out from now on (fab lemons): {reason}", hosts=[host])
+            self.journal.note("lemon", f"{host} is left out from now on (fab lemons): {reason}", hosts=[host])
 
     def _usable(self) -> list[Node]:
         try:
@@ -111,66 +121,66 @@ class Relauncher:
         except TorchfabError as error:
             write_err(f"lemons of other jobs are not known: {error}")
             lemons = {}
-        return [node for node in self.asked.nodes if node.label not in {*lemons, *self.unwritten}]
+        return [node for node in self.request.nodes if node.label not in {*lemons, *self.unwritten}]
 
     def _healthy_nodes(self) -> tuple[Node, ...] | None:
-        """Return the first nodes that are no lemons and doctor finds fit; None where there are too few."""
-        fit: set[str] = set()
+        """Return the first nodes that are not in quarantine and pass doctor's checks; None if there are too few."""
+        healthy: set[str] = set()
         while True:
             usable = self._usable()
-            if len(usable) < self._least():
+            if len(usable) < self._min_count():
                 return None
-            chosen = tuple(usable[: self.asked.count])
-            unknown = [node for node in chosen if node.label not in fit]
-            if not unknown:
-                return chosen
-            sick = outcome.sick(unknown, self.asked, self.record.settings, 0.0)
-            fit |= {node.label for node in unknown if node.label not in sick}
-            self._leave_out(sick)
+            selected = tuple(usable[: self.request.count])
+            unchecked = [node for node in selected if node.label not in healthy]
+            if not unchecked:
+                return selected
+            unhealthy = outcome.unhealthy_nodes(unchecked, self.request, self.record.settings, 0.0)
+            healthy |= {node.label for node in unchecked if node.label not in unhealthy}
+            self._quarantine(unhealthy)
 
-    def _least(self) -> int:
-        """Return with how few nodes it may run: an elastic job with fewer than it was asked for."""
-        return min(self.asked.count, self.record.min_nodes or self.asked.count)
+    def _min_count(self) -> int:
+        """Return the smallest number of nodes that the job runs on; an elastic job needs fewer than requested."""
+        return min(self.request.count, self.record.min_nodes or self.request.count)
 
-    def _too_few(self) -> str:
+    def _describe_shortage(self) -> str:
         usable = [node.label for node in self._usable()]
-        names = fold([node.label for node in self.asked.nodes if node.label not in usable])
-        return f"no spare is left: {self.asked.count} nodes are wanted, {len(usable)} are fit; lemons: {names}"
+        names = fold([node.label for node in self.request.nodes if node.label not in usable])
+        return f"no spare is left: {self.request.count} nodes are wanted, {len(usable)} are fit; lemons: {names}"
 
-    # ---- the launch itself
+    # ---- the launch
 
     def _launch(self, nodes: Sequence[Node]) -> None:
         before = self.record
-        now = replace(self.ctx, now=time.time(), token=random_source.token_hex(4), settings=before.settings)
+        ctx = replace(self.ctx, now=time.time(), token=random_source.token_hex(4), settings=before.settings)
         try:
             with lease.restarting(before.folder):
-                self._heed_stop()
-                launch.relaunch(self.asked, nodes, bool(self.stragglers.hosts), before, now)
-                self._take_over()
-        except StopAskedError:
+                self._check_stop()
+                launch.relaunch(self.request, nodes, bool(self.orphans.hosts), before, ctx)
+                self._reload_record()
+        except StopRequestedError:
             raise
         except TorchfabError as error:
-            self._take_over()
+            self._reload_record()
             self._note_failure(error)
             return
         record = self.record
         master = record.defaults.get("master", "?")
-        self.scribe.note("running", f"attempt {record.attempt} runs: {record.world_size} ranks, master {master}")
+        self.journal.note("running", f"attempt {record.attempt} runs: {record.world_size} ranks, master {master}")
 
-    def _take_over(self) -> None:
+    def _reload_record(self) -> None:
         settings = self.record.settings
-        self.scribe.record = replace(self.ctx.records.get(self.record.name), settings=settings)
+        self.journal.record = replace(self.ctx.records.get(self.record.name), settings=settings)
 
     def _note_failure(self, error: TorchfabError) -> None:
-        """Note a launch that failed as an ending, whether or not its record was written.
+        """Record a failed launch as the outcome of an attempt, whether or not its record was written.
 
-        A node on which it failed is held to be sick only where doctor finds something there as well.
+        A node on which it failed counts as unhealthy only if doctor finds something there as well.
         """
         words, bad = error.message, {}
         if isinstance(error, HostsFailedError):
             first = [f"{host}: {reason.message.splitlines()[0]}" for host, reason in list(error.reasons.items())[:3]]
             words = "; ".join([words, *first])
-            nodes = [node for node in self.asked.nodes if node.label in error.reasons]
-            bad = dict(outcome.sick(nodes, self.asked, self.record.settings, 0.0))
-        ending = AttemptOutcome(self.record.attempt, "launch", "launch", words, bad=bad, code=1)
-        self.scribe.note(history.ENDED, f"it could not be launched: {words}", **history.of_ending(ending))
+            nodes = [node for node in self.request.nodes if node.label in error.reasons]
+            bad = dict(outcome.unhealthy_nodes(nodes, self.request, self.record.settings, 0.0))
+        failed = AttemptOutcome(self.record.attempt, "launch", "launch", words, bad=bad, code=1)
+        self.journal.note(history.ENDED, f"it could not be launched: {words}", **history.outcome_as_json(failed))
