@@ -189,7 +189,7 @@ def test_a_complaint_beside_the_document_is_told_and_the_document_is_read(where:
 
 
 def test_nothing_at_all_is_told_with_the_exit_code() -> None:
-    assert gpu_health.parse("", 9)["problem"] == "nvidia-smi ended with 9 and said nothing"
+    assert gpu_health.parse("", 9)["problem"] == "nvidia-smi ended with 9 and printed nothing"
 
 
 def test_complaints_of_the_driver_are_counted_and_told_apart() -> None:
