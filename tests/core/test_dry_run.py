@@ -1,4 +1,4 @@
-"""The dry run's shell, run by a real bash: what arrives is what the plan says."""
+"""Run the script of a dry run in a real bash, and compare the processes that start with the plan."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.hostile import HOSTILE, environments, texts
 from torchfab.core.dry_run import dry_run
 from torchfab.core.specs import NodePlan, Plan, Process
 
-# Takes the words after the window's name and runs them, where tmux would do so in a window.
+# A stub of tmux: runs the arguments after the window's name in the foreground.
 TMUX = '#!/bin/sh\nwhile [ "$1" != -n ]; do shift; done\nshift 2\nexec "$@" < /dev/null\n'
 PROGRAM = """\
 import json, os, sys
@@ -32,7 +32,7 @@ print("ran")
 
 @pytest.fixture(scope="module")
 def place() -> Iterator[Path]:
-    """A folder whose name has what shells trip over, with a stub of tmux and a program that writes down what it got."""
+    """A folder with shell metacharacters in its name, a stub of tmux, and a program that records its environment."""
     with tempfile.TemporaryDirectory(prefix="it's a $HOME; ") as name:
         folder = Path(name)
         (folder / "tmux").write_text(TMUX)
@@ -55,7 +55,7 @@ def plan_of(place: Path, commands: list[tuple[list[str], dict[str, str]]], secre
 
 
 def paste(place: Path, text: str, environ: Mapping[str, str]) -> None:
-    """Run the text by bash."""
+    """Run the script in bash."""
     env = {**os.environ, "PATH": f"{place}:{os.environ['PATH']}", **environ}
     script = text.encode("utf-8", "surrogateescape") + b"\n"
     done = subprocess.run(["bash"], input=script, env=env, capture_output=True, check=False)
@@ -67,7 +67,7 @@ def received(place: Path, number: int) -> Any:
 
 
 def check(place: Path, commands: list[tuple[list[str], dict[str, str]]], secrets: Mapping[str, str]) -> str:
-    """Render, run, and compare what arrived; return the text."""
+    """Render and run the script, compare the processes with the plan, and return the script."""
     for old in place.glob("*.json"):
         old.unlink()
     text = dry_run(plan_of(place, commands, secrets), lambda _: ("bash", "-s"))
@@ -76,8 +76,8 @@ def check(place: Path, commands: list[tuple[list[str], dict[str, str]]], secrets
         cwd, argv_there, env_there = received(place, number)
         assert cwd == str(place / "work dir")
         assert argv_there == argv
-        wanted = {**secrets, **env}
-        assert {name: env_there.get(name) for name in wanted} == wanted
+        expected = {**secrets, **env}
+        assert {name: env_there.get(name) for name in expected} == expected
     return text
 
 
@@ -89,7 +89,7 @@ def test_any_argv_and_environment_arrive_through_bash(place: Path, argv: list[st
 
 @settings(max_examples=15)
 @given(argv=st.lists(texts(), max_size=3), env=environments(2), tails=st.lists(texts(), min_size=1, max_size=3))
-def test_secrets_arrive_from_the_shell_and_are_never_in_the_text(
+def test_secrets_come_from_the_shell_and_not_from_the_script(
     place: Path, argv: list[str], env: dict[str, str], tails: list[str]
 ) -> None:
     secrets = {f"V{number}_TOKEN": f"hunter2{tail}" for number, tail in enumerate(tails)}
@@ -108,12 +108,12 @@ def test_200_kilobytes_arrive(place: Path) -> None:
     check(place, [([large], {"V_A": large})], {"V_SECRET": large})
 
 
-def test_lines_that_look_like_the_end_of_a_here_document_arrive(place: Path) -> None:
+def test_lines_equal_to_a_here_document_delimiter_arrive(place: Path) -> None:
     ends = "\n".join(["", "TORCHFAB", "RUN", "TORCHFAB1", "RUN1", "RUN2", "EOF", ""])
     check(place, [([ends], {"V_A": ends})], {})
 
 
-def test_a_secret_that_is_not_exported_starts_nothing(place: Path) -> None:
+def test_a_secret_that_is_not_exported_prevents_the_start(place: Path) -> None:
     for old in place.glob("*.json"):
         old.unlink()
     text = dry_run(plan_of(place, [([], {})], {"V_TOKEN": "x"}), lambda _: ("bash", "-s"))
@@ -123,7 +123,7 @@ def test_a_secret_that_is_not_exported_starts_nothing(place: Path) -> None:
     assert not list(place.glob("*.json"))
 
 
-def test_what_is_written_is_for_its_owner_alone_and_holds_the_output(place: Path) -> None:
+def test_files_are_private_and_the_log_has_the_output(place: Path) -> None:
     check(place, [([], {})], {"V_TOKEN": "x"})
     folder = place / "job" / "rank-0"
     assert [oct((folder / name).stat().st_mode & 0o777) for name in (".", "run.sh", "output.log")] == [
@@ -134,7 +134,7 @@ def test_what_is_written_is_for_its_owner_alone_and_holds_the_output(place: Path
     assert set((folder / "output.log").read_text().splitlines()) == {"ran"}
 
 
-def test_comments_of_a_dry_run_are_comments_whatever_is_in_them(place: Path) -> None:
+def test_comments_cannot_inject_commands(place: Path) -> None:
     plan = plan_of(place, [([], {})], {})
     text = dry_run(
         Plan(plan.job, plan.nodes, 1, {"workdir": "/a\ntouch /tmp/x\r; id"}), lambda _: ("bash", "-s"), ["a\nb", ""]

@@ -1,4 +1,4 @@
-"""Environment dictionaries."""
+"""Environment variables: forwarded, secret, and those of torch.distributed."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from torchfab.core.errors import UsageError
     "name",
     ["HF_TOKEN", "WANDB_API_KEY", "my_secret", "AWS_SECRET_ACCESS_KEY", "Password", "DB_PASSWD", "X_CREDENTIALS"],
 )
-def test_secrets_are_known_by_their_names(name: str) -> None:
+def test_secrets_are_recognized_by_name(name: str) -> None:
     assert environment.is_secret(name)
 
 
 @pytest.mark.parametrize("name", ["NCCL_DEBUG", "HF_HOME", "PATH", "PASS", ""])
-def test_other_names_are_no_secrets(name: str) -> None:
+def test_other_names_are_not_secret(name: str) -> None:
     assert not environment.is_secret(name)
 
 
-def test_an_environment_is_split_into_what_may_be_shown_and_what_not() -> None:
+def test_an_environment_is_split_into_public_and_secret() -> None:
     env = {"HF_HOME": "/hf", "HF_TOKEN": "t", "A": ""}
     assert environment.split_secrets(env) == ({"HF_HOME": "/hf", "A": ""}, {"HF_TOKEN": "t"})
     assert env == {"HF_HOME": "/hf", "HF_TOKEN": "t", "A": ""}
@@ -49,42 +49,42 @@ def test_exported_shell_functions_are_not_forwarded() -> None:
 
 
 @fuzzed(st.dictionaries(texts(), texts(), max_size=5), st.lists(texts(), max_size=3))
-def test_forwarding_takes_values_as_they_are(environ: dict[str, str], patterns: list[str]) -> None:
+def test_forwarding_does_not_change_values(environ: dict[str, str], patterns: list[str]) -> None:
     assert environment.forwarded(environ, patterns).items() <= environ.items()
 
 
 @pytest.mark.parametrize("value", [pytest.param(text, id=name) for name, text in HOSTILE.items()])
-def test_the_value_of_an_env_flag_is_all_after_the_first_equals_sign(value: str) -> None:
+def test_an_env_value_is_all_after_the_first_equals_sign(value: str) -> None:
     assert environment.parse_flags([f"A={value}", "B=2"]) == {"A": value, "B": "2"}
 
 
-def test_of_two_env_flags_with_one_name_the_last_counts() -> None:
+def test_the_last_env_flag_of_a_name_counts() -> None:
     assert environment.parse_flags(["A=1", "B=2", "A=3"]) == {"A": "3", "B": "2"}
 
 
-def test_an_env_flag_without_equals_sign_is_an_error_that_shows_the_form() -> None:
+def test_an_env_flag_without_equals_sign_is_rejected() -> None:
     with pytest.raises(UsageError) as caught:
         environment.parse_flags(["A=1", "NCCL_DEBUG"])
     assert str(caught.value) == "--env expects NAME=VALUE, got 'NCCL_DEBUG'\n  fix: --env NCCL_DEBUG=VALUE"
 
 
 @pytest.mark.parametrize("pair", ["=x", "1A=x", "A-B=x", "A B=x", "é=x", "A;id=x", "BASH_FUNC_x%%=x", "A=\0"])
-def test_a_name_that_no_shell_could_assign_to_is_refused(pair: str) -> None:
+def test_an_invalid_variable_name_is_rejected(pair: str) -> None:
     with pytest.raises(UsageError, match=r"^--env: .* cannot name an environment variable"):
         environment.parse_flags([pair])
 
 
 @pytest.mark.parametrize(
-    ("processes", "gpus", "cpus", "wanted"),
+    ("processes", "gpus", "cpus", "expected"),
     [(8, 8, 96, "1"), (2, 0, 16, "8"), (3, 0, 16, "5"), (2, 0, 1, "1"), (2, 0, 0, "1"), (1, 0, 7, "7"), (0, 0, 4, "4")],
 )
-def test_threads_are_one_beside_a_gpu_and_a_fair_share_without(
-    processes: int, gpus: int, cpus: int, wanted: str
+def test_omp_threads_are_one_with_gpus_else_a_share_of_cores(
+    processes: int, gpus: int, cpus: int, expected: str
 ) -> None:
-    assert environment.threads(processes, gpus, cpus) == {"OMP_NUM_THREADS": wanted}
+    assert environment.threads(processes, gpus, cpus) == {"OMP_NUM_THREADS": expected}
 
 
-def test_rank_variables_are_those_of_torchrun() -> None:
+def test_rank_variables_equal_those_of_torchrun() -> None:
     assert environment.rank_variables(5, 1, 8, 4, "node1", 29400) == {
         "RANK": "5",
         "LOCAL_RANK": "1",
@@ -95,10 +95,10 @@ def test_rank_variables_are_those_of_torchrun() -> None:
     }
 
 
-def test_devices_are_visible_as_named_and_nothing_is_said_where_none_is() -> None:
+def test_visible_devices_are_set_only_where_named() -> None:
     assert environment.visible_devices(("2", "GPU-1")) == {"CUDA_VISIBLE_DEVICES": "2,GPU-1"}
     assert environment.visible_devices(()) == {}
 
 
-def test_every_process_carries_its_job_and_node() -> None:
+def test_marks_name_the_job_and_the_node() -> None:
     assert environment.marks("gpt2-01", 3) == {"TORCHFAB_JOB_ID": "gpt2-01", "TORCHFAB_NODE_RANK": "3"}

@@ -1,4 +1,4 @@
-"""Text of `hosts` and `gpus`: every rule, every error with file and line."""
+"""Parsing of `hosts` and `gpus`: every rule, and every error with file and line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from torchfab.core.inventory import (
 )
 from torchfab.core.specs import Node, Slot
 
-WANTED = (
+EXPECTED = (
     "expected [user@]host[:port] [slots=N] [gpus=0,1] [address=A], with ranges as node[01-16] and IPv6 as [fd00::1]"
 )
 HOST_KEYS = "known keys here: slots=, gpus=, address="
@@ -64,11 +64,11 @@ def message(text: str) -> str:
         ("10.0.0.7\nnode_1.example.org\nA-b\n", ["10.0.0.7", "node_1.example.org", "A-b"]),
     ],
 )
-def test_hosts_are_named_in_the_order_of_the_file(text: str, hosts: list[str]) -> None:
+def test_hosts_keep_the_order_of_the_file(text: str, hosts: list[str]) -> None:
     assert hosts_of(text) == hosts
 
 
-def test_a_host_has_all_that_its_line_says() -> None:
+def test_a_line_sets_all_attributes_of_a_host() -> None:
     text = "# ours\nann@node1:2222 slots=8 gpus=0,3 address=10.0.0.1\nlocalhost\n[fd00::1]\n[fe80::1%eth0]:2200\n"
     assert parse_hosts(text, "my hosts") == (
         Node(0, "node1", "ann", 2222, "10.0.0.1", 8, ("0", "3"), "my hosts:2"),
@@ -78,7 +78,7 @@ def test_a_host_has_all_that_its_line_says() -> None:
     )
 
 
-def test_all_hosts_of_a_range_have_what_its_line_says() -> None:
+def test_a_line_sets_the_attributes_of_all_hosts_of_its_range() -> None:
     assert parse_hosts("ann@n[1-2]:22 slots=2\nn3", "hosts") == (
         Node(0, "n1", "ann", 22, slots=2, origin="hosts:1"),
         Node(1, "n2", "ann", 22, slots=2, origin="hosts:1"),
@@ -86,11 +86,11 @@ def test_all_hosts_of_a_range_have_what_its_line_says() -> None:
     )
 
 
-def test_one_host_with_two_ports_is_two_nodes() -> None:
+def test_two_ports_of_one_host_are_two_nodes() -> None:
     assert [node.label for node in parse_hosts("a:1\na:2\na", "hosts")] == ["a:1", "a:2", "a"]
 
 
-def test_an_ipv6_address_with_a_port_is_shown_in_brackets() -> None:
+def test_the_label_of_an_ipv6_address_with_a_port_has_brackets() -> None:
     assert [node.label for node in parse_hosts("[::1]\n[::1]:22", "hosts")] == ["::1", "[::1]:22"]
 
 
@@ -123,27 +123,27 @@ NO_HOST = [
     ),
 ]
 WRONG_HOSTS = [
-    ("", "hosts: names no host", WANTED),
-    ("# a\n\n  # b\n", "hosts: names no host", WANTED),
+    ("", "hosts: names no host", EXPECTED),
+    ("# a\n\n  # b\n", "hosts: names no host", EXPECTED),
     ("a\nb\n\na\n", "hosts:4: a is already listed in hosts:1", TWICE),
     ("n[1-3]\nann@n2", "hosts:2: n2 is already listed in hosts:1", TWICE),
     ("a cores=2", "hosts:1: unknown key 'cores' in 'cores=2'", HOST_KEYS),
     ("a b", "hosts:1: unknown key 'b' in 'b'", HOST_KEYS),
     ("a slots", "hosts:1: unknown key 'slots' in 'slots'", HOST_KEYS),
-    ("a slots=", "hosts:1: slots= needs one value, got 'slots='", WANTED),
-    ("a slots=1 slots=2", "hosts:1: slots= needs one value, got 'slots=2'", WANTED),
-    ("a address=x;y", "hosts:1: 'x;y' is not a host name or address", WANTED),
+    ("a slots=", "hosts:1: slots= needs one value, got 'slots='", EXPECTED),
+    ("a slots=1 slots=2", "hosts:1: slots= needs one value, got 'slots=2'", EXPECTED),
+    ("a address=x;y", "hosts:1: 'x;y' is not a host name or address", EXPECTED),
     (
         "n[1-2] address=10.0.0.1",
         "hosts:1: address= names one node, the range names several",
         "write those nodes on lines of their own",
     ),
     ("[::1]:0", "hosts:1: '0' is not a port", "a port is a number from 1 to 65535"),
-    ("[:::x]", "hosts:1: ':::x' is not an IPv6 address", WANTED),
+    ("[:::x]", "hosts:1: ':::x' is not an IPv6 address", EXPECTED),
     ("fd00::1", "hosts:1: 'fd00::1' looks like an IPv6 address without brackets", "write [fd00::1]"),
-    ("@a", "hosts:1: '' is not a user name", WANTED),
-    ("-oProxyCommand=id@a", "hosts:1: '-oProxyCommand=id' is not a user name", WANTED),
-    *((f"fine\n{host}", f"hosts:2: {host!r} is not a host name", WANTED) for host in NO_HOST),
+    ("@a", "hosts:1: '' is not a user name", EXPECTED),
+    ("-oProxyCommand=id@a", "hosts:1: '-oProxyCommand=id' is not a user name", EXPECTED),
+    *((f"fine\n{host}", f"hosts:2: {host!r} is not a host name", EXPECTED) for host in NO_HOST),
     *(
         (
             f"\na slots={value}",
@@ -167,28 +167,28 @@ WRONG_HOSTS = [
 ]
 
 
-@pytest.mark.parametrize(("text", "what", "fix"), WRONG_HOSTS)
-def test_what_is_wrong_is_said_with_file_and_line_and_what_was_expected(text: str, what: str, fix: str) -> None:
-    assert message(text) == f"{what}\n  fix: {fix}"
+@pytest.mark.parametrize(("text", "problem", "fix"), WRONG_HOSTS)
+def test_hosts_errors_name_file_line_and_expectation(text: str, problem: str, fix: str) -> None:
+    assert message(text) == f"{problem}\n  fix: {fix}"
 
 
 @pytest.mark.parametrize("host", ["n[3-1]", "n[01-3]", "n[,]", "n[-]", "n[1--3]", "n[/]", "n[1-3/0]", "n[1][2]"])
-def test_a_bad_range_is_named_with_its_line(host: str) -> None:
-    said = message(f"a\n{host}")
-    assert said.startswith(f"hosts:2: bad range {host!r}: ")
-    assert said.endswith("\n  fix: ranges are written as node[01-16] or node[1,3,7-9]")
+def test_an_error_names_a_bad_range_and_its_line(host: str) -> None:
+    error = message(f"a\n{host}")
+    assert error.startswith(f"hosts:2: bad range {host!r}: ")
+    assert error.endswith("\n  fix: ranges are written as node[01-16] or node[1,3,7-9]")
 
 
 @pytest.mark.parametrize("host", ["n[0-10000]", "n[0-9999]m[0-9999]", "n[1-99999999999999]", f"n[{'9' * 5000}]"])
-def test_a_range_with_too_many_hosts_is_refused_before_they_are_made(host: str) -> None:
-    assert message(host) == f"hosts:1: the range {host} has more than {MOST_HOSTS} hosts\n  fix: {WANTED}"
+def test_a_too_large_range_is_rejected_before_expansion(host: str) -> None:
+    assert message(host) == f"hosts:1: the range {host} has more than {MOST_HOSTS} hosts\n  fix: {EXPECTED}"
 
 
-def test_the_largest_range_is_fine() -> None:
+def test_the_largest_range_is_accepted() -> None:
     assert len(hosts_of("n[0-9999]")) == MOST_HOSTS
 
 
-def test_hosts_of_the_command_line_are_split_at_commas_outside_of_ranges() -> None:
+def test_the_hosts_flag_is_split_at_commas_outside_ranges() -> None:
     assert [(node.host, node.port, node.origin) for node in parse_flag("n[1,3],b:22,[::1]:5")] == [
         ("n1", None, "-H"),
         ("n3", None, "-H"),
@@ -200,25 +200,25 @@ def test_hosts_of_the_command_line_are_split_at_commas_outside_of_ranges() -> No
 # ---- gpus
 
 
-def test_ranks_follow_the_lines_and_local_ranks_count_per_host_in_any_order() -> None:
+def test_ranks_follow_lines_and_local_ranks_count_per_host() -> None:
     nodes, slots = parse_gpus("b\na\nb\n# more\na\nb\n", "gpus")
     assert nodes == (Node(0, "b", origin="gpus:1"), Node(1, "a", origin="gpus:2"))
     assert slots == (Slot(0, 0, 0), Slot(1, 1, 0), Slot(2, 0, 1), Slot(3, 1, 1), Slot(4, 0, 2))
 
 
-def test_named_devices_are_one_slot_each_and_belong_to_their_node_in_order() -> None:
+def test_each_named_device_is_one_slot_in_order() -> None:
     nodes, slots = parse_gpus("a gpus=2,3\nb gpus=0\na gpus=7", "gpus")
     assert nodes == (Node(0, "a", gpus=("2", "3", "7"), origin="gpus:1"), Node(1, "b", gpus=("0",), origin="gpus:2"))
     assert slots == (Slot(0, 0, 0), Slot(1, 0, 1), Slot(2, 1, 0), Slot(3, 0, 2))
 
 
-def test_user_and_address_may_stand_on_any_line_of_a_host_in_gpus() -> None:
+def test_user_and_address_may_be_on_any_line_of_a_host_in_gpus() -> None:
     nodes, _ = parse_gpus("a\nann@a address=10.0.0.1\nann@a\n", "gpus")
     assert [(node.user, node.address) for node in nodes] == [("ann", "10.0.0.1")]
 
 
 @pytest.mark.parametrize("text", ["ann@a\nbob@a", "a address=10.0.0.1\na address=10.0.0.2"])
-def test_a_host_in_gpus_that_has_two_users_or_addresses_is_refused(text: str) -> None:
+def test_two_users_or_addresses_of_a_host_in_gpus_are_rejected(text: str) -> None:
     with pytest.raises(InventoryError, match=r"gpus:2: a has the (user|address) \S+ on another line, and \S+ here"):
         parse_gpus(text, "gpus")
 
@@ -231,7 +231,7 @@ def test_a_range_in_gpus_is_one_slot_on_each_of_its_hosts() -> None:
 
 SOME_LINES = "say gpus=N on all of its lines, or on none"
 WRONG_GPUS = [
-    ("", "gpus: names no host", WANTED),
+    ("", "gpus: names no host", EXPECTED),
     ("a slots=2", "gpus:1: unknown key 'slots' in 'slots=2'", "known keys here: gpus=, address="),
     ("a gpus=1\nb\na gpus=1", "gpus:3: device 1 of a is named twice", "one line per device"),
     ("a gpus=1\na", "gpus:2: a names its devices on some lines only", SOME_LINES),
@@ -240,28 +240,30 @@ WRONG_GPUS = [
 ]
 
 
-@pytest.mark.parametrize(("text", "what", "fix"), WRONG_GPUS)
-def test_what_is_wrong_in_gpus_is_said_with_file_and_line(text: str, what: str, fix: str) -> None:
+@pytest.mark.parametrize(("text", "problem", "fix"), WRONG_GPUS)
+def test_gpus_errors_name_file_and_line(text: str, problem: str, fix: str) -> None:
     with pytest.raises(InventoryError) as caught:
         parse_gpus(text, "gpus")
-    assert str(caught.value) == f"{what}\n  fix: {fix}"
+    assert str(caught.value) == f"{problem}\n  fix: {fix}"
 
 
 @given(st.lists(st.sampled_from(["a", "b", "c", "ann@d:22", "[::1]"]), min_size=1, max_size=40))
-def test_slots_of_any_order_of_lines_are_consistent(lines: list[str]) -> None:
+def test_slots_are_consistent_for_any_order_of_lines(lines: list[str]) -> None:
     nodes, slots = parse_gpus("\n".join(lines), "gpus")
     assert [slot.rank for slot in slots] == list(range(len(lines)))
     assert [node.rank for node in nodes] == list(range(len(nodes)))
-    wanted = [parse_hosts(line, "x")[0].label for line in lines]
-    assert [nodes[slot.node_rank].label for slot in slots] == wanted
-    assert [slot.local_rank for slot in slots] == [wanted[:index].count(label) for index, label in enumerate(wanted)]
+    expected = [parse_hosts(line, "x")[0].label for line in lines]
+    assert [nodes[slot.node_rank].label for slot in slots] == expected
+    assert [slot.local_rank for slot in slots] == [
+        expected[:index].count(label) for index, label in enumerate(expected)
+    ]
 
 
 # ---- files
 
 
 @pytest.mark.parametrize("read", [read_hosts, read_gpus])
-def test_a_missing_file_is_an_error_that_says_what_to_write(read: object, tmp_path: Path) -> None:
+def test_the_error_for_a_missing_file_has_a_fix(read: object, tmp_path: Path) -> None:
     path = tmp_path / "it's $HOME"
     with pytest.raises(InventoryError) as caught:
         read(path)  # type: ignore[operator]
@@ -274,7 +276,7 @@ def test_a_folder_instead_of_a_file_is_an_error(tmp_path: Path) -> None:
         read_hosts(tmp_path)
 
 
-def test_a_file_that_is_no_text_is_an_error_that_says_where(tmp_path: Path) -> None:
+def test_the_error_for_a_binary_file_has_the_byte(tmp_path: Path) -> None:
     path = tmp_path / "hosts"
     path.write_bytes(b"node1\n\xff\xfe")
     with pytest.raises(InventoryError) as caught:
@@ -282,26 +284,26 @@ def test_a_file_that_is_no_text_is_an_error_that_says_where(tmp_path: Path) -> N
     assert str(caught.value) == f"{path}: not UTF-8 text (byte 6)\n  fix: save it as plain text"
 
 
-def test_a_file_as_windows_editors_write_it_is_fine(tmp_path: Path) -> None:
+def test_a_file_with_bom_and_crlf_is_accepted(tmp_path: Path) -> None:
     path = tmp_path / "hosts"
     path.write_bytes(b"\xef\xbb\xbfnode1\r\n# x\r\nnode2")
     assert read_hosts(path) == (Node(0, "node1", origin=f"{path}:1"), Node(1, "node2", origin=f"{path}:3"))
 
 
-def test_the_shipped_files_are_this_machine_with_two_processes() -> None:
+def test_the_shipped_files_name_localhost() -> None:
     root = Path(__file__).parents[2]
     (node,) = read_hosts(root / "hosts")
     nodes, slots = read_gpus(root / "gpus")
     assert (node.is_local, [each.is_local for each in nodes], len(slots)) == (True, [True], 2)
 
 
-# ---- whatever is in them
+# ---- any text
 
-HOST_SIGNS = st.text("ab019-_.:@[]/,=%# \n\r\t'$;é\ufeff\u2028", max_size=40)
+HOST_CHARS = st.text("ab019-_.:@[]/,=%# \n\r\t'$;é\ufeff\u2028", max_size=40)
 
 
-@fuzzed(st.one_of(st.text(max_size=200), HOST_SIGNS, st.sampled_from(list(HOSTILE.values()))))
-def test_any_text_is_read_or_refused_as_an_inventory(text: str) -> None:
+@fuzzed(st.one_of(st.text(max_size=200), HOST_CHARS, st.sampled_from(list(HOSTILE.values()))))
+def test_any_text_is_parsed_or_rejected_as_an_inventory(text: str) -> None:
     for parse in (lambda: parse_hosts(text, "x"), lambda: parse_gpus(text, "x"), lambda: parse_flag(text)):
         try:
             parse()
@@ -319,7 +321,7 @@ def test_a_hostile_text_names_no_host(text: str) -> None:
 
 
 @fuzzed(st.one_of(st.text(max_size=30), st.text("0123456789,- ", max_size=30)))
-def test_any_text_is_read_or_refused_as_ranks(text: str) -> None:
+def test_any_text_is_parsed_or_rejected_as_ranks(text: str) -> None:
     try:
         parse_ranks(text)
     except InventoryError as refused:
@@ -333,7 +335,7 @@ def test_any_text_is_read_or_refused_as_ranks(text: str) -> None:
 
 
 @given(st.sets(st.integers(0, 5000), min_size=1))
-def test_folded_ranks_are_read_back(ranks: set[int]) -> None:
+def test_folded_ranks_can_be_parsed(ranks: set[int]) -> None:
     assert parse_ranks(fold_ranks(list(ranks))) == tuple(sorted(ranks))
 
 
@@ -341,18 +343,18 @@ def test_folded_ranks_are_read_back(ranks: set[int]) -> None:
     ("ranks", "text"),
     [([], ""), ([3], "3"), ([0, 1], "0-1"), ([5, 2, 1, 0, 0], "0-2,5"), (range(64), "0-63"), ([1, 3, 5], "1,3,5")],
 )
-def test_ranks_are_folded_as_people_write_them(ranks: list[int], text: str) -> None:
+def test_ranks_are_folded_into_ranges(ranks: list[int], text: str) -> None:
     assert fold_ranks(ranks) == text
 
 
 @pytest.mark.parametrize("text", ["", "a", "1-", "-1", "3-1", "1,,2", "1;2", "1-2-3", "9" * 5000])
-def test_what_is_no_rank_is_refused(text: str) -> None:
+def test_invalid_ranks_are_rejected(text: str) -> None:
     with pytest.raises(InventoryError, match=r"--rank .* is not a rank\n  fix: write ranks as 0,2-5"):
         parse_ranks(text)
 
 
 @given(st.sets(st.from_regex(r"[a-z]{1,3}(-?[0-9]{1,3}){0,2}(\.[a-z]{1,3})?", fullmatch=True), min_size=1, max_size=20))
-def test_folded_hosts_are_read_back(hosts: set[str]) -> None:
+def test_folded_hosts_can_be_parsed(hosts: set[str]) -> None:
     assert {node.host for node in parse_flag(fold(sorted(hosts)))} == hosts
 
 
@@ -367,9 +369,9 @@ def test_folded_hosts_are_read_back(hosts: set[str]) -> None:
         (["::1", "a"], "::1,a"),
     ],
 )
-def test_hosts_are_folded_as_people_write_them(hosts: list[str], text: str) -> None:
+def test_hosts_are_folded_into_ranges(hosts: list[str], text: str) -> None:
     assert fold(hosts) == text
 
 
-def test_the_factory_of_tests_makes_what_the_file_says() -> None:
+def test_make_nodes_equals_a_parsed_file() -> None:
     assert make_nodes("a", {"host": "b", "slots": 2}) == parse_hosts("a\nb slots=2", "hosts")

@@ -1,4 +1,4 @@
-"""Log lines for people."""
+"""Folding and cleaning of log lines."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ def shown(*written: tuple[str, int | str, str], folding: bool = True) -> list[st
     return [str(line) for line in fold_lines(lines(*written), folding)]
 
 
-def test_equal_lines_of_many_ranks_become_one_with_all_ranks_and_hosts() -> None:
+def test_equal_lines_of_many_ranks_are_folded_into_one() -> None:
     written = [(f"node{1 + rank // 8}", rank, "step 1") for rank in range(64)]
     assert shown(*written) == ["node[1-8] [0-63] step 1"]
 
 
-def test_without_folding_every_line_stays() -> None:
+def test_without_folding_every_line_is_kept() -> None:
     assert shown(("a", 0, "x"), ("b", 1, "x"), folding=False) == ["a [0] x", "b [1] x"]
 
 
-def test_a_line_stands_where_the_first_of_its_ranks_wrote_it() -> None:
+def test_a_folded_line_has_the_position_of_its_first_line() -> None:
     written = [("a", 0, "x"), ("a", 0, "y"), ("a", 1, "x"), ("a", 1, "y"), ("a", 2, "z")]
     assert shown(*written) == ["a [0-1] x", "a [0-1] y", "a [2] z"]
 
 
-def test_a_line_that_a_rank_repeats_is_repeated() -> None:
+def test_a_line_that_a_rank_repeats_is_kept_twice() -> None:
     assert shown(("a", 0, "x"), ("a", 0, "x"), ("a", 1, "x")) == ["a [0-1] x", "a [0] x"]
 
 
@@ -54,7 +54,7 @@ def test_a_launchers_line_is_not_folded_with_a_ranks() -> None:
 
 
 @fuzzed(LINES, st.booleans())
-def test_nothing_is_swallowed(written: list[Line], folding: bool) -> None:
+def test_folding_loses_no_line(written: list[Line], folding: bool) -> None:
     folded = fold_lines(written, folding)
     assert sum(len(line.labels) for line in folded) == len(written)
     assert {line.text for line in folded} == {line.text for line in written}
@@ -70,17 +70,17 @@ def test_lines_of_one_rank_keep_their_order_without_folding(written: list[Line])
 
 
 @given(LINES, st.floats(0, 3))
-def test_batches_hold_every_line_once_in_the_order_of_time(written: list[Line], window_s: float) -> None:
+def test_batches_contain_every_line_once_sorted_by_time(written: list[Line], window_s: float) -> None:
     found = list(batches(written, window_s))
     assert [line for batch in found for line in batch] == sorted(written, key=lambda line: line.time)
     assert all(batch[-1].time - batch[0].time <= window_s for batch in found)
 
 
-# ---- nothing that steers a terminal
+# ---- control characters
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "expected"),
     [
         ("\x1b[31mred\x1b[0m", "red"),
         ("\x1b[2J\x1b[1;1Hgone", "gone"),
@@ -100,16 +100,16 @@ def test_batches_hold_every_line_once_in_the_order_of_time(written: list[Line], 
         ("", ""),
     ],
 )
-def test_escape_sequences_and_control_characters_are_stripped(text: str, wanted: str) -> None:
-    assert clean(text) == wanted
+def test_escape_sequences_and_control_characters_are_stripped(text: str, expected: str) -> None:
+    assert clean(text) == expected
 
 
 @fuzzed(st.one_of(st.text(), st.sampled_from(list(HOSTILE.values())), st.text("\x1b[]0;mPc\\\x07\x9ba", max_size=20)))
-def test_whatever_was_written_no_control_character_is_printed(text: str) -> None:
+def test_no_control_character_is_printed(text: str) -> None:
     printed = str(FoldedLine(("a",), (0,), text))
-    assert not [sign for sign in printed if (ord(sign) < 32 and sign != "\t") or 127 <= ord(sign) < 160]
+    assert not [char for char in printed if (ord(char) < 32 and char != "\t") or 127 <= ord(char) < 160]
 
 
 @given(st.text(st.characters(exclude_categories=("Cc", "Cs"))))
-def test_text_without_control_characters_is_printed_as_it_is(text: str) -> None:
+def test_printable_text_is_not_changed(text: str) -> None:
     assert clean(text) == text

@@ -12,7 +12,7 @@ from torchfab.core.errors import UsageError
     ("more", "slots"),
     [
         ({}, [None] * 3),
-        ({"SLURM_TASKS_PER_NODE": "1(x3)"}, [None] * 3),  # salloc says so where nobody asked
+        ({"SLURM_TASKS_PER_NODE": "1(x3)"}, [None] * 3),  # set by salloc where no tasks were requested
         ({"SLURM_NTASKS": "5", "SLURM_TASKS_PER_NODE": "2(x2),1"}, [2, 2, 1]),
         ({"SLURM_GPUS_PER_NODE": "8"}, [8] * 3),
         ({"SLURM_GPUS_PER_NODE": "a100:2,v100:2", "SLURM_NTASKS": "3", "SLURM_TASKS_PER_NODE": "1(x3)"}, [4] * 3),
@@ -26,6 +26,6 @@ def test_hosts_and_slots_follow_the_allocation(more: dict[str, str], slots: list
     assert [node.slots for node in nodes] == slots
 
 
-def test_outside_an_allocation_is_an_error_that_says_how_to_get_one() -> None:
+def test_the_error_outside_an_allocation_has_a_fix() -> None:
     with pytest.raises(UsageError, match=r"this terminal is in none\n  fix: begin one: salloc --nodes 2"):
         slurm_allocation.nodes_of({})

@@ -1,4 +1,4 @@
-"""The values that flow through torchfab, and what they refuse."""
+"""The central dataclasses, and the values that they reject."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from torchfab.core.specs import NAME_PATTERN, check_name, session_name
 
 
 @pytest.mark.parametrize("name", ["a", "7", "gpt2", "GPT-2_small", "a" * 63, "a--", "0_"])
-def test_a_name_of_letters_digits_dashes_and_underscores_is_fine(name: str) -> None:
+def test_letters_digits_dashes_and_underscores_are_valid_names(name: str) -> None:
     assert make_job(name=name).name == name
 
 
-WRONG = {**HOSTILE, **{text: text for text in ("-a", "_a", "a.b", "a:b", "a/b", "..", "a" * 64, "é", "a\n", "²")}}
+INVALID_NAMES = {
+    **HOSTILE,
+    **{text: text for text in ("-a", "_a", "a.b", "a:b", "a/b", "..", "a" * 64, "é", "a\n", "²")},
+}
 
 
-@pytest.mark.parametrize("name", [pytest.param(text, id=name) for name, text in WRONG.items()])
-def test_any_other_name_is_refused_with_what_was_read(name: str) -> None:
+@pytest.mark.parametrize("name", [pytest.param(text, id=name) for name, text in INVALID_NAMES.items()])
+def test_any_other_name_is_rejected(name: str) -> None:
     with pytest.raises(JobNameError) as caught:
         make_job(name=name)
     assert str(caught.value) == (
@@ -32,7 +35,7 @@ def test_any_other_name_is_refused_with_what_was_read(name: str) -> None:
 
 
 @fuzzed(texts())
-def test_a_name_that_passes_is_safe_for_paths_shells_and_tmux(name: str) -> None:
+def test_a_valid_name_is_safe_for_paths_shells_and_tmux(name: str) -> None:
     try:
         check_name(name)
     except JobNameError:
@@ -42,12 +45,12 @@ def test_a_name_that_passes_is_safe_for_paths_shells_and_tmux(name: str) -> None
 
 
 @pytest.mark.parametrize("port", [0, 1, 65535])
-def test_a_port_is_a_port(port: int) -> None:
+def test_a_valid_port_is_accepted(port: int) -> None:
     assert make_job(port=port).port == port
 
 
 @pytest.mark.parametrize("port", [-1, 65536, 10**9])
-def test_another_number_is_no_port(port: int) -> None:
+def test_a_port_out_of_range_is_rejected(port: int) -> None:
     with pytest.raises(UsageError) as caught:
         make_job(port=port)
     assert str(caught.value) == f"--port is a number from 1 to 65535, or 0 for a free one; got {port}"
@@ -59,7 +62,7 @@ def test_a_job_needs_a_script() -> None:
 
 
 @pytest.mark.parametrize("workdir", ["", "work", "~/work", "./x"])
-def test_a_job_runs_in_an_absolute_path(workdir: str) -> None:
+def test_a_relative_workdir_is_rejected(workdir: str) -> None:
     with pytest.raises(UsageError) as caught:
         make_job(workdir=workdir)
     assert str(caught.value) == f"--workdir must be an absolute path, got {workdir!r}"
@@ -69,11 +72,11 @@ def test_a_job_runs_in_an_absolute_path(workdir: str) -> None:
     ("script", "path"),
     [(("train.py",), "train.py"), (("-m", "pkg.train"), None), (("it's here/x.py",), "it's here/x.py")],
 )
-def test_a_module_has_no_path(script: tuple[str, ...], path: str | None) -> None:
+def test_a_module_has_no_script_path(script: tuple[str, ...], path: str | None) -> None:
     assert make_job(script=script).script_path == path
 
 
-def test_a_job_cannot_be_changed() -> None:
+def test_a_job_is_immutable() -> None:
     job = make_job()
     with pytest.raises(FrozenInstanceError):
         job.name = "other"  # type: ignore[misc]
@@ -81,10 +84,10 @@ def test_a_job_cannot_be_changed() -> None:
         job.env["A"] = "1"  # type: ignore[index]
 
 
-def test_secrets_are_not_in_the_text_of_a_job() -> None:
+def test_secrets_are_not_in_the_repr_of_a_job() -> None:
     assert "hunter2" not in repr(make_job(secrets={"HF_TOKEN": "hunter2"}))
 
 
-def test_sessions_of_jobs_and_nodes_have_different_names() -> None:
+def test_session_names_are_unique() -> None:
     names = {session_name(name, rank) for name in ("a", "a-node1", "a1") for rank in (0, 1, 11)}
     assert len(names) == 9

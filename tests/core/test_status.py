@@ -1,4 +1,4 @@
-"""How a job is: pure functions over what nodes answered."""
+"""The status of a job, computed from the answers of its nodes."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def rank(number: int | None, code: int | None = None, ended: float | None = None
 
 
 def process(state: str, *ranks: Mapping[str, Any], **values: Any) -> dict[str, Any]:
-    """Return what a node tells of a process."""
-    over = state not in ("starting", "running")
+    """Return a node's answer about one process."""
+    has_ended = state not in ("starting", "running")
     base = {
         "name": "agent",
         "state": state,
         "reason": "",
         "pid": None if state == "starting" else 99,
         "started": None if state == "starting" else 900.0,
-        "ended": 950.0 if over and state != "lost" else None,
+        "ended": 950.0 if has_ended and state != "lost" else None,
         "code": {"succeeded": 0, "failed": 1, "stopped": 1}.get(state),
         "signal": None,
         "ranks": list(ranks),
@@ -43,12 +43,12 @@ def process(state: str, *ranks: Mapping[str, Any], **values: Any) -> dict[str, A
 
 def node(index: int, *processes: Mapping[str, Any], skew_s: float = 0.0, **values: Any) -> NodeStatus:
     """Return a node's status as its answer would give it; its clock is `skew_s` ahead."""
-    (made,) = [each for each in make_nodes(*[f"node{number}" for number in range(index + 1)]) if each.rank == index]
+    (found,) = [each for each in make_nodes(*[f"node{number}" for number in range(index + 1)]) if each.rank == index]
     answer = {"processes": list(processes), "now": NOW + skew_s, "exists": True, "stop_asked": None, **values}
-    return status.from_answer(made, answer, NOW - 0.5, NOW + 0.5)
+    return status.from_answer(found, answer, NOW - 0.5, NOW + 0.5)
 
 
-def job(*states: str, least: int = 0) -> JobStatus:
+def job(*states: str, min_nodes: int = 0) -> JobStatus:
     """Return a job with one process of each state on a node of its own; `unreachable` is a node's."""
     nodes = [
         NodeStatus(make_nodes("x")[0], "unreachable", "no answer")
@@ -56,7 +56,7 @@ def job(*states: str, least: int = 0) -> JobStatus:
         else node(index, process(state))
         for index, state in enumerate(states)
     ]
-    return JobStatus(tuple(nodes), least)
+    return JobStatus(tuple(nodes), min_nodes)
 
 
 # ---- states
@@ -91,7 +91,7 @@ def test_a_jobs_state_follows_from_its_nodes(states: list[str], state: str, ende
 
 
 @pytest.mark.parametrize(
-    ("states", "least", "state", "code"),
+    ("states", "min_nodes", "state", "code"),
     [
         (["failed", "running", "running"], 2, "running", None),
         (["failed", "succeeded", "succeeded"], 2, "succeeded", 0),
@@ -102,10 +102,10 @@ def test_a_jobs_state_follows_from_its_nodes(states: list[str], state: str, ende
         (["lost", "unreachable", "running"], 2, "unreachable", None),
     ],
 )
-def test_an_elastic_job_lives_on_while_enough_nodes_are_left(
-    states: list[str], least: int, state: str, code: int | None
+def test_an_elastic_job_continues_with_enough_nodes(
+    states: list[str], min_nodes: int, state: str, code: int | None
 ) -> None:
-    found = job(*states, least=least)
+    found = job(*states, min_nodes=min_nodes)
     assert (found.state, found.exit_code) == (state, code)
 
 
@@ -117,8 +117,8 @@ ANY_STATES = st.lists(
 
 
 @given(ANY_STATES, st.integers(0, 6))
-def test_a_job_of_any_nodes_has_a_state_and_a_code_that_agree(states: list[str], least: int) -> None:
-    found = job(*states, least=min(least, len(states)))
+def test_state_and_exit_code_of_any_job_agree(states: list[str], min_nodes: int) -> None:
+    found = job(*states, min_nodes=min(min_nodes, len(states)))
     assert (found.exit_code == 0) is (found.state == "succeeded")
     assert found.has_ended or found.exit_code != 0
     assert found.exit_code is None or 0 <= found.exit_code <= 255
@@ -137,13 +137,13 @@ def test_a_job_of_any_nodes_has_a_state_and_a_code_that_agree(states: list[str],
         ([], "starting"),
     ],
 )
-def test_a_node_is_as_the_worst_of_its_processes(states: list[str], state: str) -> None:
+def test_a_node_has_the_worst_state_of_its_processes(states: list[str], state: str) -> None:
     found = node(0, *[process(each) for each in states])
     assert found.state == state
     assert found.has_ended is (bool(states) and not {"running", "starting"} & set(states))
 
 
-def test_a_node_without_the_jobs_folder_has_lost_it() -> None:
+def test_a_node_without_the_jobs_folder_is_lost() -> None:
     found = node(0, exists=False)
     assert (found.state, found.reason) == ("lost", "the job's folder is gone from the node")
 
@@ -151,45 +151,45 @@ def test_a_node_without_the_jobs_folder_has_lost_it() -> None:
 # ---- stopped
 
 
-def test_a_job_that_was_stopped_exits_as_if_by_sigterm() -> None:
+def test_a_stopped_job_exits_with_143() -> None:
     found = JobStatus((node(0, process("stopped"), stop_asked=940.0), node(1, process("stopped"), stop_asked=941.0)), 2)
     assert (found.state, found.exit_code) == ("stopped", 143)
 
 
-def test_what_fails_after_the_job_was_stopped_is_a_consequence() -> None:
+def test_failures_after_the_stop_are_consequences() -> None:
     late = process("failed", rank(1, code=-6, ended=945.0))
     found = JobStatus((node(0, process("stopped"), stop_asked=940.0), node(1, late)), 2)
     assert (found.state, found.exit_code) == ("stopped", 143)
 
 
-def test_a_supervisor_killed_where_nobody_asked_to_stop_is_no_consequence_of_the_stop() -> None:
-    # Its rank lived on, and logged, until after the others were stopped because of it.
+def test_a_lost_supervisor_without_a_stop_request_is_a_failure() -> None:
+    # Its rank continued to log until after the other nodes were stopped because of it.
     lost = process("lost", last_line={"time": 945.0, "text": "", "label": 1}, reason="its supervisor was killed")
     found = JobStatus((node(0, process("stopped"), stop_asked=940.0), node(1, lost)), 2)
     assert (found.state, found.exit_code) == ("lost", 1)
 
 
-def test_a_failure_before_the_stop_is_the_jobs_end() -> None:
+def test_a_failure_before_the_stop_decides_the_state() -> None:
     early = process("failed", rank(1, code=7, ended=930.0))
     found = JobStatus((node(0, process("stopped"), stop_asked=940.0), node(1, early)), 2)
     assert (found.state, found.exit_code) == ("failed", 7)
 
 
-def test_which_came_first_is_told_by_this_machines_clock() -> None:
+def test_failure_and_stop_are_ordered_by_this_machines_clock() -> None:
     # By its own clock the rank failed at 1530; that clock is 600 s ahead.
     early = node(1, process("failed", rank(1, code=7, ended=1530.0)), skew_s=600.0)
     found = JobStatus((node(0, process("stopped"), stop_asked=940.0), early), 2)
     assert (found.state, found.exit_code) == ("failed", 7)
 
 
-def test_a_job_that_succeeded_before_it_was_stopped_has_succeeded() -> None:
+def test_a_job_that_succeeded_before_the_stop_has_succeeded() -> None:
     assert JobStatus((node(0, process("succeeded"), stop_asked=990.0),), 1).exit_code == 0
 
 
 # ---- the first failure
 
 
-def test_the_first_failure_is_the_earliest_by_the_corrected_clock() -> None:
+def test_the_first_failure_is_the_earliest_by_corrected_clocks() -> None:
     fast = node(0, process("failed", rank(0, code=1, ended=1100.0), rank(1, code=-9, ended=1090.0)), skew_s=150.0)
     slow = node(1, process("failed", rank(2, code=3, ended=945.0)), skew_s=-2.0)
     found = JobStatus((fast, slow), 2)
@@ -197,43 +197,43 @@ def test_the_first_failure_is_the_earliest_by_the_corrected_clock() -> None:
     assert found.exit_code == 137
 
 
-@pytest.mark.parametrize(("code", "wanted"), [(7, 7), (-9, 137), (-15, 143), (-6, 134), (255, 255)])
-def test_the_exit_code_of_a_job_is_that_of_its_first_failing_rank(code: int, wanted: int) -> None:
-    assert JobStatus((node(0, process("failed", rank(0, code=code, ended=940.0))),), 1).exit_code == wanted
+@pytest.mark.parametrize(("code", "expected"), [(7, 7), (-9, 137), (-15, 143), (-6, 134), (255, 255)])
+def test_the_exit_code_is_that_of_the_first_failed_rank(code: int, expected: int) -> None:
+    assert JobStatus((node(0, process("failed", rank(0, code=code, ended=940.0))),), 1).exit_code == expected
 
 
-def test_ranks_that_ended_well_are_not_to_blame() -> None:
+def test_successful_ranks_are_not_failures() -> None:
     found = node(0, process("failed", rank(0, code=0, ended=930.0), rank(1, code=5, ended=940.0), rank(2)))
     assert status.failures_of(found) == [Failure(940.0, "node0", 1, 5)]
 
 
-def test_what_the_launcher_reported_counts_where_no_rank_was_seen() -> None:
+def test_the_launchers_report_is_used_without_failed_ranks() -> None:
     found = node(0, process("failed", reported=[{"rank": 3, "code": 7}, {"rank": 0, "code": 1}]))
     assert status.failures_of(found) == [Failure(950.0, "node0", 3, 7)]
 
 
-def test_the_process_itself_is_to_blame_where_no_rank_is() -> None:
+def test_the_process_is_the_failure_without_failed_ranks() -> None:
     found = node(0, process("failed", code=2))
     assert status.failures_of(found) == [Failure(950.0, "node0", None, 2)]
 
 
-def test_a_process_that_could_not_be_started_is_said_with_its_reason() -> None:
+def test_a_process_that_could_not_start_has_a_reason() -> None:
     reason = "cannot start /no/python: No such file or directory"
     found = JobStatus((node(0, process("failed", code=None, reason=reason, started=None)),), 1)
     assert (found.exit_code, str(found.first_failure)) == (1, f"node0 failed first ({reason})")
 
 
-def test_a_lost_process_ended_with_its_last_line() -> None:
+def test_a_lost_process_ends_at_its_last_line() -> None:
     lost = process("lost", reason="the node was restarted", last_line={"time": 920.0, "text": "step 5"})
     assert status.failures_of(node(0, lost)) == [Failure(920.0, "node0", None, 1, "the node was restarted")]
 
 
-def test_a_job_without_failures_has_no_first_one() -> None:
+def test_a_job_without_failures_has_no_first_failure() -> None:
     assert job("running", "succeeded").first_failure is None
 
 
 @given(st.lists(st.tuples(st.integers(-64, 255), st.floats(1, 2000), st.floats(-500, 500)), min_size=1, max_size=6))
-def test_of_any_failures_the_first_one_is_blamed(ends: list[tuple[int, float, float]]) -> None:
+def test_the_first_failure_is_the_earliest_of_any_failures(ends: list[tuple[int, float, float]]) -> None:
     nodes = [
         node(index, process("failed", rank(index, code=code, ended=when)), skew_s=skew)
         for index, (code, when, skew) in enumerate(ends)
@@ -245,10 +245,10 @@ def test_of_any_failures_the_first_one_is_blamed(ends: list[tuple[int, float, fl
     )
 
 
-# ---- what more a node tells
+# ---- details of a node
 
 
-def test_a_restarted_rank_is_shown_once_as_seen_last() -> None:
+def test_a_restarted_rank_is_listed_once_with_its_latest_status() -> None:
     first, second = rank(0, code=1, ended=910.0, pid=5), rank(0, attempt=1, pid=6)
     found = node(0, process("running", first, rank(1), second))
     assert [(each["rank"], each["pid"]) for each in found.ranks] == [(0, 6), (1, 101)]
@@ -260,14 +260,14 @@ def test_the_last_line_is_the_newest_of_all_processes() -> None:
     assert found.last_line == {"time": 7.0, "text": "new"}
 
 
-def test_the_skew_of_a_clock_is_measured_against_the_middle_of_the_question() -> None:
+def test_clock_skew_is_measured_at_the_middle_of_the_round_trip() -> None:
     assert node(0, process("running"), skew_s=3.0).skew_s == pytest.approx(3.0)
 
 
-# ---- for people
+# ---- human-readable output and JSON
 
 
-def test_the_table_of_a_job_is_this() -> None:
+def test_status_table() -> None:
     line = {"time": 996.0, "text": "step 12 loss 3.2"}
     nodes = (
         node(0, process("running", rank(0), rank(1), last_line=line)),
@@ -282,12 +282,12 @@ def test_the_table_of_a_job_is_this() -> None:
     ]
 
 
-def test_many_nodes_that_are_alike_are_one_row() -> None:
+def test_many_nodes_with_equal_states_are_one_row() -> None:
     nodes = tuple(node(index, process("running", rank(2 * index), rank(2 * index + 1))) for index in range(20))
     assert status.table(JobStatus(nodes, 20))[1:] == [["node[0-19]", "running", "0-39", "-", "1 min 40 s", "-"]]
 
 
-def test_what_runs_unsupervised_is_counted() -> None:
+def test_unsupervised_processes_are_counted() -> None:
     found = node(0, process("lost", reason="its supervisor was killed"), left=["5 (python)", "6 (python)"])
     words = status.table(JobStatus((found,), 1))[1][1]
     assert words == "lost (its supervisor was killed), 2 processes left"
@@ -296,28 +296,11 @@ def test_what_runs_unsupervised_is_counted() -> None:
 @pytest.mark.parametrize(
     ("code", "words"), [(0, "exit code 0"), (7, "exit code 7"), (-9, "SIGKILL"), (-15, "SIGTERM"), (-99, "signal 99")]
 )
-def test_codes_are_named_for_people(code: int, words: str) -> None:
+def test_exit_codes_are_described(code: int, words: str) -> None:
     assert status.code_words(code) == words
 
 
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [
-        (-3, "0 s"),
-        (0.4, "0 s"),
-        (59.4, "59 s"),
-        (59.6, "1 min 00 s"),
-        (754, "12 min 34 s"),
-        (3599.9, "1 h 00 min"),
-        (11100, "3 h 05 min"),
-        (187200, "2 d 4 h"),
-    ],
-)
-def test_durations_are_written_for_people(seconds: float, words: str) -> None:
-    assert status.duration(seconds) == words
-
-
-def test_the_json_of_a_job_is_this() -> None:
+def test_status_json() -> None:
     failed = process("failed", rank(0, code=7, ended=940.0), last_line={"time": 990.0, "text": "boom"})
     assert status.as_json("gpt2", JobStatus((node(0, failed),), 1)) == {
         "job": "gpt2",

@@ -1,4 +1,4 @@
-"""ssh's configuration, compared with what OpenSSH itself makes of it (`ssh -G`)."""
+"""ssh's configuration, compared with the output of `ssh -G`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CLIENT = ClientIdentity("ann", "launch.lab", lambda command: command == "true")
 
 
 def route(folder: Path, text: str, host: str = "node1", **given: Any) -> Route:
-    """Give the way to a host by a config."""
+    """Return the route to a host with a given configuration."""
     path = folder / "config"
     path.write_text(text)
     return route_to(config.read(str(path)), host, CLIENT, **given)
@@ -58,11 +58,11 @@ COMPARED = ("hostname", "user", "port", "hostkeyalias", "identityfile", "stricth
     st.sampled_from(["node1", "other"]),
 )
 @example(["IdentityFile ~/.ssh/one", "Include one"], ["IdentityFile ~/.ssh/one"], [], "node1")  # a file named twice
-def test_it_is_read_as_openssh_reads_it(
+def test_config_is_parsed_as_openssh_parses_it(
     tmp_path: Path, lines: list[str], one: list[str], two: list[str], host: str
 ) -> None:
-    def absolute(some: list[str]) -> str:
-        return "\n".join(line.replace("Include ", f"Include {tmp_path}/") for line in some) + "\n"
+    def absolute(lines: list[str]) -> str:
+        return "\n".join(line.replace("Include ", f"Include {tmp_path}/") for line in lines) + "\n"
 
     (tmp_path / "one").write_text(absolute([line for line in one if "Include" not in line]))
     (tmp_path / "two").write_text(absolute([line for line in two if line != "Include two"]))
@@ -80,7 +80,7 @@ def test_it_is_read_as_openssh_reads_it(
 
 
 @fuzzed(texts(200))
-def test_no_text_makes_the_reader_stumble(text: str) -> None:
+def test_any_text_is_parsed_or_rejected(text: str) -> None:
     for line in text.split("\n"):
         with contextlib.suppress(UsageError):
             parsed = config.parse_line(line, "config:1")
@@ -88,7 +88,7 @@ def test_no_text_makes_the_reader_stumble(text: str) -> None:
 
 
 @fuzzed(texts(40))
-def test_no_jump_host_makes_the_reader_stumble(text: str) -> None:
+def test_any_jump_host_is_parsed_or_rejected(text: str) -> None:
     with contextlib.suppress(HostError):
         assert routes.parse_hop(text)[1]
 
@@ -104,11 +104,11 @@ def test_no_jump_host_makes_the_reader_stumble(text: str) -> None:
         ("a@b@hop", ("a@b", "hop", None)),
     ],
 )
-def test_jump_hosts_are_written_in_many_ways(text: str, parts: tuple[str, str, int | None]) -> None:
+def test_parse_hop_accepts_all_forms(text: str, parts: tuple[str, str, int | None]) -> None:
     assert routes.parse_hop(text) == parts
 
 
-def test_jumps_are_gone_through_in_the_order_in_which_they_stand(tmp_path: Path) -> None:
+def test_jump_hosts_are_used_in_the_configured_order(tmp_path: Path) -> None:
     found = route(tmp_path, "Host node1\n ProxyJump first,ann@second:23\nHost second\n User bob\n HostName s.lab\n")
     (second,) = found.jumps
     (first,) = second.jumps
@@ -116,48 +116,48 @@ def test_jumps_are_gone_through_in_the_order_in_which_they_stand(tmp_path: Path)
     assert (first.name, first.jumps) == ("first", ())
 
 
-def test_a_jump_host_may_have_one_of_its_own(tmp_path: Path) -> None:
+def test_a_jump_host_may_have_its_own_jump_host(tmp_path: Path) -> None:
     found = route(tmp_path, "Host node1\n ProxyJump a\nHost a\n ProxyJump b\n")
     assert [hop.name for hop in found.jumps[0].jumps] == ["b"]
 
 
-def test_the_jump_host_of_all_is_reached_directly(tmp_path: Path) -> None:
+def test_a_global_jump_host_is_reached_directly(tmp_path: Path) -> None:
     assert route(tmp_path, "ProxyJump hop", "hop").jumps == ()
 
 
-def test_jumps_in_a_circle_are_refused(tmp_path: Path) -> None:
+def test_a_cycle_of_jump_hosts_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="circle"):
         route(tmp_path, "Host node1 b\n ProxyJump a\nHost a\n ProxyJump b\n")
 
 
 @pytest.mark.parametrize("none", ["ProxyJump none\nProxyJump hop", "ProxyCommand none\nProxyJump hop"])
-def test_none_ends_what_follows(tmp_path: Path, none: str) -> None:
+def test_none_overrides_later_proxy_options(tmp_path: Path, none: str) -> None:
     found = route(tmp_path, none)
     assert (found.jumps, found.proxy_command) == ((), "")
 
 
-def test_a_proxy_command_is_one_text_with_tokens(tmp_path: Path) -> None:
+def test_proxy_command_is_one_value_with_expanded_tokens(tmp_path: Path) -> None:
     found = route(tmp_path, "Host node1\nHostName 10.0.0.1\nProxyCommand nc -x 'a  b' %h %p # %% %n %r", port=2222)
     assert found.proxy_command == "nc -x 'a  b' 10.0.0.1 2222 # % node1 ann"
 
 
 @pytest.mark.parametrize("text", ["", "Match host fe80::1%eth0\n  Port 22"])
-def test_the_zone_of_an_ipv6_address_is_no_token(tmp_path: Path, text: str) -> None:
+def test_the_zone_of_an_ipv6_address_is_not_a_token(tmp_path: Path, text: str) -> None:
     assert route(tmp_path, text, "fe80::1%eth0").host == "fe80::1%eth0"
 
 
-def test_what_the_hosts_file_says_comes_first(tmp_path: Path) -> None:
+def test_the_hosts_file_takes_precedence(tmp_path: Path) -> None:
     found = route(tmp_path, "User bob\nPort 1\n", user="carl", port=2)
     assert (found.user, found.port) == ("carl", 2)
 
 
-def test_paths_have_tokens_variables_and_homes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_expand_tokens_variables_and_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KEYS", "/keys")
     text = "IdentityFile ${KEYS}/%n-%p-%r\nIdentityFile ~/%L\nIdentityFile none\n"
     assert route(tmp_path, text).paths("identityfile") == ("/keys/node1-22-ann", os.path.expanduser("~/launch"))
 
 
-REFUSED = {
+REJECTED = {
     "RevokedHostKeys /k": "write the keys into known_hosts: @revoked",
     "KnownHostsCommand /bin/x %H": "fab trust",
     "PKCS11Provider /x.so": "ssh-add -s",
@@ -173,36 +173,41 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("line", REFUSED)
-def test_what_changes_who_gets_in_and_is_not_supported_is_refused(tmp_path: Path, line: str) -> None:
+@pytest.mark.parametrize("line", REJECTED)
+def test_unsupported_security_options_are_rejected(tmp_path: Path, line: str) -> None:
     with pytest.raises(HostError) as caught:
         routes.key_files(route(tmp_path, f"Host *\n{line}\nLogLevel ERROR\n"), ())
-    assert REFUSED[line] in str(caught.value)
+    assert REJECTED[line] in str(caught.value)
 
 
-SILENT = ["ControlMaster auto", "Ciphers aes256-ctr", "ForwardAgent yes", "PreferredAuthentications publickey,password"]
+IGNORED = [
+    "ControlMaster auto",
+    "Ciphers aes256-ctr",
+    "ForwardAgent yes",
+    "PreferredAuthentications publickey,password",
+]
 
 
-@pytest.mark.parametrize("line", [*SILENT, "RevokedHostKeys none", "CanonicalizeHostname no", "NoSuchOption x"])
-def test_what_changes_only_comfort_is_passed_over(tmp_path: Path, line: str) -> None:
+@pytest.mark.parametrize("line", [*IGNORED, "RevokedHostKeys none", "CanonicalizeHostname no", "NoSuchOption x"])
+def test_unsupported_comfort_options_are_ignored(tmp_path: Path, line: str) -> None:
     assert config.unsupported(route(tmp_path, line).options) == []
 
 
-def test_an_unsupported_option_of_other_hosts_is_passed_over(tmp_path: Path) -> None:
+def test_unsupported_options_of_other_hosts_are_ignored(tmp_path: Path) -> None:
     assert route(tmp_path, "Host other\nPKCS11Provider /x\n").host == "node1"
 
 
-def test_files_that_include_themselves_are_refused(tmp_path: Path) -> None:
+def test_a_file_that_includes_itself_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(TorchfabError, match="includes itself"):
         route(tmp_path, f"Include {tmp_path}/config\n")
 
 
 @pytest.mark.parametrize(("text", "expected"), [("7", 7), ("2m", 120), ("1h30m", 5400), ("none", 0), ("", 0)])
-def test_times_are_read(text: str, expected: float) -> None:
+def test_times_are_parsed(text: str, expected: float) -> None:
     assert config.seconds(text) == expected
 
 
-def test_keys_are_those_that_are_named_or_the_usual_ones(tmp_path: Path) -> None:
+def test_keys_are_the_configured_ones_or_the_defaults(tmp_path: Path) -> None:
     assert routes.key_files(route(tmp_path, ""), ()) == routes.default_keys()
     assert routes.key_files(route(tmp_path, "IdentityFile /k\n"), ("/i",)) == ("/i", "/k")
     assert routes.key_files(route(tmp_path, "IdentityFile none\n"), ()) == ()

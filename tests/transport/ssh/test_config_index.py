@@ -1,4 +1,4 @@
-"""The options of ssh's configuration, indexed by host: the same is found as by looking at all of them."""
+"""The index over ssh's configuration gives the same options as a search through all of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CLIENT = config.ClientIdentity("me", "here")
 
 
 @given(OPTIONS, st.lists(st.tuples(st.sampled_from(HEADS), OPTIONS), max_size=8), st.sampled_from(HOSTS))
-def test_the_same_holds_for_a_host_with_the_index_and_without(
+def test_the_index_does_not_change_the_options_of_a_host(
     first: list[str], blocks: list[tuple[str, list[str]]], host: str
 ) -> None:
     path = Path("/nowhere")
@@ -31,7 +31,7 @@ def test_the_same_holds_for_a_host_with_the_index_and_without(
 
 
 def options_in(text: str, path: Path) -> Indexed:
-    """Return the options of a text."""
+    """Parse the text of a configuration."""
     with_block: list[config.Option] = []
     block: tuple[config.Block, ...] = ()
     for number, line in enumerate(text.splitlines(), 1):
@@ -45,7 +45,7 @@ def options_in(text: str, path: Path) -> Indexed:
     return Indexed(with_block)
 
 
-def test_options_of_other_hosts_are_not_looked_at(tmp_path: Path) -> None:
+def test_the_index_skips_options_of_other_hosts(tmp_path: Path) -> None:
     path = tmp_path / "config"
     path.write_text("".join(f"Host n{index}\n  Port {index + 1}\n" for index in range(100)) + "Host *\n  User x\n")
     assert [option.values for option in config.read(str(path)).candidates("n7")] == [("8",), ("x",)]

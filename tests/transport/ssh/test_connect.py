@@ -1,4 +1,4 @@
-"""What a connection goes over."""
+"""The socket to a ProxyCommand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 from torchfab.transport.ssh.connect import ProxySocket
 
 
-def test_ctrl_c_does_not_end_a_proxy_command_over_which_the_nodes_are_still_to_be_told() -> None:
+def test_ctrl_c_does_not_end_the_proxy_command() -> None:
     proxy = ProxySocket.start("sh -c 'echo ready; read word; echo $word'")
     proxy.settimeout(30)
     try:

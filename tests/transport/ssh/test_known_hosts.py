@@ -1,4 +1,4 @@
-"""known_hosts lines: found and judged as OpenSSH does."""
+"""known_hosts lines are found, and keys classified, as OpenSSH does."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def line(number: int, marker: str = "") -> Line:
 
 
 def found(text: str, name: str) -> list[int]:
-    """Give the numbers of the lines that are a host's."""
+    """Return the numbers of the lines of a host."""
     return [each.number for each in KnownFile("f", text).lines(name)]
 
 
@@ -58,11 +58,11 @@ def found(text: str, name: str) -> list[int]:
         ("10.0.0.*", "10.0.0.1", True),
     ],
 )
-def test_a_line_names_a_host_as_openssh_reads_it(names: str, name: str, expected: bool) -> None:
+def test_host_patterns_match_as_in_openssh(names: str, name: str, expected: bool) -> None:
     assert found(f"{names} {key(1)}", name) == ([1] if expected else [])
 
 
-def test_lines_that_are_none_are_passed_over() -> None:
+def test_malformed_lines_are_skipped() -> None:
     broken = [
         "",
         "   ",
@@ -97,7 +97,7 @@ def test_markers_are_kept() -> None:
         ([line(1)], 3, "known"),
     ],
 )
-def test_a_key_is_judged_by_the_lines_of_its_host(lines: list[Line], authority: int | None, standing: str) -> None:
+def test_a_key_is_classified_by_the_lines_of_its_host(lines: list[Line], authority: int | None, standing: str) -> None:
     assert classify(lines, blob(1), None if authority is None else blob(authority)).standing == standing
 
 
@@ -105,15 +105,15 @@ def test_a_key_is_judged_by_the_lines_of_its_host(lines: list[Line], authority: 
     st.text(st.characters(codec="ascii", min_codepoint=33, max_codepoint=126), min_size=1, max_size=40),
     st.binary(min_size=20, max_size=20),
 )
-def test_a_name_is_found_by_its_hash_and_no_other_is(name: str, salt: bytes) -> None:
+def test_a_hashed_line_matches_only_its_name(name: str, salt: bytes) -> None:
     text = f"{known_hosts.hashed(name.lower(), salt)} {key(1)}"
     assert found(text, name) == [1]
     assert found(text, name + "x") == []
 
 
-@example("host ssh-ed25519 \x80", "host")  # no base64
+@example("host ssh-ed25519 \x80", "host")  # not base64
 @fuzzed(st.text(), st.text())
-def test_no_text_makes_the_reader_stumble(text: str, name: str) -> None:
+def test_any_text_is_parsed_or_rejected(text: str, name: str) -> None:
     KnownFile("f", text).lines(name)
 
 
@@ -136,7 +136,7 @@ def test_ssh_keygen_finds_the_same_lines(lines: list[list[str]], name: str) -> N
     assert found(text, name) == theirs
 
 
-def test_writers_at_the_same_moment_lose_no_line(tmp_path: Path) -> None:
+def test_concurrent_writers_lose_no_line(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "known"
     threads = [threading.Thread(target=known_hosts.append, args=(str(path), [f"host{n} {key(n)}"])) for n in range(20)]
     for thread in threads:
@@ -148,7 +148,7 @@ def test_writers_at_the_same_moment_lose_no_line(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
 
 
-def test_a_last_line_without_its_end_is_ended_first(tmp_path: Path) -> None:
+def test_append_completes_an_unterminated_last_line(tmp_path: Path) -> None:
     path = tmp_path / "known"
     path.write_text("a")
     known_hosts.append(str(path), ["b", "c"])

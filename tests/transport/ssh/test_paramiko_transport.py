@@ -1,4 +1,4 @@
-"""The transport, against paramiko's own server over a pair of sockets."""
+"""The transport, tested with paramiko's own server over a socket pair."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from torchfab.transport.ssh import paramiko_transport
 from torchfab.transport.ssh.paramiko_transport import Client, Transport
 
 
-class Anyone(paramiko.ServerInterface):
-    """A server that lets one key in."""
+class OneKeyServer(paramiko.ServerInterface):
+    """A server that accepts one key."""
 
     def __init__(self, key: paramiko.PKey) -> None:
         self.key = key
@@ -48,16 +48,16 @@ def sockets() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 @pytest.fixture
 def server(sockets: tuple[socket.socket, socket.socket], key: paramiko.PKey) -> Iterator[paramiko.Transport]:
-    made = paramiko.Transport(sockets[1])
-    made.add_server_key(key)
-    made.start_server(threading.Event(), Anyone(key))
-    yield made
-    made.close()
-    made.join(10)
+    transport = paramiko.Transport(sockets[1])
+    transport.add_server_key(key)
+    transport.start_server(threading.Event(), OneKeyServer(key))
+    yield transport
+    transport.close()
+    transport.join(10)
 
 
 @pytest.mark.usefixtures("server")
-def test_a_connection_is_one_thread_from_its_beginning_to_its_end(
+def test_a_connection_uses_one_thread(
     sockets: tuple[socket.socket, socket.socket], key: paramiko.PKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[threading.Thread] = []
@@ -74,29 +74,29 @@ def test_a_connection_is_one_thread_from_its_beginning_to_its_end(
     client.open_session(timeout=20)
     client.close()
     assert [each for each in started if isinstance(each, Transport)] == [client]
-    # The server's handshake, which is paramiko's own, has one.
+    # paramiko's own handshake, on the server's side, starts one timer thread.
     assert len([each for each in started if isinstance(each, threading.Timer)]) == 1
     assert len(started) == 2
 
 
 @pytest.mark.usefixtures("server")
-def test_a_connection_that_sleeps_ends_at_once_when_it_is_closed(
+def test_closing_ends_a_sleeping_connection_at_once(
     sockets: tuple[socket.socket, socket.socket], key: paramiko.PKey
 ) -> None:
     client = Transport(sockets[0])
     client.start_client(timeout=20)
     client.auth_publickey("me", key)
     client.let_sleep()
-    time.sleep(0.3)  # it sleeps
-    begun = time.monotonic()
+    time.sleep(0.3)  # the thread sleeps now
+    started_at = time.monotonic()
     client.close()
     client.join(10)
     assert not client.is_alive()
-    assert time.monotonic() - begun < 3, "it slept on"
+    assert time.monotonic() - started_at < 3, "the thread continued to sleep"
 
 
 @pytest.mark.usefixtures("server")
-def test_a_key_that_is_refused_is_told(sockets: tuple[socket.socket, socket.socket]) -> None:
+def test_a_refused_key_raises(sockets: tuple[socket.socket, socket.socket]) -> None:
     client = Transport(sockets[0])
     client.start_client(timeout=20)
     with pytest.raises(paramiko.AuthenticationException):
@@ -104,31 +104,31 @@ def test_a_key_that_is_refused_is_told(sockets: tuple[socket.socket, socket.sock
     client.close()
 
 
-def test_a_server_that_hangs_up_in_the_key_exchange_is_told(sockets: tuple[socket.socket, socket.socket]) -> None:
+def test_a_disconnect_in_the_key_exchange_raises(sockets: tuple[socket.socket, socket.socket]) -> None:
     sockets[1].sendall(b"SSH-2.0-x\r\n")
     client = Transport(sockets[0])
     threading.Timer(0.2, lambda: sockets[1].shutdown(socket.SHUT_RDWR)).start()
-    begun = time.monotonic()
+    started_at = time.monotonic()
     with pytest.raises((paramiko.SSHException, EOFError)):
         client.start_client(timeout=20)
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - started_at < 10
 
 
-def test_a_server_that_sends_no_banner_is_told_in_time(sockets: tuple[socket.socket, socket.socket]) -> None:
+def test_a_missing_banner_raises_in_time(sockets: tuple[socket.socket, socket.socket]) -> None:
     client = Transport(sockets[0])
     client.banner_timeout = 0.5
     with pytest.raises(paramiko.SSHException, match="banner"):
         client.start_client(timeout=5)
 
 
-def test_a_login_that_is_not_answered_is_told_in_time(
+def test_an_unanswered_login_raises_in_time(
     sockets: tuple[socket.socket, socket.socket], key: paramiko.PKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     silent = paramiko.Transport(sockets[1])
     silent.add_server_key(key)
     release = threading.Event()
-    monkeypatch.setattr(Anyone, "check_auth_publickey", lambda *_: release.wait(20) and AUTH_FAILED)
-    silent.start_server(threading.Event(), Anyone(key))
+    monkeypatch.setattr(OneKeyServer, "check_auth_publickey", lambda *_: release.wait(20) and AUTH_FAILED)
+    silent.start_server(threading.Event(), OneKeyServer(key))
     client = Transport(sockets[0])
     client.start_client(timeout=20)
     client.auth_timeout = 0.3
@@ -144,7 +144,7 @@ def test_a_login_that_is_not_answered_is_told_in_time(
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is read of private keys' files."""
+    """The private key files that paramiko reads."""
     found: list[str] = []
     read = paramiko.PKey.from_private_key_file.__func__  # type: ignore[attr-defined]
 
@@ -178,7 +178,7 @@ def test_a_key_is_read_once_for_all_hosts(tmp_path: Path, key: paramiko.RSAKey, 
     assert reads == [f"ECDSAKey {path}", f"RSAKey {path}"]
 
 
-def test_a_key_that_was_renewed_is_read_again(tmp_path: Path, key: paramiko.RSAKey, reads: list[str]) -> None:
+def test_a_changed_key_file_is_read_again(tmp_path: Path, key: paramiko.RSAKey, reads: list[str]) -> None:
     path, newer = tmp_path / "id", paramiko.RSAKey.generate(2048)
     key.write_private_key_file(str(path))
     assert load(path, paramiko.RSAKey) == key
@@ -191,7 +191,7 @@ def test_a_key_that_was_renewed_is_read_again(tmp_path: Path, key: paramiko.RSAK
     assert len(reads) == 3
 
 
-def test_a_key_that_is_not_there_is_told_each_time(tmp_path: Path, reads: list[str]) -> None:
+def test_a_missing_key_file_raises_each_time(tmp_path: Path, reads: list[str]) -> None:
     for _ in range(2):
         with pytest.raises(FileNotFoundError):
             load(tmp_path / "id", paramiko.RSAKey)

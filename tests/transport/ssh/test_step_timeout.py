@@ -1,4 +1,4 @@
-"""Patience with a connection that stalls: it is closed in time, with the step; who is in time is left alone."""
+"""A stalled connection is closed in time and its step recorded; a connection in time is not touched."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def client(**values: Any) -> SimpleNamespace:
     return SimpleNamespace(get_transport=lambda: transport)
 
 
-def test_the_step_of_a_handshake_is_told() -> None:
+def test_handshake_step_names_the_current_step() -> None:
     assert step_timeout.handshake_step(SimpleNamespace(get_transport=lambda: None)) == ""
     assert step_timeout.handshake_step(client()) == step_timeout.BANNER
     assert step_timeout.handshake_step(client(remote_version="SSH-2.0-x")) == step_timeout.KEY_EXCHANGE
     assert step_timeout.handshake_step(client(remote_version="SSH-2.0-x", initial_kex_done=True)) == step_timeout.LOGIN
 
 
-def test_a_step_that_takes_too_long_is_hung_up_and_named() -> None:
+def test_a_stalled_step_closes_the_connection_and_is_recorded() -> None:
     closed = threading.Event()
     timeout = StepTimeout(closed.set, lambda: step_timeout.LOGIN)
     with timeout.at_most(0.01):
@@ -33,7 +33,7 @@ def test_a_step_that_takes_too_long_is_hung_up_and_named() -> None:
 
 
 @pytest.mark.parametrize("step", [step_timeout.CHANNEL, step_timeout.COMMAND])
-def test_a_step_that_is_told_is_named(step: str) -> None:
+def test_an_explicit_step_is_recorded(step: str) -> None:
     closed = threading.Event()
     timeout = StepTimeout(closed.set, lambda: step_timeout.LOGIN)
     with timeout.at_most(0.01, step):
@@ -41,7 +41,7 @@ def test_a_step_that_is_told_is_named(step: str) -> None:
     assert timeout.stalled_step == step
 
 
-def test_a_step_that_ends_in_time_is_left_alone_also_when_it_fails() -> None:
+def test_a_step_that_ends_or_fails_in_time_is_not_closed() -> None:
     timeout = StepTimeout(lambda: pytest.fail("it was in time"), lambda: "")
     with timeout.at_most(60):
         pass

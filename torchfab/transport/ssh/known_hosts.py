@@ -20,7 +20,7 @@ except ImportError:
     from hashlib import sha1
 
 REVOKED, AUTHORITY = "@revoked", "@cert-authority"
-Standing = Literal["known", "new", "changed", "revoked"]
+KeyStatus = Literal["known", "new", "changed", "revoked"]
 
 _READ_LOCK = threading.Lock()
 _BLOCK = 64
@@ -67,7 +67,7 @@ class Verdict:
         The line that decided it; None for a new key.
     """
 
-    standing: Standing
+    standing: KeyStatus
     line: Line | None = None
 
 
