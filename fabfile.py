@@ -10,13 +10,12 @@ What a launch runs is written in torchfab/launchers/, one file each; `--dry-run`
 from __future__ import annotations
 
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from invoke import Context
-
 from torchfab.cli import excepthook
+from torchfab.cli.executor import TaskContext
 from torchfab.cli.flags import (
+    SECONDS,
     DoctorFlags,
     GpuLaunchFlags,
     JobFlags,
@@ -25,13 +24,13 @@ from torchfab.cli.flags import (
     PodFlags,
     SyncFlags,
     TrustFlags,
-    flag,
     host_task,
     job_task,
     launch_task,
     plain_task,
 )
-from torchfab.launchers import colossalai, deepspeed, kubernetes, mpi, per_gpu, per_node, slurm
+from torchfab.core.flag_values import NumberOr, Seconds, WholeNumber, flag
+from torchfab.launchers import BatchLauncher, Launcher, colossalai, deepspeed, kubernetes, mpi, per_gpu, per_node, slurm
 
 if TYPE_CHECKING:
     from torchfab.launch.context import CommandContext
@@ -43,54 +42,54 @@ excepthook.install()
 
 
 @launch_task(per_node.Flags)
-def launch_per_node(c: Context, flags: LaunchFlags, own: Any) -> int:
+def launch_per_node(c: TaskContext, flags: LaunchFlags, own: Any) -> int:
     """Run torchrun once per line of `hosts`."""
     return _launch(c, per_node, flags, own)
 
 
 @launch_task(per_gpu.Flags, GpuLaunchFlags)
-def launch_per_gpu(c: Context, flags: LaunchFlags, own: Any) -> int:
+def launch_per_gpu(c: TaskContext, flags: LaunchFlags, own: Any) -> int:
     """Run python once per line of `gpus`, with its rank in the environment."""
     return _launch(c, per_gpu, flags, own)
 
 
 @launch_task(deepspeed.Flags)
-def launch_deepspeed(c: Context, flags: LaunchFlags, own: Any) -> int:
+def launch_deepspeed(c: TaskContext, flags: LaunchFlags, own: Any) -> int:
     """Run deepspeed once per line of `hosts`, or once for all of them."""
     return _launch(c, deepspeed, flags, own)
 
 
 @launch_task(mpi.Flags)
-def launch_mpi(c: Context, flags: LaunchFlags, own: Any) -> int:
+def launch_mpi(c: TaskContext, flags: LaunchFlags, own: Any) -> int:
     """Run mpirun on the first of `hosts`, which starts the ranks on all of them."""
     return _launch(c, mpi, flags, own)
 
 
 @launch_task(colossalai.Flags)
-def launch_colossalai(c: Context, flags: LaunchFlags, own: Any) -> int:
+def launch_colossalai(c: TaskContext, flags: LaunchFlags, own: Any) -> int:
     """Run colossalai on the first of `hosts`, which runs torchrun on all of them."""
     return _launch(c, colossalai, flags, own)
 
 
 @launch_task(slurm.Flags, JobFlags)
-def launch_slurm(c: Context, flags: JobFlags, own: Any) -> int:
+def launch_slurm(c: TaskContext, flags: JobFlags, own: Any) -> int:
     """Hand the script to Slurm: torchrun once per node of an allocation."""
     return _submit(c, slurm, flags, own)
 
 
 @launch_task(kubernetes.Flags, PodFlags)
-def launch_kubernetes(c: Context, flags: JobFlags, own: Any) -> int:
+def launch_kubernetes(c: TaskContext, flags: JobFlags, own: Any) -> int:
     """Run torchrun in the pods of a Kubernetes Job."""
     return _submit(c, kubernetes, flags, own)
 
 
-def _launch(c: Context, launcher: ModuleType, flags: LaunchFlags, own: Any) -> int:
+def _launch(c: TaskContext, launcher: Launcher, flags: LaunchFlags, own: Any) -> int:
     from torchfab.commands.launch import launch
 
     return launch(launcher, flags, own, _context(c), _fab(c))
 
 
-def _submit(c: Context, launcher: ModuleType, flags: JobFlags, own: Any) -> int:
+def _submit(c: TaskContext, launcher: BatchLauncher, flags: JobFlags, own: Any) -> int:
     from torchfab.commands.launch import submit
 
     return submit(launcher, flags, own, _context(c))
@@ -105,7 +104,7 @@ def _submit(c: Context, launcher: ModuleType, flags: JobFlags, own: Any) -> int:
     remove=flag(False, "Remove the record and the logs of the named job, which must have ended."),
     events=flag(False, "Print what happened to one job, a line each."),
 )
-def jobs(c: Context, job: str, json: bool, remove: bool, events: bool) -> int:
+def jobs(c: TaskContext, job: str, json: bool, remove: bool, events: bool) -> int:
     """List the jobs that were launched from here."""
     from torchfab.commands.jobs import run
 
@@ -115,9 +114,9 @@ def jobs(c: Context, job: str, json: bool, remove: bool, events: bool) -> int:
 @job_task(
     watch=flag(False, "Show it again every 2 seconds until the job ends."),
     json=flag(False, "Print JSON."),
-    stall=flag("", "Say that it may hang when no rank has logged for so many seconds; 0: never. [300]"),
+    stall=flag(None, "Say that it may hang when no rank has logged for so many seconds; 0: never. [300]", SECONDS),
 )
-def status(c: Context, job: str, watch: bool, json: bool, stall: str) -> int:
+def status(c: TaskContext, job: str, watch: bool, json: bool, stall: float | None) -> int:
     """Say how a job is: each node's state, ranks, pids, last log line."""
     from torchfab.commands import job_lookup
     from torchfab.commands.status import show_status
@@ -129,14 +128,27 @@ def status(c: Context, job: str, watch: bool, json: bool, stall: str) -> int:
 @job_task(
     follow=flag(False, "Go on until the job ends, and exit with its code."),
     rank=flag("", "Only these ranks: 0,2-5."),
-    lines=flag("", "The last N lines of each log file, or all. [1000]"),
+    lines=flag(1000, "The last N lines of each log file, or all. [1000]", NumberOr(("all",))),
     grep=flag("", "Only lines that this regular expression finds."),
     no_fold=flag(False, "Do not fold equal lines of several ranks into one."),
-    stall=flag("", "With --follow: say that it may hang when no rank has logged for so many seconds; 0: never. [300]"),
+    stall=flag(
+        None,
+        "With --follow: say that it may hang when no rank has logged for so many seconds; 0: never. [300]",
+        SECONDS,
+    ),
     attempt=flag("", "Of a job that was restarted: which attempt, from 1. [the current one]"),
 )
 def logs(
-    c: Context, job: str, *, follow: bool, rank: str, lines: str, grep: str, no_fold: bool, stall: str, attempt: str
+    c: TaskContext,
+    job: str,
+    *,
+    follow: bool,
+    rank: str,
+    lines: int | str,
+    grep: str,
+    no_fold: bool,
+    stall: float | None,
+    attempt: str,
 ) -> int:
     """Print the logs of all ranks, merged, each line with its host and rank."""
     from torchfab.commands import job_lookup
@@ -150,7 +162,7 @@ def logs(
     json=flag(False, "Print JSON."),
     attempt=flag("", "Of a job that was restarted: which attempt, from 1. [the current one]"),
 )
-def why(c: Context, job: str, json: bool, attempt: str) -> int:
+def why(c: TaskContext, job: str, json: bool, attempt: str) -> int:
     """Say why a job ended: what failed first, where, its traceback, and what followed."""
     from torchfab.commands import job_lookup
     from torchfab.commands.why import show_why
@@ -163,30 +175,29 @@ def why(c: Context, job: str, json: bool, attempt: str) -> int:
     native=flag(False, "Show the frames of C and C++ too; takes longer."),
     all=flag(False, "Show every frame, and the threads besides the main one."),
     exact=flag(False, "Stacks are equal only where every line is. [functions; and lines where ranks wait]"),
-    timeout=flag("", "Seconds for each rank. [10; 60 with --native]"),
+    timeout=flag(0.0, "Seconds for each rank. [10; 60 with --native]", SECONDS),
     json=flag(False, "Print JSON."),
 )
 def stacks(
-    c: Context,
+    c: TaskContext,
     job: str,
     rank: str,
     native: bool,
     all: bool,  # noqa: A002  # the flag's name
     exact: bool,
-    timeout: str,
+    timeout: float,
     json: bool,
 ) -> int:
     """Say what every rank is doing: their stacks, equal ones as one, the odd ranks first."""
     from torchfab.commands import job_lookup
-    from torchfab.commands.stacks import StackOptions, seconds, show_stacks
+    from torchfab.commands.stacks import StackOptions, show_stacks
 
     record = job_lookup.find(job, _context(c))
-    timeout_s = seconds("--timeout", timeout or "0")
-    return show_stacks(record, StackOptions(rank, native, all, exact, c.config.torchfab.stacks_signal, timeout_s), json)
+    return show_stacks(record, StackOptions(rank, native, all, exact, c.config.torchfab.stacks_signal, timeout), json)
 
 
 @job_task()
-def wait(c: Context, job: str) -> int:
+def wait(c: TaskContext, job: str) -> int:
     """Wait for a job to end, and exit with its code."""
     from torchfab.commands import job_lookup
     from torchfab.commands import logs as log_commands
@@ -199,7 +210,7 @@ def wait(c: Context, job: str) -> int:
     node=flag("", "Host, or node rank. [0]"),
     rank=flag("", "The node of this rank, and its window where it has one of its own."),
 )
-def attach(c: Context, job: str, node: str, rank: str) -> int:
+def attach(c: TaskContext, job: str, node: str, rank: str) -> int:
     """Open a terminal on a job: its tmux session, or a shell in its pod."""
     from torchfab.commands import job_lookup
     from torchfab.commands.attach import attach_argv, run
@@ -208,15 +219,25 @@ def attach(c: Context, job: str, node: str, rank: str) -> int:
 
 
 @job_task(
-    restarts=flag("", "How often it is restarted without progress. [as launched; 3]"),
-    stall=flag("", "Seconds without a log line of any rank after which it hangs; 0: never. [as launched; 300]"),
-    backoff=flag("", "Seconds before the first restart; doubles with each. [as launched; 10]"),
+    restarts=flag(None, "How often it is restarted without progress. [as launched; 3]", WholeNumber()),
+    stall=flag(
+        None, "Seconds without a log line of any rank after which it hangs; 0: never. [as launched; 300]", SECONDS
+    ),
+    backoff=flag(None, "Seconds before the first restart; doubles with each. [as launched; 10]", SECONDS),
     notify=flag("", "Command or URL that is told what happens. [as launched]"),
     follow=flag(False, "Show its logs, too."),
     tmux=flag(False, "Supervise in this machine's private tmux server, and return."),
 )
 def supervise(
-    c: Context, job: str, *, restarts: str, stall: str, backoff: str, notify: str, follow: bool, tmux: bool
+    c: TaskContext,
+    job: str,
+    *,
+    restarts: int | None,
+    stall: float | None,
+    backoff: float | None,
+    notify: str,
+    follow: bool,
+    tmux: bool,
 ) -> int:
     """See a job through failures, lost nodes and hangs; take it up again where its supervisor has died."""
     from torchfab.commands import job_lookup
@@ -226,8 +247,8 @@ def supervise(
     return take_up(job_lookup.find(job, ctx), wishes, follow, tmux, ctx, _fab(c))
 
 
-@job_task(grace=flag("", "Seconds between SIGTERM and SIGKILL. [as launched; 10]"))
-def stop(c: Context, job: str, grace: str) -> int:
+@job_task(grace=flag(None, "Seconds between SIGTERM and SIGKILL. [as launched; 10]", SECONDS))
+def stop(c: TaskContext, job: str, grace: float | None) -> int:
     """Stop a job on all its nodes, and prove that nothing of it is left."""
     from torchfab.commands.stop import run
 
@@ -238,7 +259,7 @@ def stop(c: Context, job: str, grace: str) -> int:
 
 
 @host_task(SyncFlags)
-def sync(c: Context, flags: SyncFlags) -> int:
+def sync(c: TaskContext, flags: SyncFlags) -> int:
     """Copy the working directory to all nodes, and prove that they hold the same files."""
     from torchfab.commands.sync import run
 
@@ -246,7 +267,7 @@ def sync(c: Context, flags: SyncFlags) -> int:
 
 
 @host_task(TrustFlags)
-def trust(c: Context, flags: TrustFlags) -> int:
+def trust(c: TaskContext, flags: TrustFlags) -> int:
     """Show the host keys of all hosts, ask once, and write the new ones into known_hosts."""
     from torchfab.commands.trust import run
 
@@ -254,7 +275,7 @@ def trust(c: Context, flags: TrustFlags) -> int:
 
 
 @host_task(DoctorFlags)
-def doctor(c: Context, flags: DoctorFlags) -> int:
+def doctor(c: TaskContext, flags: DoctorFlags) -> int:
     """Say what is wrong with the hosts, each and between them, and how to fix it."""
     from torchfab.commands.doctor import run
 
@@ -264,11 +285,11 @@ def doctor(c: Context, flags: DoctorFlags) -> int:
 @job_task(
     job=flag("", "Name of a job: its hosts, its pace. [all hosts of the file, and the latest job's pace]"),
     hostfile=flag("", "File with one host a line, or slurm: the hosts of this allocation. [hosts]"),
-    interval=flag("2", "Seconds between two looks. [2]"),
+    interval=flag(2.0, "Seconds between two looks. [2]", Seconds(low=0.1)),
     once=flag(False, "Look once, and end; with exit code 1 if a host did not answer."),
     json=flag(False, "Print JSON: with --once a document, else a line each time."),
 )
-def top(c: Context, job: str, hostfile: str, interval: str, once: bool, json: bool) -> int:
+def top(c: TaskContext, job: str, hostfile: str, interval: float, once: bool, json: bool) -> int:
     """Show live what the hosts, or those of a job, do, and how fast the job goes; Ctrl-C ends it."""
     from torchfab.commands.top import run
 
@@ -276,7 +297,7 @@ def top(c: Context, job: str, hostfile: str, interval: str, once: bool, json: bo
 
 
 @host_task(NetworkFlags)
-def network(c: Context, flags: NetworkFlags) -> int:
+def network(c: TaskContext, flags: NetworkFlags) -> int:
     """Measure bandwidth and latency between all hosts, and name the slow host or link."""
     from torchfab.commands.network import run
 
@@ -287,21 +308,21 @@ def network(c: Context, flags: NetworkFlags) -> int:
     forgive=flag("", "Take this host off the list; all: every host."),
     json=flag(False, "Print JSON."),
 )
-def lemons(c: Context, forgive: str, json: bool) -> int:
+def lemons(c: TaskContext, forgive: str, json: bool) -> int:
     """List the hosts that supervised launches leave out, and why; or forgive them."""
     from torchfab.commands.lemons import show_lemons
 
     return show_lemons(_context(c), forgive, json)
 
 
-def _fab(c: Context) -> tuple[str, ...]:
+def _fab(c: TaskContext) -> tuple[str, ...]:
     """Return the command that runs this project's `fab` again, for a supervisor in tmux."""
     from torchfab.commands.supervise import fab_argv
 
     return fab_argv(str(ROOT), c.config._runtime_path or "")
 
 
-def _context(c: Context) -> CommandContext:
+def _context(c: TaskContext) -> CommandContext:
     from torchfab.launch.context import command_context
 
     return command_context(c, ROOT)

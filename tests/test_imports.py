@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from torchfab import runtimes
-from torchfab.records import launch_request
+from torchfab import launchers, runtimes
+from torchfab.core.errors import TorchfabError
 from torchfab.remote import server
 
 ROOT = Path(__file__).parents[1]
@@ -74,26 +74,30 @@ def imports_by_name(path: Path) -> list[str]:
     return [ast.unparse(call.args[0]) for call in calls if ast.unparse(call.func) == "importlib.import_module"]
 
 
-def test_imports_by_name_are_these_three() -> None:
+def test_only_the_server_on_a_node_imports_by_name() -> None:
     found = {path.relative_to(ROOT).as_posix(): imports_by_name(path) for path in (ROOT / "torchfab").rglob("*.py")}
     assert {path: len(calls) for path, calls in found.items() if calls} == {
-        "torchfab/records/launch_request.py": 1,
         "torchfab/remote/server.py": 1,
-        "torchfab/runtimes/__init__.py": 1,
     }
 
 
 @pytest.mark.parametrize("name", ["tmux", "slurm", "kubernetes"])
 def test_every_runtime_is_found_by_its_name(name: str) -> None:
     assert name == runtimes.load(name).NAME
-    assert runtimes.load(name).__name__.startswith("torchfab.runtimes.")
 
 
 def test_every_launcher_is_found_by_its_name() -> None:
-    for path in LAUNCHERS:
-        if "\nNAME = " in (text := path.read_text()):
-            name = text.partition('\nNAME = "')[2].partition('"')[0]
-            assert launch_request.load_launcher(name).__name__ == f"torchfab.launchers.{path.stem}"
+    modules = [importlib.import_module(f"torchfab.launchers.{path.stem}") for path in LAUNCHERS]
+    found = [module for module in modules if hasattr(module, "facts_from_flags") and hasattr(module, "NAME")]
+    assert len(found) == 6
+    assert all(launchers.load(module.NAME) is module for module in found)
+
+
+def test_the_runtime_or_launcher_of_another_version_is_an_error() -> None:
+    with pytest.raises(TorchfabError, match="there is no runtime 'ray'"):
+        runtimes.load("ray")
+    with pytest.raises(TorchfabError, match="there is no launcher 'ray'"):
+        launchers.load("ray")
 
 
 def test_every_request_of_a_node_has_a_function() -> None:

@@ -12,7 +12,8 @@ from invoke.parser import Parser
 import fabfile
 from tests.hostile import texts
 from tests.support import fuzzed
-from torchfab.cli.flags import GpuLaunchFlags, LaunchFlags, flag, job_task, launch_task
+from torchfab.cli.flags import GpuLaunchFlags, LaunchFlags, job_task, launch_task
+from torchfab.core.flag_values import flag
 from torchfab.launchers import per_gpu, per_node
 
 CONTEXTS = Collection.from_module(fabfile).to_contexts()

@@ -17,9 +17,7 @@ def new_host(name: str, *files: str) -> Sight:
     return Sight(name, Rules(name, user_files=files), paramiko.ECDSAKey.generate(), Verdict("new"))
 
 
-def test_the_key_of_a_host_without_a_known_hosts_file_is_written_nowhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_key_of_a_host_without_known_hosts_file_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     problems = trust.introduce([new_host("a"), new_host("b", str(tmp_path / "known"))], yes=True, as_json=True)
     assert [path.name for path in tmp_path.iterdir()] == ["known"]

@@ -103,7 +103,7 @@ def test_gpu_devices_may_be_named_by_uuid() -> None:
     assert parse_hosts("a gpus=GPU-8932f937-d72c,1", "hosts")[0].gpus == ("GPU-8932f937-d72c", "1")
 
 
-TWICE = "a host stands once in a hosts file; say slots=N for more processes on it"
+TWICE = "a host is listed once in a hosts file; say slots=N for more processes on it"
 NO_HOST = [
     *(
         "it's",
@@ -125,25 +125,25 @@ NO_HOST = [
 WRONG_HOSTS = [
     ("", "hosts: names no host", WANTED),
     ("# a\n\n  # b\n", "hosts: names no host", WANTED),
-    ("a\nb\n\na\n", "hosts:4: a stands in hosts:1 already", TWICE),
-    ("n[1-3]\nann@n2", "hosts:2: n2 stands in hosts:1 already", TWICE),
+    ("a\nb\n\na\n", "hosts:4: a is already listed in hosts:1", TWICE),
+    ("n[1-3]\nann@n2", "hosts:2: n2 is already listed in hosts:1", TWICE),
     ("a cores=2", "hosts:1: unknown key 'cores' in 'cores=2'", HOST_KEYS),
     ("a b", "hosts:1: unknown key 'b' in 'b'", HOST_KEYS),
     ("a slots", "hosts:1: unknown key 'slots' in 'slots'", HOST_KEYS),
     ("a slots=", "hosts:1: slots= needs one value, got 'slots='", WANTED),
     ("a slots=1 slots=2", "hosts:1: slots= needs one value, got 'slots=2'", WANTED),
-    ("a address=x;y", "hosts:1: 'x;y' is no host name or address", WANTED),
+    ("a address=x;y", "hosts:1: 'x;y' is not a host name or address", WANTED),
     (
         "n[1-2] address=10.0.0.1",
         "hosts:1: address= names one node, the range names several",
         "write those nodes on lines of their own",
     ),
-    ("[::1]:0", "hosts:1: '0' is no port", "a port is a number from 1 to 65535"),
-    ("[:::x]", "hosts:1: ':::x' is no IPv6 address", WANTED),
+    ("[::1]:0", "hosts:1: '0' is not a port", "a port is a number from 1 to 65535"),
+    ("[:::x]", "hosts:1: ':::x' is not an IPv6 address", WANTED),
     ("fd00::1", "hosts:1: 'fd00::1' looks like an IPv6 address without brackets", "write [fd00::1]"),
-    ("@a", "hosts:1: '' is no user name", WANTED),
-    ("-oProxyCommand=id@a", "hosts:1: '-oProxyCommand=id' is no user name", WANTED),
-    *((f"fine\n{host}", f"hosts:2: {host!r} is no host name", WANTED) for host in NO_HOST),
+    ("@a", "hosts:1: '' is not a user name", WANTED),
+    ("-oProxyCommand=id@a", "hosts:1: '-oProxyCommand=id' is not a user name", WANTED),
+    *((f"fine\n{host}", f"hosts:2: {host!r} is not a host name", WANTED) for host in NO_HOST),
     *(
         (
             f"\na slots={value}",
@@ -161,7 +161,7 @@ WRONG_HOSTS = [
         for value in ("1,1", "1,", ",", "a;b", "$x")
     ),
     *(
-        (f"a:{port}", f"hosts:1: {port!r} is no port", "a port is a number from 1 to 65535")
+        (f"a:{port}", f"hosts:1: {port!r} is not a port", "a port is a number from 1 to 65535")
         for port in ("", "0", "65536", "ssh", "-1", "٣", "9" * 5000)
     ),
 ]
@@ -347,7 +347,7 @@ def test_ranks_are_folded_as_people_write_them(ranks: list[int], text: str) -> N
 
 @pytest.mark.parametrize("text", ["", "a", "1-", "-1", "3-1", "1,,2", "1;2", "1-2-3", "9" * 5000])
 def test_what_is_no_rank_is_refused(text: str) -> None:
-    with pytest.raises(InventoryError, match=r"--rank .* is no rank\n  fix: write ranks as 0,2-5"):
+    with pytest.raises(InventoryError, match=r"--rank .* is not a rank\n  fix: write ranks as 0,2-5"):
         parse_ranks(text)
 
 

@@ -189,7 +189,7 @@ def test_a_message_beside_the_xml_is_a_warning_and_the_xml_is_read(where: str) -
 
 
 def test_empty_output_is_reported_with_the_exit_code() -> None:
-    assert gpu_health.parse("", 9)["problem"] == "nvidia-smi ended with 9 and said nothing"
+    assert gpu_health.parse("", 9)["problem"] == "nvidia-smi ended with 9 and printed nothing"
 
 
 def test_xids_are_counted_per_gpu_and_number() -> None:

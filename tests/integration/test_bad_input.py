@@ -19,11 +19,11 @@ HOSTFILES = {
     "empty": ("", "names no host"),
     "all comments": ("# node1\n\n  # node2\n", "names no host"),
     "a host twice": ("node1\nnode1\n", "h:2: node1 stands in"),
-    "a port too high": ("node1:65536\n", "h:1: '65536' is no port"),
-    "an open range": ("node[1-2\n", "h:1: 'node[1-2' is no host name"),
+    "a port too high": ("node1:65536\n", "h:1: '65536' is not a port"),
+    "an open range": ("node[1-2\n", "h:1: 'node[1-2' is not a host name"),
     "an unknown key": ("node1 slotss=2\n", "h:1: unknown key 'slotss'"),
     "two hosts on a line": ("node1 node2\n", "h:1: unknown key 'node2'"),
-    "an option of ssh": ("-oProxyCommand=id\n", "h:1: '-oProxyCommand=id' is no host name"),
+    "an option of ssh": ("-oProxyCommand=id\n", "h:1: '-oProxyCommand=id' is not a host name"),
 }
 
 

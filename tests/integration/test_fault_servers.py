@@ -15,9 +15,9 @@ TOLD = {
     "banner": "within 2 s: it accepted the connection, and sent no SSH banner",
     "key exchange": "within 2 s: it did not finish the key exchange",
     "login": "within 2 s: it did not finish the login",
-    "channel": "within 2 s: it let us in, and opened no channel",
+    "channel": "within 2 s: it accepted the login, and opened no channel",
     "command": "within 2 s: it opened a channel, and started no program",
-    "input": "within 5 s: the connection stands, but nothing that is sent there is taken",
+    "input": "within 5 s: the connection is open, but the host reads nothing that is sent",
     "output": "the connection stands, but torchfab's program there gave no answer within 5 s",
 }
 

@@ -126,7 +126,7 @@ import json, time
 real = json.loads
 def loads(text, *words, **more):
     value = real(text, *words, **more)
-    if isinstance(value, dict) and value.get("op") == "keep":
+    if isinstance(value, dict) and value.get("op") == "commit":
         open({mark!r}, "w").close()
         time.sleep(1.5)
     return value

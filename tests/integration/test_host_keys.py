@@ -328,7 +328,7 @@ def test_a_jump_host_is_checked_as_every_host(server: Server) -> None:
 
 def test_a_proxy_command_that_fails_is_told_with_what_it_said(server: Server) -> None:
     said = server.ours(server.config("", "ProxyCommand echo no way >&2; exit 1"))
-    assert "its ProxyCommand came to nothing: no way" in said
+    assert "its ProxyCommand failed: no way" in said
     assert "fix: try it by hand: echo no way" in said
 
 

@@ -17,6 +17,7 @@ from torchfab.cli.flags import PodFlags
 from torchfab.commands import job_lookup, logs, status, stop
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.errors import TorchfabError
+from torchfab.core.flag_values import parse
 from torchfab.launch import submit
 from torchfab.launch.context import CommandContext
 from torchfab.launchers import kubernetes
@@ -47,16 +48,17 @@ class Here:
     @property
     def ctx(self) -> CommandContext:
         config = yaml.safe_load((ROOT / "fabric.yaml").read_text())["torchfab"]
-        config.update(words=["train.py", "--lr", "3e-4"], hosts="", records=str(self.folder / "records"))
+        config.update(records=str(self.folder / "records"))
         settings = ConnectionSettings(answer_timeout_s=self.answer_timeout_s)
         self.count += 1
+        token, words = f"{self.count:08x}", ("train.py", "--lr", "3e-4")
         return CommandContext(
-            config, ROOT, "/work", time.time(), f"{self.count:08x}", self.environ, settings, "ab" * 32
+            config, ROOT, "/work", time.time(), token, self.environ, settings, words, mask_key="ab" * 32
         )
 
     def launch(self, name: str = "gpt2", env: tuple[str, ...] = (), dry_run: bool = False, **flags: Any) -> Record:
         """Launch two pods of two ranks, unless the flags say otherwise."""
-        own = kubernetes.Flags(**{"image": "registry.example/train:1", "nodes": "2", **flags})
+        own = parse(kubernetes.Flags, {"image": "registry.example/train:1", "nodes": "2", **flags})
         record = submit.submit(kubernetes, PodFlags(name=name, env=env, dry_run=dry_run), own, self.ctx)
         assert dry_run or record is not None
         return record  # type: ignore[return-value]
@@ -84,7 +86,8 @@ class Here:
     def logs(self, name: str = "gpt2", rank: str = "", lines: str = "", grep: str = "") -> list[str]:
         """Give what `fab logs` prints."""
         self.output()
-        logs.show_logs(self.find(name), logs.log_request(rank, lines, grep, follow=False), folding=True, stall_s=0.0)
+        request = logs.log_request(rank, lines or "all", grep, follow=False)
+        logs.show_logs(self.find(name), request, folding=True, stall_s=0.0)
         return self.output().splitlines()
 
     def stop(self, name: str = "gpt2", grace_s: float = 1.0) -> tuple[int, str]:

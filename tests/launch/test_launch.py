@@ -43,7 +43,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> LaunchRequest:
 
 
 def test_hosts_of_the_command_line_are_slots_too_and_may_be_ranges(ctx: CommandContext) -> None:
-    ctx = replace(ctx, config={"hosts": "a,node[1,3],a"})
+    ctx = replace(ctx, hosts="a,node[1,3],a")
     nodes, slots = hosts.read_inventory(GpuLaunchFlags(), ctx)
     assert [node.host for node in nodes] == ["a", "node1", "node3"]
     assert [slot.node_rank for slot in slots] == [0, 1, 2, 0]
@@ -54,8 +54,8 @@ def test_hosts_of_the_command_line_are_slots_too_and_may_be_ranges(ctx: CommandC
     [(["src/train.py", "--lr", "0.1"], "train"), (["-m", "my.train", "--lr", "0.1"], "my-train")],
 )
 def test_a_job_is_named_after_its_script_or_module(ctx: CommandContext, script: list[str], name: str) -> None:
-    config = {"words": script, "script": [], "forward": [], "node_dir": ".torchfab", "grace_s": 10}
-    job = launch.make_job(per_node, LaunchFlags(), per_node.Flags(), replace(ctx, config=config))
+    config = {"script": [], "forward": [], "node_dir": ".torchfab", "grace_s": 10}
+    job = launch.make_job(per_node, LaunchFlags(), per_node.Flags(), replace(ctx, config=config, words=tuple(script)))
     assert re.fullmatch(rf"{name}-\d{{4}}-\d{{6}}", job.name)
 
 

@@ -14,6 +14,7 @@ from tests.hostile import HOSTILE
 from tests.launchers.test_mpi import without_shims
 from torchfab.core import dry_run
 from torchfab.core.errors import UsageError
+from torchfab.core.flag_values import parse
 from torchfab.core.specs import Job, Process
 from torchfab.launchers import colossalai, per_node, shims
 
@@ -21,7 +22,7 @@ PYTHON = "/venv/bin/python"
 
 
 def job_with(values: Mapping[str, Any] | None = None, **flags: str) -> Job:
-    return make_job(launcher="colossalai", options=colossalai.options(colossalai.Flags(**flags)), **(values or {}))
+    return make_job(launcher="colossalai", options=colossalai.options(parse(colossalai.Flags, flags)), **(values or {}))
 
 
 def head_of(job: Job) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from tests.hostile import HOSTILE
 from tests.launchers.test_mpi import without_shims
 from torchfab.core import dry_run
 from torchfab.core.errors import UsageError
+from torchfab.core.flag_values import parse
 from torchfab.core.specs import Job, NodePlan, Plan, Process, Requirements
 from torchfab.launchers import deepspeed, shims
 
@@ -22,7 +23,7 @@ HOSTS = "node1 slots=8\nnode2 slots=8\n"
 
 
 def job_with(values: Mapping[str, Any] | None = None, **flags: Any) -> Job:
-    return make_job(launcher="deepspeed", options=deepspeed.options(deepspeed.Flags(**flags)), **(values or {}))
+    return make_job(launcher="deepspeed", options=deepspeed.options(parse(deepspeed.Flags, flags)), **(values or {}))
 
 
 def environment(rank: int, **more: str) -> dict[str, str]:

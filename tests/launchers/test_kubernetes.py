@@ -19,6 +19,7 @@ from tests.factories import make_job
 from tests.hostile import HOSTILE, UTF8, environments, texts
 from tests.kube.kubelet import argv_of, environment_of
 from torchfab.core.errors import JobNameError, UsageError
+from torchfab.core.flag_values import parse
 from torchfab.core.specs import Job, Node, Submission
 from torchfab.launchers import kubernetes
 
@@ -33,7 +34,7 @@ EVERYTHING: dict[str, Any] = {
 
 
 def job_with(values: Mapping[str, Any] | None = None, **flags: Any) -> Job:
-    own = kubernetes.Flags(**{"image": IMAGE, "nodes": "2", **flags})
+    own = parse(kubernetes.Flags, {"image": IMAGE, "nodes": "2", **flags})
     base = {"launcher": "kubernetes", "python": "python", "workdir": "/workspace", "options": kubernetes.options(own)}
     return make_job(**{**base, **(values or {})})
 

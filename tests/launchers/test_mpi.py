@@ -13,6 +13,7 @@ from tests.factories import JOB_ID, folder, make_facts, make_job, make_nodes
 from tests.hostile import HOSTILE
 from torchfab.core import dry_run
 from torchfab.core.errors import UsageError
+from torchfab.core.flag_values import parse
 from torchfab.core.specs import Facts, Job, NodePlan, Plan, Process, Requirements
 from torchfab.launchers import mpi, shims
 
@@ -22,7 +23,7 @@ BOTH = {"mpirun.openmpi": "4.1.4", "mpiexec.hydra": "4.0.2", "torch": "2.13.0"}
 
 
 def job_with(values: Mapping[str, Any] | None = None, **flags: str) -> Job:
-    return make_job(launcher="mpi", options=mpi.options(mpi.Flags(**flags)), **(values or {}))
+    return make_job(launcher="mpi", options=mpi.options(parse(mpi.Flags, flags)), **(values or {}))
 
 
 def facts_with(*gpus: int, versions: Mapping[str, str] | None = None) -> tuple[Facts, ...]:

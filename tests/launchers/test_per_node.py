@@ -12,12 +12,13 @@ from tests.factories import JOB_ID, folder, make_facts, make_job, make_nodes
 from tests.hostile import HOSTILE
 from torchfab.core import dry_run
 from torchfab.core.errors import UsageError
+from torchfab.core.flag_values import parse
 from torchfab.core.specs import Facts, Job, NodePlan, Plan, Process, Requirements
 from torchfab.launchers import escape_for_torchrun, per_node
 
 
 def job_with(values: Mapping[str, Any] | None = None, **flags: str) -> Job:
-    return make_job(options=per_node.options(per_node.Flags(**flags)), **(values or {}))
+    return make_job(options=per_node.options(parse(per_node.Flags, flags)), **(values or {}))
 
 
 def argvs(plan: Plan) -> list[tuple[str, ...]]:
@@ -228,7 +229,7 @@ def test_the_same_input_gives_the_same_plan() -> None:
 
 
 def test_the_options_are_the_flags_as_numbers() -> None:
-    flags = per_node.Flags("4", "1:2", "7", "static", "30")
+    flags = per_node.Flags("4", "1:2", 7, "static", 30)
     assert per_node.options(flags) == {
         "nproc_per_node": "4",
         "nnodes": (1, 2),
@@ -256,7 +257,7 @@ def test_the_options_are_the_flags_as_numbers() -> None:
 )
 def test_a_wrong_flag_is_an_error_that_says_what_it_takes(flag: str, value: str, message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        per_node.options(per_node.Flags(**{flag: value}))
+        per_node.options(parse(per_node.Flags, {flag: value}))
     assert str(caught.value) == message
 
 
@@ -264,7 +265,7 @@ def test_a_wrong_flag_is_an_error_that_says_what_it_takes(flag: str, value: str,
 @pytest.mark.parametrize("text", [pytest.param(text, id=name) for name, text in HOSTILE.items() if text])
 def test_a_hostile_flag_is_refused(flag: str, text: str) -> None:
     with pytest.raises(UsageError, match="got "):
-        per_node.options(per_node.Flags(**{flag: text}))
+        per_node.options(parse(per_node.Flags, {flag: text}))
 
 
 # ---- what phase one is for

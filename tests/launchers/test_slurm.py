@@ -20,6 +20,7 @@ from tests.factories import JOB_ID, make_job
 from tests.hostile import HOSTILE, environments, texts
 from tests.support import require
 from torchfab.core.errors import UsageError
+from torchfab.core.flag_values import parse
 from torchfab.core.specs import Job
 from torchfab.launchers import sbatch, slurm
 
@@ -33,7 +34,7 @@ STUBS = {
 
 
 def job_with(values: Mapping[str, Any] | None = None, **flags: Any) -> Job:
-    return make_job(launcher="slurm", options=slurm.options(slurm.Flags(**flags)), **(values or {}))
+    return make_job(launcher="slurm", options=slurm.options(parse(slurm.Flags, flags)), **(values or {}))
 
 
 def directives(**flags: Any) -> list[str]:
@@ -230,7 +231,7 @@ def test_cores_are_asked_for_and_handed_to_srun() -> None:
         ({"time": "soon"}, "--time is a time limit as sbatch takes it, got 'soon'"),
         ({"time": "1:2:3:4"}, "--time is a time limit as sbatch takes it, got '1:2:3:4'"),
         ({"time": "1", "signal_grace": "60"}, "--signal-grace 60 s is not less than the time limit of 60 s"),
-        ({"port": "70000"}, "--port is a number from 1 to 65535, got '70000'"),
+        ({"port": "70000"}, "--port is a number from 1 to 65535, or 0 for one from Slurm's job id; got '70000'"),
         ({"sbatch_arg": ("mem=0",)}, "--sbatch-arg takes one option in its long form, got 'mem=0'"),
         ({"sbatch_arg": ("-N2",)}, "--sbatch-arg takes one option in its long form, got '-N2'"),
         ({"sbatch_arg": ("--nodes=3",)}, "--sbatch-arg cannot say --nodes"),
@@ -242,7 +243,7 @@ def test_cores_are_asked_for_and_handed_to_srun() -> None:
 )
 def test_a_wrong_flag_is_an_error_that_shows_it(flags: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        slurm.options(slurm.Flags(**flags))
+        slurm.options(parse(slurm.Flags, flags))
     assert caught.value.message == message
 
 

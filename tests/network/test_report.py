@@ -1,4 +1,4 @@
-"""What is made of what the probes measured."""
+"""Slow nodes and links, and the text and JSON of a benchmark."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def links(count: int, *slow_nodes: int, slow_pairs: tuple[tuple[int, int], ...] 
 
 
 @pytest.mark.parametrize(("count", "slow"), [(3, {2}), (4, {0}), (4, {0, 1}), (8, {1, 6, 7}), (5, set())])
-def test_slow_nodes_are_named_though_most_links_are_slow(count: int, slow: set[int]) -> None:
+def test_slow_nodes_are_found_even_if_most_links_are_slow(count: int, slow: set[int]) -> None:
     verdict = report.judge(links(count, *slow))
     assert verdict is not None
     assert set(verdict.nodes) == slow
@@ -32,7 +32,7 @@ def test_slow_nodes_are_named_though_most_links_are_slow(count: int, slow: set[i
     assert verdict.usual == 9.4
 
 
-def test_a_slow_link_between_healthy_nodes_is_named_by_itself() -> None:
+def test_slow_link_between_healthy_nodes_is_found() -> None:
     verdict = report.judge(links(5, 4, slow_pairs=((0, 2),)))
     assert verdict is not None
     assert set(verdict.nodes) == {4}
@@ -45,7 +45,7 @@ def test_two_nodes_cannot_be_compared() -> None:
 
 
 @given(st.lists(st.floats(0.001, 1000), min_size=6, max_size=6))
-def test_not_all_nodes_are_slow_and_no_link_is_named_twice(gbits: list[float]) -> None:
+def test_never_all_nodes_are_slow_and_no_link_is_listed_twice(gbits: list[float]) -> None:
     measured = [Link(*pair, gbit, 1e-4) for pair, gbit in zip(itertools.combinations(range(4), 2), gbits, strict=True)]
     verdict = report.judge(measured)
     assert verdict is not None
@@ -53,7 +53,7 @@ def test_not_all_nodes_are_slow_and_no_link_is_named_twice(gbits: list[float]) -
     assert not [link for link in verdict.links if {link.a, link.b} & set(verdict.nodes)]
 
 
-def test_the_words_name_node_and_link_with_what_was_expected() -> None:
+def test_lines_name_slow_nodes_and_links_with_the_median() -> None:
     verdict = report.judge(links(4, 2, slow_pairs=((0, 1),)))
     assert verdict is not None
     assert report.verdict_lines(verdict, HOSTS) == [
@@ -62,40 +62,44 @@ def test_the_words_name_node_and_link_with_what_was_expected() -> None:
     ]
 
 
-def test_when_nothing_is_slow_that_is_said() -> None:
+def test_line_says_so_if_nothing_is_slow() -> None:
     verdict = report.judge(links(4))
     assert verdict is not None
     assert report.verdict_lines(verdict, HOSTS)[0].startswith("no node and no link is slow: 9.40 Gbit/s")
 
 
-def told(kind: str, **values: object) -> str:
+def result_line(kind: str, **values: object) -> str:
     return report.MARK + json.dumps({"kind": kind, **values})
 
 
 def measured() -> Measured:
     found = Measured()
-    way = {"name": "eth0", "address": "10.0.0.1", "gbit": 10.0}
-    found.take(told("hello", backend="gloo", ranks=3, torch="2.13.0", interfaces=[way] * 3, told={"NCCL_IB_HCA": "x"}))
+    interface = {"name": "eth0", "address": "10.0.0.1", "gbit": 10.0}
+    found.take(
+        result_line(
+            "hello", backend="gloo", ranks=3, torch="2.13.0", interfaces=[interface] * 3, told={"NCCL_IB_HCA": "x"}
+        )
+    )
     size = {"bytes": 1024, "count": 5, "p50_s": 1.5e-3, "max_s": 2e-3, "algbw_gbit": 0.01, "busbw_gbit": 0.0133}
-    found.take(told("size", **size))
+    found.take(result_line("size", **size))
     found.take("some other line of the log")
-    found.take(told("round", round=1, rounds=3, pairs=[[0, 1, 9.4, 1e-4]]))
+    found.take(result_line("round", round=1, rounds=3, pairs=[[0, 1, 9.4, 1e-4]]))
     return found
 
 
-def test_a_report_has_sizes_interfaces_and_pairs() -> None:
+def test_text_has_sizes_interfaces_and_pairs() -> None:
     shown = report.text(measured(), HOSTS[:3])
     assert shown.splitlines()[0] == (
         "all-reduce of 3 ranks on 3 nodes, gloo, node[1-3] by eth0 (10 Gbit/s), NCCL_IB_HCA=x"
     )
     assert "1 KiB  5      1.5 ms      2 ms  0.0100        0.0133" in shown
     assert "latency: 1.5 ms for 1 KiB" in shown
-    assert "1 of 3 rounds, 1 pair; the seconds were over" in shown
+    assert "1 of 3 rounds, 1 pair; the time limit was reached" in shown
     assert "node1  -      9.40   -" in shown
     assert not measured().done
 
 
-def test_the_document_has_all_of_it() -> None:
+def test_json_has_sizes_and_pairs() -> None:
     document = json.loads(json.dumps(report.as_json(measured(), HOSTS[:3])))
     assert document["hosts"] == HOSTS[:3]
     assert document["sizes"][0]["busbw_gbit"] == 0.0133
@@ -106,17 +110,17 @@ def test_the_document_has_all_of_it() -> None:
 @pytest.mark.parametrize(
     ("value", "text"), [(0.0941, "0.0941"), (9.4, "9.40"), (94.12, "94.1"), (941.3, "941"), (99.96, "100"), (0, "0.00")]
 )
-def test_gbits_have_three_digits(value: float, text: str) -> None:
+def test_bandwidth_has_three_significant_digits(value: float, text: str) -> None:
     assert report.gbit(value) == text
 
 
 @pytest.mark.parametrize(
     ("value", "text"), [(8.5e-5, "85 us"), (9.999e-4, "1 ms"), (0.00124, "1.24 ms"), (2.31, "2.31 s"), (120, "120 s")]
 )
-def test_times_are_for_people(value: float, text: str) -> None:
+def test_durations_are_human_readable(value: float, text: str) -> None:
     assert report.seconds(value) == text
 
 
 @pytest.mark.parametrize(("count", "text"), [(4, "4 B"), (1024, "1 KiB"), (64 << 20, "64 MiB"), (1 << 30, "1 GiB")])
-def test_sizes_are_for_people(count: int, text: str) -> None:
+def test_sizes_are_human_readable(count: int, text: str) -> None:
     assert report.bytes_text(count) == text

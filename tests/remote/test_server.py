@@ -97,7 +97,7 @@ class Node:
     def start(self, session: Session, *argv: str, **values: Any) -> dict[str, Any]:
         """Start a process and let it go; return the answer to that."""
         self.hold(session, self.process(*argv, **values))
-        return session.ask({"op": "keep"}, 25)
+        return session.ask({"op": "commit"}, 25)
 
     def process(self, *argv: str, **values: Any) -> dict[str, Any]:
         marks = {"TORCHFAB_JOB_ID": self.job_id, "TORCHFAB_NODE_RANK": "0"}
@@ -154,7 +154,7 @@ def test_two_phases_and_a_keep_leave_a_running_job(node: Node) -> None:
     assert node.prepare(session)["problems"] == []
     held = node.hold(session, node.process("sleep", "600"))
     assert (held["problems"], held["started"], node.running()) == ([], ["agent"], [])
-    kept = session.ask({"op": "keep"}, 10)
+    kept = session.ask({"op": "commit"}, 10)
     assert (kept["problems"], kept["started"]) == ([], ["agent"])
     session.close()
     assert node.tmux_sessions() == node.address["session"]
@@ -195,7 +195,7 @@ def test_of_processes_that_cannot_all_begin_none_is_kept(node: Node) -> None:
     node.prepare(session)
     stubborn = node.process("sh", "-c", "trap '' TERM; sleep 600 & wait; sleep 600", name="rank-0")
     node.hold(session, stubborn, node.process("/no/such/program", name="rank-1"))
-    kept = session.ask({"op": "keep"}, 25)
+    kept = session.ask({"op": "commit"}, 25)
     assert [each["what"] for each in kept["problems"]] == [
         "rank-1: cannot start /no/such/program: No such file or directory"
     ]
@@ -241,7 +241,7 @@ def test_who_is_held_sleeps_until_it_is_let_go(node: Node) -> None:
     before = sleeps()
     time.sleep(1)
     assert sleeps() - before <= 2
-    assert session.ask({"op": "keep"}, 10)["started"] == ["agent"]
+    assert session.ask({"op": "commit"}, 10)["started"] == ["agent"]
 
 
 def test_a_launch_that_failed_elsewhere_is_taken_back_and_says_so(node: Node) -> None:
@@ -249,7 +249,7 @@ def test_a_launch_that_failed_elsewhere_is_taken_back_and_says_so(node: Node) ->
     node.prepare(session)
     node.start(session, "sleep", "600")
     assert node.running()
-    answer = session.ask({"op": "take_back", "grace_s": 2, **node.address}, 20)
+    answer = session.ask({"op": "rollback", "grace_s": 2, **node.address}, 20)
     assert (answer["asked"], answer["left"]) == (1, [])
     assert not node.folder.exists()
     assert node.running() == []

@@ -1,4 +1,4 @@
-"""What stacks say: their meaning in words, which are alike, why there is none, and the page."""
+"""Stacks: their meaning, their groups, the text and JSON, and the reasons for missing stacks."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def dump(*ranks: RankStack, unheard: Mapping[str, TorchfabError] | None = None, 
 
 
 @pytest.mark.parametrize(
-    ("frames", "words", "waits"),
+    ("frames", "activity", "waits"),
     [
         (ALL_REDUCE, "in all_reduce", True),
         (ALL_GATHER, "in all_gather", True),
@@ -78,60 +78,60 @@ def dump(*ranks: RankStack, unheard: Mapping[str, TorchfabError] | None = None, 
         ((), "", False),
     ],
 )  # fmt: skip
-def test_stacks_are_named_in_words(frames: tuple[Frame, ...], words: str, waits: bool) -> None:
-    found = interpret.of(frames)
-    assert (found.words, found.waits) == (words, waits)
+def test_activity_of_a_stack_is_recognised(frames: tuple[Frame, ...], activity: str, waits: bool) -> None:
+    found = interpret.find_meaning(frames)
+    assert (found.activity, found.waits) == (activity, waits)
 
 
-def test_the_users_frame_is_the_innermost_of_his_own_code() -> None:
-    assert interpret.of(ALL_REDUCE).own == own("reduce_loss", 8)
-    assert interpret.of((Frame("run", "/usr/lib/python3.11/threading.py", 3),)).own is None
+def test_own_frame_is_the_innermost_frame_of_user_code() -> None:
+    assert interpret.find_meaning(ALL_REDUCE).own == own("reduce_loss", 8)
+    assert interpret.find_meaning((Frame("run", "/usr/lib/python3.11/threading.py", 3),)).own is None
 
 
-def test_files_are_shown_as_a_reader_knows_them() -> None:
+def test_short_file_omits_library_and_project_folders() -> None:
     shown = [Frame("f", C10D, 1).short_file, Frame("f", "/usr/lib/python3.11/threading.py", 1).short_file]
     assert [*shown, MAIN.short_file] == ["torch/distributed/distributed_c10d.py", "threading.py", "train.py"]
 
 
-# ---- which are alike
+# ---- groups
 
 
 def ranks_of(found: Sequence[groups.Group]) -> list[list[int | None]]:
     return [[each.rank for each in group.ranks] for group in found]
 
 
-def test_the_odd_rank_comes_first() -> None:
+def test_odd_rank_comes_first() -> None:
     ranks = [rank(number, ALL_GATHER if number == 13 else ALL_REDUCE) for number in range(512)]
     found = groups.group(ranks)
     assert ranks_of(found) == [[13], [*range(13), *range(14, 512)]]
 
 
-def test_two_collectives_in_one_function_are_told_apart_by_their_lines() -> None:
+def test_two_collectives_in_one_function_are_separate_groups() -> None:
     other = (*ALL_REDUCE[:2], own("reduce_loss", 12), *ALL_REDUCE[3:])
     assert ranks_of(groups.group([rank(0, ALL_REDUCE), rank(1, other), rank(2, ALL_REDUCE)])) == [[1], [0, 2]]
 
 
-def test_inside_a_collective_lines_and_helpers_do_not_count() -> None:
+def test_frames_inside_a_collective_are_ignored() -> None:
     deeper = (Frame("_wait", C10D, 7), Frame("all_reduce", C10D, 3260), *ALL_REDUCE[1:])
     assert ranks_of(groups.group([rank(0, ALL_REDUCE), rank(1, deeper)])) == [[0, 1]]
 
 
-def test_ranks_that_compute_are_alike_also_in_different_lines_unless_that_is_asked_for() -> None:
+def test_line_numbers_of_computing_ranks_count_only_if_exact() -> None:
     here, there = (own("compute", 3), own("train", 9)), (own("compute", 4), own("train", 9))
     assert ranks_of(groups.group([rank(0, here), rank(1, there)])) == [[0, 1]]
     assert ranks_of(groups.group([rank(0, here), rank(1, there)], exact=True)) == [[0], [1]]
 
 
-def test_a_rank_that_was_stopped_comes_first_also_when_it_is_where_the_others_are() -> None:
+def test_stopped_rank_comes_first_even_in_the_common_stack() -> None:
     odd, stopped = rank(1, ALL_GATHER), rank(2, ALL_REDUCE, state="T")
     assert ranks_of(groups.group([rank(0, ALL_REDUCE), odd, stopped, rank(3, ALL_REDUCE)])) == [[2], [1], [0, 3]]
 
 
-def test_of_two_ranks_the_one_that_waits_for_the_other_comes_last() -> None:
+def test_rank_that_waits_for_another_rank_comes_last() -> None:
     assert ranks_of(groups.group([rank(0, ALL_REDUCE), rank(1, (own("load", 3), MAIN))])) == [[1], [0]]
 
 
-def test_stacks_of_py_spy_and_of_faulthandler_are_compared_without_classes() -> None:
+def test_stacks_are_compared_without_class_names() -> None:
     spied = (library("torch/_tensor.py", "Tensor.backward"), own("Trainer.step", 3))
     signalled = (library("torch/_tensor.py", "backward"), own("step", 3))
     assert ranks_of(groups.group([rank(0, spied), rank(1, signalled, by="SIGUSR2")])) == [[0, 1]]
@@ -152,14 +152,14 @@ def test_every_rank_is_in_one_group_and_small_groups_come_first(stacks: list[lis
 
 
 @given(STACKS, st.randoms())
-def test_the_order_in_which_nodes_answer_changes_nothing(stacks: list[list[Frame]], chance: Any) -> None:
+def test_groups_do_not_depend_on_the_order_of_answers(stacks: list[list[Frame]], chance: Any) -> None:
     ranks = [rank(number, frames) for number, frames in enumerate(stacks)]
     shuffled = list(ranks)
     chance.shuffle(shuffled)
     assert ranks_of(groups.group(shuffled)) == ranks_of(groups.group(ranks))
 
 
-# ---- the page
+# ---- text and JSON
 
 
 def summary(*ranks: RankStack) -> str:
@@ -167,35 +167,35 @@ def summary(*ranks: RankStack) -> str:
     return report.summary(found, groups.group([each for each in found.running if each.threads]))
 
 
-def test_the_sentence_names_the_odd_one_and_what_the_others_do() -> None:
+def test_summary_names_the_odd_rank_and_the_others() -> None:
     ranks = [rank(number, ALL_GATHER if number == 13 else ALL_REDUCE) for number in range(512)]
     assert summary(*ranks) == "rank 13 is in all_gather of gather_stats, 511 others wait in all_reduce of reduce_loss"
 
 
-def test_the_sentence_of_ranks_that_are_all_alike() -> None:
+def test_summary_of_ranks_with_equal_stacks() -> None:
     assert summary(*[rank(number, ALL_REDUCE) for number in range(4)]) == "all 4 ranks are in all_reduce of reduce_loss"
     assert summary(rank(0, ALL_REDUCE)) == "rank 0 is in all_reduce of reduce_loss"
 
 
-def test_a_rank_whose_main_thread_runs_no_python_is_said_to_be_outside_of_it() -> None:
+def test_summary_of_a_rank_that_runs_no_python_function() -> None:
     ending = rank(3, (), threads=(Thread("MainThread", ()),))
     words = "rank 3 is in no Python function: it begins, or ends"
     assert summary(ending) == words
     assert summary(ending, rank(0, ALL_REDUCE), rank(1, ALL_REDUCE)).startswith(f"{words}, 2 others wait")
 
 
-def test_the_sentence_of_many_places_stays_short() -> None:
+def test_summary_of_many_groups_is_short() -> None:
     ranks = [rank(number, (own(f"f{number}", 1),)) for number in range(6)]
     first = "rank 0 is in f0, rank 1 is in f1, rank 2 is in f2"
     assert summary(*ranks) == f"{first}, 2 more in 2 other places, rank 5 is in f5"
 
 
-def test_the_sentence_without_any_stack() -> None:
+def test_summary_without_stacks() -> None:
     assert summary(rank(0, (), problem="there is no py-spy")) == "no stack of 1 rank could be had"
     assert summary() == "no rank runs"
 
 
-def test_the_page_is_this() -> None:
+def test_text_of_a_hanging_job() -> None:
     stopped = rank(2, ALL_REDUCE, 1, state="T")
     unheard = {"node3": HostError("no answer from node3 port 22 within 10 s", "check that the node is up")}
     ended = rank(4, (), 0, ended=True, code=7)
@@ -237,56 +237,56 @@ def test_other_threads_are_counted_and_shown_on_request() -> None:
     assert "    > fetch (train.py:3)" in report.text("gpt2", dump(busy), everything=True)
 
 
-def test_a_deep_stack_is_cut_unless_all_is_asked_for() -> None:
+def test_deep_stack_is_cut_unless_everything_is_requested() -> None:
     deep = rank(0, [own(f"f{depth}", depth + 1) for depth in range(20)])
     assert "… 8 more of its frames: --all" in report.text("gpt2", dump(deep))
     assert "f19 (train.py:20)" in report.text("gpt2", dump(deep), everything=True)
 
 
-def test_a_process_that_has_no_rank_yet_is_named_with_its_host_once() -> None:
+def test_process_without_rank_is_shown_once_with_its_host() -> None:
     frozen = Frame("exec_module", "<frozen importlib._bootstrap_external>", 940)
     shown = report.text("gpt2", dump(rank(None, (frozen, MAIN))))
     assert "\nagent on node1: in an import of train.py\n" in shown
-    assert "exec_module" not in shown  # the inside of an import says nothing
+    assert "exec_module" not in shown  # frames inside an import are hidden
     assert "… 1 more of its frames: --all" in shown
 
 
-def test_of_a_job_that_has_ended_the_next_word_is_why() -> None:
+def test_text_of_an_ended_job_points_to_fab_why() -> None:
     shown = report.text("gpt2", dump(rank(0, (), ended=True, code=7)))
     assert shown == "job gpt2: no rank runs; how it ended: fab why gpt2\n\nrank 0 has ended with code 7"
 
 
-def test_lines_that_differ_within_a_group_are_shown_as_a_range() -> None:
+def test_differing_lines_in_a_group_are_shown_as_a_range() -> None:
     alike = [rank(0, (own("compute", 3), own("train", 9))), rank(1, (own("compute", 7), own("train", 9)))]
     shown = report.text("gpt2", dump(*alike))
     assert "compute (train.py:3-7)" in shown
     assert "train (train.py:9)" in shown
 
 
-def test_nothing_that_a_node_tells_steers_the_terminal() -> None:
+def test_text_has_no_escape_sequences() -> None:
     evil = Frame("\x1b[2Jf", "/x/\x1b]0;t\x07.py", 3, "\x1b[2J")
     shown = report.text("gpt2", dump(rank(0, (evil,))), everything=True)
     assert "\x1b" not in shown
 
 
-def test_the_json_holds_all_threads_of_all_ranks() -> None:
-    told = json.loads(json.dumps(report.as_json("gpt2", dump(rank(0, ALL_REDUCE), rank(1, (), 1, problem="boom")))))
-    assert [each["ranks"] for each in told["groups"]] == [[0]]
-    assert told["groups"][0]["own_frame"]["function"] == "reduce_loss"
-    assert [(each["rank"], each["problem"]) for each in told["ranks"]] == [(0, None), (1, "py-spy: boom")]
-    assert told["ranks"][0]["threads"][0]["frames"][0]["function"] == "all_reduce"
+def test_json_has_all_threads_of_all_ranks() -> None:
+    document = json.loads(json.dumps(report.as_json("gpt2", dump(rank(0, ALL_REDUCE), rank(1, (), 1, problem="boom")))))
+    assert [each["ranks"] for each in document["groups"]] == [[0]]
+    assert document["groups"][0]["own_frame"]["function"] == "reduce_loss"
+    assert [(each["rank"], each["problem"]) for each in document["ranks"]] == [(0, None), (1, "py-spy: boom")]
+    assert document["ranks"][0]["threads"][0]["frames"][0]["function"] == "all_reduce"
 
 
-def test_what_a_node_tells_becomes_values() -> None:
+def test_answer_is_converted_to_values() -> None:
     thread = {"name": "MainThread", "active": True, "gil": True, "frames": [["f", TRAIN, 3, "x = 1"]]}
-    told = {"process": "agent", "rank": 0, "pid": 7, "ended": None, "code": None, "state": "R", "cpu": 1.0}
-    answer = {"ranks": [{**told, "threads": [thread]}], "spy": "sent", "rights": {}, "machine": "x86_64"}
+    report_of_rank = {"process": "agent", "rank": 0, "pid": 7, "ended": None, "code": None, "state": "R", "cpu": 1.0}
+    answer = {"ranks": [{**report_of_rank, "threads": [thread]}], "spy": "sent", "rights": {}, "machine": "x86_64"}
     (found,) = from_answer(NODES[0], answer).ranks
     assert found.frames == (Frame("f", TRAIN, 3, "x = 1"),)
     assert (found.rank, found.state, found.ended) == (0, "R", False)
 
 
-# ---- why there is none
+# ---- missing stacks
 
 PRIVATE = "Failed to get process executable name. Check that the process is running.: Permission denied (os error 13)"
 
@@ -310,18 +310,18 @@ PRIVATE = "Failed to get process executable name. Check that the process is runn
         ("boom", {}, "py-spy: boom", "faulthandler"),
     ],
 )
-def test_a_refusal_is_explained_with_its_fix(problem: str, rights: dict[str, Any], words: str, fix: str) -> None:
+def test_missing_stack_is_explained_with_a_fix(problem: str, rights: dict[str, Any], words: str, fix: str) -> None:
     what, how = explain(rank(0, (), problem=problem, signal="it does not catch SIGUSR2"), rights)
     assert words in what
     assert "by signal: it does not catch SIGUSR2" in what
     assert fix in how
 
 
-def test_a_debugger_that_holds_it_is_named() -> None:
+def test_attached_debugger_is_named() -> None:
     assert explain(rank(0, (), tracer=77), {})[1] == "end that one first: kill 77"
 
 
-def test_ranks_that_are_refused_alike_are_one_paragraph() -> None:
+def test_ranks_with_the_same_reason_share_a_paragraph() -> None:
     refused = [rank(number, (), number % 2, problem=PRIVATE) for number in range(4)]
     shown = report.text("gpt2", dump(*refused, ptrace_scope="1", uid=1000))
     assert shown.count("no stack of ranks 0-3 (node[1-2])") == 1
@@ -329,7 +329,7 @@ def test_ranks_that_are_refused_alike_are_one_paragraph() -> None:
 
 
 @pytest.mark.parametrize("value", ["SIGKILL", "usr2", None, 12])
-def test_a_signal_that_must_not_be_sent_is_no_setting(value: object) -> None:
+def test_unsafe_stack_signal_is_rejected_in_the_configuration(value: object) -> None:
     from torchfab.config.validate import check
 
     with pytest.raises(UsageError, match=r"torchfab\.stacks_signal"):

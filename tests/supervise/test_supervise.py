@@ -20,10 +20,12 @@ from tests.records.test_launch_request import NODES, make_request
 from tests.support import fuzzed
 from tests.why import evidence_factory
 from tests.why.evidence_factory import told
+from torchfab.cli.flags import LaunchFlags
 from torchfab.commands import supervise
 from torchfab.commands.supervise import SuperviseFlags
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.errors import TorchfabError, UsageError
+from torchfab.core.flag_values import parse
 from torchfab.core.specs import Node
 from torchfab.core.status import JobStatus, NodeStatus
 from torchfab.launch.context import CommandContext
@@ -402,21 +404,21 @@ def test_a_command_that_times_out_is_killed_with_its_children(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("flags", "error"),
+    ("flag", "text", "error"),
     [
-        (SuperviseFlags(restarts="-1"), "--restarts is a number, got '-1'"),
-        (SuperviseFlags(stall="soon"), "--stall is a number of seconds"),
-        (SuperviseFlags(backoff="-3"), "--backoff is a number of seconds"),
-        (SuperviseFlags(notify="'open"), '--notify "\'open": No closing quotation'),
+        ("restarts", "-1", "--restarts is a number of at least 0, got '-1'"),
+        ("stall", "soon", "--stall is a number of seconds, got 'soon'"),
+        ("backoff", "-3", "--backoff is a number of seconds, got '-3'"),
+        ("notify", "'open", '--notify "\'open": No closing quotation'),
     ],
 )
-def test_a_wrong_flag_is_an_error_that_names_it(flags: SuperviseFlags, error: str) -> None:
+def test_a_wrong_flag_is_an_error_that_names_it(flag: str, text: str, error: str) -> None:
     with pytest.raises(UsageError) as caught:
-        flags.policy(Policy())
+        SuperviseFlags(notify=parse(LaunchFlags, {flag: text}).notify).policy(Policy())
     assert error in str(caught.value)
 
 
 def test_flags_that_are_not_given_change_nothing() -> None:
     before = Policy(restarts=7, notify="tell")
     assert SuperviseFlags().policy(before) == before
-    assert SuperviseFlags("0", "5", "1", "x").policy(before) == Policy(0, 5.0, 1.0, before.lost_s, "x")
+    assert SuperviseFlags(0, 5.0, 1.0, "x").policy(before) == Policy(0, 5.0, 1.0, before.lost_s, "x")

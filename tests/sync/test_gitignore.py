@@ -1,4 +1,4 @@
-"""What git holds and rsync's reading of .gitignore would leave out: real git, real rsync."""
+"""Files that git includes but rsync would exclude, tested with real git and rsync."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support import require
 from torchfab.sync import gitignore, rsync
 
 IGNORE = "*.pt\n!best.pt\n/data/*\n!/data/small\n/logs/\n"
-# By git: copied, or not.
+# Files that git includes, and files that it ignores.
 KEPT = [
     *("train.py", "best.pt", "deep/best.pt", "data/small", "logs/tracked/kept", "odd/[a]*\\\n.txt", "odd/b\\c"),
     *(".gitignore", "odd/.gitignore", "odd/link"),
@@ -42,19 +42,19 @@ def git(folder: Path, *words: str) -> None:
 
 
 def listed(folder: Path, *rules: str) -> list[str]:
-    nowhere = folder.parent / "nowhere"
-    nowhere.mkdir(exist_ok=True)
-    argv = rsync.list_argv(str(folder), str(nowhere), rules)
+    empty_dir = folder.parent / "nowhere"
+    empty_dir.mkdir(exist_ok=True)
+    argv = rsync.list_argv(str(folder), str(empty_dir), rules)
     return rsync.listed(subprocess.run(argv, capture_output=True, check=True).stdout)
 
 
-def test_rsync_lists_what_git_holds_and_nothing_that_it_ignores(source: Path) -> None:
+def test_rsync_lists_exactly_the_files_that_git_includes(source: Path) -> None:
     known = gitignore.in_git(str(source), 20.0)
     rules = gitignore.rules(known, listed(source))
     assert sorted(listed(source, *rules)) == sorted(KEPT)
 
 
-def test_what_a_node_alone_has_and_git_would_ignore_is_never_removed(source: Path, tmp_path: Path) -> None:
+def test_ignored_files_that_exist_only_on_a_node_are_kept(source: Path, tmp_path: Path) -> None:
     there = tmp_path / "there"
     for name in ("own.pt", "data/own", "logs/own", "logs/tracked/own", "old.py"):
         (there / name).parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def test_what_a_node_alone_has_and_git_would_ignore_is_never_removed(source: Pat
     assert found == {*KEPT, "own.pt", "data/own", "logs/own", "logs/tracked/own"}
 
 
-def test_where_no_git_knows_there_are_no_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_rules_without_git_or_a_work_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a").write_text("")
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert gitignore.in_git(str(tmp_path), 20.0) == []
@@ -75,5 +75,5 @@ def test_where_no_git_knows_there_are_no_rules(tmp_path: Path, monkeypatch: pyte
     assert gitignore.rules([], ["a"]) == ()
 
 
-def test_where_git_and_rsync_agree_there_are_no_rules() -> None:
+def test_no_rules_if_git_and_rsync_agree() -> None:
     assert gitignore.rules(["a", "b/c", ".venv/x", "x/.git/y"], ["a", "b/c"]) == ()

@@ -1,4 +1,4 @@
-"""rsync's words: its command line, what it takes apart itself, and what it prints."""
+"""The command line of rsync, its quoting rules, and its output."""
 
 from __future__ import annotations
 
@@ -16,73 +16,73 @@ from tests.support import require
 from torchfab.sync import rsync
 
 SSH = ("ssh", "-F", "/my config", "-p", "2222")
-# A stand-in for ssh: it writes down its words, and fails.
-NOTE_WORDS = "import json, sys; json.dump(sys.argv[2:], open(sys.argv[1], 'w')); sys.exit(255)"
+# A fake ssh that records its arguments, and fails.
+RECORD_ARGS = "import json, sys; json.dump(sys.argv[2:], open(sys.argv[1], 'w')); sys.exit(255)"
 
-words = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
+arguments = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
 
 
-def words_of_the_shell(argv: list[str], folder: Path, host: str = "node1") -> list[str]:
-    """Return with which words rsync calls its shell: ours, then its own."""
-    noted = folder / "words"
-    noted.unlink(missing_ok=True)
-    shell = (sys.executable, "-S", "-c", NOTE_WORDS, str(noted), *argv)
+def shell_arguments(argv: list[str], folder: Path, host: str = "node1") -> list[str]:
+    """Return the arguments that rsync passes to its remote shell: ours, then its own."""
+    recorded = folder / "args"
+    recorded.unlink(missing_ok=True)
+    shell = (sys.executable, "-S", "-c", RECORD_ARGS, str(recorded), *argv)
     subprocess.run(rsync.copy_argv(str(folder), "/there", host, shell, False), capture_output=True, check=False)
-    found: list[str] = json.loads(noted.read_text())
+    found: list[str] = json.loads(recorded.read_text())
     return found
 
 
-def words_that_rsync_makes_of(argv: list[str], folder: Path) -> list[str]:
-    return words_of_the_shell(argv, folder)[: len(argv)]
+def split_by_rsync(argv: list[str], folder: Path) -> list[str]:
+    return shell_arguments(argv, folder)[: len(argv)]
 
 
 @settings(max_examples=15, deadline=None)
-@given(argv=st.lists(words, min_size=1, max_size=4))
-def test_rsync_takes_the_words_of_its_shell_apart_as_they_were(
+@given(argv=st.lists(arguments, min_size=1, max_size=4))
+def test_rsync_splits_the_quoted_shell_command_correctly(
     argv: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     require("rsync")
-    assert words_that_rsync_makes_of(argv, tmp_path_factory.mktemp("rsh")) == argv
+    assert split_by_rsync(argv, tmp_path_factory.mktemp("rsh")) == argv
 
 
-def test_rsync_takes_hostile_words_apart_as_they_were(tmp_path: Path) -> None:
+def test_rsync_splits_hostile_arguments_correctly(tmp_path: Path) -> None:
     require("rsync")
     hostile = [text for text in HOSTILE.values() if "\0" not in text]
     assert hostile
-    assert words_that_rsync_makes_of(hostile, tmp_path) == hostile
+    assert split_by_rsync(hostile, tmp_path) == hostile
 
 
-def test_a_copy_reaches_its_host_by_ssh_and_names_it_with_the_path_there() -> None:
+def test_remote_copy_uses_ssh_and_the_path_on_the_host() -> None:
     argv = rsync.copy_argv("/here it is", "/there", "node1", SSH, delete=False)
     assert argv[0] == "rsync"
     assert "--rsh=ssh -F '/my config' -p 2222" in argv
     assert argv[-3:] == ("--", "/here it is/", "node1:/there/")
 
 
-def test_an_ipv6_host_stands_in_brackets() -> None:
+def test_ipv6_host_is_in_brackets() -> None:
     assert rsync.copy_argv("/a", "/b", "fd00::2", SSH, delete=False)[-1] == "[fd00::2]:/b/"
 
 
-def test_rsync_hands_an_ipv6_host_to_its_shell_without_brackets(tmp_path: Path) -> None:
+def test_rsync_passes_an_ipv6_host_to_ssh_without_brackets(tmp_path: Path) -> None:
     require("rsync")
-    assert words_of_the_shell(["-p", "22"], tmp_path, "fd00::2")[:4] == ["-p", "22", "fd00::2", "rsync"]
+    assert shell_arguments(["-p", "22"], tmp_path, "fd00::2")[:4] == ["-p", "22", "fd00::2", "rsync"]
 
 
-def test_a_copy_on_this_machine_needs_no_shell() -> None:
+def test_local_copy_uses_no_ssh() -> None:
     argv = rsync.copy_argv("/a", "/b", "", (), delete=False)
     assert argv[-2:] == ("/a/", "/b/")
     assert not [word for word in argv if word.startswith("--rsh")]
 
 
 @pytest.mark.parametrize("delete", [False, True])
-def test_files_are_removed_on_request_only(delete: bool) -> None:
+def test_files_are_deleted_only_on_request(delete: bool) -> None:
     assert ("--delete" in rsync.copy_argv("/a", "/b", "n", SSH, delete)) == delete
 
 
-def test_the_list_of_files_is_what_git_would_know_under_whatever_names(tmp_path: Path) -> None:
+def test_list_has_the_files_that_git_would_add_with_any_name(tmp_path: Path) -> None:
     require("rsync")
-    source, nowhere = tmp_path / "source", tmp_path / "nowhere"
-    nowhere.mkdir()
+    source, empty_dir = tmp_path / "source", tmp_path / "nowhere"
+    empty_dir.mkdir()
     kept = ["train.py", "pkg/mod.py", "pkg/jobs/kept", "odd \n\\#012 'x' é", ".gitignore", "pkg/.gitignore"]
     ignored = ["a.pt", "data/d", "pkg/local", "jobs/j", ".git/config", ".venv/v", ".torchfab/t", ".torchfab-sync-1"]
     for name in [*kept, *ignored]:
@@ -91,7 +91,7 @@ def test_the_list_of_files_is_what_git_would_know_under_whatever_names(tmp_path:
     (source / "link").symlink_to("nowhere at all")
     (source / ".gitignore").write_text("*.pt\n/data/\n")
     (source / "pkg" / ".gitignore").write_text("local\n")
-    done = subprocess.run(rsync.list_argv(str(source), str(nowhere)), capture_output=True, check=True)
+    done = subprocess.run(rsync.list_argv(str(source), str(empty_dir)), capture_output=True, check=True)
     assert sorted(rsync.listed(done.stdout)) == sorted([*kept, "link"])
 
 
@@ -109,7 +109,7 @@ def test_the_list_of_files_is_what_git_would_know_under_whatever_names(tmp_path:
         ("", rsync.Stats(0, 0)),
     ],
 )
-def test_stats_are_read_of_several_versions(text: str, stats: rsync.Stats) -> None:
+def test_stats_of_several_rsync_versions_are_parsed(text: str, stats: rsync.Stats) -> None:
     assert rsync.stats(text) == stats
 
 
@@ -124,7 +124,7 @@ def test_stats_are_read_of_several_versions(text: str, stats: rsync.Stats) -> No
         (11, "No space left on device (28)\n", ""),
     ],
 )
-def test_a_failed_copy_says_rsyncs_last_words_and_what_to_do(code: int, stderr: str, fix: str) -> None:
+def test_failed_copy_reports_the_last_lines_of_rsync_and_a_fix(code: int, stderr: str, fix: str) -> None:
     problem = rsync.problem(code, "line 1\nline 2\nline 3\n\n" + stderr)
     assert problem.message.splitlines() == [f"rsync ended with {code}", "line 2", "line 3", stderr.strip()]
     assert fix in problem.fix

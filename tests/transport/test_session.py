@@ -70,7 +70,7 @@ class Asking(threading.Thread):
 
     def run(self) -> None:
         try:
-            self.result = self.session.ask({"op": "keep"}, self.timeout_s)
+            self.result = self.session.ask({"op": "commit"}, self.timeout_s)
         except HostError as error:
             self.result = error
 
@@ -136,6 +136,6 @@ def test_both_are_told_when_the_connection_is_lost(session: Session, wire: Wire)
 
 
 def test_requests_are_sent_first_and_waited_for_later(session: Session, wire: Wire) -> None:
-    number = session.post({"op": "keep"})
+    number = session.post({"op": "commit"})
     wire.say(of=number)
     assert session.answer(number, 5) == {"of": number}

@@ -297,7 +297,7 @@ def use_slurm_stacks(answer: Mapping[str, Any]) -> None:
 
 
 def use_slurm_lines(answer: Mapping[str, Any]) -> None:
-    list(runtime._Stream(OF_SLURM_RECORD, REQUEST)._of(answer))
+    list(runtime._Stream(OF_SLURM_RECORD, REQUEST)._frame_events(answer))
 
 
 TRUE: dict[str, tuple[Mapping[str, Any], Callable[[Mapping[str, Any]], Any]]] = {
@@ -305,9 +305,9 @@ TRUE: dict[str, tuple[Mapping[str, Any], Callable[[Mapping[str, Any]], Any]]] = 
     "evidence": ({**STATUS, "evidence": EVIDENCE}, use_evidence),
     "prepare": ({"facts": FACTS}, use_facts),
     "start": ({"started": ["agent"]}, len),
-    "keep": ({"started": ["agent"]}, len),
+    "commit": ({"started": ["agent"]}, len),
     "stop": ({**STOPPED, "status": STATUS}, use_stopped),
-    "take_back": (STOPPED, len),
+    "rollback": (STOPPED, len),
     "logs": ({"lines": [LINE], "offsets": {"/x": 3}, "past": True, "end": STATUS}, use_lines),
     "clock": ({"time": 5.0}, lambda answer: Clock(answer["time"] - 1.0, 1.0)),
     "checkup": (CHECKUP, lambda answer: use_doctor(told=answer, way=WAY, clock=Clock(0.0, 0.1))),

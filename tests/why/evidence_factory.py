@@ -1,4 +1,4 @@
-"""What nodes tell, made by hand: give what a test is about, the rest is filled in."""
+"""Build evidence for tests: pass the relevant values, the others have defaults."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ LAUNCHED = 1000.0
 
 
 def rank(number: int, code: int | None = None, ended: float | None = None, **more: Any) -> dict[str, Any]:
-    """Return a rank as a node tells of it; with a code it has ended, 60 s after the launch unless said otherwise."""
-    over = ended if code is None else ended or LAUNCHED + 60
+    """Return a rank as a node reports it. With a code it has ended, by default 60 s after the launch."""
+    end = ended if code is None else ended or LAUNCHED + 60
     base = {"rank": number, "local_rank": 0, "world_size": 2, "attempt": 0, "pid": 100 + number, "start_time": 1}
-    return {**base, "started": LAUNCHED + 1, "ended": over, "code": code, **more}
+    return {**base, "started": LAUNCHED + 1, "ended": end, "code": code, **more}
 
 
 def process(state: str, *ranks: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """Return a process as a node tells of it: torchrun above some ranks."""
+    """Return a process as a node reports it: torchrun with some ranks."""
     ended = None if state in ("running", "lost", "starting") else LAUNCHED + 61
     base = {"name": "agent", "state": state, "reason": "", "pid": 50, "started": LAUNCHED + 0.5, "ended": ended}
     code = {"failed": 1, "succeeded": 0, "stopped": -15}.get(state)
@@ -31,7 +31,7 @@ def process(state: str, *ranks: Mapping[str, Any], **more: Any) -> dict[str, Any
 
 
 def log(label: int | str, text: str, written: float = LAUNCHED + 60, path: str = "stderr.log") -> dict[str, Any]:
-    """Return the end of a log as a node tells it."""
+    """Return the end of a log as a node reports it."""
     return {"label": label, "path": f"/jobs/{label}/{path}", "size": len(text), "written": written, "text": text}
 
 
@@ -43,30 +43,30 @@ def node(
     stop_asked: float | None = None,
     **more: Any,
 ) -> NodeEvidence:
-    """Return what a node told; `skew_s`: how much its clock, by which all its times are, is ahead of ours."""
-    asked = LAUNCHED + 100
-    told = {"kernel": {"lines": [], "unread": ""}, "logs": list(logs), **more}
-    answer = {"processes": list(processes), "now": asked + skew_s, "exists": True, "stop_asked": stop_asked}
+    """Return the evidence of a node; all its times are on its own clock, which is `skew_s` ahead of the local one."""
+    queried = LAUNCHED + 100
+    report = {"kernel": {"lines": [], "unread": ""}, "logs": list(logs), **more}
+    answer = {"processes": list(processes), "now": queried + skew_s, "exists": True, "stop_asked": stop_asked}
     made = Node(node_rank, f"node{node_rank + 1}")
-    return evidence.of_answer(made, {**answer, "evidence": told}, asked, asked)
+    return evidence.of_answer(made, {**answer, "evidence": report}, queried, queried)
 
 
 def unreachable(node_rank: int, reason: str = "no answer") -> NodeEvidence:
-    """Return what is known of a node that does not answer."""
+    """Return the evidence of a node that does not answer."""
     return NodeEvidence(status.NodeStatus(Node(node_rank, f"node{node_rank + 1}"), "unreachable", reason))
 
 
-def known(
+def make_evidence(
     *nodes: NodeEvidence,
     said: tuple[Said, ...] = (),
     events: tuple[Mapping[str, Any], ...] = (),
     verdict: Verdict | None = None,
 ) -> Evidence:
-    """Return all that is known of a job on these nodes."""
+    """Return the evidence of a job on these nodes."""
     job = JobStatus(tuple(each.status for each in nodes), len(nodes), verdict)
     return Evidence("gpt2", LAUNCHED, job, nodes, said, events)
 
 
 def told(*nodes: NodeEvidence, **more: Any) -> diagnosis.Diagnosis:
-    """Return the story of a job on these nodes."""
-    return diagnosis.diagnose(known(*nodes, **more))
+    """Return the diagnosis of a job on these nodes."""
+    return diagnosis.diagnose(make_evidence(*nodes, **more))

@@ -1,9 +1,9 @@
-"""The usual causes, recognised in what torch, NCCL, gloo and Python say.
+"""Common causes, recognised in the messages of torch, NCCL, gloo and Python.
 
-What is in tests/recorded/torch was printed by torch 1.0 to 2.9 and NCCL 2.9 to 2.29 on the machines of others (INDEX.md
-there says whose). Of what is written here, the texts of gloo, of the store and of the rendezvous are what torch 2.13
-printed on CPU nodes (tests/integration makes them happen), those of Python and numpy what these print; those of CUDA
-and of NCCL follow the format strings of their sources, where no recording was found.
+The files in tests/recorded/torch were printed by torch 1.0 to 2.9 and NCCL 2.9 to 2.29 on other people's machines
+(INDEX.md there names the sources). In this file, the messages of gloo, the store and the rendezvous were printed by
+torch 2.13 on CPU nodes (tests/integration provokes them), and those of Python and numpy by these programs. The messages
+of CUDA and NCCL follow the format strings of their sources, where no recording was found.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.recorded.recordings import names, recording
 from tests.support import fuzzed
-from tests.why.evidence_factory import known, log, node, process, rank, told
+from tests.why.evidence_factory import log, make_evidence, node, process, rank, told
 from torchfab.why import causes, failures, signatures
 from torchfab.why.causes import Kind
 
@@ -42,7 +42,7 @@ network connection-lost: nccl-internal-closed-by-remote-2.0.1 nccl-system-2.18.5
 network connection-lost: store-should-dump-2.9 gloo-closed-by-peer-2.x gloo-read-error
 script device-assert: device-assert illegal-access-2.2-watchdog
 """  # noqa: E501  # a cause is a line
-OF_RECORDING = {
+CAUSE_OF_RECORDING = {
     name: tuple(cause.split()) for cause, _, of in (line.partition(": ") for line in RECORDED.splitlines())
     for name in of.split()
 }  # fmt: skip
@@ -72,11 +72,11 @@ network nccl-error      ncclSystemError: System call (e.g. socket, malloc) or ex
 script import-error     ModuleNotFoundError: No module named 'flash_attn'
 script import-error     ImportError: libcudart.so.12: cannot open shared object file: No such file or directory
 """  # noqa: E501  # a text is a line
-GONE = (
+FILE_MISSING = (
     "RuntimeError: unable to open shared memory object </torch_1_2_3> in read-write mode: No such file or directory (2)"
 )
-TEXTS = {text: (kind, name) for kind, name, text in (line.split(maxsplit=2) for line in CASES.splitlines())}
-# Written by hand after the recording of 2.7, which has one rank: all ranks of one job.
+MESSAGES = {text: (kind, name) for kind, name, text in (line.split(maxsplit=2) for line in CASES.splitlines())}
+# Handwritten after the recording of torch 2.7, which has one rank only; here for all ranks of a job.
 WATCHDOG = """\
 [rank{rank}]:[E1121 ProcessGroupNCCL.cpp:685] [Rank {rank}] Watchdog caught collective operation timeout: \
 WorkNCCL(SeqNum={seq}, OpType=ALLREDUCE, NumelIn=1048576, NumelOut=1048576, Timeout(ms)=600000) ran for 600029 \
@@ -87,40 +87,40 @@ terminate called after throwing an instance of 'c10::DistBackendError'
 """
 
 
-def test_each_recording_has_its_cause_in_the_table_above() -> None:
-    assert sorted(OF_RECORDING) == sorted(name.removesuffix(".txt") for name in names("torch"))
+def test_every_recording_has_an_expected_cause() -> None:
+    assert sorted(CAUSE_OF_RECORDING) == sorted(name.removesuffix(".txt") for name in names("torch"))
 
 
-@pytest.mark.parametrize("name", OF_RECORDING)
-def test_what_was_recorded_is_recognised(name: str) -> None:
+@pytest.mark.parametrize("name", CAUSE_OF_RECORDING)
+def test_recorded_errors_are_recognised(name: str) -> None:
     found = signatures.recognise(recording("torch", f"{name}.txt"))
     assert found is not None
-    assert (found.kind.name.lower(), found.name) == OF_RECORDING[name]
+    assert (found.kind.name.lower(), found.name) == CAUSE_OF_RECORDING[name]
     assert found.is_symptom == (found.name in SYMPTOMS)
     assert "{" not in found.words
 
 
-@pytest.mark.parametrize("text", TEXTS)
-def test_what_torch_says_is_recognised(text: str) -> None:
+@pytest.mark.parametrize("text", MESSAGES)
+def test_error_messages_are_recognised(text: str) -> None:
     found = signatures.recognise(text)
     assert found is not None
-    assert (found.kind.name.lower(), found.name) == TEXTS[text]
+    assert (found.kind.name.lower(), found.name) == MESSAGES[text]
     assert found.fix
     assert "{" not in found.words
 
 
-@pytest.mark.parametrize("text", ["ValueError: bad", "KeyError: 'Timed out'", "AssertionError", "", GONE])
-def test_what_is_nobody_s_usual_cause_is_not(text: str) -> None:
+@pytest.mark.parametrize("text", ["ValueError: bad", "KeyError: 'Timed out'", "AssertionError", "", FILE_MISSING])
+def test_unrelated_errors_are_not_recognised(text: str) -> None:
     assert signatures.recognise(text) is None
 
 
 @fuzzed(st.text())
-def test_no_text_breaks_the_table(text: str) -> None:
+def test_recognise_accepts_any_text(text: str) -> None:
     found = signatures.recognise(text)
     assert found is None or found.words
 
 
-def test_the_watchdogs_of_nccl_tell_which_rank_was_behind() -> None:
+def test_nccl_watchdog_logs_identify_the_straggler() -> None:
     ranks = [(0, 14, 13), (1, 14, 13), (2, 11, 11)]
     nodes = [
         node(number, [process("failed", rank(number, -6, 1060.0 + number / 10))],
@@ -135,8 +135,8 @@ def test_the_watchdogs_of_nccl_tell_which_rank_was_behind() -> None:
     ]
 
 
-def behind(*logs: str) -> list[str]:
-    """Give who was behind, where rank N on node N+1 has written the Nth of these logs and died of it."""
+def stragglers(*logs: str) -> list[str]:
+    """Return the stragglers if rank N on node N+1 wrote the Nth of these logs and failed."""
     nodes = [
         node(number, [process("failed", rank(number, -6, 1060.0 + number / 10))], [log(number, text)])
         for number, text in enumerate(logs)
@@ -144,11 +144,11 @@ def behind(*logs: str) -> list[str]:
     return [each.words for each in told(*nodes).stragglers if "had begun" in each.words]
 
 
-def test_counts_of_different_process_groups_are_not_compared() -> None:
+def test_collective_counts_are_compared_within_a_process_group() -> None:
     default, second = recording("torch", "watchdog-2.4.txt"), recording("torch", "watchdog-2.5.1.txt")
-    assert behind(default, second) == []
+    assert stragglers(default, second) == []
     late = second.replace("work: 4486, last enqueued NCCL work: 4489", "work: 4484, last enqueued NCCL work: 4484")
-    assert behind(second + default, late + default) == [
+    assert stragglers(second + default, late + default) == [
         "rank 1 on node2 had begun 4484 collectives of process group 9, the others up to 4489"
     ]
 
@@ -160,27 +160,29 @@ def test_counts_of_different_process_groups_are_not_compared() -> None:
         ("watchdog-2.5.1-ranks-differ.txt", "rank 0 on node1 had begun 532339 collectives, the others up to 532341"),
     ],
 )
-def test_a_torch_that_names_no_group_tells_it_by_what_each_rank_waits_in(name: str, words: str) -> None:
-    assert behind(*recording("torch", name).splitlines()) == [words]
+def test_straggler_is_found_in_logs_without_group_names(name: str, words: str) -> None:
+    assert stragglers(*recording("torch", name).splitlines()) == [words]
 
 
-def test_what_a_kernel_did_comes_before_the_connections_that_it_cost() -> None:
+def test_device_assert_takes_precedence_over_lost_connections() -> None:
     both = recording("torch", "illegal-access-2.2-watchdog.txt") + recording("torch", "store-should-dump-2.9.txt")
     found = signatures.recognise(both)
     assert found is not None
     assert found.name == "device-assert"
 
 
-def test_a_semaphore_that_found_no_room_is_told_by_where_it_was_made() -> None:
+def test_semaphore_without_space_is_a_shared_memory_cause() -> None:
     recorded = recording("torch", "semlock-no-space.txt")
-    (end,) = failures.all_ends(
-        known(node(0, [process("failed", rank(0, 1))], [log(0, f"Traceback (most recent call last):\n{recorded}")]))
+    (end,) = failures.all_failures(
+        make_evidence(
+            node(0, [process("failed", rank(0, 1))], [log(0, f"Traceback (most recent call last):\n{recorded}")])
+        )
     )
     assert (end.cause.kind, end.cause.name) == (Kind.MEMORY, "shared-memory")
     assert end.cause.words.endswith("OSError: [Errno 28] No space left on device")
 
 
 @pytest.mark.parametrize("sign", causes.SCHEDULED)
-def test_what_schedulers_name_has_a_kind(sign: str) -> None:
+def test_every_scheduler_reason_has_a_kind(sign: str) -> None:
     assert causes.of_schedule(sign, "words").kind is not Kind.UNKNOWN
     assert causes.of_schedule("SOMETHING_NEW", "words").kind is Kind.UNKNOWN

@@ -1,4 +1,4 @@
-"""The page on troubleshooting shows the causes and fixes that the program knows, word by word."""
+"""docs/troubleshooting.md lists all causes and fixes word for word."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "troubleshooting.md"
 
 
 def row(each: signatures.Recogniser) -> str:
-    """Return the line of the page's table about a cause."""
+    """Return the row of the page's table for a cause."""
     cause = each.cause
     shown = {"{line}": "…", "{op}": "ALLREDUCE", "{seq}": "14", "{sign}": "watchdog got stuck for 480 seconds"}
     words = cause.words
@@ -19,7 +19,7 @@ def row(each: signatures.Recogniser) -> str:
     return f"| {cause.kind.name.lower()} | {cause.name} | {words} | {cause.fix} |"
 
 
-def test_the_page_has_every_cause_of_the_table_with_its_words_and_its_fix() -> None:
+def test_page_lists_every_cause_with_its_description_and_fix() -> None:
     page = PAGE.read_text(encoding="utf-8")
     missing = [row(each) for each in signatures.RECOGNISERS if row(each) not in page]
     assert not missing, "put these lines into docs/troubleshooting.md:\n" + "\n".join(missing)

@@ -1,7 +1,7 @@
-"""Who ended a process by a signal, from what torchrun, deepspeed's launcher and the supervisors wrote down.
+"""The sender of a signal, found in the logs of torchrun and deepspeed's launcher and in the records of supervisors.
 
-The lines are those of torch 2.13 and deepspeed 0.19: some as they were printed, with pids that the tests fill in,
-others made from the format strings in the programs' sources.
+The log lines are those of torch 2.13 and deepspeed 0.19: some as printed, with pids that the tests fill in, others made
+from the format strings in the sources of these programs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torchfab.why.evidence import NodeEvidence
 
 SERVER = "torch/distributed/elastic/agent/server/api.py:753]"
 PROCESSES = "torch/distributed/elastic/multiprocessing/api.py"
-ASKED = f"W1121 13:12:37.873000 860 {SERVER} Received 15 death signal, shutting down workers\n"
+RECEIVED_SIGNAL = f"W1121 13:12:37.873000 860 {SERVER} Received 15 death signal, shutting down workers\n"
 CLOSING = f"W1121 13:12:37.874000 860 {PROCESSES}:1028] Sending process {{}} closing signal SIGTERM\n"
 FAILED = (
     f"E1121 13:12:38.001000 860 {PROCESSES}:1002] failed (exitcode: {{}}) local_rank: 0 (pid: {{}}) of binary: python\n"
@@ -40,13 +40,13 @@ DEEPSPEED = """\
 [2026-11-21 13:12:37,000] [INFO] [launch.py:253:sigkill_handler] Killing subprocess 100
 [2026-11-21 13:12:37,001] [INFO] [launch.py:262:sigkill_handler] Main process received SIGTERM, exiting
 """
-SUPERVISED: dict[str, Any] = {"asked": None, "killed": [], "time": 1061.0}
+EXIT_RECORD: dict[str, Any] = {"asked": None, "killed": [], "time": 1061.0}
 
 
-def below(words: str, *ranks: Any, at: int = 0, end: Any = SUPERVISED, **more: Any) -> NodeEvidence:
-    """Return a node whose torchrun said this of its ranks, and ended with code 1."""
+def torchrun_node(output: str, *ranks: Any, at: int = 0, end: Any = EXIT_RECORD, **more: Any) -> NodeEvidence:
+    """Return a node whose torchrun logged this output and exited with code 1."""
     ends = {"agent": end} if end else {}
-    return node(at, [process("failed", *ranks, **more)], [log("agent", words, path="output.log")], ends=ends)
+    return node(at, [process("failed", *ranks, **more)], [log("agent", output, path="output.log")], ends=ends)
 
 
 def cause(*nodes: NodeEvidence) -> tuple[Kind, str, str]:
@@ -54,73 +54,75 @@ def cause(*nodes: NodeEvidence) -> tuple[Kind, str, str]:
     return found.kind, found.name, found.words
 
 
-def first_and_then(found: Diagnosis) -> tuple[str, tuple[str, ...]]:
+def first_and_consequences(found: Diagnosis) -> tuple[str, tuple[str, ...]]:
     assert found.first
     return found.first.who, found.consequences
 
 
-def test_torchrun_that_was_asked_to_end_is_the_first_and_what_the_others_lost_follows() -> None:
+def test_signal_to_torchrun_is_the_first_failure() -> None:
     lost = "RuntimeError: [/x/gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.0.0.2]:24750"
     other = node(0, [process("failed", rank(0, 1, 1060.5))], [log(0, f"Traceback (most recent call last):\n{lost}\n")])
-    asked = below(ASKED + CLOSING.format(101), rank(1, -15, 1060.2), at=1)
+    asked = torchrun_node(RECEIVED_SIGNAL + CLOSING.format(101), rank(1, -15, 1060.2), at=1)
     found = told(other, asked)
     assert (found.cause.kind, found.cause.name) == (Kind.KILLED, "terminated")
     assert found.cause.words == (
         "torchrun was asked to end (SIGTERM), and its ranks with it; neither fab stop nor its supervisor did that"
     )
-    assert first_and_then(found) == (*("rank 1 on node2", ("node1 rank 0: its connection to another rank was lost",)),)
+    assert first_and_consequences(found) == (
+        *("rank 1 on node2", ("node1 rank 0: its connection to another rank was lost",)),
+    )
 
 
-def test_where_no_supervisor_wrote_its_end_it_is_not_said_who_asked() -> None:
-    assert cause(below(ASKED, rank(0, -15), end=None))[2].endswith("; who did that is not known")
+def test_sender_is_unknown_without_an_exit_record_of_the_supervisor() -> None:
+    assert cause(torchrun_node(RECEIVED_SIGNAL, rank(0, -15), end=None))[2].endswith("; who did that is not known")
 
 
-def test_older_and_newer_words_of_torchrun_are_understood() -> None:
-    for words in ("Signals.SIGTERM", "SIGTERM", "15"):
-        said = ASKED.replace("Received 15", f"Received {words}")
-        assert "asked to end (SIGTERM)" in cause(below(said, rank(0, -15)))[2]
+def test_signal_messages_of_all_torchrun_versions_are_parsed() -> None:
+    for signal in ("Signals.SIGTERM", "SIGTERM", "15"):
+        output = RECEIVED_SIGNAL.replace("Received 15", f"Received {signal}")
+        assert "asked to end (SIGTERM)" in cause(torchrun_node(output, rank(0, -15)))[2]
 
 
-def test_torchrun_is_named_as_the_one_who_ended_the_ranks_beside_a_failed_one() -> None:
-    words = CLOSING.format(101) + FAILED.format(7, 100)
-    found = told(below(words, rank(0, 7, 1060.0), rank(1, -15, 1060.3)))
+def test_torchrun_is_named_as_sender_after_a_rank_failed() -> None:
+    output = CLOSING.format(101) + FAILED.format(7, 100)
+    found = told(torchrun_node(output, rank(0, 7, 1060.0), rank(1, -15, 1060.3)))
     assert found.cause.name == "exit-code"
-    assert first_and_then(found) == (
+    assert first_and_consequences(found) == (
         *("rank 0 on node1", ("node1 rank 1: torchrun ended it (SIGTERM) after another rank of its node had failed",)),
     )
 
 
-def test_a_rank_that_torchrun_had_to_kill_was_not_killed_from_outside() -> None:
-    words = CLOSING.format(101) + UNABLE.format(101) + FAILED.format(7, 100)
-    found = told(below(words, rank(0, 7, 1060.0), rank(1, -9, 1090.0)))
+def test_sigkill_by_torchrun_is_not_an_external_kill() -> None:
+    output = CLOSING.format(101) + UNABLE.format(101) + FAILED.format(7, 100)
+    found = told(torchrun_node(output, rank(0, 7, 1060.0), rank(1, -9, 1090.0)))
     assert found.consequences == (
         "node1 rank 1: torchrun ended it (SIGKILL) after another rank of its node had failed",
     )
 
 
 @pytest.mark.parametrize(("code", "begin"), [(-15, "SIGTERM came"), (143, "it ended with exit code 143, as a script")])
-def test_a_rank_that_alone_got_sigterm_is_the_first(code: int, begin: str) -> None:
-    words = CLOSING.format(101) + FAILED.format(code, 100)
-    found = told(below(words, rank(0, code, 1060.0), rank(1, -15, 1060.2)))
+def test_sigterm_to_one_rank_is_the_first_failure(code: int, begin: str) -> None:
+    output = CLOSING.format(101) + FAILED.format(code, 100)
+    found = told(torchrun_node(output, rank(0, code, 1060.0), rank(1, -15, 1060.2)))
     assert (found.cause.kind, found.cause.name) == (Kind.KILLED, "terminated")
     assert found.cause.words.startswith(begin)
     assert found.cause.words.endswith("came from outside: nothing that torchfab did, nor its launcher")
-    assert first_and_then(found)[0] == "rank 0 on node1"
+    assert first_and_consequences(found)[0] == "rank 0 on node1"
 
 
 @pytest.mark.parametrize("code", [-15, 143])
-def test_a_rank_without_a_launcher_got_its_signal_from_outside(code: int) -> None:
-    alone = node(0, [process("failed", rank(0, code), name="rank-0", pid=100)], ends={"rank-0": SUPERVISED})
+def test_signal_to_a_rank_without_launcher_is_external(code: int) -> None:
+    alone = node(0, [process("failed", rank(0, code), name="rank-0", pid=100)], ends={"rank-0": EXIT_RECORD})
     assert cause(alone)[:2] == (Kind.KILLED, "terminated")
     assert cause(alone)[2].endswith("came from outside: nothing that torchfab did")
 
 
-def test_exit_code_143_is_the_script_s_own_where_no_signal_is_known() -> None:
-    assert cause(below("", rank(0, 143)))[1] == "exit-code"
+def test_exit_code_143_without_a_known_signal_is_an_exit_code() -> None:
+    assert cause(torchrun_node("", rank(0, 143)))[1] == "exit-code"
 
 
-def test_a_script_that_minds_the_signal_of_its_supervisor_or_of_fab_stop_was_asked() -> None:
-    assert cause(below("", rank(0, 143), end={**SUPERVISED, "asked": "SIGTERM"}))[:2] == (Kind.KILLED, "asked")
+def test_exit_143_after_a_signal_to_the_supervisor_or_fab_stop() -> None:
+    assert cause(torchrun_node("", rank(0, 143), end={**EXIT_RECORD, "asked": "SIGTERM"}))[:2] == (Kind.KILLED, "asked")
     stopped = node(0, [process("stopped", rank(0, 143, 1071.0))], stop_asked=1070.0)
     assert told(stopped).cause.kind is Kind.STOPPED
     failed = node(1, [process("failed", rank(1, 7, 1060.0))], stop_asked=1070.0)
@@ -128,37 +130,37 @@ def test_a_script_that_minds_the_signal_of_its_supervisor_or_of_fab_stop_was_ask
     assert told(failed, stopped, events=events).consequences == ("node1 rank 0: ended by fab, which stopped the rest",)
 
 
-def test_what_was_left_below_a_launcher_that_was_killed_was_ended_by_its_supervisor() -> None:
-    end = {**SUPERVISED, "left": ["100 (python train.py)"]}
-    found = told(below("", rank(0, -15, 1061.5), end=end, code=-9))
-    assert first_and_then(found) == (
+def test_supervisor_ends_the_ranks_of_a_killed_launcher() -> None:
+    end = {**EXIT_RECORD, "left": ["100 (python train.py)"]}
+    found = told(torchrun_node("", rank(0, -15, 1061.5), end=end, code=-9))
+    assert first_and_consequences(found) == (
         "the agent on node1",
         ("node1 rank 0: its supervisor ended it (SIGTERM): it was left when agent had ended",),
     )
 
 
-def test_a_launcher_that_ends_its_ranks_for_a_reason_of_its_own_says_it() -> None:
-    found = told(below(CLOSING.format(100) + LOST_STORE, rank(0, -15)))
+def test_launcher_that_ends_its_ranks_reports_its_own_error() -> None:
+    found = told(torchrun_node(CLOSING.format(100) + LOST_STORE, rank(0, -15)))
     assert found.cause.name == "rendezvous-connection"
     assert found.cause.words.startswith("torchrun ended it (SIGTERM): it could not reach the rendezvous: torch.")
-    silent = told(below(CLOSING.format(100), rank(0, -15)))
+    silent = told(torchrun_node(CLOSING.format(100), rank(0, -15)))
     assert (silent.cause.kind, silent.cause.words) == (Kind.UNKNOWN, "torchrun ended it (SIGTERM)")
 
 
-def test_a_launcher_that_was_asked_and_whose_ranks_ended_well_is_told() -> None:
-    found = told(below(ASKED + SIGNALLED, rank(0, 0)))
+def test_signal_to_a_launcher_with_successful_ranks_is_reported() -> None:
+    found = told(torchrun_node(RECEIVED_SIGNAL + SIGNALLED, rank(0, 0)))
     assert (found.cause.kind, found.cause.name) == (Kind.KILLED, "terminated")
     assert found.cause.words == "torchrun was asked to end (SIGTERM); neither fab stop nor its supervisor did that"
 
 
-def test_deepspeed_s_launcher_is_understood_too() -> None:
-    found = told(below(DEEPSPEED, rank(0, -15)))
+def test_deepspeed_launcher_logs_are_parsed() -> None:
+    found = told(torchrun_node(DEEPSPEED, rank(0, -15)))
     assert found.cause.words.startswith("deepspeed's launcher was asked to end (SIGTERM), and its ranks with it")
-    ended = told(below(DEEPSPEED.splitlines()[0], rank(0, -15)))
+    ended = told(torchrun_node(DEEPSPEED.splitlines()[0], rank(0, -15)))
     assert ended.cause.words == "deepspeed's launcher ended it (SIGTERM)"
 
 
-def test_a_signal_of_nobody_known_is_a_consequence() -> None:
+def test_signal_of_unknown_sender_has_cause_ended() -> None:
     found = told(node(0, [process("failed", rank(0, -15))]))
     assert (found.cause.kind, found.cause.name) == (Kind.KILLED, "ended")
     assert found.cause.words == "SIGTERM ended it; who sent it is not known"

@@ -9,6 +9,7 @@ import gc
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import fabric
@@ -18,12 +19,52 @@ from torchfab.core.console import print_error
 from torchfab.core.errors import TorchfabError, UsageError
 
 
-def words_after_dashes(argv: Sequence[str]) -> list[str] | None:
+@dataclass(frozen=True)
+class CommandLine:
+    """What `fab` was given besides a task and its flags.
+
+    Parameters
+    ----------
+    words : tuple of str, optional
+        The words after `--`, unchanged; None where there is no `--`.
+    hosts : str
+        The value of `-H`; empty where it was not given.
+    """
+
+    words: tuple[str, ...] | None = None
+    hosts: str = ""
+
+
+class TaskContext(invoke.Context):
+    """The context that a task is called with: Invoke's, with the rest of the command line."""
+
+    command_line = CommandLine()
+
+
+class TaskCall(invoke.Call):
+    """A call of a task that hands the command line to its context."""
+
+    def __init__(self, *args: Any, command_line: CommandLine, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.command_line = command_line
+
+    def clone_data(self) -> dict[str, Any]:
+        """Return what makes an equal call."""
+        return {**super().clone_data(), "command_line": self.command_line}
+
+    def make_context(self, config: invoke.Config) -> TaskContext:
+        """Return the context for this call."""
+        context = TaskContext(config=config)
+        context._set(command_line=self.command_line)  # a plain assignment would be one to the configuration
+        return context
+
+
+def words_after_dashes(argv: Sequence[str]) -> tuple[str, ...] | None:
     """Return what stands after the first `--`, byte for byte; None when there is no `--`.
 
     Fabric's parser joins those words with blanks, and the quoting is lost.
     """
-    words = list(argv)
+    words = tuple(argv)
     return words[words.index("--") + 1 :] if "--" in words else None
 
 
@@ -32,14 +73,15 @@ class Executor(fabric.Executor):  # type: ignore[misc]
 
     def expand_calls(self, calls: Any, apply_hosts: bool = True) -> Any:
         """Expand pre- and post-tasks only; `-H` names the hosts of a job, not one call per host."""
-        return invoke.Executor.expand_calls(self, calls)
+        extra = {"command_line": self.command_line}
+        return [call.clone(TaskCall, with_=extra) for call in invoke.Executor.expand_calls(self, calls)]
 
     def execute(self, *tasks: Any) -> Any:
         """Run the tasks; end the program with the exit code of an error."""
         collect_seldom()
-        self.config["torchfab"]["words"] = words_after_dashes(sys.argv[1:])
         try:
-            self.config["torchfab"]["hosts"] = hosts_of(self.core[0].args.hosts.value)
+            hosts = hosts_of(self.core[0].args.hosts.value)
+            self.command_line = CommandLine(words_after_dashes(sys.argv[1:]), hosts)
             self._check_core()
             return super().execute(*tasks)
         except TorchfabError as error:

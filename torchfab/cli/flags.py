@@ -1,10 +1,10 @@
-"""Flags as dataclasses: a task's command line is the fields of a frozen dataclass, each with its help.
+"""Flags as dataclasses: a task's command line is the fields of a frozen dataclass, each with its help and its type.
 
     @launch_task(per_node.Flags)
     def launch_per_node(c, flags, own): ...
 
-Invoke reads a task's parameters from its signature, so the signature is made from the fields. All values are text:
-Invoke would meet `--port x` with a traceback.
+Invoke reads a task's parameters from its signature, so the signature is made from the fields. Invoke itself sees text
+only, which is converted when the task is called: it would answer `--port x` with a traceback.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, fields
 from types import FrameType
 from typing import Any
 
@@ -20,10 +20,9 @@ import fabric
 from invoke.exceptions import ParseError
 from invoke.parser import Argument
 
+from torchfab.core.flag_values import PORT, Seconds, WholeNumber, flag, parse, values_of
 
-def flag(default: Any, text: str) -> Any:
-    """Return a dataclass field that is a command-line flag: a text, a switch (False) or repeatable (an empty tuple)."""
-    return field(default=default, metadata={"help": text})
+SECONDS = Seconds()
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class JobFlags:
     follow: bool = flag(False, "Show the logs until the job ends, and exit with its code; Ctrl-C leaves it running.")
     workdir: str = flag("", "Absolute path of the directory to run in, on every node. [the current one]")
     python: str = flag("", "Interpreter on the nodes. [the one that runs fab]")
-    grace: str = flag("", "Seconds between SIGTERM and SIGKILL when the job is stopped. [10]")
+    grace: float | None = flag(None, "Seconds between SIGTERM and SIGKILL when the job is stopped. [10]", SECONDS)
 
 
 @dataclass(frozen=True)
@@ -53,13 +52,21 @@ class LaunchFlags(JobFlags):
     """The flags of launches over a hosts file."""
 
     hostfile: str = flag("", "File with one host a line, or slurm: the hosts of this allocation. [hosts]")
-    port: str = flag("0", "Port of the rendezvous on node 0; 0: a free one. [0]")
+    port: int = flag(0, "Port of the rendezvous on node 0; 0: a free one. [0]", PORT)
     master_addr: str = flag("", "Address by which the nodes reach node 0. [its name in the hosts file]")
-    nodes: str = flag("", "Run on the first N hosts; with --supervise, the hosts beyond are spares. [all]")
+    nodes: int = flag(
+        0, "Run on the first N hosts; with --supervise, the hosts beyond are spares. [all]", WholeNumber(1)
+    )
     supervise: bool = flag(False, "See it through failures, lost nodes and hangs: restart it, on spares if need be.")
-    restarts: str = flag("", "With --supervise: how often it is restarted without progress. [3]")
-    stall: str = flag("", "With --supervise: seconds without a log line after which it hangs; 0: never. [300]")
-    backoff: str = flag("", "With --supervise: seconds before the first restart; doubles with each. [10]")
+    restarts: int | None = flag(
+        None, "With --supervise: how often it is restarted without progress. [3]", WholeNumber()
+    )
+    stall: float | None = flag(
+        None, "With --supervise: seconds without a log line after which it hangs; 0: never. [300]", SECONDS
+    )
+    backoff: float | None = flag(
+        None, "With --supervise: seconds before the first restart; doubles with each. [10]", SECONDS
+    )
     notify: str = flag("", "With --supervise: command or URL that is told what happens.")
     tmux: bool = flag(False, "With --supervise: supervise in this machine's private tmux server, and return.")
 
@@ -101,7 +108,7 @@ class DoctorFlags(HostFlags):
 
     workdir: str = flag("", "Absolute path of the directory a job would run in, on every node. [the current one]")
     python: str = flag("", "Interpreter on the nodes. [the one that runs fab]")
-    port: str = flag("0", "Port of the rendezvous on node 0; 0: a free one. [0]")
+    port: int = flag(0, "Port of the rendezvous on node 0; 0: a free one. [0]", PORT)
     master_addr: str = flag("", "Address by which the nodes reach node 0. [its name in the hosts file]")
 
 
@@ -109,7 +116,7 @@ class DoctorFlags(HostFlags):
 class NetworkFlags(HostFlags):
     """The flags of network."""
 
-    seconds: str = flag("20", "How long to measure. [20]")
+    seconds: float = flag(20.0, "How long to measure. [20]", SECONDS)
     pairs: bool = flag(False, "Measure all pairs of nodes too; else only when it is slow.")
     backend: str = flag("auto", "nccl, gloo, or auto: nccl where every node has a GPU. [auto]")
     env: tuple[str, ...] = flag((), "NAME=VALUE for every process; may be given again: NCCL_SOCKET_IFNAME=eth1.")
@@ -126,7 +133,7 @@ def host_task(kind: type[HostFlags] = HostFlags) -> Callable[[Body], Any]:
 
     def decorate(body: Body) -> Any:
         def call(c: Any, **values: Any) -> Any:
-            return body(c, _fill(kind, values))
+            return body(c, parse(kind, values))
 
         return _task(call, body, list(fields(kind)), FlagTask)
 
@@ -148,7 +155,7 @@ def launch_task(own: type, shared: type = LaunchFlags) -> Callable[[Body], Any]:
 
     def decorate(body: Body) -> Any:
         def call(c: Any, **values: Any) -> Any:
-            return body(c, _fill(shared, values), _fill(own, values))
+            return body(c, parse(shared, values), parse(own, values))
 
         return _task(call, body, [*shared_fields, *fields(own)], FlagTask)
 
@@ -165,12 +172,12 @@ def job_task(**flags: Any) -> Callable[[Body], Any]:
     """
 
     def decorate(body: Body) -> Any:
-        parameters = {"job": flag("", "Name of the job. [the latest]"), **flags}.items()
+        parameters = {"job": flag("", "Name of the job. [the latest]"), **flags}
 
         def call(c: Any, **values: Any) -> Any:
-            return body(c, **values)
+            return body(c, **values_of(parameters, values))
 
-        return _task(call, body, [_named(name, each) for name, each in parameters], JobTask)
+        return _task(call, body, [_named(name, each) for name, each in parameters.items()], JobTask)
 
     return decorate
 
@@ -186,7 +193,7 @@ def plain_task(**flags: Any) -> Callable[[Body], Any]:
 
     def decorate(body: Body) -> Any:
         def call(c: Any, **values: Any) -> Any:
-            return body(c, **values)
+            return body(c, **values_of(flags, values))
 
         return _task(call, body, [_named(name, each) for name, each in flags.items()], FlagTask)
 
@@ -196,11 +203,6 @@ def plain_task(**flags: Any) -> Callable[[Body], Any]:
 def _named(name: str, each: Any) -> Any:
     each.name = name
     return each
-
-
-def _fill(kind: type, values: dict[str, Any]) -> Any:
-    taken = {each.name: values[each.name] for each in fields(kind) if each.name in values}
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in taken.items()})
 
 
 def _task(call: Body, body: Body, flags: list[Field[Any]], klass: type) -> Any:
@@ -218,7 +220,7 @@ def _task(call: Body, body: Body, flags: list[Field[Any]], klass: type) -> Any:
 
 
 def _parameter(each: Field[Any]) -> inspect.Parameter:
-    default = None if each.default == () else each.default
+    default = None if each.default == () else "" if each.metadata.get("type") else each.default
     return inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=default)
 
 

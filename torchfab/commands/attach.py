@@ -1,4 +1,4 @@
-"""`fab attach`: a terminal on a job."""
+"""`fab attach`: open a terminal on a job."""
 
 from __future__ import annotations
 
@@ -18,36 +18,53 @@ from torchfab.records import Record
 def attach_argv(record: Record, node: str, rank: str) -> tuple[str, ...]:
     """Return the command that attaches this terminal to a job.
 
+    Parameters
+    ----------
+    record : Record
+        The job.
+    node : str
+        Rank, host or label of the node; empty: the first one.
+    rank : str
+        Attach to the node of this rank instead; empty: use `node`.
+
+    Returns
+    -------
+    tuple of str
+        The command.
+
     Raises
     ------
     UsageError
         The job has no such node or rank, or has ended there.
+    TorchfabError
+        The node cannot be reached.
     """
-    found = ask_status(record)
-    chosen = _node_of_rank(found, rank) if rank else _node_named(record.name, found, node)
-    here = next(each for each in found.nodes if each.node == chosen)
-    if here.state == "unreachable":
-        raise TorchfabError(f"{chosen.label} cannot be reached: {here.reason}")
-    if here.state not in ("starting", "running"):
-        raise UsageError(f"job {record.name} does not run on {chosen.label}: {here.state}", f"fab logs {record.name}")
-    window = f"rank-{rank}" if rank and any(each["name"] == f"rank-{rank}" for each in here.processes) else ""
+    status = ask_status(record)
+    chosen = _node_of_rank(status, rank) if rank else _node_named(record.name, status, node)
+    node_status = next(each for each in status.nodes if each.node == chosen)
+    if node_status.state == "unreachable":
+        raise TorchfabError(f"{chosen.label} cannot be reached: {node_status.reason}")
+    if node_status.state not in ("starting", "running"):
+        problem = f"job {record.name} does not run on {chosen.label}: {node_status.state}"
+        raise UsageError(problem, f"fab logs {record.name}")
+    window = f"rank-{rank}" if rank and any(each["name"] == f"rank-{rank}" for each in node_status.processes) else ""
     argv: tuple[str, ...] = runtimes.load(record.runtime).attach_argv(record, chosen, window)
     return argv
 
 
-def _node_named(job: str, found: JobStatus, name: str) -> Node:
-    nodes = [each.node for each in found.nodes]
+def _node_named(job: str, status: JobStatus, name: str) -> Node:
+    nodes = [each.node for each in status.nodes]
     for node in nodes:
         if name in ("", str(node.rank), node.host, node.label):
             return node
     if not nodes:
-        raise UsageError(f"job {job} runs on no node: {found.state}", f"fab status {job}")
+        raise UsageError(f"job {job} runs on no node: {status.state}", f"fab status {job}")
     labels = inventory.fold([node.label for node in nodes])
     raise UsageError(f"job {job} has no node {name!r}", f"its nodes: {labels}")
 
 
-def _node_of_rank(found: JobStatus, rank: str) -> Node:
-    for node in found.nodes:
+def _node_of_rank(status: JobStatus, rank: str) -> Node:
+    for node in status.nodes:
         names = {each["name"] for each in node.processes} | {f"rank-{each['rank']}" for each in node.ranks}
         if f"rank-{rank}" in names:
             return node.node
@@ -57,10 +74,20 @@ def _node_of_rank(found: JobStatus, rank: str) -> Node:
 def run(argv: Sequence[str]) -> int:
     """Replace this process with the command that attaches.
 
+    Parameters
+    ----------
+    argv : sequence of str
+        The command from `attach_argv`.
+
+    Returns
+    -------
+    int
+        Never.
+
     Raises
     ------
     UsageError
-        There is no terminal to attach, or the program that does it is not installed here.
+        Standard input or output is not a terminal, or the program is not installed here.
     """
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("fab attach needs a terminal", "without one: fab logs --follow")
@@ -68,5 +95,5 @@ def run(argv: Sequence[str]) -> int:
     try:
         os.execvp(argv[0], list(argv))
     except OSError as error:
-        what = f"fab attach needs {argv[0]} on this machine: {error.strerror}"
-        raise UsageError(what, "install it; without it: fab logs --follow") from None
+        problem = f"fab attach needs {argv[0]} on this machine: {error.strerror}"
+        raise UsageError(problem, "install it; without it: fab logs --follow") from None

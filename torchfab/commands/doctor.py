@@ -1,4 +1,4 @@
-"""`fab doctor`: from flags to questions, from findings to text."""
+"""`fab doctor`: check hosts for a launch, and print the findings."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import os
 import sys
 
 from torchfab.cli.flags import DoctorFlags
-from torchfab.core import environment, flag_values, specs
+from torchfab.core import environment, specs
 from torchfab.core.console import write_out
 from torchfab.core.errors import UsageError
-from torchfab.core.specs import check_port
 from torchfab.doctor import render
 from torchfab.doctor.collect import examine
 from torchfab.doctor.model import CheckRequirements
@@ -20,15 +19,27 @@ from torchfab.remote.host import code_digest
 
 
 def run(flags: DoctorFlags, ctx: CommandContext) -> int:
-    """Examine the hosts and print what was found; return 0 if no error was.
+    """Check the hosts and print the findings.
+
+    Parameters
+    ----------
+    flags : DoctorFlags
+        The flags of `fab doctor`.
+    ctx : CommandContext
+        Working directory, environment and configuration.
+
+    Returns
+    -------
+    int
+        Exit code: 0 if no finding is an error, else 1.
 
     Raises
     ------
     UsageError
-        A flag or the hosts file is wrong.
+        A flag or the hosts file is invalid.
     """
     nodes = read_nodes(flags.hostfile, ctx)
-    report = examine(nodes, ctx.settings, wanted_of(flags, ctx))
+    report = examine(nodes, ctx.settings, check_requirements(flags, ctx))
     if flags.json:
         write_out(json.dumps(render.as_json(report), indent=2))
     else:
@@ -36,20 +47,36 @@ def run(flags: DoctorFlags, ctx: CommandContext) -> int:
     return 1 if report.errors() else 0
 
 
-def wanted_of(flags: DoctorFlags, ctx: CommandContext) -> CheckRequirements:
-    """Return what a launch with these flags would need."""
+def check_requirements(flags: DoctorFlags, ctx: CommandContext) -> CheckRequirements:
+    """Return the requirements of a launch with these flags.
+
+    Parameters
+    ----------
+    flags : DoctorFlags
+        The flags of `fab doctor`.
+    ctx : CommandContext
+        Working directory, environment and configuration.
+
+    Returns
+    -------
+    CheckRequirements
+        Directory, interpreter, port, environment and code digest that all hosts must match.
+
+    Raises
+    ------
+    UsageError
+        `--workdir` is not an absolute path, or `--port` is invalid.
+    """
     workdir = flags.workdir or ctx.cwd
     if not workdir.startswith("/"):
         raise UsageError(f"--workdir must be an absolute path, got {workdir!r}")
-    port = flag_values.port(flags.port)
-    check_port(port)
     names = code_digest.tracked(workdir) if os.path.isdir(workdir) else None
     return CheckRequirements(
         workdir=workdir,
         python=flags.python or sys.executable,
         node_dir=specs.node_dir(ctx.config["node_dir"], workdir),
         master_addr=flags.master_addr,
-        port=port,
+        port=flags.port,
         env=environment.forwarded(ctx.environ, ctx.config["forward"]),
         names=None if names is None else tuple(names),
         digest="" if names is None else code_digest.look(workdir, names)["digest"],

@@ -1,28 +1,54 @@
-"""Find the job that a command is about. Commands ask a job's runtime, never its launcher."""
+"""Find the record of the job that a command names. Commands use a job's runtime, never its launcher."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from torchfab.core import flag_values
 from torchfab.core.console import write_err
 from torchfab.launch.context import CommandContext
 from torchfab.records import Record
 
 
 def find(job: str, ctx: CommandContext, attempt: str = "") -> Record:
-    """Return the record of a job, or of one of its attempts; of the latest job where none is named, and say so.
+    """Return the record of a job or of one of its attempts.
 
-    `-S`, `-i` and `-t` on the command line, and today's timeouts, replace what the job was launched with.
+    `-S`, `-i` and `-t` on the command line and the current timeouts replace the settings of the launch.
+
+    Parameters
+    ----------
+    job : str
+        Name of the job; empty: the latest one, whose name is printed on stderr.
+    ctx : CommandContext
+        Records and settings of this command.
+    attempt : str
+        Number of the attempt; empty: the current one.
+
+    Returns
+    -------
+    Record
+        The record with the current settings.
     """
     record = ctx.records.get(job) if job else ctx.records.latest()
     if not job:
         write_err(f"job {record.name} (the latest)")
-    return as_of_today(ctx.records.attempt(record, attempt), ctx)
+    return with_current_settings(ctx.records.attempt(record, attempt), ctx)
 
 
-def as_of_today(record: Record, ctx: CommandContext) -> Record:
-    """Return the record with what this command line says of how its nodes are reached."""
+def with_current_settings(record: Record, ctx: CommandContext) -> Record:
+    """Return the record with the connection settings of this command line.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+    ctx : CommandContext
+        Settings of this command.
+
+    Returns
+    -------
+    Record
+        A copy; ssh config and identities of the launch remain if this command line has none.
+    """
     given = ctx.settings
     settings = replace(
         record.settings,
@@ -36,8 +62,19 @@ def as_of_today(record: Record, ctx: CommandContext) -> Record:
     return replace(record, settings=settings)
 
 
-def stall_s(flag: str, ctx: CommandContext) -> float:
-    """Return after how many seconds of silence a job is said to hang: by the flag `--stall`, else by the setting."""
-    if not flag:
-        return float(ctx.config["stall_s"])
-    return flag_values.seconds("--stall", flag)
+def stall_s(flag: float | None, ctx: CommandContext) -> float:
+    """Return after how many seconds without output a job counts as hanging.
+
+    Parameters
+    ----------
+    flag : float or None
+        Value of `--stall`, in seconds; None: use `stall_s` of fabric.yaml.
+    ctx : CommandContext
+        Configuration of this command.
+
+    Returns
+    -------
+    float
+        The seconds; 0: never.
+    """
+    return float(ctx.config["stall_s"]) if flag is None else flag

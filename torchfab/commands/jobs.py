@@ -1,4 +1,4 @@
-"""`fab jobs`: what was launched from here, what happened to it, and the end of its record."""
+"""`fab jobs`: list the jobs launched from here, print their events, and remove their records."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from torchfab import runtimes
 from torchfab.commands import job_lookup
-from torchfab.commands.job_lookup import as_of_today
+from torchfab.commands.job_lookup import with_current_settings
 from torchfab.commands.status import ask_status
 from torchfab.core import inventory
 from torchfab.core.console import write_err, write_out
@@ -25,7 +25,26 @@ _JOBS_AT_ONCE = 8
 
 
 def run(ctx: CommandContext, job: str, *, as_json: bool, remove: bool, events: bool) -> int:
-    """List jobs, print the events of one, or remove its record; return 0."""
+    """List jobs, print the events of one, or remove its record.
+
+    Parameters
+    ----------
+    ctx : CommandContext
+        Records and settings of this command.
+    job : str
+        Name of the job; empty: all, with `events` the latest.
+    as_json : bool
+        Print JSON.
+    remove : bool
+        Remove the record.
+    events : bool
+        Print the events.
+
+    Returns
+    -------
+    int
+        Exit code 0.
+    """
     if remove:
         remove_record(job, ctx)
     elif events:
@@ -36,7 +55,15 @@ def run(ctx: CommandContext, job: str, *, as_json: bool, remove: bool, events: b
 
 
 def show_events(record: Record, as_json: bool) -> None:
-    """Print what happened to a job, a line each."""
+    """Print the events of a job, one per line.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+    as_json : bool
+        Print JSON.
+    """
     if as_json:
         write_out(json.dumps(list(record.events()), indent=2))
         return
@@ -45,10 +72,20 @@ def show_events(record: Record, as_json: bool) -> None:
 
 
 def show_jobs(ctx: CommandContext, as_json: bool, job: str) -> None:
-    """Print the jobs, or one, that were launched from here; those that have not ended are asked how they are."""
+    """Print the jobs launched from here. The status of jobs that have not ended is updated first.
+
+    Parameters
+    ----------
+    ctx : CommandContext
+        Records and settings of this command.
+    as_json : bool
+        Print JSON.
+    job : str
+        Print this job only; empty: all.
+    """
     records = [ctx.records.get(job)] if job else ctx.records.all()
-    open_ones = [as_of_today(record, ctx) for record in records if not record.last_seen()["ended"]]
-    for record, result in fan_out(open_ones, ask_status, _JOBS_AT_ONCE):
+    unfinished = [with_current_settings(record, ctx) for record in records if not record.last_seen()["ended"]]
+    for record, result in fan_out(unfinished, ask_status, _JOBS_AT_ONCE):
         if isinstance(result, Exception):
             write_err(f"job {record.name} could not be asked: {result}")
     if as_json:
@@ -61,10 +98,10 @@ def show_jobs(ctx: CommandContext, as_json: bool, job: str) -> None:
 
 
 def _job_row(record: Record) -> list[str]:
-    seen = record.last_seen()
-    state = seen["state"] + (f" ({seen['code']})" if seen["code"] else "")
+    last = record.last_seen()
+    state = last["state"] + (f" ({last['code']})" if last["code"] else "")
     launched = time.strftime("%Y-%m-%d %H:%M", time.localtime(record.created))
-    script = clean(" ".join(" ".join(record.script).split()))  # a script given as text (-c) has lines
+    script = clean(" ".join(" ".join(record.script).split()))  # a script given as text (-c) may have several lines
     return [
         *(record.name, state, record.launcher, str(len(record.nodes) or record.min_nodes), str(record.world_size)),
         launched,
@@ -73,13 +110,13 @@ def _job_row(record: Record) -> list[str]:
 
 
 def _job_as_json(record: Record) -> dict[str, Any]:
-    seen = record.last_seen()
+    last = record.last_seen()
     return {
         "job": record.name,
         "job_id": record.job_id,
-        "state": seen["state"],
-        "exit_code": seen["code"],
-        "ended": seen["ended"],
+        "state": last["state"],
+        "exit_code": last["code"],
+        "ended": last["ended"],
         "launcher": record.launcher,
         "runtime": record.runtime,
         "nodes": [node.label for node in record.nodes],
@@ -92,29 +129,38 @@ def _job_as_json(record: Record) -> dict[str, Any]:
 def remove_record(job: str, ctx: CommandContext) -> None:
     """Remove the record of a job that has ended, and its folders on its nodes.
 
+    Parameters
+    ----------
+    job : str
+        Name of the job.
+    ctx : CommandContext
+        Records and settings of this command.
+
     Raises
     ------
     UsageError
-        The job has not ended.
+        No name is given, or the job is supervised, has not ended, or has unreachable nodes.
+    HostsFailedError
+        A folder could not be removed; the record is kept.
     """
     if not job:
         raise UsageError("--remove needs the name of a job", "fab jobs lists them; then: fab jobs --remove NAME")
-    record = as_of_today(ctx.records.get(job), ctx)
-    if (held := lease.holder(record.folder)) is not None:
-        raise UsageError(f"job {job} is supervised ({lease.words(held)})", f"fab stop {job}")
-    found = ask_status(record)
-    silent = [each.node.label for each in found.nodes if each.state == "unreachable"]
-    if silent:
+    record = with_current_settings(ctx.records.get(job), ctx)
+    if (holder := lease.holder(record.folder)) is not None:
+        raise UsageError(f"job {job} is supervised ({lease.words(holder)})", f"fab stop {job}")
+    status = ask_status(record)
+    unreachable = [each.node.label for each in status.nodes if each.state == "unreachable"]
+    if unreachable:
         raise UsageError(
-            f"{inventory.fold(silent)} cannot be asked whether job {record.name} has ended there",
+            f"{inventory.fold(unreachable)} cannot be asked whether job {record.name} has ended there",
             f"try again when that works; if it never will, delete the record by hand: {record.folder}",
         )
-    if not found.has_ended:
+    if not status.has_ended:
         raise UsageError(f"job {record.name} has not ended", f"fab stop {record.name}")
     failed: dict[str, TorchfabError] = {}
     for attempt in [*ctx.records.earlier(record), record]:
-        settled = replace(attempt, settings=record.settings)
-        failed.update(runtimes.load(record.runtime).forget(settled))
+        reachable = replace(attempt, settings=record.settings)
+        failed.update(runtimes.load(record.runtime).forget(reachable))
     if failed:
         raise HostsFailedError(f"the job's folder is still on {len(failed)} nodes; its record was kept", failed)
     ctx.records.release(record.name)

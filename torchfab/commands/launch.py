@@ -1,9 +1,8 @@
-"""`fab launch-*`: launch or submit a job, and with --follow see it to its end."""
+"""`fab launch-*`: launch or submit a job, and with --follow print its logs until it ends."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 from torchfab.cli.flags import JobFlags, LaunchFlags
@@ -11,34 +10,57 @@ from torchfab.commands import logs
 from torchfab.launch import launch as launching
 from torchfab.launch import submit as submitting
 from torchfab.launch.context import CommandContext
+from torchfab.launchers import BatchLauncher, Launcher
 from torchfab.records import Record
 
 
-def launch(launcher: ModuleType, flags: LaunchFlags, own: Any, ctx: CommandContext, fab: Sequence[str]) -> int:
-    """Launch a job on the tmux runtime; return 0, or with --follow or --supervise the job's exit code.
+def launch(launcher: Launcher, flags: LaunchFlags, own: Any, ctx: CommandContext, fab: Sequence[str]) -> int:
+    """Launch a job on the tmux runtime.
 
     Parameters
     ----------
     launcher : module
-        Decides what runs.
+        Plans what runs.
     flags, own : dataclass
-        The flags that launches share, and those of this launcher.
+        The flags that all launches share, and those of this launcher.
+    ctx : CommandContext
+        Working directory, environment, configuration and records.
     fab : sequence of str
-        The command that runs `fab` of this project again, for a supervisor in tmux.
+        The command that runs this project's `fab` again, for a supervisor in tmux.
+
+    Returns
+    -------
+    int
+        Exit code: 0, or with --follow or --supervise that of the job.
     """
     if flags.supervise:
         from torchfab.commands import supervise
 
         return supervise.launch_supervised(launcher, flags, own, ctx, fab)
-    return _followed(launching.launch(launcher, flags, own, ctx), flags, ctx)
+    return _exit_code(launching.launch(launcher, flags, own, ctx), flags, ctx)
 
 
-def submit(launcher: ModuleType, flags: JobFlags, own: Any, ctx: CommandContext) -> int:
-    """Submit a job to a cluster's scheduler; return 0, or with --follow the job's exit code."""
-    return _followed(submitting.submit(launcher, flags, own, ctx), flags, ctx)
+def submit(launcher: BatchLauncher, flags: JobFlags, own: Any, ctx: CommandContext) -> int:
+    """Submit a job to a cluster's scheduler.
+
+    Parameters
+    ----------
+    launcher : module
+        Plans what runs.
+    flags, own : dataclass
+        The flags that all launches share, and those of this launcher.
+    ctx : CommandContext
+        Working directory, environment, configuration and records.
+
+    Returns
+    -------
+    int
+        Exit code: 0, or with --follow that of the job.
+    """
+    return _exit_code(submitting.submit(launcher, flags, own, ctx), flags, ctx)
 
 
-def _followed(record: Record | None, flags: JobFlags, ctx: CommandContext) -> int:
+def _exit_code(record: Record | None, flags: JobFlags, ctx: CommandContext) -> int:
     if record is None or not flags.follow:
         return 0
     return logs.follow(record, ctx.config["failure_grace_s"], ctx.config["stall_s"])

@@ -1,4 +1,4 @@
-"""`fab lemons`: the hosts that supervised launches leave out."""
+"""`fab lemons`: the lemon hosts (hosts with repeated failures) that supervised launches leave out."""
 
 from __future__ import annotations
 
@@ -12,18 +12,33 @@ from torchfab.supervise.quarantine import Quarantine
 
 
 def show_lemons(ctx: CommandContext, forgive: str, as_json: bool) -> int:
-    """Print the lemons, or forgive one or `all`; return 1 if there was none to forgive."""
-    lemons = Quarantine(ctx.records.root)
+    """Print the quarantined hosts, or remove one or `all` from the quarantine.
+
+    Parameters
+    ----------
+    ctx : CommandContext
+        Records of this project.
+    forgive : str
+        Host to remove, or `all`; empty: print.
+    as_json : bool
+        Print JSON.
+
+    Returns
+    -------
+    int
+        Exit code: 1 if there was no host to remove, else 0.
+    """
+    quarantine = Quarantine(ctx.records.root)
     if forgive:
-        gone = lemons.forgive(forgive)
-        write_out(f"forgiven: {fold(gone)}" if gone else f"{forgive} is no lemon")
-        return 0 if gone else 1
-    found = lemons.all()
+        removed = quarantine.forgive(forgive)
+        write_out(f"forgiven: {fold(removed)}" if removed else f"{forgive} is no lemon")
+        return 0 if removed else 1
+    lemons = quarantine.all()
     if as_json:
-        write_out(json.dumps({host: vars(lemon) for host, lemon in found.items()}, indent=2))
-    elif not found:
+        write_out(json.dumps({host: vars(lemon) for host, lemon in lemons.items()}, indent=2))
+    elif not lemons:
         write_out("no lemons")
-    for host, lemon in found.items() if not as_json else ():
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(lemon.time))
-        write_out(f"{host}  since {when}, job {lemon.job}: {lemon.reason}")
+    for host, lemon in lemons.items() if not as_json else ():
+        since = time.strftime("%Y-%m-%d %H:%M", time.localtime(lemon.time))
+        write_out(f"{host}  since {since}, job {lemon.job}: {lemon.reason}")
     return 0

@@ -1,4 +1,4 @@
-"""`fab logs` and `fab wait`: a job's past, or the job to its end."""
+"""`fab logs` and `fab wait`: print a job's logs, or wait for its end."""
 
 from __future__ import annotations
 
@@ -17,40 +17,74 @@ from torchfab.monitoring.watcher import NO_LINES, Printer, Watch, describe_failu
 from torchfab.records import Record
 from torchfab.supervise import lease_status
 
-DEFAULT_LINES = 1000
 
+def log_request(rank: str, lines: int | str, grep: str, follow: bool) -> dict[str, Any]:
+    """Build the request for the nodes' log readers from the flags of `fab logs`.
 
-def log_request(rank: str, lines: str, grep: str, follow: bool) -> dict[str, Any]:
-    """Return what the nodes are asked for.
+    Parameters
+    ----------
+    rank : str
+        Ranks, such as `0-3,7`; empty: all.
+    lines : int or str
+        Number of last lines per log file, or `all`.
+    grep : str
+        Regular expression that lines must match; empty: none.
+    follow : bool
+        Wait for new lines until the job ends.
+
+    Returns
+    -------
+    dict
+        `follow`, `lines`, `ranks` and `grep`.
 
     Raises
     ------
     UsageError
-        A flag's value is wrong.
+        A flag's value is invalid.
     """
-    if lines and lines != "all" and not (lines.isascii() and lines.isdigit() and len(lines) < 12):
-        raise UsageError(f"--lines is a number or all, got {lines!r}")
     try:
         re.compile(grep)
     except (re.error, OverflowError, RecursionError) as error:
         raise UsageError(f"--grep {grep!r} is no regular expression: {error}") from None
     ranks = list(inventory.parse_ranks(rank)) if rank else None
-    count = None if lines == "all" else int(lines or DEFAULT_LINES)
+    count = None if lines == "all" else int(lines)
     return {"follow": follow, "lines": count, "ranks": ranks, "grep": grep or None}
 
 
 def show_logs(record: Record, request: Mapping[str, Any], folding: bool, stall_s: float) -> int:
-    """Print a job's logs; return its exit code if followed to its end, else 0, or 1 if a node was missing."""
-    beyond = [rank for rank in request["ranks"] or () if rank >= record.world_size]
-    if beyond and not record.is_elastic:
-        raise UsageError(f"job {record.name} has the ranks 0-{record.world_size - 1}, and no rank {beyond[0]}")
+    """Print a job's logs.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+    request : Mapping
+        From `log_request`.
+    folding : bool
+        Print equal lines of several ranks once.
+    stall_s : float
+        Seconds without output after which a followed job counts as hanging.
+
+    Returns
+    -------
+    int
+        Exit code: that of the job if followed to its end; else 0, or 1 if a node is unreachable.
+
+    Raises
+    ------
+    UsageError
+        The job has no such rank.
+    """
+    too_high = [rank for rank in request["ranks"] or () if rank >= record.world_size]
+    if too_high and not record.is_elastic:
+        raise UsageError(f"job {record.name} has the ranks 0-{record.world_size - 1}, and no rank {too_high[0]}")
     watch = Watch(record, Printer(folding), retries=request["follow"], stall_s=stall_s)
     if not request["follow"]:
-        return _show_past(watch, request)
-    return _see_through(watch, request)
+        return _print_existing(watch, request)
+    return _watch_to_end(watch, request)
 
 
-def _show_past(watch: Watch, request: Mapping[str, Any]) -> int:
+def _print_existing(watch: Watch, request: Mapping[str, Any]) -> int:
     for event in runtimes.load(watch.record.runtime).follow(watch.record, request):
         watch._take(event)
         if watch.lost and len(watch.lost) + len(watch.ended) >= len(watch.record.nodes):
@@ -60,42 +94,72 @@ def _show_past(watch: Watch, request: Mapping[str, Any]) -> int:
 
 
 def follow(record: Record, failure_grace_s: float, stall_s: float) -> int:
-    """Print a job's logs from its start, see it to its end, and return its exit code."""
+    """Print a job's logs from its start until it ends.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+    failure_grace_s : float
+        Seconds to wait for the other nodes after one has failed.
+    stall_s : float
+        Seconds without output after which the job counts as hanging.
+
+    Returns
+    -------
+    int
+        Exit code of the job.
+    """
     request = log_request("", "all", "", follow=True)
-    return _see_through(Watch(record, Printer(), failure_grace_s, stall_s=stall_s), request)
+    return _watch_to_end(Watch(record, Printer(), failure_grace_s, stall_s=stall_s), request)
 
 
 def wait(record: Record, failure_grace_s: float, stall_s: float) -> int:
-    """Block until a job has ended; return its exit code."""
-    return _see_through(Watch(record, Printer(), failure_grace_s, stall_s=stall_s), NO_LINES)
+    """Block until a job has ended.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+    failure_grace_s : float
+        Seconds to wait for the other nodes after one has failed.
+    stall_s : float
+        Seconds without output after which the job counts as hanging.
+
+    Returns
+    -------
+    int
+        Exit code of the job.
+    """
+    return _watch_to_end(Watch(record, Printer(), failure_grace_s, stall_s=stall_s), NO_LINES)
 
 
-def _see_through(watch: Watch, request: Mapping[str, Any]) -> int:
+def _watch_to_end(watch: Watch, request: Mapping[str, Any]) -> int:
     name = watch.record.name
     try:
-        found = watch.run(request)
+        status = watch.run(request)
     except KeyboardInterrupt:
         watch.printer.flush()
         write_err(f"\nthe job goes on; fab logs --follow {name} | fab status {name} | to end it: fab stop {name}")
         return 130
-    if found.state != "succeeded" and (following := lease_status.next_attempt(watch.record)):
-        write_err(f"{name}: attempt {following.attempt}, launched by its supervisor")
+    if status.state != "succeeded" and (next_record := lease_status.next_attempt(watch.record)):
+        write_err(f"{name}: attempt {next_record.attempt}, launched by its supervisor")
         grace_s, stall_s = watch.failure_grace_s, watch.stall_s
-        return _see_through(Watch(following, Printer(watch.printer.folding), grace_s, stall_s=stall_s), request)
-    watch.record.remember(found.state, found.exit_code, found.has_ended)
-    write_err(_end_words(watch.record, found))
-    return 1 if found.exit_code is None else found.exit_code
+        return _watch_to_end(Watch(next_record, Printer(watch.printer.folding), grace_s, stall_s=stall_s), request)
+    watch.record.remember(status.state, status.exit_code, status.has_ended)
+    write_err(_end_message(watch.record, status))
+    return 1 if status.exit_code is None else status.exit_code
 
 
-def _end_words(record: Record, found: JobStatus) -> str:
-    if found.state == "succeeded":
+def _end_message(record: Record, status: JobStatus) -> str:
+    if status.state == "succeeded":
         ends = [
-            process["ended"] - node.skew_s for node in found.nodes for process in node.processes if process["ended"]
+            process["ended"] - node.skew_s for node in status.nodes for process in node.processes if process["ended"]
         ]
         seconds = max(ends, default=time.time()) - record.created
         return f"job {record.name} succeeded after {duration(seconds)}; its logs: fab logs {record.name}"
-    if found.state == "stopped":
+    if status.state == "stopped":
         return f"job {record.name} was stopped"
-    code = f"exit code {found.exit_code}"
-    next_words = f"fab why {record.name} | fab logs {record.name}{rank_flag(found)}"
-    return f"job {record.name} failed: {describe_failure(found)}; {code}; {next_words}"
+    code = f"exit code {status.exit_code}"
+    next_commands = f"fab why {record.name} | fab logs {record.name}{rank_flag(status)}"
+    return f"job {record.name} failed: {describe_failure(status)}; {code}; {next_commands}"

@@ -11,7 +11,6 @@ from typing import Any
 
 from torchfab import runtimes
 from torchfab.cli.flags import LaunchFlags, NetworkFlags
-from torchfab.core import flag_values
 from torchfab.core.console import write_err, write_out
 from torchfab.core.errors import TorchfabError
 from torchfab.core.events import ContactLost, Lines, NodeEnded
@@ -38,10 +37,9 @@ def run(flags: NetworkFlags, ctx: CommandContext) -> int:
     Interrupted
         Ctrl-C; nothing of it is left.
     """
-    ctx = replace(ctx, config={**ctx.config, "words": _SCRIPT})
-    seconds = flag_values.seconds("--seconds", flags.seconds)
+    ctx = replace(ctx, words=_SCRIPT)
     patience_s = float(ctx.config["network_timeout_s"])
-    own = network.Flags(seconds, flags.pairs, flags.backend, patience_s)
+    own = network.Flags(flags.seconds, flags.pairs, flags.backend, patience_s)
     name = f"network-{time.strftime('%m%d-%H%M%S', time.localtime(ctx.now))}-{ctx.token[:4]}"
     shared = LaunchFlags(
         name=name,
@@ -50,13 +48,13 @@ def run(flags: NetworkFlags, ctx: CommandContext) -> int:
         workdir=flags.workdir,
         python=flags.python,
         master_addr=flags.master_addr,
-        grace="2",
+        grace=2.0,
     )
     record = launch.launch(network, shared, own, ctx, announce=False)
     assert record is not None
     with InterruptibleOnce():
         try:
-            measured = _read(record, seconds + patience_s)
+            measured = _read(record, flags.seconds + patience_s)
         except BaseException:  # Ctrl-C too
             _end(record, ctx)
             raise

@@ -1,4 +1,4 @@
-"""`fab stacks`: what every rank of a job is doing right now."""
+"""`fab stacks`: print the current stack of every rank of a job."""
 
 from __future__ import annotations
 
@@ -6,16 +6,30 @@ import json
 
 from torchfab.core import inventory
 from torchfab.core.console import write_err, write_out
-from torchfab.core.flag_values import seconds
 from torchfab.monitoring.stack_dump import StackOptions, dump
 from torchfab.records import Record
 from torchfab.stacks import report
 
-__all__ = ["StackOptions", "seconds", "show_stacks"]
+__all__ = ["StackOptions", "show_stacks"]
 
 
 def show_stacks(record: Record, options: StackOptions, as_json: bool) -> int:
-    """Print the stacks; return 0 if every rank that runs has one, else 1."""
+    """Print the stacks of a job's ranks.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+    options : StackOptions
+        What to collect and print.
+    as_json : bool
+        Print JSON.
+
+    Returns
+    -------
+    int
+        Exit code: 0 if every running rank has a stack, else 1.
+    """
     found = dump(record, options)
     if as_json:
         write_out(json.dumps(report.as_json(record.name, found, options.exact), indent=2))

@@ -1,4 +1,4 @@
-"""`fab status`: how a job is."""
+"""`fab status`: print the status of a job."""
 
 from __future__ import annotations
 
@@ -17,19 +17,47 @@ from torchfab.supervise import lease_status
 
 
 def ask_status(record: Record) -> JobStatus:
-    """Return how the job is, and remember it."""
+    """Request the status of a job, and save it in its record.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+
+    Returns
+    -------
+    JobStatus
+        The current status.
+    """
     found: JobStatus = runtimes.load(record.runtime).status(record)
     record.remember(found.state, found.exit_code, found.has_ended)
     return found
 
 
 def show_status(record: Record, watch: bool, as_json: bool, stall_s: float) -> int:
-    """Print how the job is, and whether it has been silent for `stall_s` seconds; return 0 if it is well, else 1."""
+    """Print the status of a job, and whether it hangs.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+    watch : bool
+        Repeat every 2 seconds until the job has ended.
+    as_json : bool
+        Print JSON.
+    stall_s : float
+        Seconds without output after which the job counts as hanging.
+
+    Returns
+    -------
+    int
+        Exit code: 0 if the job is pending, starting, running or succeeded, else 1.
+    """
     while True:
         found = ask_status(record)
         if as_json:
-            more = {"stall": stall.as_json(found, stall_s), **lease_status.as_json(record)}
-            write_out(json.dumps({**status.as_json(record.name, found), **more}, indent=2))
+            extra = {"stall": stall.as_json(found, stall_s), **lease_status.as_json(record)}
+            write_out(json.dumps({**status.as_json(record.name, found), **extra}, indent=2))
         else:
             if watch and sys.stdout.isatty():
                 sys.stdout.write("\x1b[H\x1b[2J")
@@ -44,7 +72,20 @@ def show_status(record: Record, watch: bool, as_json: bool, stall_s: float) -> i
 
 
 def status_text(record: Record, found: JobStatus) -> str:
-    """Return the status of a job for people."""
+    """Render the status of a job as human-readable text.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+    found : JobStatus
+        Its status.
+
+    Returns
+    -------
+    str
+        A headline, a table of the nodes, and the next commands for a failed job.
+    """
     launched = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
     head = f"job {record.name}: {found.state} ({record.launcher}, {record.world_size} ranks, launched {launched})"
     lines = [head, *([columns(status.table(found))] if found.nodes else [])]
@@ -58,6 +99,17 @@ def status_text(record: Record, found: JobStatus) -> str:
 
 
 def rank_flag(found: JobStatus) -> str:
-    """Return the flag that shows the logs of the rank that failed first; empty where none is known."""
+    """Return the `--rank` flag for the logs of the rank that failed first.
+
+    Parameters
+    ----------
+    found : JobStatus
+        The status of the job.
+
+    Returns
+    -------
+    str
+        The flag with a leading space; empty if the rank is not known.
+    """
     first = found.first_failure
     return f" --rank {first.rank}" if first and first.rank is not None else ""

@@ -12,7 +12,7 @@ from dataclasses import replace
 from torchfab import runtimes
 from torchfab.commands import job_lookup
 from torchfab.commands.status import ask_status
-from torchfab.core import flag_values, inventory
+from torchfab.core import inventory
 from torchfab.core.console import fold_reasons, write_err, write_out
 from torchfab.core.errors import HostsFailedError, TorchfabError, UsageError
 from torchfab.core.status import JobStatus
@@ -22,15 +22,14 @@ from torchfab.records import Record, Records
 from torchfab.supervise import history, lease, orphans
 
 
-def run(job: str, grace: str, ctx: CommandContext) -> int:
+def run(job: str, grace_s: float | None, ctx: CommandContext) -> int:
     """Stop a job, or the launch of it that is under way; return 0 if nothing of it is left, else 1.
 
     Parameters
     ----------
-    grace : str
-        Seconds between SIGTERM and SIGKILL; empty for what the job was launched with.
+    grace_s : float, optional
+        Seconds between SIGTERM and SIGKILL. Default: what the job was launched with.
     """
-    grace_s = flag_values.seconds("--grace", grace) if grace else None
     if job and stop_launch(job, ctx):
         return 0
     return stop(job_lookup.find(job, ctx), grace_s)

@@ -6,16 +6,15 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from types import ModuleType
 from typing import Any
 
 from torchfab.cli.flags import LaunchFlags
-from torchfab.core import flag_values
 from torchfab.core.console import write_err, write_out
 from torchfab.core.errors import TorchfabError, UsageError
 from torchfab.core.inventory import fold
 from torchfab.launch import launch
 from torchfab.launch.context import CommandContext
+from torchfab.launchers import Launcher
 from torchfab.records import Record, launch_request
 from torchfab.records.launch_request import LaunchRequest
 from torchfab.supervise import detach, lease
@@ -26,28 +25,20 @@ from torchfab.supervise.quarantine import Quarantine
 
 @dataclass(frozen=True)
 class SuperviseFlags:
-    """How a job is to be supervised, as flags say it; empty: as before, or as the settings have it."""
+    """How a job is to be supervised, by its flags; None or empty: as before, or as the settings have it."""
 
-    restarts: str = ""
-    stall: str = ""
-    backoff: str = ""
+    restarts: int | None = None
+    stall: float | None = None
+    backoff: float | None = None
     notify: str = ""
 
     def policy(self, before: Policy) -> Policy:
-        """Return the policy of before with what the flags say instead.
-
-        Raises
-        ------
-        UsageError
-            A flag's value is wrong.
-        """
-        if self.restarts and not (self.restarts.isascii() and self.restarts.isdigit() and len(self.restarts) < 7):
-            raise UsageError(f"--restarts is a number, got {self.restarts!r}")
+        """Return the policy of before with what the flags say instead."""
         return replace(
             before,
-            restarts=int(self.restarts) if self.restarts else before.restarts,
-            stall_s=flag_values.seconds("--stall", self.stall) if self.stall else before.stall_s,
-            backoff_s=flag_values.seconds("--backoff", self.backoff) if self.backoff else before.backoff_s,
+            restarts=before.restarts if self.restarts is None else self.restarts,
+            stall_s=before.stall_s if self.stall is None else self.stall,
+            backoff_s=before.backoff_s if self.backoff is None else self.backoff,
             notify=self.notify or before.notify,
         )
 
@@ -67,9 +58,7 @@ def default_policy(ctx: CommandContext) -> Policy:
 # ---- launches with --supervise
 
 
-def launch_supervised(
-    launcher: ModuleType, flags: LaunchFlags, own: Any, ctx: CommandContext, fab: Sequence[str]
-) -> int:
+def launch_supervised(launcher: Launcher, flags: LaunchFlags, own: Any, ctx: CommandContext, fab: Sequence[str]) -> int:
     """Launch a job without the lemons, and supervise it; return its exit code.
 
     Parameters

@@ -14,7 +14,6 @@ from typing import Any
 from torchfab import runtimes
 from torchfab.commands import job_lookup
 from torchfab.config.connection_settings import ConnectionSettings
-from torchfab.core import flag_values
 from torchfab.core.console import write_out
 from torchfab.core.errors import TorchfabError, UsageError
 from torchfab.core.specs import Node
@@ -49,10 +48,10 @@ class Target:
     addresses: Mapping[int, Mapping[str, Any] | None] = field(default_factory=dict)
 
 
-def run(job: str, hostfile: str, interval: str, once: bool, as_json: bool, ctx: CommandContext) -> int:
+def run(job: str, hostfile: str, interval_s: float, once: bool, as_json: bool, ctx: CommandContext) -> int:
     """Show what hosts do, as the flags of `fab top` say; return the exit code."""
     target = find_target(job, hostfile, ctx)
-    return show_hosts(target, read_interval(interval), once, as_json, job_lookup.stall_s("", ctx))
+    return show_hosts(target, interval_s, once, as_json, job_lookup.stall_s(None, ctx))
 
 
 def show_hosts(target: Target, interval_s: float, once: bool, as_json: bool, stall_s: float) -> int:
@@ -156,7 +155,7 @@ def find_target(job: str, hostfile: str, ctx: CommandContext) -> Target:
     In the second case the latest job is looked at where it runs on them.
     """
     if job:
-        if hostfile or ctx.config["hosts"]:
+        if hostfile or ctx.hosts:
             raise UsageError("a job's name and hosts were given", "name the job, or its hosts with -H or --hostfile")
         return _target_of(job_lookup.find(job, ctx))
     nodes = read_nodes(hostfile, ctx)
@@ -183,11 +182,3 @@ def _latest(ctx: CommandContext) -> Record | None:
     except TorchfabError:
         return None
     return record
-
-
-def read_interval(text: str) -> float:
-    """Return the seconds that `--interval` says."""
-    seconds = flag_values.seconds("--interval", text)
-    if seconds < 0.1:
-        raise UsageError(f"--interval is at least 0.1 seconds, got {text!r}")
-    return seconds

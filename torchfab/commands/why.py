@@ -1,4 +1,4 @@
-"""`fab why`: why a job ended as it did."""
+"""`fab why`: print the cause of a job's end."""
 
 from __future__ import annotations
 
@@ -10,11 +10,24 @@ from torchfab.records import Record
 
 
 def show_why(record: Record, as_json: bool) -> int:
-    """Print why a job ended as it did; return 0 if every node could be asked, else 1."""
+    """Print the cause of a job's end.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+    as_json : bool
+        Print JSON.
+
+    Returns
+    -------
+    int
+        Exit code: 0 if every node answered, else 1.
+    """
     from torchfab.why import diagnosis, report
 
-    found = runtimes.load(record.runtime).evidence(record)
-    record.remember(found.status.state, found.status.exit_code, found.status.has_ended)
-    told = diagnosis.diagnose(found)
-    write_out(json.dumps(report.as_json(told), indent=2) if as_json else report.text(told))
-    return 1 if told.silent else 0
+    evidence = runtimes.load(record.runtime).evidence(record)
+    record.remember(evidence.status.state, evidence.status.exit_code, evidence.status.has_ended)
+    found = diagnosis.diagnose(evidence)
+    write_out(json.dumps(report.as_json(found), indent=2) if as_json else report.text(found))
+    return 1 if found.silent else 0

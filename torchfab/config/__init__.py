@@ -1,1 +1,1 @@
-"""The section `torchfab` of Fabric's configuration, checked, and how hosts are reached."""
+"""Validation of the `torchfab` section of Fabric's configuration, and the connection settings."""

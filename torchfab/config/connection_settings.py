@@ -1,4 +1,4 @@
-"""How hosts are reached: what every command that connects is given, and what the record of a job keeps."""
+"""Connection settings, used by every command that connects to hosts and stored in the record of a job."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ConnectionSettings:
-    """How to reach hosts.
+    """The settings for connections to hosts.
 
     Parameters
     ----------
@@ -16,19 +16,21 @@ class ConnectionSettings:
     identities : tuple of str
         Private key files (`fab -i`).
     connect_timeout_s : float
-        For each step of a connection: TCP, banner, authentication.
+        Time limit for each step of a connection: TCP, banner, authentication. Default 10.
     timeout_is_given : bool
-        Whether that was said on the command line (`fab -t`); else ConnectTimeout of ssh's configuration comes first.
+        Whether it was given on the command line (`fab -t`); otherwise ssh's ConnectTimeout takes precedence.
     fanout : int
-        How many hosts are connected to at the same moment.
+        Maximum number of hosts that are connected to at once. Default 64.
     agent_python : str
-        The interpreter, 3.9 or newer, that runs torchfab's own code on a node.
+        The interpreter, 3.9 or newer, that runs torchfab's own code on a node. Default `python3`.
     prepare_timeout_s, start_timeout_s, answer_timeout_s : float
-        For the two phases of a launch, and for any other answer.
+        Time limits for the two phases of a launch, and for any other answer. Default 60, 30 and 30.
     reach_timeout_s : float
-        For a connection from a node to node 0, when doctor tries it. One SYN that is lost is sent again after 1 s.
+        Time limit for the connection from a node to node 0 that `fab doctor` tries. Default 3, because a lost SYN is
+        sent again after 1 s.
     sync_timeout_s : float
-        For listing the files that `fab sync` copies, for reading them all on each side, for a copy that stands still.
+        Time limit of `fab sync` for listing the files to copy, for reading them all on each side, and for a copy that
+        makes no progress. Default 60.
     """
 
     ssh_config: str = ""
@@ -45,6 +47,6 @@ class ConnectionSettings:
 
     @property
     def ssh_options(self) -> tuple[str, ...]:
-        """The same as options of OpenSSH's client."""
+        """The config file and keys as options of OpenSSH's client: `-F FILE`, `-i KEY`."""
         config = ("-F", self.ssh_config) if self.ssh_config else ()
         return (*config, *(word for path in self.identities for word in ("-i", path)))

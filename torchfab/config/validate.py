@@ -1,6 +1,6 @@
-"""The section `torchfab` of Fabric's configuration, checked: a wrong setting is an error that names it.
+"""Validate the section `torchfab` of Fabric's configuration; an error names the setting.
 
-The settings themselves, with what they mean, stand in fabric.yaml.
+The settings and their meanings are in fabric.yaml.
 """
 
 from __future__ import annotations
@@ -18,26 +18,37 @@ _GRACES = ("grace_s", "failure_grace_s", "stall_s", "backoff_s", "lost_s")
 _COUNTS = {"fanout": 1, "restarts": 0}
 _TEXTS = ("hostfile", "gpufile", "node_dir", "records", "agent_python")
 _STACK_SIGNALS = ("", "SIGUSR1", "SIGUSR2")
-_MOST = 1e9  # seconds, hosts, restarts: nobody means more
+_MAX = 1e9  # seconds, hosts or restarts: a larger number is a mistake
 _LISTS = ("script", "forward")
 
 
 def check(config: Mapping[str, Any]) -> None:
-    """Raise UsageError for the first setting that has a value which it cannot have."""
+    """Check all settings.
+
+    Parameters
+    ----------
+    config : mapping of str to Any
+        The section `torchfab`.
+
+    Raises
+    ------
+    UsageError
+        The value of a setting is not valid; the first such setting is reported.
+    """
     for name, value in config.items():
-        wanted = _wanted(name, value)
-        if wanted:
+        expected = _expected(name, value)
+        if expected:
             raise UsageError(
-                f"torchfab.{name} is {wanted}, got {value!r}",
+                f"torchfab.{name} is {expected}, got {value!r}",
                 f"correct it in fabric.yaml, in the file of fab -f, or in FABRIC_TORCHFAB_{name.upper()}",
             )
 
 
-def _wanted(name: str, value: Any) -> str:
-    """Return what the setting should be; empty when it is that."""
+def _expected(name: str, value: Any) -> str:
+    """Return what the value of a setting must be; empty where the value is valid."""
     if name in _COUNTS:
-        least = _COUNTS[name]
-        return "" if _is_number(value, least) and value == int(value) else f"a number of at least {least}"
+        minimum = _COUNTS[name]
+        return "" if _is_number(value, minimum) and value == int(value) else f"a number of at least {minimum}"
     if name in _SECONDS:
         return "" if _is_number(value, 0.001) else "a number of seconds above 0"
     if name in _GRACES:
@@ -50,8 +61,8 @@ def _wanted(name: str, value: Any) -> str:
     return "SIGUSR1, SIGUSR2, or empty for none" if wrong_signal else ""
 
 
-def _is_number(value: Any, least: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value < _MOST
+def _is_number(value: Any, minimum: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and minimum <= value < _MAX
 
 
 def _is_list(value: Any) -> bool:

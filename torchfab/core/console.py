@@ -9,7 +9,13 @@ from torchfab.core.errors import HostsFailedError, TorchfabError
 
 
 def print_error(error: TorchfabError) -> None:
-    """Print an error on stderr: what is wrong, where, and how to fix it."""
+    """Print an error on stderr: what is wrong, where, and how to fix it.
+
+    Parameters
+    ----------
+    error : TorchfabError
+        The error; of a HostsFailedError, the reasons of all hosts are printed.
+    """
     write_err(f"error: {error}")
     if isinstance(error, HostsFailedError):
         for paragraph in fold_reasons(error):
@@ -17,21 +23,32 @@ def print_error(error: TorchfabError) -> None:
 
 
 def fold_reasons(error: HostsFailedError) -> list[str]:
-    """Return one paragraph per reason, with the hosts that failed alike folded into one name."""
+    """Group the hosts of an error by reason.
+
+    Parameters
+    ----------
+    error : HostsFailedError
+        The error.
+
+    Returns
+    -------
+    list of str
+        One paragraph per reason: the folded names of its hosts, and the reason.
+    """
     from torchfab.core.inventory import fold
 
-    alike: dict[str, list[str]] = {}
+    hosts_by_text: dict[str, list[str]] = {}
     for host, reason in error.reasons.items():
-        alike.setdefault(_without_names(host, reason), []).append(host)
+        hosts_by_text.setdefault(_without_names(host, reason), []).append(host)
     paragraphs = []
-    for text, hosts in alike.items():
-        shown = str(error.reasons[hosts[0]]) if len(hosts) == 1 else text
-        paragraphs.append(f"  {fold(hosts)}: " + shown.replace("\n", "\n    "))
+    for text, hosts in hosts_by_text.items():
+        reason_text = str(error.reasons[hosts[0]]) if len(hosts) == 1 else text
+        paragraphs.append(f"  {fold(hosts)}: " + reason_text.replace("\n", "\n    "))
     return paragraphs
 
 
 def _without_names(host: str, reason: TorchfabError) -> str:
-    """Return a reason's text in which neither the host nor its address are named, so that hosts can be compared."""
+    """Return a reason's text with placeholders for the host and its address, so that hosts can be compared."""
     text = str(reason)
     for name, placeholder in ((getattr(reason, "address", ""), "ADDRESS"), (host, "HOST")):
         if name:
@@ -40,21 +57,41 @@ def _without_names(host: str, reason: TorchfabError) -> str:
 
 
 def write_out(text: str) -> None:
-    """Print a result on stdout, whatever bytes are in it."""
+    """Print a result on stdout; bytes that are not UTF-8 (surrogate escapes) are written unchanged.
+
+    Parameters
+    ----------
+    text : str
+        The result, without the last line end.
+    """
     sys.stdout.flush()
     sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape") + b"\n")
     sys.stdout.flush()
 
 
 def write_err(text: str) -> None:
-    """Print progress, advice or an error on stderr; what a host said in it steers no terminal."""
+    """Print progress, advice or an error on stderr, without control characters that a host may have put into it.
+
+    Parameters
+    ----------
+    text : str
+        The message, without the last line end.
+    """
     from torchfab.core.log_lines import clean
 
     print("\n".join(map(clean, text.split("\n"))), file=sys.stderr, flush=True)
 
 
 def progress(phase: str, done: int, total: int) -> None:
-    """Show on a terminal how far a phase has come, on one line."""
+    """Show the progress of a phase on one line of the terminal; print nothing where stderr is not a terminal.
+
+    Parameters
+    ----------
+    phase : str
+        What is being done.
+    done, total : int
+        How many hosts are done, of how many.
+    """
     if sys.stderr.isatty():
         end = "\r" if done < total else "\r\x1b[K"
         sys.stderr.write(f"\r{phase} {done}/{total}\x1b[K{end}")

@@ -1,4 +1,4 @@
-"""Environment dictionaries: what is forwarded from the launch machine, what torch.distributed needs, what is secret."""
+"""Environment variables of a job: forwarded ones, those that torch.distributed needs, and secret ones."""
 
 from __future__ import annotations
 
@@ -14,32 +14,76 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def is_secret(name: str) -> bool:
-    """Say whether the value of an environment variable must never be shown or stored."""
+    """Return whether the value of an environment variable must never be shown or stored.
+
+    Parameters
+    ----------
+    name : str
+        The variable's name.
+
+    Returns
+    -------
+    bool
+        True where the name matches one of `SECRET_PATTERNS`, in any case.
+    """
     return any(fnmatchcase(name.upper(), pattern) for pattern in SECRET_PATTERNS)
 
 
 def split_secrets(env: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the part of an environment that may be shown, and the part that may not."""
-    shown = {name: value for name, value in env.items() if not is_secret(name)}
-    return shown, {name: value for name, value in env.items() if is_secret(name)}
+    """Split an environment by whether its values may be shown.
+
+    Parameters
+    ----------
+    env : mapping of str to str
+        The environment.
+
+    Returns
+    -------
+    tuple of dict and dict
+        The part that may be shown, and the secret part.
+    """
+    public = {name: value for name, value in env.items() if not is_secret(name)}
+    return public, {name: value for name, value in env.items() if is_secret(name)}
 
 
 def forwarded(environ: Mapping[str, str], patterns: Sequence[str]) -> dict[str, str]:
-    """Return the variables of `environ` whose names match one of the patterns (`NCCL_*`), sorted by name.
+    """Select the variables to forward from the launch machine.
 
-    A name that a shell could not assign to (`BASH_FUNC_x%%`) is left out.
+    Names that a shell cannot assign to (`BASH_FUNC_x%%`) are left out.
+
+    Parameters
+    ----------
+    environ : mapping of str to str
+        The environment of the launch machine.
+    patterns : sequence of str
+        Patterns of names: `NCCL_*`.
+
+    Returns
+    -------
+    dict of str to str
+        Sorted by name.
     """
     names = sorted(name for name in environ if _NAME.fullmatch(name))
     return {name: environ[name] for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}
 
 
 def parse_flags(pairs: Sequence[str]) -> dict[str, str]:
-    """Return the variables given as `--env K=V`.
+    """Parse the values of `--env`.
+
+    Parameters
+    ----------
+    pairs : sequence of str
+        Each `NAME=VALUE`; the last one of a name counts.
+
+    Returns
+    -------
+    dict of str to str
+        The values by name.
 
     Raises
     ------
     UsageError
-        One of them has no `=`, or a name that no environment variable can have.
+        A pair has no `=`, or its name is not valid for an environment variable.
     """
     env = {}
     for pair in pairs:
@@ -53,7 +97,20 @@ def parse_flags(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def marks(job_id: str, node_rank: int) -> dict[str, str]:
-    """Return what every process of a job carries, so that `stop` can find it wherever it went."""
+    """Return the variables that mark every process of a job, so that `fab stop` finds it under any parent process.
+
+    Parameters
+    ----------
+    job_id : str
+        The job's id.
+    node_rank : int
+        The rank of the node, from 0.
+
+    Returns
+    -------
+    dict of str to str
+        TORCHFAB_JOB_ID and TORCHFAB_NODE_RANK.
+    """
     return {JOB_ID: job_id, NODE_RANK: str(node_rank)}
 
 
@@ -63,9 +120,14 @@ def threads(processes: int, gpus: int, cpus: int) -> dict[str, str]:
     Parameters
     ----------
     processes : int
-        Ranks on the node.
+        Number of ranks on the node.
     gpus, cpus : int
-        GPUs and cores of the node; 0 cpus: not known.
+        Number of GPUs and cores of the node; 0 cpus where it is not known.
+
+    Returns
+    -------
+    dict of str to str
+        OMP_NUM_THREADS.
     """
     share = 1 if gpus else max(1, cpus // max(1, processes))
     return {"OMP_NUM_THREADS": str(share)}
@@ -74,7 +136,22 @@ def threads(processes: int, gpus: int, cpus: int) -> dict[str, str]:
 def rank_variables(
     rank: int, local_rank: int, world_size: int, local_world_size: int, master_addr: str, master_port: int
 ) -> dict[str, str]:
-    """Return what `torch.distributed.init_process_group("env://")` reads, as torchrun sets it."""
+    """Return the variables that `torch.distributed.init_process_group("env://")` reads, as torchrun sets them.
+
+    Parameters
+    ----------
+    rank, local_rank : int
+        The rank in the job, and on its node; from 0.
+    world_size, local_world_size : int
+        The number of ranks in the job, and on the node.
+    master_addr, master_port : str, int
+        The address of the rendezvous.
+
+    Returns
+    -------
+    dict of str to str
+        RANK, WORLD_SIZE, MASTER_ADDR and so on.
+    """
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(local_rank),
@@ -86,5 +163,16 @@ def rank_variables(
 
 
 def visible_devices(gpus: Sequence[str]) -> dict[str, str]:
-    """Return CUDA_VISIBLE_DEVICES for the named devices; nothing where none is named."""
+    """Return CUDA_VISIBLE_DEVICES.
+
+    Parameters
+    ----------
+    gpus : sequence of str
+        Devices, by index or UUID.
+
+    Returns
+    -------
+    dict of str to str
+        CUDA_VISIBLE_DEVICES; empty where no device is given.
+    """
     return {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}

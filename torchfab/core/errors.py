@@ -1,12 +1,12 @@
-"""Every error that torchfab raises, in one tree. Imports nothing.
+"""The hierarchy of all errors that torchfab raises. This module imports no other one.
 
-TorchfabError                what the command line prints without a traceback
+TorchfabError                printed by the command line without a traceback
 ├── UsageError               a flag, an argument or a setting is wrong          (exit 2)
 │   ├── InventoryError       a line of `hosts` or `gpus` is wrong
 │   └── JobNameError         a job name is malformed, taken or unknown
 ├── HostError                one host failed: why, and how to fix it            (exit 1)
 ├── HostsFailedError         some hosts failed; carries one reason per host     (exit 1)
-└── Interrupted              Ctrl-C, after everything begun was taken back      (exit 130)
+└── Interrupted              Ctrl-C, after the launch was rolled back           (exit 130)
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from collections.abc import Mapping
 
 
 class TorchfabError(Exception):
-    """Base class: a message that says what was expected, what was given, where, and how to fix it.
+    """Base class; the message states what was expected, what was given, where, and how to fix it.
 
     Parameters
     ----------
     message : str
         One line: what is wrong, and where.
     fix : str
-        One line: what to do about it; empty when the message says it all.
+        One line: how to fix it; empty where the message is enough.
 
     Attributes
     ----------
     unsure : tuple of str
-        Hosts on which something of a launch that failed may still run; empty for nearly all errors.
+        Hosts on which processes of a failed launch may still run; empty for nearly all errors.
     """
 
     exit_code = 1
@@ -62,7 +62,7 @@ class HostError(TorchfabError):
     Parameters
     ----------
     address : str
-        The address under which it was reached, where the message names that one: hosts that fail alike differ in it.
+        The address of the host, where the message contains it: it is masked when equal errors of hosts are grouped.
     """
 
     def __init__(self, message: str, fix: str = "", address: str = "") -> None:
@@ -71,14 +71,16 @@ class HostError(TorchfabError):
 
 
 class HostsFailedError(TorchfabError):
-    """Some hosts failed; the others are not to blame.
+    """Some hosts failed; the other hosts are fine.
 
     Parameters
     ----------
     message : str
-        What was being done.
+        How many hosts failed, and during which action.
     reasons : Mapping[str, TorchfabError]
-        For each failing host, as written in the hosts file, its error.
+        The error of each failed host, by its name in the hosts file.
+    fix : str
+        One line: how to fix it. Default: the reasons say it.
     """
 
     def __init__(self, message: str, reasons: Mapping[str, TorchfabError], fix: str = "") -> None:
@@ -87,6 +89,6 @@ class HostsFailedError(TorchfabError):
 
 
 class Interrupted(TorchfabError):
-    """The user pressed Ctrl-C; what had begun was taken back, and the message says so."""
+    """The user pressed Ctrl-C; the launch was rolled back, and the message says so."""
 
     exit_code = 130

@@ -1,8 +1,8 @@
-"""What a runtime tells of a job while one watches it."""
+"""The events that a runtime yields while a job is watched."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -13,7 +13,7 @@ from torchfab.core.status import JobStatus, NodeStatus
 
 @dataclass(frozen=True)
 class Lines:
-    """Log lines of one node: each `[label, time, text]`; the label is a rank, `agent`, or `local N`."""
+    """Log lines of one node: each `[label, time, text]`, where the label is a rank, `agent`, or `local N`."""
 
     node: Node
     lines: Sequence[Sequence[Any]]
@@ -21,21 +21,21 @@ class Lines:
 
 @dataclass(frozen=True)
 class BacklogRead:
-    """All that the node's logs held when they were first read has been told."""
+    """All log lines that existed when the node's logs were first read have been yielded."""
 
     node: Node
 
 
 @dataclass(frozen=True)
 class NodeEnded:
-    """The job has ended on a node, or its logs were told as far as they were asked for."""
+    """The job has ended on a node, or all requested log lines were yielded."""
 
     status: NodeStatus
 
 
 @dataclass(frozen=True)
 class ContactLost:
-    """A node cannot be reached for the moment; it will be tried again."""
+    """A node cannot be reached at the moment; the runtime tries it again."""
 
     node: Node
     error: TorchfabError
@@ -43,14 +43,15 @@ class ContactLost:
 
 @dataclass(frozen=True)
 class StatusChanged:
-    """How a scheduler's job is now, and on which nodes; told again when it changes, and at last when it has ended."""
+    """The status of a scheduler's job and its nodes; yielded at each change, the last time when the job has ended."""
 
     status: JobStatus
 
 
 @dataclass(frozen=True)
 class Tick:
-    """Nothing happened; time passes."""
+    """No event within the poll interval."""
 
 
 Event: TypeAlias = Lines | BacklogRead | NodeEnded | ContactLost | StatusChanged | Tick
+EventStream: TypeAlias = Generator[Event, None, None]

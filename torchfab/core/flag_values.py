@@ -1,71 +1,178 @@
-"""Read the values of command-line flags: whole numbers with bounds, seconds, ports; a wrong one is a UsageError."""
+"""Command-line flags as dataclass fields with a type: whole numbers with bounds, seconds; a wrong value is an error.
+
+    @dataclass(frozen=True)
+    class Flags:
+        max_restarts: int = flag(0, "How often torchrun restarts failed ranks. [0]", WholeNumber())
+
+The command line gives every value as text. `parse` makes the dataclass of it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol, TypeVar
+
 from torchfab.core.errors import UsageError
 
-_MOST_SECONDS = 1e6
+Flags = TypeVar("Flags")
+_NO_BOUND = 999_999_999
 
 
-def is_whole(text: str, digits: int = 11) -> bool:
-    """Say whether a text is a whole number in ASCII digits, with at most `digits` of them. Default 11."""
+class FlagType(Protocol):
+    """How the text of a flag becomes its value."""
+
+    def parse(self, name: str, text: str) -> Any:
+        """Return the value of the flag `name` (with its dashes), or raise UsageError."""
+
+
+@dataclass(frozen=True)
+class WholeNumber:
+    """A whole number in decimal digits.
+
+    Parameters
+    ----------
+    low, high : int
+        The bounds, both included. Default 0 and 999,999,999.
+    zero : str
+        What 0 means, where 0 is allowed below `low`; empty: it is not. Default empty.
+    form : str
+        What the number is part of, for the error: `N or MIN:MAX, each `. Default empty.
+    """
+
+    low: int = 0
+    high: int = _NO_BOUND
+    zero: str = ""
+    form: str = ""
+
+    def parse(self, name: str, text: str) -> int:
+        """Return the number, or raise UsageError."""
+        value = int(text) if is_whole(text) else -1
+        if self.low <= value <= self.high or (self.zero and value == 0):
+            return value
+        raise UsageError(f"{name} is {self.form}{self._range()}{';' if self.zero else ','} got {text!r}")
+
+    def _range(self) -> str:
+        bounds = f"of at least {self.low}" if self.high == _NO_BOUND else f"from {self.low} to {self.high}"
+        return f"a number {bounds}" + (f", or 0 for {self.zero}" if self.zero else "")
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """A number of seconds, as a decimal fraction.
+
+    Parameters
+    ----------
+    low : float
+        The lower bound, included. Default 0.
+    """
+
+    low: float = 0.0
+
+    def parse(self, name: str, text: str) -> float:
+        """Return the seconds, or raise UsageError."""
+        try:
+            value = float(text)
+        except ValueError:
+            value = -1.0
+        if not 0 <= value < 1e6:
+            raise UsageError(f"{name} is a number of seconds, got {text!r}")
+        if value < self.low:
+            raise UsageError(f"{name} is at least {self.low:g} seconds, got {text!r}")
+        return value
+
+
+@dataclass(frozen=True)
+class NumberOr:
+    """A whole number, or one of some words.
+
+    Parameters
+    ----------
+    words : tuple of str
+        The words.
+    low, high : int
+        The bounds of the number, both included. Default 0 and 999,999,999.
+    """
+
+    words: tuple[str, ...]
+    low: int = 0
+    high: int = _NO_BOUND
+
+    def parse(self, name: str, text: str) -> int | str:
+        """Return the number or the word, or raise UsageError."""
+        if text in self.words:
+            return text
+        if is_whole(text) and self.low <= int(text) <= self.high:
+            return int(text)
+        bounds = "" if self.high == _NO_BOUND else f" from {self.low} to {self.high}"
+        raise UsageError(f"{name} is {', '.join(self.words)} or a number{bounds}, got {text!r}")
+
+
+PORT = WholeNumber(1, 65535, zero="a free one")
+
+
+def is_whole(text: str, digits: int = 9) -> bool:
+    """Say whether a text is a whole number in ASCII digits, with at most `digits` of them. Default 9."""
     return text.isascii() and text.isdigit() and len(text) <= digits
 
 
-def whole_number(text: str, expected: str, low: int = 0, high: int = 999_999) -> int:
-    """Return the whole number that a flag was given.
+def flag(default: Any, text: str, kind: FlagType | None = None) -> Any:
+    """Return a dataclass field that is a command-line flag.
 
     Parameters
     ----------
+    default : Any
+        Its value when it is not given: a text, False for a switch, an empty tuple for one that may be given again, or
+        a value of its type.
     text : str
-        What was given.
-    expected : str
-        The flag and what it takes, as the error says it: `--nodes is a number of at least 1`.
-    low, high : int
-        The bounds, both included. Defaults 0 and 999,999.
-
-    Raises
-    ------
-    UsageError
-        It is no whole number, or out of bounds.
+        Its help.
+    kind : FlagType, optional
+        Its type. Default: it is a text.
     """
-    if not (is_whole(text) and low <= int(text) <= high):
-        raise UsageError(f"{expected}, got {text!r}")
-    return int(text)
+    return field(default=default, metadata={"help": text, "type": kind})
 
 
-def port(text: str) -> int:
-    """Return the port that `--port` was given; 0 means a free one. Whether it is at most 65535, the job checks.
-
-    Raises
-    ------
-    UsageError
-        It is no number.
-    """
-    if not is_whole(text):
-        raise UsageError(f"--port is a number from 1 to 65535, or 0 for a free one; got {text!r}")
-    return int(text)
-
-
-def seconds(flag: str, text: str) -> float:
-    """Return the seconds that a flag was given.
+def parse(kind: type[Flags], values: Mapping[str, Any]) -> Flags:
+    """Return a dataclass of flags from what the command line, or a record, gave; what is missing has its default.
 
     Parameters
     ----------
-    flag : str
-        Its name, with dashes.
-    text : str
-        What was given.
+    kind : type
+        A dataclass whose fields were made with `flag`.
+    values : Mapping of str to Any
+        The values by field name. A text is converted to the field's type, a list to a tuple; an empty text for a field
+        with a type stands for its default.
 
     Raises
     ------
     UsageError
-        It is no number, or not between 0 and 1,000,000.
+        A value does not have the type of its flag.
     """
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < _MOST_SECONDS:
-        raise UsageError(f"{flag} is a number of seconds, got {text!r}")
-    return value
+    return kind(**values_of({each.name: each for each in fields(kind)}, values))  # type: ignore[arg-type]
+
+
+def values_of(flags: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of some flags, each converted to its type, as `parse` does.
+
+    Parameters
+    ----------
+    flags : Mapping of str to dataclass field
+        The fields by name, as `flag` makes them.
+    values : Mapping of str to Any
+        What was given; names that are no flags are left out.
+
+    Raises
+    ------
+    UsageError
+        A value does not have the type of its flag.
+    """
+    return {name: _value(each, name, values[name]) for name, each in flags.items() if name in values}
+
+
+def _value(each: Any, name: str, value: Any) -> Any:
+    kind: FlagType | None = each.metadata.get("type")
+    if isinstance(value, list):
+        return tuple(value)
+    if kind is None or not isinstance(value, str):
+        return value
+    return kind.parse(f"--{name.replace('_', '-')}", value) if value else each.default

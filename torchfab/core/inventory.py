@@ -1,6 +1,6 @@
-"""Text of `hosts` and `gpus` -> nodes and slots. Errors name file and line, what was read and what was expected.
+"""Parse the `hosts` and `gpus` files into nodes and slots. Errors name file and line, what was read and expected.
 
-hosts   one host a line: [user@]host[:port] [slots=8] [gpus=2,3] [address=10.0.0.5]; ranges as node[01-16]
+hosts   one host per line: [user@]host[:port] [slots=8] [gpus=2,3] [address=10.0.0.5]; ranges as node[01-16]
 gpus    one line per process: the same host again for its next GPU, in any order; ranks follow the lines
 """
 
@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torchfab.core.errors import InventoryError
+from torchfab.core.flag_values import is_whole
 from torchfab.core.specs import Node, Slot
 
 MOST_HOSTS = 10_000
@@ -19,42 +20,62 @@ _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_])?")
 _PATTERN = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]|\[[0-9,/-]+\])*")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\$?")
 _IPV6 = re.compile(r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9._-]+)?")
-_NUMBER = re.compile(r"[0-9]{1,9}")  # Python refuses to convert texts of thousands of digits
+_NUMBER = re.compile(r"[0-9]{1,9}")  # int() rejects strings of more than 4300 digits
 _DEVICE = re.compile(r"[A-Za-z0-9-]+")
-_WANTED = (
+_EXPECTED = (
     "expected [user@]host[:port] [slots=N] [gpus=0,1] [address=A], with ranges as node[01-16] and IPv6 as [fd00::1]"
 )
 
 
 @dataclass(frozen=True)
 class _Line:
-    """One meaningful line: where it stands, what it says."""
+    """One line that is not blank or a comment: its `file:line`, and its words."""
 
     origin: str
     words: tuple[str, ...]
 
-    def error(self, what: str, fix: str = _WANTED) -> InventoryError:
-        return InventoryError(f"{self.origin}: {what}", fix)
+    def error(self, problem: str, fix: str = _EXPECTED) -> InventoryError:
+        return InventoryError(f"{self.origin}: {problem}", fix)
 
 
 def read_hosts(path: Path) -> tuple[Node, ...]:
-    """Return the nodes of a hosts file.
+    """Read a hosts file.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Returns
+    -------
+    tuple of Node
+        In the order of the file.
 
     Raises
     ------
     InventoryError
-        The file is missing, empty or wrong somewhere.
+        The file is missing, has no host, or has a line that is not valid.
     """
     return parse_hosts(_read(path), str(path))
 
 
 def read_gpus(path: Path) -> tuple[tuple[Node, ...], tuple[Slot, ...]]:
-    """Return the nodes and the slots of a gpus file.
+    """Read a gpus file.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Returns
+    -------
+    tuple of tuple of Node and tuple of Slot
+        The hosts in the order of their first lines, and one slot per process.
 
     Raises
     ------
     InventoryError
-        The file is missing, empty or wrong somewhere.
+        The file is missing, has no host, or has a line that is not valid.
     """
     return parse_gpus(_read(path), str(path))
 
@@ -73,43 +94,94 @@ def _read(path: Path) -> str:
 
 
 def parse_hosts(text: str, origin: str) -> tuple[Node, ...]:
-    """Return the nodes that the text of a hosts file names, in its order.
+    """Parse the text of a hosts file.
 
     Parameters
     ----------
     text : str
-        One host a line; `#` comments, blank lines, CRLF and a byte order mark are fine.
+        One host per line; `#` comments, blank lines, CRLF and a byte order mark are allowed.
     origin : str
         Name of the file, for messages.
+
+    Returns
+    -------
+    tuple of Node
+        In the order of the text.
+
+    Raises
+    ------
+    InventoryError
+        A line is not valid, or there is no host.
     """
-    found: dict[tuple[str, int | None], Node] = {}
+    nodes: dict[tuple[str, int | None], Node] = {}
     for line in _lines(text, origin):
         for node in _nodes_of(line, ("slots", "gpus", "address")):
             key = (node.host, node.port)
-            if key in found:
+            if key in nodes:
                 raise line.error(
-                    f"{node.label} stands in {found[key].origin} already",
-                    "a host stands once in a hosts file; say slots=N for more processes on it",
+                    f"{node.label} is already listed in {nodes[key].origin}",
+                    "a host is listed once in a hosts file; say slots=N for more processes on it",
                 )
-            found[key] = replace(node, rank=len(found))
-    return tuple(_checked(list(found.values()), origin))
+            nodes[key] = replace(node, rank=len(nodes))
+    return tuple(_require_hosts(list(nodes.values()), origin))
 
 
 def parse_flag(hosts: str, origin: str = "-H") -> tuple[Node, ...]:
-    """Return the nodes of `-H host1,host2`; a comma inside brackets belongs to a range."""
+    """Parse the value of `-H host1,host2`.
+
+    Parameters
+    ----------
+    hosts : str
+        Hosts, separated by commas; a comma inside brackets belongs to a range.
+    origin : str
+        Name of the flag, for messages. Default `-H`.
+
+    Returns
+    -------
+    tuple of Node
+        In the order of the hosts.
+    """
     return parse_hosts(lines_of_flag(hosts), origin)
 
 
 def lines_of_flag(hosts: str) -> str:
-    """Return `host1,node[1,3]` as a file would have it: one host, or one range of hosts, a line."""
+    """Convert the value of `-H host1,node[1,3]` to the text of a hosts file.
+
+    Parameters
+    ----------
+    hosts : str
+        Hosts, separated by commas; a comma inside brackets belongs to a range.
+
+    Returns
+    -------
+    str
+        One host, or one range of hosts, per line.
+    """
     return "\n".join(re.split(r",(?![^\[]*\])", hosts))
 
 
 def parse_gpus(text: str, origin: str) -> tuple[tuple[Node, ...], tuple[Slot, ...]]:
-    """Return the nodes and slots that the text of a gpus file names.
+    """Parse the text of a gpus file.
 
-    Ranks follow the lines; the node rank of a host is the order in which hosts first appear; its local ranks are
-    counted over its own lines. `gpus=2,3` stands for one line per device.
+    Ranks follow the order of the lines, node ranks that of the first line of each host, and local ranks that of the
+    lines of one host. `gpus=2,3` is short for one line per device.
+
+    Parameters
+    ----------
+    text : str
+        One process per line.
+    origin : str
+        Name of the file, for messages.
+
+    Returns
+    -------
+    tuple of tuple of Node and tuple of Slot
+        The hosts in the order of their first lines, and one slot per process.
+
+    Raises
+    ------
+    InventoryError
+        A line is not valid, or there is no host.
     """
     nodes: dict[tuple[str, int | None], Node] = {}
     slots: list[Slot] = []
@@ -117,32 +189,34 @@ def parse_gpus(text: str, origin: str) -> tuple[tuple[Node, ...], tuple[Slot, ..
     for line in _lines(text, origin):
         for node in _nodes_of(line, ("gpus", "address")):
             first = nodes.setdefault((node.host, node.port), replace(node, rank=len(nodes), gpus=()))
-            nodes[node.host, node.port] = _with_devices(line, first, node, counts.get(first.rank, 0))
+            nodes[node.host, node.port] = _merge_devices(line, first, node, counts.get(first.rank, 0))
             for _ in node.gpus or ("",):
                 local_rank = counts.setdefault(first.rank, 0)
                 slots.append(Slot(rank=len(slots), node_rank=first.rank, local_rank=local_rank))
                 counts[first.rank] = local_rank + 1
-    return tuple(_checked(list(nodes.values()), origin)), tuple(slots)
+    return tuple(_require_hosts(list(nodes.values()), origin)), tuple(slots)
 
 
-def _with_devices(line: _Line, first: Node, node: Node, lines_before: int) -> Node:
+def _merge_devices(line: _Line, first: Node, node: Node, lines_before: int) -> Node:
     if bool(node.gpus) != bool(first.gpus) and lines_before:
         raise line.error(
             f"{node.label} names its devices on some lines only", "say gpus=N on all of its lines, or on none"
         )
-    twice = set(node.gpus) & set(first.gpus)
-    if twice:
-        raise line.error(f"device {min(twice)} of {node.label} is named twice", "one line per device")
-    for what, before, now in (("user", first.user, node.user), ("address", first.address, node.address)):
-        if before and now and before != now:
-            raise line.error(f"{node.label} has the {what} {before} on another line, and {now} here", "a host has one")
+    duplicates = set(node.gpus) & set(first.gpus)
+    if duplicates:
+        raise line.error(f"device {min(duplicates)} of {node.label} is named twice", "one line per device")
+    for name, earlier, here in (("user", first.user, node.user), ("address", first.address, node.address)):
+        if earlier and here and earlier != here:
+            raise line.error(
+                f"{node.label} has the {name} {earlier} on another line, and {here} here", "a host has one"
+            )
     user, address = first.user or node.user, first.address or node.address
     return replace(first, gpus=first.gpus + node.gpus, user=user, address=address)
 
 
-def _checked(nodes: list[Node], origin: str) -> list[Node]:
+def _require_hosts(nodes: list[Node], origin: str) -> list[Node]:
     if not nodes:
-        raise InventoryError(f"{origin}: names no host", _WANTED)
+        raise InventoryError(f"{origin}: names no host", _EXPECTED)
     return nodes
 
 
@@ -176,17 +250,17 @@ def _split_target(line: _Line, target: str) -> tuple[str, str, int | None]:
     """Return user, host (or pattern) and port of `user@host:port`."""
     user, at, rest = target.rpartition("@")
     if at and not _USER.fullmatch(user):
-        raise line.error(f"{user!r} is no user name")
+        raise line.error(f"{user!r} is not a user name")
     bracketed = re.fullmatch(r"\[([^\]]*:[^\]]*)\](?::(.*))?", rest)
     if bracketed:
         if not _IPV6.fullmatch(bracketed[1]):
-            raise line.error(f"{bracketed[1]!r} is no IPv6 address")
+            raise line.error(f"{bracketed[1]!r} is not an IPv6 address")
         return user, bracketed[1], _port(line, bracketed[2])
     if rest.count(":") > 1:
         raise line.error(f"{rest!r} looks like an IPv6 address without brackets", f"write [{rest}]")
     host, colon, port = rest.partition(":")
     if not _PATTERN.fullmatch(host) or not ("[" in host or _HOST.fullmatch(host)):
-        raise line.error(f"{host!r} is no host name")
+        raise line.error(f"{host!r} is not a host name")
     return user, host, _port(line, port if colon else None)
 
 
@@ -194,7 +268,7 @@ def _port(line: _Line, text: str | None) -> int | None:
     if text is None:
         return None
     if not (_NUMBER.fullmatch(text) and 1 <= int(text) <= 65535):
-        raise line.error(f"{text!r} is no port", "a port is a number from 1 to 65535")
+        raise line.error(f"{text!r} is not a port", "a port is a number from 1 to 65535")
     return int(text)
 
 
@@ -209,7 +283,7 @@ def _options(line: _Line, keys: Sequence[str]) -> dict[str, str]:
             raise line.error(f"{key}= needs one value, got {word!r}")
         values[key] = value
     if "address" in values and not (_HOST.fullmatch(values["address"]) or _IPV6.fullmatch(values["address"])):
-        raise line.error(f"{values['address']!r} is no host name or address")
+        raise line.error(f"{values['address']!r} is not a host name or address")
     return values
 
 
@@ -237,7 +311,7 @@ def _expand(line: _Line, host: str) -> list[str]:
         return [host]
     from ClusterShell.NodeSet import NodeSet, NodeSetException  # only where a range is used: 30 ms
 
-    if _most_hosts_of(host) > MOST_HOSTS:
+    if _max_host_count(host) > MOST_HOSTS:
         raise line.error(f"the range {host} has more than {MOST_HOSTS} hosts")
     try:
         hosts = list(NodeSet(host))
@@ -246,21 +320,32 @@ def _expand(line: _Line, host: str) -> list[str]:
     return hosts
 
 
-def _most_hosts_of(pattern: str) -> int:
-    """Return how many hosts a pattern with ranges names at most, steps not regarded, without making them."""
+def _max_host_count(pattern: str) -> int:
+    """Return an upper bound for the hosts of a pattern with ranges; it ignores steps, and expands nothing."""
     product = 1
     for ranges in re.findall(r"\[([^\]]*)\]", pattern):
         ends = [part.partition("/")[0].partition("-") for part in ranges.split(",")]
         if any(len(low) > 9 or len(high) > 9 for low, _, high in ends):
             return MOST_HOSTS + 1
         product *= sum(
-            max(1, int(high) - int(low) + 1) if low.isdigit() and high.isdigit() else 1 for low, _, high in ends
+            max(1, int(high) - int(low) + 1) if is_whole(low) and is_whole(high) else 1 for low, _, high in ends
         )
     return product
 
 
 def fold(hosts: Sequence[str]) -> str:
-    """Return host names as people write them: `node[001-064]`, or the names themselves where they cannot be folded."""
+    """Fold host names into ranges.
+
+    Parameters
+    ----------
+    hosts : sequence of str
+        Host names.
+
+    Returns
+    -------
+    str
+        `node[001-064]`; the names, separated by commas, where they cannot be folded.
+    """
     if len(hosts) < 2:
         return "".join(hosts)
     if not all(_HOST.fullmatch(host) for host in hosts):
@@ -271,7 +356,18 @@ def fold(hosts: Sequence[str]) -> str:
 
 
 def fold_ranks(ranks: Sequence[int]) -> str:
-    """Return ranks as people write them: `0-2,5`."""
+    """Fold ranks into ranges.
+
+    Parameters
+    ----------
+    ranks : sequence of int
+        In any order.
+
+    Returns
+    -------
+    str
+        `0-2,5`.
+    """
     runs: list[list[int]] = []
     for rank in sorted(set(ranks)):
         if runs and rank == runs[-1][-1] + 1:
@@ -282,17 +378,27 @@ def fold_ranks(ranks: Sequence[int]) -> str:
 
 
 def parse_ranks(text: str) -> tuple[int, ...]:
-    """Return the ranks that `0,2-5` names.
+    """Parse the value of `--rank`.
+
+    Parameters
+    ----------
+    text : str
+        Ranks and ranges: `0,2-5`.
+
+    Returns
+    -------
+    tuple of int
+        In the order of the text.
 
     Raises
     ------
     InventoryError
-        It is not a list of ranks.
+        The text is not a list of ranks.
     """
     ranks: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", part.strip())
         if not match or int(match[2] or match[1]) < int(match[1]):
-            raise InventoryError(f"--rank {text}: {part!r} is no rank", "write ranks as 0,2-5")
+            raise InventoryError(f"--rank {text}: {part!r} is not a rank", "write ranks as 0,2-5")
         ranks += range(int(match[1]), int(match[2] or match[1]) + 1)
     return tuple(ranks)

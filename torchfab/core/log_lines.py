@@ -1,4 +1,4 @@
-"""Log lines for people: rank and host before each, equal lines folded into one, nothing that moves a cursor."""
+"""Format log lines for the terminal: prefix rank and host, fold equal lines, strip control characters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 
 
 class Line(NamedTuple):
-    """One log line: who wrote it, where, when (seconds since the epoch), and its text."""
+    """One log line: the host, the rank or other label that wrote it, the time (seconds since the epoch), the text."""
 
     host: str
     label: int | str
@@ -26,7 +26,7 @@ class Line(NamedTuple):
 
 
 class FoldedLine(NamedTuple):
-    """One text, and all who wrote it at about the same time."""
+    """One text, with the hosts and labels of all processes that wrote it at about the same time."""
 
     hosts: tuple[str, ...]
     labels: tuple[int | str, ...]
@@ -35,71 +35,107 @@ class FoldedLine(NamedTuple):
     def __str__(self) -> str:
         if len(self.labels) == 1:
             return f"{self.hosts[0]} [{self.labels[0]}] {clean(self.text)}"
-        return f"{_who(self.hosts, self.labels)} {clean(self.text)}"
+        return f"{_prefix(self.hosts, self.labels)} {clean(self.text)}"
 
 
-@lru_cache(1024)  # the same ranks write together again and again
-def _who(hosts: tuple[str, ...], labels: tuple[int | str, ...]) -> str:
+@lru_cache(1024)  # the same ranks write together repeatedly
+def _prefix(hosts: tuple[str, ...], labels: tuple[int | str, ...]) -> str:
     ranks = [label for label in labels if isinstance(label, int)]
     others = sorted({label for label in labels if isinstance(label, str)})
     return f"{fold(hosts)} [{','.join(([fold_ranks(ranks)] if ranks else []) + others)}]"
 
 
 def clean(text: str) -> str:
-    """Return `text` without escape sequences and control characters: a log line must not steer a terminal."""
+    """Strip escape sequences and control characters: a log line must not control the terminal.
+
+    Parameters
+    ----------
+    text : str
+        One line.
+
+    Returns
+    -------
+    str
+        The printable text.
+    """
     return _CONTROLS.sub("", _ESCAPES.sub("", text)) if not text.isprintable() else text
 
 
 def fold_lines(lines: Iterable[Line], folding: bool = True) -> list[FoldedLine]:
-    """Return lines for printing, equal ones of different ranks as one, where the first of them stood.
+    """Fold equal lines of different ranks into one.
 
-    The n-th time that a rank writes a text is folded with the n-th time of the other ranks, so that nothing is
-    swallowed. Output of launchers (`agent`) and of ranks is not folded together.
+    The n-th occurrence of a text in one rank's log is folded with the n-th occurrence in the others', so that no
+    repetition is lost. Output of launchers (`agent`) and of ranks is not folded together.
+
+    Parameters
+    ----------
+    lines : iterable of Line
+        In the order in which they are printed.
+    folding : bool
+        Whether to fold at all. Default True.
+
+    Returns
+    -------
+    list of FoldedLine
+        Each at the position of its first line.
     """
     if not folding:
-        return [_alone(line) for line in lines]
+        return [_single(line) for line in lines]
     lines = list(lines)
-    count = Counter([line.text for line in lines])
-    alike: dict[tuple[str, bool], list[tuple[int, Line]]] = {}
-    found: list[tuple[int, FoldedLine]] = []
-    for number, line in enumerate(lines):
-        if count[line.text] == 1:  # most, where every rank tells its own
-            found.append((number, _alone(line)))
+    counts = Counter([line.text for line in lines])
+    equal: dict[tuple[str, bool], list[tuple[int, Line]]] = {}
+    folded: list[tuple[int, FoldedLine]] = []
+    for position, line in enumerate(lines):
+        if counts[line.text] == 1:  # the common case where every rank logs its own values
+            folded.append((position, _single(line)))
         else:
-            alike.setdefault((line.text, isinstance(line.label, int)), []).append((number, line))
-    for same in alike.values():
-        found += _together(same)
-    found.sort(key=itemgetter(0))
-    return [line for _, line in found]
+            equal.setdefault((line.text, isinstance(line.label, int)), []).append((position, line))
+    for group in equal.values():
+        folded += _fold_equal(group)
+    folded.sort(key=itemgetter(0))
+    return [line for _, line in folded]
 
 
-def _alone(line: Line) -> FoldedLine:
+def _single(line: Line) -> FoldedLine:
     return FoldedLine((line.host,), (line.label,), line.text)
 
 
-def _together(same: Sequence[tuple[int, Line]]) -> list[tuple[int, FoldedLine]]:
-    """Return one line for each turn in which ranks wrote a text, with the number of the first line of it."""
-    if len({line[:2] for _, line in same}) == len(same):  # each wrote it once
-        return [(same[0][0], _folded([line for _, line in same]))]
-    turns: list[list[tuple[int, Line]]] = []
+def _fold_equal(lines: Sequence[tuple[int, Line]]) -> list[tuple[int, FoldedLine]]:
+    """Return one line per repetition of a text, with the position of its first line."""
+    if len({line[:2] for _, line in lines}) == len(lines):  # each rank wrote it once
+        return [(lines[0][0], _merge([line for _, line in lines]))]
+    repetitions: list[list[tuple[int, Line]]] = []
     counts: dict[tuple[str, int | str], int] = {}
-    for number, line in same:
-        who = (line.host, line.label)
-        turn = counts.get(who, 0)
-        counts[who] = turn + 1
-        if turn == len(turns):
-            turns.append([])
-        turns[turn].append((number, line))
-    return [(group[0][0], _folded([line for _, line in group])) for group in turns]
+    for position, line in lines:
+        writer = (line.host, line.label)
+        repetition = counts.get(writer, 0)
+        counts[writer] = repetition + 1
+        if repetition == len(repetitions):
+            repetitions.append([])
+        repetitions[repetition].append((position, line))
+    return [(group[0][0], _merge([line for _, line in group])) for group in repetitions]
 
 
-def _folded(group: Sequence[Line]) -> FoldedLine:
+def _merge(group: Sequence[Line]) -> FoldedLine:
     hosts = tuple(dict.fromkeys([line.host for line in group]))
     return FoldedLine(hosts, tuple([line.label for line in group]), group[0].text)
 
 
 def batches(lines: Sequence[Line], window_s: float = 1.0) -> Iterable[list[Line]]:
-    """Yield lines of the past in the order of time, those of each window together: there equal lines are folded."""
+    """Sort past lines by time and group them; equal lines are folded within a group.
+
+    Parameters
+    ----------
+    lines : sequence of Line
+        In any order.
+    window_s : float
+        The longest time that a group covers, in seconds. Default 1.
+
+    Yields
+    ------
+    list of Line
+        The lines of one group.
+    """
     batch: list[Line] = []
     for line in sorted(lines, key=lambda line: line.time):
         if batch and line.time - batch[0].time > window_s:

@@ -1,4 +1,4 @@
-"""`--hostfile slurm`: the hosts of the Slurm allocation that this terminal is in (salloc, or a batch script)."""
+"""`--hostfile slurm`: the hosts of the Slurm allocation of this terminal (salloc, or a batch script)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from torchfab.core.errors import UsageError
+from torchfab.core.flag_values import is_whole
 from torchfab.core.inventory import parse_flag
 from torchfab.core.specs import Node
 
@@ -15,12 +16,22 @@ _COUNTS = re.compile(r"(\d+)(?:\(x(\d+)\))?")
 
 
 def nodes_of(environ: Mapping[str, str]) -> tuple[Node, ...]:
-    """Return the nodes of the allocation, with as many slots as it has GPUs there, else tasks that were asked for.
+    """Return the nodes of the current Slurm allocation.
+
+    Parameters
+    ----------
+    environ : mapping of str to str
+        The environment of this terminal.
+
+    Returns
+    -------
+    tuple of Node
+        With the allocated GPUs of each node as its slots, else its requested tasks, else no number of slots.
 
     Raises
     ------
     UsageError
-        This terminal is in no allocation.
+        This terminal is not in an allocation.
     """
     hosts = environ.get("SLURM_JOB_NODELIST")
     if not hosts:
@@ -30,13 +41,13 @@ def nodes_of(environ: Mapping[str, str]) -> tuple[Node, ...]:
         )
     nodes = parse_flag(hosts, "SLURM_JOB_NODELIST")
     counts = _gpus(environ, len(nodes)) or _tasks(environ)
-    if len(counts) != len(nodes):  # nothing was asked for: the nodes will be asked what they have
+    if len(counts) != len(nodes):  # neither was requested: the launch determines the slots from the nodes' GPUs
         return nodes
     return tuple(replace(node, slots=count) for node, count in zip(nodes, counts, strict=True))
 
 
 def _gpus(environ: Mapping[str, str], nodes: int) -> list[int]:
-    """Return the GPUs of each node; nothing where none was asked for, or where they cannot be told apart."""
+    """Return the GPUs of each node; empty where none were requested, or where their distribution is not known."""
     per_node = _total(environ.get("SLURM_GPUS_PER_NODE", ""))
     total = _total(environ.get("SLURM_GPUS", ""))
     if not per_node and total and total % nodes == 0:
@@ -47,11 +58,11 @@ def _gpus(environ: Mapping[str, str], nodes: int) -> list[int]:
 def _total(text: str) -> int:
     """Return the sum of counts as Slurm writes them: `8`, `a100:4`, `a100:2,v100:2`."""
     counts = [part.rpartition(":")[2] for part in text.split(",")]
-    return sum(int(count) for count in counts if count.isdigit())
+    return sum(int(count) for count in counts if is_whole(count))
 
 
 def _tasks(environ: Mapping[str, str]) -> list[int]:
-    """Return the tasks of each node, of `2(x3),1`; nothing where the user did not say how many."""
+    """Return the tasks of each node, parsed from `2(x3),1`; empty where the user did not request a number."""
     if "SLURM_NTASKS" not in environ:
         return []
     matches = [_COUNTS.fullmatch(part) for part in environ.get("SLURM_TASKS_PER_NODE", "").split(",")]

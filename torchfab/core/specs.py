@@ -1,4 +1,4 @@
-"""The values that flow through torchfab: Node, Slot, Job, Facts, Process, NodePlan, Plan. All frozen, all pure.
+"""The central values of torchfab: Node, Slot, Job, Facts, Process, NodePlan, Plan. All are frozen dataclasses.
 
 flags + fabric.yaml -> Job -> inventory (Nodes, Slots) -> Facts -> launcher.plan() -> Plan -> runtime
 """
@@ -27,21 +27,21 @@ class Node:
     Parameters
     ----------
     rank : int
-        `node_rank`: its order in the hosts file, from 0.
+        `node_rank`: its position in the hosts file, from 0.
     host : str
-        Name or address, as ssh takes it; `localhost` is this machine, without ssh.
+        Name or address, as ssh takes it; `localhost` is this machine, reached without ssh.
     user : str
-        Login name; empty for ssh's own choice.
+        Login name; empty for the one that ssh would use.
     port : int, optional
-        Port of sshd; None for ssh's own choice.
+        Port of sshd; None for the one that ssh would use.
     address : str
-        How the other nodes reach it; empty for `host`.
+        Address for connections from the other nodes; empty for `host`.
     slots : int, optional
-        How many processes to run there; None: as many as it has GPUs.
+        Number of processes to run there; None for one per GPU.
     gpus : tuple of str
-        Which devices to use, by index or UUID; empty for all.
+        Devices to use, by index or UUID; empty for all.
     origin : str
-        Where it was written: `file:line`.
+        `file:line` of the hosts file.
     """
 
     rank: int
@@ -60,7 +60,7 @@ class Node:
 
     @property
     def label(self) -> str:
-        """The node's name for people: the host, with the port where that tells nodes of one host apart."""
+        """The display name of the node: its host, with the port where one is given."""
         host = f"[{self.host}]" if ":" in self.host and self.port else self.host
         return f"{host}:{self.port}" if self.port else host
 
@@ -72,11 +72,11 @@ class Slot:
     Parameters
     ----------
     rank : int
-        Its order among all lines, from 0.
+        Its position among all lines, from 0.
     node_rank : int
-        Which node it runs on.
+        The rank of its node.
     local_rank : int
-        Its order among the lines of that host.
+        Its position among the lines of that host, from 0.
     """
 
     rank: int
@@ -86,7 +86,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Job:
-    """One launch of one script over some nodes: what the user asked for, with every default filled in.
+    """One launch of one script on some nodes: the user's request, with every default filled in.
 
     Parameters
     ----------
@@ -97,27 +97,29 @@ class Job:
     launcher : str
         Name of the launcher.
     script : tuple of str
-        The user's words after `--`: a script, or `-m` and a module, and its arguments.
+        The arguments after `--`: a script, or `-m` and a module, and its arguments.
     workdir : str
         Absolute path of the directory to run in, on every node.
     python : str
-        Interpreter on the nodes, as a path or a name to be found there.
+        Interpreter on the nodes: a path, or a name that is looked up in PATH there.
     master_addr : str
-        Address of the rendezvous; empty for that of node 0.
+        Address of the rendezvous; empty for the address of node 0.
     port : int
         Port of the rendezvous on node 0; 0 for a free one.
     env : Mapping of str to str
-        Environment of the processes besides what torchfab sets: forwarded names and `--env`.
+        Environment of the processes in addition to what torchfab sets: forwarded variables and `--env`.
     secrets : Mapping of str to str
         The part of the environment whose values are never shown or stored.
     node_dir : str
-        Where jobs' folders lie on a node: an absolute path, or one that begins with `~`.
+        Directory of the jobs' folders on a node: an absolute path, or one that begins with `~`.
+    grace_s : float
+        Seconds between SIGTERM and SIGKILL when the job is stopped.
     options : Mapping of str to Any
-        What only this launcher knows: its own flags, checked.
+        The launcher's own flags, validated.
     ssh_options : tuple of str
-        Options of OpenSSH by which hosts are reached (`-F FILE`, `-i KEY`), for a head that reaches the nodes itself.
+        Options of OpenSSH's client (`-F FILE`, `-i KEY`), for a head process that connects to the nodes itself.
     mask_key : str
-        The key of the digests by which secrets are hidden in logs, in hexadecimal; empty: they are not.
+        Hexadecimal key of the digests that mask secrets in logs; empty where logs are not masked.
     """
 
     name: str
@@ -146,17 +148,28 @@ class Job:
 
     @property
     def script_path(self) -> str | None:
-        """The script's path as given; None where a module is run (`-m`)."""
+        """The script's path as given; None for a module (`-m`)."""
         return None if self.script[0].startswith("-") else self.script[0]
 
     @property
     def module(self) -> str | None:
-        """The outermost package of the module given with `-m`; None where a file is run."""
+        """The top-level package of the module given with `-m`; None for a script."""
         return self.script[1].partition(".")[0] if self.script[0] == "-m" and len(self.script) > 1 else None
 
 
 def check_name(name: str) -> None:
-    """Raise JobNameError if `name` cannot name a job."""
+    """Check the name of a job.
+
+    Parameters
+    ----------
+    name : str
+        The name.
+
+    Raises
+    ------
+    JobNameError
+        The name is not valid.
+    """
     if not NAME_PATTERN.fullmatch(name):
         raise JobNameError(
             f"a job name has at most 63 letters, digits, '-' and '_', and begins with a letter or digit; got {name!r}",
@@ -165,34 +178,58 @@ def check_name(name: str) -> None:
 
 
 def check_port(port: int) -> None:
-    """Raise UsageError if `port` is no port (0: a free one)."""
+    """Check the value of `--port`.
+
+    Parameters
+    ----------
+    port : int
+        The port; 0 for a free one.
+
+    Raises
+    ------
+    UsageError
+        It is not a port number.
+    """
     if not 0 <= port <= 65535:
         raise UsageError(f"--port is a number from 1 to 65535, or 0 for a free one; got {port}")
 
 
 def node_dir(configured: str, workdir: str) -> str:
-    """Return where jobs' folders lie on a node, from the setting: relative to the workdir, absolute, or with a ~."""
+    """Return the directory of the jobs' folders on a node.
+
+    Parameters
+    ----------
+    configured : str
+        The setting `node_dir`: absolute, beginning with `~`, or relative to the workdir.
+    workdir : str
+        The job's working directory.
+
+    Returns
+    -------
+    str
+        An absolute path, or one that begins with `~`.
+    """
     path = str(configured)
     return path if path.startswith(("/", "~")) else f"{workdir.rstrip('/')}/{path}"
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What one node told in phase one, as far as a plan depends on it.
+    """The results of phase one on a node that a plan depends on.
 
     Parameters
     ----------
     folder : str
         Absolute path of the job's folder on the node.
     gpus, cpus : int
-        How many GPUs and CPU cores the job's processes may use there; 0 cpus: not asked.
+        Number of GPUs and CPU cores that the job's processes may use there; 0 cpus where it was not determined.
     port : int, optional
-        The port that is held for the rendezvous; on node 0 only.
+        The port reserved for the rendezvous; on node 0 only.
     is_root : bool
         Whether the job runs as root there.
     versions : Mapping of str to str
-        Version of each module and program of `Needs` that was found, empty where it does not tell; of alternatives, of
-        all that are there.
+        Version of each module and program of `Requirements` that was found, empty where the version is not known; of
+        alternative programs, of all that were found.
     """
 
     folder: str
@@ -205,30 +242,30 @@ class Facts:
 
 @dataclass(frozen=True)
 class Process:
-    """One process on one node: what a supervisor starts.
+    """One process on one node, started by a supervisor.
 
     Parameters
     ----------
     name : str
-        Its name on the node, and that of its tmux window: `agent`, `rank-3`.
+        Its name on the node and the name of its tmux window: `agent`, `rank-3`.
     argv : tuple of str
         The command.
     env : Mapping of str to str
-        What is added to the node's own environment; secrets are not in it.
+        Variables added to the node's own environment, without secrets.
     rank : int, optional
         Its rank, if it is a rank itself.
     rank_logs : str
         Regular expression over paths relative to the process's folder: the log files of its ranks, with groups `rank`,
         or `local_rank` and `attempt`.
     folders : tuple of str
-        Folders to make in the process's folder before it starts.
+        Folders to create in the process's folder before it starts.
     files : Mapping of str to str
-        Files to write into the process's folder before it starts: relative path, text. Readable by their owner only,
-        and executable where the text begins with `#!`.
+        Files to write into the process's folder before it starts: relative path, text. They are readable by their owner
+        only, and executable where the text begins with `#!`.
     path : tuple of str
-        Folders whose programs are found before those of the node's own PATH.
+        Folders to prepend to the node's PATH.
     secrets : bool
-        Whether it is given the secret part of the job's environment.
+        Whether it gets the secret part of the job's environment.
     """
 
     name: str
@@ -244,7 +281,17 @@ class Process:
 
 @dataclass(frozen=True)
 class NodePlan:
-    """What runs on one node."""
+    """The part of a plan for one node.
+
+    Parameters
+    ----------
+    node : Node
+        The node.
+    folder : str
+        Absolute path of the job's folder on the node.
+    processes : tuple of Process
+        The processes to start there.
+    """
 
     node: Node
     folder: str
@@ -253,22 +300,22 @@ class NodePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a launch will do: the dry run prints it, a runtime acts on it, the record keeps it.
+    """A complete launch: a dry run prints it, a runtime executes it, and the record stores it.
 
     Parameters
     ----------
     job : Job
-        What was asked for.
+        The user's request.
     nodes : tuple of NodePlan
-        What runs where, in the order of node ranks.
+        The processes of each node, in the order of node ranks.
     world_size : int
-        Number of ranks, as planned.
-    chosen : Mapping of str to str
-        Every default that torchfab chose, for people: `port` -> `41233 (free on node1)`.
+        Planned number of ranks.
+    defaults : Mapping of str to str
+        Every default that torchfab chose, as human-readable text: `port` -> `41233 (free on node1)`.
     min_nodes : int
-        With fewer nodes than this the job has failed; lower than the number of nodes for an elastic job.
+        The job has failed when fewer nodes than this are left; less than the number of nodes for an elastic job.
     has_head : bool
-        Whether a process on node 0 reaches the other nodes by itself, so that these must have started before it.
+        Whether a process on node 0 connects to the other nodes by itself, so that these must be started before it.
     """
 
     job: Job
@@ -280,39 +327,54 @@ class Plan:
 
     @property
     def start_order(self) -> tuple[tuple[NodePlan, ...], ...]:
-        """The nodes in the order in which they are started: those of one wave at once."""
+        """The nodes in waves, in the order in which they are started; the nodes of one wave start at once."""
         waves = (self.nodes[1:], self.nodes[:1]) if self.has_head else (self.nodes,)
         return tuple(wave for wave in waves if wave)
 
     @property
     def session(self) -> str:
-        """Prefix of the tmux sessions' names."""
+        """Prefix of the names of the job's tmux sessions."""
         return self.job.name
 
 
 def session_name(job_name: str, node_rank: int) -> str:
-    """Return the name of a job's tmux session on a node; the rank is in it because two hosts can be one machine."""
+    """Return the name of a job's tmux session on a node.
+
+    It contains the node rank, because two hosts can be the same machine.
+
+    Parameters
+    ----------
+    job_name : str
+        The job's name.
+    node_rank : int
+        The rank of the node, from 0.
+
+    Returns
+    -------
+    str
+        `NAME-nodeRANK`.
+    """
     return f"{job_name}-node{node_rank}"
 
 
 @dataclass(frozen=True)
 class Submission:
-    """A job as it is handed to a cluster's own scheduler: the dry run prints it, a runtime submits it.
+    """A job for a cluster's scheduler: a dry run prints it, and a runtime submits it.
 
     Parameters
     ----------
     job : Job
-        What was asked for.
+        The user's request.
     text : str
-        What is submitted, without secret values: an sbatch file, a manifest.
+        The sbatch file or manifest to submit, without secret values.
     nodes, world_size : int
-        How many nodes and ranks are asked for.
+        Requested number of nodes and of ranks.
     details : Mapping of str to Any
-        What the runtime must know besides, as JSON: kept in the record.
-    chosen : Mapping of str to str
-        Every default that torchfab chose, for people.
+        More data for the runtime, representable as JSON; stored in the record.
+    defaults : Mapping of str to str
+        Every default that torchfab chose, as human-readable text.
     hosts : tuple of Node
-        The nodes, where their names are known before the scheduler has placed them; else empty.
+        The nodes, where their names are known before the scheduler has placed the job; else empty.
     """
 
     job: Job
@@ -326,18 +388,18 @@ class Submission:
 
 @dataclass(frozen=True)
 class Program:
-    """A program that a launcher needs.
+    """A program that a launcher requires.
 
     Parameters
     ----------
     names : tuple of str
-        Its names, or those of alternatives: one of them must be found on PATH, or beside the interpreter.
+        Alternative names; one of them must be in PATH, or in the interpreter's directory.
     install : str
         The command that installs it.
     version_flag : str
-        What makes it tell its version.
+        The flag with which it prints its version.
     on_head_only : bool
-        Whether node 0 alone needs it.
+        Whether only node 0 requires it.
     """
 
     names: tuple[str, ...]
@@ -348,22 +410,22 @@ class Program:
 
 @dataclass(frozen=True)
 class Requirements:
-    """What a launcher needs on every node: phase one checks it.
+    """The requirements of a launcher on the nodes; phase one checks them.
 
     Parameters
     ----------
     modules : tuple of str
         Python modules that the interpreter must find.
     port : bool
-        Whether node 0 must hold a port for the rendezvous.
+        Whether node 0 must reserve a port for the rendezvous.
     peers : bool
-        Whether the nodes reach each other, not node 0 alone, by the addresses of the hosts file.
+        Whether every node connects to every other one, not only to node 0, by the addresses of the hosts file.
     programs : tuple of Program
-        Programs that must be there.
+        Required programs.
     head_modules : tuple of str
-        Those that it must find on node 0 besides.
+        Modules required on node 0 only.
     installs : Mapping of str to str
-        How a module is installed, after `python -m pip install`; without an entry, by its own name.
+        Arguments of `python -m pip install` for a module. Default: the module's name.
     """
 
     modules: tuple[str, ...] = ("torch",)

@@ -1,6 +1,6 @@
-"""The hang alarm: for how long no rank of a running job has logged, and what to say about it. Pure.
+"""Detect a hang: measure for how long no rank of a running job has logged, and render a warning. Pure.
 
-A job that hangs looks like one that trains: its processes run. What stops is its log.
+The processes of a job that hangs run like those of a job that trains. Only its logs show the difference.
 """
 
 from __future__ import annotations
@@ -9,27 +9,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torchfab.core.format import duration
 from torchfab.core.inventory import fold
 from torchfab.core.log_lines import clean
-from torchfab.core.status import JobStatus, NodeStatus, duration
+from torchfab.core.status import JobStatus, NodeStatus
 
 
 @dataclass(frozen=True)
 class Quiet:
-    """For how long no running rank of a job has logged, and who logged last.
+    """How long no running rank of a job has logged, and the last log line.
 
     Parameters
     ----------
     seconds : float
-        Since the last line, or the last start of a rank, whichever came later.
+        Time since the last line or the last start of a rank, whichever came later.
     host : str
-        Who logged last; empty where nobody has logged yet.
+        The host of the last line; empty where no rank has logged yet.
     label : int or str
-        The rank that logged, `agent` for a launcher's own output; empty where that is not known.
+        The rank that wrote the last line, `agent` for a launcher's own output; empty where it is not known.
     text : str
         The last line.
     unheard : tuple of str
-        Nodes that cannot be asked: their ranks may have logged.
+        Unreachable nodes: their ranks may have logged since.
     """
 
     seconds: float
@@ -40,23 +41,34 @@ class Quiet:
 
 
 def quiet(job: JobStatus) -> Quiet | None:
-    """Return for how long all running ranks have been silent; None where none runs, or the job has failed anyway.
+    """Measure for how long all running ranks of a job have been silent.
 
-    Ages are differences on each node's own clock, so that wrong clocks wake nobody.
+    Ages are differences on each node's own clock, so that wrong clocks raise no false alarm.
+
+    Parameters
+    ----------
+    job : JobStatus
+        The status of the job.
+
+    Returns
+    -------
+    Quiet or None
+        None where no rank runs, or the job has failed already.
     """
-    signs = [sign for node in job.nodes for process in node.processes if (sign := _last_sign(node, process))]
-    if not signs or job.has_failed or job.has_ended:
+    processes = [(node, process) for node in job.nodes for process in node.processes]
+    activities = [activity for node, process in processes if (activity := _last_activity(node, process))]
+    if not activities or job.has_failed or job.has_ended:
         return None
-    newest = min(signs, key=lambda sign: sign.seconds)
-    lines = [sign for sign in signs if sign.host]
-    # Who has only been started again has logged nothing: the last line is another one's.
-    last = min(lines, key=lambda sign: sign.seconds) if lines else Quiet(0.0)
+    newest = min(activities, key=lambda activity: activity.seconds)
+    lines = [activity for activity in activities if activity.host]
+    # A rank that was restarted and has not logged yet has no last line: the last line is another rank's.
+    last = min(lines, key=lambda activity: activity.seconds) if lines else Quiet(0.0)
     unheard = tuple(node.node.label for node in job.nodes if node.state == "unreachable")
     return Quiet(max(0.0, newest.seconds), last.host, last.label, last.text, unheard)
 
 
-def _last_sign(node: NodeStatus, process: Mapping[str, Any]) -> Quiet | None:
-    """Return the last sign of life of a process that runs; None for one that does not."""
+def _last_activity(node: NodeStatus, process: Mapping[str, Any]) -> Quiet | None:
+    """Return the last log line or start of a running process; None for a process that does not run."""
     ranks = process["ranks"]
     if process["state"] != "running" or (ranks and all(rank["ended"] for rank in ranks)):
         return None
@@ -70,24 +82,44 @@ def _last_sign(node: NodeStatus, process: Mapping[str, Any]) -> Quiet | None:
 
 
 def find(job: JobStatus, stall_s: float) -> Quiet | None:
-    """Return the silence of a job that seems to hang; None where there is none.
+    """Return the silence of a job that seems to hang.
 
     Parameters
     ----------
+    job : JobStatus
+        The status of the job.
     stall_s : float
-        After how many seconds of silence; 0: never.
+        Seconds of silence after which it counts as a hang; 0 for never.
+
+    Returns
+    -------
+    Quiet or None
+        None where the job does not seem to hang.
     """
-    found = quiet(job)
-    return found if found and 0 < stall_s <= found.seconds else None
+    silence = quiet(job)
+    return silence if silence and 0 < stall_s <= silence.seconds else None
 
 
-def words(found: Quiet, name: str) -> str:
-    """Return what to tell people about a silence: how long, who logged what last, and what to do next."""
-    elsewhere = f" ({fold(found.unheard)} cannot be asked)" if found.unheard else ""
-    lines = [f"{name}: no rank has logged for {duration(found.seconds)}{elsewhere}: it may hang"]
-    if found.host:
-        who = f"{found.host} [{found.label}]" if found.label != "" else found.host
-        lines.append(f"  the last line: {who} {clean(found.text)[:200]}")
+def words(silence: Quiet, name: str) -> str:
+    """Render the warning about a silence: its duration, the last log line, and the next command to run.
+
+    Parameters
+    ----------
+    silence : Quiet
+        As `quiet` or `find` returns it.
+    name : str
+        The job's name.
+
+    Returns
+    -------
+    str
+        Three lines.
+    """
+    unreachable = f" ({fold(silence.unheard)} cannot be asked)" if silence.unheard else ""
+    lines = [f"{name}: no rank has logged for {duration(silence.seconds)}{unreachable}: it may hang"]
+    if silence.host:
+        writer = f"{silence.host} [{silence.label}]" if silence.label != "" else silence.host
+        lines.append(f"  the last line: {writer} {clean(silence.text)[:200]}")
     else:
         lines.append("  nothing was logged since it was started")
     lines.append(f"  what each rank is doing: fab stacks {name}")
@@ -95,13 +127,26 @@ def words(found: Quiet, name: str) -> str:
 
 
 def as_json(job: JobStatus, stall_s: float) -> dict[str, Any]:
-    """Return the same for machines; `silent_s` is null where no rank runs."""
-    found = quiet(job)
+    """Return the silence of a job as JSON.
+
+    Parameters
+    ----------
+    job : JobStatus
+        The status of the job.
+    stall_s : float
+        Seconds of silence after which it counts as a hang; 0 for never.
+
+    Returns
+    -------
+    dict of str to Any
+        `silent_s` is None where no rank runs.
+    """
+    silence = quiet(job)
     return {
         "stalled": find(job, stall_s) is not None,
         "stall_s": stall_s,
-        "silent_s": found.seconds if found else None,
-        "host": found.host or None if found else None,
-        "rank": found.label if found and isinstance(found.label, int) else None,
-        "line": found.text if found and found.host else None,
+        "silent_s": silence.seconds if silence else None,
+        "host": silence.host or None if silence else None,
+        "rank": silence.label if silence and isinstance(silence.label, int) else None,
+        "line": silence.text if silence and silence.host else None,
     }

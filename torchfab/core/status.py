@@ -1,7 +1,7 @@
-"""How a job is: pure functions from what its nodes answered to states, exit codes, tables and JSON.
+"""The status of a job: pure functions from the nodes' answers to states, exit codes, tables and JSON.
 
 States of a process, and of a node: starting, running, succeeded, failed, stopped, lost; of a node also unreachable.
-A job, or a node of one, on a cluster with a scheduler is pending until it is given what it asked for.
+With a scheduler, a job or one of its nodes is pending until the scheduler has allocated its resources.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torchfab.core.format import duration as duration  # noqa: PLC0414  # other packages still import it from here
 from torchfab.core.inventory import fold, fold_ranks
 from torchfab.core.specs import Node
 
 ACTIVE = ("pending", "starting", "running", "unreachable")
-# The worst first: what a node or a job is said to be when its parts differ.
+# A node whose processes have different states gets the state that comes first here.
 _WORST_FIRST = ("lost", "failed", "unreachable", "pending", "starting", "running", "stopped", "succeeded")
 _FAILED = ("failed", "lost", "stopped")
 _UNDECIDED = ("unreachable", "pending", "starting", "running", "succeeded")
@@ -25,7 +26,7 @@ SMALLEST_SKEW_S = 0.5
 
 @dataclass(frozen=True)
 class NodeStatus:
-    """How a job is on one node.
+    """The status of a job on one node.
 
     Parameters
     ----------
@@ -34,17 +35,17 @@ class NodeStatus:
     state : str
         The worst of its processes' states, or `unreachable`.
     reason : str
-        What more is known, in words.
+        Human-readable details; empty where there are none.
     processes : tuple of Mapping
-        What the node told of each process: name, state, pid, started, ended, code, signal, ranks, last_line.
+        The node's answer about each process: name, state, pid, started, ended, code, signal, ranks, last_line.
     now : float
-        When it was asked, by its own clock, in seconds since the epoch.
+        Time of the answer by the node's clock, in seconds since the epoch.
     skew_s : float
-        How much its clock is ahead of ours.
+        Seconds by which the node's clock is ahead of this machine's.
     left : tuple of str
-        Processes that run though nobody supervises them.
+        Processes that still run without a supervisor.
     stop_asked : float, optional
-        When it was asked to stop the job, by its own clock.
+        Time of the request to stop the job, by the node's clock; None without such a request.
     """
 
     node: Node
@@ -58,12 +59,12 @@ class NodeStatus:
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing runs there any more, as far as is known."""
+        """Whether no process of the job runs there any more, as far as is known."""
         return self.state not in ACTIVE and all(each["state"] not in ACTIVE for each in self.processes)
 
     @property
     def ranks(self) -> list[Mapping[str, Any]]:
-        """Its ranks, each as seen last: a restarted rank once."""
+        """The latest status of each of its ranks; a restarted rank is listed once."""
         last: dict[Any, Mapping[str, Any]] = {}
         for process in self.processes:
             for rank in process["ranks"]:
@@ -72,14 +73,28 @@ class NodeStatus:
 
     @property
     def last_line(self) -> Mapping[str, Any] | None:
-        """The newest line of its logs: time, text, and as `label` who wrote it."""
+        """The newest line of its logs: time, text, and the label of the writer; None before the first line."""
         lines = [process["last_line"] for process in self.processes if process["last_line"]]
         return max(lines, key=lambda line: line["time"]) if lines else None
 
 
 @dataclass(frozen=True)
 class Failure:
-    """The end of a rank, or of a process, that was not a success."""
+    """The unsuccessful end of a rank or another process.
+
+    Parameters
+    ----------
+    time : float
+        When it ended, by this machine's clock, in seconds since the epoch.
+    host : str
+        The node's label.
+    rank : int, optional
+        The rank; None for another process.
+    code : int
+        Its exit code; -n where signal n ended it.
+    reason : str
+        Human-readable reason, where one is known.
+    """
 
     time: float
     host: str
@@ -90,29 +105,29 @@ class Failure:
     def __str__(self) -> str:
         if self.reason:
             return f"{self.host} failed first ({self.reason})"
-        who = f"rank {self.rank}" if self.rank is not None else "the process"
-        return f"{who} on {self.host} failed first ({code_words(self.code)})"
+        name = f"rank {self.rank}" if self.rank is not None else "the process"
+        return f"{name} on {self.host} failed first ({code_words(self.code)})"
 
     @property
     def exit_code(self) -> int:
-        """As a shell reports it: 128 + n for signal n; at most 255, as 256 would be success."""
+        """The exit code as a shell reports it: 128 + n for signal n; at most 255, because 256 would mean success."""
         return min(255, self.code if self.code >= 0 else 128 - self.code)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a cluster's scheduler says of a job as a whole: it knows more than the nodes, which it may take away.
+    """A scheduler's status of a whole job. It is more reliable than the nodes, which the scheduler may take away.
 
     Parameters
     ----------
     state : str
-        The job's state; empty: as its nodes' states say.
+        The job's state; empty where the states of its nodes decide.
     ended : bool
-        Whether nothing of the job runs or waits any more.
+        Whether the job neither runs nor waits any more.
     reason : str
-        Why, in words, where the scheduler itself is the cause: why the job waits, or what ended it.
+        Why the scheduler lets the job wait, or ended it; empty where the scheduler is not the cause.
     code : int, optional
-        The job's exit code as the scheduler knows it, where no rank is to blame.
+        The job's exit code according to the scheduler; used where no rank failed.
     """
 
     state: str = ""
@@ -123,16 +138,16 @@ class Verdict:
 
 @dataclass(frozen=True)
 class JobStatus:
-    """How a job is.
+    """The status of a job.
 
     Parameters
     ----------
     nodes : tuple of NodeStatus
-        In the order of node ranks; none while a scheduler has given none.
+        In the order of node ranks; empty while a scheduler has not allocated any.
     min_nodes : int
-        With fewer healthy nodes the job has failed.
+        The job has failed when fewer healthy nodes than this are left.
     verdict : Verdict, optional
-        What a scheduler says of the whole; None where there is no scheduler.
+        The scheduler's status of the whole job; None without a scheduler.
     """
 
     nodes: tuple[NodeStatus, ...]
@@ -141,14 +156,14 @@ class JobStatus:
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing of the job runs any more."""
+        """Whether no process of the job runs any more."""
         if self.verdict:
             return self.verdict.ended
         return bool(self.nodes) and all(node.has_ended for node in self.nodes)
 
     @property
     def has_failed(self) -> bool:
-        """Whether too few of its nodes are left."""
+        """Whether too few healthy nodes are left."""
         if self.verdict and self.verdict.state:
             return self.verdict.state in _FAILED
         bad = [node for node in self.nodes if node.state in _FAILED]
@@ -156,7 +171,7 @@ class JobStatus:
 
     @property
     def reason(self) -> str:
-        """Why the job waits, or what ended it, in words; empty where no scheduler is the cause."""
+        """Why the scheduler lets the job wait, or ended it; empty where no scheduler is the cause."""
         return self.verdict.reason if self.verdict else ""
 
     @property
@@ -175,60 +190,80 @@ class JobStatus:
 
     @property
     def was_stopped(self) -> bool:
-        """Whether it was asked to stop before anything of it failed: what fails then is a consequence."""
+        """Whether a stop was requested before the first failure; later failures are consequences of the stop."""
         if self.verdict and self.verdict.state:
             return self.verdict.state == "stopped"
-        # Nobody's stop kills a supervisor on a node that was not asked to stop; when it died is not known.
+        # A stop never kills the supervisor of a node that got no request. When that supervisor died is not known.
         if any(node.state == "lost" and node.processes and node.stop_asked is None for node in self.nodes):
             return False
-        asked = [node.stop_asked - node.skew_s for node in self.nodes if node.stop_asked is not None]
+        requests = [node.stop_asked - node.skew_s for node in self.nodes if node.stop_asked is not None]
         first = self.first_failure
-        return bool(asked) and (first is None or min(asked) <= first.time)
+        return bool(requests) and (first is None or min(requests) <= first.time)
 
     @property
     def first_failure(self) -> Failure | None:
-        """The rank that failed first, by the clock of this machine; the others are most often its consequences."""
-        found = [failure for node in self.nodes for failure in failures_of(node)]
-        return min(found, key=lambda failure: failure.time) if found else None
+        """The first failure by this machine's clock; later ones are usually its consequences."""
+        failures = [failure for node in self.nodes for failure in failures_of(node)]
+        return min(failures, key=lambda failure: failure.time) if failures else None
 
     @property
     def exit_code(self) -> int | None:
-        """The job's exit code: 0, or the first failing rank's own; None while it runs."""
+        """The job's exit code: 0, or that of the rank that failed first; None while it runs."""
         if not self.has_ended and not self.has_failed:
             return None
         if self.state == "succeeded":
             return 0
         if self.state == "stopped":
             return SIGTERM_CODE
-        known = self.verdict.code if self.verdict else None
-        return (first.exit_code if (first := self.first_failure) else known) or 1
+        scheduler_code = self.verdict.code if self.verdict else None
+        return (first.exit_code if (first := self.first_failure) else scheduler_code) or 1
 
 
 def failures_of(node: NodeStatus) -> list[Failure]:
-    """Return the ends of a node's ranks that were not a success; of its processes, where no rank is to blame."""
-    found: list[Failure] = []
+    """Return the failures on a node.
+
+    Parameters
+    ----------
+    node : NodeStatus
+        The status of the node.
+
+    Returns
+    -------
+    list of Failure
+        Those of its ranks; of a process itself where none of its ranks failed.
+    """
+    failures: list[Failure] = []
     for process in node.processes:
         if process["state"] not in ("failed", "lost"):
             continue
         host, skew = node.node.label, node.skew_s
         ranks = [rank for rank in process["ranks"] if rank["ended"] and rank["code"]]
         ends = [Failure(rank["ended"] - skew, host, rank["rank"], rank["code"]) for rank in ranks]
-        # Of a lost process nobody wrote down the end: its last log line is the last sign of life.
-        last_sign = (process["last_line"] or {"time": process["started"]})["time"]
-        ended = (process["ended"] or last_sign or node.now) - skew
+        # The end of a lost process was not recorded: it ended after its last log line.
+        last_activity = (process["last_line"] or {"time": process["started"]})["time"]
+        ended = (process["ended"] or last_activity or node.now) - skew
         if not ends:
             ends = [Failure(ended, host, each["rank"], each["code"]) for each in process["reported"][:1]]
-        found += ends or [Failure(ended, host, None, process["code"] or 1, process["reason"])]
-    return found
+        failures += ends or [Failure(ended, host, None, process["code"] or 1, process["reason"])]
+    return failures
 
 
 def from_answer(node: Node, answer: Mapping[str, Any], asked: float, answered: float) -> NodeStatus:
-    """Return a node's status from what it told.
+    """Convert a node's answer to its status.
 
     Parameters
     ----------
+    node : Node
+        The node.
+    answer : mapping of str to Any
+        Its answer to a status request.
     asked, answered : float
-        When the question left and the answer came, by this machine's clock, in seconds since the epoch.
+        When the request was sent and the answer arrived, by this machine's clock, in seconds since the epoch.
+
+    Returns
+    -------
+    NodeStatus
+        The status of the node.
     """
     processes = tuple(answer["processes"])
     skew = _skew_s(answer["now"] - (asked + answered) / 2, answered - asked)
@@ -242,22 +277,34 @@ def from_answer(node: Node, answer: Mapping[str, Any], asked: float, answered: f
 
 
 def _skew_s(offset_s: float, round_trip_s: float) -> float:
-    """Return how far a clock is off; 0 where the way of the question and the answer explains what was measured.
+    """Return how far a clock is off; 0 where the round trip explains the measured offset.
 
-    An offset is known to half a round trip (as in NTP); a small one would turn the order of events around, not mend it.
+    An offset is known to within half a round trip (as in NTP). Correcting by a small one would reverse the order of
+    events rather than restore it.
     """
     return offset_s if abs(offset_s) > max(SMALLEST_SKEW_S, round_trip_s / 2) else 0.0
 
 
-# ---- for people
+# ---- human-readable output and JSON
 
 
 def table(job: JobStatus) -> list[list[str]]:
-    """Return the rows of the status table, with its head; many nodes that are alike become one row."""
+    """Return the rows of the status table.
+
+    Parameters
+    ----------
+    job : JobStatus
+        The status of the job.
+
+    Returns
+    -------
+    list of list of str
+        The header and one row per node; above 16 nodes, one row per group of nodes with equal states.
+    """
     head = ["node", "state", "ranks", "pids", "up", "last log line"]
     rows = [_row(status) for status in job.nodes]
     if len(job.nodes) > 16:
-        rows = _folded(job.nodes)
+        rows = _grouped_rows(job.nodes)
     return [head, *rows]
 
 
@@ -268,43 +315,54 @@ def _row(status: NodeStatus) -> list[str]:
     ]
     return [
         status.node.label,
-        _state_words(status),
+        _describe_state(status),
         fold_ranks(ranks) or "-",
         ",".join(pids[:4]) + (",…" if len(pids) > 4 else "") or "-",
         _uptime(status),
-        _last_words(status),
+        _describe_last_line(status),
     ]
 
 
-def _folded(nodes: Sequence[NodeStatus]) -> list[list[str]]:
+def _grouped_rows(nodes: Sequence[NodeStatus]) -> list[list[str]]:
     groups: dict[str, list[NodeStatus]] = {}
     for status in nodes:
-        groups.setdefault(_state_words(status), []).append(status)
+        groups.setdefault(_describe_state(status), []).append(status)
     rows = []
-    for words, group in groups.items():
+    for state, group in groups.items():
         stalest = max(group, key=lambda status: status.now - (status.last_line or {"time": 0.0})["time"])
         ranks = [rank["rank"] for status in group for rank in status.ranks if rank["rank"] is not None]
         hosts = fold([status.node.label for status in group])
-        rows.append([hosts, words, fold_ranks(ranks) or "-", "-", _uptime(group[0]), _last_words(stalest)])
+        rows.append([hosts, state, fold_ranks(ranks) or "-", "-", _uptime(group[0]), _describe_last_line(stalest)])
     return rows
 
 
-def _state_words(status: NodeStatus) -> str:
-    words = status.state
-    ends = failures_of(status)
-    if ends and status.state == "failed":
-        first = min(ends, key=lambda end: end.time)
-        who = f"rank {first.rank} " if first.rank is not None else ""
-        words += f" ({who}{code_words(first.code)})"
+def _describe_state(status: NodeStatus) -> str:
+    text = status.state
+    failures = failures_of(status)
+    if failures and status.state == "failed":
+        first = min(failures, key=lambda failure: failure.time)
+        rank = f"rank {first.rank} " if first.rank is not None else ""
+        text += f" ({rank}{code_words(first.code)})"
     if status.reason:
-        words += f" ({status.reason})"
+        text += f" ({status.reason})"
     if status.left:
-        words += f", {len(status.left)} processes left"
-    return words
+        text += f", {len(status.left)} processes left"
+    return text
 
 
 def code_words(code: int) -> str:
-    """Return an exit code for people: `exit code 7`, `SIGKILL`."""
+    """Describe an exit code.
+
+    Parameters
+    ----------
+    code : int
+        As subprocess returns it: -n for signal n.
+
+    Returns
+    -------
+    str
+        `exit code 7`, or the name of the signal: `SIGKILL`.
+    """
     import signal
 
     if code >= 0:
@@ -324,25 +382,26 @@ def _uptime(status: NodeStatus) -> str:
     return duration(end - min(starts))
 
 
-def _last_words(status: NodeStatus) -> str:
+def _describe_last_line(status: NodeStatus) -> str:
     line = status.last_line
     return f"{duration(status.now - line['time'])} ago: {line['text'][:80]}" if line else "-"
 
 
-def duration(seconds: float) -> str:
-    """Return a duration for people: `4 s`, `12 min`, `3 h 05 min`, `2 d 4 h`."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02} s"
-    if whole < 86400:
-        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
-    return f"{whole // 86400} d {whole % 86400 // 3600} h"
-
-
 def as_json(name: str, job: JobStatus) -> dict[str, Any]:
-    """Return the status for machines."""
+    """Return the status of a job as JSON.
+
+    Parameters
+    ----------
+    name : str
+        The job's name.
+    job : JobStatus
+        Its status.
+
+    Returns
+    -------
+    dict of str to Any
+        The document of `fab status --json`.
+    """
     first = job.first_failure
     return {
         "job": name,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torchfab.cli.executor import TaskContext
 from torchfab.config import validate
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.errors import UsageError
@@ -36,6 +37,10 @@ class CommandContext:
         This terminal's environment.
     settings : ConnectionSettings
         How to reach hosts.
+    words : tuple of str, optional
+        The words after `--` on the command line; None where there is no `--`.
+    hosts : str
+        The value of `-H`; empty where it was not given.
     mask_key : str
         64 random hexadecimal digits, of which nothing is ever shown.
     """
@@ -47,6 +52,8 @@ class CommandContext:
     token: str
     environ: Mapping[str, str]
     settings: ConnectionSettings
+    words: tuple[str, ...] | None = None
+    hosts: str = ""
     mask_key: str = field(default="", repr=False)
 
     @property
@@ -55,8 +62,21 @@ class CommandContext:
         return Records(self.root / Path(self.config["records"]).expanduser())
 
 
-def command_context(c: Any, root: Path) -> CommandContext:
-    """Return the surroundings of a task's context."""
+def command_context(c: TaskContext, root: Path) -> CommandContext:
+    """Return the context of a command.
+
+    Parameters
+    ----------
+    c : TaskContext
+        The context that Fabric calls the task with.
+    root : Path
+        The project's folder.
+
+    Raises
+    ------
+    UsageError
+        A setting, or a flag of `fab` itself, has a wrong value.
+    """
     config = c.config.torchfab
     validate.check(config)
     kwargs = dict(c.config.connect_kwargs)
@@ -74,7 +94,19 @@ def command_context(c: Any, root: Path) -> CommandContext:
         sync_timeout_s=float(config.sync_timeout_s),
     )
     token, mask_key = random_source.token_hex(4), random_source.token_hex(32)
-    return CommandContext(config, root, os.getcwd(), time.time(), token, dict(os.environ), settings, mask_key)
+    line = c.command_line
+    return CommandContext(
+        config=config,
+        root=root,
+        cwd=os.getcwd(),
+        now=time.time(),
+        token=token,
+        environ=dict(os.environ),
+        settings=settings,
+        words=line.words,
+        hosts=line.hosts,
+        mask_key=mask_key,
+    )
 
 
 def identities(given: str | Sequence[str] | None) -> tuple[str, ...]:

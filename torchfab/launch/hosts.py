@@ -12,7 +12,7 @@ from torchfab.launch.context import CommandContext
 
 def read_inventory(flags: LaunchFlags, ctx: CommandContext) -> tuple[tuple[Node, ...], tuple[Slot, ...]]:
     """Return the nodes, and for a gpus file the slots, of a launch: `-H`, else the file."""
-    hosts = ctx.config["hosts"]
+    hosts = ctx.hosts
     gpufile = getattr(flags, "gpufile", None)
     if gpufile is None:
         return read_nodes(flags.hostfile, ctx), ()
@@ -23,8 +23,8 @@ def read_inventory(flags: LaunchFlags, ctx: CommandContext) -> tuple[tuple[Node,
 
 def read_nodes(hostfile: str, ctx: CommandContext) -> tuple[Node, ...]:
     """Return the hosts that a command is about: `-H`, else those of `--hostfile`, else those of the configured file."""
-    if ctx.config["hosts"]:
-        return inventory.parse_flag(ctx.config["hosts"])
+    if ctx.hosts:
+        return inventory.parse_flag(ctx.hosts)
     if hostfile == slurm_allocation.WORD:
         return slurm_allocation.nodes_of(ctx.environ)
     return inventory.read_hosts(_file(hostfile, ctx.config["hostfile"], ctx))

@@ -7,12 +7,11 @@ import time
 from collections.abc import Container, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
-from types import ModuleType
 from typing import Any
 
 from torchfab.cli.flags import JobFlags, LaunchFlags
 from torchfab.config.connection_settings import ConnectionSettings
-from torchfab.core import dry_run, environment, flag_values, inventory, specs
+from torchfab.core import dry_run, environment, inventory, specs
 from torchfab.core.console import progress, write_err, write_out
 from torchfab.core.errors import Interrupted, TorchfabError, UsageError
 from torchfab.core.specs import Facts, Job, Node, Plan, Slot
@@ -20,6 +19,7 @@ from torchfab.doctor import Clock, Finding, launch_warnings, render
 from torchfab.launch.context import CommandContext
 from torchfab.launch.hosts import read_inventory
 from torchfab.launch.interrupts import DeferInterrupts, InterruptibleOnce, StopOnSignal
+from torchfab.launchers import AnyLauncher, Launcher
 from torchfab.records import Record, Records, launch_request
 from torchfab.records.launch_request import LaunchRequest
 from torchfab.runtimes import tmux
@@ -29,7 +29,7 @@ _SUPERVISED = ("restarts", "stall", "backoff", "notify", "tmux")
 # ---- from flags to a job
 
 
-def make_job(launcher: ModuleType, flags: JobFlags, own: Any, ctx: CommandContext) -> Job:
+def make_job(launcher: AnyLauncher, flags: JobFlags, own: Any, ctx: CommandContext) -> Job:
     """Return the job that the flags ask for, with every default filled in.
 
     Raises
@@ -37,7 +37,7 @@ def make_job(launcher: ModuleType, flags: JobFlags, own: Any, ctx: CommandContex
     UsageError
         A flag's value is wrong.
     """
-    script = tuple(ctx.config["script"] if ctx.config["words"] is None else ctx.config["words"])
+    script = tuple(ctx.config["script"]) if ctx.words is None else ctx.words
     if not script or not script[0]:
         what = "an empty word" if script else "nothing"
         raise UsageError(f"{what} stands after --", "write the script there: -- train.py --batch-size 64")
@@ -53,11 +53,11 @@ def make_job(launcher: ModuleType, flags: JobFlags, own: Any, ctx: CommandContex
         workdir=workdir,
         python=flags.python or sys.executable,
         master_addr=getattr(flags, "master_addr", ""),
-        port=flag_values.port(getattr(flags, "port", "0")),
+        port=getattr(flags, "port", 0),
         env=shown,
         secrets=secret,
         node_dir=specs.node_dir(ctx.config["node_dir"], workdir),
-        grace_s=flag_values.seconds("--grace", flags.grace or str(ctx.config["grace_s"])),
+        grace_s=float(ctx.config["grace_s"]) if flags.grace is None else flags.grace,
         options=launcher.options(own),
         ssh_options=ctx.settings.ssh_options,
         mask_key=ctx.mask_key,
@@ -75,7 +75,7 @@ def _default_name(script: Sequence[str], now: float) -> str:
 
 
 def launch(
-    launcher: ModuleType, flags: LaunchFlags, own: Any, ctx: CommandContext, announce: bool = True
+    launcher: Launcher, flags: LaunchFlags, own: Any, ctx: CommandContext, announce: bool = True
 ) -> Record | None:
     """Launch a job on the tmux runtime, or print what would be launched.
 
@@ -94,7 +94,7 @@ def launch(
     TorchfabError
         Something is wrong; nothing was started, or what had started was stopped again.
     """
-    alone = [name for name in _SUPERVISED if getattr(flags, name)]
+    alone = [name for name in _SUPERVISED if getattr(flags, name) not in (None, "", False)]
     if alone:
         raise UsageError(f"--{alone[0]} is for a job that is supervised", "add --supervise, or leave it out")
     asked = build_request(launcher, flags, own, ctx)
@@ -156,19 +156,13 @@ def _interrupted(name: str, runs: bool) -> Interrupted:
 
 
 def build_request(
-    launcher: ModuleType, flags: LaunchFlags, own: Any, ctx: CommandContext, skip: Container[str] = ()
+    launcher: Launcher, flags: LaunchFlags, own: Any, ctx: CommandContext, skip: Container[str] = ()
 ) -> LaunchRequest:
     """Return what the flags ask for, on as many nodes as `--nodes` says, or on all that are not skipped."""
     job = make_job(launcher, flags, own, ctx)
     nodes, slots = read_inventory(flags, ctx)
-    count = _count(flags.nodes) or sum(node.label not in skip for node in nodes) or len(nodes)
+    count = flags.nodes or sum(node.label not in skip for node in nodes) or len(nodes)
     return LaunchRequest(job, vars(own), nodes, slots, count)
-
-
-def _count(text: str) -> int:
-    if text and not (text.isascii() and text.isdigit() and len(text) < 7 and int(text)):
-        raise UsageError(f"--nodes is a number of at least 1, got {text!r}")
-    return int(text or 0)
 
 
 def choose(nodes: Sequence[Node], count: int, skip: Container[str] = ()) -> tuple[Node, ...]:
@@ -216,7 +210,7 @@ def relaunch(
 
 
 def _start(
-    launcher: ModuleType,
+    launcher: Launcher,
     job: Job,
     slots: Sequence[Slot],
     prepared: tmux.Prepared,
@@ -249,7 +243,7 @@ def _announce(plan: Plan, seconds: float) -> None:
     write_out(f"next: fab logs --follow {name} | fab status {name} | fab attach {name} | fab stop {name}")
 
 
-def _dry_run(launcher: ModuleType, job: Job, nodes: Sequence[Node], slots: Sequence[Slot], ctx: CommandContext) -> str:
+def _dry_run(launcher: Launcher, job: Job, nodes: Sequence[Node], slots: Sequence[Slot], ctx: CommandContext) -> str:
     notes = [
         "",
         "Pasted into bash, this launches the same job without torchfab (and without its supervisor and records).",

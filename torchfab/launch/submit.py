@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 from torchfab import runtimes
@@ -13,10 +12,11 @@ from torchfab.core.specs import Submission
 from torchfab.launch.context import CommandContext
 from torchfab.launch.interrupts import DeferInterrupts, InterruptibleOnce, StopOnSignal
 from torchfab.launch.launch import make_job
+from torchfab.launchers import BatchLauncher
 from torchfab.records import Record
 
 
-def submit(launcher: ModuleType, flags: JobFlags, own: Any, ctx: CommandContext) -> Record | None:
+def submit(launcher: BatchLauncher, flags: JobFlags, own: Any, ctx: CommandContext) -> Record | None:
     """Hand a job to the scheduler of the launcher's runtime, or print what would be handed over.
 
     Returns
@@ -29,7 +29,7 @@ def submit(launcher: ModuleType, flags: JobFlags, own: Any, ctx: CommandContext)
     TorchfabError
         Something is wrong; nothing was submitted, or what had been was taken back.
     """
-    submission: Submission = launcher.plan(make_job(launcher, flags, own, ctx))
+    submission = launcher.plan(make_job(launcher, flags, own, ctx))
     if flags.dry_run:
         write_out(submission.text.rstrip("\n"))
         return None
@@ -39,7 +39,7 @@ def submit(launcher: ModuleType, flags: JobFlags, own: Any, ctx: CommandContext)
         with StopOnSignal():
             record = records.write_submission(submission, launcher.RUNTIME, ctx.now, ctx.settings)
             with InterruptibleOnce():
-                details = runtimes.load(launcher.RUNTIME).submit(record, submission)
+                details = runtimes.load_batch(launcher.RUNTIME).submit(record, submission)
     except BaseException as error:
         if not (isinstance(error, TorchfabError) and error.unsure):  # else `fab stop` must find it
             records.release(name)

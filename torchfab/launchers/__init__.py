@@ -1,15 +1,8 @@
-"""Launchers decide *what* runs: each is one file of pure functions that ends in argv and env.
+"""Launchers: what runs. Each is one file of pure functions that ends in argv and env.
 
-A launcher module offers
-
-    NAME      its name, as in the record and in `launch-<name>`
-    Flags     a frozen dataclass of its own flags, beside those that all launches share
-    options   Flags -> Mapping: the flags checked, as `Job.options`
-    requirements       Job -> Requirements: what phase one checks on every node
-    facts_from_flags   (Job, nodes) -> facts, when the flags leave nothing to ask the nodes; else None
-    plan      (Job, nodes, slots, facts) -> Plan
-
-and knows nothing of runtimes, connections, clocks or files.
+A launcher is a module that has the functions of `Launcher`; one that renders a job for a cluster's own scheduler has
+those of `BatchLauncher` instead. mypy checks this in `load` and in fabfile.py. Launchers know nothing of runtimes,
+connections, clocks or files.
 """
 
 from __future__ import annotations
@@ -19,18 +12,82 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from torchfab.core.errors import UsageError
-from torchfab.core.specs import Facts, Job, Node, Plan, Requirements, Slot
+from torchfab.core.errors import TorchfabError, UsageError
+from torchfab.core.specs import Facts, Job, Node, Plan, Requirements, Slot, Submission
 
 
-class Launcher(Protocol):
-    """The signature that every launcher module has."""
+class AnyLauncher(Protocol):
+    """What all launchers have."""
 
-    NAME: str
+    @property
+    def NAME(self) -> str:  # noqa: N802  # a constant of the module
+        """Name of the launcher, as in the record and in `launch-<name>`."""
 
-    def requirements(self, job: Job) -> Requirements: ...
-    def facts_from_flags(self, job: Job, nodes: Sequence[Node]) -> tuple[Facts, ...] | None: ...
-    def plan(self, job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence[Facts]) -> Plan: ...
+    @property
+    def Flags(self) -> type[Any]:  # noqa: N802  # a class of the module
+        """A frozen dataclass of the launcher's own flags, in addition to those that all launches share."""
+
+    def options(self, flags: Any) -> Mapping[str, Any]:
+        """Return the checked flags, as `Job.options`.
+
+        Raises
+        ------
+        UsageError
+            The value of a flag is wrong.
+        """
+
+
+class Launcher(AnyLauncher, Protocol):
+    """A launcher over a hosts file: the tmux runtime starts its plan."""
+
+    def requirements(self, job: Job) -> Requirements:
+        """Return what phase one checks on every node."""
+
+    def facts_from_flags(self, job: Job, nodes: Sequence[Node]) -> tuple[Facts, ...] | None:
+        """Return the facts of all nodes if the flags determine them, so that a dry run need not connect; else None."""
+
+    def plan(self, job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence[Facts]) -> Plan:
+        """Return what runs where.
+
+        Raises
+        ------
+        UsageError
+            The flags do not fit the nodes.
+        """
+
+
+class BatchLauncher(AnyLauncher, Protocol):
+    """A launcher for a cluster's own scheduler: its runtime submits what `plan` renders."""
+
+    @property
+    def RUNTIME(self) -> str:  # noqa: N802  # a constant of the module
+        """Name of the runtime."""
+
+    def plan(self, job: Job) -> Submission:
+        """Return what is submitted.
+
+        Raises
+        ------
+        UsageError
+            The scheduler would not take it.
+        """
+
+
+def load(name: str) -> Launcher:
+    """Return a launcher over a hosts file by its name.
+
+    Raises
+    ------
+    TorchfabError
+        There is no such launcher: the record was written by another version.
+    """
+    from torchfab.launchers import colossalai, deepspeed, mpi, network, per_gpu, per_node
+
+    known: tuple[Launcher, ...] = (per_node, per_gpu, deepspeed, mpi, colossalai, network)
+    for launcher in known:
+        if name == launcher.NAME:
+            return launcher
+    raise TorchfabError(f"there is no launcher {name!r}", "use the torchfab that launched the job")
 
 
 def escape_for_torchrun(script: Sequence[str]) -> tuple[str, ...]:

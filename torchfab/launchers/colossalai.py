@@ -10,10 +10,11 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torchfab.core.errors import UsageError
+from torchfab.core.flag_values import flag
 from torchfab.core.specs import Facts, Job, Node, NodePlan, Plan, Process, Requirements, Slot
 from torchfab.launchers import escape_for_torchrun, head_node, master_address, nproc, per_node, resolved_defaults
 from torchfab.launchers.shims import source_of
@@ -27,7 +28,7 @@ INSTALL = "--no-deps colossalai==0.5.0, and the rest with: -m pip install fabric
 class Flags:
     """The flags of launch-colossalai alone."""
 
-    nproc_per_node: str = field(default="auto", metadata={"help": nproc.HELP})
+    nproc_per_node: str = flag("auto", nproc.HELP)
 
 
 def options(flags: Flags) -> Mapping[str, Any]:

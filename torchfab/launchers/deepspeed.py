@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torchfab.core.errors import UsageError
+from torchfab.core.flag_values import flag, is_whole
 from torchfab.core.specs import Facts, Job, Node, NodePlan, Plan, Process, Program, Requirements, Slot
 from torchfab.launchers import head_node, master_address, nproc, resolved_defaults
 
@@ -28,14 +29,10 @@ LOGS_THERE, RANK_THERE = '"$TORCHFAB_FOLDER/logs"', '"$TORCHFAB_FOLDER/bin/rank"
 class Flags:
     """The flags of launch-deepspeed alone."""
 
-    nproc_per_node: str = field(default="auto", metadata={"help": nproc.HELP})
-    from_head: bool = field(
-        default=False, metadata={"help": "One deepspeed on node 0 reaches the others through pdsh and ssh."}
-    )
-    local_rank: bool = field(
-        default=False, metadata={"help": "Give the script --local_rank=N, for one that reads no LOCAL_RANK."}
-    )
-    deepspeed_args: str = field(default="", metadata={"help": 'Further words for deepspeed: "--bind_cores_to_rank".'})
+    nproc_per_node: str = flag("auto", nproc.HELP)
+    from_head: bool = flag(False, "One deepspeed on node 0 reaches the others through pdsh and ssh.")
+    local_rank: bool = flag(False, "Give the script --local_rank=N, for one that reads no LOCAL_RANK.")
+    deepspeed_args: str = flag("", 'Further words for deepspeed: "--bind_cores_to_rank".')
 
 
 def options(flags: Flags) -> Mapping[str, Any]:
@@ -153,7 +150,7 @@ def _include(names: Sequence[str], nodes: Sequence[Node], ranks: Sequence[int]) 
 
 
 def _devices(node: Node) -> list[str]:
-    unknown = next((gpu for gpu in node.gpus if not gpu.isdigit()), None)
+    unknown = next((gpu for gpu in node.gpus if not is_whole(gpu)), None)
     if unknown:
         raise UsageError(f"{node.origin}: deepspeed knows devices by their index, got gpus={unknown}")
     return list(node.gpus)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
 from torchfab.core import environment
+from torchfab.core.flag_values import WholeNumber, flag
 from torchfab.core.specs import Job, Node, Submission
 from torchfab.launchers import escape_for_torchrun
 from torchfab.launchers.manifest import quantities, yaml_text
@@ -24,19 +25,14 @@ PORT = 29500  # every pod has an address of its own: nobody else listens there
 RANK_PREFIX = "[rank${rank}]:"  # torchrun fills it in before each line of a rank
 
 
-def flag(default: Any, words: str) -> Any:
-    """Return a field that is a flag."""
-    return field(default=default, metadata={"help": words})
-
-
 @dataclass(frozen=True)
 class Flags:
     """The flags of launch-kubernetes alone."""
 
     image: str = flag("", "Container image, with Python, torch and the script in it.")
-    nodes: str = flag("1", "Number of pods, each with one torchrun. [1]")
-    gpus_per_node: str = flag("0", "GPUs of each pod; 0: train on its CPUs. [0]")
-    nproc_per_node: str = flag("", "Ranks per pod. [its GPUs, else 2]")
+    nodes: int = flag(1, "Number of pods, each with one torchrun. [1]", WholeNumber(1))
+    gpus_per_node: int = flag(0, "GPUs of each pod; 0: train on its CPUs. [0]", WholeNumber())
+    nproc_per_node: int | None = flag(None, "Ranks per pod. [its GPUs, else 2]", WholeNumber(1))
     gpu_resource: str = flag("nvidia.com/gpu", "What the cluster calls a GPU. [nvidia.com/gpu]")
     cpus: str = flag("", "Cores that each pod is sure to get: 16, 500m. [what the namespace gives]")
     memory: str = flag("", "Memory of each pod, and its limit: 64Gi. [what the namespace gives]")
@@ -51,9 +47,9 @@ class Flags:
     toleration: tuple[str, ...] = flag((), "KEY[=VALUE][:EFFECT]: also nodes with this taint; may be given again.")
     queue: str = flag("", "Kueue queue: the job waits there until it is admitted as a whole. [none]")
     jobset: bool = flag(False, "Make a JobSet, for clusters that have it: restarts are of all pods together.")
-    max_restarts: str = flag("0", "How often the pods are made again after a failure. [0]")
+    max_restarts: int = flag(0, "How often the pods are made again after a failure. [0]", WholeNumber())
     # Images are large, and machines may have to be bought.
-    rdzv_timeout: str = flag("3600", "Seconds that pods wait for the first one. [3600]")
+    rdzv_timeout: int = flag(3600, "Seconds that pods wait for the first one. [3600]", WholeNumber(1))
     user: str = flag("1000", "User id of the container, or image: the image's own, which may be root. [1000]")
 
 
@@ -65,13 +61,11 @@ def options(flags: Flags) -> Mapping[str, Any]:
     UsageError
         A flag's value is not one of those that it takes.
     """
-    gpus = quantities.number("--gpus-per-node", flags.gpus_per_node, least=0)
-    ranks = flags.nproc_per_node or str(gpus or CPU_PROCESSES)
     return {
         "image": quantities.image(flags.image),
-        "nodes": quantities.number("--nodes", flags.nodes, least=1),
-        "gpus": gpus,
-        "ranks": quantities.number("--nproc-per-node", ranks, least=1),
+        "nodes": flags.nodes,
+        "gpus": flags.gpus_per_node,
+        "ranks": flags.nproc_per_node or flags.gpus_per_node or CPU_PROCESSES,
         "gpu_resource": quantities.qualified_name("--gpu-resource", flags.gpu_resource),
         **{name: _optional(quantities.quantity, name, flags) for name in ("cpus", "memory", "shm")},
         **{
@@ -84,8 +78,8 @@ def options(flags: Flags) -> Mapping[str, Any]:
         "node_selector": quantities.node_selector(flags.node_selector),
         "tolerations": [quantities.toleration(each) for each in flags.toleration],
         "jobset": flags.jobset,
-        "max_restarts": quantities.number("--max-restarts", flags.max_restarts, least=0),
-        "rdzv_timeout_s": quantities.number("--rdzv-timeout", flags.rdzv_timeout, least=1),
+        "max_restarts": flags.max_restarts,
+        "rdzv_timeout_s": flags.rdzv_timeout,
         "user": quantities.user(flags.user),
     }
 

@@ -9,10 +9,11 @@ The script need not know MPI: `shims/rank.py` tells every rank its place in the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torchfab.core.errors import UsageError
+from torchfab.core.flag_values import flag
 from torchfab.core.specs import Facts, Job, Node, NodePlan, Plan, Process, Program, Requirements, Slot
 from torchfab.launchers import head_node, master_address, nproc, resolved_defaults
 
@@ -29,13 +30,9 @@ RANK = 'exec "$0" -I -S "$TORCHFAB_FOLDER/rank.py" --logs "$@"'
 class Flags:
     """The flags of launch-mpi alone."""
 
-    nproc_per_node: str = field(default="auto", metadata={"help": nproc.HELP})
-    flavour: str = field(
-        default="auto", metadata={"help": "openmpi, mpich, or auto: the first that all nodes have. [auto]"}
-    )
-    interface: str = field(
-        default="", metadata={"help": "Network interface between the nodes, as eth0. [what MPI, gloo and NCCL choose]"}
-    )
+    nproc_per_node: str = flag("auto", nproc.HELP)
+    flavour: str = flag("auto", "openmpi, mpich, or auto: the first that all nodes have. [auto]")
+    interface: str = flag("", "Network interface between the nodes, as eth0. [what MPI, gloo and NCCL choose]")
 
 
 def options(flags: Flags) -> Mapping[str, Any]:

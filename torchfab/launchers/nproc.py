@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torchfab.core.errors import UsageError
+from torchfab.core.flag_values import NumberOr, is_whole
 from torchfab.core.specs import Facts, Job, Node
 from torchfab.launchers import assumed_facts
 
@@ -21,16 +22,13 @@ def check(text: str) -> str:
     UsageError
         It is neither auto, nor gpu, nor a number from 1 to 1024.
     """
-    is_number = text.isascii() and text.isdigit() and len(text) < 5 and 1 <= int(text) <= MOST_PROCESSES
-    if text not in ("auto", "gpu") and not is_number:
-        raise UsageError(f"--nproc-per-node is auto, gpu or a number from 1 to {MOST_PROCESSES}, got {text!r}")
-    return text
+    return str(NumberOr(("auto", "gpu"), 1, MOST_PROCESSES).parse("--nproc-per-node", text))
 
 
 def facts_from_flags(job: Job, nodes: Sequence[Node]) -> tuple[Facts, ...] | None:
     """Return the facts that the flags give, if they give all: ranks per node and port; else None."""
     asked = job.options["nproc_per_node"]
-    counts = [int(asked) if asked.isdigit() else node.slots or len(node.gpus) for node in nodes]
+    counts = [int(asked) if is_whole(asked) else node.slots or len(node.gpus) for node in nodes]
     known = job.port and not job.node_dir.startswith("~") and asked != "gpu" and all(counts)
     return assumed_facts(job, nodes, counts) if known else None
 
@@ -44,7 +42,7 @@ def ranks_on(job: Job, node: Node, facts: Facts) -> int:
         `gpu` was asked for, and the node has none.
     """
     asked: str = job.options["nproc_per_node"]
-    if asked.isdigit():
+    if is_whole(asked):
         return int(asked)
     if asked == "gpu" and not (node.gpus or facts.gpus):
         raise UsageError(f"--nproc-per-node gpu: {node.label} has no GPU", "use auto, or a number")

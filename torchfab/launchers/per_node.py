@@ -7,11 +7,12 @@ hosts):5001 ...`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torchfab.core import environment
 from torchfab.core.errors import UsageError
+from torchfab.core.flag_values import WholeNumber, flag
 from torchfab.core.specs import Facts, Job, Node, NodePlan, Plan, Process, Requirements, Slot
 from torchfab.launchers import escape_for_torchrun, master_address, nproc, resolved_defaults
 
@@ -24,18 +25,11 @@ RANK_LOGS = r"logs/[^/]+/attempt_(?P<attempt>\d+)/(?P<local_rank>\d+)/std(?:out|
 class Flags:
     """The flags of launch-per-node alone."""
 
-    nproc_per_node: str = field(
-        default="auto",
-        metadata={"help": nproc.HELP},
-    )
-    nnodes: str = field(default="", metadata={"help": "MIN:MAX for an elastic job. [the number of hosts]"})
-    max_restarts: str = field(default="0", metadata={"help": "How often torchrun restarts failed ranks. [0]"})
-    rdzv_backend: str = field(
-        default="c10d", metadata={"help": "c10d, or static: ranks follow the hosts file, no elasticity. [c10d]"}
-    )
-    rdzv_timeout: str = field(
-        default="600", metadata={"help": "Seconds that nodes wait for each other at the rendezvous. [600]"}
-    )
+    nproc_per_node: str = flag("auto", nproc.HELP)
+    nnodes: str = flag("", "MIN:MAX for an elastic job. [the number of hosts]")
+    max_restarts: int = flag(0, "How often torchrun restarts failed ranks. [0]", WholeNumber())
+    rdzv_backend: str = flag("c10d", "c10d, or static: ranks follow the hosts file, no elasticity. [c10d]")
+    rdzv_timeout: int = flag(600, "Seconds that nodes wait for each other at the rendezvous. [600]", WholeNumber(1))
 
 
 def options(flags: Flags) -> Mapping[str, Any]:
@@ -51,24 +45,19 @@ def options(flags: Flags) -> Mapping[str, Any]:
     return {
         "nproc_per_node": nproc.check(flags.nproc_per_node),
         "nnodes": _nnodes(flags.nnodes),
-        "max_restarts": _number("--max-restarts", flags.max_restarts, least=0),
+        "max_restarts": flags.max_restarts,
         "rdzv_backend": flags.rdzv_backend,
-        "rdzv_timeout_s": _number("--rdzv-timeout", flags.rdzv_timeout, least=1),
+        "rdzv_timeout_s": flags.rdzv_timeout,
     }
-
-
-def _number(flag: str, text: str, least: int, words: str = "") -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 12 and int(text) >= least):
-        raise UsageError(f"{flag} is {words}a number of at least {least}, got {text!r}")
-    return int(text)
 
 
 def _nnodes(text: str) -> tuple[int, int] | None:
     if not text:
         return None
     low, colon, high = text.partition(":")
-    least = _number("--nnodes", low, least=1, words="N or MIN:MAX, each ")
-    most = _number("--nnodes", high, least=1, words="N or MIN:MAX, each ") if colon else least
+    each = WholeNumber(1, form="N or MIN:MAX, each ")
+    least = each.parse("--nnodes", low)
+    most = each.parse("--nnodes", high) if colon else least
     if most < least:
         raise UsageError(f"--nnodes is N or MIN:MAX, got {text!r}: {most} is less than {least}")
     return least, most

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torchfab.core import environment
 from torchfab.core.errors import UsageError
+from torchfab.core.flag_values import WholeNumber, flag
 from torchfab.core.inventory import parse_hosts
 from torchfab.core.specs import Job, Node, Submission
 from torchfab.launchers import escape_for_torchrun, sbatch
@@ -39,32 +40,35 @@ _TAKEN = {
 }
 
 
-def flag(default: Any, words: str) -> Any:
-    """Return a field of `Flags` with its help."""
-    return field(default=default, metadata={"help": words})
-
-
 @dataclass(frozen=True)
 class Flags:
     """The flags of launch-slurm alone."""
 
-    nodes: str = flag("1", "How many nodes. [1]")
+    nodes: int = flag(1, "How many nodes. [1]", WholeNumber(1, 100_000))
     gpus_per_node: str = flag("", "GPUs on each node, as N or TYPE:N; 0: none. [none]")
-    nproc_per_node: str = flag("", "Ranks per node. [its GPUs, else 2]")
+    nproc_per_node: int | None = flag(None, "Ranks per node. [its GPUs, else 2]", WholeNumber(1, 1024))
     partition: str = flag("", "Partition. [the cluster's default]")
     account: str = flag("", "Account that pays. [yours]")
     qos: str = flag("", "Quality of service. [yours]")
     time: str = flag("", "Time limit, as sbatch takes it: 90 (minutes), 1:30:00, 2-12:00:00. [the partition's]")
-    cpus_per_task: str = flag("", "CPU cores on each node, for all of its ranks together. [the cluster's default]")
+    cpus_per_task: int | None = flag(
+        None, "CPU cores on each node, for all of its ranks together. [the cluster's default]", WholeNumber(1, 100_000)
+    )
     constraint: str = flag("", "Features that the nodes must have.")
     exclusive: bool = flag(False, "Share the nodes with nobody.")
     no_requeue: bool = flag(False, "Do not run the job again when a node fails, or when it was preempted.")
     job_name: str = flag("", "Slurm's name for the job; blanks are fine. [its torchfab name]")
     sbatch_arg: tuple[str, ...] = flag((), "Any other option of sbatch: --sbatch-arg=--mem=0; may be given again.")
-    signal_grace: str = flag(
-        "", "Seconds before the time limit at which the ranks get SIGUSR1. [120, or half of --time]"
+    signal_grace: int | None = flag(
+        None,
+        "Seconds before the time limit at which the ranks get SIGUSR1. [120, or half of --time]",
+        WholeNumber(1, 65535),
     )
-    port: str = flag("", "Port of the rendezvous on the first node. [10000 to 29999, from Slurm's job id]")
+    port: int = flag(
+        0,
+        "Port of the rendezvous on the first node. [10000 to 29999, from Slurm's job id]",
+        WholeNumber(1, 65535, zero="one from Slurm's job id"),
+    )
     login: str = flag("", "[user@]host[:port] where sbatch is, by SSH. [this machine]")
 
 
@@ -78,26 +82,20 @@ def options(flags: Flags) -> Mapping[str, Any]:
     """
     gpus = _gpus(flags.gpus_per_node)
     return {
-        "nodes": _number("--nodes", flags.nodes, 100_000),
+        "nodes": flags.nodes,
         "gpus_per_node": gpus,
         "gpus": flags.gpus_per_node,
-        "nproc_per_node": _number("--nproc-per-node", flags.nproc_per_node or str(gpus or CPU_PROCESSES), 1024),
-        "cpus_per_task": _number("--cpus-per-task", flags.cpus_per_task, 100_000) if flags.cpus_per_task else None,
+        "nproc_per_node": flags.nproc_per_node or gpus or CPU_PROCESSES,
+        "cpus_per_task": flags.cpus_per_task,
         "words": {name: getattr(flags, name) for name in ("partition", "account", "qos", "time", "constraint")},
         "exclusive": flags.exclusive,
         "requeue": not flags.no_requeue,
         "job_name": flags.job_name,
         "others": _others(flags.sbatch_arg),
         "signal_grace_s": _signal_grace(flags.signal_grace, _time_s(flags.time)),
-        "port": _number("--port", flags.port, 65535) if flags.port not in ("", "0") else None,
+        "port": flags.port or None,
         "login": asdict(login_node(flags.login)),
     }
-
-
-def _number(name: str, text: str, most: int) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 9 and 1 <= int(text) <= most):
-        raise UsageError(f"{name} is a number from 1 to {most}, got {text!r}")
-    return int(text)
 
 
 def _gpus(text: str) -> int:
@@ -122,11 +120,10 @@ def _time_s(text: str) -> int | None:
     return (first or 0) * 60 + (second or 0)  # M, M:S
 
 
-def _signal_grace(text: str, limit_s: int | None) -> int:
+def _signal_grace(grace_s: int | None, limit_s: int | None) -> int:
     """Return how long before the limit the signal comes; one that is due from the start would end the job at once."""
-    if not text:
+    if grace_s is None:
         return min(SIGNAL_GRACE_S, max(1, limit_s // 2)) if limit_s else SIGNAL_GRACE_S
-    grace_s = _number("--signal-grace", text, 65535)
     if limit_s and grace_s >= limit_s:
         raise UsageError(f"--signal-grace {grace_s} s is not less than the time limit of {limit_s} s")
     return grace_s

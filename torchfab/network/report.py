@@ -1,4 +1,4 @@
-"""What the probes measured, what it means, and how it is told; pure."""
+"""Collect the benchmark results, find slow nodes and links, and render them. Pure."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torchfab.core.inventory import fold
 from torchfab.transport.schema import Row, Span, fits
 
 MARK = "torchfab-network "
-SLOW = 0.5  # of what is usual among these nodes
-MOST_LINKS = 10
+SLOW_FRACTION = 0.5  # of the typical bandwidth of these nodes
+MAX_LINKS = 10
 _COUNT, _AMOUNT = Span(0, 1e15, int), Span(0, 1e15)
-# What rank 0 of torchfab.remote.shims.network_benchmark prints, by its kind; any other line is not a result.
-_TOLD: Mapping[str, Any] = {
+# Results that rank 0 of torchfab.remote.shims.network_benchmark prints, by kind; any other log line is ignored.
+_RESULTS: Mapping[str, Any] = {
     "hello": {
         "ranks": _COUNT,
         "backend": str,
@@ -35,7 +35,7 @@ _TOLD: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class Link:
-    """What was measured between two nodes.
+    """The measurement between two nodes.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ class Link:
     gbit : float
         Bus bandwidth of an all-reduce between their ranks, Gbit/s.
     latency_s : float
-        Of the quickest all-reduce of a few bytes.
+        Of the fastest all-reduce of a few bytes, in seconds.
     """
 
     a: int
@@ -55,22 +55,22 @@ class Link:
 
 @dataclass
 class Measured:
-    """All that rank 0 has told.
+    """The results that rank 0 has printed so far.
 
     Parameters
     ----------
     hello : Mapping
-        Backend, versions, the interface of each node.
+        Backend, versions, and the interface of each node.
     sizes : list of Mapping
         For each message size: bytes, count, p50_s, max_s, algbw_gbit, busbw_gbit.
     links : list of Link
-        What was measured between pairs.
+        The measurements between pairs of nodes.
     rounds : tuple of int
-        How many rounds of pairs were measured, and how many there are.
+        Number of rounds of pairs that were measured, and of all rounds.
     done : bool
-        Whether it was told to its end.
+        Whether the benchmark has finished.
     nodes : int
-        How many nodes there are: a link to any other is none.
+        Number of nodes: links to a higher node rank are ignored.
     """
 
     hello: Mapping[str, Any] = field(default_factory=dict)
@@ -81,43 +81,49 @@ class Measured:
     nodes: int = 1_000_000
 
     def take(self, text: str) -> None:
-        """Take in a log line, if it is a result."""
-        told = _told(text)
-        if told["kind"] == "hello":
-            self.hello = told
-        elif told["kind"] == "size":
-            self.sizes.append(told)
-        elif told["kind"] == "round":
-            self.links += [Link(*values) for values in told["pairs"] if max(values[:2]) < self.nodes]
-            self.rounds = (told["round"], told["rounds"])
-        self.done = self.done or bool(told["kind"] == "done" and self.hello)
+        """Read a log line, and add it if it is a result.
+
+        Parameters
+        ----------
+        text : str
+            Any line of the log of rank 0.
+        """
+        result = _parse_result(text)
+        if result["kind"] == "hello":
+            self.hello = result
+        elif result["kind"] == "size":
+            self.sizes.append(result)
+        elif result["kind"] == "round":
+            self.links += [Link(*values) for values in result["pairs"] if max(values[:2]) < self.nodes]
+            self.rounds = (result["round"], result["rounds"])
+        self.done = self.done or bool(result["kind"] == "done" and self.hello)
 
 
-def _told(text: str) -> Mapping[str, Any]:
-    """Return the result in a log line; of the empty kind where there is none."""
+def _parse_result(text: str) -> Mapping[str, Any]:
+    """Return the result in a log line; with an empty `kind` if the line is not a result."""
     try:
-        told: Any = json.loads(text[len(MARK) :]) if text.startswith(MARK) else None
+        result: Any = json.loads(text[len(MARK) :]) if text.startswith(MARK) else None
     except (ValueError, RecursionError):
-        told = None
-    kind = told.get("kind") if isinstance(told, dict) else None
-    return told if isinstance(kind, str) and kind in _TOLD and fits(told, _TOLD[kind]) else {"kind": ""}
+        result = None
+    kind = result.get("kind") if isinstance(result, dict) else None
+    return result if isinstance(kind, str) and kind in _RESULTS and fits(result, _RESULTS[kind]) else {"kind": ""}
 
 
-# ---- what is slow
+# ---- slow nodes and links
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What stands out between pairs of nodes.
+    """The nodes and links that are slower than the others.
 
     Parameters
     ----------
-    usual : float
-        Gbit/s between nodes that are not slow.
+    typical : float
+        Typical bandwidth between nodes that are not slow, Gbit/s.
     nodes : Mapping of int to tuple of Link
-        The slow nodes, each with its links: all of them are slow.
+        Slow nodes, each with its links, all of which are slow.
     links : tuple of Link
-        Slow links between other nodes, the worst first.
+        Slow links between the other nodes, the slowest first.
     """
 
     usual: float
@@ -126,50 +132,97 @@ class Verdict:
 
 
 def judge(links: Sequence[Link]) -> Verdict | None:
-    """Return what is slow: less than half of what is usual. None where there is nothing to compare.
+    """Find slow nodes and links: those with less than half of the typical bandwidth.
 
-    A slow node makes all links to it slow, and with few nodes these are most of all links. So what is usual is taken
-    from the best link of each node: that of a healthy node leads to another healthy one.
+    All links of a slow node are slow, and with few nodes these can be most of all links. So the typical bandwidth is
+    the median over the best link of each node: the best link of a healthy node leads to another healthy node.
+
+    Parameters
+    ----------
+    links : sequence of Link
+        The measured pairs.
+
+    Returns
+    -------
+    SlowLinks or None
+        None if fewer than 3 nodes were measured: then there is nothing to compare.
     """
-    of = {rank: [link for link in links if rank in (link.a, link.b)] for link in links for rank in (link.a, link.b)}
-    if len(of) < 3:
+    by_node = {
+        rank: [link for link in links if rank in (link.a, link.b)] for link in links for rank in (link.a, link.b)
+    }
+    if len(by_node) < 3:
         return None
-    best = {rank: max(link.gbit for link in mine) for rank, mine in of.items()}
+    best = {rank: max(link.gbit for link in own) for rank, own in by_node.items()}
     usual = statistics.median(best.values())
-    slow = {rank: tuple(of[rank]) for rank in sorted(of) if best[rank] < SLOW * usual}
+    slow = {rank: tuple(by_node[rank]) for rank in sorted(by_node) if best[rank] < SLOW_FRACTION * usual}
     others = [link for link in links if link.a not in slow and link.b not in slow]
     usual = statistics.median(link.gbit for link in others) if others else usual
-    worst = sorted((link for link in others if link.gbit < SLOW * usual), key=lambda link: link.gbit)
+    worst = sorted((link for link in others if link.gbit < SLOW_FRACTION * usual), key=lambda link: link.gbit)
     return Verdict(usual, slow, tuple(worst))
 
 
 def verdict_lines(verdict: Verdict, hosts: Sequence[str]) -> list[str]:
-    """Return in words which nodes and links are slow, or that none is."""
+    """Return the slow nodes and links as human-readable lines.
+
+    Parameters
+    ----------
+    verdict : SlowLinks
+        As `find_slow` returns it.
+    hosts : sequence of str
+        By node rank.
+
+    Returns
+    -------
+    list of str
+        One line that says so if nothing is slow.
+    """
     lines = []
     for rank, links in verdict.nodes.items():
         gbits = [link.gbit for link in links]
-        alike = max(gbits) < 1.2 * min(gbits)
-        span = gbit(statistics.median(gbits)) if alike else f"{gbit(min(gbits))} to {gbit(max(gbits))}"
-        lines.append(f"{hosts[rank]}: {span} Gbit/s to every other node, median is {gbit(verdict.usual)}")
+        similar = max(gbits) < 1.2 * min(gbits)
+        bandwidth = gbit(statistics.median(gbits)) if similar else f"{gbit(min(gbits))} to {gbit(max(gbits))}"
+        lines.append(f"{hosts[rank]}: {bandwidth} Gbit/s to every other node, median is {gbit(verdict.usual)}")
     lines += [
         f"{hosts[link.a]} - {hosts[link.b]}: {gbit(link.gbit)} Gbit/s, median is {gbit(verdict.usual)}"
-        for link in verdict.links[:MOST_LINKS]
+        for link in verdict.links[:MAX_LINKS]
     ]
-    if len(verdict.links) > MOST_LINKS:
-        lines.append(f"and {len(verdict.links) - MOST_LINKS} more slow links: --json has them all")
+    if len(verdict.links) > MAX_LINKS:
+        lines.append(f"and {len(verdict.links) - MAX_LINKS} more slow links: --json has them all")
     return lines or [f"no node and no link is slow: {gbit(verdict.usual)} Gbit/s between two nodes (median)"]
 
 
-# ---- words
+# ---- text
 
 
 def gbit(value: float) -> str:
-    """Return Gbit/s with three digits that mean something: `0.0941`, `9.41`, `94.1`, `941`."""
+    """Return a bandwidth with three significant digits: `0.0941`, `9.41`, `94.1`, `941`.
+
+    Parameters
+    ----------
+    value : float
+        In Gbit/s.
+
+    Returns
+    -------
+    str
+        Without a unit.
+    """
     return f"{value:.0f}" if value >= 99.95 else f"{value:#.3g}"
 
 
 def seconds(value: float) -> str:
-    """Return a time for people: `85 us`, `1.24 ms`, `2.31 s`."""
+    """Return a human-readable duration: `85 us`, `1.24 ms`, `2.31 s`.
+
+    Parameters
+    ----------
+    value : float
+        In seconds.
+
+    Returns
+    -------
+    str
+        With three significant digits.
+    """
     for unit, factor in (("us", 1e6), ("ms", 1e3)):
         if value * factor < 999.5:
             return f"{value * factor:.3g} {unit}"
@@ -177,14 +230,38 @@ def seconds(value: float) -> str:
 
 
 def bytes_text(count: int) -> str:
-    """Return a message size: `1 KiB`, `64 MiB`."""
+    """Return a human-readable message size: `1 KiB`, `64 MiB`.
+
+    Parameters
+    ----------
+    count : int
+        In bytes.
+
+    Returns
+    -------
+    str
+        In whole units, rounded down.
+    """
     power = min(3, max(0, count.bit_length() - 1) // 10)
     return f"{count >> (10 * power)} {('B', 'KiB', 'MiB', 'GiB')[power]}"
 
 
 def text(measured: Measured, hosts: Sequence[str]) -> str:
-    """Return what was measured, for people."""
-    lines = [_head(measured, hosts), ""]
+    """Return the results as human-readable text.
+
+    Parameters
+    ----------
+    measured : BenchmarkResult
+        Of a finished benchmark.
+    hosts : sequence of str
+        By node rank.
+
+    Returns
+    -------
+    str
+        A table of sizes, and the measurements between pairs.
+    """
+    lines = [_describe_job(measured, hosts), ""]
     rows = [["size", "times", "time (p50)", "max", "algbw Gbit/s", "busbw Gbit/s"]]
     rows += [_size_row(each) for each in measured.sizes]
     lines.append(columns(rows))
@@ -197,15 +274,15 @@ def text(measured: Measured, hosts: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _head(measured: Measured, hosts: Sequence[str]) -> str:
+def _describe_job(measured: Measured, hosts: Sequence[str]) -> str:
     hello = measured.hello
-    over: dict[str, list[str]] = {}
+    hosts_by_interface: dict[str, list[str]] = {}
     for host, each in zip(hosts, hello.get("interfaces", ()), strict=False):
         speed = f" ({each['gbit']:g} Gbit/s)" if each["gbit"] else ""
-        over.setdefault((each["name"] or "an unknown interface") + speed, []).append(host)
-    ways = ", ".join(f"{fold(names)} by {way}" for way, names in over.items())
-    told = "".join(f", {name}={value}" for name, value in hello.get("told", {}).items())
-    return f"all-reduce of {hello['ranks']} ranks on {len(hosts)} nodes, {hello['backend']}, {ways}{told}"
+        hosts_by_interface.setdefault((each["name"] or "an unknown interface") + speed, []).append(host)
+    interfaces = ", ".join(f"{fold(names)} by {interface}" for interface, names in hosts_by_interface.items())
+    settings = "".join(f", {name}={value}" for name, value in hello.get("told", {}).items())
+    return f"all-reduce of {hello['ranks']} ranks on {len(hosts)} nodes, {hello['backend']}, {interfaces}{settings}"
 
 
 def _size_row(each: Mapping[str, Any]) -> list[str]:
@@ -214,11 +291,24 @@ def _size_row(each: Mapping[str, Any]) -> list[str]:
 
 
 def pair_lines(measured: Measured, hosts: Sequence[str]) -> list[str]:
-    """Return what was measured between pairs: a matrix for few nodes, and what is slow."""
-    ran, of = measured.rounds
+    """Return the measurements between pairs of nodes as human-readable lines.
+
+    Parameters
+    ----------
+    measured : BenchmarkResult
+        With links.
+    hosts : sequence of str
+        By node rank.
+
+    Returns
+    -------
+    list of str
+        A matrix for up to 16 nodes, and the slow nodes and links.
+    """
+    done, total = measured.rounds
     pairs = "1 pair" if len(measured.links) == 1 else f"{len(measured.links)} pairs"
-    note = "" if ran == of else "; the seconds were over: give more with --seconds"
-    lines = [f"pairs of nodes, Gbit/s ({ran} of {of} rounds, {pairs}{note})"]
+    note = "" if done == total else "; the time limit was reached: raise it with --seconds"
+    lines = [f"pairs of nodes, Gbit/s ({done} of {total} rounds, {pairs}{note})"]
     if len(hosts) <= 16:
         lines.append(columns(matrix(measured.links, hosts)))
     verdict = judge(measured.links)
@@ -226,17 +316,43 @@ def pair_lines(measured: Measured, hosts: Sequence[str]) -> list[str]:
 
 
 def matrix(links: Iterable[Link], hosts: Sequence[str]) -> list[list[str]]:
-    """Return the rows of a table in which two hosts meet at what was measured between them."""
-    of = {(link.a, link.b): link.gbit for link in links}
+    """Return the rows of a table of hosts by hosts, with the bandwidth between each pair.
+
+    Parameters
+    ----------
+    links : iterable of Link
+        The measured pairs.
+    hosts : sequence of str
+        By node rank.
+
+    Returns
+    -------
+    list of list of str
+        The first row and column hold the hosts; `-` where a pair was not measured.
+    """
+    by_pair = {(link.a, link.b): link.gbit for link in links}
     rows = [["", *hosts]]
     for a, host in enumerate(hosts):
-        found = [of.get((min(a, b), max(a, b))) for b in range(len(hosts))]
+        found = [by_pair.get((min(a, b), max(a, b))) for b in range(len(hosts))]
         rows.append([host, *("-" if value is None else gbit(value) for value in found)])
     return rows
 
 
 def as_json(measured: Measured, hosts: Sequence[str]) -> dict[str, Any]:
-    """Return the same for machines."""
+    """Return the results as JSON values.
+
+    Parameters
+    ----------
+    measured : BenchmarkResult
+        Of a finished benchmark.
+    hosts : sequence of str
+        By node rank.
+
+    Returns
+    -------
+    dict
+        As `fab network --json` prints it.
+    """
     hello = {name: value for name, value in measured.hello.items() if name != "kind"}
     sizes = [{name: value for name, value in each.items() if name != "kind"} for each in measured.sizes]
     pairs = [

@@ -21,6 +21,7 @@ from typing import Any
 
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.errors import JobNameError, TorchfabError, UsageError
+from torchfab.core.flag_values import is_whole
 from torchfab.core.specs import Plan, Submission, check_name
 from torchfab.records import atomic
 from torchfab.records.name_lock import NameLock
@@ -231,7 +232,7 @@ class Records:
             return record
         path = record.folder / ATTEMPTS / text / "record.json"
         try:
-            if not (text.isascii() and text.isdigit()):
+            if not is_whole(text):
                 raise ValueError(text)
             return from_json(path.parent, json.loads(path.read_text()))
         except (OSError, ValueError, KeyError, TypeError):

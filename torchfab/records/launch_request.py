@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+from torchfab import launchers
+from torchfab.core import flag_values
 from torchfab.core.errors import TorchfabError, UsageError
 from torchfab.core.specs import Job, Node, Slot
+from torchfab.launchers import Launcher
 from torchfab.records import atomic
 
 FILE = "asked.json"
@@ -43,9 +44,9 @@ class LaunchRequest:
     policy: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def launcher(self) -> ModuleType:
-        """The launcher's module."""
-        return load_launcher(self.job.launcher)
+    def launcher(self) -> Launcher:
+        """The launcher."""
+        return launchers.load(self.job.launcher)
 
     def next_job(self, token: str, new_port: bool = False) -> Job:
         """Return the job of another attempt: the same job under a new id.
@@ -135,32 +136,16 @@ def _from_json(document: Mapping[str, Any], environ: Mapping[str, str]) -> Launc
     job = dict(document["job"])
     job["secrets"] = {name: environ[name] for name in job["secrets"]}
     job["script"], job["ssh_options"] = tuple(job["script"]), tuple(job["ssh_options"])
-    own = {name: tuple(value) if isinstance(value, list) else value for name, value in document["own"].items()}
-    launcher = load_launcher(job["launcher"])
+    launcher = launchers.load(job["launcher"])
+    own = flag_values.parse(launcher.Flags, document["own"])  # an older torchfab wrote every value as text
     return LaunchRequest(
-        job=Job(**job, options=launcher.options(launcher.Flags(**own))),
-        own=own,
+        job=Job(**job, options=launcher.options(own)),
+        own=vars(own),
         nodes=tuple(Node(**{**node, "gpus": tuple(node["gpus"])}) for node in document["nodes"]),
         slots=tuple(Slot(**slot) for slot in document["slots"]),
         count=document["count"],
         policy=document["policy"],
     )
-
-
-def load_launcher(name: str) -> ModuleType:
-    """Import a launcher's module.
-
-    Parameters
-    ----------
-    name : str
-        The launcher's name as in `Job.launcher`: `per-node`.
-
-    Returns
-    -------
-    ModuleType
-        The module in `torchfab.launchers`.
-    """
-    return importlib.import_module(f"torchfab.launchers.{name.replace('-', '_')}")
 
 
 def select_nodes(

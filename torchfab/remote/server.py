@@ -2,7 +2,7 @@
 
 An answer is framed as `\x1e<length>\n<JSON>`, so that what a login shell prints before us is told apart from it. One
 interpreter serves all phases of a command: what phase one made, phase two finds in memory. When the launch machine
-hangs up before it said `keep`, what was prepared, and what was started, is taken back.
+hangs up before it sends `commit`, what was prepared and started here is rolled back.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Conversation:
         except CutOffError:
             pass
         finally:
-            self._take_back()
+            self._rollback()
 
     def _next_line(self) -> bytes:
         # A launch machine that dies, or whose link is cut, does not hang up: without an end to our patience, what is
@@ -104,15 +104,15 @@ class Conversation:
         signal.alarm(0)
         return line
 
-    def _take_back(self) -> None:
+    def _rollback(self) -> None:
         if self.started is not None:
             self.on_stop({**self.started, "grace_s": 2})
         if self.preparation is not None:
             self.preparation.discard()
         if self.submitted is not None:
-            from torchfab.remote.slurm.submit import take_back
+            from torchfab.remote.slurm.submit import rollback
 
-            take_back(self.submitted, self.submitted["slurm_id"])
+            rollback(self.submitted, self.submitted["slurm_id"])
 
     def _answer(self, request: dict[str, Any]) -> None:
         try:
@@ -185,9 +185,9 @@ class Conversation:
         self.started = {**self.preparation.request, **request}
         return start(self.preparation.folder, request)
 
-    def on_keep(self, request: dict[str, Any]) -> dict[str, Any]:
+    def on_commit(self, request: dict[str, Any]) -> dict[str, Any]:
         """All nodes are ready: what was prepared here may begin, and is to stay."""
-        answer = self._let_go() if self.started is not None else {}
+        answer = self._release() if self.started is not None else {}
         if answer.get("problems"):
             return answer
         if self.preparation is not None:
@@ -196,14 +196,14 @@ class Conversation:
         self.patience_s = PATIENCE_S
         return answer
 
-    def _let_go(self) -> dict[str, Any]:
-        from torchfab.remote.job.start import let_go
+    def _release(self) -> dict[str, Any]:
+        from torchfab.remote.job.start import release
 
         assert self.started is not None
         names = [process["name"] for process in self.started["processes"]]
-        return let_go(files.folder_of(self.started), names, self.started["start_timeout_s"])
+        return release(files.folder_of(self.started), names, self.started["start_timeout_s"])
 
-    def on_take_back(self, request: dict[str, Any]) -> dict[str, Any]:
+    def on_rollback(self, request: dict[str, Any]) -> dict[str, Any]:
         """Undo both phases here: the launch has failed elsewhere, or was interrupted."""
         answer = self.on_stop(request)
         if self.preparation is not None:
@@ -231,7 +231,7 @@ class Conversation:
     # ---- Slurm, where its commands are
 
     def on_slurm_submit(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Hand a job to sbatch; it is taken back unless `keep` follows."""
+        """Hand a job to sbatch; it is rolled back unless `commit` follows."""
         from torchfab.remote.slurm.submit import submit
 
         self.patience_s = request["patience_s"]

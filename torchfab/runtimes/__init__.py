@@ -1,61 +1,47 @@
-"""Runtimes decide *where a job lives*, and how to see and stop it there. They do not know launchers.
+"""Runtimes: where a job lives, and how it is queried and stopped there. They do not know launchers.
 
-A runtime module offers
-
-    NAME                                      its name, as in the record
-    prepare(job, nodes, needs, ...)           phase one on every node; nothing is started
-    start(plan, prepared, ...)                phase two; instead of both, a cluster's own scheduler has
-    submit(record, submission) -> details     the job is handed over, or what had been is taken back
-    status(record) -> JobStatus               how the job is
-    follow(record, request) -> events         its logs, and the end of each node
-    evidence(record) -> Evidence              what tells why it ended as it did
-    stacks(record, request) -> Dump           what every rank is doing; an error where the runtime cannot look
-    stop(record, grace_s) -> StopReports      end it, with proof
-    attach_argv(record, ...) -> argv          a terminal on one of its processes
-    forget(record) -> reasons                 remove its folders; why that failed, by host
-    machines(record) -> nodes, addresses      where it runs, if ssh reaches that, and what names the job there (or None)
+A runtime is a module that has the functions of `Runtime`; one of a cluster's own scheduler also has those of
+`BatchRuntime`. mypy checks this in `load` and `load_batch`.
 """
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import ModuleType
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torchfab.core.errors import TorchfabError
 from torchfab.core.specs import Node
-from torchfab.core.status import NodeStatus
+from torchfab.core.status import JobStatus, NodeStatus
 
-_MODULES = {
-    "tmux": "torchfab.runtimes.tmux",
-    "slurm": "torchfab.runtimes.slurm.runtime",
-    "kubernetes": "torchfab.runtimes.kubernetes.runtime",
-}
-
-
-def load(name: str) -> ModuleType:
-    """Return the runtime module of that name; it is imported only when a job needs it."""
-    return importlib.import_module(_MODULES[name])
+if TYPE_CHECKING:
+    from torchfab.core.events import EventStream
+    from torchfab.core.specs import Submission
+    from torchfab.records import Record
+    from torchfab.stacks.model import Dump
+    from torchfab.why.evidence import Evidence
 
 
 @dataclass(frozen=True)
 class StopReport:
-    """What `stop` did on one node.
+    """Result of `stop` on one node.
 
     Parameters
     ----------
-    asked : int
-        How many processes were asked to end.
+    node : Node
+        The node.
+    signalled : int
+        Number of processes that received SIGTERM.
     killed, left : tuple of str
-        Those that had to be killed, and those that run nevertheless, described.
+        Descriptions of the processes that needed SIGKILL, and of those that still run.
     seconds : float
-        How long it took.
+        Duration of the stop.
     error : TorchfabError, optional
-        Why nothing is known of the node.
-    words : str
-        What was done, where counts do not say it; empty for the counts' own words.
+        Why the node returned no result.
+    summary : str
+        What was done, if the counts do not describe it; empty: derive the text from the counts.
     status : NodeStatus, optional
-        How the job is there now, where the node told that too.
+        Status of the job on the node after the stop, if the node reported it.
     """
 
     node: Node
@@ -66,3 +52,96 @@ class StopReport:
     error: TorchfabError | None = None
     summary: str = ""
     status: NodeStatus | None = None
+
+
+class Runtime(Protocol):
+    """What every command can do with a job, whichever runtime it lives in."""
+
+    @property
+    def NAME(self) -> str:  # noqa: N802  # a constant of the module
+        """Name of the runtime, as in the record."""
+
+    def status(self, record: Record) -> JobStatus:
+        """Return the state of the job on each of its nodes; a node without an answer is `unreachable`."""
+
+    def follow(self, record: Record, request: Mapping[str, Any], nodes: Sequence[Node] | None = None) -> EventStream:
+        """Yield the log lines of the job, and the end of each node.
+
+        Parameters
+        ----------
+        request : Mapping
+            `follow` (bool), `lines` (int or None for all), `ranks` (list of int or None), `grep` (str or None).
+        nodes : sequence of Node, optional
+            Default: all nodes of the job.
+        """
+
+    def evidence(self, record: Record) -> Evidence:
+        """Return what is known of why the job ended as it did."""
+
+    def stacks(self, record: Record, request: Mapping[str, Any]) -> Dump:
+        """Return the stack of each rank.
+
+        Raises
+        ------
+        TorchfabError
+            The runtime cannot look into its processes.
+        """
+
+    def stop(self, record: Record, grace_s: float, nodes: Sequence[Node] | None = None) -> tuple[StopReport, ...]:
+        """End the job on its nodes, or on some: SIGTERM, `grace_s` seconds, SIGKILL; return what was left."""
+
+    def attach_argv(self, record: Record, node: Node, window: str) -> tuple[str, ...]:
+        """Return the command that opens a terminal on a process of the job."""
+
+    def forget(self, record: Record) -> dict[str, TorchfabError]:
+        """Remove the job's folders from its nodes; return why that failed, by host."""
+
+    def machines(self, record: Record) -> list[tuple[Node, Mapping[str, Any] | None]]:
+        """Return the machines of the job, and what names the job there (None: nothing).
+
+        Raises
+        ------
+        TorchfabError
+            SSH does not reach them, or they are not known.
+        """
+
+
+class BatchRuntime(Runtime, Protocol):
+    """A runtime that hands a job over to a cluster's own scheduler."""
+
+    def submit(self, record: Record, submission: Submission) -> dict[str, Any]:
+        """Hand over the job; return what the record has to keep, such as the scheduler's id of it.
+
+        Raises
+        ------
+        TorchfabError
+            It was not accepted, or what had been accepted was removed again.
+        """
+
+
+def load(name: str) -> Runtime:
+    """Return a runtime by its name. Its module is imported only when a job needs it."""
+    if name == "tmux":
+        from torchfab.runtimes import tmux
+
+        return tmux
+    return load_batch(name)
+
+
+def load_batch(name: str) -> BatchRuntime:
+    """Return the runtime of a scheduler by its name.
+
+    Raises
+    ------
+    TorchfabError
+        There is no such runtime: the record was written by another version.
+    """
+    if name == "slurm":
+        from torchfab.runtimes.slurm import runtime as slurm
+
+        return slurm
+    if name == "kubernetes":
+        from torchfab.runtimes.kubernetes import runtime as kubernetes
+
+        return kubernetes
+    raise TorchfabError(f"there is no runtime {name!r}", "use the torchfab that launched the job")

@@ -1,4 +1,4 @@
-"""The tmux runtime: processes live in the private tmux server of each node.
+"""The tmux runtime: processes run in a private tmux server (`tmux -L torchfab`) on each node.
 
 A node is reached over SSH or, for `localhost`, through a local process.
 """
@@ -21,8 +21,9 @@ from torchfab.core.inventory import fold
 from torchfab.core.specs import Facts, Job, Node, NodePlan, Plan, Requirements, session_name
 from torchfab.records import Record
 from torchfab.runtimes import StopReport
-from torchfab.runtimes.tmux_logs import address, follow
-from torchfab.runtimes.tmux_stacks import stacks
+from torchfab.runtimes.tmux_logs import address
+from torchfab.runtimes.tmux_logs import follow as follow  # noqa: PLC0414  # part of the runtime
+from torchfab.runtimes.tmux_stacks import stacks as stacks  # noqa: PLC0414  # part of the runtime
 from torchfab.transport.fanout import fan_out
 from torchfab.transport.pool import Answer, problem_in, request_all
 from torchfab.transport.session import Session
@@ -30,11 +31,9 @@ from torchfab.transport.ssh import connections, open_session
 from torchfab.why import evidence as why
 from torchfab.why.evidence import Evidence
 
-__all__ = ["follow", "stacks"]  # and all that is defined here
-
 NAME = "tmux"
 _ROLLBACK_GRACE_S = 2.0
-# What became of a launch that failed in a half of phase two, and was taken back.
+# Outcome of a launch that failed in the first or second half of phase two and was rolled back.
 _OUTCOMES = {"starting": "nothing was started", "confirming": "what had started was stopped again"}
 
 Progress = Callable[[str, int, int], None]
@@ -42,18 +41,34 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass
 class Prepared:
-    """Nodes on which phase one has gone well: their open sessions, their facts, and the answers, by node rank."""
+    """Nodes on which phase one succeeded. All dicts are keyed by node rank.
+
+    Parameters
+    ----------
+    settings : ConnectionSettings
+        How the nodes are reached.
+    nodes : tuple of Node
+        All nodes of the job.
+    sessions : dict of int to Session
+        Open sessions.
+    facts : dict of int to Facts
+        Facts that launchers use to plan.
+    told : dict of int to Mapping
+        All facts that the node reported.
+    asked : dict of int to tuple of float
+        When the request was sent and when its answer came, in seconds since the epoch on this machine's clock.
+    """
 
     settings: ConnectionSettings
     nodes: tuple[Node, ...] = ()
     sessions: dict[int, Session] = field(default_factory=dict)
     facts: dict[int, Facts] = field(default_factory=dict)
     told: dict[int, Mapping[str, Any]] = field(default_factory=dict)
-    asked: dict[int, tuple[float, float]] = field(default_factory=dict)  # when: by our clock, question and answer
+    asked: dict[int, tuple[float, float]] = field(default_factory=dict)
 
     def close(self) -> None:
-        """Hang up everywhere: what was prepared and not kept is taken back by the nodes themselves."""
-        for session in list(self.sessions.values()):  # after Ctrl-C, threads may still be at work
+        """Close all sessions. Nodes roll back by themselves what was prepared and not committed."""
+        for session in list(self.sessions.values()):  # after Ctrl-C, threads may still add sessions
             session.close()
 
 
@@ -68,37 +83,50 @@ def prepare(
     write: bool,
     progress: Progress,
 ) -> Prepared:
-    """Connect to every node, ask its facts, check it, and make the job's folder there. Nothing is started.
+    """Connect to every node, read its facts, check it, and create the job's folder there. Nothing is started.
 
     Parameters
     ----------
+    job : Job
+        The job to launch.
+    nodes : sequence of Node
+        Its nodes.
+    requirements : Requirements
+        Modules, programs, peers and port that the launcher needs.
+    settings : ConnectionSettings
+        How the nodes are reached.
     write : bool
         False for a dry run: facts and checks only.
     progress : callable
-        Told the phase, how many nodes are done, and of how many.
+        Called with the phase, the number of nodes that are done, and the number of all nodes.
+
+    Returns
+    -------
+    Prepared
+        The open sessions and the facts of all nodes.
 
     Raises
     ------
     HostsFailedError
-        With one reason for each node that failed; what was prepared elsewhere is taken back.
+        With one reason for each node that failed; the other nodes are rolled back.
     """
     opened = connections(nodes, settings)
     prepared = Prepared(settings, tuple(nodes))
     reasons: dict[str, TorchfabError] = {}
     patience_s = _patience_s(len(nodes), settings)
 
-    def act(node: Node) -> Mapping[str, Any]:
+    def prepare_node(node: Node) -> Mapping[str, Any]:
         session = open_session(node, opened[node.rank], settings)
         prepared.sessions[node.rank] = session
         request = {**_prepare_request(job, node, nodes, requirements, write), "patience_s": patience_s}
         request["python_timeout_s"] = settings.prepare_timeout_s / 3
-        begun = time.time()
+        sent = time.time()
         answer = session.ask(request, settings.prepare_timeout_s)
-        prepared.asked[node.rank] = (begun, time.time())
+        prepared.asked[node.rank] = (sent, time.time())
         return answer
 
     try:
-        for node, answer in fan_out(nodes, act, settings.fanout):
+        for node, answer in fan_out(nodes, prepare_node, settings.fanout):
             _note_prepared(prepared, node, answer, reasons)
             progress("preparing", len(prepared.facts), len(nodes))
     except BaseException:  # Ctrl-C too
@@ -106,15 +134,15 @@ def prepare(
         raise
     if reasons:
         prepared.close()
-        raise HostsFailedError(_failed_words(reasons, nodes, "nothing was started"), _in_order(reasons, nodes))
+        raise HostsFailedError(_failure_summary(reasons, nodes, "nothing was started"), _in_order(reasons, nodes))
     return prepared
 
 
 def _patience_s(nodes: int, settings: ConnectionSettings) -> int:
-    """Return how many seconds a node may wait for our next word, when all others take as long as they may."""
+    """Return how long a node waits for our next request, in seconds, if all other nodes use up their timeouts first."""
     rounds = -(-nodes // settings.fanout)
-    a_node_s = 5 * settings.connect_timeout_s + settings.prepare_timeout_s + settings.start_timeout_s
-    return round(10 + rounds * a_node_s)
+    per_node_s = 5 * settings.connect_timeout_s + settings.prepare_timeout_s + settings.start_timeout_s
+    return round(10 + rounds * per_node_s)
 
 
 def _note_prepared(
@@ -125,10 +153,10 @@ def _note_prepared(
         reasons[node.label] = problem
         return
     assert not isinstance(answer, Exception)
-    told = answer["facts"]
-    prepared.told[node.rank] = told
+    facts = answer["facts"]
+    prepared.told[node.rank] = facts
     known = ("folder", "gpus", "cpus", "port", "is_root", "versions")
-    prepared.facts[node.rank] = Facts(**{name: told[name] for name in known})
+    prepared.facts[node.rank] = Facts(**{name: facts[name] for name in known})
 
 
 def _prepare_request(
@@ -157,11 +185,11 @@ def _prepare_request(
 
 
 def _modules(job: Job, node: Node, requirements: Requirements) -> list[str]:
-    of_head = () if node.rank else requirements.head_modules
-    return [*requirements.modules, *of_head, *([job.module] if job.module else [])]
+    head_modules = () if node.rank else requirements.head_modules
+    return [*requirements.modules, *head_modules, *([job.module] if job.module else [])]
 
 
-def _failed_words(reasons: Mapping[str, TorchfabError], nodes: Sequence[Node], outcome: str) -> str:
+def _failure_summary(reasons: Mapping[str, TorchfabError], nodes: Sequence[Node], outcome: str) -> str:
     return f"{len(reasons)} of {len(nodes)} hosts failed; {outcome}"
 
 
@@ -173,38 +201,49 @@ def _in_order(reasons: Mapping[str, TorchfabError], nodes: Sequence[Node]) -> di
 
 
 def start(plan: Plan, prepared: Prepared, progress: Progress) -> None:
-    """Start everything that the plan says, on all nodes at once; if any fails, take down what has started.
+    """Start all processes of the plan, on all nodes at once; if one fails, stop what has started.
 
-    First every node brings up the supervisors of its processes, then all are told to let them begin: where one node
-    cannot, no process has begun on any. The sessions stay open: the job runs now, and that is to be written down first.
+    First every node starts the supervisors of its processes; then all supervisors are released. If a node fails in the
+    first half, no process has started on any node. The sessions stay open: the caller records the running job first.
+
+    Parameters
+    ----------
+    plan : Plan
+        What runs on which node, and the order in which nodes start.
+    prepared : Prepared
+        Result of `prepare`.
+    progress : callable
+        Called with the phase, the number of nodes that are done, and the number of nodes in the wave.
 
     Raises
     ------
     HostsFailedError
-        With one reason for each node that failed. Nothing of the job runs then, unless the message says where.
+        With one reason for each node that failed. No process of the job runs then, except where the message says so.
     """
     timeout_s = prepared.settings.start_timeout_s
-    answer_s = timeout_s + min(timeout_s, 5)  # the node itself says what did not come in time
+    # Longer than the timeout on the node, whose own error says which process did not start in time.
+    answer_s = timeout_s + min(timeout_s, 5)
     posted: dict[int, int] = {}
 
-    def bring_up(each: NodePlan) -> Mapping[str, Any]:
+    def start_supervisors(each: NodePlan) -> Mapping[str, Any]:
         return prepared.sessions[each.node.rank].ask(start_request(plan, each, timeout_s), answer_s)
 
-    def let_begin(each: NodePlan) -> Mapping[str, Any]:
-        posted[each.node.rank] = prepared.sessions[each.node.rank].post({"op": "keep"})
+    def release(each: NodePlan) -> Mapping[str, Any]:
+        posted[each.node.rank] = prepared.sessions[each.node.rank].post({"op": "commit"})
         return {}
 
     def confirm(each: NodePlan) -> Mapping[str, Any]:
         return prepared.sessions[each.node.rank].answer(posted[each.node.rank], answer_s)
 
-    # All of a wave are told before any is waited for: the last begins as soon after the first as the messages leave.
-    phases: Mapping[str, tuple[_Step, ...]] = {"starting": (bring_up,), "confirming": (let_begin, confirm)}
+    # Send the release to all nodes of a wave before waiting for any answer: the last node then starts as soon after
+    # the first as the messages leave.
+    phases: Mapping[str, tuple[_Step, ...]] = {"starting": (start_supervisors,), "confirming": (release, confirm)}
     try:
         for phase, wave in itertools.product(phases, plan.start_order):
             for step in phases[phase]:
-                _take_step(phase, step, wave, plan, prepared, progress)
+                _run_step(phase, step, wave, plan, prepared, progress)
     except BaseException as error:  # Ctrl-C too
-        problem = _say_what_is_left(error, _roll_back(plan, prepared), plan)
+        problem = _with_unconfirmed_hosts(error, _roll_back(plan, prepared), plan)
         if problem is None:
             raise
         raise problem from None
@@ -213,10 +252,10 @@ def start(plan: Plan, prepared: Prepared, progress: Progress) -> None:
 _Step = Callable[[NodePlan], Mapping[str, Any]]
 
 
-def _take_step(
+def _run_step(
     phase: str, step: _Step, wave: Sequence[NodePlan], plan: Plan, prepared: Prepared, progress: Progress
 ) -> None:
-    """Take one step on the nodes of a wave at once, or raise with the reasons of those on which it failed."""
+    """Run one step on all nodes of a wave at once; raise HostsFailedError with the reasons of the nodes that failed."""
     reasons: dict[str, TorchfabError] = {}
     nodes = [each.node for each in plan.nodes]
     for done, (each, answer) in enumerate(fan_out(wave, step, prepared.settings.fanout), 1):
@@ -225,19 +264,19 @@ def _take_step(
             reasons[each.node.label] = problem
         progress(phase, done - len(reasons), len(wave))
     if reasons:
-        raise HostsFailedError(_failed_words(reasons, nodes, _OUTCOMES[phase]), _in_order(reasons, nodes))
+        raise HostsFailedError(_failure_summary(reasons, nodes, _OUTCOMES[phase]), _in_order(reasons, nodes))
 
 
-def _say_what_is_left(error: BaseException, unsure: Sequence[str], plan: Plan) -> TorchfabError | None:
-    """Return the error that says what is left of a launch that failed; None where that is nothing."""
+def _with_unconfirmed_hosts(error: BaseException, unsure: Sequence[str], plan: Plan) -> TorchfabError | None:
+    """Return the error extended by the hosts on which the failed launch may still run; None if there are none."""
     if not unsure:
         return None
     left = f"{fold(unsure)} did not confirm that nothing of it runs there"
     fix = f"it ends by itself once it notices; to make sure: fab stop {plan.job.name}"
     problem: TorchfabError
     if isinstance(error, HostsFailedError):
-        words = _failed_words(error.reasons, [each.node for each in plan.nodes], left)
-        problem = HostsFailedError(words, error.reasons, fix)
+        summary = _failure_summary(error.reasons, [each.node for each in plan.nodes], left)
+        problem = HostsFailedError(summary, error.reasons, fix)
     elif isinstance(error, KeyboardInterrupt):
         problem = Interrupted(f"interrupted; {left}", fix)
     else:
@@ -247,7 +286,22 @@ def _say_what_is_left(error: BaseException, unsure: Sequence[str], plan: Plan) -
 
 
 def start_request(plan: Plan, each: NodePlan, timeout_s: float) -> dict[str, Any]:
-    """Return what a node is asked in phase two."""
+    """Return the request that starts a node's processes in phase two.
+
+    Parameters
+    ----------
+    plan : Plan
+        The plan of the job.
+    each : NodePlan
+        The processes of one node.
+    timeout_s : float
+        Seconds within which the supervisors must have started.
+
+    Returns
+    -------
+    dict
+        The request.
+    """
     processes = [
         {
             "name": process.name,
@@ -275,10 +329,10 @@ def start_request(plan: Plan, each: NodePlan, timeout_s: float) -> dict[str, Any
 
 
 def _roll_back(plan: Plan, prepared: Prepared) -> list[str]:
-    """Stop what has started; return the hosts on which it may still run."""
-    # A node that was not told to keep what it started takes it back when we hang up; asking tells us that it did.
+    """Stop what has started; return the hosts on which a process may still run."""
+    # A node that got no `commit` rolls back when the session closes. Asking for the rollback also confirms it.
     request = {
-        "op": "take_back",
+        "op": "rollback",
         "job_id": plan.job.job_id,
         "node_dir": plan.job.node_dir,
         "grace_s": _ROLLBACK_GRACE_S,
@@ -286,32 +340,43 @@ def _roll_back(plan: Plan, prepared: Prepared) -> list[str]:
 
     timeout_s = _ROLLBACK_GRACE_S + min(15.0, 2 * prepared.settings.start_timeout_s)
 
-    def act(each: NodePlan) -> Mapping[str, Any]:
+    def roll_back(each: NodePlan) -> Mapping[str, Any]:
         rank = each.node.rank
-        more = {"node_rank": rank, "session": session_name(plan.job.name, rank)}
-        return prepared.sessions[rank].ask({**request, **more}, timeout_s)
+        address_of_node = {"node_rank": rank, "session": session_name(plan.job.name, rank)}
+        return prepared.sessions[rank].ask({**request, **address_of_node}, timeout_s)
 
     unsure = []
-    for each, answer in fan_out(plan.nodes, act, prepared.settings.fanout):
+    for each, answer in fan_out(plan.nodes, roll_back, prepared.settings.fanout):
         if isinstance(answer, Exception) or answer.get("left") or answer.get("problems"):
             unsure.append(each.node.label)
     prepared.close()
     return [each.node.label for each in plan.nodes if each.node.label in unsure]
 
 
-# ---- the life of a job
+# ---- operations on a running or ended job
 
 
 def _ask_all(
     record: Record, request: Mapping[str, Any], timeout_s: float, nodes: Sequence[Node] | None = None
 ) -> Iterator[tuple[Node, Answer | TorchfabError]]:
-    """Ask every node of a job, or some, the same about it."""
-    wanted = record.nodes if nodes is None else nodes
-    return request_all(wanted, record.settings, lambda node: {**address(record, node), **request}, timeout_s)
+    """Send the same request to all nodes of a job, or to some; yield the answers."""
+    targets = record.nodes if nodes is None else nodes
+    return request_all(targets, record.settings, lambda node: {**address(record, node), **request}, timeout_s)
 
 
 def status(record: Record) -> states.JobStatus:
-    """Ask every node how the job is there; one that does not answer is `unreachable`."""
+    """Request the status from every node; a node that does not answer is `unreachable`.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+
+    Returns
+    -------
+    JobStatus
+        The status by node.
+    """
     found: dict[int, states.NodeStatus] = {}
     for node, result in _ask_all(record, {"op": "status"}, record.settings.answer_timeout_s):
         found[node.rank] = _node_status(record, node, result)
@@ -321,17 +386,28 @@ def status(record: Record) -> states.JobStatus:
 def _node_status(record: Record, node: Node, result: Answer | TorchfabError) -> states.NodeStatus:
     if isinstance(result, TorchfabError):
         return states.NodeStatus(node, "unreachable", result.message.splitlines()[0])
-    return _cut_off(record, states.from_answer(node, result.value, result.asked, result.answered))
+    return _explain_lost(record, states.from_answer(node, result.value, result.asked, result.answered))
 
 
-def _cut_off(record: Record, found: states.NodeStatus) -> states.NodeStatus:
-    """Say of a node that has nothing of the job whether it took that back, as nobody told it to keep it."""
-    taken_back = found.state == "lost" and not found.processes and not record.is_confirmed
-    return replace(found, reason=states.CUT_OFF) if taken_back else found
+def _explain_lost(record: Record, found: states.NodeStatus) -> states.NodeStatus:
+    """Set the reason of a lost node whose launch was never confirmed: the node rolled the job back."""
+    rolled_back = found.state == "lost" and not found.processes and not record.is_confirmed
+    return replace(found, reason=states.CUT_OFF) if rolled_back else found
 
 
 def evidence(record: Record) -> Evidence:
-    """Ask every node what it knows of how the job went there."""
+    """Collect evidence for `fab why` from every node.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+
+    Returns
+    -------
+    Evidence
+        Logs, error files and status of every node; a node that does not answer has a status only.
+    """
     found: dict[int, why.NodeEvidence] = {}
     for node, result in _ask_all(record, {"op": "evidence"}, record.settings.answer_timeout_s):
         if isinstance(result, TorchfabError):
@@ -344,7 +420,22 @@ def evidence(record: Record) -> Evidence:
 
 
 def stop(record: Record, grace_s: float, nodes: Sequence[Node] | None = None) -> tuple[StopReport, ...]:
-    """End the job on all its nodes, or on some: TERM, `grace_s` seconds, KILL, and proof that no process is left."""
+    """Stop the job: SIGTERM, after `grace_s` seconds SIGKILL, then a check that no process is left.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+    grace_s : float
+        Seconds between SIGTERM and SIGKILL.
+    nodes : sequence of Node, optional
+        Stop it on these nodes only. Default: all.
+
+    Returns
+    -------
+    tuple of StopReport
+        One for each node, by rank.
+    """
     found: dict[int, StopReport] = {}
     timeout_s = grace_s + record.settings.answer_timeout_s
     for node, result in _ask_all(record, {"op": "stop", "grace_s": grace_s}, timeout_s, nodes):
@@ -355,26 +446,64 @@ def stop(record: Record, grace_s: float, nodes: Sequence[Node] | None = None) ->
 def _stop_report(record: Record, node: Node, result: Answer | TorchfabError) -> StopReport:
     if isinstance(result, TorchfabError):
         return StopReport(node, error=result)
-    told = result.value
-    # The way of question and answer is what the node did not spend on stopping: its clock is known by that.
-    asked = min(result.asked + told["seconds"], result.answered)
-    now = _cut_off(record, states.from_answer(node, told["status"], asked, result.answered))
-    return StopReport(node, told["asked"], tuple(told["killed"]), tuple(told["left"]), told["seconds"], status=now)
+    report = result.value
+    # The clock skew is derived from the round trip, which is the time that the node did not spend on stopping.
+    asked = min(result.asked + report["seconds"], result.answered)
+    now = _explain_lost(record, states.from_answer(node, report["status"], asked, result.answered))
+    killed, left = tuple(report["killed"]), tuple(report["left"])
+    return StopReport(node, report["asked"], killed, left, report["seconds"], status=now)
 
 
 def forget(record: Record) -> dict[str, TorchfabError]:
-    """Remove the job's folders from its nodes; return the nodes where that failed."""
+    """Remove the job's folders from its nodes.
+
+    Parameters
+    ----------
+    record : Record
+        The job; it has ended.
+
+    Returns
+    -------
+    dict of str to TorchfabError
+        Errors by host; empty if all folders are removed.
+    """
     results = _ask_all(record, {"op": "forget"}, record.settings.answer_timeout_s)
     return {node.label: result for node, result in results if isinstance(result, TorchfabError)}
 
 
 def machines(record: Record) -> list[tuple[Node, Mapping[str, Any] | None]]:
-    """Return the nodes of a job, each with what names the job there."""
+    """Return the nodes of a job, each with the job's address there.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+
+    Returns
+    -------
+    list of tuple
+        Node and address (see `tmux_logs.address`).
+    """
     return [(node, address(record, node)) for node in record.nodes]
 
 
 def attach_argv(record: Record, node: Node, window: str) -> tuple[str, ...]:
-    """Return the command that opens a terminal on one window of the job's session."""
+    """Return the command that attaches this terminal to the job's tmux session.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+    node : Node
+        The node whose session to attach to.
+    window : str
+        Name of the tmux window; empty: the current one.
+
+    Returns
+    -------
+    tuple of str
+        The command.
+    """
     write_err("to leave it running: Ctrl-B, then D; Ctrl-C stops the process")
     target = f"={session_name(record.name, node.rank)}:" + (f"={window}" if window else "")
     tmux = ("tmux", "-L", "torchfab", "attach-session", "-t", target)
@@ -384,7 +513,20 @@ def attach_argv(record: Record, node: Node, window: str) -> tuple[str, ...]:
 
 
 def ssh_argv(node: Node, settings: ConnectionSettings) -> tuple[str, ...]:
-    """Return the OpenSSH client with the options that reach a node, without the host."""
+    """Return the `ssh` command with the options that reach a node, without the host.
+
+    Parameters
+    ----------
+    node : Node
+        The node.
+    settings : ConnectionSettings
+        Options from `-S`, `-i` and fabric.yaml.
+
+    Returns
+    -------
+    tuple of str
+        `ssh` and its options.
+    """
     port = ("-p", str(node.port)) if node.port else ()
     user = ("-l", node.user) if node.user else ()
     return ("ssh", *settings.ssh_options, *port, *user)

@@ -1,4 +1,4 @@
-"""The logs of a job on the tmux runtime: one stream per node, over one connection each, read on where one broke off."""
+"""Log streams of the tmux runtime: one connection per node, resumed at the last offset after a connection loss."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from torchfab.core import status
 from torchfab.core.errors import HostError
-from torchfab.core.events import BacklogRead, ContactLost, Event, Lines, NodeEnded, Tick
+from torchfab.core.events import BacklogRead, ContactLost, Event, EventStream, Lines, NodeEnded, Tick
 from torchfab.core.specs import Node, session_name
 from torchfab.records import Record
 from torchfab.transport.fanout import fan_out
@@ -23,7 +23,20 @@ _RETRY_S = 5.0
 
 
 def address(record: Record, node: Node) -> dict[str, Any]:
-    """Return what names a job on a node."""
+    """Return the fields that identify a job in every request to a node.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+    node : Node
+        One of its nodes.
+
+    Returns
+    -------
+    dict
+        Job id, folder, node rank, redaction key and tmux session.
+    """
     return {
         "job_id": record.job_id,
         "node_dir": record.node_dir,
@@ -34,36 +47,46 @@ def address(record: Record, node: Node) -> dict[str, Any]:
 
 
 class _Stream:
-    """The log stream of one node: its session, while there is one, and how far it has been read."""
+    """Log stream of one node: its session, if connected, and the offsets up to which each file is read."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
         self.session: Session | None = None
         self.offsets: dict[str, int] = {}
-        # Lines whose offsets have not come yet: told with them, or not at all, so that no line is ever told twice.
-        self.waiting: list[Sequence[Any]] = []
+        # Lines whose offsets have not arrived yet. They are yielded together with the offsets or dropped on a
+        # connection loss, so no line is yielded twice.
+        self.pending_lines: list[Sequence[Any]] = []
         self.asked = 0.0
         self.retry_at: float | None = None
         self.done = False
 
 
-def follow(record: Record, request: Mapping[str, Any], nodes: Sequence[Node] | None = None) -> Iterator[Event]:
-    """Yield what the logs of a job hold and receive, and how it ends on each node; one connection per node.
+def follow(record: Record, request: Mapping[str, Any], nodes: Sequence[Node] | None = None) -> EventStream:
+    """Yield the log lines of a job and its end on each node, over one connection per node.
 
-    A node with which contact is lost is tried again every few seconds, and read on where it was left. A Tick is yielded
-    when there is nothing to tell, so that the caller stays awake.
+    After a connection loss the node is retried every 5 seconds and reading resumes at the last offset. If there is no
+    other event, a Tick is yielded, so that the caller can act on timeouts.
 
     Parameters
     ----------
+    record : Record
+        The job.
     request : Mapping
         `follow`, `lines`, `ranks`, `grep`: as `torchfab.remote.job.log_reader.Reader` takes them.
+    nodes : sequence of Node, optional
+        Follow these nodes only. Default: all.
+
+    Returns
+    -------
+    iterator of Event
+        Ends when the job has ended on all nodes, or without `follow` when the existing lines are read.
     """
     streams = [_Stream(node) for node in (record.nodes if nodes is None else nodes)]
     opened: queue.SimpleQueue[tuple[_Stream, Session | Exception]] = queue.SimpleQueue()
     try:
         _open_in_background(streams, record, opened)
         while not all(stream.done for stream in streams):
-            events = [*_take_opened(opened, record, request), *_take_frames(streams)]
+            events = [*_request_logs(opened, record, request), *_read_frames(streams)]
             yield from events
             _retry(streams, record, opened)
             if not events:
@@ -78,19 +101,19 @@ def follow(record: Record, request: Mapping[str, Any], nodes: Sequence[Node] | N
 def _open_in_background(
     streams: Sequence[_Stream], record: Record, opened: queue.SimpleQueue[tuple[_Stream, Session | Exception]]
 ) -> None:
-    made = connections([stream.node for stream in streams], record.settings)
+    by_rank = connections([stream.node for stream in streams], record.settings)
 
-    def act(stream: _Stream) -> Session:
-        return open_session(stream.node, made[stream.node.rank], record.settings)
+    def connect(stream: _Stream) -> Session:
+        return open_session(stream.node, by_rank[stream.node.rank], record.settings)
 
-    def consume() -> None:
-        for result in fan_out(streams, act, record.settings.fanout):
+    def open_all() -> None:
+        for result in fan_out(streams, connect, record.settings.fanout):
             opened.put(result)
 
-    threading.Thread(target=consume, daemon=True).start()
+    threading.Thread(target=open_all, daemon=True).start()
 
 
-def _take_opened(
+def _request_logs(
     opened: queue.SimpleQueue[tuple[_Stream, Session | Exception]], record: Record, request: Mapping[str, Any]
 ) -> Iterator[Event]:
     while not opened.empty():
@@ -102,14 +125,14 @@ def _take_opened(
             offsets = {"offsets": stream.offsets} if stream.offsets else {}
             stream.session.post({**address(record, stream.node), **request, **offsets, "op": "logs"})
         except Exception as error:
-            yield _lose(stream, error)
+            yield _disconnect(stream, error)
 
 
-def _lose(stream: _Stream, error: Exception) -> ContactLost:
+def _disconnect(stream: _Stream, error: Exception) -> ContactLost:
     if stream.session is not None:
         stream.session.close()
         stream.session = None
-    stream.waiting = []
+    stream.pending_lines = []
     stream.retry_at = time.monotonic() + _RETRY_S
     problem = problem_in(error)
     assert problem is not None
@@ -126,7 +149,7 @@ def _retry(
         _open_in_background(due, record, opened)
 
 
-def _take_frames(streams: Sequence[_Stream]) -> Iterator[Event]:
+def _read_frames(streams: Sequence[_Stream]) -> Iterator[Event]:
     for stream in streams:
         if stream.session is None or stream.done:
             continue
@@ -135,14 +158,14 @@ def _take_frames(streams: Sequence[_Stream]) -> Iterator[Event]:
                 yield from _events_of(stream, frame)
         except HostError as error:
             if not stream.done:
-                yield _lose(stream, error)
+                yield _disconnect(stream, error)
 
 
 def _events_of(stream: _Stream, frame: Mapping[str, Any]) -> Iterator[Event]:
-    stream.waiting += frame.get("lines", ())
+    stream.pending_lines += frame.get("lines", ())
     if "offsets" in frame:
-        yield Lines(stream.node, stream.waiting)
-        stream.offsets, stream.waiting = frame["offsets"], []
+        yield Lines(stream.node, stream.pending_lines)
+        stream.offsets, stream.pending_lines = frame["offsets"], []
     if "past" in frame:
         yield BacklogRead(stream.node)
     if "end" in frame:

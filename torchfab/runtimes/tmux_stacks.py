@@ -1,4 +1,4 @@
-"""The stacks of a job's ranks on nodes that one reaches: one connection each, and py-spy sent where there is none."""
+"""Collect the stacks of all ranks over one connection per node; send py-spy to nodes that lack it."""
 
 from __future__ import annotations
 
@@ -20,46 +20,65 @@ from torchfab.stacks.model import Dump, NodeStacks, from_answer
 from torchfab.transport.pool import SessionPool, problem_in
 from torchfab.transport.session import Session
 
-_BESIDES_S = 10.0  # on the node: the look at its processes, the wait for a signal's answer, a second try of py-spy
+# Work on the node besides py-spy's timeout: listing processes, waiting for the answer to a signal, a second py-spy run.
+_OVERHEAD_S = 10.0
 
 
 def stacks(record: Record, request: Mapping[str, Any]) -> Dump:
-    """Ask every node for the stacks of its ranks, all at once.
+    """Request the stacks of all ranks from all nodes at once.
 
     Parameters
     ----------
+    record : Record
+        The job.
     request : Mapping
         `ranks`, `native`, `timeout_s`, `signal`: as `torchfab.remote.stacks.dump.answer` takes them.
-    """
-    timeout_s = record.settings.answer_timeout_s + _BESIDES_S + 2 * request["timeout_s"]
 
-    def act(node: Node, session: Session) -> Mapping[str, Any]:
-        asked = {**address(record, node), **request, "op": "stacks"}
-        answer = session.ask(asked, timeout_s)
+    Returns
+    -------
+    Dump
+        The stacks by node, and the errors of the nodes that did not answer.
+    """
+    timeout_s = record.settings.answer_timeout_s + _OVERHEAD_S + 2 * request["timeout_s"]
+
+    def collect(node: Node, session: Session) -> Mapping[str, Any]:
+        node_request = {**address(record, node), **request, "op": "stacks"}
+        answer = session.ask(node_request, timeout_s)
         if answer.get("wants"):
-            answer = session.ask({**asked, "program": program_for(answer["machine"])}, timeout_s)
+            answer = session.ask({**node_request, "program": program_for(answer["machine"])}, timeout_s)
         return answer
 
-    told: dict[int, NodeStacks] = {}
-    unheard: dict[str, TorchfabError] = {}
+    found: dict[int, NodeStacks] = {}
+    failed: dict[str, TorchfabError] = {}
     with SessionPool(record.nodes, record.settings) as sessions:
-        for node, result in sessions.map(act):
+        for node, result in sessions.map(collect):
             problem = problem_in(result)
             if problem is not None:
-                unheard[node.label] = problem
+                failed[node.label] = problem
             elif not isinstance(result, TorchfabError):
-                told[node.rank] = from_answer(node, result)
-    return Dump(tuple(told[rank] for rank in sorted(told)), unheard)
+                found[node.rank] = from_answer(node, result)
+    return Dump(tuple(found[rank] for rank in sorted(found)), failed)
 
 
 def program_for(machine: str) -> str:
-    """Return this machine's py-spy as text (zlib, base64); empty where it has none, or one for other processors."""
-    here = os.uname()
-    return _packed() if (here.sysname, here.machine) == ("Linux", machine) else ""
+    """Return this machine's py-spy program for sending to a node.
+
+    Parameters
+    ----------
+    machine : str
+        The node's processor architecture, as `uname -m` prints it.
+
+    Returns
+    -------
+    str
+        The program, compressed (zlib) and base64-encoded; empty if this machine has no py-spy for that architecture.
+    """
+    local = os.uname()
+    return _encoded_pyspy() if (local.sysname, local.machine) == ("Linux", machine) else ""
 
 
 @cache
-def _packed() -> str:
-    beside = Path(sys.executable).with_name("py-spy")
-    path = str(beside) if beside.is_file() else shutil.which("py-spy")
+def _encoded_pyspy() -> str:
+    in_venv = Path(sys.executable).with_name("py-spy")
+    path = str(in_venv) if in_venv.is_file() else shutil.which("py-spy")
     return base64.b64encode(zlib.compress(Path(path).read_bytes(), 6)).decode() if path else ""

@@ -1,8 +1,8 @@
-"""The stacks of a job's ranks: what they mean, which are alike, and the page that says it. Pure.
+"""Stacks of the ranks of a job: interpret them, group equal ones, and render them. Pure.
 
-values    Frame, Thread, RankStack, Dump
-interpret what a stack waits for, in words
-groups    equal stacks together, the odd ones first
-refusals  why there is no stack, and what to do about it
-page      for people, and for machines
+model      Frame, Thread, RankStack, NodeStacks, StackDump
+interpret  recognise what a stack waits for
+groups     group equal stacks, the odd ones first
+refusals   explain why a process has no stack, and how to fix it
+report     human-readable text, and JSON
 """

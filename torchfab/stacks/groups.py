@@ -1,4 +1,4 @@
-"""Equal stacks together, the odd ones first: in a job that hangs, the few that are elsewhere are the cause."""
+"""Group equal stacks, the odd ones first: if a job hangs, the few ranks that differ are usually the cause."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torchfab.stacks import interpret
 from torchfab.stacks.interpret import Meaning
 from torchfab.stacks.model import Frame, RankStack
 
-# States of a process in which no rank of a healthy job is for long.
-STATE_WORDS = {
+# Process states in which a healthy rank does not stay for long.
+STATE_NAMES = {
     "T": "stopped by a signal (state T)",
     "t": "held by a debugger (state t)",
     "D": "waiting in the kernel, uninterruptibly (state D)",
     "Z": "ended, and its parent has not noticed (state Z)",
 }
-_UNHEALTHY = ("T", "t", "Z")  # D alone is also a disk that is just slow
+_UNHEALTHY = ("T", "t", "Z")  # without D: a slow disk causes it too
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Group:
     Parameters
     ----------
     meaning : Meaning
-        What their stacks say.
+        What their stacks mean.
     state : str
-        The state that they share, where it is not one of a healthy process; else empty.
+        The process state that they share if it is in STATE_NAMES; otherwise empty.
     ranks : tuple of RankStack
-        In the order of their ranks.
+        Sorted by rank.
     """
 
     meaning: Meaning
@@ -39,67 +39,75 @@ class Group:
     ranks: tuple[RankStack, ...]
 
     @property
-    def words(self) -> str:
-        """What they are doing, after `is`."""
-        words = [STATE_WORDS[self.state]] if self.state else []
+    def activity(self) -> str:
+        """What the ranks are doing, as it follows the word `is`."""
+        parts = [STATE_NAMES[self.state]] if self.state else []
         own, frames = self.meaning.own, self.ranks[0].frames
-        if self.meaning.words:
-            words.append(self.meaning.words + (f" of {_place(own)}" if own else ""))
+        if self.meaning.activity:
+            parts.append(self.meaning.activity + (f" of {_location(own)}" if own else ""))
         elif own or frames:
-            words.append(f"in {_place(own or frames[0])}")
-        elif not words:
-            words.append("in no Python function: it begins, or ends")
-        return ", ".join(words)
+            parts.append(f"in {_location(own or frames[0])}")
+        elif not parts:
+            parts.append("in no Python function: it begins, or ends")
+        return ", ".join(parts)
 
     @property
     def waits(self) -> bool:
-        """Whether it waits for something that may never come."""
+        """Whether the ranks wait for something that may never happen."""
         return self.meaning.waits and not self.state
 
 
-def _place(frame: Frame) -> str:
+def _location(frame: Frame) -> str:
     return frame.short_file if frame.function == "<module>" else frame.function
 
 
 def group(stacks: Sequence[RankStack], exact: bool = False) -> list[Group]:
-    """Return the ranks in groups of equal stacks, those with a state of trouble first, then the smallest.
+    """Group ranks by equal stacks.
 
-    Stacks are equal where the functions are. Where they wait (in a collective, for a batch), the lines of the user's
-    code count too: two all_reduce in one function are a bug that one looks for. Where they compute, lines differ by
-    chance. What lies below a recognised call, such as the inside of a collective, does not count.
+    Two stacks are equal if their functions are equal. If they wait (in a collective, for a batch), the line numbers of
+    the user's code must be equal too: ranks in two different all_reduce calls of one function are a typical bug. If
+    they compute, line numbers differ by chance and are ignored. Frames below a recognised call, such as the inside of a
+    collective, are ignored.
 
     Parameters
     ----------
+    stacks : sequence of RankStack
+        Of ranks that run.
     exact : bool
-        Whether every frame and every line counts. Default False.
+        Whether to compare every frame and every line number. Default False.
+
+    Returns
+    -------
+    list of Group
+        First those in an unhealthy process state, then the smallest.
     """
     groups: dict[Any, list[RankStack]] = {}
-    said: dict[Any, Meaning] = {}
+    meanings: dict[Any, Meaning] = {}
     for stack in stacks:
-        found = interpret.of(stack.frames)
-        key = _key(stack, found, exact)
-        said[key] = found
+        meaning = interpret.find_meaning(stack.frames)
+        key = _group_key(stack, meaning, exact)
+        meanings[key] = meaning
         groups.setdefault(key, []).append(stack)
-    made = [Group(said[key], key[0], tuple(sorted(ranks, key=_order))) for key, ranks in groups.items()]
-    return sorted(made, key=_oddness)
+    result = [Group(meanings[key], key[0], tuple(sorted(ranks, key=_rank_order))) for key, ranks in groups.items()]
+    return sorted(result, key=_sort_key)
 
 
-def _oddness(group: Group) -> tuple[Any, ...]:
-    # Of groups of one size those that wait for other ranks come last: the cause is with the others.
-    return group.state not in _UNHEALTHY, len(group.ranks), group.meaning.for_ranks, _order(group.ranks[0])
+def _sort_key(group: Group) -> tuple[Any, ...]:
+    # Among groups of the same size, those that wait for other ranks come last: the cause is with the others.
+    return group.state not in _UNHEALTHY, len(group.ranks), group.meaning.for_ranks, _rank_order(group.ranks[0])
 
 
-def _key(stack: RankStack, found: Meaning, exact: bool) -> tuple[Any, ...]:
-    state = stack.state if stack.state in STATE_WORDS else ""
+def _group_key(stack: RankStack, meaning: Meaning, exact: bool) -> tuple[Any, ...]:
+    state = stack.state if stack.state in STATE_NAMES else ""
     if exact:
         return state, tuple((frame.name, frame.file, frame.line) for frame in stack.frames)
-    frames = [frame for frame in stack.frames[found.depth :] if not frame.is_native]
+    frames = [frame for frame in stack.frames[meaning.depth :] if not frame.is_native]
     return (
         state,
-        found.words,
-        tuple((frame.name, frame.file, frame.line if found.waits and frame.is_own else 0) for frame in frames),
+        meaning.activity,
+        tuple((frame.name, frame.file, frame.line if meaning.waits and frame.is_own else 0) for frame in frames),
     )
 
 
-def _order(stack: RankStack) -> tuple[bool, int, int, str]:
+def _rank_order(stack: RankStack) -> tuple[bool, int, int, str]:
     return stack.rank is None, stack.rank or 0, stack.node.rank, stack.process

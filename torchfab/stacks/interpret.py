@@ -1,4 +1,4 @@
-"""What a stack says in words: which collective it waits in, whether it waits for data, sleeps, saves. A small table."""
+"""Recognise what a stack is doing: which collective it waits in, or that it waits for data, sleeps or saves."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ _COLLECTIVES = (
 
 @dataclass(frozen=True)
 class Signature:
-    """What frames of some files and functions mean.
+    """A pattern for a frame, and what such a frame means.
 
     Parameters
     ----------
     file, function : str
-        Regular expressions: the first finds something in the file's path, the second is the whole function's name.
-    words : str
-        What it means, after `is`; `{function}` is the function's name.
+        Regular expressions: `file` is searched in the path, `function` must match the whole name.
+    activity : str
+        What the rank is doing, as it follows the word `is`; `{function}` stands for the function's name.
     waits : bool
-        Whether one can stay there for ever.
+        Whether the rank may stay there for ever. Default True.
     for_ranks : bool
-        Whether it is other ranks that are waited for: the cause is with them.
+        Whether it waits for other ranks, which are then the cause. Default False.
     """
 
     file: str
     function: str
-    words: str
+    activity: str
     waits: bool = True
     for_ranks: bool = False
 
 
 _C10D = r"torch/distributed/distributed_c10d\.py$"
-# The first sign that finds a frame wins, and of a sign the innermost frame.
+# The first signature that matches a frame wins; among the frames of one signature, the innermost.
 SIGNATURES = (
     Signature(r"/(pdb|bdb)\.py$", r".*", "in the debugger (pdb), which waits for input"),
     Signature(_C10D, r"init_process_group|new_group|split_group", "in {function}", for_ranks=True),
@@ -70,8 +70,8 @@ SIGNATURES = (
     Signature(r"/(ssl|socket|http/client)\.py$", r".*", "on the network ({function})"),
     Signature(r"<frozen importlib", r".*", "in an import", False),
 )
-# What the text of the innermost frame's line says, where no sign was found: calls into C have no frame.
-_CALLS = (
+# Patterns in the source line of the innermost frame, if no signature matches: calls into C have no frame.
+_CALL_PATTERNS = (
     (re.compile(r"\b(?:time\.)?sleep\("), "in time.sleep"),
     (re.compile(r"\binput\("), "in input(), which waits for a terminal"),
     (re.compile(r"\.(item|cpu|tolist|synchronize)\("), "in .{0}(), which waits for the device"),
@@ -82,53 +82,66 @@ _CALLS = (
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a stack says.
+    """What a stack means.
 
     Parameters
     ----------
-    words : str
-        After `is`: `in all_reduce`, `in time.sleep`; empty where nothing is recognised.
+    activity : str
+        As it follows the word `is`: `in all_reduce`, `in time.sleep`; empty if nothing is recognised.
     waits : bool
-        Whether it may wait for ever there.
+        Whether the rank may stay there for ever.
     for_ranks : bool
         Whether it waits for other ranks.
     depth : int
-        How many of the innermost frames are but details of that.
+        Number of innermost frames that are only details of the activity.
     own : Frame, optional
         The innermost frame of the user's code.
     """
 
-    words: str
+    activity: str
     waits: bool
     for_ranks: bool
     depth: int
     own: Frame | None
 
 
-def of(frames: Sequence[Frame]) -> Meaning:
-    """Return what a stack says; the innermost frame comes first."""
+def find_meaning(frames: Sequence[Frame]) -> Meaning:
+    """Return what a stack means.
+
+    Parameters
+    ----------
+    frames : sequence of Frame
+        The innermost frame first.
+
+    Returns
+    -------
+    Meaning
+        With an empty `activity` if nothing is recognised.
+    """
     own = next((frame for frame in frames if frame.is_own), None)
-    for sign in SIGNATURES:
+    for signature in SIGNATURES:
         for depth, frame in enumerate(frames):
-            if re.search(sign.file, frame.file) and re.fullmatch(sign.function, frame.name):
-                outermost = _outermost(sign, frames, depth)
+            if re.search(signature.file, frame.file) and re.fullmatch(signature.function, frame.name):
+                outermost = _outermost(signature, frames, depth)
                 function = frames[outermost].name.strip("_")
-                return Meaning(sign.words.format(function=function), sign.waits, sign.for_ranks, outermost, own)
+                return Meaning(
+                    signature.activity.format(function=function), signature.waits, signature.for_ranks, outermost, own
+                )
     python = [frame for frame in frames if not frame.is_native]
-    for pattern, words in _CALLS if python else ():
+    for pattern, activity in _CALL_PATTERNS if python else ():
         match = pattern.search(python[0].source)
         if match:
-            return Meaning(words.format(*match.groups()), True, False, 0, own)
+            return Meaning(activity.format(*match.groups()), True, False, 0, own)
     return Meaning("", False, False, 0, own)
 
 
-def _outermost(sign: Signature, frames: Sequence[Frame], depth: int) -> int:
-    """Return the outermost frame with this sign before the user's code: what the user called, above its helpers."""
+def _outermost(signature: Signature, frames: Sequence[Frame], depth: int) -> int:
+    """Return the index of the outermost matching frame below the user's code: the call that the user made."""
     found = depth
     for index in range(depth + 1, len(frames)):
         frame = frames[index]
         if frame.is_own:
             break
-        if re.search(sign.file, frame.file) and re.fullmatch(sign.function, frame.name):
+        if re.search(signature.file, frame.file) and re.fullmatch(signature.function, frame.name):
             found = index
     return found

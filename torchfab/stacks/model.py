@@ -1,4 +1,4 @@
-"""What the nodes tell of their ranks' stacks, as values."""
+"""Stacks of ranks, threads and frames, as immutable values."""
 
 from __future__ import annotations
 
@@ -12,9 +12,16 @@ from torchfab.core.specs import Node
 
 @dataclass(frozen=True)
 class Frame:
-    """One call: the function, its file, the line where it is, and the text of that line where it could be read.
+    """One call in a stack. A native frame (`--native`) has line 0, and its file is a shared library.
 
-    A native frame (`--native`) has line 0, and as its file a library.
+    Parameters
+    ----------
+    function, file : str
+        Function name, with its class if Python reports it, and file path.
+    line : int
+        The line that is being executed.
+    source : str
+        Text of that line; empty if it could not be read.
     """
 
     function: str
@@ -24,7 +31,7 @@ class Frame:
 
     @property
     def name(self) -> str:
-        """The function without its class, which not every Python tells."""
+        """The function name without its class, which not every Python version reports."""
         return self.function.rpartition(".")[2]
 
     @property
@@ -34,24 +41,24 @@ class Frame:
 
     @property
     def is_own(self) -> bool:
-        """Whether it is the user's code: not the standard library's, nor an installed package's."""
+        """Whether it is the user's code: not in the standard library or an installed package."""
         return not (
             self.is_native or self.file.startswith("<") or "-packages/" in self.file or "/lib/python" in self.file
         )
 
     @property
     def short_file(self) -> str:
-        """The file as a reader knows it: without what is above site-packages, the library, or the script's folder."""
-        for sign in ("-packages/", "/lib/python"):
-            if sign in self.file:
-                rest = self.file.rpartition(sign)[2]
-                return rest if sign == "-packages/" else rest.partition("/")[2]
+        """The file path relative to site-packages or the standard library; of a script, only the file name."""
+        for marker in ("-packages/", "/lib/python"):
+            if marker in self.file:
+                rest = self.file.rpartition(marker)[2]
+                return rest if marker == "-packages/" else rest.partition("/")[2]
         return self.file.rpartition("/")[2]
 
 
 @dataclass(frozen=True)
 class Thread:
-    """One thread of a process; the innermost frame first."""
+    """One thread of a process; the innermost frame comes first."""
 
     name: str
     frames: tuple[Frame, ...]
@@ -60,32 +67,32 @@ class Thread:
 
 @dataclass(frozen=True)
 class RankStack:
-    """What one rank is doing.
+    """The stacks and the process state of one rank.
 
     Parameters
     ----------
     node : Node
-        Where.
+        The node that it runs on.
     process : str
-        The process of the job that it belongs to.
+        Name of the launcher process that it belongs to.
     rank : int, optional
         None for a process that has not started its ranks.
     pid : int
-        The interpreter's.
+        Of the Python interpreter.
     state : str
         As in /proc/PID/stat: R runs, S sleeps, D waits uninterruptibly, T is stopped by a signal, Z has ended.
     cpu : float
-        How much it computes: 1.0 is one core.
+        CPU usage: 1.0 is one core.
     waits_in : str
-        The kernel function that it waits in; empty where that is not told.
+        The kernel function that it waits in; empty if unknown.
     tracer : int
-        Pid of a debugger that holds it; 0 for none.
+        Pid of a debugger that is attached to it; 0 for none.
     by : str
-        How its stacks were had: py-spy, or the name of the signal that faulthandler answered.
+        Source of the stacks: `py-spy`, or the name of the signal that faulthandler handled.
     threads : tuple of Thread
-        The main thread first; empty where there is no stack.
+        The main thread first; empty if there is no stack.
     problem, signal : str
-        Why py-spy gave none, and why the signal did not; empty where it did.
+        Why py-spy, and why the signal, returned no stack; empty if it did.
     ended : bool
         Whether it has ended; `code` is its exit code, where known.
     """
@@ -113,14 +120,18 @@ class RankStack:
 
 @dataclass(frozen=True)
 class NodeStacks:
-    """What one node told.
+    """The stacks of all ranks on one node.
 
     Parameters
     ----------
-    spy : str
-        Where its py-spy was found: beside the interpreter, on the PATH, or sent; empty: nowhere.
+    node : Node
+        The node.
+    ranks : tuple of RankStack
+        Those of the job that ran there, also if they have ended.
+    py_spy : str
+        Where py-spy was found: beside the interpreter, on the PATH, or sent; empty if nowhere.
     rights : Mapping
-        What decides whether a process may look into another: `ptrace_scope`, `cap_sys_ptrace`, `uid`.
+        What decides whether a process may trace another one: `ptrace_scope`, `cap_sys_ptrace`, `uid`.
     """
 
     node: Node
@@ -131,7 +142,15 @@ class NodeStacks:
 
 @dataclass(frozen=True)
 class Dump:
-    """What all nodes told, and which of them could not be asked, and why."""
+    """The stacks of a whole job.
+
+    Parameters
+    ----------
+    nodes : tuple of NodeStacks
+        The nodes that answered.
+    unreachable : Mapping of str to TorchfabError
+        The hosts that could not be queried, with the reason.
+    """
 
     nodes: tuple[NodeStacks, ...]
     unheard: Mapping[str, TorchfabError] = field(default_factory=dict)
@@ -143,27 +162,40 @@ class Dump:
 
     @property
     def ended(self) -> list[RankStack]:
-        """Those that have."""
+        """The ranks that have ended."""
         return [each for node in self.nodes for each in node.ranks if each.ended]
 
     @property
     def is_whole(self) -> bool:
-        """Whether every node was heard, and every rank that runs has a stack."""
+        """Whether every node answered, and every rank that runs has a stack."""
         return not self.unheard and all(each.threads for each in self.running)
 
 
 def from_answer(node: Node, answer: Mapping[str, Any]) -> NodeStacks:
-    """Return what a node told (see `torchfab.remote.stacks.dump.answer`)."""
+    """Convert a node's answer to a NodeStacks.
+
+    Parameters
+    ----------
+    node : Node
+        The node that answered.
+    answer : Mapping
+        As `torchfab.remote.stacks.dump.answer` returns it.
+
+    Returns
+    -------
+    NodeStacks
+        With the ranks in the order of the answer.
+    """
     ranks = tuple(_rank_stack(node, each) for each in answer["ranks"])
     return NodeStacks(node, ranks, answer["spy"], answer["rights"])
 
 
-def _rank_stack(node: Node, told: Mapping[str, Any]) -> RankStack:
+def _rank_stack(node: Node, report: Mapping[str, Any]) -> RankStack:
     known = ("process", "rank", "pid", "code", "state", "cpu", "waits_in", "tracer", "by", "problem", "signal")
-    values = {name: told[name] for name in known if name in told}
-    threads = tuple(_thread(each) for each in told.get("threads", ()))
-    return RankStack(node, threads=threads, ended=told["ended"] is not None, **values)
+    values = {name: report[name] for name in known if name in report}
+    threads = tuple(_thread(each) for each in report.get("threads", ()))
+    return RankStack(node, threads=threads, ended=report["ended"] is not None, **values)
 
 
-def _thread(told: Mapping[str, Any]) -> Thread:
-    return Thread(told["name"], tuple(Frame(*frame) for frame in told["frames"]), told["active"])
+def _thread(report: Mapping[str, Any]) -> Thread:
+    return Thread(report["name"], tuple(Frame(*frame) for frame in report["frames"]), report["active"])

@@ -1,4 +1,4 @@
-"""Why there is no stack of a process, in plain words, and what to do about it."""
+"""Explain why a process has no stack, and how to fix it."""
 
 from __future__ import annotations
 
@@ -11,25 +11,30 @@ _FAULTHANDLER = "or let the script answer a signal: import faulthandler, signal;
 
 
 def explain(stack: RankStack, rights: Mapping[str, Any]) -> tuple[str, str]:
-    """Return what is wrong, and the fix (empty where none is known).
+    """Explain why a rank has no stack.
 
     Parameters
     ----------
     stack : RankStack
-        A rank that runs, without a stack.
+        Of a rank that runs but has no stack.
     rights : Mapping
-        What the node told: `ptrace_scope`, `cap_sys_ptrace`, `uid`.
+        As the node reports them: `ptrace_scope`, `cap_sys_ptrace`, `uid`.
+
+    Returns
+    -------
+    reason, fix : str
+        The fix is empty if none is known.
     """
-    what, fix = _of_py_spy(stack, rights)
-    return (f"{what}; and by signal: {stack.signal}" if stack.signal else what), fix
+    reason, fix = _explain_py_spy(stack, rights)
+    return (f"{reason}; and by signal: {stack.signal}" if stack.signal else reason), fix
 
 
-def _of_py_spy(stack: RankStack, rights: Mapping[str, Any]) -> tuple[str, str]:
+def _explain_py_spy(stack: RankStack, rights: Mapping[str, Any]) -> tuple[str, str]:
     problem = stack.problem
     if stack.tracer:
         return f"a debugger or strace holds it (pid {stack.tracer})", f"end that one first: kill {stack.tracer}"
     if "permission denied" in problem.lower() or "operation not permitted" in problem.lower():
-        return _refused(rights)
+        return _explain_denial(rights)
     if problem == "there is no py-spy":
         install = "PYTHON -m pip install py-spy, with the interpreter of the training"
         return "no py-spy there, and none that runs there could be sent", f"{install}; {_FAULTHANDLER}"
@@ -40,7 +45,7 @@ def _of_py_spy(stack: RankStack, rights: Mapping[str, Any]) -> tuple[str, str]:
     return f"py-spy: {problem}", _FAULTHANDLER
 
 
-def _refused(rights: Mapping[str, Any]) -> tuple[str, str]:
+def _explain_denial(rights: Mapping[str, Any]) -> tuple[str, str]:
     scope, may = rights.get("ptrace_scope", ""), rights.get("cap_sys_ptrace", False)
     denied = "the node refused to let py-spy look into it"
     if scope in ("1", "2") and not may:

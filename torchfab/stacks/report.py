@@ -1,4 +1,4 @@
-"""The page of `fab stacks`, for people and for machines."""
+"""Render the output of `fab stacks`: human-readable text, and JSON."""
 
 from __future__ import annotations
 
@@ -12,57 +12,79 @@ from torchfab.stacks.groups import Group
 from torchfab.stacks.model import Dump, Frame, NodeStacks, RankStack, Thread
 from torchfab.stacks.refusals import explain
 
-_FRAMES = 12  # of a stack, unless all are asked for
-_NAMED = 4
+_MAX_FRAMES = 12  # of a stack, unless all are requested
+_MAX_NAMES = 4
 
 
 def text(name: str, dump: Dump, everything: bool = False, exact: bool = False) -> str:
-    """Return the page.
+    """Return the stacks of a job as human-readable text.
 
     Parameters
     ----------
     name : str
-        The job's name.
+        Name of the job.
+    dump : StackDump
+        Its stacks.
     everything : bool
-        Whether to show every frame, and the threads besides the main one. Default False.
+        Whether to show every frame and all threads. Default False.
     exact : bool
-        As for `groups.group`.
+        As for `groups.group`. Default False.
+
+    Returns
+    -------
+    str
+        Several lines, without terminal control sequences.
     """
     found = groups.group([each for each in dump.running if each.threads], exact)
     parts = [f"job {name}: {summary(dump, found)}"]
     parts += ["\n".join(_group_lines(each, everything)) for each in found]
     if not dump.running and not dump.unheard:
         parts[0] += f"; how it ended: fab why {name}"
-    last = [*_missing_lines(dump), *_ended_lines(dump), *_unheard_lines(dump), *_fix_lines(found)]
+    last = [*_missing_lines(dump), *_ended_lines(dump), *_unreachable_lines(dump), *_resume_lines(found)]
     whole = "\n\n".join([*parts, *(["\n".join(last)] if last else [])])
-    return "\n".join(clean(line) for line in whole.split("\n"))  # a function may have any name
+    return "\n".join(clean(line) for line in whole.split("\n"))  # a function name may contain control characters
 
 
-# ---- in one sentence
+# ---- summary
 
 
 def summary(dump: Dump, found: Sequence[Group]) -> str:
-    """Return who is odd, in one sentence: `rank 13 is in all_gather, 511 others wait in all_reduce`."""
+    """Summarise in one sentence: `rank 13 is in all_gather, 511 others wait in all_reduce`.
+
+    Parameters
+    ----------
+    dump : StackDump
+        The stacks of a job.
+    found : sequence of Group
+        The groups of its ranks, the odd ones first.
+
+    Returns
+    -------
+    str
+        Without a full stop.
+    """
     if not dump.running:
         return "no rank runs" + (" on the nodes that answered" if dump.unheard else "")
     if not found:
         return f"no stack of {_count(dump.running)} could be had"
     if len(found) == 1:
-        every = found[0].ranks
-        who = f"all {len(every)} ranks are" if len(every) > 1 else f"{_who(every)} is"
-        return f"{who} {found[0].words}"
+        ranks = found[0].ranks
+        subject = f"all {len(ranks)} ranks are" if len(ranks) > 1 else f"{_describe_ranks(ranks)} is"
+        return f"{subject} {found[0].activity}"
     odd, most = found[:-1], found[-1]
-    clauses = [f"{_who(each.ranks)} {'is' if len(each.ranks) == 1 else 'are'} {each.words}" for each in odd[:3]]
+    clauses = [
+        f"{_describe_ranks(each.ranks)} {'is' if len(each.ranks) == 1 else 'are'} {each.activity}" for each in odd[:3]
+    ]
     if len(odd) > 3:
         clauses.append(f"{sum(len(each.ranks) for each in odd[3:])} more in {len(odd) - 3} other places")
     others = len(most.ranks)
     verb = "wait" if most.waits else "are"
     if others == 1:
-        return ", ".join([*clauses, f"{_who(most.ranks)} {'waits' if most.waits else 'is'} {most.words}"])
-    return ", ".join([*clauses, f"{others} others {verb} {most.words}"])
+        return ", ".join([*clauses, f"{_describe_ranks(most.ranks)} {'waits' if most.waits else 'is'} {most.activity}"])
+    return ", ".join([*clauses, f"{others} others {verb} {most.activity}"])
 
 
-def _who(ranks: Sequence[RankStack]) -> str:
+def _describe_ranks(ranks: Sequence[RankStack]) -> str:
     numbers = [each.rank for each in ranks if each.rank is not None]
     processes = sorted({each.process for each in ranks if each.rank is None})
     named = [f"rank{'s' if len(numbers) > 1 else ''} {fold_ranks(numbers)}"] if numbers else []
@@ -83,22 +105,22 @@ def _count(ranks: Sequence[RankStack]) -> str:
 
 def _group_lines(group: Group, everything: bool) -> list[str]:
     hosts = fold(list(dict.fromkeys(each.node.label for each in group.ranks)))
-    who = _who(group.ranks) + (f" ({len(group.ranks)})" if len(group.ranks) > 1 else "")
+    ranks = _describe_ranks(group.ranks) + (f" ({len(group.ranks)})" if len(group.ranks) > 1 else "")
     where = "" if any(each.rank is None for each in group.ranks) else f" on {hosts}"
-    lines = [f"{who}{where}: {group.words}", f"  {_process_words(group.ranks)}"]
+    lines = [f"{ranks}{where}: {group.activity}", f"  {_describe_processes(group.ranks)}"]
     shown = group.ranks[0]
-    placed = list(zip(shown.frames, _lines_of(group.ranks), strict=True))
-    kept = placed if everything else [each for each in placed if not each[0].file.startswith("<frozen")][:_FRAMES]
+    placed = list(zip(shown.frames, _line_numbers(group.ranks), strict=True))
+    kept = placed if everything else [each for each in placed if not each[0].file.startswith("<frozen")][:_MAX_FRAMES]
     lines += _frame_lines([frame for frame, _ in kept], [numbers for _, numbers in kept])
     if len(kept) < len(placed):
         lines.append(f"    … {len(placed) - len(kept)} more of its frames: --all")
-    return lines + (_thread_lines(shown) if everything else _threads_words(shown))
+    return lines + (_thread_lines(shown) if everything else _summarize_threads(shown))
 
 
-def _process_words(ranks: Sequence[RankStack]) -> str:
-    """Return pids, states and load of processes, in one line."""
-    pids = [f"{each.pid}" for each in ranks[:_NAMED]]
-    more = f", and {len(ranks) - _NAMED} more" if len(ranks) > _NAMED else ""
+def _describe_processes(ranks: Sequence[RankStack]) -> str:
+    """Return pids, states and CPU usage of processes, in one line."""
+    pids = [f"{each.pid}" for each in ranks[:_MAX_NAMES]]
+    more = f", and {len(ranks) - _MAX_NAMES} more" if len(ranks) > _MAX_NAMES else ""
     states = "/".join(sorted({each.state for each in ranks}))
     low, high = min(each.cpu for each in ranks), max(each.cpu for each in ranks)
     load = f"{high:.0%}" if f"{low:.0%}" == f"{high:.0%}" else f"{low:.0%} to {high:.0%}"
@@ -109,8 +131,8 @@ def _process_words(ranks: Sequence[RankStack]) -> str:
     return f"pid {', '.join(pids)}{more}; state {states}, CPU {load}{kernel}{signal}"
 
 
-def _lines_of(ranks: Sequence[RankStack]) -> list[set[int]]:
-    """Return, for each frame of the first rank, the lines in which the others are in it; where their stacks align."""
+def _line_numbers(ranks: Sequence[RankStack]) -> list[set[int]]:
+    """Return the line numbers of all ranks for each frame of the first rank; ranks with other functions are ignored."""
     first = [frame.name for frame in ranks[0].frames]
     alike = [each.frames for each in ranks if [frame.name for frame in each.frames] == first]
     return [{frames[index].line for frames in alike} for index in range(len(first))]
@@ -123,7 +145,7 @@ def _frame_lines(frames: Sequence[Frame], lines: Sequence[set[int]] = ()) -> lis
         where = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}-{numbers[-1]}"
         place = frame.short_file if frame.is_native else f"{frame.short_file}:{where}"
         source = f"   {frame.source}" if frame.source and frame.is_own else ""
-        # A C++ template's name can be some thousand characters long.
+        # The name of a C++ template can have thousands of characters.
         name = frame.function.replace("\n", " ")
         name = name if len(name) <= 100 else name[:99] + "…"
         shown.append(f"  {'>' if frame.is_own else ' '} {name} ({place}){source}")
@@ -138,40 +160,40 @@ def _thread_lines(stack: RankStack) -> list[str]:
     return lines
 
 
-def _threads_words(stack: RankStack) -> list[str]:
+def _summarize_threads(stack: RankStack) -> list[str]:
     others = stack.threads[1:]
     if not others:
         return []
     active = [thread for thread in others if thread.active]
-    words = [f"{len(active)} active ({_names(active)})"] if active else []
+    counts = [f"{len(active)} active ({_thread_names(active)})"] if active else []
     idle = [thread for thread in others if not thread.active]
-    words += [f"{len(idle)} idle ({_names(idle)})"] if idle else []
-    return [f"  threads besides the main one: {', '.join(words)}; --all shows them"]
+    counts += [f"{len(idle)} idle ({_thread_names(idle)})"] if idle else []
+    return [f"  threads besides the main one: {', '.join(counts)}; --all shows them"]
 
 
-def _names(threads: Sequence[Thread]) -> str:
+def _thread_names(threads: Sequence[Thread]) -> str:
     names = list(dict.fromkeys(thread.name for thread in threads))
-    return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
+    return ", ".join(names[:_MAX_NAMES]) + (", …" if len(names) > _MAX_NAMES else "")
 
 
-# ---- what there is no stack of
+# ---- ranks without a stack
 
 
 def _missing_lines(dump: Dump) -> list[str]:
-    """Return one paragraph per reason, with the ranks that have it."""
+    """Return one paragraph for each reason, with its ranks."""
     alike: dict[tuple[str, str], list[RankStack]] = {}
-    for node, stack in _missing(dump):
+    for node, stack in _without_stack(dump):
         alike.setdefault(explain(stack, node.rights), []).append(stack)
     lines = []
-    for (what, fix), ranks in alike.items():
+    for (reason, fix), ranks in alike.items():
         hosts = fold(list(dict.fromkeys(each.node.label for each in ranks)))
-        state = groups.STATE_WORDS.get(ranks[0].state, "")
-        lines.append(f"no stack of {_who(ranks)} ({hosts}): {state + ': ' if state else ''}{what}")
-        lines += [f"  {_process_words(ranks)}", *([f"  fix: {fix}"] if fix else [])]
+        state = groups.STATE_NAMES.get(ranks[0].state, "")
+        lines.append(f"no stack of {_describe_ranks(ranks)} ({hosts}): {state + ': ' if state else ''}{reason}")
+        lines += [f"  {_describe_processes(ranks)}", *([f"  fix: {fix}"] if fix else [])]
     return lines
 
 
-def _missing(dump: Dump) -> list[tuple[NodeStacks, RankStack]]:
+def _without_stack(dump: Dump) -> list[tuple[NodeStacks, RankStack]]:
     return [(node, each) for node in dump.nodes for each in node.ranks if not each.ended and not each.threads]
 
 
@@ -179,30 +201,47 @@ def _ended_lines(dump: Dump) -> list[str]:
     ends: dict[str, list[RankStack]] = {}
     for each in dump.ended:
         ends.setdefault("" if each.code is None else f" with code {each.code}", []).append(each)
-    return [f"{_who(ranks)} {'has' if len(ranks) == 1 else 'have'} ended{how}" for how, ranks in ends.items()]
+    return [
+        f"{_describe_ranks(ranks)} {'has' if len(ranks) == 1 else 'have'} ended{how}" for how, ranks in ends.items()
+    ]
 
 
-def _unheard_lines(dump: Dump) -> list[str]:
+def _unreachable_lines(dump: Dump) -> list[str]:
     alike: dict[str, list[str]] = {}
     for host, error in dump.unheard.items():
         alike.setdefault(str(error), []).append(host)
     return [f"{fold(hosts)}: not asked: {reason}".replace("\n", "\n  ") for reason, hosts in alike.items()]
 
 
-def _fix_lines(found: Sequence[Group]) -> list[str]:
+def _resume_lines(found: Sequence[Group]) -> list[str]:
     lines = []
     for group in found:
-        for each in group.ranks[:_NAMED] if group.state == "T" else ():
-            who = f"rank {each.rank}" if each.rank is not None else each.process
-            lines.append(f"to let {who} go on: kill -CONT {each.pid}, on {each.node.label}")
+        for each in group.ranks[:_MAX_NAMES] if group.state == "T" else ():
+            label = f"rank {each.rank}" if each.rank is not None else each.process
+            lines.append(f"to let {label} go on: kill -CONT {each.pid}, on {each.node.label}")
     return lines
 
 
-# ---- for machines
+# ---- JSON
 
 
 def as_json(name: str, dump: Dump, exact: bool = False) -> dict[str, Any]:
-    """Return the same for machines, with all threads of all ranks."""
+    """Return the stacks of a job as JSON values, with all threads of all ranks.
+
+    Parameters
+    ----------
+    name : str
+        Name of the job.
+    dump : StackDump
+        Its stacks.
+    exact : bool
+        As for `groups.group`. Default False.
+
+    Returns
+    -------
+    dict
+        As `fab stacks --json` prints it.
+    """
     found = groups.group([each for each in dump.running if each.threads], exact)
     return {
         "job": name,
@@ -219,7 +258,7 @@ def _group_as_json(group: Group) -> dict[str, Any]:
     return {
         "ranks": [each.rank for each in group.ranks],
         "hosts": list(dict.fromkeys(each.node.label for each in group.ranks)),
-        "doing": group.words,
+        "doing": group.activity,
         "waits": group.waits,
         "state": group.state or None,
         "own_frame": vars(own) if own else None,
@@ -230,10 +269,10 @@ def _group_as_json(group: Group) -> dict[str, Any]:
 def _rank_as_json(node: NodeStacks, each: RankStack) -> dict[str, Any]:
     names = ("process", "rank", "pid", "state", "cpu", "waits_in", "by", "ended", "code")
     missing = not each.ended and not each.threads
-    what, fix = explain(each, node.rights) if missing else ("", "")
+    reason, fix = explain(each, node.rights) if missing else ("", "")
     threads = [
         {"name": thread.name, "active": thread.active, "frames": [vars(frame) for frame in thread.frames]}
         for thread in each.threads
     ]
-    told = {name: getattr(each, name) for name in names}
-    return {"host": each.node.label, **told, "problem": what or None, "fix": fix or None, "threads": threads}
+    fields = {name: getattr(each, name) for name in names}
+    return {"host": each.node.label, **fields, "problem": reason or None, "fix": fix or None, "threads": threads}

@@ -1,1 +1,1 @@
-"""The same files on all hosts: rsync to each at once, then the proof."""
+"""Copy the working directory to all hosts with rsync, then compare file hashes. Pure parts of `fab sync`."""

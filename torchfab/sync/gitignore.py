@@ -1,8 +1,9 @@
-"""What git holds though rsync's reading of .gitignore leaves it out: rsync knows no exception (`!`), nor the index.
+"""Find files that git includes but rsync would exclude.
 
-git is asked, where the directory is a work tree and git is there; what it names beyond rsync's own list becomes rules
-that stand before those of the .gitignore files. Everything else stays as rsync has it: what is ignored on a node, such
-as a checkpoint written there, is never removed.
+rsync reads .gitignore files but supports neither exceptions (`!`) nor git's index. If the directory is a git work tree
+and git is installed, the files that git lists and rsync does not become filter rules that precede those of the
+.gitignore files. All other rules stay: files that are ignored on a node, such as a checkpoint written there, are never
+removed.
 """
 
 from __future__ import annotations
@@ -19,12 +20,19 @@ _GIT = ("git", "-c", "safe.directory=*", "-c", "core.fsmonitor=false")
 
 
 def in_git(source: str, timeout_s: float) -> list[str]:
-    """Return the files and links of a directory that git tracks or would add; none where no git knows.
+    """Return the files and links of a directory that git tracks or would add.
 
     Parameters
     ----------
+    source : str
+        Absolute path of the directory.
     timeout_s : float
-        How long git may take.
+        Time limit of git, in seconds.
+
+    Returns
+    -------
+    list of str
+        Relative to the directory; empty if git is missing, fails or does not know the directory.
     """
     argv = [*_GIT, "-C", source, "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:
@@ -39,25 +47,30 @@ def _is_file(path: str) -> bool:
     return os.path.islink(path) or os.path.isfile(path)
 
 
-def rules(known: Iterable[str], listed: Collection[str]) -> tuple[str, ...]:
-    """Return the filters that add to rsync's list what git knows beyond it; pure.
+def rules(git_files: Iterable[str], listed: Collection[str]) -> tuple[str, ...]:
+    """Return the rsync filters that include the files that git lists but rsync does not. Pure.
 
     Parameters
     ----------
-    known : iterable of str
-        What git holds, relative to the directory.
+    git_files : iterable of str
+        Files that git tracks or would add, relative to the directory.
     listed : collection of str
-        What rsync would copy without these filters.
+        Files that rsync would copy without these filters.
+
+    Returns
+    -------
+    tuple of str
+        Options of rsync, in order.
     """
-    mine = set(listed)
-    missing = sorted(name for name in known if name not in mine and not is_left_out(name))
-    open_already = {folder for name in listed for folder in _folders(name)}
-    opened = sorted({folder for name in missing for folder in _folders(name)} - open_already)
+    copied = set(listed)
+    missing = sorted(name for name in git_files if name not in copied and not is_left_out(name))
+    included = {folder for name in listed for folder in _folders(name)}
+    reopened = sorted({folder for name in missing for folder in _folders(name)} - included)
     return (
         *(f"--filter=+ /{_pattern(name)}" for name in missing),
-        *(f"--filter=+ /{_pattern(folder)}/" for folder in opened),
-        # Of a folder that is opened for an exception, the rest stays out.
-        *(f"--filter=- /{_pattern(folder, wild=True)}/*" for folder in opened),
+        *(f"--filter=+ /{_pattern(folder)}/" for folder in reopened),
+        # Exclude the other files of a folder that is included for the sake of one file.
+        *(f"--filter=- /{_pattern(folder, wild=True)}/*" for folder in reopened),
     )
 
 
@@ -66,7 +79,7 @@ def _folders(name: str) -> list[str]:
 
 
 def _pattern(name: str, wild: bool = False) -> str:
-    """Return a name as a pattern of rsync, in which a backslash escapes only where there is a wildcard (rsync(1))."""
+    """Return a name as an rsync pattern. A backslash is an escape only if the pattern has a wildcard (rsync(1))."""
     if not wild and not _WILD & set(name):
         return name
     return "".join(f"\\{each}" if each in _WILD or each == "\\" else each for each in name)

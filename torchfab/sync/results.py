@@ -1,4 +1,4 @@
-"""What `fab sync` did on each node, and how it is told; pure."""
+"""The result of `fab sync` on each node: human-readable text, and JSON. Pure."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ _NOTHING = Stats(0, 0)
 
 @dataclass(frozen=True)
 class Result:
-    """What was done on one node.
+    """The result on one node.
 
     Parameters
     ----------
+    node : Node
+        The node.
     shared : bool
-        Its directory is this one; nothing was done.
+        Whether its directory is the local one, on a shared file system; then nothing is copied.
     stats : Stats
-        What was copied.
+        Number and size of the copied files.
     checked, missing, differing : int
-        How many files were compared, are not there, or are not equal.
+        Number of files that were compared, that are missing, and that differ.
     names : tuple of str
-        The first of those.
+        The first missing or differing files.
     """
 
     node: Node
@@ -40,15 +42,30 @@ class Result:
 
     @property
     def is_odd(self) -> bool:
-        """Whether the node does not hold what was copied."""
+        """Whether the node lacks files, or its files differ."""
         return bool(self.missing or self.differing)
 
 
 def words(results: Sequence[Result], files: int, seconds: float) -> list[str]:
-    """Return what was done, for people; nodes that did alike in one line, those that are not equal last."""
+    """Return the results as human-readable lines.
+
+    Parameters
+    ----------
+    results : sequence of SyncResult
+        One for each node that did not fail.
+    files : int
+        Number of files to copy.
+    seconds : float
+        Duration of the sync.
+
+    Returns
+    -------
+    list of str
+        Nodes with equal results share one line; nodes whose files differ come last.
+    """
     alike: dict[str, list[str]] = {}
     for result in sorted(results, key=lambda result: result.is_odd):
-        alike.setdefault(_words_of(result, files), []).append(result.node.label)
+        alike.setdefault(_describe(result, files), []).append(result.node.label)
     lines = [f"{fold(hosts)}: {text}" for text, hosts in alike.items()]
     odd = [result.node.label for result in results if result.is_odd]
     if odd:
@@ -58,7 +75,7 @@ def words(results: Sequence[Result], files: int, seconds: float) -> list[str]:
     return lines
 
 
-def _words_of(result: Result, files: int) -> str:
+def _describe(result: Result, files: int) -> str:
     if result.shared:
         return "sees this very directory; nothing to copy"
     sent = f"{result.stats.files} files copied, {size(result.stats.size_bytes)}"
@@ -69,14 +86,40 @@ def _words_of(result: Result, files: int) -> str:
 
 
 def size(count: float) -> str:
-    """Return a number of bytes for people."""
+    """Return a human-readable number of bytes: `2.0 KiB`.
+
+    Parameters
+    ----------
+    count : float
+        In bytes.
+
+    Returns
+    -------
+    str
+        With a binary unit, up to TiB.
+    """
     power = min(4, max(0, int(count).bit_length() - 1) // 10)
     unit = ("B", "KiB", "MiB", "GiB", "TiB")[power]
     return f"{count:.0f} B" if power == 0 else f"{count / 1024**power:.1f} {unit}"
 
 
 def as_document(results: Sequence[Result], failed: Mapping[str, TorchfabError], files: int) -> dict[str, Any]:
-    """Return the same as JSON."""
+    """Return the results as JSON values.
+
+    Parameters
+    ----------
+    results : sequence of SyncResult
+        One for each node that did not fail.
+    failed : Mapping of str to TorchfabError
+        Host -> error.
+    files : int
+        Number of files to copy.
+
+    Returns
+    -------
+    dict
+        As `fab sync --json` prints it.
+    """
     nodes = [
         {
             "host": result.node.label,

@@ -1,4 +1,4 @@
-"""rsync's command line and its output, pure: what is copied, how a node is reached, what was said at the end."""
+"""Build the command line of rsync and parse its output. Pure."""
 
 from __future__ import annotations
 
@@ -10,14 +10,25 @@ from fnmatch import fnmatchcase
 
 from torchfab.core.errors import HostError
 
-# Not code, and on every node another: git's own files, environments, and what torchfab itself writes.
+# Not code, and different on every node: git's own files, environments, and the files that torchfab writes.
 LEFT_OUT = (".git", "/.venv", "/.torchfab", "/jobs", ".torchfab-sync-*")
 _PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
 _ESCAPED = re.compile(rb"\\#([0-3][0-7]{2})")
 
 
 def is_left_out(name: str) -> bool:
-    """Say whether a file is never copied, whatever git says of it; `name` is relative to the directory."""
+    """Return whether a file is never copied, even if git tracks it.
+
+    Parameters
+    ----------
+    name : str
+        Relative to the directory.
+
+    Returns
+    -------
+    bool
+        True if EXCLUDED matches it.
+    """
     parts = name.split("/")
     anchored = [pattern[1:] for pattern in LEFT_OUT if pattern.startswith("/")]
     anywhere = [pattern for pattern in LEFT_OUT if not pattern.startswith("/")]
@@ -25,14 +36,19 @@ def is_left_out(name: str) -> bool:
 
 
 def options(delete: bool, rules: Sequence[str] = ()) -> tuple[str, ...]:
-    """Return what is copied, and how: contents, links, modes and times, but no owners, who differ between machines.
+    """Return the rsync options for what to copy: contents, links, modes and times. Owners are not copied: they differ.
 
     Parameters
     ----------
     delete : bool
-        Remove what is there and not here.
+        Whether to remove files on the target that the source does not have.
     rules : sequence of str
-        More filters, which count before the .gitignore files.
+        More filters, which precede the .gitignore files. Default none.
+
+    Returns
+    -------
+    tuple of str
+        Without source and target.
     """
     filters = (*(f"--exclude={pattern}" for pattern in LEFT_OUT), *rules, "--filter=:- .gitignore")
     return ("--recursive", "--links", "--perms", "--times", *filters, *(("--delete",) if delete else ()))
@@ -47,64 +63,119 @@ def copy_argv(
     rules: Sequence[str] = (),
     silent_s: float = 60.0,
 ) -> tuple[str, ...]:
-    """Return the command that makes the directory `to` of a host hold what `source` holds here.
+    """Return the command that copies the local directory `source` to the directory `destination` of a host.
 
     Parameters
     ----------
-    source, to : str
+    source, destination : str
         Absolute paths.
     host : str
-        Name or address; empty for this machine.
+        Name or address; empty for the local machine.
     shell : sequence of str
-        The command that reaches a host, without the host.
+        The ssh command, without the host.
     delete : bool
-        Remove what is there and not here; what is never copied is never removed.
+        Whether to remove files on the host that `source` does not have; excluded files are never removed.
     rules : sequence of str
-        More filters, which count before the .gitignore files.
-    silent_s : float
-        After how long without a sign of life a node counts as lost. Default 60.
+        More filters, which precede the .gitignore files. Default none.
+    timeout_s : float
+        I/O timeout of rsync, in seconds. Default 60.
+
+    Returns
+    -------
+    tuple of str
+        The argv.
     """
-    # The far rsync gets its paths over the connection, not from the login shell there, which would expand them.
-    through = ("--protect-args", f"--rsh={shell_words(shell)}", f"--timeout={math.ceil(silent_s)}") if host else ()
+    # --protect-args sends the paths over the connection: the login shell of the host would expand them.
+    remote_options = (
+        ("--protect-args", f"--rsh={shell_words(shell)}", f"--timeout={math.ceil(silent_s)}") if host else ()
+    )
     target = f"[{host}]:" if ":" in host else f"{host}:" if host else ""
     return (
         *("rsync", *options(delete, rules), "--stats", "--no-human-readable"),
-        *through,
+        *remote_options,
         *("--", f"{source}/", f"{target}{to}/"),
     )
 
 
 def shell_words(argv: Sequence[str]) -> str:
-    """Return an argv as the one text that rsync takes for `--rsh`, and takes apart itself.
+    """Quote an argv as the single value of `--rsh`, which rsync splits itself.
 
-    It knows blanks and quotes, and no backslash: inside quotes, a doubled quote stands for itself (rsync(1), `-e`).
+    rsync splits at blanks and supports quotes but no backslash: inside quotes, a doubled quote is a literal quote
+    (rsync(1), `-e`).
+
+    Parameters
+    ----------
+    argv : sequence of str
+        The ssh command.
+
+    Returns
+    -------
+    str
+        The quoted command.
     """
     return " ".join(word if _PLAIN.fullmatch(word) else "'" + word.replace("'", "''") + "'" for word in argv)
 
 
-def list_argv(source: str, nowhere: str, rules: Sequence[str] = ()) -> tuple[str, ...]:
-    """Return the command that lists what would be copied, a name a line; `nowhere` is an empty directory."""
+def list_argv(source: str, empty_dir: str, rules: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the command that lists the files that would be copied, one name per line.
+
+    Parameters
+    ----------
+    source : str
+        Absolute path of the directory.
+    empty_dir : str
+        An empty directory, as the target of the dry run.
+    rules : sequence of str
+        More filters, which precede the .gitignore files. Default none.
+
+    Returns
+    -------
+    tuple of str
+        The argv.
+    """
     listing = ("--dry-run", "--8-bit-output", "--out-format=%n")
-    return ("rsync", *options(False, rules), *listing, "--", f"{source}/", f"{nowhere}/")
+    return ("rsync", *options(False, rules), *listing, "--", f"{source}/", f"{empty_dir}/")
 
 
 def listed(output: bytes) -> list[str]:
-    """Return the files and links that `list_argv` printed, without the folders; undo its escapes of odd bytes."""
+    """Parse the output of `list_argv`, and decode its escaped bytes.
+
+    Parameters
+    ----------
+    output : bytes
+        Of the command.
+
+    Returns
+    -------
+    list of str
+        Files and links, without folders.
+    """
     names = [line for line in output.split(b"\n") if line and not line.endswith(b"/")]
-    plain = [_ESCAPED.sub(lambda match: bytes([int(match[1], 8)]), name) for name in names]
-    return [name.decode("utf-8", "surrogateescape") for name in plain]
+    decoded = [_ESCAPED.sub(lambda match: bytes([int(match[1], 8)]), name) for name in names]
+    return [name.decode("utf-8", "surrogateescape") for name in decoded]
 
 
 @dataclass(frozen=True)
 class Stats:
-    """What was copied because it was not there or not equal: how many files, and how large they are."""
+    """The files that were copied because they were missing or different: their number, and total size in bytes."""
 
     files: int
     size_bytes: int
 
 
 def stats(output: str) -> Stats:
-    """Return what `--stats` printed."""
+    """Parse the output of `--stats`.
+
+    Parameters
+    ----------
+    output : str
+        Of rsync.
+
+    Returns
+    -------
+    Stats
+        Zeros if the output has no statistics.
+    """
     return Stats(
         _number(r"^Number of (?:regular )?files transferred: ([\d,.]+)", output),
         _number(r"^Total transferred file size: ([\d,.]+)", output),
@@ -117,7 +188,20 @@ def _number(pattern: str, output: str) -> int:
 
 
 def problem(code: int, stderr: str) -> HostError:
-    """Return why a copy failed: rsync's last words, and what to do about it."""
+    """Return the error for a failed copy: the last lines of rsync's output, and a fix.
+
+    Parameters
+    ----------
+    code : int
+        Exit code of rsync.
+    stderr : str
+        Its error output.
+
+    Returns
+    -------
+    HostError
+        Without a fix if none is known.
+    """
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     fix = ""
     if code == 255:  # ssh's own
@@ -125,7 +209,7 @@ def problem(code: int, stderr: str) -> HostError:
     elif code == 127 or "command not found" in stderr:
         fix = "install it there, for example: sudo apt-get install -y rsync"
     elif "shell clean" in stderr:
-        fix = "a start-up file (.bashrc) there prints something: make it silent where nobody looks"
+        fix = "a start-up file (.bashrc) there prints something: make it silent for non-interactive shells"
     elif code in (30, 35):
         fix = "see whether the node is still up, then: fab sync again; it goes on where it was"
     return HostError("\n".join([f"rsync ended with {code}", *lines[-3:]]), fix)

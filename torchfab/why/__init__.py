@@ -1,21 +1,22 @@
-"""Why a job ended as it did: what happened first, where, and what followed from it.
+"""Diagnose why a job ended: what failed first, on which host and rank, and what followed from it.
 
-    evidence = runtimes.load(record.runtime).evidence(record)    asked of the nodes, or of the scheduler
-    story = torchfab.why.diagnosis.tell(evidence)                  pure
-    torchfab.why.report.text(story), page.as_json(story)         for people, for machines
+    evidence = runtimes.load(record.runtime).evidence(record)    collected from the nodes or from the scheduler
+    diagnosis = torchfab.why.diagnosis.diagnose(evidence)        pure
+    torchfab.why.report.render(diagnosis)                        human-readable
+    torchfab.why.report.as_json(diagnosis)                       JSON
 
-`evidence` holds frozen values, the same for every runtime; nothing here asks which one it was.
+`evidence` holds frozen values that are the same for every runtime. Nothing in this package depends on the runtime.
 
-What decides (a supervisor that restarts jobs, a script that reads `--json`):
+Fields for programs that act on a diagnosis (a supervisor that restarts jobs, a script that reads `--json`):
 
-    story.cause.kind     `causes.Kind`: SCRIPT (it would fail again anywhere), NODE (it may go well without that node),
-                         MEMORY, KILLED, NETWORK, STOPPED (on request), RUNNING, SUCCEEDED, UNKNOWN
-    story.cause.name     which one of the kind: `exception`, `exit-code`, `import-error`, `disk-full`, ...
-    story.first          when, on which host, which rank, with which exit code; None when nothing failed
-    story.bad_nodes      the hosts without which it may go well: those of a NODE cause; empty for all other kinds
-    story.behind         where the others waited in vain (NETWORK): the hosts that they waited for, or may have
-    story.fingerprint    equal for two failures that are the same: the exception and the last frames of its traceback,
-                         without numbers and addresses; of a failure without a traceback, its name and exit code; empty
-                         when nothing failed
-    story.silent         the hosts that could not be asked, and why: what they know is missing from the story
+    diagnosis.cause.kind     `causes.Kind`: SCRIPT (it fails again on any node), NODE (it may succeed without that
+                             node), MEMORY, KILLED, NETWORK, STOPPED (on request), RUNNING, SUCCEEDED, UNKNOWN
+    diagnosis.cause.name     the cause within its kind: `exception`, `exit-code`, `import-error`, `disk-full`, ...
+    diagnosis.first          the first failure: time, host, rank and exit code; None when nothing failed
+    diagnosis.bad_nodes      the hosts of a NODE cause: without them the job may succeed; empty for all other kinds
+    diagnosis.stragglers     the ranks or hosts that the others waited for (NETWORK), or may have waited for
+    diagnosis.fingerprint    the same for two equal failures: a hash of the exception and the last frames of its
+                             traceback, without numbers and addresses; without a traceback, a hash of the cause's name
+                             and the exit code; empty when nothing failed
+    diagnosis.unreachable    the hosts that could not be queried, with the reason: their evidence is missing
 """

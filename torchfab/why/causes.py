@@ -1,4 +1,4 @@
-"""Why something ended: what kinds of causes there are, and those that a scheduler names."""
+"""Causes: their kinds, and the reasons that Slurm and Kubernetes report."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 class Kind(enum.Enum):
-    """What a cause means for what to do next."""
+    """The class of a cause. It decides what to do next: fix the script, replace a node, relaunch."""
 
     SCRIPT = "the script itself failed"
     NODE = "a node was lost, or is sick"
@@ -22,20 +22,20 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True)
 class Cause:
-    """Why something ended.
+    """The cause of a failure, or of the state that a job is in.
 
     Parameters
     ----------
     kind : Kind
-        What it means for what to do next.
+        Class of the cause.
     name : str
-        Which one of the kind, for machines.
+        Identifier within the kind, for programs: `disk-full`.
     words : str
-        The same for people: a clause, without a full stop.
+        Human-readable description: a clause without a full stop.
     fix : str
-        What to do about it.
+        How to fix it; empty if unknown.
     is_symptom : bool
-        Whether it is what the others see when one of them fails: it is the cause only where nothing else failed.
+        Whether other ranks report this when one rank fails. A symptom is the cause only if nothing else failed.
     """
 
     kind: Kind
@@ -45,7 +45,7 @@ class Cause:
     is_symptom: bool = False
 
 
-# What schedulers say, by their own names.
+# Reasons that schedulers report, under their own names: kind, name, fix.
 SCHEDULED = {
     "OUT_OF_MEMORY": (Kind.MEMORY, "host-memory", "ask for more: --sbatch-arg=--mem=..., or use less"),
     "OOMKilled": (Kind.MEMORY, "host-memory", "ask for more: --memory, or use less"),
@@ -73,7 +73,20 @@ SCHEDULED = {
 }
 
 
-def of_schedule(sign: str, words: str) -> Cause:
-    """Return the cause that a scheduler names."""
-    kind, name, fix = SCHEDULED.get(sign, (Kind.UNKNOWN, "scheduler", ""))
+def of_schedule(reason: str, words: str) -> Cause:
+    """Return the cause for a reason that a scheduler reports.
+
+    Parameters
+    ----------
+    reason : str
+        The scheduler's own name: OUT_OF_MEMORY, OOMKilled.
+    words : str
+        Human-readable description.
+
+    Returns
+    -------
+    Cause
+        Of kind UNKNOWN if the reason is not in SCHEDULED.
+    """
+    kind, name, fix = SCHEDULED.get(reason, (Kind.UNKNOWN, "scheduler", ""))
     return Cause(kind, name, words, fix)

@@ -1,4 +1,4 @@
-"""From evidence to a story: what happened first, why, and what followed from it. Pure."""
+"""Diagnose a job from its evidence: the first failure, its cause and its consequences. Pure."""
 
 from __future__ import annotations
 
@@ -10,19 +10,29 @@ from torchfab.core.status import JobStatus, NodeStatus, code_words
 from torchfab.why import causes
 from torchfab.why.causes import Cause, Kind
 from torchfab.why.evidence import Evidence, Said
-from torchfab.why.failures import CONSEQUENCE, LOST, Failure, all_ends, first_of
-from torchfab.why.stragglers import Straggler, halted, whom_they_waited_for
+from torchfab.why.failures import CONSEQUENCE, LOST, Failure, all_failures, first_failure
+from torchfab.why.stragglers import Straggler, find_halted, find_stragglers
 from torchfab.why.tracebacks import Traceback, fingerprint_of
 
 _NEARLY_FULL_BYTES = 64 * 1024 * 1024
-_MOST_MOMENTS = 40
-_MOST_KERNEL_LINES = 6
-_MOST_BATCH_LINES = 3
+_MAX_EVENTS = 40
+_MAX_KERNEL_LINES = 6
+_MAX_BATCH_LINES = 3
 
 
 @dataclass(frozen=True)
 class TimelineEvent:
-    """Something that happened: when (seconds since the epoch, this machine's clock), where, what."""
+    """One event of a job.
+
+    Parameters
+    ----------
+    time : float
+        In seconds since the epoch, on this machine's clock.
+    where : str
+        Hosts and ranks; empty for the job as a whole.
+    what : str
+        Human-readable description.
+    """
 
     time: float
     where: str
@@ -31,28 +41,30 @@ class TimelineEvent:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Why a job ended as it did, or how it is.
+    """The result of `fab why`: why a job ended, or the state that it is in.
 
     Parameters
     ----------
     job, state : str
-        Its name, and its state as `fab status` has it.
+        Name of the job, and its state as `fab status` reports it.
+    created : float
+        When it was launched, in seconds since the epoch.
     cause : Cause
-        Why.
-    first : End, optional
-        What failed first; None when nothing failed.
-    behind : tuple of Behind
-        Where the others waited in vain: for whom, or for whom they may have.
+        Why it ended, or the state that it is in.
+    first : Failure, optional
+        The first failure; None when nothing failed.
+    stragglers : tuple of Straggler
+        The ranks or hosts that the others waited for, or may have waited for.
     notes : tuple of str
-        More facts: what a disk has left, what the kernel said.
+        More facts: free space of a disk, lines of the kernel log.
     consequences : tuple of str
-        What followed from it, equal ones folded.
-    moments : tuple of Moment
-        All of it in the order of time.
+        The failures that followed; equal ones are folded into one line.
+    timeline : tuple of TimelineEvent
+        All events, sorted by time.
     bad_nodes : tuple of str
-        The hosts that a NODE cause is about.
-    silent : Mapping of str to str
-        The hosts that could not be asked, and why.
+        The hosts of a NODE cause.
+    unreachable : Mapping of str to str
+        The hosts that could not be queried, with the reason.
     """
 
     job: str
@@ -69,12 +81,12 @@ class Diagnosis:
 
     @property
     def traceback(self) -> Traceback | None:
-        """The traceback of what failed first."""
+        """The traceback of the first failure."""
         return self.first.traceback if self.first else None
 
     @property
     def fingerprint(self) -> str:
-        """Equal for two failures that are the same; empty when nothing failed."""
+        """A hash that is the same for two equal failures; empty when nothing failed."""
         if self.first is None:
             return ""
         if self.traceback and self.cause.kind is Kind.SCRIPT:
@@ -83,83 +95,94 @@ class Diagnosis:
 
 
 def diagnose(evidence: Evidence) -> Diagnosis:
-    """Return the story of a job."""
-    ends = all_ends(evidence)
-    first, cause = _first(evidence, ends)
+    """Return why a job ended, or the state that it is in.
+
+    Parameters
+    ----------
+    evidence : Evidence
+        Of the job.
+
+    Returns
+    -------
+    Diagnosis
+        Without a first failure if the job succeeded, runs, was stopped, or has no known failure.
+    """
+    failures = all_failures(evidence)
+    first, cause = _find_first(evidence, failures)
     state = evidence.status.state
     base = Diagnosis(evidence.job, state, evidence.created, cause, silent=evidence.silent)
     if cause.kind in (Kind.SUCCEEDED, Kind.RUNNING, Kind.STOPPED) or first is None:
-        others = _consequences(ends, None, cause)
+        others = _consequences(failures, None, cause)
         return replace(
-            base, notes=_notes_of_state(evidence), consequences=others, timeline=_moments(evidence, ends, cause)
+            base, notes=_job_notes(evidence), consequences=others, timeline=_timeline(evidence, failures, cause)
         )
     if cause.name == "import-error":
-        cause = _of_some_nodes(cause, first, ends, evidence)
+        cause = _import_error_cause(cause, first, failures, evidence)
     return replace(
         base,
         cause=cause,
         first=first,
-        stragglers=whom_they_waited_for(first, ends, evidence),
-        notes=_notes(first, evidence),
-        consequences=_consequences(ends, first, cause),
-        timeline=_moments(evidence, ends, cause),
-        bad_nodes=_bad_nodes(cause, first, ends, evidence.silent),
+        stragglers=find_stragglers(first, failures, evidence),
+        notes=_failure_notes(first, evidence),
+        consequences=_consequences(failures, first, cause),
+        timeline=_timeline(evidence, failures, cause),
+        bad_nodes=_bad_nodes(cause, first, failures, evidence.silent),
     )
 
 
 # ---- the cause
 
 
-def _first(evidence: Evidence, ends: Sequence[Failure]) -> tuple[Failure | None, Cause]:
-    """Return what failed first, and the cause of all."""
-    whole = next((each for each in evidence.said if not each.host), None)
-    if whole is not None:
-        cause = causes.of_schedule(whole.sign, whole.words)
-        return (None if cause.kind is Kind.STOPPED else _struck(ends)), cause
+def _find_first(evidence: Evidence, failures: Sequence[Failure]) -> tuple[Failure | None, Cause]:
+    """Return the first failure and the cause of the whole job."""
+    job_reason = next((each for each in evidence.said if not each.host), None)
+    if job_reason is not None:
+        cause = causes.of_schedule(job_reason.sign, job_reason.words)
+        return (None if cause.kind is Kind.STOPPED else _killed_by_scheduler(failures)), cause
     if evidence.status.state == "succeeded":
         return None, Cause(Kind.SUCCEEDED, "succeeded", "it has succeeded: exit code 0")
     if evidence.status.state == "stopped" or evidence.status.was_stopped:
-        return None, _stopped(evidence)
-    first = first_of(ends)
+        return None, _stop_cause(evidence)
+    first = first_failure(failures)
     if first is not None:
-        return first, _unreachable(first, evidence) or _scheduled(first, evidence.said)
-    return None, _of_state(evidence.status)
+        return first, _unreachable_cause(first, evidence) or _scheduler_cause(first, evidence.said)
+    return None, _cause_of_state(evidence.status)
 
 
-def _of_state(job: JobStatus) -> Cause:
-    """Return what is to be said where nothing has ended badly."""
+def _cause_of_state(job: JobStatus) -> Cause:
+    """Return the cause for a job without failures, by its state."""
     reason = f" ({job.reason})" if job.reason else ""
     if job.state in ("pending", "starting", "running"):
         return Cause(Kind.RUNNING, job.state, f"it is {job.state}{reason}, and nothing of it has failed")
     if job.state == "unreachable":
         return Cause(Kind.UNKNOWN, "unreachable", f"nodes cannot be asked{reason}", "try again; fab doctor")
-    return Cause(Kind.UNKNOWN, "unknown", f"it is {job.state}{reason}, and nothing tells why")
+    return Cause(Kind.UNKNOWN, "unknown", f"it is {job.state}{reason}, and no reason was recorded")
 
 
-def _struck(ends: Sequence[Failure]) -> Failure | None:
-    """Return what a scheduler struck: what a signal ended first; else what ended first."""
-    return next((end for end in ends if (end.code or 0) < 0), ends[0] if ends else None)
+def _killed_by_scheduler(failures: Sequence[Failure]) -> Failure | None:
+    """Return what a scheduler killed: the first failure by a signal, otherwise the first failure."""
+    return next((failure for failure in failures if (failure.code or 0) < 0), failures[0] if failures else None)
 
 
-def _scheduled(first: Failure, said: Sequence[Said]) -> Cause:
-    """Return what the scheduler says of the node of the first failure; else what the node itself tells."""
-    mine = next((each for each in said if each.host == first.host), None)
-    return causes.of_schedule(mine.sign, mine.words) if mine else first.cause
+def _scheduler_cause(first: Failure, reasons: Sequence[Said]) -> Cause:
+    """Return the scheduler's reason for the node of the first failure; without one, the failure's own cause."""
+    reason = next((each for each in reasons if each.host == first.host), None)
+    return causes.of_schedule(reason.sign, reason.words) if reason else first.cause
 
 
-def _unreachable(first: Failure, evidence: Evidence) -> Cause | None:
-    """Return that a node cannot be reached, where all that failed elsewhere is a wait in vain for somebody."""
-    silent = evidence.silent
-    if not silent or not (first.cause.is_symptom or first.cause.name == "rendezvous-timeout"):
+def _unreachable_cause(first: Failure, evidence: Evidence) -> Cause | None:
+    """Blame the unreachable nodes if the first failure elsewhere is only a lost connection or a timeout."""
+    unreachable = evidence.silent
+    if not unreachable or not (first.cause.is_symptom or first.cause.name == "rendezvous-timeout"):
         return None
-    hosts = fold(list(silent))
-    words = f"{hosts} cannot be reached ({next(iter(silent.values()))}); on {first.who}, {first.cause.words}"
+    hosts = fold(list(unreachable))
+    words = f"{hosts} cannot be reached ({next(iter(unreachable.values()))}); on {first.who}, {first.cause.words}"
     return Cause(
         Kind.NODE, "node-unreachable", words, f"see whether {hosts} runs, and its link; then fab why again", True
     )
 
 
-def _stopped(evidence: Evidence) -> Cause:
+def _stop_cause(evidence: Evidence) -> Cause:
     names = [event["event"] for event in evidence.events]
     words = "it was asked to stop, by a fab stop that was not run from here"
     if "stop" in names:
@@ -170,97 +193,99 @@ def _stopped(evidence: Evidence) -> Cause:
     return Cause(Kind.STOPPED, "stopped", reason or words)
 
 
-def _of_some_nodes(cause: Cause, first: Failure, ends: Sequence[Failure], evidence: Evidence) -> Cause:
-    """Say of an import error whether nodes differ: where ranks of others got further, those of the error are sick."""
-    hosts = list(dict.fromkeys(end.host for end in ends if end.cause.name == "import-error"))
-    further = [node.host for node in evidence.nodes if node.host not in hosts and _lived_longer(node.status, first)]
+def _import_error_cause(cause: Cause, first: Failure, failures: Sequence[Failure], evidence: Evidence) -> Cause:
+    """Blame the nodes of an import error if the ranks of other nodes ran longer: then their installations differ."""
+    hosts = list(dict.fromkeys(failure.host for failure in failures if failure.cause.name == "import-error"))
+    further = [node.host for node in evidence.nodes if node.host not in hosts and _outlived(node.status, first)]
     if not further:
         return cause
     words = f"{cause.words}, on {fold(hosts)} only: {fold(further)} got further"
     return replace(cause, kind=Kind.NODE, name="import-error-of-node", words=words)
 
 
-def _lived_longer(status: NodeStatus, first: Failure) -> bool:
+def _outlived(status: NodeStatus, first: Failure) -> bool:
     lives = [(rank["ended"] or status.now) - rank["started"] for rank in status.ranks if rank["started"]]
     return max(lives, default=0.0) > first.lived_s + 1.0
 
 
-def _bad_nodes(cause: Cause, first: Failure, ends: Sequence[Failure], silent: Iterable[str]) -> tuple[str, ...]:
+def _bad_nodes(
+    cause: Cause, first: Failure, failures: Sequence[Failure], unreachable: Iterable[str]
+) -> tuple[str, ...]:
     if cause.kind is not Kind.NODE:
         return ()
     if cause.name == "node-unreachable":
-        return tuple(silent)
-    same = [end.host for end in ends if end.cause.name == first.cause.name and end.weight <= LOST]
+        return tuple(unreachable)
+    same = [failure.host for failure in failures if failure.cause.name == first.cause.name and failure.weight <= LOST]
     return tuple(dict.fromkeys([first.host, *same]))
 
 
-# ---- what else is known
+# ---- notes, consequences, timeline
 
 
-def _notes(first: Failure, evidence: Evidence) -> tuple[str, ...]:
+def _failure_notes(first: Failure, evidence: Evidence) -> tuple[str, ...]:
     node = next(each for each in evidence.nodes if each.host == first.host)
     full = [disk for disk in node.disks if disk.size and disk.free < _NEARLY_FULL_BYTES]
     disks = [f"{first.host}: {disk.path} has {disk.free / 1e6:.1f} of {disk.size / 1e6:.0f} MB free" for disk in full]
-    kernel = [line.text for line in node.kernel if line.text not in first.cause.words][:_MOST_KERNEL_LINES]
-    said = [f"the kernel of {first.host} said: {text}" for text in kernel]
-    return (*disks, *said, *_notes_of_state(evidence))
+    kernel = [line.text for line in node.kernel if line.text not in first.cause.words][:_MAX_KERNEL_LINES]
+    kernel_notes = [f"kernel log of {first.host}: {text}" for text in kernel]
+    return (*disks, *kernel_notes, *_job_notes(evidence))
 
 
-def _notes_of_state(evidence: Evidence) -> tuple[str, ...]:
-    """Return what is to be said of a job whatever its state."""
-    batch = [line for line in evidence.batch.splitlines() if line.strip()][-_MOST_BATCH_LINES:] if evidence.said else []
+def _job_notes(evidence: Evidence) -> tuple[str, ...]:
+    """Return the notes on a job that do not depend on a failure."""
+    batch = [line for line in evidence.batch.splitlines() if line.strip()][-_MAX_BATCH_LINES:] if evidence.said else []
     restarts = max((rank["attempt"] for node in evidence.nodes for rank in node.status.ranks), default=0)
     times = "once" if restarts == 1 else f"{restarts} times"
     found = [f"the batch script said: {line[:300]}" for line in batch]
     found += [f"torchrun had restarted its ranks {times} before"] if restarts else []
     for node in evidence.nodes:
         if node.status.left:
-            found.append(f"on {node.host} there still runs {node.status.left[0]}: fab stop {evidence.job}")
+            found.append(f"{node.status.left[0]} still runs on {node.host}: fab stop {evidence.job}")
     if evidence.status.state in ("running", "starting"):
-        found += [each.words for each in halted(evidence)]
+        found += [each.words for each in find_halted(evidence)]
     return tuple(found)
 
 
-def _consequences(ends: Sequence[Failure], first: Failure | None, cause: Cause) -> tuple[str, ...]:
-    """Return what the others did, those that did the same as one line."""
+def _consequences(failures: Sequence[Failure], first: Failure | None, cause: Cause) -> tuple[str, ...]:
+    """Return how the other ranks failed, equal failures as one line."""
     groups: dict[str, list[Failure]] = {}
-    for end in ends:
-        if end is not first:
-            groups.setdefault(_short(end, cause), []).append(end)
-    return tuple(f"{_who(group)}: {words}" for words, group in groups.items())
+    for failure in failures:
+        if failure is not first:
+            groups.setdefault(_describe(failure, cause), []).append(failure)
+    return tuple(f"{_ranks_and_hosts(group)}: {words}" for words, group in groups.items())
 
 
-def _short(end: Failure, cause: Cause) -> str:
-    if end.cause.kind is Kind.STOPPED:
+def _describe(failure: Failure, cause: Cause) -> str:
+    if failure.cause.kind is Kind.STOPPED:
         return "ended by fab, which stopped the rest"
-    if end.cause.name in ("by-launcher", "by-supervisor"):
-        return end.cause.words
-    if end.weight == CONSEQUENCE or end.cause.name == "asked":
-        return f"ended by {code_words(end.code or 0)} after it"
-    if end.cause.is_symptom:  # addresses and numbers differ
-        return end.cause.words.partition(":")[0]
-    return end.cause.words
+    if failure.cause.name in ("by-launcher", "by-supervisor"):
+        return failure.cause.words
+    if failure.weight == CONSEQUENCE or failure.cause.name == "asked":
+        return f"ended by {code_words(failure.code or 0)} after it"
+    if failure.cause.is_symptom:  # addresses and numbers differ
+        return failure.cause.words.partition(":")[0]
+    return failure.cause.words
 
 
-def _who(group: Sequence[Failure]) -> str:
-    hosts = fold(list(dict.fromkeys(end.host for end in group)))
-    ranks = [end.rank for end in group if end.rank is not None]
+def _ranks_and_hosts(group: Sequence[Failure]) -> str:
+    hosts = fold(list(dict.fromkeys(failure.host for failure in group)))
+    ranks = [failure.rank for failure in group if failure.rank is not None]
     if not ranks:
         return hosts
     return f"{hosts} rank{'s' if len(set(ranks)) > 1 else ''} {fold_ranks(ranks)}"
 
 
-def _moments(evidence: Evidence, ends: Sequence[Failure], cause: Cause) -> tuple[TimelineEvent, ...]:
-    """Return all that happened in the order of time; of what many ranks did within the same second, one moment."""
+def _timeline(evidence: Evidence, failures: Sequence[Failure], cause: Cause) -> tuple[TimelineEvent, ...]:
+    """Return all events sorted by time; equal failures of many ranks within the same second are one event."""
     groups: dict[tuple[str, int], list[Failure]] = {}
-    for end in ends:
-        words = "last sign of life" if end.weight == LOST else _short(end, cause)
-        groups.setdefault((words, int(end.time)), []).append(end)
-    found = [TimelineEvent(group[0].time, _who(group), words) for (words, _), group in groups.items()]
+    for failure in failures:
+        words = "last sign of life" if failure.weight == LOST else _describe(failure, cause)
+        groups.setdefault((words, int(failure.time)), []).append(failure)
+    found = [TimelineEvent(group[0].time, _ranks_and_hosts(group), words) for (words, _), group in groups.items()]
     found.append(TimelineEvent(evidence.created, "", "launched"))
     for node in evidence.nodes:
         found += [TimelineEvent(line.time, f"kernel of {node.host}", line.text) for line in node.kernel]
     for event in evidence.events:
         if event["event"] in ("stop", "stopped after a failure"):
             found.append(TimelineEvent(event["time"], "", f"fab: {event['event']}"))
-    return tuple(sorted(found, key=lambda moment: moment.time)[:_MOST_MOMENTS])
+    return tuple(sorted(found, key=lambda event: event.time)[:_MAX_EVENTS])

@@ -1,4 +1,4 @@
-"""What is known of how a job went: frozen values, the same for every runtime, all times on this machine's clock."""
+"""Evidence of how a job went: frozen values, the same for every runtime. All times are on this machine's clock."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Log:
     label : int or str
         The rank that wrote it, `agent` for the launcher, or `local N`.
     path : str
-        Where it lies on the node.
+        Path on the node.
     text : str
-        Its end.
+        The last part of the file.
     written : float
-        When it was last written, in seconds since the epoch.
+        Modification time, in seconds since the epoch.
     """
 
     label: Label
@@ -37,7 +37,17 @@ class Log:
 
 @dataclass(frozen=True)
 class Report:
-    """An error file, as torchelastic's `record` writes it: whose, the exception, its traceback if it has one."""
+    """An error file, as torchelastic's `record` writes it.
+
+    Parameters
+    ----------
+    label : int or str
+        The rank that wrote it, or `local N`.
+    attempt : int
+        Restart count of torchrun when it was written.
+    message, traceback : str
+        The exception, and its traceback; empty if there is none.
+    """
 
     label: Label
     attempt: int
@@ -47,7 +57,7 @@ class Report:
 
 @dataclass(frozen=True)
 class KernelLine:
-    """One line of a node's kernel."""
+    """One line of a node's kernel log; `time` is in seconds since the epoch."""
 
     time: float
     text: str
@@ -55,7 +65,15 @@ class KernelLine:
 
 @dataclass(frozen=True)
 class Disk:
-    """A file system: the path that was asked for, bytes free for this user, and its size."""
+    """The file system that holds a path.
+
+    Parameters
+    ----------
+    path : str
+        The path that was queried.
+    free, size : int
+        Bytes available to this user, and total bytes.
+    """
 
     path: str
     free: int
@@ -64,18 +82,18 @@ class Disk:
 
 @dataclass(frozen=True)
 class Said:
-    """What a scheduler says ended the job, or a node's part of it.
+    """The reason that a scheduler reports for the end of a job, or of one of its nodes.
 
     Parameters
     ----------
-    sign : str
-        The scheduler's own name for it: OUT_OF_MEMORY, OOMKilled, Evicted.
+    reason : str
+        The scheduler's own name: OUT_OF_MEMORY, OOMKilled, Evicted.
     words : str
-        The same for people.
+        Human-readable description.
     host : str
-        On which node; empty where it is the whole job.
+        The node; empty for the whole job.
     time : float
-        When; 0 where it is not known.
+        In seconds since the epoch; 0 if unknown.
     """
 
     sign: str
@@ -86,24 +104,24 @@ class Said:
 
 @dataclass(frozen=True)
 class NodeEvidence:
-    """What one node knows.
+    """The evidence collected from one node.
 
     Parameters
     ----------
     status : NodeStatus
-        As `fab status` has it.
+        As `fab status` reports it.
     logs, reports : tuples
-        The ends of its log files (of ranks: of the last attempt), and its error files.
-    ends : Mapping of str to Mapping
-        Name of a process -> what its supervisor wrote down at its end: `asked`, `killed`, `left`, `oom_kills`.
+        The last part of each log file (of ranks: of the last attempt), and its error files.
+    exit_records : Mapping of str to Mapping
+        Process name -> the record that its supervisor wrote when it ended: `asked`, `killed`, `left`, `oom_kills`.
     kernel : tuple of KernelLine
-        What the kernel said meanwhile.
+        The kernel log since the job started.
     kernel_unread : str
-        Why that could not be read.
+        Why the kernel log could not be read; empty if it was read.
     disks : tuple of Disk
-        As full as they are now.
+        Disk usage at the time of the query.
     halted : tuple of str
-        What exists and was stopped by a signal (SIGSTOP), now: `rank 3`, `agent`.
+        Processes that are stopped by a signal (SIGSTOP) at the time of the query: `rank 3`, `agent`.
     """
 
     status: NodeStatus
@@ -117,30 +135,30 @@ class NodeEvidence:
 
     @property
     def host(self) -> str:
-        """The node's name for people."""
+        """The human-readable name of the node."""
         return self.status.node.label
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that is known of how a job went.
+    """All evidence of how a job went.
 
     Parameters
     ----------
     job : str
-        Its name.
+        Name of the job.
     created : float
         When it was launched, in seconds since the epoch.
     status : JobStatus
-        As `fab status` has it.
+        As `fab status` reports it.
     nodes : tuple of NodeEvidence
         In the order of node ranks.
-    said : tuple of Said
-        What a scheduler says.
+    scheduler_reasons : tuple of SchedulerReason
+        Reasons that a scheduler reports.
     events : tuple of Mapping
-        What this launch machine noted of the job: `time`, `event`, and more.
-    batch : str
-        The end of what a scheduler's batch script said.
+        Events that this launch machine recorded for the job: `time`, `event`, and more.
+    batch_output : str
+        The last part of the output of Slurm's batch script.
     """
 
     job: str
@@ -153,41 +171,76 @@ class Evidence:
 
     @property
     def silent(self) -> dict[str, str]:
-        """The hosts that could not be asked, and why; the scheduler, where it could not."""
+        """The hosts (or the scheduler) that could not be queried, with the reason."""
         if self.status.verdict and self.status.verdict.state == "unreachable":
             return {"the scheduler": self.status.reason}
         return {each.host: each.status.reason for each in self.nodes if each.status.state == "unreachable"}
 
 
-def of_answer(node: Node, answer: Mapping[str, Any], asked: float, answered: float) -> NodeEvidence:
-    """Return a node's evidence from what it told (see `torchfab.remote.job.evidence`).
+def of_answer(node: Node, answer: Mapping[str, Any], sent: float, received: float) -> NodeEvidence:
+    """Convert a node's answer to a NodeEvidence.
 
     Parameters
     ----------
-    asked, answered : float
-        When the question left and the answer came, by this machine's clock, in seconds since the epoch.
+    node : Node
+        The node that answered.
+    answer : Mapping
+        As `torchfab.remote.job.evidence` returns it.
+    sent, received : float
+        When the request was sent and the answer received, on this machine's clock, in seconds since the epoch.
+
+    Returns
+    -------
+    NodeEvidence
+        With all times on this machine's clock.
     """
-    return of_told(states.from_answer(node, answer, asked, answered), answer.get("evidence") or {})
+    return of_told(states.from_answer(node, answer, sent, received), answer.get("evidence") or {})
 
 
-def of_told(status: NodeStatus, told: Mapping[str, Any]) -> NodeEvidence:
-    """Return a node's evidence from its status and what was gathered there."""
-    kernel = told.get("kernel") or {"unread": "the node itself was not asked"}
+def of_told(status: NodeStatus, report: Mapping[str, Any]) -> NodeEvidence:
+    """Combine a node's status and the evidence that was collected there.
+
+    Parameters
+    ----------
+    status : NodeStatus
+        Of the node, with the skew of its clock.
+    report : Mapping
+        The `evidence` field of the node's answer; empty if the node was not queried.
+
+    Returns
+    -------
+    NodeEvidence
+        With all times on this machine's clock.
+    """
+    kernel = report.get("kernel") or {"unread": "the node itself was not asked"}
     return NodeEvidence(
         status,
         tuple(
             Log(each["label"], each["path"], each["text"], each["written"] - status.skew_s)
-            for each in told.get("logs", ())
+            for each in report.get("logs", ())
         ),
-        tuple(Report(**each) for each in told.get("reports", ())),
-        told.get("ends", {}),
+        tuple(Report(**each) for each in report.get("reports", ())),
+        report.get("ends", {}),
         tuple(KernelLine(when - status.skew_s, text) for when, text in kernel.get("lines", ())),
         kernel.get("unread", ""),
-        tuple(Disk(**each) for each in told.get("disks", ()) if each["free"] is not None),
-        tuple(told.get("halted", ())),
+        tuple(Disk(**each) for each in report.get("disks", ()) if each["free"] is not None),
+        tuple(report.get("halted", ())),
     )
 
 
 def in_order(nodes: Sequence[Node], found: Mapping[int, NodeEvidence]) -> tuple[NodeEvidence, ...]:
-    """Return what the nodes told, in the order of their ranks."""
+    """Return the evidence of the nodes in the order of their node ranks.
+
+    Parameters
+    ----------
+    nodes : sequence of Node
+        In that order.
+    found : Mapping of int to NodeEvidence
+        By node rank; nodes that are not in it are left out.
+
+    Returns
+    -------
+    tuple of NodeEvidence
+        In the order of `nodes`.
+    """
     return tuple(found[node.rank] for node in nodes if node.rank in found)

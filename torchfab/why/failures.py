@@ -1,4 +1,4 @@
-"""The ends of a job that were no success, of ranks, launchers and nodes, and which of them was the first."""
+"""Collect the failures of ranks, launchers and nodes of a job, and find the first one."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ from torchfab.core.status import CUT_OFF
 from torchfab.remote.job.start_barrier import NEVER_LET_GO
 from torchfab.why import signatures
 from torchfab.why.causes import Cause, Kind
-from torchfab.why.classify import KILL, cause_of, last_lines, logs_of, words_of
+from torchfab.why.classify import KILL, cause_of, find_traceback, last_lines, logs_of
 from torchfab.why.evidence import Evidence, NodeEvidence
 from torchfab.why.tracebacks import Traceback
 
-# How likely an end is the first cause, the likeliest first. A lost node's time is only that of its last sign of life.
+# How likely a failure is the first cause, the likeliest first. The time of a lost node is only its last sign of life.
 ROOT, LOST, SYMPTOM, CONSEQUENCE = range(4)
 
 
 @dataclass(frozen=True)
 class Failure:
-    """The end of a rank, of another process, or of a node, that was no success.
+    """A failed rank, process or node.
 
     Parameters
     ----------
     time : float
-        When, in seconds since the epoch; of what was lost, its last sign of life.
+        When it failed, in seconds since the epoch; if it was lost, its last sign of life.
     host, node_rank, rank : str, int, int or None
-        Where; no rank for a launcher's process or a whole node.
+        Where it ran; `rank` is None for a launcher process or a whole node.
     process : str
-        Name of the launcher's process: `agent`, `head`; empty for a rank, or a whole node.
+        Name of the launcher process: `agent`, `head`; empty for a rank or a whole node.
     code : int, optional
-        Exit code, negative for a signal; None where nobody wrote it down.
+        Exit code, negative for a signal; None if it was not recorded.
     cause : Cause
-        Why.
+        Why it failed.
     weight : int
-        ROOT, LOST, SYMPTOM or CONSEQUENCE.
+        ROOT, LOST, SYMPTOM or CONSEQUENCE: how likely it is the first cause.
     traceback : Traceback, optional
-        The last one in its log.
+        The last traceback in its log.
     lines : tuple of str
         The last lines of its log.
     path : str
-        The log that these are of.
+        Path of that log on the node.
     lived_s : float
-        How long it ran.
+        How long it ran, in seconds.
     """
 
     time: float
@@ -61,67 +61,92 @@ class Failure:
 
     @property
     def who(self) -> str:
-        """Its name for people: `rank 3 on node1`, `the agent on node1`, `node1`."""
+        """Human-readable name: `rank 3 on node1`, `the agent on node1`, `node1`."""
         if self.rank is not None:
             return f"rank {self.rank} on {self.host}"
         return f"the {self.process} on {self.host}" if self.process else self.host
 
 
-def all_ends(evidence: Evidence) -> list[Failure]:
-    """Return the ends that were no success, the first first."""
-    found = [end for node in evidence.nodes for end in _of_node(node)]
-    return sorted(found, key=lambda end: end.time)
+def all_failures(evidence: Evidence) -> list[Failure]:
+    """Return all failures of a job.
 
+    Parameters
+    ----------
+    evidence : Evidence
+        Of the job.
 
-def first_of(ends: Sequence[Failure], slack_s: float = 5.0) -> Failure | None:
-    """Return the end that the others follow from; None where there is none.
-
-    The earliest root; what another rank saw of it may have been written down up to `slack_s` seconds earlier: clocks
-    differ, and a process takes its time to die. A symptom that is older than that has another cause.
+    Returns
+    -------
+    list of Failure
+        Sorted by time.
     """
-    if not ends:
+    failures = [failure for node in evidence.nodes for failure in _node_failures(node)]
+    return sorted(failures, key=lambda failure: failure.time)
+
+
+def first_failure(failures: Sequence[Failure], slack_s: float = 5.0) -> Failure | None:
+    """Return the failure that caused the others.
+
+    This is the earliest ROOT failure. Symptoms on other ranks may carry a time up to `slack_s` seconds earlier, because
+    clocks differ and a process takes time to exit. An older symptom has another cause.
+
+    Parameters
+    ----------
+    failures : sequence of Failure
+        All failures of the job.
+    slack_s : float
+        In seconds. Default 5.
+
+    Returns
+    -------
+    Failure or None
+        None if nothing failed.
+    """
+    if not failures:
         return None
-    likeliest = min(ends, key=lambda end: (end.weight, end.time))
-    earlier = [end for end in ends if end.weight < CONSEQUENCE and end.time < likeliest.time - slack_s]
-    return first_of(earlier, slack_s) if earlier and likeliest.weight != LOST else likeliest
+    likeliest = min(failures, key=lambda failure: (failure.weight, failure.time))
+    earlier = [
+        failure for failure in failures if failure.weight < CONSEQUENCE and failure.time < likeliest.time - slack_s
+    ]
+    return first_failure(earlier, slack_s) if earlier and likeliest.weight != LOST else likeliest
 
 
 # ---- one node
 
 
-def _of_node(node: NodeEvidence) -> Iterator[Failure]:
+def _node_failures(node: NodeEvidence) -> Iterator[Failure]:
     if node.status.state == "lost" and not node.status.processes:
         cause = Cause(Kind.NODE, "node-lost", node.status.reason, "launch it again, with another --name")
         if node.status.reason == CUT_OFF:
             cause = _cut_off(CUT_OFF)
         yield Failure(node.status.now - node.status.skew_s, node.host, node.status.node.rank, None, None, cause, LOST)
     for process in node.status.processes:
-        yield from _of_process(node, process)
+        yield from _process_failures(node, process)
 
 
 def _cut_off(words: str) -> Cause:
     return Cause(Kind.KILLED, "launch-cut-off", words, "fab stop, then launch it again")
 
 
-def _of_process(node: NodeEvidence, process: Mapping[str, Any]) -> Iterator[Failure]:
+def _process_failures(node: NodeEvidence, process: Mapping[str, Any]) -> Iterator[Failure]:
     ranks = _failed_ranks(process)
     for rank in ranks:
-        yield _of_rank(node, process, rank)
+        yield _rank_failure(node, process, rank)
     state, code = process["state"], process["code"]
     if state == "lost":
-        yield _of_lost(node, process)
+        yield _lost_process(node, process)
     elif code is not None and code < 0 and not _is_rank(process):
-        yield _of_launcher(node, process)
+        yield _launcher_failure(node, process)
     elif state == "failed" and not ranks:
-        for told in process["reported"][:1]:
+        for reported in process["reported"][:1]:
             ended = process["ended"] or node.status.now
-            yield _of_rank(node, process, {**told, "ended": ended, "started": process["started"], "pid": 0})
+            yield _rank_failure(node, process, {**reported, "ended": ended, "started": process["started"], "pid": 0})
         if not process["reported"]:
-            yield _of_launcher(node, process)
+            yield _launcher_failure(node, process)
 
 
 def _failed_ranks(process: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the ranks of the last attempt that ended with a code that is not 0."""
+    """Return the ranks of the last attempt that ended with a nonzero exit code."""
     last = max((rank["attempt"] for rank in process["ranks"]), default=0)
     return [rank for rank in process["ranks"] if rank["attempt"] == last and rank["ended"] and rank["code"]]
 
@@ -130,11 +155,11 @@ def _is_rank(process: Mapping[str, Any]) -> bool:
     return any(rank["pid"] == process["pid"] and rank["pid"] for rank in process["ranks"])
 
 
-def _of_rank(node: NodeEvidence, process: Mapping[str, Any], rank: Mapping[str, Any]) -> Failure:
+def _rank_failure(node: NodeEvidence, process: Mapping[str, Any], rank: Mapping[str, Any]) -> Failure:
     logs = logs_of(node, rank["rank"])
-    traceback, path, tail = words_of(node, rank["rank"], logs, rank.get("attempt"))
+    traceback, path, tail = find_traceback(node, rank["rank"], logs, rank.get("attempt"))
     cause = cause_of(node, process, rank, traceback, tail)
-    before = [each for each in _failed_ranks(process) if each["ended"] < rank["ended"]]
+    failed_before = [each for each in _failed_ranks(process) if each["ended"] < rank["ended"]]
     return Failure(
         time=rank["ended"] - node.status.skew_s,
         host=node.host,
@@ -142,7 +167,7 @@ def _of_rank(node: NodeEvidence, process: Mapping[str, Any], rank: Mapping[str, 
         rank=rank["rank"],
         code=rank["code"],
         cause=cause,
-        weight=_weight(cause, rank["code"], bool(before) or process["state"] == "stopped"),
+        weight=_weight(cause, rank["code"], bool(failed_before) or process["state"] == "stopped"),
         traceback=traceback,
         lines=last_lines(tail),
         path=path,
@@ -158,9 +183,9 @@ def _weight(cause: Cause, code: int, others_before: bool) -> int:
     return SYMPTOM if cause.is_symptom else ROOT
 
 
-def _of_launcher(node: NodeEvidence, process: Mapping[str, Any]) -> Failure:
-    """Return the end of a process that is no rank: torchrun, mpirun."""
-    traceback, path, tail = words_of(node, "agent", logs_of(node, "agent"))
+def _launcher_failure(node: NodeEvidence, process: Mapping[str, Any]) -> Failure:
+    """Return the failure of a process that is not a rank: torchrun, mpirun."""
+    traceback, path, tail = find_traceback(node, "agent", logs_of(node, "agent"))
     pseudo = {"rank": None, "pid": process["pid"], "code": process["code"]}
     code, ended = process["code"], process["ended"] or process["started"] or node.status.now
     cause = cause_of(node, process, pseudo, traceback, tail)
@@ -176,17 +201,17 @@ def _of_launcher(node: NodeEvidence, process: Mapping[str, Any]) -> Failure:
     return Failure(ended - skew, *where, code, cause, weight, traceback, last_lines(tail), path, lived_s, name)
 
 
-def _of_lost(node: NodeEvidence, process: Mapping[str, Any]) -> Failure:
+def _lost_process(node: NodeEvidence, process: Mapping[str, Any]) -> Failure:
     last = (process["last_line"] or {"time": process["started"]})["time"] or node.status.now
     if "restarted" in process["reason"]:
         cause = Cause(
             Kind.NODE, "node-rebooted", "the node was restarted while it ran", "see its logs: journalctl -b -1 -e"
         )
     else:
-        words = f"the supervisor of {process['name']} was killed: nobody was left to write down how that ended"
+        words = f"the supervisor of {process['name']} was killed: its exit code was not recorded"
         cause = Cause(Kind.KILLED, "supervisor-killed", words, "see who did it there: the OOM killer, an administrator")
     label = process["ranks"][0]["rank"] if process["ranks"] else "agent"
-    _, path, tail = words_of(node, label, logs_of(node, label))
+    _, path, tail = find_traceback(node, label, logs_of(node, label))
     rank = process["ranks"][0]["rank"] if _is_rank(process) else None
     where = (node.host, node.status.node.rank, rank)
     return Failure(last - node.status.skew_s, *where, None, cause, LOST, None, last_lines(tail), path)

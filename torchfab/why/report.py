@@ -1,4 +1,4 @@
-"""A story as one page for people, and as JSON."""
+"""Render a diagnosis as human-readable text, and as JSON."""
 
 from __future__ import annotations
 
@@ -11,26 +11,37 @@ from torchfab.why.causes import Kind
 from torchfab.why.diagnosis import Diagnosis
 from torchfab.why.failures import Failure
 
-_LONGEST_TRACEBACK = 40
-_MOST_LINES = 12
-_SHORTEST_STORY = 3  # moments: fewer say nothing that the rest of the page does not
+_MAX_TRACEBACK_LINES = 40
+_MAX_LIST_LINES = 12
+_MIN_TIMELINE = 3  # events: the rest of the text already holds fewer
 
 
-def text(story: Diagnosis) -> str:
-    """Return the page."""
-    parts = [f"job {story.job}: {story.state}", "", _row("why", story.cause.words)]
-    if story.cause.kind not in (Kind.SUCCEEDED, Kind.RUNNING):
-        parts.append(_row("kind", story.cause.kind.value))
-    if story.first:
-        parts.append(_row("first", _first_words(story, story.first)))
-    if story.cause.fix:
-        parts.append(_row("fix", story.cause.fix))
-    parts += [_row("behind", each.words) for each in story.stragglers]
-    parts += [_row("also", note) for note in story.notes]
-    parts += _own_words(story)
-    parts += _listed("then", story.consequences)
-    parts += _listed("in order (this machine's clock)", _moments(story))
-    parts += _listed("could not be asked", [f"{host}: {reason}" for host, reason in story.silent.items()])
+def text(diagnosis: Diagnosis) -> str:
+    """Return a diagnosis as human-readable text.
+
+    Parameters
+    ----------
+    diagnosis : Diagnosis
+        Of a job.
+
+    Returns
+    -------
+    str
+        Several lines, without terminal control sequences.
+    """
+    parts = [f"job {diagnosis.job}: {diagnosis.state}", "", _row("why", diagnosis.cause.words)]
+    if diagnosis.cause.kind not in (Kind.SUCCEEDED, Kind.RUNNING):
+        parts.append(_row("kind", diagnosis.cause.kind.value))
+    if diagnosis.first:
+        parts.append(_row("first", _describe_first(diagnosis, diagnosis.first)))
+    if diagnosis.cause.fix:
+        parts.append(_row("fix", diagnosis.cause.fix))
+    parts += [_row("behind", each.words) for each in diagnosis.stragglers]
+    parts += [_row("also", note) for note in diagnosis.notes]
+    parts += _log_excerpt(diagnosis)
+    parts += _listed("then", diagnosis.consequences)
+    parts += _listed("in order (this machine's clock)", _timeline(diagnosis))
+    parts += _listed("could not be asked", [f"{host}: {reason}" for host, reason in diagnosis.silent.items()])
     return "\n".join(clean(line) for part in parts for line in part.split("\n"))
 
 
@@ -38,26 +49,26 @@ def _row(name: str, words: str) -> str:
     return f"{name:<6} {words}"
 
 
-def _first_words(story: Diagnosis, first: Failure) -> str:
-    after = f"{duration(first.time - story.created)} after the launch"
+def _describe_first(diagnosis: Diagnosis, first: Failure) -> str:
+    after = f"{duration(first.time - diagnosis.created)} after the launch"
     when = time.strftime("%H:%M:%S", time.localtime(first.time))
     return f"{first.who}, {when}, {after}"
 
 
-def _own_words(story: Diagnosis) -> list[str]:
-    """Return the traceback of what failed first; its last log lines where there is none."""
-    if story.first is None:
+def _log_excerpt(diagnosis: Diagnosis) -> list[str]:
+    """Return the traceback of the first failure; without one, its last log lines."""
+    if diagnosis.first is None:
         return []
-    if story.traceback and story.first.rank is None:  # torchrun's own frames say nothing
-        return ["", f"its last words ({story.first.path}):", f"  {story.traceback.last_line}"]
-    if story.traceback:
-        lines = story.traceback.text.splitlines()
-        if len(lines) > _LONGEST_TRACEBACK:
-            left_out = len(lines) - _LONGEST_TRACEBACK
-            lines = [*lines[:5], f"  ... {left_out} lines ...", *lines[-_LONGEST_TRACEBACK + 5 :]]
-        return ["", f"its traceback ({story.first.path}):", *(f"  {line}" for line in lines)]
-    if story.first.lines:
-        return ["", f"its last lines ({story.first.path}):", *(f"  {line}" for line in story.first.lines)]
+    if diagnosis.traceback and diagnosis.first.rank is None:  # torchrun's own frames do not help
+        return ["", f"its last line ({diagnosis.first.path}):", f"  {diagnosis.traceback.last_line}"]
+    if diagnosis.traceback:
+        lines = diagnosis.traceback.text.splitlines()
+        if len(lines) > _MAX_TRACEBACK_LINES:
+            left_out = len(lines) - _MAX_TRACEBACK_LINES
+            lines = [*lines[:5], f"  ... {left_out} lines ...", *lines[-_MAX_TRACEBACK_LINES + 5 :]]
+        return ["", f"its traceback ({diagnosis.first.path}):", *(f"  {line}" for line in lines)]
+    if diagnosis.first.lines:
+        return ["", f"its last lines ({diagnosis.first.path}):", *(f"  {line}" for line in diagnosis.first.lines)]
     return ["", "it left no log"]
 
 
@@ -65,43 +76,54 @@ def _listed(head: str, lines: Any) -> list[str]:
     kept = list(lines)
     if not kept:
         return []
-    more = [f"  and {len(kept) - _MOST_LINES} more (--json has all)"] if len(kept) > _MOST_LINES else []
-    return ["", f"{head}:", *(f"  {line}" for line in kept[:_MOST_LINES]), *more]
+    more = [f"  and {len(kept) - _MAX_LIST_LINES} more (--json has all)"] if len(kept) > _MAX_LIST_LINES else []
+    return ["", f"{head}:", *(f"  {line}" for line in kept[:_MAX_LIST_LINES]), *more]
 
 
-def _moments(story: Diagnosis) -> list[str]:
-    if len(story.timeline) < _SHORTEST_STORY:
+def _timeline(diagnosis: Diagnosis) -> list[str]:
+    if len(diagnosis.timeline) < _MIN_TIMELINE:
         return []
     lines = []
-    for moment in story.timeline:
-        stamp = time.strftime("%H:%M:%S", time.localtime(moment.time)) + f".{int(moment.time % 1 * 10)}"
-        lines.append(f"{stamp}  {moment.where + ': ' if moment.where else ''}{moment.what[:160]}")
+    for event in diagnosis.timeline:
+        stamp = time.strftime("%H:%M:%S", time.localtime(event.time)) + f".{int(event.time % 1 * 10)}"
+        lines.append(f"{stamp}  {event.where + ': ' if event.where else ''}{event.what[:160]}")
     return lines
 
 
-def as_json(story: Diagnosis) -> dict[str, Any]:
-    """Return the story for machines."""
+def as_json(diagnosis: Diagnosis) -> dict[str, Any]:
+    """Return a diagnosis as JSON values.
+
+    Parameters
+    ----------
+    diagnosis : Diagnosis
+        Of a job.
+
+    Returns
+    -------
+    dict
+        As `fab why --json` prints it.
+    """
     return {
-        "job": story.job,
-        "state": story.state,
+        "job": diagnosis.job,
+        "state": diagnosis.state,
         "cause": {
-            "kind": story.cause.kind.name.lower(),
-            "name": story.cause.name,
-            "words": story.cause.words,
-            "fix": story.cause.fix,
+            "kind": diagnosis.cause.kind.name.lower(),
+            "name": diagnosis.cause.name,
+            "words": diagnosis.cause.words,
+            "fix": diagnosis.cause.fix,
         },
-        "first": _first_as_json(story.first),
-        "fingerprint": story.fingerprint,
-        "bad_nodes": list(story.bad_nodes),
-        "behind": [{"hosts": list(each.hosts), "words": each.words} for each in story.stragglers],
-        "notes": list(story.notes),
-        "consequences": list(story.consequences),
-        "moments": [vars(moment) for moment in story.timeline],
-        "could_not_be_asked": dict(story.silent),
+        "first": _failure_as_json(diagnosis.first),
+        "fingerprint": diagnosis.fingerprint,
+        "bad_nodes": list(diagnosis.bad_nodes),
+        "behind": [{"hosts": list(each.hosts), "words": each.words} for each in diagnosis.stragglers],
+        "notes": list(diagnosis.notes),
+        "consequences": list(diagnosis.consequences),
+        "moments": [vars(event) for event in diagnosis.timeline],
+        "could_not_be_asked": dict(diagnosis.silent),
     }
 
 
-def _first_as_json(first: Failure | None) -> dict[str, Any] | None:
+def _failure_as_json(first: Failure | None) -> dict[str, Any] | None:
     if first is None:
         return None
     return {

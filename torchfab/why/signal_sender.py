@@ -1,8 +1,8 @@
-"""Who ended a process by a signal: its launcher, its supervisor, or somebody outside. Pure.
+"""Find the sender of the signal that ended a process: its launcher, its supervisor, or an external one. Pure.
 
-torchrun and deepspeed's launcher write down whom they end, and what asked themselves to end (torch 2.13:
+torchrun and deepspeed's launcher log which processes they end, and which signal they received themselves (torch 2.13:
 torch/distributed/elastic/agent/server/api.py and multiprocessing/api.py; deepspeed 0.19: launcher/launch.py). A
-supervisor writes down what was left below it when the process that it answers for had ended.
+supervisor records the child processes that were left when its own process had ended.
 """
 
 from __future__ import annotations
@@ -18,93 +18,130 @@ from torchfab.why.causes import Cause, Kind
 from torchfab.why.evidence import NodeEvidence
 
 ASK = "ask who did it: an administrator, a script"
-# What ends a process by a signal, or by the exit code with which a script ends itself that minds the signal.
-_ENDINGS = {-15: -15, -2: -2, -1: -1, 143: -15, 130: -2, 129: -1}
-_WAS_ASKED = (
+# Exit code -> signal, negative: of a process that a signal ended, and of a script that handles the signal and exits.
+_SIGNAL_CODES = {-15: -15, -2: -2, -1: -1, 143: -15, 130: -2, 129: -1}
+_RECEIVED_SIGNAL = (
     (re.compile(r"Received (?:Signals\.)?(SIG\w+|\d{1,3}) death signal, shutting down workers"), "torchrun"),
     (re.compile(r"Main process received (SIG\w+), exiting"), "deepspeed's launcher"),
 )
-_ENDS_RANKS = (
+_LAUNCHER_ENDS_RANK = (
     (r"Sending process {pid} closing signal SIG", "torchrun"),
     (r"Unable to shutdown process {pid} via", "torchrun"),
     (r"Killing subprocess {pid}\b", "deepspeed's launcher"),
 )
-_FAILED = r"failed \(exitcode: {code}\) local_rank: \d+ \(pid: {pid}\)"
+_RANK_FAILED = r"failed \(exitcode: {code}\) local_rank: \d+ \(pid: {pid}\)"
 
 
-def may_be_by_signal(code: int | None, rank: int | None, node: NodeEvidence) -> bool:
-    """Say whether an exit code is that of something that a signal asked to end.
+def is_signal_exit(code: int | None, rank: int | None, node: NodeEvidence) -> bool:
+    """Return whether an exit code may be the result of a signal.
 
     Parameters
     ----------
     code : int, optional
-        Negative for a signal.
+        Exit code, negative for a signal.
     rank : int, optional
-        None for a launcher's process: one that says that it was asked to end may end with any code.
+        None for a launcher process: if it logged a signal, it may exit with any code.
+    node : NodeEvidence
+        The node that the process ran on.
+
+    Returns
+    -------
+    bool
+        True if a signal is possible; it is not proven.
     """
-    return code in _ENDINGS or (rank is None and bool(code) and _asked(_launcher_s_words(node)) is not None)
+    return code in _SIGNAL_CODES or (
+        rank is None and bool(code) and _received_signal(_launcher_output(node)) is not None
+    )
 
 
 def sender_of(node: NodeEvidence, process: Mapping[str, Any], code: int, pid: int | None) -> Cause | None:
-    """Return which of those that belong to the job ended a process; None where nothing tells.
+    """Return which part of the job ended a process: its launcher or its supervisor.
 
     Parameters
     ----------
+    node : NodeEvidence
+        The node that the process ran on.
     process : Mapping
-        The process that it is, or that it ran below, as the node tells of it.
+        The process itself, or the launcher process that started the rank, as the node reports it.
+    code : int
+        Exit code, negative for a signal.
+    pid : int, optional
+        Of the process that ended.
+
+    Returns
+    -------
+    Cause or None
+        None if no log or record names the sender.
     """
     end = node.ends.get(process["name"], {})
-    words = _launcher_s_words(node)
-    if asked := _asked(words):
-        who = "neither fab stop nor its supervisor did that" if end else "who did that is not known"
-        what = f"{asked[0]} was asked to end ({asked[1]})" + (
+    output = _launcher_output(node)
+    if received := _received_signal(output):
+        sender = "neither fab stop nor its supervisor did that" if end else "who did that is not known"
+        event = f"{received[0]} was asked to end ({received[1]})" + (
             "" if pid == process["pid"] else ", and its ranks with it"
         )
-        return Cause(Kind.KILLED, "terminated", f"{what}; {who}", ASK)
-    if launcher := _launcher(words, pid):
-        return _by_launcher(launcher, words, code)
+        return Cause(Kind.KILLED, "terminated", f"{event}; {sender}", ASK)
+    if launcher := _launcher_that_ended(output, pid):
+        return _launcher_cause(launcher, output, code)
     if _is_named(pid, (*end.get("left", ()), *end.get("killed", ()))):
         how = f"its supervisor ended it ({code_words(code)}): it was left when {process['name']} had ended"
         return Cause(Kind.UNKNOWN, "by-supervisor", how, "see its last lines")
     return None
 
 
-def outsider(node: NodeEvidence, process: Mapping[str, Any], code: int, pid: int | None) -> Cause | None:
-    """Return that nobody of the job sent the signal, where that is certain."""
-    alone = bool(node.ends.get(process["name"])) and pid == process["pid"]
-    itself = pid and re.search(_FAILED.format(code=code, pid=pid), _launcher_s_words(node))
-    if not alone and not itself:
+def external_sender(node: NodeEvidence, process: Mapping[str, Any], code: int, pid: int | None) -> Cause | None:
+    """Return a cause if the signal certainly came from outside the job.
+
+    Parameters
+    ----------
+    node : NodeEvidence
+        The node that the process ran on.
+    process : Mapping
+        The process itself, or the launcher process that started the rank, as the node reports it.
+    code : int
+        Exit code, negative for a signal.
+    pid : int, optional
+        Of the process that ended.
+
+    Returns
+    -------
+    Cause or None
+        None if the launcher may have sent the signal.
+    """
+    is_supervised = bool(node.ends.get(process["name"])) and pid == process["pid"]
+    reported_by_launcher = pid and re.search(_RANK_FAILED.format(code=code, pid=pid), _launcher_output(node))
+    if not is_supervised and not reported_by_launcher:
         return None
-    nobody = "nothing that torchfab did" if alone else "nothing that torchfab did, nor its launcher"
+    excluded = "nothing that torchfab did" if is_supervised else "nothing that torchfab did, nor its launcher"
     name = code_words(code)
     if code > 0:
-        name = f"it ended with {name}, as a script does that minds {code_words(_ENDINGS[code])}; that"
-    return Cause(Kind.KILLED, "terminated", f"{name} came from outside: {nobody}", ASK)
+        name = f"it ended with {name}, as a script that handles {code_words(_SIGNAL_CODES[code])} does; that"
+    return Cause(Kind.KILLED, "terminated", f"{name} came from outside: {excluded}", ASK)
 
 
-def _launcher_s_words(node: NodeEvidence) -> str:
+def _launcher_output(node: NodeEvidence) -> str:
     return "\n".join(log.text for log in node.logs if log.label == "agent")
 
 
-def _asked(words: str) -> tuple[str, str] | None:
-    """Return which launcher says that a signal asked it to end, and which one."""
-    for pattern, launcher in _WAS_ASKED:
-        if match := pattern.search(words):
+def _received_signal(output: str) -> tuple[str, str] | None:
+    """Return the launcher that logged a signal, and the name of the signal."""
+    for pattern, launcher in _RECEIVED_SIGNAL:
+        if match := pattern.search(output):
             return launcher, code_words(-int(match[1])) if match[1].isdigit() else match[1]
     return None
 
 
-def _launcher(words: str, pid: int | None) -> str:
-    found = (name for sign, name in _ENDS_RANKS if pid and re.search(sign.format(pid=pid), words))
+def _launcher_that_ended(output: str, pid: int | None) -> str:
+    found = (name for pattern, name in _LAUNCHER_ENDS_RANK if pid and re.search(pattern.format(pid=pid), output))
     return next(found, "")
 
 
-def _by_launcher(launcher: str, words: str, code: int) -> Cause:
-    """Return why a launcher ended a rank: another one of its node had failed, or itself had."""
+def _launcher_cause(launcher: str, output: str, code: int) -> Cause:
+    """Return why a launcher ended a rank: another rank of its node had failed, or the launcher itself had."""
     how = f"{launcher} ended it ({code_words(code)})"
-    if re.search(_FAILED.format(code=r"-?\d+", pid=r"\d+"), words):
+    if re.search(_RANK_FAILED.format(code=r"-?\d+", pid=r"\d+"), output):
         return Cause(Kind.UNKNOWN, "by-launcher", f"{how} after another rank of its node had failed")
-    traceback = tracebacks.last_in(words)
+    traceback = tracebacks.last_traceback(output)
     cause = signatures.recognise(traceback.exception) if traceback else None
     if cause is not None:
         return replace(cause, words=f"{how}: {cause.words}")
@@ -112,5 +149,5 @@ def _by_launcher(launcher: str, words: str, code: int) -> Cause:
 
 
 def _is_named(pid: int | None, described: Sequence[str]) -> bool:
-    """Say whether a process is among some that a supervisor described (`123 (python train.py)`)."""
+    """Return whether a pid is among processes that a supervisor listed (`123 (python train.py)`)."""
     return any(each.startswith(f"{pid} ") for each in described)

@@ -1,4 +1,4 @@
-"""How connecting from one node to another goes."""
+"""Connections from one node to another."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 from torchfab.remote.host import connectivity
 
 
-def test_no_answer_is_a_timeout_on_python_3_9_too_where_sockets_have_one_of_their_own(
+def test_connect_reports_a_timeout_on_python_3_9(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class OldTimeout(OSError):
-        """`socket.timeout` of Python 3.9, which is no TimeoutError."""
+        """`socket.timeout` of Python 3.9, which is not a TimeoutError."""
 
     def silent(*_: object) -> NoReturn:
         raise OldTimeout("timed out")

@@ -1,4 +1,4 @@
-"""The files of a working directory, compared."""
+"""Comparison of a working directory with the launch machine's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torchfab.remote.host import file_tree
 
 
 @pytest.fixture
-def here(tmp_path: Path) -> Path:
+def launch_dir(tmp_path: Path) -> Path:
     folder = tmp_path / "here"
     (folder / "pkg").mkdir(parents=True)
     (folder / "pkg" / "mod.py").write_text("x = 1\n")
@@ -24,37 +24,37 @@ def here(tmp_path: Path) -> Path:
 NAMES = ["pkg/mod.py", "train.py", "link"]
 
 
-def compared(here: Path, there: Path, within_s: float = 60.0) -> dict[str, object]:
-    digests = file_tree.digests(str(here), NAMES, 60)
+def compare(launch_dir: Path, there: Path, within_s: float = 60.0) -> dict[str, object]:
+    digests = file_tree.digests(str(launch_dir), NAMES, 60)
     return file_tree.check({"workdir": str(there), "digests": digests, "within_s": within_s})
 
 
-def test_a_copy_is_equal(here: Path, tmp_path: Path) -> None:
-    there = shutil.copytree(here, tmp_path / "there", symlinks=True)
-    assert compared(here, there) == {"checked": 3, "missing": 0, "differing": 0, "names": []}
+def test_a_copy_is_equal(launch_dir: Path, tmp_path: Path) -> None:
+    there = shutil.copytree(launch_dir, tmp_path / "there", symlinks=True)
+    assert compare(launch_dir, there) == {"checked": 3, "missing": 0, "differing": 0, "names": []}
 
 
-def test_what_is_missing_or_differs_is_named(here: Path, tmp_path: Path) -> None:
-    there = shutil.copytree(here, tmp_path / "there", symlinks=True)
+def test_missing_and_differing_files_are_named(launch_dir: Path, tmp_path: Path) -> None:
+    there = shutil.copytree(launch_dir, tmp_path / "there", symlinks=True)
     (there / "pkg" / "mod.py").write_text("x = 2\n")
     (there / "link").unlink()
-    assert compared(here, there) == {"checked": 3, "missing": 1, "differing": 1, "names": ["link", "pkg/mod.py"]}
+    assert compare(launch_dir, there) == {"checked": 3, "missing": 1, "differing": 1, "names": ["link", "pkg/mod.py"]}
 
 
-def test_a_link_is_not_the_file_that_it_points_to(here: Path, tmp_path: Path) -> None:
-    there = shutil.copytree(here, tmp_path / "there", symlinks=False)
-    assert compared(here, there)["names"] == ["link"]
+def test_a_link_is_not_the_file_that_it_points_to(launch_dir: Path, tmp_path: Path) -> None:
+    there = shutil.copytree(launch_dir, tmp_path / "there", symlinks=False)
+    assert compare(launch_dir, there)["names"] == ["link"]
 
 
-def test_an_empty_folder_lacks_all(here: Path, tmp_path: Path) -> None:
-    assert compared(here, tmp_path / "nothing")["missing"] == 3
+def test_all_files_are_missing_in_an_empty_folder(launch_dir: Path, tmp_path: Path) -> None:
+    assert compare(launch_dir, tmp_path / "nothing")["missing"] == 3
 
 
-def test_a_comparison_ends_when_its_time_is_up(here: Path, tmp_path: Path) -> None:
-    assert compared(here, here, within_s=-1)["checked"] == 0
+def test_a_comparison_ends_when_its_time_is_up(launch_dir: Path, tmp_path: Path) -> None:
+    assert compare(launch_dir, launch_dir, within_s=-1)["checked"] == 0
 
 
-def test_large_files_are_told_apart_by_size_and_ends(tmp_path: Path) -> None:
+def test_large_files_are_distinguished_by_size_and_ends(tmp_path: Path) -> None:
     paths = [tmp_path / name for name in ("a", "b", "longer", "end")]
     for path, size in zip(paths, (0, 0, 1, 0), strict=True):
         with path.open("wb") as file:
@@ -68,21 +68,21 @@ def test_large_files_are_told_apart_by_size_and_ends(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [text for text in HOSTILE.values() if "/" not in text and "\0" not in text])
-def test_files_of_any_name_are_read(name: str, tmp_path: Path) -> None:
+def test_files_with_hostile_names_are_hashed(name: str, tmp_path: Path) -> None:
     name = f"a{name[:40]}"
     (tmp_path / name).write_text("x")
     assert file_tree.digests(str(tmp_path), [name], 60)[name]
 
 
-def test_the_launch_machines_own_directory_is_known_by_its_token(here: Path, tmp_path: Path) -> None:
-    (here / "token").touch()
-    assert file_tree.look({"workdir": str(here), "token": "token"}) == {"shared": True}
+def test_a_shared_directory_is_detected_by_its_token(launch_dir: Path, tmp_path: Path) -> None:
+    (launch_dir / "token").touch()
+    assert file_tree.look({"workdir": str(launch_dir), "token": "token"}) == {"shared": True}
     there = tmp_path / "new" / "there"
     assert file_tree.look({"workdir": str(there), "token": "token"})["shared"] is False
     assert there.is_dir()
 
 
-def test_a_workdir_that_cannot_be_made_is_a_problem_with_its_fix(here: Path) -> None:
-    answer = file_tree.look({"workdir": str(here / "train.py" / "below"), "token": ""})
+def test_a_workdir_that_cannot_be_made_is_reported_with_a_fix(launch_dir: Path) -> None:
+    answer = file_tree.look({"workdir": str(launch_dir / "train.py" / "below"), "token": ""})
     assert "cannot be made" in answer["problems"][-1]["what"]
     assert "--workdir" in answer["problems"][-1]["fix"]

@@ -1,4 +1,4 @@
-"""nvidia-smi --query-gpu and --query-compute-apps, as drivers of several versions print them."""
+"""nvidia-smi --query-gpu and --query-compute-apps, as printed by several driver versions."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.support import fuzzed
 from torchfab.remote.host import gpu_usage
 
 A, B = "GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77", "GPU-2f0a1f9c-6f2a-9a5e-1f4b-8d7a3c1e5b90"
-# By hand, no recording of them was found: driver 418 on a V100, 470 on a GeForce, 550 on an H100, 560 on a GH200
-# without a limit, a sick A100.
+# Written by hand, as no recording was found: driver 418 on a V100, 470 on a GeForce, 550 on an H100, 560 on a GH200
+# without a power limit, a faulty A100.
 V100 = f"0, {A}, Tesla V100-SXM2-32GB, 97, 287.12, 300.00, 30110, 32480, 61\n"
 GEFORCE = f"0, {A}, GeForce GT 710, [Not Supported], [Not Supported], [Not Supported], 120, 981, 41\n"
 H100 = f"0, {A}, NVIDIA H100 80GB HBM3, 100, 681.55, 700.00, 71203, 81559, 63\n"
@@ -24,7 +24,7 @@ SICK = f"1, {B}, NVIDIA A100-SXM4-80GB, [Unknown Error], [GPU requires reset], 4
 
 
 def cells(name: str, kind: str) -> list[dict[str, str]]:
-    """Give the rows of a recorded table, by the names in its head, without units: as `nounits` prints them."""
+    """Return the rows of a recorded table as dicts by column name, without units, as `nounits` prints them."""
     head, *rows = recording("csv", f"{name}.{kind}.csv").splitlines()
     names = [column.partition(" [")[0] for column in head.split(", ")]
     unit = re.compile(r" (MiB|W|%)$")
@@ -32,7 +32,7 @@ def cells(name: str, kind: str) -> list[dict[str, str]]:
 
 
 def row(name: str) -> str:
-    """Give the row of a recorded GPU that has the fields that we ask for."""
+    """Return the row of a recorded GPU with the fields that the query names."""
     (only,) = cells(name, "columns")
     return ", ".join(only[field] for field in gpu_usage.FIELDS) + "\n"
 
@@ -56,7 +56,7 @@ def first(text: str) -> dict[str, Any]:
     ],
     ids=["V100", "GeForce", "580", "590", "595", "H100", "GH200"],
 )
-def test_every_drivers_numbers_are_read_and_what_is_not_told_is_not_known(
+def test_values_of_every_driver_are_read_and_missing_ones_are_none(
     text: str, numbers: tuple[float | None, ...]
 ) -> None:
     gpu = first(text)
@@ -65,13 +65,13 @@ def test_every_drivers_numbers_are_read_and_what_is_not_told_is_not_known(
     assert (gpu["index"], gpu["sick"]) == (0, "")
 
 
-def test_a_gpu_that_fails_to_tell_its_power_alone_is_not_sick() -> None:
+def test_a_gpu_with_only_its_power_unknown_is_not_sick() -> None:
     assert first(H100.replace("681.55, 700.00", "[Unknown Error], ERR!"))["sick"] == ""
     assert first(H100.replace("681.55", "[GPU requires reset]"))["sick"] == "GPU requires reset"
     assert first(H100.replace(" 100,", " [Unknown Error],"))["sick"] == "Unknown Error"
 
 
-def test_a_sick_gpu_is_told_beside_a_healthy_one() -> None:
+def test_a_sick_gpu_is_reported_beside_a_healthy_one() -> None:
     gpus, _ = gpu_usage.parse(H100 + SICK)
     assert [gpu["sick"] for gpu in gpus] == ["", "Unknown Error"]
     assert gpus[1]["power"] is None
@@ -79,7 +79,7 @@ def test_a_sick_gpu_is_told_beside_a_healthy_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "code", "told"),
+    ("text", "code", "expected"),
     [
         (recording("words", "no-devices-575.51.03.txt"), 6, ""),
         (recording("words", "no-driver-440.txt"), 9, "communicate"),
@@ -90,20 +90,20 @@ def test_a_sick_gpu_is_told_beside_a_healthy_one() -> None:
         ("", 0, ""),
     ],
 )
-def test_a_complaint_is_told_instead_of_numbers(text: str, code: int, told: str) -> None:
+def test_an_error_message_is_returned_without_gpus(text: str, code: int, expected: str) -> None:
     gpus, problem = gpu_usage.parse(text, code)
     assert gpus == []
-    assert told in problem
-    assert bool(told) == bool(problem)
+    assert expected in problem
+    assert bool(expected) == bool(problem)
 
 
-def test_a_warning_beside_the_numbers_costs_no_numbers() -> None:
+def test_a_warning_does_not_hide_the_values() -> None:
     gpus, problem = gpu_usage.parse(H100 + recording("words", "inforom-warning.txt"), 14)
     assert len(gpus) == 1
     assert "infoROM" in problem
 
 
-def test_the_recorded_processes_of_a_gpu_in_mig_mode_are_those_of_the_whole_gpu() -> None:
+def test_processes_in_mig_mode_belong_to_the_whole_gpu() -> None:
     name = "590.48.01-h100-mig-load"
     renamed = [{**app, "used_memory": app["used_gpu_memory"]} for app in cells(name, "compute-apps")]
     apps = "".join(", ".join(app[field] for field in gpu_usage.APP_FIELDS) + "\n" for app in renamed)
@@ -111,7 +111,7 @@ def test_the_recorded_processes_of_a_gpu_in_mig_mode_are_those_of_the_whole_gpu(
     assert [(each["pid"], each["memory"]) for each in gpu["processes"]] == [(21180, 2296), (21181, 1272), (21198, 7484)]
 
 
-def test_processes_are_those_of_their_gpu_under_whatever_name() -> None:
+def test_processes_are_assigned_to_their_gpu_whatever_their_names() -> None:
     apps = gpu_usage.parse_apps(
         f"{A}, 4711, 70110, /opt/my env/bin/python, really\n"
         f"{A}, 4712, [N/A], [Not Found]\n"
@@ -125,17 +125,17 @@ def test_processes_are_those_of_their_gpu_under_whatever_name() -> None:
 
 
 @fuzzed(st.text())
-def test_no_output_breaks_the_parsers(text: str) -> None:
+def test_the_parsers_accept_any_text(text: str) -> None:
     gpus, _ = gpu_usage.parse(text)
     assert gpu_usage.with_processes(gpus, gpu_usage.parse_apps(text)) is not None
 
 
 @fuzzed(st.text())
-def test_a_cell_is_a_finite_number_or_nothing(cell: str) -> None:
-    value = gpu_usage.number(cell)
+def test_a_cell_is_a_finite_number_or_none(cell: str) -> None:
+    value = gpu_usage.parse_number(cell)
     assert value is None or abs(value) < 1e12
 
 
 @pytest.mark.parametrize("cell", ["nan", "inf", "-inf", "1e99", "[N/A]", ""])
-def test_what_json_or_a_table_could_not_hold_is_no_number(cell: str) -> None:
-    assert gpu_usage.number(cell) is None
+def test_a_cell_without_a_finite_number_is_none(cell: str) -> None:
+    assert gpu_usage.parse_number(cell) is None

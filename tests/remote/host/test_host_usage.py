@@ -1,4 +1,4 @@
-"""Rates of CPUs, memory, disks and network, from /proc as kernels print it."""
+"""Rates of CPUs, memory, disks and network, from the text of files in /proc."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Inter-|   Receive                                                |  Transmit
 """
 
 
-def look(at: float, **values: Any) -> dict[str, Any]:
+def sample(at: float, **values: Any) -> dict[str, Any]:
     base = {"cpu": [0, 0], "memory": [1, 2], "load": 0.5, "disk": [0, 0], "network": [0, 0], "cpus": 4}
     return {"at": at, **base, **values}
 
@@ -36,33 +36,33 @@ def test_waiting_for_a_disk_is_not_busy_and_guests_count_once() -> None:
     assert host_usage.cpu_ticks(STAT) == [150, 1000]
 
 
-def test_memory_that_can_be_had_back_is_not_in_use() -> None:
+def test_reclaimable_memory_is_not_in_use() -> None:
     assert host_usage.memory(MEMINFO) == [400 * 1024, 1000 * 1024]
     old = MEMINFO.replace("MemAvailable", "Other")  # before Linux 3.14
     assert host_usage.memory(old) == [900 * 1024, 1000 * 1024]
 
 
-def test_whole_disks_count_and_their_parts_do_not() -> None:
+def test_only_whole_disks_are_counted() -> None:
     assert host_usage.disk_bytes(DISKSTATS, ["sda", "dm-0", "loop0"]) == [2000 * 512, 4000 * 512]
 
 
-def test_all_interfaces_but_loopback_count() -> None:
+def test_all_interfaces_but_loopback_are_counted() -> None:
     assert host_usage.network_bytes(NETWORK) == [1100, 330]
 
 
-def test_the_load_is_that_of_the_last_minute() -> None:
+def test_the_load_average_of_the_last_minute_is_read() -> None:
     assert host_usage.load("0.52 0.58 0.59 1/389 12345\n") == 0.52
 
 
-def test_rates_are_what_grew_a_second() -> None:
-    before, now = look(10.0), look(12.0, cpu=[30, 120], disk=[4096, 0], network=[0, 500])
+def test_rates_are_per_second() -> None:
+    before, now = sample(10.0), sample(12.0, cpu=[30, 120], disk=[4096, 0], network=[0, 500])
     rates = host_usage.rates(before, now)
     assert rates["cpu"] == 0.25
     assert (rates["disk_read"], rates["disk_written"], rates["received"], rates["sent"]) == (2048, 0, 0, 250)
 
 
 @pytest.mark.parametrize("name", ["cpu_ticks", "memory", "load", "network_bytes"])
-def test_a_file_that_a_container_hides_breaks_nothing(name: str) -> None:
+def test_an_empty_file_gives_zeros(name: str) -> None:
     assert getattr(host_usage, name)("") in ([0, 0], 0.0)
 
 
@@ -70,16 +70,16 @@ counters = st.lists(st.integers(0, 1 << 62), min_size=2, max_size=2)
 
 
 @fuzzed(before=counters, now=counters, seconds=st.floats(0, 1e6))
-def test_no_counters_give_negative_rates(before: list[int], now: list[int], seconds: float) -> None:
+def test_rates_are_never_negative(before: list[int], now: list[int], seconds: float) -> None:
     names = ("cpu", "disk", "network")
     rates = host_usage.rates(
-        look(1.0, **dict.fromkeys(names, before)), look(1.0 + seconds, **dict.fromkeys(names, now))
+        sample(1.0, **dict.fromkeys(names, before)), sample(1.0 + seconds, **dict.fromkeys(names, now))
     )
     assert 0 <= rates["cpu"] <= 1
     assert min(rates["disk_read"], rates["disk_written"], rates["received"], rates["sent"]) >= 0
 
 
-def test_this_machine_can_be_looked_at() -> None:
+def test_the_counters_of_this_machine_can_be_read() -> None:
     now = host_usage.look()
     assert now["memory"][1] > now["memory"][0] > 0
     assert now["cpu"][1] > 0

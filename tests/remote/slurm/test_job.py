@@ -152,7 +152,7 @@ def test_a_submission_that_nobody_confirmed_is_taken_back(stubs: Stubs, tmp_path
     scontrol(stubs, "CANCELLED")
     stubs.put("sbatch", "echo 17")
     wanted = request(tmp_path)
-    submit.take_back(wanted, submit.submit(wanted, "source")["slurm_id"])
+    submit.rollback(wanted, submit.submit(wanted, "source")["slurm_id"])
     assert (tmp_path / "scancelled").read_text() == "17\n"
     assert not os.path.exists(wanted["folder"])
 

@@ -50,7 +50,7 @@ def why(here: Here) -> dict[str, Any]:
     return found
 
 
-def test_the_traceback_comes_from_the_log_of_the_rank_that_the_pod_names(here: Here) -> None:
+def test_traceback_comes_from_the_log_of_the_rank_that_the_pod_names(here: Here) -> None:
     failed(here, ended(1, json.dumps({"rank": 3, "code": 1, "time": time.time()})))
     found = why(here)
     assert (found["cause"]["kind"], found["cause"]["words"]) == ("script", "the script raised ValueError: bad batch 17")
@@ -77,7 +77,7 @@ GONE = {"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": 
         (ended(143, reason="Error") | GONE, "node", "node-failed", "because of its machine's state"),
     ],
 )
-def test_what_the_cluster_did_is_the_cause(here: Here, status: Any, kind: str, name: str, words: str) -> None:
+def test_action_of_the_cluster_is_the_cause(here: Here, status: Any, kind: str, name: str, words: str) -> None:
     failed(here, status)
     found = why(here)
     assert (found["cause"]["kind"], found["cause"]["name"]) == (kind, name), found
@@ -86,7 +86,7 @@ def test_what_the_cluster_did_is_the_cause(here: Here, status: Any, kind: str, n
     assert found["bad_nodes"] == (["gpt2-1"] if kind == "node" else [])
 
 
-def test_an_eviction_of_whose_container_no_times_are_known_comes_before_what_the_others_saw_of_it(here: Here) -> None:
+def test_eviction_without_container_times_precedes_its_effects(here: Here) -> None:
     when = time.time() - 40
     condition = {"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet"}
     state = {"exitCode": 137, "reason": "ContainerStatusUnknown", "startedAt": None, "finishedAt": None}
@@ -99,7 +99,7 @@ def test_an_eviction_of_whose_container_no_times_are_known_comes_before_what_the
     assert (found["cause"]["name"], found["first"]["host"]) == ("evicted", "gpt2-1"), found
 
 
-def test_a_job_that_succeeded_and_one_that_was_stopped_are_told_plainly(here: Here) -> None:
+def test_why_reports_succeeded_and_stopped_jobs(here: Here) -> None:
     here.launch()
     for pod in pods_of(here.api, "gpt2"):
         set_status(here.api, pod, ended(0), nodeName="worker")
@@ -109,7 +109,7 @@ def test_a_job_that_succeeded_and_one_that_was_stopped_are_told_plainly(here: He
     assert why(here)["cause"]["kind"] == "succeeded"
 
 
-def test_the_traceback_is_still_known_when_the_cluster_has_forgotten_the_pods(here: Here) -> None:
+def test_traceback_remains_after_the_pods_are_deleted(here: Here) -> None:
     for pod in failed(here, ended(1, json.dumps({"rank": 3, "code": 1, "time": time.time()}))):
         here.api.close_log(pod)
     assert here.stop()[0] == 0
@@ -117,7 +117,7 @@ def test_the_traceback_is_still_known_when_the_cluster_has_forgotten_the_pods(he
     assert found["cause"]["words"] == "the script raised ValueError: bad batch 17", found
 
 
-def test_a_cluster_that_does_not_answer_is_named(here: Here) -> None:
+def test_why_names_a_cluster_that_does_not_answer(here: Here) -> None:
     failed(here, ended(1))
     here.api.fail("GET", "/jobs/gpt2", times=9)
     here.output()

@@ -59,7 +59,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     emulator.close()
 
 
-def test_a_job_is_created_seen_and_stopped(here: Here) -> None:
+def test_job_is_created_queried_and_stopped(here: Here) -> None:
     here.environ["HF_TOKEN"] = "x"
     here.launch()
     assert ask_status(here.find()).state == "pending"
@@ -70,7 +70,7 @@ def test_a_job_is_created_seen_and_stopped(here: Here) -> None:
     assert here.stop("again")[0] == 0
 
 
-def test_a_name_that_is_taken_is_said(here: Here) -> None:
+def test_name_in_use_is_reported(here: Here) -> None:
     here.launch()
     (here.folder / "records").rename(here.folder / "another machine's")
     assert "there is a Service gpt2 in namespace default already, of another launch" in here.refused()

@@ -15,10 +15,10 @@ from torchfab.runtimes.kubernetes import redaction
 KEY, SECRET = "ab" * 32, "hf_Ab3dEf6hIj"
 
 
-def hide(key: str = KEY) -> redaction.Hide | None:
+def redact(key: str = KEY) -> redaction.Redact | None:
     job: dict[str, Any] = {"kind": "Job", "spec": {"template": {"metadata": {}}}}
-    redaction.annotated(job, {"HF_TOKEN": SECRET}, KEY)
-    return redaction.hider([job["spec"]["template"]], key)
+    redaction.with_digests(job, {"HF_TOKEN": SECRET}, KEY)
+    return redaction.redactor([job["spec"]["template"]], key)
 
 
 def cut(data: bytes, places: list[int]) -> Iterator[bytes]:
@@ -27,29 +27,29 @@ def cut(data: bytes, places: list[int]) -> Iterator[bytes]:
 
 
 @given(st.binary(max_size=200), st.binary(max_size=200), st.lists(st.integers(0, 10_000), max_size=9))
-def test_a_secret_is_hidden_wherever_the_blocks_are_cut(before: bytes, after: bytes, places: list[int]) -> None:
+def test_secret_is_redacted_wherever_the_blocks_are_cut(before: bytes, after: bytes, places: list[int]) -> None:
     data = before + b"\n= " + SECRET.encode() + b" =\n" + after
-    shown = b"".join(redaction.hidden(cut(data, places), hide()))
+    shown = b"".join(redaction.redact_blocks(cut(data, places), redact()))
     assert shown == before + b"\n= <HF_TOKEN> =\n" + after
 
 
-def test_the_pods_of_a_jobset_carry_the_digests_too() -> None:
+def test_jobset_pods_carry_the_digests() -> None:
     pod: dict[str, Any] = {"metadata": {"labels": {}}}
     part = {"template": {"spec": {"template": pod}}}
-    redaction.annotated({"kind": "JobSet", "spec": {"replicatedJobs": [part]}}, {"HF_TOKEN": SECRET}, KEY)
+    redaction.with_digests({"kind": "JobSet", "spec": {"replicatedJobs": [part]}}, {"HF_TOKEN": SECRET}, KEY)
     assert redaction.ANNOTATION in pod["metadata"]["annotations"]
     assert SECRET not in pod["metadata"]["annotations"][redaction.ANNOTATION]
 
 
-def test_lines_are_told_as_soon_as_they_are_whole() -> None:
-    assert list(redaction.hidden(iter([b"a", b"b\nc", b"\n", b"d"]), hide())) == [b"ab\n", b"c\n", b"d"]
+def test_lines_are_passed_on_as_soon_as_complete() -> None:
+    assert list(redaction.redact_blocks(iter([b"a", b"b\nc", b"\n", b"d"]), redact())) == [b"ab\n", b"c\n", b"d"]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "7", '[["X", 1, 0, "zz"]]'])
-def test_an_annotation_that_is_not_ours_hides_nothing(text: str) -> None:
-    assert redaction.hider([{"metadata": {"annotations": {redaction.ANNOTATION: text}}}], KEY) is None
+def test_foreign_annotation_redacts_nothing(text: str) -> None:
+    assert redaction.redactor([{"metadata": {"annotations": {redaction.ANNOTATION: text}}}], KEY) is None
 
 
-def test_without_a_key_or_an_annotation_nothing_is_hidden() -> None:
-    assert hide("") is None
-    assert redaction.hider([{"metadata": {}}], KEY) is None
+def test_no_redaction_without_key_or_annotation() -> None:
+    assert redact("") is None
+    assert redaction.redactor([{"metadata": {}}], KEY) is None

@@ -53,7 +53,7 @@ def start(api: API, *pods: str) -> None:
 # ---- submitting
 
 
-def test_a_launch_creates_service_and_job_and_says_what_next(here: Here) -> None:
+def test_launch_creates_service_and_job_and_prints_next_commands(here: Here) -> None:
     record = here.launch()
     assert here.api.names() == ALL
     assert "next: fab logs --follow gpt2 | fab status gpt2 | fab stop gpt2" in here.output()
@@ -63,13 +63,13 @@ def test_a_launch_creates_service_and_job_and_says_what_next(here: Here) -> None
     assert [node.label for node in record.nodes] == ["gpt2-0", "gpt2-1"]
 
 
-def test_the_namespace_is_that_of_the_flag_or_of_the_context(here: Here) -> None:
+def test_namespace_comes_from_the_flag_or_the_context(here: Here) -> None:
     here.launch("one", namespace="ml")
     here.launch("two", context="ml")
     assert {(key[0], key[2]) for key in here.api.objects} == {("ml", "one"), ("ml", "two")}
 
 
-def test_secret_values_are_in_the_secret_alone(here: Here) -> None:
+def test_secret_values_are_only_in_the_secret(here: Here) -> None:
     here.environ["HF_TOKEN"] = "v3ry $(HOME) $$ s3cret\n"
     record = here.launch(env=("WANDB_API_KEY=an0ther",))
     secret = here.api.get("secrets", "gpt2-env")
@@ -83,7 +83,7 @@ def test_secret_values_are_in_the_secret_alone(here: Here) -> None:
     assert "secretKeyRef" in others
 
 
-def test_a_job_of_another_launch_is_left_alone(here: Here) -> None:
+def test_job_of_another_launch_is_not_touched(here: Here) -> None:
     here.api.put("jobs", {"metadata": {"name": "gpt2", "labels": {}}, "spec": {}, "status": {}})
     words = here.refused()
     assert words.startswith("there is a Job gpt2 in namespace default already, of another launch\n  fix: choose")
@@ -102,7 +102,7 @@ def test_a_job_of_another_launch_is_left_alone(here: Here) -> None:
         (-1, "", "cannot reach the cluster at http://127.0.0.1:"),
     ],
 )
-def test_a_half_created_job_is_taken_back(here: Here, status: int, message: str, expected: str) -> None:
+def test_partially_created_job_is_rolled_back(here: Here, status: int, message: str, expected: str) -> None:
     here.environ["HF_TOKEN"] = "x"
     here.api.fail("POST", "/jobs$", status, message)
     assert expected in here.refused()
@@ -111,12 +111,12 @@ def test_a_half_created_job_is_taken_back(here: Here, status: int, message: str,
     assert here.launch()
 
 
-def test_a_job_that_is_submitted_is_not_being_launched_any_more_though_fab_goes_on_to_follow_it(here: Here) -> None:
+def test_launch_is_over_after_submit_even_if_fab_follows(here: Here) -> None:
     here.launch()
     assert here.ctx.records.launching("gpt2") is None
 
 
-def test_ctrl_c_while_creating_takes_everything_back(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_while_creating_rolls_back(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(plural: str, item: object) -> None:
         if plural == "jobs":
             pods_of(here.api, "gpt2")
@@ -136,7 +136,7 @@ def test_ctrl_c_while_creating_takes_everything_back(here: Here, monkeypatch: py
     assert list((here.folder / "records").iterdir()) == []
 
 
-def test_what_cannot_be_taken_back_is_said_and_stop_finds_it(here: Here) -> None:
+def test_failed_rollback_is_reported_and_stop_finds_the_rest(here: Here) -> None:
     here.api.fail("POST", "/jobs$", 503, "trouble")
     here.api.fail("DELETE", "/services/gpt2", 503, "trouble")
     words = here.refused()
@@ -149,7 +149,7 @@ def test_what_cannot_be_taken_back_is_said_and_stop_finds_it(here: Here) -> None
 # ---- bad input
 
 
-def test_no_kubeconfig_is_said_plainly(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_kubeconfig_is_reported(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBECONFIG", "/nowhere/config")
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     assert here.refused() == (
@@ -159,40 +159,40 @@ def test_no_kubeconfig_is_said_plainly(here: Here, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("text", ["", "]", "a: b", '{"contexts": 3}', "apiVersion: v1\nkind: Config\n"])
-def test_a_kubeconfig_that_is_none_is_no_traceback(here: Here, text: str) -> None:
+def test_invalid_kubeconfig_is_reported_without_traceback(here: Here, text: str) -> None:
     (here.folder / "kubeconfig").write_text(text)
     assert str(here.folder / "kubeconfig") in here.refused()
 
 
-def test_a_wrong_context_names_the_right_ones(here: Here) -> None:
+def test_unknown_context_lists_the_known_ones(here: Here) -> None:
     assert here.refused(context="prod").endswith("has no context 'prod'\n  fix: its contexts: ml, test")
 
 
 @pytest.mark.parametrize("current", [{}, {"current-context": ""}])
-def test_a_kubeconfig_without_a_current_context_serves_where_one_is_given(here: Here, current: dict[str, str]) -> None:
+def test_context_flag_works_without_a_current_context(here: Here, current: dict[str, str]) -> None:
     config = {name: value for name, value in json.loads(here.api.kubeconfig()).items() if name != "current-context"}
     (here.folder / "kubeconfig").write_text(json.dumps({**config, **current}))
     assert here.refused().endswith("has no current context\n  fix: choose one with --context; its contexts: ml, test")
     assert here.launch(context="test")
 
 
-def test_a_cluster_that_is_not_there_is_named(here: Here, tmp_path: Path) -> None:
+def test_unreachable_cluster_is_named(here: Here, tmp_path: Path) -> None:
     config = json.loads(here.api.kubeconfig())
     config["clusters"][0]["cluster"]["server"] = "http://127.0.0.1:9"
     (tmp_path / "kubeconfig").write_text(json.dumps(config))
     assert here.refused().startswith("cannot reach the cluster at http://127.0.0.1:9: ")
 
 
-def test_something_else_than_a_cluster_is_no_traceback(here: Here) -> None:
+def test_server_that_is_not_kubernetes_is_reported(here: Here) -> None:
     here.api.fail("POST", "services", 404, "<html>Not here</html>")
     assert "the cluster refuses (404)" in here.refused()
 
 
-def test_a_namespace_that_is_not_there_is_named(here: Here) -> None:
+def test_missing_namespace_is_named(here: Here) -> None:
     assert here.refused(namespace="nowhere").startswith("there is no namespace 'nowhere'")
 
 
-def test_a_claim_that_is_not_there_is_named_before_anything_is_created(here: Here) -> None:
+def test_missing_claim_is_named_before_anything_is_created(here: Here) -> None:
     assert here.refused(pvc=("data:/data",)) == (
         "--pvc: there is no PersistentVolumeClaim data in namespace default\n  fix: kubectl get pvc"
     )
@@ -201,12 +201,12 @@ def test_a_claim_that_is_not_there_is_named_before_anything_is_created(here: Her
     assert here.launch(pvc=("data:/data",))
 
 
-def test_a_claim_that_one_may_not_look_at_is_tried(here: Here) -> None:
+def test_unreadable_claim_is_still_used(here: Here) -> None:
     here.api.fail("GET", "persistentvolumeclaims", 403, "forbidden")
     assert here.launch(pvc=("data:/data",))
 
 
-def test_jobsets_are_for_clusters_that_have_them(here: Here) -> None:
+def test_jobset_needs_the_jobset_controller(here: Here) -> None:
     assert here.refused(jobset=True).startswith("this cluster has no JobSets\n  fix: leave --jobset out")
     here.api.has_jobsets = True
     here.launch(jobset=True)
@@ -219,19 +219,19 @@ def test_jobsets_are_for_clusters_that_have_them(here: Here) -> None:
 # ---- status
 
 
-def test_a_job_waits_for_its_pods(here: Here) -> None:
+def test_job_is_pending_until_its_pods_run(here: Here) -> None:
     here.launch()
     assert "gpt2-[0-1]: its pod is not made yet" in here.status()
     here.api.event("gpt2", "FailedCreate", 'pods "gpt2-0-x" is forbidden: exceeded quota: gpus')
     assert 'its pod cannot be made: pods "gpt2-0-x" is forbidden: exceeded quota: gpus' in here.status()
 
 
-def test_a_job_in_a_queue_says_so(here: Here) -> None:
+def test_queued_job_names_its_queue(here: Here) -> None:
     here.launch(queue="research")
     assert "waits in the queue research (Kueue has not admitted it)" in here.status()
 
 
-def test_why_pods_do_not_run_is_said_in_words(here: Here) -> None:
+def test_reason_why_pods_do_not_run_is_described(here: Here) -> None:
     first, second = launched(here)
     missing = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu. preemption: 0/3 nodes are available."
     set_status(here.api, first, unschedulable(missing))
@@ -244,7 +244,7 @@ def test_why_pods_do_not_run_is_said_in_words(here: Here) -> None:
     assert "job gpt2: pending" in said
 
 
-def test_a_running_job_shows_ranks_machines_and_last_lines(here: Here) -> None:
+def test_running_job_shows_ranks_machines_and_last_lines(here: Here) -> None:
     start(here.api, *launched(here))
     found = ask_status(here.find())
     assert found.state == "running"
@@ -253,14 +253,14 @@ def test_a_running_job_shows_ranks_machines_and_last_lines(here: Here) -> None:
     assert "ago: step 1" in said
 
 
-def test_the_job_succeeds_when_all_its_pods_have(here: Here) -> None:
+def test_job_succeeds_when_all_its_pods_succeed(here: Here) -> None:
     for pod in launched(here):
         set_status(here.api, pod, ended(0))
     found = ask_status(here.find())
     assert (found.state, found.exit_code, found.has_ended) == ("succeeded", 0, True)
 
 
-def test_the_first_failing_rank_gives_the_code(here: Here) -> None:
+def test_exit_code_is_that_of_the_first_failing_rank(here: Here) -> None:
     first, second = launched(here)
     now = time.time()
     told = '{{"rank": {}, "code": {}, "time": {}}}'
@@ -270,7 +270,7 @@ def test_the_first_failing_rank_gives_the_code(here: Here) -> None:
     assert (found.exit_code, str(found.first_failure)) == (7, "rank 3 on gpt2-1 failed first (exit code 7)")
 
 
-def test_torchruns_own_report_tells_the_code_where_the_program_left_no_message(here: Here) -> None:
+def test_exit_code_falls_back_to_the_report_of_torchrun(here: Here) -> None:
     report = "Root Cause (first observed failure):\n[0]:\n  rank      : 3 (local_rank: 1)\n  exitcode  : 9 (pid: 4)\n"
     first, second = launched(here)
     set_status(here.api, first, running())
@@ -296,7 +296,9 @@ def test_torchruns_own_report_tells_the_code_where_the_program_left_no_message(h
     ],
     ids=["oom", "evicted", "preempted", "admission", "no torch", "no python"],
 )  # fmt: skip
-def test_what_ended_a_pod_is_told_apart(here: Here, status_of_pod: dict[str, object], words: str, code: int) -> None:
+def test_causes_of_a_pod_end_are_distinguished(
+    here: Here, status_of_pod: dict[str, object], words: str, code: int
+) -> None:
     first, second = launched(here, memory="64Gi")
     set_status(here.api, first, running())
     set_status(here.api, second, status_of_pod)
@@ -306,7 +308,7 @@ def test_what_ended_a_pod_is_told_apart(here: Here, status_of_pod: dict[str, obj
     assert words in here.status()
 
 
-def test_the_clusters_own_end_is_told_where_no_pod_is_to_blame(here: Here) -> None:
+def test_reason_of_the_job_is_shown_if_no_pod_failed(here: Here) -> None:
     launched(here)
     condition(here.api, "gpt2", "Failed", "DeadlineExceeded", "Job was active longer than specified deadline")
     found = ask_status(here.find())
@@ -314,7 +316,7 @@ def test_the_clusters_own_end_is_told_where_no_pod_is_to_blame(here: Here) -> No
     assert "the cluster ended it: DeadlineExceeded" in here.status()
 
 
-def test_a_failed_pod_is_not_the_end_where_restarts_are_left(here: Here) -> None:
+def test_failed_pod_does_not_end_a_job_with_restarts_left(here: Here) -> None:
     first, second = launched(here, max_restarts="1")
     set_status(here.api, first, running())
     set_status(here.api, second, ended(7, '{"rank": 3, "code": 7, "time": 1}'))
@@ -322,7 +324,7 @@ def test_a_failed_pod_is_not_the_end_where_restarts_are_left(here: Here) -> None
     assert not ask_status(here.find()).has_ended
 
 
-def test_a_job_that_somebody_deleted_is_lost(here: Here) -> None:
+def test_deleted_job_is_lost(here: Here) -> None:
     launched(here)
     here.api.remove("jobs", "gpt2")
     found = ask_status(here.find())
@@ -330,7 +332,7 @@ def test_a_job_that_somebody_deleted_is_lost(here: Here) -> None:
     assert "somebody deleted it" in here.status()
 
 
-def test_a_job_of_the_same_name_that_came_later_is_not_ours(here: Here) -> None:
+def test_later_job_of_the_same_name_is_ignored(here: Here) -> None:
     here.launch()
     here.api.remove("jobs", "gpt2")
     here.api.put("jobs", {"metadata": {"name": "gpt2", "labels": {"torchfab/id": "other"}}, "spec": {}, "status": {}})
@@ -339,7 +341,7 @@ def test_a_job_of_the_same_name_that_came_later_is_not_ours(here: Here) -> None:
     assert here.api.names() == ["jobs/gpt2"]
 
 
-def test_a_cluster_that_does_not_answer_is_no_lost_job(here: Here) -> None:
+def test_unreachable_cluster_does_not_make_a_job_lost(here: Here) -> None:
     launched(here)
     here.api.fail("GET", "/jobs/gpt2", times=9)
     found = ask_status(here.find())
@@ -347,7 +349,7 @@ def test_a_cluster_that_does_not_answer_is_no_lost_job(here: Here) -> None:
     assert "cannot reach the cluster" in here.status()
 
 
-def test_another_context_later_does_not_move_the_job(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_later_change_of_context_does_not_affect_the_job(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     launched(here)
     monkeypatch.setenv("KUBECONFIG", "/elsewhere")
     assert ask_status(here.find()).state == "pending"
@@ -365,7 +367,7 @@ def write_logs(api: API, *pods: str) -> None:
         api.write(pod, f"W1120 torchrun {index}")
 
 
-def test_logs_say_whose_each_line_is_and_fold_equal_ones(here: Here) -> None:
+def test_logs_label_lines_and_fold_equal_ones(here: Here) -> None:
     write_logs(here.api, *launched(here))
     assert here.logs() == [
         "gpt2-[0-1] [0-3] step 1",
@@ -375,19 +377,19 @@ def test_logs_say_whose_each_line_is_and_fold_equal_ones(here: Here) -> None:
     ]
 
 
-def test_logs_of_some_ranks_some_lines_some_texts(here: Here) -> None:
+def test_logs_select_ranks_line_counts_and_patterns(here: Here) -> None:
     write_logs(here.api, *launched(here))
     assert here.logs(rank="1,2", lines="1") == ["gpt2-[0-1] [1-2] step 2"]
     assert here.logs(grep="torchrun 1$") == ["gpt2-1 [agent] W1120 torchrun 1"]
     assert len(here.logs(lines="1")) == 3  # one of each rank, and of each agent
 
 
-def test_logs_of_pods_that_do_not_run_are_empty(here: Here) -> None:
+def test_logs_of_pending_pods_are_empty(here: Here) -> None:
     launched(here)
     assert here.logs() == ["gpt2: pending (gpt2-[0-1]: not scheduled yet)"]
 
 
-def test_logs_of_older_torchruns_carry_local_ranks(here: Here) -> None:
+def test_logs_of_older_torchrun_use_local_ranks(here: Here) -> None:
     pods = launched(here)
     start(here.api, *pods)
     here.api.write(pods[1], "[default1]:old")
@@ -400,7 +402,7 @@ def finish(api: API, code: int, *pods: str) -> None:
         api.close_log(pod)
 
 
-def test_following_sees_a_job_from_its_queue_to_its_end(here: Here) -> None:
+def test_follow_shows_a_job_from_its_queue_to_its_end(here: Here) -> None:
     here.launch()
     following = here.following()
     first, second = pods_of(here.api, "gpt2")
@@ -419,7 +421,7 @@ def test_following_sees_a_job_from_its_queue_to_its_end(here: Here) -> None:
     assert said.index("loss=6.9") < said.index("loss=5.8") < said.index("job gpt2 succeeded")
 
 
-def test_following_returns_the_first_failing_ranks_code(here: Here) -> None:
+def test_follow_returns_the_code_of_the_first_failing_rank(here: Here) -> None:
     first, second = launched(here)
     start(here.api, first, second)
     following = here.following()
@@ -432,7 +434,7 @@ def test_following_returns_the_first_failing_ranks_code(here: Here) -> None:
     assert "rank 3 on gpt2-1 failed first (exit code 7)" in here.output()
 
 
-def test_a_log_goes_on_where_its_connection_was_lost(here: Here) -> None:
+def test_log_resumes_after_a_connection_loss(here: Here) -> None:
     first, second = launched(here)
     start(here.api, first, second)
     here.api.fail("GET", f"{first}/log.*follow=true", after=3, times=1)
@@ -451,7 +453,7 @@ def test_a_log_goes_on_where_its_connection_was_lost(here: Here) -> None:
 
 
 @pytest.mark.parametrize("status", [0, 410])
-def test_a_watch_that_expires_or_breaks_is_opened_again(here: Here, status: int) -> None:
+def test_expired_or_broken_watch_is_reopened(here: Here, status: int) -> None:
     first, second = launched(here)
     here.api.fail("GET", "watch=", status=-410 if status else 0, after=2, times=2)
     following = here.following()
@@ -462,7 +464,7 @@ def test_a_watch_that_expires_or_breaks_is_opened_again(here: Here, status: int)
     assert following.end() == 0
 
 
-def test_a_cluster_that_is_away_for_a_while_costs_nothing(here: Here) -> None:
+def test_follow_survives_an_outage_of_the_cluster(here: Here) -> None:
     first, second = launched(here)
     start(here.api, first, second)
     following = here.following()
@@ -480,7 +482,7 @@ def test_a_cluster_that_is_away_for_a_while_costs_nothing(here: Here) -> None:
 # ---- stop
 
 
-def test_stop_deletes_everything_and_proves_it(here: Here) -> None:
+def test_stop_deletes_all_objects_and_verifies_it(here: Here) -> None:
     here.environ["HF_TOKEN"] = "x"
     pods = launched(here)
     write_logs(here.api, *pods)
@@ -495,7 +497,7 @@ def test_stop_deletes_everything_and_proves_it(here: Here) -> None:
 SECRET = "hf_Ab3dEf6hIj"
 
 
-def test_a_secret_that_a_pod_prints_is_hidden_everywhere_also_when_the_pod_has_gone(here: Here) -> None:
+def test_printed_secret_is_redacted_even_after_the_pod_is_deleted(here: Here) -> None:
     here.environ["HF_TOKEN"] = SECRET
     pods = launched(here)
     start(here.api, *pods)
@@ -511,7 +513,7 @@ def test_a_secret_that_a_pod_prints_is_hidden_everywhere_also_when_the_pod_has_g
     assert ANNOTATION not in written, "the record holds the key: digests beside it could be tried"
 
 
-def test_after_a_stop_status_and_logs_go_on_answering_without_the_cluster(here: Here) -> None:
+def test_status_and_logs_work_after_stop_without_the_cluster(here: Here) -> None:
     write_logs(here.api, *launched(here))
     here.stop()
     before = len(here.api.requests)
@@ -520,7 +522,7 @@ def test_after_a_stop_status_and_logs_go_on_answering_without_the_cluster(here: 
     assert len(here.api.requests) == before
 
 
-def test_stopping_again_is_harmless(here: Here) -> None:
+def test_second_stop_is_harmless(here: Here) -> None:
     write_logs(here.api, *launched(here))
     here.stop()
     code, said = here.stop()
@@ -529,7 +531,7 @@ def test_stopping_again_is_harmless(here: Here) -> None:
     assert "job gpt2: stopped" in said
 
 
-def test_a_pod_whose_machine_does_not_answer_is_named(here: Here) -> None:
+def test_stop_names_a_pod_on_an_unreachable_machine(here: Here) -> None:
     here.answer_timeout_s = 1.0
     here.launch()
     pods = pods_of(here.api, "gpt2")
@@ -544,7 +546,7 @@ def test_a_pod_whose_machine_does_not_answer_is_named(here: Here) -> None:
     assert ask_status(here.find()).state == "stopped"
 
 
-def test_pods_get_the_grace_and_never_none(here: Here) -> None:
+def test_pods_get_a_grace_period_of_at_least_one_second(here: Here) -> None:
     graces: list[int] = []
 
     def note(plural: str, item: object, grace_s: int) -> bool:
@@ -559,7 +561,7 @@ def test_pods_get_the_grace_and_never_none(here: Here) -> None:
     assert graces == [1] * len(pods)
 
 
-def test_stop_without_the_cluster_says_so(here: Here) -> None:
+def test_stop_reports_an_unreachable_cluster(here: Here) -> None:
     launched(here)
     here.api.fail("GET", "/jobs/gpt2", times=9)
     code, said = here.stop()
@@ -568,7 +570,7 @@ def test_stop_without_the_cluster_says_so(here: Here) -> None:
     assert "when they are back: fab stop gpt2" in said
 
 
-def test_following_a_job_that_is_stopped_elsewhere_ends(here: Here) -> None:
+def test_follow_ends_when_the_job_is_stopped_elsewhere(here: Here) -> None:
     start(here.api, *launched(here))
     following = here.following()
     until(lambda: any("follow=true" in request for request in here.api.requests))
@@ -578,7 +580,7 @@ def test_following_a_job_that_is_stopped_elsewhere_ends(here: Here) -> None:
     assert following.end() == 143
 
 
-def test_some_nodes_can_be_stopped_alone(here: Here) -> None:
+def test_stop_of_some_nodes_leaves_the_others_running(here: Here) -> None:
     first, second = launched(here)
     start(here.api, first, second)
     record = here.find()
@@ -590,7 +592,7 @@ def test_some_nodes_can_be_stopped_alone(here: Here) -> None:
 # ---- what else there is
 
 
-def test_a_record_is_removed_with_what_the_cluster_holds(here: Here) -> None:
+def test_remove_deletes_the_record_and_the_objects(here: Here) -> None:
     for pod in launched(here):
         set_status(here.api, pod, ended(0))
     remove_record("gpt2", here.ctx)
@@ -607,7 +609,7 @@ def test_attach_is_kubectl_exec(here: Here) -> None:
     assert attach_argv(here.find(), "", "2")[9] == pods[1]
 
 
-def test_two_jobs_do_not_touch_each_other(here: Here) -> None:
+def test_two_jobs_do_not_affect_each_other(here: Here) -> None:
     here.launch("gpt2")
     here.launch("gpt2-0")
     pods_of(here.api, "gpt2")
@@ -617,7 +619,7 @@ def test_two_jobs_do_not_touch_each_other(here: Here) -> None:
     assert "jobs/gpt2-0" in here.api.names()
 
 
-def test_many_threads_read_at_once(here: Here) -> None:
+def test_logs_are_read_by_many_threads(here: Here) -> None:
     here.launch(nodes="24", nproc_per_node="1")
     pods = pods_of(here.api, "gpt2")
     for rank, pod in enumerate(pods):

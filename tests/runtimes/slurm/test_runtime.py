@@ -78,7 +78,7 @@ DONE = answer("COMPLETED", node(0, process("succeeded", 0)), node(1, process("su
 REQUEST = {"follow": True, "lines": None, "ranks": None, "grep": None}
 
 
-def test_a_stream_that_breaks_is_read_on_where_it_was_left(played: Played, tmp_path: Path) -> None:
+def test_broken_stream_resumes_at_its_last_offset(played: Played, tmp_path: Path) -> None:
     line = {"node": 1, "lines": [[2, 50.0, "hello"]]}
     played.answers = [[{"seen": RUNNING}, line, {"offsets": {"/f/log": 6}}], HostError("lost"), [{"end": DONE}]]
     events = list(runtime.follow(record(tmp_path), REQUEST))
@@ -90,7 +90,7 @@ def test_a_stream_that_breaks_is_read_on_where_it_was_left(played: Played, tmp_p
     assert [each.get("offsets") for each in played.asked] == [None, {"/f/log": 6}]
 
 
-def test_a_watch_tells_why_a_job_waits_where_it_runs_and_how_it_ends(
+def test_wait_prints_pending_reason_nodes_and_end(
     played: Played, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lost = {
@@ -111,7 +111,7 @@ def test_a_watch_tells_why_a_job_waits_where_it_runs_and_how_it_ends(
     ]
 
 
-def test_the_past_of_a_job_whose_login_is_gone_is_an_error(
+def test_logs_fail_if_the_login_node_is_unreachable(
     played: Played, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     played.answers = [HostError("refused")] * 3
@@ -119,21 +119,21 @@ def test_the_past_of_a_job_whose_login_is_gone_is_an_error(
     assert "login:2222: refused" in capsys.readouterr().err
 
 
-def test_a_problem_on_the_other_side_ends_the_stream(played: Played, tmp_path: Path) -> None:
+def test_remote_problem_ends_the_stream(played: Played, tmp_path: Path) -> None:
     played.answers = [[{"problems": [{"what": "OSError: disk", "fix": ""}]}]]
     (event,) = runtime.follow(record(tmp_path), REQUEST)
     assert isinstance(event, StatusChanged)
     assert (event.status.state, event.status.reason) == ("unreachable", "OSError: disk")
 
 
-def test_a_status_that_cannot_be_asked_is_unreachable(played: Played, tmp_path: Path) -> None:
+def test_failed_status_request_gives_unreachable(played: Played, tmp_path: Path) -> None:
     played.answers = [HostError("timeout")]
     found = runtime.status(record(tmp_path))
     assert (found.state, found.reason, found.has_ended, found.exit_code) == ("unreachable", "timeout", False, None)
     assert played.closed == 1
 
 
-def test_a_submission_that_fails_hangs_up_without_keep(played: Played, tmp_path: Path) -> None:
+def test_failed_submission_closes_without_keep(played: Played, tmp_path: Path) -> None:
     from tests.launchers.test_slurm import full_job
     from torchfab.launchers import slurm as launcher
 
@@ -146,10 +146,10 @@ def test_a_submission_that_fails_hangs_up_without_keep(played: Played, tmp_path:
     played.answers = [{"slurm_id": "18"}, {}]
     details = runtime.submit(record(tmp_path), launcher.plan(full_job()))
     assert details == {"slurm_id": "18", "known_as": "Slurm job 18"}
-    assert [each["op"] for each in played.asked[1:]] == ["slurm_submit", "keep"]
+    assert [each["op"] for each in played.asked[1:]] == ["slurm_submit", "commit"]
 
 
-def test_a_job_that_was_never_confirmed_is_lost_and_can_be_removed(
+def test_unconfirmed_job_is_lost_and_can_be_removed(
     played: Played, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / RECORD.name
@@ -168,7 +168,7 @@ def test_a_job_that_was_never_confirmed_is_lost_and_can_be_removed(
 
 
 @pytest.mark.parametrize(("given", "grace_s"), [(None, 90.0), (3.0, 3.0)])
-def test_stop_gives_the_grace_that_the_job_was_launched_with_unless_it_is_told_another_one(
+def test_stop_uses_the_grace_of_the_launch_unless_overridden(
     played: Played, tmp_path: Path, given: float | None, grace_s: float
 ) -> None:
     (tmp_path / RECORD.name).mkdir()
@@ -179,7 +179,7 @@ def test_stop_gives_the_grace_that_the_job_was_launched_with_unless_it_is_told_a
     assert [each["grace_s"] for each in played.asked] == [grace_s]
 
 
-def test_a_shell_on_a_node_goes_through_the_login_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attach_goes_through_the_login_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     running = slurmstate.job_status(record(tmp_path), RUNNING, 60.0, 60.0)
     where = running.nodes[0].node
     argv = runtime.attach_argv(record(tmp_path), where, "")
@@ -190,7 +190,7 @@ def test_a_shell_on_a_node_goes_through_the_login_node(tmp_path: Path, monkeypat
     assert runtime.attach_argv(record(tmp_path, login=local), where, "") == (*words.split(), "/bin/zsh")
 
 
-def test_past_read_wakes_the_printer(played: Played, tmp_path: Path) -> None:
+def test_backlog_read_flushes_the_printer(played: Played, tmp_path: Path) -> None:
     played.answers = [[{"past": True}], [{"end": DONE}]]
     assert [type(event) for event in runtime.follow(record(tmp_path), REQUEST)] == [BacklogRead, StatusChanged]
 
@@ -208,7 +208,7 @@ def in_full(each: dict[str, Any]) -> dict[str, Any]:
     return {**each, "ranks": [{**more, **rank} for rank in each["ranks"]]}
 
 
-def test_why_reads_the_logs_of_every_node_from_the_folder(played: Played, tmp_path: Path) -> None:
+def test_why_reads_the_logs_of_all_nodes_from_the_folder(played: Played, tmp_path: Path) -> None:
     traceback = 'Traceback (most recent call last):\n  File "a.py", line 1, in f\nValueError: bad\n'
     log = {"label": 0, "path": "/f/stderr.log", "size": 1, "written": 50.0, "text": traceback}
     told_here = {"ends": {}, "logs": [log], "reports": []}
@@ -230,7 +230,7 @@ def test_why_reads_the_logs_of_every_node_from_the_folder(played: Played, tmp_pa
         ("CANCELLED", Kind.STOPPED, "cancelled"),
     ],
 )
-def test_why_tells_slurm_s_verdict_where_it_ended_the_job(
+def test_why_shows_the_reason_if_slurm_ended_the_job(
     played: Played, tmp_path: Path, state: str, kind: Kind, name: str
 ) -> None:
     killed = in_full(process("failed", -9, time=50.0))
@@ -241,7 +241,7 @@ def test_why_tells_slurm_s_verdict_where_it_ended_the_job(
     assert found.notes == (f"the batch script said: {said}",)
 
 
-def test_why_of_a_batch_script_that_fails_before_torchrun_shows_what_it_said(played: Played, tmp_path: Path) -> None:
+def test_why_shows_output_of_a_batch_script_that_failed_early(played: Played, tmp_path: Path) -> None:
     seen = {**answer("FAILED", exit="1:0", hosts=[]), "said": "module: command not found"}
     played.answers = [{**seen, "evidence": [], "batch": "module: command not found\n"}]
     found = why_of(tmp_path)
@@ -249,9 +249,7 @@ def test_why_of_a_batch_script_that_fails_before_torchrun_shows_what_it_said(pla
     assert "module: command not found" in found.cause.words
 
 
-def test_why_of_a_slurm_that_cannot_be_asked_names_it(
-    played: Played, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_why_names_an_unreachable_slurm(played: Played, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     played.answers = [HostError("login: no answer")]
     assert show_why(record(tmp_path), as_json=False) == 1
     assert "could not be asked:\n  the scheduler: login: no answer" in capsys.readouterr().out

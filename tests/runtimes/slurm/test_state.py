@@ -74,11 +74,11 @@ def summary(found: JobStatus) -> tuple[str, bool, int | None, str]:
         ("Resources", {"restarts": 3}, "waits for nodes to become free (Resources); it was requeued 3 times"),
     ],
 )
-def test_a_job_that_waits_says_why(why: str, more: dict[str, Any], words: str) -> None:
+def test_pending_job_has_a_reason(why: str, more: dict[str, Any], words: str) -> None:
     assert summary(job(told("PENDING", why=why, hosts=[], **more))) == ("pending", False, None, words)
 
 
-def test_a_running_job_is_as_its_nodes_are() -> None:
+def test_running_job_takes_its_state_from_its_nodes() -> None:
     running = node(0, process("running", None, None))
     assert summary(job(told("RUNNING"), running, node(1))) == ("starting", False, None, "")
     assert summary(job(told("RUNNING"), running, running)) == ("running", False, None, "")
@@ -86,12 +86,12 @@ def test_a_running_job_is_as_its_nodes_are() -> None:
     assert summary(job(told("RUNNING"), done, node(1, process("succeeded", 0)))) == ("succeeded", False, None, "")
 
 
-def test_a_job_that_slurm_is_ending_has_not_failed_as_it_may_run_again() -> None:
+def test_completing_job_has_not_failed_as_it_may_be_requeued() -> None:
     failed = node(0, process("failed", -15, -15))
     assert summary(job(told("COMPLETING"), failed)) == ("running", False, None, "Slurm is ending it")
 
 
-def test_a_rank_that_failed_is_to_blame_before_slurm_says_anything() -> None:
+def test_failed_rank_is_reported_before_slurm_ends_the_job() -> None:
     found = job(told("RUNNING"), node(0, process("failed", 0, 7)), node(1, process("running", None)))
     assert summary(found) == ("failed", False, 7, "rank 1 on n1 failed first (exit code 7)")
 
@@ -132,11 +132,13 @@ END_CASES = {
 
 
 @pytest.mark.parametrize(("slurm", "nodes", "expected"), END_CASES.values(), ids=END_CASES)
-def test_ends_are_told_apart(slurm: dict[str, Any], nodes: list[Any], expected: tuple[str, bool, int, str]) -> None:
+def test_final_states_are_distinguished(
+    slurm: dict[str, Any], nodes: list[Any], expected: tuple[str, bool, int, str]
+) -> None:
     assert summary(job(slurm, *nodes)) == expected
 
 
-def test_what_was_asked_to_stop_was_stopped_whatever_slurm_calls_it() -> None:
+def test_job_asked_to_stop_is_stopped_whatever_slurm_reports() -> None:
     stopped = node(0, process("stopped", -15, -15), stop=40.0)
     for state in ("CANCELLED", "FAILED"):
         found = job(told(state, exit="143:0"), stopped)
@@ -145,7 +147,7 @@ def test_what_was_asked_to_stop_was_stopped_whatever_slurm_calls_it() -> None:
     assert summary(job(told("FAILED", exit="7:0"), late))[:3] == ("failed", True, 7)
 
 
-def test_a_batch_script_that_never_came_to_torchrun_says_what_it_said() -> None:
+def test_failed_batch_script_shows_its_output() -> None:
     found = job(told("FAILED", exit="1:0", hosts=[]), said="line 30: HF_TOKEN: is taken from the environment of sbatch")
     words = (
         "the batch script ended with code 1 before torchrun began: line 30: HF_TOKEN: is taken from the environment of"
@@ -154,7 +156,7 @@ def test_a_batch_script_that_never_came_to_torchrun_says_what_it_said() -> None:
     assert found.reason.startswith(words)
 
 
-def test_a_job_that_slurm_has_forgotten_is_what_its_folder_says() -> None:
+def test_purged_job_takes_its_state_from_its_folder() -> None:
     done = [node(rank, process("succeeded", 0)) for rank in range(2)]
     forgotten = {"state": ""}
     assert summary(job(forgotten, *done)) == ("succeeded", True, 0, "")
@@ -166,7 +168,7 @@ def test_a_job_that_slurm_has_forgotten_is_what_its_folder_says() -> None:
     assert "is gone" in job(forgotten, exists=False).reason
 
 
-def test_a_cluster_that_does_not_answer_is_unreachable_and_the_job_has_not_ended() -> None:
+def test_unreachable_cluster_does_not_end_the_job() -> None:
     found = job({"error": "Unable to contact slurm controller"})
     assert summary(found) == (
         *("unreachable", False, None),

@@ -20,14 +20,14 @@ from torchfab.transport.ssh import route as routes
 from torchfab.transport.ssh.config import ClientIdentity
 from torchfab.transport.ssh.route import Route, route_to
 
-ASKER = ClientIdentity("ann", "launch.lab", lambda command: command == "true")
+CLIENT = ClientIdentity("ann", "launch.lab", lambda command: command == "true")
 
 
 def route(folder: Path, text: str, host: str = "node1", **given: Any) -> Route:
     """Give the way to a host by a config."""
     path = folder / "config"
     path.write_text(text)
-    return route_to(config.read(str(path)), host, ASKER, **given)
+    return route_to(config.read(str(path)), host, CLIENT, **given)
 
 
 def by_openssh(path: Path, host: str, *names: str) -> dict[str, list[str]]:
@@ -71,12 +71,12 @@ def test_it_is_read_as_openssh_reads_it(
     theirs = by_openssh(path, host, *COMPARED)
     ours = route_to(config.read(str(path)), host, ClientIdentity("ann", "launch.lab"))
     assert [ours.host, ours.user, str(ours.port)] == [*theirs["hostname"], *theirs["user"], *theirs["port"]]
-    assert ours.options.text("hostkeyalias") == "".join(theirs["hostkeyalias"])
-    if files := ours.options.words("identityfile"):
+    assert ours.options.value("hostkeyalias") == "".join(theirs["hostkeyalias"])
+    if files := ours.options.values("identityfile"):
         assert list(files) == theirs["identityfile"]
-    if known := ours.options.words("userknownhostsfile"):
+    if known := ours.options.values("userknownhostsfile"):
         assert theirs["userknownhostsfile"] == [" ".join(known)]
-    assert ("false" in theirs["stricthostkeychecking"]) is (ours.options.text("stricthostkeychecking") == "no")
+    assert ("false" in theirs["stricthostkeychecking"]) is (ours.options.value("stricthostkeychecking") == "no")
 
 
 @fuzzed(texts(200))
@@ -166,7 +166,7 @@ REFUSED = {
     "PreferredAuthentications password": "publickey",
     "CanonicalizeHostname always": "HostName",
     "Match tagged x": "Match tagged is not supported",
-    "Port 0": "Port 0 is no number",
+    "Port 0": "Port 0 is not a number",
     "IdentityFile ${NO_SUCH}/x": "there is no variable NO_SUCH",
     "IdentityFile %y": "%y is not supported",
     "CertificateFile /c.pub": "KEY-cert.pub beside it",
@@ -203,6 +203,6 @@ def test_times_are_read(text: str, expected: float) -> None:
 
 
 def test_keys_are_those_that_are_named_or_the_usual_ones(tmp_path: Path) -> None:
-    assert routes.key_files(route(tmp_path, ""), ()) == routes.usual_keys()
+    assert routes.key_files(route(tmp_path, ""), ()) == routes.default_keys()
     assert routes.key_files(route(tmp_path, "IdentityFile /k\n"), ("/i",)) == ("/i", "/k")
     assert routes.key_files(route(tmp_path, "IdentityFile none\n"), ()) == ()

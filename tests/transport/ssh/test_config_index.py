@@ -15,7 +15,7 @@ HEADS = ["Host a", "Host b", "Host a b", "Host *", "Host a*", "Host ?", "Host !a
 HEADS += ["Match all", "Match host a", "Match originalhost b", "Match final"]
 SETTINGS = ["Port 1", "Port 2", "User x", "HostName %h.example", "IdentityFile /k1", "IdentityFile /k2"]
 OPTIONS = st.lists(st.sampled_from(SETTINGS), min_size=1, max_size=3)
-ASKER = config.ClientIdentity("me", "here")
+CLIENT = config.ClientIdentity("me", "here")
 
 
 @given(OPTIONS, st.lists(st.tuples(st.sampled_from(HEADS), OPTIONS), max_size=8), st.sampled_from(HOSTS))
@@ -26,8 +26,8 @@ def test_the_same_holds_for_a_host_with_the_index_and_without(
     text = "\n".join([*first, *("\n  ".join([head, *options]) for head, options in blocks)])
     read = options_in(text, path)
     assert isinstance(read, Indexed)
-    indexed = config.options_for(read, host, ASKER)
-    assert indexed == config.options_for(tuple(read), host, ASKER)
+    indexed = config.options_for(read, host, CLIENT)
+    assert indexed == config.options_for(tuple(read), host, CLIENT)
 
 
 def options_in(text: str, path: Path) -> Indexed:
@@ -48,4 +48,4 @@ def options_in(text: str, path: Path) -> Indexed:
 def test_options_of_other_hosts_are_not_looked_at(tmp_path: Path) -> None:
     path = tmp_path / "config"
     path.write_text("".join(f"Host n{index}\n  Port {index + 1}\n" for index in range(100)) + "Host *\n  User x\n")
-    assert [option.words for option in config.read(str(path)).about("n7")] == [("8",), ("x",)]
+    assert [option.values for option in config.read(str(path)).candidates("n7")] == [("8",), ("x",)]

@@ -9,7 +9,7 @@ from torchfab.transport.ssh.connect import ProxySocket
 
 
 def test_ctrl_c_does_not_end_a_proxy_command_over_which_the_nodes_are_still_to_be_told() -> None:
-    proxy = ProxySocket.of("sh -c 'echo ready; read word; echo $word'")
+    proxy = ProxySocket.start("sh -c 'echo ready; read word; echo $word'")
     proxy.settimeout(30)
     try:
         assert proxy.recv(100) == b"ready\n"

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.support import fuzzed, require
 from torchfab.transport.ssh import known_hosts
-from torchfab.transport.ssh.known_hosts import KnownFile, Line, judge
+from torchfab.transport.ssh.known_hosts import KnownFile, Line, classify
 
 KIND = "ssh-ed25519"
 
@@ -98,7 +98,7 @@ def test_markers_are_kept() -> None:
     ],
 )
 def test_a_key_is_judged_by_the_lines_of_its_host(lines: list[Line], authority: int | None, standing: str) -> None:
-    assert judge(lines, blob(1), None if authority is None else blob(authority)).standing == standing
+    assert classify(lines, blob(1), None if authority is None else blob(authority)).standing == standing
 
 
 @fuzzed(

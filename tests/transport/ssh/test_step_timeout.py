@@ -26,25 +26,25 @@ def test_the_step_of_a_handshake_is_told() -> None:
 
 def test_a_step_that_takes_too_long_is_hung_up_and_named() -> None:
     closed = threading.Event()
-    watch = StepTimeout(closed.set, lambda: step_timeout.LOGIN)
-    with watch.at_most(0.01):
+    timeout = StepTimeout(closed.set, lambda: step_timeout.LOGIN)
+    with timeout.at_most(0.01):
         assert closed.wait(10)
-    assert watch.stuck == step_timeout.LOGIN
+    assert timeout.stalled_step == step_timeout.LOGIN
 
 
 @pytest.mark.parametrize("step", [step_timeout.CHANNEL, step_timeout.COMMAND])
 def test_a_step_that_is_told_is_named(step: str) -> None:
     closed = threading.Event()
-    watch = StepTimeout(closed.set, lambda: step_timeout.LOGIN)
-    with watch.at_most(0.01, step):
+    timeout = StepTimeout(closed.set, lambda: step_timeout.LOGIN)
+    with timeout.at_most(0.01, step):
         assert closed.wait(10)
-    assert watch.stuck == step
+    assert timeout.stalled_step == step
 
 
 def test_a_step_that_ends_in_time_is_left_alone_also_when_it_fails() -> None:
-    watch = StepTimeout(lambda: pytest.fail("it was in time"), lambda: "")
-    with watch.at_most(60):
+    timeout = StepTimeout(lambda: pytest.fail("it was in time"), lambda: "")
+    with timeout.at_most(60):
         pass
-    with pytest.raises(ValueError, match="no"), watch.at_most(60):
+    with pytest.raises(ValueError, match="no"), timeout.at_most(60):
         raise ValueError("no")
-    assert watch.stuck == ""
+    assert timeout.stalled_step == ""

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from torchfab.core.errors import JobNameError, UsageError
+from torchfab.core.flag_values import WholeNumber
 
 LONGEST_LABEL = 63  # of a DNS label, in characters (RFC 1035)
 EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
@@ -39,13 +40,6 @@ def object_name(job_name: str, last_pod: str) -> str:
         words = f"the last pod's host name, {name}{last_pod}, has {length} characters, and DNS takes {LONGEST_LABEL}"
         raise JobNameError(words, f"choose a --name of at most {LONGEST_LABEL - len(last_pod)} characters")
     return name
-
-
-def number(flag: str, text: str, least: int) -> int:
-    """Return the whole number that a flag says, or raise UsageError."""
-    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) >= least):
-        raise UsageError(f"{flag} is a number of at least {least}, got {text!r}")
-    return int(text)
 
 
 def domain(flag: str, text: str) -> str:
@@ -129,4 +123,4 @@ def volumes(texts: Sequence[str]) -> list[dict[str, str]]:
 
 def user(text: str) -> int | None:
     """Return the user id to run as; None for the image's own user; or raise UsageError."""
-    return None if text == "image" else number("--user image, or", text, least=0)
+    return None if text == "image" else WholeNumber().parse("--user image, or", text)

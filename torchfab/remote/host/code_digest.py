@@ -1,4 +1,4 @@
-"""The code in the working directory of a node, as one digest: nodes with the same digest run the same."""
+"""One digest of the code in a node's working directory: nodes with equal digests run the same code."""
 
 from __future__ import annotations
 
@@ -15,19 +15,27 @@ if TYPE_CHECKING:
 MOST_FILES = 5000
 WITHIN_S = 10.0
 _GIT_TIMEOUT_S = 10
-# Where no list of files is given and no git tells it: sources and settings, and no folder of products.
+# Fallback when no list of files is given and git does not provide one: sources and settings, without output folders.
 _SUFFIXES = (".py", ".sh", ".yaml", ".yml", ".toml", ".cfg", ".ini", ".json", ".c", ".cc", ".cpp", ".cu", ".cuh", ".h")
 _LEFT_OUT = {"__pycache__", "node_modules", "venv", "site-packages", "jobs", "runs", "wandb", "outputs", "checkpoints"}
 
 
 def look(workdir: str, names: list[str] | None) -> dict[str, Any]:
-    """Return `by` (how the files were found: list, git or walk), `files` (how many), `digest` of all, `whole`.
+    """Compute one digest of the code in a working directory.
 
     Parameters
     ----------
+    workdir : str
+        The working directory.
     names : list of str, optional
-        The files to look at, relative to the workdir. Default: those that git tracks there, or else all that look like
-        sources or settings.
+        The files to hash, relative to the workdir. Default: the files that git tracks there; without git, every file
+        with the suffix of a source or a setting.
+
+    Returns
+    -------
+    dict
+        `by` (how the files were found: list, git or walk), `files` (how many), `digest` of all of them, `whole`
+        (whether all were hashed in time). Empty if the directory does not exist.
     """
     if not os.path.isdir(workdir):
         return {}
@@ -42,16 +50,40 @@ def look(workdir: str, names: list[str] | None) -> dict[str, Any]:
     return {"by": by, "files": sum(map(bool, found.values())), "digest": digest[:16], "whole": whole}
 
 
-def files(workdir: str, names: list[str] | None) -> dict[str, str]:
-    """Return the digest of each of these files; empty for one that is not there."""
+def file_digests(workdir: str, names: list[str] | None) -> dict[str, str]:
+    """Compute the digest of each file.
+
+    Parameters
+    ----------
+    workdir : str
+        The working directory.
+    names : list of str, optional
+        As in `look`.
+
+    Returns
+    -------
+    dict of str to str
+        Digest by name; empty for a missing file.
+    """
     if names is None:
         names = tracked(workdir)
     return _digests(workdir, _sources(workdir) if names is None else names)[0]
 
 
 def tracked(workdir: str) -> list[str] | None:
-    """Return the files that git tracks in a folder, or None where it is no work tree, or there is no git."""
-    # The folder may be another user's, and a setting in it may name a program: we only read the index.
+    """List the files that git tracks in a folder.
+
+    Parameters
+    ----------
+    workdir : str
+        The folder.
+
+    Returns
+    -------
+    list of str or None
+        At most MOST_FILES names; None if the folder is not a work tree or git is not installed.
+    """
+    # The folder may belong to another user, and its git configuration may name a program: only read the index.
     safe = ("-c", "safe.directory=*", "-c", "core.fsmonitor=false")
     try:
         done = subprocess.run(
@@ -79,6 +111,6 @@ def _sources(workdir: str) -> list[str]:
 
 
 def _digests(workdir: str, names: list[str]) -> tuple[dict[str, str], bool]:
-    """Return each file's digest, and whether there was time for all of them."""
+    """Return the digest of each file, and whether all were hashed within WITHIN_S."""
     found = file_tree.digests(workdir, names, WITHIN_S)
     return found, len(found) == len(names)

@@ -1,7 +1,7 @@
-"""The way from this node to node 0: what its name resolves to, which interface leads there, whether its port connects.
+"""The network path from this node to node 0: name resolution, source address, and a connection to its port.
 
-Node 0 listens for as long as the conversation lasts, and greets whoever comes with a random word, so that a connection
-to another machine is not taken for one to node 0.
+Node 0 listens until its session ends and sends every client a random greeting. Without the greeting, a connection
+to another machine could pass for one to node 0.
 """
 
 from __future__ import annotations
@@ -23,14 +23,25 @@ _REJECTED = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES, errno.EPERM, e
 
 
 def listen(port: int | None) -> dict[str, Any]:
-    """Listen on `port` (0: a free one) until this program ends; return `port`, or `problem`. None: do nothing."""
+    """Listen on a port until this program ends.
+
+    Parameters
+    ----------
+    port : int, optional
+        0: a free port. None: do not listen.
+
+    Returns
+    -------
+    dict
+        `port` and `greeting`; or `port` and `problem`; empty if `port` is None.
+    """
     if port is None:
         return {}
     try:
         listener = _listener(port)
     except OSError as error:
-        what = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
-        return {"port": port, "problem": f"port {port} {what}"}
+        problem = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
+        return {"port": port, "problem": f"port {port} {problem}"}
     _listeners.append(listener)
     greeting = os.urandom(8).hex()
     threading.Thread(target=_greet, args=(listener, greeting.encode()), daemon=True).start()
@@ -38,7 +49,7 @@ def listen(port: int | None) -> dict[str, Any]:
 
 
 def _listener(port: int) -> socket.socket:
-    # As a rendezvous store does: all addresses, of both kinds where the machine has both.
+    # Listen as a rendezvous store does: on all addresses, IPv4 and IPv6 if the machine has both.
     if socket.has_dualstack_ipv6():
         try:
             return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024)
@@ -53,22 +64,29 @@ def _greet(listener: socket.socket, greeting: bytes) -> None:
         connection, _ = listener.accept()
         try:
             connection.sendall(greeting)
-        except OSError:  # it has hung up already
+        except OSError:  # the client has already closed the connection
             pass
         connection.close()
 
 
 def try_out(request: dict[str, Any]) -> dict[str, Any]:
-    """Return how node 0 is reached from here.
+    """Test how this node reaches node 0.
 
     Parameters
     ----------
     request : dict
-        `address` of node 0, `port` where it listens (None: it does not), `greeting`, `timeout_s` of a connection,
-        `tokens` (paths of node 0's files, by place), `workdir` and `names` (of files to be told one by one), or None.
+        `address` of node 0; `port` on which it listens (None: it does not); `greeting`; `timeout_s` of a connection;
+        `tokens` (paths of files that node 0 made, by place); `files` (whether to return file digests); `workdir` and
+        `names` (the files to hash, or None).
+
+    Returns
+    -------
+    dict
+        `addresses`, `resolve_s`, `sees` (by place, whether node 0's file exists here), and where they apply `source`,
+        `connection`, `files`.
     """
     begun = time.monotonic()
-    found = addresses(request["address"])
+    found = resolve(request["address"])
     answer: dict[str, Any] = {"addresses": found, "resolve_s": time.monotonic() - begun}
     if found:
         answer["source"] = _source(found[0])
@@ -76,12 +94,23 @@ def try_out(request: dict[str, Any]) -> dict[str, Any]:
         answer["connection"] = connect(found, request["port"], request["greeting"], request["timeout_s"])
     answer["sees"] = {place: os.path.exists(path) for place, path in request["tokens"].items()}
     if request["files"]:
-        answer["files"] = code_digest.files(request["workdir"], request["names"])
+        answer["files"] = code_digest.file_digests(request["workdir"], request["names"])
     return answer
 
 
-def addresses(name: str) -> list[str]:
-    """Return what a name resolves to, as a connection would try it; nothing when it does not resolve."""
+def resolve(name: str) -> list[str]:
+    """Resolve a host name.
+
+    Parameters
+    ----------
+    name : str
+        A host name or an address.
+
+    Returns
+    -------
+    list of str
+        The addresses, in the order in which a connection tries them; empty if the name does not resolve.
+    """
     try:
         found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
@@ -90,7 +119,7 @@ def addresses(name: str) -> list[str]:
 
 
 def _source(address: str) -> str:
-    """Return the address from which this machine would send to `address`: connecting UDP asks the routes only."""
+    """Return the source address for packets to `address`: connecting a UDP socket only consults the routing table."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
@@ -101,7 +130,24 @@ def _source(address: str) -> str:
 
 
 def connect(found: list[str], port: int, greeting: str, timeout_s: float) -> dict[str, Any]:
-    """Return how connecting went: `outcome` is connected, refused, timeout, rejected, stranger or failed."""
+    """Connect to the first address that answers with the greeting.
+
+    Parameters
+    ----------
+    found : list of str
+        The addresses to try, in order.
+    port : int
+        The port.
+    greeting : str
+        What node 0 sends.
+    timeout_s : float
+        Limit for each connection.
+
+    Returns
+    -------
+    dict
+        `outcome` (connected, refused, timeout, rejected, stranger or failed), `why`, `address`, `seconds`.
+    """
     last: dict[str, Any] = {}
     for address in found:
         begun = time.monotonic()
@@ -115,12 +161,12 @@ def connect(found: list[str], port: int, greeting: str, timeout_s: float) -> dic
 def _outcome(address: str, port: int, greeting: str, timeout_s: float) -> tuple[str, str]:
     try:
         with socket.create_connection((address, port), timeout_s) as connection:
-            said = connection.recv(64).decode(errors="replace")
+            received = connection.recv(64).decode(errors="replace")
     except ConnectionRefusedError:
         return "refused", ""
-    except (TimeoutError, socket.timeout):  # before Python 3.10 they are two
+    except (TimeoutError, socket.timeout):  # two distinct classes before Python 3.10
         return "timeout", ""
     except OSError as error:
         kind = "rejected" if error.errno in _REJECTED else "failed"
         return kind, error.strerror or str(error)
-    return ("connected", "") if said == greeting else ("stranger", "")
+    return ("connected", "") if received == greeting else ("stranger", "")

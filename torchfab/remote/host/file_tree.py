@@ -1,6 +1,6 @@
-"""The files of a working directory on a node: whether it is the launch machine's own, and whether its files are equal.
+"""The working directory of a node, compared with the launch machine's: the same directory, or equal files.
 
-The launch machine runs `digests` on its own side, so that both sides mean the same by equal.
+The launch machine runs the same `digests` on its own files.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
-# Code is hashed whole. Of a larger file (data, a checkpoint that nobody ignored) the ends and the size tell enough, and
-# a disk full of them keeps nobody waiting.
+# Code is hashed whole. For a larger file (data, a checkpoint missing from .gitignore) the size and both ends suffice,
+# so that a disk full of such files does not delay the check.
 WHOLE_BYTES = 64 * 1024 * 1024
 END_BYTES = 1024 * 1024
 SHOWN = 20
@@ -24,12 +24,17 @@ INSTALL = "install it there, for example: sudo apt-get install -y rsync"
 
 
 def look(request: dict[str, Any]) -> dict[str, Any]:
-    """Say whether the launch machine's directory is seen here; if not, get ready to receive a copy.
+    """Check whether the launch machine's directory is shared with this node; if not, prepare to receive a copy.
 
     Parameters
     ----------
     request : dict
         `workdir`, an absolute path; `token`, the name of a file that the launch machine has just made in its own.
+
+    Returns
+    -------
+    dict
+        `shared`; if that is false, also `problems`, each with `what` and `fix`.
     """
     workdir = request["workdir"]
     if request["token"] and os.path.lexists(os.path.join(workdir, request["token"])):
@@ -40,12 +45,12 @@ def look(request: dict[str, Any]) -> dict[str, Any]:
     try:
         os.makedirs(workdir, exist_ok=True)
     except OSError as error:
-        what = f"the working directory {workdir} cannot be made: {error.strerror}"
-        problems.append({"what": what, "fix": "make it there for this user, or name another one with --workdir"})
+        problem = f"the working directory {workdir} cannot be made: {error.strerror}"
+        problems.append({"what": problem, "fix": "make it there for this user, or name another one with --workdir"})
     else:
         if not os.access(workdir, os.W_OK | os.X_OK):
-            what = f"the working directory {workdir} cannot be written"
-            problems.append({"what": what, "fix": "give this user the right, or name another one with --workdir"})
+            problem = f"the working directory {workdir} cannot be written"
+            problems.append({"what": problem, "fix": "give this user the right, or name another one with --workdir"})
     return {"shared": False, "problems": problems}
 
 
@@ -55,24 +60,39 @@ def check(request: dict[str, Any]) -> dict[str, Any]:
     Parameters
     ----------
     request : dict
-        `workdir`; `digests`, what `digests` returned there; `within_s`, after how many seconds to give up.
+        `workdir`; `digests`, the launch machine's result of `digests`; `within_s`, the time limit in seconds.
 
     Returns
     -------
     dict
-        `checked`, how many files were compared; `missing` and `differing`, how many are not here or not equal; `names`,
-        the first of those.
+        `checked`, the number of files compared; `missing` and `differing`, the numbers of files that do not exist here
+        or are not equal; `names`, the first SHOWN of those.
     """
-    wanted: dict[str, str] = request["digests"]
-    found = digests(request["workdir"], wanted, request["within_s"])
+    expected: dict[str, str] = request["digests"]
+    found = digests(request["workdir"], expected, request["within_s"])
     missing = [name for name, digest in found.items() if not digest]
-    differing = [name for name, digest in found.items() if digest and digest != wanted[name]]
+    differing = [name for name, digest in found.items() if digest and digest != expected[name]]
     names = sorted([*missing, *differing])[:SHOWN]
     return {"checked": len(found), "missing": len(missing), "differing": len(differing), "names": names}
 
 
 def digests(root: str, names: Iterable[str], within_s: float) -> dict[str, str]:
-    """Return the digest of each file below `root`, empty where there is none; as many as can be read in time."""
+    """Compute the digest of each file, as many as the time allows.
+
+    Parameters
+    ----------
+    root : str
+        The folder.
+    names : iterable of str
+        The files, relative to `root`.
+    within_s : float
+        Time limit in seconds; files that are not reached by then are left out.
+
+    Returns
+    -------
+    dict of str to str
+        Digest by name; empty for a missing file.
+    """
     deadline = time.monotonic() + within_s
     found: dict[str, str] = {}
     for name in names:
@@ -83,7 +103,18 @@ def digests(root: str, names: Iterable[str], within_s: float) -> dict[str, str]:
 
 
 def digest(path: str) -> str:
-    """Return a text that is the same for equal files and equal links; empty when there is no such file."""
+    """Compute the digest of one file or symbolic link.
+
+    Parameters
+    ----------
+    path : str
+        The file.
+
+    Returns
+    -------
+    str
+        Equal for equal files and for equal links; empty if the file does not exist or cannot be read.
+    """
     try:
         if os.path.islink(path):
             return "link " + hashlib.sha256(os.fsencode(os.readlink(path))).hexdigest()
@@ -97,5 +128,5 @@ def digest(path: str) -> str:
             file.seek(-END_BYTES, os.SEEK_END)
             ends.update(file.read(END_BYTES))
             return f"{size} {ends.hexdigest()}"
-    except OSError:  # also: it may not be read
+    except OSError:  # also without permission to read it
         return ""

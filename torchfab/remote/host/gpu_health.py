@@ -1,7 +1,7 @@
-"""The NVIDIA GPUs of a node, from `nvidia-smi -q -x`: the one output whose fields no driver version refuses to tell.
+"""The health of a node's NVIDIA GPUs, from `nvidia-smi -q -x`: it names no fields, so every driver version accepts it.
 
-Elements come and go with the driver (clocks_throttle_reasons became clocks_event_reasons in 535); what is not there, or
-reads N/A, is not known. Nothing here needs a GPU: `parse` takes the text.
+Elements come and go with the driver version (clocks_throttle_reasons became clocks_event_reasons in 535); a missing
+element, or N/A, means unknown. Nothing here needs a GPU: `parse` takes the text.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 TIMEOUT_S = 20
 _END = "</nvidia_smi_log>"
 XID_AGE_S = 24 * 3600
-# What stands in a field, or instead of the whole document, when the driver has lost a GPU; of a healthy one too, where
-# it fails to tell of its power.
+# The text of a field, or of the whole output, when the driver has lost a GPU. A healthy GPU may show it too, in the
+# fields of its power.
 _SICK = re.compile(r"Unknown Error|GPU is lost|requires reset|\bERR!|fallen off the bus", re.IGNORECASE)
 _LOST = re.compile(r"GPU is lost|requires reset|fallen off the bus", re.IGNORECASE)
 _UNKNOWN = {
@@ -30,30 +30,39 @@ _UNKNOWN = {
 _SLOWDOWNS = ("hw_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown", "sw_thermal_slowdown")
 
 
-def look() -> dict[str, Any]:
-    """Return `devices` (how many the kernel has), and of nvidia-smi: `driver`, `cuda`, `gpus`, or `problem`.
+def collect() -> dict[str, Any]:
+    """Collect the state of the GPUs and the driver's errors of the last day.
 
-    `xids` are the driver's complaints of the last day in the kernel's log (Xid, SXid, GPUs that do not start),
-    `xids_unread` why it could not be read.
-    A machine without NVIDIA's kernel module has no devices.
+    Returns
+    -------
+    dict
+        `devices`, the number of GPUs that the kernel module knows: 0 without the module; `driver`, `cuda` and `gpus`
+        from nvidia-smi, or `problem`; `xids`, the driver's errors of the last day in the kernel log (Xid, SXid, GPUs
+        that do not start); `xids_unread`, why the log could not be read.
     """
     devices = len(glob.glob("/proc/driver/nvidia/gpus/*") or glob.glob("/dev/nvidia[0-9]*"))
-    told = ask()
-    if told.get("missing") and not devices:
+    report = run_nvidia_smi()
+    if report.get("missing") and not devices:
         return {"devices": 0, "gpus": []}
-    return {"devices": devices, **told, **(_xids() if devices else {})}
+    return {"devices": devices, **report, **(_xids() if devices else {})}
 
 
 def _xids() -> dict[str, Any]:
     from torchfab.remote.host import kernel_log
 
-    said = kernel_log.said(time.time() - XID_AGE_S)
-    lines = [text for _, text in said["lines"] if "NVRM: " in text or "SXid (" in text]
-    return {"xids": lines, "xids_unread": said["unread"]}
+    log = kernel_log.said(time.time() - XID_AGE_S)
+    lines = [text for _, text in log["lines"] if "NVRM: " in text or "SXid (" in text]
+    return {"xids": lines, "xids_unread": log["unread"]}
 
 
-def ask() -> dict[str, Any]:
-    """Run nvidia-smi and return what it tells."""
+def run_nvidia_smi() -> dict[str, Any]:
+    """Run nvidia-smi and parse its output.
+
+    Returns
+    -------
+    dict
+        As `parse` returns it; also `missing` if nvidia-smi is not installed.
+    """
     try:
         done = subprocess.run(
             ["nvidia-smi", "-q", "-x"],
@@ -75,14 +84,27 @@ def ask() -> dict[str, Any]:
 
 
 def parse(text: str, code: int = 0) -> dict[str, Any]:
-    """Return `driver`, `cuda`, `gpus`, and `problem` where nvidia-smi complains instead of, or beside, its document."""
-    from xml.etree import ElementTree  # not for machines without GPUs
+    """Parse the output of `nvidia-smi -q -x`.
+
+    Parameters
+    ----------
+    text : str
+        Its stdout and stderr.
+    code : int
+        Its exit code. Default 0.
+
+    Returns
+    -------
+    dict
+        `gpus`; `driver` and `cuda` if there is an XML document; `problem`, what it printed instead of or outside it.
+    """
+    from xml.etree import ElementTree  # imported late: machines without GPUs do not need it
 
     begin, last = text.find("<?xml"), text.rfind(_END)
     end = last + len(_END)
     if begin < 0 or last < 0:
-        what = " ".join(text.split())[:300] or f"nvidia-smi ended with {code} and said nothing"
-        return {"gpus": [], "problem": "" if _has_none(what) else what}
+        problem = " ".join(text.split())[:300] or f"nvidia-smi ended with {code} and printed nothing"
+        return {"gpus": [], "problem": "" if _has_none(problem) else problem}
     try:
         root = ElementTree.fromstring(text[begin:end])
     except ElementTree.ParseError as error:
@@ -96,7 +118,7 @@ def parse(text: str, code: int = 0) -> dict[str, Any]:
 
 
 def _version(root: Element, *paths: str) -> str:
-    """Return the first that is told; driver 610 puts a note on its future behind the old ones."""
+    """Return the first version that is given, without the deprecation note that driver 610 appends to the old ones."""
     return next((text.split()[0] for text in (_text(root, path) for path in paths) if text), "")
 
 
@@ -135,14 +157,14 @@ def _number(text: str) -> int | None:
 
 
 def _ecc(element: Element) -> int | None:
-    """Return how many errors since the driver was loaded could not be corrected; None where ECC is off or unknown.
+    """Return the number of uncorrectable errors since the driver was loaded; None if ECC is off or unknown.
 
     By driver: double_bit/total (before 450), sram_uncorrectable, since 550 sram_uncorrectable_parity and _secded. MIG
-    devices have counts of their own; those of the GPU may hold them too.
+    devices have counts of their own; the counts of the GPU may include them.
     """
-    whole = _sum(element, "ecc_errors/volatile/*")
-    parts = _sum(element, "mig_devices/mig_device/ecc_error_count/volatile_count/*")
-    counts = (_number(_text(element, "ecc_errors/volatile/double_bit/total")), whole, parts)
+    of_gpu = _sum(element, "ecc_errors/volatile/*")
+    of_mig = _sum(element, "mig_devices/mig_device/ecc_error_count/volatile_count/*")
+    counts = (_number(_text(element, "ecc_errors/volatile/double_bit/total")), of_gpu, of_mig)
     return max((count for count in counts if count is not None), default=None)
 
 
@@ -153,7 +175,7 @@ def _sum(element: Element, path: str) -> int | None:
 
 
 def _repair(element: Element) -> str:
-    """Return what the memory of a GPU waits for, or cannot do any more; empty when nothing."""
+    """Return the repair that a GPU needs, most severe first; empty if it needs none."""
     if _text(element, "remapped_rows/remapped_row_failure") == "Yes":
         return "a memory row could not be remapped"
     if _text(element, "ecc_errors/unrepairable_memory") == "Yes":
@@ -168,18 +190,18 @@ def _repair(element: Element) -> str:
         "gpu_reset_status/drain_and_reset_recommended": "it should be drained and reset",
         "ecc_errors/aggregate/sram_threshold_exceeded": "more SRAM errors than are tolerated: have it replaced",
     }
-    found = [words for path, words in pending.items() if _text(element, path) == "Yes"]
+    found = [problem for path, problem in pending.items() if _text(element, path) == "Yes"]
     action = _text(element, "gpu_recovery_action")
     return found[0] if found else (f"the driver asks for: {action}" if action else "")
 
 
 def _is_slowed(element: Element, name: str) -> bool:
-    paths = (f"clocks_{word}_reasons/clocks_{word}_reason_{name}" for word in ("event", "throttle"))
+    paths = (f"clocks_{kind}_reasons/clocks_{kind}_reason_{name}" for kind in ("event", "throttle"))
     return any(_text(element, path) == "Active" for path in paths)
 
 
 def _computes(element: Element) -> bool:
-    return "C" in _text(element, "type")  # C, or C+G; G alone draws a desktop
+    return "C" in _text(element, "type")  # C, or C+G; G alone is a graphics process
 
 
 def _process(element: Element) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""What the NVIDIA GPUs of a node do just now, from `nvidia-smi --query-gpu`: cheap enough to be asked every second.
+"""The current load of a node's NVIDIA GPUs, from `nvidia-smi --query-gpu`: cheap enough to run every second.
 
-(`nvidia-smi -q -x` tells far more, and takes a second for it: `fab doctor` reads that.) What a driver does not tell is
-None: `[N/A]` and `[Not Supported]` by version, board and MIG mode. The parsers take text, and need no GPU.
+(`nvidia-smi -q -x` reports far more, but takes a second; `fab doctor` uses it.) A value that the driver does not report
+is None: `[N/A]` and `[Not Supported]`, depending on version, board and MIG mode. The parsers take text and need no GPU.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 TIMEOUT_S = 10
-# Fields that every driver since 2014 knows: one that it does not know would cost us all the others.
+# Fields that every driver since 2014 knows: a single unknown field makes the whole query fail.
 FIELDS = (
     *("index", "uuid", "name", "utilization.gpu", "power.draw", "power.limit"),
     *("memory.used", "memory.total", "temperature.gpu"),
@@ -25,10 +25,17 @@ _FORMAT = "--format=csv,noheader,nounits"
 
 
 def look() -> dict[str, Any]:
-    """Return `gpus`, an entry each, and `problem` where nvidia-smi complains; no GPUs where there is no nvidia-smi."""
+    """Query the GPUs and their processes.
+
+    Returns
+    -------
+    dict
+        `gpus`, one entry for each, with its `processes`; `problem`, the error that nvidia-smi printed. Without
+        nvidia-smi both are empty.
+    """
     try:
-        code, text = _ask("--query-gpu=" + ",".join(FIELDS))
-        _, apps = _ask("--query-compute-apps=" + ",".join(APP_FIELDS))
+        code, text = _query("--query-gpu=" + ",".join(FIELDS))
+        _, apps = _query("--query-compute-apps=" + ",".join(APP_FIELDS))
     except FileNotFoundError:
         return {"gpus": [], "problem": ""}
     except subprocess.TimeoutExpired:
@@ -39,7 +46,7 @@ def look() -> dict[str, Any]:
     return {"gpus": with_processes(gpus, parse_apps(apps)), "problem": problem}
 
 
-def _ask(query: str) -> tuple[int, str]:
+def _query(query: str) -> tuple[int, str]:
     done = subprocess.run(
         ["nvidia-smi", query, _FORMAT],
         check=False,
@@ -54,10 +61,22 @@ def _ask(query: str) -> tuple[int, str]:
 
 
 def parse(text: str, code: int = 0) -> tuple[list[dict[str, Any]], str]:
-    """Return the GPUs that `--query-gpu` printed, and what it complains of.
+    """Parse the output of `--query-gpu`.
 
-    A GPU has `index`, `uuid`, `name`, `utilization` in percent, `power` and `power_limit` in watts, `memory` and
-    `memory_total` in MiB, `temperature` in degrees Celsius; None for what is not told.
+    Parameters
+    ----------
+    text : str
+        Its stdout and stderr.
+    code : int
+        Its exit code. Default 0.
+
+    Returns
+    -------
+    list of dict
+        One entry for each GPU: `index`, `uuid`, `name`, `utilization` in percent, `power` and `power_limit` in watts,
+        `memory` and `memory_total` in MiB, `temperature` in degrees Celsius; None for values that are not reported.
+    str
+        The error that nvidia-smi printed; empty if there was none.
     """
     gpus, complaints = [], []
     for line in text.splitlines():
@@ -74,21 +93,32 @@ def parse(text: str, code: int = 0) -> tuple[list[dict[str, Any]], str]:
 
 def _gpu(cells: list[str]) -> dict[str, Any]:
     names = ("utilization", "power", "power_limit", "memory", "memory_total", "temperature")
-    numbers = dict(zip(names, map(number, cells[3:])))
-    # Of a GPU that is lost or sick the fields say so, each: [Unknown Error], [GPU requires reset], ERR!
+    numbers = dict(zip(names, map(parse_number, cells[3:])))
+    # A lost or faulty GPU shows it in its fields: [Unknown Error], [GPU requires reset], ERR!
     sick = next((cell.strip("[]") for field, cell in zip(FIELDS, cells) if _is_sick(field, cell)), "")
     return {"index": int(cells[0]), "uuid": cells[1], "name": cells[2], **numbers, "sick": sick}
 
 
 def _is_sick(field: str, cell: str) -> bool:
-    """Say whether a field is that of a sick GPU; a healthy one may fail to tell its power, and nothing else."""
-    if any(word in cell for word in ("GPU is lost", "requires reset")):
+    """Return whether a field shows a faulty GPU; on a healthy one only the fields of its power may show an error."""
+    if any(text in cell for text in ("GPU is lost", "requires reset")):
         return True
-    return not field.startswith("power") and any(word in cell for word in ("Unknown Error", "ERR!"))
+    return not field.startswith("power") and any(text in cell for text in ("Unknown Error", "ERR!"))
 
 
-def number(cell: str) -> float | None:
-    """Return a number, or None for all that is none: `[N/A]`, `[Not Supported]`, `[Unknown Error]`."""
+def parse_number(cell: str) -> float | None:
+    """Parse a cell as a number.
+
+    Parameters
+    ----------
+    cell : str
+        Its text.
+
+    Returns
+    -------
+    float or None
+        None if it is not a finite number: `[N/A]`, `[Not Supported]`, `[Unknown Error]`.
+    """
     try:
         value = float(cell)
     except ValueError:
@@ -97,19 +127,43 @@ def number(cell: str) -> float | None:
 
 
 def parse_apps(text: str) -> list[dict[str, Any]]:
-    """Return the processes that `--query-compute-apps` printed: `uuid`, `pid`, `memory` in MiB or None, `name`."""
+    """Parse the output of `--query-compute-apps`.
+
+    Parameters
+    ----------
+    text : str
+        Its stdout and stderr.
+
+    Returns
+    -------
+    list of dict
+        One entry for each process: `uuid` of its GPU, `pid`, `memory` in MiB or None, `name`.
+    """
     apps = []
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.split(",", len(APP_FIELDS) - 1)]
         if len(cells) == len(APP_FIELDS) and (pid := whole(cells[1])) is not None:
-            app = {"uuid": cells[0], "pid": pid, "memory": number(cells[2]), "name": cells[3]}
+            app = {"uuid": cells[0], "pid": pid, "memory": parse_number(cells[2]), "name": cells[3]}
             apps.append(app)
     return apps
 
 
 def with_processes(gpus: list[dict[str, Any]], apps: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the GPUs, each with its processes: `pid`, `memory`, `name`."""
-    of: dict[str, list[dict[str, Any]]] = {}
+    """Add to each GPU its processes.
+
+    Parameters
+    ----------
+    gpus : list of dict
+        As `parse` returns them.
+    apps : list of dict
+        As `parse_apps` returns them.
+
+    Returns
+    -------
+    list of dict
+        The GPUs, each with `processes`: `pid`, `memory`, `name`.
+    """
+    by_uuid: dict[str, list[dict[str, Any]]] = {}
     for app in apps:
-        of.setdefault(app["uuid"], []).append({key: app[key] for key in ("pid", "memory", "name")})
-    return [{**gpu, "processes": of.get(gpu["uuid"], [])} for gpu in gpus]
+        by_uuid.setdefault(app["uuid"], []).append({key: app[key] for key in ("pid", "memory", "name")})
+    return [{**gpu, "processes": by_uuid.get(gpu["uuid"], [])} for gpu in gpus]

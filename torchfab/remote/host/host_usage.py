@@ -1,6 +1,6 @@
-"""What the CPUs, the memory, the disks and the network of a node do, from /proc: rates between two looks.
+"""The load of a node's CPUs, memory, disks and network, from /proc, as rates between two samples.
 
-The parsers take the text of a file (proc(5)), and `rates` two looks; all but `look` are pure.
+The parsers take the text of a file (proc(5)), and `rates` takes two samples; every function but `look` is pure.
 """
 
 from __future__ import annotations
@@ -19,7 +19,13 @@ _SECTOR_BYTES = 512  # in /proc/diskstats, whatever the disk's own sectors are
 
 
 def look() -> dict[str, Any]:
-    """Return the counters of just now."""
+    """Read the current counters.
+
+    Returns
+    -------
+    dict
+        A sample for `rates`: `at` (monotonic seconds), `cpu`, `memory`, `load`, `disk`, `network`, `cpus`.
+    """
     disks = os.listdir("/sys/block") if os.path.isdir("/sys/block") else []
     return {
         "at": time.monotonic(),
@@ -36,41 +42,87 @@ def _read(path: str) -> str:
     try:
         with open(path) as file:
             return file.read()
-    except OSError:  # a container may not have it
+    except OSError:  # containers may hide it
         return ""
 
 
 def cpu_ticks(text: str) -> list[int]:
-    """Return the busy and all ticks of all CPUs since boot, from /proc/stat; waiting for a disk is not busy."""
+    """Parse /proc/stat.
+
+    Parameters
+    ----------
+    text : str
+        Its text.
+
+    Returns
+    -------
+    list of int
+        Busy ticks and all ticks of all CPUs since boot; time spent waiting for a disk is not busy.
+    """
     for line in text.splitlines():
         if line.startswith("cpu "):
-            ticks = [whole(word) or 0 for word in line.split()[1:9]]  # guest time, after these, is counted in user time
+            # The fields after these hold guest time, which user time already includes.
+            ticks = [whole(field) or 0 for field in line.split()[1:9]]
             return [sum(ticks) - sum(ticks[3:5]), sum(ticks)]
     return [0, 0]
 
 
 def memory(text: str) -> list[int]:
-    """Return the bytes in use, and all, from /proc/meminfo; what can be had back at once is not in use."""
+    """Parse /proc/meminfo.
+
+    Parameters
+    ----------
+    text : str
+        Its text.
+
+    Returns
+    -------
+    list of int
+        Used bytes and total bytes; memory that can be reclaimed at once is not in use.
+    """
     found = {}
     for line in text.splitlines():
         name, _, rest = line.partition(":")
-        words = rest.split()
-        if words and (kib := whole(words[0])) is not None:
+        fields = rest.split()
+        if fields and (kib := whole(fields[0])) is not None:
             found[name] = kib * 1024
     total = found.get("MemTotal", 0)
     return [total - found.get("MemAvailable", found.get("MemFree", total)), total]
 
 
 def load(text: str) -> float:
-    """Return the mean number of tasks that ran or wanted to within the last minute, from /proc/loadavg."""
+    """Parse /proc/loadavg.
+
+    Parameters
+    ----------
+    text : str
+        Its text.
+
+    Returns
+    -------
+    float
+        Load average of the last minute.
+    """
     match = re.match(r"[0-9]{1,9}(?:\.[0-9]{1,9})?", text)
     return float(match[0]) if match else 0.0
 
 
 def disk_bytes(text: str, disks: list[str]) -> list[int]:
-    """Return the bytes read and written since boot, from /proc/diskstats, of whole disks only.
+    """Parse /proc/diskstats, counting whole disks only.
 
-    Loops, RAM disks and what is made of other disks (device mapper, md) would count the same bytes twice.
+    Loop devices, RAM disks and devices made of other disks (device mapper, md) would count the same bytes twice.
+
+    Parameters
+    ----------
+    text : str
+        Its text.
+    disks : list of str
+        The names in /sys/block.
+
+    Returns
+    -------
+    list of int
+        Bytes read and bytes written since boot.
     """
     disks_only = {name for name in disks if not name.startswith(("loop", "ram", "zram", "dm-", "md", "sr"))}
     rows = [line.split() for line in text.splitlines()]
@@ -79,24 +131,40 @@ def disk_bytes(text: str, disks: list[str]) -> list[int]:
 
 
 def network_bytes(text: str) -> list[int]:
-    """Return the bytes received and sent since boot, from /proc/net/dev, without the loopback interface."""
+    """Parse /proc/net/dev, without the loopback interface.
+
+    Parameters
+    ----------
+    text : str
+        Its text.
+
+    Returns
+    -------
+    list of int
+        Bytes received and bytes sent since boot.
+    """
     received = sent = 0
     for line in text.splitlines():
         name, colon, rest = line.partition(":")
-        words = rest.split()
-        if colon and len(words) >= 9 and name.strip() != "lo":
-            received, sent = received + (whole(words[0]) or 0), sent + (whole(words[8]) or 0)
+        fields = rest.split()
+        if colon and len(fields) >= 9 and name.strip() != "lo":
+            received, sent = received + (whole(fields[0]) or 0), sent + (whole(fields[8]) or 0)
     return [received, sent]
 
 
 def rates(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-    """Return what happened between two looks.
+    """Compute the rates between two samples.
+
+    Parameters
+    ----------
+    before, now : dict
+        As `look` returns them.
 
     Returns
     -------
     dict
-        `cpu` (0 to 1, of all), `cpus`, `memory` and `memory_total` (bytes), `load`, and in bytes a second `disk_read`,
-        `disk_written`, `received`, `sent`.
+        `cpu` (busy share of all CPUs, 0 to 1), `cpus`, `memory` and `memory_total` (bytes), `load`; `disk_read`,
+        `disk_written`, `received` and `sent` in bytes per second.
     """
     seconds: float = max(now["at"] - before["at"], 1e-3)
     busy, ticks = (now["cpu"][index] - before["cpu"][index] for index in (0, 1))

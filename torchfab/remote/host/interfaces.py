@@ -1,4 +1,4 @@
-"""The network interfaces of this machine, by ioctl: /sys may be that of another network namespace."""
+"""The network interfaces of this machine, read by ioctl: /sys may show those of another network namespace."""
 
 from __future__ import annotations
 
@@ -15,14 +15,20 @@ _FLAGS, _ADDRESS, _MTU = 0x8913, 0x8915, 0x8921
 _UP = 1
 
 
-def all_of_them() -> list[dict[str, Any]]:
-    """Return every interface: `name`, `up`, `mtu`, `addresses`."""
+def list_interfaces() -> list[dict[str, Any]]:
+    """List all network interfaces.
+
+    Returns
+    -------
+    list of dict
+        `name`, `up`, `mtu` (None if unknown), `addresses`.
+    """
     found = []
     inet6 = _inet6()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
-            flags, mtu = _ask(probe, _FLAGS, name), _ask(probe, _MTU, name)
-            address = _ask(probe, _ADDRESS, name)
+            flags, mtu = _ioctl(probe, _FLAGS, name), _ioctl(probe, _MTU, name)
+            address = _ioctl(probe, _ADDRESS, name)
             addresses = [socket.inet_ntoa(address[4:8])] if address else []
             found.append(
                 {
@@ -35,12 +41,12 @@ def all_of_them() -> list[dict[str, Any]]:
     return found
 
 
-def _ask(probe: socket.socket, what: int, name: str) -> bytes:
+def _ioctl(probe: socket.socket, request: int, name: str) -> bytes:
     try:
-        answer = fcntl.ioctl(probe, what, struct.pack("16s16x", name.encode()))
-    except OSError:  # it has no address, or is gone
+        result = fcntl.ioctl(probe, request, struct.pack("16s16x", name.encode()))
+    except OSError:  # the interface has no address, or no longer exists
         return b""
-    return answer[16:]
+    return result[16:]
 
 
 def _inet6() -> dict[str, list[str]]:
@@ -48,8 +54,8 @@ def _inet6() -> dict[str, list[str]]:
     try:
         with open("/proc/net/if_inet6") as file:
             for line in file:
-                words = line.split()
-                found.setdefault(words[5], []).append(socket.inet_ntop(socket.AF_INET6, bytes.fromhex(words[0])))
+                fields = line.split()
+                found.setdefault(fields[5], []).append(socket.inet_ntop(socket.AF_INET6, bytes.fromhex(fields[0])))
     except OSError:  # this kernel has no IPv6
         pass
     return found

@@ -1,4 +1,4 @@
-"""What the kernel of a node said while a job ran: the OOM killer, sick GPUs (Xid), crashes, failing disks and links."""
+"""Kernel messages of a node that explain failures: the OOM killer, GPU errors (Xid), crashes, failing disks, links."""
 
 from __future__ import annotations
 
@@ -21,19 +21,29 @@ _WANTED = re.compile(
     r"nfs: server .* not responding|Link is Down|Machine check|Hardware Error",
     re.IGNORECASE,
 )
-# What tells two lines apart where there are too many: a storm of one Xid must not hide another one, or a kill.
+# Distinguishes lines when there are too many: a flood of one Xid must not hide another Xid, or a kill.
 _DISTINCT = re.compile(r"Xid \([^)]*\): \d+|Killed process \d+")
 
 
 def said(since: float) -> dict[str, Any]:
-    """Return `lines`, each `[seconds since the epoch, text]`, that the kernel said since then, and `unread`: why not.
+    """Read the relevant kernel messages since a time.
 
-    /dev/kmsg, else the journal (readable for the groups adm and systemd-journal).
+    Reads /dev/kmsg, else the journal (readable for the groups adm and systemd-journal).
+
+    Parameters
+    ----------
+    since : float
+        Seconds since the epoch.
+
+    Returns
+    -------
+    dict
+        `lines`, each `[seconds since the epoch, text]`; `unread`, why the log could not be read, or empty.
     """
     try:
         records = _records()
     except OSError as error:
-        return _of_journal(since, f"/dev/kmsg: {error.strerror}")
+        return _read_journal(since, f"/dev/kmsg: {error.strerror}")
     booted = time.time() - time.clock_gettime(time.CLOCK_MONOTONIC)
     lines = [[booted + stamp, text] for stamp, text in map(parse, records)]
     return {"lines": _kept(lines, since), "unread": ""}
@@ -41,11 +51,11 @@ def said(since: float) -> dict[str, Any]:
 
 def _kept(lines: list[list[Any]], since: float) -> list[list[Any]]:
     found = [line for line in lines if line[0] >= since - 1 and _WANTED.search(line[1])]
-    return found if len(found) <= _MOST_LINES else _chosen(found)
+    return found if len(found) <= _MOST_LINES else _select(found)
 
 
-def _chosen(lines: list[list[Any]]) -> list[list[Any]]:
-    """Return the first line of each thing that is said, and the latest lines as far as there is room."""
+def _select(lines: list[list[Any]]) -> list[list[Any]]:
+    """Return the first line of each kind, then the latest lines up to _MOST_LINES."""
     firsts: dict[str, int] = {}
     for index, (_, text) in enumerate(lines):
         match = _DISTINCT.search(text) or _WANTED.search(text)
@@ -64,28 +74,41 @@ def _records() -> list[str]:
                 found.append(os.read(handle, 8192).decode(errors="replace"))
             except BlockingIOError:
                 return found
-            except BrokenPipeError:  # the ring has overtaken us: the next read goes on with what there is
+            except BrokenPipeError:  # the ring buffer was overwritten: the next read continues at its oldest record
                 continue
     finally:
         os.close(handle)
 
 
 def parse(record: str) -> tuple[float, str]:
-    """Return seconds since boot and the text of one record of /dev/kmsg (`priority,number,microseconds,flags;text`)."""
+    """Parse one record of /dev/kmsg: `priority,number,microseconds,flags;text`.
+
+    Parameters
+    ----------
+    record : str
+        The record.
+
+    Returns
+    -------
+    float
+        Seconds since boot.
+    str
+        Its text.
+    """
     head, _, text = record.partition(";")
     fields = head.split(",")
     microseconds = whole(fields[2]) if len(fields) > 2 else None
     return (microseconds or 0) / 1e6, text.partition("\n")[0][:400]
 
 
-def _of_journal(since: float, why: str) -> dict[str, Any]:
+def _read_journal(since: float, reason: str) -> dict[str, Any]:
     argv = ["journalctl", "--dmesg", "--quiet", "--no-pager", "-o", "short-unix", f"--since=@{int(since)}"]
     try:
         done = subprocess.run(argv, check=False, capture_output=True, text=True, errors="replace", timeout=5)
     except (OSError, subprocess.TimeoutExpired):
-        return {"lines": [], "unread": why}
+        return {"lines": [], "unread": reason}
     lines = [_journal_line(line) for line in done.stdout.splitlines()]
-    return {"lines": _kept([line for line in lines if line], since), "unread": "" if done.stdout else why}
+    return {"lines": _kept([line for line in lines if line], since), "unread": "" if done.stdout else reason}
 
 
 def _journal_line(line: str) -> list[Any]:

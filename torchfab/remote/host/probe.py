@@ -1,6 +1,6 @@
-"""What doctor asks of a node: all that can be seen of this machine without starting anything on it.
+"""The node's part of `fab doctor`: everything that can be learned about this machine without starting a job on it.
 
-A part that fails is told as `{"failed": why}`; the others stand.
+A part that fails is reported as `{"failed": reason}`; the other parts are reported all the same.
 """
 
 from __future__ import annotations
@@ -29,62 +29,74 @@ if TYPE_CHECKING:
 
 
 def look(request: dict[str, Any]) -> dict[str, Any]:
-    """Return everything about this machine.
+    """Probe this machine.
 
     Parameters
     ----------
     request : dict
         `python`, `python_path` (PYTHONPATH of a job, or None), `python_timeout_s`, `workdir`, `node_dir`, `names` (the
         files whose contents are compared, relative to the workdir; None: those that this node finds), `variables`
-        (names), `token` (name of a file by which others see that they share a disk with this node; empty: make none),
-        `port` (to listen on; 0: a free one; None: on none).
+        (names of environment variables), `token` (name of a file by which other nodes detect a disk shared with this
+        one; empty: make none), `port` (to listen on; 0: a free one; None: none).
+
+    Returns
+    -------
+    dict
+        The result of each part, by its name.
     """
     workdir, node_dir = request["workdir"], request["node_dir"]
     parts: dict[str, Callable[[], Any]] = {
         "machine": machine,
-        "python": lambda: python_env.ask(
+        "python": lambda: python_env.query(
             request["python"], workdir, request["python_path"], request["python_timeout_s"]
         ),
-        "gpus": gpu_health.look,
+        "gpus": gpu_health.collect,
         "tmux": _tmux,
-        "places": lambda: filesystems.look(workdir, node_dir, request["token"]),
+        "places": lambda: filesystems.collect(workdir, node_dir, request["token"]),
         "limits": limits,
-        "interfaces": interfaces.all_of_them,
+        "interfaces": interfaces.list_interfaces,
         "environment": lambda: {name: os.environ[name] for name in request["variables"] if name in os.environ},
-        "jobs": running_jobs.jobs,
+        "jobs": running_jobs.list_jobs,
         "code": lambda: code_digest.look(workdir, request["names"]),
         "port": lambda: connectivity.listen(request["port"]),
     }
-    return _all_at_once(parts)
+    return _run_concurrently(parts)
 
 
-def _all_at_once(parts: dict[str, Callable[[], Any]]) -> dict[str, Any]:
-    """Return what the parts give; they mostly wait for other programs, so they wait together."""
-    told: dict[str, Any] = {}
+def _run_concurrently(parts: dict[str, Callable[[], Any]]) -> dict[str, Any]:
+    """Run each part in a thread of its own: most of them wait for another program."""
+    results: dict[str, Any] = {}
 
     def work(name: str, part: Callable[[], Any]) -> None:
         try:
-            told[name] = part()
-        except Exception as error:  # one part of a sick machine must not hide the others
-            told[name] = {"failed": f"{type(error).__name__}: {error}"}
+            results[name] = part()
+        except Exception as error:  # one failing part must not hide the others
+            results[name] = {"failed": f"{type(error).__name__}: {error}"}
 
     threads = [threading.Thread(target=work, args=item) for item in parts.items()]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return told
+    return results
 
 
 def machine() -> dict[str, Any]:
-    """Return who this machine is."""
+    """Identify this machine.
+
+    Returns
+    -------
+    dict
+        `hostname`, `boot_id`, `network` (id of the network namespace), `own_addresses` (of its own name), `kernel`,
+        `infiniband` (whether it has an adapter), `time` (seconds since the epoch).
+    """
     name = socket.gethostname()
     return {
         "hostname": name,
         "boot_id": procfs.boot_id(),
-        # Nodes of one network stack reach each other by loopback addresses too.
+        # Nodes in the same network namespace also reach each other by loopback addresses.
         "network": f"{procfs.boot_id()} {os.readlink('/proc/self/ns/net')}",
-        "own_addresses": connectivity.addresses(name),
+        "own_addresses": connectivity.resolve(name),
         "kernel": os.uname().release,
         "infiniband": os.path.isdir("/sys/class/infiniband") and bool(os.listdir("/sys/class/infiniband")),
         "time": time.time(),
@@ -99,7 +111,13 @@ def _tmux() -> dict[str, Any]:
 
 
 def limits() -> dict[str, int | None]:
-    """Return soft limits as `ulimit -n -l -u` counts them (memory in bytes); None: unlimited."""
+    """Return the soft limits of `ulimit -n -l -u`.
+
+    Returns
+    -------
+    dict
+        `files`, `locked` (bytes of locked memory), `processes`; None: unlimited.
+    """
     kinds = {"files": resource.RLIMIT_NOFILE, "locked": resource.RLIMIT_MEMLOCK, "processes": resource.RLIMIT_NPROC}
     found = {name: resource.getrlimit(kind)[0] for name, kind in kinds.items()}
     return {name: None if value == resource.RLIM_INFINITY else value for name, value in found.items()}

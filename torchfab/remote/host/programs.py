@@ -1,4 +1,4 @@
-"""The programs that a launcher needs on a node: where they are, which version they are."""
+"""The programs that a launcher needs on a node: their paths and versions."""
 
 from __future__ import annotations
 
@@ -15,19 +15,26 @@ _TIMEOUT_S = 10
 _VERSION = re.compile(r"\d+(?:\.\d+)+[\w.+-]*")
 
 
-def check(wanted: list[dict[str, Any]], python: str) -> tuple[dict[str, str], list[dict[str, str]]]:
-    """Return the versions of the programs that are there, by name, and a problem for each that is not.
+def check(requirements: list[dict[str, Any]], python: str) -> tuple[dict[str, str], list[dict[str, str]]]:
+    """Check that the required programs are installed.
 
     Parameters
     ----------
-    wanted : list of dict
+    requirements : list of dict
         `names` (alternatives), `install` (the command that installs it), `version_flag`.
     python : str
-        The training interpreter: programs beside it are found before those on PATH.
+        The training interpreter: programs beside it take precedence over those on PATH.
+
+    Returns
+    -------
+    dict of str to str
+        Versions of the programs that were found, by name.
+    list of dict
+        `what` and `fix` for each program that is missing.
     """
     versions: dict[str, str] = {}
     problems = []
-    for program in wanted:
+    for program in requirements:
         found = {name: path for name in program["names"] if (path := find(name, python))}
         versions.update({name: version(path, program["version_flag"]) for name, path in found.items()})
         if not found:
@@ -37,13 +44,39 @@ def check(wanted: list[dict[str, Any]], python: str) -> tuple[dict[str, str], li
 
 
 def find(name: str, python: str) -> str | None:
-    """Return the path of a program; None when there is none."""
+    """Find a program beside the interpreter or on PATH.
+
+    Parameters
+    ----------
+    name : str
+        Its name.
+    python : str
+        The training interpreter.
+
+    Returns
+    -------
+    str or None
+        Its path; None if it is not installed.
+    """
     beside = os.path.dirname(python)
     return shutil.which(name, path=os.pathsep.join([*([beside] if beside else []), os.environ.get("PATH", os.defpath)]))
 
 
 def version(path: str, flag: str) -> str:
-    """Return the version that a program tells; empty when it does not."""
+    """Return the version that a program prints.
+
+    Parameters
+    ----------
+    path : str
+        The program.
+    flag : str
+        The option that makes it print its version.
+
+    Returns
+    -------
+    str
+        Empty if it prints none within 10 s.
+    """
     try:
         done = subprocess.run(
             [path, flag],

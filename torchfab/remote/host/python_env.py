@@ -1,4 +1,4 @@
-"""The training interpreter of a node and what it would import: versions only, as importing torch takes seconds."""
+"""The training interpreter of a node and the versions of its packages, without importing torch, which takes seconds."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-# torch/version.py is what torch itself reports and needs no import; NCCL comes as a package of its own with torch.
-_ASK = r"""
+# torch/version.py holds the versions that torch reports, and needs no import; NCCL is a package of its own.
+_QUERY = r"""
 import ast, importlib.metadata as m, importlib.util as u, json, os, re, sys
 def version(*names):
     for name in names:
@@ -35,12 +35,29 @@ print("\n" + json.dumps(found))
 """
 
 
-def ask(python: str, workdir: str, python_path: str | None, timeout_s: float) -> dict[str, Any]:
-    """Return `python`, `path`, `torch`, `cuda`, `nccl` (empty where there is none), or `problem`."""
-    given = {"PYTHONPATH": python_path} if python_path else {}
+def query(python: str, workdir: str, python_path: str | None, timeout_s: float) -> dict[str, Any]:
+    """Query an interpreter for its version and those of torch, CUDA and NCCL.
+
+    Parameters
+    ----------
+    python : str
+        The interpreter.
+    workdir : str
+        The directory to run it in, if it exists.
+    python_path : str, optional
+        PYTHONPATH of the job.
+    timeout_s : float
+        Time limit in seconds.
+
+    Returns
+    -------
+    dict
+        `python`, `path`, `torch`, `cuda`, `nccl` (empty if not installed); or `problem`.
+    """
+    extra = {"PYTHONPATH": python_path} if python_path else {}
     try:
         done = subprocess.run(
-            [python, "-c", _ASK],
+            [python, "-c", _QUERY],
             check=False,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -48,7 +65,7 @@ def ask(python: str, workdir: str, python_path: str | None, timeout_s: float) ->
             errors="replace",
             timeout=timeout_s,
             cwd=workdir if os.path.isdir(workdir) else None,
-            env={**os.environ, **given},
+            env={**os.environ, **extra},
         )
         return dict(json.loads(done.stdout.splitlines()[-1]))
     except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""What phase one of a launch sees in passing: each costs some milliseconds, and nothing of it keeps a job from going.
+"""The quick checks in phase one of a launch: each takes a few milliseconds, and none of them prevents the launch.
 
-The same things are looked at thoroughly by `torchfab.remote.host.probe`.
+`torchfab.remote.host.probe` checks the same things thoroughly.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-# Without persistence mode nvidia-smi wakes the driver first, for seconds: a launch does not wait for that.
+# Without persistence mode nvidia-smi loads the driver first, which takes seconds: a launch does not wait for that.
 PATIENCE_S = 0.5
 
 
 class Glance:
-    """Begin to look; nvidia-smi works while the launch's own checks do."""
+    """Start nvidia-smi in the background; it runs while the launch makes its other checks."""
 
     def __init__(self) -> None:
         argv = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
@@ -36,7 +36,20 @@ class Glance:
             self.smi = None
 
     def told(self, node_dir: str, workdir: str, script: str | None) -> dict[str, Any]:
-        """Return `disk` of the jobs' folders, `script` (digest of the file that will run; empty: none), `holders`."""
+        """Collect the results.
+
+        Parameters
+        ----------
+        node_dir, workdir : str
+            The folder that holds the job folders, and the working directory.
+        script : str, optional
+            The script that will run, relative to `workdir`.
+
+        Returns
+        -------
+        dict
+            `disk` of `node_dir`, `script` (digest of the script; empty: none), `holders` (processes on the GPUs).
+        """
         path = os.path.join(workdir, script) if script else ""
         return {
             "disk": filesystems.disk(os.path.abspath(os.path.expanduser(node_dir))),
@@ -56,11 +69,22 @@ class Glance:
 
 
 def holders_in(text: str) -> list[dict[str, Any]]:
-    """Return the processes that hold a GPU, `pid` and `memory_mib`, from nvidia-smi's `pid, used_memory` lines."""
+    """Parse nvidia-smi's `pid, used_memory` lines.
+
+    Parameters
+    ----------
+    text : str
+        Its stdout.
+
+    Returns
+    -------
+    list of dict
+        `pid` and `memory_mib` (None if unknown) of each process that uses a GPU.
+    """
     found: dict[int, dict[str, Any]] = {}
     for line in text.splitlines():
-        pid, _, memory = (word.strip() for word in line.partition(","))
+        pid, _, memory = (cell.strip() for cell in line.partition(","))
         if pid.isascii() and pid.isdigit() and len(pid) < 12:
-            known = int(memory) if memory.isascii() and memory.isdigit() else None
-            found.setdefault(int(pid), {"pid": int(pid), "memory_mib": known})
+            memory_mib = int(memory) if memory.isascii() and memory.isdigit() else None
+            found.setdefault(int(pid), {"pid": int(pid), "memory_mib": memory_mib})
     return list(found.values())

@@ -1,4 +1,4 @@
-"""Jobs of torchfab of which something runs on this node, whoever launched them."""
+"""The torchfab jobs with processes on this node, whoever launched them."""
 
 from __future__ import annotations
 
@@ -11,34 +11,40 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-def jobs() -> list[dict[str, Any]]:
-    """Return the jobs by id: how many `processes`, one of them as `example`, and whether they are `supervised`.
+def list_jobs() -> list[dict[str, Any]]:
+    """List the jobs that run here.
 
-    A process is ours if it carries a job's id, and runs in our network namespace: containers and rehearsal hosts can
-    share one /proc.
+    A process belongs to a job if its environment holds the job's id and it runs in our network namespace: containers
+    and rehearsal hosts can share one /proc.
+
+    Returns
+    -------
+    list of dict
+        By id: `job_id`, `processes` (how many), `example` (a description of one), `supervised` (whether a supervisor
+        of the job runs here).
     """
-    ours = os.readlink("/proc/self/ns/net")
+    own_namespace = os.readlink("/proc/self/ns/net")
     found: dict[str, list[int]] = {}
-    programs = []
+    argvs = []
     for pid in procfs.all_pids():
-        programs.append(procfs.command_line(pid))
+        argvs.append(procfs.command_line(pid))
         job_id = procfs.environment(pid).get(procfs.JOB_ID)
-        if job_id and _namespace(pid) == ours and procfs.is_running(pid):
+        if job_id and _namespace(pid) == own_namespace and procfs.is_running(pid):
             found.setdefault(job_id, []).append(pid)
-    return [_job(job_id, pids, programs) for job_id, pids in sorted(found.items())]
+    return [_describe_job(job_id, pids, argvs) for job_id, pids in sorted(found.items())]
 
 
-def _job(job_id: str, pids: list[int], programs: list[list[str]]) -> dict[str, Any]:
-    supervised = any(_supervises(words, job_id) for words in programs)
+def _describe_job(job_id: str, pids: list[int], argvs: list[list[str]]) -> dict[str, Any]:
+    supervised = any(_is_supervisor(argv, job_id) for argv in argvs)
     return {"job_id": job_id, "processes": len(pids), "supervised": supervised, "example": procfs.describe(pids[0])}
 
 
-def _supervises(words: list[str], job_id: str) -> bool:
-    return any(f"/jobs/{job_id}/" in word and word.endswith("/node.py") for word in words[1:4])
+def _is_supervisor(argv: list[str], job_id: str) -> bool:
+    return any(f"/jobs/{job_id}/" in arg and arg.endswith("/node.py") for arg in argv[1:4])
 
 
 def _namespace(pid: int) -> str:
     try:
         return os.readlink(f"/proc/{pid}/ns/net")
-    except OSError:  # gone, or another user's
+    except OSError:  # it has ended, or belongs to another user
         return ""

@@ -55,9 +55,9 @@ def start(folder: str, request: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-def let_go(folder: str, names: list[str], timeout_s: float) -> dict[str, Any]:
+def release(folder: str, names: list[str], timeout_s: float) -> dict[str, Any]:
     """Let the processes of this node begin; return the names of those that did and, as problems, the others."""
-    start_barrier.let_go(folder, names)
+    start_barrier.release(folder, names)
     return _await_all(folder, files.STARTED, names, timeout_s)
 
 

@@ -36,7 +36,7 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
-def let_go(folder: str, names: list[str]) -> None:
+def release(folder: str, names: list[str]) -> None:
     """Let the processes of a job on this node begin, all that are ready."""
     with open(os.path.join(folder, files.GO), "w", opener=_private):
         pass

@@ -80,7 +80,7 @@ class ProcessSupervisor:
         """Start the process, watch it to its end, clean up after it; return its exit code."""
         _become_subreaper()
         try:
-            if not self._is_let_go():
+            if not self._is_released():
                 return 1
             self.child = self._start()
             self._write_started(self.child.pid)
@@ -96,17 +96,17 @@ class ProcessSupervisor:
 
     # ---- the start
 
-    def _is_let_go(self) -> bool:
+    def _is_released(self) -> bool:
         """Wait until the process may begin; say whether it may."""
         job, held_by = os.path.dirname(self.folder), self.spec.get("held_by")
         if held_by:
             start_barrier.say_ready(self.folder)
         ends = start_barrier.end_of(held_by)
-        while (let_go := start_barrier.verdict(job, held_by)) is None and not self.asked:
+        while (released := start_barrier.verdict(job, held_by)) is None and not self.asked:
             self._wait(_HELD_POLL_S if ends else self._pause_s(), ends)
         for handle in ends:
             os.close(handle)
-        if let_go:
+        if released:
             return True
         self._secrets()  # which nobody will read any more
         if not os.path.exists(os.path.join(job, files.STOP)):

@@ -1,9 +1,9 @@
-"""The head of a job: `head.py COMMAND...` runs the launcher, and at its end tells the nodes to which it never came.
+"""The head of a job: `head.py COMMAND...` runs the launcher, then notifies the relays that never got a command.
 
-A launcher that fails early (a wrong option, no way to a node) has not been everywhere. The gates that nobody visited
-would wait for it long after.
+A launcher that fails early (a wrong option, an unreachable node) has not connected to every node. Without the
+notification, the relays of the other nodes would keep waiting for it.
 
-Stands alone (standard library, Python 3.9): a dry run that was pasted into bash has nothing else.
+Needs only the standard library of Python 3.9: a dry run that was pasted into bash has nothing else.
 """
 
 from __future__ import annotations
@@ -17,46 +17,69 @@ import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
-import rsh  # type: ignore[import-not-found]  # noqa: E402  # it lies beside us
+import rsh  # type: ignore[import-not-found]  # noqa: E402  # it lies beside this file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
-PATIENCE_S = 15.0
+NOTIFY_TIMEOUT_S = 15.0
 
 
 def main(command: list[str]) -> int:
-    """Run the launcher; return its exit code."""
+    """Run the launcher, then notify the waiting relays.
+
+    Parameters
+    ----------
+    command : list of str
+        The launcher's command.
+
+    Returns
+    -------
+    int
+        Its exit code.
+    """
     child = subprocess.Popen(command)
     for number in FORWARDED:
-        signal.signal(number, lambda got, _: child.send_signal(got))
+        signal.signal(number, lambda received, _: child.send_signal(received))
     code = child.wait()
     code = code if code >= 0 else 128 - code
-    release(code)
+    notify_relays(code)
     return code
 
 
-def release(code: int) -> None:
-    """Tell the gates that still wait that nothing will come, all at once."""
-    # They end well: it is the head that failed, and it ends after them.
-    words = f"echo 'torchfab: the head ended with {code} before it came here'"
-    os.environ["PATH"] = rsh.without(os.path.join(HERE, "bin"), os.environ.get("PATH", os.defpath))
-    visits = [subprocess.Popen(rsh.argv_for(node, words)) for node in unvisited()]
-    deadline = time.monotonic() + PATIENCE_S
-    for visit in visits:
+def notify_relays(code: int) -> None:
+    """Send an `echo` as the command of every relay that still waits, to all at once.
+
+    Parameters
+    ----------
+    code : int
+        The launcher's exit code.
+    """
+    # The relays exit with 0: the head is the process that failed, and it exits after them.
+    command = f"echo 'torchfab: the head ended with {code} before it reached this node'"
+    os.environ["PATH"] = rsh.path_without(os.path.join(HERE, "bin"), os.environ.get("PATH", os.defpath))
+    children = [subprocess.Popen(rsh.argv_for(node, command)) for node in waiting_nodes()]
+    deadline = time.monotonic() + NOTIFY_TIMEOUT_S
+    for child in children:
         try:
-            visit.wait(max(0.0, deadline - time.monotonic()))
+            child.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            visit.kill()
+            child.kill()
 
 
-def unvisited() -> list[dict[str, Any]]:
-    """Return the nodes whose gates wait."""
+def waiting_nodes() -> list[dict[str, Any]]:
+    """List the nodes whose relays have got no command.
+
+    Returns
+    -------
+    list of dict
+        Entries of nodes.json.
+    """
     with open(os.path.join(HERE, "nodes.json")) as file:
         nodes = json.load(file)["nodes"]
-    return [node for host, node in nodes.items() if node["gate"] and not os.path.exists(rsh.visited(host))]
+    return [node for host, node in nodes.items() if node["gate"] and not os.path.exists(rsh.visited_marker(host))]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What `fab network` runs on the nodes: all-reduce between all ranks, then between pairs of nodes.
+"""The benchmark of `fab network`, run on the nodes: all-reduce between all ranks, then between pairs of nodes.
 
-Rank 0 prints what was measured, a line of JSON each behind MARK. What all must agree on (how often, whether to go on),
-rank 0 decides by its clock and writes into the store. Knows torch.distributed, nothing of torchfab.
+Rank 0 prints each result as one line of JSON after MARK. Whatever all ranks must agree on (how often, whether to
+continue), rank 0 decides by its clock and writes to the store. Uses torch.distributed and nothing of torchfab.
 """
 
 from __future__ import annotations
@@ -24,24 +24,44 @@ MARK = "torchfab-network "
 SIZES = tuple(1024 << (2 * power) for power in range(11))  # 1 KiB to 1 GiB
 PAIR_BYTES = 256 * 1024
 MOST_PAIR_BYTES = 256 * 1024 * 1024
-_FOR_ALL = 0.5  # of the seconds; the other half is for the pairs
-_MARGIN_S = 30.0  # who measures gives up before the ranks do, and says why
-_SLOW = 0.5  # of what the slowest interface says that it can do
+_ALL_RANKS_SHARE = 0.5  # of the time; the other half is for the pairs
+_MARGIN_S = 30.0  # `fab network` gives up before the ranks do, and reports why
+_SLOW = 0.5  # of the nominal speed of the slowest interface
 
 
 def bus_factor(ranks: int) -> float:
-    """Return bus bandwidth by algorithm bandwidth of an all-reduce: 2(n-1)/n.
+    """Return the ratio of bus bandwidth to algorithm bandwidth of an all-reduce: 2(n-1)/n.
 
-    Every byte must leave and reach every rank that often, whatever the algorithm, so that the bus bandwidth can be
-    compared with the hardware's, for any number of ranks (nccl-tests, doc/PERFORMANCE.md).
+    Every rank must send and receive each byte that many times, whatever the algorithm. Therefore the bus bandwidth can
+    be compared with that of the hardware for any number of ranks (nccl-tests, doc/PERFORMANCE.md).
+
+    Parameters
+    ----------
+    ranks : int
+        Number of ranks.
+
+    Returns
+    -------
+    float
     """
     return 2 * (ranks - 1) / ranks
 
 
 def rounds(count: int) -> list[list[tuple[int, int]]]:
-    """Return all pairs of `count` nodes as rounds of disjoint pairs: the circle method of round-robin tournaments.
+    """Schedule all pairs of nodes in rounds of disjoint pairs: the circle method of round-robin tournaments.
 
-    One node stands still, the others move on by one place each round; who faces each other is a pair. An odd one rests.
+    One node keeps its place, the others move by one place each round, and nodes that face each other form a pair. With
+    an odd number of nodes, one of them pauses in each round.
+
+    Parameters
+    ----------
+    count : int
+        Number of nodes.
+
+    Returns
+    -------
+    list of list of tuple
+        The rounds; each pair is in ascending order.
     """
     circle: list[int | None] = [*range(count), *([None] if count % 2 else [])]
     found = []
@@ -53,29 +73,33 @@ def rounds(count: int) -> list[list[tuple[int, int]]]:
 
 
 def is_slow(gbits: Sequence[float], interfaces: Sequence[dict[str, Any]]) -> bool:
-    """Say whether the best bus bandwidth is less than half of what the slowest interface can do, or that is not known.
+    """Return whether the best bus bandwidth is below half of the slowest interface's speed, or that is unknown.
 
     Parameters
     ----------
     gbits : sequence of float
-        Bus bandwidths that were measured, Gbit/s.
+        Measured bus bandwidths, Gbit/s.
     interfaces : sequence of dict
-        With `gbit`, or None, each.
+        Each with `gbit`, its nominal speed, or None.
+
+    Returns
+    -------
+    bool
     """
     speeds = [each["gbit"] for each in interfaces]
     return None in speeds or not gbits or max(gbits) < _SLOW * min(speeds)
 
 
-class Probe:
-    """One rank.
+class Benchmark:
+    """The benchmark of one rank.
 
     Parameters
     ----------
     request : dict
-        `seconds` for all; `patience_s` to find each other; `pairs` (False: only when it is slow); `backend`; `nodes`,
-        the ranks of each node.
+        `seconds` for all measurements; `patience_s`, how long ranks may take to find each other; `pairs` (False: only
+        if the network is slow); `backend`; `nodes`, the ranks of each node.
     torch, dist : modules
-        torch and torch.distributed: imported late, so that the pure part of this file can be tested without.
+        torch and torch.distributed: imported late, so that the pure functions can be tested without them.
     """
 
     def __init__(self, request: dict[str, Any], torch: Any, dist: Any) -> None:
@@ -83,72 +107,78 @@ class Probe:
         self.rank, self.world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self.nodes: list[list[int]] = request["nodes"]
         self.node = next(index for index, ranks in enumerate(self.nodes) if self.rank in ranks)
-        self.patience = timedelta(seconds=request["seconds"] + request["patience_s"] + _MARGIN_S)
+        self.timeout = timedelta(seconds=request["seconds"] + request["patience_s"] + _MARGIN_S)
         self.on_gpu = request["backend"] == "nccl"
         self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if self.on_gpu else torch.device("cpu")
         if self.on_gpu:
             torch.cuda.set_device(self.device)
-        where = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-        store = dist.TCPStore(*where, self.world, self.rank == 0, self.patience)
+        master = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+        store = dist.TCPStore(*master, self.world, self.rank == 0, self.timeout)
         dist.init_process_group(
-            request["backend"], store=store, rank=self.rank, world_size=self.world, timeout=self.patience
+            request["backend"], store=store, rank=self.rank, world_size=self.world, timeout=self.timeout
         )
         self.store = dist.PrefixStore("torchfab", store)
 
     def run(self) -> None:
-        """Measure; rank 0 tells."""
-        interfaces = self._introduce()
+        """Measure; rank 0 prints the results."""
+        interfaces = self._exchange_interfaces()
         begun = time.monotonic()
-        until = begun + self.request["seconds"] * _FOR_ALL
+        until = begun + self.request["seconds"] * _ALL_RANKS_SHARE
         gbits = self._measure_sizes(until)
-        if self._agree("pairs", lambda: self._wants_pairs(gbits, interfaces)):
+        if self._agree("pairs", lambda: self._should_measure_pairs(gbits, interfaces)):
             self._measure_pairs(begun + self.request["seconds"])
-        self.tell({"kind": "done"})
-        self._part()
+        self.emit({"kind": "done"})
+        self._shut_down()
 
-    def _wants_pairs(self, gbits: Sequence[float], interfaces: Sequence[dict[str, Any]]) -> bool:
+    def _should_measure_pairs(self, gbits: Sequence[float], interfaces: Sequence[dict[str, Any]]) -> bool:
         if self.request["pairs"]:
             return len(self.nodes) > 1
-        return len(self.nodes) > 2 and is_slow(gbits, interfaces)  # the only pair of two nodes is all there is
+        return len(self.nodes) > 2 and is_slow(gbits, interfaces)  # with two nodes, the pair was already measured
 
-    def tell(self, value: dict[str, Any]) -> None:
-        """Print a result, if this is rank 0."""
+    def emit(self, value: dict[str, Any]) -> None:
+        """Print a result, if this is rank 0.
+
+        Parameters
+        ----------
+        value : dict
+            The result; its `kind` is hello, size, round or done.
+        """
         if self.rank == 0:
             print(MARK + json.dumps(value), flush=True)
 
-    def _introduce(self) -> list[dict[str, Any]]:
-        """Tell rank 0 by which interface each node is reached; return that of all nodes, on rank 0."""
+    def _exchange_interfaces(self) -> list[dict[str, Any]]:
+        """Send the interface of each node to rank 0; return those of all nodes on rank 0, nothing elsewhere."""
         if self.rank == self.nodes[self.node][0]:
             self.store.set(f"interface/{self.node}", json.dumps(interface(os.environ["MASTER_ADDR"])))
         if self.rank:
             return []
         found = [json.loads(self.store.get(f"interface/{node}")) for node in range(len(self.nodes))]
-        told = {name: os.environ[name] for name in _NAMES if name in os.environ}
+        variables = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
         version = {"torch": self.torch.__version__, "backend": self.request["backend"], "ranks": self.world}
-        self.tell({"kind": "hello", **version, "interfaces": found, "told": told})
+        self.emit({"kind": "hello", **version, "interfaces": found, "told": variables})
         return found
 
     def _agree(self, name: str, decide: Callable[[], Any]) -> Any:
-        """Return on every rank what rank 0 decides."""
+        """Let rank 0 decide; return its decision on every rank."""
         if self.rank == 0:
             self.store.set(name, json.dumps(decide()))
         return json.loads(self.store.get(name))
 
-    def _part(self) -> None:
-        """Leave together: the store is rank 0's."""
+    def _shut_down(self) -> None:
+        """Wait on rank 0 until every rank is done: rank 0 serves the store."""
         self.store.set(f"bye/{self.rank}", "1")
         if self.rank == 0:
-            self.store.wait([f"bye/{rank}" for rank in range(self.world)], self.patience)
+            self.store.wait([f"bye/{rank}" for rank in range(self.world)], self.timeout)
         self.dist.destroy_process_group()
 
     # ---- all ranks
 
     def _measure_sizes(self, until: float) -> list[float]:
-        """Measure one size after the other, as long as the next one can be expected to end in time."""
+        """Measure one size after another, as long as the next one is expected to finish in time."""
         most = self._most_bytes()
         share_s, last_s, gbits = max(0.1, until - time.monotonic()) / len(SIZES), 0.0, []
         for size in SIZES:
-            expected_s = 4 * last_s * 5  # four times the bytes; twice to warm up, and three times
+            expected_s = 4 * last_s * 5  # four times the bytes; two warm-up runs and three measured ones
             ends = time.monotonic() + expected_s
             if not self._agree(f"size/{size}", partial(_fits, size, most, ends, until)):
                 break
@@ -160,11 +190,11 @@ class Probe:
             gbit = size * 8 / last_s / 1e9
             gbits.append(gbit * bus_factor(self.world))
             result = {"bytes": size, "count": count, "p50_s": last_s, "max_s": max(times)}
-            self.tell({"kind": "size", **result, "algbw_gbit": gbit, "busbw_gbit": gbits[-1]})
+            self.emit({"kind": "size", **result, "algbw_gbit": gbit, "busbw_gbit": gbits[-1]})
         return gbits
 
     def _most_bytes(self) -> int:
-        """Return the largest message for which every rank has room thrice, in half of what is free."""
+        """Return the largest message that fits three times into half of the free memory of every rank."""
         if self.on_gpu:
             free = self.torch.cuda.mem_get_info(self.device)[0]
         else:
@@ -179,7 +209,7 @@ class Probe:
         return self.torch.zeros(max(1, size // 4), dtype=self.torch.float32, device=self.device)
 
     def _time(self, tensor: Any, group: Any, count: int) -> list[float]:
-        """Return how long each of some all-reduces took, as seen from this rank."""
+        """Run all-reduces; return the seconds that each took on this rank."""
         times = []
         for _ in range(count):
             begun = time.perf_counter()
@@ -203,14 +233,14 @@ class Probe:
                 self._measure_pair(index, mine, max(0.2, min(2.0, share_s)))
             if self.rank == 0:
                 found = [[*pair, *json.loads(self.store.get(f"pair/{index}/{pair[0]}"))] for pair in pairs]
-                self.tell({"kind": "round", "round": index + 1, "rounds": len(schedule), "pairs": found})
+                self.emit({"kind": "round", "round": index + 1, "rounds": len(schedule), "pairs": found})
             self._agree(f"over/{index}", bool)  # so that rounds do not overlap
 
     def _measure_pair(self, index: int, pair: tuple[int, int], share_s: float) -> None:
-        """Measure the ranks of two nodes by themselves; their first one tells Gbit/s and the latency in seconds."""
+        """Measure between the ranks of two nodes; the first of them stores Gbit/s and the latency in seconds."""
         ranks = sorted(self.nodes[pair[0]] + self.nodes[pair[1]])
         leads = self.rank == self.nodes[pair[0]][0]
-        group = self.dist.new_group(ranks, timeout=self.patience, use_local_synchronization=True)
+        group = self.dist.new_group(ranks, timeout=self.timeout, use_local_synchronization=True)
         small = self._tensor(4)
         self._time(small, group, 2)
         latency_s = min(self._time(small, group, 5))
@@ -243,11 +273,22 @@ def _share(left_s: float, rounds_left: int) -> float:
 
 # ---- interfaces
 
-_NAMES = ("NCCL_SOCKET_IFNAME", "NCCL_IB_HCA", "NCCL_IB_DISABLE", "GLOO_SOCKET_IFNAME")
+_VARIABLES = ("NCCL_SOCKET_IFNAME", "NCCL_IB_HCA", "NCCL_IB_DISABLE", "GLOO_SOCKET_IFNAME")
 
 
 def interface(towards: str) -> dict[str, Any]:
-    """Return the interface by which this machine reaches an address: `name`, `address`, `gbit` (None: not told)."""
+    """Find the interface by which this machine reaches an address.
+
+    Parameters
+    ----------
+    towards : str
+        A host name or an address.
+
+    Returns
+    -------
+    dict
+        `name`, `address`, `gbit` (None: unknown).
+    """
     address = _own_address(towards)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
@@ -258,9 +299,9 @@ def interface(towards: str) -> dict[str, Any]:
 
 def _own_address(towards: str) -> str:
     try:
-        family, kind, _, _, where = socket.getaddrinfo(towards, 9, type=socket.SOCK_DGRAM)[0]
+        family, kind, _, _, address = socket.getaddrinfo(towards, 9, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind) as probe:
-            probe.connect(where)  # of a datagram socket: no packet is sent
+            probe.connect(address)  # a datagram socket: no packet is sent
             return str(probe.getsockname()[0])
     except OSError:
         return ""
@@ -275,7 +316,7 @@ def _ioctl_address(probe: socket.socket, name: str) -> str:
 
 
 def _speed(probe: socket.socket, name: str) -> float | None:
-    """Return what the link of an interface can do, in Gbit/s, by ETHTOOL_GSET (linux/ethtool.h)."""
+    """Return the speed of an interface in Gbit/s, by ETHTOOL_GSET (linux/ethtool.h); None if unknown."""
     command = array.array("B", struct.pack("I40x", 1))
     try:
         fcntl.ioctl(probe, 0x8946, struct.pack("16sP8x", name.encode(), command.buffer_info()[0]))  # SIOCETHTOOL
@@ -287,7 +328,13 @@ def _speed(probe: socket.socket, name: str) -> float | None:
 
 
 def available_bytes() -> int:
-    """Return how much memory programs can have without swapping."""
+    """Return the memory that is available without swapping.
+
+    Returns
+    -------
+    int
+        Bytes; 1 GiB if the kernel does not report it.
+    """
     with open("/proc/meminfo") as file:
         for line in file:
             if line.startswith("MemAvailable:"):
@@ -295,12 +342,18 @@ def available_bytes() -> int:
     return 1 << 30
 
 
-def main(words: Sequence[str]) -> None:
-    """Measure what the one argument, JSON, asks for."""
+def main(args: Sequence[str]) -> None:
+    """Run the benchmark of one rank.
+
+    Parameters
+    ----------
+    args : sequence of str
+        One argument: the request, as JSON.
+    """
     import torch
     import torch.distributed as dist
 
-    Probe(json.loads(words[0]), torch, dist).run()
+    Benchmark(json.loads(args[0]), torch, dist).run()
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
-"""One rank: says who it is as torch.distributed wants to hear it, and runs the script, unchanged.
+"""One rank: sets the environment variables of torch.distributed and runs the unchanged script.
 
-    rank.py --logs COMMAND...       with its output in logs/rank-N.log beside this file, not through the launcher
-    rank.py --script WORDS...       the command in script.json beside this file, and these words
+    rank.py --logs COMMAND...       runs COMMAND; its output goes to logs/rank-N.log beside this file
+    rank.py --script ARGS...        runs the command in script.json beside this file, with ARGS appended
 
-It stays as the script's parent, for what the launchers cannot do: it passes signals on, holds the exit code until the
-supervisor has read it (launchers tell 1, or the OR of all codes), and ends the other ranks where the launcher would
-not.
+It stays the parent of the script and does what the launchers do not: it forwards signals, keeps the exit code until the
+supervisor has recorded it (launchers report 1, or the OR of all codes), and makes MPICH end the other ranks.
 
-Stands alone (standard library, Python 3.9): a dry run that was pasted into bash has nothing else.
+Needs only the standard library of Python 3.9: a dry run that was pasted into bash has nothing else.
 """
 
 from __future__ import annotations
@@ -26,60 +25,94 @@ if TYPE_CHECKING:
 
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-WANTED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-TOLD = (
+TORCH_NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+MPI_NAMES = (
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"),
     ("PMI_RANK", "MPI_LOCALRANKID", "PMI_SIZE", "MPI_LOCALNRANKS"),
 )
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
-HOLD_S = 1.0
+RECORD_TIMEOUT_S = 1.0
 PR_SET_PDEATHSIG = 1
 
 
-def main(words: list[str]) -> None:
-    """Run the rank and end as it ends."""
+def main(args: list[str]) -> None:
+    """Run the rank and exit as it does.
+
+    Parameters
+    ----------
+    args : list of str
+        The command line, without the name of this program.
+    """
     env = environment(os.environ)
-    option, *command = words
+    option, *command = args
     if option == "--logs":
-        write_to(os.path.join(HERE, "logs", f"rank-{env['RANK']}.log"))
+        redirect_output(os.path.join(HERE, "logs", f"rank-{env['RANK']}.log"))
     else:
-        command = script() + command
-    # A session of its own: a launcher that signals our group would reach it twice.
+        command = read_script() + command
+    # A session of its own: otherwise a launcher that signals our process group would signal the script twice.
     child = subprocess.Popen(
         command,
         env=env,
-        close_fds=False,  # PMI talks over an inherited one
+        close_fds=False,  # PMI uses an inherited descriptor
         start_new_session=True,
-        preexec_fn=end_with_parent,  # noqa: PLW1509  # there is one thread
+        preexec_fn=end_with_parent,  # noqa: PLW1509  # there is only one thread
     )
     for number in FORWARDED:
-        signal.signal(number, lambda got, _: os.kill(child.pid, got))  # not reaped yet: it is there
+        signal.signal(number, lambda received, _: os.kill(child.pid, received))  # not reaped yet: the pid is valid
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    if "RANK" not in os.environ:  # else the supervisor takes us for the rank
-        hold(child.pid)
-    end_as(child.wait(), env)
+    if "RANK" not in os.environ:  # otherwise the supervisor takes this process for the rank
+        wait_until_recorded(child.pid)
+    exit_like(child.wait(), env)
 
 
-def environment(told: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of the rank."""
-    env = dict(told)
-    for names in TOLD:
-        if names[0] in told:
-            env.update(zip(WANTED, (told[name] for name in names)))
+def environment(inherited: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of the rank.
+
+    Parameters
+    ----------
+    inherited : Mapping of str to str
+        The environment that the launcher gave to this process.
+
+    Returns
+    -------
+    dict of str to str
+        The same, with the variables of torch.distributed.
+
+    Raises
+    ------
+    SystemExit
+        No variable holds the rank.
+    """
+    env = dict(inherited)
+    for names in MPI_NAMES:
+        if names[0] in inherited:
+            env.update(zip(TORCH_NAMES, (inherited[name] for name in names)))
     if "RANK" not in env:
-        sys.exit("torchfab: neither Open MPI nor MPICH nor RANK says which rank this is")
+        sys.exit("torchfab: the rank is unknown: neither Open MPI's nor MPICH's variables nor RANK are set")
     env.setdefault("TORCHELASTIC_ERROR_FILE", os.path.join(HERE, "errors", f"rank-{env['RANK']}.json"))
     return env
 
 
-def script() -> list[str]:
-    """Return the command that lies beside this file."""
+def read_script() -> list[str]:
+    """Read the command from script.json beside this file.
+
+    Returns
+    -------
+    list of str
+        Its argv.
+    """
     with open(os.path.join(HERE, "script.json"), encoding="utf-8") as file:
         return list(json.load(file))
 
 
-def write_to(path: str) -> None:
-    """Send our output, and that of the script, to a file."""
+def redirect_output(path: str) -> None:
+    """Redirect stdout and stderr, which the script inherits, to a file.
+
+    Parameters
+    ----------
+    path : str
+        The file; it is appended to.
+    """
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -87,13 +120,19 @@ def write_to(path: str) -> None:
 
 
 def end_with_parent() -> None:
-    """In the child: a launcher that kills us means the script, but it gets the time that the job gives (--grace)."""
+    """Ask the kernel, in the child, for SIGTERM when this process is killed: the script keeps its grace period."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
 
 
-def hold(pid: int) -> None:
-    """Wait, while the ended child is a zombie still, until the supervisor has noted its exit code."""
-    deadline = time.monotonic() + HOLD_S
+def wait_until_recorded(pid: int) -> None:
+    """Wait until the supervisor has recorded the exit code of the child, which is still a zombie.
+
+    Parameters
+    ----------
+    pid : int
+        The child.
+    """
+    deadline = time.monotonic() + RECORD_TIMEOUT_S
     while os.path.exists(os.path.join(HERE, "started.json")) and time.monotonic() < deadline:
         try:
             with open(os.path.join(HERE, "ranks.json")) as file:
@@ -105,10 +144,18 @@ def hold(pid: int) -> None:
         time.sleep(0.01)
 
 
-def end_as(code: int, env: Mapping[str, str]) -> None:
-    """End with that code, or by that signal."""
+def exit_like(code: int, env: Mapping[str, str]) -> None:
+    """Exit with the same code, or by the same signal.
+
+    Parameters
+    ----------
+    code : int
+        The return code of the child, negative for a signal.
+    env : Mapping of str to str
+        The environment of the rank.
+    """
     if code and "PMI_FD" in env:
-        # MPICH leaves the other ranks alone when one fails without MPI_Abort: say what that says (PMI-1, cmd=abort).
+        # MPICH does not end the other ranks when one fails without MPI_Abort: send the same message (PMI-1, cmd=abort).
         os.write(int(env["PMI_FD"]), b"cmd=abort exitcode=%d\n" % (code if code > 0 else 128 - code))
     if code >= 0:
         sys.exit(code)

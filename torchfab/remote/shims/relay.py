@@ -1,11 +1,10 @@
-"""The door of a node, for a head on another node: `relay.py await` waits inside, `relay.py deliver TEXT` knocks.
+"""The relay of a node: `relay.py await` waits for one command; `relay.py deliver TEXT`, run by the head, sends it.
 
-The launcher's ssh brings one command to this node. It does not run it: it hands it to the process that already waits
-here, which its supervisor answers for. So the command lives where the logs, the exit code and `stop` of this node look
-for it, and with the environment that the plan gave to this node, secrets included, of which the launcher's ssh knows
-nothing.
+The launcher's ssh does not run its command on the node: it hands it over to the relay, which runs below the node's
+supervisor. Therefore logs, exit code and `stop` work as for any other process of the job, and the command has the
+environment that the plan gave to the node, including secrets, which the launcher's ssh does not have.
 
-Stands alone (standard library, Python 3.9): a dry run that was pasted into bash has nothing else.
+Needs only the standard library of Python 3.9: a dry run that was pasted into bash has nothing else.
 """
 
 from __future__ import annotations
@@ -25,54 +24,86 @@ if TYPE_CHECKING:
 
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-COMMAND, DOOR, END = (os.path.join(HERE, name) for name in ("command.json", "door.json", "end.json"))
-PATIENCE_S = 600.0  # a head that has not come by then has failed before it came to us
-KNOCK_S = 60.0
+COMMAND, WAITING, END = (os.path.join(HERE, name) for name in ("command.json", "door.json", "end.json"))
+COMMAND_TIMEOUT_S = 600.0  # a head that has sent nothing by then has failed
+RELAY_TIMEOUT_S = 60.0
 POLL_S = 0.05
 GRACE_S = 10.0
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 
-def wait_inside() -> int:
-    """Wait for the command, run it, and return its exit code; end it when the one who brought it has gone."""
-    write(DOOR, me())
-    command = wait_for(lambda: read(COMMAND), PATIENCE_S)
+def serve() -> int:
+    """Wait for the command and run it; end it when the process that delivered it has ended.
+
+    Returns
+    -------
+    int
+        The command's exit code.
+    """
+    write_json(WAITING, own_process())
+    command = wait_for(lambda: read_json(COMMAND), COMMAND_TIMEOUT_S)
     if command is None:
-        print(f"torchfab: the head did not come within {PATIENCE_S:g} s", flush=True)
+        print(f"torchfab: the head sent no command within {COMMAND_TIMEOUT_S:g} s", flush=True)
         return 1
     child = subprocess.Popen(["/bin/sh", "-c", command["text"]], start_new_session=True)
     for number in FORWARDED:
-        signal.signal(number, lambda got, _: tell(child, got))
-    code = watch(child, command) or code_of_ranks()
-    write(END, {"code": code})
+        signal.signal(number, lambda received, _: signal_session(child, received))
+    code = watch(child, command) or first_failed_code()
+    write_json(END, {"code": code})
     return code
 
 
-def watch(child: subprocess.Popen[bytes], visitor: dict[str, Any]) -> int:
-    """Return how the child ends; if its visitor leaves before, end it."""
+def watch(child: subprocess.Popen[bytes], sender: dict[str, Any]) -> int:
+    """Wait for the child; end it if its sender ends first.
+
+    Parameters
+    ----------
+    child : subprocess.Popen
+        The command.
+    sender : dict
+        `pid` and `start` of the process that delivered it.
+
+    Returns
+    -------
+    int
+        The child's exit code; 1 if it was ended.
+    """
     while child.poll() is None:
-        if not is_alive(visitor):
-            print("torchfab: the head has hung up", flush=True)
-            tell(child, signal.SIGTERM)
+        if not is_alive(sender):
+            print("torchfab: the head has closed the connection", flush=True)
+            signal_session(child, signal.SIGTERM)
             if wait_for(lambda: child.poll() is not None, GRACE_S) is None:
-                tell(child, signal.SIGKILL)
+                signal_session(child, signal.SIGKILL)
             return 1
         time.sleep(POLL_S)
     return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
 
-def code_of_ranks() -> int:
-    """Return the exit code of the rank that failed first, as our supervisor saw it; 0 when none did.
+def first_failed_code() -> int:
+    """Return the exit code of the rank that failed first, as recorded by the supervisor.
 
-    The daemon of Open MPI ends well whatever its ranks did.
+    The daemon of Open MPI exits with 0 even if its ranks have failed.
+
+    Returns
+    -------
+    int
+        0 if no rank has failed.
     """
-    failed = [rank for rank in read(os.path.join(HERE, "ranks.json")) or [] if rank["ended"] and rank["code"]]
+    failed = [rank for rank in read_json(os.path.join(HERE, "ranks.json")) or [] if rank["ended"] and rank["code"]]
     code = int(min(failed, key=lambda rank: rank["ended"])["code"]) if failed else 0
     return code if code >= 0 else 128 - code
 
 
-def tell(child: subprocess.Popen[bytes], number: int) -> None:
-    """Send a signal to all that the command has started and that has not left its session."""
+def signal_session(child: subprocess.Popen[bytes], number: int) -> None:
+    """Send a signal to the process group of the command.
+
+    Parameters
+    ----------
+    child : subprocess.Popen
+        The command.
+    number : int
+        The signal.
+    """
     try:
         os.killpg(child.pid, number)
     except OSError:  # it has just ended
@@ -80,52 +111,108 @@ def tell(child: subprocess.Popen[bytes], number: int) -> None:
 
 
 def deliver(text: str) -> int:
-    """Hand a command to the one who waits here; return its exit code when it has ended."""
-    if not write(COMMAND, {"text": text, **me()}, only_first=True):
-        print("torchfab: this node has had its command; another one is not run", file=sys.stderr)
+    """Deliver a command to the relay of this node and wait for its end.
+
+    Parameters
+    ----------
+    text : str
+        The command, as shell.
+
+    Returns
+    -------
+    int
+        The command's exit code; 0 if the relay already has a command; 255 if there is no relay, or on disconnection.
+    """
+    if not write_json(COMMAND, {"text": text, **own_process()}, only_first=True):
+        print("torchfab: this node already has its command; another one is not run", file=sys.stderr)
         return 0
-    if wait_for(lambda: read(DOOR), KNOCK_S) is None:
-        print(f"torchfab: nobody waits in {HERE}", file=sys.stderr)
+    if wait_for(lambda: read_json(WAITING), RELAY_TIMEOUT_S) is None:
+        print(f"torchfab: no relay waits in {HERE}", file=sys.stderr)
         return 255
-    host = read(DOOR)
-    while not has_hung_up() and (is_alive(host) or read(END)):
-        end = read(END)
+    relay = read_json(WAITING)
+    while not is_disconnected() and (is_alive(relay) or read_json(END)):
+        end = read_json(END)
         if end:
             return int(end["code"])
         time.sleep(POLL_S)
     return 255
 
 
-def has_hung_up() -> bool:
-    """Say whether nobody reads our output any more: the connection is closed."""
+def is_disconnected() -> bool:
+    """Return whether the reader of our stdout has closed it: the ssh connection is gone.
+
+    Returns
+    -------
+    bool
+    """
     poll = select.poll()
     poll.register(1, 0)
     return bool(poll.poll(0))
 
 
-def wait_for(ask: Callable[[], Any], patience_s: float) -> Any:
-    """Return the first true answer; None when there is none in time."""
-    deadline = time.monotonic() + patience_s
+def wait_for(condition: Callable[[], Any], timeout_s: float) -> Any:
+    """Poll a condition until it is true.
+
+    Parameters
+    ----------
+    condition : callable
+        Called every POLL_S seconds.
+    timeout_s : float
+        Time limit in seconds.
+
+    Returns
+    -------
+    object
+        Its first true value; None after the time limit.
+    """
+    deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        answer = ask()
-        if answer:
-            return answer
+        value = condition()
+        if value:
+            return value
         time.sleep(POLL_S)
     return None
 
 
-def me() -> dict[str, Any]:
-    """Return who we are: a pid and its start time."""
+def own_process() -> dict[str, Any]:
+    """Identify this process.
+
+    Returns
+    -------
+    dict
+        `pid` and `start`, its start time.
+    """
     return {"pid": os.getpid(), "start": start_time(os.getpid())}
 
 
-def is_alive(who: dict[str, Any]) -> bool:
-    """Say whether that process still runs."""
-    return bool(start_time(who["pid"]) == who["start"])
+def is_alive(process: dict[str, Any]) -> bool:
+    """Return whether a process still runs.
+
+    Parameters
+    ----------
+    process : dict
+        As `own_process` returns it.
+
+    Returns
+    -------
+    bool
+    """
+    return bool(start_time(process["pid"]) == process["start"])
 
 
 def start_time(pid: int) -> int | None:
-    """Return when a process started, in ticks since boot; None when there is no such process (a zombie is none)."""
+    """Return the start time of a process.
+
+    Parameters
+    ----------
+    pid : int
+        The process.
+
+    Returns
+    -------
+    int or None
+        Ticks since boot; None if it does not run, or is a zombie.
+    """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b") ")[2].split()
@@ -134,23 +221,49 @@ def start_time(pid: int) -> int | None:
     return None if fields[0] in b"ZX" else int(fields[19])
 
 
-def write(path: str, value: Any, only_first: bool = False) -> bool:
-    """Write JSON atomically; `only_first`: unless the file is there, and say whether it was not."""
-    beside = f"{path}.{os.getpid()}"
-    with open(beside, "w") as file:
+def write_json(path: str, value: Any, only_first: bool = False) -> bool:
+    """Write a JSON file atomically.
+
+    Parameters
+    ----------
+    path : str
+        The file.
+    value : object
+        Its content.
+    only_first : bool
+        Keep a file that exists. Default False.
+
+    Returns
+    -------
+    bool
+        Whether the file was written.
+    """
+    temporary = f"{path}.{os.getpid()}"
+    with open(temporary, "w") as file:
         json.dump(value, file)
     try:
-        (os.link if only_first else os.replace)(beside, path)
+        (os.link if only_first else os.replace)(temporary, path)
     except FileExistsError:
         return False
     finally:
         if only_first:
-            os.unlink(beside)
+            os.unlink(temporary)
     return True
 
 
-def read(path: str) -> Any:
-    """Return the JSON in a file; None when there is none."""
+def read_json(path: str) -> Any:
+    """Read a JSON file.
+
+    Parameters
+    ----------
+    path : str
+        The file.
+
+    Returns
+    -------
+    object
+        Its content; None if it does not exist or does not hold JSON.
+    """
     try:
         with open(path) as file:
             return json.load(file)
@@ -160,4 +273,4 @@ def read(path: str) -> Any:
 
 if __name__ == "__main__":
     os.umask(0o077)
-    sys.exit(wait_inside() if sys.argv[1] == "await" else deliver(sys.argv[2]))
+    sys.exit(serve() if sys.argv[1] == "await" else deliver(sys.argv[2]))

@@ -1,9 +1,9 @@
-"""The ssh of a launcher's head: `rsh.py [OPTIONS] HOST COMMAND...` brings the command to the gate of that node.
+"""The rsh agent of a job's head: `rsh.py [OPTIONS] HOST COMMAND...` delivers the command to the relay of that node.
 
-`nodes.json` beside it says for each host how it is reached; the launcher's own options are not needed. A node without a
-gate is this one: its command runs here, below the head.
+`nodes.json` beside this file says how each host is reached; the launcher's own ssh options are ignored. A node without
+a relay (key `gate`) is this one: its command runs here, below the head.
 
-Stands alone (standard library, Python 3.9): a dry run that was pasted into bash has nothing else.
+Needs only the standard library of Python 3.9: a dry run that was pasted into bash has nothing else.
 """
 
 from __future__ import annotations
@@ -16,45 +16,74 @@ import subprocess
 import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-WITH_VALUE = "BbcDEeFIiJLlmOopQRSWw"  # the options of ssh(1) that take one
-FILES = ("-F", "-i")
+OPTIONS_WITH_VALUE = "BbcDEeFIiJLlmOopQRSWw"  # the options of ssh(1) that take a value
+FILE_OPTIONS = ("-F", "-i")
 
 
-def main(words: list[str]) -> int:
-    """Run the command there and return its exit code."""
-    host, command = split(words)
+def main(args: list[str]) -> int:
+    """Run a command on a node.
+
+    Parameters
+    ----------
+    args : list of str
+        The command line of an ssh.
+
+    Returns
+    -------
+    int
+        The command's exit code; 255 if the host does not belong to the job.
+    """
+    host, command = split(args)
     with open(os.path.join(HERE, "nodes.json")) as file:
-        known = json.load(file)
-    node = known["nodes"].get(host)
+        config = json.load(file)
+    node = config["nodes"].get(host)
     if node is None:
-        print(f"torchfab: {host} is no node of this job", file=sys.stderr)
+        print(f"torchfab: {host} is not a node of this job", file=sys.stderr)
         return 255
     if command[0].startswith("pkill"):
-        # deepspeed stops so, and would hit every deepspeed of this user. The gates end what is below them.
+        # deepspeed stops its job by pkill, which would kill every deepspeed of this user. The relays end the processes
+        # below them.
         return 0
-    # A program named ssh that calls us must not find itself.
-    os.environ["PATH"] = without(os.path.join(HERE, "bin"), os.environ.get("PATH", os.defpath))
+    # bin/ssh, which calls this program, must not be found again.
+    os.environ["PATH"] = path_without(os.path.join(HERE, "bin"), os.environ.get("PATH", os.defpath))
     argv = argv_for(node, " ".join(command))
-    open(visited(host), "w").close()
-    if not known["fail_fast"]:
+    open(visited_marker(host), "w").close()
+    if not config["fail_fast"]:
         os.execvp(argv[0], argv)
     code = subprocess.call(argv)
     if code:
-        # The head would wait for the other nodes, and they for this one, for ever.
-        os.kill(head(), signal.SIGTERM)
+        # Otherwise the head would wait for the other nodes, and they for this one, forever.
+        os.kill(head_pid(), signal.SIGTERM)
     return code
 
 
-def head() -> int:
-    """Return the pid of the head: the topmost process above us that carries the job's id."""
+def head_pid() -> int:
+    """Find the head: the topmost ancestor with the job's id in its environment.
+
+    Returns
+    -------
+    int
+        Its pid.
+    """
     pid, parent = os.getpid(), os.getppid()
-    while parent > 1 and b"TORCHFAB_JOB_ID=" in contents(f"/proc/{parent}/environ"):
-        pid, parent = parent, int(contents(f"/proc/{parent}/stat").rpartition(b") ")[2].split()[1])
+    while parent > 1 and b"TORCHFAB_JOB_ID=" in read_bytes(f"/proc/{parent}/environ"):
+        pid, parent = parent, int(read_bytes(f"/proc/{parent}/stat").rpartition(b") ")[2].split()[1])
     return pid
 
 
-def contents(path: str) -> bytes:
-    """Return what is in a file; nothing where it cannot be read."""
+def read_bytes(path: str) -> bytes:
+    """Read a file.
+
+    Parameters
+    ----------
+    path : str
+        The file.
+
+    Returns
+    -------
+    bytes
+        Its content; empty if it cannot be read.
+    """
     try:
         with open(path, "rb") as file:
             return file.read()
@@ -62,41 +91,99 @@ def contents(path: str) -> bytes:
         return b""
 
 
-def visited(host: str) -> str:
-    """Return the path of the file that tells that the head has been at a host."""
+def visited_marker(host: str) -> str:
+    """Return the path of the marker file for a host that the head has connected to.
+
+    Parameters
+    ----------
+    host : str
+        Its name in nodes.json.
+
+    Returns
+    -------
+    str
+    """
     return os.path.join(HERE, f"visited-{host}")
 
 
-def split(words: list[str]) -> tuple[str, list[str]]:
-    """Return the host and the command of an ssh command line."""
+def split(args: list[str]) -> tuple[str, list[str]]:
+    """Split an ssh command line, dropping its options.
+
+    Parameters
+    ----------
+    args : list of str
+        The command line, without the name of the program.
+
+    Returns
+    -------
+    str
+        The host.
+    list of str
+        The command.
+    """
     at = 0
-    while at < len(words) and words[at].startswith("-"):
-        at += 2 if words[at][1:] and words[at][-1] in WITH_VALUE and len(words[at]) == 2 else 1
-    return words[at], words[at + 1 :]
+    while at < len(args) and args[at].startswith("-"):
+        at += 2 if args[at][1:] and args[at][-1] in OPTIONS_WITH_VALUE and len(args[at]) == 2 else 1
+    return args[at], args[at + 1 :]
 
 
 def argv_for(node: dict[str, list[str]], text: str) -> list[str]:
-    """Return the command that runs `text` on a node."""
-    inside = [*node["gate"], text] if node["gate"] else ["/bin/sh", "-c", text]
+    """Return the command that runs `text` on a node.
+
+    Parameters
+    ----------
+    node : dict
+        Its entry in nodes.json: `ssh` (empty: this node) and `gate` (the relay's command; empty: none).
+    text : str
+        The command to run, as shell.
+
+    Returns
+    -------
+    list of str
+        An argv.
+    """
+    remote = [*node["gate"], text] if node["gate"] else ["/bin/sh", "-c", text]
     if not node["ssh"]:
-        return inside
-    return [*existing(node["ssh"]), shlex.join(["exec", *inside])]
+        return remote
+    return [*drop_missing_files(node["ssh"]), shlex.join(["exec", *remote])]
 
 
-def existing(words: list[str]) -> list[str]:
-    """Leave out files of the launch machine that this one does not have: its own configuration holds then."""
+def drop_missing_files(argv: list[str]) -> list[str]:
+    """Drop the options -F and -i whose files exist on the launch machine only; ssh then uses this node's configuration.
+
+    Parameters
+    ----------
+    argv : list of str
+        An ssh command line.
+
+    Returns
+    -------
+    list of str
+    """
     kept: list[str] = []
-    for word in words:
-        if kept and kept[-1] in FILES and not os.path.exists(word):
-            print(f"torchfab: there is no {word} here; ssh goes without it", file=sys.stderr)
+    for arg in argv:
+        if kept and kept[-1] in FILE_OPTIONS and not os.path.exists(arg):
+            print(f"torchfab: {arg} does not exist on this node; ssh runs without it", file=sys.stderr)
             kept.pop()
         else:
-            kept.append(word)
+            kept.append(arg)
     return kept
 
 
-def without(folder: str, path: str) -> str:
-    """Return PATH without a folder."""
+def path_without(folder: str, path: str) -> str:
+    """Remove a folder from a PATH.
+
+    Parameters
+    ----------
+    folder : str
+        The folder.
+    path : str
+        The PATH.
+
+    Returns
+    -------
+    str
+    """
     return os.pathsep.join(each for each in path.split(os.pathsep) if each != folder)
 
 

@@ -95,7 +95,7 @@ def _sbatch(request: dict[str, Any]) -> str:
     return out.strip().splitlines()[-1].partition(";")[0]
 
 
-def take_back(request: dict[str, Any], slurm_id: str) -> None:
+def rollback(request: dict[str, Any], slurm_id: str) -> None:
     """Cancel a job whose submission nobody confirmed, and remove its folder."""
     try:
         job.run("scancel", slurm_id)

@@ -1,6 +1,6 @@
-"""The stacks of the job's ranks on this node: of all at once, by py-spy, else by the signal that faulthandler answers.
+"""Stack dumps of a job's ranks on this node, of all ranks at once: by py-spy, else by a signal to faulthandler.
 
-The ranks are no descendants of ours (they are their supervisor's), so that py-spy needs the right to ptrace them.
+The ranks are descendants of their supervisor, not of this process, so py-spy needs the right to ptrace them.
 """
 
 from __future__ import annotations
@@ -16,68 +16,100 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_CPU_S = 0.25  # how long a process is watched to learn how much it computes
+_CPU_S = 0.25  # interval over which the CPU use of a process is measured
 _STOPPED, _UNINTERRUPTIBLE = "T", "D"
 _CAP_SYS_PTRACE = 19
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """Return the stacks of the job's ranks here."""
-    return of_node(files.folder_of(request), request)
-
-
-def of_node(folder: str, request: dict[str, Any]) -> dict[str, Any]:
-    """Return the stacks of the ranks whose job's folder on this node is `folder`.
+    """Dump the stacks of the job's ranks on this node.
 
     Parameters
     ----------
     request : dict
-        `ranks` (those wanted; None for all), `native`, `timeout_s` (for each rank), `signal` (name of the one that
-        faulthandler answers; empty: none is sent), and `program`: py-spy itself, as `spy.unpack` takes it; empty: none
-        can be had; or `copy`: the path of one that was sent. With neither, and where none is found: `wants` in the
-        answer, and nothing else was done.
+        As `of_node` takes it, with the keys that `files.folder_of` needs.
+
+    Returns
+    -------
+    dict
+        As `of_node` returns it.
+    """
+    return of_node(files.folder_of(request), request)
+
+
+def of_node(folder: str, request: dict[str, Any]) -> dict[str, Any]:
+    """Dump the stacks of the ranks in a job's folder.
+
+    Parameters
+    ----------
+    folder : str
+        The job's folder on this node.
+    request : dict
+        `ranks` (which ones; None: all), `native`, `timeout_s` (for each rank), `signal` (name of the signal that
+        faulthandler handles; empty: send none), and `program`: py-spy itself, as `pyspy.unpack` takes it; empty: not
+        available; or `copy`: the path of a py-spy that was sent. If neither is given and none is found, the answer
+        holds `wants`, and nothing else was done.
 
     Returns
     -------
     dict
         `ranks`: one entry each, as `_entry` makes it, with `threads` (main thread first), `by`, `problem`; `spy`:
-        where py-spy was found; `rights`: what decides whether it may look; `machine`.
+        where py-spy was found; `rights`: the settings that decide whether py-spy may ptrace; `machine`.
     """
     entries = targets(folder, request["ranks"])
     running = [entry for entry in entries if entry["ended"] is None]
-    told: dict[str, Any] = {"machine": os.uname().machine, "rights": rights(), "spy": "", "ranks": entries}
+    result: dict[str, Any] = {"machine": os.uname().machine, "rights": ptrace_rights(), "spy": "", "ranks": entries}
     if not running:
-        return told
-    path, told["spy"] = pyspy.find([each for entry in running for each in entry.pop("beside")])
+        return result
+    path, result["spy"] = pyspy.find([each for entry in running for each in entry.pop("beside")])
     if not path and request.get("copy"):
-        path, told["spy"] = request["copy"], "sent"
+        path, result["spy"] = request["copy"], "sent"
     if not path and "program" not in request:
-        return {**told, "wants": True, "ranks": []}
+        return {**result, "wants": True, "ranks": []}
     _measure(running)
     if path or not request["program"]:
         _dump(path, running, request)
-        return told
+        return result
     path = pyspy.unpack(request["program"], folder)
-    told["spy"] = "sent" if path else ""
+    result["spy"] = "sent" if path else ""
     try:
         _dump(path, running, request)
     finally:
         pyspy.remove(path)
-    return told
+    return result
 
 
-def rights() -> dict[str, Any]:
-    """Return what decides whether one process may look into another of the same user."""
+def ptrace_rights() -> dict[str, Any]:
+    """Return the settings that decide whether a process may ptrace another one of the same user.
+
+    Returns
+    -------
+    dict
+        `ptrace_scope` (of Yama; empty if it is not in use), `cap_sys_ptrace`, `uid`.
+    """
     effective = int(_status_field(os.getpid(), "CapEff") or "0", 16)
     scope = status.tail("/proc/sys/kernel/yama/ptrace_scope").strip()
     return {"ptrace_scope": scope, "cap_sys_ptrace": bool(effective >> _CAP_SYS_PTRACE & 1), "uid": os.getuid()}
 
 
-# ---- whose
+# ---- processes
 
 
 def targets(folder: str, wanted: list[int] | None) -> list[dict[str, Any]]:
-    """Return the ranks on this node, each as seen last; a process without ranks stands in for those it will start."""
+    """List the ranks on this node with their last known status.
+
+    Parameters
+    ----------
+    folder : str
+        The job's folder on this node.
+    wanted : list of int, optional
+        Which ranks; None: all.
+
+    Returns
+    -------
+    list of dict
+        One entry for each rank; a process without ranks has one entry for those that it will start.
+    """
     found: list[dict[str, Any]] = []
     for name in files.processes(folder):
         own = os.path.join(folder, name)
@@ -96,13 +128,13 @@ def _entry(name: str, folder: str, spec: dict[str, Any], rank: dict[str, Any]) -
         entry["ended"] = time.time()
     if entry["ended"] is None:
         entry["pid"] = _python_below(rank["pid"])
-        entry["beside"] = _places(entry["pid"], spec)
+        entry["beside"] = _interpreter_folders(entry["pid"], spec)
         entry["folder"] = folder
     return entry
 
 
 def _python_below(pid: int) -> int:
-    """Return the interpreter: `pid` itself, or below a shell script that a rank may begin with."""
+    """Return the pid of the interpreter: `pid` itself, or a descendant if the rank starts with a shell script."""
     below = procfs.find_below(pid, lambda each: "python" in os.path.basename(_program(each)))
     return below[0] if below else pid
 
@@ -114,17 +146,17 @@ def _program(pid: int) -> str:
         return ""
 
 
-def _places(pid: int, spec: dict[str, Any]) -> list[str]:
-    """Return the folders in which a py-spy of the training may lie: beside its interpreter, as called and as it is."""
-    called = [*spec.get("argv", ())[:1], *procfs.command_line(pid)[:1], _program(pid)]
-    return [os.path.dirname(each) for each in called if each.startswith("/")]
+def _interpreter_folders(pid: int, spec: dict[str, Any]) -> list[str]:
+    """Return the folders of the interpreter, by its name in argv and by its real path: py-spy may lie there."""
+    paths = [*spec.get("argv", ())[:1], *procfs.command_line(pid)[:1], _program(pid)]
+    return [os.path.dirname(path) for path in paths if path.startswith("/")]
 
 
-# ---- how they are
+# ---- state
 
 
 def _measure(running: list[dict[str, Any]]) -> None:
-    """Note the state of each process, what it waits for in the kernel, and how much it computes (1.0: one core)."""
+    """Add the state of each process, the kernel function that it waits in, and its CPU use (1.0: one core)."""
     begun, before = time.monotonic(), [_cpu_s(entry["pid"]) for entry in running]
     time.sleep(_CPU_S)
     passed_s = time.monotonic() - begun
@@ -148,11 +180,11 @@ def _status_field(pid: int, name: str) -> str:
     return ""
 
 
-# ---- their stacks
+# ---- stacks
 
 
 def _dump(path: str, running: list[dict[str, Any]], request: dict[str, Any]) -> None:
-    """Fill in the stacks of all ranks at once, or why there are none."""
+    """Add the stacks of all ranks, or the reason why there are none."""
     if path:
         pyspy.dump_all(path, running, request["native"], request["timeout_s"])
     else:
@@ -161,15 +193,15 @@ def _dump(path: str, running: list[dict[str, Any]], request: dict[str, Any]) -> 
     left = [entry for entry in running if not entry["threads"]]
     for entry in left:
         caught = int(_status_field(entry["pid"], "SigCgt") or "0", 16)
-        entry["signal"] = faulthandler.may_ask(entry["state"], caught, request["signal"])
-    faulthandler.ask_all([entry for entry in left if entry["signal"] == faulthandler.MAY], request["signal"])
+        entry["signal"] = faulthandler.check_signal(entry["state"], caught, request["signal"])
+    faulthandler.signal_all([entry for entry in left if entry["signal"] == faulthandler.ALLOWED], request["signal"])
     for entry in running:
         _add_source(entry["threads"][:1])
         del entry["folder"]
 
 
 def _add_source(threads: list[dict[str, Any]]) -> None:
-    """Add to each frame the text of its line: a call into C, such as time.sleep, has no frame of its own."""
+    """Add the source line to each frame: a call into C, such as time.sleep, has no frame of its own."""
     texts: dict[str, list[str]] = {}
     for thread in threads:
         for frame in thread["frames"]:

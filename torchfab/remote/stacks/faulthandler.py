@@ -1,6 +1,6 @@
-"""The stacks that Python's faulthandler writes when a signal comes: asked for, waited for in the log, and read.
+"""Stack dumps by Python's faulthandler: send its signal, wait for the dump in the log, and parse it.
 
-Only a process that catches the signal gets it: any other would die of it.
+The signal goes only to processes that catch it: it would kill any other.
 """
 
 from __future__ import annotations
@@ -17,38 +17,51 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-MAY = "may"
+ALLOWED = "may"
 _WAIT_S, _POLL_S, _SETTLED_S = 2.0, 0.02, 0.1
 _HEAD = re.compile(r"(?:Thread|Current thread) 0x([0-9a-fA-F]+)(?: \[(.*)\])? \(most recent call first\):")
 _FRAME = re.compile(r'  File "(.*)", line (\d{1,9}) in (.+)')
 
 
-def may_ask(state: str, caught: int, name: str) -> str:
-    """Return MAY, or in words why a process is not sent the signal.
+def check_signal(state: str, caught: int, name: str) -> str:
+    """Check whether a process may be sent the signal.
 
     Parameters
     ----------
     state : str
-        Its state; one that is stopped would answer later, when nobody waits.
+        Its state; a stopped process would handle the signal later, after we gave up waiting.
     caught : int
         The mask of signals that it catches: SigCgt of /proc/PID/status.
     name : str
         The signal's name; empty: none is sent.
+
+    Returns
+    -------
+    str
+        ALLOWED, or the reason why not.
     """
     if not name:
         return "torchfab.stacks_signal is empty"
     if not caught >> (signal.Signals[name] - 1) & 1:
         return f"it does not catch {name}"
-    return MAY if state in ("R", "S") else f"in state {state} it hears no signal"
+    return ALLOWED if state in ("R", "S") else f"in state {state} it handles no signal"
 
 
-def ask_all(entries: list[dict[str, Any]], name: str) -> None:
-    """Send the signal to all processes at once, and fill in what they write to their logs within 2 s."""
+def signal_all(entries: list[dict[str, Any]], name: str) -> None:
+    """Send the signal to all processes at once, and add the stacks that they write to their logs within 2 s.
+
+    Parameters
+    ----------
+    entries : list of dict
+        As `dump.targets` returns them; `threads` and `by`, or `signal` (the reason why there are none), are set.
+    name : str
+        The signal's name.
+    """
     waiting = []
     for entry in entries:
         logs = {path: log_files.size(path) for path in _logs_of(entry)}
         if not logs:
-            entry["signal"] = "its stderr is no file of its own"
+            entry["signal"] = "its stderr is not a file of its own"
         else:
             waiting.append((entry, logs))
     for entry, _ in waiting:
@@ -64,16 +77,16 @@ def ask_all(entries: list[dict[str, Any]], name: str) -> None:
 def _send(pid: int, number: signal.Signals) -> None:
     try:
         os.kill(pid, number)
-    except OSError:  # gone meanwhile
+    except OSError:  # it has ended
         pass
 
 
 def _logs_of(entry: dict[str, Any]) -> list[str]:
-    """Return the files that a process's stderr may go to: what it has open there, or the logs with its rank."""
+    """Return the files that a process's stderr may go to: its open descriptor, and the logs of its rank."""
     paths = []
     try:
         paths.append(os.readlink(f"/proc/{entry['pid']}/fd/2"))
-    except OSError:  # it may not be looked into
+    except OSError:  # no permission
         pass
     spec = files.read_json(os.path.join(entry["folder"], files.SPEC)) or {}
     ranks = files.read_json(os.path.join(entry["folder"], files.RANKS)) or []
@@ -83,15 +96,15 @@ def _logs_of(entry: dict[str, Any]) -> list[str]:
 
 
 def _await(logs: dict[str, int], deadline: float) -> list[dict[str, Any]]:
-    """Return the stacks that appear behind the given offsets; nothing tells their end but that no more comes."""
-    seen, since = "", 0.0
+    """Return the stacks that are appended after the given offsets; a dump is complete when no more text arrives."""
+    last_text, changed = "", 0.0
     while True:
         text = "".join(_read_from(path, offset) for path, offset in logs.items())
         now = time.monotonic()
-        if text != seen:
-            seen, since = text, now
+        if text != last_text:
+            last_text, changed = text, now
         threads = parse(text)
-        if (threads and now - since > _SETTLED_S) or now > deadline:
+        if (threads and now - changed > _SETTLED_S) or now > deadline:
             return threads
         time.sleep(_POLL_S)
 
@@ -106,10 +119,20 @@ def _read_from(path: str, offset: int) -> str:
 
 
 def parse(text: str) -> list[dict[str, Any]]:
-    """Return the threads of the first dump in a text, the main thread first; a frame is `[function, file, line]`.
+    """Parse the first dump in a text.
 
-    faulthandler lists threads from the youngest to the oldest, which is the main one. Lines of others in between, as
-    of a training that goes on, are passed over; a second dump is left alone.
+    faulthandler lists threads from the newest to the oldest, which is the main thread. Other lines in between, such as
+    those of a training that continues, are skipped; a second dump is ignored.
+
+    Parameters
+    ----------
+    text : str
+        The text of a log.
+
+    Returns
+    -------
+    list of dict
+        The threads, the main thread first; a frame is `[function, file, line]`.
     """
     threads: list[dict[str, Any]] = []
     known: set[str] = set()

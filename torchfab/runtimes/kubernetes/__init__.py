@@ -1,4 +1,4 @@
-"""Pods of a running job: the connection to their cluster, how they are, their logs, what is kept of them.
+"""The Kubernetes runtime: cluster client, pod status, log streams, and the archive of jobs whose objects are deleted.
 
-Only `api` imports the official client; `torchfab.runtimes.kubernetes.runtime` puts the pieces together.
+Only `client` imports the official Kubernetes client. `runtime` combines the modules.
 """

@@ -1,6 +1,6 @@
-"""What is kept of a job whose objects are deleted: how it was, and its logs, in its record's folder.
+"""Archive of a job whose Kubernetes objects are deleted: its last status and its logs, in its record's folder.
 
-The cluster forgets a pod and its log with the Job; `fab status` and `fab logs` go on answering.
+The cluster deletes pods and their logs with the Job. `fab status` and `fab logs` then read this archive.
 """
 
 from __future__ import annotations
@@ -18,15 +18,34 @@ _END, _GONE = "kubernetes.json", "kubernetes.gone"
 _BLOCK = 65536
 
 
-def keep(record: Record, seen: Seen) -> None:
-    """Keep how the job is, unless that was done before; what cannot be written is not worth failing for."""
+def save(record: Record, snapshot: Seen) -> None:
+    """Save the state of a job's objects, unless it is already saved.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+    snapshot : Seen
+        The state to save.
+    """
     path = record.folder / _END
     if not path.exists():
-        _write(path, [json.dumps({**vars(seen), "stopped": seen.now}).encode()])
+        _write(path, [json.dumps({**vars(snapshot), "stopped": snapshot.now}).encode()])
 
 
-def was_kept(record: Record) -> tuple[Seen, float] | None:
-    """Return how the job was when it was stopped, and when; None if it was not."""
+def load(record: Record) -> tuple[Seen, float] | None:
+    """Load the state of a job's objects at the time it was stopped.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+
+    Returns
+    -------
+    tuple of Seen and float, optional
+        The state, and when the job was stopped, in seconds since the epoch; None if nothing is saved.
+    """
     try:
         values = json.loads((record.folder / _END).read_text())
         when = float(values.pop("stopped"))
@@ -36,24 +55,64 @@ def was_kept(record: Record) -> tuple[Seen, float] | None:
 
 
 def is_gone(record: Record) -> bool:
-    """Say whether it was proved that the cluster holds nothing of the job any more."""
+    """Return whether the cluster is known to hold no object of the job.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+
+    Returns
+    -------
+    bool
+        True after `mark_gone`.
+    """
     return (record.folder / _GONE).exists()
 
 
-def note_gone(record: Record) -> None:
-    """Note that the cluster holds nothing of the job any more."""
+def mark_gone(record: Record) -> None:
+    """Record that the cluster holds no object of the job.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+    """
     _write(record.folder / _GONE, [])
 
 
-def keep_log(record: Record, pod: str, blocks: Iterable[bytes]) -> None:
-    """Keep the log of a pod, as the cluster tells it."""
+def save_log(record: Record, pod: str, blocks: Iterable[bytes]) -> None:
+    """Save the log of a pod.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+    pod : str
+        Name of the pod.
+    blocks : iterable of bytes
+        The log as the cluster returns it.
+    """
     (record.folder / "logs").mkdir(mode=0o700, exist_ok=True)
-    _write(_log(record, pod), blocks)
+    _write(_log_path(record, pod), blocks)
 
 
-def kept_log(record: Record, pod: str) -> Iterator[bytes] | None:
-    """Return the kept log of a pod in blocks; None when there is none."""
-    path = _log(record, pod)
+def load_log(record: Record, pod: str) -> Iterator[bytes] | None:
+    """Load the saved log of a pod.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+    pod : str
+        Name of the pod.
+
+    Returns
+    -------
+    iterator of bytes, optional
+        The log in blocks; None if it is not saved.
+    """
+    path = _log_path(record, pod)
     return _blocks(path) if path.exists() else None
 
 
@@ -63,7 +122,7 @@ def _blocks(path: Path) -> Iterator[bytes]:
             yield block
 
 
-def _log(record: Record, pod: str) -> Path:
+def _log_path(record: Record, pod: str) -> Path:
     return record.folder / "logs" / f"{os.path.basename(pod)}.log"
 
 

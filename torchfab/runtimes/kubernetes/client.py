@@ -1,6 +1,6 @@
-"""A connection to a cluster by the official client: objects as plain JSON, errors in words.
+"""Client of one Kubernetes cluster, on top of the official one: objects as plain JSON, errors as readable messages.
 
-The only module that imports the client, which takes half a second.
+Only this module imports the official client: the import takes half a second.
 """
 
 # mypy: allow-untyped-calls
@@ -19,22 +19,26 @@ from kubernetes import client, config, watch
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from torchfab.core.errors import TorchfabError, UsageError
-from torchfab.runtimes.kubernetes.redaction import Hide, hidden
+from torchfab.runtimes.kubernetes.redaction import Redact, redact_blocks
 from torchfab.transport.schema import cleaned
 
 PLURALS = {"Service": "services", "Secret": "secrets", "Job": "jobs", "JobSet": "jobsets", "Pod": "pods"}
 VERSIONS = {"Job": "batch/v1", "JobSet": "jobset.x-k8s.io/v1alpha2"}  # all others: v1
-_QUIET_S = 60.0  # a log stream that is silent for so long is opened again: its connection may be dead
+_QUIET_S = 60.0  # reopen a log stream that is silent for this long: its connection may be dead
 _WATCH_S = 300
 
 
 class ClusterError(TorchfabError):
-    """The cluster cannot be reached, or refuses.
+    """The cluster cannot be reached, or rejected a request.
 
     Parameters
     ----------
+    message : str
+        The problem.
+    fix : str
+        How to solve it.
     status : int
-        HTTP's; 0 when there was no answer.
+        HTTP status; 0 if there was no answer.
     """
 
     def __init__(self, message: str, fix: str = "", status: int = 0) -> None:
@@ -44,14 +48,14 @@ class ClusterError(TorchfabError):
 
 @dataclass(frozen=True)
 class ClusterScope:
-    """Which cluster, and where in it: by the names of the kubeconfig.
+    """A namespace of a cluster, by the names in the kubeconfig.
 
     Parameters
     ----------
     kubeconfig : str
-        Path of the file, or several with `:` between them; empty inside a pod of the cluster.
+        Path of the file, or several separated by `:`; empty inside a pod of the cluster.
     context, namespace : str
-        Both known: what was left open is that of the kubeconfig.
+        Resolved names: defaults are taken from the kubeconfig.
     """
 
     kubeconfig: str
@@ -63,12 +67,24 @@ class ClusterScope:
 
 
 def detect_scope(context: str, namespace: str) -> ClusterScope:
-    """Return the cluster that a launch means, with what the flags leave open taken from the kubeconfig.
+    """Resolve the cluster and namespace of a launch from its flags and the kubeconfig.
+
+    Parameters
+    ----------
+    context : str
+        Context in the kubeconfig; empty: the current one.
+    namespace : str
+        Namespace; empty: the context's, else `default`.
+
+    Returns
+    -------
+    ClusterScope
+        The resolved names.
 
     Raises
     ------
     UsageError
-        There is no kubeconfig, or no such context in it.
+        There is no kubeconfig, or it has no such context.
     """
     path = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
     if not any(os.path.exists(each) for each in path.split(os.pathsep)):
@@ -77,18 +93,18 @@ def detect_scope(context: str, namespace: str) -> ClusterScope:
         raise UsageError(f"no Kubernetes cluster is set up: there is no {path}", "set KUBECONFIG to its kubeconfig")
     try:
         known, current = _contexts(path)
-    except Exception as error:  # a text that is no YAML, or no kubeconfig, breaks the client in many ways
+    except Exception as error:  # the client raises many exception types for a file that is not a kubeconfig
         raise UsageError(f"{path} is no kubeconfig: {_one_line(error)}", "kubectl config view") from None
-    name, words = context or current, ", ".join(sorted(known)) or "none"
+    name, names = context or current, ", ".join(sorted(known)) or "none"
     if not name:
-        raise UsageError(f"{path} has no current context", f"choose one with --context; its contexts: {words}")
+        raise UsageError(f"{path} has no current context", f"choose one with --context; its contexts: {names}")
     if name not in known:
-        raise UsageError(f"{path} has no context {name!r}", f"its contexts: {words}")
+        raise UsageError(f"{path} has no context {name!r}", f"its contexts: {names}")
     return ClusterScope(_absolute(path), name, namespace or known[name].get("namespace") or "default")
 
 
 def _contexts(path: str) -> tuple[dict[str, Any], str]:
-    """Return the contexts by name, and which is the current one; empty where none is, which is no fault of a file."""
+    """Return the contexts by name, and the name of the current one; empty if none is set, which is valid."""
     merged = config.kube_config.KubeConfigMerger(path).config
     contexts = [each.value for each in merged["contexts"]]
     return {each["name"]: each.get("context") or {} for each in contexts}, merged.safe_get("current-context") or ""
@@ -106,28 +122,33 @@ def _absolute(path: str) -> str:
 
 
 class Cluster:
-    """One namespace of a cluster.
+    """Client of one namespace of a cluster.
 
     Parameters
     ----------
-    place : Place
-        Which.
+    place : ClusterScope
+        The cluster and the namespace.
     timeout_s : float
-        How long to wait for a connection, and for an answer.
+        Seconds to wait for a connection, and for an answer.
+
+    Raises
+    ------
+    UsageError
+        The kubeconfig or its login plugin does not work.
     """
 
     def __init__(self, place: ClusterScope, timeout_s: float = 30.0) -> None:
         self.place = place
         self.timeout_s = timeout_s
-        self.hide: Hide | None = None  # known once the pods of a job were seen
+        self.redact: Redact | None = None  # set after the pods of a job were listed
         settings = client.Configuration()
-        settings.retries = False  # what is to be tried again is known better where it was asked
+        settings.retries = False  # callers know better which request to retry
         settings.connection_pool_maxsize = 128
         try:
             self._load(settings)
-        except Exception as error:  # whatever a wrong kubeconfig, or a plugin that logs in, brings about
-            words = f"context {place.context!r} of {place.kubeconfig} cannot be used: {_one_line(error)}"
-            raise UsageError(words, "kubectl config view") from None
+        except Exception as error:  # any error of a malformed kubeconfig or of a login plugin
+            problem = f"context {place.context!r} of {place.kubeconfig} cannot be used: {_one_line(error)}"
+            raise UsageError(problem, "kubectl config view") from None
         self.server: str = self._api.configuration.host
 
     def _load(self, settings: Any) -> None:
@@ -140,11 +161,43 @@ class Cluster:
     # ---- objects
 
     def create(self, item: Mapping[str, Any]) -> dict[str, Any]:
-        """Create an object; raise ClusterError with status 409 if one of its name is there."""
+        """Create an object.
+
+        Parameters
+        ----------
+        item : Mapping
+            The object as JSON.
+
+        Returns
+        -------
+        dict
+            The object as the cluster created it.
+
+        Raises
+        ------
+        ClusterError
+            The cluster rejected it; status 409 if an object of its name exists.
+        """
         return self._json("POST", self._path(item["kind"]), body=dict(item))
 
     def get(self, kind: str, name: str) -> dict[str, Any] | None:
-        """Return an object; None when there is none of that name."""
+        """Return an object.
+
+        Parameters
+        ----------
+        kind, name : str
+            Kind and name of the object.
+
+        Returns
+        -------
+        dict, optional
+            The object as JSON; None if it does not exist.
+
+        Raises
+        ------
+        ClusterError
+            The cluster cannot be reached, or rejected the request.
+        """
         try:
             return self._json("GET", self._path(kind, name))
         except ClusterError as error:
@@ -153,20 +206,40 @@ class Cluster:
             raise
 
     def list(self, kind: str, labels: str = "", fields: str = "") -> list[dict[str, Any]]:
-        """Return the objects that have the labels and the fields."""
+        """Return the objects of a kind that match both selectors.
+
+        Parameters
+        ----------
+        kind : str
+            Kind of the objects.
+        labels, fields : str
+            Label selector and field selector; empty: no restriction.
+
+        Returns
+        -------
+        list of dict
+            The objects as JSON.
+        """
         query = [("labelSelector", labels), ("fieldSelector", fields)]
         answer = self._json("GET", self._path(kind), query=[each for each in query if each[1]])
         return list(answer.get("items") or ())
 
     def delete(self, kind: str, name: str, grace_s: int | None = None, uid: str = "") -> None:
-        """Ask for an object's end, and that of all that it made; one that is not there is no error.
+        """Request the deletion of an object and of the objects that it owns. A missing object is not an error.
 
         Parameters
         ----------
+        kind, name : str
+            Kind and name of the object.
         grace_s : int, optional
-            Seconds that a pod gets to end by itself; None: what it says itself.
+            Termination grace period of a pod. Default: the one in its spec.
         uid : str
-            Only the object with this id, not another of its name.
+            Delete only the object with this UID, not another one of the same name.
+
+        Raises
+        ------
+        ClusterError
+            The cluster cannot be reached, or rejected the request.
         """
         body: dict[str, Any] = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Background"}
         if grace_s is not None:
@@ -201,20 +274,20 @@ class Cluster:
     def _call(self, method: str, path: str, query: Any, body: Any, timeout_s: Any) -> Any:
         headers = {"Accept": "application/json", **({"Content-Type": "application/json"} if body else {})}
         try:
-            words = self._api.param_serialize(
+            arguments = self._api.param_serialize(
                 method, path, query_params=list(query), header_params=headers, body=body, auth_settings=["BearerToken"]
             )
-            answered = self._api.call_api(*words, _request_timeout=timeout_s)
+            answered = self._api.call_api(*arguments, _request_timeout=timeout_s)
         except client.ApiException as error:  # TLS
             raise self._unreachable(error) from None
         except HTTPError as error:
             raise self._unreachable(error) from None
         response = answered.response
         if not 200 <= response.status < 300:
-            raise self._refused(response.status, self._read(response), path)
+            raise self._refused(response.status, self._read_body(response), path)
         return response
 
-    def _read(self, response: Any) -> bytes:
+    def _read_body(self, response: Any) -> bytes:
         try:
             return bytes(response.read())
         except HTTPError:
@@ -223,17 +296,35 @@ class Cluster:
     # ---- streams
 
     def log(self, pod: str, follow: bool, **query: Any) -> Iterator[bytes]:
-        """Yield the log of a pod's container in blocks, each line beginning with its time, as RFC 3339 writes it.
+        """Yield the log of a pod's container in blocks. Each line starts with its time in RFC 3339 format.
 
-        The secrets of the job whose pods were seen last are hidden in it.
-        When nothing comes for a minute while following, it ends.
+        The secrets of the job whose pods were listed last are redacted.
+
+        Parameters
+        ----------
+        pod : str
+            Name of the pod.
+        follow : bool
+            Wait for new lines. The stream ends after 60 seconds without one.
+        **query
+            Further query parameters of the API, such as `tailLines`.
+
+        Returns
+        -------
+        iterator of bytes
+            The log, cut anywhere.
+
+        Raises
+        ------
+        ClusterError
+            The cluster cannot be reached, or has no such log (status 404).
         """
-        words = {"timestamps": "true", "follow": str(follow).lower(), **query}
+        parameters = {"timestamps": "true", "follow": str(follow).lower(), **query}
         path = self._path("Pod", pod) + "/log"
         quiet_s = _QUIET_S if follow else self.timeout_s
-        response = self._call("GET", path, list(words.items()), None, (self.timeout_s, quiet_s))
+        response = self._call("GET", path, list(parameters.items()), None, (self.timeout_s, quiet_s))
         try:
-            yield from hidden(response.stream(65536), self.hide)
+            yield from redact_blocks(response.stream(65536), self.redact)
         except ReadTimeoutError:
             if not follow:
                 raise self._unreachable(TimeoutError("no answer")) from None
@@ -243,7 +334,23 @@ class Cluster:
             response.close()
 
     def changes(self, labels: str) -> Iterator[None]:
-        """Yield whenever a pod with the labels changes, for some minutes; raise ClusterError 410 if it expires."""
+        """Yield None whenever a pod that matches the selector changes, for at most 300 seconds.
+
+        Parameters
+        ----------
+        labels : str
+            Label selector.
+
+        Returns
+        -------
+        iterator of None
+            One item per change.
+
+        Raises
+        ------
+        ClusterError
+            The watch broke, or expired (status 410).
+        """
         call = client.CoreV1Api(self._api).list_namespaced_pod
         timeout = (self.timeout_s, _WATCH_S + 30.0)
         stream = watch.Watch().stream(
@@ -258,22 +365,24 @@ class Cluster:
         except (HTTPError, ValueError, KeyError) as error:
             raise self._unreachable(error) from None
 
-    # ---- errors in words
+    # ---- error messages
 
     def _unreachable(self, error: Exception) -> ClusterError:
-        words = f"cannot reach the cluster at {self.server}: {_cause(error)}"
-        return ClusterError(words, f"see whether the context {self.place.context!r} is the right one, and the network")
+        problem = f"cannot reach the cluster at {self.server}: {_cause(error)}"
+        return ClusterError(
+            problem, f"see whether the context {self.place.context!r} is the right one, and the network"
+        )
 
     def _refused(self, status: int, body: bytes, path: str) -> ClusterError:
         try:
             message = str(json.loads(body)["message"])
         except (ValueError, KeyError, TypeError):
             message = body.decode(errors="replace").strip()[:200]
-        words, fix = _words_of(status, message, path, self.place)
-        return ClusterError(words, fix, status)
+        problem, fix = _describe_rejection(status, message, path, self.place)
+        return ClusterError(problem, fix, status)
 
 
-def _words_of(status: int, message: str, path: str, place: ClusterScope) -> tuple[str, str]:
+def _describe_rejection(status: int, message: str, path: str, place: ClusterScope) -> tuple[str, str]:
     if status == 401:
         return f"the cluster does not accept your credentials: {message}", f"log in again for context {place.context!r}"
     if status == 403:

@@ -1,7 +1,8 @@
-"""What pods know of why a job ended: the ends of their logs by rank, and the cluster's own reasons."""
+"""Evidence for `fab why` on Kubernetes: the last log lines of each rank, and the cluster's own reasons."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
 from torchfab.core.status import JobStatus, NodeStatus
@@ -9,45 +10,55 @@ from torchfab.records import Record
 from torchfab.runtimes.kubernetes import archive, reasons
 from torchfab.runtimes.kubernetes.client import Cluster
 from torchfab.runtimes.kubernetes.log_lines import Line, Reader
-from torchfab.runtimes.kubernetes.status import Object, Seen, container_of, has_started
+from torchfab.runtimes.kubernetes.status import Object, Seen, container_status, has_started
 from torchfab.transport.fanout import fan_out
 from torchfab.why.evidence import Evidence, Log, NodeEvidence, Said
 
 _UNREAD = "a pod does not show it"
-_TAIL_LINES = 400  # of a pod, per rank
+_TAIL_LINES = 400  # per rank
 _LONGEST_LINE = 1000
 _FANOUT = 32
 
 
-def gather(cluster: Cluster | None, record: Record, seen: Seen, job: JobStatus) -> Evidence:
-    """Return what is known of a job.
+def collect(cluster: Cluster | None, record: Record, snapshot: Seen, job: JobStatus) -> Evidence:
+    """Collect the evidence of a job.
 
     Parameters
     ----------
     cluster : Cluster, optional
-        None where it holds nothing of the job any more: the logs that were kept are read.
+        None if the cluster holds no object of the job any more: read the archived logs.
+    record : Record
+        The job.
+    snapshot : Seen
+        The state of its objects.
     job : JobStatus
-        As `torchfab.runtimes.kubernetes.status.job_status` has it of `seen`.
+        The status that `job_status` derived from `snapshot`.
+
+    Returns
+    -------
+    Evidence
+        Logs and status by node, and the cluster's reasons.
     """
     nodes: dict[int, NodeEvidence] = {}
 
-    def act(status: NodeStatus) -> NodeEvidence:
-        return _of_node(cluster, record, status, seen.pods_of(status.node.rank))
+    def collect_node(status: NodeStatus) -> NodeEvidence:
+        return _node_evidence(cluster, record, status, snapshot.pods_of(status.node.rank))
 
-    for status, found in fan_out(job.nodes, act, _FANOUT):
-        # A log that cannot be read is no reason to say nothing.
+    for status, found in fan_out(job.nodes, collect_node, _FANOUT):
+        # An unreadable log must not hide the status of its node.
         nodes[status.node.rank] = NodeEvidence(status) if isinstance(found, Exception) else found
     ordered = tuple(nodes[status.node.rank] for status in job.nodes)
-    said = tuple(each for status in job.nodes for each in _said(status, seen.pods_of(status.node.rank)))
-    return Evidence(record.name, record.created, job, ordered, said, record.events())
+    by_node = (_scheduler_reasons(status, snapshot.pods_of(status.node.rank)) for status in job.nodes)
+    scheduler_reasons = tuple(itertools.chain.from_iterable(by_node))
+    return Evidence(record.name, record.created, job, ordered, scheduler_reasons, record.events())
 
 
-def _of_node(cluster: Cluster | None, record: Record, status: NodeStatus, pods: Sequence[Object]) -> NodeEvidence:
+def _node_evidence(cluster: Cluster | None, record: Record, status: NodeStatus, pods: Sequence[Object]) -> NodeEvidence:
     if not pods or not has_started(pods[-1]):
         return NodeEvidence(status, kernel_unread=_UNREAD)
     name, ranks = pods[-1]["metadata"]["name"], record.details["ranks_per_node"]
     if cluster is None:
-        blocks: Iterable[bytes] = archive.kept_log(record, name) or ()
+        blocks: Iterable[bytes] = archive.load_log(record, name) or ()
     else:
         blocks = cluster.log(name, follow=False, tailLines=_TAIL_LINES * (ranks + 1))
     reader = Reader(status.node.rank * ranks, {"ranks": None, "grep": None, "lines": _TAIL_LINES})
@@ -64,10 +75,10 @@ def _logs(pod: str, lines: Sequence[Line]) -> tuple[Log, ...]:
     )
 
 
-def _said(status: NodeStatus, pods: Sequence[Object]) -> list[Said]:
-    """Return why the cluster ended a node's newest pod, where it was the cluster's doing."""
+def _scheduler_reasons(status: NodeStatus, pods: Sequence[Object]) -> list[Said]:
+    """Return the cluster's reason for the end of a node's newest pod; empty if the cluster did not end it."""
     if not pods or status.state not in ("failed", "lost", "pending"):
         return []
-    ended: Mapping[str, object] = (container_of(pods[-1]).get("state") or {}).get("terminated") or {}
-    sign = reasons.sign_of(pods[-1], ended)
-    return [Said(sign, reasons.of_failed(pods[-1], ended), status.node.label)] if sign else []
+    ended: Mapping[str, object] = (container_status(pods[-1]).get("state") or {}).get("terminated") or {}
+    name = reasons.reason_name(pods[-1], ended)
+    return [Said(name, reasons.failure_reason(pods[-1], ended), status.node.label)] if name else []

@@ -1,4 +1,4 @@
-"""Logs of pods: lines out of blocks, whose they are, nothing twice after a connection was lost."""
+"""Parse pod logs: split blocks into lines, assign each line to a rank, and drop duplicates after a reconnection."""
 
 from __future__ import annotations
 
@@ -11,19 +11,28 @@ from torchfab.runtimes.kubernetes.status import seconds
 
 Line = list[Any]
 AGENT = "agent"
-# As our manifest asks for it; as torchrun before 2.6 writes it, which knows no template.
+# The first is the log line prefix template that our manifest sets; torchrun before 2.6 has no template and writes the
+# second.
 _RANK = re.compile(r"\[rank(?P<rank>[0-9]{1,9})\]:|\[default(?P<local>[0-9]{1,9})\]:")
 _LONGEST_LINE = 64 * 1024
-_OVERLAP_S = 5.0  # the two streams of a container may be mixed by a little; what is older was surely read
+# The two streams of a container may be slightly out of order. Lines older than this were certainly read before.
+_OVERLAP_S = 5.0
 
 
-def label_of(text: str, first_rank: int) -> tuple[int | str, str]:
-    """Return whose a line is, a rank or `agent`, and its text without that mark.
+def split_label(text: str, first_rank: int) -> tuple[int | str, str]:
+    """Split a line into its label and its text.
 
     Parameters
     ----------
+    text : str
+        The line, without its time.
     first_rank : int
         Rank of the pod's first process.
+
+    Returns
+    -------
+    tuple
+        The rank that wrote it, or `agent`, and the text without the prefix.
     """
     match = _RANK.match(text)
     if not match:
@@ -32,26 +41,37 @@ def label_of(text: str, first_rank: int) -> tuple[int | str, str]:
     return rank, text[match.end() :]
 
 
-def lines_of(blocks: Iterable[bytes]) -> Iterator[str]:
-    """Yield the lines of a stream of blocks, without their ends; of a progress bar its last state."""
+def split_lines(blocks: Iterable[bytes]) -> Iterator[str]:
+    """Split blocks into lines. Of a progress bar (carriage returns), only the last state remains.
+
+    Parameters
+    ----------
+    blocks : iterable of bytes
+        The log, cut anywhere.
+
+    Returns
+    -------
+    iterator of str
+        The lines, without line ends.
+    """
     rest = b""
     for block in blocks:
-        *whole, rest = (rest + block).split(b"\n")
-        yield from map(_text, whole)
+        *complete, rest = (rest + block).split(b"\n")
+        yield from map(_decode, complete)
         if len(rest) > _LONGEST_LINE:
-            yield _text(rest)
+            yield _decode(rest)
             rest = b""
     if rest:
-        yield _text(rest)
+        yield _decode(rest)
 
 
-def _text(raw: bytes) -> str:
+def _decode(raw: bytes) -> str:
     stamp, blank, text = raw.partition(b" ")
     return (stamp + blank + text.rstrip(b"\r").rsplit(b"\r", 1)[-1]).decode(errors="replace")
 
 
 class Reader:
-    """Make `[label, time, text]` of one pod's log, over any number of connections, no line twice.
+    """Read the log of one pod as `[label, time, text]`, over any number of connections, without duplicates.
 
     Parameters
     ----------
@@ -63,32 +83,55 @@ class Reader:
 
     def __init__(self, first_rank: int, request: Mapping[str, Any]) -> None:
         self.first_rank = first_rank
-        self.wanted = set(request["ranks"]) if request["ranks"] is not None else None
+        self.ranks = set(request["ranks"]) if request["ranks"] is not None else None
         self.grep = re.compile(request["grep"]) if request["grep"] else None
         self.count: int | None = request["lines"]
         self.newest = 0.0
         self.recent: deque[tuple[float, str]] = deque()
         self.known: set[tuple[float, str]] = set()
 
-    def take(self, blocks: Iterable[bytes]) -> Iterator[Line]:
-        """Yield the lines of a connection that are new and wanted."""
-        for line in lines_of(blocks):
+    def new_lines(self, blocks: Iterable[bytes]) -> Iterator[Line]:
+        """Read the log of one connection.
+
+        Parameters
+        ----------
+        blocks : iterable of bytes
+            The log, cut anywhere.
+
+        Returns
+        -------
+        iterator of list
+            The lines that are new and match the request.
+        """
+        for line in split_lines(blocks):
             stamp, _, rest = line.partition(" ")
             when = seconds(stamp)
-            if when is None:  # not a log line: an error of the node's, in the midst of the stream
+            if when is None:  # no timestamp: an error message of the node, inside the stream
                 when, rest = self.newest, line
             elif not self._is_new(when, line):
                 continue
-            label, text = label_of(rest, self.first_rank)
-            if (self.wanted is None or label in self.wanted) and (self.grep is None or self.grep.search(text)):
+            label, text = split_label(rest, self.first_rank)
+            if (self.ranks is None or label in self.ranks) and (self.grep is None or self.grep.search(text)):
                 yield [label, when, text]
 
     def past(self, blocks: Iterable[bytes]) -> list[Line]:
-        """Return the last lines of each rank, as many as were asked for."""
-        kept: dict[Any, deque[tuple[int, Line]]] = {}
-        for position, line in enumerate(self.take(blocks)):
-            kept.setdefault(line[0], deque(maxlen=self.count)).append((position, line))
-        return [line for _, line in sorted((each for own in kept.values() for each in own), key=lambda each: each[0])]
+        """Read the log up to now.
+
+        Parameters
+        ----------
+        blocks : iterable of bytes
+            The log, cut anywhere.
+
+        Returns
+        -------
+        list of list
+            The last lines of each rank, at most `lines` of the request per rank, in the order of the log.
+        """
+        by_label: dict[Any, deque[tuple[int, Line]]] = {}
+        for position, line in enumerate(self.new_lines(blocks)):
+            by_label.setdefault(line[0], deque(maxlen=self.count)).append((position, line))
+        numbered = (each for own in by_label.values() for each in own)
+        return [line for _, line in sorted(numbered, key=lambda each: each[0])]
 
     def _is_new(self, when: float, line: str) -> bool:
         if when < self.newest - _OVERLAP_S or (when, line) in self.known:
@@ -102,9 +145,22 @@ class Reader:
 
 
 def last_line(blocks: Iterable[bytes], first_rank: int) -> dict[str, Any] | None:
-    """Return time, text and label of the last line that says something."""
+    """Return the last line of a log that is not blank.
+
+    Parameters
+    ----------
+    blocks : iterable of bytes
+        The log, cut anywhere.
+    first_rank : int
+        Rank of the pod's first process.
+
+    Returns
+    -------
+    dict, optional
+        `time`, `text` and `label`; None if there is no such line.
+    """
     found = None
-    for label, when, text in Reader(first_rank, {"ranks": None, "grep": None, "lines": None}).take(blocks):
+    for label, when, text in Reader(first_rank, {"ranks": None, "grep": None, "lines": None}).new_lines(blocks):
         if text.strip():
             found = {"time": when, "text": text[-500:], "label": label}
     return found

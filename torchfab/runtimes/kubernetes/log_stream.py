@@ -1,4 +1,4 @@
-"""Following a job: the logs of its pods as they come, and how it is whenever that changes."""
+"""Follow a job on Kubernetes: the logs of its pods, and its status whenever that changes."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from torchfab.records import Record
 from torchfab.runtimes.kubernetes import archive
 from torchfab.runtimes.kubernetes.client import Cluster, ClusterError
 from torchfab.runtimes.kubernetes.log_lines import Line, Reader
-from torchfab.runtimes.kubernetes.query import look, selector
+from torchfab.runtimes.kubernetes.query import load_snapshot, selector
 from torchfab.runtimes.kubernetes.status import Object, Seen, has_started, index_of, is_running, job_status
 
 _POLL_S = 0.05
-_PACE_S = 0.5  # changes that come in a burst are looked at once
-_LOOK_S = 10.0  # also when the watch is silent
+_MIN_REFRESH_S = 0.5  # a burst of changes causes one refresh
+_MAX_REFRESH_S = 10.0  # refresh even if the watch reports no change
 _RETRY_S = 2.0
-_LAST_LINES_S = 10.0  # how long the end of a log is waited for, once its pod has ended
-_MARGIN_S = 10
+_LAST_LINES_S = 10.0  # how long to wait for the last log lines after the job has ended
+_MARGIN_S = 10  # overlap of two connections to one log; duplicates are dropped
 
 
 @dataclass
 class _Log:
-    """The log of one pod as it is read, in a thread of its own."""
+    """The log of one pod; its own thread reads it."""
 
     node: Node
     pod: str
     reader: Reader
-    past_read: bool = False
+    backlog_read: bool = False
     done: bool = False
 
 
 @dataclass
 class Follower:
-    """Yield the events of a job.
+    """Follow a job: its events come from `events`.
 
     Parameters
     ----------
@@ -50,9 +50,9 @@ class Follower:
     request : Mapping
         `follow`, `lines`, `ranks`, `grep`.
     cluster : Cluster, optional
-        Where it is; None once it was stopped, and only what was kept of it is left.
+        The cluster; None for a stopped job of which only the archive is left.
     nodes : sequence of Node
-        Which of its nodes to follow.
+        The nodes to follow.
     """
 
     record: Record
@@ -60,7 +60,7 @@ class Follower:
     cluster: Cluster | None
     nodes: Sequence[Node]
     logs: dict[str, _Log] = field(default_factory=dict)
-    told: queue.SimpleQueue[Event] = field(default_factory=queue.SimpleQueue)
+    queued: queue.SimpleQueue[Event] = field(default_factory=queue.SimpleQueue)
     changed: threading.Event = field(default_factory=threading.Event)
     closed: threading.Event = field(default_factory=threading.Event)
     last: JobStatus | None = None
@@ -68,33 +68,39 @@ class Follower:
     lost: bool = False
 
     def events(self) -> Iterator[Event]:
-        """Yield lines, states and ticks until the job has ended and its logs were read."""
-        seen, stopped = look(self.cluster, self.record, with_lines=False)
+        """Yield the job's events.
+
+        Returns
+        -------
+        iterator of Event
+            Ends when the job has ended and its logs are read, or without `follow` when the existing lines are read.
+        """
+        snapshot, stopped = load_snapshot(self.cluster, self.record, with_lines=False)
         if not self.request["follow"] or self.cluster is None:
-            yield from self._past(seen, stopped)
+            yield from self._existing(snapshot, stopped)
             return
         threading.Thread(target=self._watch, daemon=True).start()
         try:
-            yield from self._take(seen, stopped)
-            yield from self._live()
+            yield from self._apply(snapshot, stopped)
+            yield from self._follow()
         finally:
             self.closed.set()
 
-    # ---- the past alone
+    # ---- existing lines only
 
-    def _past(self, seen: Seen, stopped: float | None) -> Iterator[Event]:
-        found = job_status(self.record.nodes, seen, self.record.details, stopped)
+    def _existing(self, snapshot: Seen, stopped: float | None) -> Iterator[Event]:
+        found = job_status(self.record.nodes, snapshot, self.record.details, stopped)
         yield StatusChanged(found)
         for node in self.nodes:
-            for pod in seen.pods_of(node.rank):
+            for pod in snapshot.pods_of(node.rank):
                 log = self._log(node, pod)
                 if self._wants_lines and has_started(pod):
-                    yield Lines(node, log.reader.past(self._open_past(log)))
+                    yield Lines(node, log.reader.past(self._open_existing(log)))
             yield BacklogRead(node)
 
-    def _open_past(self, log: _Log) -> Iterator[bytes]:
+    def _open_existing(self, log: _Log) -> Iterator[bytes]:
         if self.cluster is None:
-            yield from archive.kept_log(self.record, log.pod) or ()
+            yield from archive.load_log(self.record, log.pod) or ()
         else:
             yield from self.cluster.log(log.pod, follow=False, **self._tail())
 
@@ -103,7 +109,7 @@ class Follower:
         return bool(self.request["lines"] != 0)
 
     def _tail(self) -> dict[str, int]:
-        """Return how many lines of a pod hold the last lines of each of its ranks, most likely."""
+        """Return an estimate of how many lines of a pod's log contain the last lines of each of its ranks."""
         if self.request["lines"] is None or self.request["ranks"] is not None or self.request["grep"]:
             return {}
         return {"tailLines": self.request["lines"] * (self.record.details["ranks_per_node"] + 1)}
@@ -112,56 +118,56 @@ class Follower:
         first = node.rank * self.record.details["ranks_per_node"]
         return _Log(node, pod["metadata"]["name"], Reader(first, self.request))
 
-    # ---- live
+    # ---- live events
 
-    def _live(self) -> Iterator[Event]:
-        looked = time.monotonic()
-        while not self._is_over():
-            quiet = True
-            while not self.told.empty():
-                quiet = False
-                yield self.told.get()
-            since = time.monotonic() - looked
-            if (self.changed.is_set() and since > _PACE_S) or since > _LOOK_S:
+    def _follow(self) -> Iterator[Event]:
+        refreshed = time.monotonic()
+        while not self._is_done():
+            idle = True
+            while not self.queued.empty():
+                idle = False
+                yield self.queued.get()
+            since = time.monotonic() - refreshed
+            if (self.changed.is_set() and since > _MIN_REFRESH_S) or since > _MAX_REFRESH_S:
                 self.changed.clear()
-                looked = time.monotonic()
-                yield from self._look()
-            if quiet:
+                refreshed = time.monotonic()
+                yield from self._refresh()
+            if idle:
                 time.sleep(_POLL_S)
                 yield Tick()
-        while not self.told.empty():
-            yield self.told.get()
+        while not self.queued.empty():
+            yield self.queued.get()
 
-    def _is_over(self) -> bool:
+    def _is_done(self) -> bool:
         if self.ended_at is None:
             return False
         return all(log.done for log in self.logs.values()) or time.monotonic() - self.ended_at > _LAST_LINES_S
 
-    def _look(self) -> Iterator[Event]:
+    def _refresh(self) -> Iterator[Event]:
         try:
-            yield from self._take(*look(self.cluster, self.record, with_lines=False))
+            yield from self._apply(*load_snapshot(self.cluster, self.record, with_lines=False))
             self.lost = False
         except ClusterError as error:
-            yield from self._lose(error)
+            yield from self._report_lost(error)
 
-    def _take(self, seen: Seen, stopped: float | None) -> Iterator[Event]:
-        found = job_status(self.record.nodes, seen, self.record.details, stopped)
-        self._start_logs(seen)
+    def _apply(self, snapshot: Seen, stopped: float | None) -> Iterator[Event]:
+        found = job_status(self.record.nodes, snapshot, self.record.details, stopped)
+        self._start_logs(snapshot)
         if found != self.last:
             self.last = found
             yield StatusChanged(found)
         if found.has_ended and self.ended_at is None:
             self.ended_at = time.monotonic()
 
-    def _start_logs(self, seen: Seen) -> None:
+    def _start_logs(self, snapshot: Seen) -> None:
         ranks = {node.rank: node for node in self.nodes}
-        for pod in seen.pods:
+        for pod in snapshot.pods:
             name, node = pod["metadata"]["name"], ranks.get(index_of(pod))
             if node and self._wants_lines and has_started(pod) and name not in self.logs:
                 self.logs[name] = log = self._log(node, pod)
                 threading.Thread(target=self._read, args=(log,), daemon=True).start()
 
-    def _lose(self, error: TorchfabError) -> Iterator[Event]:
+    def _report_lost(self, error: TorchfabError) -> Iterator[Event]:
         if not self.lost:
             self.lost = True
             yield ContactLost(self.nodes[0], error)
@@ -169,9 +175,9 @@ class Follower:
     # ---- threads
 
     def _watch(self) -> None:
-        """Say when a pod changes: the watch is a bell, and what rang it is looked at afresh.
+        """Set `changed` whenever a pod changes. The watch only wakes the reader, which queries the state again.
 
-        So one that expires (410), or breaks, costs nothing but a look: nothing can be missed.
+        A watch that expires (410) or breaks therefore costs one query, and no change is missed.
         """
         assert self.cluster is not None
         while not self.closed.is_set():
@@ -185,31 +191,31 @@ class Follower:
             self.changed.set()
 
     def _read(self, log: _Log) -> None:
-        """Read a pod's log to its end, over as many connections as that takes."""
-        told, received = False, time.monotonic()
+        """Read a pod's log to its end, over any number of connections."""
+        lost, received = False, time.monotonic()
         while not self.closed.is_set() and not log.done:
             try:
-                for lines in self._connection(log, int(time.monotonic() - received) + _MARGIN_S):
-                    received, told = time.monotonic(), False
-                    self.told.put(Lines(log.node, lines))
+                for lines in self._read_connection(log, int(time.monotonic() - received) + _MARGIN_S):
+                    received, lost = time.monotonic(), False
+                    self.queued.put(Lines(log.node, lines))
                 log.done = self.ended_at is not None or self._has_ended(log)
             except ClusterError as error:
-                log.done = error.status == 404  # the pod has gone, and its log with it
-                if not told and not log.done:
-                    told = True
-                    self.told.put(ContactLost(log.node, error))
-            self.closed.wait(0.0 if log.done else _RETRY_S if told else _POLL_S)
+                log.done = error.status == 404  # the pod is deleted, and its log with it
+                if not lost and not log.done:
+                    lost = True
+                    self.queued.put(ContactLost(log.node, error))
+            self.closed.wait(0.0 if log.done else _RETRY_S if lost else _POLL_S)
         self.changed.set()
 
-    def _connection(self, log: _Log, since_s: int) -> Iterator[Sequence[Line]]:
-        """Yield the lines of one connection: of the first one the past, of the others what is new since."""
+    def _read_connection(self, log: _Log, since_s: int) -> Iterator[Sequence[Line]]:
+        """Yield the lines of one connection: the first starts with the existing lines, later ones with new lines."""
         assert self.cluster is not None
-        if not log.past_read:
-            if lines := log.reader.past(self._open_past(log)):
+        if not log.backlog_read:
+            if lines := log.reader.past(self._open_existing(log)):
                 yield lines
-            log.past_read = True
-            self.told.put(BacklogRead(log.node))
-        for line in log.reader.take(self.cluster.log(log.pod, follow=True, sinceSeconds=since_s)):
+            log.backlog_read = True
+            self.queued.put(BacklogRead(log.node))
+        for line in log.reader.new_lines(self.cluster.log(log.pod, follow=True, sinceSeconds=since_s)):
             yield [line]
 
     def _has_ended(self, log: _Log) -> bool:

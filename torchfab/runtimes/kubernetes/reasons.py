@@ -1,4 +1,4 @@
-"""Why a pod does not run, or failed, in words."""
+"""Describe why a pod is not running, or why it failed."""
 
 from __future__ import annotations
 
@@ -15,15 +15,28 @@ _DISRUPTIONS = {
 }
 
 
-def of_failed(pod: Object, ended: Mapping[str, Any]) -> str:
-    """Return why a pod failed, where it was not its own doing; else nothing."""
+def failure_reason(pod: Object, ended: Mapping[str, Any]) -> str:
+    """Describe why a pod failed, if the cluster or its machine caused it.
+
+    Parameters
+    ----------
+    pod : Mapping
+        The pod.
+    ended : Mapping
+        The `terminated` state of its container; empty if it has none.
+
+    Returns
+    -------
+    str
+        The description; empty if the program itself failed.
+    """
     status = pod["status"]
     if status.get("reason") == "Evicted":
         return f"evicted: {_sentence(status.get('message', ''))}"
     for condition in status.get("conditions") or ():
         if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
-            words = _DISRUPTIONS.get(condition.get("reason", ""), condition.get("reason", "disrupted"))
-            return f"{words}: {_sentence(condition.get('message', ''))}".rstrip(": ")
+            disruption = _DISRUPTIONS.get(condition.get("reason", ""), condition.get("reason", "disrupted"))
+            return f"{disruption}: {_sentence(condition.get('message', ''))}".rstrip(": ")
     if ended.get("reason") == "OOMKilled":
         limit = pod["spec"]["containers"][0].get("resources", {}).get("limits", {}).get("memory")
         return "OOMKilled: it wanted more memory than " + (f"its limit of {limit}" if limit else "its machine has")
@@ -34,8 +47,21 @@ def of_failed(pod: Object, ended: Mapping[str, Any]) -> str:
     return ""
 
 
-def sign_of(pod: Object, ended: Mapping[str, Any]) -> str:
-    """Return the cluster's own name for what ended a pod, where it was not its own doing; else nothing."""
+def reason_name(pod: Object, ended: Mapping[str, Any]) -> str:
+    """Return the cluster's name for the reason of a pod's end, such as `OOMKilled` or `Evicted`.
+
+    Parameters
+    ----------
+    pod : Mapping
+        The pod.
+    ended : Mapping
+        The `terminated` state of its container; empty if it has none.
+
+    Returns
+    -------
+    str
+        The name; empty if the program itself failed.
+    """
     status = pod["status"]
     if status.get("reason") == "Evicted":
         return "Evicted"
@@ -47,41 +73,59 @@ def sign_of(pod: Object, ended: Mapping[str, Any]) -> str:
     return str(status.get("reason") or "")
 
 
-def of_waiting(pod: Object, waiting: Mapping[str, Any], warning: str) -> tuple[str, str]:
-    """Return the state of a pod that does not run yet, and why in words.
+def waiting_state(pod: Object, waiting: Mapping[str, Any], warning: str) -> tuple[str, str]:
+    """Return the state of a pod that does not run yet, with the reason.
 
     Parameters
     ----------
+    pod : Mapping
+        The pod.
     waiting : Mapping
-        What its container waits for, as the cluster says.
+        The `waiting` state of its container; empty if it has none.
     warning : str
-        The newest event of that kind about it.
+        The newest event of type Warning about it.
+
+    Returns
+    -------
+    tuple of str
+        `pending` or `starting`, and the reason.
     """
     for condition in pod.get("status", {}).get("conditions") or ():
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
             if condition.get("reason") == "SchedulingGated":
                 return "pending", "held back by a scheduling gate"
-            return "pending", f"cannot be scheduled: {_unschedulable(condition.get('message', ''))}"
+            return "pending", f"cannot be scheduled: {_scheduling_problem(condition.get('message', ''))}"
     if not pod["spec"].get("nodeName"):
         return "pending", "not scheduled yet"
     reason, image = waiting.get("reason", ""), pod["spec"]["containers"][0]["image"]
     message = _sentence(waiting.get("message", "")) or warning
     if "Image" in reason:
-        more = f" ({warning})" if warning and reason == "ImagePullBackOff" and warning not in message else ""
-        return "pending", f"the image {image} cannot be pulled: {message or reason}{more}"
+        detail = f" ({warning})" if warning and reason == "ImagePullBackOff" and warning not in message else ""
+        return "pending", f"the image {image} cannot be pulled: {message or reason}{detail}"
     if reason.endswith("Error"):
         return "pending", f"the container cannot be made: {message or reason}"
     return "starting", f"its container is being made{f': {warning}' if warning else ''}"
 
 
-def last_of(message: str) -> str:
-    """Return the last line of a log's end, which most often says what went wrong."""
+def last_line(message: str) -> str:
+    """Return the last line of a termination message, which usually names the error.
+
+    Parameters
+    ----------
+    message : str
+        The end of the container's log.
+
+    Returns
+    -------
+    str
+        The line; empty if all lines are blank.
+    """
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     return _sentence(lines[-1]) if lines else ""
 
 
-def _unschedulable(message: str) -> str:
-    """Return what is missing (`0/3 nodes are available: 3 Insufficient …`), without the words on preemption."""
+def _scheduling_problem(message: str) -> str:
+    """Return the scheduler's message (`0/3 nodes are available: 3 Insufficient …`), without its part on preemption."""
     return _sentence(message.partition(" preemption:")[0]) or "no machine is free"
 
 

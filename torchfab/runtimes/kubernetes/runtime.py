@@ -1,6 +1,6 @@
 """The Kubernetes runtime: a job is a Job (or a JobSet) with a Service and a Secret, and its nodes are pods.
 
-torchfab keeps no process for it: the cluster runs it, and is asked.
+torchfab runs no process of its own for a job: the cluster runs it, and torchfab queries the cluster's API.
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torchfab.core.console import write_err
 from torchfab.core.errors import Interrupted, TorchfabError, UsageError
-from torchfab.core.events import Event
+from torchfab.core.events import EventStream
 from torchfab.core.specs import Node, Submission
 from torchfab.core.status import JobStatus, NodeStatus, Verdict
 from torchfab.launchers.manifest.objects import CONTAINER, ID_LABEL, metadata_of
@@ -23,9 +23,9 @@ from torchfab.records import Record
 from torchfab.runtimes import StopReport
 from torchfab.runtimes.kubernetes import archive, redaction
 from torchfab.runtimes.kubernetes.client import Cluster, ClusterError, ClusterScope, detect_scope
-from torchfab.runtimes.kubernetes.evidence import gather
+from torchfab.runtimes.kubernetes.evidence import collect
 from torchfab.runtimes.kubernetes.log_stream import Follower
-from torchfab.runtimes.kubernetes.query import look, see
+from torchfab.runtimes.kubernetes.query import load_snapshot, query_snapshot
 from torchfab.runtimes.kubernetes.status import Object, Seen, index_of, job_status
 from torchfab.stacks.model import Dump
 from torchfab.why.evidence import Evidence
@@ -38,37 +38,44 @@ _POLL_S = 0.2
 
 
 def submit(record: Record, submission: Submission) -> dict[str, Any]:
-    """Create the job's objects; if one cannot be, take back those before it.
+    """Create the job's objects; if one fails, delete those created before it.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+    submission : Submission
+        The manifest and its details.
 
     Returns
     -------
     dict
-        Which cluster and namespace it is in: kept in the record.
+        Details for the record: kubeconfig, context, namespace and API server.
 
     Raises
     ------
     TorchfabError
-        The cluster cannot be reached, or refuses; nothing is left there, unless the error says so.
+        The cluster cannot be reached, or rejected an object; nothing is left there, unless the error says so.
     """
-    told = submission.details
-    cluster = Cluster(detect_scope(told["context"], told["namespace"]), record.settings.answer_timeout_s)
-    where = f"{told['kind']} {told['name']} in namespace {cluster.place.namespace}"
-    details = {**vars(cluster.place), "server": cluster.server, "known_as": where}
-    _check_claims(cluster, told["claims"])
+    details = submission.details
+    cluster = Cluster(detect_scope(details["context"], details["namespace"]), record.settings.answer_timeout_s)
+    description = f"{details['kind']} {details['name']} in namespace {cluster.place.namespace}"
+    location = {**vars(cluster.place), "server": cluster.server, "known_as": description}
+    _check_claims(cluster, details["claims"])
     try:
         for item in _objects(submission, cluster.place):
             _create(cluster, item)
     except BaseException as error:
-        raise _after_rollback(cluster, submission, error) from None
-    return details
+        raise _roll_back(cluster, submission, error) from None
+    return location
 
 
 def _objects(submission: Submission, place: ClusterScope) -> list[Mapping[str, Any]]:
-    """Return what is created: what the dry run prints, and the Secret with the values that it does not."""
-    told, job = submission.details, submission.job
-    found = [redaction.annotated(item, job.secrets, job.mask_key) for item in from_yaml(submission.text)]
+    """Return the objects to create: the manifest that the dry run prints, and the Secret, which it does not print."""
+    details, job = submission.details, submission.job
+    found = [redaction.with_digests(item, job.secrets, job.mask_key) for item in from_yaml(submission.text)]
     if job.secrets:
-        metadata = metadata_of(told["secret"], told["id"], job.name, place.namespace)
+        metadata = metadata_of(details["secret"], details["id"], job.name, place.namespace)
         secret = {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "type": "Opaque"}
         found.insert(0, {**secret, "stringData": dict(job.secrets)})
     return found
@@ -81,7 +88,7 @@ def _check_claims(cluster: Cluster, claims: Sequence[str]) -> None:
         except ClusterError as error:
             if error.status != 403:
                 raise
-            continue  # who may not look may use it nevertheless
+            continue  # without the right to read claims, a pod may still use them
         if there is None:
             where = f"namespace {cluster.place.namespace}"
             raise UsageError(f"--pvc: there is no PersistentVolumeClaim {name} in {where}", "kubectl get pvc")
@@ -99,13 +106,13 @@ def _create(cluster: Cluster, item: Mapping[str, Any]) -> None:
         raise ClusterError(f"there is a {kind} {name} {where} already, of another launch", fix, 409) from None
 
 
-def _after_rollback(cluster: Cluster, submission: Submission, error: BaseException) -> BaseException:
-    """Take back what was created; return the error to raise."""
-    told = submission.details
+def _roll_back(cluster: Cluster, submission: Submission, error: BaseException) -> BaseException:
+    """Delete the objects created so far; return the error to raise."""
+    details = submission.details
     try:
-        left = _take_down(cluster, told, 1.0, time.monotonic() + cluster.timeout_s)
+        left = _delete_all(cluster, details, 1.0, time.monotonic() + cluster.timeout_s)
     except TorchfabError as second:
-        left = [f"what there is of {told['kind']} {told['name']} ({second.message})"]
+        left = [f"what there is of {details['kind']} {details['name']} ({second.message})"]
     if isinstance(error, KeyboardInterrupt):
         error = Interrupted("interrupted; " + (f"left behind: {', '.join(left)}" if left else "nothing was left"))
     elif isinstance(error, TorchfabError) and left:
@@ -116,41 +123,63 @@ def _after_rollback(cluster: Cluster, submission: Submission, error: BaseExcepti
     return error
 
 
-# ---- the life of a job
+# ---- status and evidence
 
 
 def _cluster(record: Record) -> Cluster:
-    """Return the cluster that the job was handed to; of a launch that was killed midway, the one that it meant."""
-    told = record.details
-    if "server" not in told:
-        return Cluster(detect_scope(told["context"], told["namespace"]), record.settings.answer_timeout_s)
-    place = ClusterScope(told["kubeconfig"], told["context"], told["namespace"])
+    """Return the cluster of the job; for a launch that was killed midway, the cluster that its flags select."""
+    details = record.details
+    if "server" not in details:
+        return Cluster(detect_scope(details["context"], details["namespace"]), record.settings.answer_timeout_s)
+    place = ClusterScope(details["kubeconfig"], details["context"], details["namespace"])
     return Cluster(place, record.settings.answer_timeout_s)
 
 
 def _cluster_unless_gone(record: Record) -> Cluster | None:
-    """Return the cluster; None when it is known to hold nothing of the job any more."""
-    return None if archive.is_gone(record) and archive.was_kept(record) else _cluster(record)
+    """Return the cluster of the job; None if the cluster is known to hold no object of the job any more."""
+    return None if archive.is_gone(record) and archive.load(record) else _cluster(record)
 
 
 def status(record: Record) -> JobStatus:
-    """Ask the cluster how the job is; of one that was stopped, tell how it was then."""
+    """Query the status of the job from the cluster; for a stopped job, return its archived status.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+
+    Returns
+    -------
+    JobStatus
+        `unreachable` if the cluster does not answer.
+    """
     try:
-        seen, stopped = look(_cluster_unless_gone(record), record, with_lines=True)
+        snapshot, stopped = load_snapshot(_cluster_unless_gone(record), record, with_lines=True)
     except TorchfabError as error:
         return _unreachable(record, error)
-    return job_status(record.nodes, replace(seen, now=time.time()), record.details, stopped)
+    return job_status(record.nodes, replace(snapshot, now=time.time()), record.details, stopped)
 
 
 def evidence(record: Record) -> Evidence:
-    """Ask the cluster what it knows of how the job went."""
+    """Collect evidence for `fab why` from the cluster, or from the archive of a stopped job.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+
+    Returns
+    -------
+    Evidence
+        The cluster's reasons, and the last log lines of each rank.
+    """
     try:
         cluster = _cluster_unless_gone(record)
-        seen, stopped = look(cluster, record, with_lines=True)
+        snapshot, stopped = load_snapshot(cluster, record, with_lines=True)
     except TorchfabError as error:
         return Evidence(record.name, record.created, _unreachable(record, error), ())
-    job = job_status(record.nodes, replace(seen, now=time.time()), record.details, stopped)
-    return gather(cluster, record, seen, job)
+    job = job_status(record.nodes, replace(snapshot, now=time.time()), record.details, stopped)
+    return collect(cluster, record, snapshot, job)
 
 
 def _unreachable(record: Record, error: TorchfabError) -> JobStatus:
@@ -158,13 +187,22 @@ def _unreachable(record: Record, error: TorchfabError) -> JobStatus:
     return JobStatus(nodes, len(nodes), Verdict("unreachable", reason=error.message))
 
 
-def follow(record: Record, request: Mapping[str, Any], nodes: Sequence[Node] | None = None) -> Iterator[Event]:
-    """Yield what the logs of the pods hold and receive, how the job is when that changes, and how it ends.
+def follow(record: Record, request: Mapping[str, Any], nodes: Sequence[Node] | None = None) -> EventStream:
+    """Yield the log lines of the job's pods, and the job's status whenever it changes, until its end.
 
     Parameters
     ----------
+    record : Record
+        The job.
     request : Mapping
         `follow`, `lines`, `ranks`, `grep`: as `torchfab.remote.job.log_reader.Reader` takes them.
+    nodes : sequence of Node, optional
+        Follow these nodes only. Default: all.
+
+    Returns
+    -------
+    iterator of Event
+        Ends when the job has ended, or without `follow` when the existing lines are read.
     """
     yield from Follower(record, request, _cluster_unless_gone(record), nodes or record.nodes).events()
 
@@ -173,97 +211,111 @@ def follow(record: Record, request: Mapping[str, Any], nodes: Sequence[Node] | N
 
 
 def stop(record: Record, grace_s: float, nodes: Sequence[Node] | None = None) -> tuple[StopReport, ...]:
-    """Delete the job's objects, and see that they and all its pods are gone; its logs are kept in its record.
+    """Archive the job's logs, delete its objects, and verify that they and all its pods are gone.
 
     Parameters
     ----------
+    record : Record
+        The job.
+    grace_s : float
+        Termination grace period of the pods, in seconds.
     nodes : sequence of Node, optional
-        Only the pods of these; Job and logs stay then.
+        Delete only the pods of these nodes; the Job remains and nothing is archived. Default: all.
+
+    Returns
+    -------
+    tuple of StopReport
+        One for each node.
     """
     chosen = record.nodes if nodes is None else nodes
-    begun = time.monotonic()
-    until = begun + grace_s + record.settings.answer_timeout_s
+    started = time.monotonic()
+    deadline = started + grace_s + record.settings.answer_timeout_s
     try:
         cluster = _cluster(record)
-        seen = see(cluster, record, with_lines=nodes is None)
-        pods = [pod for pod in seen.pods if index_of(pod) in {node.rank for node in chosen}]
+        snapshot = query_snapshot(cluster, record, with_lines=nodes is None)
+        pods = [pod for pod in snapshot.pods if index_of(pod) in {node.rank for node in chosen}]
         if nodes is not None:
-            left = _end_pods(cluster, record.details, pods, grace_s, until)
+            left = _delete_pods(cluster, record.details, pods, grace_s, deadline)
         else:
-            _keep(cluster, record, seen)
-            left = _take_down(cluster, record.details, grace_s, until)
+            _archive(cluster, record, snapshot)
+            left = _delete_all(cluster, record.details, grace_s, deadline)
     except TorchfabError as error:
         return tuple(StopReport(node, error=error) for node in chosen)
     if nodes is None and not left:
-        archive.note_gone(record)
-    what = _kinds(record.details) if nodes is None else ""
-    return tuple(_report(node, pods, left, what, time.monotonic() - begun) for node in chosen)
+        archive.mark_gone(record)
+    prefix = _deleted_kinds(record.details) if nodes is None else ""
+    return tuple(_stop_report(node, pods, left, prefix, time.monotonic() - started) for node in chosen)
 
 
-def _kinds(told: Mapping[str, Any]) -> str:
-    kinds = [told["kind"], *(["Service"] if told["kind"] == "Job" else []), *(["Secret"] if told["secret"] else [])]
+def _deleted_kinds(details: Mapping[str, Any]) -> str:
+    kinds = [
+        details["kind"],
+        *(["Service"] if details["kind"] == "Job" else []),
+        *(["Secret"] if details["secret"] else []),
+    ]
     return f"{', '.join(kinds[:-1])} and {kinds[-1]} are gone, " if len(kinds) > 1 else f"{kinds[0]} is gone, "
 
 
-def _report(node: Node, pods: Sequence[Object], left: Sequence[str], what: str, seconds: float) -> StopReport:
+def _stop_report(node: Node, pods: Sequence[Object], left: Sequence[str], prefix: str, seconds: float) -> StopReport:
     own = [f"Pod {pod['metadata']['name']}" for pod in pods if index_of(pod) == node.rank]
-    # What is no pod of any node, such as the Job, is told with the first.
+    # Objects that belong to no node, such as the Job, are reported with node 0.
     others = [each for each in left if node.rank == 0 and not each.startswith("Pod ")]
     mine = (*others, *(each for each in left if any(f"{each} ".startswith(f"{name} ") for name in own)))
     if mine:
         return StopReport(node, len(own), left=mine, seconds=seconds, summary=f"still there: {'; '.join(mine)}")
-    words = f"{what}its pod is gone, within {seconds:.1f} s" if own else f"{what}it had no pod"
-    return StopReport(node, len(own), seconds=seconds, summary=words)
+    summary = f"{prefix}its pod is gone, within {seconds:.1f} s" if own else f"{prefix}it had no pod"
+    return StopReport(node, len(own), seconds=seconds, summary=summary)
 
 
-def _keep(cluster: Cluster, record: Record, seen: Seen) -> None:
-    if seen.job is None and not seen.pods:
-        return  # it was deleted before, by us or by somebody else
-    for pod in seen.pods:
+def _archive(cluster: Cluster, record: Record, snapshot: Seen) -> None:
+    if snapshot.job is None and not snapshot.pods:
+        return  # the objects were deleted before, by `fab stop` or another client
+    for pod in snapshot.pods:
         try:
-            archive.keep_log(record, pod["metadata"]["name"], cluster.log(pod["metadata"]["name"], follow=False))
+            archive.save_log(record, pod["metadata"]["name"], cluster.log(pod["metadata"]["name"], follow=False))
         except (ClusterError, OSError) as error:
             write_err(f"{pod['metadata']['name']}: its log could not be kept: {error}")
-    archive.keep(record, seen)
+    archive.save(record, snapshot)
 
 
-def _take_down(cluster: Cluster, told: Mapping[str, Any], grace_s: float, until: float) -> list[str]:
-    """Delete the job's objects and pods, and wait until they are gone; return what is left at `until`, described.
+def _delete_all(cluster: Cluster, details: Mapping[str, Any], grace_s: float, deadline: float) -> list[str]:
+    """Delete the job's objects and pods, and wait until they are gone; describe those that are left at the deadline.
 
-    Only what carries the job's id is touched: another job may have the name.
+    Only objects with the job's id are deleted: another job may have the same name.
     """
-    named = ((told["kind"], told["name"]), ("Service", told["name"]), ("Secret", told["secret"]))
-    mine = [(kind, name) for kind, name in named if name and _is_ours(cluster, kind, name, told["id"])]
+    named = ((details["kind"], details["name"]), ("Service", details["name"]), ("Secret", details["secret"]))
+    mine = [(kind, name) for kind, name in named if name and _is_ours(cluster, kind, name, details["id"])]
     for kind, name in mine:
         cluster.delete(kind, name)
-    asked: set[str] = set()
+    requested: set[str] = set()
     while True:
-        pods = cluster.list("Pod", f"{ID_LABEL}={told['id']}")
-        _ask_to_end(cluster, [pod for pod in pods if pod["metadata"]["uid"] not in asked], grace_s)
-        asked |= {pod["metadata"]["uid"] for pod in pods}
-        left = [f"{kind} {name}" for kind, name in mine if _is_ours(cluster, kind, name, told["id"])]
-        left += [_pod_words(pod) for pod in pods]
-        if not left or time.monotonic() > until:
+        pods = cluster.list("Pod", f"{ID_LABEL}={details['id']}")
+        _request_deletion(cluster, [pod for pod in pods if pod["metadata"]["uid"] not in requested], grace_s)
+        requested |= {pod["metadata"]["uid"] for pod in pods}
+        left = [f"{kind} {name}" for kind, name in mine if _is_ours(cluster, kind, name, details["id"])]
+        left += [_describe_pod(pod) for pod in pods]
+        if not left or time.monotonic() > deadline:
             return left
         time.sleep(_POLL_S)
 
 
-def _end_pods(
-    cluster: Cluster, told: Mapping[str, Any], pods: Sequence[Object], grace_s: float, until: float
+def _delete_pods(
+    cluster: Cluster, details: Mapping[str, Any], pods: Sequence[Object], grace_s: float, deadline: float
 ) -> list[str]:
-    """Delete some of the job's pods, and wait until they are gone; return what is left at `until`, described."""
+    """Delete some of the job's pods, and wait until they are gone; describe those that are left at the deadline."""
     ids = {pod["metadata"]["uid"] for pod in pods}
-    _ask_to_end(cluster, pods, grace_s)
+    _request_deletion(cluster, pods, grace_s)
     while True:
-        there = cluster.list("Pod", f"{ID_LABEL}={told['id']}")
-        left = [_pod_words(pod) for pod in there if pod["metadata"]["uid"] in ids]
-        if not left or time.monotonic() > until:
+        there = cluster.list("Pod", f"{ID_LABEL}={details['id']}")
+        left = [_describe_pod(pod) for pod in there if pod["metadata"]["uid"] in ids]
+        if not left or time.monotonic() > deadline:
             return left
         time.sleep(_POLL_S)
 
 
-def _ask_to_end(cluster: Cluster, pods: Sequence[Object], grace_s: float) -> None:
-    # With 0 s the cluster would forget a pod at once, whether its machine had ended it or not: that proves nothing.
+def _request_deletion(cluster: Cluster, pods: Sequence[Object], grace_s: float) -> None:
+    # With a grace period of 0 s the cluster removes a pod at once, even if its machine has not ended it, so the pod's
+    # absence would prove nothing.
     for pod in pods:
         cluster.delete("Pod", pod["metadata"]["name"], max(1, math.ceil(grace_s)), pod["metadata"]["uid"])
 
@@ -273,21 +325,32 @@ def _is_ours(cluster: Cluster, kind: str, name: str, token: str) -> bool:
         found = cluster.get(kind, name)
     except ClusterError as error:
         if kind == "Secret" and error.status == 403:
-            return False  # who may not read Secrets could not have made one
+            return False  # a user without the right to read Secrets did not create one
         raise
     return found is not None and (found["metadata"].get("labels") or {}).get(ID_LABEL) == token
 
 
-def _pod_words(pod: Object) -> str:
+def _describe_pod(pod: Object) -> str:
     machine = pod["spec"].get("nodeName")
     return f"Pod {pod['metadata']['name']}" + (f" on {machine}, which may not answer" if machine else "")
 
 
 def forget(record: Record) -> dict[str, TorchfabError]:
-    """Delete what the cluster still holds of a job that has ended; return why that failed, by host."""
+    """Delete the remaining objects of a job that has ended.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+
+    Returns
+    -------
+    dict of str to TorchfabError
+        Errors by API server or object; empty if no object is left.
+    """
     try:
         cluster = _cluster(record)
-        left = _take_down(cluster, record.details, 1.0, time.monotonic() + record.settings.answer_timeout_s)
+        left = _delete_all(cluster, record.details, 1.0, time.monotonic() + record.settings.answer_timeout_s)
     except TorchfabError as error:  # no answer, or no kubeconfig any more
         return {record.details.get("server", "the cluster"): error}
     return {each: TorchfabError("is still there") for each in left}
@@ -297,11 +360,29 @@ def forget(record: Record) -> dict[str, TorchfabError]:
 
 
 def stacks(record: Record, request: Mapping[str, Any]) -> Dump:
-    """Raise TorchfabError, which says what to type instead: nothing of ours is in the pods, and hardly ever py-spy."""
+    """Raise TorchfabError: pods contain no part of torchfab and rarely py-spy.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+    request : Mapping
+        Ignored.
+
+    Returns
+    -------
+    Dump
+        Never.
+
+    Raises
+    ------
+    TorchfabError
+        Always; it names the `kubectl exec` command that runs py-spy in a pod.
+    """
     cluster = _cluster(record)
     pods = [pod["metadata"]["name"] for pod in cluster.list("Pod", f"{ID_LABEL}={record.details['id']}")]
-    words = (*_kubectl(cluster.place), "exec", *(pods[-1:] or ["POD"]), "--container", CONTAINER, "--")
-    command = shlex.join((*words, "py-spy", "dump", "--pid", "1", "--subprocesses"))
+    kubectl_exec = (*_kubectl(cluster.place), "exec", *(pods[-1:] or ["POD"]), "--container", CONTAINER, "--")
+    command = shlex.join((*kubectl_exec, "py-spy", "dump", "--pid", "1", "--subprocesses"))
     needs = "the image needs py-spy, and the container the capability SYS_PTRACE"
     raise TorchfabError("fab stacks cannot look into pods yet", f"pod by pod ({len(pods)}): {command} ({needs})")
 
@@ -310,7 +391,23 @@ def stacks(record: Record, request: Mapping[str, Any]) -> Dump:
 
 
 def machines(record: Record) -> list[tuple[Node, Mapping[str, Any] | None]]:
-    """Raise UsageError: ssh reaches no pod."""
+    """Raise UsageError: ssh does not reach pods.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+
+    Returns
+    -------
+    list of tuple
+        Never.
+
+    Raises
+    ------
+    UsageError
+        Always.
+    """
     raise UsageError(
         f"job {record.name} runs in pods, which ssh does not reach",
         "kubectl top pod; or name the cluster's machines with -H, if ssh reaches those",
@@ -318,9 +415,29 @@ def machines(record: Record) -> list[tuple[Node, Mapping[str, Any] | None]]:
 
 
 def attach_argv(record: Record, node: Node, window: str) -> tuple[str, ...]:
-    """Return the command that opens a shell in a node's pod."""
+    """Return the `kubectl exec` command that opens a shell in a node's pod.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+    node : Node
+        The node.
+    window : str
+        Ignored: pods have no tmux windows.
+
+    Returns
+    -------
+    tuple of str
+        The command.
+
+    Raises
+    ------
+    UsageError
+        The node has no pod.
+    """
     cluster = _cluster(record)
-    pods = see(cluster, record, with_lines=False).pods_of(node.rank)
+    pods = query_snapshot(cluster, record, with_lines=False).pods_of(node.rank)
     if not pods:
         raise UsageError(f"{node.label} has no pod", f"fab status {record.name}")
     write_err("a shell beside the training: to leave it, type exit")
@@ -330,7 +447,7 @@ def attach_argv(record: Record, node: Node, window: str) -> tuple[str, ...]:
 
 
 def _kubectl(place: ClusterScope) -> tuple[str, ...]:
-    """Return kubectl with the options that name the cluster and the namespace."""
+    """Return `kubectl` with the options that select the cluster and the namespace."""
     config = ("--kubeconfig", place.kubeconfig) if place.kubeconfig and ":" not in place.kubeconfig else ()
     context = ("--context", place.context) if place.context else ()
     return ("kubectl", *config, *context, "--namespace", place.namespace)

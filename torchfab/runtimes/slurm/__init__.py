@@ -1,1 +1,1 @@
-"""The Slurm runtime: jobs that live in an allocation."""
+"""The Slurm runtime: jobs that run in a Slurm allocation."""

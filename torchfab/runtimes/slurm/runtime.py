@@ -1,7 +1,7 @@
-"""The Slurm runtime: a job lives in an allocation; Slurm's commands are asked here, or on a login node over SSH.
+"""The Slurm runtime: a job runs in an allocation. Slurm's commands run here, or on a login node over SSH.
 
-Slurm says whether the job waits, runs, or how it was ended; the supervisors' files in the job's folder, which all nodes
-share, say what each rank did.
+Slurm reports whether the job is pending, running or how it ended. The status of each rank comes from the files that the
+supervisors write into the job's folder, which all nodes share.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from torchfab.core import status as states
 from torchfab.core.console import write_err
 from torchfab.core.errors import HostError, TorchfabError, UsageError
-from torchfab.core.events import BacklogRead, ContactLost, Event, Lines, StatusChanged, Tick
+from torchfab.core.events import BacklogRead, ContactLost, Event, EventStream, Lines, StatusChanged, Tick
 from torchfab.core.specs import Node, Submission
 from torchfab.records import Record
 from torchfab.runtimes import StopReport
@@ -33,12 +33,24 @@ _RETRY_S = 5.0
 
 
 def submit(record: Record, submission: Submission) -> dict[str, Any]:
-    """Hand a job to sbatch; return what is to be remembered of it: Slurm's id.
+    """Submit a job with sbatch.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+    submission : Submission
+        The batch script and its options.
+
+    Returns
+    -------
+    dict
+        Details for the record: the Slurm job id.
 
     Raises
     ------
     TorchfabError
-        Slurm, or a check before it, refused the job; nothing of it is left.
+        A check or Slurm rejected the job; it is rolled back.
     """
     details, settings = submission.details, record.settings
     request = {
@@ -53,19 +65,29 @@ def submit(record: Record, submission: Submission) -> dict[str, Any]:
     session = _open(record)
     try:
         answer = _checked(record, session.ask(request, settings.prepare_timeout_s + 10))
-        _checked(record, session.ask({"op": "keep"}, settings.answer_timeout_s))
+        _checked(record, session.ask({"op": "commit"}, settings.answer_timeout_s))
     finally:
-        session.close()  # without `keep`, the other side takes the job back
+        session.close()  # without `commit`, the other side rolls the submission back
     return {"slurm_id": answer["slurm_id"], "known_as": f"Slurm job {answer['slurm_id']}"}
 
 
 def machines(record: Record) -> list[tuple[Node, Mapping[str, Any] | None]]:
-    """Return the nodes that Slurm gave the job; what the job logs there is not looked at.
+    """Return the nodes that Slurm allocated to the job.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+
+    Returns
+    -------
+    list of tuple
+        Node and None: `fab top` shows these hosts without the job's log lines.
 
     Raises
     ------
     UsageError
-        It has none yet, or no longer.
+        The job has no nodes yet, or no longer.
     """
     found = status(record)
     if not found.nodes:
@@ -74,7 +96,18 @@ def machines(record: Record) -> list[tuple[Node, Mapping[str, Any] | None]]:
 
 
 def login_node(record: Record) -> Node:
-    """Return the node on which Slurm's commands run."""
+    """Return the node on which Slurm's commands run.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+
+    Returns
+    -------
+    Node
+        The login node, or this machine.
+    """
     values = dict(record.details["login"])
     return Node(**{**values, "gpus": tuple(values["gpus"])})
 
@@ -100,19 +133,19 @@ def _request(record: Record, op: str, **more: Any) -> dict[str, Any]:
 
 
 def _unconfirmed(record: Record) -> states.JobStatus | None:
-    """Return the status of a job whose `fab` ended before Slurm had answered; None for all others."""
+    """Return the status of a job whose `fab` ended before Slurm answered; None for any other job."""
     if "slurm_id" in record.details:
         return None
-    if time.time() - record.created < _taken_back_s(record):
+    if time.time() - record.created < _rollback_deadline_s(record):
         return states.JobStatus((), record.min_nodes, states.Verdict("pending", reason="it is being submitted"))
     reason = "its fab ended before Slurm had answered, and it was taken back"
     return states.JobStatus((), record.min_nodes, states.Verdict("lost", ended=True, reason=reason))
 
 
-def _taken_back_s(record: Record) -> float:
-    """Return after how long a submission of which no end was written down was taken back, on the other side too."""
-    given = record.settings
-    return 2 * (3 * given.connect_timeout_s + given.answer_timeout_s) + given.prepare_timeout_s
+def _rollback_deadline_s(record: Record) -> float:
+    """Return the seconds after which an unconfirmed submission is certainly rolled back, on the login node too."""
+    settings = record.settings
+    return 2 * (3 * settings.connect_timeout_s + settings.answer_timeout_s) + settings.prepare_timeout_s
 
 
 def _ask(record: Record, op: str, timeout_s: float, **more: Any) -> Mapping[str, Any]:
@@ -124,7 +157,18 @@ def _ask(record: Record, op: str, timeout_s: float, **more: Any) -> Mapping[str,
 
 
 def status(record: Record) -> states.JobStatus:
-    """Ask Slurm and the job's folder how the job is; `unreachable` when neither can be asked."""
+    """Read the status of a job from Slurm and from the job's folder.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+
+    Returns
+    -------
+    JobStatus
+        `unreachable` if the login node does not answer.
+    """
     if unconfirmed := _unconfirmed(record):
         return unconfirmed
     asked = time.time()
@@ -139,7 +183,18 @@ def status(record: Record) -> states.JobStatus:
 
 
 def evidence(record: Record) -> Evidence:
-    """Ask Slurm, and the job's folder, what they know of how the job went."""
+    """Collect evidence for `fab why` from Slurm and from the job's folder.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+
+    Returns
+    -------
+    Evidence
+        Slurm's reason, the batch script's output, and logs and error files by node.
+    """
     asked = time.time()
     if unconfirmed := _unconfirmed(record):
         return Evidence(record.name, record.created, unconfirmed, ())
@@ -148,65 +203,105 @@ def evidence(record: Record) -> Evidence:
     except TorchfabError as error:
         return Evidence(record.name, record.created, state.unreachable(record.min_nodes, error.message), ())
     job = state.job_status(record, answer, asked, time.time())
-    gathered = dict(enumerate(answer["evidence"]))
-    nodes = tuple(why.of_told(each, gathered.get(each.node.rank, {})) for each in job.nodes)
-    said = state.ended_by(answer, job)
-    words = (why.Said(*said),) if said else ()
-    return Evidence(record.name, record.created, job, nodes, words, record.events(), answer["batch"])
+    by_rank = dict(enumerate(answer["evidence"]))
+    nodes = tuple(why.of_told(each, by_rank.get(each.node.rank, {})) for each in job.nodes)
+    reason = state.end_reason(answer, job)
+    scheduler_reasons = (why.Said(*reason),) if reason else ()
+    return Evidence(record.name, record.created, job, nodes, scheduler_reasons, record.events(), answer["batch"])
 
 
 # ---- stacks
 
 
 def stacks(record: Record, request: Mapping[str, Any]) -> Dump:
-    """Have a step beside the ranks, in the job's own allocation, look into them; `request` as for the nodes.
+    """Collect the stacks of all ranks by an overlapping srun step in the job's allocation.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+    request : Mapping
+        `ranks`, `native`, `timeout_s`, `signal`: as `torchfab.remote.stacks.dump.answer` takes them.
+
+    Returns
+    -------
+    Dump
+        The stacks by node, and the errors of the nodes that did not answer.
 
     Raises
     ------
+    UsageError
+        The job's submission is not confirmed.
     TorchfabError
-        The job does not run, or Slurm cannot be asked.
+        The job does not run, or Slurm's commands fail.
     """
     if unconfirmed := _unconfirmed(record):
         raise UsageError(f"job {record.name} does not run: {unconfirmed.reason}")
-    # Slurm may take a while to start the step, and a node that answers late must not cost the others' answers.
+    # Slurm may take a while to start the step. One late node must not discard the answers of the others.
     timeout_s = record.settings.answer_timeout_s + 60 + 2 * request["timeout_s"]
     session = _open(record)
     try:
-        asked = _request(record, "slurm_stacks", **request)
-        answer = _checked(record, session.ask(asked, timeout_s))
+        step_request = _request(record, "slurm_stacks", **request)
+        answer = _checked(record, session.ask(step_request, timeout_s))
         if answer.get("wants"):
-            again = {**asked, "program": program_for(answer["machine"])}
-            answer = _checked(record, session.ask(again, timeout_s))
+            with_program = {**step_request, "program": program_for(answer["machine"])}
+            answer = _checked(record, session.ask(with_program, timeout_s))
     finally:
         session.close()
-    heard = [(Node(each["rank"], each["host"]), each["answer"]) for each in answer["nodes"]]
+    by_node = [(Node(each["rank"], each["host"]), each["answer"]) for each in answer["nodes"]]
     fix = f"see whether this works: srun --jobid={record.details['slurm_id']} --overlap hostname"
-    silent = HostError(answer["said"] or "its task wrote no answer", fix)
-    unheard = {node.label: silent for node, told in heard if told is None}
-    return Dump(tuple(from_answer(node, told) for node, told in heard if told is not None), unheard)
+    no_answer = HostError(answer["said"] or "its task wrote no answer", fix)
+    failed = {node.label: no_answer for node, node_answer in by_node if node_answer is None}
+    return Dump(tuple(from_answer(node, each) for node, each in by_node if each is not None), failed)
 
 
 # ---- stop
 
 
 def stop(record: Record, grace_s: float, nodes: Sequence[Node] | None = None) -> tuple[StopReport, ...]:
-    """Cancel the job, all of it: Slurm knows no part of one. Its ranks get TERM, `grace_s` seconds, KILL."""
+    """Cancel the job: its ranks get SIGTERM, and after `grace_s` seconds SIGKILL.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+    grace_s : float
+        Seconds between SIGTERM and SIGKILL.
+    nodes : sequence of Node, optional
+        Ignored: Slurm cancels whole jobs only.
+
+    Returns
+    -------
+    tuple of StopReport
+        One report for the whole job.
+    """
     if _unconfirmed(record):
         return (StopReport(Node(0, "Slurm"), summary="nothing of it was ever confirmed"),)
-    where = Node(0, f"Slurm job {record.details['slurm_id']}")
+    whole_job = Node(0, f"Slurm job {record.details['slurm_id']}")
     try:
         answer = _ask(record, "slurm_stop", grace_s + 60 + record.settings.answer_timeout_s, grace_s=grace_s)
     except TorchfabError as error:
-        return (StopReport(where, error=error),)
-    words = "was taken out of the queue" if answer["before"] in state.WAITING else ""
+        return (StopReport(whole_job, error=error),)
+    summary = "was taken out of the queue" if answer["before"] in state.WAITING else ""
     killed, left = tuple(answer["killed"]), tuple(answer["left"])
     if left:
-        words = f"it was cancelled {answer['seconds']:.0f} s ago, and Slurm is not done with it: {left[0]}"
-    return (StopReport(where, answer["asked"], killed, left, answer["seconds"], summary=words),)
+        summary = f"it was cancelled {answer['seconds']:.0f} s ago, and Slurm is not done with it: {left[0]}"
+    return (StopReport(whole_job, answer["asked"], killed, left, answer["seconds"], summary=summary),)
 
 
 def forget(record: Record) -> dict[str, TorchfabError]:
-    """Remove the job's folder; return why that failed."""
+    """Remove the job's folder.
+
+    Parameters
+    ----------
+    record : Record
+        The job; it has ended.
+
+    Returns
+    -------
+    dict of str to TorchfabError
+        The error by host; empty if the folder is removed.
+    """
     try:
         _ask(record, "slurm_forget", record.settings.answer_timeout_s)
     except TorchfabError as error:
@@ -215,12 +310,27 @@ def forget(record: Record) -> dict[str, TorchfabError]:
 
 
 def attach_argv(record: Record, node: Node, window: str) -> tuple[str, ...]:
-    """Return the command that opens a shell on one of the job's nodes, inside its allocation."""
+    """Return the srun command that opens a shell on one of the job's nodes, inside its allocation.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+    node : Node
+        The node.
+    window : str
+        Ignored: an allocation has no tmux windows.
+
+    Returns
+    -------
+    tuple of str
+        The command; over `ssh` if Slurm's commands run on a login node.
+    """
     from torchfab.runtimes.tmux import ssh_argv
 
     write_err("a shell on the node, inside the job; to leave it: exit (the job goes on)")
-    words = ("--overlap", "--pty", "--nodes=1", "--ntasks=1", f"--nodelist={node.host}")
-    srun = ("srun", f"--jobid={record.details['slurm_id']}", *words, os.environ.get("SHELL", "/bin/bash"))
+    options = ("--overlap", "--pty", "--nodes=1", "--ntasks=1", f"--nodelist={node.host}")
+    srun = ("srun", f"--jobid={record.details['slurm_id']}", *options, os.environ.get("SHELL", "/bin/bash"))
     login = login_node(record)
     if login.is_local:
         return srun
@@ -230,10 +340,24 @@ def attach_argv(record: Record, node: Node, window: str) -> tuple[str, ...]:
 # ---- logs
 
 
-def follow(record: Record, request: Mapping[str, Any], nodes: Sequence[Node] | None = None) -> Iterator[Event]:
-    """Yield what the job's logs hold and receive, how Slurm says that it is, and how it ended; over one connection.
+def follow(record: Record, request: Mapping[str, Any], nodes: Sequence[Node] | None = None) -> EventStream:
+    """Yield the job's log lines and its status as Slurm reports it, until its end, over one connection.
 
-    A connection that is lost is made again every few seconds, and the logs read on where they were left.
+    After a connection loss, it reconnects every 5 seconds and reading resumes at the last offset.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+    request : Mapping
+        `follow`, `lines`, `ranks`, `grep`: as `torchfab.remote.job.log_reader.Reader` takes them.
+    nodes : sequence of Node, optional
+        Ignored: the one stream has all nodes.
+
+    Returns
+    -------
+    iterator of Event
+        Ends when the job has ended, or without `follow` when the existing lines are read.
     """
     if unconfirmed := _unconfirmed(record):
         yield StatusChanged(unconfirmed)
@@ -251,7 +375,7 @@ def follow(record: Record, request: Mapping[str, Any], nodes: Sequence[Node] | N
 
 
 class _Stream:
-    """The log stream of a job: its session, while there is one, and how far it has been read."""
+    """Log stream of a job: its session, if connected, and the offsets up to which each file is read."""
 
     def __init__(self, record: Record, request: Mapping[str, Any]) -> None:
         self.record = record
@@ -262,7 +386,7 @@ class _Stream:
         self.done = False
 
     def events(self) -> Iterator[Event]:
-        """Yield what has arrived; connect first where there is no connection."""
+        """Yield the events that have arrived; connect first if there is no connection."""
         if self.session is None and time.monotonic() < self.retry_at:
             return
         try:
@@ -270,17 +394,17 @@ class _Stream:
                 self.session = _open(self.record)
                 self.session.post(self.request)
             for frame in self.session.take():
-                yield from self._of(frame)
+                yield from self._frame_events(frame)
         except TorchfabError as error:
             if not self.done:
-                yield self._lose(error)
+                yield self._disconnect(error)
 
-    def _lose(self, error: TorchfabError) -> ContactLost:
+    def _disconnect(self, error: TorchfabError) -> ContactLost:
         self.close()
         self.retry_at = time.monotonic() + _RETRY_S
         return ContactLost(login_node(self.record), error if isinstance(error, HostError) else HostError(error.message))
 
-    def _of(self, frame: Mapping[str, Any]) -> Iterator[Event]:
+    def _frame_events(self, frame: Mapping[str, Any]) -> Iterator[Event]:
         if "seen" in frame or "end" in frame:
             found = state.job_status(self.record, frame.get("end", frame.get("seen")), time.time(), time.time())
             self.nodes.update({each.node.rank: each.node for each in found.nodes})
@@ -299,7 +423,7 @@ class _Stream:
             yield StatusChanged(state.unreachable(self.record.min_nodes, problem))
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the session."""
         if self.session is not None:
             self.session.close()
             self.session = None

@@ -1,4 +1,4 @@
-"""How a Slurm job is: pure functions from what Slurm and the job's folder tell to a JobStatus, in words."""
+"""Status of a Slurm job: pure functions from the answers of Slurm and of the job's folder to a JobStatus."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torchfab.records import Record
 
 WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
 _FAILED = ("FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL", "REVOKED")
-# What Slurm itself does to a job, in words.
+# Final states that Slurm itself causes, with their descriptions.
 _ENDS = {
     "TIMEOUT": "the time limit{limit} was reached",
     "OUT_OF_MEMORY": "it used more memory than it had asked for (--sbatch-arg=--mem=... asks for more)",
@@ -23,7 +23,7 @@ _ENDS = {
     "BOOT_FAIL": "a node did not boot",
     "REVOKED": "it runs on another cluster of the federation",
 }
-# Why a job waits, in words (the reasons of squeue's manual that users meet; the others are shown as they are).
+# Why a job is pending: the reasons from squeue's manual that users encounter. Other reasons are shown as they are.
 _REASONS = {
     "None": "Slurm has not looked at it yet",
     "Priority": "jobs with a higher priority are before it",
@@ -56,65 +56,98 @@ _FAMILIES = (
 )
 
 
-def pending_words(told: Mapping[str, Any], slurm_id: str) -> str:
-    """Return why a job waits, in words, with Slurm's own name for it."""
-    why = told.get("why") or "None"
-    name = why.strip("()").partition(",")[0]
-    family = next((words for sign, words in _FAMILIES if name.startswith(sign)), "")
-    words = _REASONS.get(name, family).format(start=told.get("start") or "later", id=slurm_id)
+def pending_reason(slurm: Mapping[str, Any], slurm_id: str) -> str:
+    """Return a readable reason why a job is pending, with Slurm's own name for it.
+
+    Parameters
+    ----------
+    slurm : Mapping
+        Slurm's part of the status: `why`, `start`, `restarts`.
+    slurm_id : str
+        Id of the job in Slurm.
+
+    Returns
+    -------
+    str
+        The reason; for a requeued job also how often it was requeued.
+    """
+    reason = slurm.get("why") or "None"
+    name = reason.strip("()").partition(",")[0]
+    of_family = next((text for prefix, text in _FAMILIES if name.startswith(prefix)), "")
+    description = _REASONS.get(name, of_family).format(start=slurm.get("start") or "later", id=slurm_id)
     shown = name.replace("_", " ")
-    text = f"{words} ({shown})" if words and name != "None" else words or shown
-    restarts = told.get("restarts", 0)
+    text = f"{description} ({shown})" if description and name != "None" else description or shown
+    restarts = slurm.get("restarts", 0)
     times = "once" if restarts == 1 else f"{restarts} times"
     return f"{text}; it was requeued {times}" if restarts else text
 
 
 def unreachable(min_nodes: int, reason: str) -> JobStatus:
-    """Return the status of a job of which nothing can be learnt."""
+    """Return the status `unreachable`.
+
+    Parameters
+    ----------
+    min_nodes : int
+        Number of nodes that the job needs.
+    reason : str
+        Why the status is unknown.
+
+    Returns
+    -------
+    JobStatus
+        A status without nodes.
+    """
     return JobStatus((), min_nodes, Verdict("unreachable", reason=reason))
 
 
 def job_status(record: Record, answer: Mapping[str, Any], asked: float, answered: float) -> JobStatus:
-    """Return how a job is.
+    """Return the status of a job.
 
     Parameters
     ----------
+    record : Record
+        The job.
     answer : Mapping
-        What `torchfab.remote.slurm.job.status` told.
+        Answer of `torchfab.remote.slurm.job.status`.
     asked, answered : float
-        When it was asked, and when the answer came, in seconds since the epoch.
+        When the request was sent, and when the answer came, in seconds since the epoch.
+
+    Returns
+    -------
+    JobStatus
+        Slurm's state of the job, and the status of each node from the job's folder.
     """
-    told = answer["slurm"]
-    if "error" in told:
-        return unreachable(record.min_nodes, f"Slurm cannot be asked: {told['error']}")
-    if told["state"] in WAITING:
-        reason = pending_words(told, record.details["slurm_id"])
+    slurm = answer["slurm"]
+    if "error" in slurm:
+        return unreachable(record.min_nodes, f"Slurm cannot be asked: {slurm['error']}")
+    if slurm["state"] in WAITING:
+        reason = pending_reason(slurm, record.details["slurm_id"])
         return JobStatus((), record.min_nodes, Verdict("pending", reason=reason))
-    nodes = tuple(_node_status(each, told, answer, asked, answered) for each in answer["nodes"] if _is_known(each))
-    return JobStatus(nodes, record.min_nodes, _verdict(told, answer, nodes, record.details["folder"]))
+    nodes = tuple(_node_status(each, slurm, asked, answered) for each in answer["nodes"] if _is_known(each))
+    return JobStatus(nodes, record.min_nodes, _verdict(slurm, answer, nodes, record.details["folder"]))
 
 
 def _is_known(each: Mapping[str, Any]) -> bool:
     return bool(each["host"] or each["status"])
 
 
-def _node_status(
-    each: Mapping[str, Any], told: Mapping[str, Any], answer: Mapping[str, Any], asked: float, answered: float
-) -> NodeStatus:
+def _node_status(each: Mapping[str, Any], slurm: Mapping[str, Any], asked: float, answered: float) -> NodeStatus:
     node = Node(each["rank"], each["host"] or f"node-{each['rank']}")
     if each["status"] is None:
-        ended = told["state"] in _FAILED or told["state"] in ("COMPLETED", "CANCELLED", "")
+        ended = slurm["state"] in _FAILED or slurm["state"] in ("COMPLETED", "CANCELLED", "")
         return NodeStatus(node, "lost" if ended else "starting", "nothing was written there" if ended else "")
     return status.from_answer(node, each["status"], asked, answered)
 
 
-def _verdict(told: Mapping[str, Any], answer: Mapping[str, Any], nodes: tuple[NodeStatus, ...], folder: str) -> Verdict:
-    """Return what Slurm says of the whole; where it has forgotten the job, what the folder says."""
-    state, code = told["state"], _code(told.get("exit", ""))
+def _verdict(
+    slurm: Mapping[str, Any], answer: Mapping[str, Any], nodes: tuple[NodeStatus, ...], folder: str
+) -> Verdict:
+    """Return the state of the whole job from Slurm; if Slurm has purged the job, from its folder."""
+    state, code = slurm["state"], _code(slurm.get("exit", ""))
     if not state:
-        return _forgotten(nodes, answer, folder)
+        return _purged(nodes, answer, folder)
     if state not in _FAILED and state not in ("COMPLETED", "CANCELLED"):
-        # While it runs its nodes know more; while it is ended, only Slurm knows whether it will be run again.
+        # While the job runs, its nodes know more than Slurm. Once it ends, only Slurm knows whether it is requeued.
         return Verdict("running", reason="Slurm is ending it") if state == "COMPLETING" else Verdict()
     asked_to_stop = answer["stop_asked"] is not None
     if state == "COMPLETED":
@@ -123,13 +156,26 @@ def _verdict(told: Mapping[str, Any], answer: Mapping[str, Any], nodes: tuple[No
         reason = "" if asked_to_stop else "it was cancelled with scancel, not with fab stop"
         return Verdict("stopped", ended=True, reason=reason)
     if state in _ENDS:
-        worst = "lost" if state in ("NODE_FAIL", "BOOT_FAIL", "PREEMPTED", "REVOKED") else "failed"
-        return Verdict(worst, ended=True, reason=_ENDS[state].format(limit=_limit(told)), code=code)
-    return Verdict("failed", ended=True, reason=_why_failed(nodes, answer, told), code=code)
+        outcome = "lost" if state in ("NODE_FAIL", "BOOT_FAIL", "PREEMPTED", "REVOKED") else "failed"
+        return Verdict(outcome, ended=True, reason=_ENDS[state].format(limit=_limit(slurm)), code=code)
+    return Verdict("failed", ended=True, reason=_failure_reason(nodes, answer, slurm), code=code)
 
 
-def ended_by(answer: Mapping[str, Any], job: JobStatus) -> tuple[str, str] | None:
-    """Return Slurm's own name for what ended a job, and the same in words; None where it was not Slurm's doing."""
+def end_reason(answer: Mapping[str, Any], job: JobStatus) -> tuple[str, str] | None:
+    """Return why Slurm ended a job.
+
+    Parameters
+    ----------
+    answer : Mapping
+        Answer of `torchfab.remote.slurm.job.status`.
+    job : JobStatus
+        The status derived from it.
+
+    Returns
+    -------
+    tuple of str, optional
+        Slurm's name for the reason, and a description; None if Slurm did not end the job.
+    """
     state = answer["slurm"].get("state", "")
     if not job.reason or not job.has_ended or not job.has_failed:
         return None
@@ -144,23 +190,23 @@ def _stopped_first(nodes: tuple[NodeStatus, ...]) -> bool:
     return JobStatus(nodes, len(nodes)).was_stopped
 
 
-def _why_failed(nodes: tuple[NodeStatus, ...], answer: Mapping[str, Any], told: Mapping[str, Any]) -> str:
-    """Return the reason of a failure that no rank is to blame for; empty where one is."""
+def _failure_reason(nodes: tuple[NodeStatus, ...], answer: Mapping[str, Any], slurm: Mapping[str, Any]) -> str:
+    """Return the reason of a failure that no rank caused; empty if a rank caused it."""
     processes = [process for node in nodes for process in node.processes]
     warned = [process["warned"] for process in processes if process.get("warned")]
     if warned:
-        return f"the time limit{_limit(told)} was near: the ranks got {warned[0]}, and ended"
+        return f"the time limit{_limit(slurm)} was near: the ranks got {warned[0]}, and ended"
     if processes:
         return ""
-    said = f": {answer['said']}" if answer["said"] else ""
-    return f"the batch script ended with code {_code(told.get('exit', ''))} before torchrun began{said}"
+    output = f": {answer['said']}" if answer["said"] else ""
+    return f"the batch script ended with code {_code(slurm.get('exit', ''))} before torchrun began{output}"
 
 
-def _limit(told: Mapping[str, Any]) -> str:
-    return f" of {told['limit']}" if told.get("limit") else ""
+def _limit(slurm: Mapping[str, Any]) -> str:
+    return f" of {slurm['limit']}" if slurm.get("limit") else ""
 
 
-def _forgotten(nodes: tuple[NodeStatus, ...], answer: Mapping[str, Any], folder: str) -> Verdict:
+def _purged(nodes: tuple[NodeStatus, ...], answer: Mapping[str, Any], folder: str) -> Verdict:
     if not answer["exists"]:
         return Verdict("lost", ended=True, reason=f"Slurm has forgotten the job, and {folder} is gone")
     known = JobStatus(nodes, len(nodes))
@@ -170,7 +216,7 @@ def _forgotten(nodes: tuple[NodeStatus, ...], answer: Mapping[str, Any], folder:
 
 
 def _code(text: str) -> int | None:
-    """Return an exit code as a shell reports it, of Slurm's `code:signal`; None for 0."""
+    """Convert Slurm's `code:signal` to an exit code as a shell reports it; None for 0."""
     match = re.fullmatch(r"([0-9]{1,9})(?::([0-9]{1,9}))?", text)
     code, number = (int(match[1]), int(match[2] or 0)) if match else (0, 0)
     return 128 + number % 128 if number else code or None

@@ -1,7 +1,8 @@
-"""Connections: one to a node, and one interpreter on it, for all phases of a command.
+"""SSH connections: one connection and one Python interpreter per node, shared by all phases of a command.
 
-The room of all that reaches a machine. `connecting` and what it stands on need Fabric and paramiko, and are imported by
-a command that reaches another machine only. `localhost` goes the same way through a local process.
+All code that connects to other machines is in this package. `connect` and the modules below it need Fabric and
+paramiko, and are imported only by a command that reaches another machine. `localhost` uses a local process behind the
+same interface.
 """
 
 from __future__ import annotations
@@ -19,36 +20,43 @@ from torchfab.transport.ssh.errors import explain
 
 
 def open_session(node: Node, connection: Any, settings: ConnectionSettings) -> Session:
-    """Connect to a node and start the conversation.
+    """Connect to a node and start torchfab's program there.
 
     Parameters
     ----------
     node : Node
         The node.
     connection : Connection, HostError or None
-        As `connections` gives it; None for `localhost`.
+        As `connections` returns it; None for `localhost`.
+    settings : ConnectionSettings
+        Timeouts, and the interpreter on the node.
+
+    Returns
+    -------
+    Session
+        An open session with the node.
 
     Raises
     ------
     HostError
-        With the cause and its fix.
+        The connection failed; the error has the cause and its fix.
     """
-    if isinstance(connection, HostError):  # ssh's configuration knows no way there
+    if isinstance(connection, HostError):  # ssh's configuration has no usable route to the host
         raise connection
-    begun = time.monotonic()
+    started = time.monotonic()
     try:
-        pipe = LocalChannel() if connection is None else SSHChannel(connection, settings)
+        channel = LocalChannel() if connection is None else SSHChannel(connection, settings)
         try:
-            return Session(node, pipe, settings.answer_timeout_s)
+            return Session(node, channel, settings.answer_timeout_s)
         except BaseException:
-            pipe.close()
+            channel.close()
             raise
     except Exception as error:
         if connection is not None:
             from torchfab.transport.ssh import connect
 
             connect.hang_up(connection)
-        problem = error if isinstance(error, HostError) else explain(error, connection, time.monotonic() - begun)
+        problem = error if isinstance(error, HostError) else explain(error, connection, time.monotonic() - started)
         problem.address = problem.address or (connection.host if connection else "")
         if problem is error:
             raise
@@ -56,7 +64,20 @@ def open_session(node: Node, connection: Any, settings: ConnectionSettings) -> S
 
 
 def connections(nodes: Sequence[Node], settings: ConnectionSettings) -> dict[int, Any]:
-    """Return what `open_session` takes, per node; see `ssh.connecting`. Called before any thread is started."""
+    """Return an unopened connection per node; call this before any thread is started.
+
+    Parameters
+    ----------
+    nodes : sequence of Node
+        The nodes to connect to.
+    settings : ConnectionSettings
+        How to reach them.
+
+    Returns
+    -------
+    dict of int to Connection, HostError or None
+        By node rank; see `connect.connections`.
+    """
     if all(node.is_local for node in nodes):
         return {node.rank: None for node in nodes}
     from torchfab.transport.ssh import connect

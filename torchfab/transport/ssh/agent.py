@@ -1,4 +1,4 @@
-"""The ssh agent that a host's configuration names, with the keys that it allows."""
+"""The ssh agent that a host's configuration names, limited to the keys that it allows."""
 
 from __future__ import annotations
 
@@ -14,63 +14,86 @@ from torchfab.transport.ssh.route import Route
 
 
 class Agent(AgentSSH):
-    """An agent at a path, which shows some of its keys; paramiko's own knows only SSH_AUTH_SOCK, and shows all.
+    """An ssh agent at a given path that offers a subset of its keys.
+
+    paramiko's own class supports SSH_AUTH_SOCK only, and offers all keys.
 
     Parameters
     ----------
     path : str
-        Its socket; empty, or of nobody who listens: an agent without keys.
-    only : sequence of bytes, optional
-        Public keys; None for all that it has.
+        The agent's socket. If it is empty, or no agent listens there, the agent has no keys.
+    allowed_keys : sequence of bytes, optional
+        Public keys to offer; None for all that the agent has.
     """
 
-    def __init__(self, path: str, only: Sequence[bytes] | None = None) -> None:
+    def __init__(self, path: str, allowed_keys: Sequence[bytes] | None = None) -> None:
         super().__init__()
-        self.only = only
-        connection = _connected(path)
+        self.allowed_keys = allowed_keys
+        connection = _connect(path)
         if connection is not None:
             self._connect(connection)  # type: ignore[attr-defined]
 
     def get_keys(self) -> tuple[AgentKey, ...]:
-        """Return its keys."""
-        return tuple(key for key in super().get_keys() if self.only is None or key.asbytes() in self.only)
+        """Return the keys of the agent that are allowed.
+
+        Returns
+        -------
+        tuple of AgentKey
+            In the agent's order.
+        """
+        allowed = self.allowed_keys
+        return tuple(key for key in super().get_keys() if allowed is None or key.asbytes() in allowed)
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection to the agent."""
         self._close()  # type: ignore[attr-defined]
 
 
-def _connected(path: str) -> socket.socket | None:
+def _connect(path: str) -> socket.socket | None:
     if not path:
         return None
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.connect(path)
-    except OSError:  # an agent that is gone, as OpenSSH passes over it
+    except OSError:  # the agent is gone; OpenSSH ignores that, too
         connection.close()
         return None
     return connection
 
 
 def agent_for(route: Route, keys: Sequence[str]) -> Agent:
-    """Return the agent for a host: IdentityAgent's, with IdentitiesOnly only the keys that are named."""
-    only = [blob for key in keys if (blob := _public(key))] if route.options.is_on("identitiesonly") else None
-    return Agent(_path(route), only)
+    """Connect to the agent for a host, as IdentityAgent and IdentitiesOnly ask for.
+
+    Parameters
+    ----------
+    route : Route
+        The route to the host.
+    keys : sequence of str
+        Paths of the private keys for the host; with IdentitiesOnly, the agent offers only these.
+
+    Returns
+    -------
+    Agent
+        The agent; without keys where none runs.
+    """
+    only_named = route.options.is_enabled("identitiesonly")
+    allowed_keys = [blob for key in keys if (blob := _read_public_key(key))] if only_named else None
+    return Agent(_socket_path(route), allowed_keys)
 
 
-def _path(route: Route) -> str:
-    named = route.options.text("identityagent", "SSH_AUTH_SOCK")
-    if named.lower() == "none":
+def _socket_path(route: Route) -> str:
+    identity_agent = route.options.value("identityagent", "SSH_AUTH_SOCK")
+    if identity_agent.lower() == "none":
         return ""
-    if named == "SSH_AUTH_SOCK":
+    if identity_agent == "SSH_AUTH_SOCK":
         return os.environ.get("SSH_AUTH_SOCK", "")
-    if named.startswith("$") and not named.startswith("${"):
-        return os.environ.get(named[1:], "")
-    return route.path(named, "IdentityAgent")
+    if identity_agent.startswith("$") and not identity_agent.startswith("${"):
+        return os.environ.get(identity_agent[1:], "")
+    return route.path(identity_agent, "IdentityAgent")
 
 
-def _public(key: str) -> bytes:
-    """Return the public half of a key file, from the file beside it; empty where there is none."""
+def _read_public_key(key: str) -> bytes:
+    """Return the public half of a key file, from the `.pub` file beside it; empty where there is none."""
     path = Path(key if key.endswith(".pub") else f"{key}.pub")
     try:
         return paramiko.pkey.PublicBlob.from_file(str(path)).key_blob

@@ -1,4 +1,4 @@
-"""What a conversation with a program goes over: a process on this machine, or a channel to another one."""
+"""Byte channels to torchfab's program on a node: a process on this machine, or an SSH channel to another one."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from torchfab.transport.ssh import step_timeout
 from torchfab.transport.ssh.errors import stalled
 from torchfab.transport.ssh.login import log_in, open_jump_hosts
 
-# What a process on `localhost` gets of this terminal's environment: what a login would set. The rest travels by name.
+# A process on `localhost` gets only these variables of this terminal's environment: those that a login would set. All
+# others are forwarded by name.
 LOGIN_NAMES = (
     *("HOME", "PATH", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TMUX_TMPDIR", "XDG_RUNTIME_DIR"),
     *("LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "SLURM_CONF"),
 )
 _MOST_STDERR = 1 << 18
 LOGIN_PREFIXES = ("LC_", "SBATCH_")
-# How long a program on this machine may take to end once we have hung up: it takes back what it has begun.
+# How long a program on this machine may take to end after its stdin was closed: it undoes a half-finished launch.
 _END_S = 30.0
 
 
 class LocalChannel:
-    """A program on this machine."""
+    """A process on this machine that runs torchfab's program."""
 
     def __init__(self) -> None:
         names = [name for name in os.environ if name in LOGIN_NAMES or name.startswith(LOGIN_PREFIXES)]
@@ -39,7 +40,7 @@ class LocalChannel:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={name: os.environ[name] for name in names},
-            start_new_session=True,  # Ctrl-C in this terminal is for us alone
+            start_new_session=True,  # Ctrl-C in this terminal must not reach it
         )
         assert self.process.stdin
         assert self.process.stdout
@@ -47,51 +48,91 @@ class LocalChannel:
         self.stdin, self.stdout, self.stderr = self.process.stdin, self.process.stdout, self.process.stderr
 
     def write(self, data: bytes) -> None:
-        waiting, deadline = memoryview(data), time.monotonic() + _END_S
-        while waiting:
+        """Write bytes to the program's stdin.
+
+        Parameters
+        ----------
+        data : bytes
+            What to send; all of it is written.
+
+        Raises
+        ------
+        HostError
+            The program did not read it within 30 s.
+        """
+        unsent, deadline = memoryview(data), time.monotonic() + _END_S
+        while unsent:
             left_s = max(0.0, deadline - time.monotonic())
             if not _is_ready(self.stdin, select.POLLOUT, left_s):
                 raise HostError(f"torchfab's program here took nothing within {_END_S:g} s")
-            waiting = waiting[os.write(self.stdin.fileno(), waiting[: select.PIPE_BUF]) :]
+            unsent = unsent[os.write(self.stdin.fileno(), unsent[: select.PIPE_BUF]) :]
 
     def read(self, timeout_s: float) -> bytes | None:
+        """Read from the program's stdout.
+
+        Parameters
+        ----------
+        timeout_s : float
+            How long to wait, in seconds.
+
+        Returns
+        -------
+        bytes or None
+            At most 64 KiB; empty at the end of the output, None when the time is up.
+        """
         return os.read(self.stdout.fileno(), 1 << 16) if _is_ready(self.stdout, select.POLLIN, timeout_s) else None
 
     def exit_status(self) -> tuple[int | None, str]:
+        """Close stdin and wait for the program to end.
+
+        Returns
+        -------
+        tuple of int or None, and str
+            The exit code, and what the program wrote to stderr.
+        """
         try:
             self.stdin.close()
-        except OSError:  # what it did not read is still in our buffer
+        except OSError:  # the buffer still holds data that the program did not read
             pass
-        code = self._end()
-        os.set_blocking(self.stderr.fileno(), False)  # what it has left running may hold the other end
+        code = self._wait()
+        os.set_blocking(self.stderr.fileno(), False)  # a process that it left running may hold the other end
         return code, (self.stderr.read(_MOST_STDERR) or b"").decode(errors="replace")
 
-    def _end(self) -> int:
+    def _wait(self) -> int:
         try:
             return self.process.wait(_END_S)
-        except subprocess.TimeoutExpired:  # nothing of ours: our program ends when its stdin does
+        except subprocess.TimeoutExpired:  # not torchfab's program, which ends when its stdin is closed
             self.process.kill()
             return self.process.wait()
 
     def close(self) -> None:
+        """Close stdin, wait for the program to end, and close the other pipes."""
         try:
             self.stdin.close()
-        except OSError:  # it has ended before us
+        except OSError:  # the program has ended already
             pass
-        self._end()
+        self._wait()
         self.stdout.close()
         self.stderr.close()
 
 
 def _is_ready(file: IO[bytes], event: int, timeout_s: float) -> bool:
-    """Say whether a file can be read, or written; select(2) knows none above 1023, and each host may hold one."""
+    """Whether a file can be read or written in time; select(2) is limited to descriptors below 1024, poll(2) is not."""
     poll = select.poll()
     poll.register(file, event)
     return bool(poll.poll(max(0.0, timeout_s) * 1000))
 
 
 class SSHChannel:
-    """A program on another machine, over one channel of one connection."""
+    """An SSH channel to a process on another machine that runs torchfab's program.
+
+    Parameters
+    ----------
+    connection : Connection
+        Not open yet; the constructor opens it and its jump hosts.
+    settings : ConnectionSettings
+        Timeouts, and the interpreter on the node.
+    """
 
     def __init__(self, connection: Any, settings: ConnectionSettings) -> None:
         self.connection = connection
@@ -106,22 +147,48 @@ class SSHChannel:
         with self.timeout.at_most(connection.timeout_s, step_timeout.CHANNEL):
             self.channel = connection.transport.open_session(timeout=connection.timeout_s + 1)
         with self.timeout.at_most(connection.timeout_s, step_timeout.COMMAND):
-            # The one place where words become shell: the login shell of the node reads this.
+            # The only place where an argv becomes shell text: the login shell of the node reads it.
             self.channel.exec_command("exec " + shlex.join(bundle.argv(settings.agent_python)))
 
     def write(self, data: bytes) -> None:
+        """Write bytes to the program's stdin.
+
+        Parameters
+        ----------
+        data : bytes
+            What to send; all of it is written.
+
+        Raises
+        ------
+        HostError
+            The host did not read it within `answer_timeout_s`.
+        OSError
+            The connection was closed.
+        """
         try:
             with self.timeout.at_most(self.send_timeout_s, step_timeout.INPUT):
                 self.channel.settimeout(self.send_timeout_s + 1)
                 self.channel.sendall(data)
         except (EOFError, OSError) as error:
-            if self.timeout.stuck:
-                raise stalled(self.timeout.stuck, self.connection, self.send_timeout_s) from error
+            if self.timeout.stalled_step:
+                raise stalled(self.timeout.stalled_step, self.connection, self.send_timeout_s) from error
             raise OSError("the connection was closed") from error
 
     def read(self, timeout_s: float) -> bytes | None:
-        over = self.channel.closed or self.channel.eof_received
-        if timeout_s <= 0 and not self.channel.recv_ready() and not over:
+        """Read from the program's stdout.
+
+        Parameters
+        ----------
+        timeout_s : float
+            How long to wait, in seconds.
+
+        Returns
+        -------
+        bytes or None
+            At most 64 KiB; empty at the end of the output, None when the time is up.
+        """
+        at_end = self.channel.closed or self.channel.eof_received
+        if timeout_s <= 0 and not self.channel.recv_ready() and not at_end:
             return None
         self.channel.settimeout(max(timeout_s, 0.01))
         try:
@@ -130,6 +197,13 @@ class SSHChannel:
             return None
 
     def exit_status(self) -> tuple[int | None, str]:
+        """Wait at most 2 s each for stderr and the exit code.
+
+        Returns
+        -------
+        tuple of int or None, and str
+            The exit code, None where the connection was lost without one; and what the program wrote to stderr.
+        """
         stderr = b""
         self.channel.settimeout(2)
         try:
@@ -137,14 +211,15 @@ class SSHChannel:
                 stderr += data
         except TimeoutError:
             pass
-        # The exit code comes after the end of stdout, and -1 when the channel was closed without one. Where the
-        # connection still stands then, the program was killed.
+        # The exit code comes after the end of stdout; it is -1 when the channel was closed without one. If the
+        # connection is still open then, the program was killed.
         code = self.channel.recv_exit_status() if self.channel.status_event.wait(2) else -1
         known = code >= 0 or self.connection.is_connected
         return (code if known else None), stderr.decode(errors="replace")
 
     def close(self) -> None:
-        # Not the channel first: that would say so over a connection that may take no more.
+        """Close the connection and those to its jump hosts."""
+        # The channel is not closed first: that sends a message, and the connection may accept no more data.
         from torchfab.transport.ssh import connect
 
         connect.hang_up(self.connection)

@@ -1,6 +1,6 @@
-"""ssh's configuration, read as ssh_config(5) says: what holds for one host, and where each option stands.
+"""Read ssh's configuration as ssh_config(5) describes it: the options of one host, each with its file and line.
 
-paramiko's reader knows no Include, takes unknown Match criteria for true, and expands few tokens.
+paramiko's reader does not support Include, treats unknown Match criteria as true, and expands few tokens.
 """
 
 from __future__ import annotations
@@ -18,110 +18,200 @@ from torchfab.core.errors import HostError, UsageError
 from torchfab.transport.ssh.config_index import Indexed
 
 USER_FILE, SYSTEM_FILE = "~/.ssh/config", "/etc/ssh/ssh_config"
-_DEEPEST = 16  # as OpenSSH
-_MANY = ("identityfile", "certificatefile")  # every one that is given counts, not only the first
-_RAW = ("proxycommand", "knownhostscommand", "localcommand", "remotecommand")  # the rest of the line is one value
+_MAX_DEPTH = 16  # as OpenSSH
+_CUMULATIVE = ("identityfile", "certificatefile")  # all lines count, not only the first
+_UNSPLIT = ("proxycommand", "knownhostscommand", "localcommand", "remotecommand")  # the rest of the line is one value
 _CRITERIA = ("host", "originalhost", "user", "localuser", "exec")
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 @dataclass(frozen=True)
 class Block:
-    """What must be true of a host for the options of a block: patterns of `Host`, or criteria of `Match`."""
+    """The condition of a block: the patterns of `Host`, or the criteria of `Match`.
+
+    Parameters
+    ----------
+    keyword : str
+        `host` or `match`.
+    args : tuple of str
+        The words after the keyword.
+    location : str
+        `file:line` of the keyword.
+    """
 
     keyword: str
-    words: tuple[str, ...]
-    where: str
+    args: tuple[str, ...]
+    location: str
 
 
 @dataclass(frozen=True)
 class Option:
-    """One line: an option, its words, where it stands, and all blocks around it (an Include may stand in one)."""
+    """One line of the configuration.
+
+    Parameters
+    ----------
+    name : str
+        The option, in lower case.
+    values : tuple of str
+        The words after it.
+    location : str
+        `file:line`.
+    blocks : tuple of Block
+        All blocks that enclose the line: an Include may be inside of one.
+    """
 
     name: str
-    words: tuple[str, ...]
-    where: str
+    values: tuple[str, ...]
+    location: str
     blocks: tuple[Block, ...] = ()
 
 
 @dataclass(frozen=True)
 class Options:
-    """What holds for one host.
+    """The options that apply to one host.
 
     Parameters
     ----------
     host : str
-        As it was asked for.
-    found : mapping of str to tuple of Option
-        By name in lower case; one each, but for options of which all count.
+        The name of the host, as the user gave it.
+    by_name : mapping of str to tuple of Option
+        By name in lower case; one option each, and all of them for the cumulative ones (IdentityFile).
     """
 
     host: str
-    found: dict[str, tuple[Option, ...]] = field(default_factory=dict)
+    by_name: dict[str, tuple[Option, ...]] = field(default_factory=dict)
 
-    def text(self, name: str, default: str = "") -> str:
-        """Return the first word of an option."""
-        words = self.words(name)
-        return words[0] if words else default
+    def value(self, name: str, default: str = "") -> str:
+        """Return the first value of an option.
 
-    def words(self, name: str) -> tuple[str, ...]:
-        """Return the words of an option; of all its lines, where all count."""
-        return tuple(word for option in self.found.get(name, ()) for word in option.words)
+        Parameters
+        ----------
+        name : str
+            The option, in lower case.
+        default : str
+            Returned where the option is not set.
 
-    def is_on(self, name: str) -> bool:
-        """Say whether an option is `yes`."""
-        return self.text(name).lower() in ("yes", "true")
+        Returns
+        -------
+        str
+            The value.
+        """
+        values = self.values(name)
+        return values[0] if values else default
 
-    def where(self, name: str) -> str:
-        """Return `file:line` of an option."""
-        return self.found[name][0].where
+    def values(self, name: str) -> tuple[str, ...]:
+        """Return all values of an option.
+
+        Parameters
+        ----------
+        name : str
+            The option, in lower case.
+
+        Returns
+        -------
+        tuple of str
+            Those of all lines for a cumulative option, else of the first line that applies.
+        """
+        return tuple(value for option in self.by_name.get(name, ()) for value in option.values)
+
+    def is_enabled(self, name: str) -> bool:
+        """Return whether an option is `yes`.
+
+        Parameters
+        ----------
+        name : str
+            The option, in lower case.
+
+        Returns
+        -------
+        bool
+            False also where it is not set.
+        """
+        return self.value(name).lower() in ("yes", "true")
+
+    def location(self, name: str) -> str:
+        """Return where an option is set.
+
+        Parameters
+        ----------
+        name : str
+            The option, in lower case; it must be set.
+
+        Returns
+        -------
+        str
+            `file:line`.
+        """
+        return self.by_name[name][0].location
 
 
 # ---- reading
 
 
 def read(path: str) -> Indexed:
-    """Return the options of the file of `fab -S`, or of the user's file and then the system's.
+    """Read ssh's configuration.
+
+    Parameters
+    ----------
+    path : str
+        The file of `fab -S`; empty for the user's file followed by the system's.
+
+    Returns
+    -------
+    Indexed
+        All options, in the order of the files.
 
     Raises
     ------
     UsageError
-        A line is no option, or files include one another too deeply.
+        A line is not an option, or files include one another too deeply.
     """
     paths = [path] if path else [os.path.expanduser(USER_FILE), SYSTEM_FILE]
     return Indexed(option for each in paths for option in _read_file(each, (), 0, os.path.dirname(SYSTEM_FILE)))
 
 
-def _read_file(path: str, ctx: tuple[Block, ...], depth: int, system: str) -> Iterator[Option]:
-    if depth > _DEEPEST:
-        raise UsageError(f"{path}: ssh's configuration includes itself, or more than {_DEEPEST} files deep")
+def _read_file(path: str, enclosing: tuple[Block, ...], depth: int, system_dir: str) -> Iterator[Option]:
+    if depth > _MAX_DEPTH:
+        raise UsageError(f"{path}: ssh's configuration includes itself, or more than {_MAX_DEPTH} files deep")
     try:
         text = Path(path).read_text(encoding="utf-8", errors="surrogateescape")
-    except OSError:  # as OpenSSH: what is not there says nothing
+    except OSError:  # as OpenSSH, which ignores files that it cannot read
         return
     block: tuple[Block, ...] = ()
     for number, line in enumerate(text.split("\n"), 1):
         parsed = parse_line(line, f"{path}:{number}")
         if parsed is None:
             continue
-        name, words = parsed
+        name, values = parsed
         if name in ("host", "match"):
-            block = (Block(name, words, f"{path}:{number}"),)
+            block = (Block(name, values, f"{path}:{number}"),)
         elif name == "include":
-            for found in _included(words, path, system):
-                yield from _read_file(found, (*ctx, *block), depth + 1, system)
+            for included in _included_files(values, path, system_dir):
+                yield from _read_file(included, (*enclosing, *block), depth + 1, system_dir)
         else:
-            yield Option(name, words, f"{path}:{number}", (*ctx, *block))
+            yield Option(name, values, f"{path}:{number}", (*enclosing, *block))
 
 
-def _included(words: Sequence[str], path: str, system: str) -> list[str]:
-    base = system if path.startswith(system + os.sep) else os.path.expanduser("~/.ssh")
-    patterns = [os.path.join(base, os.path.expanduser(os.path.expandvars(word))) for word in words]
-    return [found for pattern in patterns for found in sorted(glob.glob(pattern))]
+def _included_files(names: Sequence[str], path: str, system_dir: str) -> list[str]:
+    base = system_dir if path.startswith(system_dir + os.sep) else os.path.expanduser("~/.ssh")
+    patterns = [os.path.join(base, os.path.expanduser(os.path.expandvars(name))) for name in names]
+    return [file for pattern in patterns for file in sorted(glob.glob(pattern))]
 
 
-def parse_line(line: str, where: str) -> tuple[str, tuple[str, ...]] | None:
-    """Return the option of a line, in lower case, and its words; None for a comment or an empty line.
+def parse_line(line: str, location: str) -> tuple[str, tuple[str, ...]] | None:
+    """Parse one line of an ssh configuration.
+
+    Parameters
+    ----------
+    line : str
+        The line, without its end.
+    location : str
+        `file:line`, for errors.
+
+    Returns
+    -------
+    tuple of str and tuple of str, or None
+        The option in lower case and its values; None for a comment or an empty line.
 
     Raises
     ------
@@ -132,50 +222,68 @@ def parse_line(line: str, where: str) -> tuple[str, tuple[str, ...]] | None:
     if not line or line.startswith("#"):
         return None
     match = re.fullmatch(r'"?([^\s="]+)"?\s*=?\s*(.+)', line, re.DOTALL)
-    raw = match is not None and match[1].lower() in _RAW
-    words = () if match is None else (match[2],) if raw else tuple(split_words(match[2], where))
-    if match is None or not words:
-        raise UsageError(f"{where}: {line!r} is no line of an ssh config", "an option has a name and a value")
-    return match[1].lower(), words
+    is_unsplit = match is not None and match[1].lower() in _UNSPLIT
+    values = () if match is None else (match[2],) if is_unsplit else tuple(split_words(match[2], location))
+    if match is None or not values:
+        raise UsageError(f"{location}: {line!r} is not a line of an ssh config", "an option has a name and a value")
+    return match[1].lower(), values
 
 
 _WORD = re.compile(r"""\s*((?:"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|\\.|[^\s"'\\])+|\\$)""", re.DOTALL)
 
 
-def split_words(text: str, where: str) -> Iterator[str]:
-    """Yield the words of a value: quotes keep blanks together, `#` at the beginning of one ends the line."""
+def split_words(text: str, location: str) -> Iterator[str]:
+    """Split the text after an option into words; quotes protect blanks, a word that begins with `#` ends the line.
+
+    Parameters
+    ----------
+    text : str
+        The rest of the line.
+    location : str
+        `file:line`, for errors.
+
+    Yields
+    ------
+    str
+        Each word, without its quotes.
+
+    Raises
+    ------
+    UsageError
+        Quotes do not match.
+    """
     position = 0
     while text[position:].strip() and not text[position:].lstrip().startswith("#"):
         match = _WORD.match(text, position)
         if match is None:
-            raise UsageError(f"{where}: quotes do not match in {text!r}")
+            raise UsageError(f"{location}: quotes do not match in {text!r}")
         position = match.end()
-        yield _unquoted(match[1])
+        yield _unquote(match[1])
 
 
-def _unquoted(word: str) -> str:
-    made, quote, index = "", "", 0
+def _unquote(word: str) -> str:
+    unquoted, quote, index = "", "", 0
     while index < len(word):
-        sign = word[index]
-        if sign == "\\" and word[index + 1 : index + 2] in ("\\", '"', "'", *(() if quote else (" ",))):
+        char = word[index]
+        if char == "\\" and word[index + 1 : index + 2] in ("\\", '"', "'", *(() if quote else (" ",))):
             index += 1
-            made += word[index : index + 1]
-        elif quote and sign == quote:
+            unquoted += word[index : index + 1]
+        elif quote and char == quote:
             quote = ""
-        elif not quote and sign in "\"'":
-            quote = sign
+        elif not quote and char in "\"'":
+            quote = char
         else:
-            made += sign
+            unquoted += char
         index += 1
-    return made
+    return unquoted
 
 
-# ---- what holds for a host
+# ---- the options of a host
 
 
 @dataclass(frozen=True)
 class ClientIdentity:
-    """Who asks, from where: what Match compares with, and tokens stand for.
+    """The local side of a connection: Match criteria compare with it, and tokens expand to it.
 
     Parameters
     ----------
@@ -184,7 +292,7 @@ class ClientIdentity:
     host : str
         This machine's name.
     run : callable
-        Runs a command of `Match exec`; says whether it succeeded.
+        Runs a command of `Match exec`; returns whether it succeeded.
     """
 
     user: str
@@ -199,94 +307,103 @@ def _succeeds(command: str) -> bool:
 
 
 def options_for(
-    options: Sequence[Option], host: str, asker: ClientIdentity, user: str = "", port: int | None = None
+    options: Sequence[Option], host: str, client: ClientIdentity, user: str = "", port: int | None = None
 ) -> Options:
-    """Return what holds for a host.
+    """Select the options that apply to a host.
 
     Parameters
     ----------
     options : sequence of Option
-        All that were read.
+        The whole configuration.
     host : str
-        As the user names it.
+        The name of the host, as the user gave it.
+    client : ClientIdentity
+        The local user and machine.
     user, port : str, int, optional
-        What the user says of it beside that, which comes first.
+        From the hosts file; they take precedence over the configuration.
+
+    Returns
+    -------
+    Options
+        The options of this host.
 
     Raises
     ------
     HostError
         A Match has a criterion that is not supported.
     """
-    options = options.about(host) if isinstance(options, Indexed) else options
-    found: dict[str, tuple[Option, ...]] = {}
+    options = options.candidates(host) if isinstance(options, Indexed) else options
+    by_name: dict[str, tuple[Option, ...]] = {}
     if user:
-        found["user"] = (Option("user", (user,), "the hosts file"),)
+        by_name["user"] = (Option("user", (user,), "the hosts file"),)
     if port:
-        found["port"] = (Option("port", (str(port),), "the hosts file"),)
-    final = any(block.keyword == "match" and "final" in block.words for each in options for block in each.blocks)
-    for is_final in (False, True) if final else (False,):
-        if is_final:  # as OpenSSH, whose second pass begins with the name that the first one gave
-            found.setdefault("hostname", (Option("hostname", (host.replace("%", "%%"),), "the first pass"),))
+        by_name["port"] = (Option("port", (str(port),), "the hosts file"),)
+    has_final = any(block.keyword == "match" and "final" in block.args for each in options for block in each.blocks)
+    for is_final in (False, True) if has_final else (False,):
+        if is_final:  # as OpenSSH, whose second pass starts with the host name from the first one
+            by_name.setdefault("hostname", (Option("hostname", (host.replace("%", "%%"),), "the first pass"),))
         matched: dict[Block, bool] = {}
         for option in options:
-            if all(_holds(block, Options(host, found), asker, is_final, matched) for block in option.blocks):
-                _take(found, option)
-    return Options(host, found)
+            if all(_applies(block, Options(host, by_name), client, is_final, matched) for block in option.blocks):
+                _add(by_name, option)
+    return Options(host, by_name)
 
 
-def _take(found: dict[str, tuple[Option, ...]], option: Option) -> None:
-    if option.name not in found:
-        found[option.name] = (option,)
-    elif option.name in _MANY and option.words not in [each.words for each in found[option.name]]:
-        found[option.name] += (option,)
+def _add(by_name: dict[str, tuple[Option, ...]], option: Option) -> None:
+    if option.name not in by_name:
+        by_name[option.name] = (option,)
+    elif option.name in _CUMULATIVE and option.values not in [each.values for each in by_name[option.name]]:
+        by_name[option.name] += (option,)
 
 
-def _holds(block: Block, so_far: Options, asker: ClientIdentity, final: bool, matched: dict[Block, bool]) -> bool:
-    # A block is judged where it begins, by what was found before it.
+def _applies(block: Block, so_far: Options, client: ClientIdentity, final: bool, matched: dict[Block, bool]) -> bool:
+    # A block is evaluated once, where it begins, against the options that precede it.
     if block not in matched:
         matched[block] = (
-            _names(block.words, so_far.host) if block.keyword == "host" else _matches(block, so_far, asker, final)
+            _match_patterns(block.args, so_far.host)
+            if block.keyword == "host"
+            else _evaluate_match(block, so_far, client, final)
         )
     return matched[block]
 
 
-def _matches(block: Block, so_far: Options, asker: ClientIdentity, final: bool) -> bool:
-    words = list(block.words)
+def _evaluate_match(block: Block, so_far: Options, client: ClientIdentity, final: bool) -> bool:
+    args = list(block.args)
     result = True
-    while words:
-        word = words.pop(0)
+    while args:
+        word = args.pop(0)
         negated, criterion = word.startswith("!"), word.lstrip("!").lower()
         criterion, _, value = criterion.partition("=")
         if criterion == "all":
             holds = True
         elif criterion in ("final", "canonical"):
             holds = final
-        elif criterion in _CRITERIA and (value or words):
-            value = value or words.pop(0)
-            holds = result and _meets(criterion, value, so_far, asker)  # what cannot match any more runs nothing
+        elif criterion in _CRITERIA and (value or args):
+            value = value or args.pop(0)
+            holds = result and _evaluate_criterion(criterion, value, so_far, client)  # no exec after a mismatch
         else:
             raise HostError(
-                f"{block.where}: Match {word} is not supported",
+                f"{block.location}: Match {word} is not supported",
                 f"use one of all, final, {', '.join(_CRITERIA)}; or Host",
             )
         result = result and holds is not negated
     return result
 
 
-def _meets(criterion: str, value: str, so_far: Options, asker: ClientIdentity) -> bool:
+def _evaluate_criterion(criterion: str, value: str, so_far: Options, client: ClientIdentity) -> bool:
     if criterion == "exec":
-        return asker.run(expand(value, tokens(so_far, asker), "Match exec"))
+        return client.run(expand(value, tokens(so_far, client), "Match exec"))
     host = _host_name(so_far)
     names = {
         "host": host,
         "originalhost": so_far.host,
-        "user": so_far.text("user", asker.user),
-        "localuser": asker.user,
+        "user": so_far.value("user", client.user),
+        "localuser": client.user,
     }
-    return _names(value.split(","), names[criterion])
+    return _match_patterns(value.split(","), names[criterion])
 
 
-def _names(patterns: Sequence[str], name: str) -> bool:
+def _match_patterns(patterns: Sequence[str], name: str) -> bool:
     if any(_pattern(each[1:]).fullmatch(name) for each in patterns if each.startswith("!")):
         return False
     return any(_pattern(each).fullmatch(name) for each in patterns if not each.startswith("!"))
@@ -294,72 +411,130 @@ def _names(patterns: Sequence[str], name: str) -> bool:
 
 @cache
 def _pattern(text: str) -> re.Pattern[str]:
-    signs = {"*": ".*", "?": "."}
-    return re.compile("".join(signs.get(sign) or re.escape(sign) for sign in text), re.DOTALL)
+    wildcards = {"*": ".*", "?": "."}
+    return re.compile("".join(wildcards.get(char) or re.escape(char) for char in text), re.DOTALL)
 
 
 # ---- values
 
 
-def tokens(options: Options, asker: ClientIdentity) -> dict[str, str]:
-    """Return what the tokens of ssh_config(5) stand for, but for those that only a connection knows."""
+def tokens(options: Options, client: ClientIdentity) -> dict[str, str]:
+    """Return the expansion of each token of ssh_config(5), except for those that depend on the connection.
+
+    Parameters
+    ----------
+    options : Options
+        The options of the host, as far as they are known.
+    client : ClientIdentity
+        The local user and machine.
+
+    Returns
+    -------
+    dict of str to str
+        By the letter after `%`.
+    """
     host = _host_name(options)
     return {
         "d": os.path.expanduser("~"),
         "h": host,
         "i": str(os.getuid()),
-        "k": options.text("hostkeyalias", options.host),
-        "L": asker.host.partition(".")[0],
-        "l": asker.host,
+        "k": options.value("hostkeyalias", options.host),
+        "L": client.host.partition(".")[0],
+        "l": client.host,
         "n": options.host,
-        "p": options.text("port", "22"),
-        "r": options.text("user", asker.user),
-        "u": asker.user,
+        "p": options.value("port", "22"),
+        "r": options.value("user", client.user),
+        "u": client.user,
     }
 
 
 def _host_name(options: Options) -> str:
-    """Return HostName, in which `%h` is the host; without one the host as it is: `fe80::1%eth0` has no token in it."""
-    named = options.text("hostname")
-    return expand(named, {"h": options.host}, "HostName") if named else options.host
+    """Return HostName with `%h` expanded; without HostName the host unchanged: `fe80::1%eth0` contains no token."""
+    host_name = options.value("hostname")
+    return expand(host_name, {"h": options.host}, "HostName") if host_name else options.host
 
 
-def expand(text: str, values: dict[str, str], what: str) -> str:
-    """Replace `%x` by what it stands for.
+def expand(text: str, values: dict[str, str], option: str) -> str:
+    """Expand the tokens (`%x`) in a value.
+
+    Parameters
+    ----------
+    text : str
+        The value of an option.
+    values : dict of str to str
+        The expansion of each token, by its letter.
+    option : str
+        The option, for errors.
+
+    Returns
+    -------
+    str
+        The value without tokens.
 
     Raises
     ------
     HostError
-        A token stands for nothing here.
+        A token is not in `values`.
     """
 
-    def stands_for(match: re.Match[str]) -> str:
+    def expansion(match: re.Match[str]) -> str:
         token = match[1]
         if token != "%" and token not in values:
-            raise HostError(f"%{token} is not supported in {what} {text}", "write what it stands for")
+            raise HostError(f"%{token} is not supported in {option} {text}", "write what it stands for")
         return "%" if token == "%" else values[token]
 
-    return re.sub(r"%(.?)", stands_for, text, flags=re.DOTALL)
+    return re.sub(r"%(.?)", expansion, text, flags=re.DOTALL)
 
 
-def expand_path(text: str, values: dict[str, str], what: str) -> str:
-    """The same for a path, in which `~` and `${NAME}` stand for something too."""
+def expand_path(text: str, values: dict[str, str], option: str) -> str:
+    """Expand the tokens, `~` and `${NAME}` in a path.
 
-    def value_of(match: re.Match[str]) -> str:
+    Parameters
+    ----------
+    text : str
+        The value of an option.
+    values : dict of str to str
+        The expansion of each token, by its letter.
+    option : str
+        The option, for errors.
+
+    Returns
+    -------
+    str
+        The path.
+
+    Raises
+    ------
+    HostError
+        A token is not in `values`, or a variable is not set.
+    """
+
+    def variable(match: re.Match[str]) -> str:
         if match[1] not in os.environ:
-            raise HostError(f"{what} {text}: there is no variable {match[1]}", "set it, or write the path")
+            raise HostError(f"{option} {text}: there is no variable {match[1]}", "set it, or write the path")
         return os.environ[match[1]]
 
-    return os.path.expanduser(re.sub(r"\$\{(\w+)\}", value_of, expand(text, values, what)))
+    return os.path.expanduser(re.sub(r"\$\{(\w+)\}", variable, expand(text, values, option)))
 
 
 def seconds(text: str) -> float:
-    """Return the seconds of a time like `90`, `2m` or `1h30m`; 0 for none."""
+    """Parse a time of ssh's configuration.
+
+    Parameters
+    ----------
+    text : str
+        A time like `90`, `2m` or `1h30m`; `none` or empty for no time.
+
+    Returns
+    -------
+    float
+        Seconds; 0 for no time.
+    """
     parts = re.findall(r"([0-9]{1,9})([smhdw]?)", text.lower())
     return float(sum(int(number) * _SECONDS[unit] for number, unit in parts))
 
 
-# ---- what is not supported
+# ---- unsupported options
 
 
 _NO_SUPPORT: dict[str, tuple[tuple[str, ...], str]] = {
@@ -376,16 +551,26 @@ _NO_SUPPORT: dict[str, tuple[tuple[str, ...], str]] = {
 
 
 def unsupported(options: Options) -> list[tuple[str, str]]:
-    """Return the options that change who gets in or what is trusted and that we cannot follow, each with its fix.
+    """Return the options that affect authentication or host keys and that torchfab does not support.
 
-    What only changes speed or comfort (ControlMaster, Compression, Ciphers, forwarding) is passed over.
+    Options that affect only speed or comfort (ControlMaster, Compression, Ciphers, forwarding) are ignored.
+
+    Parameters
+    ----------
+    options : Options
+        The options of a host.
+
+    Returns
+    -------
+    list of tuple of str and str
+        For each option: the problem, and its fix.
     """
-    found = []
+    problems = []
     for name, (harmless, fix) in _NO_SUPPORT.items():
-        if name in options.found and not _is_harmless(name, options.text(name).lower(), harmless):
-            option = options.found[name][0]
-            found.append((f"{option.where}: {name} {' '.join(option.words)} is not supported", fix))
-    return found
+        if name in options.by_name and not _is_harmless(name, options.value(name).lower(), harmless):
+            option = options.by_name[name][0]
+            problems.append((f"{option.location}: {name} {' '.join(option.values)} is not supported", fix))
+    return problems
 
 
 def _is_harmless(name: str, value: str, harmless: Sequence[str]) -> bool:

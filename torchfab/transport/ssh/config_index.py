@@ -1,4 +1,7 @@
-"""The options of ssh's configuration, indexed: one with a block for each of 1000 hosts is not searched 1000 times."""
+"""An index over the options of ssh's configuration.
+
+With one block for each of 1000 hosts, the configuration is not searched 1000 times.
+"""
 
 from __future__ import annotations
 
@@ -10,25 +13,36 @@ if TYPE_CHECKING:
 
 
 class Indexed(tuple["Option", ...]):
-    """All options that were read, in their order."""
+    """All options that were read, in the order of the files."""
 
     @cached_property
-    def _numbers(self) -> tuple[list[int], dict[str, list[int]]]:
-        """Which options may be about any host, and which are about hosts that are named plainly, by their names."""
+    def _indices(self) -> tuple[list[int], dict[str, list[int]]]:
+        """Indices of the options that may apply to any host, and, by host name, of those in a plain `Host` block."""
         general: list[int] = []
-        named: dict[str, list[int]] = {}
-        for number, option in enumerate(self):
-            plain = [block.words for block in option.blocks if block.keyword == "host" and _are_plain(block.words)]
+        by_host: dict[str, list[int]] = {}
+        for index, option in enumerate(self):
+            plain = [block.args for block in option.blocks if block.keyword == "host" and _are_plain(block.args)]
             for name in set(plain[0]) if plain else ():
-                named.setdefault(name, []).append(number)
+                by_host.setdefault(name, []).append(index)
             if not plain:
-                general.append(number)
-        return general, named
+                general.append(index)
+        return general, by_host
 
-    def about(self, host: str) -> list[Option]:
-        """Return the options that can be about a host, in their order."""
-        general, named = self._numbers
-        return [self[number] for number in sorted([*general, *named.get(host, ())])]
+    def candidates(self, host: str) -> list[Option]:
+        """Return the options that may apply to a host.
+
+        Parameters
+        ----------
+        host : str
+            The name of the host, as the user gave it.
+
+        Returns
+        -------
+        list of Option
+            In the order of the files.
+        """
+        general, by_host = self._indices
+        return [self[index] for index in sorted([*general, *by_host.get(host, ())])]
 
 
 def _are_plain(patterns: tuple[str, ...]) -> bool:

@@ -1,4 +1,4 @@
-"""Fabric's connections, made of what ssh's configuration says: who is asked for which key, through whom, as whom."""
+"""Create Fabric connections from ssh's configuration: user, port, keys, jump hosts and host key policy."""
 
 from __future__ import annotations
 
@@ -28,23 +28,24 @@ from torchfab.transport.ssh.step_timeout import StepTimeout
 
 
 class Connection(fabric.Connection):  # type: ignore[misc]  # fabric ships no types
-    """Fabric's, which follows a route instead of Fabric's own reading of ssh's configuration.
+    """A Fabric connection that follows a `Route` instead of Fabric's own reading of ssh's configuration.
 
     Attributes
     ----------
     route : Route
-        The way to the host.
+        The route to the host.
     timeout_s : float
         For each step of connecting.
     keys : tuple of str
-        The private keys to log in with; some may not be there.
+        Paths of the private keys to log in with; some may not exist.
     proxy : ProxySocket
-        What the connection goes over, where that is a ProxyCommand.
-    patience : Patience
-        What ends its steps, once it is being opened.
+        The socket to the ProxyCommand, where there is one.
+    step_timeout : StepTimeout
+        The time limits of its steps; None until it is opened.
     """
 
-    # What is no attribute of the class, Fabric writes into its configuration, and looks up there: a third of the cost.
+    # Fabric stores an attribute that the class does not declare in its configuration, and looks it up there: a third of
+    # the cost of a connection.
     inline_ssh_env: bool = False
     authentication = SimpleNamespace(strategy_class=None)
 
@@ -52,137 +53,211 @@ class Connection(fabric.Connection):  # type: ignore[misc]  # fabric ships no ty
     timeout_s: float = 0.0
     keys: tuple[str, ...] = ()
     proxy: ProxySocket | None = None
-    patience: StepTimeout | None = None
+    step_timeout: StepTimeout | None = None
 
     def open_gateway(self) -> Any:
-        """Return what is talked over instead of a connection of our own."""
+        """Open the jump host's channel or the ProxyCommand that carries this connection.
+
+        Returns
+        -------
+        Channel or ProxySocket
+            A socket-like object.
+        """
         if isinstance(self.gateway, str):
-            self.proxy = ProxySocket.of(self.gateway)
+            self.proxy = ProxySocket.start(self.gateway)
             return self.proxy
         return super().open_gateway()
 
 
 class ProxySocket(socket.socket):
-    """A socket to a ProxyCommand; paramiko's own spins when the command has ended, and knows no shell."""
+    """A socket to a ProxyCommand.
+
+    paramiko's own class busy-loops when the command has ended, and does not run it in a shell.
+
+    Attributes
+    ----------
+    process : subprocess.Popen
+        The command.
+    stderr : file
+        A temporary file with its stderr.
+    close_lock : threading.Lock
+        Held while the command is ended: paramiko's thread closes the socket, too.
+    last_error : str
+        The last line of stderr, or the exit code; set by `close`.
+    """
 
     process: subprocess.Popen[bytes]
-    errors: Any
-    closing: threading.Lock  # paramiko's thread closes it too
-    last_words = ""
+    stderr: Any
+    close_lock: threading.Lock
+    last_error = ""
 
     @classmethod
-    def of(cls, command: str) -> ProxySocket:
-        """Run a command as OpenSSH does, by the user's shell; Ctrl-C in this terminal is for us alone.
+    def start(cls, command: str) -> ProxySocket:
+        """Run a ProxyCommand as OpenSSH does, in the user's shell.
 
-        Else the way to the nodes would be gone when they are told to take back what they have begun.
+        Ctrl-C in this terminal does not reach the command: after it, the connection is still needed to roll back a
+        half-finished launch on the nodes.
+
+        Parameters
+        ----------
+        command : str
+            The command, with its tokens expanded.
+
+        Returns
+        -------
+        ProxySocket
+            Connected to the command's stdin and stdout.
         """
         ours, theirs = socket.socketpair()
-        made = cls(fileno=ours.detach())
-        made.errors, made.closing = tempfile.TemporaryFile(), threading.Lock()
+        proxy = cls(fileno=ours.detach())
+        proxy.stderr, proxy.close_lock = tempfile.TemporaryFile(), threading.Lock()
         argv = [os.environ.get("SHELL", "/bin/sh"), "-c", f"trap '' INT; exec {command}"]
         with theirs:
-            made.process = subprocess.Popen(argv, stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=made.errors)
-        return made
+            proxy.process = subprocess.Popen(argv, stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=proxy.stderr)
+        return proxy
 
     def close(self) -> None:
-        """Hang up, end the command, and keep the last line that it wrote to stderr."""
+        """Close the socket, end the command, and keep the last line of its stderr."""
         super().close()
-        with self.closing:
-            if not self.errors.closed:
+        with self.close_lock:
+            if not self.stderr.closed:
                 self._end()
 
     def _end(self) -> None:
         code = self.process.poll()
         self.process.terminate()
         self.process.wait()
-        self.errors.seek(0)
-        lines = self.errors.read().decode(errors="replace").split("\n")
-        silence = "" if code is None else f"it ended with code {code}"
-        self.last_words = next((line.strip() for line in reversed(lines) if line.strip()), silence)
-        self.errors.close()
+        self.stderr.seek(0)
+        lines = self.stderr.read().decode(errors="replace").split("\n")
+        default = "" if code is None else f"it ended with code {code}"
+        self.last_error = next((line.strip() for line in reversed(lines) if line.strip()), default)
+        self.stderr.close()
 
 
 def connections(nodes: Sequence[Node], settings: ConnectionSettings) -> dict[int, Connection | HostError | None]:
-    """Return a connection per node, not opened yet; None for `localhost`. Called before any thread is started.
+    """Create an unopened connection per node; call this before any thread is started.
 
-    A fabric.Config is not safe between threads, so every connection has its own. A host to which ssh's configuration
-    knows no way gets the error instead.
+    A fabric.Config is not thread-safe, so every connection has its own.
+
+    Parameters
+    ----------
+    nodes : sequence of Node
+        The nodes to connect to.
+    settings : ConnectionSettings
+        How to reach them.
+
+    Returns
+    -------
+    dict of int to Connection, HostError or None
+        By node rank: None for `localhost`; an error where ssh's configuration has no usable route to the host.
 
     Raises
     ------
     TorchfabError
         ssh's configuration cannot be read.
     """
-    made: dict[int, Connection | HostError | None] = {node.rank: None for node in nodes}
+    by_rank: dict[int, Connection | HostError | None] = {node.rank: None for node in nodes}
     remote = [node for node in nodes if not node.is_local]
     if not remote:
-        return made
+        return by_rank
     logging.getLogger("paramiko").addHandler(logging.NullHandler())
     logging.getLogger("paramiko").propagate = False
     if settings.ssh_config and not os.path.isfile(settings.ssh_config):
         raise TorchfabError(f"{settings.ssh_config}: there is no such ssh config file", "check fab -S")
     options = config.read(settings.ssh_config)
-    asker = config.ClientIdentity(_config().user, socket.gethostname())
+    client = config.ClientIdentity(_config().user, socket.gethostname())
     for node in remote:
         try:
-            route = routes.route_to(options, node.host, asker, node.user, node.port)
-            made[node.rank] = _connection(route, settings, settings.identities)
+            route = routes.route_to(options, node.host, client, node.user, node.port)
+            by_rank[node.rank] = _connection(route, settings, settings.identities)
         except HostError as error:
-            made[node.rank] = error
-    return made
+            by_rank[node.rank] = error
+    return by_rank
 
 
 def _config() -> Any:
-    # A new one costs half of a clone, for which Fabric copies all that it was given.
+    # A new Config costs half as much as a clone, for which Fabric copies all settings.
     return fabric.Config(lazy=True, ssh_config=paramiko.SSHConfig())
 
 
 def _connection(route: Route, settings: ConnectionSettings, identities: Sequence[str] = ()) -> Connection:
-    through = _connection(route.jumps[0], settings) if route.jumps else None
-    patience_s = settings.connect_timeout_s if settings.timeout_is_given else route.connect_timeout_s
-    timeout_s = patience_s or settings.connect_timeout_s
+    jump_host = _connection(route.jumps[0], settings) if route.jumps else None
+    chosen_s = settings.connect_timeout_s if settings.timeout_is_given else route.connect_timeout_s
+    timeout_s = chosen_s or settings.connect_timeout_s
     keys = routes.key_files(route, identities)
-    made = Connection(
+    connection = Connection(
         route.host,
         user=route.user,
         port=route.port,
         config=_config(),
-        gateway=through or route.proxy_command or False,
+        gateway=jump_host or route.proxy_command or False,
         connect_timeout=max(1, round(timeout_s)),
         forward_agent=False,
         connect_kwargs={
             **dict.fromkeys(("banner_timeout", "auth_timeout", "channel_timeout"), timeout_s),
             "key_filename": [key for key in keys if os.path.isfile(key)],
-            "look_for_keys": False,  # those are among the keys already, where none is named
+            "look_for_keys": False,  # `key_files` includes the default keys where none is configured
         },
     )
-    made.route, made.timeout_s, made.keys, made.client = route, timeout_s, keys, Client()
-    return made
+    connection.route, connection.timeout_s, connection.keys, connection.client = route, timeout_s, keys, Client()
+    return connection
 
 
 def hops(connection: Any) -> list[Any]:
-    """Return the connections through which a host is reached, the host's own last."""
+    """Return the chain of connections to a host.
+
+    Parameters
+    ----------
+    connection : Connection
+        The connection to the host.
+
+    Returns
+    -------
+    list of Connection
+        Those to its jump hosts, the nearest to this machine first, then the host's own.
+    """
     gateway = connection.gateway
     return [*(hops(gateway) if isinstance(gateway, Connection) else ()), connection]
 
 
 def label(connection: Connection) -> str:
-    """Return a jump host's name for people."""
+    """Return the display name of a jump host.
+
+    Parameters
+    ----------
+    connection : Connection
+        The connection to it.
+
+    Returns
+    -------
+    str
+        Its name as configured, with the port unless that is 22.
+    """
     route = connection.route
     assert route is not None
     return route.name if route.port == 22 else f"{route.name}:{route.port}"
 
 
 def guard(connection: Connection) -> Rules:
-    """Make a connection refuse who shows a key that is not the host's, and use the agent that its host allows.
+    """Set the host key policy and the ssh agent of a connection, before it is opened.
+
+    Parameters
+    ----------
+    connection : Connection
+        Not open yet.
+
+    Returns
+    -------
+    Rules
+        The host key rules for its host.
 
     Raises
     ------
     HostError
-        ssh's configuration of the host says what cannot be.
+        ssh's configuration of the host is not valid.
     """
     assert connection.route is not None
-    rules = host_keys.rules_of(connection.route)
+    rules = host_keys.load_rules(connection.route)
     connection.client.set_missing_host_key_policy(host_keys.HostKeyPolicy(rules, write_err))
     connection.connect_kwargs["transport_factory"] = host_keys.transport_factory(rules)
     connection.client._agent = agent.agent_for(connection.route, connection.keys)
@@ -190,12 +265,23 @@ def guard(connection: Connection) -> Rules:
 
 
 def host_key(connection: Connection) -> tuple[Rules, Any]:
-    """Return the key that a host shows, and the rules for it, without logging in there; hosts before it are open."""
+    """Fetch the host key of a host without logging in; the connections to its jump hosts must be open.
+
+    Parameters
+    ----------
+    connection : Connection
+        The connection to the host, not open.
+
+    Returns
+    -------
+    tuple of Rules and paramiko.PKey
+        The host key rules for the host, and the key that it presented.
+    """
     rules = guard(connection)
     address = (connection.host, connection.port)
     timeout_s = connection.timeout_s
-    way = connection.open_gateway() if connection.gateway else socket.create_connection(address, timeout_s)
-    transport = host_keys.transport_factory(rules)(way)
+    sock = connection.open_gateway() if connection.gateway else socket.create_connection(address, timeout_s)
+    transport = host_keys.transport_factory(rules)(sock)
     try:
         transport.banner_timeout = timeout_s
         transport.start_client(timeout=timeout_s)
@@ -205,6 +291,12 @@ def host_key(connection: Connection) -> tuple[Rules, Any]:
 
 
 def hang_up(connection: Connection | None) -> None:
-    """Close a connection and those that it goes through, also one that came to nothing: sshd counts it till then."""
+    """Close a connection and those to its jump hosts, also one that failed: until then sshd counts it.
+
+    Parameters
+    ----------
+    connection : Connection or None
+        Nothing is done for None.
+    """
     for hop in reversed(hops(connection)) if connection else ():
         hop.client.close()

@@ -1,4 +1,4 @@
-"""What went wrong with a connection, in plain words, with its fix."""
+"""Turn exceptions of a connection into a HostError with the cause and its fix."""
 
 from __future__ import annotations
 
@@ -10,7 +10,22 @@ from torchfab.core.errors import HostError
 
 
 def explain(error: Exception, connection: Any, took_s: float) -> HostError:
-    """Return what went wrong with a connection, in plain words, with its fix."""
+    """Return the error to report for an exception of a connection.
+
+    Parameters
+    ----------
+    error : Exception
+        The exception, of paramiko, a socket or the operating system.
+    connection : Connection or None
+        The connection that failed; None for `localhost`.
+    took_s : float
+        Seconds from the start of the connection to the exception.
+
+    Returns
+    -------
+    HostError
+        The cause and its fix.
+    """
     if connection is None:
         return HostError(f"cannot start python here: {error}")
     import paramiko
@@ -21,7 +36,7 @@ def explain(error: Exception, connection: Any, took_s: float) -> HostError:
     if isinstance(error, paramiko.PasswordRequiredException):
         return HostError(f"a private key for {user}@{host} has a passphrase", "unlock it in your agent: ssh-add")
     refused = isinstance(error, paramiko.AuthenticationException) or "No authentication methods" in str(error)
-    if refused or _is_key_file(error):
+    if refused or _is_key_file_error(error):
         absent = [key for key in connection.keys if not os.path.exists(key)]
         missing = f" (there is no {', '.join(absent)})" if absent else ""
         return HostError(
@@ -32,31 +47,46 @@ def explain(error: Exception, connection: Any, took_s: float) -> HostError:
 
 
 def _stalled_at(error: Exception, connection: Any, took_s: float) -> str:
-    """Return at which step a host that had accepted the connection let the time pass; empty where it did not.
+    """Return the step at which a host stalled after it had accepted the connection; empty where it did not stall.
 
-    paramiko says "Error reading SSH protocol banner" then, "No existing session", or "Authentication timeout".
+    paramiko's errors are then "Error reading SSH protocol banner", "No existing session" or "Authentication timeout".
     """
     import paramiko
 
-    watch = connection.patience
-    if watch is None or watch.stuck:
-        return watch.stuck if watch else ""
-    late = took_s >= connection.timeout_s - 0.05
+    timeout = connection.step_timeout
+    if timeout is None or timeout.stalled_step:
+        return timeout.stalled_step if timeout else ""
+    timed_out = took_s >= connection.timeout_s - 0.05
     if isinstance(error, paramiko.AuthenticationException):
-        late = "timeout" in str(error).lower()
-    return str(watch.reached) if late and isinstance(error, paramiko.SSHException) else ""
+        timed_out = "timeout" in str(error).lower()
+    return str(timeout.failed_step) if timed_out and isinstance(error, paramiko.SSHException) else ""
 
 
 def stalled(step: str, connection: Any, timeout_s: float) -> HostError:
-    """Return that a host let the time pass at a step."""
+    """Return the error for a host that stalled at a step.
+
+    Parameters
+    ----------
+    step : str
+        A constant of `step_timeout`: what the host failed to do.
+    connection : Connection
+        The connection to it.
+    timeout_s : float
+        The time limit that it exceeded, in seconds.
+
+    Returns
+    -------
+    HostError
+        The cause and its fix.
+    """
     return HostError(
         f"no answer from {connection.host} port {connection.port} within {timeout_s:g} s: {step}",
         "see there whether sshd is overloaded, and its log; a longer wait: fab -t SECONDS",
     )
 
 
-def _is_key_file(error: Exception) -> bool:
-    # paramiko ends with the last thing that went wrong, which may be a key file that is missing or unreadable.
+def _is_key_file_error(error: Exception) -> bool:
+    # paramiko raises the last of several errors, which may be that of a key file that is missing or unreadable.
     return isinstance(error, FileNotFoundError | PermissionError) and error.filename is not None
 
 
@@ -70,15 +100,16 @@ def _explain_network(error: Exception, where: str, connection: Any, took_s: floa
         )
     if any(isinstance(cause, ConnectionRefusedError) for cause in causes):
         return HostError(f"{where} refused the connection", "check that sshd runs there, and on which port")
-    late = isinstance(error, paramiko.SSHException) and took_s >= connection.timeout_s - 0.05
-    if late or any(isinstance(cause, TimeoutError) for cause in causes):
+    timed_out = isinstance(error, paramiko.SSHException) and took_s >= connection.timeout_s - 0.05
+    if timed_out or any(isinstance(cause, TimeoutError) for cause in causes):
         return HostError(
             f"no answer from {where} within {connection.timeout_s:g} s",
             "check that the node is up and that no firewall is between; a longer wait: fab -t SECONDS",
         )
     if connection.proxy is not None:
-        said = f": {connection.proxy.last_words}" if connection.proxy.last_words else f": {error}"
-        return HostError(f"its ProxyCommand came to nothing{said}", f"try it by hand: {connection.gateway}")
+        return HostError(
+            f"its ProxyCommand failed: {connection.proxy.last_error or error}", f"try it by hand: {connection.gateway}"
+        )
     if isinstance(error, EOFError | paramiko.SSHException):
         return HostError(
             f"{where} did not finish the SSH handshake: {error or 'it closed the connection'}",

@@ -1,7 +1,7 @@
-"""Host certificates of OpenSSH (PROTOCOL.certkeys): whether one says that a key is a host's, signed by whom.
+"""Parse and check host certificates of OpenSSH (PROTOCOL.certkeys).
 
-paramiko takes the key out of a certificate and looks at nothing else in it; signature, kind, names, dates and critical
-options are checked here.
+paramiko extracts only the key from a certificate. This module checks its signature, kind, names, dates and critical
+options.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ from paramiko.message import Message
 
 _HOST = 2
 _FOREVER = (1 << 64) - 1
-_NUMBERS = {"ssh-rsa": 2, "ssh-ed25519": 1}  # how many fields the key itself has; an ECDSA key: its curve and a point
+_KEY_FIELDS = {"ssh-rsa": 2, "ssh-ed25519": 1}  # fields of the public key; an ECDSA key has two: curve and point
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """A certificate, taken apart.
+    """A parsed certificate.
 
     Parameters
     ----------
     kind : int
-        1: of a user, 2: of a host.
+        1 for a user certificate, 2 for a host certificate.
     key_id : str
-        What its authority calls it.
+        The identifier that the authority gave it.
     principals : tuple of str
-        The host names it is for; empty for all.
+        The host names that it is valid for; empty for all.
     valid_after, valid_before : int
         Seconds since the epoch.
     critical : bytes
-        Options that must be understood; a host has none.
+        Options that a verifier must understand; none are defined for hosts.
     authority : bytes
-        The key that signed it.
+        The public key that signed it.
     signed, signature : bytes
-        What is signed, and how.
+        The signed part, and its signature.
     """
 
     kind: int
@@ -50,17 +50,27 @@ class Certificate:
 
 
 def read(blob: bytes) -> Certificate:
-    """Take a certificate apart.
+    """Parse a certificate.
+
+    Parameters
+    ----------
+    blob : bytes
+        The certificate in SSH's wire format.
+
+    Returns
+    -------
+    Certificate
+        Its fields, not checked.
 
     Raises
     ------
     ValueError
-        It is none.
+        `blob` is not a certificate.
     """
     message = Message(blob)
     try:
         plain = message.get_text().partition("-cert-v01@")[0]
-        for _ in range(1 + _NUMBERS.get(plain, 2)):  # a nonce comes first
+        for _ in range(1 + _KEY_FIELDS.get(plain, 2)):  # the nonce precedes the key's fields
             message.get_binary()
         message.get_int64()  # its serial number
         kind, key_id = message.get_int(), message.get_text()
@@ -70,30 +80,35 @@ def read(blob: bytes) -> Certificate:
         authority = message.get_binary()
         signed = message.get_so_far()
         signature = message.get_binary()
-    except Exception as error:  # paramiko's reader says what it stumbles over in many ways
+    except Exception as error:  # paramiko's parser raises many types
         raise ValueError(f"malformed: {error}") from error
     return Certificate(kind, key_id, principals, after, before, critical, authority, signed, signature)
 
 
 def _texts(data: bytes) -> tuple[str, ...]:
     message = Message(data)
-    found = []
+    texts = []
     while message.get_remainder():
-        found.append(message.get_text())
-    return tuple(found)
+        texts.append(message.get_text())
+    return tuple(texts)
 
 
 def objection(certificate: Certificate, host: str, now: float) -> str:
-    """Return why a certificate does not say that its key is the host's; empty when it does.
+    """Return why a certificate does not prove that its key belongs to a host.
 
     Parameters
     ----------
     certificate : Certificate
-        Whose authority is trusted for this host.
+        A certificate of an authority that is trusted for this host.
     host : str
-        As it was connected to, or its HostKeyAlias; without a port.
+        The name that was connected to, or its HostKeyAlias; without a port.
     now : float
         Seconds since the epoch.
+
+    Returns
+    -------
+    str
+        The reason; empty where the certificate is valid for the host.
     """
     if certificate.kind != _HOST:
         return "it is a user's, not a host's"
@@ -104,7 +119,7 @@ def objection(certificate: Certificate, host: str, now: float) -> str:
     if certificate.principals and host.lower() not in certificate.principals:
         return f"it is for {', '.join(certificate.principals)}, not for {host}"
     if certificate.critical:
-        return "it has critical options, which nobody knows for hosts"
+        return "it has critical options, and none are defined for hosts"
     return "" if _is_signed(certificate) else "its signature is wrong"
 
 
@@ -113,5 +128,5 @@ def _is_signed(certificate: Certificate) -> bool:
         kind = Message(certificate.authority).get_text()
         authority = paramiko.PKey.from_type_string(kind, certificate.authority)
         return bool(authority.verify_ssh_sig(certificate.signed, Message(certificate.signature)))
-    except Exception:  # an authority with a kind of key that paramiko does not know cannot be asked
+    except Exception:  # the authority's key has a type that paramiko does not support
         return False

@@ -1,7 +1,7 @@
-"""Host keys, as OpenSSH treats them: known and equal, or refused; Fabric itself would take any.
+"""Check host keys as OpenSSH does: a key that is not known is rejected. Fabric itself would accept any key.
 
-What known_hosts says is read in `knownhosts`; here it meets paramiko: which keys a server is asked for, and what
-becomes of the one that it shows.
+`known_hosts` reads the files; this module tells paramiko which key types to request, and accepts or rejects the key
+that a server presents.
 """
 
 from __future__ import annotations
@@ -39,26 +39,26 @@ _CERTIFICATE = "-cert-v01@openssh.com"
 
 @dataclass(frozen=True)
 class Rules:
-    """What ssh's configuration and known_hosts say of one host.
+    """The host key settings and the known keys of one host.
 
     Parameters
     ----------
     host, port : str, int
-        As it is connected to.
+        The address to connect to.
     alias : str
-        HostKeyAlias: the name under which its key is known; empty for the host's own.
+        HostKeyAlias: the name under which known_hosts has its key; empty for the host's own name.
     strict : str
-        `yes` (also where OpenSSH would ask: nobody is there to answer), `accept-new` or `no`.
+        StrictHostKeyChecking: `yes` (also for `ask`, because no user may be there to answer), `accept-new` or `no`.
     user_files : tuple of str
-        Where new keys are written: into the first. Empty for `UserKnownHostsFile none`.
+        The user's known_hosts files; new keys are written to the first one. Empty for `UserKnownHostsFile none`.
     hashes : bool
         HashKnownHosts: whether names are written hashed.
     files : tuple of KnownFile
-        All that exist.
+        The known_hosts files that exist.
     algorithms : str
-        HostKeyAlgorithms: which to ask for; empty for all.
+        HostKeyAlgorithms: the algorithms to request; empty for all.
     direct : bool
-        Whether the host is reached without another one between.
+        Whether the host is reached without a jump host or a ProxyCommand.
     """
 
     host: str
@@ -73,100 +73,171 @@ class Rules:
 
     @property
     def name(self) -> str:
-        """The name under which the host is looked up: its alias, `host` or `[host]:port`."""
+        """The name of the host in known_hosts: its alias, `host` or `[host]:port`."""
         host = self.host.lower()
         return self.alias or (host if self.port == 22 else f"[{host}]:{self.port}")
 
     @property
     def first_file(self) -> str:
-        """The file to which keys are added."""
+        """The file to which new keys are added."""
         return self.user_files[0] if self.user_files else "~/.ssh/known_hosts"
 
     def lines(self) -> tuple[Line, ...]:
-        """Return what is known of the host."""
+        """Return the known_hosts lines of the host.
+
+        Returns
+        -------
+        tuple of Line
+            In the order of the files.
+        """
         return known_hosts.lines_of(self.files, self.name)
 
     def lines_without_port(self) -> tuple[Line, ...]:
-        """Return what is known of the host at its usual port: OpenSSH takes that where no other is known."""
+        """Return the known_hosts lines of the host without its port: OpenSSH falls back to them.
+
+        Returns
+        -------
+        tuple of Line
+            None with an alias or at port 22.
+        """
         return () if self.alias or self.port == 22 else known_hosts.lines_of(self.files, self.host)
 
     def line_for(self, key: paramiko.PKey) -> str:
-        """Return the line of known_hosts that makes a key known."""
+        """Return the known_hosts line to add for a key.
+
+        Parameters
+        ----------
+        key : paramiko.PKey
+            The key of the host.
+
+        Returns
+        -------
+        str
+            Without a line end.
+        """
         name = known_hosts.hashed(self.name, os.urandom(20)) if self.hashes else self.name
         return f"{name} {key.get_name()} {key.get_base64()}"
 
 
-def rules_of(route: Route) -> Rules:
-    """Return the rules for a host.
+def load_rules(route: Route) -> Rules:
+    """Read the host key settings and the known_hosts files for a host.
+
+    Parameters
+    ----------
+    route : Route
+        The route to the host.
+
+    Returns
+    -------
+    Rules
+        The rules for it.
 
     Raises
     ------
     HostError
-        StrictHostKeyChecking is nothing that OpenSSH knows.
+        StrictHostKeyChecking has a value that OpenSSH does not know.
     """
     options = route.options
-    strict = options.text("stricthostkeychecking", "ask").lower()
+    strict = options.value("stricthostkeychecking", "ask").lower()
     if strict not in _STRICT:
-        where = options.where("stricthostkeychecking")
-        raise HostError(f"{where}: StrictHostKeyChecking is {strict!r}", "one of yes, ask, accept-new, no", route.host)
-    user = _paths(route, "userknownhostsfile", USER_FILES)
-    system = _paths(route, "globalknownhostsfile", SYSTEM_FILES)
+        location = options.location("stricthostkeychecking")
+        raise HostError(
+            f"{location}: StrictHostKeyChecking is {strict!r}", "one of yes, ask, accept-new, no", route.host
+        )
+    user_files = _paths(route, "userknownhostsfile", USER_FILES)
+    system_files = _paths(route, "globalknownhostsfile", SYSTEM_FILES)
     return Rules(
         route.host,
         route.port,
-        alias=options.text("hostkeyalias").lower(),
+        alias=options.value("hostkeyalias").lower(),
         strict=_STRICT[strict],
-        user_files=user,
-        hashes=options.is_on("hashknownhosts"),
-        files=known_hosts.read((*user, *system)),
-        algorithms=options.text("hostkeyalgorithms"),
+        user_files=user_files,
+        hashes=options.is_enabled("hashknownhosts"),
+        files=known_hosts.read((*user_files, *system_files)),
+        algorithms=options.value("hostkeyalgorithms"),
         direct=not (route.jumps or route.proxy_command),
     )
 
 
 def _paths(route: Route, name: str, default: Sequence[str]) -> tuple[str, ...]:
-    words = route.options.words(name) or default
-    nowhere = len(words) == 1 and words[0].lower() in ("none", os.devnull)
-    return () if nowhere else tuple(route.path(word, name) for word in words)
+    files = route.options.values(name) or default
+    is_none = len(files) == 1 and files[0].lower() in ("none", os.devnull)
+    return () if is_none else tuple(route.path(file, name) for file in files)
 
 
-# ---- what a key is
+# ---- fingerprints and classification
 
 
 def fingerprint(key: paramiko.PKey) -> str:
-    """Return a key's fingerprint as `ssh-keygen -l` prints it."""
+    """Return the fingerprint of a key.
+
+    Parameters
+    ----------
+    key : paramiko.PKey
+        The key.
+
+    Returns
+    -------
+    str
+        The key's type and `SHA256:...`, as `ssh-keygen -l` prints it.
+    """
     digest = base64.b64encode(hashlib.sha256(key.asbytes()).digest()).decode().rstrip("=")
     return f"{key.get_name()} SHA256:{digest}"
 
 
 def long_fingerprint(key: paramiko.PKey, name: str) -> str:
-    """Return the whole line of `ssh-keygen -l` for the key of a host."""
+    """Return the whole line that `ssh-keygen -l` prints for a key.
+
+    Parameters
+    ----------
+    key : paramiko.PKey
+        The key.
+    name : str
+        The host, printed as the comment.
+
+    Returns
+    -------
+    str
+        Bits, fingerprint, name and type.
+    """
     kind = key.get_name().removeprefix("ssh-").partition("-")[0].upper()
     return f"{key.get_bits()} {fingerprint(key).split()[1]} {name} ({kind})"
 
 
 def judge(rules: Rules, key: paramiko.PKey) -> Verdict:
-    """Say what is known of the key that a host shows.
+    """Compare the key that a host presents with the known keys.
+
+    Parameters
+    ----------
+    rules : Rules
+        The rules for the host.
+    key : paramiko.PKey
+        The key, possibly with a certificate.
+
+    Returns
+    -------
+    Verdict
+        Known, new, changed or revoked.
 
     Raises
     ------
     HostError
-        It comes with a certificate of an authority that is trusted for this host, but which is not good.
+        The key has a certificate of an authority that is trusted for this host, but the certificate is not valid.
     """
     blob = key.asbytes()
     certificate = _certificate(key)
     authority = certificate.authority if certificate else None
-    verdict = known_hosts.judge(rules.lines(), blob, authority)
+    verdict = known_hosts.classify(rules.lines(), blob, authority)
     if verdict.standing == "new":
-        other = known_hosts.judge(rules.lines_without_port(), blob, authority)
-        verdict = other if other.standing in ("known", "revoked") else verdict
+        without_port = known_hosts.classify(rules.lines_without_port(), blob, authority)
+        verdict = without_port if without_port.standing in ("known", "revoked") else verdict
     if certificate and verdict.line and verdict.line.marker == known_hosts.AUTHORITY and verdict.standing == "known":
         objection = host_certificates.objection(certificate, rules.alias or rules.host, time.time())
         if objection:
             raise HostError(
                 f"its host certificate {certificate.key_id!r} is refused: {objection}",
                 f"have its keys signed anew (ssh-keygen -s CA -h -n {rules.alias or rules.host} KEY.pub); "
-                f"the authority is that of {verdict.line.where}",
+                f"the authority is that of {verdict.line.location}",
                 rules.host,
             )
     return verdict
@@ -182,34 +253,50 @@ def _certificate(key: paramiko.PKey) -> host_certificates.Certificate | None:
         raise HostError(f"its host certificate is {error}", "see its HostCertificate in sshd_config") from None
 
 
-# ---- what becomes of it
+# ---- accept or reject
 
 
 class HostKeyPolicy(paramiko.MissingHostKeyPolicy):
-    """Let nobody in whose key is not the host's.
+    """Reject a server whose host key is unknown, changed or revoked.
 
-    paramiko's own store of keys stays empty, so that it asks us about every key.
+    paramiko's own store of host keys stays empty, so that paramiko calls this policy for every key.
 
     Parameters
     ----------
     rules : Rules
-        For the host that is connected to.
+        The rules for the host.
     warn : callable
-        Takes a line for the user.
+        Prints a warning, given as one line.
     """
 
     def __init__(self, rules: Rules, warn: Callable[[str], None]) -> None:
         self.rules, self.warn = rules, warn
 
     def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:
-        """Return if the key is good, or may be taken; else raise HostError."""
+        """Accept or reject the key of a server; paramiko calls this.
+
+        Parameters
+        ----------
+        client : paramiko.SSHClient
+            Not used.
+        hostname : str
+            Not used: `rules` has it.
+        key : paramiko.PKey
+            The key that the server presented.
+
+        Raises
+        ------
+        HostError
+            The key is rejected.
+        """
         verdict = judge(self.rules, key)
         if verdict.standing == "new":
             self._trust_on_first_use(key)
         elif verdict.standing != "known" and (verdict.standing == "revoked" or self.rules.strict != "no"):
             raise refusal(self.rules, key, verdict)
         elif verdict.standing == "changed":
-            # As OpenSSH: only with a key, which tells nothing to who listens in. We never forward the agent.
+            # As in OpenSSH, only key authentication is used then, which reveals nothing to an eavesdropper. torchfab
+            # never forwards the agent.
             self.warn(f"{self.rules.host}: {refusal(self.rules, key, verdict).message}; StrictHostKeyChecking is no")
 
     def _trust_on_first_use(self, key: paramiko.PKey) -> None:
@@ -219,74 +306,130 @@ class HostKeyPolicy(paramiko.MissingHostKeyPolicy):
             return
         try:
             known_hosts.append(self.rules.first_file, [self.rules.line_for(key)])
-        except OSError as error:  # as OpenSSH, which goes on
-            self.warn(f"{self.rules.host}: its key cannot be remembered in {self.rules.first_file}: {error.strerror}")
+        except OSError as error:  # as OpenSSH, which continues
+            self.warn(f"{self.rules.host}: its key cannot be written to {self.rules.first_file}: {error.strerror}")
 
 
 def refusal(rules: Rules, key: paramiko.PKey, verdict: Verdict) -> HostError:
-    """Return why a key is refused, and what makes the host known."""
-    shown, where = fingerprint(key), f" ({verdict.line.where})" if verdict.line else ""
+    """Return the error for a key that is rejected.
+
+    Parameters
+    ----------
+    rules : Rules
+        The rules for the host.
+    key : paramiko.PKey
+        The key that the host presented.
+    verdict : Verdict
+        New, changed or revoked.
+
+    Returns
+    -------
+    HostError
+        Why the key is rejected, and how to make it known.
+    """
+    presented, where = fingerprint(key), f" ({verdict.line.location})" if verdict.line else ""
     if verdict.standing == "revoked":
         fix = "it is not to be trusted any more: the host needs a new key, or the line is wrong"
-        return HostError(f"its host key is REVOKED{where}: {shown}", fix, rules.host)
+        return HostError(f"its host key is REVOKED{where}: {presented}", fix, rules.host)
     if verdict.standing == "changed":
         return HostError(
-            f"its host key has CHANGED: it now shows {shown}, another one is known{where}",
+            f"its host key has CHANGED: it now shows {presented}, another one is known{where}",
             "somebody may be listening in; if you know why it changed: "
             f"{forget_command(rules, verdict)}, then fab trust",
             rules.host,
         )
-    return HostError(f"its host key is not known ({shown})", _introduction(rules), rules.host)
+    return HostError(f"its host key is not known ({presented})", _trust_command(rules), rules.host)
 
 
 def forget_command(rules: Rules, verdict: Verdict) -> str:
-    """Return the command that forgets what is known of a host."""
+    """Return the command that removes the known keys of a host.
+
+    Parameters
+    ----------
+    rules : Rules
+        The rules for the host.
+    verdict : Verdict
+        With the line that has the old key.
+
+    Returns
+    -------
+    str
+        An `ssh-keygen -R` command, as shell.
+    """
     path = verdict.line.path if verdict.line else rules.first_file
     return f"ssh-keygen -R {shlex.quote(rules.name)} -f {shlex.quote(path)}"
 
 
-def _introduction(rules: Rules) -> str:
+def _trust_command(rules: Rules) -> str:
     if not rules.user_files:
         return "ssh's configuration has UserKnownHostsFile none for it: name a file there; then: fab trust"
-    if rules.alias or not rules.direct:  # ssh-keyscan knows neither another name nor a way round
+    if rules.alias or not rules.direct:  # ssh-keyscan supports neither an alias nor a jump host
         return f"if that is the key of {rules.host}: fab trust, which asks all hosts at once"
     keyscan = f"ssh-keyscan -p {rules.port} {rules.host} >> {shlex.quote(rules.first_file)}"
     return f"if that is the key of {rules.host}: {keyscan}; or, for all hosts at once: fab trust"
 
 
-# ---- how it is asked for
+# ---- key types to request
 
 
-def wanted_types(lines: Sequence[Line], algorithms: str = "") -> tuple[str, ...]:
-    """Return the host key algorithms to ask for: those whose keys are known first, as OpenSSH does.
+def requested_algorithms(lines: Sequence[Line], algorithms: str = "") -> tuple[str, ...]:
+    """Return the host key algorithms to request from a server, in the order in which OpenSSH prefers them.
 
-    Certificates are asked for only where an authority is known: else they are no better than their keys.
+    Certificates are requested only where an authority is known: otherwise they prove no more than their keys.
+
+    Parameters
+    ----------
+    lines : sequence of Line
+        The known_hosts lines of the host; the algorithms of known keys come first.
+    algorithms : str
+        HostKeyAlgorithms. Default: no restriction.
+
+    Returns
+    -------
+    tuple of str
+        Empty where `algorithms` leaves none that paramiko supports.
     """
     plain: tuple[str, ...] = paramiko.Transport._preferred_keys  # type: ignore[attr-defined]
     known = {line.kind for line in lines if not line.marker}
     certified = any(line.marker == known_hosts.AUTHORITY for line in lines)
     certificates = tuple(f"{algorithm}{_CERTIFICATE}" for algorithm in plain) if certified else ()
-    wanted = (*certificates, *sorted(plain, key=lambda algorithm: _kind(algorithm) not in known))
-    return tuple(each for each in wanted if _is_allowed(each, algorithms))
+    preferred = (*certificates, *sorted(plain, key=lambda algorithm: _key_type(algorithm) not in known))
+    return tuple(each for each in preferred if _is_allowed(each, algorithms))
 
 
 def _is_allowed(algorithm: str, algorithms: str) -> bool:
-    """Say whether HostKeyAlgorithms allows an algorithm; `+` and `^` take nothing away, and paramiko has no more."""
+    """Whether HostKeyAlgorithms allows an algorithm; `+` and `^` only add, and paramiko has no others to add."""
     if not algorithms or algorithms[0] in "+^":
         return True
     listed = known_hosts.names_match(algorithms.lstrip("-"), algorithm)
     return listed is not algorithms.startswith("-")
 
 
-def _kind(algorithm: str) -> str:
+def _key_type(algorithm: str) -> str:
     return "ssh-rsa" if algorithm.startswith("rsa-sha2-") else algorithm
 
 
 def transport_factory(rules: Rules) -> Callable[..., Transport]:
-    """Return what makes a transport that asks the host for the keys that are known."""
-    types = wanted_types(rules.lines() or rules.lines_without_port(), rules.algorithms)
+    """Return a factory of transports that request the key types that are known of a host.
+
+    Parameters
+    ----------
+    rules : Rules
+        The rules for the host.
+
+    Returns
+    -------
+    callable
+        Takes a socket, returns a Transport.
+
+    Raises
+    ------
+    HostError
+        HostKeyAlgorithms allows no algorithm that paramiko supports.
+    """
+    types = requested_algorithms(rules.lines() or rules.lines_without_port(), rules.algorithms)
     if not types:
         raise HostError(
-            f"HostKeyAlgorithms {rules.algorithms} leaves none that paramiko has", "allow ssh-ed25519", rules.host
+            f"HostKeyAlgorithms {rules.algorithms} allows none that paramiko supports", "allow ssh-ed25519", rules.host
         )
     return partial(Transport, host_key_types=types)

@@ -1,4 +1,7 @@
-"""known_hosts files, read and judged as OpenSSH does (sshd(8), "SSH_KNOWN_HOSTS FILE FORMAT"). Only text and bytes."""
+"""Read known_hosts files, and compare keys with them, as OpenSSH does (sshd(8), "SSH_KNOWN_HOSTS FILE FORMAT").
+
+This module handles text and bytes only; it does not need paramiko.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
-try:  # hashing 2000 salted names for each of 64 hosts: OpenSSL's objects are twice as slow to copy
+try:  # 2000 salted names are hashed for each of 64 hosts: hashlib's OpenSSL objects are twice as slow to copy
     from _sha1 import sha1  # type: ignore[import-not-found,unused-ignore]
 except ImportError:
     from hashlib import sha1
@@ -19,7 +22,7 @@ except ImportError:
 REVOKED, AUTHORITY = "@revoked", "@cert-authority"
 Standing = Literal["known", "new", "changed", "revoked"]
 
-_READING = threading.Lock()
+_READ_LOCK = threading.Lock()
 _BLOCK = 64
 _INNER, _OUTER = (bytes(byte ^ pad for byte in range(256)) for pad in (0x36, 0x5C))
 
@@ -31,13 +34,13 @@ class Line:
     Parameters
     ----------
     path, number : str, int
-        Where it stands.
+        The file, and the line's number from 1.
     marker : str
         `@cert-authority`, `@revoked` or nothing.
     kind : str
         The key's type: `ssh-ed25519`.
     blob : bytes
-        The key, as it travels.
+        The key in SSH's wire format.
     """
 
     path: str
@@ -47,33 +50,41 @@ class Line:
     blob: bytes
 
     @property
-    def where(self) -> str:
+    def location(self) -> str:
         """`file:line`."""
         return f"{self.path}:{self.number}"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the known lines of a host say of a key, and which line said it."""
+    """The result of comparing a key with the known lines of its host.
+
+    Parameters
+    ----------
+    standing : str
+        `known`, `new`, `changed` or `revoked`.
+    line : Line, optional
+        The line that decided it; None for a new key.
+    """
 
     standing: Standing
     line: Line | None = None
 
 
 @dataclass(frozen=True)
-class _Raw:
-    """A line whose key is not parsed yet: of thousands, few are ever asked for."""
+class _RawLine:
+    """A line whose key is not parsed yet: of thousands of lines, few are ever used."""
 
     path: str
     number: int
     marker: str
     key: str
 
-    def parsed(self) -> Line | None:
+    def parse(self) -> Line | None:
         words = self.key.split()
         try:
             blob = base64.b64decode(words[1], validate=True)
-        except (IndexError, ValueError):  # of characters that are none of base64, or not even ASCII
+        except (IndexError, ValueError):  # ValueError: characters that are not base64, or not even ASCII
             return None  # OpenSSH skips such a line as well
         length = int.from_bytes(blob[:4], "big")
         if blob[4 : 4 + length] != words[0].encode("utf-8", "surrogateescape"):
@@ -82,26 +93,28 @@ class _Raw:
 
 
 class KnownFile:
-    """The lines of one file, by plain name, by hashed name, and those with patterns.
+    """The lines of one file, indexed by plain name, by hashed name, and by pattern.
 
     Parameters
     ----------
-    path, text : str
-        Its name, for errors, and what is in it.
+    path : str
+        The name of the file, for errors.
+    text : str
+        Its content.
     """
 
     def __init__(self, path: str, text: str) -> None:
-        self.plain: dict[str, list[_Raw]] = {}
-        self.hashed: list[tuple[object, object, bytes, _Raw]] = []
-        self.patterns: list[tuple[str, _Raw]] = []
+        self.plain: dict[str, list[_RawLine]] = {}
+        self.hashed: list[tuple[object, object, bytes, _RawLine]] = []
+        self.patterns: list[tuple[str, _RawLine]] = []
         for number, line in enumerate(text.split("\n"), 1):
             words = line.split(None, 1)
             marker = words.pop(0) if words and words[0].startswith("@") else ""
             words = words[0].split(None, 1) if marker and words else words
             if len(words) == 2 and not words[0].startswith("#") and marker in ("", REVOKED, AUTHORITY):
-                self._add(words[0], _Raw(path, number, marker, words[1]))
+                self._add(words[0], _RawLine(path, number, marker, words[1]))
 
-    def _add(self, names: str, raw: _Raw) -> None:
+    def _add(self, names: str, raw: _RawLine) -> None:
         if names.startswith("|"):
             self._add_hashed(names, raw)
         elif any(sign in names for sign in "*?!"):
@@ -110,7 +123,7 @@ class KnownFile:
             for name in set(names.lower().split(",")):
                 self.plain.setdefault(name, []).append(raw)
 
-    def _add_hashed(self, names: str, raw: _Raw) -> None:
+    def _add_hashed(self, names: str, raw: _RawLine) -> None:
         try:
             salt, digest = (base64.b64decode(word, validate=True) for word in names.removeprefix("|1|").split("|"))
         except ValueError:
@@ -120,27 +133,51 @@ class KnownFile:
             self.hashed.append((sha1(key.translate(_INNER)), sha1(key.translate(_OUTER)), digest, raw))
 
     def lines(self, name: str) -> list[Line]:
-        """Return the lines of a host, by the name under which it is looked up: `host` or `[host]:port`."""
-        name = name.lower()
-        found = [*self.plain.get(name, ()), *self._hashed_lines(name)]
-        found += [raw for names, raw in self.patterns if names_match(names, name)]
-        return [line for raw in sorted(found, key=lambda raw: raw.number) if (line := raw.parsed())]
+        """Return the lines of a host.
 
-    def _hashed_lines(self, name: str) -> list[_Raw]:
+        Parameters
+        ----------
+        name : str
+            `host` or `[host]:port`.
+
+        Returns
+        -------
+        list of Line
+            In the order of the file, without lines that are malformed.
+        """
+        name = name.lower()
+        matches = [*self.plain.get(name, ()), *self._hashed_lines(name)]
+        matches += [raw for names, raw in self.patterns if names_match(names, name)]
+        return [line for raw in sorted(matches, key=lambda raw: raw.number) if (line := raw.parse())]
+
+    def _hashed_lines(self, name: str) -> list[_RawLine]:
         data = name.encode("utf-8", "surrogateescape")
-        found = []
+        matches = []
         for inner, outer, digest, raw in self.hashed:
-            first = inner.copy()  # type: ignore[attr-defined]
-            first.update(data)
-            second = outer.copy()  # type: ignore[attr-defined]
-            second.update(first.digest())
-            if second.digest() == digest:
-                found.append(raw)
-        return found
+            inner_hash = inner.copy()  # type: ignore[attr-defined]
+            inner_hash.update(data)
+            outer_hash = outer.copy()  # type: ignore[attr-defined]
+            outer_hash.update(inner_hash.digest())
+            if outer_hash.digest() == digest:
+                matches.append(raw)
+        return matches
 
 
 def names_match(names: str, name: str) -> bool:
-    """Say whether a comma-separated list of patterns (`*`, `?`, `!` before what must not match) names a host."""
+    """Return whether a list of patterns matches a name.
+
+    Parameters
+    ----------
+    names : str
+        Comma-separated patterns with `*` and `?`; `!` before a pattern excludes the names that match it.
+    name : str
+        The name, in lower case.
+
+    Returns
+    -------
+    bool
+        True where a pattern matches and none excludes it.
+    """
     patterns = names.lower().split(",")
     if any(_pattern(each[1:]).fullmatch(name) for each in patterns if each.startswith("!")):
         return False
@@ -149,13 +186,24 @@ def names_match(names: str, name: str) -> bool:
 
 @cache
 def _pattern(text: str) -> re.Pattern[str]:
-    signs = {"*": ".*", "?": "."}
-    return re.compile("".join(signs.get(sign) or re.escape(sign) for sign in text), re.DOTALL)
+    wildcards = {"*": ".*", "?": "."}
+    return re.compile("".join(wildcards.get(char) or re.escape(char) for char in text), re.DOTALL)
 
 
 def read(paths: Sequence[str]) -> tuple[KnownFile, ...]:
-    """Return the files that exist; each is read once for all hosts, and again when it has changed."""
-    with _READING:  # threads that come at the same moment wait for the first of them
+    """Read known_hosts files; each is read once for all hosts, and again after it has changed.
+
+    Parameters
+    ----------
+    paths : sequence of str
+        The files.
+
+    Returns
+    -------
+    tuple of KnownFile
+        Those that exist.
+    """
+    with _READ_LOCK:  # concurrent threads wait for the first one, which fills the cache
         return tuple(_read(path, stamp) for path in paths if (stamp := _stamp(path)))
 
 
@@ -172,26 +220,44 @@ def _read(path: str, stamp: tuple[int, int, int]) -> KnownFile:
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
             return KnownFile(path, file.read())
-    except OSError:  # as OpenSSH: a file that cannot be read knows nobody
+    except OSError:  # as OpenSSH: a file that cannot be read counts as empty
         return KnownFile(path, "")
 
 
 def lines_of(files: Iterable[KnownFile], name: str) -> tuple[Line, ...]:
-    """Return the lines of a host in all files, in their order."""
+    """Return the lines of a host in several files.
+
+    Parameters
+    ----------
+    files : iterable of KnownFile
+        The files.
+    name : str
+        `host` or `[host]:port`.
+
+    Returns
+    -------
+    tuple of Line
+        In the order of the files.
+    """
     return tuple(line for file in files for line in file.lines(name))
 
 
-def judge(lines: Sequence[Line], blob: bytes, authority: bytes | None = None) -> Verdict:
-    """Say what the lines of a host make of the key that it shows.
+def classify(lines: Sequence[Line], blob: bytes, authority: bytes | None = None) -> Verdict:
+    """Compare the key that a host presents with its known lines.
 
     Parameters
     ----------
     lines : sequence of Line
-        Those of the host.
+        The lines of the host.
     blob : bytes
-        The key, without a certificate around it.
+        The plain key, extracted from its certificate if it has one.
     authority : bytes, optional
-        The key that signed its certificate; None where it showed none. The certificate itself is not checked here.
+        The key that signed the certificate; None without a certificate. The certificate itself is not checked here.
+
+    Returns
+    -------
+    Verdict
+        Known, new, changed or revoked.
     """
     for line in lines:
         if line.marker == REVOKED and line.blob in (blob, authority):
@@ -207,25 +273,45 @@ def judge(lines: Sequence[Line], blob: bytes, authority: bytes | None = None) ->
 
 
 def hashed(name: str, salt: bytes) -> str:
-    """Return a name as `HashKnownHosts yes` writes it."""
+    """Return a name as `HashKnownHosts yes` writes it.
+
+    Parameters
+    ----------
+    name : str
+        `host` or `[host]:port`.
+    salt : bytes
+        Random bytes, at most 64; OpenSSH uses 20.
+
+    Returns
+    -------
+    str
+        `|1|SALT|HASH`.
+    """
     key = salt.ljust(_BLOCK, b"\0")
     digest = sha1(key.translate(_OUTER) + sha1(key.translate(_INNER) + name.encode()).digest()).digest()
     return f"|1|{base64.b64encode(salt).decode()}|{base64.b64encode(digest).decode()}"
 
 
 def append(path: str, lines: Sequence[str]) -> None:
-    """Append lines to a known_hosts file in one write, so that no reader and no other writer sees half of one.
+    """Append lines to a known_hosts file in one write, so that no other process sees an incomplete line.
 
-    The file and its folder are made where they are missing, for their owner only.
+    The file and its directory are created where they are missing, accessible to their owner only.
+
+    Parameters
+    ----------
+    path : str
+        The file.
+    lines : sequence of str
+        Without line ends.
 
     Raises
     ------
     OSError
-        It cannot be written.
+        The file cannot be written.
     """
     os.makedirs(os.path.dirname(path) or ".", mode=0o700, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     with os.fdopen(handle, "r+b", buffering=0) as file:
         size = os.fstat(handle).st_size
-        unfinished = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
-        file.write(("\n" * unfinished + "".join(f"{line}\n" for line in lines)).encode("utf-8", "surrogateescape"))
+        lacks_newline = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
+        file.write(("\n" * lacks_newline + "".join(f"{line}\n" for line in lines)).encode("utf-8", "surrogateescape"))

@@ -1,4 +1,4 @@
-"""Logging in: at a host, at those that it is reached through, or only so far as to see whose key it shows."""
+"""Log in to hosts and to their jump hosts, or connect just far enough to read a host key."""
 
 from __future__ import annotations
 
@@ -15,68 +15,88 @@ if TYPE_CHECKING:
 
 
 def log_in(connection: Any) -> StepTimeout:
-    """Connect and log in; return what ends the later steps.
+    """Connect and log in.
 
-    Raises
-    ------
-    HostError
-        The host accepted the connection, and then kept us waiting: with the step.
+    Parameters
+    ----------
+    connection : Connection
+        Not open yet.
+
+    Returns
+    -------
+    StepTimeout
+        The time limits for the later steps of the same connection.
     """
     from torchfab.transport.ssh import connect
 
     client = connection.client
-    watch = StepTimeout(lambda: connect.hang_up(connection), lambda: step_timeout.handshake_step(client))
-    connection.patience = watch
-    # TCP, handshake and login have time-outs of their own, but each key that is tried has its own, too.
-    with watch.at_most(3 * connection.timeout_s):
+    timeout = StepTimeout(lambda: connect.hang_up(connection), lambda: step_timeout.handshake_step(client))
+    connection.step_timeout = timeout
+    # TCP, handshake and login have timeouts of their own, but each key that is tried gets its own one, too.
+    with timeout.at_most(3 * connection.timeout_s):
         try:
             connection.open()
         except Exception:
-            watch.reached = step_timeout.handshake_step(client)
+            timeout.failed_step = step_timeout.handshake_step(client)
             raise
-    return watch
+    return timeout
 
 
 def open_jump_hosts(connection: Any) -> None:
-    """Log into the hosts that a host is reached through, the farthest first.
+    """Log in to the jump hosts of a connection, starting with the one nearest to this machine.
+
+    Parameters
+    ----------
+    connection : Connection
+        The connection to the host behind the jump hosts.
 
     Raises
     ------
     HostError
-        One of them cannot be logged into.
+        The login to a jump host failed.
     """
     from torchfab.transport.ssh import connect
 
     for hop in connect.hops(connection)[:-1]:
-        begun = time.monotonic()
+        started = time.monotonic()
         try:
             connect.guard(hop)
             log_in(hop)
         except Exception as error:
-            problem = error if isinstance(error, HostError) else explain(error, hop, time.monotonic() - begun)
+            problem = error if isinstance(error, HostError) else explain(error, hop, time.monotonic() - started)
             name = connect.label(hop)
             raise HostError(f"its jump host {name}: {problem.message}", problem.fix, hop.host) from error
 
 
 def host_key(connection: Any) -> tuple[Rules, Any]:
-    """Return the key that a host shows, and the rules for it, without logging in there.
+    """Fetch the host key of a host without logging in to it; its jump hosts are logged in to.
+
+    Parameters
+    ----------
+    connection : Connection or HostError
+        As `connections` returns it; an error is raised as it is.
+
+    Returns
+    -------
+    tuple of Rules and paramiko.PKey
+        The host key rules for the host, and the key that it presented.
 
     Raises
     ------
     HostError
-        It shows none, or a host on the way to it cannot be logged into.
+        The host presented no key, or the login to a jump host failed.
     """
     from torchfab.transport.ssh import connect
 
     if isinstance(connection, HostError):
         raise connection
-    begun = time.monotonic()
+    started = time.monotonic()
     try:
         open_jump_hosts(connection)
         return connect.host_key(connection)
     except HostError:
         raise
     except Exception as error:
-        raise explain(error, connection, time.monotonic() - begun) from error
+        raise explain(error, connection, time.monotonic() - started) from error
     finally:
         connect.hang_up(connection)

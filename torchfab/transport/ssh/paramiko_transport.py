@@ -1,4 +1,7 @@
-"""paramiko's client and transport, for a thousand at once: each key is read once; a thread for each, which sleeps."""
+"""paramiko's client and transport, adapted to a thousand connections at once.
+
+Each private key is read once, and the thread of an idle connection sleeps instead of polling.
+"""
 
 from __future__ import annotations
 
@@ -13,27 +16,42 @@ import paramiko
 from paramiko.kex_curve25519 import KexCurve25519
 from paramiko.packet import Packetizer
 
-# How often an open connection's thread looks up without being woken: for its keepalive, and for a new key exchange.
-_LOOK_UP_S = 20.0
+# The thread of an open connection wakes up this often by itself, to send keepalives and to renew the session keys.
+_POLL_S = 20.0
 
 
 def _with_both_names(algorithms: Sequence[str]) -> tuple[str, ...]:
-    place = algorithms.index("curve25519-sha256@libssh.org")
-    return (*algorithms[:place], "curve25519-sha256", *algorithms[place:])
+    index = algorithms.index("curve25519-sha256@libssh.org")
+    return (*algorithms[:index], "curve25519-sha256", *algorithms[index:])
 
 
 class _Packets(Packetizer):
-    """paramiko's, without a timer thread for each handshake, which it cancels with every packet: `patience` has one."""
+    """paramiko's packetizer without the timer thread per handshake; `StepTimeout` limits the handshake instead."""
 
     def start_handshake(self, timeout: float) -> None:
-        """Begin nothing."""
+        """Start no timer.
+
+        Parameters
+        ----------
+        timeout : float
+            Ignored.
+        """
 
 
 class Transport(paramiko.Transport):
-    """paramiko's, which asks a server first for keys that are known, and waits without looking up ten times a second.
+    """A transport that requests the known host key types first, and waits without polling ten times a second.
 
-    It knows curve25519-sha256 by both its names: RFC 8731 gave the algorithm the name without `@libssh.org`; servers
-    may offer only that one.
+    It supports curve25519-sha256 under both its names: RFC 8731 named the algorithm without `@libssh.org`, and some
+    servers offer only that name.
+
+    Parameters
+    ----------
+    sock : socket or Channel
+        The connection to the server.
+    host_key_types : sequence of str
+        Host key algorithms, the preferred one first. Default: paramiko's.
+    **kwargs
+        Passed to paramiko.Transport.
     """
 
     _kex_info: ClassVar[Any] = {**paramiko.Transport._kex_info, "curve25519-sha256": KexCurve25519}  # type: ignore[attr-defined]
@@ -49,11 +67,26 @@ class Transport(paramiko.Transport):
         return self.host_key_types
 
     def start_client(self, event: threading.Event | None = None, timeout: float | None = None) -> None:
-        """Exchange keys; without an event, wait for the end of it as paramiko does, but asleep."""
+        """Exchange keys with the server; without an event, block until that is done.
+
+        paramiko polls while it waits; this method sleeps.
+
+        Parameters
+        ----------
+        event : threading.Event, optional
+            Set when the key exchange is done; the method then returns at once. Default: wait.
+        timeout : float, optional
+            Seconds to wait. Default: no limit.
+
+        Raises
+        ------
+        paramiko.SSHException
+            The key exchange failed.
+        """
         if event is not None:
             super().start_client(event, timeout)
             return
-        if timeout is not None:  # this thread looks at the time that the banner may take between two reads
+        if timeout is not None:  # paramiko checks banner_timeout only between two reads
             self.sock.settimeout(min(1.0, timeout / 10))
         done = threading.Event()
         super().start_client(done)
@@ -62,7 +95,29 @@ class Transport(paramiko.Transport):
             raise self.get_exception() or paramiko.SSHException("Negotiation failed.")
 
     def auth_publickey(self, username: str, key: paramiko.PKey, event: threading.Event | None = None) -> list[str]:
-        """Log in with a key; without an event, wait for the answer as paramiko does, but asleep."""
+        """Log in with a key; without an event, block until the server answers.
+
+        paramiko polls while it waits; this method sleeps.
+
+        Parameters
+        ----------
+        username : str
+            The user on the server.
+        key : paramiko.PKey
+            The private key.
+        event : threading.Event, optional
+            Set when the server has answered; the method then returns at once. Default: wait.
+
+        Returns
+        -------
+        list of str
+            The authentication methods that the server still requires; empty after a complete login.
+
+        Raises
+        ------
+        paramiko.AuthenticationException
+            The server refused the key, or did not answer within `auth_timeout`.
+        """
         if event is not None:
             return super().auth_publickey(username, key, event)
         done = threading.Event()
@@ -74,16 +129,16 @@ class Transport(paramiko.Transport):
         return allowed
 
     def let_sleep(self) -> None:
-        """From now on, look up seldom: the thread is woken by what arrives, and by `close`."""
-        self.sock.settimeout(_LOOK_UP_S)
+        """Poll every 20 s only from now on; received data and `close` wake the thread."""
+        self.sock.settimeout(_POLL_S)
 
     def stop_thread(self) -> None:
-        """End the thread, also where it sleeps: it wakes at the end of what it reads."""
+        """Stop the thread; closing the socket wakes it if it sleeps."""
         self.active = False
-        if isinstance(self.sock, socket.socket):  # and not a channel of a jump host, whose end wakes it by itself
+        if isinstance(self.sock, socket.socket):  # not a channel of a jump host: closing that wakes the thread
             try:
                 self.sock.shutdown(socket.SHUT_RDWR)
-            except OSError:  # the other side has hung up before us
+            except OSError:  # the peer has closed the connection already
                 pass
         super().stop_thread()
 
@@ -92,25 +147,25 @@ _keys: dict[tuple[Any, ...], paramiko.PKey | paramiko.SSHException] = {}
 
 
 class Client(paramiko.SSHClient):
-    """paramiko's, which reads a private key once for all hosts, as long as its file stays as it is."""
+    """An SSH client that reads each private key once for all hosts, until its file changes."""
 
     def _key_from_filepath(self, filename: str, klass: type[paramiko.PKey], password: str | None) -> paramiko.PKey:
-        wanted = (filename, klass, password, _state(filename), _state(f"{filename}-cert.pub"))
-        if wanted not in _keys:
+        cache_key = (filename, klass, password, _stamp(filename), _stamp(f"{filename}-cert.pub"))
+        if cache_key not in _keys:
             try:
-                _keys[wanted] = super()._key_from_filepath(filename, klass, password)  # type: ignore[misc]
-            except paramiko.SSHException as error:  # it is of another class, or has a passphrase
-                _keys[wanted] = error
-        found = _keys[wanted]
-        if isinstance(found, paramiko.SSHException):
-            raise copy.copy(found)  # one for each thread: a traceback is added to it
-        return found
+                _keys[cache_key] = super()._key_from_filepath(filename, klass, password)  # type: ignore[misc]
+            except paramiko.SSHException as error:  # another key type, or a passphrase
+                _keys[cache_key] = error
+        cached = _keys[cache_key]
+        if isinstance(cached, paramiko.SSHException):
+            raise copy.copy(cached)  # each thread raises its own copy: raising adds a traceback to it
+        return cached
 
 
-def _state(path: str) -> tuple[int, ...]:
-    """Return what changes when a file does; nothing where there is none."""
+def _stamp(path: str) -> tuple[int, ...]:
+    """Return a stamp that changes when the file does; empty where it does not exist."""
     try:
-        found = os.stat(path)
+        stat = os.stat(path)
     except OSError:
         return ()
-    return (found.st_mtime_ns, found.st_size, found.st_ino)
+    return (stat.st_mtime_ns, stat.st_size, stat.st_ino)

@@ -1,4 +1,4 @@
-"""The way to a host, as ssh's configuration says it: name, port, user, keys, and the hosts in between. Pure."""
+"""The route to a host from ssh's configuration: name, port, user, keys and jump hosts. Pure."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torchfab.core.errors import HostError
+from torchfab.core.flag_values import is_whole
 from torchfab.transport.ssh import config as sshconfig
 from torchfab.transport.ssh.config import ClientIdentity, Option, Options
 
@@ -16,22 +17,22 @@ _MOST_JUMPS = 8
 
 @dataclass(frozen=True)
 class Route:
-    """The way to one host.
+    """The route to one host.
 
     Parameters
     ----------
     name : str
-        The host, as the user names it.
+        The host, as the user gave it.
     host, port, user : str, int, str
-        Where ssh connects to, and as whom.
+        The address to connect to, and the user to log in as.
     options : Options
-        All that ssh's configuration says of it.
-    asker : Asker
-        Who connects.
+        The options of ssh's configuration for the host.
+    client : ClientIdentity
+        The local user and machine.
     jumps : tuple of Route
-        The host that it is reached through, whose own jumps are in its route; or none.
+        At most one: the route to the jump host, which contains that host's own jumps.
     proxy_command : str
-        The command that stands for the connection; empty for none.
+        The ProxyCommand, with its tokens expanded; empty for none.
     """
 
     name: str
@@ -39,135 +40,226 @@ class Route:
     port: int
     user: str
     options: Options
-    asker: ClientIdentity
+    client: ClientIdentity
     jumps: tuple[Route, ...] = ()
     proxy_command: str = ""
 
     def tokens(self) -> dict[str, str]:
-        """Return what the tokens of ssh_config(5) stand for."""
-        values = sshconfig.tokens(self.options, self.asker)
+        """Return the expansion of each token of ssh_config(5).
+
+        Returns
+        -------
+        dict of str to str
+            By the letter after `%`.
+        """
+        values = sshconfig.tokens(self.options, self.client)
         values |= {"h": self.host, "p": str(self.port), "r": self.user, "j": self.jumps[0].name if self.jumps else ""}
-        whole = "".join(values[name] for name in "lhprj")
-        return {**values, "C": hashlib.sha1(whole.encode("utf-8", "surrogateescape")).hexdigest()}
+        identity = "".join(values[name] for name in "lhprj")
+        return {**values, "C": hashlib.sha1(identity.encode("utf-8", "surrogateescape")).hexdigest()}
 
     def path(self, text: str, name: str) -> str:
-        """Return the path that the value of an option means."""
+        """Expand the path in the value of an option.
+
+        Parameters
+        ----------
+        text : str
+            The value.
+        name : str
+            The option, for errors.
+
+        Returns
+        -------
+        str
+            The path, without tokens, variables and `~`.
+        """
         return sshconfig.expand_path(text, self.tokens(), name)
 
     def paths(self, name: str) -> tuple[str, ...]:
-        """Return the paths that an option names; none for `none`."""
-        words = self.options.words(name)
-        return tuple(self.path(word, name) for word in words if word.lower() != "none")
+        """Return the paths of an option.
+
+        Parameters
+        ----------
+        name : str
+            The option, in lower case.
+
+        Returns
+        -------
+        tuple of str
+            Expanded; `none` is left out.
+        """
+        values = self.options.values(name)
+        return tuple(self.path(value, name) for value in values if value.lower() != "none")
 
     @property
     def connect_timeout_s(self) -> float:
-        """ConnectTimeout; 0 for none."""
-        return sshconfig.seconds(self.options.text("connecttimeout"))
+        """ConnectTimeout in seconds; 0 where it is not set."""
+        return sshconfig.seconds(self.options.value("connecttimeout"))
 
 
 def route_to(
     config: Sequence[Option],
     name: str,
-    asker: ClientIdentity,
+    client: ClientIdentity,
     user: str = "",
     port: int | None = None,
     jumps: str | None = None,
     depth: int = 0,
 ) -> Route:
-    """Return the way to a host.
+    """Determine the route to a host.
 
     Parameters
     ----------
     config : sequence of Option
         ssh's configuration.
-    name, user, port : str, str, int
-        As the user says it; `user` and `port` empty for ssh's own choice.
-    asker : Asker
-        Who connects.
+    name : str
+        The host, as the user gave it.
+    client : ClientIdentity
+        The local user and machine.
+    user : str
+        The user to log in as. Default: as configured.
+    port : int, optional
+        The port. Default: as configured.
     jumps : str, optional
-        ProxyJump, where it is not the configuration that says it.
+        Replaces the ProxyJump of the configuration.
+    depth : int
+        How many jump hosts precede this call; internal to the recursion. Default 0.
+
+    Returns
+    -------
+    Route
+        The route, with those to its jump hosts.
 
     Raises
     ------
     HostError
-        The configuration has what is not supported, or what cannot be.
+        The configuration of the host is not valid, or has an option that is not supported.
     """
     if depth > _MOST_JUMPS:
         raise HostError(f"ProxyJump goes in a circle, or over more than {_MOST_JUMPS} hosts", "see ssh -G HOST")
-    options = sshconfig.options_for(config, name, asker, user, port)
+    options = sshconfig.options_for(config, name, client, user, port)
     refuse_unsupported(options)
-    values = sshconfig.tokens(options, asker)
-    route = Route(name, values["h"], _port(options), values["r"], options, asker)
-    if jumps is None and _comes_first(options, "proxycommand", "proxyjump"):
-        command = options.text("proxycommand")
+    values = sshconfig.tokens(options, client)
+    route = Route(name, values["h"], _port(options), values["r"], options, client)
+    if jumps is None and _precedes(options, "proxycommand", "proxyjump"):
+        command = options.value("proxycommand")
         return (
             route
             if command == "none"
             else replace(route, proxy_command=sshconfig.expand(command, route.tokens(), "ProxyCommand"))
         )
-    before, _, last = (options.text("proxyjump", "none") if jumps is None else jumps).rpartition(",")
+    before, _, last = (options.value("proxyjump", "none") if jumps is None else jumps).rpartition(",")
     if last.lower() in ("none", ""):
         return route
     hop_user, hop, hop_port = parse_hop(sshconfig.expand(last, values, "ProxyJump"))
-    if hop.lower() in (name.lower(), route.host.lower()):  # `Host *` with a ProxyJump, and this is the jump host
+    if hop.lower() in (name.lower(), route.host.lower()):  # `Host *` has a ProxyJump, and this host is the jump host
         return route
-    return replace(route, jumps=(route_to(config, hop, asker, hop_user, hop_port, before or None, depth + 1),))
+    return replace(route, jumps=(route_to(config, hop, client, hop_user, hop_port, before or None, depth + 1),))
 
 
-def _comes_first(options: Options, name: str, other: str) -> bool:
-    """Say whether ProxyCommand counts: of it and ProxyJump, the one that stands first does."""
-    names = list(options.found)
+def _precedes(options: Options, name: str, other: str) -> bool:
+    """Whether an option is set before another one: of ProxyCommand and ProxyJump, only the first one counts."""
+    names = list(options.by_name)
     return name in names and (other not in names or names.index(name) < names.index(other))
 
 
 def _port(options: Options) -> int:
-    text = options.text("port", "22")
+    text = options.value("port", "22")
     if not _is_port(text):
-        raise HostError(f"{options.where('port')}: Port {text} is no number from 1 to 65535")
+        raise HostError(f"{options.location('port')}: Port {text} is not a number from 1 to 65535")
     return int(text)
 
 
 def _is_port(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) < 6 and 0 < int(text) < 65536
+    return is_whole(text) and 0 < int(text) < 65536
 
 
 def refuse_unsupported(options: Options) -> None:
-    """Raise HostError where ssh's configuration has an option that changes who gets in, and that is not supported."""
-    found = sshconfig.unsupported(options)
-    if found:
-        raise HostError("; ".join(what for what, _ in found), "; ".join(fix for _, fix in found))
+    """Reject options that affect authentication or host keys and that torchfab does not support.
+
+    Parameters
+    ----------
+    options : Options
+        The options of a host.
+
+    Raises
+    ------
+    HostError
+        It has such options.
+    """
+    unsupported = sshconfig.unsupported(options)
+    if unsupported:
+        raise HostError("; ".join(problem for problem, _ in unsupported), "; ".join(fix for _, fix in unsupported))
 
 
 def parse_hop(text: str) -> tuple[str, str, int | None]:
-    """Return user, host and port of a jump host: `user@host:port`, also as `ssh://…`, IPv6 in brackets."""
+    """Parse a jump host of ProxyJump.
+
+    Parameters
+    ----------
+    text : str
+        `user@host:port`, also as `ssh://…`; user and port are optional, an IPv6 address with a port is in brackets.
+
+    Returns
+    -------
+    tuple of str, str, and int or None
+        User (empty where it is not given), host and port.
+
+    Raises
+    ------
+    HostError
+        It has no host, or a port that is not valid.
+    """
     text = text.strip().removeprefix("ssh://").rstrip("/")
-    user, _, where = text.rpartition("@")
-    host, colon, port = where.rpartition(":")
-    if not colon or where.endswith("]") or (":" in host and not host.startswith("[")):
-        host, port = where, ""
+    user, _, address = text.rpartition("@")
+    host, colon, port = address.rpartition(":")
+    if not colon or address.endswith("]") or (":" in host and not host.startswith("[")):
+        host, port = address, ""
     host = host.strip("[]")
     if not host or (port and not _is_port(port)):
-        raise HostError(f"ProxyJump {text!r} is no host", "write it as user@host:port")
+        raise HostError(f"ProxyJump {text!r} is not a host", "write it as user@host:port")
     return user, host, int(port) if port else None
 
 
 def key_files(route: Route, given: Sequence[str]) -> tuple[str, ...]:
-    """Return the private keys to log in with: those of `fab -i` and IdentityFile, else ssh's usual ones.
+    """Return the private keys to log in with.
 
-    A CertificateFile that is not named after its key is refused: paramiko finds a certificate by its name only.
+    A CertificateFile that is not named after its key is rejected: paramiko finds a certificate only by its name.
+
+    Parameters
+    ----------
+    route : Route
+        The route to the host.
+    given : sequence of str
+        The keys of `fab -i`.
+
+    Returns
+    -------
+    tuple of str
+        Those of `fab -i` and IdentityFile; ssh's default ones where neither is given.
+
+    Raises
+    ------
+    HostError
+        A CertificateFile is not supported.
     """
-    named = (*given, *route.paths("identityfile"))
+    configured = (*given, *route.paths("identityfile"))
     certificates = route.paths("certificatefile")
     for path in certificates:
-        if not any(path == f"{key}-cert.pub" for key in (*named, *usual_keys())):
+        if not any(path == f"{key}-cert.pub" for key in (*configured, *default_keys())):
             raise HostError(
-                f"{route.options.where('certificatefile')}: CertificateFile {path} is not supported",
+                f"{route.options.location('certificatefile')}: CertificateFile {path} is not supported",
                 "name its key with IdentityFile, and the certificate KEY-cert.pub beside it",
             )
-    said_none = any(word.lower() == "none" for word in route.options.words("identityfile"))
-    return named if named or said_none else usual_keys()
+    is_none = any(value.lower() == "none" for value in route.options.values("identityfile"))
+    return configured if configured or is_none else default_keys()
 
 
-def usual_keys() -> tuple[str, ...]:
-    """Return the private keys that ssh tries where none is named."""
+def default_keys() -> tuple[str, ...]:
+    """Return the private keys that torchfab tries where none is configured, as ssh does.
+
+    Returns
+    -------
+    tuple of str
+        Paths in `~/.ssh`.
+    """
     return tuple(os.path.expanduser(f"~/.ssh/id_{kind}") for kind in ("rsa", "ecdsa", "ed25519"))

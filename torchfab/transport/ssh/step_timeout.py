@@ -1,7 +1,7 @@
-"""An end to every step of making a connection, also where the SSH library waits without one; and which step that was.
+"""Time out each step of an SSH connection and record which step stalled.
 
-A server that accepts a connection can fall silent at any step. What it did not do is told by name: that is where its
-administrator has to look.
+A server that accepts a connection can stall at any step, and paramiko waits at some of them without a timeout.
+The error names the step, so that the administrator of the host knows where to look.
 """
 
 from __future__ import annotations
@@ -12,17 +12,28 @@ from typing import Any
 
 from torchfab.transport import fanout, timers
 
-# What a server owes at each step, as the end of "no answer from HOST within 10 s: ...".
+# What the server failed to do at each step, as the end of "no answer from HOST within 10 s: ...".
 BANNER = "it accepted the connection, and sent no SSH banner"
 KEY_EXCHANGE = "it did not finish the key exchange"
 LOGIN = "it did not finish the login"
-CHANNEL = "it let us in, and opened no channel"
+CHANNEL = "it accepted the login, and opened no channel"
 COMMAND = "it opened a channel, and started no program"
-INPUT = "the connection stands, but nothing that is sent there is taken"
+INPUT = "the connection is open, but the host reads nothing that is sent"
 
 
 def handshake_step(client: Any) -> str:
-    """Return what a client (a paramiko.SSHClient) waits for; empty: the connection itself."""
+    """Return the step of the handshake that a client waits for.
+
+    Parameters
+    ----------
+    client : paramiko.SSHClient
+        The client, at any stage of connecting.
+
+    Returns
+    -------
+    str
+        `BANNER`, `KEY_EXCHANGE` or `LOGIN`; empty while the TCP connection itself is not open.
+    """
     transport = client.get_transport()
     if transport is None:
         return ""
@@ -32,37 +43,50 @@ def handshake_step(client: Any) -> str:
 
 
 class StepTimeout:
-    """Hangs up when a step takes too long.
+    """Close a connection when one of its steps takes too long.
 
     Parameters
     ----------
-    hang_up : callable
-        Closes the connection; whoever waits on it gets an error then.
-    step : callable
-        Returns what the other side owes us, where `at_most` is not told.
+    close : callable
+        Closes the connection; a thread that waits on it then gets an error.
+    current_step : callable
+        Returns the step that the connection waits for; called where `at_most` gets no step.
 
     Attributes
     ----------
-    stuck : str
+    stalled_step : str
         The step at which the connection was closed; empty while it was not.
-    reached : str
-        The step at which the handshake ended by itself; empty while it did not.
+    failed_step : str
+        The step at which the handshake failed by itself; empty while it did not.
     """
 
-    def __init__(self, hang_up: Callable[[], None], step: Callable[[], str]) -> None:
-        self.hang_up, self.step = hang_up, step
-        self.stuck = self.reached = ""
+    def __init__(self, close: Callable[[], None], current_step: Callable[[], str]) -> None:
+        self.close, self.current_step = close, current_step
+        self.stalled_step = self.failed_step = ""
 
     @contextlib.contextmanager
     def at_most(self, seconds: float, step: str = "") -> Iterator[None]:
-        """Hang up unless the block has ended within so many seconds."""
-        deadline = timers.after(seconds, lambda: self._give_up(step))
+        """Close the connection unless the block ends in time.
+
+        Parameters
+        ----------
+        seconds : float
+            The time limit of the block.
+        step : str
+            The step to record. Default: the one that `current_step` returns when the time is up.
+
+        Returns
+        -------
+        context manager
+            Yields nothing.
+        """
+        timer = timers.after(seconds, lambda: self._expire(step))
         try:
             yield
             fanout.report_progress()
         finally:
-            deadline.cancel()
+            timer.cancel()
 
-    def _give_up(self, step: str) -> None:
-        self.stuck = step or self.step()
-        self.hang_up()
+    def _expire(self, step: str) -> None:
+        self.stalled_step = step or self.current_step()
+        self.close()
