@@ -117,12 +117,12 @@ def _supervise(
     held = lease.SupervisorLease(record.folder, where)
     again = any(event["event"] == "supervised" for event in record.events())
     supervisor = JobSupervisor(asked, policy, ctx, record, follow)
-    supervisor.scribe.note("supervised", _first_words(asked, record, policy, again))
+    supervisor.journal.note("supervised", _first_words(asked, record, policy, again))
     try:
         return supervisor.run()
     except KeyboardInterrupt:
         name = record.name
-        runs = supervisor.scribe.open_ending() is None
+        runs = supervisor.journal.pending_outcome() is None
         how = "and it goes on" if runs else "and it does not run now"
         write_err(f"\nnobody supervises job {name} any more, {how}; to take it up again: fab supervise {name}")
         write_err(f"fab status {name} | to end it: fab stop {name}")
