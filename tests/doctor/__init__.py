@@ -1,1 +1,1 @@
-"""Doctor: from what nodes told to findings and text."""
+"""Tests of doctor: from nodes' reports to findings and text."""

@@ -1,4 +1,4 @@
-"""What a healthy node tells, to be made sick by one thing at a time."""
+"""Factories for reports of nodes that are healthy but for given changes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torchfab.doctor.collect import findings
 from torchfab.doctor.finding import Finding
 from torchfab.doctor.model import CheckRequirements, Clock, NodeReport, Report
 
-WANTED = CheckRequirements(workdir="/project", python="python3", node_dir="/project/.torchfab")
+REQUIREMENTS = CheckRequirements(workdir="/project", python="python3", node_dir="/project/.torchfab")
 GIB = 1024**3
 _PLACE = {
     "path": "/project",
@@ -38,8 +38,8 @@ GPU: dict[str, Any] = {
 }
 
 
-def told(rank: int) -> dict[str, Any]:
-    """Give the answer of a healthy node to a checkup."""
+def probe(rank: int) -> dict[str, Any]:
+    """Return the probe of a healthy node."""
     address = f"10.0.0.{rank + 1}"
     return {
         "machine": {
@@ -70,8 +70,8 @@ def told(rank: int) -> dict[str, Any]:
     }
 
 
-def way(rank: int) -> dict[str, Any]:
-    """Give the answer of a healthy node to a try of the way to node 0."""
+def connectivity(rank: int) -> dict[str, Any]:
+    """Return the result of a healthy node's connection to node 0."""
     return {
         "addresses": ["10.0.0.1"],
         "source": f"10.0.0.{rank + 1}",
@@ -81,7 +81,7 @@ def way(rank: int) -> dict[str, Any]:
 
 
 def merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Give `base` with changes, which may reach into its dictionaries."""
+    """Return `base` with changes, which are merged into nested dictionaries."""
     made = copy.deepcopy(base)
     for name, value in changes.items():
         inside = isinstance(value, Mapping) and isinstance(made.get(name), dict) and "failed" not in value
@@ -89,36 +89,36 @@ def merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
-def seen(
-    rank: int, changes: Mapping[str, Any] | None = None, on_the_way: Mapping[str, Any] | None = None
+def make_node(
+    rank: int, changes: Mapping[str, Any] | None = None, connection_changes: Mapping[str, Any] | None = None
 ) -> NodeReport:
-    """Give a node that is healthy but for the changes."""
+    """Return a node that is healthy but for the changes."""
     return NodeReport(
         Node(rank, f"node{rank + 1}"),
-        merge(told(rank), changes or {}),
-        merge(way(rank), on_the_way or {}),
+        merge(probe(rank), changes or {}),
+        merge(connectivity(rank), connection_changes or {}),
         Clock(0.0, 0.001),
         connect_s=0.1,
     )
 
 
-def four(odd: NodeReport) -> list[NodeReport]:
-    """Give four nodes, all healthy but for this one in its place."""
-    return [odd if rank == odd.node.rank else seen(rank) for rank in range(4)]
+def four_nodes(odd: NodeReport) -> list[NodeReport]:
+    """Return four nodes, all healthy but for this one in its place."""
+    return [odd if rank == odd.node.rank else make_node(rank) for rank in range(4)]
 
 
-def found(nodes: list[NodeReport], wanted: CheckRequirements = WANTED) -> tuple[Finding, ...]:
-    """Give all findings."""
-    return findings(nodes, wanted, ConnectionSettings())
+def find(nodes: list[NodeReport], requirements: CheckRequirements = REQUIREMENTS) -> tuple[Finding, ...]:
+    """Return all findings."""
+    return findings(nodes, requirements, ConnectionSettings())
 
 
-def only(nodes: list[NodeReport], wanted: CheckRequirements = WANTED) -> Finding:
-    """Give the one finding."""
-    every = found(nodes, wanted)
+def only(nodes: list[NodeReport], requirements: CheckRequirements = REQUIREMENTS) -> Finding:
+    """Return the only finding."""
+    every = find(nodes, requirements)
     assert len(every) == 1, every
     return every[0]
 
 
 def report(nodes: list[NodeReport]) -> Report:
-    """Give the report on these nodes."""
-    return Report(tuple(nodes), found(nodes), 1.25)
+    """Return the report on these nodes."""
+    return Report(tuple(nodes), find(nodes), 1.25)

@@ -1,4 +1,4 @@
-"""One sick node among healthy ones: what is found, about whom, and how bad it is."""
+"""One unhealthy node among healthy ones: kind, severity and hosts of the finding."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from tests.doctor.factories import GIB, GPU, WANTED, found, four, only, seen
+from tests.doctor.factories import GIB, GPU, REQUIREMENTS, find, four_nodes, make_node, only
 from torchfab.core.errors import HostError
 from torchfab.doctor import ERROR, NOTE, WARNING, Clock, Finding
-from torchfab.doctor.connectivity import chosen
-from torchfab.doctor.finding import merged, odd_ones
+from torchfab.doctor.connectivity import select_interfaces
+from torchfab.doctor.finding import merge, minorities
 
 LOW = {"free": GIB // 2}
 NETWORK = {"machine": {"network": "0 net:[1]"}}
 
-# What is wrong with node2, and what must be found: kind, severity, a part of what is said.
-SICK: dict[str, tuple[Mapping[str, Any], str, str, str]] = {
+# A problem of node2, and the expected finding: kind, severity, a part of its text.
+UNHEALTHY: dict[str, tuple[Mapping[str, Any], str, str, str]] = {
     "no interpreter": ({"python": {"problem": "there is no x"}}, "python-missing", ERROR, "there is no x"),
     "no torch": ({"python": {"torch": "", "cuda": "", "nccl": ""}}, "torch-missing", ERROR, "no module torch"),
     "another torch": ({"python": {"torch": "2.8.0"}}, "torch-differs", ERROR, "another version"),
@@ -45,7 +45,12 @@ SICK: dict[str, tuple[Mapping[str, Any], str, str, str]] = {
     "few processes": ({"limits": {"processes": 100}}, "limit-low", WARNING, "ulimit -u"),
     "locked memory": ({"limits": {"locked": 65536}, "machine": {"infiniband": True}}, "limit-low", ERROR, "ulimit -l"),
     "other code": ({"code": {"digest": "0"}}, "code-differs", ERROR, "code in /project is not that of the other nodes"),
-    "a part that fails": ({"limits": {"failed": "OSError: x"}}, "not-looked-at", WARNING, "limits could not be looked"),
+    "a part that fails": (
+        {"limits": {"failed": "OSError: x"}},
+        "not-looked-at",
+        WARNING,
+        "limits could not be checked",
+    ),
     "a name on loopback": ({"machine": {"own_addresses": ["127.0.1.1"]}}, "own-name-loopback", WARNING, "gloo listens"),
     "a lost GPU": ({"gpus": {"devices": 3}}, "gpu-lost", ERROR, "kernel lists more"),
     "a broken driver": (
@@ -63,7 +68,7 @@ SICK: dict[str, tuple[Mapping[str, Any], str, str, str]] = {
         *("job-running", NOTE, "the job gpt2 runs there"),
     ),
 }
-WAYS: dict[str, tuple[Mapping[str, Any], str, str, str]] = {
+CONNECTIONS: dict[str, tuple[Mapping[str, Any], str, str, str]] = {
     "timeout": ({"connection": {"outcome": "timeout"}}, "connect-timeout", ERROR, "port 41000, times out"),
     "refused": ({"connection": {"outcome": "refused"}}, "connect-refused", ERROR, "(10.0.0.1) port 41000, is refused"),
     "no route": (
@@ -86,122 +91,122 @@ WAYS: dict[str, tuple[Mapping[str, Any], str, str, str]] = {
 
 
 def test_nothing_is_found_on_healthy_nodes() -> None:
-    assert found([seen(rank) for rank in range(4)]) == ()
+    assert find([make_node(rank) for rank in range(4)]) == ()
 
 
-@pytest.mark.parametrize("case", SICK)
-def test_what_is_wrong_with_one_node_is_found_there_and_nowhere_else(case: str) -> None:
-    changes, kind, severity, words = SICK[case]
-    finding = only(four(seen(1, changes)))
+@pytest.mark.parametrize("case", UNHEALTHY)
+def test_a_problem_of_one_node_is_found_on_that_node_only(case: str) -> None:
+    changes, kind, severity, text = UNHEALTHY[case]
+    finding = only(four_nodes(make_node(1, changes)))
     assert (finding.kind, finding.severity, finding.hosts) == (kind, severity, ("node2",))
-    assert words in finding.what
+    assert text in finding.what
     assert finding.fix or severity == NOTE
 
 
-@pytest.mark.parametrize("case", WAYS)
-def test_what_is_wrong_on_the_way_to_node_0_is_found(case: str) -> None:
-    changes, kind, severity, words = WAYS[case]
-    finding = only(four(seen(1, None, changes)))
+@pytest.mark.parametrize("case", CONNECTIONS)
+def test_a_problem_of_the_connection_to_node_0_is_found(case: str) -> None:
+    changes, kind, severity, text = CONNECTIONS[case]
+    finding = only(four_nodes(make_node(1, None, changes)))
     assert (finding.kind, finding.severity, finding.hosts) == (kind, severity, ("node2",))
-    assert words in finding.what
+    assert text in finding.what
     assert finding.fix
 
 
-def test_what_most_nodes_have_is_expected_and_what_the_odd_one_has_is_found() -> None:
-    finding = only(four(seen(0, {"python": {"torch": "2.8.0"}})))
+def test_the_expected_value_is_that_of_most_nodes() -> None:
+    finding = only(four_nodes(make_node(0, {"python": {"torch": "2.8.0"}})))
     assert (finding.hosts, finding.expected, finding.found) == (("node1",), "2.9.0", "2.8.0")
 
 
-def test_of_two_nodes_that_differ_node_0_is_right() -> None:
-    finding = only([seen(0), seen(1, {"python": {"torch": "2.8.0"}})])
+def test_of_two_nodes_that_differ_node_0_counts_as_right() -> None:
+    finding = only([make_node(0), make_node(1, {"python": {"torch": "2.8.0"}})])
     assert (finding.hosts, finding.expected) == (("node2",), "2.9.0")
 
 
-def test_a_missing_torch_is_no_other_version_as_well() -> None:
-    assert only(four(seen(1, SICK["no torch"][0]))).kind == "torch-missing"
+def test_a_missing_torch_is_not_also_another_version() -> None:
+    assert only(four_nodes(make_node(1, UNHEALTHY["no torch"][0]))).kind == "torch-missing"
 
 
-def test_a_node_that_does_not_answer_is_a_finding_and_the_others_are_looked_at() -> None:
+def test_an_unreachable_node_does_not_hide_findings_on_others() -> None:
     lost = replace(
-        seen(3), probe={}, connectivity={}, clock=None, connect_s=None, error=HostError("refused", "start sshd")
+        make_node(3), probe={}, connectivity={}, clock=None, connect_s=None, error=HostError("refused", "start sshd")
     )
-    nodes = four(lost)
-    nodes[2] = seen(2, SICK["another torch"][0])
-    every = found(nodes)
+    nodes = four_nodes(lost)
+    nodes[2] = make_node(2, UNHEALTHY["another torch"][0])
+    every = find(nodes)
     assert [(each.kind, each.hosts) for each in every] == [("unreachable", ("node4",)), ("torch-differs", ("node3",))]
     assert every[0].fix == "start sshd"
 
 
-def test_a_node_that_could_be_asked_and_gave_no_answer_is_an_error() -> None:
+def test_a_connected_node_without_an_answer_is_an_error() -> None:
     silent = replace(
-        seen(1), probe={}, connectivity={}, clock=None, error=HostError("no answer within 30 s", "see its load")
+        make_node(1), probe={}, connectivity={}, clock=None, error=HostError("no answer within 30 s", "see its load")
     )
-    finding = only(four(silent))
+    finding = only(four_nodes(silent))
     assert (finding.kind, finding.severity, finding.hosts) == ("not-looked-at", ERROR, ("node2",))
 
 
-def test_a_slow_login_is_not_put_down_to_start_up_files_which_run_after_it() -> None:
-    slow = only(four(replace(seen(2), connect_s=7.0)))
+def test_a_slow_login_is_not_attributed_to_shell_start_up_files() -> None:
+    slow = only(four_nodes(replace(make_node(2), connect_s=7.0)))
     assert (slow.kind, slow.found) == ("ssh-slow", "7.0 s")
     assert "rc" not in slow.fix
 
 
-def test_without_node_0_nothing_is_said_about_the_way_to_it() -> None:
-    nodes = [replace(seen(0), probe={}, connectivity={}, error=HostError("refused"))]
-    nodes += [seen(rank, None, {"connection": None}) for rank in (1, 2)]
+def test_an_unreachable_node_0_gives_no_connection_findings() -> None:
+    nodes = [replace(make_node(0), probe={}, connectivity={}, error=HostError("refused"))]
+    nodes += [make_node(rank, None, {"connection": None}) for rank in (1, 2)]
     assert only(nodes).hosts == ("node1",)
 
 
 def test_a_taken_port_is_found_on_node_0() -> None:
-    finding = only(four(seen(0, {"port": {"port": 5001, "problem": "port 5001 is in use"}})))
+    finding = only(four_nodes(make_node(0, {"port": {"port": 5001, "problem": "port 5001 is in use"}})))
     assert (finding.kind, finding.hosts) == ("port-taken", ("node1",))
 
 
 def test_nodes_of_one_machine_may_use_loopback_addresses() -> None:
     ours = {"addresses": ["127.77.1.1"], "source": "127.0.0.1", "connection": {"address": "127.77.1.1"}}
     name = {"machine": {"network": "0 net:[1]", "own_addresses": ["127.0.1.1"]}}
-    nodes = [seen(rank, name, ours) for rank in range(2)]
+    nodes = [make_node(rank, name, ours) for rank in range(2)]
     nodes = [replace(each, node=replace(each.node, address="127.77.1.1")) for each in nodes]
-    assert found(nodes) == ()
+    assert find(nodes) == ()
 
 
-def test_files_that_differ_are_named() -> None:
+def test_differing_files_are_named() -> None:
     files = {"train.py": "1", "data.py": "2", "model.py": "3"}
-    other = seen(1, SICK["other code"][0], {"files": {**files, "train.py": "9", "data.py": ""}})
-    nodes = four(other)
-    nodes[0] = seen(0, None, {"files": files})
+    other = make_node(1, UNHEALTHY["other code"][0], {"files": {**files, "train.py": "9", "data.py": ""}})
+    nodes = four_nodes(other)
+    nodes[0] = make_node(0, None, {"files": files})
     assert only(nodes).what.endswith("data.py is missing, train.py")
 
 
-def test_code_that_is_not_that_of_this_machine_is_a_warning_about_all() -> None:
-    finding = only([seen(0), seen(1)], replace(WANTED, digest="other"))
+def test_code_that_differs_from_this_machine_is_a_warning() -> None:
+    finding = only([make_node(0), make_node(1)], replace(REQUIREMENTS, digest="other"))
     assert (finding.kind, finding.severity, finding.hosts) == ("code-not-ours", WARNING, ("node1", "node2"))
 
 
 # ---- clocks
 
 
-def clocks(*ahead_s: float, within_s: float = 0.001) -> list[Finding]:
-    return list(found([replace(seen(rank), clock=Clock(ahead, within_s)) for rank, ahead in enumerate(ahead_s)]))
+def clock_findings(*ahead_s: float, within_s: float = 0.001) -> list[Finding]:
+    return list(find([replace(make_node(rank), clock=Clock(ahead, within_s)) for rank, ahead in enumerate(ahead_s)]))
 
 
-def test_a_clock_that_is_off_is_measured_from_the_middle_of_all() -> None:
-    (finding,) = clocks(0.0, 2.0, 0.01)
+def test_clock_skew_is_measured_from_the_median() -> None:
+    (finding,) = clock_findings(0.0, 2.0, 0.01)
     assert (finding.kind, finding.severity, finding.hosts) == ("clock-skew", WARNING, ("node2",))
     assert finding.found == "+2000 ms (known to 1.0 ms)"
 
 
-def test_when_this_machine_is_off_and_the_nodes_agree_nothing_is_found() -> None:
-    assert clocks(60.0, 60.001, 60.002) == []
+def test_a_wrong_clock_of_this_machine_alone_is_not_a_finding() -> None:
+    assert clock_findings(60.0, 60.001, 60.002) == []
 
 
-def test_a_clock_that_torchrun_cannot_live_with_is_an_error() -> None:
-    (finding,) = clocks(0.0, -20.0, 0.0)
+def test_a_clock_skew_that_breaks_torchrun_is_an_error() -> None:
+    (finding,) = clock_findings(0.0, -20.0, 0.0)
     assert (finding.severity, finding.found) == (ERROR, "-20000 ms (known to 1.0 ms)")
 
 
-def test_what_the_round_trip_explains_is_no_skew() -> None:
-    assert clocks(0.0, 0.9, 0.0, within_s=0.5) == []
+def test_an_offset_within_the_round_trip_is_not_a_finding() -> None:
+    assert clock_findings(0.0, 0.9, 0.0, within_s=0.5) == []
 
 
 # ---- interfaces
@@ -219,34 +224,36 @@ def test_what_the_round_trip_explains_is_no_skew() -> None:
         ("GLOO_SOCKET_IFNAME", "eth1,ib0", ["eth1"]),
     ],
 )
-def test_interfaces_are_chosen_as_nccl_and_gloo_do(variable: str, given: str, names: list[str]) -> None:
-    assert chosen(variable, given, ["lo", "eth0", "eth1"]) == names
+def test_interfaces_are_selected_as_nccl_and_gloo_do(variable: str, given: str, names: list[str]) -> None:
+    assert select_interfaces(variable, given, ["lo", "eth0", "eth1"]) == names
 
 
-def test_a_variable_that_names_no_interface_is_an_error_where_there_is_none() -> None:
-    nodes = four(seen(1, {"interfaces": [{"name": "ens3", "up": True, "mtu": 1500, "addresses": ["10.0.0.2"]}]}))
-    finding = only(nodes, replace(WANTED, env={"NCCL_SOCKET_IFNAME": "eth0"}))
+def test_a_variable_without_a_matching_interface_is_an_error() -> None:
+    nodes = four_nodes(
+        make_node(1, {"interfaces": [{"name": "ens3", "up": True, "mtu": 1500, "addresses": ["10.0.0.2"]}]})
+    )
+    finding = only(nodes, replace(REQUIREMENTS, env={"NCCL_SOCKET_IFNAME": "eth0"}))
     assert (finding.kind, finding.hosts, finding.found) == ("interface-missing", ("node2",), "ens3")
 
 
-def test_the_value_that_travels_counts_more_than_that_of_the_node() -> None:
-    nodes = [seen(rank, {"environment": {"GLOO_SOCKET_IFNAME": "ib0"}}) for rank in range(2)]
+def test_a_forwarded_variable_overrides_that_of_the_node() -> None:
+    nodes = [make_node(rank, {"environment": {"GLOO_SOCKET_IFNAME": "ib0"}}) for rank in range(2)]
     assert only(nodes).kind == "interface-missing"
-    assert found(nodes, replace(WANTED, env={"GLOO_SOCKET_IFNAME": "eth0"})) == ()
+    assert find(nodes, replace(REQUIREMENTS, env={"GLOO_SOCKET_IFNAME": "eth0"})) == ()
 
 
-def test_an_mtu_that_differs_on_the_way_is_found() -> None:
+def test_a_differing_mtu_is_found() -> None:
     interfaces = [{"name": "eth0", "up": True, "mtu": 9000, "addresses": ["10.0.0.2"]}]
-    finding = only(four(seen(1, {"interfaces": interfaces})))
+    finding = only(four_nodes(make_node(1, {"interfaces": interfaces})))
     assert (finding.kind, finding.expected, finding.found) == ("mtu-differs", "1500", "9000")
 
 
 # ---- many findings
 
 
-def test_the_same_on_many_hosts_is_one_finding_and_errors_come_first() -> None:
+def test_equal_findings_are_merged_and_errors_come_first() -> None:
     low = Finding("b", WARNING, ("node3",), "low")
-    every = merged([low, Finding("b", WARNING, ("node1",), "low"), Finding("a", ERROR, ("node2",), "bad")], HOSTS)
+    every = merge([low, Finding("b", WARNING, ("node1",), "low"), Finding("a", ERROR, ("node2",), "bad")], HOSTS)
     assert [(each.kind, each.hosts) for each in every] == [("a", ("node2",)), ("b", ("node1", "node3"))]
 
 
@@ -254,8 +261,8 @@ HOSTS = ["node1", "node2", "node3"]
 
 
 @given(some.dictionaries(some.text(), some.sampled_from(["x", "y", ""])))
-def test_every_host_is_as_most_are_or_odd(values: dict[str, str]) -> None:
-    usual, others = odd_ones(values)
+def test_minorities_are_all_hosts_with_another_value(values: dict[str, str]) -> None:
+    usual, others = minorities(values)
     odd = {host: value for value, hosts in others.items() for host in hosts}
     assert odd == {host: value for host, value in values.items() if value != usual}
     assert all(len(hosts) <= list(values.values()).count(usual) for hosts in others.values())

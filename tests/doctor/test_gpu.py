@@ -1,7 +1,7 @@
-"""nvidia-smi's words of several driver versions, and what follows from them.
+"""nvidia-smi output of several driver versions, and the findings from it.
 
-Recorded where others have published them (tests/recorded/INDEX.md); tests/doctor/nvidia-smi holds what was written by
-hand, for states that no recording was found of.
+Most are recordings that others have published (tests/recorded/INDEX.md). tests/doctor/nvidia-smi holds hand-written
+output, for states without a known recording.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import strategies as some
 
-from tests.doctor.factories import GPU, seen
+from tests.doctor.factories import GPU, make_node
 from tests.recorded.recordings import names, recording
 from tests.support import fuzzed
 from torchfab.doctor import gpu
@@ -30,10 +30,10 @@ MIG = recording("xml", "535.54.03-a100-sxm4-80gb-mig.xml")
 BLACKWELL = recording("xml", "590.44.01-rtx-pro-6000-blackwell.xml")
 
 
-def kinds(told: dict[str, Any], devices: int | None = None) -> list[tuple[str, str]]:
-    """Give what is found on a node that told this: kind and severity."""
-    count = len(told["gpus"]) if devices is None else devices
-    node = seen(0, {"gpus": {"missing": False, "devices": count, **told}})
+def kinds(probe: dict[str, Any], devices: int | None = None) -> list[tuple[str, str]]:
+    """Return kind and severity of the findings for this output of nvidia-smi."""
+    count = len(probe["gpus"]) if devices is None else devices
+    node = make_node(0, {"gpus": {"missing": False, "devices": count, **probe}})
     return [(finding.kind, finding.severity) for finding in gpu.findings(node)]
 
 
@@ -55,23 +55,23 @@ def test_each_recorded_document_is_in_the_table_above() -> None:
 
 
 @pytest.mark.parametrize("name", RECORDED)
-def test_what_was_recorded_of_a_healthy_gpu_is_read(name: str) -> None:
-    told = gpu_health.parse(recording("xml", name))
-    (one,) = told["gpus"]
+def test_recordings_of_healthy_gpus_are_read(name: str) -> None:
+    probe = gpu_health.parse(recording("xml", name))
+    (one,) = probe["gpus"]
     processes = [(each["pid"], each["name"], each["memory_mib"]) for each in one["processes"]]
-    read = (told["driver"], told["cuda"], *(one[key] for key in ("name", "memory_mib", "ecc", "mig")), processes)
+    read = (probe["driver"], probe["cuda"], *(one[key] for key in ("name", "memory_mib", "ecc", "mig")), processes)
     assert read == RECORDED[name]
-    assert (told["problem"], one["sick"], one["repair"], one["slowdown"]) == ("", "", "", [])
+    assert (probe["problem"], one["sick"], one["repair"], one["slowdown"]) == ("", "", "", [])
     assert kinds({"gpus": [{**one, "processes": []}]}) == []
 
 
-def test_the_note_that_driver_610_puts_behind_its_version_is_left_out() -> None:
+def test_the_note_after_the_version_of_driver_610_is_left_out() -> None:
     head = dict(
         line.split(" : ", 1) for line in recording("words", "q-head-610.43.02.txt").splitlines() if " : " in line
     )
-    told = {name.strip(): text for name, text in head.items()}
-    text = BLACKWELL.replace(">590.44.01</driver", f">{told['Driver Version']}</driver")
-    text = text.replace(">13.1</cuda_version>", f">{told['CUDA Version']}</cuda_version>")
+    probe = {name.strip(): text for name, text in head.items()}
+    text = BLACKWELL.replace(">590.44.01</driver", f">{probe['Driver Version']}</driver")
+    text = text.replace(">13.1</cuda_version>", f">{probe['CUDA Version']}</cuda_version>")
     assert [gpu_health.parse(text)[key] for key in ("driver", "cuda")] == ["610.43.02", "13.3"]
     # As it may be in CUDA 14, by what the note says: no recording yet.
     text = BLACKWELL.replace("driver_version>", "kmd_version>").replace("cuda_version>", "cuda_umd_version>")
@@ -85,7 +85,7 @@ def test_the_old_names_of_ecc_errors_and_slowdowns_are_known() -> None:
     assert v100["memory_mib"] == 32480
 
 
-def test_the_new_names_are_known_and_correctable_errors_do_not_count() -> None:
+def test_new_element_names_are_known_and_corrected_errors_ignored() -> None:
     (h100,) = parsed("driver-550-h100.xml")["gpus"]
     assert (h100["ecc"], h100["slowdown"]) == (3, ["hw_slowdown", "hw_thermal_slowdown"])
     assert h100["repair"] == "memory rows wait to be remapped"
@@ -97,13 +97,13 @@ def test_the_new_names_are_known_and_correctable_errors_do_not_count() -> None:
     ]
 
 
-def test_what_computes_holds_a_gpu_and_what_only_draws_does_not() -> None:
+def test_compute_processes_hold_a_gpu_and_graphics_ones_do_not() -> None:
     assert "<type>G</type>" in recording("xml", "470.74-geforce-gt-1030.xml")
     (h100,) = parsed("driver-550-h100.xml")["gpus"]
     assert [(each["pid"], each["memory_mib"]) for each in h100["processes"]] == [(4711, 70000), (4712, None)]
 
 
-def test_mig_devices_are_no_gpus_and_their_memory_errors_count() -> None:
+def test_mig_devices_are_not_gpus_but_their_memory_errors_count() -> None:
     assert [each["mig"] for each in parsed("driver-535-a100-mig.xml")["gpus"]] == [True, False]
     part = "<volatile_count>\n                        <sram_uncorrectable>"
     assert part in MIG
@@ -122,37 +122,37 @@ STATES = {
 
 
 @pytest.mark.parametrize("element", STATES)
-def test_what_a_gpu_waits_for_is_told(element: str) -> None:
-    state, words = STATES[element]
+def test_pending_repairs_of_a_gpu_are_reported(element: str) -> None:
+    state, text = STATES[element]
     assert element in MIG
     (a100,) = gpu_health.parse(MIG.replace(element, state))["gpus"]
-    assert words in a100["repair"]
+    assert text in a100["repair"]
 
 
-def test_a_gpu_that_fails_to_tell_its_power_alone_is_not_lost() -> None:
+def test_a_gpu_without_a_power_reading_alone_is_not_lost() -> None:
     (t4,) = gpu_health.parse(T4.replace("<power_draw>", "<power_draw>[Unknown Error] "))["gpus"]
     assert t4["sick"] == ""
     (t4,) = gpu_health.parse(T4.replace("<power_draw>", "<power_draw>[GPU requires reset] "))["gpus"]
     assert "requires reset" in t4["sick"]
 
 
-def test_what_reads_na_is_not_known_and_no_fault() -> None:
+def test_na_values_are_unknown_and_not_a_fault() -> None:
     first, second = parsed("driver-590-no-ecc.xml")["gpus"]
     assert (first["ecc"], first["repair"], first["sick"], first["mig"]) == (None, "", "", False)
     assert second["repair"] == "a memory row could not be remapped"
 
 
 def test_a_gpu_that_answers_unknown_error_is_lost() -> None:
-    told = parsed("unknown-error.xml")
-    assert told["gpus"][0]["sick"] == "[Unknown Error]"
-    assert kinds(told) == [("gpu-lost", "error")]
+    probe = parsed("unknown-error.xml")
+    assert probe["gpus"][0]["sick"] == "[Unknown Error]"
+    assert kinds(probe) == [("gpu-lost", "error")]
 
 
-def test_no_devices_is_no_problem_where_the_kernel_has_none() -> None:
-    told = gpu_health.parse(recording("words", "no-devices-575.51.03.txt"))
-    assert told == {"gpus": [], "problem": ""}
-    assert kinds(told) == []
-    assert kinds(told, devices=8) == [("gpu-lost", "error")]
+def test_no_devices_is_not_a_problem_if_the_kernel_has_none() -> None:
+    probe = gpu_health.parse(recording("words", "no-devices-575.51.03.txt"))
+    assert probe == {"gpus": [], "problem": ""}
+    assert kinds(probe) == []
+    assert kinds(probe, devices=8) == [("gpu-lost", "error")]
 
 
 COMPLAINTS = {
@@ -170,36 +170,36 @@ COMPLAINTS = {
 
 
 @pytest.mark.parametrize("name", COMPLAINTS)
-def test_what_is_said_instead_of_a_document_is_an_error_with_its_fix(name: str) -> None:
+def test_a_message_instead_of_xml_is_an_error_with_its_fix(name: str) -> None:
     text = recording("words", name)
-    told = gpu_health.parse(text, 1)
-    assert kinds(told, devices=1) == [("gpu-driver", "error")]
-    (finding,) = gpu.findings(seen(0, {"gpus": {"devices": 1, **told}}))
+    probe = gpu_health.parse(text, 1)
+    assert kinds(probe, devices=1) == [("gpu-driver", "error")]
+    (finding,) = gpu.findings(make_node(0, {"gpus": {"devices": 1, **probe}}))
     assert finding.what == " ".join(text.split())
     assert COMPLAINTS[name] in finding.fix
 
 
 @pytest.mark.parametrize("where", ["before", "after"])
-def test_a_complaint_beside_the_document_is_told_and_the_document_is_read(where: str) -> None:
+def test_a_message_beside_the_xml_is_a_warning_and_the_xml_is_read(where: str) -> None:
     warning = recording("words", "inforom-warning.txt")
-    told = gpu_health.parse(warning + T4 if where == "before" else T4 + warning)
-    assert told["problem"] == warning.strip()
-    assert len(told["gpus"]) == 1
-    assert kinds(told)[0] == ("gpu-driver", "warning")
+    probe = gpu_health.parse(warning + T4 if where == "before" else T4 + warning)
+    assert probe["problem"] == warning.strip()
+    assert len(probe["gpus"]) == 1
+    assert kinds(probe)[0] == ("gpu-driver", "warning")
 
 
-def test_nothing_at_all_is_told_with_the_exit_code() -> None:
+def test_empty_output_is_reported_with_the_exit_code() -> None:
     assert gpu_health.parse("", 9)["problem"] == "nvidia-smi ended with 9 and printed nothing"
 
 
-def test_complaints_of_the_driver_are_counted_and_told_apart() -> None:
+def test_xids_are_counted_per_gpu_and_number() -> None:
     lines = [
         "NVRM: Xid (PCI:0000:3b:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus.",
         "NVRM: Xid (PCI:0000:5E:00): 31, pid=4711, name=python, Ch 00000008, MMU Fault: ENGINE GRAPHICS",
         "NVRM: Xid (PCI:0000:5e:00): 31, pid=4712, name=python, Ch 00000009, MMU Fault: ENGINE GRAPHICS",
         "NVRM: Xid (PCI:0000:5E:00 GPU-I:05): 94, pid=1, Contained: SM (0x1)",
     ]
-    every = list(gpu.findings(seen(0, {"gpus": {"devices": 2, "xids": lines}})))
+    every = list(gpu.findings(make_node(0, {"gpus": {"devices": 2, "xids": lines}})))
     assert [(each.kind, each.severity) for each in every] == [
         ("gpu-xid", each) for each in ("error", "warning", "warning")
     ]
@@ -207,7 +207,7 @@ def test_complaints_of_the_driver_are_counted_and_told_apart() -> None:
     assert every[1].what.endswith("of GPU 0000:5e:00 within the last day, 2 times")
 
 
-# Of each recorded log of a kernel what doctor finds in it: severity and what stands in its words.
+# The findings from each recorded kernel log: severity, and a part of the text.
 KERNEL: dict[str, list[tuple[str, str]]] = {
     "fallen-without-xid-2014.txt": [("error", "that GPU 0000:01:00 has fallen off the bus")],
     "fallen-without-xid-570.158.01.txt": [("error", "that a GPU has fallen off the bus")],
@@ -247,25 +247,27 @@ def test_each_recorded_log_of_a_kernel_is_in_the_table_above() -> None:
 
 
 @pytest.mark.parametrize("name", KERNEL)
-def test_what_a_kernel_said_of_its_gpus_is_found(name: str) -> None:
+def test_recorded_kernel_messages_become_findings(name: str) -> None:
     kept = kernel_log._kept([[1.0, line] for line in recording("kernel", name).splitlines()], 0.0)
-    every = list(gpu.findings(seen(0, {"gpus": {"devices": 1, "gpus": [GPU], "xids": [text for _, text in kept]}})))
+    every = list(
+        gpu.findings(make_node(0, {"gpus": {"devices": 1, "gpus": [GPU], "xids": [text for _, text in kept]}}))
+    )
     assert [each.severity for each in every] == [severity for severity, _ in KERNEL[name]]
-    for finding, (_, words) in zip(every, KERNEL[name], strict=True):
-        assert words in finding.what
+    for finding, (_, text) in zip(every, KERNEL[name], strict=True):
+        assert text in finding.what
 
 
-def test_a_recovery_that_is_over_is_no_error() -> None:
+def test_a_completed_recovery_is_not_an_error() -> None:
     line = recording("kernel", "xid-2026-154-talos.txt")
     over = line.replace("from 0x0 (None) to 0x1 (GPU Reset Required)", "from 0x1 (GPU Reset Required) to 0x0 (None)")
-    (finding,) = gpu.findings(seen(0, {"gpus": {"devices": 1, "gpus": [GPU], "xids": [line, over]}}))
+    (finding,) = gpu.findings(make_node(0, {"gpus": {"devices": 1, "gpus": [GPU], "xids": [line, over]}}))
     assert finding.severity == "warning"
 
 
 @fuzzed(some.text(max_size=200), some.integers(0, 3000))
-def test_no_text_and_no_half_of_a_document_is_met_with_an_exception(text: str, cut: int) -> None:
+def test_parse_accepts_any_text_and_truncated_xml(text: str, cut: int) -> None:
     whole = (FOLDER / "driver-550-h100.xml").read_text()
     for each in (text, whole[:cut], whole[:cut] + text + whole[cut:]):
-        told = gpu_health.parse(each)
-        assert isinstance(told["gpus"], list)
-        list(gpu.findings(seen(0, {"gpus": {"devices": 1, "gpus": [GPU], **told}})))
+        probe = gpu_health.parse(each)
+        assert isinstance(probe["gpus"], list)
+        list(gpu.findings(make_node(0, {"gpus": {"devices": 1, "gpus": [GPU], **probe}})))

@@ -1,4 +1,4 @@
-"""What a launch warns of: from what nodes told in phase one to folded findings that stop nothing."""
+"""Warnings of a launch, from the nodes' answers in phase one. They never stop it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ DISK = {"path": "/project/.torchfab", "free": 2**40, "free_files": 10**6}
 NODES = [Node(rank, f"node{rank + 1}") for rank in range(4)]
 
 
-def seen(odd: Mapping[str, Any] | None = None, torch: str = "2.9.0", ahead_s: float = 0.0) -> tuple[Finding, ...]:
-    """Give the warnings where node2 is odd."""
+def warnings_with(
+    odd: Mapping[str, Any] | None = None, torch: str = "2.9.0", ahead_s: float = 0.0
+) -> tuple[Finding, ...]:
+    """Return the warnings of a launch in which node2 differs."""
     usual = {"disk": DISK, "script": "abc", "holders": []}
-    told = {rank: {"glance": usual, "versions": {"torch": "2.9.0"}} for rank in range(4)}
-    told[1] = {"glance": {**usual, **(odd or {})}, "versions": {"torch": torch}}
+    answers = {rank: {"glance": usual, "versions": {"torch": "2.9.0"}} for rank in range(4)}
+    answers[1] = {"glance": {**usual, **(odd or {})}, "versions": {"torch": torch}}
     clocks = {rank: Clock(0.0, 0.2) for rank in range(4)}
-    return warnings(NODES, told, {**clocks, 1: Clock(ahead_s, 0.2)})
+    return warnings(NODES, answers, {**clocks, 1: Clock(ahead_s, 0.2)})
 
 
 def only(found: tuple[Finding, ...]) -> Finding:
@@ -33,40 +35,40 @@ def only(found: tuple[Finding, ...]) -> Finding:
     return found[0]
 
 
-def test_a_launch_on_healthy_nodes_warns_of_nothing() -> None:
-    assert seen() == ()
+def test_healthy_nodes_give_no_warning() -> None:
+    assert warnings_with() == ()
 
 
 def test_a_nearly_full_disk_is_a_warning() -> None:
-    assert only(seen({"disk": {**DISK, "free": 2**20}})).found == "1 MiB free"
+    assert only(warnings_with({"disk": {**DISK, "free": 2**20}})).found == "1 MiB free"
 
 
 def test_another_script_is_a_warning() -> None:
-    assert only(seen({"script": "def"})).expected == "abc"
+    assert only(warnings_with({"script": "def"})).expected == "abc"
 
 
-def test_a_module_has_no_file_to_compare() -> None:
-    assert seen({"script": ""}) == ()
+def test_a_module_without_a_script_file_is_not_compared() -> None:
+    assert warnings_with({"script": ""}) == ()
 
 
 def test_another_torch_is_a_warning() -> None:
-    assert only(seen(torch="2.8.0")).found == "2.8.0"
+    assert only(warnings_with(torch="2.8.0")).found == "2.8.0"
 
 
-def test_a_clock_that_is_minutes_off_is_a_warning_and_one_that_may_be_right_is_none() -> None:
-    assert only(seen(ahead_s=120.0)).found.startswith("+120000 ms")
-    assert seen(ahead_s=3.1) == ()
+def test_a_clock_is_a_warning_only_beyond_its_uncertainty() -> None:
+    assert only(warnings_with(ahead_s=120.0)).found.startswith("+120000 ms")
+    assert warnings_with(ahead_s=3.1) == ()
 
 
 def test_processes_that_hold_gpus_are_a_warning() -> None:
     holders = [{"pid": pid, "memory_mib": 1} for pid in range(10, 16)]
-    words = "other processes hold its GPUs: pid 10, pid 11, pid 12, pid 13 and 2 more"
-    assert only(seen({"holders": holders})).what == words
+    expected = "other processes hold its GPUs: pid 10, pid 11, pid 12, pid 13 and 2 more"
+    assert only(warnings_with({"holders": holders})).what == expected
 
 
-def test_a_node_that_saw_nothing_is_no_odd_one() -> None:
-    told: dict[int, dict[str, Any]] = {rank: {"versions": {}, "glance": {}} for rank in range(4)}
-    assert warnings(NODES, told, {}) == ()
+def test_an_empty_answer_gives_no_warning() -> None:
+    answers: dict[int, dict[str, Any]] = {rank: {"versions": {}, "glance": {}} for rank in range(4)}
+    assert warnings(NODES, answers, {}) == ()
 
 
 def test_holders_of_gpus_are_read_once_each() -> None:
@@ -74,11 +76,11 @@ def test_holders_of_gpus_are_read_once_each() -> None:
     assert holders_in(text) == [{"pid": 4711, "memory_mib": 1025}, {"pid": 12, "memory_mib": None}]
 
 
-def test_what_is_no_list_of_holders_holds_nothing() -> None:
+def test_other_output_of_nvidia_smi_gives_no_holders() -> None:
     assert holders_in("No devices were found\n") == []
     assert holders_in("Failed to initialize NVML: Driver/library version mismatch\n") == []
 
 
 @fuzzed(some.text())
-def test_no_text_is_met_with_an_exception(text: str) -> None:
+def test_holders_in_accepts_any_text(text: str) -> None:
     assert all(isinstance(each["pid"], int) for each in holders_in(text))

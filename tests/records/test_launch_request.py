@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from dataclasses import replace
 from pathlib import Path
@@ -70,8 +71,10 @@ def test_a_request_of_the_version_before_is_read(tmp_path: Path) -> None:
         count=2,
         policy={"restarts": 2},
     )
-    request.save(tmp_path)
-    assert launch_request.load(tmp_path, {"HF_TOKEN": "sesame"}) == request
+    request.save(tmp_path)  # numbers that were text become numbers; the keys stay
+    saved = json.loads((tmp_path / launch_request.FILE).read_text())
+    assert {**saved, "own": {}} == {**json.loads(earlier.read_text()), "own": {}}
+    assert launch_request.load(tmp_path, secrets) == request
 
 
 def test_another_attempt_is_the_same_job_under_a_new_id() -> None:

@@ -122,7 +122,7 @@ def _supervise(
         return supervisor.run()
     except KeyboardInterrupt:
         name = record.name
-        runs = supervisor.journal.open_ending() is None
+        runs = supervisor.journal.pending_outcome() is None
         how = "and it goes on" if runs else "and it does not run now"
         write_err(f"\nnobody supervises job {name} any more, {how}; to take it up again: fab supervise {name}")
         write_err(f"fab status {name} | to end it: fab stop {name}")

@@ -1,11 +1,11 @@
-"""What is wrong with nodes, each and between them, before a launch is.
+"""Check nodes, alone and against each other, before a launch.
 
-    report = doctor.examine(nodes, settings, doctor.Wanted(workdir=..., python=..., node_dir=...))
-    report.findings              what is wrong, worst first, each with its fix
-    report.is_healthy("node7")   whether an error is about that node
+    report = doctor.examine(nodes, settings, doctor.CheckRequirements(workdir=..., python=..., node_dir=...))
+    report.findings              problems, the worst first, each with its fix
+    report.is_healthy("node7")   whether no error is about that node
 
-`asking` talks to the nodes; everything else here is pure: what the nodes told becomes findings (`node`, `gpu`,
-`between`, `way`), and findings become text (`show`).
+`collect` connects to the nodes. Everything else is pure: `node`, `gpu`, `consistency` and `connectivity` derive
+findings from the nodes' reports, and `render` turns findings into text.
 """
 
 from torchfab.doctor.collect import examine

@@ -1,4 +1,4 @@
-"""What is wrong on the way from every node to node 0: names, routes, interfaces, firewalls, the port. Pure."""
+"""Findings about the connection from every node to node 0: names, routes, interfaces, firewalls, the port. Pure."""
 
 from __future__ import annotations
 
@@ -7,71 +7,119 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torchfab.core.specs import Node
-from torchfab.doctor.finding import ERROR, WARNING, Finding, differing
+from torchfab.doctor.finding import ERROR, WARNING, Finding, minority_findings
 from torchfab.doctor.model import CheckRequirements, NodeReport
 
 VARIABLES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME")
 
 
-def address_of(first: Node, wanted: CheckRequirements) -> str:
-    """Return the address by which the other nodes reach node 0."""
-    return wanted.master_addr or first.address or first.host
+def master_address(first: Node, requirements: CheckRequirements) -> str:
+    """Return the address at which the other nodes connect to node 0.
+
+    Parameters
+    ----------
+    first : Node
+        Node 0.
+    requirements : CheckRequirements
+        What the job needs.
+
+    Returns
+    -------
+    str
+        A name or an IP address.
+    """
+    return requirements.master_addr or first.address or first.host
 
 
-def findings(nodes: Sequence[NodeReport], wanted: CheckRequirements) -> Iterator[Finding]:
-    """Yield what is wrong on the way to node 0."""
+def findings(nodes: Sequence[NodeReport], requirements: CheckRequirements) -> Iterator[Finding]:
+    """Yield the findings about connections to node 0.
+
+    Parameters
+    ----------
+    nodes : sequence of NodeReport
+        All nodes, node 0 first.
+    requirements : CheckRequirements
+        What the job needs.
+
+    Yields
+    ------
+    Finding
+        About one node each, or about those that differ from most.
+    """
     first = nodes[0]
-    address = address_of(first.node, wanted)
+    address = master_address(first.node, requirements)
     yield from _port(first)
-    for seen in nodes:
-        if seen.connectivity:
-            yield from _name(seen, first, address)
-            yield from _connection(seen, first, address)
-        yield from _interface_names(seen, wanted)
+    for node in nodes:
+        if node.connectivity:
+            yield from _name(node, first, address)
+            yield from _connection(node, first, address)
+        yield from _interface_names(node, requirements)
         if len(nodes) > 1:
-            yield from _own_name(seen, first, wanted)
-    yield from _between(nodes, address)
+            yield from _own_name(node, first, requirements)
+    yield from _differences(nodes, address)
 
 
 def _port(first: NodeReport) -> Iterator[Finding]:
-    told = first.part("port") or {}
-    if told.get("problem"):
-        fix = f"choose another --port, or see who has it: ss -ltnp 'sport = :{told['port']}'"
-        yield Finding("port-taken", ERROR, (first.host,), told["problem"], fix=fix)
+    probe = first.part("port") or {}
+    if probe.get("problem"):
+        fix = f"choose another --port, or see who has it: ss -ltnp 'sport = :{probe['port']}'"
+        yield Finding("port-taken", ERROR, (first.host,), probe["problem"], fix=fix)
 
 
 # ---- names
 
 
 def is_loopback(address: str) -> bool:
-    """Say whether an address never leaves its machine."""
+    """Test whether an address is a loopback address.
+
+    Parameters
+    ----------
+    address : str
+        An IP address, with or without a zone.
+
+    Returns
+    -------
+    bool
+        Whether packets to it stay on their machine.
+    """
     return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
-def same_network(seen: NodeReport, first: NodeReport) -> bool:
-    """Say whether two nodes are one network stack, so that loopback addresses lead from one to the other."""
-    ours, theirs = ((each.part("machine") or {}).get("network") for each in (seen, first))
-    return ours is not None and ours == theirs
+def share_network(node: NodeReport, first: NodeReport) -> bool:
+    """Test whether two nodes use one network stack, so that loopback addresses connect them.
+
+    Parameters
+    ----------
+    node, first : NodeReport
+        The nodes.
+
+    Returns
+    -------
+    bool
+        False if unknown.
+    """
+    networks = [(each.part("machine") or {}).get("network") for each in (node, first)]
+    return networks[0] is not None and networks[0] == networks[1]
 
 
-def _leads_back(seen: NodeReport, first: NodeReport) -> bool:
-    """Say whether what a node takes for node 0 is that node itself."""
-    return all(map(is_loopback, seen.connectivity["addresses"])) and not same_network(seen, first)
+def _leads_back(node: NodeReport, first: NodeReport) -> bool:
+    """Test whether the address of node 0 resolves to the node itself."""
+    return all(map(is_loopback, node.connectivity["addresses"])) and not share_network(node, first)
 
 
-def _name(seen: NodeReport, first: NodeReport, address: str) -> Iterator[Finding]:
-    found = seen.connectivity["addresses"]
-    give = "give an address that every node can reach with --master-addr, or with address= in the hosts file"
-    if not found:
+def _name(node: NodeReport, first: NodeReport, address: str) -> Iterator[Finding]:
+    addresses = node.connectivity["addresses"]
+    give_address = "give an address that every node can reach with --master-addr, or with address= in the hosts file"
+    if not addresses:
         yield Finding(
-            *("name-unknown", ERROR, (seen.host,), f"the address of node 0, {address}, does not resolve"),
-            fix=f"add it to /etc/hosts or the name server; or {give}",
+            *("name-unknown", ERROR, (node.host,), f"the address of node 0, {address}, does not resolve"),
+            fix=f"add it to /etc/hosts or the name server; or {give_address}",
         )
-    elif _leads_back(seen, first):
+    elif _leads_back(node, first):
         yield Finding(
-            *("name-loopback", ERROR, (seen.host,), f"the address of node 0, {address}, leads back to the node itself"),
-            *("an address in the network", ", ".join(found)),
-            f"correct its line in /etc/hosts there; or {give}",
+            *("name-loopback", ERROR, (node.host,), f"the address of node 0, {address}, leads back to the node itself"),
+            *("an address in the network", ", ".join(addresses)),
+            f"correct its line in /etc/hosts there; or {give_address}",
         )
 
 
@@ -83,45 +131,45 @@ def _is_literal(address: str) -> bool:
     return True
 
 
-def _own_name(seen: NodeReport, first: NodeReport, wanted: CheckRequirements) -> Iterator[Finding]:
-    machine = seen.part("machine")
-    if machine is None or _variable(seen, wanted, "GLOO_SOCKET_IFNAME"):
+def _own_name(node: NodeReport, first: NodeReport, requirements: CheckRequirements) -> Iterator[Finding]:
+    machine = node.part("machine")
+    if machine is None or _variable(node, requirements, "GLOO_SOCKET_IFNAME"):
         return
-    found, name = machine["own_addresses"], machine["hostname"]
-    alone = seen is not first and same_network(seen, first)
-    if found and all(map(is_loopback, found)) and not alone and not _uses_loopback(first):
+    addresses, name = machine["own_addresses"], machine["hostname"]
+    on_node_0 = node is not first and share_network(node, first)
+    if addresses and all(map(is_loopback, addresses)) and not on_node_0 and not _uses_loopback(first):
         yield Finding(
-            *("own-name-loopback", WARNING, (seen.host,)),
+            *("own-name-loopback", WARNING, (node.host,)),
             f"its own name, {name}, resolves to loopback: gloo listens there, where no other node can connect",
-            *("an address in the network", ", ".join(found)),
+            *("an address in the network", ", ".join(addresses)),
             f"give {name} its network address in /etc/hosts there (Debian writes 127.0.1.1), or set GLOO_SOCKET_IFNAME",
         )
 
 
 def _uses_loopback(first: NodeReport) -> bool:
-    """Say whether node 0 is reached by a loopback address, as where all nodes are one machine."""
-    found = first.connectivity.get("addresses", ())
+    """Test whether node 0 has a loopback address in the hosts file, as when all nodes are one machine."""
+    addresses = first.connectivity.get("addresses", ())
     literal = first.node.address or first.node.host
-    return bool(found) and _is_literal(literal) and all(map(is_loopback, found))
+    return bool(addresses) and _is_literal(literal) and all(map(is_loopback, addresses))
 
 
 # ---- connections
 
 
-def _connection(seen: NodeReport, first: NodeReport, address: str) -> Iterator[Finding]:
-    told = seen.connectivity.get("connection")
-    if told is None or told["outcome"] == "connected" or _leads_back(seen, first):
+def _connection(node: NodeReport, first: NodeReport, address: str) -> Iterator[Finding]:
+    result = node.connectivity.get("connection")
+    if result is None or result["outcome"] == "connected" or _leads_back(node, first):
         return
     port = (first.part("port") or {}).get("port")
-    kind, how, fix = _OUTCOMES[told["outcome"]]
-    what = f"connecting to node 0, {address} ({told['address']}) port {port}, {how}"
-    why = f": {told['why']}" if told["why"] else ""
-    yield Finding(kind, ERROR, (seen.host,), what + why, "connected", *_tail(told, fix))
+    kind, how, fix = _OUTCOMES[result["outcome"]]
+    what = f"connecting to node 0, {address} ({result['address']}) port {port}, {how}"
+    why = f": {result['why']}" if result["why"] else ""
+    yield Finding(kind, ERROR, (node.host,), what + why, "connected", *_found_and_fix(result, fix))
 
 
-def _tail(told: Mapping[str, Any], fix: str) -> tuple[str, str]:
-    outcome = {"timeout": "no answer", "stranger": "another machine's answer"}.get(told["outcome"], told["outcome"])
-    return f"{outcome} after {told['seconds']:.1f} s", fix
+def _found_and_fix(result: Mapping[str, Any], fix: str) -> tuple[str, str]:
+    outcome = {"timeout": "no answer", "stranger": "another machine's answer"}.get(result["outcome"], result["outcome"])
+    return f"{outcome} after {result['seconds']:.1f} s", fix
 
 
 _OPEN = "let the nodes reach each other on all ports above 1023"
@@ -153,60 +201,85 @@ _OUTCOMES = {
 # ---- interfaces
 
 
-def interface(seen: NodeReport) -> Mapping[str, Any] | None:
-    """Return the interface by which a node would send to node 0; None where it is not known."""
-    source = seen.connectivity.get("source")
+def interface_to_node_0(node: NodeReport) -> Mapping[str, Any] | None:
+    """Find the network interface through which a node would send to node 0.
+
+    Parameters
+    ----------
+    node : NodeReport
+        The node.
+
+    Returns
+    -------
+    Mapping or None
+        The interface as in the probe. None if unknown.
+    """
+    source = node.connectivity.get("source")
     if not source:
         return None
-    every = seen.part("interfaces") or ()
-    return next((each for each in every if source in each["addresses"]), None)
+    interfaces = node.part("interfaces") or ()
+    return next((each for each in interfaces if source in each["addresses"]), None)
 
 
-def _variable(seen: NodeReport, wanted: CheckRequirements, name: str) -> str:
-    told = seen.part("environment") or {}
-    return str(wanted.env.get(name) or told.get(name, ""))
+def _variable(node: NodeReport, requirements: CheckRequirements, name: str) -> str:
+    environment = node.part("environment") or {}
+    return str(requirements.env.get(name) or environment.get(name, ""))
 
 
-def _interface_names(seen: NodeReport, wanted: CheckRequirements) -> Iterator[Finding]:
-    every = seen.part("interfaces")
-    if every is None:
+def _interface_names(node: NodeReport, requirements: CheckRequirements) -> Iterator[Finding]:
+    interfaces = node.part("interfaces")
+    if interfaces is None:
         return
-    usable = [each["name"] for each in every if each["up"] and each["addresses"]]
+    usable = [each["name"] for each in interfaces if each["up"] and each["addresses"]]
     for variable in VARIABLES:
-        given = _variable(seen, wanted, variable)
-        if given and not chosen(variable, given, usable):
+        given = _variable(node, requirements, variable)
+        if given and not select_interfaces(variable, given, usable):
             yield Finding(
-                *("interface-missing", ERROR, (seen.host,), f"{variable}={given} names no interface that is up there"),
+                *("interface-missing", ERROR, (node.host,), f"{variable}={given} names no interface that is up there"),
                 *(given, ", ".join(usable)),
                 f"set {variable} to one that all nodes have, or unset it",
             )
 
 
-def chosen(variable: str, given: str, names: Sequence[str]) -> list[str]:
-    """Return the interfaces that a variable chooses.
+def select_interfaces(variable: str, given: str, names: Sequence[str]) -> list[str]:
+    """Select the network interfaces that match an environment variable.
 
-    Gloo takes names; NCCL takes what names begin with, `=` before names, and `^` before what to leave out.
+    Gloo and TensorPipe expect names. NCCL expects prefixes, or exact names after `=`, and excludes those after `^`.
+
+    Parameters
+    ----------
+    variable : str
+        One of VARIABLES.
+    given : str
+        Its value.
+    names : sequence of str
+        The interfaces of the node.
+
+    Returns
+    -------
+    list of str
+        Those that match.
     """
     if variable != "NCCL_SOCKET_IFNAME":
-        words = given.split(",")
-        return [name for name in names if name in words]
+        exact_names = given.split(",")
+        return [name for name in names if name in exact_names]
     excluding, exact = given.startswith("^"), given.lstrip("^").startswith("=")
-    words = [word for word in given.lstrip("^=").split(",") if word]
-    hits = [name for name in names if any(name == word if exact else name.startswith(word) for word in words)]
-    return [name for name in names if name not in hits] if excluding else hits
+    patterns = [each for each in given.lstrip("^=").split(",") if each]
+    matching = [name for name in names if any(name == each if exact else name.startswith(each) for each in patterns)]
+    return [name for name in names if name not in matching] if excluding else matching
 
 
-def _between(nodes: Sequence[NodeReport], address: str) -> Iterator[Finding]:
-    found_it = [seen for seen in nodes[1:] if seen.connectivity.get("addresses")]
-    others = [seen for seen in found_it if not all(map(is_loopback, seen.connectivity["addresses"]))]
-    resolved = {seen.host: ", ".join(sorted(seen.connectivity["addresses"])) for seen in others}
-    yield from differing(
+def _differences(nodes: Sequence[NodeReport], address: str) -> Iterator[Finding]:
+    resolving = [node for node in nodes[1:] if node.connectivity.get("addresses")]
+    others = [node for node in resolving if not all(map(is_loopback, node.connectivity["addresses"]))]
+    resolved = {node.host: ", ".join(sorted(node.connectivity["addresses"])) for node in others}
+    yield from minority_findings(
         *("name-differs", WARNING, resolved, f"the address of node 0, {address}, resolves to something else"),
         "make /etc/hosts the same everywhere, or give --master-addr an address",
     )
-    ways = {seen.host: found for seen in others if (found := interface(seen)) is not None}
-    yield from differing(
-        *("mtu-differs", WARNING, {host: str(each["mtu"]) for host, each in ways.items()}),
+    interfaces = {node.host: found for node in others if (found := interface_to_node_0(node)) is not None}
+    yield from minority_findings(
+        *("mtu-differs", WARNING, {host: str(each["mtu"]) for host, each in interfaces.items()}),
         "the MTU towards node 0 is another than elsewhere: large messages can hang",
         "set the same MTU on all nodes and switches: ip link set dev NAME mtu N",
     )

@@ -1,4 +1,4 @@
-"""What is not the same on all nodes and should be: versions, GPUs, clocks, code, disks. Pure."""
+"""Findings about differences between nodes: versions, GPUs, clocks, code, disks. Pure."""
 
 from __future__ import annotations
 
@@ -7,35 +7,50 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torchfab.doctor.finding import ERROR, WARNING, Finding, differing, odd_ones
+from torchfab.doctor.finding import ERROR, WARNING, Finding, minorities, minority_findings
 from torchfab.doctor.model import CheckRequirements, NodeReport
 
-# The rendezvous of torchrun takes a node for dead whose last heartbeat is 15 s old by another node's clock.
+# torchrun's rendezvous counts a node as dead when its last heartbeat is 15 s old by another node's clock.
 BROKEN_CLOCK_S = 10.0
 SKEWED_CLOCK_S = 0.5
 
 
-def findings(nodes: Sequence[NodeReport], wanted: CheckRequirements) -> Iterator[Finding]:
-    """Yield what differs between the nodes."""
+def findings(nodes: Sequence[NodeReport], requirements: CheckRequirements) -> Iterator[Finding]:
+    """Yield the differences between nodes.
+
+    Parameters
+    ----------
+    nodes : sequence of NodeReport
+        All nodes, node 0 first.
+    requirements : CheckRequirements
+        What the job needs.
+
+    Yields
+    ------
+    Finding
+        About the nodes that differ from most.
+    """
     for each in CONSISTENCY_CHECKS:
-        values = {seen.host: value for seen in nodes if (value := each.value(seen)) is not None}
-        yield from differing(each.kind, each.severity, values, each.what, each.fix)
-    yield from clocks(nodes)
-    yield from _code(nodes, wanted)
+        values = {node.host: value for node in nodes if (value := each.value(node)) is not None}
+        yield from minority_findings(each.kind, each.severity, values, each.what, each.fix)
+    yield from clock_findings(nodes)
+    yield from _code(nodes, requirements)
     yield from _shared(nodes)
 
 
-# ---- what is simply compared
+# ---- values that must be equal on all nodes
 
 
 @dataclass(frozen=True)
 class ConsistencyCheck:
-    """Something that all nodes should have alike.
+    """A value that should be equal on all nodes.
 
     Parameters
     ----------
+    kind, severity, what, fix : str
+        The finding about nodes that differ, as in Finding.
     value : callable
-        What a node has, as text; None where it is not known there, or another finding says why.
+        Returns a node's value as text. None if it is unknown or another finding covers it.
     """
 
     kind: str
@@ -45,55 +60,142 @@ class ConsistencyCheck:
     fix: str
 
 
-def python(seen: NodeReport) -> str | None:
-    """Return the version of the training interpreter."""
-    return _of_python(seen, "python")
+def python(node: NodeReport) -> str | None:
+    """Return the version of the training interpreter.
+
+    Parameters
+    ----------
+    node : NodeReport
+        The node.
+
+    Returns
+    -------
+    str or None
+        None if unknown.
+    """
+    return _python_value(node, "python")
 
 
-def torch(seen: NodeReport) -> str | None:
-    """Return the version of torch."""
-    return _of_python(seen, "torch") or None
+def torch(node: NodeReport) -> str | None:
+    """Return the version of torch.
+
+    Parameters
+    ----------
+    node : NodeReport
+        The node.
+
+    Returns
+    -------
+    str or None
+        None if unknown or not installed.
+    """
+    return _python_value(node, "torch") or None
 
 
-def cuda(seen: NodeReport) -> str | None:
-    """Return the version of CUDA that torch was built with."""
-    return _of_python(seen, "cuda") if torch(seen) else None
+def cuda(node: NodeReport) -> str | None:
+    """Return the version of CUDA that torch was built with.
+
+    Parameters
+    ----------
+    node : NodeReport
+        The node.
+
+    Returns
+    -------
+    str or None
+        None if unknown or without torch.
+    """
+    return _python_value(node, "cuda") if torch(node) else None
 
 
-def nccl(seen: NodeReport) -> str | None:
-    """Return the version of NCCL that came with torch."""
-    return _of_python(seen, "nccl") if torch(seen) else None
+def nccl(node: NodeReport) -> str | None:
+    """Return the version of the NCCL that torch contains.
+
+    Parameters
+    ----------
+    node : NodeReport
+        The node.
+
+    Returns
+    -------
+    str or None
+        None if unknown or without torch.
+    """
+    return _python_value(node, "nccl") if torch(node) else None
 
 
-def _of_python(seen: NodeReport, name: str) -> str | None:
-    told = seen.part("python")
-    return None if told is None or told.get("problem") else str(told[name])
+def _python_value(node: NodeReport, name: str) -> str | None:
+    probe = node.part("python")
+    return None if probe is None or probe.get("problem") else str(probe[name])
 
 
-def driver(seen: NodeReport) -> str | None:
-    """Return the version of the NVIDIA driver; None on a machine without GPUs."""
-    return (seen.part("gpus") or {}).get("driver") or None
+def driver(node: NodeReport) -> str | None:
+    """Return the version of the NVIDIA driver.
+
+    Parameters
+    ----------
+    node : NodeReport
+        The node.
+
+    Returns
+    -------
+    str or None
+        None if unknown or without GPUs.
+    """
+    return (node.part("gpus") or {}).get("driver") or None
 
 
-def gpus(seen: NodeReport) -> str | None:
-    """Return number and kind of the GPUs: `8 NVIDIA H100 80GB HBM3`."""
-    told = seen.part("gpus")
-    if told is None or told.get("problem"):
+def gpus(node: NodeReport) -> str | None:
+    """Return the number and model of the GPUs: `8 NVIDIA H100 80GB HBM3`.
+
+    Parameters
+    ----------
+    node : NodeReport
+        The node.
+
+    Returns
+    -------
+    str or None
+        None if unknown.
+    """
+    probe = node.part("gpus")
+    if probe is None or probe.get("problem"):
         return None
-    names = [each["name"] + (" (MIG)" if each["mig"] else "") for each in told["gpus"]]
-    kinds = dict.fromkeys(names)
-    return ", ".join(f"{names.count(name)} {name}" for name in kinds) or "none"
+    names = [each["name"] + (" (MIG)" if each["mig"] else "") for each in probe["gpus"]]
+    return ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names)) or "none"
 
 
-def tmux(seen: NodeReport) -> str | None:
-    """Return the version of tmux."""
-    return (seen.part("tmux") or {}).get("version") or None
+def tmux(node: NodeReport) -> str | None:
+    """Return the version of tmux.
+
+    Parameters
+    ----------
+    node : NodeReport
+        The node.
+
+    Returns
+    -------
+    str or None
+        None if unknown or not installed.
+    """
+    return (node.part("tmux") or {}).get("version") or None
 
 
-def open_files(seen: NodeReport) -> str | None:
-    """Return the limit of open files."""
-    told = seen.part("limits")
-    return None if told is None else str(told["files"] if told["files"] is not None else "unlimited")
+def open_files(node: NodeReport) -> str | None:
+    """Return the limit of open files (`ulimit -n`).
+
+    Parameters
+    ----------
+    node : NodeReport
+        The node.
+
+    Returns
+    -------
+    str or None
+        A number or `unlimited`. None if unknown.
+    """
+    limits = node.part("limits")
+    return None if limits is None else str(limits["files"] if limits["files"] is not None else "unlimited")
 
 
 _INSTALL = "install the same version everywhere, or give one that is the same with --python"
@@ -115,12 +217,25 @@ CONSISTENCY_CHECKS = (
 # ---- clocks
 
 
-def clocks(nodes: Sequence[NodeReport], most_s: float = SKEWED_CLOCK_S) -> Iterator[Finding]:
-    """Yield the nodes whose clock is off by more than `most_s`: from the middle of all clocks, ours among them."""
-    known = {seen.host: seen.clock for seen in nodes if seen.clock is not None}
-    middle = statistics.median_low([0.0, *(clock.ahead_s for clock in known.values())])
+def clock_findings(nodes: Sequence[NodeReport], most_s: float = SKEWED_CLOCK_S) -> Iterator[Finding]:
+    """Yield the nodes whose clock differs too much from the median of all clocks, including that of this machine.
+
+    Parameters
+    ----------
+    nodes : sequence of NodeReport
+        All nodes.
+    most_s : float
+        The largest offset that is accepted, in seconds. Default 0.5.
+
+    Yields
+    ------
+    Finding
+        About one node each. Uncertainty of the offset counts in the node's favour.
+    """
+    known = {node.host: node.clock for node in nodes if node.clock is not None}
+    median = statistics.median_low([0.0, *(clock.ahead_s for clock in known.values())])
     for host, clock in known.items():
-        off = clock.ahead_s - middle
+        off = clock.ahead_s - median
         if abs(off) - clock.within_s <= most_s:
             continue
         broken = abs(off) > BROKEN_CLOCK_S
@@ -133,7 +248,18 @@ def clocks(nodes: Sequence[NodeReport], most_s: float = SKEWED_CLOCK_S) -> Itera
 
 
 def milliseconds(seconds: float) -> str:
-    """Return an offset for people, in milliseconds: `+5000 ms`."""
+    """Format a time offset: `+5000 ms`.
+
+    Parameters
+    ----------
+    seconds : float
+        The offset.
+
+    Returns
+    -------
+    str
+        Milliseconds with a sign.
+    """
     count = seconds * 1000
     if abs(count) < 0.05:
         return "0 ms"
@@ -143,63 +269,113 @@ def milliseconds(seconds: float) -> str:
 # ---- code
 
 
-def code(seen: NodeReport) -> str | None:
-    """Return the digest of the code in the working directory; None where there is none to compare."""
-    told = seen.part("code")
-    return told["digest"] if told and told["whole"] else None
+def code_digest(node: NodeReport) -> str | None:
+    """Return the digest of the code in the working directory.
+
+    Parameters
+    ----------
+    node : NodeReport
+        The node.
+
+    Returns
+    -------
+    str or None
+        None if unknown or incomplete.
+    """
+    probe = node.part("code")
+    return probe["digest"] if probe and probe["whole"] else None
 
 
 def asked_for_files(nodes: Sequence[NodeReport]) -> set[int]:
-    """Return the ranks of nodes that must tell their files one by one: one of each kind of code, where they differ."""
+    """Select one node per code version, to compare them file by file.
+
+    Parameters
+    ----------
+    nodes : sequence of NodeReport
+        All nodes.
+
+    Returns
+    -------
+    set of int
+        Node ranks. Empty if all nodes have the same code.
+    """
     ranks: dict[str, int] = {}
-    for seen in sorted(nodes, key=lambda seen: seen.node.rank):
-        if (digest := code(seen)) is not None:
-            ranks.setdefault(digest, seen.node.rank)
+    for node in sorted(nodes, key=lambda node: node.node.rank):
+        if (digest := code_digest(node)) is not None:
+            ranks.setdefault(digest, node.node.rank)
     return set(ranks.values()) if len(ranks) > 1 else set()
 
 
-def _code(nodes: Sequence[NodeReport], wanted: CheckRequirements) -> Iterator[Finding]:
-    values = {seen.host: digest for seen in nodes if (digest := code(seen)) is not None}
-    usual, others = odd_ones(values)
-    files = {code(seen): seen.connectivity["files"] for seen in nodes if seen.connectivity.get("files") is not None}
+def _code(nodes: Sequence[NodeReport], requirements: CheckRequirements) -> Iterator[Finding]:
+    values = {node.host: digest for node in nodes if (digest := code_digest(node)) is not None}
+    usual, others = minorities(values)
+    files = {
+        code_digest(node): node.connectivity["files"] for node in nodes if node.connectivity.get("files") is not None
+    }
     for digest, hosts in others.items():
-        names = _other_files(files.get(usual, {}), files.get(digest, {}))
-        what = f"the code in {wanted.workdir} is not that of the other nodes" + (f": {names}" if names else "")
+        names = _describe_files(files.get(usual, {}), files.get(digest, {}))
+        what = f"the code in {requirements.workdir} is not that of the other nodes" + (f": {names}" if names else "")
         yield Finding("code-differs", ERROR, tuple(hosts), what, usual, digest, "copy it to all nodes: fab sync")
-    if wanted.digest and usual and usual != wanted.digest:
+    if requirements.digest and usual and usual != requirements.digest:
         hosts = [host for host, digest in values.items() if digest == usual]
-        what = f"the code in {wanted.workdir} is not that of this machine"
+        what = f"the code in {requirements.workdir} is not that of this machine"
         yield Finding(
-            *("code-not-ours", WARNING, tuple(hosts), what, wanted.digest, usual),
+            *("code-not-ours", WARNING, tuple(hosts), what, requirements.digest, usual),
             "copy it to the nodes, if it is meant to be the same: fab sync",
         )
 
 
-def _other_files(usual: Mapping[str, str], found: Mapping[str, str]) -> str:
-    odd = sorted(name for name in {*usual, *found} if usual.get(name, "") != found.get(name, ""))
-    words = [f"{name} is missing" if not found.get(name) else name for name in odd[:3]]
-    return ", ".join(words) + (f" and {len(odd) - 3} more files" if len(odd) > 3 else "")
+def _describe_files(usual: Mapping[str, str], found: Mapping[str, str]) -> str:
+    differing = sorted(name for name in {*usual, *found} if usual.get(name, "") != found.get(name, ""))
+    parts = [f"{name} is missing" if not found.get(name) else name for name in differing[:3]]
+    return ", ".join(parts) + (f" and {len(differing) - 3} more files" if len(differing) > 3 else "")
 
 
 # ---- shared disks
 
 
-def sees(seen: NodeReport, place: str) -> bool | None:
-    """Return whether a node sees the file that node 0 has made in a place; None where it was not asked."""
-    told: Mapping[str, Any] = seen.connectivity.get("sees", {})
-    return told.get(place)
+def sees(node: NodeReport, place: str) -> bool | None:
+    """Test whether a node sees the file that node 0 has made in a directory.
+
+    Parameters
+    ----------
+    node : NodeReport
+        The node.
+    place : str
+        The key of the directory: `workdir`.
+
+    Returns
+    -------
+    bool or None
+        None if unknown.
+    """
+    places: Mapping[str, Any] = node.connectivity.get("sees", {})
+    return places.get(place)
 
 
 def shared(nodes: Sequence[NodeReport], place: str) -> bool | None:
-    """Return whether all nodes besides node 0 share a place with it; None where there is nobody to ask."""
-    answers = [answer for seen in nodes[1:] if (answer := sees(seen, place)) is not None]
+    """Test whether all other nodes share a directory with node 0.
+
+    Parameters
+    ----------
+    nodes : sequence of NodeReport
+        All nodes, node 0 first.
+    place : str
+        The key of the directory: `workdir`.
+
+    Returns
+    -------
+    bool or None
+        None if unknown on all of them.
+    """
+    answers = [answer for node in nodes[1:] if (answer := sees(node, place)) is not None]
     return all(answers) if answers else None
 
 
 def _shared(nodes: Sequence[NodeReport]) -> Iterator[Finding]:
-    words = {True: "shared with node 0", False: "its own"}
-    values = {seen.host: words[answer] for seen in nodes[1:] if (answer := sees(seen, "workdir")) is not None}
-    yield from differing(
+    texts = {True: "shared with node 0", False: "its own"}
+    values = {node.host: texts[answer] for node in nodes[1:] if (answer := sees(node, "workdir")) is not None}
+    yield from minority_findings(
         *("workdir-not-shared", WARNING, values, "the disk of the working directory is not as on the other nodes"),
         "see whether the file system is mounted there: findmnt -T, mount -a",
     )

@@ -1,4 +1,4 @@
-"""One thing that is wrong, and how many of them become one."""
+"""A finding, and merging equal findings of several hosts."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-# An error keeps a launch from starting or finishing, or from computing what it should; a warning may; a note is news.
+# ERROR: a launch cannot start, cannot finish, or computes wrong results. WARNING: it may. NOTE: information.
 ERROR, WARNING, NOTE = "error", "warning", "note"
 _ORDER = (ERROR, WARNING, NOTE)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong, on some hosts alike.
+    """A problem that some hosts share. The field names are JSON keys.
 
     Parameters
     ----------
     kind : str
-        What it is, for machines: `clock-skew`.
+        The machine-readable name: `clock-skew`.
     severity : str
         ERROR, WARNING or NOTE.
     hosts : tuple of str
-        Whom it is about, as written in the hosts file.
+        The hosts, as written in the hosts file.
     what : str
-        What is wrong, in one line.
+        The problem, in one line.
     expected, found : str
-        What would be right (often: what most nodes have), and what is there; empty where `what` says it.
+        The right value (often that of most nodes) and the actual value. Empty if `what` contains them.
     fix : str
-        What to do about it.
+        How to fix it.
     """
 
     kind: str
@@ -41,27 +41,58 @@ class Finding:
     fix: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as JSON."""
+        """Convert to a JSON object.
+
+        Returns
+        -------
+        dict
+            The fields by name.
+        """
         return {**asdict(self), "hosts": list(self.hosts)}
 
 
-def merged(findings: Iterable[Finding], hosts: Sequence[str]) -> tuple[Finding, ...]:
-    """Return findings that differ in their hosts only as one, hosts in the order of `hosts`, the worst first."""
-    alike: dict[Finding, set[str]] = {}
+def merge(findings: Iterable[Finding], hosts: Sequence[str]) -> tuple[Finding, ...]:
+    """Merge findings that are equal but for their hosts.
+
+    Parameters
+    ----------
+    findings : iterable of Finding
+        Findings about one or more hosts.
+    hosts : sequence of str
+        All hosts, in the order in which findings list them.
+
+    Returns
+    -------
+    tuple of Finding
+        The worst first.
+    """
+    groups: dict[Finding, set[str]] = {}
     for finding in findings:
-        alike.setdefault(replace(finding, hosts=()), set()).update(finding.hosts)
+        groups.setdefault(replace(finding, hosts=()), set()).update(finding.hosts)
     order = {host: index for index, host in enumerate(hosts)}
-    found = [
+    merged = [
         replace(finding, hosts=tuple(sorted(about, key=lambda host: order.get(host, -1))))
-        for finding, about in alike.items()
+        for finding, about in groups.items()
     ]
-    return tuple(sorted(found, key=lambda finding: _ORDER.index(finding.severity)))
+    return tuple(sorted(merged, key=lambda finding: _ORDER.index(finding.severity)))
 
 
-def odd_ones(values: Mapping[str, str]) -> tuple[str, dict[str, list[str]]]:
-    """Return what most hosts have, and the hosts that have something else, by what they have.
+def minorities(values: Mapping[str, str]) -> tuple[str, dict[str, list[str]]]:
+    """Find the hosts whose value differs from that of most.
 
-    Where two values are as frequent, the one of the earlier host counts as right: node 0 is in every job.
+    Of equally frequent values that of the earlier host counts as right, because node 0 is in every job.
+
+    Parameters
+    ----------
+    values : Mapping of str to str
+        The value of each host.
+
+    Returns
+    -------
+    str
+        The most frequent value.
+    dict of str to list of str
+        The other hosts, by value.
     """
     counts = Counter(values.values())
     usual = max(counts, key=lambda value: counts[value]) if counts else ""  # max takes the first of equals
@@ -72,9 +103,22 @@ def odd_ones(values: Mapping[str, str]) -> tuple[str, dict[str, list[str]]]:
     return usual, others
 
 
-def differing(kind: str, severity: str, values: Mapping[str, str], what: str, fix: str) -> list[Finding]:
-    """Return a finding for each group of hosts that has another value than most."""
-    usual, others = odd_ones(values)
+def minority_findings(kind: str, severity: str, values: Mapping[str, str], what: str, fix: str) -> list[Finding]:
+    """Make a finding for each group of hosts whose value differs from that of most.
+
+    Parameters
+    ----------
+    kind, severity, what, fix : str
+        As in Finding.
+    values : Mapping of str to str
+        The value of each host.
+
+    Returns
+    -------
+    list of Finding
+        One per differing value.
+    """
+    usual, others = minorities(values)
     return [
         Finding(kind, severity, tuple(hosts), what, usual or "none", value or "none", fix)
         for value, hosts in others.items()

@@ -1,4 +1,4 @@
-"""What is wrong with the GPUs of one node, from what nvidia-smi and the kernel told there. Pure."""
+"""Findings about the GPUs of one node, from nvidia-smi and the kernel log. Pure."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _SXID = re.compile(r"SXid \((?:PCI:)?([0-9a-fA-F:.]+)[^)]*\): (\d+), (Fatal|Non-
 _BUS = re.compile(r"GPU (?:at )?(?:PCI:)?([0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2})")
 _RECOVERY = re.compile(r"recovery action changed from .* to 0x(?P<code>[0-9a-fA-F]+) \((?P<action>[^)]*)\)")
 _AFTER = re.compile(r"caused by previous Xid (\d+)")
-# What the driver says without an Xid.
-_COMPLAINTS = (
+# Messages of the driver without an Xid: a part of the message, and what it means for the GPU.
+_PLAIN_MESSAGES = (
     ("fallen off the bus", "has fallen off the bus"),
     ("RmInitAdapter failed", "cannot be initialised"),
     ("RESET_REQUIRED", "needs a reset"),
     ("to be reset", "needs a reset"),
 )
-# Of NVIDIA's catalogue (docs.nvidia.com/deploy/xid-errors): what the driver or a program can do wrong too, and what
-# only a GPU does that is sick, or was until it was reset.
+# From NVIDIA's catalogue (docs.nvidia.com/deploy/xid-errors). Those in _SICK_XIDS come only from a GPU that is sick, or
+# was until its reset; the driver or a program can cause the others too.
 _XIDS = {
     13: "a program's fault, or bad memory",
     31: "a program's memory fault",
@@ -63,29 +63,40 @@ _FIXES = (
     ("infoROM is corrupted", "the board's own records are damaged: it may go on working; tell its vendor"),
     ("couldn't communicate", "the kernel module is not loaded: modprobe nvidia, or install the driver for this kernel"),
     ("did not answer", "the driver hangs; dmesg names the GPU (NVRM, Xid); reboot the node"),
-    ("is not there", "install nvidia-utils of the driver's own version; without it the GPUs are not looked at"),
+    ("is not there", "install nvidia-utils of the driver's own version; without it the GPUs are not checked"),
 )
 
 
-def findings(seen: NodeReport) -> Iterator[Finding]:
-    """Yield what is wrong with the GPUs of a node."""
-    told = seen.part("gpus")
-    if told is None:
+def findings(node: NodeReport) -> Iterator[Finding]:
+    """Yield the findings about the GPUs of a node.
+
+    Parameters
+    ----------
+    node : NodeReport
+        The node.
+
+    Yields
+    ------
+    Finding
+        About this node.
+    """
+    probe = node.part("gpus")
+    if probe is None:
         return
-    if told.get("problem"):
-        severity = WARNING if told.get("missing") or told["gpus"] else ERROR
-        yield Finding("gpu-driver", severity, (seen.host,), told["problem"], fix=_fix(told["problem"]))
-    elif told["devices"] > len(told["gpus"]):
-        expected, found = str(told["devices"]), str(len(told["gpus"]))
+    if probe.get("problem"):
+        severity = WARNING if probe.get("missing") or probe["gpus"] else ERROR
+        yield Finding("gpu-driver", severity, (node.host,), probe["problem"], fix=_fix(probe["problem"]))
+    elif probe["devices"] > len(probe["gpus"]):
+        expected, found = str(probe["devices"]), str(len(probe["gpus"]))
         what = "the driver has lost GPUs: the kernel lists more than nvidia-smi"
-        yield Finding("gpu-lost", ERROR, (seen.host,), what, expected, found, _REBOOT)
-    for index, each in enumerate(told["gpus"]):
-        yield from _one(seen.host, index, each)
-    yield from _xids(seen.host, told.get("xids", ()))
+        yield Finding("gpu-lost", ERROR, (node.host,), what, expected, found, _REBOOT)
+    for index, each in enumerate(probe["gpus"]):
+        yield from _gpu_findings(node.host, index, each)
+    yield from _xids(node.host, probe.get("xids", ()))
 
 
 def _fix(problem: str) -> str:
-    return next((fix for sign, fix in _FIXES if sign in problem), _REBOOT)
+    return next((fix for part, fix in _FIXES if part in problem), _REBOOT)
 
 
 def _xids(host: str, lines: Sequence[str]) -> Iterator[Finding]:
@@ -94,55 +105,55 @@ def _xids(host: str, lines: Sequence[str]) -> Iterator[Finding]:
         found.setdefault((match[1].lower(), int(match[2])), []).append(match[3])
     sick = set()
     for (bus, code), texts in found.items():
-        words, is_sick = _xid(code, texts)
+        meaning, is_sick = _classify_xid(code, texts)
         sick |= {bus} if is_sick else set()
-        yield _reported(host, f"Xid {code}{words} of GPU {bus}", len(texts), is_sick)
+        yield _driver_finding(host, f"Xid {code}{meaning} of GPU {bus}", len(texts), is_sick)
     yield from _sxids(host, lines)
     yield from _without_xid(host, lines, sick)
 
 
-def _xid(code: int, texts: Sequence[str]) -> tuple[str, bool]:
-    """Return what an Xid means, in brackets, and whether the GPU is sick, by the number and by what is said with it."""
+def _classify_xid(code: int, texts: Sequence[str]) -> tuple[str, bool]:
+    """Return the meaning of an Xid in brackets, and whether the GPU is sick, from its number and the texts with it."""
     if code == 154 and (recovery := _RECOVERY.search(texts[-1])):
         return f" (the driver asks for: {recovery['action']})", int(recovery["code"], 16) != 0
     if code == 45 and (after := _AFTER.search(texts[-1])):
         before = int(after[1])
-        return f" (a program was cleaned up after Xid {before}{_words(before)})", before in _SICK_XIDS
-    return _words(code), code in _SICK_XIDS and not all("Nonfatal" in text for text in texts)
+        return f" (a program was cleaned up after Xid {before}{_meaning(before)})", before in _SICK_XIDS
+    return _meaning(code), code in _SICK_XIDS and not all("Nonfatal" in text for text in texts)
 
 
-def _words(code: int) -> str:
+def _meaning(code: int) -> str:
     return f" ({_XIDS[code]})" if code in _XIDS else ""
 
 
 def _sxids(host: str, lines: Iterable[str]) -> Iterator[Finding]:
     found = Counter(match.groups() for match in map(_SXID.search, lines) if match)
     for (bus, code, weight, text), count in found.items():
-        yield _reported(
+        yield _driver_finding(
             host, f"SXid {code} ({weight.lower()}{text}) of NVSwitch {bus.lower()}", count, weight == "Fatal"
         )
 
 
 def _without_xid(host: str, lines: Iterable[str], sick: Container[str]) -> Iterator[Finding]:
-    """Yield what the driver says of GPUs without an Xid; nothing of those that an Xid has told to be sick."""
-    told = set()
+    """Yield findings from driver messages without an Xid, but for GPUs that an Xid already showed to be sick."""
+    reported = set()
     for line in lines:
-        words = next((words for sign, words in _COMPLAINTS if sign in line and not _XID.search(line)), "")
+        meaning = next((meaning for part, meaning in _PLAIN_MESSAGES if part in line and not _XID.search(line)), "")
         bus = match[1].lower() if (match := _BUS.search(line)) else ""
-        if words and bus not in sick and not (sick and not bus) and (bus, words) not in told:
-            told.add((bus, words))
+        if meaning and bus not in sick and not (sick and not bus) and (bus, meaning) not in reported:
+            reported.add((bus, meaning))
             which = f"GPU {bus}" if bus else "a GPU"
-            yield _reported(host, f"that {which} {words}", 1, True)
+            yield _driver_finding(host, f"that {which} {meaning}", 1, True)
 
 
-def _reported(host: str, what: str, count: int, is_sick: bool) -> Finding:
+def _driver_finding(host: str, what: str, count: int, is_sick: bool) -> Finding:
     times = f", {count} times" if count > 1 else ""
     fix = _REBOOT if is_sick else "see dmesg there, and NVIDIA's list of Xid errors"
     severity = ERROR if is_sick else WARNING
     return Finding("gpu-xid", severity, (host,), f"the driver reported {what} within the last day{times}", fix=fix)
 
 
-def _one(host: str, index: int, gpu: Mapping[str, Any]) -> Iterator[Finding]:
+def _gpu_findings(host: str, index: int, gpu: Mapping[str, Any]) -> Iterator[Finding]:
     name = f"GPU {index} ({gpu['bus'].lower()})"
     if gpu["sick"]:
         yield Finding("gpu-lost", ERROR, (host,), f"{name} does not answer: {gpu['sick']}", fix=_REBOOT)

@@ -1,4 +1,4 @@
-"""What phase one of a launch saw in passing that is worth a warning; pure. A warning never stops a launch."""
+"""Derive warnings from the nodes' answers in phase one of a launch. Pure. A warning never stops a launch."""
 
 from __future__ import annotations
 
@@ -6,37 +6,44 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torchfab.core.specs import Node
-from torchfab.doctor.consistency import clocks
-from torchfab.doctor.finding import WARNING, Finding, differing, merged
+from torchfab.doctor.consistency import clock_findings
+from torchfab.doctor.finding import WARNING, Finding, merge, minority_findings
 from torchfab.doctor.model import Clock, NodeReport
 from torchfab.doctor.node import nearly_full
 
-SKEWED_CLOCK_S = 3.0  # phase one takes the time once, with the whole phase as its round trip
+SKEWED_CLOCK_S = 3.0  # phase one reads the clock once; the whole phase counts as the round trip
 
 
 def warnings(
-    nodes: Sequence[Node], told: Mapping[int, Mapping[str, Any]], ahead: Mapping[int, Clock]
+    nodes: Sequence[Node], answers: Mapping[int, Mapping[str, Any]], clock_offsets: Mapping[int, Clock]
 ) -> tuple[Finding, ...]:
     """Return the warnings of a launch.
 
     Parameters
     ----------
-    told : Mapping of int to Mapping
-        What each node told in phase one, by its rank.
-    ahead : Mapping of int to Clock
-        Each node's clock, by its rank.
+    nodes : sequence of Node
+        The nodes of the job.
+    answers : Mapping of int to Mapping
+        The answers of phase one, by node rank.
+    clock_offsets : Mapping of int to Clock
+        The clock offsets that are known, by node rank.
+
+    Returns
+    -------
+    tuple of Finding
+        Of severity WARNING.
     """
     found = [
-        *(finding for node in nodes for finding in _of_node(node.label, told[node.rank].get("glance") or {})),
-        *_torch(nodes, told),
-        *_script(nodes, told),
-        *_clocks(nodes, ahead),
+        *(finding for node in nodes for finding in _node_warnings(node.label, answers[node.rank].get("glance") or {})),
+        *_torch(nodes, answers),
+        *_script(nodes, answers),
+        *_clocks(nodes, clock_offsets),
     ]
-    return merged(found, [node.label for node in nodes])
+    return merge(found, [node.label for node in nodes])
 
 
-def _of_node(host: str, glance: Mapping[str, Any]) -> Iterator[Finding]:
-    disk, holders = glance.get("disk"), glance.get("holders", ())
+def _node_warnings(host: str, probe: Mapping[str, Any]) -> Iterator[Finding]:
+    disk, holders = probe.get("disk"), probe.get("holders", ())
     if disk:
         yield from nearly_full(host, disk, "logs of jobs")
     if holders:
@@ -46,21 +53,23 @@ def _of_node(host: str, glance: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding("gpu-busy", WARNING, (host,), what, fix="end them if they are left over: fab doctor names them")
 
 
-def _torch(nodes: Sequence[Node], told: Mapping[int, Mapping[str, Any]]) -> list[Finding]:
-    found = {node.label: told[node.rank].get("versions", {}).get("torch") for node in nodes}
-    values = {host: version for host, version in found.items() if version}
+def _torch(nodes: Sequence[Node], answers: Mapping[int, Mapping[str, Any]]) -> list[Finding]:
+    versions = {node.label: answers[node.rank].get("versions", {}).get("torch") for node in nodes}
+    values = {host: version for host, version in versions.items() if version}
     what = "torch is another version than elsewhere"
-    return differing("torch-differs", WARNING, values, what, "install the same version everywhere, or give --python")
+    return minority_findings(
+        "torch-differs", WARNING, values, what, "install the same version everywhere, or give --python"
+    )
 
 
-def _script(nodes: Sequence[Node], told: Mapping[int, Mapping[str, Any]]) -> list[Finding]:
-    digests = {node.label: (told[node.rank].get("glance") or {}).get("script") for node in nodes}
+def _script(nodes: Sequence[Node], answers: Mapping[int, Mapping[str, Any]]) -> list[Finding]:
+    digests = {node.label: (answers[node.rank].get("glance") or {}).get("script") for node in nodes}
     values = {host: digest[:8] for host, digest in digests.items() if digest}
     what = "the script is not the same file as elsewhere"
-    return differing("code-differs", WARNING, values, what, "copy the code to all nodes: fab sync")
+    return minority_findings("code-differs", WARNING, values, what, "copy the code to all nodes: fab sync")
 
 
-def _clocks(nodes: Sequence[Node], ahead: Mapping[int, Clock]) -> Iterator[Finding]:
-    seen = [NodeReport(node, clock=ahead[node.rank]) for node in nodes if node.rank in ahead]
-    for finding in clocks(seen, SKEWED_CLOCK_S):
+def _clocks(nodes: Sequence[Node], clock_offsets: Mapping[int, Clock]) -> Iterator[Finding]:
+    reports = [NodeReport(node, clock=clock_offsets[node.rank]) for node in nodes if node.rank in clock_offsets]
+    for finding in clock_findings(reports, SKEWED_CLOCK_S):
         yield Finding(**{**vars(finding), "severity": WARNING})

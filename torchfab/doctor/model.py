@@ -1,4 +1,4 @@
-"""What was asked of the nodes, what they told, and what follows from it."""
+"""The values of doctor: what to check, the report of each node, and the report on all."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ def _nothing() -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class CheckRequirements:
-    """What a job would need of the nodes.
+    """The requirements of a job that the nodes are checked against.
 
     Parameters
     ----------
     workdir, python, node_dir : str
-        As of a Job.
+        As in Job.
     master_addr : str
-        Address of node 0 for the others; empty for that of the hosts file.
+        The address of node 0 for the other nodes. Empty: that of the hosts file.
     port : int
-        Port of the rendezvous; 0: a free one.
+        The port of the rendezvous. 0: any free one.
     env : Mapping of str to str
-        The environment that a launch from here would carry to the nodes.
+        The environment that a launch from here would set on the nodes.
     names : tuple of str, optional
-        The files whose contents are compared, relative to the workdir; None: the nodes find them.
+        The files to compare, relative to the workdir. None: each node searches for them.
     digest : str
-        That of these files on the launch machine; empty where it has no such directory.
+        The digest of these files on the launch machine. Empty if it does not have the directory.
     """
 
     workdir: str
@@ -48,7 +48,15 @@ class CheckRequirements:
 
 @dataclass(frozen=True)
 class Clock:
-    """How far a node's clock is ahead of this machine's, and to how many seconds that is known."""
+    """The offset of a node's clock from the clock of this machine.
+
+    Parameters
+    ----------
+    ahead_s : float
+        Seconds by which the node's clock is ahead.
+    within_s : float
+        The uncertainty of `ahead_s`, plus or minus, in seconds.
+    """
 
     ahead_s: float
     within_s: float
@@ -56,18 +64,22 @@ class Clock:
 
 @dataclass(frozen=True)
 class NodeReport:
-    """One node: what it told, or why it did not.
+    """The report of one node.
 
     Parameters
     ----------
-    told : Mapping
-        The answer of `torchfab.remote.host.probe`; empty where there is none.
-    way : Mapping
-        The answer of `torchfab.remote.host.connectivity`; empty where there is none.
+    node : Node
+        The node.
+    probe : Mapping
+        The answer of `torchfab.remote.host.probe`. Empty if it is missing.
+    connectivity : Mapping
+        The answer of `torchfab.remote.host.connectivity`. Empty if it is missing.
+    clock : Clock, optional
+        The offset of its clock. None if unknown.
     error : TorchfabError, optional
-        Why something is missing.
+        Why an answer is missing.
     connect_s : float, optional
-        How long it took until the node could be asked.
+        Seconds until the connection was open. None if it failed.
     """
 
     node: Node
@@ -79,27 +91,38 @@ class NodeReport:
 
     @property
     def host(self) -> str:
-        """The node's name for people."""
+        """The node's label, as in the hosts file."""
         return self.node.label
 
     def part(self, name: str) -> Any:
-        """Return one part of what it told; None where that part failed."""
+        """Return one part of the probe.
+
+        Parameters
+        ----------
+        name : str
+            The key of the part: `python`.
+
+        Returns
+        -------
+        any JSON value
+            None if the part is missing or failed on the node.
+        """
         part = self.probe.get(name)
         return None if isinstance(part, Mapping) and "failed" in part else part
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was found out about some nodes.
+    """The report on all nodes.
 
     Parameters
     ----------
-    nodes : tuple of Seen
+    nodes : tuple of NodeReport
         In the order of their ranks.
     findings : tuple of Finding
-        What is wrong, worst first.
+        The worst first.
     seconds : float
-        How long it took to find out.
+        The duration of the checks.
     """
 
     nodes: tuple[NodeReport, ...]
@@ -107,9 +130,26 @@ class Report:
     seconds: float
 
     def errors(self) -> tuple[Finding, ...]:
-        """Return what keeps a job from running as it should."""
+        """Return the findings of severity ERROR.
+
+        Returns
+        -------
+        tuple of Finding
+            What prevents a job from running correctly.
+        """
         return tuple(finding for finding in self.findings if finding.severity == ERROR)
 
     def is_healthy(self, host: str) -> bool:
-        """Say whether no error is about this host."""
+        """Test whether a host is free of errors.
+
+        Parameters
+        ----------
+        host : str
+            The host's label.
+
+        Returns
+        -------
+        bool
+            Warnings do not count.
+        """
         return not any(host in finding.hosts for finding in self.errors())

@@ -1,4 +1,4 @@
-"""A report as a table in which equal nodes are one row, as findings with their fixes, and as JSON. Pure."""
+"""Render a report: as a table with one row per group of equal nodes, as findings with their fixes, as JSON. Pure."""
 
 from __future__ import annotations
 
@@ -10,43 +10,80 @@ from torchfab.core.inventory import fold
 from torchfab.doctor import connectivity, consistency
 from torchfab.doctor.finding import ERROR, WARNING, Finding
 from torchfab.doctor.model import NodeReport, Report
-from torchfab.doctor.node import size
+from torchfab.doctor.node import format_bytes
 
 _COLOURS = {ERROR: "31", WARNING: "33"}
-ODD = " !"  # behind what most nodes do not have
+ODD = " !"  # marks a value that differs from that of most nodes
 
 
 def text(report: Report, colour: bool = False) -> str:
-    """Return the report for people."""
-    paragraphs = [table(report), *(paragraph(each, colour) for each in report.findings), verdict(report)]
+    """Render a report as text.
+
+    Parameters
+    ----------
+    report : Report
+        The report.
+    colour : bool
+        Whether to colour severities with ANSI escapes. Default False.
+
+    Returns
+    -------
+    str
+        The table, the findings, and a last line with their counts.
+    """
+    paragraphs = [table(report), *(paragraph(each, colour) for each in report.findings), summary(report)]
     return "\n\n".join(paragraphs)
 
 
 def paragraph(finding: Finding, colour: bool = False) -> str:
-    """Return one finding for people, with its fix."""
-    lines = [f"{_painted(finding.severity, colour)}: {fold(finding.hosts)}: {finding.what}"]
+    """Render a finding with its fix as text.
+
+    Parameters
+    ----------
+    finding : Finding
+        The finding.
+    colour : bool
+        Whether to colour the severity with ANSI escapes. Default False.
+
+    Returns
+    -------
+    str
+        One to three lines.
+    """
+    lines = [f"{_coloured(finding.severity, colour)}: {fold(finding.hosts)}: {finding.what}"]
     if finding.expected or finding.found:
-        wanted = f"expected {finding.expected}, " if finding.expected else ""
-        lines.append(f"  {wanted}found {finding.found}")
+        expected = f"expected {finding.expected}, " if finding.expected else ""
+        lines.append(f"  {expected}found {finding.found}")
     if finding.fix:
         lines.append(f"  fix: {finding.fix}")
     return "\n".join(lines)
 
 
-def _painted(severity: str, colour: bool) -> str:
+def _coloured(severity: str, colour: bool) -> str:
     code = _COLOURS.get(severity)
     return f"\x1b[{code}m{severity}\x1b[0m" if colour and code else severity
 
 
-def verdict(report: Report) -> str:
-    """Return the last line: whether something is wrong, and with how many nodes."""
+def summary(report: Report) -> str:
+    """Summarize a report: the numbers of errors, warnings and affected nodes.
+
+    Parameters
+    ----------
+    report : Report
+        The report.
+
+    Returns
+    -------
+    str
+        One line.
+    """
     seconds, total = f"{report.seconds:.1f} s", len(report.nodes)
     counts = Counter(finding.severity for finding in report.findings)
-    words = [_counted(counts[severity], severity) for severity in (ERROR, WARNING) if counts[severity]]
-    if not words:
+    counted = [_counted(counts[severity], severity) for severity in (ERROR, WARNING) if counts[severity]]
+    if not counted:
         return f"nothing is wrong with {_counted(total, 'node')} ({seconds})"
-    odd = {host for finding in report.findings if finding.severity in (ERROR, WARNING) for host in finding.hosts}
-    return f"{' and '.join(words)}, about {len(odd)} of {_counted(total, 'node')} ({seconds})"
+    affected = {host for finding in report.findings if finding.severity in (ERROR, WARNING) for host in finding.hosts}
+    return f"{' and '.join(counted)}, about {len(affected)} of {_counted(total, 'node')} ({seconds})"
 
 
 def _counted(count: int, word: str) -> str:
@@ -57,16 +94,27 @@ def _counted(count: int, word: str) -> str:
 
 
 def table(report: Report) -> str:
-    """Return the nodes in columns; those that are alike, and about which the same was found, are one row."""
-    asked = [seen for seen in report.nodes if seen.probe]
-    compared = (*_SAME, ("workdir is", _shared(report)))
-    columns = [(head, cell) for head, cell in compared if any(cell(seen) for seen in asked)]
-    usual = {head: _usual([cell(seen) for seen in asked]) for head, cell in columns}
+    """Render the nodes as a table. Nodes with equal values and equal findings share a row.
+
+    Parameters
+    ----------
+    report : Report
+        The report.
+
+    Returns
+    -------
+    str
+        One line per row.
+    """
+    probed = [node for node in report.nodes if node.probe]
+    compared = (*_COMPARED, ("workdir is", _workdir_column(report)))
+    columns = [(head, cell) for head, cell in compared if any(cell(node) for node in probed)]
+    usual = {head: _usual([cell(node) for node in probed]) for head, cell in columns}
     groups: dict[tuple[Any, ...], list[NodeReport]] = {}
-    for seen in report.nodes:
-        cells = tuple(_marked(cell(seen), usual[head], seen) for head, cell in columns)
-        kinds = tuple(finding.kind for finding in report.findings if seen.host in finding.hosts)
-        groups.setdefault((cells, kinds), []).append(seen)
+    for node in report.nodes:
+        cells = tuple(_marked(cell(node), usual[head], node) for head, cell in columns)
+        kinds = tuple(finding.kind for finding in report.findings if node.host in finding.hosts)
+        groups.setdefault((cells, kinds), []).append(node)
     head = ["nodes", *(head for head, _ in columns), *(head for head, _ in _RANGES)]
     rows = [_row(cells, group) for (cells, _), group in groups.items()]
     return _aligned([head, *rows])
@@ -76,14 +124,14 @@ def _usual(cells: Sequence[str]) -> str:
     return Counter(cells).most_common(1)[0][0]
 
 
-def _marked(cell: str, usual: str, seen: NodeReport) -> str:
-    if not seen.probe:
+def _marked(cell: str, usual: str, node: NodeReport) -> str:
+    if not node.probe:
         return "?"
     return (cell or "-") + (ODD if cell != usual else "")
 
 
 def _row(cells: Sequence[str], group: Sequence[NodeReport]) -> list[str]:
-    return [fold([seen.host for seen in group]), *cells, *(cell(group) for _, cell in _RANGES)]
+    return [fold([node.host for node in group]), *cells, *(cell(group) for _, cell in _RANGES)]
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
@@ -92,69 +140,69 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _torch(seen: NodeReport) -> str:
-    return consistency.torch(seen) or ""
+def _torch(node: NodeReport) -> str:
+    return consistency.torch(node) or ""
 
 
-def _cuda(seen: NodeReport) -> str:
-    return consistency.cuda(seen) or ""
+def _cuda(node: NodeReport) -> str:
+    return consistency.cuda(node) or ""
 
 
-def _code(seen: NodeReport) -> str:
-    return (consistency.code(seen) or "")[:8]
+def _code(node: NodeReport) -> str:
+    return (consistency.code_digest(node) or "")[:8]
 
 
-def _disk(seen: NodeReport) -> str:
-    place = (seen.part("places") or {}).get("workdir") or {}
+def _disk(node: NodeReport) -> str:
+    place = (node.part("places") or {}).get("workdir") or {}
     return str(place.get("filesystem", ""))
 
 
-def _shared(report: Report) -> Callable[[NodeReport], str]:
-    """Return what tells whether a node sees the working directory of node 0; node 0 is as most others are."""
-    words = {True: "shared", False: "own", None: ""}
-    answers = [consistency.sees(seen, "workdir") for seen in report.nodes[1:]]
+def _workdir_column(report: Report) -> Callable[[NodeReport], str]:
+    """Return a function that shows whether a node shares the workdir of node 0; node 0 shows what most others do."""
+    texts = {True: "shared", False: "own", None: ""}
+    answers = [consistency.sees(node, "workdir") for node in report.nodes[1:]]
     usual = Counter(answer for answer in answers if answer is not None).most_common(1)
     of_first = usual[0][0] if usual else None
-    return lambda seen: words[of_first if seen is report.nodes[0] else consistency.sees(seen, "workdir")]
+    return lambda node: texts[of_first if node is report.nodes[0] else consistency.sees(node, "workdir")]
 
 
-def _way(seen: NodeReport) -> str:
-    found = connectivity.interface(seen)
+def _interface(node: NodeReport) -> str:
+    found = connectivity.interface_to_node_0(node)
     return "" if found is None else str(found["name"])
 
 
-# What is compared between nodes; a column that no node fills is left out.
-_SAME: tuple[tuple[str, Callable[[NodeReport], str]], ...] = (
-    ("python", lambda seen: consistency.python(seen) or ""),
+# The columns whose values are compared between nodes. A column that is empty for all nodes is left out.
+_COMPARED: tuple[tuple[str, Callable[[NodeReport], str]], ...] = (
+    ("python", lambda node: consistency.python(node) or ""),
     ("torch", _torch),
     ("cuda", _cuda),
-    ("nccl", lambda seen: consistency.nccl(seen) or ""),
-    ("driver", lambda seen: consistency.driver(seen) or ""),
-    ("gpus", lambda seen: consistency.gpus(seen) or ""),
-    ("tmux", lambda seen: consistency.tmux(seen) or ""),
+    ("nccl", lambda node: consistency.nccl(node) or ""),
+    ("driver", lambda node: consistency.driver(node) or ""),
+    ("gpus", lambda node: consistency.gpus(node) or ""),
+    ("tmux", lambda node: consistency.tmux(node) or ""),
     ("code", _code),
-    ("to node 0", _way),
-    ("ulimit -n", lambda seen: consistency.open_files(seen) or ""),
+    ("to node 0", _interface),
+    ("ulimit -n", lambda node: consistency.open_files(node) or ""),
     ("workdir on", _disk),
 )
 
 
 def _ssh_range(group: Sequence[NodeReport]) -> str:
-    known = [seen.connect_s for seen in group if seen.connect_s is not None]
+    known = [node.connect_s for node in group if node.connect_s is not None]
     return f"{max(known):.2f} s" if known else "?"
 
 
 def _clock_range(group: Sequence[NodeReport]) -> str:
-    known = [seen.clock.ahead_s for seen in group if seen.clock is not None]
+    known = [node.clock.ahead_s for node in group if node.clock is not None]
     return consistency.milliseconds(max(known, key=abs)) if known else "?"
 
 
 def _least_free(group: Sequence[NodeReport], place: str) -> str:
-    places = [each for seen in group if (each := (seen.part("places") or {}).get(place))]
-    return size(min(each["free"] for each in places)) if places else "?"
+    places = [each for node in group if (each := (node.part("places") or {}).get(place))]
+    return format_bytes(min(each["free"] for each in places)) if places else "?"
 
 
-# What is never quite equal: the worst of the row.
+# The columns whose values always differ a little: they show the worst value of the row.
 _RANGES: tuple[tuple[str, Callable[[Sequence[NodeReport]], str]], ...] = (
     ("ssh", _ssh_range),
     ("clock", _clock_range),
@@ -167,25 +215,36 @@ _RANGES: tuple[tuple[str, Callable[[Sequence[NodeReport]], str]], ...] = (
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """Return the report as JSON."""
+    """Convert a report to a JSON object.
+
+    Parameters
+    ----------
+    report : Report
+        The report.
+
+    Returns
+    -------
+    dict
+        `ok`, `seconds`, `findings`, `nodes`.
+    """
     return {
         "ok": not report.errors(),
         "seconds": round(report.seconds, 3),
         "findings": [finding.as_json() for finding in report.findings],
-        "nodes": [_node_as_json(seen, report) for seen in report.nodes],
+        "nodes": [_node_as_json(node, report) for node in report.nodes],
     }
 
 
-def _node_as_json(seen: NodeReport, report: Report) -> dict[str, Any]:
-    clock = seen.clock
+def _node_as_json(node: NodeReport, report: Report) -> dict[str, Any]:
+    clock = node.clock
     return {
-        "host": seen.host,
-        "node_rank": seen.node.rank,
-        "ok": report.is_healthy(seen.host),
-        "error": seen.error.message if seen.error else None,
-        "connect_s": seen.connect_s,
+        "host": node.host,
+        "node_rank": node.node.rank,
+        "ok": report.is_healthy(node.host),
+        "error": node.error.message if node.error else None,
+        "connect_s": node.connect_s,
         "clock_ahead_ms": clock.ahead_s * 1000 if clock else None,
         "clock_known_to_ms": clock.within_s * 1000 if clock else None,
-        "told": dict(seen.probe),
-        "way_to_node_0": dict(seen.connectivity),
+        "told": dict(node.probe),
+        "way_to_node_0": dict(node.connectivity),
     }
