@@ -81,11 +81,11 @@ def test_the_plan_of_two_nodes() -> None:
 
 
 def test_the_joined_command_is_parsed_by_a_shell_as_it_was_typed() -> None:
-    words = ("my script's.py", *HOSTILE.values())
-    argv = head_of(job_with({"script": words}))
+    script = ("my script's.py", *HOSTILE.values())
+    argv = head_of(job_with({"script": script}))
     there = argv[argv.index("--") + 1 :]
     assert there[0].endswith(".py")
-    assert tuple(shlex.split(" ".join(there))) == words
+    assert tuple(shlex.split(" ".join(there))) == script
 
 
 def test_a_module_is_passed_as_a_module() -> None:

@@ -164,11 +164,11 @@ def test_a_module_and_more_arguments_for_deepspeed() -> None:
 
 
 def test_from_the_head_the_script_is_in_a_file() -> None:
-    words = ("train.py", *HOSTILE.values())
-    job = job_with({"script": words}, from_head=True)
+    script = ("train.py", *HOSTILE.values())
+    job = job_with({"script": script}, from_head=True)
     plan = deepspeed.plan(job, make_nodes("a", "b"), (), make_facts(1, 1))
     relays = [each.processes[0] for each in plan.nodes]
-    assert [json.loads(relay.files["script.json"]) for relay in relays] == [[PYTHON, *words]] * 2
+    assert [json.loads(relay.files["script.json"]) for relay in relays] == [[PYTHON, *script]] * 2
     assert "train.py" not in plan.nodes[0].processes[1].argv
 
 

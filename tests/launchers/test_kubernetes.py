@@ -1,4 +1,4 @@
-"""launch-kubernetes: manifests as values, valid for real versions, and words that survive them."""
+"""launch-kubernetes: manifests as values, valid for real versions, with unchanged arguments."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_manifests_are_valid(version: str, flags: dict[str, Any]) -> None:
 
 
 def jobs_of(jobset: Mapping[str, Any]) -> dict[str, Any]:
-    """Check a JobSet, and return the Job that it makes."""
+    """Check a JobSet and return the Job that it creates."""
     assert jobset["apiVersion"] == "jobset.x-k8s.io/v1alpha2"
     spec = jobset["spec"]
     assert set(spec) <= {"suspend", "network", "failurePolicy", "replicatedJobs"}
@@ -105,7 +105,7 @@ def jobs_of(jobset: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_rules(item: Mapping[str, Any]) -> None:
-    """Assert what a schema does not say: enums, and rules across fields, from the API's reference."""
+    """Assert what a schema does not express: enums, and rules across fields, from the API reference."""
     meta = item["metadata"]
     for value in (meta.get("labels") or {}).values():
         assert len(value) <= 63
@@ -197,8 +197,8 @@ def test_secrets_are_not_in_the_manifest_but_their_command_is() -> None:
     made = submission({"secrets": {"HF_TOKEN": "s3cret"}}, namespace="ml", context="prod")
     assert "s3cret" not in made.text
     assert "s3cret" not in repr(made.details)
-    words = "kubectl --context prod --namespace ml create secret generic gpt2-env"
-    assert f'#   {words} --from-file=HF_TOKEN=<(printf %s "${{HF_TOKEN?}}")' in made.text
+    command_line = "kubectl --context prod --namespace ml create secret generic gpt2-env"
+    assert f'#   {command_line} --from-file=HF_TOKEN=<(printf %s "${{HF_TOKEN?}}")' in made.text
 
 
 @pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not installed")
@@ -206,22 +206,22 @@ def test_the_shown_command_creates_the_secret_of_the_manifest() -> None:
     made = submission({"secrets": {"HF_TOKEN": "x"}})
     command = next(line[4:] for line in made.text.splitlines() if "create secret" in line)
     env = {"PATH": "/usr/bin:/bin:/usr/local/bin", "HF_TOKEN": "it's $(a)\n$x", "HOME": "/nonexistent"}
-    words = ("bash", "-c", f"{command} --dry-run=client -o yaml")
-    done = subprocess.run(words, env=env, capture_output=True, text=True, check=True)
+    command_line = ("bash", "-c", f"{command} --dry-run=client -o yaml")
+    done = subprocess.run(command_line, env=env, capture_output=True, text=True, check=True)
     secret = yaml.safe_load(done.stdout)
     assert secret["metadata"]["name"] == "gpt2-env"
     assert list(secret["data"]) == ["HF_TOKEN"]
 
 
-# ---- words that survive
+# ---- arguments and environment
 
 
 def survivors(made: Submission, secrets: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
-    """Return the script's words, and the environment, as a pod gets them."""
+    """Return the arguments of the script and the environment as a pod gets them."""
     container = pod_of(made)["containers"][0]
     env = environment_of(container, 1, secrets)
     argv = argv_of(container, env)
-    # The last one to look at the words is torchrun.
+    # torchrun is the last to parse the arguments.
     return [Template(word).safe_substitute(local_rank="0") for word in argv[argv.index("--tee") + 2 :]], env
 
 
@@ -238,8 +238,8 @@ def test_any_argv_and_environment_survive_the_manifest(
     script: list[str], env: dict[str, str], secrets: dict[str, str]
 ) -> None:
     values = {"script": tuple(script), "env": env, "secrets": secrets}
-    words, got = survivors(submission(values), secrets)
-    assert words == script
+    args, got = survivors(submission(values), secrets)
+    assert args == script
     assert {name: got[name] for name in env} == env
     assert {name: got[name] for name in secrets} == secrets
     assert got["TORCHFAB_NODE_RANK"] == "1"
@@ -262,8 +262,8 @@ def test_any_argv_and_environment_survive_the_manifest(
     ],
 )
 def test_text_that_looks_like_an_expansion_is_not_expanded(text: str) -> None:
-    words, got = survivors(submission({"script": ("x.py", text), "env": {"V_X": text}}), {})
-    assert words == ["x.py", text]
+    args, got = survivors(submission({"script": ("x.py", text), "env": {"V_X": text}}), {})
+    assert args == ["x.py", text]
     assert got["V_X"] == text
 
 
@@ -273,8 +273,8 @@ def test_kubectl_parses_the_same_arguments() -> None:
     script = ("x.py", *ambiguous, *(text for name, text in UTF8.items() if name != "100 KB"))
     made = submission({"script": script, "env": dict(zip("abcdefghijklmn", ambiguous, strict=True))})
     job = made.text[made.text.index("---\napiVersion: batch") :]
-    words = ("kubectl", "label", "--local", "-f", "-", "a=b", "-o", "json")
-    done = subprocess.run(words, input=job, capture_output=True, text=True, check=False)
+    argv = ("kubectl", "label", "--local", "-f", "-", "a=b", "-o", "json")
+    done = subprocess.run(argv, input=job, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     container = json.loads(done.stdout)["spec"]["template"]["spec"]["containers"][0]
     env = environment_of(container, 0, {})
@@ -321,7 +321,7 @@ def test_names_that_are_not_dns_names_are_an_error(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "words"),
+    ("flags", "message"),
     [
         ({"image": ""}, "no --image was given"),
         ({"image": "a b"}, "--image names a container image, got 'a b'"),
@@ -354,7 +354,7 @@ def test_names_that_are_not_dns_names_are_an_error(name: str) -> None:
         ({"user": "root"}, "--user image, or is a number of at least 0, got 'root'"),
     ],
 )  # fmt: skip
-def test_an_invalid_flag_is_an_error_in_one_line(flags: dict[str, Any], words: str) -> None:
+def test_an_invalid_flag_is_an_error_in_one_line(flags: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError) as caught:
         job_with(None, **flags)
-    assert words in str(caught.value)
+    assert message in str(caught.value)

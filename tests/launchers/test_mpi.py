@@ -274,7 +274,7 @@ def test_the_dry_run_of_two_nodes_matches_the_golden_file(golden: Callable[[str,
 
 
 def without_shims(text: str) -> str:
-    """Leave out the texts of the shims, which are tested where they lie."""
+    """Leave out the sources of the shims: they have their own tests."""
     for name in ("relay", "head", "rsh", "rank", "colossalai_run"):
         text = text.replace(shims.source_of(name).rstrip("\n"), f"(torchfab/remote/shims/{name}.py)")
     return text

@@ -98,7 +98,7 @@ def test_512_ranks_on_64_hosts_are_64_nodes_with_8_ranks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gpus", "values", "wanted"),
+    ("gpus", "values", "expected"),
     [
         ("[fd00::1]\nb", {}, "fd00::1"),
         ("ann@a:2222 address=10.0.0.1\nb", {}, "10.0.0.1"),
@@ -107,11 +107,11 @@ def test_512_ranks_on_64_hosts_are_64_nodes_with_8_ranks() -> None:
         ("b\nlocalhost", {}, "b"),
     ],
 )
-def test_the_master_is_the_host_of_the_first_line(gpus: str, values: dict[str, Any], wanted: str) -> None:
+def test_the_master_is_the_host_of_the_first_line(gpus: str, values: dict[str, Any], expected: str) -> None:
     nodes, slots = parse_gpus(gpus, "gpus")
     plan = per_gpu.plan(job_with(**values), nodes, slots, make_facts(*[1] * len(nodes)))
     found = {each.env["MASTER_ADDR"] for node in plan.nodes for each in node.processes}
-    assert found == {wanted}
+    assert found == {expected}
 
 
 def test_localhost_first_and_another_host_needs_an_address() -> None:
@@ -126,8 +126,8 @@ def test_localhost_first_and_another_host_needs_an_address() -> None:
 def test_user_variables_override_defaults_but_not_the_ranks() -> None:
     env = {"OMP_NUM_THREADS": "5", "RANK": "9", "NCCL_DEBUG": "INFO"}
     plan = plan_of("b", job_with(env=env, secrets={"HF_TOKEN": "hunter2"}), 1)
-    wanted = rank_process(0, 0, 0, 1, 1, OMP_NUM_THREADS="5", NCCL_DEBUG="INFO")
-    assert plan.nodes[0].processes == (wanted,)
+    expected = rank_process(0, 0, 0, 1, 1, OMP_NUM_THREADS="5", NCCL_DEBUG="INFO")
+    assert plan.nodes[0].processes == (expected,)
     assert env == {"OMP_NUM_THREADS": "5", "RANK": "9", "NCCL_DEBUG": "INFO"}
 
 

@@ -137,8 +137,8 @@ def test_slots_and_devices_of_the_hosts_file_set_the_ranks() -> None:
     counted = per_node.plan(job_with(), nodes, (), make_facts(8, 8, 8))
     assert [after(argv, "--nproc-per-node") for argv in argvs(counted)] == ["3", "2", "8"]
     assert [each.processes[0].env.get("CUDA_VISIBLE_DEVICES") for each in counted.nodes] == [None, "2,5", None]
-    asked = per_node.plan(job_with(nproc_per_node="1"), nodes, (), make_facts(8, 8, 8))
-    assert [after(argv, "--nproc-per-node") for argv in argvs(asked)] == ["1", "1", "1"]
+    fixed = per_node.plan(job_with(nproc_per_node="1"), nodes, (), make_facts(8, 8, 8))
+    assert [after(argv, "--nproc-per-node") for argv in argvs(fixed)] == ["1", "1", "1"]
 
 
 def test_nproc_per_node_gpu_requires_gpus() -> None:
@@ -279,8 +279,8 @@ def test_requirements_are_torch_and_a_port() -> None:
 
 def test_facts_come_from_the_flags_if_they_suffice() -> None:
     nodes = make_nodes("a", "b")
-    wanted = (Facts(folder(0), gpus=4, port=5001), Facts(folder(1), gpus=4))
-    assert per_node.facts_from_flags(job_with({"port": 5001}, nproc_per_node="4"), nodes) == wanted
+    expected = (Facts(folder(0), gpus=4, port=5001), Facts(folder(1), gpus=4))
+    assert per_node.facts_from_flags(job_with({"port": 5001}, nproc_per_node="4"), nodes) == expected
 
 
 def test_facts_come_from_slots_on_every_line() -> None:

@@ -1,4 +1,4 @@
-"""launch-slurm: the flags, and the sbatch file as text that real shells read."""
+"""launch-slurm: the flags, and the sbatch file, run by real shells."""
 
 from __future__ import annotations
 
@@ -85,9 +85,9 @@ def test_a_submission_has_what_the_runtime_needs_but_no_secrets() -> None:
 
 
 @settings(max_examples=25)
-@given(words=st.lists(texts(), max_size=6), env=environments(3))
-def test_any_argv_and_environment_survives_the_file(words: list[str], env: dict[str, str]) -> None:
-    assert_survives(words, env)
+@given(args=st.lists(texts(), max_size=6), env=environments(3))
+def test_any_argv_and_environment_survives_the_file(args: list[str], env: dict[str, str]) -> None:
+    assert_survives(args, env)
 
 
 def test_every_hostile_text_survives_the_file() -> None:
@@ -95,20 +95,20 @@ def test_every_hostile_text_survives_the_file() -> None:
     assert_survives(list(HOSTILE.values()), {f"V_{index}": text for index, text in enumerate(short.values())})
 
 
-def assert_survives(words: list[str], env: dict[str, str]) -> None:
+def assert_survives(args: list[str], env: dict[str, str]) -> None:
     with tempfile.TemporaryDirectory() as name:
         base = Path(name, "it's a; $folder")
         base.mkdir()
-        values = {"script": ("train.py", *words), "env": env, "secrets": {"A_TOKEN": "?"}, "workdir": str(base)}
+        values = {"script": ("train.py", *args), "env": env, "secrets": {"A_TOKEN": "?"}, "workdir": str(base)}
         values.update(node_dir=str(base), python=str(base / "python"))
-        argv, seen = run_file(slurm.plan(job_with(values, nodes="2")).text, base)
+        argv, environ = run_file(slurm.plan(job_with(values, nodes="2")).text, base)
     options, script = argv[: argv.index("train.py")], argv[argv.index("train.py") + 1 :]
-    assert script == words
-    assert {name: seen[name] for name in env} == env
-    assert seen["A_TOKEN"] == "open sesame"
-    assert seen["OMP_NUM_THREADS"] == "4"
+    assert script == args
+    assert {name: environ[name] for name in env} == env
+    assert environ["A_TOKEN"] == "open sesame"
+    assert environ["OMP_NUM_THREADS"] == "4"
     node = f"{base}/jobs/{JOB_ID}/node-1/agent"
-    assert seen["TORCHELASTIC_ERROR_FILE"] == f"{node}/errors/error.json"
+    assert environ["TORCHELASTIC_ERROR_FILE"] == f"{node}/errors/error.json"
     rendezvous = ("--rdzv-backend", "static", "--master-addr", "10.0.0.7", "--master-port", "13210")
     ranks = ("--nnodes", "2", "--node-rank", "1", "--nproc-per-node", "2")
     assert options == [
@@ -135,8 +135,8 @@ def run_file(text: str, base: Path) -> tuple[list[str], dict[str, str]]:
     file = base / "job.sbatch"
     file.write_text(text, errors="surrogateescape")
     subprocess.run(("bash", file), env=env, check=True, timeout=30)
-    argv, seen = json.loads((base / "out").read_text())
-    return argv, seen
+    argv, environ = json.loads((base / "out").read_text())
+    return argv, environ
 
 
 # ---- directives
@@ -195,7 +195,7 @@ def test_the_signal_is_sent_between_start_and_time_limit(time: str, grace: str, 
 
 
 @pytest.mark.parametrize(
-    ("gpus", "asked", "ranks", "threads"),
+    ("gpus", "requested", "ranks", "threads"),
     [
         ("", "", 2, "SLURM_CPUS_ON_NODE / 2"),
         ("0", "4", 4, "SLURM_CPUS_ON_NODE / 4"),
@@ -203,8 +203,8 @@ def test_the_signal_is_sent_between_start_and_time_limit(time: str, grace: str, 
         ("h100:4", "2", 2, "1"),
     ],
 )
-def test_the_number_of_ranks_defaults_to_the_gpus(gpus: str, asked: str, ranks: int, threads: str) -> None:
-    submission = slurm.plan(job_with(nodes="3", gpus_per_node=gpus, nproc_per_node=asked))
+def test_the_number_of_ranks_defaults_to_the_gpus(gpus: str, requested: str, ranks: int, threads: str) -> None:
+    submission = slurm.plan(job_with(nodes="3", gpus_per_node=gpus, nproc_per_node=requested))
     assert submission.world_size == 3 * ranks
     assert f"--nproc-per-node {ranks} " in submission.text
     assert threads in submission.text

@@ -1,4 +1,4 @@
-"""Objects as text: what is printed is what is read, by us and by others."""
+"""Objects as YAML: written text is read back unchanged, by us and by other readers."""
 
 from __future__ import annotations
 
