@@ -273,13 +273,13 @@ def test_kubectl_parses_the_same_arguments() -> None:
     script = ("x.py", *ambiguous, *(text for name, text in UTF8.items() if name != "100 KB"))
     made = submission({"script": script, "env": dict(zip("abcdefghijklmn", ambiguous, strict=True))})
     job = made.text[made.text.index("---\napiVersion: batch") :]
-    argv = ("kubectl", "label", "--local", "-f", "-", "a=b", "-o", "json")
-    done = subprocess.run(argv, input=job, capture_output=True, text=True, check=False)
+    command_line = ("kubectl", "label", "--local", "-f", "-", "a=b", "-o", "json")
+    done = subprocess.run(command_line, input=job, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     container = json.loads(done.stdout)["spec"]["template"]["spec"]["containers"][0]
     env = environment_of(container, 0, {})
     argv = argv_of(container, env)
-    assert tuple(Template(word).safe_substitute() for word in argv[argv.index("--tee") + 2 :]) == script
+    assert tuple(Template(arg).safe_substitute() for arg in argv[argv.index("--tee") + 2 :]) == script
     assert [env[name] for name in "abcdefghijklmn"] == list(ambiguous)
 
 
