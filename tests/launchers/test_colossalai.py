@@ -29,11 +29,11 @@ def head_of(job: Job) -> tuple[str, ...]:
     return colossalai.plan(job, make_nodes("node1", "node2"), (), make_facts(8, 8)).nodes[0].processes[1].argv
 
 
-def test_two_nodes_are_this_plan() -> None:
+def test_the_plan_of_two_nodes() -> None:
     job, nodes, here = job_with(), make_nodes("node1", "node2"), f"{folder(0)}/head"
     plan = colossalai.plan(job, nodes, (), make_facts(8, 8))
 
-    def gate(rank: int) -> Process:
+    def relay(rank: int) -> Process:
         there = f"{folder(rank)}/agent"
         return Process(
             "agent",
@@ -61,7 +61,7 @@ def test_two_nodes_are_this_plan() -> None:
 
     first, second = plan.nodes
     head = first.processes[1]
-    assert (first.processes[0], second.processes) == (gate(0), (gate(1),))
+    assert (first.processes[0], second.processes) == (relay(0), (relay(1),))
     assert head.argv == (
         *(PYTHON, "-I", "-S", f"{here}/head.py"),
         *(PYTHON, f"{here}/colossalai_run.py", "run", "--hostfile", f"{here}/hostfile", "--nproc_per_node", "8"),
@@ -81,19 +81,19 @@ def test_two_nodes_are_this_plan() -> None:
     assert (plan.has_head, plan.world_size, plan.min_nodes) == (True, 16, 2)
 
 
-def test_a_shell_reads_what_colossalai_joins_as_what_was_typed() -> None:
-    words = ("my script's.py", *HOSTILE.values())
-    argv = head_of(job_with({"script": words}))
+def test_the_joined_command_is_parsed_by_a_shell_as_it_was_typed() -> None:
+    script = ("my script's.py", *HOSTILE.values())
+    argv = head_of(job_with({"script": script}))
     there = argv[argv.index("--") + 1 :]
     assert there[0].endswith(".py")
-    assert tuple(shlex.split(" ".join(there))) == words
+    assert tuple(shlex.split(" ".join(there))) == script
 
 
-def test_a_module_is_a_module() -> None:
+def test_a_module_is_passed_as_a_module() -> None:
     assert head_of(job_with({"script": ("-m", "pkg.train", "a b")}))[-4:] == ("-m", "pkg.train", "--", "'a b'")
 
 
-def test_a_script_that_colossalai_would_not_take_is_an_error() -> None:
+def test_a_script_that_colossalai_does_not_accept_is_an_error() -> None:
     # It says so itself, and ends with 0.
     with pytest.raises(UsageError, match=r"colossalai runs scripts whose names end in \.py"):
         head_of(job_with({"script": ("train", "x")}))
@@ -104,13 +104,13 @@ def test_different_numbers_of_ranks_are_an_error() -> None:
         colossalai.plan(job_with(), make_nodes("a", "b"), (), make_facts(8, 4))
 
 
-def test_only_node_0_needs_colossalai_and_its_dependencies_are_left_alone() -> None:
+def test_only_node_0_requires_colossalai() -> None:
     requirements = colossalai.requirements(job_with())
     assert (requirements.modules, requirements.head_modules[0]) == (("torch",), "colossalai")
     assert requirements.installs["colossalai"].startswith("--no-deps colossalai==0.5.0")
 
 
-def test_the_dry_run_of_two_nodes_is_this_shell(golden: Callable[[str, str], None]) -> None:
+def test_the_dry_run_of_two_nodes_matches_the_golden_file(golden: Callable[[str, str], None]) -> None:
     values = {"port": 5001, "env": {"NCCL_DEBUG": "INFO"}, "script": ("train.py", "--name", "it's $5")}
     job = job_with(values, nproc_per_node="2")
     nodes = make_nodes("node1", "node2")

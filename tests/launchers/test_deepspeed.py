@@ -43,7 +43,7 @@ def after(argv: tuple[str, ...], flag: str) -> str:
     return argv[argv.index(flag) + 1]
 
 
-def test_two_nodes_are_this_plan() -> None:
+def test_the_plan_of_two_nodes() -> None:
     job, nodes = job_with(), make_nodes("node1", "node2")
 
     def agent(rank: int) -> Process:
@@ -78,12 +78,12 @@ def test_two_nodes_are_this_plan() -> None:
     )
 
 
-def test_from_the_head_two_nodes_are_this_plan() -> None:
+def test_the_plan_of_two_nodes_from_the_head() -> None:
     job = job_with({"env": {"A": "b", "PYTHONPATH": "/lib"}, "secrets": {"A_TOKEN": "x"}}, from_head=True)
     nodes, here = make_nodes("node1", "node2"), f"{folder(0)}/head"
     plan = deepspeed.plan(job, nodes, (), make_facts(8, 8))
 
-    def gate(rank: int) -> Process:
+    def relay(rank: int) -> Process:
         there = f"{folder(rank)}/agent"
         own = {"A": "b", "PYTHONPATH": "/lib"}
         return Process(
@@ -103,7 +103,7 @@ def test_from_the_head_two_nodes_are_this_plan() -> None:
 
     first, second = plan.nodes
     head = first.processes[1]
-    assert (first.processes[0], second.processes) == (gate(0), (gate(1),))
+    assert (first.processes[0], second.processes) == (relay(0), (relay(1),))
     assert head.argv == (
         *(PYTHON, "-I", "-S", f"{here}/head.py"),
         *(*DEEPSPEED, "--launcher", "pdsh", "--force_multi", "--no_ssh_check", "--hostfile", f"{here}/hostfile"),
@@ -131,7 +131,7 @@ def test_from_the_head_two_nodes_are_this_plan() -> None:
     assert (plan.has_head, plan.world_size) == (True, 16)
 
 
-def test_devices_of_the_hosts_file_are_named_to_deepspeed_alone() -> None:
+def test_devices_of_the_hosts_file_are_passed_to_deepspeed_only() -> None:
     nodes = make_nodes({"host": "node1", "gpus": ("2", "3")}, {"host": "node2", "slots": 1})
     plan = deepspeed.plan(job_with(), nodes, (), make_facts(8, 8))
     argv = plan.nodes[1].processes[0].argv
@@ -147,14 +147,14 @@ def test_a_device_without_an_index_is_an_error() -> None:
         deepspeed.plan(job_with(), make_nodes({"host": "a", "gpus": ("GPU-8a",)}), (), make_facts(1))
 
 
-def test_a_node_without_gpus_is_told_so() -> None:
+def test_a_node_without_gpus_uses_the_cpu_accelerator() -> None:
     plan = deepspeed.plan(job_with(), make_nodes("a", "b"), (), make_facts(0, 0))
     assert [each.processes[0].env["DS_ACCELERATOR"] for each in plan.nodes] == ["cpu", "cpu"]
     own = deepspeed.plan(job_with({"env": {"DS_ACCELERATOR": "hpu"}}), make_nodes("a"), (), make_facts(0))
     assert own.nodes[0].processes[0].env["DS_ACCELERATOR"] == "hpu"
 
 
-def test_a_module_and_more_words_for_deepspeed() -> None:
+def test_a_module_and_more_arguments_for_deepspeed() -> None:
     job = job_with(
         {"script": ("-m", "pkg.train", "x")}, local_rank=True, deepspeed_args="--log_level error --bind_core_list '0 1'"
     )
@@ -164,35 +164,35 @@ def test_a_module_and_more_words_for_deepspeed() -> None:
     assert "--no_local_rank" not in process.argv
 
 
-def test_from_the_head_the_script_is_in_a_file_and_not_on_a_command_line() -> None:
-    words = ("train.py", *HOSTILE.values())
-    job = job_with({"script": words}, from_head=True)
+def test_from_the_head_the_script_is_in_a_file() -> None:
+    script = ("train.py", *HOSTILE.values())
+    job = job_with({"script": script}, from_head=True)
     plan = deepspeed.plan(job, make_nodes("a", "b"), (), make_facts(1, 1))
-    gates = [each.processes[0] for each in plan.nodes]
-    assert [json.loads(gate.files["script.json"]) for gate in gates] == [[PYTHON, *words]] * 2
+    relays = [each.processes[0] for each in plan.nodes]
+    assert [json.loads(relay.files["script.json"]) for relay in relays] == [[PYTHON, *script]] * 2
     assert "train.py" not in plan.nodes[0].processes[1].argv
 
 
 @pytest.mark.parametrize("text", [pytest.param(text, id=name) for name, text in HOSTILE.items()])
-def test_any_text_goes_into_argv_and_env_as_it_is(text: str) -> None:
+def test_any_text_passes_unchanged_into_argv_and_env(text: str) -> None:
     job = job_with({"script": ("x.py", text, text), "env": {"A": text}})
     (process,) = deepspeed.plan(job, make_nodes("a"), (), make_facts(1)).nodes[0].processes
     assert (process.argv[-3:], process.env["A"]) == (("x.py", text, text), text)
 
 
-def test_phase_one_looks_for_deepspeed_and_on_the_head_for_pdsh() -> None:
+def test_requirements_name_deepspeed_and_pdsh_on_the_head() -> None:
     assert deepspeed.requirements(job_with()) == Requirements(("torch", "deepspeed"), port=True)
     (pdsh,) = deepspeed.requirements(job_with(from_head=True)).programs
     assert (pdsh.names, pdsh.on_head_only, pdsh.install) == (("pdsh",), True, "sudo apt-get install -y pdsh")
 
 
-def test_words_for_deepspeed_that_are_no_shell_are_an_error() -> None:
+def test_deepspeed_args_with_unbalanced_quotes_are_an_error() -> None:
     with pytest.raises(UsageError, match="--deepspeed-args 'a \"b': No closing quotation"):
         deepspeed.options(deepspeed.Flags(deepspeed_args='a "b'))
 
 
 @pytest.mark.parametrize("from_head", [False, True], ids=["nodes", "head"])
-def test_the_dry_run_of_two_nodes_is_this_shell(golden: Callable[[str, str], None], from_head: bool) -> None:
+def test_the_dry_run_of_two_nodes_matches_the_golden_file(golden: Callable[[str, str], None], from_head: bool) -> None:
     values = {"port": 5001, "env": {"NCCL_DEBUG": "INFO"}, "script": ("train.py", "--name", "it's $5")}
     job = job_with(values, nproc_per_node="2", from_head=from_head)
     nodes = make_nodes("node1", "node2")

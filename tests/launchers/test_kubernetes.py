@@ -1,4 +1,4 @@
-"""launch-kubernetes: manifests as values, valid for real versions, and words that survive them."""
+"""launch-kubernetes: manifests as values, valid for real versions, with unchanged arguments."""
 
 from __future__ import annotations
 
@@ -55,16 +55,16 @@ def pod_of(made: Submission) -> dict[str, Any]:
     return pod
 
 
-def test_the_manifest_of_a_job_with_everything(golden: Callable[[str, str], None]) -> None:
+def test_the_manifest_with_all_options_matches_the_golden_file(golden: Callable[[str, str], None]) -> None:
     values = {"env": {"NCCL_DEBUG": "WARN"}, "secrets": {"HF_TOKEN": "s3cret"}, "grace_s": 30.0}
     golden("job-kubernetes.yaml", submission(values, **EVERYTHING).text)
 
 
-def test_the_manifest_of_a_jobset(golden: Callable[[str, str], None]) -> None:
+def test_the_manifest_of_a_jobset_matches_the_golden_file(golden: Callable[[str, str], None]) -> None:
     golden("jobset-kubernetes.yaml", submission(nodes="2", jobset=True, max_restarts="3").text)
 
 
-def test_what_is_submitted_besides_the_text() -> None:
+def test_the_details_of_a_submission() -> None:
     made = submission({"secrets": {"HF_TOKEN": "x"}}, gpus_per_node="4", namespace="ml", pvc=("data:/data",))
     assert (made.nodes, made.world_size) == (2, 8)
     assert made.hosts == (Node(0, "gpt2-0"), Node(1, "gpt2-1"))
@@ -93,7 +93,7 @@ def test_manifests_are_valid(version: str, flags: dict[str, Any]) -> None:
 
 
 def jobs_of(jobset: Mapping[str, Any]) -> dict[str, Any]:
-    """Check a JobSet, and return the Job that it makes."""
+    """Check a JobSet and return the Job that it creates."""
     assert jobset["apiVersion"] == "jobset.x-k8s.io/v1alpha2"
     spec = jobset["spec"]
     assert set(spec) <= {"suspend", "network", "failurePolicy", "replicatedJobs"}
@@ -106,7 +106,7 @@ def jobs_of(jobset: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_rules(item: Mapping[str, Any]) -> None:
-    """Assert what a schema does not say: enums, and rules across fields, from the API's reference."""
+    """Assert what a schema does not express: enums, and rules across fields, from the API reference."""
     meta = item["metadata"]
     for value in (meta.get("labels") or {}).values():
         assert len(value) <= 63
@@ -153,7 +153,7 @@ def check_pod(pod: Mapping[str, Any]) -> None:
         assert resources.get("requests", {}).get(name, amount) <= amount
 
 
-def test_the_service_finds_the_pods() -> None:
+def test_the_service_selects_the_pods() -> None:
     found = objects(submission())
     labels = found["Job"]["spec"]["template"]["metadata"]["labels"]
     selector = found["Service"]["spec"]["selector"]
@@ -162,7 +162,7 @@ def test_the_service_finds_the_pods() -> None:
     assert found["Service"]["spec"]["publishNotReadyAddresses"] is True
 
 
-def test_the_first_pod_is_the_master_whoever_makes_it() -> None:
+def test_the_first_pod_is_the_master_for_job_and_jobset() -> None:
     def master(made: Submission) -> str:
         args = pod_of(made)["containers"][0]["args"]
         return str(args[args.index("--master-addr") + 1])
@@ -171,7 +171,7 @@ def test_the_first_pod_is_the_master_whoever_makes_it() -> None:
     assert master(submission(jobset=True)) == "gpt2-node-0-0.gpt2"
 
 
-def test_pods_are_not_root_unless_the_image_shall_decide() -> None:
+def test_pods_are_not_root_unless_the_image_decides() -> None:
     security = pod_of(submission())["securityContext"]
     assert security["runAsNonRoot"] is True
     assert security["runAsUser"] == 1000
@@ -179,12 +179,12 @@ def test_pods_are_not_root_unless_the_image_shall_decide() -> None:
     assert "runAsUser" not in pod_of(submission(user="image"))["securityContext"]
 
 
-def test_a_token_of_the_cluster_is_mounted_only_on_request() -> None:
+def test_a_service_account_token_is_mounted_only_on_request() -> None:
     assert pod_of(submission())["automountServiceAccountToken"] is False
     assert pod_of(submission(service_account="trainer"))["automountServiceAccountToken"] is True
 
 
-def test_what_a_job_asks_for_is_not_changed() -> None:
+def test_planning_does_not_change_the_job() -> None:
     job = job_with({"env": {"A": "b"}})
     before = repr(job)
     kubernetes.plan(job)
@@ -194,35 +194,35 @@ def test_what_a_job_asks_for_is_not_changed() -> None:
 # ---- secrets
 
 
-def test_no_secret_value_is_in_the_manifest_and_the_text_says_how_to_make_it() -> None:
+def test_secrets_are_not_in_the_manifest_but_their_command_is() -> None:
     made = submission({"secrets": {"HF_TOKEN": "s3cret"}}, namespace="ml", context="prod")
     assert "s3cret" not in made.text
     assert "s3cret" not in repr(made.details)
-    words = "kubectl --context prod --namespace ml create secret generic gpt2-env"
-    assert f'#   {words} --from-file=HF_TOKEN=<(printf %s "${{HF_TOKEN?}}")' in made.text
+    command_line = "kubectl --context prod --namespace ml create secret generic gpt2-env"
+    assert f'#   {command_line} --from-file=HF_TOKEN=<(printf %s "${{HF_TOKEN?}}")' in made.text
 
 
 @pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not installed")
-def test_the_command_for_secrets_makes_the_secret_that_the_manifest_wants() -> None:
+def test_the_shown_command_creates_the_secret_of_the_manifest() -> None:
     made = submission({"secrets": {"HF_TOKEN": "x"}})
     command = next(line[4:] for line in made.text.splitlines() if "create secret" in line)
     env = {"PATH": "/usr/bin:/bin:/usr/local/bin", "HF_TOKEN": "it's $(a)\n$x", "HOME": "/nonexistent"}
-    words = ("bash", "-c", f"{command} --dry-run=client -o yaml")
-    done = subprocess.run(words, env=env, capture_output=True, text=True, check=True)
+    command_line = ("bash", "-c", f"{command} --dry-run=client -o yaml")
+    done = subprocess.run(command_line, env=env, capture_output=True, text=True, check=True)
     secret = yaml.safe_load(done.stdout)
     assert secret["metadata"]["name"] == "gpt2-env"
     assert list(secret["data"]) == ["HF_TOKEN"]
 
 
-# ---- words that survive
+# ---- arguments and environment
 
 
 def survivors(made: Submission, secrets: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
-    """Return the script's words, and the environment, as a pod gets them."""
+    """Return the arguments of the script and the environment as a pod gets them."""
     container = pod_of(made)["containers"][0]
     env = environment_of(container, 1, secrets)
     argv = argv_of(container, env)
-    # The last one to look at the words is torchrun.
+    # torchrun is the last to parse the arguments.
     return [Template(word).safe_substitute(local_rank="0") for word in argv[argv.index("--tee") + 2 :]], env
 
 
@@ -239,8 +239,8 @@ def test_any_argv_and_environment_survive_the_manifest(
     script: list[str], env: dict[str, str], secrets: dict[str, str]
 ) -> None:
     values = {"script": tuple(script), "env": env, "secrets": secrets}
-    words, got = survivors(submission(values), secrets)
-    assert words == script
+    args, got = survivors(submission(values), secrets)
+    assert args == script
     assert {name: got[name] for name in env} == env
     assert {name: got[name] for name in secrets} == secrets
     assert got["TORCHFAB_NODE_RANK"] == "1"
@@ -262,29 +262,29 @@ def test_any_argv_and_environment_survive_the_manifest(
         "$local_rank $$local_rank",
     ],
 )
-def test_what_looks_like_an_expansion_is_none(text: str) -> None:
-    words, got = survivors(submission({"script": ("x.py", text), "env": {"V_X": text}}), {})
-    assert words == ["x.py", text]
+def test_text_that_looks_like_an_expansion_is_not_expanded(text: str) -> None:
+    args, got = survivors(submission({"script": ("x.py", text), "env": {"V_X": text}}), {})
+    assert args == ["x.py", text]
     assert got["V_X"] == text
 
 
 @pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not installed")
-def test_kubectls_own_reader_sees_the_same_words() -> None:
+def test_kubectl_parses_the_same_arguments() -> None:
     ambiguous = ("1e3", "0o17", "y", "off", "~", "null", "0x1F", "1_000", "=", "<<", "2026-01-01", ".5", "12:30:00", "")
     script = ("x.py", *ambiguous, *(text for name, text in UTF8.items() if name != "100 KB"))
     made = submission({"script": script, "env": dict(zip("abcdefghijklmn", ambiguous, strict=True))})
     job = made.text[made.text.index("---\napiVersion: batch") :]
-    words = ("kubectl", "label", "--local", "-f", "-", "a=b", "-o", "json")
-    done = subprocess.run(words, input=job, capture_output=True, text=True, check=False)
+    command_line = ("kubectl", "label", "--local", "-f", "-", "a=b", "-o", "json")
+    done = subprocess.run(command_line, input=job, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     container = json.loads(done.stdout)["spec"]["template"]["spec"]["containers"][0]
     env = environment_of(container, 0, {})
     argv = argv_of(container, env)
-    assert tuple(Template(word).safe_substitute() for word in argv[argv.index("--tee") + 2 :]) == script
+    assert tuple(Template(arg).safe_substitute() for arg in argv[argv.index("--tee") + 2 :]) == script
     assert [env[name] for name in "abcdefghijklmn"] == list(ambiguous)
 
 
-def test_bytes_that_are_no_text_are_refused() -> None:
+def test_arguments_that_are_not_utf_8_are_an_error() -> None:
     for values in (
         {"script": ("x.py", HOSTILE["not utf-8"])},
         {"env": {"A": "\udcff"}},
@@ -304,7 +304,7 @@ def test_names_become_dns_names(name: str, nodes: str, expected: str) -> None:
     assert submission({"name": name}, nodes=nodes).details["name"] == expected
 
 
-def test_a_name_that_is_too_long_with_its_index_is_refused() -> None:
+def test_a_name_that_is_too_long_with_its_index_is_an_error() -> None:
     with pytest.raises(JobNameError) as caught:
         submission({"name": "a" * 61}, nodes="11")
     assert "has 64 characters, and DNS takes 63\n  fix: choose a --name of at most 60 characters" in str(caught.value)
@@ -313,7 +313,7 @@ def test_a_name_that_is_too_long_with_its_index_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["7b", "run-", "run_", "1"])
-def test_names_that_dns_does_not_take_are_refused(name: str) -> None:
+def test_names_that_are_not_dns_names_are_an_error(name: str) -> None:
     with pytest.raises(JobNameError, match="DNS wants a letter first"):
         submission({"name": name})
 
@@ -322,7 +322,7 @@ def test_names_that_dns_does_not_take_are_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "words"),
+    ("flags", "message"),
     [
         ({"image": ""}, "no --image was given"),
         ({"image": "a b"}, "--image names a container image, got 'a b'"),
@@ -342,20 +342,20 @@ def test_names_that_dns_does_not_take_are_refused(name: str) -> None:
         ({"pvc": ("a:/dev/shm",)}, "/dev/shm cannot be mounted over"),
         ({"pvc": ("a:/x/../y",)}, "--pvc is NAME:/path"),
         ({"node_selector": ("disk",)}, "--node-selector expects KEY=VALUE, got 'disk'\n  fix: --node-selector disk="),
-        ({"node_selector": ("a b=c",)}, "--node-selector: 'a b' is no name"),
+        ({"node_selector": ("a b=c",)}, "--node-selector: 'a b' is not a name"),
         ({"node_selector": ("a=b c",)}, "--node-selector: 'b c' cannot be a label's value"),
         ({"node_selector": ("a=b", "a=c")}, "names a twice"),
         ({"toleration": ("a:Never",)}, "the effect is NoSchedule, PreferNoSchedule, NoExecute, got 'Never'"),
         ({"toleration": ("=x",)}, "--toleration is KEY[=VALUE][:EFFECT]"),
-        ({"toleration": ("a/b/c",)}, "--toleration: 'a/b/c' is no name"),
-        ({"gpu_resource": "nvidia gpu"}, "--gpu-resource: 'nvidia gpu' is no name"),
+        ({"toleration": ("a/b/c",)}, "--toleration: 'a/b/c' is not a name"),
+        ({"gpu_resource": "nvidia gpu"}, "--gpu-resource: 'nvidia gpu' is not a name"),
         ({"namespace": "My"}, "--namespace names an object"),
         ({"queue": "a_b"}, "--queue names an object"),
         ({"max_restarts": "x"}, "--max-restarts is a number of at least 0"),
         ({"user": "root"}, "--user image, or is a number of at least 0, got 'root'"),
     ],
 )  # fmt: skip
-def test_a_wrong_flag_is_a_clear_line(flags: dict[str, Any], words: str) -> None:
+def test_an_invalid_flag_is_an_error_in_one_line(flags: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError) as caught:
         job_with(None, **flags)
-    assert words in str(caught.value)
+    assert message in str(caught.value)

@@ -18,7 +18,7 @@ from torchfab.core.specs import Facts, Job, NodePlan, Plan, Process, Requirement
 from torchfab.launchers import mpi, shims
 
 PYTHON = "/venv/bin/python"
-RANKS = ("sh", "-c", mpi.RANK, PYTHON, PYTHON, "train.py", "--lr", "3e-4")
+RANKS = ("sh", "-c", mpi.RANK_COMMAND, PYTHON, PYTHON, "train.py", "--lr", "3e-4")
 BOTH = {"mpirun.openmpi": "4.1.4", "mpiexec.hydra": "4.0.2", "torch": "2.13.0"}
 
 
@@ -44,7 +44,7 @@ def environment(rank: int, process: str, **more: str) -> dict[str, str]:
     }
 
 
-def gate(rank: int, **more: str) -> Process:
+def relay(rank: int, **more: str) -> Process:
     there = f"{folder(rank)}/agent"
     return Process(
         "agent",
@@ -58,7 +58,7 @@ def gate(rank: int, **more: str) -> Process:
 
 
 def head(argv: tuple[str, ...], hostfile: str, **more: str) -> Process:
-    here = f"{folder(0)}/head"
+    head_folder = f"{folder(0)}/head"
     reach = {
         "node1": {"ssh": [], "gate": []},
         "node2": {
@@ -84,9 +84,9 @@ def head(argv: tuple[str, ...], hostfile: str, **more: str) -> Process:
             "head.py": shims.source_of("head"),
             "rsh.py": shims.source_of("rsh"),
             "nodes.json": json.dumps({"nodes": reach, "fail_fast": False}, indent=1) + "\n",
-            "bin/ssh": f'#!/bin/sh\nexec {PYTHON} -I -S {here}/rsh.py "$@"\n',
+            "bin/ssh": f'#!/bin/sh\nexec {PYTHON} -I -S {head_folder}/rsh.py "$@"\n',
         },
-        path=(f"{here}/bin",),
+        path=(f"{head_folder}/bin",),
     )
 
 
@@ -106,22 +106,22 @@ def openmpi(*more: str, ranks: int = 4) -> tuple[str, ...]:
 
 
 def mpich(*more: str, ranks: int = 4) -> tuple[str, ...]:
-    here = f"{folder(0)}/head"
+    head_folder = f"{folder(0)}/head"
     return (
         *HEAD,
-        *("mpiexec.hydra", "-launcher", "ssh", "-launcher-exec", f"{here}/bin/ssh"),
+        *("mpiexec.hydra", "-launcher", "ssh", "-launcher-exec", f"{head_folder}/bin/ssh"),
         *(more or ("-localhost", "node1")),
-        *("-f", f"{here}/hostfile", "-n", str(ranks), "-genvnone", *RANKS),
+        *("-f", f"{head_folder}/hostfile", "-n", str(ranks), "-genvnone", *RANKS),
     )
 
 
-def test_open_mpi_on_two_nodes_is_this_plan() -> None:
+def test_the_plan_of_open_mpi_on_two_nodes() -> None:
     job, nodes = job_with(), make_nodes("node1", "node2")
     assert mpi.plan(job, nodes, (), facts_with(2, 2)) == Plan(
         job=job,
         nodes=(
             NodePlan(nodes[0], folder(0), (head(openmpi(), "node1 slots=2\nnode2 slots=2\n"),)),
-            NodePlan(nodes[1], folder(1), (gate(1),)),
+            NodePlan(nodes[1], folder(1), (relay(1),)),
         ),
         world_size=4,
         defaults={
@@ -138,21 +138,21 @@ def test_open_mpi_on_two_nodes_is_this_plan() -> None:
     )
 
 
-def test_mpich_on_two_nodes_is_this_plan() -> None:
+def test_the_plan_of_mpich_on_two_nodes() -> None:
     nodes = make_nodes("node1", "node2")
     plan = mpi.plan(job_with(flavour="mpich"), nodes, (), facts_with(2, 2))
     assert plan.nodes == (
         NodePlan(nodes[0], folder(0), (head(mpich(), "node1:2\nnode2:2\n"),)),
-        NodePlan(nodes[1], folder(1), (gate(1),)),
+        NodePlan(nodes[1], folder(1), (relay(1),)),
     )
 
 
-def test_the_gates_are_started_before_the_head() -> None:
+def test_the_relays_start_before_the_head() -> None:
     plan = mpi.plan(job_with(), make_nodes("a", "b", "c"), (), facts_with(1, 1, 1))
     assert [[each.node.host for each in wave] for wave in plan.start_order] == [["b", "c"], ["a"]]
 
 
-def test_an_interface_is_told_to_mpi_gloo_and_nccl() -> None:
+def test_the_interface_is_passed_to_mpi_gloo_and_nccl() -> None:
     nodes = make_nodes("node1", "node2")
     names = {"GLOO_SOCKET_IFNAME": "eth1", "NCCL_SOCKET_IFNAME": "eth1"}
     first = mpi.plan(job_with(interface="eth1"), nodes, (), facts_with(2, 2)).nodes[0].processes[0]
@@ -163,14 +163,14 @@ def test_an_interface_is_told_to_mpi_gloo_and_nccl() -> None:
     assert second.argv == mpich("-iface", "eth1")
 
 
-def test_open_mpi_is_told_names_and_no_value() -> None:
+def test_open_mpi_gets_names_of_variables_but_no_values() -> None:
     job = job_with({"env": {"NCCL_DEBUG": "INFO"}, "secrets": {"HF_TOKEN": "hunter2"}})
     plan = mpi.plan(job, make_nodes("node1", "node2"), (), facts_with(2, 2))
     assert plan.nodes[0].processes[0].argv == openmpi("-x", "HF_TOKEN", "-x", "NCCL_DEBUG")
-    assert plan.nodes[1].processes[0] == gate(1, NCCL_DEBUG="INFO")
+    assert plan.nodes[1].processes[0] == relay(1, NCCL_DEBUG="INFO")
 
 
-def test_every_node_has_its_own_devices_and_number_of_ranks() -> None:
+def test_nodes_have_their_own_devices_and_number_of_ranks() -> None:
     nodes = make_nodes({"host": "node1", "gpus": ("2", "3")}, {"host": "node2", "slots": 1})
     plan = mpi.plan(job_with(), nodes, (), facts_with(8, 8))
     first, second = (each.processes[0] for each in plan.nodes)
@@ -179,7 +179,7 @@ def test_every_node_has_its_own_devices_and_number_of_ranks() -> None:
     assert (first.env["LOCAL_WORLD_SIZE"], second.env["LOCAL_WORLD_SIZE"], plan.world_size) == ("2", "1", 3)
 
 
-def test_the_way_to_a_node_holds_what_the_hosts_file_and_fab_say() -> None:
+def test_ssh_options_come_from_the_hosts_file_and_fabs_flags() -> None:
     nodes = make_nodes("a", {"host": "b", "user": "u", "port": 2222, "address": "10.0.0.2"})
     job = job_with({"ssh_options": ("-F", "/etc/lab", "-i", "/k")})
     reach = json.loads(mpi.plan(job, nodes, (), facts_with(1, 1)).nodes[0].processes[0].files["nodes.json"])["nodes"]
@@ -195,10 +195,10 @@ def test_the_way_to_a_node_holds_what_the_hosts_file_and_fab_say() -> None:
         ({"mpiexec.hydra": "4.0.2"}, "auto", "mpiexec.hydra"),
         ({"orterun": "4.1.4"}, "openmpi", "orterun"),
         (BOTH, "mpich", "mpiexec.hydra"),
-        ({}, "openmpi", "mpirun.openmpi"),  # a dry run that asked nobody
+        ({}, "openmpi", "mpirun.openmpi"),  # a dry run that connected to no node
     ],
 )
-def test_the_program_is_the_first_of_the_flavour_that_is_there(
+def test_the_program_is_the_first_installed_one_of_the_flavour(
     versions: Mapping[str, str], flavour: str, program: str
 ) -> None:
     plan = mpi.plan(job_with(flavour=flavour), make_nodes("a", "b"), (), facts_with(1, 1, versions=versions))
@@ -219,13 +219,13 @@ def test_versions_that_differ_are_shown() -> None:
     assert plan.defaults["versions"] == "mpirun.openmpi 4.1.4, torch 2.12.0 and 2.13.0 (the nodes differ)"
 
 
-def test_root_is_told_what_open_mpi_thinks_of_it() -> None:
+def test_a_launch_as_root_shows_the_advice_of_open_mpi() -> None:
     facts = tuple(replace(fact, is_root=True) for fact in facts_with(1))
     assert "an ordinary user is safer" in mpi.plan(job_with(), make_nodes("a"), (), facts).defaults["root"]
     assert "root" not in mpi.plan(job_with(flavour="mpich"), make_nodes("a"), (), facts).defaults
 
 
-def test_two_nodes_with_one_name_are_an_error() -> None:
+def test_two_nodes_with_the_same_name_are_an_error() -> None:
     nodes = make_nodes({"host": "a", "port": 22}, {"host": "b"}, {"host": "b", "port": 23})
     with pytest.raises(UsageError, match="hosts:3: this launcher knows a node by its address alone, and two have b"):
         mpi.plan(job_with(), nodes, (), facts_with(1, 1, 1))
@@ -233,14 +233,14 @@ def test_two_nodes_with_one_name_are_an_error() -> None:
 
 @pytest.mark.parametrize("text", [pytest.param(text, id=name) for name, text in HOSTILE.items()])
 @pytest.mark.parametrize("flavour", ["openmpi", "mpich"])
-def test_any_text_goes_into_argv_and_env_as_it_is(text: str, flavour: str) -> None:
+def test_any_text_passes_unchanged_into_argv_and_env(text: str, flavour: str) -> None:
     job = job_with({"script": ("x.py", text, text), "env": {"A": text}}, flavour=flavour)
     plan = mpi.plan(job, make_nodes("a", "b"), (), facts_with(1, 1))
     assert plan.nodes[0].processes[0].argv[-3:] == ("x.py", text, text)
     assert [each.processes[0].env["A"] for each in plan.nodes] == [text, text]
 
 
-def test_phase_one_looks_for_the_program_and_says_how_it_is_installed() -> None:
+def test_requirements_name_the_program_and_its_install_command() -> None:
     assert mpi.requirements(job_with(flavour="mpich")) == Requirements(("torch",), port=True, programs=(mpi.MPICH,))
     assert mpi.requirements(job_with()).programs[0].names == ("mpirun.openmpi", "orterun", "mpiexec.hydra")
     assert [each.install for each in (mpi.OPENMPI, mpi.MPICH)] == [
@@ -249,21 +249,21 @@ def test_phase_one_looks_for_the_program_and_says_how_it_is_installed() -> None:
     ]
 
 
-def test_a_wrong_flag_is_an_error_that_says_what_it_takes() -> None:
+def test_an_invalid_flag_is_an_error_that_lists_valid_values() -> None:
     with pytest.raises(UsageError, match="--flavour is auto, openmpi or mpich, got 'intel'"):
         mpi.options(mpi.Flags(flavour="intel"))
     with pytest.raises(UsageError, match="--nproc-per-node is auto, gpu or a number from 1 to 1024, got '0'"):
         mpi.options(mpi.Flags(nproc_per_node="0"))
 
 
-def test_a_dry_run_asks_nobody_when_the_flags_say_all() -> None:
+def test_facts_come_from_the_flags_if_they_suffice() -> None:
     nodes = make_nodes("node1", "node2")
     assert mpi.facts_from_flags(job_with({"port": 5001}, nproc_per_node="2"), nodes) is None  # which MPI?
     assert mpi.facts_from_flags(job_with({"port": 5001}, nproc_per_node="2", flavour="mpich"), nodes) is not None
 
 
 @pytest.mark.parametrize("flavour", ["openmpi", "mpich"])
-def test_the_dry_run_of_two_nodes_is_this_shell(golden: Callable[[str, str], None], flavour: str) -> None:
+def test_the_dry_run_of_two_nodes_matches_the_golden_file(golden: Callable[[str, str], None], flavour: str) -> None:
     values = {"port": 5001, "env": {"NCCL_DEBUG": "INFO"}, "script": ("train.py", "--name", "it's $5")}
     job = job_with(values, nproc_per_node="2", flavour=flavour)
     nodes = make_nodes("node1", "node2")
@@ -275,7 +275,7 @@ def test_the_dry_run_of_two_nodes_is_this_shell(golden: Callable[[str, str], Non
 
 
 def without_shims(text: str) -> str:
-    """Leave out the texts of the shims, which are tested where they lie."""
+    """Leave out the sources of the shims: they have their own tests."""
     for name in ("relay", "head", "rsh", "rank", "colossalai_run"):
         text = text.replace(shims.source_of(name).rstrip("\n"), f"(torchfab/remote/shims/{name}.py)")
     return text

@@ -44,7 +44,7 @@ def probe(node: int, rank: int, local: int, here: int, world: int, backend: str,
     )
 
 
-def test_without_gpus_every_node_has_one_rank_and_gloo() -> None:
+def test_nodes_without_gpus_have_one_rank_each_and_use_gloo() -> None:
     plan = plan_of(job_with(env={"NCCL_DEBUG": "INFO"}), 0, 0)
     nodes = make_nodes("node1", "node2")
     assert plan.nodes == tuple(
@@ -53,7 +53,7 @@ def test_without_gpus_every_node_has_one_rank_and_gloo() -> None:
     assert (plan.world_size, plan.min_nodes) == (2, 2)
 
 
-def test_every_gpu_has_a_rank_and_nccl() -> None:
+def test_every_gpu_has_one_rank_and_nccl_is_used() -> None:
     plan = plan_of(job_with(env={"NCCL_DEBUG": "INFO"}), 1, 2)
     assert plan.nodes[1].processes == (
         probe(1, 1, 0, 2, 3, "nccl", [[0], [1, 2]]),
@@ -61,25 +61,25 @@ def test_every_gpu_has_a_rank_and_nccl() -> None:
     )
 
 
-def test_one_node_without_a_gpu_means_gloo_for_all() -> None:
+def test_one_node_without_a_gpu_makes_all_use_gloo() -> None:
     assert plan_of(job_with(), 8, 0).world_size == 2
 
 
 @pytest.mark.parametrize(
-    ("job", "gpus", "told"),
+    ("job", "gpus", "message"),
     [(job_with("nccl"), (1, 0), "node2 has none"), (job_with(), (0,), "at least two ranks")],
 )
-def test_what_cannot_be_measured_is_refused(job: Job, gpus: tuple[int, ...], told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_a_network_that_cannot_be_measured_is_an_error(job: Job, gpus: tuple[int, ...], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         plan_of(job, *gpus)
 
 
 @pytest.mark.parametrize("flags", [network.Flags(0.5, False, "auto"), network.Flags(20, False, "mpi")])
-def test_wrong_flags_are_refused(flags: network.Flags) -> None:
+def test_invalid_flags_are_an_error(flags: network.Flags) -> None:
     with pytest.raises(UsageError, match=r"--(seconds|backend)"):
         network.options(flags)
 
 
-def test_nothing_of_it_need_be_on_the_nodes_and_no_script_is_looked_for() -> None:
+def test_the_script_is_sent_with_the_plan() -> None:
     assert job_with().script_path is None
     assert job_with().module is None

@@ -49,7 +49,7 @@ def rank_process(node: int, rank: int, local: int, here: int, world: int = 5, **
     )
 
 
-def test_five_lines_over_two_hosts_are_this_plan() -> None:
+def test_the_plan_of_five_lines_on_two_hosts() -> None:
     job, text = job_with(), "b\na\nb\na\nb\n"
     nodes, _ = parse_gpus(text, "gpus")
     ranks = {0: [(0, 0), (2, 1), (4, 2)], 1: [(1, 0), (3, 1)]}
@@ -76,7 +76,7 @@ def test_five_lines_over_two_hosts_are_this_plan() -> None:
     )
 
 
-def test_named_devices_are_visible_to_all_ranks_of_their_node_in_the_order_of_local_ranks() -> None:
+def test_named_devices_are_visible_in_the_order_of_local_ranks() -> None:
     plan = plan_of("b gpus=5,2\na gpus=0\nb gpus=7\n", job_with(), 8, 8)
     env = [
         [(each.env["RANK"], each.env["LOCAL_RANK"], each.env["CUDA_VISIBLE_DEVICES"]) for each in node.processes]
@@ -90,7 +90,7 @@ def test_ranks_on_a_node_without_gpus_share_its_cores() -> None:
     assert [[each.env["OMP_NUM_THREADS"] for each in node.processes] for node in plan.nodes] == [["4", "4"], ["8"]]
 
 
-def test_512_ranks_on_64_hosts_are_64_nodes_of_8() -> None:
+def test_512_ranks_on_64_hosts_are_64_nodes_with_8_ranks() -> None:
     plan = plan_of("\n".join(["n[01-64]"] * 8), job_with(), *[8] * 64)
     assert [len(node.processes) for node in plan.nodes] == [8] * 64
     ranks = sorted(int(each.env["RANK"]) for node in plan.nodes for each in node.processes)
@@ -98,7 +98,7 @@ def test_512_ranks_on_64_hosts_are_64_nodes_of_8() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gpus", "values", "wanted"),
+    ("gpus", "values", "expected"),
     [
         ("[fd00::1]\nb", {}, "fd00::1"),
         ("ann@a:2222 address=10.0.0.1\nb", {}, "10.0.0.1"),
@@ -107,11 +107,11 @@ def test_512_ranks_on_64_hosts_are_64_nodes_of_8() -> None:
         ("b\nlocalhost", {}, "b"),
     ],
 )
-def test_the_master_is_the_host_of_the_first_line(gpus: str, values: dict[str, Any], wanted: str) -> None:
+def test_the_master_is_the_host_of_the_first_line(gpus: str, values: dict[str, Any], expected: str) -> None:
     nodes, slots = parse_gpus(gpus, "gpus")
     plan = per_gpu.plan(job_with(**values), nodes, slots, make_facts(*[1] * len(nodes)))
     found = {each.env["MASTER_ADDR"] for node in plan.nodes for each in node.processes}
-    assert found == {wanted}
+    assert found == {expected}
 
 
 def test_localhost_first_and_another_host_needs_an_address() -> None:
@@ -123,33 +123,33 @@ def test_localhost_first_and_another_host_needs_an_address() -> None:
     )
 
 
-def test_the_users_variables_win_over_defaults_and_lose_to_the_ranks() -> None:
+def test_user_variables_override_defaults_but_not_the_ranks() -> None:
     env = {"OMP_NUM_THREADS": "5", "RANK": "9", "NCCL_DEBUG": "INFO"}
     plan = plan_of("b", job_with(env=env, secrets={"HF_TOKEN": "hunter2"}), 1)
-    wanted = rank_process(0, 0, 0, 1, 1, OMP_NUM_THREADS="5", NCCL_DEBUG="INFO")
-    assert plan.nodes[0].processes == (wanted,)
+    expected = rank_process(0, 0, 0, 1, 1, OMP_NUM_THREADS="5", NCCL_DEBUG="INFO")
+    assert plan.nodes[0].processes == (expected,)
     assert env == {"OMP_NUM_THREADS": "5", "RANK": "9", "NCCL_DEBUG": "INFO"}
 
 
 @pytest.mark.parametrize("text", [pytest.param(text, id=name) for name, text in HOSTILE.items()])
-def test_any_text_goes_into_argv_and_env_as_it_is(text: str) -> None:
+def test_any_text_passes_unchanged_into_argv_and_env(text: str) -> None:
     (process,) = plan_of("a", job_with(script=("x.py", text), env={"A": text}), 1).nodes[0].processes
     assert process.argv == ("/venv/bin/python", "x.py", text)
     assert process.env["A"] == text
 
 
-def test_every_node_must_find_torch_and_node_0_a_port() -> None:
+def test_requirements_are_torch_and_a_port() -> None:
     assert per_gpu.requirements(job_with()) == Requirements(modules=("torch",), port=True)
 
 
-def test_a_port_and_a_folder_leave_nothing_to_ask() -> None:
+def test_facts_come_from_the_flags_with_a_port_and_a_folder() -> None:
     nodes, _ = parse_gpus("a\nb\na", "gpus")
     assert per_gpu.facts_from_flags(job_with(port=5001), nodes) == (Facts(folder(0), 1, port=5001), Facts(folder(1), 1))
     assert per_gpu.facts_from_flags(job_with(), nodes) is None
     assert per_gpu.facts_from_flags(job_with(port=5001, node_dir="~/x"), nodes) is None
 
 
-def test_the_dry_run_of_three_ranks_is_this_shell(golden: Callable[[str, str], None]) -> None:
+def test_the_dry_run_of_three_ranks_matches_the_golden_file(golden: Callable[[str, str], None]) -> None:
     job = job_with(port=5001, secrets={"HF_TOKEN": "hunter2"}, script=("train.py", "two\nlines"))
     nodes, slots = parse_gpus("node1 gpus=0,3\nnode2", "gpus")
     facts = per_gpu.facts_from_flags(job, nodes)

@@ -47,7 +47,7 @@ def agent(rank: int, argv: tuple[str, ...], **env: str) -> Process:
     )
 
 
-def test_two_nodes_with_gpus_are_this_plan() -> None:
+def test_the_plan_of_two_nodes_with_gpus() -> None:
     job, nodes = job_with(), make_nodes("node1", "node2")
 
     def argv(rank: int) -> tuple[str, ...]:
@@ -78,7 +78,7 @@ def test_two_nodes_with_gpus_are_this_plan() -> None:
     )
 
 
-def test_the_static_backend_says_master_and_node_rank() -> None:
+def test_the_static_backend_passes_master_and_node_rank() -> None:
     job = job_with({"port": 5001}, rdzv_backend="static", nproc_per_node="4", max_restarts="3")
     plan = per_node.plan(job, make_nodes("node1", "node2"), (), make_facts(8, 8, port=5001))
     assert argvs(plan)[1] == (
@@ -92,14 +92,14 @@ def test_the_static_backend_says_master_and_node_rank() -> None:
     assert plan.defaults["master"] == "node1:5001"
 
 
-def test_an_elastic_job_has_bounds_and_is_alive_with_fewer_nodes() -> None:
+def test_an_elastic_job_has_bounds_and_survives_with_fewer_nodes() -> None:
     plan = per_node.plan(job_with(nnodes="2:4", max_restarts="5"), make_nodes("a", "b", "c"), (), make_facts(1, 1, 1))
     assert [after(argv, "--nnodes") for argv in argvs(plan)] == ["2:4"] * 3
     assert (plan.world_size, plan.min_nodes) == (3, 2)
 
 
 @pytest.mark.parametrize(("nnodes", "said"), [("2", "2"), ("2:2", "2"), ("", "2")])
-def test_bounds_that_are_equal_are_one_number(nnodes: str, said: str) -> None:
+def test_equal_bounds_become_one_number(nnodes: str, said: str) -> None:
     plan = per_node.plan(job_with(nnodes=nnodes), make_nodes("a", "b"), (), make_facts(1, 1))
     assert after(argvs(plan)[0], "--nnodes") == said
 
@@ -123,7 +123,7 @@ def test_the_static_backend_is_never_elastic() -> None:
         per_node.plan(job_with(nnodes="1:2", rdzv_backend="static"), make_nodes("a", "b"), (), make_facts(1, 1))
 
 
-def test_nodes_run_as_many_ranks_as_they_have_gpus_even_when_uneven() -> None:
+def test_nodes_run_one_rank_per_gpu_even_if_uneven() -> None:
     plan = per_node.plan(job_with(), make_nodes("a", "b", "c", "d"), (), make_facts(8, 4, 0, 8, cpus=16))
     assert [after(argv, "--nproc-per-node") for argv in argvs(plan)] == ["8", "4", "2", "8"]
     assert [each.processes[0].env["OMP_NUM_THREADS"] for each in plan.nodes] == ["1", "1", "8", "1"]
@@ -133,22 +133,22 @@ def test_nodes_run_as_many_ranks_as_they_have_gpus_even_when_uneven() -> None:
     )
 
 
-def test_slots_and_named_devices_of_the_hosts_file_count_and_a_number_overrides_them() -> None:
+def test_slots_and_devices_of_the_hosts_file_set_the_ranks() -> None:
     nodes = make_nodes({"host": "a", "slots": 3}, {"host": "b", "gpus": ("2", "5")}, "c")
     counted = per_node.plan(job_with(), nodes, (), make_facts(8, 8, 8))
     assert [after(argv, "--nproc-per-node") for argv in argvs(counted)] == ["3", "2", "8"]
     assert [each.processes[0].env.get("CUDA_VISIBLE_DEVICES") for each in counted.nodes] == [None, "2,5", None]
-    asked = per_node.plan(job_with(nproc_per_node="1"), nodes, (), make_facts(8, 8, 8))
-    assert [after(argv, "--nproc-per-node") for argv in argvs(asked)] == ["1", "1", "1"]
+    fixed = per_node.plan(job_with(nproc_per_node="1"), nodes, (), make_facts(8, 8, 8))
+    assert [after(argv, "--nproc-per-node") for argv in argvs(fixed)] == ["1", "1", "1"]
 
 
-def test_gpu_means_gpus_and_nothing_else() -> None:
+def test_nproc_per_node_gpu_requires_gpus() -> None:
     with pytest.raises(UsageError) as caught:
         per_node.plan(job_with(nproc_per_node="gpu"), make_nodes("a", "b"), (), make_facts(2, 0))
     assert str(caught.value) == "--nproc-per-node gpu: b has no GPU\n  fix: use auto, or a number"
 
 
-def test_the_address_by_which_nodes_reach_each_other_may_differ_from_the_name_for_ssh() -> None:
+def test_the_rendezvous_address_may_differ_from_the_ssh_name() -> None:
     nodes = make_nodes(
         {"host": "gw", "port": 2201, "address": "10.0.0.1"}, {"host": "gw", "port": 2202, "address": "10.0.0.2"}
     )
@@ -157,7 +157,7 @@ def test_the_address_by_which_nodes_reach_each_other_may_differ_from_the_name_fo
     assert [after(argv, "--local-addr") for argv in found] == ["10.0.0.1", "10.0.0.2"]
 
 
-def test_an_ipv6_master_is_in_brackets_where_a_port_follows_and_nowhere_else() -> None:
+def test_an_ipv6_master_is_in_brackets_only_before_a_port() -> None:
     nodes = make_nodes("fd00::1", "fd00::2")
     c10d = argvs(per_node.plan(job_with(), nodes, (), make_facts(1, 1)))
     assert [after(argv, "--rdzv-endpoint") for argv in c10d] == ["[fd00::1]:29400"] * 2
@@ -166,7 +166,7 @@ def test_an_ipv6_master_is_in_brackets_where_a_port_follows_and_nowhere_else() -
     assert after(static[1], "--master-addr") == "fd00::1"
 
 
-def test_the_master_address_that_was_asked_for_is_used_everywhere() -> None:
+def test_master_addr_is_used_on_all_nodes() -> None:
     job = job_with({"master_addr": "10.9.9.9"})
     found = argvs(per_node.plan(job, make_nodes("localhost", "b"), (), make_facts(1, 1)))
     assert [after(argv, "--rdzv-endpoint") for argv in found] == ["10.9.9.9:29400"] * 2
@@ -178,7 +178,7 @@ def test_localhost_alone_is_its_own_master() -> None:
     assert (after(argv, "--rdzv-endpoint"), after(argv, "--local-addr")) == ("localhost:29400", "localhost")
 
 
-def test_localhost_as_node_0_beside_others_needs_an_address() -> None:
+def test_localhost_as_node_0_with_other_nodes_needs_an_address() -> None:
     with pytest.raises(UsageError) as caught:
         per_node.plan(job_with(), make_nodes("localhost", "b"), (), make_facts(1, 1))
     assert str(caught.value) == (
@@ -187,23 +187,23 @@ def test_localhost_as_node_0_beside_others_needs_an_address() -> None:
     )
 
 
-def test_localhost_as_another_node_needs_an_address_too_because_c10d_may_make_it_the_master() -> None:
+def test_localhost_as_a_later_node_needs_an_address_with_c10d() -> None:
     with pytest.raises(UsageError) as caught:
         per_node.plan(job_with(), make_nodes("b", "localhost"), (), make_facts(1, 1))
     assert str(caught.value) == (
         "hosts:2: the other nodes cannot reach localhost by that name\n"
-        "  fix: give this machine's address with address= in the hosts file, or say --rdzv-backend static"
+        "  fix: give this machine's address with address= in the hosts file, or use --rdzv-backend static"
     )
 
 
-def test_localhost_as_another_node_is_fine_with_an_address_or_the_static_backend() -> None:
+def test_localhost_as_a_later_node_works_with_address_or_static() -> None:
     addressed = make_nodes("b", {"host": "localhost", "address": "10.0.0.9"})
     assert after(argvs(per_node.plan(job_with(), addressed, (), make_facts(1, 1)))[1], "--local-addr") == "10.0.0.9"
     static = per_node.plan(job_with(rdzv_backend="static"), make_nodes("b", "localhost"), (), make_facts(1, 1))
     assert after(argvs(static)[1], "--node-rank") == "1"
 
 
-def test_the_users_variables_win_over_defaults_and_lose_to_the_marks() -> None:
+def test_user_variables_override_defaults_but_not_the_marks() -> None:
     env = {"OMP_NUM_THREADS": "5", "TORCHFAB_JOB_ID": "forged", "NCCL_DEBUG": "INFO"}
     job = job_with({"env": env, "secrets": {"HF_TOKEN": "hunter2"}})
     plan = per_node.plan(job, make_nodes("a"), (), make_facts(1))
@@ -213,7 +213,7 @@ def test_the_users_variables_win_over_defaults_and_lose_to_the_marks() -> None:
 
 
 @pytest.mark.parametrize("text", [pytest.param(text, id=name) for name, text in HOSTILE.items()])
-def test_any_text_goes_into_argv_and_env_as_it_is(text: str) -> None:
+def test_any_text_passes_unchanged_into_argv_and_env(text: str) -> None:
     job = job_with({"script": ("x.py", text, text), "env": {"A": text}, "workdir": f"/{text}"})
     process = per_node.plan(job, make_nodes("a"), (), make_facts(1)).nodes[0].processes[0]
     assert process.argv[-3:] == ("x.py", text, text)
@@ -228,7 +228,7 @@ def test_the_same_input_gives_the_same_plan() -> None:
 # ---- flags
 
 
-def test_the_options_are_the_flags_as_numbers() -> None:
+def test_options_are_the_flags_with_numbers_parsed() -> None:
     flags = per_node.Flags("4", "1:2", 7, "static", 30)
     assert per_node.options(flags) == {
         "nproc_per_node": "4",
@@ -255,7 +255,7 @@ def test_the_options_are_the_flags_as_numbers() -> None:
         ("nnodes", "4:2", "--nnodes is N or MIN:MAX, got '4:2': 2 is less than 4"),
     ],
 )
-def test_a_wrong_flag_is_an_error_that_says_what_it_takes(flag: str, value: str, message: str) -> None:
+def test_an_invalid_flag_is_an_error_that_lists_valid_values(flag: str, value: str, message: str) -> None:
     with pytest.raises(UsageError) as caught:
         per_node.options(parse(per_node.Flags, {flag: value}))
     assert str(caught.value) == message
@@ -271,20 +271,20 @@ def test_a_hostile_flag_is_refused(flag: str, text: str) -> None:
 # ---- what phase one is for
 
 
-def test_every_node_must_find_torch_and_node_0_a_port() -> None:
+def test_requirements_are_torch_and_a_port() -> None:
     assert per_node.requirements(job_with()) == Requirements(modules=("torch",), port=True, peers=True)
     assert per_node.requirements(job_with(rdzv_backend="static")) == Requirements(
         modules=("torch",), port=True, peers=False
     )
 
 
-def test_flags_that_say_all_leave_nothing_to_ask() -> None:
+def test_facts_come_from_the_flags_if_they_suffice() -> None:
     nodes = make_nodes("a", "b")
-    wanted = (Facts(folder(0), gpus=4, port=5001), Facts(folder(1), gpus=4))
-    assert per_node.facts_from_flags(job_with({"port": 5001}, nproc_per_node="4"), nodes) == wanted
+    expected = (Facts(folder(0), gpus=4, port=5001), Facts(folder(1), gpus=4))
+    assert per_node.facts_from_flags(job_with({"port": 5001}, nproc_per_node="4"), nodes) == expected
 
 
-def test_slots_on_every_line_leave_nothing_to_ask_either() -> None:
+def test_facts_come_from_slots_on_every_line() -> None:
     nodes = make_nodes({"host": "a", "slots": 2}, {"host": "b", "gpus": ("0",)})
     found = per_node.facts_from_flags(job_with({"port": 5001}), nodes)
     assert found == (Facts(folder(0), gpus=2, port=5001), Facts(folder(1), gpus=1))
@@ -299,11 +299,11 @@ def test_slots_on_every_line_leave_nothing_to_ask_either() -> None:
         ({"port": 5001, "node_dir": "~/.torchfab"}, {"nproc_per_node": "4"}),
     ],
 )
-def test_otherwise_the_nodes_are_asked(values: dict[str, Any], flags: dict[str, str]) -> None:
+def test_facts_are_unknown_if_the_flags_do_not_suffice(values: dict[str, Any], flags: dict[str, str]) -> None:
     assert per_node.facts_from_flags(job_with(values, **flags), make_nodes("a")) is None
 
 
-def test_the_dry_run_of_two_nodes_is_this_shell(golden: Callable[[str, str], None]) -> None:
+def test_the_dry_run_of_two_nodes_matches_the_golden_file(golden: Callable[[str, str], None]) -> None:
     job = job_with(
         {"port": 5001, "env": {"NCCL_DEBUG": "INFO"}, "script": ("train.py", "--name", "it's $5")}, nproc_per_node="2"
     )
@@ -318,6 +318,6 @@ def test_the_dry_run_of_two_nodes_is_this_shell(golden: Callable[[str, str], Non
 
 
 @pytest.mark.parametrize("text", ["$$", "$(a)$$", "${local_rank}", "$local_rank", "$$local_rank", "$5 $HOME", "$$$"])
-def test_torchrun_hands_every_word_on_as_it_was(text: str) -> None:
+def test_torchrun_passes_every_argument_on_unchanged(text: str) -> None:
     (word,) = escape_for_torchrun([text])
     assert Template(word).safe_substitute(local_rank="0") == text

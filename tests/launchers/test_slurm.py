@@ -1,4 +1,4 @@
-"""launch-slurm: the flags, and the sbatch file as text that real shells read."""
+"""launch-slurm: the flags, and the sbatch file, run by real shells."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def full_job() -> Job:
     return job_with(values, nodes="2", gpus_per_node="a100:8", cpus_per_task="96", **flags, **more)
 
 
-def test_the_whole_file(golden: Callable[[str, str], None]) -> None:
+def test_the_whole_file_matches_the_golden_file(golden: Callable[[str, str], None]) -> None:
     golden("job-slurm.sbatch", slurm.plan(full_job()).text)
 
 
@@ -77,7 +77,7 @@ def test_the_file_passes_bash_and_shellcheck(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout
 
 
-def test_a_submission_says_what_the_runtime_needs_and_holds_no_secret() -> None:
+def test_a_submission_has_what_the_runtime_needs_but_no_secrets() -> None:
     submission = slurm.plan(full_job())
     assert (submission.nodes, submission.world_size) == (2, 16)
     assert submission.details["folder"] == f"/project/a folder/.torchfab/jobs/{JOB_ID}"
@@ -86,9 +86,9 @@ def test_a_submission_says_what_the_runtime_needs_and_holds_no_secret() -> None:
 
 
 @settings(max_examples=25)
-@given(words=st.lists(texts(), max_size=6), env=environments(3))
-def test_any_argv_and_environment_survives_the_file(words: list[str], env: dict[str, str]) -> None:
-    assert_survives(words, env)
+@given(args=st.lists(texts(), max_size=6), env=environments(3))
+def test_any_argv_and_environment_survives_the_file(args: list[str], env: dict[str, str]) -> None:
+    assert_survives(args, env)
 
 
 def test_every_hostile_text_survives_the_file() -> None:
@@ -96,20 +96,20 @@ def test_every_hostile_text_survives_the_file() -> None:
     assert_survives(list(HOSTILE.values()), {f"V_{index}": text for index, text in enumerate(short.values())})
 
 
-def assert_survives(words: list[str], env: dict[str, str]) -> None:
+def assert_survives(args: list[str], env: dict[str, str]) -> None:
     with tempfile.TemporaryDirectory() as name:
         base = Path(name, "it's a; $folder")
         base.mkdir()
-        values = {"script": ("train.py", *words), "env": env, "secrets": {"A_TOKEN": "?"}, "workdir": str(base)}
+        values = {"script": ("train.py", *args), "env": env, "secrets": {"A_TOKEN": "?"}, "workdir": str(base)}
         values.update(node_dir=str(base), python=str(base / "python"))
-        argv, seen = run_file(slurm.plan(job_with(values, nodes="2")).text, base)
+        argv, environ = run_file(slurm.plan(job_with(values, nodes="2")).text, base)
     options, script = argv[: argv.index("train.py")], argv[argv.index("train.py") + 1 :]
-    assert script == words
-    assert {name: seen[name] for name in env} == env
-    assert seen["A_TOKEN"] == "open sesame"
-    assert seen["OMP_NUM_THREADS"] == "4"
+    assert script == args
+    assert {name: environ[name] for name in env} == env
+    assert environ["A_TOKEN"] == "open sesame"
+    assert environ["OMP_NUM_THREADS"] == "4"
     node = f"{base}/jobs/{JOB_ID}/node-1/agent"
-    assert seen["TORCHELASTIC_ERROR_FILE"] == f"{node}/errors/error.json"
+    assert environ["TORCHELASTIC_ERROR_FILE"] == f"{node}/errors/error.json"
     rendezvous = ("--rdzv-backend", "static", "--master-addr", "10.0.0.7", "--master-port", "13210")
     ranks = ("--nnodes", "2", "--node-rank", "1", "--nproc-per-node", "2")
     assert options == [
@@ -136,8 +136,8 @@ def run_file(text: str, base: Path) -> tuple[list[str], dict[str, str]]:
     file = base / "job.sbatch"
     file.write_text(text, errors="surrogateescape")
     subprocess.run(("bash", file), env=env, check=True, timeout=30)
-    argv, seen = json.loads((base / "out").read_text())
-    return argv, seen
+    argv, environ = json.loads((base / "out").read_text())
+    return argv, environ
 
 
 # ---- directives
@@ -151,12 +151,12 @@ def test_a_directive_is_one_word_for_sbatch(value: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["", "a\nb", "a\rb", "\x1b[m"])
-def test_a_directive_takes_one_line_of_text(value: str) -> None:
+def test_a_directive_accepts_one_line_of_text(value: str) -> None:
     with pytest.raises(UsageError, match=r"cannot be .* in an sbatch file"):
         sbatch.directive("job-name", value)
 
 
-def test_what_is_not_said_is_not_in_the_file() -> None:
+def test_options_that_are_not_given_are_not_in_the_file() -> None:
     assert directives() == [
         "job-name=gpt2",
         "nodes=1",
@@ -170,12 +170,12 @@ def test_what_is_not_said_is_not_in_the_file() -> None:
     ]
 
 
-def test_a_percent_sign_in_the_folder_is_no_pattern() -> None:
+def test_a_percent_sign_in_the_folder_is_escaped() -> None:
     text = slurm.plan(job_with({"node_dir": "/scratch/100%j"})).text
     assert f"#SBATCH --output=/scratch/100%%j/jobs/{JOB_ID}/slurm.log" in text
 
 
-def test_a_job_name_may_come_as_an_argument_of_sbatch() -> None:
+def test_the_job_name_may_be_given_by_sbatch_arg() -> None:
     assert directives(sbatch_arg=("--job-name=my run", "--mem=64G", "--overcommit"))[0] == 'job-name="my run"'
     assert "overcommit" in directives(sbatch_arg=("--overcommit",))
 
@@ -191,12 +191,12 @@ def test_a_job_name_may_come_as_an_argument_of_sbatch() -> None:
         ("UNLIMITED", "", "120"),
     ],
 )
-def test_the_signal_comes_before_the_limit_and_after_the_start(time: str, grace: str, said: str) -> None:
+def test_the_signal_is_sent_between_start_and_time_limit(time: str, grace: str, said: str) -> None:
     assert f"signal=USR1@{said}" in directives(time=time, signal_grace=grace)
 
 
 @pytest.mark.parametrize(
-    ("gpus", "asked", "ranks", "threads"),
+    ("gpus", "requested", "ranks", "threads"),
     [
         ("", "", 2, "SLURM_CPUS_ON_NODE / 2"),
         ("0", "4", 4, "SLURM_CPUS_ON_NODE / 4"),
@@ -204,15 +204,15 @@ def test_the_signal_comes_before_the_limit_and_after_the_start(time: str, grace:
         ("h100:4", "2", 2, "1"),
     ],
 )
-def test_ranks_follow_gpus(gpus: str, asked: str, ranks: int, threads: str) -> None:
-    submission = slurm.plan(job_with(nodes="3", gpus_per_node=gpus, nproc_per_node=asked))
+def test_the_number_of_ranks_defaults_to_the_gpus(gpus: str, requested: str, ranks: int, threads: str) -> None:
+    submission = slurm.plan(job_with(nodes="3", gpus_per_node=gpus, nproc_per_node=requested))
     assert submission.world_size == 3 * ranks
     assert f"--nproc-per-node {ranks} " in submission.text
     assert threads in submission.text
     assert ("#SBATCH --gpus-per-node" in submission.text) == (gpus not in ("", "0"))
 
 
-def test_cores_are_asked_for_and_handed_to_srun() -> None:
+def test_cores_are_requested_and_passed_to_srun() -> None:
     text = slurm.plan(job_with(cpus_per_task="12", port="5001", no_requeue=True, exclusive=True)).text
     assert "#SBATCH --cpus-per-task=12\n#SBATCH --exclusive\n" in text
     assert "srun --kill-on-bad-exit=1 --export=ALL --cpus-per-task 12 bash" in text
@@ -234,19 +234,19 @@ def test_cores_are_asked_for_and_handed_to_srun() -> None:
         ({"port": "70000"}, "--port is a number from 1 to 65535, or 0 for one from Slurm's job id; got '70000'"),
         ({"sbatch_arg": ("mem=0",)}, "--sbatch-arg takes one option in its long form, got 'mem=0'"),
         ({"sbatch_arg": ("-N2",)}, "--sbatch-arg takes one option in its long form, got '-N2'"),
-        ({"sbatch_arg": ("--nodes=3",)}, "--sbatch-arg cannot say --nodes"),
-        ({"sbatch_arg": ("--array=1-3",)}, "--sbatch-arg cannot say --array"),
-        ({"sbatch_arg": ("--output=x",)}, "--sbatch-arg cannot say --output"),
+        ({"sbatch_arg": ("--nodes=3",)}, "--sbatch-arg cannot set --nodes"),
+        ({"sbatch_arg": ("--array=1-3",)}, "--sbatch-arg cannot set --array"),
+        ({"sbatch_arg": ("--output=x",)}, "--sbatch-arg cannot set --output"),
         ({"login": "a b"}, "--login: unknown key 'b' in 'b'"),
         ({"login": "n[1-2]"}, "--login names one host, got 'n[1-2]'"),
     ],
 )
-def test_a_wrong_flag_is_an_error_that_shows_it(flags: dict[str, Any], message: str) -> None:
+def test_an_invalid_flag_is_an_error_that_shows_its_value(flags: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError) as caught:
         slurm.options(parse(slurm.Flags, flags))
     assert caught.value.message == message
 
 
-def test_a_folder_below_the_home_folder_cannot_be_said_to_sbatch() -> None:
+def test_a_folder_relative_to_the_home_folder_is_an_error() -> None:
     with pytest.raises(UsageError, match="sbatch takes absolute paths only"):
         slurm.plan(job_with({"node_dir": "~/.torchfab"}))

@@ -32,14 +32,14 @@ def place(tmp_path: Path) -> Path:
     return folder
 
 
-def start(place: Path, shim: str, *words: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
-    argv = (sys.executable, "-I", "-S", str(place / f"{shim}.py"), *words)
+def start(place: Path, shim: str, *args: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    argv = (sys.executable, "-I", "-S", str(place / f"{shim}.py"), *args)
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("TORCHFAB", "RANK", "PMI"))}
     return subprocess.Popen(argv, env={**clean, **(env or {})}, stdout=subprocess.PIPE, text=True)
 
 
-def run(place: Path, shim: str, *words: str, env: Mapping[str, str] | None = None) -> tuple[int, str]:
-    return ended(start(place, shim, *words, env=env))
+def run(place: Path, shim: str, *args: str, env: Mapping[str, str] | None = None) -> tuple[int, str]:
+    return ended(start(place, shim, *args, env=env))
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:

@@ -91,20 +91,40 @@ def load(name: str) -> Launcher:
 
 
 def escape_for_torchrun(script: Sequence[str]) -> tuple[str, ...]:
-    """Return the script's words such that torchrun hands them on unchanged.
+    """Escape a script and its arguments so that torchrun passes them on unchanged.
 
-    It puts every word through string.Template, which knows `local_rank` and makes one `$` of two.
+    torchrun applies string.Template to every argument, which replaces `$local_rank` and turns `$$` into `$`.
+
+    Parameters
+    ----------
+    script : sequence of str
+        The script and its arguments.
+
+    Returns
+    -------
+    tuple of str
     """
-    return tuple(re.sub(r"\$(?=\$|local_rank|\{local_rank\})", "$$", word) for word in script)
+    return tuple(re.sub(r"\$(?=\$|local_rank|\{local_rank\})", "$$", arg) for arg in script)
 
 
 def master_address(job: Job, nodes: Sequence[Node]) -> str:
-    """Return the address of the rendezvous: `--master-addr`, or how the other nodes reach node 0.
+    """Return the address of the rendezvous: `--master-addr`, or the address by which the other nodes reach node 0.
+
+    Parameters
+    ----------
+    job : Job
+        The job.
+    nodes : sequence of Node
+        The nodes, by rank.
+
+    Returns
+    -------
+    str
 
     Raises
     ------
     UsageError
-        Node 0 is `localhost` and another node is not: the others would look for it on themselves.
+        Node 0 is `localhost` and there are other nodes: they would connect to themselves.
     """
     first = nodes[0]
     if job.master_addr:
@@ -118,7 +138,21 @@ def master_address(job: Job, nodes: Sequence[Node]) -> str:
 
 
 def assumed_facts(job: Job, nodes: Sequence[Node], gpus: Sequence[int]) -> tuple[Facts, ...]:
-    """Return the facts of a dry run that connects nowhere: what the flags say, and the folders that follow."""
+    """Return the facts of a dry run that connects to no node, derived from the flags.
+
+    Parameters
+    ----------
+    job : Job
+        The job.
+    nodes : sequence of Node
+        The nodes, by rank.
+    gpus : sequence of int
+        Number of ranks on each node.
+
+    Returns
+    -------
+    tuple of Facts
+    """
     port = job.port or None
     return tuple(
         Facts(folder=assumed_folder(job, node), gpus=count, port=port if node.rank == 0 else None)
@@ -127,15 +161,46 @@ def assumed_facts(job: Job, nodes: Sequence[Node], gpus: Sequence[int]) -> tuple
 
 
 def assumed_folder(job: Job, node: Node) -> str:
-    """Return the job's folder on a node that was not asked for its home folder."""
+    """Return the job's folder on a node whose home folder is unknown.
+
+    Parameters
+    ----------
+    job : Job
+        The job.
+    node : Node
+        The node.
+
+    Returns
+    -------
+    str
+    """
     return posixpath.join(job.node_dir, "jobs", job.job_id, f"node-{node.rank}")
 
 
 def resolved_defaults(job: Job, nodes: Sequence[Node], master: str, port: int, **more: str) -> Mapping[str, str]:
-    """Return the defaults that torchfab chose, for people."""
+    """Return the values that a launch shows, human-readable: those given and those chosen by default.
+
+    Parameters
+    ----------
+    job : Job
+        The job.
+    nodes : sequence of Node
+        The nodes, by rank.
+    master : str
+        Address of the rendezvous.
+    port : int
+        Port of the rendezvous.
+    **more : str
+        More values, shown after the nodes.
+
+    Returns
+    -------
+    Mapping of str to str
+        Texts by label, in the order in which they are shown.
+    """
     from torchfab.core.inventory import fold
 
-    words: dict[str, Any] = {
+    values: dict[str, Any] = {
         "job": job.name,
         "nodes": f"{len(nodes)} ({fold([node.host for node in nodes])})",
         **more,
@@ -143,4 +208,4 @@ def resolved_defaults(job: Job, nodes: Sequence[Node], master: str, port: int, *
         "workdir": job.workdir,
         "python": job.python,
     }
-    return words
+    return values

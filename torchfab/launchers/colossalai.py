@@ -2,7 +2,7 @@
 
     colossalai run --hostfile hosts --nproc_per_node 2 --master_addr host1 train_llm.py
 
-It is torchrun on every node, over Fabric. Its connections are replaced by ours (`shims/colossalai_run.py`).
+It runs torchrun on every node, over Fabric; `shims/colossalai_run.py` replaces its connections.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torchfab.launchers import escape_for_torchrun, head_node, master_address, n
 from torchfab.launchers.shims import source_of
 
 NAME = "colossalai"
-# --no-deps: with its dependencies it replaces torch by 2.5.1 or older.
+# --no-deps: its dependencies would replace torch by 2.5.1 or older.
 INSTALL = "--no-deps colossalai==0.5.0, and the rest with: -m pip install fabric click packaging psutil rich numpy"
 
 
@@ -32,43 +32,80 @@ class Flags:
 
 
 def options(flags: Flags) -> Mapping[str, Any]:
-    """Return the checked flags.
+    """Check the flags.
+
+    Parameters
+    ----------
+    flags : Flags
+        The flags of this launcher.
+
+    Returns
+    -------
+    Mapping
+        The options of the job (`Job.options`).
 
     Raises
     ------
     UsageError
-        A flag's value is not one of those that it takes.
+        The value of a flag is invalid.
     """
     return {"nproc_per_node": nproc.check(flags.nproc_per_node)}
 
 
 def requirements(job: Job) -> Requirements:
-    """Return what every node must have; only node 0 needs ColossalAI."""
+    """List what every node must have; only node 0 needs ColossalAI.
+
+    Parameters
+    ----------
+    job : Job
+        The job.
+
+    Returns
+    -------
+    Requirements
+    """
     modules = ("colossalai", "fabric", "click", "packaging", "psutil")
     return Requirements(("torch",), port=True, head_modules=modules, installs={"colossalai": INSTALL})
 
 
 def facts_from_flags(job: Job, nodes: Sequence[Node]) -> tuple[Facts, ...] | None:
-    """Return the facts that the flags give, if they give all: ranks per node and port; else None."""
-    return nproc.facts_from_flags(job, nodes)
-
-
-def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence[Facts]) -> Plan:
-    """Return what runs where: colossalai on node 0, a gate for its torchrun on every node.
+    """Return the facts if the flags determine all of them: ranks per node and port.
 
     Parameters
     ----------
     job : Job
-        What was asked for; its options are those of `options`.
+        The job.
+    nodes : sequence of Node
+        The nodes, by rank.
+
+    Returns
+    -------
+    tuple of Facts or None
+        None: the nodes must be asked.
+    """
+    return nproc.facts_from_flags(job, nodes)
+
+
+def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence[Facts]) -> Plan:
+    """Plan the launch: colossalai on node 0, and on every node a relay that runs its torchrun.
+
+    Parameters
+    ----------
+    job : Job
+        The job; its options come from `options`.
     nodes, facts : sequences of equal length
-        The nodes and what they told, in the order of node ranks.
+        The nodes and their facts, by node rank.
     slots : sequence of Slot
-        Not used: a hosts file has none.
+        Unused: a hosts file has no slots.
+
+    Returns
+    -------
+    Plan
 
     Raises
     ------
     UsageError
-        The nodes have different numbers of ranks, or the script is nothing that colossalai takes.
+        The nodes have different numbers of ranks, or colossalai does not accept the script.
     """
     master, port = master_address(job, nodes), facts[0].port or job.port
     ranks = [nproc.ranks_on(job, node, fact) for node, fact in zip(nodes, facts, strict=True)]
@@ -79,35 +116,53 @@ def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence
         )
     plans = []
     for node, fact in zip(nodes, facts, strict=True):
-        processes = [_gate(job, node, fact, head_node.node_environment(job, node, fact, ranks[0], master, port))]
+        processes = [_relay(job, node, fact, head_node.node_environment(job, node, fact, ranks[0], master, port))]
         processes += [_head(job, nodes, facts, ranks[0], (master, port))] if node.rank == 0 else []
         plans.append(NodePlan(node, fact.folder, tuple(processes)))
-    words = {
+    values = {
         "ranks": f"{sum(ranks)} ({nproc.counts_per_node(ranks)})",
         **head_node.versions(facts, "colossalai", "torch"),
     }
     return Plan(
-        job, tuple(plans), sum(ranks), resolved_defaults(job, nodes, master, port, **words), len(nodes), has_head=True
+        job, tuple(plans), sum(ranks), resolved_defaults(job, nodes, master, port, **values), len(nodes), has_head=True
     )
 
 
 def head_argv(job: Job, folder: str, ranks: int, master: str, port: int) -> tuple[str, ...]:
-    """Return the command that runs on node 0."""
+    """Return the command that runs on node 0.
+
+    Parameters
+    ----------
+    job : Job
+        The job.
+    folder : str
+        The folder of the head on node 0.
+    ranks : int
+        Number of ranks on each node.
+    master : str
+        Address of the rendezvous.
+    port : int
+        Port of the rendezvous.
+
+    Returns
+    -------
+    tuple of str
+    """
     return (
         *(job.python, f"{folder}/colossalai_run.py", "run"),
         *("--hostfile", f"{folder}/hostfile"),
         *("--nproc_per_node", str(ranks)),
         *("--master_addr", master, "--master_port", str(port)),
-        # Words for torchrun. A shell on the node reads them, and fills in the node's own folder.
+        # Arguments for torchrun. A shell on the node expands them, with the folder of that node.
         *("--extra_launch_args", 'redirects=3,log_dir="$TORCHFAB_FOLDER/logs"'),
-        *_script_words(job),
+        *_script_args(job),
     )
 
 
-def _script_words(job: Job) -> tuple[str, ...]:
-    """Return the script and its arguments, quoted for the shell to which colossalai gives them bare."""
+def _script_args(job: Job) -> tuple[str, ...]:
+    """Return the script and its arguments, quoted for a shell: colossalai passes them to one without quotes."""
     script = escape_for_torchrun(job.script)
-    arguments = [shlex.quote(word) for word in script[1:]]
+    arguments = [shlex.quote(arg) for arg in script[1:]]
     if script[0] == "-m":
         return ("-m", arguments[0], "--", *arguments[1:])
     if not script[0].endswith(".py") or "\n" in script[0]:
@@ -115,14 +170,14 @@ def _script_words(job: Job) -> tuple[str, ...]:
             f"colossalai runs scripts whose names end in .py, and modules (-m); got {script[0]!r}",
             "rename it, or use launch-per-node",
         )
-    # With a quote at its end, colossalai would not see that it ends in .py.
+    # Escaped by backslashes: with a closing quote, colossalai would not recognize the suffix .py.
     return ("--", re.sub(r"([^\w@%+=:,./-])", r"\\\1", script[0]), *arguments)
 
 
-def _gate(job: Job, node: Node, facts: Facts, env: dict[str, str]) -> Process:
+def _relay(job: Job, node: Node, facts: Facts, env: dict[str, str]) -> Process:
     env["TORCHELASTIC_ERROR_FILE"] = f"{facts.folder}/agent/errors/error.json"
     torchrun = f'#!/bin/sh\nexec {shlex.join([job.python, "-m", "torch.distributed.run"])} "$@"\n'
-    return head_node.gate(job, node, facts, env, per_node.RANK_LOGS, {"bin/torchrun": torchrun})
+    return head_node.relay(job, node, facts, env, per_node.RANK_LOGS, {"bin/torchrun": torchrun})
 
 
 def _head(job: Job, nodes: Sequence[Node], facts: Sequence[Facts], ranks: int, rendezvous: tuple[str, int]) -> Process:
@@ -132,9 +187,9 @@ def _head(job: Job, nodes: Sequence[Node], facts: Sequence[Facts], ranks: int, r
         head_node.head_argv(job, facts[0], head_argv(job, folder, ranks, *rendezvous)),
         head_node.head_environment(job),
         files={
-            "hostfile": "".join(f"{name}\n" for name in head_node.names(nodes, rendezvous[0])),
+            "hostfile": "".join(f"{name}\n" for name in head_node.node_names(nodes, rendezvous[0])),
             "colossalai_run.py": source_of("colossalai_run"),
-            **head_node.head_files(job, nodes, facts, rendezvous[0], gate_here=True, fail_fast=True),
+            **head_node.head_files(job, nodes, facts, rendezvous[0], relay_here=True, fail_fast=True),
         },
         path=(head_node.program_folder(folder),),
         secrets=False,

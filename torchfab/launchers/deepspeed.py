@@ -1,7 +1,7 @@
 """deepspeed on every node, or from one head. To change what a launch does, change `agent_argv` or `head_argv`.
 
-The tutorial's one-liner was `deepspeed --include host1@host2 train_llm.py`; it needs a hostfile, pdsh, and keys between
-the nodes. `deepspeed --no_ssh` on every node needs neither; `--from-head` is the tutorial's way.
+The tutorial's one-liner was `deepspeed --include host1@host2 train_llm.py`, which needs a hostfile, pdsh, and SSH keys
+between the nodes. `deepspeed --no_ssh` on every node needs none of them; `--from-head` launches as the tutorial does.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ NAME = "deepspeed"
 PDSH = Program(("pdsh",), "sudo apt-get install -y pdsh", version_flag="-V", on_head_only=True)
 # <time>_rank<rank>.log
 RANK_LOGS = r"logs/\d+_rank(?P<rank>\d+)\.log"
-# deepspeed joins the words for the other nodes with blanks, and a shell there reads them: it fills in the folder there.
-LOGS_THERE, RANK_THERE = '"$TORCHFAB_FOLDER/logs"', '"$TORCHFAB_FOLDER/bin/rank"'
+# deepspeed joins the arguments for the other nodes with blanks; a shell on each node expands them, with its own folder.
+RANK_LOG_DIR, RANK_PROGRAM = '"$TORCHFAB_FOLDER/logs"', '"$TORCHFAB_FOLDER/bin/rank"'
 
 
 @dataclass(frozen=True)
@@ -31,17 +31,27 @@ class Flags:
 
     nproc_per_node: str = flag("auto", nproc.HELP)
     from_head: bool = flag(False, "One deepspeed on node 0 reaches the others through pdsh and ssh.")
-    local_rank: bool = flag(False, "Give the script --local_rank=N, for one that reads no LOCAL_RANK.")
-    deepspeed_args: str = flag("", 'Further words for deepspeed: "--bind_cores_to_rank".')
+    local_rank: bool = flag(False, "Pass --local_rank=N to the script, if it does not read LOCAL_RANK.")
+    deepspeed_args: str = flag("", 'More arguments for deepspeed: "--bind_cores_to_rank".')
 
 
 def options(flags: Flags) -> Mapping[str, Any]:
-    """Return the checked flags.
+    """Check the flags.
+
+    Parameters
+    ----------
+    flags : Flags
+        The flags of this launcher.
+
+    Returns
+    -------
+    Mapping
+        The options of the job (`Job.options`).
 
     Raises
     ------
     UsageError
-        A flag's value is not one of those that it takes.
+        The value of a flag is invalid.
     """
     try:
         more = tuple(shlex.split(flags.deepspeed_args))
@@ -56,30 +66,57 @@ def options(flags: Flags) -> Mapping[str, Any]:
 
 
 def requirements(job: Job) -> Requirements:
-    """Return what every node must have."""
-    return Requirements(("torch", "deepspeed"), port=True, programs=(PDSH,) if job.options["from_head"] else ())
-
-
-def facts_from_flags(job: Job, nodes: Sequence[Node]) -> tuple[Facts, ...] | None:
-    """Return the facts that the flags give, if they give all: ranks per node and port; else None."""
-    return nproc.facts_from_flags(job, nodes)
-
-
-def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence[Facts]) -> Plan:
-    """Return what runs where: a deepspeed on each node, or one on node 0 and a gate for it on every node.
+    """List what every node must have.
 
     Parameters
     ----------
     job : Job
-        What was asked for; its options are those of `options`.
+        The job.
+
+    Returns
+    -------
+    Requirements
+    """
+    return Requirements(("torch", "deepspeed"), port=True, programs=(PDSH,) if job.options["from_head"] else ())
+
+
+def facts_from_flags(job: Job, nodes: Sequence[Node]) -> tuple[Facts, ...] | None:
+    """Return the facts if the flags determine all of them: ranks per node and port.
+
+    Parameters
+    ----------
+    job : Job
+        The job.
+    nodes : sequence of Node
+        The nodes, by rank.
+
+    Returns
+    -------
+    tuple of Facts or None
+        None: the nodes must be asked.
+    """
+    return nproc.facts_from_flags(job, nodes)
+
+
+def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence[Facts]) -> Plan:
+    """Plan the launch: one deepspeed on each node, or one on node 0 and a relay on every node.
+
+    Parameters
+    ----------
+    job : Job
+        The job; its options come from `options`.
     nodes, facts : sequences of equal length
-        The nodes and what they told, in the order of node ranks.
+        The nodes and their facts, by node rank.
     slots : sequence of Slot
-        Not used: a hosts file has none.
+        Unused: a hosts file has no slots.
+
+    Returns
+    -------
+    Plan
     """
     master, port = master_address(job, nodes), facts[0].port or job.port
     ranks = [nproc.ranks_on(job, node, fact) for node, fact in zip(nodes, facts, strict=True)]
-    names = head_node.names(nodes, master)
+    names = head_node.node_names(nodes, master)
     hosts = "".join(f"{name} slots={_slots(node, n)}\n" for name, node, n in zip(names, nodes, ranks, strict=True))
     include = _include(names, nodes, ranks)
     from_head = job.options["from_head"]
@@ -87,22 +124,42 @@ def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence
     for node, fact, count in zip(nodes, facts, ranks, strict=True):
         env = _environment(job, node, fact, count, master, port)
         if from_head:
-            processes = [_gate(job, node, fact, env)]
+            processes = [_relay(job, node, fact, env)]
             processes += [_head(job, nodes, facts, hosts, include, (master, port))] if node.rank == 0 else []
         else:
             processes = [_agent(job, node, fact, env, hosts, agent_argv(job, node, fact, include, master, port))]
         plans.append(NodePlan(node, fact.folder, tuple(processes)))
-    words = {
+    values = {
         "ranks": f"{sum(ranks)} ({nproc.counts_per_node(ranks)})",
         **head_node.versions(facts, "deepspeed", "torch"),
     }
     return Plan(
-        job, tuple(plans), sum(ranks), resolved_defaults(job, nodes, master, port, **words), len(nodes), from_head
+        job, tuple(plans), sum(ranks), resolved_defaults(job, nodes, master, port, **values), len(nodes), from_head
     )
 
 
 def agent_argv(job: Job, node: Node, facts: Facts, include: Sequence[str], master: str, port: int) -> tuple[str, ...]:
-    """Return the command that runs on one node."""
+    """Return the command that runs on one node.
+
+    Parameters
+    ----------
+    job : Job
+        The job.
+    node : Node
+        The node.
+    facts : Facts
+        Its facts.
+    include : sequence of str
+        The option that selects devices, or nothing.
+    master : str
+        Address of the rendezvous.
+    port : int
+        Port of the rendezvous.
+
+    Returns
+    -------
+    tuple of str
+    """
     return (
         *(job.python, "-m", "deepspeed.launcher.runner"),
         *("--no_ssh", "--node_rank", str(node.rank)),
@@ -112,14 +169,32 @@ def agent_argv(job: Job, node: Node, facts: Facts, include: Sequence[str], maste
 
 
 def head_argv(job: Job, folder: str, include: Sequence[str], master: str, port: int) -> tuple[str, ...]:
-    """Return the command that runs on node 0, when it is to reach the others."""
+    """Return the command that runs on node 0 with `--from-head`.
+
+    Parameters
+    ----------
+    job : Job
+        The job.
+    folder : str
+        The folder of the head on node 0.
+    include : sequence of str
+        The option that selects devices, or nothing.
+    master : str
+        Address of the rendezvous.
+    port : int
+        Port of the rendezvous.
+
+    Returns
+    -------
+    tuple of str
+    """
     return (
         *(job.python, "-m", "deepspeed.launcher.runner"),
-        # A single host is to go the same way as many; and hosts are checked by torchfab, in phase one.
+        # Treat a single host like many. torchfab has checked the hosts in phase one.
         *("--launcher", "pdsh", "--force_multi", "--no_ssh_check"),
-        *_common(job, f"{folder}/hostfile", include, LOGS_THERE, master, port),
-        # The script and its arguments do not go through deepspeed's quoting and pdsh's %h: they lie beside bin/rank.
-        *("--no_python", RANK_THERE),
+        *_common(job, f"{folder}/hostfile", include, RANK_LOG_DIR, master, port),
+        # The script and its arguments bypass deepspeed's quoting and pdsh's %h: they are in a file that bin/rank reads.
+        *("--no_python", RANK_PROGRAM),
     )
 
 
@@ -134,12 +209,12 @@ def _common(job: Job, hostfile: str, include: Sequence[str], logs: str, master: 
 
 
 def _slots(node: Node, ranks: int) -> int:
-    """Return how many devices deepspeed must know of, so that the wanted ones are among them."""
+    """Return how many devices deepspeed must assume so that the named ones are among them."""
     return max(ranks, *(int(gpu) + 1 for gpu in _devices(node)), 0)
 
 
 def _include(names: Sequence[str], nodes: Sequence[Node], ranks: Sequence[int]) -> tuple[str, ...]:
-    """Return the choice of devices, if any is named: deepspeed overwrites CUDA_VISIBLE_DEVICES."""
+    """Return the option that selects devices, if any are named: deepspeed overwrites CUDA_VISIBLE_DEVICES."""
     if not any(node.gpus for node in nodes):
         return ()
     parts = []
@@ -158,7 +233,7 @@ def _devices(node: Node) -> list[str]:
 
 def _environment(job: Job, node: Node, facts: Facts, ranks: int, master: str, port: int) -> dict[str, str]:
     env = head_node.node_environment(job, node, facts, ranks, master, port)
-    if "CUDA_VISIBLE_DEVICES" not in job.env:  # --include says it
+    if "CUDA_VISIBLE_DEVICES" not in job.env:  # --include selects the devices
         env.pop("CUDA_VISIBLE_DEVICES", None)
     if facts.cpus and not facts.gpus:
         env.setdefault("DS_ACCELERATOR", "cpu")
@@ -169,13 +244,13 @@ def _agent(job: Job, node: Node, facts: Facts, env: Mapping[str, str], hosts: st
     return Process("agent", argv, env, rank_logs=RANK_LOGS, folders=("logs",), files={"hostfile": hosts})
 
 
-def _gate(job: Job, node: Node, facts: Facts, env: Mapping[str, str]) -> Process:
+def _relay(job: Job, node: Node, facts: Facts, env: Mapping[str, str]) -> Process:
     rank = shlex.join([job.python, "-I", "-S", f"{facts.folder}/agent/rank.py", "--script"])
     files = {
         "script.json": json.dumps([job.python, *job.script]) + "\n",
         "bin/rank": f'#!/bin/sh\nexec {rank} "$@"\n',
     }
-    return head_node.gate(job, node, facts, env, RANK_LOGS, files)
+    return head_node.relay(job, node, facts, env, RANK_LOGS, files)
 
 
 def _head(
@@ -193,9 +268,9 @@ def _head(
         head_node.head_environment(job, DS_ENV_FILE=f"{folder}/deepspeed_env"),
         files={
             "hostfile": hosts,
-            # Not that of the user's home folder, or of the working directory: a blank line in them crashes deepspeed.
+            # Replaces those of the home folder and the working directory: a blank line in them crashes deepspeed.
             "deepspeed_env": f"TORCHFAB_JOB_ID={job.job_id}\n",
-            **head_node.head_files(job, nodes, facts, rendezvous[0], gate_here=True, fail_fast=True),
+            **head_node.head_files(job, nodes, facts, rendezvous[0], relay_here=True, fail_fast=True),
         },
         path=(head_node.program_folder(folder),),
         secrets=False,

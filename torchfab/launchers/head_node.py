@@ -1,12 +1,12 @@
-"""What the launchers with a head share: one process on node 0 that reaches the other nodes by an ssh of its own.
+"""Shared by the launchers with a head: one process on node 0 that connects to the other nodes by ssh.
 
-A job of theirs would end with the head's ssh connections: its ranks are nobody's descendants on their nodes, their logs
-and exit codes go to the head, and the environment comes on command lines. Therefore
+By themselves, such jobs end with the head's ssh connections: their ranks have no supervisor on their nodes, logs and
+exit codes go to the head only, and the environment is passed on command lines. Therefore
 
-- every node has a gate (`torchfab/remote/shims/relay.py`), a process of the plan like any other, with the node's
-  environment and a supervisor; it waits for the command that the head has for the node, and runs it below itself;
-- the ssh of the head is ours (`shims/rsh.py`): it knows the nodes of this job only, and knocks at their gates;
-- each rank is started by `shims/rank.py`, which tells it its rank, and keeps its log and its exit code.
+- every node has a relay (`torchfab/remote/shims/relay.py`), a process of the plan like any other, with the node's
+  environment and a supervisor: it waits for the head's command and runs it as its child;
+- the ssh of the head is `shims/rsh.py`: it knows the nodes of this job only, and delivers commands to their relays;
+- `shims/rank.py` starts each rank: it sets the rank's environment and keeps its log and its exit code.
 """
 
 from __future__ import annotations
@@ -21,23 +21,44 @@ from torchfab.core.errors import UsageError
 from torchfab.core.specs import Facts, Job, Node, Process
 from torchfab.launchers.shims import source_of
 
-FOLDER = "TORCHFAB_FOLDER"  # where a rank finds what belongs to it: the folder of the process above it
+FOLDER = "TORCHFAB_FOLDER"  # variable that gives a rank the folder of its parent process in the plan
 RANK_LOGS = r"logs/rank-(?P<rank>\d+)\.log"
 _BATCH = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=15")
 
 
-def python(job: Job) -> str:
-    """Return the interpreter as it is found from any folder: an ssh command starts in the home folder."""
+def absolute_python(job: Job) -> str:
+    """Return the interpreter with its full path if it has one: an ssh command starts in the home folder.
+
+    Parameters
+    ----------
+    job : Job
+        The job.
+
+    Returns
+    -------
+    str
+    """
     return posixpath.join(job.workdir, job.python) if "/" in job.python else job.python
 
 
-def names(nodes: Sequence[Node], master: str) -> tuple[str, ...]:
-    """Return the names by which the launcher knows the nodes: how the nodes reach each other.
+def node_names(nodes: Sequence[Node], master: str) -> tuple[str, ...]:
+    """Return the names that the launcher uses for the nodes: the addresses by which they reach each other.
+
+    Parameters
+    ----------
+    nodes : sequence of Node
+        The nodes, by rank.
+    master : str
+        Address of node 0.
+
+    Returns
+    -------
+    tuple of str
 
     Raises
     ------
     UsageError
-        Two nodes have one name.
+        Two nodes have the same name.
     """
     found = (master, *(node.address or node.host for node in nodes[1:]))
     twice = next((name for name in found if found.count(name) > 1), None)
@@ -48,7 +69,27 @@ def names(nodes: Sequence[Node], master: str) -> tuple[str, ...]:
 
 
 def node_environment(job: Job, node: Node, facts: Facts, ranks: int, master: str, port: int) -> dict[str, str]:
-    """Return what every process of a node has in its environment."""
+    """Return the environment of every process on a node.
+
+    Parameters
+    ----------
+    job : Job
+        The job.
+    node : Node
+        The node.
+    facts : Facts
+        Its facts.
+    ranks : int
+        Number of ranks on the node.
+    master : str
+        Address of the rendezvous.
+    port : int
+        Port of the rendezvous.
+
+    Returns
+    -------
+    dict of str to str
+    """
     return {
         "PYTHONUNBUFFERED": "1",
         **environment.threads(ranks, facts.gpus, facts.cpus),
@@ -62,27 +103,51 @@ def node_environment(job: Job, node: Node, facts: Facts, ranks: int, master: str
 
 
 def head_environment(job: Job, **more: str) -> dict[str, str]:
-    """Return the environment of a head whose ranks all live below gates: little, as launchers export what they have."""
-    mine = {name: value for name, value in job.env.items() if name.startswith("PYTHON")}
-    return {"PYTHONUNBUFFERED": "1", **mine, **more, **environment.marks(job.job_id, 0)}
-
-
-def gate(
-    job: Job, node: Node, facts: Facts, env: Mapping[str, str], rank_logs: str, files: Mapping[str, str] | None = None
-) -> Process:
-    """Return the process that waits on a node for what the head has for it.
+    """Return the environment of a head whose ranks all run below relays: minimal, as launchers export what they have.
 
     Parameters
     ----------
+    job : Job
+        The job; of its environment only the variables of Python are kept.
+    **more : str
+        More variables.
+
+    Returns
+    -------
+    dict of str to str
+    """
+    of_python = {name: value for name, value in job.env.items() if name.startswith("PYTHON")}
+    return {"PYTHONUNBUFFERED": "1", **of_python, **more, **environment.marks(job.job_id, 0)}
+
+
+def relay(
+    job: Job, node: Node, facts: Facts, env: Mapping[str, str], rank_logs: str, files: Mapping[str, str] | None = None
+) -> Process:
+    """Return the relay of a node: the process that waits for the command of the head.
+
+    Parameters
+    ----------
+    job : Job
+        The job.
+    node : Node
+        The node.
+    facts : Facts
+        Its facts.
+    env : Mapping of str to str
+        Its environment.
     rank_logs : str
         As in Process.
-    files : Mapping of str to str
+    files : Mapping of str to str, optional
         More files for its folder.
+
+    Returns
+    -------
+    Process
     """
     folder = f"{facts.folder}/agent"
     return Process(
         "agent",
-        (python(job), "-I", "-S", f"{folder}/relay.py", "await"),
+        (absolute_python(job), "-I", "-S", f"{folder}/relay.py", "await"),
         {**env, FOLDER: folder},
         rank_logs=rank_logs,
         folders=("logs", "errors"),
@@ -92,65 +157,119 @@ def gate(
 
 
 def rank_files() -> dict[str, str]:
-    """Return what a rank needs in the folder of the process above it."""
+    """Return the files that ranks need in the folder of their parent process.
+
+    Returns
+    -------
+    dict of str to str
+        Contents by name.
+    """
     return {"rank.py": source_of("rank")}
 
 
 def head_argv(job: Job, facts: Facts, argv: Sequence[str]) -> tuple[str, ...]:
-    """Return the command of the head: the launcher's own, below what tells the gates when it has ended."""
-    return (python(job), "-I", "-S", f"{facts.folder}/head/head.py", *argv)
-
-
-def head_files(
-    job: Job, nodes: Sequence[Node], facts: Sequence[Facts], master: str, gate_here: bool, fail_fast: bool
-) -> dict[str, str]:
-    """Return the files of the head: its ssh, and the way to each node.
+    """Return the command of the head: the launcher's own, run by head.py, which notifies the relays at its end.
 
     Parameters
     ----------
-    gate_here : bool
-        Whether node 0 has a gate too; else what the head has for node 0 runs below the head itself.
-    fail_fast : bool
-        Whether the head is to be ended when a node fails, because it would wait for the others.
+    job : Job
+        The job.
+    facts : Facts
+        The facts of node 0.
+    argv : sequence of str
+        The launcher's command.
+
+    Returns
+    -------
+    tuple of str
     """
-    reach = {
-        name: {"ssh": _ssh_argv(job, node), "gate": _knock(job, node, fact) if node.rank or gate_here else []}
-        for name, node, fact in zip(names(nodes, master), nodes, facts, strict=True)
+    return (absolute_python(job), "-I", "-S", f"{facts.folder}/head/head.py", *argv)
+
+
+def head_files(
+    job: Job, nodes: Sequence[Node], facts: Sequence[Facts], master: str, relay_here: bool, fail_fast: bool
+) -> dict[str, str]:
+    """Return the files of the head: its ssh, and how to reach each node.
+
+    Parameters
+    ----------
+    job : Job
+        The job.
+    nodes, facts : sequences of equal length
+        The nodes and their facts, by node rank.
+    master : str
+        Address of node 0.
+    relay_here : bool
+        Whether node 0 has a relay too; else commands for node 0 run below the head itself.
+    fail_fast : bool
+        Whether to end the head when a node fails, because it would wait for the other nodes.
+
+    Returns
+    -------
+    dict of str to str
+        Contents by name.
+    """
+    routes = {
+        name: {"ssh": _ssh_argv(job, node), "gate": _relay_argv(job, node, fact) if node.rank or relay_here else []}
+        for name, node, fact in zip(node_names(nodes, master), nodes, facts, strict=True)
     }
     ssh = f"{facts[0].folder}/head/rsh.py"
     return {
         "head.py": source_of("head"),
         "rsh.py": source_of("rsh"),
-        "nodes.json": json.dumps({"nodes": reach, "fail_fast": fail_fast}, indent=1) + "\n",
-        "bin/ssh": f'#!/bin/sh\nexec {shlex.join([python(job), "-I", "-S", ssh])} "$@"\n',
+        "nodes.json": json.dumps({"nodes": routes, "fail_fast": fail_fast}, indent=1) + "\n",
+        "bin/ssh": f'#!/bin/sh\nexec {shlex.join([absolute_python(job), "-I", "-S", ssh])} "$@"\n',
     }
 
 
 def _ssh_argv(job: Job, node: Node) -> list[str]:
     if node.rank == 0:
         return []
-    way = ["-o", f"HostName={node.address}"] if node.address else []
+    address = ["-o", f"HostName={node.address}"] if node.address else []
     port = ["-p", str(node.port)] if node.port else []
     user = ["-l", node.user] if node.user else []
-    return ["ssh", *_BATCH, *job.ssh_options, *way, *port, *user, "--", node.host]
+    return ["ssh", *_BATCH, *job.ssh_options, *address, *port, *user, "--", node.host]
 
 
-def _knock(job: Job, node: Node, facts: Facts) -> list[str]:
+def _relay_argv(job: Job, node: Node, facts: Facts) -> list[str]:
     marks = [f"{name}={value}" for name, value in environment.marks(job.job_id, node.rank).items()]
-    return ["env", *marks, python(job), "-I", "-S", f"{facts.folder}/agent/relay.py", "deliver"]
+    return ["env", *marks, absolute_python(job), "-I", "-S", f"{facts.folder}/agent/relay.py", "deliver"]
 
 
 def program_folder(folder: str) -> str:
-    """Return where the programs lie that a process finds first."""
+    """Return the folder that comes first in the PATH of a process.
+
+    Parameters
+    ----------
+    folder : str
+        The folder of the process.
+
+    Returns
+    -------
+    str
+    """
     return posixpath.join(folder, "bin")
 
 
 def versions(facts: Sequence[Facts], *names: str) -> dict[str, str]:
-    """Return the versions of modules and programs for people; all of them where the nodes differ."""
+    """Describe the versions of modules and programs, all of them if the nodes differ.
+
+    Parameters
+    ----------
+    facts : sequence of Facts
+        The facts of the nodes.
+    *names : str
+        The modules and programs.
+
+    Returns
+    -------
+    dict of str to str
+        `versions`; empty if none is known.
+    """
     found = {name: sorted({fact.versions[name] for fact in facts if name in fact.versions}) for name in names}
-    words = [_version_words(name, each) for name, each in found.items() if each]
-    return {"versions": ", ".join(words)} if words else {}
+    texts = [_describe_version(name, each) for name, each in found.items() if each]
+    return {"versions": ", ".join(texts)} if texts else {}
 
 
-def _version_words(name: str, found: Sequence[str]) -> str:
+def _describe_version(name: str, found: Sequence[str]) -> str:
     return f"{name} {' and '.join(found)}" + (" (the nodes differ)" if len(found) > 1 else "")

@@ -1,6 +1,6 @@
 """torchrun in the pods of an Indexed Job, or of a JobSet. To change what a launch does, change `torchrun_argv`.
 
-Pods do not take ssh, and need none: the manifest says it all. --dry-run prints it.
+Pods need no ssh: the manifest is complete, and --dry-run prints it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torchfab.launchers.nproc import CPU_PROCESSES
 
 NAME = "kubernetes"
 RUNTIME = "kubernetes"
-PORT = 29500  # every pod has an address of its own: nobody else listens there
-RANK_PREFIX = "[rank${rank}]:"  # torchrun fills it in before each line of a rank
+PORT = 29500  # every pod has its own address, so no other program uses the port
+RANK_PREFIX = "[rank${rank}]:"  # torchrun puts it before each line of a rank
 
 
 @dataclass(frozen=True)
@@ -48,18 +48,28 @@ class Flags:
     queue: str = flag("", "Kueue queue: the job waits there until it is admitted as a whole. [none]")
     jobset: bool = flag(False, "Make a JobSet, for clusters that have it: restarts are of all pods together.")
     max_restarts: int = flag(0, "How often the pods are made again after a failure. [0]", WholeNumber())
-    # Images are large, and machines may have to be bought.
+    # Pulling a large image takes minutes, and so does adding machines to the cluster.
     rdzv_timeout: int = flag(3600, "Seconds that pods wait for the first one. [3600]", WholeNumber(1))
     user: str = flag("1000", "User id of the container, or image: the image's own, which may be root. [1000]")
 
 
 def options(flags: Flags) -> Mapping[str, Any]:
-    """Return the checked flags.
+    """Check the flags.
+
+    Parameters
+    ----------
+    flags : Flags
+        The flags of this launcher.
+
+    Returns
+    -------
+    Mapping
+        The options of the job (`Job.options`).
 
     Raises
     ------
     UsageError
-        A flag's value is not one of those that it takes.
+        The value of a flag is invalid.
     """
     return {
         "image": quantities.image(flags.image),
@@ -90,12 +100,21 @@ def _optional(check: Any, name: str, flags: Flags) -> str:
 
 
 def plan(job: Job) -> Submission:
-    """Return the manifest of a job.
+    """Plan the submission: the manifest of the job.
+
+    Parameters
+    ----------
+    job : Job
+        The job; its options come from `options`.
+
+    Returns
+    -------
+    Submission
 
     Raises
     ------
     UsageError
-        The job's name is none for DNS, or a word of it is not Unicode.
+        The job's name is not a DNS name, or an argument or a value is not Unicode.
     """
     shape = _shape(job)
     yaml_text.check_text("--workdir", job.workdir)
@@ -119,16 +138,27 @@ def plan(job: Job) -> Submission:
             "max_restarts": job.options["max_restarts"],
             "queue": job.options["queue"],
         },
-        defaults=_chosen(job, shape),
+        defaults=_resolved_defaults(job, shape),
         hosts=tuple(Node(rank, shape.pod(rank)) for rank in range(shape.nodes)),
     )
 
 
 def torchrun_argv(job: Job, shape: Shape) -> tuple[str, ...]:
-    """Return the words that torchrun gets in every pod; `$(NAME)` is filled in by the kubelet.
+    """Return the arguments of torchrun in every pod; the kubelet expands `$(NAME)`.
 
-    The rendezvous is static, so ranks follow the pods' indices; torchrun goes on trying for as long as the first pod
-    has no address yet.
+    The rendezvous is static, so ranks follow the pods' indices; torchrun retries while the first pod has no address
+    yet.
+
+    Parameters
+    ----------
+    job : Job
+        The job.
+    shape : Shape
+        Names and number of its pods.
+
+    Returns
+    -------
+    tuple of str
     """
     return (
         *("--nnodes", str(shape.nodes)),
@@ -146,19 +176,19 @@ def _command(job: Job) -> list[str]:
 
 
 def _args(job: Job, shape: Shape) -> list[str]:
-    script = [yaml_text.escape(yaml_text.check_text("an argument", word)) for word in escape_for_torchrun(job.script)]
+    script = [yaml_text.escape(yaml_text.check_text("an argument", arg)) for arg in escape_for_torchrun(job.script)]
     return [yaml_text.escape(_program()), *torchrun_argv(job, shape), *script]
 
 
 def _program() -> str:
-    """Return what runs torchrun in the pod; it needs torch, and is therefore not imported."""
+    """Return the source of the pod's entry point; it needs torch, so it is not imported here."""
     return (resources.files("torchfab.launchers.manifest") / "pod_entrypoint.py").read_text(encoding="utf-8")
 
 
 def _env(job: Job, shape: Shape) -> list[dict[str, Any]]:
-    # A user without an entry in the image's /etc/passwd has no home, and no name to ask for.
+    # A user without an entry in the image's /etc/passwd has no home folder and no name.
     home = {} if job.options["user"] is None else {"HOME": "/tmp", "USER": "torchfab"}
-    shown = {
+    variables = {
         "PYTHONUNBUFFERED": "1",
         "TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE": RANK_PREFIX,
         **environment.threads(job.options["ranks"], job.options["gpus"], quantities.cores(job.options["cpus"])),
@@ -168,7 +198,7 @@ def _env(job: Job, shape: Shape) -> list[dict[str, Any]]:
     }
     index = {"fieldRef": {"fieldPath": "metadata.annotations['batch.kubernetes.io/job-completion-index']"}}
     entries: dict[str, dict[str, Any]] = {INDEX: {"valueFrom": index}}
-    for name, value in shown.items():
+    for name, value in variables.items():
         entries.setdefault(name, {"value": yaml_text.escape(yaml_text.check_text(f"the value of {name}", value))})
     entries[environment.NODE_RANK] = {"value": f"$({INDEX})"}
     for name, value in job.secrets.items():
@@ -184,18 +214,18 @@ def _shape(job: Job) -> Shape:
     return Shape(name, nodes, middle, job.job_id.rsplit("-", 1)[-1], PORT)
 
 
-def _chosen(job: Job, shape: Shape) -> Mapping[str, str]:
-    own = job.options
-    ranks = own["ranks"]
-    user = own["user"]
+def _resolved_defaults(job: Job, shape: Shape) -> Mapping[str, str]:
+    options = job.options
+    ranks, user = options["ranks"], options["user"]
     return {
         "job": job.name,
         "objects": f"{shape.kind} {shape.name}" + (f", Secret {shape.secret}" if job.secrets else ""),
-        "where": f"namespace {own['namespace'] or 'of the context'}, context {own['context'] or 'the current one'}",
-        "nodes": f"{shape.nodes} pods, {own['gpus']} {own['gpu_resource']} each",
+        "where": f"namespace {options['namespace'] or 'of the context'}, "
+        f"context {options['context'] or 'the current one'}",
+        "nodes": f"{shape.nodes} pods, {options['gpus']} {options['gpu_resource']} each",
         "ranks": f"{shape.nodes * ranks} ({ranks} per pod)",
         "master": f"{shape.master}:{PORT}",
-        "image": own["image"],
+        "image": options["image"],
         "user": "the image's own" if user is None else str(user),
         "workdir": job.workdir,
         "python": job.python,
@@ -203,17 +233,17 @@ def _chosen(job: Job, shape: Shape) -> Mapping[str, str]:
 
 
 def _comments(job: Job, shape: Shape) -> list[str]:
-    lines = [f"{key}: {value}" for key, value in _chosen(job, shape).items()]
-    lines += ["", "Launch it without torchfab: kubectl " + shlex.join([*_where(job), "apply", "-f", "-"])]
+    lines = [f"{key}: {value}" for key, value in _resolved_defaults(job, shape).items()]
+    lines += ["", "Launch it without torchfab: kubectl " + shlex.join([*_kubectl_options(job), "apply", "-f", "-"])]
     if job.secrets:
-        # Values are taken from the shell that this is pasted into: printf is a builtin, nothing of it is seen in ps.
+        # The shell that this is pasted into provides the values: printf is a builtin, so ps does not show them.
         files = " ".join(f'--from-file={name}=<(printf %s "${{{name}?}}")' for name in sorted(job.secrets))
-        create = shlex.join([*_where(job), "create", "secret", "generic", shape.secret])
+        create = shlex.join([*_kubectl_options(job), "create", "secret", "generic", shape.secret])
         lines += ["Secret values are not in this text. In bash, with these variables set, first:"]
         lines += [f"  kubectl {create} {files}"]
     return lines
 
 
-def _where(job: Job) -> list[str]:
+def _kubectl_options(job: Job) -> list[str]:
     context, namespace = job.options["context"], job.options["namespace"]
     return [*(["--context", context] if context else []), *(["--namespace", namespace] if namespace else [])]

@@ -1,9 +1,9 @@
-"""mpirun on node 0, which starts the ranks everywhere. To change a launch, change `openmpi_argv` or `mpich_argv`.
+"""mpirun on node 0, which starts the ranks on all nodes. To change a launch, change `openmpi_argv` or `mpich_argv`.
 
     mpirun.openmpi --hostfile hosts -np 4 python train_llm.py
     mpiexec.hydra -f hosts -n 4 python train_llm.py
 
-The script need not know MPI: `shims/rank.py` tells every rank its place in the words of torch.distributed.
+The script need not use MPI: `shims/rank.py` sets the variables of torch.distributed for every rank.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ OPENMPI = Program(("mpirun.openmpi", "orterun"), "sudo apt-get install -y openmp
 MPICH = Program(("mpiexec.hydra",), "sudo apt-get install -y mpich")
 EITHER = Program((*OPENMPI.names, *MPICH.names), OPENMPI.install)
 PROGRAMS = {"openmpi": OPENMPI, "mpich": MPICH, "auto": EITHER}
-# Every node has its own folder: the shell on the node finds the way from the environment that its gate gave it.
-RANK = 'exec "$0" -I -S "$TORCHFAB_FOLDER/rank.py" --logs "$@"'
+# Every node has its own folder: a shell on the node expands the variable, which the relay has set.
+RANK_COMMAND = 'exec "$0" -I -S "$TORCHFAB_FOLDER/rank.py" --logs "$@"'
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,22 @@ class Flags:
 
 
 def options(flags: Flags) -> Mapping[str, Any]:
-    """Return the checked flags.
+    """Check the flags.
+
+    Parameters
+    ----------
+    flags : Flags
+        The flags of this launcher.
+
+    Returns
+    -------
+    Mapping
+        The options of the job (`Job.options`).
 
     Raises
     ------
     UsageError
-        A flag's value is not one of those that it takes.
+        The value of a flag is invalid.
     """
     if flags.flavour not in PROGRAMS:
         raise UsageError(f"--flavour is auto, openmpi or mpich, got {flags.flavour!r}")
@@ -53,26 +63,53 @@ def options(flags: Flags) -> Mapping[str, Any]:
 
 
 def requirements(job: Job) -> Requirements:
-    """Return what every node must have."""
-    return Requirements(modules=("torch",), port=True, programs=(PROGRAMS[job.options["flavour"]],))
-
-
-def facts_from_flags(job: Job, nodes: Sequence[Node]) -> tuple[Facts, ...] | None:
-    """Return the facts that the flags give, if they give all: ranks per node, port and flavour; else None."""
-    return None if job.options["flavour"] == "auto" else nproc.facts_from_flags(job, nodes)
-
-
-def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence[Facts]) -> Plan:
-    """Return what runs where: mpirun on node 0, a gate for its daemon on every other node.
+    """List what every node must have.
 
     Parameters
     ----------
     job : Job
-        What was asked for; its options are those of `options`.
+        The job.
+
+    Returns
+    -------
+    Requirements
+    """
+    return Requirements(modules=("torch",), port=True, programs=(PROGRAMS[job.options["flavour"]],))
+
+
+def facts_from_flags(job: Job, nodes: Sequence[Node]) -> tuple[Facts, ...] | None:
+    """Return the facts if the flags determine all of them: ranks per node, port and flavour.
+
+    Parameters
+    ----------
+    job : Job
+        The job.
+    nodes : sequence of Node
+        The nodes, by rank.
+
+    Returns
+    -------
+    tuple of Facts or None
+        None: the nodes must be asked.
+    """
+    return None if job.options["flavour"] == "auto" else nproc.facts_from_flags(job, nodes)
+
+
+def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence[Facts]) -> Plan:
+    """Plan the launch: mpirun on node 0, and on every other node a relay that runs its daemon.
+
+    Parameters
+    ----------
+    job : Job
+        The job; its options come from `options`.
     nodes, facts : sequences of equal length
-        The nodes and what they told, in the order of node ranks.
+        The nodes and their facts, by node rank.
     slots : sequence of Slot
-        Not used: a hosts file has none.
+        Unused: a hosts file has no slots.
+
+    Returns
+    -------
+    Plan
     """
     master, port = master_address(job, nodes), facts[0].port or job.port
     ranks = [nproc.ranks_on(job, node, fact) for node, fact in zip(nodes, facts, strict=True)]
@@ -84,20 +121,20 @@ def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence
     head = _head(job, nodes, facts, ranks, master, program, envs[0])
     plans = [NodePlan(nodes[0], facts[0].folder, (head,))]
     for node, fact, env in list(zip(nodes, facts, envs, strict=True))[1:]:
-        plans.append(NodePlan(node, fact.folder, (head_node.gate(job, node, fact, env, head_node.RANK_LOGS),)))
-    words = {"ranks": f"{sum(ranks)} ({nproc.counts_per_node(ranks)})", **_notes(facts, program)}
+        plans.append(NodePlan(node, fact.folder, (head_node.relay(job, node, fact, env, head_node.RANK_LOGS),)))
+    values = {"ranks": f"{sum(ranks)} ({nproc.counts_per_node(ranks)})", **_notes(facts, program)}
     return Plan(
-        job, tuple(plans), sum(ranks), resolved_defaults(job, nodes, master, port, **words), len(nodes), has_head=True
+        job, tuple(plans), sum(ranks), resolved_defaults(job, nodes, master, port, **values), len(nodes), has_head=True
     )
 
 
 def _program(job: Job, facts: Sequence[Facts]) -> str:
-    """Return the name of the program: the first of the flavour that every node has."""
+    """Return the name of the first program of the flavour that is installed on every node."""
     names = PROGRAMS[job.options["flavour"]].names
     found = [name for name in names if all(name in fact.versions for fact in facts)]
     if found:
         return found[0]
-    if not any(fact.versions for fact in facts):  # a dry run that asked nobody
+    if not any(fact.versions for fact in facts):  # a dry run that connected to no node
         return names[0]
     raise UsageError(f"no MPI is on all nodes: some have {names[0]}, others {names[-1]}", "install the same on all")
 
@@ -112,7 +149,7 @@ def _head(
     env: Mapping[str, str],
 ) -> Process:
     folder = f"{facts[0].folder}/head"
-    names = head_node.names(nodes, master)
+    names = head_node.node_names(nodes, master)
     hosts = list(zip(names, ranks, strict=True))
     if program in MPICH.names:
         argv = mpich_argv(job, program, folder, master, sum(ranks))
@@ -122,50 +159,84 @@ def _head(
         lines = [f"{name} slots={count}" for name, count in hosts]
     return Process(
         "head",
-        head_node.head_argv(job, facts[0], (*argv, "sh", "-c", RANK, job.python, job.python, *job.script)),
+        head_node.head_argv(job, facts[0], (*argv, "sh", "-c", RANK_COMMAND, job.python, job.python, *job.script)),
         {**env, head_node.FOLDER: folder},
         rank_logs=head_node.RANK_LOGS,
         folders=("logs", "errors"),
         files={
             "hostfile": "".join(f"{line}\n" for line in lines),
             **head_node.rank_files(),
-            **head_node.head_files(job, nodes, facts, master, gate_here=False, fail_fast=False),
+            **head_node.head_files(job, nodes, facts, master, relay_here=False, fail_fast=False),
         },
         path=(head_node.program_folder(folder),),
     )
 
 
 def openmpi_argv(job: Job, program: str, folder: str, ranks: int) -> tuple[str, ...]:
-    """Return the command that runs on node 0, up to the program of the ranks."""
+    """Return the command that runs on node 0, up to the program of the ranks.
+
+    Parameters
+    ----------
+    job : Job
+        The job.
+    program : str
+        Name of Open MPI's mpirun.
+    folder : str
+        The folder of the head on node 0.
+    ranks : int
+        Number of ranks on all nodes.
+
+    Returns
+    -------
+    tuple of str
+    """
     interface = job.options["interface"]
     return (
         *(program, "--allow-run-as-root"),
         *("--hostfile", f"{folder}/hostfile"),
         *("-np", str(ranks)),
         *("--map-by", "slot", "--bind-to", "none"),
-        # Our ssh is the first on PATH: the agent's option is split at blanks, which a folder may have. Its daemons stay
-        # in the foreground, where their gates see them end.
+        # rsh.py is the first ssh on PATH; its path is not given here because Open MPI splits the option at blanks. The
+        # daemons stay in the foreground, so that the relays notice their end.
         *("--mca", "plm_rsh_agent", "ssh"),
         *("--mca", "plm_rsh_no_tree_spawn", "1"),
         *("--mca", "orte_leave_session_attached", "1"),
         *(("--mca", "btl_tcp_if_include", interface, "--mca", "oob_tcp_if_include", interface) if interface else ()),
-        # Names only: no value is on a command line. The gates give every node the same and what is its own.
-        *(word for name in sorted({*job.env, *job.secrets}) for word in ("-x", name)),
+        # Names only, so that no value is on a command line. The relays set the values on every node.
+        *(arg for name in sorted({*job.env, *job.secrets}) for arg in ("-x", name)),
     )
 
 
 def mpich_argv(job: Job, program: str, folder: str, master: str, ranks: int) -> tuple[str, ...]:
-    """Return the command that runs on node 0, up to the program of the ranks."""
+    """Return the command that runs on node 0, up to the program of the ranks.
+
+    Parameters
+    ----------
+    job : Job
+        The job.
+    program : str
+        Name of MPICH's mpiexec.
+    folder : str
+        The folder of the head on node 0.
+    master : str
+        Address of node 0.
+    ranks : int
+        Number of ranks on all nodes.
+
+    Returns
+    -------
+    tuple of str
+    """
     interface = job.options["interface"]
     return (
         program,
         *("-launcher", "ssh", "-launcher-exec", f"{folder}/bin/ssh"),
-        # Without it, a host whose own name does not resolve hangs.
+        # Without it, mpiexec hangs on a host whose own name does not resolve.
         *(("-iface", interface) if interface else ("-localhost", master)),
         *("-f", f"{folder}/hostfile"),
         *("-n", str(ranks)),
-        # Nothing travels: -genv shows its values in ps, and -genvlist loses the first of several names on the way to
-        # other nodes (4.0.2). The gates give every node its environment.
+        # Pass no variables: -genv shows its values in ps, and -genvlist drops the first of several names on other nodes
+        # (4.0.2). The relays set the environment on every node.
         "-genvnone",
     )
 
@@ -179,5 +250,5 @@ def _interface_environment(job: Job) -> dict[str, str]:
 def _notes(facts: Sequence[Facts], program: str) -> dict[str, str]:
     notes = head_node.versions(facts, program, "torch")
     if facts[0].is_root and program in OPENMPI.names:
-        notes["root"] = "Open MPI advises against it and is told --allow-run-as-root; an ordinary user is safer"
+        notes["root"] = "Open MPI advises against it; torchfab passes --allow-run-as-root; an ordinary user is safer"
     return notes

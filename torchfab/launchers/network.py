@@ -1,6 +1,6 @@
-"""The job of `fab network`: one rank per GPU, or per node where there are none, which measure the network between them.
+"""The job of `fab network`: one rank per GPU, or per node without GPUs, which measure the network between them.
 
-The script that runs is ours, and sent along: nothing of it lies on the nodes beforehand.
+The script that runs belongs to torchfab and is sent with the plan: it need not be installed on the nodes.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ SCRIPT = "network_benchmark.py"
 
 @dataclass(frozen=True)
 class Flags:
-    """What is to be measured.
+    """The options of the measurement.
 
     Parameters
     ----------
     seconds : float
         How long to measure.
     pairs : bool
-        Pairs of nodes too; else only when it is slow.
+        Always measure pairs of nodes; else only if the network is slow.
     backend : str
-        nccl, gloo, or auto: nccl where every node has a GPU.
+        nccl, gloo, or auto: nccl if every node has a GPU, else gloo.
     patience_s : float
-        How long ranks may take to import torch and to find each other. Default 90.
+        How long ranks may take to import torch and find each other, in seconds. Default 90.
     """
 
     seconds: float
@@ -43,12 +43,22 @@ class Flags:
 
 
 def options(flags: Flags) -> Mapping[str, Any]:
-    """Return the checked flags.
+    """Check the flags.
+
+    Parameters
+    ----------
+    flags : Flags
+        The flags of this launcher.
+
+    Returns
+    -------
+    Mapping
+        The options of the job (`Job.options`).
 
     Raises
     ------
     UsageError
-        A flag's value is not one of those that it takes.
+        The value of a flag is invalid.
     """
     if flags.backend not in BACKENDS:
         raise UsageError(f"--backend is auto, nccl or gloo, got {flags.backend!r}")
@@ -63,21 +73,52 @@ def options(flags: Flags) -> Mapping[str, Any]:
 
 
 def requirements(job: Job) -> Requirements:
-    """Return what every node must have."""
+    """List what every node must have.
+
+    Parameters
+    ----------
+    job : Job
+        The job.
+
+    Returns
+    -------
+    Requirements
+    """
     return Requirements(modules=("torch",), port=True, peers=True)
 
 
 def facts_from_flags(job: Job, nodes: Sequence[Node]) -> None:
-    """Return None: whether there are GPUs is asked."""
+    """Return None: the nodes must be asked for their GPUs.
+
+    Parameters
+    ----------
+    job : Job
+        The job.
+    nodes : sequence of Node
+        The nodes, by rank.
+    """
 
 
 def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence[Facts]) -> Plan:
-    """Return what runs where.
+    """Plan the launch: one process per rank.
+
+    Parameters
+    ----------
+    job : Job
+        The job; its options come from `options`.
+    nodes, facts : sequences of equal length
+        The nodes and their facts, by node rank.
+    slots : sequence of Slot
+        Unused: a hosts file has no slots.
+
+    Returns
+    -------
+    Plan
 
     Raises
     ------
     UsageError
-        NCCL is wanted, and a node has no GPU; or there is only one rank.
+        NCCL is requested and a node has no GPU; or there is only one rank.
     """
     backend = _backend(job, nodes, facts)
     counts = [fact.gpus if backend == "nccl" else 1 for fact in facts]
@@ -93,16 +134,16 @@ def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence
         )
         for node, fact, mine in zip(nodes, facts, ranks, strict=True)
     )
-    words = resolved_defaults(job, nodes, master, port, ranks=f"{sum(counts)} ({backend})")
-    return Plan(job, node_plans, sum(counts), words, len(nodes))
+    defaults = resolved_defaults(job, nodes, master, port, ranks=f"{sum(counts)} ({backend})")
+    return Plan(job, node_plans, sum(counts), defaults, len(nodes))
 
 
 def _backend(job: Job, nodes: Sequence[Node], facts: Sequence[Facts]) -> str:
-    wanted = str(job.options["backend"])
+    requested = str(job.options["backend"])
     without = [node.label for node, fact in zip(nodes, facts, strict=True) if not fact.gpus]
-    if wanted == "nccl" and without:
-        raise UsageError(f"--backend nccl needs GPUs, and {without[0]} has none", "leave the flag out, or say gloo")
-    return wanted if wanted != "auto" else ("gloo" if without else "nccl")
+    if requested == "nccl" and without:
+        raise UsageError(f"--backend nccl needs GPUs, and {without[0]} has none", "omit the flag, or give gloo")
+    return requested if requested != "auto" else ("gloo" if without else "nccl")
 
 
 def _process(

@@ -23,34 +23,72 @@ class Flags:
 
 
 def options(flags: Flags) -> Mapping[str, Any]:
-    """Return the checked flags."""
+    """Check the flags: there are none.
+
+    Parameters
+    ----------
+    flags : Flags
+        Empty.
+
+    Returns
+    -------
+    Mapping
+        Empty.
+    """
     return {}
 
 
 def requirements(job: Job) -> Requirements:
-    """Return what every node must have."""
+    """List what every node must have.
+
+    Parameters
+    ----------
+    job : Job
+        The job.
+
+    Returns
+    -------
+    Requirements
+    """
     return Requirements(modules=("torch",), port=True)
 
 
 def facts_from_flags(job: Job, nodes: Sequence[Node]) -> tuple[Facts, ...] | None:
-    """Return the facts that the flags give, if they give all: here, the port; else None."""
+    """Return the facts if the flags determine all of them: here only the port.
+
+    Parameters
+    ----------
+    job : Job
+        The job.
+    nodes : sequence of Node
+        The nodes, by rank.
+
+    Returns
+    -------
+    tuple of Facts or None
+        None: the nodes must be asked.
+    """
     known = job.port and not job.node_dir.startswith("~")
     return assumed_facts(job, nodes, [1] * len(nodes)) if known else None
 
 
 def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence[Facts]) -> Plan:
-    """Return what runs where: one python process per slot, each with its rank in the environment.
+    """Plan the launch: one python process per slot, with its rank in the environment.
 
     Parameters
     ----------
     job : Job
-        What was asked for.
+        The job.
     nodes, facts : sequences of equal length
-        The nodes and what they told, in the order of node ranks.
+        The nodes and their facts, by node rank.
     slots : sequence of Slot
-        One per process, in the order of ranks.
+        One per process, by rank.
+
+    Returns
+    -------
+    Plan
     """
-    # The master is the host of the first line, which is node 0: nodes are numbered as they first appear.
+    # The master is the host of the first line, which is node 0: nodes are numbered in the order of their first lines.
     master, port = master_address(job, nodes), facts[0].port or job.port
     node_plans = []
     for node, fact in zip(nodes, facts, strict=True):
@@ -71,7 +109,23 @@ def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence
 
 
 def rank_env(slot: Slot, world_size: int, local_world_size: int, master: str, port: int) -> dict[str, str]:
-    """Return the environment that makes a process the rank of its slot."""
+    """Return the variables of torch.distributed for one process.
+
+    Parameters
+    ----------
+    slot : Slot
+        The slot of the process.
+    world_size, local_world_size : int
+        Number of ranks of the job and of the node.
+    master : str
+        Address of the rendezvous.
+    port : int
+        Port of the rendezvous.
+
+    Returns
+    -------
+    dict of str to str
+    """
     return environment.rank_variables(slot.rank, slot.local_rank, world_size, local_world_size, master, port)
 
 

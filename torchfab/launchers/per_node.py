@@ -33,12 +33,22 @@ class Flags:
 
 
 def options(flags: Flags) -> Mapping[str, Any]:
-    """Return the checked flags.
+    """Check the flags.
+
+    Parameters
+    ----------
+    flags : Flags
+        The flags of this launcher.
+
+    Returns
+    -------
+    Mapping
+        The options of the job (`Job.options`).
 
     Raises
     ------
     UsageError
-        A flag's value is not one of those that it takes.
+        The value of a flag is invalid.
     """
     if flags.rdzv_backend not in ("c10d", "static"):
         raise UsageError(f"--rdzv-backend is c10d or static, got {flags.rdzv_backend!r}")
@@ -64,27 +74,54 @@ def _nnodes(text: str) -> tuple[int, int] | None:
 
 
 def requirements(job: Job) -> Requirements:
-    """Return what every node must have."""
-    # With c10d any node may become the master of the ranks: it is the one whose address sorts first.
-    return Requirements(modules=("torch",), port=True, peers=job.options["rdzv_backend"] == "c10d")
-
-
-def facts_from_flags(job: Job, nodes: Sequence[Node]) -> tuple[Facts, ...] | None:
-    """Return the facts that the flags give, if they give all: ranks per node and port; else None."""
-    return nproc.facts_from_flags(job, nodes)
-
-
-def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence[Facts]) -> Plan:
-    """Return what runs where: one torchrun agent on each node.
+    """List what every node must have.
 
     Parameters
     ----------
     job : Job
-        What was asked for; its options are those of `options`.
+        The job.
+
+    Returns
+    -------
+    Requirements
+    """
+    # With c10d any node may become the master of the ranks: the one whose address sorts first.
+    return Requirements(modules=("torch",), port=True, peers=job.options["rdzv_backend"] == "c10d")
+
+
+def facts_from_flags(job: Job, nodes: Sequence[Node]) -> tuple[Facts, ...] | None:
+    """Return the facts if the flags determine all of them: ranks per node and port.
+
+    Parameters
+    ----------
+    job : Job
+        The job.
+    nodes : sequence of Node
+        The nodes, by rank.
+
+    Returns
+    -------
+    tuple of Facts or None
+        None: the nodes must be asked.
+    """
+    return nproc.facts_from_flags(job, nodes)
+
+
+def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence[Facts]) -> Plan:
+    """Plan the launch: one torchrun agent on each node.
+
+    Parameters
+    ----------
+    job : Job
+        The job; its options come from `options`.
     nodes, facts : sequences of equal length
-        The nodes and what they told, in the order of node ranks.
+        The nodes and their facts, by node rank.
     slots : sequence of Slot
-        Not used: a hosts file has none.
+        Unused: a hosts file has no slots.
+
+    Returns
+    -------
+    Plan
 
     Raises
     ------
@@ -102,14 +139,36 @@ def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence
         NodePlan(node, fact.folder, (_agent(job, node, fact, count, argv),))
         for node, fact, count, argv in zip(nodes, facts, ranks, argvs, strict=True)
     )
-    words = {"ranks": f"{sum(ranks)} ({nproc.counts_per_node(ranks)})"}
-    return Plan(job, node_plans, sum(ranks), resolved_defaults(job, nodes, master, port, **words), min_nodes=least)
+    values = {"ranks": f"{sum(ranks)} ({nproc.counts_per_node(ranks)})"}
+    return Plan(job, node_plans, sum(ranks), resolved_defaults(job, nodes, master, port, **values), min_nodes=least)
 
 
 def torchrun_argv(
     job: Job, node: Node, facts: Facts, processes: int, nnodes: tuple[int, int], master: str, port: int
 ) -> tuple[str, ...]:
-    """Return the command that runs on one node."""
+    """Return the command that runs on one node.
+
+    Parameters
+    ----------
+    job : Job
+        The job.
+    node : Node
+        The node.
+    facts : Facts
+        Its facts.
+    processes : int
+        Number of ranks on the node.
+    nnodes : tuple of int
+        Smallest and largest number of nodes.
+    master : str
+        Address of the rendezvous.
+    port : int
+        Port of the rendezvous.
+
+    Returns
+    -------
+    tuple of str
+    """
     least, most = nnodes
     return (
         *(job.python, "-m", "torch.distributed.run"),
@@ -136,7 +195,7 @@ def _rendezvous(job: Job, node: Node, master: str, port: int) -> tuple[str, ...]
             "--node-rank",
             str(node.rank),
         )
-    # Who hosts the c10d store is said, or torchrun guesses it by comparing host names.
+    # is_host is explicit: otherwise torchrun compares host names to guess which node hosts the c10d store.
     timeout = job.options["rdzv_timeout_s"]
     conf = f"is_host={int(node.rank == 0)},join_timeout={timeout},read_timeout={timeout}"
     endpoint = f"[{master}]:{port}" if ":" in master else f"{master}:{port}"
@@ -147,13 +206,13 @@ def _rendezvous(job: Job, node: Node, master: str, port: int) -> tuple[str, ...]
 def _own_address(node: Node, master: str) -> str:
     """Return the address by which the other nodes reach a node.
 
-    Each node says it, or torchrun offers socket.getfqdn(), which on Debian resolves to 127.0.1.1. It must be right on
-    every node: with c10d the master of the ranks is the node whose address sorts first, not node 0.
+    Without it, torchrun announces socket.getfqdn(), which on Debian resolves to 127.0.1.1. It must be right on every
+    node: with c10d the master of the ranks is the node whose address sorts first, not node 0.
     """
     if node.rank > 0 and node.is_local and not node.address:
         raise UsageError(
             f"{node.origin}: the other nodes cannot reach localhost by that name",
-            "give this machine's address with address= in the hosts file, or say --rdzv-backend static",
+            "give this machine's address with address= in the hosts file, or use --rdzv-backend static",
         )
     return node.address or (master if node.rank == 0 else node.host)
 
@@ -176,5 +235,5 @@ def _bounds(job: Job, nodes: Sequence[Node]) -> tuple[int, int]:
     if not least <= len(nodes) <= most:
         raise UsageError(f"--nnodes {least}:{most} does not fit the {len(nodes)} hosts", "change the one or the other")
     if least < most and job.options["rdzv_backend"] == "static":
-        raise UsageError("--rdzv-backend static cannot be elastic", f"say --nnodes {most}, or leave the backend out")
+        raise UsageError("--rdzv-backend static cannot be elastic", f"use --nnodes {most}, or omit the backend")
     return least, most

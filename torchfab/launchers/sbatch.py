@@ -1,4 +1,4 @@
-"""An sbatch file as text: `#SBATCH` lines, then bash. The one place where a Slurm job's words become shell."""
+"""The text of an sbatch file: `#SBATCH` lines, then bash. Only this module turns a Slurm job into shell."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ script=(
 {script}
 )
 
-# The rendezvous is on the first node of the allocation, on a port that no other job of these days has.
+# The rendezvous is on the first node of the allocation, on a port that no other recent job uses.
 first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 master_addr=$(scontrol show node "$first_node" | sed -n 's/.*NodeAddr=\\([^ ]*\\).*/\\1/p')
 master_port={port}
@@ -33,13 +33,13 @@ run_node() {{
     local node=$folder/node-$SLURM_NODEID/agent
     shift 2
     cd {workdir} || exit
-    trap '' USR1 # Slurm sends it to every process; ranks that want to hear it do, torchrun would die of it
+    trap '' USR1 # Slurm sends it to every process: ranks may handle it, torchrun would be killed by it
     export TORCHFAB_NODE_RANK=$SLURM_NODEID TORCHELASTIC_ERROR_FILE=$node/errors/error.json
     export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-{threads}}}"
     (umask 077 && mkdir -p "$node/logs" "$node/errors")
     set -- {torchrun} \\
         "$@"
-    # Where torchfab submitted this, its supervisor writes down the ranks and how they end.
+    # If torchfab submitted this file, its supervisor records the ranks and their exit codes.
     if [ -f "$folder/node.py" ]; then
         set -- {python} -I -S "$folder/node.py" slurm "$@"
     fi
@@ -50,7 +50,7 @@ srun --kill-on-bad-exit=1 --export=ALL{srun} bash -c "$(declare -f run_node); ru
     "${{master_addr:-$first_node}}" "$master_port" "${{script[@]}}"
 code=$?
 
-# srun's code is the largest of its tasks'; the job's is that of the rank that failed first.
+# The exit code of srun is the largest of its tasks; that of the job is the code of the rank that failed first.
 if [ "$code" -ne 0 ] && [ -f {folder}/node.py ]; then
     {python} -I -S {folder}/node.py slurm-code "$code"
     code=$?
@@ -61,32 +61,32 @@ fi
 
 @dataclass(frozen=True)
 class Script:
-    """What an sbatch file says.
+    """The content of an sbatch file.
 
     Parameters
     ----------
     directives : Mapping of str to str or None
         Options of sbatch by their long names; None for one without a value.
     comments : sequence of str
-        What a reader must know.
+        Comments for the reader.
     env : Mapping of str to str
-        What every process gets.
+        Environment of every process.
     secrets : sequence of str
-        Names of variables that sbatch's own environment must hold: their values are not in the file.
+        Names of variables that the environment of sbatch must hold: their values are not in the file.
     folder, workdir : str
         The job's folder and the directory to run in, absolute, on every node.
     port : int, optional
-        Port of the rendezvous; None: made of Slurm's job id.
+        Port of the rendezvous; None: derived from Slurm's job id.
     python : str
-        An interpreter on every node, as one shell word: for the supervisor.
+        An interpreter on every node for the supervisor, as one shell word.
     torchrun : sequence of sequences of str
-        The command of each node as shell words, a line for each sequence.
+        The command of each node in shell words, one line for each sequence.
     script : sequence of str
-        What torchrun runs: any text.
+        The script that torchrun runs, with its arguments: any text.
     threads : str
-        OMP_NUM_THREADS as shell.
+        Value of OMP_NUM_THREADS, as shell.
     srun : sequence of str
-        More options of srun.
+        More options of srun. Default: none.
     """
 
     directives: Mapping[str, str | None]
@@ -104,6 +104,10 @@ class Script:
 
     def render(self) -> str:
         """Return the text of the file.
+
+        Returns
+        -------
+        str
 
         Raises
         ------
@@ -126,12 +130,29 @@ class Script:
 
 
 def directive(name: str, value: str | None) -> str:
-    """Return an `#SBATCH` line; sbatch reads double quotes and backslashes much as a shell does, and nothing else."""
+    """Return an `#SBATCH` line; of shell syntax, sbatch supports only double quotes and backslashes.
+
+    Parameters
+    ----------
+    name : str
+        An option of sbatch by its long name.
+    value : str, optional
+        Its value; None: it takes none.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    UsageError
+        The value is empty or has control characters.
+    """
     if value is None:
         return f"#SBATCH --{name}"
-    if not value or any(ord(sign) < 32 or ord(sign) == 127 for sign in value):
+    if not value or any(ord(char) < 32 or ord(char) == 127 for char in value):
         raise UsageError(f"--{name} cannot be {value!r} in an sbatch file", "it takes one line of printable text")
-    plain = all(sign.isalnum() or sign in "%+,-./:=@_^~" for sign in value)
+    plain = all(char.isalnum() or char in "%+,-./:=@_^~" for char in value)
     text = value if plain else '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
     return f"#SBATCH --{name}={text}"
 
@@ -143,12 +164,12 @@ def _environment(env: Mapping[str, str], secrets: Sequence[str]) -> Iterator[str
         yield f': "${{{name}?is taken from the environment of sbatch}}"'
 
 
-def _in_lines(words: Sequence[str]) -> list[str]:
-    """Return words as shell, an option and what follows it on a line of its own."""
+def _in_lines(args: Sequence[str]) -> list[str]:
+    """Return arguments as shell, with each option and its values on one line."""
     lines: list[str] = []
-    for word in words:
-        if lines and not word.startswith("-"):
-            lines[-1] += f" {quote(word)}"
+    for arg in args:
+        if lines and not arg.startswith("-"):
+            lines[-1] += f" {quote(arg)}"
         else:
-            lines.append(f"    {quote(word)}")
+            lines.append(f"    {quote(arg)}")
     return lines

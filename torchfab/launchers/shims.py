@@ -1,4 +1,4 @@
-"""The small programs that launchers put on the nodes, as texts: `torchfab/remote/shims`, one file each.
+"""The source of the small programs that launchers put on the nodes: `torchfab/remote/shims`, one file each.
 
 relay       on every node: runs the command that the head's ssh hands over, below the node's supervisor
 head        runs the launcher, and at its end notifies the relays that got no command
@@ -18,5 +18,15 @@ _FOLDER = Path(__file__).parents[1] / "remote" / "shims"
 
 @cache
 def source_of(name: str) -> str:
-    """Return the source of one of them."""
+    """Return the source of a shim.
+
+    Parameters
+    ----------
+    name : str
+        Its name, without suffix.
+
+    Returns
+    -------
+    str
+    """
     return (_FOLDER / f"{name}.py").read_text(encoding="utf-8")

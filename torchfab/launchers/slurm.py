@@ -20,23 +20,23 @@ from torchfab.launchers.per_node import RANK_LOGS
 
 NAME = "slurm"
 RUNTIME = "slurm"
-CPU_PROCESSES = 2  # ranks on a node without GPUs, where nothing else was said
+CPU_PROCESSES = 2  # default number of ranks on a node without GPUs
 SIGNAL = "USR1"
 SIGNAL_GRACE_S = 120
 _TIME = re.compile(r"(?:(\d{1,4})-)?(\d{1,6})(?::(\d{1,2}))?(?::(\d{1,2}))?")
 _GPUS = re.compile(r"(?:[A-Za-z0-9_.-]+:)?(\d{1,3})")
-# What the file says itself, or what would make of one job another thing than a job: how to say it instead.
-_TAKEN = {
-    **dict.fromkeys(("nodes", "ntasks", "ntasks-per-node", "ntasks-per-gpu"), "say --nodes"),
+# Options that the file itself sets, or that would submit something other than one job, with the alternative.
+_RESERVED = {
+    **dict.fromkeys(("nodes", "ntasks", "ntasks-per-node", "ntasks-per-gpu"), "use --nodes"),
     **dict.fromkeys(("output", "error", "open-mode", "input"), "the job's own folder holds it: fab logs"),
-    **dict.fromkeys(("export", "export-file", "get-user-env"), "say --env NAME=VALUE"),
-    **{name: f"say --{name}" for name in ("gpus-per-node", "partition", "account", "qos", "time", "constraint")},
-    **{name: f"say --{name}" for name in ("cpus-per-task", "exclusive", "no-requeue", "job-name")},
-    **dict.fromkeys(("gpus", "gpus-per-task", "gres"), "say --gpus-per-node"),
+    **dict.fromkeys(("export", "export-file", "get-user-env"), "use --env NAME=VALUE"),
+    **{name: f"use --{name}" for name in ("gpus-per-node", "partition", "account", "qos", "time", "constraint")},
+    **{name: f"use --{name}" for name in ("cpus-per-task", "exclusive", "no-requeue", "job-name")},
+    **dict.fromkeys(("gpus", "gpus-per-task", "gres"), "use --gpus-per-node"),
     **dict.fromkeys(("array", "wrap", "parsable", "test-only", "wait"), "fab submits one job that runs one script"),
-    "chdir": "say --workdir",
+    "chdir": "use --workdir",
     "requeue": "it is the default",
-    "signal": "say --signal-grace",
+    "signal": "use --signal-grace",
 }
 
 
@@ -55,7 +55,7 @@ class Flags:
         None, "CPU cores on each node, for all of its ranks together. [the cluster's default]", WholeNumber(1, 100_000)
     )
     constraint: str = flag("", "Features that the nodes must have.")
-    exclusive: bool = flag(False, "Share the nodes with nobody.")
+    exclusive: bool = flag(False, "Do not share the nodes with other jobs.")
     no_requeue: bool = flag(False, "Do not run the job again when a node fails, or when it was preempted.")
     job_name: str = flag("", "Slurm's name for the job; blanks are fine. [its torchfab name]")
     sbatch_arg: tuple[str, ...] = flag((), "Any other option of sbatch: --sbatch-arg=--mem=0; may be given again.")
@@ -73,12 +73,22 @@ class Flags:
 
 
 def options(flags: Flags) -> Mapping[str, Any]:
-    """Return the checked flags.
+    """Check the flags.
+
+    Parameters
+    ----------
+    flags : Flags
+        The flags of this launcher.
+
+    Returns
+    -------
+    Mapping
+        The options of the job (`Job.options`).
 
     Raises
     ------
     UsageError
-        A flag's value is not one of those that it takes.
+        The value of a flag is invalid.
     """
     gpus = _gpus(flags.gpus_per_node)
     return {
@@ -106,7 +116,7 @@ def _gpus(text: str) -> int:
 
 
 def _time_s(text: str) -> int | None:
-    """Return a time limit in seconds; None where there is none."""
+    """Return a time limit in seconds; None if unlimited."""
     if not text or text.upper() in ("UNLIMITED", "INFINITE"):
         return None
     match = _TIME.fullmatch(text)
@@ -121,7 +131,7 @@ def _time_s(text: str) -> int | None:
 
 
 def _signal_grace(grace_s: int | None, limit_s: int | None) -> int:
-    """Return how long before the limit the signal comes; one that is due from the start would end the job at once."""
+    """Return how long before the limit the signal is sent; it must be less than the limit, or it comes at the start."""
     if grace_s is None:
         return min(SIGNAL_GRACE_S, max(1, limit_s // 2)) if limit_s else SIGNAL_GRACE_S
     if limit_s and grace_s >= limit_s:
@@ -130,21 +140,36 @@ def _signal_grace(grace_s: int | None, limit_s: int | None) -> int:
 
 
 def _others(args: Sequence[str]) -> dict[str, str | None]:
-    """Return the further options of sbatch, by name; None for one without a value."""
+    """Return the other options of sbatch, by name; None for one without a value."""
     found: dict[str, str | None] = {}
     for arg in args:
         match = re.fullmatch(r"--([a-z][a-z0-9-]*)(?:=(.*))?", arg, re.DOTALL)
         if not match:
             raise UsageError(f"--sbatch-arg takes one option in its long form, got {arg!r}", "--sbatch-arg=--mem=64G")
         name = match[1]
-        if name in _TAKEN and name != "job-name":
-            raise UsageError(f"--sbatch-arg cannot say --{name}", _TAKEN[name])
+        if name in _RESERVED and name != "job-name":
+            raise UsageError(f"--sbatch-arg cannot set --{name}", _RESERVED[name])
         found[name] = match[2]
     return found
 
 
 def login_node(text: str) -> Node:
-    """Return the node on which Slurm's commands run: `[user@]host[:port]`, or this machine."""
+    """Return the node on which Slurm's commands run.
+
+    Parameters
+    ----------
+    text : str
+        `[user@]host[:port]`; empty: this machine.
+
+    Returns
+    -------
+    Node
+
+    Raises
+    ------
+    UsageError
+        It does not name one host.
+    """
     nodes = parse_hosts(text or "localhost", "--login")
     if len(nodes) != 1:
         raise UsageError(f"--login names one host, got {text!r}")
@@ -152,17 +177,21 @@ def login_node(text: str) -> Node:
 
 
 def plan(job: Job) -> Submission:
-    """Return what is submitted: one sbatch file.
+    """Plan the submission: one sbatch file.
 
     Parameters
     ----------
     job : Job
-        What was asked for; its options are those of `options`.
+        The job; its options come from `options`.
+
+    Returns
+    -------
+    Submission
 
     Raises
     ------
     UsageError
-        The job's folder is not an absolute path, or something cannot be written into an sbatch file.
+        The job's folder is not an absolute path, or an sbatch file cannot hold a value.
     """
     nodes, ranks = job.options["nodes"], job.options["nproc_per_node"]
     folder = job_folder(job)
@@ -175,17 +204,32 @@ def plan(job: Job) -> Submission:
         "script": job.script_path,
         "python": job.python,
     }
-    return Submission(job, sbatch_text(job, folder), nodes, nodes * ranks, details, _chosen(job, folder))
+    return Submission(job, sbatch_text(job, folder), nodes, nodes * ranks, details, _resolved_defaults(job, folder))
 
 
 def _spec(job: Job) -> dict[str, Any]:
-    """Return what the supervisors must know; with the static rendezvous the ranks of a node are known beforehand."""
+    """Return the spec of the supervisors; with the static rendezvous the ranks of a node are known beforehand."""
     base = {"name": "agent", "grace_s": job.grace_s, "rank_logs": RANK_LOGS, "ignore": [f"SIG{SIGNAL}"]}
     return {**base, "nodes": job.options["nodes"], "ranks_per_node": job.options["nproc_per_node"]}
 
 
 def job_folder(job: Job) -> str:
-    """Return the job's folder, which all nodes and the login node must see under this path."""
+    """Return the job's folder: all nodes and the login node must share it under this path.
+
+    Parameters
+    ----------
+    job : Job
+        The job.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    UsageError
+        `torchfab.node_dir` is not an absolute path.
+    """
     if not job.node_dir.startswith("/"):
         raise UsageError(
             f"torchfab.node_dir is {job.node_dir!r}: sbatch takes absolute paths only",
@@ -194,14 +238,14 @@ def job_folder(job: Job) -> str:
     return f"{job.node_dir.rstrip('/')}/jobs/{job.job_id}"
 
 
-def _chosen(job: Job, folder: str) -> Mapping[str, str]:
-    given = job.options
-    port = given["port"] or "10000 + Slurm's job id % 20000"
+def _resolved_defaults(job: Job, folder: str) -> Mapping[str, str]:
+    options = job.options
+    port = options["port"] or "10000 + Slurm's job id % 20000"
     return {
         "job": job.name,
-        "ranks": f"{given['nodes'] * given['nproc_per_node']} ({given['nproc_per_node']} per node)",
+        "ranks": f"{options['nodes'] * options['nproc_per_node']} ({options['nproc_per_node']} per node)",
         "master": f"the first node of the allocation, port {port}",
-        "signal": f"SIG{SIGNAL} {given['signal_grace_s']} s before the time limit",
+        "signal": f"SIG{SIGNAL} {options['signal_grace_s']} s before the time limit",
         "folder": folder,
         "workdir": job.workdir,
         "python": job.python,
@@ -212,7 +256,19 @@ def _chosen(job: Job, folder: str) -> Mapping[str, str]:
 
 
 def sbatch_text(job: Job, folder: str) -> str:
-    """Return the sbatch file: options, environment, rendezvous, and one torchrun per node."""
+    """Return the text of the sbatch file: options, environment, rendezvous, and one torchrun per node.
+
+    Parameters
+    ----------
+    job : Job
+        The job.
+    folder : str
+        Its folder.
+
+    Returns
+    -------
+    str
+    """
     script = sbatch.Script(
         directives=_directives(job, folder),
         comments=_comments(job, folder),
@@ -222,7 +278,7 @@ def sbatch_text(job: Job, folder: str) -> str:
         workdir=job.workdir,
         port=job.options["port"],
         python=sbatch.quote(job.python),
-        torchrun=torchrun_words(job),
+        torchrun=torchrun_args(job),
         script=escape_for_torchrun(job.script),
         threads=_threads(job),
         srun=("--cpus-per-task", str(job.options["cpus_per_task"])) if job.options["cpus_per_task"] else (),
@@ -230,10 +286,19 @@ def sbatch_text(job: Job, folder: str) -> str:
     return script.render()
 
 
-def torchrun_words(job: Job) -> tuple[tuple[str, ...], ...]:
-    """Return the command of each node, an option and its value a tuple; a shell expands its `$`.
+def torchrun_args(job: Job) -> tuple[tuple[str, ...], ...]:
+    """Return the command of each node in shell words, one tuple for each option with its value; a shell expands `$`.
 
-    The static rendezvous: ranks follow the nodes as Slurm lists them, and only the master's address must be right.
+    The rendezvous is static: ranks follow the nodes as Slurm lists them, and only the master's address must be right.
+
+    Parameters
+    ----------
+    job : Job
+        The job.
+
+    Returns
+    -------
+    tuple of tuple of str
     """
     return (
         (sbatch.quote(job.python), "-m", "torch.distributed.run"),
@@ -256,31 +321,31 @@ def _threads(job: Job) -> str:
 
 
 def _directives(job: Job, folder: str) -> dict[str, str | None]:
-    given = job.options
-    words = {name: value for name, value in given["words"].items() if value}
+    options = job.options
+    texts = {name: value for name, value in options["words"].items() if value}
     return {
-        "job-name": given["job_name"] or job.name,
-        "nodes": str(given["nodes"]),
+        "job-name": options["job_name"] or job.name,
+        "nodes": str(options["nodes"]),
         "ntasks-per-node": "1",
-        **({"gpus-per-node": given["gpus"]} if given["gpus_per_node"] else {}),
-        **({"cpus-per-task": str(given["cpus_per_task"])} if given["cpus_per_task"] else {}),
-        **({"exclusive": None} if given["exclusive"] else {}),
-        **words,
-        "signal": f"{SIGNAL}@{given['signal_grace_s']}",
-        ("requeue" if given["requeue"] else "no-requeue"): None,
+        **({"gpus-per-node": options["gpus"]} if options["gpus_per_node"] else {}),
+        **({"cpus-per-task": str(options["cpus_per_task"])} if options["cpus_per_task"] else {}),
+        **({"exclusive": None} if options["exclusive"] else {}),
+        **texts,
+        "signal": f"{SIGNAL}@{options['signal_grace_s']}",
+        ("requeue" if options["requeue"] else "no-requeue"): None,
         "open-mode": "append",
         "output": f"{folder}/slurm.log".replace("%", "%%"),
         "chdir": job.workdir,
         "export": "ALL",
-        **given["others"],
+        **options["others"],
     }
 
 
 def _comments(job: Job, folder: str) -> list[str]:
-    given = job.options
-    ranks = f"{given['nodes'] * given['nproc_per_node']} ranks on {given['nodes']} nodes"
+    options = job.options
+    ranks = f"{options['nodes'] * options['nproc_per_node']} ranks on {options['nodes']} nodes"
     lines = [
-        f"torchfab job {job.name}: {ranks}, {given['nproc_per_node']} per node",
+        f"torchfab job {job.name}: {ranks}, {options['nproc_per_node']} per node",
         "submitted without torchfab, this file launches the same job (without its supervisor and records):",
         f"  mkdir -p -m 700 {sbatch.quote(folder)} && sbatch FILE",
     ]

@@ -1,4 +1,4 @@
-"""Objects as text: what is printed is what is read, by us and by others."""
+"""Objects as YAML: written text is read back unchanged, by us and by other readers."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ SIGNS = st.text(st.sampled_from("$()Ax {}"), max_size=12)
 
 
 @fuzzed(SIGNS)
-def test_the_kubelet_gives_back_what_was_escaped(text: str) -> None:
+def test_the_kubelet_restores_escaped_text(text: str) -> None:
     assert expand(escape(text), {"A": "wrong", "x": "wrong"}) == text
 
 
 @given(SIGNS)
-def test_no_more_is_escaped_than_has_to_be(text: str) -> None:
+def test_only_necessary_characters_are_escaped(text: str) -> None:
     if "$$" not in text and "$(" not in text:
         assert escape(text) == text
 
@@ -33,13 +33,13 @@ def test_no_more_is_escaped_than_has_to_be(text: str) -> None:
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.sampled_from("abc"), inner, max_size=3)),
     max_leaves=8,
 ).map(lambda value: {"kind": "X", "value": value}))  # fmt: skip
-def test_what_was_written_is_read_again(item: dict[str, Any]) -> None:
+def test_written_objects_are_read_back_unchanged(item: dict[str, Any]) -> None:
     assert from_yaml(to_yaml([item, item], ["a comment"])) == [item, item]
     assert list(yaml.safe_load_all(to_yaml([item]))) == [item]
 
 
 @pytest.mark.parametrize("name", sorted(UTF8))
-def test_hostile_texts_are_read_again(name: str) -> None:
+def test_hostile_texts_are_read_back_unchanged(name: str) -> None:
     assert from_yaml(to_yaml([{"a": [UTF8[name]], UTF8[name]: 1}])) == [{"a": [UTF8[name]], UTF8[name]: 1}]
 
 
@@ -48,5 +48,5 @@ def test_a_comment_cannot_end_early() -> None:
     assert from_yaml(text) == [{"a": "b"}]
 
 
-def test_programs_are_shown_line_by_line() -> None:
+def test_programs_are_written_line_by_line() -> None:
     assert "a: |\n  one: 'x'\n  two" in to_yaml([{"a": "one: 'x'\ntwo\n"}])

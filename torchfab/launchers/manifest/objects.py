@@ -1,4 +1,4 @@
-"""The objects of a job on a cluster: a headless Service and an Indexed Job, or a JobSet, which brings its own."""
+"""The objects of a job on a cluster: a headless Service and an Indexed Job, or a JobSet, which creates both itself."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ INDEX = "JOB_COMPLETION_INDEX"
 ID_LABEL = "torchfab/id"
 JOB_ANNOTATION = "torchfab/job"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
-# A wrong command line, a program that cannot be run, one that is not there: the next try ends alike.
+# Exit codes that a retry cannot fix: a wrong command line, a program that is not executable or does not exist.
 HOPELESS = [2, 126, 127]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What the objects of a job are called, and how many pods there are.
+    """The names of a job's objects and the number of its pods.
 
     Parameters
     ----------
     name : str
-        Of Job, Service and JobSet.
+        Name of the Job, the Service and the JobSet.
     nodes : int
         Number of pods.
     middle : str
-        What stands between the name and the pod's index in its host name: `-`; with a JobSet `-node-0-`.
+        Text between the name and the pod's index in its host name: `-`; with a JobSet `-node-0-`.
     token : str
-        What tells the job from all others: the suffix of its id.
+        Identifies the job: the suffix of its id.
     port : int
-        Of the rendezvous.
+        Port of the rendezvous.
     """
 
     name: str
@@ -44,31 +44,65 @@ class Shape:
 
     @property
     def kind(self) -> str:
-        """Job or JobSet."""
+        """Kind of the top object.
+
+        Returns
+        -------
+        str
+            Job or JobSet.
+        """
         return "Job" if self.middle == "-" else "JobSet"
 
     @property
     def secret(self) -> str:
-        """Name of the Secret that holds the environment's secret values."""
+        """Name of the Secret that holds the environment's secret values.
+
+        Returns
+        -------
+        str
+        """
         return f"{self.name}-env"
 
     def pod(self, index: int) -> str:
-        """Return a pod's host name."""
+        """Return the host name of a pod.
+
+        Parameters
+        ----------
+        index : int
+            Its index.
+
+        Returns
+        -------
+        str
+        """
         return f"{self.name}{self.middle}{index}"
 
     @property
     def master(self) -> str:
-        """The first pod's name in the headless Service."""
+        """Name of the first pod in the headless Service.
+
+        Returns
+        -------
+        str
+        """
         return f"{self.pod(0)}.{self.name}"
 
 
 def objects_of(job: Job, shape: Shape, container: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the objects, in the order in which they are created.
+    """Return the objects of a job, in the order of their creation.
 
     Parameters
     ----------
+    job : Job
+        The job.
+    shape : Shape
+        Names and number of its pods.
     container : Mapping
-        Its `command`, `args` and `env`.
+        `command`, `args` and `env` of the container.
+
+    Returns
+    -------
+    list of dict
     """
     if shape.kind == "JobSet":
         return [_jobset(job, shape, container)]
@@ -77,11 +111,27 @@ def objects_of(job: Job, shape: Shape, container: Mapping[str, Any]) -> list[dic
 
 
 def metadata_of(name: str, token: str, job_name: str, namespace: str = "") -> dict[str, Any]:
-    """Return the metadata of one of a job's objects."""
-    place = {"namespace": namespace} if namespace else {}
+    """Return the metadata of an object of a job.
+
+    Parameters
+    ----------
+    name : str
+        Name of the object.
+    token : str
+        Identifies the job.
+    job_name : str
+        Name of the job.
+    namespace : str
+        Default: that of the context.
+
+    Returns
+    -------
+    dict
+    """
+    namespace_entry = {"namespace": namespace} if namespace else {}
     return {
         "name": name,
-        **place,
+        **namespace_entry,
         "labels": {**_labels(token), "app.kubernetes.io/name": name},
         "annotations": {JOB_ANNOTATION: job_name},
     }
@@ -109,7 +159,7 @@ def _service(job: Job, shape: Shape) -> dict[str, Any]:
         "metadata": _metadata(job, shape, queued=False),
         "spec": {
             "clusterIP": "None",  # headless: a name for every pod
-            "publishNotReadyAddresses": True,  # the others look for the first pod before it is ready
+            "publishNotReadyAddresses": True,  # the other pods resolve the first one before it is ready
             "selector": {ID_LABEL: shape.token},
             "ports": [{"name": "rendezvous", "port": shape.port, "targetPort": shape.port, "protocol": "TCP"}],
         },
@@ -147,51 +197,51 @@ def _job_spec(job: Job, shape: Shape, container: Mapping[str, Any]) -> dict[str,
 
 
 def _failure_policy(max_restarts: int, nodes: int) -> dict[str, Any]:
-    """Return what happens after a pod has failed: without restarts the first failure ends the job."""
+    """Return the reaction to a failed pod: without restarts the first failure ends the job."""
     if not max_restarts:
         return {"backoffLimit": 0}
     disrupted = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
     codes = {"containerName": CONTAINER, "operator": "In", "values": HOPELESS}
     return {
-        "backoffLimit": max_restarts * nodes,  # it counts pods, and all of them fail when one does
+        "backoffLimit": max_restarts * nodes,  # the limit counts pods, and all of them fail when one does
         "podReplacementPolicy": "Failed",  # never two pods of one index at a time
         "podFailurePolicy": {"rules": [disrupted, {"action": "FailJob", "onExitCodes": codes}]},
     }
 
 
 def _pod_spec(job: Job, shape: Shape, container: Mapping[str, Any]) -> dict[str, Any]:
-    own = job.options
+    options = job.options
     spec: dict[str, Any] = {
         "restartPolicy": "Never",
         "subdomain": shape.name,
         "terminationGracePeriodSeconds": math.ceil(job.grace_s),
         "enableServiceLinks": False,
-        "automountServiceAccountToken": bool(own["service_account"]),
-        "serviceAccountName": own["service_account"],
-        "priorityClassName": own["priority_class"],
-        "imagePullSecrets": [{"name": name} for name in own["pull_secrets"]],
-        "nodeSelector": own["node_selector"],
-        "tolerations": own["tolerations"],
-        "affinity": _apart(shape) if shape.nodes > 1 else {},
-        "securityContext": _pod_security(own["user"]),
+        "automountServiceAccountToken": bool(options["service_account"]),
+        "serviceAccountName": options["service_account"],
+        "priorityClassName": options["priority_class"],
+        "imagePullSecrets": [{"name": name} for name in options["pull_secrets"]],
+        "nodeSelector": options["node_selector"],
+        "tolerations": options["tolerations"],
+        "affinity": _spread_over_machines(shape) if shape.nodes > 1 else {},
+        "securityContext": _pod_security(options["user"]),
         "containers": [_container(job, shape, container)],
         "volumes": [volume for volume, _ in _volumes(job)],
     }
     return {key: value for key, value in spec.items() if value not in ("", [], {})}
 
 
-def _apart(shape: Shape) -> dict[str, Any]:
-    """Return the wish to have each pod on a machine of its own, where the machines allow it."""
+def _spread_over_machines(shape: Shape) -> dict[str, Any]:
+    """Return the preference for one pod per machine, if there are enough machines."""
     term = {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {ID_LABEL: shape.token}}}
-    wish = {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": term}]}
-    return {"podAntiAffinity": wish}
+    preference = {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": term}]}
+    return {"podAntiAffinity": preference}
 
 
 def _pod_security(user: int | None) -> dict[str, Any]:
     profile = {"seccompProfile": {"type": "RuntimeDefault"}}
     if user is None:
         return profile
-    ids = {"runAsUser": user, "runAsGroup": user, "fsGroup": user}  # the group that volumes are writable for
+    ids = {"runAsUser": user, "runAsGroup": user, "fsGroup": user}  # fsGroup may write to volumes
     return {"runAsNonRoot": user != 0, **ids, **profile}
 
 
@@ -203,7 +253,7 @@ def _container(job: Job, shape: Shape, container: Mapping[str, Any]) -> dict[str
         **container,
         "ports": [{"name": "rendezvous", "containerPort": shape.port, "protocol": "TCP"}],
         "resources": _resources(job.options),
-        # What the program leaves there; where it left nothing, the end of the log.
+        # The message that the entry point writes, else the end of the log.
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
         "volumeMounts": [mount for _, mount in _volumes(job)],
@@ -211,17 +261,17 @@ def _container(job: Job, shape: Shape, container: Mapping[str, Any]) -> dict[str
     return {key: value for key, value in made.items() if value != {}}
 
 
-def _resources(own: Mapping[str, Any]) -> dict[str, Any]:
-    # No limit of cores: it would stop processes that wait for each other in turns.
-    memory = {"memory": own["memory"]} if own["memory"] else {}
-    gpus = {own["gpu_resource"]: str(own["gpus"])} if own["gpus"] else {}
-    requests = {**({"cpu": own["cpus"]} if own["cpus"] else {}), **memory}
+def _resources(options: Mapping[str, Any]) -> dict[str, Any]:
+    # No limit of cores: throttling would stall processes that wait for each other.
+    memory = {"memory": options["memory"]} if options["memory"] else {}
+    gpus = {options["gpu_resource"]: str(options["gpus"])} if options["gpus"] else {}
+    requests = {**({"cpu": options["cpus"]} if options["cpus"] else {}), **memory}
     limits = {**memory, **gpus}
     return {**({"requests": requests} if requests else {}), **({"limits": limits} if limits else {})}
 
 
 def _volumes(job: Job) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Return each volume with its mount; /dev/shm first, of which containers get 64 MiB otherwise."""
+    """Return each volume with its mount; /dev/shm first, which has only 64 MiB by default."""
     size = {"sizeLimit": job.options["shm"]} if job.options["shm"] else {}
     found = [
         ({"name": "shm", "emptyDir": {"medium": "Memory", **size}}, {"name": "shm", "mountPath": "/dev/shm"}),

@@ -1,5 +1,5 @@
-"""torchrun in a pod, with two additions. It ends with the exit code of the rank that failed first on this node, where
-torchrun ends with 1; and it leaves that rank, its code and the time in the pod's termination message.
+"""Run torchrun in a pod, with two additions: the exit code is that of the rank that failed first on this node (that of
+torchrun is always 1), and the pod's termination message holds that rank, its exit code and the time.
 """
 
 import json
@@ -13,7 +13,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 MESSAGE = os.environ.get("TORCHFAB_MESSAGE", "/dev/termination-log")
-# pid -> when it ended: torchrun rounds to seconds, too coarse to tell which of many nodes failed first.
+# End times by pid: torchrun rounds them to seconds, which is too coarse to find the node that failed first.
 ended: "dict[int, float]" = {}
 
 
@@ -34,16 +34,16 @@ def leave_message(rank: int, failure: ProcessFailure) -> None:
     try:
         with open(MESSAGE, "w") as file:
             json.dump({"rank": rank, "code": failure.exitcode, "time": time_of(failure)}, file)
-    except OSError:  # the cluster then keeps the end of the log, which holds torchrun's own report
+    except OSError:  # the cluster then keeps the end of the log, with torchrun's own report
         pass
 
 
-def main(words: "list[str]") -> int:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # until torchrun minds it: process 1 would ignore it
+def main(args: "list[str]") -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # until torchrun handles it: process 1 would ignore it
     signal.signal(signal.SIGCHLD, note_end)
     code = 0
     try:
-        run.main(words)
+        run.main(args)
     except ChildFailedError as error:
         rank, failure = min(error.failures.items(), key=lambda item: time_of(item[1]))
         leave_message(rank, failure)

@@ -1,4 +1,4 @@
-"""Values of flags as Kubernetes takes them: names, quantities, volumes, tolerations; wrong ones are refused here."""
+"""Parsers of flag values for Kubernetes: names, quantities, volumes and tolerations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torchfab.core.errors import JobNameError, UsageError
 from torchfab.core.flag_values import WholeNumber
 
-LONGEST_LABEL = 63  # of a DNS label, in characters (RFC 1035)
+LONGEST_LABEL = 63  # characters in a DNS label (RFC 1035)
 EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 _LABEL = re.compile(r"[a-z]([a-z0-9-]*[a-z0-9])?")
 _DOMAIN = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
@@ -17,54 +17,117 @@ _QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?")
 
 
 def object_name(job_name: str, last_pod: str) -> str:
-    """Return the name of a job's objects: its own in lower case, with `-` for `_`.
+    """Return the name of a job's objects: the job's name in lower case, with `-` for `_`.
 
     Parameters
     ----------
     job_name : str
         The job's name.
     last_pod : str
-        What follows it in the host name of the last pod: `-1`.
+        The suffix of the last pod's host name: `-1`.
+
+    Returns
+    -------
+    str
 
     Raises
     ------
     JobNameError
-        It begins or ends as no DNS name does, or is too long for the pods' host names.
+        The name is not a DNS label, or is too long for the host names of the pods.
     """
     name = job_name.lower().replace("_", "-")
     if not _LABEL.fullmatch(name):
-        words = f"{name!r} cannot name a Service: DNS wants a letter first, and a letter or digit last"
-        raise JobNameError(words, "choose another --name")
+        problem = f"{name!r} cannot name a Service: DNS wants a letter first, and a letter or digit last"
+        raise JobNameError(problem, "choose another --name")
     length = len(name) + len(last_pod)
     if length > LONGEST_LABEL:
-        words = f"the last pod's host name, {name}{last_pod}, has {length} characters, and DNS takes {LONGEST_LABEL}"
-        raise JobNameError(words, f"choose a --name of at most {LONGEST_LABEL - len(last_pod)} characters")
+        problem = f"the last pod's host name, {name}{last_pod}, has {length} characters, and DNS takes {LONGEST_LABEL}"
+        raise JobNameError(problem, f"choose a --name of at most {LONGEST_LABEL - len(last_pod)} characters")
     return name
 
 
 def domain(flag: str, text: str) -> str:
-    """Return the name of an object (a DNS subdomain), or raise UsageError."""
+    """Check the name of an object: a DNS subdomain.
+
+    Parameters
+    ----------
+    flag, text : str
+        The flag, for the error, and its value.
+
+    Returns
+    -------
+    str
+        The same name.
+
+    Raises
+    ------
+    UsageError
+        The value is not a DNS subdomain.
+    """
     if len(text) > 253 or not _DOMAIN.fullmatch(text):
         raise UsageError(f"{flag} names an object with lower-case letters, digits, '-' and '.'; got {text!r}")
     return text
 
 
 def quantity(flag: str, text: str) -> str:
-    """Return an amount of cores or bytes (`16`, `500m`, `64Gi`), or raise UsageError."""
+    """Check a quantity of cores or bytes: `16`, `500m`, `64Gi`.
+
+    Parameters
+    ----------
+    flag, text : str
+        The flag, for the error, and its value.
+
+    Returns
+    -------
+    str
+        The same quantity.
+
+    Raises
+    ------
+    UsageError
+        The value is not a quantity, or is 0.
+    """
     if not _QUANTITY.fullmatch(text) or not float(re.match(r"[0-9.]+", text)[0]):  # type: ignore[index]
         raise UsageError(f"{flag} is an amount as Kubernetes writes it, such as 16, 500m or 64Gi; got {text!r}")
     return text
 
 
 def cores(text: str) -> int:
-    """Return how many whole cores an amount is (`16`, `2500m`); 0 where none was given."""
+    """Convert a quantity of cores (`16`, `2500m`) to whole cores.
+
+    Parameters
+    ----------
+    text : str
+        The quantity; empty: not given.
+
+    Returns
+    -------
+    int
+        0 if it is not given.
+    """
     if not text or not text.rstrip("m").replace(".", "", 1).isdigit():
         return 0
     return int(float(text[:-1]) / 1000) if text.endswith("m") else int(float(text))
 
 
 def image(text: str) -> str:
-    """Return the image, or raise UsageError."""
+    """Check the value of `--image`.
+
+    Parameters
+    ----------
+    text : str
+        The value.
+
+    Returns
+    -------
+    str
+        The same image.
+
+    Raises
+    ------
+    UsageError
+        The value is empty, or has blanks or control characters.
+    """
     if not text:
         raise UsageError("no --image was given: the container needs one", "--image pytorch/pytorch:latest")
     if re.search(r"\s", text) or not text.isprintable():
@@ -73,15 +136,46 @@ def image(text: str) -> str:
 
 
 def qualified_name(flag: str, text: str) -> str:
-    """Return a label's key or a resource's name, `[domain/]name`, or raise UsageError."""
+    """Check the key of a label or the name of a resource: `[domain/]name`.
+
+    Parameters
+    ----------
+    flag, text : str
+        The flag, for the error, and its value.
+
+    Returns
+    -------
+    str
+        The same name.
+
+    Raises
+    ------
+    UsageError
+        The value is not a qualified name.
+    """
     prefix, slash, name = text.rpartition("/")
     if not (name and _LABEL_VALUE.fullmatch(name)) or (slash and not _DOMAIN.fullmatch(prefix)):
-        raise UsageError(f"{flag}: {text!r} is no name such as disk or example.com/disk")
+        raise UsageError(f"{flag}: {text!r} is not a name such as disk or example.com/disk")
     return text
 
 
 def node_selector(texts: Sequence[str]) -> dict[str, str]:
-    """Return the labels that a node must have, each given as K=V, or raise UsageError."""
+    """Parse the labels that a node must have.
+
+    Parameters
+    ----------
+    texts : sequence of str
+        Each is KEY=VALUE.
+
+    Returns
+    -------
+    dict of str to str
+
+    Raises
+    ------
+    UsageError
+        A label is invalid, or one key has two values.
+    """
     found: dict[str, str] = {}
     for text in texts:
         key, equals, value = text.partition("=")
@@ -95,7 +189,23 @@ def node_selector(texts: Sequence[str]) -> dict[str, str]:
 
 
 def toleration(text: str) -> dict[str, str]:
-    """Return a toleration given as KEY[=VALUE][:EFFECT], as `kubectl taint` writes taints, or raise UsageError."""
+    """Parse a toleration, in the syntax of `kubectl taint`.
+
+    Parameters
+    ----------
+    text : str
+        KEY[=VALUE][:EFFECT].
+
+    Returns
+    -------
+    dict of str to str
+        Its object in the manifest.
+
+    Raises
+    ------
+    UsageError
+        The value is not a toleration.
+    """
     rest, colon, effect = text.partition(":")
     key, equals, value = rest.partition("=")
     if colon and effect not in EFFECTS:
@@ -108,7 +218,23 @@ def toleration(text: str) -> dict[str, str]:
 
 
 def volumes(texts: Sequence[str]) -> list[dict[str, str]]:
-    """Return the claims and where they are mounted, each given as NAME:/path, or raise UsageError."""
+    """Parse the persistent volume claims.
+
+    Parameters
+    ----------
+    texts : sequence of str
+        Each is NAME:/path.
+
+    Returns
+    -------
+    list of dict
+        `claim` and `path`, where it is mounted.
+
+    Raises
+    ------
+    UsageError
+        A name is invalid, or a path cannot be mounted over.
+    """
     found: list[dict[str, str]] = []
     for text in texts:
         name, _, path = text.partition(":")
@@ -122,5 +248,16 @@ def volumes(texts: Sequence[str]) -> list[dict[str, str]]:
 
 
 def user(text: str) -> int | None:
-    """Return the user id to run as; None for the image's own user; or raise UsageError."""
+    """Parse the value of `--user`.
+
+    Parameters
+    ----------
+    text : str
+        A user id, or `image`.
+
+    Returns
+    -------
+    int or None
+        None: the image's own user.
+    """
     return None if text == "image" else WholeNumber().parse("--user image, or", text)

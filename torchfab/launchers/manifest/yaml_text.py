@@ -1,4 +1,4 @@
-"""Kubernetes objects as text that `kubectl apply -f -` takes, and back."""
+"""Kubernetes objects to YAML for `kubectl apply -f -`, and back."""
 
 from __future__ import annotations
 
@@ -8,30 +8,69 @@ from typing import Any
 
 from torchfab.core.errors import UsageError
 
-# What every YAML reader takes for text without quotes: they disagree on much, as on `1e3`, `y` and `0o17`.
+# Text that every YAML reader parses as a string without quotes; they disagree on others, such as `1e3`, `y` and `0o17`.
 _PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9_./-]*")
 _WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null", "nan", "inf"}
 
 
 def escape(text: str) -> str:
-    """Return `text` such that the kubelet hands it to the container unchanged.
+    """Escape a text so that the kubelet passes it to the container unchanged.
 
-    In arguments and values it expands `$(NAME)`, and makes one `$` of two.
+    In arguments and values the kubelet expands `$(NAME)` and turns `$$` into `$`.
+
+    Parameters
+    ----------
+    text : str
+        An argument or a value.
+
+    Returns
+    -------
+    str
     """
     return re.sub(r"\$(?=[$(])", "$$", text)
 
 
-def check_text(what: str, text: str) -> str:
-    """Return `text`, or raise UsageError if a manifest cannot hold it: it is Unicode, not bytes."""
+def check_text(name: str, text: str) -> str:
+    """Check that a manifest can hold a text: it must be Unicode.
+
+    Parameters
+    ----------
+    name : str
+        Description of the text, for the error.
+    text : str
+        The text.
+
+    Returns
+    -------
+    str
+        The same text.
+
+    Raises
+    ------
+    UsageError
+        The text contains bytes that are not UTF-8.
+    """
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise UsageError(f"{what} is not UTF-8, and a Kubernetes manifest holds nothing else: {text!r}") from None
+        raise UsageError(f"{name} is not UTF-8, and a Kubernetes manifest holds nothing else: {text!r}") from None
     return text
 
 
 def to_yaml(objects: Sequence[Mapping[str, Any]], comments: Iterable[str] = ()) -> str:
-    """Return objects as YAML documents below comments."""
+    """Write objects as YAML documents.
+
+    Parameters
+    ----------
+    objects : sequence of Mapping
+        The objects.
+    comments : iterable of str
+        Comments above the documents. Default: none.
+
+    Returns
+    -------
+    str
+    """
     import yaml
 
     class Dumper(yaml.SafeDumper):
@@ -39,7 +78,7 @@ def to_yaml(objects: Sequence[Mapping[str, Any]], comments: Iterable[str] = ()) 
             return True
 
         def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
-            super().increase_indent(flow, False)  # lists stand in, as kubectl and people write them
+            super().increase_indent(flow, False)  # indent lists, as kubectl does
 
     Dumper.add_representer(str, lambda dumper, text: dumper.represent_scalar(_TEXT, text, style=_style(text)))
     head = "".join(f"# {line}".rstrip() + "\n" for comment in comments for line in comment.splitlines() or [""])
@@ -59,7 +98,17 @@ def _style(text: str) -> str:
 
 
 def from_yaml(text: str) -> list[dict[str, Any]]:
-    """Return the objects that `to_yaml` made text of."""
+    """Parse the text that `to_yaml` returned.
+
+    Parameters
+    ----------
+    text : str
+        YAML documents.
+
+    Returns
+    -------
+    list of dict
+    """
     import yaml
 
     return list(yaml.load_all(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))

@@ -58,7 +58,7 @@ def file_digests(workdir: str, names: list[str] | None) -> dict[str, str]:
     workdir : str
         The working directory.
     names : list of str, optional
-        As in `look`.
+        As in `digest_workdir`.
 
     Returns
     -------

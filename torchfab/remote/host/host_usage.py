@@ -1,6 +1,6 @@
 """The load of a node's CPUs, memory, disks and network, from /proc, as rates between two samples.
 
-The parsers take the text of a file (proc(5)), and `rates` takes two samples; every function but `look` is pure.
+The parsers take the text of a file (proc(5)), and `rates` takes two samples; all but `read_counters` are pure.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def rates(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     Parameters
     ----------
     before, now : dict
-        As `look` returns them.
+        As `read_counters` returns them.
 
     Returns
     -------

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 # Without persistence mode nvidia-smi loads the driver first, which takes seconds: a launch does not wait for that.
-PATIENCE_S = 0.5
+NVIDIA_SMI_TIMEOUT_S = 0.5
 
 
 class Glance:
@@ -61,7 +61,7 @@ class Glance:
         if self.smi is None:
             return []
         try:
-            text, _ = self.smi.communicate(timeout=PATIENCE_S)
+            text, _ = self.smi.communicate(timeout=NVIDIA_SMI_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self.smi.kill()
             return []

@@ -27,12 +27,12 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     Parameters
     ----------
     request : dict
-        As `of_node` takes it, with the keys that `files.folder_of` needs.
+        As `dump_node` takes it, with the keys that `files.folder_of` needs.
 
     Returns
     -------
     dict
-        As `of_node` returns it.
+        As `dump_node` returns it.
     """
     return of_node(files.folder_of(request), request)
 
@@ -95,14 +95,14 @@ def ptrace_rights() -> dict[str, Any]:
 # ---- processes
 
 
-def targets(folder: str, wanted: list[int] | None) -> list[dict[str, Any]]:
+def targets(folder: str, requested: list[int] | None) -> list[dict[str, Any]]:
     """List the ranks on this node with their last known status.
 
     Parameters
     ----------
     folder : str
         The job's folder on this node.
-    wanted : list of int, optional
+    requested : list of int, optional
         Which ranks; None: all.
 
     Returns
@@ -119,7 +119,7 @@ def targets(folder: str, wanted: list[int] | None) -> list[dict[str, Any]]:
         started = files.read_json(os.path.join(own, files.STARTED))
         if not last and started and procfs.is_alive(started["pid"], started["start_time"]):
             found.append(_entry(name, own, spec, {**started, "rank": None, "ended": None, "code": None}))
-    return [entry for entry in found if wanted is None or entry["rank"] in wanted]
+    return [entry for entry in found if requested is None or entry["rank"] in requested]
 
 
 def _entry(name: str, folder: str, spec: dict[str, Any], rank: dict[str, Any]) -> dict[str, Any]:
