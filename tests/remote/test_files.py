@@ -62,7 +62,7 @@ def full(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_full_disk_has_room_for_what_room_was_kept_for_so_many_times(tmp_path: Path, full: None) -> None:
     path = tmp_path / "x.json"
-    files.keep_room(str(path), times=2)
+    files.reserve_space(str(path), times=2)
     assert all(mode(each) == 0o600 for each in tmp_path.iterdir())
     for value in ({"a": 1}, {"b": 2}):
         files.write_json(str(path), value)
@@ -74,14 +74,14 @@ def test_a_full_disk_has_room_for_what_room_was_kept_for_so_many_times(tmp_path:
 
 
 def test_room_that_is_not_needed_is_given_back(tmp_path: Path) -> None:
-    files.keep_room(str(tmp_path / "x.json"), times=2)
+    files.reserve_space(str(tmp_path / "x.json"), times=2)
     files.write_json(str(tmp_path / "x.json"), {"a": 1})
-    files.give_up_room(str(tmp_path / "x.json"))
+    files.release_space(str(tmp_path / "x.json"))
     assert os.listdir(tmp_path) == ["x.json"]
 
 
 def test_what_no_room_was_kept_for_or_is_too_long_fails_on_a_full_disk(tmp_path: Path, full: None) -> None:
-    files.keep_room(str(tmp_path / "long.json"))
+    files.reserve_space(str(tmp_path / "long.json"))
     for name, value in (("other.json", {}), ("long.json", "x" * 5000)):
         with pytest.raises(OSError, match="No space left"):
             files.write_json(str(tmp_path / name), value)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.support import fuzzed
 from tests.transport.test_validation_fuzz import JSON
 from torchfab.launchers.per_node import RANK_LOGS
-from torchfab.remote import cgroup, files, procfs, server, tmux
+from torchfab.remote import files, procfs, server, tmux
 from torchfab.remote.host import gpu_health, gpu_usage, host_usage, kernel_log, programs
 from torchfab.remote.job import evidence, log_files, log_reader, status
 from torchfab.remote.slurm import job
@@ -70,8 +70,8 @@ def test_any_record_of_the_kernel_has_a_time_and_one_line(text: str) -> None:
 
 @fuzzed(after("0::/", "4:memory:/", "oom_kill ", ""))
 def test_a_control_group_says_a_number_or_nothing(text: str) -> None:
-    with mock.patch.object(cgroup, "_lines", return_value=text.splitlines()):
-        assert isinstance(cgroup.oom_kills(), int | None)
+    with mock.patch.object(procfs, "_lines", return_value=text.splitlines()):
+        assert isinstance(procfs.oom_kills(), int | None)
 
 
 # ---- programs
@@ -132,8 +132,8 @@ def test_slurms_commands_may_print_what_they_like(lines: list[tuple[str, str]], 
 def test_any_timeline_gives_times(text: str) -> None:
     with TemporaryDirectory() as folder:
         Path(folder, files.TIMELINE).write_text(text, errors="replace")
-        clock, log = log_files.Clock(folder), log_files.LogFile(folder, files.OUTPUT)
-        assert all(0 <= clock.time_of(log, offset) < 1e11 for offset in (0, 5, 10**9))
+        write_times, log = log_files.WriteTimes(folder), log_files.LogFile(folder, files.OUTPUT)
+        assert all(0 <= write_times.time_of(log, offset) < 1e11 for offset in (0, 5, 10**9))
 
 
 @fuzzed(st.binary(max_size=200), st.one_of(st.none(), st.integers(0, 5)))
@@ -144,7 +144,7 @@ def test_any_bytes_are_log_lines(data: bytes, count: int | None) -> None:
         (own / files.SPEC).write_text("{}")
         (own / files.OUTPUT).write_bytes(data)
         reader = log_reader.Reader(folder, {"lines": count, "ranks": None, "grep": None})
-        found = [*reader.past(), *reader.news(final=True)]
+        found = [*reader.read_backlog(), *reader.read_new(final=True)]
         told = status.tail(str(own / files.OUTPUT))
     assert validation.is_one({"lines": found}, "logs")
     assert all(-1e9 <= each["code"] <= 1e9 for each in status.failures_in(told))
@@ -169,9 +169,9 @@ def test_any_records_of_a_process_are_told_or_complained_of(told: dict[str, Any]
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
     sent: list[dict[str, Any]] = []
-    conversation = server.Conversation.__new__(server.Conversation)
-    with mock.patch.object(conversation, "send", sent.append):
-        conversation._answer(request)
+    node = server.Server.__new__(server.Server)
+    with mock.patch.object(node, "send", sent.append):
+        node._handle(request)
     return sent[0]
 
 

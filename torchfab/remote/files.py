@@ -1,21 +1,21 @@
 """Files of a job on a node: written atomically, readable by their owner only.
 
-The folder of a job on one node (mode 0700; a shared home folder holds one such folder per node):
+Layout of the folder of a job on one node (mode 0700; a shared home folder holds one such folder per node):
 
     <node_dir>/jobs/<job id>/node-<node_rank>/
-        node.py                 what runs here (see `torchfab.transport.bundle`)
-        go                      all nodes are ready: the processes may begin
-        stop.json               somebody asked to stop the job: when, with which grace
+        node.py                 the program that runs here (see `torchfab.transport.bundle`)
+        go                      written when all nodes are ready: the processes may start
+        stop.json               a stop was requested: its time and grace period
         <process>/              "agent", "rank-3", ...
             spec.json           argv, environment by name and value, working directory
-            secrets.json        the secret part of the environment; the supervisor removes it when it has read it
-            ready               pid of the supervisor, once it is up
+            secrets.json        the secret part of the environment; the supervisor reads and removes it
+            ready               pid of the supervisor, written once it is up
             started.json        pids, start times, boot id
             ranks.json          the ranks found below the process: pid, start, end, exit code
-            exit.json           code or signal of the process, and when
-            output.log          what the process wrote to stdout and stderr
-            timeline            "time path size" a line: when each log file had grown to which size
-            errors/, logs/      what the launcher itself writes
+            exit.json           exit code or signal of the process, and the time
+            output.log          stdout and stderr of the process
+            timeline            one line "time size path" per growth of a log file
+            errors/, logs/      files that the launcher itself writes
 """
 
 from __future__ import annotations
@@ -32,64 +32,120 @@ SPEC, SECRETS, STARTED, RANKS, EXIT = "spec.json", "secrets.json", "started.json
 STOP, OUTPUT, TIMELINE, BUNDLE = "stop.json", "output.log", "timeline", "node.py"
 READY, GO = "ready", "go"
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_ROOM_BYTES = 4096
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_RESERVED_BYTES = 4096
 
 
 def job_folder(node_dir: str, job_id: str, node_rank: int) -> str:
-    """Return the absolute folder of one job on one node; `~` in `node_dir` is the user's home folder."""
+    """Return the folder of one job on one node.
+
+    Parameters
+    ----------
+    node_dir : str
+        The folder of torchfab's files on the node; a leading `~` is the user's home folder.
+    job_id : str
+        Id of the job.
+    node_rank : int
+        Rank of the node in the job.
+
+    Returns
+    -------
+    str
+        An absolute path.
+    """
     return os.path.join(os.path.abspath(os.path.expanduser(node_dir)), "jobs", job_id, f"node-{node_rank}")
 
 
 def folder_of(request: dict[str, Any]) -> str:
-    """Return the folder of the job on the node that a request names."""
+    """Return the folder of the job on the node that a request names.
+
+    Parameters
+    ----------
+    request : dict
+        `node_dir`, `job_id`, `node_rank`.
+
+    Returns
+    -------
+    str
+        An absolute path.
+    """
     return job_folder(request["node_dir"], request["job_id"], request["node_rank"])
 
 
 def make_private(folder: str) -> None:
-    """Create `folder` and its missing parents, readable by their owner only."""
+    """Create a folder and its missing parents, readable by their owner only.
+
+    Parameters
+    ----------
+    folder : str
+        The path; it may exist already.
+    """
     parent = os.path.dirname(folder)
     if not os.path.isdir(parent):
         make_private(parent)
     try:
         os.mkdir(folder, 0o700)
-    except FileExistsError:  # from before, or made by another node of a shared file system just now
+    except FileExistsError:  # it existed before, or another node that shares the file system has just made it
         pass
 
 
 def write_text(path: str, text: str) -> None:
-    """Write `text` so that a reader sees the old file or the whole new one, also after a power cut; mode 0600."""
-    # Nodes that share a file system can have equal pids.
-    beside = f"{path}.{os.urandom(4).hex()}.new"
-    handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    """Write a file atomically: a reader sees the old file or the whole new one, also after a power cut.
+
+    Parameters
+    ----------
+    path : str
+        The file; it gets mode 0600.
+    text : str
+        Its content.
+    """
+    # The temporary name is random: nodes that share a file system can have equal pids.
+    temporary = f"{path}.{os.urandom(4).hex()}.new"
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(temporary, path)
     except OSError:
-        os.unlink(beside)
+        os.unlink(temporary)
         raise
 
 
 def write_json(path: str, value: Any) -> None:
-    """Write `value` as JSON, atomically, mode 0600; on a full disk into room that `keep_room` has kept for it."""
+    """Write a JSON file atomically; on a full disk, write into the space that `reserve_space` has reserved.
+
+    Parameters
+    ----------
+    path : str
+        The file; it gets mode 0600.
+    value : object
+        Anything that json.dumps accepts.
+    """
     text = json.dumps(value)
     try:
         write_text(path, text)
     except OSError as error:
-        if error.errno not in _FULL or not _write_into_room(path, text):
+        if error.errno not in _DISK_FULL or not _write_into_reserved_space(path, text):
             raise
 
 
-def keep_room(path: str, times: int = 1) -> None:
-    """Take room on the disk now for a file that must be written later, `times` times, also when the disk is full."""
-    for room in _rooms(path)[:times]:
-        try:  # not flushed to the disk, which takes its time: the room is taken with the write
-            with open(room, "w", opener=_private) as file:
-                file.write(" " * _ROOM_BYTES)
-        except OSError:  # it is full already
+def reserve_space(path: str, times: int = 1) -> None:
+    """Reserve disk space now for a file that must be written later, even if the disk is full by then.
+
+    Parameters
+    ----------
+    path : str
+        The file to be written later.
+    times : int
+        How often it will be written, at most 2. Default 1.
+    """
+    for placeholder in _placeholders(path)[:times]:
+        try:  # no fsync, which is slow: the write alone reserves the space
+            with open(placeholder, "w", opener=_private) as file:
+                file.write(" " * _RESERVED_BYTES)
+        except OSError:  # the disk is full already
             return
 
 
@@ -97,36 +153,53 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
-def give_up_room(path: str) -> None:
-    """Give back the room that was kept for a file."""
-    for room in _rooms(path):
+def release_space(path: str) -> None:
+    """Release the disk space that is still reserved for a file.
+
+    Parameters
+    ----------
+    path : str
+        The file, as given to `reserve_space`.
+    """
+    for placeholder in _placeholders(path):
         try:
-            os.unlink(room)
-        except OSError:  # used, or never taken
+            os.unlink(placeholder)
+        except OSError:  # used, or never reserved
             pass
 
 
-def _rooms(path: str) -> list[str]:
+def _placeholders(path: str) -> list[str]:
     return [f"{path}.room{number}" for number in range(2)]
 
 
-def _write_into_room(path: str, text: str) -> bool:
-    """Write text over the blanks of a file that is there already, and give it the name of `path`."""
+def _write_into_reserved_space(path: str, text: str) -> bool:
+    """Write text over the blanks of an existing placeholder and rename it to `path`; return whether that worked."""
     data = text.encode("utf-8", "surrogateescape")
-    for room in _rooms(path):
-        if len(data) > _ROOM_BYTES or not os.path.exists(room):
+    for placeholder in _placeholders(path):
+        if len(data) > _RESERVED_BYTES or not os.path.exists(placeholder):
             continue
-        with open(room, "r+b") as file:  # blanks after the JSON are no part of it
+        with open(placeholder, "r+b") as file:  # JSON parsers ignore the trailing blanks
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(room, path)
+        os.replace(placeholder, path)
         return True
     return False
 
 
 def read_json(path: str) -> Any:
-    """Return the JSON in `path`, or None where there is no such file or it is not JSON."""
+    """Read a JSON file.
+
+    Parameters
+    ----------
+    path : str
+        The file.
+
+    Returns
+    -------
+    object
+        Its content; None where the file is missing, unreadable or not JSON.
+    """
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
             return json.load(file)
@@ -135,7 +208,18 @@ def read_json(path: str) -> Any:
 
 
 def processes(folder: str) -> list[str]:
-    """Return the names of the processes that the job has on this node, in the order of their ranks."""
+    """Return the names of the job's processes on this node.
+
+    Parameters
+    ----------
+    folder : str
+        The job's folder on this node.
+
+    Returns
+    -------
+    list of str
+        In the order of their ranks.
+    """
     try:
         names = [name for name in os.listdir(folder) if os.path.isfile(os.path.join(folder, name, SPEC))]
     except OSError:

@@ -1,6 +1,6 @@
-"""/proc, read for what a supervisor must know: who descends from whom, and who carries a job's id.
+"""Read /proc: process trees, processes that carry a job's id, and memory kills of a control group.
 
-A process is named by its pid and its start time (`man 5 proc`, field 22 of stat), so that a reused pid is never
+A process is identified by its pid and its start time (`man 5 proc`, field 22 of stat), so that a reused pid is never
 mistaken for the process that had it before.
 """
 
@@ -15,44 +15,137 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 JOB_ID, NODE_RANK = "TORCHFAB_JOB_ID", "TORCHFAB_NODE_RANK"
+_CGROUP_ROOT = "/sys/fs/cgroup"
 
 
-def boot_id() -> str:
-    """Return the id of this boot of the machine: another one after a reboot."""
-    return _read("/proc/sys/kernel/random/boot_id").decode().strip()
+def whole(text: str) -> int | None:
+    """Return the number that a text consists of: ASCII digits only.
+
+    `²` counts as a digit too, and int() refuses thousands of digits, so both are excluded.
+
+    Parameters
+    ----------
+    text : str
+        Output of another program or of the kernel.
+
+    Returns
+    -------
+    int or None
+        A number of at most 18 digits; None for everything else.
+    """
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
 
 
 def _read(path: str) -> bytes:
     try:
         with open(path, "rb") as file:
             return file.read()
-    except OSError:  # gone, or another user's
+    except OSError:  # gone, or not readable by this user
         return b""
 
 
+def _lines(path: str) -> list[str]:
+    return _read(path).decode(errors="replace").splitlines()
+
+
+# ---- one process
+
+
+def boot_id() -> str:
+    """Return the id of this boot of the machine.
+
+    Returns
+    -------
+    str
+        A different id after each reboot.
+    """
+    return _read("/proc/sys/kernel/random/boot_id").decode().strip()
+
+
 def stat_fields(pid: int) -> list[str]:
-    """Return the fields of /proc/<pid>/stat from the third (state) on; empty when there is no such process."""
+    """Return the fields of /proc/<pid>/stat from the third (state) on.
+
+    Parameters
+    ----------
+    pid : int
+        The process.
+
+    Returns
+    -------
+    list of str
+        Empty when there is no such process.
+    """
     text = _read(f"/proc/{pid}/stat")
-    # The second field is the program's name in parentheses and may hold blanks and parentheses itself.
+    # The second field is the program's name in parentheses; it can contain blanks and parentheses itself.
     return text[text.rfind(b")") + 2 :].decode().split() if text else []
 
 
 def start_time(pid: int) -> int:
-    """Return when `pid` started, in clock ticks since boot; 0 when there is no such process."""
+    """Return when a process started.
+
+    Parameters
+    ----------
+    pid : int
+        The process.
+
+    Returns
+    -------
+    int
+        Clock ticks since boot; 0 when there is no such process.
+    """
     fields = stat_fields(pid)
     return int(fields[19]) if fields else 0
 
 
 def is_alive(pid: int, started: int) -> bool:
-    """Say whether the process that had `pid` and start time `started` still runs (a zombie does not)."""
+    """Check whether a process still runs; a zombie does not.
+
+    Parameters
+    ----------
+    pid : int
+        Its pid.
+    started : int
+        Its start time, as `start_time` returns it.
+
+    Returns
+    -------
+    bool
+        False also when the pid now belongs to another process.
+    """
     fields = stat_fields(pid)
     return bool(fields) and int(fields[19]) == started and fields[0] not in "ZX"
 
 
+def is_running(pid: int) -> bool:
+    """Check whether a process with this pid exists and has not ended.
+
+    Parameters
+    ----------
+    pid : int
+        The process.
+
+    Returns
+    -------
+    bool
+        False for a zombie.
+    """
+    return stat_fields(pid)[:1] not in ([], ["Z"], ["X"])
+
+
 def exit_code_of_zombie(pid: int) -> int | None:
-    """Return the exit code of a process that has ended and is not yet reaped: negative for a signal, None if unknown.
+    """Return the exit code of a process that has ended and is not yet reaped.
 
     The kernel keeps it in field 52 of stat, in the form of wait(2), readable by the same user.
+
+    Parameters
+    ----------
+    pid : int
+        The process.
+
+    Returns
+    -------
+    int or None
+        Negative for a signal; None if unknown.
     """
     fields = stat_fields(pid)
     if len(fields) < 50 or fields[0] != "Z":
@@ -61,19 +154,78 @@ def exit_code_of_zombie(pid: int) -> int | None:
 
 
 def environment(pid: int) -> dict[str, str]:
-    """Return the environment that `pid` was started with; empty when it cannot be read."""
-    words = _read(f"/proc/{pid}/environ").split(b"\0")
-    pairs = (word.decode(errors="surrogateescape").partition("=") for word in words if b"=" in word)
+    """Return the environment that a process was started with.
+
+    Parameters
+    ----------
+    pid : int
+        The process.
+
+    Returns
+    -------
+    dict of str to str
+        Empty when it cannot be read.
+    """
+    entries = _read(f"/proc/{pid}/environ").split(b"\0")
+    pairs = (entry.decode(errors="surrogateescape").partition("=") for entry in entries if b"=" in entry)
     return {name: value for name, _, value in pairs}
 
 
+def command_line(pid: int) -> list[str]:
+    """Return the argv of a process.
+
+    Parameters
+    ----------
+    pid : int
+        The process.
+
+    Returns
+    -------
+    list of str
+        Empty when it cannot be read.
+    """
+    return _read(f"/proc/{pid}/cmdline").decode(errors="surrogateescape").split("\0")[:-1]
+
+
+def describe(pid: int) -> str:
+    """Return a pid with its command line, human-readable.
+
+    Parameters
+    ----------
+    pid : int
+        The process.
+
+    Returns
+    -------
+    str
+        At most 80 characters.
+    """
+    command = _read(f"/proc/{pid}/cmdline").replace(b"\0", b" ").decode(errors="replace").strip()
+    return f"{pid} ({command[:70] or 'ended'})"
+
+
+# ---- process trees
+
+
 def all_pids() -> list[int]:
-    """Return the pid of every process that this user can see."""
+    """Return the pid of every process that this user can see.
+
+    Returns
+    -------
+    list of int
+        In the order of the directory, unsorted.
+    """
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
 def parents() -> dict[int, int]:
-    """Return, for every process, its parent's pid."""
+    """Return the parent of every process.
+
+    Returns
+    -------
+    dict of int to int
+        Parent's pid by pid.
+    """
     table = {}
     for pid in all_pids():
         fields = stat_fields(pid)
@@ -83,19 +235,41 @@ def parents() -> dict[int, int]:
 
 
 def children(pid: int) -> list[int]:
-    """Return the direct children of `pid`, whichever of its threads started them."""
+    """Return the direct children of a process, whichever of its threads started them.
+
+    Parameters
+    ----------
+    pid : int
+        The process.
+
+    Returns
+    -------
+    list of int
+        Empty when the process has ended.
+    """
     found: list[int] = []
     try:
         threads = os.listdir(f"/proc/{pid}/task")
     except OSError:
         return found
     for thread in threads:
-        found += [int(word) for word in _read(f"/proc/{pid}/task/{thread}/children").split()]
+        found += [int(child) for child in _read(f"/proc/{pid}/task/{thread}/children").split()]
     return found
 
 
 def descendants(roots: Iterable[int]) -> list[int]:
-    """Return every process below `roots`, without them, nearest first; ended ones that nobody reaped are left out."""
+    """Return every running process below `roots`, nearest first.
+
+    Parameters
+    ----------
+    roots : iterable of int
+        The processes to start from.
+
+    Returns
+    -------
+    list of int
+        Without the roots themselves and without zombies.
+    """
     below: dict[int, list[int]] = {}
     for pid, parent in parents().items():
         below.setdefault(parent, []).append(pid)
@@ -108,18 +282,59 @@ def descendants(roots: Iterable[int]) -> list[int]:
     return [pid for pid in found if stat_fields(pid)[:1] not in ([], ["Z"], ["X"])]
 
 
-def job_processes(job_id: str, node_rank: int) -> list[int]:
-    """Return every process of the job on this node: those that carry its id, and all that descends from them.
+def find_below(root: int, matches: Callable[[int], bool]) -> list[int]:
+    """Return the topmost processes at or below `root` that match a condition.
 
-    The job's id is in the environment that each process was started with, so a process that left its session and its
-    parents is still found; a process that overwrote its environment (setproctitle does) is found through its parents.
+    Parameters
+    ----------
+    root : int
+        Pid of the process to start from.
+    matches : callable
+        Takes a pid and returns whether it matches. The search does not descend below a match.
+
+    Returns
+    -------
+    list of int
+        Their pids, nearest first.
     """
-    mine = os.getpid()
-    marked = [pid for pid in all_pids() if pid != mine and _carries(pid, job_id, node_rank)]
-    if not marked:  # the proof that nothing is left costs one look at every process, not two
+    found, queue = [], [root]
+    while queue:
+        pid = queue.pop(0)
+        if matches(pid):
+            found.append(pid)
+        else:
+            queue += children(pid)
+    return found
+
+
+# ---- the processes of a job
+
+
+def job_processes(job_id: str, node_rank: int) -> list[int]:
+    """Return every process of the job on this node: those that carry its id, and all their descendants.
+
+    The job's id is in the environment that each process was started with. So a process that left its session and its
+    parents is still found, and a process that overwrote its environment (setproctitle does) is found through its
+    parents.
+
+    Parameters
+    ----------
+    job_id : str
+        Id of the job.
+    node_rank : int
+        Rank of this node in the job.
+
+    Returns
+    -------
+    list of int
+        Their pids, without this process itself.
+    """
+    own_pid = os.getpid()
+    marked = [pid for pid in all_pids() if pid != own_pid and _carries(pid, job_id, node_rank)]
+    if not marked:  # proving that nothing is left costs one scan over all processes, not two
         return []
-    both = dict.fromkeys(marked + descendants(marked))
-    return [pid for pid in both if pid != mine and is_running(pid)]
+    candidates = dict.fromkeys(marked + descendants(marked))
+    return [pid for pid in candidates if pid != own_pid and is_running(pid)]
 
 
 def _carries(pid: int, job_id: str, node_rank: int) -> bool:
@@ -130,26 +345,39 @@ def _carries(pid: int, job_id: str, node_rank: int) -> bool:
 def running_program(path: str) -> list[int]:
     """Return the processes of `python -I -S <path>`.
 
-    The words are compared in their places: the tmux server keeps the command line of the client that began it, and that
-    ends with the command of the first supervisor.
+    The arguments are compared by position: the tmux server keeps the command line of the client that started it, and
+    that line ends with the command of the first supervisor.
+
+    Parameters
+    ----------
+    path : str
+        The program, as written on the command line.
+
+    Returns
+    -------
+    list of int
+        Their pids.
     """
-    words = [b"-I", b"-S", os.fsencode(path)]
-    found = [pid for pid in all_pids() if _read(f"/proc/{pid}/cmdline").split(b"\0")[1:4] == words]
+    args = [b"-I", b"-S", os.fsencode(path)]
+    found = [pid for pid in all_pids() if _read(f"/proc/{pid}/cmdline").split(b"\0")[1:4] == args]
     return [pid for pid in found if is_running(pid)]
 
 
-def is_running(pid: int) -> bool:
-    """Say whether there is a process `pid` that has not ended."""
-    return stat_fields(pid)[:1] not in ([], ["Z"], ["X"])
-
-
 def await_end(pids: Iterable[int], timeout_s: float) -> None:
-    """Wait until all of these processes have ended, or so many seconds have passed; the kernel says when."""
+    """Wait until all of these processes have ended, or the timeout has passed; a pidfd reports each end.
+
+    Parameters
+    ----------
+    pids : iterable of int
+        The processes.
+    timeout_s : float
+        Seconds, for all of them together.
+    """
     deadline = time.monotonic() + timeout_s
     for pid in pids:
         left_s = max(0.0, deadline - time.monotonic())
         try:
-            handle = os.pidfd_open(pid)  # type: ignore[attr-defined,unused-ignore]
+            pidfd = os.pidfd_open(pid)  # type: ignore[attr-defined,unused-ignore]
         except ProcessLookupError:
             continue
         except (OSError, AttributeError):  # a kernel before 5.3
@@ -157,36 +385,54 @@ def await_end(pids: Iterable[int], timeout_s: float) -> None:
             continue
         try:
             poll = select.poll()
-            poll.register(handle, select.POLLIN)
+            poll.register(pidfd, select.POLLIN)
             poll.poll(1000 * left_s)
         finally:
-            os.close(handle)
+            os.close(pidfd)
 
 
 def _poll_end(pid: int, timeout_s: float) -> None:
-    until = time.monotonic() + timeout_s
-    while is_running(pid) and time.monotonic() < until:
+    deadline = time.monotonic() + timeout_s
+    while is_running(pid) and time.monotonic() < deadline:
         time.sleep(0.02)
 
 
-def find_below(root: int, wanted: Callable[[int], bool]) -> list[int]:
-    """Return the topmost processes at or below `root` that are `wanted`; below a wanted one nothing is looked at."""
-    found, queue = [], [root]
-    while queue:
-        pid = queue.pop(0)
-        if wanted(pid):
-            found.append(pid)
+# ---- memory kills of a control group
+
+
+def oom_kills(pid: str = "self") -> int | None:
+    """Return how many processes of a process's control group the kernel has killed for memory.
+
+    With cgroup v2 the number is `oom_kill` of memory.events, which includes the groups below; with v1, `oom_kill` of
+    memory.oom_control. It is the only evidence of such a kill that needs no permission to read the kernel log.
+
+    Parameters
+    ----------
+    pid : str
+        The process. Default: this process.
+
+    Returns
+    -------
+    int or None
+        None where the control group does not report it.
+    """
+    for line in _lines(f"/proc/{pid}/cgroup"):
+        hierarchy, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if hierarchy == "0":
+            count = _oom_kill_count(f"{_CGROUP_ROOT}{path}/memory.events")
+        elif "memory" in controllers.split(","):
+            count = _oom_kill_count(f"{_CGROUP_ROOT}/memory{path}/memory.oom_control")
         else:
-            queue += children(pid)
-    return found
+            continue
+        if count is not None:
+            return count
+    return None
 
 
-def command_line(pid: int) -> list[str]:
-    """Return the words that `pid` was started with; none when they cannot be read."""
-    return _read(f"/proc/{pid}/cmdline").decode(errors="surrogateescape").split("\0")[:-1]
-
-
-def describe(pid: int) -> str:
-    """Return `pid` with its command line, for people, at most 80 characters."""
-    words = _read(f"/proc/{pid}/cmdline").replace(b"\0", b" ").decode(errors="replace").strip()
-    return f"{pid} ({words[:70] or 'ended'})"
+def _oom_kill_count(path: str) -> int | None:
+    for line in _lines(path):
+        name, _, value = line.partition(" ")
+        if name == "oom_kill" and (count := whole(value)) is not None:
+            return count
+    return None

@@ -1,8 +1,8 @@
-"""The conversation with the launch machine: one JSON request a line in, JSON answers out, over stdin and stdout.
+"""Serve the launch machine: one JSON request per line on stdin, JSON answers on stdout.
 
-An answer is framed as `\x1e<length>\n<JSON>`, so that what a login shell prints before us is told apart from it. One
-interpreter serves all phases of a command: what phase one made, phase two finds in memory. When the launch machine
-hangs up before it sends `commit`, what was prepared and started here is rolled back.
+An answer is framed as `\x1e<length>\n<JSON>`, so that the launch machine can skip what a login shell prints before it.
+One interpreter serves all phases of a command, so phase two finds in memory what phase one made. When the launch
+machine disconnects without having sent `commit`, everything that was prepared and started here is rolled back.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import select
 import signal
 import sys
+import time
 
 from torchfab.remote import files
 
@@ -27,50 +28,50 @@ if TYPE_CHECKING:
 
 MARK = b"\x1e"
 OLDEST_PYTHON = (3, 9)
-# How long we wait for the next request of a launch machine that does not hang up, where it does not say.
-PATIENCE_S = 900
-# How often a stream shows that it lives, where the launch machine does not say.
-PULSE_S = 10.0
+# How long to wait for the next request while the connection stays open, unless the request gives `patience_s`.
+IDLE_TIMEOUT_S = 900
+# How often a stream sends a heartbeat, unless the request gives `pulse_s`.
+HEARTBEAT_S = 10.0
 
 
-# Requests that leave nothing here once this interpreter has ended, by name: the module and the function that answers.
+# Stateless operations, by name: the module and the function that handles the request.
 ANSWERS = {
-    "clock": ("clock", "answer"),
+    "clock": ("server", "read_clock"),
     "checkup": ("host.probe", "look"),
     "reach": ("host.connectivity", "try_out"),
-    "status": ("job.status", "answer_status"),
-    "evidence": ("job.evidence", "answer"),
+    "status": ("job.status", "handle"),
+    "evidence": ("job.evidence", "handle"),
     "stacks": ("stacks.dump", "answer"),
     "slurm_status": ("slurm.job", "status"),
-    "slurm_evidence": ("slurm.evidence", "answer"),
+    "slurm_evidence": ("slurm.evidence", "handle"),
     "slurm_stop": ("slurm.job", "stop"),
     "slurm_forget": ("slurm.job", "forget"),
     "tree_look": ("host.file_tree", "look"),
     "tree_check": ("host.file_tree", "check"),
 }
-# The same, of functions that are also given the conversation, to send frames of their own until it is hung up.
+# Streaming operations: the function also gets the `Server`, and sends frames until the launch machine disconnects.
 STREAMS = {
-    "logs": ("job.log_reader", "answer_logs"),
-    "slurm_logs": ("slurm.logs", "answer_logs"),
-    "load": ("job.load_stream", "stream"),
+    "logs": ("job.log_reader", "handle"),
+    "slurm_logs": ("slurm.logs", "handle"),
+    "load": ("job.load_stream", "handle"),
 }
 
 
-class CutOffError(Exception):
-    """The launch machine has been silent for too long."""
+class IdleTimeoutError(Exception):
+    """The launch machine sent no request within the idle timeout."""
 
 
-def _cut_off(*_: object) -> None:
-    raise CutOffError
+def _raise_idle_timeout(*_: object) -> None:
+    raise IdleTimeoutError
 
 
-class Conversation:
-    """Answer requests until the launch machine hangs up.
+class Server:
+    """Serve requests until the launch machine disconnects.
 
     Parameters
     ----------
     bundle : str
-        Source of the program that runs here, as it is to be written into a job's folder.
+        Source of the program that runs here, to be written into a job's folder.
     """
 
     def __init__(self, bundle: str) -> None:
@@ -78,28 +79,28 @@ class Conversation:
         self.preparation: Preparation | None = None
         self.started: dict[str, Any] | None = None
         self.submitted: dict[str, Any] | None = None
-        self.patience_s = PATIENCE_S
-        self.sending = _thread.allocate_lock()
-        self.mask: Callable[[Any], Any] | None = None
-        # Nothing that we start or print by accident may get between the frames.
+        self.idle_timeout_s = IDLE_TIMEOUT_S
+        self.send_lock = _thread.allocate_lock()
+        self.redact: Callable[[Any], Any] | None = None
+        # Output of child processes and stray prints must not get between the frames.
         self.out = os.dup(1)
         os.dup2(2, 1)
-        signal.signal(signal.SIGALRM, _cut_off)
+        signal.signal(signal.SIGALRM, _raise_idle_timeout)
 
     def run(self) -> None:
-        """Read requests from stdin and answer them."""
+        """Read requests from stdin and handle them."""
         try:
             while line := self._next_line():
-                self._answer(json.loads(line))
-        except CutOffError:
+                self._handle(json.loads(line))
+        except IdleTimeoutError:
             pass
         finally:
             self._rollback()
 
     def _next_line(self) -> bytes:
-        # A launch machine that dies, or whose link is cut, does not hang up: without an end to our patience, what is
-        # not confirmed would run until the kernel gives the connection up, hours later.
-        signal.alarm(self.patience_s)
+        # A launch machine that dies, or whose link is cut, does not close the connection. Without this timeout, a job
+        # that is not committed would run until the kernel gives up the connection, hours later.
+        signal.alarm(self.idle_timeout_s)
         line = sys.stdin.buffer.readline()
         signal.alarm(0)
         return line
@@ -114,13 +115,13 @@ class Conversation:
 
             rollback(self.submitted, self.submitted["slurm_id"])
 
-    def _answer(self, request: dict[str, Any]) -> None:
+    def _handle(self, request: dict[str, Any]) -> None:
         try:
-            self.mask = _mask_of(request)
+            self.redact = _redactor_for(request)
             answer = self._operation(request["op"])(request)
         except BrokenPipeError:
             raise
-        except Exception as error:  # told to the user, with where it happened: it is our fault, or the machine's
+        except Exception as error:  # a bug of ours or a fault of the machine: reported to the user with its location
             import traceback
 
             trace = traceback.format_exc(limit=-3)
@@ -136,49 +137,89 @@ class Conversation:
         return getattr(self, "on_" + name)  # type: ignore[no-any-return]
 
     def send(self, answer: Any) -> None:
-        """Send one frame, in which no secret of the job can be read."""
-        answer = self.mask(answer) if self.mask else answer
+        """Send one frame, with the job's secrets redacted.
+
+        Parameters
+        ----------
+        answer : dict
+            The content of the frame.
+        """
+        answer = self.redact(answer) if self.redact else answer
         data = json.dumps(answer).encode("utf-8", "surrogatepass")
         data = MARK + str(len(data)).encode() + b"\n" + data
-        with self.sending:
+        with self.send_lock:
             while data:
                 data = data[os.write(self.out, data) :]
 
-    def _stream(self, stream: Callable[[dict[str, Any], Conversation], dict[str, Any]], request: dict[str, Any]) -> Any:
-        """Stream, and show now and then that we live: a link that is cut is silent too, and does not hang up."""
+    def _stream(self, stream: Callable[[dict[str, Any], Server], dict[str, Any]], request: dict[str, Any]) -> Any:
+        """Run a stream and send heartbeats: without them, a cut link would look like a quiet one."""
         import threading
 
-        over = threading.Event()
-        threading.Thread(target=self._beat, args=(over, request.get("pulse_s", PULSE_S)), daemon=True).start()
+        finished = threading.Event()
+        interval_s = request.get("pulse_s", HEARTBEAT_S)
+        threading.Thread(target=self._send_heartbeats, args=(finished, interval_s), daemon=True).start()
         try:
             return stream(request, self)
         finally:
-            over.set()
+            finished.set()
 
-    def _beat(self, over: threading.Event, pulse_s: float) -> None:
+    def _send_heartbeats(self, finished: threading.Event, interval_s: float) -> None:
         try:
-            while not over.wait(pulse_s):
+            while not finished.wait(interval_s):
                 self.send({"pulse": True})
-        except OSError:  # nobody listens: the stream finds out by itself
+        except OSError:  # disconnected: the stream notices by itself
             pass
 
-    def hung_up(self, within_s: float = 0.0) -> bool:
-        """Say whether the launch machine has closed the connection, or does so within some seconds."""
-        readable, _, _ = select.select([0], [], [], within_s)
-        return bool(readable)  # nothing is sent to us while we stream: readable means the end
+    def is_disconnected(self, timeout_s: float = 0.0) -> bool:
+        """Check whether the launch machine has closed the connection; call only while streaming.
 
-    # ---- requests that remember something; the others are in ANSWERS and STREAMS
+        Parameters
+        ----------
+        timeout_s : float
+            Seconds to wait for that. Default 0.
+
+        Returns
+        -------
+        bool
+            True once it is closed.
+        """
+        readable, _, _ = select.select([0], [], [], timeout_s)
+        return bool(readable)  # the launch machine sends nothing during a stream: readable means end of file
+
+    # ---- operations that keep state in this object, called with the request; the others are in ANSWERS and STREAMS
 
     def on_prepare(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Phase one."""
+        """Run phase one: check this node and make the job's folder.
+
+        Parameters
+        ----------
+        request : dict
+            As `Preparation` takes it.
+
+        Returns
+        -------
+        dict
+            `facts` and `problems`, see `Preparation.run`.
+        """
         from torchfab.remote.job.prepare import Preparation
 
-        self.patience_s = request.get("patience_s", PATIENCE_S)
+        self.idle_timeout_s = request.get("patience_s", IDLE_TIMEOUT_S)
         self.preparation = Preparation(request)
         return self.preparation.run(self.bundle)
 
     def on_start(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Phase two."""
+        """Run phase two: bring up the supervisors, which wait at the start barrier.
+
+        Parameters
+        ----------
+        request : dict
+            As `torchfab.remote.job.start.start` takes it.
+
+        Returns
+        -------
+        dict
+            As `torchfab.remote.job.start.start` returns it.
+        """
         from torchfab.remote.job.start import start
 
         assert self.preparation is not None
@@ -186,14 +227,25 @@ class Conversation:
         return start(self.preparation.folder, request)
 
     def on_commit(self, request: dict[str, Any]) -> dict[str, Any]:
-        """All nodes are ready: what was prepared here may begin, and is to stay."""
+        """Release the processes from the start barrier and keep everything; all nodes are ready.
+
+        Parameters
+        ----------
+        request : dict
+            No keys.
+
+        Returns
+        -------
+        dict
+            As `torchfab.remote.job.start.release` returns it; empty where nothing was started.
+        """
         answer = self._release() if self.started is not None else {}
         if answer.get("problems"):
             return answer
         if self.preparation is not None:
             self.preparation.release_port()
         self.preparation = self.started = self.submitted = None
-        self.patience_s = PATIENCE_S
+        self.idle_timeout_s = IDLE_TIMEOUT_S
         return answer
 
     def _release(self) -> dict[str, Any]:
@@ -204,7 +256,18 @@ class Conversation:
         return release(files.folder_of(self.started), names, self.started["start_timeout_s"])
 
     def on_rollback(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Undo both phases here: the launch has failed elsewhere, or was interrupted."""
+        """Undo both phases on this node: the launch has failed elsewhere, or was interrupted.
+
+        Parameters
+        ----------
+        request : dict
+            As for `on_stop`.
+
+        Returns
+        -------
+        dict
+            As `torchfab.remote.job.stop.stop` returns it, with the job's `status`.
+        """
         answer = self.on_stop(request)
         if self.preparation is not None:
             self.preparation.discard()
@@ -214,41 +277,101 @@ class Conversation:
         return answer
 
     def on_stop(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Stop the job here."""
+        """Stop the job on this node.
+
+        Parameters
+        ----------
+        request : dict
+            `node_dir`, `job_id`, `node_rank`, `session`, `grace_s` (seconds).
+
+        Returns
+        -------
+        dict
+            As `torchfab.remote.job.stop.stop` returns it, with the job's `status`.
+        """
         from torchfab.remote.job import status, stop
 
-        folder, job_id, rank = files.folder_of(request), request["job_id"], request["node_rank"]
-        done = stop.stop(folder, job_id, rank, request["session"], request["grace_s"])
-        return {**done, "status": status.status(folder, job_id, rank)}
+        folder, job_id, node_rank = files.folder_of(request), request["job_id"], request["node_rank"]
+        report = stop.stop(folder, job_id, node_rank, request["session"], request["grace_s"])
+        return {**report, "status": status.status(folder, job_id, node_rank)}
 
     def on_forget(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Remove the folder of a job that has ended."""
+        """Remove the folder of a job that has ended.
+
+        Parameters
+        ----------
+        request : dict
+            `node_dir`, `job_id`, `node_rank`.
+
+        Returns
+        -------
+        dict
+            Empty.
+        """
         from torchfab.remote.job.prepare import remove_job_folder
 
         remove_job_folder(files.folder_of(request))
         return {}
 
-    # ---- Slurm, where its commands are
+    # ---- Slurm (this node has its commands)
 
     def on_slurm_submit(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Hand a job to sbatch; it is rolled back unless `commit` follows."""
+        """Submit a job with sbatch; it is cancelled again unless `commit` follows.
+
+        Parameters
+        ----------
+        request : dict
+            As `torchfab.remote.slurm.submit.submit` takes it, and `patience_s`.
+
+        Returns
+        -------
+        dict
+            As `torchfab.remote.slurm.submit.submit` returns it.
+        """
         from torchfab.remote.slurm.submit import submit
 
-        self.patience_s = request["patience_s"]
+        self.idle_timeout_s = request["patience_s"]
         answer = submit(request, self.bundle)
         if "slurm_id" in answer:
             self.submitted = {**request, **answer}
         return answer
 
     def on_slurm_stacks(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Say what the ranks of a Slurm job are doing."""
-        from torchfab.remote.slurm.stacks import answer
+        """Return the stacks of the ranks of a Slurm job.
 
-        return answer(request, self.bundle)
+        Parameters
+        ----------
+        request : dict
+            As `torchfab.remote.slurm.stacks.handle` takes it.
+
+        Returns
+        -------
+        dict
+            As `torchfab.remote.slurm.stacks.handle` returns it.
+        """
+        from torchfab.remote.slurm.stacks import handle
+
+        return handle(request, self.bundle)
 
 
-def _mask_of(request: dict[str, Any]) -> Callable[[Any], Any] | None:
-    """Return what hides the secrets of the job that a request is about."""
+def read_clock(request: dict[str, Any]) -> dict[str, Any]:
+    """Return this machine's time.
+
+    Parameters
+    ----------
+    request : dict
+        No keys.
+
+    Returns
+    -------
+    dict
+        `time`: seconds since the epoch.
+    """
+    return {"time": time.time()}
+
+
+def _redactor_for(request: dict[str, Any]) -> Callable[[Any], Any] | None:
+    """Return the function that redacts the secrets of the job in the request; None where there is nothing to hide."""
     if not request.get("mask_key"):
         return None
     folder = request.get("folder") or (files.folder_of(request) if "job_id" in request else "")
@@ -256,16 +379,27 @@ def _mask_of(request: dict[str, Any]) -> Callable[[Any], Any] | None:
         return None
     from torchfab.remote.job import redaction
 
-    return redaction.masker(folder, request["mask_key"])
+    return redaction.load_redactor(folder, request["mask_key"])
 
 
 def _function(module: str, name: str) -> Callable[..., dict[str, Any]]:
-    # Imported where it is needed, so that a status pays for no launch.
+    # Imported on demand: a status request does not pay for the modules of a launch.
     return getattr(importlib.import_module(f"torchfab.remote.{module}"), name)  # type: ignore[no-any-return]
 
 
 def main(bundle: str) -> int:
-    """Talk to the launch machine (no arguments), or supervise the process named by them; return the exit code."""
+    """Run the program in the mode that the command-line arguments select; without arguments, serve requests.
+
+    Parameters
+    ----------
+    bundle : str
+        Source of this program.
+
+    Returns
+    -------
+    int
+        The exit code.
+    """
     if sys.argv[1:2] == ["supervise"]:
         from torchfab.remote.job.supervisor import main as supervise
 
@@ -279,11 +413,11 @@ def main(bundle: str) -> int:
 
         return exit_code(int(sys.argv[2]))
     if sys.argv[1:2] == ["slurm-stacks"]:
-        from torchfab.remote.slurm.stacks import main as look
+        from torchfab.remote.slurm.stacks import main as dump_stacks
 
-        return look()
+        return dump_stacks()
     try:
-        Conversation(bundle).run()
+        Server(bundle).run()
     except BrokenPipeError:
         return 1
     return 0

@@ -1,8 +1,8 @@
 """The private tmux server of torchfab on a node (`tmux -L torchfab`): one session per job and node.
 
-Only words that are safe by construction reach tmux: session and window names of letters, digits, `-` and `_`, and the
-path of `node.py`. Everything else (argv, environment, working directory) is in files, so that tmux's limit of 16 KB,
-its format expansion (`#{...}`) and its reading of a trailing `;` never meet a user's text.
+tmux gets only arguments that are safe by construction: session and window names of letters, digits, `-` and `_`, and
+the path of `node.py`. Everything else (argv, environment, working directory) is in files, so that user text never meets
+tmux's limit of 16 KB, its format expansion (`#{...}`) or its special meaning of a trailing `;`.
 """
 
 from __future__ import annotations
@@ -16,23 +16,36 @@ from torchfab.remote import procfs
 
 SERVER = ("tmux", "-L", "torchfab")
 OLDEST = (3, 2)
-TIMEOUT_S = 10.0  # it answers in 10 ms
-_MOST_BYTES = 14_000  # it refuses a message of more than 16,343 bytes
-# Errors of a client that meets the server while it leaves, after its last session has ended.
-_LEAVING = ("server exited unexpectedly", "lost server", "no server running", "error connecting")
+TIMEOUT_S = 10.0  # tmux normally answers in 10 ms
+_MAX_MESSAGE_BYTES = 14_000  # tmux refuses a message of more than 16,343 bytes
+# Errors of a client that connects while the server shuts down, after its last session has ended.
+_SHUTDOWN_ERRORS = ("server exited unexpectedly", "lost server", "no server running", "error connecting")
 
 
 class Unusable(Exception):
-    """There is no tmux that runs; the message says why."""
+    """tmux is missing or does not run; the message gives the reason."""
 
 
-def run(*words: str, timeout_s: float = TIMEOUT_S) -> tuple[int, str]:
-    """Run one tmux command; return its exit code and what it printed."""
-    return _run([*SERVER, *words], timeout_s)
+def run(*args: str, timeout_s: float = TIMEOUT_S) -> tuple[int, str]:
+    """Run one tmux command.
+
+    Parameters
+    ----------
+    *args : str
+        The command and its arguments.
+    timeout_s : float
+        Seconds. Default 10.
+
+    Returns
+    -------
+    tuple of (int, str)
+        Its exit code (124 after a timeout), and its stdout and stderr.
+    """
+    return _run([*SERVER, *args], timeout_s)
 
 
 def _run(argv: list[str], timeout_s: float) -> tuple[int, str]:
-    import subprocess  # not for the supervisor, which asks only whether the server is alive
+    import subprocess  # imported here: the supervisor only checks whether the server is alive
 
     try:
         done = subprocess.run(
@@ -51,12 +64,17 @@ def _run(argv: list[str], timeout_s: float) -> tuple[int, str]:
 
 
 def version() -> tuple[int, int]:
-    """Return the version of tmux; (99, 0) for a development build without a number.
+    """Return the version of the installed tmux.
+
+    Returns
+    -------
+    tuple of (int, int)
+        Major and minor version; (99, 0) for a development build without a number.
 
     Raises
     ------
     Unusable
-        It is not installed, or does not run.
+        tmux is not installed, or does not run.
     """
     try:
         code, text = _run(["tmux", "-V"], TIMEOUT_S)
@@ -71,75 +89,97 @@ def version() -> tuple[int, int]:
 
 
 def has_session(session: str) -> bool:
-    """Say whether the session exists, by its exact name."""
+    """Check whether a session exists.
+
+    Parameters
+    ----------
+    session : str
+        Its exact name.
+
+    Returns
+    -------
+    bool
+        False also when no server runs.
+    """
     return run("has-session", "-t", f"={session}")[0] == 0
 
 
 def open_session(session: str, windows: list[tuple[str, list[str]]], timeout_s: float) -> str:
-    """Open a detached session with one window per process; return an error text, empty when all went well.
+    """Open a detached session with one window per process.
 
     Parameters
     ----------
     session : str
         Name of the session.
     windows : list of (str, list of str)
-        Name and argv of each window; an argv has two words at least, so that tmux starts it without a shell.
+        Name and argv of each window; an argv has at least two elements, so that tmux starts it without a shell.
     timeout_s : float
-        For all of them together.
+        Seconds, for all windows together.
+
+    Returns
+    -------
+    str
+        The error; empty on success.
     """
     deadline = time.monotonic() + timeout_s
     first, *others = _messages(session, windows)
     error = _open_first(first, timeout_s)
-    for words in others:
+    for args in others:
         if error:
             return error
-        code, text = run(*words, timeout_s=deadline - time.monotonic())
-        error = text or f"tmux new-window ended with {code}" if code else ""
+        code, output = run(*args, timeout_s=deadline - time.monotonic())
+        error = output or f"tmux new-window ended with {code}" if code else ""
     return error
 
 
 def _messages(session: str, windows: list[tuple[str, list[str]]]) -> list[list[str]]:
-    """Return the commands that open a session with these windows, as few as tmux takes.
+    """Return the commands that open a session with these windows, in as few messages as tmux accepts.
 
-    In one message, a session is not closed by a first process that ends before the next window opens.
+    Within one message, the session does not close when its first process ends before the next window opens.
     """
     messages: list[list[str]] = []
     for name, argv in windows:
-        # `-x -y`: a size for programs that ask before anyone attaches.
+        # `-x -y`: the size that programs see before a client attaches.
         opening = ["new-window", "-d", "-t", f"={session}:"] if messages else ["new-session", "-d", "-x", "200"]
-        words = [*opening, *(["-n", name] if messages else ["-y", "50", "-s", session, "-n", name]), *argv]
-        if messages and _size(messages[-1]) + _size(words) < _MOST_BYTES:
-            messages[-1] += [";", *words]
+        args = [*opening, *(["-n", name] if messages else ["-y", "50", "-s", session, "-n", name]), *argv]
+        if messages and _size(messages[-1]) + _size(args) < _MAX_MESSAGE_BYTES:
+            messages[-1] += [";", *args]
         else:
-            messages.append(words)
+            messages.append(args)
     return messages
 
 
-def _size(words: list[str]) -> int:
-    return sum(len(os.fsencode(word)) + 1 for word in words)
+def _size(args: list[str]) -> int:
+    return sum(len(os.fsencode(arg)) + 1 for arg in args)
 
 
-def _open_first(words: list[str], timeout_s: float) -> str:
+def _open_first(args: list[str], timeout_s: float) -> str:
     for attempt in range(10):
-        code, text = run(*words, timeout_s=timeout_s)
+        code, output = run(*args, timeout_s=timeout_s)
         if code == 0:
             return ""
-        if not any(sign in text for sign in _LEAVING):
+        if not any(sign in output for sign in _SHUTDOWN_ERRORS):
             break
         time.sleep(0.05 * (attempt + 1))
-    return text or f"tmux new-session ended with {code}"
+    return output or f"tmux new-session ended with {code}"
 
 
 def close_session(session: str) -> None:
-    """Close a session, if it is there; after the last one, remove the socket that tmux leaves behind."""
-    if not _listens(_socket()):  # the last process has ended, and the server with it
+    """Close a session if it exists; after the last session, remove the socket that tmux leaves behind.
+
+    Parameters
+    ----------
+    session : str
+        Its exact name.
+    """
+    if not _is_listening(_socket()):  # the last process has ended, and the server with it
         _remove_stale_socket()
         return
     run("kill-session", "-t", f"={session}")
     for _ in range(10):
         if run("list-sessions")[0] == 0 or _remove_stale_socket():
             return
-        time.sleep(0.02)  # the server is about to leave
+        time.sleep(0.02)  # the server is shutting down
 
 
 def _socket() -> str:
@@ -147,9 +187,9 @@ def _socket() -> str:
 
 
 def _remove_stale_socket() -> bool:
-    """Remove the socket of a server that has left, under the lock that tmux itself takes; say whether none is there.
+    """Remove the socket of a server that has ended, under tmux's own lock; return whether no socket is left.
 
-    tmux's client.c: who would start a server locks the file beside the socket until the server listens.
+    A client that starts a server locks the file beside the socket until the server listens (tmux's client.c).
     """
     import fcntl
 
@@ -159,17 +199,17 @@ def _remove_stale_socket() -> bool:
     lock = os.open(path + ".lock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        listens = _listens(path)
-        for each in [path + ".lock", *([] if listens else [path])]:
-            os.unlink(each)
-        return not listens
-    except OSError:  # somebody starts a server at this moment, or was faster
+        is_listening = _is_listening(path)
+        for name in [path + ".lock", *([] if is_listening else [path])]:
+            os.unlink(name)
+        return not is_listening
+    except OSError:  # another client is starting a server now, or has removed the socket first
         return True
     finally:
         os.close(lock)
 
 
-def _listens(path: str) -> bool:
+def _is_listening(path: str) -> bool:
     import socket
 
     with socket.socket(socket.AF_UNIX) as probe:
@@ -181,6 +221,12 @@ def _listens(path: str) -> bool:
 
 
 def server_is_alive() -> bool:
-    """Say whether the server of the pane that this process runs in is still there (TMUX is "socket,pid,session")."""
+    """Check whether the tmux server of the pane that this process runs in is still running.
+
+    Returns
+    -------
+    bool
+        False also outside tmux. The environment variable TMUX is "socket,pid,session".
+    """
     parts = os.environ.get("TMUX", "").split(",")
     return len(parts) == 3 and parts[1].isdigit() and procfs.is_running(int(parts[1]))

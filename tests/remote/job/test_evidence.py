@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.recorded.recordings import names, recording
 from tests.remote.place import Place, memory_group, python, removed, wait_for
 from tests.support import fuzzed
-from torchfab.remote import cgroup, files, procfs
+from torchfab.remote import files, procfs
 from torchfab.remote.host import kernel_log
 from torchfab.remote.job import evidence, status
 
@@ -44,7 +44,7 @@ def test_of_a_log_of_10_gigabytes_the_end_alone_is_read(place: Place) -> None:
         file.truncate(10 * 1024**3)
         file.seek(0, os.SEEK_END)
         file.write(b"\nthe last words\n")
-    (log,) = evidence.gather(str(place.folder))["logs"]
+    (log,) = evidence.collect(str(place.folder))["logs"]
     assert log["text"] == "the last words\n"  # of the line before, the most of which was not read, nothing is told
     assert (log["label"], log["size"]) == ("agent", 10 * 1024**3 + 16)
 
@@ -53,7 +53,7 @@ def test_the_logs_of_many_ranks_share_what_is_sent(place: Place) -> None:
     place.prepare(["true"], rank_logs=RANK_LOGS)
     for local_rank in range(64):
         (rank_folder(place, 0, local_rank) / "stderr.log").write_text("x" * 100_000)
-    logs = evidence.gather(str(place.folder))["logs"]
+    logs = evidence.collect(str(place.folder))["logs"]
     assert len(logs) == 64
     assert sum(len(log["text"]) for log in logs) <= 256 * 1024
 
@@ -62,7 +62,7 @@ def test_of_ranks_that_were_restarted_the_last_attempt_is_told_and_all_error_fil
     place.prepare(["true"], rank_logs=RANK_LOGS)
     rank_folder(place, 0, 0, error("ValueError: first", "Traceback ..."))
     rank_folder(place, 1, 0, error("ValueError: second"))
-    told = evidence.gather(str(place.folder))
+    told = evidence.collect(str(place.folder))
     assert [log["text"] for log in told["logs"]] == ["attempt 1 of 0\n"]
     assert [(report["attempt"], report["message"]) for report in told["reports"]] == [
         (0, "ValueError: first"),
@@ -77,13 +77,13 @@ def test_of_ranks_that_were_restarted_the_last_attempt_is_told_and_all_error_fil
 def test_an_error_file_that_is_none_is_left_out(place: Place, text: str) -> None:
     place.prepare(["true"], rank_logs=RANK_LOGS)
     rank_folder(place, 0, 0, text)
-    assert evidence.gather(str(place.folder))["reports"] == []
+    assert evidence.collect(str(place.folder))["reports"] == []
 
 
 def test_an_error_file_whose_message_is_a_plain_text_is_told(place: Place) -> None:
     place.prepare(["true"], rank_logs=RANK_LOGS)
     rank_folder(place, 0, 0, {"message": "it broke"})
-    assert [report["message"] for report in evidence.gather(str(place.folder))["reports"]] == ["it broke"]
+    assert [report["message"] for report in evidence.collect(str(place.folder))["reports"]] == ["it broke"]
 
 
 def test_who_asked_a_process_to_end_is_told(place: Place) -> None:
@@ -93,7 +93,7 @@ def test_who_asked_a_process_to_end_is_told(place: Place) -> None:
     supervisor.send_signal(signal.SIGHUP)
     os.kill(supervisor.pid, signal.SIGTERM)
     supervisor.wait(20)
-    assert evidence.gather(str(place.folder))["ends"]["agent"]["asked"] in ("SIGHUP", "SIGTERM")
+    assert evidence.collect(str(place.folder))["ends"]["agent"]["asked"] in ("SIGHUP", "SIGTERM")
 
 
 def test_a_process_that_was_stopped_by_a_signal_is_named_and_disks_are_measured(place: Place) -> None:
@@ -104,14 +104,14 @@ def test_a_process_that_was_stopped_by_a_signal_is_named_and_disks_are_measured(
     wait_for(lambda: procfs.stat_fields(started["pid"])[:1] == ["T"])
     folder = str(place.folder)
     found = status.status(folder, place.job_id, 0)
-    told = evidence._of_machine(folder, found)
+    told = evidence._machine_evidence(folder, found)
     assert told["halted"] == ["agent"]
     assert all(disk["size"] >= disk["free"] >= 0 for disk in told["disks"])
     assert {folder, "/tmp"} <= {disk["path"] for disk in told["disks"]}
 
 
 def test_a_folder_that_is_gone_is_no_error(tmp_path: Path) -> None:
-    assert evidence.gather(str(tmp_path / "gone")) == {"ends": {}, "logs": [], "reports": []}
+    assert evidence.collect(str(tmp_path / "gone")) == {"ends": {}, "logs": [], "reports": []}
 
 
 # ---- the kernel
@@ -183,10 +183,10 @@ def test_a_kill_in_the_control_group_of_a_supervisor_is_counted_at_its_end(place
         subprocess.run(["sh", "-c", enter, "sh", *program], check=False, env={"PATH": os.environ["PATH"]}, timeout=60)
         end = place.read(place.folder / "agent", files.EXIT)
         assert (end["code"], end["oom_kills"]) == (-9, 1)
-        assert evidence.gather(str(place.folder))["ends"]["agent"]["oom_kills"] == 1
+        assert evidence.collect(str(place.folder))["ends"]["agent"]["oom_kills"] == 1
     finally:
         wait_for(lambda: removed(group))
 
 
 def test_a_process_that_is_not_there_has_no_control_group() -> None:
-    assert cgroup.oom_kills("999999999") is None
+    assert procfs.oom_kills("999999999") is None

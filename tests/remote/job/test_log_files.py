@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torchfab.launchers.per_node import RANK_LOGS
 from torchfab.remote import files
 from torchfab.remote.job import log_files
-from torchfab.remote.job.log_files import Clock, LogFile, Timeline
+from torchfab.remote.job.log_files import LogFile, Timeline, WriteTimes
 
 RANKS: list[dict[str, Any]] = [
     {"rank": 4, "local_rank": 0, "attempt": 0},
@@ -70,17 +70,25 @@ def test_a_byte_was_written_when_its_file_had_first_grown_beyond_it(tmp_path: Pa
     timeline = Timeline(str(tmp_path))
     for when, length in ((100.0, 10), (110.0, 25), (120.0, 40)):
         write(tmp_path, "output.log", "x" * length)
-        timeline.note([log], when)
+        timeline.record([log], when)
     os.utime(tmp_path / "output.log", (130.0, 130.0))
-    clock = Clock(str(tmp_path))
-    assert [clock.time_of(log, offset) for offset in (1, 10, 11, 25, 26, 40, 41)] == [100, 100, 110, 110, 120, 120, 130]
+    write_times = WriteTimes(str(tmp_path))
+    assert [write_times.time_of(log, offset) for offset in (1, 10, 11, 25, 26, 40, 41)] == [
+        100,
+        100,
+        110,
+        110,
+        120,
+        120,
+        130,
+    ]
 
 
 def test_growth_is_noted_at_most_once_a_second_and_only_growth(tmp_path: Path) -> None:
     log, timeline = LogFile(str(tmp_path), "it's a log.txt"), Timeline(str(tmp_path))
     for when, length in ((100.0, 0), (101.0, 10), (101.5, 20), (102.0, 30), (105.0, 30)):
         write(tmp_path, "it's a log.txt", "x" * length)
-        timeline.note([log], when)
+        timeline.record([log], when)
     path = tmp_path / files.TIMELINE
     assert path.read_text() == "101.00 10 it's a log.txt\n102.00 30 it's a log.txt\n"
     assert path.stat().st_mode & 0o777 == 0o600
@@ -89,9 +97,9 @@ def test_growth_is_noted_at_most_once_a_second_and_only_growth(tmp_path: Path) -
 def test_a_line_beyond_the_timeline_never_comes_before_it(tmp_path: Path) -> None:
     log = LogFile(str(tmp_path), "output.log")
     write(tmp_path, "output.log", "x" * 10)
-    Timeline(str(tmp_path)).note([log], 100.0)
+    Timeline(str(tmp_path)).record([log], 100.0)
     os.utime(tmp_path / "output.log", (99.99, 99.99))  # the kernel's stamps are some milliseconds behind
-    assert [Clock(str(tmp_path)).time_of(log, offset) for offset in (10, 11)] == [100.0, 100.0]
+    assert [WriteTimes(str(tmp_path)).time_of(log, offset) for offset in (10, 11)] == [100.0, 100.0]
 
 
 def test_a_timeline_that_cannot_be_written_or_read_costs_the_times_only(tmp_path: Path) -> None:
@@ -99,15 +107,15 @@ def test_a_timeline_that_cannot_be_written_or_read_costs_the_times_only(tmp_path
     write(tmp_path, "output.log")
     os.utime(tmp_path / "output.log", (130.0, 130.0))
     (tmp_path / files.TIMELINE).mkdir()
-    Timeline(str(tmp_path)).note([log], 100.0)
-    assert Clock(str(tmp_path)).time_of(log, 1) == 130.0
-    assert Clock(str(tmp_path)).time_of(LogFile(str(tmp_path), "gone"), 1) == 0.0
+    Timeline(str(tmp_path)).record([log], 100.0)
+    assert WriteTimes(str(tmp_path)).time_of(log, 1) == 130.0
+    assert WriteTimes(str(tmp_path)).time_of(LogFile(str(tmp_path), "gone"), 1) == 0.0
 
 
 @pytest.mark.parametrize("line", ["", "100.0", "100.0 x output.log", "x 5 output.log", "100.00 1"])
 def test_a_line_cut_short_by_a_full_disk_is_left_out(line: str, tmp_path: Path) -> None:
     (tmp_path / files.TIMELINE).write_text(f"{line}\n100.00 10 output.log\n{line}")
-    assert Clock(str(tmp_path)).time_of(LogFile(str(tmp_path), "output.log"), 5) == 100.0
+    assert WriteTimes(str(tmp_path)).time_of(LogFile(str(tmp_path), "output.log"), 5) == 100.0
 
 
 @settings(max_examples=40)
@@ -119,9 +127,9 @@ def test_times_never_run_backwards(growths: list[int]) -> None:
         for index, growth in enumerate(growths):
             end += growth
             write(folder, "output.log", "x" * end)
-            timeline.note([log], 100.0 + index)
+            timeline.record([log], 100.0 + index)
         os.utime(folder / "output.log", (500.0, 500.0))
-        clock = Clock(name)
-        times = [clock.time_of(log, offset) for offset in range(1, end + 1)]
+        write_times = WriteTimes(name)
+        times = [write_times.time_of(log, offset) for offset in range(1, end + 1)]
         assert times == sorted(times)
         assert all(100 <= when < 100 + len(growths) for when in times)

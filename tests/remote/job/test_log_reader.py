@@ -67,7 +67,7 @@ def streamed(frames: list[dict[str, Any]]) -> list[str]:
 
 def read_to_the_end(reader: Reader) -> list[str]:
     found: list[str] = []
-    while lines := texts_of(reader.news(final=True)):
+    while lines := texts_of(reader.read_new(final=True)):
         found += lines
     return found
 
@@ -88,7 +88,7 @@ def read_to_the_end(reader: Reader) -> list[str]:
 )
 def test_the_last_lines_are_read(job: Job, lines: int | None, wanted: list[str]) -> None:
     job.write("a\nb\n\nd\n")
-    assert texts_of(job.reader(lines=lines).past()) == wanted
+    assert texts_of(job.reader(lines=lines).read_backlog()) == wanted
 
 
 @settings(max_examples=40)
@@ -103,7 +103,7 @@ def test_the_tail_of_any_file_is_its_last_lines(lines: list[str], count: int, en
 
 def test_a_tail_of_a_large_file_crosses_blocks(job: Job) -> None:
     job.write("".join(f"{number:07}\n" for number in range(100_000)))
-    assert texts_of(job.reader(lines=50_000).past()) == [f"{number:07}" for number in range(50_000, 100_000)]
+    assert texts_of(job.reader(lines=50_000).read_backlog()) == [f"{number:07}" for number in range(50_000, 100_000)]
 
 
 def test_lines_of_many_ranks_are_merged_in_the_order_of_time(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_lines_of_many_ranks_are_merged_in_the_order_of_time(tmp_path: Path) -> 
     job.write("early\nc\n", 1)
     (tmp_path / "rank-0" / files.TIMELINE).write_text("100.00 2 output.log\n102.00 4 output.log\n105.00 9 output.log\n")
     (tmp_path / "rank-1" / files.TIMELINE).write_text("99.00 6 output.log\n103.00 8 output.log\n")
-    assert job.reader().past() == [
+    assert job.reader().read_backlog() == [
         [1, 99.0, "early"],
         [0, 100.0, "a"],
         [0, 102.0, "b"],
@@ -125,16 +125,16 @@ def test_only_the_wanted_ranks_are_read(tmp_path: Path) -> None:
     job = Job(tmp_path, 0, 1, 2)
     for rank in range(3):
         job.write(f"from {rank}\n", rank)
-    assert sorted(texts_of(job.reader(ranks=[0, 2]).past())) == ["from 0", "from 2"]
-    assert job.reader(ranks=[]).past() == []
-    assert job.reader(ranks=[7]).past() == []
+    assert sorted(texts_of(job.reader(ranks=[0, 2]).read_backlog())) == ["from 0", "from 2"]
+    assert job.reader(ranks=[]).read_backlog() == []
+    assert job.reader(ranks=[7]).read_backlog() == []
 
 
 def test_only_lines_that_match_are_read_and_counted(job: Job) -> None:
     job.write("".join(f"step {number}\nnoise\n" for number in range(10)))
-    assert texts_of(job.reader(grep=r"step \d").past()) == [f"step {number}" for number in range(10)]
-    assert texts_of(job.reader(grep=r"step", lines=2).past()) == ["step 8", "step 9"]
-    assert texts_of(job.reader(grep=r"^nothing$").past()) == []
+    assert texts_of(job.reader(grep=r"step \d").read_backlog()) == [f"step {number}" for number in range(10)]
+    assert texts_of(job.reader(grep=r"step", lines=2).read_backlog()) == ["step 8", "step 9"]
+    assert texts_of(job.reader(grep=r"^nothing$").read_backlog()) == []
 
 
 @pytest.mark.parametrize(
@@ -151,12 +151,12 @@ def test_only_lines_that_match_are_read_and_counted(job: Job) -> None:
 )
 def test_of_a_line_that_was_overwritten_the_last_state_is_kept(job: Job, raw: bytes, wanted: list[str]) -> None:
     job.write(raw)
-    assert texts_of(job.reader().past()) == wanted
+    assert texts_of(job.reader().read_backlog()) == wanted
 
 
 def test_a_very_long_line_is_cut_into_pieces_that_are_all_there(job: Job) -> None:
     job.write("x" * 200_000 + "\nend\n")
-    found = texts_of(job.reader().past())
+    found = texts_of(job.reader().read_backlog())
     assert [len(text) for text in found] == [65536, 65536, 65536, 200_000 - 3 * 65536, 3]
 
 
@@ -166,39 +166,39 @@ def test_a_very_long_line_is_cut_into_pieces_that_are_all_there(job: Job) -> Non
 def test_news_are_what_was_written_since(job: Job) -> None:
     reader = job.reader()
     job.write("a\n")
-    assert texts_of(reader.past()) == ["a"]
-    assert reader.news(final=False) == []
+    assert texts_of(reader.read_backlog()) == ["a"]
+    assert reader.read_new(final=False) == []
     job.write("b\nc\n")
-    assert texts_of(reader.news(final=False)) == ["b", "c"]
+    assert texts_of(reader.read_new(final=False)) == ["b", "c"]
 
 
 def test_a_line_without_its_end_is_held_back_until_the_end_comes(job: Job) -> None:
     reader = job.reader()
     job.write("a\nhal")
-    assert texts_of(reader.past()) == ["a"]
-    assert reader.news(final=False) == []
+    assert texts_of(reader.read_backlog()) == ["a"]
+    assert reader.read_new(final=False) == []
     job.write("f\nb")
-    assert texts_of(reader.news(final=False)) == ["half"]
-    assert texts_of(reader.news(final=True)) == ["b"]
+    assert texts_of(reader.read_new(final=False)) == ["half"]
+    assert texts_of(reader.read_new(final=True)) == ["b"]
 
 
 def test_a_prompt_without_its_end_is_shown_after_a_while(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log_reader, "_PATIENCE_S", 0.0)
+    monkeypatch.setattr(log_reader, "_PARTIAL_LINE_S", 0.0)
     reader = job.reader()
     job.write("(Pdb) ")
-    assert reader.past() == []
-    assert reader.news(final=False) == []
-    assert texts_of(reader.news(final=False)) == ["(Pdb) "]
+    assert reader.read_backlog() == []
+    assert reader.read_new(final=False) == []
+    assert texts_of(reader.read_new(final=False)) == ["(Pdb) "]
 
 
 def test_files_that_appear_later_are_read_from_their_start(tmp_path: Path) -> None:
     job = Job(tmp_path, 0, 1)
     reader = job.reader(lines=0)
-    assert reader.past() == []
+    assert reader.read_backlog() == []
     job.write("a\nb\n", 1)
-    assert reader.news(final=False)[0][0] == 1
+    assert reader.read_new(final=False)[0][0] == 1
     job.write("c\n", 1)
-    assert texts_of(reader.news(final=False)) == ["c"]
+    assert texts_of(reader.read_new(final=False)) == ["c"]
 
 
 def test_a_file_that_is_larger_than_a_block_is_never_cut_within_a_line(job: Job) -> None:
@@ -219,10 +219,10 @@ def test_concatenated_reads_are_the_file(chunks: list[str], past_first: bool) ->
         job.write(b"")
         reader = job.reader()
         if past_first:
-            found += texts_of(reader.past())
+            found += texts_of(reader.read_backlog())
         for chunk in chunks:
             job.write(chunk.replace("\r", ""))
-            found += texts_of(reader.news(final=False))
+            found += texts_of(reader.read_new(final=False))
         found += read_to_the_end(reader)
         data = whole.encode("utf-8", "surrogateescape").decode(errors="replace")
         assert found == data.removesuffix("\n").split("\n") if data else found == []
@@ -236,15 +236,15 @@ def test_a_reader_that_goes_on_from_offsets_loses_and_repeats_nothing(chunks: li
         cut = data.draw(st.integers(0, len(chunks)))
         job.write("".join(chunks[:cut]).replace("\r", ""))
         first = job.reader()
-        found = texts_of(first.past())
+        found = texts_of(first.read_backlog())
         job.write("".join(chunks[cut:]).replace("\r", ""))
         found += read_to_the_end(job.reader(offsets=json.loads(json.dumps(first.offsets))))
-        assert found == texts_of(job.reader().past()) + read_to_the_end_of_the_last_line(job)
+        assert found == texts_of(job.reader().read_backlog()) + read_to_the_end_of_the_last_line(job)
 
 
 def read_to_the_end_of_the_last_line(job: Job) -> list[str]:
     reader = job.reader()
-    reader.past()
+    reader.read_backlog()
     return read_to_the_end(reader)
 
 
@@ -312,8 +312,8 @@ def test_a_job_without_a_folder_has_no_logs_and_is_over(tmp_path: Path) -> None:
 
 def test_a_frame_stays_below_what_its_reader_takes() -> None:
     lines = [[0, 1.0, "\0" * 65536] for _ in range(300)] + [[0, 1.0, "short"] for _ in range(1200)]
-    frames = list(log_reader.in_frames(lines))
+    frames = list(log_reader.split_into_frames(lines))
     assert [line for frame in frames for line in frame] == lines
     assert max(len(json.dumps({"lines": frame})) for frame in frames) < 64 * 1024 * 1024
     assert max(map(len, frames)) == 500
-    assert list(log_reader.in_frames([])) == []
+    assert list(log_reader.split_into_frames([])) == []

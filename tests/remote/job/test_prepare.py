@@ -148,7 +148,7 @@ def test_a_missing_script_is_named(make: Callable[..., Preparation], tmp_path: P
 
 def test_a_folder_is_no_script(make: Callable[..., Preparation], tmp_path: Path) -> None:
     assert problems(make(script=".")) == [
-        f"the script {tmp_path}/project/. is no file | copy your code there, or give --workdir"
+        f"the script {tmp_path}/project/. is not a file | copy your code there, or give --workdir"
     ]
 
 

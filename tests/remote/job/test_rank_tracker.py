@@ -14,7 +14,7 @@ import pytest
 
 from tests.remote.place import PYTHON, python, wait_for
 from torchfab.remote import files, procfs
-from torchfab.remote.job.rank_tracker import RankWatch
+from torchfab.remote.job.rank_tracker import RankTracker
 
 # An agent with three ranks, each with a data loader that has the rank's environment. It reaps nobody until it is told.
 AGENT = """
@@ -32,7 +32,7 @@ for line in sys.stdin:
 
 
 class Agent:
-    """The agent, the pids of its ranks, and a watch over it."""
+    """The agent, the pids of its ranks, and a tracker over it."""
 
     def __init__(self, folder: Path) -> None:
         self.process = subprocess.Popen(
@@ -44,7 +44,7 @@ class Agent:
         wait_for(lambda: len(procfs.descendants([self.process.pid])) == 6)
         everyone = [self.process.pid, *procfs.descendants([self.process.pid])]
         self.everyone = [(pid, procfs.start_time(pid)) for pid in everyone]
-        self.watch = RankWatch(str(folder), self.process.pid)
+        self.tracker = RankTracker(str(folder), self.process.pid)
 
     def tell(self, line: str) -> None:
         assert self.process.stdin
@@ -60,16 +60,16 @@ class Agent:
             if procfs.is_alive(pid, started):
                 os.kill(pid, signal.SIGKILL)
         self.process.communicate()
-        for handle in self.watch.pidfds:
+        for handle in self.tracker.pidfds:
             os.close(handle)
 
     def await_end(self) -> None:
         """Wait for a pidfd, as the supervisor does, and note that end."""
         poll = select.poll()
-        for handle in self.watch.pidfds:
+        for handle in self.tracker.pidfds:
             poll.register(handle, select.POLLIN)
         for handle, _ in poll.poll(10_000):
-            self.watch.ended(handle)
+            self.tracker.on_pidfd(handle)
 
 
 @pytest.fixture
@@ -80,14 +80,14 @@ def agent(tmp_path: Path) -> Iterator[Agent]:
 
 
 def codes(agent: Agent) -> dict[int, int | None]:
-    return {rank["rank"]: rank["code"] for rank in agent.watch.ranks}
+    return {rank["rank"]: rank["code"] for rank in agent.tracker.ranks}
 
 
 def test_the_ranks_are_the_topmost_processes_with_a_rank_and_their_loaders_are_none(
     agent: Agent, tmp_path: Path
 ) -> None:
-    assert agent.watch.look()
-    assert agent.watch.ranks == [
+    assert agent.tracker.find_new()
+    assert agent.tracker.ranks == [
         {
             "rank": rank,
             "local_rank": rank - 4,
@@ -95,24 +95,24 @@ def test_the_ranks_are_the_topmost_processes_with_a_rank_and_their_loaders_are_n
             "attempt": 2,
             "pid": pid,
             "start_time": procfs.start_time(pid),
-            "started": agent.watch.ranks[index]["started"],
+            "started": agent.tracker.ranks[index]["started"],
             "ended": None,
             "code": None,
         }
         for index, (rank, pid) in enumerate(agent.pids.items())
     ]
-    assert files.read_json(str(tmp_path / files.RANKS)) == agent.watch.ranks
-    assert agent.watch.running() == list(agent.pids.values())
+    assert files.read_json(str(tmp_path / files.RANKS)) == agent.tracker.ranks
+    assert agent.tracker.running() == list(agent.pids.values())
 
 
 def test_a_second_look_finds_nothing_new(agent: Agent) -> None:
-    agent.watch.look()
-    assert not agent.watch.look()
-    assert len(agent.watch.ranks) == 3
+    agent.tracker.find_new()
+    assert not agent.tracker.find_new()
+    assert len(agent.tracker.ranks) == 3
 
 
 def test_true_exit_codes_are_read_before_the_agent_reaps(agent: Agent, tmp_path: Path) -> None:
-    agent.watch.look()
+    agent.tracker.find_new()
     agent.finish(4, 0)
     agent.await_end()
     agent.finish(5, 7)
@@ -120,8 +120,8 @@ def test_true_exit_codes_are_read_before_the_agent_reaps(agent: Agent, tmp_path:
     os.kill(agent.pids[6], signal.SIGKILL)
     agent.await_end()
     assert codes(agent) == {4: 0, 5: 7, 6: -9}
-    assert agent.watch.pidfds == {}
-    assert agent.watch.running() == []
+    assert agent.tracker.pidfds == {}
+    assert agent.tracker.running() == []
     ends = [rank["ended"] for rank in files.read_json(str(tmp_path / files.RANKS))]
     assert ends == sorted(ends)
     assert time.time() - ends[0] < 60
@@ -132,28 +132,28 @@ def test_a_rank_without_a_pidfd_is_swept(agent: Agent, monkeypatch: pytest.Monke
         raise OSError
 
     monkeypatch.setattr(os, "pidfd_open", old_kernel)
-    agent.watch.look()
-    assert agent.watch.pidfds == {}
+    agent.tracker.find_new()
+    assert agent.tracker.pidfds == {}
     agent.finish(5, 7)
     wait_for(lambda: procfs.exit_code_of_zombie(agent.pids[5]) == 7)
-    agent.watch.sweep()
+    agent.tracker.sweep()
     assert codes(agent) == {4: None, 5: 7, 6: None}
 
 
 def test_a_rank_that_was_reaped_before_anyone_looked_has_no_code(agent: Agent) -> None:
-    agent.watch.look()
+    agent.tracker.find_new()
     agent.finish(4, 3)
     agent.tell("child4.wait(); print('reaped', flush=True)")
     assert agent.process.stdout
     assert agent.process.stdout.readline() == "reaped\n"
     agent.await_end()
-    (rank, *_) = agent.watch.ranks
+    (rank, *_) = agent.tracker.ranks
     assert (rank["code"], rank["ended"] is not None) == (None, True)
 
 
 def test_the_code_of_a_rank_that_was_reaped_by_the_supervisor_is_set(agent: Agent, tmp_path: Path) -> None:
-    agent.watch.look()
-    agent.watch.set_code(agent.pids[5], -11)
+    agent.tracker.find_new()
+    agent.tracker.set_code(agent.pids[5], -11)
     (rank,) = [each for each in files.read_json(str(tmp_path / files.RANKS)) if each["pid"] == agent.pids[5]]
     assert (rank["code"], rank["ended"] is not None) == (-11, True)
 
@@ -162,14 +162,14 @@ def test_the_code_of_a_rank_that_was_reaped_by_the_supervisor_is_set(agent: Agen
 def test_a_rank_that_is_no_number_is_not_known(text: str, tmp_path: Path) -> None:
     child = subprocess.Popen(["sleep", "600"], env={"PATH": os.environ["PATH"], "RANK": text})
     wait_for(lambda: procfs.environment(child.pid))
-    watch = RankWatch(str(tmp_path), child.pid)
+    tracker = RankTracker(str(tmp_path), child.pid)
     try:
-        assert watch.look()
-        assert [rank["rank"] for rank in watch.ranks] == [None]
+        assert tracker.find_new()
+        assert [rank["rank"] for rank in tracker.ranks] == [None]
     finally:
         child.kill()
         child.wait()
-        for handle in watch.pidfds:
+        for handle in tracker.pidfds:
             os.close(handle)
 
 
@@ -195,18 +195,18 @@ def test_what_a_rank_starts_after_it_overwrote_its_environment_is_no_rank(tmp_pa
         assert rank.stdin
         assert rank.stdout
         wait_for(lambda: "RANK" in procfs.environment(rank.pid))
-        watch = RankWatch(str(tmp_path), rank.pid)
-        assert watch.look()
+        tracker = RankTracker(str(tmp_path), rank.pid)
+        assert tracker.find_new()
         rank.stdin.write("\n")
         program = int(rank.stdout.readline())
         wait_for(lambda: procfs.command_line(program)[:1] == ["sleep"])
-        new, overwritten = watch.look(), "RANK" not in procfs.environment(rank.pid)
+        new, overwritten = tracker.find_new(), "RANK" not in procfs.environment(rank.pid)
         rank.stdin.write("\n")
-    for handle in watch.pidfds:
+    for handle in tracker.pidfds:
         os.close(handle)
     assert overwritten
     assert not new
-    assert [each["pid"] for each in watch.ranks] == [rank.pid]
+    assert [each["pid"] for each in tracker.ranks] == [rank.pid]
 
 
 def test_a_process_that_has_a_rank_only_at_the_first_of_two_looks_is_none(
@@ -217,8 +217,8 @@ def test_a_process_that_has_a_rank_only_at_the_first_of_two_looks_is_none(
         seen = [{"RANK": "3"}]  # as it is between fork and exec, and for one that ends
         truth = procfs.environment
         monkeypatch.setattr(procfs, "environment", lambda pid: seen.pop() if seen else truth(pid))
-        watch = RankWatch(str(tmp_path), child.pid)
-        new = watch.look()
+        tracker = RankTracker(str(tmp_path), child.pid)
+        new = tracker.find_new()
         child.kill()
     assert not seen
-    assert (new, watch.ranks, watch.pidfds) == (False, [], {})
+    assert (new, tracker.ranks, tracker.pidfds) == (False, [], {})

@@ -100,7 +100,7 @@ def test_what_is_written_tells_neither_the_secret_nor_is_of_use_without_the_key(
     assert value not in path.read_text()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert json.loads(path.read_text())[0][:3] == ["T", len(value), 0]
-    wrong = redaction.masker(str(tmp_path), OTHER_KEY)
+    wrong = redaction.load_redactor(str(tmp_path), OTHER_KEY)
     assert wrong is not None
     assert wrong(value) == value
 

@@ -174,7 +174,7 @@ def test_a_tail_is_the_end_of_a_file(tmp_path: Path) -> None:
     [("cret\nnext one\n", "next one\n"), ("cret and more", "and more"), ("cretcretcret", ""), ("\nall", "all")],
 )
 def test_what_was_cut_off_begins_with_a_whole_line_or_word(cut: str, whole: str) -> None:
-    assert life.whole(cut) == whole
+    assert life.drop_partial_line(cut) == whole
 
 
 # ---- stop

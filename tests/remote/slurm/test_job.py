@@ -60,7 +60,7 @@ def request(tmp_path: Path, **more: Any) -> dict[str, Any]:
 
 def test_a_job_is_read_from_anchored_lines_whatever_its_name(stubs: Stubs) -> None:
     scontrol(stubs, "PENDING", "Nodes required are DOWN", "(null)")
-    assert job.ask("17") == {
+    assert job.query("17") == {
         "state": "PENDING",
         "why": "Nodes required are DOWN",
         "restarts": 2,
@@ -70,23 +70,23 @@ def test_a_job_is_read_from_anchored_lines_whatever_its_name(stubs: Stubs) -> No
         "hosts": [],
     }
     scontrol(stubs)
-    assert job.ask("17")["hosts"] == ["n1", "n2"]
+    assert job.query("17")["hosts"] == ["n1", "n2"]
 
 
 def test_a_forgotten_job_is_looked_up_in_the_accounting_then_in_the_log(stubs: Stubs) -> None:
     stubs.put("scontrol", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
     stubs.put("sacct", "printf 'FAILED|1:0|n1|00:10:00\\nCANCELLED by 7|0:15|n1|00:10:00\\n'")
     limit = {"limit": "00:10:00"}
-    assert job.ask("17") == {"state": "CANCELLED", "why": "", "exit": "0:15", "hosts": ["n1"], **limit}
+    assert job.query("17") == {"state": "CANCELLED", "why": "", "exit": "0:15", "hosts": ["n1"], **limit}
     stubs.put("sacct", '[ "$1" = -c ] && echo "TIMEOUT|0:0|n1|10" || { echo "storage is disabled" >&2; exit 1; }')
-    assert (job.ask("17")["state"], job.ask("17")["limit"]) == ("TIMEOUT", "")
+    assert (job.query("17")["state"], job.query("17")["limit"]) == ("TIMEOUT", "")
     stubs.put("sacct", "exit 1")
-    assert job.ask("17") == {"state": ""}
+    assert job.query("17") == {"state": ""}
 
 
 def test_a_controller_that_does_not_answer_is_an_error_not_an_end(stubs: Stubs) -> None:
     stubs.put("scontrol", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
-    found = job.ask("17")
+    found = job.query("17")
     assert found == {"error": "slurm_load_jobs error: Unable to contact slurm controller"}
     assert job.is_active(found)
 

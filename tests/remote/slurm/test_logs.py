@@ -26,7 +26,7 @@ class Job:
             folder.mkdir(parents=True)
             (folder / files.SPEC).write_text(json.dumps({"rank": rank}))
         monkeypatch.setattr(slurm, "status", lambda _: {"slurm": {"state": self.state}, "nodes": []})
-        monkeypatch.setattr("torchfab.remote.slurm.logs._ASK_OFTEN_S", 0.0)
+        monkeypatch.setattr("torchfab.remote.slurm.logs._SHORT_QUERY_S", 0.0)
 
     def path(self, rank: int | None) -> Path:
         """Return the log of a rank, or of the batch script."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import subprocess
 
-from torchfab.remote.digits import whole
+from torchfab.remote.procfs import whole
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import os
 import re
 import time
 
-from torchfab.remote.digits import whole
+from torchfab.remote.procfs import whole
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

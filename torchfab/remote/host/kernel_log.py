@@ -7,7 +7,7 @@ import re
 import subprocess
 import time
 
-from torchfab.remote.digits import whole
+from torchfab.remote.procfs import whole
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -1,1 +1,1 @@
-"""A job on a node: start, supervise, logs, status, stop. Standard library only."""
+"""A job on a node: prepare, start, supervise, status, logs, stop. Standard library only."""

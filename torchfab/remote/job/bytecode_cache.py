@@ -1,7 +1,7 @@
-"""The modules of the supervisor, compiled once on a node for all supervisors of a job: compiling is half their start.
+"""Compile the supervisor's modules once per node for all supervisors of a job; compiling is half their start-up time.
 
-They lie beside the program that they are part of, behind a line that names the interpreter; another one compiles for
-itself.
+The compiled modules are in a file beside the program. Its first line identifies the interpreter; a different
+interpreter ignores the file and compiles the source itself.
 """
 
 from __future__ import annotations
@@ -13,13 +13,19 @@ import sys
 from torchfab.remote import files
 
 _MODULES = (
-    *("server", "files", "procfs", "cgroup", "job", "job.supervisor", "job.child", "job.console", "job.log_files"),
+    *("server", "files", "procfs", "job", "job.supervisor", "job.child", "job.console", "job.log_files"),
     *("job.rank_tracker", "job.start_barrier", "tmux"),
 )
 
 
 def write(folder: str) -> None:
-    """Write the compiled modules into a job's folder on this node; without them supervisors start more slowly."""
+    """Write the compiled modules into a job's folder; without them, supervisors only start more slowly.
+
+    Parameters
+    ----------
+    folder : str
+        The job's folder on this node.
+    """
     loader = sys.modules["torchfab.remote.files"].__loader__
     names = [f"torchfab.remote.{name}" for name in _MODULES]
     code = {name: loader.get_code(name) for name in names}  # type: ignore[union-attr]
@@ -29,5 +35,5 @@ def write(folder: str) -> None:
         with os.fdopen(handle, "wb") as file:
             file.write(repr(sys.version).encode() + b"\n" + marshal.dumps(code))
         os.replace(path + ".new", path)
-    except OSError:  # a full disk is told by what must be written
+    except OSError:  # optional; on a full disk, the mandatory files report the error
         pass

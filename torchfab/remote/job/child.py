@@ -1,6 +1,6 @@
-"""The process that a supervisor answers for: started and reaped, with no more of the standard library than that takes.
+"""Start and reap the process that a supervisor is responsible for, with a minimum of the standard library.
 
-`subprocess` would do, and its import takes a third of the time in which a supervisor starts.
+`subprocess` would work as well, but its import takes a third of a supervisor's start-up time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Child:
     Attributes
     ----------
     returncode : int or None
-        Its exit code once it was reaped, negative for a signal.
+        Its exit code once it is reaped, negative for a signal; None before.
     """
 
     def __init__(self, pid: int) -> None:
@@ -33,7 +33,13 @@ class Child:
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
-        """Reap it if it has ended; return its exit code, None while it runs."""
+        """Reap the process if it has ended.
+
+        Returns
+        -------
+        int or None
+            Its exit code; None while it runs.
+        """
         if self.returncode is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             self.returncode = os.waitstatus_to_exitcode(status) if pid else None
@@ -41,21 +47,32 @@ class Child:
 
 
 def start(argv: Sequence[str], env: Mapping[str, str], cwd: str, output: int, before_exec: Callable[[], None]) -> Child:
-    """Start a program in a session of its own, nothing on its standard input; call only where there is one thread.
+    """Start a program in a session of its own, with /dev/null as stdin; call only from a single-threaded process.
 
     Parameters
     ----------
+    argv : sequence of str
+        The command line.
+    env : mapping of str to str
+        The whole environment.
+    cwd : str
+        The working directory.
     output : int
-        File descriptor of its stdout and stderr.
+        File descriptor for its stdout and stderr.
     before_exec : callable
         Called in the child.
+
+    Returns
+    -------
+    Child
+        The running process.
 
     Raises
     ------
     OSError
-        It could not be started.
+        The program cannot be started.
     """
-    reader, writer = os.pipe()  # closed by a successful exec; tells the errno of one that fails
+    reader, writer = os.pipe()  # closed by a successful exec; a failed one writes its errno
     pid = os.fork()
     if pid == 0:
         _become(argv, env, cwd, output, before_exec, writer)
@@ -76,7 +93,7 @@ def _become(
     before_exec: Callable[[], None],
     writer: int,
 ) -> None:
-    number = errno.EINVAL  # a NUL byte in a word
+    error_number = errno.EINVAL  # a NUL byte in an argument
     try:
         signal.set_wakeup_fd(-1)  # that pipe is the parent's
         os.setsid()
@@ -84,24 +101,24 @@ def _become(
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.chdir(cwd)
-        # Python itself ignores these two; a program expects to be ended by them.
+        # Python ignores these two signals; other programs expect to be terminated by them.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         before_exec()
         _close_all_but(writer)
         os.execvpe(argv[0], list(argv), dict(env))
     except OSError as error:
-        number = error.errno or number
+        error_number = error.errno or error_number
     finally:
-        os.write(writer, str(number).encode())
+        os.write(writer, str(error_number).encode())
         os._exit(127)
 
 
-def _close_all_but(handle: int) -> None:
-    # Of ours, all close at the exec; those that we were given ourselves may not.
+def _close_all_but(kept_fd: int) -> None:
+    # Our own descriptors are close-on-exec; those that this process inherited may not be.
     for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2 and int(name) != handle:
+        if int(name) > 2 and int(name) != kept_fd:
             try:
                 os.close(int(name))
-            except OSError:  # the one that listed them
+            except OSError:  # the descriptor of the listing itself
                 pass

@@ -1,4 +1,4 @@
-"""The supervisor's tmux window: shows what the log files of its process receive, and never makes anyone wait for it."""
+"""The supervisor's tmux window: shows new output of the process's log files and never blocks the process."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_AT_ONCE = 64 * 1024
+_MAX_CHUNK_BYTES = 64 * 1024
 
 
 class Window:
-    """Copy what is appended to log files onto standard output, without ever blocking.
+    """Copy new content of log files to standard output, without ever blocking.
 
     Parameters
     ----------
     folder : str
         The process's folder.
     spec : dict
-        Its spec; says whether lines of several ranks meet here and need a prefix.
+        Its spec; `rank_logs` decides whether lines of several ranks appear here and need a prefix.
     """
 
     def __init__(self, folder: str, spec: dict[str, Any]) -> None:
@@ -29,11 +29,19 @@ class Window:
         self.prefixed = bool(spec.get("rank_logs"))
         try:
             self.out = os.open(os.ttyname(1), os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-        except OSError:  # no terminal: nobody watches
+        except OSError:  # stdout is not a terminal
             self.out = -1
 
     def show(self, logs: list[log_files.LogFile], ranks: list[dict[str, Any]]) -> None:
-        """Show what the log files have received since the last call; a flood is cut, the files have it all."""
+        """Show what was appended to the log files since the last call; of a flood, only the end is shown.
+
+        Parameters
+        ----------
+        logs : list of LogFile
+            The log files of the process.
+        ranks : list of dict
+            The ranks found so far, for the prefix.
+        """
         for log in logs if self.out >= 0 else ():
             chunk = self._next_chunk(log)
             if chunk:
@@ -43,12 +51,12 @@ class Window:
         offset, end = self.offsets.get(log.path, 0), log_files.size(log.full_path)
         if end <= offset:
             return b""
-        start = max(offset, end - _AT_ONCE)
+        start = max(offset, end - _MAX_CHUNK_BYTES)
         try:
             with open(log.full_path, "rb") as file:
                 file.seek(start)
-                chunk = file.read(_AT_ONCE)
-        except OSError:  # removed meanwhile, or a disk that is away: no reason to end, and the training with us
+                chunk = file.read(_MAX_CHUNK_BYTES)
+        except OSError:  # removed meanwhile, or an unreachable disk: no reason to end, and end the training too
             return b""
         cut = chunk.rfind(b"\n") + 1 if self.prefixed else len(chunk)
         self.offsets[log.path] = start + (cut or len(chunk))

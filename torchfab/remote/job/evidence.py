@@ -1,6 +1,6 @@
-"""What a node knows of how its part of a job went: the ends of its logs, error files, what the kernel said, its disks.
+"""Collect a node's evidence of how its part of a job ended: log tails, error files, kernel messages, disks.
 
-All of it is bounded: of a log of 10 GB the end alone is read and sent.
+All of it is bounded: only the end of a log of 10 GB is read and sent.
 """
 
 from __future__ import annotations
@@ -16,67 +16,85 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_LONGEST_TAIL, _ALL_TAILS, _SHORTEST_TAIL = 32 * 1024, 256 * 1024, 2 * 1024
-_LONGEST_REPORT = 256 * 1024
-_MOST_REPORTS = 64
+# Bytes.
+_MAX_TAIL, _ALL_TAILS, _MIN_TAIL = 32 * 1024, 256 * 1024, 2 * 1024
+_MAX_REPORT_BYTES = 256 * 1024
+_MAX_REPORTS = 64
 
 
-def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """Say how the job is here, as `status` does, and with it what tells why."""
-    folder = files.folder_of(request)
-    found = status.status(folder, request["job_id"], request["node_rank"])
-    return {**found, "evidence": {**gather(folder), **_of_machine(folder, found)}}
+def handle(request: dict[str, Any]) -> dict[str, Any]:
+    """Return the job's status on this node and the evidence for its cause.
 
-
-def gather(folder: str) -> dict[str, Any]:
-    """Return what lies in a job's folder of one node.
+    Parameters
+    ----------
+    request : dict
+        `node_dir`, `job_id`, `node_rank`.
 
     Returns
     -------
     dict
-        `ends`: what the supervisor of each process wrote at its end; `logs`: label, path, size, written (seconds since
-        the epoch) and the end of the text; `reports`: what the ranks, or torchrun, left in error files.
+        As `torchfab.remote.job.status.status` returns it, and `evidence`: the keys of `collect`, `kernel` (kernel
+        messages since the start of the job), `disks`, `halted` (names of stopped processes).
+    """
+    folder = files.folder_of(request)
+    job_status = status.status(folder, request["job_id"], request["node_rank"])
+    return {**job_status, "evidence": {**collect(folder), **_machine_evidence(folder, job_status)}}
+
+
+def collect(folder: str) -> dict[str, Any]:
+    """Return the evidence in a job's folder of one node.
+
+    Parameters
+    ----------
+    folder : str
+        The job's folder on that node.
+
+    Returns
+    -------
+    dict
+        `ends`: the exit record of each process, as its supervisor wrote it; `logs`: label, path, size, written (seconds
+        since the epoch) and the end of the text; `reports`: the contents of error files of the ranks or of torchrun.
     """
     names = files.processes(folder)
-    logs = [(log, label) for name in names for log, label in _last_logs(os.path.join(folder, name))]
-    share = max(_SHORTEST_TAIL, min(_LONGEST_TAIL, _ALL_TAILS // max(1, len(logs))))
+    logs = [(log, label) for name in names for log, label in _logs_of_last_attempt(os.path.join(folder, name))]
+    share = max(_MIN_TAIL, min(_MAX_TAIL, _ALL_TAILS // max(1, len(logs))))
     return {
-        "ends": {name: _end(os.path.join(folder, name)) for name in names},
-        "logs": [_log(log, label, share) for log, label in logs if log_files.size(log.full_path)],
-        "reports": [report for name in names for report in _reports(os.path.join(folder, name))][:_MOST_REPORTS],
+        "ends": {name: _exit_record(os.path.join(folder, name)) for name in names},
+        "logs": [_log_entry(log, label, share) for log, label in logs if log_files.size(log.full_path)],
+        "reports": [report for name in names for report in _reports(os.path.join(folder, name))][:_MAX_REPORTS],
     }
 
 
-def _of_machine(folder: str, found: dict[str, Any]) -> dict[str, Any]:
-    starts = [process["started"] for process in found["processes"] if process["started"]]
+def _machine_evidence(folder: str, job_status: dict[str, Any]) -> dict[str, Any]:
+    starts = [process["started"] for process in job_status["processes"] if process["started"]]
     return {
         "kernel": kernel_log.said(min(starts, default=time.time())),
         "disks": [_disk(path) for path in (folder, *_workdirs(folder), "/dev/shm", "/tmp") if os.path.isdir(path)],
-        "halted": [name for process in found["processes"] for name in _halted(folder, process)],
+        "halted": [name for process in job_status["processes"] for name in _halted(folder, process)],
     }
 
 
-def _end(folder: str) -> dict[str, Any]:
-    end = files.read_json(os.path.join(folder, files.EXIT)) or {}
-    names = ("asked", "killed", "left", "error", "oom_kills", "time")
-    return {name: end[name] for name in names if name in end}
+def _exit_record(folder: str) -> dict[str, Any]:
+    record = files.read_json(os.path.join(folder, files.EXIT)) or {}
+    keys = ("asked", "killed", "left", "error", "oom_kills", "time")
+    return {key: record[key] for key in keys if key in record}
 
 
-def _last_logs(folder: str) -> list[tuple[log_files.LogFile, int | str]]:
-    """Return the log files of a process, those of its ranks of the last attempt alone."""
+def _logs_of_last_attempt(folder: str) -> list[tuple[log_files.LogFile, int | str]]:
+    """Return the log files of a process with their labels; of its ranks, those of the last attempt only."""
     ranks = files.read_json(os.path.join(folder, files.RANKS)) or []
     found = log_files.find(folder, files.read_json(os.path.join(folder, files.SPEC)) or {})
-    last = max((log.attempt for log in found), default=0)
-    return [(log, log.label(ranks)) for log in found if log.local_rank is None or log.attempt == last]
+    last_attempt = max((log.attempt for log in found), default=0)
+    return [(log, log.label(ranks)) for log in found if log.local_rank is None or log.attempt == last_attempt]
 
 
-def _log(log: log_files.LogFile, label: int | str, share: int) -> dict[str, Any]:
+def _log_entry(log: log_files.LogFile, label: int | str, max_bytes: int) -> dict[str, Any]:
     size = log_files.size(log.full_path)
     try:
         with open(log.full_path, "rb") as file:
-            file.seek(max(0, size - share))
-            text = file.read(share).decode(errors="replace")
-            text = status.whole(text) if size > share else text
+            file.seek(max(0, size - max_bytes))
+            text = file.read(max_bytes).decode(errors="replace")
+            text = status.drop_partial_line(text) if size > max_bytes else text
         written = os.stat(log.full_path).st_mtime
     except OSError:  # removed meanwhile
         text, written = "", 0.0
@@ -87,7 +105,7 @@ def _log(log: log_files.LogFile, label: int | str, share: int) -> dict[str, Any]
 
 
 def _reports(folder: str) -> list[dict[str, Any]]:
-    """Return what lies in the error files of a process: of torchelastic's format, by the rank or by torchrun."""
+    """Return the error files of a process, in torchelastic's format, written by the ranks or by torchrun."""
     ranks = files.read_json(os.path.join(folder, files.RANKS)) or []
     spec = files.read_json(os.path.join(folder, files.SPEC)) or {}
     found = []
@@ -95,21 +113,21 @@ def _reports(folder: str) -> list[dict[str, Any]]:
         if log.local_rank is not None and log.path.endswith("stderr.log"):
             path = os.path.join(os.path.dirname(log.full_path), "error.json")
             found.append(_report(path, log.label(ranks), log.attempt))
-    own = spec.get("rank")
-    found.append(_report(os.path.join(folder, "errors", "error.json"), log_files.AGENT if own is None else own, 0))
+    label = log_files.AGENT if spec.get("rank") is None else spec["rank"]
+    found.append(_report(os.path.join(folder, "errors", "error.json"), label, 0))
     return [report for report in found if report]
 
 
 def _report(path: str, label: int | str, attempt: int) -> dict[str, Any]:
-    if log_files.size(path) > _LONGEST_REPORT:
+    if log_files.size(path) > _MAX_REPORT_BYTES:
         return {}
-    told = (files.read_json(path) or {}) if os.path.exists(path) else {}
-    message = told.get("message", "") if isinstance(told, dict) else ""
-    more = message.get("extraInfo") if isinstance(message, dict) else {}
+    content = (files.read_json(path) or {}) if os.path.exists(path) else {}
+    message = content.get("message", "") if isinstance(content, dict) else ""
+    extra = message.get("extraInfo") if isinstance(message, dict) else {}
     text = message.get("message", "") if isinstance(message, dict) else message
     if not text:
         return {}
-    stack = more.get("py_callstack") if isinstance(more, dict) else ""
+    stack = extra.get("py_callstack") if isinstance(extra, dict) else ""
     return {"label": label, "attempt": attempt, "message": str(text)[:4096], "traceback": str(stack or "")[-16384:]}
 
 
@@ -123,14 +141,14 @@ def _workdirs(folder: str) -> list[str]:
 
 def _disk(path: str) -> dict[str, Any]:
     try:
-        told = os.statvfs(path)
+        stat = os.statvfs(path)
     except OSError:
         return {"path": path, "free": None, "size": None}
-    return {"path": path, "free": told.f_bavail * told.f_frsize, "size": told.f_blocks * told.f_frsize}
+    return {"path": path, "free": stat.f_bavail * stat.f_frsize, "size": stat.f_blocks * stat.f_frsize}
 
 
 def _halted(folder: str, process: dict[str, Any]) -> list[str]:
-    """Return what of a process runs, and was stopped by a signal (SIGSTOP) or by a debugger: itself, or its ranks."""
+    """Return names of the process and its ranks that run but are stopped, by a signal (SIGSTOP) or a debugger."""
     ranks = [(f"rank {rank['rank']}", rank["pid"], rank["start_time"]) for rank in process["ranks"]]
     started = files.read_json(os.path.join(folder, process["name"], files.STARTED)) or {}
     if started and started["pid"] not in [pid for _, pid, _ in ranks]:
@@ -139,4 +157,4 @@ def _halted(folder: str, process: dict[str, Any]) -> list[str]:
 
 
 def _is_halted(pid: int) -> bool:
-    return "".join(procfs.stat_fields(pid)[:1]) in ("T", "t")  # one that has just ended has no state
+    return "".join(procfs.stat_fields(pid)[:1]) in ("T", "t")  # a process that has just ended has no state

@@ -1,4 +1,4 @@
-"""What a node does, told each interval until the launch machine hangs up: GPUs, CPUs, memory, and the job on it."""
+"""Stream the load of a node at an interval until the launch machine disconnects: GPUs, CPUs, memory, and a job."""
 
 from __future__ import annotations
 
@@ -7,64 +7,82 @@ import time
 
 from torchfab.remote import files
 from torchfab.remote.host import gpu_usage, host_usage
-from torchfab.remote.job import log_reader, step_rate
-from torchfab.remote.job import status as life
+from torchfab.remote.job import log_reader, status, step_rate
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from torchfab.remote.server import Conversation
+    from torchfab.remote.server import Server
 
-_FIRST_S = 0.5  # between the first two looks, from which the first rates come
-_MOST_READS = 20  # of 256 KiB a file: a job that logs faster than that is not worth keeping up with
+_FIRST_INTERVAL_S = 0.5  # between the first two samples, which give the first rates
+_MAX_READS = 20  # blocks of 256 KiB per file and interval; a job that logs faster is not followed exactly
 
 
-def stream(request: dict[str, Any], link: Conversation) -> dict[str, Any]:
+def handle(request: dict[str, Any], server: Server) -> dict[str, Any]:
     """Send `{"load": ...}` each interval.
 
     Parameters
     ----------
     request : dict
-        `interval_s`, and of a job that is to be looked at what names it here, as `files.folder_of` takes it. (That its
-        names stand in the request itself is what hides its secrets: see `wire`.)
+        `interval_s` (seconds); and, to include a job, its names as `files.folder_of` takes them. The names must be in
+        the request itself, because the server redacts the secrets of the job that a request names.
+    server : Server
+        Sends the frames.
+
+    Returns
+    -------
+    dict
+        Empty.
     """
-    job = JobLook(request) if "job_id" in request else None
+    job = JobProbe(request) if "job_id" in request else None
     before = host_usage.look()
-    waiting = link.hung_up(min(_FIRST_S, request["interval_s"]))
-    while not waiting:
+    disconnected = server.is_disconnected(min(_FIRST_INTERVAL_S, request["interval_s"]))
+    while not disconnected:
         now = host_usage.look()
         load = {**host_usage.rates(before, now), **gpu_usage.look(), "time": time.time()}
-        link.send({"load": {**load, "job": job.tell() if job else None}})
+        server.send({"load": {**load, "job": job.probe() if job else None}})
         before = now
-        waiting = link.hung_up(request["interval_s"])
+        disconnected = server.is_disconnected(request["interval_s"])
     return {}
 
 
-class JobLook:
-    """Look at one job on this node again and again: how it is, and at which pace it logs."""
+class JobProbe:
+    """Probe one job on this node repeatedly: its status and its rates.
+
+    Parameters
+    ----------
+    request : dict
+        `node_dir`, `job_id`, `node_rank`.
+    """
 
     def __init__(self, request: dict[str, Any]) -> None:
         self.request = request
         self.folder = files.folder_of(request)
-        self.pace = step_rate.Pace()
+        self.rate = step_rate.StepRate()
         self.reader: log_reader.Reader | None = None
 
-    def tell(self) -> dict[str, Any] | None:
-        """Return its status and its pace; None where it was never on this node."""
+    def probe(self) -> dict[str, Any] | None:
+        """Return the job's status and rates.
+
+        Returns
+        -------
+        dict or None
+            `status`, and the keys of `StepRate.report`; None where the job was never on this node.
+        """
         if not os.path.isdir(self.folder):
             return None
         self._read()
-        status = life.status(self.folder, self.request["job_id"], self.request["node_rank"])
-        return {"status": status, **self.pace.tell(time.time())}
+        job_status = status.status(self.folder, self.request["job_id"], self.request["node_rank"])
+        return {"status": job_status, **self.rate.report(time.time())}
 
     def _read(self) -> None:
         if self.reader is None:
             self.reader = log_reader.Reader(self.folder, {"lines": 100, "ranks": None, "grep": None})
-            self.pace.take(self.reader.past())
+            self.rate.feed(self.reader.read_backlog())
             return
-        for _ in range(_MOST_READS):
-            lines = self.reader.news(final=False)
+        for _ in range(_MAX_READS):
+            lines = self.reader.read_new(final=False)
             if not lines:
                 return
-            self.pace.take(lines)
+            self.rate.feed(lines)

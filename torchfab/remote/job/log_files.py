@@ -1,7 +1,7 @@
-"""The log files of a process of the job: which there are, whose they are, and when their lines were written.
+"""Find the log files of a process of the job, the rank that writes each, and the time of each line.
 
-Log lines carry no time of their own. The supervisor looks at the files a few times a second anyway, and notes in the
-`timeline` when each had grown to which size; so the logs of many ranks can be merged in the order of time long after.
+Log lines carry no time of their own. The supervisor checks the files a few times per second anyway, and records in the
+`timeline` when each file had reached which size. So the logs of many ranks can be merged by time, even much later.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 AGENT = "agent"
-_END_OF_TIME = 1e11  # seconds since the epoch: what is no time is left out
+_MAX_TIME = 1e11  # seconds since the epoch; larger numbers are not a time and are skipped
 
 
 class LogFile:
@@ -31,9 +31,9 @@ class LogFile:
     path : str
         The file, relative to `folder`.
     local_rank, attempt : int or None
-        Which rank's it is, as the path tells; None for the process's own output.
+        The rank that writes it, as far as the path contains it; None for the process's own output.
     rank : int or None
-        The rank, where the path tells it.
+        The global rank, where the path contains it.
     """
 
     def __init__(
@@ -44,7 +44,18 @@ class LogFile:
         self.full_path = os.path.join(folder, path)
 
     def label(self, ranks: list[dict[str, Any]]) -> int | str:
-        """Return the rank that wrote the file, `agent` for the launcher itself, `local N` while it is not known."""
+        """Return the label of the lines in this file.
+
+        Parameters
+        ----------
+        ranks : list of dict
+            The ranks found so far, as in ranks.json.
+
+        Returns
+        -------
+        int or str
+            The rank that writes the file; `agent` for the launcher itself; `local N` while the rank is not known.
+        """
         if self.rank is not None:
             return self.rank
         if self.local_rank is None:
@@ -56,11 +67,21 @@ class LogFile:
 
 
 def find(folder: str, spec: dict[str, Any]) -> list[LogFile]:
-    """Return the log files that a process has so far, its own output first.
+    """Return the log files that a process has so far.
 
-    `spec["rank"]` is the rank of a process that is a rank itself; `spec["rank_logs"]` is a regular expression over
-    paths relative to the folder, with groups `rank`, or `local_rank` and `attempt`; `spec["first_rank"]` is the rank of
-    local rank 0, where that is known beforehand.
+    Parameters
+    ----------
+    folder : str
+        The process's folder.
+    spec : dict
+        Its spec. `rank`: the rank of a process that is itself a rank. `rank_logs`: a regular expression for paths
+        relative to the folder, with groups `rank`, or `local_rank` and `attempt`. `first_rank`: the rank of local rank
+        0, where it is known in advance.
+
+    Returns
+    -------
+    list of LogFile
+        The process's own output first.
     """
     found = [LogFile(folder, files.OUTPUT, rank=spec.get("rank"))]
     pattern = re.compile(spec["rank_logs"]) if spec.get("rank_logs") else None
@@ -82,7 +103,18 @@ def _paths(folder: str) -> Iterator[str]:
 
 
 def size(path: str) -> int:
-    """Return the size of a file in bytes, 0 when there is none."""
+    """Return the size of a file.
+
+    Parameters
+    ----------
+    path : str
+        The file.
+
+    Returns
+    -------
+    int
+        Bytes; 0 when there is no such file.
+    """
     try:
         return os.stat(path).st_size
     except OSError:
@@ -90,26 +122,41 @@ def size(path: str) -> int:
 
 
 class Timeline:
-    """When each log file of a process had grown to which size, as the supervisor saw it.
+    """Record when each log file of a process had reached which size.
 
-    One line a growth: seconds since the epoch, size in bytes, path. At most one per file and second, and only where the
-    file grew: less than the log itself in the worst case.
+    One line per growth: seconds since the epoch, size in bytes, path. At most one line per file and second, and only
+    if the file has grown: less than the log itself in the worst case.
+
+    Parameters
+    ----------
+    folder : str
+        The process's folder.
     """
 
-    STEP_S = 1.0
+    MIN_INTERVAL_S = 1.0
 
     def __init__(self, folder: str) -> None:
         self.path = os.path.join(folder, files.TIMELINE)
-        self.noted: dict[str, tuple[float, int]] = {}
+        self.recorded: dict[str, tuple[float, int]] = {}
 
-    def note(self, logs: list[LogFile], now: float) -> None:
-        """Note the files that have grown since they were last noted."""
+    def record(self, logs: list[LogFile], now: float, force: bool = False) -> None:
+        """Record the files that have grown since they were last recorded.
+
+        Parameters
+        ----------
+        logs : list of LogFile
+            The log files of the process.
+        now : float
+            Seconds since the epoch.
+        force : bool
+            Ignore the minimum interval between two lines of a file. Default False.
+        """
         lines = []
         for log in logs:
-            bytes_now, (when, bytes_then) = size(log.full_path), self.noted.get(log.path, (0.0, 0))
-            if bytes_now > bytes_then and now - when >= self.STEP_S:
+            bytes_now, (when, bytes_then) = size(log.full_path), self.recorded.get(log.path, (0.0, 0))
+            if bytes_now > bytes_then and (force or now - when >= self.MIN_INTERVAL_S):
                 lines.append(f"{now:.2f} {bytes_now} {log.path}\n")
-                self.noted[log.path] = (now, bytes_now)
+                self.recorded[log.path] = (now, bytes_now)
         if lines:
             self._append("".join(lines))
 
@@ -118,12 +165,18 @@ class Timeline:
             handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
             with os.fdopen(handle, "w", errors="surrogateescape") as file:
                 file.write(text)
-        except OSError:  # a full disk costs the order of lines, never the job
+        except OSError:  # on a full disk the order of lines is lost, never the job
             pass
 
 
-class Clock:
-    """Tells when a byte of a log file was written, from the timeline; the time of the last growth beyond its end."""
+class WriteTimes:
+    """Look up in the timeline when each byte of a log file was written.
+
+    Parameters
+    ----------
+    folder : str
+        The process's folder.
+    """
 
     def __init__(self, folder: str) -> None:
         self.sizes: dict[str, list[int]] = {}
@@ -131,27 +184,40 @@ class Clock:
         try:
             with open(os.path.join(folder, files.TIMELINE), errors="surrogateescape") as file:
                 for line in file:
-                    self._read(line)
+                    self._parse(line)
         except OSError:
             pass
 
-    def _read(self, line: str) -> None:
+    def _parse(self, line: str) -> None:
         try:
             when, bytes_then, path = line.rstrip("\n").split(" ", 2)
             size_then, time_then = int(bytes_then), float(when)
-        except ValueError:  # a line cut short by a full disk, and the next one behind it
+        except ValueError:  # a full disk has cut a line short, and the next line was appended to it
             return
-        if 0 <= time_then < _END_OF_TIME:
+        if 0 <= time_then < _MAX_TIME:
             self.sizes.setdefault(path, []).append(size_then)
             self.times.setdefault(path, []).append(time_then)
 
     def time_of(self, log: LogFile, offset: int) -> float:
-        """Return when the byte before `offset` was written, in seconds since the epoch."""
+        """Return when the byte before an offset was written.
+
+        Parameters
+        ----------
+        log : LogFile
+            The log file.
+        offset : int
+            Bytes from the beginning of the file.
+
+        Returns
+        -------
+        float
+            Seconds since the epoch; the time of the last growth for an offset beyond the end of the timeline.
+        """
         sizes, times = self.sizes.get(log.path, []), self.times.get(log.path, [])
         index = bisect.bisect_left(sizes, offset)
         if index < len(sizes):
             return times[index]
-        # The kernel stamps files with a clock that is some milliseconds behind: a line must not come before older ones.
+        # File times lag by some milliseconds; max() keeps a line from being sorted before older ones.
         last = times[-1] if times else 0.0
         try:
             return max(last, os.stat(log.full_path).st_mtime)

@@ -1,7 +1,7 @@
-"""Reading the logs of a job on a node: the past in the order of time, then what comes, until the job has ended here.
+"""Read the logs of a job on a node: first the backlog in the order of time, then new lines until the job has ended.
 
-A line is `[label, time, text]`: the rank (or `agent`, or `local N`), seconds since the epoch, and the text without its
-end.
+A line is `[label, time, text]`: the rank (or `agent`, or `local N`), seconds since the epoch, and the text without the
+line ending.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
-    from torchfab.remote.server import Conversation
+    from torchfab.remote.server import Server
 
     Line = list[Any]
 
-_BLOCK = 256 * 1024
-_LONGEST_LINE = 64 * 1024
+_BLOCK_BYTES = 256 * 1024
+_MAX_LINE_BYTES = 64 * 1024
 _FRAME_LINES = 500
-_FRAME_CHARACTERS = 4 * 1024 * 1024  # JSON may write six bytes for one, and who reads it takes 64 MiB
+_FRAME_CHARACTERS = 4 * 1024 * 1024  # JSON can take six bytes per character; the reader accepts 64 MiB
 _POLL_S = 0.1
-_PATIENCE_S = 1.0  # how long a line without its end is held back
+_PARTIAL_LINE_S = 1.0  # how long an incomplete line is held back
 
 
 class Reader:
@@ -39,78 +39,119 @@ class Reader:
     folder : str
         The job's folder on this node.
     request : dict
-        `lines` (how many of the last lines of each file; None for all), `ranks` (labels to keep; None for all), `grep`
-        (a regular expression that a line must match; None for all).
+        `lines` (number of last lines of each file; None for all), `ranks` (labels to keep; None for all), `grep`
+        (a regular expression that a line must match; None for all), and optionally `offsets` (bytes already read, by
+        file).
     """
 
     def __init__(self, folder: str, request: dict[str, Any]) -> None:
         self.folder = folder
         self.lines: int | None = request["lines"]
-        self.wanted: set[Any] | None = set(request["ranks"]) if request["ranks"] is not None else None
+        self.labels: set[Any] | None = set(request["ranks"]) if request["ranks"] is not None else None
         self.grep = re.compile(request["grep"]) if request["grep"] else None
         self.offsets: dict[str, int] = dict(request.get("offsets") or {})
-        self.waiting: dict[str, tuple[int, float]] = {}  # file -> its size, and since when it ends without a line's end
-        self.clocks: dict[str, log_files.Clock] = {}
+        self.partial: dict[str, tuple[int, float]] = {}  # file -> (size, since when its last line is incomplete)
+        self.write_times: dict[str, log_files.WriteTimes] = {}
 
     def files(self) -> list[tuple[log_files.LogFile, int | str]]:
-        """Return the log files that are wanted, each with its label."""
+        """Return the log files of the requested ranks.
+
+        Returns
+        -------
+        list of (LogFile, int or str)
+            Each with its label.
+        """
         found = []
         for name in files.processes(self.folder):
             folder = os.path.join(self.folder, name)
             ranks = files.read_json(os.path.join(folder, files.RANKS)) or []
             spec = files.read_json(os.path.join(folder, files.SPEC)) or {}
             found += [(log, log.label(ranks)) for log in log_files.find(folder, spec)]
-        return [(log, label) for log, label in found if self.wanted is None or label in self.wanted]
+        return [(log, label) for log, label in found if self.labels is None or label in self.labels]
 
-    def past(self) -> list[Line]:
-        """Return the lines written so far, in the order in which they were written, and go on behind them."""
-        self.clocks = {}
+    def read_backlog(self) -> list[Line]:
+        """Return the lines written so far, and continue after them.
+
+        Returns
+        -------
+        list of [label, time, text]
+            In the order in which they were written.
+        """
+        self.write_times = {}
         lines: list[Line] = []
         for log, label in self.files():
             if log.full_path not in self.offsets:
-                lines += self._past_of(log, label)
+                lines += self._read_backlog_of(log, label)
         lines.sort(key=lambda line: line[1])  # stable: lines of one file keep their order
         return lines
 
-    def _past_of(self, log: log_files.LogFile, label: int | str) -> list[Line]:
-        clock = self.clocks.setdefault(log.folder, log_files.Clock(log.folder))
+    def _read_backlog_of(self, log: log_files.LogFile, label: int | str) -> list[Line]:
+        write_times = self.write_times.setdefault(log.folder, log_files.WriteTimes(log.folder))
         kept: deque[tuple[int, str]] = deque(maxlen=self.lines)
         end = log_files.size(log.full_path)
-        start = 0 if self.grep or self.lines is None else _start_of_last(log.full_path, end, self.lines)
+        start = 0 if self.grep or self.lines is None else _last_lines_offset(log.full_path, end, self.lines)
         for offset, text in self._complete_lines(log.full_path, start, end, final=False):
             kept.append((offset, text))
-        return [[label, clock.time_of(log, offset), text] for offset, text in kept]
+        return [[label, write_times.time_of(log, offset), text] for offset, text in kept]
 
-    def news(self, final: bool) -> list[Line]:
-        """Return the lines written since the last call; `final`: also a last one without its end."""
+    def read_new(self, final: bool) -> list[Line]:
+        """Return the lines written since the last call.
+
+        Parameters
+        ----------
+        final : bool
+            Also return a last line without a line ending.
+
+        Returns
+        -------
+        list of [label, time, text]
+            At most one block of 256 KiB per file.
+        """
         lines: list[Line] = []
         for log, label in self.files():
             start, size = self.offsets.get(log.full_path, 0), log_files.size(log.full_path)
-            end = min(size, start + _BLOCK)
+            end = min(size, start + _BLOCK_BYTES)
             if end > start:
-                # Where the block ends before the file does, its last line goes on in the next one.
+                # If the block ends before the file does, its last line continues in the next block.
                 last = end == size and (final or self._is_stale(log.full_path, end))
                 now = time.time()
                 lines += [[label, now, text] for _, text in self._complete_lines(log.full_path, start, end, last)]
         return lines
 
     def sizes(self) -> dict[str, int]:
-        """Return the size of each wanted file, in bytes."""
+        """Return the size of each file of the requested ranks.
+
+        Returns
+        -------
+        dict of str to int
+            Bytes by path.
+        """
         return {log.full_path: log_files.size(log.full_path) for log, _ in self.files()}
 
     def has_read(self, sizes: dict[str, int]) -> bool:
-        """Say whether every file was read up to its size."""
+        """Check whether every file has been read up to a size.
+
+        Parameters
+        ----------
+        sizes : dict of str to int
+            As `sizes` returns them.
+
+        Returns
+        -------
+        bool
+            False while bytes are missing.
+        """
         return all(self.offsets.get(path, 0) >= size for path, size in sizes.items())
 
     def _is_stale(self, path: str, end: int) -> bool:
-        size, since = self.waiting.get(path, (-1, 0.0))
+        size, since = self.partial.get(path, (-1, 0.0))
         if size != end:
-            self.waiting[path] = (end, time.monotonic())
+            self.partial[path] = (end, time.monotonic())
             return False
-        return time.monotonic() - since > _PATIENCE_S
+        return time.monotonic() - since > _PARTIAL_LINE_S
 
     def _complete_lines(self, path: str, start: int, end: int, final: bool) -> Iterator[tuple[int, str]]:
-        """Yield the offset behind each line between two offsets, and its text; note how far the file is read."""
+        """Yield the end offset and text of each matching line between two offsets; record how far the file is read."""
         for offset, text in read_lines(path, start, end, final):
             self.offsets[path] = offset
             if self.grep is None or self.grep.search(text):
@@ -119,10 +160,24 @@ class Reader:
 
 
 def read_lines(path: str, start: int, end: int, final: bool) -> Iterator[tuple[int, str]]:
-    """Yield each line between two offsets of a file, with the offset behind it.
+    """Yield each line between two offsets of a file.
 
-    Of a line that was overwritten with carriage returns (a progress bar) the last state is kept. A line of more than 64
-    KiB is cut into pieces. A last line without its end is yielded only if `final`, or if it is that long.
+    Of a line that was overwritten with carriage returns (a progress bar), only the last state is kept. A line of more
+    than 64 KiB is cut into pieces. A last line without a line ending is yielded only if `final`, or if it is that long.
+
+    Parameters
+    ----------
+    path : str
+        The file.
+    start, end : int
+        Offsets in bytes.
+    final : bool
+        Also yield a last line without a line ending.
+
+    Yields
+    ------
+    tuple of (int, str)
+        The offset of the end of the line, and its text.
     """
     try:
         file = open(path, "rb")
@@ -132,11 +187,11 @@ def read_lines(path: str, start: int, end: int, final: bool) -> Iterator[tuple[i
         file.seek(start)
         offset = start
         while offset < end:
-            raw = file.readline(min(_LONGEST_LINE, end - offset))
+            raw = file.readline(min(_MAX_LINE_BYTES, end - offset))
             if not raw:
                 return
-            whole = raw.endswith(b"\n") or len(raw) == _LONGEST_LINE
-            if not whole and not final:
+            complete = raw.endswith(b"\n") or len(raw) == _MAX_LINE_BYTES
+            if not complete and not final:
                 return
             offset += len(raw)
             yield offset, _last_state(raw).decode(errors="replace")
@@ -146,8 +201,8 @@ def _last_state(raw: bytes) -> bytes:
     return raw.rstrip(b"\r\n").rsplit(b"\r", 1)[-1]
 
 
-def _start_of_last(path: str, end: int, lines: int) -> int:
-    """Return the offset at which the last `lines` lines before `end` begin."""
+def _last_lines_offset(path: str, end: int, lines: int) -> int:
+    """Return the offset of the last `lines` lines before `end`."""
     if lines <= 0:
         return end
     missing, position = lines + 1, end
@@ -157,7 +212,7 @@ def _start_of_last(path: str, end: int, lines: int) -> int:
         return 0
     with file:
         while position > 0:
-            block = min(_BLOCK, position)
+            block = min(_BLOCK_BYTES, position)
             position -= block
             file.seek(position)
             data = file.read(block)
@@ -171,9 +226,23 @@ def _start_of_last(path: str, end: int, lines: int) -> int:
     return 0
 
 
-def answer_logs(request: dict[str, Any], link: Conversation) -> dict[str, Any]:
-    """Stream the job's logs of this node."""
-    stream(files.folder_of(request), request["job_id"], request["node_rank"], request, link.send, link.hung_up)
+def handle(request: dict[str, Any], server: Server) -> dict[str, Any]:
+    """Stream the job's logs of this node.
+
+    Parameters
+    ----------
+    request : dict
+        `node_dir`, `job_id`, `node_rank`; `follow`, and the keys that `Reader` takes.
+    server : Server
+        Sends the frames.
+
+    Returns
+    -------
+    dict
+        Empty.
+    """
+    folder, job_id, node_rank = files.folder_of(request), request["job_id"], request["node_rank"]
+    stream(folder, job_id, node_rank, request, server.send, server.is_disconnected)
     return {}
 
 
@@ -183,28 +252,38 @@ def stream(
     node_rank: int,
     request: dict[str, Any],
     send: Callable[[Any], None],
-    gone: Callable[[], bool],
+    is_disconnected: Callable[[], bool],
 ) -> None:
-    """Send the logs in frames: `{"lines": [...], "offsets": {...}}`, and at the end `{"end": status}`.
+    """Send the logs in frames.
+
+    `{"lines": [...]}` and `{"offsets": {...}}`; `{"past": True}` after the backlog; `{"end": status}` at the end.
 
     Parameters
     ----------
+    folder : str
+        The job's folder on this node.
+    job_id : str
+        Id of the job.
+    node_rank : int
+        Rank of this node in the job.
+    request : dict
+        `follow`: go on until the job has ended; and the keys that `Reader` takes.
     send : callable
         Sends one frame.
-    gone : callable
-        Says whether the launch machine has hung up.
+    is_disconnected : callable
+        Returns whether the launch machine has disconnected.
     """
     reader = Reader(folder, request)
-    _send_lines(reader, reader.past() if not request.get("offsets") else [], send)
+    _send_lines(reader, reader.read_backlog() if not request.get("offsets") else [], send)
     send({"past": True})
     sizes = reader.sizes()
-    while not gone():
+    while not is_disconnected():
         ended = status.has_ended(folder)
-        # The files are read once more after the end was seen: what was written before it is all there.
+        # Once the job has ended, read the files once more: everything written before is complete by then.
         before = dict(reader.offsets)
-        _send_lines(reader, reader.news(final=ended), send)
-        idle = reader.offsets == before  # nothing was read; whether a line of it was wanted is another matter
-        # Unless it is followed, a job that never stops to write is not read for ever.
+        _send_lines(reader, reader.read_new(final=ended), send)
+        idle = reader.offsets == before  # nothing was read; lines that the request filters out count as read
+        # Without `follow`, stop at the sizes found at the start, even if the job never stops writing.
         if (idle and (ended or not request["follow"])) or (not request["follow"] and reader.has_read(sizes)):
             break
         if idle:
@@ -212,8 +291,19 @@ def stream(
     send({"end": status.status(folder, job_id, node_rank)})
 
 
-def in_frames(lines: list[Line]) -> Iterator[list[Line]]:
-    """Divide lines into as many as one frame takes."""
+def split_into_frames(lines: list[Line]) -> Iterator[list[Line]]:
+    """Divide lines into parts that fit into one frame each.
+
+    Parameters
+    ----------
+    lines : list of [label, time, text]
+        The lines.
+
+    Yields
+    ------
+    list of [label, time, text]
+        At most 500 lines and 4 MiB of text.
+    """
     part: list[Line] = []
     room = _FRAME_CHARACTERS
     for line in lines:
@@ -227,7 +317,7 @@ def in_frames(lines: list[Line]) -> Iterator[list[Line]]:
 
 
 def _send_lines(reader: Reader, lines: list[Line], send: Callable[[Any], None]) -> None:
-    for part in in_frames(lines):
+    for part in split_into_frames(lines):
         send({"lines": part})
     if lines:
         send({"offsets": reader.offsets})

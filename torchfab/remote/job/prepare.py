@@ -1,7 +1,7 @@
-"""Phase one on a node: tell the facts, check everything, make the job's folder, hold the port. Starts nothing.
+"""Phase one on a node: collect facts, check requirements, make the job's folder, reserve the port. Starts nothing.
 
-Every check appends a problem (what is wrong, how to fix it) instead of stopping at the first, so that the user mends a
-node once, not five times.
+Every check appends a problem (what is wrong, how to fix it) instead of stopping at the first one, so that the user
+fixes a node once, not five times.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ PYTHON_TIMEOUT_S = 20
 PEERS_TIMEOUT_S = 5
 _NVIDIA = re.compile(r"nvidia\d+")
 _KFD_NODES = "/sys/class/kfd/kfd/topology/nodes"
-# What a host file without thought, or Debian's installer, lets a machine's own name resolve to.
-_THIS_MACHINE = {"127.0.0.1", "127.0.1.1", "::1"}
-# What the training interpreter is asked: its version, and that of the wanted modules: `name=2.1`, `name=` where it is
-# not told, `name` where it is missing (found, not imported: importing torch takes seconds).
-# The name of the folder beside an installed package has its version; importlib.metadata is asked where there is none,
-# as its import takes three times as long as all the rest.
-_ASK_PYTHON = """
+# Addresses to which a careless hosts file, or Debian's installer, resolves a machine's own name.
+_OWN_ADDRESSES = {"127.0.0.1", "127.0.1.1", "::1"}
+# Run by the training interpreter. Prints its version, and for each required module `name=2.1`, `name=` if the version
+# is unknown, or `name` if the module is missing. Modules are located, not imported: importing torch takes seconds.
+# The version is in the name of the .dist-info folder beside an installed package. Only where there is none is
+# importlib.metadata used: importing it takes three times as long as all the rest.
+_PYTHON_PROBE = """
 import os, sys, importlib.util as u
 def beside(name, spec):
     for place in spec.submodule_search_locations or ():
@@ -54,15 +54,15 @@ print(".".join(map(str, sys.version_info[:3])), *map(word, sys.argv[1:]))
 
 
 class Preparation:
-    """What phase one found and made on this node.
+    """Run phase one on this node, and hold what it made until the launch commits or rolls back.
 
     Parameters
     ----------
     request : dict
-        `job_id`, `session`, `node_rank`, `node_dir`, `workdir`, `python`, `script` (a path or None), `modules` to be
-        found by `python`, `installs` (how, by module), `programs` to be found, `python_path` (PYTHONPATH of the job, or
-        None), `master_addr` (or None), `peers` (addresses that must resolve here), `port` (None when another node holds
-        it, 0 for a free one), `write` (False for a dry run, which makes nothing).
+        `job_id`, `session`, `node_rank`, `node_dir`, `workdir`, `python`, `script` (a path or None), `modules`
+        (required in `python`), `installs` (what to install, by module), `programs` (required), `python_path`
+        (PYTHONPATH of the job, or None), `master_addr` (or None), `peers` (addresses that must resolve here), `port`
+        (None if another node reserves it, 0 for a free one), `write` (False for a dry run, which makes nothing).
     """
 
     def __init__(self, request: dict[str, Any]) -> None:
@@ -70,16 +70,21 @@ class Preparation:
         self.problems: list[dict[str, str]] = []
         self.versions: dict[str, str] = {}
         self.folder = files.job_folder(request["node_dir"], request["job_id"], request["node_rank"])
-        self.reserved: socket.socket | None = None
-        self.made = False
+        self.port_socket: socket.socket | None = None
+        self.folder_made = False
 
     def run(self, bundle: str) -> dict[str, Any]:
-        """Ask, check and, unless this is a dry run, make the job's folder; return facts and problems.
+        """Collect facts, run the checks and, unless this is a dry run, make the job's folder.
 
         Parameters
         ----------
         bundle : str
             Source of `node.py`.
+
+        Returns
+        -------
+        dict
+            `facts` and `problems`.
         """
         glance = Glance()
         facts = {**machine_facts(), "folder": self.folder, "port": self._port()}
@@ -100,7 +105,7 @@ class Preparation:
     def _glance(self, glance: Glance) -> dict[str, Any]:
         try:
             return glance.told(self.request["node_dir"], self.request["workdir"], self.request["script"])
-        except OSError:  # what is wrong then is said by a check, if it matters
+        except OSError:  # if it matters, a check reports the problem
             return {}
 
     # ---- checks
@@ -111,10 +116,10 @@ class Preparation:
         except tmux.Unusable as error:
             self._problem(str(error), "install it there, for example: sudo apt-get install -y tmux")
             return ""
-        wanted = ".".join(map(str, tmux.OLDEST))
+        required = ".".join(map(str, tmux.OLDEST))
         name = ".".join(map(str, found))
         if found < tmux.OLDEST:
-            self._problem(f"tmux is {name}, {wanted} or newer is needed", "install a newer tmux there")
+            self._problem(f"tmux is {name}, {required} or newer is needed", "install a newer tmux there")
         elif tmux.has_session(self.request["session"]):
             self._problem(
                 f"the tmux session {self.request['session']} exists already, from another launch machine or folder",
@@ -124,20 +129,20 @@ class Preparation:
 
     def _check_python(self) -> str:
         python = self.request["python"]
-        argv = [python, "-c", _ASK_PYTHON, *self.request["modules"]]
+        argv = [python, "-c", _PYTHON_PROBE, *self.request["modules"]]
         workdir, path = self.request["workdir"], self.request.get("python_path")
-        given = {"PYTHONPATH": path} if path else {}
+        extra_env = {"PYTHONPATH": path} if path else {}
         try:
             done = subprocess.run(
                 argv,
                 check=False,
-                stdin=subprocess.DEVNULL,  # ours is the conversation: a wrapper that reads would take the next request
+                stdin=subprocess.DEVNULL,  # ours carries the requests: a wrapper that reads would take the next one
                 capture_output=True,
                 text=True,
                 errors="replace",
                 timeout=self.request.get("python_timeout_s", PYTHON_TIMEOUT_S),
                 cwd=workdir if os.path.isdir(workdir) else None,
-                env={**os.environ, **given},
+                env={**os.environ, **extra_env},
             )
         except FileNotFoundError:
             self._problem(f"there is no {python}", "give an interpreter that exists on every node with --python")
@@ -147,35 +152,35 @@ class Preparation:
                 f"{python} does not run: {error}", "give an interpreter that works on every node with --python"
             )
             return ""
-        return self._python_answer(done.returncode, done.stdout.split(), done.stderr)
+        return self._read_python_report(done.returncode, done.stdout.split(), done.stderr)
 
-    def _python_answer(self, code: int, words: list[str], stderr: str) -> str:
+    def _read_python_report(self, code: int, fields: list[str], stderr: str) -> str:
         python = self.request["python"]
-        if code or not words:
+        if code or not fields:
             tail = stderr.strip().splitlines()[-1:] or [f"it ended with {code}"]
             self._problem(
                 f"{python} does not run: {tail[0]}", "give an interpreter that works on every node with --python"
             )
             return ""
-        for word in words[1:]:
-            name, found, version = word.partition("=")
+        for field in fields[1:]:
+            name, found, version = field.partition("=")
             if found:
                 self.versions[name] = version
                 continue
-            what = self.request.get("installs", {}).get(name, name)
+            package = self.request.get("installs", {}).get(name, name)
             self._problem(
                 f"{python} has no module {name}",
-                f"install it there: {python} -m pip install {what}; or give --workdir, or --python",
+                f"install it there: {python} -m pip install {package}; or give --workdir, or --python",
             )
-        return words[0]
+        return fields[0]
 
     def _check_programs(self) -> dict[str, str]:
-        wanted = self.request.get("programs")
-        if not wanted:
+        required = self.request.get("programs")
+        if not required:
             return self.versions
         from torchfab.remote.host import programs
 
-        found, problems = programs.check(wanted, self.request["python"])
+        found, problems = programs.check(required, self.request["python"])
         self.problems += problems
         return {**self.versions, **found}
 
@@ -189,8 +194,8 @@ class Preparation:
             return
         path = os.path.join(workdir, script or "")
         if script and not os.path.isfile(path):
-            what = "is no file" if os.path.exists(path) else "does not exist"
-            self._problem(f"the script {path} {what}", "copy your code there, or give --workdir")
+            problem = "is not a file" if os.path.exists(path) else "does not exist"
+            self._problem(f"the script {path} {problem}", "copy your code there, or give --workdir")
 
     def _check_master(self) -> None:
         address = self.request["master_addr"]
@@ -204,7 +209,7 @@ class Preparation:
             )
             return
         elsewhere = self.request["node_rank"] != 0 and not self.request["one_machine"]
-        if elsewhere and found <= _THIS_MACHINE:
+        if elsewhere and found <= _OWN_ADDRESSES:
             self._problem(
                 f"the master address {address} is this node itself here ({', '.join(sorted(found))})",
                 "give an address that every node can reach with --master-addr",
@@ -214,7 +219,7 @@ class Preparation:
         deadline = time.monotonic() + PEERS_TIMEOUT_S
         unknown = []
         for address in self.request["peers"]:
-            if time.monotonic() > deadline:  # a slow name server: not worth keeping everybody waiting for
+            if time.monotonic() > deadline:  # a slow name server must not delay the whole launch
                 break
             if not _addresses(address):
                 unknown.append(address)
@@ -232,11 +237,11 @@ class Preparation:
         if port is None:
             return None
         try:
-            self.reserved = reserve_port(port)
+            self.port_socket = reserve_port(port)
         except OSError as error:
             self._problem(_port_problem(port, error), "choose another --port, or leave it out for a free one")
             return int(port)
-        return int(self.reserved.getsockname()[1])
+        return int(self.port_socket.getsockname()[1])
 
     # ---- the folder
 
@@ -245,9 +250,9 @@ class Preparation:
             files.make_private(os.path.dirname(self.folder))
             self._hide_from_git()
             os.mkdir(self.folder, 0o700)
-            self.made = True
+            self.folder_made = True
             files.write_text(os.path.join(self.folder, files.BUNDLE), bundle)
-            files.keep_room(os.path.join(self.folder, files.STOP))
+            files.reserve_space(os.path.join(self.folder, files.STOP))
         except OSError as error:
             self._problem(
                 f"cannot write {self._node_dir()}: {error.strerror or error}",
@@ -265,22 +270,28 @@ class Preparation:
         return os.path.dirname(os.path.dirname(os.path.dirname(self.folder)))
 
     def release_port(self) -> None:
-        """Let the port go; the process that was meant to have it has started."""
-        if self.reserved is not None:
-            self.reserved.close()
-            self.reserved = None
+        """Release the reserved port, once the process that uses it has started."""
+        if self.port_socket is not None:
+            self.port_socket.close()
+            self.port_socket = None
 
     def discard(self) -> None:
-        """Take back what phase one made."""
+        """Undo what phase one made: the port reservation and the folder."""
         self.release_port()
-        if self.made:
+        if self.folder_made:
             remove_job_folder(self.folder)
-            self.made = False
+            self.folder_made = False
 
 
 def remove_job_folder(folder: str) -> None:
-    """Remove a job's folder of this node, and the job's own where no other node's is left in it."""
-    import shutil  # a launch that goes well removes nothing
+    """Remove a job's folder on this node, and its parent if no other node's folder is left in it.
+
+    Parameters
+    ----------
+    folder : str
+        As `files.job_folder` returns it.
+    """
+    import shutil  # imported here: a successful launch removes nothing
 
     shutil.rmtree(folder, ignore_errors=True)
     try:
@@ -290,7 +301,7 @@ def remove_job_folder(folder: str) -> None:
 
 
 def _addresses(name: str) -> set[str]:
-    """Return the addresses that a name resolves to; none when it does not."""
+    """Return the addresses that a name resolves to; empty when it does not resolve."""
     try:
         return {str(info[4][0]) for info in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)}
     except (OSError, UnicodeError):
@@ -298,10 +309,20 @@ def _addresses(name: str) -> set[str]:
 
 
 def reserve_port(port: int) -> socket.socket:
-    """Bind `port` (0: a free one) so that nobody is given it, in a way that lets the rendezvous store listen on it.
+    """Bind a port so that no other program gets it, while the rendezvous store can still listen on it.
 
     Linux lets a socket listen on a port that another one has bound, when both set SO_REUSEADDR and the other does not
-    listen. A free port is taken without it first, or two jobs would be given the same.
+    listen. A free port is bound without it first, otherwise two jobs could get the same one.
+
+    Parameters
+    ----------
+    port : int
+        The port; 0 for a free one.
+
+    Returns
+    -------
+    socket
+        The bound socket; closing it releases the port.
 
     Raises
     ------
@@ -327,7 +348,13 @@ def _port_problem(port: int, error: OSError) -> str:
 
 
 def machine_facts() -> dict[str, Any]:
-    """Return what a plan needs to know of this machine."""
+    """Return the facts about this machine that a plan needs.
+
+    Returns
+    -------
+    dict
+        `hostname`, `is_root`, `gpus`, `cpus`, `agent_python` (version of this interpreter), `time`.
+    """
     return {
         "hostname": socket.gethostname(),
         "is_root": os.geteuid() == 0,
@@ -339,7 +366,13 @@ def machine_facts() -> dict[str, Any]:
 
 
 def count_gpus() -> int:
-    """Return how many GPUs a process would see: CUDA_VISIBLE_DEVICES if set, else those the drivers list."""
+    """Count the GPUs that a process would see.
+
+    Returns
+    -------
+    int
+        The devices in CUDA_VISIBLE_DEVICES if that is set, else those that the drivers list.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])

@@ -1,8 +1,8 @@
-"""The ranks below a process of the job, found in /proc: whichever launcher started them, nothing is assumed.
+"""Find and track the ranks below a process of the job in /proc, whichever launcher started them.
 
-A rank is the topmost process that has RANK in its environment (its data loaders have it too, below it). A pidfd tells
-when it ends, to the millisecond, and its exit code is read while its parent has not reaped it yet: the launchers above
-it report 1 whatever the code was.
+A rank is the topmost process that has RANK in its environment (its data loaders, below it, have it too). A pidfd
+reports its end to the millisecond. Its exit code is read before its parent reaps it, because the launchers above it
+report 1 whatever the code was.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-class RankWatch:
-    """Keeps `ranks.json` of one process up to date.
+class RankTracker:
+    """Keep the `ranks.json` of one process up to date.
 
     Parameters
     ----------
@@ -35,19 +35,26 @@ class RankWatch:
         self.pidfds: dict[int, int] = {}  # pidfd -> index into ranks
         self.is_saved = True
 
-    def look(self) -> bool:
-        """Find ranks that are new; return whether there were any."""
+    def find_new(self) -> bool:
+        """Find ranks that have started since the last call.
+
+        Returns
+        -------
+        bool
+            Whether there are any.
+        """
         known = {(rank["pid"], rank["start_time"]) for rank in self.ranks}
 
         def is_rank(pid: int) -> bool:
-            # One that has overwritten its environment since (setproctitle does) stays one: what it starts is none.
+            # A known rank that has overwritten its environment since (setproctitle does) still counts, so that its
+            # children are not taken for ranks.
             return (pid, procfs.start_time(pid)) in known or "RANK" in procfs.environment(pid)
 
         found = procfs.find_below(self.root, is_rank)
-        # The first look at a process that has just forked may still see its parent's environment: the second one will
-        # not. Nor does it see one that has ended since.
-        second = {pid: procfs.environment(pid) for pid in found if (pid, procfs.start_time(pid)) not in known}
-        new = {pid: env for pid, env in second.items() if "RANK" in env}
+        # The first read of a process that has just forked may still return its parent's environment, so it is read
+        # again. The second read also skips processes that have ended since.
+        reread = {pid: procfs.environment(pid) for pid in found if (pid, procfs.start_time(pid)) not in known}
+        new = {pid: env for pid, env in reread.items() if "RANK" in env}
         for pid, env in new.items():
             self._add(pid, env)
         if new:
@@ -69,49 +76,69 @@ class RankWatch:
         self.ranks.append(rank)
         try:
             self.pidfds[os.pidfd_open(pid)] = len(self.ranks) - 1  # type: ignore[attr-defined,unused-ignore]
-        except (OSError, AttributeError):  # it ended already, or a kernel before 5.3: `sweep` finds out
+        except (OSError, AttributeError):  # it has ended, or a kernel before 5.3: `sweep` notices its end
             pass
 
-    def ended(self, pidfd: int) -> None:
-        """Note the end and the exit code of the rank whose pidfd became readable."""
+    def on_pidfd(self, pidfd: int) -> None:
+        """Record the end and the exit code of the rank whose pidfd became readable.
+
+        Parameters
+        ----------
+        pidfd : int
+            A key of `pidfds`; it is closed.
+        """
         index = self.pidfds.pop(pidfd)
         os.close(pidfd)
-        self._note_end(self.ranks[index])
+        self._record_end(self.ranks[index])
 
     def _save(self) -> None:
         try:
             files.write_json(self.path, self.ranks)
             self.is_saved = True
-        except OSError:  # a full disk costs the record of ranks, never the job; `sweep` tries again
+        except OSError:  # on a full disk only this record fails, never the job; `sweep` tries again
             self.is_saved = False
 
     def sweep(self) -> None:
-        """Note the end of ranks that have no pidfd and run no more."""
+        """Record the end of ranks that have no pidfd and no longer run."""
         if not self.is_saved:
             self._save()
         watched = set(self.pidfds.values())
         for index, rank in enumerate(self.ranks):
             gone = not procfs.is_alive(rank["pid"], rank["start_time"])
             if index not in watched and rank["ended"] is None and gone:
-                self._note_end(rank)
+                self._record_end(rank)
 
-    def _note_end(self, rank: dict[str, Any]) -> None:
+    def _record_end(self, rank: dict[str, Any]) -> None:
         code = procfs.exit_code_of_zombie(rank["pid"])
         rank.update(ended=time.time(), code=code)
         self._save()
 
     def set_code(self, pid: int, code: int) -> None:
-        """Note the exit code of a rank that the supervisor itself reaped."""
+        """Record the exit code of a rank that the supervisor itself has reaped.
+
+        Parameters
+        ----------
+        pid : int
+            Its pid; nothing happens if it is not a rank.
+        code : int
+            Its exit code, negative for a signal.
+        """
         for rank in self.ranks:
             if rank["pid"] == pid:
                 rank.update(ended=rank["ended"] or time.time(), code=code)
         self._save()
 
     def running(self) -> list[int]:
-        """Return the pids of the ranks that still run."""
+        """Return the ranks that still run.
+
+        Returns
+        -------
+        list of int
+            Their pids.
+        """
         return [rank["pid"] for rank in self.ranks if procfs.is_alive(rank["pid"], rank["start_time"])]
 
 
 def _number(text: str | None) -> int | None:
-    # Whatever a process has in its environment: `²` is a digit too, and int() refuses thousands of them.
+    # A process may have anything in its environment: `²` is a digit too, and int() refuses thousands of digits.
     return int(text) if text and text.isascii() and text.isdigit() and len(text) < 10 else None

@@ -1,8 +1,8 @@
-"""Secrets that a job prints are hidden from whoever reads its logs, without being written down.
+"""Redact a job's secrets in everything that a node sends, without storing the secrets.
 
-When a job starts, each secret leaves a digest in its folder, keyed with a key that only the launch machine keeps and
-sends with its questions: neither place alone tells what the digests are of. What is answered is searched for text that
-has such a digest: only where a run of the secret's own kind of characters is long enough for it.
+When a job starts, a digest of each secret is written into its folder. The key of the digests stays on the launch
+machine, which sends it with each request, so neither place alone reveals a secret. Answers are searched for text that
+has such a digest, but only in runs of the secret's own kind of characters that are long enough.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 FILE = "masks.json"
-SHORTEST = 8  # bytes: hiding shorter ones would hide ordinary words, and their digests would be guessed in no time
-# Kinds of characters, the narrowest first: a secret lies within a run of the first kind that has all of its own.
+SHORTEST = 8  # bytes; shorter secrets would match ordinary words, and their digests are quickly guessed
+# Kinds of characters, narrowest first. A secret is searched for in runs of the first kind that covers it.
 _KINDS = ("[A-Za-z0-9_-]", "[!-~]", "[^\\n]")
 
 
@@ -32,17 +32,30 @@ def write(folder: str, secrets: dict[str, str], key: str) -> None:
     folder : str
         The job's folder on this node.
     secrets : dict of str to str
-        Values by name; of one with several lines, each line counts.
+        Values by name; each line of a value with several lines is one secret.
     key : str
-        Hexadecimal, from the launch machine; empty: nothing is written.
+        Hexadecimal, from the launch machine; if empty, nothing is written.
     """
-    found = digests(secrets, key)
-    if found:
-        files.write_json(os.path.join(folder, FILE), found)
+    entries = digests(secrets, key)
+    if entries:
+        files.write_json(os.path.join(folder, FILE), entries)
 
 
 def digests(secrets: dict[str, str], key: str) -> list[Any]:
-    """Return name, length, kind of characters and digest of each piece of each secret."""
+    """Return the digests of secrets.
+
+    Parameters
+    ----------
+    secrets : dict of str to str
+        Values by name.
+    key : str
+        Hexadecimal; if empty, there are no digests.
+
+    Returns
+    -------
+    list of [name, length, kind, digest]
+        One entry for each line of each secret: length in bytes, kind of characters, hexadecimal digest.
+    """
     pieces = sorted({(name, piece) for name, value in secrets.items() for piece in _pieces(value)})
     digest = _digester(key) if key else None
     return [[name, len(piece), _kind(piece), digest(piece).hex()] for name, piece in pieces if digest]
@@ -64,53 +77,79 @@ def _digester(key: str) -> Callable[[bytes], bytes]:
     return lambda piece: blake2b(piece, digest_size=16, key=secret).digest()
 
 
-def masker(folder: str, key: str) -> Callable[[Any], Any] | None:
-    """Return what hides the secrets of a job in a value made of dicts, lists and texts; None when there are none."""
-    found = files.read_json(os.path.join(folder, FILE)) if key else None
-    return hider(found, key) if found else None
+def load_redactor(folder: str, key: str) -> Callable[[Any], Any] | None:
+    """Return a function that redacts the secrets of a job.
+
+    Parameters
+    ----------
+    folder : str
+        The job's folder on this node.
+    key : str
+        Hexadecimal, from the launch machine.
+
+    Returns
+    -------
+    callable or None
+        Takes and returns a value made of dicts, lists and strings; None when there are no secrets.
+    """
+    entries = files.read_json(os.path.join(folder, FILE)) if key else None
+    return hider(entries, key) if entries else None
 
 
-def hider(found: list[Any], key: str) -> Callable[[Any], Any]:
-    """Return what hides pieces with these digests."""
+def hider(entries: list[Any], key: str) -> Callable[[Any], Any]:
+    """Return a function that redacts the secrets with these digests.
+
+    Parameters
+    ----------
+    entries : list
+        As `digests` returns them.
+    key : str
+        Hexadecimal, from the launch machine.
+
+    Returns
+    -------
+    callable
+        Takes and returns a value made of dicts, lists and strings.
+    """
     digest = _digester(key)
     searches = []
     for kind, characters in enumerate(_KINDS):
-        names = {bytes.fromhex(each[3]): each[0] for each in found if each[2] == kind}
-        lengths = sorted({each[1] for each in found if each[2] == kind}, reverse=True)
+        names = {bytes.fromhex(each[3]): each[0] for each in entries if each[2] == kind}
+        lengths = sorted({each[1] for each in entries if each[2] == kind}, reverse=True)
         if lengths:
             run = re.compile(f"(?:{characters}){{{lengths[-1]},}}".encode())
-            searches.append(partial(run.sub, partial(_hidden, lengths, names, digest)))
+            searches.append(partial(run.sub, partial(_redact_run, lengths, names, digest)))
 
-    def hide(text: str) -> str:
+    def redact_text(text: str) -> str:
         data = text.encode("utf-8", "surrogatepass")
         for search in searches:
             data = search(data)
         return data.decode("utf-8", "surrogatepass")
 
-    def hide_in(value: Any) -> Any:
+    def redact(value: Any) -> Any:
         if isinstance(value, str):
-            return hide(value)
+            return redact_text(value)
         if isinstance(value, (list, tuple)):
-            return [hide_in(each) for each in value]
-        return {name: hide_in(each) for name, each in value.items()} if isinstance(value, dict) else value
+            return [redact(each) for each in value]
+        return {name: redact(each) for name, each in value.items()} if isinstance(value, dict) else value
 
-    return hide_in
+    return redact
 
 
-def _hidden(
+def _redact_run(
     lengths: list[int], names: dict[bytes, str], digest: Callable[[bytes], bytes], match: re.Match[bytes]
 ) -> bytes:
-    """Return a run of characters in which each piece with a known digest is its name in angle brackets."""
+    """Return the run of characters with each known secret replaced by its name in angle brackets."""
     run = match[0]
-    made: list[bytes] = []
-    kept = start = 0
+    parts: list[bytes] = []
+    copied = start = 0
     while start <= len(run) - lengths[-1]:
         for length in lengths:
             name = names.get(digest(run[start : start + length])) if start + length <= len(run) else None
             if name is not None:
-                made += [run[kept:start], b"<", name.encode(), b">"]
-                start = kept = start + length
+                parts += [run[copied:start], b"<", name.encode(), b">"]
+                start = copied = start + length
                 break
         else:
             start += 1
-    return b"".join([*made, run[kept:]]) if made else run
+    return b"".join([*parts, run[copied:]]) if parts else run

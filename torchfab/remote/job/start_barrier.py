@@ -1,8 +1,8 @@
-"""Between the two halves of phase two: every supervisor is up, and no process of the job has begun.
+"""The start barrier of a job: every supervisor is up, and no process of the job has started yet.
 
-So a launch that fails on one node has run nothing of the user's on any, and the processes of all nodes begin together.
-A supervisor says that it is there, and waits until the conversation that opened its window lets it go; where that ends
-without, nothing begins.
+A launch that fails on one node has therefore run no user code on any node, and the processes of all nodes start
+together. A supervisor reports that it is ready, then waits until the server process that opened its window releases
+it. If that process ends first, nothing starts.
 """
 
 from __future__ import annotations
@@ -19,17 +19,29 @@ if TYPE_CHECKING:
 NEVER_LET_GO = "never begun: its launch was cut off before all nodes were ready"
 
 
-def holder() -> dict[str, int]:
-    """Return what names this process in the specs of those that it holds."""
+def server_identity() -> dict[str, int]:
+    """Identify this process in the specs of the processes that it holds at the barrier.
+
+    Returns
+    -------
+    dict
+        `pid` and `start_time`.
+    """
     return {"pid": os.getpid(), "start_time": procfs.start_time(os.getpid())}
 
 
-def say_ready(folder: str) -> None:
-    """Say, as the supervisor of the process whose folder this is, that it may be let go."""
-    beside = os.path.join(folder, files.READY + ".new")
-    with open(beside, "w", opener=_private) as file:  # not flushed to the disk: it matters for this moment alone
+def report_ready(folder: str) -> None:
+    """Report that the supervisor of a process is ready to be released.
+
+    Parameters
+    ----------
+    folder : str
+        The process's folder.
+    """
+    temporary = os.path.join(folder, files.READY + ".new")
+    with open(temporary, "w", opener=_private) as file:  # no fsync: the file matters only during the launch
         file.write(str(os.getpid()))
-    os.replace(beside, os.path.join(folder, files.READY))
+    os.replace(temporary, os.path.join(folder, files.READY))
 
 
 def _private(path: str, flags: int) -> int:
@@ -37,39 +49,64 @@ def _private(path: str, flags: int) -> int:
 
 
 def release(folder: str, names: list[str]) -> None:
-    """Let the processes of a job on this node begin, all that are ready."""
-    with open(os.path.join(folder, files.GO), "w", opener=_private):
-        pass
-    for name in names:
-        pid = files.read_json(os.path.join(folder, name, files.READY))
-        try:
-            # To look around: supervisors wake up for it, and do nothing else about it.
-            os.kill(pid, signal.SIGCHLD)
-        except (OSError, TypeError):  # it has ended meanwhile, or never came
-            pass
-
-
-def end_of(held_by: dict[str, Any] | None) -> list[int]:
-    """Return a handle that can be read once the process that holds has ended; none where the kernel gives none."""
-    try:
-        return [os.pidfd_open(held_by["pid"])] if held_by else []  # type: ignore[attr-defined,unused-ignore]
-    except (OSError, AttributeError):  # it has ended; or a kernel before 5.3
-        return []
-
-
-def verdict(folder: str, held_by: dict[str, Any] | None) -> bool | None:
-    """Say whether a process of the job in this folder may begin; None: not yet, False: never.
+    """Let the job's processes on this node start.
 
     Parameters
     ----------
     folder : str
         The job's folder on this node.
-    held_by : dict, optional
-        As `holder` gives it; None where nobody holds the process.
+    names : list of str
+        Names of the processes.
     """
-    holds = held_by is not None and procfs.is_alive(held_by["pid"], held_by["start_time"])  # before we look: no gap
+    with open(os.path.join(folder, files.GO), "w", opener=_private):
+        pass
+    for name in names:
+        pid = files.read_json(os.path.join(folder, name, files.READY))
+        try:
+            # Only wakes the supervisor, which then checks the barrier.
+            os.kill(pid, signal.SIGCHLD)
+        except (OSError, TypeError):  # it has ended meanwhile, or never became ready
+            pass
+
+
+def open_server_pidfd(held_by: dict[str, Any] | None) -> list[int]:
+    """Return a file descriptor that becomes readable when the holding server process ends.
+
+    Parameters
+    ----------
+    held_by : dict or None
+        As `server_identity` returns it.
+
+    Returns
+    -------
+    list of int
+        One pidfd; empty where there is no such process or the kernel has no pidfds.
+    """
+    try:
+        return [os.pidfd_open(held_by["pid"])] if held_by else []  # type: ignore[attr-defined,unused-ignore]
+    except (OSError, AttributeError):  # it has ended, or a kernel before 5.3
+        return []
+
+
+def may_start(folder: str, held_by: dict[str, Any] | None) -> bool | None:
+    """Check whether a process of the job may start.
+
+    Parameters
+    ----------
+    folder : str
+        The job's folder on this node.
+    held_by : dict or None
+        As `server_identity` returns it; None for a process that is not held at the barrier.
+
+    Returns
+    -------
+    bool or None
+        True: yes. False: never. None: not yet.
+    """
+    # Checked before the files, so that a server that releases and then ends is not mistaken for one that only ended.
+    is_held = held_by is not None and procfs.is_alive(held_by["pid"], held_by["start_time"])
     if os.path.exists(os.path.join(folder, files.STOP)):
         return False
     if held_by is None or os.path.exists(os.path.join(folder, files.GO)):
         return True
-    return None if holds else False
+    return None if is_held else False

@@ -1,4 +1,4 @@
-"""How a job is on a node."""
+"""Determine the status of a job on a node from its files and from /proc."""
 
 from __future__ import annotations
 
@@ -16,17 +16,45 @@ if TYPE_CHECKING:
 _TAIL_BYTES = 16 * 1024
 
 
-def answer_status(request: dict[str, Any]) -> dict[str, Any]:
-    """Say how the job is here."""
+def handle(request: dict[str, Any]) -> dict[str, Any]:
+    """Return the job's status on this node.
+
+    Parameters
+    ----------
+    request : dict
+        `node_dir`, `job_id`, `node_rank`.
+
+    Returns
+    -------
+    dict
+        As `status` returns it.
+    """
     return status(files.folder_of(request), request["job_id"], request["node_rank"])
 
 
 def status(folder: str, job_id: str, node_rank: int, alive: bool | None = None) -> dict[str, Any]:
-    """Return how the job is on this node: one entry per process, each with its ranks, and the last log line.
+    """Return the job's status on this node.
 
-    The state of a process is `starting`, `running`, `succeeded`, `failed`, `stopped` (it ended after somebody asked the
-    job to stop) or `lost` (it ended, or its machine restarted, and nobody was left to write down how).
-    Supervisors are looked for here, unless `alive` says whether they can run: where the folder is another machine's.
+    The state of a process is `starting`, `running`, `succeeded`, `failed`, `stopped` (it ended after a stop was
+    requested) or `lost` (it ended, or its machine restarted, and no supervisor was left to record its end).
+
+    Parameters
+    ----------
+    folder : str
+        The job's folder on this node.
+    job_id : str
+        Id of the job.
+    node_rank : int
+        Rank of this node in the job.
+    alive : bool, optional
+        Whether supervisors can run. Default: look for them here, which needs the folder to be this machine's own.
+
+    Returns
+    -------
+    dict
+        `processes`: one entry per process, each with its ranks and its last log line; `now`; `exists`: whether the
+        folder does; `stop_asked`: time of the stop request, or None; `left`: leftover processes, if the state of one is
+        `lost`.
     """
     stop = files.read_json(os.path.join(folder, files.STOP))
     entries = [_process_status(os.path.join(folder, name), name, stop, alive) for name in files.processes(folder)]
@@ -38,7 +66,18 @@ def status(folder: str, job_id: str, node_rank: int, alive: bool | None = None) 
 
 
 def has_ended(folder: str) -> bool:
-    """Say whether every process of the job on this node has ended, or the job's folder is gone."""
+    """Check whether every process of the job on this node has ended.
+
+    Parameters
+    ----------
+    folder : str
+        The job's folder on this node.
+
+    Returns
+    -------
+    bool
+        True also when the folder no longer exists.
+    """
     states = []
     stop = files.read_json(os.path.join(folder, files.STOP))
     for name in files.processes(folder):
@@ -72,7 +111,18 @@ def _process_status(folder: str, name: str, stop: dict[str, Any] | None, alive: 
 
 
 def ranks_of(folder: str) -> list[dict[str, Any]]:
-    """Return the ranks of a process, as its supervisor has seen them so far."""
+    """Return the ranks of a process, as its supervisor has found them so far.
+
+    Parameters
+    ----------
+    folder : str
+        The process's folder.
+
+    Returns
+    -------
+    list of dict
+        The entries of ranks.json.
+    """
     spec = files.read_json(os.path.join(folder, files.SPEC)) or {}
     started = files.read_json(os.path.join(folder, files.STARTED)) or {}
     ended = files.read_json(os.path.join(folder, files.EXIT))
@@ -80,7 +130,7 @@ def ranks_of(folder: str) -> list[dict[str, Any]]:
 
 
 def _fill_codes(ranks: list[dict[str, Any]], state: str, reported: list[dict[str, int]]) -> None:
-    """Fill in exit codes that a launcher had taken before the supervisor could read them, from what it reports."""
+    """Fill in the exit codes of ranks that their launcher reaped first, from the launcher's own report."""
     codes = {each["rank"]: each["code"] for each in reported}
     for rank in ranks:
         if rank["ended"] and rank["code"] is None:
@@ -88,7 +138,7 @@ def _fill_codes(ranks: list[dict[str, Any]], state: str, reported: list[dict[str
 
 
 def _own_rank(spec: dict[str, Any], started: dict[str, Any], ended: dict[str, Any] | None) -> list[dict[str, Any]]:
-    # A process that is a rank itself and ended before anyone could look at it.
+    # A process that is itself a rank and ended before the supervisor could record it.
     if spec.get("rank") is None or not started:
         return []
     rank = {"rank": spec["rank"], "local_rank": None, "world_size": None, "attempt": 0, "pid": started["pid"]}
@@ -99,7 +149,7 @@ def _own_rank(spec: dict[str, Any], started: dict[str, Any], ended: dict[str, An
 def _state(
     started: dict[str, Any], ended: dict[str, Any] | None, stop: dict[str, Any] | None, alive: bool | None = None
 ) -> tuple[str, str]:
-    supervised = _supervised(started) if alive is None else alive
+    supervised = _is_supervised(started) if alive is None else alive
     if ended and ended.get("error"):
         return "failed", ended["error"]
     if ended and not (ended.get("cleaning") and supervised):
@@ -119,7 +169,7 @@ def _end_state(ended: dict[str, Any], stop: dict[str, Any] | None) -> str:
     return "stopped" if stop and stop["time"] <= ended["time"] else "failed"
 
 
-def _supervised(started: dict[str, Any]) -> bool:
+def _is_supervised(started: dict[str, Any]) -> bool:
     same_boot = started.get("boot_id") == procfs.boot_id()
     return same_boot and procfs.is_alive(started["supervisor_pid"], started["supervisor_start_time"])
 
@@ -135,7 +185,18 @@ def _last_line(logs: list[log_files.LogFile], ranks: list[dict[str, Any]]) -> di
 
 
 def tail(path: str) -> str:
-    """Return the lines in the last 16 KiB of a file; empty when there is none."""
+    """Return the last lines of a file.
+
+    Parameters
+    ----------
+    path : str
+        The file.
+
+    Returns
+    -------
+    str
+        The complete lines in the last 16 KiB; empty when there is no such file.
+    """
     try:
         start = max(0, log_files.size(path) - _TAIL_BYTES)
         with open(path, "rb") as file:
@@ -143,13 +204,23 @@ def tail(path: str) -> str:
             text = file.read(_TAIL_BYTES).decode(errors="replace").replace("\r", "\n")
     except OSError:
         return ""
-    return whole(text) if start else text
+    return drop_partial_line(text) if start else text
 
 
-def whole(text: str) -> str:
-    """Return a text that was cut off at its beginning from its first whole line on, or word, where it has no lines.
+def drop_partial_line(text: str) -> str:
+    """Drop the incomplete first line of a text that was cut off at its beginning.
 
-    Secrets are hidden in what is sent: half of one would not be known as one.
+    Secrets are redacted in the texts that are sent, and half of a secret would not be recognized.
+
+    Parameters
+    ----------
+    text : str
+        The end of a longer text.
+
+    Returns
+    -------
+    str
+        The text after the first newline; without a newline, after the first blank; empty without either.
     """
     for blank in "\n ":
         _, found, rest = text.partition(blank)
@@ -159,33 +230,54 @@ def whole(text: str) -> str:
 
 
 def reported_failures(path: str) -> list[dict[str, int]]:
-    """Return the ranks that torchrun's own report, at the end of its output in a file, names as failed."""
+    """Return the ranks that torchrun's report names as failed.
+
+    Parameters
+    ----------
+    path : str
+        The output of torchrun; the report is at its end.
+
+    Returns
+    -------
+    list of dict
+        As `failures_in` returns them.
+    """
     return failures_in(tail(path))
 
 
 def failures_in(text: str) -> list[dict[str, int]]:
-    """Return the ranks that torchrun's own report names as failed, the root cause first.
+    """Return the ranks that torchrun's report names as failed.
 
-    Its blocks read `rank : 3 (local_rank: 1)` and, two lines later, `exitcode : 7 (pid: 4711)`. They are the fall-back
-    for a rank that lived too short to be seen in /proc.
+    Its blocks contain `rank : 3 (local_rank: 1)` and, two lines later, `exitcode : 7 (pid: 4711)`. They are the
+    fallback for a rank that ended before it was found in /proc.
+
+    Parameters
+    ----------
+    text : str
+        Output of torchrun.
+
+    Returns
+    -------
+    list of dict
+        `rank` and `code`, the root cause first.
     """
     failures: list[dict[str, int]] = []
     root: list[dict[str, int]] = []
-    into, rank = failures, None
+    target, rank = failures, None
     for line in text.splitlines():
         name, _, value = (part.strip() for part in line.partition(":"))
         if name.startswith("Root Cause"):
-            into = root
+            target = root
         elif name == "rank":
             rank = _leading_number(value)
         elif name == "exitcode" and rank is not None:
             code = _leading_number(value)
-            into += [] if code is None else [{"rank": rank, "code": code}]
+            target += [] if code is None else [{"rank": rank, "code": code}]
             rank = None
     return root + failures
 
 
 def _leading_number(text: str) -> int | None:
-    # A script can print what looks like a report and is none.
+    # A script can print text that only resembles a report.
     match = re.match(r"-?[0-9]{1,9}\b", text)
     return int(match[0]) if match else None

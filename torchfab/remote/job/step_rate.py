@@ -1,4 +1,4 @@
-"""How fast a job goes on a node, from its logs: steps a second where it logs `step=12`, else lines a second."""
+"""Measure how fast a job runs on a node from its logs: steps per second if it logs `step=12`, else lines per second."""
 
 from __future__ import annotations
 
@@ -14,34 +14,52 @@ _STEP = re.compile(r"\bstep\s?[=:]\s?(\d{1,12})(?:\s?/\s?(\d{1,12}))?", re.IGNOR
 WINDOW_S = 60.0
 
 
-class Pace:
-    """Take log lines in, and tell the pace of the last minute in which there were any."""
+class StepRate:
+    """Compute rates over the last minute that contains log lines."""
 
     def __init__(self) -> None:
-        self.steps: deque[tuple[float, int]] = deque()  # when (seconds), and the highest step logged then
-        self.lines: deque[tuple[float, int]] = deque()  # when, and how many lines had come by then
-        self.total: int | None = None
+        self.steps: deque[tuple[float, int]] = deque()  # (time in seconds, highest step logged by then)
+        self.lines: deque[tuple[float, int]] = deque()  # (time in seconds, number of lines logged by then)
+        self.total_steps: int | None = None
 
-    def take(self, lines: Iterable[Sequence[Any]]) -> None:
-        """Take lines in, each `[label, seconds, text]`, in the order of time."""
+    def feed(self, lines: Iterable[Sequence[Any]]) -> None:
+        """Add log lines.
+
+        Parameters
+        ----------
+        lines : iterable of [label, seconds, text]
+            In the order of time.
+        """
         for _, when, text in lines:
             _append(self.lines, when, (self.lines[-1][1] if self.lines else 0) + 1)
             match = _STEP.search(text)
             if match:
-                self._take_step(when, int(match[1]), int(match[2]) if match[2] else None)
+                self._feed_step(when, int(match[1]), int(match[2]) if match[2] else None)
 
-    def _take_step(self, when: float, step: int, total: int | None) -> None:
-        if self.steps and step < self.steps[-1][1]:  # it was started again
+    def _feed_step(self, when: float, step: int, total: int | None) -> None:
+        if self.steps and step < self.steps[-1][1]:  # the job was restarted
             self.steps.clear()
-        self.total = total
+        self.total_steps = total
         _append(self.steps, when, step)
 
-    def tell(self, now: float) -> dict[str, Any]:
-        """Return `step`, `steps` (of how many) and `steps_s` (a second), `lines_s`, `silent_s`; None: not known."""
+    def report(self, now: float) -> dict[str, Any]:
+        """Return the current step and rates.
+
+        Parameters
+        ----------
+        now : float
+            Seconds since the epoch.
+
+        Returns
+        -------
+        dict
+            `step`, `steps` (total), `steps_s` (steps per second), `lines_s` (lines per second), `silent_s` (seconds
+            since the last line); each None where unknown.
+        """
         last = max((when for when, _ in self.lines), default=None)
         return {
             "step": self.steps[-1][1] if self.steps else None,
-            "steps": self.total,
+            "steps": self.total_steps,
             "steps_s": rate(self.steps),
             "lines_s": rate(self.lines),
             "silent_s": None if last is None else max(0.0, now - last),
@@ -49,7 +67,7 @@ class Pace:
 
 
 def _append(points: deque[tuple[float, int]], when: float, count: int) -> None:
-    """Add a point; of several at one time the last counts, and what is older than the window goes."""
+    """Add a point: the last of several at one time counts, and points older than the window are dropped."""
     if points and when <= points[-1][0]:
         points[-1] = (points[-1][0], count)
         return
@@ -59,7 +77,18 @@ def _append(points: deque[tuple[float, int]], when: float, count: int) -> None:
 
 
 def rate(points: Sequence[tuple[float, int]]) -> float | None:
-    """Return by how much a count grew a second between the first and the last point; None from fewer than two."""
+    """Return the growth of a count per second between the first and the last point.
+
+    Parameters
+    ----------
+    points : sequence of (float, int)
+        Time in seconds, and count.
+
+    Returns
+    -------
+    float or None
+        None for fewer than two points.
+    """
     if len(points) < 2:
         return None
     (first, low), (last, high) = points[0], points[-1]

@@ -1,15 +1,15 @@
-"""The parent that answers for one process of the job (compare tini and dumb-init).
+"""The supervisor of one process of the job: its parent on the node (compare tini and dumb-init).
 
 It runs in a tmux window, without the standard library's site module, and does four things:
 
-1. it starts the process, in a session of its own, with exactly the environment of its spec;
-2. it is the subreaper (prctl(2), PR_SET_CHILD_SUBREAPER) of all that descends from the process: whatever double-forks
-   or leaves its session comes back to it, and when the process has ended nothing of it is left running;
-3. it writes the start, the ranks, and the end (code, signal, time) to disk, atomically;
-4. it passes signals on, and shows in its window what the process writes to its log files. The process writes to those
-   files itself: neither a viewer nor the death of this supervisor can block it.
+1. It starts the process, in a session of its own, with exactly the environment of its spec.
+2. It is the subreaper (prctl(2), PR_SET_CHILD_SUBREAPER) of all descendants of the process. A descendant that
+   double-forks or leaves its session becomes its child, and when the process has ended, nothing of it is left running.
+3. It writes the start, the ranks, and the end (code, signal, time) to disk, atomically.
+4. It forwards signals, and shows the process's log files in its window. The process writes to those files itself, so
+   neither a viewer nor the death of this supervisor can block it.
 
-The process is not started before all nodes of the job are ready (see `torchfab.remote.job.start_barrier`).
+The process does not start before all nodes of the job are ready (see `torchfab.remote.job.start_barrier`).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import signal
 import sys
 import time
 
-from torchfab.remote import cgroup, files, procfs, tmux
+from torchfab.remote import files, procfs, tmux
 from torchfab.remote.job import child, log_files, start_barrier
 from torchfab.remote.job.child import Child
 from torchfab.remote.job.console import Window
-from torchfab.remote.job.rank_tracker import RankWatch
+from torchfab.remote.job.rank_tracker import RankTracker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,11 +35,12 @@ if TYPE_CHECKING:
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-# A rank may live for a moment only, so it is looked for often: while none has come, and a little after the last.
-_YOUNG_S, _SETTLED_S = 30.0, 1.0
+# A rank may live for only a moment, so poll often until the first one appears, and briefly after each new one.
+_STARTUP_S, _SETTLE_S = 30.0, 1.0
 _SHORT_POLL_S, _LONG_POLL_S = 0.1, 0.4
-# Held: a signal lets us go, or the end of who holds us; other nodes may take minutes, and all hold meanwhile.
-_HELD_POLL_S = 2.0
+# Poll interval at the start barrier, as a fallback: normally SIGCHLD or the server's pidfd wakes us. Other nodes may
+# take minutes, and all supervisors wait meanwhile.
+_BARRIER_POLL_S = 2.0
 
 
 class ProcessSupervisor:
@@ -48,28 +49,28 @@ class ProcessSupervisor:
     Parameters
     ----------
     folder : str
-        The process's folder, which holds its spec.
+        The process's folder, which contains its spec.
     env : dict of str to str, optional
-        The whole environment of the process; None: what the spec and its secrets say.
+        The whole environment of the process. Default: that of the spec, with its secrets.
     """
 
     def __init__(self, folder: str, env: dict[str, str] | None = None) -> None:
         self.folder = folder
         self.spec: dict[str, Any] = files.read_json(self._path(files.SPEC))
         self.env = env
-        # Signals that reach all processes without us, as a notice: a process that does not ask for them ignores them.
-        self.notices = [signal.Signals[name] for name in self.spec.get("ignore", ())]
+        # Warning signals, sent to all processes directly: not forwarded, and ignored unless a process handles them.
+        self.warning_signals = [signal.Signals[name] for name in self.spec.get("ignore", ())]
         self.warned: str | None = None
         self.child: Child | None = None
-        self.ranks = RankWatch(folder, 0)
+        self.ranks = RankTracker(folder, 0)
         self.window = Window(folder, self.spec)
         self.timeline = log_files.Timeline(folder)
         self.begun = time.time()
-        self.last_rank = 0.0  # when one was seen for the first time
-        self.oom_kills = cgroup.oom_kills() or 0  # before our time
-        self.asked: str | None = None  # the first signal that asked us to end
+        self.last_rank = 0.0  # when the newest rank was found
+        self.oom_kills = procfs.oom_kills() or 0  # count at the start of this supervisor
+        self.end_signal: str | None = None  # the first signal that requested the end
         self.kill_at: float | None = None
-        self.killed: dict[int, str] = {}  # what had to be killed: pid -> description
+        self.killed: dict[int, str] = {}  # processes that had to be killed: pid -> description
         self.exited: float | None = None
         self.wakeup = _signals_to_pipe()
 
@@ -77,7 +78,13 @@ class ProcessSupervisor:
         return os.path.join(self.folder, name)
 
     def run(self) -> int:
-        """Start the process, watch it to its end, clean up after it; return its exit code."""
+        """Start the process, watch it until it ends, and clean up after it.
+
+        Returns
+        -------
+        int
+            Its exit code, as a shell reports it; 127 if it cannot be started, 1 if it was never released.
+        """
         _become_subreaper()
         try:
             if not self._is_released():
@@ -90,27 +97,29 @@ class ProcessSupervisor:
             self._write_exit(None, error=f"cannot start {self.spec['argv'][0]}{where}: {error.strerror or error}")
             return 127
         self.ranks.root = self.child.pid
-        files.keep_room(self._path(files.EXIT), times=2)
-        files.keep_room(self._path(files.RANKS))
+        files.reserve_space(self._path(files.EXIT), times=2)
+        files.reserve_space(self._path(files.RANKS))
         return self._finish(self._watch(self.child))
 
     # ---- the start
 
     def _is_released(self) -> bool:
-        """Wait until the process may begin; say whether it may."""
+        """Wait at the start barrier; return whether the process may start."""
         job, held_by = os.path.dirname(self.folder), self.spec.get("held_by")
         if held_by:
-            start_barrier.say_ready(self.folder)
-        ends = start_barrier.end_of(held_by)
-        while (released := start_barrier.verdict(job, held_by)) is None and not self.asked:
-            self._wait(_HELD_POLL_S if ends else self._pause_s(), ends)
-        for handle in ends:
-            os.close(handle)
+            start_barrier.report_ready(self.folder)
+        server_pidfds = start_barrier.open_server_pidfd(held_by)
+        while (released := start_barrier.may_start(job, held_by)) is None and not self.end_signal:
+            self._wait(_BARRIER_POLL_S if server_pidfds else self._pause_s(), server_pidfds)
+        for pidfd in server_pidfds:
+            os.close(pidfd)
         if released:
             return True
-        self._secrets()  # which nobody will read any more
+        self._secrets()  # removes the file: the process will not read it any more
         if not os.path.exists(os.path.join(job, files.STOP)):
-            self._write_exit(None, error=f"asked to end ({self.asked})" if self.asked else start_barrier.NEVER_LET_GO)
+            self._write_exit(
+                None, error=f"asked to end ({self.end_signal})" if self.end_signal else start_barrier.NEVER_LET_GO
+            )
         return False
 
     def _start(self) -> Child:
@@ -123,7 +132,7 @@ class ProcessSupervisor:
 
     def _before_exec(self) -> None:
         _end_with_parent()
-        for number in self.notices:
+        for number in self.warning_signals:
             signal.signal(number, signal.SIG_IGN)
 
     def _secrets(self) -> dict[str, str]:
@@ -131,17 +140,17 @@ class ProcessSupervisor:
         secrets = files.read_json(path) or {}
         try:
             os.unlink(path)
-        except FileNotFoundError:  # there are none, or a stop has just removed them
+        except FileNotFoundError:  # it has none, or a stop has just removed them
             pass
         return dict(secrets)
 
     def _write_started(self, pid: int) -> None:
-        me = os.getpid()
+        own_pid = os.getpid()
         record = {
             "pid": pid,
             "start_time": procfs.start_time(pid),
-            "supervisor_pid": me,
-            "supervisor_start_time": procfs.start_time(me),
+            "supervisor_pid": own_pid,
+            "supervisor_start_time": procfs.start_time(own_pid),
             "boot_id": procfs.boot_id(),
             "time": time.time(),
         }
@@ -159,62 +168,62 @@ class ProcessSupervisor:
 
     def _wait(self, pause_s: float, pidfds: Iterable[int]) -> None:
         poll = select.poll()
-        for handle in (self.wakeup, *pidfds):
-            poll.register(handle, select.POLLIN)
-        for handle, _ in poll.poll(1000 * pause_s):
-            if handle == self.wakeup:
+        for fd in (self.wakeup, *pidfds):
+            poll.register(fd, select.POLLIN)
+        for fd, _ in poll.poll(1000 * pause_s):
+            if fd == self.wakeup:
                 self._on_signals(os.read(self.wakeup, 4096))
-            elif handle in self.ranks.pidfds:
-                self.ranks.ended(handle)
+            elif fd in self.ranks.pidfds:
+                self.ranks.on_pidfd(fd)
 
     def _pause_s(self) -> float:
         now = time.time()
-        settled = now - self.last_rank > _SETTLED_S if self.last_rank else now - self.begun > _YOUNG_S
+        settled = now - self.last_rank > _SETTLE_S if self.last_rank else now - self.begun > _STARTUP_S
         return _LONG_POLL_S if settled else _SHORT_POLL_S
 
     def _after_wait(self, child: Child) -> None:
-        if self.ranks.look():
+        if self.ranks.find_new():
             self.last_rank = time.time()
         self.ranks.sweep()
         self._reap_adopted(child.pid)
         logs = log_files.find(self.folder, self.spec)
-        self.timeline.note(logs, time.time())
+        self.timeline.record(logs, time.time())
         self.window.show(logs, self.ranks.ranks)
         if self.kill_at is not None and time.time() > self.kill_at:
             self._kill(procfs.descendants([os.getpid()]))
 
-    def _reap_adopted(self, keep: int) -> None:
-        # Zombies of processes that we adopted; the child itself is reaped by `Child`, which must learn its code.
+    def _reap_adopted(self, excluded_pid: int) -> None:
+        # Zombies of adopted processes. The child itself is reaped by `Child`, which needs its exit code.
         for pid in procfs.children(os.getpid()):
-            if pid != keep:
+            if pid != excluded_pid:
                 _reap(pid)
 
     # ---- signals
 
     def _on_signals(self, numbers: bytes) -> None:
         for number in numbers:
-            if number == signal.SIGHUP and self._lost_its_tmux():
+            if number == signal.SIGHUP and self._tmux_is_gone():
                 continue
             if number in _FORWARDED:
-                self._pass_on(signal.Signals(number))
+                self._forward(signal.Signals(number))
 
-    def _lost_its_tmux(self) -> bool:
-        # A server that closes a window still lives when we hear of it, also if it was its last one: closing is meant.
-        # One that is gone already was killed: the training goes on without a window. The kernel hangs up for a process
-        # that it ends a little before that process is gone.
-        until = time.monotonic() + 0.2
+    def _tmux_is_gone(self) -> bool:
+        # A server that closes a window on request is still running when SIGHUP arrives, even if it was its last window.
+        # A server that is gone was killed: the training then continues without a window. The kernel sends SIGHUP a
+        # little before the killed server disappears, hence the wait.
+        deadline = time.monotonic() + 0.2
         while tmux.server_is_alive():
-            if time.monotonic() > until:
+            if time.monotonic() > deadline:
                 return False
             time.sleep(0.02)
         return True
 
-    def _pass_on(self, number: signal.Signals) -> None:
-        if number in self.notices:
+    def _forward(self, number: signal.Signals) -> None:
+        if number in self.warning_signals:
             self.warned = number.name
             return
         if number in _ENDING:
-            self.asked = self.asked or number.name
+            self.end_signal = self.end_signal or number.name
             self.kill_at = self.kill_at or time.time() + self._grace_s()
         leaders = [self.child.pid] if self.child and self.child.returncode is None else []
         _signal_all([*leaders, *(pid for pid in self.ranks.running() if pid not in leaders)], number)
@@ -226,31 +235,30 @@ class ProcessSupervisor:
     # ---- the end
 
     def _finish(self, code: int) -> int:
-        # Written first, in case that we are killed while we clean up.
+        # Written first, in case this supervisor is killed during the clean-up.
         self._write_exit(code, cleaning=True)
         left = self._clean_up()
         logs = log_files.find(self.folder, self.spec)
-        self.timeline.STEP_S = 0.0
-        self.timeline.note(logs, time.time())
+        self.timeline.record(logs, time.time(), force=True)
         self.window.show(logs, self.ranks.ranks)
         self._write_exit(code, left=left)
-        files.give_up_room(self._path(files.EXIT))
-        files.give_up_room(self._path(files.RANKS))
+        files.release_space(self._path(files.EXIT))
+        files.release_space(self._path(files.RANKS))
         return code if code >= 0 else 128 - code
 
     def _clean_up(self) -> list[str]:
-        """End all that is left below us: TERM, the grace, KILL; return what was there, described."""
+        """End all remaining descendants: TERM, the grace period, KILL; return their descriptions."""
         if _has_no_children():
             return []
-        me = os.getpid()
-        remaining = procfs.descendants([me])
+        own_pid = os.getpid()
+        remaining = procfs.descendants([own_pid])
         left = [procfs.describe(pid) for pid in remaining]
         _signal_all(remaining, signal.SIGTERM)
         deadline = min(time.time() + self._grace_s(), self.kill_at or float("inf"))
         while remaining:
             time.sleep(0.02)
             self._reap_adopted(0)
-            remaining = procfs.descendants([me])
+            remaining = procfs.descendants([own_pid])
             if time.time() > deadline:
                 self._kill(remaining)
         return left
@@ -266,20 +274,20 @@ class ProcessSupervisor:
             "code": code,
             "signal": signal_name,
             "time": self.exited or time.time(),
-            "asked": self.asked,
+            "asked": self.end_signal,
             "warned": self.warned,
         }
-        if kills := (cgroup.oom_kills() or 0) - self.oom_kills:
+        if kills := (procfs.oom_kills() or 0) - self.oom_kills:
             record["oom_kills"] = kills
         record.update(killed=list(self.killed.values()), **more)
         try:
             files.write_json(self._path(files.EXIT), record)
-        except OSError as error:  # a full disk: the window and the exit code are what is left to tell it
+        except OSError as error:  # a full disk: only the window and the exit code can still report it
             print(f"torchfab: cannot write {self._path(files.EXIT)}: {error}", file=sys.stderr)
 
 
 def _signals_to_pipe() -> int:
-    """Let every forwarded signal, and SIGCHLD, write its number into a pipe; return the end to read from."""
+    """Make every forwarded signal, and SIGCHLD, write its number into a pipe; return the read end."""
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
     os.set_blocking(writer, False)
@@ -296,7 +304,7 @@ def _become_subreaper() -> None:
 
 
 def _end_with_parent() -> None:
-    # Runs in the child: when its supervisor is killed, it is asked to end; nothing runs that nobody answers for.
+    # Runs in the child: it gets SIGTERM when its supervisor is killed, so that nothing runs unsupervised.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
 
 
@@ -309,9 +317,9 @@ def _signal_all(pids: list[int], number: signal.Signals) -> None:
 
 
 def _has_no_children() -> bool:
-    """Say whether nothing is left below this process: a subreaper is the parent of all orphans below it.
+    """Return whether this process has no descendants left: a subreaper is the parent of all orphans below it.
 
-    Only the kernel knows without looking at every process of the machine.
+    waitpid answers this without a scan over every process of the machine.
     """
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
@@ -329,6 +337,17 @@ def _reap(pid: int) -> None:
 
 
 def main(process: str) -> int:
-    """Supervise the process `process` of the job in whose folder this program lies; return its exit code."""
+    """Supervise one process of the job whose folder contains this program.
+
+    Parameters
+    ----------
+    process : str
+        Name of the process.
+
+    Returns
+    -------
+    int
+        Its exit code.
+    """
     folder = os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), process)
     return ProcessSupervisor(folder).run()

@@ -1,4 +1,4 @@
-"""What tells why a Slurm job ended: each node's part of its folder, and what the batch script and srun said."""
+"""Collect the evidence of why a Slurm job ended: log tails of each node, and output of the batch script and srun."""
 
 from __future__ import annotations
 
@@ -12,11 +12,23 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """Say how the job is, as `torchfab.remote.slurm.job.status` does, and with it what tells why."""
+def handle(request: dict[str, Any]) -> dict[str, Any]:
+    """Return the status of the job and the evidence for its cause.
+
+    Parameters
+    ----------
+    request : dict
+        As for `torchfab.remote.slurm.job.status`.
+
+    Returns
+    -------
+    dict
+        As `torchfab.remote.slurm.job.status` returns it; `evidence`: for each node as
+        `torchfab.remote.job.evidence.collect` returns it; `batch`: the last lines of slurm.log.
+    """
     folder = request["folder"]
     return {
         **job.status(request),
-        "evidence": [evidence.gather(job.node_folder(folder, rank)) for rank in range(request["nodes"])],
+        "evidence": [evidence.collect(job.node_folder(folder, rank)) for rank in range(request["nodes"])],
         "batch": status.tail(os.path.join(folder, job.LOG)),
     }

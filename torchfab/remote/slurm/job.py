@@ -1,7 +1,7 @@
-"""Slurm where its commands are: say how a job is, by Slurm and by the folder that its nodes share, and cancel it.
+"""Query and cancel a Slurm job, on a host that has Slurm's commands; its status comes from Slurm and the shared folder.
 
-A job's folder: node.py and slurm.json (the spec of each node's process), job.sbatch, slurm.log (what the batch script
-and srun say), stop.json, and per node node-<SLURM_NODEID>/agent as `torchfab.remote.files` describes it.
+A job's folder contains node.py, slurm.json (the spec of each node's process), job.sbatch, slurm.log (output of the
+batch script and srun), stop.json, and per node node-<SLURM_NODEID>/agent, as `torchfab.remote.files` describes it.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import subprocess
 import time
 
 from torchfab.remote import files
-from torchfab.remote.job import status as life
-from torchfab.remote.job import stop as ending
+from torchfab.remote.job import status as node_status
+from torchfab.remote.job import stop as node_stop
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ FINAL = {
 WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 COMMAND_TIMEOUT_S = 20
 KILL_WAIT_S = 30  # Slurm's default between TERM and KILL
-# Of `scontrol show job`; the lines are anchored, as the job's name may hold anything but a new line.
+# Fields of `scontrol show job`. The lines are anchored, because the job's name may contain anything but a newline.
 _FIELDS = {
     "state": r"^   JobState=(\S+)",
     "why": r"^   JobState=\S+ Reason=(.*?) Dependency=",
@@ -38,17 +38,37 @@ _FIELDS = {
     "start": r"^   StartTime=(\S+)",
     "hosts": r"^   NodeList=(\S+)",
 }
-# Variables that change what Slurm's commands do or print.
-_STRANGE = ("SQUEUE_", "SACCT_", "SINFO_", "SCANCEL_", "SLURM_JOB", "SLURM_TIME_FORMAT")
+# Prefixes of variables that change the behaviour or the output of Slurm's commands.
+_UNSET_PREFIXES = ("SQUEUE_", "SACCT_", "SINFO_", "SCANCEL_", "SLURM_JOB", "SLURM_TIME_FORMAT")
 
 
 class SlurmError(Exception):
-    """A command of Slurm failed: what it said."""
+    """A Slurm command failed; the message is its error output."""
 
 
 def run(*argv: str, timeout_s: float = COMMAND_TIMEOUT_S, env: dict[str, str] | None = None) -> str:
-    """Run one of Slurm's commands; return its output, or raise SlurmError with what it said."""
-    base = {name: value for name, value in os.environ.items() if not name.startswith(_STRANGE)}
+    """Run one of Slurm's commands.
+
+    Parameters
+    ----------
+    *argv : str
+        The command line.
+    timeout_s : float
+        Seconds. Default 20.
+    env : dict of str to str, optional
+        Additional environment variables.
+
+    Returns
+    -------
+    str
+        Its standard output.
+
+    Raises
+    ------
+    SlurmError
+        It is missing, fails, or does not end in time.
+    """
+    base = {name: value for name, value in os.environ.items() if not name.startswith(_UNSET_PREFIXES)}
     env = {**base, "LC_ALL": "C", **(env or {})}
     try:
         done = subprocess.run(
@@ -66,12 +86,12 @@ def run(*argv: str, timeout_s: float = COMMAND_TIMEOUT_S, env: dict[str, str] | 
     except subprocess.TimeoutExpired:
         raise SlurmError(f"{argv[0]} gave no answer within {timeout_s:g} s") from None
     if done.returncode:
-        raise SlurmError(_last_words(argv[0], done.stderr) or f"{argv[0]} ended with code {done.returncode}")
+        raise SlurmError(_error_text(argv[0], done.stderr) or f"{argv[0]} ended with code {done.returncode}")
     return done.stdout
 
 
-def _last_words(program: str, text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+def _error_text(program: str, stderr: str) -> str:
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     kept = [re.sub(rf"^(?:{program}|slurm_load_\w+): (?:error|fatal): ", "", line) for line in lines]
     kept = [line for line in kept if not line.startswith("Batch job submission failed: Unspecified")]
     return "; ".join(dict.fromkeys(kept[-4:]))
@@ -94,27 +114,43 @@ _FIXES = (
 
 
 def fix_of(text: str) -> str:
-    """Return what to do about what a command of Slurm said; empty where it says so itself."""
+    """Return how to fix an error of a Slurm command.
+
+    Parameters
+    ----------
+    text : str
+        The error message.
+
+    Returns
+    -------
+    str
+        Empty where the message itself is clear enough, or is not known.
+    """
     return next((fix for sign, fix in _FIXES if sign in text.lower()), "")
 
 
 # ---- status
 
 
-def ask(slurm_id: str) -> dict[str, Any]:
-    """Return what Slurm knows of a job.
+def query(slurm_id: str) -> dict[str, Any]:
+    """Query Slurm for a job.
+
+    Parameters
+    ----------
+    slurm_id : str
+        Id of the job in Slurm.
 
     Returns
     -------
     dict
-        `state` (empty when Slurm has forgotten the job), `why`, `restarts`, `exit` ("code:signal"), `limit`, `start`,
-        `hosts` (names in the order of SLURM_NODEID); or `error`: Slurm cannot be asked.
+        `state` (empty if Slurm no longer knows the job), `why`, `restarts`, `exit` ("code:signal"), `limit`, `start`,
+        `hosts` (names in the order of SLURM_NODEID); or `error`, if the query fails.
     """
     try:
         text = run("scontrol", "show", "job", slurm_id)
     except SlurmError as error:
         if "Invalid job id" in str(error):
-            return {"state": "", **_ask_history(slurm_id)}
+            return {"state": "", **_query_history(slurm_id)}
         return {"error": str(error)}
     found: dict[str, Any] = {}
     for name, pattern in _FIELDS.items():
@@ -125,17 +161,17 @@ def ask(slurm_id: str) -> dict[str, Any]:
     return found
 
 
-def _ask_history(slurm_id: str) -> dict[str, Any]:
-    """Ask the accounting, or the log of completed jobs (`sacct -c`), about a job that slurmctld has forgotten."""
-    for words in ((), ("-c",)):
+def _query_history(slurm_id: str) -> dict[str, Any]:
+    """Query the accounting, or the log of completed jobs (`sacct -c`), for a job that slurmctld no longer knows."""
+    for options in ((), ("-c",)):
         try:
-            out = run("sacct", *words, "-X", "-n", "-P", "-j", slurm_id, "-o", "State,ExitCode,NodeList,Timelimit")
+            out = run("sacct", *options, "-X", "-n", "-P", "-j", slurm_id, "-o", "State,ExitCode,NodeList,Timelimit")
         except SlurmError:
             continue
         rows = [line.split("|") for line in out.splitlines() if line.count("|") == 3 and line.split("|")[0]]
         if rows:
             state, code, hosts, limit = rows[-1]
-            limit = limit if ":" in limit else ""  # `sacct -c` says bare minutes, or nothing
+            limit = limit if ":" in limit else ""  # `sacct -c` prints bare minutes, or nothing
             first = state.split()[:1]  # "CANCELLED by 1000"
             return {"state": "".join(first), "why": "", "exit": code, "hosts": _expand(hosts), "limit": limit}
     return {}
@@ -151,20 +187,26 @@ def _expand(hosts: str) -> list[str]:
 
 
 def status(request: dict[str, Any]) -> dict[str, Any]:
-    """Return how a job is: what Slurm says of it, and what the supervisors wrote down on each node.
+    """Return the status of a job: its state in Slurm, and the files of the supervisors on each node.
 
     Parameters
     ----------
     request : dict
-        `slurm_id`, `folder`, `job_id`, `nodes` (how many).
+        `slurm_id`, `folder`, `job_id`, `nodes` (number of nodes).
+
+    Returns
+    -------
+    dict
+        `slurm`: as `query` returns it; `nodes`: rank, host and status of each; `exists`: whether the folder does;
+        `stop_asked`: time of the stop request, or None; `said`: last line of slurm.log; `now`: seconds since the epoch.
     """
-    told = ask(request["slurm_id"])
+    slurm = query(request["slurm_id"])
     folder = request["folder"]
     stop = files.read_json(os.path.join(folder, files.STOP))
-    lines = [line for line in life.tail(os.path.join(folder, LOG)).splitlines() if line.strip()]
+    lines = [line for line in node_status.tail(os.path.join(folder, LOG)).splitlines() if line.strip()]
     return {
-        "slurm": told,
-        "nodes": [_node(request, told, rank) for rank in range(request["nodes"])],
+        "slurm": slurm,
+        "nodes": [_node(request, slurm, rank) for rank in range(request["nodes"])],
         "exists": os.path.isdir(folder),
         "stop_asked": stop["time"] if stop else None,
         "said": lines[-1][-500:] if lines else "",
@@ -172,25 +214,49 @@ def status(request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def is_active(told: dict[str, Any]) -> bool:
-    """Say whether processes of the job may run, as far as Slurm tells."""
-    return "error" in told or (bool(told["state"]) and told["state"] not in FINAL | WAITING)
+def is_active(slurm: dict[str, Any]) -> bool:
+    """Check whether processes of the job may be running.
+
+    Parameters
+    ----------
+    slurm : dict
+        As `query` returns it.
+
+    Returns
+    -------
+    bool
+        True also where the query has failed.
+    """
+    return "error" in slurm or (bool(slurm["state"]) and slurm["state"] not in FINAL | WAITING)
 
 
-def _node(request: dict[str, Any], told: dict[str, Any], rank: int) -> dict[str, Any]:
-    """Return one node's host and status; no status while nothing was written there in the job's present run."""
+def _node(request: dict[str, Any], slurm: dict[str, Any], rank: int) -> dict[str, Any]:
+    """Return one node's host and status; no status while its files are missing or from before a requeue."""
     folder = node_folder(request["folder"], rank)
     spec = files.read_json(os.path.join(folder, AGENT, files.SPEC)) or {}
-    hosts = told.get("hosts") or []
+    hosts = slurm.get("hosts") or []
     host = hosts[rank] if rank < len(hosts) else spec.get("host", "")
-    if not spec or spec["restart"] < told.get("restarts", 0):
+    if not spec or spec["restart"] < slurm.get("restarts", 0):
         return {"rank": rank, "host": host, "status": None}
-    answer = life.status(folder, request["job_id"], rank, alive=is_active(told))
+    answer = node_status.status(folder, request["job_id"], rank, alive=is_active(slurm))
     return {"rank": rank, "host": spec["host"], "status": answer}
 
 
 def node_folder(folder: str, rank: int) -> str:
-    """Return the folder of one node in the job's folder."""
+    """Return the folder of one node in the job's folder.
+
+    Parameters
+    ----------
+    folder : str
+        The job's folder.
+    rank : int
+        SLURM_NODEID of the node.
+
+    Returns
+    -------
+    str
+        Its path; it need not exist.
+    """
     return os.path.join(folder, f"node-{rank}")
 
 
@@ -198,28 +264,29 @@ def node_folder(folder: str, rank: int) -> str:
 
 
 def stop(request: dict[str, Any]) -> dict[str, Any]:
-    """Cancel a job, and wait until Slurm says that nothing of it is left.
+    """Cancel a job and wait until Slurm reports that nothing of it is left.
 
     Parameters
     ----------
     request : dict
-        As for `status`, and `grace_s`.
+        As for `status`, and `grace_s` (seconds between TERM and KILL).
 
     Returns
     -------
     dict
-        `before` (its state when we came), `asked` (how many processes ran), `killed`, `left`, `seconds`.
+        `before` (its state at the beginning), `asked` (number of running processes), `killed` and `left`
+        (descriptions), `seconds` (duration); or `problems`.
     """
     begun, before = time.time(), status(request)
-    told = before["slurm"]
-    if "error" in told:
-        return {"problems": [{"what": told["error"], "fix": fix_of(told["error"])}]}
-    done = {"before": told["state"], "asked": _running(before), "killed": [], "left": [], "seconds": 0.0}
-    if told["state"] in FINAL or not told["state"]:
-        return {**done, "asked": 0}
+    slurm = before["slurm"]
+    if "error" in slurm:
+        return {"problems": [{"what": slurm["error"], "fix": fix_of(slurm["error"])}]}
+    report = {"before": slurm["state"], "asked": _running(before), "killed": [], "left": [], "seconds": 0.0}
+    if slurm["state"] in FINAL or not slurm["state"]:
+        return {**report, "asked": 0}
     _write_stop(request, begun)
     try:
-        if request["grace_s"] > KILL_WAIT_S and is_active(told):  # or Slurm would kill before the grace is over
+        if request["grace_s"] > KILL_WAIT_S and is_active(slurm):  # otherwise Slurm kills before the grace period ends
             run("scancel", "--signal=TERM", request["slurm_id"])
             await_end(request, begun + request["grace_s"])
         run("scancel", request["slurm_id"])
@@ -228,31 +295,44 @@ def stop(request: dict[str, Any]) -> dict[str, Any]:
     last = await_end(request, begun + request["grace_s"] + KILL_WAIT_S + 15)
     ended = last["state"] in FINAL or not last["state"]
     left = [] if ended else [f"Slurm job {request['slurm_id']}: {last['state']}"]
-    return {**done, "killed": _killed(request), "left": left, "seconds": time.time() - begun}
+    return {**report, "killed": _killed(request), "left": left, "seconds": time.time() - begun}
 
 
 def _write_stop(request: dict[str, Any], now: float) -> None:
     for folder in (request["folder"], *(node_folder(request["folder"], rank) for rank in range(request["nodes"]))):
         if os.path.isdir(folder):
-            ending.write_stop(folder, now, request["grace_s"])
+            node_stop.write_stop(folder, now, request["grace_s"])
 
 
 def await_end(request: dict[str, Any], deadline: float) -> dict[str, Any]:
-    """Ask until the job has ended, or the time has come; return what was told last."""
+    """Query Slurm until the job has ended, or the deadline has passed.
+
+    Parameters
+    ----------
+    request : dict
+        `slurm_id`.
+    deadline : float
+        Seconds since the epoch.
+
+    Returns
+    -------
+    dict
+        The last result of `query`; `state` is the error where that failed.
+    """
     while True:
-        told = ask(request["slurm_id"])
-        known = told if "error" not in told else {"state": told["error"]}
+        slurm = query(request["slurm_id"])
+        known = slurm if "error" not in slurm else {"state": slurm["error"]}
         if known["state"] in FINAL or not known["state"] or time.time() > deadline:
             return known
         time.sleep(0.3)
 
 
-def _processes(found: dict[str, Any]) -> list[dict[str, Any]]:
-    return [process for node in found["nodes"] if node["status"] for process in node["status"]["processes"]]
+def _processes(job_status: dict[str, Any]) -> list[dict[str, Any]]:
+    return [process for node in job_status["nodes"] if node["status"] for process in node["status"]["processes"]]
 
 
-def _running(found: dict[str, Any]) -> int:
-    active = [process for process in _processes(found) if process["state"] in ("starting", "running")]
+def _running(job_status: dict[str, Any]) -> int:
+    active = [process for process in _processes(job_status) if process["state"] in ("starting", "running")]
     return len(active) + sum(rank["ended"] is None for process in active for rank in process["ranks"])
 
 
@@ -262,7 +342,18 @@ def _killed(request: dict[str, Any]) -> list[str]:
 
 
 def forget(request: dict[str, Any]) -> dict[str, Any]:
-    """Remove the job's folder."""
+    """Remove the job's folder.
+
+    Parameters
+    ----------
+    request : dict
+        `folder`.
+
+    Returns
+    -------
+    dict
+        Empty, or `problems`.
+    """
     try:
         shutil.rmtree(request["folder"])
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The logs of a Slurm job, of all its nodes, read from the folder that they share; and how the job goes meanwhile."""
+"""Stream the logs of all nodes of a Slurm job from the folder that they share, and the status of the job."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 
 from torchfab.remote import files
 from torchfab.remote.job import log_files
-from torchfab.remote.job.log_reader import Reader, in_frames, read_lines
+from torchfab.remote.job.log_reader import Reader, read_lines, split_into_frames
 from torchfab.remote.slurm import job
 
 TYPE_CHECKING = False
@@ -15,17 +15,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from torchfab.remote.server import Conversation
+    from torchfab.remote.server import Server
 
     Line = list[Any]
 
-BATCH = "slurm"  # the label of what the batch script and srun say
+BATCH = "slurm"  # the label of the output of the batch script and srun
 _POLL_S = 0.2
-_YOUNG_S, _ASK_OFTEN_S, _ASK_SELDOM_S = 60.0, 1.0, 5.0  # slurmctld serves many people
+# slurmctld serves many users: query it each second during the first minute and near the end, else every 5 seconds.
+_STARTUP_S, _SHORT_QUERY_S, _LONG_QUERY_S = 60.0, 1.0, 5.0
 
 
 class Stream:
-    """Send the logs in frames, until the job has ended: `{"node", "lines"}`, `{"offsets"}`, `{"seen"}`, `{"end"}`.
+    """Send the logs in frames until the job has ended: `{"node", "lines"}`, `{"offsets"}`, `{"seen"}`, `{"end"}`.
 
     Parameters
     ----------
@@ -40,74 +41,82 @@ class Stream:
         self.offsets: dict[str, int] = dict(request.get("offsets") or {})
         self.readers: dict[int, Reader] = {}
         self.batch_log = os.path.join(request["folder"], job.LOG)
-        self.begun = time.monotonic()
-        self.asked = 0.0
-        self.told: Any = None
+        self.started_at = time.monotonic()
+        self.queried_at = 0.0
+        self.last_sent: Any = None
 
-    def run(self, gone: Callable[[], bool]) -> None:
-        """Stream until the job has ended, or `gone` says that nobody listens."""
-        found = self._look()
+    def run(self, is_disconnected: Callable[[], bool]) -> None:
+        """Stream until the job has ended or the launch machine disconnects.
+
+        Parameters
+        ----------
+        is_disconnected : callable
+            Returns whether the launch machine has disconnected.
+        """
+        job_status = self._query()
         if not self.offsets:
-            self._send_past()
+            self._send_backlog()
         self.send({"past": True})
         follow, sizes = self.request["follow"], self._sizes()
-        while not gone():
+        while not is_disconnected():
             if self._is_due():
-                found = self._look()
-            ended = not follow or has_ended(found)
-            # Read once more after the end was seen: what was written before it is all there.
-            has_read = self._send_news(final=ended)
-            # Unless it is followed, a job that never stops to write is not read for ever.
+                job_status = self._query()
+            ended = not follow or has_ended(job_status)
+            # Once the job has ended, read once more: everything written before is complete by then.
+            has_read = self._send_new(final=ended)
+            # Without `follow`, stop at the sizes found at the start, even if the job never stops writing.
             if (ended and not has_read) or (not follow and self._has_read(sizes)):
                 break
             if not has_read:
                 time.sleep(_POLL_S)
         self.send({"end": job.status(self.request)})
 
-    # ---- how the job is
+    # ---- status of the job
 
     def _is_due(self) -> bool:
         now = time.monotonic()
-        pause = _ASK_OFTEN_S if now - self.begun < _YOUNG_S or self._all_wrote_an_end() else _ASK_SELDOM_S
-        return now - self.asked > pause
+        near_end = self._all_have_exit_records()
+        interval_s = _SHORT_QUERY_S if near_end or now - self.started_at < _STARTUP_S else _LONG_QUERY_S
+        return now - self.queried_at > interval_s
 
-    def _all_wrote_an_end(self) -> bool:
+    def _all_have_exit_records(self) -> bool:
         folders = [job.node_folder(self.request["folder"], rank) for rank in range(self.request["nodes"])]
         return all(os.path.exists(os.path.join(each, job.AGENT, files.EXIT)) for each in folders)
 
-    def _look(self) -> dict[str, Any]:
-        found = job.status(self.request)
-        self.asked = time.monotonic()
-        states = [[each["state"] for each in node["status"]["processes"]] for node in found["nodes"] if node["status"]]
-        if (told := (found["slurm"], states)) != self.told:
-            self.told = told
-            self.send({"seen": found})
-        return found
+    def _query(self) -> dict[str, Any]:
+        job_status = job.status(self.request)
+        self.queried_at = time.monotonic()
+        node_statuses = [node["status"] for node in job_status["nodes"] if node["status"]]
+        states = [[process["state"] for process in each["processes"]] for each in node_statuses]
+        if (current := (job_status["slurm"], states)) != self.last_sent:
+            self.last_sent = current
+            self.send({"seen": job_status})
+        return job_status
 
     # ---- lines
 
     def _reader(self, rank: int) -> Reader:
         if rank not in self.readers:
             folder = job.node_folder(self.request["folder"], rank)
-            # Its own alone: what it would keep of the others' grows old, and would be told as theirs.
+            # Its own offsets only: those of other nodes would become outdated here, and overwrite the current ones.
             offsets = {path: end for path, end in self.offsets.items() if path.startswith(f"{folder}/")}
             self.readers[rank] = Reader(folder, {**self.request, "offsets": offsets})
         return self.readers[rank]
 
-    def _send_past(self) -> None:
+    def _send_backlog(self) -> None:
         for rank in range(self.request["nodes"]):
-            self._send_lines(rank, self._reader(rank).past())
+            self._send_lines(rank, self._reader(rank).read_backlog())
         if self._wants_batch():
             end = log_files.size(self.batch_log)
             lines = self._batch_lines(0, end, final=False)
             count = self.request["lines"]
             self._send_lines(0, lines if count is None else lines[len(lines) - min(count, len(lines)) :])
 
-    def _send_news(self, final: bool) -> bool:
-        """Send what is new; say whether anything was read, wanted or not."""
+    def _send_new(self, final: bool) -> bool:
+        """Send new lines; return whether anything was read, including lines that the request filters out."""
         before = self._read_so_far()
         for rank in range(self.request["nodes"]):
-            self._send_lines(rank, self._reader(rank).news(final))
+            self._send_lines(rank, self._reader(rank).read_new(final))
         if self._wants_batch():
             start, end = self.offsets.get(self.batch_log, 0), log_files.size(self.batch_log)
             self._send_lines(0, self._batch_lines(start, end, final))
@@ -117,7 +126,7 @@ class Stream:
         return {**self.offsets, **{path: end for each in self.readers.values() for path, end in each.offsets.items()}}
 
     def _sizes(self) -> dict[str, int]:
-        """Return the size of each wanted file, in bytes."""
+        """Return the size of each requested file, in bytes by path."""
         sizes = {self.batch_log: log_files.size(self.batch_log)} if self._wants_batch() else {}
         for rank in range(self.request["nodes"]):
             sizes.update(self._reader(rank).sizes())
@@ -133,7 +142,7 @@ class Stream:
     def _batch_lines(self, start: int, end: int, final: bool) -> list[Line]:
         try:
             when = os.stat(self.batch_log).st_mtime
-        except OSError:  # the job has not begun
+        except OSError:  # the job has not started
             return []
         lines: list[Line] = []
         for offset, text in read_lines(self.batch_log, start, end, final):
@@ -143,7 +152,7 @@ class Stream:
         return [line for line in lines if pattern is None or pattern.search(line[2])]
 
     def _send_lines(self, rank: int, lines: list[Line]) -> None:
-        for part in in_frames(lines):
+        for part in split_into_frames(lines):
             self.send({"node": rank, "lines": part})
         if lines:
             for reader in self.readers.values():
@@ -151,13 +160,37 @@ class Stream:
             self.send({"offsets": self.offsets})
 
 
-def answer_logs(request: dict[str, Any], link: Conversation) -> dict[str, Any]:
-    """Stream the logs of a Slurm job."""
-    Stream(request, link.send).run(link.hung_up)
+def handle(request: dict[str, Any], server: Server) -> dict[str, Any]:
+    """Stream the logs of a Slurm job.
+
+    Parameters
+    ----------
+    request : dict
+        As for `Stream`.
+    server : Server
+        Sends the frames.
+
+    Returns
+    -------
+    dict
+        Empty.
+    """
+    Stream(request, server.send).run(server.is_disconnected)
     return {}
 
 
-def has_ended(found: dict[str, Any]) -> bool:
-    """Say whether Slurm says that nothing of the job runs or will run again."""
-    told = found["slurm"]
-    return "error" not in told and (told["state"] in job.FINAL or not told["state"])
+def has_ended(job_status: dict[str, Any]) -> bool:
+    """Check whether, according to Slurm, nothing of the job runs or will run again.
+
+    Parameters
+    ----------
+    job_status : dict
+        As `torchfab.remote.slurm.job.status` returns it.
+
+    Returns
+    -------
+    bool
+        False also where Slurm cannot be queried.
+    """
+    slurm = job_status["slurm"]
+    return "error" not in slurm and (slurm["state"] in job.FINAL or not slurm["state"])

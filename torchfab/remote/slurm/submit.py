@@ -1,4 +1,4 @@
-"""Submitting a job to Slurm: what it needs is checked, its folder made, its file handed to sbatch; or taken back."""
+"""Submit a job to Slurm: check its requirements, make its folder, run sbatch; or roll the submission back."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def submit(request: dict[str, Any], bundle: str) -> dict[str, Any]:
-    """Make the job's folder and hand the file to sbatch.
+    """Make the job's folder and submit its file with sbatch.
 
     Parameters
     ----------
@@ -29,9 +29,9 @@ def submit(request: dict[str, Any], bundle: str) -> dict[str, Any]:
     Returns
     -------
     dict
-        `slurm_id`, or `problems`.
+        `slurm_id`, or `problems`; after problems, nothing is left.
     """
-    problems = _missing(request)
+    problems = _check(request)
     if problems:
         return {"problems": problems}
     try:
@@ -46,13 +46,13 @@ def submit(request: dict[str, Any], bundle: str) -> dict[str, Any]:
     return {"problems": [{"what": what, "fix": fix}]}
 
 
-def _missing(request: dict[str, Any]) -> list[dict[str, str]]:
-    """Check here what the nodes will need: a job that waited for days should not end over a typing error."""
+def _check(request: dict[str, Any]) -> list[dict[str, str]]:
+    """Check here what the nodes will need, so that a job does not wait for days and then fail over a typing error."""
     if shutil.which("sbatch") is None:
         fix = "install Slurm's client, or name a host that has it with --login user@host"
         return [{"what": "there is no sbatch here", "fix": fix}]
     conf = os.environ.get("SLURM_CONF", "")
-    if conf and not os.path.isfile(conf):  # sbatch would look for it for a minute
+    if conf and not os.path.isfile(conf):  # sbatch would keep trying for a minute
         fix = "set SLURM_CONF to the cluster's slurm.conf, or name a host of the cluster with --login user@host"
         return [{"what": f"SLURM_CONF names {conf}, and there is no such file", "fix": fix}]
     workdir, python = request["workdir"], request["python"]
@@ -60,20 +60,22 @@ def _missing(request: dict[str, Any]) -> list[dict[str, str]]:
         fix = "give one that all nodes share with --workdir"
         return [{"what": f"the working directory {workdir} does not exist", "fix": fix}]
     script = os.path.join(workdir, request["script"] or "")
-    found = []
+    problems = []
     if request["script"] and not os.path.isfile(script):
-        found.append({"what": f"the script {script} does not exist", "fix": "copy your code there, or give --workdir"})
+        problems.append(
+            {"what": f"the script {script} does not exist", "fix": "copy your code there, or give --workdir"}
+        )
     if shutil.which(os.path.join(workdir, python) if "/" in python else python) is None:
         fix = "give an interpreter that exists on every node with --python"
-        found.append({"what": f"there is no {python}", "fix": fix})
-    return found
+        problems.append({"what": f"there is no {python}", "fix": fix})
+    return problems
 
 
 def _make_folder(request: dict[str, Any], bundle: str) -> None:
     folder = request["folder"]
     files.make_private(os.path.dirname(folder))
     ignore = os.path.join(os.path.dirname(os.path.dirname(folder)), ".gitignore")
-    if not os.path.exists(ignore):  # the folder may lie in the user's working copy
+    if not os.path.exists(ignore):  # the folder may be inside the user's working copy
         files.write_text(ignore, "*\n")
     os.mkdir(folder, 0o700)
     files.write_text(os.path.join(folder, files.BUNDLE), bundle)
@@ -83,11 +85,11 @@ def _make_folder(request: dict[str, Any], bundle: str) -> None:
 
 
 def _sbatch(request: dict[str, Any]) -> str:
-    """Submit the file; return Slurm's id of the job. Secrets travel in sbatch's environment: ps shows none of it."""
-    # SBATCH_... variables are a user's defaults, but sbatch lets them win over the file.
-    said = {f"SBATCH_{name.upper().replace('-', '_')}" for name in request["options"]} | {"SBATCH_TIMELIMIT"}
-    said -= set() if "time" in request["options"] else {"SBATCH_TIMELIMIT"}
-    env = dict.fromkeys(said & set(os.environ), "")
+    """Submit the file; return Slurm's id of the job. Secrets are in sbatch's environment, which ps does not show."""
+    # SBATCH_... variables are a user's defaults, but sbatch gives them precedence over the file.
+    overriding = {f"SBATCH_{name.upper().replace('-', '_')}" for name in request["options"]} | {"SBATCH_TIMELIMIT"}
+    overriding -= set() if "time" in request["options"] else {"SBATCH_TIMELIMIT"}
+    env = dict.fromkeys(overriding & set(os.environ), "")
     for name in env:
         del os.environ[name]
     path = os.path.join(request["folder"], job.FILE)
@@ -96,7 +98,15 @@ def _sbatch(request: dict[str, Any]) -> str:
 
 
 def rollback(request: dict[str, Any], slurm_id: str) -> None:
-    """Cancel a job whose submission nobody confirmed, and remove its folder."""
+    """Cancel a job whose submission was not committed, and remove its folder.
+
+    Parameters
+    ----------
+    request : dict
+        `folder`.
+    slurm_id : str
+        Id of the job in Slurm.
+    """
     try:
         job.run("scancel", slurm_id)
         job.await_end({"slurm_id": slurm_id}, time.time() + 15)

@@ -1,4 +1,4 @@
-"""What srun starts on each node of a Slurm job: the supervisor, with a spec that it makes of its own command line."""
+"""The task that srun starts on each node of a Slurm job: a supervisor that makes its spec from its command line."""
 
 from __future__ import annotations
 
@@ -15,9 +15,19 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str]) -> int:
-    """Supervise `argv` in this node's folder of the job; return the first failing rank's exit code, or the process's.
+    """Supervise `argv` in this node's folder of the job.
 
-    The environment, which may hold secrets, is handed on and written nowhere.
+    The environment, which may contain secrets, is passed on and written nowhere.
+
+    Parameters
+    ----------
+    argv : list of str
+        The command line of the process.
+
+    Returns
+    -------
+    int
+        Exit code of the first failing rank, else of the process; at most 1 after a signal from Slurm.
     """
     env = dict(os.environ)
     job_folder = os.path.dirname(os.path.abspath(sys.argv[0]))
@@ -25,7 +35,7 @@ def main(argv: list[str]) -> int:
     _write_spec(job_folder, folder, argv, env)
     supervisor = ProcessSupervisor(folder, env)
     code = supervisor.run()
-    if supervisor.asked:  # Slurm, or srun after another node's failure, ended us: srun returns the largest code
+    if supervisor.end_signal:  # ended by Slurm, or by srun after another node failed; srun returns the largest code
         return min(code, 1)
     return _first_failure(supervisor.ranks.ranks) or code
 
@@ -34,12 +44,12 @@ def _write_spec(job_folder: str, folder: str, argv: list[str], env: dict[str, st
     files.make_private(folder)
     for sub in ("logs", "errors"):
         files.make_private(os.path.join(folder, sub))
-    # Of a job that was requeued the logs stay, and how it ended before is no longer true.
+    # After a requeue, the logs stay, but the records of the previous run are removed.
     for name in (files.STARTED, files.RANKS, files.EXIT):
         if os.path.exists(os.path.join(folder, name)):
             os.unlink(os.path.join(folder, name))
     base = files.read_json(os.path.join(job_folder, job.SPEC))
-    more = {
+    task_spec = {
         "argv": argv,
         "cwd": os.getcwd(),
         "rank": None,
@@ -47,11 +57,22 @@ def _write_spec(job_folder: str, folder: str, argv: list[str], env: dict[str, st
         "host": env.get("SLURMD_NODENAME", ""),
         "restart": int(env.get("SLURM_RESTART_COUNT", "0")),
     }
-    files.write_json(os.path.join(folder, files.SPEC), {**base, **more})
+    files.write_json(os.path.join(folder, files.SPEC), {**base, **task_spec})
 
 
 def exit_code(code: int) -> int:
-    """Return the exit code of the rank of the job that failed first; `code`, srun's own, where no rank is to blame."""
+    """Return the exit code of the rank of the job that failed first.
+
+    Parameters
+    ----------
+    code : int
+        srun's own exit code.
+
+    Returns
+    -------
+    int
+        `code` where no rank has failed.
+    """
     job_folder = os.path.dirname(os.path.abspath(sys.argv[0]))
     nodes = int((files.read_json(os.path.join(job_folder, job.SPEC)) or {}).get("nodes", 0))
     folders = [os.path.join(job.node_folder(job_folder, rank), job.AGENT) for rank in range(nodes)]
