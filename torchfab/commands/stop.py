@@ -137,7 +137,7 @@ def _stop(record: Record, grace_s: float) -> int:
         if report.error is not None:
             failed[report.node.label] = report.error
         else:
-            groups.setdefault(_summary(report), []).append(report.node.label)
+            groups.setdefault(_stop_words(report), []).append(report.node.label)
     for summary, hosts in groups.items():
         write_out(f"{inventory.fold(hosts)}: {summary}")
     record.note("stop", grace_s=grace_s, unreachable=sorted(failed))
@@ -163,7 +163,7 @@ def _status_after(record: Record, reports: Sequence[runtimes.StopReport]) -> Job
     return found
 
 
-def _summary(report: runtimes.StopReport) -> str:
+def _stop_words(report: runtimes.StopReport) -> str:
     if report.summary:
         return str(report.summary)
     if report.left:
