@@ -1,4 +1,4 @@
-"""`fab network`, the command: launch the probes as a job, read what they tell, and leave nothing behind."""
+"""`fab network`: launch the network benchmark as a job, print its results, and remove the job."""
 
 from __future__ import annotations
 
@@ -22,20 +22,32 @@ from torchfab.network import report
 from torchfab.network.report import Measured
 from torchfab.records import Record
 
-# Words that stand for the script in the record: ours is sent along.
+# Shown in the record instead of a script: torchfab sends its own program.
 _SCRIPT = ("-", "fab network")
 _REQUEST: Mapping[str, Any] = {"follow": True, "lines": None, "ranks": [0], "grep": f"^{report.MARK}"}
 
 
 def run(flags: NetworkFlags, ctx: CommandContext) -> int:
-    """Measure, and print it; return 0, or 1 if a node or a link is slow.
+    """Measure the network and print the results.
+
+    Parameters
+    ----------
+    flags : NetworkFlags
+        The flags of `fab network`.
+    ctx : CommandContext
+        Working directory, environment, configuration and records.
+
+    Returns
+    -------
+    int
+        Exit code: 1 if a node or a link is slow, else 0.
 
     Raises
     ------
     TorchfabError
-        It could not be measured; the job's logs are kept.
+        The benchmark did not finish; the job and its logs are kept.
     Interrupted
-        Ctrl-C; nothing of it is left.
+        Ctrl-C; the job is removed.
     """
     ctx = replace(ctx, words=_SCRIPT)
     patience_s = float(ctx.config["network_timeout_s"])
@@ -54,22 +66,22 @@ def run(flags: NetworkFlags, ctx: CommandContext) -> int:
     assert record is not None
     with InterruptibleOnce():
         try:
-            measured = _read(record, flags.seconds + patience_s)
+            measured = _read_results(record, flags.seconds + patience_s)
         except BaseException:  # Ctrl-C too
-            _end(record, ctx)
+            _remove_job(record, ctx)
             raise
-    return _conclude(record, measured, flags.json, ctx)
+    return _report(record, measured, flags.json, ctx)
 
 
-def _read(record: Record, within_s: float) -> Measured:
-    """Read what rank 0 tells until it is done, or the job has ended, or it takes too long."""
+def _read_results(record: Record, within_s: float) -> Measured:
+    """Read the results that rank 0 prints until it is done, the job has ended, or the time is up."""
     measured, ended, lost = Measured(nodes=len(record.nodes)), set[int](), set[int]()
     deadline = time.monotonic() + within_s
     for event in runtimes.load(record.runtime).follow(record, _REQUEST):
         if isinstance(event, Lines):
             for _, _, text in event.lines:
                 measured.take(text)
-            _show(measured)
+            _show_progress(measured)
         elif isinstance(event, NodeEnded):
             ended.add(event.status.node.rank)
             if event.status.state != "succeeded":
@@ -78,31 +90,31 @@ def _read(record: Record, within_s: float) -> Measured:
             lost.add(event.node.rank)
         if measured.done or 0 in lost or time.monotonic() > deadline:
             break
-    _show(None)
+    _show_progress(None)
     return measured
 
 
-def _show(measured: Measured | None) -> None:
-    """Show on a terminal how far it is."""
+def _show_progress(measured: Measured | None) -> None:
+    """Show the progress on a terminal; None clears it."""
     if not sys.stderr.isatty():
         return
-    words = ""
+    progress = ""
     if measured is not None:
-        words = f"{len(measured.sizes)} sizes" + (
+        progress = f"{len(measured.sizes)} sizes" + (
             f", round {measured.rounds[0]} of {measured.rounds[1]}" if measured.links else ""
         )
-    sys.stderr.write(f"\r{'measuring: ' if words else ''}{words}\x1b[K")
+    sys.stderr.write(f"\r{'measuring: ' if progress else ''}{progress}\x1b[K")
     sys.stderr.flush()
 
 
-def _conclude(record: Record, measured: Measured, as_json: bool, ctx: CommandContext) -> int:
+def _report(record: Record, measured: Measured, as_json: bool, ctx: CommandContext) -> int:
     if not measured.done:
         _stop(record)
         raise TorchfabError(
             f"the network was not measured to its end; job {record.name} is kept",
             f"fab why {record.name} | fab logs {record.name}",
         )
-    _end(record, ctx)
+    _remove_job(record, ctx)
     hosts = [node.label for node in record.nodes]
     write_out(json.dumps(report.as_json(measured, hosts), indent=2) if as_json else report.text(measured, hosts))
     verdict = report.judge(measured.links)
@@ -110,13 +122,13 @@ def _conclude(record: Record, measured: Measured, as_json: bool, ctx: CommandCon
 
 
 def _stop(record: Record) -> bool:
-    """Stop the job, and say whether nothing of it is left."""
+    """Stop the job; return whether no process of it is left."""
     reports = runtimes.load(record.runtime).stop(record, 2.0)
     return not any(report.error or report.left for report in reports)
 
 
-def _end(record: Record, ctx: CommandContext) -> None:
-    """Stop the job, and remove its folders and its record; what cannot be reached is left to `fab stop`."""
+def _remove_job(record: Record, ctx: CommandContext) -> None:
+    """Stop the job, and remove its folders and its record; if a node is unreachable, keep the record for `fab stop`."""
     runtime = runtimes.load(record.runtime)
     if _stop(record) and not runtime.forget(record):
         ctx.records.release(record.name)

@@ -1,4 +1,4 @@
-"""`fab stop`: the end of a job on all its nodes, also while it is being launched, and the proof of it."""
+"""`fab stop`: stop a job or a launch that is under way, and verify that no process of it is left."""
 
 from __future__ import annotations
 
@@ -23,12 +23,21 @@ from torchfab.supervise import history, lease, orphans
 
 
 def run(job: str, grace_s: float | None, ctx: CommandContext) -> int:
-    """Stop a job, or the launch of it that is under way; return 0 if nothing of it is left, else 1.
+    """Stop a job, or the launch of it that is under way.
 
     Parameters
     ----------
-    grace_s : float, optional
-        Seconds between SIGTERM and SIGKILL. Default: what the job was launched with.
+    job : str
+        Name of the job; empty: the latest one.
+    grace_s : float or None
+        Seconds between SIGTERM and SIGKILL; None: the grace of the launch.
+    ctx : CommandContext
+        Records and settings of this command.
+
+    Returns
+    -------
+    int
+        Exit code: 0 if no process of the job is left, else 1.
     """
     if job and stop_launch(job, ctx):
         return 0
@@ -36,12 +45,26 @@ def run(job: str, grace_s: float | None, ctx: CommandContext) -> int:
 
 
 def stop_launch(job: str, ctx: CommandContext) -> bool:
-    """Ask the `fab` that is launching a job to take it back; say whether nothing of it is left to be stopped.
+    """Send SIGUSR1 to the `fab` that is launching a job, and wait until it has rolled the launch back.
+
+    Parameters
+    ----------
+    job : str
+        Name of the job.
+    ctx : CommandContext
+        Records and settings of this command.
+
+    Returns
+    -------
+    bool
+        True if the launch was rolled back; False if no launch is under way or the job runs already.
 
     Raises
     ------
+    UsageError
+        That `fab` runs on another machine.
     TorchfabError
-        That `fab` runs on another machine, or does not come to an end.
+        That `fab` does not exit in time.
     """
     launching = ctx.records.launching(job)
     if launching is None:
@@ -66,14 +89,22 @@ def stop_launch(job: str, ctx: CommandContext) -> bool:
 
 
 def stop(record: Record, grace_s: float | None = None) -> int:
-    """Stop a job and print what was done on each node; return 0 if it is proved that nothing is left, else 1.
+    """Stop a job and print what was done on each node.
 
-    A supervisor is told first, and a restart that is under way is waited for: what it started is stopped as well.
+    A supervisor is asked to exit first. A restart that is under way is awaited, and the attempt that it starts is
+    stopped too.
 
     Parameters
     ----------
+    record : Record
+        The job.
     grace_s : float, optional
-        Between SIGTERM and SIGKILL. Default: what the job was launched with.
+        Seconds between SIGTERM and SIGKILL. Default: the grace of the launch.
+
+    Returns
+    -------
+    int
+        Exit code: 0 if it is verified that no process is left, else 1.
     """
     grace_s = record.grace_s if grace_s is None else grace_s
     with lease.stopping(record.folder):
@@ -83,7 +114,7 @@ def stop(record: Record, grace_s: float | None = None) -> int:
 
 
 def _stop_earlier(record: Record, grace_s: float) -> int:
-    """Stop what may be left of earlier attempts; return 0 if nothing is, else 1."""
+    """Stop processes that earlier attempts may have left; return 0 if none is left, else 1."""
     code = 0
     for attempt, hosts in history.left_behind(record.events()).items():
         for report in orphans.stop(record, attempt, hosts, grace_s):
@@ -106,8 +137,8 @@ def _stop(record: Record, grace_s: float) -> int:
             failed[report.node.label] = report.error
         else:
             groups.setdefault(_stop_words(report), []).append(report.node.label)
-    for words, hosts in groups.items():
-        write_out(f"{inventory.fold(hosts)}: {words}")
+    for summary, hosts in groups.items():
+        write_out(f"{inventory.fold(hosts)}: {summary}")
     record.note("stop", grace_s=grace_s, unreachable=sorted(failed))
     if failed:
         error = HostsFailedError(f"{len(failed)} of {len(reports)} nodes could not be asked to stop", failed)
@@ -122,11 +153,11 @@ def _stop(record: Record, grace_s: float) -> int:
 
 
 def _status_after(record: Record, reports: Sequence[runtimes.StopReport]) -> JobStatus:
-    """Return how the job is, as its nodes told when they had stopped it; ask where they did not."""
-    told = [report.status for report in reports if report.status]
-    if len(told) < len(reports) or not told:
+    """Return the status that the nodes reported after the stop; request it if a node did not report one."""
+    reported = [report.status for report in reports if report.status]
+    if len(reported) < len(reports) or not reported:
         return ask_status(record)
-    found = JobStatus(tuple(told), record.min_nodes)
+    found = JobStatus(tuple(reported), record.min_nodes)
     record.remember(found.state, found.exit_code, found.has_ended)
     return found
 
@@ -138,12 +169,12 @@ def _stop_words(report: runtimes.StopReport) -> str:
         return f"{len(report.left)} processes are left and cannot be killed: {', '.join(report.left[:3])}"
     if not report.signalled:
         return "nothing of it was running"
-    # Whole seconds, and commands without pids: so nodes that did the same fold into one line.
+    # Whole seconds and commands without pids, so that equal results of several nodes fold into one line.
     count = "1 process" if report.signalled == 1 else f"{report.signalled} processes"
-    return f"{count} ended within {math.ceil(report.seconds)} s{_killed_words(report.killed)}"
+    return f"{count} ended within {math.ceil(report.seconds)} s{_killed_summary(report.killed)}"
 
 
-def _killed_words(killed: Sequence[str]) -> str:
+def _killed_summary(killed: Sequence[str]) -> str:
     if not killed:
         return ""
     commands = dict.fromkeys(each.partition(" ")[2].strip("()") for each in killed)

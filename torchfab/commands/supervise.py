@@ -1,4 +1,4 @@
-"""`fab supervise`, and launches with `--supervise`: from flags to a supervisor."""
+"""`fab supervise` and launches with `--supervise`: run a job's supervisor here or in tmux."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from torchfab.supervise.quarantine import Quarantine
 
 @dataclass(frozen=True)
 class SuperviseFlags:
-    """How a job is to be supervised, by its flags; None or empty: as before, or as the settings have it."""
+    """Flags that change a restart policy. None or an empty text keeps the previous one, or the one in fabric.yaml."""
 
     restarts: int | None = None
     stall: float | None = None
@@ -33,7 +33,23 @@ class SuperviseFlags:
     notify: str = ""
 
     def policy(self, before: Policy) -> Policy:
-        """Return the policy of before with what the flags say instead."""
+        """Apply the flags to a policy.
+
+        Parameters
+        ----------
+        before : Policy
+            The previous policy.
+
+        Returns
+        -------
+        Policy
+            The policy with the values of the flags that are set.
+
+        Raises
+        ------
+        UsageError
+            The value of --notify is neither a command nor a URL.
+        """
         return replace(
             before,
             restarts=before.restarts if self.restarts is None else self.restarts,
@@ -44,7 +60,18 @@ class SuperviseFlags:
 
 
 def default_policy(ctx: CommandContext) -> Policy:
-    """Return the policy that the settings give."""
+    """Return the restart policy of fabric.yaml.
+
+    Parameters
+    ----------
+    ctx : CommandContext
+        Configuration of this command.
+
+    Returns
+    -------
+    Policy
+        The policy.
+    """
     config = ctx.config
     return Policy(
         restarts=int(config["restarts"]),
@@ -59,27 +86,38 @@ def default_policy(ctx: CommandContext) -> Policy:
 
 
 def launch_supervised(launcher: Launcher, flags: LaunchFlags, own: Any, ctx: CommandContext, fab: Sequence[str]) -> int:
-    """Launch a job without the lemons, and supervise it; return its exit code.
+    """Launch a job on the hosts that are not quarantined, and supervise it.
 
     Parameters
     ----------
+    launcher : module
+        Plans what runs.
+    flags, own : dataclass
+        The flags that all launches share, and those of this launcher.
+    ctx : CommandContext
+        Working directory, environment, configuration and records.
     fab : sequence of str
-        The command that runs `fab` of this project again.
+        The command that runs this project's `fab` again.
+
+    Returns
+    -------
+    int
+        Exit code: that of the job; 0 for a dry run or a supervisor in tmux.
     """
-    wishes = SuperviseFlags(flags.restarts, flags.stall, flags.backoff, flags.notify)
-    policy = wishes.policy(default_policy(ctx))
+    supervise_flags = SuperviseFlags(flags.restarts, flags.stall, flags.backoff, flags.notify)
+    policy = supervise_flags.policy(default_policy(ctx))
     lemons = Quarantine(ctx.records.root).all()
-    asked = replace(launch.build_request(launcher, flags, own, ctx, lemons), policy=policy.as_json())
-    skipped = [node.label for node in asked.nodes if node.label in lemons]
+    request = replace(launch.build_request(launcher, flags, own, ctx, lemons), policy=policy.as_json())
+    skipped = [node.label for node in request.nodes if node.label in lemons]
     if skipped:
         write_err(f"left out as lemons: {fold(skipped)}; why: fab lemons")
     if flags.dry_run:
-        launch.show(asked, ctx, lemons)
+        launch.show(request, ctx, lemons)
         return 0
-    record = launch.execute(asked, ctx, lemons)
+    record = launch.execute(request, ctx, lemons)
     if flags.tmux:
-        return _in_tmux(record, flags.follow, fab, ctx, asked)
-    return _supervise(asked, record, policy, ctx, flags.follow, "")
+        return _in_tmux(record, flags.follow, fab, ctx, request)
+    return _supervise(request, record, policy, ctx, flags.follow, "")
 
 
 # ---- fab supervise
@@ -88,36 +126,56 @@ def launch_supervised(launcher: Launcher, flags: LaunchFlags, own: Any, ctx: Com
 def take_up(
     record: Record, wishes: SuperviseFlags, follow: bool, tmux: bool, ctx: CommandContext, fab: Sequence[str]
 ) -> int:
-    """Supervise a job that was launched before; return its exit code.
+    """Supervise a job that was launched before.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+    wishes : SuperviseFlags
+        Changes of its restart policy.
+    follow : bool
+        Print the job's logs.
+    tmux : bool
+        Run the supervisor in tmux, and return.
+    ctx : CommandContext
+        Working directory, environment, configuration and records.
+    fab : sequence of str
+        The command that runs this project's `fab` again.
+
+    Returns
+    -------
+    int
+        Exit code: that of the job; 0 for a supervisor in tmux.
 
     Raises
     ------
     UsageError
-        It cannot be launched again, it has ended well or was stopped, or somebody supervises it.
+        The job cannot be relaunched, has succeeded, was stopped, or is supervised already.
     """
-    asked = launch_request.load(record.folder, ctx.environ)
-    policy = wishes.policy(Policy(**{**default_policy(ctx).as_json(), **asked.policy}))
-    if policy.as_json() != asked.policy:
-        asked = replace(asked, policy=policy.as_json())
-        asked.save(record.folder)
+    request = launch_request.load(record.folder, ctx.environ)
+    policy = wishes.policy(Policy(**{**default_policy(ctx).as_json(), **request.policy}))
+    if policy.as_json() != request.policy:
+        request = replace(request, policy=policy.as_json())
+        request.save(record.folder)
     if lease.stop_asked(record.folder):
         raise UsageError(
             f"job {record.name} was asked to stop (fab stop), and is not launched again",
             "launch it anew with another --name, and the same --experiment-name, to go on from its last checkpoint",
         )
     if tmux:
-        lease.check_free(record.folder)  # else the one that is there would be taken for ours
-        return _in_tmux(record, follow, fab, ctx, asked)
-    return _supervise(asked, record, policy, ctx, follow, ctx.environ.get(detach.SESSION, ""))
+        lease.check_free(record.folder)  # otherwise an existing supervisor would be mistaken for the new one
+        return _in_tmux(record, follow, fab, ctx, request)
+    return _supervise(request, record, policy, ctx, follow, ctx.environ.get(detach.SESSION, ""))
 
 
 def _supervise(
-    asked: LaunchRequest, record: Record, policy: Policy, ctx: CommandContext, follow: bool, where: str
+    request: LaunchRequest, record: Record, policy: Policy, ctx: CommandContext, follow: bool, where: str
 ) -> int:
-    held = lease.SupervisorLease(record.folder, where)
-    again = any(event["event"] == "supervised" for event in record.events())
-    supervisor = JobSupervisor(asked, policy, ctx, record, follow)
-    supervisor.journal.note("supervised", _first_words(asked, record, policy, again))
+    held_lease = lease.SupervisorLease(record.folder, where)
+    resumed = any(event["event"] == "supervised" for event in record.events())
+    supervisor = JobSupervisor(request, policy, ctx, record, follow)
+    supervisor.journal.note("supervised", _start_message(request, record, policy, resumed))
     try:
         return supervisor.run()
     except KeyboardInterrupt:
@@ -128,21 +186,21 @@ def _supervise(
         write_err(f"fab status {name} | to end it: fab stop {name}")
         return 130
     finally:
-        held.release()
+        held_lease.release()
 
 
-def _first_words(asked: LaunchRequest, record: Record, policy: Policy, again: bool) -> str:
+def _start_message(request: LaunchRequest, record: Record, policy: Policy, resumed: bool) -> str:
     running = [node.label for node in record.nodes]
-    spares = [node.label for node in asked.nodes if node.label not in running]
-    words = f"{'taken up again' if again else 'supervised'}: attempt {record.attempt} on {fold(running)}"
-    words += f", spare {fold(spares)}" if spares else ", no spare"
+    spares = [node.label for node in request.nodes if node.label not in running]
+    message = f"{'taken up again' if resumed else 'supervised'}: attempt {record.attempt} on {fold(running)}"
+    message += f", spare {fold(spares)}" if spares else ", no spare"
     stall = f"silence of {policy.stall_s:g} s is a hang" if policy.stall_s else "hangs are not looked for"
-    return f"{words}; {policy.restarts} restarts without progress, {stall}"
+    return f"{message}; {policy.restarts} restarts without progress, {stall}"
 
 
-def _in_tmux(record: Record, follow: bool, fab: Sequence[str], ctx: CommandContext, asked: LaunchRequest) -> int:
+def _in_tmux(record: Record, follow: bool, fab: Sequence[str], ctx: CommandContext, request: LaunchRequest) -> int:
     argv = [*fab, "supervise", record.name, *(["--follow"] if follow else [])]
-    environ = {**ctx.environ, **asked.job.secrets}  # also those that came with --env
+    environ = {**ctx.environ, **request.job.secrets}  # including values given with --env
     session = detach.start(record.name, argv, environ, ctx.cwd, record.folder)
     within_s = ctx.settings.start_timeout_s
     deadline = time.monotonic() + within_s
@@ -158,5 +216,18 @@ def _in_tmux(record: Record, follow: bool, fab: Sequence[str], ctx: CommandConte
 
 
 def fab_argv(root: str, config: str) -> tuple[str, ...]:
-    """Return the command that runs this project's `fab` again, from anywhere."""
+    """Return the command that runs this project's `fab` from any directory.
+
+    Parameters
+    ----------
+    root : str
+        Directory of the fabfile.
+    config : str
+        Path of the configuration file; empty: none.
+
+    Returns
+    -------
+    tuple of str
+        The command.
+    """
     return (sys.executable, "-m", "fabric", "-r", root, *(("-f", config) if config else ()))

@@ -1,4 +1,4 @@
-"""`fab sync`: copy the working directory to all nodes at once, and prove that all of them hold the same files."""
+"""`fab sync`: copy the working directory to all nodes at once, and verify that all of them have the same files."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from torchfab.transport.session import Session
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What is to be copied where.
+class SyncRequest:
+    """What to copy, and where.
 
     Parameters
     ----------
     source, workdir : str
-        The directory here, and the one on every node; absolute paths.
+        The directory on this machine, and the one on every node; absolute paths.
     delete : bool
-        Remove what is there and not here.
+        Remove files on the nodes that do not exist here.
     rules : tuple of str
-        What git holds though rsync's reading of .gitignore leaves it out, as filters of rsync.
+        rsync filters that include files which git tracks but rsync's reading of .gitignore excludes.
     """
 
     source: str
@@ -54,38 +54,50 @@ class Wish:
 
 
 def run(flags: SyncFlags, ctx: CommandContext) -> int:
-    """Copy and check; print what was done. Return 0 if all nodes hold the same files, else 1.
+    """Copy the working directory to all nodes, verify the copies, and print the results.
+
+    Parameters
+    ----------
+    flags : SyncFlags
+        The flags of `fab sync`.
+    ctx : CommandContext
+        Working directory and settings.
+
+    Returns
+    -------
+    int
+        Exit code: 0 if all nodes have the same files, else 1.
 
     Raises
     ------
     UsageError
-        A flag is wrong, or rsync is not installed here.
+        A flag is invalid, or rsync is not installed here.
     HostsFailedError
-        With one reason for each node that failed; the others were copied to.
+        With one reason for each node that failed; the copies to the others are complete.
     """
-    wish = Wish(ctx.cwd, flags.workdir or ctx.cwd, flags.delete)
-    if not wish.workdir.startswith("/"):
-        raise UsageError(f"--workdir must be an absolute path, got {wish.workdir!r}")
+    request = SyncRequest(ctx.cwd, flags.workdir or ctx.cwd, flags.delete)
+    if not request.workdir.startswith("/"):
+        raise UsageError(f"--workdir must be an absolute path, got {request.workdir!r}")
     nodes = read_nodes(flags.hostfile, ctx)
     if shutil.which("rsync") is None:
         raise UsageError("rsync is not installed on this machine", "./run fab sync installs it")
-    wish = replace(wish, rules=_rules(wish.source, ctx.settings.sync_timeout_s))
+    request = replace(request, rules=_rules(request.source, ctx.settings.sync_timeout_s))
     if flags.dry_run:
         for node in nodes:
-            write_out(shlex.join(_argv(wish, node, ctx.settings)))
+            write_out(shlex.join(_argv(request, node, ctx.settings)))
         return 0
-    return _sync(wish, nodes, flags.json, ctx)
+    return _sync(request, nodes, flags.json, ctx)
 
 
-def _sync(wish: Wish, nodes: Sequence[Node], as_json: bool, ctx: CommandContext) -> int:
-    begun = time.monotonic()
-    digests = _digests_here(wish, ctx.settings.sync_timeout_s)
-    with _token(wish.source, ctx.token) as token:
-        results, failed = _copy_to_all(wish, nodes, token, digests, ctx.settings)
+def _sync(request: SyncRequest, nodes: Sequence[Node], as_json: bool, ctx: CommandContext) -> int:
+    started = time.monotonic()
+    digests = _local_digests(request, ctx.settings.sync_timeout_s)
+    with _marker_file(request.source, ctx.token) as token:
+        results, failed = _copy_to_all(request, nodes, token, digests, ctx.settings)
     if as_json:
         write_out(json.dumps(as_document(results, failed, len(digests)), indent=2))
     else:
-        for line in words(results, len(digests), time.monotonic() - begun):
+        for line in words(results, len(digests), time.monotonic() - started):
             write_out(line)
     if failed:
         raise HostsFailedError(f"{len(failed)} of {len(nodes)} hosts failed; the others were copied to", failed)
@@ -93,33 +105,34 @@ def _sync(wish: Wish, nodes: Sequence[Node], as_json: bool, ctx: CommandContext)
 
 
 def _rules(source: str, timeout_s: float) -> tuple[str, ...]:
-    known = gitignore.in_git(source, timeout_s)
-    return gitignore.rules(known, _listed(source, (), timeout_s)) if known else ()
+    tracked = gitignore.in_git(source, timeout_s)
+    return gitignore.rules(tracked, _list_files(source, (), timeout_s)) if tracked else ()
 
 
-def _listed(source: str, rules: Sequence[str], timeout_s: float) -> list[str]:
-    """Return what rsync would copy, relative to the directory."""
+def _list_files(source: str, rules: Sequence[str], timeout_s: float) -> list[str]:
+    """Return the files that rsync would copy, relative to the directory."""
     try:
-        with tempfile.TemporaryDirectory() as nowhere:
-            argv = rsync.list_argv(source, nowhere, rules)
+        with tempfile.TemporaryDirectory() as empty:
+            argv = rsync.list_argv(source, empty, rules)
             done = subprocess.run(argv, capture_output=True, check=False, timeout=timeout_s)
     except subprocess.TimeoutExpired:
         fix = "see whether its disk answers; more time: sync_timeout_s in fabric.yaml"
         raise TorchfabError(f"{source} could not be listed within {timeout_s:g} s", fix) from None
     if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        raise TorchfabError(f"rsync cannot read {source}: {''.join(said) or done.returncode}", "see to its rights")
+        last_line = "".join(done.stderr.decode(errors="replace").strip().splitlines()[-1:])
+        raise TorchfabError(f"rsync cannot read {source}: {last_line or done.returncode}", "see to its rights")
     return rsync.listed(done.stdout)
 
 
-def _digests_here(wish: Wish, timeout_s: float) -> dict[str, str]:
-    names = _listed(wish.source, wish.rules, timeout_s)
-    return {name: text for name, text in file_tree.digests(wish.source, names, timeout_s).items() if text}
+def _local_digests(request: SyncRequest, timeout_s: float) -> dict[str, str]:
+    names = _list_files(request.source, request.rules, timeout_s)
+    digests = file_tree.digests(request.source, names, timeout_s)
+    return {name: digest for name, digest in digests.items() if digest}
 
 
 @contextmanager
-def _token(source: str, token: str) -> Iterator[str]:
-    """Make a file for the nodes to see, and remove it; empty where none can be made."""
+def _marker_file(source: str, token: str) -> Iterator[str]:
+    """Create a file by which a node recognizes a shared directory, and remove it; yield "" if it cannot be created."""
     path = Path(source, f".torchfab-sync-{token}")
     try:
         path.touch(mode=0o600, exist_ok=False)
@@ -140,17 +153,17 @@ def _token(source: str, token: str) -> Iterator[str]:
 
 @dataclass
 class _Copies:
-    """The copies that run, so that none outlives us."""
+    """The rsync processes that run, so that none outlives this command."""
 
     running: set[subprocess.Popen[str]] = field(default_factory=set)
 
     def run(self, argv: Sequence[str]) -> str:
-        """Run one to its end; return what it printed.
+        """Run one rsync to its end; return its standard output.
 
         Raises
         ------
         HostError
-            It failed.
+            rsync failed.
         """
         process = subprocess.Popen(
             argv,
@@ -171,24 +184,24 @@ class _Copies:
         return stdout
 
     def end(self) -> None:
-        """End those that still run."""
+        """Terminate the processes that still run."""
         for process in list(self.running):
             process.terminate()
 
 
 def _copy_to_all(
-    wish: Wish, nodes: Sequence[Node], token: str, digests: Mapping[str, str], settings: ConnectionSettings
+    request: SyncRequest, nodes: Sequence[Node], token: str, digests: Mapping[str, str], settings: ConnectionSettings
 ) -> tuple[list[Result], dict[str, TorchfabError]]:
     copies = _Copies()
     found: dict[int, Result] = {}
     failed: dict[int, TorchfabError] = {}
 
-    def act(node: Node, session: Session) -> Result:
-        return _copy_to(wish, node, token, digests, session, copies, settings)
+    def copy(node: Node, session: Session) -> Result:
+        return _copy_to(request, node, token, digests, session, copies, settings)
 
     try:
         with SessionPool(nodes, settings) as sessions:
-            for node, result in sessions.map(act):
+            for node, result in sessions.map(copy):
                 if isinstance(result, TorchfabError):
                     failed[node.rank] = result
                 else:
@@ -200,7 +213,7 @@ def _copy_to_all(
 
 
 def _copy_to(
-    wish: Wish,
+    request: SyncRequest,
     node: Node,
     token: str,
     digests: Mapping[str, str],
@@ -208,14 +221,14 @@ def _copy_to(
     copies: _Copies,
     settings: ConnectionSettings,
 ) -> Result:
-    place = {"workdir": wish.workdir}
-    if _ask(session, {"op": "tree_look", **place, "token": token}, settings.answer_timeout_s)["shared"]:
+    directory = {"workdir": request.workdir}
+    if _ask(session, {"op": "tree_look", **directory, "token": token}, settings.answer_timeout_s)["shared"]:
         return Result(node, shared=True)
-    stats = rsync.stats(copies.run(_argv(wish, node, settings)))
-    request = {"op": "tree_check", **place, "digests": digests, "within_s": settings.sync_timeout_s}
-    told = _ask(session, request, settings.sync_timeout_s + settings.answer_timeout_s)
-    counts = {name: told[name] for name in ("checked", "missing", "differing")}
-    return Result(node, False, stats, **counts, names=tuple(told["names"]))
+    stats = rsync.stats(copies.run(_argv(request, node, settings)))
+    check = {"op": "tree_check", **directory, "digests": digests, "within_s": settings.sync_timeout_s}
+    checked = _ask(session, check, settings.sync_timeout_s + settings.answer_timeout_s)
+    counts = {name: checked[name] for name in ("checked", "missing", "differing")}
+    return Result(node, False, stats, **counts, names=tuple(checked["names"]))
 
 
 def _ask(session: Session, request: Mapping[str, Any], timeout_s: float) -> Mapping[str, Any]:
@@ -226,16 +239,22 @@ def _ask(session: Session, request: Mapping[str, Any], timeout_s: float) -> Mapp
     return answer
 
 
-def _argv(wish: Wish, node: Node, settings: ConnectionSettings) -> tuple[str, ...]:
-    host, shell = _way(node, settings)
+def _argv(request: SyncRequest, node: Node, settings: ConnectionSettings) -> tuple[str, ...]:
+    host, shell = _rsh_command(node, settings)
     return rsync.copy_argv(
-        wish.source, wish.workdir, host, shell, wish.delete, rules=wish.rules, silent_s=settings.sync_timeout_s
+        request.source,
+        request.workdir,
+        host,
+        shell,
+        request.delete,
+        rules=request.rules,
+        silent_s=settings.sync_timeout_s,
     )
 
 
-def _way(node: Node, settings: ConnectionSettings) -> tuple[str, tuple[str, ...]]:
-    """Return the host as rsync is to name it, and the command that reaches it."""
+def _rsh_command(node: Node, settings: ConnectionSettings) -> tuple[str, tuple[str, ...]]:
+    """Return the host as rsync names it, and the remote shell for `rsync -e`."""
     if node.is_local:
         return "", ()
-    unattended = ("-o", "BatchMode=yes", "-o", f"ConnectTimeout={max(1, round(settings.connect_timeout_s))}")
-    return node.host, (*ssh_argv(node, settings), *unattended)
+    non_interactive = ("-o", "BatchMode=yes", "-o", f"ConnectTimeout={max(1, round(settings.connect_timeout_s))}")
+    return node.host, (*ssh_argv(node, settings), *non_interactive)

@@ -1,4 +1,4 @@
-"""`fab top`: what the nodes do, live; one connection per node, kept."""
+"""`fab top`: show the load of the nodes live, over one open connection per node."""
 
 from __future__ import annotations
 
@@ -32,14 +32,18 @@ Show = Callable[[Snapshot], None]
 
 @dataclass(frozen=True)
 class Target:
-    """Whom to look at.
+    """The hosts to show, and the job on them.
 
     Parameters
     ----------
     nodes : sequence of Node
         The hosts.
+    settings : ConnectionSettings
+        How the hosts are reached.
+    record : Record, optional
+        The job that runs on the hosts.
     addresses : Mapping of int to Mapping
-        What names the job, by node rank, on those that run it.
+        Fields that identify the job in requests, by rank of the nodes that run it.
     """
 
     nodes: Sequence[Node]
@@ -49,14 +53,54 @@ class Target:
 
 
 def run(job: str, hostfile: str, interval_s: float, once: bool, as_json: bool, ctx: CommandContext) -> int:
-    """Show what hosts do, as the flags of `fab top` say; return the exit code."""
+    """Show the load of hosts, as the flags of `fab top` select them.
+
+    Parameters
+    ----------
+    job : str
+        Name of a job; empty: use the hosts.
+    hostfile : str
+        Hosts file; empty: the default one.
+    interval_s : float
+        Seconds between two measurements.
+    once : bool
+        Print one measurement and exit.
+    as_json : bool
+        Print JSON.
+    ctx : CommandContext
+        Records and settings of this command.
+
+    Returns
+    -------
+    int
+        Exit code.
+    """
     target = find_target(job, hostfile, ctx)
     return show_hosts(target, interval_s, once, as_json, job_lookup.stall_s(None, ctx))
 
 
 def show_hosts(target: Target, interval_s: float, once: bool, as_json: bool, stall_s: float) -> int:
-    """Show what the nodes do until Ctrl-C; return 0, or with `once` 1 if a node did not tell."""
-    feed = NodeStreams(
+    """Show the load of the nodes until Ctrl-C.
+
+    Parameters
+    ----------
+    target : Target
+        The hosts and the job.
+    interval_s : float
+        Seconds between two measurements.
+    once : bool
+        Print one measurement and exit.
+    as_json : bool
+        Print JSON.
+    stall_s : float
+        Seconds without output after which the job counts as hanging.
+
+    Returns
+    -------
+    int
+        Exit code: with `once` 1 if a node did not answer, else 0.
+    """
+    streams = NodeStreams(
         target.nodes, target.settings, lambda node: _request(target, node, interval_s), 3 * interval_s + 5
     )
     views = {node.rank: View(node) for node in target.nodes}
@@ -69,13 +113,13 @@ def show_hosts(target: Target, interval_s: float, once: bool, as_json: bool, sta
 
     try:
         if once:
-            return _once(feed, views, snapshot, as_json, _patience_s(target.settings, interval_s))
+            return _once(streams, views, snapshot, as_json, _first_answer_s(target.settings, interval_s))
         with _display(as_json) as show:
-            _for_ever(feed, views, snapshot, show, interval_s)
-    except KeyboardInterrupt:  # how one leaves it
+            _refresh_loop(streams, views, snapshot, show, interval_s)
+    except KeyboardInterrupt:  # Ctrl-C is the normal way to exit
         return 0
     finally:
-        feed.close()
+        streams.close()
     return 0
 
 
@@ -83,48 +127,48 @@ def _request(target: Target, node: Node, interval_s: float) -> Mapping[str, Any]
     return {**(target.addresses.get(node.rank) or {}), "op": "load", "interval_s": interval_s}
 
 
-def _patience_s(settings: ConnectionSettings, interval_s: float) -> float:
+def _first_answer_s(settings: ConnectionSettings, interval_s: float) -> float:
     return 3 * settings.connect_timeout_s + settings.answer_timeout_s + interval_s
 
 
 def _once(
-    feed: NodeStreams, views: dict[int, View], snapshot: Callable[[], Snapshot], as_json: bool, patience_s: float
+    streams: NodeStreams, views: dict[int, View], snapshot: Callable[[], Snapshot], as_json: bool, patience_s: float
 ) -> int:
     deadline = time.monotonic() + patience_s
     while any(view.load is None and not view.error for view in views.values()) and time.monotonic() < deadline:
-        _take(feed, views)
+        _update(streams, views)
         time.sleep(_POLL_S)
     found = snapshot()
     write_out(json.dumps(host_load.as_json(found), indent=2) if as_json else host_load.text(found))
     return 1 if any(view.error or view.load is None for view in found.views) else 0
 
 
-def _for_ever(
-    feed: NodeStreams, views: dict[int, View], snapshot: Callable[[], Snapshot], show: Show, interval_s: float
+def _refresh_loop(
+    streams: NodeStreams, views: dict[int, View], snapshot: Callable[[], Snapshot], show: Show, interval_s: float
 ) -> None:
     due = time.monotonic() + min(1.0, interval_s)
     while True:
-        _take(feed, views)
+        _update(streams, views)
         if time.monotonic() >= due:
             show(snapshot())
             due = time.monotonic() + interval_s
         time.sleep(_POLL_S)
 
 
-def _take(feed: NodeStreams, views: dict[int, View]) -> None:
-    for node, news in feed.news():
-        if isinstance(news, TorchfabError):
-            views[node.rank] = View(node, error=news.message.splitlines()[0])
-        elif "load" in news:
-            views[node.rank] = View(node, news["load"])
+def _update(streams: NodeStreams, views: dict[int, View]) -> None:
+    for node, update in streams.news():
+        if isinstance(update, TorchfabError):
+            views[node.rank] = View(node, error=update.message.splitlines()[0])
+        elif "load" in update:
+            views[node.rank] = View(node, update["load"])
 
 
-# ---- showing it
+# ---- display
 
 
 @contextmanager
 def _display(as_json: bool) -> Iterator[Show]:
-    """Give what shows a snapshot: in place on a terminal, else one after the other."""
+    """Yield the function that shows a snapshot: in place on a terminal, otherwise one below the other."""
     if as_json:
         yield lambda found: write_out(json.dumps(host_load.as_json(found)))
     elif not sys.stdout.isatty():
@@ -141,18 +185,37 @@ def _display(as_json: bool) -> Iterator[Show]:
 def _coloured(text: str) -> Any:
     from rich.text import Text
 
-    shown = Text(text, no_wrap=True, overflow="crop")
-    shown.highlight_regex(_MARKS, "bold red")
-    return shown
+    coloured = Text(text, no_wrap=True, overflow="crop")
+    coloured.highlight_regex(_MARKS, "bold red")
+    return coloured
 
 
-# ---- whom to look at
+# ---- selection of the hosts
 
 
 def find_target(job: str, hostfile: str, ctx: CommandContext) -> Target:
-    """Return the hosts to look at: those of a job that is named, else those of `-H` or the hosts file.
+    """Return the hosts to show: those of a named job, else those of `-H` or the hosts file.
 
-    In the second case the latest job is looked at where it runs on them.
+    In the second case, the latest job is shown too if it runs on these hosts.
+
+    Parameters
+    ----------
+    job : str
+        Name of a job; empty: use the hosts.
+    hostfile : str
+        Hosts file; empty: the default one.
+    ctx : CommandContext
+        Records and settings of this command.
+
+    Returns
+    -------
+    Target
+        The hosts and the job.
+
+    Raises
+    ------
+    UsageError
+        Both a job and hosts are given.
     """
     if job:
         if hostfile or ctx.hosts:
@@ -162,8 +225,8 @@ def find_target(job: str, hostfile: str, ctx: CommandContext) -> Target:
     record = _latest(ctx)
     if record is None:
         return Target(nodes, ctx.settings)
-    where = {(node.host, node.port): address for node, address in runtimes.load(record.runtime).machines(record)}
-    addresses = {node.rank: where.get((node.host, node.port)) for node in nodes}
+    by_host = {(node.host, node.port): address for node, address in runtimes.load(record.runtime).machines(record)}
+    addresses = {node.rank: by_host.get((node.host, node.port)) for node in nodes}
     return Target(nodes, ctx.settings, record if any(addresses.values()) else None, addresses)
 
 
@@ -173,7 +236,7 @@ def _target_of(record: Record) -> Target:
 
 
 def _latest(ctx: CommandContext) -> Record | None:
-    """Return the latest job if it has not ended, and ssh reaches it."""
+    """Return the latest job if it has not ended and ssh reaches its hosts."""
     try:
         record = ctx.records.latest()
         if record.last_seen()["ended"]:

@@ -1,4 +1,4 @@
-"""`fab trust`: show the host keys of all hosts at once, ask once, and remember them as ssh does."""
+"""`fab trust`: show the host keys of all hosts at once, ask once, and write them into known_hosts as ssh does."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from torchfab.transport.ssh.host_keys import Rules
 
 
 @dataclass(frozen=True)
-class Sight:
-    """The key that a host shows, and what is known of it.
+class ShownKey:
+    """The key that a host presents, and whether known_hosts has it.
 
     Parameters
     ----------
     label : str
-        The host, for people.
+        Display name of the host.
     rules : Rules
-        What ssh's configuration says of it.
+        ssh's configuration of host key checks for the host.
     key : paramiko.PKey
         The key.
     verdict : Verdict
-        Whether it is known.
+        Whether it is known, new, changed or revoked.
     """
 
     label: str
@@ -42,126 +42,199 @@ class Sight:
     verdict: known_hosts.Verdict
 
     @property
-    def standing(self) -> str:
+    def status(self) -> str:
         """`known`, `new`, `CHANGED` or `REVOKED`."""
         standing = self.verdict.standing
         return standing if standing in ("known", "new") else standing.upper()
 
 
 def run(flags: TrustFlags, ctx: CommandContext) -> int:
-    """Show the host keys of all hosts, ask once, and write the new ones into known_hosts; return 0."""
+    """Show the host keys of all hosts, ask once, and write the new ones into known_hosts.
+
+    Parameters
+    ----------
+    flags : TrustFlags
+        The flags of `fab trust`.
+    ctx : CommandContext
+        Working directory and settings.
+
+    Returns
+    -------
+    int
+        Exit code 0.
+    """
     trust(read_nodes(flags.hostfile, ctx), ctx.settings, flags.yes, flags.json)
     return 0
 
 
 def trust(nodes: Sequence[Node], settings: ConnectionSettings, yes: bool, as_json: bool) -> None:
-    """Look at the keys of all hosts and of those they are reached through, ask, and remember what is new.
+    """Fetch the keys of all hosts and of their jump hosts, ask, and save the new ones.
 
-    Nobody is gone through whose key is not known: where jump hosts are new, those are asked for first, by themselves.
+    A connection never passes a jump host whose key is not known: new jump hosts are confirmed first, separately.
 
     Parameters
     ----------
     nodes : sequence of Node
         The hosts; `localhost` has no key.
+    settings : ConnectionSettings
+        How the hosts are reached.
     yes : bool
         Do not ask.
     as_json : bool
-        Print JSON, and ask nothing: without `yes`, nothing is written.
+        Print JSON and do not ask: without `yes`, nothing is written.
 
     Raises
     ------
     HostsFailedError
-        At the end some host is not known, or did not answer.
+        A host is not trusted at the end, or did not answer.
     UsageError
-        There is something to ask, and no terminal.
+        A question is necessary, and there is no terminal.
     """
-    ways = ways_to(nodes, settings)
-    seen: dict[str, Sight] = {}
+    chains = hop_chains(nodes, settings)
+    keys: dict[str, ShownKey] = {}
     problems: dict[str, TorchfabError] = {}
-    for depth in range(max(map(len, ways.values()), default=0)):
-        wave = {label: hops[-1] for label, hops in ways.items() if len(hops) == depth + 1}
-        for label, result in look(wave, settings):
-            if isinstance(result, Sight):
-                seen[label] = result
+    for depth in range(max(map(len, chains.values()), default=0)):
+        wave = {label: hops[-1] for label, hops in chains.items() if len(hops) == depth + 1}
+        for label, result in fetch_keys(wave, settings):
+            if isinstance(result, ShownKey):
+                keys[label] = result
             else:
                 problems[label] = result
-        found = [seen[label] for label in wave if label in seen]
-        problems.update(introduce(found, yes, as_json))
+        found = [keys[label] for label in wave if label in keys]
+        problems.update(confirm(found, yes, as_json))
     if as_json:
-        write_out(json.dumps([as_value(label, seen.get(label), problems.get(label)) for label in ways], indent=2))
+        values = [as_json_value(label, keys.get(label), problems.get(label)) for label in chains]
+        write_out(json.dumps(values, indent=2))
     if problems:
-        ordered = {label: problems[label] for label in ways if label in problems}
-        raise HostsFailedError(f"{len(ordered)} of {len(ways)} hosts are not trusted", ordered)
+        ordered = {label: problems[label] for label in chains if label in problems}
+        raise HostsFailedError(f"{len(ordered)} of {len(chains)} hosts are not trusted", ordered)
 
 
-def ways_to(nodes: Sequence[Node], settings: ConnectionSettings) -> dict[str, list[Any]]:
-    """Return, by label, the connections through which each host is reached, itself last; jump hosts are hosts too."""
+def hop_chains(nodes: Sequence[Node], settings: ConnectionSettings) -> dict[str, list[Any]]:
+    """Return the chain of connections to each host and to each jump host.
+
+    Parameters
+    ----------
+    nodes : sequence of Node
+        The hosts; `localhost` is skipped.
+    settings : ConnectionSettings
+        How the hosts are reached.
+
+    Returns
+    -------
+    dict of str to list
+        Connections by label: jump hosts first, the host last.
+    """
     remote = [node for node in nodes if not node.is_local]
-    made = connections(remote, settings)
-    ways: dict[str, list[Any]] = {}
+    by_rank = connections(remote, settings)
+    chains: dict[str, list[Any]] = {}
     for node in remote:
-        connection = made[node.rank]
+        connection = by_rank[node.rank]
         hops = [connection] if isinstance(connection, HostError) else connect.hops(connection)
         for count, hop in enumerate(hops[:-1], 1):
-            ways.setdefault(connect.label(hop), hops[:count])
-        ways[node.label] = hops
-    return ways
+            chains.setdefault(connect.label(hop), hops[:count])
+        chains[node.label] = hops
+    return chains
 
 
-def look(wave: Mapping[str, Any], settings: ConnectionSettings) -> Iterable[tuple[str, Sight | TorchfabError]]:
-    """Yield what each host shows, or why it shows nothing, as they answer."""
+def fetch_keys(wave: Mapping[str, Any], settings: ConnectionSettings) -> Iterable[tuple[str, ShownKey | TorchfabError]]:
+    """Fetch the keys of hosts in parallel.
 
-    def act(label: str) -> Sight:
+    Parameters
+    ----------
+    wave : Mapping of str to object
+        Connections by label.
+    settings : ConnectionSettings
+        Timeouts and fan-out.
+
+    Returns
+    -------
+    iterable of tuple
+        Label, and key or error, in the order of the answers.
+    """
+
+    def fetch(label: str) -> ShownKey:
         rules, key = login.host_key(wave[label])
-        return Sight(label, rules, key, host_keys.judge(rules, key))
+        return ShownKey(label, rules, key, host_keys.judge(rules, key))
 
-    for done, (label, result) in enumerate(fan_out(wave, act, settings.fanout), 1):
+    for done, (label, result) in enumerate(fan_out(wave, fetch, settings.fanout), 1):
         progress("asking for host keys", done, len(wave))
-        unknown = isinstance(result, Exception) and not isinstance(result, TorchfabError)
-        yield label, HostError(f"{type(result).__name__}: {result}") if unknown else result  # type: ignore[misc]
+        unexpected = isinstance(result, Exception) and not isinstance(result, TorchfabError)
+        yield label, HostError(f"{type(result).__name__}: {result}") if unexpected else result  # type: ignore[misc]
 
 
-def introduce(found: Sequence[Sight], yes: bool, as_json: bool) -> dict[str, TorchfabError]:
-    """Show keys, and remember the new ones if that is wished; return why the others are not trusted, by label."""
+def confirm(found: Sequence[ShownKey], yes: bool, as_json: bool) -> dict[str, TorchfabError]:
+    """Show keys, and save the new ones if the user confirms them.
+
+    Parameters
+    ----------
+    found : sequence of ShownKey
+        The keys of all hosts of one depth.
+    yes : bool
+        Do not ask.
+    as_json : bool
+        Print no table and do not ask.
+
+    Returns
+    -------
+    dict of str to TorchfabError
+        Why the other hosts are not trusted, by label.
+    """
     if not as_json:
         for line in table(found):
             write_out(line)
-    unknown = [sight for sight in found if sight.verdict.standing == "new"]
-    news = [sight for sight in unknown if sight.rules.user_files]
-    refused = [sight for sight in unknown if not sight.rules.user_files]  # what is written for them is never read
-    if news and not yes and (as_json or not _wished(news)):
-        refused += news
+    unknown = [shown for shown in found if shown.verdict.standing == "new"]
+    new_keys = [shown for shown in unknown if shown.rules.user_files]
+    refused = [shown for shown in unknown if not shown.rules.user_files]  # no file that ssh would read for them
+    if new_keys and not yes and (as_json or not _ask_user(new_keys)):
+        refused += new_keys
     else:
-        remember(news)
-    refused = [*refused, *(sight for sight in found if sight.verdict.standing in ("changed", "revoked"))]
-    return {sight.label: host_keys.refusal(sight.rules, sight.key, sight.verdict) for sight in refused}
+        save(new_keys)
+    refused = [*refused, *(shown for shown in found if shown.verdict.standing in ("changed", "revoked"))]
+    return {shown.label: host_keys.refusal(shown.rules, shown.key, shown.verdict) for shown in refused}
 
 
-def table(found: Sequence[Sight]) -> list[str]:
-    """Return a line per host: its name, whether its key is known, and the key as `ssh-keygen -l` prints it."""
-    width = max((len(sight.label) for sight in found), default=0)
+def table(found: Sequence[ShownKey]) -> list[str]:
+    """Render one line per host: its name, the key's status, and the key as `ssh-keygen -l` prints it.
+
+    Parameters
+    ----------
+    found : sequence of ShownKey
+        The keys.
+
+    Returns
+    -------
+    list of str
+        The lines.
+    """
+    width = max((len(shown.label) for shown in found), default=0)
     return [
-        f"{sight.label:{width}}  {sight.standing:7}  {host_keys.long_fingerprint(sight.key, sight.rules.name)}"
-        for sight in found
+        f"{shown.label:{width}}  {shown.status:7}  {host_keys.long_fingerprint(shown.key, shown.rules.name)}"
+        for shown in found
     ]
 
 
-def _wished(news: Sequence[Sight]) -> bool:
+def _ask_user(new_keys: Sequence[ShownKey]) -> bool:
     if not sys.stdin.isatty():
         raise UsageError(
-            f"{len(news)} host keys are new, and there is no terminal to ask whether they are right",
+            f"{len(new_keys)} host keys are new, and there is no terminal to ask whether they are right",
             "compare them with what the hosts' owner says (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub there), "
             "then: fab trust --yes",
         )
-    files = ", ".join(sorted({sight.rules.first_file for sight in news}))
-    what = "this key" if len(news) == 1 else f"these {len(news)} new keys"
-    question = f"write {what} into {files}? Only if that is what the hosts' owner says [yes/no] "
+    files = ", ".join(sorted({shown.rules.first_file for shown in new_keys}))
+    subject = "this key" if len(new_keys) == 1 else f"these {len(new_keys)} new keys"
+    question = f"write {subject} into {files}? Only if that is what the hosts' owner says [yes/no] "
     print(question, end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def remember(news: Sequence[Sight]) -> None:
+def save(new_keys: Sequence[ShownKey]) -> None:
     """Write new keys into the first known_hosts file of each host.
+
+    Parameters
+    ----------
+    new_keys : sequence of ShownKey
+        The keys.
 
     Raises
     ------
@@ -169,8 +242,8 @@ def remember(news: Sequence[Sight]) -> None:
         A file cannot be written.
     """
     lines: dict[str, dict[str, str]] = {}
-    for sight in news:
-        lines.setdefault(sight.rules.first_file, {})[sight.rules.name] = sight.rules.line_for(sight.key)
+    for shown in new_keys:
+        lines.setdefault(shown.rules.first_file, {})[shown.rules.name] = shown.rules.line_for(shown.key)
     for path, by_name in lines.items():
         try:
             known_hosts.append(path, list(by_name.values()))
@@ -179,9 +252,24 @@ def remember(news: Sequence[Sight]) -> None:
         write_err(f"{len(by_name)} {'key' if len(by_name) == 1 else 'keys'} written into {path}")
 
 
-def as_value(label: str, sight: Sight | None, problem: TorchfabError | None) -> dict[str, Any]:
-    """Return what is known of a host as JSON has it."""
-    standing = sight.verdict.standing if sight else "silent"
-    key = host_keys.fingerprint(sight.key) if sight else ""
+def as_json_value(label: str, shown: ShownKey | None, problem: TorchfabError | None) -> dict[str, Any]:
+    """Return the JSON value of a host.
+
+    Parameters
+    ----------
+    label : str
+        Display name of the host.
+    shown : ShownKey, optional
+        Its key; None if it presented none.
+    problem : TorchfabError, optional
+        Why it is not trusted; None if it is.
+
+    Returns
+    -------
+    dict
+        `host`, `standing`, `key`, `trusted` and `problem`.
+    """
+    standing = shown.verdict.standing if shown else "silent"
+    key = host_keys.fingerprint(shown.key) if shown else ""
     problem_text = problem.message if problem else ""
     return {"host": label, "standing": standing, "key": key, "trusted": problem is None, "problem": problem_text}
