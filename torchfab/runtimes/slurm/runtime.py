@@ -394,7 +394,7 @@ class _Stream:
                 self.session = _open(self.record)
                 self.session.post(self.request)
             for frame in self.session.take():
-                yield from self._of(frame)
+                yield from self._frame_events(frame)
         except TorchfabError as error:
             if not self.done:
                 yield self._disconnect(error)
@@ -404,7 +404,7 @@ class _Stream:
         self.retry_at = time.monotonic() + _RETRY_S
         return ContactLost(login_node(self.record), error if isinstance(error, HostError) else HostError(error.message))
 
-    def _of(self, frame: Mapping[str, Any]) -> Iterator[Event]:
+    def _frame_events(self, frame: Mapping[str, Any]) -> Iterator[Event]:
         if "seen" in frame or "end" in frame:
             found = state.job_status(self.record, frame.get("end", frame.get("seen")), time.time(), time.time())
             self.nodes.update({each.node.rank: each.node for each in found.nodes})
