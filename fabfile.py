@@ -241,10 +241,10 @@ def supervise(
 ) -> int:
     """See a job through failures, lost nodes and hangs; take it up again where its supervisor has died."""
     from torchfab.commands import job_lookup
-    from torchfab.commands.supervise import SuperviseFlags, take_up
+    from torchfab.commands.supervise import SuperviseFlags, supervise_existing
 
     ctx, wishes = _context(c), SuperviseFlags(restarts, stall, backoff, notify)
-    return take_up(job_lookup.find(job, ctx), wishes, follow, tmux, ctx, _fab(c))
+    return supervise_existing(job_lookup.find(job, ctx), wishes, follow, tmux, ctx, _fab(c))
 
 
 @job_task(grace=flag(None, "Seconds between SIGTERM and SIGKILL. [as launched; 10]", SECONDS))

@@ -23,11 +23,11 @@ from torchfab.core import console, dry_run, environment
 from torchfab.core.errors import HostError, TorchfabError, UsageError
 from torchfab.core.inventory import fold
 from torchfab.core.specs import Node
-from torchfab.core.status import as_json, table
+from torchfab.core.status import as_json, table_rows
 from torchfab.network import report
 from torchfab.runtimes.kubernetes import client, log_lines
 from torchfab.runtimes.kubernetes import status as states
-from torchfab.runtimes.kubernetes.status import Seen
+from torchfab.runtimes.kubernetes.status import JobSnapshot
 from torchfab.runtimes.slurm.state import _code
 from torchfab.supervise import notifier
 from torchfab.supervise.quarantine import FILE, Quarantine
@@ -43,10 +43,10 @@ from torchfab.transport.ssh.config_index import Indexed
 
 @fuzzed(st.lists(st.one_of(texts(), st.builds("{}={}".format, names(), texts())), max_size=4))
 def test_env_flags_are_read_or_refused(pairs: list[str]) -> None:
-    if error := refusal(UsageError, lambda: environment.parse_flags(pairs)):
+    if error := refusal(UsageError, lambda: environment.parse_env_flags(pairs)):
         assert error.message.startswith("--env")
         return
-    env = environment.parse_flags(pairs)
+    env = environment.parse_env_flags(pairs)
     assert env == {pair.partition("=")[0]: pair.partition("=")[2] for pair in pairs}
     assert all(name.isascii() and name.isidentifier() for name in env)
 
@@ -138,10 +138,10 @@ def test_any_host_certificate_is_refused_or_read(name: str, principals: list[str
     whole = certificate(name, principals)
     read = host_certificates.read(whole)
     assert (read.key_id, read.principals) == (name, tuple(principals))
-    assert host_certificates.objection(read, "a", 9.0)
+    assert host_certificates.rejection_reason(read, "a", 9.0)
     for blob in (other, whole[:cut], whole[:cut] + other + whole[cut + len(other) :]):
         with contextlib.suppress(ValueError):
-            assert isinstance(host_certificates.objection(host_certificates.read(blob), "a", 9.0), str)
+            assert isinstance(host_certificates.rejection_reason(host_certificates.read(blob), "a", 9.0), str)
 
 
 @fuzzed(texts(80), st.dictionaries(st.sampled_from(["node1", "node2"]), texts(40), min_size=1))
@@ -159,13 +159,13 @@ def test_no_error_steers_a_terminal(text: str, reasons: dict[str, str]) -> None:
 
 @fuzzed(st.binary(max_size=80))
 def test_any_list_of_rsync_is_read(output: bytes) -> None:
-    assert all(name and not name.endswith("/") for name in rsync.listed(output))
+    assert all(name and not name.endswith("/") for name in rsync.parse_list(output))
 
 
 @fuzzed(st.one_of(st.text(max_size=80), st.builds("Number of files transferred: {}".format, WORD)), st.integers(0, 300))
 def test_rsync_may_say_what_it_likes(text: str, code: int) -> None:
-    assert rsync.stats(text).files >= 0
-    assert str(rsync.problem(code, text))
+    assert rsync.parse_stats(text).files >= 0
+    assert str(rsync.copy_error(code, text))
 
 
 # ---- schedulers
@@ -181,7 +181,9 @@ def test_any_exit_code_of_slurm_is_a_code_or_none(text: str) -> None:
 def test_any_bytes_are_the_log_of_a_pod(data: bytes, ranks: list[tuple[str, str]]) -> None:
     marked = "".join(f"2026-01-01T00:00:0{index}Z [rank{one}]:{two}\n" for index, (one, two) in enumerate(ranks))
     blocks = [data, marked.encode("utf-8", "replace"), data]
-    for label, when, text in log_lines.Reader(0, {"ranks": None, "grep": None, "lines": None}).past(blocks):
+    for label, when, text in log_lines.PodLogReader(0, {"ranks": None, "grep": None, "lines": None}).read_backlog(
+        blocks
+    ):
         assert isinstance(label, int) or label == log_lines.AGENT
         assert when >= 0
         assert "\n" not in text
@@ -198,20 +200,20 @@ def pod(message: str, reason: str, code: int) -> Mapping[str, Any]:
 
 @fuzzed(st.one_of(texts(80), JSON.map(json.dumps)), texts(20), st.integers(0, 300))
 def test_a_pod_may_leave_any_last_words(message: str, reason: str, code: int) -> None:
-    seen = Seen({"metadata": {"name": "x"}, "spec": {}, "status": {}}, [pod(message, reason, code)], now=9.0)
+    seen = JobSnapshot({"metadata": {"name": "x"}, "spec": {}, "status": {}}, [pod(message, reason, code)], now=9.0)
     details = {"ranks_per_node": 2, "max_restarts": 0, "queue": ""}
     found = states.job_status([Node(0, "x-0")], seen, details, None)
-    assert json.dumps([table(found), as_json("x", found)])
+    assert json.dumps([table_rows(found), as_json("x", found)])
 
 
 @fuzzed(st.one_of(st.binary(max_size=60), JSON.map(json.dumps).map(str.encode)))
 def test_a_cluster_may_refuse_in_any_words(body: bytes) -> None:
     there = client.Cluster.__new__(client.Cluster)
-    there.place, there.server = client.ClusterScope("", "x", "y"), "https://x"
+    there.scope, there.server = client.ClusterScope("", "x", "y"), "https://x"
     for status in (401, 404, 500, 999):
-        error = there._refused(status, body, "/jobsets")
+        error = there._rejection(status, body, "/jobsets")
         assert len(error.message) < 1000
-    assert states.seconds(body.decode(errors="replace")) is None or body[:1].isdigit()
+    assert states.parse_time(body.decode(errors="replace")) is None or body[:1].isdigit()
 
 
 # ---- what a job prints, and what was kept
@@ -227,11 +229,11 @@ RESULT = st.fixed_dictionaries(
 @fuzzed(st.lists(st.one_of(JSON, RESULT), max_size=4), st.text(max_size=30))
 def test_what_looks_like_a_result_of_the_network_and_is_none_is_left_out(lines: list[Any], rubbish: str) -> None:
     hello = {"kind": "hello", "ranks": 2, "backend": "gloo", "interfaces": [], "told": {}}
-    found = report.Measured(nodes=2)
+    found = report.BenchmarkResult(nodes=2)
     for text in (json.dumps(hello), *map(json.dumps, lines), rubbish):
-        found.take(report.MARK + text)
+        found.feed(report.MARK + text)
     hosts = ["node1", "node2"]
-    assert report.text(found, hosts)
+    assert report.render(found, hosts)
     assert json.dumps(report.as_json(found, hosts))
 
 

@@ -34,12 +34,12 @@ def torchfab(ssh_config: str, hosts: list[str], command: str) -> int:
 
     def act(node: Node) -> int:
         connection: Any = made[node.rank]
-        connect.guard(connection)
+        connect.configure_security(connection)
         connection.open()
         channel = connection.transport.open_session()
         channel.exec_command(command)
         code: int = channel.recv_exit_status()
-        connect.hang_up(connection)
+        connect.close_connection(connection)
         return code
 
     return sum(result != 0 for _, result in fan_out(nodes, act, AT_ONCE))

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from torchfab.cli import executor
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.specs import Node
-from torchfab.monitoring.watcher import Printer, Watch
+from torchfab.monitoring.watcher import JobWatcher, Printer
 from torchfab.records import Record
 from torchfab.runtimes import tmux_logs
 from torchfab.transport import bundle
@@ -95,7 +95,7 @@ def watch(kind: str) -> dict[str, Any]:
     bundle.packed()
     executor.collect_seldom()  # as every fab command does
     begun, used = time.time(), time.process_time()
-    Watch(record, Printer()).run({"follow": True, "lines": 0, "ranks": None, "grep": None})
+    JobWatcher(record, Printer()).run({"follow": True, "lines": 0, "ranks": None, "grep": None})
     wall_s, cpu_s = time.time() - begun, time.process_time() - used
     count = sum(each.count(b"step") + each.count(b"debug") for each in data)
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

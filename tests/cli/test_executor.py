@@ -87,10 +87,10 @@ def test_braces_in_a_reason_stay() -> None:
 
 @given(st.dictionaries(st.from_regex(r"[a-z][a-z0-9.]{0,6}[a-z0-9]", fullmatch=True), texts(), min_size=1, max_size=6))
 def test_every_host_that_failed_is_in_some_paragraph(reasons: dict[str, str]) -> None:
-    from torchfab.core.inventory import parse_flag
+    from torchfab.core.inventory import parse_hosts_flag
 
     paragraphs = fold_reasons(failed(**{host: TorchfabError(text) for host, text in reasons.items()}))
-    named = [node.host for each in paragraphs for node in parse_flag(each[2:].partition(":")[0])]
+    named = [node.host for each in paragraphs for node in parse_hosts_flag(each[2:].partition(":")[0])]
     assert sorted(named) == sorted(reasons)
 
 

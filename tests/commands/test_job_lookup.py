@@ -33,7 +33,7 @@ def test_job_is_one_line_of_the_list_whatever_its_script(
     plan = per_node.plan(job, make_nodes("a"), (), make_facts(1))
     ctx.records.write(plan, "tmux", 0.0, ConnectionSettings()).remember("succeeded", 0, ended=True)
     show_jobs(ctx, as_json=False, job="")
-    ctx.records.launched(job.name)
+    ctx.records.end_launch(job.name)
     _head, row, *rest = capfdbinary.readouterr().out.decode().splitlines()
     assert row.endswith("-c import x x.train()")
     assert rest == []

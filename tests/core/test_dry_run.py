@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tests.factories import make_job, make_nodes
 from tests.hostile import HOSTILE, environments, texts
-from torchfab.core.dry_run import dry_run
+from torchfab.core.dry_run import render_dry_run
 from torchfab.core.specs import NodePlan, Plan, Process
 
 # A stub of tmux: runs the arguments after the window's name in the foreground.
@@ -70,7 +70,7 @@ def check(place: Path, commands: list[tuple[list[str], dict[str, str]]], secrets
     """Render and run the script, compare the processes with the plan, and return the script."""
     for old in place.glob("*.json"):
         old.unlink()
-    text = dry_run(plan_of(place, commands, secrets), lambda _: ("bash", "-s"))
+    text = render_dry_run(plan_of(place, commands, secrets), lambda _: ("bash", "-s"))
     paste(place, text, secrets)
     for number, (argv, env) in enumerate(commands):
         cwd, argv_there, env_there = received(place, number)
@@ -116,7 +116,7 @@ def test_lines_equal_to_a_here_document_delimiter_arrive(place: Path) -> None:
 def test_a_secret_that_is_not_exported_prevents_the_start(place: Path) -> None:
     for old in place.glob("*.json"):
         old.unlink()
-    text = dry_run(plan_of(place, [([], {})], {"V_TOKEN": "x"}), lambda _: ("bash", "-s"))
+    text = render_dry_run(plan_of(place, [([], {})], {"V_TOKEN": "x"}), lambda _: ("bash", "-s"))
     env = {**os.environ, "PATH": f"{place}:{os.environ['PATH']}"}
     done = subprocess.run(["bash"], input=text.encode(), env=env, capture_output=True, check=False)
     assert b"V_TOKEN" in done.stderr
@@ -136,7 +136,7 @@ def test_files_are_private_and_the_log_has_the_output(place: Path) -> None:
 
 def test_comments_cannot_inject_commands(place: Path) -> None:
     plan = plan_of(place, [([], {})], {})
-    text = dry_run(
+    text = render_dry_run(
         Plan(plan.job, plan.nodes, 1, {"workdir": "/a\ntouch /tmp/x\r; id"}), lambda _: ("bash", "-s"), ["a\nb", ""]
     )
     head = text.partition("\n\n")[0].splitlines()

@@ -41,37 +41,41 @@ def test_splitting_loses_nothing(env: dict[str, str], more: list[str]) -> None:
 
 def test_only_names_that_match_a_pattern_are_forwarded_sorted() -> None:
     environ = {"NCCL_Z": "1", "NCCL_A": "2", "nccl_b": "3", "HOME": "/h", "PATH": "/p", "https_proxy": "x", "NCCL": "4"}
-    assert environment.forwarded(environ, ["NCCL_*", "*_proxy"]) == {"NCCL_A": "2", "NCCL_Z": "1", "https_proxy": "x"}
+    assert environment.select_forwarded(environ, ["NCCL_*", "*_proxy"]) == {
+        "NCCL_A": "2",
+        "NCCL_Z": "1",
+        "https_proxy": "x",
+    }
 
 
 def test_exported_shell_functions_are_not_forwarded() -> None:
-    assert environment.forwarded({"BASH_FUNC_x%%": "() { :; }", "1A": "", "A-B": "", "": ""}, ["*"]) == {}
+    assert environment.select_forwarded({"BASH_FUNC_x%%": "() { :; }", "1A": "", "A-B": "", "": ""}, ["*"]) == {}
 
 
 @fuzzed(st.dictionaries(texts(), texts(), max_size=5), st.lists(texts(), max_size=3))
 def test_forwarding_does_not_change_values(environ: dict[str, str], patterns: list[str]) -> None:
-    assert environment.forwarded(environ, patterns).items() <= environ.items()
+    assert environment.select_forwarded(environ, patterns).items() <= environ.items()
 
 
 @pytest.mark.parametrize("value", [pytest.param(text, id=name) for name, text in HOSTILE.items()])
 def test_an_env_value_is_all_after_the_first_equals_sign(value: str) -> None:
-    assert environment.parse_flags([f"A={value}", "B=2"]) == {"A": value, "B": "2"}
+    assert environment.parse_env_flags([f"A={value}", "B=2"]) == {"A": value, "B": "2"}
 
 
 def test_the_last_env_flag_of_a_name_counts() -> None:
-    assert environment.parse_flags(["A=1", "B=2", "A=3"]) == {"A": "3", "B": "2"}
+    assert environment.parse_env_flags(["A=1", "B=2", "A=3"]) == {"A": "3", "B": "2"}
 
 
 def test_an_env_flag_without_equals_sign_is_rejected() -> None:
     with pytest.raises(UsageError) as caught:
-        environment.parse_flags(["A=1", "NCCL_DEBUG"])
+        environment.parse_env_flags(["A=1", "NCCL_DEBUG"])
     assert str(caught.value) == "--env expects NAME=VALUE, got 'NCCL_DEBUG'\n  fix: --env NCCL_DEBUG=VALUE"
 
 
 @pytest.mark.parametrize("pair", ["=x", "1A=x", "A-B=x", "A B=x", "é=x", "A;id=x", "BASH_FUNC_x%%=x", "A=\0"])
 def test_an_invalid_variable_name_is_rejected(pair: str) -> None:
     with pytest.raises(UsageError, match=r"^--env: .* cannot name an environment variable"):
-        environment.parse_flags([pair])
+        environment.parse_env_flags([pair])
 
 
 @pytest.mark.parametrize(
@@ -81,7 +85,7 @@ def test_an_invalid_variable_name_is_rejected(pair: str) -> None:
 def test_omp_threads_are_one_with_gpus_else_a_share_of_cores(
     processes: int, gpus: int, cpus: int, expected: str
 ) -> None:
-    assert environment.threads(processes, gpus, cpus) == {"OMP_NUM_THREADS": expected}
+    assert environment.omp_threads(processes, gpus, cpus) == {"OMP_NUM_THREADS": expected}
 
 
 def test_rank_variables_equal_those_of_torchrun() -> None:
@@ -101,4 +105,4 @@ def test_visible_devices_are_set_only_where_named() -> None:
 
 
 def test_marks_name_the_job_and_the_node() -> None:
-    assert environment.marks("gpt2-01", 3) == {"TORCHFAB_JOB_ID": "gpt2-01", "TORCHFAB_NODE_RANK": "3"}
+    assert environment.job_markers("gpt2-01", 3) == {"TORCHFAB_JOB_ID": "gpt2-01", "TORCHFAB_NODE_RANK": "3"}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from torchfab.core.format import columns, duration
+from torchfab.core.format import align_columns, duration
 
 
 def test_columns_are_aligned_without_trailing_blanks() -> None:
     assert (
-        columns([["a", "b", "c"], ["longer", "", "d"], ["x", "yy", ""]]) == "a       b   c\nlonger      d\nx       yy"
+        align_columns([["a", "b", "c"], ["longer", "", "d"], ["x", "yy", ""]])
+        == "a       b   c\nlonger      d\nx       yy"
     )
 
 

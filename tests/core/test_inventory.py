@@ -13,12 +13,12 @@ from tests.hostile import HOSTILE, UTF8
 from tests.support import fuzzed
 from torchfab.core.errors import InventoryError
 from torchfab.core.inventory import (
-    MOST_HOSTS,
+    MAX_HOSTS,
     fold,
     fold_ranks,
-    parse_flag,
     parse_gpus,
     parse_hosts,
+    parse_hosts_flag,
     parse_ranks,
     read_gpus,
     read_hosts,
@@ -181,15 +181,15 @@ def test_an_error_names_a_bad_range_and_its_line(host: str) -> None:
 
 @pytest.mark.parametrize("host", ["n[0-10000]", "n[0-9999]m[0-9999]", "n[1-99999999999999]", f"n[{'9' * 5000}]"])
 def test_a_too_large_range_is_rejected_before_expansion(host: str) -> None:
-    assert message(host) == f"hosts:1: the range {host} has more than {MOST_HOSTS} hosts\n  fix: {EXPECTED}"
+    assert message(host) == f"hosts:1: the range {host} has more than {MAX_HOSTS} hosts\n  fix: {EXPECTED}"
 
 
 def test_the_largest_range_is_accepted() -> None:
-    assert len(hosts_of("n[0-9999]")) == MOST_HOSTS
+    assert len(hosts_of("n[0-9999]")) == MAX_HOSTS
 
 
 def test_the_hosts_flag_is_split_at_commas_outside_ranges() -> None:
-    assert [(node.host, node.port, node.origin) for node in parse_flag("n[1,3],b:22,[::1]:5")] == [
+    assert [(node.host, node.port, node.origin) for node in parse_hosts_flag("n[1,3],b:22,[::1]:5")] == [
         ("n1", None, "-H"),
         ("n3", None, "-H"),
         ("b", 22, "-H"),
@@ -304,7 +304,7 @@ HOST_CHARS = st.text("ab019-_.:@[]/,=%# \n\r\t'$;é\ufeff\u2028", max_size=40)
 
 @fuzzed(st.one_of(st.text(max_size=200), HOST_CHARS, st.sampled_from(list(HOSTILE.values()))))
 def test_any_text_is_parsed_or_rejected_as_an_inventory(text: str) -> None:
-    for parse in (lambda: parse_hosts(text, "x"), lambda: parse_gpus(text, "x"), lambda: parse_flag(text)):
+    for parse in (lambda: parse_hosts(text, "x"), lambda: parse_gpus(text, "x"), lambda: parse_hosts_flag(text)):
         try:
             parse()
         except InventoryError as refused:
@@ -355,7 +355,7 @@ def test_invalid_ranks_are_rejected(text: str) -> None:
 
 @given(st.sets(st.from_regex(r"[a-z]{1,3}(-?[0-9]{1,3}){0,2}(\.[a-z]{1,3})?", fullmatch=True), min_size=1, max_size=20))
 def test_folded_hosts_can_be_parsed(hosts: set[str]) -> None:
-    assert {node.host for node in parse_flag(fold(sorted(hosts)))} == hosts
+    assert {node.host for node in parse_hosts_flag(fold(sorted(hosts)))} == hosts
 
 
 @pytest.mark.parametrize(

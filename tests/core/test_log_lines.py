@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.hostile import HOSTILE
 from tests.support import fuzzed
-from torchfab.core.log_lines import FoldedLine, Line, batches, clean, fold_lines
+from torchfab.core.log_lines import FoldedLine, Line, batches, fold_lines, strip_controls
 
 LABELS = st.one_of(st.integers(0, 5), st.sampled_from(["agent", "local 0"]))
 LINES = st.lists(
@@ -101,7 +101,7 @@ def test_batches_contain_every_line_once_sorted_by_time(written: list[Line], win
     ],
 )
 def test_escape_sequences_and_control_characters_are_stripped(text: str, expected: str) -> None:
-    assert clean(text) == expected
+    assert strip_controls(text) == expected
 
 
 @fuzzed(st.one_of(st.text(), st.sampled_from(list(HOSTILE.values())), st.text("\x1b[]0;mPc\\\x07\x9ba", max_size=20)))
@@ -112,4 +112,4 @@ def test_no_control_character_is_printed(text: str) -> None:
 
 @given(st.text(st.characters(exclude_categories=("Cc", "Cs"))))
 def test_printable_text_is_not_changed(text: str) -> None:
-    assert clean(text) == text
+    assert strip_controls(text) == text

@@ -21,11 +21,11 @@ from torchfab.core.errors import UsageError
     ],
 )
 def test_hosts_and_slots_follow_the_allocation(more: dict[str, str], slots: list[int | None]) -> None:
-    nodes = slurm_allocation.nodes_of({"SLURM_JOB_NODELIST": "gpu[07-08],login2", **more})
+    nodes = slurm_allocation.allocated_nodes({"SLURM_JOB_NODELIST": "gpu[07-08],login2", **more})
     assert [(node.rank, node.host) for node in nodes] == [(0, "gpu07"), (1, "gpu08"), (2, "login2")]
     assert [node.slots for node in nodes] == slots
 
 
 def test_the_error_outside_an_allocation_has_a_fix() -> None:
     with pytest.raises(UsageError, match=r"this terminal is in none\n  fix: begin one: salloc --nodes 2"):
-        slurm_allocation.nodes_of({})
+        slurm_allocation.allocated_nodes({})

@@ -16,9 +16,9 @@ from tests.factories import make_nodes
 from torchfab.config.validate import check
 from torchfab.core import stall
 from torchfab.core.errors import UsageError
-from torchfab.core.stall import Quiet
+from torchfab.core.stall import Silence
 from torchfab.core.status import JobStatus, NodeStatus
-from torchfab.monitoring.stall_alarm import Alarm
+from torchfab.monitoring.stall_alarm import StallAlarm
 
 
 def line(age_s: float, text: str = "step 9", label: int | str = 0, skew_s: float = 0.0) -> dict[str, Any]:
@@ -40,52 +40,55 @@ def job(*nodes: NodeStatus) -> JobStatus:
 
 
 def test_silence_is_measured_from_the_last_rank_that_logged() -> None:
-    found = stall.quiet(job(running(0, 400.0), running(1, 320.0)))
-    assert found == Quiet(320.0, "node1", 1, "step 1")
+    found = stall.measure_silence(job(running(0, 400.0), running(1, 320.0)))
+    assert found == Silence(320.0, "node1", 1, "step 1")
 
 
 def test_one_logging_rank_prevents_the_alarm() -> None:
-    assert stall.find(job(running(0, 4000.0), running(1, 2.0)), 300) is None
+    assert stall.detect_stall(job(running(0, 4000.0), running(1, 2.0)), 300) is None
 
 
 @given(st.lists(st.tuples(st.floats(0, 800), st.floats(-1e5, 1e5)), min_size=1, max_size=5))
 def test_wrong_node_clocks_do_not_matter(ages: list[tuple[float, float]]) -> None:
-    found = stall.quiet(job(*[running(index, age, skew) for index, (age, skew) in enumerate(ages)]))
+    found = stall.measure_silence(job(*[running(index, age, skew) for index, (age, skew) in enumerate(ages)]))
     assert found is not None
     assert found.seconds == pytest.approx(min(age for age, _ in ages), abs=1e-3)
 
 
 def test_a_rank_that_never_logged_is_measured_from_its_start() -> None:
-    assert stall.quiet(job(running(0, None))) == Quiet(900.0)
+    assert stall.measure_silence(job(running(0, None))) == Silence(900.0)
 
 
 def test_a_restarted_rank_counts_as_active() -> None:
     again = process("running", rank(0, started=NOW - 700), rank(0, attempt=1, started=NOW - 20), last_line=line(500))
-    found = stall.quiet(job(node(0, again), running(1, 600)))
-    assert found == Quiet(20.0, "node0", 0, "step 9")
+    found = stall.measure_silence(job(node(0, again), running(1, 600)))
+    assert found == Silence(20.0, "node0", 0, "step 9")
 
 
 def test_an_agent_that_waits_for_a_missing_node_is_silent() -> None:
-    assert stall.find(job(node(0, process("running", started=NOW - 500))), 300) is not None
+    assert stall.detect_stall(job(node(0, process("running", started=NOW - 500))), 300) is not None
 
 
 @pytest.mark.parametrize("state", ["starting", "succeeded", "failed", "stopped", "lost"])
 def test_a_process_that_does_not_run_is_not_silent(state: str) -> None:
-    assert stall.quiet(job(node(0, process(state, rank(0), last_line=line(500))))) is None
+    assert stall.measure_silence(job(node(0, process(state, rank(0), last_line=line(500))))) is None
 
 
 def test_a_launcher_whose_ranks_have_all_ended_is_not_silent() -> None:
-    assert stall.quiet(job(node(0, process("running", rank(0, code=0, ended=940.0), last_line=line(500))))) is None
+    assert (
+        stall.measure_silence(job(node(0, process("running", rank(0, code=0, ended=940.0), last_line=line(500)))))
+        is None
+    )
 
 
 def test_a_failed_job_is_not_silent() -> None:
     failed = node(1, process("failed", rank(1, code=7, ended=940.0)))
-    assert stall.quiet(job(running(0, 500), failed)) is None
+    assert stall.measure_silence(job(running(0, 500), failed)) is None
 
 
 @pytest.mark.parametrize(("stall_s", "is_stalled"), [(300, True), (400.0, True), (401, False), (0, False)])
 def test_the_threshold_is_respected_and_zero_disables_it(stall_s: float, is_stalled: bool) -> None:
-    assert (stall.find(job(running(0, 400.0)), stall_s) is not None) is is_stalled
+    assert (stall.detect_stall(job(running(0, 400.0)), stall_s) is not None) is is_stalled
 
 
 # ---- the warning
@@ -93,9 +96,9 @@ def test_the_threshold_is_respected_and_zero_disables_it(stall_s: float, is_stal
 
 def test_the_warning_has_duration_last_line_and_next_command() -> None:
     lost = NodeStatus(make_nodes("node0", "node1")[1], "unreachable", "no answer")
-    found = stall.find(job(running(0, 754.0), lost), 300)
+    found = stall.detect_stall(job(running(0, 754.0), lost), 300)
     assert found is not None
-    assert stall.words(found, "gpt2").splitlines() == [
+    assert stall.render_warning(found, "gpt2").splitlines() == [
         "gpt2: no rank has logged for 12 min 34 s (node1 cannot be asked): it may hang",
         "  the last line: node0 [0] step 0",
         "  what each rank is doing: fab stacks gpt2",
@@ -103,12 +106,12 @@ def test_the_warning_has_duration_last_line_and_next_command() -> None:
 
 
 def test_the_warning_for_a_job_that_never_logged() -> None:
-    words = stall.words(Quiet(301.0), "gpt2")
+    words = stall.render_warning(Silence(301.0), "gpt2")
     assert "nothing was logged since it was started" in words
 
 
 def test_the_last_line_is_stripped_of_escape_sequences() -> None:
-    assert "\x1b" not in stall.words(Quiet(301.0, "node0", 0, "\x1b[2Jstep"), "gpt2")
+    assert "\x1b" not in stall.render_warning(Silence(301.0, "node0", 0, "\x1b[2Jstep"), "gpt2")
 
 
 def test_as_json_has_the_silence() -> None:
@@ -134,7 +137,7 @@ class Watched:
     def __init__(self, stall_s: float = 0.2) -> None:
         self.requests: queue.SimpleQueue[float] = queue.SimpleQueue()
         self.age_s = 0.0
-        self.alarm = Alarm("gpt2", stall_s, self.status)
+        self.alarm = StallAlarm("gpt2", stall_s, self.status)
 
     def status(self) -> JobStatus:
         self.requests.put(time.monotonic())
@@ -143,9 +146,9 @@ class Watched:
     def pace(self, requests: int) -> None:
         """Run the alarm until it has sent so many status requests and handled their answers."""
         end = time.monotonic() + 20
-        while self.requests.qsize() < requests or self.alarm.asking:
+        while self.requests.qsize() < requests or self.alarm.checking:
             assert time.monotonic() < end, f"{self.requests.qsize()} requests were sent, not {requests}"
-            self.alarm.pace()
+            self.alarm.poll()
             time.sleep(0.01)
 
 
@@ -155,8 +158,8 @@ def test_a_silence_and_its_end_are_reported_once(capfd: pytest.CaptureFixture[st
     watched.pace(requests=3)  # it continues to send requests, without a new warning
     stderr = capfd.readouterr().err
     assert stderr.count("no rank has logged for 8 min 20 s") == 1
-    watched.alarm.hear([time.time()], live=True)
-    watched.alarm.hear([time.time()], live=True)
+    watched.alarm.feed([time.time()], live=True)
+    watched.alarm.feed([time.time()], live=True)
     assert capfd.readouterr().err.count("it logs again, after 8 min") == 1
 
 
@@ -178,21 +181,21 @@ def test_the_end_of_a_silence_is_reported_without_shown_lines(capfd: pytest.Capt
 
 def test_no_status_request_while_lines_arrive(capfd: pytest.CaptureFixture[str]) -> None:
     watched = Watched(stall_s=60.0)
-    watched.alarm.look_at = 0.0  # the next request is due
-    watched.alarm.hear([time.time()], live=True)
-    watched.alarm.pace()
+    watched.alarm.check_at = 0.0  # the next request is due
+    watched.alarm.feed([time.time()], live=True)
+    watched.alarm.poll()
     assert watched.requests.empty()
     assert capfd.readouterr().err == ""
 
 
 def test_a_long_silence_before_the_start_is_checked_at_once() -> None:
     watched = Watched(stall_s=50.0)
-    watched.alarm.hear([time.time() - 3600], live=False)
+    watched.alarm.feed([time.time() - 3600], live=False)
     watched.pace(requests=1)
 
 
 def test_a_disabled_alarm_sends_no_request() -> None:
     watched = Watched(stall_s=0.0)
-    watched.alarm.pace()
-    assert not watched.alarm.asking
+    watched.alarm.poll()
+    assert not watched.alarm.checking
     assert watched.requests.empty()

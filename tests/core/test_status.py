@@ -123,7 +123,7 @@ def test_state_and_exit_code_of_any_job_agree(states: list[str], min_nodes: int)
     assert found.has_ended or found.exit_code != 0
     assert found.exit_code is None or 0 <= found.exit_code <= 255
     assert json.dumps(status.as_json("x", found))
-    assert all(len(row) == 6 for row in status.table(found))
+    assert all(len(row) == 6 for row in status.table_rows(found))
 
 
 @pytest.mark.parametrize(
@@ -204,17 +204,17 @@ def test_the_exit_code_is_that_of_the_first_failed_rank(code: int, expected: int
 
 def test_successful_ranks_are_not_failures() -> None:
     found = node(0, process("failed", rank(0, code=0, ended=930.0), rank(1, code=5, ended=940.0), rank(2)))
-    assert status.failures_of(found) == [Failure(940.0, "node0", 1, 5)]
+    assert status.find_failures(found) == [Failure(940.0, "node0", 1, 5)]
 
 
 def test_the_launchers_report_is_used_without_failed_ranks() -> None:
     found = node(0, process("failed", reported=[{"rank": 3, "code": 7}, {"rank": 0, "code": 1}]))
-    assert status.failures_of(found) == [Failure(950.0, "node0", 3, 7)]
+    assert status.find_failures(found) == [Failure(950.0, "node0", 3, 7)]
 
 
 def test_the_process_is_the_failure_without_failed_ranks() -> None:
     found = node(0, process("failed", code=2))
-    assert status.failures_of(found) == [Failure(950.0, "node0", None, 2)]
+    assert status.find_failures(found) == [Failure(950.0, "node0", None, 2)]
 
 
 def test_a_process_that_could_not_start_has_a_reason() -> None:
@@ -225,7 +225,7 @@ def test_a_process_that_could_not_start_has_a_reason() -> None:
 
 def test_a_lost_process_ends_at_its_last_line() -> None:
     lost = process("lost", reason="the node was restarted", last_line={"time": 920.0, "text": "step 5"})
-    assert status.failures_of(node(0, lost)) == [Failure(920.0, "node0", None, 1, "the node was restarted")]
+    assert status.find_failures(node(0, lost)) == [Failure(920.0, "node0", None, 1, "the node was restarted")]
 
 
 def test_a_job_without_failures_has_no_first_failure() -> None:
@@ -274,7 +274,7 @@ def test_status_table() -> None:
         node(1, process("failed", rank(2, code=7, ended=940.0), rank(3, code=-15, ended=941.0))),
         NodeStatus(make_nodes("a", "b", "c")[2], "unreachable", "no answer from c port 22 within 10 s"),
     )
-    assert status.table(JobStatus(nodes, 3)) == [
+    assert status.table_rows(JobStatus(nodes, 3)) == [
         ["node", "state", "ranks", "pids", "up", "last log line"],
         ["node0", "running", "0-1", "100,101", "1 min 40 s", "4 s ago: step 12 loss 3.2"],
         ["node1", "failed (rank 2 exit code 7)", "2-3", "102,103", "50 s", "-"],
@@ -284,12 +284,12 @@ def test_status_table() -> None:
 
 def test_many_nodes_with_equal_states_are_one_row() -> None:
     nodes = tuple(node(index, process("running", rank(2 * index), rank(2 * index + 1))) for index in range(20))
-    assert status.table(JobStatus(nodes, 20))[1:] == [["node[0-19]", "running", "0-39", "-", "1 min 40 s", "-"]]
+    assert status.table_rows(JobStatus(nodes, 20))[1:] == [["node[0-19]", "running", "0-39", "-", "1 min 40 s", "-"]]
 
 
 def test_unsupervised_processes_are_counted() -> None:
     found = node(0, process("lost", reason="its supervisor was killed"), left=["5 (python)", "6 (python)"])
-    words = status.table(JobStatus((found,), 1))[1][1]
+    words = status.table_rows(JobStatus((found,), 1))[1][1]
     assert words == "lost (its supervisor was killed), 2 processes left"
 
 
@@ -297,7 +297,7 @@ def test_unsupervised_processes_are_counted() -> None:
     ("code", "words"), [(0, "exit code 0"), (7, "exit code 7"), (-9, "SIGKILL"), (-15, "SIGTERM"), (-99, "signal 99")]
 )
 def test_exit_codes_are_described(code: int, words: str) -> None:
-    assert status.code_words(code) == words
+    assert status.describe_exit_code(code) == words
 
 
 def test_status_json() -> None:

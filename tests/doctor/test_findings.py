@@ -14,7 +14,7 @@ from tests.doctor.factories import GIB, GPU, REQUIREMENTS, find, four_nodes, mak
 from torchfab.core.errors import HostError
 from torchfab.doctor import ERROR, NOTE, WARNING, Clock, Finding
 from torchfab.doctor.connectivity import select_interfaces
-from torchfab.doctor.finding import merge, minorities
+from torchfab.doctor.finding import merge_findings, minorities
 
 LOW = {"free": GIB // 2}
 NETWORK = {"machine": {"network": "0 net:[1]"}}
@@ -253,7 +253,9 @@ def test_a_differing_mtu_is_found() -> None:
 
 def test_equal_findings_are_merged_and_errors_come_first() -> None:
     low = Finding("b", WARNING, ("node3",), "low")
-    every = merge([low, Finding("b", WARNING, ("node1",), "low"), Finding("a", ERROR, ("node2",), "bad")], HOSTS)
+    every = merge_findings(
+        [low, Finding("b", WARNING, ("node1",), "low"), Finding("a", ERROR, ("node2",), "bad")], HOSTS
+    )
     assert [(each.kind, each.hosts) for each in every] == [("a", ("node2",)), ("b", ("node1", "node3"))]
 
 

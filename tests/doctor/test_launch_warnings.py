@@ -11,7 +11,7 @@ from tests.support import fuzzed
 from torchfab.core.specs import Node
 from torchfab.doctor import WARNING, Clock, Finding
 from torchfab.doctor.launch_warnings import warnings
-from torchfab.remote.host.quick_probe import holders_in
+from torchfab.remote.host.quick_probe import parse_gpu_processes
 
 DISK = {"path": "/project/.torchfab", "free": 2**40, "free_files": 10**6}
 NODES = [Node(rank, f"node{rank + 1}") for rank in range(4)]
@@ -73,14 +73,14 @@ def test_an_empty_answer_gives_no_warning() -> None:
 
 def test_holders_of_gpus_are_read_once_each() -> None:
     text = "4711, 1025\n4711, 1025\n12, [N/A]\n"
-    assert holders_in(text) == [{"pid": 4711, "memory_mib": 1025}, {"pid": 12, "memory_mib": None}]
+    assert parse_gpu_processes(text) == [{"pid": 4711, "memory_mib": 1025}, {"pid": 12, "memory_mib": None}]
 
 
 def test_other_output_of_nvidia_smi_gives_no_holders() -> None:
-    assert holders_in("No devices were found\n") == []
-    assert holders_in("Failed to initialize NVML: Driver/library version mismatch\n") == []
+    assert parse_gpu_processes("No devices were found\n") == []
+    assert parse_gpu_processes("Failed to initialize NVML: Driver/library version mismatch\n") == []
 
 
 @fuzzed(some.text())
 def test_holders_in_accepts_any_text(text: str) -> None:
-    assert all(isinstance(each["pid"], int) for each in holders_in(text))
+    assert all(isinstance(each["pid"], int) for each in parse_gpu_processes(text))

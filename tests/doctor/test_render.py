@@ -12,14 +12,14 @@ from torchfab.doctor import render
 
 def test_equal_nodes_share_a_row_and_differing_values_are_marked() -> None:
     nodes = [make_node(rank, {"python": {"torch": "2.8.0"}} if rank == 2 else None) for rank in range(64)]
-    lines = render.text(report(nodes)).splitlines()
+    lines = render.render_report(report(nodes)).splitlines()
     assert len([line for line in lines if line.startswith("node[1-2,4-64] ")]) == 1
     (odd,) = (line for line in lines if line.startswith("node3 "))
     assert "2.8.0 !" in odd
 
 
 def test_a_finding_has_severity_hosts_expected_value_and_fix() -> None:
-    text = render.text(report([make_node(0), make_node(1, {"tmux": {"version": "2.9"}})]))
+    text = render.render_report(report([make_node(0), make_node(1, {"tmux": {"version": "2.9"}})]))
     assert (
         "\n\nerror: node2: tmux is too old\n  expected 3.2 or newer, found 2.9\n  fix: install a newer one there\n\n"
     ) in text
@@ -27,27 +27,30 @@ def test_a_finding_has_severity_hosts_expected_value_and_fix() -> None:
 
 
 def test_healthy_nodes_are_reported_as_healthy() -> None:
-    assert render.text(report([make_node(0), make_node(1)])).splitlines()[-1] == "nothing is wrong with 2 nodes (1.2 s)"
+    assert (
+        render.render_report(report([make_node(0), make_node(1)])).splitlines()[-1]
+        == "nothing is wrong with 2 nodes (1.2 s)"
+    )
 
 
 def test_an_unreachable_node_has_a_row() -> None:
     lost = replace(
         make_node(1), probe={}, connectivity={}, clock=None, connect_s=None, error=HostError("no answer", "reboot it")
     )
-    text = render.text(report([make_node(0), lost]))
+    text = render.render_report(report([make_node(0), lost]))
     assert any(line.startswith("node2  ?") for line in text.splitlines())
     assert "error: node2: no answer\n  fix: reboot it" in text
 
 
 def test_colour_is_optional() -> None:
     sick = report([make_node(0), make_node(1, {"tmux": {"version": "2.9"}})])
-    assert "\x1b[31merror\x1b[0m: node2" in render.text(sick, colour=True)
-    assert "\x1b" not in render.text(sick)
+    assert "\x1b[31merror\x1b[0m: node2" in render.render_report(sick, colour=True)
+    assert "\x1b" not in render.render_report(sick)
 
 
 def test_a_value_that_no_node_has_gets_no_column() -> None:
     bare = {"gpus": {"devices": 0, "driver": "", "gpus": []}, "python": {"cuda": "", "nccl": ""}}
-    head = render.text(report([make_node(0, bare), make_node(1, bare)])).splitlines()[0]
+    head = render.render_report(report([make_node(0, bare), make_node(1, bare)])).splitlines()[0]
     assert "torch" in head
     assert "driver" not in head
     assert "nccl" not in head

@@ -35,7 +35,9 @@ def ctx(tmp_path: Path) -> CommandContext:
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> LaunchRequest:
     """Return what is asked for, of nodes that are ready, and on which everything starts."""
-    prepared = tmux.Prepared(ConnectionSettings(), NODES, facts=dict(enumerate(make_facts(1, 1))), told={0: {}, 1: {}})
+    prepared = tmux.Prepared(
+        ConnectionSettings(), NODES, facts=dict(enumerate(make_facts(1, 1))), reported_facts={0: {}, 1: {}}
+    )
     monkeypatch.setattr(tmux, "prepare", lambda *_: prepared)
     monkeypatch.setattr(tmux, "start", lambda *_: None)
     flags = per_node.Flags()

@@ -117,5 +117,5 @@ def test_the_dry_run_of_two_nodes_matches_the_golden_file(golden: Callable[[str,
     facts = colossalai.facts_from_flags(job, nodes)
     assert facts is not None
     plan = colossalai.plan(job, nodes, (), facts)
-    text = dry_run.dry_run(plan, lambda each: ("ssh", "--", each.node.host, "bash", "-s"), ["a note"])
+    text = dry_run.render_dry_run(plan, lambda each: ("ssh", "--", each.node.host, "bash", "-s"), ["a note"])
     golden("dry-run-colossalai.sh", without_shims(text))

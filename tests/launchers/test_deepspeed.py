@@ -199,5 +199,5 @@ def test_the_dry_run_of_two_nodes_matches_the_golden_file(golden: Callable[[str,
     facts = deepspeed.facts_from_flags(job, nodes)
     assert facts is not None
     plan = deepspeed.plan(job, nodes, (), facts)
-    text = dry_run.dry_run(plan, lambda each: ("ssh", "--", each.node.host, "bash", "-s"), ["a note"])
+    text = dry_run.render_dry_run(plan, lambda each: ("ssh", "--", each.node.host, "bash", "-s"), ["a note"])
     golden(f"dry-run-deepspeed-{'head' if from_head else 'nodes'}.sh", without_shims(text))

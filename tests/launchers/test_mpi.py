@@ -270,7 +270,7 @@ def test_the_dry_run_of_two_nodes_matches_the_golden_file(golden: Callable[[str,
     facts = mpi.facts_from_flags(job, nodes)
     assert facts is not None
     plan = mpi.plan(job, nodes, (), facts)
-    text = dry_run.dry_run(plan, lambda each: ("ssh", "--", each.node.host, "bash", "-s"), ["a note"])
+    text = dry_run.render_dry_run(plan, lambda each: ("ssh", "--", each.node.host, "bash", "-s"), ["a note"])
     golden(f"dry-run-mpi-{flavour}.sh", without_shims(text))
 
 

@@ -154,7 +154,7 @@ def test_the_dry_run_of_three_ranks_matches_the_golden_file(golden: Callable[[st
     nodes, slots = parse_gpus("node1 gpus=0,3\nnode2", "gpus")
     facts = per_gpu.facts_from_flags(job, nodes)
     assert facts is not None
-    text = dry_run.dry_run(
+    text = dry_run.render_dry_run(
         per_gpu.plan(job, nodes, slots, facts), lambda each: ("ssh", "--", each.node.host, "bash", "-s")
     )
     assert "hunter2" not in text

@@ -313,7 +313,7 @@ def test_the_dry_run_of_two_nodes_matches_the_golden_file(golden: Callable[[str,
     plan = per_node.plan(job, nodes, (), facts)
     golden(
         "dry-run-per-node.sh",
-        dry_run.dry_run(plan, lambda each: ("ssh", "--", each.node.host, "bash", "-s"), ["a note"]),
+        dry_run.render_dry_run(plan, lambda each: ("ssh", "--", each.node.host, "bash", "-s"), ["a note"]),
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.factories import make_nodes
 from torchfab.monitoring import host_load
-from torchfab.monitoring.host_load import Snapshot, View
+from torchfab.monitoring.host_load import HostLoad, Snapshot
 
 GPU = {
     "index": 0,
@@ -51,21 +51,21 @@ def job(step: int | None = 7, age_s: float = 1.0, **values: Any) -> dict[str, An
 def snapshot(*loads: dict[str, Any] | str | None, **values: Any) -> Snapshot:
     nodes = make_nodes(*(f"node{index + 1}" for index in range(len(loads))))
     views = [
-        View(node, error=each) if isinstance(each, str) else View(node, each)
+        HostLoad(node, error=each) if isinstance(each, str) else HostLoad(node, each)
         for node, each in zip(nodes, loads, strict=True)
     ]
     return Snapshot(100.0, tuple(views), **{"job": "gpt2", "job_ranks": frozenset({0, 1}), "stall_s": 300.0, **values})
 
 
 def test_a_gpu_has_a_row_with_its_load() -> None:
-    shown = host_load.text(snapshot(loaded(gpus=[GPU])))
+    shown = host_load.render(snapshot(loaded(gpus=[GPU])))
     row = next(line for line in shown.splitlines() if "4711" in line)
     assert row.split() == ["node1", "0", "100", "%", "640/700", "W", "70.0/79.6", "GiB", "63", "C", "python(4711)"]
 
 
 def test_values_that_the_driver_does_not_report_are_question_marks() -> None:
     names = ("utilization", "power", "power_limit", "memory", "memory_total", "temperature")
-    shown = host_load.text(snapshot(loaded(gpus=[{**GPU, **dict.fromkeys(names), "processes": []}])))
+    shown = host_load.render(snapshot(loaded(gpus=[{**GPU, **dict.fromkeys(names), "processes": []}])))
     assert "node1  0    ?     ?      ?       ?" in shown
 
 
@@ -86,27 +86,27 @@ def test_a_gpu_with_low_power_under_a_running_job_is_marked(gpu: dict[str, Any],
 
 
 def test_the_job_line_has_its_step_and_step_rate() -> None:
-    shown = host_load.text(snapshot(loaded(job=job(step=7)), loaded(job=job(step=None, steps_s=None))))
+    shown = host_load.render(snapshot(loaded(job=job(step=7)), loaded(job=job(step=None, steps_s=None))))
     assert shown.splitlines()[0] == "job gpt2: running, step 7 of 100, 2 steps/s, last line 1 s ago"
 
 
 def test_a_silent_job_is_reported_as_hanging() -> None:
-    assert "it may hang" not in host_load.text(snapshot(loaded(job=job(age_s=29)), stall_s=30))
-    assert "gpt2: no rank has logged for" in host_load.text(snapshot(loaded(job=job(age_s=31)), stall_s=30))
+    assert "it may hang" not in host_load.render(snapshot(loaded(job=job(age_s=29)), stall_s=30))
+    assert "gpt2: no rank has logged for" in host_load.render(snapshot(loaded(job=job(age_s=31)), stall_s=30))
 
 
 def test_a_job_is_unreachable_only_if_its_own_host_is() -> None:
     loads = (loaded(job=job()), "down")
-    assert "job gpt2: unreachable" in host_load.text(snapshot(*loads))
-    assert "job gpt2: running" in host_load.text(snapshot(*loads, job_ranks=frozenset({0})))
+    assert "job gpt2: unreachable" in host_load.render(snapshot(*loads))
+    assert "job gpt2: running" in host_load.render(snapshot(*loads, job_ranks=frozenset({0})))
 
 
 def test_without_a_job_there_is_no_job_line() -> None:
-    assert host_load.text(snapshot(loaded())).startswith("host ")
+    assert host_load.render(snapshot(loaded())).startswith("host ")
 
 
 def test_an_unreachable_node_stays_in_the_table() -> None:
-    shown = host_load.text(snapshot(loaded(), "no answer from node2", None))
+    shown = host_load.render(snapshot(loaded(), "no answer from node2", None))
     rows = shown.splitlines()
     assert rows[1].startswith("node1  25 % of 8  2.0/64.0 GiB  1.2   0 B/s 1.0 MiB/s  10 B/s 2.0 KiB/s")
     assert rows[2].endswith("unreachable: no answer from node2")
@@ -115,9 +115,9 @@ def test_an_unreachable_node_stays_in_the_table() -> None:
 
 def test_many_nodes_with_similar_load_are_one_row() -> None:
     loads = [loaded(cpu=0.5 + index / 10000, sent=index) for index in range(39)]
-    shown = host_load.text(snapshot(*loads, loaded(cpu=0.9)))
+    shown = host_load.render(snapshot(*loads, loaded(cpu=0.9)))
     assert [line.split()[0] for line in shown.splitlines()[1:]] == ["node[1-39]", "node40"]
-    assert len(host_load.text(snapshot(*loads[:32])).splitlines()) == 33
+    assert len(host_load.render(snapshot(*loads[:32])).splitlines()) == 33
 
 
 def test_the_json_has_job_and_nodes() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torchfab.network import report
-from torchfab.network.report import Link, Measured
+from torchfab.network.report import BenchmarkResult, Link
 
 HOSTS = ["node1", "node2", "node3", "node4"]
 
@@ -25,70 +25,70 @@ def links(count: int, *slow_nodes: int, slow_pairs: tuple[tuple[int, int], ...] 
 
 @pytest.mark.parametrize(("count", "slow"), [(3, {2}), (4, {0}), (4, {0, 1}), (8, {1, 6, 7}), (5, set())])
 def test_slow_nodes_are_found_even_if_most_links_are_slow(count: int, slow: set[int]) -> None:
-    verdict = report.judge(links(count, *slow))
+    verdict = report.find_slow(links(count, *slow))
     assert verdict is not None
     assert set(verdict.nodes) == slow
     assert verdict.links == ()
-    assert verdict.usual == 9.4
+    assert verdict.typical == 9.4
 
 
 def test_slow_link_between_healthy_nodes_is_found() -> None:
-    verdict = report.judge(links(5, 4, slow_pairs=((0, 2),)))
+    verdict = report.find_slow(links(5, 4, slow_pairs=((0, 2),)))
     assert verdict is not None
     assert set(verdict.nodes) == {4}
     assert [(link.a, link.b) for link in verdict.links] == [(0, 2)]
 
 
 def test_two_nodes_cannot_be_compared() -> None:
-    assert report.judge(links(2)) is None
-    assert report.judge([]) is None
+    assert report.find_slow(links(2)) is None
+    assert report.find_slow([]) is None
 
 
 @given(st.lists(st.floats(0.001, 1000), min_size=6, max_size=6))
 def test_never_all_nodes_are_slow_and_no_link_is_listed_twice(gbits: list[float]) -> None:
     measured = [Link(*pair, gbit, 1e-4) for pair, gbit in zip(itertools.combinations(range(4), 2), gbits, strict=True)]
-    verdict = report.judge(measured)
+    verdict = report.find_slow(measured)
     assert verdict is not None
     assert len(verdict.nodes) < 4
     assert not [link for link in verdict.links if {link.a, link.b} & set(verdict.nodes)]
 
 
 def test_lines_name_slow_nodes_and_links_with_the_median() -> None:
-    verdict = report.judge(links(4, 2, slow_pairs=((0, 1),)))
+    verdict = report.find_slow(links(4, 2, slow_pairs=((0, 1),)))
     assert verdict is not None
-    assert report.verdict_lines(verdict, HOSTS) == [
+    assert report.slow_lines(verdict, HOSTS) == [
         "node3: 0.900 Gbit/s to every other node, median is 9.40",
         "node1 - node2: 0.900 Gbit/s, median is 9.40",
     ]
 
 
 def test_line_says_so_if_nothing_is_slow() -> None:
-    verdict = report.judge(links(4))
+    verdict = report.find_slow(links(4))
     assert verdict is not None
-    assert report.verdict_lines(verdict, HOSTS)[0].startswith("no node and no link is slow: 9.40 Gbit/s")
+    assert report.slow_lines(verdict, HOSTS)[0].startswith("no node and no link is slow: 9.40 Gbit/s")
 
 
 def result_line(kind: str, **values: object) -> str:
     return report.MARK + json.dumps({"kind": kind, **values})
 
 
-def measured() -> Measured:
-    found = Measured()
+def measured() -> BenchmarkResult:
+    found = BenchmarkResult()
     interface = {"name": "eth0", "address": "10.0.0.1", "gbit": 10.0}
-    found.take(
+    found.feed(
         result_line(
             "hello", backend="gloo", ranks=3, torch="2.13.0", interfaces=[interface] * 3, told={"NCCL_IB_HCA": "x"}
         )
     )
     size = {"bytes": 1024, "count": 5, "p50_s": 1.5e-3, "max_s": 2e-3, "algbw_gbit": 0.01, "busbw_gbit": 0.0133}
-    found.take(result_line("size", **size))
-    found.take("some other line of the log")
-    found.take(result_line("round", round=1, rounds=3, pairs=[[0, 1, 9.4, 1e-4]]))
+    found.feed(result_line("size", **size))
+    found.feed("some other line of the log")
+    found.feed(result_line("round", round=1, rounds=3, pairs=[[0, 1, 9.4, 1e-4]]))
     return found
 
 
 def test_text_has_sizes_interfaces_and_pairs() -> None:
-    shown = report.text(measured(), HOSTS[:3])
+    shown = report.render(measured(), HOSTS[:3])
     assert shown.splitlines()[0] == (
         "all-reduce of 3 ranks on 3 nodes, gloo, node[1-3] by eth0 (10 Gbit/s), NCCL_IB_HCA=x"
     )
@@ -111,16 +111,16 @@ def test_json_has_sizes_and_pairs() -> None:
     ("value", "text"), [(0.0941, "0.0941"), (9.4, "9.40"), (94.12, "94.1"), (941.3, "941"), (99.96, "100"), (0, "0.00")]
 )
 def test_bandwidth_has_three_significant_digits(value: float, text: str) -> None:
-    assert report.gbit(value) == text
+    assert report.format_gbit(value) == text
 
 
 @pytest.mark.parametrize(
     ("value", "text"), [(8.5e-5, "85 us"), (9.999e-4, "1 ms"), (0.00124, "1.24 ms"), (2.31, "2.31 s"), (120, "120 s")]
 )
 def test_durations_are_human_readable(value: float, text: str) -> None:
-    assert report.seconds(value) == text
+    assert report.format_seconds(value) == text
 
 
 @pytest.mark.parametrize(("count", "text"), [(4, "4 B"), (1024, "1 KiB"), (64 << 20, "64 MiB"), (1 << 30, "1 GiB")])
 def test_sizes_are_human_readable(count: int, text: str) -> None:
-    assert report.bytes_text(count) == text
+    assert report.format_bytes(count) == text

@@ -47,11 +47,11 @@ def write(records: Records, plan: Plan, created: float = 1000.0) -> Record:
 
 
 def test_launching_names_the_process_until_the_launch_is_done(records: Records) -> None:
-    assert records.launching("gpt2") is None
+    assert records.launch_holder("gpt2") is None
     records.claim("gpt2")
-    assert records.launching("gpt2") == (os.getpid(), socket.gethostname())
-    records.launched("gpt2")
-    assert records.launching("gpt2") is None
+    assert records.launch_holder("gpt2") == (os.getpid(), socket.gethostname())
+    records.end_launch("gpt2")
+    assert records.launch_holder("gpt2") is None
 
 
 def test_claim_removes_leftovers_of_a_killed_launch(
@@ -63,7 +63,7 @@ def test_claim_removes_leftovers_of_a_killed_launch(
     for name in ("dead", "kept", "alive"):
         os.utime(records.root / name / "launching", (1.0, 1.0))
     for name in ("dead", "young", "kept"):
-        records.launched(name)
+        records.end_launch(name)
     records.claim("new")
     assert sorted(path.name for path in records.root.iterdir()) == ["alive", "kept", "new", "young"]
 

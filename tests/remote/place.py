@@ -61,7 +61,7 @@ class Place:
     @property
     def marks(self) -> dict[str, str]:
         """What every process of the job carries."""
-        return environment.marks(self.job_id, 0)
+        return environment.job_markers(self.job_id, 0)
 
     def prepare(
         self, argv: Sequence[str], name: str = "agent", secrets: Mapping[str, str] | None = None, **spec: Any

@@ -23,7 +23,7 @@ from tests.remote.place import wait_for
 from tests.support import require
 from torchfab.core.errors import HostError
 from torchfab.remote import files, procfs
-from torchfab.remote.job.start_barrier import NEVER_LET_GO
+from torchfab.remote.job.start_barrier import NEVER_RELEASED
 from torchfab.transport import bundle
 from torchfab.transport.session import Session
 
@@ -222,7 +222,7 @@ def test_what_is_held_never_begins_when_the_conversation_is_killed(node: Node) -
     node.pipes[0].process.kill()
     wait_for(lambda: (node.folder / "agent" / files.EXIT).exists())
     (told,) = node.connect().ask({"op": "status", **node.address}, 10)["processes"]
-    assert (told["state"], told["reason"]) == ("failed", NEVER_LET_GO)
+    assert (told["state"], told["reason"]) == ("failed", NEVER_RELEASED)
     assert node.running() == []
     assert not (node.folder / "agent" / files.SECRETS).exists()
 

@@ -147,7 +147,7 @@ def test_any_bytes_are_log_lines(data: bytes, count: int | None) -> None:
         found = [*reader.read_backlog(), *reader.read_new(final=True)]
         told = status.tail(str(own / files.OUTPUT))
     assert validation.is_one({"lines": found}, "logs")
-    assert all(-1e9 <= each["code"] <= 1e9 for each in status.failures_in(told))
+    assert all(-1e9 <= each["code"] <= 1e9 for each in status.parse_failures(told))
 
 
 RECORDS = (files.SPEC, files.STARTED, files.RANKS, files.EXIT)

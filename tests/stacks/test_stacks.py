@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.factories import make_nodes
 from torchfab.core.errors import HostError, TorchfabError, UsageError
 from torchfab.stacks import groups, interpret, report
-from torchfab.stacks.model import Dump, Frame, NodeStacks, RankStack, Thread, from_answer
+from torchfab.stacks.model import Frame, NodeStacks, RankStack, StackDump, Thread, from_answer
 from torchfab.stacks.refusals import explain
 
 LIB = "/venv/lib/python3.11/site-packages/"
@@ -43,9 +43,9 @@ def rank(number: int | None, frames: Sequence[Frame], node: int = 0, **values: A
     return RankStack(NODES[node], "agent", number, 4000 + (number or 0), **{**base, **values})
 
 
-def dump(*ranks: RankStack, unheard: Mapping[str, TorchfabError] | None = None, **rights: Any) -> Dump:
+def dump(*ranks: RankStack, unheard: Mapping[str, TorchfabError] | None = None, **rights: Any) -> StackDump:
     nodes = [NodeStacks(node, tuple(each for each in ranks if each.node == node), "", rights) for node in NODES]
-    return Dump(tuple(node for node in nodes if node.ranks), unheard or {})
+    return StackDump(tuple(node for node in nodes if node.ranks), unheard or {})
 
 
 # ---- what a stack means
@@ -201,7 +201,7 @@ def test_text_of_a_hanging_job() -> None:
     ended = rank(4, (), 0, ended=True, code=7)
     others = [rank(0, ALL_REDUCE, waits_in="futex_do_wait"), rank(1, ALL_REDUCE, cpu=0.25), rank(3, ALL_REDUCE, 1)]
     first = "rank 2 is stopped by a signal (state T), in all_reduce of reduce_loss"
-    assert report.text("gpt2", dump(*others, stopped, ended, unheard=unheard)).splitlines() == [
+    assert report.render("gpt2", dump(*others, stopped, ended, unheard=unheard)).splitlines() == [
         f"job gpt2: {first}, 3 others wait in all_reduce of reduce_loss",
         "",
         "rank 2 on node2: stopped by a signal (state T), in all_reduce of reduce_loss",
@@ -231,41 +231,41 @@ def test_other_threads_are_counted_and_shown_on_request() -> None:
     loader = Thread("pin_memory", (own("fetch", 3),), active=True)
     busy = rank(0, ALL_REDUCE)
     busy = replace(busy, threads=(*busy.threads, loader, Thread("idle", ())))
-    shown = report.text("gpt2", dump(busy))
+    shown = report.render("gpt2", dump(busy))
     assert "threads besides the main one: 1 active (pin_memory), 1 idle (idle); --all shows them" in shown
     assert "> fetch (train.py:3)" not in shown
-    assert "    > fetch (train.py:3)" in report.text("gpt2", dump(busy), everything=True)
+    assert "    > fetch (train.py:3)" in report.render("gpt2", dump(busy), everything=True)
 
 
 def test_deep_stack_is_cut_unless_everything_is_requested() -> None:
     deep = rank(0, [own(f"f{depth}", depth + 1) for depth in range(20)])
-    assert "… 8 more of its frames: --all" in report.text("gpt2", dump(deep))
-    assert "f19 (train.py:20)" in report.text("gpt2", dump(deep), everything=True)
+    assert "… 8 more of its frames: --all" in report.render("gpt2", dump(deep))
+    assert "f19 (train.py:20)" in report.render("gpt2", dump(deep), everything=True)
 
 
 def test_process_without_rank_is_shown_once_with_its_host() -> None:
     frozen = Frame("exec_module", "<frozen importlib._bootstrap_external>", 940)
-    shown = report.text("gpt2", dump(rank(None, (frozen, MAIN))))
+    shown = report.render("gpt2", dump(rank(None, (frozen, MAIN))))
     assert "\nagent on node1: in an import of train.py\n" in shown
     assert "exec_module" not in shown  # frames inside an import are hidden
     assert "… 1 more of its frames: --all" in shown
 
 
 def test_text_of_an_ended_job_points_to_fab_why() -> None:
-    shown = report.text("gpt2", dump(rank(0, (), ended=True, code=7)))
+    shown = report.render("gpt2", dump(rank(0, (), ended=True, code=7)))
     assert shown == "job gpt2: no rank runs; how it ended: fab why gpt2\n\nrank 0 has ended with code 7"
 
 
 def test_differing_lines_in_a_group_are_shown_as_a_range() -> None:
     alike = [rank(0, (own("compute", 3), own("train", 9))), rank(1, (own("compute", 7), own("train", 9)))]
-    shown = report.text("gpt2", dump(*alike))
+    shown = report.render("gpt2", dump(*alike))
     assert "compute (train.py:3-7)" in shown
     assert "train (train.py:9)" in shown
 
 
 def test_text_has_no_escape_sequences() -> None:
     evil = Frame("\x1b[2Jf", "/x/\x1b]0;t\x07.py", 3, "\x1b[2J")
-    shown = report.text("gpt2", dump(rank(0, (evil,))), everything=True)
+    shown = report.render("gpt2", dump(rank(0, (evil,))), everything=True)
     assert "\x1b" not in shown
 
 
@@ -323,7 +323,7 @@ def test_attached_debugger_is_named() -> None:
 
 def test_ranks_with_the_same_reason_share_a_paragraph() -> None:
     refused = [rank(number, (), number % 2, problem=PRIVATE) for number in range(4)]
-    shown = report.text("gpt2", dump(*refused, ptrace_scope="1", uid=1000))
+    shown = report.render("gpt2", dump(*refused, ptrace_scope="1", uid=1000))
     assert shown.count("no stack of ranks 0-3 (node[1-2])") == 1
     assert shown.count("fix:") == 1
 

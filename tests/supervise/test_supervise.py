@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tests.records.test_launch_request import NODES, make_request
 from tests.support import fuzzed
 from tests.why import evidence_factory
-from tests.why.evidence_factory import told
+from tests.why.evidence_factory import diagnose_nodes
 from torchfab.cli.flags import LaunchFlags
 from torchfab.commands import supervise
 from torchfab.commands.supervise import SuperviseFlags
@@ -219,7 +219,7 @@ def test_an_absent_succeeded_node_does_not_replace_a_running_one() -> None:
 
 def test_success_on_all_nodes_counts_when_one_is_unreachable_later() -> None:
     nodes = tuple(NodeStatus(Node(rank, f"node{rank + 1}"), "succeeded") for rank in (0, 1))
-    later = told(
+    later = diagnose_nodes(
         evidence_factory.node(0, [evidence_factory.process("succeeded", evidence_factory.rank(0, 0))]),
         evidence_factory.unreachable(1),
     )
@@ -268,8 +268,8 @@ def test_a_restart_that_never_launched_leaves_the_outcome_pending(outcomes: list
 def test_malformed_events_are_ignored(events: list[dict[str, Any]]) -> None:
     history.previous_attempts(events, 1)
     history.pending_outcome(events, 1)
-    history.left_behind(events)
-    history.lines(events)
+    history.orphaned_hosts(events)
+    history.render_lines(events)
 
 
 def test_hosts_of_orphaned_attempts_are_read_from_events() -> None:
@@ -279,7 +279,7 @@ def test_hosts_of_orphaned_attempts_are_read_from_events() -> None:
         {"event": "caught up", "attempt": 1, "hosts": ["a"]},
         {"event": "caught up", "attempt": 2, "hosts": ["c"]},
     ]
-    assert history.left_behind(events) == {1: {"b"}}
+    assert history.orphaned_hosts(events) == {1: {"b"}}
 
 
 # ---- quarantine
@@ -336,7 +336,9 @@ def test_a_second_supervisor_in_tmux_is_refused(tmp_path: Path, monkeypatch: pyt
     job = (tmp_path, "x", "x-0a1b2c3d", "per-node", "tmux", 0.0, ("train.py",), NODES, "/x", 1, 1)
     first = lease.SupervisorLease(tmp_path)
     with pytest.raises(UsageError, match="has a supervisor already"):
-        supervise.take_up(Record(*job, ConnectionSettings(), {}, {}), SuperviseFlags(), False, True, ctx, ("fab",))
+        supervise.supervise_existing(
+            Record(*job, ConnectionSettings(), {}, {}), SuperviseFlags(), False, True, ctx, ("fab",)
+        )
     first.release()
 
 
@@ -344,7 +346,7 @@ def test_a_relaunch_after_a_stop_request_sees_it(tmp_path: Path) -> None:
     with lease.stopping(tmp_path):
         pass
     with lease.restarting(tmp_path):
-        assert lease.stop_asked(tmp_path)
+        assert lease.stop_requested(tmp_path)
 
 
 def test_stop_waits_for_a_relaunch_in_progress(tmp_path: Path) -> None:
@@ -357,7 +359,7 @@ def test_stop_waits_for_a_relaunch_in_progress(tmp_path: Path) -> None:
     with lease.restarting(tmp_path):
         thread = threading.Thread(target=stop)
         thread.start()
-        while not lease.stop_asked(tmp_path):
+        while not lease.stop_requested(tmp_path):
             pass
         order.append("launched")
     thread.join(10)

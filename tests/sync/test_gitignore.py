@@ -45,12 +45,12 @@ def listed(folder: Path, *rules: str) -> list[str]:
     empty_dir = folder.parent / "nowhere"
     empty_dir.mkdir(exist_ok=True)
     argv = rsync.list_argv(str(folder), str(empty_dir), rules)
-    return rsync.listed(subprocess.run(argv, capture_output=True, check=True).stdout)
+    return rsync.parse_list(subprocess.run(argv, capture_output=True, check=True).stdout)
 
 
 def test_rsync_lists_exactly_the_files_that_git_includes(source: Path) -> None:
-    known = gitignore.in_git(str(source), 20.0)
-    rules = gitignore.rules(known, listed(source))
+    known = gitignore.list_git_files(str(source), 20.0)
+    rules = gitignore.include_rules(known, listed(source))
     assert sorted(listed(source, *rules)) == sorted(KEPT)
 
 
@@ -60,7 +60,7 @@ def test_ignored_files_that_exist_only_on_a_node_are_kept(source: Path, tmp_path
         (there / name).parent.mkdir(parents=True, exist_ok=True)
         (there / name).write_text("")
     (there / ".gitignore").write_text(IGNORE)
-    rules = gitignore.rules(gitignore.in_git(str(source), 20.0), listed(source))
+    rules = gitignore.include_rules(gitignore.list_git_files(str(source), 20.0), listed(source))
     subprocess.run(rsync.copy_argv(str(source), str(there), "", (), True, rules=rules), check=True, capture_output=True)
     found = {str(path.relative_to(there)) for path in there.rglob("*") if path.is_symlink() or not path.is_dir()}
     assert found == {*KEPT, "own.pt", "data/own", "logs/own", "logs/tracked/own"}
@@ -69,11 +69,11 @@ def test_ignored_files_that_exist_only_on_a_node_are_kept(source: Path, tmp_path
 def test_no_rules_without_git_or_a_work_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a").write_text("")
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert gitignore.in_git(str(tmp_path), 20.0) == []
+    assert gitignore.list_git_files(str(tmp_path), 20.0) == []
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert gitignore.in_git(str(tmp_path), 20.0) == []
-    assert gitignore.rules([], ["a"]) == ()
+    assert gitignore.list_git_files(str(tmp_path), 20.0) == []
+    assert gitignore.include_rules([], ["a"]) == ()
 
 
 def test_no_rules_if_git_and_rsync_agree() -> None:
-    assert gitignore.rules(["a", "b/c", ".venv/x", "x/.git/y"], ["a", "b/c"]) == ()
+    assert gitignore.include_rules(["a", "b/c", ".venv/x", "x/.git/y"], ["a", "b/c"]) == ()

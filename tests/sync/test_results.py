@@ -9,18 +9,18 @@ from hypothesis import strategies as st
 from tests.factories import make_nodes
 from torchfab.core.errors import HostError
 from torchfab.sync import results
-from torchfab.sync.results import Result
+from torchfab.sync.results import SyncResult
 from torchfab.sync.rsync import Stats
 
 NODES = make_nodes("node1", "node2", "node3")
 
 
-def copied(index: int, checked: int = 5) -> Result:
-    return Result(NODES[index], False, Stats(2, 2048), checked=checked)
+def copied(index: int, checked: int = 5) -> SyncResult:
+    return SyncResult(NODES[index], False, Stats(2, 2048), checked=checked)
 
 
 def test_nodes_with_equal_results_share_a_line() -> None:
-    lines = results.words([copied(0), copied(1), Result(NODES[2], True)], 5, 1.25)
+    lines = results.summary_lines([copied(0), copied(1), SyncResult(NODES[2], True)], 5, 1.25)
     assert lines == [
         "node[1-2]: 2 files copied, 2.0 KiB",
         "node3: sees this very directory; nothing to copy",
@@ -29,29 +29,29 @@ def test_nodes_with_equal_results_share_a_line() -> None:
 
 
 def test_differing_node_comes_last_with_its_files() -> None:
-    differing = Result(NODES[0], False, Stats(0, 0), checked=5, missing=1, differing=1, names=("a.py", "b.py"))
-    lines = results.words([differing, copied(1)], 5, 1)
+    differing = SyncResult(NODES[0], False, Stats(0, 0), checked=5, missing=1, differing=1, names=("a.py", "b.py"))
+    lines = results.summary_lines([differing, copied(1)], 5, 1)
     assert lines[1] == "node1: 0 files copied, 0 B; 1 are missing and 1 differ there: a.py, b.py"
     assert "node1 does not hold the same files" in lines[2]
 
 
 def test_uncompared_files_are_not_reported_as_equal() -> None:
-    lines = results.words([copied(0, checked=3)], 5, 1)
+    lines = results.summary_lines([copied(0, checked=3)], 5, 1)
     assert len(lines) == 1
     assert "only 3 could be compared" in lines[0]
 
 
 def test_json_has_every_node_and_every_failure() -> None:
-    document = results.as_document([copied(0)], {"node2": HostError("down", "see to it")}, 5)
+    document = results.as_json([copied(0)], {"node2": HostError("down", "see to it")}, 5)
     assert document["nodes"][0]["host"] == "node1"
     assert document["failed"] == {"node2": {"error": "down", "fix": "see to it"}}
 
 
 @pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (3 << 30, "3.0 GiB")])
 def test_sizes_are_human_readable(count: int, text: str) -> None:
-    assert results.size(count) == text
+    assert results.format_bytes(count) == text
 
 
 @given(st.integers(0, 1 << 60))
 def test_every_size_has_a_unit(count: int) -> None:
-    assert results.size(count).split()[1] in ("B", "KiB", "MiB", "GiB", "TiB")
+    assert results.format_bytes(count).split()[1] in ("B", "KiB", "MiB", "GiB", "TiB")

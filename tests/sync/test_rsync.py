@@ -92,7 +92,7 @@ def test_list_has_the_files_that_git_would_add_with_any_name(tmp_path: Path) -> 
     (source / ".gitignore").write_text("*.pt\n/data/\n")
     (source / "pkg" / ".gitignore").write_text("local\n")
     done = subprocess.run(rsync.list_argv(str(source), str(empty_dir)), capture_output=True, check=True)
-    assert sorted(rsync.listed(done.stdout)) == sorted([*kept, "link"])
+    assert sorted(rsync.parse_list(done.stdout)) == sorted([*kept, "link"])
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_list_has_the_files_that_git_would_add_with_any_name(tmp_path: Path) -> 
     ],
 )
 def test_stats_of_several_rsync_versions_are_parsed(text: str, stats: rsync.Stats) -> None:
-    assert rsync.stats(text) == stats
+    assert rsync.parse_stats(text) == stats
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_stats_of_several_rsync_versions_are_parsed(text: str, stats: rsync.Stat
     ],
 )
 def test_failed_copy_reports_the_last_lines_of_rsync_and_a_fix(code: int, stderr: str, fix: str) -> None:
-    problem = rsync.problem(code, "line 1\nline 2\nline 3\n\n" + stderr)
+    problem = rsync.copy_error(code, "line 1\nline 2\nline 3\n\n" + stderr)
     assert problem.message.splitlines() == [f"rsync ended with {code}", "line 2", "line 3", stderr.strip()]
     assert fix in problem.fix
     assert bool(fix) == bool(problem.fix)

@@ -29,7 +29,7 @@ from torchfab.monitoring import host_load
 from torchfab.runtimes import tmux, tmux_logs
 from torchfab.runtimes.slurm import runtime
 from torchfab.stacks import report as stacks_page
-from torchfab.stacks.model import Dump
+from torchfab.stacks.model import StackDump
 from torchfab.stacks.model import from_answer as stacks_of
 from torchfab.sync import results
 from torchfab.transport import validation
@@ -209,7 +209,7 @@ def told(*values: Any) -> None:
 
 
 def of_job(found: status.JobStatus) -> None:
-    told(status.table(found), status.as_json("x", found), str(found.first_failure))
+    told(status.table_rows(found), status.as_json("x", found), str(found.first_failure))
     assert found.exit_code is None or 0 <= found.exit_code < 256
 
 
@@ -221,20 +221,20 @@ def use_stopped(answer: Mapping[str, Any]) -> None:
     report = tmux._stop_report(CONFIRMED, NODE, Answer(answer, 9.0, 10.0))
     assert report.status
     of_job(status.JobStatus((report.status,), 1))
-    told(stop._stop_words(report))
+    told(stop._stop_summary(report))
 
 
 def use_evidence(answer: Mapping[str, Any]) -> None:
-    found = evidence.of_answer(NODE, answer, 9, 10)
+    found = evidence.evidence_from_answer(NODE, answer, 9, 10)
     whole = diagnosis.diagnose(evidence.Evidence("x", 1.0, status.JobStatus((found.status,), 1), (found,)))
-    told(page.text(whole), page.as_json(whole))
+    told(page.render(whole), page.as_json(whole))
 
 
 def use_facts(answer: Mapping[str, Any]) -> None:
     prepared, reasons = tmux.Prepared(ConnectionSettings()), dict[str, TorchfabError]()
-    tmux._note_prepared(prepared, NODE, answer, reasons)
+    tmux._store_answer(prepared, NODE, answer, reasons)
     assert not reasons
-    told(*(render.paragraph(each) for each in launch_warnings.warnings([NODE], prepared.told, {})))
+    told(*(render.render_finding(each) for each in launch_warnings.warnings([NODE], prepared.reported_facts, {})))
 
 
 def use_doctor(**values: Any) -> None:
@@ -245,30 +245,32 @@ def use_doctor(**values: Any) -> None:
         (dataclasses.replace(other, node=NODE), NodeReport(other.node, **values)),
     ):
         found = Report(nodes, collect.findings(nodes, wanted, ConnectionSettings()), 1.0)
-        told(render.text(found), render.as_json(found))
-        consistency.asked_for_files(nodes)
+        told(render.render_report(found), render.as_json(found))
+        consistency.ranks_to_list_files(nodes)
 
 
 def use_stacks(answer: Mapping[str, Any]) -> None:
-    dump = Dump((stacks_of(NODE, answer),))
-    told(stacks_page.text("x", dump, True, True), stacks_page.text("x", dump), stacks_page.as_json("x", dump, False))
+    dump = StackDump((stacks_of(NODE, answer),))
+    told(
+        stacks_page.render("x", dump, True, True), stacks_page.render("x", dump), stacks_page.as_json("x", dump, False)
+    )
 
 
 def use_load(answer: Mapping[str, Any]) -> None:
-    view = host_load.View(NODE, answer.get("load"))
+    view = host_load.HostLoad(NODE, answer.get("load"))
     for views in ((view,), (view,) * 40):
         snapshot = host_load.Snapshot(9.0, views, "x", frozenset({0}), 1.0, 1)
-        told(host_load.text(snapshot), host_load.as_json(snapshot))
+        told(host_load.render(snapshot), host_load.as_json(snapshot))
 
 
 def use_lines(answer: Mapping[str, Any]) -> None:
-    list(tmux_logs._events_of(tmux_logs._Stream(NODE), answer))
+    list(tmux_logs._frame_events(tmux_logs._Stream(NODE), answer))
 
 
 def use_files(answer: Mapping[str, Any]) -> None:
     counts = {name: answer[name] for name in ("checked", "missing", "differing")}
-    result = results.Result(NODE, False, **counts, names=tuple(answer["names"]))
-    told(*results.words([result], 3, 1.0), results.as_document([result], {}, 3))
+    result = results.SyncResult(NODE, False, **counts, names=tuple(answer["names"]))
+    told(*results.summary_lines([result], 3, 1.0), results.as_json([result], {}, 3))
 
 
 def of_slurm(function: Callable[..., Any], *arguments: Any) -> Callable[[Mapping[str, Any]], Any]:
@@ -287,13 +289,13 @@ def use_slurm_status(answer: Mapping[str, Any]) -> None:
 
 def use_slurm_evidence(answer: Mapping[str, Any]) -> None:
     whole = diagnosis.diagnose(of_slurm(runtime.evidence)(answer))
-    told(page.text(whole), page.as_json(whole))
+    told(page.render(whole), page.as_json(whole))
 
 
 def use_slurm_stacks(answer: Mapping[str, Any]) -> None:
     if not answer.get("wants"):
         dump = of_slurm(runtime.stacks, {"timeout_s": 1.0})(answer)
-        told(stacks_page.text("x", dump))
+        told(stacks_page.render("x", dump))
 
 
 def use_slurm_lines(answer: Mapping[str, Any]) -> None:

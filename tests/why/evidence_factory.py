@@ -9,7 +9,7 @@ from torchfab.core import status
 from torchfab.core.specs import Node
 from torchfab.core.status import JobStatus, Verdict
 from torchfab.why import diagnosis, evidence
-from torchfab.why.evidence import Evidence, NodeEvidence, Said
+from torchfab.why.evidence import Evidence, NodeEvidence, SchedulerReason
 
 LAUNCHED = 1000.0
 
@@ -48,7 +48,7 @@ def node(
     report = {"kernel": {"lines": [], "unread": ""}, "logs": list(logs), **more}
     answer = {"processes": list(processes), "now": queried + skew_s, "exists": True, "stop_asked": stop_asked}
     made = Node(node_rank, f"node{node_rank + 1}")
-    return evidence.of_answer(made, {**answer, "evidence": report}, queried, queried)
+    return evidence.evidence_from_answer(made, {**answer, "evidence": report}, queried, queried)
 
 
 def unreachable(node_rank: int, reason: str = "no answer") -> NodeEvidence:
@@ -58,7 +58,7 @@ def unreachable(node_rank: int, reason: str = "no answer") -> NodeEvidence:
 
 def make_evidence(
     *nodes: NodeEvidence,
-    said: tuple[Said, ...] = (),
+    said: tuple[SchedulerReason, ...] = (),
     events: tuple[Mapping[str, Any], ...] = (),
     verdict: Verdict | None = None,
 ) -> Evidence:
@@ -67,6 +67,6 @@ def make_evidence(
     return Evidence("gpt2", LAUNCHED, job, nodes, said, events)
 
 
-def told(*nodes: NodeEvidence, **more: Any) -> diagnosis.Diagnosis:
+def diagnose_nodes(*nodes: NodeEvidence, **more: Any) -> diagnosis.Diagnosis:
     """Return the diagnosis of a job on these nodes."""
     return diagnosis.diagnose(make_evidence(*nodes, **more))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.recorded.recordings import names, recording
 from tests.support import fuzzed
-from tests.why.evidence_factory import log, make_evidence, node, process, rank, told
+from tests.why.evidence_factory import diagnose_nodes, log, make_evidence, node, process, rank
 from torchfab.why import causes, failures, signatures
 from torchfab.why.causes import Kind
 
@@ -127,7 +127,7 @@ def test_nccl_watchdog_logs_identify_the_straggler() -> None:
              [log(number, WATCHDOG.format(rank=number, seq=seq, done=done))])
         for number, seq, done in ranks
     ]  # fmt: skip
-    found = told(*nodes)
+    found = diagnose_nodes(*nodes)
     assert (found.cause.kind, found.cause.name) == (Kind.NETWORK, "nccl-timeout")
     assert found.cause.words == "NCCL waited in vain for another rank, in ALLREDUCE number 14"
     assert [each.words for each in found.stragglers] == [
@@ -141,7 +141,7 @@ def stragglers(*logs: str) -> list[str]:
         node(number, [process("failed", rank(number, -6, 1060.0 + number / 10))], [log(number, text)])
         for number, text in enumerate(logs)
     ]
-    return [each.words for each in told(*nodes).stragglers if "had begun" in each.words]
+    return [each.words for each in diagnose_nodes(*nodes).stragglers if "had begun" in each.words]
 
 
 def test_collective_counts_are_compared_within_a_process_group() -> None:
@@ -184,5 +184,5 @@ def test_semaphore_without_space_is_a_shared_memory_cause() -> None:
 
 @pytest.mark.parametrize("sign", causes.SCHEDULED)
 def test_every_scheduler_reason_has_a_kind(sign: str) -> None:
-    assert causes.of_schedule(sign, "words").kind is not Kind.UNKNOWN
-    assert causes.of_schedule("SOMETHING_NEW", "words").kind is Kind.UNKNOWN
+    assert causes.cause_of_schedule(sign, "words").kind is not Kind.UNKNOWN
+    assert causes.cause_of_schedule("SOMETHING_NEW", "words").kind is Kind.UNKNOWN

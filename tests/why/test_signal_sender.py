@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.why.evidence_factory import log, node, process, rank, told
+from tests.why.evidence_factory import diagnose_nodes, log, node, process, rank
 from torchfab.why.causes import Kind
 from torchfab.why.diagnosis import Diagnosis
 from torchfab.why.evidence import NodeEvidence
@@ -50,20 +50,20 @@ def torchrun_node(output: str, *ranks: Any, at: int = 0, end: Any = EXIT_RECORD,
 
 
 def cause(*nodes: NodeEvidence) -> tuple[Kind, str, str]:
-    found = told(*nodes).cause
+    found = diagnose_nodes(*nodes).cause
     return found.kind, found.name, found.words
 
 
 def first_and_consequences(found: Diagnosis) -> tuple[str, tuple[str, ...]]:
     assert found.first
-    return found.first.who, found.consequences
+    return found.first.label, found.consequences
 
 
 def test_signal_to_torchrun_is_the_first_failure() -> None:
     lost = "RuntimeError: [/x/gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.0.0.2]:24750"
     other = node(0, [process("failed", rank(0, 1, 1060.5))], [log(0, f"Traceback (most recent call last):\n{lost}\n")])
     asked = torchrun_node(RECEIVED_SIGNAL + CLOSING.format(101), rank(1, -15, 1060.2), at=1)
-    found = told(other, asked)
+    found = diagnose_nodes(other, asked)
     assert (found.cause.kind, found.cause.name) == (Kind.KILLED, "terminated")
     assert found.cause.words == (
         "torchrun was asked to end (SIGTERM), and its ranks with it; neither fab stop nor its supervisor did that"
@@ -85,7 +85,7 @@ def test_signal_messages_of_all_torchrun_versions_are_parsed() -> None:
 
 def test_torchrun_is_named_as_sender_after_a_rank_failed() -> None:
     output = CLOSING.format(101) + FAILED.format(7, 100)
-    found = told(torchrun_node(output, rank(0, 7, 1060.0), rank(1, -15, 1060.3)))
+    found = diagnose_nodes(torchrun_node(output, rank(0, 7, 1060.0), rank(1, -15, 1060.3)))
     assert found.cause.name == "exit-code"
     assert first_and_consequences(found) == (
         *("rank 0 on node1", ("node1 rank 1: torchrun ended it (SIGTERM) after another rank of its node had failed",)),
@@ -94,7 +94,7 @@ def test_torchrun_is_named_as_sender_after_a_rank_failed() -> None:
 
 def test_sigkill_by_torchrun_is_not_an_external_kill() -> None:
     output = CLOSING.format(101) + UNABLE.format(101) + FAILED.format(7, 100)
-    found = told(torchrun_node(output, rank(0, 7, 1060.0), rank(1, -9, 1090.0)))
+    found = diagnose_nodes(torchrun_node(output, rank(0, 7, 1060.0), rank(1, -9, 1090.0)))
     assert found.consequences == (
         "node1 rank 1: torchrun ended it (SIGKILL) after another rank of its node had failed",
     )
@@ -103,7 +103,7 @@ def test_sigkill_by_torchrun_is_not_an_external_kill() -> None:
 @pytest.mark.parametrize(("code", "begin"), [(-15, "SIGTERM came"), (143, "it ended with exit code 143, as a script")])
 def test_sigterm_to_one_rank_is_the_first_failure(code: int, begin: str) -> None:
     output = CLOSING.format(101) + FAILED.format(code, 100)
-    found = told(torchrun_node(output, rank(0, code, 1060.0), rank(1, -15, 1060.2)))
+    found = diagnose_nodes(torchrun_node(output, rank(0, code, 1060.0), rank(1, -15, 1060.2)))
     assert (found.cause.kind, found.cause.name) == (Kind.KILLED, "terminated")
     assert found.cause.words.startswith(begin)
     assert found.cause.words.endswith("came from outside: nothing that torchfab did, nor its launcher")
@@ -124,15 +124,17 @@ def test_exit_code_143_without_a_known_signal_is_an_exit_code() -> None:
 def test_exit_143_after_a_signal_to_the_supervisor_or_fab_stop() -> None:
     assert cause(torchrun_node("", rank(0, 143), end={**EXIT_RECORD, "asked": "SIGTERM"}))[:2] == (Kind.KILLED, "asked")
     stopped = node(0, [process("stopped", rank(0, 143, 1071.0))], stop_asked=1070.0)
-    assert told(stopped).cause.kind is Kind.STOPPED
+    assert diagnose_nodes(stopped).cause.kind is Kind.STOPPED
     failed = node(1, [process("failed", rank(1, 7, 1060.0))], stop_asked=1070.0)
     events = ({"time": 1070.0, "event": "stopped after a failure"},)
-    assert told(failed, stopped, events=events).consequences == ("node1 rank 0: ended by fab, which stopped the rest",)
+    assert diagnose_nodes(failed, stopped, events=events).consequences == (
+        "node1 rank 0: ended by fab, which stopped the rest",
+    )
 
 
 def test_supervisor_ends_the_ranks_of_a_killed_launcher() -> None:
     end = {**EXIT_RECORD, "left": ["100 (python train.py)"]}
-    found = told(torchrun_node("", rank(0, -15, 1061.5), end=end, code=-9))
+    found = diagnose_nodes(torchrun_node("", rank(0, -15, 1061.5), end=end, code=-9))
     assert first_and_consequences(found) == (
         "the agent on node1",
         ("node1 rank 0: its supervisor ended it (SIGTERM): it was left when agent had ended",),
@@ -140,27 +142,27 @@ def test_supervisor_ends_the_ranks_of_a_killed_launcher() -> None:
 
 
 def test_launcher_that_ends_its_ranks_reports_its_own_error() -> None:
-    found = told(torchrun_node(CLOSING.format(100) + LOST_STORE, rank(0, -15)))
+    found = diagnose_nodes(torchrun_node(CLOSING.format(100) + LOST_STORE, rank(0, -15)))
     assert found.cause.name == "rendezvous-connection"
     assert found.cause.words.startswith("torchrun ended it (SIGTERM): it could not reach the rendezvous: torch.")
-    silent = told(torchrun_node(CLOSING.format(100), rank(0, -15)))
+    silent = diagnose_nodes(torchrun_node(CLOSING.format(100), rank(0, -15)))
     assert (silent.cause.kind, silent.cause.words) == (Kind.UNKNOWN, "torchrun ended it (SIGTERM)")
 
 
 def test_signal_to_a_launcher_with_successful_ranks_is_reported() -> None:
-    found = told(torchrun_node(RECEIVED_SIGNAL + SIGNALLED, rank(0, 0)))
+    found = diagnose_nodes(torchrun_node(RECEIVED_SIGNAL + SIGNALLED, rank(0, 0)))
     assert (found.cause.kind, found.cause.name) == (Kind.KILLED, "terminated")
     assert found.cause.words == "torchrun was asked to end (SIGTERM); neither fab stop nor its supervisor did that"
 
 
 def test_deepspeed_launcher_logs_are_parsed() -> None:
-    found = told(torchrun_node(DEEPSPEED, rank(0, -15)))
+    found = diagnose_nodes(torchrun_node(DEEPSPEED, rank(0, -15)))
     assert found.cause.words.startswith("deepspeed's launcher was asked to end (SIGTERM), and its ranks with it")
-    ended = told(torchrun_node(DEEPSPEED.splitlines()[0], rank(0, -15)))
+    ended = diagnose_nodes(torchrun_node(DEEPSPEED.splitlines()[0], rank(0, -15)))
     assert ended.cause.words == "deepspeed's launcher ended it (SIGTERM)"
 
 
 def test_signal_of_unknown_sender_has_cause_ended() -> None:
-    found = told(node(0, [process("failed", rank(0, -15))]))
+    found = diagnose_nodes(node(0, [process("failed", rank(0, -15))]))
     assert (found.cause.kind, found.cause.name) == (Kind.KILLED, "ended")
     assert found.cause.words == "SIGTERM ended it; who sent it is not known"

@@ -43,7 +43,7 @@ def run(flags: DoctorFlags, ctx: CommandContext) -> int:
     if flags.json:
         write_out(json.dumps(render.as_json(report), indent=2))
     else:
-        write_out(render.text(report, sys.stdout.isatty() and not ctx.environ.get("NO_COLOR")))
+        write_out(render.render_report(report, sys.stdout.isatty() and not ctx.environ.get("NO_COLOR")))
     return 1 if report.errors() else 0
 
 
@@ -77,7 +77,7 @@ def check_requirements(flags: DoctorFlags, ctx: CommandContext) -> CheckRequirem
         node_dir=specs.node_dir(ctx.config["node_dir"], workdir),
         master_addr=flags.master_addr,
         port=flags.port,
-        env=environment.forwarded(ctx.environ, ctx.config["forward"]),
+        env=environment.select_forwarded(ctx.environ, ctx.config["forward"]),
         names=None if names is None else tuple(names),
-        digest="" if names is None else code_digest.look(workdir, names)["digest"],
+        digest="" if names is None else code_digest.digest_workdir(workdir, names)["digest"],
     )

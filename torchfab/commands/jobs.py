@@ -14,8 +14,8 @@ from torchfab.commands.status import ask_status
 from torchfab.core import inventory
 from torchfab.core.console import write_err, write_out
 from torchfab.core.errors import HostsFailedError, TorchfabError, UsageError
-from torchfab.core.format import columns
-from torchfab.core.log_lines import clean
+from torchfab.core.format import align_columns
+from torchfab.core.log_lines import strip_controls
 from torchfab.launch.context import CommandContext
 from torchfab.records import Record
 from torchfab.supervise import history, lease
@@ -67,7 +67,7 @@ def show_events(record: Record, as_json: bool) -> None:
     if as_json:
         write_out(json.dumps(list(record.events()), indent=2))
         return
-    for line in history.lines(record.events()):
+    for line in history.render_lines(record.events()):
         write_out(line)
 
 
@@ -94,14 +94,16 @@ def show_jobs(ctx: CommandContext, as_json: bool, job: str) -> None:
         write_out("no job was launched from here yet; the first one: fab launch-per-node --follow")
     else:
         head = ["job", "state", "launcher", "nodes", "ranks", "launched", "script"]
-        write_out(columns([head, *(_job_row(record) for record in records)]))
+        write_out(align_columns([head, *(_job_row(record) for record in records)]))
 
 
 def _job_row(record: Record) -> list[str]:
     last = record.last_seen()
     state = last["state"] + (f" ({last['code']})" if last["code"] else "")
     launched = time.strftime("%Y-%m-%d %H:%M", time.localtime(record.created))
-    script = clean(" ".join(" ".join(record.script).split()))  # a script given as text (-c) may have several lines
+    script = strip_controls(
+        " ".join(" ".join(record.script).split())
+    )  # a script given as text (-c) may have several lines
     return [
         *(record.name, state, record.launcher, str(len(record.nodes) or record.min_nodes), str(record.world_size)),
         launched,
@@ -147,7 +149,7 @@ def remove_record(job: str, ctx: CommandContext) -> None:
         raise UsageError("--remove needs the name of a job", "fab jobs lists them; then: fab jobs --remove NAME")
     record = with_current_settings(ctx.records.get(job), ctx)
     if (holder := lease.holder(record.folder)) is not None:
-        raise UsageError(f"job {job} is supervised ({lease.words(holder)})", f"fab stop {job}")
+        raise UsageError(f"job {job} is supervised ({lease.describe(holder)})", f"fab stop {job}")
     status = ask_status(record)
     unreachable = [each.node.label for each in status.nodes if each.state == "unreachable"]
     if unreachable:

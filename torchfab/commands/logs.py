@@ -13,7 +13,7 @@ from torchfab.core import inventory
 from torchfab.core.console import write_err
 from torchfab.core.errors import UsageError
 from torchfab.core.status import JobStatus, duration
-from torchfab.monitoring.watcher import NO_LINES, Printer, Watch, describe_failure
+from torchfab.monitoring.watcher import NO_LOG_LINES, JobWatcher, Printer, describe_failure
 from torchfab.records import Record
 from torchfab.supervise import lease_status
 
@@ -78,15 +78,15 @@ def show_logs(record: Record, request: Mapping[str, Any], folding: bool, stall_s
     too_high = [rank for rank in request["ranks"] or () if rank >= record.world_size]
     if too_high and not record.is_elastic:
         raise UsageError(f"job {record.name} has the ranks 0-{record.world_size - 1}, and no rank {too_high[0]}")
-    watch = Watch(record, Printer(folding), retries=request["follow"], stall_s=stall_s)
+    watch = JobWatcher(record, Printer(folding), retries=request["follow"], stall_s=stall_s)
     if not request["follow"]:
         return _print_existing(watch, request)
     return _watch_to_end(watch, request)
 
 
-def _print_existing(watch: Watch, request: Mapping[str, Any]) -> int:
+def _print_existing(watch: JobWatcher, request: Mapping[str, Any]) -> int:
     for event in runtimes.load(watch.record.runtime).follow(watch.record, request):
-        watch._take(event)
+        watch._handle(event)
         if watch.lost and len(watch.lost) + len(watch.ended) >= len(watch.record.nodes):
             break
     watch.printer.flush()
@@ -111,7 +111,7 @@ def follow(record: Record, failure_grace_s: float, stall_s: float) -> int:
         Exit code of the job.
     """
     request = log_request("", "all", "", follow=True)
-    return _watch_to_end(Watch(record, Printer(), failure_grace_s, stall_s=stall_s), request)
+    return _watch_to_end(JobWatcher(record, Printer(), failure_grace_s, stall_s=stall_s), request)
 
 
 def wait(record: Record, failure_grace_s: float, stall_s: float) -> int:
@@ -131,10 +131,10 @@ def wait(record: Record, failure_grace_s: float, stall_s: float) -> int:
     int
         Exit code of the job.
     """
-    return _watch_to_end(Watch(record, Printer(), failure_grace_s, stall_s=stall_s), NO_LINES)
+    return _watch_to_end(JobWatcher(record, Printer(), failure_grace_s, stall_s=stall_s), NO_LOG_LINES)
 
 
-def _watch_to_end(watch: Watch, request: Mapping[str, Any]) -> int:
+def _watch_to_end(watch: JobWatcher, request: Mapping[str, Any]) -> int:
     name = watch.record.name
     try:
         status = watch.run(request)
@@ -145,7 +145,7 @@ def _watch_to_end(watch: Watch, request: Mapping[str, Any]) -> int:
     if status.state != "succeeded" and (next_record := lease_status.next_attempt(watch.record)):
         write_err(f"{name}: attempt {next_record.attempt}, launched by its supervisor")
         grace_s, stall_s = watch.failure_grace_s, watch.stall_s
-        return _watch_to_end(Watch(next_record, Printer(watch.printer.folding), grace_s, stall_s=stall_s), request)
+        return _watch_to_end(JobWatcher(next_record, Printer(watch.printer.folding), grace_s, stall_s=stall_s), request)
     watch.record.remember(status.state, status.exit_code, status.has_ended)
     write_err(_end_message(watch.record, status))
     return 1 if status.exit_code is None else status.exit_code

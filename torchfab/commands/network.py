@@ -19,7 +19,7 @@ from torchfab.launch.context import CommandContext
 from torchfab.launch.interrupts import InterruptibleOnce
 from torchfab.launchers import network
 from torchfab.network import report
-from torchfab.network.report import Measured
+from torchfab.network.report import BenchmarkResult
 from torchfab.records import Record
 
 # Shown in the record instead of a script: torchfab sends its own program.
@@ -73,14 +73,14 @@ def run(flags: NetworkFlags, ctx: CommandContext) -> int:
     return _report(record, measured, flags.json, ctx)
 
 
-def _read_results(record: Record, within_s: float) -> Measured:
+def _read_results(record: Record, within_s: float) -> BenchmarkResult:
     """Read the results that rank 0 prints until it is done, the job has ended, or the time is up."""
-    measured, ended, lost = Measured(nodes=len(record.nodes)), set[int](), set[int]()
+    measured, ended, lost = BenchmarkResult(nodes=len(record.nodes)), set[int](), set[int]()
     deadline = time.monotonic() + within_s
     for event in runtimes.load(record.runtime).follow(record, _REQUEST):
         if isinstance(event, Lines):
             for _, _, text in event.lines:
-                measured.take(text)
+                measured.feed(text)
             _show_progress(measured)
         elif isinstance(event, NodeEnded):
             ended.add(event.status.node.rank)
@@ -94,7 +94,7 @@ def _read_results(record: Record, within_s: float) -> Measured:
     return measured
 
 
-def _show_progress(measured: Measured | None) -> None:
+def _show_progress(measured: BenchmarkResult | None) -> None:
     """Show the progress on a terminal; None clears it."""
     if not sys.stderr.isatty():
         return
@@ -107,7 +107,7 @@ def _show_progress(measured: Measured | None) -> None:
     sys.stderr.flush()
 
 
-def _report(record: Record, measured: Measured, as_json: bool, ctx: CommandContext) -> int:
+def _report(record: Record, measured: BenchmarkResult, as_json: bool, ctx: CommandContext) -> int:
     if not measured.done:
         _stop(record)
         raise TorchfabError(
@@ -116,8 +116,8 @@ def _report(record: Record, measured: Measured, as_json: bool, ctx: CommandConte
         )
     _remove_job(record, ctx)
     hosts = [node.label for node in record.nodes]
-    write_out(json.dumps(report.as_json(measured, hosts), indent=2) if as_json else report.text(measured, hosts))
-    verdict = report.judge(measured.links)
+    write_out(json.dumps(report.as_json(measured, hosts), indent=2) if as_json else report.render(measured, hosts))
+    verdict = report.find_slow(measured.links)
     return 1 if verdict and (verdict.nodes or verdict.links) else 0
 
 

@@ -6,7 +6,7 @@ import json
 
 from torchfab.core import inventory
 from torchfab.core.console import write_err, write_out
-from torchfab.monitoring.stack_dump import StackOptions, dump
+from torchfab.monitoring.stack_dump import StackOptions, collect
 from torchfab.records import Record
 from torchfab.stacks import report
 
@@ -30,12 +30,12 @@ def show_stacks(record: Record, options: StackOptions, as_json: bool) -> int:
     int
         Exit code: 0 if every running rank has a stack, else 1.
     """
-    found = dump(record, options)
+    found = collect(record, options)
     if as_json:
         write_out(json.dumps(report.as_json(record.name, found, options.exact), indent=2))
     else:
-        write_out(report.text(record.name, found, options.everything, options.exact))
-    sent = [node.node.label for node in found.nodes if node.spy == "sent"]
+        write_out(report.render(record.name, found, options.everything, options.exact))
+    sent = [node.node.label for node in found.nodes if node.py_spy == "sent"]
     if sent:
         write_err(
             f"py-spy was sent to {inventory.fold(sent)}, and removed again; to spare that: pip install py-spy there"

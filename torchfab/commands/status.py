@@ -9,7 +9,7 @@ import time
 from torchfab import runtimes
 from torchfab.core import stall, status
 from torchfab.core.console import write_out
-from torchfab.core.format import columns
+from torchfab.core.format import align_columns
 from torchfab.core.status import JobStatus
 from torchfab.monitoring.watcher import describe_failure
 from torchfab.records import Record
@@ -62,10 +62,10 @@ def show_status(record: Record, watch: bool, as_json: bool, stall_s: float) -> i
             if watch and sys.stdout.isatty():
                 sys.stdout.write("\x1b[H\x1b[2J")
             write_out(status_text(record, found))
-            if supervised := lease_status.words(record, found.state):
+            if supervised := lease_status.describe(record, found.state):
                 write_out(supervised)
-            if silence := stall.find(found, stall_s):
-                write_out(stall.words(silence, record.name))
+            if silence := stall.detect_stall(found, stall_s):
+                write_out(stall.render_warning(silence, record.name))
         if not watch or found.has_ended:
             return 0 if found.state in ("pending", "starting", "running", "succeeded") else 1
         time.sleep(2)
@@ -88,7 +88,7 @@ def status_text(record: Record, found: JobStatus) -> str:
     """
     launched = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
     head = f"job {record.name}: {found.state} ({record.launcher}, {record.world_size} ranks, launched {launched})"
-    lines = [head, *([columns(status.table(found))] if found.nodes else [])]
+    lines = [head, *([align_columns(status.table_rows(found))] if found.nodes else [])]
     if found.reason and not found.has_failed:
         lines.append(found.reason)
     if found.has_failed and found.state != "stopped":

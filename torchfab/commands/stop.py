@@ -66,7 +66,7 @@ def stop_launch(job: str, ctx: CommandContext) -> bool:
     TorchfabError
         That `fab` does not exit in time.
     """
-    launching = ctx.records.launching(job)
+    launching = ctx.records.launch_holder(job)
     if launching is None:
         return False
     pid, host = launching
@@ -78,7 +78,7 @@ def stop_launch(job: str, ctx: CommandContext) -> bool:
     os.kill(pid, STOP_SIGNAL)
     settings = ctx.settings
     deadline = time.monotonic() + settings.prepare_timeout_s + settings.start_timeout_s
-    while ctx.records.launching(job):
+    while ctx.records.launch_holder(job):
         if time.monotonic() > deadline:
             raise TorchfabError(f"fab (pid {pid}) is still launching job {job}", f"fab stop {job} again")
         time.sleep(0.05)
@@ -116,12 +116,12 @@ def stop(record: Record, grace_s: float | None = None) -> int:
 def _stop_earlier(record: Record, grace_s: float) -> int:
     """Stop processes that earlier attempts may have left; return 0 if none is left, else 1."""
     code = 0
-    for attempt, hosts in history.left_behind(record.events()).items():
+    for attempt, hosts in history.orphaned_hosts(record.events()).items():
         for report in orphans.stop(record, attempt, hosts, grace_s):
             host = report.node.label
             if report.error is None and not report.left:
-                record.note("caught up", text=orphans.words(report, attempt), attempt=attempt, hosts=[host])
-                write_out(orphans.words(report, attempt))
+                record.note("caught up", text=orphans.describe_stop(report, attempt), attempt=attempt, hosts=[host])
+                write_out(orphans.describe_stop(report, attempt))
             else:
                 code = 1
                 write_err(f"error: attempt {attempt} may still run on {host}: {report.error or report.left[0]}")
@@ -136,7 +136,7 @@ def _stop(record: Record, grace_s: float) -> int:
         if report.error is not None:
             failed[report.node.label] = report.error
         else:
-            groups.setdefault(_stop_words(report), []).append(report.node.label)
+            groups.setdefault(_stop_summary(report), []).append(report.node.label)
     for summary, hosts in groups.items():
         write_out(f"{inventory.fold(hosts)}: {summary}")
     record.note("stop", grace_s=grace_s, unreachable=sorted(failed))
@@ -162,7 +162,7 @@ def _status_after(record: Record, reports: Sequence[runtimes.StopReport]) -> Job
     return found
 
 
-def _stop_words(report: runtimes.StopReport) -> str:
+def _stop_summary(report: runtimes.StopReport) -> str:
     if report.summary:
         return str(report.summary)
     if report.left:

@@ -123,8 +123,8 @@ def launch_supervised(launcher: Launcher, flags: LaunchFlags, own: Any, ctx: Com
 # ---- fab supervise
 
 
-def take_up(
-    record: Record, wishes: SuperviseFlags, follow: bool, tmux: bool, ctx: CommandContext, fab: Sequence[str]
+def supervise_existing(
+    record: Record, supervise_flags: SuperviseFlags, follow: bool, tmux: bool, ctx: CommandContext, fab: Sequence[str]
 ) -> int:
     """Supervise a job that was launched before.
 
@@ -154,11 +154,11 @@ def take_up(
         The job cannot be relaunched, has succeeded, was stopped, or is supervised already.
     """
     request = launch_request.load(record.folder, ctx.environ)
-    policy = wishes.policy(Policy(**{**default_policy(ctx).as_json(), **request.policy}))
+    policy = supervise_flags.policy(Policy(**{**default_policy(ctx).as_json(), **request.policy}))
     if policy.as_json() != request.policy:
         request = replace(request, policy=policy.as_json())
         request.save(record.folder)
-    if lease.stop_asked(record.folder):
+    if lease.stop_requested(record.folder):
         raise UsageError(
             f"job {record.name} was asked to stop (fab stop), and is not launched again",
             "launch it anew with another --name, and the same --experiment-name, to go on from its last checkpoint",

@@ -25,7 +25,7 @@ from torchfab.launch.hosts import read_nodes
 from torchfab.remote.host import file_tree
 from torchfab.runtimes.tmux import ssh_argv
 from torchfab.sync import gitignore, rsync
-from torchfab.sync.results import Result, as_document, words
+from torchfab.sync.results import SyncResult, summary_lines
 from torchfab.transport.pool import SessionPool, problem_in
 from torchfab.transport.session import Session
 
@@ -95,18 +95,18 @@ def _sync(request: SyncRequest, nodes: Sequence[Node], as_json: bool, ctx: Comma
     with _marker_file(request.source, ctx.token) as token:
         results, failed = _copy_to_all(request, nodes, token, digests, ctx.settings)
     if as_json:
-        write_out(json.dumps(as_document(results, failed, len(digests)), indent=2))
+        write_out(json.dumps(as_json(results, failed, len(digests)), indent=2))
     else:
-        for line in words(results, len(digests), time.monotonic() - started):
+        for line in summary_lines(results, len(digests), time.monotonic() - started):
             write_out(line)
     if failed:
         raise HostsFailedError(f"{len(failed)} of {len(nodes)} hosts failed; the others were copied to", failed)
-    return 1 if any(result.is_odd for result in results) else 0
+    return 1 if any(result.differs for result in results) else 0
 
 
 def _rules(source: str, timeout_s: float) -> tuple[str, ...]:
-    tracked = gitignore.in_git(source, timeout_s)
-    return gitignore.rules(tracked, _list_files(source, (), timeout_s)) if tracked else ()
+    tracked = gitignore.list_git_files(source, timeout_s)
+    return gitignore.include_rules(tracked, _list_files(source, (), timeout_s)) if tracked else ()
 
 
 def _list_files(source: str, rules: Sequence[str], timeout_s: float) -> list[str]:
@@ -121,7 +121,7 @@ def _list_files(source: str, rules: Sequence[str], timeout_s: float) -> list[str
     if done.returncode:
         last_line = "".join(done.stderr.decode(errors="replace").strip().splitlines()[-1:])
         raise TorchfabError(f"rsync cannot read {source}: {last_line or done.returncode}", "see to its rights")
-    return rsync.listed(done.stdout)
+    return rsync.parse_list(done.stdout)
 
 
 def _local_digests(request: SyncRequest, timeout_s: float) -> dict[str, str]:
@@ -180,7 +180,7 @@ class _Copies:
         finally:
             self.running.discard(process)
         if process.returncode:
-            raise rsync.problem(process.returncode, stderr)
+            raise rsync.copy_error(process.returncode, stderr)
         return stdout
 
     def end(self) -> None:
@@ -191,12 +191,12 @@ class _Copies:
 
 def _copy_to_all(
     request: SyncRequest, nodes: Sequence[Node], token: str, digests: Mapping[str, str], settings: ConnectionSettings
-) -> tuple[list[Result], dict[str, TorchfabError]]:
+) -> tuple[list[SyncResult], dict[str, TorchfabError]]:
     copies = _Copies()
-    found: dict[int, Result] = {}
+    found: dict[int, SyncResult] = {}
     failed: dict[int, TorchfabError] = {}
 
-    def copy(node: Node, session: Session) -> Result:
+    def copy(node: Node, session: Session) -> SyncResult:
         return _copy_to(request, node, token, digests, session, copies, settings)
 
     try:
@@ -220,15 +220,15 @@ def _copy_to(
     session: Session,
     copies: _Copies,
     settings: ConnectionSettings,
-) -> Result:
+) -> SyncResult:
     directory = {"workdir": request.workdir}
     if _ask(session, {"op": "tree_look", **directory, "token": token}, settings.answer_timeout_s)["shared"]:
-        return Result(node, shared=True)
-    stats = rsync.stats(copies.run(_argv(request, node, settings)))
+        return SyncResult(node, shared=True)
+    stats = rsync.parse_stats(copies.run(_argv(request, node, settings)))
     check = {"op": "tree_check", **directory, "digests": digests, "within_s": settings.sync_timeout_s}
     checked = _ask(session, check, settings.sync_timeout_s + settings.answer_timeout_s)
     counts = {name: checked[name] for name in ("checked", "missing", "differing")}
-    return Result(node, False, stats, **counts, names=tuple(checked["names"]))
+    return SyncResult(node, False, stats, **counts, names=tuple(checked["names"]))
 
 
 def _ask(session: Session, request: Mapping[str, Any], timeout_s: float) -> Mapping[str, Any]:
@@ -248,7 +248,7 @@ def _argv(request: SyncRequest, node: Node, settings: ConnectionSettings) -> tup
         shell,
         request.delete,
         rules=request.rules,
-        silent_s=settings.sync_timeout_s,
+        timeout_s=settings.sync_timeout_s,
     )
 
 

@@ -20,7 +20,7 @@ from torchfab.core.specs import Node
 from torchfab.launch.context import CommandContext
 from torchfab.launch.hosts import read_nodes
 from torchfab.monitoring import host_load
-from torchfab.monitoring.host_load import Snapshot, View
+from torchfab.monitoring.host_load import HostLoad, Snapshot
 from torchfab.records import Record
 from torchfab.transport.streams import NodeStreams
 
@@ -103,7 +103,7 @@ def show_hosts(target: Target, interval_s: float, once: bool, as_json: bool, sta
     streams = NodeStreams(
         target.nodes, target.settings, lambda node: _request(target, node, interval_s), 3 * interval_s + 5
     )
-    views = {node.rank: View(node) for node in target.nodes}
+    views = {node.rank: HostLoad(node) for node in target.nodes}
 
     def snapshot() -> Snapshot:
         record = target.record
@@ -132,19 +132,19 @@ def _first_answer_s(settings: ConnectionSettings, interval_s: float) -> float:
 
 
 def _once(
-    streams: NodeStreams, views: dict[int, View], snapshot: Callable[[], Snapshot], as_json: bool, patience_s: float
+    streams: NodeStreams, views: dict[int, HostLoad], snapshot: Callable[[], Snapshot], as_json: bool, patience_s: float
 ) -> int:
     deadline = time.monotonic() + patience_s
     while any(view.load is None and not view.error for view in views.values()) and time.monotonic() < deadline:
         _update(streams, views)
         time.sleep(_POLL_S)
     found = snapshot()
-    write_out(json.dumps(host_load.as_json(found), indent=2) if as_json else host_load.text(found))
+    write_out(json.dumps(host_load.as_json(found), indent=2) if as_json else host_load.render(found))
     return 1 if any(view.error or view.load is None for view in found.views) else 0
 
 
 def _refresh_loop(
-    streams: NodeStreams, views: dict[int, View], snapshot: Callable[[], Snapshot], show: Show, interval_s: float
+    streams: NodeStreams, views: dict[int, HostLoad], snapshot: Callable[[], Snapshot], show: Show, interval_s: float
 ) -> None:
     due = time.monotonic() + min(1.0, interval_s)
     while True:
@@ -155,12 +155,12 @@ def _refresh_loop(
         time.sleep(_POLL_S)
 
 
-def _update(streams: NodeStreams, views: dict[int, View]) -> None:
+def _update(streams: NodeStreams, views: dict[int, HostLoad]) -> None:
     for node, update in streams.news():
         if isinstance(update, TorchfabError):
-            views[node.rank] = View(node, error=update.message.splitlines()[0])
+            views[node.rank] = HostLoad(node, error=update.message.splitlines()[0])
         elif "load" in update:
-            views[node.rank] = View(node, update["load"])
+            views[node.rank] = HostLoad(node, update["load"])
 
 
 # ---- display
@@ -173,13 +173,13 @@ def _display(as_json: bool) -> Iterator[Show]:
         yield lambda found: write_out(json.dumps(host_load.as_json(found)))
     elif not sys.stdout.isatty():
         yield lambda found: write_out(
-            f"{time.strftime('%H:%M:%S', time.localtime(found.time))}\n{host_load.text(found)}\n"
+            f"{time.strftime('%H:%M:%S', time.localtime(found.time))}\n{host_load.render(found)}\n"
         )
     else:
         from rich.live import Live
 
         with Live(auto_refresh=False, screen=True, vertical_overflow="crop") as live:
-            yield lambda found: live.update(_coloured(host_load.text(found)), refresh=True)
+            yield lambda found: live.update(_coloured(host_load.render(found)), refresh=True)
 
 
 def _coloured(text: str) -> Any:

@@ -44,7 +44,7 @@ class ShownKey:
     @property
     def status(self) -> str:
         """`known`, `new`, `CHANGED` or `REVOKED`."""
-        standing = self.verdict.standing
+        standing = self.verdict.status
         return standing if standing in ("known", "new") else standing.upper()
 
 
@@ -132,7 +132,7 @@ def hop_chains(nodes: Sequence[Node], settings: ConnectionSettings) -> dict[str,
         connection = by_rank[node.rank]
         hops = [connection] if isinstance(connection, HostError) else connect.hops(connection)
         for count, hop in enumerate(hops[:-1], 1):
-            chains.setdefault(connect.label(hop), hops[:count])
+            chains.setdefault(connect.hop_label(hop), hops[:count])
         chains[node.label] = hops
     return chains
 
@@ -154,8 +154,8 @@ def fetch_keys(wave: Mapping[str, Any], settings: ConnectionSettings) -> Iterabl
     """
 
     def fetch(label: str) -> ShownKey:
-        rules, key = login.host_key(wave[label])
-        return ShownKey(label, rules, key, host_keys.judge(rules, key))
+        rules, key = login.fetch_host_key(wave[label])
+        return ShownKey(label, rules, key, host_keys.classify(rules, key))
 
     for done, (label, result) in enumerate(fan_out(wave, fetch, settings.fanout), 1):
         progress("asking for host keys", done, len(wave))
@@ -183,15 +183,15 @@ def confirm(found: Sequence[ShownKey], yes: bool, as_json: bool) -> dict[str, To
     if not as_json:
         for line in table(found):
             write_out(line)
-    unknown = [shown for shown in found if shown.verdict.standing == "new"]
+    unknown = [shown for shown in found if shown.verdict.status == "new"]
     new_keys = [shown for shown in unknown if shown.rules.user_files]
     refused = [shown for shown in unknown if not shown.rules.user_files]  # no file that ssh would read for them
     if new_keys and not yes and (as_json or not _ask_user(new_keys)):
         refused += new_keys
     else:
         save(new_keys)
-    refused = [*refused, *(shown for shown in found if shown.verdict.standing in ("changed", "revoked"))]
-    return {shown.label: host_keys.refusal(shown.rules, shown.key, shown.verdict) for shown in refused}
+    refused = [*refused, *(shown for shown in found if shown.verdict.status in ("changed", "revoked"))]
+    return {shown.label: host_keys.rejection(shown.rules, shown.key, shown.verdict) for shown in refused}
 
 
 def table(found: Sequence[ShownKey]) -> list[str]:
@@ -269,7 +269,7 @@ def as_json_value(label: str, shown: ShownKey | None, problem: TorchfabError | N
     dict
         `host`, `standing`, `key`, `trusted` and `problem`.
     """
-    standing = shown.verdict.standing if shown else "silent"
+    standing = shown.verdict.status if shown else "silent"
     key = host_keys.fingerprint(shown.key) if shown else ""
     problem_text = problem.message if problem else ""
     return {"host": label, "standing": standing, "key": key, "trusted": problem is None, "problem": problem_text}

@@ -29,5 +29,5 @@ def show_why(record: Record, as_json: bool) -> int:
     evidence = runtimes.load(record.runtime).evidence(record)
     record.remember(evidence.status.state, evidence.status.exit_code, evidence.status.has_ended)
     found = diagnosis.diagnose(evidence)
-    write_out(json.dumps(report.as_json(found), indent=2) if as_json else report.text(found))
-    return 1 if found.silent else 0
+    write_out(json.dumps(report.as_json(found), indent=2) if as_json else report.render(found))
+    return 1 if found.unreachable else 0

@@ -77,9 +77,9 @@ def write_err(text: str) -> None:
     text : str
         The message, without the last line end.
     """
-    from torchfab.core.log_lines import clean
+    from torchfab.core.log_lines import strip_controls
 
-    print("\n".join(map(clean, text.split("\n"))), file=sys.stderr, flush=True)
+    print("\n".join(map(strip_controls, text.split("\n"))), file=sys.stderr, flush=True)
 
 
 def progress(phase: str, done: int, total: int) -> None:

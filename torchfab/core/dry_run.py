@@ -14,7 +14,7 @@ from torchfab.core.specs import NodePlan, Plan, Process, session_name
 SSHArgv = Callable[[NodePlan], Sequence[str]]
 
 
-def dry_run(plan: Plan, ssh_argv: SSHArgv, notes: Sequence[str] = ()) -> str:
+def render_dry_run(plan: Plan, ssh_argv: SSHArgv, notes: Sequence[str] = ()) -> str:
     """Render a whole launch as a shell script.
 
     Parameters

@@ -46,7 +46,7 @@ def split_secrets(env: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str
     return public, {name: value for name, value in env.items() if is_secret(name)}
 
 
-def forwarded(environ: Mapping[str, str], patterns: Sequence[str]) -> dict[str, str]:
+def select_forwarded(environ: Mapping[str, str], patterns: Sequence[str]) -> dict[str, str]:
     """Select the variables to forward from the launch machine.
 
     Names that a shell cannot assign to (`BASH_FUNC_x%%`) are left out.
@@ -67,7 +67,7 @@ def forwarded(environ: Mapping[str, str], patterns: Sequence[str]) -> dict[str, 
     return {name: environ[name] for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}
 
 
-def parse_flags(pairs: Sequence[str]) -> dict[str, str]:
+def parse_env_flags(pairs: Sequence[str]) -> dict[str, str]:
     """Parse the values of `--env`.
 
     Parameters
@@ -96,7 +96,7 @@ def parse_flags(pairs: Sequence[str]) -> dict[str, str]:
     return env
 
 
-def marks(job_id: str, node_rank: int) -> dict[str, str]:
+def job_markers(job_id: str, node_rank: int) -> dict[str, str]:
     """Return the variables that mark every process of a job, so that `fab stop` finds it under any parent process.
 
     Parameters
@@ -114,7 +114,7 @@ def marks(job_id: str, node_rank: int) -> dict[str, str]:
     return {JOB_ID: job_id, NODE_RANK: str(node_rank)}
 
 
-def threads(processes: int, gpus: int, cpus: int) -> dict[str, str]:
+def omp_threads(processes: int, gpus: int, cpus: int) -> dict[str, str]:
     """Return OMP_NUM_THREADS: 1 where GPUs do the work, else a fair share of the cores.
 
     Parameters

@@ -31,7 +31,7 @@ class TorchfabError(Exception):
     """
 
     exit_code = 1
-    unsure: tuple[str, ...] = ()
+    uncertain_hosts: tuple[str, ...] = ()
 
     def __init__(self, message: str, fix: str = "") -> None:
         super().__init__(message)

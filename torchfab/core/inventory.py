@@ -15,7 +15,7 @@ from torchfab.core.errors import InventoryError
 from torchfab.core.flag_values import is_whole
 from torchfab.core.specs import Node, Slot
 
-MOST_HOSTS = 10_000
+MAX_HOSTS = 10_000
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_])?")
 _PATTERN = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]|\[[0-9,/-]+\])*")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\$?")
@@ -126,7 +126,7 @@ def parse_hosts(text: str, origin: str) -> tuple[Node, ...]:
     return tuple(_require_hosts(list(nodes.values()), origin))
 
 
-def parse_flag(hosts: str, origin: str = "-H") -> tuple[Node, ...]:
+def parse_hosts_flag(hosts: str, origin: str = "-H") -> tuple[Node, ...]:
     """Parse the value of `-H host1,host2`.
 
     Parameters
@@ -141,10 +141,10 @@ def parse_flag(hosts: str, origin: str = "-H") -> tuple[Node, ...]:
     tuple of Node
         In the order of the hosts.
     """
-    return parse_hosts(lines_of_flag(hosts), origin)
+    return parse_hosts(split_hosts_flag(hosts), origin)
 
 
-def lines_of_flag(hosts: str) -> str:
+def split_hosts_flag(hosts: str) -> str:
     """Convert the value of `-H host1,node[1,3]` to the text of a hosts file.
 
     Parameters
@@ -311,8 +311,8 @@ def _expand(line: _Line, host: str) -> list[str]:
         return [host]
     from ClusterShell.NodeSet import NodeSet, NodeSetException  # only where a range is used: 30 ms
 
-    if _max_host_count(host) > MOST_HOSTS:
-        raise line.error(f"the range {host} has more than {MOST_HOSTS} hosts")
+    if _max_host_count(host) > MAX_HOSTS:
+        raise line.error(f"the range {host} has more than {MAX_HOSTS} hosts")
     try:
         hosts = list(NodeSet(host))
     except (NodeSetException, ValueError) as error:
@@ -326,7 +326,7 @@ def _max_host_count(pattern: str) -> int:
     for ranges in re.findall(r"\[([^\]]*)\]", pattern):
         ends = [part.partition("/")[0].partition("-") for part in ranges.split(",")]
         if any(len(low) > 9 or len(high) > 9 for low, _, high in ends):
-            return MOST_HOSTS + 1
+            return MAX_HOSTS + 1
         product *= sum(
             max(1, int(high) - int(low) + 1) if is_whole(low) and is_whole(high) else 1 for low, _, high in ends
         )

@@ -34,8 +34,8 @@ class FoldedLine(NamedTuple):
 
     def __str__(self) -> str:
         if len(self.labels) == 1:
-            return f"{self.hosts[0]} [{self.labels[0]}] {clean(self.text)}"
-        return f"{_prefix(self.hosts, self.labels)} {clean(self.text)}"
+            return f"{self.hosts[0]} [{self.labels[0]}] {strip_controls(self.text)}"
+        return f"{_prefix(self.hosts, self.labels)} {strip_controls(self.text)}"
 
 
 @lru_cache(1024)  # the same ranks write together repeatedly
@@ -45,7 +45,7 @@ def _prefix(hosts: tuple[str, ...], labels: tuple[int | str, ...]) -> str:
     return f"{fold(hosts)} [{','.join(([fold_ranks(ranks)] if ranks else []) + others)}]"
 
 
-def clean(text: str) -> str:
+def strip_controls(text: str) -> str:
     """Strip escape sequences and control characters: a log line must not control the terminal.
 
     Parameters

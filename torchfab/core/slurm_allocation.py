@@ -8,14 +8,14 @@ from dataclasses import replace
 
 from torchfab.core.errors import UsageError
 from torchfab.core.flag_values import is_whole
-from torchfab.core.inventory import parse_flag
+from torchfab.core.inventory import parse_hosts_flag
 from torchfab.core.specs import Node
 
-WORD = "slurm"
+HOSTFILE_KEYWORD = "slurm"
 _COUNTS = re.compile(r"(\d+)(?:\(x(\d+)\))?")
 
 
-def nodes_of(environ: Mapping[str, str]) -> tuple[Node, ...]:
+def allocated_nodes(environ: Mapping[str, str]) -> tuple[Node, ...]:
     """Return the nodes of the current Slurm allocation.
 
     Parameters
@@ -39,7 +39,7 @@ def nodes_of(environ: Mapping[str, str]) -> tuple[Node, ...]:
             "--hostfile slurm takes the hosts of a Slurm allocation, and this terminal is in none",
             "begin one: salloc --nodes 2; or submit the job: fab launch-slurm; for a file of that name: ./slurm",
         )
-    nodes = parse_flag(hosts, "SLURM_JOB_NODELIST")
+    nodes = parse_hosts_flag(hosts, "SLURM_JOB_NODELIST")
     counts = _gpus(environ, len(nodes)) or _tasks(environ)
     if len(counts) != len(nodes):  # neither was requested: the launch determines the slots from the nodes' GPUs
         return nodes

@@ -11,12 +11,12 @@ from typing import Any
 
 from torchfab.core.format import duration
 from torchfab.core.inventory import fold
-from torchfab.core.log_lines import clean
+from torchfab.core.log_lines import strip_controls
 from torchfab.core.status import JobStatus, NodeStatus
 
 
 @dataclass(frozen=True)
-class Quiet:
+class Silence:
     """How long no running rank of a job has logged, and the last log line.
 
     Parameters
@@ -37,10 +37,10 @@ class Quiet:
     host: str = ""
     label: int | str = ""
     text: str = ""
-    unheard: tuple[str, ...] = ()
+    unreachable: tuple[str, ...] = ()
 
 
-def quiet(job: JobStatus) -> Quiet | None:
+def measure_silence(job: JobStatus) -> Silence | None:
     """Measure for how long all running ranks of a job have been silent.
 
     Ages are differences on each node's own clock, so that wrong clocks raise no false alarm.
@@ -62,12 +62,12 @@ def quiet(job: JobStatus) -> Quiet | None:
     newest = min(activities, key=lambda activity: activity.seconds)
     lines = [activity for activity in activities if activity.host]
     # A rank that was restarted and has not logged yet has no last line: the last line is another rank's.
-    last = min(lines, key=lambda activity: activity.seconds) if lines else Quiet(0.0)
+    last = min(lines, key=lambda activity: activity.seconds) if lines else Silence(0.0)
     unheard = tuple(node.node.label for node in job.nodes if node.state == "unreachable")
-    return Quiet(max(0.0, newest.seconds), last.host, last.label, last.text, unheard)
+    return Silence(max(0.0, newest.seconds), last.host, last.label, last.text, unheard)
 
 
-def _last_activity(node: NodeStatus, process: Mapping[str, Any]) -> Quiet | None:
+def _last_activity(node: NodeStatus, process: Mapping[str, Any]) -> Silence | None:
     """Return the last log line or start of a running process; None for a process that does not run."""
     ranks = process["ranks"]
     if process["state"] != "running" or (ranks and all(rank["ended"] for rank in ranks)):
@@ -78,10 +78,10 @@ def _last_activity(node: NodeStatus, process: Mapping[str, Any]) -> Quiet | None
     if not times:
         return None
     age_s = node.now - max(times)
-    return Quiet(age_s, node.node.label, line.get("label", ""), line["text"]) if line else Quiet(age_s)
+    return Silence(age_s, node.node.label, line.get("label", ""), line["text"]) if line else Silence(age_s)
 
 
-def find(job: JobStatus, stall_s: float) -> Quiet | None:
+def detect_stall(job: JobStatus, stall_s: float) -> Silence | None:
     """Return the silence of a job that seems to hang.
 
     Parameters
@@ -96,11 +96,11 @@ def find(job: JobStatus, stall_s: float) -> Quiet | None:
     Quiet or None
         None where the job does not seem to hang.
     """
-    silence = quiet(job)
+    silence = measure_silence(job)
     return silence if silence and 0 < stall_s <= silence.seconds else None
 
 
-def words(silence: Quiet, name: str) -> str:
+def render_warning(silence: Silence, name: str) -> str:
     """Render the warning about a silence: its duration, the last log line, and the next command to run.
 
     Parameters
@@ -115,11 +115,11 @@ def words(silence: Quiet, name: str) -> str:
     str
         Three lines.
     """
-    unreachable = f" ({fold(silence.unheard)} cannot be asked)" if silence.unheard else ""
+    unreachable = f" ({fold(silence.unreachable)} cannot be asked)" if silence.unreachable else ""
     lines = [f"{name}: no rank has logged for {duration(silence.seconds)}{unreachable}: it may hang"]
     if silence.host:
         writer = f"{silence.host} [{silence.label}]" if silence.label != "" else silence.host
-        lines.append(f"  the last line: {writer} {clean(silence.text)[:200]}")
+        lines.append(f"  the last line: {writer} {strip_controls(silence.text)[:200]}")
     else:
         lines.append("  nothing was logged since it was started")
     lines.append(f"  what each rank is doing: fab stacks {name}")
@@ -141,9 +141,9 @@ def as_json(job: JobStatus, stall_s: float) -> dict[str, Any]:
     dict of str to Any
         `silent_s` is None where no rank runs.
     """
-    silence = quiet(job)
+    silence = measure_silence(job)
     return {
-        "stalled": find(job, stall_s) is not None,
+        "stalled": detect_stall(job, stall_s) is not None,
         "stall_s": stall_s,
         "silent_s": silence.seconds if silence else None,
         "host": silence.host or None if silence else None,

@@ -106,7 +106,7 @@ class Failure:
         if self.reason:
             return f"{self.host} failed first ({self.reason})"
         name = f"rank {self.rank}" if self.rank is not None else "the process"
-        return f"{name} on {self.host} failed first ({code_words(self.code)})"
+        return f"{name} on {self.host} failed first ({describe_exit_code(self.code)})"
 
     @property
     def exit_code(self) -> int:
@@ -203,7 +203,7 @@ class JobStatus:
     @property
     def first_failure(self) -> Failure | None:
         """The first failure by this machine's clock; later ones are usually its consequences."""
-        failures = [failure for node in self.nodes for failure in failures_of(node)]
+        failures = [failure for node in self.nodes for failure in find_failures(node)]
         return min(failures, key=lambda failure: failure.time) if failures else None
 
     @property
@@ -219,7 +219,7 @@ class JobStatus:
         return (first.exit_code if (first := self.first_failure) else scheduler_code) or 1
 
 
-def failures_of(node: NodeStatus) -> list[Failure]:
+def find_failures(node: NodeStatus) -> list[Failure]:
     """Return the failures on a node.
 
     Parameters
@@ -288,7 +288,7 @@ def _skew_s(offset_s: float, round_trip_s: float) -> float:
 # ---- human-readable output and JSON
 
 
-def table(job: JobStatus) -> list[list[str]]:
+def table_rows(job: JobStatus) -> list[list[str]]:
     """Return the rows of the status table.
 
     Parameters
@@ -338,11 +338,11 @@ def _grouped_rows(nodes: Sequence[NodeStatus]) -> list[list[str]]:
 
 def _describe_state(status: NodeStatus) -> str:
     text = status.state
-    failures = failures_of(status)
+    failures = find_failures(status)
     if failures and status.state == "failed":
         first = min(failures, key=lambda failure: failure.time)
         rank = f"rank {first.rank} " if first.rank is not None else ""
-        text += f" ({rank}{code_words(first.code)})"
+        text += f" ({rank}{describe_exit_code(first.code)})"
     if status.reason:
         text += f" ({status.reason})"
     if status.left:
@@ -350,7 +350,7 @@ def _describe_state(status: NodeStatus) -> str:
     return text
 
 
-def code_words(code: int) -> str:
+def describe_exit_code(code: int) -> str:
     """Describe an exit code.
 
     Parameters

@@ -12,7 +12,7 @@ from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.errors import TorchfabError
 from torchfab.core.specs import Node
 from torchfab.doctor import connectivity, consistency, gpu, node
-from torchfab.doctor.finding import Finding, merge
+from torchfab.doctor.finding import Finding, merge_findings
 from torchfab.doctor.model import CheckRequirements, Clock, NodeReport, Report
 from torchfab.transport.pool import SessionPool, problem_in
 from torchfab.transport.session import Session
@@ -70,7 +70,7 @@ def findings(
         *consistency.findings(nodes, requirements),
         *connectivity.findings(nodes, requirements),
     ]
-    return merge(found, [each.host for each in nodes])
+    return merge_findings(found, [each.host for each in nodes])
 
 
 # ---- the first round
@@ -148,7 +148,7 @@ def _check_connectivity(
     sessions: SessionPool, requirements: CheckRequirements, reports: dict[int, NodeReport]
 ) -> dict[int, NodeReport]:
     first = reports[sessions.nodes[0].rank]
-    file_listers = consistency.asked_for_files(list(reports.values()))
+    file_listers = consistency.ranks_to_list_files(list(reports.values()))
 
     def request(each: Node) -> dict[str, Any]:
         port = first.part("port") or {}

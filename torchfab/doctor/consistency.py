@@ -286,7 +286,7 @@ def code_digest(node: NodeReport) -> str | None:
     return probe["digest"] if probe and probe["whole"] else None
 
 
-def asked_for_files(nodes: Sequence[NodeReport]) -> set[int]:
+def ranks_to_list_files(nodes: Sequence[NodeReport]) -> set[int]:
     """Select one node per code version, to compare them file by file.
 
     Parameters
@@ -334,7 +334,7 @@ def _describe_files(usual: Mapping[str, str], found: Mapping[str, str]) -> str:
 # ---- shared disks
 
 
-def sees(node: NodeReport, place: str) -> bool | None:
+def sees_file_of_node_0(node: NodeReport, place: str) -> bool | None:
     """Test whether a node sees the file that node 0 has made in a directory.
 
     Parameters
@@ -368,13 +368,15 @@ def shared(nodes: Sequence[NodeReport], place: str) -> bool | None:
     bool or None
         None if unknown on all of them.
     """
-    answers = [answer for node in nodes[1:] if (answer := sees(node, place)) is not None]
+    answers = [answer for node in nodes[1:] if (answer := sees_file_of_node_0(node, place)) is not None]
     return all(answers) if answers else None
 
 
 def _shared(nodes: Sequence[NodeReport]) -> Iterator[Finding]:
     texts = {True: "shared with node 0", False: "its own"}
-    values = {node.host: texts[answer] for node in nodes[1:] if (answer := sees(node, "workdir")) is not None}
+    values = {
+        node.host: texts[answer] for node in nodes[1:] if (answer := sees_file_of_node_0(node, "workdir")) is not None
+    }
     yield from minority_findings(
         *("workdir-not-shared", WARNING, values, "the disk of the working directory is not as on the other nodes"),
         "see whether the file system is mounted there: findmnt -T, mount -a",

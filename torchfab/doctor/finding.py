@@ -51,7 +51,7 @@ class Finding:
         return {**asdict(self), "hosts": list(self.hosts)}
 
 
-def merge(findings: Iterable[Finding], hosts: Sequence[str]) -> tuple[Finding, ...]:
+def merge_findings(findings: Iterable[Finding], hosts: Sequence[str]) -> tuple[Finding, ...]:
     """Merge findings that are equal but for their hosts.
 
     Parameters

@@ -7,7 +7,7 @@ from typing import Any
 
 from torchfab.core.specs import Node
 from torchfab.doctor.consistency import clock_findings
-from torchfab.doctor.finding import WARNING, Finding, merge, minority_findings
+from torchfab.doctor.finding import WARNING, Finding, merge_findings, minority_findings
 from torchfab.doctor.model import Clock, NodeReport
 from torchfab.doctor.node import nearly_full
 
@@ -39,7 +39,7 @@ def warnings(
         *_script(nodes, answers),
         *_clocks(nodes, clock_offsets),
     ]
-    return merge(found, [node.label for node in nodes])
+    return merge_findings(found, [node.label for node in nodes])
 
 
 def _node_warnings(host: str, probe: Mapping[str, Any]) -> Iterator[Finding]:

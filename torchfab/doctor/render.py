@@ -16,7 +16,7 @@ _COLOURS = {ERROR: "31", WARNING: "33"}
 ODD = " !"  # marks a value that differs from that of most nodes
 
 
-def text(report: Report, colour: bool = False) -> str:
+def render_report(report: Report, colour: bool = False) -> str:
     """Render a report as text.
 
     Parameters
@@ -31,11 +31,11 @@ def text(report: Report, colour: bool = False) -> str:
     str
         The table, the findings, and a last line with their counts.
     """
-    paragraphs = [table(report), *(paragraph(each, colour) for each in report.findings), summary(report)]
+    paragraphs = [table(report), *(render_finding(each, colour) for each in report.findings), summary(report)]
     return "\n\n".join(paragraphs)
 
 
-def paragraph(finding: Finding, colour: bool = False) -> str:
+def render_finding(finding: Finding, colour: bool = False) -> str:
     """Render a finding with its fix as text.
 
     Parameters
@@ -160,10 +160,10 @@ def _disk(node: NodeReport) -> str:
 def _workdir_column(report: Report) -> Callable[[NodeReport], str]:
     """Return a function that shows whether a node shares the workdir of node 0; node 0 shows what most others do."""
     texts = {True: "shared", False: "own", None: ""}
-    answers = [consistency.sees(node, "workdir") for node in report.nodes[1:]]
+    answers = [consistency.sees_file_of_node_0(node, "workdir") for node in report.nodes[1:]]
     usual = Counter(answer for answer in answers if answer is not None).most_common(1)
     of_first = usual[0][0] if usual else None
-    return lambda node: texts[of_first if node is report.nodes[0] else consistency.sees(node, "workdir")]
+    return lambda node: texts[of_first if node is report.nodes[0] else consistency.sees_file_of_node_0(node, "workdir")]
 
 
 def _interface(node: NodeReport) -> str:

@@ -17,16 +17,16 @@ def read_inventory(flags: LaunchFlags, ctx: CommandContext) -> tuple[tuple[Node,
     if gpufile is None:
         return read_nodes(flags.hostfile, ctx), ()
     if hosts:
-        return inventory.parse_gpus(inventory.lines_of_flag(hosts), "-H")
+        return inventory.parse_gpus(inventory.split_hosts_flag(hosts), "-H")
     return inventory.read_gpus(_file(gpufile, ctx.config["gpufile"], ctx))
 
 
 def read_nodes(hostfile: str, ctx: CommandContext) -> tuple[Node, ...]:
     """Return the hosts that a command is about: `-H`, else those of `--hostfile`, else those of the configured file."""
     if ctx.hosts:
-        return inventory.parse_flag(ctx.hosts)
-    if hostfile == slurm_allocation.WORD:
-        return slurm_allocation.nodes_of(ctx.environ)
+        return inventory.parse_hosts_flag(ctx.hosts)
+    if hostfile == slurm_allocation.HOSTFILE_KEYWORD:
+        return slurm_allocation.allocated_nodes(ctx.environ)
     return inventory.read_hosts(_file(hostfile, ctx.config["hostfile"], ctx))
 
 

@@ -41,7 +41,7 @@ def make_job(launcher: AnyLauncher, flags: JobFlags, own: Any, ctx: CommandConte
     if not script or not script[0]:
         what = "an empty word" if script else "nothing"
         raise UsageError(f"{what} stands after --", "write the script there: -- train.py --batch-size 64")
-    env = {**environment.forwarded(ctx.environ, ctx.config["forward"]), **environment.parse_flags(flags.env)}
+    env = {**environment.select_forwarded(ctx.environ, ctx.config["forward"]), **environment.parse_env_flags(flags.env)}
     shown, secret = environment.split_secrets(env)
     workdir = flags.workdir or ctx.cwd
     name = flags.name or _default_name(script, ctx.now)
@@ -129,10 +129,10 @@ def execute(asked: LaunchRequest, ctx: CommandContext, skip: Container[str] = ()
             asked.save(folder)
             prepared = tmux.prepare(asked.job, nodes, launcher.requirements(asked.job), ctx.settings, True, progress)
             record, plan = _start(launcher, asked.job, slots, prepared, ctx, attempt=1)
-        ctx.records.launched(name)
+        ctx.records.end_launch(name)
     except BaseException as error:
         runs = _has_started(ctx.records, name)
-        if not (runs or (isinstance(error, TorchfabError) and error.unsure)):
+        if not (runs or (isinstance(error, TorchfabError) and error.uncertain_hosts)):
             ctx.records.release(name)
         if isinstance(error, KeyboardInterrupt):
             raise _interrupted(name, runs) from None
@@ -257,7 +257,7 @@ def _dry_run(launcher: Launcher, job: Job, nodes: Sequence[Node], slots: Sequenc
         _print_warnings(prepared)
         facts = [prepared.facts[node.rank] for node in nodes]
     plan = launcher.plan(job, nodes, slots, facts)
-    return dry_run.dry_run(plan, lambda each: _shell_argv(each.node, ctx.settings), notes)
+    return dry_run.render_dry_run(plan, lambda each: _shell_argv(each.node, ctx.settings), notes)
 
 
 def _shell_argv(node: Node, settings: ConnectionSettings) -> tuple[str, ...]:
@@ -268,10 +268,10 @@ def _shell_argv(node: Node, settings: ConnectionSettings) -> tuple[str, ...]:
 def _print_warnings(prepared: tmux.Prepared) -> tuple[Finding, ...]:
     """Print the warnings of phase one on stderr, equal ones of several nodes as one; return them."""
     clocks = {}
-    for rank, (asked, answered) in prepared.asked.items():
-        ahead_s = prepared.told[rank]["time"] - (asked + answered) / 2
+    for rank, (asked, answered) in prepared.request_times.items():
+        ahead_s = prepared.reported_facts[rank]["time"] - (asked + answered) / 2
         clocks[rank] = Clock(ahead_s, (answered - asked) / 2)
-    found = launch_warnings.warnings(prepared.nodes, prepared.told, clocks)
+    found = launch_warnings.warnings(prepared.nodes, prepared.reported_facts, clocks)
     for each in found:
-        write_err(render.paragraph(each))
+        write_err(render.render_finding(each))
     return found

@@ -41,13 +41,13 @@ def submit(launcher: BatchLauncher, flags: JobFlags, own: Any, ctx: CommandConte
             with InterruptibleOnce():
                 details = runtimes.load_batch(launcher.RUNTIME).submit(record, submission)
     except BaseException as error:
-        if not (isinstance(error, TorchfabError) and error.unsure):  # else `fab stop` must find it
+        if not (isinstance(error, TorchfabError) and error.uncertain_hosts):  # else `fab stop` must find it
             records.release(name)
         raise
     with DeferInterrupts():
         record = records.with_details(record, **details)
         record.note("submitted", **details)
-        records.launched(name)  # from here on `fab stop` ends the job, not us, who may follow it
+        records.end_launch(name)  # from here on `fab stop` ends the job, not us, who may follow it
     _announce(submission, record)
     return record
 

@@ -92,13 +92,13 @@ def node_environment(job: Job, node: Node, facts: Facts, ranks: int, master: str
     """
     return {
         "PYTHONUNBUFFERED": "1",
-        **environment.threads(ranks, facts.gpus, facts.cpus),
+        **environment.omp_threads(ranks, facts.gpus, facts.cpus),
         **environment.visible_devices(node.gpus),
         **job.env,
         "MASTER_ADDR": master,
         "MASTER_PORT": str(port),
         "LOCAL_WORLD_SIZE": str(ranks),
-        **environment.marks(job.job_id, node.rank),
+        **environment.job_markers(job.job_id, node.rank),
     }
 
 
@@ -117,7 +117,7 @@ def head_environment(job: Job, **more: str) -> dict[str, str]:
     dict of str to str
     """
     of_python = {name: value for name, value in job.env.items() if name.startswith("PYTHON")}
-    return {"PYTHONUNBUFFERED": "1", **of_python, **more, **environment.marks(job.job_id, 0)}
+    return {"PYTHONUNBUFFERED": "1", **of_python, **more, **environment.job_markers(job.job_id, 0)}
 
 
 def relay(
@@ -232,7 +232,7 @@ def _ssh_argv(job: Job, node: Node) -> list[str]:
 
 
 def _relay_argv(job: Job, node: Node, facts: Facts) -> list[str]:
-    marks = [f"{name}={value}" for name, value in environment.marks(job.job_id, node.rank).items()]
+    marks = [f"{name}={value}" for name, value in environment.job_markers(job.job_id, node.rank).items()]
     return ["env", *marks, absolute_python(job), "-I", "-S", f"{facts.folder}/agent/relay.py", "deliver"]
 
 

@@ -16,7 +16,7 @@ from torchfab.core.flag_values import WholeNumber, flag
 from torchfab.core.specs import Job, Node, Submission
 from torchfab.launchers import escape_for_torchrun
 from torchfab.launchers.manifest import quantities, yaml_text
-from torchfab.launchers.manifest.objects import INDEX, Shape, objects_of
+from torchfab.launchers.manifest.objects import INDEX, Shape, build_objects
 from torchfab.launchers.nproc import CPU_PROCESSES
 
 NAME = "kubernetes"
@@ -119,7 +119,7 @@ def plan(job: Job) -> Submission:
     shape = _shape(job)
     yaml_text.check_text("--workdir", job.workdir)
     container = {"command": _command(job), "args": _args(job, shape), "env": _env(job, shape)}
-    objects = objects_of(job, shape, container)
+    objects = build_objects(job, shape, container)
     ranks = job.options["ranks"]
     return Submission(
         job=job,
@@ -191,7 +191,7 @@ def _env(job: Job, shape: Shape) -> list[dict[str, Any]]:
     variables = {
         "PYTHONUNBUFFERED": "1",
         "TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE": RANK_PREFIX,
-        **environment.threads(job.options["ranks"], job.options["gpus"], quantities.cores(job.options["cpus"])),
+        **environment.omp_threads(job.options["ranks"], job.options["gpus"], quantities.cores(job.options["cpus"])),
         **home,
         **job.env,
         environment.JOB_ID: job.job_id,

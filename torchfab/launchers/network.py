@@ -160,11 +160,11 @@ def _process(
     world = sum(map(len, ranks))
     env = {
         "PYTHONUNBUFFERED": "1",
-        **environment.threads(len(mine), fact.gpus, fact.cpus),
+        **environment.omp_threads(len(mine), fact.gpus, fact.cpus),
         **environment.visible_devices(node.gpus),
         **job.env,
         **environment.rank_variables(rank, rank - mine[0], world, len(mine), master, port),
-        **environment.marks(job.job_id, node.rank),
+        **environment.job_markers(job.job_id, node.rank),
     }
     name = f"rank-{rank}"
     argv = (job.python, f"{fact.folder}/{name}/{SCRIPT}", json.dumps(request))

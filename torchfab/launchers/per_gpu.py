@@ -93,8 +93,8 @@ def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence
     node_plans = []
     for node, fact in zip(nodes, facts, strict=True):
         mine = [slot for slot in slots if slot.node_rank == node.rank]
-        common = {**environment.threads(len(mine), fact.gpus, fact.cpus), **environment.visible_devices(node.gpus)}
-        env = {"PYTHONUNBUFFERED": "1", **common, **job.env, **environment.marks(job.job_id, node.rank)}
+        common = {**environment.omp_threads(len(mine), fact.gpus, fact.cpus), **environment.visible_devices(node.gpus)}
+        env = {"PYTHONUNBUFFERED": "1", **common, **job.env, **environment.job_markers(job.job_id, node.rank)}
         processes = [
             _process(job, fact, slot, {**env, **rank_env(slot, len(slots), len(mine), master, port)}) for slot in mine
         ]

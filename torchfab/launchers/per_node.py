@@ -220,11 +220,11 @@ def _own_address(node: Node, master: str) -> str:
 def _agent(job: Job, node: Node, facts: Facts, processes: int, argv: tuple[str, ...]) -> Process:
     env = {
         "PYTHONUNBUFFERED": "1",
-        **environment.threads(processes, facts.gpus, facts.cpus),
+        **environment.omp_threads(processes, facts.gpus, facts.cpus),
         **environment.visible_devices(node.gpus),
         **job.env,
         "TORCHELASTIC_ERROR_FILE": f"{facts.folder}/agent/errors/error.json",
-        **environment.marks(job.job_id, node.rank),
+        **environment.job_markers(job.job_id, node.rank),
     }
     return Process("agent", argv, env, rank_logs=RANK_LOGS, folders=("logs", "errors"))
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from torchfab.core import stall
-from torchfab.core.format import columns
+from torchfab.core.format import align_columns
 from torchfab.core.inventory import fold
 from torchfab.core.specs import Node
 from torchfab.core.status import JobStatus, NodeStatus, duration, from_answer
-from torchfab.sync.results import size
+from torchfab.sync.results import format_bytes
 
 MOST_ROWS = 32  # rows in the table of hosts; with more hosts, those with similar load share a row
 # A rank that waits for another one polls: its GPU is "100 % utilised" at a fraction of the power of real work.
@@ -21,7 +21,7 @@ _HOST_HEAD = ("host", "cpu", "memory", "load", "disk in/out", "network in/out", 
 
 
 @dataclass(frozen=True)
-class View:
+class HostLoad:
     """The latest load of one node.
 
     Parameters
@@ -60,7 +60,7 @@ class Snapshot:
     """
 
     time: float
-    views: tuple[View, ...]
+    views: tuple[HostLoad, ...]
     job: str = ""
     job_ranks: frozenset[int] = frozenset()
     stall_s: float = 0.0
@@ -127,8 +127,8 @@ def job_lines(snapshot: Snapshot) -> list[str]:
     if status is None:
         return []
     lines = [f"job {snapshot.job}: {status.state}{_describe_progress(snapshot)}"]
-    if silence := stall.find(status, snapshot.stall_s):
-        lines.append(stall.words(silence, snapshot.job))
+    if silence := stall.detect_stall(status, snapshot.stall_s):
+        lines.append(stall.render_warning(silence, snapshot.job))
     return lines
 
 
@@ -151,7 +151,7 @@ def _describe_progress(snapshot: Snapshot) -> str:
 # ---- tables
 
 
-def text(snapshot: Snapshot) -> str:
+def render(snapshot: Snapshot) -> str:
     """Render a snapshot as text.
 
     Parameters
@@ -167,17 +167,17 @@ def text(snapshot: Snapshot) -> str:
     gpus = [row for view in snapshot.views for row in _gpu_rows(view)]
     blocks = ["\n".join(job_lines(snapshot))]
     if gpus:
-        blocks.append(columns([_GPU_HEAD, *gpus]))
-    blocks.append(columns([_HOST_HEAD, *host_rows(snapshot.views)]))
+        blocks.append(align_columns([_GPU_HEAD, *gpus]))
+    blocks.append(align_columns([_HOST_HEAD, *host_rows(snapshot.views)]))
     return "\n\n".join(block for block in blocks if block)
 
 
-def _gpu_rows(view: View) -> list[tuple[str, ...]]:
+def _gpu_rows(view: HostLoad) -> list[tuple[str, ...]]:
     load = view.load if view.load and not view.error else {}
     return [_gpu_row(view.node.label, gpu, job_runs_on(view)) for gpu in load.get("gpus", ())]
 
 
-def job_runs_on(view: View) -> bool:
+def job_runs_on(view: HostLoad) -> bool:
     """Test whether the job has a running process on a node.
 
     Parameters
@@ -234,7 +234,7 @@ def gpu_mark(gpu: Mapping[str, Any], runs: bool) -> str:
     return ""
 
 
-def host_rows(views: Sequence[View]) -> list[tuple[str, ...]]:
+def host_rows(views: Sequence[HostLoad]) -> list[tuple[str, ...]]:
     """Return the rows of the table of hosts. Beyond 32 hosts, equal rows are merged.
 
     Parameters
@@ -256,7 +256,7 @@ def host_rows(views: Sequence[View]) -> list[tuple[str, ...]]:
     return [(fold(hosts), *row[:width]) for row, hosts in groups.items()]
 
 
-def _host_row(view: View, coarse: bool) -> tuple[str, ...]:
+def _host_row(view: HostLoad, coarse: bool) -> tuple[str, ...]:
     if view.error:
         return ("", "", "", "", "", f"unreachable: {view.error}")
     if view.load is None:
@@ -270,8 +270,8 @@ def _host_row(view: View, coarse: bool) -> tuple[str, ...]:
         f"{percent:.0f} % of {load['cpus']}",
         f"{_bytes_as_gib(load['memory'])}/{_bytes_as_gib(load['memory_total'])} GiB",
         f"{load['load']:.1f}",
-        f"{size(load['disk_read'])}/s {size(load['disk_written'])}/s",
-        f"{size(load['received'])}/s {size(load['sent'])}/s",
+        f"{format_bytes(load['disk_read'])}/s {format_bytes(load['disk_written'])}/s",
+        f"{format_bytes(load['received'])}/s {format_bytes(load['sent'])}/s",
         load["problem"],
     )
 
@@ -310,7 +310,7 @@ def as_json(snapshot: Snapshot) -> dict[str, Any]:
     return {"time": snapshot.time, "job": job, "nodes": [_node_as_json(view) for view in snapshot.views]}
 
 
-def _node_as_json(view: View) -> dict[str, Any]:
+def _node_as_json(view: HostLoad) -> dict[str, Any]:
     load = {name: value for name, value in (view.load or {}).items() if name != "job"}
     gpus = [{**gpu, "mark": gpu_mark(gpu, job_runs_on(view))} for gpu in load.get("gpus", ())]
     return {"host": view.node.label, "error": view.error or None, **({**load, "gpus": gpus} if not view.error else {})}

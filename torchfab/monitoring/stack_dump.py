@@ -11,7 +11,7 @@ from torchfab.core import inventory
 from torchfab.core.errors import UsageError
 from torchfab.records import Record
 from torchfab.stacks import report
-from torchfab.stacks.model import Dump
+from torchfab.stacks.model import StackDump
 
 TIMEOUT_S = 10.0
 NATIVE_TIMEOUT_S = 60.0  # the symbols of torch's libraries are some hundred megabytes
@@ -52,7 +52,7 @@ class StackOptions:
         return {"ranks": ranks, "native": self.native, "timeout_s": timeout_s, "signal": self.signal}
 
 
-def dump(record: Record, options: StackOptions) -> Dump:
+def collect(record: Record, options: StackOptions) -> StackDump:
     """Collect the stacks of a job's ranks, from all ranks that can be inspected.
 
     Parameters
@@ -78,7 +78,7 @@ def dump(record: Record, options: StackOptions) -> Dump:
     beyond = [rank for rank in request["ranks"] or () if rank >= record.world_size]
     if beyond and not record.is_elastic:
         raise UsageError(f"job {record.name} has the ranks 0-{record.world_size - 1}, and no rank {beyond[0]}")
-    collected: Dump = runtimes.load(record.runtime).stacks(record, request)
+    collected: StackDump = runtimes.load(record.runtime).stacks(record, request)
     return collected
 
 
@@ -103,4 +103,4 @@ def render(record: Record, options: StackOptions | None = None) -> str:
         As `dump`.
     """
     options = options or StackOptions()
-    return report.text(record.name, dump(record, options), options.everything, options.exact)
+    return report.render(record.name, collect(record, options), options.everything, options.exact)

@@ -15,7 +15,7 @@ from torchfab.core.status import JobStatus, duration
 _RECHECK_S = 60.0  # during a silence: new lines may be hidden by --rank and --grep
 
 
-class Alarm:
+class StallAlarm:
     """Detects that a job has fallen silent.
 
     The log lines that arrive here may be a subset of all (`--rank`, `--grep`), and their times come from another clock.
@@ -33,13 +33,13 @@ class Alarm:
 
     def __init__(self, name: str, stall_s: float, status: Callable[[], JobStatus]) -> None:
         self.name, self.stall_s, self.status = name, stall_s, status
-        self.look_at = time.monotonic() + stall_s
+        self.check_at = time.monotonic() + stall_s
         self.newest = 0.0
         self.silent_since: float | None = None  # set while the alarm is raised; monotonic clock
-        self.asking = False
+        self.checking = False
         self.answers: queue.SimpleQueue[JobStatus | Exception] = queue.SimpleQueue()
 
-    def hear(self, times: Iterable[float], live: bool) -> None:
+    def feed(self, times: Iterable[float], live: bool) -> None:
         """Record the arrival of log lines.
 
         Parameters
@@ -54,19 +54,19 @@ class Alarm:
             return
         self.newest = max(self.newest, newest)
         age_s = 0.0 if live else min(max(0.0, time.time() - self.newest), self.stall_s)
-        self.look_at = time.monotonic() + self.stall_s - age_s
+        self.check_at = time.monotonic() + self.stall_s - age_s
         if live:
             self._clear(0.0)
 
-    def pace(self) -> None:
+    def poll(self) -> None:
         """Request the job's status when it is due, and report what the last one shows. Call this often."""
         if self.stall_s <= 0:
             return
         while not self.answers.empty():
-            self.asking = False
+            self.checking = False
             self._handle(self.answers.get())
-        if not self.asking and time.monotonic() >= self.look_at:
-            self.asking = True
+        if not self.checking and time.monotonic() >= self.check_at:
+            self.checking = True
             threading.Thread(target=self._request_status, daemon=True).start()
 
     def _request_status(self) -> None:
@@ -77,20 +77,20 @@ class Alarm:
 
     def _handle(self, answer: JobStatus | Exception) -> None:
         now = time.monotonic()
-        self.look_at = now + min(self.stall_s, _RECHECK_S)
+        self.check_at = now + min(self.stall_s, _RECHECK_S)
         if isinstance(answer, TorchfabError):
             return
         if isinstance(answer, Exception):
             raise answer
-        quiet = stall.quiet(answer)
+        quiet = stall.measure_silence(answer)
         if quiet is None:
             self.silent_since = None
         elif quiet.seconds < self.stall_s:
-            self.look_at = now + self.stall_s - quiet.seconds
+            self.check_at = now + self.stall_s - quiet.seconds
             self._clear(quiet.seconds)
         elif self.silent_since is None:
             self.silent_since = now - quiet.seconds
-            write_err(stall.words(quiet, self.name))
+            write_err(stall.render_warning(quiet, self.name))
 
     def _clear(self, age_s: float) -> None:
         """Report that the job logs again, if the alarm was raised."""

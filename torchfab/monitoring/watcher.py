@@ -15,10 +15,10 @@ from torchfab.core.inventory import fold
 from torchfab.core.log_lines import Line, batches, fold_lines
 from torchfab.core.specs import Node
 from torchfab.core.status import JobStatus
-from torchfab.monitoring.stall_alarm import Alarm
+from torchfab.monitoring.stall_alarm import StallAlarm
 from torchfab.records import Record
 
-NO_LINES: Mapping[str, Any] = {"follow": True, "lines": 0, "ranks": [], "grep": None}
+NO_LOG_LINES: Mapping[str, Any] = {"follow": True, "lines": 0, "ranks": [], "grep": None}
 _LIVE_WINDOW_S = 0.25
 _BACKLOG_TIMEOUT_S = 3.0
 _SUPERSEDED_CHECK_S = 2.0
@@ -77,7 +77,7 @@ class Printer:
 
 
 @dataclass
-class Watch:
+class JobWatcher:
     """Follows a job to its end.
 
     Parameters
@@ -107,11 +107,11 @@ class Watch:
     stopped: bool = False
     last_status: status.JobStatus | None = None  # only from a scheduler
     superseded_checked_at: float = field(default_factory=time.monotonic)
-    alarm: Alarm = field(init=False)
+    alarm: StallAlarm = field(init=False)
 
     def __post_init__(self) -> None:
         runtime = runtimes.load(self.record.runtime)
-        self.alarm = Alarm(self.record.name, self.stall_s, lambda: runtime.status(self.record))
+        self.alarm = StallAlarm(self.record.name, self.stall_s, lambda: runtime.status(self.record))
 
     def run(self, request: Mapping[str, Any], nodes: Sequence[Node] | None = None) -> status.JobStatus:
         """Print logs and events until the job has ended on all nodes.
@@ -130,9 +130,9 @@ class Watch:
         """
         runtime = runtimes.load(self.record.runtime)
         for event in runtime.follow(self.record, request, nodes):
-            self._take(event)
+            self._handle(event)
             self.printer.print_due(len(self.nodes if nodes is None else nodes) or 1)
-            self.alarm.pace()
+            self.alarm.poll()
             self._stop_after_failure(runtime.stop)
             if self._is_superseded() or (self.stopped and len(self.ended) >= len(self.nodes)):
                 break
@@ -165,11 +165,11 @@ class Watch:
         nodes = [self.ended.get(node.rank, status.NodeStatus(node, "running")) for node in self.record.nodes]
         return status.JobStatus(tuple(nodes), self.record.min_nodes)
 
-    def _take(self, event: Event) -> None:
+    def _handle(self, event: Event) -> None:
         if isinstance(event, Lines):
             self.lost.pop(event.node.rank, None)
             self.printer.add(event)
-            self.alarm.hear((when for _, when, _ in event.lines), self.printer.live)
+            self.alarm.feed((when for _, when, _ in event.lines), self.printer.live)
         elif isinstance(event, BacklogRead):
             self.lost.pop(event.node.rank, None)
             self.printer.backlog_read.add(event.node.rank)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torchfab.core.format import columns
+from torchfab.core.format import align_columns
 from torchfab.core.inventory import fold
 from torchfab.transport.schema import Row, Span, fits
 
@@ -54,7 +54,7 @@ class Link:
 
 
 @dataclass
-class Measured:
+class BenchmarkResult:
     """The results that rank 0 has printed so far.
 
     Parameters
@@ -80,7 +80,7 @@ class Measured:
     done: bool = False
     nodes: int = 1_000_000
 
-    def take(self, text: str) -> None:
+    def feed(self, text: str) -> None:
         """Read a log line, and add it if it is a result.
 
         Parameters
@@ -113,7 +113,7 @@ def _parse_result(text: str) -> Mapping[str, Any]:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class SlowLinks:
     """The nodes and links that are slower than the others.
 
     Parameters
@@ -126,12 +126,12 @@ class Verdict:
         Slow links between the other nodes, the slowest first.
     """
 
-    usual: float
+    typical: float
     nodes: Mapping[int, tuple[Link, ...]]
     links: tuple[Link, ...]
 
 
-def judge(links: Sequence[Link]) -> Verdict | None:
+def find_slow(links: Sequence[Link]) -> SlowLinks | None:
     """Find slow nodes and links: those with less than half of the typical bandwidth.
 
     All links of a slow node are slow, and with few nodes these can be most of all links. So the typical bandwidth is
@@ -158,10 +158,10 @@ def judge(links: Sequence[Link]) -> Verdict | None:
     others = [link for link in links if link.a not in slow and link.b not in slow]
     usual = statistics.median(link.gbit for link in others) if others else usual
     worst = sorted((link for link in others if link.gbit < SLOW_FRACTION * usual), key=lambda link: link.gbit)
-    return Verdict(usual, slow, tuple(worst))
+    return SlowLinks(usual, slow, tuple(worst))
 
 
-def verdict_lines(verdict: Verdict, hosts: Sequence[str]) -> list[str]:
+def slow_lines(verdict: SlowLinks, hosts: Sequence[str]) -> list[str]:
     """Return the slow nodes and links as human-readable lines.
 
     Parameters
@@ -180,21 +180,25 @@ def verdict_lines(verdict: Verdict, hosts: Sequence[str]) -> list[str]:
     for rank, links in verdict.nodes.items():
         gbits = [link.gbit for link in links]
         similar = max(gbits) < 1.2 * min(gbits)
-        bandwidth = gbit(statistics.median(gbits)) if similar else f"{gbit(min(gbits))} to {gbit(max(gbits))}"
-        lines.append(f"{hosts[rank]}: {bandwidth} Gbit/s to every other node, median is {gbit(verdict.usual)}")
+        bandwidth = (
+            format_gbit(statistics.median(gbits))
+            if similar
+            else f"{format_gbit(min(gbits))} to {format_gbit(max(gbits))}"
+        )
+        lines.append(f"{hosts[rank]}: {bandwidth} Gbit/s to every other node, median is {format_gbit(verdict.typical)}")
     lines += [
-        f"{hosts[link.a]} - {hosts[link.b]}: {gbit(link.gbit)} Gbit/s, median is {gbit(verdict.usual)}"
+        f"{hosts[link.a]} - {hosts[link.b]}: {format_gbit(link.gbit)} Gbit/s, median is {format_gbit(verdict.typical)}"
         for link in verdict.links[:MAX_LINKS]
     ]
     if len(verdict.links) > MAX_LINKS:
         lines.append(f"and {len(verdict.links) - MAX_LINKS} more slow links: --json has them all")
-    return lines or [f"no node and no link is slow: {gbit(verdict.usual)} Gbit/s between two nodes (median)"]
+    return lines or [f"no node and no link is slow: {format_gbit(verdict.typical)} Gbit/s between two nodes (median)"]
 
 
 # ---- text
 
 
-def gbit(value: float) -> str:
+def format_gbit(value: float) -> str:
     """Return a bandwidth with three significant digits: `0.0941`, `9.41`, `94.1`, `941`.
 
     Parameters
@@ -210,7 +214,7 @@ def gbit(value: float) -> str:
     return f"{value:.0f}" if value >= 99.95 else f"{value:#.3g}"
 
 
-def seconds(value: float) -> str:
+def format_seconds(value: float) -> str:
     """Return a human-readable duration: `85 us`, `1.24 ms`, `2.31 s`.
 
     Parameters
@@ -229,7 +233,7 @@ def seconds(value: float) -> str:
     return f"{value:.3g} s"
 
 
-def bytes_text(count: int) -> str:
+def format_bytes(count: int) -> str:
     """Return a human-readable message size: `1 KiB`, `64 MiB`.
 
     Parameters
@@ -246,7 +250,7 @@ def bytes_text(count: int) -> str:
     return f"{count >> (10 * power)} {('B', 'KiB', 'MiB', 'GiB')[power]}"
 
 
-def text(measured: Measured, hosts: Sequence[str]) -> str:
+def render(measured: BenchmarkResult, hosts: Sequence[str]) -> str:
     """Return the results as human-readable text.
 
     Parameters
@@ -264,17 +268,19 @@ def text(measured: Measured, hosts: Sequence[str]) -> str:
     lines = [_describe_job(measured, hosts), ""]
     rows = [["size", "times", "time (p50)", "max", "algbw Gbit/s", "busbw Gbit/s"]]
     rows += [_size_row(each) for each in measured.sizes]
-    lines.append(columns(rows))
+    lines.append(align_columns(rows))
     if measured.sizes:
         first, best = measured.sizes[0], max(measured.sizes, key=lambda each: float(each["busbw_gbit"]))
-        lines += ["", f"latency: {seconds(first['p50_s'])} for {bytes_text(first['bytes'])}"]
-        lines.append(f"bandwidth: {gbit(best['busbw_gbit'])} Gbit/s on the bus, with {bytes_text(best['bytes'])}")
+        lines += ["", f"latency: {format_seconds(first['p50_s'])} for {format_bytes(first['bytes'])}"]
+        lines.append(
+            f"bandwidth: {format_gbit(best['busbw_gbit'])} Gbit/s on the bus, with {format_bytes(best['bytes'])}"
+        )
     if measured.links:
         lines += ["", *pair_lines(measured, hosts)]
     return "\n".join(lines)
 
 
-def _describe_job(measured: Measured, hosts: Sequence[str]) -> str:
+def _describe_job(measured: BenchmarkResult, hosts: Sequence[str]) -> str:
     hello = measured.hello
     hosts_by_interface: dict[str, list[str]] = {}
     for host, each in zip(hosts, hello.get("interfaces", ()), strict=False):
@@ -286,11 +292,17 @@ def _describe_job(measured: Measured, hosts: Sequence[str]) -> str:
 
 
 def _size_row(each: Mapping[str, Any]) -> list[str]:
-    times = [seconds(each["p50_s"]), seconds(each["max_s"])]
-    return [bytes_text(each["bytes"]), str(each["count"]), *times, gbit(each["algbw_gbit"]), gbit(each["busbw_gbit"])]
+    times = [format_seconds(each["p50_s"]), format_seconds(each["max_s"])]
+    return [
+        format_bytes(each["bytes"]),
+        str(each["count"]),
+        *times,
+        format_gbit(each["algbw_gbit"]),
+        format_gbit(each["busbw_gbit"]),
+    ]
 
 
-def pair_lines(measured: Measured, hosts: Sequence[str]) -> list[str]:
+def pair_lines(measured: BenchmarkResult, hosts: Sequence[str]) -> list[str]:
     """Return the measurements between pairs of nodes as human-readable lines.
 
     Parameters
@@ -310,9 +322,9 @@ def pair_lines(measured: Measured, hosts: Sequence[str]) -> list[str]:
     note = "" if done == total else "; the time limit was reached: raise it with --seconds"
     lines = [f"pairs of nodes, Gbit/s ({done} of {total} rounds, {pairs}{note})"]
     if len(hosts) <= 16:
-        lines.append(columns(matrix(measured.links, hosts)))
-    verdict = judge(measured.links)
-    return [*lines, "", *verdict_lines(verdict, hosts)] if verdict else lines
+        lines.append(align_columns(matrix(measured.links, hosts)))
+    verdict = find_slow(measured.links)
+    return [*lines, "", *slow_lines(verdict, hosts)] if verdict else lines
 
 
 def matrix(links: Iterable[Link], hosts: Sequence[str]) -> list[list[str]]:
@@ -334,11 +346,11 @@ def matrix(links: Iterable[Link], hosts: Sequence[str]) -> list[list[str]]:
     rows = [["", *hosts]]
     for a, host in enumerate(hosts):
         found = [by_pair.get((min(a, b), max(a, b))) for b in range(len(hosts))]
-        rows.append([host, *("-" if value is None else gbit(value) for value in found)])
+        rows.append([host, *("-" if value is None else format_gbit(value) for value in found)])
     return rows
 
 
-def as_json(measured: Measured, hosts: Sequence[str]) -> dict[str, Any]:
+def as_json(measured: BenchmarkResult, hosts: Sequence[str]) -> dict[str, Any]:
     """Return the results as JSON values.
 
     Parameters
@@ -359,9 +371,9 @@ def as_json(measured: Measured, hosts: Sequence[str]) -> dict[str, Any]:
         {"hosts": [hosts[each.a], hosts[each.b]], "busbw_gbit": each.gbit, "latency_s": each.latency_s}
         for each in measured.links
     ]
-    verdict = judge(measured.links)
+    verdict = find_slow(measured.links)
     slow = {
-        "usual_gbit": verdict.usual if verdict else None,
+        "usual_gbit": verdict.typical if verdict else None,
         "nodes": [hosts[rank] for rank in verdict.nodes] if verdict else [],
         "links": [[hosts[each.a], hosts[each.b]] for each in verdict.links] if verdict else [],
     }

@@ -77,7 +77,7 @@ class Records:
             raise atomic.cannot_write(folder, error) from None
         return folder
 
-    def launched(self, name: str) -> None:
+    def end_launch(self, name: str) -> None:
         """Unlock a job after its launch, successful or not.
 
         Parameters
@@ -87,7 +87,7 @@ class Records:
         """
         self._names.unlock(name)
 
-    def launching(self, name: str) -> tuple[int, str] | None:
+    def launch_holder(self, name: str) -> tuple[int, str] | None:
         """Find the `fab` process that is launching a job at this moment.
 
         Parameters

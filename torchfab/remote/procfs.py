@@ -18,7 +18,7 @@ JOB_ID, NODE_RANK = "TORCHFAB_JOB_ID", "TORCHFAB_NODE_RANK"
 _CGROUP_ROOT = "/sys/fs/cgroup"
 
 
-def whole(text: str) -> int | None:
+def int_or_none(text: str) -> int | None:
     """Return the number that a text consists of: ASCII digits only.
 
     `²` counts as a digit too, and int() refuses thousands of digits, so both are excluded.
@@ -433,6 +433,6 @@ def oom_kills(pid: str = "self") -> int | None:
 def _oom_kill_count(path: str) -> int | None:
     for line in _lines(path):
         name, _, value = line.partition(" ")
-        if name == "oom_kill" and (count := whole(value)) is not None:
+        if name == "oom_kill" and (count := int_or_none(value)) is not None:
             return count
     return None

@@ -37,16 +37,16 @@ HEARTBEAT_S = 10.0
 # Stateless operations, by name: the module and the function that handles the request.
 ANSWERS = {
     "clock": ("server", "read_clock"),
-    "checkup": ("host.probe", "look"),
-    "reach": ("host.connectivity", "try_out"),
+    "checkup": ("host.probe", "collect"),
+    "reach": ("host.connectivity", "probe_node_0"),
     "status": ("job.status", "handle"),
     "evidence": ("job.evidence", "handle"),
-    "stacks": ("stacks.dump", "answer"),
+    "stacks": ("stacks.dump", "handle"),
     "slurm_status": ("slurm.job", "status"),
     "slurm_evidence": ("slurm.evidence", "handle"),
     "slurm_stop": ("slurm.job", "stop"),
     "slurm_forget": ("slurm.job", "forget"),
-    "tree_look": ("host.file_tree", "look"),
+    "tree_look": ("host.file_tree", "prepare_workdir"),
     "tree_check": ("host.file_tree", "check"),
 }
 # Streaming operations: the function also gets the `Server`, and sends frames until the launch machine disconnects.

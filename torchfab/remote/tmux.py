@@ -15,14 +15,14 @@ import time
 from torchfab.remote import procfs
 
 SERVER = ("tmux", "-L", "torchfab")
-OLDEST = (3, 2)
+MIN_VERSION = (3, 2)
 TIMEOUT_S = 10.0  # tmux normally answers in 10 ms
 _MAX_MESSAGE_BYTES = 14_000  # tmux refuses a message of more than 16,343 bytes
 # Errors of a client that connects while the server shuts down, after its last session has ended.
 _SHUTDOWN_ERRORS = ("server exited unexpectedly", "lost server", "no server running", "error connecting")
 
 
-class Unusable(Exception):
+class TmuxUnusableError(Exception):
     """tmux is missing or does not run; the message gives the reason."""
 
 
@@ -79,11 +79,11 @@ def version() -> tuple[int, int]:
     try:
         code, text = _run(["tmux", "-V"], TIMEOUT_S)
     except FileNotFoundError:
-        raise Unusable("tmux is not installed") from None
+        raise TmuxUnusableError("tmux is not installed") from None
     except OSError as error:
-        raise Unusable(f"tmux does not run: {error.strerror}") from None
+        raise TmuxUnusableError(f"tmux does not run: {error.strerror}") from None
     if code:
-        raise Unusable(f"tmux does not run: {text or f'tmux -V ended with {code}'}")
+        raise TmuxUnusableError(f"tmux does not run: {text or f'tmux -V ended with {code}'}")
     match = re.search(r"([0-9]{1,6})\.([0-9]{1,6})", text)
     return (int(match[1]), int(match[2])) if match else (99, 0)
 

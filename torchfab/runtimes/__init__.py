@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torchfab.core.events import EventStream
     from torchfab.core.specs import Submission
     from torchfab.records import Record
-    from torchfab.stacks.model import Dump
+    from torchfab.stacks.model import StackDump
     from torchfab.why.evidence import Evidence
 
 
@@ -78,7 +78,7 @@ class Runtime(Protocol):
     def evidence(self, record: Record) -> Evidence:
         """Return what is known of why the job ended as it did."""
 
-    def stacks(self, record: Record, request: Mapping[str, Any]) -> Dump:
+    def stacks(self, record: Record, request: Mapping[str, Any]) -> StackDump:
         """Return the stack of each rank.
 
         Raises

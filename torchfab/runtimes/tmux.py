@@ -63,8 +63,8 @@ class Prepared:
     nodes: tuple[Node, ...] = ()
     sessions: dict[int, Session] = field(default_factory=dict)
     facts: dict[int, Facts] = field(default_factory=dict)
-    told: dict[int, Mapping[str, Any]] = field(default_factory=dict)
-    asked: dict[int, tuple[float, float]] = field(default_factory=dict)
+    reported_facts: dict[int, Mapping[str, Any]] = field(default_factory=dict)
+    request_times: dict[int, tuple[float, float]] = field(default_factory=dict)
 
     def close(self) -> None:
         """Close all sessions. Nodes roll back by themselves what was prepared and not committed."""
@@ -122,12 +122,12 @@ def prepare(
         request["python_timeout_s"] = settings.prepare_timeout_s / 3
         sent = time.time()
         answer = session.ask(request, settings.prepare_timeout_s)
-        prepared.asked[node.rank] = (sent, time.time())
+        prepared.request_times[node.rank] = (sent, time.time())
         return answer
 
     try:
         for node, answer in fan_out(nodes, prepare_node, settings.fanout):
-            _note_prepared(prepared, node, answer, reasons)
+            _store_answer(prepared, node, answer, reasons)
             progress("preparing", len(prepared.facts), len(nodes))
     except BaseException:  # Ctrl-C too
         prepared.close()
@@ -145,7 +145,7 @@ def _patience_s(nodes: int, settings: ConnectionSettings) -> int:
     return round(10 + rounds * per_node_s)
 
 
-def _note_prepared(
+def _store_answer(
     prepared: Prepared, node: Node, answer: Mapping[str, Any] | Exception, reasons: dict[str, TorchfabError]
 ) -> None:
     problem = problem_in(answer)
@@ -154,7 +154,7 @@ def _note_prepared(
         return
     assert not isinstance(answer, Exception)
     facts = answer["facts"]
-    prepared.told[node.rank] = facts
+    prepared.reported_facts[node.rank] = facts
     known = ("folder", "gpus", "cpus", "port", "is_root", "versions")
     prepared.facts[node.rank] = Facts(**{name: facts[name] for name in known})
 
@@ -281,7 +281,7 @@ def _with_unconfirmed_hosts(error: BaseException, unsure: Sequence[str], plan: P
         problem = Interrupted(f"interrupted; {left}", fix)
     else:
         return None
-    problem.unsure = tuple(unsure)
+    problem.uncertain_hosts = tuple(unsure)
     return problem
 
 
@@ -413,8 +413,10 @@ def evidence(record: Record) -> Evidence:
         if isinstance(result, TorchfabError):
             found[node.rank] = why.NodeEvidence(_node_status(record, node, result))
         else:
-            found[node.rank] = why.of_told(_node_status(record, node, result), result.value.get("evidence") or {})
-    nodes = why.in_order(record.nodes, found)
+            found[node.rank] = why.evidence_from_report(
+                _node_status(record, node, result), result.value.get("evidence") or {}
+            )
+    nodes = why.in_rank_order(record.nodes, found)
     job = states.JobStatus(tuple(each.status for each in nodes), record.min_nodes)
     return Evidence(record.name, record.created, job, nodes, events=record.events())
 

@@ -155,13 +155,13 @@ def _read_frames(streams: Sequence[_Stream]) -> Iterator[Event]:
             continue
         try:
             for frame in stream.session.take():
-                yield from _events_of(stream, frame)
+                yield from _frame_events(stream, frame)
         except HostError as error:
             if not stream.done:
                 yield _disconnect(stream, error)
 
 
-def _events_of(stream: _Stream, frame: Mapping[str, Any]) -> Iterator[Event]:
+def _frame_events(stream: _Stream, frame: Mapping[str, Any]) -> Iterator[Event]:
     stream.pending_lines += frame.get("lines", ())
     if "offsets" in frame:
         yield Lines(stream.node, stream.pending_lines)

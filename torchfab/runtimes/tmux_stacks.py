@@ -16,7 +16,7 @@ from torchfab.core.errors import TorchfabError
 from torchfab.core.specs import Node
 from torchfab.records import Record
 from torchfab.runtimes.tmux_logs import address
-from torchfab.stacks.model import Dump, NodeStacks, from_answer
+from torchfab.stacks.model import NodeStacks, StackDump, from_answer
 from torchfab.transport.pool import SessionPool, problem_in
 from torchfab.transport.session import Session
 
@@ -24,7 +24,7 @@ from torchfab.transport.session import Session
 _OVERHEAD_S = 10.0
 
 
-def stacks(record: Record, request: Mapping[str, Any]) -> Dump:
+def stacks(record: Record, request: Mapping[str, Any]) -> StackDump:
     """Request the stacks of all ranks from all nodes at once.
 
     Parameters
@@ -57,7 +57,7 @@ def stacks(record: Record, request: Mapping[str, Any]) -> Dump:
                 failed[node.label] = problem
             elif not isinstance(result, TorchfabError):
                 found[node.rank] = from_answer(node, result)
-    return Dump(tuple(found[rank] for rank in sorted(found)), failed)
+    return StackDump(tuple(found[rank] for rank in sorted(found)), failed)
 
 
 def program_for(machine: str) -> str:

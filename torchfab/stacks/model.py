@@ -136,12 +136,12 @@ class NodeStacks:
 
     node: Node
     ranks: tuple[RankStack, ...]
-    spy: str = ""
+    py_spy: str = ""
     rights: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Dump:
+class StackDump:
     """The stacks of a whole job.
 
     Parameters
@@ -153,7 +153,7 @@ class Dump:
     """
 
     nodes: tuple[NodeStacks, ...]
-    unheard: Mapping[str, TorchfabError] = field(default_factory=dict)
+    unreachable: Mapping[str, TorchfabError] = field(default_factory=dict)
 
     @property
     def running(self) -> list[RankStack]:
@@ -168,7 +168,7 @@ class Dump:
     @property
     def is_whole(self) -> bool:
         """Whether every node answered, and every rank that runs has a stack."""
-        return not self.unheard and all(each.threads for each in self.running)
+        return not self.unreachable and all(each.threads for each in self.running)
 
 
 def from_answer(node: Node, answer: Mapping[str, Any]) -> NodeStacks:

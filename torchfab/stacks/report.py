@@ -6,17 +6,17 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torchfab.core.inventory import fold, fold_ranks
-from torchfab.core.log_lines import clean
+from torchfab.core.log_lines import strip_controls
 from torchfab.stacks import groups
 from torchfab.stacks.groups import Group
-from torchfab.stacks.model import Dump, Frame, NodeStacks, RankStack, Thread
+from torchfab.stacks.model import Frame, NodeStacks, RankStack, StackDump, Thread
 from torchfab.stacks.refusals import explain
 
 _MAX_FRAMES = 12  # of a stack, unless all are requested
 _MAX_NAMES = 4
 
 
-def text(name: str, dump: Dump, everything: bool = False, exact: bool = False) -> str:
+def render(name: str, dump: StackDump, everything: bool = False, exact: bool = False) -> str:
     """Return the stacks of a job as human-readable text.
 
     Parameters
@@ -38,17 +38,19 @@ def text(name: str, dump: Dump, everything: bool = False, exact: bool = False) -
     found = groups.group([each for each in dump.running if each.threads], exact)
     parts = [f"job {name}: {summary(dump, found)}"]
     parts += ["\n".join(_group_lines(each, everything)) for each in found]
-    if not dump.running and not dump.unheard:
+    if not dump.running and not dump.unreachable:
         parts[0] += f"; how it ended: fab why {name}"
     last = [*_missing_lines(dump), *_ended_lines(dump), *_unreachable_lines(dump), *_resume_lines(found)]
     whole = "\n\n".join([*parts, *(["\n".join(last)] if last else [])])
-    return "\n".join(clean(line) for line in whole.split("\n"))  # a function name may contain control characters
+    return "\n".join(
+        strip_controls(line) for line in whole.split("\n")
+    )  # a function name may contain control characters
 
 
 # ---- summary
 
 
-def summary(dump: Dump, found: Sequence[Group]) -> str:
+def summary(dump: StackDump, found: Sequence[Group]) -> str:
     """Summarise in one sentence: `rank 13 is in all_gather, 511 others wait in all_reduce`.
 
     Parameters
@@ -64,7 +66,7 @@ def summary(dump: Dump, found: Sequence[Group]) -> str:
         Without a full stop.
     """
     if not dump.running:
-        return "no rank runs" + (" on the nodes that answered" if dump.unheard else "")
+        return "no rank runs" + (" on the nodes that answered" if dump.unreachable else "")
     if not found:
         return f"no stack of {_count(dump.running)} could be had"
     if len(found) == 1:
@@ -179,7 +181,7 @@ def _thread_names(threads: Sequence[Thread]) -> str:
 # ---- ranks without a stack
 
 
-def _missing_lines(dump: Dump) -> list[str]:
+def _missing_lines(dump: StackDump) -> list[str]:
     """Return one paragraph for each reason, with its ranks."""
     alike: dict[tuple[str, str], list[RankStack]] = {}
     for node, stack in _without_stack(dump):
@@ -193,11 +195,11 @@ def _missing_lines(dump: Dump) -> list[str]:
     return lines
 
 
-def _without_stack(dump: Dump) -> list[tuple[NodeStacks, RankStack]]:
+def _without_stack(dump: StackDump) -> list[tuple[NodeStacks, RankStack]]:
     return [(node, each) for node in dump.nodes for each in node.ranks if not each.ended and not each.threads]
 
 
-def _ended_lines(dump: Dump) -> list[str]:
+def _ended_lines(dump: StackDump) -> list[str]:
     ends: dict[str, list[RankStack]] = {}
     for each in dump.ended:
         ends.setdefault("" if each.code is None else f" with code {each.code}", []).append(each)
@@ -206,9 +208,9 @@ def _ended_lines(dump: Dump) -> list[str]:
     ]
 
 
-def _unreachable_lines(dump: Dump) -> list[str]:
+def _unreachable_lines(dump: StackDump) -> list[str]:
     alike: dict[str, list[str]] = {}
-    for host, error in dump.unheard.items():
+    for host, error in dump.unreachable.items():
         alike.setdefault(str(error), []).append(host)
     return [f"{fold(hosts)}: not asked: {reason}".replace("\n", "\n  ") for reason, hosts in alike.items()]
 
@@ -225,7 +227,7 @@ def _resume_lines(found: Sequence[Group]) -> list[str]:
 # ---- JSON
 
 
-def as_json(name: str, dump: Dump, exact: bool = False) -> dict[str, Any]:
+def as_json(name: str, dump: StackDump, exact: bool = False) -> dict[str, Any]:
     """Return the stacks of a job as JSON values, with all threads of all ranks.
 
     Parameters
@@ -248,8 +250,8 @@ def as_json(name: str, dump: Dump, exact: bool = False) -> dict[str, Any]:
         "summary": summary(dump, found),
         "groups": [_group_as_json(each) for each in found],
         "ranks": [_rank_as_json(node, each) for node in dump.nodes for each in node.ranks],
-        "nodes": [{"host": node.node.label, "py_spy": node.spy, "rights": dict(node.rights)} for node in dump.nodes],
-        "unheard": {host: error.message for host, error in dump.unheard.items()},
+        "nodes": [{"host": node.node.label, "py_spy": node.py_spy, "rights": dict(node.rights)} for node in dump.nodes],
+        "unheard": {host: error.message for host, error in dump.unreachable.items()},
     }
 
 

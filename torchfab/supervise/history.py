@@ -102,7 +102,7 @@ def _parse_outcome(event: Mapping[str, Any]) -> AttemptOutcome | None:
         return None
 
 
-def left_behind(events: Sequence[Mapping[str, Any]]) -> dict[int, set[str]]:
+def orphaned_hosts(events: Sequence[Mapping[str, Any]]) -> dict[int, set[str]]:
     """Find the hosts on which earlier attempts may still run, because they were out of reach when they were stopped.
 
     Parameters
@@ -126,7 +126,7 @@ def left_behind(events: Sequence[Mapping[str, Any]]) -> dict[int, set[str]]:
     return {attempt: hosts for attempt, hosts in orphaned.items() if hosts}
 
 
-def lines(events: Sequence[Mapping[str, Any]]) -> list[str]:
+def render_lines(events: Sequence[Mapping[str, Any]]) -> list[str]:
     """Render events as text, for `fab jobs --events`.
 
     Parameters

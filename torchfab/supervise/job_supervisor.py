@@ -94,7 +94,7 @@ class JobSupervisor:
         pending = self.journal.pending_outcome()
         result, diagnosed = (self._examine(pending), "") if pending else self._watch()
         while True:
-            if lease.stop_asked(self.record.folder):
+            if lease.stop_requested(self.record.folder):
                 return self._end_stopped()
             decision = decide(self.journal.previous_attempts(), result, self.policy)
             refusal = self.relauncher.restart(decision) if decision.restart else decision.reason
@@ -111,7 +111,7 @@ class JobSupervisor:
             self.record,
             self.policy,
             float(self.ctx.config["failure_grace_s"]),
-            lambda: lease.stop_asked(self.record.folder),
+            lambda: lease.stop_requested(self.record.folder),
             self._report,
             Printer() if self.show_logs else None,
         )
@@ -125,7 +125,7 @@ class JobSupervisor:
         # Recorded before the attempt is stopped: else a supervisor that takes over would mistake that for `fab stop`.
         self._record_outcome(result)
         patience_s = 0.0 if trigger.kind == "lost" else self.policy.lost_s
-        return self._examine(result, patience_s), report.text(diagnosed)
+        return self._examine(result, patience_s), report.render(diagnosed)
 
     def _report(self, event: str, text: str, **details: Any) -> None:
         if event != "step":

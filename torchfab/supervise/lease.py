@@ -61,7 +61,7 @@ class SupervisorLease:
 
 def _already_supervised(folder: Path, held: dict[str, Any]) -> UsageError:
     return UsageError(
-        f"job {folder.name} has a supervisor already: {words(held)}",
+        f"job {folder.name} has a supervisor already: {describe(held)}",
         f"see what it did: fab jobs --events {folder.name}; to end the job: fab stop {folder.name}",
     )
 
@@ -127,7 +127,7 @@ def was_supervised(folder: Path) -> bool:
     return (folder / _SUPERVISOR).exists()
 
 
-def words(held: dict[str, Any]) -> str:
+def describe(held: dict[str, Any]) -> str:
     """Describe a supervisor.
 
     Parameters
@@ -149,7 +149,7 @@ def words(held: dict[str, Any]) -> str:
 # ---- precedence of fab stop
 
 
-def stop_asked(folder: Path) -> bool:
+def stop_requested(folder: Path) -> bool:
     """Test whether `fab stop` was run for the job.
 
     Parameters

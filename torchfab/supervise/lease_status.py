@@ -29,7 +29,7 @@ def as_json(record: Record) -> dict[str, Any]:
     return {"attempt": record.attempt, "supervisor": lease.holder(folder), "supervised": lease.was_supervised(folder)}
 
 
-def words(record: Record, state: str) -> str:
+def describe(record: Record, state: str) -> str:
     """Describe the attempt and its supervisor.
 
     Parameters
@@ -48,7 +48,7 @@ def words(record: Record, state: str) -> str:
         return ""
     held, history = lease.holder(record.folder), f"what happened: fab jobs --events {record.name}"
     if held is not None:
-        return f"attempt {record.attempt}, supervised by {lease.words(held)}; {history}"
+        return f"attempt {record.attempt}, supervised by {lease.describe(held)}; {history}"
     if state in ("succeeded", "stopped"):
         return f"attempt {record.attempt}; {history}"
     return f"attempt {record.attempt}; nobody supervises it any more: fab supervise {record.name}"
@@ -76,7 +76,7 @@ def next_attempt(record: Record) -> Record | None:
             return None
         if current.job_id != record.job_id:
             return replace(current, settings=record.settings)
-        if held is None or lease.stop_asked(record.folder):
+        if held is None or lease.stop_requested(record.folder):
             return None
         if not announced:
             announced = True

@@ -191,8 +191,8 @@ class AttemptMonitor:
         for node in answer.nodes:
             self.polled[node.node.rank] = node
             self._update_away(node)
-        quiet = stall.find(answer, self.policy.stall_s)
-        self.stalled, self.silent_s = quiet is not None and not quiet.unheard, quiet.seconds if quiet else 0.0
+        quiet = stall.detect_stall(answer, self.policy.stall_s)
+        self.stalled, self.silent_s = quiet is not None and not quiet.unreachable, quiet.seconds if quiet else 0.0
 
     def _update_away(self, node: NodeStatus) -> None:
         host, since = node.node.label, self.away.get(node.node.rank)

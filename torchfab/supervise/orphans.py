@@ -49,7 +49,7 @@ def stop(record: Record, attempt: int, hosts: Iterable[str], grace_s: float) -> 
     return reports
 
 
-def words(report: StopReport, attempt: int) -> str:
+def describe_stop(report: StopReport, attempt: int) -> str:
     """Describe what was stopped on a node that is reachable again.
 
     Parameters
@@ -82,7 +82,7 @@ class OrphanedAttempts:
 
     def __init__(self, journal: EventJournal, grace_s: float) -> None:
         self.journal, self.grace_s = journal, grace_s
-        self.hosts = history.left_behind(journal.events)
+        self.hosts = history.orphaned_hosts(journal.events)
         self.lock = threading.Lock()
         self.closed = threading.Event()
 
@@ -123,7 +123,7 @@ class OrphanedAttempts:
             if report.error is None and not report.left:
                 host = report.node.label
                 self.hosts[attempt].discard(host)
-                self.journal.note("caught up", words(report, attempt), attempt=attempt, hosts=[host])
+                self.journal.note("caught up", describe_stop(report, attempt), attempt=attempt, hosts=[host])
         if not self.hosts[attempt]:
             del self.hosts[attempt]
 

@@ -45,7 +45,7 @@ def classify(record: Record, trigger: Trigger) -> tuple[AttemptOutcome, Diagnosi
     """
     diagnosed = diagnosis.diagnose(runtimes.load(record.runtime).evidence(record))
     # Nodes that do not answer are left to doctor, because they may be back by then.
-    answering = [host for host in diagnosed.bad_nodes if host not in diagnosed.silent]
+    answering = [host for host in diagnosed.bad_nodes if host not in diagnosed.unreachable]
     bad = dict.fromkeys(answering, diagnosed.cause.words) if diagnosed.cause.name in _OBSERVED_CAUSES else {}
     kind, name, words = _cause(diagnosed, trigger)
     outcome = AttemptOutcome(
@@ -70,12 +70,12 @@ def _cause(diagnosed: Diagnosis, trigger: Trigger) -> tuple[str, str, str]:
         return Kind.SUCCEEDED.name.lower(), "succeeded", "all nodes that could be asked have succeeded"
     if trigger.kind == "stall":
         return "stall", "stall", f"no rank has logged for {duration(trigger.silent_s)}: it hangs"
-    if trigger.kind == "lost" and diagnosed.silent and diagnosed.first is None:
-        words = f"{fold(list(diagnosed.silent))} cannot be reached, and it cannot go on without"
+    if trigger.kind == "lost" and diagnosed.unreachable and diagnosed.first is None:
+        words = f"{fold(list(diagnosed.unreachable))} cannot be reached, and it cannot go on without"
         return Kind.NODE.name.lower(), "node-unreachable", words
     if diagnosed.cause.kind is Kind.RUNNING:
         return Kind.NETWORK.name.lower(), "out-of-reach", "nodes were out of reach for too long, and are back"
-    who = f"{diagnosed.first.who}: " if diagnosed.first and diagnosed.cause.name != "node-unreachable" else ""
+    who = f"{diagnosed.first.label}: " if diagnosed.first and diagnosed.cause.name != "node-unreachable" else ""
     return diagnosed.cause.kind.name.lower(), diagnosed.cause.name, f"{who}{diagnosed.cause.words}"
 
 

@@ -98,7 +98,7 @@ class Relauncher:
             time.sleep(_POLL_S)
 
     def _check_stop(self) -> None:
-        if lease.stop_asked(self.record.folder):
+        if lease.stop_requested(self.record.folder):
             raise StopRequestedError("it was asked to stop")
 
     # ---- the nodes

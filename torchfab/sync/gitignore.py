@@ -13,13 +13,13 @@ import subprocess
 from collections.abc import Collection, Iterable
 from pathlib import PurePosixPath
 
-from torchfab.sync.rsync import is_left_out
+from torchfab.sync.rsync import is_excluded
 
 _WILD = frozenset("*?[")
 _GIT = ("git", "-c", "safe.directory=*", "-c", "core.fsmonitor=false")
 
 
-def in_git(source: str, timeout_s: float) -> list[str]:
+def list_git_files(source: str, timeout_s: float) -> list[str]:
     """Return the files and links of a directory that git tracks or would add.
 
     Parameters
@@ -47,7 +47,7 @@ def _is_file(path: str) -> bool:
     return os.path.islink(path) or os.path.isfile(path)
 
 
-def rules(git_files: Iterable[str], listed: Collection[str]) -> tuple[str, ...]:
+def include_rules(git_files: Iterable[str], listed: Collection[str]) -> tuple[str, ...]:
     """Return the rsync filters that include the files that git lists but rsync does not. Pure.
 
     Parameters
@@ -63,7 +63,7 @@ def rules(git_files: Iterable[str], listed: Collection[str]) -> tuple[str, ...]:
         Options of rsync, in order.
     """
     copied = set(listed)
-    missing = sorted(name for name in git_files if name not in copied and not is_left_out(name))
+    missing = sorted(name for name in git_files if name not in copied and not is_excluded(name))
     included = {folder for name in listed for folder in _folders(name)}
     reopened = sorted({folder for name in missing for folder in _folders(name)} - included)
     return (

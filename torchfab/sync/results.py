@@ -15,7 +15,7 @@ _NOTHING = Stats(0, 0)
 
 
 @dataclass(frozen=True)
-class Result:
+class SyncResult:
     """The result on one node.
 
     Parameters
@@ -41,12 +41,12 @@ class Result:
     names: tuple[str, ...] = ()
 
     @property
-    def is_odd(self) -> bool:
+    def differs(self) -> bool:
         """Whether the node lacks files, or its files differ."""
         return bool(self.missing or self.differing)
 
 
-def words(results: Sequence[Result], files: int, seconds: float) -> list[str]:
+def summary_lines(results: Sequence[SyncResult], files: int, seconds: float) -> list[str]:
     """Return the results as human-readable lines.
 
     Parameters
@@ -64,10 +64,10 @@ def words(results: Sequence[Result], files: int, seconds: float) -> list[str]:
         Nodes with equal results share one line; nodes whose files differ come last.
     """
     alike: dict[str, list[str]] = {}
-    for result in sorted(results, key=lambda result: result.is_odd):
+    for result in sorted(results, key=lambda result: result.differs):
         alike.setdefault(_describe(result, files), []).append(result.node.label)
     lines = [f"{fold(hosts)}: {text}" for text, hosts in alike.items()]
-    odd = [result.node.label for result in results if result.is_odd]
+    odd = [result.node.label for result in results if result.differs]
     if odd:
         lines.append(f"{fold(odd)} does not hold the same files; did one change meanwhile? fab sync again")
     elif results and all(result.shared or result.checked == files for result in results):
@@ -75,17 +75,17 @@ def words(results: Sequence[Result], files: int, seconds: float) -> list[str]:
     return lines
 
 
-def _describe(result: Result, files: int) -> str:
+def _describe(result: SyncResult, files: int) -> str:
     if result.shared:
         return "sees this very directory; nothing to copy"
-    sent = f"{result.stats.files} files copied, {size(result.stats.size_bytes)}"
-    if result.is_odd:
+    sent = f"{result.stats.files} files copied, {format_bytes(result.stats.size_bytes)}"
+    if result.differs:
         names = ", ".join(result.names[:5])
         return f"{sent}; {result.missing} are missing and {result.differing} differ there: {names}"
     return sent + (f"; only {result.checked} could be compared in time" if result.checked < files else "")
 
 
-def size(count: float) -> str:
+def format_bytes(count: float) -> str:
     """Return a human-readable number of bytes: `2.0 KiB`.
 
     Parameters
@@ -103,7 +103,7 @@ def size(count: float) -> str:
     return f"{count:.0f} B" if power == 0 else f"{count / 1024**power:.1f} {unit}"
 
 
-def as_document(results: Sequence[Result], failed: Mapping[str, TorchfabError], files: int) -> dict[str, Any]:
+def as_json(results: Sequence[SyncResult], failed: Mapping[str, TorchfabError], files: int) -> dict[str, Any]:
     """Return the results as JSON values.
 
     Parameters

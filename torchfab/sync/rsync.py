@@ -11,12 +11,12 @@ from fnmatch import fnmatchcase
 from torchfab.core.errors import HostError
 
 # Not code, and different on every node: git's own files, environments, and the files that torchfab writes.
-LEFT_OUT = (".git", "/.venv", "/.torchfab", "/jobs", ".torchfab-sync-*")
+EXCLUDED = (".git", "/.venv", "/.torchfab", "/jobs", ".torchfab-sync-*")
 _PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
 _ESCAPED = re.compile(rb"\\#([0-3][0-7]{2})")
 
 
-def is_left_out(name: str) -> bool:
+def is_excluded(name: str) -> bool:
     """Return whether a file is never copied, even if git tracks it.
 
     Parameters
@@ -30,8 +30,8 @@ def is_left_out(name: str) -> bool:
         True if EXCLUDED matches it.
     """
     parts = name.split("/")
-    anchored = [pattern[1:] for pattern in LEFT_OUT if pattern.startswith("/")]
-    anywhere = [pattern for pattern in LEFT_OUT if not pattern.startswith("/")]
+    anchored = [pattern[1:] for pattern in EXCLUDED if pattern.startswith("/")]
+    anywhere = [pattern for pattern in EXCLUDED if not pattern.startswith("/")]
     return parts[0] in anchored or any(fnmatchcase(part, pattern) for part in parts for pattern in anywhere)
 
 
@@ -50,18 +50,18 @@ def options(delete: bool, rules: Sequence[str] = ()) -> tuple[str, ...]:
     tuple of str
         Without source and target.
     """
-    filters = (*(f"--exclude={pattern}" for pattern in LEFT_OUT), *rules, "--filter=:- .gitignore")
+    filters = (*(f"--exclude={pattern}" for pattern in EXCLUDED), *rules, "--filter=:- .gitignore")
     return ("--recursive", "--links", "--perms", "--times", *filters, *(("--delete",) if delete else ()))
 
 
 def copy_argv(
     source: str,
-    to: str,
+    destination: str,
     host: str,
     shell: Sequence[str],
     delete: bool,
     rules: Sequence[str] = (),
-    silent_s: float = 60.0,
+    timeout_s: float = 60.0,
 ) -> tuple[str, ...]:
     """Return the command that copies the local directory `source` to the directory `destination` of a host.
 
@@ -87,13 +87,13 @@ def copy_argv(
     """
     # --protect-args sends the paths over the connection: the login shell of the host would expand them.
     remote_options = (
-        ("--protect-args", f"--rsh={shell_words(shell)}", f"--timeout={math.ceil(silent_s)}") if host else ()
+        ("--protect-args", f"--rsh={shell_words(shell)}", f"--timeout={math.ceil(timeout_s)}") if host else ()
     )
     target = f"[{host}]:" if ":" in host else f"{host}:" if host else ""
     return (
         *("rsync", *options(delete, rules), "--stats", "--no-human-readable"),
         *remote_options,
-        *("--", f"{source}/", f"{target}{to}/"),
+        *("--", f"{source}/", f"{target}{destination}/"),
     )
 
 
@@ -137,7 +137,7 @@ def list_argv(source: str, empty_dir: str, rules: Sequence[str] = ()) -> tuple[s
     return ("rsync", *options(False, rules), *listing, "--", f"{source}/", f"{empty_dir}/")
 
 
-def listed(output: bytes) -> list[str]:
+def parse_list(output: bytes) -> list[str]:
     """Parse the output of `list_argv`, and decode its escaped bytes.
 
     Parameters
@@ -163,7 +163,7 @@ class Stats:
     size_bytes: int
 
 
-def stats(output: str) -> Stats:
+def parse_stats(output: str) -> Stats:
     """Parse the output of `--stats`.
 
     Parameters
@@ -187,7 +187,7 @@ def _number(pattern: str, output: str) -> int:
     return int(re.sub(r"\D", "", found[1][:24]) or 0) if found else 0
 
 
-def problem(code: int, stderr: str) -> HostError:
+def copy_error(code: int, stderr: str) -> HostError:
     """Return the error for a failed copy: the last lines of rsync's output, and a fix.
 
     Parameters

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from torchfab.core.log_lines import clean
+from torchfab.core.log_lines import strip_controls
 
 
 class Span(NamedTuple):
@@ -137,7 +137,7 @@ def is_clean(text: bytes) -> bool:
 def cleaned(value: Any) -> Any:
     """Return a value whose texts steer no terminal: without escape sequences and control characters but line ends."""
     if isinstance(value, str):
-        return value if value.isprintable() else "\n".join(map(clean, value.split("\n")))
+        return value if value.isprintable() else "\n".join(map(strip_controls, value.split("\n")))
     if isinstance(value, list):
         return [cleaned(each) for each in value]
     return {cleaned(name): cleaned(each) for name, each in value.items()} if isinstance(value, dict) else value

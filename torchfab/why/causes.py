@@ -73,7 +73,7 @@ SCHEDULED = {
 }
 
 
-def of_schedule(reason: str, words: str) -> Cause:
+def cause_of_schedule(reason: str, words: str) -> Cause:
     """Return the cause for a reason that a scheduler reports.
 
     Parameters

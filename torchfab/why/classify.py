@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torchfab.core.log_lines import clean
-from torchfab.core.status import code_words
+from torchfab.core.log_lines import strip_controls
+from torchfab.core.status import describe_exit_code
 from torchfab.why import signal_sender, signatures, tracebacks
 from torchfab.why.causes import Cause, Kind
 from torchfab.why.evidence import Label, Log, NodeEvidence
@@ -100,7 +100,7 @@ def last_lines(text: str, count: int = 5) -> tuple[str, ...]:
     tuple of str
         Each line cut to 300 characters.
     """
-    lines = [clean(line) for line in text.splitlines() if line.strip()]
+    lines = [strip_controls(line) for line in text.splitlines() if line.strip()]
     return tuple(line[:300] for line in lines[-count:])
 
 
@@ -162,7 +162,7 @@ def _full_log_disk(node: NodeEvidence) -> Cause | None:
 
 
 def _launcher_cause(name: str, code: int | None, traceback: Traceback | None) -> Cause:
-    how = f"raised {traceback.last_line[:300]}" if traceback else f"ended with {code_words(code or 0)}"
+    how = f"raised {traceback.last_line[:300]}" if traceback else f"ended with {describe_exit_code(code or 0)}"
     fix = "see its last lines; what it runs: fab launch-... --dry-run"
     return Cause(Kind.UNKNOWN, "launcher", f"the {name} {how}, and no rank is known to have failed before", fix)
 
@@ -172,7 +172,7 @@ def _script_cause(code: int | None, traceback: Traceback | None) -> Cause:
         return Cause(Kind.SCRIPT, "exception", f"the script raised {traceback.last_line[:300]}", "see the traceback")
     if code is not None and code < 0:
         fix = "fab logs shows its last lines; to see where: --env PYTHONFAULTHANDLER=1"
-        return Cause(Kind.SCRIPT, "crash", f"it crashed in native code ({code_words(code)})", fix)
+        return Cause(Kind.SCRIPT, "crash", f"it crashed in native code ({describe_exit_code(code)})", fix)
     if code is None:
         return Cause(Kind.UNKNOWN, "unknown", "its exit code was not recorded")
     return Cause(Kind.SCRIPT, "exit-code", f"the script ended itself with exit code {code}", "see its last lines")
@@ -180,7 +180,7 @@ def _script_cause(code: int | None, traceback: Traceback | None) -> Cause:
 
 def _signal_cause(node: NodeEvidence, process: Mapping[str, Any], code: int, pid: int | None) -> Cause | None:
     """Return which signal ended a process and who sent it; None if the exit code alone does not prove a signal."""
-    end = node.ends.get(process["name"], {})
+    end = node.exit_records.get(process["name"], {})
     signal = end.get("asked")
     if node.status.stop_asked is not None:
         return Cause(Kind.STOPPED, "stopped", "fab stop ended it")
@@ -195,7 +195,7 @@ def _signal_cause(node: NodeEvidence, process: Mapping[str, Any], code: int, pid
 
 def _out_of_memory(node: NodeEvidence, process: Mapping[str, Any], pid: int | None) -> Cause | None:
     by_kernel = next((line.text for line in node.kernel if pid and f"Killed process {pid} " in f"{line.text} "), "")
-    count = node.ends.get(process["name"], {}).get("oom_kills", 0)
+    count = node.exit_records.get(process["name"], {}).get("oom_kills", 0)
     fix = "less memory per rank (data loader workers, caches), or a higher limit of its control group"
     if by_kernel:
         return Cause(Kind.MEMORY, "host-memory", f"the kernel's OOM killer ended it: {by_kernel}", fix)
@@ -215,5 +215,5 @@ def _external_kill(node: NodeEvidence) -> Cause:
 
 
 def _unknown_sender(code: int) -> Cause:
-    words = f"{code_words(code)} ended it; who sent it is not known"
+    words = f"{describe_exit_code(code)} ended it; who sent it is not known"
     return Cause(Kind.KILLED, "ended", words, signal_sender.ASK)

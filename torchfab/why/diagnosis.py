@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torchfab.core.inventory import fold, fold_ranks
-from torchfab.core.status import JobStatus, NodeStatus, code_words
+from torchfab.core.status import JobStatus, NodeStatus, describe_exit_code
 from torchfab.why import causes
 from torchfab.why.causes import Cause, Kind
-from torchfab.why.evidence import Evidence, Said
+from torchfab.why.evidence import Evidence, SchedulerReason
 from torchfab.why.failures import CONSEQUENCE, LOST, Failure, all_failures, first_failure
 from torchfab.why.stragglers import Straggler, find_halted, find_stragglers
 from torchfab.why.tracebacks import Traceback, fingerprint_of
@@ -77,7 +77,7 @@ class Diagnosis:
     consequences: tuple[str, ...] = ()
     timeline: tuple[TimelineEvent, ...] = ()
     bad_nodes: tuple[str, ...] = ()
-    silent: Mapping[str, str] = field(default_factory=dict)
+    unreachable: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def traceback(self) -> Traceback | None:
@@ -91,7 +91,7 @@ class Diagnosis:
             return ""
         if self.traceback and self.cause.kind is Kind.SCRIPT:
             return self.traceback.fingerprint
-        return fingerprint_of(self.cause.name, code_words(self.first.code or 0))
+        return fingerprint_of(self.cause.name, describe_exit_code(self.first.code or 0))
 
 
 def diagnose(evidence: Evidence) -> Diagnosis:
@@ -110,7 +110,7 @@ def diagnose(evidence: Evidence) -> Diagnosis:
     failures = all_failures(evidence)
     first, cause = _find_first(evidence, failures)
     state = evidence.status.state
-    base = Diagnosis(evidence.job, state, evidence.created, cause, silent=evidence.silent)
+    base = Diagnosis(evidence.job, state, evidence.created, cause, unreachable=evidence.unreachable)
     if cause.kind in (Kind.SUCCEEDED, Kind.RUNNING, Kind.STOPPED) or first is None:
         others = _consequences(failures, None, cause)
         return replace(
@@ -126,7 +126,7 @@ def diagnose(evidence: Evidence) -> Diagnosis:
         notes=_failure_notes(first, evidence),
         consequences=_consequences(failures, first, cause),
         timeline=_timeline(evidence, failures, cause),
-        bad_nodes=_bad_nodes(cause, first, failures, evidence.silent),
+        bad_nodes=_bad_nodes(cause, first, failures, evidence.unreachable),
     )
 
 
@@ -135,9 +135,9 @@ def diagnose(evidence: Evidence) -> Diagnosis:
 
 def _find_first(evidence: Evidence, failures: Sequence[Failure]) -> tuple[Failure | None, Cause]:
     """Return the first failure and the cause of the whole job."""
-    job_reason = next((each for each in evidence.said if not each.host), None)
+    job_reason = next((each for each in evidence.scheduler_reasons if not each.host), None)
     if job_reason is not None:
-        cause = causes.of_schedule(job_reason.sign, job_reason.words)
+        cause = causes.cause_of_schedule(job_reason.reason, job_reason.words)
         return (None if cause.kind is Kind.STOPPED else _killed_by_scheduler(failures)), cause
     if evidence.status.state == "succeeded":
         return None, Cause(Kind.SUCCEEDED, "succeeded", "it has succeeded: exit code 0")
@@ -145,7 +145,7 @@ def _find_first(evidence: Evidence, failures: Sequence[Failure]) -> tuple[Failur
         return None, _stop_cause(evidence)
     first = first_failure(failures)
     if first is not None:
-        return first, _unreachable_cause(first, evidence) or _scheduler_cause(first, evidence.said)
+        return first, _unreachable_cause(first, evidence) or _scheduler_cause(first, evidence.scheduler_reasons)
     return None, _cause_of_state(evidence.status)
 
 
@@ -164,19 +164,19 @@ def _killed_by_scheduler(failures: Sequence[Failure]) -> Failure | None:
     return next((failure for failure in failures if (failure.code or 0) < 0), failures[0] if failures else None)
 
 
-def _scheduler_cause(first: Failure, reasons: Sequence[Said]) -> Cause:
+def _scheduler_cause(first: Failure, reasons: Sequence[SchedulerReason]) -> Cause:
     """Return the scheduler's reason for the node of the first failure; without one, the failure's own cause."""
     reason = next((each for each in reasons if each.host == first.host), None)
-    return causes.of_schedule(reason.sign, reason.words) if reason else first.cause
+    return causes.cause_of_schedule(reason.reason, reason.words) if reason else first.cause
 
 
 def _unreachable_cause(first: Failure, evidence: Evidence) -> Cause | None:
     """Blame the unreachable nodes if the first failure elsewhere is only a lost connection or a timeout."""
-    unreachable = evidence.silent
+    unreachable = evidence.unreachable
     if not unreachable or not (first.cause.is_symptom or first.cause.name == "rendezvous-timeout"):
         return None
     hosts = fold(list(unreachable))
-    words = f"{hosts} cannot be reached ({next(iter(unreachable.values()))}); on {first.who}, {first.cause.words}"
+    words = f"{hosts} cannot be reached ({next(iter(unreachable.values()))}); on {first.label}, {first.cause.words}"
     return Cause(
         Kind.NODE, "node-unreachable", words, f"see whether {hosts} runs, and its link; then fab why again", True
     )
@@ -233,7 +233,11 @@ def _failure_notes(first: Failure, evidence: Evidence) -> tuple[str, ...]:
 
 def _job_notes(evidence: Evidence) -> tuple[str, ...]:
     """Return the notes on a job that do not depend on a failure."""
-    batch = [line for line in evidence.batch.splitlines() if line.strip()][-_MAX_BATCH_LINES:] if evidence.said else []
+    batch = (
+        [line for line in evidence.batch_output.splitlines() if line.strip()][-_MAX_BATCH_LINES:]
+        if evidence.scheduler_reasons
+        else []
+    )
     restarts = max((rank["attempt"] for node in evidence.nodes for rank in node.status.ranks), default=0)
     times = "once" if restarts == 1 else f"{restarts} times"
     found = [f"the batch script said: {line[:300]}" for line in batch]
@@ -261,7 +265,7 @@ def _describe(failure: Failure, cause: Cause) -> str:
     if failure.cause.name in ("by-launcher", "by-supervisor"):
         return failure.cause.words
     if failure.weight == CONSEQUENCE or failure.cause.name == "asked":
-        return f"ended by {code_words(failure.code or 0)} after it"
+        return f"ended by {describe_exit_code(failure.code or 0)} after it"
     if failure.cause.is_symptom:  # addresses and numbers differ
         return failure.cause.words.partition(":")[0]
     return failure.cause.words

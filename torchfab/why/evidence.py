@@ -81,7 +81,7 @@ class Disk:
 
 
 @dataclass(frozen=True)
-class Said:
+class SchedulerReason:
     """The reason that a scheduler reports for the end of a job, or of one of its nodes.
 
     Parameters
@@ -96,7 +96,7 @@ class Said:
         In seconds since the epoch; 0 if unknown.
     """
 
-    sign: str
+    reason: str
     words: str
     host: str = ""
     time: float = 0.0
@@ -127,7 +127,7 @@ class NodeEvidence:
     status: NodeStatus
     logs: tuple[Log, ...] = ()
     reports: tuple[Report, ...] = ()
-    ends: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    exit_records: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     kernel: tuple[KernelLine, ...] = ()
     kernel_unread: str = ""
     disks: tuple[Disk, ...] = ()
@@ -165,19 +165,19 @@ class Evidence:
     created: float
     status: JobStatus
     nodes: tuple[NodeEvidence, ...]
-    said: tuple[Said, ...] = ()
+    scheduler_reasons: tuple[SchedulerReason, ...] = ()
     events: tuple[Mapping[str, Any], ...] = ()
-    batch: str = ""
+    batch_output: str = ""
 
     @property
-    def silent(self) -> dict[str, str]:
+    def unreachable(self) -> dict[str, str]:
         """The hosts (or the scheduler) that could not be queried, with the reason."""
         if self.status.verdict and self.status.verdict.state == "unreachable":
             return {"the scheduler": self.status.reason}
         return {each.host: each.status.reason for each in self.nodes if each.status.state == "unreachable"}
 
 
-def of_answer(node: Node, answer: Mapping[str, Any], sent: float, received: float) -> NodeEvidence:
+def evidence_from_answer(node: Node, answer: Mapping[str, Any], sent: float, received: float) -> NodeEvidence:
     """Convert a node's answer to a NodeEvidence.
 
     Parameters
@@ -194,10 +194,10 @@ def of_answer(node: Node, answer: Mapping[str, Any], sent: float, received: floa
     NodeEvidence
         With all times on this machine's clock.
     """
-    return of_told(states.from_answer(node, answer, sent, received), answer.get("evidence") or {})
+    return evidence_from_report(states.from_answer(node, answer, sent, received), answer.get("evidence") or {})
 
 
-def of_told(status: NodeStatus, report: Mapping[str, Any]) -> NodeEvidence:
+def evidence_from_report(status: NodeStatus, report: Mapping[str, Any]) -> NodeEvidence:
     """Combine a node's status and the evidence that was collected there.
 
     Parameters
@@ -228,7 +228,7 @@ def of_told(status: NodeStatus, report: Mapping[str, Any]) -> NodeEvidence:
     )
 
 
-def in_order(nodes: Sequence[Node], found: Mapping[int, NodeEvidence]) -> tuple[NodeEvidence, ...]:
+def in_rank_order(nodes: Sequence[Node], found: Mapping[int, NodeEvidence]) -> tuple[NodeEvidence, ...]:
     """Return the evidence of the nodes in the order of their node ranks.
 
     Parameters

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torchfab.core.status import CUT_OFF
-from torchfab.remote.job.start_barrier import NEVER_LET_GO
+from torchfab.remote.job.start_barrier import NEVER_RELEASED
 from torchfab.why import signatures
 from torchfab.why.causes import Cause, Kind
 from torchfab.why.classify import KILL, cause_of, find_traceback, last_lines, logs_of
@@ -60,7 +60,7 @@ class Failure:
     process: str = ""
 
     @property
-    def who(self) -> str:
+    def label(self) -> str:
         """Human-readable name: `rank 3 on node1`, `the agent on node1`, `node1`."""
         if self.rank is not None:
             return f"rank {self.rank} on {self.host}"
@@ -193,7 +193,7 @@ def _launcher_failure(node: NodeEvidence, process: Mapping[str, Any]) -> Failure
         cause = signatures.recognise(process["reason"]) or Cause(
             Kind.NODE, "not-started", process["reason"], "fab doctor"
         )
-        cause = _cut_off(NEVER_LET_GO) if process["reason"] == NEVER_LET_GO else cause
+        cause = _cut_off(NEVER_RELEASED) if process["reason"] == NEVER_RELEASED else cause
     skew, lived_s = node.status.skew_s, ended - (process["started"] or ended)
     weight = _weight(cause, code or 0, process["state"] == "stopped")
     where = (node.host, node.status.node.rank, None)

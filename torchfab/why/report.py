@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from torchfab.core.log_lines import clean
+from torchfab.core.log_lines import strip_controls
 from torchfab.core.status import duration
 from torchfab.why.causes import Kind
 from torchfab.why.diagnosis import Diagnosis
@@ -16,7 +16,7 @@ _MAX_LIST_LINES = 12
 _MIN_TIMELINE = 3  # events: the rest of the text already holds fewer
 
 
-def text(diagnosis: Diagnosis) -> str:
+def render(diagnosis: Diagnosis) -> str:
     """Return a diagnosis as human-readable text.
 
     Parameters
@@ -41,8 +41,8 @@ def text(diagnosis: Diagnosis) -> str:
     parts += _log_excerpt(diagnosis)
     parts += _listed("then", diagnosis.consequences)
     parts += _listed("in order (this machine's clock)", _timeline(diagnosis))
-    parts += _listed("could not be asked", [f"{host}: {reason}" for host, reason in diagnosis.silent.items()])
-    return "\n".join(clean(line) for part in parts for line in part.split("\n"))
+    parts += _listed("could not be asked", [f"{host}: {reason}" for host, reason in diagnosis.unreachable.items()])
+    return "\n".join(strip_controls(line) for part in parts for line in part.split("\n"))
 
 
 def _row(name: str, words: str) -> str:
@@ -52,7 +52,7 @@ def _row(name: str, words: str) -> str:
 def _describe_first(diagnosis: Diagnosis, first: Failure) -> str:
     after = f"{duration(first.time - diagnosis.created)} after the launch"
     when = time.strftime("%H:%M:%S", time.localtime(first.time))
-    return f"{first.who}, {when}, {after}"
+    return f"{first.label}, {when}, {after}"
 
 
 def _log_excerpt(diagnosis: Diagnosis) -> list[str]:
@@ -119,7 +119,7 @@ def as_json(diagnosis: Diagnosis) -> dict[str, Any]:
         "notes": list(diagnosis.notes),
         "consequences": list(diagnosis.consequences),
         "moments": [vars(event) for event in diagnosis.timeline],
-        "could_not_be_asked": dict(diagnosis.silent),
+        "could_not_be_asked": dict(diagnosis.unreachable),
     }
 
 

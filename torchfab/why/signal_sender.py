@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torchfab.core.status import code_words
+from torchfab.core.status import describe_exit_code
 from torchfab.why import signatures, tracebacks
 from torchfab.why.causes import Cause, Kind
 from torchfab.why.evidence import NodeEvidence
@@ -73,7 +73,7 @@ def sender_of(node: NodeEvidence, process: Mapping[str, Any], code: int, pid: in
     Cause or None
         None if no log or record names the sender.
     """
-    end = node.ends.get(process["name"], {})
+    end = node.exit_records.get(process["name"], {})
     output = _launcher_output(node)
     if received := _received_signal(output):
         sender = "neither fab stop nor its supervisor did that" if end else "who did that is not known"
@@ -84,7 +84,7 @@ def sender_of(node: NodeEvidence, process: Mapping[str, Any], code: int, pid: in
     if launcher := _launcher_that_ended(output, pid):
         return _launcher_cause(launcher, output, code)
     if _is_named(pid, (*end.get("left", ()), *end.get("killed", ()))):
-        how = f"its supervisor ended it ({code_words(code)}): it was left when {process['name']} had ended"
+        how = f"its supervisor ended it ({describe_exit_code(code)}): it was left when {process['name']} had ended"
         return Cause(Kind.UNKNOWN, "by-supervisor", how, "see its last lines")
     return None
 
@@ -108,14 +108,14 @@ def external_sender(node: NodeEvidence, process: Mapping[str, Any], code: int, p
     Cause or None
         None if the launcher may have sent the signal.
     """
-    is_supervised = bool(node.ends.get(process["name"])) and pid == process["pid"]
+    is_supervised = bool(node.exit_records.get(process["name"])) and pid == process["pid"]
     reported_by_launcher = pid and re.search(_RANK_FAILED.format(code=code, pid=pid), _launcher_output(node))
     if not is_supervised and not reported_by_launcher:
         return None
     excluded = "nothing that torchfab did" if is_supervised else "nothing that torchfab did, nor its launcher"
-    name = code_words(code)
+    name = describe_exit_code(code)
     if code > 0:
-        name = f"it ended with {name}, as a script that handles {code_words(_SIGNAL_CODES[code])} does; that"
+        name = f"it ended with {name}, as a script that handles {describe_exit_code(_SIGNAL_CODES[code])} does; that"
     return Cause(Kind.KILLED, "terminated", f"{name} came from outside: {excluded}", ASK)
 
 
@@ -127,7 +127,7 @@ def _received_signal(output: str) -> tuple[str, str] | None:
     """Return the launcher that logged a signal, and the name of the signal."""
     for pattern, launcher in _RECEIVED_SIGNAL:
         if match := pattern.search(output):
-            return launcher, code_words(-int(match[1])) if match[1].isdigit() else match[1]
+            return launcher, describe_exit_code(-int(match[1])) if match[1].isdigit() else match[1]
     return None
 
 
@@ -138,7 +138,7 @@ def _launcher_that_ended(output: str, pid: int | None) -> str:
 
 def _launcher_cause(launcher: str, output: str, code: int) -> Cause:
     """Return why a launcher ended a rank: another rank of its node had failed, or the launcher itself had."""
-    how = f"{launcher} ended it ({code_words(code)})"
+    how = f"{launcher} ended it ({describe_exit_code(code)})"
     if re.search(_RANK_FAILED.format(code=r"-?\d+", pid=r"\d+"), output):
         return Cause(Kind.UNKNOWN, "by-launcher", f"{how} after another rank of its node had failed")
     traceback = tracebacks.last_traceback(output)

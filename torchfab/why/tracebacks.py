@@ -7,7 +7,7 @@ import os
 import re
 from dataclasses import dataclass, replace
 
-from torchfab.core.log_lines import clean
+from torchfab.core.log_lines import strip_controls
 
 _HEAD = "Traceback (most recent call last):"
 # The prefix that torch adds to each traceback line of a rank in an initialised process group.
@@ -81,7 +81,7 @@ def last_traceback(text: str) -> Traceback | None:
     Traceback or None
         With the tracebacks that it is chained to; None if there is none.
     """
-    lines = [_RANK_PREFIX.sub("", clean(line)) for line in text.splitlines()]
+    lines = [_RANK_PREFIX.sub("", strip_controls(line)) for line in text.splitlines()]
     heads = [index for index, line in enumerate(lines) if line.endswith(_HEAD)]
     for head in reversed(heads):
         indent = len(lines[head]) - len(lines[head].lstrip(" |+"))

@@ -76,13 +76,13 @@ def test_files_with_hostile_names_are_hashed(name: str, tmp_path: Path) -> None:
 
 def test_a_shared_directory_is_detected_by_its_token(launch_dir: Path, tmp_path: Path) -> None:
     (launch_dir / "token").touch()
-    assert file_tree.look({"workdir": str(launch_dir), "token": "token"}) == {"shared": True}
+    assert file_tree.prepare_workdir({"workdir": str(launch_dir), "token": "token"}) == {"shared": True}
     there = tmp_path / "new" / "there"
-    assert file_tree.look({"workdir": str(there), "token": "token"})["shared"] is False
+    assert file_tree.prepare_workdir({"workdir": str(there), "token": "token"})["shared"] is False
     assert there.is_dir()
 
 
 def test_a_workdir_that_cannot_be_made_is_reported_with_a_fix(launch_dir: Path) -> None:
-    answer = file_tree.look({"workdir": str(launch_dir / "train.py" / "below"), "token": ""})
+    answer = file_tree.prepare_workdir({"workdir": str(launch_dir / "train.py" / "below"), "token": ""})
     assert "cannot be made" in answer["problems"][-1]["what"]
     assert "--workdir" in answer["problems"][-1]["fix"]

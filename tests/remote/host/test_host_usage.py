@@ -80,6 +80,6 @@ def test_rates_are_never_negative(before: list[int], now: list[int], seconds: fl
 
 
 def test_the_counters_of_this_machine_can_be_read() -> None:
-    now = host_usage.look()
+    now = host_usage.read_counters()
     assert now["memory"][1] > now["memory"][0] > 0
     assert now["cpu"][1] > 0

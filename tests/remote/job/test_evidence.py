@@ -168,7 +168,7 @@ def test_a_kernel_that_cannot_be_read_is_said_to_be_so(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(kernel_log, "_records", refuse)
     monkeypatch.setenv("PATH", "/nowhere")
-    assert kernel_log.said(0.0) == {"lines": [], "unread": "/dev/kmsg: Operation not permitted"}
+    assert kernel_log.read_since(0.0) == {"lines": [], "unread": "/dev/kmsg: Operation not permitted"}
 
 
 # ---- the control group

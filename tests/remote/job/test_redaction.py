@@ -21,7 +21,7 @@ VALUES = st.one_of(st.from_regex(r"[A-Za-z0-9_-]{8,40}", fullmatch=True), st.tex
 
 def hide(secrets: dict[str, str], value: Any, key: str = KEY) -> Any:
     """Give a value as it is answered, of a job with these secrets."""
-    return redaction.hider(redaction.digests(secrets, KEY), key)(value)
+    return redaction.make_redactor(redaction.digests(secrets, KEY), key)(value)
 
 
 def pieces(value: str) -> list[str]:

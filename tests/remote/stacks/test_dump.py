@@ -59,7 +59,7 @@ def test_the_main_thread_comes_first() -> None:
     frame = {"name": "f", "filename": "/a.py", "line": 3, "module": None}
     helper = {"os_thread_id": 12, "thread_id": 1, "thread_name": "Loader", "active": True, "frames": [frame]}
     main: dict[str, Any] = {"os_thread_id": 11, "thread_id": 2, "thread_name": None, "active": False, "frames": []}
-    assert pyspy.threads_of([helper, main], 11) == [
+    assert pyspy.parse_threads([helper, main], 11) == [
         {"name": "11", "active": False, "gil": False, "frames": []},
         {"name": "Loader", "active": True, "gil": False, "frames": [["f", "/a.py", 3]]},
     ]
@@ -161,7 +161,7 @@ def start_rank(place: Place) -> Any:
 
 
 def dump_node(place: Place, **values: Any) -> dict[str, Any]:
-    return json.loads(json.dumps(dump.of_node(str(place.folder), {**REQUEST, **values})))  # type: ignore[no-any-return]
+    return json.loads(json.dumps(dump.dump_node(str(place.folder), {**REQUEST, **values})))  # type: ignore[no-any-return]
 
 
 def functions(entry: dict[str, Any]) -> list[str]:

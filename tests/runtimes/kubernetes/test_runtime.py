@@ -113,7 +113,7 @@ def test_partially_created_job_is_rolled_back(here: Here, status: int, message: 
 
 def test_launch_is_over_after_submit_even_if_fab_follows(here: Here) -> None:
     here.launch()
-    assert here.ctx.records.launching("gpt2") is None
+    assert here.ctx.records.launch_holder("gpt2") is None
 
 
 def test_ctrl_c_while_creating_rolls_back(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,7 +98,7 @@ def test_markers_are_kept() -> None:
     ],
 )
 def test_a_key_is_classified_by_the_lines_of_its_host(lines: list[Line], authority: int | None, standing: str) -> None:
-    assert classify(lines, blob(1), None if authority is None else blob(authority)).standing == standing
+    assert classify(lines, blob(1), None if authority is None else blob(authority)).status == standing
 
 
 @fuzzed(

@@ -88,7 +88,7 @@ class Shape:
         return f"{self.pod(0)}.{self.name}"
 
 
-def objects_of(job: Job, shape: Shape, container: Mapping[str, Any]) -> list[dict[str, Any]]:
+def build_objects(job: Job, shape: Shape, container: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the objects of a job, in the order of their creation.
 
     Parameters
@@ -110,7 +110,7 @@ def objects_of(job: Job, shape: Shape, container: Mapping[str, Any]) -> list[dic
     return [_service(job, shape), {**top, "spec": {**_suspended(job), **_job_spec(job, shape, container)}}]
 
 
-def metadata_of(name: str, token: str, job_name: str, namespace: str = "") -> dict[str, Any]:
+def build_metadata(name: str, token: str, job_name: str, namespace: str = "") -> dict[str, Any]:
     """Return the metadata of an object of a job.
 
     Parameters
@@ -142,7 +142,7 @@ def _labels(token: str) -> dict[str, str]:
 
 
 def _metadata(job: Job, shape: Shape, queued: bool) -> dict[str, Any]:
-    made = metadata_of(shape.name, shape.token, job.name, job.options["namespace"])
+    made = build_metadata(shape.name, shape.token, job.name, job.options["namespace"])
     if queued and job.options["queue"]:
         made["labels"][QUEUE_LABEL] = job.options["queue"]
     return made

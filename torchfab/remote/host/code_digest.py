@@ -20,7 +20,7 @@ _SUFFIXES = (".py", ".sh", ".yaml", ".yml", ".toml", ".cfg", ".ini", ".json", ".
 _LEFT_OUT = {"__pycache__", "node_modules", "venv", "site-packages", "jobs", "runs", "wandb", "outputs", "checkpoints"}
 
 
-def look(workdir: str, names: list[str] | None) -> dict[str, Any]:
+def digest_workdir(workdir: str, names: list[str] | None) -> dict[str, Any]:
     """Compute one digest of the code in a working directory.
 
     Parameters

@@ -69,7 +69,7 @@ def _greet(listener: socket.socket, greeting: bytes) -> None:
         connection.close()
 
 
-def try_out(request: dict[str, Any]) -> dict[str, Any]:
+def probe_node_0(request: dict[str, Any]) -> dict[str, Any]:
     """Test how this node reaches node 0.
 
     Parameters

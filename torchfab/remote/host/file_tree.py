@@ -23,7 +23,7 @@ SHOWN = 20
 INSTALL = "install it there, for example: sudo apt-get install -y rsync"
 
 
-def look(request: dict[str, Any]) -> dict[str, Any]:
+def prepare_workdir(request: dict[str, Any]) -> dict[str, Any]:
     """Check whether the launch machine's directory is shared with this node; if not, prepare to receive a copy.
 
     Parameters

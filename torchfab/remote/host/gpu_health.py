@@ -50,7 +50,7 @@ def collect() -> dict[str, Any]:
 def _xids() -> dict[str, Any]:
     from torchfab.remote.host import kernel_log
 
-    log = kernel_log.said(time.time() - XID_AGE_S)
+    log = kernel_log.read_since(time.time() - XID_AGE_S)
     lines = [text for _, text in log["lines"] if "NVRM: " in text or "SXid (" in text]
     return {"xids": lines, "xids_unread": log["unread"]}
 

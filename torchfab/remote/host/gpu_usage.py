@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import subprocess
 
-from torchfab.remote.procfs import whole
+from torchfab.remote.procfs import int_or_none
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ APP_FIELDS = ("gpu_uuid", "pid", "used_memory", "process_name")
 _FORMAT = "--format=csv,noheader,nounits"
 
 
-def look() -> dict[str, Any]:
+def collect() -> dict[str, Any]:
     """Query the GPUs and their processes.
 
     Returns
@@ -81,7 +81,7 @@ def parse(text: str, code: int = 0) -> tuple[list[dict[str, Any]], str]:
     gpus, complaints = [], []
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.split(",")]
-        if len(cells) == len(FIELDS) and whole(cells[0]) is not None:
+        if len(cells) == len(FIELDS) and int_or_none(cells[0]) is not None:
             gpus.append(_gpu(cells))
         elif line.strip():
             complaints.append(line.strip())
@@ -142,7 +142,7 @@ def parse_apps(text: str) -> list[dict[str, Any]]:
     apps = []
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.split(",", len(APP_FIELDS) - 1)]
-        if len(cells) == len(APP_FIELDS) and (pid := whole(cells[1])) is not None:
+        if len(cells) == len(APP_FIELDS) and (pid := int_or_none(cells[1])) is not None:
             app = {"uuid": cells[0], "pid": pid, "memory": parse_number(cells[2]), "name": cells[3]}
             apps.append(app)
     return apps

@@ -9,7 +9,7 @@ import os
 import re
 import time
 
-from torchfab.remote.procfs import whole
+from torchfab.remote.procfs import int_or_none
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _SECTOR_BYTES = 512  # in /proc/diskstats, whatever the disk's own sectors are
 
 
-def look() -> dict[str, Any]:
+def read_counters() -> dict[str, Any]:
     """Read the current counters.
 
     Returns
@@ -62,7 +62,7 @@ def cpu_ticks(text: str) -> list[int]:
     for line in text.splitlines():
         if line.startswith("cpu "):
             # The fields after these hold guest time, which user time already includes.
-            ticks = [whole(field) or 0 for field in line.split()[1:9]]
+            ticks = [int_or_none(field) or 0 for field in line.split()[1:9]]
             return [sum(ticks) - sum(ticks[3:5]), sum(ticks)]
     return [0, 0]
 
@@ -84,7 +84,7 @@ def memory(text: str) -> list[int]:
     for line in text.splitlines():
         name, _, rest = line.partition(":")
         fields = rest.split()
-        if fields and (kib := whole(fields[0])) is not None:
+        if fields and (kib := int_or_none(fields[0])) is not None:
             found[name] = kib * 1024
     total = found.get("MemTotal", 0)
     return [total - found.get("MemAvailable", found.get("MemFree", total)), total]
@@ -127,7 +127,7 @@ def disk_bytes(text: str, disks: list[str]) -> list[int]:
     disks_only = {name for name in disks if not name.startswith(("loop", "ram", "zram", "dm-", "md", "sr"))}
     rows = [line.split() for line in text.splitlines()]
     rows = [row for row in rows if len(row) >= 10 and row[2] in disks_only]
-    return [sum(whole(row[index]) or 0 for row in rows) * _SECTOR_BYTES for index in (5, 9)]
+    return [sum(int_or_none(row[index]) or 0 for row in rows) * _SECTOR_BYTES for index in (5, 9)]
 
 
 def network_bytes(text: str) -> list[int]:
@@ -148,7 +148,7 @@ def network_bytes(text: str) -> list[int]:
         name, colon, rest = line.partition(":")
         fields = rest.split()
         if colon and len(fields) >= 9 and name.strip() != "lo":
-            received, sent = received + (whole(fields[0]) or 0), sent + (whole(fields[8]) or 0)
+            received, sent = received + (int_or_none(fields[0]) or 0), sent + (int_or_none(fields[8]) or 0)
     return [received, sent]
 
 

@@ -7,7 +7,7 @@ import re
 import subprocess
 import time
 
-from torchfab.remote.procfs import whole
+from torchfab.remote.procfs import int_or_none
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _WANTED = re.compile(
 _DISTINCT = re.compile(r"Xid \([^)]*\): \d+|Killed process \d+")
 
 
-def said(since: float) -> dict[str, Any]:
+def read_since(since: float) -> dict[str, Any]:
     """Read the relevant kernel messages since a time.
 
     Reads /dev/kmsg, else the journal (readable for the groups adm and systemd-journal).
@@ -97,7 +97,7 @@ def parse(record: str) -> tuple[float, str]:
     """
     head, _, text = record.partition(";")
     fields = head.split(",")
-    microseconds = whole(fields[2]) if len(fields) > 2 else None
+    microseconds = int_or_none(fields[2]) if len(fields) > 2 else None
     return (microseconds or 0) / 1e6, text.partition("\n")[0][:400]
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-def look(request: dict[str, Any]) -> dict[str, Any]:
+def collect(request: dict[str, Any]) -> dict[str, Any]:
     """Probe this machine.
 
     Parameters
@@ -57,7 +57,7 @@ def look(request: dict[str, Any]) -> dict[str, Any]:
         "interfaces": interfaces.list_interfaces,
         "environment": lambda: {name: os.environ[name] for name in request["variables"] if name in os.environ},
         "jobs": running_jobs.list_jobs,
-        "code": lambda: code_digest.look(workdir, request["names"]),
+        "code": lambda: code_digest.digest_workdir(workdir, request["names"]),
         "port": lambda: connectivity.listen(request["port"]),
     }
     return _run_concurrently(parts)
@@ -105,8 +105,8 @@ def machine() -> dict[str, Any]:
 
 def _tmux() -> dict[str, Any]:
     try:
-        return {"version": ".".join(map(str, tmux.version())), "oldest": ".".join(map(str, tmux.OLDEST))}
-    except tmux.Unusable as error:
+        return {"version": ".".join(map(str, tmux.version())), "oldest": ".".join(map(str, tmux.MIN_VERSION))}
+    except tmux.TmuxUnusableError as error:
         return {"version": "", "problem": str(error)}
 
 

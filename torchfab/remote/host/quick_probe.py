@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 NVIDIA_SMI_TIMEOUT_S = 0.5
 
 
-class Glance:
+class QuickProbe:
     """Start nvidia-smi in the background; it runs while the launch makes its other checks."""
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Glance:
         except OSError:  # no NVIDIA GPUs here
             self.smi = None
 
-    def told(self, node_dir: str, workdir: str, script: str | None) -> dict[str, Any]:
+    def results(self, node_dir: str, workdir: str, script: str | None) -> dict[str, Any]:
         """Collect the results.
 
         Parameters
@@ -65,10 +65,10 @@ class Glance:
         except subprocess.TimeoutExpired:
             self.smi.kill()
             return []
-        return holders_in(text) if self.smi.returncode == 0 else []
+        return parse_gpu_processes(text) if self.smi.returncode == 0 else []
 
 
-def holders_in(text: str) -> list[dict[str, Any]]:
+def parse_gpu_processes(text: str) -> list[dict[str, Any]]:
     """Parse nvidia-smi's `pid, used_memory` lines.
 
     Parameters

@@ -68,7 +68,7 @@ def collect(folder: str) -> dict[str, Any]:
 def _machine_evidence(folder: str, job_status: dict[str, Any]) -> dict[str, Any]:
     starts = [process["started"] for process in job_status["processes"] if process["started"]]
     return {
-        "kernel": kernel_log.said(min(starts, default=time.time())),
+        "kernel": kernel_log.read_since(min(starts, default=time.time())),
         "disks": [_disk(path) for path in (folder, *_workdirs(folder), "/dev/shm", "/tmp") if os.path.isdir(path)],
         "halted": [name for process in job_status["processes"] for name in _halted(folder, process)],
     }

@@ -36,11 +36,11 @@ def handle(request: dict[str, Any], server: Server) -> dict[str, Any]:
         Empty.
     """
     job = JobProbe(request) if "job_id" in request else None
-    before = host_usage.look()
+    before = host_usage.read_counters()
     disconnected = server.is_disconnected(min(_FIRST_INTERVAL_S, request["interval_s"]))
     while not disconnected:
-        now = host_usage.look()
-        load = {**host_usage.rates(before, now), **gpu_usage.look(), "time": time.time()}
+        now = host_usage.read_counters()
+        load = {**host_usage.rates(before, now), **gpu_usage.collect(), "time": time.time()}
         server.send({"load": {**load, "job": job.probe() if job else None}})
         before = now
         disconnected = server.is_disconnected(request["interval_s"])

@@ -15,7 +15,7 @@ import sys
 import time
 
 from torchfab.remote import files, tmux
-from torchfab.remote.host.quick_probe import Glance
+from torchfab.remote.host.quick_probe import QuickProbe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Preparation:
         dict
             `facts` and `problems`.
         """
-        glance = Glance()
+        glance = QuickProbe()
         facts = {**machine_facts(), "folder": self.folder, "port": self._port()}
         facts["tmux"] = self._check_tmux()
         facts["python"] = self._check_python()
@@ -102,9 +102,9 @@ class Preparation:
     def _problem(self, what: str, fix: str) -> None:
         self.problems.append({"what": what, "fix": fix})
 
-    def _glance(self, glance: Glance) -> dict[str, Any]:
+    def _glance(self, glance: QuickProbe) -> dict[str, Any]:
         try:
-            return glance.told(self.request["node_dir"], self.request["workdir"], self.request["script"])
+            return glance.results(self.request["node_dir"], self.request["workdir"], self.request["script"])
         except OSError:  # if it matters, a check reports the problem
             return {}
 
@@ -113,12 +113,12 @@ class Preparation:
     def _check_tmux(self) -> str:
         try:
             found = tmux.version()
-        except tmux.Unusable as error:
+        except tmux.TmuxUnusableError as error:
             self._problem(str(error), "install it there, for example: sudo apt-get install -y tmux")
             return ""
-        required = ".".join(map(str, tmux.OLDEST))
+        required = ".".join(map(str, tmux.MIN_VERSION))
         name = ".".join(map(str, found))
-        if found < tmux.OLDEST:
+        if found < tmux.MIN_VERSION:
             self._problem(f"tmux is {name}, {required} or newer is needed", "install a newer tmux there")
         elif tmux.has_session(self.request["session"]):
             self._problem(

@@ -93,10 +93,10 @@ def load_redactor(folder: str, key: str) -> Callable[[Any], Any] | None:
         Takes and returns a value made of dicts, lists and strings; None when there are no secrets.
     """
     entries = files.read_json(os.path.join(folder, FILE)) if key else None
-    return hider(entries, key) if entries else None
+    return make_redactor(entries, key) if entries else None
 
 
-def hider(entries: list[Any], key: str) -> Callable[[Any], Any]:
+def make_redactor(entries: list[Any], key: str) -> Callable[[Any], Any]:
     """Return a function that redacts the secrets with these digests.
 
     Parameters

@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-NEVER_LET_GO = "never begun: its launch was cut off before all nodes were ready"
+NEVER_RELEASED = "never begun: its launch was cut off before all nodes were ready"
 
 
 def server_identity() -> dict[str, int]:

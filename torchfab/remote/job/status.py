@@ -91,7 +91,7 @@ def _process_status(folder: str, name: str, stop: dict[str, Any] | None, alive: 
     started = files.read_json(os.path.join(folder, files.STARTED)) or {}
     ended = files.read_json(os.path.join(folder, files.EXIT))
     state, reason = _state(started, ended, stop, alive)
-    ranks = ranks_of(folder)
+    ranks = read_ranks(folder)
     reported = reported_failures(os.path.join(folder, files.OUTPUT)) if state == "failed" else []
     _fill_codes(ranks, state, reported)
     return {
@@ -110,7 +110,7 @@ def _process_status(folder: str, name: str, stop: dict[str, Any] | None, alive: 
     }
 
 
-def ranks_of(folder: str) -> list[dict[str, Any]]:
+def read_ranks(folder: str) -> list[dict[str, Any]]:
     """Return the ranks of a process, as its supervisor has found them so far.
 
     Parameters
@@ -242,10 +242,10 @@ def reported_failures(path: str) -> list[dict[str, int]]:
     list of dict
         As `failures_in` returns them.
     """
-    return failures_in(tail(path))
+    return parse_failures(tail(path))
 
 
-def failures_in(text: str) -> list[dict[str, int]]:
+def parse_failures(text: str) -> list[dict[str, int]]:
     """Return the ranks that torchrun's report names as failed.
 
     Its blocks contain `rank : 3 (local_rank: 1)` and, two lines later, `exitcode : 7 (pid: 4711)`. They are the

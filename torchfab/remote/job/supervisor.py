@@ -118,7 +118,7 @@ class ProcessSupervisor:
         self._secrets()  # removes the file: the process will not read it any more
         if not os.path.exists(os.path.join(job, files.STOP)):
             self._write_exit(
-                None, error=f"asked to end ({self.end_signal})" if self.end_signal else start_barrier.NEVER_LET_GO
+                None, error=f"asked to end ({self.end_signal})" if self.end_signal else start_barrier.NEVER_RELEASED
             )
         return False
 

@@ -94,6 +94,6 @@ def main() -> int:
     request = files.read_json(os.path.join(folder, _REQUEST))
     if request["program"] is None:
         del request["program"]
-    found = dump.of_node(job.node_folder(request["folder"], rank), request)
+    found = dump.dump_node(job.node_folder(request["folder"], rank), request)
     files.write_json(os.path.join(folder, f"{rank}.json"), found)
     return 0

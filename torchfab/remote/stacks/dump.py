@@ -21,7 +21,7 @@ _STOPPED, _UNINTERRUPTIBLE = "T", "D"
 _CAP_SYS_PTRACE = 19
 
 
-def answer(request: dict[str, Any]) -> dict[str, Any]:
+def handle(request: dict[str, Any]) -> dict[str, Any]:
     """Dump the stacks of the job's ranks on this node.
 
     Parameters
@@ -34,10 +34,10 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     dict
         As `dump_node` returns it.
     """
-    return of_node(files.folder_of(request), request)
+    return dump_node(files.folder_of(request), request)
 
 
-def of_node(folder: str, request: dict[str, Any]) -> dict[str, Any]:
+def dump_node(folder: str, request: dict[str, Any]) -> dict[str, Any]:
     """Dump the stacks of the ranks in a job's folder.
 
     Parameters
@@ -114,7 +114,7 @@ def targets(folder: str, requested: list[int] | None) -> list[dict[str, Any]]:
     for name in files.processes(folder):
         own = os.path.join(folder, name)
         spec = files.read_json(os.path.join(own, files.SPEC)) or {}
-        last = {rank["rank"]: rank for rank in status.ranks_of(own)}
+        last = {rank["rank"]: rank for rank in status.read_ranks(own)}
         found += [_entry(name, own, spec, rank) for rank in last.values()]
         started = files.read_json(os.path.join(own, files.STARTED))
         if not last and started and procfs.is_alive(started["pid"], started["start_time"]):

@@ -145,7 +145,7 @@ def _dump(path: str, entry: dict[str, Any], native: bool, timeout_s: float) -> N
         if late:
             _resume(entry["pid"])
         if not entry["problem"]:
-            entry["threads"] = threads_of(json.loads(out), entry["pid"])
+            entry["threads"] = parse_threads(json.loads(out), entry["pid"])
     except (OSError, ValueError) as error:
         entry["problem"] = str(error)
 
@@ -187,7 +187,7 @@ def summarize_error(stderr: str) -> str:
     return ": ".join(dict.fromkeys(kept))[:400] or "py-spy failed without a message"
 
 
-def threads_of(dump: Any, pid: int) -> list[dict[str, Any]]:
+def parse_threads(dump: Any, pid: int) -> list[dict[str, Any]]:
     """Convert the output of `py-spy dump --json`.
 
     Parameters

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from torchfab.records import Record
-from torchfab.runtimes.kubernetes.status import Seen
+from torchfab.runtimes.kubernetes.status import JobSnapshot
 
 _END, _GONE = "kubernetes.json", "kubernetes.gone"
 _BLOCK = 65536
 
 
-def save(record: Record, snapshot: Seen) -> None:
+def save(record: Record, snapshot: JobSnapshot) -> None:
     """Save the state of a job's objects, unless it is already saved.
 
     Parameters
@@ -33,7 +33,7 @@ def save(record: Record, snapshot: Seen) -> None:
         _write(path, [json.dumps({**vars(snapshot), "stopped": snapshot.now}).encode()])
 
 
-def load(record: Record) -> tuple[Seen, float] | None:
+def load(record: Record) -> tuple[JobSnapshot, float] | None:
     """Load the state of a job's objects at the time it was stopped.
 
     Parameters
@@ -49,7 +49,7 @@ def load(record: Record) -> tuple[Seen, float] | None:
     try:
         values = json.loads((record.folder / _END).read_text())
         when = float(values.pop("stopped"))
-        return Seen(**values), when
+        return JobSnapshot(**values), when
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 

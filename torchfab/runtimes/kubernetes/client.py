@@ -137,8 +137,8 @@ class Cluster:
         The kubeconfig or its login plugin does not work.
     """
 
-    def __init__(self, place: ClusterScope, timeout_s: float = 30.0) -> None:
-        self.place = place
+    def __init__(self, scope: ClusterScope, timeout_s: float = 30.0) -> None:
+        self.scope = scope
         self.timeout_s = timeout_s
         self.redact: Redact | None = None  # set after the pods of a job were listed
         settings = client.Configuration()
@@ -147,15 +147,15 @@ class Cluster:
         try:
             self._load(settings)
         except Exception as error:  # any error of a malformed kubeconfig or of a login plugin
-            problem = f"context {place.context!r} of {place.kubeconfig} cannot be used: {_one_line(error)}"
+            problem = f"context {scope.context!r} of {scope.kubeconfig} cannot be used: {_one_line(error)}"
             raise UsageError(problem, "kubectl config view") from None
         self.server: str = self._api.configuration.host
 
     def _load(self, settings: Any) -> None:
-        if not self.place.kubeconfig:
+        if not self.scope.kubeconfig:
             config.load_incluster_config(client_configuration=settings)
         else:
-            config.load_kube_config(self.place.kubeconfig, self.place.context, client_configuration=settings)
+            config.load_kube_config(self.scope.kubeconfig, self.scope.context, client_configuration=settings)
         self._api = client.ApiClient(configuration=settings)
 
     # ---- objects
@@ -256,7 +256,7 @@ class Cluster:
         version = VERSIONS.get(kind, "v1")
         plural = PLURALS.get(kind, kind.lower() + "s")
         root = f"/apis/{version}" if "/" in version else f"/api/{version}"
-        path = f"{root}/namespaces/{quote(self.place.namespace)}/{plural}"
+        path = f"{root}/namespaces/{quote(self.scope.namespace)}/{plural}"
         return f"{path}/{quote(name)}" if name else path
 
     def _json(self, method: str, path: str, query: Any = (), body: Any = None) -> dict[str, Any]:
@@ -284,7 +284,7 @@ class Cluster:
             raise self._unreachable(error) from None
         response = answered.response
         if not 200 <= response.status < 300:
-            raise self._refused(response.status, self._read_body(response), path)
+            raise self._rejection(response.status, self._read_body(response), path)
         return response
 
     def _read_body(self, response: Any) -> bytes:
@@ -354,7 +354,7 @@ class Cluster:
         call = client.CoreV1Api(self._api).list_namespaced_pod
         timeout = (self.timeout_s, _WATCH_S + 30.0)
         stream = watch.Watch().stream(
-            *(call, self.place.namespace),
+            *(call, self.scope.namespace),
             label_selector=labels, timeout_seconds=_WATCH_S, _request_timeout=timeout,
         )  # fmt: skip
         try:
@@ -370,15 +370,15 @@ class Cluster:
     def _unreachable(self, error: Exception) -> ClusterError:
         problem = f"cannot reach the cluster at {self.server}: {_cause(error)}"
         return ClusterError(
-            problem, f"see whether the context {self.place.context!r} is the right one, and the network"
+            problem, f"see whether the context {self.scope.context!r} is the right one, and the network"
         )
 
-    def _refused(self, status: int, body: bytes, path: str) -> ClusterError:
+    def _rejection(self, status: int, body: bytes, path: str) -> ClusterError:
         try:
             message = str(json.loads(body)["message"])
         except (ValueError, KeyError, TypeError):
             message = body.decode(errors="replace").strip()[:200]
-        problem, fix = _describe_rejection(status, message, path, self.place)
+        problem, fix = _describe_rejection(status, message, path, self.scope)
         return ClusterError(problem, fix, status)
 
 

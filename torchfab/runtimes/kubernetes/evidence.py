@@ -9,10 +9,10 @@ from torchfab.core.status import JobStatus, NodeStatus
 from torchfab.records import Record
 from torchfab.runtimes.kubernetes import archive, reasons
 from torchfab.runtimes.kubernetes.client import Cluster
-from torchfab.runtimes.kubernetes.log_lines import Line, Reader
-from torchfab.runtimes.kubernetes.status import Object, Seen, container_status, has_started
+from torchfab.runtimes.kubernetes.log_lines import Line, PodLogReader
+from torchfab.runtimes.kubernetes.status import JobSnapshot, Object, container_status, has_started
 from torchfab.transport.fanout import fan_out
-from torchfab.why.evidence import Evidence, Log, NodeEvidence, Said
+from torchfab.why.evidence import Evidence, Log, NodeEvidence, SchedulerReason
 
 _UNREAD = "a pod does not show it"
 _TAIL_LINES = 400  # per rank
@@ -20,7 +20,7 @@ _LONGEST_LINE = 1000
 _FANOUT = 32
 
 
-def collect(cluster: Cluster | None, record: Record, snapshot: Seen, job: JobStatus) -> Evidence:
+def collect(cluster: Cluster | None, record: Record, snapshot: JobSnapshot, job: JobStatus) -> Evidence:
     """Collect the evidence of a job.
 
     Parameters
@@ -61,8 +61,8 @@ def _node_evidence(cluster: Cluster | None, record: Record, status: NodeStatus, 
         blocks: Iterable[bytes] = archive.load_log(record, name) or ()
     else:
         blocks = cluster.log(name, follow=False, tailLines=_TAIL_LINES * (ranks + 1))
-    reader = Reader(status.node.rank * ranks, {"ranks": None, "grep": None, "lines": _TAIL_LINES})
-    return NodeEvidence(status, _logs(name, reader.past(blocks)), kernel_unread=_UNREAD)
+    reader = PodLogReader(status.node.rank * ranks, {"ranks": None, "grep": None, "lines": _TAIL_LINES})
+    return NodeEvidence(status, _logs(name, reader.read_backlog(blocks)), kernel_unread=_UNREAD)
 
 
 def _logs(pod: str, lines: Sequence[Line]) -> tuple[Log, ...]:
@@ -75,10 +75,10 @@ def _logs(pod: str, lines: Sequence[Line]) -> tuple[Log, ...]:
     )
 
 
-def _scheduler_reasons(status: NodeStatus, pods: Sequence[Object]) -> list[Said]:
+def _scheduler_reasons(status: NodeStatus, pods: Sequence[Object]) -> list[SchedulerReason]:
     """Return the cluster's reason for the end of a node's newest pod; empty if the cluster did not end it."""
     if not pods or status.state not in ("failed", "lost", "pending"):
         return []
     ended: Mapping[str, object] = (container_status(pods[-1]).get("state") or {}).get("terminated") or {}
     name = reasons.reason_name(pods[-1], ended)
-    return [Said(name, reasons.failure_reason(pods[-1], ended), status.node.label)] if name else []
+    return [SchedulerReason(name, reasons.failure_reason(pods[-1], ended), status.node.label)] if name else []

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from torchfab.runtimes.kubernetes.status import seconds
+from torchfab.runtimes.kubernetes.status import parse_time
 
 Line = list[Any]
 AGENT = "agent"
@@ -70,7 +70,7 @@ def _decode(raw: bytes) -> str:
     return (stamp + blank + text.rstrip(b"\r").rsplit(b"\r", 1)[-1]).decode(errors="replace")
 
 
-class Reader:
+class PodLogReader:
     """Read the log of one pod as `[label, time, text]`, over any number of connections, without duplicates.
 
     Parameters
@@ -105,7 +105,7 @@ class Reader:
         """
         for line in split_lines(blocks):
             stamp, _, rest = line.partition(" ")
-            when = seconds(stamp)
+            when = parse_time(stamp)
             if when is None:  # no timestamp: an error message of the node, inside the stream
                 when, rest = self.newest, line
             elif not self._is_new(when, line):
@@ -114,7 +114,7 @@ class Reader:
             if (self.ranks is None or label in self.ranks) and (self.grep is None or self.grep.search(text)):
                 yield [label, when, text]
 
-    def past(self, blocks: Iterable[bytes]) -> list[Line]:
+    def read_backlog(self, blocks: Iterable[bytes]) -> list[Line]:
         """Read the log up to now.
 
         Parameters
@@ -160,7 +160,7 @@ def last_line(blocks: Iterable[bytes], first_rank: int) -> dict[str, Any] | None
         `time`, `text` and `label`; None if there is no such line.
     """
     found = None
-    for label, when, text in Reader(first_rank, {"ranks": None, "grep": None, "lines": None}).new_lines(blocks):
+    for label, when, text in PodLogReader(first_rank, {"ranks": None, "grep": None, "lines": None}).new_lines(blocks):
         if text.strip():
             found = {"time": when, "text": text[-500:], "label": label}
     return found

@@ -16,9 +16,9 @@ from torchfab.core.status import JobStatus
 from torchfab.records import Record
 from torchfab.runtimes.kubernetes import archive
 from torchfab.runtimes.kubernetes.client import Cluster, ClusterError
-from torchfab.runtimes.kubernetes.log_lines import Line, Reader
+from torchfab.runtimes.kubernetes.log_lines import Line, PodLogReader
 from torchfab.runtimes.kubernetes.query import load_snapshot, selector
-from torchfab.runtimes.kubernetes.status import Object, Seen, has_started, index_of, is_running, job_status
+from torchfab.runtimes.kubernetes.status import JobSnapshot, Object, has_started, index_of, is_running, job_status
 
 _POLL_S = 0.05
 _MIN_REFRESH_S = 0.5  # a burst of changes causes one refresh
@@ -34,7 +34,7 @@ class _Log:
 
     node: Node
     pod: str
-    reader: Reader
+    reader: PodLogReader
     backlog_read: bool = False
     done: bool = False
 
@@ -88,14 +88,14 @@ class Follower:
 
     # ---- existing lines only
 
-    def _existing(self, snapshot: Seen, stopped: float | None) -> Iterator[Event]:
+    def _existing(self, snapshot: JobSnapshot, stopped: float | None) -> Iterator[Event]:
         found = job_status(self.record.nodes, snapshot, self.record.details, stopped)
         yield StatusChanged(found)
         for node in self.nodes:
             for pod in snapshot.pods_of(node.rank):
                 log = self._log(node, pod)
                 if self._wants_lines and has_started(pod):
-                    yield Lines(node, log.reader.past(self._open_existing(log)))
+                    yield Lines(node, log.reader.read_backlog(self._open_existing(log)))
             yield BacklogRead(node)
 
     def _open_existing(self, log: _Log) -> Iterator[bytes]:
@@ -116,7 +116,7 @@ class Follower:
 
     def _log(self, node: Node, pod: Object) -> _Log:
         first = node.rank * self.record.details["ranks_per_node"]
-        return _Log(node, pod["metadata"]["name"], Reader(first, self.request))
+        return _Log(node, pod["metadata"]["name"], PodLogReader(first, self.request))
 
     # ---- live events
 
@@ -150,7 +150,7 @@ class Follower:
         except ClusterError as error:
             yield from self._report_lost(error)
 
-    def _apply(self, snapshot: Seen, stopped: float | None) -> Iterator[Event]:
+    def _apply(self, snapshot: JobSnapshot, stopped: float | None) -> Iterator[Event]:
         found = job_status(self.record.nodes, snapshot, self.record.details, stopped)
         self._start_logs(snapshot)
         if found != self.last:
@@ -159,7 +159,7 @@ class Follower:
         if found.has_ended and self.ended_at is None:
             self.ended_at = time.monotonic()
 
-    def _start_logs(self, snapshot: Seen) -> None:
+    def _start_logs(self, snapshot: JobSnapshot) -> None:
         ranks = {node.rank: node for node in self.nodes}
         for pod in snapshot.pods:
             name, node = pod["metadata"]["name"], ranks.get(index_of(pod))
@@ -211,7 +211,7 @@ class Follower:
         """Yield the lines of one connection: the first starts with the existing lines, later ones with new lines."""
         assert self.cluster is not None
         if not log.backlog_read:
-            if lines := log.reader.past(self._open_existing(log)):
+            if lines := log.reader.read_backlog(self._open_existing(log)):
                 yield lines
             log.backlog_read = True
             self.queued.put(BacklogRead(log.node))

@@ -12,7 +12,7 @@ from torchfab.runtimes.kubernetes import archive, redaction
 from torchfab.runtimes.kubernetes.client import Cluster, ClusterError
 from torchfab.runtimes.kubernetes.log_lines import last_line
 from torchfab.runtimes.kubernetes.redaction import ANNOTATION, Redact
-from torchfab.runtimes.kubernetes.status import Object, Seen, has_started, index_of, seconds
+from torchfab.runtimes.kubernetes.status import JobSnapshot, Object, has_started, index_of, parse_time
 from torchfab.transport.fanout import fan_out
 
 _MAX_WARNING_QUERIES = 16  # pods whose warnings are queried: further ones usually wait for the same
@@ -35,7 +35,7 @@ def selector(record: Record) -> str:
     return f"{ID_LABEL}={record.details['id']}"
 
 
-def load_snapshot(cluster: Cluster | None, record: Record, with_lines: bool) -> tuple[Seen, float | None]:
+def load_snapshot(cluster: Cluster | None, record: Record, with_lines: bool) -> tuple[JobSnapshot, float | None]:
     """Return the state of a job's objects from the cluster; for a stopped job, from the archive.
 
     Parameters
@@ -65,7 +65,7 @@ def load_snapshot(cluster: Cluster | None, record: Record, with_lines: bool) -> 
     return archived if archived and snapshot.job is None and not snapshot.pods else (snapshot, None)
 
 
-def query_snapshot(cluster: Cluster, record: Record, with_lines: bool) -> Seen:
+def query_snapshot(cluster: Cluster, record: Record, with_lines: bool) -> JobSnapshot:
     """Query the current state of a job's objects, and set the cluster's redaction to the job's secrets.
 
     Parameters
@@ -95,7 +95,7 @@ def query_snapshot(cluster: Cluster, record: Record, with_lines: bool) -> Seen:
     cluster.redact = redaction.redactor(pods, record.mask_key) or cluster.redact
     pods = [_trim(pod, cluster.redact) for pod in pods]
     lines = _last_lines(cluster, pods, details["ranks_per_node"]) if with_lines else {}
-    return Seen(job and _trim(job, cluster.redact), pods, _warnings(cluster, job, pods), lines, time.time())
+    return JobSnapshot(job and _trim(job, cluster.redact), pods, _warnings(cluster, job, pods), lines, time.time())
 
 
 def _trim(item: Object, redact: Redact | None) -> dict[str, Any]:
@@ -151,4 +151,4 @@ def _warnings(cluster: Cluster, job: Object | None, pods: Sequence[Object]) -> d
 
 def _event_time(event: Object) -> float:
     stamps = (event.get("lastTimestamp"), event.get("eventTime"), event["metadata"].get("creationTimestamp"))
-    return next((found for stamp in stamps if (found := seconds(stamp)) is not None), 0.0)
+    return next((found for stamp in stamps if (found := parse_time(stamp)) is not None), 0.0)

@@ -72,7 +72,7 @@ def redactor(pods: Sequence[Mapping[str, Any]], key: str) -> Redact | None:
 
 def _load_redactor(text: str, key: str) -> Redact | None:
     try:
-        return redaction.hider(json.loads(text), key)
+        return redaction.make_redactor(json.loads(text), key)
     except (ValueError, TypeError, LookupError, OverflowError, re.error):  # the annotation was overwritten
         return None
 

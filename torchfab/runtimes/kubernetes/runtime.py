@@ -17,7 +17,7 @@ from torchfab.core.errors import Interrupted, TorchfabError, UsageError
 from torchfab.core.events import EventStream
 from torchfab.core.specs import Node, Submission
 from torchfab.core.status import JobStatus, NodeStatus, Verdict
-from torchfab.launchers.manifest.objects import CONTAINER, ID_LABEL, metadata_of
+from torchfab.launchers.manifest.objects import CONTAINER, ID_LABEL, build_metadata
 from torchfab.launchers.manifest.yaml_text import from_yaml
 from torchfab.records import Record
 from torchfab.runtimes import StopReport
@@ -26,8 +26,8 @@ from torchfab.runtimes.kubernetes.client import Cluster, ClusterError, ClusterSc
 from torchfab.runtimes.kubernetes.evidence import collect
 from torchfab.runtimes.kubernetes.log_stream import Follower
 from torchfab.runtimes.kubernetes.query import load_snapshot, query_snapshot
-from torchfab.runtimes.kubernetes.status import Object, Seen, index_of, job_status
-from torchfab.stacks.model import Dump
+from torchfab.runtimes.kubernetes.status import JobSnapshot, Object, index_of, job_status
+from torchfab.stacks.model import StackDump
 from torchfab.why.evidence import Evidence
 
 NAME = "kubernetes"
@@ -59,11 +59,11 @@ def submit(record: Record, submission: Submission) -> dict[str, Any]:
     """
     details = submission.details
     cluster = Cluster(detect_scope(details["context"], details["namespace"]), record.settings.answer_timeout_s)
-    description = f"{details['kind']} {details['name']} in namespace {cluster.place.namespace}"
-    location = {**vars(cluster.place), "server": cluster.server, "known_as": description}
+    description = f"{details['kind']} {details['name']} in namespace {cluster.scope.namespace}"
+    location = {**vars(cluster.scope), "server": cluster.server, "known_as": description}
     _check_claims(cluster, details["claims"])
     try:
-        for item in _objects(submission, cluster.place):
+        for item in _objects(submission, cluster.scope):
             _create(cluster, item)
     except BaseException as error:
         raise _roll_back(cluster, submission, error) from None
@@ -75,7 +75,7 @@ def _objects(submission: Submission, place: ClusterScope) -> list[Mapping[str, A
     details, job = submission.details, submission.job
     found = [redaction.with_digests(item, job.secrets, job.mask_key) for item in from_yaml(submission.text)]
     if job.secrets:
-        metadata = metadata_of(details["secret"], details["id"], job.name, place.namespace)
+        metadata = build_metadata(details["secret"], details["id"], job.name, place.namespace)
         secret = {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "type": "Opaque"}
         found.insert(0, {**secret, "stringData": dict(job.secrets)})
     return found
@@ -90,7 +90,7 @@ def _check_claims(cluster: Cluster, claims: Sequence[str]) -> None:
                 raise
             continue  # without the right to read claims, a pod may still use them
         if there is None:
-            where = f"namespace {cluster.place.namespace}"
+            where = f"namespace {cluster.scope.namespace}"
             raise UsageError(f"--pvc: there is no PersistentVolumeClaim {name} in {where}", "kubectl get pvc")
 
 
@@ -101,8 +101,8 @@ def _create(cluster: Cluster, item: Mapping[str, Any]) -> None:
     except ClusterError as error:
         if error.status != 409:
             raise
-        where = f"in namespace {cluster.place.namespace}"
-        fix = f"choose another --name, or delete that one: kubectl -n {cluster.place.namespace} delete {kind} {name}"
+        where = f"in namespace {cluster.scope.namespace}"
+        fix = f"choose another --name, or delete that one: kubectl -n {cluster.scope.namespace} delete {kind} {name}"
         raise ClusterError(f"there is a {kind} {name} {where} already, of another launch", fix, 409) from None
 
 
@@ -119,7 +119,7 @@ def _roll_back(cluster: Cluster, submission: Submission, error: BaseException) -
         error.message += f"; left behind: {', '.join(left)}"
         error.fix = f"when the cluster answers again: fab stop {submission.job.name}"
     if isinstance(error, TorchfabError) and left:
-        error.unsure = (cluster.server,)
+        error.uncertain_hosts = (cluster.server,)
     return error
 
 
@@ -267,7 +267,7 @@ def _stop_report(node: Node, pods: Sequence[Object], left: Sequence[str], prefix
     return StopReport(node, len(own), seconds=seconds, summary=summary)
 
 
-def _archive(cluster: Cluster, record: Record, snapshot: Seen) -> None:
+def _archive(cluster: Cluster, record: Record, snapshot: JobSnapshot) -> None:
     if snapshot.job is None and not snapshot.pods:
         return  # the objects were deleted before, by `fab stop` or another client
     for pod in snapshot.pods:
@@ -359,7 +359,7 @@ def forget(record: Record) -> dict[str, TorchfabError]:
 # ---- stacks
 
 
-def stacks(record: Record, request: Mapping[str, Any]) -> Dump:
+def stacks(record: Record, request: Mapping[str, Any]) -> StackDump:
     """Raise TorchfabError: pods contain no part of torchfab and rarely py-spy.
 
     Parameters
@@ -381,7 +381,7 @@ def stacks(record: Record, request: Mapping[str, Any]) -> Dump:
     """
     cluster = _cluster(record)
     pods = [pod["metadata"]["name"] for pod in cluster.list("Pod", f"{ID_LABEL}={record.details['id']}")]
-    kubectl_exec = (*_kubectl(cluster.place), "exec", *(pods[-1:] or ["POD"]), "--container", CONTAINER, "--")
+    kubectl_exec = (*_kubectl(cluster.scope), "exec", *(pods[-1:] or ["POD"]), "--container", CONTAINER, "--")
     command = shlex.join((*kubectl_exec, "py-spy", "dump", "--pid", "1", "--subprocesses"))
     needs = "the image needs py-spy, and the container the capability SYS_PTRACE"
     raise TorchfabError("fab stacks cannot look into pods yet", f"pod by pod ({len(pods)}): {command} ({needs})")
@@ -441,7 +441,7 @@ def attach_argv(record: Record, node: Node, window: str) -> tuple[str, ...]:
     if not pods:
         raise UsageError(f"{node.label} has no pod", f"fab status {record.name}")
     write_err("a shell beside the training: to leave it, type exit")
-    place = cluster.place
+    place = cluster.scope
     pod = pods[-1]["metadata"]["name"]
     return (*_kubectl(place), "exec", "-it", pod, "--container", CONTAINER, "--", "sh", "-c", "exec bash || exec sh")
 

@@ -13,7 +13,7 @@ from torchfab.core.flag_values import is_whole
 from torchfab.core.inventory import fold
 from torchfab.core.specs import Node
 from torchfab.core.status import JobStatus, NodeStatus, Verdict
-from torchfab.remote.job.status import failures_in
+from torchfab.remote.job.status import parse_failures
 from torchfab.runtimes.kubernetes import reasons
 
 Object = Mapping[str, Any]
@@ -22,7 +22,7 @@ _TIME = re.compile(r"(?P<whole>[^.Z+]+?)(?:\.(?P<rest>[0-9]+))?(?P<zone>Z|[+-][0
 
 
 @dataclass(frozen=True)
-class Seen:
+class JobSnapshot:
     """State of a job's objects in the cluster at one time.
 
     Parameters
@@ -59,10 +59,10 @@ class Seen:
             The pods, newest last.
         """
         own = [pod for pod in self.pods if index_of(pod) == index]
-        return sorted(own, key=lambda pod: seconds(pod["metadata"].get("creationTimestamp")) or 0.0)
+        return sorted(own, key=lambda pod: parse_time(pod["metadata"].get("creationTimestamp")) or 0.0)
 
 
-def seconds(text: str | None) -> float | None:
+def parse_time(text: str | None) -> float | None:
     """Parse a time in RFC 3339 format. Log lines use the time zone of the machine that writes them.
 
     Parameters
@@ -106,7 +106,9 @@ def index_of(pod: Object) -> int:
 # ---- the job
 
 
-def job_status(nodes: Sequence[Node], snapshot: Seen, details: Mapping[str, Any], stopped: float | None) -> JobStatus:
+def job_status(
+    nodes: Sequence[Node], snapshot: JobSnapshot, details: Mapping[str, Any], stopped: float | None
+) -> JobStatus:
     """Return the status of a job.
 
     Parameters
@@ -133,7 +135,7 @@ def job_status(nodes: Sequence[Node], snapshot: Seen, details: Mapping[str, Any]
 
 
 def _verdict(
-    nodes: Sequence[NodeStatus], snapshot: Seen, end: tuple[str, str] | None, stopped: float | None
+    nodes: Sequence[NodeStatus], snapshot: JobSnapshot, end: tuple[str, str] | None, stopped: float | None
 ) -> Verdict:
     states = {node.state for node in nodes}
     if stopped is not None and "stopped" in states and "failed" not in states:
@@ -190,7 +192,9 @@ def job_outcome(job: Object | None) -> tuple[str, str] | None:
     return None
 
 
-def _node_status(node: Node, snapshot: Seen, details: Mapping[str, Any], end: tuple[str, str] | None) -> NodeStatus:
+def _node_status(
+    node: Node, snapshot: JobSnapshot, details: Mapping[str, Any], end: tuple[str, str] | None
+) -> NodeStatus:
     pods = snapshot.pods_of(node.rank)
     if not pods:
         state, reason = _without_pod(snapshot, details, end)
@@ -207,7 +211,7 @@ def _node_status(node: Node, snapshot: Seen, details: Mapping[str, Any], end: tu
     return NodeStatus(node, state, reason or _machine_note(pods[-1], state), (process,), snapshot.now)
 
 
-def _without_pod(snapshot: Seen, details: Mapping[str, Any], end: tuple[str, str] | None) -> tuple[str, str]:
+def _without_pod(snapshot: JobSnapshot, details: Mapping[str, Any], end: tuple[str, str] | None) -> tuple[str, str]:
     if snapshot.job is None and snapshot.pods:
         return "running", "is being deleted"
     if snapshot.job is None:
@@ -224,7 +228,7 @@ def _without_pod(snapshot: Seen, details: Mapping[str, Any], end: tuple[str, str
 def _ended_by_deletion(pod: Object, ended: float | None) -> bool:
     """Return whether a pod ended after its deletion was requested: its failure is then a consequence of that."""
     meta = pod["metadata"]
-    deadline = seconds(meta.get("deletionTimestamp"))  # the end of its grace period
+    deadline = parse_time(meta.get("deletionTimestamp"))  # the end of its grace period
     return deadline is not None and (ended or deadline) >= deadline - (meta.get("deletionGracePeriodSeconds") or 0) - 1
 
 
@@ -243,17 +247,17 @@ def _describe_failure(process: Mapping[str, Any]) -> str:
 # ---- a pod
 
 
-def _process(pod: Object, node: Node, snapshot: Seen, details: Mapping[str, Any]) -> dict[str, Any]:
+def _process(pod: Object, node: Node, snapshot: JobSnapshot, details: Mapping[str, Any]) -> dict[str, Any]:
     container = container_status(pod)
     container_state = container.get("state") or {}
     ended = container_state.get("terminated")
     running = container_state.get("running") or {}
     state, reason = _pod_state(pod, container_state, snapshot)
-    started = seconds((ended or running).get("startedAt"))
-    finished = seconds(ended.get("finishedAt")) if ended else None
+    started = parse_time((ended or running).get("startedAt"))
+    finished = parse_time(ended.get("finishedAt")) if ended else None
     code = exit_code(ended["exitCode"]) if ended else None
     message = (ended or {}).get("message") or ""
-    reported = failures_in(message)
+    reported = parse_failures(message)
     if state == "failed" and not reason and not reported and not _first_failure(message):
         reason = reasons.last_line(message)
     ended_at = finished or ((_last_change(pod) or snapshot.now) if state in ("failed", "succeeded") else None)
@@ -275,7 +279,7 @@ def _process(pod: Object, node: Node, snapshot: Seen, details: Mapping[str, Any]
 def _last_change(pod: Object) -> float | None:
     """Return when a pod's conditions last changed: an evicted pod may have no other end time."""
     conditions = pod.get("status", {}).get("conditions") or ()
-    return max(filter(None, (seconds(each.get("lastTransitionTime")) for each in conditions)), default=None)
+    return max(filter(None, (parse_time(each.get("lastTransitionTime")) for each in conditions)), default=None)
 
 
 def container_status(pod: Object) -> Mapping[str, Any]:
@@ -380,7 +384,7 @@ def _first_failure(message: str) -> dict[str, Any] | None:
         return None
 
 
-def _pod_state(pod: Object, container_state: Mapping[str, Any], snapshot: Seen) -> tuple[str, str]:
+def _pod_state(pod: Object, container_state: Mapping[str, Any], snapshot: JobSnapshot) -> tuple[str, str]:
     phase = pod.get("status", {}).get("phase", "Pending")
     if "terminated" in container_state or phase in ("Failed", "Succeeded"):
         ended = container_state.get("terminated") or {}

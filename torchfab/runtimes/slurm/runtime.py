@@ -21,7 +21,7 @@ from torchfab.records import Record
 from torchfab.runtimes import StopReport
 from torchfab.runtimes.slurm import state
 from torchfab.runtimes.tmux_stacks import program_for
-from torchfab.stacks.model import Dump, from_answer
+from torchfab.stacks.model import StackDump, from_answer
 from torchfab.transport.session import Session
 from torchfab.transport.ssh import connections, open_session
 from torchfab.why import evidence as why
@@ -204,16 +204,16 @@ def evidence(record: Record) -> Evidence:
         return Evidence(record.name, record.created, state.unreachable(record.min_nodes, error.message), ())
     job = state.job_status(record, answer, asked, time.time())
     by_rank = dict(enumerate(answer["evidence"]))
-    nodes = tuple(why.of_told(each, by_rank.get(each.node.rank, {})) for each in job.nodes)
+    nodes = tuple(why.evidence_from_report(each, by_rank.get(each.node.rank, {})) for each in job.nodes)
     reason = state.end_reason(answer, job)
-    scheduler_reasons = (why.Said(*reason),) if reason else ()
+    scheduler_reasons = (why.SchedulerReason(*reason),) if reason else ()
     return Evidence(record.name, record.created, job, nodes, scheduler_reasons, record.events(), answer["batch"])
 
 
 # ---- stacks
 
 
-def stacks(record: Record, request: Mapping[str, Any]) -> Dump:
+def stacks(record: Record, request: Mapping[str, Any]) -> StackDump:
     """Collect the stacks of all ranks by an overlapping srun step in the job's allocation.
 
     Parameters
@@ -252,7 +252,7 @@ def stacks(record: Record, request: Mapping[str, Any]) -> Dump:
     fix = f"see whether this works: srun --jobid={record.details['slurm_id']} --overlap hostname"
     no_answer = HostError(answer["said"] or "its task wrote no answer", fix)
     failed = {node.label: no_answer for node, node_answer in by_node if node_answer is None}
-    return Dump(tuple(from_answer(node, each) for node, each in by_node if each is not None), failed)
+    return StackDump(tuple(from_answer(node, each) for node, each in by_node if each is not None), failed)
 
 
 # ---- stop

@@ -55,7 +55,7 @@ def open_session(node: Node, connection: Any, settings: ConnectionSettings) -> S
         if connection is not None:
             from torchfab.transport.ssh import connect
 
-            connect.hang_up(connection)
+            connect.close_connection(connection)
         problem = error if isinstance(error, HostError) else explain(error, connection, time.monotonic() - started)
         problem.address = problem.address or (connection.host if connection else "")
         if problem is error:

@@ -140,7 +140,7 @@ class SSHChannel:
         from torchfab.transport.ssh import connect
 
         open_jump_hosts(connection)
-        connect.guard(connection)
+        connect.configure_security(connection)
         self.timeout = log_in(connection)
         connection.transport.let_sleep()
         connection.transport.set_keepalive(60)
@@ -222,4 +222,4 @@ class SSHChannel:
         # The channel is not closed first: that sends a message, and the connection may accept no more data.
         from torchfab.transport.ssh import connect
 
-        connect.hang_up(self.connection)
+        connect.close_connection(self.connection)

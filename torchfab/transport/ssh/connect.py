@@ -220,7 +220,7 @@ def hops(connection: Any) -> list[Any]:
     return [*(hops(gateway) if isinstance(gateway, Connection) else ()), connection]
 
 
-def label(connection: Connection) -> str:
+def hop_label(connection: Connection) -> str:
     """Return the display name of a jump host.
 
     Parameters
@@ -238,7 +238,7 @@ def label(connection: Connection) -> str:
     return route.name if route.port == 22 else f"{route.name}:{route.port}"
 
 
-def guard(connection: Connection) -> Rules:
+def configure_security(connection: Connection) -> Rules:
     """Set the host key policy and the ssh agent of a connection, before it is opened.
 
     Parameters
@@ -264,7 +264,7 @@ def guard(connection: Connection) -> Rules:
     return rules
 
 
-def host_key(connection: Connection) -> tuple[Rules, Any]:
+def fetch_host_key(connection: Connection) -> tuple[Rules, Any]:
     """Fetch the host key of a host without logging in; the connections to its jump hosts must be open.
 
     Parameters
@@ -277,7 +277,7 @@ def host_key(connection: Connection) -> tuple[Rules, Any]:
     tuple of Rules and paramiko.PKey
         The host key rules for the host, and the key that it presented.
     """
-    rules = guard(connection)
+    rules = configure_security(connection)
     address = (connection.host, connection.port)
     timeout_s = connection.timeout_s
     sock = connection.open_gateway() if connection.gateway else socket.create_connection(address, timeout_s)
@@ -290,7 +290,7 @@ def host_key(connection: Connection) -> tuple[Rules, Any]:
         transport.close()
 
 
-def hang_up(connection: Connection | None) -> None:
+def close_connection(connection: Connection | None) -> None:
     """Close a connection and those to its jump hosts, also one that failed: until then sshd counts it.
 
     Parameters

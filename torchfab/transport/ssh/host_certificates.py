@@ -93,7 +93,7 @@ def _texts(data: bytes) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def objection(certificate: Certificate, host: str, now: float) -> str:
+def rejection_reason(certificate: Certificate, host: str, now: float) -> str:
     """Return why a certificate does not prove that its key belongs to a host.
 
     Parameters

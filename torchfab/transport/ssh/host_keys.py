@@ -204,7 +204,7 @@ def long_fingerprint(key: paramiko.PKey, name: str) -> str:
     return f"{key.get_bits()} {fingerprint(key).split()[1]} {name} ({kind})"
 
 
-def judge(rules: Rules, key: paramiko.PKey) -> Verdict:
+def classify(rules: Rules, key: paramiko.PKey) -> Verdict:
     """Compare the key that a host presents with the known keys.
 
     Parameters
@@ -228,11 +228,11 @@ def judge(rules: Rules, key: paramiko.PKey) -> Verdict:
     certificate = _certificate(key)
     authority = certificate.authority if certificate else None
     verdict = known_hosts.classify(rules.lines(), blob, authority)
-    if verdict.standing == "new":
+    if verdict.status == "new":
         without_port = known_hosts.classify(rules.lines_without_port(), blob, authority)
-        verdict = without_port if without_port.standing in ("known", "revoked") else verdict
-    if certificate and verdict.line and verdict.line.marker == known_hosts.AUTHORITY and verdict.standing == "known":
-        objection = host_certificates.objection(certificate, rules.alias or rules.host, time.time())
+        verdict = without_port if without_port.status in ("known", "revoked") else verdict
+    if certificate and verdict.line and verdict.line.marker == known_hosts.AUTHORITY and verdict.status == "known":
+        objection = host_certificates.rejection_reason(certificate, rules.alias or rules.host, time.time())
         if objection:
             raise HostError(
                 f"its host certificate {certificate.key_id!r} is refused: {objection}",
@@ -289,19 +289,19 @@ class HostKeyPolicy(paramiko.MissingHostKeyPolicy):
         HostError
             The key is rejected.
         """
-        verdict = judge(self.rules, key)
-        if verdict.standing == "new":
+        verdict = classify(self.rules, key)
+        if verdict.status == "new":
             self._trust_on_first_use(key)
-        elif verdict.standing != "known" and (verdict.standing == "revoked" or self.rules.strict != "no"):
-            raise refusal(self.rules, key, verdict)
-        elif verdict.standing == "changed":
+        elif verdict.status != "known" and (verdict.status == "revoked" or self.rules.strict != "no"):
+            raise rejection(self.rules, key, verdict)
+        elif verdict.status == "changed":
             # As in OpenSSH, only key authentication is used then, which reveals nothing to an eavesdropper. torchfab
             # never forwards the agent.
-            self.warn(f"{self.rules.host}: {refusal(self.rules, key, verdict).message}; StrictHostKeyChecking is no")
+            self.warn(f"{self.rules.host}: {rejection(self.rules, key, verdict).message}; StrictHostKeyChecking is no")
 
     def _trust_on_first_use(self, key: paramiko.PKey) -> None:
         if self.rules.strict == "yes":
-            raise refusal(self.rules, key, Verdict("new"))
+            raise rejection(self.rules, key, Verdict("new"))
         if not self.rules.user_files:
             return
         try:
@@ -310,7 +310,7 @@ class HostKeyPolicy(paramiko.MissingHostKeyPolicy):
             self.warn(f"{self.rules.host}: its key cannot be written to {self.rules.first_file}: {error.strerror}")
 
 
-def refusal(rules: Rules, key: paramiko.PKey, verdict: Verdict) -> HostError:
+def rejection(rules: Rules, key: paramiko.PKey, verdict: Verdict) -> HostError:
     """Return the error for a key that is rejected.
 
     Parameters
@@ -328,10 +328,10 @@ def refusal(rules: Rules, key: paramiko.PKey, verdict: Verdict) -> HostError:
         Why the key is rejected, and how to make it known.
     """
     presented, where = fingerprint(key), f" ({verdict.line.location})" if verdict.line else ""
-    if verdict.standing == "revoked":
+    if verdict.status == "revoked":
         fix = "it is not to be trusted any more: the host needs a new key, or the line is wrong"
         return HostError(f"its host key is REVOKED{where}: {presented}", fix, rules.host)
-    if verdict.standing == "changed":
+    if verdict.status == "changed":
         return HostError(
             f"its host key has CHANGED: it now shows {presented}, another one is known{where}",
             "somebody may be listening in; if you know why it changed: "

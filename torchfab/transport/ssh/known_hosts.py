@@ -67,7 +67,7 @@ class Verdict:
         The line that decided it; None for a new key.
     """
 
-    standing: KeyStatus
+    status: KeyStatus
     line: Line | None = None
 
 

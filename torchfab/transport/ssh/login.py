@@ -30,7 +30,7 @@ def log_in(connection: Any) -> StepTimeout:
     from torchfab.transport.ssh import connect
 
     client = connection.client
-    timeout = StepTimeout(lambda: connect.hang_up(connection), lambda: step_timeout.handshake_step(client))
+    timeout = StepTimeout(lambda: connect.close_connection(connection), lambda: step_timeout.handshake_step(client))
     connection.step_timeout = timeout
     # TCP, handshake and login have timeouts of their own, but each key that is tried gets its own one, too.
     with timeout.at_most(3 * connection.timeout_s):
@@ -60,15 +60,15 @@ def open_jump_hosts(connection: Any) -> None:
     for hop in connect.hops(connection)[:-1]:
         started = time.monotonic()
         try:
-            connect.guard(hop)
+            connect.configure_security(hop)
             log_in(hop)
         except Exception as error:
             problem = error if isinstance(error, HostError) else explain(error, hop, time.monotonic() - started)
-            name = connect.label(hop)
+            name = connect.hop_label(hop)
             raise HostError(f"its jump host {name}: {problem.message}", problem.fix, hop.host) from error
 
 
-def host_key(connection: Any) -> tuple[Rules, Any]:
+def fetch_host_key(connection: Any) -> tuple[Rules, Any]:
     """Fetch the host key of a host without logging in to it; its jump hosts are logged in to.
 
     Parameters
@@ -93,10 +93,10 @@ def host_key(connection: Any) -> tuple[Rules, Any]:
     started = time.monotonic()
     try:
         open_jump_hosts(connection)
-        return connect.host_key(connection)
+        return connect.fetch_host_key(connection)
     except HostError:
         raise
     except Exception as error:
         raise explain(error, connection, time.monotonic() - started) from error
     finally:
-        connect.hang_up(connection)
+        connect.close_connection(connection)
