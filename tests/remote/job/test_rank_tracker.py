@@ -16,7 +16,7 @@ from tests.remote.place import PYTHON, python, wait_for
 from torchfab.remote import files, procfs
 from torchfab.remote.job.rank_tracker import RankTracker
 
-# An agent with three ranks, each with a data loader that has the rank's environment. It reaps no child until it gets a command.
+# An agent with three ranks, each with a data loader that has the rank's environment. It reaps only on command.
 AGENT = """
 import os, subprocess, sys
 for rank in (4, 5, 6):

@@ -19,8 +19,8 @@ from tests.remote.place import Place, python, wait_for
 from tests.remote.test_procfs import DOUBLE_FORK
 from tests.support import require
 from torchfab.remote import files, procfs
-from torchfab.remote.job import status as life
-from torchfab.remote.job import stop as ending
+from torchfab.remote.job import status as job_status
+from torchfab.remote.job import stop as job_stop
 
 SESSION = "no-such-session-node0"
 
@@ -35,7 +35,7 @@ def _own_tmux(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def status(place: Place) -> dict[str, Any]:
-    return life.status(str(place.folder), place.job_id, 0)
+    return job_status.status(str(place.folder), place.job_id, 0)
 
 
 def one(place: Place) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def one(place: Place) -> dict[str, Any]:
 
 
 def stop(place: Place, grace_s: float = 10.0) -> dict[str, Any]:
-    return ending.stop(str(place.folder), place.job_id, 0, SESSION, grace_s)
+    return job_stop.stop(str(place.folder), place.job_id, 0, SESSION, grace_s)
 
 
 def started(place: Place, *argv: str, lines: int = 1, **spec: Any) -> subprocess.Popen[bytes]:
@@ -64,7 +64,7 @@ def test_a_process_that_has_not_started_is_starting(place: Place) -> None:
     place.prepare(["true"])
     found = one(place)
     assert (found["state"], found["pid"], found["ended"], found["ranks"]) == ("starting", None, None, [])
-    assert not life.has_ended(str(place.folder))
+    assert not job_status.has_ended(str(place.folder))
 
 
 def test_a_running_process_is_running_with_its_last_line(place: Place) -> None:
@@ -84,14 +84,14 @@ def test_a_process_that_ended_has_its_code(place: Place, how: str, state: str, c
     found = one(place)
     assert (found["state"], found["code"], found["reason"]) == (state, code, "")
     assert found["started"] <= found["ended"] <= time.time()
-    assert life.has_ended(str(place.folder))
+    assert job_status.has_ended(str(place.folder))
 
 
 def test_a_process_that_cannot_start_has_failed_with_the_reason(place: Place) -> None:
     place.run(["/no/such/program"])
     found = one(place)
     assert (found["state"], found["reason"]) == ("failed", "cannot start /no/such/program: No such file or directory")
-    assert life.has_ended(str(place.folder))
+    assert job_status.has_ended(str(place.folder))
 
 
 def test_a_process_is_lost_if_its_supervisor_was_killed(place: Place) -> None:
@@ -101,7 +101,7 @@ def test_a_process_is_lost_if_its_supervisor_was_killed(place: Place) -> None:
     found = status(place)
     assert [(each["state"], each["reason"]) for each in found["processes"]] == [("lost", "its supervisor was killed")]
     assert len(found["left"]) == 1
-    assert life.has_ended(str(place.folder))
+    assert job_status.has_ended(str(place.folder))
 
 
 def test_a_process_of_an_earlier_boot_is_lost(place: Place) -> None:
@@ -125,9 +125,9 @@ def test_a_process_that_is_a_rank_is_listed_even_if_it_ended_early(place: Place)
 
 
 def test_a_job_without_a_folder_does_not_exist_and_has_ended(tmp_path: Path) -> None:
-    found = life.status(str(tmp_path / "gone"), "a-job", 0)
+    found = job_status.status(str(tmp_path / "gone"), "a-job", 0)
     assert (found["exists"], found["processes"]) == (False, [])
-    assert life.has_ended(str(tmp_path / "gone"))
+    assert job_status.has_ended(str(tmp_path / "gone"))
 
 
 def test_exit_codes_of_short_ranks_come_from_torchruns_report(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ Root Cause (first observed failure):
   exitcode  : 7 (pid: 4711)
   error_file: <N/A>
 """)
-    assert life.reported_failures(str(path)) == [{"rank": 2, "code": 7}, {"rank": 3, "code": -15}]
+    assert job_status.reported_failures(str(path)) == [{"rank": 2, "code": 7}, {"rank": 3, "code": -15}]
 
 
 @pytest.mark.parametrize(
@@ -158,15 +158,15 @@ Root Cause (first observed failure):
 )
 def test_text_that_only_resembles_a_report_is_not_parsed(text: str, tmp_path: Path) -> None:
     (tmp_path / "log").write_text(text)
-    assert life.reported_failures(str(tmp_path / "log")) == []
+    assert job_status.reported_failures(str(tmp_path / "log")) == []
 
 
 def test_a_tail_is_the_end_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "log").write_bytes(b"x" * 20_000 + b"\r10%\r\xff end")
-    assert life.tail(str(tmp_path / "log")) == "10%\n\ufffd end"
+    assert job_status.tail(str(tmp_path / "log")) == "10%\n\ufffd end"
     (tmp_path / "log").write_bytes(b"short\rend")
-    assert life.tail(str(tmp_path / "log")) == "short\nend"
-    assert life.tail(str(tmp_path / "gone")) == ""
+    assert job_status.tail(str(tmp_path / "log")) == "short\nend"
+    assert job_status.tail(str(tmp_path / "gone")) == ""
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_a_tail_is_the_end_of_a_file(tmp_path: Path) -> None:
     [("cret\nnext one\n", "next one\n"), ("cret and more", "and more"), ("cretcretcret", ""), ("\nall", "all")],
 )
 def test_a_cut_text_starts_with_a_complete_line_or_word(cut: str, whole: str) -> None:
-    assert life.drop_partial_line(cut) == whole
+    assert job_status.drop_partial_line(cut) == whole
 
 
 # ---- stop
@@ -250,5 +250,5 @@ def test_stop_does_not_end_other_jobs_with_a_longer_name(place: Place, tmp_path:
 def test_stop_finds_a_process_without_any_folder(place: Place, tmp_path: Path) -> None:
     place.begin(python(DOUBLE_FORK, str(tmp_path / "pid")), {**os.environ, **place.marks}).wait()
     wait_for(lambda: len(place.running()) == 1)
-    report = ending.stop(str(tmp_path / "gone" / "node-0"), place.job_id, 0, SESSION, 1.0)
+    report = job_stop.stop(str(tmp_path / "gone" / "node-0"), place.job_id, 0, SESSION, 1.0)
     assert (report["asked"], report["left"]) == (1, [])
