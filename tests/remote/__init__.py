@@ -1,1 +1,1 @@
-"""Tests of what runs on a node."""
+"""Tests of the program that runs on a node."""

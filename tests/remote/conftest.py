@@ -1,4 +1,4 @@
-"""Fixtures for what runs on a node."""
+"""Fixtures for tests of the program that runs on a node."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
 
 @pytest.fixture
 def fake_tmux(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
-    """Give fake_tmux(version, script): a `tmux` on PATH that says this version and runs this script otherwise."""
+    """Give fake_tmux(version, script): a `tmux` on PATH that prints this version and otherwise runs this script."""
     folder = tmp_path / "fake"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")

@@ -28,7 +28,7 @@ def python(code: str, *words: str) -> tuple[str, ...]:
 
 
 def wait_for(what: Callable[[], Any], seconds: float = 20.0) -> Any:
-    """Return what `what` returns, as soon as that is something; fail when it never is."""
+    """Call `what` until it returns a true value, and return that; fail after the timeout."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         found = what()
@@ -47,7 +47,7 @@ class Place:
     folder : Path
         Ends in `node-0`.
     job_id : str
-        Unique on this machine, so that nobody else's processes are met.
+        Unique on this machine, so that no other processes match.
     """
 
     folder: Path
@@ -60,7 +60,7 @@ class Place:
 
     @property
     def marks(self) -> dict[str, str]:
-        """What every process of the job carries."""
+        """The variables that mark every process of the job."""
         return environment.job_markers(self.job_id, 0)
 
     def prepare(
@@ -102,7 +102,7 @@ class Place:
         return code, self.read(folder, files.EXIT)
 
     def read(self, folder: Path, name: str) -> Any:
-        """Return one of a process's JSON files, None while it is not there."""
+        """Return the content of one of a process's JSON files; None while it is missing."""
         return files.read_json(str(folder / name))
 
     def running(self) -> list[int]:
@@ -131,7 +131,7 @@ def _kill(pids: Sequence[int]) -> None:
 
 
 def memory_group(name: str) -> Path:
-    """Make a control group that may have 64 MB; do without the test where that is not allowed."""
+    """Make a control group limited to 64 MB; skip the test where that is not allowed."""
     v1, v2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
     root, limit = (v1, "memory.limit_in_bytes") if v1.is_dir() else (v2, "memory.max")
     try:
@@ -143,7 +143,7 @@ def memory_group(name: str) -> Path:
 
 
 def removed(group: Path) -> bool:
-    """Remove a control group; say whether that went well: not while a process ends in it."""
+    """Remove a control group; return whether that worked: it fails while a process in it is still ending."""
     try:
         group.rmdir()
     except OSError:

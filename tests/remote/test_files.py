@@ -21,14 +21,14 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_the_folder_of_a_job_is_told_apart_by_job_and_node(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_job_folders_differ_by_job_and_node(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ann")
     assert files.job_folder("/scratch/tf/", "a-01", 3) == "/scratch/tf/jobs/a-01/node-3"
     assert files.job_folder("~/.torchfab", "a-01", 0) == "/home/ann/.torchfab/jobs/a-01/node-0"
 
 
 @pytest.mark.parametrize("umask", [0, 0o022, 0o077])
-def test_folders_and_files_are_for_their_owner_alone(tmp_path: Path, umask: int) -> None:
+def test_folders_and_files_are_private_to_their_owner(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
         files.make_private(str(tmp_path / "a" / "b"))
@@ -43,7 +43,7 @@ def test_folders_and_files_are_for_their_owner_alone(tmp_path: Path, umask: int)
     ]
 
 
-def test_a_folder_that_is_there_keeps_its_rights(tmp_path: Path) -> None:
+def test_an_existing_folder_keeps_its_permissions(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     files.make_private(str(tmp_path))
     assert mode(tmp_path) == 0o755
@@ -60,7 +60,7 @@ def full(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", fsync)
 
 
-def test_a_full_disk_has_room_for_what_room_was_kept_for_so_many_times(tmp_path: Path, full: None) -> None:
+def test_reserved_space_allows_that_many_writes_on_a_full_disk(tmp_path: Path, full: None) -> None:
     path = tmp_path / "x.json"
     files.reserve_space(str(path), times=2)
     assert all(mode(each) == 0o600 for each in tmp_path.iterdir())
@@ -73,14 +73,14 @@ def test_a_full_disk_has_room_for_what_room_was_kept_for_so_many_times(tmp_path:
     assert os.listdir(tmp_path) == ["x.json"]
 
 
-def test_room_that_is_not_needed_is_given_back(tmp_path: Path) -> None:
+def test_unused_reserved_space_is_released(tmp_path: Path) -> None:
     files.reserve_space(str(tmp_path / "x.json"), times=2)
     files.write_json(str(tmp_path / "x.json"), {"a": 1})
     files.release_space(str(tmp_path / "x.json"))
     assert os.listdir(tmp_path) == ["x.json"]
 
 
-def test_what_no_room_was_kept_for_or_is_too_long_fails_on_a_full_disk(tmp_path: Path, full: None) -> None:
+def test_a_write_without_enough_reserved_space_fails_on_a_full_disk(tmp_path: Path, full: None) -> None:
     files.reserve_space(str(tmp_path / "long.json"))
     for name, value in (("other.json", {}), ("long.json", "x" * 5000)):
         with pytest.raises(OSError, match="No space left"):
@@ -110,7 +110,7 @@ def test_any_json_is_written_and_read_back(value: object) -> None:
         assert files.read_json(f"{folder}/x") == value
 
 
-def test_a_reader_sees_the_old_or_the_new_file_and_never_half_of_one(tmp_path: Path) -> None:
+def test_a_reader_never_sees_a_partly_written_file(tmp_path: Path) -> None:
     path = str(tmp_path / "x.json")
     files.write_json(path, ["0" * 100_000])
     ended = threading.Event()
@@ -122,12 +122,12 @@ def test_a_reader_sees_the_old_or_the_new_file_and_never_half_of_one(tmp_path: P
 
     writer = threading.Thread(target=write)
     writer.start()
-    seen = []
+    reads = []
     while not ended.is_set():
-        seen.append(files.read_json(path))
+        reads.append(files.read_json(path))
     writer.join()
-    assert seen
-    assert all(value is not None and len(set(value[0])) == 1 and len(value[0]) == 100_000 for value in seen)
+    assert reads
+    assert all(value is not None and len(set(value[0])) == 1 and len(value[0]) == 100_000 for value in reads)
 
 
 def test_writing_over_a_readable_file_makes_it_private(tmp_path: Path) -> None:
@@ -139,18 +139,18 @@ def test_writing_over_a_readable_file_makes_it_private(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1", "\x00"])
-def test_what_is_no_json_is_nothing(text: str, tmp_path: Path) -> None:
+def test_invalid_json_reads_as_none(text: str, tmp_path: Path) -> None:
     (tmp_path / "x").write_text(text)
     assert files.read_json(str(tmp_path / "x")) is None
 
 
-def test_what_is_not_there_is_nothing(tmp_path: Path) -> None:
+def test_a_missing_file_reads_as_none(tmp_path: Path) -> None:
     assert files.read_json(str(tmp_path / "x")) is None
     assert files.read_json(str(tmp_path)) is None
     assert files.processes(str(tmp_path / "x")) == []
 
 
-def test_processes_are_named_in_the_order_of_their_ranks(tmp_path: Path) -> None:
+def test_processes_are_listed_in_the_order_of_their_ranks(tmp_path: Path) -> None:
     for name in ("rank-10", "rank-2", "rank-1", "agent"):
         (tmp_path / name).mkdir()
         (tmp_path / name / files.SPEC).write_text("{}")

@@ -1,4 +1,4 @@
-"""/proc, read of real processes."""
+"""Reading /proc for real processes."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ NO_PID = 2**22 + 1  # above the largest that Linux gives
 
 
 def ended(code: int | None = None, number: int | None = None) -> subprocess.Popen[bytes]:
-    """Return a child that has ended and that nobody has reaped."""
+    """Return a child that has ended and is not reaped."""
     child = subprocess.Popen(["sh", "-c", f"exit {code}" if number is None else f"kill -{number} $$"])
     wait_for(lambda: procfs.stat_fields(child.pid)[:1] == ["Z"])
     return child
 
 
-def test_a_running_process_is_alive_under_its_start_time_only() -> None:
+def test_a_process_is_alive_only_with_its_own_start_time() -> None:
     me, started = os.getpid(), procfs.start_time(os.getpid())
     assert started > 0
     assert procfs.is_alive(me, started)
@@ -68,7 +68,7 @@ def test_the_signal_that_ended_a_zombie_is_its_negative_exit_code(number: int) -
     assert child.wait() == -number
 
 
-def test_a_process_that_runs_or_is_gone_has_no_exit_code(place: Place) -> None:
+def test_a_running_or_missing_process_has_no_exit_code(place: Place) -> None:
     child = place.begin(SLEEP, os.environ)
     assert procfs.exit_code_of_zombie(child.pid) is None
     child.kill()
@@ -76,7 +76,7 @@ def test_a_process_that_runs_or_is_gone_has_no_exit_code(place: Place) -> None:
     assert procfs.exit_code_of_zombie(child.pid) is None
 
 
-def test_a_programs_name_may_hold_blanks_and_parentheses(place: Place, tmp_path: Path) -> None:
+def test_a_program_name_may_contain_blanks_and_parentheses(place: Place, tmp_path: Path) -> None:
     program = tmp_path / "a) S (b"
     shutil.copy(shutil.which("sleep") or "/bin/sleep", program)
     child = place.begin([str(program), "600"], os.environ)
@@ -110,7 +110,7 @@ def test_descendants_that_have_ended_are_left_out() -> None:
     child.wait()
 
 
-def test_a_double_fork_that_left_its_session_is_found_by_the_jobs_id(place: Place, tmp_path: Path) -> None:
+def test_a_double_fork_in_another_session_is_found_by_the_job_id(place: Place, tmp_path: Path) -> None:
     env = {**os.environ, **place.marks}
     place.begin(python(DOUBLE_FORK, str(tmp_path / "pid")), env).wait()
     escaped = int(wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text()))
@@ -118,14 +118,14 @@ def test_a_double_fork_that_left_its_session_is_found_by_the_jobs_id(place: Plac
     assert place.running() == [escaped]
 
 
-def test_a_process_that_dropped_its_environment_is_found_through_its_parent(place: Place) -> None:
+def test_a_process_without_its_environment_is_found_via_its_parent(place: Place) -> None:
     root = place.begin(["sh", "-c", "env -i sleep 600 & wait"], {**os.environ, **place.marks})
     wait_for(lambda: any("sleep 600" in procfs.describe(pid) for pid in place.running()))
     assert len(place.running()) == 2
     assert root.pid in place.running()
 
 
-def test_the_processes_of_other_jobs_and_nodes_are_left_alone(place: Place) -> None:
+def test_processes_of_other_jobs_and_nodes_are_not_returned(place: Place) -> None:
     other = {
         "a longer id": {"TORCHFAB_JOB_ID": f"{place.job_id}1", "TORCHFAB_NODE_RANK": "0"},
         "a shorter id": {"TORCHFAB_JOB_ID": place.job_id[:-1], "TORCHFAB_NODE_RANK": "0"},
@@ -138,7 +138,7 @@ def test_the_processes_of_other_jobs_and_nodes_are_left_alone(place: Place) -> N
     assert place.running() == [mine.pid]
 
 
-def test_a_program_is_found_by_its_path_in_its_place(place: Place) -> None:
+def test_a_program_is_found_by_the_position_of_its_path(place: Place) -> None:
     path = str(place.folder / "node.py")
     place.prepare(SLEEP)
     supervisor = place.supervise()
@@ -149,7 +149,7 @@ def test_a_program_is_found_by_its_path_in_its_place(place: Place) -> None:
     assert procfs.running_program(path[:-1]) == []
 
 
-def test_only_the_topmost_wanted_processes_are_found(place: Place) -> None:
+def test_only_the_topmost_matching_processes_are_found(place: Place) -> None:
     root = place.begin(
         ["sh", "-c", "RANK=0 sh -c 'sleep 600 & wait' & RANK=1 sh -c 'sleep 600 & wait' & wait"], os.environ
     )
@@ -161,7 +161,7 @@ def test_only_the_topmost_wanted_processes_are_found(place: Place) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def test_a_process_is_described_with_its_command_in_few_characters(place: Place) -> None:
+def test_the_description_of_a_process_is_short(place: Place) -> None:
     child = place.begin(["sleep", "600"], os.environ)
     assert (
         wait_for(lambda: "sleep" in procfs.describe(child.pid) and procfs.describe(child.pid))

@@ -1,4 +1,4 @@
-"""The conversation with the launch machine, over real pipes, against the launch machine's own side of it."""
+"""The server over real pipes, with the launch machine's own end of the connection."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from torchfab.transport.session import Session
 
 
 class Pipe:
-    """A program on this machine, as torchfab.transport.ssh takes it."""
+    """A program on this machine, with the interface that torchfab.transport expects of a channel."""
 
     def __init__(self, argv: Sequence[str], env: dict[str, str]) -> None:
         streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -47,7 +47,7 @@ class Pipe:
         return self.process.wait(10), self.process.stderr.read().decode()
 
     def close(self) -> None:
-        """Hang up, and wait for the program's end."""
+        """Close the connection and wait until the program has ended."""
         for stream in (self.process.stdin, self.process.stdout):
             try:
                 stream.close()
@@ -58,7 +58,7 @@ class Pipe:
 
 
 class Node:
-    """A node of a job on this machine, with a tmux server of its own."""
+    """A node of a job on this machine, with its own tmux server."""
 
     def __init__(self, root: Path, tmux_dir: str) -> None:
         self.root = root
@@ -74,7 +74,7 @@ class Node:
         self.folder = Path(files.job_folder(str(root / "tf"), self.job_id, 0))
 
     def connect(self, *before: str) -> Session:
-        """Start a conversation; `before` are words of a command that runs the program."""
+        """Start the program and open a session; `before` is the beginning of the command, before the program."""
         self.pipes.append(Pipe([*before, *bundle.argv(sys.executable)], self.env))
         return Session(make_nodes("localhost")[0], self.pipes[-1])
 
@@ -149,7 +149,7 @@ def node(tmp_path: Path) -> Iterator[Node]:
         made.end()
 
 
-def test_two_phases_and_a_keep_leave_a_running_job(node: Node) -> None:
+def test_prepare_start_and_commit_leave_a_running_job(node: Node) -> None:
     session = node.connect()
     assert node.prepare(session)["problems"] == []
     held = node.hold(session, node.process("sleep", "600"))
@@ -168,7 +168,7 @@ def test_two_phases_and_a_keep_leave_a_running_job(node: Node) -> None:
     assert node.running() == []
 
 
-def test_hanging_up_after_phase_one_takes_back_what_was_prepared(node: Node) -> None:
+def test_a_disconnect_after_phase_one_rolls_back(node: Node) -> None:
     session = node.connect()
     port = node.prepare(session)["facts"]["port"]
     assert node.folder.exists()
@@ -178,7 +178,7 @@ def test_hanging_up_after_phase_one_takes_back_what_was_prepared(node: Node) -> 
     assert port > 0
 
 
-def test_hanging_up_before_keep_takes_back_what_never_began(node: Node, tmp_path: Path) -> None:
+def test_a_disconnect_before_commit_rolls_back(node: Node, tmp_path: Path) -> None:
     session = node.connect()
     node.prepare(session)
     node.hold(session, node.process("touch", str(tmp_path / "began")))
@@ -190,7 +190,7 @@ def test_hanging_up_before_keep_takes_back_what_never_began(node: Node, tmp_path
     assert not (tmp_path / "began").exists()
 
 
-def test_of_processes_that_cannot_all_begin_none_is_kept(node: Node) -> None:
+def test_commit_fails_and_rolls_back_if_one_process_cannot_start(node: Node) -> None:
     session = node.connect()
     node.prepare(session)
     stubborn = node.process("sh", "-c", "trap '' TERM; sleep 600 & wait; sleep 600", name="rank-0")
@@ -206,7 +206,7 @@ def test_of_processes_that_cannot_all_begin_none_is_kept(node: Node) -> None:
     assert not node.folder.exists()
 
 
-def test_a_launch_machine_that_falls_silent_before_keep_loses_what_was_started(node: Node) -> None:
+def test_a_silent_launch_machine_before_commit_rolls_back(node: Node) -> None:
     session = node.connect()
     node.prepare(session, patience_s=1)
     node.hold(session, node.process("sleep", "600"))
@@ -215,20 +215,20 @@ def test_a_launch_machine_that_falls_silent_before_keep_loses_what_was_started(n
     assert not node.folder.exists()
 
 
-def test_what_is_held_never_begins_when_the_conversation_is_killed(node: Node) -> None:
+def test_held_processes_never_start_if_the_server_is_killed(node: Node) -> None:
     session = node.connect()
     node.prepare(session)
     node.hold(session, node.process("sleep", "600", secrets={"HF_TOKEN": "hunter2"}))
     node.pipes[0].process.kill()
     wait_for(lambda: (node.folder / "agent" / files.EXIT).exists())
-    (told,) = node.connect().ask({"op": "status", **node.address}, 10)["processes"]
-    assert (told["state"], told["reason"]) == ("failed", NEVER_RELEASED)
+    (process,) = node.connect().ask({"op": "status", **node.address}, 10)["processes"]
+    assert (process["state"], process["reason"]) == ("failed", NEVER_RELEASED)
     assert node.running() == []
     assert not (node.folder / "agent" / files.SECRETS).exists()
 
 
-def test_who_is_held_sleeps_until_it_is_let_go(node: Node) -> None:
-    """A look up ten times a second, by each of a thousand supervisors on one machine, was all that it did."""
+def test_a_held_supervisor_sleeps_until_it_is_released(node: Node) -> None:
+    """With a check ten times per second, a thousand supervisors kept one machine fully busy."""
     session = node.connect()
     node.prepare(session)
     node.hold(session, node.process("sleep", "600"))
@@ -244,7 +244,7 @@ def test_who_is_held_sleeps_until_it_is_let_go(node: Node) -> None:
     assert session.ask({"op": "commit"}, 10)["started"] == ["agent"]
 
 
-def test_a_launch_that_failed_elsewhere_is_taken_back_and_says_so(node: Node) -> None:
+def test_rollback_stops_everything_and_reports_it(node: Node) -> None:
     session = node.connect()
     node.prepare(session)
     node.start(session, "sleep", "600")
@@ -255,7 +255,7 @@ def test_a_launch_that_failed_elsewhere_is_taken_back_and_says_so(node: Node) ->
     assert node.running() == []
 
 
-def test_secrets_of_the_nodes_own_environment_reach_the_job_and_stay_in_no_file(node: Node) -> None:
+def test_secrets_of_the_node_reach_the_job_and_stay_in_no_file(node: Node) -> None:
     node.env["NODES_TOKEN"] = "hunter2"
     session = node.connect()
     node.prepare(session)
@@ -268,7 +268,7 @@ def test_secrets_of_the_nodes_own_environment_reach_the_job_and_stay_in_no_file(
     assert written == []
 
 
-def test_what_cannot_be_started_is_a_problem_that_names_it(node: Node) -> None:
+def test_a_process_that_cannot_start_is_named_in_a_problem(node: Node) -> None:
     session = node.connect()
     node.prepare(session)
     answer = node.start(session, "/no/such/program")
@@ -298,12 +298,12 @@ def test_any_argv_and_environment_travel_over_the_wire(node: Node) -> None:
 
 
 @pytest.mark.parametrize("noise", ["Welcome to node1", "\\036not a frame\\n", "\\0365 of 7\\n\\036", "\\n\\n\\033[31m"])
-def test_what_a_login_shell_prints_before_us_is_told_apart(node: Node, noise: str) -> None:
+def test_output_of_a_login_shell_is_skipped(node: Node, noise: str) -> None:
     session = node.connect("sh", "-c", f"printf '{noise}'; exec \"$@\"", "sh")
     assert session.ask({"op": "status", **node.address}, 10)["exists"] is False
 
 
-def test_a_request_that_fails_is_answered_with_what_happened_and_the_next_one_as_ever(node: Node) -> None:
+def test_a_failed_request_is_reported_and_the_next_one_works(node: Node) -> None:
     session = node.connect()
     (problem,) = session.ask({"op": "status"}, 10)["problems"]
     assert problem["what"].startswith("KeyError: ")
@@ -323,7 +323,7 @@ def test_logs_are_streamed_until_the_job_has_ended(node: Node) -> None:
     assert [frame["end"]["processes"][0]["code"] for frame in frames if "end" in frame] == [7]
 
 
-def test_a_stream_with_nothing_to_tell_shows_that_it_lives(node: Node) -> None:
+def test_an_idle_stream_sends_heartbeats(node: Node) -> None:
     session = node.connect()
     session.silence_s = 2.0
     node.prepare(session)
@@ -333,7 +333,7 @@ def test_a_stream_with_nothing_to_tell_shows_that_it_lives(node: Node) -> None:
     wait_for(lambda: session.take(0.1) == [] and session.heard > before + 3)
 
 
-def test_a_stream_that_falls_silent_is_given_up(node: Node) -> None:
+def test_a_silent_stream_is_given_up(node: Node) -> None:
     session = node.connect()
     session.silence_s = 1.0
     session.post({"op": "logs", "follow": True, "lines": 0, "ranks": None, "grep": None, **node.address})
@@ -345,12 +345,12 @@ def test_a_stream_that_falls_silent_is_given_up(node: Node) -> None:
         os.kill(node.pipes[-1].process.pid, signal.SIGCONT)
 
 
-def test_a_program_that_ends_is_told_with_its_last_words(node: Node) -> None:
+def test_the_end_of_the_program_is_reported_with_its_error_output(node: Node) -> None:
     with pytest.raises(HostError, match="ended there with code 3 before it answered: no such thing"):
         node.connect("sh", "-c", "echo no such thing >&2; exit 3", "sh").ask({"op": "status", **node.address}, 10)
 
 
-def test_a_python_that_is_too_old_is_told(node: Node, tmp_path: Path) -> None:
+def test_a_python_that_is_too_old_is_reported(node: Node, tmp_path: Path) -> None:
     program = tmp_path / "node.py"  # too long for a word of a command
     program.write_text(bundle.source().replace("sys.version_info < (3, 9)", "sys.version_info < (9, 9)"))
     done = subprocess.run([sys.executable, "-I", "-S", program], capture_output=True, text=True, check=False)
@@ -358,13 +358,13 @@ def test_a_python_that_is_too_old_is_told(node: Node, tmp_path: Path) -> None:
     assert done.stderr.startswith("torchfab-needs-python 3.9, this is 3.")
 
 
-def test_an_answer_that_does_not_come_is_told(node: Node) -> None:
+def test_a_missing_answer_is_reported(node: Node) -> None:
     session = node.connect("sh", "-c", "cat > /dev/null", "sh")
     with pytest.raises(HostError, match=r"gave no answer within 0\.2 s"):
         session.ask({"op": "status", **node.address}, 0.2)
 
 
-def test_the_program_is_given_the_source_and_nothing_is_installed() -> None:
+def test_the_program_gets_its_source_and_installs_nothing() -> None:
     argv = bundle.argv("python3")
     assert argv[:4] == ("python3", "-I", "-S", "-c")
     assert int(argv[5]) == len(bundle.packed())

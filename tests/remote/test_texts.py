@@ -1,4 +1,4 @@
-"""What other programs, the kernel, and the job itself leave on a node: no text of theirs makes us stumble."""
+"""Fuzzed text from other programs, the kernel and the job itself: none of it breaks the parsers."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from torchfab.remote.job import evidence, log_files, log_reader, status
 from torchfab.remote.slurm import job
 from torchfab.transport import validation
 
-# Digits that are none to int(), more of them than it takes, and what separates fields.
+# Digits that int() refuses, more digits than it accepts, and field separators.
 WORD = st.one_of(
     st.sampled_from(["0", "7", "²", "٣", "9" * 5000, "-1", "1.5", "nan", "[N/A]", ""]), st.text(max_size=6)
 )
 
 
 def lines_of(*separators: str) -> st.SearchStrategy[str]:
-    """Draw lines of words with these between them."""
+    """Draw lines of fields with these separators."""
     line = st.builds(str.join, st.sampled_from(separators), st.lists(WORD, max_size=17))
     return st.lists(line, max_size=4).map("\n".join)
 
 
 def after(*heads: str) -> st.SearchStrategy[str]:
-    """Draw lines that begin as those do that are looked for."""
+    """Draw lines that start with a prefix that the parsers search for."""
     line = st.tuples(st.sampled_from(heads), lines_of(" ", "  ")).map("".join)
     return st.lists(line, max_size=4).map("\n".join)
 
@@ -42,7 +42,7 @@ def after(*heads: str) -> st.SearchStrategy[str]:
 
 
 @fuzzed(after("cpu ", "MemTotal: ", "MemAvailable: ", "eth0: ", "lo:", " 8 0 sda ", ""))
-def test_what_proc_says_becomes_numbers(text: str) -> None:
+def test_text_of_proc_becomes_numbers(text: str) -> None:
     now = {"at": 2.0, "cpus": 1, "cpu": host_usage.cpu_ticks(text), "load": host_usage.load(text)}
     now |= {"memory": host_usage.memory(text), "disk": host_usage.disk_bytes(text, ["sda"])}
     now |= {"network": host_usage.network_bytes(text)}
@@ -62,14 +62,14 @@ def test_a_process_may_have_any_name_and_any_environment(name: bytes, environ: b
 
 
 @fuzzed(st.one_of(st.text(max_size=60), st.builds(str.join, st.just(","), st.lists(WORD, max_size=5))))
-def test_any_record_of_the_kernel_has_a_time_and_one_line(text: str) -> None:
+def test_any_kernel_record_has_a_time_and_one_line(text: str) -> None:
     stamp, found = kernel_log.parse(f"{text};{text}")
     assert 0 <= stamp < 1e13
     assert "\n" not in found
 
 
 @fuzzed(after("0::/", "4:memory:/", "oom_kill ", ""))
-def test_a_control_group_says_a_number_or_nothing(text: str) -> None:
+def test_a_control_group_reports_a_number_or_nothing(text: str) -> None:
     with mock.patch.object(procfs, "_lines", return_value=text.splitlines()):
         assert isinstance(procfs.oom_kills(), int | None)
 
@@ -78,31 +78,31 @@ def test_a_control_group_says_a_number_or_nothing(text: str) -> None:
 
 
 @fuzzed(st.one_of(lines_of(", ", ","), st.text(max_size=80)), st.integers(0, 9))
-def test_nvidia_smi_may_print_what_it_likes(text: str, code: int) -> None:
+def test_any_output_of_nvidia_smi_is_parsed(text: str, code: int) -> None:
     found, problem = gpu_usage.parse(text, code)
-    told = {"gpus": gpu_usage.with_processes(found, gpu_usage.parse_apps(text)), "problem": problem}
-    assert json.dumps(told, allow_nan=False)
+    report = {"gpus": gpu_usage.with_processes(found, gpu_usage.parse_apps(text)), "problem": problem}
+    assert json.dumps(report, allow_nan=False)
     assert len(problem) <= 300
 
 
 @fuzzed(WORD, WORD)
-def test_the_document_of_nvidia_smi_may_hold_any_words(one: str, two: str) -> None:
+def test_any_text_in_the_xml_of_nvidia_smi_is_parsed(one: str, two: str) -> None:
     words = "".join(sign for sign in one if sign.isprintable() and sign not in "<&>\ud800")
     gpu = f"<gpu id='1'><fb_memory_usage><total>{words} MiB</total></fb_memory_usage><ecc_errors><volatile>"
     gpu += f"<dram_uncorrectable>{words}</dram_uncorrectable></volatile></ecc_errors></gpu>"
-    told = gpu_health.parse(f"{two}<?xml version='1.0'?><nvidia_smi_log>{gpu}</nvidia_smi_log>{two}")
-    assert json.dumps(told)
+    report = gpu_health.parse(f"{two}<?xml version='1.0'?><nvidia_smi_log>{gpu}</nvidia_smi_log>{two}")
+    assert json.dumps(report)
 
 
 @fuzzed(st.one_of(st.builds(str.join, st.just("."), st.lists(WORD, max_size=4)), st.text(max_size=40)))
-def test_tmux_may_say_any_version(text: str) -> None:
+def test_any_version_output_of_tmux_is_parsed(text: str) -> None:
     with mock.patch.object(tmux, "_run", return_value=(0, f"tmux {text}")):
         major, minor = tmux.version()
     assert 0 <= major < 10**6 > minor >= 0
 
 
 @fuzzed(st.text(max_size=60))
-def test_a_program_may_say_any_version(text: str) -> None:
+def test_any_version_output_of_a_program_is_parsed(text: str) -> None:
     done = mock.Mock(stdout=text, stderr=text)
     with mock.patch("subprocess.run", return_value=done):
         assert programs.version("x", "--version") in text + text
@@ -114,7 +114,7 @@ SCONTROL = st.sampled_from(
 
 
 @fuzzed(st.lists(st.tuples(SCONTROL, WORD), max_size=6), st.one_of(lines_of("|"), st.text(max_size=30)))
-def test_slurms_commands_may_print_what_they_like(lines: list[tuple[str, str]], history: str) -> None:
+def test_any_output_of_slurms_commands_is_parsed(lines: list[tuple[str, str]], history: str) -> None:
     def run(*argv: str, **_: Any) -> str:
         if argv[0] == "scontrol" and not lines:
             raise job.SlurmError("Invalid job id")
@@ -145,9 +145,9 @@ def test_any_bytes_are_log_lines(data: bytes, count: int | None) -> None:
         (own / files.OUTPUT).write_bytes(data)
         reader = log_reader.Reader(folder, {"lines": count, "ranks": None, "grep": None})
         found = [*reader.read_backlog(), *reader.read_new(final=True)]
-        told = status.tail(str(own / files.OUTPUT))
+        text = status.tail(str(own / files.OUTPUT))
     assert validation.is_one({"lines": found}, "logs")
-    assert all(-1e9 <= each["code"] <= 1e9 for each in status.parse_failures(told))
+    assert all(-1e9 <= each["code"] <= 1e9 for each in status.parse_failures(text))
 
 
 RECORDS = (files.SPEC, files.STARTED, files.RANKS, files.EXIT)
@@ -155,11 +155,11 @@ SPEC = st.one_of(JSON, st.fixed_dictionaries({"cwd": st.just("/"), "rank_logs": 
 
 
 @fuzzed(st.dictionaries(st.sampled_from(RECORDS), JSON), SPEC, JSON)
-def test_any_records_of_a_process_are_told_or_complained_of(told: dict[str, Any], spec: Any, stop: Any) -> None:
+def test_any_process_records_give_a_status_or_a_problem(records: dict[str, Any], spec: Any, stop: Any) -> None:
     with TemporaryDirectory() as folder:
         own = Path(files.job_folder(folder, "x", 0), "agent")
         own.mkdir(parents=True)
-        for name, value in {**told, files.SPEC: spec, f"../{files.STOP}": stop}.items():
+        for name, value in {**records, files.SPEC: spec, f"../{files.STOP}": stop}.items():
             (own / name).write_text(json.dumps(value))
         request = {"node_dir": folder, "job_id": "x", "node_rank": 0, "number": 1}
         for op in ("status", "evidence"):
@@ -176,10 +176,10 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 @fuzzed(st.one_of(JSON, st.fixed_dictionaries({"message": JSON}), st.text(max_size=50)))
-def test_any_error_file_is_a_report_or_none(told: Any) -> None:
+def test_any_error_file_is_a_report_or_none(content: Any) -> None:
     with TemporaryDirectory() as folder:
         path = os.path.join(folder, "error.json")
-        Path(path).write_text(told if isinstance(told, str) else json.dumps(told), errors="replace")
+        Path(path).write_text(content if isinstance(content, str) else json.dumps(content), errors="replace")
         report = evidence._report(path, 0, 0)
     assert not report or validation.is_one({**EMPTY, "evidence": {"reports": [report]}}, "evidence")
 

@@ -1,4 +1,4 @@
-"""What tmux is told, and that it takes it."""
+"""The messages to tmux, and that tmux accepts them."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def own_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("windows", "messages"), [(1, 1), (8, 1), (300, 3)])
-def test_all_windows_are_opened_with_as_few_messages_as_tmux_takes(windows: int, messages: int) -> None:
+def test_windows_are_opened_in_as_few_messages_as_possible(windows: int, messages: int) -> None:
     argv = ["/usr/bin/python3", "-I", "-S", "/home/a/.torchfab/jobs/x/node-0/node.py", "supervise"]
-    told = tmux._messages("a", [(f"rank-{rank}", [*argv, f"rank-{rank}"]) for rank in range(windows)])
-    assert [words[0] for words in told] == ["new-session", *["new-window"] * (len(told) - 1)]
-    assert sum(words.count("-n") for words in told) == windows
-    assert all(sum(len(os.fsencode(word)) + 1 for word in words) < LIMIT for words in told)
-    assert len(told) >= messages
+    sent = tmux._messages("a", [(f"rank-{rank}", [*argv, f"rank-{rank}"]) for rank in range(windows)])
+    assert [args[0] for args in sent] == ["new-session", *["new-window"] * (len(sent) - 1)]
+    assert sum(args.count("-n") for args in sent) == windows
+    assert all(sum(len(os.fsencode(arg)) + 1 for arg in args) < LIMIT for args in sent)
+    assert len(sent) >= messages
 
 
-def test_processes_that_end_at_once_do_not_keep_the_others_from_starting(own_server: None, tmp_path: Path) -> None:
+def test_processes_that_end_at_once_do_not_prevent_others_from_starting(own_server: None, tmp_path: Path) -> None:
     windows = [(f"rank-{rank}", ["touch", str(tmp_path / str(rank))]) for rank in range(40)]
     assert tmux.open_session("a", windows, 20) == ""
     wait_for(lambda: all((tmp_path / str(rank)).exists() for rank in range(40)))

@@ -10,7 +10,7 @@ import pytest
 from tests.remote.place import Place, python
 from torchfab.remote import files
 
-# The program of a job's folder, without its end, which would supervise; then what is to be seen of it.
+# The program in a job's folder, without its last line, which would supervise; the tests append their own code.
 LOAD = "import sys; exec(open(sys.argv[1]).read().rpartition('sys.exit(')[0], {'__file__': sys.argv[1]})\n"
 WRITE = LOAD + "from torchfab.remote.job import bytecode_cache; bytecode_cache.write(sys.argv[2])"
 MODULES = (
@@ -24,19 +24,19 @@ def run(place: Place, code: str) -> str:
     return subprocess.run(words, capture_output=True, text=True, check=True).stdout
 
 
-def test_a_supervisor_finds_all_its_modules_compiled(place: Place) -> None:
+def test_all_modules_of_a_supervisor_are_compiled(place: Place) -> None:
     run(place, WRITE)
     assert run(place, LOAD + MODULES) == run(place, LOAD + FROM_WHERE)
 
 
-def test_a_process_is_supervised_with_and_without_them(place: Place) -> None:
+def test_a_supervisor_works_with_and_without_the_cache(place: Place) -> None:
     assert place.run(["true"], name="a")[0] == 0
     run(place, WRITE)
     assert place.run(["sh", "-c", "exit 3"], name="b")[0] == 3
 
 
 @pytest.mark.parametrize("head", [b"another interpreter\n", repr(sys.version).encode() + b"\n", b""])
-def test_what_another_interpreter_compiled_or_nobody_is_not_used(place: Place, head: bytes) -> None:
+def test_the_cache_of_another_interpreter_or_a_broken_one_is_not_used(place: Place, head: bytes) -> None:
     (place.folder / (files.BUNDLE + "c")).write_bytes(head + b"no code at all")
     assert run(place, LOAD + FROM_WHERE) == "[]\n"
     assert place.run(["true"])[0] == 0

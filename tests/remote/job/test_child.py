@@ -1,4 +1,4 @@
-"""The process that a supervisor answers for, as a real one."""
+"""The child process of a supervisor, as a real process."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def code_of(process: child.Child) -> int | None:
     return process.poll()
 
 
-def test_it_starts_in_a_session_of_its_own_with_nothing_but_what_it_is_given(tmp_path: Path) -> None:
+def test_a_child_gets_its_own_session_and_no_other_descriptors(tmp_path: Path) -> None:
     handle = os.open(tmp_path, os.O_RDONLY)
     os.set_inheritable(handle, True)
     assert code_of(started(python(LOOK, "a b", "ü"), tmp_path)) == 0
@@ -43,16 +43,16 @@ def test_it_starts_in_a_session_of_its_own_with_nothing_but_what_it_is_given(tmp
     assert handles == "['0', '1', '2']"
 
 
-def test_a_broken_pipe_ends_a_program_as_anywhere(tmp_path: Path) -> None:
+def test_a_broken_pipe_ends_a_program_as_usual(tmp_path: Path) -> None:
     assert code_of(started(("sh", "-c", "kill -PIPE $$; exit 3"), tmp_path)) == -13
 
 
 @pytest.mark.parametrize(("code", "returncode"), [("raise SystemExit(7)", 7), ("os.kill(os.getpid(), 9)", -9)])
-def test_its_end_is_told_as_a_code_or_a_signal(tmp_path: Path, code: str, returncode: int) -> None:
+def test_the_end_of_a_child_is_a_code_or_a_signal(tmp_path: Path, code: str, returncode: int) -> None:
     assert code_of(started(python(f"import os; {code}"), tmp_path)) == returncode
 
 
-def test_it_runs_until_it_ends(tmp_path: Path) -> None:
+def test_a_running_child_has_no_exit_code(tmp_path: Path) -> None:
     process = started(python("import time; time.sleep(0.2)"), tmp_path)
     assert process.poll() is None
     begun = time.monotonic()
@@ -64,18 +64,18 @@ def test_it_runs_until_it_ends(tmp_path: Path) -> None:
     ("argv", "number"),
     [(("/no/such",), errno.ENOENT), (("no-such-program",), errno.ENOENT), (("/etc/passwd",), errno.EACCES)],
 )
-def test_why_it_could_not_be_started_is_told(tmp_path: Path, argv: tuple[str, ...], number: int) -> None:
+def test_the_reason_of_a_failed_start_is_raised(tmp_path: Path, argv: tuple[str, ...], number: int) -> None:
     with pytest.raises(OSError, match=os.strerror(number)) as error:
         started(argv, tmp_path)
     assert error.value.errno == number
 
 
-def test_a_word_that_no_program_can_be_given_is_told(tmp_path: Path) -> None:
+def test_an_argument_with_a_nul_byte_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="Invalid argument"):
         started((sys.executable, "a\0b"), tmp_path)
 
 
-def test_a_working_directory_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_working_directory_is_an_error(tmp_path: Path) -> None:
     output = os.open(tmp_path / "output", os.O_WRONLY | os.O_CREAT)
     with pytest.raises(FileNotFoundError):
         child.start(["true"], {"PATH": os.environ["PATH"]}, str(tmp_path / "no"), output, lambda: None)

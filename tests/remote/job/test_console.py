@@ -1,4 +1,4 @@
-"""What the supervisor shows in its window."""
+"""The output in the supervisor's window."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torchfab.remote.job.console import Window
 from torchfab.remote.job.log_files import LogFile
 
 
-def test_a_log_that_cannot_be_read_is_passed_over_and_ends_no_supervisor(tmp_path: Path) -> None:
+def test_an_unreadable_log_is_skipped(tmp_path: Path) -> None:
     (tmp_path / "a.log").mkdir()  # it has a size, and cannot be opened
     (tmp_path / "a.log" / "x").touch()
     (tmp_path / "b.log").write_text("step 1\n")

@@ -1,4 +1,4 @@
-"""What a node tells of how a job went: bounded, whole, and never in the way of an answer."""
+"""A node's evidence of how a job ended: bounded, complete, and never the reason that an answer fails."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def error(text: str, stack: str = "") -> dict[str, Any]:
     return {"message": {"message": text, "extraInfo": {"py_callstack": stack, "timestamp": "1"}}}
 
 
-def test_of_a_log_of_10_gigabytes_the_end_alone_is_read(place: Place) -> None:
+def test_only_the_end_of_a_10_gigabyte_log_is_read(place: Place) -> None:
     place.prepare(["true"])
     path = place.folder / "agent" / files.OUTPUT
     with path.open("wb") as file:
@@ -45,11 +45,11 @@ def test_of_a_log_of_10_gigabytes_the_end_alone_is_read(place: Place) -> None:
         file.seek(0, os.SEEK_END)
         file.write(b"\nthe last words\n")
     (log,) = evidence.collect(str(place.folder))["logs"]
-    assert log["text"] == "the last words\n"  # of the line before, the most of which was not read, nothing is told
+    assert log["text"] == "the last words\n"  # the line before, of which only the end was read, is dropped
     assert (log["label"], log["size"]) == ("agent", 10 * 1024**3 + 16)
 
 
-def test_the_logs_of_many_ranks_share_what_is_sent(place: Place) -> None:
+def test_the_logs_of_many_ranks_share_the_size_limit(place: Place) -> None:
     place.prepare(["true"], rank_logs=RANK_LOGS)
     for local_rank in range(64):
         (rank_folder(place, 0, local_rank) / "stderr.log").write_text("x" * 100_000)
@@ -58,35 +58,35 @@ def test_the_logs_of_many_ranks_share_what_is_sent(place: Place) -> None:
     assert sum(len(log["text"]) for log in logs) <= 256 * 1024
 
 
-def test_of_ranks_that_were_restarted_the_last_attempt_is_told_and_all_error_files(place: Place) -> None:
+def test_logs_are_of_the_last_attempt_and_error_files_of_all(place: Place) -> None:
     place.prepare(["true"], rank_logs=RANK_LOGS)
     rank_folder(place, 0, 0, error("ValueError: first", "Traceback ..."))
     rank_folder(place, 1, 0, error("ValueError: second"))
-    told = evidence.collect(str(place.folder))
-    assert [log["text"] for log in told["logs"]] == ["attempt 1 of 0\n"]
-    assert [(report["attempt"], report["message"]) for report in told["reports"]] == [
+    report = evidence.collect(str(place.folder))
+    assert [log["text"] for log in report["logs"]] == ["attempt 1 of 0\n"]
+    assert [(each["attempt"], each["message"]) for each in report["reports"]] == [
         (0, "ValueError: first"),
         (1, "ValueError: second"),
     ]
-    assert told["reports"][0]["traceback"] == "Traceback ..."
+    assert report["reports"][0]["traceback"] == "Traceback ..."
 
 
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "7", '{"message": null}', '{"message": {"extraInfo": 7}}', "x" * 300_000]
 )
-def test_an_error_file_that_is_none_is_left_out(place: Place, text: str) -> None:
+def test_an_invalid_error_file_is_skipped(place: Place, text: str) -> None:
     place.prepare(["true"], rank_logs=RANK_LOGS)
     rank_folder(place, 0, 0, text)
     assert evidence.collect(str(place.folder))["reports"] == []
 
 
-def test_an_error_file_whose_message_is_a_plain_text_is_told(place: Place) -> None:
+def test_an_error_file_with_a_plain_text_message_is_reported(place: Place) -> None:
     place.prepare(["true"], rank_logs=RANK_LOGS)
     rank_folder(place, 0, 0, {"message": "it broke"})
     assert [report["message"] for report in evidence.collect(str(place.folder))["reports"]] == ["it broke"]
 
 
-def test_who_asked_a_process_to_end_is_told(place: Place) -> None:
+def test_the_signal_that_ended_a_process_is_reported(place: Place) -> None:
     place.prepare(python("import time; time.sleep(60)"))
     supervisor = place.supervise()
     wait_for(lambda: place.read(place.folder / "agent", files.STARTED))
@@ -96,46 +96,46 @@ def test_who_asked_a_process_to_end_is_told(place: Place) -> None:
     assert evidence.collect(str(place.folder))["ends"]["agent"]["asked"] in ("SIGHUP", "SIGTERM")
 
 
-def test_a_process_that_was_stopped_by_a_signal_is_named_and_disks_are_measured(place: Place) -> None:
+def test_a_halted_process_is_named_and_disks_are_measured(place: Place) -> None:
     place.prepare(python("import time; time.sleep(60)"))
     place.supervise()
     started = wait_for(lambda: place.read(place.folder / "agent", files.STARTED))
     os.kill(started["pid"], signal.SIGSTOP)
     wait_for(lambda: procfs.stat_fields(started["pid"])[:1] == ["T"])
     folder = str(place.folder)
-    found = status.status(folder, place.job_id, 0)
-    told = evidence._machine_evidence(folder, found)
-    assert told["halted"] == ["agent"]
-    assert all(disk["size"] >= disk["free"] >= 0 for disk in told["disks"])
-    assert {folder, "/tmp"} <= {disk["path"] for disk in told["disks"]}
+    job_status = status.status(folder, place.job_id, 0)
+    report = evidence._machine_evidence(folder, job_status)
+    assert report["halted"] == ["agent"]
+    assert all(disk["size"] >= disk["free"] >= 0 for disk in report["disks"])
+    assert {folder, "/tmp"} <= {disk["path"] for disk in report["disks"]}
 
 
-def test_a_folder_that_is_gone_is_no_error(tmp_path: Path) -> None:
+def test_a_missing_folder_is_not_an_error(tmp_path: Path) -> None:
     assert evidence.collect(str(tmp_path / "gone")) == {"ends": {}, "logs": [], "reports": []}
 
 
 # ---- the kernel
 
 
-def test_a_record_of_the_kernel_s_log_is_its_time_and_its_text() -> None:
+def test_a_kernel_log_record_has_a_time_and_a_text() -> None:
     record = "3,1234,5000001,-;Out of memory: Killed process 7 (python3)\n SUBSYSTEM=x\n"
     assert kernel_log.parse(record) == (5.000001, "Out of memory: Killed process 7 (python3)")
 
 
 @fuzzed(st.text())
-def test_no_record_of_the_kernel_breaks_us(text: str) -> None:
+def test_any_kernel_log_record_is_parsed(text: str) -> None:
     stamp, found = kernel_log.parse(text)
     assert stamp >= 0.0
     assert "\n" not in found
 
 
-def test_what_the_kernel_said_before_the_job_and_what_is_nobody_s_concern_is_left_out() -> None:
+def test_older_and_irrelevant_kernel_messages_are_left_out() -> None:
     lines = [[1.0, "NVRM: Xid 79"], [100.0, "br0: port 1 entered blocking state"], [101.0, "NVRM: Xid 79"]]
     assert kernel_log._kept(lines, 100.0) == [lines[2]]
 
 
 @pytest.mark.parametrize("name", [name for name in names("kernel") if name.startswith("oom-")])
-def test_the_recorded_kills_of_kernels_are_kept(name: str) -> None:
+def test_recorded_kernel_kills_are_kept(name: str) -> None:
     lines = recording("kernel", name).splitlines()
     kept = [text for _, text in kernel_log._kept([[1.0, line] for line in lines], 0.0)]
     signs = ("invoked oom-killer", "oom-kill:", "out of memory", "Out of memory", "Killed process", "oom_reaper")
@@ -162,7 +162,7 @@ def test_the_records_of_a_real_kernel_are_read(record: str) -> None:
     assert text == record.partition(";")[2]
 
 
-def test_a_kernel_that_cannot_be_read_is_said_to_be_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_kernel_log_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> list[str]:
         raise PermissionError(1, "Operation not permitted")
 
@@ -174,7 +174,7 @@ def test_a_kernel_that_cannot_be_read_is_said_to_be_so(monkeypatch: pytest.Monke
 # ---- the control group
 
 
-def test_a_kill_in_the_control_group_of_a_supervisor_is_counted_at_its_end(place: Place) -> None:
+def test_memory_kills_in_the_supervisors_control_group_are_counted(place: Place) -> None:
     group = memory_group("torchfab-evidence")
     try:
         place.prepare(python("import os; kept = [bytearray(os.urandom(2**20)) for _ in range(512)]"))
@@ -188,5 +188,5 @@ def test_a_kill_in_the_control_group_of_a_supervisor_is_counted_at_its_end(place
         wait_for(lambda: removed(group))
 
 
-def test_a_process_that_is_not_there_has_no_control_group() -> None:
+def test_a_missing_process_has_no_control_group() -> None:
     assert procfs.oom_kills("999999999") is None

@@ -1,4 +1,4 @@
-"""Which log files there are, whose they are, and when their lines were written."""
+"""The log files of a process, their ranks, and the times of their lines."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def test_the_output_of_a_process_that_is_a_rank_is_that_ranks(tmp_path: Path) ->
     assert (log.label([]), log.full_path) == (3, str(tmp_path / "output.log"))
 
 
-def test_a_path_may_tell_the_rank_itself(tmp_path: Path) -> None:
+def test_a_path_may_contain_the_rank_itself(tmp_path: Path) -> None:
     write(tmp_path, "logs/rank-12.log")
     found = log_files.find(str(tmp_path), {"rank_logs": r"logs/rank-(?P<rank>\d+)\.log"})
     assert [log.label([]) for log in found] == ["agent", 12]
 
 
-def test_a_file_that_is_not_there_has_no_size(tmp_path: Path) -> None:
+def test_a_missing_file_has_size_0(tmp_path: Path) -> None:
     write(tmp_path, "a", "abc")
     assert [log_files.size(str(tmp_path / name)) for name in ("a", "b")] == [3, 0]
 
@@ -65,7 +65,7 @@ def test_a_file_that_is_not_there_has_no_size(tmp_path: Path) -> None:
 # ---- time
 
 
-def test_a_byte_was_written_when_its_file_had_first_grown_beyond_it(tmp_path: Path) -> None:
+def test_a_byte_has_the_time_of_the_growth_that_includes_it(tmp_path: Path) -> None:
     log = LogFile(str(tmp_path), "output.log")
     timeline = Timeline(str(tmp_path))
     for when, length in ((100.0, 10), (110.0, 25), (120.0, 40)):
@@ -84,7 +84,7 @@ def test_a_byte_was_written_when_its_file_had_first_grown_beyond_it(tmp_path: Pa
     ]
 
 
-def test_growth_is_noted_at_most_once_a_second_and_only_growth(tmp_path: Path) -> None:
+def test_growth_is_recorded_at_most_once_per_second(tmp_path: Path) -> None:
     log, timeline = LogFile(str(tmp_path), "it's a log.txt"), Timeline(str(tmp_path))
     for when, length in ((100.0, 0), (101.0, 10), (101.5, 20), (102.0, 30), (105.0, 30)):
         write(tmp_path, "it's a log.txt", "x" * length)
@@ -94,7 +94,7 @@ def test_growth_is_noted_at_most_once_a_second_and_only_growth(tmp_path: Path) -
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_line_beyond_the_timeline_never_comes_before_it(tmp_path: Path) -> None:
+def test_a_line_beyond_the_timeline_is_not_sorted_before_it(tmp_path: Path) -> None:
     log = LogFile(str(tmp_path), "output.log")
     write(tmp_path, "output.log", "x" * 10)
     Timeline(str(tmp_path)).record([log], 100.0)
@@ -102,7 +102,7 @@ def test_a_line_beyond_the_timeline_never_comes_before_it(tmp_path: Path) -> Non
     assert [WriteTimes(str(tmp_path)).time_of(log, offset) for offset in (10, 11)] == [100.0, 100.0]
 
 
-def test_a_timeline_that_cannot_be_written_or_read_costs_the_times_only(tmp_path: Path) -> None:
+def test_an_unusable_timeline_only_loses_the_times(tmp_path: Path) -> None:
     log = LogFile(str(tmp_path), "output.log")
     write(tmp_path, "output.log")
     os.utime(tmp_path / "output.log", (130.0, 130.0))
@@ -113,7 +113,7 @@ def test_a_timeline_that_cannot_be_written_or_read_costs_the_times_only(tmp_path
 
 
 @pytest.mark.parametrize("line", ["", "100.0", "100.0 x output.log", "x 5 output.log", "100.00 1"])
-def test_a_line_cut_short_by_a_full_disk_is_left_out(line: str, tmp_path: Path) -> None:
+def test_a_line_cut_short_by_a_full_disk_is_skipped(line: str, tmp_path: Path) -> None:
     (tmp_path / files.TIMELINE).write_text(f"{line}\n100.00 10 output.log\n{line}")
     assert WriteTimes(str(tmp_path)).time_of(LogFile(str(tmp_path), "output.log"), 5) == 100.0
 

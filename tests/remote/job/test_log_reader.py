@@ -41,7 +41,7 @@ class Job:
 
     def stream(self, **request: Any) -> list[dict[str, Any]]:
         frames: list[dict[str, Any]] = []
-        # As the wire does, what is sent is written down at once.
+        # Serialized at once, as the server does.
         log_reader.stream(
             str(self.root), "a-job", 0, {**ALL, **request}, lambda frame: frames.append(copy(frame)), lambda: False
         )
@@ -121,7 +121,7 @@ def test_lines_of_many_ranks_are_merged_in_the_order_of_time(tmp_path: Path) -> 
     ]
 
 
-def test_only_the_wanted_ranks_are_read(tmp_path: Path) -> None:
+def test_only_the_requested_ranks_are_read(tmp_path: Path) -> None:
     job = Job(tmp_path, 0, 1, 2)
     for rank in range(3):
         job.write(f"from {rank}\n", rank)
@@ -149,12 +149,12 @@ def test_only_lines_that_match_are_read_and_counted(job: Job) -> None:
         (b"\x1b[31mred\n", ["\x1b[31mred"]),
     ],
 )
-def test_of_a_line_that_was_overwritten_the_last_state_is_kept(job: Job, raw: bytes, wanted: list[str]) -> None:
+def test_an_overwritten_line_is_reduced_to_its_last_state(job: Job, raw: bytes, wanted: list[str]) -> None:
     job.write(raw)
     assert texts_of(job.reader().read_backlog()) == wanted
 
 
-def test_a_very_long_line_is_cut_into_pieces_that_are_all_there(job: Job) -> None:
+def test_a_very_long_line_is_cut_into_pieces_without_loss(job: Job) -> None:
     job.write("x" * 200_000 + "\nend\n")
     found = texts_of(job.reader().read_backlog())
     assert [len(text) for text in found] == [65536, 65536, 65536, 200_000 - 3 * 65536, 3]
@@ -163,7 +163,7 @@ def test_a_very_long_line_is_cut_into_pieces_that_are_all_there(job: Job) -> Non
 # ---- what comes
 
 
-def test_news_are_what_was_written_since(job: Job) -> None:
+def test_read_new_returns_what_was_written_since(job: Job) -> None:
     reader = job.reader()
     job.write("a\n")
     assert texts_of(reader.read_backlog()) == ["a"]
@@ -172,7 +172,7 @@ def test_news_are_what_was_written_since(job: Job) -> None:
     assert texts_of(reader.read_new(final=False)) == ["b", "c"]
 
 
-def test_a_line_without_its_end_is_held_back_until_the_end_comes(job: Job) -> None:
+def test_an_incomplete_line_is_held_back_until_it_is_complete(job: Job) -> None:
     reader = job.reader()
     job.write("a\nhal")
     assert texts_of(reader.read_backlog()) == ["a"]
@@ -182,7 +182,7 @@ def test_a_line_without_its_end_is_held_back_until_the_end_comes(job: Job) -> No
     assert texts_of(reader.read_new(final=True)) == ["b"]
 
 
-def test_a_prompt_without_its_end_is_shown_after_a_while(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prompt_without_a_line_ending_is_shown_after_a_while(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_reader, "_PARTIAL_LINE_S", 0.0)
     reader = job.reader()
     job.write("(Pdb) ")
@@ -201,7 +201,7 @@ def test_files_that_appear_later_are_read_from_their_start(tmp_path: Path) -> No
     assert texts_of(reader.read_new(final=False)) == ["c"]
 
 
-def test_a_file_that_is_larger_than_a_block_is_never_cut_within_a_line(job: Job) -> None:
+def test_a_file_larger_than_a_block_is_never_cut_within_a_line(job: Job) -> None:
     lines = [f"{number:06} " + "x" * 93 for number in range(10_000)]
     job.write("\n".join(lines))
     assert read_to_the_end(job.reader()) == lines
@@ -230,7 +230,7 @@ def test_concatenated_reads_are_the_file(chunks: list[str], past_first: bool) ->
 
 @settings(max_examples=40)
 @given(CHUNKS, st.data())
-def test_a_reader_that_goes_on_from_offsets_loses_and_repeats_nothing(chunks: list[str], data: st.DataObject) -> None:
+def test_a_reader_continues_from_offsets_without_loss_or_repetition(chunks: list[str], data: st.DataObject) -> None:
     with TemporaryDirectory() as name:
         job = Job(Path(name))
         cut = data.draw(st.integers(0, len(chunks)))
@@ -251,7 +251,7 @@ def read_to_the_end_of_the_last_line(job: Job) -> list[str]:
 # ---- streams
 
 
-def test_a_stream_is_lines_and_offsets_then_the_past_then_the_end(job: Job) -> None:
+def test_a_stream_sends_lines_and_offsets_then_past_then_end(job: Job) -> None:
     job.write("a\nb")
     frames = job.stream()
     path = str(job.root / "rank-0" / files.OUTPUT)
@@ -261,13 +261,13 @@ def test_a_stream_is_lines_and_offsets_then_the_past_then_the_end(job: Job) -> N
     assert frames[5]["end"]["processes"][0]["state"] == "succeeded"
 
 
-def test_a_followed_stream_ends_with_the_job_and_has_all_that_was_written(job: Job) -> None:
+def test_a_followed_stream_ends_with_the_job_and_is_complete(job: Job) -> None:
     lines = [f"{number:05} " + "x" * 200 for number in range(5000)]
     job.write("\n".join(lines))
     assert streamed(job.stream(follow=True)) == lines
 
 
-def test_a_stream_that_goes_on_from_offsets_has_all_the_rest_in_whole_lines(job: Job) -> None:
+def test_a_stream_from_offsets_sends_the_rest_in_complete_lines(job: Job) -> None:
     lines = [f"{number:05} " + "x" * 200 for number in range(5000)]
     job.write("\n".join(lines))
     path = str(job.root / "rank-0" / files.OUTPUT)
@@ -275,13 +275,13 @@ def test_a_stream_that_goes_on_from_offsets_has_all_the_rest_in_whole_lines(job:
     assert streamed(frames) == lines[10:]
 
 
-def test_a_match_after_many_lines_without_one_is_found_in_what_comes(job: Job) -> None:
+def test_a_match_after_many_other_lines_is_found_in_new_lines(job: Job) -> None:
     job.write("first\n" + "noise\n" * 200_000 + "found\n")
     path = str(job.root / "rank-0" / files.OUTPUT)
     assert streamed(job.stream(offsets={path: 6}, grep="found")) == ["found"]
 
 
-def test_a_job_that_never_stops_to_write_is_not_read_for_ever(job: Job) -> None:
+def test_a_job_that_never_stops_writing_is_not_read_forever(job: Job) -> None:
     (job.root / "rank-0" / files.EXIT).unlink()
     frames: list[dict[str, Any]] = []
 
@@ -296,21 +296,21 @@ def test_a_job_that_never_stops_to_write_is_not_read_for_ever(job: Job) -> None:
     assert "end" in frames[-1]
 
 
-def test_a_stream_ends_when_the_launch_machine_has_hung_up(job: Job) -> None:
+def test_a_stream_ends_when_the_launch_machine_disconnects(job: Job) -> None:
     (job.root / "rank-0" / files.EXIT).unlink()
     frames: list[dict[str, Any]] = []
     log_reader.stream(str(job.root), "a-job", 0, {**ALL, "follow": True}, frames.append, lambda: True)
     assert "end" in frames[-1]
 
 
-def test_a_job_without_a_folder_has_no_logs_and_is_over(tmp_path: Path) -> None:
+def test_a_job_without_a_folder_has_no_logs_and_has_ended(tmp_path: Path) -> None:
     frames: list[dict[str, Any]] = []
     log_reader.stream(str(tmp_path / "gone"), "a-job", 0, {**ALL, "follow": True}, frames.append, lambda: False)
     assert frames[0] == {"past": True}
     assert frames[1]["end"]["exists"] is False
 
 
-def test_a_frame_stays_below_what_its_reader_takes() -> None:
+def test_a_frame_stays_below_the_limit_of_its_reader() -> None:
     lines = [[0, 1.0, "\0" * 65536] for _ in range(300)] + [[0, 1.0, "short"] for _ in range(1200)]
     frames = list(log_reader.split_into_frames(lines))
     assert [line for frame in frames for line in frame] == lines

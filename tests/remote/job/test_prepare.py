@@ -22,13 +22,13 @@ FakeTmux = Callable[..., None]
 
 @pytest.fixture(autouse=True)
 def _good_tmux(fake_tmux: FakeTmux) -> None:
-    """A tmux of a good version, without sessions, unless a test says otherwise."""
+    """A tmux of a supported version without sessions, by default."""
     fake_tmux("tmux 3.3a")
 
 
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Callable[..., Preparation]]:
-    """Give make(**values): a preparation in a working directory that has a train.py; taken back at the end."""
+    """Give make(**values): a preparation in a working directory that has a train.py; discarded at the end."""
     (tmp_path / "project").mkdir()
     (tmp_path / "project" / "train.py").write_text("")
     made: list[Preparation] = []
@@ -69,7 +69,7 @@ def left(path: Path) -> list[str]:
 # ---- when all is well
 
 
-def test_the_facts_of_a_node_are_told(
+def test_the_facts_of_a_node_are_returned(
     make: Callable[..., Preparation], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,5")
@@ -105,7 +105,7 @@ def test_a_dry_run_makes_nothing(make: Callable[..., Preparation], tmp_path: Pat
     assert left(tmp_path / "node dir") == []
 
 
-def test_what_was_prepared_is_taken_back(make: Callable[..., Preparation], tmp_path: Path) -> None:
+def test_discard_undoes_the_preparation(make: Callable[..., Preparation], tmp_path: Path) -> None:
     preparation = make()
     port = preparation.run("the program")["facts"]["port"]
     preparation.discard()
@@ -114,7 +114,7 @@ def test_what_was_prepared_is_taken_back(make: Callable[..., Preparation], tmp_p
     preparation.discard()
 
 
-def test_the_folders_of_other_nodes_on_a_shared_file_system_stay(make: Callable[..., Preparation]) -> None:
+def test_discard_keeps_the_folders_of_other_nodes(make: Callable[..., Preparation]) -> None:
     first, second = make(), make(node_rank=1, port=None)
     first.run("x")
     second.run("x")
@@ -122,12 +122,12 @@ def test_the_folders_of_other_nodes_on_a_shared_file_system_stay(make: Callable[
     assert (os.path.exists(first.folder), os.path.exists(second.folder)) == (False, True)
 
 
-def test_two_jobs_are_given_different_ports(make: Callable[..., Preparation]) -> None:
+def test_two_jobs_get_different_ports(make: Callable[..., Preparation]) -> None:
     ports = [make(job_id=f"a-{number}").run("x")["facts"]["port"] for number in range(10)]
     assert len(set(ports)) == 10
 
 
-def test_a_node_that_holds_no_port_tells_none(make: Callable[..., Preparation]) -> None:
+def test_a_node_without_a_port_reservation_returns_none(make: Callable[..., Preparation]) -> None:
     assert make(port=None).run("x")["facts"]["port"] is None
 
 
@@ -146,7 +146,7 @@ def test_a_missing_script_is_named(make: Callable[..., Preparation], tmp_path: P
     ]
 
 
-def test_a_folder_is_no_script(make: Callable[..., Preparation], tmp_path: Path) -> None:
+def test_a_folder_is_not_a_script(make: Callable[..., Preparation], tmp_path: Path) -> None:
     assert problems(make(script=".")) == [
         f"the script {tmp_path}/project/. is not a file | copy your code there, or give --workdir"
     ]
@@ -163,9 +163,7 @@ def test_a_missing_python_is_named(make: Callable[..., Preparation]) -> None:
     ]
 
 
-def test_a_python_that_reads_takes_nothing_of_the_conversation(
-    make: Callable[..., Preparation], tmp_path: Path
-) -> None:
+def test_a_python_that_reads_stdin_does_not_swallow_requests(make: Callable[..., Preparation], tmp_path: Path) -> None:
     program = tmp_path / "python"
     program.write_text(f'#!/bin/sh\ncat > /dev/null\nexec {sys.executable} "$@"\n')
     program.chmod(0o755)
@@ -183,7 +181,7 @@ def test_a_python_that_reads_takes_nothing_of_the_conversation(
     os.close(ours)
 
 
-def test_a_python_may_say_what_is_no_text(make: Callable[..., Preparation], tmp_path: Path) -> None:
+def test_a_python_may_print_invalid_utf_8(make: Callable[..., Preparation], tmp_path: Path) -> None:
     program = tmp_path / "python"
     program.write_bytes(b"#!/bin/sh\necho 'no \xff' >&2; exit 1\n")
     program.chmod(0o755)
@@ -200,7 +198,7 @@ def test_a_python_that_does_not_run_is_quoted(make: Callable[..., Preparation], 
     ]
 
 
-def test_missing_modules_are_named_each(make: Callable[..., Preparation]) -> None:
+def test_each_missing_module_is_named(make: Callable[..., Preparation]) -> None:
     python, names = sys.executable, ("no_such_module", "json.no_such")
     assert problems(make(modules=["json", *names])) == [
         f"{python} has no module {name} | install it there: {python} -m pip install {name}; "
@@ -223,13 +221,13 @@ def test_the_address_of_a_peer_that_does_not_resolve_is_named(make: Callable[...
     assert problem.startswith("addresses of other nodes do not resolve there: no.such.host.invalid | ")
 
 
-def test_a_tmux_that_is_missing_is_named(make: Callable[..., Preparation], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_tmux_is_named(make: Callable[..., Preparation], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     assert problems(make()) == ["tmux is not installed | install it there, for example: sudo apt-get install -y tmux"]
 
 
 @pytest.mark.parametrize("text", ["tmux 3.1c", "tmux 2.9a", "tmux 1.8"])
-def test_an_old_tmux_is_named_with_what_is_needed(
+def test_an_old_tmux_is_named_with_the_required_version(
     make: Callable[..., Preparation], fake_tmux: FakeTmux, text: str
 ) -> None:
     fake_tmux(text)
@@ -253,12 +251,12 @@ VERSIONS = {
 
 
 @pytest.mark.parametrize(("text", "version"), VERSIONS.items())
-def test_versions_of_tmux_are_read(fake_tmux: FakeTmux, text: str, version: tuple[int, int]) -> None:
+def test_versions_of_tmux_are_parsed(fake_tmux: FakeTmux, text: str, version: tuple[int, int]) -> None:
     fake_tmux(text)
     assert tmux.version() == version
 
 
-def test_a_session_that_exists_already_is_a_taken_name(make: Callable[..., Preparation], fake_tmux: FakeTmux) -> None:
+def test_an_existing_session_is_a_problem(make: Callable[..., Preparation], fake_tmux: FakeTmux) -> None:
     fake_tmux("tmux 3.3a", '[ "$*" = "-L torchfab has-session -t =a-node0" ]')
     (problem,) = problems(make())
     what, _, fix = problem.partition(" | ")
@@ -283,7 +281,7 @@ def test_a_folder_that_cannot_be_made_is_named(make: Callable[..., Preparation],
     assert problem.startswith(f"cannot write {tmp_path}/node dir: ")
 
 
-def test_a_folder_that_is_there_already_is_not_taken_over(make: Callable[..., Preparation]) -> None:
+def test_an_existing_folder_is_not_reused(make: Callable[..., Preparation]) -> None:
     first, second = make(), make()
     assert problems(first) == []
     (problem,) = problems(second)
@@ -292,7 +290,7 @@ def test_a_folder_that_is_there_already_is_not_taken_over(make: Callable[..., Pr
     assert os.path.exists(first.folder)
 
 
-def test_all_problems_are_told_at_once_and_nothing_is_made(
+def test_all_problems_are_reported_at_once_and_nothing_is_made(
     make: Callable[..., Preparation], fake_tmux: FakeTmux, tmp_path: Path
 ) -> None:
     fake_tmux("tmux 2.0")
@@ -329,7 +327,7 @@ def test_a_port_that_is_in_use_is_named(make: Callable[..., Preparation]) -> Non
 
 @pytest.mark.parametrize("free", [True, False])
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
-def test_the_store_can_listen_on_a_port_that_is_held(family: socket.AddressFamily, free: bool) -> None:
+def test_the_rendezvous_store_can_listen_on_a_reserved_port(family: socket.AddressFamily, free: bool) -> None:
     with reserve_port(0) as first:
         port = first.getsockname()[1]
         if free:
@@ -350,14 +348,14 @@ def check_listening(port: int, family: socket.AddressFamily) -> None:
         pass
 
 
-def test_a_port_that_is_held_is_not_given_to_anyone_else() -> None:
+def test_a_reserved_port_is_not_given_to_another_program() -> None:
     with reserve_port(0) as first:
         port = first.getsockname()[1]
         with socket.socket() as other, pytest.raises(OSError, match="in use"):
             other.bind(("", port))
 
 
-def test_a_port_is_free_again_once_it_was_released(make: Callable[..., Preparation]) -> None:
+def test_a_released_port_is_free_again(make: Callable[..., Preparation]) -> None:
     preparation = make()
     port = preparation.run("x")["facts"]["port"]
     preparation.release_port()
@@ -379,19 +377,19 @@ def test_the_visible_devices_are_counted(visible: str, count: int, monkeypatch: 
 # ---- what a launcher needs besides
 
 
-def test_a_missing_program_is_a_problem_with_the_command_that_installs_it(make: Callable[..., Preparation]) -> None:
+def test_a_missing_program_is_reported_with_its_install_command(make: Callable[..., Preparation]) -> None:
     program = {"names": ["no-such-mpirun"], "install": "sudo apt-get install -y openmpi-bin", "version_flag": "-V"}
     assert problems(make(programs=[program])) == [
         "there is no no-such-mpirun on PATH | install it there: sudo apt-get install -y openmpi-bin"
     ]
 
 
-def test_a_missing_module_is_installed_as_its_launcher_says(make: Callable[..., Preparation]) -> None:
+def test_a_missing_module_is_reported_with_the_launchers_package(make: Callable[..., Preparation]) -> None:
     (problem,) = problems(make(modules=["json", "no_such_ai"], installs={"no_such_ai": "--no-deps no-such-ai==0.5"}))
     assert f"{sys.executable} -m pip install --no-deps no-such-ai==0.5" in problem
 
 
-def test_versions_of_modules_and_programs_are_told(make: Callable[..., Preparation]) -> None:
+def test_versions_of_modules_and_programs_are_returned(make: Callable[..., Preparation]) -> None:
     program = {"names": ["python3"], "install": "", "version_flag": "--version"}
     versions = make(modules=["json", "pytest"], programs=[program]).run("the program")["facts"]["versions"]
     assert (versions["json"], versions["pytest"]) == ("", pytest.__version__)
@@ -399,7 +397,7 @@ def test_versions_of_modules_and_programs_are_told(make: Callable[..., Preparati
 
 
 def test_the_version_of_a_module_is_that_of_its_metadata(make: Callable[..., Preparation]) -> None:
-    # Read from a folder's name where that says it, or else asked of importlib.metadata.
+    # Read from the folder's name if that contains it, otherwise from importlib.metadata.
     from importlib.metadata import version
 
     names = ["pytest", "hypothesis", "yaml", "json"]
@@ -407,7 +405,7 @@ def test_the_version_of_a_module_is_that_of_its_metadata(make: Callable[..., Pre
     assert versions == {"pytest": version("pytest"), "hypothesis": version("hypothesis"), "yaml": "", "json": ""}
 
 
-def test_an_amd_gpu_that_a_container_may_not_look_at_is_not_counted(
+def test_an_amd_gpu_that_a_container_cannot_read_is_not_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, simds in {"0": 0, "1": 320}.items():

@@ -16,7 +16,7 @@ from tests.remote.place import PYTHON, python, wait_for
 from torchfab.remote import files, procfs
 from torchfab.remote.job.rank_tracker import RankTracker
 
-# An agent with three ranks, each with a data loader that has the rank's environment. It reaps nobody until it is told.
+# An agent with three ranks, each with a data loader that has the rank's environment. It reaps only on command.
 AGENT = """
 import os, subprocess, sys
 for rank in (4, 5, 6):
@@ -83,9 +83,7 @@ def codes(agent: Agent) -> dict[int, int | None]:
     return {rank["rank"]: rank["code"] for rank in agent.tracker.ranks}
 
 
-def test_the_ranks_are_the_topmost_processes_with_a_rank_and_their_loaders_are_none(
-    agent: Agent, tmp_path: Path
-) -> None:
+def test_ranks_are_the_topmost_processes_with_rank_not_their_loaders(agent: Agent, tmp_path: Path) -> None:
     assert agent.tracker.find_new()
     assert agent.tracker.ranks == [
         {
@@ -105,7 +103,7 @@ def test_the_ranks_are_the_topmost_processes_with_a_rank_and_their_loaders_are_n
     assert agent.tracker.running() == list(agent.pids.values())
 
 
-def test_a_second_look_finds_nothing_new(agent: Agent) -> None:
+def test_a_second_search_finds_nothing_new(agent: Agent) -> None:
     agent.tracker.find_new()
     assert not agent.tracker.find_new()
     assert len(agent.tracker.ranks) == 3
@@ -140,7 +138,7 @@ def test_a_rank_without_a_pidfd_is_swept(agent: Agent, monkeypatch: pytest.Monke
     assert codes(agent) == {4: None, 5: 7, 6: None}
 
 
-def test_a_rank_that_was_reaped_before_anyone_looked_has_no_code(agent: Agent) -> None:
+def test_a_rank_that_was_reaped_too_early_has_no_code(agent: Agent) -> None:
     agent.tracker.find_new()
     agent.finish(4, 3)
     agent.tell("child4.wait(); print('reaped', flush=True)")
@@ -151,7 +149,7 @@ def test_a_rank_that_was_reaped_before_anyone_looked_has_no_code(agent: Agent) -
     assert (rank["code"], rank["ended"] is not None) == (None, True)
 
 
-def test_the_code_of_a_rank_that_was_reaped_by_the_supervisor_is_set(agent: Agent, tmp_path: Path) -> None:
+def test_the_code_of_a_rank_reaped_by_the_supervisor_is_set(agent: Agent, tmp_path: Path) -> None:
     agent.tracker.find_new()
     agent.tracker.set_code(agent.pids[5], -11)
     (rank,) = [each for each in files.read_json(str(tmp_path / files.RANKS)) if each["pid"] == agent.pids[5]]
@@ -159,7 +157,7 @@ def test_the_code_of_a_rank_that_was_reaped_by_the_supervisor_is_set(agent: Agen
 
 
 @pytest.mark.parametrize("text", ["", "-1", "x", "1.0", "²", "9" * 5000])
-def test_a_rank_that_is_no_number_is_not_known(text: str, tmp_path: Path) -> None:
+def test_a_rank_that_is_not_a_number_is_none(text: str, tmp_path: Path) -> None:
     child = subprocess.Popen(["sleep", "600"], env={"PATH": os.environ["PATH"], "RANK": text})
     wait_for(lambda: procfs.environment(child.pid))
     tracker = RankTracker(str(tmp_path), child.pid)
@@ -189,7 +187,7 @@ program.kill()
 """
 
 
-def test_what_a_rank_starts_after_it_overwrote_its_environment_is_no_rank(tmp_path: Path) -> None:
+def test_children_of_a_rank_that_overwrote_its_environment_are_no_ranks(tmp_path: Path) -> None:
     argv, env = python(RETITLED), {**os.environ, "RANK": "3"}
     with subprocess.Popen(argv, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as rank:
         assert rank.stdin
@@ -209,16 +207,16 @@ def test_what_a_rank_starts_after_it_overwrote_its_environment_is_no_rank(tmp_pa
     assert [each["pid"] for each in tracker.ranks] == [rank.pid]
 
 
-def test_a_process_that_has_a_rank_only_at_the_first_of_two_looks_is_none(
+def test_a_process_that_has_rank_only_in_the_first_read_is_not_a_rank(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with subprocess.Popen(["sleep", "600"], env={"PATH": os.environ["PATH"]}) as child:
         wait_for(lambda: procfs.command_line(child.pid)[:1] == ["sleep"])
-        seen = [{"RANK": "3"}]  # as it is between fork and exec, and for one that ends
+        stale = [{"RANK": "3"}]  # as between fork and exec, and for a process that ends
         truth = procfs.environment
-        monkeypatch.setattr(procfs, "environment", lambda pid: seen.pop() if seen else truth(pid))
+        monkeypatch.setattr(procfs, "environment", lambda pid: stale.pop() if stale else truth(pid))
         tracker = RankTracker(str(tmp_path), child.pid)
         new = tracker.find_new()
         child.kill()
-    assert not seen
+    assert not stale
     assert (new, tracker.ranks, tracker.pidfds) == (False, [], {})

@@ -1,4 +1,4 @@
-"""Secrets that are printed are hidden, whatever stands around them, and nothing else is."""
+"""Printed secrets are redacted, whatever the text around them, and nothing else is."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VALUES = st.one_of(st.from_regex(r"[A-Za-z0-9_-]{8,40}", fullmatch=True), st.tex
 
 
 def hide(secrets: dict[str, str], value: Any, key: str = KEY) -> Any:
-    """Give a value as it is answered, of a job with these secrets."""
+    """Return a value as it is sent for a job with these secrets."""
     return redaction.make_redactor(redaction.digests(secrets, KEY), key)(value)
 
 
@@ -29,7 +29,7 @@ def pieces(value: str) -> list[str]:
 
 
 @fuzzed(TEXTS, VALUES.filter(lambda value: value == value.strip() and value.isprintable()), TEXTS)
-def test_a_secret_is_hidden_wherever_it_stands(before: str, value: str, after: str) -> None:
+def test_a_secret_is_redacted_anywhere_in_a_text(before: str, value: str, after: str) -> None:
     shown = hide({"TOKEN": value}, f"{before}{value}{after}")
     assert value not in shown or value in f"{before}<TOKEN>{after}"
     assert "<TOKEN>" in shown
@@ -52,11 +52,11 @@ def test_no_piece_of_any_secret_is_left(words: list[str], secrets: dict[str, str
 
 
 @given(TEXTS)
-def test_a_text_without_secrets_is_left_alone(text: str) -> None:
+def test_a_text_without_secrets_is_unchanged(text: str) -> None:
     assert hide({"TOKEN": "a-secret-that-is-not-there"}, text) == text
 
 
-def test_texts_are_found_in_everything_that_is_answered_but_not_in_names() -> None:
+def test_all_values_of_an_answer_are_redacted_but_not_its_keys() -> None:
     value = "hf_0123456789"
     answer = {"lines": [[0, 1.5, f"token={value}"], ["agent", 2, "none"]], "offsets": {f"/x/{value}": 3}, "ok": True}
     shown = hide({"HF_TOKEN": value}, answer)
@@ -75,16 +75,16 @@ def test_texts_are_found_in_everything_that_is_answered_but_not_in_names() -> No
         ("abcd1234efg", "abcd1234efg"),
     ],
 )
-def test_a_token_is_its_name_in_the_text(text: str, expected: str) -> None:
+def test_a_token_is_replaced_by_its_name(text: str, expected: str) -> None:
     assert hide({"T": "abcd1234efgh"}, text) == expected
 
 
-def test_of_a_key_with_several_lines_each_is_hidden() -> None:
+def test_each_line_of_a_multiline_key_is_redacted() -> None:
     shown = hide({"PEM": "-----BEGIN-----\nMIIEowIBAAKC\nshort\n"}, "MIIEowIBAAKC short")
     assert shown == "<PEM> short"
 
 
-def test_of_two_secrets_the_longer_is_hidden_first() -> None:
+def test_the_longer_of_two_secrets_is_redacted_first() -> None:
     assert hide({"A": "12345678", "B": "1234567890"}, "1234567890 12345678") == "<B> <A>"
 
 
@@ -93,7 +93,7 @@ def test_short_secrets_leave_no_digest(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_written_tells_neither_the_secret_nor_is_of_use_without_the_key(tmp_path: Path) -> None:
+def test_the_digest_file_reveals_nothing_and_needs_the_key(tmp_path: Path) -> None:
     value = "abcd1234efgh"
     redaction.write(str(tmp_path), {"T": value}, KEY)
     path = tmp_path / redaction.FILE

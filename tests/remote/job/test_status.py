@@ -19,15 +19,15 @@ from tests.remote.place import Place, python, wait_for
 from tests.remote.test_procfs import DOUBLE_FORK
 from tests.support import require
 from torchfab.remote import files, procfs
-from torchfab.remote.job import status as life
-from torchfab.remote.job import stop as ending
+from torchfab.remote.job import status as job_status
+from torchfab.remote.job import stop as job_stop
 
 SESSION = "no-such-session-node0"
 
 
 @pytest.fixture(autouse=True)
 def _own_tmux(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A tmux server of our own, which is never started: `stop` asks it to end a session."""
+    """A separate tmux server that is never started; `stop` closes a session on it."""
     require("tmux")
     with TemporaryDirectory(prefix="tf-") as folder:
         monkeypatch.setenv("TMUX_TMPDIR", folder)
@@ -35,7 +35,7 @@ def _own_tmux(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def status(place: Place) -> dict[str, Any]:
-    return life.status(str(place.folder), place.job_id, 0)
+    return job_status.status(str(place.folder), place.job_id, 0)
 
 
 def one(place: Place) -> dict[str, Any]:
@@ -45,11 +45,11 @@ def one(place: Place) -> dict[str, Any]:
 
 
 def stop(place: Place, grace_s: float = 10.0) -> dict[str, Any]:
-    return ending.stop(str(place.folder), place.job_id, 0, SESSION, grace_s)
+    return job_stop.stop(str(place.folder), place.job_id, 0, SESSION, grace_s)
 
 
 def started(place: Place, *argv: str, lines: int = 1, **spec: Any) -> subprocess.Popen[bytes]:
-    """Supervise a process, and wait until it and its children have said that they are ready."""
+    """Supervise a process, and wait until it and its children have reported that they are ready."""
     folder = place.prepare(argv, **spec)
     supervisor = place.supervise(folder.name)
     wait_for(lambda: (folder / files.OUTPUT).exists() and (folder / files.OUTPUT).read_text().count("ready") == lines)
@@ -60,11 +60,11 @@ def started(place: Place, *argv: str, lines: int = 1, **spec: Any) -> subprocess
 # ---- status
 
 
-def test_a_process_that_was_not_started_yet_is_starting(place: Place) -> None:
+def test_a_process_that_has_not_started_is_starting(place: Place) -> None:
     place.prepare(["true"])
     found = one(place)
     assert (found["state"], found["pid"], found["ended"], found["ranks"]) == ("starting", None, None, [])
-    assert not life.has_ended(str(place.folder))
+    assert not job_status.has_ended(str(place.folder))
 
 
 def test_a_running_process_is_running_with_its_last_line(place: Place) -> None:
@@ -84,24 +84,24 @@ def test_a_process_that_ended_has_its_code(place: Place, how: str, state: str, c
     found = one(place)
     assert (found["state"], found["code"], found["reason"]) == (state, code, "")
     assert found["started"] <= found["ended"] <= time.time()
-    assert life.has_ended(str(place.folder))
+    assert job_status.has_ended(str(place.folder))
 
 
-def test_a_process_that_could_not_be_started_has_failed_with_the_reason(place: Place) -> None:
+def test_a_process_that_cannot_start_has_failed_with_the_reason(place: Place) -> None:
     place.run(["/no/such/program"])
     found = one(place)
     assert (found["state"], found["reason"]) == ("failed", "cannot start /no/such/program: No such file or directory")
-    assert life.has_ended(str(place.folder))
+    assert job_status.has_ended(str(place.folder))
 
 
-def test_a_process_whose_supervisor_was_killed_is_lost_and_what_it_left_is_named(place: Place) -> None:
+def test_a_process_is_lost_if_its_supervisor_was_killed(place: Place) -> None:
     supervisor = started(place, *python(STUBBORN))
     supervisor.kill()
     supervisor.wait()
     found = status(place)
     assert [(each["state"], each["reason"]) for each in found["processes"]] == [("lost", "its supervisor was killed")]
     assert len(found["left"]) == 1
-    assert life.has_ended(str(place.folder))
+    assert job_status.has_ended(str(place.folder))
 
 
 def test_a_process_of_an_earlier_boot_is_lost(place: Place) -> None:
@@ -118,19 +118,19 @@ def test_a_reused_pid_is_not_taken_for_the_supervisor(place: Place) -> None:
     assert one(place)["state"] == "lost"
 
 
-def test_a_process_that_is_a_rank_has_a_rank_even_if_nobody_saw_it(place: Place) -> None:
+def test_a_process_that_is_a_rank_is_listed_even_if_it_ended_early(place: Place) -> None:
     place.run(["sh", "-c", "exit 7"], name="rank-3", rank=3)
     (rank,) = one(place)["ranks"]
     assert (rank["rank"], rank["code"]) == (3, 7)
 
 
 def test_a_job_without_a_folder_does_not_exist_and_has_ended(tmp_path: Path) -> None:
-    found = life.status(str(tmp_path / "gone"), "a-job", 0)
+    found = job_status.status(str(tmp_path / "gone"), "a-job", 0)
     assert (found["exists"], found["processes"]) == (False, [])
-    assert life.has_ended(str(tmp_path / "gone"))
+    assert job_status.has_ended(str(tmp_path / "gone"))
 
 
-def test_torchruns_report_tells_the_codes_of_ranks_that_nobody_saw(tmp_path: Path) -> None:
+def test_exit_codes_of_short_ranks_come_from_torchruns_report(tmp_path: Path) -> None:
     path = tmp_path / files.OUTPUT
     path.write_text("""\
 train.py FAILED
@@ -150,37 +150,37 @@ Root Cause (first observed failure):
   exitcode  : 7 (pid: 4711)
   error_file: <N/A>
 """)
-    assert life.reported_failures(str(path)) == [{"rank": 2, "code": 7}, {"rank": 3, "code": -15}]
+    assert job_status.reported_failures(str(path)) == [{"rank": 2, "code": 7}, {"rank": 3, "code": -15}]
 
 
 @pytest.mark.parametrize(
     "text", ["", "rank", "rank : x\nexitcode : 1", "exitcode : 1", "rank : 3\nexitcode :", "rank : 3\nexitcode : <N/A>"]
 )
-def test_what_only_looks_like_a_report_is_none(text: str, tmp_path: Path) -> None:
+def test_text_that_only_resembles_a_report_is_not_parsed(text: str, tmp_path: Path) -> None:
     (tmp_path / "log").write_text(text)
-    assert life.reported_failures(str(tmp_path / "log")) == []
+    assert job_status.reported_failures(str(tmp_path / "log")) == []
 
 
 def test_a_tail_is_the_end_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "log").write_bytes(b"x" * 20_000 + b"\r10%\r\xff end")
-    assert life.tail(str(tmp_path / "log")) == "10%\n\ufffd end"
+    assert job_status.tail(str(tmp_path / "log")) == "10%\n\ufffd end"
     (tmp_path / "log").write_bytes(b"short\rend")
-    assert life.tail(str(tmp_path / "log")) == "short\nend"
-    assert life.tail(str(tmp_path / "gone")) == ""
+    assert job_status.tail(str(tmp_path / "log")) == "short\nend"
+    assert job_status.tail(str(tmp_path / "gone")) == ""
 
 
 @pytest.mark.parametrize(
     ("cut", "whole"),
     [("cret\nnext one\n", "next one\n"), ("cret and more", "and more"), ("cretcretcret", ""), ("\nall", "all")],
 )
-def test_what_was_cut_off_begins_with_a_whole_line_or_word(cut: str, whole: str) -> None:
-    assert life.drop_partial_line(cut) == whole
+def test_a_cut_text_starts_with_a_complete_line_or_word(cut: str, whole: str) -> None:
+    assert job_status.drop_partial_line(cut) == whole
 
 
 # ---- stop
 
 
-def test_stop_ends_a_polite_job_and_proves_it(place: Place) -> None:
+def test_stop_ends_a_job_that_handles_term_and_proves_it(place: Place) -> None:
     started(place, "sh", "-c", "echo ready; exec sleep 600")
     report = stop(place)
     assert {**report, "seconds": 0} == {"asked": 1, "killed": [], "left": [], "seconds": 0}
@@ -189,7 +189,7 @@ def test_stop_ends_a_polite_job_and_proves_it(place: Place) -> None:
     assert one(place)["state"] == "stopped"
 
 
-def test_stop_kills_what_ignores_term_after_the_grace(place: Place) -> None:
+def test_stop_kills_processes_that_ignore_term_after_the_grace_period(place: Place) -> None:
     started(place, *python(STUBBORN))
     report = stop(place, 0.3)
     assert (report["asked"], len(report["killed"]), report["left"]) == (1, 1, [])
@@ -197,14 +197,14 @@ def test_stop_kills_what_ignores_term_after_the_grace(place: Place) -> None:
     assert (one(place)["state"], one(place)["code"]) == ("stopped", -9)
 
 
-def test_stop_ends_what_escaped_from_its_agent(place: Place) -> None:
+def test_stop_ends_processes_that_escaped_from_their_agent(place: Place) -> None:
     started(place, *python(ESCAPING, "time.sleep(600)"))
     report = stop(place, 0.3)
     assert (report["asked"], report["left"]) == (2, [])
     assert place.running() == []
 
 
-def test_stop_ends_what_no_supervisor_answers_for(place: Place) -> None:
+def test_stop_ends_processes_without_a_supervisor(place: Place) -> None:
     supervisor = started(place, *python(ESCAPING, "time.sleep(600)"))
     supervisor.kill()
     supervisor.wait()
@@ -221,7 +221,7 @@ def test_stop_ends_a_supervisor_that_was_stopped_by_a_signal(place: Place) -> No
     assert supervisor.wait(5) == -signal.SIGKILL
 
 
-def test_stopping_again_is_harmless_and_says_that_nothing_ran(place: Place) -> None:
+def test_a_second_stop_is_harmless_and_reports_that_nothing_ran(place: Place) -> None:
     started(place, "sh", "-c", "echo ready; exec sleep 600")
     stop(place)
     ended = place.read(place.folder / "agent", files.EXIT)
@@ -229,13 +229,13 @@ def test_stopping_again_is_harmless_and_says_that_nothing_ran(place: Place) -> N
     assert place.read(place.folder / "agent", files.EXIT) == ended
 
 
-def test_stopping_a_job_that_has_failed_does_not_make_it_stopped(place: Place) -> None:
+def test_a_failed_job_stays_failed_after_a_stop(place: Place) -> None:
     place.run(["sh", "-c", "exit 7"])
     stop(place)
     assert one(place)["state"] == "failed"
 
 
-def test_stop_leaves_other_jobs_alone_also_one_with_a_longer_name(place: Place, tmp_path: Path) -> None:
+def test_stop_does_not_end_other_jobs_with_a_longer_name(place: Place, tmp_path: Path) -> None:
     longer = Place(tmp_path / "other" / "node-0", f"{place.job_id}-{secrets.token_hex(2)}")
     try:
         for each in (place, longer):
@@ -250,5 +250,5 @@ def test_stop_leaves_other_jobs_alone_also_one_with_a_longer_name(place: Place, 
 def test_stop_finds_a_process_without_any_folder(place: Place, tmp_path: Path) -> None:
     place.begin(python(DOUBLE_FORK, str(tmp_path / "pid")), {**os.environ, **place.marks}).wait()
     wait_for(lambda: len(place.running()) == 1)
-    report = ending.stop(str(tmp_path / "gone" / "node-0"), place.job_id, 0, SESSION, 1.0)
+    report = job_stop.stop(str(tmp_path / "gone" / "node-0"), place.job_id, 0, SESSION, 1.0)
     assert (report["asked"], report["left"]) == (1, [])

@@ -17,13 +17,13 @@ from tests.hostile import HOSTILE
 from tests.remote.place import PYTHON, Place, python, wait_for
 from torchfab.remote import files, procfs
 
-# Each of these says on stdout that it is ready for signals.
+# Each of these prints a line when it is ready for signals.
 STUBBORN = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
 )
 # Waits for signals. Python loses none this way; one that comes just before a long sleep is handled after it.
 IDLE = "[time.sleep(0.05) for _ in range(12_000)]"
-# Leaves a grandchild that left its session and its parents, and ignores TERM; then does what its argument says.
+# Leaves a grandchild in another session that ignores TERM, then runs its argument.
 ESCAPING = """
 import os, signal, sys, time
 read, write = os.pipe()
@@ -47,7 +47,7 @@ def output(place: Place, name: str = "agent") -> str:
 
 
 def supervised(place: Place, *argv: str, **spec: Any) -> tuple[subprocess.Popen[bytes], Path]:
-    """Start the supervisor of a process that says when it is ready; return both once it is."""
+    """Start the supervisor of a process that prints a line when it is ready; return both once it is."""
     folder = place.prepare(argv, **spec)
     supervisor = place.supervise()
     wait_for(lambda: "ready" in output(place))
@@ -55,7 +55,7 @@ def supervised(place: Place, *argv: str, **spec: Any) -> tuple[subprocess.Popen[
 
 
 def ended(place: Place, supervisor: subprocess.Popen[bytes]) -> tuple[int, dict[str, Any]]:
-    """Wait for the supervisor's end; return its exit code and its record, once it is proved that nothing is left."""
+    """Wait for the supervisor's end; check that nothing is left; return its exit code and its record."""
     code = supervisor.wait(30)
     assert place.running() == []
     return code, place.read(place.folder / "agent", files.EXIT)
@@ -74,9 +74,7 @@ def ended(place: Place, supervisor: subprocess.Popen[bytes]) -> tuple[int, dict[
         ("kill -ABRT $$", -6, "SIGABRT", 134),
     ],
 )
-def test_the_end_of_a_process_is_written_down(
-    place: Place, how: str, code: int, name: str | None, returned: int
-) -> None:
+def test_the_end_of_a_process_is_recorded(place: Place, how: str, code: int, name: str | None, returned: int) -> None:
     before = time.time()
     got, record = place.run(["sh", "-c", how])
     assert got == returned
@@ -84,7 +82,7 @@ def test_the_end_of_a_process_is_written_down(
     assert record == {"code": code, "signal": name, "asked": None, "warned": None, "killed": [], "left": []}
 
 
-def test_the_start_of_a_process_is_written_down(place: Place) -> None:
+def test_the_start_of_a_process_is_recorded(place: Place) -> None:
     supervisor, folder = supervised(
         place, *python("import os, time; print('ready', os.getpid(), flush=True); time.sleep(600)")
     )
@@ -101,7 +99,7 @@ def test_the_start_of_a_process_is_written_down(place: Place) -> None:
     assert os.getsid(pid) == pid, "it has a session of its own"
 
 
-def test_what_cannot_be_started_is_written_down(place: Place) -> None:
+def test_a_failed_start_is_recorded(place: Place) -> None:
     code, record = place.run(["/no/such/python", "train.py"])
     assert code == 127
     assert record["error"] == "cannot start /no/such/python: No such file or directory"
@@ -109,18 +107,18 @@ def test_what_cannot_be_started_is_written_down(place: Place) -> None:
     assert place.read(place.folder / "agent", files.STARTED) is None
 
 
-def test_a_program_without_the_right_to_run_is_written_down(place: Place, tmp_path: Path) -> None:
+def test_a_program_that_is_not_executable_is_recorded(place: Place, tmp_path: Path) -> None:
     (tmp_path / "program").write_text("")
     code, record = place.run([str(tmp_path / "program")])
     assert (code, record["error"]) == (127, f"cannot start {tmp_path / 'program'}: Permission denied")
 
 
-def test_a_working_directory_that_is_gone_is_named(place: Place) -> None:
+def test_a_missing_working_directory_is_named(place: Place) -> None:
     code, record = place.run(["sh", "-c", "exit 0"], cwd="/no/such/folder")
     assert (code, record["error"]) == (127, "cannot start sh in /no/such/folder: No such file or directory")
 
 
-def test_an_argument_that_is_too_long_for_the_kernel_is_written_down(place: Place) -> None:
+def test_an_argument_too_long_for_the_kernel_is_recorded(place: Place) -> None:
     code, record = place.run(["sh", "-c", "exit 0", "x" * 200_000])
     assert (code, record["error"]) == (127, "cannot start sh: Argument list too long")
 
@@ -149,7 +147,7 @@ def test_argv_environment_and_folder_are_those_of_the_spec(place: Place, tmp_pat
     assert (cwd, terminal) == (str(tmp_path), False)
 
 
-def test_secrets_are_removed_when_they_were_read_and_are_in_no_file(place: Place) -> None:
+def test_secrets_are_removed_once_read_and_stay_in_no_file(place: Place) -> None:
     _, folder = supervised(
         place, *python(f"import time; print('ready', flush=True); {IDLE}"), secrets={"HF_TOKEN": "hunter2"}
     )
@@ -180,20 +178,20 @@ def test_the_growth_of_the_log_is_in_the_timeline(place: Place) -> None:
 # ---- nothing is left behind
 
 
-def test_what_double_forked_into_a_session_of_its_own_is_gone_after_the_end(place: Place) -> None:
+def test_double_forked_processes_in_other_sessions_are_ended(place: Place) -> None:
     code, record = place.run(python(ESCAPING, "sys.exit(7)"), grace_s=0.2)
     assert code == 7
     assert (record["code"], len(record["left"]), len(record["killed"])) == (7, 1, 1)
     assert place.running() == []
 
 
-def test_polite_leftovers_end_on_term_and_are_not_killed(place: Place) -> None:
+def test_leftovers_that_handle_term_are_not_killed(place: Place) -> None:
     code, record = place.run(["sh", "-c", "setsid sleep 600 & sleep 0.05; exit 3"])
     assert (code, len(record["left"]), record["killed"]) == (3, 1, [])
     assert place.running() == []
 
 
-def test_workers_in_sessions_of_their_own_do_not_outlive_a_killed_agent(place: Place) -> None:
+def test_workers_in_other_sessions_do_not_outlive_a_killed_agent(place: Place) -> None:
     agent = (
         "import subprocess, sys, time\n"
         "for n in range(3): subprocess.Popen(sys.argv[1:], start_new_session=True)\n"
@@ -207,7 +205,7 @@ def test_workers_in_sessions_of_their_own_do_not_outlive_a_killed_agent(place: P
     assert (code, record["signal"], len(record["left"]), len(record["killed"])) == (137, "SIGKILL", 3, 3)
 
 
-def test_a_worker_that_ignores_term_is_killed_after_the_grace(place: Place) -> None:
+def test_a_worker_that_ignores_term_is_killed_after_the_grace_period(place: Place) -> None:
     supervisor, _ = supervised(place, *python(STUBBORN), grace_s=0.3)
     begun = time.monotonic()
     supervisor.terminate()
@@ -217,14 +215,14 @@ def test_a_worker_that_ignores_term_is_killed_after_the_grace(place: Place) -> N
     assert 0.25 < time.monotonic() - begun < 5
 
 
-def test_the_grace_of_a_stop_replaces_that_of_the_launch(place: Place) -> None:
+def test_the_grace_period_of_a_stop_replaces_that_of_the_launch(place: Place) -> None:
     supervisor, _ = supervised(place, *python(STUBBORN), grace_s=500.0)
     files.write_json(str(place.folder / files.STOP), {"time": time.time(), "grace_s": 0.1})
     supervisor.terminate()
     assert ended(place, supervisor)[0] == 137
 
 
-def test_a_worker_has_its_grace_to_end_by_itself(place: Place) -> None:
+def test_a_worker_has_the_grace_period_to_end_by_itself(place: Place) -> None:
     polite = (
         "import signal, sys, time\n"
         "def end(*_): time.sleep(0.3); print('saved', flush=True); sys.exit(5)\n"
@@ -238,7 +236,7 @@ def test_a_worker_has_its_grace_to_end_by_itself(place: Place) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
-def test_signals_that_end_are_passed_on(place: Place, number: signal.Signals) -> None:
+def test_signals_that_request_the_end_are_forwarded(place: Place, number: signal.Signals) -> None:
     telling = (
         "import signal, sys, time\n"
         "for n in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT): signal.signal(n, lambda n, _: sys.exit(n))\n"
@@ -252,7 +250,7 @@ def test_signals_that_end_are_passed_on(place: Place, number: signal.Signals) ->
     assert (code, record["asked"]) == (number, number.name)
 
 
-def test_the_training_goes_on_when_tmux_itself_was_killed(place: Place) -> None:
+def test_the_training_continues_when_tmux_itself_is_killed(place: Place) -> None:
     gone = place.begin(["true"], os.environ)
     gone.wait()
     place.prepare(["sh", "-c", "echo ready; sleep 0.5; exit 3"])
@@ -275,7 +273,7 @@ def test_user_signals_reach_the_process_and_end_nothing(place: Place) -> None:
     assert supervisor.poll() is None
 
 
-def test_a_process_is_asked_to_end_when_its_supervisor_is_killed(place: Place) -> None:
+def test_a_process_gets_term_when_its_supervisor_is_killed(place: Place) -> None:
     supervisor, _ = supervised(place, "sh", "-c", "echo ready; exec sleep 600")
     supervisor.kill()
     supervisor.wait()
@@ -286,7 +284,7 @@ def test_a_process_is_asked_to_end_when_its_supervisor_is_killed(place: Place) -
 
 
 def test_ranks_are_found_with_their_true_exit_codes(place: Place) -> None:
-    # It reaps a rank some time after its end, as torchrun does, which looks every 0.1 s.
+    # It reaps a rank some time after its end, as torchrun does, which polls every 0.1 s.
     agent = (
         "import os, subprocess, sys, time\n"
         "def start(rank, code):\n"
@@ -307,7 +305,7 @@ def test_ranks_are_found_with_their_true_exit_codes(place: Place) -> None:
     assert ranks[1]["ended"] < ranks[0]["ended"]
 
 
-def test_a_process_that_is_a_rank_itself_has_its_code_in_the_ranks(place: Place) -> None:
+def test_a_process_that_is_itself_a_rank_has_its_code_in_the_ranks(place: Place) -> None:
     env = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "8"}
     place.run(["sh", "-c", "sleep 0.3; exit 7"], env=env, name="rank-3", rank=3)
     (rank,) = place.read(place.folder / "rank-3", files.RANKS)

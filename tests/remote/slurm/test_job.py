@@ -1,4 +1,4 @@
-"""What is asked of Slurm's commands, and how their answers are read: with programs that stand in their place."""
+"""Calls of Slurm's commands and the parsing of their output, with stub programs in their place."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ JobId=17 JobName=x JobState=COMPLETED
 
 
 class Stubs:
-    """A PATH of programs that stand where Slurm's would."""
+    """A PATH with stub programs in place of Slurm's."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -58,7 +58,7 @@ def request(tmp_path: Path, **more: Any) -> dict[str, Any]:
     return {**base, **script, "spec": {"name": "agent"}, "secrets": {"A_TOKEN": "sesame"}, **more}
 
 
-def test_a_job_is_read_from_anchored_lines_whatever_its_name(stubs: Stubs) -> None:
+def test_scontrol_output_is_parsed_whatever_the_jobs_name(stubs: Stubs) -> None:
     scontrol(stubs, "PENDING", "Nodes required are DOWN", "(null)")
     assert job.query("17") == {
         "state": "PENDING",
@@ -73,7 +73,7 @@ def test_a_job_is_read_from_anchored_lines_whatever_its_name(stubs: Stubs) -> No
     assert job.query("17")["hosts"] == ["n1", "n2"]
 
 
-def test_a_forgotten_job_is_looked_up_in_the_accounting_then_in_the_log(stubs: Stubs) -> None:
+def test_a_forgotten_job_is_queried_in_the_accounting_then_in_the_log(stubs: Stubs) -> None:
     stubs.put("scontrol", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
     stubs.put("sacct", "printf 'FAILED|1:0|n1|00:10:00\\nCANCELLED by 7|0:15|n1|00:10:00\\n'")
     limit = {"limit": "00:10:00"}
@@ -91,7 +91,7 @@ def test_a_controller_that_does_not_answer_is_an_error_not_an_end(stubs: Stubs) 
     assert job.is_active(found)
 
 
-def test_a_submission_writes_the_folder_and_hands_secrets_over_in_the_environment(
+def test_submit_writes_the_folder_and_passes_secrets_in_the_environment(
     stubs: Stubs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SBATCH_TIMELIMIT", "5")  # the file says --time: sbatch would let this win
@@ -108,7 +108,7 @@ def test_a_submission_writes_the_folder_and_hands_secrets_over_in_the_environmen
 
 
 @pytest.mark.parametrize(
-    ("said", "fix"),
+    ("message", "fix"),
     [
         ("Batch job submission failed: Invalid account or account/partition combination specified", "sacctmgr"),
         ("Batch job submission failed: Invalid qos specification", "sacctmgr"),
@@ -116,18 +116,16 @@ def test_a_submission_writes_the_folder_and_hands_secrets_over_in_the_environmen
         ("Batch job submission failed: Unable to contact slurm controller (connect failure)", "scontrol ping"),
     ],
 )
-def test_what_sbatch_refuses_is_said_with_a_fix_and_leaves_nothing(
-    stubs: Stubs, tmp_path: Path, said: str, fix: str
-) -> None:
-    stubs.put("sbatch", f"echo 'sbatch: error: {said}' >&2; exit 1")
+def test_an_error_of_sbatch_has_a_fix_and_leaves_nothing(stubs: Stubs, tmp_path: Path, message: str, fix: str) -> None:
+    stubs.put("sbatch", f"echo 'sbatch: error: {message}' >&2; exit 1")
     wanted = request(tmp_path)
     (problem,) = submit.submit(wanted, "source")["problems"]
-    assert problem["what"] == said
+    assert problem["what"] == message
     assert fix in problem["fix"]
     assert not os.path.exists(wanted["folder"])
 
 
-def test_all_that_is_missing_is_said_at_once(stubs: Stubs, tmp_path: Path) -> None:
+def test_all_missing_requirements_are_reported_at_once(stubs: Stubs, tmp_path: Path) -> None:
     stubs.put("sbatch", "echo 17")
     problems = submit.submit(request(tmp_path, script="no.py", python="/no/python"), "source")["problems"]
     assert [each["what"] for each in problems] == [
@@ -136,7 +134,7 @@ def test_all_that_is_missing_is_said_at_once(stubs: Stubs, tmp_path: Path) -> No
     ]
 
 
-def test_files_of_a_former_run_are_not_taken_for_the_present_one(stubs: Stubs, tmp_path: Path) -> None:
+def test_files_from_before_a_requeue_are_not_used(stubs: Stubs, tmp_path: Path) -> None:
     scontrol(stubs)  # Restarts=2
     wanted: dict[str, Any] = {"slurm_id": "17", "folder": str(tmp_path / "job"), "job_id": "gpt2-1", "nodes": 2}
     for rank, restart in ((0, 1), (1, 2)):
@@ -148,7 +146,7 @@ def test_files_of_a_former_run_are_not_taken_for_the_present_one(stubs: Stubs, t
     assert (second["host"], second["status"]["processes"][0]["state"]) == ("h1", "starting")
 
 
-def test_a_submission_that_nobody_confirmed_is_taken_back(stubs: Stubs, tmp_path: Path) -> None:
+def test_a_submission_without_commit_is_rolled_back(stubs: Stubs, tmp_path: Path) -> None:
     scontrol(stubs, "CANCELLED")
     stubs.put("sbatch", "echo 17")
     wanted = request(tmp_path)
@@ -157,7 +155,7 @@ def test_a_submission_that_nobody_confirmed_is_taken_back(stubs: Stubs, tmp_path
     assert not os.path.exists(wanted["folder"])
 
 
-def test_the_jobs_code_is_that_of_the_rank_that_failed_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_exit_code_is_that_of_the_rank_that_failed_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", [str(tmp_path / "node.py")])
     files.write_json(str(tmp_path / "slurm.json"), {"nodes": 2})
     assert task.exit_code(137) == 137
@@ -168,7 +166,7 @@ def test_the_jobs_code_is_that_of_the_rank_that_failed_first(tmp_path: Path, mon
     assert task.exit_code(137) == 7
 
 
-def test_a_grace_that_is_longer_than_slurms_own_begins_with_a_signal(
+def test_a_grace_period_longer_than_slurms_starts_with_a_signal(
     stubs: Stubs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running, gone = (SHOW.format(state=state, why="None", hosts="n1") for state in ("RUNNING", "CANCELLED"))
@@ -181,9 +179,7 @@ def test_a_grace_that_is_longer_than_slurms_own_begins_with_a_signal(
     assert (tmp_path / "scancelled").read_text() == "--signal=TERM 17\n17\n"
 
 
-def test_a_full_disk_keeps_no_job_from_being_cancelled(
-    stubs: Stubs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_job_is_cancelled_even_on_a_full_disk(stubs: Stubs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: str, _: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
 
@@ -195,7 +191,7 @@ def test_a_full_disk_keeps_no_job_from_being_cancelled(
     assert (tmp_path / "scancelled").read_text().endswith("\n17\n")
 
 
-def test_a_job_that_slurm_does_not_let_go_is_said_to_be_left(
+def test_a_job_that_slurm_does_not_end_is_reported_as_left(
     stubs: Stubs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scontrol(stubs, "COMPLETING")

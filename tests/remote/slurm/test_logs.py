@@ -17,7 +17,7 @@ MOST_FRAMES = 500
 
 
 class Job:
-    """The folder of a job on two nodes; it runs until a test says that it has ended."""
+    """The folder of a job on two nodes; it runs until a test sets its end."""
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.root, self.state = root, "RUNNING"
@@ -58,7 +58,7 @@ def texts(frames: list[dict[str, Any]]) -> list[str]:
     return [text for frame in frames for _, _, text in frame.get("lines", ())]
 
 
-def test_a_stream_that_goes_on_from_offsets_tells_what_came_since_once(job: Job) -> None:
+def test_a_stream_from_offsets_sends_new_lines_once(job: Job) -> None:
     for rank in (0, 1, None):
         job.write("old\nnew\n", rank)
     job.state = "COMPLETED"
@@ -66,13 +66,13 @@ def test_a_stream_that_goes_on_from_offsets_tells_what_came_since_once(job: Job)
     assert texts(frames) == ["new"] * 3
 
 
-def test_a_job_that_never_stops_to_write_is_not_read_for_ever(job: Job) -> None:
+def test_a_job_that_never_stops_writing_is_not_read_forever(job: Job) -> None:
     job.write("first\n")
     frames = job.read(lambda _: job.write("again\n"), follow=False)
     assert len(frames) < MOST_FRAMES
 
 
-def test_a_match_after_many_lines_without_one_is_found_once_the_job_has_ended(job: Job) -> None:
+def test_a_match_after_many_other_lines_is_found_at_the_end(job: Job) -> None:
     job.write("first\n" + "noise\n" * 100_000 + "found\n")
     job.state = "COMPLETED"
     assert texts(job.read(offsets={str(job.path(0)): 6}, grep="found")) == ["found"]

@@ -117,9 +117,8 @@ class ProcessSupervisor:
             return True
         self._secrets()  # removes the file: the process will not read it any more
         if not os.path.exists(os.path.join(job, files.STOP)):
-            self._write_exit(
-                None, error=f"asked to end ({self.end_signal})" if self.end_signal else start_barrier.NEVER_RELEASED
-            )
+            ended_by = f"asked to end ({self.end_signal})" if self.end_signal else ""
+            self._write_exit(None, error=ended_by or start_barrier.NEVER_RELEASED)
         return False
 
     def _start(self) -> Child:

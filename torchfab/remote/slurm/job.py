@@ -113,7 +113,7 @@ _FIXES = (
 )
 
 
-def fix_of(text: str) -> str:
+def suggest_fix(text: str) -> str:
     """Return how to fix an error of a Slurm command.
 
     Parameters
@@ -280,7 +280,7 @@ def stop(request: dict[str, Any]) -> dict[str, Any]:
     begun, before = time.time(), status(request)
     slurm = before["slurm"]
     if "error" in slurm:
-        return {"problems": [{"what": slurm["error"], "fix": fix_of(slurm["error"])}]}
+        return {"problems": [{"what": slurm["error"], "fix": suggest_fix(slurm["error"])}]}
     report = {"before": slurm["state"], "asked": _running(before), "killed": [], "left": [], "seconds": 0.0}
     if slurm["state"] in FINAL or not slurm["state"]:
         return {**report, "asked": 0}

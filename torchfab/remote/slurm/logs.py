@@ -75,8 +75,8 @@ class Stream:
 
     def _is_due(self) -> bool:
         now = time.monotonic()
-        near_end = self._all_have_exit_records()
-        interval_s = _SHORT_QUERY_S if near_end or now - self.started_at < _STARTUP_S else _LONG_QUERY_S
+        is_starting = now - self.started_at < _STARTUP_S
+        interval_s = _SHORT_QUERY_S if is_starting or self._all_have_exit_records() else _LONG_QUERY_S
         return now - self.queried_at > interval_s
 
     def _all_have_exit_records(self) -> bool:

@@ -40,7 +40,7 @@ def handle(request: dict[str, Any], bundle: str) -> dict[str, Any]:
     """
     slurm = job.query(request["slurm_id"])
     if "error" in slurm:
-        return {"problems": [{"what": slurm["error"], "fix": job.fix_of(slurm["error"])}]}
+        return {"problems": [{"what": slurm["error"], "fix": job.suggest_fix(slurm["error"])}]}
     if slurm["state"] != "RUNNING":
         what = f"Slurm job {request['slurm_id']} does not run: {slurm['state'] or 'Slurm has forgotten it'}"
         return {"problems": [{"what": what, "fix": ""}]}
