@@ -115,27 +115,27 @@ BROKEN = "def test_always_fails(): assert 0\n"
 
 
 @pytest.mark.parametrize(
-    ("text", "runs", "code", "last"),
+    ("text", "options", "runs", "code", "last"),
     [
-        ("def test_passes(): pass\n", 1, 0, ["0 flaky tests"]),
-        (FLAKY, 2, 0, ["flaky: test_it.py::test_fails_once", "1 flaky test"]),
-        (FLAKY + BROKEN, 2, 1, ["flaky: test_it.py::test_fails_once", "1 flaky test"]),
-        ("import no_such_module\n", 2, 1, ["0 flaky tests"]),
-        ("raise KeyboardInterrupt\n", 1, 2, ["0 flaky tests"]),
+        ("def test_passes(): pass\n", "", 1, 0, ["0 flaky tests"]),
+        (FLAKY, "", 2, 0, ["flaky: test_it.py::test_fails_once", "1 flaky test"]),
+        (FLAKY + BROKEN, "-p xdist -n 1", 2, 1, ["flaky: test_it.py::test_fails_once", "1 flaky test"]),
+        ("import no_such_module\n", "", 1, 2, ["0 flaky tests"]),
     ],
-    ids=["passing", "flaky", "flaky and broken", "not importable", "interrupted"],
+    ids=["passing", "flaky", "flaky and broken", "not importable"],
 )
 def test_a_test_that_passes_only_when_run_again_is_called_flaky(
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     text: str,
+    options: str,
     runs: int,
     code: int,
     last: list[str],
 ) -> None:
     (tmp_path / "test_it.py").write_text(text)
-    (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = -p xdist -n 1\n")
+    (tmp_path / "pytest.ini").write_text(f"[pytest]\naddopts = {options}\n")
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # a second less
     found = 0
     try:
