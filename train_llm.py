@@ -6,17 +6,18 @@
     torchrun ... train_llm.py --experiment-name gpt2 --model-name openai-community/gpt2 \
         --dataset-name Skylion007/openwebtext --batch-size 64 --compile
 
-Any launcher will do that tells a process its rank: torchrun, RANK and WORLD_SIZE in the environment, deepspeed, mpirun,
-srun. The file reads from top to bottom:
+Works with any launcher that sets the rank of a process: torchrun, RANK and WORLD_SIZE in the environment, deepspeed,
+mpirun, srun. The file reads from top to bottom:
 
-    1 arguments · 2 where am I · 3 data · 4 model and optimizer · 5 checkpoints · 6 seeing it · 7 the loop · 8 main
+    1 arguments · 2 rank and device · 3 data · 4 model and optimizer · 5 checkpoints · 6 logging · 7 the loop · 8 main
 
-Three ideas carry it:
+Three design rules:
 
 - **Everything about step s is a function of (seed, s)**: which sequences it reads, in which order, its learning rate,
-  its dropout masks. So a resumed run repeats the uninterrupted one, on any number of ranks, and replays nothing.
-- **Rank 0 reads and writes checkpoints, the network carries them to the others.** No shared file system is needed.
-- **The hot loop never waits for the device.** Losses stay on it until a log line, an evaluation or a checkpoint asks.
+  its dropout masks. So a resumed run equals the uninterrupted one, on any number of ranks, and replays nothing.
+- **Rank 0 reads and writes checkpoints and broadcasts them to the others.** No shared file system is needed.
+- **The hot loop never waits for the device.** Losses stay on it until a log line, an evaluation or a checkpoint
+  needs them.
 """
 
 from __future__ import annotations
@@ -58,13 +59,13 @@ from torch.nn.parallel import DistributedDataParallel
 # mypy: allow-untyped-calls, no-warn-return-any
 # (transformers and parts of torch have no types.)
 
-PYDOC = "pydoc"  # embedded data set: the language reference that every CPython carries, 466 kB of English prose
+PYDOC = "pydoc"  # embedded data set: the language reference in every CPython, 466 kB of English prose
 TINY_GPT2 = "tiny-gpt2"  # embedded model: a GPT-2 of 0.2 M parameters with its own tokenizer
 END_OF_TEXT = "<|endoftext|>"
 
 
 class TrainError(Exception):
-    """What the user can mend: printed as one line; the traceback goes to the rank's error file only."""
+    """An error that the user can fix: printed as one line; the traceback goes to the rank's error file only."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -93,10 +94,10 @@ class HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line (default: sys.argv)."""
+    """Parse the command line (default: sys.argv)."""
     about = "Train a causal language model with DistributedDataParallel."
     parser = argparse.ArgumentParser(description=about, formatter_class=HelpWithDefaults)
-    add_what_arguments(parser.add_argument_group("what to train on what"))
+    add_model_and_data_arguments(parser.add_argument_group("what to train on what"))
     add_batch_arguments(parser.add_argument_group("how much"))
     add_optimizer_arguments(parser.add_argument_group("how"))
     add_output_arguments(parser.add_argument_group("what to keep and to show"))
@@ -104,7 +105,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def add_what_arguments(group: argparse._ArgumentGroup) -> None:
+def add_model_and_data_arguments(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--model-name", default=TINY_GPT2, help=f"'{TINY_GPT2}', a folder, or a name on the hub")
     add("--weights", choices=["scratch", "pretrained"], default="scratch", help="start from random or stored weights")
@@ -158,32 +159,32 @@ def add_launch_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 2. Where am I: rank, local_rank, world_size, device
+# 2. Rank and device: rank, local_rank, world_size
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class DistributedRank:
-    """This process among the others, as torch.distributed counts them, and who said so."""
+    """Rank, local rank and world size of this process, and the launcher that set them."""
 
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
-    source: str = "nobody: a single process"
+    source: str = "no launcher: a single process"
     one_node: bool = True
 
     @property
-    def first(self) -> bool:
-        """Whether this process speaks for all: prints, logs and saves."""
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which prints, logs and saves for all."""
         return self.rank == 0
 
     def __str__(self) -> str:
         return f"rank={self.rank} local_rank={self.local_rank} world_size={self.world_size} (from {self.source})"
 
 
-# Launcher, the variable that gives it away, then where it puts rank, local rank, world size and local world size. The
-# first match counts: torchrun may run under srun and mpirun under Slurm, and the innermost launcher is the one to
-# believe. srun is known by its step: a batch script has SLURM_PROCID too, but is not one of the tasks.
+# Launcher, the variable that identifies it, then its variables of rank, local rank, world size and local world size.
+# The first match wins: torchrun may run under srun and mpirun under Slurm, and the innermost launcher is right. srun is
+# identified by its step: a batch script has SLURM_PROCID too, but is not one of the tasks.
 LAUNCHERS = (
     ("torchrun", "TORCHELASTIC_RUN_ID", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
     ("RANK", "RANK", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
@@ -195,21 +196,21 @@ LAUNCHERS = (
 
 
 def detect_rank(env: Mapping[str, str], local_rank: int | None = None, gpus: int = 0) -> DistributedRank:
-    """Read this process's place from what its launcher left in the environment.
+    """Read this process's rank from the variables that its launcher set.
 
     Parameters
     ----------
     env : Mapping[str, str]
         The environment.
     local_rank : int, optional
-        What ``--local_rank`` said; wins over the environment.
+        Value of ``--local_rank``; wins over the environment.
     gpus : int, default 0
-        GPUs on this node: the last resort for the local rank, when only RANK and WORLD_SIZE are there.
+        GPUs on this node: the last resort for the local rank, when only RANK and WORLD_SIZE are set.
 
     Raises
     ------
     TrainError
-        The launcher left half of its variables, or they contradict each other.
+        Some of the launcher's variables are missing, or they contradict each other.
     """
     launcher = next((launcher for launcher in LAUNCHERS if launcher[1] in env), None)
     if launcher is None:
@@ -234,30 +235,32 @@ def read_count(env: Mapping[str, str], name: str, launcher: str) -> int:
     return int(env[name])
 
 
-def master(env: Mapping[str, str], place: DistributedRank, parent: int) -> tuple[str, str]:
-    """Return address and port of rank 0 for launchers that leave MASTER_ADDR or MASTER_PORT to us.
+def master_address(env: Mapping[str, str], process: DistributedRank, parent: int) -> tuple[str, str]:
+    """Return address and port of rank 0, also for launchers that do not set MASTER_ADDR or MASTER_PORT.
 
-    All ranks must find the same without talking: from Slurm's node list and job number, or on one node from the number
-    of the launcher's process (`parent`), which all ranks share and no other job has; else torch's usual port, 29500.
+    All ranks must derive the same without communication: from Slurm's node list and job number, or on one node from the
+    pid of the launcher (`parent`), which all ranks share and no other job has; else torch's usual port, 29500.
 
     Raises
     ------
     TrainError
-        Several nodes and no way to know the first one.
+        There are several nodes, and the first one is unknown.
     """
-    address = "127.0.0.1" if place.one_node else first_host(env.get("SLURM_STEP_NODELIST", ""))
+    address = "127.0.0.1" if process.one_node else first_host(env.get("SLURM_STEP_NODELIST", ""))
     if not (address := env.get("MASTER_ADDR", address)):
-        raise TrainError(f"{place.source} tells nobody where rank 0 is: pass MASTER_ADDR (mpirun -x MASTER_ADDR=...)")
+        raise TrainError(
+            f"{process.source} does not set the address of rank 0: pass MASTER_ADDR (mpirun -x MASTER_ADDR=...)"
+        )
     port = 29_500
-    if place.source.startswith("srun"):
-        port = free_range(16 * int(env.get("SLURM_JOB_ID", 0)) + int(env.get("SLURM_STEP_ID", 0)))
-    elif place.one_node:
-        port = free_range(parent)
+    if process.source.startswith("srun"):
+        port = port_for(16 * int(env.get("SLURM_JOB_ID", 0)) + int(env.get("SLURM_STEP_ID", 0)))
+    elif process.one_node:
+        port = port_for(parent)
     return address, env.get("MASTER_PORT", str(port))
 
 
-def free_range(number: int) -> int:
-    """Return a port for `number`, below those that Linux takes for outgoing connections."""
+def port_for(number: int) -> int:
+    """Return a port for `number`, below the range that Linux uses for outgoing connections."""
     return 10_000 + number % 20_000
 
 
@@ -267,29 +270,29 @@ def first_host(nodelist: str) -> str:
     return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first[0]) if first else ""
 
 
-def connect(place: DistributedRank, timeout_s: float) -> torch.device:
+def connect(process: DistributedRank, timeout_s: float) -> torch.device:
     """Join the process group; return the device of this rank."""
-    device = choose_device(place.local_rank)
+    device = choose_device(process.local_rank)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    common: dict[str, Any] = {"rank": place.rank, "world_size": place.world_size}
+    common: dict[str, Any] = {"rank": process.rank, "world_size": process.world_size}
     common["timeout"] = timedelta(seconds=timeout_s)
-    if place.world_size == 1:  # needs no port
+    if process.world_size == 1:  # needs no port
         dist.init_process_group(backend, store=dist.HashStore(), **common)  # type: ignore[attr-defined]
     else:
-        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = master(os.environ, place, os.getppid())
+        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = master_address(os.environ, process, os.getppid())
         dist.init_process_group(backend, init_method="env://", **common)
-    say(f"{place} on {socket.gethostname()}, {device} with {backend}")
+    print_line(f"{process} on {socket.gethostname()}, {device} with {backend}")
     return device
 
 
-def say(text: str) -> None:
-    """Print a line in one piece: ranks that share a pipe must not mix theirs."""
+def print_line(text: str) -> None:
+    """Print a line with one write, so that ranks that share a pipe do not mix their lines."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 
 
 def choose_device(local_rank: int) -> torch.device:
-    """Return the GPU of this rank, or the CPU where there is no GPU."""
+    """Return the GPU of this rank, or the CPU if there is no GPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     count = torch.cuda.device_count()
@@ -297,13 +300,13 @@ def choose_device(local_rank: int) -> torch.device:
     if index >= count:
         raise TrainError(f"local_rank {local_rank} has no GPU: this node shows {count}; start {count} processes on it")
     device = torch.device("cuda", index)
-    use(device)
+    set_current_device(device)
     torch.set_float32_matmul_precision("high")
     return device
 
 
-def use(device: torch.device) -> None:
-    """Make `device` the one that this thread works with."""
+def set_current_device(device: torch.device) -> None:
+    """Make `device` the current one of this thread."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
 
@@ -314,15 +317,15 @@ def use(device: torch.device) -> None:
 
 
 def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
-    """Let one process make `folder` while all others that want it wait; return it.
+    """Let one process create `folder` while all others that need it wait; return it.
 
-    A file lock keeps out the ranks of a node, and other nodes where the file system shares locks; the rename makes it
-    harmless where it does not. The kernel drops the lock of a builder that dies, and the next one starts afresh.
+    A file lock excludes the other ranks of the node, and other nodes if the file system shares locks; if it does not,
+    the rename makes that harmless. The kernel releases the lock of a builder that dies, and the next one starts again.
 
     Parameters
     ----------
     folder : Path
-        What shall exist, complete.
+        The folder that must exist, complete.
     build : Callable[[Path], None]
         Fills an empty folder.
     """
@@ -333,7 +336,7 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         part = Path(f"{folder}.{socket.gethostname()}.part")
         if not folder.exists():
-            shutil.rmtree(part, ignore_errors=True)  # of a builder that was killed
+            shutil.rmtree(part, ignore_errors=True)  # left by a builder that was killed
             part.mkdir()
             build(part)
             try:
@@ -377,12 +380,12 @@ READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parqu
 
 
 def local_files(name: str) -> list[Path]:
-    """Return the files of one kind that `name` means, sorted; none when it is not a local path.
+    """Return the files of one kind that `name` denotes, sorted; none if it is not a local path.
 
     Raises
     ------
     TrainError
-        The path holds no file that can be read, or files of several kinds.
+        The path has no readable file, or files of several kinds.
     """
     path = Path(name).expanduser()
     if not path.exists():
@@ -398,7 +401,7 @@ def local_files(name: str) -> list[Path]:
 
 
 def read_texts(args: argparse.Namespace) -> Iterator[list[str]]:
-    """Yield the documents of ``--dataset-name`` in batches, so that never more than a batch is in memory."""
+    """Yield the documents of ``--dataset-name`` in batches, so that at most one batch is in memory."""
     if args.dataset_name == PYDOC:
         yield pydoc_texts()
         return
@@ -421,7 +424,7 @@ def read_texts(args: argparse.Namespace) -> Iterator[list[str]]:
 
 
 def read_text_files(files: list[str], size: int = 1 << 20) -> Iterator[list[str]]:
-    """Yield text files as documents of whole lines, of about `size` bytes (default 1 MiB) where a file is longer."""
+    """Yield text files as documents of whole lines, of about `size` bytes (default 1 MiB) if a file is longer."""
     for file in files:
         with open(file, encoding="utf-8", errors="replace") as lines:
             while document := "".join(lines.readlines(size)):
@@ -430,26 +433,26 @@ def read_text_files(files: list[str], size: int = 1 << 20) -> Iterator[list[str]
 
 @contextlib.contextmanager
 def library_errors(option: str, name: str) -> Iterator[None]:
-    """Turn whatever transformers or datasets raise about `name` into one line."""
+    """Turn any exception of transformers or datasets about `name` into a one-line error."""
     try:
         yield
     except TrainError:
         raise
-    except Exception as error:  # datasets' own errors have no base but this
+    except Exception as error:  # datasets' own errors have no other common base
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         where = "" if on_disk(name) else "not embedded, no local file or folder; the hub: "
         raise TrainError(f"{option} {name}: {where}{reason}") from error
 
 
 def on_disk(name: str) -> bool:
-    """Return whether a model or data set needs no hub."""
+    """Return whether a model or data set is available without the hub."""
     return name in (PYDOC, TINY_GPT2) or Path(name).expanduser().exists()
 
 
 def avoid_waiting_for_the_hub(names: Iterable[str], env: Any = os.environ) -> None:
-    """Use the hub's local cache only, when its host does not resolve: its libraries would retry for 23 s per name.
+    """Use only the hub's local cache if its host does not resolve: its libraries would retry for 23 s per name.
 
-    Must run before they are imported. A proxy resolves names for us, so nothing is known with one.
+    Must run before they are imported. With a proxy, the proxy resolves names, so this check is skipped.
     """
     if all(map(on_disk, names)) or any(key.lower() in ("https_proxy", "all_proxy") for key in env):
         return
@@ -463,8 +466,8 @@ def avoid_waiting_for_the_hub(names: Iterable[str], env: Any = os.environ) -> No
 class Corpus:
     """A tokenised data set: one flat, memory-mapped array of tokens, documents divided by end-of-text.
 
-    Sequence i is tokens [i * seq_length, (i + 1) * seq_length], one more than seq_length, since each token's target is
-    the next. The last `held_out` sequences are for validation.
+    Sequence i is tokens [i * seq_length, (i + 1) * seq_length], one more than seq_length, because the target of
+    each token is the next one. The last `held_out` sequences are for validation.
     """
 
     tokens: np.ndarray  # (count,) uint16 or uint32
@@ -491,7 +494,7 @@ class Corpus:
 
 
 def open_corpus(args: argparse.Namespace) -> Corpus:
-    """Tokenise ``--dataset-name`` for ``--model-name`` once per node, or open what an earlier run left."""
+    """Tokenise ``--dataset-name`` for ``--model-name`` once per node, or open the result of an earlier run."""
     folder = args.dataset_cache_root / "tokens" / corpus_key(args)
     build_once(folder, lambda part: tokenise(args, part))
     meta = json.loads((folder / "meta.json").read_text())
@@ -516,8 +519,8 @@ def tokenise(args: argparse.Namespace, folder: Path) -> None:
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     vocabulary, digest, count = len(tokenizer), hashlib.sha256(), 0
     dtype = np.uint16 if vocabulary <= 1 << 16 else np.uint32
-    said = time.monotonic()
-    say(f"tokenising {args.dataset_name} for {args.model_name}, once on this node")
+    reported = time.monotonic()
+    print_line(f"tokenising {args.dataset_name} for {args.model_name}, once on this node")
     with open(folder / "tokens.bin", "wb") as out:
         for texts in read_texts(args):
             if not (texts := [text for text in texts if text]):
@@ -527,9 +530,9 @@ def tokenise(args: argparse.Namespace, folder: Path) -> None:
             out.write(flat.tobytes())
             digest.update(flat.tobytes())
             count += len(flat)
-            if time.monotonic() - said > 30:
-                said = time.monotonic()
-                say(f"tokenising: {count} tokens so far")
+            if time.monotonic() - reported > 30:
+                reported = time.monotonic()
+                print_line(f"tokenising: {count} tokens so far")
     if count < 2:
         raise TrainError(f"--dataset-name {args.dataset_name}: it holds no text")
     meta = {"vocabulary": vocabulary, "dtype": np.dtype(dtype).name, "tokens": count, "sha256": digest.hexdigest()}
@@ -546,7 +549,7 @@ def cut(corpus: Corpus, seq_length: int, eval_size: int) -> Corpus:
 
 @dataclass(frozen=True)
 class Batching:
-    """How a step's sequences are divided: over ranks, then over forward passes (micro-batches)."""
+    """Division of a step's sequences over ranks, then over forward passes (micro-batches)."""
 
     global_size: int
     per_rank: int
@@ -577,9 +580,9 @@ def plan_batches(batch_size: int, global_size: int | None, world_size: int) -> B
 def shuffle(index: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarray:
     """Return where `index` (each in 0..count-1) goes in this epoch's order of `count` sequences.
 
-    A Feistel network is a permutation of the numbers of 2k bits that needs no memory; walking on while the result is
-    out of range makes it one of 0..count-1 (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002). A list
-    of all sequences would cost every rank 8 bytes for each.
+    A Feistel network is a permutation of the numbers of 2k bits that needs no memory; repeating it while the result is
+    out of range makes it a permutation of 0..count-1 (Black and Rogaway, "Ciphers with arbitrary finite domains",
+    2002). A list of all sequences would cost every rank 8 bytes per sequence.
     """
     keys = np.random.SeedSequence([seed, epoch]).generate_state(6, np.uint64)
     bits = max(1, ((count - 1).bit_length() + 1) // 2)
@@ -589,7 +592,9 @@ def shuffle(index: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarray:
         left, right = value >> half, value & mask
         for key in keys:
             mixed = (right ^ key) * np.uint64(0x9E3779B97F4A7C15)
-            mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)  # one product is too regular
+            mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(
+                0xD6E8FEB86659FD93
+            )  # with one product the order is too regular
             left, right = right, left ^ ((mixed >> np.uint64(32)) & mask)
         return (left << half) | right
 
@@ -609,12 +614,12 @@ def sequences_at(positions: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def training_batches(
-    corpus: Corpus, plan: Batching, place: DistributedRank, seed: int, start: int, pin: bool
+    corpus: Corpus, plan: Batching, process: DistributedRank, seed: int, start: int, pin: bool
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield (position, micro-batch) of this rank for ever, from position `start` of the run on; pinned if `pin`."""
+    """Yield (position, micro-batch) of this rank endlessly, from position `start` of the run; pinned if `pin`."""
     steps = max(1, 4096 // plan.per_rank)  # shuffled together: numpy's calls cost more than its work on a few numbers
     shape = np.arange(0, steps * plan.global_size, plan.global_size)[:, None] + np.arange(plan.per_rank)
-    for base in itertools.count(start + place.rank * plan.per_rank, steps * plan.global_size):
+    for base in itertools.count(start + process.rank * plan.per_rank, steps * plan.global_size):
         sequences = sequences_at((base + shape).ravel(), corpus.training, seed)
         for first in range(0, len(sequences), plan.micro):
             batch = corpus.read(sequences[first : first + plan.micro])
@@ -625,10 +630,10 @@ def training_batches(
 def prefetch(source: Iterator[Any], device: torch.device, depth: int = 3) -> Generator[Any, None, None]:
     """Yield from an endless `source` that a thread reads, `depth` items ahead.
 
-    A thread and not processes: it has nothing to fork, and leaves nothing behind when the run is killed. It must choose
-    the GPU for itself, else what it pins would claim memory on the first one.
+    A thread and not processes: nothing is forked, and nothing is left behind when the run is killed. The thread must
+    set its GPU itself, else pinning would allocate memory on the first one.
     """
-    with ThreadPoolExecutor(1, "prefetch", use, (device,)) as thread:
+    with ThreadPoolExecutor(1, "prefetch", set_current_device, (device,)) as thread:
         ahead = deque(thread.submit(next, source) for _ in range(depth))
         while True:
             ahead.append(thread.submit(next, source))
@@ -641,7 +646,7 @@ def prefetch(source: Iterator[Any], device: torch.device, depth: int = 3) -> Gen
 
 
 def build_model(args: argparse.Namespace, vocabulary: int) -> nn.Module:
-    """Return the float32 model of ``--model-name`` on the CPU; its weights follow from ``--seed``, on every rank."""
+    """Return the float32 model of ``--model-name`` on the CPU; ``--seed`` determines its weights on every rank."""
     from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
 
     torch.manual_seed(args.seed)
@@ -654,15 +659,17 @@ def build_model(args: argparse.Namespace, vocabulary: int) -> nn.Module:
         options = {"attn_implementation": causal_attention(config), "dtype": torch.float32}
         if args.weights == "pretrained":
             return AutoModelForCausalLM.from_pretrained(args.model_name, **options)
-        config.vocab_size = math.ceil(max(vocabulary, config.vocab_size) / 64) * 64  # matrix units want round shapes
+        config.vocab_size = (
+            math.ceil(max(vocabulary, config.vocab_size) / 64) * 64
+        )  # matrix units are fastest with round shapes
         return AutoModelForCausalLM.from_config(config, **options)
 
 
 def causal_attention(config: Any) -> str:
     """Return the name of the attention to use: torch's scaled_dot_product_attention, without a mask where possible.
 
-    transformers looks for packed sequences in every forward pass by asking the device, which stalls the hot loop.
-    Attention under a name that it has no mask for is called with `is_causal` instead; sliding windows need their mask.
+    transformers checks for packed sequences in every forward pass on the device, which stalls the hot loop. It calls
+    attention under a name for which it has no mask with `is_causal` instead. Sliding windows need their mask.
     """
     from transformers import AttentionInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -727,7 +734,7 @@ PEAKS = {"B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Return the device's peak in FLOP/s, None where it is not known."""
+    """Return the device's peak in FLOP/s, None if it is not known."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return next((peak for part, peak in PEAKS.items() if part in name), None)
 
@@ -739,7 +746,7 @@ def peak_flops(device: torch.device) -> float | None:
 
 @dataclass
 class Progress:
-    """How far a run has come. With ``--seed`` it determines what comes next; there is no generator state to keep."""
+    """Progress of a run. With ``--seed`` it determines everything that follows; there is no generator state to save."""
 
     step: int = 0  # optimizer steps done
     position: int = 0  # sequences read, over all ranks and epochs
@@ -760,16 +767,16 @@ def to_host(value: Any, buffer: Any = None) -> Any:
 class Checkpoints:
     """The checkpoints of one experiment: ``step-00000500.pt`` in a folder, written by a thread of rank 0.
 
-    A file gets its name when it is complete and on the disk, so a kill at any moment leaves the last good one.
+    A file gets its final name when it is complete and on the disk, so a kill at any moment leaves the last good one.
 
     Parameters
     ----------
     folder : Path
-        Where they lie.
+        Where they are stored.
     keep : int
-        How many of the newest stay.
+        How many of the newest to keep.
     identity : dict
-        What a run that resumes must share: model, vocabulary, data.
+        What a resumed run must have in common: model, vocabulary, data.
     """
 
     def __init__(self, folder: Path, keep: int, identity: dict[str, Any]) -> None:
@@ -784,7 +791,7 @@ class Checkpoints:
         except BlockingIOError as error:
             self.lock.close()
             raise TrainError(f"{folder.parent} is in use by another run; choose another --experiment-name") from error
-        for part in folder.glob("*.part"):  # of a save that was killed
+        for part in folder.glob("*.part"):  # left by a save that was killed
             part.unlink()
 
     def all(self) -> list[Path]:
@@ -797,7 +804,7 @@ class Checkpoints:
         Raises
         ------
         TrainError
-            It is of another model, vocabulary or data set.
+            It belongs to another model, vocabulary or data set.
         """
         if not self.all():
             return None
@@ -808,12 +815,12 @@ class Checkpoints:
             raise TrainError(f"{path} cannot be read ({error}); remove it to resume from the one before") from error
         for key, mine in self.identity.items():
             if (its := state["identity"].get(key)) != mine:
-                raise TrainError(f"{path} is of another run: its {key} is {its}, this run's is {mine}; choose another "
-                                 f"--experiment-name, or start with what it was made with")  # fmt: skip
+                raise TrainError(f"{path} belongs to another run: its {key} is {its}, this run's is {mine}; choose "
+                                 f"another --experiment-name, or start with what it was made with")  # fmt: skip
         return state
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Copy `state` to host memory, and let the thread write it; wait only if it still writes the one before."""
+        """Copy `state` to host memory and let the thread write it; wait only if it still writes the previous one."""
         self.wait()
         self.buffer = to_host({**state, "identity": self.identity}, self.buffer if torch.cuda.is_available() else None)
         if torch.cuda.is_available():
@@ -821,7 +828,7 @@ class Checkpoints:
         self.writing = self.thread.submit(self.write, self.folder / f"step-{step:08}.pt", self.buffer)
 
     def write(self, path: Path, state: dict[str, Any]) -> None:
-        """Write beside, flush to the disk, rename, then remove what is too old."""
+        """Write under a temporary name, flush to the disk, rename, then remove old checkpoints."""
         part = path.with_suffix(".part")
         with open(part, "wb") as file:
             torch.save(state, file)
@@ -832,13 +839,13 @@ class Checkpoints:
             old.unlink()
 
     def wait(self) -> None:
-        """Wait until the last save is on the disk; raise what kept it from getting there."""
+        """Wait until the last save is on the disk; raise the error that prevented it."""
         writing, self.writing = self.writing, None
         if writing:
             writing.result()
 
     def close(self) -> None:
-        """Wait for the last save, and leave the folder to others."""
+        """Wait for the last save, and unlock the folder."""
         self.wait()
         self.thread.shutdown()
         self.lock.close()
@@ -850,7 +857,7 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def on_rank_zero(action: Callable[[], Any]) -> Any:
-    """Return what `action` returns on rank 0, None elsewhere; raise everywhere what it raises, lest others wait."""
+    """Return what `action` returns on rank 0, None elsewhere; raise its exception on all ranks, so that none waits."""
     result, failure = None, list[Exception | None]([None])
     if dist.get_rank() == 0:
         try:
@@ -864,7 +871,7 @@ def on_rank_zero(action: Callable[[], Any]) -> Any:
 
 
 def restore(checkpoints: Checkpoints | None, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    """Load the newest checkpoint on rank 0 and send it to all ranks; return where to go on."""
+    """Load the newest checkpoint on rank 0 and send it to all ranks; return the progress to resume from."""
 
     def load() -> Progress | None:
         if not checkpoints or not (state := checkpoints.load()):
@@ -909,15 +916,15 @@ def export(folder: Path, model: Any, args: argparse.Namespace) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 6. Seeing it
+# 6. Logging
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 class Stopwatch:
     """Divide the time of the steps since the last log line into parts, without waiting for the device.
 
-    On a GPU the host runs ahead, so its clock says nothing: events in the device's own queue are read at the log line,
-    when the device has passed them.
+    On a GPU the host runs ahead, so its clock is useless: events in the device's queue are read at the log line, when
+    the device has passed them.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -925,15 +932,15 @@ class Stopwatch:
         self.restart()
 
     def restart(self) -> None:
-        """Forget what was measured; the next part begins now."""
+        """Discard all measurements; the next part begins now."""
         self.marks = [("", self.now())]
 
     def next_line(self) -> None:
-        """Forget all but the last moment, so that no time is lost between two log lines."""
+        """Discard all but the last mark, so that no time is lost between two log lines."""
         self.marks = [("", self.marks[-1][1])]
 
     def now(self) -> Any:
-        """Return this moment: seconds, or an event in the device's queue."""
+        """Return the current time: seconds, or an event in the device's queue."""
         if not self.cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -941,7 +948,7 @@ class Stopwatch:
         return event
 
     def mark(self, part: str) -> None:
-        """Say that `part` ends here; what ends under the name "" is not counted."""
+        """Record that `part` ends here; time that ends under the name "" is not counted."""
         self.marks.append((part, self.now()))
 
     def per_step(self, last_part: str) -> dict[str, float]:
@@ -967,7 +974,7 @@ class Window:
             self.values[: self.count] = torch.tensor(past, dtype=torch.float64)
 
     def add(self, loss: Tensor, norm: Tensor) -> None:
-        """Note one step."""
+        """Add one step."""
         self.values[self.count, 0], self.values[self.count, 1] = loss, norm
         self.count += 1
 
@@ -984,11 +991,11 @@ class Window:
         dist.all_reduce(mean)
         mean /= dist.get_world_size()
         if not mean.isfinite().all():
-            self.complain(mine, step - self.count + 1)
+            self.raise_not_finite(mine, step - self.count + 1)
         return mean.tolist()
 
-    def complain(self, mine: Tensor, first_step: int) -> None:
-        """Raise for the first step that went wrong, with the ranks where it did."""
+    def raise_not_finite(self, mine: Tensor, first_step: int) -> None:
+        """Raise for the first step with a value that is not finite, and name the ranks."""
         every = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
         dist.all_gather(every, mine)
         bad = ~torch.stack(every).isfinite()  # (rank, step, loss or norm)
@@ -997,20 +1004,20 @@ class Window:
         ranks = bad[:, step, part].nonzero().flatten().tolist()
         value = every[ranks[0]][step, part].item()
         raise TrainError(f"{('loss', 'gradient norm')[part]} is {value} at step {first_step + step} on rank "
-                         f"{','.join(map(str, ranks))}: lower --lr, or look at the data of that step")  # fmt: skip
+                         f"{','.join(map(str, ranks))}: lower --lr, or check the data of that step")  # fmt: skip
 
 
 class Log:
-    """What rank 0 shows and writes: log lines, log.jsonl, a tracker, and on a terminal a bar.
+    """Output of rank 0: log lines, log.jsonl, a tracker, and a progress bar on a terminal.
 
     Parameters
     ----------
     folder : Path, optional
-        The experiment; nothing is written without one.
+        The experiment's folder; None writes no files.
     tracker : str
         ``none``, ``tensorboard`` or ``wandb``.
     step, steps : int
-        Where the bar starts and ends.
+        Start and end of the bar.
     """
 
     def __init__(self, folder: Path | None, tracker: str, step: int, steps: int) -> None:
@@ -1018,18 +1025,18 @@ class Log:
 
         self.steps = steps
         self.bar = tqdm(total=steps, initial=step, unit="step", disable=not sys.stderr.isatty(), leave=False)
-        # One write a line: a kill leaves whole lines only.
+        # One write per line: a kill leaves only whole lines.
         self.file = open(folder / "log.jsonl", "a", buffering=1) if folder else None
         self.track = open_tracker(tracker, folder, step)
 
     def log(self, text: str) -> None:
         """Print a line, above the bar if there is one."""
         self.bar.clear()
-        say(text)
+        print_line(text)
         self.bar.refresh()
 
     def put(self, step: int, values: dict[str, float], columns: Mapping[str, str]) -> None:
-        """Show and keep the `values` of `step`; `columns` has a format for each that is shown."""
+        """Print and record the `values` of `step`; `columns` has the format of each that is printed."""
         shown = " ".join(f"{name}={values[name]:{form}}" for name, form in columns.items() if name in values)
         self.log(f"step={step}/{self.steps} {shown}")
         if self.file:
@@ -1037,19 +1044,19 @@ class Log:
         self.track(step, values)
 
     def close(self) -> None:
-        """Leave the terminal clean and the file complete."""
+        """Clear the bar and close the file."""
         self.bar.close()
         if self.file:
             self.file.close()
 
 
 def open_tracker(tracker: str, folder: Path | None, step: int) -> Callable[[int, dict[str, float]], None]:
-    """Return the function that takes the scalars of a step.
+    """Return the function that records the scalars of a step.
 
     Raises
     ------
     TrainError
-        The tracker's package is not installed, or there is no experiment to put the scalars in.
+        The tracker's package is not installed, or there is no experiment to store the scalars in.
     """
     if tracker == "none":
         return lambda step, values: None
@@ -1093,27 +1100,27 @@ TRAIN_COLUMNS = {
 
 
 class StopSignal:
-    """Notice SIGTERM and SIGUSR1, and agree over all ranks on the step after which to stop.
+    """Catch SIGTERM and SIGUSR1, and agree over all ranks on the step after which to stop.
 
-    Ranks hear a signal at different moments. Before each step every rank sends what it has heard, and after it reads
-    what all have heard: the exchange takes place on the CPUs, behind the step's work.
+    Ranks receive a signal at different times. An all-reduce shares it: it starts before each step and is read after the
+    step, on the CPUs, in parallel with the step's work.
     """
 
     def __init__(self) -> None:
-        self.heard = 0
+        self.received = 0
         self.group = dist.new_group(backend="gloo")
         self.flag = torch.zeros(1, dtype=torch.int32)
         for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self.hear)
+            signal.signal(number, self.on_signal)
 
-    def hear(self, number: int, frame: Any) -> None:
-        """Note a signal (as a handler). A second one changes nothing: launchers often send it twice."""
-        self.heard = number
+    def on_signal(self, number: int, frame: Any) -> None:
+        """Record a signal (as a handler). A second one changes nothing: launchers often send it twice."""
+        self.received = number
 
     @contextlib.contextmanager
     def agree(self) -> Iterator[None]:
-        """Exchange signals while the step in the `with` block runs; `flag` then is the signal's number on all ranks."""
-        self.flag.fill_(self.heard)
+        """Exchange signals while the `with` block runs; then `flag` is the signal's number on all ranks, or 0."""
+        self.flag.fill_(self.received)
         others = dist.get_world_size() > 1
         work = dist.all_reduce(self.flag, dist.ReduceOp.MAX, group=self.group, async_op=True) if others else None
         yield
@@ -1122,21 +1129,21 @@ class StopSignal:
 
 
 class Trainer:
-    """One run: what it is made of, and its loop.
+    """One training run: its parts and its loop.
 
     Parameters
     ----------
     args : argparse.Namespace
         The command line.
-    place : Place
-        This process among the others.
+    process : DistributedRank
+        Rank, local rank and world size of this process.
     device : torch.device
-        Where it computes.
+        Device to train on.
     """
 
-    def __init__(self, args: argparse.Namespace, place: DistributedRank, device: torch.device) -> None:
-        self.args, self.place, self.device = args, place, device
-        self.folder = args.save_dir / args.experiment_name if args.experiment_name and place.first else None
+    def __init__(self, args: argparse.Namespace, process: DistributedRank, device: torch.device) -> None:
+        self.args, self.process, self.device = args, process, device
+        self.folder = args.save_dir / args.experiment_name if args.experiment_name and process.is_main else None
         corpus = open_corpus(args)
         self.model: Any = build_model(args, corpus.vocabulary).to(device)
         self.corpus = cut(corpus, longest_sequence(args, self.model.config), args.eval_size)
@@ -1145,12 +1152,12 @@ class Trainer:
         self.checkpoints: Checkpoints | None = on_rank_zero(self.open_checkpoints)
         self.progress = restore(self.checkpoints, self.model, self.optimizer)
         global_size = args.global_batch_size or self.progress.global_size
-        self.batching = plan_batches(args.batch_size, global_size, place.world_size)
+        self.batching = plan_batches(args.batch_size, global_size, process.world_size)
         self.steps = args.max_steps or max(1, args.num_epochs * self.corpus.training // self.batching.global_size)
         self.loss = NextTokenLoss(self.model)
         self.ddp: Any = self.wrap()
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        # Not torch.manual_seed, which without a GPU walks the stack for each GPU it does not find: 1.5 ms.
+        # Not torch.manual_seed: without a GPU it walks the stack for each GPU that it does not find, 1.5 ms.
         gpus = torch.cuda.default_generators
         self.generator = gpus[device.index] if device.type == "cuda" else torch.default_generator
         self.stop = StopSignal()
@@ -1159,9 +1166,9 @@ class Trainer:
         self.log: Log | None = on_rank_zero(self.open_log)
 
     def wait_for_slow_nodes(self) -> None:
-        """Wait for nodes that still tokenise, which may take hours, and check that all have the same data."""
+        """Wait for nodes that still tokenise, which may take hours, and check that all ranks have the same data."""
         patient = dist.new_group(backend="gloo", timeout=timedelta(days=2))
-        digests: list[Any] = [None] * self.place.world_size
+        digests: list[Any] = [None] * self.process.world_size
         dist.all_gather_object(digests, self.corpus.digest, group=patient)
         if odd := [rank for rank, digest in enumerate(digests) if digest != digests[0]]:
             raise TrainError(f"rank {odd[0]} has other data than rank 0: the files of --dataset-name or Python differ")
@@ -1171,31 +1178,31 @@ class Trainer:
         return Checkpoints(self.folder / "checkpoints", self.args.keep, self.identity()) if self.folder else None
 
     def open_log(self) -> Log:
-        """Return the log, having said and noted what was chosen: nothing is guessed silently (rank 0)."""
+        """Return the log, after printing and recording every default that was chosen (rank 0)."""
         log = Log(self.folder, self.args.tracker, self.progress.step, self.steps)
         for line in self.describe():
             log.log(line)
         if self.folder:
-            config = {"arguments": vars(self.args), "place": vars(self.place), "torch": torch.__version__}
+            config = {"arguments": vars(self.args), "place": vars(self.process), "torch": torch.__version__}
             (self.folder / "config.json").write_text(json.dumps(config, indent=1, default=str))
         return log
 
     def describe(self) -> Iterator[str]:
-        """Yield the lines that say what this run is."""
+        """Yield the lines that describe this run."""
         args, corpus, plan = self.args, self.corpus, self.batching
         parameters = sum(p.numel() for p in self.parameters) / 1e6
         epochs = self.steps * plan.global_size / corpus.training
         yield f"model: {args.model_name}, {args.weights}, {parameters:.2f} M parameters, {corpus.vocabulary} tokens"
         yield (f"data: {args.dataset_name}, {len(corpus.tokens)} tokens = {corpus.training} sequences of "
                f"{corpus.seq_length} tokens to train on + {corpus.held_out} to validate")  # fmt: skip
-        yield (f"batch: {plan.global_size} sequences = {self.place.world_size} ranks x {plan.accumulation} passes "
+        yield (f"batch: {plan.global_size} sequences = {self.process.world_size} ranks x {plan.accumulation} passes "
                f"x {plan.micro}; {self.steps} steps = {epochs:.2f} epochs")  # fmt: skip
         if self.progress.step:
             more = "" if self.progress.step < self.steps else "; to train on, raise --num-epochs or --max-steps"
             yield f"resumed at step {self.progress.step} from {self.folder}{more}"
 
     def identity(self) -> dict[str, Any]:
-        """Return what a checkpoint must share with this run to be resumed."""
+        """Return what a checkpoint must have in common with this run to be resumed."""
         config = self.model.config
         names = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
         data = {"vocabulary": self.corpus.vocabulary, "data": self.corpus.digest[:16]}
@@ -1203,16 +1210,16 @@ class Trainer:
         return {**{name: getattr(config, name, None) for name in names}, **data, **run}
 
     def wrap(self) -> nn.Module:
-        """Return the loss module, compiled if asked for, under DDP if there are other ranks."""
+        """Return the loss module, compiled if requested, under DDP if there are other ranks."""
         module: Any = torch.compile(self.loss) if self.args.compile else self.loss
-        if self.place.world_size == 1:
+        if self.process.world_size == 1:
             return module
         ids = [self.device.index] if self.device.type == "cuda" else None
-        # Views into the buckets save a copy of all gradients; no buffer changes in training, so none is sent again.
+        # Views into the buckets save a copy of all gradients. No buffer changes in training, so none is broadcast.
         return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True, forward_sync_buffers=False)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Return the context of a forward pass: matrix products in bfloat16 if so chosen."""
+        """Return the context of a forward pass: matrix products in bfloat16 if ``--dtype`` selects it."""
         auto = self.args.dtype == "auto" and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
         return torch.autocast(self.device.type, torch.bfloat16, enabled=auto or self.args.dtype == "bfloat16")
 
@@ -1225,29 +1232,29 @@ class Trainer:
         return self.finish()
 
     def batches(self) -> Generator[tuple[int, Tensor], None, None]:
-        """Return this rank's micro-batches from where the run stands, read ahead."""
+        """Return this rank's micro-batches from the current position on, read ahead."""
         pin = self.device.type == "cuda"
         start = self.progress.position
-        source = training_batches(self.corpus, self.batching, self.place, self.args.seed, start, pin)
+        source = training_batches(self.corpus, self.batching, self.process, self.args.seed, start, pin)
         return prefetch(source, self.device)
 
     def advance(self, batches: Iterator[tuple[int, Tensor]]) -> None:
-        """Do one step and what comes after it."""
+        """Do one step; then log, evaluate and save if due."""
         with self.stop.agree():
             self.step(batches)
         self.after_step()
 
     def step(self, batches: Iterator[tuple[int, Tensor]]) -> None:
-        """Do one optimizer step: forward and backward of each micro-batch, then update. Waits for nothing."""
+        """Do one optimizer step: forward and backward of each micro-batch, then update. Never waits for the device."""
         total = torch.zeros((), device=self.device)
         for micro in range(self.batching.accumulation):
             last = micro == self.batching.accumulation - 1
             position, batch = next(batches)
             tokens = batch.to(self.device, non_blocking=True)
-            self.generator.manual_seed(self.args.seed + position)  # dropout follows from the position, not from history
+            self.generator.manual_seed(self.args.seed + position)  # dropout depends on the position, not on history
             self.watch.mark("data")
             # Gradients are summed here first; only the last backward pass sends them to the other ranks.
-            with contextlib.nullcontext() if last or self.place.world_size == 1 else self.ddp.no_sync():
+            with contextlib.nullcontext() if last or self.process.world_size == 1 else self.ddp.no_sync():
                 with self.autocast():
                     loss = self.ddp(tokens) / self.batching.accumulation
                 self.watch.mark("forward")
@@ -1263,7 +1270,7 @@ class Trainer:
         self.watch.mark("update")
 
     def after_step(self) -> None:
-        """Count the step; log, evaluate and save when it is time."""
+        """Count the step; log, evaluate and save if due."""
         args, done = self.args, self.progress
         done.step += 1
         done.position += self.batching.global_size
@@ -1280,7 +1287,7 @@ class Trainer:
             self.watch.mark("save")
 
     def log_line(self) -> None:
-        """Show the mean over ranks and over the steps since the last line. Waits for the device."""
+        """Log the mean over ranks and over the steps since the last line. Waits for the device."""
         rows = self.window.means(self.progress.step)
         parts = self.watch.per_step("update")
         step_ms = sum(parts.values())
@@ -1296,7 +1303,7 @@ class Trainer:
         }
         if peak := peak_flops(self.device):
             flops = flops_per_token(self.model, self.corpus.seq_length)
-            values["mfu"] = tokens_s * flops / (peak * self.place.world_size)
+            values["mfu"] = tokens_s * flops / (peak * self.process.world_size)
         if self.log:
             self.log.put(self.progress.step, values, TRAIN_COLUMNS)
         self.window.count = 0
@@ -1305,10 +1312,10 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> None:
-        """Show the mean loss of the held-out sequences, each rank doing its share."""
+        """Log the mean loss of the held-out sequences; each rank computes its share."""
         self.model.eval()
         total = torch.zeros(2, device=self.device, dtype=torch.float64)
-        mine = np.arange(self.corpus.training + self.place.rank, self.corpus.total, self.place.world_size)
+        mine = np.arange(self.corpus.training + self.process.rank, self.corpus.total, self.process.world_size)
         for first in range(0, len(mine), self.batching.micro):
             some = mine[first : first + self.batching.micro]
             with self.autocast():
@@ -1323,7 +1330,7 @@ class Trainer:
             self.log.put(self.progress.step, {"eval_loss": value, "perplexity": math.exp(min(value, 700))}, columns)
 
     def save(self) -> None:
-        """Save a checkpoint, of finite numbers only. All ranks take part, rank 0 writes."""
+        """Save a checkpoint, of finite numbers only. All ranks must call it; rank 0 writes."""
         progress = self.progress
         progress.global_size = self.batching.global_size
         progress.window = self.window.means(progress.step) if self.window.count else []
@@ -1332,18 +1339,18 @@ class Trainer:
             self.checkpoints.save(progress.step, {"progress": vars(progress), **state})
 
     def finish(self) -> int:
-        """Wait for the last checkpoint, export the model if the training is complete, say what there is."""
-        heard = int(self.stop.flag) if self.progress.step < self.steps else 0
-        if self.folder and not heard:
+        """Wait for the last checkpoint, export the model if training is complete, log the result; return the signal."""
+        received = int(self.stop.flag) if self.progress.step < self.steps else 0
+        if self.folder and not received:
             export(self.folder / "export", self.model, self.args)
         if self.checkpoints:
             self.checkpoints.close()
         if self.log:
-            state = f"stopped by {signal.Signals(heard).name}" if heard else "done"
+            state = f"stopped by {signal.Signals(received).name}" if received else "done"
             where = f"saved in {self.folder}" if self.folder else "nothing saved: no --experiment-name"
             self.log.log(f"{state} at step {self.progress.step} of {self.steps}; {where}")
             self.log.close()
-        return heard
+        return received
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1352,7 +1359,7 @@ class Trainer:
 
 
 def print_one_line(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """Print what the user can mend as one line, anything else with its traceback (as sys.excepthook)."""
+    """Print a TrainError as one line, anything else with its traceback (as sys.excepthook)."""
     if issubclass(kind, TrainError):
         print(f"train_llm.py: error: {error}", file=sys.stderr, flush=True)
     else:
@@ -1362,19 +1369,19 @@ def print_one_line(kind: type[BaseException], error: BaseException, trace: Any) 
 @record  # writes the traceback of a failing rank to $TORCHELASTIC_ERROR_FILE
 def main() -> None:
     sys.excepthook = print_one_line
-    # `kill -USR2` on a rank that hangs: all its threads' stacks on its stderr, also where no debugger may look into it.
+    # `kill -USR2` on a rank that hangs prints the stacks of all its threads to stderr, also where ptrace is forbidden.
     faulthandler.register(signal.SIGUSR2, all_threads=True)
     args = parse_arguments()
     avoid_waiting_for_the_hub([args.model_name, args.dataset_name])
-    place = detect_rank(os.environ, args.local_rank, torch.cuda.device_count())
-    device = connect(place, args.timeout)
+    process = detect_rank(os.environ, args.local_rank, torch.cuda.device_count())
+    device = connect(process, args.timeout)
     try:
-        heard = Trainer(args, place, device).train()
+        received = Trainer(args, process, device).train()
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise TrainError(f"rank {place.rank}: out of memory; lower --batch-size {args.batch_size} (--global-batch-size "
-                         f"keeps the steps as they are), or --seq-length") from error  # fmt: skip
+        raise TrainError(f"rank {process.rank}: out of memory; lower --batch-size {args.batch_size} "
+                         f"(--global-batch-size keeps the steps as they are), or --seq-length") from error  # fmt: skip
     dist.destroy_process_group()
-    sys.exit(128 + heard if heard else 0)
+    sys.exit(128 + received if received else 0)
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def bare_loop(trainer: train_llm.Trainer, alone: bool = False) -> Callable[[], N
     optimizer = train_llm.build_optimizer(model, args)
     loss: Any = train_llm.NextTokenLoss(model)
     loss = torch.compile(loss) if args.compile else loss
-    if trainer.place.world_size > 1:
+    if trainer.process.world_size > 1:
         loss = torch.nn.parallel.DistributedDataParallel(loss, gradient_as_bucket_view=True)
     batch = trainer.corpus.read(np.arange(args.batch_size)).to(device)
 
@@ -213,13 +213,13 @@ def measure_save(options: argparse.Namespace, trainer: train_llm.Trainer) -> dic
 
 def measure(options: argparse.Namespace) -> None:
     """Be one of the measured processes; rank 0 prints what it found as the last line."""
-    place = train_llm.detect_rank(os.environ)
-    device = train_llm.connect(place, 600)
+    process = train_llm.detect_rank(os.environ)
+    device = train_llm.connect(process, 600)
     saving = ["--experiment-name", "x", "--save-dir", str(options.work), "--ckpt-freq", "10"]
     more = saving if options.role == "save" else []
-    trainer = train_llm.Trainer(training_arguments(options, *more), place, device)
+    trainer = train_llm.Trainer(training_arguments(options, *more), process, device)
     found = {"speed": measure_speed, "memory": measure_memory, "save": measure_save}[options.role](options, trainer)
-    if place.first:
+    if process.is_main:
         print(json.dumps(found))
 
 

@@ -1,4 +1,4 @@
-"""train_llm.py's pure parts: where am I, how data is packed and divided, the schedule, what is refused."""
+"""train_llm.py's pure parts: rank detection, packing and dividing data, the schedule, errors."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def corpus_of(count: int, seq_length: int, held_out: int = 1) -> Corpus:
     return Corpus(np.arange(count, dtype=np.uint16), 1 << 16, "digest", seq_length, held_out)
 
 
-class TestPlace:
+class TestDetectRank:
     def test_without_a_launcher_there_is_one_process(self) -> None:
-        assert train_llm.detect_rank({}) == DistributedRank(0, 0, 1, "nobody: a single process")
+        assert train_llm.detect_rank({}) == DistributedRank(0, 0, 1, "no launcher: a single process")
 
     @pytest.mark.parametrize(
         ("env", "expected"),
@@ -56,7 +56,7 @@ class TestPlace:
     def test_each_launcher_is_recognised(self, env: dict[str, str], expected: DistributedRank) -> None:
         assert train_llm.detect_rank(env) == expected
 
-    def test_the_innermost_launcher_is_believed(self) -> None:
+    def test_the_innermost_launcher_wins(self) -> None:
         assert train_llm.detect_rank(SRUN | TORCHRUN).rank == 5
         assert train_llm.detect_rank(SRUN | MPICH).rank == 1
 
@@ -64,11 +64,11 @@ class TestPlace:
         assert train_llm.detect_rank({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "7"}).world_size == 1
 
     def test_the_local_rank_of_deepspeed_wins(self) -> None:
-        place = train_llm.detect_rank({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "0"}, local_rank=1)
-        assert (place.local_rank, place.source) == (1, "RANK and --local_rank")
+        process = train_llm.detect_rank({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "0"}, local_rank=1)
+        assert (process.local_rank, process.source) == (1, "RANK and --local_rank")
 
     @pytest.mark.parametrize(("gpus", "local_rank"), [(0, 5), (4, 1)])
-    def test_without_a_local_rank_the_gpus_are_counted_through(self, gpus: int, local_rank: int) -> None:
+    def test_without_a_local_rank_it_is_the_rank_modulo_gpus(self, gpus: int, local_rank: int) -> None:
         assert train_llm.detect_rank({"RANK": "5", "WORLD_SIZE": "8"}, gpus=gpus).local_rank == local_rank
 
     @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ class TestPlace:
             ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": ""}, "LOCAL_RANK"),
         ],
     )
-    def test_half_an_environment_is_refused_by_name(self, env: dict[str, str], named: str) -> None:
+    def test_a_missing_variable_is_named_in_the_error(self, env: dict[str, str], named: str) -> None:
         with pytest.raises(TrainError, match=named):
             train_llm.detect_rank(env)
 
@@ -92,20 +92,26 @@ class TestPlace:
 
 
 class TestMaster:
-    def test_what_the_launcher_says_counts(self) -> None:
+    def test_the_launchers_master_address_and_port_win(self) -> None:
         env = {"MASTER_ADDR": "h1", "MASTER_PORT": "5"}
-        assert train_llm.master(env, DistributedRank(world_size=2, one_node=False), 1) == ("h1", "5")
+        assert train_llm.master_address(env, DistributedRank(world_size=2, one_node=False), 1) == ("h1", "5")
 
-    def test_on_one_node_the_launchers_process_gives_the_port(self) -> None:
-        assert train_llm.master({}, DistributedRank(source="MPICH", world_size=2), 20_007) == ("127.0.0.1", "10007")
+    def test_on_one_node_the_port_follows_from_the_launchers_pid(self) -> None:
+        assert train_llm.master_address({}, DistributedRank(source="MPICH", world_size=2), 20_007) == (
+            "127.0.0.1",
+            "10007",
+        )
 
     def test_slurm_gives_the_first_node_and_a_port_for_the_step(self) -> None:
         env = {"SLURM_STEP_NODELIST": "n[2-3]", "SLURM_JOB_ID": "10", "SLURM_STEP_ID": "3"}
-        assert train_llm.master(env, DistributedRank(source="srun", world_size=2, one_node=False), 9) == ("n2", "10163")
+        assert train_llm.master_address(env, DistributedRank(source="srun", world_size=2, one_node=False), 9) == (
+            "n2",
+            "10163",
+        )
 
-    def test_mpi_over_several_nodes_must_say_where_rank_0_is(self) -> None:
+    def test_mpi_over_several_nodes_needs_master_addr(self) -> None:
         with pytest.raises(TrainError, match="MASTER_ADDR"):
-            train_llm.master({}, DistributedRank(source="Open MPI", world_size=4, one_node=False), 9)
+            train_llm.master_address({}, DistributedRank(source="Open MPI", world_size=4, one_node=False), 9)
 
     @pytest.mark.parametrize(
         ("nodelist", "first"),
@@ -122,16 +128,16 @@ class TestOrder:
         order = train_llm.shuffle(np.arange(count), count, seed, epoch)
         assert sorted(order.tolist()) == list(range(count))
 
-    def test_epochs_and_seeds_have_orders_of_their_own(self) -> None:
+    def test_epochs_and_seeds_have_different_orders(self) -> None:
         orders = {tuple(train_llm.shuffle(np.arange(50), 50, s, e).tolist()) for s in range(30) for e in range(30)}
         assert len(orders) == 900
 
-    def test_every_sequence_may_come_at_every_place(self) -> None:
+    def test_every_sequence_may_come_at_every_position(self) -> None:
         orders = np.stack([train_llm.shuffle(np.arange(10), 10, seed, 0) for seed in range(2000)])
         counts = np.stack([np.bincount(orders[:, place], minlength=10) for place in range(10)])
         assert 140 < counts.min() <= counts.max() < 260  # 200 expected, 13 the standard deviation
 
-    def test_neighbours_are_torn_apart(self) -> None:
+    def test_neighbours_are_separated(self) -> None:
         order = train_llm.shuffle(np.arange(10_000), 10_000, 0, 0)
         assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.05
 
@@ -139,7 +145,7 @@ class TestOrder:
         both = train_llm.sequences_at(np.arange(20), 10, seed=3)
         assert sorted(both[:10].tolist()) == sorted(both[10:].tolist()) == list(range(10))
 
-    def test_an_order_of_a_billion_sequences_costs_nothing(self) -> None:
+    def test_an_order_of_a_billion_sequences_needs_no_memory(self) -> None:
         ids = train_llm.sequences_at(np.arange(10**9 - 2, 10**9 + 2), 10**9, seed=1)
         assert len(set(ids.tolist())) == 4
 
@@ -155,7 +161,7 @@ class TestBatching:
         assert train_llm.plan_batches(8, None, 4) == Batching(global_size=32, per_rank=8, micro=8)
 
     @pytest.mark.parametrize("size", [3, 1])
-    def test_a_batch_that_cannot_be_divided_is_refused(self, size: int) -> None:
+    def test_a_batch_that_cannot_be_divided_is_an_error(self, size: int) -> None:
         with pytest.raises(TrainError, match=f"{size} sequences cannot be divided over 2 ranks"):
             train_llm.plan_batches(8, size, 2)
 
@@ -188,7 +194,7 @@ class TestBatching:
         later = train_llm.training_batches(corpus, plan, DistributedRank(), 7, 16, pin=False)
         assert [next(later)[1].tolist() for _ in range(5)] == wanted
 
-    def test_the_prefetching_thread_hands_on_items_and_errors(self) -> None:
+    def test_the_prefetching_thread_passes_on_items_and_errors(self) -> None:
         def source() -> Iterator[int]:
             yield from (1, 2)
             raise OSError("disk")
@@ -224,16 +230,16 @@ class TestCorpus:
         assert all(piece.endswith("\n") for piece in pieces)
         assert "".join(pieces) == file.read_text()
 
-    def test_a_name_that_is_no_path_has_no_files(self) -> None:
+    def test_a_name_that_is_not_a_path_has_no_files(self) -> None:
         assert train_llm.local_files("some/hub-name") == []
 
-    def test_a_folder_of_two_kinds_is_refused(self, tmp_path: Path) -> None:
+    def test_a_folder_of_two_kinds_is_an_error(self, tmp_path: Path) -> None:
         (tmp_path / "a.txt").write_text("x")
         (tmp_path / "b.jsonl").write_text("{}")
         with pytest.raises(TrainError, match="json and text"):
             train_llm.local_files(str(tmp_path))
 
-    def test_a_file_of_another_kind_is_refused(self, tmp_path: Path) -> None:
+    def test_a_file_of_another_kind_is_an_error(self, tmp_path: Path) -> None:
         (tmp_path / "a.pdf").write_text("x")
         with pytest.raises(TrainError, match="found none"):
             train_llm.local_files(str(tmp_path / "a.pdf"))
@@ -251,7 +257,7 @@ class TestCorpus:
         monkeypatch.setattr("socket.getaddrinfo", lambda *_: pytest.fail("asked for the hub"))
         train_llm.avoid_waiting_for_the_hub(["pydoc", "tiny-gpt2", str(Path(__file__))], {})
 
-    def test_a_hub_that_does_not_resolve_is_not_waited_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_hub_that_does_not_resolve_is_skipped(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def fail(*_: object) -> None:
             raise OSError
 
@@ -272,7 +278,7 @@ class TestBuildOnce:
         assert folder.is_dir()
         assert len(calls) == 1
 
-    def test_a_builder_that_fails_leaves_nothing_to_be_mistaken(self, tmp_path: Path) -> None:
+    def test_a_failed_build_leaves_no_folder(self, tmp_path: Path) -> None:
         def half(part: Path) -> None:
             (part / "half").touch()
             raise OSError("disk full")
@@ -380,7 +386,7 @@ class TestCheckpoints:
     def test_without_any_there_is_nothing_to_load(self, tmp_path: Path) -> None:
         assert self.save(tmp_path, range(0)).load() is None
 
-    def test_what_is_saved_does_not_change_with_its_source(self, tmp_path: Path) -> None:
+    def test_a_save_does_not_change_with_its_source(self, tmp_path: Path) -> None:
         checkpoints, weights = self.open(tmp_path), torch.ones(1000)
         checkpoints.save(1, {"w": weights})
         weights.zero_()
@@ -390,13 +396,13 @@ class TestCheckpoints:
         assert state["w"].sum() == 1000
 
     @pytest.mark.parametrize("key", ["hidden_size", "vocabulary"])
-    def test_one_of_another_model_or_vocabulary_is_refused_by_name(self, tmp_path: Path, key: str) -> None:
+    def test_a_checkpoint_of_another_model_is_an_error_that_names_it(self, tmp_path: Path, key: str) -> None:
         self.save(tmp_path, range(1, 2)).close()
         other = self.open(tmp_path, **{key: 7})
         with pytest.raises(TrainError, match=rf"step-00000001\.pt.*{key} is {self.identity[key]}, this run's is 7"):
             other.load()
 
-    def test_one_that_cannot_be_read_is_named(self, tmp_path: Path) -> None:
+    def test_an_unreadable_checkpoint_is_named(self, tmp_path: Path) -> None:
         checkpoints = self.save(tmp_path, range(1, 2))
         checkpoints.all()[0].write_bytes(b"PK not really")
         with pytest.raises(TrainError, match=r"step-00000001\.pt cannot be read"):
@@ -409,7 +415,7 @@ class TestCheckpoints:
         first.close()
         self.open(tmp_path / "checkpoints")
 
-    def test_what_a_killed_save_left_is_removed(self, tmp_path: Path) -> None:
+    def test_leftovers_of_a_killed_save_are_removed(self, tmp_path: Path) -> None:
         (tmp_path / "step-00000009.part").touch()
         assert self.save(tmp_path, range(0)).all() == []
         assert not list(tmp_path.glob("*.part"))
@@ -420,7 +426,7 @@ class TestCheckpoints:
         with pytest.raises(Exception, match="pickle"):
             checkpoints.wait()
 
-    def test_host_buffers_are_used_again(self) -> None:
+    def test_host_buffers_are_reused(self) -> None:
         state: dict[str, Any] = {"a": torch.ones(3), "b": [{"c": 1}], "d": 2}
         first = train_llm.to_host(state)
         state["a"].mul_(5)
@@ -430,7 +436,7 @@ class TestCheckpoints:
         assert second["a"].tolist() == [5, 5, 5]
 
 
-class TestSeeing:
+class TestLogging:
     @pytest.fixture(autouse=True)
     def one_process(self) -> Iterator[None]:
         dist: Any = torch.distributed
@@ -438,20 +444,20 @@ class TestSeeing:
         yield
         dist.destroy_process_group()
 
-    def test_a_window_gives_each_step_back(self) -> None:
+    def test_a_window_returns_every_step(self) -> None:
         window = train_llm.Window(4, torch.device("cpu"), [[3.0, 1.0]])
         window.add(torch.tensor(2.0), torch.tensor(0.5))
         assert window.means(7) == [[3.0, 1.0], [2.0, 0.5]]
 
     @pytest.mark.parametrize(("loss", "norm", "named"), [("nan", "1", "loss is nan"), ("1", "inf", "norm is inf")])
-    def test_a_number_that_is_none_stops_with_step_and_rank(self, loss: str, norm: str, named: str) -> None:
+    def test_a_value_that_is_not_finite_is_an_error_with_step_and_rank(self, loss: str, norm: str, named: str) -> None:
         window = train_llm.Window(4, torch.device("cpu"), [])
         for pair in ((1.0, 1.0), (float(loss), float(norm)), (float("nan"), float("nan"))):
             window.add(*map(torch.tensor, pair))
         with pytest.raises(TrainError, match=rf"{named} at step 11 on rank 0"):
             window.means(12)
 
-    def test_the_first_rank_fails_for_all(self) -> None:
+    def test_an_error_on_rank_0_is_raised_on_all_ranks(self) -> None:
         def fail() -> None:
             raise TrainError("no space")
 
@@ -491,7 +497,7 @@ class TestSeeing:
         watch.mark("update")
         assert watch.per_step("update") == pytest.approx({"log": 500.0, "update": 1000.0})
 
-    def test_a_line_can_be_read_by_machines(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_log_line_is_also_json(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         log = train_llm.Log(tmp_path, "none", 0, 40)
         log.put(10, {"loss": 5.25, "lr": 1e-3, "hidden": 1.0}, train_llm.TRAIN_COLUMNS)
         log.close()
@@ -518,7 +524,7 @@ class TestArguments:
         [("--batch-size", "0"), ("--lr", "nan"), ("--lr", "inf"), ("--lr", "-1"), ("--seq-length", "1"),
          ("--max-steps", "x"), ("--dtype", "float16"), ("--tracker", "print"), ("--local_rank", "-1")],
     )  # fmt: skip
-    def test_a_wrong_value_is_refused_with_the_options_name(
+    def test_a_wrong_value_is_an_error_that_names_the_option(
         self, argv: tuple[str, str], capsys: pytest.CaptureFixture[str]
     ) -> None:
         with pytest.raises(SystemExit) as exit_:
@@ -526,7 +532,7 @@ class TestArguments:
         assert exit_.value.code == 2
         assert argv[0] in capsys.readouterr().err
 
-    def test_the_seeds_arguments_are_understood(self) -> None:
+    def test_the_tutorials_arguments_are_accepted(self) -> None:
         line = (
             "--experiment-name x --dataset-name d --model-name m --save-dir s --seed 1 --num-epochs 2 --lr 3e-4 "
             "--batch-size 4 --log-freq 5 --ckpt-freq 6 --dataset-cache-root c --local_rank 0"
@@ -542,6 +548,6 @@ class TestArguments:
             assert words in text
         assert "default: None" not in text
 
-    def test_an_error_that_the_user_can_mend_is_one_line(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_train_error_is_one_line(self, capsys: pytest.CaptureFixture[str]) -> None:
         train_llm.print_one_line(TrainError, TrainError("too big"), None)
         assert capsys.readouterr().err == "train_llm.py: error: too big\n"

@@ -400,7 +400,7 @@ class TestFailing:
         assert "train_llm.py: error: " in output
         assert " at step " in output
         assert " on rank 0: lower --lr" in output
-        assert "complain" in error_file.read_text()  # the traceback
+        assert "raise_not_finite" in error_file.read_text()  # the traceback
 
 
 class TestResults:
