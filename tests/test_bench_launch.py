@@ -87,7 +87,7 @@ def test_every_host_has_an_address_of_its_own() -> None:
     assert all(address.startswith("127.80.") and address.split(".")[3] not in ("0", "255") for address in found)
 
 
-@pytest.mark.parametrize("tool", report.TOOL_WORDS)
+@pytest.mark.parametrize("tool", report.TOOL_LABELS)
 @pytest.mark.parametrize("ranks", [0, 8])
 def test_every_tool_is_told_the_same_hosts(tool: str, ranks: int, tmp_path: Path) -> None:
     (tmp_path / "ssh_config").write_text("Host *\n")

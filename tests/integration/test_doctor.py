@@ -45,7 +45,7 @@ def found(done: Done, rc: int, *words: str) -> None:
 
 def logins(node: Node) -> int:
     """Count the connections that the node has let in."""
-    return (node.place.directory / "sshd.log").read_text().count("Accepted publickey")
+    return (node.layout.directory / "sshd.log").read_text().count("Accepted publickey")
 
 
 # ---- healthy
