@@ -19,11 +19,11 @@ def way() -> tuple[str, ...]:
     return ("launch-colossalai",)
 
 
-def test_words_arrive_and_a_rank_that_fails_ends_the_job(fab: Fab, way: tuple[str, ...]) -> None:
+def test_arguments_arrive_and_a_failing_rank_ends_the_job(fab: Fab, way: tuple[str, ...]) -> None:
     launcher_contract.check_that_words_arrive_and_a_failure_ends_it(fab, *way)
 
 
-def test_stop_stops_one_job_and_a_killed_head_is_seen(fab: Fab, way: tuple[str, ...]) -> None:
+def test_stop_ends_one_job_and_a_killed_head_is_reported(fab: Fab, way: tuple[str, ...]) -> None:
     launcher_contract.check_that_stop_stops_one_job_and_a_killed_head_is_seen(fab, *way)
 
 

@@ -65,11 +65,11 @@ def way(request: pytest.FixtureRequest) -> tuple[str, ...]:
     return words
 
 
-def test_words_arrive_and_a_rank_that_fails_ends_the_job(fab: Fab, way: tuple[str, ...]) -> None:
+def test_arguments_arrive_and_a_failing_rank_ends_the_job(fab: Fab, way: tuple[str, ...]) -> None:
     launcher_contract.check_that_words_arrive_and_a_failure_ends_it(fab, *way)
 
 
-def test_stop_stops_one_job_and_a_killed_head_is_seen(fab: Fab, way: tuple[str, ...]) -> None:
+def test_stop_ends_one_job_and_a_killed_head_is_reported(fab: Fab, way: tuple[str, ...]) -> None:
     launcher_contract.check_that_stop_stops_one_job_and_a_killed_head_is_seen(fab, *way)
 
 
@@ -81,7 +81,7 @@ def test_it_trains_as_launch_per_node_does(fab: Fab, way: tuple[str, ...], cache
     assert launcher_contract.loss_at_step_20(fab, cache, *way) == pytest.approx(reference, abs=1e-4)
 
 
-def test_a_script_of_deepspeed_s_own_trains_with_zero_1(fab: Fab, on_every_node: tuple[str, ...]) -> None:
+def test_a_deepspeed_script_trains_with_zero_1(fab: Fab, on_every_node: tuple[str, ...]) -> None:
     fab.write("zero.py", ZERO)
     config = fab.write("ds_config.json", json.dumps(CONFIG))
     script = ("--", "zero.py", "--deepspeed", "--deepspeed_config", str(config))
@@ -93,7 +93,7 @@ def test_a_script_of_deepspeed_s_own_trains_with_zero_1(fab: Fab, on_every_node:
         assert losses[-1] < losses[0]
 
 
-def test_a_node_without_deepspeed_is_told_how_to_install_it_and_nothing_is_started(fab: Fab) -> None:
+def test_a_node_without_deepspeed_is_an_error_with_the_install_command(fab: Fab) -> None:
     python = str(Path(sys.base_prefix) / "bin" / "python3")
     done = fab(
         *launcher_contract.hosts(fab, "launch-deepspeed"), "--name", "bare", "--python", python, "--", "light.py", "1"

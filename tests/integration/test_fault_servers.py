@@ -23,7 +23,7 @@ TOLD = {
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_a_server_that_stalls_is_named_with_the_step_and_delays_nobody(fab: Fab, matrix: Matrix, step: str) -> None:
+def test_a_stalling_server_is_named_with_its_step_and_delays_no_other(fab: Fab, matrix: Matrix, step: str) -> None:
     row = matrix.row(f"an SSH server stalls: {step}", fab)
     row.without(2, 3)
     config = "Host stalling\n    HostName 127.0.0.1\n    Port {}\n    StrictHostKeyChecking no\n"

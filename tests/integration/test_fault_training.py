@@ -237,7 +237,7 @@ class Survivor:
         assert load_last(self.training.folder) >= self.rows[-1][1]
 
 
-def test_a_training_outlives_what_does_not_touch_it(training: Training, matrix: Matrix) -> None:
+def test_a_training_survives_faults_that_do_not_affect_it(training: Training, matrix: Matrix) -> None:
     survivor = Survivor(training, matrix)
     survivor.lose_tmux()
     survivor.lose_sshd()

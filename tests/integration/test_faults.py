@@ -92,7 +92,7 @@ def test_the_disk_of_the_logs_is_full(fab: Fab, matrix: Matrix) -> None:
         row.stopped()
 
 
-def test_the_disk_of_our_own_records_on_a_node_is_full(fab: Fab, matrix: Matrix) -> None:
+def test_the_disk_of_torchfabs_records_on_a_node_is_full(fab: Fab, matrix: Matrix) -> None:
     row = matrix.row("disk full on a node: torchfab's own records", fab)
     row.without(3)
     with full_disk(fab, fab.node_dir, "2m", 1) as inside:
@@ -108,7 +108,7 @@ def test_the_disk_of_our_own_records_on_a_node_is_full(fab: Fab, matrix: Matrix)
         row.stopped()
 
 
-def test_the_disk_of_the_records_is_full_when_a_job_is_launched(fab: Fab, matrix: Matrix) -> None:
+def test_a_full_disk_of_records_refuses_a_launch(fab: Fab, matrix: Matrix) -> None:
     row = matrix.row("disk full on the launch machine: records", fab)
     row.without(2, 3)
     with full_disk(fab, fab.records, "64k", None):
@@ -156,7 +156,7 @@ def test_fab_is_killed_while_it_confirms(fab: Fab, matrix: Matrix) -> None:
 # ---- silence
 
 
-def test_a_server_falls_silent_while_its_logs_are_followed(fab: Fab, matrix: Matrix, netns_cluster: Cluster) -> None:
+def test_a_server_that_stalls_during_follow_is_reported(fab: Fab, matrix: Matrix, netns_cluster: Cluster) -> None:
     row = matrix.row("an SSH server stalls while its logs are followed", fab)
     row.without(3)
     launch_ticks(fab)
@@ -212,7 +212,7 @@ def of_node(pid: int, index: int) -> bool:
 # ---- clocks
 
 
-def test_clocks_are_five_minutes_apart(fab: Fab, matrix: Matrix) -> None:
+def test_clocks_five_minutes_apart_do_no_harm(fab: Fab, matrix: Matrix) -> None:
     row = matrix.row("clocks are 5 minutes apart", fab)
     row.without(3)
     with start_up_file(fab.cluster.node(1), fake_clock(300)):
@@ -232,7 +232,7 @@ def test_clocks_are_five_minutes_apart(fab: Fab, matrix: Matrix) -> None:
 # ---- races
 
 
-def test_two_launches_have_one_name_at_the_same_moment(fab: Fab, matrix: Matrix) -> None:
+def test_two_concurrent_launches_of_one_name(fab: Fab, matrix: Matrix) -> None:
     row = matrix.row("two launches with one name at the same moment", fab)
     row.without(3)
     fab.write("tick.py", TICK)
@@ -270,7 +270,7 @@ def test_a_job_is_stopped_while_it_is_launched(fab: Fab, matrix: Matrix, phase: 
     assert fab.jobs() == []
 
 
-def test_two_stops_at_once_are_as_good_as_one(fab: Fab, matrix: Matrix) -> None:
+def test_two_concurrent_stops_both_succeed(fab: Fab, matrix: Matrix) -> None:
     row = matrix.row("two stops at once", fab)
     row.without(3)
     launch_ticks(fab)

@@ -154,7 +154,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_torchfab_lets_in_whom_openssh_lets_in(server: Server, case: str, tmp_path: Path) -> None:
+def test_torchfab_accepts_the_host_keys_that_openssh_accepts(server: Server, case: str, tmp_path: Path) -> None:
     known, lines, told = CASES[case]
     here, second = f"[{ADDRESS}]:{server.port}", tmp_path / "second"
     second.write_text(f"{here} {server.key('host_ed25519')}\n")
@@ -176,7 +176,7 @@ def hashed(name: str, folder: Path) -> str:
     return path.read_text().split()[0]
 
 
-def test_a_revoked_key_is_refused_also_where_nothing_is_checked(server: Server) -> None:
+def test_a_revoked_key_is_refused_without_strict_checking(server: Server) -> None:
     # Here torchfab is stricter than OpenSSH, which lets it in with a warning.
     config = server.config(f"@revoked * {server.key('host_ed25519')}\n", "StrictHostKeyChecking no")
     assert "REVOKED" in server.ours(config)
@@ -192,9 +192,7 @@ def test_a_new_host_is_remembered_once_and_then_known(server: Server) -> None:
     assert server.theirs(server.config(second, "StrictHostKeyChecking yes")) == ""
 
 
-def test_a_key_that_changed_is_told_also_where_nothing_is_checked(
-    server: Server, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_changed_key_is_reported_without_strict_checking(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     config = server.config(f"[{ADDRESS}]:{server.port} {server.key('stranger')}\n", "StrictHostKeyChecking no")
     assert server.ours(config) == ""
     assert "has CHANGED" in capsys.readouterr().err
@@ -219,7 +217,7 @@ CERTIFICATES = {
 
 
 @pytest.mark.parametrize("case", CERTIFICATES)
-def test_host_certificates_are_judged_as_openssh_does(server: Server, case: str) -> None:
+def test_host_certificates_are_verified_as_by_openssh(server: Server, case: str) -> None:
     options, known, told = CERTIFICATES[case]
     server.sign(*options)
     server.start(*all_keys(server)[:1], f"HostCertificate {server.folder}/host_ed25519-cert.pub")
@@ -235,7 +233,7 @@ def test_host_certificates_are_judged_as_openssh_does(server: Server, case: str)
 
 
 @pytest.mark.parametrize("algorithm", ["curve25519-sha256", "curve25519-sha256@libssh.org"])
-def test_a_server_may_offer_curve25519_by_either_name_alone(server: Server, algorithm: str) -> None:
+def test_either_name_of_curve25519_works(server: Server, algorithm: str) -> None:
     server.start(*all_keys(server), f"KexAlgorithms {algorithm}")
     try:
         assert server.ours(server.config(f"{ADDRESS} {server.key('host_ed25519')}")) == ""
@@ -295,7 +293,7 @@ while True:
 
 
 @pytest.mark.parametrize("case", CONFIGS)
-def test_what_ssh_config_says_of_logins_is_done(
+def test_login_options_of_ssh_config_are_followed(
     server: Server, agent: str, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines, gets_in = CONFIGS[case]
@@ -315,7 +313,7 @@ def test_what_ssh_config_says_of_logins_is_done(
     assert (theirs == "") is gets_in, theirs
 
 
-def test_a_jump_host_is_checked_as_every_host(server: Server) -> None:
+def test_the_key_of_a_jump_host_is_verified(server: Server) -> None:
     known = f"hop {server.key('stranger')}\n[{ADDRESS}]:{server.port} {server.key('host_ed25519')}\n"
     lines = [
         f"Host hop\n  HostName {ADDRESS}\n  HostKeyAlias hop\n  Port {server.port}",
@@ -326,7 +324,7 @@ def test_a_jump_host_is_checked_as_every_host(server: Server) -> None:
     assert "its host key has CHANGED" in said
 
 
-def test_a_proxy_command_that_fails_is_told_with_what_it_said(server: Server) -> None:
+def test_a_failing_proxy_command_is_reported_with_its_stderr(server: Server) -> None:
     said = server.ours(server.config("", "ProxyCommand echo no way >&2; exit 1"))
     assert "its ProxyCommand came to nothing: no way" in said
     assert "fix: try it by hand: echo no way" in said
@@ -358,7 +356,7 @@ def test_connect_timeout_is_that_of_ssh_config(server: Server) -> None:
             ssh.open_session(node, ssh.connections([node], settings)[0], settings)
 
 
-def test_an_option_that_cannot_be_followed_is_an_error_of_its_host_alone(server: Server) -> None:
+def test_an_unsupported_ssh_option_is_an_error_of_its_host_only(server: Server) -> None:
     config = server.config(f"{ADDRESS} {server.key('host_ed25519')}", "Host other\n  RevokedHostKeys /keys")
     nodes = [Node(0, ADDRESS, port=server.port), Node(1, "other")]
     settings = ConnectionSettings(ssh_config=str(config))

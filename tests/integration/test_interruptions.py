@@ -55,7 +55,7 @@ def assert_name_is_free(fab: Fab) -> None:
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_ctrl_c_takes_everything_back(fab: Fab, phase: str) -> None:
+def test_ctrl_c_rolls_everything_back(fab: Fab, phase: str) -> None:
     with launching(fab, phase) as process:
         os.killpg(process.pid, signal.SIGINT)
         done = ended(process)
@@ -68,7 +68,7 @@ def test_ctrl_c_takes_everything_back(fab: Fab, phase: str) -> None:
         fab.assert_nothing_left(within_s=3)
 
 
-def test_ctrl_c_pressed_again_and_again_still_takes_everything_back(fab: Fab) -> None:
+def test_repeated_ctrl_c_still_rolls_everything_back(fab: Fab) -> None:
     with launching(fab, "two") as process:
         for _ in range(4):
             os.killpg(process.pid, signal.SIGINT)
@@ -80,9 +80,7 @@ def test_ctrl_c_pressed_again_and_again_still_takes_everything_back(fab: Fab) ->
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
-def test_a_launch_that_is_killed_in_phase_one_leaves_nothing_and_its_name_is_free(
-    fab: Fab, matrix: Matrix, number: signal.Signals
-) -> None:
+def test_a_launch_killed_in_phase_one_leaves_nothing(fab: Fab, matrix: Matrix, number: signal.Signals) -> None:
     row = matrix.row("kill -9 of fab while it prepares", fab) if number == signal.SIGKILL else None
     with launching(fab, "one") as process:
         os.killpg(process.pid, number)
@@ -98,7 +96,7 @@ def test_a_launch_that_is_killed_in_phase_one_leaves_nothing_and_its_name_is_fre
     assert_name_is_free(fab)
 
 
-def test_what_a_killed_launch_did_not_confirm_is_taken_back_by_the_nodes(fab: Fab, matrix: Matrix) -> None:
+def test_nodes_roll_back_the_launch_of_a_killed_fab(fab: Fab, matrix: Matrix) -> None:
     row = matrix.row("kill -9 of fab while it starts", fab)
     row.without(2, 3)
     with launching(fab, "two") as process:
@@ -113,7 +111,7 @@ def test_what_a_killed_launch_did_not_confirm_is_taken_back_by_the_nodes(fab: Fa
 
 
 @pytest.mark.parametrize("slow", [0, 1], ids=["the other is slow", "while it is slow"])
-def test_a_node_whose_connection_dies_between_the_phases_is_named(fab: Fab, slow: int) -> None:
+def test_a_connection_that_dies_between_the_phases_is_named(fab: Fab, slow: int) -> None:
     with launching(fab, "one", slow) as process:
         fab.cluster.kill_sshd(1)
         try:
@@ -131,7 +129,7 @@ def test_a_node_whose_connection_dies_between_the_phases_is_named(fab: Fab, slow
         assert fab("stop", "x").rc == 0
 
 
-def test_a_node_that_is_cut_off_in_phase_two_is_named_and_can_be_stopped_later(fab: Fab) -> None:
+def test_a_node_disconnected_in_phase_two_is_named_and_can_be_stopped(fab: Fab) -> None:
     with launching(fab, "two", config={"start_timeout_s": 0.5}) as process:
         fab.cluster.partition(1)
         try:
@@ -150,7 +148,7 @@ def test_a_node_that_is_cut_off_in_phase_two_is_named_and_can_be_stopped_later(f
     assert fab("jobs", "--remove", "x").rc == 0
 
 
-def test_ctrl_c_on_follow_leaves_the_job_running_and_says_how_to_go_on(fab: Fab) -> None:
+def test_ctrl_c_on_follow_leaves_all_ranks_running(fab: Fab) -> None:
     process = fab.start(*fab.launch("--name", "x", "--follow", gpus=True))
     assert eventually(lambda: "running" in fab("status", "x").stdout, 10)
     time.sleep(0.5)
@@ -162,7 +160,7 @@ def test_ctrl_c_on_follow_leaves_the_job_running_and_says_how_to_go_on(fab: Fab)
     assert len(fab.processes()) == 8
 
 
-def test_a_node_takes_back_what_a_silent_launch_machine_does_not_confirm(tmp_path: Path) -> None:
+def test_a_node_rolls_back_an_unconfirmed_launch(tmp_path: Path) -> None:
     request = {
         "op": "prepare",
         "job_id": "x-1",

@@ -16,7 +16,7 @@ SMALL = ("--max-steps", "4", "--batch-size", "2", "--seq-length", "32", "--log-f
 
 
 @pytest.mark.parametrize("gpus", [False, True], ids=["per-node", "per-gpu"])
-def test_a_launch_trains_across_hosts_though_its_fab_is_killed(any_fab: Fab, gpus: bool) -> None:
+def test_a_training_over_hosts_survives_a_killed_fab(any_fab: Fab, gpus: bool) -> None:
     fab = any_fab
     fab.take(*BIGRAM)
     # The model once as it is, once as the one that starts soonest: what launches them does not know the difference.

@@ -21,15 +21,15 @@ def way(request: pytest.FixtureRequest) -> tuple[str, ...]:
     return ("launch-mpi", "--flavour", request.param)
 
 
-def test_words_arrive_and_a_rank_that_fails_ends_the_job(fab: Fab, way: tuple[str, ...]) -> None:
+def test_arguments_arrive_and_a_failing_rank_ends_the_job(fab: Fab, way: tuple[str, ...]) -> None:
     launcher_contract.check_that_words_arrive_and_a_failure_ends_it(fab, *way)
 
 
-def test_stop_stops_one_job_and_a_killed_head_is_seen(fab: Fab, way: tuple[str, ...]) -> None:
+def test_stop_ends_one_job_and_a_killed_head_is_reported(fab: Fab, way: tuple[str, ...]) -> None:
     launcher_contract.check_that_stop_stops_one_job_and_a_killed_head_is_seen(fab, *way)
 
 
-def test_a_head_that_fails_before_it_came_anywhere_ends_the_job_everywhere(fab: Fab, way: tuple[str, ...]) -> None:
+def test_a_head_that_fails_early_ends_the_job_on_all_nodes(fab: Fab, way: tuple[str, ...]) -> None:
     ok(fab(*launcher_contract.hosts(fab, *way), "--interface", "none7", "--name", "early", "--", "light.py", "1"))
     assert fab("wait", "early", timeout_s=60).rc not in (0, 143)
     status = status_of(fab, "early")

@@ -19,7 +19,7 @@ def measure(fab: Fab, *words: str) -> Done:
     return fab("network", "--hostfile", str(fab.cluster.hostfile), *words, timeout_s=110)
 
 
-def test_a_node_with_a_slow_link_is_named_and_nothing_is_left(fab3: Fab) -> None:
+def test_a_slow_node_is_named_and_the_job_is_removed(fab3: Fab) -> None:
     tc = ("ip", "netns", "exec", fab3.cluster.layout.nodes[2].namespace, require("tc"), "qdisc")
     subprocess.run([*tc, "add", "dev", "eth0", *SLOW], check=True)
     try:
@@ -38,7 +38,7 @@ def test_a_node_with_a_slow_link_is_named_and_nothing_is_left(fab3: Fab) -> None
     fab3.assert_nothing_left(within_s=2)
 
 
-def test_a_measurement_that_fails_keeps_its_job_and_names_it(fab3: Fab) -> None:
+def test_a_failed_measurement_keeps_its_job_and_names_it(fab3: Fab) -> None:
     done = measure(fab3, "--seconds", "2", "--env", "GLOO_SOCKET_IFNAME=nosuch0")
     assert done.rc == 1, done
     assert done.stdout == "", done
@@ -62,7 +62,7 @@ def test_ctrl_c_leaves_nothing(fab3: Fab) -> None:
 
 
 @pytest.mark.parametrize("words", [("--seconds", "0"), ("--backend", "mpi"), ("--backend", "nccl")])
-def test_what_cannot_be_measured_is_refused_and_leaves_nothing(fab3: Fab, words: tuple[str, ...]) -> None:
+def test_an_impossible_measurement_is_an_error_and_leaves_nothing(fab3: Fab, words: tuple[str, ...]) -> None:
     done = measure(fab3, *words)
     assert done.rc == 2, done
     assert words[0] in done.stderr, done

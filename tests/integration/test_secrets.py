@@ -68,7 +68,7 @@ def own_secret(fab: Fab) -> Iterator[None]:
         path.write_text("")
 
 
-def test_no_secret_is_seen_anywhere_but_in_the_ranks(fab: Fab, own_secret: None) -> None:
+def test_secrets_are_visible_only_in_the_ranks(fab: Fab, own_secret: None) -> None:
     fab.write("secret.py", SCRIPT)
     numbers = [f"{name}={sum(value.encode())}" for name, value in NAMES.items()]
     # What is given with --env stands on the command line of fab itself, and nowhere else: its help says so.
@@ -97,7 +97,7 @@ raise ValueError("cannot log in with " + os.environ["HF_TOKEN"])
 """
 
 
-def test_what_a_rank_prints_of_secrets_is_hidden_while_it_runs_and_afterwards(fab: Fab, own_secret: None) -> None:
+def test_printed_secrets_are_hidden_during_the_job_and_after_it(fab: Fab, own_secret: None) -> None:
     fab.write("telltale.py", TELLTALE)
     words = fab.launch("--name", "x", "--env", f"MY_API_KEY={GIVEN}", "--follow", "--", "telltale.py", gpus=True)
     follower = fab.start(*words, env={"HF_TOKEN": FORWARDED})
@@ -114,7 +114,7 @@ def test_what_a_rank_prints_of_secrets_is_hidden_while_it_runs_and_afterwards(fa
     assert_private_and_without_secrets([fab.records, fab.node_dir], but="output.log")
 
 
-def test_no_dry_run_shows_a_secret_but_all_name_it(fab: Fab) -> None:
+def test_dry_runs_name_secrets_but_do_not_show_them(fab: Fab) -> None:
     words = fab.launch("--dry-run", "--env", f"MY_API_KEY={GIVEN}", gpus=True)
     done = fab(*words, env={"HF_TOKEN": FORWARDED})
     assert done.rc == 0, done

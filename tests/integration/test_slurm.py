@@ -121,7 +121,7 @@ def limited(slurm: Slurm) -> Iterator[Fab]:
 # ---- a whole training
 
 
-def test_a_training_over_two_nodes_with_a_name_of_two_words(fab: Fab, slurm: Slurm) -> None:
+def test_a_training_with_a_two_word_job_name_runs_over_two_nodes(fab: Fab, slurm: Slurm) -> None:
     words = ("--job-name", "my first training", "--gpus-per-node", "0", "--follow")
     script = ("--", "bigram.py", *SMALL, "--lr", "0.05", "--experiment-name", "small run")
     done = ok(fab("launch-slurm", "--name", "train", "--nodes", "2", *words, *script, timeout_s=120))
@@ -156,7 +156,7 @@ def test_the_code_of_the_rank_that_failed_is_the_jobs(fab: Fab, slurm: Slurm) ->
     assert fab.processes() == {}
 
 
-def test_two_jobs_at_once_a_third_that_waits_and_all_are_stopped(fab: Fab) -> None:
+def test_two_jobs_run_a_third_waits_and_all_are_stopped(fab: Fab) -> None:
     ids = [submit(fab, "job", script=("light.py", "0", "60", "job")), submit(fab, "job-1", nodes=1)]
     submit(fab, "waits", "--exclusive")
     assert runs(fab, "job"), fab("status", "job")
@@ -188,7 +188,7 @@ def path_without(program: str) -> str:
     return os.pathsep.join(folder for folder in folders if not (Path(folder) / program).exists())
 
 
-def test_a_step_beside_the_ranks_sees_what_they_do_with_a_py_spy_that_was_sent(fab: Fab) -> None:
+def test_an_overlapping_step_dumps_stacks_with_a_sent_py_spy(fab: Fab) -> None:
     env = {"PATH": path_without("py-spy")}
     submit(fab, "odd", "--python", str(bare_python(fab)), script=("light.py", "0", "60"))
     assert runs(fab, "odd"), fab("status", "odd")
@@ -201,7 +201,7 @@ def test_a_step_beside_the_ranks_sees_what_they_do_with_a_py_spy_that_was_sent(f
     assert "does not run" in fab("stacks", "odd").stderr
 
 
-def test_scancel_by_somebody_is_told_apart(fab: Fab, slurm: Slurm) -> None:
+def test_scancel_by_another_user_is_distinguished(fab: Fab, slurm: Slurm) -> None:
     job_id = submit(fab, "cancelled", nodes=1)
     wait_for(slurm, job_id, "RUNNING")
     slurm.run("scancel", job_id)
@@ -210,7 +210,7 @@ def test_scancel_by_somebody_is_told_apart(fab: Fab, slurm: Slurm) -> None:
     assert "why    it was cancelled with scancel, not with fab stop\n" in ok(fab("why", "cancelled")).stdout
 
 
-def test_a_node_that_fails_loses_the_job_or_has_it_run_again(fab: Fab, slurm: Slurm) -> None:
+def test_a_node_failure_loses_or_requeues_the_job(fab: Fab, slurm: Slurm) -> None:
     node2 = ("--sbatch-arg=--nodelist=node2", "--nproc-per-node", "1")
     lost = submit(fab, "lost", "--no-requeue", *node2, nodes=1)
     again = submit(fab, "again", *node2, nodes=1, script=("light.py", "0", "6"))
@@ -241,7 +241,7 @@ def test_a_node_that_fails_loses_the_job_or_has_it_run_again(fab: Fab, slurm: Sl
 # ---- ways in
 
 
-def test_a_job_through_a_login_node_without_slurm_here_and_its_secret_stays_one(fab: Fab, slurm: Slurm) -> None:
+def test_a_job_through_a_login_node_keeps_its_secret(fab: Fab, slurm: Slurm) -> None:
     login = fab.cluster.layout.nodes[0]
     start_up = login.home / ".bashrc"
     start_up.write_text(f"export SLURM_CONF={slurm.folder}/slurm.conf\n")
@@ -272,7 +272,7 @@ def test_a_job_through_a_login_node_without_slurm_here_and_its_secret_stays_one(
         start_up.write_text("")
 
 
-def test_the_dry_run_given_to_sbatch_launches_the_same_job(fab: Fab, slurm: Slurm) -> None:
+def test_the_dry_run_submitted_by_sbatch_is_the_same_job(fab: Fab, slurm: Slurm) -> None:
     words = ("--name", "by-hand", "--nodes", "2", "--time", "5", "--nproc-per-node", "1", "--job-name", "by hand")
     text = ok(fab("launch-slurm", "--dry-run", *words, "--", "light.py", "0", "1", *HOSTILE)).stdout
     assert fab.jobs() == []
@@ -316,7 +316,7 @@ def test_launch_per_node_takes_its_hosts_from_an_allocation(fab: Fab, slurm: Slu
     ],
     ids=["partition", "feature", "python", "workdir", "no cluster", "login"],
 )
-def test_what_is_wrong_is_said_in_a_line_and_nothing_is_left(
+def test_errors_are_one_line_and_nothing_is_left(
     fab: Fab, slurm: Slurm, words: tuple[str, ...], env: dict[str, str], message: str, fix: str
 ) -> None:
     before = slurm.run("squeue", "-h", "-t", "all").count("\n")
@@ -329,7 +329,7 @@ def test_what_is_wrong_is_said_in_a_line_and_nothing_is_left(
     assert slurm.run("squeue", "-h", "-t", "all").count("\n") == before
 
 
-def test_no_sbatch_is_said_in_a_line(fab: Fab) -> None:
+def test_a_missing_sbatch_is_a_one_line_error(fab: Fab) -> None:
     programs = fab.workdir / "bin"
     programs.mkdir()
     for name in ("unshare", "setpriv", "sh", "mount", "env"):  # what leads to the launch machine
@@ -340,7 +340,7 @@ def test_no_sbatch_is_said_in_a_line(fab: Fab) -> None:
     assert fab.left() == {}
 
 
-def test_a_controller_that_is_gone_is_unreachable_not_ended(fab: Fab, slurm: Slurm) -> None:
+def test_a_missing_controller_is_unreachable_not_ended(fab: Fab, slurm: Slurm) -> None:
     submit(fab, "alone", "--exclusive")
     conf = (slurm.folder / "slurm.conf").read_text()
     other = fab.write("slurm.conf", re.sub(r"SlurmctldPort=\d+", "SlurmctldPort=9", conf) + "MessageTimeout=1\n")
@@ -369,7 +369,7 @@ def test_a_training_saves_before_its_time_limit(limited: Fab) -> None:
     assert re.fullmatch(words, status["reason"])
 
 
-def test_the_time_limit_ends_what_does_not_care(limited: Fab) -> None:
+def test_the_time_limit_ends_a_script_without_handler(limited: Fab) -> None:
     done = limited("wait", "heedless", timeout_s=150)
     # The ranks' own, who got SIGTERM; Slurm's, where it killed who would have written that down.
     assert done.rc in (143, 1), done

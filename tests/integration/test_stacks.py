@@ -25,7 +25,7 @@ time.sleep(1)
 # ---- the hang alarm
 
 
-def test_a_silent_job_is_told_by_status_and_while_one_follows_once_and_its_end_too(fab: Fab) -> None:
+def test_a_silent_job_is_reported_by_status_and_once_by_follow(fab: Fab) -> None:
     fab.write("silent.py", SILENT)
     go = fab.workdir / "go"
     ok(fab(*two(fab, "--name", "silent", "--", "silent.py", str(go))))
@@ -107,7 +107,7 @@ def told(fab: Fab, name: str, *words: str, rc: int = 0, **more: Any) -> dict[str
     return dict(json.loads(done.stdout))
 
 
-def test_a_late_rank_comes_first_and_one_that_was_stopped_before_it(fab: Fab) -> None:
+def test_a_stopped_rank_comes_first_and_then_a_late_one(fab: Fab) -> None:
     launched(fab, "late", LATE, 4)
     shown = ok(fab("stacks", "late")).stdout
     sentence = "rank 1 is in time.sleep of load_a_slow_shard, 3 others wait in time.sleep of wait_for_the_others"
@@ -136,14 +136,14 @@ def test_a_late_rank_comes_first_and_one_that_was_stopped_before_it(fab: Fab) ->
     assert [each["rank"] for each in cut["ranks"]] == [0, 2]
 
 
-def test_a_rank_that_is_late_for_all_reduce(fab: Fab) -> None:
+def test_a_rank_that_is_late_for_all_reduce_is_named(fab: Fab) -> None:
     launched(fab, "reduce", REDUCE, 2)
     sentence = "rank 1 is in time.sleep of load_a_slow_shard, rank 0 waits in all_reduce of reduce_loss"
     assert eventually(lambda: told(fab, "reduce")["summary"] == sentence, 30), told(fab, "reduce")["summary"]
     assert "pthread_cond" in ok(fab("stacks", "reduce", "--native", "--rank", "0", "--all")).stdout
 
 
-def test_py_spy_is_sent_to_nodes_that_have_none_and_removed(fab: Fab) -> None:
+def test_py_spy_is_sent_to_nodes_without_one_and_removed(fab: Fab) -> None:
     launched(fab, "bare", LATE, 2, "--python", str(bare_python(fab)))
     before = set(Path("/tmp").glob("torchfab-*"))
     found = told(fab, "bare")
@@ -152,7 +152,7 @@ def test_py_spy_is_sent_to_nodes_that_have_none_and_removed(fab: Fab) -> None:
     assert not set(Path("/tmp").glob("torchfab-*")) - before
 
 
-def test_where_nobody_may_look_the_signal_is_tried_and_the_refusal_explained(loopback_fab: Fab) -> None:
+def test_without_ptrace_the_signal_is_tried_and_the_error_explained(loopback_fab: Fab) -> None:
     fab = loopback_fab
     launched(fab, "private", PRIVATE, 2)
     found = told(fab, "private", rc=1)

@@ -100,7 +100,7 @@ def status_if_there(fab: Fab) -> dict[str, Any]:
 # ---- what it decides
 
 
-def test_a_job_is_restarted_as_long_as_it_makes_progress_and_its_earlier_attempts_stay_readable(fab: Fab) -> None:
+def test_progress_allows_restarts_and_keeps_earlier_attempts(fab: Fab) -> None:
     done = supervised(fab, "raise,kill,good", "--restarts", "1")
     assert done.rc == 0, done
     story = told(fab)
@@ -120,7 +120,7 @@ def test_a_job_is_restarted_as_long_as_it_makes_progress_and_its_earlier_attempt
     fab.assert_nothing_left()
 
 
-def test_the_same_traceback_twice_without_progress_is_a_bug_and_the_end(fab: Fab) -> None:
+def test_the_same_traceback_twice_without_progress_ends_supervision(fab: Fab) -> None:
     done = supervised(fab, "raise-again", env={"A_TOKEN": "hunter22"})
     assert done.rc == 1, done
     assert told(fab)[-1] == (
@@ -133,7 +133,7 @@ def test_the_same_traceback_twice_without_progress_is_a_bug_and_the_end(fab: Fab
         assert not path.is_file() or b"hunter22" not in path.read_bytes(), path
 
 
-def test_restarts_without_progress_are_counted_and_run_out(fab: Fab) -> None:
+def test_restarts_without_progress_are_limited(fab: Fab) -> None:
     done = supervised(fab, "kill-again", "--restarts", "2")
     assert done.rc == 137, done
     assert told(fab)[-1] == "job x is given up after 2 restarts: 2 restarts without progress; --restarts allows no more"
@@ -156,7 +156,7 @@ def test_stop_wins_over_a_restart(fab: Fab) -> None:
 # ---- who supervises
 
 
-def test_one_supervisor_per_job_and_a_killed_one_is_replaced_with_its_counters(fab: Fab) -> None:
+def test_a_job_has_one_supervisor_and_a_new_one_keeps_the_counters(fab: Fab) -> None:
     process = fab.start(*launch(fab, "kill,wait-again,good", "--restarts", "2"), config=SETTINGS)
     assert eventually(lambda: status_if_there(fab).get("attempt") == 2, 90)
     second = fab("supervise", "x")
@@ -176,7 +176,7 @@ def test_one_supervisor_per_job_and_a_killed_one_is_replaced_with_its_counters(f
     assert eventually(lambda: not fab.sessions() - fab.sessions_before, 10)
 
 
-def test_ctrl_c_leaves_the_job_running_and_secrets_are_taken_again_from_here(fab: Fab) -> None:
+def test_after_ctrl_c_the_job_runs_and_supervise_needs_the_secrets(fab: Fab) -> None:
     words = launch(fab, "wait", "--env", "A_TOKEN=hunter22")
     process = fab.start(*words, config=SETTINGS)
     assert eventually(lambda: bool(status_if_there(fab).get("supervisor")), 60)
@@ -207,7 +207,7 @@ class Listener(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-def test_a_command_or_a_url_is_told_what_happens(fab: Fab) -> None:
+def test_a_command_or_url_gets_the_events(fab: Fab) -> None:
     Listener.posted = []
     server = HTTPServer(("127.0.0.1", 0), Listener)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -289,7 +289,7 @@ class Training:
 
 
 @pytest.mark.timeout(900)  # four starts of a training and one undisturbed, on a machine that may be busy
-def test_one_training_survives_a_crash_a_hang_a_lost_node_and_the_death_of_its_supervisor(
+def test_a_training_survives_crash_hang_lost_node_and_dead_supervisor(
     fab: Fab, cache: Path, four_hosts: Cluster
 ) -> None:
     training = Training(fab, cache)

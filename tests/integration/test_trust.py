@@ -38,7 +38,7 @@ def ssh(fab: Fab, config: str, host: str) -> int:
     return subprocess.run(argv, check=False, stdin=subprocess.DEVNULL, capture_output=True).returncode
 
 
-def test_new_keys_are_shown_and_written_and_let_ssh_and_a_launch_in(fab: Fab) -> None:
+def test_after_trust_ssh_and_a_launch_accept_the_new_keys(fab: Fab) -> None:
     known = fab.workdir / "new" / "known"
     config = config_with(fab, known, "HashKnownHosts yes")
     assert ssh(fab, config, "node1") != 0
@@ -55,7 +55,7 @@ def test_new_keys_are_shown_and_written_and_let_ssh_and_a_launch_in(fab: Fab) ->
     assert fab("-S", config, *fab.launch("--name", "x", gpus=True)).rc == 0
 
 
-def test_without_a_terminal_nothing_is_written_unless_yes_is_said(fab: Fab) -> None:
+def test_without_a_terminal_trust_writes_only_with_yes(fab: Fab) -> None:
     known = fab.write("known", "")
     done = trust(fab, config_with(fab, known))
     assert done.rc == 2, done
@@ -85,7 +85,7 @@ def test_one_answer_is_for_all_hosts(fab: Fab, answer: str, lines: int, code: in
     assert len(known.read_text().splitlines()) == lines
 
 
-def test_a_changed_key_is_never_replaced_and_a_silent_host_is_named(fab: Fab) -> None:
+def test_a_changed_key_is_not_replaced_and_a_silent_host_is_named(fab: Fab) -> None:
     first, second = (line.split(" ", 1) for line in fab.cluster.known_hosts.read_text().splitlines())
     known = fab.write("known", f"{first[0]} {second[1]}\n")
     before = known.read_text()
@@ -102,7 +102,7 @@ def test_a_changed_key_is_never_replaced_and_a_silent_host_is_named(fab: Fab) ->
     assert len(known.read_text().splitlines()) == 2  # node2 is new, and was written
 
 
-def test_jump_hosts_are_met_before_the_hosts_behind_them(fab: Fab) -> None:
+def test_keys_of_jump_hosts_are_trusted_first(fab: Fab) -> None:
     known = fab.write("known", "")
     config = config_with(fab, known, "Host node2", "  ProxyJump node1")
     hosts = fab.write("behind", "node2\n")

@@ -104,7 +104,7 @@ def where(told: dict[str, Any]) -> tuple[str, int | None, int | None]:
     return first["host"], first["rank"], first["code"]
 
 
-def test_a_script_s_own_exit_code_is_told_on_one_page(fate: Fate) -> None:
+def test_why_reports_an_exit_code_on_one_page(fate: Fate) -> None:
     fate.begin("exit")
     fate.end()
     page = fate.fab("why")
@@ -121,7 +121,7 @@ def test_a_script_s_own_exit_code_is_told_on_one_page(fate: Fate) -> None:
     assert "exit code 7; fab why x | fab logs x --rank 1\n" in waited.stderr, waited
 
 
-def test_an_exception_is_told_with_its_traceback(fate: Fate) -> None:
+def test_an_exception_is_reported_with_its_traceback(fate: Fate) -> None:
     told = fate.after("raise")
     assert (cause_of(told), where(told)) == (("script", "exception"), ("node2", 1, 1)), told
     assert told["cause"]["words"] == "the script raised ValueError: batch 17 is bad"
@@ -130,7 +130,7 @@ def test_an_exception_is_told_with_its_traceback(fate: Fate) -> None:
     assert told["consequences"] == []
 
 
-def test_a_rank_killed_from_outside_was_killed_by_nobody_we_know(fate: Fate) -> None:
+def test_a_sigkill_from_outside_is_reported_as_killed(fate: Fate) -> None:
     fate.begin("wait")
     os.kill(fate.pid(1), signal.SIGKILL)
     fate.end()
@@ -139,18 +139,18 @@ def test_a_rank_killed_from_outside_was_killed_by_nobody_we_know(fate: Fate) -> 
     assert "SIGKILL came from outside" in told["cause"]["words"]
 
 
-def test_a_crash_in_native_code_is_the_script_s_own(fate: Fate) -> None:
+def test_a_crash_in_native_code_is_a_script_error(fate: Fate) -> None:
     told = fate.after("crash")
     assert (cause_of(told), where(told)) == (("script", "crash"), ("node2", 1, -11)), told
 
 
-def test_a_limit_on_memory_is_told_as_memory(fate: Fate) -> None:
+def test_a_memory_limit_is_reported_as_memory(fate: Fate) -> None:
     told = fate.after("memory")
     assert (cause_of(told), where(told)) == (("memory", "host-memory"), ("node2", 1, 1)), told
     assert "MemoryError" in told["cause"]["words"]
 
 
-def test_an_import_that_fails_on_one_node_only_names_that_node(fate: Fate) -> None:
+def test_an_import_that_fails_on_one_node_names_the_node(fate: Fate) -> None:
     folder = fate.fab.workdir / "lib"
     folder.mkdir()
     (folder / "only_here.py").write_text("")
@@ -166,14 +166,14 @@ def test_an_import_that_fails_on_one_node_only_names_that_node(fate: Fate) -> No
     assert told["bad_nodes"] == ["node2"]
 
 
-def test_an_import_that_fails_everywhere_is_the_script_s(fate: Fate) -> None:
+def test_an_import_that_fails_on_all_nodes_is_a_script_error(fate: Fate) -> None:
     fate.begin("import")
     assert eventually(lambda: all(map(fate.has_ended, (0, 1))), 20)
     told = fate.told()
     assert (cause_of(told), told["bad_nodes"]) == (("script", "import-error"), []), told
 
 
-def test_a_file_system_that_was_mounted_read_only_is_the_node_s(fate: Fate) -> None:
+def test_a_read_only_file_system_is_a_fault_of_the_node(fate: Fate) -> None:
     (fate.out / "disk").mkdir()
     with other_disk(fate.fab.cluster.node(1), fate.out / "disk", "ro"):
         told = fate.after("read-only")
@@ -188,14 +188,14 @@ def test_a_full_disk_is_named(fate: Fate) -> None:
     assert "No space left on device" in told["cause"]["words"]
 
 
-def test_a_taken_port_is_told_with_what_to_do(fate: Fate) -> None:
+def test_a_taken_port_is_an_error_with_a_fix(fate: Fate) -> None:
     with taken_port(fate.fab.cluster.node(1), 5001):
         told = fate.after("port", "5001")
     assert (cause_of(told), where(told)) == (("network", "address-in-use"), ("node2", 1, 1)), told
     assert "ss -ltnp" in told["cause"]["fix"]
 
 
-def test_the_oom_killer_is_told_as_such(fate: Fate) -> None:
+def test_the_oom_killer_is_recognised(fate: Fate) -> None:
     group = memory_group("torchfab-why")
     try:
         told = fate.after("oom", str(group))
@@ -215,7 +215,7 @@ def all_of_node(fate: Fate, rank: int) -> list[int]:
     return found
 
 
-def test_a_node_of_which_all_was_killed_is_lost(fate: Fate) -> None:
+def test_a_node_whose_processes_were_all_killed_is_lost(fate: Fate) -> None:
     fate.begin("wait")
     pids = all_of_node(fate, 1)
     assert len(pids) == 2
@@ -231,7 +231,7 @@ def test_a_node_of_which_all_was_killed_is_lost(fate: Fate) -> None:
     assert (cause_of(told), told["bad_nodes"]) == (("node", "node-lost"), ["node2"]), told
 
 
-def test_a_supervisor_that_was_killed_alone_is_told(fate: Fate) -> None:
+def test_a_killed_supervisor_is_reported(fate: Fate) -> None:
     fate.begin("wait")
     pid = next(pid for pid, words in fate.fab.processes().items() if "supervise rank-1" in words)
     os.kill(pid, signal.SIGKILL)
@@ -240,7 +240,7 @@ def test_a_supervisor_that_was_killed_alone_is_told(fate: Fate) -> None:
     assert (cause_of(told), where(told)) == (("killed", "supervisor-killed"), ("node2", 1, None)), told
 
 
-def test_a_node_that_was_restarted_is_told_by_its_boot_id(fate: Fate) -> None:
+def test_a_restarted_node_is_detected_by_its_boot_id(fate: Fate) -> None:
     fate.begin("wait")
     for pid in all_of_node(fate, 1):
         os.kill(pid, signal.SIGKILL)
@@ -252,7 +252,7 @@ def test_a_node_that_was_restarted_is_told_by_its_boot_id(fate: Fate) -> None:
     assert (cause_of(told), told["bad_nodes"]) == (("node", "node-rebooted"), ["node2"]), told
 
 
-def test_a_job_that_runs_was_stopped_or_went_well_is_told_plainly(fate: Fate) -> None:
+def test_why_reports_running_stopped_and_succeeded_jobs(fate: Fate) -> None:
     fate.begin("wait")
     assert cause_of(fate.told()) == ("running", "running")
     os.kill(fate.pid(1), signal.SIGSTOP)
@@ -265,12 +265,12 @@ def test_a_job_that_runs_was_stopped_or_went_well_is_told_plainly(fate: Fate) ->
     assert told["cause"]["words"] == "it was stopped with fab stop, from here"
 
 
-def test_a_job_that_went_well_has_no_first_failure(fate: Fate) -> None:
+def test_a_successful_job_has_no_first_failure(fate: Fate) -> None:
     told = fate.after("wait")
     assert (cause_of(told), told["first"], told["fingerprint"]) == (("succeeded", "succeeded"), None, ""), told
 
 
-def test_a_running_job_of_which_a_rank_failed_says_so_and_a_silent_node_is_named(fate: Fate) -> None:
+def test_a_failed_rank_of_a_running_job_and_a_silent_node_are_reported(fate: Fate) -> None:
     fate.begin("raise")
     assert eventually(lambda: fate.has_ended(1), 10)
     told = fate.told()

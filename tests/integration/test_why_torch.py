@@ -74,7 +74,7 @@ def told(fab: Fab, job: str, *words: str, code: int = 0) -> dict[str, Any]:
     return found
 
 
-def test_a_rendezvous_that_times_out_names_the_node_that_never_came(waits: Fab) -> None:
+def test_a_rendezvous_timeout_names_the_node_that_never_joined(waits: Fab) -> None:
     found = told(waits, "come")
     assert (found["cause"]["kind"], found["cause"]["name"]) == ("network", "rendezvous-timeout"), found
     assert found["first"]["host"] == "node1"
@@ -82,14 +82,14 @@ def test_a_rendezvous_that_times_out_names_the_node_that_never_came(waits: Fab) 
     assert found["behind"] == [{"hosts": ["node2"], "words": words}]
 
 
-def test_an_agent_that_cannot_reach_the_rendezvous_is_a_consequence_of_what_ended_that(waits: Fab) -> None:
+def test_an_unreachable_rendezvous_is_a_consequence(waits: Fab) -> None:
     assert eventually(lambda: len(failures(waits, "gone")) == 2, 60), waits("logs", "gone")
     found = told(waits, "gone")
     assert (found["cause"]["name"], found["first"]["host"]) == ("killed", "node1"), found
     assert found["consequences"] == ["node2: it could not reach the rendezvous"]
 
 
-def test_shared_memory_that_is_too_small_is_the_cause_and_who_waits_at_the_store_is_not(fab: Fab) -> None:
+def test_small_shared_memory_is_the_cause_not_the_store_timeout(fab: Fab) -> None:
     fab.write("small.py", SMALL)
     with other_disk(fab.cluster.node(1), Path("/dev/shm"), "size=1m"):
         ok(fab(*two(fab, "--name", "x", "--", "small.py")))
@@ -108,7 +108,7 @@ def test_a_gloo_timeout_names_the_rank_that_was_behind(waits: Fab) -> None:
     assert all(each["hosts"] == ["node2"] for each in found["behind"]), found
 
 
-def test_a_node_whose_link_goes_down_is_named_as_the_cause(fab: Fab) -> None:
+def test_a_node_with_a_lost_link_is_the_cause(fab: Fab) -> None:
     fab.write("reduce.py", REDUCE)
     ok(fab(*two(fab, "--name", "x", "--", "reduce.py", str(fab.workdir / "began"))))
     assert eventually(lambda: (fab.workdir / "began-1").exists(), 60), fab("logs", "x")
@@ -122,7 +122,7 @@ def test_a_node_whose_link_goes_down_is_named_as_the_cause(fab: Fab) -> None:
     assert found["could_not_be_asked"]["node2"].startswith("no answer from"), found
 
 
-def test_a_rank_that_others_lose_is_the_first_and_they_are_its_consequences(fab: Fab) -> None:
+def test_a_killed_rank_is_first_and_lost_connections_follow_from_it(fab: Fab) -> None:
     script = REDUCE.replace(
         "time.sleep(0.01)", "if step == 20 and dist.get_rank(): os._exit(7)  # sys.exit may crash in gloo's threads"
     )
@@ -134,7 +134,7 @@ def test_a_rank_that_others_lose_is_the_first_and_they_are_its_consequences(fab:
     assert found["consequences"] == ["node1 rank 0: its connection to another rank was lost"]
 
 
-def test_torchrun_is_named_where_it_ended_its_ranks_and_an_outsider_is_none_of_ours(fab: Fab) -> None:
+def test_why_distinguishes_torchruns_sigterm_from_an_outsiders(fab: Fab) -> None:
     words = ("launch-per-node", "--hostfile", str(fab.cluster.hostfile), "--nproc-per-node", "2", "--name", "x")
     ok(fab(*words, "--", "light.py", "90"))
     assert eventually(lambda: [len(node["ranks"]) for node in status_of(fab, "x")["nodes"]] == [2, 2], 30)
