@@ -251,18 +251,18 @@ def test_any_list_of_lemons_is_read_or_is_an_error(text: str) -> None:
 
 @fuzzed(st.sampled_from(["http://", "https://", ""]), st.text("abc:@/?#.", max_size=12))
 def test_secrets_in_addresses_are_hidden(scheme: str, rest: str) -> None:
-    told = notifier._name(f"{scheme}ann:s3cret@{rest}")
-    assert "s3cret" not in told or not scheme
-    assert told.startswith(scheme)
+    shown = notifier._name(f"{scheme}ann:s3cret@{rest}")
+    assert "s3cret" not in shown or not scheme
+    assert shown.startswith(scheme)
 
 
 @pytest.mark.parametrize(
-    ("target", "told"),
+    ("target", "expected"),
     [
         ("https://hooks.lab/T0/secret", "https://hooks.lab"),
         ("https://ann:s3cret@hooks.lab:8443?token=x", "https://hooks.lab:8443"),
         ("mail -s failed me", "mail -s failed me"),
     ],
 )
-def test_a_notifier_is_named_by_its_host(target: str, told: str) -> None:
-    assert notifier._name(target) == told
+def test_a_notifier_is_named_by_its_host(target: str, expected: str) -> None:
+    assert notifier._name(target) == expected

@@ -1,4 +1,4 @@
-"""Bad input: an error that says what is wrong, where and how to mend it; nothing is started, nothing is left."""
+"""Bad input: an error says what is wrong, where, and how to fix it; nothing is started, nothing is left."""
 
 from __future__ import annotations
 
@@ -99,8 +99,8 @@ FLAGS = {
 
 @pytest.mark.parametrize("case", FLAGS)
 def test_a_wrong_flag_is_refused(fab: Fab, case: str) -> None:
-    words, told = FLAGS[case]
-    refused(fab(*fab.launch(*words)), told)
+    words, expected = FLAGS[case]
+    refused(fab(*fab.launch(*words)), expected)
     fab.assert_nothing_left()
 
 
@@ -138,11 +138,11 @@ FILES = {"broken.yaml": "a: [", "light.sh": "", "scalar.yaml": "torchfab: 3", "f
 
 @pytest.mark.parametrize("case", CORE)
 def test_wrong_files_and_variables_of_fabric_give_no_traceback(fab: Fab, case: str) -> None:
-    core, env, told = CORE[case]
+    core, env, expected = CORE[case]
     for name, text in FILES.items():
         fab.write(name, text)
     task, *words = fab.launch(gpus=True)
-    refused(fab(task, *core, *words, env=env), told, "fix: ")
+    refused(fab(task, *core, *words, env=env), expected, "fix: ")
     fab.assert_nothing_left()
 
 
@@ -201,13 +201,13 @@ ELSEWHERE = {
 
 @pytest.mark.parametrize("what", ELSEWHERE)
 def test_a_missing_requirement_on_one_node_starts_nothing(fab: Fab, what: str) -> None:
-    cover, words, told = ELSEWHERE[what]
+    cover, words, expected = ELSEWHERE[what]
     (fab.folder / "bin").mkdir()
     (fab.folder / "bin" / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     (fab.folder / "bin" / "python").chmod(0o755)
     with other_disk(fab.cluster.node(1), fab.folder / cover):
         done = fab(*fab.launch(*(word.format(folder=fab.folder) for word in words), gpus=True))
-    refused(done, "1 of 2 hosts failed; nothing was started", "node2: ", told.format(folder=fab.folder))
+    refused(done, "1 of 2 hosts failed; nothing was started", "node2: ", expected.format(folder=fab.folder))
     fab.assert_nothing_left(within_s=2)
 
 
@@ -218,19 +218,19 @@ DISKS = {"read-only": ("ro", "Read-only file system"), "full": ("size=4k", "No s
 
 @pytest.mark.parametrize("case", DISKS)
 def test_a_node_with_an_unwritable_node_dir_is_named(fab: Fab, case: str) -> None:
-    options, told = DISKS[case]
+    options, expected = DISKS[case]
     disk = fab.folder / "disk"
     disk.mkdir()
     with other_disk(fab.cluster.node(1), disk, options):
         done = fab(*fab.launch(gpus=True), config={"node_dir": str(disk)})
-    refused(done, "1 of 2 hosts failed; nothing was started", "node2: cannot write", told, "torchfab.node_dir")
+    refused(done, "1 of 2 hosts failed; nothing was started", "node2: cannot write", expected, "torchfab.node_dir")
     fab.assert_nothing_left(within_s=2)
 
 
 def test_a_full_disk_in_phase_two_rolls_everything_back(fab: Fab) -> None:
     disk = fab.folder / "disk"
     disk.mkdir()
-    big = f"X={'x' * 120_000}"  # fits into the command line of fab, and its spec not onto the disk
+    big = f"X={'x' * 120_000}"  # fits into fab's command line, but its spec does not fit onto the disk
     with other_disk(fab.cluster.node(1), disk, "size=400k"):
         done = fab(*fab.launch("--env", big, gpus=True), config={"node_dir": str(disk)})
     refused(done, "1 of 2 hosts failed; nothing was started", "node2: ", "No space left on device")
@@ -246,7 +246,7 @@ def test_a_records_folder_that_is_a_file_is_named(fab: Fab) -> None:
 def test_an_unwritable_records_folder_is_named(loopback_fab: Fab) -> None:
     fab = loopback_fab
     fab.records.mkdir()
-    fab.records.chmod(0o500)  # it is root's, too
+    fab.records.chmod(0o500)  # also not writable for root
     refused(fab(*fab.launch("--name", "x", gpus=True)), f"cannot write {fab.records}/x: Permission denied")
     fab.assert_nothing_left(within_s=2)
 

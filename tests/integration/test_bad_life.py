@@ -1,4 +1,4 @@
-"""Status, logs, wait, attach, stop and jobs with wrong words, without a job, and with a node out of reach."""
+"""status, logs, wait, attach, stop and jobs with wrong arguments, without a job, and with an unreachable node."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ WRONG_WORDS = {
 
 @pytest.mark.parametrize("case", WRONG_WORDS)
 def test_wrong_words_are_refused(fab: Fab, case: str) -> None:
-    words, told = WRONG_WORDS[case]
-    refused(fab(*words), told)
+    words, expected = WRONG_WORDS[case]
+    refused(fab(*words), expected)
 
 
 def test_unknown_ranks_nodes_and_terminals_of_a_job_are_errors(fab: Fab) -> None:
@@ -66,7 +66,7 @@ def test_a_stop_repeated_is_harmless(fab: Fab) -> None:
 
 def test_an_unreachable_node_is_named_and_the_others_answer(fab: Fab) -> None:
     assert fab(*fab.launch("--name", "x", gpus=True)).rc == 0
-    told = "no answer from 10.77."
+    expected = "no answer from 10.77."
     fab.cluster.partition(1)
     begun = time.monotonic()
     try:
@@ -85,10 +85,10 @@ def test_an_unreachable_node_is_named_and_the_others_answer(fab: Fab) -> None:
         fab.cluster.heal(1)
     assert time.monotonic() - begun < 25
     assert "node1  running" in status.stdout, status
-    assert f"node2  unreachable ({told}" in status.stdout, status
+    assert f"node2  unreachable ({expected}" in status.stdout, status
     assert status.rc == 1
     assert "node1 [0-1] light 60" in logs.stdout, logs
-    assert f"node2: {told}" in logs.stderr, logs
+    assert f"node2: {expected}" in logs.stderr, logs
     assert "trying again" not in logs.stderr, logs
     assert logs.rc == 1
     assert "x    unreachable" in jobs.stdout, jobs
@@ -97,7 +97,7 @@ def test_an_unreachable_node_is_named_and_the_others_answer(fab: Fab) -> None:
     assert "when they are back: fab stop x" in stop.stderr, stop
     assert stop.rc == 1
     refused(removed, "node2 cannot be asked whether job x has ended there", str(fab.records / "x"))
-    refused(attach, f"node2 cannot be reached: {told}")
+    refused(attach, f"node2 cannot be reached: {expected}")
     assert fab("stop", "x", "--grace", "1").rc == 0
     assert fab("jobs", "--remove", "x").rc == 0
     fab.assert_nothing_left()

@@ -36,7 +36,7 @@ def doctor(fab: Fab, *words: str, **more: Any) -> Done:
 
 
 def found(done: Done, rc: int, *words: str) -> None:
-    """Assert that doctor ended with this code, without a traceback, and that a paragraph of it has all these words."""
+    """Assert that doctor ended with this code, without a traceback, and that one paragraph has all these texts."""
     assert done.rc == rc, done
     assert "Traceback" not in done.stdout + done.stderr, done
     paragraphs = done.stdout.split("\n\n")
@@ -44,7 +44,7 @@ def found(done: Done, rc: int, *words: str) -> None:
 
 
 def logins(node: Node) -> int:
-    """Count the connections that the node has let in."""
+    """Return the number of logins to the node."""
     return (node.layout.directory / "sshd.log").read_text().count("Accepted publickey")
 
 
@@ -55,7 +55,7 @@ def test_healthy_hosts_give_no_finding_over_one_connection_each(any_fab: Fab) ->
     nodes = [any_fab.cluster.node(index) for index in range(2)]
     before = [logins(node) for node in nodes]
     done = doctor(any_fab, "--json")
-    # Loopback hosts are this machine, on which other tests may run jobs meanwhile.
+    # Loopback hosts are this machine, where other tests may run jobs at the same time.
     others = {"job-running", "lingering"} if any_fab.cluster.layout.kind == "loopback" else set()
     assert {finding["kind"] for finding in json.loads(done.stdout)["findings"]} <= others, done
     assert [logins(node) - count for node, count in zip(nodes, before, strict=True)] == [1, 1]
@@ -188,7 +188,7 @@ def test_a_firewall_is_found_with_its_kind(fab: Fab, case: str) -> None:
 
 
 def hosts_with(fab: Fab, line: str) -> str:
-    """Give an /etc/hosts in which node1 is on another line."""
+    """Return an /etc/hosts in which node1 is on another line."""
     text = (fab.cluster.layout.run_dir / "etc" / "hosts").read_text()
     return "".join(f"{each}\n" for each in text.splitlines() if not each.endswith(" node1")) + f"{line}\n"
 
@@ -226,12 +226,12 @@ def test_a_missing_interface_is_found(fab: Fab) -> None:
     found(done, 1, "error: node[1-2]: NCCL_SOCKET_IFNAME=ib names no interface that is up there", "found lo, eth0")
 
 
-# ---- what nodes should have alike
+# ---- consistency of the nodes
 
 
 @contextmanager
 def other_torch(node: Node) -> Iterator[None]:
-    """Let the node's interpreters find another torch, without an import that works."""
+    """Give the node's interpreters another torch, which cannot be imported."""
     package = node.home / "site" / "torch"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("raise ImportError('not to be imported')\n")
@@ -282,7 +282,7 @@ def test_different_code_on_one_node_is_found_with_the_files(fab: Fab) -> None:
 
 @contextmanager
 def small_mtu(node: Node) -> Iterator[None]:
-    """Let a node send smaller packets."""
+    """Lower the MTU of a node."""
     for size in (1400, 1500):
         subprocess.run(node.command("ip", "link", "set", "eth0", "mtu", str(size)), check=True)
         if size == 1400:
@@ -320,7 +320,7 @@ def test_a_workdir_without_permission_is_found(loopback_fab: Fab) -> None:
 
 
 def empty_python(fab: Fab) -> Path:
-    """Make an interpreter without any package."""
+    """Create an interpreter without any package."""
     venv = fab.workdir / "empty"
     (venv / "bin").mkdir(parents=True)
     (venv / "bin" / "python").symlink_to(Path(sys.executable).resolve())
@@ -364,7 +364,7 @@ def test_gpus_come_from_the_nodes_nvidia_smi(fab: Fab) -> None:
     found(done, 1, "node2  ", "550.90.07 !")
 
 
-# ---- what runs there already
+# ---- running jobs and leftovers
 
 
 def test_a_job_that_runs_is_news(fab: Fab) -> None:
@@ -382,12 +382,12 @@ def test_processes_without_supervisor_are_leftovers(fab: Fab) -> None:
             process.kill()
 
 
-# ---- a launch sees the cheap part of it in passing
+# ---- the quick checks of a launch
 
 
 @contextmanager
 def odd_node(fab: Fab) -> Iterator[None]:
-    """Make node2 odd in every way of which a launch warns."""
+    """Make node2 differ in everything that a launch warns of."""
     node = fab.cluster.node(1)
     with (
         other_torch(node),

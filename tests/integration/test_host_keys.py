@@ -1,4 +1,4 @@
-"""Who is let in by host key: torchfab and OpenSSH's own client, against the same real sshd, say the same."""
+"""Host keys: torchfab and OpenSSH's client accept and refuse the same, against the same real sshd."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TYPES = {"ed25519": "256", "ecdsa": "256", "rsa": "2048"}
 
 
 class Server:
-    """A real sshd on loopback with keys of several types, the folder of its files, and who may log in."""
+    """A real sshd on loopback with keys of several types, the folder of its files, and an authorized user key."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -38,15 +38,15 @@ class Server:
         self.process: subprocess.Popen[bytes] | None = None
 
     def key(self, name: str) -> str:
-        """Give a public key as known_hosts has it."""
+        """Return a public key in known_hosts format."""
         return " ".join((self.folder / f"{name}.pub").read_text().split()[:2])
 
     def sign(self, *options: str) -> None:
-        """Have the authority sign the ed25519 key."""
+        """Sign the ed25519 key by the authority."""
         keygen("-q", "-s", str(self.folder / "ca"), "-I", "the host", *options, str(self.folder / "host_ed25519.pub"))
 
     def start(self, *lines: str) -> None:
-        """Start it anew with more lines in its sshd_config."""
+        """Restart it with more lines in its sshd_config."""
         self.stop()
         config = self.folder / "sshd_config"
         fixed = [
@@ -72,7 +72,7 @@ class Server:
             self.process.wait()
 
     def config(self, known: str, *lines: str) -> Path:
-        """Write a client's ssh config that knows these lines, and no others; give its path."""
+        """Write a client's ssh config that knows these lines, and no others; return its path."""
         (self.folder / "known").write_text(known)
         path = self.folder / "ssh_config"
         fixed = [
@@ -85,7 +85,7 @@ class Server:
         return path
 
     def ours(self, config: Path, host: str = ADDRESS) -> str:
-        """Log in with torchfab; give what it says against it, or nothing."""
+        """Log in with torchfab; return its error, or an empty text."""
         node, settings = Node(0, host, port=self.port), ConnectionSettings(ssh_config=str(config), connect_timeout_s=5)
         try:
             session = ssh.open_session(node, ssh.connections([node], settings)[0], settings)
@@ -98,7 +98,7 @@ class Server:
         return ""
 
     def theirs(self, config: Path, host: str = ADDRESS) -> str:
-        """Log in with OpenSSH; the same."""
+        """Log in with OpenSSH; return its error, or an empty text."""
         argv = ["ssh", "-F", str(config), "-p", str(self.port), host, "true"]
         done = subprocess.run(argv, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=20)
         return "" if done.returncode == 0 else done.stderr or "refused"
@@ -110,7 +110,7 @@ def keygen(*words: str) -> None:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """An sshd that shows all its keys."""
+    """An sshd that offers all its keys."""
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
     require("ssh-keygen")
@@ -124,7 +124,7 @@ def all_keys(server: Server) -> list[str]:
     return [f"HostKey {server.folder}/host_{kind}" for kind in TYPES]
 
 
-# name: lines of known_hosts ({here}: the name with the port), lines of ssh config, what we say; empty: let in
+# name: lines of known_hosts ({here}: the name with the port), lines of ssh config, our error; empty: accepted
 CASES = {
     "nobody is known": ("", "", "its host key is not known (ssh-ed25519 SHA256:"),
     "known": ("{here} {ed25519}", "", ""),
@@ -155,7 +155,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_torchfab_accepts_the_host_keys_that_openssh_accepts(server: Server, case: str, tmp_path: Path) -> None:
-    known, lines, told = CASES[case]
+    known, lines, expected = CASES[case]
     here, second = f"[{ADDRESS}]:{server.port}", tmp_path / "second"
     second.write_text(f"{here} {server.key('host_ed25519')}\n")
     words = {name: server.key(f"host_{name}") for name in TYPES}
@@ -163,13 +163,13 @@ def test_torchfab_accepts_the_host_keys_that_openssh_accepts(server: Server, cas
     words |= {"hashed": hashed(here, tmp_path), "second": str(second)}
     text, lines = known.format(**words), lines.format(**words)
     ours = server.ours(server.config(text, lines))
-    theirs = server.theirs(server.config(text, lines))  # written anew: whoever is taken in is remembered
-    assert told.format(**words) in ours if told else ours == ""
-    assert bool(theirs) == bool(told), theirs
+    theirs = server.theirs(server.config(text, lines))  # written again, because an accepted key is recorded
+    assert expected.format(**words) in ours if expected else ours == ""
+    assert bool(theirs) == bool(expected), theirs
 
 
 def hashed(name: str, folder: Path) -> str:
-    """Give a name as ssh-keygen hashes it."""
+    """Return a name hashed by ssh-keygen."""
     path = folder / "hashed"
     path.write_text(f"{name} ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJq6oLhgJ4SpjRTtNNYpVbhpeqQxOBTJMq1nEhL5qLhI\n")
     keygen("-q", "-H", "-f", str(path))
@@ -177,7 +177,7 @@ def hashed(name: str, folder: Path) -> str:
 
 
 def test_a_revoked_key_is_refused_without_strict_checking(server: Server) -> None:
-    # Here torchfab is stricter than OpenSSH, which lets it in with a warning.
+    # Here torchfab is stricter than OpenSSH, which connects with a warning.
     config = server.config(f"@revoked * {server.key('host_ed25519')}\n", "StrictHostKeyChecking no")
     assert "REVOKED" in server.ours(config)
 
@@ -198,7 +198,7 @@ def test_a_changed_key_is_reported_without_strict_checking(server: Server, capsy
     assert "has CHANGED" in capsys.readouterr().err
 
 
-# options of ssh-keygen -s, the authority's line, what we say
+# options of ssh-keygen -s, the authority's line, our error
 CERTIFICATES = {
     "good": (("-h", "-n", ADDRESS), "@cert-authority * {ca}", ""),
     "for all names": (("-h",), "@cert-authority * {ca}", ""),
@@ -218,7 +218,7 @@ CERTIFICATES = {
 
 @pytest.mark.parametrize("case", CERTIFICATES)
 def test_host_certificates_are_verified_as_by_openssh(server: Server, case: str) -> None:
-    options, known, told = CERTIFICATES[case]
+    options, known, expected = CERTIFICATES[case]
     server.sign(*options)
     server.start(*all_keys(server)[:1], f"HostCertificate {server.folder}/host_ed25519-cert.pub")
     try:
@@ -226,8 +226,8 @@ def test_host_certificates_are_verified_as_by_openssh(server: Server, case: str)
         words |= {"ca": server.key("ca"), "stranger": server.key("stranger")}
         config = server.config(known.format(**words))
         ours, theirs = server.ours(config), server.theirs(config)
-        assert told in ours if told else ours == ""
-        assert bool(theirs) == bool(told), theirs
+        assert expected in ours if expected else ours == ""
+        assert bool(theirs) == bool(expected), theirs
     finally:
         server.start(*all_keys(server))
 
@@ -241,12 +241,12 @@ def test_either_name_of_curve25519_works(server: Server, algorithm: str) -> None
         server.start(*all_keys(server))
 
 
-# ---- the rest of ssh's configuration: what logs in with OpenSSH logs in with torchfab
+# ---- other ssh options: a config that logs in with OpenSSH logs in with torchfab
 
 
 @pytest.fixture(scope="module")
 def agent(server: Server) -> Iterator[str]:
-    """An ssh agent that has the user's key, and a stranger's before it; its socket."""
+    """An ssh agent that has the user's key, and an unrelated key before it; its socket."""
     path = str(server.folder / "agent")
     with subprocess.Popen([require("ssh-agent"), "-D", "-a", path], stdout=subprocess.DEVNULL) as process:
         while not os.path.exists(path):

@@ -1,4 +1,4 @@
-"""A launch that is interrupted, killed or cut off in the middle leaves nothing running, and its name free."""
+"""A launch that is interrupted, killed or disconnected leaves nothing running, and its name free."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.integration.faults import Matrix
 from tests.integration.faults_injected import REAL_TMUX, fake_program
 from torchfab.transport import bundle
 
-# How long the slow node takes for its step of the phase, in seconds; the others are done long before.
+# Duration of the slow node's step of the phase, in seconds; the others finish long before.
 SLOW_S = 1.5
 ASKED = "echo >> '{mark}'; sleep 1.5"
 PHASES = {
@@ -32,7 +32,7 @@ PHASES = {
 def launching(
     fab: Fab, phase: str, slow: int = 1, config: Mapping[str, object] | None = None
 ) -> Iterator[subprocess.Popen[str]]:
-    """Start a launch, and give its process when the slow node is still in this phase and the other has done it."""
+    """Start a launch; return its process when the slow node is still in this phase and the other has finished it."""
     mark = fab.folder / "asked"
     with fake_program(fab.cluster.node(slow), "tmux", PHASES[phase].format(mark=mark)):
         process = fab.start(*fab.launch("--name", "x", gpus=True), config=config)
@@ -64,7 +64,7 @@ def test_ctrl_c_rolls_everything_back(fab: Fab, phase: str) -> None:
         assert "error: interrupted; nothing was left running" in done.stderr, done
         assert "Traceback" not in done.stderr, done
         assert fab.jobs() == []
-        time.sleep(SLOW_S)  # the slow node goes on by itself, and finds that nobody is there
+        time.sleep(SLOW_S)  # the slow node continues alone, and notices that fab is gone
         fab.assert_nothing_left(within_s=3)
 
 
@@ -90,7 +90,7 @@ def test_a_launch_killed_in_phase_one_leaves_nothing(fab: Fab, matrix: Matrix, n
         jobs = fab("jobs")
         assert "no job was launched" in jobs.stdout
         if row:
-            row.said(jobs.stdout, "no job was launched")
+            row.output_has(jobs.stdout, "no job was launched")
             row.nothing_left(folders=True)
             row.without(2, 3)
     assert_name_is_free(fab)
@@ -104,7 +104,7 @@ def test_nodes_roll_back_the_launch_of_a_killed_fab(fab: Fab, matrix: Matrix) ->
         os.killpg(process.pid, signal.SIGKILL)
         ended(process)
         assert eventually(lambda: fab.left() == {"records": ["x"]}, 8), fab.left()
-    row.truth("lost", "launch-cut-off")
+    row.state_is("lost", "launch-cut-off")
     row.nothing_left(folders=True)
     assert fab("jobs", "--remove", "x").rc == 0
     assert_name_is_free(fab)
@@ -122,7 +122,7 @@ def test_a_connection_that_dies_between_the_phases_is_named(fab: Fab, slow: int)
         assert "1 of 2 hosts failed; " in done.stderr, done
         assert "node2: the connection was lost" in done.stderr, done
         assert "Traceback" not in done.stderr, done
-        # What the node has not confirmed it takes back; the record of a job that may run somewhere is kept.
+        # The node rolls back what is not confirmed. The record of a job that may run somewhere is kept.
         assert eventually(lambda: set(fab.left()) <= {"records"}, 8), fab.left()
     if fab.jobs():
         assert "did not confirm that nothing of it runs there" in done.stderr, done

@@ -1,4 +1,4 @@
-"""The life of jobs over real sshd and tmux: launched, seen, waited for, stopped; light scripts, no training."""
+"""Jobs over real sshd and tmux: launch, status, wait, stop; with light scripts, no training."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ if os.environ["RANK"] == "1":
     sys.exit(7)
 time.sleep(60)
 """
-# Ranks that ignore SIGTERM, and each leave a grandchild behind in a session of its own that ignores it too.
+# Ranks that ignore SIGTERM; each leaves a grandchild in its own session that ignores it too.
 NASTY = """
 import os, signal, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -107,12 +107,12 @@ def dumps(fab: Fab, count: int, folder: Path | None = None) -> dict[int, dict[st
 
 
 def logins(fab: Fab) -> int:
-    """Return how many times the nodes have let somebody in."""
+    """Return the number of logins to all nodes."""
     logs = [node.directory / "sshd.log" for node in fab.cluster.layout.nodes]
     return sum(log.read_text().count("Accepted publickey") for log in logs)
 
 
-# ---- what reaches a process
+# ---- arguments and environment
 
 
 def test_per_gpu_ranks_follow_the_lines_and_local_ranks_the_host(any_fab: Fab) -> None:
@@ -163,7 +163,7 @@ def test_any_arguments_and_values_reach_the_script(
 def test_arguments_and_environment_reach_the_script_unchanged(any_fab: Fab) -> None:
     fab = any_fab
     fab.write("dump.py", DUMP)
-    # A single word may have 128 KiB on Linux; all together they have more than 200 KB.
+    # A single argument may have 128 KiB on Linux; all together have more than 200 KB.
     words = [*HOSTILE, "x" * 100_000, "é\n'\"" * 25_000]
     values = {f"V{index}": value for index, value in enumerate(words[:-1])}
     env = [each for name, value in values.items() for each in ("--env", f"{name}={value}")]
@@ -209,7 +209,7 @@ def test_only_names_that_match_a_pattern_travel(fab: Fab) -> None:
     assert {name: got.get(name) for name in env} == {**env, "MY_OWN": None}
 
 
-# ---- how it ends
+# ---- the end of a job
 
 
 @pytest.mark.parametrize("gpus", [False, True], ids=["per-node", "per-gpu"])
@@ -226,7 +226,7 @@ def test_wait_exits_with_the_first_failing_ranks_code(any_fab: Fab, gpus: bool) 
     assert (status["state"], status["ended"], status["exit_code"]) == ("failed", True, 7)
     assert (status["first_failure"]["rank"], status["first_failure"]["code"]) == (1, 7)
     assert fab("status", "seven").rc == 1
-    assert fab("wait", "seven").rc == 7  # and again, long after
+    assert fab("wait", "seven").rc == 7  # also after the end
 
 
 def test_follow_shows_each_line_once_and_exits_with_the_jobs_code(any_fab: Fab) -> None:
@@ -252,7 +252,7 @@ def ranks_in(line: str) -> list[int]:
 
 
 def label(fab: Fab, index: int) -> str:
-    """Return how the log names a host."""
+    """Return the label of a host in logs."""
     return host_line(fab, index).split()[0]
 
 
@@ -264,7 +264,7 @@ def test_follow_resumes_after_a_broken_connection(fab: Fab, netns_cluster: Clust
     lines = [process.stdout.readline() for _ in range(8)]
     for pid in _sessions_of_sshd(netns_cluster, 1):
         os.kill(pid, signal.SIGKILL)
-    # Not `communicate`, which would lose what readline has read ahead.
+    # Not `communicate`, which would lose readline's buffer.
     stdout = process.stdout.read()
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 0, stderr
@@ -301,7 +301,7 @@ def test_a_job_survives_a_killed_fab_and_a_later_fab_finds_it(any_fab: Fab) -> N
     process.communicate()
     assert status_of(fab, "alone")["state"] == "running"
     assert "alone" in ok(fab("jobs")).stdout
-    assert "alone" in ok(fab("wait")).stderr  # the latest, and says which
+    assert "alone" in ok(fab("wait")).stderr  # the latest job, which it names
     assert status_of(fab, "alone")["state"] == "succeeded"
 
 
@@ -379,7 +379,7 @@ def test_a_killed_supervisor_is_lost_and_stop_finds_its_processes(fab: Fab) -> N
     assert eventually(lambda: status_of(fab, "lost")["state"] == "lost", 5)
     node = status_of(fab, "lost")["nodes"][1]
     assert node["reason"] == "its supervisor was killed"
-    assert len(node["left"]) == 2  # the rank ignores the SIGTERM that its supervisor's death sends it
+    assert len(node["left"]) == 2  # the rank ignores the SIGTERM sent by its supervisor's death
     ok(fab("stop", "lost", "--grace", "0.5"))
     assert fab.processes() == {}
 

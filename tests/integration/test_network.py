@@ -34,7 +34,7 @@ def test_a_slow_node_is_named_and_the_job_is_removed(fab3: Fab) -> None:
     assert {each["name"] for each in found["interfaces"]} == {"eth0"}
     assert len(found["pairs"]) == 3
     assert found["sizes"][0]["bytes"] == 1024
-    assert max(each["busbw_gbit"] for each in found["sizes"]) < 0.06  # all wait for the slow one
+    assert max(each["busbw_gbit"] for each in found["sizes"]) < 0.06  # all wait for the slow node
     fab3.assert_nothing_left(within_s=2)
 
 
@@ -53,7 +53,7 @@ def test_ctrl_c_leaves_nothing(fab3: Fab) -> None:
     deadline = time.monotonic() + 30
     while len(fab3.processes()) < 3 and time.monotonic() < deadline:
         time.sleep(0.1)
-    time.sleep(1)  # into the measurement, on most machines; whenever it comes, nothing may be left
+    time.sleep(1)  # during the measurement, on most machines; at any time, nothing may be left
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130, stderr

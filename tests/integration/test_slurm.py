@@ -1,4 +1,4 @@
-"""Jobs on a real Slurm of two nodes: submitted, seen, stopped, cut off, requeued; and trainings.
+"""Jobs on a real Slurm of two nodes: submit, status, stop, time limit, requeue; and trainings.
 
 Jobs that must meet their time limit are begun first and looked at last: Slurm's limits are whole minutes.
 """
@@ -54,7 +54,7 @@ time.sleep(seconds)
 
 @pytest.fixture(scope="module")
 def slurm(loopback_cluster: Cluster) -> Iterator[Slurm]:
-    """A Slurm whose nodes are called as the hosts of the cluster."""
+    """A Slurm whose nodes are named like the hosts of the cluster."""
     made = Slurm(loopback_cluster)
     try:
         made.start()
@@ -65,7 +65,7 @@ def slurm(loopback_cluster: Cluster) -> Iterator[Slurm]:
 
 @pytest.fixture
 def fab(slurm: Slurm) -> Iterator[Fab]:
-    """The real `fab` in a terminal that reaches that Slurm."""
+    """The real `fab` in an environment that reaches that Slurm."""
     made = _fab(slurm)
     yield made
     made.close()
@@ -79,7 +79,7 @@ def _fab(slurm: Slurm) -> SlurmFab:
 
 
 def submit(fab: Fab, name: str, *words: str, nodes: int = 2, script: tuple[str, ...] = ("light.py", "0", "60")) -> str:
-    """Launch a job; return Slurm's id of it."""
+    """Launch a job; return its Slurm id."""
     done = ok(fab("launch-slurm", "--name", name, "--nodes", str(nodes), *words, "--", *script))
     found = re.search(r"submitted as Slurm job (\d+)", done.stdout)
     assert found, done
@@ -87,7 +87,7 @@ def submit(fab: Fab, name: str, *words: str, nodes: int = 2, script: tuple[str, 
 
 
 def runs(fab: Fab, name: str, ranks: int = 4) -> bool:
-    """Say whether all ranks of a job run, as they wrote down and as `fab status` says."""
+    """Return whether all ranks of a job run, by their records and by `fab status`."""
     pattern = f"jobs/{name}-????????/node-*/agent/ranks.json"
     begun = eventually(lambda: sum(map(_ranks_in, fab.node_dir.glob(pattern))) == ranks, 90)
     status: dict[str, Any] = status_of(fab, name) if begun else {"state": "starting", "nodes": []}
@@ -98,12 +98,12 @@ def _ranks_in(path: Path) -> int:
     return len(json.loads(path.read_text()))
 
 
-# ---- jobs with a time limit: begun here, looked at by the last tests
+# ---- jobs with a time limit: started here, checked by the last tests
 
 
 @pytest.fixture(scope="module", autouse=True)
 def limited(slurm: Slurm) -> Iterator[Fab]:
-    """Begin a training that saves before its time limit, and a script that does not care; both on node1.
+    """Start a training that saves before its time limit, and a script without handler; both on node1.
 
     Slurm looks at time limits twice a minute: the signal comes 1 to 31 s before the limit.
     """
@@ -111,7 +111,7 @@ def limited(slurm: Slurm) -> Iterator[Fab]:
     there = ("--nproc-per-node", "1", "--sbatch-arg=--nodelist=node1", "--signal-grace", "1")
     names = ("--experiment-name", "limited", "--save-dir", "saved")
     training = ("bigram.py", *SMALL, "--max-steps", "1000000", *names)
-    # It trains for minutes beside the other tests.
+    # It trains for minutes in parallel with the other tests.
     submit(made, "saves", "--time", "2", "--env", "PAUSE_S=0.5", *there, nodes=1, script=training)
     submit(made, "heedless", "--time", "1", *there, nodes=1, script=("light.py", "0", "600"))
     yield made
@@ -149,7 +149,7 @@ def test_the_code_of_the_rank_that_failed_is_the_jobs(fab: Fab, slurm: Slurm) ->
     assert done.rc == 1
     assert "rank 3 on node2 failed first (exit code 7); fab why seven | fab logs seven --rank 3" in done.stdout, done
     assert "ExitCode=7:0" in slurm.run("scontrol", "show", "job", job_id)  # Slurm's own accounting has it too
-    assert "Exited with exit code 7" in fab("logs", "seven").stdout  # what srun says is in the logs
+    assert "Exited with exit code 7" in fab("logs", "seven").stdout  # srun's output is in the logs
     why = json.loads(ok(fab("why", "seven", "--json")).stdout)
     assert (why["cause"]["kind"], why["cause"]["name"]) == ("script", "exit-code"), why
     assert (why["first"]["host"], why["first"]["rank"], why["first"]["code"]) == ("node2", 3, 7), why
@@ -183,7 +183,7 @@ def test_two_jobs_run_a_third_waits_and_all_are_stopped(fab: Fab) -> None:
 
 
 def path_without(program: str) -> str:
-    """Give the PATH without the folders that hold a program: `./run` puts the project's own first."""
+    """Return the PATH without the folders that hold a program: `./run` puts the project's first."""
     folders = os.environ["PATH"].split(os.pathsep)
     return os.pathsep.join(folder for folder in folders if not (Path(folder) / program).exists())
 
@@ -219,7 +219,7 @@ def test_a_node_failure_loses_or_requeues_the_job(fab: Fab, slurm: Slurm) -> Non
     assert runs(fab, "again", 1)
     slurm.run("scontrol", "update", "nodename=node2", "state=down", "reason=pulled")
     for job_id in (lost, again):
-        slurm.kill_job(job_id)  # nobody tells a node that is down to end its jobs: its power went
+        slurm.kill_job(job_id)  # a node without power gets no request to end its jobs
     assert fab("wait", "lost").rc != 0
     found = status_of(fab, "lost")
     assert (found["state"], found["reason"], found["ended"]) == ("lost", "a node failed", True)
@@ -231,14 +231,14 @@ def test_a_node_failure_loses_or_requeues_the_job(fab: Fab, slurm: Slurm) -> Non
     assert "requeued once" in pending["reason"]
     folders = fab.folders()
     slurm.run("scontrol", "update", "nodename=node2", "state=resume")
-    slurm.run("scontrol", "update", f"jobid={again}", "StartTime=now")  # it would wait for two minutes
+    slurm.run("scontrol", "update", f"jobid={again}", "StartTime=now")  # otherwise it waits for two minutes
     assert fab("wait", "again", timeout_s=200).rc == 0
     assert fab.folders() == folders
     log = fab("logs", "again", "--rank", "0").stdout
     assert log.count('"RANK": "0"') == 2  # the first run's log stays
 
 
-# ---- ways in
+# ---- logins and allocations
 
 
 def test_a_job_through_a_login_node_keeps_its_secret(fab: Fab, slurm: Slurm) -> None:
@@ -264,7 +264,7 @@ def test_a_job_through_a_login_node_keeps_its_secret(fab: Fab, slurm: Slurm) -> 
         said = fab("logs", "far", "--rank", "0-1", "--no-fold", env=outside).stdout.splitlines()
         found = [json.loads(line.partition("] ")[2]) for line in said]
         assert [each["argv"] for each in found] == [HOSTILE] * 2
-        # It arrived: what a rank prints is hidden by its value.
+        # It arrived: its value is hidden in the output of the rank.
         assert {(each["A_TOKEN"], each["WITH_BLANKS"]) for each in found} == {("<A_TOKEN>", "a  b")}
         ok(fab("jobs", "far", "--remove", env=outside))
         assert fab.left() == {}
@@ -332,7 +332,7 @@ def test_errors_are_one_line_and_nothing_is_left(
 def test_a_missing_sbatch_is_a_one_line_error(fab: Fab) -> None:
     programs = fab.workdir / "bin"
     programs.mkdir()
-    for name in ("unshare", "setpriv", "sh", "mount", "env"):  # what leads to the launch machine
+    for name in ("unshare", "setpriv", "sh", "mount", "env"):  # programs that lead to the launch machine
         (programs / name).symlink_to(require(name))
     done = fab("launch-slurm", "--", "light.py", "0", "60", env={"PATH": str(programs)})
     assert done.rc == 1
@@ -353,7 +353,7 @@ def test_a_missing_controller_is_unreachable_not_ended(fab: Fab, slurm: Slurm) -
     ok(fab("stop", "alone"))
 
 
-# ---- the time limit; these come last, as a minute must pass
+# ---- the time limit; these tests are last, because a minute must pass
 
 
 def test_a_training_saves_before_its_time_limit(limited: Fab) -> None:
@@ -364,14 +364,14 @@ def test_a_training_saves_before_its_time_limit(limited: Fab) -> None:
     assert list(limited.workdir.glob("saved/limited/**/*")), "nothing was saved"
     status = status_of(limited, "saves")
     assert (status["state"], status["ended"]) == ("failed", True)
-    # After five minutes, on a slow machine, slurmctld has forgotten the limit; `sacct -c` knows the state only.
+    # After five minutes, on a slow machine, slurmctld has forgotten the limit; `sacct -c` has only the state.
     words = r"the time limit( of 00:02:00)? was near: the ranks got SIGUSR1, and ended"
     assert re.fullmatch(words, status["reason"])
 
 
 def test_the_time_limit_ends_a_script_without_handler(limited: Fab) -> None:
     done = limited("wait", "heedless", timeout_s=150)
-    # The ranks' own, who got SIGTERM; Slurm's, where it killed who would have written that down.
+    # The code of the ranks after SIGTERM; or Slurm's, if it killed the supervisor before it recorded that.
     assert done.rc in (143, 1), done
     status = status_of(limited, "heedless")
     assert status["state"] == "failed"

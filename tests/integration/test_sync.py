@@ -19,7 +19,7 @@ from tests.support import require
 
 @pytest.fixture
 def far(fab: Fab) -> Iterator[Fab]:
-    """Give a fab whose workdir lies on another disk on every node: the nodes of a cluster share this machine's."""
+    """Return a fab whose workdir is on a separate disk on every node; by default nodes share this machine's."""
     require("rsync")
     with contextlib.ExitStack() as stack:
         for index in range(2):
@@ -29,7 +29,7 @@ def far(fab: Fab) -> Iterator[Fab]:
 
 @contextlib.contextmanager
 def mounted(fab: Fab, index: int, *words: str, over: Path | str) -> Iterator[None]:
-    """Mount something on one node, where its sshd and no one else sees it."""
+    """Mount something in the namespace of one node's sshd."""
     inside = ("nsenter", "-t", str(fab.cluster.node(index).sshd_pid), "-m")
     subprocess.run([*inside, "mount", *words, str(over)], check=True)
     try:
@@ -39,7 +39,7 @@ def mounted(fab: Fab, index: int, *words: str, over: Path | str) -> Iterator[Non
 
 
 def there(fab: Fab, index: int) -> Path:
-    """Return the workdir as that node sees it."""
+    """Return the workdir of that node."""
     return Path(f"/proc/{fab.cluster.node(index).sshd_pid}/root{fab.workdir}")
 
 
@@ -48,8 +48,8 @@ def sync(fab: Fab, *words: str) -> Done:
 
 
 def document(fab: Fab, *words: str) -> dict[str, dict[str, object]]:
-    told = json.loads(sync(fab, "--json", *words).stdout)
-    return {node["host"]: node for node in told["nodes"]}
+    document = json.loads(sync(fab, "--json", *words).stdout)
+    return {node["host"]: node for node in document["nodes"]}
 
 
 def test_sync_copies_all_files_and_keeps_ignored_ones(far: Fab) -> None:
@@ -83,7 +83,7 @@ def test_a_node_that_shares_the_directory_is_skipped(fab: Fab) -> None:
 
 def test_a_node_with_different_files_is_named_with_the_files(far: Fab) -> None:
     ok(sync(far))
-    # Same size and time, other content: rsync passes it by, and a hash does not.
+    # Same size and time, other content: rsync skips it, and a hash detects it.
     path = there(far, 1) / "light.py"
     before = path.stat()
     path.write_text(path.read_text().replace("light", "LIGHT"))

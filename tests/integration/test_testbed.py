@@ -1,4 +1,4 @@
-"""The rehearsal cluster is what it says: hosts that one logs in to, that differ, break, mend and go away."""
+"""The rehearsal cluster: hosts that accept logins, are separate, can be broken and repaired, and are removed."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def own(kind: Kind, directory: Path | None = None, keep: bool = False) -> Cluste
 
 @pytest.fixture
 def escape() -> Callable[[Cluster], int]:
-    """Give a function that starts a process on node 1 which nobody's signal reaches, and gives its pid."""
+    """Return a function that starts a process on node 1 that ignores signals, and returns its pid."""
 
     def start(cluster: Cluster) -> int:
         command = (
@@ -234,7 +234,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def leave_one(kind: Kind) -> tuple[int, str]:
-    """Let a process start a cluster and die; give the cluster's number, and its record."""
+    """Start a cluster in a process that dies; return the cluster's number and its record."""
     up = f"run_dir = Cluster.up(2, {kind!r}).layout.run_dir"
     say = "print(run_dir.name.rpartition('-')[2]); print((run_dir / 'cluster.json').read_text(), end='', flush=True)"
     script = f"import os; from testbed import Cluster; {up}; {say}; os._exit(9)"
@@ -245,7 +245,7 @@ def leave_one(kind: Kind) -> tuple[int, str]:
 
 
 def is_down(number: int, record: str) -> bool:
-    """Say whether nothing is left of a cluster, whose number may be that of a newer one by now."""
+    """Return whether nothing is left of a cluster, whose number may be that of a newer one by now."""
     try:
         return (run_dir(number) / "cluster.json").read_text() != record
     except FileNotFoundError:
@@ -256,19 +256,19 @@ def test_clean_removes_only_clusters_of_dead_owners(loopback_cluster: Cluster, t
     left, record = leave_one("loopback")
     with own("loopback", tmp_path, keep=True) as kept:
         assert left in [cluster.layout.number for cluster in Cluster.clean()]
-        assert eventually(lambda: is_down(left, record), 20)  # a newer one may just be making its folder
+        assert eventually(lambda: is_down(left, record), 20)  # a newer one may be creating its folder
         assert say(kept, "node1", "echo still") == "still"
     assert say(loopback_cluster, "node1", "echo still") == "still"
 
 
 @pytest.mark.parametrize("kind", ["netns", "loopback"])
 def test_concurrent_cleans_work(request: pytest.FixtureRequest, kind: Kind) -> None:
-    request.getfixturevalue(f"{kind}_cluster")  # which says it where such clusters cannot be
+    request.getfixturevalue(f"{kind}_cluster")  # which skips where such clusters are impossible
     left, record = leave_one(kind)
     argv = [sys.executable, "-c", "from testbed import Cluster; Cluster.clean()"]
     cleaners = [subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(4)]
-    told = [cleaner.communicate(timeout=60)[1] for cleaner in cleaners]
-    assert [cleaner.returncode for cleaner in cleaners] == [0] * 4, told
+    errors = [cleaner.communicate(timeout=60)[1] for cleaner in cleaners]
+    assert [cleaner.returncode for cleaner in cleaners] == [0] * 4, errors
     assert eventually(lambda: is_down(left, record), 20)
     links = [line for line in (*network.links(), *network.namespaces()) if re.match(rf"tfab{left}(\D|$)", line)]
     assert not links or run_dir(left).exists()  # those of a newer one

@@ -80,7 +80,7 @@ def test_a_lost_node_is_unreachable_reappears_and_ctrl_c_ends_top(fab: Fab) -> N
     wait_until(reachable=True)
     fab.cluster.kill_sshd(1)
     try:
-        assert "cpu" in wait_until(reachable=False)["nodes"][0]  # the other one goes on
+        assert "cpu" in wait_until(reachable=False)["nodes"][0]  # the other one continues
     finally:
         fab.cluster.start_sshd(1)
     wait_until(reachable=True)
@@ -113,7 +113,7 @@ def test_on_a_terminal_top_updates_in_place(fab: Fab) -> None:
             break
     os.close(master)
     assert process.wait(10) == 0
-    assert b"\x1b[?1049h" in seen  # the terminal's other screen, and back
+    assert b"\x1b[?1049h" in seen  # the terminal's alternate screen, and back
     assert b"\x1b[?1049l" in seen
     assert b"Traceback" not in seen
 

@@ -56,7 +56,7 @@ def wait_for(moment: Callable[[], object], process: Training | Forked) -> None:
 
 
 class Forked:
-    """A training forked from a process that has imported all it needs: to start one takes 0.5 s and not 5."""
+    """A training forked from a process with all imports done: it starts in 0.5 s, not 5 s."""
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["train_llm", "transformers.models.gpt2.modeling_gpt2"])
@@ -71,7 +71,7 @@ class Forked:
         return self.process.is_alive()
 
     def terminate(self) -> None:
-        """Ask it to end."""
+        """Send SIGTERM."""
         self.process.terminate()
 
     def output(self) -> str:
@@ -91,7 +91,7 @@ class Forked:
 
 
 def train_in_this_process(argv: list[str], output: str) -> None:
-    """Be train_llm.py with these arguments, and with one thread."""
+    """Run train_llm.py with these arguments and one thread."""
     file = os.open(output, os.O_WRONLY | os.O_CREAT)
     for stream in (1, 2):
         os.dup2(file, stream)
@@ -118,14 +118,14 @@ class Training(subprocess.Popen[bytes]):
         return self.poll() is None
 
     def end(self) -> None:
-        """Kill it and what it started."""
+        """Kill it and its children."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self.wait()
 
 
 class Experiment:
-    """One experiment in a folder of its own, and the processes that work on it."""
+    """One experiment in its own folder, and its processes."""
 
     def __init__(self, folder: Path, cache: Path) -> None:
         self.folder, self.cache = folder, cache
@@ -145,14 +145,14 @@ class Experiment:
         return training
 
     def fork(self, *options: str) -> Forked:
-        """Start a training on one process that need not import anything."""
+        """Start a training on one forked process, which need not import anything."""
         training = Forked(self.argv(*options), self.folder / f"output-{len(self.processes)}")
         self.processes.append(training)
         return training
 
     def run(self, *options: str, launcher: Sequence[str] = (), code: int = 0, **env: str) -> str:
         """Train to the end; return the output. `code` is the exit code to expect."""
-        own = launcher or env  # else nobody can tell a process that is forked from one that is started
+        own = launcher or env  # otherwise a forked process is equivalent to a started one
         training = self.start(*options, launcher=launcher or (PYTHON,), **env) if own else self.fork(*options)
         output = training.output()
         assert training.returncode == code, output
@@ -169,7 +169,7 @@ class Experiment:
         return lambda: max(self.losses(), default=0) >= goal
 
     def losses(self) -> dict[int, float]:
-        """Return the training loss by step; after a resume the last word counts."""
+        """Return the training loss by step; after a resume the later line counts."""
         return {int(r["step"]): r["loss"] for r in self.records() if "loss" in r}
 
 
@@ -215,7 +215,7 @@ class TestResume:
         assert "resumed at step" in experiment.run(*options, launcher=(PYTHON,))
         expected = reference.losses()
         assert sorted(experiment.losses()) == sorted(expected)
-        for record in experiment.records():  # the steps done twice, too
+        for record in experiment.records():  # also the repeated steps
             if "loss" in record:
                 assert record["loss"] == pytest.approx(expected[int(record["step"])], abs=1e-6)
 
@@ -244,7 +244,7 @@ class TestResume:
         assert f"resumed at step {done}" in experiment.run(*options, launcher=second)
         assert [r["step"] for r in experiment.records() if "loss" in r] == list(
             range(1, int(STEPS) + 1)
-        )  # nothing done twice
+        )  # nothing repeated
         ours, theirs = experiment.losses(), reference.losses()
         assert max(abs(ours[step] - theirs[step]) for step in range(1, done + 11)) < 1e-6
         assert max(abs(ours[step] - theirs[step]) for step in ours) < 1e-4
@@ -275,7 +275,7 @@ def per_gpu(experiment: Experiment, *options: str) -> str:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
+    """Return a free port."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return int(s.getsockname()[1])

@@ -15,7 +15,7 @@ from tests.integration.faults_injected import refused
 
 
 def config_with(fab: Fab, known: Path, *lines: str) -> str:
-    """Write the cluster's ssh config with another known_hosts file, and with lines before it; give its path."""
+    """Write the cluster's ssh config with another known_hosts file, and with lines before it; return its path."""
     text = fab.cluster.ssh_config.read_text().replace(str(fab.cluster.known_hosts), str(known))
     return str(fab.write("ssh_config", "\n".join([*lines, text])))
 
@@ -25,7 +25,7 @@ def trust(fab: Fab, config: str, *words: str) -> Done:
 
 
 def printed_by_ssh(fab: Fab, index: int) -> str:
-    """Give what `ssh-keygen -l` prints of a node's key, as the table shows it."""
+    """Return the fingerprint of a node's key by `ssh-keygen -l`, as in the table."""
     key = fab.cluster.node(index).home.parent / "host_key.pub"
     bits, digest, *_, kind = subprocess.run(
         ["ssh-keygen", "-lf", str(key)], capture_output=True, text=True, check=True
@@ -99,7 +99,7 @@ def test_a_changed_key_is_not_replaced_and_a_silent_host_is_named(fab: Fab) -> N
     assert f"({known}:1)" in done.stderr
     assert "nowhere: 127.0.0.1 port 1 refused the connection" in done.stderr
     assert known.read_text().startswith(before)
-    assert len(known.read_text().splitlines()) == 2  # node2 is new, and was written
+    assert len(known.read_text().splitlines()) == 2  # node2 was new and is recorded
 
 
 def test_keys_of_jump_hosts_are_trusted_first(fab: Fab) -> None:
