@@ -69,13 +69,13 @@ class Row:
     @contextlib.contextmanager
     def cell(self, check: str) -> Iterator[list[str]]:
         """Fill a cell with the text that the block appends; mark it if the block fails."""
-        text_parts: list[str] = []
+        parts: list[str] = []
         try:
-            yield text_parts
+            yield parts
         except BaseException:
             self.cells[check] = "NOT SO"
             raise
-        self.cells[check] = "; ".join([self.cells[check], *text_parts] if self.cells[check] else text_parts)
+        self.cells[check] = "; ".join([self.cells[check], *parts] if self.cells[check] else parts)
 
     # ---- what status and why say
 
@@ -91,7 +91,7 @@ class Row:
         flags : sequence of str
             Flags of `fab` itself.
         """
-        with self.cell(CHECKS[0]) as text_parts:
+        with self.cell(CHECKS[0]) as parts:
             status = json.loads(self.fab(*flags, "status", self.job, "--json").stdout)
             done = self.fab(*flags, "why", self.job, "--json")
             answer: dict[str, Any] = json.loads(done.stdout)
@@ -101,69 +101,69 @@ class Row:
             first = answer["first"]["host"] if answer["first"] else None
             assert host is None or host == first or host in answer["bad_nodes"], answer
             where = f" on {first}" if first else ""
-            text_parts.append(f"{state}{where}: {answer['cause']['text_parts']}")
+            parts.append(f"{state}{where}: {answer['cause']['words']}")
         return answer
 
     def nodes(self, *states: str, flags: Sequence[str] = ()) -> None:
         """Assert the state of each node."""
-        with self.cell(CHECKS[0]) as text_parts:
+        with self.cell(CHECKS[0]) as parts:
             done = self.fab(*flags, "status", self.job, "--json")
             found = json.loads(done.stdout)["nodes"]
             assert tuple(each["state"] for each in found) == states, done
-            text_parts.append("nodes " + ", ".join(f"{each['host']} {each['state']}" for each in found))
+            parts.append("nodes " + ", ".join(f"{each['host']} {each['state']}" for each in found))
 
     def fails_with(self, done: Done, expected: str, host: str | None = None) -> None:
         """Assert that a `fab` failed with this text, about this host, without a traceback."""
-        with self.cell(CHECKS[0]) as text_parts:
+        with self.cell(CHECKS[0]) as parts:
             assert done.rc not in (0, None), done
             assert "Traceback" not in done.stderr, done
             lines = [line.strip() for line in done.stderr.splitlines()]
             line = next((line for line in lines if expected in line and (host is None or host in line)), None)
             assert line is not None, done
-            text_parts.append(f"refused: {line}")
+            parts.append(f"refused: {line}")
 
     def output_has(self, text: str, expected: str) -> None:
         """Assert that an output contains this text."""
-        with self.cell(CHECKS[0]) as text_parts:
+        with self.cell(CHECKS[0]) as parts:
             line = next((line.strip() for line in text.splitlines() if expected in line), None)
             assert line is not None, text
-            text_parts.append(line)
+            parts.append(line)
 
     # ---- leftovers
 
     def nothing_left(self, within_s: float = 0.0, folders: bool = False) -> None:
         """Assert that no process and no tmux session is left; nor, with `folders`, any folder on a node."""
-        with self.cell(CHECKS[1]) as text_parts:
+        with self.cell(CHECKS[1]) as parts:
             kinds = {"processes", "tmux sessions", *(["folders"] if folders else [])}
             assert eventually(lambda: not kinds & set(self.fab.left()), within_s), self.fab.left()
-            text_parts.append("nothing" if not self.cells[CHECKS[1]] else "")
+            parts.append("nothing" if not self.cells[CHECKS[1]] else "")
 
     def stopped(self) -> None:
         """Stop the job, and assert that nothing is left."""
-        with self.cell(CHECKS[1]) as text_parts:
+        with self.cell(CHECKS[1]) as parts:
             done = self.fab("stop", self.job, "--grace", "1")
             assert done.rc == 0, done
             assert not {"processes", "tmux sessions"} & set(self.fab.left()), self.fab.left()
-            text_parts.append("nothing after stop")
+            parts.append("nothing after stop")
 
     # ---- the logs
 
     def logs(self, *expected: str) -> None:
         """Assert that `fab logs` has each of these lines, as often as it is given."""
-        with self.cell(CHECKS[2]) as text_parts:
+        with self.cell(CHECKS[2]) as parts:
             done = self.fab("logs", self.job, "--no-fold", "--lines", "all")
             found = done.stdout.splitlines()
             missing = [line for line in expected if line not in found]
             assert not missing, (missing, done)
-            text_parts.append(f"all {len(expected)} lines")
+            parts.append(f"all {len(expected)} lines")
 
     def steps(self, least: int) -> None:
         """Assert that the logs have all steps of rank 0, none missing, at least up to `least`."""
-        with self.cell(CHECKS[2]) as text_parts:
+        with self.cell(CHECKS[2]) as parts:
             found = steps_logged(self.fab, self.job)
             assert found == list(range(found[0], found[0] + len(found))), found
             assert found[-1] >= least, (found[-1], least)
-            text_parts.append("no step is missing")
+            parts.append("no step is missing")
 
     def without(self, *checks: int) -> None:
         """Mark checks, by index, as not affected by the fault."""
@@ -172,10 +172,10 @@ class Row:
 
     def checkpoint(self, folder: Path, least: int) -> None:
         """Assert that the last checkpoint of an experiment loads, and has step `least` or later."""
-        with self.cell(CHECKS[3]) as text_parts:
+        with self.cell(CHECKS[3]) as parts:
             step = load_last(folder)
             assert step >= least, (step, least)
-            text_parts.append(f"step {step} loads")
+            parts.append(f"step {step} loads")
 
 
 class Matrix:
