@@ -15,7 +15,7 @@ from testbed.layout import NUMBERS, Account, Kind, Layout, RehearsalError, run_d
 
 ADMIN_FOLDERS = ":/usr/local/sbin:/usr/sbin:/sbin"  # not on an ordinary user's PATH
 PORTS = range(20022, 32768)  # below Linux's ephemeral ports
-UIDS = range(61200, 65000)  # between the ordinary users and nobody
+UIDS = range(61200, 65000)  # between ordinary users and the user nobody
 INSTALL = "./run inv cluster installs it (or names the command that does)"
 
 
@@ -94,7 +94,7 @@ def _claim_number(taken: Callable[[int], bool]) -> int:
                 return number
         except FileExistsError:
             continue
-    fix = "take some down with inv cluster --down, or look into /tmp/tfab-*"
+    fix = "take some down with inv cluster --down, or inspect /tmp/tfab-*"
     raise RehearsalError(f"all {len(NUMBERS)} cluster numbers are taken", fix)
 
 

@@ -245,7 +245,7 @@ class Cluster:
         return not record.exists() or Layout.from_json(json.loads(record.read_text())).token == self.layout.token
 
     def _end_processes(self) -> None:
-        seen: set[Process] = set()  # a connection's sshd is nobody's child once the listener has gone
+        seen: set[Process] = set()  # a connection's sshd is orphaned once the listener has gone
 
         def left() -> set[Process]:
             seen.update(self.processes())
