@@ -18,7 +18,7 @@ from tests.integration.faults_injected import other_disk, refused, taken_port
 HOSTFILES = {
     "empty": ("", "names no host"),
     "all comments": ("# node1\n\n  # node2\n", "names no host"),
-    "a host twice": ("node1\nnode1\n", "h:2: node1 stands in"),
+    "a host twice": ("node1\nnode1\n", "h:2: node1 is already listed in"),
     "a port too high": ("node1:65536\n", "h:1: '65536' is not a port"),
     "an open range": ("node[1-2\n", "h:1: 'node[1-2' is not a host name"),
     "an unknown key": ("node1 slotss=2\n", "h:1: unknown key 'slotss'"),
@@ -86,7 +86,7 @@ FLAGS = {
     "a word for processes": (("--nproc-per-node", "x"), "got 'x'"),
     "too many processes": (("--nproc-per-node", "9" * 5000), "from 1 to 1024"),
     "a word for a port": (("--port", "x"), "--port is a number from 1 to 65535"),
-    "a port too high": (("--port", "99999"), "got 99999"),
+    "a port too high": (("--port", "99999"), "got '99999'"),
     "a backend that is none": (("--rdzv-backend", "x"), "--rdzv-backend is c10d or static, got 'x'"),
     "bounds backwards": (("--nnodes", "3:2"), "2 is less than 3"),
     "more nodes than hosts": (("--nnodes", "3"), "does not fit the 2 hosts"),
