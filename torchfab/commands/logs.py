@@ -153,9 +153,7 @@ def _watch_to_end(watch: JobWatcher, request: Mapping[str, Any]) -> int:
 
 def _end_message(record: Record, status: JobStatus) -> str:
     if status.state == "succeeded":
-        ends = [
-            process["ended"] - node.skew_s for node in status.nodes for process in node.processes if process["ended"]
-        ]
+        ends = [process.ended - node.skew_s for node in status.nodes for process in node.processes if process.ended]
         seconds = max(ends, default=time.time()) - record.created
         return f"job {record.name} succeeded after {duration(seconds)}; its logs: fab logs {record.name}"
     if status.state == "stopped":

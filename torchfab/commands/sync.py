@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from torchfab.cli.flags import SyncFlags
 from torchfab.config.connection_settings import ConnectionSettings
@@ -27,7 +26,8 @@ from torchfab.runtimes.tmux import ssh_argv
 from torchfab.sync import gitignore, rsync
 from torchfab.sync import results as sync_results
 from torchfab.sync.results import SyncResult, summary_lines
-from torchfab.transport.pool import SessionPool, problem_in
+from torchfab.transport.messages.sync import FilesRequest, WorkdirRequest
+from torchfab.transport.pool import SessionPool
 from torchfab.transport.session import Session
 
 
@@ -222,22 +222,13 @@ def _copy_to(
     copies: _Copies,
     settings: ConnectionSettings,
 ) -> SyncResult:
-    directory = {"workdir": request.workdir}
-    if _ask(session, {"op": "tree_look", **directory, "token": token}, settings.answer_timeout_s)["shared"]:
+    look = WorkdirRequest(workdir=request.workdir, token=token)
+    if session.request(look, settings.answer_timeout_s).shared:
         return SyncResult(node, shared=True)
     stats = rsync.parse_stats(copies.run(_argv(request, node, settings)))
-    check = {"op": "tree_check", **directory, "digests": digests, "within_s": settings.sync_timeout_s}
-    checked = _ask(session, check, settings.sync_timeout_s + settings.answer_timeout_s)
-    counts = {name: checked[name] for name in ("checked", "missing", "differing")}
-    return SyncResult(node, False, stats, **counts, names=tuple(checked["names"]))
-
-
-def _ask(session: Session, request: Mapping[str, Any], timeout_s: float) -> Mapping[str, Any]:
-    answer = session.ask(request, timeout_s)
-    problem = problem_in(answer)
-    if problem is not None:
-        raise problem
-    return answer
+    check = FilesRequest(workdir=request.workdir, digests=dict(digests), within_s=settings.sync_timeout_s)
+    files = session.request(check, settings.sync_timeout_s + settings.answer_timeout_s)
+    return SyncResult(node, False, stats, files.checked, files.missing, files.differing, tuple(files.names))
 
 
 def _argv(request: SyncRequest, node: Node, settings: ConnectionSettings) -> tuple[str, ...]:

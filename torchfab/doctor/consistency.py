@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torchfab.doctor.finding import ERROR, WARNING, Finding, minorities, minority_findings
 from torchfab.doctor.model import CheckRequirements, NodeReport
@@ -125,8 +124,8 @@ def nccl(node: NodeReport) -> str | None:
 
 
 def _python_value(node: NodeReport, name: str) -> str | None:
-    probe = node.part("python")
-    return None if probe is None or probe.get("problem") else str(probe[name])
+    probe = node.parts.python
+    return None if probe is None or probe.problem else str(getattr(probe, name))
 
 
 def driver(node: NodeReport) -> str | None:
@@ -142,7 +141,7 @@ def driver(node: NodeReport) -> str | None:
     str or None
         None if unknown or without GPUs.
     """
-    return (node.part("gpus") or {}).get("driver") or None
+    return node.parts.gpus.driver or None if node.parts.gpus else None
 
 
 def gpus(node: NodeReport) -> str | None:
@@ -158,10 +157,10 @@ def gpus(node: NodeReport) -> str | None:
     str or None
         None if unknown.
     """
-    probe = node.part("gpus")
-    if probe is None or probe.get("problem"):
+    probe = node.parts.gpus
+    if probe is None or probe.problem:
         return None
-    names = [each["name"] + (" (MIG)" if each["mig"] else "") for each in probe["gpus"]]
+    names = [each.name + (" (MIG)" if each.mig else "") for each in probe.gpus]
     return ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names)) or "none"
 
 
@@ -178,7 +177,7 @@ def tmux(node: NodeReport) -> str | None:
     str or None
         None if unknown or not installed.
     """
-    return (node.part("tmux") or {}).get("version") or None
+    return node.parts.tmux.version or None if node.parts.tmux else None
 
 
 def open_files(node: NodeReport) -> str | None:
@@ -194,8 +193,8 @@ def open_files(node: NodeReport) -> str | None:
     str or None
         A number or `unlimited`. None if unknown.
     """
-    limits = node.part("limits")
-    return None if limits is None else str(limits["files"] if limits["files"] is not None else "unlimited")
+    limits = node.parts.limits
+    return None if limits is None else str(limits.files if limits.files is not None else "unlimited")
 
 
 _INSTALL = "install the same version everywhere, or give one that is the same with --python"
@@ -282,8 +281,8 @@ def code_digest(node: NodeReport) -> str | None:
     str or None
         None if unknown or incomplete.
     """
-    probe = node.part("code")
-    return probe["digest"] if probe and probe["whole"] else None
+    probe = node.parts.code
+    return probe.digest if probe and probe.whole else None
 
 
 def ranks_to_list_files(nodes: Sequence[NodeReport]) -> set[int]:
@@ -310,7 +309,9 @@ def _code(nodes: Sequence[NodeReport], requirements: CheckRequirements) -> Itera
     values = {node.host: digest for node in nodes if (digest := code_digest(node)) is not None}
     usual, others = minorities(values)
     files = {
-        code_digest(node): node.connectivity["files"] for node in nodes if node.connectivity.get("files") is not None
+        code_digest(node): node.connectivity.files
+        for node in nodes
+        if node.connectivity and node.connectivity.files is not None
     }
     for digest, hosts in others.items():
         names = _describe_files(files.get(usual, {}), files.get(digest, {}))
@@ -349,8 +350,7 @@ def sees_file_of_node_0(node: NodeReport, place: str) -> bool | None:
     bool or None
         None if unknown.
     """
-    places: Mapping[str, Any] = node.connectivity.get("sees", {})
-    return places.get(place)
+    return node.connectivity.sees.get(place) if node.connectivity else None
 
 
 def shared(nodes: Sequence[NodeReport], place: str) -> bool | None:

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
+
 from torchfab.core.inventory import fold
 from torchfab.doctor import connectivity, consistency
 from torchfab.doctor.finding import ERROR, WARNING, Finding
@@ -153,8 +155,8 @@ def _code(node: NodeReport) -> str:
 
 
 def _disk(node: NodeReport) -> str:
-    place = (node.part("places") or {}).get("workdir") or {}
-    return str(place.get("filesystem", ""))
+    place = (node.parts.places or {}).get("workdir")
+    return place.filesystem if place else ""
 
 
 def _workdir_column(report: Report) -> Callable[[NodeReport], str]:
@@ -168,7 +170,7 @@ def _workdir_column(report: Report) -> Callable[[NodeReport], str]:
 
 def _interface(node: NodeReport) -> str:
     found = connectivity.interface_to_node_0(node)
-    return "" if found is None else str(found["name"])
+    return "" if found is None else str(found.name)
 
 
 # The columns whose values are compared between nodes. A column that is empty for all nodes is left out.
@@ -198,8 +200,8 @@ def _clock_range(group: Sequence[NodeReport]) -> str:
 
 
 def _least_free(group: Sequence[NodeReport], place: str) -> str:
-    places = [each for node in group if (each := (node.part("places") or {}).get(place))]
-    return format_bytes(min(each["free"] for each in places)) if places else "?"
+    places = [each for node in group if (each := (node.parts.places or {}).get(place))]
+    return format_bytes(min(each.free for each in places)) if places else "?"
 
 
 # The columns whose values always differ a little: they show the worst value of the row.
@@ -245,6 +247,6 @@ def _node_as_json(node: NodeReport, report: Report) -> dict[str, Any]:
         "connect_s": node.connect_s,
         "clock_ahead_ms": clock.ahead_s * 1000 if clock else None,
         "clock_known_to_ms": clock.within_s * 1000 if clock else None,
-        "told": dict(node.probe),
-        "way_to_node_0": dict(node.connectivity),
+        "told": msgspec.to_builtins(node.probe) if node.probe else {},
+        "way_to_node_0": msgspec.to_builtins(node.connectivity) if node.connectivity else {},
     }

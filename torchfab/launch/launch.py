@@ -221,7 +221,7 @@ def _start(
     try:
         nodes = prepared.nodes
         warnings = _print_warnings(prepared)
-        plan = launcher.plan(job, nodes, slots, [prepared.facts[node.rank] for node in nodes])
+        plan = launcher.plan(job, nodes, slots, prepared.facts)
         record = ctx.records.write(plan, tmux.NAME, ctx.now, ctx.settings, attempt)
         for each in warnings:
             record.note("warning", **each.as_json())
@@ -255,7 +255,7 @@ def _dry_run(launcher: Launcher, job: Job, nodes: Sequence[Node], slots: Sequenc
         prepared = tmux.prepare(job, nodes, launcher.requirements(job), ctx.settings, False, progress)
         prepared.close()
         _print_warnings(prepared)
-        facts = [prepared.facts[node.rank] for node in nodes]
+        facts = prepared.facts
     plan = launcher.plan(job, nodes, slots, facts)
     return dry_run.render_dry_run(plan, lambda each: _shell_argv(each.node, ctx.settings), notes)
 
@@ -267,11 +267,10 @@ def _shell_argv(node: Node, settings: ConnectionSettings) -> tuple[str, ...]:
 
 def _print_warnings(prepared: tmux.Prepared) -> tuple[Finding, ...]:
     """Print the warnings of phase one on stderr, equal ones of several nodes as one; return them."""
-    clocks = {}
-    for rank, (asked, answered) in prepared.request_times.items():
-        ahead_s = prepared.reported_facts[rank]["time"] - (asked + answered) / 2
-        clocks[rank] = Clock(ahead_s, (answered - asked) / 2)
-    found = launch_warnings.warnings(prepared.nodes, prepared.reported_facts, clocks)
+    answers = prepared.answers
+    clocks = {rank: Clock(each.clock_ahead_s, (each.received - each.sent) / 2) for rank, each in answers.items()}
+    facts = {rank: each.facts for rank, each in answers.items()}
+    found = launch_warnings.warnings(prepared.nodes, facts, clocks)
     for each in found:
         write_err(render.render_finding(each))
     return found

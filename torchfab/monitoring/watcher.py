@@ -14,7 +14,7 @@ from torchfab.core.events import BacklogRead, ContactLost, Event, Lines, NodeEnd
 from torchfab.core.inventory import fold
 from torchfab.core.log_lines import Line, batches, fold_lines
 from torchfab.core.specs import Node
-from torchfab.core.status import JobStatus
+from torchfab.core.status import JobStatus, State
 from torchfab.monitoring.stall_alarm import StallAlarm
 from torchfab.records import Record
 
@@ -162,7 +162,7 @@ class JobWatcher:
         """
         if self.last_status is not None:
             return self.last_status
-        nodes = [self.ended.get(node.rank, status.NodeStatus(node, "running")) for node in self.record.nodes]
+        nodes = [self.ended.get(node.rank, status.NodeStatus(node, State.RUNNING)) for node in self.record.nodes]
         return status.JobStatus(tuple(nodes), self.record.min_nodes)
 
     def _handle(self, event: Event) -> None:
@@ -223,7 +223,9 @@ class JobWatcher:
         self.record.note("stopped after a failure", hosts=[node.label for node in rest])
         for report in stop(self.record, self.record.grace_s, rest):
             if report.error or report.left:
-                self.ended[report.node.rank] = status.NodeStatus(report.node, "unreachable", "it may still run there")
+                self.ended[report.node.rank] = status.NodeStatus(
+                    report.node, State.UNREACHABLE, "it may still run there"
+                )
 
 
 def describe_failure(job: status.JobStatus) -> str:

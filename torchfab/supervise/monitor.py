@@ -20,7 +20,7 @@ from torchfab import runtimes
 from torchfab.core import stall
 from torchfab.core.errors import TorchfabError
 from torchfab.core.events import BacklogRead, ContactLost, Event, Lines, NodeEnded
-from torchfab.core.status import JobStatus, NodeStatus
+from torchfab.core.status import JobStatus, NodeStatus, State
 from torchfab.monitoring.watcher import Printer
 from torchfab.records import Record
 from torchfab.supervise.model import Policy
@@ -142,7 +142,9 @@ class AttemptMonitor:
             A node without a report is `starting`.
         """
         nodes = [self.ended.get(each.rank) or self.polled.get(each.rank) for each in self.record.nodes]
-        known = [status or NodeStatus(node, "starting") for status, node in zip(nodes, self.record.nodes, strict=True)]
+        known = [
+            status or NodeStatus(node, State.STARTING) for status, node in zip(nodes, self.record.nodes, strict=True)
+        ]
         return JobStatus(tuple(known), self.record.min_nodes)
 
     # ---- input: log events and polled status

@@ -6,17 +6,20 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, TypeVar
+
+from msgspec import Struct
 
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.errors import HostError, TorchfabError
 from torchfab.core.specs import Node
-from torchfab.transport.pool import problem_in
+from torchfab.transport.messages import Request
+from torchfab.transport.pool import as_error
 from torchfab.transport.session import Session
 from torchfab.transport.ssh import NodeConnection, NodeGroup, open_session
 
-Update: TypeAlias = tuple[Node, Mapping[str, Any] | TorchfabError]
+FrameType = TypeVar("FrameType", bound=Struct)
 _RETRY_S = 5.0
 
 
@@ -31,7 +34,7 @@ class _Stream:
         self.is_finished = False
 
 
-class NodeStreams:
+class NodeStreams(Generic[FrameType]):
     """Send one streaming request to every node, and read the frames that they send.
 
     Parameters
@@ -55,7 +58,7 @@ class NodeStreams:
         self,
         nodes: Sequence[Node],
         settings: ConnectionSettings,
-        request: Callable[[Node], Mapping[str, Any]],
+        request: Callable[[Node], Request[FrameType]],
         silent_s: float = math.inf,
     ) -> None:
         self.settings, self.request, self.silent_s = settings, request, silent_s
@@ -68,12 +71,12 @@ class NodeStreams:
         """Whether no stream is read any more."""
         return all(stream.is_finished for stream in self._streams.values())
 
-    def poll(self) -> Iterator[Update]:
+    def poll(self) -> Iterator[tuple[Node, FrameType | TorchfabError]]:
         """Yield what has arrived since the last call.
 
         Yields
         ------
-        tuple of Node and Mapping or TorchfabError
+        tuple of Node and Struct or TorchfabError
             A node with a frame, or with the reason why its connection broke.
         """
         while not self._opened.empty():
@@ -130,7 +133,7 @@ class NodeStreams:
 
         threading.Thread(target=work, daemon=True).start()
 
-    def _begin(self, stream: _Stream, result: Session | Exception) -> Iterator[Update]:
+    def _begin(self, stream: _Stream, result: Session | Exception) -> Iterator[tuple[Node, FrameType | TorchfabError]]:
         try:
             if isinstance(result, Exception):
                 raise result
@@ -139,11 +142,11 @@ class NodeStreams:
         except Exception as error:
             yield self._lose(stream, error)
 
-    def _read(self, stream: _Stream) -> Iterator[Update]:
+    def _read(self, stream: _Stream) -> Iterator[tuple[Node, FrameType | TorchfabError]]:
         if stream.session is None or stream.is_finished:
             return
         try:
-            frames = stream.session.take()
+            frames = stream.session.read_frames()
             if not frames and time.monotonic() - stream.last_frame > self.silent_s:
                 raise HostError(f"it has sent nothing for {self.silent_s:g} s", "see whether the node is still up")
         except HostError as error:
@@ -155,8 +158,6 @@ class NodeStreams:
             stream.last_frame = time.monotonic()
             yield stream.node, frame
 
-    def _lose(self, stream: _Stream, error: Exception) -> Update:
+    def _lose(self, stream: _Stream, error: Exception) -> tuple[Node, TorchfabError]:
         self.reconnect(stream.node)
-        problem = problem_in(error)
-        assert problem is not None
-        return stream.node, problem
+        return stream.node, as_error(error)

@@ -20,7 +20,7 @@ from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from torchfab.core.errors import TorchfabError, UsageError
 from torchfab.runtimes.kubernetes.redaction import Redact, redact_blocks
-from torchfab.transport.schema import cleaned
+from torchfab.transport.messages import cleaned
 
 PLURALS = {"Service": "services", "Secret": "secrets", "Job": "jobs", "JobSet": "jobsets", "Pod": "pods"}
 VERSIONS = {"Job": "batch/v1", "JobSet": "jobset.x-k8s.io/v1alpha2"}  # all others: v1
