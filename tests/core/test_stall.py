@@ -17,7 +17,7 @@ from torchfab.config.validate import check
 from torchfab.core import stall
 from torchfab.core.errors import UsageError
 from torchfab.core.stall import Silence
-from torchfab.core.status import JobStatus, NodeStatus
+from torchfab.core.status import JobStatus, NodeStatus, State
 from torchfab.monitoring.stall_alarm import StallAlarm
 
 
@@ -95,7 +95,7 @@ def test_the_threshold_is_respected_and_zero_disables_it(stall_s: float, is_stal
 
 
 def test_the_warning_has_duration_last_line_and_next_command() -> None:
-    lost = NodeStatus(make_nodes("node0", "node1")[1], "unreachable", "no answer")
+    lost = NodeStatus(make_nodes("node0", "node1")[1], State.UNREACHABLE, "no answer")
     found = stall.detect_stall(job(running(0, 754.0), lost), 300)
     assert found is not None
     assert stall.render_warning(found, "gpt2").splitlines() == [
