@@ -46,7 +46,7 @@ UNHEALTHY: dict[str, tuple[Mapping[str, Any], str, str, str]] = {
     "locked memory": ({"limits": {"locked": 65536}, "machine": {"infiniband": True}}, "limit-low", ERROR, "ulimit -l"),
     "other code": ({"code": {"digest": "0"}}, "code-differs", ERROR, "code in /project is not that of the other nodes"),
     "a part that fails": (
-        {"limits": {"failed": "OSError: x"}},
+        {"limits": None, "failed": {"limits": "OSError: x"}},
         "not-looked-at",
         WARNING,
         "limits could not be checked",
@@ -128,7 +128,7 @@ def test_a_missing_torch_is_not_also_another_version() -> None:
 
 def test_an_unreachable_node_does_not_hide_findings_on_others() -> None:
     lost = replace(
-        make_node(3), probe={}, connectivity={}, clock=None, connect_s=None, error=HostError("refused", "start sshd")
+        make_node(3), probe=None, connectivity=None, clock=None, connect_s=None, error=HostError("refused", "start sshd")
     )
     nodes = four_nodes(lost)
     nodes[2] = make_node(2, UNHEALTHY["another torch"][0])
@@ -139,7 +139,7 @@ def test_an_unreachable_node_does_not_hide_findings_on_others() -> None:
 
 def test_a_connected_node_without_an_answer_is_an_error() -> None:
     silent = replace(
-        make_node(1), probe={}, connectivity={}, clock=None, error=HostError("no answer within 30 s", "see its load")
+        make_node(1), probe=None, connectivity=None, clock=None, error=HostError("no answer within 30 s", "see its load")
     )
     finding = only(four_nodes(silent))
     assert (finding.kind, finding.severity, finding.hosts) == ("not-looked-at", ERROR, ("node2",))
@@ -152,7 +152,7 @@ def test_a_slow_login_is_not_attributed_to_shell_start_up_files() -> None:
 
 
 def test_an_unreachable_node_0_gives_no_connection_findings() -> None:
-    nodes = [replace(make_node(0), probe={}, connectivity={}, error=HostError("refused"))]
+    nodes = [replace(make_node(0), probe=None, connectivity=None, error=HostError("refused"))]
     nodes += [make_node(rank, None, {"connection": None}) for rank in (1, 2)]
     assert only(nodes).hosts == ("node1",)
 

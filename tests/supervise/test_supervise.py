@@ -27,7 +27,7 @@ from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.errors import TorchfabError, UsageError
 from torchfab.core.flag_values import parse
 from torchfab.core.specs import Node
-from torchfab.core.status import JobStatus, NodeStatus
+from torchfab.core.status import JobStatus, NodeStatus, State
 from torchfab.launch.context import CommandContext
 from torchfab.records import Record
 from torchfab.remote import procfs
@@ -202,8 +202,8 @@ def make_monitor(*states: str, min_nodes: int) -> AttemptMonitor:
     monitor = AttemptMonitor(
         Record(*job, ConnectionSettings(), {}, {}), POLICY, 0.0, lambda: False, lambda *_, **__: None
     )
-    monitor.ended = {rank: NodeStatus(nodes[rank], state) for rank, state in enumerate(states)}
-    monitor.polled = {2: NodeStatus(nodes[2], "running")}
+    monitor.ended = {rank: NodeStatus(nodes[rank], State(state)) for rank, state in enumerate(states)}
+    monitor.polled = {2: NodeStatus(nodes[2], State.RUNNING)}
     monitor.away = {rank: time.monotonic() - 1000 for rank in (0, 1)}
     return monitor
 
@@ -218,7 +218,7 @@ def test_an_absent_succeeded_node_does_not_replace_a_running_one() -> None:
 
 
 def test_success_on_all_nodes_counts_when_one_is_unreachable_later() -> None:
-    nodes = tuple(NodeStatus(Node(rank, f"node{rank + 1}"), "succeeded") for rank in (0, 1))
+    nodes = tuple(NodeStatus(Node(rank, f"node{rank + 1}"), State.SUCCEEDED) for rank in (0, 1))
     later = diagnose_nodes(
         evidence_factory.node(0, [evidence_factory.process("succeeded", evidence_factory.rank(0, 0))]),
         evidence_factory.unreachable(1),

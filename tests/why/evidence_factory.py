@@ -7,7 +7,7 @@ from typing import Any
 
 from torchfab.core import status
 from torchfab.core.specs import Node
-from torchfab.core.status import JobStatus, Verdict
+from torchfab.core.status import JobStatus, State, Verdict
 from torchfab.why import diagnosis, evidence
 from torchfab.why.evidence import Evidence, NodeEvidence, SchedulerReason
 
@@ -53,7 +53,7 @@ def node(
 
 def unreachable(node_rank: int, reason: str = "no answer") -> NodeEvidence:
     """Return the evidence of a node that does not answer."""
-    return NodeEvidence(status.NodeStatus(Node(node_rank, f"node{node_rank + 1}"), "unreachable", reason))
+    return NodeEvidence(status.NodeStatus(Node(node_rank, f"node{node_rank + 1}"), State.UNREACHABLE, reason))
 
 
 def make_evidence(

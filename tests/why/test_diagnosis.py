@@ -8,7 +8,7 @@ import pytest
 
 from tests.why.evidence_factory import LAUNCHED, diagnose_nodes, log, make_evidence, node, process, rank, unreachable
 from tests.why.test_tracebacks import PLAIN
-from torchfab.core.status import Verdict
+from torchfab.core.status import State, Verdict
 from torchfab.remote.job.start_barrier import NEVER_RELEASED
 from torchfab.why import report
 from torchfab.why.causes import Kind
@@ -165,7 +165,7 @@ def test_stop_names_its_origin_and_keeps_earlier_failures() -> None:
 
 def test_scheduler_reason_for_the_job_takes_precedence() -> None:
     said = (SchedulerReason("OUT_OF_MEMORY", "it used more memory than it had asked for"),)
-    verdict = Verdict("failed", ended=True, reason="it used more memory than it had asked for")
+    verdict = Verdict(State.FAILED, ended=True, reason="it used more memory than it had asked for")
     found = diagnose_nodes(node(0, [process("failed", rank(0, -9))]), said=said, verdict=verdict)
     assert (found.cause.kind, found.first and found.first.rank) == (Kind.MEMORY, 0)
     cancelled = diagnose_nodes(

@@ -247,6 +247,16 @@ def _node_as_json(node: NodeReport, report: Report) -> dict[str, Any]:
         "connect_s": node.connect_s,
         "clock_ahead_ms": clock.ahead_s * 1000 if clock else None,
         "clock_known_to_ms": clock.within_s * 1000 if clock else None,
-        "told": msgspec.to_builtins(node.probe) if node.probe else {},
-        "way_to_node_0": msgspec.to_builtins(node.connectivity) if node.connectivity else {},
+        "told": _parts_as_json(node.parts),
+        "way_to_node_0": _known(msgspec.to_builtins(node.connectivity)) if node.connectivity else {},
     }
+
+
+def _parts_as_json(probe: ProbeAnswer) -> dict[str, Any]:
+    """Return the parts that a node reported, and `{"failed": reason}` for those that failed."""
+    parts = {name: value for name, value in _known(msgspec.to_builtins(probe)).items() if name != "failed"}
+    return {**parts, **{name: {"failed": reason} for name, reason in probe.failed.items()}}
+
+
+def _known(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}

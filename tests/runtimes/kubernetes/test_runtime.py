@@ -248,7 +248,7 @@ def test_running_job_shows_ranks_machines_and_last_lines(here: Here) -> None:
     start(here.api, *launched(here))
     found = ask_status(here.find())
     assert found.state == "running"
-    assert [[rank["rank"] for rank in node.ranks] for node in found.nodes] == [[0, 1], [2, 3]]
+    assert [[rank.rank for rank in node.ranks] for node in found.nodes] == [[0, 1], [2, 3]]
     assert "gpt2-1  running (on worker-1)" in (said := here.status())
     assert "ago: step 1" in said
 

@@ -1,6 +1,6 @@
 """The node's part of `fab doctor`: everything that can be learned about this machine without starting a job on it.
 
-A part that fails is reported as `{"failed": reason}`; the other parts are reported all the same.
+A part that raises an exception is reported in `failed`; the other parts are reported all the same.
 """
 
 from __future__ import annotations

@@ -15,6 +15,8 @@ class FileSystem(Struct, frozen=True, kw_only=True):
 
     Parameters
     ----------
+    at : str
+        The directory that was measured: the nearest one above `path` that exists.
     token : str
         Path of a file that the node made there, by which other nodes detect a shared directory; empty for none.
     problem : str
@@ -28,6 +30,7 @@ class FileSystem(Struct, frozen=True, kw_only=True):
     free: Number
     size: Number
     free_files: Number | None
+    at: str = ""
     token: str = ""
     problem: str = ""
 
