@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -29,6 +30,8 @@ from torchfab.sync import results as sync_results
 from torchfab.sync.results import SyncResult, summary_lines
 from torchfab.transport.pool import SessionPool, problem_in
 from torchfab.transport.session import Session
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -225,7 +228,10 @@ def _copy_to(
     directory = {"workdir": request.workdir}
     if _ask(session, {"op": "tree_look", **directory, "token": token}, settings.answer_timeout_s)["shared"]:
         return SyncResult(node, shared=True)
-    stats = rsync.parse_stats(copies.run(_argv(request, node, settings)))
+    argv = _argv(request, node, settings)
+    _log.debug("rsync: starting %s", shlex.join(argv), extra={"host": node.label})
+    stats = rsync.parse_stats(copies.run(argv))
+    _log.debug("rsync: done", extra={"host": node.label})
     check = {"op": "tree_check", **directory, "digests": digests, "within_s": settings.sync_timeout_s}
     checked = _ask(session, check, settings.sync_timeout_s + settings.answer_timeout_s)
     counts = {name: checked[name] for name in ("checked", "missing", "differing")}

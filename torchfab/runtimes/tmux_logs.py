@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -20,6 +21,7 @@ from torchfab.transport.ssh import connections, open_session
 
 _POLL_S = 0.05
 _RETRY_S = 5.0
+_log = logging.getLogger(__name__)
 
 
 def address(record: Record, node: Node) -> dict[str, Any]:
@@ -136,6 +138,7 @@ def _disconnect(stream: _Stream, error: Exception) -> ContactLost:
     stream.retry_at = time.monotonic() + _RETRY_S
     problem = problem_in(error)
     assert problem is not None
+    _log.debug("logs: lost (%s); reconnecting in %g s", problem.message, _RETRY_S, extra={"host": stream.node.label})
     return ContactLost(stream.node, problem)
 
 

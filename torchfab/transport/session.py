@@ -7,6 +7,7 @@ as frames.
 from __future__ import annotations
 
 import json
+import logging
 import re
 import threading
 import time
@@ -19,6 +20,7 @@ from torchfab.transport import bundle, schema, validation
 
 FRAME = re.compile(rb"\x1e(\d{1,12})\n")
 MOST_ANSWER_BYTES = 64 * 1024 * 1024
+_log = logging.getLogger(__name__)
 
 
 class Channel(Protocol):
@@ -49,7 +51,8 @@ class Session:
 
     def __init__(self, node: Node, pipe: Channel, silence_s: float = 30.0) -> None:
         self.node, self.channel, self.silence_s = node, pipe, silence_s
-        self.heard = time.monotonic()
+        self.log = logging.LoggerAdapter(_log, {"host": node.label})
+        self.heard = self.sent = time.monotonic()
         self.arrived = bytearray()
         self.asked = 0
         self.early: dict[int, dict[str, Any]] = {}  # by number: the answer that a thread got which waited for another
@@ -96,6 +99,7 @@ class Session:
                 self.reading.release()
             if time.monotonic() >= deadline:
                 break
+        self.log.debug("no answer to request %d: %s, within %g s", number, self.op, timeout_s)
         what = "no answer" if self.answered else "the connection stands, but torchfab's program there gave no answer"
         raise HostError(
             f"{what} within {timeout_s:g} s", "see whether the node is overloaded, or its disk or home folder hangs"
@@ -106,10 +110,12 @@ class Session:
         with self.asking:
             self.asked += 1
             self.op = str(request.get("op", ""))
-            self.heard = time.monotonic()
+            self.heard = self.sent = time.monotonic()
             marked = {**request, "number": self.asked, "pulse_s": self.silence_s / 4}
+            data = json.dumps(marked).encode() + b"\n"
+            self.log.debug("request %d: %s, %d bytes", self.asked, self.op, len(data))
             try:
-                self.channel.write(json.dumps(marked).encode() + b"\n")
+                self.channel.write(data)
             except OSError as error:
                 raise self._ended() from error
             return self.asked
@@ -168,6 +174,8 @@ class Session:
         if self._is_of_now(answer) and not validation.is_one(answer, self.op):
             raise _somebody_else(text)
         self.answered = True
+        times = (answer.get("of", self.asked), self.op, length, time.monotonic() - self.sent)
+        self.log.debug("answer to request %s: %s, %d bytes, after %.3f s", *times)
         return answer
 
     def _is_of_now(self, answer: Mapping[str, Any]) -> bool:
@@ -175,10 +183,12 @@ class Session:
 
     def _ended(self) -> HostError:
         code, stderr = self.channel.exit_status()
+        self.log.debug("interpreter: it ended with code %s, and %d bytes on stderr", code, len(stderr))
         return _explain_end(code, schema.cleaned(stderr), self.answered)
 
     def close(self) -> None:
         """Hang up; the program on the node ends, and takes back what was only prepared."""
+        self.log.debug("closing the connection")
         self.channel.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -19,6 +20,7 @@ from torchfab.transport.ssh import connections, open_session
 
 News: TypeAlias = tuple[Node, Mapping[str, Any] | TorchfabError]
 _RETRY_S = 5.0
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -122,4 +124,7 @@ class NodeStreams:
         line.retry_at = time.monotonic() + _RETRY_S
         problem = problem_in(error)
         assert problem is not None
+        _log.debug(
+            "stream: lost (%s); reconnecting in %g s", problem.message, _RETRY_S, extra={"host": line.node.label}
+        )
         return problem

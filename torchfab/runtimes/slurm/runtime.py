@@ -6,6 +6,7 @@ supervisors write into the job's folder, which all nodes share.
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import time
@@ -30,6 +31,7 @@ from torchfab.why.evidence import Evidence
 NAME = "slurm"
 _POLL_S = 0.1
 _RETRY_S = 5.0
+_log = logging.getLogger(__name__)
 
 
 def submit(record: Record, submission: Submission) -> dict[str, Any]:
@@ -402,7 +404,9 @@ class _Stream:
     def _disconnect(self, error: TorchfabError) -> ContactLost:
         self.close()
         self.retry_at = time.monotonic() + _RETRY_S
-        return ContactLost(login_node(self.record), error if isinstance(error, HostError) else HostError(error.message))
+        login = login_node(self.record)
+        _log.debug("logs: lost (%s); reconnecting in %g s", error.message, _RETRY_S, extra={"host": login.label})
+        return ContactLost(login, error if isinstance(error, HostError) else HostError(error.message))
 
     def _frame_events(self, frame: Mapping[str, Any]) -> Iterator[Event]:
         if "seen" in frame or "end" in frame:

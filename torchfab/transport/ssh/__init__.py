@@ -13,8 +13,10 @@ from typing import Any
 
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.errors import HostError
+from torchfab.core.log_context import log_host
 from torchfab.core.specs import Node
 from torchfab.transport.session import Session
+from torchfab.transport.ssh import login_log
 from torchfab.transport.ssh.channels import LocalChannel, SSHChannel
 from torchfab.transport.ssh.errors import explain
 
@@ -45,7 +47,8 @@ def open_session(node: Node, connection: Any, settings: ConnectionSettings) -> S
         raise connection
     started = time.monotonic()
     try:
-        channel = LocalChannel() if connection is None else SSHChannel(connection, settings)
+        with log_host(node.label):
+            channel = LocalChannel() if connection is None else SSHChannel(connection, settings)
         try:
             return Session(node, channel, settings.answer_timeout_s)
         except BaseException:
@@ -58,6 +61,8 @@ def open_session(node: Node, connection: Any, settings: ConnectionSettings) -> S
             connect.close_connection(connection)
         problem = error if isinstance(error, HostError) else explain(error, connection, time.monotonic() - started)
         problem.address = problem.address or (connection.host if connection else "")
+        with log_host(node.label):
+            login_log.log_no_session(connection, problem)
         if problem is error:
             raise
         raise problem from error

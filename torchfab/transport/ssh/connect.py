@@ -18,13 +18,16 @@ import paramiko
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.console import write_err
 from torchfab.core.errors import HostError, TorchfabError
+from torchfab.core.log_context import program_of
 from torchfab.core.specs import Node
-from torchfab.transport.ssh import agent, config, host_keys
+from torchfab.transport.ssh import agent, config, host_keys, login_log
 from torchfab.transport.ssh import route as routes
 from torchfab.transport.ssh.host_keys import Rules
 from torchfab.transport.ssh.paramiko_transport import Client
 from torchfab.transport.ssh.route import Route
 from torchfab.transport.ssh.step_timeout import StepTimeout
+
+_log = logging.getLogger(__name__)
 
 
 class Connection(fabric.Connection):  # type: ignore[misc]  # fabric ships no types
@@ -64,8 +67,13 @@ class Connection(fabric.Connection):  # type: ignore[misc]  # fabric ships no ty
             A socket-like object.
         """
         if isinstance(self.gateway, str):
+            assert self.route is not None
+            location = self.route.options.location("proxycommand")
+            _log.debug("ProxyCommand: starting %s (%s)", program_of(self.gateway), location)
             self.proxy = ProxySocket.start(self.gateway)
+            _log.debug("ProxyCommand: pid %d", self.proxy.process.pid)
             return self.proxy
+        _log.debug("jump host: opening a channel from %s to %s port %d", self.gateway.host, self.host, self.port)
         return super().open_gateway()
 
 
@@ -131,6 +139,7 @@ class ProxySocket(socket.socket):
         lines = self.stderr.read().decode(errors="replace").split("\n")
         default = "" if code is None else f"it ended with code {code}"
         self.last_error = next((line.strip() for line in reversed(lines) if line.strip()), default)
+        _log.debug("ProxyCommand: pid %d ended: %s", self.process.pid, self.last_error or "no message")
         self.stderr.close()
 
 
@@ -160,8 +169,6 @@ def connections(nodes: Sequence[Node], settings: ConnectionSettings) -> dict[int
     remote = [node for node in nodes if not node.is_local]
     if not remote:
         return by_rank
-    logging.getLogger("paramiko").addHandler(logging.NullHandler())
-    logging.getLogger("paramiko").propagate = False
     if settings.ssh_config and not os.path.isfile(settings.ssh_config):
         raise TorchfabError(f"{settings.ssh_config}: there is no such ssh config file", "check fab -S")
     options = config.read(settings.ssh_config)
@@ -257,6 +264,7 @@ def configure_security(connection: Connection) -> Rules:
         ssh's configuration of the host is not valid.
     """
     assert connection.route is not None
+    login_log.log_route(connection)
     rules = host_keys.load_rules(connection.route)
     connection.client.set_missing_host_key_policy(host_keys.HostKeyPolicy(rules, write_err))
     connection.connect_kwargs["transport_factory"] = host_keys.transport_factory(rules)
@@ -280,6 +288,7 @@ def fetch_host_key(connection: Connection) -> tuple[Rules, Any]:
     rules = configure_security(connection)
     address = (connection.host, connection.port)
     timeout_s = connection.timeout_s
+    _log.debug("host key: fetching it from %s port %d, without a login", *address)
     sock = connection.open_gateway() if connection.gateway else socket.create_connection(address, timeout_s)
     transport = host_keys.transport_factory(rules)(sock)
     try:
