@@ -12,7 +12,7 @@ from torchfab.core.log_context import program_of
 from torchfab.transport.ssh import step_timeout
 
 _log = logging.getLogger(__name__)
-_STEPS = {
+_STEPS: dict[str, str] = {
     step_timeout.BANNER: "banner",
     step_timeout.KEY_EXCHANGE: "key exchange",
     step_timeout.LOGIN: "authentication",
@@ -97,7 +97,7 @@ def failed_step(connection: Any, error: Exception) -> str:
     """
     timeout, transport = connection.step_timeout, connection.client.get_transport()
     if timeout is not None and timeout.stalled_step:
-        return _STEPS.get(timeout.stalled_step, timeout.stalled_step)
+        return _STEPS[timeout.stalled_step]
     if isinstance(error, socket.gaierror):
         return "resolve"
     if transport is None:

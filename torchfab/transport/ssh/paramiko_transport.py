@@ -111,8 +111,7 @@ class Transport(paramiko.Transport):
         done.wait(timeout)
         if not self.active:
             raise self.get_exception() or paramiko.SSHException("Negotiation failed.")
-        names = (self.remote_version, self.host_key_type, self.remote_cipher)
-        _log.debug("key exchange: done; the server is %s, host key %s, cipher %s", *names)
+        _log.debug("key exchange: done; the server is %s, host key %s", self.remote_version, self.host_key_type)
 
     def auth_publickey(self, username: str, key: paramiko.PKey, event: threading.Event | None = None) -> list[str]:
         """Log in with a key; without an event, block until the server answers.
