@@ -42,7 +42,7 @@ def enable(tasks: Sequence[str], argv: Sequence[str], environ: Mapping[str, str]
         The command line and the environment, which may hold secrets to leave out.
     """
     remove_invoke_handler()
-    handler = _Handler(sys.stderr)
+    handler = _Handler()
     handler.setFormatter(_Formatter(redactor(secret_values(environ, argv))))
     for name in LOGGERS:
         logger = logging.getLogger(name)
@@ -71,11 +71,22 @@ def remove_invoke_handler() -> None:
             root.setLevel(logging.WARNING)
 
 
-class _Handler(logging.StreamHandler):  # type: ignore[type-arg]  # it is generic for type checkers only
+class _Handler(logging.Handler):
     """Writes to stderr, and never fails: a closed terminal must not end a launch."""
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's own name
-        """Ignore that a line could not be written."""
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the line of a record.
+
+        Parameters
+        ----------
+        record : logging.LogRecord
+            What is logged.
+        """
+        try:
+            sys.stderr.write(f"{self.format(record)}\n")
+            sys.stderr.flush()
+        except (OSError, ValueError):  # ValueError: it was closed here
+            pass
 
 
 class _Formatter(logging.Formatter):
