@@ -21,8 +21,8 @@ def connection(gateway: Any = None, stalled: str = "", **transport: Any) -> Simp
     return SimpleNamespace(gateway=gateway, client=client, step_timeout=SimpleNamespace(stalled_step=stalled))
 
 
-GREETED = {"remote_version": "SSH-2.0-x"}
-KEYED = {**GREETED, "initial_kex_done": True}
+GREETED: dict[str, Any] = {"remote_version": "SSH-2.0-x"}
+KEYED: dict[str, Any] = {**GREETED, "initial_kex_done": True}
 
 
 @pytest.mark.parametrize(

@@ -64,8 +64,8 @@ def log_no_session(connection: Any, problem: HostError) -> None:
 
     Parameters
     ----------
-    connection : Connection or None
-        The connection that failed; None for `localhost`.
+    connection : Connection
+        The connection that failed.
     problem : HostError
         The error. A ProxyCommand in it is shortened to its program, because its arguments may hold a password.
     """
