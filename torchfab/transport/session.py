@@ -183,8 +183,9 @@ class Session:
 
     def _ended(self) -> HostError:
         code, stderr = self.channel.exit_status()
-        self.log.debug("interpreter: it ended with code %s, and %d bytes on stderr", code, len(stderr))
-        return _explain_end(code, schema.cleaned(stderr), self.answered)
+        problem = _explain_end(code, schema.cleaned(stderr), self.answered)
+        self.log.debug("interpreter: %s", problem.message)
+        return problem
 
     def close(self) -> None:
         """Hang up; the program on the node ends, and takes back what was only prepared."""

@@ -159,8 +159,8 @@ class NodeStreams:
             yield stream.node, frame
 
     def _lose(self, stream: _Stream, error: Exception) -> Update:
-        self.reconnect(stream.node)
         problem = problem_in(error)
         assert problem is not None
         _log.debug("stream: lost: %s", problem.message, extra={"host": stream.node.label})
+        self.reconnect(stream.node)
         return stream.node, problem
