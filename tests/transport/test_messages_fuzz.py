@@ -79,6 +79,7 @@ CASES = {
     "more than is taken": (b"\x1e%d\n" % HUGE, "is more than torchfab takes"),
     "nested without end": (b"\x1e50000\n" + b"[" * 50_000, "not torchfab's program"),
     "another's": (frame({"hello": 1, "of": 1}), "what answers there is not torchfab's program"),
+    "an answer to no request": (frame({}), "what answers there is not torchfab's program"),
     "problems that are none": (frame({"problems": [1], "of": 1}), "not torchfab's program"),
     "last words that steer": (b"", "its last words"),
 }
