@@ -10,7 +10,8 @@ import pytest
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.specs import Node
 from torchfab.transport import pool, ssh
-from torchfab.transport.pool import Answer, request_all
+from torchfab.transport.messages.doctor import ClockRequest
+from torchfab.transport.pool import Response, request_all
 from torchfab.transport.ssh import connect
 
 
@@ -24,8 +25,8 @@ def test_no_more_threads_than_the_bound_ask_many_hosts_and_none_is_left(monkeypa
 
     monkeypatch.setattr(pool, "open_session", counted)
     nodes = [Node(rank, "localhost") for rank in range(12)]
-    answers = dict(request_all(nodes, ConnectionSettings(fanout=3), {"op": "clock"}, 20))
-    assert [type(answers.get(node)) for node in nodes] == 12 * [Answer]
+    answers = dict(request_all(nodes, ConnectionSettings(fanout=3), lambda _: ClockRequest(), 20))
+    assert [type(answers.get(node)) for node in nodes] == 12 * [Response]
     assert most[0] <= before + 3
     for thread in threading.enumerate():
         thread.join(5) if thread is not threading.current_thread() and thread.daemon else None

@@ -17,7 +17,7 @@ from paramiko.message import Message
 from tests.hostile import names, texts
 from tests.remote.test_texts import WORD
 from tests.support import fuzzed, refusal
-from tests.transport.test_validation_fuzz import JSON
+from tests.transport.test_messages_fuzz import JSON
 from torchfab.config import validate
 from torchfab.core import console, dry_run, environment
 from torchfab.core.errors import HostError, TorchfabError, UsageError

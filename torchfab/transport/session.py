@@ -155,6 +155,8 @@ class Session:
                 if frame and frame.header.of == number:
                     answer: AnswerType = _decode(frame, pending.answer_type)
                     return answer
+                if frame and frame.header.of is None and not frame.header.pulse:
+                    raise _not_ours(frame.data)
                 if number != self.number:
                     self.early = {self.number: frame} if frame and frame.header.of == self.number else {}
                     raise HostError("it was asked something else meanwhile")
