@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -13,6 +15,8 @@ from torchfab.core.errors import TorchfabError, UsageError
 from torchfab.core.specs import Node
 from torchfab.core.status import JobStatus
 from torchfab.records import Record
+
+_log = logging.getLogger(__name__)
 
 
 def attach_argv(record: Record, node: str, rank: str) -> tuple[str, ...]:
@@ -92,6 +96,7 @@ def run(argv: Sequence[str]) -> int:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("fab attach needs a terminal", "without one: fab logs --follow")
     sys.stdout.flush()
+    _log.debug("running %s", shlex.join(argv))
     try:
         os.execvp(argv[0], list(argv))
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -29,6 +30,8 @@ from torchfab.sync.results import SyncResult, summary_lines
 from torchfab.transport.messages.sync import FilesRequest, WorkdirRequest
 from torchfab.transport.pool import SessionPool
 from torchfab.transport.session import Session
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -225,7 +228,10 @@ def _copy_to(
     look = WorkdirRequest(workdir=request.workdir, token=token)
     if session.request(look, settings.answer_timeout_s).shared:
         return SyncResult(node, shared=True)
-    stats = rsync.parse_stats(copies.run(_argv(request, node, settings)))
+    argv = _argv(request, node, settings)
+    _log.debug("rsync: starting %s", shlex.join(argv), extra={"host": node.label})
+    stats = rsync.parse_stats(copies.run(argv))
+    _log.debug("rsync: done", extra={"host": node.label})
     check = FilesRequest(workdir=request.workdir, digests=dict(digests), within_s=settings.sync_timeout_s)
     files = session.request(check, settings.sync_timeout_s + settings.answer_timeout_s)
     return SyncResult(node, False, stats, files.checked, files.missing, files.differing, tuple(files.names))

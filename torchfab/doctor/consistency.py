@@ -282,7 +282,7 @@ def code_digest(node: NodeReport) -> str | None:
         None if unknown or incomplete.
     """
     probe = node.parts.code
-    return probe.digest if probe and probe.whole else None
+    return probe.digest or None if probe and probe.whole else None
 
 
 def ranks_to_list_files(nodes: Sequence[NodeReport]) -> set[int]:

@@ -6,6 +6,7 @@ as frames: `\x1e<length>\n<JSON>`.
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 import time
@@ -21,6 +22,7 @@ from torchfab.transport.messages import AnswerType, Header, MalformedError, Prob
 FRAME = re.compile(rb"\x1e(\d{1,12})\n")
 MOST_ANSWER_BYTES = 64 * 1024 * 1024
 _MOST_PROBLEMS, _LONGEST_PROBLEM = 50, 10_000  # characters
+_log = logging.getLogger(__name__)
 
 
 class Channel(Protocol):
@@ -83,10 +85,12 @@ class Session:
 
     def __init__(self, node: Node, channel: Channel, silence_s: float = 30.0) -> None:
         self.node, self.channel, self.silence_s = node, channel, silence_s
-        self.last_read = time.monotonic()
+        self.log = logging.LoggerAdapter(_log, {"host": node.label})
+        self.last_read = self.sent_at = time.monotonic()
         self.arrived = bytearray()
         self.number = 0  # of the last request
         self.answer_type: type[Any] = messages.Done  # of the last request
+        self.name = ""  # of the last request
         # Answers by number, read by a thread that waited for the answer to another request.
         self.early: dict[int, _Frame] = {}
         self.has_answered = False
@@ -151,6 +155,8 @@ class Session:
                 if frame and frame.header.of == number:
                     answer: AnswerType = _decode(frame, pending.answer_type)
                     return answer
+                if frame and frame.header.of is None and not frame.header.pulse:
+                    raise _not_ours(frame.data)
                 if number != self.number:
                     self.early = {self.number: frame} if frame and frame.header.of == self.number else {}
                     raise HostError("it was asked something else meanwhile")
@@ -158,6 +164,7 @@ class Session:
                 self.read_lock.release()
             if time.monotonic() >= deadline:
                 break
+        self.log.debug("no answer to request %d: %s, within %g s", number, self.name, timeout_s)
         what = (
             "no answer" if self.has_answered else "the connection stands, but torchfab's program there gave no answer"
         )
@@ -185,10 +192,12 @@ class Session:
         """
         with self.send_lock:
             self.number += 1
-            self.answer_type = request.ANSWER
-            self.last_read = time.monotonic()
+            self.answer_type, self.name = request.ANSWER, request.name
+            self.last_read = self.sent_at = time.monotonic()
+            data = request.encode(self.number, self.silence_s / 4)
+            self.log.debug("request %d: %s, %d bytes", self.number, self.name, len(data))
             try:
-                self.channel.write(request.encode(self.number, self.silence_s / 4))
+                self.channel.write(data)
             except OSError as error:
                 raise self._ended() from error
             return Pending(self.number, request.ANSWER)
@@ -258,14 +267,20 @@ class Session:
         except MalformedError:
             raise _not_ours(data) from None
         self.has_answered = True
+        number = self.number if header.of is None else header.of
+        elapsed_s = time.monotonic() - self.sent_at
+        self.log.debug("answer to request %s: %s, %d bytes, after %.3f s", number, self.name, length, elapsed_s)
         return _Frame(header, data)
 
     def _ended(self) -> HostError:
         code, stderr = self.channel.exit_status()
-        return _explain_end(code, messages.cleaned(stderr), self.has_answered)
+        problem = _explain_end(code, messages.cleaned(stderr), self.has_answered)
+        self.log.debug("interpreter: %s", problem.message)
+        return problem
 
     def close(self) -> None:
         """Close the channel. The program on the node ends, and rolls back what was not committed."""
+        self.log.debug("closing the connection")
         self.channel.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import queue
 import threading
@@ -21,6 +22,7 @@ from torchfab.transport.ssh import NodeConnection, NodeGroup, open_session
 
 FrameType = TypeVar("FrameType", bound=Struct)
 _RETRY_S = 5.0
+_log = logging.getLogger(__name__)
 
 
 class _Stream:
@@ -112,6 +114,7 @@ class NodeStreams(Generic[FrameType]):
             threading.Thread(target=stream.session.close, daemon=True).start()
             stream.session = None
         stream.retry_at = time.monotonic() + _RETRY_S
+        _log.debug("stream: reconnecting in %g s", _RETRY_S, extra={"host": node.label})
 
     def close(self) -> None:
         """Close all connections."""
@@ -159,5 +162,7 @@ class NodeStreams(Generic[FrameType]):
             yield stream.node, frame
 
     def _lose(self, stream: _Stream, error: Exception) -> tuple[Node, TorchfabError]:
+        problem = as_error(error)
+        _log.debug("stream: lost: %s", problem.message, extra={"host": stream.node.label})
         self.reconnect(stream.node)
-        return stream.node, as_error(error)
+        return stream.node, problem

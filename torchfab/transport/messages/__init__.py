@@ -57,6 +57,11 @@ class Request(Struct, Generic[AnswerType], frozen=True, kw_only=True, tag_field=
 
     ANSWER: ClassVar[type[Any]]
 
+    @property
+    def name(self) -> str:
+        """The name of the operation, as the node knows it."""
+        return str(self.__struct_config__.tag)
+
     def encode(self, number: int, pulse_s: float) -> bytes:
         """Return the request as one line of JSON.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from ipaddress import ip_address
 from typing import Annotated, Literal, TypeAlias
 
 from msgspec import Meta, Struct
@@ -11,6 +13,12 @@ from torchfab.transport.messages import Request
 from torchfab.transport.messages.launch import FileSystem, GpuProcess
 
 Version: TypeAlias = Annotated[str, Meta(pattern=r"^[0-9]{1,6}(\.[0-9]{1,6}){0,4}\Z")]
+
+
+def _check_addresses(addresses: Sequence[str]) -> None:
+    """Raise ValueError, which msgspec reports as malformed, unless all are IP addresses, with or without a zone."""
+    for address in addresses:
+        ip_address(address.partition("%")[0])
 
 
 class ClockAnswer(Struct, frozen=True):
@@ -35,6 +43,9 @@ class Machine(Struct, frozen=True, kw_only=True):
     boot_id: str = ""
     kernel: str = ""
     time: Time = 0.0
+
+    def __post_init__(self) -> None:
+        _check_addresses(self.own_addresses)
 
 
 class PythonEnvironment(Struct, frozen=True, kw_only=True):
@@ -89,6 +100,10 @@ class TmuxVersion(Struct, frozen=True, kw_only=True):
     version: Version | Literal[""] = ""
     oldest: Version | Literal[""] = ""
     problem: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.problem and not (self.version and self.oldest):
+            raise ValueError("neither versions nor a problem")
 
 
 class Limits(Struct, frozen=True, kw_only=True):
@@ -182,6 +197,9 @@ class ConnectivityAnswer(Struct, frozen=True, kw_only=True):
     connection: ConnectionTest | None = None
     sees: dict[str, bool]
     files: dict[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        _check_addresses(self.addresses)
 
 
 class ConnectivityRequest(Request[ConnectivityAnswer], frozen=True, tag="connectivity"):

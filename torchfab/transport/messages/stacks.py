@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
 from msgspec import Struct
 
-from torchfab.core.bounds import Number, Time, Whole
+from torchfab.core.bounds import ExitCode, Number, Time, Whole
 from torchfab.transport.messages.job import JobRequest
 
-Frame: TypeAlias = list[str | Whole]  # file, function, line number, and the source line where it is known
+
+class StackFrame(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A call, as a row of values; `source` is the text of the line where it is known."""
+
+    function: str
+    file: str
+    line: Whole
+    source: str = ""
 
 
 class ThreadStack(Struct, frozen=True, kw_only=True):
@@ -17,7 +22,7 @@ class ThreadStack(Struct, frozen=True, kw_only=True):
 
     name: str
     active: bool
-    frames: list[Frame]
+    frames: list[StackFrame]
 
 
 class RankStackReport(Struct, frozen=True, kw_only=True):
@@ -27,13 +32,13 @@ class RankStackReport(Struct, frozen=True, kw_only=True):
     rank: Whole | None
     pid: Whole
     ended: Time | None
-    code: Whole | None
+    code: ExitCode | None
     state: str = ""
     waits_in: str = ""
     by: str = ""
     problem: str = ""
     signal: str = ""
-    cpu: Number | None = None
+    cpu: Number = 0.0
     tracer: Whole = 0
     threads: list[ThreadStack] = []
 

@@ -6,6 +6,7 @@ paramiko's reader does not support Include, treats unknown Match criteria as tru
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import re
 import subprocess
@@ -15,9 +16,11 @@ from functools import cache
 from pathlib import Path
 
 from torchfab.core.errors import HostError, UsageError
+from torchfab.core.log_context import program_of
 from torchfab.transport.ssh.config_index import Indexed
 
 USER_FILE, SYSTEM_FILE = "~/.ssh/config", "/etc/ssh/ssh_config"
+_log = logging.getLogger(__name__)
 _MAX_DEPTH = 16  # as OpenSSH
 _CUMULATIVE = ("identityfile", "certificatefile")  # all lines count, not only the first
 _UNSPLIT = ("proxycommand", "knownhostscommand", "localcommand", "remotecommand")  # the rest of the line is one value
@@ -303,7 +306,10 @@ class ClientIdentity:
 def _succeeds(command: str) -> bool:
     shell = os.environ.get("SHELL", "/bin/sh")
     argv = [shell, "-c", command]
-    return subprocess.run(argv, check=False, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL).returncode == 0
+    _log.debug("ssh's configuration: running Match exec %s", program_of(command))
+    code = subprocess.run(argv, check=False, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL).returncode
+    _log.debug("ssh's configuration: Match exec ended with code %d", code)
+    return code == 0
 
 
 def options_for(

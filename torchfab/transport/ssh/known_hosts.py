@@ -104,6 +104,7 @@ class KnownFile:
     """
 
     def __init__(self, path: str, text: str) -> None:
+        self.path = path
         self.plain: dict[str, list[_RawLine]] = {}
         self.hashed: list[tuple[object, object, bytes, _RawLine]] = []
         self.patterns: list[tuple[str, _RawLine]] = []
