@@ -90,7 +90,7 @@ def _tmux(node: NodeReport) -> Iterator[Finding]:
 
 
 def _parse_version(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".") if part)
+    return tuple(int(part) for part in version.split("."))
 
 
 # ---- disks

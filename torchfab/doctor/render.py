@@ -13,6 +13,7 @@ from torchfab.doctor import connectivity, consistency
 from torchfab.doctor.finding import ERROR, WARNING, Finding
 from torchfab.doctor.model import NodeReport, Report
 from torchfab.doctor.node import format_bytes
+from torchfab.transport.messages.doctor import ProbeAnswer
 
 _COLOURS = {ERROR: "31", WARNING: "33"}
 ODD = " !"  # marks a value that differs from that of most nodes

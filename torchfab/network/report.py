@@ -21,10 +21,11 @@ _Amount: TypeAlias = Annotated[float, Meta(ge=0, le=1e15)]
 
 
 class Interface(Struct, frozen=True):
-    """The network interface that a node uses, and its speed in Gbit/s; None if unknown."""
+    """The network interface that a node uses, with its address and its speed in Gbit/s; None if unknown."""
 
-    name: str | None = None
-    gbit: _Amount | None = None
+    name: str | None
+    gbit: _Amount | None
+    address: str = ""
 
 
 class Hello(Struct, frozen=True, tag_field="kind", tag="hello"):

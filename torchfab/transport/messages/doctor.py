@@ -12,7 +12,8 @@ from torchfab.core.bounds import Number, Port, Time, Whole
 from torchfab.transport.messages import Request
 from torchfab.transport.messages.launch import FileSystem, GpuProcess
 
-Version: TypeAlias = Annotated[str, Meta(pattern=r"^[0-9]{1,6}(\.[0-9]{1,6}){0,4}\Z")]
+# Empty where it is unknown: in a union with a literal text, msgspec applies the pattern to both.
+Version: TypeAlias = Annotated[str, Meta(pattern=r"^([0-9]{1,6}(\.[0-9]{1,6}){0,4})?\Z")]
 
 
 def _check_addresses(addresses: Sequence[str]) -> None:
@@ -49,17 +50,18 @@ class Machine(Struct, frozen=True, kw_only=True):
 
 
 class PythonEnvironment(Struct, frozen=True, kw_only=True):
-    """Versions of the training interpreter, or the problem with it."""
+    """Path of the training interpreter and versions of its packages, or the problem with it."""
 
     problem: str = ""
     python: str = ""
+    path: str = ""
     torch: str = ""
     cuda: str = ""
     nccl: str = ""
 
 
 class GpuHealth(Struct, frozen=True, kw_only=True):
-    """The health of a GPU: what is wrong (`sick`), how to repair it, and why it is slow."""
+    """The health of a GPU: what is wrong (`sick`), how to repair it, and why it is slow; memory in MiB."""
 
     bus: str
     name: str
@@ -70,6 +72,7 @@ class GpuHealth(Struct, frozen=True, kw_only=True):
     mig: bool
     slowdown: list[str]
     processes: list[GpuProcess]
+    memory_mib: Whole | None = None
 
 
 class GpusHealth(Struct, frozen=True, kw_only=True):
@@ -83,6 +86,8 @@ class GpusHealth(Struct, frozen=True, kw_only=True):
         nvidia-smi is not installed.
     xids : list of str
         Xid errors of the kernel's log.
+    xids_unread : str
+        Why the kernel's log cannot be read; empty if it can.
     """
 
     devices: Whole
@@ -92,13 +97,14 @@ class GpusHealth(Struct, frozen=True, kw_only=True):
     cuda: str = ""
     missing: bool = False
     xids: list[str] = []
+    xids_unread: str = ""
 
 
 class TmuxVersion(Struct, frozen=True, kw_only=True):
     """The version of tmux and the oldest that works, or the problem with it."""
 
-    version: Version | Literal[""] = ""
-    oldest: Version | Literal[""] = ""
+    version: Version = ""
+    oldest: Version = ""
     problem: str = ""
 
     def __post_init__(self) -> None:
@@ -132,14 +138,28 @@ class RunningJob(Struct, frozen=True, kw_only=True):
     example: str
 
 
-class CodeDigest(Struct, frozen=True, kw_only=True):
-    """The digest of a working directory; not `whole` if there was no time for all files."""
+class CodeDigest(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The digest of a working directory; without values if the directory does not exist.
 
+    Parameters
+    ----------
+    by : str
+        How the files were found: list, git or walk.
+    files : int, optional
+        Number of files.
+    digest : str
+        Of all files.
+    whole : bool, optional
+        False if there was no time for all files.
+    """
+
+    by: str = ""
+    files: Whole | None = None
     digest: str = ""
-    whole: bool = True
+    whole: bool | None = None
 
 
-class ListeningPort(Struct, frozen=True, kw_only=True):
+class ListeningPort(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The port on which node 0 listens, with the greeting that it sends; or why it cannot."""
 
     port: Port | None = None
