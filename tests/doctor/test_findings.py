@@ -128,7 +128,12 @@ def test_a_missing_torch_is_not_also_another_version() -> None:
 
 def test_an_unreachable_node_does_not_hide_findings_on_others() -> None:
     lost = replace(
-        make_node(3), probe=None, connectivity=None, clock=None, connect_s=None, error=HostError("refused", "start sshd")
+        make_node(3),
+        probe=None,
+        connectivity=None,
+        clock=None,
+        connect_s=None,
+        error=HostError("refused", "start sshd"),
     )
     nodes = four_nodes(lost)
     nodes[2] = make_node(2, UNHEALTHY["another torch"][0])
@@ -139,7 +144,11 @@ def test_an_unreachable_node_does_not_hide_findings_on_others() -> None:
 
 def test_a_connected_node_without_an_answer_is_an_error() -> None:
     silent = replace(
-        make_node(1), probe=None, connectivity=None, clock=None, error=HostError("no answer within 30 s", "see its load")
+        make_node(1),
+        probe=None,
+        connectivity=None,
+        clock=None,
+        error=HostError("no answer within 30 s", "see its load"),
     )
     finding = only(four_nodes(silent))
     assert (finding.kind, finding.severity, finding.hosts) == ("not-looked-at", ERROR, ("node2",))

@@ -35,7 +35,12 @@ def test_healthy_nodes_are_reported_as_healthy() -> None:
 
 def test_an_unreachable_node_has_a_row() -> None:
     lost = replace(
-        make_node(1), probe=None, connectivity=None, clock=None, connect_s=None, error=HostError("no answer", "reboot it")
+        make_node(1),
+        probe=None,
+        connectivity=None,
+        clock=None,
+        connect_s=None,
+        error=HostError("no answer", "reboot it"),
     )
     text = render.render_report(report([make_node(0), lost]))
     assert any(line.startswith("node2  ?") for line in text.splitlines())
