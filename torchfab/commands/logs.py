@@ -12,7 +12,8 @@ from torchfab.commands.status import rank_flag
 from torchfab.core import inventory
 from torchfab.core.console import write_err
 from torchfab.core.errors import UsageError
-from torchfab.core.status import JobStatus, duration
+from torchfab.core.format import duration
+from torchfab.core.status import JobStatus
 from torchfab.monitoring.watcher import NO_LOG_LINES, JobWatcher, Printer, describe_failure
 from torchfab.records import Record
 from torchfab.supervise import lease_status

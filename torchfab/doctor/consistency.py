@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torchfab.core.format import format_offset
 from torchfab.doctor.finding import ERROR, WARNING, Finding, minorities, minority_findings
 from torchfab.doctor.model import CheckRequirements, NodeReport
 
@@ -242,28 +243,9 @@ def clock_findings(nodes: Sequence[NodeReport], most_s: float = SKEWED_CLOCK_S) 
         what = "its clock is off" + (": torchrun's rendezvous takes it for dead" if broken else "")
         yield Finding(
             *("clock-skew", ERROR if broken else WARNING, (host,), what, f"within {most_s * 1000:.0f} ms"),
-            f"{milliseconds(off)} (known to {clock.within_s * 1000:.1f} ms)",
+            f"{format_offset(off)} (known to {clock.within_s * 1000:.1f} ms)",
             "let it follow a time server there: timedatectl set-ntp true, or chronyc makestep",
         )
-
-
-def milliseconds(seconds: float) -> str:
-    """Format a time offset: `+5000 ms`.
-
-    Parameters
-    ----------
-    seconds : float
-        The offset.
-
-    Returns
-    -------
-    str
-        Milliseconds with a sign.
-    """
-    count = seconds * 1000
-    if abs(count) < 0.05:
-        return "0 ms"
-    return f"{count:+.1f} ms" if abs(count) < 10 else f"{count:+.0f} ms"
 
 
 # ---- code

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from torchfab.core.format import format_bytes
 from torchfab.doctor.finding import ERROR, WARNING, Finding
 from torchfab.doctor.model import NodeReport
 
@@ -180,4 +181,4 @@ def _holders(processes: list[dict[str, Any]]) -> str:
 
 
 def _memory(process: Mapping[str, Any]) -> str:
-    return "" if process["memory_mib"] is None else f", {process['memory_mib']} MiB"
+    return "" if process["memory_mib"] is None else f", {format_bytes(process['memory_mib'] * 1024**2)}"

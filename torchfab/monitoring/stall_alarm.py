@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable
 from torchfab.core import stall
 from torchfab.core.console import write_err
 from torchfab.core.errors import TorchfabError
-from torchfab.core.status import JobStatus, duration
+from torchfab.core.format import duration
+from torchfab.core.status import JobStatus
 
 _RECHECK_S = 60.0  # during a silence: new lines may be hidden by --rank and --grep
 

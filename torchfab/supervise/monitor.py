@@ -20,6 +20,7 @@ from torchfab import runtimes
 from torchfab.core import stall
 from torchfab.core.errors import TorchfabError
 from torchfab.core.events import BacklogRead, ContactLost, Event, Lines, NodeEnded
+from torchfab.core.format import duration
 from torchfab.core.status import JobStatus, NodeStatus
 from torchfab.monitoring.watcher import Printer
 from torchfab.records import Record
@@ -201,7 +202,7 @@ class AttemptMonitor:
             self.report("out of reach", f"{host} cannot be reached: {node.reason}", host=host)
         elif node.state != "unreachable" and since is not None:
             del self.away[node.node.rank]
-            self.report("back", f"{host} is back after {time.monotonic() - since:.0f} s", host=host)
+            self.report("back", f"{host} is back after {duration(time.monotonic() - since)}", host=host)
 
     # ---- output: whether the supervisor must act
 

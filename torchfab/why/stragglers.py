@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torchfab.core.format import duration
 from torchfab.core.inventory import fold, fold_ranks
-from torchfab.core.status import duration
 from torchfab.why import signatures
 from torchfab.why.evidence import Evidence, NodeEvidence
 from torchfab.why.failures import Failure
