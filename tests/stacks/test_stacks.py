@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.factories import make_nodes
-from torchfab.core.errors import HostError, TorchfabError, UsageError
+from torchfab.core.errors import HostError, TorchfabError
 from torchfab.stacks import groups, interpret, report
 from torchfab.stacks.model import Frame, NodeStacks, RankStack, StackDump, Thread, from_answer
 from torchfab.stacks.refusals import explain
@@ -326,11 +326,3 @@ def test_ranks_with_the_same_reason_share_a_paragraph() -> None:
     shown = report.render("gpt2", dump(*refused, ptrace_scope="1", uid=1000))
     assert shown.count("no stack of ranks 0-3 (node[1-2])") == 1
     assert shown.count("fix:") == 1
-
-
-@pytest.mark.parametrize("value", ["SIGKILL", "usr2", None, 12])
-def test_unsafe_stack_signal_is_rejected_in_the_configuration(value: object) -> None:
-    from torchfab.config.validate import check
-
-    with pytest.raises(UsageError, match=r"torchfab\.stacks_signal"):
-        check({"stacks_signal": value})

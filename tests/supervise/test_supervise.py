@@ -25,6 +25,7 @@ from torchfab.commands import supervise
 from torchfab.commands.supervise import SuperviseFlags
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.errors import TorchfabError, UsageError
+from torchfab.core.events import NodeEnded
 from torchfab.core.flag_values import parse
 from torchfab.core.specs import Node
 from torchfab.core.status import JobStatus, NodeStatus
@@ -202,8 +203,9 @@ def make_monitor(*states: str, min_nodes: int) -> AttemptMonitor:
     monitor = AttemptMonitor(
         Record(*job, ConnectionSettings(), {}, {}), POLICY, 0.0, lambda: False, lambda *_, **__: None
     )
-    monitor.ended = {rank: NodeStatus(nodes[rank], state) for rank, state in enumerate(states)}
-    monitor.polled = {2: NodeStatus(nodes[2], "running")}
+    for rank, state in enumerate(states):
+        monitor.tracker.apply(NodeEnded(NodeStatus(nodes[rank], state)))
+    monitor.tracker.apply_polled(JobStatus((NodeStatus(nodes[2], "running"),), 1))
     monitor.away = {rank: time.monotonic() - 1000 for rank in (0, 1)}
     return monitor
 

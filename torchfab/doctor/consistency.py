@@ -335,25 +335,6 @@ def sees_file_of_node_0(node: NodeReport, place: str) -> bool | None:
     return places.get(place)
 
 
-def shared(nodes: Sequence[NodeReport], place: str) -> bool | None:
-    """Test whether all other nodes share a directory with node 0.
-
-    Parameters
-    ----------
-    nodes : sequence of NodeReport
-        All nodes, node 0 first.
-    place : str
-        The key of the directory: `workdir`.
-
-    Returns
-    -------
-    bool or None
-        None if unknown on all of them.
-    """
-    answers = [answer for node in nodes[1:] if (answer := sees_file_of_node_0(node, place)) is not None]
-    return all(answers) if answers else None
-
-
 def _shared(nodes: Sequence[NodeReport]) -> Iterator[Finding]:
     texts = {True: "shared with node 0", False: "its own"}
     values = {
