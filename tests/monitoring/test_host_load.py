@@ -111,7 +111,7 @@ def test_without_a_job_there_is_no_job_line() -> None:
 def test_an_unreachable_node_stays_in_the_table() -> None:
     shown = host_load.render(snapshot(loaded(), "no answer from node2", None))
     rows = shown.splitlines()
-    assert rows[1].startswith("node1  25 % of 8  2.0/64.0 GiB  1.2   0 B/s 1.0 MiB/s  10 B/s 2.0 KiB/s")
+    assert rows[1].startswith("node1  25 % of 8  2.0/64.0 GiB  1.2   0 B/s 1 MiB/s  10 B/s 2 KiB/s")
     assert rows[2].endswith("unreachable: no answer from node2")
     assert rows[3].endswith("connecting")
 

@@ -112,15 +112,3 @@ def test_json_has_sizes_and_pairs() -> None:
 )
 def test_bandwidth_has_three_significant_digits(value: float, text: str) -> None:
     assert report.format_gbit(value) == text
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(8.5e-5, "85 us"), (9.999e-4, "1 ms"), (0.00124, "1.24 ms"), (2.31, "2.31 s"), (120, "120 s")]
-)
-def test_durations_are_human_readable(value: float, text: str) -> None:
-    assert report.format_seconds(value) == text
-
-
-@pytest.mark.parametrize(("count", "text"), [(4, "4 B"), (1024, "1 KiB"), (64 << 20, "64 MiB"), (1 << 30, "1 GiB")])
-def test_sizes_are_human_readable(count: int, text: str) -> None:
-    assert report.format_bytes(count) == text

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from torchfab.core.format import format_offset
 from torchfab.doctor.finding import ERROR, WARNING, Finding, minorities, minority_findings
 from torchfab.doctor.model import CheckRequirements, NodeReport
 
@@ -241,28 +242,9 @@ def clock_findings(nodes: Sequence[NodeReport], most_s: float = SKEWED_CLOCK_S) 
         what = "its clock is off" + (": torchrun's rendezvous takes it for dead" if broken else "")
         yield Finding(
             *("clock-skew", ERROR if broken else WARNING, (host,), what, f"within {most_s * 1000:.0f} ms"),
-            f"{milliseconds(off)} (known to {clock.within_s * 1000:.1f} ms)",
+            f"{format_offset(off)} (known to {clock.within_s * 1000:.1f} ms)",
             "let it follow a time server there: timedatectl set-ntp true, or chronyc makestep",
         )
-
-
-def milliseconds(seconds: float) -> str:
-    """Format a time offset: `+5000 ms`.
-
-    Parameters
-    ----------
-    seconds : float
-        The offset.
-
-    Returns
-    -------
-    str
-        Milliseconds with a sign.
-    """
-    count = seconds * 1000
-    if abs(count) < 0.05:
-        return "0 ms"
-    return f"{count:+.1f} ms" if abs(count) < 10 else f"{count:+.0f} ms"
 
 
 # ---- code
@@ -351,25 +333,6 @@ def sees_file_of_node_0(node: NodeReport, place: str) -> bool | None:
         None if unknown.
     """
     return node.connectivity.sees.get(place) if node.connectivity else None
-
-
-def shared(nodes: Sequence[NodeReport], place: str) -> bool | None:
-    """Test whether all other nodes share a directory with node 0.
-
-    Parameters
-    ----------
-    nodes : sequence of NodeReport
-        All nodes, node 0 first.
-    place : str
-        The key of the directory: `workdir`.
-
-    Returns
-    -------
-    bool or None
-        None if unknown on all of them.
-    """
-    answers = [answer for node in nodes[1:] if (answer := sees_file_of_node_0(node, place)) is not None]
-    return all(answers) if answers else None
 
 
 def _shared(nodes: Sequence[NodeReport]) -> Iterator[Finding]:

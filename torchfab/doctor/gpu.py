@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
 
+from torchfab.core.format import format_bytes
 from torchfab.doctor.finding import ERROR, WARNING, Finding
 from torchfab.doctor.model import NodeReport
 from torchfab.transport.messages.doctor import GpuHealth
@@ -181,4 +182,4 @@ def _holders(processes: Sequence[GpuProcess]) -> str:
 
 
 def _memory(process: GpuProcess) -> str:
-    return "" if process.memory_mib is None else f", {process.memory_mib} MiB"
+    return "" if process.memory_mib is None else f", {format_bytes(process.memory_mib * 1024**2)}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from torchfab.core.format import format_bytes
 from torchfab.doctor.finding import ERROR, NOTE, WARNING, Finding
 from torchfab.doctor.model import CheckRequirements, NodeReport
 from torchfab.transport.messages.launch import FileSystem
@@ -171,26 +172,6 @@ def _shm(node: NodeReport, place: FileSystem | None) -> Iterator[Finding]:
         )
         what = "/dev/shm is small: data loaders and NCCL fail with 'Bus error' or 'No space left on device'"
         yield Finding("shm-small", WARNING, (node.host,), what, f"{format_bytes(SCARCE_SHM_BYTES)} free", found, fix)
-
-
-def format_bytes(count: float) -> str:
-    """Format a number of bytes: `1.5 GiB`.
-
-    Parameters
-    ----------
-    count : float
-        The number.
-
-    Returns
-    -------
-    str
-        The number with its unit.
-    """
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB" if count < 100 else f"{count:.0f} GiB"
 
 
 # ---- limits, and processes of other jobs

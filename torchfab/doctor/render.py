@@ -8,11 +8,11 @@ from typing import Any
 
 import msgspec
 
+from torchfab.core.format import align_columns, format_bytes, format_offset
 from torchfab.core.inventory import fold
 from torchfab.doctor import connectivity, consistency
 from torchfab.doctor.finding import ERROR, WARNING, Finding
 from torchfab.doctor.model import NodeReport, Report
-from torchfab.doctor.node import format_bytes
 from torchfab.transport.messages.doctor import ProbeAnswer
 
 _COLOURS = {ERROR: "31", WARNING: "33"}
@@ -120,7 +120,7 @@ def table(report: Report) -> str:
         groups.setdefault((cells, kinds), []).append(node)
     head = ["nodes", *(head for head, _ in columns), *(head for head, _ in _RANGES)]
     rows = [_row(cells, group) for (cells, _), group in groups.items()]
-    return _aligned([head, *rows])
+    return align_columns([head, *rows])
 
 
 def _usual(cells: Sequence[str]) -> str:
@@ -135,12 +135,6 @@ def _marked(cell: str, usual: str, node: NodeReport) -> str:
 
 def _row(cells: Sequence[str], group: Sequence[NodeReport]) -> list[str]:
     return [fold([node.host for node in group]), *cells, *(cell(group) for _, cell in _RANGES)]
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def _torch(node: NodeReport) -> str:
@@ -197,7 +191,7 @@ def _ssh_range(group: Sequence[NodeReport]) -> str:
 
 def _clock_range(group: Sequence[NodeReport]) -> str:
     known = [node.clock.ahead_s for node in group if node.clock is not None]
-    return consistency.milliseconds(max(known, key=abs)) if known else "?"
+    return format_offset(max(known, key=abs)) if known else "?"
 
 
 def _least_free(group: Sequence[NodeReport], place: str) -> str:

@@ -9,11 +9,10 @@ from typing import Any
 import msgspec
 
 from torchfab.core import stall
-from torchfab.core.format import align_columns
+from torchfab.core.format import align_columns, duration, format_bytes, format_gib
 from torchfab.core.inventory import fold
 from torchfab.core.specs import Node
-from torchfab.core.status import JobStatus, NodeStatus, State, duration, from_answer
-from torchfab.sync.results import format_bytes
+from torchfab.core.status import JobStatus, NodeStatus, State, from_answer
 from torchfab.transport.messages.load import GpuLoad, GpuLoadProcess, JobLoad, NodeLoad
 
 MOST_ROWS = 32  # rows in the table of hosts; with more hosts, those with similar load share a row
@@ -202,7 +201,8 @@ def job_runs_on(view: HostLoad) -> bool:
 
 
 def _gpu_row(host: str, gpu: GpuLoad, runs: bool) -> tuple[str, ...]:
-    memory = f"{_mib_as_gib(gpu.memory)}/{_mib_as_gib(gpu.memory_total)} GiB" if gpu.memory is not None else "?"
+    used, total = (None if mib is None else mib * 1024**2 for mib in (gpu.memory, gpu.memory_total))
+    memory = "?" if used is None else f"{format_gib(used)}/{format_gib(total)} GiB"
     power = f"{_rounded(gpu.power)}/{_rounded(gpu.power_limit)} W" if gpu.power is not None else "?"
     temperature = f"{_rounded(gpu.temperature)} C" if gpu.temperature is not None else "?"
     util = f"{_rounded(gpu.utilization)} %" if gpu.utilization is not None else "?"
@@ -273,20 +273,12 @@ def _host_row(view: HostLoad, coarse: bool) -> tuple[str, ...]:
         return (f"{round(percent, -1):.0f} %", f"{round(memory, -1):.0f} %", "", "", "", load.problem)
     return (
         f"{percent:.0f} % of {load.cpus}",
-        f"{_bytes_as_gib(load.memory)}/{_bytes_as_gib(load.memory_total)} GiB",
+        f"{format_gib(load.memory)}/{format_gib(load.memory_total)} GiB",
         f"{load.load:.1f}",
         f"{format_bytes(load.disk_read)}/s {format_bytes(load.disk_written)}/s",
         f"{format_bytes(load.received)}/s {format_bytes(load.sent)}/s",
         load.problem,
     )
-
-
-def _bytes_as_gib(count: float) -> str:
-    return f"{count / 2**30:.1f}"
-
-
-def _mib_as_gib(mib: float | None) -> str:
-    return "?" if mib is None else f"{mib / 1024:.1f}"
 
 
 def _rounded(value: float | None) -> str:

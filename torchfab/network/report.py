@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeAlias
 import msgspec
 from msgspec import Meta, Struct
 
-from torchfab.core.format import align_columns
+from torchfab.core.format import align_columns, format_bytes, format_seconds
 from torchfab.core.inventory import fold
 
 MARK = "torchfab-network "
@@ -245,42 +245,6 @@ def format_gbit(value: float) -> str:
         Without a unit.
     """
     return f"{value:.0f}" if value >= 99.95 else f"{value:#.3g}"
-
-
-def format_seconds(value: float) -> str:
-    """Return a human-readable duration: `85 us`, `1.24 ms`, `2.31 s`.
-
-    Parameters
-    ----------
-    value : float
-        In seconds.
-
-    Returns
-    -------
-    str
-        With three significant digits.
-    """
-    for unit, factor in (("us", 1e6), ("ms", 1e3)):
-        if value * factor < 999.5:
-            return f"{value * factor:.3g} {unit}"
-    return f"{value:.3g} s"
-
-
-def format_bytes(count: int) -> str:
-    """Return a human-readable message size: `1 KiB`, `64 MiB`.
-
-    Parameters
-    ----------
-    count : int
-        In bytes.
-
-    Returns
-    -------
-    str
-        In whole units, rounded down.
-    """
-    power = min(3, max(0, count.bit_length() - 1) // 10)
-    return f"{count >> (10 * power)} {('B', 'KiB', 'MiB', 'GiB')[power]}"
 
 
 def render(measured: BenchmarkResult, hosts: Sequence[str]) -> str:

@@ -308,9 +308,7 @@ class Server:
         dict
             Empty.
         """
-        from torchfab.remote.job.prepare import remove_job_folder
-
-        remove_job_folder(files.folder_of(request))
+        files.remove_job_folder(files.folder_of(request))
         return {}
 
     # ---- Slurm (this node has its commands)

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 
 from torchfab import doctor, runtimes
 from torchfab.config.connection_settings import ConnectionSettings
+from torchfab.core.format import duration
 from torchfab.core.inventory import fold
 from torchfab.core.specs import Node
-from torchfab.core.status import duration
 from torchfab.records import Record
 from torchfab.records.launch_request import LaunchRequest
 from torchfab.supervise.model import AttemptOutcome

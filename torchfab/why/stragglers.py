@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from torchfab.core.format import duration
 from torchfab.core.inventory import fold, fold_ranks
-from torchfab.core.status import duration
 from torchfab.why import signatures
 from torchfab.why.evidence import Evidence, NodeEvidence
 from torchfab.why.failures import Failure
