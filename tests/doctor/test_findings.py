@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
@@ -15,6 +16,7 @@ from torchfab.core.errors import HostError
 from torchfab.doctor import ERROR, NOTE, WARNING, Clock, Finding
 from torchfab.doctor.connectivity import select_interfaces
 from torchfab.doctor.finding import merge_findings, minorities
+from torchfab.transport.messages.doctor import CodeDigest
 
 LOW = {"free": GIB // 2}
 NETWORK = {"machine": {"network": "0 net:[1]"}}
@@ -185,6 +187,13 @@ def test_differing_files_are_named() -> None:
     nodes = four_nodes(other)
     nodes[0] = make_node(0, None, {"files": files})
     assert only(nodes).what.endswith("data.py is missing, train.py")
+
+
+def test_a_missing_workdir_is_not_also_other_code() -> None:
+    missing = {"places": {"workdir": {"exists": False}}, "code": None}
+    odd = make_node(1, missing)
+    odd = replace(odd, probe=msgspec.structs.replace(odd.parts, code=msgspec.convert({}, CodeDigest)))
+    assert only(four_nodes(odd)).kind == "workdir-missing"
 
 
 def test_code_that_differs_from_this_machine_is_a_warning() -> None:
