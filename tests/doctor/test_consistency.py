@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
+
 from tests.doctor.factories import REQUIREMENTS, find, four_nodes, make_node, only
 from torchfab.doctor import ERROR, WARNING, Clock, Finding
+from torchfab.transport.messages.doctor import CodeDigest
 
 
 def clock_findings(*ahead_s: float, within_s: float = 0.001) -> list[Finding]:
@@ -52,3 +55,10 @@ def test_differing_files_are_named() -> None:
 def test_code_that_differs_from_this_machine_is_a_warning() -> None:
     finding = only([make_node(0), make_node(1)], replace(REQUIREMENTS, digest="other"))
     assert (finding.kind, finding.severity, finding.hosts) == ("code-not-ours", WARNING, ("node1", "node2"))
+
+
+def test_a_missing_workdir_is_not_also_other_code() -> None:
+    missing = {"places": {"workdir": {"exists": False}}, "code": None}
+    odd = make_node(1, missing)
+    odd = replace(odd, probe=msgspec.structs.replace(odd.parts, code=msgspec.convert({}, CodeDigest)))
+    assert only(four_nodes(odd)).kind == "workdir-missing"

@@ -124,9 +124,12 @@ def test_many_nodes_with_similar_load_are_one_row() -> None:
 
 
 def test_the_json_has_job_and_nodes() -> None:
-    document = json.loads(json.dumps(host_load.as_json(snapshot(loaded(gpus=[GPU], job=job()), "down"))))
+    load = loaded(gpus=[GPU], job=job())
+    document = json.loads(json.dumps(host_load.as_json(snapshot(load, "down", None))))
     assert document["job"]["state"] == "unreachable"
     assert (document["job"]["step"], document["job"]["steps_s"]) == (7, 2.0)
-    first, second = document["nodes"]
-    assert (first["host"], first["error"], first["gpus"][0]["mark"]) == ("node1", None, "")
+    first, second, third = document["nodes"]
+    del load["job"]
+    assert first == {"host": "node1", "error": None, **load, "gpus": [{**GPU, "mark": ""}]}
     assert second == {"host": "node2", "error": "down"}
+    assert third == {"host": "node3", "error": None, "gpus": []}

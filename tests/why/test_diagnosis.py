@@ -209,6 +209,16 @@ def test_output_has_no_escape_sequences_and_json_is_valid() -> None:
     assert json.loads(json.dumps(report.as_json(found)))["first"]["code"] == 7
 
 
+def test_the_json_has_state_and_events_as_plain_values() -> None:
+    lost = node(1, [process("running", rank(1))], halted=["rank 1"])
+    found = diagnose_nodes(node(0, [process("failed", rank(0, 7))], [log(0, PLAIN)]), lost, unreachable(2))
+    document = json.loads(json.dumps(report.as_json(found)))
+    assert (document["state"], document["first"]["host"], document["first"]["rank"]) == ("failed", "node1", 0)
+    assert document["could_not_be_asked"] == {"node3": "no answer"}
+    assert "State." not in json.dumps(document)
+    assert all(isinstance(event["time"], float) for event in document["moments"])
+
+
 def test_process_without_exit_code_has_an_unknown_cause() -> None:
     found = diagnose_nodes(node(0, [process("failed", code=None, ended=LAUNCHED + 5)]))
     assert found.cause.kind is Kind.UNKNOWN

@@ -309,8 +309,10 @@ def as_json(snapshot: Snapshot) -> dict[str, Any]:
 
 def _node_as_json(view: HostLoad) -> dict[str, Any]:
     head = {"host": view.node.label, "error": view.error or None}
-    if view.error or view.load is None:
+    if view.error:
         return head
+    if view.load is None:
+        return {**head, "gpus": []}
     load = msgspec.to_builtins(view.load)
     marks = [gpu_mark(gpu, job_runs_on(view)) for gpu in view.load.gpus]
     gpus = [{**gpu, "mark": mark} for gpu, mark in zip(load["gpus"], marks, strict=True)]

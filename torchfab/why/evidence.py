@@ -6,9 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
-
-from torchfab.core import status as states
 from torchfab.core.specs import Node
 from torchfab.core.status import JobStatus, NodeStatus
 
@@ -203,29 +200,6 @@ class Evidence:
         if self.status.verdict and self.status.verdict.state == "unreachable":
             return {"the scheduler": self.status.reason}
         return {each.host: each.status.reason for each in self.nodes if each.status.state == "unreachable"}
-
-
-def evidence_from_answer(node: Node, answer: Mapping[str, Any], sent: float, received: float) -> NodeEvidence:
-    """Convert a node's answer to a NodeEvidence.
-
-    Parameters
-    ----------
-    node : Node
-        The node that answered.
-    answer : Mapping
-        As `torchfab.remote.job.evidence` returns it.
-    sent, received : float
-        When the request was sent and the answer received, on this machine's clock, in seconds since the epoch.
-
-    Returns
-    -------
-    NodeEvidence
-        With all times on this machine's clock.
-    """
-    return evidence_from_report(
-        states.from_answer(node, msgspec.convert(answer, states.StatusReport), sent, received),
-        answer.get("evidence") or {},
-    )
 
 
 def evidence_from_report(status: NodeStatus, report: Mapping[str, Any]) -> NodeEvidence:
