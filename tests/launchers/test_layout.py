@@ -30,7 +30,7 @@ def test_the_port_of_the_job_is_used_if_node_0_holds_none() -> None:
 def test_launcher_variables_win_over_the_jobs_and_markers_over_both() -> None:
     job = make_job(env={"A": "job", "B": "job", "TORCHFAB_JOB_ID": "forged"})
     (_, second) = layout_of(job).placements
-    assert process_environment(job, second, B="own", TORCHFAB_NODE_RANK="7") == {
+    assert process_environment(second, B="own", TORCHFAB_NODE_RANK="7") == {
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": "8",
         "A": "job",

@@ -144,10 +144,10 @@ def _script_args(job: Job) -> tuple[str, ...]:
 
 
 def _relay(layout: Layout, placement: Placement) -> Process:
-    job, facts, env = layout.job, placement.facts, head_node.node_environment(layout, placement)
+    job, facts, env = placement.job, placement.facts, head_node.node_environment(layout, placement)
     env["TORCHELASTIC_ERROR_FILE"] = f"{facts.folder}/agent/errors/error.json"
     torchrun = f'#!/bin/sh\nexec {shlex.join([job.python, "-m", "torch.distributed.run"])} "$@"\n'
-    return head_node.relay(job, facts, env, per_node.RANK_LOGS, {"bin/torchrun": torchrun})
+    return head_node.relay(placement, env, per_node.RANK_LOGS, {"bin/torchrun": torchrun})
 
 
 def _head(layout: Layout) -> Process:

@@ -126,7 +126,7 @@ def agent_argv(layout: Layout, placement: Placement, include: Sequence[str]) -> 
     -------
     tuple of str
     """
-    job, folder = layout.job, f"{placement.facts.folder}/agent"
+    job, folder = placement.job, f"{placement.facts.folder}/agent"
     return (
         *(job.python, "-m", "deepspeed.launcher.runner"),
         *("--no_ssh", "--node_rank", str(placement.node.rank)),
@@ -200,7 +200,7 @@ def _devices(node: Node) -> list[str]:
 
 def _environment(layout: Layout, placement: Placement) -> dict[str, str]:
     env = head_node.node_environment(layout, placement)
-    if "CUDA_VISIBLE_DEVICES" not in layout.job.env:  # --include selects the devices
+    if "CUDA_VISIBLE_DEVICES" not in placement.job.env:  # --include selects the devices
         env.pop("CUDA_VISIBLE_DEVICES", None)
     if placement.facts.cpus and not placement.facts.gpus:
         env.setdefault("DS_ACCELERATOR", "cpu")
@@ -213,17 +213,17 @@ def _agent(layout: Layout, placement: Placement, hostfile: str, include: Sequenc
 
 
 def _relay(layout: Layout, placement: Placement) -> Process:
-    job, facts = layout.job, placement.facts
+    job, facts = placement.job, placement.facts
     rank = shlex.join([job.python, "-I", "-S", f"{facts.folder}/agent/rank.py", "--script"])
     files = {
         "script.json": json.dumps([job.python, *job.script]) + "\n",
         "bin/rank": f'#!/bin/sh\nexec {rank} "$@"\n',
     }
-    return head_node.relay(job, facts, _environment(layout, placement), RANK_LOGS, files)
+    return head_node.relay(placement, _environment(layout, placement), RANK_LOGS, files)
 
 
 def _head(layout: Layout, hostfile: str, include: Sequence[str]) -> Process:
-    job, folder = layout.job, head_node.head_folder(layout)
+    job, folder = layout.placements[0].job, head_node.head_folder(layout)
     return Process(
         "head",
         head_node.head_argv(layout, head_argv(layout, include)),

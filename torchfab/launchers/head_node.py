@@ -85,7 +85,6 @@ def node_environment(layout: Layout, placement: Placement) -> dict[str, str]:
     dict of str to str
     """
     return process_environment(
-        layout.job,
         placement,
         MASTER_ADDR=layout.master,
         MASTER_PORT=str(layout.port),
@@ -112,16 +111,14 @@ def head_environment(job: Job, **more: str) -> dict[str, str]:
 
 
 def relay(
-    job: Job, facts: Facts, env: Mapping[str, str], rank_logs: str, files: Mapping[str, str] | None = None
+    placement: Placement, env: Mapping[str, str], rank_logs: str, files: Mapping[str, str] | None = None
 ) -> Process:
     """Return the relay of a node: the process that waits for the command of the head.
 
     Parameters
     ----------
-    job : Job
-        The job.
-    facts : Facts
-        The facts of the node.
+    placement : Placement
+        The node.
     env : Mapping of str to str
         The environment of the node.
     rank_logs : str
@@ -133,10 +130,10 @@ def relay(
     -------
     Process
     """
-    folder = f"{facts.folder}/agent"
+    folder = f"{placement.facts.folder}/agent"
     return Process(
         "agent",
-        (absolute_python(job), "-I", "-S", f"{folder}/relay.py", "await"),
+        (absolute_python(placement.job), "-I", "-S", f"{folder}/relay.py", "await"),
         {**env, FOLDER: folder},
         rank_logs=rank_logs,
         folders=("logs", "errors"),
@@ -207,7 +204,7 @@ def head_files(layout: Layout, relay_here: bool, fail_fast: bool) -> dict[str, s
     """
     job = layout.job
     routes = {
-        name: {"ssh": _ssh_argv(job, each.node), "gate": _relay_argv(job, each) if each.node.rank or relay_here else []}
+        name: {"ssh": _ssh_argv(job, each.node), "gate": _relay_argv(each) if each.node.rank or relay_here else []}
         for name, each in zip(node_names(layout), layout.placements, strict=True)
     }
     ssh = f"{head_folder(layout)}/rsh.py"
@@ -228,7 +225,8 @@ def _ssh_argv(job: Job, node: Node) -> list[str]:
     return ["ssh", *_BATCH, *job.ssh_options, *address, *port, *user, "--", node.host]
 
 
-def _relay_argv(job: Job, placement: Placement) -> list[str]:
+def _relay_argv(placement: Placement) -> list[str]:
+    job = placement.job
     marks = [f"{name}={value}" for name, value in environment.job_markers(job.job_id, placement.node.rank).items()]
     return ["env", *marks, absolute_python(job), "-I", "-S", f"{placement.facts.folder}/agent/relay.py", "deliver"]
 

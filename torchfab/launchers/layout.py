@@ -23,6 +23,8 @@ class Placement:
 
     Parameters
     ----------
+    job : Job
+        The job, as it runs on the node.
     node : Node
         The node.
     facts : Facts
@@ -31,6 +33,7 @@ class Placement:
         Number of ranks on the node.
     """
 
+    job: Job
     node: Node
     facts: Facts
     ranks: int
@@ -102,17 +105,15 @@ def lay_out(job: Job, nodes: Sequence[Node], facts: Sequence[Facts], counts: Seq
     UsageError
         No address is known for node 0.
     """
-    placements = tuple(Placement(*each) for each in zip(nodes, facts, counts, strict=True))
+    placements = tuple(Placement(job, *each) for each in zip(nodes, facts, counts, strict=True))
     return Layout(job, placements, master_address(job, nodes), facts[0].port or job.port, note)
 
 
-def process_environment(job: Job, placement: Placement, **own: str) -> dict[str, str]:
+def process_environment(placement: Placement, **own: str) -> dict[str, str]:
     """Return the environment of a process on a node.
 
     Parameters
     ----------
-    job : Job
-        The job.
     placement : Placement
         The node.
     **own : str
@@ -123,7 +124,7 @@ def process_environment(job: Job, placement: Placement, **own: str) -> dict[str,
     dict of str to str
         It marks the process as one of the job, so that `fab stop` finds it.
     """
-    facts = placement.facts
+    job, facts = placement.job, placement.facts
     return {
         "PYTHONUNBUFFERED": "1",
         **environment.omp_threads(placement.ranks, facts.gpus, facts.cpus),

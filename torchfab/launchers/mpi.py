@@ -130,11 +130,11 @@ def _program(job: Job, facts: Sequence[Facts]) -> str:
 
 
 def _environment(layout: Layout, placement: Placement) -> dict[str, str]:
-    return {**head_node.node_environment(layout, placement), **_interface_environment(layout.job)}
+    return {**head_node.node_environment(layout, placement), **_interface_environment(placement.job)}
 
 
 def _relay(layout: Layout, placement: Placement) -> Process:
-    return head_node.relay(layout.job, placement.facts, _environment(layout, placement), head_node.RANK_LOGS)
+    return head_node.relay(placement, _environment(layout, placement), head_node.RANK_LOGS)
 
 
 def _head(layout: Layout, program: str) -> Process:

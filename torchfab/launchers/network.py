@@ -145,10 +145,10 @@ def _backend(job: Job, nodes: Sequence[Node], facts: Sequence[Facts]) -> str:
 
 
 def _process(layout: Layout, placement: Placement, rank: int, local_rank: int, request: str) -> Process:
-    job, name = layout.job, f"rank-{rank}"
+    job, name = placement.job, f"rank-{rank}"
     variables = environment.rank_variables(
         rank, local_rank, layout.world_size, placement.ranks, layout.master, layout.port
     )
     argv = (job.python, f"{placement.facts.folder}/{name}/{SCRIPT}", request)
-    env = process_environment(job, placement, **variables)
+    env = process_environment(placement, **variables)
     return Process(name, argv, env, rank=rank, files={SCRIPT: shims.source_of("network_benchmark")})

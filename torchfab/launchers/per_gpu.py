@@ -119,9 +119,9 @@ def rank_env(layout: Layout, placement: Placement, slot: Slot) -> dict[str, str]
 
 
 def _process(layout: Layout, placement: Placement, slot: Slot) -> Process:
-    job, name = layout.job, f"rank-{slot.rank}"
+    job, name = placement.job, f"rank-{slot.rank}"
     env = {
-        **process_environment(job, placement),
+        **process_environment(placement),
         **rank_env(layout, placement, slot),
         "TORCHELASTIC_ERROR_FILE": f"{placement.facts.folder}/{name}/errors/error.json",
     }

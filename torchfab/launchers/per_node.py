@@ -115,7 +115,7 @@ def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence
     """
     least, most = _bounds(job, nodes)
     layout = nproc.lay_out(job, nodes, facts)
-    agents = [_agent(job, each, torchrun_argv(layout, each, (least, most))) for each in layout.placements]
+    agents = [_agent(each, torchrun_argv(layout, each, (least, most))) for each in layout.placements]
     return make_plan(layout, [(agent,) for agent in agents], min_nodes=least)
 
 
@@ -135,7 +135,7 @@ def torchrun_argv(layout: Layout, placement: Placement, nnodes: tuple[int, int])
     -------
     tuple of str
     """
-    job, (least, most) = layout.job, nnodes
+    job, (least, most) = placement.job, nnodes
     return (
         *(job.python, "-m", "torch.distributed.run"),
         *("--rdzv-id", job.job_id),
@@ -179,9 +179,9 @@ def _own_address(node: Node, master: str) -> str:
     return node.address or (master if node.rank == 0 else node.host)
 
 
-def _agent(job: Job, placement: Placement, argv: tuple[str, ...]) -> Process:
+def _agent(placement: Placement, argv: tuple[str, ...]) -> Process:
     error_file = f"{placement.facts.folder}/agent/errors/error.json"
-    env = process_environment(job, placement, TORCHELASTIC_ERROR_FILE=error_file)
+    env = process_environment(placement, TORCHELASTIC_ERROR_FILE=error_file)
     return Process("agent", argv, env, rank_logs=RANK_LOGS, folders=("logs", "errors"))
 
 
