@@ -22,7 +22,7 @@ from torchfab.core.errors import HostsFailedError, TorchfabError, UsageError
 from torchfab.core.specs import Node
 from torchfab.launch.context import CommandContext
 from torchfab.launch.hosts import read_nodes
-from torchfab.remote.host import file_tree
+from torchfab.remote.host import workdir_files
 from torchfab.runtimes.tmux import ssh_argv
 from torchfab.sync import gitignore, rsync
 from torchfab.sync import results as sync_results
@@ -130,7 +130,7 @@ def _list_files(source: str, rules: Sequence[str], timeout_s: float) -> list[str
 
 def _local_digests(request: SyncRequest, timeout_s: float) -> dict[str, str]:
     names = _list_files(request.source, request.rules, timeout_s)
-    digests = file_tree.digests(request.source, names, timeout_s)
+    digests = workdir_files.digests(request.source, names, timeout_s)
     return {name: digest for name, digest in digests.items() if digest}
 
 
