@@ -1,4 +1,4 @@
-"""What must not grow with the number of hosts."""
+"""Threads and state that must not grow with the number of hosts."""
 
 from __future__ import annotations
 

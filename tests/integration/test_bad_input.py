@@ -91,8 +91,8 @@ FLAGS = {
     "bounds backwards": (("--nnodes", "3:2"), "2 is less than 3"),
     "more nodes than hosts": (("--nnodes", "3"), "does not fit the 2 hosts"),
     "a relative workdir": (("--workdir", "here"), "--workdir must be an absolute path, got 'here'"),
-    "nothing after --": (("--",), "nothing stands after --"),
-    "an empty script": (("--", ""), "an empty word stands after --"),
+    "nothing after --": (("--",), "there is nothing after --"),
+    "an empty script": (("--", ""), "there is an empty argument after --"),
     "a flag that is none": (("--nope",), "No idea what '--nope' is"),
 }
 
@@ -116,10 +116,10 @@ CORE = {
     "-f names a script": (("-f", "light.sh"), {}, "fab -f takes a .yaml file"),
     "-f replaces a section": (("-f", "scalar.yaml"), {}, "settings do not fit together"),
     "-f holds a word for a number": (("-f", "fanout.yaml"), {}, "torchfab.fanout is a number of at least 1, got 'x'"),
-    "a variable that is no number": (
+    "a variable that is not a number": (
         (),
         {"FABRIC_TORCHFAB_FANOUT": "x"},
-        "variable FABRIC_TORCHFAB_FANOUT is no number",
+        "variable FABRIC_TORCHFAB_FANOUT is not a number",
     ),
     "a variable that is too low": (
         (),
@@ -131,7 +131,7 @@ CORE = {
         {"FABRIC_TORCHFAB_SCRIPT": "a.py"},
         "FABRIC_TORCHFAB_SCRIPT names a setting that is no",
     ),
-    "a variable of Fabric": ((), {"FABRIC_PORT": "x"}, "the environment variable FABRIC_PORT is no number"),
+    "a variable of Fabric": ((), {"FABRIC_PORT": "x"}, "the environment variable FABRIC_PORT is not a number"),
 }
 FILES = {"broken.yaml": "a: [", "light.sh": "", "scalar.yaml": "torchfab: 3", "fanout.yaml": "torchfab: {fanout: x}"}
 

@@ -1,4 +1,4 @@
-"""The hosts that a command is about: those of `-H`, of a hosts or gpus file, or of the current Slurm allocation."""
+"""The hosts of a command: those of `-H`, of a hosts or gpus file, or of the current Slurm allocation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,20 @@ from torchfab.launch.context import CommandContext
 
 
 def read_inventory(flags: LaunchFlags, ctx: CommandContext) -> tuple[tuple[Node, ...], tuple[Slot, ...]]:
-    """Return the nodes, and for a gpus file the slots, of a launch: `-H`, else the file."""
+    """Read the hosts of a launch from `-H`, or else from the file.
+
+    Parameters
+    ----------
+    flags : LaunchFlags
+        The flags of the launch.
+    ctx : CommandContext
+        The context of the command.
+
+    Returns
+    -------
+    tuple of Node, tuple of Slot
+        The nodes; the slots are empty without a gpus file.
+    """
     hosts = ctx.hosts
     gpufile = getattr(flags, "gpufile", None)
     if gpufile is None:
@@ -22,7 +35,20 @@ def read_inventory(flags: LaunchFlags, ctx: CommandContext) -> tuple[tuple[Node,
 
 
 def read_nodes(hostfile: str, ctx: CommandContext) -> tuple[Node, ...]:
-    """Return the hosts that a command is about: `-H`, else those of `--hostfile`, else those of the configured file."""
+    """Read the hosts of a command from `-H`, or else from `--hostfile`, or else from the configured file.
+
+    Parameters
+    ----------
+    hostfile : str
+        The value of `--hostfile`: a path, `slurm`, or empty.
+    ctx : CommandContext
+        The context of the command.
+
+    Returns
+    -------
+    tuple of Node
+        The nodes, in the order of the file.
+    """
     if ctx.hosts:
         return inventory.parse_hosts_flag(ctx.hosts)
     if hostfile == slurm_allocation.HOSTFILE_KEYWORD:
