@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from torchfab.cli import excepthook
 from torchfab.cli.executor import TaskContext
 from torchfab.cli.flags import (
+    HOSTFILE_FORMAT_HELP,
+    HOSTFILE_HELP,
     SECONDS,
     DoctorFlags,
     GpuLaunchFlags,
@@ -284,16 +286,17 @@ def doctor(c: TaskContext, flags: DoctorFlags) -> int:
 
 @job_task(
     job=flag("", "Name of a job: its hosts, its pace. [all hosts of the file, and the latest job's pace]"),
-    hostfile=flag("", "File with one host a line, or slurm: the hosts of this allocation. [hosts]"),
+    hostfile=flag("", HOSTFILE_HELP),
+    hostfile_format=flag("", HOSTFILE_FORMAT_HELP),
     interval=flag(2.0, "Seconds between two looks. [2]", Seconds(low=0.1)),
     once=flag(False, "Look once, and end; with exit code 1 if a host did not answer."),
     json=flag(False, "Print JSON: with --once a document, else a line each time."),
 )
-def top(c: TaskContext, job: str, hostfile: str, interval: float, once: bool, json: bool) -> int:
+def top(c: TaskContext, job: str, hostfile: str, hostfile_format: str, interval: float, once: bool, json: bool) -> int:
     """Show live what the hosts, or those of a job, do, and how fast the job goes; Ctrl-C ends it."""
     from torchfab.commands.top import run
 
-    return run(job, hostfile, interval, once, json, _context(c))
+    return run(job, hostfile, interval, once, json, _context(c), hostfile_format)
 
 
 @host_task(NetworkFlags)

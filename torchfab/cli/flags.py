@@ -23,6 +23,8 @@ from invoke.parser import Argument
 from torchfab.core.flag_values import PORT, Seconds, WholeNumber, flag, parse, values_of
 
 SECONDS = Seconds()
+HOSTFILE_HELP = "File with one host a line, - for stdin, or slurm: the hosts of this allocation. [hosts]"
+HOSTFILE_FORMAT_HELP = "torchfab, openmpi, mpich, pbs, lsf, sge, ansible, mlx, clustershell, etc-hosts. [what it shows]"
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class PodFlags(JobFlags):
 class LaunchFlags(JobFlags):
     """The flags of launches over a hosts file."""
 
-    hostfile: str = flag("", "File with one host a line, or slurm: the hosts of this allocation. [hosts]")
+    hostfile: str = flag("", HOSTFILE_HELP)
+    hostfile_format: str = flag("", HOSTFILE_FORMAT_HELP)
     port: int = flag(0, "Port of the rendezvous on node 0; 0: a free one. [0]", PORT)
     master_addr: str = flag("", "Address by which the nodes reach node 0. [its name in the hosts file]")
     nodes: int = flag(
@@ -82,7 +85,8 @@ class GpuLaunchFlags(LaunchFlags):
 class HostFlags:
     """The flags of commands over the hosts themselves, whether or not a job runs there."""
 
-    hostfile: str = flag("", "File with one host a line, or slurm: the hosts of this allocation. [hosts]")
+    hostfile: str = flag("", HOSTFILE_HELP)
+    hostfile_format: str = flag("", HOSTFILE_FORMAT_HELP)
     json: bool = flag(False, "Print JSON.")
 
 

@@ -79,7 +79,7 @@ def run(flags: SyncFlags, ctx: CommandContext) -> int:
     request = SyncRequest(ctx.cwd, flags.workdir or ctx.cwd, flags.delete)
     if not request.workdir.startswith("/"):
         raise UsageError(f"--workdir must be an absolute path, got {request.workdir!r}")
-    nodes = read_nodes(flags.hostfile, ctx)
+    nodes = read_nodes(flags.hostfile, ctx, flags.hostfile_format)
     if shutil.which("rsync") is None:
         raise UsageError("rsync is not installed on this machine", "./run fab sync installs it")
     request = replace(request, rules=_rules(request.source, ctx.settings.sync_timeout_s))
@@ -222,7 +222,7 @@ def _copy_to(
     copies: _Copies,
     settings: ConnectionSettings,
 ) -> SyncResult:
-    directory = {"workdir": request.workdir}
+    directory = {"workdir": node.workdir or request.workdir}
     if _ask(session, {"op": "tree_look", **directory, "token": token}, settings.answer_timeout_s)["shared"]:
         return SyncResult(node, shared=True)
     stats = rsync.parse_stats(copies.run(_argv(request, node, settings)))
@@ -244,7 +244,7 @@ def _argv(request: SyncRequest, node: Node, settings: ConnectionSettings) -> tup
     host, shell = _rsh_command(node, settings)
     return rsync.copy_argv(
         request.source,
-        request.workdir,
+        node.workdir or request.workdir,
         host,
         shell,
         request.delete,

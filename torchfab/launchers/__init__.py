@@ -174,7 +174,7 @@ def assumed_folder(job: Job, node: Node) -> str:
     -------
     str
     """
-    return posixpath.join(job.node_dir, "jobs", job.job_id, f"node-{node.rank}")
+    return posixpath.join(node.node_dir or job.node_dir, "jobs", job.job_id, f"node-{node.rank}")
 
 
 def resolved_defaults(job: Job, nodes: Sequence[Node], master: str, port: int, **more: str) -> Mapping[str, str]:
@@ -205,7 +205,18 @@ def resolved_defaults(job: Job, nodes: Sequence[Node], master: str, port: int, *
         "nodes": f"{len(nodes)} ({fold([node.host for node in nodes])})",
         **more,
         "master": f"{master}:{port}" + ("" if job.port else f" (a free port of {nodes[0].label})"),
-        "workdir": job.workdir,
-        "python": job.python,
+        "workdir": _by_node(nodes, [job.on(node).workdir for node in nodes]),
+        "python": _by_node(nodes, [job.on(node).python for node in nodes]),
     }
     return values
+
+
+def _by_node(nodes: Sequence[Node], values: Sequence[str]) -> str:
+    """Describe a value of the nodes: `/venv/bin/python; node3: /opt/bin/python`."""
+    from torchfab.core.inventory import fold
+
+    hosts_by_value: dict[str, list[str]] = {}
+    for node, value in zip(nodes, values, strict=True):
+        hosts_by_value.setdefault(value, []).append(node.host)
+    usual = max(hosts_by_value, key=lambda value: len(hosts_by_value[value]))
+    return "; ".join([usual, *(f"{fold(hosts)}: {value}" for value, hosts in hosts_by_value.items() if value != usual)])

@@ -114,10 +114,12 @@ def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence
             f"colossalai runs the same number of ranks on every node, not {nproc.counts_per_node(ranks)}",
             "give --nproc-per-node, or use launch-per-node",
         )
+    head_node.require_alike(job, nodes)
     plans = []
     for node, fact in zip(nodes, facts, strict=True):
-        processes = [_relay(job, node, fact, head_node.node_environment(job, node, fact, ranks[0], master, port))]
-        processes += [_head(job, nodes, facts, ranks[0], (master, port))] if node.rank == 0 else []
+        here = job.on(node)
+        processes = [_relay(here, node, fact, head_node.node_environment(here, node, fact, ranks[0], master, port))]
+        processes += [_head(here, nodes, facts, ranks[0], (master, port))] if node.rank == 0 else []
         plans.append(NodePlan(node, fact.folder, tuple(processes)))
     values = {
         "ranks": f"{sum(ranks)} ({nproc.counts_per_node(ranks)})",

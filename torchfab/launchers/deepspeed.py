@@ -120,14 +120,17 @@ def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence
     hosts = "".join(f"{name} slots={_slots(node, n)}\n" for name, node, n in zip(names, nodes, ranks, strict=True))
     include = _include(names, nodes, ranks)
     from_head = job.options["from_head"]
+    if from_head:
+        head_node.require_alike(job, nodes)
     plans = []
     for node, fact, count in zip(nodes, facts, ranks, strict=True):
-        env = _environment(job, node, fact, count, master, port)
+        here = job.on(node)
+        env = _environment(here, node, fact, count, master, port)
         if from_head:
-            processes = [_relay(job, node, fact, env)]
-            processes += [_head(job, nodes, facts, hosts, include, (master, port))] if node.rank == 0 else []
+            processes = [_relay(here, node, fact, env)]
+            processes += [_head(here, nodes, facts, hosts, include, (master, port))] if node.rank == 0 else []
         else:
-            processes = [_agent(job, node, fact, env, hosts, agent_argv(job, node, fact, include, master, port))]
+            processes = [_agent(here, node, fact, env, hosts, agent_argv(here, node, fact, include, master, port))]
         plans.append(NodePlan(node, fact.folder, tuple(processes)))
     values = {
         "ranks": f"{sum(ranks)} ({nproc.counts_per_node(ranks)})",

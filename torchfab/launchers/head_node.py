@@ -41,6 +41,33 @@ def absolute_python(job: Job) -> str:
     return posixpath.join(job.workdir, job.python) if "/" in job.python else job.python
 
 
+def require_alike(job: Job, nodes: Sequence[Node]) -> None:
+    """Check that all nodes have the same interpreter and working directory: the head uses its own for all.
+
+    Parameters
+    ----------
+    job : Job
+        The job.
+    nodes : sequence of Node
+        The nodes, by rank.
+
+    Raises
+    ------
+    UsageError
+        A node has others than node 0.
+    """
+    first = job.on(nodes[0])
+    for node in nodes:
+        here = job.on(node)
+        for key, value, expected in (("python", here.python, first.python), ("workdir", here.workdir, first.workdir)):
+            if value != expected:
+                raise UsageError(
+                    f"{node.origin}: launch-{job.launcher} starts all ranks from {nodes[0].label}, with one {key}: "
+                    f"{expected} there, {value} here",
+                    f"give the same {key}= on all lines, or use launch-per-node",
+                )
+
+
 def node_names(nodes: Sequence[Node], master: str) -> tuple[str, ...]:
     """Return the names that the launcher uses for the nodes: the addresses by which they reach each other.
 
@@ -210,7 +237,10 @@ def head_files(
         Contents by name.
     """
     routes = {
-        name: {"ssh": _ssh_argv(job, node), "gate": _relay_argv(job, node, fact) if node.rank or relay_here else []}
+        name: {
+            "ssh": _ssh_argv(job, node),
+            "gate": _relay_argv(job.on(node), node, fact) if node.rank or relay_here else [],
+        }
         for name, node, fact in zip(node_names(nodes, master), nodes, facts, strict=True)
     }
     ssh = f"{facts[0].folder}/head/rsh.py"

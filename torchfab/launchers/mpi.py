@@ -9,7 +9,7 @@ The script need not use MPI: `shims/rank.py` sets the variables of torch.distrib
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torchfab.core.errors import UsageError
@@ -114,18 +114,27 @@ def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence
     master, port = master_address(job, nodes), facts[0].port or job.port
     ranks = [nproc.ranks_on(job, node, fact) for node, fact in zip(nodes, facts, strict=True)]
     program = _program(job, facts)
+    head_node.require_alike(job, nodes)
     envs = [
-        {**head_node.node_environment(job, node, fact, count, master, port), **_interface_environment(job)}
+        {**head_node.node_environment(job.on(node), node, fact, count, master, port), **_interface_environment(job)}
         for node, fact, count in zip(nodes, facts, ranks, strict=True)
     ]
-    head = _head(job, nodes, facts, ranks, master, program, envs[0])
+    head = _head(_with_common_env(job.on(nodes[0]), nodes), nodes, facts, ranks, master, program, envs[0])
     plans = [NodePlan(nodes[0], facts[0].folder, (head,))]
     for node, fact, env in list(zip(nodes, facts, envs, strict=True))[1:]:
-        plans.append(NodePlan(node, fact.folder, (head_node.relay(job, node, fact, env, head_node.RANK_LOGS),)))
+        plans.append(
+            NodePlan(node, fact.folder, (head_node.relay(job.on(node), node, fact, env, head_node.RANK_LOGS),))
+        )
     values = {"ranks": f"{sum(ranks)} ({nproc.counts_per_node(ranks)})", **_notes(facts, program)}
     return Plan(
         job, tuple(plans), sum(ranks), resolved_defaults(job, nodes, master, port, **values), len(nodes), has_head=True
     )
+
+
+def _with_common_env(job: Job, nodes: Sequence[Node]) -> Job:
+    """Return the job without the variables that a node has of its own: mpirun would set its values on all nodes."""
+    own = {name for node in nodes for name, _ in node.env}
+    return replace(job, env={name: value for name, value in job.env.items() if name not in own}) if own else job
 
 
 def _program(job: Job, facts: Sequence[Facts]) -> str:

@@ -130,7 +130,9 @@ def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence
     master, port = master_address(job, nodes), facts[0].port or job.port
     node_plans = tuple(
         NodePlan(
-            node, fact.folder, tuple(_process(job, node, fact, ranks, rank, request, master, port) for rank in mine)
+            node,
+            fact.folder,
+            tuple(_process(job.on(node), node, fact, ranks, rank, request, master, port) for rank in mine),
         )
         for node, fact, mine in zip(nodes, facts, ranks, strict=True)
     )

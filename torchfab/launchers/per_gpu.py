@@ -92,11 +92,12 @@ def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence
     master, port = master_address(job, nodes), facts[0].port or job.port
     node_plans = []
     for node, fact in zip(nodes, facts, strict=True):
+        here = job.on(node)
         mine = [slot for slot in slots if slot.node_rank == node.rank]
         common = {**environment.omp_threads(len(mine), fact.gpus, fact.cpus), **environment.visible_devices(node.gpus)}
-        env = {"PYTHONUNBUFFERED": "1", **common, **job.env, **environment.job_markers(job.job_id, node.rank)}
+        env = {"PYTHONUNBUFFERED": "1", **common, **here.env, **environment.job_markers(job.job_id, node.rank)}
         processes = [
-            _process(job, fact, slot, {**env, **rank_env(slot, len(slots), len(mine), master, port)}) for slot in mine
+            _process(here, fact, slot, {**env, **rank_env(slot, len(slots), len(mine), master, port)}) for slot in mine
         ]
         node_plans.append(NodePlan(node, fact.folder, tuple(processes)))
     return Plan(

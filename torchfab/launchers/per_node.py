@@ -132,11 +132,11 @@ def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence
     least, most = _bounds(job, nodes)
     ranks = [nproc.ranks_on(job, node, fact) for node, fact in zip(nodes, facts, strict=True)]
     argvs = [
-        torchrun_argv(job, node, fact, n, (least, most), master, port)
+        torchrun_argv(job.on(node), node, fact, n, (least, most), master, port)
         for node, fact, n in zip(nodes, facts, ranks, strict=True)
     ]
     node_plans = tuple(
-        NodePlan(node, fact.folder, (_agent(job, node, fact, count, argv),))
+        NodePlan(node, fact.folder, (_agent(job.on(node), node, fact, count, argv),))
         for node, fact, count, argv in zip(nodes, facts, ranks, argvs, strict=True)
     )
     values = {"ranks": f"{sum(ranks)} ({nproc.counts_per_node(ranks)})"}

@@ -162,7 +162,7 @@ def _store_answer(
 def _prepare_request(
     job: Job, node: Node, nodes: Sequence[Node], requirements: Requirements, write: bool
 ) -> dict[str, Any]:
-    first = nodes[0]
+    first, job = nodes[0], job.on(node)
     return {
         "op": "prepare",
         "job_id": job.job_id,
@@ -308,7 +308,7 @@ def start_request(plan: Plan, each: NodePlan, timeout_s: float) -> dict[str, Any
             "argv": list(process.argv),
             "env": dict(process.env),
             "secrets": dict(plan.job.secrets) if process.secrets else None,
-            "cwd": plan.job.workdir,
+            "cwd": plan.job.on(each.node).workdir,
             "rank": process.rank,
             "rank_logs": process.rank_logs,
             "folders": list(process.folders),
@@ -343,6 +343,8 @@ def _roll_back(plan: Plan, prepared: Prepared) -> list[str]:
     def roll_back(each: NodePlan) -> Mapping[str, Any]:
         rank = each.node.rank
         address_of_node = {"node_rank": rank, "session": session_name(plan.job.name, rank)}
+        if each.node.node_dir:
+            address_of_node["node_dir"] = each.node.node_dir
         return prepared.sessions[rank].ask({**request, **address_of_node}, timeout_s)
 
     unsure = []
