@@ -163,10 +163,11 @@ def parse_gpus(source: Source, file_format: str = "") -> HostFile:
 
 def _per_process(line: Line) -> list[Line]:
     """Return a line once for each of its slots; a line of a gpus file has no slots."""
-    slots = [word.partition("=")[2] for word in line.words if word.startswith("slots=")]
-    rest = Line(line.origin, tuple(word for word in line.words if not word.startswith("slots=")))
+    host, *keys = line.words
+    slots = [word.partition("=")[2] for word in keys if word.startswith("slots=")]
+    rest = Line(line.origin, (host, *(word for word in keys if not word.startswith("slots="))))
     count = int(slots[0]) if slots and is_whole(slots[0], 4) else 1
-    return [rest] * (1 if any(word.startswith("gpus=") for word in rest.words) else count)
+    return [rest] * (1 if any(word.startswith("gpus=") for word in keys) else count)
 
 
 def _host_file(found: Inventory, title: str, translation: Translation) -> HostFile:

@@ -36,22 +36,15 @@ def read(source: Source, document: Any) -> Inventory | None:
     """
     if not isinstance(document, dict):
         return None
-    if _is_tree(document):
-        return _read_tree(source, document)
-    is_listing = "_meta" in document or any(map(_is_listed_group, document.values()))
-    return _read_listing(document) if is_listing else None
+    if "_meta" in document or any(map(_is_listed_group, document.values())):
+        return _read_listing(document)
+    return _read_tree(source, document) if _is_tree(document) else None
 
 
 def _is_tree(document: Mapping[str, Any]) -> bool:
-    """Say whether the values of a document are groups as YAML inventories have them: mappings of mappings."""
+    """Say whether the values of a document are groups as YAML inventories have them."""
     filled = [each for each in document.values() if each is not None]
-    return bool(filled) and all(_is_group(each) for each in filled)
-
-
-def _is_group(value: Any) -> bool:
-    if not isinstance(value, dict) or not set(_KEYS) & set(value):
-        return False
-    return all(value.get(name) is None or isinstance(value[name], dict) for name in _KEYS)
+    return bool(filled) and all(isinstance(each, dict) and each and set(each) <= set(_KEYS) for each in filled)
 
 
 def _read_tree(source: Source, document: Mapping[str, Any]) -> Inventory:
@@ -61,19 +54,23 @@ def _read_tree(source: Source, document: Mapping[str, Any]) -> Inventory:
         name, value, depth = stack.pop()
         if depth > MAX_DEPTH:
             raise source.error(number_of(name), f"the group {name!r} contains itself", "correct its children")
-        if value is not None and not (value == {} or _is_group(value)):
-            fix = "a group has hosts:, children: and vars:"
-            raise source.error(number_of(name), f"the group {name!r} of an inventory of ansible is not valid", fix)
-        value = value or {}
+        content = _mapping(source, name, f"the group {name!r}", value)
+        hosts, children, variables = (_mapping(source, name, f"{key} of {name!r}", content.get(key)) for key in _KEYS)
         group = inventory.setdefault(name, Group())
-        group.variables.update(_texts(value.get("vars")))
-        for pattern, variables in (value.get("hosts") or {}).items():
+        group.variables.update(_texts(variables))
+        for pattern, values in hosts.items():
             for host in ansible_ini.expand(source, number_of(pattern), pattern):
-                group.hosts.setdefault(host, {}).update(_texts(variables))
-        children = value.get("children") or {}
+                group.hosts.setdefault(host, {}).update(_texts(values))
         group.children += children
         stack += [(child, each, depth + 1) for child, each in reversed(list(children.items()))]
     return inventory
+
+
+def _mapping(source: Source, name: str, what: str, value: Any) -> Mapping[str, Any]:
+    if value is None or isinstance(value, dict):
+        return value or {}
+    fix = "write each name on a line of its own, with a colon: node1:"
+    raise source.error(number_of(name), f"an inventory of ansible in which {what} is not a mapping", fix)
 
 
 def _texts(variables: Any) -> dict[str, str]:
