@@ -15,7 +15,7 @@ from torchfab.core import dry_run, environment, inventory, specs
 from torchfab.core.console import progress, write_err, write_out
 from torchfab.core.errors import Interrupted, TorchfabError, UsageError
 from torchfab.core.specs import Facts, Job, Node, Plan, Slot
-from torchfab.doctor import Clock, Finding, launch_warnings, render
+from torchfab.doctor import Clock, Finding, launch_warnings, render, same_machine
 from torchfab.launch.context import CommandContext
 from torchfab.launch.hosts import read_inventory
 from torchfab.launch.interrupts import DeferInterrupts, InterruptibleOnce, StopOnSignal
@@ -220,6 +220,7 @@ def _start(
     """Plan on what the nodes told, write it down, and start it."""
     try:
         nodes = prepared.nodes
+        same_machine.check(nodes, prepared.reported_facts)
         warnings = _print_warnings(prepared)
         plan = launcher.plan(job, nodes, slots, [prepared.facts[node.rank] for node in nodes])
         record = ctx.records.write(plan, tmux.NAME, ctx.now, ctx.settings, attempt)
@@ -254,6 +255,7 @@ def _dry_run(launcher: Launcher, job: Job, nodes: Sequence[Node], slots: Sequenc
     else:
         prepared = tmux.prepare(job, nodes, launcher.requirements(job), ctx.settings, False, progress)
         prepared.close()
+        same_machine.check(nodes, prepared.reported_facts)
         _print_warnings(prepared)
         facts = [prepared.facts[node.rank] for node in nodes]
     plan = launcher.plan(job, nodes, slots, facts)

@@ -15,6 +15,7 @@ import sys
 import time
 
 from torchfab.remote import files, tmux
+from torchfab.remote.host import identity
 from torchfab.remote.host.quick_probe import QuickProbe
 
 TYPE_CHECKING = False
@@ -353,10 +354,12 @@ def machine_facts() -> dict[str, Any]:
     Returns
     -------
     dict
-        `hostname`, `is_root`, `gpus`, `cpus`, `agent_python` (version of this interpreter), `time`.
+        `hostname`, `machine` (see `identity`), `is_root`, `gpus`, `cpus`, `agent_python` (version of this interpreter),
+        `time`.
     """
     return {
         "hostname": socket.gethostname(),
+        "machine": identity.identify(),
         "is_root": os.geteuid() == 0,
         "gpus": count_gpus(),
         "cpus": len(os.sched_getaffinity(0)),
