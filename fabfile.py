@@ -26,6 +26,7 @@ from torchfab.cli.flags import (
     PodFlags,
     SyncFlags,
     TrustFlags,
+    file_task,
     host_task,
     job_task,
     launch_task,
@@ -316,6 +317,17 @@ def lemons(c: TaskContext, forgive: str, json: bool) -> int:
     from torchfab.commands.lemons import show_lemons
 
     return show_lemons(_context(c), forgive, json)
+
+
+# ---- files of other launchers
+
+
+@file_task("import", file=flag("", "A batch script, or a configuration of accelerate, DeepSpeed, Ray or Kubernetes."))
+def import_file(c: TaskContext, file: str) -> int:
+    """Turn a launch file of another tool into a command line, and list what of it is not carried over."""
+    from torchfab.commands.import_file import run
+
+    return run(file, _context(c))
 
 
 def _fab(c: TaskContext) -> tuple[str, ...]:

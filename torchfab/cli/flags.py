@@ -186,6 +186,26 @@ def job_task(**flags: Any) -> Callable[[Body], Any]:
     return decorate
 
 
+def file_task(name: str, **flags: Any) -> Callable[[Body], Any]:
+    """Return a decorator that makes a task of `body(c, file, **flags)` with a name that Python does not allow.
+
+    Parameters
+    ----------
+    name : str
+        Name of the task: `import`.
+    flags : field
+        Its flags, as `flag(...)` gives them; one named `file` says what the file is to this task.
+    """
+
+    def decorate(body: Body) -> Any:
+        def call(c: Any, **values: Any) -> Any:
+            return body(c, **values_of(flags, values))
+
+        return _task(call, body, [_named(key, each) for key, each in flags.items()], FileTask, name)
+
+    return decorate
+
+
 def plain_task(**flags: Any) -> Callable[[Body], Any]:
     """Return a decorator that makes a task of `body(c, **flags)`, which is about neither hosts nor a job.
 
@@ -209,13 +229,14 @@ def _named(name: str, each: Any) -> Any:
     return each
 
 
-def _task(call: Body, body: Body, flags: list[Field[Any]], klass: type) -> Any:
+def _task(call: Body, body: Body, flags: list[Field[Any]], klass: type, name: str | None = None) -> Any:
     context = inspect.Parameter("c", inspect.Parameter.POSITIONAL_ONLY)
     call.__signature__ = inspect.Signature([context, *map(_parameter, flags)])  # type: ignore[attr-defined]
     call.__name__, call.__doc__, call.__module__ = body.__name__, body.__doc__, body.__module__
     repeatable = [each.name for each in flags if each.default == ()]
     return fabric.task(
         klass=klass,
+        name=name,
         help={each.name: each.metadata["help"] for each in flags},
         iterable=repeatable,
         positional=[],
@@ -259,6 +280,15 @@ class JobTask(FlagTask):
         return [OptionalWord.of(each) if each.name == "job" else each for each in arguments]
 
 
+class FileTask(FlagTask):
+    """A task whose first word names a file."""
+
+    def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[Argument]:
+        """Return the task's arguments; `file` is positional."""
+        arguments = super().get_arguments(ignore_unknown_help)
+        return [OptionalWord.of(each) if each.name == "file" else each for each in arguments]
+
+
 class Value(Argument):
     """A flag with a value, which must not be empty: `--name "$NAME"` with an unset NAME is a slip, no wish."""
 
@@ -295,11 +325,10 @@ class OptionalWord(Argument):
 
     @value.setter
     def value(self, word: str) -> None:
-        if word == "" or word.startswith("-"):
-            what = f"there is no flag {word}" if word else "the name of the job is empty"
-            raise ParseError(
-                f"error: {what}\n  fix: fab --help TASK shows its flags; without a name it is the latest job"
-            )
+        if word == "" or (word.startswith("-") and word != "-"):
+            what = f"there is no flag {word}" if word else f"the name of the {self.name} is empty"
+            latest = "; without a name it is the latest job" if self.name == "job" else ""
+            raise ParseError(f"error: {what}\n  fix: fab --help TASK shows its flags{latest}")
         self.set_value(word)
 
 

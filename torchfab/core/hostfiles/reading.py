@@ -15,13 +15,15 @@ STDIN = "-"
 PIPE_TIMEOUT_S = 60.0  # for a program that writes the hosts into a pipe
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, what: str = "a file of hosts") -> str:
     """Return the text of a file.
 
     Parameters
     ----------
     path : Path
         The file; `-` for stdin.
+    what : str
+        What it should be, for messages. Default: a file of hosts.
 
     Returns
     -------
@@ -32,10 +34,10 @@ def read_text(path: Path) -> str:
     InventoryError
         The file is missing or cannot be read; or it is too large, or not text.
     """
-    content = _read(path)
+    content = _read(path, what)
     if len(content) > MAX_BYTES:
         raise InventoryError(
-            f"{name_of(path)}: larger than {MAX_BYTES // 1_000_000} MB: not a file of hosts", "write one host a line"
+            f"{name_of(path)}: larger than {MAX_BYTES // 1_000_000} MB: not {what}", "name another file"
         )
     try:
         return content.decode("utf-8-sig")
@@ -48,28 +50,29 @@ def name_of(path: Path) -> str:
     return "stdin" if str(path) == STDIN else str(path)
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, what: str) -> bytes:
     try:
         # A named pipe without a writer must not block the opening.
         descriptor = os.dup(0) if str(path) == STDIN else os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise InventoryError(
-            f"{path}: there is no such file", "write one host a line into it, or name hosts with -H host1,host2"
-        ) from None
+        hosts = "write one host a line into it, or name hosts with -H host1,host2"
+        fix = hosts if what == "a file of hosts" else "name a file that exists"
+        raise InventoryError(f"{path}: there is no such file", fix) from None
     except OSError as error:
         raise InventoryError(f"{name_of(path)}: cannot be read: {error.strerror}") from None
     try:
-        return _read_descriptor(path, descriptor)
+        return _read_descriptor(path, descriptor, what)
     except OSError as error:
         raise InventoryError(f"{name_of(path)}: cannot be read: {error.strerror}") from None
     finally:
         os.close(descriptor)
 
 
-def _read_descriptor(path: Path, descriptor: int) -> bytes:
+def _read_descriptor(path: Path, descriptor: int, what: str) -> bytes:
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISDIR(mode):
-        raise InventoryError(f"{path}: is a folder, not a file of hosts", f"name the file in it: {path}/hosts")
+        fix = f"name the file in it: {path}/hosts" if what == "a file of hosts" else "name a file in it"
+        raise InventoryError(f"{path}: is a folder, not {what}", fix)
     content = b""
     deadline = time.monotonic() + PIPE_TIMEOUT_S
     while len(content) <= MAX_BYTES:
