@@ -16,6 +16,7 @@ from torchfab.core.console import progress, write_err, write_out
 from torchfab.core.errors import Interrupted, TorchfabError, UsageError
 from torchfab.core.specs import Facts, Job, Node, Plan, Slot
 from torchfab.doctor import Clock, Finding, launch_warnings, render, same_machine
+from torchfab.launch import deepspeed_env
 from torchfab.launch.context import CommandContext
 from torchfab.launch.hosts import read_inventory
 from torchfab.launch.interrupts import DeferInterrupts, InterruptibleOnce, StopOnSignal
@@ -161,6 +162,8 @@ def build_request(
     """Return what the flags ask for, on as many nodes as `--nodes` says, or on all that are not skipped."""
     job = make_job(launcher, flags, own, ctx)
     nodes, slots = read_inventory(flags, ctx)
+    if note := deepspeed_env.look(job.script, ctx.cwd, ctx.config["forward"], {*job.env, *job.secrets}):
+        write_err(f"note: {note}")
     count = flags.nodes or sum(node.label not in skip for node in nodes) or len(nodes)
     return LaunchRequest(job, vars(own), nodes, slots, count)
 
