@@ -128,7 +128,7 @@ def _apply_sbatch_option(each: Directive, draft: Draft) -> None:
     name, value = each.option, each.value
     if name in ("nodes", "ntasks", "ntasks-per-node", "gres", "gpus", "gpus-per-node", "gpus-per-task"):
         if name == "gres" and not _gres_gpus(value):
-            draft.set("sbatch-arg", f"--gres={value}")
+            draft.skip(each.number, each.text, "fab asks for GPUs with --gpus-per-node, and for no other resources")
     elif name in _SAME and value:
         draft.set(name, value)
     elif name in ("exclusive", "no-requeue"):

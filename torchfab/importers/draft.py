@@ -11,6 +11,7 @@ OPEN, CLOSE = "\ue000", "\ue001"
 _DYNAMIC = re.compile(f"{OPEN}([^{OPEN}{CLOSE}]*){CLOSE}")
 _NAME = re.compile(r"\$\{?([A-Za-z_][A-Za-z0-9_]*)\}?")
 PLACEHOLDER = "SCRIPT.py"
+_FIRST = ("name", "nodes", "gpus-per-node", "nproc-per-node")  # what a reader looks for
 
 
 def clean(text: str) -> str:
@@ -95,7 +96,8 @@ class Draft:
 
     def words(self) -> tuple[str, ...]:
         """Return the command line as words, in which dynamic parts are marked."""
-        flags = [f"--{name}={value}" if value else f"--{name}" for name in self.flags for value in self.flags[name]]
+        names = sorted(self.flags, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
+        flags = [f"--{name}={value}" if value else f"--{name}" for name in names for value in self.flags[name]]
         env = [f"--env={name}={value}" for name, value in self.env.items()]
         return ("fab", *self.core, self.task, *flags, *env, "--", *(self.script or (PLACEHOLDER,)))
 

@@ -15,7 +15,6 @@ from torchfab.importers.draft import Draft, dynamic
 KINDS = {"PyTorchJob": "a PyTorchJob", "TrainJob": "a TrainJob", "JobSet": "a JobSet", "Job": "a Job of Kubernetes"}
 _GPU_RESOURCES = re.compile(r".*/(gpu|xpu|npu|gaudi|neuron)")
 _SUPPORT = "torchfab's own manifest says it"
-_SAME = "it is the same for all pods of a job"
 QUEUE = "kueue.x-k8s.io/queue-name"
 
 
@@ -75,25 +74,19 @@ def _pytorch_job(spec: Document, draft: Draft) -> None:
     limit = spec.text("runPolicy", "backoffLimit")
     if is_whole(limit) and limit != "0":
         draft.set("max-restarts", limit)
-    if ranks := spec.text("nprocPerNode"):
-        draft.set("nproc-per-node", ranks) if is_whole(ranks) else None
+    ranks = spec.text("nprocPerNode")
+    if is_whole(ranks):
+        draft.set("nproc-per-node", ranks)
     for part in (master, worker):
         part.drop("a failed pod fails the job; --max-restarts makes the pods again", "restartPolicy")
     first = master if master.value.get("template") else worker
     _pod(first.part("template"), draft)
-    if first is master and worker.value:
-        _same_pod(master, worker)
+    if first is master and worker.value:  # nearly always, the workers' template repeats that of the master
+        template = worker.part("template")
+        number = number_of(next(iter(template.value), ""))
+        draft.skip(number, f"{template.path}.*", "all pods of a job are alike: the template of Master counts")
     for part in (master, worker, replicas, spec):
         part.rest()
-
-
-def _same_pod(master: Document, worker: Document) -> None:
-    """Drop the workers' template without a word: it nearly always repeats that of the master."""
-    template = worker.part("template")
-    worker.draft.skip(
-        number_of(next(iter(template.value), "")), f"{template.path}.*", f"{_SAME}: that of Master counts"
-    )
-    del master
 
 
 def _train_job(spec: Document, draft: Draft) -> None:
@@ -204,7 +197,8 @@ def _container(container: Document, draft: Draft, volumes: dict[str, tuple[str, 
         if kind == "pvc" and not mount.value:
             draft.set("pvc", f"{name}:{path}")
         elif kind == "shm" and path == "/dev/shm":
-            draft.set("shm", name) if name else None
+            if name:
+                draft.set("shm", name)
         else:
             draft.skip(number_of(path), f"{mount.path}: {path}", "only PersistentVolumeClaims and /dev/shm are mounted")
     container.drop(_SUPPORT, "ports")

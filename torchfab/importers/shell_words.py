@@ -135,13 +135,13 @@ class Expander:
             return self._variable(name[0], source, None)
         braced = _BRACED.fullmatch(source)
         if braced:
-            return self._variable(braced[1], source, braced[3])
+            return self._variable(braced[1], source, braced[3], unless_empty=(braced[2] or "").startswith(":"))
         self.used.update(_NAME.findall(source))
         return dynamic(source)
 
-    def _variable(self, name: str, source: str, default: str | None) -> str:
+    def _variable(self, name: str, source: str, default: str | None, unless_empty: bool = False) -> str:
         self.used.add(name)
-        if name in self.variables:
+        if name in self.variables and (self.variables[name] or not unless_empty):
             return self.variables[name]
         if default is None or self.depth > _MAX_DEPTH:
             return dynamic(source)
