@@ -4,11 +4,13 @@
     fab launch-per-node --name gpt2 -- train.py --lr 3e-4    your script; everything after -- is its own
     fab status | fab logs --follow | fab stop            the life of the latest job
 
-What a launch runs is written in torchfab/launchers/, one file each; `--dry-run` prints it.
+What a launch runs is written in torchfab/launchers/, one file each; `--dry-run` prints it. With `--debug`, every
+command logs each step of each connection on stderr.
 """
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +42,10 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent
 excepthook.install()
+if logging.getLogger().handlers:  # `fab --debug TASK`: Invoke has started its own debug log; the executor starts ours
+    from torchfab.cli import debug_log
+
+    debug_log.remove_invoke_handler()
 
 # ---- launching
 

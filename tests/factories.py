@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from torchfab.core.specs import Facts, Job, Node
+from torchfab.transport.messages.launch import NodeFacts
 
 JOB_ID = "gpt2-0a1b2c3d"
 
@@ -35,6 +38,12 @@ def make_facts(*gpus: int, cpus: int = 16, port: int = 29400) -> tuple[Facts, ..
     return tuple(
         Facts(folder(rank), gpus=count, cpus=cpus, port=None if rank else port) for rank, count in enumerate(gpus)
     )
+
+
+def make_node_facts(facts: Facts, **values: Any) -> NodeFacts:
+    """Return what a node reports in phase one, with these facts in it."""
+    known = {name: getattr(facts, name) for name in ("folder", "gpus", "cpus", "port", "is_root", "versions")}
+    return msgspec.convert({**known, "hostname": "node1", "time": 0.0, **values}, NodeFacts)
 
 
 def folder(node_rank: int) -> str:

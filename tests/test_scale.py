@@ -10,11 +10,12 @@ import pytest
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.specs import Node
 from torchfab.transport import pool, ssh
-from torchfab.transport.pool import Answer, request_all
+from torchfab.transport.messages.doctor import ClockRequest
+from torchfab.transport.pool import Response, request_all
 from torchfab.transport.ssh import connect
 
 
-def test_no_more_threads_than_the_bound_ask_many_hosts_and_none_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fan_out_is_bounded_and_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     before, most = threading.active_count(), [0]
     open_session = ssh.open_session
 
@@ -24,21 +25,21 @@ def test_no_more_threads_than_the_bound_ask_many_hosts_and_none_is_left(monkeypa
 
     monkeypatch.setattr(pool, "open_session", counted)
     nodes = [Node(rank, "localhost") for rank in range(12)]
-    answers = dict(request_all(nodes, ConnectionSettings(fanout=3), {"op": "clock"}, 20))
-    assert [type(answers.get(node)) for node in nodes] == 12 * [Answer]
+    answers = dict(request_all(nodes, ConnectionSettings(fanout=3), lambda _: ClockRequest(), 20))
+    assert [type(answers.get(node)) for node in nodes] == 12 * [Response]
     assert most[0] <= before + 3
     for thread in threading.enumerate():
         thread.join(5) if thread is not threading.current_thread() and thread.daemon else None
     assert threading.active_count() <= before
 
 
-def test_what_is_kept_for_a_host_is_small_and_its_own(tmp_path: Any) -> None:
+def test_the_state_per_host_is_small_and_separate(tmp_path: Any) -> None:
     # Fabric's Config.clone reads the ssh config once more into the original: the n-th host had it n times.
     config = tmp_path / "config"
     config.write_text("Host *\n  User me\n")
     nodes = [Node(rank, f"n{rank}") for rank in range(20)]
     made = connect.connections(nodes, ConnectionSettings(ssh_config=str(config)))
-    configs = [each.config for each in made.values() if isinstance(each, connect.Connection)]
+    configs = [each.config for each in made]
     assert len({id(each) for each in configs}) == 20
     assert all(not each.base_ssh_config._config[1:] for each in configs)
-    assert {each.user for each in made.values() if isinstance(each, connect.Connection)} == {"me"}
+    assert {each.user for each in made} == {"me"}

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.factories import make_facts, make_job, make_nodes
+from tests.factories import make_facts, make_job, make_node_facts, make_nodes
 from torchfab.cli.flags import LaunchFlags
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.errors import Interrupted
@@ -35,9 +35,9 @@ def ctx(tmp_path: Path) -> CommandContext:
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> LaunchRequest:
     """Return what is asked for, of nodes that are ready, and on which everything starts."""
-    prepared = tmux.Prepared(
-        ConnectionSettings(), NODES, facts=dict(enumerate(make_facts(1, 1))), reported_facts={0: {}, 1: {}}
-    )
+    facts = [make_node_facts(each) for each in make_facts(1, 1)]
+    answers = {node.rank: tmux.PreparedNode(node, facts[node.rank], 0.0, 0.0) for node in NODES}
+    prepared = tmux.Prepared(ConnectionSettings(), NODES, answers=answers)
     monkeypatch.setattr(tmux, "prepare", lambda *_: prepared)
     monkeypatch.setattr(tmux, "start", lambda *_: None)
     flags = per_node.Flags()

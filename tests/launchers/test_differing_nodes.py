@@ -41,7 +41,7 @@ def test_a_node_uses_its_own_interpreter_and_variables(launcher: ModuleType) -> 
 
 def test_a_node_starts_in_its_own_working_directory() -> None:
     plan = plan_of(per_node, NODES)
-    cwds = [tmux.start_request(plan, each, 30.0)["processes"][0]["cwd"] for each in plan.nodes]
+    cwds = [tmux.start_request(plan, each, 30.0).processes[0].cwd for each in plan.nodes]
     assert cwds == ["/project", "/data"]
     shell = dry_run.render_dry_run(plan, lambda each: ("ssh", each.node.host))
     assert [line for line in shell.splitlines() if line.startswith("cd ")] == [

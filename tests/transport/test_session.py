@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
+from tests.transport.requests import RawRequest
 from torchfab.core.errors import HostError
 from torchfab.core.specs import Node
 from torchfab.transport.session import Session
+
+COMMIT = RawRequest(fields={"op": "commit"})
 
 
 class Wire:
@@ -70,7 +73,7 @@ class Asking(threading.Thread):
 
     def run(self) -> None:
         try:
-            self.result = self.session.ask({"op": "commit"}, self.timeout_s)
+            self.result = self.session.request(COMMIT, self.timeout_s)
         except HostError as error:
             self.result = error
 
@@ -136,6 +139,6 @@ def test_both_are_told_when_the_connection_is_lost(session: Session, wire: Wire)
 
 
 def test_requests_are_sent_first_and_waited_for_later(session: Session, wire: Wire) -> None:
-    number = session.post({"op": "commit"})
-    wire.say(of=number)
-    assert session.answer(number, 5) == {"of": number}
+    pending = session.post(COMMIT)
+    wire.say(of=pending.number)
+    assert session.wait(pending, 5) == {"of": pending.number}

@@ -82,6 +82,7 @@ class Executor(fabric.Executor):  # type: ignore[misc]
         try:
             hosts = hosts_of(self.core[0].args.hosts.value)
             self.command_line = CommandLine(words_after_dashes(sys.argv[1:]), hosts)
+            self._start_debug_log(tasks)
             self._check_core()
             return super().execute(*tasks)
         except TorchfabError as error:
@@ -93,6 +94,14 @@ class Executor(fabric.Executor):  # type: ignore[misc]
         except BrokenPipeError:  # `fab logs | head`
             sys.stderr.close()
             raise SystemExit(141) from None
+
+    def _start_debug_log(self, tasks: Sequence[Any]) -> None:
+        # `fab --debug TASK` and `fab TASK --debug` both end up in this flag of Invoke.
+        if self.core[0].args.debug.value or os.environ.get("TORCHFAB_DEBUG", "0") not in ("", "0"):
+            from torchfab.cli import debug_log
+
+            os.environ["TORCHFAB_DEBUG"] = "1"  # the supervisor that a launch starts in tmux logs, too
+            debug_log.enable([str(getattr(task, "name", task)) for task in tasks], sys.argv[1:], os.environ)
 
     def _check_core(self) -> None:
         # Invoke's own dry run is about `run()`, which no task of ours calls: a launch would be a launch.

@@ -22,6 +22,8 @@ from torchfab.launch.hosts import read_nodes
 from torchfab.monitoring import host_load
 from torchfab.monitoring.host_load import HostLoad, Snapshot
 from torchfab.records import Record
+from torchfab.transport.messages import Request
+from torchfab.transport.messages.load import JobLoadRequest, LoadFrame, LoadRequest
 from torchfab.transport.streams import NodeStreams
 
 _POLL_S = 0.05
@@ -133,8 +135,9 @@ def show_hosts(target: Target, interval_s: float, once: bool, as_json: bool, sta
     return 0
 
 
-def _request(target: Target, node: Node, interval_s: float) -> Mapping[str, Any]:
-    return {**(target.addresses.get(node.rank) or {}), "op": "load", "interval_s": interval_s}
+def _request(target: Target, node: Node, interval_s: float) -> Request[LoadFrame]:
+    address = target.addresses.get(node.rank)
+    return JobLoadRequest(**address, interval_s=interval_s) if address else LoadRequest(interval_s=interval_s)
 
 
 def _first_answer_s(settings: ConnectionSettings, interval_s: float) -> float:
@@ -142,7 +145,11 @@ def _first_answer_s(settings: ConnectionSettings, interval_s: float) -> float:
 
 
 def _once(
-    streams: NodeStreams, views: dict[int, HostLoad], snapshot: Callable[[], Snapshot], as_json: bool, patience_s: float
+    streams: NodeStreams[LoadFrame],
+    views: dict[int, HostLoad],
+    snapshot: Callable[[], Snapshot],
+    as_json: bool,
+    patience_s: float,
 ) -> int:
     deadline = time.monotonic() + patience_s
     while any(view.load is None and not view.error for view in views.values()) and time.monotonic() < deadline:
@@ -154,7 +161,11 @@ def _once(
 
 
 def _refresh_loop(
-    streams: NodeStreams, views: dict[int, HostLoad], snapshot: Callable[[], Snapshot], show: Show, interval_s: float
+    streams: NodeStreams[LoadFrame],
+    views: dict[int, HostLoad],
+    snapshot: Callable[[], Snapshot],
+    show: Show,
+    interval_s: float,
 ) -> None:
     due = time.monotonic() + min(1.0, interval_s)
     while True:
@@ -165,12 +176,15 @@ def _refresh_loop(
         time.sleep(_POLL_S)
 
 
-def _update(streams: NodeStreams, views: dict[int, HostLoad]) -> None:
-    for node, update in streams.news():
+def _update(streams: NodeStreams[LoadFrame], views: dict[int, HostLoad]) -> None:
+    for node, update in streams.poll():
         if isinstance(update, TorchfabError):
             views[node.rank] = HostLoad(node, error=update.message.splitlines()[0])
-        elif "load" in update:
-            views[node.rank] = HostLoad(node, update["load"])
+        elif update.problems:
+            views[node.rank] = HostLoad(node, error=update.problems[0].what)
+            streams.reconnect(node)
+        elif update.load is not None:
+            views[node.rank] = HostLoad(node, update.load)
 
 
 # ---- display

@@ -12,11 +12,12 @@ from torchfab.cli.flags import TrustFlags
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.console import progress, write_err, write_out
 from torchfab.core.errors import HostError, HostsFailedError, TorchfabError, UsageError
+from torchfab.core.format import align_columns
 from torchfab.core.specs import Node
 from torchfab.launch.context import CommandContext
 from torchfab.launch.hosts import read_nodes
 from torchfab.transport.fanout import fan_out
-from torchfab.transport.ssh import connect, connections, host_keys, known_hosts, login
+from torchfab.transport.ssh import connect, host_keys, known_hosts, login
 from torchfab.transport.ssh.host_keys import Rules
 
 
@@ -126,11 +127,9 @@ def hop_chains(nodes: Sequence[Node], settings: ConnectionSettings) -> dict[str,
         Connections by label: jump hosts first, the host last.
     """
     remote = [node for node in nodes if not node.is_local]
-    by_rank = connections(remote, settings)
     chains: dict[str, list[Any]] = {}
-    for node in remote:
-        connection = by_rank[node.rank]
-        hops = [connection] if isinstance(connection, HostError) else connect.hops(connection)
+    for node, connection in zip(remote, connect.connections(remote, settings), strict=True):
+        hops = connect.hops(connection)
         for count, hop in enumerate(hops[:-1], 1):
             chains.setdefault(connect.hop_label(hop), hops[:count])
         chains[node.label] = hops
@@ -180,9 +179,8 @@ def confirm(found: Sequence[ShownKey], yes: bool, as_json: bool) -> dict[str, To
     dict of str to TorchfabError
         Why the other hosts are not trusted, by label.
     """
-    if not as_json:
-        for line in table(found):
-            write_out(line)
+    if found and not as_json:
+        write_out(table(found))
     unknown = [shown for shown in found if shown.verdict.status == "new"]
     new_keys = [shown for shown in unknown if shown.rules.user_files]
     refused = [shown for shown in unknown if not shown.rules.user_files]  # no file that ssh would read for them
@@ -194,24 +192,22 @@ def confirm(found: Sequence[ShownKey], yes: bool, as_json: bool) -> dict[str, To
     return {shown.label: host_keys.rejection(shown.rules, shown.key, shown.verdict) for shown in refused}
 
 
-def table(found: Sequence[ShownKey]) -> list[str]:
+def table(found: Sequence[ShownKey]) -> str:
     """Render one line per host: its name, the key's status, and the key as `ssh-keygen -l` prints it.
 
     Parameters
     ----------
     found : sequence of ShownKey
-        The keys.
+        At least one key.
 
     Returns
     -------
-    list of str
+    str
         The lines.
     """
-    width = max((len(shown.label) for shown in found), default=0)
-    return [
-        f"{shown.label:{width}}  {shown.status:7}  {host_keys.long_fingerprint(shown.key, shown.rules.name)}"
-        for shown in found
-    ]
+    return align_columns(
+        [[shown.label, shown.status, host_keys.long_fingerprint(shown.key, shown.rules.name)] for shown in found]
+    )
 
 
 def _ask_user(new_keys: Sequence[ShownKey]) -> bool:

@@ -13,13 +13,13 @@ from torchfab.cli.flags import JobFlags, LaunchFlags
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core import dry_run, environment, inventory, specs
 from torchfab.core.console import progress, write_err, write_out
-from torchfab.core.errors import Interrupted, TorchfabError, UsageError
+from torchfab.core.errors import Interrupted, UsageError
 from torchfab.core.specs import Facts, Job, Node, Plan, Slot
 from torchfab.doctor import Clock, Finding, launch_warnings, render, same_machine
-from torchfab.launch import deepspeed_env
+from torchfab.launch import deepspeed_env, transaction
 from torchfab.launch.context import CommandContext
 from torchfab.launch.hosts import read_inventory
-from torchfab.launch.interrupts import DeferInterrupts, InterruptibleOnce, StopOnSignal
+from torchfab.launch.interrupts import DeferInterrupts, InterruptibleOnce
 from torchfab.launchers import AnyLauncher, Launcher
 from torchfab.records import Record, Records, launch_request
 from torchfab.records.launch_request import LaunchRequest
@@ -124,34 +124,21 @@ def execute(asked: LaunchRequest, ctx: CommandContext, skip: Container[str] = ()
     launcher = asked.launcher
     nodes, slots = launch_request.select_nodes(asked.nodes, asked.slots, choose(asked.nodes, asked.count, skip))
     name = asked.job.name
-    folder = ctx.records.claim(name)
     try:
-        with StopOnSignal():
+        with transaction.claimed_name(ctx.records, name) as folder:
             asked.save(folder)
             prepared = tmux.prepare(asked.job, nodes, launcher.requirements(asked.job), ctx.settings, True, progress)
             record, plan = _start(launcher, asked.job, slots, prepared, ctx, attempt=1)
         ctx.records.end_launch(name)
-    except BaseException as error:
-        runs = _has_started(ctx.records, name)
-        if not (runs or (isinstance(error, TorchfabError) and error.uncertain_hosts)):
-            ctx.records.release(name)
-        if isinstance(error, KeyboardInterrupt):
-            raise _interrupted(name, runs) from None
-        raise
+    except KeyboardInterrupt:
+        raise _interrupted(name, ctx.records) from None
     if announce:
         _announce(plan, time.time() - ctx.now)
     return record
 
 
-def _has_started(records: Records, name: str) -> bool:
-    try:
-        return any(event["event"] == "started" for event in records.get(name).events())
-    except TorchfabError:  # it was not even written down
-        return False
-
-
-def _interrupted(name: str, runs: bool) -> Interrupted:
-    if runs:
+def _interrupted(name: str, records: Records) -> Interrupted:
+    if transaction.has_started(records, name):
         return Interrupted(f"interrupted, but job {name} had started by then: it runs", f"to end it: fab stop {name}")
     return Interrupted("interrupted; nothing was left running")
 
@@ -223,9 +210,9 @@ def _start(
     """Plan on what the nodes told, write it down, and start it."""
     try:
         nodes = prepared.nodes
-        same_machine.check(nodes, prepared.reported_facts)
+        same_machine.check(nodes, {rank: each.facts for rank, each in prepared.answers.items()})
         warnings = _print_warnings(prepared)
-        plan = launcher.plan(job, nodes, slots, [prepared.facts[node.rank] for node in nodes])
+        plan = launcher.plan(job, nodes, slots, prepared.facts)
         record = ctx.records.write(plan, tmux.NAME, ctx.now, ctx.settings, attempt)
         for each in warnings:
             record.note("warning", **each.as_json())
@@ -240,11 +227,9 @@ def _start(
 
 
 def _announce(plan: Plan, seconds: float) -> None:
-    name = plan.job.name
-    write_out(f"job {name}: {plan.world_size} ranks on {len(plan.nodes)} nodes, started in {seconds:.1f} s")
-    for key in list(plan.defaults)[2:]:
-        write_out(f"  {key:8} {plan.defaults[key]}")
-    write_out(f"next: fab logs --follow {name} | fab status {name} | fab attach {name} | fab stop {name}")
+    outcome = f"{plan.world_size} ranks on {len(plan.nodes)} nodes, started in {seconds:.1f} s"
+    shown = {key: value for key, value in plan.defaults.items() if key not in ("job", "nodes")}
+    transaction.announce(plan.job.name, outcome, shown, ("logs --follow", "status", "attach", "stop"))
 
 
 def _dry_run(launcher: Launcher, job: Job, nodes: Sequence[Node], slots: Sequence[Slot], ctx: CommandContext) -> str:
@@ -258,9 +243,9 @@ def _dry_run(launcher: Launcher, job: Job, nodes: Sequence[Node], slots: Sequenc
     else:
         prepared = tmux.prepare(job, nodes, launcher.requirements(job), ctx.settings, False, progress)
         prepared.close()
-        same_machine.check(nodes, prepared.reported_facts)
+        same_machine.check(nodes, {rank: each.facts for rank, each in prepared.answers.items()})
         _print_warnings(prepared)
-        facts = [prepared.facts[node.rank] for node in nodes]
+        facts = prepared.facts
     plan = launcher.plan(job, nodes, slots, facts)
     return dry_run.render_dry_run(plan, lambda each: _shell_argv(each.node, ctx.settings), notes)
 
@@ -272,11 +257,10 @@ def _shell_argv(node: Node, settings: ConnectionSettings) -> tuple[str, ...]:
 
 def _print_warnings(prepared: tmux.Prepared) -> tuple[Finding, ...]:
     """Print the warnings of phase one on stderr, equal ones of several nodes as one; return them."""
-    clocks = {}
-    for rank, (asked, answered) in prepared.request_times.items():
-        ahead_s = prepared.reported_facts[rank]["time"] - (asked + answered) / 2
-        clocks[rank] = Clock(ahead_s, (answered - asked) / 2)
-    found = launch_warnings.warnings(prepared.nodes, prepared.reported_facts, clocks)
+    answers = prepared.answers
+    clocks = {rank: Clock(each.clock_ahead_s, (each.received - each.sent) / 2) for rank, each in answers.items()}
+    facts = {rank: each.facts for rank, each in answers.items()}
+    found = launch_warnings.warnings(prepared.nodes, facts, clocks)
     for each in found:
         write_err(render.render_finding(each))
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -13,6 +14,7 @@ Result = TypeVar("Result")
 
 # When nobody has got any further for so long, all threads are stuck with silent hosts: the others get threads of their
 # own, as long as that is so.
+_log = logging.getLogger(__name__)
 STUCK_S = 2.0
 MOST_TIMES = 4
 
@@ -88,6 +90,8 @@ class _WorkerPool(Generic[Item, Result]):
             more = min(self.limit, MOST_TIMES * self.limit - self.at_work, self.waiting.qsize())
             self.generation += 1
             self.to_leave += more
+        if more:
+            _log.debug("no host responds for %g s: connecting to %d more of those that wait", STUCK_S, more)
         self.start(more)
 
     def _work(self, generation: int) -> None:

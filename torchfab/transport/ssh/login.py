@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING, Any
 
 from torchfab.core.errors import HostError
-from torchfab.transport.ssh import step_timeout
+from torchfab.core.log_context import current_host, log_host
+from torchfab.transport.ssh import login_log, step_timeout
 from torchfab.transport.ssh.errors import explain
 from torchfab.transport.ssh.step_timeout import StepTimeout
 
 if TYPE_CHECKING:
     from torchfab.transport.ssh.host_keys import Rules
+
+_log = logging.getLogger(__name__)
 
 
 def log_in(connection: Any) -> StepTimeout:
@@ -32,13 +36,16 @@ def log_in(connection: Any) -> StepTimeout:
     client = connection.client
     timeout = StepTimeout(lambda: connect.close_connection(connection), lambda: step_timeout.handshake_step(client))
     connection.step_timeout = timeout
+    started = time.monotonic()
     # TCP, handshake and login have timeouts of their own, but each key that is tried gets its own one, too.
     with timeout.at_most(3 * connection.timeout_s):
         try:
             connection.open()
-        except Exception:
+        except Exception as error:
             timeout.failed_step = step_timeout.handshake_step(client)
+            login_log.log_failure(connection, error, time.monotonic() - started)
             raise
+    _log.debug("authentication: logged in, %.3f s after the start", time.monotonic() - started)
     return timeout
 
 
@@ -58,14 +65,33 @@ def open_jump_hosts(connection: Any) -> None:
     from torchfab.transport.ssh import connect
 
     for hop in connect.hops(connection)[:-1]:
-        started = time.monotonic()
+        started, name = time.monotonic(), connect.hop_label(hop)
         try:
-            connect.configure_security(hop)
-            log_in(hop)
+            with log_host(f"{current_host()} via {name}"):
+                connect.configure_security(hop)
+                log_in(hop)
         except Exception as error:
             problem = error if isinstance(error, HostError) else explain(error, hop, time.monotonic() - started)
-            name = connect.hop_label(hop)
             raise HostError(f"its jump host {name}: {problem.message}", problem.fix, hop.host) from error
+
+
+def prepare(connection: Any) -> None:
+    """Log in to the jump hosts of a connection, and set its host key policy.
+
+    Parameters
+    ----------
+    connection : Connection
+        Not open yet.
+
+    Raises
+    ------
+    HostError
+        The login to a jump host failed, or ssh's configuration of the host is not valid.
+    """
+    from torchfab.transport.ssh import connect
+
+    open_jump_hosts(connection)
+    connect.configure_security(connection)
 
 
 def fetch_host_key(connection: Any) -> tuple[Rules, Any]:
@@ -73,8 +99,8 @@ def fetch_host_key(connection: Any) -> tuple[Rules, Any]:
 
     Parameters
     ----------
-    connection : Connection or HostError
-        As `connections` returns it; an error is raised as it is.
+    connection : Connection
+        Not open; its `error` is raised as it is.
 
     Returns
     -------
@@ -88,12 +114,13 @@ def fetch_host_key(connection: Any) -> tuple[Rules, Any]:
     """
     from torchfab.transport.ssh import connect
 
-    if isinstance(connection, HostError):
-        raise connection
+    if connection.error is not None:
+        raise connection.error
     started = time.monotonic()
     try:
-        open_jump_hosts(connection)
-        return connect.fetch_host_key(connection)
+        with log_host(connect.hop_label(connection)):
+            open_jump_hosts(connection)
+            return connect.fetch_host_key(connection)
     except HostError:
         raise
     except Exception as error:

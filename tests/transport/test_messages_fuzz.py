@@ -1,4 +1,4 @@
-"""A node that answers rubbish, or worse: bounded memory, a clean error, nothing that steers a terminal."""
+"""A node that answers garbage, or worse: bounded memory, a clear error, nothing that steers a terminal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import re
 import resource
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,12 @@ import pytest
 from hypothesis import strategies as st
 
 from tests.support import fuzzed
+from tests.transport.requests import without_values
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.errors import HostError
 from torchfab.core.specs import Node
-from torchfab.transport import schema
+from torchfab.transport import messages
+from torchfab.transport.messages.job import StatusRequest
 from torchfab.transport.pool import request_all
 from torchfab.transport.session import MOST_ANSWER_BYTES, Session
 from torchfab.transport.ssh import channels
@@ -56,20 +57,20 @@ def frame(value: Any) -> bytes:
     return b"\x1e%d\n%s" % (len(data), data)
 
 
-def ask(data: bytes, op: str = "status") -> Mapping[str, Any]:
-    return Session(NODE, Spoken(data)).ask({"op": op}, 5)
+def request_status(data: bytes) -> Any:
+    return Session(NODE, Spoken(data)).request(without_values(StatusRequest), 5)
 
 
 @fuzzed(st.one_of(st.binary(max_size=300), JSON.map(frame), JSON.map(lambda value: b"\x1e9\n" + frame(value))))
 def test_rubbish_is_a_clean_error(data: bytes) -> None:
     with pytest.raises(HostError) as caught:
-        ask(data)
+        request_status(data)
     assert "\x1b" not in str(caught.value)
 
 
 @fuzzed(st.text())
 def test_what_is_taken_in_steers_no_terminal(text: str) -> None:
-    shown = schema.cleaned({"a": [text]})["a"][0]
+    shown = messages.cleaned({"a": [text]})["a"][0]
     assert not [sign for sign in shown if (ord(sign) < 32 and sign not in "\t\n") or 127 <= ord(sign) < 160]
 
 
@@ -78,6 +79,7 @@ CASES = {
     "more than is taken": (b"\x1e%d\n" % HUGE, "is more than torchfab takes"),
     "nested without end": (b"\x1e50000\n" + b"[" * 50_000, "not torchfab's program"),
     "another's": (frame({"hello": 1, "of": 1}), "what answers there is not torchfab's program"),
+    "an answer to no request": (frame({}), "what answers there is not torchfab's program"),
     "problems that are none": (frame({"problems": [1], "of": 1}), "not torchfab's program"),
     "last words that steer": (b"", "its last words"),
 }
@@ -87,7 +89,7 @@ CASES = {
 def test_what_is_wrong_is_said(case: str) -> None:
     data, told = CASES[case]
     with pytest.raises(HostError) as caught:
-        ask(data)
+        request_status(data)
     assert told in str(caught.value)
     assert "\x1b" not in str(caught.value)
 
@@ -119,7 +121,8 @@ def test_a_real_program_that_means_harm_is_an_error_in_time_and_bounded(
     monkeypatch.setattr(sys, "executable", str(program))
     monkeypatch.setattr(channels, "_END_S", 0.5)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    _, answer = next(iter(request_all([Node(0, "localhost")], ConnectionSettings(), {"op": "status"}, 1.0)))
+    nodes, settings = [Node(0, "localhost")], ConnectionSettings()
+    _, answer = next(iter(request_all(nodes, settings, lambda _: without_values(StatusRequest), 1.0)))
     assert isinstance(answer, HostError)
     assert re.search(told, str(answer)), answer
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # KiB
