@@ -225,14 +225,15 @@ def _copy_to(
     copies: _Copies,
     settings: ConnectionSettings,
 ) -> SyncResult:
-    look = WorkdirRequest(workdir=request.workdir, token=token)
+    workdir = node.workdir or request.workdir
+    look = WorkdirRequest(workdir=workdir, token=token)
     if session.request(look, settings.answer_timeout_s).shared:
         return SyncResult(node, shared=True)
     argv = _argv(request, node, settings)
     _log.debug("rsync: starting %s", shlex.join(argv), extra={"host": node.label})
     stats = rsync.parse_stats(copies.run(argv))
     _log.debug("rsync: done", extra={"host": node.label})
-    check = FilesRequest(workdir=request.workdir, digests=dict(digests), within_s=settings.sync_timeout_s)
+    check = FilesRequest(workdir=workdir, digests=dict(digests), within_s=settings.sync_timeout_s)
     files = session.request(check, settings.sync_timeout_s + settings.answer_timeout_s)
     return SyncResult(node, False, stats, files.checked, files.missing, files.differing, tuple(files.names))
 
@@ -241,7 +242,7 @@ def _argv(request: SyncRequest, node: Node, settings: ConnectionSettings) -> tup
     host, shell = _rsh_command(node, settings)
     return rsync.copy_argv(
         request.source,
-        request.workdir,
+        node.workdir or request.workdir,
         host,
         shell,
         request.delete,
