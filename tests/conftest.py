@@ -30,8 +30,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add --golden, which `inv golden` passes."""
-    parser.addoption("--rounds", type=int, default=5, help="how many launches and stops in a row the stress test does")
-    parser.addoption("--faults", default="", help="write the fault matrix that was made into this page of the docs")
+    parser.addoption("--rounds", type=int, default=5, help="number of launches and stops in the stress test")
+    parser.addoption("--faults", default="", help="write the fault matrix into this page of the docs")
     parser.addoption("--golden", action="store_true", help="rewrite the golden records instead of comparing with them")
 
 
@@ -60,7 +60,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     found = {(report.nodeid, row[0]): row for report in reports for row in faulttable.rows_of(report)}
     if found:
         rows = faulttable.in_order(list(found.values()))
-        terminalreporter.section("what happened after each fault")
+        terminalreporter.section("result of each fault")
         terminalreporter.write_line(faulttable.as_text(rows))
         if config.getoption("--faults"):
             faulttable.write(Path(config.getoption("--faults")), rows)
@@ -68,7 +68,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture(autouse=True)
 def _stop_signal() -> Iterator[None]:
-    """Restore the SIGUSR1 handler: a launch ignores `fab stop`'s signal afterwards, and programs would inherit that."""
+    """Restore the SIGUSR1 handler: a launch ignores `fab stop`'s signal afterwards, and child processes would inherit that."""
     before = signal.getsignal(signal.SIGUSR1)
     yield
     signal.signal(signal.SIGUSR1, before)

@@ -48,7 +48,7 @@ def copy_into(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project whose .venv is made already; the folder's name has what shells trip over."""
+    """A project with a complete .venv; the folder's name has characters that are special in a shell."""
     for program in NEEDED:
         require(program)
     folder = copy_into(tmp_path_factory.mktemp("run") / "it's a $HOME; project")
@@ -60,7 +60,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def bare(tmp_path: Path) -> Path:
-    """A folder of programs, as PATH, that holds what `run` itself uses, and neither Python nor what it needs."""
+    """A folder for PATH with the programs that `run` itself uses, without Python and the programs to install."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for tool in TOOLS:
@@ -80,7 +80,7 @@ def quick_venv(project: Path, tmp_path: Path) -> str:
 
 
 def stub(folder: Path, name: str, *lines: str) -> None:
-    """Put a shell script onto that PATH."""
+    """Put a shell script into a folder of PATH."""
     path = folder / name
     path.write_text("\n".join(["#!/bin/sh", *lines]) + "\n")
     path.chmod(0o755)
@@ -127,7 +127,7 @@ def test_an_unknown_command_is_named(project: Path) -> None:
 
 def test_it_reinstalls_only_when_the_requirements_change(project: Path) -> None:
     requirements = project / "requirements.txt"
-    requirements.write_text("# nothing, said otherwise\n")
+    requirements.write_text("# nothing, changed\n")
     assert "installing requirements.txt into .venv" in call(project, "true").stderr
     assert call(project, "true").stderr == ""
     requirements.touch()
@@ -185,10 +185,10 @@ def test_a_missing_program_without_a_package_manager_is_an_error(tmp_path: Path,
     stubs(bare, ["ssh", "rsync"])
     done = call(copy_into(tmp_path / "project"), "true", PATH=str(bare))
     assert done.returncode == 1
-    assert done.stderr == "run: missing: tmux; no package manager that I know is here; install by hand: tmux\n"
+    assert done.stderr == "run: missing: tmux; no known package manager found; install by hand: tmux\n"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="what root may install without asking")
+@pytest.mark.skipif(os.geteuid() != 0, reason="root installs without sudo")
 @pytest.mark.parametrize(
     ("manager", "command"),
     [
@@ -208,10 +208,10 @@ def test_root_installs_what_is_missing(tmp_path: Path, bare: Path, manager: str,
     done = call(copy_into(tmp_path / "project"), "true", PATH=str(bare))
     assert f"run: installing: {command}\n" in done.stderr
     assert (tmp_path / "calls").read_text() == f"{command.partition(' ')[2]}\n"
-    assert "Python 3.10" in done.stderr  # it went on to the next thing
+    assert "Python 3.10" in done.stderr  # it continued with the next step
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="what root sees when it fails")
+@pytest.mark.skipif(os.geteuid() != 0, reason="root installs without sudo")
 def test_the_output_of_a_failing_package_manager_is_shown(tmp_path: Path, bare: Path) -> None:
     stubs(bare, ["ssh", "rsync"])
     stub(bare, "apt-get", "echo E: no route to the mirror", "exit 100")

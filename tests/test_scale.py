@@ -1,4 +1,4 @@
-"""What must not grow with the number of hosts."""
+"""Threads and state that must not grow with the number of hosts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.specs import Node
 from torchfab.transport import pool, ssh
-from torchfab.transport.pool import Answer, request_all
+from torchfab.transport.messages.doctor import ClockRequest
+from torchfab.transport.pool import Response, request_all
 from torchfab.transport.ssh import connect
 
 
@@ -27,8 +28,8 @@ def test_fan_out_is_bounded_and_leaves_no_thread(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(pool, "open_session", counted)
     nodes = [Node(rank, "localhost") for rank in range(12)]
-    answers = dict(request_all(nodes, ConnectionSettings(fanout=3), {"op": "clock"}, 20))
-    assert [type(answers.get(node)) for node in nodes] == 12 * [Answer]
+    answers = dict(request_all(nodes, ConnectionSettings(fanout=3), lambda _: ClockRequest(), 20))
+    assert [type(answers.get(node)) for node in nodes] == 12 * [Response]
     assert most[0] <= 3
     for thread in started():
         thread.join(20)

@@ -1,4 +1,4 @@
-"""The tasks of `inv`: every flag is explained, and commands are what they say."""
+"""The tasks of `inv`: every flag has help, and each task runs the right commands."""
 
 from __future__ import annotations
 
@@ -81,17 +81,17 @@ def test_golden_rewrites_records(ran: list[list[str]]) -> None:
 
 
 def test_lint_runs_every_check_before_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str] = []
+    checks: list[str] = []
 
     def fail(*words: str) -> int:
-        seen.append(words[-1])
+        checks.append(words[-1])
         return 1
 
     monkeypatch.setattr(tasks, "_run", fail)
     monkeypatch.setattr("shutil.which", lambda name: name)
     with pytest.raises(invoke.Exit, match="5 of 5 checks failed"):
         tasks.lint(invoke.Context())
-    assert len(seen) == 5
+    assert len(checks) == 5
 
 
 def test_a_failing_program_gives_the_task_its_code() -> None:

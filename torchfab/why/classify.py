@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from torchfab.core.log_lines import strip_controls
-from torchfab.core.status import describe_exit_code
+from torchfab.core.status import ProcessStatus, describe_exit_code
 from torchfab.why import signal_sender, signatures, tracebacks
 from torchfab.why.causes import Cause, Kind
-from torchfab.why.evidence import Label, Log, NodeEvidence
+from torchfab.why.evidence import Label, Log, NodeEvidence, RankEnd
 from torchfab.why.tracebacks import Traceback
 
 _SUPERVISOR_SIGNALS = {
@@ -108,7 +107,7 @@ def last_lines(text: str, count: int = 5) -> tuple[str, ...]:
 
 
 def cause_of(
-    node: NodeEvidence, process: Mapping[str, Any], rank: Mapping[str, Any], traceback: Traceback | None, tail: str
+    node: NodeEvidence, process: ProcessStatus, rank: RankEnd, traceback: Traceback | None, tail: str
 ) -> Cause:
     """Return why a rank, or a process that is not a rank, ended.
 
@@ -116,10 +115,10 @@ def cause_of(
     ----------
     node : NodeEvidence
         The node that it ran on.
-    process : Mapping
+    process : ProcessStatus
         The process itself, or the launcher process that started the rank, as the node reports it.
-    rank : Mapping
-        `rank` (None for a process that is not a rank), `pid` and `code`.
+    rank : RankEnd
+        How it ended.
     traceback : Traceback or None
         The last traceback in its log.
     tail : str
@@ -130,9 +129,9 @@ def cause_of(
     Cause
         Of kind UNKNOWN if nothing explains the end.
     """
-    code = rank["code"]
-    by_signal = code == KILL or signal_sender.is_signal_exit(code, rank["rank"], node)
-    if by_signal and (cause := _signal_cause(node, process, code, rank["pid"])):
+    code = rank.code
+    by_signal = code == KILL or signal_sender.is_signal_exit(code, rank.rank, node)
+    if code is not None and by_signal and (cause := _signal_cause(node, process, code, rank.pid)):
         return cause
     if traceback and (cause := signatures.recognise(_exception(traceback))):
         return cause
@@ -141,8 +140,8 @@ def cause_of(
         return cause
     if not traceback and code and (cause := _full_log_disk(node)):
         return cause
-    if rank["rank"] is None:
-        return _launcher_cause(process["name"], code, traceback)
+    if rank.rank is None:
+        return _launcher_cause(process.name, code, traceback)
     return _script_cause(code, traceback)
 
 
@@ -178,9 +177,9 @@ def _script_cause(code: int | None, traceback: Traceback | None) -> Cause:
     return Cause(Kind.SCRIPT, "exit-code", f"the script ended itself with exit code {code}", "see its last lines")
 
 
-def _signal_cause(node: NodeEvidence, process: Mapping[str, Any], code: int, pid: int | None) -> Cause | None:
+def _signal_cause(node: NodeEvidence, process: ProcessStatus, code: int, pid: int | None) -> Cause | None:
     """Return which signal ended a process and who sent it; None if the exit code alone does not prove a signal."""
-    end = node.exit_records.get(process["name"], {})
+    end = node.exit_records.get(process.name, {})
     signal = end.get("asked")
     if node.status.stop_asked is not None:
         return Cause(Kind.STOPPED, "stopped", "fab stop ended it")
@@ -193,9 +192,9 @@ def _signal_cause(node: NodeEvidence, process: Mapping[str, Any], code: int, pid
     return found or (_unknown_sender(code) if code < 0 else None)
 
 
-def _out_of_memory(node: NodeEvidence, process: Mapping[str, Any], pid: int | None) -> Cause | None:
+def _out_of_memory(node: NodeEvidence, process: ProcessStatus, pid: int | None) -> Cause | None:
     by_kernel = next((line.text for line in node.kernel if pid and f"Killed process {pid} " in f"{line.text} "), "")
-    count = node.exit_records.get(process["name"], {}).get("oom_kills", 0)
+    count = node.exit_records.get(process.name, {}).get("oom_kills", 0)
     fix = "less memory per rank (data loader workers, caches), or a higher limit of its control group"
     if by_kernel:
         return Cause(Kind.MEMORY, "host-memory", f"the kernel's OOM killer ended it: {by_kernel}", fix)

@@ -204,7 +204,7 @@ def _import_error_cause(cause: Cause, first: Failure, failures: Sequence[Failure
 
 
 def _outlived(status: NodeStatus, first: Failure) -> bool:
-    lives = [(rank["ended"] or status.now) - rank["started"] for rank in status.ranks if rank["started"]]
+    lives = [(rank.ended or status.now) - rank.started for rank in status.ranks if rank.started]
     return max(lives, default=0.0) > first.lived_s + 1.0
 
 
@@ -238,7 +238,7 @@ def _job_notes(evidence: Evidence) -> tuple[str, ...]:
         if evidence.scheduler_reasons
         else []
     )
-    restarts = max((rank["attempt"] for node in evidence.nodes for rank in node.status.ranks), default=0)
+    restarts = max((rank.attempt for node in evidence.nodes for rank in node.status.ranks), default=0)
     times = "once" if restarts == 1 else f"{restarts} times"
     found = [f"the batch script said: {line[:300]}" for line in batch]
     found += [f"torchrun had restarted its ranks {times} before"] if restarts else []

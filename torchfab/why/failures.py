@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from torchfab.core.status import CUT_OFF
+from torchfab.core.status import CUT_OFF, ProcessStatus, RankStatus
 from torchfab.remote.job.start_barrier import NEVER_RELEASED
 from torchfab.why import signatures
 from torchfab.why.causes import Cause, Kind
 from torchfab.why.classify import KILL, cause_of, find_traceback, last_lines, logs_of
-from torchfab.why.evidence import Evidence, NodeEvidence
+from torchfab.why.evidence import Evidence, Label, NodeEvidence, RankEnd
 from torchfab.why.tracebacks import Traceback
 
 # How likely a failure is the first cause, the likeliest first. The time of a lost node is only its last sign of life.
@@ -128,50 +127,51 @@ def _cut_off(words: str) -> Cause:
     return Cause(Kind.KILLED, "launch-cut-off", words, "fab stop, then launch it again")
 
 
-def _process_failures(node: NodeEvidence, process: Mapping[str, Any]) -> Iterator[Failure]:
+def _process_failures(node: NodeEvidence, process: ProcessStatus) -> Iterator[Failure]:
     ranks = _failed_ranks(process)
     for rank in ranks:
-        yield _rank_failure(node, process, rank)
-    state, code = process["state"], process["code"]
+        end = RankEnd(rank.rank, rank.pid, rank.code, rank.started, rank.ended, rank.attempt)
+        yield _rank_failure(node, process, end)
+    state, code = process.state, process.code
     if state == "lost":
         yield _lost_process(node, process)
     elif code is not None and code < 0 and not _is_rank(process):
         yield _launcher_failure(node, process)
     elif state == "failed" and not ranks:
-        for reported in process["reported"][:1]:
-            ended = process["ended"] or node.status.now
-            yield _rank_failure(node, process, {**reported, "ended": ended, "started": process["started"], "pid": 0})
-        if not process["reported"]:
+        for reported in process.reported[:1]:
+            ended = process.ended or node.status.now
+            yield _rank_failure(node, process, RankEnd(reported.rank, 0, reported.code, process.started, ended))
+        if not process.reported:
             yield _launcher_failure(node, process)
 
 
-def _failed_ranks(process: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _failed_ranks(process: ProcessStatus) -> list[RankStatus]:
     """Return the ranks of the last attempt that ended with a nonzero exit code."""
-    last = max((rank["attempt"] for rank in process["ranks"]), default=0)
-    return [rank for rank in process["ranks"] if rank["attempt"] == last and rank["ended"] and rank["code"]]
+    last = max((rank.attempt for rank in process.ranks), default=0)
+    return [rank for rank in process.ranks if rank.attempt == last and rank.ended and rank.code]
 
 
-def _is_rank(process: Mapping[str, Any]) -> bool:
-    return any(rank["pid"] == process["pid"] and rank["pid"] for rank in process["ranks"])
+def _is_rank(process: ProcessStatus) -> bool:
+    return any(rank.pid == process.pid and rank.pid for rank in process.ranks)
 
 
-def _rank_failure(node: NodeEvidence, process: Mapping[str, Any], rank: Mapping[str, Any]) -> Failure:
-    logs = logs_of(node, rank["rank"])
-    traceback, path, tail = find_traceback(node, rank["rank"], logs, rank.get("attempt"))
+def _rank_failure(node: NodeEvidence, process: ProcessStatus, rank: RankEnd) -> Failure:
+    logs, ended, code = logs_of(node, rank.rank), rank.ended or node.status.now, rank.code or 0
+    traceback, path, tail = find_traceback(node, rank.rank, logs, rank.attempt)
     cause = cause_of(node, process, rank, traceback, tail)
-    failed_before = [each for each in _failed_ranks(process) if each["ended"] < rank["ended"]]
+    failed_before = [each for each in _failed_ranks(process) if (each.ended or 0.0) < ended]
     return Failure(
-        time=rank["ended"] - node.status.skew_s,
+        time=ended - node.status.skew_s,
         host=node.host,
         node_rank=node.status.node.rank,
-        rank=rank["rank"],
-        code=rank["code"],
+        rank=rank.rank,
+        code=rank.code,
         cause=cause,
-        weight=_weight(cause, rank["code"], bool(failed_before) or process["state"] == "stopped"),
+        weight=_weight(cause, code, bool(failed_before) or process.state == "stopped"),
         traceback=traceback,
         lines=last_lines(tail),
         path=path,
-        lived_s=rank["ended"] - (rank["started"] or rank["ended"]),
+        lived_s=ended - (rank.started or ended),
     )
 
 
@@ -183,35 +183,33 @@ def _weight(cause: Cause, code: int, others_before: bool) -> int:
     return SYMPTOM if cause.is_symptom else ROOT
 
 
-def _launcher_failure(node: NodeEvidence, process: Mapping[str, Any]) -> Failure:
+def _launcher_failure(node: NodeEvidence, process: ProcessStatus) -> Failure:
     """Return the failure of a process that is not a rank: torchrun, mpirun."""
     traceback, path, tail = find_traceback(node, "agent", logs_of(node, "agent"))
-    pseudo = {"rank": None, "pid": process["pid"], "code": process["code"]}
-    code, ended = process["code"], process["ended"] or process["started"] or node.status.now
-    cause = cause_of(node, process, pseudo, traceback, tail)
-    if process["reason"] and code is None:  # it was never started
-        cause = signatures.recognise(process["reason"]) or Cause(
-            Kind.NODE, "not-started", process["reason"], "fab doctor"
-        )
-        cause = _cut_off(NEVER_RELEASED) if process["reason"] == NEVER_RELEASED else cause
-    skew, lived_s = node.status.skew_s, ended - (process["started"] or ended)
-    weight = _weight(cause, code or 0, process["state"] == "stopped")
+    end = RankEnd(None, process.pid, process.code)
+    code, ended = process.code, process.ended or process.started or node.status.now
+    cause = cause_of(node, process, end, traceback, tail)
+    if process.reason and code is None:  # it was never started
+        cause = signatures.recognise(process.reason) or Cause(Kind.NODE, "not-started", process.reason, "fab doctor")
+        cause = _cut_off(NEVER_RELEASED) if process.reason == NEVER_RELEASED else cause
+    skew, lived_s = node.status.skew_s, ended - (process.started or ended)
+    weight = _weight(cause, code or 0, process.state == "stopped")
     where = (node.host, node.status.node.rank, None)
-    name = process["name"]
+    name = process.name
     return Failure(ended - skew, *where, code, cause, weight, traceback, last_lines(tail), path, lived_s, name)
 
 
-def _lost_process(node: NodeEvidence, process: Mapping[str, Any]) -> Failure:
-    last = (process["last_line"] or {"time": process["started"]})["time"] or node.status.now
-    if "restarted" in process["reason"]:
+def _lost_process(node: NodeEvidence, process: ProcessStatus) -> Failure:
+    last = (process.last_line.time if process.last_line else process.started) or node.status.now
+    if "restarted" in process.reason:
         cause = Cause(
             Kind.NODE, "node-rebooted", "the node was restarted while it ran", "see its logs: journalctl -b -1 -e"
         )
     else:
-        words = f"the supervisor of {process['name']} was killed: its exit code was not recorded"
+        words = f"the supervisor of {process.name} was killed: its exit code was not recorded"
         cause = Cause(Kind.KILLED, "supervisor-killed", words, "see who did it there: the OOM killer, an administrator")
-    label = process["ranks"][0]["rank"] if process["ranks"] else "agent"
+    rank = process.ranks[0].rank if process.ranks else None
+    label: Label = "agent" if rank is None else rank
     _, path, tail = find_traceback(node, label, logs_of(node, label))
-    rank = process["ranks"][0]["rank"] if _is_rank(process) else None
-    where = (node.host, node.status.node.rank, rank)
+    where = (node.host, node.status.node.rank, rank if _is_rank(process) else None)
     return Failure(last - node.status.skew_s, *where, None, cause, LOST, None, last_lines(tail), path)
