@@ -42,7 +42,7 @@ LONGEST_FIRST = (
 
 # No deadline, because a slow machine is not an error. In CI the examples are the same in every run, except for fuzz.
 SAME = os.environ.get("CI") == "true" and "TORCHFAB_FUZZ_EXAMPLES" not in os.environ
-settings.register_profile("suite", max_examples=100, deadline=None, derandomize=SAME)
+settings.register_profile("suite", max_examples=50, deadline=None, derandomize=SAME)
 settings.load_profile("suite")
 
 
