@@ -90,15 +90,15 @@ def launch_kubernetes(c: TaskContext, flags: JobFlags, own: Any) -> int:
 
 
 def _launch(c: TaskContext, launcher: Launcher, flags: LaunchFlags, own: Any) -> int:
-    from torchfab.commands.launch import launch
+    from torchfab.commands.launch import run_launch
 
-    return launch(launcher, flags, own, _context(c), _fab(c))
+    return run_launch(launcher, flags, own, _context(c), _fab(c))
 
 
 def _submit(c: TaskContext, launcher: BatchLauncher, flags: JobFlags, own: Any) -> int:
-    from torchfab.commands.launch import submit
+    from torchfab.commands.launch import run_submit
 
-    return submit(launcher, flags, own, _context(c))
+    return run_submit(launcher, flags, own, _context(c))
 
 
 # ---- jobs
@@ -205,11 +205,11 @@ def stacks(
 @job_task()
 def wait(c: TaskContext, job: str) -> int:
     """Wait for a job to end, and exit with its code."""
+    import torchfab.commands.logs
     from torchfab.commands import job_lookup
-    from torchfab.commands import logs as log_commands
 
     ctx = _context(c)
-    return log_commands.wait(job_lookup.find(job, ctx), ctx.config["failure_grace_s"], ctx.config["stall_s"])
+    return torchfab.commands.logs.wait(job_lookup.find(job, ctx), ctx.config["failure_grace_s"], ctx.config["stall_s"])
 
 
 @job_task(

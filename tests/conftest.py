@@ -52,7 +52,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture(autouse=True)
 def _stop_signal() -> Iterator[None]:
-    """Restore the SIGUSR1 handler: a launch ignores `fab stop`'s signal afterwards, and child processes would inherit that."""
+    """Restore the SIGUSR1 handler: a launch leaves it ignored afterwards, and child processes would inherit that."""
     before = signal.getsignal(signal.SIGUSR1)
     yield
     signal.signal(signal.SIGUSR1, before)
