@@ -385,7 +385,7 @@ class OptionalPositional(Argument):
 
     @property
     def value(self) -> Any:
-        """The text; None while the parser looks for an argument that takes its token; empty if there was none."""
+        """The text: None while the parser searches an argument for its token, empty if there was no token."""
         if self._value is not None:
             return self._value
         return None if _parser_has_a_token() else self.default
