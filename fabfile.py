@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from torchfab.cli import excepthook
 from torchfab.cli.executor import TaskContext
 from torchfab.cli.flags import (
+    HOSTFILE_FORMAT_HELP,
+    HOSTFILE_HELP,
     SECONDS,
     DoctorFlags,
     GpuLaunchFlags,
@@ -26,6 +28,7 @@ from torchfab.cli.flags import (
     PodFlags,
     SyncFlags,
     TrustFlags,
+    file_task,
     host_task,
     job_task,
     launch_task,
@@ -290,16 +293,17 @@ def doctor(c: TaskContext, flags: DoctorFlags) -> int:
 
 @job_task(
     job=flag("", "Name of a job: its hosts and step rate. [all hosts of the file, and the latest job's step rate]"),
-    hostfile=flag("", "File with one host a line, or slurm: the hosts of this allocation. [hosts]"),
+    hostfile=flag("", HOSTFILE_HELP),
+    hostfile_format=flag("", HOSTFILE_FORMAT_HELP),
     interval=flag(2.0, "Seconds between updates. [2]", Seconds(low=0.1)),
     once=flag(False, "Print one update and exit; exit code 1 if a host did not answer."),
     json=flag(False, "Print JSON: one document with --once, otherwise one line per update."),
 )
-def top(c: TaskContext, job: str, hostfile: str, interval: float, once: bool, json: bool) -> int:
+def top(c: TaskContext, job: str, hostfile: str, hostfile_format: str, interval: float, once: bool, json: bool) -> int:
     """Show the live load of all hosts, or of a job's hosts, and the job's step rate; Ctrl-C ends it."""
     from torchfab.commands.top import run
 
-    return run(job, hostfile, interval, once, json, _context(c))
+    return run(job, hostfile, interval, once, json, _context(c), hostfile_format)
 
 
 @host_task(NetworkFlags)
@@ -319,6 +323,17 @@ def lemons(c: TaskContext, forgive: str, json: bool) -> int:
     from torchfab.commands.lemons import show_lemons
 
     return show_lemons(_context(c), forgive, json)
+
+
+# ---- files of other launchers
+
+
+@file_task("import", file=flag("", "A batch script, or a configuration of accelerate, DeepSpeed, Ray or Kubernetes."))
+def import_file(c: TaskContext, file: str) -> int:
+    """Turn a launch file of another tool into a command line, and list what of it is not carried over."""
+    from torchfab.commands.import_file import run
+
+    return run(file, _context(c))
 
 
 def _fab(c: TaskContext) -> tuple[str, ...]:

@@ -102,8 +102,8 @@ def test_every_launch_takes_the_shared_flags_and_its_own() -> None:
     shared |= {"supervise", "restarts", "stall", "backoff", "notify", "tmux"}
     node, gpu = (next(each for each in CONTEXTS if each.name == name) for name in ("launch-per-node", "launch-per-gpu"))
     own = {"nproc-per-node", "nnodes", "max-restarts", "rdzv-backend", "rdzv-timeout"}
-    assert {name.replace("_", "-") for name in node.args} == shared | {"hostfile"} | own
-    assert {name.replace("_", "-") for name in gpu.args} == shared | {"gpufile"}
+    assert {name.replace("_", "-") for name in node.args} == shared | {"hostfile", "hostfile-format"} | own
+    assert {name.replace("_", "-") for name in gpu.args} == shared | {"gpufile", "hostfile-format"}
 
 
 def test_no_flag_has_a_short_form_that_could_clash_with_fabrics() -> None:

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from tests.factories import make_facts, make_job, make_node_facts, make_nodes
-from torchfab.cli.flags import GpuLaunchFlags, LaunchFlags
+from torchfab.cli.flags import LaunchFlags
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.errors import Interrupted
-from torchfab.launch import hosts, launch
+from torchfab.launch import launch
 from torchfab.launch.context import CommandContext
 from torchfab.launchers import per_node
 from torchfab.records import Record
@@ -42,13 +42,6 @@ def launch_request(monkeypatch: pytest.MonkeyPatch) -> LaunchRequest:
     monkeypatch.setattr(tmux, "start", lambda *_: None)
     flags = per_node.Flags()
     return LaunchRequest(make_job(options=per_node.options(flags)), vars(flags), NODES, (), 2)
-
-
-def test_hosts_of_the_command_line_are_slots_and_may_be_ranges(ctx: CommandContext) -> None:
-    ctx = replace(ctx, hosts="a,node[1,3],a")
-    nodes, slots = hosts.read_inventory(GpuLaunchFlags(), ctx)
-    assert [node.host for node in nodes] == ["a", "node1", "node3"]
-    assert [slot.node_rank for slot in slots] == [0, 1, 2, 0]
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,8 @@ from invoke.parser import Argument
 from torchfab.core.flag_values import PORT, Seconds, WholeNumber, flag, parse, values_of
 
 SECONDS = Seconds()
+HOSTFILE_HELP = "File with one host a line, - for stdin, or slurm: the hosts of this allocation. [hosts]"
+HOSTFILE_FORMAT_HELP = "torchfab, openmpi, mpich, pbs, lsf, sge, ansible, mlx, clustershell, etc-hosts. [what it shows]"
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class PodFlags(JobFlags):
 class LaunchFlags(JobFlags):
     """The flags of launches over a hosts file."""
 
-    hostfile: str = flag("", "File with one host a line, or slurm: the hosts of this allocation. [hosts]")
+    hostfile: str = flag("", HOSTFILE_HELP)
+    hostfile_format: str = flag("", HOSTFILE_FORMAT_HELP)
     port: int = flag(0, "Port of the rendezvous on node 0; 0: a free one. [0]", PORT)
     master_addr: str = flag("", "Address by which the nodes reach node 0. [its name in the hosts file]")
     nodes: int = flag(
@@ -84,7 +87,8 @@ class GpuLaunchFlags(LaunchFlags):
 class HostFlags:
     """The flags of commands about the hosts themselves, whether or not a job runs there."""
 
-    hostfile: str = flag("", "File with one host a line, or slurm: the hosts of this allocation. [hosts]")
+    hostfile: str = flag("", HOSTFILE_HELP)
+    hostfile_format: str = flag("", HOSTFILE_FORMAT_HELP)
     json: bool = flag(False, "Print JSON.")
 
 
@@ -205,6 +209,26 @@ def job_task(**flags: Any) -> Callable[[Body], Any]:
     return decorate
 
 
+def file_task(name: str, **flags: Any) -> Callable[[Body], Any]:
+    """Return a decorator that makes a task of `body(c, file, **flags)` with a name that Python does not allow.
+
+    Parameters
+    ----------
+    name : str
+        Name of the task: `import`.
+    flags : field
+        Its flags, as `flag(...)` gives them; one named `file` says what the file is to this task.
+    """
+
+    def decorate(body: Body) -> Any:
+        def call(c: Any, **values: Any) -> Any:
+            return body(c, **values_of(flags, values))
+
+        return _task(call, body, [_named(key, each) for key, each in flags.items()], FileTask, name)
+
+    return decorate
+
+
 def plain_task(**flags: Any) -> Callable[[Body], Any]:
     """Return a decorator that makes a task of `body(c, **flags)`, without hosts or a job.
 
@@ -233,13 +257,14 @@ def _named(name: str, each: Any) -> Any:
     return each
 
 
-def _task(call: Body, body: Body, flags: list[Field[Any]], klass: type) -> Any:
+def _task(call: Body, body: Body, flags: list[Field[Any]], klass: type, name: str | None = None) -> Any:
     context = inspect.Parameter("c", inspect.Parameter.POSITIONAL_ONLY)
     call.__signature__ = inspect.Signature([context, *map(_parameter, flags)])  # type: ignore[attr-defined]
     call.__name__, call.__doc__, call.__module__ = body.__name__, body.__doc__, body.__module__
     repeatable = [each.name for each in flags if each.default == ()]
     return fabric.task(
         klass=klass,
+        name=name,
         help={each.name: each.metadata["help"] for each in flags},
         iterable=repeatable,
         positional=[],
@@ -321,6 +346,26 @@ class JobTask(FlagTask):
         return [OptionalPositional.of(each) if each.name == "job" else each for each in arguments]
 
 
+class FileTask(FlagTask):
+    """A task whose first word names a file."""
+
+    def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[Argument]:
+        """Return the task's arguments; `file` is positional.
+
+        Parameters
+        ----------
+        ignore_unknown_help : bool, optional
+            As of Invoke.
+
+        Returns
+        -------
+        list of Argument
+            The arguments.
+        """
+        arguments = super().get_arguments(ignore_unknown_help)
+        return [OptionalPositional.of(each) if each.name == "file" else each for each in arguments]
+
+
 class NonEmptyValue(Argument):
     """A flag whose value must not be empty: `--name "$NAME"` with an unset NAME is a mistake."""
 
@@ -392,11 +437,10 @@ class OptionalPositional(Argument):
 
     @value.setter
     def value(self, token: str) -> None:
-        if token == "" or token.startswith("-"):
-            problem = f"there is no flag {token}" if token else "the name of the job is empty"
-            raise ParseError(
-                f"error: {problem}\n  fix: fab --help TASK shows its flags; without a name it is the latest job"
-            )
+        if token == "" or (token.startswith("-") and token != "-"):
+            problem = f"there is no flag {token}" if token else f"the name of the {self.name} is empty"
+            latest = "; without a name it is the latest job" if self.name == "job" else ""
+            raise ParseError(f"error: {problem}\n  fix: fab --help TASK shows its flags{latest}")
         self.set_value(token)
 
 

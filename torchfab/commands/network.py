@@ -56,6 +56,7 @@ def run(flags: NetworkFlags, ctx: CommandContext) -> int:
     shared = LaunchFlags(
         name=name,
         hostfile=flags.hostfile,
+        hostfile_format=flags.hostfile_format,
         env=flags.env,
         workdir=flags.workdir,
         python=flags.python,

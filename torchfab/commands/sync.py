@@ -22,7 +22,7 @@ from torchfab.core.errors import HostsFailedError, TorchfabError, UsageError
 from torchfab.core.specs import Node
 from torchfab.launch.context import CommandContext
 from torchfab.launch.hosts import read_nodes
-from torchfab.remote.host import file_tree
+from torchfab.remote.host import workdir_files
 from torchfab.runtimes.tmux import ssh_argv
 from torchfab.sync import gitignore, rsync
 from torchfab.sync.results import SyncResult, as_json, summary_lines
@@ -129,7 +129,7 @@ def _list_files(source: str, rules: Sequence[str], timeout_s: float) -> list[str
 
 def _local_digests(request: SyncRequest, timeout_s: float) -> dict[str, str]:
     names = _list_files(request.source, request.rules, timeout_s)
-    digests = file_tree.digests(request.source, names, timeout_s)
+    digests = workdir_files.digests(request.source, names, timeout_s)
     return {name: digest for name, digest in digests.items() if digest}
 
 
@@ -224,14 +224,15 @@ def _copy_to(
     copies: _Copies,
     settings: ConnectionSettings,
 ) -> SyncResult:
-    look = WorkdirRequest(workdir=request.workdir, token=token)
+    workdir = node.workdir or request.workdir
+    look = WorkdirRequest(workdir=workdir, token=token)
     if session.request(look, settings.answer_timeout_s).shared:
         return SyncResult(node, shared=True)
     argv = _argv(request, node, settings)
     _log.debug("rsync: starting %s", shlex.join(argv), extra={"host": node.label})
     stats = rsync.parse_stats(copies.run(argv))
     _log.debug("rsync: done", extra={"host": node.label})
-    check = FilesRequest(workdir=request.workdir, digests=dict(digests), within_s=settings.sync_timeout_s)
+    check = FilesRequest(workdir=workdir, digests=dict(digests), within_s=settings.sync_timeout_s)
     files = session.request(check, settings.sync_timeout_s + settings.answer_timeout_s)
     return SyncResult(node, False, stats, files.checked, files.missing, files.differing, tuple(files.names))
 
@@ -240,7 +241,7 @@ def _argv(request: SyncRequest, node: Node, settings: ConnectionSettings) -> tup
     host, shell = _rsh_command(node, settings)
     return rsync.copy_argv(
         request.source,
-        request.workdir,
+        node.workdir or request.workdir,
         host,
         shell,
         request.delete,

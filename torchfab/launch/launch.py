@@ -15,8 +15,8 @@ from torchfab.core import dry_run, environment, inventory, specs
 from torchfab.core.console import progress, write_err, write_out
 from torchfab.core.errors import Interrupted, UsageError
 from torchfab.core.specs import Facts, Job, Node, Plan, Slot
-from torchfab.doctor import Clock, Finding, launch_warnings, render
-from torchfab.launch import transaction
+from torchfab.doctor import Clock, Finding, launch_warnings, render, same_machine
+from torchfab.launch import deepspeed_env, transaction
 from torchfab.launch.context import CommandContext
 from torchfab.launch.hosts import read_inventory
 from torchfab.launch.interrupts import DeferInterrupts, InterruptibleOnce
@@ -212,6 +212,8 @@ def build_request(
     """
     job = make_job(launcher, flags, own, ctx)
     nodes, slots = read_inventory(flags, ctx)
+    if note := deepspeed_env.look(job.script, ctx.cwd, ctx.config["forward"], {*job.env, *job.secrets}):
+        write_err(f"note: {note}")
     count = flags.nodes or sum(node.label not in skip for node in nodes) or len(nodes)
     return LaunchRequest(job, vars(own), nodes, slots, count)
 
@@ -300,6 +302,7 @@ def _start(
     """Plan with the facts of the nodes, write the record, and start the job."""
     try:
         nodes = prepared.nodes
+        same_machine.check(nodes, {rank: each.facts for rank, each in prepared.answers.items()})
         warnings = _print_warnings(prepared)
         plan = launcher.plan(job, nodes, slots, prepared.facts)
         record = ctx.records.write(plan, tmux.NAME, ctx.now, ctx.settings, attempt)
@@ -332,6 +335,7 @@ def _dry_run(launcher: Launcher, job: Job, nodes: Sequence[Node], slots: Sequenc
     else:
         prepared = tmux.prepare(job, nodes, launcher.requirements(job), ctx.settings, False, progress)
         prepared.close()
+        same_machine.check(nodes, {rank: each.facts for rank, each in prepared.answers.items()})
         _print_warnings(prepared)
         facts = prepared.facts
     plan = launcher.plan(job, nodes, slots, facts)

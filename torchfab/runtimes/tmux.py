@@ -206,7 +206,7 @@ def _prepare_request(
     patience_s: int,
     python_timeout_s: float,
 ) -> PrepareRequest:
-    first, is_first = nodes[0], node.rank == 0
+    first, is_first, job = nodes[0], node.rank == 0, job.on(node)
     programs = [ProgramSpec(**vars(each)) for each in requirements.programs if is_first or not each.on_head_only]
     return PrepareRequest(
         job_id=job.job_id,
@@ -352,7 +352,7 @@ def start_request(plan: Plan, each: NodePlan, timeout_s: float) -> StartRequest:
             argv=list(process.argv),
             env=dict(process.env),
             secrets=dict(plan.job.secrets) if process.secrets else None,
-            cwd=plan.job.workdir,
+            cwd=plan.job.on(each.node).workdir,
             rank=process.rank,
             rank_logs=process.rank_logs,
             folders=list(process.folders),
@@ -380,7 +380,7 @@ def _roll_back(plan: Plan, prepared: Prepared) -> list[str]:
         rank = each.node.rank
         request = RollbackRequest(
             job_id=plan.job.job_id,
-            node_dir=plan.job.node_dir,
+            node_dir=plan.job.on(each.node).node_dir,
             node_rank=rank,
             session=session_name(plan.job.name, rank),
             grace_s=_ROLLBACK_GRACE_S,

@@ -120,8 +120,7 @@ def login_node(record: Record) -> Node:
     Node
         The login node, or this machine.
     """
-    values = dict(record.details["login"])
-    return Node(**{**values, "gpus": tuple(values["gpus"])})
+    return Node.from_json(record.details["login"])
 
 
 def _open(record: Record) -> Session:
