@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
-from collections.abc import Callable, Iterator
+import sys
+import warnings
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -38,6 +41,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if "golden" in getattr(item, "fixturenames", ())]
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Generator[None, object, object]:
+    """Drop what a failed test left open; otherwise its ResourceWarnings make a later test fail, which is intact."""
+    result = yield
+    if hasattr(sys, "last_value"):  # pytest keeps the exception, and thus all objects of the test, until the next one
+        for name in ("last_type", "last_value", "last_traceback", "last_exc"):
+            vars(sys).pop(name, None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
+    return result
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Print the rows of the fault matrix, and write them to the page of --faults."""
     reports = [report for each in terminalreporter.stats.values() for report in each]
@@ -52,7 +68,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture(autouse=True)
 def _stop_signal() -> Iterator[None]:
-    """Restore the SIGUSR1 handler: a launch leaves it ignored afterwards, and child processes would inherit that."""
+    """Restore the SIGUSR1 handler: after a launch it ignores `fab stop`'s signal, which child processes inherit."""
     before = signal.getsignal(signal.SIGUSR1)
     yield
     signal.signal(signal.SIGUSR1, before)

@@ -99,7 +99,7 @@ FLAGS = {
     "a word for processes": (("--nproc-per-node", "x"), "got 'x'"),
     "too many processes": (("--nproc-per-node", "9" * 5000), "from 1 to 1024"),
     "a word for a port": (("--port", "x"), "--port is a number from 1 to 65535"),
-    "a port too high": (("--port", "99999"), "got 99999"),
+    "a port too high": (("--port", "99999"), "got '99999'"),
     "a backend that is none": (("--rdzv-backend", "x"), "--rdzv-backend is c10d or static, got 'x'"),
     "bounds backwards": (("--nnodes", "3:2"), "2 is less than 3"),
     "more nodes than hosts": (("--nnodes", "3"), "does not fit the 2 hosts"),
