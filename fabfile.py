@@ -330,7 +330,7 @@ def lemons(c: TaskContext, forgive: str, json: bool) -> int:
 
 @file_task("import", file=flag("", "A batch script, or a configuration of accelerate, DeepSpeed, Ray or Kubernetes."))
 def import_file(c: TaskContext, file: str) -> int:
-    """Turn a launch file of another tool into a command line, and list what of it is not carried over."""
+    """Convert a launch file of another tool to a command line, and list the settings that are left out."""
     from torchfab.commands.import_file import run
 
     return run(file, _context(c))
