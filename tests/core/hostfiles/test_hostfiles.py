@@ -271,6 +271,13 @@ def test_a_file_with_bom_and_crlf_is_accepted(tmp_path: Path) -> None:
     assert [(node.host, node.origin) for node in found] == [("node1", f"{path}:1"), ("node2", f"{path}:3")]
 
 
+def test_variables_beside_an_inventory_are_noted(tmp_path: Path) -> None:
+    (tmp_path / "inventory").write_text("[gpu]\na\n")
+    (tmp_path / "group_vars").mkdir()
+    notes = hostfiles.read_hosts(tmp_path / "inventory").inventory.notes
+    assert notes == (f"{tmp_path}/group_vars is not read: ansible-inventory --list prints the values",)
+
+
 # ---- any hosts, any text
 
 NAMES = st.lists(st.from_regex(r"[a-z]{1,8}[0-9]{0,3}(-ib)?", fullmatch=True), min_size=1, max_size=8, unique=True)
