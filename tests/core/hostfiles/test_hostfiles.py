@@ -60,6 +60,7 @@ READ: dict[str, tuple[str, str, list[Any]]] = {
     "a list on one line": ("a,b,c\n", "", ["a", "b", "c"]),
     "a trailing dot": ("a.example.\n", "", ["a.example"]),
     "a comment with ;": ("; hosts\na\n", "", ["a"]),
+    "an indented list": ("  a\n  b  # big - and slow\n", "", ["a", "b"]),
     "quoted slots": ('a slots="8"\n', "", slots(a=8)),
     "drained": ("a slots=0\nb\n", "", ["b"]),
     "CRLF, BOM, users": (
@@ -85,6 +86,7 @@ FORCED: dict[str, tuple[str, str, list[Any]]] = {
     "mpich": ("a:4\nb:8 # fast\nc\n", "mpich", slots(a=4, b=8, c=1)),
     "intel": ("a:4\n", "intel", slots(a=4)),
     "horovod on one line": ("a:4,b:4\n", "horovod", slots(a=4, b=4)),
+    "horovod, with blanks": ("a:4, b:4\n", "horovod", slots(a=4, b=4)),
     "mvapich": ("a:2:mlx5_0\n", "mvapich", slots(a=2)),
     "hydra with an interface": (
         "a:2 ifhn=a-ib binding=user:0,1\n",
@@ -140,6 +142,11 @@ REFUSED: dict[str, tuple[str, str, str]] = {
         "IP1 4\n",
         "hosts:1: unknown key '4' in '4'",
         "a number of processes is written with its key: IP1 slots=4",
+    ),
+    "a login behind the host": (
+        "10.0.0.1 root\n",
+        "hosts:1: unknown key 'root' in 'root'",
+        "a login name stands before the host: root@10.0.0.1",
     ),
     "a host per slot": (
         "a\na\nb\n",
