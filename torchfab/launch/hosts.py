@@ -72,8 +72,10 @@ def read_nodes(hostfile: str, ctx: CommandContext, file_format: str = "") -> tup
     """
     file_format = hostfiles.check_format(file_format)
     if ctx.hosts:
-        found = _groups_of_file(hostfile, ctx, file_format) or hostfiles.parse_hosts(_flag(ctx), file_format)
-        return _announced(found, "-H", ctx)
+        chosen = _groups_of_file(hostfile, ctx, file_format)
+        if chosen is not None:
+            return _announced(chosen, hostfiles.name_of(_file(hostfile, ctx.config["hostfile"], ctx)), ctx)
+        return _announced(hostfiles.parse_hosts(_flag(ctx), file_format), "-H", ctx)
     if hostfile == slurm_allocation.HOSTFILE_KEYWORD:
         return slurm_allocation.allocated_nodes(ctx.environ)
     path = _file(hostfile, ctx.config["hostfile"], ctx)
@@ -105,7 +107,7 @@ def _announced(found: HostFile, name: str, ctx: CommandContext) -> tuple[Node, .
     nodes = found.inventory.nodes
     if found.dialect:
         choice = f" of {len(found.groups)} groups; -H @{found.groups[0]} takes one" if len(found.groups) > 1 else ""
-        choice = "" if name == "-H" else choice
+        choice = f" of {ctx.hosts}" if choice and ctx.hosts else choice
         write_err(f"{name}: read as {found.dialect}: {len(nodes)} host{'s' if len(nodes) != 1 else ''}{choice}")
     for note in found.inventory.notes:
         write_err(f"note: {note}")
