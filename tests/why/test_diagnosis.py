@@ -40,7 +40,7 @@ def test_timeout_long_before_an_exception_is_the_cause() -> None:
         "ValueError: bad batch 17", "RuntimeError: Timed out waiting 5ms for recv operation to complete"
     )
     first = node(0, [process("failed", rank(0, 1, 1060.0))], [log(0, timeout)])
-    found = diagnose_nodes(first, node(1, [process("failed", rank(1, 1, 1100.0))], [log(1, PLAIN)]))
+    found = diagnose_nodes(first, node(1, [process("failed", rank(1, 1, 1100.0))], [log(1, PLAIN, 1100.0)]))
     assert (found.first and found.first.rank, found.cause.name) == (0, "gloo-timeout")
 
 

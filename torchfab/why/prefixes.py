@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 # Times of day, dates, seconds with a fraction; not the parts of an address.
 _TIME = re.compile(
-    r"\d{4}[-/]\d{2}[-/]\d{2}|\d{1,2}:\d{2}:\d{2}(?:[.,]\d+)?|(?<![\d.])\d{2}[-/]\d{2}(?![\d/-])|(?<![\d.])\d{3,}\.\d+(?![\d.])"
+    r"\d{4}[-/]\d{2}[-/]\d{2}|\d{1,2}:\d{2}:\d{2}(?:[.,]\d+)?|(?<![\d.])\d{2}[-/]\d{2}(?![\d/-])"
+    r"|(?<![\d.])\d{3,}\.\d+(?![\d.])"
 )
 _VARIABLE = r"[\d:.,/-]+"
 
