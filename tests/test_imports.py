@@ -176,7 +176,9 @@ def test_a_command_about_a_job_on_this_machine_loads_neither_connections_nor_the
     commands = ", ".join(f"torchfab.commands.{path.stem}" for path in LIFE)
     code = f"import {commands}, types, torchfab.runtimes.tmux, torchfab.transport.ssh\n"
     code += "from torchfab.core.specs import Node\n"
-    code += "torchfab.commands.job_lookup.stall_s('', types.SimpleNamespace(config={'stall_s': 600}))\n"
-    loaded = modules_after(code + "torchfab.transport.ssh.connections([Node(0, 'localhost')], None)")
+    code += "torchfab.commands.job_lookup.stall_s(None, types.SimpleNamespace(config={'stall_s': 600}))\n"
+    loaded = modules_after(
+        code + "torchfab.transport.ssh.NodeGroup([Node(0, 'localhost')], types.SimpleNamespace(fanout=4))"
+    )
     ours = {"torchfab.transport.ssh.connect", "torchfab.launch.launch", "torchfab.doctor"}
     assert not loaded & {*ours, "ClusterShell", "rich", "kubernetes", "torch"}

@@ -25,16 +25,13 @@ def torchfab(ssh_config: str, hosts: list[str], command: str) -> int:
     from torchfab.cli.executor import collect_seldom
     from torchfab.config.connection_settings import ConnectionSettings
     from torchfab.core.specs import Node
-    from torchfab.transport.fanout import fan_out
-    from torchfab.transport.ssh import connect
+    from torchfab.transport.ssh import NodeConnection, NodeGroup, connect
 
     collect_seldom()  # as every fab command does
     nodes = [Node(rank, host) for rank, host in enumerate(hosts)]
-    made = connect.connections(nodes, ConnectionSettings(ssh_config=ssh_config, fanout=AT_ONCE))
+    group = NodeGroup(nodes, ConnectionSettings(ssh_config=ssh_config, fanout=AT_ONCE))
 
-    def act(node: Node) -> int:
-        connection: Any = made[node.rank]
-        connect.configure_security(connection)
+    def act(connection: NodeConnection) -> int:
         connection.open()
         channel = connection.transport.open_session()
         channel.exec_command(command)
@@ -42,7 +39,7 @@ def torchfab(ssh_config: str, hosts: list[str], command: str) -> int:
         connect.close_connection(connection)
         return code
 
-    return sum(result != 0 for _, result in fan_out(nodes, act, AT_ONCE))
+    return sum(result != 0 for _, result in group.as_completed(act))
 
 
 def parallel_ssh(ssh_config: str, hosts: list[str], command: str) -> int:

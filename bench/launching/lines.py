@@ -24,8 +24,7 @@ from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.specs import Node
 from torchfab.monitoring.watcher import JobWatcher, Printer
 from torchfab.records import Record
-from torchfab.runtimes import tmux_logs
-from torchfab.transport import bundle
+from torchfab.transport import bundle, streams
 from torchfab.transport.session import Session
 
 NODES, RANKS, STEPS = 64, 8, 400
@@ -90,8 +89,9 @@ def watch(kind: str) -> dict[str, Any]:
     nodes = tuple(Node(rank, f"node{rank:03}") for rank in range(NODES))
     record = Record(Path("/nowhere"), "x", "x-0", "per-gpu", "tmux", 0.0, ("x.py",), nodes, "/n", NODES * RANKS, NODES,
                     ConnectionSettings(), {})  # fmt: skip
-    vars(tmux_logs)["connections"] = lambda nodes, settings: [None] * NODES
-    vars(tmux_logs)["open_session"] = lambda node, connection, settings: Session(node, Frames(data[node.rank]))
+    vars(streams)["open_session"] = lambda connection, settings: Session(
+        connection.node, Frames(data[connection.node.rank])
+    )
     bundle.packed()
     executor.collect_seldom()  # as every fab command does
     begun, used = time.time(), time.process_time()

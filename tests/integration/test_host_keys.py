@@ -88,7 +88,7 @@ class Server:
         """Log in with torchfab; give what it says against it, or nothing."""
         node, settings = Node(0, host, port=self.port), ConnectionSettings(ssh_config=str(config), connect_timeout_s=5)
         try:
-            session = ssh.open_session(node, ssh.connections([node], settings)[0], settings)
+            session = ssh.open_session(ssh.NodeGroup([node], settings)[0], settings)
         except HostError as error:
             return str(error)
         try:
@@ -355,14 +355,14 @@ def test_connect_timeout_is_that_of_ssh_config(server: Server) -> None:
         )
         node, settings = Node(0, "slow"), ConnectionSettings(ssh_config=str(config), connect_timeout_s=30)
         with pytest.raises(HostError, match="within 1 s"):
-            ssh.open_session(node, ssh.connections([node], settings)[0], settings)
+            ssh.open_session(ssh.NodeGroup([node], settings)[0], settings)
 
 
 def test_an_option_that_cannot_be_followed_is_an_error_of_its_host_alone(server: Server) -> None:
     config = server.config(f"{ADDRESS} {server.key('host_ed25519')}", "Host other\n  RevokedHostKeys /keys")
     nodes = [Node(0, ADDRESS, port=server.port), Node(1, "other")]
     settings = ConnectionSettings(ssh_config=str(config))
-    made = ssh.connections(nodes, settings)
-    ssh.open_session(nodes[0], made[0], settings).close()
+    made = ssh.NodeGroup(nodes, settings)
+    ssh.open_session(made[0], settings).close()
     with pytest.raises(HostError, match="ssh_config:2: revokedhostkeys /keys is not supported"):
-        ssh.open_session(nodes[1], made[1], settings)
+        ssh.open_session(made[1], settings)

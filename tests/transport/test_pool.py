@@ -24,9 +24,9 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     hosts: list[str] = []
     before = ssh.open_session
 
-    def open_session(node: Node, connection: Any, settings: ConnectionSettings) -> Any:
-        hosts.append(node.host)
-        return before(node, connection, settings)
+    def open_session(connection: ssh.NodeConnection, settings: ConnectionSettings) -> Any:
+        hosts.append(connection.node.host)
+        return before(connection, settings)
 
     monkeypatch.setattr(pool, "open_session", open_session)
     return hosts

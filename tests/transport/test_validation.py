@@ -264,7 +264,7 @@ def use_load(answer: Mapping[str, Any]) -> None:
 
 
 def use_lines(answer: Mapping[str, Any]) -> None:
-    list(tmux_logs._frame_events(tmux_logs._Stream(NODE), answer))
+    list(tmux_logs._NodeLogs(NODE).events(answer))
 
 
 def use_files(answer: Mapping[str, Any]) -> None:
@@ -299,7 +299,7 @@ def use_slurm_stacks(answer: Mapping[str, Any]) -> None:
 
 
 def use_slurm_lines(answer: Mapping[str, Any]) -> None:
-    list(runtime._Stream(OF_SLURM_RECORD, REQUEST)._frame_events(answer))
+    list(runtime._JobLogs(OF_SLURM_RECORD, REQUEST).events(NODE, answer))
 
 
 TRUE: dict[str, tuple[Mapping[str, Any], Callable[[Mapping[str, Any]], Any]]] = {

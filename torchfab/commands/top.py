@@ -156,7 +156,7 @@ def _refresh_loop(
 
 
 def _update(streams: NodeStreams, views: dict[int, HostLoad]) -> None:
-    for node, update in streams.news():
+    for node, update in streams.poll():
         if isinstance(update, TorchfabError):
             views[node.rank] = HostLoad(node, error=update.message.splitlines()[0])
         elif "load" in update:

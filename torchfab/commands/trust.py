@@ -16,7 +16,7 @@ from torchfab.core.specs import Node
 from torchfab.launch.context import CommandContext
 from torchfab.launch.hosts import read_nodes
 from torchfab.transport.fanout import fan_out
-from torchfab.transport.ssh import connect, connections, host_keys, known_hosts, login
+from torchfab.transport.ssh import connect, host_keys, known_hosts, login
 from torchfab.transport.ssh.host_keys import Rules
 
 
@@ -126,11 +126,9 @@ def hop_chains(nodes: Sequence[Node], settings: ConnectionSettings) -> dict[str,
         Connections by label: jump hosts first, the host last.
     """
     remote = [node for node in nodes if not node.is_local]
-    by_rank = connections(remote, settings)
     chains: dict[str, list[Any]] = {}
-    for node in remote:
-        connection = by_rank[node.rank]
-        hops = [connection] if isinstance(connection, HostError) else connect.hops(connection)
+    for node, connection in zip(remote, connect.connections(remote, settings), strict=True):
+        hops = connect.hops(connection)
         for count, hop in enumerate(hops[:-1], 1):
             chains.setdefault(connect.hop_label(hop), hops[:count])
         chains[node.label] = hops

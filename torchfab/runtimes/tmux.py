@@ -27,7 +27,7 @@ from torchfab.runtimes.tmux_stacks import stacks as stacks  # noqa: PLC0414  # p
 from torchfab.transport.fanout import fan_out
 from torchfab.transport.pool import Answer, problem_in, request_all
 from torchfab.transport.session import Session
-from torchfab.transport.ssh import connections, open_session
+from torchfab.transport.ssh import NodeConnection, NodeGroup, open_session
 from torchfab.why import evidence as why
 from torchfab.why.evidence import Evidence
 
@@ -110,13 +110,14 @@ def prepare(
     HostsFailedError
         With one reason for each node that failed; the other nodes are rolled back.
     """
-    opened = connections(nodes, settings)
+    group = NodeGroup(nodes, settings)
     prepared = Prepared(settings, tuple(nodes))
     reasons: dict[str, TorchfabError] = {}
     patience_s = _patience_s(len(nodes), settings)
 
-    def prepare_node(node: Node) -> Mapping[str, Any]:
-        session = open_session(node, opened[node.rank], settings)
+    def prepare_node(connection: NodeConnection) -> Mapping[str, Any]:
+        node = connection.node
+        session = open_session(connection, settings)
         prepared.sessions[node.rank] = session
         request = {**_prepare_request(job, node, nodes, requirements, write), "patience_s": patience_s}
         request["python_timeout_s"] = settings.prepare_timeout_s / 3
@@ -126,8 +127,8 @@ def prepare(
         return answer
 
     try:
-        for node, answer in fan_out(nodes, prepare_node, settings.fanout):
-            _store_answer(prepared, node, answer, reasons)
+        for connection, answer in group.as_completed(prepare_node):
+            _store_answer(prepared, connection.node, answer, reasons)
             progress("preparing", len(prepared.facts), len(nodes))
     except BaseException:  # Ctrl-C too
         prepared.close()

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torchfab.core import status
-from torchfab.core.errors import HostError
+from torchfab.core.errors import TorchfabError
 from torchfab.core.events import BacklogRead, ContactLost, Event, EventStream, Lines, NodeEnded, Tick
 from torchfab.core.specs import Node, session_name
 from torchfab.records import Record
-from torchfab.transport.fanout import fan_out
 from torchfab.transport.pool import problem_in
-from torchfab.transport.session import Session
-from torchfab.transport.ssh import connections, open_session
+from torchfab.transport.streams import NodeStreams
 
 _POLL_S = 0.05
-_RETRY_S = 5.0
 
 
 def address(record: Record, node: Node) -> dict[str, Any]:
@@ -46,19 +41,37 @@ def address(record: Record, node: Node) -> dict[str, Any]:
     }
 
 
-class _Stream:
-    """Log stream of one node: its session, if connected, and the offsets up to which each file is read."""
+class _NodeLogs:
+    """What has been read of the logs of one node: the offsets up to which each file is read."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
-        self.session: Session | None = None
         self.offsets: dict[str, int] = {}
         # Lines whose offsets have not arrived yet. They are yielded together with the offsets or dropped on a
         # connection loss, so no line is yielded twice.
         self.pending_lines: list[Sequence[Any]] = []
-        self.asked = 0.0
-        self.retry_at: float | None = None
-        self.done = False
+        self.is_done = False
+
+    def events(self, update: Mapping[str, Any] | TorchfabError) -> Iterator[Event]:
+        """Yield the events of a frame, or of a lost connection."""
+        if isinstance(update, TorchfabError):
+            self.pending_lines = []
+            yield ContactLost(self.node, update)
+            return
+        self.pending_lines += update.get("lines", ())
+        if "offsets" in update:
+            yield Lines(self.node, self.pending_lines)
+            self.offsets, self.pending_lines = update["offsets"], []
+        if "past" in update:
+            yield BacklogRead(self.node)
+        if "end" in update:
+            self.is_done = True
+            now = time.time()
+            yield NodeEnded(status.from_answer(self.node, update["end"], now, now))
+        problem = problem_in(update)
+        if problem is not None:
+            self.is_done = True
+            yield NodeEnded(status.NodeStatus(self.node, "unreachable", problem.message))
 
 
 def follow(record: Record, request: Mapping[str, Any], nodes: Sequence[Node] | None = None) -> EventStream:
@@ -81,98 +94,25 @@ def follow(record: Record, request: Mapping[str, Any], nodes: Sequence[Node] | N
     iterator of Event
         Ends when the job has ended on all nodes, or without `follow` when the existing lines are read.
     """
-    streams = [_Stream(node) for node in (record.nodes if nodes is None else nodes)]
-    opened: queue.SimpleQueue[tuple[_Stream, Session | Exception]] = queue.SimpleQueue()
+    followed = record.nodes if nodes is None else nodes
+    logs = {node.rank: _NodeLogs(node) for node in followed}
+
+    def node_request(node: Node) -> dict[str, Any]:
+        offsets = {"offsets": logs[node.rank].offsets} if logs[node.rank].offsets else {}
+        return {**address(record, node), **request, **offsets, "op": "logs"}
+
+    streams = NodeStreams(followed, record.settings, node_request)
     try:
-        _open_in_background(streams, record, opened)
-        while not all(stream.done for stream in streams):
-            events = [*_request_logs(opened, record, request), *_read_frames(streams)]
-            yield from events
-            _retry(streams, record, opened)
-            if not events:
+        while not streams.are_finished:
+            has_events = False
+            for node, update in streams.poll():
+                for event in logs[node.rank].events(update):
+                    has_events = True
+                    yield event
+                if logs[node.rank].is_done:
+                    streams.finish(node)
+            if not has_events:
                 time.sleep(_POLL_S)
                 yield Tick()
     finally:
-        for stream in streams:
-            if stream.session is not None:
-                stream.session.close()
-
-
-def _open_in_background(
-    streams: Sequence[_Stream], record: Record, opened: queue.SimpleQueue[tuple[_Stream, Session | Exception]]
-) -> None:
-    by_rank = connections([stream.node for stream in streams], record.settings)
-
-    def connect(stream: _Stream) -> Session:
-        return open_session(stream.node, by_rank[stream.node.rank], record.settings)
-
-    def open_all() -> None:
-        for result in fan_out(streams, connect, record.settings.fanout):
-            opened.put(result)
-
-    threading.Thread(target=open_all, daemon=True).start()
-
-
-def _request_logs(
-    opened: queue.SimpleQueue[tuple[_Stream, Session | Exception]], record: Record, request: Mapping[str, Any]
-) -> Iterator[Event]:
-    while not opened.empty():
-        stream, result = opened.get()
-        try:
-            if isinstance(result, Exception):
-                raise result
-            stream.session, stream.asked = result, time.time()
-            offsets = {"offsets": stream.offsets} if stream.offsets else {}
-            stream.session.post({**address(record, stream.node), **request, **offsets, "op": "logs"})
-        except Exception as error:
-            yield _disconnect(stream, error)
-
-
-def _disconnect(stream: _Stream, error: Exception) -> ContactLost:
-    if stream.session is not None:
-        stream.session.close()
-        stream.session = None
-    stream.pending_lines = []
-    stream.retry_at = time.monotonic() + _RETRY_S
-    problem = problem_in(error)
-    assert problem is not None
-    return ContactLost(stream.node, problem)
-
-
-def _retry(
-    streams: Sequence[_Stream], record: Record, opened: queue.SimpleQueue[tuple[_Stream, Session | Exception]]
-) -> None:
-    due = [stream for stream in streams if stream.retry_at is not None and time.monotonic() > stream.retry_at]
-    for stream in due:
-        stream.retry_at = None
-    if due:
-        _open_in_background(due, record, opened)
-
-
-def _read_frames(streams: Sequence[_Stream]) -> Iterator[Event]:
-    for stream in streams:
-        if stream.session is None or stream.done:
-            continue
-        try:
-            for frame in stream.session.take():
-                yield from _frame_events(stream, frame)
-        except HostError as error:
-            if not stream.done:
-                yield _disconnect(stream, error)
-
-
-def _frame_events(stream: _Stream, frame: Mapping[str, Any]) -> Iterator[Event]:
-    stream.pending_lines += frame.get("lines", ())
-    if "offsets" in frame:
-        yield Lines(stream.node, stream.pending_lines)
-        stream.offsets, stream.pending_lines = frame["offsets"], []
-    if "past" in frame:
-        yield BacklogRead(stream.node)
-    if "end" in frame:
-        stream.done = True
-        now = time.time()
-        yield NodeEnded(status.from_answer(stream.node, frame["end"], now, now))
-    problem = problem_in(frame)
-    if problem is not None:
-        stream.done = True
-        yield NodeEnded(status.NodeStatus(stream.node, "unreachable", problem.message))
+        streams.close()

@@ -16,7 +16,7 @@ from torchfab.core.errors import HostError, TorchfabError
 from torchfab.core.specs import Node
 from torchfab.transport.fanout import fan_out
 from torchfab.transport.session import Session
-from torchfab.transport.ssh import connections, open_session
+from torchfab.transport.ssh import NodeConnection, NodeGroup, open_session
 
 Request: TypeAlias = Mapping[str, Any]
 Result = TypeVar("Result")
@@ -53,56 +53,70 @@ def request_all(
     request: Request | Callable[[Node], Request],
     timeout_s: float,
 ) -> Iterator[tuple[Node, Answer | TorchfabError]]:
-    """Ask every node; yield each with its answer, or with why there is none, as they come.
-
-    Parameters
-    ----------
-    request : Mapping, or callable
-        What is asked, `op` in it; or what makes that of the node.
-    timeout_s : float
-        For the answer, beyond the connection's own time-outs.
-    """
-    opened = connections(nodes, settings)
-
-    def act(node: Node) -> Answer:
-        begun = time.monotonic()
-        session = open_session(node, opened[node.rank], settings)
-        connect_s = time.monotonic() - begun
-        try:
-            return _ask(node, session, request, timeout_s, connect_s)
-        finally:
-            session.close()
-
-    for node, result in fan_out(nodes, act, settings.fanout):
-        yield node, _or_problem(result)
-
-
-class SessionPool:
-    """One conversation with each of many nodes, kept open over several questions until the `with` block ends.
-
-        with Sessions(nodes, settings) as sessions:
-            facts = dict(sessions.ask({"op": "facts"}, timeout_s=10))
-            links = dict(sessions.ask(lambda node: {"op": "reach", ...}, timeout_s=10))
-
-    A node is connected to when it is asked first. One that failed (no connection, no answer in time, a conversation cut
-    off) is not asked again: it would delay the next round too. Its error stands in for its answers.
+    """Send a request to every node over a connection of its own, in parallel.
 
     Parameters
     ----------
     nodes : sequence of Node
-        Whom to ask.
+        The nodes.
+    settings : ConnectionSettings
+        How to reach them.
+    request : Mapping, or callable
+        The request, with its `op`; or what returns the request for a node.
+    timeout_s : float
+        Time limit for the answer, in seconds, in addition to the time limits of the connection.
+
+    Yields
+    ------
+    tuple of Node and Answer or TorchfabError
+        Each node with its answer, or with the reason why there is none, in the order of completion.
+    """
+
+    def act(connection: NodeConnection) -> Answer:
+        started = time.monotonic()
+        session = open_session(connection, settings)
+        connect_s = time.monotonic() - started
+        try:
+            return _ask(connection.node, session, request, timeout_s, connect_s)
+        finally:
+            session.close()
+
+    for connection, result in NodeGroup(nodes, settings).as_completed(act):
+        yield connection.node, _answer_or_problem(result)
+
+
+class SessionPool:
+    """An open session with each of many nodes, for several requests, until the `with` block ends.
+
+        with SessionPool(nodes, settings) as sessions:
+            clocks = dict(sessions.request({"op": "clock"}, timeout_s=10))
+            links = dict(sessions.request(lambda node: {"op": "reach", ...}, timeout_s=10))
+
+    A node is connected to at its first request. A node that failed (no connection, no answer in time, a connection that
+    broke) gets no further request, which would delay the next round: its error takes the place of its answers.
+
+    Parameters
+    ----------
+    nodes : sequence of Node
+        The nodes.
     settings : ConnectionSettings
         How to reach them.
 
     Attributes
     ----------
     connect_s : dict of int to float
-        By node rank, how long it took until the node could be asked: TCP, key exchange, login.
+        By node rank, how long it took to connect: TCP, key exchange, login; in seconds.
+
+    Raises
+    ------
+    TorchfabError
+        ssh's configuration cannot be read.
     """
 
     def __init__(self, nodes: Sequence[Node], settings: ConnectionSettings) -> None:
         self.nodes, self.settings = tuple(nodes), settings
         self.connect_s: dict[int, float] = {}
+        self._connections = self._connect(self.nodes)
         self._open: dict[int, Session] = {}
         self._failed: dict[int, TorchfabError] = {}
 
@@ -121,53 +135,77 @@ class SessionPool:
         nodes: Sequence[Node] | None = None,
         reconnect: bool = False,
     ) -> Iterator[tuple[Node, Answer | TorchfabError]]:
-        """Ask every node, or some; yield each with its answer, or with why there is none, as they come.
+        """Send a request to every node, or to some, in parallel.
 
         Parameters
         ----------
         request : Mapping, or callable
-            What is asked, `op` in it; or what makes that of the node.
+            The request, with its `op`; or what returns the request for a node.
         timeout_s : float
-            For the answer, beyond the connection's own time-outs.
+            Time limit for the answer, in seconds, in addition to the time limits of the connection.
         nodes : sequence of Node, optional
             Default: all.
-        again : bool
-            Connect anew to nodes that have failed before. Default False.
+        reconnect : bool
+            Connect again to nodes that have failed before. Default False.
+
+        Yields
+        ------
+        tuple of Node and Answer or TorchfabError
+            Each node with its answer, or with the reason why there is none, in the order of completion.
         """
 
         def act(node: Node, session: Session) -> Answer:
             return _ask(node, session, request, timeout_s, self.connect_s[node.rank])
 
         for node, result in self.map(act, nodes, reconnect):
-            yield node, _or_problem(result)
+            yield node, _answer_or_problem(result)
 
     def map(
         self, act: Callable[[Node, Session], Result], nodes: Sequence[Node] | None = None, reconnect: bool = False
     ) -> Iterator[tuple[Node, Result | TorchfabError]]:
-        """Call `act` with every node and its open session, all at once; yield each with the result, or the error.
+        """Call `act` with every node, or with some, and its open session, in parallel.
 
-        For what is more than one question: `act` may ask as often as it likes.
+        Parameters
+        ----------
+        act : callable
+            Called in a thread; it may send several requests.
+        nodes : sequence of Node, optional
+            Default: all.
+        reconnect : bool
+            Connect again to nodes that have failed before. Default False.
+
+        Yields
+        ------
+        tuple of Node and Any or TorchfabError
+            Each node with the result of `act`, or with the error, in the order of completion.
         """
-        wanted = self.nodes if nodes is None else tuple(nodes)
+        selected = self.nodes if nodes is None else tuple(nodes)
         if reconnect:
+            self._connections |= self._connect([node for node in self.nodes if node.rank in self._failed])
             self._failed.clear()
-        new = [node for node in wanted if node.rank not in self._open and node.rank not in self._failed]
-        made = connections(new, self.settings)
 
-        def work(node: Node) -> Result:
-            if node.rank in self._failed:
-                raise self._failed[node.rank]
-            if node.rank not in self._open:
-                self._connect(node, made[node.rank])
-            return act(node, self._open[node.rank])
+        def work(connection: NodeConnection) -> Result:
+            rank = connection.node.rank
+            if rank in self._failed:
+                raise self._failed[rank]
+            if rank not in self._open:
+                self._open_session(connection, rank)
+            return act(connection.node, self._open[rank])
 
-        for node, result in fan_out(wanted, work, self.settings.fanout):
+        members = [self._connections[node.rank] for node in selected]
+        group = NodeGroup.from_connections(members, self.settings.fanout)
+        for connection, result in group.as_completed(work):
+            node = connection.node
             yield node, self._fail(node, result) if isinstance(result, Exception) else result
 
-    def _connect(self, node: Node, connection: Any) -> None:
-        begun = time.monotonic()
-        self._open[node.rank] = open_session(node, connection, self.settings)
-        self.connect_s[node.rank] = time.monotonic() - begun
+    def _connect(self, nodes: Sequence[Node]) -> dict[int, NodeConnection]:
+        connections = NodeGroup(nodes, self.settings)
+        return {node.rank: connection for node, connection in zip(nodes, connections, strict=True)}
+
+    def _open_session(self, connection: NodeConnection, rank: int) -> None:
+        started = time.monotonic()
+        self._open[rank] = open_session(connection, self.settings)
+        self.connect_s[rank] = time.monotonic() - started
 
     def _fail(self, node: Node, error: Exception) -> TorchfabError:
         problem = error if isinstance(error, TorchfabError) else HostError(f"{type(error).__name__}: {error}")
@@ -178,9 +216,9 @@ class SessionPool:
         return problem
 
     def close(self) -> None:
-        """Hang up everywhere."""
-        left, self._open = list(self._open.values()), {}
-        for _ in fan_out(left, Session.close, self.settings.fanout):
+        """Close all sessions, in parallel."""
+        sessions, self._open = list(self._open.values()), {}
+        for _ in fan_out(sessions, Session.close, self.settings.fanout):
             pass
 
 
@@ -192,7 +230,7 @@ def _ask(
     return Answer(value, asked, time.time(), connect_s)
 
 
-def _or_problem(result: Answer | Exception) -> Answer | TorchfabError:
+def _answer_or_problem(result: Answer | Exception) -> Answer | TorchfabError:
     problem = problem_in(result if isinstance(result, Exception) else result.value)
     if problem is not None:
         return problem

@@ -1,49 +1,54 @@
-"""A feed: what many nodes tell again and again, over one connection each that is opened anew where it breaks."""
+"""Streams from many nodes: one connection each, which is opened again 5 seconds after it broke."""
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.errors import HostError, TorchfabError
 from torchfab.core.specs import Node
-from torchfab.transport.fanout import fan_out
 from torchfab.transport.pool import problem_in
 from torchfab.transport.session import Session
-from torchfab.transport.ssh import connections, open_session
+from torchfab.transport.ssh import NodeConnection, NodeGroup, open_session
 
-News: TypeAlias = tuple[Node, Mapping[str, Any] | TorchfabError]
+Update: TypeAlias = tuple[Node, Mapping[str, Any] | TorchfabError]
 _RETRY_S = 5.0
 
 
-@dataclass
-class _Line:
-    """The connection to one node, while there is one; else when to try again."""
+class _Stream:
+    """The stream of one node: its session while there is one, else when to connect again."""
 
-    node: Node
-    session: Session | None = None
-    heard: float = 0.0
-    retry_at: float | None = None
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.session: Session | None = None
+        self.last_frame = 0.0
+        self.retry_at = math.inf
+        self.is_finished = False
 
 
 class NodeStreams:
-    """Ask every node for a stream once, and read what comes.
+    """Send one streaming request to every node, and read the frames that they send.
 
     Parameters
     ----------
     nodes : sequence of Node
-        Whom to ask.
+        The nodes.
     settings : ConnectionSettings
         How to reach them.
     request : callable
-        Returns what a node is asked; its `op` is one of those that stream.
+        Returns the request for a node; called again after each reconnection.
     silent_s : float
-        A node that has said nothing for so long is given up, and tried again.
+        Reconnect to a node that has sent no frame for this many seconds. Default: never.
+
+    Raises
+    ------
+    TorchfabError
+        ssh's configuration cannot be read.
     """
 
     def __init__(
@@ -51,75 +56,107 @@ class NodeStreams:
         nodes: Sequence[Node],
         settings: ConnectionSettings,
         request: Callable[[Node], Mapping[str, Any]],
-        silent_s: float,
+        silent_s: float = math.inf,
     ) -> None:
         self.settings, self.request, self.silent_s = settings, request, silent_s
-        self.lines = [_Line(node) for node in nodes]
-        self.opened: queue.SimpleQueue[tuple[_Line, Session | Exception]] = queue.SimpleQueue()
-        self._open(self.lines)
+        self._streams = {node.rank: _Stream(node) for node in nodes}
+        self._opened: queue.SimpleQueue[tuple[NodeConnection, Session | Exception]] = queue.SimpleQueue()
+        self._open(list(self._streams.values()))
 
-    def news(self) -> Iterator[News]:
-        """Yield what has come since the last call: a frame of a node, or why there is none any more."""
-        while not self.opened.empty():
-            line, result = self.opened.get()
-            yield from self._begin(line, result)
-        for line in self.lines:
-            if line.session is not None:
-                yield from self._read(line, line.session)
-        due = [line for line in self.lines if line.retry_at is not None and time.monotonic() > line.retry_at]
-        self._open(due)
+    @property
+    def are_finished(self) -> bool:
+        """Whether no stream is read any more."""
+        return all(stream.is_finished for stream in self._streams.values())
+
+    def poll(self) -> Iterator[Update]:
+        """Yield what has arrived since the last call.
+
+        Yields
+        ------
+        tuple of Node and Mapping or TorchfabError
+            A node with a frame, or with the reason why its connection broke.
+        """
+        while not self._opened.empty():
+            connection, result = self._opened.get()
+            yield from self._begin(self._streams[connection.node.rank], result)
+        for stream in self._streams.values():
+            yield from self._read(stream)
+        now = time.monotonic()
+        self._open([stream for stream in self._streams.values() if now > stream.retry_at])
+
+    def finish(self, node: Node) -> None:
+        """Read no more of a node's stream, and do not connect again.
+
+        Parameters
+        ----------
+        node : Node
+            The node.
+        """
+        self._streams[node.rank].is_finished = True
+        self._streams[node.rank].retry_at = math.inf
+
+    def reconnect(self, node: Node) -> None:
+        """Close the connection to a node, and connect again in 5 seconds.
+
+        Parameters
+        ----------
+        node : Node
+            The node.
+        """
+        stream = self._streams[node.rank]
+        if stream.session is not None:
+            # In the background: closing a connection whose other end has gone takes time.
+            threading.Thread(target=stream.session.close, daemon=True).start()
+            stream.session = None
+        stream.retry_at = time.monotonic() + _RETRY_S
 
     def close(self) -> None:
-        """Hang up everywhere."""
-        for line in self.lines:
-            if line.session is not None:
-                line.session.close()
+        """Close all connections."""
+        for stream in self._streams.values():
+            if stream.session is not None:
+                stream.session.close()
 
-    def _open(self, lines: Sequence[_Line]) -> None:
-        """Connect in the background: a host that does not answer keeps nobody waiting."""
-        if not lines:
+    def _open(self, streams: Sequence[_Stream]) -> None:
+        # In the background: a host that does not respond delays no other.
+        if not streams:
             return
-        for line in lines:
-            line.retry_at = None
-        made = connections([line.node for line in lines], self.settings)
-
-        def act(line: _Line) -> Session:
-            return open_session(line.node, made[line.node.rank], self.settings)
+        for stream in streams:
+            stream.retry_at = math.inf
+        group = NodeGroup([stream.node for stream in streams], self.settings)
 
         def work() -> None:
-            for result in fan_out(lines, act, self.settings.fanout):
-                self.opened.put(result)
+            for result in group.as_completed(lambda connection: open_session(connection, self.settings)):
+                self._opened.put(result)
 
         threading.Thread(target=work, daemon=True).start()
 
-    def _begin(self, line: _Line, result: Session | Exception) -> Iterator[News]:
+    def _begin(self, stream: _Stream, result: Session | Exception) -> Iterator[Update]:
         try:
             if isinstance(result, Exception):
                 raise result
-            line.session, line.heard = result, time.monotonic()
-            result.post(self.request(line.node))
+            stream.session, stream.last_frame = result, time.monotonic()
+            result.post(self.request(stream.node))
         except Exception as error:
-            yield line.node, self._lose(line, error)
+            yield self._lose(stream, error)
 
-    def _read(self, line: _Line, session: Session) -> Iterator[News]:
+    def _read(self, stream: _Stream) -> Iterator[Update]:
+        if stream.session is None or stream.is_finished:
+            return
         try:
-            frames = session.take()
-            if not frames and time.monotonic() - line.heard > self.silent_s:
-                raise HostError(f"it has said nothing for {self.silent_s:g} s", "see whether the node is still up")
+            frames = stream.session.take()
+            if not frames and time.monotonic() - stream.last_frame > self.silent_s:
+                raise HostError(f"it has sent nothing for {self.silent_s:g} s", "see whether the node is still up")
         except HostError as error:
-            yield line.node, self._lose(line, error)
+            yield self._lose(stream, error)
             return
         for frame in frames:
-            line.heard = time.monotonic()
-            problem = problem_in(frame)
-            yield line.node, frame if problem is None else self._lose(line, problem)
+            if self._streams[stream.node.rank].is_finished:  # since the frame before
+                return
+            stream.last_frame = time.monotonic()
+            yield stream.node, frame
 
-    def _lose(self, line: _Line, error: Exception) -> TorchfabError:
-        if line.session is not None:
-            # In the background: a connection whose other end has gone may take its time.
-            threading.Thread(target=line.session.close, daemon=True).start()
-            line.session = None
-        line.retry_at = time.monotonic() + _RETRY_S
+    def _lose(self, stream: _Stream, error: Exception) -> Update:
+        self.reconnect(stream.node)
         problem = problem_in(error)
         assert problem is not None
-        return problem
+        return stream.node, problem

@@ -23,13 +23,13 @@ from torchfab.runtimes.slurm import state
 from torchfab.runtimes.tmux_stacks import program_for
 from torchfab.stacks.model import StackDump, from_answer
 from torchfab.transport.session import Session
-from torchfab.transport.ssh import connections, open_session
+from torchfab.transport.ssh import NodeGroup, open_session
+from torchfab.transport.streams import NodeStreams
 from torchfab.why import evidence as why
 from torchfab.why.evidence import Evidence
 
 NAME = "slurm"
 _POLL_S = 0.1
-_RETRY_S = 5.0
 
 
 def submit(record: Record, submission: Submission) -> dict[str, Any]:
@@ -114,7 +114,8 @@ def login_node(record: Record) -> Node:
 
 def _open(record: Record) -> Session:
     node = login_node(record)
-    return open_session(node, connections([node], record.settings)[node.rank], record.settings)
+    (connection,) = NodeGroup([node], record.settings)
+    return open_session(connection, record.settings)
 
 
 def _checked(record: Record, answer: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -362,68 +363,51 @@ def follow(record: Record, request: Mapping[str, Any], nodes: Sequence[Node] | N
     if unconfirmed := _unconfirmed(record):
         yield StatusChanged(unconfirmed)
         return
-    stream = _Stream(record, request)
+    logs = _JobLogs(record, request)
+    streams = NodeStreams([login_node(record)], record.settings, lambda _: logs.request)
     try:
-        while not stream.done:
-            events = list(stream.events())
-            yield from events
-            if not events:
+        while not streams.are_finished:
+            has_events = False
+            for node, update in streams.poll():
+                for event in logs.events(node, update):
+                    has_events = True
+                    yield event
+                if logs.is_done:
+                    streams.finish(node)
+            if not has_events:
                 time.sleep(_POLL_S)
                 yield Tick()
     finally:
-        stream.close()
+        streams.close()
 
 
-class _Stream:
-    """Log stream of a job: its session, if connected, and the offsets up to which each file is read."""
+class _JobLogs:
+    """What has been read of a job's logs: its request holds the offsets up to which each file is read."""
 
     def __init__(self, record: Record, request: Mapping[str, Any]) -> None:
         self.record = record
         self.request = _request(record, "slurm_logs", **request)
-        self.session: Session | None = None
-        self.retry_at = 0.0
         self.nodes: dict[int, Node] = {}
-        self.done = False
+        self.is_done = False
 
-    def events(self) -> Iterator[Event]:
-        """Yield the events that have arrived; connect first if there is no connection."""
-        if self.session is None and time.monotonic() < self.retry_at:
+    def events(self, login: Node, update: Mapping[str, Any] | TorchfabError) -> Iterator[Event]:
+        """Yield the events of a frame, or of a lost connection to the login node."""
+        if isinstance(update, TorchfabError):
+            yield ContactLost(login, update)
             return
-        try:
-            if self.session is None:
-                self.session = _open(self.record)
-                self.session.post(self.request)
-            for frame in self.session.take():
-                yield from self._frame_events(frame)
-        except TorchfabError as error:
-            if not self.done:
-                yield self._disconnect(error)
-
-    def _disconnect(self, error: TorchfabError) -> ContactLost:
-        self.close()
-        self.retry_at = time.monotonic() + _RETRY_S
-        return ContactLost(login_node(self.record), error if isinstance(error, HostError) else HostError(error.message))
-
-    def _frame_events(self, frame: Mapping[str, Any]) -> Iterator[Event]:
-        if "seen" in frame or "end" in frame:
-            found = state.job_status(self.record, frame.get("end", frame.get("seen")), time.time(), time.time())
+        if "seen" in update or "end" in update:
+            found = state.job_status(self.record, update.get("end", update.get("seen")), time.time(), time.time())
             self.nodes.update({each.node.rank: each.node for each in found.nodes})
-            self.done = "end" in frame
+            self.is_done = "end" in update
             yield StatusChanged(found)
-        if "lines" in frame:
-            rank = frame.get("node", 0)
-            yield Lines(self.nodes.get(rank, Node(rank, f"node-{rank}")), frame["lines"])
-        if "offsets" in frame:
-            self.request["offsets"] = frame["offsets"]
-        if "past" in frame:
+        if "lines" in update:
+            rank = update.get("node", 0)
+            yield Lines(self.nodes.get(rank, Node(rank, f"node-{rank}")), update["lines"])
+        if "offsets" in update:
+            self.request["offsets"] = update["offsets"]
+        if "past" in update:
             yield BacklogRead(Node(0, "slurm"))
-        if frame.get("problems"):
-            self.done = True
-            problem = frame["problems"][0]["what"]
+        if update.get("problems"):
+            self.is_done = True
+            problem = update["problems"][0]["what"]
             yield StatusChanged(state.unreachable(self.record.min_nodes, problem))
-
-    def close(self) -> None:
-        """Close the session."""
-        if self.session is not None:
-            self.session.close()
-            self.session = None

@@ -15,7 +15,7 @@ from torchfab.core.errors import HostError
 from torchfab.transport import bundle
 from torchfab.transport.ssh import step_timeout
 from torchfab.transport.ssh.errors import stalled
-from torchfab.transport.ssh.login import log_in, open_jump_hosts
+from torchfab.transport.ssh.login import log_in, prepare
 
 # A process on `localhost` gets only these variables of this terminal's environment: those that a login would set. All
 # others are forwarded by name.
@@ -137,10 +137,7 @@ class SSHChannel:
     def __init__(self, connection: Any, settings: ConnectionSettings) -> None:
         self.connection = connection
         self.send_timeout_s = settings.answer_timeout_s
-        from torchfab.transport.ssh import connect
-
-        open_jump_hosts(connection)
-        connect.configure_security(connection)
+        prepare(connection)
         self.timeout = log_in(connection)
         connection.transport.let_sleep()
         connection.transport.set_keepalive(60)

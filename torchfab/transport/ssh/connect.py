@@ -5,15 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import subprocess
-import tempfile
-import threading
 from collections.abc import Sequence
-from types import SimpleNamespace
-from typing import Any
-
-import fabric
-import paramiko
+from typing import Any, TypeVar
 
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.console import write_err
@@ -21,120 +14,15 @@ from torchfab.core.errors import HostError, TorchfabError
 from torchfab.core.specs import Node
 from torchfab.transport.ssh import agent, config, host_keys
 from torchfab.transport.ssh import route as routes
+from torchfab.transport.ssh.connection import Connection, NodeConnection, new_config, unopened_connection
 from torchfab.transport.ssh.host_keys import Rules
 from torchfab.transport.ssh.paramiko_transport import Client
 from torchfab.transport.ssh.route import Route
-from torchfab.transport.ssh.step_timeout import StepTimeout
+
+AnyConnection = TypeVar("AnyConnection", bound=Connection)
 
 
-class Connection(fabric.Connection):  # type: ignore[misc]  # fabric ships no types
-    """A Fabric connection that follows a `Route` instead of Fabric's own reading of ssh's configuration.
-
-    Attributes
-    ----------
-    route : Route
-        The route to the host.
-    timeout_s : float
-        For each step of connecting.
-    keys : tuple of str
-        Paths of the private keys to log in with; some may not exist.
-    proxy : ProxySocket
-        The socket to the ProxyCommand, where there is one.
-    step_timeout : StepTimeout
-        The time limits of its steps; None until it is opened.
-    """
-
-    # Fabric stores an attribute that the class does not declare in its configuration, and looks it up there: a third of
-    # the cost of a connection.
-    inline_ssh_env: bool = False
-    authentication = SimpleNamespace(strategy_class=None)
-
-    route: Route | None = None
-    timeout_s: float = 0.0
-    keys: tuple[str, ...] = ()
-    proxy: ProxySocket | None = None
-    step_timeout: StepTimeout | None = None
-
-    def open_gateway(self) -> Any:
-        """Open the jump host's channel or the ProxyCommand that carries this connection.
-
-        Returns
-        -------
-        Channel or ProxySocket
-            A socket-like object.
-        """
-        if isinstance(self.gateway, str):
-            self.proxy = ProxySocket.start(self.gateway)
-            return self.proxy
-        return super().open_gateway()
-
-
-class ProxySocket(socket.socket):
-    """A socket to a ProxyCommand.
-
-    paramiko's own class busy-loops when the command has ended, and does not run it in a shell.
-
-    Attributes
-    ----------
-    process : subprocess.Popen
-        The command.
-    stderr : file
-        A temporary file with its stderr.
-    close_lock : threading.Lock
-        Held while the command is ended: paramiko's thread closes the socket, too.
-    last_error : str
-        The last line of stderr, or the exit code; set by `close`.
-    """
-
-    process: subprocess.Popen[bytes]
-    stderr: Any
-    close_lock: threading.Lock
-    last_error = ""
-
-    @classmethod
-    def start(cls, command: str) -> ProxySocket:
-        """Run a ProxyCommand as OpenSSH does, in the user's shell.
-
-        Ctrl-C in this terminal does not reach the command: after it, the connection is still needed to roll back a
-        half-finished launch on the nodes.
-
-        Parameters
-        ----------
-        command : str
-            The command, with its tokens expanded.
-
-        Returns
-        -------
-        ProxySocket
-            Connected to the command's stdin and stdout.
-        """
-        ours, theirs = socket.socketpair()
-        proxy = cls(fileno=ours.detach())
-        proxy.stderr, proxy.close_lock = tempfile.TemporaryFile(), threading.Lock()
-        argv = [os.environ.get("SHELL", "/bin/sh"), "-c", f"trap '' INT; exec {command}"]
-        with theirs:
-            proxy.process = subprocess.Popen(argv, stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=proxy.stderr)
-        return proxy
-
-    def close(self) -> None:
-        """Close the socket, end the command, and keep the last line of its stderr."""
-        super().close()
-        with self.close_lock:
-            if not self.stderr.closed:
-                self._end()
-
-    def _end(self) -> None:
-        code = self.process.poll()
-        self.process.terminate()
-        self.process.wait()
-        self.stderr.seek(0)
-        lines = self.stderr.read().decode(errors="replace").split("\n")
-        default = "" if code is None else f"it ended with code {code}"
-        self.last_error = next((line.strip() for line in reversed(lines) if line.strip()), default)
-        self.stderr.close()
-
-
-def connections(nodes: Sequence[Node], settings: ConnectionSettings) -> dict[int, Connection | HostError | None]:
+def connections(nodes: Sequence[Node], settings: ConnectionSettings) -> list[NodeConnection]:
     """Create an unopened connection per node; call this before any thread is started.
 
     A fabric.Config is not thread-safe, so every connection has its own.
@@ -148,48 +36,49 @@ def connections(nodes: Sequence[Node], settings: ConnectionSettings) -> dict[int
 
     Returns
     -------
-    dict of int to Connection, HostError or None
-        By node rank: None for `localhost`; an error where ssh's configuration has no usable route to the host.
+    list of NodeConnection
+        In the order of the nodes. One of `localhost`, or without a usable route, cannot be opened.
 
     Raises
     ------
     TorchfabError
         ssh's configuration cannot be read.
     """
-    by_rank: dict[int, Connection | HostError | None] = {node.rank: None for node in nodes}
-    remote = [node for node in nodes if not node.is_local]
-    if not remote:
-        return by_rank
+    if all(node.is_local for node in nodes):
+        return [unopened_connection(node) for node in nodes]
     logging.getLogger("paramiko").addHandler(logging.NullHandler())
     logging.getLogger("paramiko").propagate = False
     if settings.ssh_config and not os.path.isfile(settings.ssh_config):
         raise TorchfabError(f"{settings.ssh_config}: there is no such ssh config file", "check fab -S")
     options = config.read(settings.ssh_config)
-    client = config.ClientIdentity(_config().user, socket.gethostname())
-    for node in remote:
-        try:
-            route = routes.route_to(options, node.host, client, node.user, node.port)
-            by_rank[node.rank] = _connection(route, settings, settings.identities)
-        except HostError as error:
-            by_rank[node.rank] = error
-    return by_rank
+    client = config.ClientIdentity(new_config().user, socket.gethostname())
+    return [unopened_connection(node) if node.is_local else _to_node(node, options, client, settings) for node in nodes]
 
 
-def _config() -> Any:
-    # A new Config costs half as much as a clone, for which Fabric copies all settings.
-    return fabric.Config(lazy=True, ssh_config=paramiko.SSHConfig())
+def _to_node(
+    node: Node, options: Sequence[config.Option], client: config.ClientIdentity, settings: ConnectionSettings
+) -> NodeConnection:
+    try:
+        route = routes.route_to(options, node.host, client, node.user, node.port)
+        connection = _connection(NodeConnection, route, settings, settings.identities)
+    except HostError as error:
+        return unopened_connection(node, error)
+    connection.node = node
+    return connection
 
 
-def _connection(route: Route, settings: ConnectionSettings, identities: Sequence[str] = ()) -> Connection:
-    jump_host = _connection(route.jumps[0], settings) if route.jumps else None
+def _connection(
+    kind: type[AnyConnection], route: Route, settings: ConnectionSettings, identities: Sequence[str] = ()
+) -> AnyConnection:
+    jump_host = _connection(Connection, route.jumps[0], settings) if route.jumps else None
     chosen_s = settings.connect_timeout_s if settings.timeout_is_given else route.connect_timeout_s
     timeout_s = chosen_s or settings.connect_timeout_s
     keys = routes.key_files(route, identities)
-    connection = Connection(
+    connection = kind(
         route.host,
         user=route.user,
         port=route.port,
-        config=_config(),
+        config=new_config(),
         gateway=jump_host or route.proxy_command or False,
         connect_timeout=max(1, round(timeout_s)),
         forward_agent=False,
@@ -257,6 +146,7 @@ def configure_security(connection: Connection) -> Rules:
         ssh's configuration of the host is not valid.
     """
     assert connection.route is not None
+    connection.is_secured = True
     rules = host_keys.load_rules(connection.route)
     connection.client.set_missing_host_key_policy(host_keys.HostKeyPolicy(rules, write_err))
     connection.connect_kwargs["transport_factory"] = host_keys.transport_factory(rules)

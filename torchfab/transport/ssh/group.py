@@ -20,7 +20,7 @@ from fabric.group import GroupResult
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.specs import Node
 from torchfab.transport.fanout import fan_out
-from torchfab.transport.ssh.connect import Connection, connections
+from torchfab.transport.ssh.connection import NodeConnection, unopened_connection
 
 Result = TypeVar("Result")
 
@@ -47,15 +47,15 @@ class NodeGroup(fabric.ThreadingGroup):  # type: ignore[misc]  # fabric ships no
     def __init__(self, nodes: Sequence[Node], settings: ConnectionSettings) -> None:
         super().__init__()
         self.limit = settings.fanout
-        self.extend(connections(nodes, settings))
+        self.extend(_connections(nodes, settings))
 
     @classmethod
-    def from_connections(cls, connections: Iterable[Connection], limit: int = 64) -> NodeGroup:
+    def from_connections(cls, connections: Iterable[NodeConnection], limit: int = 64) -> NodeGroup:
         """Return a group of existing connections.
 
         Parameters
         ----------
-        connections : iterable of Connection
+        connections : iterable of NodeConnection
             The members.
         limit : int
             The number of threads. Default 64.
@@ -70,7 +70,9 @@ class NodeGroup(fabric.ThreadingGroup):  # type: ignore[misc]  # fabric ships no
         group.extend(connections)
         return group
 
-    def as_completed(self, act: Callable[[Connection], Result]) -> Iterator[tuple[Connection, Result | Exception]]:
+    def as_completed(
+        self, act: Callable[[NodeConnection], Result]
+    ) -> Iterator[tuple[NodeConnection, Result | Exception]]:
         """Call `act` with each connection, in parallel.
 
         Parameters
@@ -80,12 +82,12 @@ class NodeGroup(fabric.ThreadingGroup):  # type: ignore[misc]  # fabric ships no
 
         Yields
         ------
-        tuple of Connection and Any
+        tuple of NodeConnection and Any
             Each connection with the result of `act` or the exception that it raised, in the order of completion.
         """
         return fan_out(self, act, self.limit)
 
-    def map(self, act: Callable[[Connection], Result]) -> GroupResult:
+    def map(self, act: Callable[[NodeConnection], Result]) -> GroupResult:
         """Call `act` with each connection, in parallel, and wait for all.
 
         Parameters
@@ -108,3 +110,14 @@ class NodeGroup(fabric.ThreadingGroup):  # type: ignore[misc]  # fabric ships no
         if results.failed:
             raise GroupException(results)
         return results
+
+
+def _connections(nodes: Sequence[Node], settings: ConnectionSettings) -> list[NodeConnection]:
+    if all(node.is_local for node in nodes):
+        return [unopened_connection(node) for node in nodes]
+    from torchfab.transport.ssh import connect, login  # they read ssh's configuration
+
+    made = connect.connections(nodes, settings)
+    for connection in made:
+        connection.prepare = login.prepare
+    return made

@@ -68,13 +68,32 @@ def open_jump_hosts(connection: Any) -> None:
             raise HostError(f"its jump host {name}: {problem.message}", problem.fix, hop.host) from error
 
 
+def prepare(connection: Any) -> None:
+    """Log in to the jump hosts of a connection, and set its host key policy.
+
+    Parameters
+    ----------
+    connection : Connection
+        Not open yet.
+
+    Raises
+    ------
+    HostError
+        The login to a jump host failed, or ssh's configuration of the host is not valid.
+    """
+    from torchfab.transport.ssh import connect
+
+    open_jump_hosts(connection)
+    connect.configure_security(connection)
+
+
 def fetch_host_key(connection: Any) -> tuple[Rules, Any]:
     """Fetch the host key of a host without logging in to it; its jump hosts are logged in to.
 
     Parameters
     ----------
-    connection : Connection or HostError
-        As `connections` returns it; an error is raised as it is.
+    connection : Connection
+        Not open; its `error` is raised as it is.
 
     Returns
     -------
@@ -88,8 +107,8 @@ def fetch_host_key(connection: Any) -> tuple[Rules, Any]:
     """
     from torchfab.transport.ssh import connect
 
-    if isinstance(connection, HostError):
-        raise connection
+    if connection.error is not None:
+        raise connection.error
     started = time.monotonic()
     try:
         open_jump_hosts(connection)

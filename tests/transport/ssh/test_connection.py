@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
-from torchfab.transport.ssh.connect import ProxySocket
+from torchfab.transport.ssh.connection import ProxySocket
 
 
 def test_ctrl_c_does_not_end_the_proxy_command() -> None:
