@@ -55,15 +55,18 @@ _STATUS = {"processes": [_PROCESS], "now": _TIME, "exists": bool, "stop_asked": 
 _STOPPED = {"asked": _NUMBER, "killed": [str], "left": [str], "seconds": _NUMBER}
 _LINES = {"lines?": [Row((_LABEL, _TIME, str))], "offsets?": dict}
 _END = {"asked?": (str, _NONE), "killed?": [str], "left?": [str], "error?": (str, _NONE), "oom_kills?": _NUMBER}
+_PART = {"text": str, "time": _TIME, "line?": _WHOLE, "gap?": bool}
 _GATHERED = {
-    "logs?": [{"label": _LABEL, "path": str, "written": _TIME, "text": str}],
+    "logs?": [{"label": _LABEL, "path": str, "written": _TIME, "text?": str, "parts?": [_PART]}],
     "reports?": [Only({"label": _LABEL, "attempt": _WHOLE, "message": str, "traceback": str})],
     "ends?": {"*": _END},
 }
 _EVIDENCE = {
     **_GATHERED,
     "kernel?": {"lines?": [Row((_TIME, str))], "unread?": str},
-    "disks?": [Only({"path": str, "free": _MAYBE, "size": _MAYBE})],
+    "disks?": [Only({"path": str, "free": _MAYBE, "size": _MAYBE, "free_files?": _MAYBE, "read_only?": bool})],
+    "gpus?": _MAYBE_WHOLE,
+    "boot_id?": str,
     "halted?": [str],
 }
 

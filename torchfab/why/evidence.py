@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,8 +32,8 @@ class Log:
         Modification time, in seconds since the epoch.
     times : tuple of (int, float)
         Line numbers of `text`, and when the lines from there on were written.
-    first_line : int
-        Number in the file of the first line of `text`, from 1; 0 if unknown or if something is left out.
+    numbers : tuple of (int, int)
+        Line numbers of `text`, and the numbers in the file, from 1, of the lines from there on.
     """
 
     label: Label
@@ -40,7 +41,7 @@ class Log:
     text: str
     written: float
     times: tuple[tuple[int, float], ...] = ()
-    first_line: int = 0
+    numbers: tuple[tuple[int, int], ...] = ()
 
     def time_of(self, line: int) -> float:
         """Return when a line was written.
@@ -57,6 +58,23 @@ class Log:
         """
         at = bisect.bisect_right(self.times, (line, float("inf"))) - 1
         return self.times[at][1] if at >= 0 else self.written
+
+    def number_of(self, line: int) -> int:
+        """Return the number of a line in the file.
+
+        Parameters
+        ----------
+        line : int
+            Its number in `text`, from 0.
+
+        Returns
+        -------
+        int
+            From 1; 0 if it is not known.
+        """
+        at = bisect.bisect_right(self.numbers, (line, sys.maxsize)) - 1
+        begin, number = self.numbers[at] if at >= 0 else (0, 0)
+        return number + line - begin if number else 0
 
 
 @dataclass(frozen=True)
@@ -271,16 +289,17 @@ def evidence_from_report(status: NodeStatus, report: Mapping[str, Any]) -> NodeE
 
 def _log(each: Mapping[str, Any], skew_s: float) -> Log:
     """Return a log of a node's answer; its parts are joined, with a blank line where something is left out."""
-    parts = each.get("parts") or [{"text": each["text"], "time": each["written"]}]
+    parts = each.get("parts") or [{"text": each.get("text", ""), "time": each["written"]}]
     lines: list[str] = []
-    times: list[tuple[int, float]] = []
+    times, numbers = [], []
     for part in parts:
         if part.get("gap") and lines:
             lines.append("")
         times.append((len(lines), part["time"] - skew_s))
+        numbers.append((len(lines), part.get("line", 0)))
         lines += part["text"].splitlines()
-    first_line = each.get("first_line", 0) if not any(part.get("gap") for part in parts[1:]) else 0
-    return Log(each["label"], each["path"], "\n".join(lines), each["written"] - skew_s, tuple(times), first_line)
+    text, written = "\n".join(lines), each["written"] - skew_s
+    return Log(each["label"], each["path"], text, written, tuple(times), tuple(numbers))
 
 
 def _disk(each: Mapping[str, Any]) -> Disk:

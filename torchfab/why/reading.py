@@ -151,7 +151,7 @@ def read(logs: Sequence[Log], reports: Sequence[Report] = ()) -> Reading:
         uncaught=uncaught,
         path=log.path if log else path,
         text=log.text if log else (logs[0].text if logs else ""),
-        line=log.first_line + chosen.end - 1 if log and log.first_line else 0,
+        line=log.number_of(chosen.end - 1) if log else 0,
         time=log.time_of(chosen.end - 1) if log else (logs[0].written if logs else 0.0),
     )
 
