@@ -312,7 +312,7 @@ def _from_facts(node: NodeEvidence, rank: Mapping[str, Any], reading: Reading) -
             Kind.MEMORY, "host-memory", f"the kernel's OOM killer ended a process of it: {kill.text}", _OOM_FIX
         )
         return Attribution(cause, CERTAIN, (kill,))
-    if code == KILL and rank["code"] != KILL and reading.traceback is None:
+    if code == KILL and rank["code"] != KILL and reading.traceback is None and reading.from_lines is None:
         return _killed_below(node, rank)
     shm = next((disk for disk in node.disks if disk.path == "/dev/shm"), None)
     if code == _BUS and shm and (shm.is_full or shm.size < _SMALL_SHM_BYTES):

@@ -27,6 +27,8 @@ from torchfab.why.tracebacks import Traceback
 # How likely a failure is the first cause, the likeliest first. The time of a lost node is only its last sign of life;
 # a process may have been killed by the rank whose exception is printed a moment later.
 ROOT, LOST, SHOT, SYMPTOM, CONSEQUENCE = range(5)
+# A rank that ended with exit code 0 this long after an exception had gone on from it.
+_WENT_ON_S = 15.0
 _ENDED_BY_OTHERS = ("stopped", "ended", "by-launcher", "by-supervisor")
 
 
@@ -224,7 +226,7 @@ def _hidden_failure(
     reading = _read(node, rank["rank"], rank.get("attempt"))
     found = attribute_log(node, reading, _others(node, evidence))
     code, ended = rank["code"], rank["ended"]
-    if found is None:
+    if found is None or (code == 0 and ended - node.status.skew_s - reading.time > _WENT_ON_S):
         if code == 0 or not ended or process["state"] in ACTIVE:
             return None
         found = _unrecorded_end(node, process, rank, reading)

@@ -14,6 +14,7 @@ _REPEATED = re.compile(r"\s*\[repeated \d+x across (?:cluster|all workers)\].*$"
 _ESCAPED_HEAD = re.compile(re.escape(HEAD) + r":?\\n")
 _MAX_JSON_CHARS = 200_000
 _MAX_DEPTH = 6
+_TIME_ONLY = re.compile(r"^\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:[.,]\d+)?Z?$")  # some log viewers' own lines
 
 
 class SourceLine(NamedTuple):
@@ -41,6 +42,8 @@ def lines_of(text: str) -> list[SourceLine]:
         line = strip_controls(raw)
         if "[repeated " in line:
             line = _REPEATED.sub("", line)
+        if _TIME_ONLY.match(line):
+            continue
         inner = _unpack(line) if "{" in line or "\\n" in line else None
         if inner is None:
             found.append(SourceLine(line, number))
@@ -95,6 +98,57 @@ def _from_structlog(value: Mapping[str, Any]) -> str:
             place = f'  File "{frame.get("filename", "?")}", line {frame.get("lineno", 0)}, in {frame.get("name", "?")}'
             lines += [place, *([f"    {frame['line']}"] if frame.get("line") else [])]
     return "\n".join([*lines, f"{value.get('exc_type')}: {value.get('exc_value', '')}"])
+
+
+# ---- IPython
+
+_IPYTHON_HEAD = re.compile(rf"^(?P<name>[A-Za-z_][\w.]*) {{4,}}{re.escape(HEAD)}\s*$")
+_IPYTHON_FRAME = re.compile(r"^(?:File )?(?P<path>(?:/|~|<)\S*?)(?::\d+)?,? in (?P<function>[\w<>]+)\(.*$")
+
+
+def ipython_head(line: str) -> str:
+    """Return the exception class in the head of a traceback of IPython or Jupyter.
+
+    Parameters
+    ----------
+    line : str
+        The line.
+
+    Returns
+    -------
+    str
+        Empty if the line is no such head.
+    """
+    match = _IPYTHON_HEAD.match(line.strip("\r"))
+    return match["name"] if match else ""
+
+
+def from_ipython(name: str, lines: list[str]) -> tuple[list[str], int]:
+    """Convert a traceback of IPython to the layout of CPython.
+
+    Parameters
+    ----------
+    name : str
+        The exception class in its head.
+    lines : list of str
+        The lines from the head on.
+
+    Returns
+    -------
+    list of str
+        Head and frames; empty if the exception itself does not follow.
+    int
+        Number of lines before the exception.
+    """
+    converted = [f"{HEAD}:"]
+    for count, line in enumerate(lines[1:_MAX_BOX_LINES], start=1):
+        if re.match(rf"(?:\w+\.)*{re.escape(name)}(?::|$)", line):
+            return converted, count
+        if frame := _IPYTHON_FRAME.match(line):
+            converted.append(f'  File "{frame["path"]}", line 0, in {frame["function"]}')
+        elif line.startswith(("----> ", "--> ")):
+            converted.append("    " + re.sub(r"^-+> \d*\s*", "", line))
+    return [], 0
 
 
 # ---- rich's boxes

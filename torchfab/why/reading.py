@@ -23,6 +23,7 @@ _WRAPPERS = re.compile(
 )
 _WRAPPING_WORDS = re.compile(
     r"(?:root cause|stack trace|traceback|logs?|error messages?|errors?|exception) (?:above|below)"
+    r"|for (?:the )?root cause|due to an (?:exception|error) in a background"
     r"|Engine process failed"
     r"|Engine core initialization failed|[Ww]orker failed with error|^\w+: Caught \w+ in |returned non-zero exit status"
     r"|An error occurred while generating the dataset|process(?:es)? (?:terminated|exited|failed|died) with"

@@ -611,7 +611,7 @@ NETWORK = (
         *(Kind.NETWORK, "hccl-error"),
         words="HCCL failed: {line}",
         fix="the plog of that node (~/ascend/log), and hccn_tool -i 0 -link -g there",
-        patterns=(r"\bHCCL function error.*", r"\bHccl\w+.*(?:failed|error).*", r"\bEI\d{4}\b.*"),
+        patterns=(r"\bHCCL function error.*", r"\bHccl\w+.*(?:failed|error).*", r"\bE[EHIJ]\d{4}: .*"),
         is_symptom=True,
         example="RuntimeError: createHCCLComm: HCCL function error: HcclCommInitRootInfo, error code is 4",
         source="torch_npu",

@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from torchfab.why.layouts import HEAD, SourceLine, box_head, lines_of, unbox
+from torchfab.why.layouts import HEAD, SourceLine, box_head, from_ipython, ipython_head, lines_of, unbox
 from torchfab.why.prefixes import Prefix
 
 _HEAD = re.compile(rf"(?:  \+ )?(?:Original |Exception Group )?{re.escape(HEAD)}:\s*$")
@@ -212,7 +212,7 @@ def all_tracebacks(text: str) -> tuple[Traceback, ...]:
 
 
 def _find_head(line: str) -> tuple[str, Prefix] | None:
-    """Return the layout (`plain`, `group`, `box`) and the prefix of the traceback whose head is this line."""
+    """Return the layout (`plain`, `group`, `box`, `ipython`) and the prefix of a traceback whose head is this line."""
     if HEAD not in line:
         return None
     start = box_head(line)
@@ -220,7 +220,7 @@ def _find_head(line: str) -> tuple[str, Prefix] | None:
         return "box", Prefix(line[:start])
     match = _HEAD.search(line)
     if match is None:
-        return None
+        return ("ipython", Prefix("")) if ipython_head(line) else None
     start = match.start()
     if "Exception Group" in match[0]:
         start = start if match[0].startswith("  + ") else line.find("Exception Group")
@@ -261,6 +261,8 @@ def _parse_at(lines: Sequence[SourceLine], at: int, head: tuple[str, Prefix]) ->
     role = _role_of(lines, at, prefix)
     if layout == "group":
         parsed = _parse_group([line.text for line in own])
+    elif layout == "ipython":
+        parsed = _parse_ipython([line.text for line in own])
     elif layout == "box":
         parsed = _parse_box([line.text for line in own])
     else:
@@ -370,6 +372,12 @@ def _parse_box(lines: list[str]) -> tuple[Traceback, int] | None:
     rest = count + next((index for index, line in enumerate(lines[count : count + 3]) if line.strip()), 0)
     parsed = _parse([*converted, *lines[rest:]])
     return (parsed[0], rest + parsed[1] - len(converted)) if parsed else None
+
+
+def _parse_ipython(lines: list[str]) -> tuple[Traceback, int] | None:
+    converted, count = from_ipython(ipython_head(lines[0]), lines)
+    parsed = _parse([*converted, *lines[count:]]) if converted else None
+    return (parsed[0], count + parsed[1] - len(converted)) if parsed else None
 
 
 def _parse_group(lines: list[str]) -> tuple[Traceback, int] | None:
