@@ -1,4 +1,4 @@
-"""What one does to this repository (`./run inv --list`). What a user does to a cluster is in fabfile.py."""
+"""Tasks for this repository (`./run inv --list`). The commands for a cluster are in fabfile.py."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ ROOT = Path(__file__).parent
 REHEARSAL = ROOT / ".rehearsal"
 PYTHON = sys.executable
 SHELL_SCRIPTS = ("run", ".ci/run")
-# Most tests wait for somebody: four at a time on two cores. The tests of one file share their clusters.
+# Most tests wait for other processes: four at a time on two cores. The tests of one file share their clusters.
 PARALLEL = ("-n", str(max(4, os.cpu_count() or 1)), "--dist", "loadfile", "--no-loadscope-reorder")
 FAULTS_ELSEWHERE = (ROOT / "tests" / "integration" / "test_interruptions.py",)
-OPTIONS_HELP = 'further words for the program, in one string: --options "-x -vv"'
+OPTIONS_HELP = 'further arguments of the program, in one string: --options "-x -vv"'
 
 
 @task(
@@ -31,8 +31,8 @@ OPTIONS_HELP = 'further words for the program, in one string: --options "-x -vv"
 )
 def test(context: Context, fast: bool = False, match: str = "", options: str = "") -> None:
     """Run the tests."""
-    some = ["--ignore", "tests/integration"] if fast else []
-    _succeed(*_pytest(match), *PARALLEL, "--durations", "15", *some, *shlex.split(options))
+    selection = ["--ignore", "tests/integration"] if fast else []
+    _succeed(*_pytest(match), *PARALLEL, "--durations", "15", *selection, *shlex.split(options))
 
 
 @task(
@@ -43,7 +43,7 @@ def test(context: Context, fast: bool = False, match: str = "", options: str = "
     }
 )
 def fuzz(context: Context, match: str = "", examples: str = "10000", workers: str = "") -> None:
-    """Give every test of what reads texts of others 10,000 random examples, and say how many each had (an hour)."""
+    """Run the property-based tests of all parsers with 10,000 examples each, and print how many each had (an hour)."""
     os.environ["TORCHFAB_FUZZ_EXAMPLES"] = str(_number("examples", examples))
     parallel = ("-n", str(_number("workers", workers or str(os.cpu_count() or 1))), "--dist", "worksteal")
     shown = ("--hypothesis-show-statistics", "--durations", "10")
@@ -53,13 +53,13 @@ def fuzz(context: Context, match: str = "", examples: str = "10000", workers: st
 
 @task(help={"match": "only the records of tests whose names match this pytest -k expression"})
 def golden(context: Context, match: str = "") -> None:
-    """Rewrite the golden records under tests/golden (look at the diff before you commit it)."""
+    """Rewrite the golden records under tests/golden (read the diff before you commit it)."""
     _succeed(*_pytest(match), "--golden")
 
 
 @task
 def lint(context: Context) -> None:
-    """Check style, format and types, and say everything that is wrong."""
+    """Check style, format, types and imports, and report all errors."""
     checks = [
         (PYTHON, "-m", "ruff", "check", "."),
         (PYTHON, "-m", "ruff", "format", "--check", "."),
@@ -67,7 +67,7 @@ def lint(context: Context) -> None:
         (str(Path(PYTHON).parent / "lint-imports"), "--no-logo", "--no-cache"),
         *([("shellcheck", *SHELL_SCRIPTS)] if shutil.which("shellcheck") else []),
     ]
-    failed = [words for words in checks if _run(*words)]
+    failed = [argv for argv in checks if _run(*argv)]
     if failed:
         raise Exit(f"lint: {len(failed)} of {len(checks)} checks failed", code=1)
 
@@ -75,17 +75,17 @@ def lint(context: Context) -> None:
 @task(
     help={
         "nodes": "how many hosts (default 2)",
-        "kind": "netns (as root: own addresses and host names) or loopback (anybody); default: the best that you may",
+        "kind": "netns (as root: own addresses and host names) or loopback (any user); default: netns if root",
         "dir": "folder for ssh_config, hosts and gpus (default .rehearsal)",
-        "user": "as root, with --kind loopback: run the hosts as this ordinary user, who need not exist",
-        "down": "take it down, and what killed test sessions left",
+        "user": "as root, with --kind loopback: run the hosts as this ordinary user, which need not exist",
+        "down": "remove it, and clusters that killed test sessions left",
     }
 )
 def cluster(
     context: Context,
     nodes: str = "2",
     kind: str = "",
-    dir: str = str(REHEARSAL),  # noqa: A002  # the flag is named so
+    dir: str = str(REHEARSAL),  # noqa: A002  # the name of the flag
     user: str = "",
     down: bool = False,
 ) -> None:
@@ -103,7 +103,7 @@ def cluster(
 
 @task
 def reliability(context: Context) -> None:
-    """Make every fault of the matrix happen, and write the table into docs/reliability.md."""
+    """Run every fault of the matrix, and write the table into docs/reliability.md."""
     found = sorted((ROOT / "tests" / "integration").glob("test_*fault*.py"))
     files = [str(path.relative_to(ROOT)) for path in (*found, *FAULTS_ELSEWHERE)]
     _succeed(*_pytest(""), *PARALLEL, *files, "--faults", "docs/reliability.md")
@@ -111,7 +111,7 @@ def reliability(context: Context) -> None:
 
 @task(help={"rounds": "how many launches and stops in a row (default 100)"})
 def stress(context: Context, rounds: str = "100") -> None:
-    """Launch and stop at random moments, again and again: nothing may be left on any host."""
+    """Launch and stop at random moments, repeatedly: nothing may be left on any host."""
     _succeed(*_pytest(""), "tests/integration/test_stress.py", "--rounds", str(_number("rounds", rounds)))
 
 
@@ -131,7 +131,7 @@ namespace = Collection(test, fuzz, lint, golden, cluster, reliability, stress, b
 
 
 def _number(flag: str, text: str) -> int:
-    # Invoke would meet an int's `x` with a traceback.
+    # With an int parameter, Invoke would print a traceback for `x`.
     if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text)):
         raise Exit(f"error: --{flag} is a whole number of at least 1, got {text!r}", code=2)
     return int(text)
@@ -141,35 +141,35 @@ def _pytest(match: str) -> list[str]:
     return [PYTHON, "-m", "pytest", *(["-k", match] if match else [])]
 
 
-def _run(*words: str) -> int:
-    shown = ["python" if word == PYTHON else word for word in words]
+def _run(*argv: str) -> int:
+    shown = ["python" if word == PYTHON else word for word in argv]
     print(f"$ {shlex.join(shown)}", file=sys.stderr, flush=True)
-    return subprocess.run(words, cwd=ROOT, check=False).returncode
+    return subprocess.run(argv, cwd=ROOT, check=False).returncode
 
 
-def _succeed(*words: str) -> None:
-    if code := _run(*words):
+def _succeed(*argv: str) -> None:
+    if code := _run(*argv):
         raise Exit(code=code)
 
 
 def _cluster_up(nodes: int, kind: str, directory: Path, user: str) -> None:
     from testbed import Cluster, as_kind
 
-    begun = time.monotonic()
+    started = time.monotonic()
     best = "netns" if os.geteuid() == 0 and not user else "loopback"
-    there = Cluster.up(nodes, as_kind(kind or best), directory, user or None, keep=True)
+    cluster = Cluster.up(nodes, as_kind(kind or best), directory, user or None, keep=True)
     program = "./run" if Path.cwd() == ROOT else _shown(ROOT / "run")
-    config, hosts = _shown(there.ssh_config), _shown(there.hostfile)
-    other = "" if directory == REHEARSAL else f" --dir {_shown(directory)}"
+    config, hosts = _shown(cluster.ssh_config), _shown(cluster.hostfile)
+    flag = "" if directory == REHEARSAL else f" --dir {_shown(directory)}"
     print(f"""\
-up in {time.monotonic() - begun:.1f} s: {there.summary}
-  log in:     ssh -F {config} {there.hosts[0]}
+up in {time.monotonic() - started:.1f} s: {cluster.summary}
+  log in:     ssh -F {config} {cluster.hosts[0]}
   launch:     {program} fab -S {config} launch-per-node --hostfile {hosts} --follow
-  take down:  {program} inv cluster --down{other}""")
+  take down:  {program} inv cluster --down{flag}""")
 
 
 def _shown(path: Path) -> str:
-    """Give the path as one types it here: relative when it is below the current folder."""
+    """Return the path as a shell word: relative if it is below the current folder."""
     path = path.absolute()
     return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
 

@@ -1,9 +1,9 @@
-"""What known_hosts costs a launch: a file of hashed lines is read once, and asked for every host.
+"""Measure what known_hosts costs a launch: a file of hashed lines is read once, and searched for every host.
 
     python bench/known_hosts.py                          2000 lines, 1 and 64 hosts
     python bench/known_hosts.py --lines 10000 --hosts 512
 
-Hashed lines (`HashKnownHosts yes`, Debian's default) must be tried one by one: each has a salt of its own.
+Hashed lines (`HashKnownHosts yes`, Debian's default) must be tried one by one: each has its own salt.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ KIND = "ssh-ed25519"
 
 
 def key(number: int) -> str:
-    """Return a key as known_hosts has it, another one for each number."""
+    """Return a key in known_hosts format, a different one for each number."""
     parts = (KIND.encode(), number.to_bytes(32, "big"))
     blob = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
     return f"{KIND} {base64.b64encode(blob).decode()}"
@@ -41,7 +41,7 @@ def write(path: Path, lines: int) -> None:
 
 
 def ours(path: Path, hosts: int) -> int:
-    """Read the file, and ask for hosts as a launch does; return how many lines were found."""
+    """Read the file and look up hosts as a launch does; return the number of lines found."""
     known = known_hosts.KnownFile(str(path), path.read_text())
     return sum(len(known.lines(f"node{number}")) for number in range(hosts))
 
@@ -68,15 +68,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lines", type=int, default=2000)
     parser.add_argument("--hosts", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=5, help="of which the median counts")
-    asked = parser.parse_args()
+    parser.add_argument("--rounds", type=int, default=5, help="the result is their median")
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "known_hosts")
-        write(path, asked.lines)
-        for hosts in (1, asked.hosts):
-            mine = seconds(ours, path, hosts, asked.rounds)
-            theirs = seconds(paramikos, path, hosts, 1)  # it hashes twice for each line and host, in Python
-            print(f"{asked.lines} hashed lines, {hosts} hosts: {mine:.3f} s; paramiko's own reader: {theirs:.3f} s")
+        write(path, args.lines)
+        for hosts in (1, args.hosts):
+            own = seconds(ours, path, hosts, args.rounds)
+            theirs = seconds(paramikos, path, hosts, 1)  # it hashes twice per line and host, in Python
+            print(f"{args.lines} hashed lines, {hosts} hosts: {own:.3f} s; paramiko's own reader: {theirs:.3f} s")
     return 0
 
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Measure launching: `inv bench-launch`. Tables with the goals, a picture and profiles land in bench/results/.
+"""Measure launching: `inv bench-launch`. Writes tables with the goals, a plot and profiles into bench/results/.
 
-Torchfab and the tools one would use instead take turns on the same rehearsal hosts (loopback addresses of this machine,
-sixteen to an sshd), several rounds; every figure is a median. On one machine the nodes' own work (sshd, interpreters,
-tmux) is paid by the same cores: it is reported apart from the client's, which is what counts on a real cluster.
+Torchfab and the alternatives take turns on the same rehearsal hosts (loopback addresses of this machine, sixteen per
+sshd), several rounds; every figure is a median. On one machine the nodes' work (sshd, interpreters, tmux) uses the same
+cores. It is reported separately from the client's, which is what counts on a real cluster.
 
-Every result is kept at once (bench/results/launch.jsonl), so that parts can be run one by one and cut off anywhere;
-what is there already is not measured again, unless --fresh says so. The tables are made of all that is there.
+Every result is saved immediately (bench/results/launch.jsonl), so that parts can run one by one and stop anywhere.
+A saved result is not measured again without --fresh. The tables use all saved results.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
-from launching import report, tools  # noqa: E402 (they lie beside this file, outside any package)
+from launching import report, tools  # noqa: E402 (they are beside this file, outside any package)
 from launching.hosts import KEY_EXCHANGES  # noqa: E402
 from launching.parts import FAN_OUT_TOOLS, PARTS, Options  # noqa: E402
 from launching.store import Store  # noqa: E402
@@ -40,26 +40,26 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--tools", nargs="+", choices=FAN_OUT_TOOLS, default=list(FAN_OUT_TOOLS), help="tools to compare (all)")
     add("--kex", nargs="+", choices=KEY_EXCHANGES, default=["curve25519"], help="key exchanges (curve25519)")
     add("--stop-after", type=float, default=1e9, help="seconds after which no further measurement begins")
-    add("--fresh", action="store_true", help="forget what was measured of these parts before")
-    add("--results", type=Path, default=RESULTS, help="where results are kept (bench/results)")
-    add("--render", action="store_true", help="make the tables of what is there; measure nothing")
+    add("--fresh", action="store_true", help="delete the saved results of these parts first")
+    add("--results", type=Path, default=RESULTS, help="folder of the results (bench/results)")
+    add("--render", action="store_true", help="write the tables from saved results; measure nothing")
     return parser.parse_args(argv)
 
 
 def measure(options: argparse.Namespace, store: Store) -> None:
-    """Take every step that is not in the store yet."""
+    """Run every step without a saved result."""
     found = tools.versions(VENV)
-    there = tuple(tool for tool in options.tools if found[tool])
-    for tool in sorted(set(options.tools) - set(there)):
+    installed = tuple(tool for tool in options.tools if found[tool])
+    for tool in sorted(set(options.tools) - set(installed)):
         print(f"{tool} is not installed: its rows stay empty", file=sys.stderr)
-    asked = Options(tuple(options.hosts), options.rounds, options.limit, VENV, there, tuple(options.kex))
+    requested = Options(tuple(options.hosts), options.rounds, options.limit, VENV, installed, tuple(options.kex))
     deadline = time.monotonic() + options.stop_after
     for part in options.only:
-        for key, act in PARTS[part](asked):
+        for key, act in PARTS[part](requested):
             if store.has(key):
                 continue
             if time.monotonic() > deadline:
-                print("time is up: the same command goes on from here", file=sys.stderr)
+                print("time is up: the same command continues from here", file=sys.stderr)
                 return
             begun = time.monotonic()
             values = _values(act)
@@ -70,7 +70,7 @@ def measure(options: argparse.Namespace, store: Store) -> None:
 def _values(act: Any) -> dict[str, Any]:
     try:
         values: dict[str, Any] = act()
-    except Exception as error:  # the other measurements are worth having
+    except Exception as error:  # the other measurements are still useful
         return {"code": -1, "said": f"{type(error).__name__}: {error}"}
     return values
 
@@ -82,9 +82,9 @@ def _line(key: dict[str, Any], values: dict[str, Any]) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure what is missing, then make the tables of all."""
+    """Measure what is missing, then write the tables."""
     options = parse_arguments(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # hosts are taken down on the way out
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the hosts are taken down
     store = Store(options.results / "launch.jsonl")
     if options.fresh:
         for part in options.only:

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Measure train_llm.py: `inv bench-train`. Prints tables with the goals, and keeps them in bench/results/.
+"""Measure train_llm.py: `inv bench-train`. Prints tables with the goals, and writes them into bench/results/.
 
-Speed: three loops take turns in the same processes, a few steps each, so that whatever else the machine does meets
-them alike: train_llm.py's, a bare loop (a batch already in memory, no logging, no checkpoints) and that of
+Speed: three loops take turns in the same processes, a few steps each, so that other load on the machine affects
+them equally: train_llm.py's, a bare loop (a batch already in memory, no logging, no checkpoints) and that of
 transformers.Trainer. All have the same model, optimizer, gradient clipping, batch, sequence, dtype and threads (one per
-process). Start and memory: processes of their own, in turns. Every figure is a median; a ratio of speeds is the median
-of the ratios of neighbouring turns, with its quartiles in brackets: they tell how busy the machine was.
+process). Start and memory: separate processes, in turns. Every figure is a median; a ratio of speeds is the median
+of the ratios of neighbouring turns, with its quartiles in brackets, which show how busy the machine was.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ import time; print(time.time())
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Read the command line; the options after --role are for the processes that this one starts."""
+    """Parse the command line; --role and the options after it are for the processes that this one starts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--rounds", type=int, default=24, help="turns of each loop (default 24)")
@@ -76,7 +76,7 @@ def training_arguments(options: argparse.Namespace, *more: str) -> argparse.Name
 
 
 def own_loop(trainer: train_llm.Trainer) -> Callable[[], None]:
-    """Return train_llm.py's step, as its loop does it."""
+    """Return one step of train_llm.py's loop."""
     batches = trainer.batches()
     return lambda: trainer.advance(batches)
 
@@ -104,7 +104,7 @@ def bare_loop(trainer: train_llm.Trainer, alone: bool = False) -> Callable[[], N
 
 
 def synchronize() -> None:
-    """Wait for the device, and for the other ranks."""
+    """Wait for the device and the other ranks."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     dist.barrier()
@@ -121,7 +121,7 @@ def milliseconds(step: Callable[[], None], steps: int) -> float:
 
 
 class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-    """A corpus as transformers.Trainer wants it."""
+    """A corpus as a data set for transformers.Trainer."""
 
     def __init__(self, corpus: train_llm.Corpus) -> None:
         self.corpus = corpus
@@ -135,7 +135,7 @@ class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
 
 
 class TakeTurns(TrainerCallback):
-    """Note the milliseconds of a step after every `steps` steps of transformers.Trainer, and let others work then."""
+    """Record the milliseconds per step after every `steps` steps of transformers.Trainer, then run the other loops."""
 
     def __init__(self, steps: int, others: Callable[[], None]) -> None:
         self.steps, self.others, self.began = steps, others, 0.0
@@ -172,7 +172,7 @@ def train_with_theirs(trainer: train_llm.Trainer, turns: TakeTurns, rounds: int)
 
 
 def measure_speed(options: argparse.Namespace, trainer: train_llm.Trainer) -> dict[str, Any]:
-    """Let the three loops take turns; return the milliseconds of a step in each turn of each."""
+    """Let the three loops take turns; return the milliseconds per step in each turn of each loop."""
     own, bare = own_loop(trainer), bare_loop(trainer)
     for step in (own, bare):
         milliseconds(step, 5)  # compile, allocate, fill caches
@@ -186,7 +186,7 @@ def measure_speed(options: argparse.Namespace, trainer: train_llm.Trainer) -> di
     def others() -> None:
         for name, step in order:
             times[name].append(milliseconds(step, steps))
-        order.reverse()  # so that nobody always comes after the same
+        order.reverse()  # so that no loop always follows the same one
 
     turns = TakeTurns(steps, others)
     train_with_theirs(trainer, turns, options.rounds + 1)
@@ -197,7 +197,7 @@ def measure_speed(options: argparse.Namespace, trainer: train_llm.Trainer) -> di
 
 
 def measure_memory(options: argparse.Namespace, trainer: train_llm.Trainer) -> dict[str, Any]:
-    """Return the peak memory in GB of a process that does 20 steps in one loop only."""
+    """Return the peak memory in GB of a process that runs 20 steps of one loop only."""
     step = own_loop(trainer) if options.loop == "train_llm.py" else bare_loop(trainer, alone=True)
     for _ in range(20):
         step()
@@ -212,7 +212,7 @@ def measure_save(options: argparse.Namespace, trainer: train_llm.Trainer) -> dic
 
 
 def measure(options: argparse.Namespace) -> None:
-    """Be one of the measured processes; rank 0 prints what it found as the last line."""
+    """Run as one of the measured processes; rank 0 prints its results as the last line."""
     process = train_llm.detect_rank(os.environ)
     device = train_llm.connect(process, 600)
     saving = ["--experiment-name", "x", "--save-dir", str(options.work), "--ckpt-freq", "10"]
@@ -223,11 +223,11 @@ def measure(options: argparse.Namespace) -> None:
         print(json.dumps(found))
 
 
-# --- In the process that orders them ---------------------------------------------------------------------------------
+# --- In the process that starts them ---------------------------------------------------------------------------------
 
 
 def measured(work: Path, processes: int, *options: str) -> dict[str, Any]:
-    """Start this file under torchrun in a role; return what rank 0 found."""
+    """Start this file under torchrun in a role; return the results of rank 0."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     launcher = torchrun if processes > 1 else []
     argv = [sys.executable, *launcher, __file__, "--work", str(work), *options]
@@ -237,7 +237,7 @@ def measured(work: Path, processes: int, *options: str) -> dict[str, Any]:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of a measured process: one thread, as torchrun has it."""
+    """Return the environment of a measured process: one thread, as under torchrun."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
 
@@ -272,7 +272,7 @@ def first_step_s(work: Path, cache: Path) -> float:
 
 
 def baseline_s() -> float:
-    """Return seconds from the start of a process until it has imported the same and built the same model."""
+    """Return seconds from the start of a process until it has made the same imports and built the same model."""
     began = time.time()
     argv = [sys.executable, "-c", BASELINE]
     done = subprocess.run(argv, env=environment(), stdout=subprocess.PIPE, text=True, check=True)
@@ -280,7 +280,7 @@ def baseline_s() -> float:
 
 
 def start_rows(work: Path, rounds: int) -> Iterator[list[str]]:
-    """Yield the rows of the table on starting."""
+    """Yield the rows of the start table."""
     cold, warm, base = [], [], []
     for turn in range(rounds):
         cold.append(first_step_s(work, work / f"cold-{turn}"))
@@ -293,7 +293,7 @@ def start_rows(work: Path, rounds: int) -> Iterator[list[str]]:
 
 
 def verdict(ratio: float, relation: str, goal: float) -> list[str]:
-    """Return a ratio, and its goal with whether it is met."""
+    """Return a ratio, and its goal with `met` or `missed`."""
     met = ratio <= goal if relation == "≤" else ratio >= goal
     return [f"{ratio:.3f}", f"{relation} {goal}: {'met' if met else 'missed'}"]
 
@@ -332,7 +332,7 @@ def table(head: list[str], rows: Iterator[list[str]] | list[list[str]]) -> str:
 
 
 def machine() -> str:
-    """Return the machine's name and the versions that count."""
+    """Return the machine's name and the relevant versions."""
     import transformers
 
     cpu = platform.processor() or platform.machine()
@@ -383,7 +383,7 @@ def memory_table(work: Path, _: argparse.Namespace) -> str:
 
 
 def checkpoint_table(work: Path, _: argparse.Namespace) -> str:
-    """Return the table of what a checkpoint costs."""
+    """Return the table of checkpoint costs."""
     head = ["model", "step", "step that saves", "step after it", "cost in step times", "goal"]
     return table(head, save_rows(work, models_of(work)))
 
@@ -408,7 +408,7 @@ def memory_rows(work: Path, models: list[str]) -> Iterator[list[str]]:
 
 
 def save_rows(work: Path, models: list[str]) -> Iterator[list[str]]:
-    """Yield what a checkpoint costs the step that takes it and the next one."""
+    """Yield the cost of a checkpoint for the step that takes it and the next one."""
     for model in models:
         with tempfile.TemporaryDirectory(dir=work) as folder:
             found = measured(Path(folder), 1, "--role", "save", "--model", model, "--rounds", "10")
@@ -418,7 +418,7 @@ def save_rows(work: Path, models: list[str]) -> Iterator[list[str]]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure, print, keep: one file in bench/results/ for each table, so that each can be measured again."""
+    """Measure, print, write: one file in bench/results/ per table, so that each can be measured again."""
     options = parse_arguments(argv)
     if options.role:
         measure(options)

@@ -4,8 +4,8 @@
         subprocess.run(["ssh", "-F", cluster.ssh_config, "node1", "hostname"])
 
 Two kinds. `netns` (root only): every node is a network namespace with its own address on port 22, host name,
-/etc/hosts, /etc/passwd and home. `loopback` (any user): every node is an sshd of its own on 127.77.K.I. Processes, and
-the file system outside the homes, are shared with this machine in both. Linux only.
+/etc/hosts, /etc/passwd and home. `loopback` (any user): every node is a separate sshd on 127.77.K.I. In both kinds the
+nodes share processes, and the file system outside the homes, with this machine. Linux only.
 """
 
 from testbed.cluster import Cluster, Node

@@ -1,4 +1,4 @@
-"""Find what is free on this machine for one more cluster: a number, a port, an account."""
+"""Allocate a number, a port and an account on this machine for a new cluster."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from testbed import network
 from testbed.layout import NUMBERS, Account, Kind, Layout, RehearsalError, run_dir
 
 ADMIN_FOLDERS = ":/usr/local/sbin:/usr/sbin:/sbin"  # not on an ordinary user's PATH
-PORTS = range(20022, 32768)  # below the ports that Linux hands out by itself
-UIDS = range(61200, 65000)  # between the ordinary users and nobody
+PORTS = range(20022, 32768)  # below Linux's ephemeral ports
+UIDS = range(61200, 65000)  # between ordinary users and the user nobody
 INSTALL = "./run inv cluster installs it (or names the command that does)"
 
 
 def claim(nodes: int, kind: Kind, directory: Path | None, user: str | None) -> Layout:
-    """Reserve a number by making its folder, and lay the cluster out.
+    """Reserve a number by creating its folder, and return the layout of the cluster.
 
     Raises
     ------
     RehearsalError
-        A program or a right is missing, or all numbers are taken.
+        A program or a permission is missing, or all numbers are taken.
     """
     require(kind, user)
     account = choose_account(kind, user)
     number = _claim_number(_taken(kind))
-    place = directory.absolute() if directory else run_dir(number) / "launch"
+    launch_dir = directory.absolute() if directory else run_dir(number) / "launch"
     port = 22 if kind == "netns" else free_port([f"127.77.{number}.{index + 1}" for index in range(nodes)])
-    return Layout(number, kind, nodes, port, f"{number}-{secrets.token_hex(8)}", place, account)
+    return Layout(number, kind, nodes, port, f"{number}-{secrets.token_hex(8)}", launch_dir, account)
 
 
 def find_program(name: str) -> str | None:
@@ -41,7 +41,7 @@ def find_program(name: str) -> str | None:
 
 
 def require(kind: Kind, user: str | None) -> None:
-    """Check programs and rights for this kind of cluster, before anything is made."""
+    """Check the programs and permissions that this kind of cluster needs, before anything is created."""
     root = os.geteuid() == 0
     if kind == "netns" and not root:
         raise RehearsalError("network namespaces need root", fix="use --kind loopback")
@@ -55,7 +55,7 @@ def require(kind: Kind, user: str | None) -> None:
 
 
 def choose_account(kind: Kind, user: str | None) -> Account:
-    """Give the account that the nodes let in: the caller's own, or for root `user`, whom only the nodes know."""
+    """Return the account that logs in to the nodes: the caller's, or for root `user`, which need not exist here."""
     me = pwd.getpwuid(os.geteuid())
     if user is None or user == me.pw_name:
         return Account(me.pw_name, me.pw_uid, me.pw_gid, me.pw_shell, private=kind == "netns", switched=False)
@@ -94,12 +94,12 @@ def _claim_number(taken: Callable[[int], bool]) -> int:
                 return number
         except FileExistsError:
             continue
-    fix = "take some down with inv cluster --down, or look into /tmp/tfab-*"
+    fix = "take some down with inv cluster --down, or inspect /tmp/tfab-*"
     raise RehearsalError(f"all {len(NUMBERS)} cluster numbers are taken", fix)
 
 
 def free_port(addresses: list[str]) -> int:
-    """Give one port that is free on all of the addresses."""
+    """Return one port that is free on all addresses."""
     for port in PORTS:
         if all(_free(address, port) for address in addresses):
             return port

@@ -1,4 +1,4 @@
-"""A rehearsal cluster's life: up, use, break, mend, down."""
+"""Start, use, break, repair and remove a rehearsal cluster."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ from testbed.sshd import Server
 
 
 class Node:
-    """One host of the cluster, for tests that look inside or break it.
+    """One host of the cluster, for tests that inspect or break it.
 
     Attributes
     ----------
     index : int
         From 0, as node_rank.
     name, address, port, home, tmux_dir
-        How to reach it, and where its user lives.
+        Address and port of its sshd, home and tmux folder of its user.
     """
 
-    def __init__(self, place: NodeLayout) -> None:
-        self.place = place
-        self.index, self.name, self.address, self.port = place.index, place.name, place.address, place.port
-        self.home, self.tmux_dir = place.home, place.tmux_dir
+    def __init__(self, layout: NodeLayout) -> None:
+        self.layout = layout
+        self.index, self.name, self.address, self.port = layout.index, layout.name, layout.address, layout.port
+        self.home, self.tmux_dir = layout.home, layout.tmux_dir
 
     @property
     def sshd_pid(self) -> int | None:
         """The pid of the node's sshd; None while it is down."""
-        process = Server(self.place).process()
+        process = Server(self.layout).process()
         return process.pid if process else None
 
     def command(self, *argv: str) -> tuple[str, ...]:
-        """Give the argv that runs `argv` inside the node without SSH, with a session's HOME and tmux folder."""
-        return (*namespaces.session(self.place), *argv)
+        """Return the argv that runs `argv` inside the node without SSH, with a session's HOME and tmux folder."""
+        return (*namespaces.session(self.layout), *argv)
 
 
 class Cluster:
-    """A running rehearsal cluster; make one with `up`, find one again with `load`."""
+    """A running rehearsal cluster; start one with `up`, find it again with `load`."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        self._servers = [Server(place) for place in layout.nodes]
+        self._servers = [Server(node) for node in layout.nodes]
 
     @classmethod
     def up(
@@ -64,15 +64,15 @@ class Cluster:
         Parameters
         ----------
         nodes : int
-            How many, 1 to 250; default 2.
+            Number of nodes, 1 to 250; default 2.
         kind : {"netns", "loopback"}
-            Network namespaces (root only), or addresses of the loopback interface (anybody).
+            Network namespaces (root only), or addresses of the loopback interface (any user).
         directory : Path, optional
-            Where ssh_config, hosts and gpus are written; default a new folder that goes with the cluster.
+            Where ssh_config, hosts and gpus are written; default a new folder that is removed with the cluster.
         user : str, optional
-            As root: run the loopback nodes as this ordinary user, who need not exist. Default: as the caller.
+            As root: run the loopback nodes as this ordinary user, which need not exist. Default: the caller.
         keep : bool
-            Keep it when this process ends; otherwise the next `clean` takes it for a leftover. Default False.
+            Keep it when this process ends; otherwise the next `clean` removes it as a leftover. Default False.
 
         Returns
         -------
@@ -82,7 +82,7 @@ class Cluster:
         Raises
         ------
         RehearsalError
-            A program or a right is missing, a number is wrong, or an sshd did not start; nothing is left then.
+            A program or a permission is missing, a number is wrong, or an sshd did not start. Nothing is left then.
         """
         _check(nodes, kind, directory)
         layout = allocation.claim(nodes, kind, directory, user)
@@ -113,16 +113,16 @@ class Cluster:
 
     @classmethod
     def load(cls, directory: Path) -> Cluster | None:
-        """Find the cluster whose launch files lie in `directory`; None when there is none."""
+        """Return the cluster whose launch files are in `directory`; None if there is none."""
         try:
             return cls(Layout.from_json(json.loads((directory / "run" / "cluster.json").read_text())))
         except FileNotFoundError:
-            (directory / "run").unlink(missing_ok=True)  # it points nowhere: the machine was restarted
+            (directory / "run").unlink(missing_ok=True)  # a dangling link: the machine was restarted
             return None
 
     @classmethod
     def clean(cls) -> list[Cluster]:
-        """Take down the caller's clusters whose owner died without doing so (a killed test session); give them."""
+        """Remove the caller's clusters whose owner died without removing them (a killed test session); return them."""
         left = [cluster for number in NUMBERS if (cluster := _orphan(number))]
         for cluster in left:
             cluster.down()
@@ -131,11 +131,11 @@ class Cluster:
     @property
     def hosts(self) -> tuple[str, ...]:
         """The nodes' names, in the order of their node_rank."""
-        return tuple(place.name for place in self.layout.nodes)
+        return tuple(node.name for node in self.layout.nodes)
 
     @property
     def summary(self) -> str:
-        """What and whose it is, in one line."""
+        """Kind, nodes, account and folder, in one line."""
         first, last = self.layout.nodes[0], self.layout.nodes[-1]
         names = first.name if first == last else f"{first.name} to {last.name}"
         where = f"{self.layout.account.name}@{first.address}:{first.port}"
@@ -143,7 +143,7 @@ class Cluster:
 
     @property
     def directory(self) -> Path:
-        """Where the launch files lie."""
+        """Folder of the launch files."""
         return self.layout.directory
 
     @property
@@ -153,17 +153,17 @@ class Cluster:
 
     @property
     def hostfile(self) -> Path:
-        """One node a line."""
+        """The hosts file: one node per line."""
         return self.directory / "hosts"
 
     @property
     def gpufile(self) -> Path:
-        """Every node twice."""
+        """The gpus file: every node twice."""
         return self.directory / "gpus"
 
     @property
     def known_hosts(self) -> Path:
-        """The true host keys; the ssh config names it."""
+        """The known_hosts file with the true host keys; the ssh config names it."""
         return self.layout.known_hosts
 
     @property
@@ -172,33 +172,33 @@ class Cluster:
         return self.layout.key
 
     def node(self, index: int) -> Node:
-        """Give one node, counted from 0."""
+        """Return one node, counted from 0."""
         return Node(self.layout.nodes[index])
 
     def on_launch_machine(self, *argv: str) -> tuple[str, ...]:
-        """Give the argv that runs `argv` on this machine as the nodes' user, with a private home and tmux folder."""
+        """Return the argv that runs `argv` on this machine as the nodes' user, with a private home and tmux folder."""
         return (*namespaces.session(self.layout.launch), *argv)
 
     def checkout(self) -> Path:
-        """Copy the project's sources to where the nodes' user may write, the first time; give the copy's folder."""
+        """Copy the project's sources to where the nodes' user may write, once; return the folder of the copy."""
         copy = self.layout.run_dir / "checkout"
         return copy if copy.exists() else files.copy_project(self.layout)
 
     def partition(self, index: int) -> None:
-        """Cut the node off: its packets are lost, its processes go on."""
-        network.cable(self._cabled(index), "down")
+        """Disconnect the node: its packets are lost, its processes continue."""
+        network.cable(self._node_with_link(index), "down")
 
     def heal(self, index: int) -> None:
         """Undo `partition`."""
-        network.cable(self._cabled(index), "up")
+        network.cable(self._node_with_link(index), "up")
 
-    def _cabled(self, index: int) -> NodeLayout:
+    def _node_with_link(self, index: int) -> NodeLayout:
         if self.layout.kind != "netns":
             raise RehearsalError("a loopback node has no link to cut", fix="use kind netns")
         return self.layout.nodes[index]
 
     def kill_sshd(self, index: int) -> None:
-        """Kill the node's sshd and its connections; what runs on the node goes on, nobody can log in."""
+        """Kill the node's sshd and its connections; processes on the node continue, logins fail."""
         self._servers[index].kill()
 
     def start_sshd(self, index: int) -> None:
@@ -207,7 +207,7 @@ class Cluster:
         self._servers[index].wait()
 
     def processes(self) -> set[Process]:
-        """Give every living process of the cluster: sshd, sessions, and whatever they started."""
+        """Return every living process of the cluster: sshd, sessions, and their descendants."""
         found = processes.marked(self.layout.token)
         found |= processes.descendants({process for server in self._servers if (process := server.process())})
         if self.layout.kind == "netns":
@@ -216,8 +216,8 @@ class Cluster:
 
     def down(self) -> None:
         """End every process of the cluster, then remove its network and files; repeating it is harmless."""
-        with self._alone() as there:
-            if there:
+        with self._locked() as exists:
+            if exists:
                 self._end_processes()
                 if self.layout.kind == "netns":
                     network.remove(self.layout)
@@ -226,8 +226,8 @@ class Cluster:
             server.reap()
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[bool]:
-        """Let one at a time take the cluster down; give whether it is still there."""
+    def _locked(self) -> Iterator[bool]:
+        """Lock the cluster, so that one process at a time removes it; yield whether it still exists."""
         try:
             folder = os.open(self.layout.run_dir, os.O_RDONLY)
         except FileNotFoundError:
@@ -235,7 +235,7 @@ class Cluster:
             return
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)
-            # No link is left of a folder that another has removed; its number may have been claimed again since.
+            # A folder that another process has removed has no link left; its number may have been claimed again since.
             yield os.fstat(folder).st_nlink > 0 and self._is_mine()
         finally:
             os.close(folder)
@@ -245,7 +245,7 @@ class Cluster:
         return not record.exists() or Layout.from_json(json.loads(record.read_text())).token == self.layout.token
 
     def _end_processes(self) -> None:
-        seen: set[Process] = set()  # a connection's sshd is nobody's child once the listener has gone
+        seen: set[Process] = set()  # a connection's sshd is orphaned once the listener has gone
 
         def left() -> set[Process]:
             seen.update(self.processes())
@@ -266,8 +266,8 @@ def _check(nodes: int, kind: Kind, directory: Path | None) -> None:
     as_kind(kind)
     if not 1 <= nodes <= MAX_NODES:
         raise RehearsalError(f"a cluster has 1 to {MAX_NODES} nodes, not {nodes}")
-    if directory and (there := Cluster.load(directory)):
-        message = f"{directory} already has a cluster of {there.layout.size} nodes"
+    if directory and (existing := Cluster.load(directory)):
+        message = f"{directory} already has a cluster of {existing.layout.size} nodes"
         raise RehearsalError(message, fix="take it down first: inv cluster --down")
 
 

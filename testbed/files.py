@@ -20,7 +20,7 @@ START_UP_FILES = (".bashrc", ".profile", ".hushlogin")  # empty: bash reads .bas
 
 
 def write_all(layout: Layout) -> None:
-    """Write every file of the cluster, owned by the account where the nodes run as another user."""
+    """Write every file of the cluster, owned by the account if the nodes run as another user."""
     openssh = openssh_version()
     public_keys = [_write_node(node, openssh) for node in layout.nodes]
     _write_home(layout.launch)
@@ -71,7 +71,7 @@ def _write_launch_files(layout: Layout) -> None:
 
 
 def _write_key(path: Path) -> str:
-    """Make an ed25519 key pair and give the public half; in this process, as ssh-keygen mostly starts and ends."""
+    """Create an ed25519 key pair and return the public key. In this process: most of ssh-keygen's time is its start."""
     key = Ed25519PrivateKey.generate()
     _write(path, key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()).decode(), mode=0o600)
     public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
@@ -86,9 +86,9 @@ def _write(path: Path, text: str, mode: int = 0o644) -> None:
 
 
 def _hand_over(layout: Layout) -> None:
-    """Give the user what is the user's; /tmp/tfab-K itself and etc/ stay root's: nobody else may swap what we mount."""
+    """Change the owner of the user's files. /tmp/tfab-K and etc/ stay root's: only root may replace the mounts."""
     if layout.account.switched:
-        _give(layout.account, layout.key, *(node.directory for node in layout.places), layout.directory)
+        _give(layout.account, layout.key, *(node.directory for node in layout.machines), layout.directory)
 
 
 def _give(account: Account, *roots: Path) -> None:
@@ -98,9 +98,9 @@ def _give(account: Account, *roots: Path) -> None:
 
 
 def copy_project(layout: Layout) -> Path:
-    """Copy this project's sources into the cluster's folder, as the nodes' user's own; give the copy.
+    """Copy this project's sources into the cluster's folder, owned by the nodes' user; return the copy.
 
-    The project itself is its owner's, and a launch writes its records and logs there.
+    The project itself belongs to its owner, and a launch writes its records and logs there.
     """
     copy = layout.run_dir / "checkout"
     shutil.copytree(PROJECT, copy, ignore=_not_sources)
@@ -114,9 +114,9 @@ def _not_sources(folder: str, names: list[str]) -> set[str]:
 
 
 def openssh_version() -> tuple[int, int]:
-    """Give the version of the installed OpenSSH, as (9, 2); (0, 0) when it does not say."""
-    said = subprocess.run(["ssh", "-V"], capture_output=True, text=True, check=False).stderr
-    found = re.search(r"OpenSSH_(\d+)\.(\d+)", said)
+    """Return the version of the installed OpenSSH, as (9, 2); (0, 0) if it is unknown."""
+    output = subprocess.run(["ssh", "-V"], capture_output=True, text=True, check=False).stderr
+    found = re.search(r"OpenSSH_(\d+)\.(\d+)", output)
     return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
@@ -126,7 +126,7 @@ def remove_all(layout: Layout) -> None:
     Raises
     ------
     RehearsalError
-        Something is mounted below: removing it would reach files that are not ours.
+        Something is mounted below it: removing it would delete files that are not ours.
     """
     if f" {layout.run_dir}/" in Path("/proc/self/mountinfo").read_text():
         raise RehearsalError(f"something is mounted under {layout.run_dir}", fix="unmount it, then try again")

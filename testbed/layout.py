@@ -1,10 +1,10 @@
-"""Where everything of one rehearsal cluster lies, and what it is called. Pure: nothing here touches the machine.
+"""Names and paths of one rehearsal cluster. Pure: nothing here touches the machine.
 
-A cluster is known by one number K, claimed by making the folder /tmp/tfab-K. All else follows from K: subnet
+A cluster has one number K, claimed by creating the folder /tmp/tfab-K. All names follow from K: subnet
 10.77.K.0/24, bridge tfabK, namespaces tfabKn1…, loopback addresses 127.77.K.1…. So clusters never collide.
 
     /tmp/tfab-K/            short, because a unix socket's path must stay under 108 bytes
-      cluster.json          what `down` needs to know
+      cluster.json          the layout and its owner, for `load` and `clean`
       id, id.pub            the key that logs in
       known_hosts           the true host keys
       etc/                  the nodes' own hosts, shadow, group (netns)
@@ -24,8 +24,8 @@ Kind = Literal["netns", "loopback"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 NUMBERS = range(1, 255)
 MAX_NODES = 250  # of the 254 addresses in the subnet; the last one is the launch machine's
-TEMPORARY = Path("/tmp")  # not $TMPDIR: that one may be long, and sockets live below
-MARK = "TORCHFAB_REHEARSAL"  # every process of a node carries it in its environment, so that `down` finds what escaped
+TEMPORARY = Path("/tmp")  # not $TMPDIR, which may be long: sockets are below it
+MARK = "TORCHFAB_REHEARSAL"  # in the environment of every process of a node, so that `down` finds escaped ones
 
 
 class RehearsalError(TorchfabError):
@@ -33,7 +33,7 @@ class RehearsalError(TorchfabError):
 
 
 def as_kind(text: str) -> Kind:
-    """Read a kind from a word of the command line."""
+    """Return the kind that a command-line argument names."""
     for kind in KINDS:
         if kind == text:
             return kind
@@ -42,7 +42,7 @@ def as_kind(text: str) -> Kind:
 
 @dataclass(frozen=True)
 class Account:
-    """The user that the nodes let in.
+    """The user that logs in to the nodes.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ class NodeLayout:
 
     @property
     def remote(self) -> bool:
-        """It is a node, not the launch machine."""
+        """Whether it is a node, not the launch machine."""
         return self.index >= 0
 
     @property
@@ -108,18 +108,18 @@ class NodeLayout:
 
     @property
     def cable(self) -> str:
-        """The bridge's end of the node's network cable; the other end is eth0 in the node."""
+        """The bridge's end of the node's veth pair; the other end is eth0 in the node."""
         return f"{self.cluster.bridge}v{self.index + 1}"
 
     @property
     def environment(self) -> dict[str, str]:
-        """What sshd sets for every session, on top of what login sets."""
+        """Variables that sshd sets for every session, in addition to those of login."""
         return {"HOME": str(self.home), "TMUX_TMPDIR": str(self.tmux_dir), MARK: self.cluster.token}
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One cluster, whole; the same value is written to cluster.json."""
+    """One whole cluster; cluster.json holds the same value."""
 
     number: int
     kind: Kind
@@ -151,7 +151,7 @@ class Layout:
         return NodeLayout(self, -1)
 
     @property
-    def places(self) -> tuple[NodeLayout, ...]:
+    def machines(self) -> tuple[NodeLayout, ...]:
         """All nodes, and the launch machine."""
         return (*self.nodes, self.launch)
 
@@ -164,17 +164,17 @@ class Layout:
         return self.run_dir / "known_hosts"
 
     def to_json(self) -> dict[str, Any]:
-        """Give plain values for cluster.json."""
+        """Return the layout as JSON for cluster.json."""
         return {**vars(self), "directory": str(self.directory), "account": vars(self.account)}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Layout:
-        """Read what `to_json` gave; other keys are ignored."""
+        """Return the layout that `to_json` wrote; other keys are ignored."""
         known = {name: data[name] for name in cls.__dataclass_fields__}
         known["directory"] = Path(data["directory"])
         return cls(**{**known, "account": Account(**data["account"])})
 
 
 def run_dir(number: int) -> Path:
-    """Give the folder of the cluster with this number."""
+    """Return the folder of the cluster with this number."""
     return TEMPORARY / f"tfab-{number}"

@@ -1,4 +1,4 @@
-"""How a command gets into a node: an argv prefix that enters its namespaces, swaps its /etc files, takes its user."""
+"""Run a command inside a node: an argv prefix that enters its namespaces, replaces /etc files and switches the user."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from testbed.layout import Account, Layout, NodeLayout
-from testbed.templates import environment_words
+from testbed.templates import environment_args
 
 PROJECT = Path(__file__).resolve().parents[1]
 
-# Words: the node's host name (empty: keep), pairs of "what" "over what", --, the command. Nobody else sees the mounts.
+# Arguments: the node's host name (empty: keep), pairs of SOURCE TARGET, --, the command. The mounts are private.
 ENTER = """set -e
 if [ -n "$1" ]; then echo "$1" > /proc/sys/kernel/hostname; fi
 shift
@@ -24,7 +24,7 @@ exec "$@"
 
 
 def prefix(node: NodeLayout) -> tuple[str, ...]:
-    """Give the argv prefix that runs a command in this node as its user, in the caller's environment and folder."""
+    """Return the argv prefix that runs a command in this node as its user, in the caller's environment and folder."""
     layout = node.cluster
     if not layout.account.private:
         return ()
@@ -37,10 +37,10 @@ def prefix(node: NodeLayout) -> tuple[str, ...]:
 
 
 def session(node: NodeLayout) -> tuple[str, ...]:
-    """Give the prefix that runs a command in this node as an SSH session would find it: HOME, user, tmux, the mark."""
+    """Return the prefix that runs a command in this node as an SSH session would: HOME, user, tmux folder, the mark."""
     account = node.cluster.account
     variables = {**node.environment, "USER": account.name, "LOGNAME": account.name, "SHELL": account.shell}
-    return (*prefix(node), "env", *environment_words(variables))
+    return (*prefix(node), "env", *environment_args(variables))
 
 
 def _switch(account: Account) -> tuple[str, ...]:
@@ -59,10 +59,10 @@ def _mounts(node: NodeLayout) -> list[tuple[Path, Path]]:
 
 
 def exposures(layout: Layout) -> list[tuple[Path, Path]]:
-    """Give the mounts that show the user our Python and project where they lie under a folder closed to it.
+    """Return the mounts that expose our Python and project to the user, if they are under a folder closed to it.
 
-    A Python under /root (mode 700) is of no use to anybody else. In the node's own mount namespace, /root is covered by
-    a folder that holds nothing but that Python.
+    Other users cannot run a Python under /root (mode 700). In the node's own mount namespace, a folder that holds only
+    that Python covers /root.
     """
     pairs: list[tuple[Path, Path]] = []
     covers: dict[Path, Path] = {}
@@ -78,7 +78,7 @@ def _outermost(paths: Iterable[Path]) -> list[Path]:
 
 
 def closed_ancestor(path: Path, account: Account) -> Path | None:
-    """Give the first folder on the way to `path` that the account may not search; None when all are open."""
+    """Return the first folder on the path to `path` that the account may not search; None if there is none."""
     return next((folder for folder in [*reversed(path.parents), path] if not _searchable(folder, account)), None)
 
 

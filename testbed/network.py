@@ -1,4 +1,4 @@
-"""The network of a netns cluster: one bridge, and for every node a namespace and a cable to the bridge."""
+"""The network of a netns cluster: one bridge, and for every node a namespace and a veth pair to the bridge."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from collections.abc import Collection, Sequence
 from testbed.layout import Layout, NodeLayout, RehearsalError
 
 
-def ip(*words: str, batch: Sequence[str] = ()) -> str:
-    """Run ip(8), with `batch` lines on its stdin if there are any; raise with what it said."""
-    done = _run(*words, batch=batch)
+def ip(*args: str, batch: Sequence[str] = ()) -> str:
+    """Run ip(8), with `batch` lines on its stdin if there are any; raise with its stderr on failure."""
+    done = _run(*args, batch=batch)
     if done.returncode:
         raise RehearsalError(f"{' '.join(done.args)}: {done.stderr.strip()}")
     return done.stdout
 
 
-def _run(*words: str, batch: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
-    argv = ["ip", *words, *(["-batch", "-"] if batch else [])]
+def _run(*args: str, batch: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    argv = ["ip", *args, *(["-batch", "-"] if batch else [])]
     return subprocess.run(argv, input="\n".join(batch), capture_output=True, text=True, check=False)
 
 
 def build(layout: Layout) -> None:
-    """Make bridge, namespaces and cables, and give every node its address."""
+    """Create bridge, namespaces and veth pairs, and assign every node its address."""
     ip(batch=build_lines(layout))
     for node in layout.nodes:
         ip("-n", node.namespace, batch=node_lines(node))
 
 
 def build_lines(layout: Layout) -> list[str]:
-    """Give the lines for ip -batch that are the machine's side."""
+    """Return the lines for ip -batch that configure the machine's side."""
     lines = [f"link add {layout.bridge} type bridge", f"addr add {layout.gateway}/24 dev {layout.bridge}"]
     for node in layout.nodes:
         lines += [
@@ -42,49 +42,49 @@ def build_lines(layout: Layout) -> list[str]:
 
 
 def node_lines(node: NodeLayout) -> list[str]:
-    """Give the lines for ip -batch that are one node's side."""
+    """Return the lines for ip -batch that configure one node's side."""
     return [f"addr add {node.address}/24 dev eth0", "link set eth0 up", "link set lo up"]
 
 
 def remove(layout: Layout, within_s: float = 5.0) -> None:
-    """Remove what `build` made, as far as it is there; raise if some of it stays for `within_s`."""
+    """Remove what `build` created, as far as it exists; raise if some of it remains for `within_s`."""
     deadline = time.monotonic() + within_s
     while lines := remove_lines(layout, namespaces(), links()):
-        # The kernel takes a cable away by itself, at a time of its own, when the last process of a namespace has ended:
-        # a line may be refused because its work is done.
-        said = _run("-force", batch=lines).stderr.strip()
+        # The kernel removes a veth pair by itself, some time after the last process of a namespace has ended. So a line
+        # may fail because its work is done.
+        stderr = _run("-force", batch=lines).stderr.strip()
         if time.monotonic() > deadline and remove_lines(layout, namespaces(), links()):
-            raise RehearsalError(f"the network of {layout.bridge} cannot be removed: {said}")
+            raise RehearsalError(f"the network of {layout.bridge} cannot be removed: {stderr}")
         time.sleep(0.02)
 
 
-def remove_lines(layout: Layout, there: Collection[str], cables: Collection[str]) -> list[str]:
-    """Give the lines for ip -batch that remove a cluster's namespaces and links, of those that are `there`."""
-    # A connection that was cut off keeps its namespace, and the cable, for minutes after both have lost their names.
+def remove_lines(layout: Layout, existing: Collection[str], cables: Collection[str]) -> list[str]:
+    """Return the lines for ip -batch that remove a cluster's namespaces and links, of the `existing` ones."""
+    # A connection that was cut keeps its namespace, and the veth pair, for minutes after both have lost their names.
     lines = [f"link del {node.cable}" for node in layout.nodes if node.cable in cables]
-    lines += [f"netns del {node.namespace}" for node in layout.nodes if node.namespace in there]
+    lines += [f"netns del {node.namespace}" for node in layout.nodes if node.namespace in existing]
     return [*lines, *([f"link del {layout.bridge}"] if layout.bridge in cables else [])]
 
 
 def namespaces() -> set[str]:
-    """Give the names of the machine's network namespaces."""
+    """Return the names of the machine's network namespaces."""
     return {line.split()[0] for line in ip("netns", "list").splitlines() if line.strip()}
 
 
 def links() -> set[str]:
-    """Give the names of the machine's network links."""
+    """Return the names of the machine's network links."""
     return {line.split(":")[1].split("@")[0].strip() for line in ip("-o", "link").splitlines()}
 
 
 def routes() -> str:
-    """Give the machine's IPv4 routes as text, to see which subnets are taken."""
+    """Return the machine's IPv4 routes as text, to see which subnets are taken."""
     return ip("-4", "route", "show", "table", "all")
 
 
 def pids(layout: Layout) -> list[int]:
-    """Give the pids of all processes inside the nodes' namespaces."""
-    there = namespaces()
-    names = [node.namespace for node in layout.nodes if node.namespace in there]
+    """Return the pids of all processes inside the nodes' namespaces."""
+    existing = namespaces()
+    names = [node.namespace for node in layout.nodes if node.namespace in existing]
     return [int(pid) for name in names for pid in ip("netns", "pids", name).split()]
 
 

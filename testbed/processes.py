@@ -1,4 +1,4 @@
-"""Find and end the processes of a rehearsal cluster, and no others: a pid is trusted only with its start time."""
+"""Find and end the processes of a rehearsal cluster, and no others: a pid counts only together with its start time."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ POLL_S = 0.01
 
 @dataclass(frozen=True, order=True)
 class Process:
-    """One process: its pid, and its start in clock ticks since boot (proc(5), field 22), as pids are used again."""
+    """One process: its pid, and its start in clock ticks since boot (proc(5), field 22), because pids are reused."""
 
     pid: int
     started: int
 
     @classmethod
     def of(cls, pid: int) -> Process | None:
-        """Give the living process with this pid; None when there is none, or only its zombie."""
+        """Return the living process with this pid; None if there is none, or only a zombie."""
         fields = _stat(pid)
         return None if fields is None or fields[0] in "ZX" else cls(pid, int(fields[19]))
 
     def alive(self) -> bool:
-        """Tell whether it still runs."""
+        """Return whether it still runs."""
         return Process.of(self.pid) == self
 
     def signal(self, number: int) -> None:
-        """Send a signal to this very process; do nothing when it has ended."""
+        """Send a signal to exactly this process; do nothing if it has ended."""
         try:
             handle = os.pidfd_open(self.pid)
         except ProcessLookupError:
             return
         try:
-            if self.alive():  # asked after the handle is held: a later owner of the pid cannot be hit
+            if self.alive():  # checked after pidfd_open, so that a later owner of the pid is safe
                 signal.pidfd_send_signal(handle, number)
         except ProcessLookupError:
             pass
@@ -52,7 +52,7 @@ def _stat(pid: int) -> list[str] | None:
         text = (PROC / str(pid) / "stat").read_text(errors="replace")
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return text.rpartition(")")[2].split()  # the name before it may hold blanks and brackets
+    return text.rpartition(")")[2].split()  # the name before it may contain blanks and brackets
 
 
 def _pids() -> Iterator[int]:
@@ -60,12 +60,12 @@ def _pids() -> Iterator[int]:
 
 
 def living(pids: Iterable[int]) -> set[Process]:
-    """Give those of the pids that run."""
+    """Return the living processes among the pids."""
     return {process for process in map(Process.of, pids) if process}
 
 
 def descendants(roots: set[Process]) -> set[Process]:
-    """Give the roots that are alive, their children, grandchildren and so on."""
+    """Return the roots that are alive, their children, grandchildren and so on."""
     children: dict[int, list[int]] = {}
     for pid in _pids():
         if fields := _stat(pid):
@@ -80,7 +80,7 @@ def descendants(roots: set[Process]) -> set[Process]:
 
 
 def marked(token: str) -> set[Process]:
-    """Give all processes that carry the cluster's mark in their environment."""
+    """Return all processes that carry the cluster's mark in their environment."""
     entry = f"{MARK}={token}".encode()
     return living(pid for pid in _pids() if pid != os.getpid() and entry in _environment(pid))
 
@@ -88,34 +88,34 @@ def marked(token: str) -> set[Process]:
 def _environment(pid: int) -> list[bytes]:
     try:
         return (PROC / str(pid) / "environ").read_bytes().split(b"\0")
-    except OSError:  # it has ended, or is another user's and so not ours
+    except OSError:  # it has ended, or belongs to another user and so is not ours
         return []
 
 
 def end(find: Callable[[], set[Process]], grace_s: float = 2.0) -> None:
-    """End all that `find` finds, asking it again until it finds nothing.
+    """End all processes that `find` returns; call it again until it returns none.
 
     Parameters
     ----------
     find : Callable
-        Gives the processes that must go.
+        Returns the processes to end.
     grace_s : float
-        Seconds between TERM and KILL, default 2; after three times as long, some are beyond killing.
+        Seconds between TERM and KILL, default 2; after three times as long, give up.
 
     Raises
     ------
     RehearsalError
-        Some are still there.
+        Some are still alive.
     """
     begun = time.monotonic()
-    told: set[tuple[Process, int]] = set()
+    signalled: set[tuple[Process, int]] = set()
     while left := find():
         waited = time.monotonic() - begun
         if waited > 3 * grace_s:
             raise RehearsalError(f"processes would not end: {', '.join(str(process.pid) for process in sorted(left))}")
         number = signal.SIGTERM if waited < grace_s else signal.SIGKILL
         for process in left:
-            if (process, number) not in told:
+            if (process, number) not in signalled:
                 process.signal(number)
-                told.add((process, number))
+                signalled.add((process, number))
         time.sleep(POLL_S)

@@ -1,4 +1,4 @@
-"""The sshd of one node: start it, wait until it listens, know it again later, kill it."""
+"""The sshd of one node: start it, wait until it listens, find it again later, kill it."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ POLL_S = 0.005
 
 
 class Server:
-    """One node's sshd, which any later process finds again by its record (pid and start time)."""
+    """One node's sshd, which a later process finds again by its record (pid and start time)."""
 
-    def __init__(self, place: NodeLayout) -> None:
-        self.place = place
+    def __init__(self, node: NodeLayout) -> None:
+        self.node = node
         self._child: subprocess.Popen[bytes] | None = None
 
     @property
     def _record(self) -> Path:
-        return self.place.cluster.run_dir / f"{self.place.name}.sshd.json"
+        return self.node.cluster.run_dir / f"{self.node.name}.sshd.json"
 
     @property
     def _log(self) -> Path:
-        return self.place.directory / "sshd.log"
+        return self.node.directory / "sshd.log"
 
     @property
     def _pid_file(self) -> Path:
-        return self.place.directory / "sshd.pid"  # sshd writes it when it listens
+        return self.node.directory / "sshd.pid"  # sshd writes it when it listens
 
     def start(self) -> None:
-        """Start it, in the node, in a session of its own: Ctrl-C in the terminal is not for it."""
+        """Start it, in the node, in a session of its own, so that Ctrl-C in the terminal does not reach it."""
         if os.geteuid() == 0:
-            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd insists on it for root
+            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd requires it when root runs it
         self._pid_file.unlink(missing_ok=True)
-        sshd = str(find_program("sshd"))  # it must be called by its absolute path
-        argv = (*prefix(self.place), sshd, "-D", "-e", "-f", str(self.place.directory / "sshd_config"))
+        sshd = str(find_program("sshd"))  # sshd must be called by its absolute path
+        argv = (*prefix(self.node), sshd, "-D", "-e", "-f", str(self.node.directory / "sshd_config"))
         with self._log.open("ab") as log:
             self._child = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", start_new_session=True
@@ -59,18 +59,18 @@ class Server:
         Raises
         ------
         RehearsalError
-            It ended, or needs longer than 10 s; with the end of its log.
+            It ended, or needs longer than 10 s. The message has the end of its log.
         """
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self._pid_file.exists():
             if (self._child and self._child.poll() is not None) or time.monotonic() > deadline:
                 tail = self._log.read_text(errors="replace").strip().splitlines()[-3:]
-                said = " | ".join(tail) or "it said nothing"
-                raise RehearsalError(f"the sshd of {self.place.name} did not start: {said}")
+                log_tail = " | ".join(tail) or "its log is empty"
+                raise RehearsalError(f"the sshd of {self.node.name} did not start: {log_tail}")
             time.sleep(POLL_S)
 
     def process(self) -> Process | None:
-        """Give the running sshd; None when it is down."""
+        """Return the running sshd; None when it is down."""
         try:
             process = Process(**json.loads(self._record.read_text()))
         except (FileNotFoundError, json.JSONDecodeError):
@@ -78,7 +78,7 @@ class Server:
         return process if process.alive() else None
 
     def kill(self) -> None:
-        """Kill the listener and every connection's sshd, and nothing that they started."""
+        """Kill the listener and every connection's sshd, but no process that they started."""
         if process := self.process():
             tree = processes.descendants({process})
             servers = {each for each in tree if _is_sshd(each)}
@@ -88,7 +88,7 @@ class Server:
         self.reap()
 
     def reap(self) -> None:
-        """Collect the ended child, if it is ours, so that no zombie stays."""
+        """Wait for the ended child, if it is ours, so that no zombie stays."""
         if self._child:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._child.wait(timeout=START_TIMEOUT_S)

@@ -1,4 +1,4 @@
-"""The files that make a node: pure text from a layout."""
+"""Text of a node's files, from a layout. Pure."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from testbed.layout import Account, Layout, NodeLayout
 
 
 def sshd_config(node: NodeLayout, openssh: tuple[int, int]) -> str:
-    """Write the sshd_config of one node.
+    """Return the sshd_config of one node.
 
     Parameters
     ----------
-    node : Place
+    node : NodeLayout
         The node.
     openssh : tuple of int
         The server's version, as (9, 2).
@@ -29,7 +29,7 @@ def sshd_config(node: NodeLayout, openssh: tuple[int, int]) -> str:
         f"PidFile {node.directory}/sshd.pid",
         f"AuthorizedKeysFile {node.cluster.key}.pub",
         f"SetEnv {variables}",
-        "StrictModes no",  # it distrusts everything under /tmp
+        "StrictModes no",  # StrictModes rejects everything under /tmp
         "UsePAM no",
         "PasswordAuthentication no",
         "KbdInteractiveAuthentication no",
@@ -40,17 +40,17 @@ def sshd_config(node: NodeLayout, openssh: tuple[int, int]) -> str:
         "MaxSessions 1000",  # the default refuses the 11th channel of a connection
         "Subsystem sftp internal-sftp",
     ]
-    return "\n".join([*lines, *_lines_of_the_version(openssh)]) + "\n"
+    return "\n".join([*lines, *_version_lines(openssh)]) + "\n"
 
 
-def _lines_of_the_version(openssh: tuple[int, int]) -> list[str]:
-    if openssh < (9, 8):  # its default key exchange costs a login 0.2 s of computing on either side
+def _version_lines(openssh: tuple[int, int]) -> list[str]:
+    if openssh < (9, 8):  # the default key exchange costs 0.2 s of CPU per login on either side
         return ["KexAlgorithms curve25519-sha256,curve25519-sha256@libssh.org"]
-    return ["PerSourcePenalties no"]  # failing logins must not get the launch machine banned
+    return ["PerSourcePenalties no"]  # otherwise failing logins ban the launch machine
 
 
 def ssh_config(layout: Layout) -> str:
-    """Write the client's config, of the words that both OpenSSH and paramiko understand."""
+    """Return the client's config, with keywords that both OpenSSH and paramiko understand."""
     hosts = "\n".join(f"Host {node.name}\n    HostName {node.address}\n    Port {node.port}" for node in layout.nodes)
     return f"""{hosts}
 Host node*
@@ -63,7 +63,7 @@ Host node*
 
 
 def known_hosts(nodes: Sequence[NodeLayout], keys: Sequence[str]) -> str:
-    """Write known_hosts: each node's public key, by name and by address."""
+    """Return known_hosts: each node's public key, by name and by address."""
     return "".join(f"{_known_names(node)} {key}\n" for node, key in zip(nodes, keys, strict=True))
 
 
@@ -73,40 +73,40 @@ def _known_names(node: NodeLayout) -> str:
 
 
 def hostfile(layout: Layout) -> str:
-    """Write the `hosts` file: one node a line."""
+    """Return the `hosts` file: one node a line."""
     return "".join(_inventory_line(node) for node in layout.nodes)
 
 
 def gpufile(layout: Layout) -> str:
-    """Write a `gpus` file: two processes on every node."""
+    """Return a `gpus` file: two processes on every node."""
     return "".join(_inventory_line(node) * 2 for node in layout.nodes)
 
 
 def _inventory_line(node: NodeLayout) -> str:
-    """Name the node; on loopback with its address, as nobody there may write the names into /etc/hosts."""
+    """Return the node's line; on loopback with its address, because /etc/hosts has no names there."""
     return f"{node.name}\n" if node.cluster.kind == "netns" else f"{node.name} address={node.address}\n"
 
 
 def etc_hosts(layout: Layout) -> str:
-    """Write the nodes' /etc/hosts, in which all nodes and the launch machine have names."""
+    """Return the nodes' /etc/hosts, which names all nodes and the launch machine."""
     named = "".join(f"{node.address} {node.name}\n" for node in layout.nodes)
     return f"127.0.0.1 localhost\n::1 localhost\n{layout.gateway} launch\n{named}"
 
 
 def passwd(machine: str, account: Account, home: str) -> str:
-    """Write a node's /etc/passwd: the machine's own, but this account first, living in the node's home."""
+    """Return a node's /etc/passwd: the machine's, preceded by this account with the node's home."""
     entry = f"{account.name}:x:{account.uid}:{account.gid}::{home}:{account.shell}"
     return _with_entry(machine, account.name, entry)
 
 
 def group(machine: str, account: Account) -> str:
-    """Write the nodes' /etc/group, in which the account's group has a name."""
+    """Return the nodes' /etc/group, which names the account's group."""
     known = any(line.split(":")[2:3] == [str(account.gid)] for line in machine.splitlines())
     return machine if known else _with_entry(machine, account.name, f"{account.name}:x:{account.gid}:")
 
 
 def shadow(account: Account) -> str:
-    """Write the nodes' /etc/shadow: no password, yet not locked (a `!` would keep sshd from letting the key in)."""
+    """Return the nodes' /etc/shadow: no password, but not locked (with a `!`, sshd rejects the key)."""
     return f"{account.name}:*:1::::::\n"
 
 
@@ -115,6 +115,6 @@ def _with_entry(text: str, name: str, entry: str) -> str:
     return "\n".join([entry, *others]) + "\n"
 
 
-def environment_words(variables: Mapping[str, str]) -> tuple[str, ...]:
-    """Give K=V words for env(1)."""
+def environment_args(variables: Mapping[str, str]) -> tuple[str, ...]:
+    """Return K=V arguments for env(1)."""
     return tuple(f"{name}={value}" for name, value in variables.items())

@@ -14,14 +14,14 @@ from tests import faulttable
 
 GOLDEN = Path(__file__).parent / "golden"
 
-# No deadline: a slow machine is not a wrong program. In CI the examples are the same in every run, but for a night's.
+# No deadline, because a slow machine is not an error. In CI the examples are the same in every run, except for fuzz.
 SAME = os.environ.get("CI") == "true" and "TORCHFAB_FUZZ_EXAMPLES" not in os.environ
 settings.register_profile("suite", max_examples=100, deadline=None, derandomize=SAME)
 settings.load_profile("suite")
 
 
-# A shell starts what it puts into the background with SIGINT ignored, and the programs under test would inherit that:
-# to them a test's Ctrl-C would be nothing.
+# A shell starts background processes with SIGINT ignored. The programs under test would inherit that and ignore a
+# test's Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -33,13 +33,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Run only the tests that hold golden records when these are rewritten."""
+    """With --golden, run only the tests with golden records."""
     if config.getoption("--golden"):
         items[:] = [item for item in items if "golden" in getattr(item, "fixturenames", ())]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Print the fault matrix, as far as it was made, and write it where --faults says."""
+    """Print the rows of the fault matrix, and write them to the page of --faults."""
     reports = [report for each in terminalreporter.stats.values() for report in each]
     found = {(report.nodeid, row[0]): row for report in reports for row in faulttable.rows_of(report)}
     if found:
@@ -52,7 +52,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture(autouse=True)
 def _stop_signal() -> Iterator[None]:
-    """Undo what a launch leaves: it ignores the signal of `fab stop` from then on, and programs would inherit that."""
+    """Restore the SIGUSR1 handler: a launch ignores `fab stop`'s signal afterwards, and programs would inherit that."""
     before = signal.getsignal(signal.SIGUSR1)
     yield
     signal.signal(signal.SIGUSR1, before)
@@ -60,7 +60,7 @@ def _stop_signal() -> Iterator[None]:
 
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
-    """Give golden(name, text): compare text with tests/golden/<name>; a missing record fails."""
+    """Return golden(name, text): compare text with tests/golden/<name>; a missing record fails."""
     rewrite = bool(request.config.getoption("--golden"))
 
     def check(name: str, text: str) -> None:

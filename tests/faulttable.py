@@ -1,4 +1,4 @@
-"""The table of the fault matrix: from the rows that tests report to text, and to its page of the docs."""
+"""The table of the fault matrix: from test reports to text and to its page of the docs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 HEAD = ("fault", "status and why say", "left running", "logs", "checkpoint")
 BEGIN, END = "<!-- the table: written by `inv reliability` -->", "<!-- end of the table -->"
-# What is another in every run, and what stands for it.
+# Patterns that differ in every run, and their replacements.
 _CHANGES = (
     (re.compile(r"\b(?:10|127)(?:\.\d+){3}\b(?: port \d{5}\b)?"), "ADDRESS"),
     (re.compile(r"/\S*/here/"), ".../"),
@@ -23,7 +23,7 @@ _CHANGES = (
 
 
 def rows_of(report: Any) -> list[list[str]]:
-    """Return the rows that a report of pytest carries."""
+    """Return the rows in a pytest report."""
     return [value for name, value in getattr(report, "user_properties", ()) if name == "fault"]
 
 
@@ -35,14 +35,14 @@ def in_order(rows: Sequence[list[str]]) -> list[list[str]]:
 
 
 def missing(rows: Sequence[list[str]]) -> list[str]:
-    """Return the faults that have no row."""
+    """Return the faults without a row."""
     from tests.integration.faults import FAULTS
 
     return [fault for fault in FAULTS if fault not in {row[0] for row in rows}]
 
 
 def as_text(rows: Sequence[Sequence[str]]) -> str:
-    """Return the table for a terminal: a fault with its checks a line each."""
+    """Return the table for a terminal: each fault with one line per check."""
     lines = []
     for fault, *cells in rows:
         lines.append(fault)
@@ -64,7 +64,7 @@ def _cell(text: str) -> str:
 
 
 def versions() -> str:
-    """Return with what the table was made."""
+    """Return the versions that made the table."""
     tmux = subprocess.run(["tmux", "-V"], capture_output=True, text=True, check=True).stdout.strip()
     ssh = subprocess.run(["ssh", "-V"], capture_output=True, text=True, check=True).stderr.partition(",")[0]
     names = ("torch", "fabric", "paramiko")
@@ -73,7 +73,7 @@ def versions() -> str:
 
 
 def write(page: Path, rows: Sequence[list[str]]) -> None:
-    """Replace the table in a page; raise where a fault has no row."""
+    """Replace the table in a page; raise if a fault has no row."""
     assert not missing(rows), f"the table is not whole: {missing(rows)}"
     text = page.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)

@@ -1,4 +1,4 @@
-"""What several tests share."""
+"""Helpers that several tests share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis.strategies import SearchStrategy
 
 from testbed.allocation import find_program
 
-# Of each test that is `fuzzed`; `inv fuzz` says more.
+# Examples per `fuzzed` test; `inv fuzz` sets more.
 FUZZ_EXAMPLES = int(os.environ.get("TORCHFAB_FUZZ_EXAMPLES", "200"))
 
 Test = Callable[..., None]
@@ -20,9 +20,9 @@ Refused = TypeVar("Refused", bound=Exception)
 
 
 def fuzzed(*drawn: SearchStrategy[Any], **named: SearchStrategy[Any]) -> Callable[[Test], Test]:
-    """Mark a test of something that reads what we did not write: 200 examples in the suite, 10,000 in `inv fuzz`.
+    """Mark a property-based test of a parser of foreign text: 200 examples in the suite, 10,000 in `inv fuzz`.
 
-    It stands for hypothesis' `given`; no `settings` beside it, which would say how many examples.
+    It replaces hypothesis' `given`; a `settings` beside it would override the number of examples.
     """
 
     def decorate(test: Test) -> Test:
@@ -33,7 +33,7 @@ def fuzzed(*drawn: SearchStrategy[Any], **named: SearchStrategy[Any]) -> Callabl
 
 
 def refusal(kind: type[Refused], work: Callable[[], object]) -> Refused | None:
-    """Return the error of this kind that is raised; None where it goes well."""
+    """Return the error of this kind that `work` raises; None if it raises none."""
     try:
         work()
     except kind as error:
@@ -42,12 +42,12 @@ def refusal(kind: type[Refused], work: Callable[[], object]) -> Refused | None:
 
 
 def require(program: str) -> str:
-    """Give the program's path, or do without the test as `absent` says."""
+    """Return the program's path, or skip or fail the test as `absent` does."""
     return find_program(program) or absent(f"{program} is not installed")
 
 
 def absent(what: str) -> NoReturn:
-    """Fail in CI, where everything must be there; skip with the reason on a laptop."""
+    """Fail the test with CI=true, where everything must be installed; otherwise skip it with the reason."""
     if os.environ.get("CI") == "true":
         pytest.fail(f"{what}, and CI=true allows no skip", pytrace=False)
     pytest.skip(what)

@@ -25,7 +25,7 @@ def add(store: Store, tool: str, wall_s: float, number: int = 0, code: int = 0) 
     store.add({**RUN, "tool": tool, "round": number}, costs)
 
 
-def test_what_was_measured_is_found_again_by_the_next_run(store: Store) -> None:
+def test_saved_results_are_found_by_the_next_run(store: Store) -> None:
     add(store, "pdsh", 2.0)
     again = Store(store.path)
     assert again.has({**RUN, "tool": "pdsh", "round": 0})
@@ -34,7 +34,7 @@ def test_what_was_measured_is_found_again_by_the_next_run(store: Store) -> None:
     assert Store(store.path).results == []
 
 
-def test_results_are_chosen_by_what_was_measured_too(store: Store) -> None:
+def test_results_are_selected_by_key_and_value(store: Store) -> None:
     for number, code in enumerate((0, 1)):
         store.add({"part": "life", "round": number}, {"wall_s": 1.0 + number, "code": code})
     assert store.median("wall_s", part="life", code=0) == 1.0
@@ -49,16 +49,16 @@ def test_a_goal_is_judged_by_the_medians(store: Store) -> None:
     assert (first.shown, first.goal, first.verdict) == ("0.44 x", "≤ 1 x", "met")
 
 
-def test_a_goal_that_was_not_measured_says_so(store: Store) -> None:
+def test_a_goal_without_result_is_not_measured(store: Store) -> None:
     assert {each.verdict for each in goals.goals(store)} == {"not measured"}
 
 
 @pytest.mark.parametrize(("value", "least", "verdict"), [(2.0, False, "missed"), (2.0, True, "met")])
-def test_a_figure_may_have_to_be_high_or_low(value: float, least: bool, verdict: str) -> None:
+def test_a_goal_is_an_upper_or_lower_limit(value: float, least: bool, verdict: str) -> None:
     assert goals.Goal("x", value, 1.0, "s", least).verdict == verdict
 
 
-def test_the_table_tells_failures_and_tools_that_were_not_measured(store: Store) -> None:
+def test_the_table_shows_failures_and_tools_without_results(store: Store) -> None:
     add(store, tools.OURS, 1.0)
     add(store, "pdsh", 300.0, code=124)
     text = report._comparison(store, "true", "curve25519")
@@ -76,7 +76,7 @@ def test_a_document_gets_the_table_between_its_marks(tmp_path: Path) -> None:
         assert path.read_text() == f"a\n{report.BEGIN}new\n{report.END}\nb\n"
 
 
-def test_the_documents_marks_are_there() -> None:
+def test_the_document_has_the_marks() -> None:
     text = (ROOT / "docs" / "scale.md").read_text()
     assert text.count(report.BEGIN) == text.count(report.END) == 1
 
@@ -87,9 +87,9 @@ def test_every_host_has_an_address_of_its_own() -> None:
     assert all(address.startswith("127.80.") and address.split(".")[3] not in ("0", "255") for address in found)
 
 
-@pytest.mark.parametrize("tool", report.TOOL_WORDS)
+@pytest.mark.parametrize("tool", report.TOOL_LABELS)
 @pytest.mark.parametrize("ranks", [0, 8])
-def test_every_tool_is_told_the_same_hosts(tool: str, ranks: int, tmp_path: Path) -> None:
+def test_every_tool_gets_the_same_hosts(tool: str, ranks: int, tmp_path: Path) -> None:
     (tmp_path / "ssh_config").write_text("Host *\n")
     files = hosts.Files(tmp_path, ("127.80.0.1", "127.80.0.2", "127.80.0.3"))
     (tmp_path / "starts").mkdir()

@@ -17,13 +17,13 @@ def rows() -> list[list[str]]:
     return [[fault, "failed on 10.77.3.1 port 40321: /tmp/x/here/y | b", "nothing", "all", "–"] for fault in FAULTS]
 
 
-def test_the_rows_are_those_of_reports_in_the_order_of_the_faults() -> None:
+def test_rows_come_from_reports_in_the_order_of_the_faults() -> None:
     report = SimpleNamespace(user_properties=[("other", 1), *(("fault", row) for row in reversed(rows()))])
     assert faulttable.in_order(faulttable.rows_of(report)) == rows()
     assert faulttable.rows_of(SimpleNamespace()) == []
 
 
-def test_the_table_replaces_the_one_in_the_page_and_says_with_what_it_was_made(tmp_path: Path) -> None:
+def test_the_table_replaces_the_old_one_and_names_the_versions(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(PAGE)
     faulttable.write(page, rows())
@@ -37,7 +37,7 @@ def test_the_table_replaces_the_one_in_the_page_and_says_with_what_it_was_made(t
     assert page.read_text() == text
 
 
-def test_a_table_that_is_not_whole_is_not_written(tmp_path: Path) -> None:
+def test_an_incomplete_table_is_not_written(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(PAGE)
     with pytest.raises(AssertionError, match=FAULTS[0]):

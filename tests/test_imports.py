@@ -59,7 +59,7 @@ def test_every_planning_module_imports_without_fabric_and_torch() -> None:
     run_python("-c", "\n".join([*lines, *(f"import torchfab.{name}" for name in PLANNING)]))
 
 
-def test_planning_modules_load_neither_fabric_nor_torch_nor_clustershell() -> None:
+def test_planning_modules_load_no_fabric_torch_or_clustershell() -> None:
     loaded = modules_after("\n".join(f"import torchfab.{name}" for name in PLANNING))
     assert not loaded & {*BLOCKED, "ClusterShell", "numpy"}
 
@@ -109,7 +109,7 @@ def test_errors_imports_nothing_of_ours_and_nothing_installed() -> None:
     assert names_imported(ROOT / "torchfab" / "core" / "errors.py") <= {"__future__", "collections.abc"}
 
 
-def test_only_the_transport_and_the_command_line_import_fabric_or_paramiko() -> None:
+def test_only_transport_and_cli_import_fabric_or_paramiko() -> None:
     # colossalai_run.py replaces the connection that `colossalai run` makes, and makes none.
     allowed = {"cli/executor.py", "cli/flags.py", "remote/shims/colossalai_run.py"}
     for path in sorted((ROOT / "torchfab").rglob("*.py")):
@@ -155,7 +155,7 @@ def test_what_runs_on_a_node_does_not_load_typing() -> None:
 # ---- fab
 
 
-def test_the_fabfile_loads_nothing_heavy_that_fab_itself_does_not() -> None:
+def test_the_fabfile_loads_no_heavy_module() -> None:
     fab = modules_after("import fabric.main")
     ours = modules_after("import fabric.main, fabfile")
     roots = {name.partition(".")[0] for name in ours - fab}
@@ -172,7 +172,7 @@ def test_fab_lists_every_task_with_what_it_does() -> None:
     assert all(len(task) == 2 for task in tasks), tasks
 
 
-def test_a_command_about_a_job_on_this_machine_loads_neither_connections_nor_the_checks_of_a_launch() -> None:
+def test_commands_on_a_local_job_load_no_ssh_and_no_doctor() -> None:
     commands = ", ".join(f"torchfab.commands.{path.stem}" for path in LIFE)
     code = f"import {commands}, types, torchfab.runtimes.tmux, torchfab.transport.ssh\n"
     code += "from torchfab.core.specs import Node\n"

@@ -81,7 +81,7 @@ def stubs(folder: Path, names: Sequence[str]) -> None:
         stub(folder, name)
 
 
-def test_without_a_command_it_says_how_to_call_it() -> None:
+def test_without_a_command_it_prints_its_usage() -> None:
     done = call(RUN.parent)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("usage: ./run CMD…")
@@ -93,7 +93,7 @@ def test_help_goes_to_stdout() -> None:
     assert done.stdout.startswith("usage: ./run CMD…")
 
 
-def test_a_second_call_says_nothing_and_runs_in_the_venv(project: Path) -> None:
+def test_a_second_call_is_silent_and_runs_in_the_venv(project: Path) -> None:
     done = call(project, "python", "-c", "import sys; print(sys.prefix)")
     assert (done.stdout, done.stderr, done.returncode) == (f"{project / '.venv'}\n", "", 0)
 
@@ -104,7 +104,7 @@ def test_arguments_arrive_unchanged_and_the_exit_code_comes_back(project: Path) 
     assert (done.stdout, done.returncode) == (f"{hostile}\n", 7)
 
 
-def test_the_current_folder_is_kept_and_a_symbolic_link_to_run_works(project: Path, tmp_path: Path) -> None:
+def test_run_keeps_the_current_folder_and_works_through_a_symlink(project: Path, tmp_path: Path) -> None:
     (tmp_path / "run").symlink_to(project / "run")
     done = call(tmp_path, "python", "-c", "import os, sys; print(os.getcwd()); print(sys.prefix)", cwd=tmp_path)
     assert done.stdout.splitlines() == [str(tmp_path), str(project / ".venv")], done.stderr
@@ -115,7 +115,7 @@ def test_an_unknown_command_is_named(project: Path) -> None:
     assert (done.returncode, done.stderr) == (127, "run: no such command: no-such-command\n")
 
 
-def test_it_installs_again_when_the_requirements_change_and_only_then(project: Path) -> None:
+def test_it_reinstalls_only_when_the_requirements_change(project: Path) -> None:
     requirements = project / "requirements.txt"
     requirements.write_text("# nothing, said otherwise\n")
     assert "installing requirements.txt into .venv" in call(project, "true").stderr
@@ -134,7 +134,7 @@ def test_inv_also_installs_the_requirements_for_development(project: Path, bare:
     assert (first.stdout, second.stdout) == ("invoked\n", "invoked\n")
 
 
-def test_an_install_that_fails_leaves_no_stamp(project: Path) -> None:
+def test_a_failed_install_leaves_no_stamp(project: Path) -> None:
     requirements = project / "requirements.txt"
     good = requirements.read_text()
     requirements.write_text("/no/such/package\n")
@@ -161,7 +161,7 @@ def test_two_at_once_install_once(tmp_path: Path) -> None:
     assert sorted("making .venv" in done.stderr for done in both) == [False, True]
 
 
-def test_a_python_that_is_too_old_is_named_with_what_is_needed(tmp_path: Path, bare: Path) -> None:
+def test_an_old_python_on_a_node_is_an_error_with_the_needed_version(tmp_path: Path, bare: Path) -> None:
     stubs(bare, NEEDED)
     stub(bare, "python3", "echo 3 9")
     stub(bare, "python3.12", "exit 127")  # as a version manager's shim that leads nowhere
@@ -171,7 +171,7 @@ def test_a_python_that_is_too_old_is_named_with_what_is_needed(tmp_path: Path, b
     assert "Found: python3 is 3.9;" in done.stderr
 
 
-def test_a_missing_program_without_a_package_manager_is_an_error_that_names_it(tmp_path: Path, bare: Path) -> None:
+def test_a_missing_program_without_a_package_manager_is_an_error(tmp_path: Path, bare: Path) -> None:
     stubs(bare, ["ssh", "rsync"])
     done = call(copy_into(tmp_path / "project"), "true", PATH=str(bare))
     assert done.returncode == 1
@@ -202,7 +202,7 @@ def test_root_installs_what_is_missing(tmp_path: Path, bare: Path, manager: str,
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="what root sees when it fails")
-def test_a_failing_package_manager_is_quoted(tmp_path: Path, bare: Path) -> None:
+def test_the_output_of_a_failing_package_manager_is_shown(tmp_path: Path, bare: Path) -> None:
     stubs(bare, ["ssh", "rsync"])
     stub(bare, "apt-get", "echo E: no route to the mirror", "exit 100")
     done = call(copy_into(tmp_path / "project"), "true", PATH=str(bare))
@@ -212,7 +212,7 @@ def test_a_failing_package_manager_is_quoted(tmp_path: Path, bare: Path) -> None
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="drops root")
-def test_an_ordinary_user_without_sudo_is_told_what_to_type(tmp_path: Path, bare: Path) -> None:
+def test_without_sudo_run_prints_the_install_command(tmp_path: Path, bare: Path) -> None:
     stubs(bare, ["ssh", "rsync", "apt-get"])
     project = copy_into(tmp_path / "project")
     argv = [require("setpriv"), "--reuid=65534", "--regid=65534", "--clear-groups", "bash", "-s", "true"]
@@ -230,7 +230,7 @@ def test_an_ordinary_user_without_sudo_is_told_what_to_type(tmp_path: Path, bare
     assert done.stderr == "run: missing: tmux; type: sudo apt-get install -y --no-install-recommends tmux\n"
 
 
-def test_debians_python_without_ensurepip_is_told_the_package(tmp_path: Path, bare: Path) -> None:
+def test_debians_python_without_ensurepip_is_an_error_with_the_package(tmp_path: Path, bare: Path) -> None:
     stubs(bare, NEEDED)
     stub(bare, "python3.11", 'case "$*" in *ensurepip*) exit 1;; *version_info*) echo 3 11;; esac')
     stub(bare, "apt-get", "exit 100")
@@ -241,7 +241,7 @@ def test_debians_python_without_ensurepip_is_told_the_package(tmp_path: Path, ba
 
 
 @pytest.mark.parametrize(("ci", "code"), [("", 0), ("true", 1)])
-def test_what_only_tests_need_is_needed_only_in_ci(project: Path, bare: Path, ci: str, code: int) -> None:
+def test_test_programs_are_required_only_in_ci(project: Path, bare: Path, ci: str, code: int) -> None:
     stub(project / ".venv" / "bin", "inv", "echo invoked")
     stubs(bare, NEEDED)
     (bare / "python3").symlink_to(sys.executable)

@@ -14,7 +14,7 @@ from torchfab.transport.pool import Answer, request_all
 from torchfab.transport.ssh import connect
 
 
-def test_no_more_threads_than_the_bound_ask_many_hosts_and_none_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fan_out_is_bounded_and_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     before, most = threading.active_count(), [0]
     open_session = ssh.open_session
 
@@ -32,7 +32,7 @@ def test_no_more_threads_than_the_bound_ask_many_hosts_and_none_is_left(monkeypa
     assert threading.active_count() <= before
 
 
-def test_what_is_kept_for_a_host_is_small_and_its_own(tmp_path: Any) -> None:
+def test_the_state_per_host_is_small_and_separate(tmp_path: Any) -> None:
     # Fabric's Config.clone reads the ssh config once more into the original: the n-th host had it n times.
     config = tmp_path / "config"
     config.write_text("Host *\n  User me\n")

@@ -18,7 +18,7 @@ def all_tasks() -> Iterator[invoke.Task[Any]]:
     return (tasks.namespace[name] for name in tasks.namespace.task_names)
 
 
-def test_the_tasks_are_those_that_the_documents_name() -> None:
+def test_the_tasks_are_those_in_the_documentation() -> None:
     assert sorted(tasks.namespace.task_names) == [
         "bench-launch",
         "bench-train",
@@ -55,7 +55,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return commands
 
 
-def test_test_passes_its_flags_on_to_pytest(ran: list[list[str]]) -> None:
+def test_test_passes_its_flags_to_pytest(ran: list[list[str]]) -> None:
     tasks.test(invoke.Context(), fast=True, match="a or b", options="-x -k 'c d'")
     expected = [
         "-m",
@@ -99,18 +99,18 @@ def test_a_failing_program_gives_the_task_its_code() -> None:
     assert caught.value.code == 3
 
 
-def test_paths_are_shown_as_one_types_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_are_shown_relative_to_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert tasks._shown(tmp_path / "a b") == "'a b'"
     assert tasks._shown(Path("/elsewhere/x")) == "/elsewhere/x"
 
 
-def test_an_error_of_the_cluster_is_told_without_a_traceback(tmp_path: Path) -> None:
+def test_an_error_of_the_cluster_has_no_traceback(tmp_path: Path) -> None:
     with pytest.raises(invoke.Exit, match="error: no such kind of cluster: 'docker'"):
         tasks.cluster(invoke.Context(), kind="docker", dir=str(tmp_path))
 
 
-def test_taking_down_what_is_not_there_says_so(
+def test_removing_a_missing_cluster_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("testbed.Cluster.clean", list)
@@ -119,7 +119,7 @@ def test_taking_down_what_is_not_there_says_so(
 
 
 @pytest.mark.parametrize("value", ["x", "", "0", "-1", "1.5", "1_0", "9" * 30, "٣"])
-def test_a_number_that_is_none_is_refused(value: str) -> None:
+def test_an_invalid_number_is_an_error(value: str) -> None:
     with pytest.raises(invoke.Exit, match="--rounds is a whole number of at least 1, got") as caught:
         tasks._number("rounds", value)
     assert caught.value.code == 2
@@ -128,7 +128,7 @@ def test_a_number_that_is_none_is_refused(value: str) -> None:
 @pytest.mark.parametrize(
     "words", [("fuzz", "--examples"), ("fuzz", "--workers"), ("stress", "--rounds"), ("cluster", "--nodes")]
 )
-def test_a_number_that_is_none_is_one_clear_line(words: tuple[str, str]) -> None:
+def test_an_invalid_number_is_a_one_line_error(words: tuple[str, str]) -> None:
     argv = [sys.executable, "-m", "invoke", words[0], words[1], "x"]
     done = subprocess.run(argv, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")

@@ -42,7 +42,7 @@ from torchfab.transport.ssh.config_index import Indexed
 
 
 @fuzzed(st.lists(st.one_of(texts(), st.builds("{}={}".format, names(), texts())), max_size=4))
-def test_env_flags_are_read_or_refused(pairs: list[str]) -> None:
+def test_any_env_flag_is_read_or_is_an_error(pairs: list[str]) -> None:
     if error := refusal(UsageError, lambda: environment.parse_env_flags(pairs)):
         assert error.message.startswith("--env")
         return
@@ -52,7 +52,7 @@ def test_env_flags_are_read_or_refused(pairs: list[str]) -> None:
 
 
 @fuzzed(texts(80), st.lists(st.sampled_from(["RUN", "RUN1", "RUN2", "x"]), max_size=4))
-def test_no_text_ends_the_here_document_that_it_stands_in(text: str, lines: list[str]) -> None:
+def test_no_text_ends_its_here_document(text: str, lines: list[str]) -> None:
     whole = "\n".join([text, *lines])
     assert dry_run._delimiter("RUN", whole) not in whole.split("\n")
 
@@ -61,7 +61,7 @@ SETTINGS = ("fanout", "restarts", "connect_timeout_s", "grace_s", "hostfile", "s
 
 
 @fuzzed(st.dictionaries(st.sampled_from(SETTINGS), st.one_of(JSON, st.lists(texts(9), max_size=2), texts(9))))
-def test_settings_are_taken_or_refused_by_name(config: dict[str, Any]) -> None:
+def test_settings_are_accepted_or_named_in_the_error(config: dict[str, Any]) -> None:
     if error := refusal(UsageError, lambda: validate.check(config)):
         assert error.message.startswith("torchfab.")
         return
@@ -134,7 +134,7 @@ def certificate(name: str, principals: list[str]) -> bytes:
 
 
 @fuzzed(st.text(max_size=9), st.lists(st.text(max_size=9), max_size=2), st.integers(0, 400), st.binary(max_size=30))
-def test_any_host_certificate_is_refused_or_read(name: str, principals: list[str], cut: int, other: bytes) -> None:
+def test_any_host_certificate_is_read_or_refused(name: str, principals: list[str], cut: int, other: bytes) -> None:
     whole = certificate(name, principals)
     read = host_certificates.read(whole)
     assert (read.key_id, read.principals) == (name, tuple(principals))
@@ -163,7 +163,7 @@ def test_any_list_of_rsync_is_read(output: bytes) -> None:
 
 
 @fuzzed(st.one_of(st.text(max_size=80), st.builds("Number of files transferred: {}".format, WORD)), st.integers(0, 300))
-def test_rsync_may_say_what_it_likes(text: str, code: int) -> None:
+def test_any_output_of_rsync_is_handled(text: str, code: int) -> None:
     assert rsync.parse_stats(text).files >= 0
     assert str(rsync.copy_error(code, text))
 
@@ -172,13 +172,13 @@ def test_rsync_may_say_what_it_likes(text: str, code: int) -> None:
 
 
 @fuzzed(st.one_of(st.builds("{}:{}".format, WORD, WORD), st.text(max_size=9)))
-def test_any_exit_code_of_slurm_is_a_code_or_none(text: str) -> None:
+def test_any_exit_code_of_slurm_is_parsed(text: str) -> None:
     code = _code(text)
     assert code is None or code > 0
 
 
 @fuzzed(st.binary(max_size=120), st.lists(st.tuples(WORD, WORD), max_size=4))
-def test_any_bytes_are_the_log_of_a_pod(data: bytes, ranks: list[tuple[str, str]]) -> None:
+def test_any_bytes_of_a_pod_log_are_read(data: bytes, ranks: list[tuple[str, str]]) -> None:
     marked = "".join(f"2026-01-01T00:00:0{index}Z [rank{one}]:{two}\n" for index, (one, two) in enumerate(ranks))
     blocks = [data, marked.encode("utf-8", "replace"), data]
     for label, when, text in log_lines.PodLogReader(0, {"ranks": None, "grep": None, "lines": None}).read_backlog(
@@ -199,7 +199,7 @@ def pod(message: str, reason: str, code: int) -> Mapping[str, Any]:
 
 
 @fuzzed(st.one_of(texts(80), JSON.map(json.dumps)), texts(20), st.integers(0, 300))
-def test_a_pod_may_leave_any_last_words(message: str, reason: str, code: int) -> None:
+def test_any_termination_message_of_a_pod_is_handled(message: str, reason: str, code: int) -> None:
     seen = JobSnapshot({"metadata": {"name": "x"}, "spec": {}, "status": {}}, [pod(message, reason, code)], now=9.0)
     details = {"ranks_per_node": 2, "max_restarts": 0, "queue": ""}
     found = states.job_status([Node(0, "x-0")], seen, details, None)
@@ -207,7 +207,7 @@ def test_a_pod_may_leave_any_last_words(message: str, reason: str, code: int) ->
 
 
 @fuzzed(st.one_of(st.binary(max_size=60), JSON.map(json.dumps).map(str.encode)))
-def test_a_cluster_may_refuse_in_any_words(body: bytes) -> None:
+def test_any_refusal_text_of_a_cluster_is_handled(body: bytes) -> None:
     there = client.Cluster.__new__(client.Cluster)
     there.scope, there.server = client.ClusterScope("", "x", "y"), "https://x"
     for status in (401, 404, 500, 999):
@@ -227,7 +227,7 @@ RESULT = st.fixed_dictionaries(
 
 
 @fuzzed(st.lists(st.one_of(JSON, RESULT), max_size=4), st.text(max_size=30))
-def test_what_looks_like_a_result_of_the_network_and_is_none_is_left_out(lines: list[Any], rubbish: str) -> None:
+def test_an_invalid_network_result_is_ignored(lines: list[Any], rubbish: str) -> None:
     hello = {"kind": "hello", "ranks": 2, "backend": "gloo", "interfaces": [], "told": {}}
     found = report.BenchmarkResult(nodes=2)
     for text in (json.dumps(hello), *map(json.dumps, lines), rubbish):
@@ -240,7 +240,7 @@ def test_what_looks_like_a_result_of_the_network_and_is_none_is_left_out(lines: 
 @fuzzed(st.one_of(st.text(max_size=30), JSON.map(json.dumps), st.dictionaries(
     st.text(max_size=5), st.fixed_dictionaries({"reason": JSON, "time": JSON, "job": JSON}), max_size=3
 ).map(json.dumps)))  # fmt: skip
-def test_any_list_of_lemons_is_read_or_refused(text: str) -> None:
+def test_any_list_of_lemons_is_read_or_is_an_error(text: str) -> None:
     with TemporaryDirectory() as root:
         Path(root, FILE).write_text(text, encoding="utf-8", errors="replace")
         if error := refusal(TorchfabError, lambda: Quarantine(Path(root)).all()):
@@ -252,19 +252,19 @@ def test_any_list_of_lemons_is_read_or_refused(text: str) -> None:
 
 
 @fuzzed(st.sampled_from(["http://", "https://", ""]), st.text("abc:@/?#.", max_size=12))
-def test_no_secret_of_an_address_is_told(scheme: str, rest: str) -> None:
-    told = notifier._name(f"{scheme}ann:s3cret@{rest}")
-    assert "s3cret" not in told or not scheme
-    assert told.startswith(scheme)
+def test_secrets_in_addresses_are_hidden(scheme: str, rest: str) -> None:
+    shown = notifier._name(f"{scheme}ann:s3cret@{rest}")
+    assert "s3cret" not in shown or not scheme
+    assert shown.startswith(scheme)
 
 
 @pytest.mark.parametrize(
-    ("target", "told"),
+    ("target", "expected"),
     [
         ("https://hooks.lab/T0/secret", "https://hooks.lab"),
         ("https://ann:s3cret@hooks.lab:8443?token=x", "https://hooks.lab:8443"),
         ("mail -s failed me", "mail -s failed me"),
     ],
 )
-def test_a_notifier_is_named_by_its_host(target: str, told: str) -> None:
-    assert notifier._name(target) == told
+def test_a_notifier_is_named_by_its_host(target: str, expected: str) -> None:
+    assert notifier._name(target) == expected

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The clients that are libraries, as programs: each runs one command on every host, 64 at a time, and fails if any did.
+"""Client libraries as programs: each runs one command on every host, 64 at a time, and fails if any host did.
 
 clients.py torchfab|parallel-ssh|asyncssh SSH_CONFIG HOSTFILE COMMAND
 """
@@ -14,13 +14,13 @@ AT_ONCE = 64
 
 
 def settings(ssh_config: str) -> dict[str, str]:
-    """Return what a benchmark's ssh config says, by the names of its keywords."""
+    """Return the values of a benchmark's ssh config by keyword."""
     words = [line.split(None, 1) for line in Path(ssh_config).read_text().splitlines()]
     return {each[0]: each[1] for each in words if len(each) == 2}
 
 
 def torchfab(ssh_config: str, hosts: list[str], command: str) -> int:
-    """Use the connections that all commands of torchfab use, with their checks of host keys."""
+    """Use torchfab's own connections, which verify host keys."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     from torchfab.cli.executor import collect_seldom
     from torchfab.config.connection_settings import ConnectionSettings
@@ -43,12 +43,17 @@ def torchfab(ssh_config: str, hosts: list[str], command: str) -> int:
 
 
 def parallel_ssh(ssh_config: str, hosts: list[str], command: str) -> int:
-    """Use parallel-ssh's default client (libssh2); it checks no host keys."""
+    """Use parallel-ssh's default client (libssh2), which verifies no host keys."""
     from pssh.clients import ParallelSSHClient  # type: ignore[import-not-found,unused-ignore]
 
-    how = settings(ssh_config)
+    options = settings(ssh_config)
     client = ParallelSSHClient(
-        hosts, user=how["User"], port=int(how["Port"]), pkey=how["IdentityFile"], pool_size=AT_ONCE, num_retries=1
+        hosts,
+        user=options["User"],
+        port=int(options["Port"]),
+        pkey=options["IdentityFile"],
+        pool_size=AT_ONCE,
+        num_retries=1,
     )
     output = client.run_command(command, stop_on_errors=False)
     client.join(output)
@@ -56,23 +61,23 @@ def parallel_ssh(ssh_config: str, hosts: list[str], command: str) -> int:
 
 
 def asyncssh(ssh_config: str, hosts: list[str], command: str) -> int:
-    """Use asyncssh, with its check of host keys."""
+    """Use asyncssh, which verifies host keys."""
     import asyncio
 
     import asyncssh as library  # type: ignore[import-not-found,unused-ignore]
 
-    how = settings(ssh_config)
-    kex: Any = how.get("KexAlgorithms", "").split(",") if "KexAlgorithms" in how else ()
+    options = settings(ssh_config)
+    kex: Any = options.get("KexAlgorithms", "").split(",") if "KexAlgorithms" in options else ()
 
-    async def one(host: str, gate: asyncio.Semaphore) -> bool:
-        async with gate:
+    async def run_one(host: str, semaphore: asyncio.Semaphore) -> bool:
+        async with semaphore:
             try:
                 async with library.connect(
                     host,
-                    port=int(how["Port"]),
-                    username=how["User"],
-                    client_keys=[how["IdentityFile"]],
-                    known_hosts=how["UserKnownHostsFile"],
+                    port=int(options["Port"]),
+                    username=options["User"],
+                    client_keys=[options["IdentityFile"]],
+                    known_hosts=options["UserKnownHostsFile"],
                     config=None,
                     kex_algs=kex,
                 ) as connection:
@@ -80,15 +85,15 @@ def asyncssh(ssh_config: str, hosts: list[str], command: str) -> int:
             except (OSError, library.Error):
                 return False
 
-    async def all_of_them() -> int:
-        gate = asyncio.Semaphore(AT_ONCE)
-        return sum(not good for good in await asyncio.gather(*(one(host, gate) for host in hosts)))
+    async def run_all() -> int:
+        semaphore = asyncio.Semaphore(AT_ONCE)
+        return sum(not good for good in await asyncio.gather(*(run_one(host, semaphore) for host in hosts)))
 
-    return asyncio.run(all_of_them())
+    return asyncio.run(run_all())
 
 
 def main(argv: list[str]) -> int:
-    """Run the client that is named; return how many hosts failed, at most 100."""
+    """Run the named client; return the number of failed hosts, at most 100."""
     client, ssh_config, hostfile, command = argv
     hosts = list(dict.fromkeys(Path(hostfile).read_text().split()))
     clients = {"torchfab": torchfab, "parallel-ssh": parallel_ssh, "asyncssh": asyncssh}

@@ -1,4 +1,4 @@
-"""The goals, each beside its figure."""
+"""Goals of the benchmark, and whether the measurements meet them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Goal:
     what : str
         What is measured.
     value : float or None
-        The figure; None where it was not measured.
+        The measurement; None if there is none.
     most : float
-        What it may be; with `least`, what it must be at least.
+        Upper limit; with `least`, the lower limit.
     unit : str
         Of both.
     """
@@ -34,23 +34,23 @@ class Goal:
 
     @property
     def shown(self) -> str:
-        """The figure."""
-        return "" if self.value is None else _words(self.value, self.unit)
+        """The measurement, formatted."""
+        return "" if self.value is None else _format(self.value, self.unit)
 
     @property
     def goal(self) -> str:
-        """The goal."""
-        return f"{'≥' if self.least else '≤'} {_words(self.most, self.unit)}"
+        """The goal, formatted."""
+        return f"{'≥' if self.least else '≤'} {_format(self.most, self.unit)}"
 
     @property
     def verdict(self) -> str:
-        """Whether it is met."""
+        """`met`, `missed` or `not measured`."""
         if self.value is None:
             return "not measured"
         return "met" if (self.value >= self.most if self.least else self.value <= self.most) else "missed"
 
 
-def _words(value: float, unit: str) -> str:
+def _format(value: float, unit: str) -> str:
     shown = f"{value:.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
     return f"{shown} {unit}".strip()
 
@@ -66,8 +66,8 @@ def goals(store: Store) -> Iterator[Goal]:
 def _fan_out(store: Store) -> Iterator[Goal]:
     for kex, most in (("curve25519", 1.0), ("default", 0.35)):
         for hosts in (64, 1000):
-            wanted = {"kind": "true", "kex": kex, "hosts": hosts}
-            ratio = _ratio(store, "wall_s", wanted, OURS, "pdsh")
+            query = {"kind": "true", "kex": kex, "hosts": hosts}
+            ratio = _ratio(store, "wall_s", query, OURS, "pdsh")
             yield Goal(f"`true` on {hosts} hosts, {kex}: torchfab's wall time against pdsh's", ratio, most, "x")
     for hosts in (64, 1000):
         cpu = store.median("cpu_s", kind="true", kex="curve25519", hosts=hosts, tool=OURS)
@@ -96,8 +96,8 @@ def _whole(store: Store) -> Iterator[Goal]:
 
 def _life(store: Store) -> Iterator[Goal]:
     for hosts in (64, 256):
-        wanted = {"part": "life", "hosts": hosts}
-        bare, status, stop = (store.median(f"{what}_s", **wanted) for what in ("bare", "status", "stop"))
+        query = {"part": "life", "hosts": hosts}
+        bare, status, stop = (store.median(f"{what}_s", **query) for what in ("bare", "status", "stop"))
         yield Goal(f"status of {hosts} hosts against bare logins", status / bare if bare and status else None, 1.2, "x")
         yield Goal(
             f"stop of {hosts} hosts, with proof, against status", stop / status if stop and status else None, 1.5, "x"
@@ -117,12 +117,12 @@ def _one_machine(store: Store) -> Iterator[Goal]:
     supervisor = store.median("supervisor_ms", part="node")
     yield Goal("CPU on a node per started process beyond itself", supervisor and supervisor / 1000, 0.1, "s")
     yield Goal("memory on a node per started process beyond itself", store.median("rss_mb", part="node"), 12, "MB")
-    wanted = {"part": "first-step"}
-    total = store.median("total_s", **wanted)
-    own = [store.median(name, **wanted) or 0.0 for name in ("prepared_s", "agents_s")]
+    query = {"part": "first-step"}
+    total = store.median("total_s", **query)
+    own = [store.median(name, **query) or 0.0 for name in ("prepared_s", "agents_s")]
     yield Goal("torchfab's share of the time to the first step", sum(own) / total if total else None, 0.1)
 
 
-def _ratio(store: Store, value: str, wanted: Mapping[str, Any], tool: str, other: str) -> float | None:
-    ours, theirs = (store.median(value, **{**wanted, "tool": each}) for each in (tool, other))
+def _ratio(store: Store, value: str, query: Mapping[str, Any], tool: str, other: str) -> float | None:
+    ours, theirs = (store.median(value, **{**query, "tool": each}) for each in (tool, other))
     return ours / theirs if ours and theirs else None

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Hold the hosts of a benchmark: start their sshds, adopt and reap whatever they leave behind, and count its CPU.
+"""Hold the hosts of a benchmark: start their sshds, adopt and reap their orphans, and count all CPU.
 
     holder.py FOLDER        FOLDER/*.conf: one sshd each
 
-Every orphan of a host (a tmux server) becomes a child of this process, so that no CPU time is lost: that of the hosts
-is what their living processes and all that was reaped has used. Asked over stdin, a line each: `cpu` answers
-`{"cpu_s", "processes", "pss_mb"}`, `clear` ends all that runs on the hosts but their sshds. At the end of stdin it ends
-all.
+Every orphan of a host (a tmux server) becomes a child of this process, so that no CPU time is lost: the CPU of the
+hosts is that of their living and all reaped processes. Requests come over stdin, one per line: `cpu` answers
+`{"cpu_s", "processes", "pss_mb"}`; `clear` ends all processes of the hosts except their sshds. At the end of stdin it
+ends all.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
 def stat_of(pid: int) -> list[str]:
-    """Return the fields of /proc/<pid>/stat from the third (state) on; empty when there is no such process."""
+    """Return the fields of /proc/<pid>/stat from the third (state) on; empty if there is no such process."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
         return []
 
 
-def below(root: int) -> dict[int, list[str]]:
-    """Return the processes below one, each with its fields of stat."""
+def descendants(root: int) -> dict[int, list[str]]:
+    """Return the descendants of a process, each with its fields of stat."""
     table = {int(name): stat_of(int(name)) for name in os.listdir("/proc") if name.isdigit()}
     children: dict[int, list[int]] = {}
     for pid, fields in table.items():
@@ -48,14 +48,14 @@ def below(root: int) -> dict[int, list[str]]:
 
 
 def cpu_s() -> float:
-    """Return the seconds of CPU that everything below this process has used, whether it still runs or was reaped."""
+    """Return the CPU seconds of all descendants of this process, living or reaped."""
     own = stat_of(os.getpid())
-    ticks = sum(int(tick) for fields in below(os.getpid()).values() for tick in fields[11:15])
+    ticks = sum(int(tick) for fields in descendants(os.getpid()).values() for tick in fields[11:15])
     return (ticks + int(own[13]) + int(own[14])) * _TICK_S
 
 
 def pss_mb(pids: list[int]) -> float:
-    """Return the memory of processes, what they share divided among them."""
+    """Return the memory of processes, with shared pages divided among them."""
     total = 0
     for pid in pids:
         try:
@@ -67,7 +67,7 @@ def pss_mb(pids: list[int]) -> float:
 
 
 def reap() -> None:
-    """Collect orphans that have ended."""
+    """Wait for orphans that have ended."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
@@ -76,11 +76,11 @@ def reap() -> None:
 
 
 def clear(keep: set[int]) -> None:
-    """End all that runs on the hosts but what is to be kept."""
+    """End all processes of the hosts except those in `keep`."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         reap()
-        left = [pid for pid, fields in below(os.getpid()).items() if pid not in keep and fields[0] != "Z"]
+        left = [pid for pid, fields in descendants(os.getpid()).items() if pid not in keep and fields[0] != "Z"]
         if not left:
             return
         for pid in left:
@@ -92,7 +92,7 @@ def clear(keep: set[int]) -> None:
 
 
 def main(folder: str) -> None:
-    """Start the hosts, say that they are up, answer until stdin ends."""
+    """Start the hosts, report that they are up, and answer requests until stdin ends."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     os.makedirs("/run/sshd", mode=0o755, exist_ok=True) if os.geteuid() == 0 else None
     sshds = [
@@ -107,9 +107,9 @@ def main(folder: str) -> None:
         reap()
         if line.strip() == "clear":
             clear(keep)
-        there = [pid for pid in below(os.getpid()) if pid not in keep]
-        answer = {"cpu_s": cpu_s(), "processes": len(there), "dead": sum(each.poll() is not None for each in sshds)}
-        print(json.dumps(answer | ({"pss_mb": pss_mb(there)} if line.strip() == "memory" else {})), flush=True)
+        others = [pid for pid in descendants(os.getpid()) if pid not in keep]
+        answer = {"cpu_s": cpu_s(), "processes": len(others), "dead": sum(each.poll() is not None for each in sshds)}
+        print(json.dumps(answer | ({"pss_mb": pss_mb(others)} if line.strip() == "memory" else {})), flush=True)
     clear(set())
 
 

@@ -1,6 +1,6 @@
-"""Many hosts on this machine: addresses of the loopback interface, sixteen to an sshd, each with its own home and tmux.
+"""Many hosts on this machine: addresses of the loopback interface, sixteen per sshd, each with its own home and tmux.
 
-`testbed` starts an sshd for every host, which is closer to the truth and too much for a thousand.
+`testbed` starts an sshd per host, which is more realistic but too expensive for a thousand hosts.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from typing import Any
 
 CURVE25519 = "curve25519-sha256,curve25519-sha256@libssh.org"
 KEY_EXCHANGES = {"curve25519": f"KexAlgorithms {CURVE25519}\n", "default": ""}
-_PER_SSHD = 16  # sshd listens on no more addresses
-_PORTS = range(20022, 32768)  # below the ports that Linux hands out by itself
+_PER_SSHD = 16  # sshd accepts at most this many addresses
+_PORTS = range(20022, 32768)  # below Linux's ephemeral ports
 
 
 def addresses(count: int) -> list[str]:
-    """Return the addresses of as many hosts."""
+    """Return the addresses of `count` hosts."""
     return [f"127.80.{index // 250}.{index % 250 + 1}" for index in range(count)]
 
 
 @dataclass(frozen=True)
 class Files:
-    """What a client needs to reach the hosts.
+    """Files that a client needs to reach the hosts.
 
     Parameters
     ----------
     folder : Path
-        Holds all of them.
+        Folder of all files.
     hosts : tuple of str
         The addresses.
     """
@@ -66,7 +66,7 @@ class Files:
         return int((self.folder / "port").read_text())
 
     def hostfile(self, count: int, lines: int = 1) -> Path:
-        """Return a file that names the first hosts, each on so many lines."""
+        """Return a file with the first `count` hosts, each on `lines` lines."""
         path = self.folder / f"hosts-{count}x{lines}"
         path.write_text("".join(f"{host}\n" * lines for host in self.hosts[:count]))
         return path
@@ -78,13 +78,13 @@ class Hosts:
     Parameters
     ----------
     count : int
-        How many.
+        Number of hosts.
     key_exchange : {"curve25519", "default"}
-        Curve25519 alone, or what OpenSSH takes by itself; of server and clients.
+        Curve25519 only, or OpenSSH's default; for server and clients.
     """
 
     def __init__(self, count: int, key_exchange: str = "curve25519") -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="tfb-", dir="/tmp"))  # short: sockets of tmux lie below
+        self.folder = Path(tempfile.mkdtemp(prefix="tfb-", dir="/tmp"))  # short, because tmux sockets are below it
         self.files = Files(self.folder, tuple(addresses(count)))
         self._write(key_exchange)
         self._start()
@@ -138,17 +138,17 @@ class Hosts:
                     raise RuntimeError(f"the sshd of {host} did not start")
                 time.sleep(0.02)
 
-    def ask(self, word: str) -> dict[str, Any]:
-        """Ask the process that holds the hosts: `cpu`, `memory` or `clear`."""
+    def ask(self, request: str) -> dict[str, Any]:
+        """Send a request to the process that holds the hosts: `cpu`, `memory` or `clear`; return its answer."""
         assert self._holder.stdin
         assert self._holder.stdout
-        self._holder.stdin.write(word + "\n")
+        self._holder.stdin.write(request + "\n")
         self._holder.stdin.flush()
         answer: dict[str, Any] = json.loads(self._holder.stdout.readline())
         return answer
 
     def down(self) -> None:
-        """End everything that runs on the hosts, and remove their files."""
+        """End all processes of the hosts, and remove their files."""
         assert self._holder.stdin
         self._holder.stdin.close()
         self._holder.wait()

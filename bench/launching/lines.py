@@ -1,10 +1,10 @@
-"""How many log lines a second `logs --follow` merges on one core, of 64 hosts with 8 ranks each; printed as JSON.
+"""Measure how many log lines per second `logs --follow` merges on one core, from 64 hosts with 8 ranks; print JSON.
 
     lines.py alike|different|flood
 
-All is real but the network: frames as nodes send them, through sessions, the merge, the folding, to a file. `alike`:
-the ranks of a step write the same line, as most training scripts do; `different`: every line is another one; `flood`:
-one rank writes as much as all the others together, each of which writes a line a second.
+Everything is real except the network: frames as nodes send them pass through sessions, merge and folding to a file.
+`alike`: all ranks write the same line per step, as most training scripts do. `different`: every line differs. `flood`:
+one rank writes as much as all others together, which write one line per second each.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ _CHUNK = 1 << 16
 
 
 class Frames:
-    """A pipe out of which comes what a node sent."""
+    """A channel that delivers prepared data of a node."""
 
     def __init__(self, data: bytes) -> None:
         self.data, self.position = data, 0
 
     def write(self, data: bytes) -> None:
-        """Take a request."""
+        """Ignore a request."""
 
     def read(self, timeout_s: float) -> bytes | None:
-        """Return the next of what is there, None when all was read."""
+        """Return the next chunk; None at the end."""
         chunk = self.data[self.position : self.position + _CHUNK]
         self.position += len(chunk)
         return chunk or None
@@ -84,7 +84,7 @@ def frame(value: Any) -> bytes:
 
 
 def watch(kind: str) -> dict[str, Any]:
-    """Watch a job whose nodes send all that they have; return what that cost."""
+    """Follow a job whose nodes send everything at once; return the cost."""
     data = [b"".join(frames(node, kind)) for node in range(NODES)]
     nodes = tuple(Node(rank, f"node{rank:03}") for rank in range(NODES))
     record = Record(Path("/nowhere"), "x", "x-0", "per-gpu", "tmux", 0.0, ("x.py",), nodes, "/n", NODES * RANKS, NODES,
@@ -104,7 +104,7 @@ def watch(kind: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure with what is printed going to a file, then print what was found."""
+    """Measure with stdout redirected to /dev/null, then print the result."""
     out = os.dup(1)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 1)

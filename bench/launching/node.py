@@ -1,6 +1,6 @@
-"""What torchfab costs a node, measured on this one: CPU milliseconds and MB, printed as JSON.
+"""Measure the cost of torchfab on a node, here on this machine: CPU milliseconds and MB, printed as JSON.
 
-A supervisor is measured against the process that it starts: a sleeping `sleep`.
+The cost of a supervisor is that beyond the process which it starts: a `sleep`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ PYTHON = "/usr/bin/python3" if os.path.exists("/usr/bin/python3") else sys.execu
 
 
 def cpu_ms() -> float:
-    """Return the CPU of the children that have ended."""
+    """Return the CPU milliseconds of all ended children."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return 1000 * (used.ru_utime + used.ru_stime)
 
 
 def cost_ms(*argvs: list[str]) -> float:
-    """Return the CPU of one of these commands, the mean."""
+    """Return the mean CPU milliseconds of these commands."""
     before = cpu_ms()
     for argv in argvs:
         subprocess.run(argv, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -37,11 +37,11 @@ def cost_ms(*argvs: list[str]) -> float:
 
 
 def prepare(folder: Path) -> list[list[str]]:
-    """Write a job's folder with processes; return their supervisors' commands."""
+    """Write a job's folder with processes; return the commands of their supervisors."""
     program = folder / files.BUNDLE
     program.write_text(bundle.source())
     load = "import sys; exec(open(sys.argv[1]).read().rpartition('sys.exit(')[0], {'__file__': sys.argv[1]})\n"
-    write = load + "from torchfab.remote import compiled; compiled.write(sys.argv[2])"
+    write = load + "from torchfab.remote.job import bytecode_cache; bytecode_cache.write(sys.argv[2])"
     subprocess.run([PYTHON, "-I", "-S", "-c", write, str(program), str(folder)], check=True)
     for number in range(COUNT):
         (folder / f"rank-{number}").mkdir()
@@ -51,7 +51,7 @@ def prepare(folder: Path) -> list[list[str]]:
 
 
 def running(argv: list[str], folder: Path) -> dict[str, float]:
-    """Return the memory of a supervisor, and its CPU a second, while its process sleeps."""
+    """Return memory and CPU per second of a supervisor while its process sleeps."""
     spec = {"argv": ["/bin/sleep", "60"], "env": {"RANK": "0"}, "cwd": "/", "grace_s": 5, "rank": 0}
     for path in folder.iterdir():
         path.unlink()

@@ -1,4 +1,4 @@
-"""What is measured: each part yields steps, a key and what makes its values, in rounds that alternate between tools."""
+"""Parts of the benchmark: each yields steps (a key and a function that measures), in rounds that alternate tools."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ from launching import tools
 from launching.hosts import Hosts
 from launching.running import Cost, run
 from launching.store import Key
-from launching.tools import HERE, OURS, ROOT, Words
+from launching.tools import HERE, OURS, ROOT, Command
 
 FAN_OUT_TOOLS = (OURS, "pdsh", "clush", "parallel-ssh", "asyncssh", "xargs", "mpirun", "seed")
 WHOLE_TOOLS = FAN_OUT_TOOLS
-MOST_RANKS = 2048  # what 24 GB hold of supervised interpreters, sshds and tmux servers
+MOST_RANKS = 2048  # supervised interpreters, sshds and tmux servers that fit into 24 GB
 _SETTLE_S = 20.0
 
 
 @dataclass(frozen=True)
 class Options:
-    """What was asked for.
+    """Options of a run.
 
     Parameters
     ----------
     hosts : tuple of int
         Numbers of hosts.
     rounds : int
-        Of each measurement.
+        Rounds of each measurement.
     limit_s : float
-        For each command.
+        Time limit of each command.
     venv : Path
-        Of the libraries that are compared.
+        Environment with the compared libraries.
     tools : tuple of str
-        Those to compare.
+        Tools to compare.
     key_exchanges : tuple of str
-        Of `hosts.KEY_EXCHANGES`.
+        Names in `hosts.KEY_EXCHANGES`.
     """
 
     hosts: tuple[int, ...]
@@ -68,7 +68,7 @@ def fan_out(options: Options) -> Iterator[Step]:
 
 
 def whole(options: Options) -> Iterator[Step]:
-    """From what a user types to running ranks: one a host, and eight."""
+    """From the user's command to running ranks: one per host, and eight per host."""
     for key_exchange in options.key_exchanges:
         for count in options.hosts:
             kinds = ("per-node", "per-gpu") if 8 * count <= MOST_RANKS else ("per-node",)
@@ -76,39 +76,39 @@ def whole(options: Options) -> Iterator[Step]:
 
 
 def _on_hosts(options: Options, count: int, key_exchange: str, part: str, kinds: tuple[str, ...]) -> Iterator[Step]:
-    """Yield the steps of one number of hosts; the hosts are up as long as steps are taken."""
+    """Yield the steps for one number of hosts; the hosts stay up between steps."""
     keys = [
         {"part": part, "kind": kind, "hosts": count, "kex": key_exchange, "tool": tool, "round": number}
         for number in range(options.rounds)
         for kind in kinds
         for tool in options.tools
     ]
-    with Lazy(count, key_exchange) as hosts:
+    with LazyHosts(count, key_exchange) as hosts:
         for key in keys:
             measure = _fan_out_once if part == "fan-out" else _whole_once
             yield key, lambda key=key, measure=measure: measure(hosts.up(), key, options)  # type: ignore[misc]
 
 
-class Lazy:
-    """Hosts that are brought up when the first step needs them."""
+class LazyHosts:
+    """Hosts that start when the first step needs them."""
 
     def __init__(self, count: int, key_exchange: str = "curve25519") -> None:
         self.count, self.key_exchange = count, key_exchange
         self._hosts: Hosts | None = None
 
     def up(self) -> Hosts:
-        """Return the hosts."""
+        """Return the hosts; start them at the first call."""
         if self._hosts is None:
             self._hosts = Hosts(self.count, self.key_exchange)
             self._warm_up(self._hosts)
         return self._hosts
 
     def _warm_up(self, hosts: Hosts) -> None:
-        # Else whoever comes first pays for what the others find in memory.
+        # Otherwise the first tool pays for caches that the others find warm.
         files, some = hosts.files, hosts.files.hostfile(min(self.count, 64))
         _run(tools.fan_out("xargs", files, some, "true", Path("/nowhere")), 60)
 
-    def __enter__(self) -> Lazy:
+    def __enter__(self) -> LazyHosts:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -116,19 +116,19 @@ class Lazy:
             self._hosts.down()
 
 
-def _run(words: Words, limit_s: float) -> Cost:
-    return run(words.argv, limit_s, dict(words.env), ROOT)
+def _run(command: Command, limit_s: float) -> Cost:
+    return run(command.argv, limit_s, dict(command.env), ROOT)
 
 
 def _costs(cost: Cost) -> dict[str, Any]:
     values = {"wall_s": cost.wall_s, "cpu_s": cost.cpu_s, "memory_mb": cost.memory_mb, "code": cost.code}
-    return values if cost.code == 0 else {**values, "said": cost.said[-600:]}
+    return values if cost.code == 0 else {**values, "said": cost.output_tail[-600:]}
 
 
 def _fan_out_once(hosts: Hosts, key: Key, options: Options) -> dict[str, Any]:
     files, before = hosts.files, hosts.ask("clear")["cpu_s"]
-    words = tools.fan_out(key["tool"], files, files.hostfile(key["hosts"]), key["kind"], options.venv)
-    cost = _run(words, options.limit_s)
+    command = tools.fan_out(key["tool"], files, files.hostfile(key["hosts"]), key["kind"], options.venv)
+    cost = _run(command, options.limit_s)
     return {**_costs(cost), "nodes_cpu_s": hosts.ask("clear")["cpu_s"] - before}
 
 
@@ -138,8 +138,8 @@ def _whole_once(hosts: Hosts, key: Key, options: Options) -> dict[str, Any]:
     before = hosts.ask("clear")["cpu_s"]
     starts = Path(tempfile.mkdtemp(prefix="starts-", dir=hosts.folder))
     name = f"{key['kind']}-{key['hosts']}-{starts.name[-8:].replace('_', 'x')}"
-    words = tools.whole(key["tool"], hosts.files, key["hosts"], ranks, starts, options.venv, name)
-    cost = _run(words, options.limit_s)
+    command = tools.whole(key["tool"], hosts.files, key["hosts"], ranks, starts, options.venv, name)
+    cost = _run(command, options.limit_s)
     found = _started(starts, wanted, _SETTLE_S if cost.code == 0 else 2.0)
     values = _costs(cost) | {"missing": wanted - len(found), "nodes_cpu_s": hosts.ask("clear")["cpu_s"] - before}
     if found:
@@ -151,14 +151,14 @@ def _whole_once(hosts: Hosts, key: Key, options: Options) -> dict[str, Any]:
 
 
 def _started(starts: Path, wanted: int, patience_s: float) -> list[float]:
-    """Return when the ranks began, once all have, or none has for a while."""
-    seen, since = -1, time.monotonic()
+    """Return the start times of the ranks, once all have started, or no new one has for `patience_s`."""
+    count_before, since = -1, time.monotonic()
     while time.monotonic() < since + patience_s:
         names = os.listdir(starts)
         if len(names) >= wanted:
             break
-        if len(names) != seen:
-            seen, since = len(names), time.monotonic()
+        if len(names) != count_before:
+            count_before, since = len(names), time.monotonic()
         time.sleep(0.1)
     return sorted(float(name.rpartition("-")[0]) for name in os.listdir(starts))
 
@@ -169,7 +169,7 @@ def _started(starts: Path, wanted: int, patience_s: float) -> list[float]:
 def life(options: Options) -> Iterator[Step]:
     """`status`, `logs` and `stop` of a job that runs on every host, beside bare logins on them."""
     for count in options.hosts:
-        with Lazy(count) as hosts, tempfile.TemporaryDirectory() as folder:
+        with LazyHosts(count) as hosts, tempfile.TemporaryDirectory() as folder:
             for number in range(options.rounds):
                 key = {"part": "life", "hosts": count, "round": number}
                 yield (
@@ -197,13 +197,18 @@ def _life_once(hosts: Hosts, count: int, number: int, folder: Path, options: Opt
     values |= {f"{what}_cpu_s": statistics.median(each.cpu_s for each in found) for what, found in costs.items()}
     codes = [each.code for found in costs.values() for each in found] + [stop.code]
     hosts.ask("clear")
-    return values | {"stop_s": stop.wall_s, "stop_cpu_s": stop.cpu_s, "code": max(codes), "said": stop.said[-300:]}
+    return values | {
+        "stop_s": stop.wall_s,
+        "stop_cpu_s": stop.cpu_s,
+        "code": max(codes),
+        "said": stop.output_tail[-300:],
+    }
 
 
 def dead(options: Options) -> Iterator[Step]:
-    """One host that takes a connection and says nothing, among live ones."""
+    """One host that accepts connections and sends nothing, among live ones."""
     for count in options.hosts:
-        with Lazy(count) as hosts:
+        with LazyHosts(count) as hosts:
             for number in range(options.rounds):
                 key = {"part": "dead", "hosts": count, "round": number}
                 yield key, lambda hosts=hosts: _dead_once(hosts.up(), hosts.count, options)  # type: ignore[misc]
@@ -220,8 +225,8 @@ def _dead_once(hosts: Hosts, count: int, options: Options) -> dict[str, Any]:
         found = {}
         for what, hostfile in (("alive", alive), ("dead", mixed)):
             flags = ("--hostfile", str(hostfile), "--nproc-per-node", "1", "--workdir", str(HERE), "--dry-run")
-            words = tools.fab(hosts.files, "-t", str(timeout_s), "launch-per-node", *flags, "--", "rank.py", "x", "0")
-            found[what] = _run(words, options.limit_s)
+            command = tools.fab(hosts.files, "-t", str(timeout_s), "launch-per-node", *flags, "--", "rank.py", "x", "0")
+            found[what] = _run(command, options.limit_s)
     costs = {f"{what}_s": cost.wall_s for what, cost in found.items()}
     return {**costs, "timeout_s": timeout_s, "code": found["alive"].code, "refused": found["dead"].code}
 
@@ -230,23 +235,23 @@ def _dead_once(hosts: Hosts, count: int, options: Options) -> dict[str, Any]:
 
 
 def lines(options: Options) -> Iterator[Step]:
-    """How many log lines a second one core merges, of 64 hosts with 8 ranks each: alike, different, and a flood."""
+    """Log lines per second that one core merges, from 64 hosts with 8 ranks each: alike, different, and a flood."""
     for kind in ("alike", "different", "flood"):
         for number in range(options.rounds):
             key = {"part": "lines", "kind": kind, "round": number}
-            yield key, lambda kind=kind: _asked("lines.py", kind)  # type: ignore[misc]
+            yield key, lambda kind=kind: _run_program("lines.py", kind)  # type: ignore[misc]
 
 
-def _asked(program: str, *words: str) -> dict[str, Any]:
-    cost = run((sys.executable, str(HERE / program), *words), 300, cwd=ROOT)
+def _run_program(program: str, *args: str) -> dict[str, Any]:
+    cost = run((sys.executable, str(HERE / program), *args), 300, cwd=ROOT)
     if cost.code:
         return _costs(cost)
-    values: dict[str, Any] = json.loads(cost.said.strip().splitlines()[-1])
+    values: dict[str, Any] = json.loads(cost.output_tail.strip().splitlines()[-1])
     return {**values, "memory_mb": cost.memory_mb}
 
 
 def start_up(options: Options) -> Iterator[Step]:
-    """`fab --list`, and `fab status` of a job on this machine; and which imports the time goes to."""
+    """`fab --list`, and `fab status` of a job on this machine; and the time of the imports."""
     with tempfile.TemporaryDirectory() as folder:
         for number in range(max(5, options.rounds)):
             key = {"part": "start-up", "round": number}
@@ -287,14 +292,14 @@ def _imports() -> dict[str, Any]:
 
 
 def node(options: Options) -> Iterator[Step]:
-    """What torchfab costs a node: its program for a connection, a supervisor beside the process that it starts."""
+    """Cost of torchfab on a node: its program for a connection, and a supervisor in addition to its process."""
     for number in range(max(5, options.rounds)):
-        yield {"part": "node", "round": number}, lambda: _asked("node.py")
+        yield {"part": "node", "round": number}, lambda: _run_program("node.py")
 
 
 def first_step(options: Options) -> Iterator[Step]:
-    """From typing launch-per-node on two hosts to the first step of train_llm.py, and what takes how long."""
-    with Lazy(2) as hosts:
+    """Time from launch-per-node on two hosts to the first step of train_llm.py, and its phases."""
+    with LazyHosts(2) as hosts:
         for number in range(options.rounds):
             yield {"part": "first-step", "round": number}, lambda: _first_step_once(hosts.up(), options)
 
@@ -308,13 +313,13 @@ def _first_step_once(hosts: Hosts, options: Options) -> dict[str, Any]:
               "--experiment-name", "x", "--save-dir", str(save), "--dataset-cache-root", str(hosts.folder))  # fmt: skip
     flags = ("--name", name, "--workdir", str(ROOT), "--python", sys.executable, "--hostfile", str(hostfile))
     ranks = ("--nproc-per-node", "1", "--env", "GLOO_SOCKET_IFNAME=lo")
-    words = tools.fab(hosts.files, "launch-per-node", *flags, *ranks, "--", *script)
-    launched = _run(words, options.limit_s)
+    command = tools.fab(hosts.files, "launch-per-node", *flags, *ranks, "--", *script)
+    launched = _run(command, options.limit_s)
     waited = _run(tools.fab(hosts.files, "wait", name), options.limit_s)
     if launched.code or waited.code:
         return _costs(launched) | {
             "code": max(launched.code, waited.code),
-            "said": (launched.said + waited.said)[-600:],
+            "said": (launched.output_tail + waited.output_tail)[-600:],
         }
     return _times(hosts.folder, name, launched, save / "x" / "log.jsonl")
 

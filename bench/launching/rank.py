@@ -1,6 +1,6 @@
-"""A rank of a benchmark: say when it began, as a file in a folder, then sleep as long as the second argument says.
+"""A rank of a benchmark: record its start time as a file in a folder, then sleep for the second argument's seconds.
 
-With a third argument it writes that many lines a second instead of sleeping.
+With a third argument it writes that many lines per second instead of sleeping.
 """
 
 import os

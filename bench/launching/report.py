@@ -1,4 +1,4 @@
-"""Tables, the goals, and a picture, of what was measured."""
+"""Tables, goals and a plot from the results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from launching.goals import goals
 from launching.store import Store
 from launching.tools import OURS
 
-TOOL_WORDS = {
+TOOL_LABELS = {
     OURS: "torchfab",
     "seed": "the tutorial's lines (one ssh after the other)",
     "xargs": "xargs -P 64 ssh",
@@ -28,7 +28,7 @@ KINDS = {
     "per-node": "Whole: one process a host (launch-per-node)",
     "per-gpu": "Whole: eight processes a host (launch-per-gpu)",
 }
-WHAT_RAN = {
+NOTES = {
     "true": "torchfab has no command that runs `true`: its own connections do it, host keys checked, in a program that "
     "starts Python and imports Fabric, as every `fab` command does.",
     "per-node": "torchrun is replaced by a program that says when it began and ends: torchrun imports torch, 2 s of "
@@ -59,7 +59,7 @@ def write(store: Store, folder: Path) -> str:
 
 
 def goals_text(store: Store) -> str:
-    """Return the goals beside what was measured."""
+    """Return the goals with their measurements."""
     rows = [[each.what, each.shown, each.goal, each.verdict] for each in goals(store)]
     return "## Goals\n\n" + table(["what", "measured", "goal", ""], rows)
 
@@ -70,30 +70,30 @@ def _compared(store: Store) -> list[tuple[str, str]]:
 
 
 def _comparison(store: Store, kind: str, kex: str) -> str:
-    wanted = {"kind": kind, "kex": kex}
+    query = {"kind": kind, "kex": kex}
     rows = []
-    for hosts in sorted(store.known("hosts", **wanted)):
-        rows += [_row(store, tool, {**wanted, "hosts": hosts, "tool": tool}) for tool in TOOL_WORDS]
+    for hosts in sorted(store.known("hosts", **query)):
+        rows += [_row(store, tool, {**query, "hosts": hosts, "tool": tool}) for tool in TOOL_LABELS]
     words = "curve25519 on both sides" if kex == "curve25519" else "OpenSSH's default key exchange"
     whole = kind != "true"
     head = ["hosts", "tool", *(["all run after"] if whole else []), "wall", "client CPU", "client memory", "nodes' CPU"]
     head += [*(["start skew"] if whole else []), "failures"]
-    return f"## {KINDS[kind]}, {words}\n\n{WHAT_RAN[kind]}\n\n" + table(head, rows)
+    return f"## {KINDS[kind]}, {words}\n\n{NOTES[kind]}\n\n" + table(head, rows)
 
 
-def _row(store: Store, tool: str, wanted: dict[str, Any]) -> list[str]:
-    results = list(store.select(**wanted))
-    whole = wanted["kind"] != "true"
+def _row(store: Store, tool: str, query: dict[str, Any]) -> list[str]:
+    results = list(store.select(**query))
+    whole = query["kind"] != "true"
     columns = 8 if whole else 6
     if not results:
-        return [str(wanted["hosts"]), TOOL_WORDS[tool], "not measured", *[""] * (columns - 2)]
+        return [str(query["hosts"]), TOOL_LABELS[tool], "not measured", *[""] * (columns - 2)]
 
     def shown(value: str, words: Callable[[float], str]) -> str:
-        median = store.median(value, **wanted)
+        median = store.median(value, **query)
         return "" if median is None else words(median)
 
     return [
-        *(str(wanted["hosts"]), TOOL_WORDS[tool]),
+        *(str(query["hosts"]), TOOL_LABELS[tool]),
         *([shown("running_s", seconds)] if whole else []),
         *(shown("wall_s", seconds), shown("cpu_s", seconds), shown("memory_mb", lambda mb: f"{mb:.0f} MB")),
         shown("nodes_cpu_s", seconds),
@@ -112,7 +112,7 @@ def _failures(results: list[dict[str, Any]]) -> str:
 
 
 def seconds(value: float) -> str:
-    """Return seconds for people."""
+    """Return seconds, formatted."""
     return f"{value:.2f} s" if value < 10 else f"{value:.0f} s"
 
 
@@ -123,8 +123,8 @@ def _others(store: Store) -> list[str]:
 def _life(store: Store) -> str:
     rows = []
     for hosts in sorted(store.known("hosts", part="life")):
-        wanted = {"part": "life", "hosts": hosts}
-        times = [store.median(f"{what}_s", **wanted) for what in ("bare", "status", "logs", "stop")]
+        query = {"part": "life", "hosts": hosts}
+        times = [store.median(f"{what}_s", **query) for what in ("bare", "status", "logs", "stop")]
         rows.append([str(hosts), *("" if time is None else seconds(time) for time in times)])
     if not rows:
         return ""
@@ -135,8 +135,8 @@ def _life(store: Store) -> str:
 def _lines(store: Store) -> str:
     rows = []
     for kind in store.known("kind", part="lines"):
-        wanted = {"part": "lines", "kind": kind}
-        rate, peak = store.median("lines_per_s", **wanted), store.median("peak_mb", **wanted)
+        query = {"part": "lines", "kind": kind}
+        rate, peak = store.median("lines_per_s", **query), store.median("peak_mb", **query)
         rows.append([kind, f"{rate:.0f}" if rate else "failed", f"{peak:.0f} MB" if peak else ""])
     return (
         "## Log lines merged, 64 hosts of 8 ranks\n\n" + table(["lines", "a second of CPU", "memory"], rows)
@@ -146,8 +146,8 @@ def _lines(store: Store) -> str:
 
 
 def _start_up(store: Store) -> str:
-    wanted = {"part": "start-up"}
-    times = {what: store.median(f"{what}_s", **wanted) for what in ("list", "status", "import_fabric")}
+    query = {"part": "start-up"}
+    times = {what: store.median(f"{what}_s", **query) for what in ("list", "status", "import_fabric")}
     if not times["list"]:
         return ""
     words = {"list": "`fab --list`", "status": "`fab status` of a local job", "import_fabric": "`import fabric` alone"}
@@ -164,7 +164,7 @@ def _start_up(store: Store) -> str:
 
 
 def _node(store: Store) -> str:
-    wanted = {"part": "node"}
+    query = {"part": "node"}
     names = {
         "python_ms": ("a bare interpreter starts", "{:.0f} ms of CPU"),
         "supervisor_ms": ("a supervisor, with its start, beyond its process", "{:.0f} ms of CPU"),
@@ -173,13 +173,13 @@ def _node(store: Store) -> str:
         "watching_ms_per_s": ("a supervisor that watches", "{:.1f} ms of CPU a second"),
         "sent_bytes": ("sent to each host: torchfab's program", "{:.0f} bytes"),
     }
-    found = {name: store.median(name, **wanted) for name in names}
+    found = {name: store.median(name, **query) for name in names}
     rows = [[words, shape.format(found[name])] for name, (words, shape) in names.items() if found[name] is not None]
     return "## On a node\n\n" + table(["what", "cost"], rows) if rows else ""
 
 
 def _first_step(store: Store) -> str:
-    wanted = {"part": "first-step"}
+    query = {"part": "first-step"}
     words = {
         "prepared_s": "torchfab: start, connect, check and prepare both nodes, plan",
         "agents_s": "torchfab: both torchrun started under supervisors",
@@ -187,7 +187,7 @@ def _first_step(store: Store) -> str:
         "step_s": "train_llm.py: imports, process group, data, model, first step",
         "total_s": "from the command to the first step",
     }
-    found = {name: store.median(name, **wanted) for name in words}
+    found = {name: store.median(name, **query) for name in words}
     total = found["total_s"]
     if not total:
         return ""
@@ -196,7 +196,7 @@ def _first_step(store: Store) -> str:
 
 
 def machine(store: Store) -> str:
-    """Return the machine and the versions that count."""
+    """Return the machine and the relevant versions."""
     info = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
@@ -211,23 +211,23 @@ def machine(store: Store) -> str:
 
 
 def draw(store: Store, path: Path) -> None:
-    """Draw wall time and client CPU over the number of hosts, for each comparison."""
+    """Plot wall time and client CPU over the number of hosts, for each comparison."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    # A single number of hosts is no curve; its figures are in the tables. Where nothing else was measured, it is shown.
+    # A single number of hosts is not a curve; the tables have its figures. It is plotted only if there is nothing else.
     several = [each for each in _compared(store) if len(store.known("hosts", kind=each[0], kex=each[1])) > 1]
     compared = several or _compared(store)
     figure, axes = pyplot.subplots(2, len(compared), figsize=(5 * len(compared), 8), squeeze=False)
     for column, (kind, kex) in enumerate(compared):
         for axis, value, words in zip(axes[:, column], ("wall_s", "cpu_s"), ("wall", "client CPU"), strict=True):
-            for number, tool in enumerate(TOOL_WORDS):
+            for number, tool in enumerate(TOOL_LABELS):
                 hosts = sorted(store.known("hosts", kind=kind, kex=kex, tool=tool))
                 medians = [store.median(value, kind=kind, kex=kex, tool=tool, hosts=count, code=0) for count in hosts]
                 points = [(count, median) for count, median in zip(hosts, medians, strict=True) if median]
-                # A tool has its colour in every picture, also where others are missing.
+                # A tool has the same colour in every plot, also if others are missing.
                 style = {"linewidth": 2.5, "color": "black"} if tool == OURS else {"color": f"C{number}"}
                 axis.plot(*zip(*points, strict=True), marker="o", label=tool, **style) if points else None
             axis.set(xscale="log", yscale="log", xlabel="hosts", ylabel=f"{words}, seconds", title=f"{kind}, {kex}")
@@ -245,21 +245,19 @@ BEGIN, END = "<!-- measured: begin (written by inv bench-launch) -->\n", "<!-- m
 
 
 def cost_model(store: Store) -> str:
-    """Return what a host and a process cost, as a table for docs/scale.md; empty where too little was measured."""
-    wanted = {"kind": "per-node", "kex": "curve25519", "tool": OURS}
+    """Return the costs of a host and a process, as a table for docs/scale.md; empty with too few results."""
+    query = {"kind": "per-node", "kex": "curve25519", "tool": OURS}
     counts = [
-        count
-        for count in sorted(store.known("hosts", **wanted))
-        if store.median("cpu_s", code=0, **wanted, hosts=count)
+        count for count in sorted(store.known("hosts", **query)) if store.median("cpu_s", code=0, **query, hosts=count)
     ]
     if len(counts) < 2:
         return ""
     few, many = (counts[0], counts[-1])
     rows = [
-        ["the launch machine, fixed", *_fixed_and_slope(store, wanted, few, many, fixed=True)],
-        ["the launch machine, a host more", *_fixed_and_slope(store, wanted, few, many, fixed=False)],
+        ["the launch machine, fixed", *_fixed_and_slope(store, query, few, many, fixed=True)],
+        ["the launch machine, a host more", *_fixed_and_slope(store, query, few, many, fixed=False)],
     ]
-    nodes = store.median("nodes_cpu_s", **wanted, hosts=many)
+    nodes = store.median("nodes_cpu_s", **query, hosts=many)
     rows.append([f"a node: login, checks, one process ({many} at once on this machine)", _ms(nodes, many), ""])
     supervisor, memory = store.median("supervisor_ms", part="node"), store.median("rss_mb", part="node")
     if supervisor and memory:
@@ -271,11 +269,11 @@ def _ms(total_s: float | None, hosts: int) -> str:
     return "" if total_s is None else f"{1000 * total_s / hosts:.0f} ms"
 
 
-def _fixed_and_slope(store: Store, wanted: dict[str, Any], few: int, many: int, fixed: bool) -> list[str]:
-    """Return CPU and memory of the straight line through the smallest and the largest number of hosts."""
+def _fixed_and_slope(store: Store, query: dict[str, Any], few: int, many: int, fixed: bool) -> list[str]:
+    """Return CPU and memory by the straight line through the smallest and the largest number of hosts."""
     words = []
     for value, scale, unit in (("cpu_s", 1000, "ms"), ("memory_mb", 1, "MB")):
-        low, high = (store.median(value, code=0, **wanted, hosts=count) or 0.0 for count in (few, many))
+        low, high = (store.median(value, code=0, **query, hosts=count) or 0.0 for count in (few, many))
         slope = scale * (high - low) / (many - few)
         shown = scale * low - slope * few if fixed else slope
         words.append(f"{shown:.2g} {unit}" if shown < 10 else f"{shown:.0f} {unit}")
@@ -283,7 +281,7 @@ def _fixed_and_slope(store: Store, wanted: dict[str, Any], few: int, many: int, 
 
 
 def write_into(path: Path, text: str) -> None:
-    """Replace what stands between the marks in a document."""
+    """Replace the text between the marks in a document."""
     before, _, rest = path.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     if end and text:

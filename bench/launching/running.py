@@ -1,4 +1,4 @@
-"""Run a command and say what it cost: wall time, CPU and memory of its whole process tree, each within a limit."""
+"""Run a command with a time limit, and measure wall time, CPU and memory of its process tree."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ _SAMPLE_S = 0.2
 
 @dataclass(frozen=True)
 class Cost:
-    """What a command cost.
+    """Cost of a command.
 
     Parameters
     ----------
     begun : float
-        When it began, in seconds since the epoch.
+        Start, in seconds since the epoch.
     wall_s, cpu_s : float
-        Until it ended; of the processes in its tree that were waited for.
+        Time until it ended; CPU of all processes in its tree that were waited for.
     memory_mb : float
-        The larger of the peak of its largest process, and of the sum over its tree (shared pages counted once), sampled
-        (what the kernel reports at the end counts our own memory too, which a child has until it runs its program).
+        The larger of the peak of its largest process and the peak sum over its tree (shared pages counted once).
+        Sampled, because the kernel's figure at the end includes our own memory, which a child has until it execs.
     code : int
-        Its exit code; 124 when the limit ended it.
-    said : str
-        The end of what it printed.
+        Exit code; 124 if the limit ended it.
+    output_tail : str
+        End of its output.
     """
 
     begun: float
@@ -39,7 +39,7 @@ class Cost:
     cpu_s: float
     memory_mb: float
     code: int
-    said: str
+    output_tail: str
 
 
 def run(argv: Sequence[str], limit_s: float, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Cost:
@@ -51,12 +51,16 @@ def run(argv: Sequence[str], limit_s: float, env: Mapping[str, str] | None = Non
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "", **(env or {})},  # users have compiled modules
+            env={
+                **os.environ,
+                "PYTHONDONTWRITEBYTECODE": "",
+                **(env or {}),
+            },  # as for users, whose modules are compiled
             cwd=cwd,
             start_new_session=True,
         )
-        watch = _Watch(process.pid, limit_s)
-        watch.start()
+        monitor = _Monitor(process.pid, limit_s)
+        monitor.start()
         try:
             _, status, usage = os.wait4(process.pid, 0)
         except BaseException:
@@ -64,16 +68,16 @@ def run(argv: Sequence[str], limit_s: float, env: Mapping[str, str] | None = Non
             raise
         wall_s = time.time() - begun
         process.returncode = os.waitstatus_to_exitcode(status)
-        watch.ended.set()
-        watch.join()
+        monitor.ended.set()
+        monitor.join()
         output.seek(max(0, output.seek(0, os.SEEK_END) - 2000))
-        said = output.read().decode(errors="replace")
-    code = 124 if watch.late else process.returncode
-    return Cost(begun, wall_s, usage.ru_utime + usage.ru_stime, watch.memory_mb, code, said)
+        output_tail = output.read().decode(errors="replace")
+    code = 124 if monitor.late else process.returncode
+    return Cost(begun, wall_s, usage.ru_utime + usage.ru_stime, monitor.memory_mb, code, output_tail)
 
 
-class _Watch(threading.Thread):
-    """Sample the memory of a process tree, and end it when its time is up."""
+class _Monitor(threading.Thread):
+    """Sample the memory of a process tree; kill the tree at the time limit."""
 
     def __init__(self, pid: int, limit_s: float) -> None:
         super().__init__(daemon=True)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import train_llm
 
-# Torch's optimizers ask its compiler to leave them alone, and load it for that: half of the time that a start takes.
+# Torch's optimizers load its compiler only to exclude themselves from it: half of the start time.
 NO_COMPILER = SimpleNamespace(
     disable=lambda function, *_, **__: function,
     graph_break=lambda: None,
@@ -28,7 +28,7 @@ NO_COMPILER = SimpleNamespace(
 
 
 class Bigram(nn.Module):
-    """Guess each token from the one before it."""
+    """Predict each token from the previous one."""
 
     def __init__(self, vocabulary: int) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Bigram(nn.Module):
 
 
 def build_model(args: argparse.Namespace, vocabulary: int) -> nn.Module:
-    """Return the model; its weights follow from the seed."""
+    """Return the model; the seed determines its weights."""
     torch.manual_seed(args.seed)
     return Bigram(vocabulary)
 
@@ -51,7 +51,7 @@ class Trainer(train_llm.Trainer):
     """The training loop, with a pause after each step."""
 
     def advance(self, batches: Iterator[tuple[int, Tensor]]) -> None:
-        """Do a step, and wait."""
+        """Run a step, then pause."""
         super().advance(batches)
         time.sleep(float(os.environ.get("PAUSE_S", "0")))
 

@@ -1,4 +1,4 @@
-"""Rehearsal clusters for the integration tests, built when the first test asks and taken down at the end."""
+"""Rehearsal clusters for the integration tests, started for the first test that needs them, and removed at the end."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tests.integration.faults import Matrix
 from tests.support import absent
 
 HERE = Path(__file__).parent
-ORDINARY_USER = "trainer"  # need not exist: the nodes have an /etc/passwd of their own
+ORDINARY_USER = "trainer"  # need not exist: the nodes have their own /etc/passwd
 
 
-# Files are handed out whole, in this order; what takes minutes comes first, so that no worker ends with it alone.
+# xdist distributes whole files, in this order. Slow files come first, so that no worker ends with one alone.
 LONGEST_FIRST = (
     *("test_training", "test_fault_training", "test_supervise", "test_slurm", "test_launch_training", "test_deepspeed"),
     *("test_mpi", "test_kubernetes", "test_fault_many", "test_colossalai", "test_why_torch", "test_stress"),
@@ -27,14 +27,14 @@ LONGEST_FIRST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark everything in this folder, and let it come before the unit tests."""
+    """Mark the tests of this folder, and sort them before the unit tests."""
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.integration)
-    items.sort(key=_turn)
+    items.sort(key=_position)
 
 
-def _turn(item: pytest.Item) -> int:
+def _position(item: pytest.Item) -> int:
     if HERE not in item.path.parents:
         return len(LONGEST_FIRST) + 1
     return LONGEST_FIRST.index(item.path.stem) if item.path.stem in LONGEST_FIRST else len(LONGEST_FIRST)
@@ -42,12 +42,12 @@ def _turn(item: pytest.Item) -> int:
 
 @pytest.fixture(scope="session")
 def _no_leftovers() -> None:
-    """Take down what a killed earlier session left."""
+    """Remove clusters that a killed earlier session left."""
     Cluster.clean()
 
 
 def ordinary_user() -> str | None:
-    """Name whom loopback nodes run as: never root."""
+    """Return the user of loopback nodes; None for the caller, if that is not root."""
     return ORDINARY_USER if os.geteuid() == 0 else None
 
 
@@ -60,7 +60,7 @@ def _up(kind: Kind, user: str | None, nodes: int = 2) -> Cluster:
 
 @pytest.fixture(scope="session")
 def netns_cluster(_no_leftovers: None) -> Iterator[Cluster]:
-    """Two nodes as root in network namespaces; heal and restart what you break."""
+    """Two nodes as root in network namespaces; a test repairs what it breaks."""
     with _up("netns", user=None) as cluster:
         yield cluster
 
@@ -87,7 +87,7 @@ def fab3(three: Cluster) -> Iterator[Fab]:
 
 @pytest.fixture
 def fab(netns_cluster: Cluster) -> Iterator[Fab]:
-    """The real `fab`, with the hosts of `netns_cluster`; jobs that it left are stopped at the end."""
+    """The real `fab`, with the hosts of `netns_cluster`; jobs that are left are stopped at the end."""
     yield from _fab(netns_cluster)
 
 
@@ -122,14 +122,14 @@ def any_fab(request: pytest.FixtureRequest) -> Fab:
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a folder that all processes of this test run share."""
+    """Return a folder that all processes of this test run share."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 @pytest.fixture(scope="session")
 def cache(shared: Path) -> Path:
-    """Give the data cache that trainings on `netns_cluster` share."""
+    """Return the data cache that trainings on `netns_cluster` share."""
     path = shared / "cache"
     path.mkdir(exist_ok=True)
     return path
@@ -137,7 +137,7 @@ def cache(shared: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def reference(netns_cluster: Cluster, cache: Path, shared: Path) -> float:
-    """Give the loss at step 20 under launch-per-node, with which the other launchers must agree; trained once."""
+    """Return the loss at step 20 under launch-per-node, which the other launchers must match; computed once."""
     path = shared / "reference"
     with (shared / "reference.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

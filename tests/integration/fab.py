@@ -1,4 +1,4 @@
-"""The real `fab` of this checkout, run as a user would on the launch machine of a rehearsal cluster."""
+"""Run the real `fab` of this checkout as a user would, on the launch machine of a rehearsal cluster."""
 
 from __future__ import annotations
 
@@ -24,37 +24,37 @@ from tests.integration.forkserver import Parent
 ROOT = forkserver.ROOT
 FAB = Path(sys.executable).with_name("fab")
 TMUX_SESSIONS = ("tmux", "-L", "torchfab", "list-sessions", "-F", "#{session_name}")
-BIGRAM = ("train_llm.py", "tests/integration/bigram.py")  # what a training with bigram.py needs
+BIGRAM = ("train_llm.py", "tests/integration/bigram.py")  # files of a training with bigram.py
 LIGHT_SCRIPT = "import sys, time\nprint('light', *sys.argv[1:], flush=True)\ntime.sleep(float(sys.argv[1]))\n"
 
 
 @dataclass(frozen=True)
 class Done:
-    """How a `fab` ended."""
+    """A completed `fab`: arguments, exit code and output."""
 
-    words: tuple[str, ...]
+    args: tuple[str, ...]
     rc: int
     stdout: str
     stderr: str
 
     def __str__(self) -> str:
-        return f"fab {self.words} ended with {self.rc}\n--- stdout\n{self.stdout}--- stderr\n{self.stderr}---"
+        return f"fab {self.args} ended with {self.rc}\n--- stdout\n{self.stdout}--- stderr\n{self.stderr}---"
 
 
 class Fab:
-    """Run `fab` with records, a working directory and a node_dir of its own; whoever makes one calls `close`.
+    """Run `fab` with its own records, working directory and node_dir; the creator calls `close`.
 
     Parameters
     ----------
     cluster : Cluster
-        Whose hosts are launched on (`-S` and `--hostfile` or `--gpufile` name them), and as whose user `fab` runs.
+        Its hosts are used (`-S` and `--hostfile` or `--gpufile` name them), and `fab` runs as its user.
     name : str
-        Name of the folder that holds it all, as weird as one likes.
+        Name of the folder that holds everything; any text.
 
     Attributes
     ----------
     folder, records, workdir, node_dir : Path
-        Seen by all nodes, as the nodes of a rehearsal cluster share the file system. The workdir holds a script without
+        Accessible to all nodes, which share the file system in a rehearsal cluster. The workdir holds a script without
         torch: `light.py SECONDS`.
     """
 
@@ -70,7 +70,7 @@ class Fab:
         self.sessions_before = self.sessions()
 
     def own(self, path: Path | str) -> None:
-        """Give a folder of files to the user who runs `fab`."""
+        """Change the owner of a file or folder to the user that runs `fab`."""
         account = self.cluster.layout.account
         if os.geteuid() == 0:
             for each in [Path(path), *Path(path).rglob("*")]:
@@ -88,17 +88,17 @@ class Fab:
         self.own(path)
         return path
 
-    # ---- running it
+    # ---- running
 
     def __call__(
         self,
-        *words: str,
+        *args: str,
         cwd: Path | None = None,
         config: Mapping[str, object] | None = None,
         env: Mapping[str, str] | None = None,
         timeout_s: float = 60,
     ) -> Done:
-        """Run `fab WORDS...` to its end.
+        """Run `fab ARGS...` to its end.
 
         Parameters
         ----------
@@ -109,29 +109,29 @@ class Fab:
         env : Mapping, optional
             More environment variables.
         """
-        process = self.start(*words, cwd=cwd, config=config, env=env)
+        process = self.start(*args, cwd=cwd, config=config, env=env)
         try:
             stdout, stderr = process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             raise
-        return Done(words, process.returncode, stdout, stderr)
+        return Done(args, process.returncode, stdout, stderr)
 
     def start(
         self,
-        *words: str,
+        *args: str,
         cwd: Path | None = None,
         config: Mapping[str, object] | None = None,
         env: Mapping[str, str] | None = None,
         under: Sequence[str] = (),
     ) -> subprocess.Popen[str]:
-        """Start `fab WORDS...` in a process group of its own, as a terminal does; `under` a program that runs it."""
-        folder, words = cwd or self.workdir, self.words(*words, config=config)
+        """Start `fab ARGS...` in its own process group, as a terminal does; `under` is a program that runs it."""
+        folder, args = cwd or self.workdir, self.args(*args, config=config)
         env = {**os.environ, "FABRIC_TORCHFAB_RECORDS": str(self.records), "PYTHONUTF8": "1", **(env or {})}
         if not under:
-            return warm_parent(self.cluster).fork((str(FAB), *words), folder, env)
+            return fork_parent(self.cluster).fork((str(FAB), *args), folder, env)
         return subprocess.Popen(
-            (*under, *self.cluster.on_launch_machine(str(FAB), *words)),
+            (*under, *self.cluster.on_launch_machine(str(FAB), *args)),
             cwd=folder,
             env=env,
             stdin=subprocess.DEVNULL,
@@ -142,33 +142,33 @@ class Fab:
             start_new_session=True,
         )
 
-    def argv(self, *words: str, config: Mapping[str, object] | None = None) -> tuple[str, ...]:
-        """Give the command that leads to the launch machine, and is a `fab` there."""
-        return self.cluster.on_launch_machine(str(FAB), *self.words(*words, config=config))
+    def argv(self, *args: str, config: Mapping[str, object] | None = None) -> tuple[str, ...]:
+        """Return the command that runs `fab` on the launch machine."""
+        return self.cluster.on_launch_machine(str(FAB), *self.args(*args, config=config))
 
-    def words(self, *words: str, config: Mapping[str, object] | None = None) -> tuple[str, ...]:
-        """Give all words behind `fab`; unless the words name others, its hosts are the cluster's."""
+    def args(self, *args: str, config: Mapping[str, object] | None = None) -> tuple[str, ...]:
+        """Return all arguments of `fab`; `-S` is the cluster's ssh config unless given."""
         core = ["-r", str(ROOT)]
-        if "-S" not in words:
+        if "-S" not in args:
             core += ["-S", str(self.cluster.ssh_config)]
         if config:
             core += ["-f", str(self.write("settings.yaml", yaml.safe_dump({"torchfab": dict(config)})))]
-        return (*core, *words)
+        return (*core, *args)
 
-    def launch(self, *words: str, gpus: bool = False) -> tuple[str, ...]:
-        """Give the words of a launch on the cluster's hosts; without a script of its own, light.py for a minute."""
+    def launch(self, *args: str, gpus: bool = False) -> tuple[str, ...]:
+        """Return the arguments of a launch on the cluster's hosts; the default script is light.py for a minute."""
         task = ("launch-per-gpu", "--gpufile", str(self.cluster.gpufile)) if gpus else None
         task = task or ("launch-per-node", "--hostfile", str(self.cluster.hostfile))
-        return (*task, *words, *(() if "--" in words else ("--", "light.py", "60")))
+        return (*task, *args, *(() if "--" in args else ("--", "light.py", "60")))
 
-    # ---- what is left of it
+    # ---- leftovers
 
     def jobs(self) -> list[str]:
-        """Give the names in the records folder."""
+        """Return the names in the records folder."""
         return sorted(path.name for path in self.records.iterdir()) if self.records.is_dir() else []
 
     def processes(self) -> dict[int, str]:
-        """Give what runs of the jobs launched with this object: pid -> command line."""
+        """Return the processes of all jobs launched with this object: pid -> command line."""
         found = {}
         for path in Path("/proc").iterdir():
             if path.name.isdigit() and Process.of(int(path.name)) and self._is_ours(path):
@@ -176,14 +176,14 @@ class Fab:
         return found
 
     def _is_ours(self, process: Path) -> bool:
-        # A supervisor has its program in our folder; what it starts carries the job's id and something of our folder.
+        # A supervisor's program is in our folder; its children have the job's id and our folder in their environment.
         folder, environment, command = os.fsencode(self.base), read(process / "environ"), read(process / "cmdline")
         marked = b"TORCHFAB_JOB_ID=" in environment and folder in environment
-        # A tmux server shows the command that started it first for as long as it lives.
+        # A tmux server keeps the command line that first started it.
         return marked or (folder in command and b"supervise" in command and not command.startswith(b"tmux"))
 
     def sessions(self) -> set[str]:
-        """Give the tmux sessions of all nodes, and of the launch machine."""
+        """Return the tmux sessions of all nodes, and of the launch machine."""
         prefixes = [self.cluster.node(index).command() for index in range(self.cluster.layout.size)]
         found: set[str] = set()
         for prefix in [*prefixes, self.cluster.on_launch_machine()]:
@@ -192,25 +192,25 @@ class Fab:
         return found
 
     def folders(self) -> list[str]:
-        """Give the folders of jobs that lie on the nodes."""
+        """Return the job folders on the nodes."""
         return sorted(str(path) for path in self.base.glob("**/jobs/*/node-*"))
 
     def left(self) -> dict[str, object]:
-        """Give all that is left of any job, by kind; empty when nothing is."""
+        """Return what is left of any job, by kind; empty if nothing is."""
         found: dict[str, object] = {
             "processes": self.processes(),
             "tmux sessions": self.sessions() - self.sessions_before,
             "folders": self.folders(),
             "records": self.jobs(),
         }
-        return {kind: what for kind, what in found.items() if what}
+        return {kind: left for kind, left in found.items() if left}
 
     def assert_nothing_left(self, within_s: float = 0.0) -> None:
-        """Fail unless no process, tmux session, folder on a node or record of any job is left, or soon will be."""
+        """Fail unless no process, tmux session, folder on a node or record of any job is left after `within_s`."""
         assert eventually(lambda: not self.left(), within_s), self.left()
 
     def close(self) -> None:
-        """Stop what runs, and remove the folder."""
+        """Stop all jobs, and remove the folder."""
         for job in self.jobs():
             if (self.records / job / "record.json").exists():
                 self("stop", job, "--grace", "0")
@@ -225,8 +225,8 @@ class Fab:
 _parents: dict[tuple[str, ...], Parent] = {}
 
 
-def warm_parent(cluster: Cluster) -> Parent:
-    """Give the process that forks the `fab`s of a cluster: one that sees what is mounted there now."""
+def fork_parent(cluster: Cluster) -> Parent:
+    """Return the process that forks the `fab`s of a cluster; one per set of mounts."""
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     key = (cluster.layout.token, *(line for line in mounts if f" {cluster.layout.run_dir}/" in line))
     if key not in _parents:
@@ -236,7 +236,7 @@ def warm_parent(cluster: Cluster) -> Parent:
 
 
 def eventually(holds: Callable[[], bool], within_s: float) -> bool:
-    """Ask until `holds` says True, at most `within_s` seconds; give what it said last."""
+    """Poll `holds` until it returns True, at most `within_s` seconds; return its last value."""
     deadline = time.monotonic() + within_s
     while not holds():
         if time.monotonic() > deadline:
@@ -246,7 +246,7 @@ def eventually(holds: Callable[[], bool], within_s: float) -> bool:
 
 
 def read(path: Path) -> bytes:
-    """Return what a file of /proc holds; nothing when its process has ended."""
+    """Return the content of a file of /proc; empty if its process has ended."""
     try:
         return path.read_bytes()
     except OSError:  # the process has ended

@@ -1,7 +1,7 @@
 """The fault matrix: every fault that torchfab must survive, and what is checked after each.
 
-A test makes a fault happen, and writes down what it saw as a row of the matrix, by the methods of `Row`: each asserts
-what must hold. The table of all rows is printed at the end of the run; `inv reliability` writes it into the docs.
+A test causes a fault and records the results as a row of the matrix, with the methods of `Row`. Each asserts what must
+hold. The table of all rows is printed at the end of the run; `inv reliability` writes it into the docs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.integration.fab import Done, Fab, eventually
 CHECKS = ("status and why say", "left running", "logs", "checkpoint")
 NONE = "–"
 
-# In the order of the table.
+# Rows of the table, in order.
 FAULTS = (
     "kill -9 of a rank",
     "kill -9 of the torchrun agent",
@@ -59,7 +59,7 @@ FAULTS = (
 
 
 class Row:
-    """What was seen of one fault; each method fills a cell, and fails where what it saw is not what must be."""
+    """Results of one fault. Each method fills a cell, and fails if the result is wrong."""
 
     def __init__(self, fault: str, fab: Fab, job: str = "x") -> None:
         assert fault in FAULTS, fault
@@ -68,114 +68,114 @@ class Row:
 
     @contextlib.contextmanager
     def cell(self, check: str) -> Iterator[list[str]]:
-        """Fill a cell with the words that the block appends; a block that fails marks it."""
-        words: list[str] = []
+        """Fill a cell with the text that the block appends; mark it if the block fails."""
+        parts: list[str] = []
         try:
-            yield words
+            yield parts
         except BaseException:
             self.cells[check] = "NOT SO"
             raise
-        self.cells[check] = "; ".join([self.cells[check], *words] if self.cells[check] else words)
+        self.cells[check] = "; ".join([self.cells[check], *parts] if self.cells[check] else parts)
 
-    # ---- the truth
+    # ---- what status and why say
 
-    def truth(self, states: str, cause: str, host: str | None = None, flags: Sequence[str] = ()) -> dict[str, Any]:
-        """Assert what `status` and `why` say; give what `why` does.
+    def state_is(self, states: str, cause: str, host: str | None = None, flags: Sequence[str] = ()) -> dict[str, Any]:
+        """Assert the state of `status` and the cause of `why`; return the answer of `why`.
 
         Parameters
         ----------
         states : str
-            The state; or several, with blanks between them, where it depends on who is faster.
+            Expected state; several with blanks between them if it depends on timing.
         cause, host : str
-            Name of the cause; the host that failed first, or that `why` says to do without.
+            Name of the cause; the host that failed first, or that `why` lists as bad.
         flags : sequence of str
             Flags of `fab` itself.
         """
-        with self.cell(CHECKS[0]) as words:
+        with self.cell(CHECKS[0]) as parts:
             status = json.loads(self.fab(*flags, "status", self.job, "--json").stdout)
-            asked = self.fab(*flags, "why", self.job, "--json")
-            told: dict[str, Any] = json.loads(asked.stdout)
+            done = self.fab(*flags, "why", self.job, "--json")
+            answer: dict[str, Any] = json.loads(done.stdout)
             state = status["state"]
-            assert state in states.split(), (status, told)
-            assert told["cause"]["name"] == cause, told
-            first = told["first"]["host"] if told["first"] else None
-            assert host is None or host == first or host in told["bad_nodes"], told
+            assert state in states.split(), (status, answer)
+            assert answer["cause"]["name"] == cause, answer
+            first = answer["first"]["host"] if answer["first"] else None
+            assert host is None or host == first or host in answer["bad_nodes"], answer
             where = f" on {first}" if first else ""
-            words.append(f"{state}{where}: {told['cause']['words']}")
-        return told
+            parts.append(f"{state}{where}: {answer['cause']['words']}")
+        return answer
 
     def nodes(self, *states: str, flags: Sequence[str] = ()) -> None:
-        """Assert what `status` says of each node."""
-        with self.cell(CHECKS[0]) as words:
+        """Assert the state of each node."""
+        with self.cell(CHECKS[0]) as parts:
             done = self.fab(*flags, "status", self.job, "--json")
             found = json.loads(done.stdout)["nodes"]
             assert tuple(each["state"] for each in found) == states, done
-            words.append("nodes " + ", ".join(f"{each['host']} {each['state']}" for each in found))
+            parts.append("nodes " + ", ".join(f"{each['host']} {each['state']}" for each in found))
 
-    def refused(self, done: Done, told: str, host: str | None = None) -> None:
-        """Assert that a `fab` failed with these words, about this host, without a traceback."""
-        with self.cell(CHECKS[0]) as words:
+    def fails_with(self, done: Done, expected: str, host: str | None = None) -> None:
+        """Assert that a `fab` failed with this text, about this host, without a traceback."""
+        with self.cell(CHECKS[0]) as parts:
             assert done.rc not in (0, None), done
             assert "Traceback" not in done.stderr, done
             lines = [line.strip() for line in done.stderr.splitlines()]
-            line = next((line for line in lines if told in line and (host is None or host in line)), None)
+            line = next((line for line in lines if expected in line and (host is None or host in line)), None)
             assert line is not None, done
-            words.append(f"refused: {line}")
+            parts.append(f"refused: {line}")
 
-    def said(self, text: str, told: str) -> None:
-        """Assert that an output holds these words."""
-        with self.cell(CHECKS[0]) as words:
-            line = next((line.strip() for line in text.splitlines() if told in line), None)
+    def output_has(self, text: str, expected: str) -> None:
+        """Assert that an output contains this text."""
+        with self.cell(CHECKS[0]) as parts:
+            line = next((line.strip() for line in text.splitlines() if expected in line), None)
             assert line is not None, text
-            words.append(line)
+            parts.append(line)
 
-    # ---- what is left
+    # ---- leftovers
 
     def nothing_left(self, within_s: float = 0.0, folders: bool = False) -> None:
-        """Assert that no process and no tmux session is left; nor, if asked, any folder on a node."""
-        with self.cell(CHECKS[1]) as words:
+        """Assert that no process and no tmux session is left; nor, with `folders`, any folder on a node."""
+        with self.cell(CHECKS[1]) as parts:
             kinds = {"processes", "tmux sessions", *(["folders"] if folders else [])}
             assert eventually(lambda: not kinds & set(self.fab.left()), within_s), self.fab.left()
-            words.append("nothing" if not self.cells[CHECKS[1]] else "")
+            parts.append("nothing" if not self.cells[CHECKS[1]] else "")
 
     def stopped(self) -> None:
         """Stop the job, and assert that nothing is left."""
-        with self.cell(CHECKS[1]) as words:
+        with self.cell(CHECKS[1]) as parts:
             done = self.fab("stop", self.job, "--grace", "1")
             assert done.rc == 0, done
             assert not {"processes", "tmux sessions"} & set(self.fab.left()), self.fab.left()
-            words.append("nothing after stop")
+            parts.append("nothing after stop")
 
     # ---- the logs
 
     def logs(self, *expected: str) -> None:
-        """Assert that `fab logs` has each of these lines once (or more often where it is given more often)."""
-        with self.cell(CHECKS[2]) as words:
+        """Assert that `fab logs` has each of these lines, as often as it is given."""
+        with self.cell(CHECKS[2]) as parts:
             done = self.fab("logs", self.job, "--no-fold", "--lines", "all")
             found = done.stdout.splitlines()
             missing = [line for line in expected if line not in found]
             assert not missing, (missing, done)
-            words.append(f"all {len(expected)} lines")
+            parts.append(f"all {len(expected)} lines")
 
     def steps(self, least: int) -> None:
-        """Assert that rank 0's steps are all in the logs, none missing, up to `least` or beyond."""
-        with self.cell(CHECKS[2]) as words:
+        """Assert that the logs have all steps of rank 0, none missing, at least up to `least`."""
+        with self.cell(CHECKS[2]) as parts:
             found = steps_logged(self.fab, self.job)
             assert found == list(range(found[0], found[0] + len(found))), found
             assert found[-1] >= least, (found[-1], least)
-            words.append("no step is missing")
+            parts.append("no step is missing")
 
     def without(self, *checks: int) -> None:
-        """Say of checks, by their places, that the fault does not touch them."""
+        """Mark checks, by index, as not affected by the fault."""
         for check in checks:
             self.cells[CHECKS[check]] = NONE
 
     def checkpoint(self, folder: Path, least: int) -> None:
-        """Assert that the last checkpoint of an experiment loads, and is of step `least` or later."""
-        with self.cell(CHECKS[3]) as words:
+        """Assert that the last checkpoint of an experiment loads, and has step `least` or later."""
+        with self.cell(CHECKS[3]) as parts:
             step = load_last(folder)
             assert step >= least, (step, least)
-            words.append(f"step {step} loads")
+            parts.append(f"step {step} loads")
 
 
 class Matrix:
@@ -185,23 +185,23 @@ class Matrix:
         self.rows: list[Row] = []
 
     def row(self, fault: str, fab: Fab, job: str = "x") -> Row:
-        """Begin a row."""
+        """Add a row."""
         self.rows.append(Row(fault, fab, job))
         return self.rows[-1]
 
     def properties(self) -> list[tuple[str, list[str]]]:
-        """Return the rows as a report of pytest can carry them."""
+        """Return the rows as properties of a pytest report."""
         return [("fault", [row.fault, *(cell or "NOT CHECKED" for cell in row.cells.values())]) for row in self.rows]
 
 
 def steps_logged(fab: Fab, job: str, *flags: str) -> list[int]:
-    """Return the steps of a training that its logs show."""
+    """Return the steps of a training in its logs."""
     text = fab(*flags, "logs", job, "--no-fold", "--lines", "all").stdout
     return [int(step) for step in re.findall(r" step=(\d+)\b.* loss=", text)]
 
 
 def load_last(folder: Path) -> int:
-    """Load the last checkpoint of an experiment; give its step."""
+    """Load the last checkpoint of an experiment; return its step."""
     import torch
 
     path = max((folder / "checkpoints").glob("step-*.pt"))

@@ -1,4 +1,4 @@
-"""What breaks a host, or makes one that misbehaves; each undoes itself."""
+"""Context managers that break a host or simulate a misbehaving one, and undo it at the end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SLOW_TMUX = f'case "$*" in *new-session*) sleep 1.5;; *) exec {REAL_TMUX} "$@";;
 
 
 def refused(done: Done, *words: str) -> None:
-    """Assert that a `fab` failed, and said these words as an error, without a traceback and without a result."""
+    """Assert that a `fab` failed with an error that has these texts, without a traceback and without a result."""
     assert done.rc not in (0, None), done
     assert done.stdout == "", done
     assert "Traceback" not in done.stderr, done
@@ -29,7 +29,7 @@ def refused(done: Done, *words: str) -> None:
 
 @contextlib.contextmanager
 def start_up_file(node: Node, text: str) -> Iterator[None]:
-    """Make `text` what the login shell of the node runs first."""
+    """Make `text` the start-up file of the node's login shell."""
     path = node.home / ".bashrc"
     path.write_text(text)
     try:
@@ -39,7 +39,7 @@ def start_up_file(node: Node, text: str) -> Iterator[None]:
 
 
 def fake_clock(seconds: int) -> str:
-    """Give the start-up file of a node whose clock is off."""
+    """Return the start-up file of a node with a wrong clock."""
     require("faketime")
     library = next(Path("/usr").glob("lib*/**/faketime/libfaketimeMT.so.1"), None) or absent(
         "libfaketimeMT is not there"
@@ -49,7 +49,7 @@ def fake_clock(seconds: int) -> str:
 
 @contextlib.contextmanager
 def fake_program(node: Node, name: str, script: str) -> Iterator[None]:
-    """Let a shell script stand in for a program on the node's PATH."""
+    """Replace a program on the node's PATH by a shell script."""
     folder = node.home / "fakes"
     folder.mkdir()
     (folder / name).write_text(f"#!/bin/sh\n{script}\n")
@@ -63,7 +63,7 @@ def fake_program(node: Node, name: str, script: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def server(greeting: bytes = b"", hang_up: bool = False) -> Iterator[int]:
-    """Listen on a port of 127.0.0.1, greet whoever comes, then hang up or say no more; give the port."""
+    """Listen on a port of 127.0.0.1, send a greeting to each client, then hang up or stay silent; yield the port."""
     listener = socket.create_server(("127.0.0.1", 0))
     kept = []
 
@@ -93,7 +93,7 @@ def server(greeting: bytes = b"", hang_up: bool = False) -> Iterator[int]:
 
 @contextlib.contextmanager
 def taken_port(node: Node, port: int) -> Iterator[None]:
-    """Let somebody listen on a port of the node, who greets whoever comes."""
+    """Run a server on a port of the node that sends each client a greeting."""
     script = f"""
 import socket
 listener = socket.create_server(("", {port}))
@@ -111,20 +111,20 @@ while True:
 
 
 def ssh_config(fab: Fab, old: Path, new: Path) -> str:
-    """Write an ssh config like the cluster's, with one file exchanged for another; give its path for `fab -S`."""
+    """Write an ssh config like the cluster's, with one file replaced by another; return its path for `fab -S`."""
     text = fab.cluster.ssh_config.read_text()
     assert str(old) in text
     return str(fab.write("ssh_config", text.replace(str(old), str(new))))
 
 
 def _inside(node: Node, *argv: str) -> None:
-    """Run a command that changes what the node's own processes see mounted."""
+    """Run a command in the mount namespace of the node."""
     subprocess.run(["nsenter", f"--mount=/proc/{node.sshd_pid}/ns/mnt", *argv], check=True)
 
 
 @contextlib.contextmanager
 def other_file(node: Node, path: str, text: str) -> Iterator[None]:
-    """Let a file have another text, on one node of a netns cluster only."""
+    """Replace the content of a file, on one node of a netns cluster only."""
     other = node.home / "other-file"
     other.write_text(text)
     _inside(node, "mount", "--bind", str(other), path)
@@ -136,7 +136,7 @@ def other_file(node: Node, path: str, text: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def firewall(node: Node, port: int, *target: str) -> Iterator[None]:
-    """Keep others from a port of a node of a netns cluster; `target` is iptables' own word: DROP, REJECT ..."""
+    """Block a port of a node of a netns cluster; `target` is iptables': DROP, REJECT ..."""
     rule = ("INPUT", "-i", "eth0", "-p", "tcp", "--dport", str(port), "-j", *target)
     subprocess.run(node.command("iptables", "-A", *rule), check=True)
     try:

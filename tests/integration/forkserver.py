@@ -1,11 +1,11 @@
-"""A `fab` that is forked from a process which has imported Fabric and torchfab: the suite types some two thousand.
+"""Fork `fab` from a process that has imported Fabric and torchfab: the suite runs about two thousand.
 
-What runs is the real program, in a process of its own that leads a session of its own, with the folder, environment and
-pipes it is given. Only what every `fab` does first, half a second of importing, is done once for all of them.
+Each runs the real program, as the leader of its own session, with the given folder, environment and pipes. Only the
+imports that every `fab` begins with, half a second, are done once for all.
 
-A worker of the test run starts one `Parent` for each cluster, as the cluster's user, and sends it a request for each
-`fab`: a file with the request, and the write ends of three pipes. The parent forks a watcher, which forks the `fab`,
-and writes how it ended into the third pipe.
+A worker of the test run starts one `Parent` per cluster, as the cluster's user, and sends it a request per `fab`: a
+file with the request, and the write ends of three pipes. The parent forks a watcher. The watcher forks the `fab` and
+writes its exit code into the third pipe.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-# What `fab` imports for the commands that tests type most.
+# Modules of the commands that tests run most.
 IMPORTED = (
     *("fabric.main", "torchfab.launch.launch", "torchfab.runtimes.tmux", "torchfab.why.report"),
     *(f"torchfab.commands.{name}" for name in ("attach", "jobs", "launch", "logs", "status", "stop", "why")),
 )
 
-# What the way to the launch machine sets, whatever a request says.
+# Variables of the launch machine's session; a request does not override them.
 SESSION = ("HOME", "USER", "LOGNAME", "SHELL", "TMUX_TMPDIR", "TORCHFAB_REHEARSAL")
 
 
@@ -57,8 +57,8 @@ class Parent:
         )
         theirs.close()
 
-    def fork(self, argv: Sequence[str], cwd: Path, env: Mapping[str, str]) -> Warm:
-        """Start `argv`, a `fab` with its words."""
+    def fork(self, argv: Sequence[str], cwd: Path, env: Mapping[str, str]) -> ForkedProcess:
+        """Start `argv`, a `fab` with its arguments."""
         request = os.memfd_create("request")
         os.write(request, json.dumps({"argv": list(argv), "cwd": str(cwd), "env": dict(env)}).encode())
         pipes = [os.pipe() for _ in range(3)]
@@ -68,16 +68,16 @@ class Parent:
         finally:
             for descriptor in sent:
                 os.close(descriptor)
-        return Warm(argv, *(read for read, _ in pipes))
+        return ForkedProcess(argv, *(read for read, _ in pipes))
 
     def close(self) -> None:
-        """Let it end."""
+        """End the process."""
         self.channel.close()
         self.process.wait()
 
 
-class Warm(subprocess.Popen[str]):
-    """A `fab` that was forked, to be used as if it had been started."""
+class ForkedProcess(subprocess.Popen[str]):
+    """A forked `fab`, with the interface of Popen."""
 
     def __init__(self, argv: Sequence[str], stdout: int, stderr: int, ended: int) -> None:
         self.args, self.stdin, self.returncode = list(argv), None, None
@@ -89,13 +89,13 @@ class Warm(subprocess.Popen[str]):
         self._readers: list[threading.Thread] = []
 
     def poll(self) -> int | None:
-        """Return its exit code if it has ended."""
+        """Return the exit code; None while it runs."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.wait(0)
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for its end; return its exit code."""
+        """Wait for the end; return the exit code."""
         if self.returncode is None:
             if not select.select([self._ended], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(self.args, timeout or 0)
@@ -104,11 +104,11 @@ class Warm(subprocess.Popen[str]):
         return self.returncode
 
     def communicate(self, input: str | None = None, timeout: float | None = None) -> tuple[str, str]:  # noqa: A002
-        """Read what it prints until it has ended; return that."""
+        """Read stdout and stderr until the end; return them."""
         assert input is None
         deadline = None if timeout is None else time.monotonic() + timeout
         if not self._readers:
-            self._readers = [threading.Thread(target=self._take, args=(name,)) for name in ("stdout", "stderr")]
+            self._readers = [threading.Thread(target=self._read_stream, args=(name,)) for name in ("stdout", "stderr")]
             for reader in self._readers:
                 reader.start()
         for reader in self._readers:
@@ -118,7 +118,7 @@ class Warm(subprocess.Popen[str]):
         self.wait(_left(deadline))
         return self._read["stdout"], self._read["stderr"]
 
-    def _take(self, name: str) -> None:
+    def _read_stream(self, name: str) -> None:
         with getattr(self, name) as stream:
             self._read[name] = stream.read()
 
@@ -127,12 +127,12 @@ def _left(deadline: float | None) -> float | None:
     return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
-# ---- the parent's own side
+# ---- in the parent
 
 
 def serve(channel: socket.socket) -> None:
-    """Fork a `fab` for each request, until nobody can send one any more; return in each of the forked only."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # watchers are nobody's business
+    """Fork a `fab` per request, until the channel is closed; return only in the forked processes."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nothing waits for the watchers
     while True:
         sent, descriptors, _, _ = socket.recv_fds(channel, 1, 4)
         if not sent:
@@ -140,14 +140,14 @@ def serve(channel: socket.socket) -> None:
         if os.fork() == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             channel.close()
-            become(*descriptors)
+            set_up_child(*descriptors)
             return
         for descriptor in descriptors:
             os.close(descriptor)
 
 
-def become(request: int, stdout: int, stderr: int, ended: int) -> None:
-    """Fork, and return in the child, which is set up as the request says; the watcher writes how that ended."""
+def set_up_child(request: int, stdout: int, stderr: int, ended: int) -> None:
+    """Fork; return in the child, set up by the request. The watcher writes its exit code."""
     if pid := os.fork():
         for descriptor in (request, stdout, stderr):
             os.close(descriptor)
@@ -159,30 +159,30 @@ def become(request: int, stdout: int, stderr: int, ended: int) -> None:
     os.close(ended)
     with open(request, encoding="utf-8") as file:
         file.seek(0)
-        asked: dict[str, Any] = json.load(file)
+        values: dict[str, Any] = json.load(file)
     redirect(stdout, stderr)
-    os.chdir(asked["cwd"])
+    os.chdir(values["cwd"])
     os.environ.clear()
-    os.environ.update(asked["env"])
-    sys.argv = asked["argv"]
+    os.environ.update(values["env"])
+    sys.argv = values["argv"]
 
 
 def redirect(stdout: int, stderr: int) -> None:
-    """Let the standard streams be nothing, and these two pipes."""
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    for descriptor, standard in ((nothing, 0), (stdout, 1), (stderr, 2)):
+    """Set stdin to /dev/null, and stdout and stderr to these pipes."""
+    null = os.open(os.devnull, os.O_RDONLY)
+    for descriptor, standard in ((null, 0), (stdout, 1), (stderr, 2)):
         os.dup2(descriptor, standard)
         os.close(descriptor)
 
 
 def main() -> None:
-    """Import, then be a `fab` for each request."""
-    way = {name: os.environ[name] for name in SESSION if name in os.environ}
+    """Import the modules, then run a `fab` per request."""
+    session = {name: os.environ[name] for name in SESSION if name in os.environ}
     sys.path[0] = str(ROOT)
     for name in IMPORTED:
         importlib.import_module(name)
     serve(socket.socket(fileno=os.dup(0)))
-    os.environ.update(way)
+    os.environ.update(session)
     sys.path[0] = str(Path(sys.argv[0]).parent)
     sys.exit(importlib.import_module("fabric.main").program.run())
 

@@ -1,4 +1,4 @@
-"""Words and answers of `fab` that the integration tests share."""
+"""Arguments and answers of `fab` that the integration tests share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.integration.fab import Done, Fab
 
 
 def ok(done: Done) -> Done:
-    """Return what a `fab` printed that went well."""
+    """Assert that a `fab` succeeded; return it."""
     assert done.rc == 0, done
     return done
 
@@ -23,23 +23,23 @@ def status_of(fab: Fab, job: str) -> dict[str, Any]:
 
 
 def gpufile(fab: Fab, *indices: int) -> str:
-    """Write a gpus file that names the cluster's hosts by index, a line each; return its path."""
+    """Write a gpus file with the cluster's hosts by index, one per line; return its path."""
     return str(fab.write("my_gpus", "".join(f"{host_line(fab, index)}\n" for index in indices)))
 
 
 def two(fab: Fab, *words: str) -> tuple[str, ...]:
-    """Return the words of a launch-per-gpu with one rank on each of the two hosts."""
+    """Return the arguments of a launch-per-gpu with one rank on each of the two hosts."""
     return ("launch-per-gpu", "--gpufile", gpufile(fab, 0, 1), *words)
 
 
 def host_line(fab: Fab, index: int) -> str:
-    """Return the line of the cluster's hosts file that names a node: a host, and on loopback its address."""
+    """Return a node's line of the cluster's hosts file: a host, and on loopback its address."""
     lines = fab.cluster.hostfile.read_text().splitlines()
     return [line for line in lines if line and not line.startswith("#")][index]
 
 
 def bare_python(fab: Fab) -> Path:
-    """Make an interpreter with all packages of this one, and nothing beside it."""
+    """Create an interpreter with all packages of this one, and no other program beside it."""
     venv = fab.workdir / "bare"
     (venv / "bin").mkdir(parents=True)
     ours = Path(sys.prefix)

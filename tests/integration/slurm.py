@@ -18,7 +18,7 @@ from tests.support import require
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "sacct", "scancel", "sinfo", "salloc")
 KILL_WAIT_S = 5
-# cred/none and auth/none: no munged, which wants a key of its own; the nodes' names are those of the SSH hosts.
+# cred/none and auth/none avoid munged, which needs its own key. The nodes are named like the SSH hosts.
 CONF = """\
 ClusterName=rehearsal
 SlurmctldHost={host}(127.0.0.1)
@@ -50,7 +50,9 @@ JobCompLoc={folder}/jobcomp.txt
 NodeName=node[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{ports[1]}-{ports[2]}] CPUs=8 RealMemory=2000 Gres=gpu:2
 PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
-GRES = "AutoDetect=off\nNodeName=node[1-2] Name=gpu File=/dev/tty[0-1]\n"  # any device files do, nobody opens them
+GRES = (
+    "AutoDetect=off\nNodeName=node[1-2] Name=gpu File=/dev/tty[0-1]\n"  # any device files will do: nothing opens them
+)
 
 
 class Slurm:
@@ -90,18 +92,18 @@ class Slurm:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a user's terminal must have to reach this Slurm."""
+        """Environment variables by which commands reach this Slurm."""
         return {"SLURM_CONF": str(self.folder / "slurm.conf")}
 
     def start(self) -> None:
-        """Start it, and wait until both nodes are idle."""
+        """Start the daemons, and wait until both nodes are idle."""
         self._spawn("slurmctld", "-D", "-c", "-i")
         for name in ("node1", "node2"):
             self._spawn("slurmd", "-D", "-N", name)
         assert eventually(self.is_idle, 20), self.logs()
 
-    def _spawn(self, program: str, *words: str) -> None:
-        argv = self.cluster.on_launch_machine(self.programs[program], *words)
+    def _spawn(self, program: str, *args: str) -> None:
+        argv = self.cluster.on_launch_machine(self.programs[program], *args)
         process = subprocess.Popen(
             argv,
             env={**os.environ, **self.environment},
@@ -113,14 +115,14 @@ class Slurm:
         )
         self.processes.append(process)
 
-    def run(self, program: str, *words: str) -> str:
-        """Run one of Slurm's programs; return what it printed, errors too."""
-        argv = self.cluster.on_launch_machine(self.programs[program], *words)
+    def run(self, program: str, *args: str) -> str:
+        """Run a Slurm command; return stdout and stderr."""
+        argv = self.cluster.on_launch_machine(self.programs[program], *args)
         done = subprocess.run(argv, env={**os.environ, **self.environment}, capture_output=True, text=True, check=False)
         return done.stdout + done.stderr
 
     def kill_job(self, job_id: str) -> None:
-        """Kill all that runs of a job, and Slurm's own steps of it, by the job's id: as if the machine had died."""
+        """Kill all processes of a job, Slurm's steps included, by the job's id: as if the machine had died."""
         mark = f"\0SLURM_JOB_ID={job_id}\0".encode()
         for path in Path("/proc").glob("[0-9]*"):
             is_step = read(path / "cmdline").startswith(f"slurmstepd: [{job_id}.".encode())
@@ -128,7 +130,7 @@ class Slurm:
                 os.kill(int(path.name), signal.SIGKILL)
 
     def is_idle(self) -> bool:
-        """Say whether both nodes wait for work."""
+        """Return whether both nodes are idle."""
         return self.run("sinfo", "-h", "-o", "%D %t").split() == ["2", "idle"]
 
     def logs(self) -> str:
@@ -144,7 +146,7 @@ class Slurm:
         assert eventually(self.is_idle, 30), self.run("sinfo") + self.run("squeue") + self.logs()
 
     def close(self) -> None:
-        """End the daemons, by their pids, and remove the folder."""
+        """Stop the daemons by their pids, and remove the folder."""
         for process in reversed(self.processes):
             if living := Process.of(process.pid):
                 living.signal(signal.SIGTERM)
@@ -158,15 +160,15 @@ class Slurm:
 
 
 class SlurmFab(Fab):
-    """The real `fab` in a terminal that reaches a real Slurm."""
+    """The real `fab` in an environment that reaches a real Slurm."""
 
     def __init__(self, slurm: Slurm, name: str = "here") -> None:
         self.slurm = slurm
         super().__init__(slurm.cluster, name)
 
-    def start(self, *words: str, env: dict[str, str] | None = None, **more: object) -> subprocess.Popen[str]:  # type: ignore[override]
-        """Start `fab WORDS...` as `Fab` does."""
-        return super().start(*words, env={**self.slurm.environment, **(env or {})}, **more)  # type: ignore[arg-type]
+    def start(self, *args: str, env: dict[str, str] | None = None, **more: object) -> subprocess.Popen[str]:  # type: ignore[override]
+        """Start `fab ARGS...` as `Fab` does."""
+        return super().start(*args, env={**self.slurm.environment, **(env or {})}, **more)  # type: ignore[arg-type]
 
 
 def _free_ports() -> list[int]:
@@ -189,6 +191,6 @@ def _is_free(port: int) -> bool:
 def wait_for(slurm: Slurm, job_id: str, state: str, within_s: float = 20) -> None:
     """Wait until squeue shows a job in a state."""
     deadline = time.monotonic() + within_s
-    while state not in (seen := slurm.run("squeue", "-h", "-t", "all", "-j", job_id, "-o", "%T")):
-        assert time.monotonic() < deadline, f"{job_id} is {seen}, not {state}"
+    while state not in (found := slurm.run("squeue", "-h", "-t", "all", "-j", job_id, "-o", "%T")):
+        assert time.monotonic() < deadline, f"{job_id} is {found}, not {state}"
         time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""SSH servers that accept a connection and then fall silent at one step, on a port of 127.0.0.1."""
+"""SSH servers on 127.0.0.1 that accept a connection and stall at one step."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from paramiko import common
 STEPS = ("banner", "key exchange", "login", "channel", "command", "input", "output")
 
 
-class Silence(paramiko.ServerInterface):
-    """A server that says yes until it comes to its step, and then nothing until `over` is set."""
+class StallingServer(paramiko.ServerInterface):
+    """A server that accepts everything up to its step, then blocks until `over` is set."""
 
     def __init__(self, step: str, over: threading.Event) -> None:
         self.step, self.over = step, over
@@ -25,11 +25,11 @@ class Silence(paramiko.ServerInterface):
             self.over.wait()
 
     def get_allowed_auths(self, username: str) -> str:
-        """Take keys only."""
+        """Allow keys only."""
         return "publickey"
 
     def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:
-        """Let everybody in."""
+        """Accept every key."""
         self._reach("login")
         return int(common.AUTH_SUCCESSFUL)
 
@@ -39,14 +39,14 @@ class Silence(paramiko.ServerInterface):
         return int(common.OPEN_SUCCEEDED)
 
     def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
-        """Start nothing, and say that it was."""
+        """Report success without starting anything."""
         self._reach("command")
         return True
 
 
 @contextlib.contextmanager
 def stalling_server(step: str) -> Iterator[int]:
-    """Serve SSH up to a step (`STEPS`); give the port.
+    """Serve SSH up to a step (`STEPS`); return the port.
 
     `input`: what is sent is taken until the window is full; `output`: it is all taken, and nothing comes back.
     """
@@ -84,5 +84,5 @@ def _serve(connection: socket.socket, key: paramiko.PKey, step: str, over: threa
     window = 32768 if step == "input" else 16 * 1024 * 1024
     transport = paramiko.Transport(connection, default_window_size=window)
     transport.add_server_key(key)
-    transport.start_server(threading.Event(), Silence(step, over))
+    transport.start_server(threading.Event(), StallingServer(step, over))
     return transport

@@ -1,4 +1,4 @@
-"""Hosts that misbehave: each is named with its cause and the fix, delays nobody, and keeps everything from starting."""
+"""Hosts that misbehave: each is named with cause and fix, delays no other, and nothing starts anywhere."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ QUICK = {"prepare_timeout_s": 4, "start_timeout_s": 1}
 
 
 def launch_with(fab: Fab, *hosts: str) -> Done:
-    """Launch on node1 and these hosts, with a second for every connection."""
+    """Launch on node1 and these hosts, with a connection time-out of 1 s."""
     gpufile = str(fab.write("gpus", "\n".join(["node1", *hosts])))
     return fab("-t", "1", "launch-per-gpu", "--gpufile", gpufile, "--", "light.py", "60")
 
 
-# ---- they cannot be reached
+# ---- unreachable
 
 GREETINGS = {
     "never says a word": (b"", False, "no answer from 127.0.0.1 port", "fab -t SECONDS"),
@@ -39,7 +39,7 @@ GREETINGS = {
 
 
 @pytest.mark.parametrize("case", GREETINGS)
-def test_a_host_that_is_no_ssh_server_is_named(fab: Fab, case: str) -> None:
+def test_a_host_that_is_not_an_ssh_server_is_named(fab: Fab, case: str) -> None:
     greeting, hang_up, what, fix = GREETINGS[case]
     begun = time.monotonic()
     with server(greeting, hang_up) as port:
@@ -70,7 +70,7 @@ def test_a_host_whose_link_is_down_is_named(fab: Fab) -> None:
     fab.assert_nothing_left(within_s=2)
 
 
-def test_hosts_that_fail_alike_are_told_together_and_others_apart(fab: Fab) -> None:
+def test_equal_errors_of_hosts_are_folded(fab: Fab) -> None:
     config = fab.cluster.ssh_config.read_text()
     closed = "".join(f"Host far{rank}\n    HostName 127.0.1.{rank}\n    Port 1\n" for rank in range(1, 9))
     hosts = fab.write("h", "node1\nfar[1-8]\nno-such-host\n")
@@ -88,7 +88,7 @@ def test_hosts_that_fail_alike_are_told_together_and_others_apart(fab: Fab) -> N
     fab.assert_nothing_left(within_s=2)
 
 
-def test_unknown_host_keys_are_refused_with_the_fingerprints_that_ssh_prints(fab: Fab) -> None:
+def test_unknown_host_keys_are_refused_with_sshs_fingerprints(fab: Fab) -> None:
     known = fab.write("known", "")
     config = ssh_config(fab, fab.cluster.known_hosts, known)
     done = fab("-S", config, *fab.launch(gpus=True))
@@ -108,7 +108,7 @@ def test_a_changed_host_key_is_refused(fab: Fab) -> None:
 
 
 @pytest.mark.parametrize("make", [True, False], ids=["a key that nobody knows", "a key that is missing"])
-def test_a_host_that_takes_none_of_the_keys_is_named(fab: Fab, make: bool) -> None:
+def test_a_host_that_rejects_all_keys_is_named(fab: Fab, make: bool) -> None:
     key = fab.workdir / "key"
     if make:
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
@@ -118,7 +118,7 @@ def test_a_host_that_takes_none_of_the_keys_is_named(fab: Fab, make: bool) -> No
     fab.assert_nothing_left()
 
 
-# ---- what they have is too old, or broken
+# ---- programs that are too old or broken
 
 PROGRAMS = {
     "tmux, too old": ("tmux", "echo tmux 3.1c", "tmux is 3.1, 3.2 or newer is needed"),
@@ -147,16 +147,16 @@ PROGRAMS = {
 
 
 @pytest.mark.parametrize("case", PROGRAMS)
-def test_a_program_that_does_not_work_on_one_node_is_named(fab: Fab, case: str) -> None:
-    program, script, told = PROGRAMS[case]
+def test_a_broken_program_on_one_node_is_named(fab: Fab, case: str) -> None:
+    program, script, expected = PROGRAMS[case]
     with fake_program(fab.cluster.node(1), program, script):
         done = fab(*fab.launch(gpus=True), config=QUICK)
-    refused(done, "1 of 2 hosts failed; nothing was started", f"  node2: {told}", "fix: ")
+    refused(done, "1 of 2 hosts failed; nothing was started", f"  node2: {expected}", "fix: ")
     fab.assert_nothing_left(within_s=2)
 
 
-def test_a_python3_that_is_too_old_is_named_with_its_version(fab: Fab) -> None:
-    # The source that arrives is the true one, and finds itself in a Python that says to be 3.8.
+def test_an_old_python3_is_an_error_with_its_version(fab: Fab) -> None:
+    # The real source arrives, in a Python that claims to be 3.8.
     script = f'code="$4"; shift 4; exec {sys.executable} -I -S -c "import sys; sys.version_info = (3, 8); $code" "$@"'
     with fake_program(fab.cluster.node(1), "python3", script):
         done = fab(*fab.launch(gpus=True))
@@ -164,7 +164,7 @@ def test_a_python3_that_is_too_old_is_named_with_its_version(fab: Fab) -> None:
     fab.assert_nothing_left(within_s=2)
 
 
-def test_another_python_can_be_named_for_torchfabs_own_code(fab: Fab) -> None:
+def test_agent_python_selects_the_interpreter_on_the_nodes(fab: Fab) -> None:
     with fake_program(fab.cluster.node(1), "python3", "exit 1"):
         done = fab(*fab.launch("--name", "x", gpus=True), config={"agent_python": sys.executable})
         assert done.rc == 0, done
@@ -190,18 +190,18 @@ IN_PHASE_TWO = {
 
 
 @pytest.mark.parametrize("case", IN_PHASE_TWO)
-def test_a_tmux_that_fails_in_phase_two_takes_down_what_has_started(fab: Fab, case: str) -> None:
-    command, script, told = IN_PHASE_TWO[case]
+def test_a_failing_tmux_in_phase_two_rolls_back_all_nodes(fab: Fab, case: str) -> None:
+    command, script, expected = IN_PHASE_TWO[case]
     tmux = f'case "$*" in *{command}*) {script};; *) exec {REAL_TMUX} "$@";; esac'
     with fake_program(fab.cluster.node(1), "tmux", tmux):
         done = fab(*fab.launch(gpus=True), config=QUICK)
-    refused(done, "1 of 2 hosts failed; nothing was started", "  node2: ", told)
+    refused(done, "1 of 2 hosts failed; nothing was started", "  node2: ", expected)
     fab.assert_nothing_left(within_s=2)
 
 
-# ---- a node that means harm
+# ---- a malicious node
 
-# It takes our program from stdin and throws it away; then it does as its first word says, whatever it is asked.
+# It reads our program from stdin and discards it; then it answers every request as its first argument says.
 EVIL = """import json, os, sys
 sys.stdin.buffer.read(int(sys.argv[-1]))
 out = sys.stdout.buffer
@@ -226,7 +226,7 @@ sys.exit(code)"""
 
 
 def harmful(op: str) -> Any:
-    """Give an answer that fits, every text in it that may be any text exchanged for what steers a terminal."""
+    """Return a valid answer in which every free text is replaced by terminal escape codes."""
     answer, _ = TRUE[op]
     for path in PLACES[op]:
         other = changed(answer, path, HARM)
@@ -242,7 +242,7 @@ def part_of(value: Any, path: tuple[Any, ...]) -> Any:
 
 
 @pytest.mark.parametrize("harm", ["10 GB", "a flood", "broken JSON", "escape codes"])
-def test_a_node_that_means_harm_is_an_error_and_does_none(fab: Fab, harm: str) -> None:
+def test_a_malicious_node_is_an_error_without_effect(fab: Fab, harm: str) -> None:
     assert fab(*fab.launch("--name", "x", gpus=True)).rc == 0
     program = fab.write("evil.py", EVIL)
     table = fab.write("answers.json", json.dumps({op: harmful(op) for op in TRUE}))
@@ -251,7 +251,7 @@ def test_a_node_that_means_harm_is_an_error_and_does_none(fab: Fab, harm: str) -
         task: (task, *(("x",) if task in ASKED[:4] else ("--hostfile", str(fab.cluster.hostfile)))) for task in ASKED
     }
     words["launch-per-gpu"] = fab.launch("--name", "y", gpus=True)
-    if harm == "a flood":  # it takes its time
+    if harm == "a flood":  # it is slow
         words = {task: words[task] for task in ("status", "launch-per-gpu")}
     with fake_program(fab.cluster.node(1), "python3", f'exec {argv} "$@"'):
         under = (sys.executable, "-c", MEASURE)
@@ -259,11 +259,11 @@ def test_a_node_that_means_harm_is_an_error_and_does_none(fab: Fab, harm: str) -
         running = {task: fab.start(*each, env=quick, under=under) for task, each in words.items()}
         ended = {task: (*process.communicate(timeout=60), process.returncode) for task, process in running.items()}
     for task, (stdout, stderr, code) in ended.items():
-        *told, kib = stderr.splitlines()
+        *errors, kib = stderr.splitlines()
         assert int(kib) < 400_000, (task, kib)
         assert "Traceback" not in stderr, (task, stderr)
         assert not {"\x1b", "\x9b", "\x07"} & {*stdout, *stderr}, (task, stdout, stderr)
-        assert code != 0 or harm == "escape codes", (task, stdout, told)  # what fits may be a lie
+        assert code != 0 or harm == "escape codes", (task, stdout, errors)  # a valid answer may be a lie
     assert not list(fab.base.rglob("*harm*"))
     assert fab.jobs() == (["x", "y"] if harm == "escape codes" else ["x"])
     assert fab("stop", "x", "--grace", "0").rc == 0
@@ -279,7 +279,7 @@ NOISE = {
 
 
 @pytest.mark.parametrize("case", NOISE)
-def test_a_start_up_file_that_prints_disturbs_nothing(fab: Fab, case: str) -> None:
+def test_output_of_a_start_up_file_is_ignored(fab: Fab, case: str) -> None:
     with start_up_file(fab.cluster.node(1), NOISE[case]):
         done = fab(*fab.launch("--name", "noise", gpus=True))
         assert (done.rc, done.stderr) == (0, ""), done
@@ -294,11 +294,11 @@ SPOILERS = {
 
 
 @pytest.mark.parametrize("case", SPOILERS)
-def test_a_start_up_file_that_is_in_the_way_is_hinted_at(fab: Fab, case: str) -> None:
-    text, told, fix = SPOILERS[case]
+def test_a_start_up_file_that_breaks_the_login_is_hinted_at(fab: Fab, case: str) -> None:
+    text, expected, fix = SPOILERS[case]
     with start_up_file(fab.cluster.node(1), text):
         done = fab(*fab.launch(gpus=True), config=QUICK)
-    refused(done, "node2: ", told, fix)
+    refused(done, "node2: ", expected, fix)
     fab.assert_nothing_left(within_s=2)
 
 

@@ -1,4 +1,4 @@
-"""Bad input: an error that says what is wrong, where and how to mend it; nothing is started, nothing is left."""
+"""Bad input: an error says what is wrong, where, and how to fix it; nothing is started, nothing is left."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HOSTFILES = {
 
 
 @pytest.mark.parametrize("case", HOSTFILES)
-def test_a_wrong_hosts_file_is_named_with_its_line(fab: Fab, case: str) -> None:
+def test_an_error_in_a_hosts_file_names_the_line(fab: Fab, case: str) -> None:
     text, words = HOSTFILES[case]
     done = fab("launch-per-node", "--hostfile", str(fab.write("h", text)), "--", "light.py", "60")
     refused(done, words, "fix: ")
@@ -36,7 +36,7 @@ def test_a_wrong_hosts_file_is_named_with_its_line(fab: Fab, case: str) -> None:
 
 
 @pytest.mark.parametrize("words", [("launch-per-node", "--hostfile"), ("launch-per-gpu", "--gpufile")])
-def test_a_missing_hosts_file_is_an_error_and_no_local_run(fab: Fab, words: tuple[str, ...]) -> None:
+def test_a_missing_hosts_file_is_an_error_not_a_local_run(fab: Fab, words: tuple[str, ...]) -> None:
     done = fab(*words, "no/such/file", "--", "light.py", "60")
     refused(done, "no/such/file: there is no such file", "fix: write one host a line into it")
     fab.assert_nothing_left()
@@ -54,7 +54,7 @@ def test_a_hostile_name_is_refused(fab: Fab, name: str) -> None:
     fab.assert_nothing_left()
 
 
-def test_a_name_is_taken_while_its_job_runs_and_after_it(fab: Fab) -> None:
+def test_a_name_is_taken_during_its_job_and_after_it(fab: Fab) -> None:
     launch = fab.launch("--name", "gpt2", gpus=True)
     assert fab(*launch).rc == 0
     refused(fab(*launch), "there is a job gpt2 already (launched", "fab jobs --remove gpt2")
@@ -65,7 +65,7 @@ def test_a_name_is_taken_while_its_job_runs_and_after_it(fab: Fab) -> None:
     fab.assert_nothing_left()
 
 
-def test_a_session_of_another_launch_machine_is_not_touched(fab: Fab) -> None:
+def test_a_tmux_session_of_another_launch_machine_is_kept(fab: Fab) -> None:
     launch = fab.launch("--name", "gpt2", gpus=True)
     assert fab(*launch).rc == 0
     elsewhere = {"FABRIC_TORCHFAB_RECORDS": str(fab.folder / "other records")}
@@ -99,8 +99,8 @@ FLAGS = {
 
 @pytest.mark.parametrize("case", FLAGS)
 def test_a_wrong_flag_is_refused(fab: Fab, case: str) -> None:
-    words, told = FLAGS[case]
-    refused(fab(*fab.launch(*words)), told)
+    words, expected = FLAGS[case]
+    refused(fab(*fab.launch(*words)), expected)
     fab.assert_nothing_left()
 
 
@@ -137,12 +137,12 @@ FILES = {"broken.yaml": "a: [", "light.sh": "", "scalar.yaml": "torchfab: 3", "f
 
 
 @pytest.mark.parametrize("case", CORE)
-def test_a_wrong_file_or_variable_of_fabric_is_no_traceback(fab: Fab, case: str) -> None:
-    core, env, told = CORE[case]
+def test_wrong_files_and_variables_of_fabric_give_no_traceback(fab: Fab, case: str) -> None:
+    core, env, expected = CORE[case]
     for name, text in FILES.items():
         fab.write(name, text)
     task, *words = fab.launch(gpus=True)
-    refused(fab(task, *core, *words, env=env), told, "fix: ")
+    refused(fab(task, *core, *words, env=env), expected, "fix: ")
     fab.assert_nothing_left()
 
 
@@ -165,7 +165,7 @@ CHECKS: Mapping[str, tuple[tuple[str, ...], str, str]] = {
 
 
 @pytest.mark.parametrize("case", CHECKS)
-def test_phase_one_finds_what_is_missing_and_tells_it_once_for_all_hosts(fab: Fab, case: str) -> None:
+def test_phase_one_reports_what_is_missing_once_for_all_hosts(fab: Fab, case: str) -> None:
     words, what, fix = CHECKS[case]
     done = fab(*fab.launch(*words, gpus=True))
     refused(done, "2 of 2 hosts failed; nothing was started", "node[1-2]: ", what, fix)
@@ -173,14 +173,14 @@ def test_phase_one_finds_what_is_missing_and_tells_it_once_for_all_hosts(fab: Fa
     fab.assert_nothing_left(within_s=2)
 
 
-def test_several_problems_of_a_host_are_told_together(fab: Fab) -> None:
+def test_all_problems_of_a_host_are_reported_together(fab: Fab) -> None:
     done = fab(
         *fab.launch("--workdir", "/nowhere", "--python", "/no/python", "--master-addr", "no.such.host", gpus=True)
     )
     refused(done, "/nowhere does not exist", "no /no/python", "no.such.host does not resolve")
 
 
-def test_a_master_that_other_nodes_take_for_themselves_is_refused(fab: Fab) -> None:
+def test_a_master_that_resolves_to_each_node_itself_is_an_error(fab: Fab) -> None:
     done = fab(*fab.launch("--master-addr", "127.0.0.1", gpus=True))
     refused(done, "1 of 2 hosts failed", "node2: the master address 127.0.0.1 is this node itself here")
 
@@ -200,14 +200,14 @@ ELSEWHERE = {
 
 
 @pytest.mark.parametrize("what", ELSEWHERE)
-def test_what_one_node_lacks_starts_nothing_on_the_other(fab: Fab, what: str) -> None:
-    cover, words, told = ELSEWHERE[what]
+def test_a_missing_requirement_on_one_node_starts_nothing(fab: Fab, what: str) -> None:
+    cover, words, expected = ELSEWHERE[what]
     (fab.folder / "bin").mkdir()
     (fab.folder / "bin" / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     (fab.folder / "bin" / "python").chmod(0o755)
     with other_disk(fab.cluster.node(1), fab.folder / cover):
         done = fab(*fab.launch(*(word.format(folder=fab.folder) for word in words), gpus=True))
-    refused(done, "1 of 2 hosts failed; nothing was started", "node2: ", told.format(folder=fab.folder))
+    refused(done, "1 of 2 hosts failed; nothing was started", "node2: ", expected.format(folder=fab.folder))
     fab.assert_nothing_left(within_s=2)
 
 
@@ -217,20 +217,20 @@ DISKS = {"read-only": ("ro", "Read-only file system"), "full": ("size=4k", "No s
 
 
 @pytest.mark.parametrize("case", DISKS)
-def test_a_node_that_cannot_write_its_node_dir_is_named(fab: Fab, case: str) -> None:
-    options, told = DISKS[case]
+def test_a_node_with_an_unwritable_node_dir_is_named(fab: Fab, case: str) -> None:
+    options, expected = DISKS[case]
     disk = fab.folder / "disk"
     disk.mkdir()
     with other_disk(fab.cluster.node(1), disk, options):
         done = fab(*fab.launch(gpus=True), config={"node_dir": str(disk)})
-    refused(done, "1 of 2 hosts failed; nothing was started", "node2: cannot write", told, "torchfab.node_dir")
+    refused(done, "1 of 2 hosts failed; nothing was started", "node2: cannot write", expected, "torchfab.node_dir")
     fab.assert_nothing_left(within_s=2)
 
 
-def test_a_disk_that_is_full_in_phase_two_takes_everything_back(fab: Fab) -> None:
+def test_a_full_disk_in_phase_two_rolls_everything_back(fab: Fab) -> None:
     disk = fab.folder / "disk"
     disk.mkdir()
-    big = f"X={'x' * 120_000}"  # fits into the command line of fab, and its spec not onto the disk
+    big = f"X={'x' * 120_000}"  # fits into fab's command line, but its spec does not fit onto the disk
     with other_disk(fab.cluster.node(1), disk, "size=400k"):
         done = fab(*fab.launch("--env", big, gpus=True), config={"node_dir": str(disk)})
     refused(done, "1 of 2 hosts failed; nothing was started", "node2: ", "No space left on device")
@@ -243,10 +243,10 @@ def test_a_records_folder_that_is_a_file_is_named(fab: Fab) -> None:
     assert fab.folders() == []
 
 
-def test_a_records_folder_that_cannot_be_written_is_named(loopback_fab: Fab) -> None:
+def test_an_unwritable_records_folder_is_named(loopback_fab: Fab) -> None:
     fab = loopback_fab
     fab.records.mkdir()
-    fab.records.chmod(0o500)  # it is root's, too
+    fab.records.chmod(0o500)  # also not writable for root
     refused(fab(*fab.launch("--name", "x", gpus=True)), f"cannot write {fab.records}/x: Permission denied")
     fab.assert_nothing_left(within_s=2)
 
@@ -262,7 +262,7 @@ def test_a_node_dir_that_cannot_be_written_is_named(loopback_fab: Fab) -> None:
 # ---- weird paths
 
 
-def test_a_path_with_blanks_quotes_and_a_newline_is_a_path_like_another(netns_cluster: Cluster) -> None:
+def test_paths_with_blanks_quotes_and_newlines_work(netns_cluster: Cluster) -> None:
     fab = Fab(netns_cluster, 'it\'s "a" $HOME;\nfolder #{pid} é')
     try:
         done = fab(*fab.launch("--name", "weird", gpus=True))
@@ -276,7 +276,7 @@ def test_a_path_with_blanks_quotes_and_a_newline_is_a_path_like_another(netns_cl
         fab.close()
 
 
-def test_fab_works_from_a_folder_below_and_runs_there(fab: Fab) -> None:
+def test_fab_works_from_a_subfolder_and_runs_there(fab: Fab) -> None:
     below = fab.workdir / "a" / "b c"
     below.mkdir(parents=True)
     (below / "where.py").write_text("import os\nprint('in', os.getcwd())\n")
@@ -285,7 +285,7 @@ def test_fab_works_from_a_folder_below_and_runs_there(fab: Fab) -> None:
     assert f"in {below}" in done.stdout
 
 
-def test_without_r_fab_finds_the_project_from_below(fab: Fab) -> None:
+def test_without_r_fab_finds_the_project_from_a_subfolder(fab: Fab) -> None:
     argv = [word for word in fab.argv("jobs") if word not in ("-r", str(ROOT))]
     env = {**os.environ, "FABRIC_TORCHFAB_RECORDS": str(fab.records)}
     done = subprocess.run(argv, cwd=ROOT / "torchfab" / "remote", env=env, capture_output=True, text=True, check=False)

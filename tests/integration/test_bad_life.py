@@ -1,4 +1,4 @@
-"""Status, logs, wait, attach, stop and jobs with wrong words, without a job, and with a node out of reach."""
+"""status, logs, wait, attach, stop and jobs with wrong arguments, without a job, and with an unreachable node."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ TASKS = ("status", "logs", "why", "wait", "attach", "stop")
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_without_any_job_it_is_said_how_to_launch_one(fab: Fab, task: str) -> None:
+def test_without_any_job_the_error_shows_how_to_launch_one(fab: Fab, task: str) -> None:
     refused(fab(task), "no job was launched from here yet", "fix: fab launch-per-node --follow")
 
 
 @pytest.mark.parametrize("name", ["nope", "../x"])
 @pytest.mark.parametrize("words", [(task,) for task in TASKS] + [("jobs",), ("jobs", "--remove")], ids=" ".join)
-def test_an_unknown_job_is_named_and_the_known_ones_are_shown(fab: Fab, words: tuple[str, ...], name: str) -> None:
+def test_an_unknown_job_is_an_error_that_lists_the_known_ones(fab: Fab, words: tuple[str, ...], name: str) -> None:
     refused(fab(*words, name), f"no job {name!r} was launched from here", "jobs known here: none")
 
 
@@ -39,11 +39,11 @@ WRONG_WORDS = {
 
 @pytest.mark.parametrize("case", WRONG_WORDS)
 def test_wrong_words_are_refused(fab: Fab, case: str) -> None:
-    words, told = WRONG_WORDS[case]
-    refused(fab(*words), told)
+    words, expected = WRONG_WORDS[case]
+    refused(fab(*words), expected)
 
 
-def test_a_running_job_has_no_other_ranks_nodes_or_terminals(fab: Fab) -> None:
+def test_unknown_ranks_nodes_and_terminals_of_a_job_are_errors(fab: Fab) -> None:
     assert fab(*fab.launch("--name", "x", gpus=True)).rc == 0
     refused(fab("logs", "--rank", "0,99"), "job x has the ranks 0-3, and no rank 99")
     refused(fab("attach", "--node", "node9"), "job x has no node 'node9'", "its nodes: node[1-2]")
@@ -64,9 +64,9 @@ def test_a_stop_repeated_is_harmless(fab: Fab) -> None:
     assert fab("wait", "x").rc == 143
 
 
-def test_an_unreachable_node_is_named_and_the_others_are_served(fab: Fab) -> None:
+def test_an_unreachable_node_is_named_and_the_others_answer(fab: Fab) -> None:
     assert fab(*fab.launch("--name", "x", gpus=True)).rc == 0
-    told = "no answer from 10.77."
+    expected = "no answer from 10.77."
     fab.cluster.partition(1)
     begun = time.monotonic()
     try:
@@ -85,10 +85,10 @@ def test_an_unreachable_node_is_named_and_the_others_are_served(fab: Fab) -> Non
         fab.cluster.heal(1)
     assert time.monotonic() - begun < 25
     assert "node1  running" in status.stdout, status
-    assert f"node2  unreachable ({told}" in status.stdout, status
+    assert f"node2  unreachable ({expected}" in status.stdout, status
     assert status.rc == 1
     assert "node1 [0-1] light 60" in logs.stdout, logs
-    assert f"node2: {told}" in logs.stderr, logs
+    assert f"node2: {expected}" in logs.stderr, logs
     assert "trying again" not in logs.stderr, logs
     assert logs.rc == 1
     assert "x    unreachable" in jobs.stdout, jobs
@@ -97,7 +97,7 @@ def test_an_unreachable_node_is_named_and_the_others_are_served(fab: Fab) -> Non
     assert "when they are back: fab stop x" in stop.stderr, stop
     assert stop.rc == 1
     refused(removed, "node2 cannot be asked whether job x has ended there", str(fab.records / "x"))
-    refused(attach, f"node2 cannot be reached: {told}")
+    refused(attach, f"node2 cannot be reached: {expected}")
     assert fab("stop", "x", "--grace", "1").rc == 0
     assert fab("jobs", "--remove", "x").rc == 0
     fab.assert_nothing_left()

@@ -12,24 +12,24 @@ from tests.support import absent
 
 
 @pytest.fixture
-def way() -> tuple[str, ...]:
-    """Give the words of a launch."""
+def task() -> tuple[str, ...]:
+    """Return the arguments of a launch."""
     if not launcher_contract.has_module("colossalai"):
         absent("colossalai is not installed")
     return ("launch-colossalai",)
 
 
-def test_words_arrive_and_a_rank_that_fails_ends_the_job(fab: Fab, way: tuple[str, ...]) -> None:
-    launcher_contract.check_that_words_arrive_and_a_failure_ends_it(fab, *way)
+def test_arguments_arrive_and_a_failing_rank_ends_the_job(fab: Fab, task: tuple[str, ...]) -> None:
+    launcher_contract.check_arguments_and_failure(fab, *task)
 
 
-def test_stop_stops_one_job_and_a_killed_head_is_seen(fab: Fab, way: tuple[str, ...]) -> None:
-    launcher_contract.check_that_stop_stops_one_job_and_a_killed_head_is_seen(fab, *way)
+def test_stop_ends_one_job_and_a_killed_head_is_reported(fab: Fab, task: tuple[str, ...]) -> None:
+    launcher_contract.check_stop_and_killed_head(fab, *task)
 
 
-def test_the_dry_run_works_when_pasted(fab: Fab, way: tuple[str, ...]) -> None:
-    launcher_contract.check_that_the_dry_run_works_when_pasted(fab, *way)
+def test_the_dry_run_works_when_pasted(fab: Fab, task: tuple[str, ...]) -> None:
+    launcher_contract.check_pasted_dry_run(fab, *task)
 
 
-def test_it_trains_as_launch_per_node_does(fab: Fab, way: tuple[str, ...], cache: Path, reference: float) -> None:
-    assert launcher_contract.loss_at_step_20(fab, cache, *way) == pytest.approx(reference, abs=1e-4)
+def test_it_trains_as_launch_per_node_does(fab: Fab, task: tuple[str, ...], cache: Path, reference: float) -> None:
+    assert launcher_contract.loss_at_step_20(fab, cache, *task) == pytest.approx(reference, abs=1e-4)

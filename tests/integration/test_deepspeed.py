@@ -21,7 +21,7 @@ parser = deepspeed.add_config_arguments(argparse.ArgumentParser())
 parser.add_argument("--local_rank", type=int)
 args = parser.parse_args()
 assert args.local_rank == int(os.environ["LOCAL_RANK"])
-deepspeed.ops.__compatible_ops__.clear()  # on CPUs it would compile one for a minute
+deepspeed.ops.__compatible_ops__.clear()  # on CPUs it would compile one, for a minute
 deepspeed.init_distributed("gloo")
 torch.manual_seed(0)
 model = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 1))
@@ -45,7 +45,7 @@ CONFIG = {
 
 @pytest.fixture
 def on_every_node() -> tuple[str, ...]:
-    """Give the words of a launch with a deepspeed on each node."""
+    """Return the arguments of a launch with a deepspeed on each node."""
     if not launcher_contract.has_module("deepspeed"):
         absent("deepspeed is not installed")
     return ("launch-deepspeed",)
@@ -53,35 +53,35 @@ def on_every_node() -> tuple[str, ...]:
 
 @pytest.fixture
 def from_head(on_every_node: tuple[str, ...]) -> tuple[str, ...]:
-    """Give the words of a launch with one deepspeed that reaches all nodes."""
+    """Return the arguments of a launch with one deepspeed that reaches all nodes."""
     require("pdsh")
     return (*on_every_node, "--from-head")
 
 
 @pytest.fixture(params=["on_every_node", "from_head"])
-def way(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    """Give the words of a launch each way."""
+def task(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """Return the arguments of both kinds of launch."""
     words: tuple[str, ...] = request.getfixturevalue(request.param)
     return words
 
 
-def test_words_arrive_and_a_rank_that_fails_ends_the_job(fab: Fab, way: tuple[str, ...]) -> None:
-    launcher_contract.check_that_words_arrive_and_a_failure_ends_it(fab, *way)
+def test_arguments_arrive_and_a_failing_rank_ends_the_job(fab: Fab, task: tuple[str, ...]) -> None:
+    launcher_contract.check_arguments_and_failure(fab, *task)
 
 
-def test_stop_stops_one_job_and_a_killed_head_is_seen(fab: Fab, way: tuple[str, ...]) -> None:
-    launcher_contract.check_that_stop_stops_one_job_and_a_killed_head_is_seen(fab, *way)
+def test_stop_ends_one_job_and_a_killed_head_is_reported(fab: Fab, task: tuple[str, ...]) -> None:
+    launcher_contract.check_stop_and_killed_head(fab, *task)
 
 
-def test_the_dry_run_works_when_pasted(fab: Fab, way: tuple[str, ...]) -> None:
-    launcher_contract.check_that_the_dry_run_works_when_pasted(fab, *way)
+def test_the_dry_run_works_when_pasted(fab: Fab, task: tuple[str, ...]) -> None:
+    launcher_contract.check_pasted_dry_run(fab, *task)
 
 
-def test_it_trains_as_launch_per_node_does(fab: Fab, way: tuple[str, ...], cache: Path, reference: float) -> None:
-    assert launcher_contract.loss_at_step_20(fab, cache, *way) == pytest.approx(reference, abs=1e-4)
+def test_it_trains_as_launch_per_node_does(fab: Fab, task: tuple[str, ...], cache: Path, reference: float) -> None:
+    assert launcher_contract.loss_at_step_20(fab, cache, *task) == pytest.approx(reference, abs=1e-4)
 
 
-def test_a_script_of_deepspeed_s_own_trains_with_zero_1(fab: Fab, on_every_node: tuple[str, ...]) -> None:
+def test_a_deepspeed_script_trains_with_zero_1(fab: Fab, on_every_node: tuple[str, ...]) -> None:
     fab.write("zero.py", ZERO)
     config = fab.write("ds_config.json", json.dumps(CONFIG))
     script = ("--", "zero.py", "--deepspeed", "--deepspeed_config", str(config))
@@ -93,7 +93,7 @@ def test_a_script_of_deepspeed_s_own_trains_with_zero_1(fab: Fab, on_every_node:
         assert losses[-1] < losses[0]
 
 
-def test_a_node_without_deepspeed_is_told_how_to_install_it_and_nothing_is_started(fab: Fab) -> None:
+def test_a_node_without_deepspeed_is_an_error_with_the_install_command(fab: Fab) -> None:
     python = str(Path(sys.base_prefix) / "bin" / "python3")
     done = fab(
         *launcher_contract.hosts(fab, "launch-deepspeed"), "--name", "bare", "--python", python, "--", "light.py", "1"

@@ -36,7 +36,7 @@ def doctor(fab: Fab, *words: str, **more: Any) -> Done:
 
 
 def found(done: Done, rc: int, *words: str) -> None:
-    """Assert that doctor ended with this code, without a traceback, and that a paragraph of it has all these words."""
+    """Assert that doctor ended with this code, without a traceback, and that one paragraph has all these texts."""
     assert done.rc == rc, done
     assert "Traceback" not in done.stdout + done.stderr, done
     paragraphs = done.stdout.split("\n\n")
@@ -44,25 +44,25 @@ def found(done: Done, rc: int, *words: str) -> None:
 
 
 def logins(node: Node) -> int:
-    """Count the connections that the node has let in."""
-    return (node.place.directory / "sshd.log").read_text().count("Accepted publickey")
+    """Return the number of logins to the node."""
+    return (node.layout.directory / "sshd.log").read_text().count("Accepted publickey")
 
 
 # ---- healthy
 
 
-def test_nothing_is_found_on_healthy_hosts_over_one_connection_each(any_fab: Fab) -> None:
+def test_healthy_hosts_give_no_finding_over_one_connection_each(any_fab: Fab) -> None:
     nodes = [any_fab.cluster.node(index) for index in range(2)]
     before = [logins(node) for node in nodes]
     done = doctor(any_fab, "--json")
-    # Loopback hosts are this machine, on which other tests may run jobs meanwhile.
+    # Loopback hosts are this machine, where other tests may run jobs at the same time.
     others = {"job-running", "lingering"} if any_fab.cluster.layout.kind == "loopback" else set()
     assert {finding["kind"] for finding in json.loads(done.stdout)["findings"]} <= others, done
     assert [logins(node) - count for node, count in zip(nodes, before, strict=True)] == [1, 1]
     assert not list(any_fab.base.rglob(".torchfab-doctor*"))
 
 
-def test_that_nothing_is_wrong_is_said(fab: Fab) -> None:
+def test_healthy_hosts_are_reported(fab: Fab) -> None:
     done = doctor(fab)
     found(done, 0, "nothing is wrong with 2 nodes")
     assert done.stdout.count("\n\n") == 1, done
@@ -75,7 +75,7 @@ def test_this_machine_is_a_host_too(fab: Fab) -> None:
     assert document["ok"] is (done.rc == 0)
 
 
-def test_json_has_what_every_node_told(fab: Fab) -> None:
+def test_json_has_the_reports_of_all_nodes(fab: Fab) -> None:
     document = json.loads(doctor(fab, "--json").stdout)
     assert document["ok"] is True
     assert [node["host"] for node in document["nodes"]] == ["node1", "node2"]
@@ -88,7 +88,7 @@ def test_json_has_what_every_node_told(fab: Fab) -> None:
 # ---- hosts that cannot be reached
 
 
-def test_a_host_that_is_down_is_a_finding_and_the_other_is_looked_at(fab: Fab) -> None:
+def test_a_host_that_is_down_is_a_finding_and_the_others_are_checked(fab: Fab) -> None:
     fab.cluster.partition(1)
     try:
         done = doctor(fab, "-t", "1")
@@ -98,7 +98,7 @@ def test_a_host_that_is_down_is_a_finding_and_the_other_is_looked_at(fab: Fab) -
     found(done, 1, "node1  ", "2.", "eth0")
 
 
-def test_without_node_0_the_others_are_looked_at(fab: Fab) -> None:
+def test_without_node_0_the_others_are_checked(fab: Fab) -> None:
     fab.cluster.kill_sshd(0)
     try:
         done = doctor(fab)
@@ -178,7 +178,7 @@ FIREWALLS = {
 
 
 @pytest.mark.parametrize("case", FIREWALLS)
-def test_a_firewall_is_found_and_told_how_it_works(fab: Fab, case: str) -> None:
+def test_a_firewall_is_found_with_its_kind(fab: Fab, case: str) -> None:
     require("iptables")
     target, how, what, fix = FIREWALLS[case]
     with firewall(fab.cluster.node(0), PORT, *target):
@@ -188,7 +188,7 @@ def test_a_firewall_is_found_and_told_how_it_works(fab: Fab, case: str) -> None:
 
 
 def hosts_with(fab: Fab, line: str) -> str:
-    """Give an /etc/hosts in which node1 is on another line."""
+    """Return an /etc/hosts in which node1 is on another line."""
     text = (fab.cluster.layout.run_dir / "etc" / "hosts").read_text()
     return "".join(f"{each}\n" for each in text.splitlines() if not each.endswith(" node1")) + f"{line}\n"
 
@@ -201,37 +201,37 @@ NAMES = {
 
 
 @pytest.mark.parametrize("case", NAMES)
-def test_a_node_that_has_another_idea_of_node_0_is_found(fab: Fab, case: str) -> None:
+def test_a_node_that_resolves_node_0_differently_is_found(fab: Fab, case: str) -> None:
     line, what, more = NAMES[case]
     with other_file(fab.cluster.node(1), "/etc/hosts", hosts_with(fab, line)):
         done = doctor(fab)
     found(done, 1, "error: node2: ", "node 0, node1", what, more)
 
 
-def test_a_name_of_node_0_that_leads_to_another_machine_is_found(fab: Fab) -> None:
+def test_a_name_of_node_0_that_reaches_another_machine_is_found(fab: Fab) -> None:
     other = fab.cluster.node(1)
     with other_file(other, "/etc/hosts", hosts_with(fab, f"{other.address} node1")), taken_port(other, PORT):
         done = doctor(fab, "--port", str(PORT))
     found(done, 1, "error: node2: connecting to node 0, node1", "reaches another machine", "fix: correct the name in")
 
 
-def test_a_node_whose_own_name_is_on_loopback_is_found(fab: Fab) -> None:
+def test_a_node_name_on_loopback_is_found(fab: Fab) -> None:
     with other_file(fab.cluster.node(0), "/etc/hosts", hosts_with(fab, "127.0.1.1 node1")):
         done = doctor(fab)
     found(done, 0, "warning: node1: its own name, node1, resolves to loopback", "found 127.0.1.1", "GLOO_SOCKET_IFNAME")
 
 
-def test_an_interface_that_is_not_there_is_found(fab: Fab) -> None:
+def test_a_missing_interface_is_found(fab: Fab) -> None:
     done = doctor(fab, env={"NCCL_SOCKET_IFNAME": "ib"})
     found(done, 1, "error: node[1-2]: NCCL_SOCKET_IFNAME=ib names no interface that is up there", "found lo, eth0")
 
 
-# ---- what nodes should have alike
+# ---- consistency of the nodes
 
 
 @contextmanager
 def other_torch(node: Node) -> Iterator[None]:
-    """Let the node's interpreters find another torch, without an import that works."""
+    """Give the node's interpreters another torch, which cannot be imported."""
     package = node.home / "site" / "torch"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("raise ImportError('not to be imported')\n")
@@ -247,7 +247,7 @@ def other_torch(node: Node) -> Iterator[None]:
         shutil.rmtree(package.parent)
 
 
-def test_another_torch_on_one_node_is_found_without_importing_it(fab: Fab) -> None:
+def test_a_different_torch_is_found_without_importing_it(fab: Fab) -> None:
     with other_torch(fab.cluster.node(1)):
         done = doctor(fab)
     found(done, 1, "error: node2: torch is another version than elsewhere", ", found 1.2.3", "fix: install the same")
@@ -256,7 +256,7 @@ def test_another_torch_on_one_node_is_found_without_importing_it(fab: Fab) -> No
     found(done, 1, "node2  ", "1.2.3 !", "9.0 !", "2.3.4 !")
 
 
-def test_other_code_on_one_node_is_found_with_the_files_that_differ(fab: Fab) -> None:
+def test_different_code_on_one_node_is_found_with_the_files(fab: Fab) -> None:
     fab.write("train.py", "print('new')\n")
     git = ("git", "-c", "user.name=x", "-c", "user.email=x@example.org", "-C", str(fab.workdir))
     for words in (("init", "-q"), ("add", "."), ("commit", "-q", "-m", "x")):
@@ -282,14 +282,14 @@ def test_other_code_on_one_node_is_found_with_the_files_that_differ(fab: Fab) ->
 
 @contextmanager
 def small_mtu(node: Node) -> Iterator[None]:
-    """Let a node send smaller packets."""
+    """Lower the MTU of a node."""
     for size in (1400, 1500):
         subprocess.run(node.command("ip", "link", "set", "eth0", "mtu", str(size)), check=True)
         if size == 1400:
             yield
 
 
-def test_what_most_nodes_have_alike_is_right_and_the_odd_one_is_found(fab3: Fab) -> None:
+def test_a_node_that_differs_from_most_is_found(fab3: Fab) -> None:
     odd, first = fab3.cluster.node(2), fab3.cluster.node(0).address
     names = hosts_with(fab3, f"{first} node1\n10.77.250.250 node1")
     with other_file(odd, "/etc/hosts", names), small_mtu(odd), other_disk(odd, fab3.workdir):
@@ -299,7 +299,7 @@ def test_what_most_nodes_have_alike_is_right_and_the_odd_one_is_found(fab3: Fab)
     found(done, 1, "warning: node3: the disk of the working directory", "expected shared with node 0, found its own")
 
 
-def test_a_workdir_and_an_interpreter_that_do_not_exist_are_found(fab: Fab) -> None:
+def test_missing_workdir_and_interpreter_are_found(fab: Fab) -> None:
     done = doctor(fab, "--workdir", "/no/such/folder", "--python", "/no/such/python")
     found(
         done,
@@ -310,7 +310,7 @@ def test_a_workdir_and_an_interpreter_that_do_not_exist_are_found(fab: Fab) -> N
     found(done, 1, "error: node[1-2]: there is no /no/such/python", "--python")
 
 
-def test_a_workdir_that_one_may_not_enter_is_found(loopback_fab: Fab) -> None:
+def test_a_workdir_without_permission_is_found(loopback_fab: Fab) -> None:
     closed = loopback_fab.workdir / "closed"
     closed.mkdir(mode=0)
     loopback_fab.own(closed)
@@ -320,7 +320,7 @@ def test_a_workdir_that_one_may_not_enter_is_found(loopback_fab: Fab) -> None:
 
 
 def empty_python(fab: Fab) -> Path:
-    """Make an interpreter without any package."""
+    """Create an interpreter without any package."""
     venv = fab.workdir / "empty"
     (venv / "bin").mkdir(parents=True)
     (venv / "bin" / "python").symlink_to(Path(sys.executable).resolve())
@@ -328,7 +328,7 @@ def empty_python(fab: Fab) -> Path:
     return venv / "bin" / "python"
 
 
-def test_low_limits_a_slow_login_and_a_python_without_torch_are_found(fab: Fab) -> None:
+def test_low_limits_slow_login_and_missing_torch_are_found(fab: Fab) -> None:
     slow = "Host node2\n  ProxyCommand bash -c 'sleep 5.1; exec 3<>/dev/tcp/%h/%p; cat <&3 & exec cat >&3'\n"
     config = fab.write("slow", slow + fab.cluster.ssh_config.read_text())
     with start_up_file(fab.cluster.node(1), "ulimit -n 256 -u 3000\n"):
@@ -339,7 +339,7 @@ def test_low_limits_a_slow_login_and_a_python_without_torch_are_found(fab: Fab) 
     found(done, 1, "error: node[1-2]: ", "has no module torch", "-m pip install torch")
 
 
-def test_a_node_without_tmux_and_one_with_an_old_one_are_found(fab: Fab) -> None:
+def test_missing_and_old_tmux_are_found(fab: Fab) -> None:
     with (
         fake_program(fab.cluster.node(0), "tmux", "echo tmux 2.9"),
         fake_program(fab.cluster.node(1), "tmux", "exit 7"),
@@ -349,13 +349,13 @@ def test_a_node_without_tmux_and_one_with_an_old_one_are_found(fab: Fab) -> None
     found(done, 1, "error: node2: tmux does not run: tmux -V ended with 7", "fix: install it there")
 
 
-def test_a_node_that_lets_us_in_and_does_not_answer_is_found(fab: Fab) -> None:
+def test_a_node_that_accepts_logins_but_does_not_answer_is_found(fab: Fab) -> None:
     with start_up_file(fab.cluster.node(1), "sleep 30\n"):
         done = doctor(fab, config={"answer_timeout_s": 1.5})
     found(done, 1, "error: node2: the connection stands, but torchfab's program there gave no answer within 1.5 s")
 
 
-def test_gpus_are_asked_of_the_node_s_own_nvidia_smi(fab: Fab) -> None:
+def test_gpus_come_from_the_nodes_nvidia_smi(fab: Fab) -> None:
     with fake_program(fab.cluster.node(1), "nvidia-smi", f"cat '{DOCUMENTS}/driver-550-h100.xml'"):
         done = doctor(fab)
     found(done, 1, "error: node2: the GPUs are not those", "expected none, found 1 NVIDIA H100 80GB HBM3")
@@ -364,7 +364,7 @@ def test_gpus_are_asked_of_the_node_s_own_nvidia_smi(fab: Fab) -> None:
     found(done, 1, "node2  ", "550.90.07 !")
 
 
-# ---- what runs there already
+# ---- running jobs and leftovers
 
 
 def test_a_job_that_runs_is_news(fab: Fab) -> None:
@@ -373,7 +373,7 @@ def test_a_job_that_runs_is_news(fab: Fab) -> None:
     found(doctor(fab), 0, "note: node[1-2]: the job long runs there")
 
 
-def test_processes_that_nobody_answers_for_are_left_over(fab: Fab) -> None:
+def test_processes_without_supervisor_are_leftovers(fab: Fab) -> None:
     marks = ("TORCHFAB_JOB_ID=gpt2-12ab34cd", "TORCHFAB_NODE_RANK=1")
     with subprocess.Popen(fab.cluster.node(1).command("env", *marks, "sleep", "60")) as process:
         try:
@@ -382,12 +382,12 @@ def test_processes_that_nobody_answers_for_are_left_over(fab: Fab) -> None:
             process.kill()
 
 
-# ---- a launch sees the cheap part of it in passing
+# ---- the quick checks of a launch
 
 
 @contextmanager
 def odd_node(fab: Fab) -> Iterator[None]:
-    """Make node2 odd in every way of which a launch warns."""
+    """Make node2 differ in everything that a launch warns of."""
     node = fab.cluster.node(1)
     with (
         other_torch(node),
@@ -400,7 +400,7 @@ def odd_node(fab: Fab) -> Iterator[None]:
         yield
 
 
-def test_a_launch_warns_of_an_odd_node_and_goes_on(fab: Fab) -> None:
+def test_a_launch_warns_of_a_different_node_and_continues(fab: Fab) -> None:
     with odd_node(fab):
         done = fab(*fab.launch("--name", "warned", gpus=True))
         fab("stop", "warned", "--grace", "0")
@@ -419,5 +419,5 @@ def test_a_launch_warns_of_an_odd_node_and_goes_on(fab: Fab) -> None:
     assert warned == {"torch-differs", "code-differs", "clock-skew", "disk-nearly-full", "gpu-busy"}
 
 
-def test_a_launch_on_healthy_nodes_and_its_dry_run_warn_of_nothing(fab: Fab) -> None:
+def test_a_launch_on_healthy_nodes_gives_no_warning(fab: Fab) -> None:
     assert "warning" not in fab(*fab.launch("--dry-run", gpus=True)).stderr

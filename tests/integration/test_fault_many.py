@@ -1,4 +1,4 @@
-"""The fault matrix, one of 64 hosts: a launch is refused as a whole, and a job that runs tells the one that died."""
+"""The fault matrix, one of 64 hosts: a launch fails as a whole, and a running job reports the host that died."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_one_of_64_hosts_is_down_and_later_one_dies(many: Fab, matrix: Matrix) -
     fab.cluster.kill_sshd(BAD)
     refused = fab(*words, config=PATIENT, timeout_s=200)
     fab.cluster.start_sshd(BAD)
-    row.refused(refused, "refused the connection", f"{name}:")
+    row.fails_with(refused, "refused the connection", f"{name}:")
     assert "1 of 64 hosts failed; nothing was started" in refused.stderr, refused
     row.nothing_left(within_s=10, folders=True)
 
@@ -60,17 +60,17 @@ def test_one_of_64_hosts_is_down_and_later_one_dies(many: Fab, matrix: Matrix) -
             os.kill(pid, signal.SIGKILL)
     shown = fab("status", "x", config=PATIENT)
     assert shown.rc == 1, shown
-    row.said(shown.stdout, f"{name} ")
+    row.output_has(shown.stdout, f"{name} ")
     assert "node[1-36,38-64]  running" in shown.stdout, shown
     asked = fab("why", "x", config=PATIENT)
-    row.said(asked.stdout, f"{name}: ")
+    row.output_has(asked.stdout, f"{name}: ")
     fab.cluster.start_sshd(BAD)
     row.logs(*(f"node{index + 1} [{index}] begin" for index in range(64)))
     row.stopped()
 
 
 def environment(pid: int) -> bytes:
-    """Return the environment of a process; nothing when it has ended."""
+    """Return the environment of a process; empty if it has ended."""
     with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
         return file.read()
     return b""

@@ -1,4 +1,4 @@
-"""The fault matrix: SSH servers that accept, and then stall at one step; and one node that is slow."""
+"""The fault matrix: SSH servers that accept a connection and stall at one step; and a slow node."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TOLD = {
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_a_server_that_stalls_is_named_with_the_step_and_delays_nobody(fab: Fab, matrix: Matrix, step: str) -> None:
+def test_a_stalling_server_is_named_with_its_step_and_delays_no_other(fab: Fab, matrix: Matrix, step: str) -> None:
     row = matrix.row(f"an SSH server stalls: {step}", fab)
     row.without(2, 3)
     config = "Host stalling\n    HostName 127.0.0.1\n    Port {}\n    StrictHostKeyChecking no\n"
@@ -35,6 +35,6 @@ def test_a_server_that_stalls_is_named_with_the_step_and_delays_nobody(fab: Fab,
         begun = time.monotonic()
         done = fab(*words, "launch-per-gpu", "--gpufile", str(gpus), "--", "light.py", "60", config=QUICK)
     assert time.monotonic() - begun < 30
-    row.refused(done, TOLD[step], "stalling")
+    row.fails_with(done, TOLD[step], "stalling")
     assert "1 of 2 hosts failed; nothing was started" in done.stderr, done
     row.nothing_left(within_s=3, folders=True)

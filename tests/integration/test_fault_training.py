@@ -1,4 +1,4 @@
-"""The fault matrix, where a fault touches training: a real one on two hosts, which the next one resumes."""
+"""The fault matrix, faults that affect training: a real training on two hosts, which the next one resumes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WAIT = {"failure_grace_s": 1}
 
 
 class Training:
-    """A training on both hosts that goes on until something ends it; the next one resumes where it was.
+    """A training on both hosts that runs until a fault ends it; the next one resumes from its checkpoint.
 
     The model is of no matter here: it is the one that starts soonest, and it leaves the machine to other tests.
     """
@@ -43,11 +43,11 @@ class Training:
         assert eventually(lambda: len(steps_logged(fab, "x")) > 5 and self.checkpoints() != [], 120), fab("logs", "x")
 
     def checkpoints(self) -> list[Path]:
-        """Return the checkpoints that are there."""
+        """Return the existing checkpoints."""
         return list((self.folder / "checkpoints").glob("step-*.pt"))
 
     def now(self) -> int:
-        """Return the last step that is in the logs."""
+        """Return the last step in the logs."""
         return steps_logged(self.fab, "x")[-1]
 
     def pids(self, what: str, node: int) -> int:
@@ -59,7 +59,7 @@ class Training:
         return int(found["ranks"][0]["pid"] if what == "rank" else found["processes"][0]["pid"])
 
     def check_end(self, row: Row, step: int) -> None:
-        """Assert the three other things of a row: nothing left after stop, the logs, the checkpoint."""
+        """Fill the other three cells of a row: nothing left after stop, the logs, the checkpoint."""
         row.stopped()
         row.steps(step)
         row.checkpoint(self.folder, 5)
@@ -90,12 +90,12 @@ def test_a_process_of_a_training_is_killed(training: Training, matrix: Matrix, w
     row, step = matrix.row(fault, training.fab), training.now()
     os.kill(training.pids(what, 1), signal.SIGKILL)
     assert training.fab("wait", "x", config=WAIT).rc != 0
-    row.truth(state, cause, "node2")
+    row.state_is(state, cause, "node2")
     training.check_end(row, step)
 
 
 def kill_whole(cluster: Cluster, index: int) -> None:
-    """Kill every process of a node, and its link with them: no packet says goodbye."""
+    """Cut the link of a node and kill all its processes: no packet announces it."""
     cluster.partition(index)
     inside = network.ip("netns", "pids", cluster.layout.nodes[index].namespace).split()
     for pid in map(int, inside):
@@ -111,10 +111,10 @@ def test_a_node_is_gone(training: Training, matrix: Matrix, netns_cluster: Clust
     if whole:
         kill_whole(netns_cluster, 1)
     try:
-        # The rank on node1 waits in vain for the other, and gives up; wait ends though node2 says nothing.
+        # The rank on node1 times out waiting for the other one; wait ends although node2 does not answer.
         waited = training.fab("-t", "4", "wait", "x", config={**WAIT, "answer_timeout_s": 4}, timeout_s=180)
         assert waited.rc != 0, waited
-        row.truth("failed", "node-unreachable", "node2", flags=("-t", "4"))
+        row.state_is("failed", "node-unreachable", "node2", flags=("-t", "4"))
         row.nodes("failed", "unreachable", flags=("-t", "4"))
     finally:
         if whole:
@@ -137,7 +137,7 @@ def test_the_disk_of_the_checkpoints_is_full(fab: Fab, cache: Path, matrix: Matr
         row, step = matrix.row("disk full on a node: checkpoints", fab), training.now()
         subprocess.run([*inside, "dd", "if=/dev/zero", f"of={checkpoints}/ballast"], capture_output=True, check=False)
         assert fab("wait", "x", config=WAIT, timeout_s=60).rc != 0
-        row.truth("failed", "disk-full", "node1")
+        row.state_is("failed", "disk-full", "node1")
         subprocess.run([*inside, "cp", "-r", str(checkpoints), f"{checkpoints}-copy"], check=True)
     (training.folder / "copy").mkdir()
     shutil.move(f"{checkpoints}-copy", training.folder / "copy" / "checkpoints")
@@ -146,12 +146,12 @@ def test_the_disk_of_the_checkpoints_is_full(fab: Fab, cache: Path, matrix: Matr
     row.checkpoint(training.folder / "copy", 5)
 
 
-# ---- what a training outlives
+# ---- faults that a training survives
 
 
 @contextlib.contextmanager
 def following(fab: Fab) -> Iterator[subprocess.Popen[str]]:
-    """Follow the logs; give the process once it has shown a line."""
+    """Follow the logs; yield the process once it has printed a line."""
     process = fab.start("logs", "x", "--follow", "--lines", "1", config={"answer_timeout_s": 2})
     assert process.stdout is not None
     assert process.stdout.readline()
@@ -164,26 +164,26 @@ def following(fab: Fab) -> Iterator[subprocess.Popen[str]]:
 
 
 class Survivor:
-    """A training that goes on after each of many faults, with a row for each."""
+    """A training that continues after each of many faults, with a row for each."""
 
     def __init__(self, training: Training, matrix: Matrix) -> None:
         self.training, self.matrix, self.fab = training, matrix, training.fab
         self.cluster = training.fab.cluster
         self.rows: list[tuple[Row, int]] = []
 
-    def goes_on(self, fault: str) -> Row:
-        """Assert that it goes on now, and that status and why say so."""
+    def continues(self, fault: str) -> Row:
+        """Assert that it continues, and that status and why report so."""
         step = self.training.now()
         assert eventually(lambda: self.training.now() > step + 5, 30), fault
         row = self.matrix.row(fault, self.fab)
-        row.truth("running", "running")
+        row.state_is("running", "running")
         self.rows.append((row, self.training.now()))
         return row
 
     def lose_tmux(self) -> None:
         argv = [*self.cluster.node(1).command(), "tmux", "-L", "torchfab", "display-message", "-p", "#{pid}"]
         os.kill(int(subprocess.check_output(argv, text=True)), signal.SIGKILL)
-        self.goes_on("kill -9 of the tmux server")
+        self.continues("kill -9 of the tmux server")
 
     def lose_sshd(self) -> None:
         listener = self.cluster.node(1).sshd_pid
@@ -191,26 +191,26 @@ class Survivor:
         with following(self.fab):
             for pid in procfs.children(listener):
                 os.kill(pid, signal.SIGKILL)
-            self.goes_on("kill -9 of an sshd that serves a connection")
+            self.continues("kill -9 of an sshd that serves a connection")
         self.cluster.kill_sshd(1)
         try:
             row = self.matrix.row("kill -9 of the sshd that listens", self.fab)
             row.nodes("running", "unreachable")
         finally:
             self.cluster.start_sshd(1)
-        row.truth("running", "running")
+        row.state_is("running", "running")
         self.rows.append((row, self.training.now()))
 
     def lose_fab(self) -> None:
         with following(self.fab) as process:
             os.killpg(process.pid, signal.SIGKILL)
-        self.goes_on("kill -9 of fab while it follows")
+        self.continues("kill -9 of fab while it follows")
 
     def lose_a_link(self) -> None:
         self.cluster.partition(1)
         time.sleep(5)
         self.cluster.heal(1)
-        self.goes_on("a node's link is down for 5 s")
+        self.continues("a node's link is down for 5 s")
 
     def lose_the_launch_machine(self) -> None:
         layout = self.cluster.layout
@@ -220,13 +220,13 @@ class Survivor:
             os.killpg(process.pid, signal.SIGKILL)
             time.sleep(3)
             network.ip("addr", "add", *words)
-        self.goes_on("the launch machine is gone, and back")
+        self.continues("the launch machine is gone, and back")
 
     def lose_the_records(self) -> None:
         with read_only(self.fab.records):
             refused = self.fab(*self.fab.launch("--name", "y"))
-            row = self.goes_on("the records folder is read-only")
-            row.refused(refused, "Read-only file system")
+            row = self.continues("the records folder is read-only")
+            row.fails_with(refused, "Read-only file system")
 
     def check_ends(self) -> None:
         ok(self.fab("stop", "x", "--grace", "10"))
@@ -237,7 +237,7 @@ class Survivor:
         assert load_last(self.training.folder) >= self.rows[-1][1]
 
 
-def test_a_training_outlives_what_does_not_touch_it(training: Training, matrix: Matrix) -> None:
+def test_a_training_survives_faults_that_do_not_affect_it(training: Training, matrix: Matrix) -> None:
     survivor = Survivor(training, matrix)
     survivor.lose_tmux()
     survivor.lose_sshd()

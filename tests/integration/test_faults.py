@@ -1,4 +1,4 @@
-"""The fault matrix, where a fault touches no training: full disks, kills, races, slow nodes, wrong clocks."""
+"""The fault matrix, faults that do not affect training: full disks, kills, races, slow nodes, wrong clocks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.integration.faults_injected import REAL_TMUX, fake_clock, fake_progra
 from tests.integration.jobs import ok, status_of, two
 from torchfab.remote import procfs
 
-# Prints what is asked until it is told that it is over; the rank that FAILS names ends with 7 then.
+# Prints ticks until a file named over appears; then the rank in FAILS exits with 7.
 TICK = """
 import os, sys, time
 while not os.path.exists("over"):
@@ -55,7 +55,7 @@ def done(process: subprocess.Popen[str], timeout_s: float = 60) -> Done:
 
 @contextmanager
 def full_disk(fab: Fab, folder: Path, size: str, in_node: int | None) -> Iterator[tuple[str, ...]]:
-    """Mount a small disk over a folder; give the words that run a command where it is seen."""
+    """Mount a small disk over a folder; yield the argv prefix that runs a command where it is visible."""
     folder.mkdir(exist_ok=True)
     fab.own(folder)
     if in_node is None:
@@ -87,12 +87,12 @@ def test_the_disk_of_the_logs_is_full(fab: Fab, matrix: Matrix) -> None:
     with full_disk(fab, fab.node_dir, "2m", 1):
         ok(fab(*two(fab, "--name", "x", "--", "flood.py")))
         assert eventually(lambda: status_of(fab, "x")["ended"], 30)
-        row.truth("failed", "disk-full", "node2")
+        row.state_is("failed", "disk-full", "node2")
         row.logs("node1 [0] begin", "node2 [1] begin", f"node2 [1] {'x' * 4000}")
         row.stopped()
 
 
-def test_the_disk_of_our_own_records_on_a_node_is_full(fab: Fab, matrix: Matrix) -> None:
+def test_the_disk_of_torchfabs_records_on_a_node_is_full(fab: Fab, matrix: Matrix) -> None:
     row = matrix.row("disk full on a node: torchfab's own records", fab)
     row.without(3)
     with full_disk(fab, fab.node_dir, "2m", 1) as inside:
@@ -100,21 +100,21 @@ def test_the_disk_of_our_own_records_on_a_node_is_full(fab: Fab, matrix: Matrix)
         ok(fab(*two(fab, "--name", "x", "--", "idle.py")))
         assert eventually(lambda: fab("logs", "x", "--no-fold").stdout.count("begin") == 2, 20)
         fill(fab.node_dir, inside)
-        row.truth("running", "running")
+        row.state_is("running", "running")
         os.kill(status_of(fab, "x")["nodes"][1]["ranks"][0]["pid"], signal.SIGKILL)
         assert eventually(lambda: status_of(fab, "x")["nodes"][1]["state"] != "running", 10)
-        row.truth("failed", "killed", "node2")
+        row.state_is("failed", "killed", "node2")
         row.logs("node1 [0] begin", "node2 [1] begin")
         row.stopped()
 
 
-def test_the_disk_of_the_records_is_full_when_a_job_is_launched(fab: Fab, matrix: Matrix) -> None:
+def test_a_full_disk_of_records_refuses_a_launch(fab: Fab, matrix: Matrix) -> None:
     row = matrix.row("disk full on the launch machine: records", fab)
     row.without(2, 3)
     with full_disk(fab, fab.records, "64k", None):
         fill(fab.records)
         refused = fab(*fab.launch("--name", "x", gpus=True))
-        row.refused(refused, "No space left on device")
+        row.fails_with(refused, "No space left on device")
         row.nothing_left(within_s=5, folders=True)
         assert [path.name for path in fab.records.iterdir() if path.is_dir()] == []
 
@@ -147,8 +147,8 @@ def test_fab_is_killed_while_it_confirms(fab: Fab, matrix: Matrix) -> None:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         time.sleep(2)
-    # Every node was asked to keep what it had started, and did.
-    row.truth("running", "running")
+    # Every node got `keep`.
+    row.state_is("running", "running")
     row.stopped()
     row.logs("node1 [0] tick", "node2 [1] tick")
 
@@ -156,7 +156,7 @@ def test_fab_is_killed_while_it_confirms(fab: Fab, matrix: Matrix) -> None:
 # ---- silence
 
 
-def test_a_server_falls_silent_while_its_logs_are_followed(fab: Fab, matrix: Matrix, netns_cluster: Cluster) -> None:
+def test_a_server_that_stalls_during_follow_is_reported(fab: Fab, matrix: Matrix, netns_cluster: Cluster) -> None:
     row = matrix.row("an SSH server stalls while its logs are followed", fab)
     row.without(3)
     launch_ticks(fab)
@@ -170,8 +170,8 @@ def test_a_server_falls_silent_while_its_logs_are_followed(fab: Fab, matrix: Mat
     for pid in stopped:
         os.kill(pid, signal.SIGSTOP)
     try:
-        # node1's lines keep coming, and node2 is told to be silent.
-        row.said(process.stderr.readline(), "node2: no sign of life for 2 s (trying again)")
+        # node1's lines keep coming, and node2 is reported as silent.
+        row.output_has(process.stderr.readline(), "node2: no sign of life for 2 s (trying again)")
         (fab.workdir / "over").touch()
         rest, _ = process.communicate(timeout=60)
     finally:
@@ -181,7 +181,7 @@ def test_a_server_falls_silent_while_its_logs_are_followed(fab: Fab, matrix: Mat
     lines = "".join(seen) + rest
     assert "node1 [0] the end" in lines
     assert "node2 [1] the end" in lines
-    row.truth("succeeded", "succeeded")
+    row.state_is("succeeded", "succeeded")
     row.nothing_left(within_s=5)
     row.logs("node1 [0] the end", "node2 [1] the end")
 
@@ -193,17 +193,17 @@ def test_a_slow_node_delays_no_other(fab: Fab, matrix: Matrix) -> None:
     with fake_program(fab.cluster.node(1), "python3", f'sleep 5; exec {sys.executable} "$@"'):
         row.nodes("running", "running")
         process = fab.start("stop", "x", "--grace", "1")
-        # Nothing of node1 is left while node2 has not even been asked.
+        # Nothing of node1 is left while node2 has not been reached yet.
         assert eventually(lambda: [pid for pid in fab.processes() if of_node(pid, 0)] == [], 30)
         assert [pid for pid in fab.processes() if of_node(pid, 1)] != []
         assert done(process).rc == 0
-    row.truth("stopped", "stopped")
+    row.state_is("stopped", "stopped")
     row.nothing_left(within_s=5)
     row.logs("node1 [0] tick", "node2 [1] tick")
 
 
 def of_node(pid: int, index: int) -> bool:
-    """Say whether a process is of this node."""
+    """Return whether a process belongs to this node."""
     words = procfs.command_line(pid)
     marked = procfs.environment(pid).get("TORCHFAB_NODE_RANK") == str(index)
     return marked or any(f"/node-{index}/" in word for word in words)
@@ -212,7 +212,7 @@ def of_node(pid: int, index: int) -> bool:
 # ---- clocks
 
 
-def test_clocks_are_five_minutes_apart(fab: Fab, matrix: Matrix) -> None:
+def test_clocks_five_minutes_apart_do_no_harm(fab: Fab, matrix: Matrix) -> None:
     row = matrix.row("clocks are 5 minutes apart", fab)
     row.without(3)
     with start_up_file(fab.cluster.node(1), fake_clock(300)):
@@ -220,8 +220,8 @@ def test_clocks_are_five_minutes_apart(fab: Fab, matrix: Matrix) -> None:
         assert eventually(lambda: fab("logs", "x", "--no-fold").stdout.count("tick") > 4, 20)
         (fab.workdir / "over").touch()
         assert eventually(lambda: status_of(fab, "x")["ended"], 30)
-        # By the clocks alone, node1 failed five minutes before node2; in truth 1.5 s after it.
-        row.truth("failed", "exit-code", "node2")
+        # By the clocks alone, node1 failed five minutes before node2; in fact 1.5 s after it.
+        row.state_is("failed", "exit-code", "node2")
         skews = [node["clock_skew_s"] for node in status_of(fab, "x")["nodes"]]
         assert skews[0] == 0, skews
         assert 298 < skews[1] < 302, skews
@@ -232,21 +232,21 @@ def test_clocks_are_five_minutes_apart(fab: Fab, matrix: Matrix) -> None:
 # ---- races
 
 
-def test_two_launches_have_one_name_at_the_same_moment(fab: Fab, matrix: Matrix) -> None:
+def test_two_concurrent_launches_of_one_name(fab: Fab, matrix: Matrix) -> None:
     row = matrix.row("two launches with one name at the same moment", fab)
     row.without(3)
     fab.write("tick.py", TICK)
     words = two(fab, "--name", "x", "--", "tick.py")
     ends = [done(process) for process in [fab.start(*words) for _ in range(3)]]
     assert sorted(end.rc for end in ends) == [0, 2, 2], ends
-    row.refused(next(end for end in ends if end.rc == 2), "there is a job x already")
-    row.truth("running", "running")
+    row.fails_with(next(end for end in ends if end.rc == 2), "there is a job x already")
+    row.state_is("running", "running")
     assert len([words for words in fab.processes().values() if "supervise" in words]) == 2
     row.logs("node1 [0] tick", "node2 [1] tick")
     row.stopped()
 
 
-# The node takes its time: longer than a `fab` needs to start on a busy machine.
+# The node is slow: slower than the start of a `fab` on a busy machine.
 PHASES = {
     "prepares": f'case "$*" in -V) echo >> {{mark}}; sleep 12; echo tmux 3.4;; *) exec {REAL_TMUX} "$@";; esac',
     "starts": f'case "$*" in *new-session*) echo >> {{mark}}; sleep 12;; esac; exec {REAL_TMUX} "$@"',
@@ -265,17 +265,17 @@ def test_a_job_is_stopped_while_it_is_launched(fab: Fab, matrix: Matrix, phase: 
         launched = done(launch)
     assert stopped.rc == 0, stopped
     assert launched.rc == 130, launched
-    row.said(stopped.stdout, "job x: its launch was taken back; nothing of it was left running")
+    row.output_has(stopped.stdout, "job x: its launch was taken back; nothing of it was left running")
     row.nothing_left(within_s=20, folders=True)
     assert fab.jobs() == []
 
 
-def test_two_stops_at_once_are_as_good_as_one(fab: Fab, matrix: Matrix) -> None:
+def test_two_concurrent_stops_both_succeed(fab: Fab, matrix: Matrix) -> None:
     row = matrix.row("two stops at once", fab)
     row.without(3)
     launch_ticks(fab)
     ends = [done(process) for process in [fab.start("stop", "x", "--grace", "2") for _ in range(2)]]
     assert [end.rc for end in ends] == [0, 0], ends
-    row.truth("stopped", "stopped")
+    row.state_is("stopped", "stopped")
     row.nothing_left()
     row.logs("node1 [0] tick", "node2 [1] tick")

@@ -1,4 +1,4 @@
-"""Who is let in by host key: torchfab and OpenSSH's own client, against the same real sshd, say the same."""
+"""Host keys: torchfab and OpenSSH's client accept and refuse the same, against the same real sshd."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TYPES = {"ed25519": "256", "ecdsa": "256", "rsa": "2048"}
 
 
 class Server:
-    """A real sshd on loopback with keys of several types, the folder of its files, and who may log in."""
+    """A real sshd on loopback with keys of several types, the folder of its files, and an authorized user key."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -38,15 +38,15 @@ class Server:
         self.process: subprocess.Popen[bytes] | None = None
 
     def key(self, name: str) -> str:
-        """Give a public key as known_hosts has it."""
+        """Return a public key in known_hosts format."""
         return " ".join((self.folder / f"{name}.pub").read_text().split()[:2])
 
     def sign(self, *options: str) -> None:
-        """Have the authority sign the ed25519 key."""
+        """Sign the ed25519 key by the authority."""
         keygen("-q", "-s", str(self.folder / "ca"), "-I", "the host", *options, str(self.folder / "host_ed25519.pub"))
 
     def start(self, *lines: str) -> None:
-        """Start it anew with more lines in its sshd_config."""
+        """Restart it with more lines in its sshd_config."""
         self.stop()
         config = self.folder / "sshd_config"
         fixed = [
@@ -72,7 +72,7 @@ class Server:
             self.process.wait()
 
     def config(self, known: str, *lines: str) -> Path:
-        """Write a client's ssh config that knows these lines, and no others; give its path."""
+        """Write a client's ssh config that knows these lines, and no others; return its path."""
         (self.folder / "known").write_text(known)
         path = self.folder / "ssh_config"
         fixed = [
@@ -85,7 +85,7 @@ class Server:
         return path
 
     def ours(self, config: Path, host: str = ADDRESS) -> str:
-        """Log in with torchfab; give what it says against it, or nothing."""
+        """Log in with torchfab; return its error, or an empty text."""
         node, settings = Node(0, host, port=self.port), ConnectionSettings(ssh_config=str(config), connect_timeout_s=5)
         try:
             session = ssh.open_session(ssh.NodeGroup([node], settings)[0], settings)
@@ -98,7 +98,7 @@ class Server:
         return ""
 
     def theirs(self, config: Path, host: str = ADDRESS) -> str:
-        """Log in with OpenSSH; the same."""
+        """Log in with OpenSSH; return its error, or an empty text."""
         argv = ["ssh", "-F", str(config), "-p", str(self.port), host, "true"]
         done = subprocess.run(argv, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=20)
         return "" if done.returncode == 0 else done.stderr or "refused"
@@ -110,7 +110,7 @@ def keygen(*words: str) -> None:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """An sshd that shows all its keys."""
+    """An sshd that offers all its keys."""
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
     require("ssh-keygen")
@@ -124,7 +124,7 @@ def all_keys(server: Server) -> list[str]:
     return [f"HostKey {server.folder}/host_{kind}" for kind in TYPES]
 
 
-# name: lines of known_hosts ({here}: the name with the port), lines of ssh config, what we say; empty: let in
+# name: lines of known_hosts ({here}: the name with the port), lines of ssh config, our error; empty: accepted
 CASES = {
     "nobody is known": ("", "", "its host key is not known (ssh-ed25519 SHA256:"),
     "known": ("{here} {ed25519}", "", ""),
@@ -154,8 +154,8 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_torchfab_lets_in_whom_openssh_lets_in(server: Server, case: str, tmp_path: Path) -> None:
-    known, lines, told = CASES[case]
+def test_torchfab_accepts_the_host_keys_that_openssh_accepts(server: Server, case: str, tmp_path: Path) -> None:
+    known, lines, expected = CASES[case]
     here, second = f"[{ADDRESS}]:{server.port}", tmp_path / "second"
     second.write_text(f"{here} {server.key('host_ed25519')}\n")
     words = {name: server.key(f"host_{name}") for name in TYPES}
@@ -163,21 +163,21 @@ def test_torchfab_lets_in_whom_openssh_lets_in(server: Server, case: str, tmp_pa
     words |= {"hashed": hashed(here, tmp_path), "second": str(second)}
     text, lines = known.format(**words), lines.format(**words)
     ours = server.ours(server.config(text, lines))
-    theirs = server.theirs(server.config(text, lines))  # written anew: whoever is taken in is remembered
-    assert told.format(**words) in ours if told else ours == ""
-    assert bool(theirs) == bool(told), theirs
+    theirs = server.theirs(server.config(text, lines))  # written again, because an accepted key is recorded
+    assert expected.format(**words) in ours if expected else ours == ""
+    assert bool(theirs) == bool(expected), theirs
 
 
 def hashed(name: str, folder: Path) -> str:
-    """Give a name as ssh-keygen hashes it."""
+    """Return a name hashed by ssh-keygen."""
     path = folder / "hashed"
     path.write_text(f"{name} ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJq6oLhgJ4SpjRTtNNYpVbhpeqQxOBTJMq1nEhL5qLhI\n")
     keygen("-q", "-H", "-f", str(path))
     return path.read_text().split()[0]
 
 
-def test_a_revoked_key_is_refused_also_where_nothing_is_checked(server: Server) -> None:
-    # Here torchfab is stricter than OpenSSH, which lets it in with a warning.
+def test_a_revoked_key_is_refused_without_strict_checking(server: Server) -> None:
+    # Here torchfab is stricter than OpenSSH, which connects with a warning.
     config = server.config(f"@revoked * {server.key('host_ed25519')}\n", "StrictHostKeyChecking no")
     assert "REVOKED" in server.ours(config)
 
@@ -192,15 +192,13 @@ def test_a_new_host_is_remembered_once_and_then_known(server: Server) -> None:
     assert server.theirs(server.config(second, "StrictHostKeyChecking yes")) == ""
 
 
-def test_a_key_that_changed_is_told_also_where_nothing_is_checked(
-    server: Server, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_changed_key_is_reported_without_strict_checking(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     config = server.config(f"[{ADDRESS}]:{server.port} {server.key('stranger')}\n", "StrictHostKeyChecking no")
     assert server.ours(config) == ""
     assert "has CHANGED" in capsys.readouterr().err
 
 
-# options of ssh-keygen -s, the authority's line, what we say
+# options of ssh-keygen -s, the authority's line, our error
 CERTIFICATES = {
     "good": (("-h", "-n", ADDRESS), "@cert-authority * {ca}", ""),
     "for all names": (("-h",), "@cert-authority * {ca}", ""),
@@ -219,8 +217,8 @@ CERTIFICATES = {
 
 
 @pytest.mark.parametrize("case", CERTIFICATES)
-def test_host_certificates_are_judged_as_openssh_does(server: Server, case: str) -> None:
-    options, known, told = CERTIFICATES[case]
+def test_host_certificates_are_verified_as_by_openssh(server: Server, case: str) -> None:
+    options, known, expected = CERTIFICATES[case]
     server.sign(*options)
     server.start(*all_keys(server)[:1], f"HostCertificate {server.folder}/host_ed25519-cert.pub")
     try:
@@ -228,14 +226,14 @@ def test_host_certificates_are_judged_as_openssh_does(server: Server, case: str)
         words |= {"ca": server.key("ca"), "stranger": server.key("stranger")}
         config = server.config(known.format(**words))
         ours, theirs = server.ours(config), server.theirs(config)
-        assert told in ours if told else ours == ""
-        assert bool(theirs) == bool(told), theirs
+        assert expected in ours if expected else ours == ""
+        assert bool(theirs) == bool(expected), theirs
     finally:
         server.start(*all_keys(server))
 
 
 @pytest.mark.parametrize("algorithm", ["curve25519-sha256", "curve25519-sha256@libssh.org"])
-def test_a_server_may_offer_curve25519_by_either_name_alone(server: Server, algorithm: str) -> None:
+def test_either_name_of_curve25519_works(server: Server, algorithm: str) -> None:
     server.start(*all_keys(server), f"KexAlgorithms {algorithm}")
     try:
         assert server.ours(server.config(f"{ADDRESS} {server.key('host_ed25519')}")) == ""
@@ -243,12 +241,12 @@ def test_a_server_may_offer_curve25519_by_either_name_alone(server: Server, algo
         server.start(*all_keys(server))
 
 
-# ---- the rest of ssh's configuration: what logs in with OpenSSH logs in with torchfab
+# ---- other ssh options: a config that logs in with OpenSSH logs in with torchfab
 
 
 @pytest.fixture(scope="module")
 def agent(server: Server) -> Iterator[str]:
-    """An ssh agent that has the user's key, and a stranger's before it; its socket."""
+    """An ssh agent that has the user's key, and an unrelated key before it; its socket."""
     path = str(server.folder / "agent")
     with subprocess.Popen([require("ssh-agent"), "-D", "-a", path], stdout=subprocess.DEVNULL) as process:
         while not os.path.exists(path):
@@ -295,7 +293,7 @@ while True:
 
 
 @pytest.mark.parametrize("case", CONFIGS)
-def test_what_ssh_config_says_of_logins_is_done(
+def test_login_options_of_ssh_config_are_followed(
     server: Server, agent: str, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines, gets_in = CONFIGS[case]
@@ -315,7 +313,7 @@ def test_what_ssh_config_says_of_logins_is_done(
     assert (theirs == "") is gets_in, theirs
 
 
-def test_a_jump_host_is_checked_as_every_host(server: Server) -> None:
+def test_the_key_of_a_jump_host_is_verified(server: Server) -> None:
     known = f"hop {server.key('stranger')}\n[{ADDRESS}]:{server.port} {server.key('host_ed25519')}\n"
     lines = [
         f"Host hop\n  HostName {ADDRESS}\n  HostKeyAlias hop\n  Port {server.port}",
@@ -326,7 +324,7 @@ def test_a_jump_host_is_checked_as_every_host(server: Server) -> None:
     assert "its host key has CHANGED" in said
 
 
-def test_a_proxy_command_that_fails_is_told_with_what_it_said(server: Server) -> None:
+def test_a_failing_proxy_command_is_reported_with_its_stderr(server: Server) -> None:
     said = server.ours(server.config("", "ProxyCommand echo no way >&2; exit 1"))
     assert "its ProxyCommand failed: no way" in said
     assert "fix: try it by hand: echo no way" in said
@@ -358,7 +356,7 @@ def test_connect_timeout_is_that_of_ssh_config(server: Server) -> None:
             ssh.open_session(ssh.NodeGroup([node], settings)[0], settings)
 
 
-def test_an_option_that_cannot_be_followed_is_an_error_of_its_host_alone(server: Server) -> None:
+def test_an_unsupported_ssh_option_is_an_error_of_its_host_only(server: Server) -> None:
     config = server.config(f"{ADDRESS} {server.key('host_ed25519')}", "Host other\n  RevokedHostKeys /keys")
     nodes = [Node(0, ADDRESS, port=server.port), Node(1, "other")]
     settings = ConnectionSettings(ssh_config=str(config))

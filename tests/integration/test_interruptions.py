@@ -1,4 +1,4 @@
-"""A launch that is interrupted, killed or cut off in the middle leaves nothing running, and its name free."""
+"""A launch that is interrupted, killed or disconnected leaves nothing running, and its name free."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.integration.faults import Matrix
 from tests.integration.faults_injected import REAL_TMUX, fake_program
 from torchfab.transport import bundle
 
-# How long the slow node takes for its step of the phase, in seconds; the others are done long before.
+# Duration of the slow node's step of the phase, in seconds; the others finish long before.
 SLOW_S = 1.5
 ASKED = "echo >> '{mark}'; sleep 1.5"
 PHASES = {
@@ -32,7 +32,7 @@ PHASES = {
 def launching(
     fab: Fab, phase: str, slow: int = 1, config: Mapping[str, object] | None = None
 ) -> Iterator[subprocess.Popen[str]]:
-    """Start a launch, and give its process when the slow node is still in this phase and the other has done it."""
+    """Start a launch; return its process when the slow node is still in this phase and the other has finished it."""
     mark = fab.folder / "asked"
     with fake_program(fab.cluster.node(slow), "tmux", PHASES[phase].format(mark=mark)):
         process = fab.start(*fab.launch("--name", "x", gpus=True), config=config)
@@ -55,7 +55,7 @@ def assert_name_is_free(fab: Fab) -> None:
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_ctrl_c_takes_everything_back(fab: Fab, phase: str) -> None:
+def test_ctrl_c_rolls_everything_back(fab: Fab, phase: str) -> None:
     with launching(fab, phase) as process:
         os.killpg(process.pid, signal.SIGINT)
         done = ended(process)
@@ -64,11 +64,11 @@ def test_ctrl_c_takes_everything_back(fab: Fab, phase: str) -> None:
         assert "error: interrupted; nothing was left running" in done.stderr, done
         assert "Traceback" not in done.stderr, done
         assert fab.jobs() == []
-        time.sleep(SLOW_S)  # the slow node goes on by itself, and finds that nobody is there
+        time.sleep(SLOW_S)  # the slow node continues alone, and notices that fab is gone
         fab.assert_nothing_left(within_s=3)
 
 
-def test_ctrl_c_pressed_again_and_again_still_takes_everything_back(fab: Fab) -> None:
+def test_repeated_ctrl_c_still_rolls_everything_back(fab: Fab) -> None:
     with launching(fab, "two") as process:
         for _ in range(4):
             os.killpg(process.pid, signal.SIGINT)
@@ -80,9 +80,7 @@ def test_ctrl_c_pressed_again_and_again_still_takes_everything_back(fab: Fab) ->
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
-def test_a_launch_that_is_killed_in_phase_one_leaves_nothing_and_its_name_is_free(
-    fab: Fab, matrix: Matrix, number: signal.Signals
-) -> None:
+def test_a_launch_killed_in_phase_one_leaves_nothing(fab: Fab, matrix: Matrix, number: signal.Signals) -> None:
     row = matrix.row("kill -9 of fab while it prepares", fab) if number == signal.SIGKILL else None
     with launching(fab, "one") as process:
         os.killpg(process.pid, number)
@@ -92,13 +90,13 @@ def test_a_launch_that_is_killed_in_phase_one_leaves_nothing_and_its_name_is_fre
         jobs = fab("jobs")
         assert "no job was launched" in jobs.stdout
         if row:
-            row.said(jobs.stdout, "no job was launched")
+            row.output_has(jobs.stdout, "no job was launched")
             row.nothing_left(folders=True)
             row.without(2, 3)
     assert_name_is_free(fab)
 
 
-def test_what_a_killed_launch_did_not_confirm_is_taken_back_by_the_nodes(fab: Fab, matrix: Matrix) -> None:
+def test_nodes_roll_back_the_launch_of_a_killed_fab(fab: Fab, matrix: Matrix) -> None:
     row = matrix.row("kill -9 of fab while it starts", fab)
     row.without(2, 3)
     with launching(fab, "two") as process:
@@ -106,14 +104,14 @@ def test_what_a_killed_launch_did_not_confirm_is_taken_back_by_the_nodes(fab: Fa
         os.killpg(process.pid, signal.SIGKILL)
         ended(process)
         assert eventually(lambda: fab.left() == {"records": ["x"]}, 8), fab.left()
-    row.truth("lost", "launch-cut-off")
+    row.state_is("lost", "launch-cut-off")
     row.nothing_left(folders=True)
     assert fab("jobs", "--remove", "x").rc == 0
     assert_name_is_free(fab)
 
 
 @pytest.mark.parametrize("slow", [0, 1], ids=["the other is slow", "while it is slow"])
-def test_a_node_whose_connection_dies_between_the_phases_is_named(fab: Fab, slow: int) -> None:
+def test_a_connection_that_dies_between_the_phases_is_named(fab: Fab, slow: int) -> None:
     with launching(fab, "one", slow) as process:
         fab.cluster.kill_sshd(1)
         try:
@@ -124,14 +122,14 @@ def test_a_node_whose_connection_dies_between_the_phases_is_named(fab: Fab, slow
         assert "1 of 2 hosts failed; " in done.stderr, done
         assert "node2: the connection was lost" in done.stderr, done
         assert "Traceback" not in done.stderr, done
-        # What the node has not confirmed it takes back; the record of a job that may run somewhere is kept.
+        # The node rolls back what is not confirmed. The record of a job that may run somewhere is kept.
         assert eventually(lambda: set(fab.left()) <= {"records"}, 8), fab.left()
     if fab.jobs():
         assert "did not confirm that nothing of it runs there" in done.stderr, done
         assert fab("stop", "x").rc == 0
 
 
-def test_a_node_that_is_cut_off_in_phase_two_is_named_and_can_be_stopped_later(fab: Fab) -> None:
+def test_a_node_disconnected_in_phase_two_is_named_and_can_be_stopped(fab: Fab) -> None:
     with launching(fab, "two", config={"start_timeout_s": 0.5}) as process:
         fab.cluster.partition(1)
         try:
@@ -150,7 +148,7 @@ def test_a_node_that_is_cut_off_in_phase_two_is_named_and_can_be_stopped_later(f
     assert fab("jobs", "--remove", "x").rc == 0
 
 
-def test_ctrl_c_on_follow_leaves_the_job_running_and_says_how_to_go_on(fab: Fab) -> None:
+def test_ctrl_c_on_follow_leaves_all_ranks_running(fab: Fab) -> None:
     process = fab.start(*fab.launch("--name", "x", "--follow", gpus=True))
     assert eventually(lambda: "running" in fab("status", "x").stdout, 10)
     time.sleep(0.5)
@@ -162,7 +160,7 @@ def test_ctrl_c_on_follow_leaves_the_job_running_and_says_how_to_go_on(fab: Fab)
     assert len(fab.processes()) == 8
 
 
-def test_a_node_takes_back_what_a_silent_launch_machine_does_not_confirm(tmp_path: Path) -> None:
+def test_a_node_rolls_back_an_unconfirmed_launch(tmp_path: Path) -> None:
     request = {
         "op": "prepare",
         "job_id": "x-1",

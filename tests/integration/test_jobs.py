@@ -1,4 +1,4 @@
-"""The life of jobs over real sshd and tmux: launched, seen, waited for, stopped; light scripts, no training."""
+"""Jobs over real sshd and tmux: launch, status, wait, stop; with light scripts, no training."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ if os.environ["RANK"] == "1":
     sys.exit(7)
 time.sleep(60)
 """
-# Ranks that ignore SIGTERM, and each leave a grandchild behind in a session of its own that ignores it too.
+# Ranks that ignore SIGTERM; each leaves a grandchild in its own session that ignores it too.
 NASTY = """
 import os, signal, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -107,12 +107,12 @@ def dumps(fab: Fab, count: int, folder: Path | None = None) -> dict[int, dict[st
 
 
 def logins(fab: Fab) -> int:
-    """Return how many times the nodes have let somebody in."""
+    """Return the number of logins to all nodes."""
     logs = [node.directory / "sshd.log" for node in fab.cluster.layout.nodes]
     return sum(log.read_text().count("Accepted publickey") for log in logs)
 
 
-# ---- what reaches a process
+# ---- arguments and environment
 
 
 def test_per_gpu_ranks_follow_the_lines_and_local_ranks_the_host(any_fab: Fab) -> None:
@@ -142,7 +142,7 @@ TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])
     max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], phases=[Phase.generate]
 )
 @given(words=st.lists(TEXT, max_size=40), values=st.lists(TEXT, max_size=20), number=st.uuids())
-def test_whatever_the_words_and_values_they_reach_the_script_over_ssh_and_locally(
+def test_any_arguments_and_values_reach_the_script(
     fab: Fab, words: list[str], values: list[str], number: uuid.UUID
 ) -> None:
     fab.write("dump.py", DUMP)
@@ -160,10 +160,10 @@ def test_whatever_the_words_and_values_they_reach_the_script_over_ssh_and_locall
     ok(fab("wait", name))
 
 
-def test_any_argument_and_environment_reaches_the_script_unchanged_over_ssh_and_locally(any_fab: Fab) -> None:
+def test_arguments_and_environment_reach_the_script_unchanged(any_fab: Fab) -> None:
     fab = any_fab
     fab.write("dump.py", DUMP)
-    # A single word may have 128 KiB on Linux; all together they have more than 200 KB.
+    # A single argument may have 128 KiB on Linux; all together have more than 200 KB.
     words = [*HOSTILE, "x" * 100_000, "é\n'\"" * 25_000]
     values = {f"V{index}": value for index, value in enumerate(words[:-1])}
     env = [each for name, value in values.items() for each in ("--env", f"{name}={value}")]
@@ -181,7 +181,7 @@ def test_any_argument_and_environment_reaches_the_script_unchanged_over_ssh_and_
             path.unlink()
 
 
-def test_torchrun_passes_hostile_arguments_on_and_its_ranks_are_seen(fab: Fab) -> None:
+def test_torchrun_passes_on_hostile_arguments_and_its_ranks_are_tracked(fab: Fab) -> None:
     fab.write("dump.py", DUMP + "import time; time.sleep(2)")
     words = fab.launch(
         "--name", "tr", "--nproc-per-node", "2", "--env", f"OUT_DIR={fab.workdir}", "--", "dump.py", *HOSTILE
@@ -209,11 +209,11 @@ def test_only_names_that_match_a_pattern_travel(fab: Fab) -> None:
     assert {name: got.get(name) for name in env} == {**env, "MY_OWN": None}
 
 
-# ---- how it ends
+# ---- the end of a job
 
 
 @pytest.mark.parametrize("gpus", [False, True], ids=["per-node", "per-gpu"])
-def test_wait_returns_the_code_of_the_first_failing_rank_and_ends_the_others(any_fab: Fab, gpus: bool) -> None:
+def test_wait_exits_with_the_first_failing_ranks_code(any_fab: Fab, gpus: bool) -> None:
     fab = any_fab
     fab.write("fail.py", FAIL)
     words = ("--name", "seven", "--", "fail.py")
@@ -226,10 +226,10 @@ def test_wait_returns_the_code_of_the_first_failing_rank_and_ends_the_others(any
     assert (status["state"], status["ended"], status["exit_code"]) == ("failed", True, 7)
     assert (status["first_failure"]["rank"], status["first_failure"]["code"]) == (1, 7)
     assert fab("status", "seven").rc == 1
-    assert fab("wait", "seven").rc == 7  # and again, long after
+    assert fab("wait", "seven").rc == 7  # also after the end
 
 
-def test_follow_shows_each_line_once_and_returns_the_exit_code(any_fab: Fab) -> None:
+def test_follow_shows_each_line_once_and_exits_with_the_jobs_code(any_fab: Fab) -> None:
     fab = any_fab
     fab.write("tick.py", TICK)
     done = ok(fab(*two(fab, "--name", "f", "--follow", "--", "tick.py", "6")))
@@ -252,11 +252,11 @@ def ranks_in(line: str) -> list[int]:
 
 
 def label(fab: Fab, index: int) -> str:
-    """Return how the log names a host."""
+    """Return the label of a host in logs."""
     return host_line(fab, index).split()[0]
 
 
-def test_follow_reads_on_where_it_was_when_a_connection_breaks(fab: Fab, netns_cluster: Cluster) -> None:
+def test_follow_resumes_after_a_broken_connection(fab: Fab, netns_cluster: Cluster) -> None:
     fab.write("tick.py", TICK)
     ok(fab(*two(fab, "--name", "broken", "--", "tick.py", "45")))
     process = fab.start("logs", "broken", "--follow", "--no-fold")
@@ -264,7 +264,7 @@ def test_follow_reads_on_where_it_was_when_a_connection_breaks(fab: Fab, netns_c
     lines = [process.stdout.readline() for _ in range(8)]
     for pid in _sessions_of_sshd(netns_cluster, 1):
         os.kill(pid, signal.SIGKILL)
-    # Not `communicate`, which would lose what readline has read ahead.
+    # Not `communicate`, which would lose readline's buffer.
     stdout = process.stdout.read()
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 0, stderr
@@ -281,7 +281,7 @@ def _sessions_of_sshd(cluster: Cluster, index: int) -> list[int]:
     return procfs.children(listener)
 
 
-def test_equal_lines_fold_and_ranks_lines_and_grep_choose(fab: Fab) -> None:
+def test_logs_fold_equal_lines_and_filter_by_rank_lines_and_grep(fab: Fab) -> None:
     fab.write("tick.py", TICK)
     ok(fab(*two(fab, "--name", "g", "--follow", "--", "tick.py", "3")))
     assert "node[1-2] [0-1] tick 2" in ok(fab("logs", "g")).stdout.splitlines()
@@ -290,7 +290,7 @@ def test_equal_lines_fold_and_ranks_lines_and_grep_choose(fab: Fab) -> None:
     assert ok(fab("logs", "g", "--grep", "k [01]$", "--rank", "0")).stdout == "node1 [0] tick 0\nnode1 [0] tick 1\n"
 
 
-def test_a_job_goes_on_when_fab_is_killed_and_a_later_fab_finds_it(any_fab: Fab) -> None:
+def test_a_job_survives_a_killed_fab_and_a_later_fab_finds_it(any_fab: Fab) -> None:
     fab = any_fab
     fab.write("tick.py", TICK)
     process = fab.start(*two(fab, "--name", "alone", "--follow", "--", "tick.py", "40"))
@@ -301,11 +301,11 @@ def test_a_job_goes_on_when_fab_is_killed_and_a_later_fab_finds_it(any_fab: Fab)
     process.communicate()
     assert status_of(fab, "alone")["state"] == "running"
     assert "alone" in ok(fab("jobs")).stdout
-    assert "alone" in ok(fab("wait")).stderr  # the latest, and says which
+    assert "alone" in ok(fab("wait")).stderr  # the latest job, which it names
     assert status_of(fab, "alone")["state"] == "succeeded"
 
 
-def test_ctrl_c_on_follow_leaves_the_job_running_and_says_how_to_stop_it(fab: Fab) -> None:
+def test_ctrl_c_on_follow_leaves_the_job_running(fab: Fab) -> None:
     fab.write("tick.py", TICK)
     ok(fab(*two(fab, "--name", "cc", "--", "tick.py", "100")))
     process = fab.start("logs", "cc", "--follow")
@@ -318,7 +318,7 @@ def test_ctrl_c_on_follow_leaves_the_job_running_and_says_how_to_stop_it(fab: Fa
     assert status_of(fab, "cc")["state"] == "running"
 
 
-def test_torchrun_restarts_ranks_and_the_logs_show_both_attempts(fab: Fab) -> None:
+def test_logs_show_both_attempts_of_a_torchrun_restart(fab: Fab) -> None:
     script = (
         "import os, sys\nattempt = os.environ['TORCHELASTIC_RESTART_COUNT']\nprint('attempt', attempt, flush=True)\n"
     )
@@ -333,7 +333,7 @@ def test_torchrun_restarts_ranks_and_the_logs_show_both_attempts(fab: Fab) -> No
     assert text.count("attempt 1") == 2
 
 
-def test_static_rendezvous_gives_ranks_in_the_order_of_the_hosts_file(fab: Fab) -> None:
+def test_with_the_static_rendezvous_ranks_follow_the_hosts_file(fab: Fab) -> None:
     fab.write("dump.py", DUMP)
     hosts = fab.write("reverse", "node2\nnode1\n")
     words = ("launch-per-node", "--hostfile", str(hosts), "--name", "st", "--rdzv-backend", "static")
@@ -345,7 +345,7 @@ def test_static_rendezvous_gives_ranks_in_the_order_of_the_hosts_file(fab: Fab) 
 # ---- stop
 
 
-def test_stop_leaves_nothing_of_a_job_that_fights_back(any_fab: Fab) -> None:
+def test_stop_ends_processes_that_ignore_signals(any_fab: Fab) -> None:
     fab = any_fab
     fab.write("nasty.py", NASTY)
     ok(fab(*fab.launch("--name", "nasty", "--nproc-per-node", "2", "--", "nasty.py")))
@@ -358,7 +358,7 @@ def test_stop_leaves_nothing_of_a_job_that_fights_back(any_fab: Fab) -> None:
     assert fab("wait", "nasty").rc == 143
 
 
-def test_the_supervisor_alone_leaves_nothing_when_the_agent_is_killed(fab: Fab) -> None:
+def test_the_supervisor_ends_the_ranks_of_a_killed_agent(fab: Fab) -> None:
     fab.write("nasty.py", NASTY)
     ok(fab(*fab.launch("--name", "agent", "--nproc-per-node", "2", "--grace", "1", "--", "nasty.py")))
     assert eventually(lambda: fab("logs", "agent", "--no-fold").stdout.count("ready") == 4, 30)
@@ -370,7 +370,7 @@ def test_the_supervisor_alone_leaves_nothing_when_the_agent_is_killed(fab: Fab) 
     assert [node["processes"][0]["signal"] for node in status["nodes"]] == ["SIGKILL", "SIGKILL"]
 
 
-def test_a_killed_supervisor_is_told_as_lost_and_stop_finds_what_it_left(fab: Fab) -> None:
+def test_a_killed_supervisor_is_lost_and_stop_finds_its_processes(fab: Fab) -> None:
     fab.write("nasty.py", NASTY)
     ok(fab(*two(fab, "--name", "lost", "--", "nasty.py")))
     assert eventually(lambda: fab("logs", "lost", "--no-fold").stdout.count("ready") == 2, 10)
@@ -379,12 +379,12 @@ def test_a_killed_supervisor_is_told_as_lost_and_stop_finds_what_it_left(fab: Fa
     assert eventually(lambda: status_of(fab, "lost")["state"] == "lost", 5)
     node = status_of(fab, "lost")["nodes"][1]
     assert node["reason"] == "its supervisor was killed"
-    assert len(node["left"]) == 2  # the rank ignores the SIGTERM that its supervisor's death sends it
+    assert len(node["left"]) == 2  # the rank ignores the SIGTERM sent by its supervisor's death
     ok(fab("stop", "lost", "--grace", "0.5"))
     assert fab.processes() == {}
 
 
-def test_jobs_on_the_same_hosts_do_not_touch_each_other_though_one_name_is_a_prefix(any_fab: Fab) -> None:
+def test_jobs_with_a_common_name_prefix_do_not_affect_each_other(any_fab: Fab) -> None:
     fab = any_fab
     fab.write("tick.py", TICK)
     for name in ("job", "job1", "job-node0"):
@@ -397,7 +397,7 @@ def test_jobs_on_the_same_hosts_do_not_touch_each_other_though_one_name_is_a_pre
     assert fab.processes() == {}
 
 
-def test_the_death_of_tmux_ends_no_job_and_its_logs_go_on(fab: Fab) -> None:
+def test_a_job_and_its_logs_survive_the_death_of_tmux(fab: Fab) -> None:
     fab.write("tick.py", TICK)
     ok(fab(*two(fab, "--name", "notmux", "--", "tick.py", "40")))
     shown = subprocess.run(
@@ -411,7 +411,7 @@ def test_the_death_of_tmux_ends_no_job_and_its_logs_go_on(fab: Fab) -> None:
     assert "node2 [1] tick 39" in ok(fab("logs", "notmux", "--no-fold")).stdout
 
 
-def test_a_closed_window_ends_its_process_and_no_other(fab: Fab) -> None:
+def test_a_closed_window_ends_only_its_process(fab: Fab) -> None:
     fab.write("tick.py", TICK)
     words = ("launch-per-gpu", "--gpufile", gpufile(fab, 0, 1, 1), "--name", "win", "--", "tick.py", "100")
     ok(fab(*words))
@@ -486,7 +486,7 @@ def test_the_dry_run_pasted_into_bash_launches_the_same_job(fab: Fab, gpus: bool
         assert found["env"]["TORCHFAB_JOB_ID"].startswith("dry-")
 
 
-def test_a_dry_run_whose_facts_are_given_connects_nowhere_and_needs_no_torch(fab: Fab) -> None:
+def test_a_dry_run_with_all_facts_given_connects_nowhere(fab: Fab) -> None:
     (fab.workdir / "blocked").mkdir()
     fab.write("blocked/torch.py", "raise ImportError('not here')")
     before = logins(fab)
@@ -500,7 +500,7 @@ def test_a_dry_run_whose_facts_are_given_connects_nowhere_and_needs_no_torch(fab
     assert fab.left() == {}
 
 
-def test_a_node_out_of_reach_is_named_and_the_others_are_stopped(fab: Fab, netns_cluster: Cluster) -> None:
+def test_stop_names_an_unreachable_node_and_stops_the_others(fab: Fab, netns_cluster: Cluster) -> None:
     fab.write("tick.py", TICK)
     ok(fab(*two(fab, "--name", "cut", "--", "tick.py", "300")))
     netns_cluster.partition(1)

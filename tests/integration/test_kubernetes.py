@@ -90,7 +90,7 @@ def test_the_first_failing_ranks_code_is_the_jobs(fab: KubeFab) -> None:
     done = fab(*fab.launch("--name", "fails", "--follow", "--", "fail.py", "a b", "$(HOME)$$", "é\n"))
     assert done.rc == 7, done
     assert "rank 3 on fails-1 failed first (exit code 7)" in done.stderr
-    # Of the other pod, which the cluster removed, only what was read before.
+    # Of the other pod, which the cluster removed, only lines read before that are left.
     assert "[3] hello from 3 ['a b', '$(HOME)$$', 'é\\n'] True" in done.stdout
     assert eventually(lambda: all(each.poll() is not None for each in fab.machines.pods.values()), 20)
     status = json.loads(fab("status", "fails", "--json").stdout)

@@ -16,10 +16,10 @@ SMALL = ("--max-steps", "4", "--batch-size", "2", "--seq-length", "32", "--log-f
 
 
 @pytest.mark.parametrize("gpus", [False, True], ids=["per-node", "per-gpu"])
-def test_a_launch_trains_across_hosts_though_its_fab_is_killed(any_fab: Fab, gpus: bool) -> None:
+def test_a_training_over_hosts_survives_a_killed_fab(any_fab: Fab, gpus: bool) -> None:
     fab = any_fab
     fab.take(*BIGRAM)
-    # The model once as it is, once as the one that starts soonest: what launches them does not know the difference.
+    # Once the real model, once the one with the fastest start: the launch is the same.
     training = ("bigram.py", "--lr", "0.05") if gpus else ("train_llm.py",)
     script = ("--", *training, *SMALL, "--experiment-name", "small run")
     words = ("--name", "train", "--env", "HF_HUB_OFFLINE=1", "--follow", *script)
@@ -50,6 +50,6 @@ def test_the_embedded_default_trains_on_this_machine_without_ssh(fab: Fab) -> No
     done = ok(fab(*words, "--max-steps", "30", "--log-freq", "10", timeout_s=120))
     losses = [float(loss) for loss in re.findall(r" loss=(\d+\.\d+)", done.stdout)]
     assert losses[-1] < losses[0] - 0.1, done
-    assert "fab logs here" in done.stderr  # what to type next
+    assert "fab logs here" in done.stderr  # the next command
     listed = json.loads(ok(fab("jobs", "--json")).stdout)
     assert [(job["job"], job["state"], job["world_size"]) for job in listed] == [("here", "succeeded", 2)]

@@ -15,22 +15,22 @@ FLAVOURS = {"openmpi": "mpirun.openmpi", "mpich": "mpiexec.hydra"}
 
 
 @pytest.fixture(params=FLAVOURS)
-def way(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    """Give the words of a launch with each flavour."""
+def task(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """Return the arguments of a launch with each flavour."""
     require(FLAVOURS[request.param])
     return ("launch-mpi", "--flavour", request.param)
 
 
-def test_words_arrive_and_a_rank_that_fails_ends_the_job(fab: Fab, way: tuple[str, ...]) -> None:
-    launcher_contract.check_that_words_arrive_and_a_failure_ends_it(fab, *way)
+def test_arguments_arrive_and_a_failing_rank_ends_the_job(fab: Fab, task: tuple[str, ...]) -> None:
+    launcher_contract.check_arguments_and_failure(fab, *task)
 
 
-def test_stop_stops_one_job_and_a_killed_head_is_seen(fab: Fab, way: tuple[str, ...]) -> None:
-    launcher_contract.check_that_stop_stops_one_job_and_a_killed_head_is_seen(fab, *way)
+def test_stop_ends_one_job_and_a_killed_head_is_reported(fab: Fab, task: tuple[str, ...]) -> None:
+    launcher_contract.check_stop_and_killed_head(fab, *task)
 
 
-def test_a_head_that_fails_before_it_came_anywhere_ends_the_job_everywhere(fab: Fab, way: tuple[str, ...]) -> None:
-    ok(fab(*launcher_contract.hosts(fab, *way), "--interface", "none7", "--name", "early", "--", "light.py", "1"))
+def test_a_head_that_fails_early_ends_the_job_on_all_nodes(fab: Fab, task: tuple[str, ...]) -> None:
+    ok(fab(*launcher_contract.hosts(fab, *task), "--interface", "none7", "--name", "early", "--", "light.py", "1"))
     assert fab("wait", "early", timeout_s=60).rc not in (0, 143)
     status = status_of(fab, "early")
     assert (status["state"], status["first_failure"]["host"]) == ("failed", status["nodes"][0]["host"])
@@ -38,9 +38,9 @@ def test_a_head_that_fails_before_it_came_anywhere_ends_the_job_everywhere(fab: 
     assert fab.processes() == {}
 
 
-def test_the_dry_run_works_when_pasted(fab: Fab, way: tuple[str, ...]) -> None:
-    launcher_contract.check_that_the_dry_run_works_when_pasted(fab, *way)
+def test_the_dry_run_works_when_pasted(fab: Fab, task: tuple[str, ...]) -> None:
+    launcher_contract.check_pasted_dry_run(fab, *task)
 
 
-def test_it_trains_as_launch_per_node_does(fab: Fab, way: tuple[str, ...], cache: Path, reference: float) -> None:
-    assert launcher_contract.loss_at_step_20(fab, cache, *way) == pytest.approx(reference, abs=1e-4)
+def test_it_trains_as_launch_per_node_does(fab: Fab, task: tuple[str, ...], cache: Path, reference: float) -> None:
+    assert launcher_contract.loss_at_step_20(fab, cache, *task) == pytest.approx(reference, abs=1e-4)

@@ -19,7 +19,7 @@ def measure(fab: Fab, *words: str) -> Done:
     return fab("network", "--hostfile", str(fab.cluster.hostfile), *words, timeout_s=110)
 
 
-def test_a_node_with_a_slow_link_is_named_and_nothing_is_left(fab3: Fab) -> None:
+def test_a_slow_node_is_named_and_the_job_is_removed(fab3: Fab) -> None:
     tc = ("ip", "netns", "exec", fab3.cluster.layout.nodes[2].namespace, require("tc"), "qdisc")
     subprocess.run([*tc, "add", "dev", "eth0", *SLOW], check=True)
     try:
@@ -34,11 +34,11 @@ def test_a_node_with_a_slow_link_is_named_and_nothing_is_left(fab3: Fab) -> None
     assert {each["name"] for each in found["interfaces"]} == {"eth0"}
     assert len(found["pairs"]) == 3
     assert found["sizes"][0]["bytes"] == 1024
-    assert max(each["busbw_gbit"] for each in found["sizes"]) < 0.06  # all wait for the slow one
+    assert max(each["busbw_gbit"] for each in found["sizes"]) < 0.06  # all wait for the slow node
     fab3.assert_nothing_left(within_s=2)
 
 
-def test_a_measurement_that_fails_keeps_its_job_and_names_it(fab3: Fab) -> None:
+def test_a_failed_measurement_keeps_its_job_and_names_it(fab3: Fab) -> None:
     done = measure(fab3, "--seconds", "2", "--env", "GLOO_SOCKET_IFNAME=nosuch0")
     assert done.rc == 1, done
     assert done.stdout == "", done
@@ -53,7 +53,7 @@ def test_ctrl_c_leaves_nothing(fab3: Fab) -> None:
     deadline = time.monotonic() + 30
     while len(fab3.processes()) < 3 and time.monotonic() < deadline:
         time.sleep(0.1)
-    time.sleep(1)  # into the measurement, on most machines; whenever it comes, nothing may be left
+    time.sleep(1)  # during the measurement, on most machines; at any time, nothing may be left
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130, stderr
@@ -62,7 +62,7 @@ def test_ctrl_c_leaves_nothing(fab3: Fab) -> None:
 
 
 @pytest.mark.parametrize("words", [("--seconds", "0"), ("--backend", "mpi"), ("--backend", "nccl")])
-def test_what_cannot_be_measured_is_refused_and_leaves_nothing(fab3: Fab, words: tuple[str, ...]) -> None:
+def test_an_impossible_measurement_is_an_error_and_leaves_nothing(fab3: Fab, words: tuple[str, ...]) -> None:
     done = measure(fab3, *words)
     assert done.rc == 2, done
     assert words[0] in done.stderr, done

@@ -1,4 +1,4 @@
-"""The value of a secret reaches the ranks and nobody else: no command line, file, log, record or dry run shows it."""
+"""The value of a secret reaches only the ranks: no command line, file, log, record or dry run shows it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ time.sleep(60)
 
 @contextmanager
 def watched_command_lines() -> Iterator[set[bytes]]:
-    """Read the command lines of all processes, over and over; give those that hold a secret."""
+    """Read the command lines of all processes repeatedly; yield those that hold a secret."""
     found: set[bytes] = set()
     done = threading.Event()
     mine = os.getpid()
@@ -68,22 +68,22 @@ def own_secret(fab: Fab) -> Iterator[None]:
         path.write_text("")
 
 
-def test_no_secret_is_seen_anywhere_but_in_the_ranks(fab: Fab, own_secret: None) -> None:
+def test_secrets_are_visible_only_in_the_ranks(fab: Fab, own_secret: None) -> None:
     fab.write("secret.py", SCRIPT)
     numbers = [f"{name}={sum(value.encode())}" for name, value in NAMES.items()]
-    # What is given with --env stands on the command line of fab itself, and nowhere else: its help says so.
+    # A value of --env is on the command line of fab itself and nowhere else, as its help says.
     words = fab.launch("--name", "x", "--env", f"MY_API_KEY={GIVEN}", "--", "secret.py", *numbers, gpus=True)
     with watched_command_lines() as seen:
-        # Under another program it is started, not forked: it has a command line of its own to be seen.
+        # With `under` it is started, not forked, so it has its own command line.
         launch = fab.start(*words, env={"HF_TOKEN": FORWARDED}, under=("env",))
         stdout, stderr = launch.communicate(timeout=60)
         done = Done(words, launch.returncode, stdout, stderr)
         assert done.rc == 0, done
         assert eventually(lambda: "same: HF_TOKEN MY_API_KEY NODES_PASSWORD" in fab("logs", "x").stdout, 10)
-        told = [fab(*each) for each in (("status", "--json"), ("logs",), ("jobs", "--json"))]
+        results = [fab(*each) for each in (("status", "--json"), ("logs",), ("jobs", "--json"))]
     assert seen, "the command line of fab itself was not seen: nothing was watched"
     assert [line for line in seen if b"launch-per-gpu" not in line] == []
-    assert not any(secret in f"{each.stdout}{each.stderr}" for each in [done, *told] for secret in SECRETS)
+    assert not any(secret in f"{each.stdout}{each.stderr}" for each in [done, *results] for secret in SECRETS)
     assert_private_and_without_secrets([fab.records, fab.node_dir])
     assert "HF_TOKEN" in (fab.records / "x" / "plan.json").read_text()
 
@@ -97,7 +97,7 @@ raise ValueError("cannot log in with " + os.environ["HF_TOKEN"])
 """
 
 
-def test_what_a_rank_prints_of_secrets_is_hidden_while_it_runs_and_afterwards(fab: Fab, own_secret: None) -> None:
+def test_printed_secrets_are_hidden_during_the_job_and_after_it(fab: Fab, own_secret: None) -> None:
     fab.write("telltale.py", TELLTALE)
     words = fab.launch("--name", "x", "--env", f"MY_API_KEY={GIVEN}", "--follow", "--", "telltale.py", gpus=True)
     follower = fab.start(*words, env={"HF_TOKEN": FORWARDED})
@@ -106,15 +106,15 @@ def test_what_a_rank_prints_of_secrets_is_hidden_while_it_runs_and_afterwards(fa
     fab.write("go", "")
     followed = "".join(follower.communicate(timeout=60))
     ended = [fab(*each) for each in (("status", "x"), ("logs", "x"), ("why", "x"), ("why", "x", "--json"))]
-    told = [followed, *(f"{done.stdout}{done.stderr}" for done in [*running, *ended])]
-    assert not [text for text in told if any(secret in text for secret in SECRETS)]
+    outputs = [followed, *(f"{done.stdout}{done.stderr}" for done in [*running, *ended])]
+    assert not [text for text in outputs if any(secret in text for secret in SECRETS)]
     assert "told: MY_API_KEY=<MY_API_KEY>! HF_TOKEN=<HF_TOKEN>! NODES_PASSWORD=<NODES_PASSWORD>!" in followed
     assert "told: MY_API_KEY=<MY_API_KEY>!" in ended[1].stdout
     assert "ValueError: cannot log in with <HF_TOKEN>" in ended[2].stdout
     assert_private_and_without_secrets([fab.records, fab.node_dir], but="output.log")
 
 
-def test_no_dry_run_shows_a_secret_but_all_name_it(fab: Fab) -> None:
+def test_dry_runs_name_secrets_but_do_not_show_them(fab: Fab) -> None:
     words = fab.launch("--dry-run", "--env", f"MY_API_KEY={GIVEN}", gpus=True)
     done = fab(*words, env={"HF_TOKEN": FORWARDED})
     assert done.rc == 0, done
@@ -133,7 +133,7 @@ def test_a_failed_launch_shows_no_secret(fab: Fab) -> None:
 
 
 def assert_private_and_without_secrets(folders: list[Path], but: str = "") -> None:
-    """Assert of all files below that only their owner can read them, and that none but those named holds a secret."""
+    """Assert that only their owner can read the files below, and that only files named `but` hold a secret."""
     paths = [path for folder in folders for path in [folder, *folder.rglob("*")] if not path.is_symlink()]
     assert len(paths) > 20
     for path in paths:

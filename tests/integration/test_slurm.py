@@ -1,4 +1,4 @@
-"""Jobs on a real Slurm of two nodes: submitted, seen, stopped, cut off, requeued; and trainings.
+"""Jobs on a real Slurm of two nodes: submit, status, stop, time limit, requeue; and trainings.
 
 Jobs that must meet their time limit are begun first and looked at last: Slurm's limits are whole minutes.
 """
@@ -54,7 +54,7 @@ time.sleep(seconds)
 
 @pytest.fixture(scope="module")
 def slurm(loopback_cluster: Cluster) -> Iterator[Slurm]:
-    """A Slurm whose nodes are called as the hosts of the cluster."""
+    """A Slurm whose nodes are named like the hosts of the cluster."""
     made = Slurm(loopback_cluster)
     try:
         made.start()
@@ -65,7 +65,7 @@ def slurm(loopback_cluster: Cluster) -> Iterator[Slurm]:
 
 @pytest.fixture
 def fab(slurm: Slurm) -> Iterator[Fab]:
-    """The real `fab` in a terminal that reaches that Slurm."""
+    """The real `fab` in an environment that reaches that Slurm."""
     made = _fab(slurm)
     yield made
     made.close()
@@ -79,7 +79,7 @@ def _fab(slurm: Slurm) -> SlurmFab:
 
 
 def submit(fab: Fab, name: str, *words: str, nodes: int = 2, script: tuple[str, ...] = ("light.py", "0", "60")) -> str:
-    """Launch a job; return Slurm's id of it."""
+    """Launch a job; return its Slurm id."""
     done = ok(fab("launch-slurm", "--name", name, "--nodes", str(nodes), *words, "--", *script))
     found = re.search(r"submitted as Slurm job (\d+)", done.stdout)
     assert found, done
@@ -87,7 +87,7 @@ def submit(fab: Fab, name: str, *words: str, nodes: int = 2, script: tuple[str, 
 
 
 def runs(fab: Fab, name: str, ranks: int = 4) -> bool:
-    """Say whether all ranks of a job run, as they wrote down and as `fab status` says."""
+    """Return whether all ranks of a job run, by their records and by `fab status`."""
     pattern = f"jobs/{name}-????????/node-*/agent/ranks.json"
     begun = eventually(lambda: sum(map(_ranks_in, fab.node_dir.glob(pattern))) == ranks, 90)
     status: dict[str, Any] = status_of(fab, name) if begun else {"state": "starting", "nodes": []}
@@ -98,12 +98,12 @@ def _ranks_in(path: Path) -> int:
     return len(json.loads(path.read_text()))
 
 
-# ---- jobs with a time limit: begun here, looked at by the last tests
+# ---- jobs with a time limit: started here, checked by the last tests
 
 
 @pytest.fixture(scope="module", autouse=True)
 def limited(slurm: Slurm) -> Iterator[Fab]:
-    """Begin a training that saves before its time limit, and a script that does not care; both on node1.
+    """Start a training that saves before its time limit, and a script without handler; both on node1.
 
     Slurm looks at time limits twice a minute: the signal comes 1 to 31 s before the limit.
     """
@@ -111,7 +111,7 @@ def limited(slurm: Slurm) -> Iterator[Fab]:
     there = ("--nproc-per-node", "1", "--sbatch-arg=--nodelist=node1", "--signal-grace", "1")
     names = ("--experiment-name", "limited", "--save-dir", "saved")
     training = ("bigram.py", *SMALL, "--max-steps", "1000000", *names)
-    # It trains for minutes beside the other tests.
+    # It trains for minutes in parallel with the other tests.
     submit(made, "saves", "--time", "2", "--env", "PAUSE_S=0.5", *there, nodes=1, script=training)
     submit(made, "heedless", "--time", "1", *there, nodes=1, script=("light.py", "0", "600"))
     yield made
@@ -121,7 +121,7 @@ def limited(slurm: Slurm) -> Iterator[Fab]:
 # ---- a whole training
 
 
-def test_a_training_over_two_nodes_with_a_name_of_two_words(fab: Fab, slurm: Slurm) -> None:
+def test_a_training_with_a_two_word_job_name_runs_over_two_nodes(fab: Fab, slurm: Slurm) -> None:
     words = ("--job-name", "my first training", "--gpus-per-node", "0", "--follow")
     script = ("--", "bigram.py", *SMALL, "--lr", "0.05", "--experiment-name", "small run")
     done = ok(fab("launch-slurm", "--name", "train", "--nodes", "2", *words, *script, timeout_s=120))
@@ -149,14 +149,14 @@ def test_the_code_of_the_rank_that_failed_is_the_jobs(fab: Fab, slurm: Slurm) ->
     assert done.rc == 1
     assert "rank 3 on node2 failed first (exit code 7); fab why seven | fab logs seven --rank 3" in done.stdout, done
     assert "ExitCode=7:0" in slurm.run("scontrol", "show", "job", job_id)  # Slurm's own accounting has it too
-    assert "Exited with exit code 7" in fab("logs", "seven").stdout  # what srun says is in the logs
+    assert "Exited with exit code 7" in fab("logs", "seven").stdout  # srun's output is in the logs
     why = json.loads(ok(fab("why", "seven", "--json")).stdout)
     assert (why["cause"]["kind"], why["cause"]["name"]) == ("script", "exit-code"), why
     assert (why["first"]["host"], why["first"]["rank"], why["first"]["code"]) == ("node2", 3, 7), why
     assert fab.processes() == {}
 
 
-def test_two_jobs_at_once_a_third_that_waits_and_all_are_stopped(fab: Fab) -> None:
+def test_two_jobs_run_a_third_waits_and_all_are_stopped(fab: Fab) -> None:
     ids = [submit(fab, "job", script=("light.py", "0", "60", "job")), submit(fab, "job-1", nodes=1)]
     submit(fab, "waits", "--exclusive")
     assert runs(fab, "job"), fab("status", "job")
@@ -183,12 +183,12 @@ def test_two_jobs_at_once_a_third_that_waits_and_all_are_stopped(fab: Fab) -> No
 
 
 def path_without(program: str) -> str:
-    """Give the PATH without the folders that hold a program: `./run` puts the project's own first."""
+    """Return the PATH without the folders that hold a program: `./run` puts the project's first."""
     folders = os.environ["PATH"].split(os.pathsep)
     return os.pathsep.join(folder for folder in folders if not (Path(folder) / program).exists())
 
 
-def test_a_step_beside_the_ranks_sees_what_they_do_with_a_py_spy_that_was_sent(fab: Fab) -> None:
+def test_an_overlapping_step_dumps_stacks_with_a_sent_py_spy(fab: Fab) -> None:
     env = {"PATH": path_without("py-spy")}
     submit(fab, "odd", "--python", str(bare_python(fab)), script=("light.py", "0", "60"))
     assert runs(fab, "odd"), fab("status", "odd")
@@ -201,7 +201,7 @@ def test_a_step_beside_the_ranks_sees_what_they_do_with_a_py_spy_that_was_sent(f
     assert "does not run" in fab("stacks", "odd").stderr
 
 
-def test_scancel_by_somebody_is_told_apart(fab: Fab, slurm: Slurm) -> None:
+def test_scancel_by_another_user_is_distinguished(fab: Fab, slurm: Slurm) -> None:
     job_id = submit(fab, "cancelled", nodes=1)
     wait_for(slurm, job_id, "RUNNING")
     slurm.run("scancel", job_id)
@@ -210,7 +210,7 @@ def test_scancel_by_somebody_is_told_apart(fab: Fab, slurm: Slurm) -> None:
     assert "why    it was cancelled with scancel, not with fab stop\n" in ok(fab("why", "cancelled")).stdout
 
 
-def test_a_node_that_fails_loses_the_job_or_has_it_run_again(fab: Fab, slurm: Slurm) -> None:
+def test_a_node_failure_loses_or_requeues_the_job(fab: Fab, slurm: Slurm) -> None:
     node2 = ("--sbatch-arg=--nodelist=node2", "--nproc-per-node", "1")
     lost = submit(fab, "lost", "--no-requeue", *node2, nodes=1)
     again = submit(fab, "again", *node2, nodes=1, script=("light.py", "0", "6"))
@@ -219,7 +219,7 @@ def test_a_node_that_fails_loses_the_job_or_has_it_run_again(fab: Fab, slurm: Sl
     assert runs(fab, "again", 1)
     slurm.run("scontrol", "update", "nodename=node2", "state=down", "reason=pulled")
     for job_id in (lost, again):
-        slurm.kill_job(job_id)  # nobody tells a node that is down to end its jobs: its power went
+        slurm.kill_job(job_id)  # a node without power gets no request to end its jobs
     assert fab("wait", "lost").rc != 0
     found = status_of(fab, "lost")
     assert (found["state"], found["reason"], found["ended"]) == ("lost", "a node failed", True)
@@ -231,17 +231,17 @@ def test_a_node_that_fails_loses_the_job_or_has_it_run_again(fab: Fab, slurm: Sl
     assert "requeued once" in pending["reason"]
     folders = fab.folders()
     slurm.run("scontrol", "update", "nodename=node2", "state=resume")
-    slurm.run("scontrol", "update", f"jobid={again}", "StartTime=now")  # it would wait for two minutes
+    slurm.run("scontrol", "update", f"jobid={again}", "StartTime=now")  # otherwise it waits for two minutes
     assert fab("wait", "again", timeout_s=200).rc == 0
     assert fab.folders() == folders
     log = fab("logs", "again", "--rank", "0").stdout
     assert log.count('"RANK": "0"') == 2  # the first run's log stays
 
 
-# ---- ways in
+# ---- logins and allocations
 
 
-def test_a_job_through_a_login_node_without_slurm_here_and_its_secret_stays_one(fab: Fab, slurm: Slurm) -> None:
+def test_a_job_through_a_login_node_keeps_its_secret(fab: Fab, slurm: Slurm) -> None:
     login = fab.cluster.layout.nodes[0]
     start_up = login.home / ".bashrc"
     start_up.write_text(f"export SLURM_CONF={slurm.folder}/slurm.conf\n")
@@ -264,7 +264,7 @@ def test_a_job_through_a_login_node_without_slurm_here_and_its_secret_stays_one(
         said = fab("logs", "far", "--rank", "0-1", "--no-fold", env=outside).stdout.splitlines()
         found = [json.loads(line.partition("] ")[2]) for line in said]
         assert [each["argv"] for each in found] == [HOSTILE] * 2
-        # It arrived: what a rank prints is hidden by its value.
+        # It arrived: its value is hidden in the output of the rank.
         assert {(each["A_TOKEN"], each["WITH_BLANKS"]) for each in found} == {("<A_TOKEN>", "a  b")}
         ok(fab("jobs", "far", "--remove", env=outside))
         assert fab.left() == {}
@@ -272,7 +272,7 @@ def test_a_job_through_a_login_node_without_slurm_here_and_its_secret_stays_one(
         start_up.write_text("")
 
 
-def test_the_dry_run_given_to_sbatch_launches_the_same_job(fab: Fab, slurm: Slurm) -> None:
+def test_the_dry_run_submitted_by_sbatch_is_the_same_job(fab: Fab, slurm: Slurm) -> None:
     words = ("--name", "by-hand", "--nodes", "2", "--time", "5", "--nproc-per-node", "1", "--job-name", "by hand")
     text = ok(fab("launch-slurm", "--dry-run", *words, "--", "light.py", "0", "1", *HOSTILE)).stdout
     assert fab.jobs() == []
@@ -316,7 +316,7 @@ def test_launch_per_node_takes_its_hosts_from_an_allocation(fab: Fab, slurm: Slu
     ],
     ids=["partition", "feature", "python", "workdir", "no cluster", "login"],
 )
-def test_what_is_wrong_is_said_in_a_line_and_nothing_is_left(
+def test_errors_are_one_line_and_nothing_is_left(
     fab: Fab, slurm: Slurm, words: tuple[str, ...], env: dict[str, str], message: str, fix: str
 ) -> None:
     before = slurm.run("squeue", "-h", "-t", "all").count("\n")
@@ -329,10 +329,10 @@ def test_what_is_wrong_is_said_in_a_line_and_nothing_is_left(
     assert slurm.run("squeue", "-h", "-t", "all").count("\n") == before
 
 
-def test_no_sbatch_is_said_in_a_line(fab: Fab) -> None:
+def test_a_missing_sbatch_is_a_one_line_error(fab: Fab) -> None:
     programs = fab.workdir / "bin"
     programs.mkdir()
-    for name in ("unshare", "setpriv", "sh", "mount", "env"):  # what leads to the launch machine
+    for name in ("unshare", "setpriv", "sh", "mount", "env"):  # programs that lead to the launch machine
         (programs / name).symlink_to(require(name))
     done = fab("launch-slurm", "--", "light.py", "0", "60", env={"PATH": str(programs)})
     assert done.rc == 1
@@ -340,7 +340,7 @@ def test_no_sbatch_is_said_in_a_line(fab: Fab) -> None:
     assert fab.left() == {}
 
 
-def test_a_controller_that_is_gone_is_unreachable_not_ended(fab: Fab, slurm: Slurm) -> None:
+def test_a_missing_controller_is_unreachable_not_ended(fab: Fab, slurm: Slurm) -> None:
     submit(fab, "alone", "--exclusive")
     conf = (slurm.folder / "slurm.conf").read_text()
     other = fab.write("slurm.conf", re.sub(r"SlurmctldPort=\d+", "SlurmctldPort=9", conf) + "MessageTimeout=1\n")
@@ -353,7 +353,7 @@ def test_a_controller_that_is_gone_is_unreachable_not_ended(fab: Fab, slurm: Slu
     ok(fab("stop", "alone"))
 
 
-# ---- the time limit; these come last, as a minute must pass
+# ---- the time limit; these tests are last, because a minute must pass
 
 
 def test_a_training_saves_before_its_time_limit(limited: Fab) -> None:
@@ -364,14 +364,14 @@ def test_a_training_saves_before_its_time_limit(limited: Fab) -> None:
     assert list(limited.workdir.glob("saved/limited/**/*")), "nothing was saved"
     status = status_of(limited, "saves")
     assert (status["state"], status["ended"]) == ("failed", True)
-    # After five minutes, on a slow machine, slurmctld has forgotten the limit; `sacct -c` knows the state only.
+    # After five minutes, on a slow machine, slurmctld has forgotten the limit; `sacct -c` has only the state.
     words = r"the time limit( of 00:02:00)? was near: the ranks got SIGUSR1, and ended"
     assert re.fullmatch(words, status["reason"])
 
 
-def test_the_time_limit_ends_what_does_not_care(limited: Fab) -> None:
+def test_the_time_limit_ends_a_script_without_handler(limited: Fab) -> None:
     done = limited("wait", "heedless", timeout_s=150)
-    # The ranks' own, who got SIGTERM; Slurm's, where it killed who would have written that down.
+    # The code of the ranks after SIGTERM; or Slurm's, if it killed the supervisor before it recorded that.
     assert done.rc in (143, 1), done
     status = status_of(limited, "heedless")
     assert status["state"] == "failed"

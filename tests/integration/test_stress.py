@@ -1,4 +1,4 @@
-"""Launches and stops in a row, each ended at a random moment: nothing is left on any host."""
+"""Repeated launches, each ended at a random moment: nothing is left on any host."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ FIRST_SEED = 20_000
 
 
 def temporary_files(cluster: Cluster) -> set[str]:
-    """Give what lies in the places where a program leaves what it forgets: /tmp, and the homes of all hosts."""
+    """Return all files in /tmp and in the homes of all hosts."""
     tops = {str(path) for path in Path("/tmp").glob("*") if "torchfab" in path.name or path.name.startswith("tmux-")}
-    places = [node.directory for node in cluster.layout.places]
-    inside = {str(path) for place in places for sub in ("home", "tmux") for path in (place / sub).rglob("*")}
+    homes = [node.directory for node in cluster.layout.machines]
+    inside = {str(path) for home in homes for sub in ("home", "tmux") for path in (home / sub).rglob("*")}
     return tops | inside
 
 
 def settled(fab: Fab, files: set[str]) -> dict[str, object]:
-    """Give what is left beyond what was there before, but for records and logs, which are meant to stay."""
+    """Return new leftovers, except records and logs, which stay."""
     left = {kind: what for kind, what in fab.left().items() if kind in ("processes", "tmux sessions")}
     ours = {path for path in temporary_files(fab.cluster) - files if not Path(path).is_relative_to(fab.base)}
     left |= {"files": sorted(ours)} if ours else {}
-    # What a launch that was killed had claimed goes with a later claim.
+    # A later claim removes the claim of a killed launch.
     claims = {path.parent for path in fab.records.glob("*/launching") if not (path.parent / "record.json").exists()}
     files_of_jobs = [path for path in fab.base.rglob("*") if path.parent not in claims]
     folders = [path for path in files_of_jobs if path.is_socket() or path.name.endswith((".new", ".part"))]
@@ -44,7 +44,7 @@ def stop_by_name(fab: Fab, launch: subprocess.Popen[str], job: str) -> Done | No
 
 
 def signal_all(number: signal.Signals) -> Callable[[Fab, subprocess.Popen[str], str], Done | None]:
-    """Make what sends a signal to the launch, as a terminal or the kernel does."""
+    """Return a function that sends a signal to the launch, as a terminal or the kernel does."""
 
     def send(fab: Fab, launch: subprocess.Popen[str], job: str) -> Done | None:
         if launch.poll() is None:
@@ -71,9 +71,9 @@ def test_launches_and_stops_at_random_moments_leave_nothing(fab: Fab, request: p
         stopped = way(fab, launch, job)
         stdout, stderr = launch.communicate(timeout=60)
         story = (seed, way.__name__, after_s, stopped, Done((), launch.returncode, stdout, stderr))
-        # Ctrl-C before any line of ours has run is Fabric's.
+        # Fabric handles Ctrl-C before our code runs.
         assert "Traceback" not in stderr or "from fabric.main import program" in stderr, story
-        # Whatever it came to: what was not confirmed is taken back by the nodes, and the rest is stopped by name.
+        # In any state: nodes roll back an unconfirmed launch, and the rest is stopped by name.
         if (fab.records / job / "record.json").exists():
             assert fab("stop", job, "--grace", "1").rc == 0, story
         assert eventually(lambda: not settled(fab, files), 20), (settled(fab, files), story)

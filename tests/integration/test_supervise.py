@@ -20,7 +20,7 @@ from tests.integration.conftest import _up
 from tests.integration.fab import BIGRAM, Done, Fab, eventually
 from tests.integration.jobs import ok, status_of
 
-# Each run of a rank finds its fate among the words: that of the last one, once they are used up.
+# Attempt k of a rank does the k-th action of its argument, and the last one after that.
 FATE = """
 import os, sys, time, signal
 out, rank = os.environ["OUT"], int(os.environ["RANK"])
@@ -62,14 +62,14 @@ def fab(four_hosts: Cluster) -> Iterator[Fab]:
 
 
 def launch(fab: Fab, fates: str, *words: str, nodes: int = 2) -> tuple[str, ...]:
-    """Return the words of a supervised launch of one rank on each of the first hosts."""
+    """Return the arguments of a supervised launch of one rank on each of the first hosts."""
     gpufile = fab.write("my_gpus", "".join(f"{host}\n" for host in fab.cluster.hosts))
     task = ("-t", "2", "launch-per-gpu", "--gpufile", str(gpufile), "--name", "x", "--nodes", str(nodes))
     return (*task, "--supervise", *QUICK, "--env", f"OUT={fab.workdir}", *words, "--", "fate.py", fates)
 
 
-def told(fab: Fab, job: str = "x") -> list[str]:
-    """Return what `fab jobs --events` says, without the times, and without numbers that differ from run to run."""
+def history(fab: Fab, job: str = "x") -> list[str]:
+    """Return the output of `fab jobs --events` without the times, and without numbers that differ from run to run."""
     lines = ok(fab("jobs", job, "--events")).stdout.splitlines()
     plain = [re.sub(r"^\S+ \S+  ", "", line) for line in lines]
     plain = [re.sub(r"at step \d+", "at step N", line) for line in plain]
@@ -82,12 +82,12 @@ def events(fab: Fab, name: str, job: str = "x") -> list[dict[str, Any]]:
 
 
 def supervised(fab: Fab, fates: str, *words: str, env: dict[str, str] | None = None, **config: object) -> Done:
-    """Launch under supervision, and see it to its end."""
+    """Launch under supervision, and wait for the end."""
     return fab(*launch(fab, fates, *words), config={**SETTINGS, **config}, env=env, timeout_s=100)
 
 
 def kill(process: subprocess.Popen[str]) -> None:
-    """Kill a `fab` as nobody can survive it."""
+    """Kill a `fab` with SIGKILL."""
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
 
@@ -100,15 +100,15 @@ def status_if_there(fab: Fab) -> dict[str, Any]:
 # ---- what it decides
 
 
-def test_a_job_is_restarted_as_long_as_it_makes_progress_and_its_earlier_attempts_stay_readable(fab: Fab) -> None:
+def test_progress_allows_restarts_and_keeps_earlier_attempts(fab: Fab) -> None:
     done = supervised(fab, "raise,kill,good", "--restarts", "1")
     assert done.rc == 0, done
-    story = told(fab)
-    assert [line for line in story if line.startswith("restart")] == [
+    events_shown = history(fab)
+    assert [line for line in events_shown if line.startswith("restart")] == [
         "restart 1 of 1: attempt 2 on node[1-2]",
         "restart 1 of 1: attempt 3 on node[1-2]",
     ]
-    assert story[-1] == "job x succeeded after 2 restarts"
+    assert events_shown[-1] == "job x succeeded after 2 restarts"
     assert "step=10" in ok(fab("logs", "x", "--attempt", "1")).stdout
     assert "step=30" in ok(fab("logs", "x")).stdout
     assert "ValueError" in fab("why", "x", "--attempt", "1").stdout
@@ -120,10 +120,10 @@ def test_a_job_is_restarted_as_long_as_it_makes_progress_and_its_earlier_attempt
     fab.assert_nothing_left()
 
 
-def test_the_same_traceback_twice_without_progress_is_a_bug_and_the_end(fab: Fab) -> None:
+def test_the_same_traceback_twice_without_progress_ends_supervision(fab: Fab) -> None:
     done = supervised(fab, "raise-again", env={"A_TOKEN": "hunter22"})
     assert done.rc == 1, done
-    assert told(fab)[-1] == (
+    assert history(fab)[-1] == (
         "job x is given up after 1 restart: the same failure as in attempt 1, and no progress between: "
         "a bug in the script, not bad luck"
     )
@@ -133,30 +133,32 @@ def test_the_same_traceback_twice_without_progress_is_a_bug_and_the_end(fab: Fab
         assert not path.is_file() or b"hunter22" not in path.read_bytes(), path
 
 
-def test_restarts_without_progress_are_counted_and_run_out(fab: Fab) -> None:
+def test_restarts_without_progress_are_limited(fab: Fab) -> None:
     done = supervised(fab, "kill-again", "--restarts", "2")
     assert done.rc == 137, done
-    assert told(fab)[-1] == "job x is given up after 2 restarts: 2 restarts without progress; --restarts allows no more"
+    assert (
+        history(fab)[-1] == "job x is given up after 2 restarts: 2 restarts without progress; --restarts allows no more"
+    )
 
 
 def test_stop_wins_over_a_restart(fab: Fab) -> None:
     process = fab.start(*launch(fab, "kill", "--backoff", "60"), config=SETTINGS)
-    assert eventually(lambda: bool(status_if_there(fab)) and bool(events(fab, "waiting")), 90), told(fab)
+    assert eventually(lambda: bool(status_if_there(fab)) and bool(events(fab, "waiting")), 90), history(fab)
     ok(fab("stop", "x"))
     _, stderr = process.communicate(timeout=20)
     assert process.returncode == 143, stderr
-    # The supervisor and `fab stop` write at the same moment: in either order.
-    assert set(told(fab)[-2:]) == {"job x was asked to stop: no restart", "stopped by fab stop"}
+    # The supervisor and `fab stop` write at the same time, in either order.
+    assert set(history(fab)[-2:]) == {"job x was asked to stop: no restart", "stopped by fab stop"}
     assert fab.processes() == {}
     refused = fab("supervise", "x")
     assert refused.rc == 2
     assert "asked to stop" in refused.stderr
 
 
-# ---- who supervises
+# ---- the supervisor
 
 
-def test_one_supervisor_per_job_and_a_killed_one_is_replaced_with_its_counters(fab: Fab) -> None:
+def test_a_job_has_one_supervisor_and_a_new_one_keeps_the_counters(fab: Fab) -> None:
     process = fab.start(*launch(fab, "kill,wait-again,good", "--restarts", "2"), config=SETTINGS)
     assert eventually(lambda: status_if_there(fab).get("attempt") == 2, 90)
     second = fab("supervise", "x")
@@ -167,16 +169,16 @@ def test_one_supervisor_per_job_and_a_killed_one_is_replaced_with_its_counters(f
     assert "nobody supervises it any more: fab supervise x" in fab("status", "x").stdout
     ok(fab("supervise", "x", "--tmux", "--stall", "4", config=SETTINGS))
     assert "supervised by pid" in fab("status", "x").stdout
-    assert eventually(lambda: bool(events(fab, "end")), 90), told(fab)
-    story = told(fab)
-    assert "taken up again: attempt 2 on node[1-2], spare node[3-4]; " in "\n".join(story)
-    assert "restart 2 of 2: attempt 3 on node[1-2]" in story
-    assert story[-1] == "job x succeeded after 2 restarts"
+    assert eventually(lambda: bool(events(fab, "end")), 90), history(fab)
+    events_shown = history(fab)
+    assert "taken up again: attempt 2 on node[1-2], spare node[3-4]; " in "\n".join(events_shown)
+    assert "restart 2 of 2: attempt 3 on node[1-2]" in events_shown
+    assert events_shown[-1] == "job x succeeded after 2 restarts"
     assert "time.sleep" in (fab.records / "x" / "stacks-2.txt").read_text()
     assert eventually(lambda: not fab.sessions() - fab.sessions_before, 10)
 
 
-def test_ctrl_c_leaves_the_job_running_and_secrets_are_taken_again_from_here(fab: Fab) -> None:
+def test_after_ctrl_c_the_job_runs_and_supervise_needs_the_secrets(fab: Fab) -> None:
     words = launch(fab, "wait", "--env", "A_TOKEN=hunter22")
     process = fab.start(*words, config=SETTINGS)
     assert eventually(lambda: bool(status_if_there(fab).get("supervisor")), 60)
@@ -190,11 +192,11 @@ def test_ctrl_c_leaves_the_job_running_and_secrets_are_taken_again_from_here(fab
     assert "job x needs A_TOKEN in its environment" in refused.stderr
 
 
-# ---- whom it tells
+# ---- notifications
 
 
 class Listener(BaseHTTPRequestHandler):
-    """Keep what is posted."""
+    """Record the posted events."""
 
     posted: list[dict[str, Any]]
 
@@ -204,10 +206,10 @@ class Listener(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
-def test_a_command_or_a_url_is_told_what_happens(fab: Fab) -> None:
+def test_a_command_or_url_gets_the_events(fab: Fab) -> None:
     Listener.posted = []
     server = HTTPServer(("127.0.0.1", 0), Listener)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -227,7 +229,7 @@ def test_a_command_or_a_url_is_told_what_happens(fab: Fab) -> None:
     assert (fab.workdir / "told").read_text() == "outcome restart outcome end "
 
 
-# ---- all of it, in one job
+# ---- everything in one job
 
 
 TRAINING = (
@@ -237,7 +239,7 @@ TRAINING = (
 
 
 class Training:
-    """A training on the first three hosts, and what is done to it."""
+    """A training on the first three hosts, and the faults injected into it."""
 
     def __init__(self, fab: Fab, cache: Path) -> None:
         self.fab = fab
@@ -245,8 +247,8 @@ class Training:
         self.cache = ("--dataset-cache-root", str(cache))
 
     def words(self, name: str, *words: str) -> tuple[str, ...]:
-        """Return the words of its launch."""
-        # Three nodes share the cores of this machine; and what is done to the training takes its time.
+        """Return the arguments of its launch."""
+        # Three nodes share the cores of this machine, and the faults take time.
         words = ("--env", "OMP_NUM_THREADS=1", "--env", "PAUSE_S=0.2", *words)
         task = ("-t", "2", "launch-per-node", "--hostfile", str(self.fab.cluster.hostfile), "--nproc-per-node", "1")
         script = ("--", "bigram.py", *TRAINING, f"runs-{name}", *self.cache)
@@ -271,10 +273,10 @@ class Training:
             steps = [int(each) for path in logs for each in re.findall(r"step=(\d+)/", path.read_text())]
             return max(steps, default=0) >= step
 
-        assert eventually(there, 180), (attempt, step, told(self.fab, "it"))
+        assert eventually(there, 180), (attempt, step, history(self.fab, "it"))
 
     def pids(self, attempt: int) -> list[int]:
-        """Return the pids of all ranks of an attempt, as soon as all are there: long before the first step."""
+        """Return the pids of all ranks of an attempt, as soon as all exist, long before the first step."""
         found: list[int] = []
 
         def there() -> bool:
@@ -284,12 +286,12 @@ class Training:
             found[:] = [int(rank["pid"]) for node in status["nodes"] for rank in node["ranks"]]
             return status["attempt"] == attempt and len(found) == 3
 
-        assert eventually(there, 180), told(self.fab, "it")
+        assert eventually(there, 180), history(self.fab, "it")
         return found
 
 
 @pytest.mark.timeout(900)  # four starts of a training and one undisturbed, on a machine that may be busy
-def test_one_training_survives_a_crash_a_hang_a_lost_node_and_the_death_of_its_supervisor(
+def test_a_training_survives_crash_hang_lost_node_and_dead_supervisor(
     fab: Fab, cache: Path, four_hosts: Cluster
 ) -> None:
     training = Training(fab, cache)
@@ -302,20 +304,20 @@ def test_one_training_survives_a_crash_a_hang_a_lost_node_and_the_death_of_its_s
     training.reaches(2, 24)
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
-    kill(process)  # the supervisor, while nobody has noticed
+    kill(process)  # the supervisor, before it notices
     process = fab.start("-t", "2", "supervise", "it", "--stall", "5", config=SETTINGS)
-    assert eventually(lambda: len(events(fab, "running", "it")) == 2, 180), told(fab, "it")
+    assert eventually(lambda: len(events(fab, "running", "it")) == 2, 180), history(fab, "it")
     kill(process)  # again: on a busy machine the start of a training is silent for longer
     process = fab.start("-t", "2", "supervise", "it", "--stall", "300", config=SETTINGS)
     training.reaches(3, 38)
-    four_hosts.partition(1)  # for good: its processes go on, and nobody can reach them
-    assert eventually(lambda: bool(events(fab, "end", "it")), 240), told(fab, "it")
+    four_hosts.partition(1)  # permanently: its processes continue, and are unreachable
+    assert eventually(lambda: bool(events(fab, "end", "it")), 240), history(fab, "it")
     stdout, stderr = process.communicate(timeout=30)
     assert process.returncode == 0, (stdout, stderr)
     assert abs(training.loss("it") - training.loss("undisturbed")) < 1e-6
-    story = [line for line in told(fab, "it") if not line.startswith("waits")]
+    events_shown = [line for line in history(fab, "it") if not line.startswith("waits")]
     assert_reads(
-        story,
+        events_shown,
         "launched",
         "supervised: attempt 1 on node[1-3], spare node4; 3 restarts without progress, silence of 300 s is a hang",
         "attempt 1 failed N at step N: rank 1 on node2: SIGKILL came from outside",
@@ -324,7 +326,7 @@ def test_one_training_survives_a_crash_a_hang_a_lost_node_and_the_death_of_its_s
         "attempt 2 runs: 3 ranks, master node1",
         "attempt 2 is at step",
         "taken up again: attempt 2 on node[1-3], spare node4",
-        "no rank has logged for N it hangs; job it: ",  # and what each rank was in, which differs from run to run
+        "no rank has logged for N it hangs; job it: ",  # and where each rank was, which differs from run to run
         "attempt 2 failed N at step N",
         "attempt 2: no process of it is left on node[1-3]",
         "restart 1 of 3: attempt 3 on node[1-3]",
@@ -350,8 +352,8 @@ def test_one_training_survives_a_crash_a_hang_a_lost_node_and_the_death_of_its_s
     ok(fab("lemons", "--forgive", "node2"))
 
 
-def assert_reads(story: list[str], *beginnings: str) -> None:
-    """Assert that these lines are there, in this order, by their beginnings; between them others may stand."""
-    rest = iter(story)
+def assert_reads(events_shown: list[str], *beginnings: str) -> None:
+    """Assert that lines with these beginnings occur in this order, with any lines between."""
+    rest = iter(events_shown)
     for beginning in beginnings:
-        assert any(line.startswith(beginning) for line in rest), (beginning, "\n".join(story))
+        assert any(line.startswith(beginning) for line in rest), (beginning, "\n".join(events_shown))

@@ -19,7 +19,7 @@ from tests.support import require
 
 @pytest.fixture
 def far(fab: Fab) -> Iterator[Fab]:
-    """Give a fab whose workdir lies on another disk on every node: the nodes of a cluster share this machine's."""
+    """Return a fab whose workdir is on a separate disk on every node; by default nodes share this machine's."""
     require("rsync")
     with contextlib.ExitStack() as stack:
         for index in range(2):
@@ -29,7 +29,7 @@ def far(fab: Fab) -> Iterator[Fab]:
 
 @contextlib.contextmanager
 def mounted(fab: Fab, index: int, *words: str, over: Path | str) -> Iterator[None]:
-    """Mount something on one node, where its sshd and no one else sees it."""
+    """Mount something in the namespace of one node's sshd."""
     inside = ("nsenter", "-t", str(fab.cluster.node(index).sshd_pid), "-m")
     subprocess.run([*inside, "mount", *words, str(over)], check=True)
     try:
@@ -39,7 +39,7 @@ def mounted(fab: Fab, index: int, *words: str, over: Path | str) -> Iterator[Non
 
 
 def there(fab: Fab, index: int) -> Path:
-    """Return the workdir as that node sees it."""
+    """Return the workdir of that node."""
     return Path(f"/proc/{fab.cluster.node(index).sshd_pid}/root{fab.workdir}")
 
 
@@ -48,11 +48,11 @@ def sync(fab: Fab, *words: str) -> Done:
 
 
 def document(fab: Fab, *words: str) -> dict[str, dict[str, object]]:
-    told = json.loads(sync(fab, "--json", *words).stdout)
-    return {node["host"]: node for node in told["nodes"]}
+    document = json.loads(sync(fab, "--json", *words).stdout)
+    return {node["host"]: node for node in document["nodes"]}
 
 
-def test_all_nodes_hold_what_is_here_and_what_is_ignored_stays(far: Fab) -> None:
+def test_sync_copies_all_files_and_keeps_ignored_ones(far: Fab) -> None:
     subprocess.run([require("git"), "init", "-q", str(far.workdir)], check=True)
     far.write(".gitignore", "*.pt\n!best.pt\n")
     far.write("model.pt", "large")
@@ -71,7 +71,7 @@ def test_all_nodes_hold_what_is_here_and_what_is_ignored_stays(far: Fab) -> None
     assert not list(far.workdir.glob(".torchfab-sync-*"))
 
 
-def test_a_node_that_sees_the_same_directory_is_left_alone(fab: Fab) -> None:
+def test_a_node_that_shares_the_directory_is_skipped(fab: Fab) -> None:
     require("rsync")
     with mounted(fab, 1, "-t", "tmpfs", "tmpfs", over=fab.workdir):
         nodes = document(fab)
@@ -81,9 +81,9 @@ def test_a_node_that_sees_the_same_directory_is_left_alone(fab: Fab) -> None:
     assert "localhost: sees this very directory" in done.stdout, done
 
 
-def test_a_node_that_does_not_hold_the_same_files_is_named_with_them(far: Fab) -> None:
+def test_a_node_with_different_files_is_named_with_the_files(far: Fab) -> None:
     ok(sync(far))
-    # Same size and time, other content: rsync passes it by, and a hash does not.
+    # Same size and time, other content: rsync skips it, and a hash detects it.
     path = there(far, 1) / "light.py"
     before = path.stat()
     path.write_text(path.read_text().replace("light", "LIGHT"))
@@ -94,7 +94,7 @@ def test_a_node_that_does_not_hold_the_same_files_is_named_with_them(far: Fab) -
     assert "node1 " not in done.stdout.splitlines()[-1], done
 
 
-def test_every_node_that_fails_says_why_and_the_others_are_copied_to(far: Fab) -> None:
+def test_failing_nodes_are_reported_and_the_others_are_copied_to(far: Fab) -> None:
     with mounted(far, 0, "--bind", "/dev/null", over=require("rsync")):
         done = sync(far)
     assert done.rc == 1, done
@@ -108,7 +108,7 @@ def test_every_node_that_fails_says_why_and_the_others_are_copied_to(far: Fab) -
     assert "node1: 1 files copied" in done.stdout, done
 
 
-def test_a_dead_host_delays_nobody(far: Fab) -> None:
+def test_a_dead_host_delays_no_other(far: Fab) -> None:
     far.cluster.partition(1)
     try:
         done = far("-t", "2", "sync", "--hostfile", str(far.cluster.hostfile))
@@ -119,7 +119,7 @@ def test_a_dead_host_delays_nobody(far: Fab) -> None:
     assert (there(far, 0) / "light.py").exists()
 
 
-def test_a_dry_run_prints_what_would_run_and_connects_nowhere(fab: Fab) -> None:
+def test_a_dry_run_of_sync_prints_rsync_and_connects_nowhere(fab: Fab) -> None:
     done = ok(fab("-H", "[fd00::2]:22,me@nowhere.invalid", "sync", "--dry-run", "--workdir", "/far away"))
     first, second = done.stdout.splitlines()
     assert first.endswith("'[fd00::2]:/far away/'"), done

@@ -1,4 +1,4 @@
-"""The rehearsal cluster is what it says: hosts that one logs in to, that differ, break, mend and go away."""
+"""The rehearsal cluster: hosts that accept logins, are separate, can be broken and repaired, and are removed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def cluster(request: pytest.FixtureRequest) -> Cluster:
     return found
 
 
-def test_openssh_logs_in_to_every_node_with_the_hosts_key_checked(cluster: Cluster) -> None:
+def test_openssh_logs_in_to_every_node_and_checks_its_key(cluster: Cluster) -> None:
     assert [say(cluster, host, "echo in") for host in cluster.hosts] == ["in", "in"]
 
 
@@ -65,7 +65,7 @@ def test_homes_differ_and_are_empty_but_for_start_up_files(cluster: Cluster) -> 
     assert [say(cluster, host, "cat ~/.[a-z]*") for host in cluster.hosts] == ["", ""]
 
 
-def test_with_an_own_passwd_a_session_starts_in_the_home_of_the_password_database(cluster: Cluster) -> None:
+def test_with_a_private_passwd_a_session_starts_in_its_home(cluster: Cluster) -> None:
     if not cluster.layout.account.private:
         pytest.skip("an ordinary user's nodes share the machine's password database")
     assert (
@@ -73,7 +73,7 @@ def test_with_an_own_passwd_a_session_starts_in_the_home_of_the_password_databas
     )
 
 
-def test_loopback_nodes_are_an_ordinary_users(loopback_cluster: Cluster) -> None:
+def test_loopback_nodes_belong_to_an_ordinary_user(loopback_cluster: Cluster) -> None:
     assert say(loopback_cluster, "node1", "id -u") != "0"
     assert say(loopback_cluster, "node1", "id -un") == loopback_cluster.layout.account.name
 
@@ -93,7 +93,7 @@ def test_netns_nodes_have_their_own_names_and_find_each_other(netns_cluster: Clu
     assert say(netns_cluster, "node1", f"ssh {key} node2 hostname") == "node2"
 
 
-def test_tmux_servers_of_two_nodes_do_not_know_each_other(cluster: Cluster) -> None:
+def test_tmux_servers_of_two_nodes_are_separate(cluster: Cluster) -> None:
     say(cluster, "node1", "tmux -L torchfab new-session -d -s here 'sleep 60'")
     assert say(cluster, "node1", "tmux -L torchfab list-sessions -F '#S'") == "here"
     assert ssh(cluster, "node2", "tmux -L torchfab list-sessions").returncode != 0
@@ -115,7 +115,7 @@ def test_a_loopback_node_cannot_be_partitioned(loopback_cluster: Cluster) -> Non
         loopback_cluster.partition(0)
 
 
-def test_a_killed_sshd_refuses_logins_while_the_nodes_processes_go_on(cluster: Cluster) -> None:
+def test_a_killed_sshd_refuses_logins_but_processes_continue(cluster: Cluster) -> None:
     pid = int(say(cluster, "node2", "setsid sleep 60 < /dev/null > /dev/null 2>&1 & echo $!"))
     cluster.kill_sshd(1)
     try:
@@ -153,7 +153,7 @@ def test_the_nodes_user_has_a_checkout_to_write_in(loopback_cluster: Cluster) ->
     assert "launch-per-node" in done.stdout, done.stderr
 
 
-def test_an_ordinary_user_builds_a_cluster_without_any_right(loopback_cluster: Cluster) -> None:
+def test_an_ordinary_user_builds_a_loopback_cluster(loopback_cluster: Cluster) -> None:
     script = """
 import subprocess
 from testbed import Cluster
@@ -174,7 +174,7 @@ def own(kind: Kind, directory: Path | None = None, keep: bool = False) -> Cluste
 
 @pytest.fixture
 def escape() -> Callable[[Cluster], int]:
-    """Give a function that starts a process on node 1 which nobody's signal reaches, and gives its pid."""
+    """Return a function that starts a process on node 1 that ignores signals, and returns its pid."""
 
     def start(cluster: Cluster) -> int:
         command = (
@@ -185,7 +185,7 @@ def escape() -> Callable[[Cluster], int]:
     return start
 
 
-def test_two_clusters_live_beside_each_other(cluster: Cluster) -> None:
+def test_two_clusters_can_run_at_once(cluster: Cluster) -> None:
     with own(cluster.layout.kind) as other:
         assert other.node(0).address != cluster.node(0).address
         assert say(other, "node1", "echo ~") != say(cluster, "node1", "echo ~")
@@ -217,7 +217,7 @@ def test_down_keeps_files_that_it_did_not_write(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_another_process_finds_the_cluster_and_takes_it_down(cluster: Cluster, tmp_path: Path) -> None:
+def test_another_process_finds_and_removes_the_cluster(cluster: Cluster, tmp_path: Path) -> None:
     with own(cluster.layout.kind, tmp_path) as other:
         found = Cluster.load(tmp_path)
         assert found is not None
@@ -234,7 +234,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def leave_one(kind: Kind) -> tuple[int, str]:
-    """Let a process start a cluster and die; give the cluster's number, and its record."""
+    """Start a cluster in a process that dies; return the cluster's number and its record."""
     up = f"run_dir = Cluster.up(2, {kind!r}).layout.run_dir"
     say = "print(run_dir.name.rpartition('-')[2]); print((run_dir / 'cluster.json').read_text(), end='', flush=True)"
     script = f"import os; from testbed import Cluster; {up}; {say}; os._exit(9)"
@@ -245,38 +245,36 @@ def leave_one(kind: Kind) -> tuple[int, str]:
 
 
 def is_down(number: int, record: str) -> bool:
-    """Say whether nothing is left of a cluster, whose number may be that of a newer one by now."""
+    """Return whether nothing is left of a cluster, whose number may be that of a newer one by now."""
     try:
         return (run_dir(number) / "cluster.json").read_text() != record
     except FileNotFoundError:
         return not run_dir(number).exists()
 
 
-def test_clean_takes_down_what_a_killed_process_left_and_nothing_else(
-    loopback_cluster: Cluster, tmp_path: Path
-) -> None:
+def test_clean_removes_only_clusters_of_dead_owners(loopback_cluster: Cluster, tmp_path: Path) -> None:
     left, record = leave_one("loopback")
     with own("loopback", tmp_path, keep=True) as kept:
         assert left in [cluster.layout.number for cluster in Cluster.clean()]
-        assert eventually(lambda: is_down(left, record), 20)  # a newer one may just be making its folder
+        assert eventually(lambda: is_down(left, record), 20)  # a newer one may be creating its folder
         assert say(kept, "node1", "echo still") == "still"
     assert say(loopback_cluster, "node1", "echo still") == "still"
 
 
 @pytest.mark.parametrize("kind", ["netns", "loopback"])
-def test_several_may_clean_at_the_same_moment(request: pytest.FixtureRequest, kind: Kind) -> None:
-    request.getfixturevalue(f"{kind}_cluster")  # which says it where such clusters cannot be
+def test_concurrent_cleans_work(request: pytest.FixtureRequest, kind: Kind) -> None:
+    request.getfixturevalue(f"{kind}_cluster")  # which skips where such clusters are impossible
     left, record = leave_one(kind)
     argv = [sys.executable, "-c", "from testbed import Cluster; Cluster.clean()"]
     cleaners = [subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(4)]
-    told = [cleaner.communicate(timeout=60)[1] for cleaner in cleaners]
-    assert [cleaner.returncode for cleaner in cleaners] == [0] * 4, told
+    errors = [cleaner.communicate(timeout=60)[1] for cleaner in cleaners]
+    assert [cleaner.returncode for cleaner in cleaners] == [0] * 4, errors
     assert eventually(lambda: is_down(left, record), 20)
     links = [line for line in (*network.links(), *network.namespaces()) if re.match(rf"tfab{left}(\D|$)", line)]
     assert not links or run_dir(left).exists()  # those of a newer one
 
 
-def test_a_cluster_that_cannot_start_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_cluster_that_fails_to_start_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("testbed.templates.sshd_config", lambda *_, **__: "NoSuchWord yes\n")
     begun = time.monotonic()
     with pytest.raises(RehearsalError, match=r"(?s)sshd of node1 did not start.*NoSuchWord"):
@@ -291,7 +289,7 @@ def test_names_stay_short_enough_for_unix_sockets() -> None:
     assert len(str(longest).encode()) < 108
 
 
-def test_inv_cluster_prints_what_to_type_and_takes_it_down_again(tmp_path: Path) -> None:
+def test_inv_cluster_prints_commands_and_removes_the_cluster(tmp_path: Path) -> None:
     inv = [sys.executable, "-m", "invoke", "--search-root", str(Path(__file__).parents[2]), "cluster"]
     flags = ["--dir", "here", "--kind", "loopback"]
 

@@ -39,7 +39,7 @@ def once(fab: Fab, *words: str) -> dict[str, Any]:
     return document
 
 
-def test_a_job_has_its_step_and_its_rate_and_its_gpus_are_marked(fab: Fab, tmp_path: Path) -> None:
+def test_top_shows_step_rate_and_marks_the_jobs_idle_gpus(fab: Fab, tmp_path: Path) -> None:
     (tmp_path / "nvidia-smi").write_text(SMI)
     (tmp_path / "nvidia-smi").chmod(0o755)
     fab.write("steps.py", STEPS)
@@ -67,7 +67,7 @@ def lines_of(process: subprocess.Popen[str]) -> Any:
     return (json.loads(line) for line in process.stdout)
 
 
-def test_a_node_that_goes_away_is_unreachable_and_comes_back_and_ctrl_c_ends_it(fab: Fab) -> None:
+def test_a_lost_node_is_unreachable_reappears_and_ctrl_c_ends_top(fab: Fab) -> None:
     process = fab.start("top", "--json", "--interval", "0.2", *hosts(fab))
 
     def wait_until(reachable: bool) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def test_a_node_that_goes_away_is_unreachable_and_comes_back_and_ctrl_c_ends_it(
     wait_until(reachable=True)
     fab.cluster.kill_sshd(1)
     try:
-        assert "cpu" in wait_until(reachable=False)["nodes"][0]  # the other one goes on
+        assert "cpu" in wait_until(reachable=False)["nodes"][0]  # the other one continues
     finally:
         fab.cluster.start_sshd(1)
     wait_until(reachable=True)
@@ -89,14 +89,14 @@ def test_a_node_that_goes_away_is_unreachable_and_comes_back_and_ctrl_c_ends_it(
     assert (process.returncode, stderr) == (0, "")
 
 
-def test_a_host_that_does_not_answer_is_an_exit_code_of_its_own(fab: Fab) -> None:
+def test_a_host_that_does_not_answer_gives_exit_code_1(fab: Fab) -> None:
     done = fab("-t", "1", "-H", "node1,nowhere.invalid", "top", "--once")
     assert done.rc == 1, done
     assert "nowhere.invalid" in done.stdout, done
     assert "unreachable: the name does not resolve" in done.stdout, done
 
 
-def test_on_a_terminal_it_is_shown_in_place(fab: Fab) -> None:
+def test_on_a_terminal_top_updates_in_place(fab: Fab) -> None:
     master, slave = pty.openpty()
     words = fab.argv("top", "--interval", "0.2", *hosts(fab))
     env = {**os.environ, "FABRIC_TORCHFAB_RECORDS": str(fab.records), "TERM": "xterm-256color", "COLUMNS": "120"}
@@ -113,13 +113,13 @@ def test_on_a_terminal_it_is_shown_in_place(fab: Fab) -> None:
             break
     os.close(master)
     assert process.wait(10) == 0
-    assert b"\x1b[?1049h" in seen  # the terminal's other screen, and back
+    assert b"\x1b[?1049h" in seen  # the terminal's alternate screen, and back
     assert b"\x1b[?1049l" in seen
     assert b"Traceback" not in seen
 
 
 @pytest.mark.parametrize("text", ["0", "x", "-1"])
-def test_a_wrong_interval_is_said_so(fab: Fab, text: str) -> None:
+def test_a_wrong_interval_is_an_error(fab: Fab, text: str) -> None:
     done = fab("top", "--interval", text, *hosts(fab))
     assert done.rc == 2, done
     assert "--interval" in done.stderr, done

@@ -56,7 +56,7 @@ def wait_for(moment: Callable[[], object], process: Training | Forked) -> None:
 
 
 class Forked:
-    """A training forked from a process that has imported all it needs: to start one takes 0.5 s and not 5."""
+    """A training forked from a process with all imports done: it starts in 0.5 s, not 5 s."""
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["train_llm", "transformers.models.gpt2.modeling_gpt2"])
@@ -71,7 +71,7 @@ class Forked:
         return self.process.is_alive()
 
     def terminate(self) -> None:
-        """Ask it to end."""
+        """Send SIGTERM."""
         self.process.terminate()
 
     def output(self) -> str:
@@ -91,7 +91,7 @@ class Forked:
 
 
 def train_in_this_process(argv: list[str], output: str) -> None:
-    """Be train_llm.py with these arguments, and with one thread."""
+    """Run train_llm.py with these arguments and one thread."""
     file = os.open(output, os.O_WRONLY | os.O_CREAT)
     for stream in (1, 2):
         os.dup2(file, stream)
@@ -118,14 +118,14 @@ class Training(subprocess.Popen[bytes]):
         return self.poll() is None
 
     def end(self) -> None:
-        """Kill it and what it started."""
+        """Kill it and its children."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self.wait()
 
 
 class Experiment:
-    """One experiment in a folder of its own, and the processes that work on it."""
+    """One experiment in its own folder, and its processes."""
 
     def __init__(self, folder: Path, cache: Path) -> None:
         self.folder, self.cache = folder, cache
@@ -145,14 +145,14 @@ class Experiment:
         return training
 
     def fork(self, *options: str) -> Forked:
-        """Start a training on one process that need not import anything."""
+        """Start a training on one forked process, which need not import anything."""
         training = Forked(self.argv(*options), self.folder / f"output-{len(self.processes)}")
         self.processes.append(training)
         return training
 
     def run(self, *options: str, launcher: Sequence[str] = (), code: int = 0, **env: str) -> str:
         """Train to the end; return the output. `code` is the exit code to expect."""
-        own = launcher or env  # else nobody can tell a process that is forked from one that is started
+        own = launcher or env  # otherwise a forked process is equivalent to a started one
         training = self.start(*options, launcher=launcher or (PYTHON,), **env) if own else self.fork(*options)
         output = training.output()
         assert training.returncode == code, output
@@ -169,7 +169,7 @@ class Experiment:
         return lambda: max(self.losses(), default=0) >= goal
 
     def losses(self) -> dict[int, float]:
-        """Return the training loss by step; after a resume the last word counts."""
+        """Return the training loss by step; after a resume the later line counts."""
         return {int(r["step"]): r["loss"] for r in self.records() if "loss" in r}
 
 
@@ -198,7 +198,7 @@ def short(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Experiment:
 
 
 class TestResume:
-    def test_killed_at_ten_moments_it_goes_on_as_if_nothing_had_happened(
+    def test_a_training_killed_at_ten_moments_resumes_exactly(
         self, experiment: Experiment, reference: Experiment
     ) -> None:
         options, dice, halves = ("--max-steps", STEPS, "--ckpt-freq", "3"), random.Random(0), 0
@@ -215,7 +215,7 @@ class TestResume:
         assert "resumed at step" in experiment.run(*options, launcher=(PYTHON,))
         expected = reference.losses()
         assert sorted(experiment.losses()) == sorted(expected)
-        for record in experiment.records():  # the steps done twice, too
+        for record in experiment.records():  # also the repeated steps
             if "loss" in record:
                 assert record["loss"] == pytest.approx(expected[int(record["step"])], abs=1e-6)
 
@@ -244,12 +244,12 @@ class TestResume:
         assert f"resumed at step {done}" in experiment.run(*options, launcher=second)
         assert [r["step"] for r in experiment.records() if "loss" in r] == list(
             range(1, int(STEPS) + 1)
-        )  # nothing done twice
+        )  # nothing repeated
         ours, theirs = experiment.losses(), reference.losses()
         assert max(abs(ours[step] - theirs[step]) for step in range(1, done + 11)) < 1e-6
         assert max(abs(ours[step] - theirs[step]) for step in ours) < 1e-4
 
-    def test_a_line_of_several_steps_survives_a_resume(self, experiment: Experiment, reference: Experiment) -> None:
+    def test_the_log_window_survives_a_resume(self, experiment: Experiment, reference: Experiment) -> None:
         options = ("--max-steps", STEPS, "--log-freq", "20", "--ckpt-freq", "0")
         training = experiment.fork(*options)
         wait_for(experiment.losses, training)
@@ -260,7 +260,7 @@ class TestResume:
             steps = [reference.losses()[s] for s in range(step - 19, step + 1)]
             assert loss == pytest.approx(sum(steps) / 20, abs=1e-6)
 
-    def test_a_finished_training_has_nothing_to_do_and_a_longer_one_goes_on(self, experiment: Experiment) -> None:
+    def test_a_finished_training_does_nothing_and_a_longer_one_continues(self, experiment: Experiment) -> None:
         experiment.run("--max-steps", "3")
         assert "done at step 3 of 3" in experiment.run("--max-steps", "3")
         assert "resumed at step 3" in experiment.run("--max-steps", "5")
@@ -275,7 +275,7 @@ def per_gpu(experiment: Experiment, *options: str) -> str:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
+    """Return a free port."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return int(s.getsockname()[1])
@@ -305,7 +305,7 @@ class TestLaunchers:
             ("deepspeed", "RANK and --local_rank"),
         ],
     )
-    def test_every_launcher_trains_the_same(
+    def test_every_launcher_gives_the_same_losses(
         self, experiment: Experiment, short: Experiment, tmp_path: Path, launcher: str, source: str
     ) -> None:
         argv = argv_of(launcher, tmp_path)
@@ -315,7 +315,7 @@ class TestLaunchers:
             assert f"rank={rank} local_rank={rank} world_size=2 (from {source})" in output
         assert experiment.losses()[20] == pytest.approx(short.losses()[20], abs=1e-4)
 
-    def test_one_python_per_gpu_trains_the_same(self, experiment: Experiment, short: Experiment) -> None:
+    def test_launch_per_gpu_gives_the_same_losses(self, experiment: Experiment, short: Experiment) -> None:
         output = per_gpu(experiment, "--max-steps", FEW, "--ckpt-freq", "0")
         assert "rank=1 local_rank=1 world_size=2 (from RANK)" in output
         assert experiment.losses()[20] == pytest.approx(short.losses()[20], abs=1e-4)
@@ -343,7 +343,7 @@ class TestData:
         documents = tokenizer.decode(corpora[0].tokens.tolist()).split(train_llm.END_OF_TEXT)
         assert documents == [*self.TEXTS, ""]
 
-    def test_text_is_kept_as_it_is_and_a_second_start_reads_no_text(
+    def test_text_is_unchanged_and_a_second_start_reads_no_text(
         self, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (tmp_path / "a.txt").write_text("".join(self.TEXTS))
@@ -361,7 +361,7 @@ class TestData:
             ("", (), "--dataset-name"),
         ],
     )
-    def test_a_bad_file_is_one_clear_line(
+    def test_a_bad_file_is_a_one_line_error(
         self, tmp_path: Path, cache: Path, text: str, more: tuple[str, ...], named: str
     ) -> None:
         (tmp_path / "a.jsonl").write_text(text)
@@ -372,7 +372,7 @@ class TestData:
 
 class TestFailing:
     @pytest.mark.parametrize("option", ["--dataset-name", "--model-name"])
-    def test_an_unknown_name_offline_is_one_clear_line(self, experiment: Experiment, option: str) -> None:
+    def test_an_unknown_name_offline_is_a_one_line_error(self, experiment: Experiment, option: str) -> None:
         output = experiment.run(option, "no-such/name", code=1, HF_ENDPOINT="https://hub.invalid")
         assert "Traceback" not in output
         (line,) = [line for line in output.splitlines() if "error" in line]
@@ -391,7 +391,7 @@ class TestFailing:
         assert output.count("its hidden_size is 64, this run's is 32; choose another --experiment-name") >= 1
         assert list(experiment.losses()) == [1, 2]
 
-    def test_a_loss_that_is_no_number_stops_and_leaves_its_traceback(
+    def test_a_loss_that_is_not_finite_stops_and_leaves_its_traceback(
         self, experiment: Experiment, tmp_path: Path
     ) -> None:
         error_file = tmp_path / "error.json"
@@ -404,7 +404,7 @@ class TestFailing:
 
 
 class TestResults:
-    def test_a_run_leaves_an_export_that_transformers_loads_and_scalars(self, experiment: Experiment) -> None:
+    def test_a_run_writes_scalars_and_an_export_that_transformers_loads(self, experiment: Experiment) -> None:
         if importlib.util.find_spec("tensorboard") is None:
             absent("the package tensorboard is not installed")
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -428,7 +428,7 @@ class TestResults:
             held_out = corpus.read(np.arange(corpus.training, corpus.total))
             assert train_llm.NextTokenLoss(model)(held_out).item() == pytest.approx(evaluations[40], abs=1e-5)
 
-    def test_ranks_that_find_no_tokens_make_them_once(self, experiment: Experiment, tmp_path: Path) -> None:
+    def test_ranks_without_cached_tokens_tokenise_once(self, experiment: Experiment, tmp_path: Path) -> None:
         experiment.cache = tmp_path / "cold"
         output = experiment.run("--max-steps", "2", launcher=TORCHRUN)
         assert output.count("tokenising pydoc") == 1

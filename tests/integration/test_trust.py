@@ -15,7 +15,7 @@ from tests.integration.faults_injected import refused
 
 
 def config_with(fab: Fab, known: Path, *lines: str) -> str:
-    """Write the cluster's ssh config with another known_hosts file, and with lines before it; give its path."""
+    """Write the cluster's ssh config with another known_hosts file, and with lines before it; return its path."""
     text = fab.cluster.ssh_config.read_text().replace(str(fab.cluster.known_hosts), str(known))
     return str(fab.write("ssh_config", "\n".join([*lines, text])))
 
@@ -25,7 +25,7 @@ def trust(fab: Fab, config: str, *words: str) -> Done:
 
 
 def printed_by_ssh(fab: Fab, index: int) -> str:
-    """Give what `ssh-keygen -l` prints of a node's key, as the table shows it."""
+    """Return the fingerprint of a node's key by `ssh-keygen -l`, as in the table."""
     key = fab.cluster.node(index).home.parent / "host_key.pub"
     bits, digest, *_, kind = subprocess.run(
         ["ssh-keygen", "-lf", str(key)], capture_output=True, text=True, check=True
@@ -38,7 +38,7 @@ def ssh(fab: Fab, config: str, host: str) -> int:
     return subprocess.run(argv, check=False, stdin=subprocess.DEVNULL, capture_output=True).returncode
 
 
-def test_new_keys_are_shown_and_written_and_let_ssh_and_a_launch_in(fab: Fab) -> None:
+def test_after_trust_ssh_and_a_launch_accept_the_new_keys(fab: Fab) -> None:
     known = fab.workdir / "new" / "known"
     config = config_with(fab, known, "HashKnownHosts yes")
     assert ssh(fab, config, "node1") != 0
@@ -55,7 +55,7 @@ def test_new_keys_are_shown_and_written_and_let_ssh_and_a_launch_in(fab: Fab) ->
     assert fab("-S", config, *fab.launch("--name", "x", gpus=True)).rc == 0
 
 
-def test_without_a_terminal_nothing_is_written_unless_yes_is_said(fab: Fab) -> None:
+def test_without_a_terminal_trust_writes_only_with_yes(fab: Fab) -> None:
     known = fab.write("known", "")
     done = trust(fab, config_with(fab, known))
     assert done.rc == 2, done
@@ -85,7 +85,7 @@ def test_one_answer_is_for_all_hosts(fab: Fab, answer: str, lines: int, code: in
     assert len(known.read_text().splitlines()) == lines
 
 
-def test_a_changed_key_is_never_replaced_and_a_silent_host_is_named(fab: Fab) -> None:
+def test_a_changed_key_is_not_replaced_and_a_silent_host_is_named(fab: Fab) -> None:
     first, second = (line.split(" ", 1) for line in fab.cluster.known_hosts.read_text().splitlines())
     known = fab.write("known", f"{first[0]} {second[1]}\n")
     before = known.read_text()
@@ -99,10 +99,10 @@ def test_a_changed_key_is_never_replaced_and_a_silent_host_is_named(fab: Fab) ->
     assert f"({known}:1)" in done.stderr
     assert "nowhere: 127.0.0.1 port 1 refused the connection" in done.stderr
     assert known.read_text().startswith(before)
-    assert len(known.read_text().splitlines()) == 2  # node2 is new, and was written
+    assert len(known.read_text().splitlines()) == 2  # node2 was new and is recorded
 
 
-def test_jump_hosts_are_met_before_the_hosts_behind_them(fab: Fab) -> None:
+def test_keys_of_jump_hosts_are_trusted_first(fab: Fab) -> None:
     known = fab.write("known", "")
     config = config_with(fab, known, "Host node2", "  ProxyJump node1")
     hosts = fab.write("behind", "node2\n")

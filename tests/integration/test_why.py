@@ -16,7 +16,7 @@ from tests.integration.faults_injected import other_disk, taken_port
 from tests.integration.jobs import ok, status_of, two
 from tests.remote.place import memory_group, removed
 
-# Rank 1 does what it is told; rank 0 goes on until it sees that this has happened, and ends well.
+# Rank 1 does what its argument says; rank 0 runs until it sees that this has happened, and exits with 0.
 FATE = """
 import os, sys, time
 out, how = os.environ["OUT"], sys.argv[1]
@@ -49,7 +49,7 @@ else:
 
 
 class Fate:
-    """Launch the script of many fates, end it, and ask why."""
+    """Launch a script that ends as its argument says, and run `fab why`."""
 
     def __init__(self, fab: Fab) -> None:
         self.fab = fab
@@ -63,18 +63,18 @@ class Fate:
         assert eventually(lambda: (self.out / "0").exists() and (self.out / "1").exists(), 20)
 
     def end(self) -> None:
-        """Let the other rank end, and wait until the job has ended."""
+        """Release the other rank, and wait for the end of the job."""
         (self.out / "over").touch()
         assert eventually(lambda: all(map(self.has_ended, (0, 1))), 20)
 
     def has_ended(self, node_rank: int) -> bool:
-        """Say whether a node's process has written its end and is gone; asking `fab status` would take a second."""
+        """Return whether a node's process has recorded its end and is gone; `fab status` would take a second."""
         exits = self.fab.node_dir.glob(f"jobs/*/node-{node_rank}/*/exit.json")
         done = any("cleaning" not in json.loads(path.read_text()) for path in exits)
         return done or not all_of_node(self, node_rank)
 
-    def told(self, code: int = 0) -> dict[str, Any]:
-        """Return what `fab why --json` says."""
+    def why(self, code: int = 0) -> dict[str, Any]:
+        """Return the answer of `fab why --json`."""
         done = self.fab("why", "x", "--json")
         assert done.rc == code, done
         found: dict[str, Any] = json.loads(done.stdout)
@@ -84,10 +84,10 @@ class Fate:
         return int(status_of(self.fab, "x")["nodes"][rank]["ranks"][0]["pid"])
 
     def after(self, *words: str) -> dict[str, Any]:
-        """Launch, see it to its end, and return what is told of it."""
+        """Launch, wait for the end, and return the answer of `fab why`."""
         self.begin(*words)
         self.end()
-        return self.told()
+        return self.why()
 
 
 @pytest.fixture
@@ -95,16 +95,16 @@ def fate(fab: Fab) -> Fate:
     return Fate(fab)
 
 
-def cause_of(told: dict[str, Any]) -> tuple[str, str]:
-    return told["cause"]["kind"], told["cause"]["name"]
+def cause_of(answer: dict[str, Any]) -> tuple[str, str]:
+    return answer["cause"]["kind"], answer["cause"]["name"]
 
 
-def where(told: dict[str, Any]) -> tuple[str, int | None, int | None]:
-    first = told["first"]
+def where(answer: dict[str, Any]) -> tuple[str, int | None, int | None]:
+    first = answer["first"]
     return first["host"], first["rank"], first["code"]
 
 
-def test_a_script_s_own_exit_code_is_told_on_one_page(fate: Fate) -> None:
+def test_why_reports_an_exit_code_on_one_page(fate: Fate) -> None:
     fate.begin("exit")
     fate.end()
     page = fate.fab("why")
@@ -121,36 +121,36 @@ def test_a_script_s_own_exit_code_is_told_on_one_page(fate: Fate) -> None:
     assert "exit code 7; fab why x | fab logs x --rank 1\n" in waited.stderr, waited
 
 
-def test_an_exception_is_told_with_its_traceback(fate: Fate) -> None:
-    told = fate.after("raise")
-    assert (cause_of(told), where(told)) == (("script", "exception"), ("node2", 1, 1)), told
-    assert told["cause"]["words"] == "the script raised ValueError: batch 17 is bad"
-    assert ", in load\n" in told["first"]["traceback"]
-    assert len(told["fingerprint"]) == 12
-    assert told["consequences"] == []
+def test_an_exception_is_reported_with_its_traceback(fate: Fate) -> None:
+    answer = fate.after("raise")
+    assert (cause_of(answer), where(answer)) == (("script", "exception"), ("node2", 1, 1)), answer
+    assert answer["cause"]["words"] == "the script raised ValueError: batch 17 is bad"
+    assert ", in load\n" in answer["first"]["traceback"]
+    assert len(answer["fingerprint"]) == 12
+    assert answer["consequences"] == []
 
 
-def test_a_rank_killed_from_outside_was_killed_by_nobody_we_know(fate: Fate) -> None:
+def test_a_sigkill_from_outside_is_reported_as_killed(fate: Fate) -> None:
     fate.begin("wait")
     os.kill(fate.pid(1), signal.SIGKILL)
     fate.end()
-    told = fate.told()
-    assert (cause_of(told), where(told)) == (("killed", "killed"), ("node2", 1, -9)), told
-    assert "SIGKILL came from outside" in told["cause"]["words"]
+    answer = fate.why()
+    assert (cause_of(answer), where(answer)) == (("killed", "killed"), ("node2", 1, -9)), answer
+    assert "SIGKILL came from outside" in answer["cause"]["words"]
 
 
-def test_a_crash_in_native_code_is_the_script_s_own(fate: Fate) -> None:
-    told = fate.after("crash")
-    assert (cause_of(told), where(told)) == (("script", "crash"), ("node2", 1, -11)), told
+def test_a_crash_in_native_code_is_a_script_error(fate: Fate) -> None:
+    answer = fate.after("crash")
+    assert (cause_of(answer), where(answer)) == (("script", "crash"), ("node2", 1, -11)), answer
 
 
-def test_a_limit_on_memory_is_told_as_memory(fate: Fate) -> None:
-    told = fate.after("memory")
-    assert (cause_of(told), where(told)) == (("memory", "host-memory"), ("node2", 1, 1)), told
-    assert "MemoryError" in told["cause"]["words"]
+def test_a_memory_limit_is_reported_as_memory(fate: Fate) -> None:
+    answer = fate.after("memory")
+    assert (cause_of(answer), where(answer)) == (("memory", "host-memory"), ("node2", 1, 1)), answer
+    assert "MemoryError" in answer["cause"]["words"]
 
 
-def test_an_import_that_fails_on_one_node_only_names_that_node(fate: Fate) -> None:
+def test_an_import_that_fails_on_one_node_names_the_node(fate: Fate) -> None:
     folder = fate.fab.workdir / "lib"
     folder.mkdir()
     (folder / "only_here.py").write_text("")
@@ -160,49 +160,49 @@ def test_an_import_that_fails_on_one_node_only_names_that_node(fate: Fate) -> No
         assert eventually(lambda: (fate.out / "0").exists() and (fate.out / "1").exists(), 20)
         assert eventually(lambda: fate.has_ended(1), 20)
     fate.end()
-    told = fate.told()
-    assert (cause_of(told), where(told)) == (("node", "import-error-of-node"), ("node2", 1, 1)), told
-    assert "No module named 'only_here', on node2 only: node1 got further" in told["cause"]["words"]
-    assert told["bad_nodes"] == ["node2"]
+    answer = fate.why()
+    assert (cause_of(answer), where(answer)) == (("node", "import-error-of-node"), ("node2", 1, 1)), answer
+    assert "No module named 'only_here', on node2 only: node1 got further" in answer["cause"]["words"]
+    assert answer["bad_nodes"] == ["node2"]
 
 
-def test_an_import_that_fails_everywhere_is_the_script_s(fate: Fate) -> None:
+def test_an_import_that_fails_on_all_nodes_is_a_script_error(fate: Fate) -> None:
     fate.begin("import")
     assert eventually(lambda: all(map(fate.has_ended, (0, 1))), 20)
-    told = fate.told()
-    assert (cause_of(told), told["bad_nodes"]) == (("script", "import-error"), []), told
+    answer = fate.why()
+    assert (cause_of(answer), answer["bad_nodes"]) == (("script", "import-error"), []), answer
 
 
-def test_a_file_system_that_was_mounted_read_only_is_the_node_s(fate: Fate) -> None:
+def test_a_read_only_file_system_is_a_fault_of_the_node(fate: Fate) -> None:
     (fate.out / "disk").mkdir()
     with other_disk(fate.fab.cluster.node(1), fate.out / "disk", "ro"):
-        told = fate.after("read-only")
-    assert (cause_of(told), told["bad_nodes"]) == (("node", "filesystem-sick"), ["node2"]), told
+        answer = fate.after("read-only")
+    assert (cause_of(answer), answer["bad_nodes"]) == (("node", "filesystem-sick"), ["node2"]), answer
 
 
 def test_a_full_disk_is_named(fate: Fate) -> None:
     (fate.out / "disk").mkdir()
     with other_disk(fate.fab.cluster.node(1), fate.out / "disk", "size=1m"):
-        told = fate.after("disk")
-    assert (cause_of(told), told["bad_nodes"]) == (("node", "disk-full"), ["node2"]), told
-    assert "No space left on device" in told["cause"]["words"]
+        answer = fate.after("disk")
+    assert (cause_of(answer), answer["bad_nodes"]) == (("node", "disk-full"), ["node2"]), answer
+    assert "No space left on device" in answer["cause"]["words"]
 
 
-def test_a_taken_port_is_told_with_what_to_do(fate: Fate) -> None:
+def test_a_taken_port_is_an_error_with_a_fix(fate: Fate) -> None:
     with taken_port(fate.fab.cluster.node(1), 5001):
-        told = fate.after("port", "5001")
-    assert (cause_of(told), where(told)) == (("network", "address-in-use"), ("node2", 1, 1)), told
-    assert "ss -ltnp" in told["cause"]["fix"]
+        answer = fate.after("port", "5001")
+    assert (cause_of(answer), where(answer)) == (("network", "address-in-use"), ("node2", 1, 1)), answer
+    assert "ss -ltnp" in answer["cause"]["fix"]
 
 
-def test_the_oom_killer_is_told_as_such(fate: Fate) -> None:
+def test_the_oom_killer_is_recognised(fate: Fate) -> None:
     group = memory_group("torchfab-why")
     try:
-        told = fate.after("oom", str(group))
+        answer = fate.after("oom", str(group))
     finally:
         assert eventually(lambda: removed(group), 5)
-    assert (cause_of(told), where(told)) == (("memory", "host-memory"), ("node2", 1, -9)), told
-    assert "OOM killer" in told["cause"]["words"]
+    assert (cause_of(answer), where(answer)) == (("memory", "host-memory"), ("node2", 1, -9)), answer
+    assert "OOM killer" in answer["cause"]["words"]
 
 
 def all_of_node(fate: Fate, rank: int) -> list[int]:
@@ -215,32 +215,32 @@ def all_of_node(fate: Fate, rank: int) -> list[int]:
     return found
 
 
-def test_a_node_of_which_all_was_killed_is_lost(fate: Fate) -> None:
+def test_a_node_whose_processes_were_all_killed_is_lost(fate: Fate) -> None:
     fate.begin("wait")
     pids = all_of_node(fate, 1)
     assert len(pids) == 2
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     fate.end()
-    told = fate.told()
-    assert cause_of(told) == ("killed", "supervisor-killed"), told
-    assert where(told) == ("node2", 1, None)
-    assert told["cause"]["words"].startswith("the supervisor of rank-1 was killed"), told
+    answer = fate.why()
+    assert cause_of(answer) == ("killed", "supervisor-killed"), answer
+    assert where(answer) == ("node2", 1, None)
+    assert answer["cause"]["words"].startswith("the supervisor of rank-1 was killed"), answer
     shutil.rmtree(next(fate.fab.node_dir.glob("jobs/*/node-1")))
-    told = fate.told()
-    assert (cause_of(told), told["bad_nodes"]) == (("node", "node-lost"), ["node2"]), told
+    answer = fate.why()
+    assert (cause_of(answer), answer["bad_nodes"]) == (("node", "node-lost"), ["node2"]), answer
 
 
-def test_a_supervisor_that_was_killed_alone_is_told(fate: Fate) -> None:
+def test_a_killed_supervisor_is_reported(fate: Fate) -> None:
     fate.begin("wait")
     pid = next(pid for pid, words in fate.fab.processes().items() if "supervise rank-1" in words)
     os.kill(pid, signal.SIGKILL)
     fate.end()
-    told = fate.told()
-    assert (cause_of(told), where(told)) == (("killed", "supervisor-killed"), ("node2", 1, None)), told
+    answer = fate.why()
+    assert (cause_of(answer), where(answer)) == (("killed", "supervisor-killed"), ("node2", 1, None)), answer
 
 
-def test_a_node_that_was_restarted_is_told_by_its_boot_id(fate: Fate) -> None:
+def test_a_restarted_node_is_detected_by_its_boot_id(fate: Fate) -> None:
     fate.begin("wait")
     for pid in all_of_node(fate, 1):
         os.kill(pid, signal.SIGKILL)
@@ -248,33 +248,33 @@ def test_a_node_that_was_restarted_is_told_by_its_boot_id(fate: Fate) -> None:
     values = json.loads(started.read_text())
     started.write_text(json.dumps({**values, "boot_id": "another"}))
     fate.end()
-    told = fate.told()
-    assert (cause_of(told), told["bad_nodes"]) == (("node", "node-rebooted"), ["node2"]), told
+    answer = fate.why()
+    assert (cause_of(answer), answer["bad_nodes"]) == (("node", "node-rebooted"), ["node2"]), answer
 
 
-def test_a_job_that_runs_was_stopped_or_went_well_is_told_plainly(fate: Fate) -> None:
+def test_why_reports_running_stopped_and_succeeded_jobs(fate: Fate) -> None:
     fate.begin("wait")
-    assert cause_of(fate.told()) == ("running", "running")
+    assert cause_of(fate.why()) == ("running", "running")
     os.kill(fate.pid(1), signal.SIGSTOP)
-    told = fate.told()
-    assert told["notes"] == ["rank 1 on node2 is stopped by a signal (SIGSTOP), or by a debugger"], told
-    assert told["first"] is None
+    answer = fate.why()
+    assert answer["notes"] == ["rank 1 on node2 is stopped by a signal (SIGSTOP), or by a debugger"], answer
+    assert answer["first"] is None
     ok(fate.fab("stop", "x", "--grace", "0"))
-    told = fate.told()
-    assert cause_of(told) == ("stopped", "stopped"), told
-    assert told["cause"]["words"] == "it was stopped with fab stop, from here"
+    answer = fate.why()
+    assert cause_of(answer) == ("stopped", "stopped"), answer
+    assert answer["cause"]["words"] == "it was stopped with fab stop, from here"
 
 
-def test_a_job_that_went_well_has_no_first_failure(fate: Fate) -> None:
-    told = fate.after("wait")
-    assert (cause_of(told), told["first"], told["fingerprint"]) == (("succeeded", "succeeded"), None, ""), told
+def test_a_successful_job_has_no_first_failure(fate: Fate) -> None:
+    answer = fate.after("wait")
+    assert (cause_of(answer), answer["first"], answer["fingerprint"]) == (("succeeded", "succeeded"), None, ""), answer
 
 
-def test_a_running_job_of_which_a_rank_failed_says_so_and_a_silent_node_is_named(fate: Fate) -> None:
+def test_a_failed_rank_of_a_running_job_and_a_silent_node_are_reported(fate: Fate) -> None:
     fate.begin("raise")
     assert eventually(lambda: fate.has_ended(1), 10)
-    told = fate.told()
-    assert (cause_of(told), told["state"]) == (("script", "exception"), "failed"), told
+    answer = fate.why()
+    assert (cause_of(answer), answer["state"]) == (("script", "exception"), "failed"), answer
     fate.fab.cluster.partition(0)
     try:
         done: Done = fate.fab("-t", "1", "why", "x")

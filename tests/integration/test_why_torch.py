@@ -17,7 +17,7 @@ from tests.integration.faults_injected import other_disk
 from tests.integration.jobs import ok, status_of, two
 from tests.integration.launcher_contract import hosts
 
-# All-reduce until rank 1 says that it comes no more.
+# All-reduce until rank 1 announces its end.
 REDUCE = """
 import datetime, os, sys, time
 import torch, torch.distributed as dist
@@ -32,7 +32,7 @@ for step in range(100000):
     time.sleep(0.01)
 """
 
-# Rank 1 has not the shared memory that it wants; rank 0 waits for it at the store.
+# Rank 1 lacks the shared memory that it needs; rank 0 waits for it at the store.
 SMALL = """
 import datetime, os, time
 import torch, torch.distributed as dist
@@ -49,7 +49,7 @@ def waits(netns_cluster: Cluster) -> Iterator[Fab]:
     fab = Fab(netns_cluster)
     fab.write("reduce.py", REDUCE)
     ok(fab(*hosts(fab, "launch-per-node"), "--rdzv-timeout", "4", "--name", "gone", "--", "light.py", "1"))
-    os.kill(int(status_of(fab, "gone")["nodes"][0]["processes"][0]["pid"]), signal.SIGKILL)  # it imports torch yet
+    os.kill(int(status_of(fab, "gone")["nodes"][0]["processes"][0]["pid"]), signal.SIGKILL)  # it still imports torch
     ok(fab(*hosts(fab, "launch-per-node"), "--rdzv-timeout", "4", "--name", "come", "--", "light.py", "1"))
     os.kill(int(status_of(fab, "come")["nodes"][1]["processes"][0]["pid"]), signal.SIGSTOP)
     ok(fab(*two(fab, "--name", "reduce", "--", "reduce.py", str(fab.workdir / "began"))))
@@ -60,13 +60,13 @@ def waits(netns_cluster: Cluster) -> Iterator[Fab]:
 
 
 def failures(fab: Fab, job: str) -> list[Any]:
-    """Return the ends of ranks and processes that were no success, as their supervisors wrote them down."""
+    """Return the failures of ranks and processes, as recorded by their supervisors."""
     found = [json.loads(path.read_text()) for path in fab.node_dir.glob(f"jobs/{job}-*/*/*/exit.json")]
     return [end for end in found if end["code"]]
 
 
-def told(fab: Fab, job: str, *words: str, code: int = 0) -> dict[str, Any]:
-    """Return what `fab why --json` says as soon as something has failed."""
+def why(fab: Fab, job: str, *words: str, code: int = 0) -> dict[str, Any]:
+    """Return the answer of `fab why --json` as soon as something has failed."""
     assert eventually(lambda: bool(failures(fab, job)), 40), fab("logs", job)
     done = fab(*words, "why", job, "--json")
     assert done.rc == code, done
@@ -74,33 +74,33 @@ def told(fab: Fab, job: str, *words: str, code: int = 0) -> dict[str, Any]:
     return found
 
 
-def test_a_rendezvous_that_times_out_names_the_node_that_never_came(waits: Fab) -> None:
-    found = told(waits, "come")
+def test_a_rendezvous_timeout_names_the_node_that_never_joined(waits: Fab) -> None:
+    found = why(waits, "come")
     assert (found["cause"]["kind"], found["cause"]["name"]) == ("network", "rendezvous-timeout"), found
     assert found["first"]["host"] == "node1"
     words = "node2 never came: its agent is stopped by a signal (SIGSTOP), or by a debugger"
     assert found["behind"] == [{"hosts": ["node2"], "words": words}]
 
 
-def test_an_agent_that_cannot_reach_the_rendezvous_is_a_consequence_of_what_ended_that(waits: Fab) -> None:
+def test_an_unreachable_rendezvous_is_a_consequence(waits: Fab) -> None:
     assert eventually(lambda: len(failures(waits, "gone")) == 2, 60), waits("logs", "gone")
-    found = told(waits, "gone")
+    found = why(waits, "gone")
     assert (found["cause"]["name"], found["first"]["host"]) == ("killed", "node1"), found
     assert found["consequences"] == ["node2: it could not reach the rendezvous"]
 
 
-def test_shared_memory_that_is_too_small_is_the_cause_and_who_waits_at_the_store_is_not(fab: Fab) -> None:
+def test_small_shared_memory_is_the_cause_not_the_store_timeout(fab: Fab) -> None:
     fab.write("small.py", SMALL)
     with other_disk(fab.cluster.node(1), Path("/dev/shm"), "size=1m"):
         ok(fab(*two(fab, "--name", "x", "--", "small.py")))
         assert eventually(lambda: len(failures(fab, "x")) == 2, 40), fab("logs", "x")
-        found = told(fab, "x")
+        found = why(fab, "x")
     assert (found["cause"]["kind"], found["cause"]["name"]) == ("memory", "shared-memory"), found
     assert found["consequences"] == ["node1 rank 0: it waited in vain for another rank at the store of node 0"]
 
 
 def test_a_gloo_timeout_names_the_rank_that_was_behind(waits: Fab) -> None:
-    found = told(waits, "reduce")
+    found = why(waits, "reduce")
     assert (found["cause"]["kind"], found["cause"]["name"]) == ("network", "gloo-timeout"), found
     assert found["first"]["rank"] == 0
     assert "Timed out waiting 4000ms for recv operation" in found["cause"]["words"]
@@ -108,13 +108,13 @@ def test_a_gloo_timeout_names_the_rank_that_was_behind(waits: Fab) -> None:
     assert all(each["hosts"] == ["node2"] for each in found["behind"]), found
 
 
-def test_a_node_whose_link_goes_down_is_named_as_the_cause(fab: Fab) -> None:
+def test_a_node_with_a_lost_link_is_the_cause(fab: Fab) -> None:
     fab.write("reduce.py", REDUCE)
     ok(fab(*two(fab, "--name", "x", "--", "reduce.py", str(fab.workdir / "began"))))
     assert eventually(lambda: (fab.workdir / "began-1").exists(), 60), fab("logs", "x")
     fab.cluster.partition(1)
     try:
-        found = told(fab, "x", "-t", "1", code=1)
+        found = why(fab, "x", "-t", "1", code=1)
     finally:
         fab.cluster.heal(1)
     assert (found["cause"]["kind"], found["cause"]["name"]) == ("node", "node-unreachable"), found
@@ -122,19 +122,19 @@ def test_a_node_whose_link_goes_down_is_named_as_the_cause(fab: Fab) -> None:
     assert found["could_not_be_asked"]["node2"].startswith("no answer from"), found
 
 
-def test_a_rank_that_others_lose_is_the_first_and_they_are_its_consequences(fab: Fab) -> None:
+def test_a_killed_rank_is_first_and_lost_connections_follow_from_it(fab: Fab) -> None:
     script = REDUCE.replace(
         "time.sleep(0.01)", "if step == 20 and dist.get_rank(): os._exit(7)  # sys.exit may crash in gloo's threads"
     )
     fab.write("reduce.py", script)
     ok(fab(*two(fab, "--name", "x", "--", "reduce.py", str(fab.workdir / "began"))))
     assert eventually(lambda: len(failures(fab, "x")) == 2, 60), fab("logs", "x")
-    found = told(fab, "x")
+    found = why(fab, "x")
     assert (found["cause"]["name"], found["first"]["rank"], found["first"]["code"]) == ("exit-code", 1, 7), found
     assert found["consequences"] == ["node1 rank 0: its connection to another rank was lost"]
 
 
-def test_torchrun_is_named_where_it_ended_its_ranks_and_an_outsider_is_none_of_ours(fab: Fab) -> None:
+def test_why_distinguishes_torchruns_sigterm_from_an_outsiders(fab: Fab) -> None:
     words = ("launch-per-node", "--hostfile", str(fab.cluster.hostfile), "--nproc-per-node", "2", "--name", "x")
     ok(fab(*words, "--", "light.py", "90"))
     assert eventually(lambda: [len(node["ranks"]) for node in status_of(fab, "x")["nodes"]] == [2, 2], 30)
@@ -144,7 +144,7 @@ def test_torchrun_is_named_where_it_ended_its_ranks_and_an_outsider_is_none_of_o
     assert eventually(lambda: len(failures(fab, "x")) == 1, 30), fab("logs", "x")
     os.kill(int(nodes[0]["processes"][0]["pid"]), signal.SIGTERM)
     assert eventually(lambda: len(failures(fab, "x")) == 2, 30), fab("logs", "x")
-    found = told(fab, "x")
+    found = why(fab, "x")
     assert (found["cause"]["kind"], found["cause"]["name"]) == ("killed", "terminated"), found
     assert found["cause"]["words"] == "SIGTERM came from outside: nothing that torchfab did, nor its launcher"
     assert (found["first"]["host"], found["first"]["rank"]) == ("node2", hit["rank"])

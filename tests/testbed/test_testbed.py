@@ -25,7 +25,7 @@ LOOPBACK = Layout(
 )
 
 
-def test_the_ssh_config_says_how_to_reach_every_node() -> None:
+def test_the_ssh_config_has_address_port_and_key_of_every_node() -> None:
     assert templates.ssh_config(NETNS) == (
         "Host node1\n    HostName 10.77.7.1\n    Port 22\n"
         "Host node2\n    HostName 10.77.7.2\n    Port 22\n"
@@ -57,29 +57,29 @@ def test_inventories_name_every_node_once_and_for_gpus_twice() -> None:
     assert templates.gpufile(NETNS) == "node1\nnode1\nnode2\nnode2\n"
 
 
-def test_loopback_inventories_give_addresses_as_the_names_do_not_resolve_there() -> None:
+def test_loopback_inventories_have_addresses() -> None:
     assert templates.hostfile(LOOPBACK) == "node1 address=127.77.8.1\nnode2 address=127.77.8.2\n"
     assert templates.gpufile(LOOPBACK).splitlines()[:2] == ["node1 address=127.77.8.1"] * 2
 
 
-def test_every_node_finds_every_other_and_the_launch_machine_by_name() -> None:
+def test_etc_hosts_names_every_node_and_the_launch_machine() -> None:
     assert templates.etc_hosts(NETNS).splitlines()[2:] == ["10.77.7.254 launch", "10.77.7.1 node1", "10.77.7.2 node2"]
 
 
 @pytest.mark.parametrize(("version", "word"), [((9, 2), "KexAlgorithms"), ((9, 8), "PerSourcePenalties")])
-def test_sshd_gets_only_words_that_its_version_knows(version: tuple[int, int], word: str) -> None:
+def test_sshd_config_has_only_options_of_its_version(version: tuple[int, int], word: str) -> None:
     text = templates.sshd_config(NETNS.nodes[0], version)
     assert [name for name in ("KexAlgorithms", "PerSourcePenalties") if name in text] == [word]
 
 
-def test_sshd_gives_each_session_its_own_home_and_tmux_and_takes_nothing_from_the_client() -> None:
+def test_sshd_sets_home_and_tmux_and_accepts_no_client_environment() -> None:
     text = templates.sshd_config(NETNS.nodes[1], (9, 2))
     node = "/tmp/tfab-7/node2"
     assert f"SetEnv HOME={node}/home TMUX_TMPDIR={node}/tmux TORCHFAB_REHEARSAL=7-token\n" in text
     assert "AcceptEnv" not in text
 
 
-def test_a_nodes_passwd_moves_the_account_home_and_keeps_the_others() -> None:
+def test_a_nodes_passwd_changes_the_accounts_home_only() -> None:
     machine = "root:x:0:0:root:/root:/bin/zsh\nsshd:x:103:65534::/run/sshd:/usr/sbin/nologin\n"
     assert templates.passwd(machine, ROOT, "/h") == (
         "root:x:0:0::/h:/bin/bash\nsshd:x:103:65534::/run/sshd:/usr/sbin/nologin\n"
@@ -91,11 +91,11 @@ def test_a_nodes_group_file_names_the_accounts_group_once() -> None:
     assert templates.group("root:x:0:\n", TRAINER) == "trainer:x:61200:\nroot:x:0:\n"
 
 
-def test_the_password_of_no_other_account_is_copied_into_a_node() -> None:
+def test_a_nodes_shadow_has_no_other_account() -> None:
     assert templates.shadow(TRAINER) == "trainer:*:1::::::\n"
 
 
-def test_the_network_is_one_bridge_with_a_cable_to_every_namespace() -> None:
+def test_the_network_is_a_bridge_and_a_veth_pair_per_node() -> None:
     assert network.build_lines(replace(NETNS, size=1)) == [
         "link add tfab7 type bridge",
         "addr add 10.77.7.254/24 dev tfab7",
@@ -111,62 +111,62 @@ def test_link_names_fit_the_kernels_15_characters() -> None:
     assert max(len(node.cable) for node in widest.nodes) <= 15
 
 
-def test_a_layout_comes_back_from_its_record_as_it_was() -> None:
+def test_a_layout_survives_its_json_record() -> None:
     for layout in (NETNS, LOOPBACK):
         assert Layout.from_json(json.loads(json.dumps({**layout.to_json(), "owner": None}))) == layout
 
 
-def test_a_loopback_node_of_the_callers_own_is_entered_by_nothing_but_its_environment() -> None:
+def test_a_loopback_node_of_the_caller_needs_no_prefix() -> None:
     assert namespaces.prefix(LOOPBACK.nodes[0]) == ()
     assert namespaces.session(LOOPBACK.nodes[0])[:2] == ("env", "HOME=/tmp/tfab-8/node1/home")
 
 
 def test_a_folder_closed_to_the_account_is_found() -> None:
-    stranger = replace(TRAINER, uid=os.geteuid() + 1, gid=os.getegid() + 1)
+    other_user = replace(TRAINER, uid=os.geteuid() + 1, gid=os.getegid() + 1)
     with tempfile.TemporaryDirectory(dir="/tmp") as closed:  # mode 700; pytest's own folders lie below another such
         inner = Path(closed) / "python"
         inner.mkdir()
-        assert namespaces.closed_ancestor(inner, stranger) == Path(closed)
-        assert namespaces.closed_ancestor(inner, replace(stranger, uid=os.geteuid())) is None
+        assert namespaces.closed_ancestor(inner, other_user) == Path(closed)
+        assert namespaces.closed_ancestor(inner, replace(other_user, uid=os.geteuid())) is None
 
 
-def test_a_pid_with_another_start_time_is_another_process_and_is_left_alone() -> None:
+def test_a_reused_pid_is_not_signalled() -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
         found = Process.of(child.pid)
         assert found is not None
-        stranger = replace(found, started=found.started - 1)
-        assert (found.alive(), stranger.alive()) == (True, False)
-        stranger.signal(9)
+        reused_pid = replace(found, started=found.started - 1)
+        assert (found.alive(), reused_pid.alive()) == (True, False)
+        reused_pid.signal(9)
         assert child.poll() is None
         found.signal(9)
     assert child.returncode == -9
     assert not found.alive()
 
 
-def test_ending_gives_up_with_the_pids_when_something_will_not_end() -> None:
+def test_ending_fails_with_the_pids_of_processes_that_do_not_end() -> None:
     immortal = Process(2**22 + 1, 1)
     with pytest.raises(RehearsalError, match=f"would not end: {immortal.pid}"):
         processes.end(lambda: {immortal}, grace_s=0.02)
 
 
 @pytest.mark.parametrize("nodes", [0, -1, 251])
-def test_a_number_of_nodes_that_does_not_fit_is_refused(nodes: int) -> None:
+def test_a_number_of_nodes_out_of_range_is_an_error(nodes: int) -> None:
     with pytest.raises(RehearsalError, match=f"1 to 250 nodes, not {nodes}"):
         Cluster.up(nodes, "loopback")
 
 
-def test_an_unknown_kind_is_refused_with_those_that_there_are() -> None:
+def test_an_unknown_kind_is_an_error_that_lists_the_kinds() -> None:
     with pytest.raises(RehearsalError, match="'docker'\n  fix: use one of netns, loopback"):
         as_kind("docker")
 
 
-def test_missing_programs_are_named_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_programs_are_reported_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(allocation, "find_program", lambda name: None if name in ("sshd", "unshare") else name)
     with pytest.raises(RehearsalError, match="not installed: sshd, unshare"):
         allocation.require("loopback", "trainer")
 
 
-def test_an_ordinary_user_cannot_have_namespaces_or_run_as_somebody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ordinary_user_can_neither_use_netns_nor_switch_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 65534)
     with pytest.raises(RehearsalError, match="network namespaces need root"):
         allocation.require("netns", None)
