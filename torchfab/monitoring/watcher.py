@@ -15,6 +15,7 @@ from torchfab.core.inventory import fold
 from torchfab.core.log_lines import Line, batches, fold_lines
 from torchfab.core.specs import Node
 from torchfab.core.status import JobStatus
+from torchfab.monitoring.first_failure import with_first_failure
 from torchfab.monitoring.stall_alarm import StallAlarm
 from torchfab.records import Record
 
@@ -208,6 +209,7 @@ class JobWatcher:
         waited = time.monotonic() - self.failed_at
         if waited > _ANNOUNCE_S and not self.failure_announced:
             self.failure_announced = True
+            known = with_first_failure(self.record, known)
             write_err(
                 f"{self.record.name}: {describe_failure(known)}; the other nodes get {self.failure_grace_s:g} s to end"
             )
