@@ -69,3 +69,18 @@ def test_status_wait_and_why_name_the_same_first_rank(fab: Fab, how: str) -> Non
     assert shown(fab, "status", "x")["first_failure"]["rank"] == 1
     assert "rank 1 on node2 failed first" in waited.stderr, waited
     assert "logs x --rank 1" in waited.stderr
+
+
+def test_rank_that_ends_at_once_has_its_code_and_its_log(fab: Fab) -> None:
+    fab.write(
+        "at_once.py", "import os\nprint('begin', flush=True)\nraise ValueError('no file of ' + os.environ['RANK'])\n"
+    )
+    hosts = str(fab.cluster.hostfile)
+    ok(fab("launch-per-node", "--hostfile", hosts, "--nproc-per-node", "2", "--name", "x", "--", "at_once.py"))
+    fab("wait", "x", config={"failure_grace_s": 6}, timeout_s=120)
+    why, status = shown(fab, "why", "x"), shown(fab, "status", "x")
+    first = why["first"]["rank"]
+    assert why["cause"]["words"] == f"the script raised ValueError: no file of {first}"
+    assert status["first_failure"]["rank"] == first
+    assert {rank["code"] for node in status["nodes"] for rank in node["ranks"] if rank["rank"] == first} == {1}
+    assert "begin" in fab("logs", "x", "--rank", str(first)).stdout
