@@ -58,6 +58,8 @@ class Transport(paramiko.Transport):
     _preferred_kex: ClassVar[Any] = _with_both_names(paramiko.Transport._preferred_kex)  # type: ignore[attr-defined]
 
     def __init__(self, sock: Any, host_key_types: Sequence[str] = (), **kwargs: Any) -> None:
+        self.allowed_methods: tuple[str, ...] = ()  # what the server lets log in with, where it does not take keys
+        self.accepted_partially = False  # it took a key, and wants something else as well
         self.host_key_types = tuple(host_key_types) or tuple(paramiko.Transport._preferred_keys)  # type: ignore[attr-defined]
         super().__init__(sock, **{"packetizer_class": _Packets, **kwargs})
 
@@ -125,8 +127,29 @@ class Transport(paramiko.Transport):
         if not done.wait(self.auth_timeout):
             raise paramiko.AuthenticationException("Authentication timeout.")
         assert self.auth_handler is not None
-        allowed: list[str] = self.auth_handler.wait_for_response(done)
+        try:
+            allowed: list[str] = self.auth_handler.wait_for_response(done)
+        except paramiko.BadAuthenticationType as error:
+            self.allowed_methods = tuple(error.allowed_types)
+            raise
+        if allowed:
+            self.allowed_methods, self.accepted_partially = tuple(allowed), True
         return allowed
+
+    def auth_interactive_dumb(self, username: str, handler: Any = None, submethods: str = "") -> list[str]:
+        """Refuse to ask for a second factor on the terminal: many hosts are logged in to at once.
+
+        Parameters
+        ----------
+        username, handler, submethods
+            Ignored.
+
+        Raises
+        ------
+        paramiko.BadAuthenticationType
+            Always.
+        """
+        raise paramiko.BadAuthenticationType("a second factor is required", list(self.allowed_methods))
 
     def let_sleep(self) -> None:
         """Poll every 20 s only from now on; received data and `close` wake the thread."""
@@ -147,7 +170,17 @@ _keys: dict[tuple[Any, ...], paramiko.PKey | paramiko.SSHException] = {}
 
 
 class Client(paramiko.SSHClient):
-    """An SSH client that reads each private key once for all hosts, until its file changes."""
+    """An SSH client that reads each private key once for all hosts, until its file changes.
+
+    Attributes
+    ----------
+    unreadable_keys : dict of str to SSHException
+        The key files that are no private key of a known format, with paramiko's error.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unreadable_keys: dict[str, paramiko.SSHException] = {}
 
     def _key_from_filepath(self, filename: str, klass: type[paramiko.PKey], password: str | None) -> paramiko.PKey:
         cache_key = (filename, klass, password, _stamp(filename), _stamp(f"{filename}-cert.pub"))
@@ -157,7 +190,10 @@ class Client(paramiko.SSHClient):
             except paramiko.SSHException as error:  # another key type, or a passphrase
                 _keys[cache_key] = error
         cached = _keys[cache_key]
-        if isinstance(cached, paramiko.SSHException):
+        if not isinstance(cached, paramiko.SSHException):
+            self.unreadable_keys.pop(filename, None)
+        else:
+            self.unreadable_keys[filename] = cached
             raise copy.copy(cached)  # each thread raises its own copy: raising adds a traceback to it
         return cached
 
