@@ -28,12 +28,12 @@ def explain(error: Exception, connection: Any, took_s: float) -> HostError:
     """
     if connection is None:
         return HostError(f"cannot start python here: {error}")
-    import paramiko
+    from paramiko.ssh_exception import IncompatiblePeer
 
     host, port = connection.host, connection.port
     if step := _stalled_at(error, connection, took_s):
         return stalled(step, connection, connection.timeout_s)
-    if isinstance(error, paramiko.IncompatiblePeer):
+    if isinstance(error, IncompatiblePeer):
         return _explain_incompatible(error, f"{host} port {port}")
     login = _explain_methods(connection) or _explain_keys(error, connection)
     return login or _explain_network(error, f"{host} port {port}", connection, took_s)
