@@ -30,6 +30,8 @@ _MIN_FREE_BYTES = 64 * 1024
 _SMALL_SHM_BYTES = 1024**3
 _OOM_FIX = "less memory per rank (data loader workers, caches), or a higher limit of its control group"
 _OOM_BEFORE_S = 30.0
+# Xids of hardware, not those that a script's own kernel causes (13, 31, 43, 45).
+_GPU_FAULT = re.compile(r"fallen off the bus|Xid \([^)]*\): (?:48|61|62|63|64|74|79|92|94|95|119|120|140|143)\b")
 _OOM_LINE = re.compile(r"Killed process (\d+)\b")
 _STORAGE_LINE = re.compile(
     r"EXT4-fs error|XFS .*(?:error|shutdown)|I/O error|Remounting filesystem read-only|nfs: server .* not responding",
@@ -158,12 +160,11 @@ def attribute(
         Of kind UNKNOWN if nothing explains the end.
     """
     code = rank["code"]
-    by_signal = code == KILL or signal_sender.is_signal_exit(code, rank["rank"], node)
-    if by_signal and (cause := _signal_cause(node, process, code, rank["pid"])):
-        return Attribution(
-            cause, CERTAIN if cause.kind in (Kind.MEMORY, Kind.STOPPED) else PROBABLE, _records(node, cause)
-        )
-    if found := _from_exception(node, code, reading, others) or _from_facts(node, rank, reading):
+    if (
+        found := _from_signal(node, process, rank, reading)
+        or _from_facts(node, rank, reading)
+        or _from_exception(node, code, reading, others)
+    ):
         return found
     if reading.from_lines and (reading.traceback is None or code is None or code < 0 or reading.is_wrapper):
         return _confirmed(node, reading.from_lines, reading, others, PROBABLE)
@@ -172,6 +173,22 @@ def attribute(
     if rank["rank"] is None:
         return Attribution(_launcher_cause(process["name"], code, reading), POSSIBLE, _lines(node, reading))
     return _script_attribution(node, code, reading)
+
+
+def _from_signal(
+    node: NodeEvidence, process: Mapping[str, Any], rank: Mapping[str, Any], reading: Reading
+) -> Attribution | None:
+    """Return who ended a process by a signal, if one did."""
+    code, lines = rank["code"], reading.from_lines
+    if lines and lines.cause.kind is Kind.KILLED and not lines.cause.is_symptom:  # the scheduler says so
+        return _confirmed(node, lines, reading, (), CERTAIN)
+    if code != KILL and not signal_sender.is_signal_exit(code, rank["rank"], node):
+        return None
+    cause = _signal_cause(node, process, code, rank["pid"])
+    if cause is None:
+        return None
+    is_known = cause.kind in (Kind.MEMORY, Kind.STOPPED)
+    return Attribution(cause, CERTAIN if is_known else PROBABLE, _records(node, cause))
 
 
 def attribute_log(node: NodeEvidence, reading: Reading, others: tuple[NodeEvidence, ...] = ()) -> Attribution | None:
@@ -297,7 +314,9 @@ def _kernel_kill(node: NodeEvidence, text: str) -> EvidenceLine | None:
     """Return the line of the kernel's log that names a killed process whose pid is in a text."""
     for line in node.kernel:
         found = _OOM_LINE.search(line.text)
-        if found and re.search(rf"(?<!\d){found[1]}(?!\d)", text):
+        if found and re.search(
+            rf"^.*(?:pid|[Kk]illed|[Ww]orker).*(?<!\d){found[1]}(?!\d)|(?<!\d){found[1]} Killed", text, re.MULTILINE
+        ):
             return EvidenceLine(node.host, "kernel log", 0, line.time, line.text)
     return None
 
@@ -314,12 +333,27 @@ def _from_facts(node: NodeEvidence, rank: Mapping[str, Any], reading: Reading) -
         return Attribution(cause, CERTAIN, (kill,))
     if code == KILL and rank["code"] != KILL and reading.traceback is None and reading.from_lines is None:
         return _killed_below(node, rank)
+    if (sick := _gpu_fault(node, reading)) is not None:
+        return sick
     shm = next((disk for disk in node.disks if disk.path == "/dev/shm"), None)
     if code == _BUS and shm and (shm.is_full or shm.size < _SMALL_SHM_BYTES):
         words = f"SIGBUS ended it, and /dev/shm of {node.host} has {shm.free / 1e6:.0f} of {shm.size / 1e6:.0f} MB free"
         fix = "fewer data loader workers, or a larger /dev/shm (of containers: --shm-size)"
         return Attribution(Cause(Kind.MEMORY, "shared-memory", words, fix), PROBABLE)
     return None
+
+
+def _gpu_fault(node: NodeEvidence, reading: Reading) -> Attribution | None:
+    """Return the fault of a GPU that the driver reports, if the exception is one of CUDA."""
+    if reading.member is None or not re.search(r"CUDA|cuda|NCCL|CUBLAS|CUDNN|HIP error", reading.member.exception):
+        return None
+    line = next((each for each in node.kernel if _GPU_FAULT.search(each.text)), None)
+    if line is None:
+        return None
+    words = f"a GPU of the node does not work: {line.text} ({reading.member.first_line[:200]})"
+    lines = (EvidenceLine(node.host, "kernel log", 0, line.time, line.text), *_lines(node, reading))
+    cause = Cause(Kind.NODE, "gpu-sick", words, "fab doctor; launch without that node")
+    return Attribution(cause, CERTAIN, lines, reading.speaker, by_traceback=True)
 
 
 def _killed_below(node: NodeEvidence, rank: Mapping[str, Any]) -> Attribution:

@@ -38,7 +38,9 @@ _CLIENT_LINE = re.compile(
     r"HTTPS?ConnectionPool|Retrying \(Retry|\bwandb: |requests\.exceptions|urllib3\.|botocore\.|aiohttp\.|httpx\.|grpc"
     r"|psycopg2?\.|redis\.|https?://"
 )
-_DISTRIBUTED_CLASSES = re.compile(r"^(?:torch\.distributed\.|(?:\w+\.)*Dist(?:Backend|Network|Store)?Error\b)")
+_DISTRIBUTED_CLASSES = re.compile(
+    r"^(?:torch\.distributed\.|horovod\.common\.exceptions\.|mpi4py\.MPI\.|(?:\w+\.)*Dist(?:Backend|Network|Store)?Error\b)"
+)
 _DISTRIBUTED_WORDS = re.compile(
     r"[/\\]gloo[/\\]|\bgloo\b|ProcessGroup(?:NCCL|Gloo|MPI|Wrapper|XCCL)|TCPStore|\[c10d\]|\bc10d|Watchdog caught"
     r"|connectFullMesh|store->get|socket\.cpp"

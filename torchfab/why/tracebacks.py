@@ -22,7 +22,8 @@ _FRAME = re.compile(r'^\s*(?:> )?File "(?P<file>.+?)", line \d+(?:, in (?P<funct
 # Lines that end a message without a blank line: C++ frames, torchrun's report, messages of loggers and of Python.
 _NOT_MESSAGE = re.compile(
     r"^(?:Exception raised from |frame #\d+: |={5,}|-{5,}|\"\"\"|'''|[EWIF]\d{4} |\[[EWIF]\d{3,4} |\[rank\d+\]:"
-    r"|\[?\d{4}[-/]\d\d[-/]\d\d[ T]|\d\d:\d\d:\d\d|\[?(?:TRACE|DEBUG|INFO|WARN|WARNING|ERROR|CRITICAL|FATAL)\b[\]: ]"
+    r"|\[?\d{4}[-/]\d\d[-/]\d\d[ T]|\d\d:\d\d:\d\d"
+    r"|\[?(?:TRACE|DEBUG|INFO|WARN|WARNING|ERROR|CRITICAL|FATAL)\b[\]: ](?! ?\d{4}-\d\d-\d\d-\d\d:)"
     r"|\S+:\d+:\d+ \[\w+\] NCCL |terminate called|Exception in |Exception ignored |Process \S+:$|Error in atexit"
     r"|Fatal Python error|--- Logging error|Aborted|Killed$|Segmentation fault|Original exception was|srun: "
     r"|slurmstepd: |(?:Task|Future) exception was never)"
