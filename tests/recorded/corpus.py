@@ -92,8 +92,11 @@ def _nodes(parts: Sequence[Part]) -> list[NodeEvidence]:
 
 
 def _node(number: int, parts: Sequence[Part]) -> NodeEvidence:
-    ranks, logs, kernel, disks = [], [], [], []
     more: dict[str, Any] = {}
+    ranks: list[Any] = []
+    logs: list[Any] = []
+    kernel: list[Any] = []
+    disks: list[Any] = []
     for kind, attributes, text in parts:
         at = LAUNCHED + float(attributes.get("ended", attributes.get("time", 0)))
         if kind == "rank":

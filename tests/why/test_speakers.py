@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 
@@ -53,7 +54,7 @@ def traceback(raised: str, words: str, *files: str) -> str:
     return f"Traceback (most recent call last):\n{frames}{raised}: {words}\n"
 
 
-def of_one(text: str, **more: object) -> Diagnosis:
+def of_one(text: str, **more: Any) -> Diagnosis:
     return diagnose_nodes(node(0, [process("failed", rank(0, 1))], [log(0, text)], **more))
 
 

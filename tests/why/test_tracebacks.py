@@ -148,6 +148,8 @@ def test_prefix_of_a_logger_may_stand_before_the_head_only() -> None:
 
 # ---- chains, groups, notes, wrappers
 
+NEW_EXCEPTIONS = pytest.mark.skipif(sys.version_info < (3, 11), reason="exception groups and notes came with 3.11")
+
 CLASSES = st.sampled_from(("KeyError", "ValueError", "RuntimeError", "OSError", "TypeError"))
 RAISED = st.tuples(CLASSES, st.integers(0, 999))
 
@@ -167,6 +169,7 @@ def test_chain_begins_with_its_cause(raised: list[tuple[str, int]], direct: list
     assert found.links == tuple("direct" if each else "handling" for each in direct[: len(raised) - 1])
 
 
+@NEW_EXCEPTIONS
 def test_group_yields_the_exceptions_that_it_holds() -> None:
     code = """
 def f(x): raise ValueError(x)
@@ -177,16 +180,13 @@ try: raise ExceptionGroup("inner", [TypeError("leaf")])
 except Exception as e: inner = e
 raise ExceptionGroup("outer", [held(1), held(2), inner])
 """
-    if sys.version_info < (3, 11):
-        pytest.skip("no exception groups")
     found = last_traceback(printed_by(code))
     assert [member.exception for member in found.members][:3] == ["ValueError: 1", "ValueError: 2", "TypeError: leaf"]
     assert found.frames[-1] == ("<string>", "f")
 
 
+@NEW_EXCEPTIONS
 def test_notes_belong_to_the_message() -> None:
-    if sys.version_info < (3, 11):
-        pytest.skip("no notes")
     found = last_traceback(printed_by("e = ValueError('x'); e.add_note('while loading shard 3'); raise e"))
     assert found.exception == "ValueError: x\nwhile loading shard 3"
 
