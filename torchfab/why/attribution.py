@@ -219,11 +219,11 @@ def _from_exception(
     node: NodeEvidence, code: int | None, reading: Reading, others: tuple[NodeEvidence, ...]
 ) -> Attribution | None:
     """Return the cause that a signature finds in the exception that ended the process."""
-    if reading.match is None or (code is not None and code < 0 and not reading.is_final):
+    if reading.match is None or not (reading.is_final or code in (1, None)):
         return None
     if reading.is_wrapper and reading.from_lines and not reading.from_lines.cause.is_symptom:
         return None
-    is_main = reading.traceback is not None and reading.traceback.role is Role.MAIN
+    is_main = reading.traceback is not None and reading.traceback.role is Role.MAIN and reading.is_final
     found = _confirmed(node, reading.match, reading, others, CERTAIN if is_main else PROBABLE)
     return replace(found, by_traceback=True)
 
@@ -433,8 +433,9 @@ def _script_attribution(node: NodeEvidence, code: int | None, reading: Reading) 
     lines = _lines(node, reading)
     signal = _SHELL_CODES.get(code or 0, code)
     ended_by_python = code is None or code >= 0 or code == _ABORT  # torch's threads abort when an exception ends Python
-    if reading.traceback and ended_by_python and (reading.is_final or signal == code) and not (signal or 0) < _ABORT:
-        certainty = CERTAIN if reading.traceback.role is Role.MAIN and not reading.is_wrapper else PROBABLE
+    if reading.traceback and ended_by_python and (reading.is_final or code in (1, None)) and not (signal or 0) < _ABORT:
+        is_main = reading.traceback.role is Role.MAIN and reading.is_final
+        certainty = CERTAIN if is_main and not reading.is_wrapper else PROBABLE
         words = f"the script raised {describe_exception(reading)}"
         is_symptom = reading.speaker in (Speaker.DISTRIBUTED, Speaker.COMMUNICATION, Speaker.WORKER)
         cause = Cause(Kind.SCRIPT, "exception", words, "see the traceback", is_symptom or reading.is_wrapper)

@@ -42,6 +42,8 @@ _NOISE = re.compile(
 _UNCAUGHT = re.compile(
     r"(?:^|[\s:|\]>\"(])(?P<raised>(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Failure)(?:\([\w.]+\))?: .+)"
 )
+# C++ frames, and what NCCL reports without a problem.
+_NO_NEWS = re.compile(r"^\s*(?:frame )?#\d+|^\s+at /|^\s{4,}@|\bNCCL INFO\b")
 _MAX_TAIL_LINES = 60
 _MAX_LINES_AFTER = 12
 
@@ -135,6 +137,9 @@ def read(logs: Sequence[Log], reports: Sequence[Report] = ()) -> Reading:
     lines, uncaught = _read_lines(logs)
     reported = [each for report in reports for each in tracebacks.all_tracebacks(report.traceback)]
     chosen = choose([each for _, each in found] + reported)
+    if chosen is not None and chosen.role is not Role.MAIN:  # the process may have gone on from it
+        log = next((log for log, each in found if each is chosen), None)
+        chosen = chosen if log is None or _is_final(log, chosen) else None
     if chosen is None:
         log = logs[0] if logs else None
         time = log.written if log else 0.0
@@ -267,7 +272,7 @@ def _read_lines(logs: Sequence[Log]) -> tuple[Match | None, str]:
     for log in reversed(logs):
         inside = {number for each in tracebacks.all_tracebacks(log.text) for number in range(each.line, each.end)}
         own = [strip_controls(line) for number, line in enumerate(log.text.splitlines()) if number not in inside]
-        lines += [line for line in own if line.strip() and not re.match(r"\s*(?:frame )?#\d+|\s+at /|\s{4,}@", line)]
+        lines += [line for line in own if line.strip() and not _NO_NEWS.search(line)]
     last = lines[-_MAX_TAIL_LINES:]
     raised = [match["raised"].strip() for line in last if (match := _UNCAUGHT.search(line))]
     return signatures.find("\n".join(last)), raised[-1][:300] if raised else ""

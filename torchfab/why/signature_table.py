@@ -512,7 +512,7 @@ NETWORK = (
             r"HCCL.*(?:time-?d? ?out|times? out|timeout)|(?:Notify register|Getting socket) times out",
             r"EI000[26]\b.*",
             r"Watchdog caught collective operation timeout",
-            r"[Cc]ollective operation timeout|WorkXCCL.*tim|WorkHCCL.*[Tt]ime",
+            r"Timeout at NCCL work: \d+.*|[Cc]ollective operation timeout|WorkXCCL.*tim|WorkHCCL.*[Tt]ime",
         ),
         is_symptom=True,
         example="EI0002: The wait execution of the Notify register times out. Reason: the register has not received",
