@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from torchfab import runtimes
 from torchfab.core import status
 from torchfab.core.errors import TorchfabError
 from torchfab.core.status import JobStatus
 from torchfab.records import Record
+
+if TYPE_CHECKING:
+    from torchfab.why.failures import Failure
+
+_LONGEST = 160  # characters
 
 
 def with_first_failure(record: Record, job: JobStatus) -> JobStatus:
@@ -39,9 +45,14 @@ def with_first_failure(record: Record, job: JobStatus) -> JobStatus:
         return job
     if first is None or first.rank is None:
         return job
-    how = ""
+    return replace(job, diagnosed=status.Failure(first.time, first.host, first.rank, first.code or 0, how=_how(first)))
+
+
+def _how(first: Failure) -> str:
+    """Return how a rank failed, where its exit code does not tell."""
+    if first.cause.name == "left-early":
+        return "it ended with exit code 0 while others went on"
     if first.is_running:
-        how = f"it still runs, and its log has: {first.cause.words[:160]}"
-    elif not first.code:
-        how = f"exit code {first.code}, and {first.cause.words[:160]}" if first.code == 0 else first.cause.words[:160]
-    return replace(job, diagnosed=status.Failure(first.time, first.host, first.rank, first.code or 0, how=how))
+        return f"{first.cause.words[:_LONGEST]}; it still runs"
+    raised_before = first.traceback is not None and (first.code or 0) < 0
+    return first.cause.words[:_LONGEST] if not first.code or raised_before else ""

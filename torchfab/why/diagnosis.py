@@ -251,7 +251,19 @@ def _failure_notes(first: Failure, evidence: Evidence) -> tuple[str, ...]:
     disks = [f"{first.host}: {disk.path} has {disk.free / 1e6:.1f} of {disk.size / 1e6:.0f} MB free" for disk in full]
     kernel = [line.text for line in node.kernel if line.text not in first.cause.words][:_MAX_KERNEL_LINES]
     kernel_notes = [f"kernel log of {first.host}: {text}" for text in kernel]
-    return (*disks, *kernel_notes, *_job_notes(evidence))
+    return (*disks, *kernel_notes, *_one_machine_notes(first, evidence), *_job_notes(evidence))
+
+
+def _one_machine_notes(first: Failure, evidence: Evidence) -> tuple[str, ...]:
+    """Return which nodes are one machine, if two ranks used one GPU."""
+    if first.cause.name != "duplicate-gpu":
+        return ()
+    by_boot: dict[str, list[str]] = {}
+    for node in evidence.nodes:
+        if node.boot_id:
+            by_boot.setdefault(node.boot_id, []).append(node.host)
+    twice = [hosts for hosts in by_boot.values() if len(hosts) > 1]
+    return tuple(f"{' and '.join(hosts)} are one machine (the same boot id): list it once" for hosts in twice)
 
 
 def _job_notes(evidence: Evidence) -> tuple[str, ...]:

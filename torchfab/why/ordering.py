@@ -141,7 +141,8 @@ def left_early(failures: Sequence[Failure], evidence: Evidence, slack_s: float =
         return None
     ended, node, rank = min(early, key=lambda each: each[0])
     before = f", {duration(lost.time - ended)} before" if lost.time - ended >= 1 else " before"
-    words = f"rank {rank['rank']} had ended with exit code 0{before} rank {lost.rank} lost it: {lost.cause.words}"
+    lost_words = lost.cause.words.partition(":")[0]
+    words = f"rank {rank['rank']} had ended with exit code 0{before} rank {lost.rank} failed: {lost_words}"
     record = EvidenceLine(node.host, "exit record", 0, ended, f"rank {rank['rank']} ended with exit code 0")
     return Failure(
         time=ended,

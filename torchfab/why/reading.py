@@ -132,7 +132,7 @@ def read(logs: Sequence[Log], reports: Sequence[Report] = ()) -> Reading:
     """
     path = logs[0].path if logs else ""
     found = [(log, each) for log in reversed(logs) for each in tracebacks.all_tracebacks(log.text)]
-    found.sort(key=lambda pair: pair[0].time_of(pair[1].end - 1))
+    found.sort(key=lambda pair: pair[0].time_of(pair[1].raised))
     text = "\n".join(log.text for log in reversed(logs))
     lines, uncaught = _read_lines(logs)
     reported = [each for report in reports for each in tracebacks.all_tracebacks(report.traceback)]
@@ -157,8 +157,8 @@ def read(logs: Sequence[Log], reports: Sequence[Report] = ()) -> Reading:
         uncaught=uncaught,
         path=log.path if log else path,
         text=log.text if log else (logs[0].text if logs else ""),
-        line=log.number_of(chosen.end - 1) if log else 0,
-        time=log.time_of(chosen.end - 1) if log else (logs[0].written if logs else 0.0),
+        line=log.number_of(chosen.raised) if log else 0,
+        time=log.time_of(chosen.raised) if log else (logs[0].written if logs else 0.0),
     )
 
 

@@ -11,6 +11,7 @@ from torchfab.why.causes import Kind
 from torchfab.why.diagnosis import Diagnosis
 from torchfab.why.failures import Failure
 from torchfab.why.reading import EvidenceLine
+from torchfab.why.tracebacks import Traceback
 
 _MAX_TRACEBACK_LINES = 40
 _MAX_LIST_LINES = 12
@@ -79,14 +80,26 @@ def _log_excerpt(diagnosis: Diagnosis) -> list[str]:
     if diagnosis.traceback and diagnosis.first.rank is None:  # torchrun's own frames do not help
         return ["", f"its last line ({diagnosis.first.path}):", f"  {diagnosis.traceback.last_line}"]
     if diagnosis.traceback:
-        lines = diagnosis.traceback.text.splitlines()
-        if len(lines) > _MAX_TRACEBACK_LINES:
-            left_out = len(lines) - _MAX_TRACEBACK_LINES
-            lines = [*lines[:5], f"  ... {left_out} lines ...", *lines[-_MAX_TRACEBACK_LINES + 5 :]]
+        lines = _shortened(diagnosis.traceback)
         return ["", f"its traceback ({diagnosis.first.path}):", *(f"  {line}" for line in lines)]
     if diagnosis.first.lines:
         return ["", f"its last lines ({diagnosis.first.path}):", *(f"  {line}" for line in diagnosis.first.lines)]
     return ["", "it left no log"]
+
+
+def _shortened(traceback: Traceback) -> list[str]:
+    """Return the lines of a traceback: of a long one its begin and end, and the exception that caused the others."""
+    lines = traceback.text.splitlines()
+    if len(lines) <= _MAX_TRACEBACK_LINES:
+        return lines
+    cause = next((at for at, line in enumerate(lines) if line.startswith(traceback.last_line[:40])), len(lines) - 1)
+    begin, end = 5, len(lines) - _MAX_TRACEBACK_LINES // 2
+    kept = sorted({*range(begin), *range(max(0, cause - 12), min(len(lines), cause + 2)), *range(end, len(lines))})
+    shown: list[str] = []
+    for before, at in zip([-1, *kept], kept, strict=False):
+        shown += [f"  ... {at - before - 1} lines ..."] if at - before > 1 else []
+        shown.append(lines[at])
+    return shown
 
 
 def _listed(head: str, lines: Any) -> list[str]:

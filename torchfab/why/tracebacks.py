@@ -116,8 +116,8 @@ class Traceback:
         How each member but the first follows from those before: `direct`, `handling`, `nested`, `group`.
     role : Role
         What it tells about the process.
-    line, end : int
-        The numbers of its first line and of the line after its last.
+    line, raised, end : int
+        The numbers of its first line, of the line with its last exception, and of the line after its last.
     prefix : str
         What stands before each of its lines.
     """
@@ -129,6 +129,7 @@ class Traceback:
     links: tuple[str, ...] = ()
     role: Role = field(default=Role.MAIN, compare=False)
     line: int = field(default=0, compare=False)
+    raised: int = field(default=0, compare=False)
     end: int = field(default=0, compare=False)
     prefix: str = field(default="", compare=False)
 
@@ -272,7 +273,9 @@ def _parse_at(lines: Sequence[SourceLine], at: int, head: tuple[str, Prefix]) ->
         return None
     found, count = parsed
     end = own[min(count, len(own)) - 1].number + 1
-    where = {"role": role, "line": lines[at].number, "end": end, "prefix": prefix.text}
+    message = found.members[-1].exception.count("\n") + 1
+    raised = own[max(0, min(count, len(own)) - message)].number
+    where = {"role": role, "line": lines[at].number, "raised": raised, "end": end, "prefix": prefix.text}
     # Lines of other processes in between may hold heads of their own, so a prefixed block is not skipped.
     next_at = at + 1 if not prefix.is_blank else at + count
     return replace(found, **where), next_at  # type: ignore[arg-type]
@@ -470,7 +473,14 @@ def _join(before: Traceback, after: Traceback, link: str) -> Traceback:
         words = _DIRECT + " exception:" if link == "direct" else _HANDLING + " occurred:"
         text = f"{before.text}\n\n{words}\n\n{after.text}"
     return replace(
-        before, text=text, exception=first.exception, calls=first.calls, members=members, links=links, end=after.end
+        before,
+        text=text,
+        exception=first.exception,
+        calls=first.calls,
+        members=members,
+        links=links,
+        raised=after.raised,
+        end=after.end,
     )
 
 
@@ -483,5 +493,5 @@ def _syntax_errors(lines: Sequence[SourceLine]) -> tuple[Traceback, ...]:
             calls = _calls(texts[first:index])
             text, where = "\n".join(texts[first : index + 1]), (lines[first].number, lines[index].number + 1)
             member = Member(texts[index], calls)
-            return (Traceback(text, texts[index], calls, (member,), line=where[0], end=where[1]),)
+            return (Traceback(text, texts[index], calls, (member,), line=where[0], raised=where[1] - 1, end=where[1]),)
     return ()
