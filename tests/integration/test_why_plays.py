@@ -2,44 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import pytest
 
+from tests.integration import launcher_contract
 from tests.integration.fab import Fab, eventually
 from tests.integration.jobs import ok, two
+from tests.integration.launcher_contract import PLAY, shown
 
-# What gloo raises in the rank that lost the other; a traceback and an exit code are all that is known of it.
-PLAY = """
-import os, signal, sys, time
-out, how, rank = os.environ["OUT"], sys.argv[1], int(os.environ["RANK"])
-LOST = "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.2]:24750"
-def mark(name): open(f"{out}/{name}", "w").close()
-def await_mark(name):
-    while not os.path.exists(f"{out}/{name}"): time.sleep(0.02)
-def load(batch): raise KeyError(f"no label in batch {batch}")
-def lose():
-    await_mark("over"); time.sleep(0.3)
-    raise RuntimeError(LOST)
-def log_exception():
-    import traceback
-    traceback.print_exc(); sys.stderr.flush(); mark("over")
-mark(f"ready-{rank}"); await_mark(f"ready-{1 - rank}"); time.sleep(1.2)
-if rank == 0: lose()
-if how == "early": mark("over"); sys.exit(0)
-try: load(17)
-except KeyError:
-    log_exception()
-    if how == "lingers": time.sleep(4); sys.exit(1)
-    if how == "exit-0": sys.exit(0)
-    if how == "hangs": time.sleep(600)
-    if how == "thread-after":
-        import threading
-        def lost(): raise ConnectionResetError(104, "Connection reset by peer")
-        thread = threading.Thread(target=lost); thread.start(); thread.join(); sys.exit(1)
-    raise
-"""
 EXPECTED = {
     "lingers": ("exception", "no label in batch 17"),
     "hangs": ("exception", "no label in batch 17"),
@@ -48,11 +17,6 @@ EXPECTED = {
     "ends-last": ("exception", "no label in batch 17"),
     "early": ("left-early", "had ended with exit code 0"),
 }
-
-
-def shown(fab: Fab, *words: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(fab(*words, "--json").stdout)
-    return found
 
 
 @pytest.mark.parametrize("how", EXPECTED)
@@ -84,3 +48,7 @@ def test_rank_that_ends_at_once_has_its_code_and_its_log(fab: Fab) -> None:
     assert status["first_failure"]["rank"] == first
     assert {rank["code"] for node in status["nodes"] for rank in node["ranks"] if rank["rank"] == first} == {1}
     assert "begin" in fab("logs", "x", "--rank", str(first)).stdout
+
+
+def test_launch_per_node_names_the_same_first_rank(fab: Fab) -> None:
+    launcher_contract.check_first_rank(fab, "launch-per-node")

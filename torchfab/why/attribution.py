@@ -209,7 +209,7 @@ def attribute_log(node: NodeEvidence, reading: Reading, others: tuple[NodeEviden
         None if it holds no exception that the rank did not go on from.
     """
     traceback = reading.traceback
-    if traceback is None or not reading.is_final or traceback.role not in (Role.MAIN, Role.CHILD):
+    if traceback is None or not reading.is_final or reading.is_wrapper or traceback.role not in (Role.MAIN, Role.CHILD):
         return None
     found = _from_exception(node, None, reading, others) or _script_attribution(node, 1, reading)
     return replace(found, certainty=PROBABLE if found.certainty == CERTAIN else found.certainty)

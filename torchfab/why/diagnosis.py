@@ -301,7 +301,8 @@ def _describe(failure: Failure, cause: Cause) -> str:
     if failure.cause.name in ("by-launcher", "by-supervisor"):
         return words
     if failure.weight == CONSEQUENCE or failure.cause.name == "asked":
-        return f"ended by {describe_exit_code(failure.code or 0)} after it"
+        how = describe_exit_code(failure.code or 0)
+        return f"ended {'with' if (failure.code or 0) >= 0 else 'by'} {how} after it"
     if failure.cause.is_symptom and failure.cause.name != "exception":  # addresses and numbers differ
         words = words.partition(":")[0]
     elif failure.code == 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +29,8 @@ from torchfab.why.tracebacks import Traceback
 ROOT, LOST, SHOT, SYMPTOM, CONSEQUENCE = range(5)
 # A rank that ended with exit code 0 this long after an exception had gone on from it.
 _WENT_ON_S = 15.0
+_SENT_AFTER_S = 0.3
+_BY_SIGTERM = ("terminated", "asked", "ended", "by-launcher", "by-supervisor", "stopped")
 _ENDED_BY_OTHERS = ("stopped", "ended", "by-launcher", "by-supervisor")
 
 
@@ -106,7 +108,19 @@ def all_failures(evidence: Evidence) -> list[Failure]:
     failures = [failure for node in evidence.nodes for failure in _node_failures(node, evidence)]
     if failures:  # nothing has failed: a traceback in a log is one that the rank went on from
         failures += [failure for node in evidence.nodes for failure in _hidden_failures(node, evidence, failures)]
-    return sorted(failures, key=lambda failure: failure.time)
+    return sorted(map(_ended_by_a_head(failures), failures), key=lambda failure: failure.time)
+
+
+def _ended_by_a_head(failures: list[Failure]) -> Callable[[Failure], Failure]:
+    """Return what makes a SIGTERM a consequence if a rank had failed before: the launcher on the head sends it."""
+    own = [each.time for each in failures if each.rank is not None and each.cause.name not in _BY_SIGTERM]
+    first = min(own, default=float("inf"))
+
+    def weigh(failure: Failure) -> Failure:
+        is_later = failure.cause.name == "terminated" and failure.time > first + _SENT_AFTER_S
+        return replace(failure, weight=CONSEQUENCE) if is_later else failure
+
+    return weigh
 
 
 # ---- one node
@@ -173,7 +187,8 @@ def _rank_failure(
     found = attribute(node, process, rank, reading, _others(node, evidence))
     ended, before = rank["ended"] - node.status.skew_s, found
     weight = _weight(found.cause, rank["code"], _has_failed_before(process, rank) or process["state"] == "stopped")
-    if weight in (CONSEQUENCE, SHOT) and (own := attribute_log(node, reading, _others(node, evidence))):
+    was_ended = weight in (CONSEQUENCE, SHOT) or found.cause.name in _BY_SIGTERM
+    if was_ended and (own := attribute_log(node, reading, _others(node, evidence))):
         # It had raised before something ended it.
         found, weight = own, _weight(own.cause, 1, False)
     written = reading.time if found.by_traceback and reading.time else ended

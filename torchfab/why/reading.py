@@ -19,7 +19,7 @@ _WRAPPERS = re.compile(
     r"|DatasetGenerationError|TrainingFailedError|TuneError|RayActorError|ActorDiedError|WorkerCrashedError"
     r"|BackendCompilerFailed|RetryError|EngineDeadError|RemoteTraceback|_RemoteTraceback|ChildProcessError"
     r"|SubprocessError|SystemExit|InternalTorchDynamoError|ExceptionGroup|BaseExceptionGroup|TaskError|JobFailed\w*"
-    r"|UserCodeException|StartupError|WorkerError|RemoteError|CheckpointException)\b"
+    r"|UserCodeException|SignalException|SIGTERMException|StartupError|WorkerError|RemoteError|CheckpointException)\b"
 )
 _WRAPPING_WORDS = re.compile(
     r"(?:root cause|stack trace|traceback|logs?|error messages?|errors?|exception) (?:above|below)"
