@@ -1,10 +1,8 @@
-"""The hang alarm: the silence of a job by its nodes' own clocks, and the warning about it."""
+"""The silence of a job by its nodes' own clocks, and the warning about it."""
 
 from __future__ import annotations
 
 import json
-import queue
-import time
 from typing import Any
 
 import pytest
@@ -13,12 +11,9 @@ from hypothesis import strategies as st
 
 from tests.core.test_status import NOW, node, process, rank
 from tests.factories import make_nodes
-from torchfab.config.validate import check
 from torchfab.core import stall
-from torchfab.core.errors import UsageError
 from torchfab.core.stall import Silence
-from torchfab.core.status import JobStatus, NodeStatus
-from torchfab.monitoring.stall_alarm import StallAlarm
+from torchfab.core.status import JobStatus, NodeStatus, State
 
 
 def line(age_s: float, text: str = "step 9", label: int | str = 0, skew_s: float = 0.0) -> dict[str, Any]:
@@ -95,7 +90,7 @@ def test_the_threshold_is_respected_and_zero_disables_it(stall_s: float, is_stal
 
 
 def test_the_warning_has_duration_last_line_and_next_command() -> None:
-    lost = NodeStatus(make_nodes("node0", "node1")[1], "unreachable", "no answer")
+    lost = NodeStatus(make_nodes("node0", "node1")[1], State.UNREACHABLE, "no answer")
     found = stall.detect_stall(job(running(0, 754.0), lost), 300)
     assert found is not None
     assert stall.render_warning(found, "gpt2").splitlines() == [
@@ -120,82 +115,3 @@ def test_as_json_has_the_silence() -> None:
     assert json.loads(json.dumps(found)) == expected
     nothing = stall.as_json(job(node(0, process("succeeded"))), 300)
     assert (nothing["stalled"], nothing["silent_s"], nothing["host"]) == (False, None, None)
-
-
-@pytest.mark.parametrize("value", [-1, "300", None, float("inf"), True])
-def test_an_invalid_stall_setting_is_rejected(value: object) -> None:
-    with pytest.raises(UsageError, match=r"torchfab\.stall_s"):
-        check({"stall_s": value})
-
-
-# ---- the alarm
-
-
-class Watched:
-    """A job with a given silence, watched by an alarm with a threshold of 0.2 s."""
-
-    def __init__(self, stall_s: float = 0.2) -> None:
-        self.requests: queue.SimpleQueue[float] = queue.SimpleQueue()
-        self.age_s = 0.0
-        self.alarm = StallAlarm("gpt2", stall_s, self.status)
-
-    def status(self) -> JobStatus:
-        self.requests.put(time.monotonic())
-        return job(running(0, self.age_s))
-
-    def pace(self, requests: int) -> None:
-        """Run the alarm until it has sent so many status requests and handled their answers."""
-        end = time.monotonic() + 20
-        while self.requests.qsize() < requests or self.alarm.checking:
-            assert time.monotonic() < end, f"{self.requests.qsize()} requests were sent, not {requests}"
-            self.alarm.poll()
-            time.sleep(0.01)
-
-
-def test_a_silence_and_its_end_are_reported_once(capfd: pytest.CaptureFixture[str]) -> None:
-    watched = Watched()
-    watched.age_s = 500.0
-    watched.pace(requests=3)  # it continues to send requests, without a new warning
-    stderr = capfd.readouterr().err
-    assert stderr.count("no rank has logged for 8 min 20 s") == 1
-    watched.alarm.feed([time.time()], live=True)
-    watched.alarm.feed([time.time()], live=True)
-    assert capfd.readouterr().err.count("it logs again, after 8 min") == 1
-
-
-def test_lines_that_are_not_shown_prevent_the_alarm(capfd: pytest.CaptureFixture[str]) -> None:
-    watched = Watched()
-    watched.age_s = 0.0
-    watched.pace(requests=2)
-    assert capfd.readouterr().err == ""
-
-
-def test_the_end_of_a_silence_is_reported_without_shown_lines(capfd: pytest.CaptureFixture[str]) -> None:
-    watched = Watched()
-    watched.age_s = 500.0
-    watched.pace(requests=1)
-    watched.age_s = 0.1
-    watched.pace(requests=3)
-    assert "it logs again" in capfd.readouterr().err
-
-
-def test_no_status_request_while_lines_arrive(capfd: pytest.CaptureFixture[str]) -> None:
-    watched = Watched(stall_s=60.0)
-    watched.alarm.check_at = 0.0  # the next request is due
-    watched.alarm.feed([time.time()], live=True)
-    watched.alarm.poll()
-    assert watched.requests.empty()
-    assert capfd.readouterr().err == ""
-
-
-def test_a_long_silence_before_the_start_is_checked_at_once() -> None:
-    watched = Watched(stall_s=50.0)
-    watched.alarm.feed([time.time() - 3600], live=False)
-    watched.pace(requests=1)
-
-
-def test_a_disabled_alarm_sends_no_request() -> None:
-    watched = Watched(stall_s=0.0)
-    watched.alarm.poll()
-    assert not watched.alarm.checking
-    assert watched.requests.empty()

@@ -6,13 +6,14 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.factories import make_nodes
 from torchfab.core import status
-from torchfab.core.status import Failure, JobStatus, NodeStatus
+from torchfab.core.status import Failure, JobStatus, LastLine, NodeStatus, State, StatusReport
 
 NOW = 1000.0
 
@@ -20,6 +21,11 @@ NOW = 1000.0
 def rank(number: int | None, code: int | None = None, ended: float | None = None, **values: Any) -> dict[str, Any]:
     base = {"rank": number, "local_rank": 0, "world_size": 4, "attempt": 0, "pid": 100 + (number or 0), "start_time": 5}
     return {**base, "started": 900.0, "ended": ended, "code": code, **values}
+
+
+def line(time: float, text: str, label: int | str = 0) -> dict[str, Any]:
+    """Return the last line of a process as a node reports it."""
+    return {"time": time, "text": text, "label": label}
 
 
 def process(state: str, *ranks: Mapping[str, Any], **values: Any) -> dict[str, Any]:
@@ -34,6 +40,7 @@ def process(state: str, *ranks: Mapping[str, Any], **values: Any) -> dict[str, A
         "ended": 950.0 if has_ended and state != "lost" else None,
         "code": {"succeeded": 0, "failed": 1, "stopped": 1}.get(state),
         "signal": None,
+        "warned": None,
         "ranks": list(ranks),
         "last_line": None,
         "reported": [],
@@ -45,13 +52,13 @@ def node(index: int, *processes: Mapping[str, Any], skew_s: float = 0.0, **value
     """Return a node's status as its answer would give it; its clock is `skew_s` ahead."""
     (found,) = [each for each in make_nodes(*[f"node{number}" for number in range(index + 1)]) if each.rank == index]
     answer = {"processes": list(processes), "now": NOW + skew_s, "exists": True, "stop_asked": None, **values}
-    return status.from_answer(found, answer, NOW - 0.5, NOW + 0.5)
+    return status.from_answer(found, msgspec.convert(answer, StatusReport), NOW - 0.5, NOW + 0.5)
 
 
 def job(*states: str, min_nodes: int = 0) -> JobStatus:
     """Return a job with one process of each state on a node of its own; `unreachable` is a node's."""
     nodes = [
-        NodeStatus(make_nodes("x")[0], "unreachable", "no answer")
+        NodeStatus(make_nodes("x")[0], State.UNREACHABLE, "no answer")
         if state == "unreachable"
         else node(index, process(state))
         for index, state in enumerate(states)
@@ -164,7 +171,7 @@ def test_failures_after_the_stop_are_consequences() -> None:
 
 def test_a_lost_supervisor_without_a_stop_request_is_a_failure() -> None:
     # Its rank continued to log until after the other nodes were stopped because of it.
-    lost = process("lost", last_line={"time": 945.0, "text": "", "label": 1}, reason="its supervisor was killed")
+    lost = process("lost", last_line=line(945.0, "", label=1), reason="its supervisor was killed")
     found = JobStatus((node(0, process("stopped"), stop_asked=940.0), node(1, lost)), 2)
     assert (found.state, found.exit_code) == ("lost", 1)
 
@@ -224,7 +231,7 @@ def test_a_process_that_could_not_start_has_a_reason() -> None:
 
 
 def test_a_lost_process_ends_at_its_last_line() -> None:
-    lost = process("lost", reason="the node was restarted", last_line={"time": 920.0, "text": "step 5"})
+    lost = process("lost", reason="the node was restarted", last_line=line(920.0, "step 5"))
     assert status.find_failures(node(0, lost)) == [Failure(920.0, "node0", None, 1, "the node was restarted")]
 
 
@@ -251,13 +258,13 @@ def test_the_first_failure_is_the_earliest_of_any_failures(ends: list[tuple[int,
 def test_a_restarted_rank_is_listed_once_with_its_latest_status() -> None:
     first, second = rank(0, code=1, ended=910.0, pid=5), rank(0, attempt=1, pid=6)
     found = node(0, process("running", first, rank(1), second))
-    assert [(each["rank"], each["pid"]) for each in found.ranks] == [(0, 6), (1, 101)]
+    assert [(each.rank, each.pid) for each in found.ranks] == [(0, 6), (1, 101)]
 
 
 def test_the_last_line_is_the_newest_of_all_processes() -> None:
-    lines: Sequence[Any] = [{"time": 5.0, "text": "old"}, {"time": 7.0, "text": "new"}, None]
-    found = node(0, *[process("running", last_line=line) for line in lines])
-    assert found.last_line == {"time": 7.0, "text": "new"}
+    lines: Sequence[Any] = [line(5.0, "old"), line(7.0, "new"), None]
+    found = node(0, *[process("running", last_line=each) for each in lines])
+    assert found.last_line == LastLine(time=7.0, text="new", label=0)
 
 
 def test_clock_skew_is_measured_at_the_middle_of_the_round_trip() -> None:
@@ -268,11 +275,10 @@ def test_clock_skew_is_measured_at_the_middle_of_the_round_trip() -> None:
 
 
 def test_status_table() -> None:
-    line = {"time": 996.0, "text": "step 12 loss 3.2"}
     nodes = (
-        node(0, process("running", rank(0), rank(1), last_line=line)),
+        node(0, process("running", rank(0), rank(1), last_line=line(996.0, "step 12 loss 3.2"))),
         node(1, process("failed", rank(2, code=7, ended=940.0), rank(3, code=-15, ended=941.0))),
-        NodeStatus(make_nodes("a", "b", "c")[2], "unreachable", "no answer from c port 22 within 10 s"),
+        NodeStatus(make_nodes("a", "b", "c")[2], State.UNREACHABLE, "no answer from c port 22 within 10 s"),
     )
     assert status.table_rows(JobStatus(nodes, 3)) == [
         ["node", "state", "ranks", "pids", "up", "last log line"],
@@ -301,8 +307,9 @@ def test_exit_codes_are_described(code: int, words: str) -> None:
 
 
 def test_status_json() -> None:
-    failed = process("failed", rank(0, code=7, ended=940.0), last_line={"time": 990.0, "text": "boom"})
-    assert status.as_json("gpt2", JobStatus((node(0, failed),), 1)) == {
+    failed = process("failed", rank(0, code=7, ended=940.0), last_line=line(990.0, "boom"))
+    # As text, which has nothing of the enum and the structs.
+    assert json.loads(json.dumps(status.as_json("gpt2", JobStatus((node(0, failed),), 1)))) == {
         "job": "gpt2",
         "state": "failed",
         "ended": True,

@@ -6,11 +6,14 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.specs import Node
 from torchfab.doctor.collect import findings
 from torchfab.doctor.finding import Finding
 from torchfab.doctor.model import CheckRequirements, Clock, NodeReport, Report
+from torchfab.transport.messages.doctor import ConnectivityAnswer, ProbeAnswer
 
 REQUIREMENTS = CheckRequirements(workdir="/project", python="python3", node_dir="/project/.torchfab")
 GIB = 1024**3
@@ -84,7 +87,7 @@ def merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return `base` with changes, which are merged into nested dictionaries."""
     made = copy.deepcopy(base)
     for name, value in changes.items():
-        inside = isinstance(value, Mapping) and isinstance(made.get(name), dict) and "failed" not in value
+        inside = isinstance(value, Mapping) and isinstance(made.get(name), dict)
         made[name] = merge(made[name], value) if inside else value
     return made
 
@@ -95,8 +98,8 @@ def make_node(
     """Return a node that is healthy but for the changes."""
     return NodeReport(
         Node(rank, f"node{rank + 1}"),
-        merge(probe(rank), changes or {}),
-        merge(connectivity(rank), connection_changes or {}),
+        msgspec.convert(merge(probe(rank), changes or {}), ProbeAnswer),
+        msgspec.convert(merge(connectivity(rank), connection_changes or {}), ConnectivityAnswer),
         Clock(0.0, 0.001),
         connect_s=0.1,
     )

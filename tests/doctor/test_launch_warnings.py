@@ -5,16 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import pytest
 from hypothesis import strategies as some
 
+from tests.factories import make_facts, make_node_facts
 from tests.support import fuzzed
 from torchfab.core.specs import Node
 from torchfab.doctor import WARNING, Clock, Finding
 from torchfab.doctor.launch_warnings import warnings
 from torchfab.remote.host.quick_probe import parse_gpu_processes
+from torchfab.transport.messages.launch import NodeFacts
 
-DISK = {"path": "/project/.torchfab", "free": 2**40, "free_files": 10**6}
+DISK = {
+    "path": "/project/.torchfab",
+    "at": "/project",
+    "exists": True,
+    "enterable": True,
+    "filesystem": "ext4",
+    "free": 2**40,
+    "size": 2**41,
+    "free_files": 10**6,
+}
 NODES = [Node(rank, f"node{rank + 1}") for rank in range(4)]
+
+
+def node_facts(**values: Any) -> NodeFacts:
+    return make_node_facts(make_facts(1)[0], **values)
 
 
 def warnings_with(
@@ -22,8 +38,8 @@ def warnings_with(
 ) -> tuple[Finding, ...]:
     """Return the warnings of a launch in which node2 differs."""
     usual = {"disk": DISK, "script": "abc", "holders": []}
-    answers = {rank: {"glance": usual, "versions": {"torch": "2.9.0"}} for rank in range(4)}
-    answers[1] = {"glance": {**usual, **(odd or {})}, "versions": {"torch": torch}}
+    answers = {rank: node_facts(versions={"torch": "2.9.0"}, glance=usual) for rank in range(4)}
+    answers[1] = node_facts(versions={"torch": torch}, glance={**usual, **(odd or {})})
     clocks = {rank: Clock(0.0, 0.2) for rank in range(4)}
     return warnings(NODES, answers, {**clocks, 1: Clock(ahead_s, 0.2)})
 
@@ -66,8 +82,27 @@ def test_processes_that_hold_gpus_are_a_warning() -> None:
     assert only(warnings_with({"holders": holders})).what == expected
 
 
+@pytest.mark.parametrize(
+    ("gpus", "slots", "count", "what"),
+    [
+        (("7",), None, 4, "gpus=7 in hosts:2: the node has 4 GPUs"),
+        (("0", "1"), 2, 1, "gpus=0,1 in hosts:2: the node has 1 GPU"),
+        (("0",), None, 0, "gpus=0 in hosts:2: the node has no GPU"),
+        (("0", "1"), 3, 4, "slots=3, and gpus=0,1 in hosts:2: ranks without a device of their own"),
+        (("0", "GPU-1"), 2, 1, ""),
+        ((), 9, 1, ""),
+    ],
+)
+def test_devices_that_a_node_does_not_have_are_a_warning(
+    gpus: tuple[str, ...], slots: int | None, count: int, what: str
+) -> None:
+    nodes = [*NODES[:1], Node(1, "node2", gpus=gpus, slots=slots, origin="hosts:2")]
+    found = warnings(nodes, {0: node_facts(), 1: make_node_facts(make_facts(count)[0])}, {})
+    assert (only(found).what if what else found) == (what or ())
+
+
 def test_an_empty_answer_gives_no_warning() -> None:
-    answers: dict[int, dict[str, Any]] = {rank: {"versions": {}, "glance": {}} for rank in range(4)}
+    answers = {rank: node_facts(versions={}, glance={}) for rank in range(4)}
     assert warnings(NODES, answers, {}) == ()
 
 

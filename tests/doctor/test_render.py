@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
-from tests.doctor.factories import make_node, report
+from tests.doctor.factories import connectivity, make_node, probe, report
 from torchfab.core.errors import HostError
 from torchfab.doctor import render
 
@@ -35,7 +36,12 @@ def test_healthy_nodes_are_reported_as_healthy() -> None:
 
 def test_an_unreachable_node_has_a_row() -> None:
     lost = replace(
-        make_node(1), probe={}, connectivity={}, clock=None, connect_s=None, error=HostError("no answer", "reboot it")
+        make_node(1),
+        probe=None,
+        connectivity=None,
+        clock=None,
+        connect_s=None,
+        error=HostError("no answer", "reboot it"),
     )
     text = render.render_report(report([make_node(0), lost]))
     assert any(line.startswith("node2  ?") for line in text.splitlines())
@@ -64,3 +70,33 @@ def test_the_json_report_shows_which_nodes_are_healthy() -> None:
     assert [(node["host"], node["ok"]) for node in document["nodes"]] == [("node1", True), ("node2", False)]
     (finding,) = document["findings"]
     assert (finding["kind"], finding["severity"], finding["hosts"]) == ("tmux-old", "error", ["node2"])
+
+
+def includes(found: Any, expected: Any) -> bool:
+    """Return whether a JSON value has all of another one, and elsewhere only what is empty."""
+    if isinstance(expected, dict):
+        more = [value for name, value in found.items() if name not in expected]
+        return not any(more) and all(includes(found[name], value) for name, value in expected.items())
+    if isinstance(expected, list):
+        return len(found) == len(expected) and all(map(includes, found, expected))
+    return bool(found == expected)
+
+
+def test_the_json_report_has_what_each_node_reported() -> None:
+    nodes = [make_node(0), make_node(1, None, {"connection": None, "files": {"train.py": "1"}})]
+    first, second = json.loads(json.dumps(render.as_json(report(nodes))))["nodes"]
+    assert includes(first["told"], probe(0))
+    assert includes(second["told"], probe(1))
+    assert second["told"]["port"] == {}
+    assert includes(first["way_to_node_0"], connectivity(0))
+    assert "connection" not in second["way_to_node_0"]
+    assert second["way_to_node_0"]["files"] == {"train.py": "1"}
+
+
+def test_the_json_report_has_the_error_of_a_part_that_failed() -> None:
+    failing = make_node(0, {"limits": None, "failed": {"limits": "OSError: x"}})
+    lost = replace(make_node(1), probe=None, connectivity=None, error=HostError("no answer"))
+    first, second = json.loads(json.dumps(render.as_json(report([failing, lost]))))["nodes"]
+    assert first["told"]["limits"] == {"failed": "OSError: x"}
+    assert "failed" not in first["told"]
+    assert (second["told"], second["way_to_node_0"]) == ({}, {})

@@ -14,8 +14,8 @@ import pytest
 
 from tests.integration.fab import Done, Fab
 from tests.integration.faults_injected import REAL_TMUX, fake_program, refused, server, ssh_config, start_up_file
-from tests.transport.test_validation import PLACES, TRUE, changed
-from torchfab.transport import validation
+from tests.transport.requests import RequestType, accepts, operation
+from tests.transport.test_messages import CASES, PLACES, changed
 
 QUICK = {"prepare_timeout_s": 4, "start_timeout_s": 1}
 
@@ -225,12 +225,12 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=sys.stderr)
 sys.exit(code)"""
 
 
-def harmful(op: str) -> Any:
+def harmful(kind: RequestType) -> Any:
     """Return a valid answer in which every free text is replaced by terminal escape codes."""
-    answer, _ = TRUE[op]
-    for path in PLACES[op]:
+    answer = CASES[kind].answer
+    for path in PLACES[kind]:
         other = changed(answer, path, HARM)
-        fits = validation.is_one(json.loads(json.dumps(other)), op)
+        fits = accepts(kind, other)
         answer = other if isinstance(part_of(answer, path), str) and fits else answer
     return answer
 
@@ -245,7 +245,7 @@ def part_of(value: Any, path: tuple[Any, ...]) -> Any:
 def test_a_malicious_node_is_an_error_without_effect(fab: Fab, harm: str) -> None:
     assert fab(*fab.launch("--name", "x", gpus=True)).rc == 0
     program = fab.write("evil.py", EVIL)
-    table = fab.write("answers.json", json.dumps({op: harmful(op) for op in TRUE}))
+    table = fab.write("answers.json", json.dumps({operation(kind): harmful(kind) for kind in CASES}))
     argv = shlex.join([sys.executable, "-IS", str(program), harm, str(table)])
     words = {
         task: (task, *(("x",) if task in ASKED[:4] else ("--hostfile", str(fab.cluster.hostfile)))) for task in ASKED

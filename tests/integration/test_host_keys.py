@@ -18,6 +18,7 @@ from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.errors import HostError
 from torchfab.core.specs import Node
 from torchfab.transport import ssh
+from torchfab.transport.messages.doctor import ClockRequest
 
 ADDRESS = "127.0.0.1"
 TYPES = {"ed25519": "256", "ecdsa": "256", "rsa": "2048"}
@@ -92,7 +93,7 @@ class Server:
         except HostError as error:
             return str(error)
         try:
-            assert session.ask({"op": "clock"}, 10)
+            assert session.request(ClockRequest(), 10).time
         finally:
             session.close()
         return ""

@@ -44,7 +44,7 @@ def test_after_trust_ssh_and_a_launch_accept_the_new_keys(fab: Fab) -> None:
     assert ssh(fab, config, "node1") != 0
     done = trust(fab, config, "--yes")
     assert done.rc == 0, done
-    assert done.stdout == f"node1  new      {printed_by_ssh(fab, 0)}\nnode2  new      {printed_by_ssh(fab, 1)}\n"
+    assert done.stdout == f"node1  new  {printed_by_ssh(fab, 0)}\nnode2  new  {printed_by_ssh(fab, 1)}\n"
     assert f"2 keys written into {known}" in done.stderr
     assert stat.S_IMODE(known.stat().st_mode) == 0o600
     assert [line[:3] for line in known.read_text().splitlines()] == ["|1|", "|1|"]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.factories import make_nodes
 from torchfab.monitoring import host_load
 from torchfab.monitoring.host_load import HostLoad, Snapshot
+from torchfab.transport.messages.load import GpuLoad, NodeLoad
 
 GPU = {
     "index": 0,
@@ -43,6 +45,7 @@ def loaded(**values: Any) -> dict[str, Any]:
 def job(step: int | None = 7, age_s: float = 1.0, **values: Any) -> dict[str, Any]:
     line = {"time": 100.0 - age_s, "text": f"step={step}", "label": 0}
     process = {"name": "rank-0", "state": "running", "reason": "", "started": 10.0, "ended": None, "ranks": []}
+    process |= {"pid": 50, "code": None, "signal": None, "warned": None, "reported": []}
     status = {"processes": [{**process, "last_line": line}], "now": 100.0, "exists": True, "stop_asked": None}
     pace = {"step": step, "steps": 100, "steps_s": 2.0, "lines_s": 2.0, "silent_s": age_s}
     return {"status": status, **pace, **values}
@@ -51,7 +54,7 @@ def job(step: int | None = 7, age_s: float = 1.0, **values: Any) -> dict[str, An
 def snapshot(*loads: dict[str, Any] | str | None, **values: Any) -> Snapshot:
     nodes = make_nodes(*(f"node{index + 1}" for index in range(len(loads))))
     views = [
-        HostLoad(node, error=each) if isinstance(each, str) else HostLoad(node, each)
+        HostLoad(node, error=each) if isinstance(each, str) else HostLoad(node, msgspec.convert(each, NodeLoad | None))
         for node, each in zip(nodes, loads, strict=True)
     ]
     return Snapshot(100.0, tuple(views), **{"job": "gpt2", "job_ranks": frozenset({0, 1}), "stall_s": 300.0, **values})
@@ -82,7 +85,7 @@ def test_values_that_the_driver_does_not_report_are_question_marks() -> None:
     ],
 )
 def test_a_gpu_with_low_power_under_a_running_job_is_marked(gpu: dict[str, Any], runs: bool, mark: str) -> None:
-    assert host_load.gpu_mark({**GPU, **gpu}, runs) == mark
+    assert host_load.gpu_mark(msgspec.convert({**GPU, **gpu}, GpuLoad), runs) == mark
 
 
 def test_the_job_line_has_its_step_and_step_rate() -> None:
@@ -108,7 +111,7 @@ def test_without_a_job_there_is_no_job_line() -> None:
 def test_an_unreachable_node_stays_in_the_table() -> None:
     shown = host_load.render(snapshot(loaded(), "no answer from node2", None))
     rows = shown.splitlines()
-    assert rows[1].startswith("node1  25 % of 8  2.0/64.0 GiB  1.2   0 B/s 1.0 MiB/s  10 B/s 2.0 KiB/s")
+    assert rows[1].startswith("node1  25 % of 8  2.0/64.0 GiB  1.2   0 B/s 1 MiB/s  10 B/s 2 KiB/s")
     assert rows[2].endswith("unreachable: no answer from node2")
     assert rows[3].endswith("connecting")
 
@@ -121,9 +124,12 @@ def test_many_nodes_with_similar_load_are_one_row() -> None:
 
 
 def test_the_json_has_job_and_nodes() -> None:
-    document = json.loads(json.dumps(host_load.as_json(snapshot(loaded(gpus=[GPU], job=job()), "down"))))
+    load = loaded(gpus=[GPU], job=job())
+    document = json.loads(json.dumps(host_load.as_json(snapshot(load, "down", None))))
     assert document["job"]["state"] == "unreachable"
     assert (document["job"]["step"], document["job"]["steps_s"]) == (7, 2.0)
-    first, second = document["nodes"]
-    assert (first["host"], first["error"], first["gpus"][0]["mark"]) == ("node1", None, "")
+    first, second, third = document["nodes"]
+    del load["job"]
+    assert first == {"host": "node1", "error": None, **load, "gpus": [{**GPU, "mark": ""}]}
     assert second == {"host": "node2", "error": "down"}
+    assert third == {"host": "node3", "error": None, "gpus": []}

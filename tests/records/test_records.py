@@ -16,34 +16,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.factories import folder, make_facts, make_job, make_nodes
+from tests.factories import folder, make_job, make_nodes
 from tests.hostile import HOSTILE, environments, texts
+from tests.records.factories import NODES, SETTINGS, plan_named, write
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.errors import JobNameError, TorchfabError, UsageError
 from torchfab.core.specs import Node, NodePlan, Plan, Process
-from torchfab.launchers import per_node
 from torchfab.records import Record, Records
 from torchfab.records.record import as_json, plan_as_json
-
-SETTINGS = ConnectionSettings(
-    ssh_config="/home/ann/it's.cfg", identities=("/a", "/b c"), connect_timeout_s=3.5, fanout=7
-)
-NODES = make_nodes({"host": "node1", "user": "ann", "port": 2222, "gpus": ("0", "1")}, {"host": "node2", "slots": 3})
-
-
-@pytest.fixture
-def records(tmp_path: Path) -> Records:
-    return Records(tmp_path / "jobs")
-
-
-def plan_named(name: str = "gpt2", **values: Any) -> Plan:
-    job = make_job(name=name, options=per_node.options(per_node.Flags()), **values)
-    return per_node.plan(job, NODES, (), make_facts(2, 3))
-
-
-def write(records: Records, plan: Plan, created: float = 1000.0) -> Record:
-    records.claim(plan.job.name)
-    return records.write(plan, "tmux", created, SETTINGS)
 
 
 def test_launching_names_the_process_until_the_launch_is_done(records: Records) -> None:
@@ -66,15 +46,6 @@ def test_claim_removes_leftovers_of_a_killed_launch(
         records.end_launch(name)
     records.claim("new")
     assert sorted(path.name for path in records.root.iterdir()) == ["alive", "kept", "new", "young"]
-
-
-def test_a_launch_is_confirmed_by_its_started_event_per_attempt(records: Records) -> None:
-    record = write(records, plan_named())
-    seen = [record.is_confirmed]
-    for event in ("started", "stop", "planned"):
-        record.note(event)
-        seen.append(record.is_confirmed)
-    assert seen == [False, True, True, False]
 
 
 def files_of(path: Path) -> dict[str, str]:
@@ -277,53 +248,6 @@ def test_files_are_private_with_any_umask(records: Records) -> None:
         os.umask(before)
     assert {mode(record.folder / name) for name in files_of(record.folder)} == {0o600}
     assert (mode(records.root), mode(record.folder)) == (0o700, 0o700)
-
-
-# ---- events and state
-
-
-def test_events_are_appended_with_their_time(records: Records) -> None:
-    record = write(records, plan_named())
-    record.note("stop", grace_s=10.0, unreachable=["it's\n"])
-    lines = [json.loads(line) for line in (record.folder / "events.jsonl").read_text().splitlines()]
-    assert [{key: value for key, value in line.items() if key != "time"} for line in lines] == [
-        {"event": "planned", "nodes": 2, "world_size": 5},
-        {"event": "stop", "grace_s": 10.0, "unreachable": ["it's\n"]},
-    ]
-    assert lines[0]["time"] <= lines[1]["time"]
-
-
-def test_a_job_without_a_state_file_is_starting(records: Records) -> None:
-    record = write(records, plan_named(), created=5.0)
-    assert record.last_seen() == {"state": "starting", "code": None, "ended": False, "seen": 5.0}
-
-
-def test_the_last_state_is_remembered(records: Records) -> None:
-    record = write(records, plan_named())
-    record.remember("running", None, ended=False)
-    record.remember("failed", 7, ended=True)
-    seen = record.last_seen()
-    assert (seen["state"], seen["code"], seen["ended"]) == ("failed", 7, True)
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "5", '"x"', "null", "\x00"])
-def test_a_job_with_an_unreadable_state_file_is_starting(records: Records, text: str) -> None:
-    record = write(records, plan_named())
-    (record.folder / "state.json").write_text(text)
-    assert record.last_seen()["state"] == "starting"
-
-
-def test_notes_on_a_removed_record_are_dropped(records: Records) -> None:
-    record = write(records, plan_named())
-    records.release("gpt2")
-    record.note("stop")
-    record.remember("failed", 1, ended=True)
-    assert not record.folder.exists()
-
-
-def test_a_job_is_elastic_if_it_needs_fewer_nodes_than_it_has(records: Records) -> None:
-    record = write(records, plan_named())
-    assert (record.is_elastic, replace(record, min_nodes=1).is_elastic) == (False, True)
 
 
 # ---- many

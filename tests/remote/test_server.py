@@ -21,11 +21,23 @@ from tests.factories import make_nodes
 from tests.hostile import HOSTILE
 from tests.remote.place import wait_for
 from tests.support import require
+from tests.transport.requests import RawRequest
 from torchfab.core.errors import HostError
 from torchfab.remote import files, procfs
 from torchfab.remote.job.start_barrier import NEVER_RELEASED
 from torchfab.transport import bundle
-from torchfab.transport.session import Session
+from torchfab.transport.messages.job import ForgetRequest, LogsFrame, LogsRequest, StatusRequest, StopRequest
+from torchfab.transport.messages.launch import (
+    CommitAnswer,
+    CommitRequest,
+    PrepareAnswer,
+    PrepareRequest,
+    ProcessSpec,
+    RollbackRequest,
+    StartAnswer,
+    StartRequest,
+)
+from torchfab.transport.session import NodeError, Session
 
 
 class Pipe:
@@ -65,12 +77,14 @@ class Node:
         self.job_id = f"wire-{secrets.token_hex(4)}"
         self.env = {"PATH": os.environ["PATH"], "HOME": str(root), "TMUX_TMPDIR": tmux_dir}
         self.pipes: list[Pipe] = []
-        self.address = {
+        self.session_name = f"{self.job_id}-node0"
+        self.launch_address: dict[str, Any] = {
             "job_id": self.job_id,
             "node_dir": str(root / "tf"),
             "node_rank": 0,
-            "session": f"{self.job_id}-node0",
+            "session": self.session_name,
         }
+        self.address = {**self.launch_address, "mask_key": "0a1b"}
         self.folder = Path(files.job_folder(str(root / "tf"), self.job_id, 0))
 
     def connect(self, *before: str) -> Session:
@@ -78,30 +92,33 @@ class Node:
         self.pipes.append(Pipe([*before, *bundle.argv(sys.executable)], self.env))
         return Session(make_nodes("localhost")[0], self.pipes[-1])
 
-    def prepare(self, session: Session, **values: Any) -> dict[str, Any]:
+    def prepare(self, session: Session, **values: Any) -> PrepareAnswer:
         request: dict[str, Any] = {
-            "op": "prepare",
             "workdir": str(self.root),
             "python": sys.executable,
             "script": None,
             "modules": [],
-            "master_addr": None,
+            "python_path": None,
+            "installs": {},
+            "programs": [],
+            "master_addr": "localhost",
             "peers": [],
             "patience_s": 20,
+            "python_timeout_s": 20.0,
             "one_machine": True,
             "port": 0,
             "write": True,
         }
-        return session.ask({**request, **self.address, **values}, 20)
+        return session.request(PrepareRequest(**{**request, **self.launch_address, **values}), 20)
 
-    def start(self, session: Session, *argv: str, **values: Any) -> dict[str, Any]:
+    def start(self, session: Session, *argv: str, **values: Any) -> CommitAnswer:
         """Start a process and let it go; return the answer to that."""
         self.hold(session, self.process(*argv, **values))
-        return session.ask({"op": "commit"}, 25)
+        return session.request(CommitRequest(), 25)
 
-    def process(self, *argv: str, **values: Any) -> dict[str, Any]:
+    def process(self, *argv: str, **values: Any) -> ProcessSpec:
         marks = {"TORCHFAB_JOB_ID": self.job_id, "TORCHFAB_NODE_RANK": "0"}
-        return {
+        process: dict[str, Any] = {
             "name": "agent",
             "argv": list(argv),
             "env": {**marks, **values.pop("env", {})},
@@ -110,19 +127,31 @@ class Node:
             "rank": None,
             "rank_logs": "",
             "folders": ["logs"],
-            **values,
+            "files": {},
+            "path": [],
         }
+        return ProcessSpec(**{**process, **values})
 
-    def hold(self, session: Session, *processes: dict[str, Any]) -> dict[str, Any]:
+    def hold(self, session: Session, *processes: ProcessSpec) -> StartAnswer:
         """Start processes that are not let go yet."""
-        request = {
-            "op": "start",
-            "session": self.address["session"],
-            "grace_s": 5.0,
-            "start_timeout_s": 20.0,
-            "secret_patterns": ["*TOKEN*"],
-        }
-        return session.ask({**request, "processes": list(processes)}, 25)
+        request = StartRequest(
+            session=self.session_name,
+            mask_key="0a1b",
+            grace_s=5.0,
+            start_timeout_s=20.0,
+            secret_patterns=["*TOKEN*"],
+            processes=list(processes),
+        )
+        return session.request(request, 25)
+
+    def status(self) -> StatusRequest:
+        return StatusRequest(**self.address)
+
+    def stop(self, grace_s: float) -> StopRequest:
+        return StopRequest(**self.address, grace_s=grace_s)
+
+    def logs(self, lines: int | None = None) -> LogsRequest:
+        return LogsRequest(**self.address, follow=True, lines=lines, ranks=None, grep=None)
 
     def running(self) -> list[int]:
         return procfs.job_processes(self.job_id, 0)
@@ -136,7 +165,7 @@ class Node:
             pipe.close()
         if self.running():
             last = self.connect()
-            last.ask({"op": "stop", "grace_s": 0.1, **self.address}, 20)
+            last.request(self.stop(0.1), 20)
             last.close()
 
 
@@ -151,30 +180,31 @@ def node(tmp_path: Path) -> Iterator[Node]:
 
 def test_prepare_start_and_commit_leave_a_running_job(node: Node) -> None:
     session = node.connect()
-    assert node.prepare(session)["problems"] == []
+    assert node.prepare(session).facts.folder == str(node.folder)
     held = node.hold(session, node.process("sleep", "600"))
-    assert (held["problems"], held["started"], node.running()) == ([], ["agent"], [])
-    kept = session.ask({"op": "commit"}, 10)
-    assert (kept["problems"], kept["started"]) == ([], ["agent"])
+    assert (held.started, node.running()) == (["agent"], [])
+    kept = session.request(CommitRequest(), 10)
+    assert kept.started == ["agent"]
     session.close()
-    assert node.tmux_sessions() == node.address["session"]
+    assert node.tmux_sessions() == node.session_name
     assert len(node.running()) == 1
     again = node.connect()
-    assert again.ask({"op": "status", **node.address}, 10)["processes"][0]["state"] == "running"
-    assert again.ask({"op": "stop", "grace_s": 5, **node.address}, 20)["left"] == []
-    assert again.ask({"op": "status", **node.address}, 10)["processes"][0]["state"] == "stopped"
-    again.ask({"op": "forget", **node.address}, 10)
+    assert again.request(node.status(), 10).processes[0].state == "running"
+    assert again.request(node.stop(5), 20).left == []
+    assert again.request(node.status(), 10).processes[0].state == "stopped"
+    again.request(ForgetRequest(**node.address), 10)
     assert not node.folder.exists()
     assert node.running() == []
 
 
 def test_a_disconnect_after_phase_one_rolls_back(node: Node) -> None:
     session = node.connect()
-    port = node.prepare(session)["facts"]["port"]
+    port = node.prepare(session).facts.port
     assert node.folder.exists()
     session.close()
     assert not node.folder.exists()
     node.prepare(node.connect())
+    assert port is not None
     assert port > 0
 
 
@@ -182,7 +212,7 @@ def test_a_disconnect_before_commit_rolls_back(node: Node, tmp_path: Path) -> No
     session = node.connect()
     node.prepare(session)
     node.hold(session, node.process("touch", str(tmp_path / "began")))
-    assert node.tmux_sessions() == node.address["session"]
+    assert node.tmux_sessions() == node.session_name
     session.close()
     assert node.running() == []
     assert node.tmux_sessions() == ""
@@ -195,8 +225,9 @@ def test_commit_fails_and_rolls_back_if_one_process_cannot_start(node: Node) -> 
     node.prepare(session)
     stubborn = node.process("sh", "-c", "trap '' TERM; sleep 600 & wait; sleep 600", name="rank-0")
     node.hold(session, stubborn, node.process("/no/such/program", name="rank-1"))
-    kept = session.ask({"op": "commit"}, 25)
-    assert [each["what"] for each in kept["problems"]] == [
+    with pytest.raises(NodeError) as caught:
+        session.request(CommitRequest(), 25)
+    assert [each.what for each in caught.value.problems] == [
         "rank-1: cannot start /no/such/program: No such file or directory"
     ]
     assert node.running()
@@ -221,8 +252,8 @@ def test_held_processes_never_start_if_the_server_is_killed(node: Node) -> None:
     node.hold(session, node.process("sleep", "600", secrets={"HF_TOKEN": "hunter2"}))
     node.pipes[0].process.kill()
     wait_for(lambda: (node.folder / "agent" / files.EXIT).exists())
-    (process,) = node.connect().ask({"op": "status", **node.address}, 10)["processes"]
-    assert (process["state"], process["reason"]) == ("failed", NEVER_RELEASED)
+    (process,) = node.connect().request(node.status(), 10).processes
+    assert (process.state, process.reason) == ("failed", NEVER_RELEASED)
     assert node.running() == []
     assert not (node.folder / "agent" / files.SECRETS).exists()
 
@@ -241,7 +272,7 @@ def test_a_held_supervisor_sleeps_until_it_is_released(node: Node) -> None:
     before = sleeps()
     time.sleep(1)
     assert sleeps() - before <= 2
-    assert session.ask({"op": "commit"}, 10)["started"] == ["agent"]
+    assert session.request(CommitRequest(), 10).started == ["agent"]
 
 
 def test_rollback_stops_everything_and_reports_it(node: Node) -> None:
@@ -249,8 +280,8 @@ def test_rollback_stops_everything_and_reports_it(node: Node) -> None:
     node.prepare(session)
     node.start(session, "sleep", "600")
     assert node.running()
-    answer = session.ask({"op": "rollback", "grace_s": 2, **node.address}, 20)
-    assert (answer["asked"], answer["left"]) == (1, [])
+    answer = session.request(RollbackRequest(**node.launch_address, grace_s=2.0), 20)
+    assert (answer.asked, answer.left) == (1, [])
     assert not node.folder.exists()
     assert node.running() == []
 
@@ -271,7 +302,9 @@ def test_secrets_of_the_node_reach_the_job_and_stay_in_no_file(node: Node) -> No
 def test_a_process_that_cannot_start_is_named_in_a_problem(node: Node) -> None:
     session = node.connect()
     node.prepare(session)
-    answer = node.start(session, "/no/such/program")
+    node.hold(session, node.process("/no/such/program"))
+    session.post(RawRequest(fields={"op": "commit"}))  # `wait` would raise the problems, without the rest
+    (answer,) = wait_for(lambda: session.read_frames(1))
     assert answer["started"] == []
     assert answer["problems"] == [
         {"what": "agent: cannot start /no/such/program: No such file or directory", "fix": ""}
@@ -300,54 +333,62 @@ def test_any_argv_and_environment_travel_over_the_wire(node: Node) -> None:
 @pytest.mark.parametrize("noise", ["Welcome to node1", "\\036not a frame\\n", "\\0365 of 7\\n\\036", "\\n\\n\\033[31m"])
 def test_output_of_a_login_shell_is_skipped(node: Node, noise: str) -> None:
     session = node.connect("sh", "-c", f"printf '{noise}'; exec \"$@\"", "sh")
-    assert session.ask({"op": "status", **node.address}, 10)["exists"] is False
+    assert session.request(node.status(), 10).exists is False
 
 
 def test_a_failed_request_is_reported_and_the_next_one_works(node: Node) -> None:
     session = node.connect()
-    (problem,) = session.ask({"op": "status"}, 10)["problems"]
-    assert problem["what"].startswith("KeyError: ")
-    assert session.ask({"op": "no_such"}, 10)["problems"]
-    assert session.ask({"op": "status", **node.address}, 10)["exists"] is False
+    with pytest.raises(NodeError, match=r"^KeyError: ") as caught:
+        session.request(RawRequest(fields={"op": "status"}), 10)
+    assert len(caught.value.problems) == 1
+    with pytest.raises(NodeError, match="no_such"):
+        session.request(RawRequest(fields={"op": "no_such"}), 10)
+    assert session.request(node.status(), 10).exists is False
 
 
 def test_logs_are_streamed_until_the_job_has_ended(node: Node) -> None:
     session = node.connect()
     node.prepare(session)
     node.start(session, "sh", "-c", "echo first; sleep 0.3; echo last; exit 7")
-    session.post({"op": "logs", "follow": True, "lines": None, "ranks": None, "grep": None, **node.address})
-    frames: list[dict[str, Any]] = []
-    while not any("end" in frame for frame in frames):
-        frames += session.take(10)
-    assert [line[2] for frame in frames for line in frame.get("lines", [])] == ["first", "last"]
-    assert [frame["end"]["processes"][0]["code"] for frame in frames if "end" in frame] == [7]
+    session.post(node.logs())
+    frames: list[LogsFrame] = []
+    while not any(frame.end for frame in frames):
+        frames += session.read_frames(10)
+    assert [line[2] for frame in frames for line in frame.lines] == ["first", "last"]
+    assert [frame.end.processes[0].code for frame in frames if frame.end] == [7]
 
 
 def test_an_idle_stream_sends_heartbeats(node: Node) -> None:
     session = node.connect()
-    session.silence_s = 2.0
     node.prepare(session)
     node.start(session, "sleep", "600")
-    session.post({"op": "logs", "follow": True, "lines": 0, "ranks": None, "grep": None, **node.address})
-    before = session.heard
-    wait_for(lambda: session.take(0.1) == [] and session.heard > before + 3)
+    session.silence_s = 0.4  # the node sends four heartbeats in this time
+    session.post(node.logs(lines=0))
+    session.silence_s = 30.0
+    times: set[float] = set()
+
+    def beats() -> int:
+        times.update([] if session.read_frames(0.1) else [session.last_read])
+        return len(times)
+
+    wait_for(lambda: beats() > 3)
 
 
 def test_a_silent_stream_is_given_up(node: Node) -> None:
     session = node.connect()
     session.silence_s = 1.0
-    session.post({"op": "logs", "follow": True, "lines": 0, "ranks": None, "grep": None, **node.address})
+    session.post(node.logs(lines=0))
     os.kill(node.pipes[-1].process.pid, signal.SIGSTOP)
     try:
         with pytest.raises(HostError, match="no sign of life for 1 s"):
-            wait_for(lambda: session.take(0.1) and False)
+            wait_for(lambda: session.read_frames(0.1) and False)
     finally:
         os.kill(node.pipes[-1].process.pid, signal.SIGCONT)
 
 
 def test_the_end_of_the_program_is_reported_with_its_error_output(node: Node) -> None:
     with pytest.raises(HostError, match="ended there with code 3 before it answered: no such thing"):
-        node.connect("sh", "-c", "echo no such thing >&2; exit 3", "sh").ask({"op": "status", **node.address}, 10)
+        node.connect("sh", "-c", "echo no such thing >&2; exit 3", "sh").request(node.status(), 10)
 
 
 def test_a_python_that_is_too_old_is_reported(node: Node, tmp_path: Path) -> None:
@@ -361,7 +402,7 @@ def test_a_python_that_is_too_old_is_reported(node: Node, tmp_path: Path) -> Non
 def test_a_missing_answer_is_reported(node: Node) -> None:
     session = node.connect("sh", "-c", "cat > /dev/null", "sh")
     with pytest.raises(HostError, match=r"gave no answer within 0\.2 s"):
-        session.ask({"op": "status", **node.address}, 0.2)
+        session.request(node.status(), 0.2)
 
 
 def test_the_program_gets_its_source_and_installs_nothing() -> None:

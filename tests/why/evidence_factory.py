@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from torchfab.core import status
 from torchfab.core.specs import Node
-from torchfab.core.status import JobStatus, Verdict
+from torchfab.core.status import JobStatus, State, Verdict
+from torchfab.transport.messages.job import EvidenceAnswer
 from torchfab.why import diagnosis, evidence
 from torchfab.why.evidence import Evidence, NodeEvidence, SchedulerReason
 
@@ -48,12 +51,14 @@ def node(
     report = {"kernel": {"lines": [], "unread": ""}, "logs": list(logs), **more}
     answer = {"processes": list(processes), "now": queried + skew_s, "exists": True, "stop_asked": stop_asked}
     made = Node(node_rank, f"node{node_rank + 1}")
-    return evidence.evidence_from_answer(made, {**answer, "evidence": report}, queried, queried)
+    decoded = msgspec.convert({**answer, "evidence": report}, EvidenceAnswer)
+    found = status.from_answer(made, decoded, queried, queried)
+    return evidence.evidence_from_report(found, msgspec.to_builtins(decoded.evidence))
 
 
 def unreachable(node_rank: int, reason: str = "no answer") -> NodeEvidence:
     """Return the evidence of a node that does not answer."""
-    return NodeEvidence(status.NodeStatus(Node(node_rank, f"node{node_rank + 1}"), "unreachable", reason))
+    return NodeEvidence(status.NodeStatus(Node(node_rank, f"node{node_rank + 1}"), State.UNREACHABLE, reason))
 
 
 def make_evidence(

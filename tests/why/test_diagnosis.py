@@ -8,7 +8,7 @@ import pytest
 
 from tests.why.evidence_factory import LAUNCHED, diagnose_nodes, log, make_evidence, node, process, rank, unreachable
 from tests.why.test_tracebacks import PLAIN
-from torchfab.core.status import Verdict
+from torchfab.core.status import State, Verdict
 from torchfab.remote.job.start_barrier import NEVER_RELEASED
 from torchfab.why import report
 from torchfab.why.causes import Kind
@@ -165,7 +165,7 @@ def test_stop_names_its_origin_and_keeps_earlier_failures() -> None:
 
 def test_scheduler_reason_for_the_job_takes_precedence() -> None:
     said = (SchedulerReason("OUT_OF_MEMORY", "it used more memory than it had asked for"),)
-    verdict = Verdict("failed", ended=True, reason="it used more memory than it had asked for")
+    verdict = Verdict(State.FAILED, ended=True, reason="it used more memory than it had asked for")
     found = diagnose_nodes(node(0, [process("failed", rank(0, -9))]), said=said, verdict=verdict)
     assert (found.cause.kind, found.first and found.first.rank) == (Kind.MEMORY, 0)
     cancelled = diagnose_nodes(
@@ -207,6 +207,16 @@ def test_output_has_no_escape_sequences_and_json_is_valid() -> None:
     assert "\x1b" not in report.render(found)
     assert "\n  red\n" in report.render(found)
     assert json.loads(json.dumps(report.as_json(found)))["first"]["code"] == 7
+
+
+def test_the_json_has_state_and_events_as_plain_values() -> None:
+    lost = node(1, [process("running", rank(1))], halted=["rank 1"])
+    found = diagnose_nodes(node(0, [process("failed", rank(0, 7))], [log(0, PLAIN)]), lost, unreachable(2))
+    document = json.loads(json.dumps(report.as_json(found)))
+    assert (document["state"], document["first"]["host"], document["first"]["rank"]) == ("failed", "node1", 0)
+    assert document["could_not_be_asked"] == {"node3": "no answer"}
+    assert "State." not in json.dumps(document)
+    assert all(isinstance(event["time"], float) for event in document["moments"])
 
 
 def test_process_without_exit_code_has_an_unknown_cause() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -13,6 +15,8 @@ from torchfab.core.errors import TorchfabError, UsageError
 from torchfab.core.specs import Node
 from torchfab.core.status import JobStatus
 from torchfab.records import Record
+
+_log = logging.getLogger(__name__)
 
 
 def attach_argv(record: Record, node: str, rank: str) -> tuple[str, ...]:
@@ -47,7 +51,7 @@ def attach_argv(record: Record, node: str, rank: str) -> tuple[str, ...]:
     if node_status.state not in ("starting", "running"):
         problem = f"job {record.name} does not run on {chosen.label}: {node_status.state}"
         raise UsageError(problem, f"fab logs {record.name}")
-    window = f"rank-{rank}" if rank and any(each["name"] == f"rank-{rank}" for each in node_status.processes) else ""
+    window = f"rank-{rank}" if rank and any(each.name == f"rank-{rank}" for each in node_status.processes) else ""
     argv: tuple[str, ...] = runtimes.load(record.runtime).attach_argv(record, chosen, window)
     return argv
 
@@ -65,7 +69,7 @@ def _node_named(job: str, status: JobStatus, name: str) -> Node:
 
 def _node_of_rank(status: JobStatus, rank: str) -> Node:
     for node in status.nodes:
-        names = {each["name"] for each in node.processes} | {f"rank-{each['rank']}" for each in node.ranks}
+        names = {each.name for each in node.processes} | {f"rank-{each.rank}" for each in node.ranks}
         if f"rank-{rank}" in names:
             return node.node
     raise UsageError(f"no node runs rank {rank!r}", "fab status shows which ranks run, and where")
@@ -92,6 +96,7 @@ def run(argv: Sequence[str]) -> int:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("fab attach needs a terminal", "without one: fab logs --follow")
     sys.stdout.flush()
+    _log.debug("running %s", shlex.join(argv))
     try:
         os.execvp(argv[0], list(argv))
     except OSError as error:

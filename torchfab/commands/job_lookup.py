@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 from torchfab.core.console import write_err
 from torchfab.launch.context import CommandContext
 from torchfab.records import Record
+
+_log = logging.getLogger(__name__)
 
 
 def find(job: str, ctx: CommandContext, attempt: str = "") -> Record:
@@ -31,6 +34,7 @@ def find(job: str, ctx: CommandContext, attempt: str = "") -> Record:
     record = ctx.records.get(job) if job else ctx.records.latest()
     if not job:
         write_err(f"job {record.name} (the latest)")
+    _log.debug("job %s: runtime %s, %d nodes, record %s", record.name, record.runtime, len(record.nodes), record.folder)
     return with_current_settings(ctx.records.attempt(record, attempt), ctx)
 
 

@@ -7,12 +7,12 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from torchfab import runtimes
 from torchfab.commands.status import rank_flag
 from torchfab.core import inventory
 from torchfab.core.console import write_err
 from torchfab.core.errors import UsageError
-from torchfab.core.status import JobStatus, duration
+from torchfab.core.format import duration
+from torchfab.core.status import JobStatus
 from torchfab.monitoring.first_failure import with_first_failure
 from torchfab.monitoring.watcher import NO_LOG_LINES, JobWatcher, Printer, describe_failure
 from torchfab.records import Record
@@ -81,17 +81,8 @@ def show_logs(record: Record, request: Mapping[str, Any], folding: bool, stall_s
         raise UsageError(f"job {record.name} has the ranks 0-{record.world_size - 1}, and no rank {too_high[0]}")
     watch = JobWatcher(record, Printer(folding), retries=request["follow"], stall_s=stall_s)
     if not request["follow"]:
-        return _print_existing(watch, request)
+        return 0 if watch.print_existing(request) else 1
     return _watch_to_end(watch, request)
-
-
-def _print_existing(watch: JobWatcher, request: Mapping[str, Any]) -> int:
-    for event in runtimes.load(watch.record.runtime).follow(watch.record, request):
-        watch._handle(event)
-        if watch.lost and len(watch.lost) + len(watch.ended) >= len(watch.record.nodes):
-            break
-    watch.printer.flush()
-    return 1 if watch.lost else 0
 
 
 def follow(record: Record, failure_grace_s: float, stall_s: float) -> int:
@@ -155,9 +146,7 @@ def _watch_to_end(watch: JobWatcher, request: Mapping[str, Any]) -> int:
 
 def _end_message(record: Record, status: JobStatus) -> str:
     if status.state == "succeeded":
-        ends = [
-            process["ended"] - node.skew_s for node in status.nodes for process in node.processes if process["ended"]
-        ]
+        ends = [process.ended - node.skew_s for node in status.nodes for process in node.processes if process.ended]
         seconds = max(ends, default=time.time()) - record.created
         return f"job {record.name} succeeded after {duration(seconds)}; its logs: fab logs {record.name}"
     if status.state == "stopped":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -13,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from torchfab.cli.flags import SyncFlags
 from torchfab.config.connection_settings import ConnectionSettings
@@ -22,13 +22,16 @@ from torchfab.core.errors import HostsFailedError, TorchfabError, UsageError
 from torchfab.core.specs import Node
 from torchfab.launch.context import CommandContext
 from torchfab.launch.hosts import read_nodes
-from torchfab.remote.host import file_tree
+from torchfab.remote.host import workdir_files
 from torchfab.runtimes.tmux import ssh_argv
 from torchfab.sync import gitignore, rsync
 from torchfab.sync import results as sync_results
 from torchfab.sync.results import SyncResult, summary_lines
-from torchfab.transport.pool import SessionPool, problem_in
+from torchfab.transport.messages.sync import FilesRequest, WorkdirRequest
+from torchfab.transport.pool import SessionPool
 from torchfab.transport.session import Session
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ def _list_files(source: str, rules: Sequence[str], timeout_s: float) -> list[str
 
 def _local_digests(request: SyncRequest, timeout_s: float) -> dict[str, str]:
     names = _list_files(request.source, request.rules, timeout_s)
-    digests = file_tree.digests(request.source, names, timeout_s)
+    digests = workdir_files.digests(request.source, names, timeout_s)
     return {name: digest for name, digest in digests.items() if digest}
 
 
@@ -222,29 +225,24 @@ def _copy_to(
     copies: _Copies,
     settings: ConnectionSettings,
 ) -> SyncResult:
-    directory = {"workdir": request.workdir}
-    if _ask(session, {"op": "tree_look", **directory, "token": token}, settings.answer_timeout_s)["shared"]:
+    workdir = node.workdir or request.workdir
+    look = WorkdirRequest(workdir=workdir, token=token)
+    if session.request(look, settings.answer_timeout_s).shared:
         return SyncResult(node, shared=True)
-    stats = rsync.parse_stats(copies.run(_argv(request, node, settings)))
-    check = {"op": "tree_check", **directory, "digests": digests, "within_s": settings.sync_timeout_s}
-    checked = _ask(session, check, settings.sync_timeout_s + settings.answer_timeout_s)
-    counts = {name: checked[name] for name in ("checked", "missing", "differing")}
-    return SyncResult(node, False, stats, **counts, names=tuple(checked["names"]))
-
-
-def _ask(session: Session, request: Mapping[str, Any], timeout_s: float) -> Mapping[str, Any]:
-    answer = session.ask(request, timeout_s)
-    problem = problem_in(answer)
-    if problem is not None:
-        raise problem
-    return answer
+    argv = _argv(request, node, settings)
+    _log.debug("rsync: starting %s", shlex.join(argv), extra={"host": node.label})
+    stats = rsync.parse_stats(copies.run(argv))
+    _log.debug("rsync: done", extra={"host": node.label})
+    check = FilesRequest(workdir=workdir, digests=dict(digests), within_s=settings.sync_timeout_s)
+    files = session.request(check, settings.sync_timeout_s + settings.answer_timeout_s)
+    return SyncResult(node, False, stats, files.checked, files.missing, files.differing, tuple(files.names))
 
 
 def _argv(request: SyncRequest, node: Node, settings: ConnectionSettings) -> tuple[str, ...]:
     host, shell = _rsh_command(node, settings)
     return rsync.copy_argv(
         request.source,
-        request.workdir,
+        node.workdir or request.workdir,
         host,
         shell,
         request.delete,

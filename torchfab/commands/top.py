@@ -22,6 +22,8 @@ from torchfab.launch.hosts import read_nodes
 from torchfab.monitoring import host_load
 from torchfab.monitoring.host_load import HostLoad, Snapshot
 from torchfab.records import Record
+from torchfab.transport.messages import Request
+from torchfab.transport.messages.load import JobLoadRequest, LoadFrame, LoadRequest
 from torchfab.transport.streams import NodeStreams
 
 _POLL_S = 0.05
@@ -52,7 +54,15 @@ class Target:
     addresses: Mapping[int, Mapping[str, Any] | None] = field(default_factory=dict)
 
 
-def run(job: str, hostfile: str, interval_s: float, once: bool, as_json: bool, ctx: CommandContext) -> int:
+def run(
+    job: str,
+    hostfile: str,
+    interval_s: float,
+    once: bool,
+    as_json: bool,
+    ctx: CommandContext,
+    hostfile_format: str = "",
+) -> int:
     """Show the load of hosts, as the flags of `fab top` select them.
 
     Parameters
@@ -69,13 +79,15 @@ def run(job: str, hostfile: str, interval_s: float, once: bool, as_json: bool, c
         Print JSON.
     ctx : CommandContext
         Records and settings of this command.
+    hostfile_format : str
+        Format of the hosts file. Default: the one that it shows.
 
     Returns
     -------
     int
         Exit code.
     """
-    target = find_target(job, hostfile, ctx)
+    target = find_target(job, hostfile, ctx, hostfile_format)
     return show_hosts(target, interval_s, once, as_json, job_lookup.stall_s(None, ctx))
 
 
@@ -123,8 +135,9 @@ def show_hosts(target: Target, interval_s: float, once: bool, as_json: bool, sta
     return 0
 
 
-def _request(target: Target, node: Node, interval_s: float) -> Mapping[str, Any]:
-    return {**(target.addresses.get(node.rank) or {}), "op": "load", "interval_s": interval_s}
+def _request(target: Target, node: Node, interval_s: float) -> Request[LoadFrame]:
+    address = target.addresses.get(node.rank)
+    return JobLoadRequest(**address, interval_s=interval_s) if address else LoadRequest(interval_s=interval_s)
 
 
 def _first_answer_s(settings: ConnectionSettings, interval_s: float) -> float:
@@ -132,7 +145,11 @@ def _first_answer_s(settings: ConnectionSettings, interval_s: float) -> float:
 
 
 def _once(
-    streams: NodeStreams, views: dict[int, HostLoad], snapshot: Callable[[], Snapshot], as_json: bool, patience_s: float
+    streams: NodeStreams[LoadFrame],
+    views: dict[int, HostLoad],
+    snapshot: Callable[[], Snapshot],
+    as_json: bool,
+    patience_s: float,
 ) -> int:
     deadline = time.monotonic() + patience_s
     while any(view.load is None and not view.error for view in views.values()) and time.monotonic() < deadline:
@@ -144,7 +161,11 @@ def _once(
 
 
 def _refresh_loop(
-    streams: NodeStreams, views: dict[int, HostLoad], snapshot: Callable[[], Snapshot], show: Show, interval_s: float
+    streams: NodeStreams[LoadFrame],
+    views: dict[int, HostLoad],
+    snapshot: Callable[[], Snapshot],
+    show: Show,
+    interval_s: float,
 ) -> None:
     due = time.monotonic() + min(1.0, interval_s)
     while True:
@@ -155,12 +176,15 @@ def _refresh_loop(
         time.sleep(_POLL_S)
 
 
-def _update(streams: NodeStreams, views: dict[int, HostLoad]) -> None:
+def _update(streams: NodeStreams[LoadFrame], views: dict[int, HostLoad]) -> None:
     for node, update in streams.poll():
         if isinstance(update, TorchfabError):
             views[node.rank] = HostLoad(node, error=update.message.splitlines()[0])
-        elif "load" in update:
-            views[node.rank] = HostLoad(node, update["load"])
+        elif update.problems:
+            views[node.rank] = HostLoad(node, error=update.problems[0].what)
+            streams.reconnect(node)
+        elif update.load is not None:
+            views[node.rank] = HostLoad(node, update.load)
 
 
 # ---- display
@@ -193,7 +217,7 @@ def _coloured(text: str) -> Any:
 # ---- selection of the hosts
 
 
-def find_target(job: str, hostfile: str, ctx: CommandContext) -> Target:
+def find_target(job: str, hostfile: str, ctx: CommandContext, hostfile_format: str = "") -> Target:
     """Return the hosts to show: those of a named job, else those of `-H` or the hosts file.
 
     In the second case, the latest job is shown too if it runs on these hosts.
@@ -206,6 +230,8 @@ def find_target(job: str, hostfile: str, ctx: CommandContext) -> Target:
         Hosts file; empty: the default one.
     ctx : CommandContext
         Records and settings of this command.
+    hostfile_format : str
+        Format of the hosts file. Default: the one that it shows.
 
     Returns
     -------
@@ -221,7 +247,7 @@ def find_target(job: str, hostfile: str, ctx: CommandContext) -> Target:
         if hostfile or ctx.hosts:
             raise UsageError("a job's name and hosts were given", "name the job, or its hosts with -H or --hostfile")
         return _target_of(job_lookup.find(job, ctx))
-    nodes = read_nodes(hostfile, ctx)
+    nodes = read_nodes(hostfile, ctx, hostfile_format)
     record = _latest(ctx)
     if record is None:
         return Target(nodes, ctx.settings)

@@ -12,6 +12,7 @@ from torchfab.cli.flags import TrustFlags
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.console import progress, write_err, write_out
 from torchfab.core.errors import HostError, HostsFailedError, TorchfabError, UsageError
+from torchfab.core.format import align_columns
 from torchfab.core.specs import Node
 from torchfab.launch.context import CommandContext
 from torchfab.launch.hosts import read_nodes
@@ -63,7 +64,7 @@ def run(flags: TrustFlags, ctx: CommandContext) -> int:
     int
         Exit code 0.
     """
-    trust(read_nodes(flags.hostfile, ctx), ctx.settings, flags.yes, flags.json)
+    trust(read_nodes(flags.hostfile, ctx, flags.hostfile_format), ctx.settings, flags.yes, flags.json)
     return 0
 
 
@@ -178,9 +179,8 @@ def confirm(found: Sequence[ShownKey], yes: bool, as_json: bool) -> dict[str, To
     dict of str to TorchfabError
         Why the other hosts are not trusted, by label.
     """
-    if not as_json:
-        for line in table(found):
-            write_out(line)
+    if found and not as_json:
+        write_out(table(found))
     unknown = [shown for shown in found if shown.verdict.status == "new"]
     new_keys = [shown for shown in unknown if shown.rules.user_files]
     refused = [shown for shown in unknown if not shown.rules.user_files]  # no file that ssh would read for them
@@ -192,24 +192,22 @@ def confirm(found: Sequence[ShownKey], yes: bool, as_json: bool) -> dict[str, To
     return {shown.label: host_keys.rejection(shown.rules, shown.key, shown.verdict) for shown in refused}
 
 
-def table(found: Sequence[ShownKey]) -> list[str]:
+def table(found: Sequence[ShownKey]) -> str:
     """Render one line per host: its name, the key's status, and the key as `ssh-keygen -l` prints it.
 
     Parameters
     ----------
     found : sequence of ShownKey
-        The keys.
+        At least one key.
 
     Returns
     -------
-    list of str
+    str
         The lines.
     """
-    width = max((len(shown.label) for shown in found), default=0)
-    return [
-        f"{shown.label:{width}}  {shown.status:7}  {host_keys.long_fingerprint(shown.key, shown.rules.name)}"
-        for shown in found
-    ]
+    return align_columns(
+        [[shown.label, shown.status, host_keys.long_fingerprint(shown.key, shown.rules.name)] for shown in found]
+    )
 
 
 def _ask_user(new_keys: Sequence[ShownKey]) -> bool:

@@ -26,7 +26,7 @@ class TorchfabError(Exception):
 
     Attributes
     ----------
-    unsure : tuple of str
+    uncertain_hosts : tuple of str
         Hosts on which processes of a failed launch may still run; empty for nearly all errors.
     """
 

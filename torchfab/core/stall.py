@@ -5,14 +5,13 @@ The processes of a job that hangs run like those of a job that trains. Only its 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torchfab.core.format import duration
 from torchfab.core.inventory import fold
 from torchfab.core.log_lines import strip_controls
-from torchfab.core.status import JobStatus, NodeStatus
+from torchfab.core.status import JobStatus, NodeStatus, ProcessStatus, State
 
 
 @dataclass(frozen=True)
@@ -63,22 +62,22 @@ def measure_silence(job: JobStatus) -> Silence | None:
     lines = [activity for activity in activities if activity.host]
     # A rank that was restarted and has not logged yet has no last line: the last line is another rank's.
     last = min(lines, key=lambda activity: activity.seconds) if lines else Silence(0.0)
-    unheard = tuple(node.node.label for node in job.nodes if node.state == "unreachable")
+    unheard = tuple(node.node.label for node in job.nodes if node.state == State.UNREACHABLE)
     return Silence(max(0.0, newest.seconds), last.host, last.label, last.text, unheard)
 
 
-def _last_activity(node: NodeStatus, process: Mapping[str, Any]) -> Silence | None:
+def _last_activity(node: NodeStatus, process: ProcessStatus) -> Silence | None:
     """Return the last log line or start of a running process; None for a process that does not run."""
-    ranks = process["ranks"]
-    if process["state"] != "running" or (ranks and all(rank["ended"] for rank in ranks)):
+    ranks = process.ranks
+    if process.state != State.RUNNING or (ranks and all(rank.ended for rank in ranks)):
         return None
-    line = process["last_line"]
-    starts = [process["started"], *(rank["started"] for rank in ranks)]
-    times = [when for when in (*starts, line and line["time"]) if when]
+    line = process.last_line
+    starts = [process.started, *(rank.started for rank in ranks)]
+    times = [when for when in (*starts, line and line.time) if when]
     if not times:
         return None
     age_s = node.now - max(times)
-    return Silence(age_s, node.node.label, line.get("label", ""), line["text"]) if line else Silence(age_s)
+    return Silence(age_s, node.node.label, line.label, line.text) if line else Silence(age_s)
 
 
 def detect_stall(job: JobStatus, stall_s: float) -> Silence | None:

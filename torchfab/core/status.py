@@ -1,27 +1,168 @@
-"""The status of a job: pure functions from the nodes' answers to states, exit codes, tables and JSON.
-
-States of a process, and of a node: starting, running, succeeded, failed, stopped, lost; of a node also unreachable.
-With a scheduler, a job or one of its nodes is pending until the scheduler has allocated its resources.
-"""
+"""The status of a job: pure functions from the nodes' answers to states, exit codes, tables and JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
-from torchfab.core.format import duration as duration  # noqa: PLC0414  # other packages still import it from here
+import msgspec
+
+from torchfab.core.bounds import ExitCode, Label, Time, Whole
+from torchfab.core.format import duration
 from torchfab.core.inventory import fold, fold_ranks
 from torchfab.core.specs import Node
 
-ACTIVE = ("pending", "starting", "running", "unreachable")
+
+class State(str, Enum):
+    """The state of a process, of a node or of a job.
+
+    A process is STARTING until its supervisor has started it, then RUNNING, and ends in one of four states: SUCCEEDED
+    (exit code 0), FAILED, STOPPED (it ended after a request to stop the job) or LOST (its supervisor or its node went
+    away before it could record the end). A node has the worst state of its processes, and is UNREACHABLE while it does
+    not answer: then it returns to any other state. With a scheduler, a job or a node is PENDING before it is STARTING,
+    until the scheduler has allocated its resources.
+    """
+
+    PENDING = "pending"
+    STARTING = "starting"
+    RUNNING = "running"
+    UNREACHABLE = "unreachable"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    STOPPED = "stopped"
+    LOST = "lost"
+
+    def __str__(self) -> str:
+        return self.value  # `running`, not `State.RUNNING`
+
+    def __format__(self, spec: str) -> str:
+        return format(self.value, spec)
+
+
+ACTIVE = (State.PENDING, State.STARTING, State.RUNNING, State.UNREACHABLE)
 # A node whose processes have different states gets the state that comes first here.
-_WORST_FIRST = ("lost", "failed", "unreachable", "pending", "starting", "running", "stopped", "succeeded")
-_FAILED = ("failed", "lost", "stopped")
-_UNDECIDED = ("unreachable", "pending", "starting", "running", "succeeded")
+_WORST_FIRST = (
+    *(State.LOST, State.FAILED, State.UNREACHABLE, State.PENDING, State.STARTING),
+    *(State.RUNNING, State.STOPPED, State.SUCCEEDED),
+)
+_FAILED = (State.FAILED, State.LOST, State.STOPPED)
+_UNDECIDED = (State.UNREACHABLE, State.PENDING, State.STARTING, State.RUNNING, State.SUCCEEDED)
 SIGTERM_CODE = 143
-CUT_OFF = "its launch was cut off before the node was told to keep it"
+CUT_OFF = "its launch was cut off before the node was asked to keep it"
 SMALLEST_SKEW_S = 0.5
+
+
+class RankStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A rank, as a supervisor has seen it.
+
+    Parameters
+    ----------
+    rank, local_rank, world_size : int, optional
+        As in its environment; None where that does not have them.
+    pid, start_time : int, optional
+        Its process; None where only its pod is known. The start time in clock ticks since boot tells it from a later
+        process with the same pid.
+    attempt : int
+        Restart count of the launcher when it started.
+    started, ended : float, optional
+        By the node's clock, in seconds since the epoch.
+    code : int, optional
+        Its exit code, -n for signal n; None while it runs, and where nothing recorded it.
+    """
+
+    rank: Whole | None
+    local_rank: Whole | None
+    world_size: Whole | None
+    pid: Whole | None
+    start_time: Whole | None
+    attempt: Whole
+    started: Time | None
+    ended: Time | None
+    code: ExitCode | None
+
+
+class LastLine(msgspec.Struct, frozen=True, kw_only=True):
+    """The line that was logged last: when, by which rank or process, and its text."""
+
+    time: Time
+    text: str
+    label: Label
+
+
+class ReportedExit(msgspec.Struct, frozen=True, kw_only=True):
+    """The exit of a rank as its launcher reported it."""
+
+    rank: Whole
+    code: ExitCode
+
+
+class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A process that a supervisor of a node started.
+
+    Parameters
+    ----------
+    name : str
+        `agent`, `head` or `rank-3`.
+    state : State
+        Not PENDING or UNREACHABLE.
+    reason : str
+        Why it is in that state, where the state does not say it; else empty.
+    started, ended : float, optional
+        By the node's clock, in seconds since the epoch.
+    pid : int, optional
+        Its process id; None before it has started.
+    code : int, optional
+        Its exit code, -n for signal n.
+    signal : str, optional
+        The name of the signal that ended it.
+    warned : str, optional
+        The name of the signal by which a scheduler announced the end.
+    ranks : list of RankStatus
+        Its ranks, those of earlier attempts included.
+    last_line : LastLine, optional
+        The newest line of its logs.
+    reported : list of ReportedExit
+        Failed ranks as its launcher reported them, the root cause first.
+    """
+
+    name: str
+    state: State
+    reason: str
+    started: Time | None
+    ended: Time | None
+    pid: Whole | None
+    code: ExitCode | None
+    signal: str | None
+    warned: str | None
+    ranks: list[RankStatus]
+    last_line: LastLine | None
+    reported: list[ReportedExit]
+
+
+class StatusReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A node's answer to a status request.
+
+    Parameters
+    ----------
+    processes : list of ProcessStatus
+        The processes of the job there.
+    now : float
+        The node's clock, in seconds since the epoch.
+    exists : bool
+        Whether the job's folder exists there.
+    stop_asked : float, optional
+        Time of the request to stop the job, by the node's clock.
+    left : list of str
+        Descriptions of processes that still run without a supervisor.
+    """
+
+    processes: list[ProcessStatus]
+    now: Time
+    exists: bool
+    stop_asked: Time | None
+    left: list[str] = []
 
 
 @dataclass(frozen=True)
@@ -32,12 +173,12 @@ class NodeStatus:
     ----------
     node : Node
         The node.
-    state : str
-        The worst of its processes' states, or `unreachable`.
+    state : State
+        The worst of its processes' states, or UNREACHABLE.
     reason : str
         Human-readable details; empty where there are none.
-    processes : tuple of Mapping
-        The node's answer about each process: name, state, pid, started, ended, code, signal, ranks, last_line.
+    processes : tuple of ProcessStatus
+        The processes of the job there.
     now : float
         Time of the answer by the node's clock, in seconds since the epoch.
     skew_s : float
@@ -49,9 +190,9 @@ class NodeStatus:
     """
 
     node: Node
-    state: str
+    state: State
     reason: str = ""
-    processes: tuple[Mapping[str, Any], ...] = ()
+    processes: tuple[ProcessStatus, ...] = ()
     now: float = 0.0
     skew_s: float = 0.0
     left: tuple[str, ...] = ()
@@ -60,22 +201,22 @@ class NodeStatus:
     @property
     def has_ended(self) -> bool:
         """Whether no process of the job runs there any more, as far as is known."""
-        return self.state not in ACTIVE and all(each["state"] not in ACTIVE for each in self.processes)
+        return self.state not in ACTIVE and all(each.state not in ACTIVE for each in self.processes)
 
     @property
-    def ranks(self) -> list[Mapping[str, Any]]:
+    def ranks(self) -> list[RankStatus]:
         """The latest status of each of its ranks; a restarted rank is listed once."""
-        last: dict[Any, Mapping[str, Any]] = {}
+        last: dict[int | None, RankStatus] = {}
         for process in self.processes:
-            for rank in process["ranks"]:
-                last[rank["rank"]] = rank
+            for rank in process.ranks:
+                last[rank.rank] = rank
         return [last[key] for key in sorted(last, key=lambda key: (key is None, key))]
 
     @property
-    def last_line(self) -> Mapping[str, Any] | None:
+    def last_line(self) -> LastLine | None:
         """The newest line of its logs: time, text, and the label of the writer; None before the first line."""
-        lines = [process["last_line"] for process in self.processes if process["last_line"]]
-        return max(lines, key=lambda line: line["time"]) if lines else None
+        lines = [process.last_line for process in self.processes if process.last_line]
+        return max(lines, key=lambda line: line.time) if lines else None
 
 
 @dataclass(frozen=True)
@@ -123,8 +264,8 @@ class Verdict:
 
     Parameters
     ----------
-    state : str
-        The job's state; empty where the states of its nodes decide.
+    state : State, optional
+        The job's state; None where the states of its nodes decide.
     ended : bool
         Whether the job neither runs nor waits any more.
     reason : str
@@ -133,7 +274,7 @@ class Verdict:
         The job's exit code according to the scheduler; used where no rank failed.
     """
 
-    state: str = ""
+    state: State | None = None
     ended: bool = False
     reason: str = ""
     code: int | None = None
@@ -181,26 +322,26 @@ class JobStatus:
         return self.verdict.reason if self.verdict else ""
 
     @property
-    def state(self) -> str:
+    def state(self) -> State:
         """The state of the whole job."""
         if self.verdict and self.verdict.state and not self.was_stopped:
             return self.verdict.state
         states = {node.state for node in self.nodes}
         if self.has_ended and not self.has_failed:
-            return "succeeded"
+            return State.SUCCEEDED
         if self.has_failed and self.was_stopped:
-            return "stopped"
+            return State.STOPPED
         if self.has_failed:
-            return "lost" if states & {"lost"} and not states & {"failed"} else "failed"
-        return next((state for state in _UNDECIDED if state in states), "starting")
+            return State.LOST if states & {State.LOST} and not states & {State.FAILED} else State.FAILED
+        return next((state for state in _UNDECIDED if state in states), State.STARTING)
 
     @property
     def was_stopped(self) -> bool:
         """Whether a stop was requested before the first failure; later failures are consequences of the stop."""
         if self.verdict and self.verdict.state:
-            return self.verdict.state == "stopped"
+            return self.verdict.state == State.STOPPED
         # A stop never kills the supervisor of a node that got no request. When that supervisor died is not known.
-        if any(node.state == "lost" and node.processes and node.stop_asked is None for node in self.nodes):
+        if any(node.state == State.LOST and node.processes and node.stop_asked is None for node in self.nodes):
             return False
         requests = [node.stop_asked - node.skew_s for node in self.nodes if node.stop_asked is not None]
         first = self._first_end
@@ -244,28 +385,29 @@ def find_failures(node: NodeStatus) -> list[Failure]:
     """
     failures: list[Failure] = []
     for process in node.processes:
-        if process["state"] not in ("failed", "lost"):
+        if process.state not in (State.FAILED, State.LOST):
             continue
         host, skew = node.node.label, node.skew_s
-        ranks = [rank for rank in process["ranks"] if rank["ended"] and rank["code"]]
-        ends = [Failure(rank["ended"] - skew, host, rank["rank"], rank["code"]) for rank in ranks]
+        ends = [
+            Failure(rank.ended - skew, host, rank.rank, rank.code) for rank in process.ranks if rank.ended and rank.code
+        ]
         # The end of a lost process was not recorded: it ended after its last log line.
-        last_activity = (process["last_line"] or {"time": process["started"]})["time"]
-        ended = (process["ended"] or last_activity or node.now) - skew
+        last_activity = process.last_line.time if process.last_line else process.started
+        ended = (process.ended or last_activity or node.now) - skew
         if not ends:
-            ends = [Failure(ended, host, each["rank"], each["code"]) for each in process["reported"][:1]]
-        failures += ends or [Failure(ended, host, None, process["code"] or 1, process["reason"])]
+            ends = [Failure(ended, host, each.rank, each.code) for each in process.reported[:1]]
+        failures += ends or [Failure(ended, host, None, process.code or 1, process.reason)]
     return failures
 
 
-def from_answer(node: Node, answer: Mapping[str, Any], asked: float, answered: float) -> NodeStatus:
+def from_answer(node: Node, answer: StatusReport, asked: float, answered: float) -> NodeStatus:
     """Convert a node's answer to its status.
 
     Parameters
     ----------
     node : Node
         The node.
-    answer : mapping of str to Any
+    answer : StatusReport
         Its answer to a status request.
     asked, answered : float
         When the request was sent and the answer arrived, by this machine's clock, in seconds since the epoch.
@@ -275,15 +417,15 @@ def from_answer(node: Node, answer: Mapping[str, Any], asked: float, answered: f
     NodeStatus
         The status of the node.
     """
-    processes = tuple(answer["processes"])
-    skew = _skew_s(answer["now"] - (asked + answered) / 2, answered - asked)
-    left, stop_asked = tuple(answer.get("left", ())), answer["stop_asked"]
-    if not answer["exists"]:
-        return NodeStatus(node, "lost", "the job's folder is gone from the node", (), answer["now"], skew)
-    states = [process["state"] for process in processes] or ["starting"]
+    processes = tuple(answer.processes)
+    skew = _skew_s(answer.now - (asked + answered) / 2, answered - asked)
+    left, stop_asked = tuple(answer.left), answer.stop_asked
+    if not answer.exists:
+        return NodeStatus(node, State.LOST, "the job's folder is gone from the node", (), answer.now, skew)
+    states = [process.state for process in processes] or [State.STARTING]
     state = next(each for each in _WORST_FIRST if each in states)
-    reasons = [process["reason"] for process in processes if process["reason"]]
-    return NodeStatus(node, state, reasons[0] if reasons else "", processes, answer["now"], skew, left, stop_asked)
+    reasons = [process.reason for process in processes if process.reason]
+    return NodeStatus(node, state, reasons[0] if reasons else "", processes, answer.now, skew, left, stop_asked)
 
 
 def _skew_s(offset_s: float, round_trip_s: float) -> float:
@@ -319,9 +461,9 @@ def table_rows(job: JobStatus) -> list[list[str]]:
 
 
 def _row(status: NodeStatus) -> list[str]:
-    ranks = [rank["rank"] for rank in status.ranks if rank["rank"] is not None]
-    pids = [str(rank["pid"]) for rank in status.ranks if rank["pid"]] or [
-        str(each["pid"]) for each in status.processes if each["pid"]
+    ranks = [rank.rank for rank in status.ranks if rank.rank is not None]
+    pids = [str(rank.pid) for rank in status.ranks if rank.pid] or [
+        str(each.pid) for each in status.processes if each.pid
     ]
     return [
         status.node.label,
@@ -339,15 +481,15 @@ def _grouped_rows(nodes: Sequence[NodeStatus]) -> list[list[str]]:
         groups.setdefault(_describe_state(status), []).append(status)
     rows = []
     for state, group in groups.items():
-        stalest = max(group, key=lambda status: status.now - (status.last_line or {"time": 0.0})["time"])
-        ranks = [rank["rank"] for status in group for rank in status.ranks if rank["rank"] is not None]
+        stalest = max(group, key=lambda status: status.now - (status.last_line.time if status.last_line else 0.0))
+        ranks = [rank.rank for status in group for rank in status.ranks if rank.rank is not None]
         hosts = fold([status.node.label for status in group])
         rows.append([hosts, state, fold_ranks(ranks) or "-", "-", _uptime(group[0]), _describe_last_line(stalest)])
     return rows
 
 
 def _describe_state(status: NodeStatus) -> str:
-    text = status.state
+    text = str(status.state)
     failures = find_failures(status)
     if failures and status.state == "failed":
         first = min(failures, key=lambda failure: failure.time)
@@ -384,17 +526,17 @@ def describe_exit_code(code: int) -> str:
 
 
 def _uptime(status: NodeStatus) -> str:
-    starts = [process["started"] for process in status.processes if process["started"]]
-    ends = [process["ended"] for process in status.processes]
+    starts = [process.started for process in status.processes if process.started]
     if not starts:
         return "-"
-    end = max(ends) if all(ends) else status.now
+    ends = [process.ended for process in status.processes if process.ended]
+    end = max(ends) if len(ends) == len(status.processes) else status.now
     return duration(end - min(starts))
 
 
 def _describe_last_line(status: NodeStatus) -> str:
     line = status.last_line
-    return f"{duration(status.now - line['time'])} ago: {line['text'][:80]}" if line else "-"
+    return f"{duration(status.now - line.time)} ago: {line.text[:80]}" if line else "-"
 
 
 def as_json(name: str, job: JobStatus) -> dict[str, Any]:
@@ -432,12 +574,12 @@ def _node_as_json(status: NodeStatus) -> dict[str, Any]:
         "state": status.state,
         "reason": status.reason,
         "ended": status.has_ended,
-        "ranks": [dict(rank) for rank in status.ranks],
+        "ranks": [msgspec.to_builtins(rank) for rank in status.ranks],
         "processes": [
-            {key: value for key, value in process.items() if key not in ("ranks", "reported")}
+            {key: value for key, value in msgspec.to_builtins(process).items() if key not in ("ranks", "reported")}
             for process in status.processes
         ],
-        "last_line": {"text": line["text"], "age_s": status.now - line["time"]} if line else None,
+        "last_line": {"text": line.text, "age_s": status.now - line.time} if line else None,
         "clock_skew_s": status.skew_s,
         "left": list(status.left),
     }

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.errors import TorchfabError
@@ -14,7 +13,14 @@ from torchfab.core.specs import Node
 from torchfab.doctor import connectivity, consistency, gpu, node
 from torchfab.doctor.finding import Finding, merge_findings
 from torchfab.doctor.model import CheckRequirements, Clock, NodeReport, Report
-from torchfab.transport.pool import SessionPool, problem_in
+from torchfab.transport.messages.doctor import (
+    ClockRequest,
+    ConnectivityRequest,
+    ListeningPort,
+    ProbeAnswer,
+    ProbeRequest,
+)
+from torchfab.transport.pool import SessionPool
 from torchfab.transport.session import Session
 
 CLOCK_SAMPLES = 5
@@ -65,7 +71,7 @@ def findings(
         The worst first.
     """
     found = [
-        *(finding for each in nodes for finding in node.findings(each, requirements)),
+        *(finding for each in nodes for finding in node.findings(each, requirements.on(each.node))),
         *(finding for each in nodes for finding in gpu.findings(each)),
         *consistency.findings(nodes, requirements),
         *connectivity.findings(nodes, requirements),
@@ -80,15 +86,12 @@ def _probe(sessions: SessionPool, requirements: CheckRequirements) -> dict[int, 
     token = f".torchfab-doctor-{secrets.token_hex(6)}"
     first = sessions.nodes[0].rank
 
-    def act(each: Node, session: Session) -> tuple[Clock, Mapping[str, Any]]:
+    def act(each: Node, session: Session) -> tuple[Clock, ProbeAnswer]:
         clock = read_clock(session, sessions.settings.answer_timeout_s)
         request = _probe_request(
-            requirements, sessions.settings, token if each.rank == first else "", each.rank == first
+            requirements.on(each), sessions.settings, token if each.rank == first else "", each.rank == first
         )
-        answer = session.ask(request, sessions.settings.answer_timeout_s)
-        if (problem := problem_in(answer)) is not None:
-            raise problem
-        return clock, answer
+        return clock, session.request(request, sessions.settings.answer_timeout_s)
 
     reports = {}
     for each, result in sessions.map(act):
@@ -102,19 +105,18 @@ def _probe(sessions: SessionPool, requirements: CheckRequirements) -> dict[int, 
 
 def _probe_request(
     requirements: CheckRequirements, settings: ConnectionSettings, token: str, listens: bool
-) -> dict[str, Any]:
-    return {
-        "op": "checkup",
-        "python": requirements.python,
-        "python_timeout_s": settings.answer_timeout_s * 2 / 3,
-        "python_path": requirements.env.get("PYTHONPATH"),
-        "workdir": requirements.workdir,
-        "node_dir": requirements.node_dir,
-        "names": None if requirements.names is None else list(requirements.names),
-        "variables": list(connectivity.VARIABLES),
-        "token": token,
-        "port": requirements.port if listens else None,
-    }
+) -> ProbeRequest:
+    return ProbeRequest(
+        python=requirements.python,
+        python_timeout_s=settings.answer_timeout_s * 2 / 3,
+        python_path=requirements.env.get("PYTHONPATH"),
+        workdir=requirements.workdir,
+        node_dir=requirements.node_dir,
+        names=None if requirements.names is None else list(requirements.names),
+        variables=list(connectivity.VARIABLES),
+        token=token,
+        port=requirements.port if listens else None,
+    )
 
 
 def read_clock(session: Session, timeout_s: float) -> Clock:
@@ -135,7 +137,7 @@ def read_clock(session: Session, timeout_s: float) -> Clock:
     readings = []
     for _ in range(CLOCK_SAMPLES):
         sent, begun = time.time(), time.monotonic()
-        remote = session.ask({"op": "clock"}, timeout_s)["time"]
+        remote = session.request(ClockRequest(), timeout_s).time
         trip_s = time.monotonic() - begun
         readings.append(Clock(remote - (sent + trip_s / 2), trip_s / 2))
     return min(readings, key=lambda reading: reading.within_s)
@@ -150,20 +152,20 @@ def _check_connectivity(
     first = reports[sessions.nodes[0].rank]
     file_listers = consistency.ranks_to_list_files(list(reports.values()))
 
-    def request(each: Node) -> dict[str, Any]:
-        port = first.part("port") or {}
-        places = first.part("places") or {}
-        return {
-            "op": "reach",
-            "address": connectivity.master_address(first.node, requirements),
-            "port": None if port.get("problem") else port.get("port"),
-            "greeting": port.get("greeting"),
-            "timeout_s": sessions.settings.reach_timeout_s,
-            "tokens": {name: place["token"] for name, place in places.items() if place.get("token")},
-            "files": each.rank in file_listers,
-            "workdir": requirements.workdir,
-            "names": None if requirements.names is None else list(requirements.names),
-        }
+    port = first.parts.port or ListeningPort()
+    places = first.parts.places or {}
+
+    def request(each: Node) -> ConnectivityRequest:
+        return ConnectivityRequest(
+            address=connectivity.master_address(first.node, requirements),
+            port=None if port.problem else port.port,
+            greeting=port.greeting,
+            timeout_s=sessions.settings.reach_timeout_s,
+            tokens={name: place.token for name, place in places.items() if place.token},
+            files=each.rank in file_listers,
+            workdir=requirements.on(each).workdir,
+            names=None if requirements.names is None else list(requirements.names),
+        )
 
     within_s = sessions.settings.answer_timeout_s + sessions.settings.reach_timeout_s
     for each, result in sessions.request(request, within_s):

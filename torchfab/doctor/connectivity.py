@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from torchfab.core.specs import Node
 from torchfab.doctor.finding import ERROR, WARNING, Finding, minority_findings
 from torchfab.doctor.model import CheckRequirements, NodeReport
+from torchfab.transport.messages.doctor import ConnectionTest, NetworkInterface
 
 VARIABLES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME")
 
@@ -52,7 +52,7 @@ def findings(nodes: Sequence[NodeReport], requirements: CheckRequirements) -> It
     for node in nodes:
         if node.connectivity:
             yield from _name(node, first, address)
-            yield from _connection(node, first, address)
+            yield from _connection(node, first, address, node.connectivity.connection)
         yield from _interface_names(node, requirements)
         if len(nodes) > 1:
             yield from _own_name(node, first, requirements)
@@ -60,10 +60,10 @@ def findings(nodes: Sequence[NodeReport], requirements: CheckRequirements) -> It
 
 
 def _port(first: NodeReport) -> Iterator[Finding]:
-    probe = first.part("port") or {}
-    if probe.get("problem"):
-        fix = f"choose another --port, or see who has it: ss -ltnp 'sport = :{probe['port']}'"
-        yield Finding("port-taken", ERROR, (first.host,), probe["problem"], fix=fix)
+    probe = first.parts.port
+    if probe and probe.problem:
+        fix = f"choose another --port, or see who has it: ss -ltnp 'sport = :{probe.port}'"
+        yield Finding("port-taken", ERROR, (first.host,), probe.problem, fix=fix)
 
 
 # ---- names
@@ -98,17 +98,22 @@ def share_network(node: NodeReport, first: NodeReport) -> bool:
     bool
         False if unknown.
     """
-    networks = [(each.part("machine") or {}).get("network") for each in (node, first)]
-    return networks[0] is not None and networks[0] == networks[1]
+    machine, other = node.parts.machine, first.parts.machine
+    return machine is not None and other is not None and machine.network == other.network
+
+
+def _addresses(node: NodeReport) -> list[str]:
+    """Return the addresses to which the address of node 0 resolves on a node."""
+    return node.connectivity.addresses if node.connectivity else []
 
 
 def _leads_back(node: NodeReport, first: NodeReport) -> bool:
     """Test whether the address of node 0 resolves to the node itself."""
-    return all(map(is_loopback, node.connectivity["addresses"])) and not share_network(node, first)
+    return all(map(is_loopback, _addresses(node))) and not share_network(node, first)
 
 
 def _name(node: NodeReport, first: NodeReport, address: str) -> Iterator[Finding]:
-    addresses = node.connectivity["addresses"]
+    addresses = _addresses(node)
     give_address = "give an address that every node can reach with --master-addr, or with address= in the hosts file"
     if not addresses:
         yield Finding(
@@ -132,10 +137,10 @@ def _is_literal(address: str) -> bool:
 
 
 def _own_name(node: NodeReport, first: NodeReport, requirements: CheckRequirements) -> Iterator[Finding]:
-    machine = node.part("machine")
+    machine = node.parts.machine
     if machine is None or _variable(node, requirements, "GLOO_SOCKET_IFNAME"):
         return
-    addresses, name = machine["own_addresses"], machine["hostname"]
+    addresses, name = machine.own_addresses, machine.hostname
     on_node_0 = node is not first and share_network(node, first)
     if addresses and all(map(is_loopback, addresses)) and not on_node_0 and not _uses_loopback(first):
         yield Finding(
@@ -148,7 +153,7 @@ def _own_name(node: NodeReport, first: NodeReport, requirements: CheckRequiremen
 
 def _uses_loopback(first: NodeReport) -> bool:
     """Test whether node 0 has a loopback address in the hosts file, as when all nodes are one machine."""
-    addresses = first.connectivity.get("addresses", ())
+    addresses = _addresses(first)
     literal = first.node.address or first.node.host
     return bool(addresses) and _is_literal(literal) and all(map(is_loopback, addresses))
 
@@ -156,20 +161,19 @@ def _uses_loopback(first: NodeReport) -> bool:
 # ---- connections
 
 
-def _connection(node: NodeReport, first: NodeReport, address: str) -> Iterator[Finding]:
-    result = node.connectivity.get("connection")
-    if result is None or result["outcome"] == "connected" or _leads_back(node, first):
+def _connection(node: NodeReport, first: NodeReport, address: str, result: ConnectionTest | None) -> Iterator[Finding]:
+    if result is None or result.outcome == "connected" or _leads_back(node, first):
         return
-    port = (first.part("port") or {}).get("port")
-    kind, how, fix = _OUTCOMES[result["outcome"]]
-    what = f"connecting to node 0, {address} ({result['address']}) port {port}, {how}"
-    why = f": {result['why']}" if result["why"] else ""
+    port = first.parts.port.port if first.parts.port else None
+    kind, how, fix = _OUTCOMES[result.outcome]
+    what = f"connecting to node 0, {address} ({result.address}) port {port}, {how}"
+    why = f": {result.why}" if result.why else ""
     yield Finding(kind, ERROR, (node.host,), what + why, "connected", *_found_and_fix(result, fix))
 
 
-def _found_and_fix(result: Mapping[str, Any], fix: str) -> tuple[str, str]:
-    outcome = {"timeout": "no answer", "stranger": "another machine's answer"}.get(result["outcome"], result["outcome"])
-    return f"{outcome} after {result['seconds']:.1f} s", fix
+def _found_and_fix(result: ConnectionTest, fix: str) -> tuple[str, str]:
+    outcome = {"timeout": "no answer", "stranger": "another machine's answer"}.get(result.outcome, result.outcome)
+    return f"{outcome} after {result.seconds:.1f} s", fix
 
 
 _OPEN = "let the nodes reach each other on all ports above 1023"
@@ -201,7 +205,7 @@ _OUTCOMES = {
 # ---- interfaces
 
 
-def interface_to_node_0(node: NodeReport) -> Mapping[str, Any] | None:
+def interface_to_node_0(node: NodeReport) -> NetworkInterface | None:
     """Find the network interface through which a node would send to node 0.
 
     Parameters
@@ -211,26 +215,26 @@ def interface_to_node_0(node: NodeReport) -> Mapping[str, Any] | None:
 
     Returns
     -------
-    Mapping or None
-        The interface as in the probe. None if unknown.
+    NetworkInterface or None
+        None if unknown.
     """
-    source = node.connectivity.get("source")
+    source = node.connectivity.source if node.connectivity else ""
     if not source:
         return None
-    interfaces = node.part("interfaces") or ()
-    return next((each for each in interfaces if source in each["addresses"]), None)
+    interfaces = node.parts.interfaces or ()
+    return next((each for each in interfaces if source in each.addresses), None)
 
 
 def _variable(node: NodeReport, requirements: CheckRequirements, name: str) -> str:
-    environment = node.part("environment") or {}
+    environment = node.parts.environment or {}
     return str(requirements.env.get(name) or environment.get(name, ""))
 
 
 def _interface_names(node: NodeReport, requirements: CheckRequirements) -> Iterator[Finding]:
-    interfaces = node.part("interfaces")
+    interfaces = node.parts.interfaces
     if interfaces is None:
         return
-    usable = [each["name"] for each in interfaces if each["up"] and each["addresses"]]
+    usable = [each.name for each in interfaces if each.up and each.addresses]
     for variable in VARIABLES:
         given = _variable(node, requirements, variable)
         if given and not select_interfaces(variable, given, usable):
@@ -270,16 +274,16 @@ def select_interfaces(variable: str, given: str, names: Sequence[str]) -> list[s
 
 
 def _differences(nodes: Sequence[NodeReport], address: str) -> Iterator[Finding]:
-    resolving = [node for node in nodes[1:] if node.connectivity.get("addresses")]
-    others = [node for node in resolving if not all(map(is_loopback, node.connectivity["addresses"]))]
-    resolved = {node.host: ", ".join(sorted(node.connectivity["addresses"])) for node in others}
+    resolving = [node for node in nodes[1:] if _addresses(node)]
+    others = [node for node in resolving if not all(map(is_loopback, _addresses(node)))]
+    resolved = {node.host: ", ".join(sorted(_addresses(node))) for node in others}
     yield from minority_findings(
         *("name-differs", WARNING, resolved, f"the address of node 0, {address}, resolves to something else"),
         "make /etc/hosts the same everywhere, or give --master-addr an address",
     )
     interfaces = {node.host: found for node in others if (found := interface_to_node_0(node)) is not None}
     yield from minority_findings(
-        *("mtu-differs", WARNING, {host: str(each["mtu"]) for host, each in interfaces.items()}),
+        *("mtu-differs", WARNING, {host: str(each.mtu) for host, each in interfaces.items()}),
         "the MTU towards node 0 is another than elsewhere: large messages can hang",
         "set the same MTU on all nodes and switches: ip link set dev NAME mtu N",
     )

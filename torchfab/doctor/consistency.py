@@ -5,8 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from torchfab.core.format import format_offset
+from torchfab.doctor import same_machine
 from torchfab.doctor.finding import ERROR, WARNING, Finding, minorities, minority_findings
 from torchfab.doctor.model import CheckRequirements, NodeReport
 
@@ -36,6 +37,14 @@ def findings(nodes: Sequence[NodeReport], requirements: CheckRequirements) -> It
     yield from clock_findings(nodes)
     yield from _code(nodes, requirements)
     yield from _shared(nodes)
+    yield from _same_machine(nodes)
+
+
+def _same_machine(nodes: Sequence[NodeReport]) -> Iterator[Finding]:
+    identities = {each.node.rank: each.parts.machine.identity for each in nodes if each.parts.machine}
+    for group in same_machine.groups([each.node for each in nodes], identities):
+        hosts = tuple(node.label for node in group)
+        yield Finding("same-machine", ERROR, hosts, same_machine.problem(group), fix=same_machine.FIX)
 
 
 # ---- values that must be equal on all nodes
@@ -125,8 +134,8 @@ def nccl(node: NodeReport) -> str | None:
 
 
 def _python_value(node: NodeReport, name: str) -> str | None:
-    probe = node.part("python")
-    return None if probe is None or probe.get("problem") else str(probe[name])
+    probe = node.parts.python
+    return None if probe is None or probe.problem else str(getattr(probe, name))
 
 
 def driver(node: NodeReport) -> str | None:
@@ -142,7 +151,7 @@ def driver(node: NodeReport) -> str | None:
     str or None
         None if unknown or without GPUs.
     """
-    return (node.part("gpus") or {}).get("driver") or None
+    return node.parts.gpus.driver or None if node.parts.gpus else None
 
 
 def gpus(node: NodeReport) -> str | None:
@@ -158,10 +167,10 @@ def gpus(node: NodeReport) -> str | None:
     str or None
         None if unknown.
     """
-    probe = node.part("gpus")
-    if probe is None or probe.get("problem"):
+    probe = node.parts.gpus
+    if probe is None or probe.problem:
         return None
-    names = [each["name"] + (" (MIG)" if each["mig"] else "") for each in probe["gpus"]]
+    names = [each.name + (" (MIG)" if each.mig else "") for each in probe.gpus]
     return ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names)) or "none"
 
 
@@ -178,7 +187,7 @@ def tmux(node: NodeReport) -> str | None:
     str or None
         None if unknown or not installed.
     """
-    return (node.part("tmux") or {}).get("version") or None
+    return node.parts.tmux.version or None if node.parts.tmux else None
 
 
 def open_files(node: NodeReport) -> str | None:
@@ -194,8 +203,8 @@ def open_files(node: NodeReport) -> str | None:
     str or None
         A number or `unlimited`. None if unknown.
     """
-    limits = node.part("limits")
-    return None if limits is None else str(limits["files"] if limits["files"] is not None else "unlimited")
+    limits = node.parts.limits
+    return None if limits is None else str(limits.files if limits.files is not None else "unlimited")
 
 
 _INSTALL = "install the same version everywhere, or give one that is the same with --python"
@@ -242,28 +251,9 @@ def clock_findings(nodes: Sequence[NodeReport], most_s: float = SKEWED_CLOCK_S) 
         what = "its clock is off" + (": torchrun's rendezvous takes it for dead" if broken else "")
         yield Finding(
             *("clock-skew", ERROR if broken else WARNING, (host,), what, f"within {most_s * 1000:.0f} ms"),
-            f"{milliseconds(off)} (known to {clock.within_s * 1000:.1f} ms)",
+            f"{format_offset(off)} (known to {clock.within_s * 1000:.1f} ms)",
             "let it follow a time server there: timedatectl set-ntp true, or chronyc makestep",
         )
-
-
-def milliseconds(seconds: float) -> str:
-    """Format a time offset: `+5000 ms`.
-
-    Parameters
-    ----------
-    seconds : float
-        The offset.
-
-    Returns
-    -------
-    str
-        Milliseconds with a sign.
-    """
-    count = seconds * 1000
-    if abs(count) < 0.05:
-        return "0 ms"
-    return f"{count:+.1f} ms" if abs(count) < 10 else f"{count:+.0f} ms"
 
 
 # ---- code
@@ -282,8 +272,8 @@ def code_digest(node: NodeReport) -> str | None:
     str or None
         None if unknown or incomplete.
     """
-    probe = node.part("code")
-    return probe["digest"] if probe and probe["whole"] else None
+    probe = node.parts.code
+    return probe.digest or None if probe and probe.whole else None
 
 
 def ranks_to_list_files(nodes: Sequence[NodeReport]) -> set[int]:
@@ -310,7 +300,9 @@ def _code(nodes: Sequence[NodeReport], requirements: CheckRequirements) -> Itera
     values = {node.host: digest for node in nodes if (digest := code_digest(node)) is not None}
     usual, others = minorities(values)
     files = {
-        code_digest(node): node.connectivity["files"] for node in nodes if node.connectivity.get("files") is not None
+        code_digest(node): node.connectivity.files
+        for node in nodes
+        if node.connectivity and node.connectivity.files is not None
     }
     for digest, hosts in others.items():
         names = _describe_files(files.get(usual, {}), files.get(digest, {}))
@@ -349,27 +341,7 @@ def sees_file_of_node_0(node: NodeReport, place: str) -> bool | None:
     bool or None
         None if unknown.
     """
-    places: Mapping[str, Any] = node.connectivity.get("sees", {})
-    return places.get(place)
-
-
-def shared(nodes: Sequence[NodeReport], place: str) -> bool | None:
-    """Test whether all other nodes share a directory with node 0.
-
-    Parameters
-    ----------
-    nodes : sequence of NodeReport
-        All nodes, node 0 first.
-    place : str
-        The key of the directory: `workdir`.
-
-    Returns
-    -------
-    bool or None
-        None if unknown on all of them.
-    """
-    answers = [answer for node in nodes[1:] if (answer := sees_file_of_node_0(node, place)) is not None]
-    return all(answers) if answers else None
+    return node.connectivity.sees.get(place) if node.connectivity else None
 
 
 def _shared(nodes: Sequence[NodeReport]) -> Iterator[Finding]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Container, Iterable, Iterator, Sequence
 
+from torchfab.core.format import format_bytes
 from torchfab.doctor.finding import ERROR, WARNING, Finding
 from torchfab.doctor.model import NodeReport
+from torchfab.transport.messages.doctor import GpuHealth
+from torchfab.transport.messages.launch import GpuProcess
 
 _REBOOT = "take the node out of the hosts file, then reset the GPU (nvidia-smi --gpu-reset -i N) or reboot"
 _XID = re.compile(r"NVRM: Xid \((?:PCI:)?([0-9a-fA-F:.]+)[^)]*\): (\d+)(.*)")
@@ -80,19 +82,19 @@ def findings(node: NodeReport) -> Iterator[Finding]:
     Finding
         About this node.
     """
-    probe = node.part("gpus")
+    probe = node.parts.gpus
     if probe is None:
         return
-    if probe.get("problem"):
-        severity = WARNING if probe.get("missing") or probe["gpus"] else ERROR
-        yield Finding("gpu-driver", severity, (node.host,), probe["problem"], fix=_fix(probe["problem"]))
-    elif probe["devices"] > len(probe["gpus"]):
-        expected, found = str(probe["devices"]), str(len(probe["gpus"]))
+    if probe.problem:
+        severity = WARNING if probe.missing or probe.gpus else ERROR
+        yield Finding("gpu-driver", severity, (node.host,), probe.problem, fix=_fix(probe.problem))
+    elif probe.devices > len(probe.gpus):
+        expected, found = str(probe.devices), str(len(probe.gpus))
         what = "the driver has lost GPUs: the kernel lists more than nvidia-smi"
         yield Finding("gpu-lost", ERROR, (node.host,), what, expected, found, _REBOOT)
-    for index, each in enumerate(probe["gpus"]):
+    for index, each in enumerate(probe.gpus):
         yield from _gpu_findings(node.host, index, each)
-    yield from _xids(node.host, probe.get("xids", ()))
+    yield from _xids(node.host, probe.xids)
 
 
 def _fix(problem: str) -> str:
@@ -153,31 +155,31 @@ def _driver_finding(host: str, what: str, count: int, is_sick: bool) -> Finding:
     return Finding("gpu-xid", severity, (host,), f"the driver reported {what} within the last day{times}", fix=fix)
 
 
-def _gpu_findings(host: str, index: int, gpu: Mapping[str, Any]) -> Iterator[Finding]:
-    name = f"GPU {index} ({gpu['bus'].lower()})"
-    if gpu["sick"]:
-        yield Finding("gpu-lost", ERROR, (host,), f"{name} does not answer: {gpu['sick']}", fix=_REBOOT)
-    if gpu["ecc"]:
+def _gpu_findings(host: str, index: int, gpu: GpuHealth) -> Iterator[Finding]:
+    name = f"GPU {index} ({gpu.bus.lower()})"
+    if gpu.sick:
+        yield Finding("gpu-lost", ERROR, (host,), f"{name} does not answer: {gpu.sick}", fix=_REBOOT)
+    if gpu.ecc:
         what = f"{name} has had memory errors that ECC could not correct"
-        yield Finding("gpu-ecc", ERROR, (host,), what, "0", str(gpu["ecc"]), _REBOOT)
-    if gpu["repair"]:
-        yield Finding("gpu-repair", WARNING, (host,), f"{name}: {gpu['repair']}", fix=_REBOOT)
-    if gpu["slowdown"]:
-        what = f"{name} is slowed down: {', '.join(each.replace('_', ' ') for each in gpu['slowdown'])}"
+        yield Finding("gpu-ecc", ERROR, (host,), what, "0", str(gpu.ecc), _REBOOT)
+    if gpu.repair:
+        yield Finding("gpu-repair", WARNING, (host,), f"{name}: {gpu.repair}", fix=_REBOOT)
+    if gpu.slowdown:
+        what = f"{name} is slowed down: {', '.join(each.replace('_', ' ') for each in gpu.slowdown)}"
         fix = "look at its cooling and power supply: nvidia-smi -q -d PERFORMANCE,TEMPERATURE,POWER"
         yield Finding("gpu-slow", WARNING, (host,), what, fix=fix)
-    if gpu["processes"]:
+    if gpu.processes:
         yield Finding(
-            *("gpu-busy", WARNING, (host,), f"{name} is held by {_holders(gpu['processes'])}"),
+            *("gpu-busy", WARNING, (host,), f"{name} is held by {_holders(gpu.processes)}"),
             fix="end them if they are left over, or leave the node to them",
         )
 
 
-def _holders(processes: list[dict[str, Any]]) -> str:
-    shown = [f"pid {each['pid']} ({each['name'] or 'unknown'}{_memory(each)})" for each in processes[:3]]
+def _holders(processes: Sequence[GpuProcess]) -> str:
+    shown = [f"pid {each.pid} ({each.name or 'unknown'}{_memory(each)})" for each in processes[:3]]
     more = f" and {len(processes) - 3} more" if len(processes) > 3 else ""
     return ", ".join(shown) + more
 
 
-def _memory(process: Mapping[str, Any]) -> str:
-    return "" if process["memory_mib"] is None else f", {process['memory_mib']} MiB"
+def _memory(process: GpuProcess) -> str:
+    return "" if process.memory_mib is None else f", {format_bytes(process.memory_mib * 1024**2)}"

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
+from torchfab.core.flag_values import is_whole
 from torchfab.core.specs import Node
 from torchfab.doctor.consistency import clock_findings
 from torchfab.doctor.finding import WARNING, Finding, merge_findings, minority_findings
 from torchfab.doctor.model import Clock, NodeReport
 from torchfab.doctor.node import nearly_full
+from torchfab.transport.messages.launch import NodeFacts, QuickProbe
 
 SKEWED_CLOCK_S = 3.0  # phase one reads the clock once; the whole phase counts as the round trip
 
 
 def warnings(
-    nodes: Sequence[Node], answers: Mapping[int, Mapping[str, Any]], clock_offsets: Mapping[int, Clock]
+    nodes: Sequence[Node], answers: Mapping[int, NodeFacts], clock_offsets: Mapping[int, Clock]
 ) -> tuple[Finding, ...]:
     """Return the warnings of a launch.
 
@@ -23,7 +24,7 @@ def warnings(
     ----------
     nodes : sequence of Node
         The nodes of the job.
-    answers : Mapping of int to Mapping
+    answers : Mapping of int to NodeFacts
         The answers of phase one, by node rank.
     clock_offsets : Mapping of int to Clock
         The clock offsets that are known, by node rank.
@@ -34,7 +35,8 @@ def warnings(
         Of severity WARNING.
     """
     found = [
-        *(finding for node in nodes for finding in _node_warnings(node.label, answers[node.rank].get("glance") or {})),
+        *(finding for node in nodes for finding in _node_warnings(node.label, answers[node.rank].glance)),
+        *(finding for node in nodes for finding in _devices(node, answers[node.rank].gpus)),
         *_torch(nodes, answers),
         *_script(nodes, answers),
         *_clocks(nodes, clock_offsets),
@@ -42,19 +44,40 @@ def warnings(
     return merge_findings(found, [node.label for node in nodes])
 
 
-def _node_warnings(host: str, probe: Mapping[str, Any]) -> Iterator[Finding]:
-    disk, holders = probe.get("disk"), probe.get("holders", ())
+def _node_warnings(host: str, probe: QuickProbe) -> Iterator[Finding]:
+    disk, holders = probe.disk, probe.holders
     if disk:
         yield from nearly_full(host, disk, "logs of jobs")
     if holders:
-        shown = ", ".join(f"pid {each['pid']}" for each in holders[:4])
+        shown = ", ".join(f"pid {each.pid}" for each in holders[:4])
         more = f" and {len(holders) - 4} more" if len(holders) > 4 else ""
         what = f"other processes hold its GPUs: {shown}{more}"
         yield Finding("gpu-busy", WARNING, (host,), what, fix="end them if they are left over: fab doctor names them")
 
 
-def _torch(nodes: Sequence[Node], answers: Mapping[int, Mapping[str, Any]]) -> list[Finding]:
-    versions = {node.label: answers[node.rank].get("versions", {}).get("torch") for node in nodes}
+def _devices(node: Node, count: int) -> Iterator[Finding]:
+    """Yield what is odd about the devices that the hosts file names, given how many GPUs the node has."""
+    named = f"gpus={','.join(node.gpus)} in {node.origin}"
+    if any(is_whole(device) and int(device) >= count for device in node.gpus):
+        has = f"{count} GPU{'s' if count != 1 else ''}" if count else "no GPU"
+        yield Finding(
+            *("gpu-unknown", WARNING, (node.label,), f"{named}: the node has {has}"),
+            fix="name devices that it has, counted from 0; nvidia-smi -L lists them",
+        )
+    if node.gpus and node.slots and node.slots > len(node.gpus):
+        yield Finding(
+            *(
+                "gpu-shared",
+                WARNING,
+                (node.label,),
+                f"slots={node.slots}, and {named}: ranks without a device of their own",
+            ),
+            fix="give as many devices as slots, or leave slots= out",
+        )
+
+
+def _torch(nodes: Sequence[Node], answers: Mapping[int, NodeFacts]) -> list[Finding]:
+    versions = {node.label: answers[node.rank].versions.get("torch") for node in nodes}
     values = {host: version for host, version in versions.items() if version}
     what = "torch is another version than elsewhere"
     return minority_findings(
@@ -62,8 +85,8 @@ def _torch(nodes: Sequence[Node], answers: Mapping[int, Mapping[str, Any]]) -> l
     )
 
 
-def _script(nodes: Sequence[Node], answers: Mapping[int, Mapping[str, Any]]) -> list[Finding]:
-    digests = {node.label: (answers[node.rank].get("glance") or {}).get("script") for node in nodes}
+def _script(nodes: Sequence[Node], answers: Mapping[int, NodeFacts]) -> list[Finding]:
+    digests = {node.label: answers[node.rank].glance.script for node in nodes}
     values = {host: digest[:8] for host, digest in digests.items() if digest}
     what = "the script is not the same file as elsewhere"
     return minority_findings("code-differs", WARNING, values, what, "copy the code to all nodes: fab sync")

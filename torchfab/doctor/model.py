@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
 from torchfab.core.errors import TorchfabError
 from torchfab.core.specs import Node
 from torchfab.doctor.finding import ERROR, Finding
+from torchfab.transport.messages.doctor import ConnectivityAnswer, ProbeAnswer
 
 
 def _nothing() -> Mapping[str, Any]:
@@ -45,6 +46,26 @@ class CheckRequirements:
     names: tuple[str, ...] | None = None
     digest: str = ""
 
+    def on(self, node: Node) -> CheckRequirements:
+        """Return the requirements with the interpreter, the directories and the variables of a node's own.
+
+        Parameters
+        ----------
+        node : Node
+            The node.
+
+        Returns
+        -------
+        CheckRequirements
+        """
+        return replace(
+            self,
+            workdir=node.workdir or self.workdir,
+            python=node.python or self.python,
+            node_dir=node.node_dir or self.node_dir,
+            env={**self.env, **dict(node.env)},
+        )
+
 
 @dataclass(frozen=True)
 class Clock:
@@ -70,10 +91,10 @@ class NodeReport:
     ----------
     node : Node
         The node.
-    probe : Mapping
-        The answer of `torchfab.remote.host.probe`. Empty if it is missing.
-    connectivity : Mapping
-        The answer of `torchfab.remote.host.connectivity`. Empty if it is missing.
+    probe : ProbeAnswer, optional
+        The answer of `torchfab.remote.host.probe`; None if it is missing.
+    connectivity : ConnectivityAnswer, optional
+        The answer of `torchfab.remote.host.connectivity`; None if it is missing.
     clock : Clock, optional
         The offset of its clock. None if unknown.
     error : TorchfabError, optional
@@ -83,8 +104,8 @@ class NodeReport:
     """
 
     node: Node
-    probe: Mapping[str, Any] = field(default_factory=_nothing)
-    connectivity: Mapping[str, Any] = field(default_factory=_nothing)
+    probe: ProbeAnswer | None = None
+    connectivity: ConnectivityAnswer | None = None
     clock: Clock | None = None
     error: TorchfabError | None = None
     connect_s: float | None = None
@@ -94,21 +115,13 @@ class NodeReport:
         """The node's label, as in the hosts file."""
         return self.node.label
 
-    def part(self, name: str) -> Any:
-        """Return one part of the probe.
+    @property
+    def parts(self) -> ProbeAnswer:
+        """The parts of the probe; all None if it is missing."""
+        return self.probe or _NO_PROBE
 
-        Parameters
-        ----------
-        name : str
-            The key of the part: `python`.
 
-        Returns
-        -------
-        any JSON value
-            None if the part is missing or failed on the node.
-        """
-        part = self.probe.get(name)
-        return None if isinstance(part, Mapping) and "failed" in part else part
+_NO_PROBE = ProbeAnswer()
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
+from torchfab.core.format import format_bytes
 from torchfab.doctor.finding import ERROR, NOTE, WARNING, Finding
 from torchfab.doctor.model import CheckRequirements, NodeReport
+from torchfab.transport.messages.launch import FileSystem
 
 GIB = 1024**3
 SCARCE_BYTES = 2 * GIB  # less than one checkpoint of most models
@@ -47,12 +49,9 @@ def findings(node: NodeReport, requirements: CheckRequirements) -> Iterator[Find
 
 
 def _failed_parts(node: NodeReport) -> Iterator[Finding]:
-    for name, part in node.probe.items():
-        if isinstance(part, Mapping) and "failed" in part:
-            what = f"its {name} could not be checked: {part['failed']}"
-            yield Finding(
-                "not-looked-at", WARNING, (node.host,), what, fix="see whether the node is overloaded or sick"
-            )
+    for name, reason in node.parts.failed.items():
+        what = f"its {name} could not be checked: {reason}"
+        yield Finding("not-looked-at", WARNING, (node.host,), what, fix="see whether the node is overloaded or sick")
     if node.error is not None:
         yield Finding("not-looked-at", ERROR, (node.host,), node.error.message, fix=node.error.fix)
 
@@ -68,26 +67,26 @@ def _ssh(node: NodeReport) -> Iterator[Finding]:
 
 
 def _python(node: NodeReport, requirements: CheckRequirements) -> Iterator[Finding]:
-    probe = node.part("python")
+    probe = node.parts.python
     if probe is None:
         return
-    if probe.get("problem"):
+    if probe.problem:
         fix = "give an interpreter that exists on every node with --python"
-        yield Finding("python-missing", ERROR, (node.host,), probe["problem"], fix=fix)
-    elif not probe["torch"]:
+        yield Finding("python-missing", ERROR, (node.host,), probe.problem, fix=fix)
+    elif not probe.torch:
         fix = f"install it there: {requirements.python} -m pip install torch; or give --python"
         yield Finding("torch-missing", ERROR, (node.host,), f"{requirements.python} has no module torch", fix=fix)
 
 
 def _tmux(node: NodeReport) -> Iterator[Finding]:
-    probe = node.part("tmux")
+    probe = node.parts.tmux
     if probe is None:
         return
-    if probe.get("problem"):
+    if probe.problem:
         fix = "install it there, for example: sudo apt-get install -y tmux"
-        yield Finding("tmux-missing", ERROR, (node.host,), probe["problem"], fix=fix)
-    elif _parse_version(probe["version"]) < _parse_version(probe["oldest"]):
-        expected, found = f"{probe['oldest']} or newer", probe["version"]
+        yield Finding("tmux-missing", ERROR, (node.host,), probe.problem, fix=fix)
+    elif _parse_version(probe.version) < _parse_version(probe.oldest):
+        expected, found = f"{probe.oldest} or newer", probe.version
         yield Finding("tmux-old", ERROR, (node.host,), "tmux is too old", expected, found, "install a newer one there")
 
 
@@ -99,13 +98,13 @@ def _parse_version(version: str) -> tuple[int, ...]:
 
 
 def _workdir(node: NodeReport, requirements: CheckRequirements) -> Iterator[Finding]:
-    place = (node.part("places") or {}).get("workdir")
+    place = (node.parts.places or {}).get("workdir")
     if place is None:
         return
-    if not place["exists"]:
+    if not place.exists:
         what = f"the working directory {requirements.workdir} does not exist"
         yield Finding("workdir-missing", ERROR, (node.host,), what, fix="copy it there: fab sync; or give --workdir")
-    elif not place["enterable"]:
+    elif not place.enterable:
         what = f"the working directory {requirements.workdir} cannot be entered"
         yield Finding("workdir-missing", ERROR, (node.host,), what, fix="give this user the right to read it")
 
@@ -114,13 +113,13 @@ _USES = {"node_dir": "logs of jobs", "workdir": "the working directory", "tmp": 
 
 
 def _disks(node: NodeReport) -> Iterator[Finding]:
-    places = node.part("places") or {}
+    places = node.parts.places or {}
     reported: set[tuple[Any, ...]] = set()
     for name, use in _USES.items():
         place = places.get(name)
         if place is None:
             continue
-        disk = (place["filesystem"], place["size"], place["free"])
+        disk = (place.filesystem, place.size, place.free)
         for finding in _disk(node, name, place, use):
             if (finding.kind, disk) not in reported:  # several directories on one disk make one finding
                 reported.add((finding.kind, disk))
@@ -128,25 +127,25 @@ def _disks(node: NodeReport) -> Iterator[Finding]:
     yield from _shm(node, places.get("shm"))
 
 
-def _disk(node: NodeReport, name: str, place: Mapping[str, Any], use: str) -> Iterator[Finding]:
-    where = f"{place['path']} ({use})"
+def _disk(node: NodeReport, name: str, place: FileSystem, use: str) -> Iterator[Finding]:
+    where = f"{place.path} ({use})"
     fix = "free space there" + (", or set torchfab.node_dir in fabric.yaml" if name == "node_dir" else "")
-    if place.get("problem"):
-        what = f"{where} cannot be written: {place['problem']}"
+    if place.problem:
+        what = f"{where} cannot be written: {place.problem}"
         severity = ERROR if name == "node_dir" else WARNING
-        yield Finding("disk-not-writable", severity, (node.host,), what, "", f"{format_bytes(place['free'])} free", fix)
+        yield Finding("disk-not-writable", severity, (node.host,), what, "", f"{format_bytes(place.free)} free", fix)
     else:
         yield from nearly_full(node.host, place, use)
 
 
-def nearly_full(host: str, place: Mapping[str, Any], use: str) -> Iterator[Finding]:
+def nearly_full(host: str, place: FileSystem, use: str) -> Iterator[Finding]:
     """Yield a warning if a disk has little space or few inodes left.
 
     Parameters
     ----------
     host : str
         The host's label.
-    place : Mapping
+    place : FileSystem
         A directory on the disk, as in the probe.
     use : str
         The purpose of the directory, for the text.
@@ -156,18 +155,18 @@ def nearly_full(host: str, place: Mapping[str, Any], use: str) -> Iterator[Findi
     Finding
         At most one.
     """
-    what, fix = f"the disk of {place['path']} ({use})", "free space there"
-    if place["free"] < SCARCE_BYTES:
-        least, found = f"{format_bytes(SCARCE_BYTES)} free", f"{format_bytes(place['free'])} free"
+    what, fix = f"the disk of {place.path} ({use})", "free space there"
+    if place.free < SCARCE_BYTES:
+        least, found = f"{format_bytes(SCARCE_BYTES)} free", f"{format_bytes(place.free)} free"
         yield Finding("disk-nearly-full", WARNING, (host,), f"{what} is nearly full", least, found, fix)
-    elif place["free_files"] is not None and place["free_files"] < SCARCE_FILES:
-        found = f"{place['free_files']} free"
+    elif place.free_files is not None and place.free_files < SCARCE_FILES:
+        found = f"{place.free_files} free"
         yield Finding("disk-nearly-full", WARNING, (host,), f"{what} has hardly any inodes left", "", found, fix)
 
 
-def _shm(node: NodeReport, place: Mapping[str, Any] | None) -> Iterator[Finding]:
-    if place is not None and place["free"] < SCARCE_SHM_BYTES:
-        found = f"{format_bytes(place['free'])} of {format_bytes(place['size'])} free"
+def _shm(node: NodeReport, place: FileSystem | None) -> Iterator[Finding]:
+    if place is not None and place.free < SCARCE_SHM_BYTES:
+        found = f"{format_bytes(place.free)} of {format_bytes(place.size)} free"
         fix = (
             "in docker: --shm-size=16g or --ipc=host; else: mount -o remount,size=50% /dev/shm; or remove what fills it"
         )
@@ -175,55 +174,38 @@ def _shm(node: NodeReport, place: Mapping[str, Any] | None) -> Iterator[Finding]
         yield Finding("shm-small", WARNING, (node.host,), what, f"{format_bytes(SCARCE_SHM_BYTES)} free", found, fix)
 
 
-def format_bytes(count: float) -> str:
-    """Format a number of bytes: `1.5 GiB`.
-
-    Parameters
-    ----------
-    count : float
-        The number.
-
-    Returns
-    -------
-    str
-        The number with its unit.
-    """
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB" if count < 100 else f"{count:.0f} GiB"
-
-
 # ---- limits, and processes of other jobs
 
 
 def _limits(node: NodeReport) -> Iterator[Finding]:
-    limits = node.part("limits")
+    limits = node.parts.limits
     if limits is None:
         return
-    minima = (("files", "ulimit -n (open files)", FEW_OPEN_FILES), ("processes", "ulimit -u", FEW_PROCESSES))
-    for name, limit, least in minima:
-        if limits[name] is not None and limits[name] < least:
+    minima = (
+        (limits.files, "ulimit -n (open files)", FEW_OPEN_FILES),
+        (limits.processes, "ulimit -u", FEW_PROCESSES),
+    )
+    for value, limit, least in minima:
+        if value is not None and value < least:
             fix = f"raise it in /etc/security/limits.conf (a new login sees it), at least to {least}"
             what = f"{limit} is low"
-            yield Finding("limit-low", WARNING, (node.host,), what, f"{least} or more", str(limits[name]), fix)
-    if (node.part("machine") or {}).get("infiniband") and limits["locked"] is not None:
+            yield Finding("limit-low", WARNING, (node.host,), what, f"{least} or more", str(value), fix)
+    if node.parts.machine and node.parts.machine.infiniband and limits.locked is not None:
         yield Finding(
             *("limit-low", ERROR, (node.host,), "ulimit -l (locked memory) is limited: InfiniBand cannot be used"),
-            *("unlimited", format_bytes(limits["locked"])),
+            *("unlimited", format_bytes(limits.locked)),
             "set `* soft memlock unlimited` and the same with hard in /etc/security/limits.conf; in docker: "
             "--ulimit memlock=-1",
         )
 
 
 def _jobs(node: NodeReport) -> Iterator[Finding]:
-    for job in node.part("jobs") or ():
-        count = f"{job['processes']} process" + ("es" if job["processes"] > 1 else "")
-        name = job["job_id"].rpartition("-")[0] or job["job_id"]
-        if job["supervised"]:
+    for job in node.parts.jobs or ():
+        count = f"{job.processes} process" + ("es" if job.processes > 1 else "")
+        name = job.job_id.rpartition("-")[0] or job.job_id
+        if job.supervised:
             yield Finding("job-running", NOTE, (node.host,), f"the job {name} runs there ({count})")
         else:
-            what = f"{count} of the job {name} left over there without a supervisor: {job['example']}"
+            what = f"{count} of the job {name} left over there without a supervisor: {job.example}"
             fix = f"fab stop {name}, where it was launched; or end them by their pids"
             yield Finding("lingering", WARNING, (node.host,), what, fix=fix)

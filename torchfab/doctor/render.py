@@ -6,11 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
+
+from torchfab.core.format import align_columns, format_bytes, format_offset
 from torchfab.core.inventory import fold
 from torchfab.doctor import connectivity, consistency
 from torchfab.doctor.finding import ERROR, WARNING, Finding
 from torchfab.doctor.model import NodeReport, Report
-from torchfab.doctor.node import format_bytes
+from torchfab.transport.messages.doctor import ProbeAnswer
 
 _COLOURS = {ERROR: "31", WARNING: "33"}
 ODD = " !"  # marks a value that differs from that of most nodes
@@ -117,7 +120,7 @@ def table(report: Report) -> str:
         groups.setdefault((cells, kinds), []).append(node)
     head = ["nodes", *(head for head, _ in columns), *(head for head, _ in _RANGES)]
     rows = [_row(cells, group) for (cells, _), group in groups.items()]
-    return _aligned([head, *rows])
+    return align_columns([head, *rows])
 
 
 def _usual(cells: Sequence[str]) -> str:
@@ -134,12 +137,6 @@ def _row(cells: Sequence[str], group: Sequence[NodeReport]) -> list[str]:
     return [fold([node.host for node in group]), *cells, *(cell(group) for _, cell in _RANGES)]
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
-
-
 def _torch(node: NodeReport) -> str:
     return consistency.torch(node) or ""
 
@@ -153,8 +150,8 @@ def _code(node: NodeReport) -> str:
 
 
 def _disk(node: NodeReport) -> str:
-    place = (node.part("places") or {}).get("workdir") or {}
-    return str(place.get("filesystem", ""))
+    place = (node.parts.places or {}).get("workdir")
+    return place.filesystem if place else ""
 
 
 def _workdir_column(report: Report) -> Callable[[NodeReport], str]:
@@ -168,7 +165,7 @@ def _workdir_column(report: Report) -> Callable[[NodeReport], str]:
 
 def _interface(node: NodeReport) -> str:
     found = connectivity.interface_to_node_0(node)
-    return "" if found is None else str(found["name"])
+    return "" if found is None else str(found.name)
 
 
 # The columns whose values are compared between nodes. A column that is empty for all nodes is left out.
@@ -194,12 +191,12 @@ def _ssh_range(group: Sequence[NodeReport]) -> str:
 
 def _clock_range(group: Sequence[NodeReport]) -> str:
     known = [node.clock.ahead_s for node in group if node.clock is not None]
-    return consistency.milliseconds(max(known, key=abs)) if known else "?"
+    return format_offset(max(known, key=abs)) if known else "?"
 
 
 def _least_free(group: Sequence[NodeReport], place: str) -> str:
-    places = [each for node in group if (each := (node.part("places") or {}).get(place))]
-    return format_bytes(min(each["free"] for each in places)) if places else "?"
+    places = [each for node in group if (each := (node.parts.places or {}).get(place))]
+    return format_bytes(min(each.free for each in places)) if places else "?"
 
 
 # The columns whose values always differ a little: they show the worst value of the row.
@@ -245,6 +242,16 @@ def _node_as_json(node: NodeReport, report: Report) -> dict[str, Any]:
         "connect_s": node.connect_s,
         "clock_ahead_ms": clock.ahead_s * 1000 if clock else None,
         "clock_known_to_ms": clock.within_s * 1000 if clock else None,
-        "told": dict(node.probe),
-        "way_to_node_0": dict(node.connectivity),
+        "told": _parts_as_json(node.parts),
+        "way_to_node_0": _known(msgspec.to_builtins(node.connectivity)) if node.connectivity else {},
     }
+
+
+def _parts_as_json(probe: ProbeAnswer) -> dict[str, Any]:
+    """Return the parts that a node reported, and `{"failed": reason}` for those that failed."""
+    parts = {name: value for name, value in _known(msgspec.to_builtins(probe)).items() if name != "failed"}
+    return {**parts, **{name: {"failed": reason} for name, reason in probe.failed.items()}}
+
+
+def _known(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}

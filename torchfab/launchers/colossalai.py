@@ -15,8 +15,9 @@ from typing import Any
 
 from torchfab.core.errors import UsageError
 from torchfab.core.flag_values import flag
-from torchfab.core.specs import Facts, Job, Node, NodePlan, Plan, Process, Requirements, Slot
-from torchfab.launchers import escape_for_torchrun, head_node, master_address, nproc, per_node, resolved_defaults
+from torchfab.core.specs import Facts, Job, Node, Plan, Process, Requirements, Slot
+from torchfab.launchers import escape_for_torchrun, head_node, nproc, per_node
+from torchfab.launchers.layout import Layout, Placement, make_plan
 from torchfab.launchers.shims import source_of
 
 NAME = "colossalai"
@@ -68,22 +69,7 @@ def requirements(job: Job) -> Requirements:
     return Requirements(("torch",), port=True, head_modules=modules, installs={"colossalai": INSTALL})
 
 
-def facts_from_flags(job: Job, nodes: Sequence[Node]) -> tuple[Facts, ...] | None:
-    """Return the facts if the flags determine all of them: ranks per node and port.
-
-    Parameters
-    ----------
-    job : Job
-        The job.
-    nodes : sequence of Node
-        The nodes, by rank.
-
-    Returns
-    -------
-    tuple of Facts or None
-        None: the nodes must be asked.
-    """
-    return nproc.facts_from_flags(job, nodes)
+facts_from_flags = nproc.facts_from_flags
 
 
 def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence[Facts]) -> Plan:
@@ -107,52 +93,35 @@ def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence
     UsageError
         The nodes have different numbers of ranks, or colossalai does not accept the script.
     """
-    master, port = master_address(job, nodes), facts[0].port or job.port
-    ranks = [nproc.ranks_on(job, node, fact) for node, fact in zip(nodes, facts, strict=True)]
-    if len(set(ranks)) > 1:
+    layout = head_node.lay_out(job, nodes, facts)
+    if len(set(layout.counts)) > 1:
         raise UsageError(
-            f"colossalai runs the same number of ranks on every node, not {nproc.counts_per_node(ranks)}",
+            f"colossalai runs the same number of ranks on every node, not {layout.note}",
             "give --nproc-per-node, or use launch-per-node",
         )
-    plans = []
-    for node, fact in zip(nodes, facts, strict=True):
-        processes = [_relay(job, node, fact, head_node.node_environment(job, node, fact, ranks[0], master, port))]
-        processes += [_head(job, nodes, facts, ranks[0], (master, port))] if node.rank == 0 else []
-        plans.append(NodePlan(node, fact.folder, tuple(processes)))
-    values = {
-        "ranks": f"{sum(ranks)} ({nproc.counts_per_node(ranks)})",
-        **head_node.versions(facts, "colossalai", "torch"),
-    }
-    return Plan(
-        job, tuple(plans), sum(ranks), resolved_defaults(job, nodes, master, port, **values), len(nodes), has_head=True
-    )
+    processes = [[_relay(layout, each)] for each in layout.placements]
+    processes[0].append(_head(layout))
+    return make_plan(layout, processes, head_node.versions(facts, "colossalai", "torch"), has_head=True)
 
 
-def head_argv(job: Job, folder: str, ranks: int, master: str, port: int) -> tuple[str, ...]:
+def head_argv(layout: Layout) -> tuple[str, ...]:
     """Return the command that runs on node 0.
 
     Parameters
     ----------
-    job : Job
-        The job.
-    folder : str
-        The folder of the head on node 0.
-    ranks : int
-        Number of ranks on each node.
-    master : str
-        Address of the rendezvous.
-    port : int
-        Port of the rendezvous.
+    layout : Layout
+        Where the ranks run: the same number on every node.
 
     Returns
     -------
     tuple of str
     """
+    job, folder = layout.job, head_node.head_folder(layout)
     return (
         *(job.python, f"{folder}/colossalai_run.py", "run"),
         *("--hostfile", f"{folder}/hostfile"),
-        *("--nproc_per_node", str(ranks)),
-        *("--master_addr", master, "--master_port", str(port)),
+        *("--nproc_per_node", str(layout.counts[0])),
+        *("--master_addr", layout.master, "--master_port", str(layout.port)),
         # Arguments for torchrun. A shell on the node expands them, with the folder of that node.
         *("--extra_launch_args", 'redirects=3,log_dir="$TORCHFAB_FOLDER/logs"'),
         *_script_args(job),
@@ -174,23 +143,23 @@ def _script_args(job: Job) -> tuple[str, ...]:
     return ("--", re.sub(r"([^\w@%+=:,./-])", r"\\\1", script[0]), *arguments)
 
 
-def _relay(job: Job, node: Node, facts: Facts, env: dict[str, str]) -> Process:
+def _relay(layout: Layout, placement: Placement) -> Process:
+    job, facts, env = placement.job, placement.facts, head_node.node_environment(layout, placement)
     env["TORCHELASTIC_ERROR_FILE"] = f"{facts.folder}/agent/errors/error.json"
     torchrun = f'#!/bin/sh\nexec {shlex.join([job.python, "-m", "torch.distributed.run"])} "$@"\n'
-    return head_node.relay(job, node, facts, env, per_node.RANK_LOGS, {"bin/torchrun": torchrun})
+    return head_node.relay(placement, env, per_node.RANK_LOGS, {"bin/torchrun": torchrun})
 
 
-def _head(job: Job, nodes: Sequence[Node], facts: Sequence[Facts], ranks: int, rendezvous: tuple[str, int]) -> Process:
-    folder = f"{facts[0].folder}/head"
+def _head(layout: Layout) -> Process:
     return Process(
         "head",
-        head_node.head_argv(job, facts[0], head_argv(job, folder, ranks, *rendezvous)),
-        head_node.head_environment(job),
+        head_node.head_argv(layout, head_argv(layout)),
+        head_node.head_environment(layout.job),
         files={
-            "hostfile": "".join(f"{name}\n" for name in head_node.node_names(nodes, rendezvous[0])),
+            "hostfile": "".join(f"{name}\n" for name in head_node.node_names(layout)),
             "colossalai_run.py": source_of("colossalai_run"),
-            **head_node.head_files(job, nodes, facts, rendezvous[0], relay_here=True, fail_fast=True),
+            **head_node.head_files(layout, relay_here=True, fail_fast=True),
         },
-        path=(head_node.program_folder(folder),),
+        path=(head_node.program_folder(head_node.head_folder(layout)),),
         secrets=False,
     )

@@ -14,8 +14,9 @@ from typing import Any
 
 from torchfab.core.errors import UsageError
 from torchfab.core.flag_values import flag, is_whole
-from torchfab.core.specs import Facts, Job, Node, NodePlan, Plan, Process, Program, Requirements, Slot
-from torchfab.launchers import head_node, master_address, nproc, resolved_defaults
+from torchfab.core.specs import Facts, Job, Node, Plan, Process, Program, Requirements, Slot
+from torchfab.launchers import head_node, nproc
+from torchfab.launchers.layout import Layout, Placement, make_plan
 
 NAME = "deepspeed"
 PDSH = Program(("pdsh",), "sudo apt-get install -y pdsh", version_flag="-V", on_head_only=True)
@@ -80,22 +81,7 @@ def requirements(job: Job) -> Requirements:
     return Requirements(("torch", "deepspeed"), port=True, programs=(PDSH,) if job.options["from_head"] else ())
 
 
-def facts_from_flags(job: Job, nodes: Sequence[Node]) -> tuple[Facts, ...] | None:
-    """Return the facts if the flags determine all of them: ranks per node and port.
-
-    Parameters
-    ----------
-    job : Job
-        The job.
-    nodes : sequence of Node
-        The nodes, by rank.
-
-    Returns
-    -------
-    tuple of Facts or None
-        None: the nodes must be asked.
-    """
-    return nproc.facts_from_flags(job, nodes)
+facts_from_flags = nproc.facts_from_flags
 
 
 def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence[Facts]) -> Plan:
@@ -114,112 +100,94 @@ def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence
     -------
     Plan
     """
-    master, port = master_address(job, nodes), facts[0].port or job.port
-    ranks = [nproc.ranks_on(job, node, fact) for node, fact in zip(nodes, facts, strict=True)]
-    names = head_node.node_names(nodes, master)
-    hosts = "".join(f"{name} slots={_slots(node, n)}\n" for name, node, n in zip(names, nodes, ranks, strict=True))
-    include = _include(names, nodes, ranks)
     from_head = job.options["from_head"]
-    plans = []
-    for node, fact, count in zip(nodes, facts, ranks, strict=True):
-        env = _environment(job, node, fact, count, master, port)
-        if from_head:
-            processes = [_relay(job, node, fact, env)]
-            processes += [_head(job, nodes, facts, hosts, include, (master, port))] if node.rank == 0 else []
-        else:
-            processes = [_agent(job, node, fact, env, hosts, agent_argv(job, node, fact, include, master, port))]
-        plans.append(NodePlan(node, fact.folder, tuple(processes)))
-    values = {
-        "ranks": f"{sum(ranks)} ({nproc.counts_per_node(ranks)})",
-        **head_node.versions(facts, "deepspeed", "torch"),
-    }
-    return Plan(
-        job, tuple(plans), sum(ranks), resolved_defaults(job, nodes, master, port, **values), len(nodes), from_head
-    )
+    layout = (head_node if from_head else nproc).lay_out(job, nodes, facts)
+    hostfile, include = _hostfile(layout), _include(layout)
+    if from_head:
+        processes = [[_relay(layout, each)] for each in layout.placements]
+        processes[0].append(_head(layout, hostfile, include))
+    else:
+        processes = [[_agent(layout, each, hostfile, include)] for each in layout.placements]
+    return make_plan(layout, processes, head_node.versions(facts, "deepspeed", "torch"), has_head=from_head)
 
 
-def agent_argv(job: Job, node: Node, facts: Facts, include: Sequence[str], master: str, port: int) -> tuple[str, ...]:
+def agent_argv(layout: Layout, placement: Placement, include: Sequence[str]) -> tuple[str, ...]:
     """Return the command that runs on one node.
 
     Parameters
     ----------
-    job : Job
-        The job.
-    node : Node
+    layout : Layout
+        Where the ranks run.
+    placement : Placement
         The node.
-    facts : Facts
-        Its facts.
     include : sequence of str
         The option that selects devices, or nothing.
-    master : str
-        Address of the rendezvous.
-    port : int
-        Port of the rendezvous.
 
     Returns
     -------
     tuple of str
     """
+    job, folder = placement.job, f"{placement.facts.folder}/agent"
     return (
         *(job.python, "-m", "deepspeed.launcher.runner"),
-        *("--no_ssh", "--node_rank", str(node.rank)),
-        *_common(job, f"{facts.folder}/agent/hostfile", include, f"{facts.folder}/agent/logs", master, port),
+        *("--no_ssh", "--node_rank", str(placement.node.rank)),
+        *_common(layout, f"{folder}/hostfile", include, f"{folder}/logs"),
         *(("--module", *job.script[1:]) if job.script_path is None else job.script),
     )
 
 
-def head_argv(job: Job, folder: str, include: Sequence[str], master: str, port: int) -> tuple[str, ...]:
+def head_argv(layout: Layout, include: Sequence[str]) -> tuple[str, ...]:
     """Return the command that runs on node 0 with `--from-head`.
 
     Parameters
     ----------
-    job : Job
-        The job.
-    folder : str
-        The folder of the head on node 0.
+    layout : Layout
+        Where the ranks run.
     include : sequence of str
         The option that selects devices, or nothing.
-    master : str
-        Address of the rendezvous.
-    port : int
-        Port of the rendezvous.
 
     Returns
     -------
     tuple of str
     """
     return (
-        *(job.python, "-m", "deepspeed.launcher.runner"),
+        *(layout.job.python, "-m", "deepspeed.launcher.runner"),
         # Treat a single host like many. torchfab has checked the hosts in phase one.
         *("--launcher", "pdsh", "--force_multi", "--no_ssh_check"),
-        *_common(job, f"{folder}/hostfile", include, RANK_LOG_DIR, master, port),
+        *_common(layout, f"{head_node.head_folder(layout)}/hostfile", include, RANK_LOG_DIR),
         # The script and its arguments bypass deepspeed's quoting and pdsh's %h: they are in a file that bin/rank reads.
         *("--no_python", RANK_PROGRAM),
     )
 
 
-def _common(job: Job, hostfile: str, include: Sequence[str], logs: str, master: str, port: int) -> tuple[str, ...]:
+def _common(layout: Layout, hostfile: str, include: Sequence[str], logs: str) -> tuple[str, ...]:
+    options = layout.job.options
     return (
         *("--hostfile", hostfile, *include),
-        *("--master_addr", master, "--master_port", str(port)),
+        *("--master_addr", layout.master, "--master_port", str(layout.port)),
         *("--enable_each_rank_log", logs),
-        *(() if job.options["local_rank"] else ("--no_local_rank",)),
-        *job.options["deepspeed_args"],
+        *(() if options["local_rank"] else ("--no_local_rank",)),
+        *options["deepspeed_args"],
     )
 
 
-def _slots(node: Node, ranks: int) -> int:
+def _hostfile(layout: Layout) -> str:
+    names = head_node.node_names(layout)
+    return "".join(f"{name} slots={_slots(each)}\n" for name, each in zip(names, layout.placements, strict=True))
+
+
+def _slots(placement: Placement) -> int:
     """Return how many devices deepspeed must assume so that the named ones are among them."""
-    return max(ranks, *(int(gpu) + 1 for gpu in _devices(node)), 0)
+    return max(placement.ranks, *(int(gpu) + 1 for gpu in _devices(placement.node)), 0)
 
 
-def _include(names: Sequence[str], nodes: Sequence[Node], ranks: Sequence[int]) -> tuple[str, ...]:
+def _include(layout: Layout) -> tuple[str, ...]:
     """Return the option that selects devices, if any are named: deepspeed overwrites CUDA_VISIBLE_DEVICES."""
-    if not any(node.gpus for node in nodes):
+    if not any(node.gpus for node in layout.nodes):
         return ()
     parts = []
-    for name, node, count in zip(names, nodes, ranks, strict=True):
-        devices = _devices(node)[:count] or [str(index) for index in range(count)]
+    for name, each in zip(head_node.node_names(layout), layout.placements, strict=True):
+        devices = _devices(each.node)[: each.ranks] or [str(index) for index in range(each.ranks)]
         parts.append(f"{name}:{','.join(devices)}")
     return ("--include", "@".join(parts))
 
@@ -231,46 +199,41 @@ def _devices(node: Node) -> list[str]:
     return list(node.gpus)
 
 
-def _environment(job: Job, node: Node, facts: Facts, ranks: int, master: str, port: int) -> dict[str, str]:
-    env = head_node.node_environment(job, node, facts, ranks, master, port)
-    if "CUDA_VISIBLE_DEVICES" not in job.env:  # --include selects the devices
+def _environment(layout: Layout, placement: Placement) -> dict[str, str]:
+    env = head_node.node_environment(layout, placement)
+    if "CUDA_VISIBLE_DEVICES" not in placement.job.env:  # --include selects the devices
         env.pop("CUDA_VISIBLE_DEVICES", None)
-    if facts.cpus and not facts.gpus:
+    if placement.facts.cpus and not placement.facts.gpus:
         env.setdefault("DS_ACCELERATOR", "cpu")
     return env
 
 
-def _agent(job: Job, node: Node, facts: Facts, env: Mapping[str, str], hosts: str, argv: tuple[str, ...]) -> Process:
-    return Process("agent", argv, env, rank_logs=RANK_LOGS, folders=("logs",), files={"hostfile": hosts})
+def _agent(layout: Layout, placement: Placement, hostfile: str, include: Sequence[str]) -> Process:
+    argv, env = agent_argv(layout, placement, include), _environment(layout, placement)
+    return Process("agent", argv, env, rank_logs=RANK_LOGS, folders=("logs",), files={"hostfile": hostfile})
 
 
-def _relay(job: Job, node: Node, facts: Facts, env: Mapping[str, str]) -> Process:
+def _relay(layout: Layout, placement: Placement) -> Process:
+    job, facts = placement.job, placement.facts
     rank = shlex.join([job.python, "-I", "-S", f"{facts.folder}/agent/rank.py", "--script"])
     files = {
         "script.json": json.dumps([job.python, *job.script]) + "\n",
         "bin/rank": f'#!/bin/sh\nexec {rank} "$@"\n',
     }
-    return head_node.relay(job, node, facts, env, RANK_LOGS, files)
+    return head_node.relay(placement, _environment(layout, placement), RANK_LOGS, files)
 
 
-def _head(
-    job: Job,
-    nodes: Sequence[Node],
-    facts: Sequence[Facts],
-    hosts: str,
-    include: Sequence[str],
-    rendezvous: tuple[str, int],
-) -> Process:
-    folder = f"{facts[0].folder}/head"
+def _head(layout: Layout, hostfile: str, include: Sequence[str]) -> Process:
+    job, folder = layout.placements[0].job, head_node.head_folder(layout)
     return Process(
         "head",
-        head_node.head_argv(job, facts[0], head_argv(job, folder, include, *rendezvous)),
+        head_node.head_argv(layout, head_argv(layout, include)),
         head_node.head_environment(job, DS_ENV_FILE=f"{folder}/deepspeed_env"),
         files={
-            "hostfile": hosts,
+            "hostfile": hostfile,
             # Replaces those of the home folder and the working directory: a blank line in them crashes deepspeed.
             "deepspeed_env": f"TORCHFAB_JOB_ID={job.job_id}\n",
-            **head_node.head_files(job, nodes, facts, rendezvous[0], relay_here=True, fail_fast=True),
+            **head_node.head_files(layout, relay_here=True, fail_fast=True),
         },
         path=(head_node.program_folder(folder),),
         secrets=False,

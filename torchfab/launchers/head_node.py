@@ -14,11 +14,15 @@ from __future__ import annotations
 import json
 import posixpath
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from torchfab.core import environment
 from torchfab.core.errors import UsageError
 from torchfab.core.specs import Facts, Job, Node, Process
+from torchfab.launchers import nproc
+from torchfab.launchers.layout import Layout, Placement, process_environment
 from torchfab.launchers.shims import source_of
 
 FOLDER = "TORCHFAB_FOLDER"  # variable that gives a rank the folder of its parent process in the plan
@@ -41,65 +45,85 @@ def absolute_python(job: Job) -> str:
     return posixpath.join(job.workdir, job.python) if "/" in job.python else job.python
 
 
-def node_names(nodes: Sequence[Node], master: str) -> tuple[str, ...]:
+def lay_out(job: Job, nodes: Sequence[Node], facts: Sequence[Facts]) -> Layout:
+    """Lay out the ranks of a job with a head, which uses its own interpreter and working directory for all nodes.
+
+    Parameters
+    ----------
+    job : Job
+        The job; its option `nproc_per_node` comes from `nproc.check`.
+    nodes, facts : sequences of equal length
+        The nodes and their facts, by node rank.
+
+    Returns
+    -------
+    Layout
+
+    Raises
+    ------
+    UsageError
+        A node has another interpreter or working directory than node 0; or as `nproc.lay_out`.
+    """
+    first = job.on(nodes[0])
+    for node in nodes:
+        here = job.on(node)
+        for key, value, expected in (("python", here.python, first.python), ("workdir", here.workdir, first.workdir)):
+            if value != expected:
+                raise UsageError(
+                    f"{node.origin}: launch-{job.launcher} starts all ranks from {nodes[0].label}, with one {key}: "
+                    f"{expected} there, {value} here",
+                    f"give the same {key}= on all lines, or use launch-per-node",
+                )
+    return nproc.lay_out(replace(job, python=first.python, workdir=first.workdir), nodes, facts)
+
+
+def node_names(layout: Layout) -> tuple[str, ...]:
     """Return the names that the launcher uses for the nodes: the addresses by which they reach each other.
 
     Parameters
     ----------
-    nodes : sequence of Node
-        The nodes, by rank.
-    master : str
-        Address of node 0.
+    layout : Layout
+        Where the ranks run.
 
     Returns
     -------
     tuple of str
+        By node rank.
 
     Raises
     ------
     UsageError
         Two nodes have the same name.
     """
-    found = (master, *(node.address or node.host for node in nodes[1:]))
-    twice = next((name for name in found if found.count(name) > 1), None)
+    nodes = layout.nodes
+    found = (layout.master, *(node.address or node.host for node in nodes[1:]))
+    twice = next((name for name, count in Counter(found).items() if count > 1), None)
     if twice:
         origin = next(node.origin for node in reversed(nodes) if (node.address or node.host) == twice)
         raise UsageError(f"{origin}: this launcher knows a node by its address alone, and two have {twice}")
     return found
 
 
-def node_environment(job: Job, node: Node, facts: Facts, ranks: int, master: str, port: int) -> dict[str, str]:
+def node_environment(layout: Layout, placement: Placement) -> dict[str, str]:
     """Return the environment of every process on a node.
 
     Parameters
     ----------
-    job : Job
-        The job.
-    node : Node
+    layout : Layout
+        Where the ranks run.
+    placement : Placement
         The node.
-    facts : Facts
-        Its facts.
-    ranks : int
-        Number of ranks on the node.
-    master : str
-        Address of the rendezvous.
-    port : int
-        Port of the rendezvous.
 
     Returns
     -------
     dict of str to str
     """
-    return {
-        "PYTHONUNBUFFERED": "1",
-        **environment.omp_threads(ranks, facts.gpus, facts.cpus),
-        **environment.visible_devices(node.gpus),
-        **job.env,
-        "MASTER_ADDR": master,
-        "MASTER_PORT": str(port),
-        "LOCAL_WORLD_SIZE": str(ranks),
-        **environment.job_markers(job.job_id, node.rank),
-    }
+    return process_environment(
+        placement,
+        MASTER_ADDR=layout.master,
+        MASTER_PORT=str(layout.port),
+        LOCAL_WORLD_SIZE=str(placement.ranks),
+    )
 
 
 def head_environment(job: Job, **more: str) -> dict[str, str]:
@@ -121,20 +145,16 @@ def head_environment(job: Job, **more: str) -> dict[str, str]:
 
 
 def relay(
-    job: Job, node: Node, facts: Facts, env: Mapping[str, str], rank_logs: str, files: Mapping[str, str] | None = None
+    placement: Placement, env: Mapping[str, str], rank_logs: str, files: Mapping[str, str] | None = None
 ) -> Process:
     """Return the relay of a node: the process that waits for the command of the head.
 
     Parameters
     ----------
-    job : Job
-        The job.
-    node : Node
+    placement : Placement
         The node.
-    facts : Facts
-        Its facts.
     env : Mapping of str to str
-        Its environment.
+        The environment of the node.
     rank_logs : str
         As in Process.
     files : Mapping of str to str, optional
@@ -144,10 +164,10 @@ def relay(
     -------
     Process
     """
-    folder = f"{facts.folder}/agent"
+    folder = f"{placement.facts.folder}/agent"
     return Process(
         "agent",
-        (absolute_python(job), "-I", "-S", f"{folder}/relay.py", "await"),
+        (absolute_python(placement.job), "-I", "-S", f"{folder}/relay.py", "await"),
         {**env, FOLDER: folder},
         rank_logs=rank_logs,
         folders=("logs", "errors"),
@@ -167,15 +187,28 @@ def rank_files() -> dict[str, str]:
     return {"rank.py": source_of("rank")}
 
 
-def head_argv(job: Job, facts: Facts, argv: Sequence[str]) -> tuple[str, ...]:
+def head_folder(layout: Layout) -> str:
+    """Return the folder of the head on node 0.
+
+    Parameters
+    ----------
+    layout : Layout
+        Where the ranks run.
+
+    Returns
+    -------
+    str
+    """
+    return f"{layout.facts[0].folder}/head"
+
+
+def head_argv(layout: Layout, argv: Sequence[str]) -> tuple[str, ...]:
     """Return the command of the head: the launcher's own, run by head.py, which notifies the relays at its end.
 
     Parameters
     ----------
-    job : Job
-        The job.
-    facts : Facts
-        The facts of node 0.
+    layout : Layout
+        Where the ranks run.
     argv : sequence of str
         The launcher's command.
 
@@ -183,22 +216,16 @@ def head_argv(job: Job, facts: Facts, argv: Sequence[str]) -> tuple[str, ...]:
     -------
     tuple of str
     """
-    return (absolute_python(job), "-I", "-S", f"{facts.folder}/head/head.py", *argv)
+    return (absolute_python(layout.job), "-I", "-S", f"{head_folder(layout)}/head.py", *argv)
 
 
-def head_files(
-    job: Job, nodes: Sequence[Node], facts: Sequence[Facts], master: str, relay_here: bool, fail_fast: bool
-) -> dict[str, str]:
+def head_files(layout: Layout, relay_here: bool, fail_fast: bool) -> dict[str, str]:
     """Return the files of the head: its ssh, and how to reach each node.
 
     Parameters
     ----------
-    job : Job
-        The job.
-    nodes, facts : sequences of equal length
-        The nodes and their facts, by node rank.
-    master : str
-        Address of node 0.
+    layout : Layout
+        Where the ranks run.
     relay_here : bool
         Whether node 0 has a relay too; else commands for node 0 run below the head itself.
     fail_fast : bool
@@ -209,11 +236,12 @@ def head_files(
     dict of str to str
         Contents by name.
     """
+    job = layout.job
     routes = {
-        name: {"ssh": _ssh_argv(job, node), "gate": _relay_argv(job, node, fact) if node.rank or relay_here else []}
-        for name, node, fact in zip(node_names(nodes, master), nodes, facts, strict=True)
+        name: {"ssh": _ssh_argv(job, each.node), "gate": _relay_argv(each) if each.node.rank or relay_here else []}
+        for name, each in zip(node_names(layout), layout.placements, strict=True)
     }
-    ssh = f"{facts[0].folder}/head/rsh.py"
+    ssh = f"{head_folder(layout)}/rsh.py"
     return {
         "head.py": source_of("head"),
         "rsh.py": source_of("rsh"),
@@ -231,9 +259,10 @@ def _ssh_argv(job: Job, node: Node) -> list[str]:
     return ["ssh", *_BATCH, *job.ssh_options, *address, *port, *user, "--", node.host]
 
 
-def _relay_argv(job: Job, node: Node, facts: Facts) -> list[str]:
-    marks = [f"{name}={value}" for name, value in environment.job_markers(job.job_id, node.rank).items()]
-    return ["env", *marks, absolute_python(job), "-I", "-S", f"{facts.folder}/agent/relay.py", "deliver"]
+def _relay_argv(placement: Placement) -> list[str]:
+    job = placement.job
+    marks = [f"{name}={value}" for name, value in environment.job_markers(job.job_id, placement.node.rank).items()]
+    return ["env", *marks, absolute_python(job), "-I", "-S", f"{placement.facts.folder}/agent/relay.py", "deliver"]
 
 
 def program_folder(folder: str) -> str:

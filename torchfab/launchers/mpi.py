@@ -14,8 +14,9 @@ from typing import Any
 
 from torchfab.core.errors import UsageError
 from torchfab.core.flag_values import flag
-from torchfab.core.specs import Facts, Job, Node, NodePlan, Plan, Process, Program, Requirements, Slot
-from torchfab.launchers import head_node, master_address, nproc, resolved_defaults
+from torchfab.core.specs import Facts, Job, Node, Plan, Process, Program, Requirements, Slot
+from torchfab.launchers import head_node, nproc
+from torchfab.launchers.layout import Layout, Placement, make_plan
 
 NAME = "mpi"
 OPENMPI = Program(("mpirun.openmpi", "orterun"), "sudo apt-get install -y openmpi-bin")
@@ -111,21 +112,10 @@ def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence
     -------
     Plan
     """
-    master, port = master_address(job, nodes), facts[0].port or job.port
-    ranks = [nproc.ranks_on(job, node, fact) for node, fact in zip(nodes, facts, strict=True)]
+    layout = head_node.lay_out(job, nodes, facts)
     program = _program(job, facts)
-    envs = [
-        {**head_node.node_environment(job, node, fact, count, master, port), **_interface_environment(job)}
-        for node, fact, count in zip(nodes, facts, ranks, strict=True)
-    ]
-    head = _head(job, nodes, facts, ranks, master, program, envs[0])
-    plans = [NodePlan(nodes[0], facts[0].folder, (head,))]
-    for node, fact, env in list(zip(nodes, facts, envs, strict=True))[1:]:
-        plans.append(NodePlan(node, fact.folder, (head_node.relay(job, node, fact, env, head_node.RANK_LOGS),)))
-    values = {"ranks": f"{sum(ranks)} ({nproc.counts_per_node(ranks)})", **_notes(facts, program)}
-    return Plan(
-        job, tuple(plans), sum(ranks), resolved_defaults(job, nodes, master, port, **values), len(nodes), has_head=True
-    )
+    processes = [[_head(layout, program)], *([_relay(layout, each)] for each in layout.placements[1:])]
+    return make_plan(layout, processes, _notes(facts, program), has_head=True)
 
 
 def _program(job: Job, facts: Sequence[Facts]) -> str:
@@ -139,62 +129,58 @@ def _program(job: Job, facts: Sequence[Facts]) -> str:
     raise UsageError(f"no MPI is on all nodes: some have {names[0]}, others {names[-1]}", "install the same on all")
 
 
-def _head(
-    job: Job,
-    nodes: Sequence[Node],
-    facts: Sequence[Facts],
-    ranks: Sequence[int],
-    master: str,
-    program: str,
-    env: Mapping[str, str],
-) -> Process:
-    folder = f"{facts[0].folder}/head"
-    names = head_node.node_names(nodes, master)
-    hosts = list(zip(names, ranks, strict=True))
+def _environment(layout: Layout, placement: Placement) -> dict[str, str]:
+    return {**head_node.node_environment(layout, placement), **_interface_environment(placement.job)}
+
+
+def _relay(layout: Layout, placement: Placement) -> Process:
+    return head_node.relay(placement, _environment(layout, placement), head_node.RANK_LOGS)
+
+
+def _head(layout: Layout, program: str) -> Process:
+    job, folder = layout.job, head_node.head_folder(layout)
+    hosts = list(zip(head_node.node_names(layout), layout.counts, strict=True))
     if program in MPICH.names:
-        argv = mpich_argv(job, program, folder, master, sum(ranks))
+        argv = mpich_argv(layout, program)
         lines = [f"{name}:{count}" for name, count in hosts]
     else:
-        argv = openmpi_argv(job, program, folder, sum(ranks))
+        argv = openmpi_argv(layout, program)
         lines = [f"{name} slots={count}" for name, count in hosts]
     return Process(
         "head",
-        head_node.head_argv(job, facts[0], (*argv, "sh", "-c", RANK_COMMAND, job.python, job.python, *job.script)),
-        {**env, head_node.FOLDER: folder},
+        head_node.head_argv(layout, (*argv, "sh", "-c", RANK_COMMAND, job.python, job.python, *job.script)),
+        {**_environment(layout, layout.placements[0]), head_node.FOLDER: folder},
         rank_logs=head_node.RANK_LOGS,
         folders=("logs", "errors"),
         files={
             "hostfile": "".join(f"{line}\n" for line in lines),
             **head_node.rank_files(),
-            **head_node.head_files(job, nodes, facts, master, relay_here=False, fail_fast=False),
+            **head_node.head_files(layout, relay_here=False, fail_fast=False),
         },
         path=(head_node.program_folder(folder),),
     )
 
 
-def openmpi_argv(job: Job, program: str, folder: str, ranks: int) -> tuple[str, ...]:
+def openmpi_argv(layout: Layout, program: str) -> tuple[str, ...]:
     """Return the command that runs on node 0, up to the program of the ranks.
 
     Parameters
     ----------
-    job : Job
-        The job.
+    layout : Layout
+        Where the ranks run.
     program : str
         Name of Open MPI's mpirun.
-    folder : str
-        The folder of the head on node 0.
-    ranks : int
-        Number of ranks on all nodes.
 
     Returns
     -------
     tuple of str
     """
-    interface = job.options["interface"]
+    job, interface = layout.job, layout.job.options["interface"]
+    own = {name for node in layout.nodes for name, _ in node.env}  # with -x, the values of node 0 would go to all nodes
     return (
         *(program, "--allow-run-as-root"),
-        *("--hostfile", f"{folder}/hostfile"),
-        *("-np", str(ranks)),
+        *("--hostfile", f"{head_node.head_folder(layout)}/hostfile"),
+        *("-np", str(layout.world_size)),
         *("--map-by", "slot", "--bind-to", "none"),
         # rsh.py is the first ssh on PATH; its path is not given here because Open MPI splits the option at blanks. The
         # daemons stay in the foreground, so that the relays notice their end.
@@ -203,38 +189,32 @@ def openmpi_argv(job: Job, program: str, folder: str, ranks: int) -> tuple[str, 
         *("--mca", "orte_leave_session_attached", "1"),
         *(("--mca", "btl_tcp_if_include", interface, "--mca", "oob_tcp_if_include", interface) if interface else ()),
         # Names only, so that no value is on a command line. The relays set the values on every node.
-        *(arg for name in sorted({*job.env, *job.secrets}) for arg in ("-x", name)),
+        *(arg for name in sorted({*job.env, *job.secrets} - own) for arg in ("-x", name)),
     )
 
 
-def mpich_argv(job: Job, program: str, folder: str, master: str, ranks: int) -> tuple[str, ...]:
+def mpich_argv(layout: Layout, program: str) -> tuple[str, ...]:
     """Return the command that runs on node 0, up to the program of the ranks.
 
     Parameters
     ----------
-    job : Job
-        The job.
+    layout : Layout
+        Where the ranks run.
     program : str
         Name of MPICH's mpiexec.
-    folder : str
-        The folder of the head on node 0.
-    master : str
-        Address of node 0.
-    ranks : int
-        Number of ranks on all nodes.
 
     Returns
     -------
     tuple of str
     """
-    interface = job.options["interface"]
+    folder, interface = head_node.head_folder(layout), layout.job.options["interface"]
     return (
         program,
         *("-launcher", "ssh", "-launcher-exec", f"{folder}/bin/ssh"),
         # Without it, mpiexec hangs on a host whose own name does not resolve.
-        *(("-iface", interface) if interface else ("-localhost", master)),
+        *(("-iface", interface) if interface else ("-localhost", layout.master)),
         *("-f", f"{folder}/hostfile"),
-        *("-n", str(ranks)),
+        *("-n", str(layout.world_size)),
         # Pass no variables: -genv shows its values in ps, and -genvlist drops the first of several names on other nodes
         # (4.0.2). The relays set the environment on every node.
         "-genvnone",

@@ -12,8 +12,9 @@ from typing import Any
 
 from torchfab.core import environment
 from torchfab.core.errors import UsageError
-from torchfab.core.specs import Facts, Job, Node, NodePlan, Plan, Process, Requirements, Slot
-from torchfab.launchers import master_address, resolved_defaults, shims
+from torchfab.core.specs import Facts, Job, Node, Plan, Process, Requirements, Slot
+from torchfab.launchers import shims
+from torchfab.launchers.layout import Layout, Placement, lay_out, make_plan, process_environment
 
 NAME = "network"
 BACKENDS = ("auto", "nccl", "gloo")
@@ -124,18 +125,15 @@ def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence
     counts = [fact.gpus if backend == "nccl" else 1 for fact in facts]
     if sum(counts) < 2:
         raise UsageError("a network is between at least two ranks", "name two hosts or more")
+    layout = lay_out(job, nodes, facts, counts, note=backend)
     starts = [sum(counts[:index]) for index in range(len(counts))]
     ranks = [list(range(start, start + count)) for start, count in zip(starts, counts, strict=True)]
-    request = {**job.options, "backend": backend, "nodes": ranks}
-    master, port = master_address(job, nodes), facts[0].port or job.port
-    node_plans = tuple(
-        NodePlan(
-            node, fact.folder, tuple(_process(job, node, fact, ranks, rank, request, master, port) for rank in mine)
-        )
-        for node, fact, mine in zip(nodes, facts, ranks, strict=True)
-    )
-    defaults = resolved_defaults(job, nodes, master, port, ranks=f"{sum(counts)} ({backend})")
-    return Plan(job, node_plans, sum(counts), defaults, len(nodes))
+    request = json.dumps({**job.options, "backend": backend, "nodes": ranks})
+    processes = [
+        [_process(layout, each, rank, rank - mine[0], request) for rank in mine]
+        for each, mine in zip(layout.placements, ranks, strict=True)
+    ]
+    return make_plan(layout, processes)
 
 
 def _backend(job: Job, nodes: Sequence[Node], facts: Sequence[Facts]) -> str:
@@ -146,26 +144,11 @@ def _backend(job: Job, nodes: Sequence[Node], facts: Sequence[Facts]) -> str:
     return requested if requested != "auto" else ("gloo" if without else "nccl")
 
 
-def _process(
-    job: Job,
-    node: Node,
-    fact: Facts,
-    ranks: Sequence[Sequence[int]],
-    rank: int,
-    request: Mapping[str, Any],
-    master: str,
-    port: int,
-) -> Process:
-    mine = ranks[node.rank]
-    world = sum(map(len, ranks))
-    env = {
-        "PYTHONUNBUFFERED": "1",
-        **environment.omp_threads(len(mine), fact.gpus, fact.cpus),
-        **environment.visible_devices(node.gpus),
-        **job.env,
-        **environment.rank_variables(rank, rank - mine[0], world, len(mine), master, port),
-        **environment.job_markers(job.job_id, node.rank),
-    }
-    name = f"rank-{rank}"
-    argv = (job.python, f"{fact.folder}/{name}/{SCRIPT}", json.dumps(request))
+def _process(layout: Layout, placement: Placement, rank: int, local_rank: int, request: str) -> Process:
+    job, name = placement.job, f"rank-{rank}"
+    variables = environment.rank_variables(
+        rank, local_rank, layout.world_size, placement.ranks, layout.master, layout.port
+    )
+    argv = (job.python, f"{placement.facts.folder}/{name}/{SCRIPT}", request)
+    env = process_environment(placement, **variables)
     return Process(name, argv, env, rank=rank, files={SCRIPT: shims.source_of("network_benchmark")})

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from torchfab.core.errors import UsageError
 from torchfab.core.flag_values import NumberOr, is_whole
 from torchfab.core.specs import Facts, Job, Node
-from torchfab.launchers import assumed_facts
+from torchfab.launchers import layout
+from torchfab.launchers.layout import Layout
 
 MOST_PROCESSES = 1024  # ranks on one node; more is taken for a typing error
 CPU_PROCESSES = 2  # default number of ranks on a node without GPUs
@@ -52,8 +53,30 @@ def facts_from_flags(job: Job, nodes: Sequence[Node]) -> tuple[Facts, ...] | Non
     """
     requested = job.options["nproc_per_node"]
     counts = [int(requested) if is_whole(requested) else node.slots or len(node.gpus) for node in nodes]
-    known = job.port and not job.node_dir.startswith("~") and requested != "gpu" and all(counts)
-    return assumed_facts(job, nodes, counts) if known else None
+    return None if requested == "gpu" else layout.assumed_facts(job, nodes, counts)
+
+
+def lay_out(job: Job, nodes: Sequence[Node], facts: Sequence[Facts]) -> Layout:
+    """Lay out the ranks of a job as the flag says.
+
+    Parameters
+    ----------
+    job : Job
+        The job; its option `nproc_per_node` comes from `check`.
+    nodes, facts : sequences of equal length
+        The nodes and their facts, by node rank.
+
+    Returns
+    -------
+    Layout
+
+    Raises
+    ------
+    UsageError
+        `gpu` was requested and a node has no GPU; or no address is known for node 0.
+    """
+    counts = [ranks_on(job, node, fact) for node, fact in zip(nodes, facts, strict=True)]
+    return layout.lay_out(job, nodes, facts, counts, counts_per_node(counts))
 
 
 def ranks_on(job: Job, node: Node, facts: Facts) -> int:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from torchfab.core import environment
-from torchfab.core.specs import Facts, Job, Node, NodePlan, Plan, Process, Requirements, Slot
-from torchfab.launchers import assumed_facts, master_address, resolved_defaults
+from torchfab.core.specs import Facts, Job, Node, Plan, Process, Requirements, Slot
+from torchfab.launchers.layout import Layout, Placement, assumed_facts, lay_out, make_plan, process_environment
 
 NAME = "per-gpu"
 
@@ -68,8 +68,7 @@ def facts_from_flags(job: Job, nodes: Sequence[Node]) -> tuple[Facts, ...] | Non
     tuple of Facts or None
         None: the nodes must be asked.
     """
-    known = job.port and not job.node_dir.startswith("~")
-    return assumed_facts(job, nodes, [1] * len(nodes)) if known else None
+    return assumed_facts(job, nodes, [1] * len(nodes))
 
 
 def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence[Facts]) -> Plan:
@@ -89,47 +88,41 @@ def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence
     Plan
     """
     # The master is the host of the first line, which is node 0: nodes are numbered in the order of their first lines.
-    master, port = master_address(job, nodes), facts[0].port or job.port
-    node_plans = []
-    for node, fact in zip(nodes, facts, strict=True):
-        mine = [slot for slot in slots if slot.node_rank == node.rank]
-        common = {**environment.omp_threads(len(mine), fact.gpus, fact.cpus), **environment.visible_devices(node.gpus)}
-        env = {"PYTHONUNBUFFERED": "1", **common, **job.env, **environment.job_markers(job.job_id, node.rank)}
-        processes = [
-            _process(job, fact, slot, {**env, **rank_env(slot, len(slots), len(mine), master, port)}) for slot in mine
-        ]
-        node_plans.append(NodePlan(node, fact.folder, tuple(processes)))
-    return Plan(
-        job,
-        tuple(node_plans),
-        len(slots),
-        resolved_defaults(job, nodes, master, port, ranks=str(len(slots))),
-        len(nodes),
-    )
+    slots_by_node = [[slot for slot in slots if slot.node_rank == node.rank] for node in nodes]
+    layout = lay_out(job, nodes, facts, [len(mine) for mine in slots_by_node])
+    processes = [
+        [_process(layout, placement, slot) for slot in mine]
+        for placement, mine in zip(layout.placements, slots_by_node, strict=True)
+    ]
+    return make_plan(layout, processes)
 
 
-def rank_env(slot: Slot, world_size: int, local_world_size: int, master: str, port: int) -> dict[str, str]:
+def rank_env(layout: Layout, placement: Placement, slot: Slot) -> dict[str, str]:
     """Return the variables of torch.distributed for one process.
 
     Parameters
     ----------
+    layout : Layout
+        Where the ranks run.
+    placement : Placement
+        The node of the process.
     slot : Slot
         The slot of the process.
-    world_size, local_world_size : int
-        Number of ranks of the job and of the node.
-    master : str
-        Address of the rendezvous.
-    port : int
-        Port of the rendezvous.
 
     Returns
     -------
     dict of str to str
     """
-    return environment.rank_variables(slot.rank, slot.local_rank, world_size, local_world_size, master, port)
+    return environment.rank_variables(
+        slot.rank, slot.local_rank, layout.world_size, placement.ranks, layout.master, layout.port
+    )
 
 
-def _process(job: Job, facts: Facts, slot: Slot, env: dict[str, str]) -> Process:
-    name = f"rank-{slot.rank}"
-    env["TORCHELASTIC_ERROR_FILE"] = f"{facts.folder}/{name}/errors/error.json"
+def _process(layout: Layout, placement: Placement, slot: Slot) -> Process:
+    job, name = placement.job, f"rank-{slot.rank}"
+    env = {
+        **process_environment(placement),
+        **rank_env(layout, placement, slot),
+        "TORCHELASTIC_ERROR_FILE": f"{placement.facts.folder}/{name}/errors/error.json",
+    }
     return Process(name, (job.python, *job.script), env, rank=slot.rank, folders=("errors",))

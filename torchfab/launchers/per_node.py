@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torchfab.core import environment
 from torchfab.core.errors import UsageError
 from torchfab.core.flag_values import WholeNumber, flag
-from torchfab.core.specs import Facts, Job, Node, NodePlan, Plan, Process, Requirements, Slot
-from torchfab.launchers import escape_for_torchrun, master_address, nproc, resolved_defaults
+from torchfab.core.specs import Facts, Job, Node, Plan, Process, Requirements, Slot
+from torchfab.launchers import escape_for_torchrun, nproc
+from torchfab.launchers.layout import Layout, Placement, make_plan, process_environment
 
 NAME = "per-node"
 # <log-dir>/<rdzv-id>_<random>/attempt_<k>/<local_rank>/stdout.log
@@ -89,22 +89,7 @@ def requirements(job: Job) -> Requirements:
     return Requirements(modules=("torch",), port=True, peers=job.options["rdzv_backend"] == "c10d")
 
 
-def facts_from_flags(job: Job, nodes: Sequence[Node]) -> tuple[Facts, ...] | None:
-    """Return the facts if the flags determine all of them: ranks per node and port.
-
-    Parameters
-    ----------
-    job : Job
-        The job.
-    nodes : sequence of Node
-        The nodes, by rank.
-
-    Returns
-    -------
-    tuple of Facts or None
-        None: the nodes must be asked.
-    """
-    return nproc.facts_from_flags(job, nodes)
+facts_from_flags = nproc.facts_from_flags
 
 
 def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence[Facts]) -> Plan:
@@ -128,75 +113,52 @@ def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence
     UsageError
         The number of hosts does not fit `--nnodes`, or no address is known for node 0.
     """
-    master, port = master_address(job, nodes), facts[0].port or job.port
     least, most = _bounds(job, nodes)
-    ranks = [nproc.ranks_on(job, node, fact) for node, fact in zip(nodes, facts, strict=True)]
-    argvs = [
-        torchrun_argv(job, node, fact, n, (least, most), master, port)
-        for node, fact, n in zip(nodes, facts, ranks, strict=True)
-    ]
-    node_plans = tuple(
-        NodePlan(node, fact.folder, (_agent(job, node, fact, count, argv),))
-        for node, fact, count, argv in zip(nodes, facts, ranks, argvs, strict=True)
-    )
-    values = {"ranks": f"{sum(ranks)} ({nproc.counts_per_node(ranks)})"}
-    return Plan(job, node_plans, sum(ranks), resolved_defaults(job, nodes, master, port, **values), min_nodes=least)
+    layout = nproc.lay_out(job, nodes, facts)
+    agents = [_agent(each, torchrun_argv(layout, each, (least, most))) for each in layout.placements]
+    return make_plan(layout, [(agent,) for agent in agents], min_nodes=least)
 
 
-def torchrun_argv(
-    job: Job, node: Node, facts: Facts, processes: int, nnodes: tuple[int, int], master: str, port: int
-) -> tuple[str, ...]:
+def torchrun_argv(layout: Layout, placement: Placement, nnodes: tuple[int, int]) -> tuple[str, ...]:
     """Return the command that runs on one node.
 
     Parameters
     ----------
-    job : Job
-        The job.
-    node : Node
+    layout : Layout
+        Where the ranks run.
+    placement : Placement
         The node.
-    facts : Facts
-        Its facts.
-    processes : int
-        Number of ranks on the node.
     nnodes : tuple of int
         Smallest and largest number of nodes.
-    master : str
-        Address of the rendezvous.
-    port : int
-        Port of the rendezvous.
 
     Returns
     -------
     tuple of str
     """
-    least, most = nnodes
+    job, (least, most) = placement.job, nnodes
     return (
         *(job.python, "-m", "torch.distributed.run"),
         *("--rdzv-id", job.job_id),
-        *_rendezvous(job, node, master, port),
+        *_rendezvous(layout, placement.node),
         *("--nnodes", f"{least}:{most}" if least < most else str(most)),
-        *("--nproc-per-node", str(processes)),
+        *("--nproc-per-node", str(placement.ranks)),
         *("--max-restarts", str(job.options["max_restarts"])),
         *("--redirects", "3"),
-        *("--log-dir", f"{facts.folder}/agent/logs"),
+        *("--log-dir", f"{placement.facts.folder}/agent/logs"),
         *escape_for_torchrun(job.script),
     )
 
 
-def _rendezvous(job: Job, node: Node, master: str, port: int) -> tuple[str, ...]:
-    if job.options["rdzv_backend"] == "static":
+def _rendezvous(layout: Layout, node: Node) -> tuple[str, ...]:
+    options, master, port = layout.job.options, layout.master, layout.port
+    if options["rdzv_backend"] == "static":
         return (
-            "--rdzv-backend",
-            "static",
-            "--master-addr",
-            master,
-            "--master-port",
-            str(port),
-            "--node-rank",
-            str(node.rank),
+            *("--rdzv-backend", "static"),
+            *("--master-addr", master, "--master-port", str(port)),
+            *("--node-rank", str(node.rank)),
         )
     # is_host is explicit: otherwise torchrun compares host names to guess which node hosts the c10d store.
-    timeout = job.options["rdzv_timeout_s"]
+    timeout = options["rdzv_timeout_s"]
     conf = f"is_host={int(node.rank == 0)},join_timeout={timeout},read_timeout={timeout}"
     endpoint = f"[{master}]:{port}" if ":" in master else f"{master}:{port}"
     local = ("--local-addr", _own_address(node, master))
@@ -217,15 +179,9 @@ def _own_address(node: Node, master: str) -> str:
     return node.address or (master if node.rank == 0 else node.host)
 
 
-def _agent(job: Job, node: Node, facts: Facts, processes: int, argv: tuple[str, ...]) -> Process:
-    env = {
-        "PYTHONUNBUFFERED": "1",
-        **environment.omp_threads(processes, facts.gpus, facts.cpus),
-        **environment.visible_devices(node.gpus),
-        **job.env,
-        "TORCHELASTIC_ERROR_FILE": f"{facts.folder}/agent/errors/error.json",
-        **environment.job_markers(job.job_id, node.rank),
-    }
+def _agent(placement: Placement, argv: tuple[str, ...]) -> Process:
+    error_file = f"{placement.facts.folder}/agent/errors/error.json"
+    env = process_environment(placement, TORCHELASTIC_ERROR_FILE=error_file)
     return Process("agent", argv, env, rank_logs=RANK_LOGS, folders=("logs", "errors"))
 
 

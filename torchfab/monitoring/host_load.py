@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from torchfab.core import stall
-from torchfab.core.format import align_columns
+from torchfab.core.format import align_columns, duration, format_bytes, format_gib
 from torchfab.core.inventory import fold
 from torchfab.core.specs import Node
-from torchfab.core.status import JobStatus, NodeStatus, duration, from_answer
-from torchfab.sync.results import format_bytes
+from torchfab.core.status import JobStatus, NodeStatus, State, from_answer
+from torchfab.transport.messages.load import GpuLoad, GpuLoadProcess, JobLoad, NodeLoad
 
 MOST_ROWS = 32  # rows in the table of hosts; with more hosts, those with similar load share a row
 # A rank that waits for another one polls: its GPU is "100 % utilised" at a fraction of the power of real work.
@@ -28,15 +30,20 @@ class HostLoad:
     ----------
     node : Node
         The node.
-    load : Mapping, optional
-        As sent by `torchfab.remote.job.load_stream`. None until the first has arrived.
+    load : NodeLoad, optional
+        None until the first has arrived.
     error : str
         Why the stream ended. Empty while it works.
     """
 
     node: Node
-    load: Mapping[str, Any] | None = None
+    load: NodeLoad | None = None
     error: str = ""
+
+    @property
+    def job(self) -> JobLoad | None:
+        """The load of the job there, if it runs there."""
+        return self.load.job if self.load else None
 
 
 @dataclass(frozen=True)
@@ -85,15 +92,15 @@ def job_status(snapshot: Snapshot) -> JobStatus | None:
     """
     nodes = []
     for view in snapshot.views:
-        job = (view.load or {}).get("job")
+        job = view.job
         if view.error and view.node.rank in snapshot.job_ranks:
-            nodes.append(NodeStatus(view.node, "unreachable", view.error))
+            nodes.append(NodeStatus(view.node, State.UNREACHABLE, view.error))
         elif job and not view.error:
-            nodes.append(from_answer(view.node, job["status"], job["status"]["now"], job["status"]["now"]))
+            nodes.append(from_answer(view.node, job.status, job.status.now, job.status.now))
     return JobStatus(tuple(nodes), snapshot.min_nodes) if any(node.processes for node in nodes) else None
 
 
-def job_progress(snapshot: Snapshot) -> Mapping[str, Any] | None:
+def job_progress(snapshot: Snapshot) -> JobLoad | None:
     """Select the progress of the node with the largest step, or without steps of the one that logs most.
 
     Parameters
@@ -103,11 +110,11 @@ def job_progress(snapshot: Snapshot) -> Mapping[str, Any] | None:
 
     Returns
     -------
-    Mapping or None
-        `step`, `steps`, `steps_s`, `lines_s`, `silent_s`. None if no node reports the job.
+    JobLoad or None
+        None if no node reports the job.
     """
-    candidates = [job for view in snapshot.views if (job := (view.load or {}).get("job"))]
-    return max(candidates, key=lambda each: (each["step"] or -1, each["lines_s"] or 0.0), default=None)
+    candidates = [view.job for view in snapshot.views if view.job]
+    return max(candidates, key=lambda each: (each.step or -1, each.lines_s or 0.0), default=None)
 
 
 def job_lines(snapshot: Snapshot) -> list[str]:
@@ -137,14 +144,14 @@ def _describe_progress(snapshot: Snapshot) -> str:
     if progress is None:
         return ""
     parts = []
-    if progress["step"] is not None:
-        parts.append(f"step {progress['step']}" + (f" of {progress['steps']}" if progress["steps"] else ""))
-    if progress["steps_s"] is not None:
-        parts.append(f"{progress['steps_s']:.3g} steps/s")
-    elif progress["step"] is None and progress["lines_s"] is not None:
-        parts.append(f"{progress['lines_s']:.3g} lines/s")
-    if progress["silent_s"] is not None:
-        parts.append(f"last line {duration(progress['silent_s'])} ago")
+    if progress.step is not None:
+        parts.append(f"step {progress.step}" + (f" of {progress.steps}" if progress.steps else ""))
+    if progress.steps_s is not None:
+        parts.append(f"{progress.steps_s:.3g} steps/s")
+    elif progress.step is None and progress.lines_s is not None:
+        parts.append(f"{progress.lines_s:.3g} lines/s")
+    if progress.silent_s is not None:
+        parts.append(f"last line {duration(progress.silent_s)} ago")
     return "".join(f", {part}" for part in parts)
 
 
@@ -173,8 +180,8 @@ def render(snapshot: Snapshot) -> str:
 
 
 def _gpu_rows(view: HostLoad) -> list[tuple[str, ...]]:
-    load = view.load if view.load and not view.error else {}
-    return [_gpu_row(view.node.label, gpu, job_runs_on(view)) for gpu in load.get("gpus", ())]
+    gpus = view.load.gpus if view.load and not view.error else []
+    return [_gpu_row(view.node.label, gpu, job_runs_on(view)) for gpu in gpus]
 
 
 def job_runs_on(view: HostLoad) -> bool:
@@ -190,34 +197,32 @@ def job_runs_on(view: HostLoad) -> bool:
     bool
         False without a job.
     """
-    job = (view.load or {}).get("job") or {"status": {"processes": ()}}
-    return any(each["state"] == "running" for each in job["status"]["processes"])
+    return view.job is not None and any(each.state == State.RUNNING for each in view.job.status.processes)
 
 
-def _gpu_row(host: str, gpu: Mapping[str, Any], runs: bool) -> tuple[str, ...]:
-    memory = (
-        f"{_mib_as_gib(gpu['memory'])}/{_mib_as_gib(gpu['memory_total'])} GiB" if gpu["memory"] is not None else "?"
-    )
-    power = f"{_rounded(gpu['power'])}/{_rounded(gpu['power_limit'])} W" if gpu["power"] is not None else "?"
-    temperature = f"{_rounded(gpu['temperature'])} C" if gpu["temperature"] is not None else "?"
-    util = f"{_rounded(gpu['utilization'])} %" if gpu["utilization"] is not None else "?"
-    programs = ", ".join(_program(each) for each in gpu["processes"][:2])
-    more = f" and {len(gpu['processes']) - 2} more" if len(gpu["processes"]) > 2 else ""
-    return (host, str(gpu["index"]), util, power, memory, temperature, programs + more, gpu_mark(gpu, runs))
+def _gpu_row(host: str, gpu: GpuLoad, runs: bool) -> tuple[str, ...]:
+    used, total = (None if mib is None else mib * 1024**2 for mib in (gpu.memory, gpu.memory_total))
+    memory = "?" if used is None else f"{format_gib(used)}/{format_gib(total)} GiB"
+    power = f"{_rounded(gpu.power)}/{_rounded(gpu.power_limit)} W" if gpu.power is not None else "?"
+    temperature = f"{_rounded(gpu.temperature)} C" if gpu.temperature is not None else "?"
+    util = f"{_rounded(gpu.utilization)} %" if gpu.utilization is not None else "?"
+    programs = ", ".join(_program(each) for each in gpu.processes[:2])
+    more = f" and {len(gpu.processes) - 2} more" if len(gpu.processes) > 2 else ""
+    return (host, str(gpu.index), util, power, memory, temperature, programs + more, gpu_mark(gpu, runs))
 
 
-def _program(process: Mapping[str, Any]) -> str:
-    name = str(process["name"]).rsplit("/", 1)[-1]
-    return f"{name}({process['pid']})"
+def _program(process: GpuLoadProcess) -> str:
+    name = str(process.name).rsplit("/", 1)[-1]
+    return f"{name}({process.pid})"
 
 
-def gpu_mark(gpu: Mapping[str, Any], runs: bool) -> str:
+def gpu_mark(gpu: GpuLoad, runs: bool) -> str:
     """Return the remark on a GPU: it is sick, or it draws little power although the job runs on it.
 
     Parameters
     ----------
-    gpu : Mapping
-        The GPU, as sent by `torchfab.remote.job.load_stream`.
+    gpu : GpuLoad
+        The GPU.
     runs : bool
         Whether the job runs on its node.
 
@@ -226,10 +231,10 @@ def gpu_mark(gpu: Mapping[str, Any], runs: bool) -> str:
     str
         Empty for a GPU in order.
     """
-    if gpu["sick"]:
-        return str(gpu["sick"])
-    known = gpu["power"] is not None and gpu["power_limit"]
-    if runs and gpu["processes"] and known and gpu["power"] < IDLE_POWER * gpu["power_limit"]:
+    if gpu.sick:
+        return gpu.sick
+    is_idle = gpu.power is not None and bool(gpu.power_limit) and gpu.power < IDLE_POWER * (gpu.power_limit or 0)
+    if runs and gpu.processes and is_idle:
         return "low power: waits or hangs"
     return ""
 
@@ -262,26 +267,18 @@ def _host_row(view: HostLoad, coarse: bool) -> tuple[str, ...]:
     if view.load is None:
         return ("", "", "", "", "", "connecting")
     load = view.load
-    percent = 100 * load["cpu"]
+    percent = 100 * load.cpu
     if coarse:  # without the rates, which always differ
-        memory = 100 * load["memory"] / max(1, load["memory_total"])
-        return (f"{round(percent, -1):.0f} %", f"{round(memory, -1):.0f} %", "", "", "", load["problem"])
+        memory = 100 * load.memory / max(1, load.memory_total)
+        return (f"{round(percent, -1):.0f} %", f"{round(memory, -1):.0f} %", "", "", "", load.problem)
     return (
-        f"{percent:.0f} % of {load['cpus']}",
-        f"{_bytes_as_gib(load['memory'])}/{_bytes_as_gib(load['memory_total'])} GiB",
-        f"{load['load']:.1f}",
-        f"{format_bytes(load['disk_read'])}/s {format_bytes(load['disk_written'])}/s",
-        f"{format_bytes(load['received'])}/s {format_bytes(load['sent'])}/s",
-        load["problem"],
+        f"{percent:.0f} % of {load.cpus}",
+        f"{format_gib(load.memory)}/{format_gib(load.memory_total)} GiB",
+        f"{load.load:.1f}",
+        f"{format_bytes(load.disk_read)}/s {format_bytes(load.disk_written)}/s",
+        f"{format_bytes(load.received)}/s {format_bytes(load.sent)}/s",
+        load.problem,
     )
-
-
-def _bytes_as_gib(count: float) -> str:
-    return f"{count / 2**30:.1f}"
-
-
-def _mib_as_gib(mib: float | None) -> str:
-    return "?" if mib is None else f"{mib / 1024:.1f}"
 
 
 def _rounded(value: float | None) -> str:
@@ -305,12 +302,18 @@ def as_json(snapshot: Snapshot) -> dict[str, Any]:
     job: dict[str, Any] | None = None
     if status is not None:
         job = {"job": snapshot.job, "state": status.state, "stall": stall.as_json(status, snapshot.stall_s)}
-        progress = job_progress(snapshot) or {}
-        job |= {name: progress.get(name) for name in ("step", "steps", "steps_s", "lines_s")}
+        progress = job_progress(snapshot)
+        job |= {name: getattr(progress, name, None) for name in ("step", "steps", "steps_s", "lines_s")}
     return {"time": snapshot.time, "job": job, "nodes": [_node_as_json(view) for view in snapshot.views]}
 
 
 def _node_as_json(view: HostLoad) -> dict[str, Any]:
-    load = {name: value for name, value in (view.load or {}).items() if name != "job"}
-    gpus = [{**gpu, "mark": gpu_mark(gpu, job_runs_on(view))} for gpu in load.get("gpus", ())]
-    return {"host": view.node.label, "error": view.error or None, **({**load, "gpus": gpus} if not view.error else {})}
+    head = {"host": view.node.label, "error": view.error or None}
+    if view.error:
+        return head
+    if view.load is None:
+        return {**head, "gpus": []}
+    load = msgspec.to_builtins(view.load)
+    marks = [gpu_mark(gpu, job_runs_on(view)) for gpu in view.load.gpus]
+    gpus = [{**gpu, "mark": mark} for gpu, mark in zip(load["gpus"], marks, strict=True)]
+    return {**head, **{name: value for name, value in load.items() if name != "job"}, "gpus": gpus}

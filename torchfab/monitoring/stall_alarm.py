@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
 from collections.abc import Callable, Iterable
 
 from torchfab.core import stall
 from torchfab.core.console import write_err
-from torchfab.core.errors import TorchfabError
-from torchfab.core.status import JobStatus, duration
+from torchfab.core.format import duration
+from torchfab.core.status import JobStatus
+from torchfab.monitoring.status_poller import StatusPoller
 
 _RECHECK_S = 60.0  # during a silence: new lines may be hidden by --rank and --grep
 
@@ -32,12 +31,10 @@ class StallAlarm:
     """
 
     def __init__(self, name: str, stall_s: float, status: Callable[[], JobStatus]) -> None:
-        self.name, self.stall_s, self.status = name, stall_s, status
-        self.check_at = time.monotonic() + stall_s
+        self.name, self.stall_s = name, stall_s
+        self.poller = StatusPoller(status, due_at=time.monotonic() + stall_s)
         self.newest = 0.0
         self.silent_since: float | None = None  # set while the alarm is raised; monotonic clock
-        self.checking = False
-        self.answers: queue.SimpleQueue[JobStatus | Exception] = queue.SimpleQueue()
 
     def feed(self, times: Iterable[float], live: bool) -> None:
         """Record the arrival of log lines.
@@ -54,39 +51,22 @@ class StallAlarm:
             return
         self.newest = max(self.newest, newest)
         age_s = 0.0 if live else min(max(0.0, time.time() - self.newest), self.stall_s)
-        self.check_at = time.monotonic() + self.stall_s - age_s
+        self.poller.due_at = time.monotonic() + self.stall_s - age_s
         if live:
             self._clear(0.0)
 
     def poll(self) -> None:
         """Request the job's status when it is due, and report what the last one shows. Call this often."""
-        if self.stall_s <= 0:
-            return
-        while not self.answers.empty():
-            self.checking = False
-            self._handle(self.answers.get())
-        if not self.checking and time.monotonic() >= self.check_at:
-            self.checking = True
-            threading.Thread(target=self._request_status, daemon=True).start()
+        if self.stall_s > 0 and (answer := self.poller.poll(min(self.stall_s, _RECHECK_S))):
+            self._handle(answer)
 
-    def _request_status(self) -> None:
-        try:
-            self.answers.put(self.status())
-        except Exception as error:  # re-raised in the thread that calls `pace`
-            self.answers.put(error)
-
-    def _handle(self, answer: JobStatus | Exception) -> None:
+    def _handle(self, answer: JobStatus) -> None:
         now = time.monotonic()
-        self.check_at = now + min(self.stall_s, _RECHECK_S)
-        if isinstance(answer, TorchfabError):
-            return
-        if isinstance(answer, Exception):
-            raise answer
         quiet = stall.measure_silence(answer)
         if quiet is None:
             self.silent_since = None
         elif quiet.seconds < self.stall_s:
-            self.check_at = now + self.stall_s - quiet.seconds
+            self.poller.due_at = now + self.stall_s - quiet.seconds
             self._clear(quiet.seconds)
         elif self.silent_since is None:
             self.silent_since = now - quiet.seconds

@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torchfab import runtimes
-from torchfab.core import status
 from torchfab.core.console import write_err, write_out
 from torchfab.core.events import BacklogRead, ContactLost, Event, Lines, NodeEnded, StatusChanged
 from torchfab.core.inventory import fold
 from torchfab.core.log_lines import Line, batches, fold_lines
 from torchfab.core.specs import Node
-from torchfab.core.status import JobStatus
+from torchfab.core.status import JobStatus, NodeStatus, State
 from torchfab.monitoring.first_failure import with_first_failure
 from torchfab.monitoring.stall_alarm import StallAlarm
+from torchfab.monitoring.status_tracker import StatusTracker
 from torchfab.records import Record
 
 NO_LOG_LINES: Mapping[str, Any] = {"follow": True, "lines": 0, "ranks": [], "grep": None}
@@ -76,6 +76,11 @@ class Printer:
                 write_out("\n".join(map(str, fold_lines(group, self.folding))))
         self.waiting, self.since = [], time.monotonic()
 
+    def finish(self) -> None:
+        """Print what is left at the end of a job."""
+        self.live = self.live or not self.waiting
+        self.flush()
+
 
 @dataclass
 class JobWatcher:
@@ -101,20 +106,19 @@ class JobWatcher:
     failure_grace_s: float | None = None
     retries: bool = True
     stall_s: float = 0.0
-    ended: dict[int, status.NodeStatus] = field(default_factory=dict)
-    lost: dict[int, float] = field(default_factory=dict)
-    failed_at: float | None = None
+    lost: set[int] = field(default_factory=set)  # ranks of the nodes that cannot be reached at the moment
     failure_announced: bool = False
     stopped: bool = False
-    last_status: status.JobStatus | None = None  # only from a scheduler
     superseded_checked_at: float = field(default_factory=time.monotonic)
+    tracker: StatusTracker = field(init=False)
     alarm: StallAlarm = field(init=False)
 
     def __post_init__(self) -> None:
         runtime = runtimes.load(self.record.runtime)
+        self.tracker = StatusTracker(self.record, unreported_state=State.RUNNING)
         self.alarm = StallAlarm(self.record.name, self.stall_s, lambda: runtime.status(self.record))
 
-    def run(self, request: Mapping[str, Any], nodes: Sequence[Node] | None = None) -> status.JobStatus:
+    def run(self, request: Mapping[str, Any], nodes: Sequence[Node] | None = None) -> JobStatus:
         """Print logs and events until the job has ended on all nodes.
 
         Parameters
@@ -132,14 +136,33 @@ class JobWatcher:
         runtime = runtimes.load(self.record.runtime)
         for event in runtime.follow(self.record, request, nodes):
             self._handle(event)
-            self.printer.print_due(len(self.nodes if nodes is None else nodes) or 1)
+            self.printer.print_due(len(self.tracker.nodes if nodes is None else nodes) or 1)
             self.alarm.poll()
             self._stop_after_failure(runtime.stop)
-            if self._is_superseded() or (self.stopped and len(self.ended) >= len(self.nodes)):
+            if self._is_superseded() or (self.stopped and len(self.tracker.ended) >= len(self.tracker.nodes)):
                 break
-        self.printer.live = self.printer.live or not self.printer.waiting
+        self.printer.finish()
+        return self.tracker.status()
+
+    def print_existing(self, request: Mapping[str, Any]) -> bool:
+        """Print the log lines that exist, without waiting for new ones.
+
+        Parameters
+        ----------
+        request : Mapping
+            Which log lines to show, as for the runtime's `follow`.
+
+        Returns
+        -------
+        bool
+            Whether all nodes were reached.
+        """
+        for event in runtimes.load(self.record.runtime).follow(self.record, request):
+            self._handle(event)
+            if self.lost and len(self.lost) + len(self.tracker.ended) >= len(self.record.nodes):
+                break
         self.printer.flush()
-        return self.status()
+        return not self.lost
 
     def _is_superseded(self) -> bool:
         """Check every 2 s whether the job was launched again: nodes may then never report the end of this attempt."""
@@ -148,50 +171,29 @@ class JobWatcher:
         self.superseded_checked_at = time.monotonic()
         return self.record.is_superseded()
 
-    @property
-    def nodes(self) -> tuple[Node, ...]:
-        """The job's nodes. Empty until a scheduler has allocated them."""
-        return self.record.nodes or tuple(node.node for node in (self.last_status.nodes if self.last_status else ()))
-
-    def status(self) -> status.JobStatus:
-        """Return the last known status of the job.
-
-        Returns
-        -------
-        JobStatus
-            A node that has not reported its end is `running`.
-        """
-        if self.last_status is not None:
-            return self.last_status
-        nodes = [self.ended.get(node.rank, status.NodeStatus(node, "running")) for node in self.record.nodes]
-        return status.JobStatus(tuple(nodes), self.record.min_nodes)
-
     def _handle(self, event: Event) -> None:
+        before = self.tracker.scheduler_status
+        self.tracker.apply(event)
         if isinstance(event, Lines):
-            self.lost.pop(event.node.rank, None)
+            self.lost.discard(event.node.rank)
             self.printer.add(event)
             self.alarm.feed((when for _, when, _ in event.lines), self.printer.live)
         elif isinstance(event, BacklogRead):
-            self.lost.pop(event.node.rank, None)
+            self.lost.discard(event.node.rank)
             self.printer.backlog_read.add(event.node.rank)
         elif isinstance(event, NodeEnded):
             self.printer.backlog_read.add(event.status.node.rank)
-            self.ended[event.status.node.rank] = event.status
         elif isinstance(event, StatusChanged):
-            self._handle_status(event.status)
+            self._report_changes(before, event.status)
         elif isinstance(event, ContactLost) and event.node.rank not in self.lost:
-            self.lost[event.node.rank] = time.monotonic()
+            self.lost.add(event.node.rank)
             self.printer.backlog_read.add(event.node.rank)
             write_err(f"{event.node.label}: {event.error.message}" + (" (trying again)" if self.retries else ""))
 
-    def _handle_status(self, current: JobStatus) -> None:
-        """Store the status of a scheduler's job; report on stderr why it is pending, and when it starts."""
-        before = self.last_status
-        self.last_status = current
-        if not current.has_failed:  # a scheduler may have requeued it after a failure
-            self.failed_at, self.failure_announced = None, False
+    def _report_changes(self, before: JobStatus | None, current: JobStatus) -> None:
+        """Report on stderr why a scheduler's job is pending, and when it starts."""
         self.lost.clear()
-        self.ended = {node.node.rank: node for node in current.nodes if node.has_ended}
+        self.failure_announced = self.failure_announced and current.has_failed
         changed = before is None or (before.state, before.reason) != (current.state, current.reason)
         if current.state in ("pending", "unreachable") and changed:
             write_err(f"{self.record.name}: {current.state} ({current.reason or 'no reason is given'})")
@@ -202,11 +204,10 @@ class JobWatcher:
         """Stop the remaining nodes of a failed job after the grace, since they may never notice the failure."""
         if self.failure_grace_s is None or self.stopped:
             return
-        known = self.status()
+        known = self.tracker.status()
         if not known.has_failed or known.has_ended or known.was_stopped:
             return
-        self.failed_at = self.failed_at or time.monotonic()
-        waited = time.monotonic() - self.failed_at
+        waited = self.tracker.failed_for_s
         if waited > _ANNOUNCE_S and not self.failure_announced:
             self.failure_announced = True
             known = with_first_failure(self.record, known)
@@ -218,17 +219,18 @@ class JobWatcher:
             self._stop_rest(stop)
 
     def _stop_rest(self, stop: Callable[..., Any]) -> None:
-        rest = [node for node in self.nodes if node.rank not in self.ended]
+        rest = [node for node in self.tracker.nodes if node.rank not in self.tracker.ended]
         if not rest:
             return
         write_err(f"{self.record.name}: stopping it on {fold([node.label for node in rest])}")
         self.record.note("stopped after a failure", hosts=[node.label for node in rest])
         for report in stop(self.record, self.record.grace_s, rest):
             if report.error or report.left:
-                self.ended[report.node.rank] = status.NodeStatus(report.node, "unreachable", "it may still run there")
+                unclear = NodeStatus(report.node, State.UNREACHABLE, "it may still run there")
+                self.tracker.apply(NodeEnded(unclear))
 
 
-def describe_failure(job: status.JobStatus) -> str:
+def describe_failure(job: JobStatus) -> str:
     """Describe why a job failed.
 
     Parameters

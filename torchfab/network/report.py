@@ -2,35 +2,72 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
-from torchfab.core.format import align_columns
+import msgspec
+from msgspec import Meta, Struct
+
+from torchfab.core.format import align_columns, format_bytes, format_seconds
 from torchfab.core.inventory import fold
-from torchfab.transport.schema import Row, Span, fits
 
 MARK = "torchfab-network "
 SLOW_FRACTION = 0.5  # of the typical bandwidth of these nodes
 MAX_LINKS = 10
-_COUNT, _AMOUNT = Span(0, 1e15, int), Span(0, 1e15)
-# Results that rank 0 of torchfab.remote.shims.network_benchmark prints, by kind; any other log line is ignored.
-_RESULTS: Mapping[str, Any] = {
-    "hello": {
-        "ranks": _COUNT,
-        "backend": str,
-        "interfaces": [{"name": (str, type(None)), "gbit": (_AMOUNT, type(None))}],
-        "told": {"*": str},
-    },
-    "size": {
-        **dict.fromkeys(("bytes", "count"), _COUNT),
-        **dict.fromkeys(("p50_s", "max_s", "algbw_gbit", "busbw_gbit"), _AMOUNT),
-    },
-    "round": {"pairs": [Row((_COUNT, _COUNT, _AMOUNT, _AMOUNT))], "round": _COUNT, "rounds": _COUNT},
-    "done": {},
-}
+_Count: TypeAlias = Annotated[int, Meta(ge=0, le=10**15)]
+_Amount: TypeAlias = Annotated[float, Meta(ge=0, le=1e15)]
+
+
+class Interface(Struct, frozen=True):
+    """The network interface that a node uses, with its address and its speed in Gbit/s; None if unknown."""
+
+    name: str | None
+    gbit: _Amount | None
+    address: str = ""
+
+
+class Hello(Struct, frozen=True, tag_field="kind", tag="hello"):
+    """The first result that rank 0 of `torchfab.remote.shims.network_benchmark` prints.
+
+    Parameters
+    ----------
+    told : dict of str to str
+        Versions and settings that matter, by name.
+    """
+
+    ranks: _Count
+    backend: str
+    interfaces: list[Interface]
+    told: dict[str, str]
+    torch: str = ""
+
+
+class SizeResult(Struct, frozen=True, tag_field="kind", tag="size"):
+    """The measurement of one message size: times in seconds, bandwidths in Gbit/s."""
+
+    bytes: _Count
+    count: _Count
+    p50_s: _Amount
+    max_s: _Amount
+    algbw_gbit: _Amount
+    busbw_gbit: _Amount
+
+
+class Round(Struct, frozen=True, tag_field="kind", tag="round"):
+    """A round of pairs: node ranks a and b, Gbit/s, latency in seconds; its number, and that of all rounds."""
+
+    pairs: list[tuple[_Count, _Count, _Amount, _Amount]]
+    round: _Count
+    rounds: _Count
+
+
+class Finished(Struct, frozen=True, tag_field="kind", tag="done"):
+    """The last result."""
+
+
+_DECODER = msgspec.json.Decoder(Hello | SizeResult | Round | Finished)
 
 
 @dataclass(frozen=True)
@@ -59,10 +96,10 @@ class BenchmarkResult:
 
     Parameters
     ----------
-    hello : Mapping
+    hello : Hello, optional
         Backend, versions, and the interface of each node.
-    sizes : list of Mapping
-        For each message size: bytes, count, p50_s, max_s, algbw_gbit, busbw_gbit.
+    sizes : list of SizeResult
+        One for each message size.
     links : list of Link
         The measurements between pairs of nodes.
     rounds : tuple of int
@@ -73,8 +110,8 @@ class BenchmarkResult:
         Number of nodes: links to a higher node rank are ignored.
     """
 
-    hello: Mapping[str, Any] = field(default_factory=dict)
-    sizes: list[Mapping[str, Any]] = field(default_factory=list)
+    hello: Hello | None = None
+    sizes: list[SizeResult] = field(default_factory=list)
     links: list[Link] = field(default_factory=list)
     rounds: tuple[int, int] = (0, 0)
     done: bool = False
@@ -88,25 +125,21 @@ class BenchmarkResult:
         text : str
             Any line of the log of rank 0.
         """
-        result = _parse_result(text)
-        if result["kind"] == "hello":
+        if not text.startswith(MARK):
+            return
+        try:
+            result = _DECODER.decode(text[len(MARK) :].encode("utf-8", "surrogateescape"))
+        except (msgspec.MsgspecError, RecursionError, UnicodeError):  # a log line that only looks like a result
+            return
+        if isinstance(result, Hello):
             self.hello = result
-        elif result["kind"] == "size":
+        elif isinstance(result, SizeResult):
             self.sizes.append(result)
-        elif result["kind"] == "round":
-            self.links += [Link(*values) for values in result["pairs"] if max(values[:2]) < self.nodes]
-            self.rounds = (result["round"], result["rounds"])
-        self.done = self.done or bool(result["kind"] == "done" and self.hello)
-
-
-def _parse_result(text: str) -> Mapping[str, Any]:
-    """Return the result in a log line; with an empty `kind` if the line is not a result."""
-    try:
-        result: Any = json.loads(text[len(MARK) :]) if text.startswith(MARK) else None
-    except (ValueError, RecursionError):
-        result = None
-    kind = result.get("kind") if isinstance(result, dict) else None
-    return result if isinstance(kind, str) and kind in _RESULTS and fits(result, _RESULTS[kind]) else {"kind": ""}
+        elif isinstance(result, Round):
+            self.links += [Link(*values) for values in result.pairs if max(values[:2]) < self.nodes]
+            self.rounds = (result.round, result.rounds)
+        else:
+            self.done = self.done or self.hello is not None
 
 
 # ---- slow nodes and links
@@ -214,42 +247,6 @@ def format_gbit(value: float) -> str:
     return f"{value:.0f}" if value >= 99.95 else f"{value:#.3g}"
 
 
-def format_seconds(value: float) -> str:
-    """Return a human-readable duration: `85 us`, `1.24 ms`, `2.31 s`.
-
-    Parameters
-    ----------
-    value : float
-        In seconds.
-
-    Returns
-    -------
-    str
-        With three significant digits.
-    """
-    for unit, factor in (("us", 1e6), ("ms", 1e3)):
-        if value * factor < 999.5:
-            return f"{value * factor:.3g} {unit}"
-    return f"{value:.3g} s"
-
-
-def format_bytes(count: int) -> str:
-    """Return a human-readable message size: `1 KiB`, `64 MiB`.
-
-    Parameters
-    ----------
-    count : int
-        In bytes.
-
-    Returns
-    -------
-    str
-        In whole units, rounded down.
-    """
-    power = min(3, max(0, count.bit_length() - 1) // 10)
-    return f"{count >> (10 * power)} {('B', 'KiB', 'MiB', 'GiB')[power]}"
-
-
 def render(measured: BenchmarkResult, hosts: Sequence[str]) -> str:
     """Return the results as human-readable text.
 
@@ -270,11 +267,9 @@ def render(measured: BenchmarkResult, hosts: Sequence[str]) -> str:
     rows += [_size_row(each) for each in measured.sizes]
     lines.append(align_columns(rows))
     if measured.sizes:
-        first, best = measured.sizes[0], max(measured.sizes, key=lambda each: float(each["busbw_gbit"]))
-        lines += ["", f"latency: {format_seconds(first['p50_s'])} for {format_bytes(first['bytes'])}"]
-        lines.append(
-            f"bandwidth: {format_gbit(best['busbw_gbit'])} Gbit/s on the bus, with {format_bytes(best['bytes'])}"
-        )
+        first, best = measured.sizes[0], max(measured.sizes, key=lambda each: each.busbw_gbit)
+        lines += ["", f"latency: {format_seconds(first.p50_s)} for {format_bytes(first.bytes)}"]
+        lines.append(f"bandwidth: {format_gbit(best.busbw_gbit)} Gbit/s on the bus, with {format_bytes(best.bytes)}")
     if measured.links:
         lines += ["", *pair_lines(measured, hosts)]
     return "\n".join(lines)
@@ -282,23 +277,24 @@ def render(measured: BenchmarkResult, hosts: Sequence[str]) -> str:
 
 def _describe_job(measured: BenchmarkResult, hosts: Sequence[str]) -> str:
     hello = measured.hello
+    assert hello is not None  # the benchmark has finished
     hosts_by_interface: dict[str, list[str]] = {}
-    for host, each in zip(hosts, hello.get("interfaces", ()), strict=False):
-        speed = f" ({each['gbit']:g} Gbit/s)" if each["gbit"] else ""
-        hosts_by_interface.setdefault((each["name"] or "an unknown interface") + speed, []).append(host)
+    for host, each in zip(hosts, hello.interfaces, strict=False):
+        speed = f" ({each.gbit:g} Gbit/s)" if each.gbit else ""
+        hosts_by_interface.setdefault((each.name or "an unknown interface") + speed, []).append(host)
     interfaces = ", ".join(f"{fold(names)} by {interface}" for interface, names in hosts_by_interface.items())
-    settings = "".join(f", {name}={value}" for name, value in hello.get("told", {}).items())
-    return f"all-reduce of {hello['ranks']} ranks on {len(hosts)} nodes, {hello['backend']}, {interfaces}{settings}"
+    settings = "".join(f", {name}={value}" for name, value in hello.told.items())
+    return f"all-reduce of {hello.ranks} ranks on {len(hosts)} nodes, {hello.backend}, {interfaces}{settings}"
 
 
-def _size_row(each: Mapping[str, Any]) -> list[str]:
-    times = [format_seconds(each["p50_s"]), format_seconds(each["max_s"])]
+def _size_row(each: SizeResult) -> list[str]:
+    times = [format_seconds(each.p50_s), format_seconds(each.max_s)]
     return [
-        format_bytes(each["bytes"]),
-        str(each["count"]),
+        format_bytes(each.bytes),
+        str(each.count),
         *times,
-        format_gbit(each["algbw_gbit"]),
-        format_gbit(each["busbw_gbit"]),
+        format_gbit(each.algbw_gbit),
+        format_gbit(each.busbw_gbit),
     ]
 
 
@@ -365,8 +361,10 @@ def as_json(measured: BenchmarkResult, hosts: Sequence[str]) -> dict[str, Any]:
     dict
         As `fab network --json` prints it.
     """
-    hello = {name: value for name, value in measured.hello.items() if name != "kind"}
-    sizes = [{name: value for name, value in each.items() if name != "kind"} for each in measured.sizes]
+    hello, *sizes = [
+        {name: value for name, value in msgspec.to_builtins(each).items() if name != "kind"}
+        for each in (measured.hello, *measured.sizes)
+    ]
     pairs = [
         {"hosts": [hosts[each.a], hosts[each.b]], "busbw_gbit": each.gbit, "latency_s": each.latency_s}
         for each in measured.links

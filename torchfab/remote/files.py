@@ -225,3 +225,20 @@ def processes(folder: str) -> list[str]:
     except OSError:
         return []
     return sorted(names, key=lambda name: (len(name), name))
+
+
+def remove_job_folder(folder: str) -> None:
+    """Remove a job's folder on this node, and its parent if no other node's folder is left in it.
+
+    Parameters
+    ----------
+    folder : str
+        As `files.job_folder` returns it.
+    """
+    import shutil  # imported here: a successful launch removes nothing
+
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        os.rmdir(os.path.dirname(folder))
+    except OSError:  # other nodes of the job share this file system
+        pass

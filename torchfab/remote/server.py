@@ -37,8 +37,8 @@ HEARTBEAT_S = 10.0
 # Stateless operations, by name: the module and the function that handles the request.
 ANSWERS = {
     "clock": ("server", "read_clock"),
-    "checkup": ("host.probe", "collect"),
-    "reach": ("host.connectivity", "probe_node_0"),
+    "probe": ("host.probe", "collect"),
+    "connectivity": ("host.connectivity", "probe_node_0"),
     "status": ("job.status", "handle"),
     "evidence": ("job.evidence", "handle"),
     "stacks": ("stacks.dump", "handle"),
@@ -46,8 +46,8 @@ ANSWERS = {
     "slurm_evidence": ("slurm.evidence", "handle"),
     "slurm_stop": ("slurm.job", "stop"),
     "slurm_forget": ("slurm.job", "forget"),
-    "tree_look": ("host.file_tree", "prepare_workdir"),
-    "tree_check": ("host.file_tree", "check"),
+    "workdir": ("host.workdir_files", "prepare_workdir"),
+    "files": ("host.workdir_files", "check"),
 }
 # Streaming operations: the function also gets the `Server`, and sends frames until the launch machine disconnects.
 STREAMS = {
@@ -308,9 +308,7 @@ class Server:
         dict
             Empty.
         """
-        from torchfab.remote.job.prepare import remove_job_folder
-
-        remove_job_folder(files.folder_of(request))
+        files.remove_job_folder(files.folder_of(request))
         return {}
 
     # ---- Slurm (this node has its commands)

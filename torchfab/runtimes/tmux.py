@@ -8,9 +8,11 @@ from __future__ import annotations
 import itertools
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+import msgspec
 
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core import status as states
@@ -19,14 +21,34 @@ from torchfab.core.environment import SECRET_PATTERNS
 from torchfab.core.errors import HostsFailedError, Interrupted, TorchfabError
 from torchfab.core.inventory import fold
 from torchfab.core.specs import Facts, Job, Node, NodePlan, Plan, Requirements, session_name
+from torchfab.core.status import StatusReport
 from torchfab.records import Record
 from torchfab.runtimes import StopReport
 from torchfab.runtimes.tmux_logs import address
 from torchfab.runtimes.tmux_logs import follow as follow  # noqa: PLC0414  # part of the runtime
 from torchfab.runtimes.tmux_stacks import stacks as stacks  # noqa: PLC0414  # part of the runtime
 from torchfab.transport.fanout import fan_out
-from torchfab.transport.pool import Answer, problem_in, request_all
-from torchfab.transport.session import Session
+from torchfab.transport.messages import launch as messages
+from torchfab.transport.messages.job import (
+    EvidenceAnswer,
+    EvidenceRequest,
+    ForgetRequest,
+    StatusRequest,
+    StopAnswer,
+    StopRequest,
+)
+from torchfab.transport.messages.launch import (
+    CommitAnswer,
+    CommitRequest,
+    NodeFacts,
+    PrepareRequest,
+    ProcessSpec,
+    ProgramSpec,
+    RollbackRequest,
+    StartRequest,
+)
+from torchfab.transport.pool import Response, as_error, request_all
+from torchfab.transport.session import Pending, Session
 from torchfab.transport.ssh import NodeConnection, NodeGroup, open_session
 from torchfab.why import evidence as why
 from torchfab.why.evidence import Evidence
@@ -39,9 +61,40 @@ _OUTCOMES = {"starting": "nothing was started", "confirming": "what had started 
 Progress = Callable[[str, int, int], None]
 
 
+@dataclass(frozen=True)
+class PreparedNode:
+    """A node on which phase one succeeded.
+
+    Parameters
+    ----------
+    node : Node
+        The node.
+    facts : NodeFacts
+        What it reported.
+    sent, received : float
+        When the request was sent and its answer received, by this machine's clock, in seconds since the epoch.
+    """
+
+    node: Node
+    facts: NodeFacts
+    sent: float
+    received: float
+
+    @property
+    def plan_facts(self) -> Facts:
+        """The facts that launchers use to plan."""
+        facts = self.facts
+        return Facts(facts.folder, facts.gpus, facts.cpus, facts.port, facts.is_root, facts.versions)
+
+    @property
+    def clock_ahead_s(self) -> float:
+        """Seconds by which the node's clock is ahead of this machine's; known to within half a round trip."""
+        return self.facts.time - (self.sent + self.received) / 2
+
+
 @dataclass
 class Prepared:
-    """Nodes on which phase one succeeded. All dicts are keyed by node rank.
+    """Nodes on which phase one succeeded.
 
     Parameters
     ----------
@@ -50,21 +103,20 @@ class Prepared:
     nodes : tuple of Node
         All nodes of the job.
     sessions : dict of int to Session
-        Open sessions.
-    facts : dict of int to Facts
-        Facts that launchers use to plan.
-    told : dict of int to Mapping
-        All facts that the node reported.
-    asked : dict of int to tuple of float
-        When the request was sent and when its answer came, in seconds since the epoch on this machine's clock.
+        Open sessions, by node rank.
+    answers : dict of int to PreparedNode
+        What the nodes reported, by node rank.
     """
 
     settings: ConnectionSettings
     nodes: tuple[Node, ...] = ()
     sessions: dict[int, Session] = field(default_factory=dict)
-    facts: dict[int, Facts] = field(default_factory=dict)
-    reported_facts: dict[int, Mapping[str, Any]] = field(default_factory=dict)
-    request_times: dict[int, tuple[float, float]] = field(default_factory=dict)
+    answers: dict[int, PreparedNode] = field(default_factory=dict)
+
+    @property
+    def facts(self) -> list[Facts]:
+        """The facts that launchers use to plan, in the order of node ranks."""
+        return [self.answers[node.rank].plan_facts for node in self.nodes]
 
     def close(self) -> None:
         """Close all sessions. Nodes roll back by themselves what was prepared and not committed."""
@@ -115,21 +167,22 @@ def prepare(
     reasons: dict[str, TorchfabError] = {}
     patience_s = _patience_s(len(nodes), settings)
 
-    def prepare_node(connection: NodeConnection) -> Mapping[str, Any]:
+    def prepare_node(connection: NodeConnection) -> PreparedNode:
         node = connection.node
         session = open_session(connection, settings)
         prepared.sessions[node.rank] = session
-        request = {**_prepare_request(job, node, nodes, requirements, write), "patience_s": patience_s}
-        request["python_timeout_s"] = settings.prepare_timeout_s / 3
+        request = _prepare_request(job, node, nodes, requirements, write, patience_s, settings.prepare_timeout_s / 3)
         sent = time.time()
-        answer = session.ask(request, settings.prepare_timeout_s)
-        prepared.request_times[node.rank] = (sent, time.time())
-        return answer
+        answer = session.request(request, settings.prepare_timeout_s)
+        return PreparedNode(node, answer.facts, sent, time.time())
 
     try:
-        for connection, answer in group.as_completed(prepare_node):
-            _store_answer(prepared, connection.node, answer, reasons)
-            progress("preparing", len(prepared.facts), len(nodes))
+        for connection, result in group.as_completed(prepare_node):
+            if isinstance(result, Exception):
+                reasons[connection.node.label] = as_error(result)
+            else:
+                prepared.answers[connection.node.rank] = result
+            progress("preparing", len(prepared.answers), len(nodes))
     except BaseException:  # Ctrl-C too
         prepared.close()
         raise
@@ -146,43 +199,37 @@ def _patience_s(nodes: int, settings: ConnectionSettings) -> int:
     return round(10 + rounds * per_node_s)
 
 
-def _store_answer(
-    prepared: Prepared, node: Node, answer: Mapping[str, Any] | Exception, reasons: dict[str, TorchfabError]
-) -> None:
-    problem = problem_in(answer)
-    if problem is not None:
-        reasons[node.label] = problem
-        return
-    assert not isinstance(answer, Exception)
-    facts = answer["facts"]
-    prepared.reported_facts[node.rank] = facts
-    known = ("folder", "gpus", "cpus", "port", "is_root", "versions")
-    prepared.facts[node.rank] = Facts(**{name: facts[name] for name in known})
-
-
 def _prepare_request(
-    job: Job, node: Node, nodes: Sequence[Node], requirements: Requirements, write: bool
-) -> dict[str, Any]:
-    first = nodes[0]
-    return {
-        "op": "prepare",
-        "job_id": job.job_id,
-        "session": session_name(job.name, node.rank),
-        "node_rank": node.rank,
-        "node_dir": job.node_dir,
-        "workdir": job.workdir,
-        "python": job.python,
-        "script": job.script_path,
-        "modules": _modules(job, node, requirements),
-        "python_path": job.env.get("PYTHONPATH"),
-        "installs": dict(requirements.installs),
-        "programs": [vars(each) for each in requirements.programs if node.rank == 0 or not each.on_head_only],
-        "master_addr": job.master_addr or first.address or first.host,
-        "one_machine": len(nodes) == 1,
-        "peers": [each.address or each.host for each in nodes[1:]] if requirements.peers and node.rank == 0 else [],
-        "port": job.port if requirements.port and node.rank == 0 else None,
-        "write": write,
-    }
+    job: Job,
+    node: Node,
+    nodes: Sequence[Node],
+    requirements: Requirements,
+    write: bool,
+    patience_s: int,
+    python_timeout_s: float,
+) -> PrepareRequest:
+    first, is_first, job = nodes[0], node.rank == 0, job.on(node)
+    programs = [ProgramSpec(**vars(each)) for each in requirements.programs if is_first or not each.on_head_only]
+    return PrepareRequest(
+        job_id=job.job_id,
+        session=session_name(job.name, node.rank),
+        node_rank=node.rank,
+        node_dir=job.node_dir,
+        workdir=job.workdir,
+        python=job.python,
+        script=job.script_path,
+        modules=_modules(job, node, requirements),
+        python_path=job.env.get("PYTHONPATH"),
+        installs=dict(requirements.installs),
+        programs=programs,
+        master_addr=job.master_addr or first.address or first.host,
+        one_machine=len(nodes) == 1,
+        peers=[each.address or each.host for each in nodes[1:]] if requirements.peers and is_first else [],
+        port=job.port if requirements.port and is_first else None,
+        write=write,
+        patience_s=patience_s,
+        python_timeout_s=python_timeout_s,
+    )
 
 
 def _modules(job: Job, node: Node, requirements: Requirements) -> list[str]:
@@ -224,17 +271,16 @@ def start(plan: Plan, prepared: Prepared, progress: Progress) -> None:
     timeout_s = prepared.settings.start_timeout_s
     # Longer than the timeout on the node, whose own error says which process did not start in time.
     answer_s = timeout_s + min(timeout_s, 5)
-    posted: dict[int, int] = {}
+    posted: dict[int, Pending[CommitAnswer]] = {}
 
-    def start_supervisors(each: NodePlan) -> Mapping[str, Any]:
-        return prepared.sessions[each.node.rank].ask(start_request(plan, each, timeout_s), answer_s)
+    def start_supervisors(each: NodePlan) -> None:
+        prepared.sessions[each.node.rank].request(start_request(plan, each, timeout_s), answer_s)
 
-    def release(each: NodePlan) -> Mapping[str, Any]:
-        posted[each.node.rank] = prepared.sessions[each.node.rank].post({"op": "commit"})
-        return {}
+    def release(each: NodePlan) -> None:
+        posted[each.node.rank] = prepared.sessions[each.node.rank].post(CommitRequest())
 
-    def confirm(each: NodePlan) -> Mapping[str, Any]:
-        return prepared.sessions[each.node.rank].answer(posted[each.node.rank], answer_s)
+    def confirm(each: NodePlan) -> None:
+        prepared.sessions[each.node.rank].wait(posted[each.node.rank], answer_s)
 
     # Send the release to all nodes of a wave before waiting for any answer: the last node then starts as soon after
     # the first as the messages leave.
@@ -250,7 +296,7 @@ def start(plan: Plan, prepared: Prepared, progress: Progress) -> None:
         raise problem from None
 
 
-_Step = Callable[[NodePlan], Mapping[str, Any]]
+_Step = Callable[[NodePlan], None]
 
 
 def _run_step(
@@ -259,10 +305,9 @@ def _run_step(
     """Run one step on all nodes of a wave at once; raise HostsFailedError with the reasons of the nodes that failed."""
     reasons: dict[str, TorchfabError] = {}
     nodes = [each.node for each in plan.nodes]
-    for done, (each, answer) in enumerate(fan_out(wave, step, prepared.settings.fanout), 1):
-        problem = problem_in(answer)
-        if problem:
-            reasons[each.node.label] = problem
+    for done, (each, result) in enumerate(fan_out(wave, step, prepared.settings.fanout), 1):
+        if isinstance(result, Exception):
+            reasons[each.node.label] = as_error(result)
         progress(phase, done - len(reasons), len(wave))
     if reasons:
         raise HostsFailedError(_failure_summary(reasons, nodes, _OUTCOMES[phase]), _in_order(reasons, nodes))
@@ -286,7 +331,7 @@ def _with_unconfirmed_hosts(error: BaseException, unsure: Sequence[str], plan: P
     return problem
 
 
-def start_request(plan: Plan, each: NodePlan, timeout_s: float) -> dict[str, Any]:
+def start_request(plan: Plan, each: NodePlan, timeout_s: float) -> StartRequest:
     """Return the request that starts a node's processes in phase two.
 
     Parameters
@@ -300,69 +345,59 @@ def start_request(plan: Plan, each: NodePlan, timeout_s: float) -> dict[str, Any
 
     Returns
     -------
-    dict
+    StartRequest
         The request.
     """
     processes = [
-        {
-            "name": process.name,
-            "argv": list(process.argv),
-            "env": dict(process.env),
-            "secrets": dict(plan.job.secrets) if process.secrets else None,
-            "cwd": plan.job.workdir,
-            "rank": process.rank,
-            "rank_logs": process.rank_logs,
-            "folders": list(process.folders),
-            "files": dict(process.files),
-            "path": list(process.path),
-        }
+        ProcessSpec(
+            name=process.name,
+            argv=list(process.argv),
+            env=dict(process.env),
+            secrets=dict(plan.job.secrets) if process.secrets else None,
+            cwd=plan.job.on(each.node).workdir,
+            rank=process.rank,
+            rank_logs=process.rank_logs,
+            folders=list(process.folders),
+            files=dict(process.files),
+            path=list(process.path),
+        )
         for process in each.processes
     ]
-    return {
-        "op": "start",
-        "session": session_name(plan.job.name, each.node.rank),
-        "mask_key": plan.job.mask_key,
-        "grace_s": plan.job.grace_s,
-        "start_timeout_s": timeout_s,
-        "secret_patterns": list(SECRET_PATTERNS),
-        "processes": processes,
-    }
+    return StartRequest(
+        session=session_name(plan.job.name, each.node.rank),
+        mask_key=plan.job.mask_key,
+        grace_s=plan.job.grace_s,
+        start_timeout_s=timeout_s,
+        secret_patterns=list(SECRET_PATTERNS),
+        processes=processes,
+    )
 
 
 def _roll_back(plan: Plan, prepared: Prepared) -> list[str]:
     """Stop what has started; return the hosts on which a process may still run."""
     # A node that got no `commit` rolls back when the session closes. Asking for the rollback also confirms it.
-    request = {
-        "op": "rollback",
-        "job_id": plan.job.job_id,
-        "node_dir": plan.job.node_dir,
-        "grace_s": _ROLLBACK_GRACE_S,
-    }
-
     timeout_s = _ROLLBACK_GRACE_S + min(15.0, 2 * prepared.settings.start_timeout_s)
 
-    def roll_back(each: NodePlan) -> Mapping[str, Any]:
+    def roll_back(each: NodePlan) -> messages.StopReport:
         rank = each.node.rank
-        address_of_node = {"node_rank": rank, "session": session_name(plan.job.name, rank)}
-        return prepared.sessions[rank].ask({**request, **address_of_node}, timeout_s)
+        request = RollbackRequest(
+            job_id=plan.job.job_id,
+            node_dir=plan.job.on(each.node).node_dir,
+            node_rank=rank,
+            session=session_name(plan.job.name, rank),
+            grace_s=_ROLLBACK_GRACE_S,
+        )
+        return prepared.sessions[rank].request(request, timeout_s)
 
     unsure = []
-    for each, answer in fan_out(plan.nodes, roll_back, prepared.settings.fanout):
-        if isinstance(answer, Exception) or answer.get("left") or answer.get("problems"):
+    for each, result in fan_out(plan.nodes, roll_back, prepared.settings.fanout):
+        if isinstance(result, Exception) or result.left:
             unsure.append(each.node.label)
     prepared.close()
     return [each.node.label for each in plan.nodes if each.node.label in unsure]
 
 
 # ---- operations on a running or ended job
-
-
-def _ask_all(
-    record: Record, request: Mapping[str, Any], timeout_s: float, nodes: Sequence[Node] | None = None
-) -> Iterator[tuple[Node, Answer | TorchfabError]]:
-    """Send the same request to all nodes of a job, or to some; yield the answers."""
-    targets = record.nodes if nodes is None else nodes
-    return request_all(targets, record.settings, lambda node: {**address(record, node), **request}, timeout_s)
 
 
 def status(record: Record) -> states.JobStatus:
@@ -379,15 +414,20 @@ def status(record: Record) -> states.JobStatus:
         The status by node.
     """
     found: dict[int, states.NodeStatus] = {}
-    for node, result in _ask_all(record, {"op": "status"}, record.settings.answer_timeout_s):
+    timeout_s = record.settings.answer_timeout_s
+    for node, result in request_all(
+        record.nodes, record.settings, lambda node: StatusRequest(**address(record, node)), timeout_s
+    ):
         found[node.rank] = _node_status(record, node, result)
     return states.JobStatus(tuple(found[node.rank] for node in record.nodes), record.min_nodes)
 
 
-def _node_status(record: Record, node: Node, result: Answer | TorchfabError) -> states.NodeStatus:
+def _node_status(
+    record: Record, node: Node, result: Response[StatusReport] | Response[EvidenceAnswer] | TorchfabError
+) -> states.NodeStatus:
     if isinstance(result, TorchfabError):
-        return states.NodeStatus(node, "unreachable", result.message.splitlines()[0])
-    return _explain_lost(record, states.from_answer(node, result.value, result.asked, result.answered))
+        return states.NodeStatus(node, states.State.UNREACHABLE, result.message.splitlines()[0])
+    return _explain_lost(record, states.from_answer(node, result.value, result.sent, result.received))
 
 
 def _explain_lost(record: Record, found: states.NodeStatus) -> states.NodeStatus:
@@ -410,13 +450,16 @@ def evidence(record: Record) -> Evidence:
         Logs, error files and status of every node; a node that does not answer has a status only.
     """
     found: dict[int, why.NodeEvidence] = {}
-    for node, result in _ask_all(record, {"op": "evidence"}, record.settings.answer_timeout_s):
+    timeout_s = record.settings.answer_timeout_s
+    for node, result in request_all(
+        record.nodes, record.settings, lambda node: EvidenceRequest(**address(record, node)), timeout_s
+    ):
+        status_of_node = _node_status(record, node, result)
         if isinstance(result, TorchfabError):
-            found[node.rank] = why.NodeEvidence(_node_status(record, node, result))
+            found[node.rank] = why.NodeEvidence(status_of_node)
         else:
-            found[node.rank] = why.evidence_from_report(
-                _node_status(record, node, result), result.value.get("evidence") or {}
-            )
+            report = msgspec.to_builtins(result.value.evidence)
+            found[node.rank] = why.evidence_from_report(status_of_node, report)
     nodes = why.in_rank_order(record.nodes, found)
     job = states.JobStatus(tuple(each.status for each in nodes), record.min_nodes)
     return Evidence(record.name, record.created, job, nodes, events=record.events())
@@ -441,20 +484,23 @@ def stop(record: Record, grace_s: float, nodes: Sequence[Node] | None = None) ->
     """
     found: dict[int, StopReport] = {}
     timeout_s = grace_s + record.settings.answer_timeout_s
-    for node, result in _ask_all(record, {"op": "stop", "grace_s": grace_s}, timeout_s, nodes):
+    targets = record.nodes if nodes is None else nodes
+    for node, result in request_all(
+        targets, record.settings, lambda node: StopRequest(**address(record, node), grace_s=grace_s), timeout_s
+    ):
         found[node.rank] = _stop_report(record, node, result)
     return tuple(found[rank] for rank in sorted(found))
 
 
-def _stop_report(record: Record, node: Node, result: Answer | TorchfabError) -> StopReport:
+def _stop_report(record: Record, node: Node, result: Response[StopAnswer] | TorchfabError) -> StopReport:
     if isinstance(result, TorchfabError):
         return StopReport(node, error=result)
     report = result.value
     # The clock skew is derived from the round trip, which is the time that the node did not spend on stopping.
-    asked = min(result.asked + report["seconds"], result.answered)
-    now = _explain_lost(record, states.from_answer(node, report["status"], asked, result.answered))
-    killed, left = tuple(report["killed"]), tuple(report["left"])
-    return StopReport(node, report["asked"], killed, left, report["seconds"], status=now)
+    sent = min(result.sent + report.seconds, result.received)
+    now = _explain_lost(record, states.from_answer(node, report.status, sent, result.received))
+    killed, left = tuple(report.killed), tuple(report.left)
+    return StopReport(node, int(report.asked), killed, left, report.seconds, status=now)
 
 
 def forget(record: Record) -> dict[str, TorchfabError]:
@@ -470,7 +516,8 @@ def forget(record: Record) -> dict[str, TorchfabError]:
     dict of str to TorchfabError
         Errors by host; empty if all folders are removed.
     """
-    results = _ask_all(record, {"op": "forget"}, record.settings.answer_timeout_s)
+    timeout_s = record.settings.answer_timeout_s
+    results = request_all(record.nodes, record.settings, lambda node: ForgetRequest(**address(record, node)), timeout_s)
     return {node.label: result for node, result in results if isinstance(result, TorchfabError)}
 
 

@@ -11,7 +11,8 @@ from torchfab.core.errors import TorchfabError
 from torchfab.core.events import BacklogRead, ContactLost, Event, EventStream, Lines, NodeEnded, Tick
 from torchfab.core.specs import Node, session_name
 from torchfab.records import Record
-from torchfab.transport.pool import problem_in
+from torchfab.transport.messages.job import LogLine, LogsFrame, LogsRequest
+from torchfab.transport.session import NodeError
 from torchfab.transport.streams import NodeStreams
 
 _POLL_S = 0.05
@@ -34,7 +35,7 @@ def address(record: Record, node: Node) -> dict[str, Any]:
     """
     return {
         "job_id": record.job_id,
-        "node_dir": record.node_dir,
+        "node_dir": node.node_dir or record.node_dir,
         "node_rank": node.rank,
         "mask_key": record.mask_key,
         "session": session_name(record.name, node.rank),
@@ -46,32 +47,32 @@ class _NodeLogs:
 
     def __init__(self, node: Node) -> None:
         self.node = node
-        self.offsets: dict[str, int] = {}
+        self.offsets: dict[str, Any] = {}
         # Lines whose offsets have not arrived yet. They are yielded together with the offsets or dropped on a
         # connection loss, so no line is yielded twice.
-        self.pending_lines: list[Sequence[Any]] = []
+        self.pending_lines: list[LogLine] = []
         self.is_done = False
 
-    def events(self, update: Mapping[str, Any] | TorchfabError) -> Iterator[Event]:
+    def events(self, update: LogsFrame | TorchfabError) -> Iterator[Event]:
         """Yield the events of a frame, or of a lost connection."""
         if isinstance(update, TorchfabError):
             self.pending_lines = []
             yield ContactLost(self.node, update)
             return
-        self.pending_lines += update.get("lines", ())
-        if "offsets" in update:
+        self.pending_lines += update.lines
+        if update.offsets is not None:
             yield Lines(self.node, self.pending_lines)
-            self.offsets, self.pending_lines = update["offsets"], []
-        if "past" in update:
+            self.offsets, self.pending_lines = update.offsets, []
+        if update.past:
             yield BacklogRead(self.node)
-        if "end" in update:
+        if update.end is not None:
             self.is_done = True
             now = time.time()
-            yield NodeEnded(status.from_answer(self.node, update["end"], now, now))
-        problem = problem_in(update)
-        if problem is not None:
+            yield NodeEnded(status.from_answer(self.node, update.end, now, now))
+        if update.problems:
             self.is_done = True
-            yield NodeEnded(status.NodeStatus(self.node, "unreachable", problem.message))
+            reason = NodeError(update.problems).message
+            yield NodeEnded(status.NodeStatus(self.node, status.State.UNREACHABLE, reason))
 
 
 def follow(record: Record, request: Mapping[str, Any], nodes: Sequence[Node] | None = None) -> EventStream:
@@ -97,9 +98,8 @@ def follow(record: Record, request: Mapping[str, Any], nodes: Sequence[Node] | N
     followed = record.nodes if nodes is None else nodes
     logs = {node.rank: _NodeLogs(node) for node in followed}
 
-    def node_request(node: Node) -> dict[str, Any]:
-        offsets = {"offsets": logs[node.rank].offsets} if logs[node.rank].offsets else {}
-        return {**address(record, node), **request, **offsets, "op": "logs"}
+    def node_request(node: Node) -> LogsRequest:
+        return LogsRequest(**address(record, node), **request, offsets=logs[node.rank].offsets or None)
 
     streams = NodeStreams(followed, record.settings, node_request)
     try:

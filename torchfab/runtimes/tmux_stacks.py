@@ -12,12 +12,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from torchfab.core.errors import TorchfabError
 from torchfab.core.specs import Node
 from torchfab.records import Record
 from torchfab.runtimes.tmux_logs import address
 from torchfab.stacks.model import NodeStacks, StackDump, from_answer
-from torchfab.transport.pool import SessionPool, problem_in
+from torchfab.transport.messages.stacks import StacksAnswer, StacksRequest
+from torchfab.transport.pool import SessionPool
 from torchfab.transport.session import Session
 
 # Work on the node besides py-spy's timeout: listing processes, waiting for the answer to a signal, a second py-spy run.
@@ -41,22 +44,22 @@ def stacks(record: Record, request: Mapping[str, Any]) -> StackDump:
     """
     timeout_s = record.settings.answer_timeout_s + _OVERHEAD_S + 2 * request["timeout_s"]
 
-    def collect(node: Node, session: Session) -> Mapping[str, Any]:
-        node_request = {**address(record, node), **request, "op": "stacks"}
-        answer = session.ask(node_request, timeout_s)
-        if answer.get("wants"):
-            answer = session.ask({**node_request, "program": program_for(answer["machine"])}, timeout_s)
+    def collect(node: Node, session: Session) -> StacksAnswer:
+        node_request = StacksRequest(**address(record, node), **request)
+        answer = session.request(node_request, timeout_s)
+        if answer.wants:
+            with_program = msgspec.structs.replace(node_request, program=program_for(answer.machine))
+            answer = session.request(with_program, timeout_s)
         return answer
 
     found: dict[int, NodeStacks] = {}
     failed: dict[str, TorchfabError] = {}
     with SessionPool(record.nodes, record.settings) as sessions:
         for node, result in sessions.map(collect):
-            problem = problem_in(result)
-            if problem is not None:
-                failed[node.label] = problem
-            elif not isinstance(result, TorchfabError):
-                found[node.rank] = from_answer(node, result)
+            if isinstance(result, TorchfabError):
+                failed[node.label] = result
+            else:
+                found[node.rank] = from_answer(node, msgspec.to_builtins(result))
     return StackDump(tuple(found[rank] for rank in sorted(found)), failed)
 
 

@@ -10,8 +10,9 @@ from typing import Any
 from torchfab import runtimes
 from torchfab.core.console import write_err, write_out
 from torchfab.core.errors import TorchfabError
+from torchfab.core.format import duration
 from torchfab.core.inventory import fold
-from torchfab.core.status import SIGTERM_CODE, duration
+from torchfab.core.status import SIGTERM_CODE
 from torchfab.launch.context import CommandContext
 from torchfab.monitoring import stack_dump
 from torchfab.monitoring.watcher import Printer

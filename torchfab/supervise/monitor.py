@@ -8,19 +8,19 @@ requests every few seconds.
 from __future__ import annotations
 
 import contextlib
-import queue
 import re
-import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from torchfab import runtimes
 from torchfab.core import stall
-from torchfab.core.errors import TorchfabError
-from torchfab.core.events import BacklogRead, ContactLost, Event, Lines, NodeEnded
-from torchfab.core.status import JobStatus, NodeStatus
+from torchfab.core.events import BacklogRead, ContactLost, Event, Lines
+from torchfab.core.format import duration
+from torchfab.core.status import JobStatus, NodeStatus, State
+from torchfab.monitoring.status_poller import StatusPoller
+from torchfab.monitoring.status_tracker import StatusTracker
 from torchfab.monitoring.watcher import Printer
 from torchfab.records import Record
 from torchfab.supervise.model import Policy
@@ -100,15 +100,17 @@ class AttemptMonitor:
     report: Callable[..., None]
     printer: Printer | None = None
     step: int | None = None
-    ended: dict[int, NodeStatus] = field(default_factory=dict)
-    polled: dict[int, NodeStatus] = field(default_factory=dict)
     away: dict[int, float] = field(default_factory=dict)  # since when a node is out of reach, by rank
-    failed_at: float | None = None
     silent_s: float = 0.0
     stalled: bool = False
-    polling: bool = False
-    poll_at: float = field(default_factory=time.monotonic)
-    answers: queue.SimpleQueue[JobStatus | Exception] = field(default_factory=queue.SimpleQueue)
+    tracker: StatusTracker = field(init=False)
+    poller: StatusPoller = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tracker = StatusTracker(self.record, unreported_state=State.STARTING)
+        self.poller = StatusPoller(lambda: runtimes.load(self.record.runtime).status(self.record))
+        limits_s = [self.policy.lost_s / 4, *([self.policy.stall_s / 4] if self.policy.stall_s else [])]
+        self.poll_interval_s = max(1.0, min(_POLL_S, *limits_s))
 
     def wait(self) -> Trigger:
         """Watch until the supervisor must act.
@@ -123,39 +125,26 @@ class AttemptMonitor:
         with contextlib.closing(stream):
             for event in stream:
                 self._handle(event)
-                self._poll()
+                if polled := self.poller.poll(self.poll_interval_s):
+                    self._handle_status(polled)
                 if kind := self._classify():
                     break
             else:
                 kind = "ended"
         if self.printer:
-            self.printer.live = self.printer.live or not self.printer.waiting
-            self.printer.flush()
-        return Trigger(kind, self.status(), self.step, self.silent_s)
-
-    def status(self) -> JobStatus:
-        """Return the last known status of the job.
-
-        Returns
-        -------
-        JobStatus
-            A node without a report is `starting`.
-        """
-        nodes = [self.ended.get(each.rank) or self.polled.get(each.rank) for each in self.record.nodes]
-        known = [status or NodeStatus(node, "starting") for status, node in zip(nodes, self.record.nodes, strict=True)]
-        return JobStatus(tuple(known), self.record.min_nodes)
+            self.printer.finish()
+        return Trigger(kind, self.tracker.status(), self.step, self.silent_s)
 
     # ---- input: log events and polled status
 
     def _handle(self, event: Event) -> None:
+        self.tracker.apply(event)
         if isinstance(event, Lines):
             self._read_steps(text for _, _, text in event.lines)
             if self.printer:
                 self.printer.add(event)
-        elif isinstance(event, NodeEnded):
-            self.ended[event.status.node.rank] = event.status
         elif isinstance(event, ContactLost):
-            self.poll_at = min(self.poll_at, time.monotonic())
+            self.poller.due_at = min(self.poller.due_at, time.monotonic())
         if self.printer:
             if isinstance(event, BacklogRead):
                 self.printer.backlog_read.add(event.node.rank)
@@ -167,29 +156,9 @@ class AttemptMonitor:
             self.step = step
             self.report("step", "", step=step)
 
-    def _poll(self) -> None:
-        while not self.answers.empty():
-            self.polling = False
-            self._handle_status(self.answers.get())
-        if not self.polling and time.monotonic() >= self.poll_at:
-            self.polling = True
-            threading.Thread(target=self._request_status, daemon=True).start()
-
-    def _request_status(self) -> None:
-        try:
-            self.answers.put(runtimes.load(self.record.runtime).status(self.record))
-        except Exception as error:
-            self.answers.put(error)
-
-    def _handle_status(self, answer: JobStatus | Exception) -> None:
-        limits_s = [self.policy.lost_s / 4, *([self.policy.stall_s / 4] if self.policy.stall_s else [])]
-        self.poll_at = time.monotonic() + max(1.0, min(_POLL_S, *limits_s))
-        if isinstance(answer, TorchfabError):
-            return
-        if isinstance(answer, Exception):
-            raise answer
+    def _handle_status(self, answer: JobStatus) -> None:
+        self.tracker.apply_polled(answer)
         for node in answer.nodes:
-            self.polled[node.node.rank] = node
             self._update_away(node)
         quiet = stall.detect_stall(answer, self.policy.stall_s)
         self.stalled, self.silent_s = quiet is not None and not quiet.unreachable, quiet.seconds if quiet else 0.0
@@ -201,17 +170,16 @@ class AttemptMonitor:
             self.report("out of reach", f"{host} cannot be reached: {node.reason}", host=host)
         elif node.state != "unreachable" and since is not None:
             del self.away[node.node.rank]
-            self.report("back", f"{host} is back after {time.monotonic() - since:.0f} s", host=host)
+            self.report("back", f"{host} is back after {duration(time.monotonic() - since)}", host=host)
 
     # ---- output: whether the supervisor must act
 
     def _classify(self) -> TriggerKind | None:
         if self.stop_requested():
             return "stop"
-        known = self.status()
+        known = self.tracker.status()
         if known.has_failed:
-            self.failed_at = self.failed_at or time.monotonic()
-            waited = time.monotonic() - self.failed_at
+            waited = self.tracker.failed_for_s
             done = all(node.has_ended or node.state == "unreachable" for node in known.nodes)
             return "failed" if waited > self.failure_grace_s or (done and waited > 1.0) else None
         if self._has_ended_without(known):
@@ -223,13 +191,9 @@ class AttemptMonitor:
     def _lost(self) -> list[int]:
         """Return the ranks of the nodes that were out of reach for too long while the job ran there."""
         now = time.monotonic()
-        return [
-            rank for rank, since in self.away.items() if now - since >= self.policy.lost_s and not self._is_done(rank)
-        ]
-
-    def _is_done(self, rank: int) -> bool:
-        """Test whether a node has reported the end of the job there. What happens to it afterwards does not matter."""
-        return rank in self.ended and self.ended[rank].has_ended
+        # What happens to a node after it has reported the end of the job does not matter.
+        running = {rank: since for rank, since in self.away.items() if not self.tracker.has_reported_end(rank)}
+        return [rank for rank, since in running.items() if now - since >= self.policy.lost_s]
 
     def _left(self, known: JobStatus) -> int:
         """Count the nodes that an elastic job can continue on."""
@@ -239,21 +203,5 @@ class AttemptMonitor:
     def _has_ended_without(self, known: JobStatus) -> bool:
         """Test whether enough nodes have succeeded and all others are out of reach."""
         good = [node for node in known.nodes if node.has_ended and node.state == "succeeded"]
-        away = [node for node in known.nodes if node.node.rank in self.away and not self._is_done(node.node.rank)]
+        away = [rank for rank in self.away if not self.tracker.has_reported_end(rank)]
         return bool(away) and len(good) >= self.record.min_nodes and len(good) + len(away) == len(known.nodes)
-
-
-def as_details(trigger: Trigger) -> Mapping[str, Any]:
-    """Convert a trigger to the details of an event.
-
-    Parameters
-    ----------
-    trigger : Trigger
-        The trigger.
-
-    Returns
-    -------
-    Mapping
-        JSON values.
-    """
-    return {"what": trigger.kind, "state": trigger.status.state, "step": trigger.step}

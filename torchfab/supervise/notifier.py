@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import queue
 import re
@@ -13,6 +14,8 @@ import threading
 import urllib.request
 from collections.abc import Callable, Mapping
 from typing import Any
+
+_log = logging.getLogger(__name__)
 
 
 class Notifier:
@@ -56,8 +59,10 @@ class Notifier:
 
     def _work(self) -> None:
         while (event := self.events.get()) is not None:
+            _log.debug("notify: sending %s", event.get("event"))
             try:
                 _send(self.target, event, self.timeout_s)
+                _log.debug("notify: sent")
             except Exception as error:  # no failure of a URL or a command may end the supervisor
                 self.complain(f"--notify {_name(self.target)}: {error}")
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 
 from torchfab import doctor, runtimes
 from torchfab.config.connection_settings import ConnectionSettings
+from torchfab.core.format import duration
 from torchfab.core.inventory import fold
 from torchfab.core.specs import Node
-from torchfab.core.status import duration
 from torchfab.records import Record
 from torchfab.records.launch_request import LaunchRequest
 from torchfab.supervise.model import AttemptOutcome
@@ -26,6 +27,7 @@ UNHEALTHY_FINDINGS = (
 # Causes that are observed on the node itself; for all others the script's output is the only evidence.
 _OBSERVED_CAUSES = ("node-rebooted", "node-lost", "node-failed", "node-unreachable")
 _RETRY_S = 2.0
+_log = logging.getLogger(__name__)
 
 
 def classify(record: Record, trigger: Trigger) -> tuple[AttemptOutcome, Diagnosis]:
@@ -114,6 +116,7 @@ def unhealthy_nodes(
             break
         for node in silent:
             unhealthy.pop(node.label, None)
+        _log.debug("%d nodes are out of reach; trying them again in %g s", len(silent), _RETRY_S)
         time.sleep(_RETRY_S)
         left = silent
     return unhealthy

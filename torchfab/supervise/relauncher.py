@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 
 from torchfab.core.console import write_err
 from torchfab.core.errors import HostsFailedError, TorchfabError
+from torchfab.core.format import duration
 from torchfab.core.inventory import fold
 from torchfab.core.specs import Node
-from torchfab.core.status import duration
 from torchfab.launch import launch
 from torchfab.launch.context import CommandContext
 from torchfab.records import Record

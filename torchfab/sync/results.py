@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torchfab.core.errors import TorchfabError
+from torchfab.core.format import format_bytes
 from torchfab.core.inventory import fold
 from torchfab.core.specs import Node
 from torchfab.sync.rsync import Stats
@@ -83,24 +84,6 @@ def _describe(result: SyncResult, files: int) -> str:
         names = ", ".join(result.names[:5])
         return f"{sent}; {result.missing} are missing and {result.differing} differ there: {names}"
     return sent + (f"; only {result.checked} could be compared in time" if result.checked < files else "")
-
-
-def format_bytes(count: float) -> str:
-    """Return a human-readable number of bytes: `2.0 KiB`.
-
-    Parameters
-    ----------
-    count : float
-        In bytes.
-
-    Returns
-    -------
-    str
-        With a binary unit, up to TiB.
-    """
-    power = min(4, max(0, int(count).bit_length() - 1) // 10)
-    unit = ("B", "KiB", "MiB", "GiB", "TiB")[power]
-    return f"{count:.0f} B" if power == 0 else f"{count / 1024**power:.1f} {unit}"
 
 
 def as_json(results: Sequence[SyncResult], failed: Mapping[str, TorchfabError], files: int) -> dict[str, Any]:

@@ -1,58 +1,56 @@
-"""Ask many nodes the same thing at once: one connection each, and every node's answer or error on its own.
+"""Requests to many nodes in parallel: one connection each, and an answer or an error for every node.
 
-`ask_all` asks once; `Sessions` keeps the connections open over several questions.
+`request_all` sends one request; a `SessionPool` keeps the connections open for several.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, TypeAlias, TypeVar
+from typing import Generic, TypeVar
+
+from msgspec import Struct
 
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.errors import HostError, TorchfabError
 from torchfab.core.specs import Node
 from torchfab.transport.fanout import fan_out
-from torchfab.transport.session import Session
+from torchfab.transport.messages import Request
+from torchfab.transport.session import NodeError, Session
 from torchfab.transport.ssh import NodeConnection, NodeGroup, open_session
 
-Request: TypeAlias = Mapping[str, Any]
 Result = TypeVar("Result")
-_MOST_PROBLEMS, _LONGEST_PROBLEM = 50, 10_000  # characters
+Answer = TypeVar("Answer", bound=Struct)
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a node answered, and when.
+class Response(Generic[Answer]):
+    """The answer of a node, with its times.
 
     Parameters
     ----------
-    value : Mapping
+    value : Struct
         The answer.
-    asked, answered : float
-        When the question left and the answer came, by this machine's clock, in seconds since the epoch.
+    sent, received : float
+        When the request was sent and the answer received, by this machine's clock, in seconds since the epoch.
     connect_s : float
-        How long it took until the node could be asked: TCP, key exchange, login.
+        How long it took to connect: TCP, key exchange, login; in seconds.
     """
 
-    value: Mapping[str, Any]
-    asked: float
-    answered: float
+    value: Answer
+    sent: float
+    received: float
     connect_s: float = 0.0
-
-    def skew_s(self, there: float) -> float:
-        """Return how far a clock is ahead of ours that read `there` when the node answered; known to half a trip."""
-        return there - (self.asked + self.answered) / 2
 
 
 def request_all(
     nodes: Sequence[Node],
     settings: ConnectionSettings,
-    request: Request | Callable[[Node], Request],
+    request: Callable[[Node], Request[Answer]],
     timeout_s: float,
-) -> Iterator[tuple[Node, Answer | TorchfabError]]:
+) -> Iterator[tuple[Node, Response[Answer] | TorchfabError]]:
     """Send a request to every node over a connection of its own, in parallel.
 
     Parameters
@@ -61,36 +59,36 @@ def request_all(
         The nodes.
     settings : ConnectionSettings
         How to reach them.
-    request : Mapping, or callable
-        The request, with its `op`; or what returns the request for a node.
+    request : callable
+        Returns the request for a node.
     timeout_s : float
         Time limit for the answer, in seconds, in addition to the time limits of the connection.
 
     Yields
     ------
-    tuple of Node and Answer or TorchfabError
+    tuple of Node and Response or TorchfabError
         Each node with its answer, or with the reason why there is none, in the order of completion.
     """
 
-    def act(connection: NodeConnection) -> Answer:
+    def act(connection: NodeConnection) -> Response[Answer]:
         started = time.monotonic()
         session = open_session(connection, settings)
         connect_s = time.monotonic() - started
         try:
-            return _ask(connection.node, session, request, timeout_s, connect_s)
+            return _request(connection.node, session, request, timeout_s, connect_s)
         finally:
             session.close()
 
     for connection, result in NodeGroup(nodes, settings).as_completed(act):
-        yield connection.node, _answer_or_problem(result)
+        yield connection.node, as_error(result) if isinstance(result, Exception) else result
 
 
 class SessionPool:
     """An open session with each of many nodes, for several requests, until the `with` block ends.
 
         with SessionPool(nodes, settings) as sessions:
-            clocks = dict(sessions.request({"op": "clock"}, timeout_s=10))
-            links = dict(sessions.request(lambda node: {"op": "reach", ...}, timeout_s=10))
+            clocks = dict(sessions.request(lambda node: ClockRequest(), timeout_s=10))
+            probes = dict(sessions.request(lambda node: ProbeRequest(...), timeout_s=10))
 
     A node is connected to at its first request. A node that failed (no connection, no answer in time, a connection that
     broke) gets no further request, which would delay the next round: its error takes the place of its answers.
@@ -130,17 +128,17 @@ class SessionPool:
 
     def request(
         self,
-        request: Request | Callable[[Node], Request],
+        request: Callable[[Node], Request[Answer]],
         timeout_s: float,
         nodes: Sequence[Node] | None = None,
         reconnect: bool = False,
-    ) -> Iterator[tuple[Node, Answer | TorchfabError]]:
+    ) -> Iterator[tuple[Node, Response[Answer] | TorchfabError]]:
         """Send a request to every node, or to some, in parallel.
 
         Parameters
         ----------
-        request : Mapping, or callable
-            The request, with its `op`; or what returns the request for a node.
+        request : callable
+            Returns the request for a node.
         timeout_s : float
             Time limit for the answer, in seconds, in addition to the time limits of the connection.
         nodes : sequence of Node, optional
@@ -150,15 +148,14 @@ class SessionPool:
 
         Yields
         ------
-        tuple of Node and Answer or TorchfabError
+        tuple of Node and Response or TorchfabError
             Each node with its answer, or with the reason why there is none, in the order of completion.
         """
 
-        def act(node: Node, session: Session) -> Answer:
-            return _ask(node, session, request, timeout_s, self.connect_s[node.rank])
+        def act(node: Node, session: Session) -> Response[Answer]:
+            return _request(node, session, request, timeout_s, self.connect_s[node.rank])
 
-        for node, result in self.map(act, nodes, reconnect):
-            yield node, _answer_or_problem(result)
+        yield from self.map(act, nodes, reconnect)
 
     def map(
         self, act: Callable[[Node, Session], Result], nodes: Sequence[Node] | None = None, reconnect: bool = False
@@ -208,7 +205,9 @@ class SessionPool:
         self.connect_s[rank] = time.monotonic() - started
 
     def _fail(self, node: Node, error: Exception) -> TorchfabError:
-        problem = error if isinstance(error, TorchfabError) else HostError(f"{type(error).__name__}: {error}")
+        problem = as_error(error)
+        if isinstance(error, NodeError):
+            return problem  # the session works
         self._failed[node.rank] = problem
         session = self._open.pop(node.rank, None)
         if session is not None:
@@ -222,30 +221,25 @@ class SessionPool:
             pass
 
 
-def _ask(
-    node: Node, session: Session, request: Request | Callable[[Node], Request], timeout_s: float, connect_s: float
-) -> Answer:
-    asked = time.time()
-    value = session.ask(request(node) if callable(request) else request, timeout_s)
-    return Answer(value, asked, time.time(), connect_s)
+def _request(
+    node: Node, session: Session, request: Callable[[Node], Request[Answer]], timeout_s: float, connect_s: float
+) -> Response[Answer]:
+    sent = time.time()
+    value = session.request(request(node), timeout_s)
+    return Response(value, sent, time.time(), connect_s)
 
 
-def _answer_or_problem(result: Answer | Exception) -> Answer | TorchfabError:
-    problem = problem_in(result if isinstance(result, Exception) else result.value)
-    if problem is not None:
-        return problem
-    assert isinstance(result, Answer)
-    return result
+def as_error(error: Exception) -> TorchfabError:
+    """Return an error as torchfab's.
 
+    Parameters
+    ----------
+    error : Exception
+        Any error of a connection or a session.
 
-def problem_in(answer: Mapping[str, Any] | Exception) -> TorchfabError | None:
-    """Return what a node complains of, or why it did not answer; None when all is well."""
-    if isinstance(answer, TorchfabError):
-        return answer
-    if isinstance(answer, Exception):
-        return HostError(f"{type(answer).__name__}: {answer}")
-    problems = answer.get("problems", ())
-    if not problems:
-        return None
-    texts = [each["what"] + (f"\n  fix: {each['fix']}" if each["fix"] else "") for each in problems]
-    return HostError("\n".join(text[:_LONGEST_PROBLEM] for text in texts[:_MOST_PROBLEMS]))
+    Returns
+    -------
+    TorchfabError
+        The same, or a HostError with its type and message.
+    """
+    return error if isinstance(error, TorchfabError) else HostError(f"{type(error).__name__}: {error}")

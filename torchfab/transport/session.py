@@ -1,145 +1,267 @@
-"""A session: the conversation with torchfab's program on one node, over whatever carries its stdin and stdout.
+"""A session: requests to torchfab's program on one node, and its answers, over a channel to its stdin and stdout.
 
 The program of `torchfab.transport.bundle` is sent first; then requests go out as JSON, a line each, and answers come
-as frames.
+as frames: `\x1e<length>\n<JSON>`.
 """
 
 from __future__ import annotations
 
-import json
+import logging
 import re
 import threading
 import time
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol
 
 from torchfab.core.errors import HostError
 from torchfab.core.specs import Node
-from torchfab.transport import bundle, schema, validation
+from torchfab.transport import bundle, messages
+from torchfab.transport.messages import AnswerType, Header, MalformedError, Problem, Request
 
 FRAME = re.compile(rb"\x1e(\d{1,12})\n")
 MOST_ANSWER_BYTES = 64 * 1024 * 1024
+_MOST_PROBLEMS, _LONGEST_PROBLEM = 50, 10_000  # characters
+_log = logging.getLogger(__name__)
 
 
 class Channel(Protocol):
-    """The two ends of a program on a node."""
+    """The stdin and stdout of a program on a node."""
 
-    def write(self, data: bytes) -> None: ...
+    def write(self, data: bytes) -> None:
+        """Write to the program's stdin.
+
+        Parameters
+        ----------
+        data : bytes
+            The bytes.
+        """
+
     def read(self, timeout_s: float) -> bytes | None:
-        """Return what has arrived, b"" at the end, None when nothing came in time."""
+        """Read from the program's stdout.
+
+        Parameters
+        ----------
+        timeout_s : float
+            How long to wait for the first byte, in seconds.
+
+        Returns
+        -------
+        bytes or None
+            b"" at the end; None when nothing arrived in time.
+        """
 
     def exit_status(self) -> tuple[int | None, str]:
-        """Return the exit code of a program that has ended, and what it said on stderr."""
+        """Return the exit code and stderr of a program that has ended.
 
-    def close(self) -> None: ...
+        Returns
+        -------
+        tuple of int or None, str
+            The code is None where the connection was lost.
+        """
+
+    def close(self) -> None:
+        """Close stdin and stdout."""
+
+
+@dataclass(frozen=True)
+class Pending(Generic[AnswerType]):
+    """A request that was sent and not answered yet: its number, and the type of its answer."""
+
+    number: int
+    answer_type: type[Any]
+
+
+@dataclass(frozen=True)
+class _Frame:
+    header: Header
+    data: bytes
+
+
+class NodeError(HostError):
+    """A node could not do what was requested.
+
+    Parameters
+    ----------
+    problems : sequence of Problem
+        The problems that the node reports.
+    """
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        texts = [each.what + (f"\n  fix: {each.fix}" if each.fix else "") for each in problems]
+        super().__init__("\n".join(text[:_LONGEST_PROBLEM] for text in texts[:_MOST_PROBLEMS]))
+        self.problems = tuple(problems)
 
 
 class Session:
-    """A conversation with one node.
+    """The session with one node.
 
     Parameters
     ----------
     node : Node
         The node.
-    pipe : Pipe
-        A program started by `bundle.argv`, which waits for its source.
+    channel : Channel
+        A program started by `bundle.argv`, which reads its source from stdin.
     silence_s : float
-        After how long without a sign of life the other end of a stream is taken to be gone. Default 30.
+        Seconds without any frame of a stream after which the other end counts as gone. Default 30.
     """
 
-    def __init__(self, node: Node, pipe: Channel, silence_s: float = 30.0) -> None:
-        self.node, self.channel, self.silence_s = node, pipe, silence_s
-        self.heard = time.monotonic()
+    def __init__(self, node: Node, channel: Channel, silence_s: float = 30.0) -> None:
+        self.node, self.channel, self.silence_s = node, channel, silence_s
+        self.log = logging.LoggerAdapter(_log, {"host": node.label})
+        self.last_read = self.sent_at = time.monotonic()
         self.arrived = bytearray()
-        self.asked = 0
-        self.early: dict[int, dict[str, Any]] = {}  # by number: the answer that a thread got which waited for another
-        self.answered = False
-        self.op = ""
-        self.asking = threading.Lock()  # held while a request is sent
-        self.reading = threading.Lock()  # held while one thread waits for what arrives
+        self.number = 0  # of the last request
+        self.answer_type: type[Any] = messages.Done  # of the last request
+        self.name = ""  # of the last request
+        # Answers by number, read by a thread that waited for the answer to another request.
+        self.early: dict[int, _Frame] = {}
+        self.has_answered = False
+        self.send_lock = threading.Lock()
+        self.read_lock = threading.Lock()  # held while one thread waits for what arrives
         try:
             self.channel.write(bundle.packed())
         except OSError as error:
             raise self._ended() from error
 
-    def ask(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+    def request(self, request: Request[AnswerType], timeout_s: float) -> AnswerType:
         """Send a request and return its answer.
 
+        Parameters
+        ----------
+        request : Request
+            The request.
+        timeout_s : float
+            Time limit for the answer, in seconds.
+
+        Returns
+        -------
+        Struct
+            The answer.
+
         Raises
         ------
+        NodeError
+            The node could not do it.
         HostError
-            No answer within `timeout_s` seconds, the program on the node ended, or another thread has asked since.
+            No answer in time, the program on the node ended, or another thread has sent a request since.
         """
-        return self.answer(self.post(request), timeout_s)
+        return self.wait(self.post(request), timeout_s)
 
-    def answer(self, number: int, timeout_s: float) -> dict[str, Any]:
-        """Return the answer to the request that `post` gave this number.
+    def wait(self, pending: Pending[AnswerType], timeout_s: float) -> AnswerType:
+        """Return the answer to a request that was sent with `post`.
 
-        Where another thread waits for the answer to an earlier request, that one gets the first frame that comes, and
-        gives up: nobody has to look up in between to see whether something else was asked.
+        A thread that waits for the answer to an earlier request reads the first frame that comes and gives up, so that
+        no thread has to wake up in between to check for it.
+
+        Parameters
+        ----------
+        pending : Pending
+            What `post` returned.
+        timeout_s : float
+            Time limit for the answer, in seconds.
+
+        Returns
+        -------
+        Struct
+            The answer.
 
         Raises
         ------
-        HostError
-            As of `ask`.
+        NodeError, HostError
+            As `request` raises them.
         """
-        deadline = time.monotonic() + timeout_s
-        while self.reading.acquire(timeout=max(0.0, deadline - time.monotonic())):
+        number, deadline = pending.number, time.monotonic() + timeout_s
+        while self.read_lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
             try:
                 frame = self.early.pop(number, None) or self._read_frame(deadline - time.monotonic())
-                if frame and frame.get("of") == number:
-                    return frame
-                if number != self.asked:
-                    self.early = {self.asked: frame} if frame and frame.get("of") == self.asked else {}
-                    raise HostError("it was asked something else meanwhile")
+                if frame and frame.header.of == number:
+                    answer: AnswerType = _decode(frame, pending.answer_type)
+                    return answer
+                if frame and frame.header.of is None and not frame.header.pulse:
+                    raise _not_ours(frame.data)
+                if number != self.number:
+                    self.early = {self.number: frame} if frame and frame.header.of == self.number else {}
+                    raise HostError("another request was sent before its answer arrived")
             finally:
-                self.reading.release()
+                self.read_lock.release()
             if time.monotonic() >= deadline:
                 break
-        what = "no answer" if self.answered else "the connection stands, but torchfab's program there gave no answer"
+        self.log.debug("no answer to request %d: %s, within %g s", number, self.name, timeout_s)
+        problem = (
+            "no answer" if self.has_answered else "the connection stands, but torchfab's program there gave no answer"
+        )
         raise HostError(
-            f"{what} within {timeout_s:g} s", "see whether the node is overloaded, or its disk or home folder hangs"
+            f"{problem} within {timeout_s:g} s", "see whether the node is overloaded, or its disk or home folder hangs"
         )
 
-    def post(self, request: Mapping[str, Any]) -> int:
-        """Send a request, and return its number; what it is answered is taken with `answer`, a stream with `take`."""
-        with self.asking:
-            self.asked += 1
-            self.op = str(request.get("op", ""))
-            self.heard = time.monotonic()
-            marked = {**request, "number": self.asked, "pulse_s": self.silence_s / 4}
-            try:
-                self.channel.write(json.dumps(marked).encode() + b"\n")
-            except OSError as error:
-                raise self._ended() from error
-            return self.asked
+    def post(self, request: Request[AnswerType]) -> Pending[AnswerType]:
+        """Send a request without waiting for its answer.
 
-    def take(self, timeout_s: float = 0.0) -> list[dict[str, Any]]:
-        """Return the frames that have arrived, waiting at most `timeout_s` seconds for a first one.
+        Parameters
+        ----------
+        request : Request
+            The request. The frames of one that streams are read with `read_frames`.
+
+        Returns
+        -------
+        Pending
+            For `wait`.
 
         Raises
         ------
         HostError
-            The program on the node ended, or gave no sign of life for `silence_s` seconds.
+            The program on the node has ended.
+        """
+        with self.send_lock:
+            self.number += 1
+            self.answer_type, self.name = request.ANSWER, request.name
+            self.last_read = self.sent_at = time.monotonic()
+            data = request.encode(self.number, self.silence_s / 4)
+            self.log.debug("request %d: %s, %d bytes", self.number, self.name, len(data))
+            try:
+                self.channel.write(data)
+            except OSError as error:
+                raise self._ended() from error
+            return Pending(self.number, request.ANSWER)
+
+    def read_frames(self, timeout_s: float = 0.0) -> list[Any]:
+        """Return the frames of the last request that have arrived.
+
+        Parameters
+        ----------
+        timeout_s : float
+            How long to wait for a first one, in seconds. Default 0.
+
+        Returns
+        -------
+        list of Struct
+            Of the type of the request's answer.
+
+        Raises
+        ------
+        HostError
+            The program on the node ended, or sent nothing for `silence_s` seconds.
         """
         data = self.channel.read(timeout_s)
         if data == b"":
             raise self._ended()
-        self._hear(data)
+        self._check_silence(data)
         self.arrived += data or b""
         frames = []
         while (frame := self._next_frame()) is not None:
-            frames.append(frame)
-        return [frame for frame in frames if "pulse" not in frame and self._is_of_now(frame)]
+            if not frame.header.pulse and frame.header.of in (None, self.number):
+                frames.append(_decode_frame(frame, self.answer_type))
+        return frames
 
-    def _hear(self, data: bytes | None) -> None:
+    def _check_silence(self, data: bytes | None) -> None:
         now = time.monotonic()
         if data:
-            self.heard = now
-        elif now - self.heard > self.silence_s:
+            self.last_read = now
+        elif now - self.last_read > self.silence_s:
             raise HostError(f"no sign of life for {self.silence_s:g} s", "see whether the node and its link are up")
 
-    def _read_frame(self, timeout_s: float) -> dict[str, Any] | None:
+    def _read_frame(self, timeout_s: float) -> _Frame | None:
         """Return the next frame, waiting at most `timeout_s` seconds for more of it to arrive."""
         frame = self._next_frame()
         if frame is not None:
@@ -150,48 +272,56 @@ class Session:
         self.arrived += data or b""
         return self._next_frame()
 
-    def _next_frame(self) -> dict[str, Any] | None:
+    def _next_frame(self) -> _Frame | None:
         head = FRAME.search(self.arrived)
         if head is None:
-            del self.arrived[:-16]  # what a start-up file prints before we come; a head may just be arriving
+            del self.arrived[:-16]  # the output of a start-up file; the head of a frame may just be arriving
             return None
         length = int(head[1])
         if length > MOST_ANSWER_BYTES:
-            raise HostError(f"an answer of {length} bytes is more than torchfab takes")
+            raise HostError(f"an answer of {length} bytes is over the limit of {MOST_ANSWER_BYTES}")
         end = head.end() + length
         if len(self.arrived) < end:
             return None
-        text = bytes(self.arrived[head.end() : end])
+        data = bytes(self.arrived[head.end() : end])
         del self.arrived[:end]
-        answer = _decode(text)
-        # An answer to what was asked before, and no longer waited for, may be of another shape.
-        if self._is_of_now(answer) and not validation.is_one(answer, self.op):
-            raise _somebody_else(text)
-        self.answered = True
-        return answer
-
-    def _is_of_now(self, answer: Mapping[str, Any]) -> bool:
-        return bool(answer.get("of", self.asked) == self.asked)
+        try:
+            header = messages.decode(data, Header)
+        except MalformedError:
+            raise _not_ours(data) from None
+        self.has_answered = True
+        number = self.number if header.of is None else header.of
+        elapsed_s = time.monotonic() - self.sent_at
+        self.log.debug("answer to request %s: %s, %d bytes, after %.3f s", number, self.name, length, elapsed_s)
+        return _Frame(header, data)
 
     def _ended(self) -> HostError:
         code, stderr = self.channel.exit_status()
-        return _explain_end(code, schema.cleaned(stderr), self.answered)
+        problem = _explain_end(code, messages.cleaned(stderr), self.has_answered)
+        self.log.debug("interpreter: %s", problem.message)
+        return problem
 
     def close(self) -> None:
-        """Hang up; the program on the node ends, and takes back what was only prepared."""
+        """Close the channel. The program on the node ends, and rolls back what was not committed."""
+        self.log.debug("closing the connection")
         self.channel.close()
 
 
-def _decode(text: bytes) -> dict[str, Any]:
+def _decode(frame: _Frame, kind: type[Any]) -> Any:
+    if frame.header.problems:
+        raise NodeError(frame.header.problems)
+    return _decode_frame(frame, kind)
+
+
+def _decode_frame(frame: _Frame, kind: type[Any]) -> Any:
     try:
-        value = json.loads(text)
-        return dict(value if schema.is_clean(text) else schema.cleaned(value))
-    except (ValueError, TypeError, RecursionError):
-        raise _somebody_else(text) from None
+        return messages.decode(frame.data, kind)
+    except MalformedError:
+        raise _not_ours(frame.data) from None
 
 
-def _somebody_else(text: bytes) -> HostError:
-    return HostError(f"what answers there is not torchfab's program: {text[:40]!r}", _TRY_THE_LOGIN)
+def _not_ours(data: bytes) -> HostError:
+    return HostError(f"what answers there is not torchfab's program: {data[:40]!r}", _TRY_THE_LOGIN)
 
 
 _TRY_THE_LOGIN = "see what `ssh HOST python3 --version` prints; a start-up file (.bashrc) may be in the way"

@@ -1,27 +1,32 @@
-"""Streams from many nodes: one connection each, which is opened again 5 seconds after it broke."""
+"""Streams from many nodes: one connection each, which is reopened 5 seconds after it broke."""
 
 from __future__ import annotations
 
+import logging
 import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, TypeVar
+
+from msgspec import Struct
 
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.errors import HostError, TorchfabError
 from torchfab.core.specs import Node
-from torchfab.transport.pool import problem_in
+from torchfab.transport.messages import Request
+from torchfab.transport.pool import as_error
 from torchfab.transport.session import Session
 from torchfab.transport.ssh import NodeConnection, NodeGroup, open_session
 
-Update: TypeAlias = tuple[Node, Mapping[str, Any] | TorchfabError]
+FrameType = TypeVar("FrameType", bound=Struct)
 _RETRY_S = 5.0
+_log = logging.getLogger(__name__)
 
 
 class _Stream:
-    """The stream of one node: its session while there is one, else when to connect again."""
+    """The stream of one node: its session while connected, else the time to reconnect."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
@@ -31,8 +36,8 @@ class _Stream:
         self.is_finished = False
 
 
-class NodeStreams:
-    """Send one streaming request to every node, and read the frames that they send.
+class NodeStreams(Generic[FrameType]):
+    """Send one streaming request to every node, and read the frames of the answers.
 
     Parameters
     ----------
@@ -55,7 +60,7 @@ class NodeStreams:
         self,
         nodes: Sequence[Node],
         settings: ConnectionSettings,
-        request: Callable[[Node], Mapping[str, Any]],
+        request: Callable[[Node], Request[FrameType]],
         silent_s: float = math.inf,
     ) -> None:
         self.settings, self.request, self.silent_s = settings, request, silent_s
@@ -65,15 +70,15 @@ class NodeStreams:
 
     @property
     def are_finished(self) -> bool:
-        """Whether no stream is read any more."""
+        """Whether all streams are finished."""
         return all(stream.is_finished for stream in self._streams.values())
 
-    def poll(self) -> Iterator[Update]:
+    def poll(self) -> Iterator[tuple[Node, FrameType | TorchfabError]]:
         """Yield what has arrived since the last call.
 
         Yields
         ------
-        tuple of Node and Mapping or TorchfabError
+        tuple of Node and Struct or TorchfabError
             A node with a frame, or with the reason why its connection broke.
         """
         while not self._opened.empty():
@@ -105,10 +110,11 @@ class NodeStreams:
         """
         stream = self._streams[node.rank]
         if stream.session is not None:
-            # In the background: closing a connection whose other end has gone takes time.
+            # In the background: closing a connection takes time when the host is gone.
             threading.Thread(target=stream.session.close, daemon=True).start()
             stream.session = None
         stream.retry_at = time.monotonic() + _RETRY_S
+        _log.debug("stream: reconnecting in %g s", _RETRY_S, extra={"host": node.label})
 
     def close(self) -> None:
         """Close all connections."""
@@ -117,7 +123,7 @@ class NodeStreams:
                 stream.session.close()
 
     def _open(self, streams: Sequence[_Stream]) -> None:
-        # In the background: a host that does not respond delays no other.
+        # In the background: a host that does not respond must not delay the others.
         if not streams:
             return
         for stream in streams:
@@ -130,7 +136,7 @@ class NodeStreams:
 
         threading.Thread(target=work, daemon=True).start()
 
-    def _begin(self, stream: _Stream, result: Session | Exception) -> Iterator[Update]:
+    def _begin(self, stream: _Stream, result: Session | Exception) -> Iterator[tuple[Node, FrameType | TorchfabError]]:
         try:
             if isinstance(result, Exception):
                 raise result
@@ -139,24 +145,24 @@ class NodeStreams:
         except Exception as error:
             yield self._lose(stream, error)
 
-    def _read(self, stream: _Stream) -> Iterator[Update]:
+    def _read(self, stream: _Stream) -> Iterator[tuple[Node, FrameType | TorchfabError]]:
         if stream.session is None or stream.is_finished:
             return
         try:
-            frames = stream.session.take()
+            frames = stream.session.read_frames()
             if not frames and time.monotonic() - stream.last_frame > self.silent_s:
-                raise HostError(f"it has sent nothing for {self.silent_s:g} s", "see whether the node is still up")
+                raise HostError(f"no data for {self.silent_s:g} s", "see whether the node is still up")
         except HostError as error:
             yield self._lose(stream, error)
             return
         for frame in frames:
-            if self._streams[stream.node.rank].is_finished:  # since the frame before
+            if self._streams[stream.node.rank].is_finished:  # finished while the previous frame was handled
                 return
             stream.last_frame = time.monotonic()
             yield stream.node, frame
 
-    def _lose(self, stream: _Stream, error: Exception) -> Update:
+    def _lose(self, stream: _Stream, error: Exception) -> tuple[Node, TorchfabError]:
+        problem = as_error(error)
+        _log.debug("stream: lost: %s", problem.message, extra={"host": stream.node.label})
         self.reconnect(stream.node)
-        problem = problem_in(error)
-        assert problem is not None
         return stream.node, problem

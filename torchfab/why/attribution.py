@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torchfab.core.log_lines import strip_controls
-from torchfab.core.status import describe_exit_code
+from torchfab.core.status import ProcessStatus, describe_exit_code
 from torchfab.why import signal_sender
 from torchfab.why.causes import Cause, Kind
-from torchfab.why.evidence import Disk, Label, Log, NodeEvidence, Report
+from torchfab.why.evidence import Disk, Label, Log, NodeEvidence, RankEnd, Report
 from torchfab.why.reading import EvidenceLine, Reading
 from torchfab.why.signature import Fact, Match
 from torchfab.why.speakers import Speaker
@@ -134,8 +132,8 @@ def last_lines(text: str, count: int = 5) -> tuple[str, ...]:
 
 def attribute(
     node: NodeEvidence,
-    process: Mapping[str, Any],
-    rank: Mapping[str, Any],
+    process: ProcessStatus,
+    rank: RankEnd,
     reading: Reading,
     others: tuple[NodeEvidence, ...] = (),
 ) -> Attribution:
@@ -145,10 +143,10 @@ def attribute(
     ----------
     node : NodeEvidence
         The node that it ran on.
-    process : Mapping
+    process : ProcessStatus
         The process itself, or the launcher process that started the rank, as the node reports it.
-    rank : Mapping
-        `rank` (None for a process that is not a rank), `pid` and `code`.
+    rank : RankEnd
+        How it ended.
     reading : Reading
         What its logs tell.
     others : tuple of NodeEvidence
@@ -159,7 +157,7 @@ def attribute(
     Attribution
         Of kind UNKNOWN if nothing explains the end.
     """
-    code = rank["code"]
+    code = rank.code
     if (
         found := _from_signal(node, process, rank, reading)
         or _from_facts(node, rank, reading)
@@ -170,21 +168,19 @@ def attribute(
         return _confirmed(node, reading.from_lines, reading, others, PROBABLE)
     if not reading.traceback and code and (cause := _full_log_disk(node)):
         return Attribution(cause, CERTAIN)
-    if rank["rank"] is None:
-        return Attribution(_launcher_cause(process["name"], code, reading), POSSIBLE, _lines(node, reading))
+    if rank.rank is None:
+        return Attribution(_launcher_cause(process.name, code, reading), POSSIBLE, _lines(node, reading))
     return _script_attribution(node, code, reading)
 
 
-def _from_signal(
-    node: NodeEvidence, process: Mapping[str, Any], rank: Mapping[str, Any], reading: Reading
-) -> Attribution | None:
+def _from_signal(node: NodeEvidence, process: ProcessStatus, rank: RankEnd, reading: Reading) -> Attribution | None:
     """Return who ended a process by a signal, if one did."""
-    code, lines = rank["code"], reading.from_lines
+    code, lines = rank.code, reading.from_lines
     if lines and lines.cause.kind is Kind.KILLED and not lines.cause.is_symptom:  # the scheduler says so
         return _confirmed(node, lines, reading, (), CERTAIN)
-    if code != KILL and not signal_sender.is_signal_exit(code, rank["rank"], node):
+    if code != KILL and not signal_sender.is_signal_exit(code, rank.rank, node):
         return None
-    cause = _signal_cause(node, process, code, rank["pid"])
+    cause = _signal_cause(node, process, code, rank.pid) if code is not None else None
     if cause is None:
         return None
     is_known = cause.kind in (Kind.MEMORY, Kind.STOPPED)
@@ -298,7 +294,7 @@ def _sick_file_system(line: str, node: NodeEvidence, others: tuple[NodeEvidence,
 
 def _known_facts(match: Match, node: NodeEvidence) -> str:
     """Return what torchfab knows of the node that explains a cause; empty if nothing."""
-    ranks = [rank for rank in node.status.ranks if rank["rank"] is not None]
+    ranks = [rank for rank in node.status.ranks if rank.rank is not None]
     if match.signature.name == "device-ordinal" and node.gpus is not None and ranks:
         return f"{node.host} has {node.gpus} GPUs and runs {len(ranks)} ranks"
     if match.signature.name == "shared-memory":
@@ -321,9 +317,9 @@ def _kernel_kill(node: NodeEvidence, text: str) -> EvidenceLine | None:
     return None
 
 
-def _from_facts(node: NodeEvidence, rank: Mapping[str, Any], reading: Reading) -> Attribution | None:
+def _from_facts(node: NodeEvidence, rank: RankEnd, reading: Reading) -> Attribution | None:
     """Return a cause that the kernel's log or a device proves, where the log has no words for it."""
-    code = _SHELL_CODES.get(rank["code"], rank["code"])
+    code = _SHELL_CODES.get(rank.code or 0, rank.code)
     text = reading.text[-4000:]
     died = reading.match is not None and reading.match.signature.name == "worker-died"
     if (code == KILL or died or "Killed" in text) and (kill := _kernel_kill(node, text)):
@@ -331,7 +327,7 @@ def _from_facts(node: NodeEvidence, rank: Mapping[str, Any], reading: Reading) -
             Kind.MEMORY, "host-memory", f"the kernel's OOM killer ended a process of it: {kill.text}", _OOM_FIX
         )
         return Attribution(cause, CERTAIN, (kill,))
-    if code == KILL and rank["code"] != KILL and reading.traceback is None and reading.from_lines is None:
+    if code == KILL and rank.code != KILL and reading.traceback is None and reading.from_lines is None:
         return _killed_below(node, rank)
     if (sick := _gpu_fault(node, reading)) is not None:
         return sick
@@ -356,12 +352,12 @@ def _gpu_fault(node: NodeEvidence, reading: Reading) -> Attribution | None:
     return Attribution(cause, CERTAIN, lines, reading.speaker, by_traceback=True)
 
 
-def _killed_below(node: NodeEvidence, rank: Mapping[str, Any]) -> Attribution:
+def _killed_below(node: NodeEvidence, rank: RankEnd) -> Attribution:
     """Return why a shell or a wrapper reports that SIGKILL ended its program."""
-    ended = rank.get("ended") or node.status.now
+    ended = rank.ended or node.status.now
     recent = [line for line in node.kernel if 0 <= ended - node.status.skew_s - line.time + 1 <= _OOM_BEFORE_S]
     kill = next((line for line in recent if _OOM_LINE.search(line.text)), None)
-    how = f"it ended with exit code {rank['code']}: SIGKILL ended the program that it ran"
+    how = f"it ended with exit code {rank.code}: SIGKILL ended the program that it ran"
     if kill:
         words = f"{how}, by the kernel's OOM killer: {kill.text}"
         lines = (EvidenceLine(node.host, "kernel log", 0, kill.time, kill.text),)
@@ -456,9 +452,9 @@ def _script_attribution(node: NodeEvidence, code: int | None, reading: Reading) 
 # ---- signals
 
 
-def _signal_cause(node: NodeEvidence, process: Mapping[str, Any], code: int, pid: int | None) -> Cause | None:
+def _signal_cause(node: NodeEvidence, process: ProcessStatus, code: int, pid: int | None) -> Cause | None:
     """Return which signal ended a process and who sent it; None if the exit code alone does not prove a signal."""
-    end = node.exit_records.get(process["name"], {})
+    end = node.exit_records.get(process.name, {})
     signal = end.get("asked")
     if node.status.stop_asked is not None:
         return Cause(Kind.STOPPED, "stopped", "fab stop ended it")
@@ -471,9 +467,9 @@ def _signal_cause(node: NodeEvidence, process: Mapping[str, Any], code: int, pid
     return found or (_unknown_sender(code) if code < 0 else None)
 
 
-def _out_of_memory(node: NodeEvidence, process: Mapping[str, Any], pid: int | None) -> Cause | None:
+def _out_of_memory(node: NodeEvidence, process: ProcessStatus, pid: int | None) -> Cause | None:
     by_kernel = next((line.text for line in node.kernel if pid and f"Killed process {pid} " in f"{line.text} "), "")
-    count = node.exit_records.get(process["name"], {}).get("oom_kills", 0)
+    count = node.exit_records.get(process.name, {}).get("oom_kills", 0)
     if by_kernel:
         return Cause(Kind.MEMORY, "host-memory", f"the kernel's OOM killer ended it: {by_kernel}", _OOM_FIX)
     if count > 0:

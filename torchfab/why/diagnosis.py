@@ -227,7 +227,7 @@ def _import_error_cause(cause: Cause, first: Failure, failures: Sequence[Failure
 
 
 def _outlived(status: NodeStatus, first: Failure) -> bool:
-    lives = [(rank["ended"] or status.now) - rank["started"] for rank in status.ranks if rank["started"]]
+    lives = [(rank.ended or status.now) - rank.started for rank in status.ranks if rank.started]
     return max(lives, default=0.0) > first.lived_s + 1.0
 
 
@@ -273,7 +273,7 @@ def _job_notes(evidence: Evidence) -> tuple[str, ...]:
         if evidence.scheduler_reasons
         else []
     )
-    restarts = max((rank["attempt"] for node in evidence.nodes for rank in node.status.ranks), default=0)
+    restarts = max((rank.attempt for node in evidence.nodes for rank in node.status.ranks), default=0)
     times = "once" if restarts == 1 else f"{restarts} times"
     found = [f"the batch script said: {line[:300]}" for line in batch]
     found += [f"torchrun had restarted its ranks {times} before"] if restarts else []
@@ -316,16 +316,12 @@ def _other_ranks(failures: Sequence[Failure], evidence: Evidence) -> tuple[str, 
     groups: dict[str, list[tuple[str, int]]] = {}
     for node in evidence.nodes:
         for rank in node.status.ranks:
-            if rank["rank"] is None or rank["rank"] in known:
+            if rank.rank is None or rank.rank in known:
                 continue
             words = "still runs, as far as is known"
-            if rank["ended"]:
-                words = (
-                    "ended, with an unknown exit code"
-                    if rank["code"] is None
-                    else f"ended with exit code {rank['code']}"
-                )
-            groups.setdefault(words, []).append((node.host, rank["rank"]))
+            if rank.ended:
+                words = "ended, with an unknown exit code" if rank.code is None else f"ended with exit code {rank.code}"
+            groups.setdefault(words, []).append((node.host, rank.rank))
     return tuple(
         f"{fold(list(dict.fromkeys(host for host, _ in group)))} "
         f"rank{'s' if len(group) > 1 else ''} {fold_ranks(sorted(rank for _, rank in group))}: {words}"

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torchfab.core import status as states
 from torchfab.core.specs import Node
 from torchfab.core.status import JobStatus, NodeStatus
 
@@ -157,6 +156,32 @@ class SchedulerReason:
 
 
 @dataclass(frozen=True)
+class RankEnd:
+    """How a rank, or a process that is not a rank, ended.
+
+    Parameters
+    ----------
+    rank : int, optional
+        None for a process that is not a rank.
+    pid : int, optional
+        None if it is not known.
+    code : int, optional
+        Exit code, negative for a signal; None if it was not recorded.
+    started, ended : float, optional
+        By the node's clock, in seconds since the epoch.
+    attempt : int, optional
+        Restart count of the launcher; None if it is not known.
+    """
+
+    rank: int | None
+    pid: int | None
+    code: int | None
+    started: float | None = None
+    ended: float | None = None
+    attempt: int | None = None
+
+
+@dataclass(frozen=True)
 class NodeEvidence:
     """The evidence collected from one node.
 
@@ -235,26 +260,6 @@ class Evidence:
         if self.status.verdict and self.status.verdict.state == "unreachable":
             return {"the scheduler": self.status.reason}
         return {each.host: each.status.reason for each in self.nodes if each.status.state == "unreachable"}
-
-
-def evidence_from_answer(node: Node, answer: Mapping[str, Any], sent: float, received: float) -> NodeEvidence:
-    """Convert a node's answer to a NodeEvidence.
-
-    Parameters
-    ----------
-    node : Node
-        The node that answered.
-    answer : Mapping
-        As `torchfab.remote.job.evidence` returns it.
-    sent, received : float
-        When the request was sent and the answer received, on this machine's clock, in seconds since the epoch.
-
-    Returns
-    -------
-    NodeEvidence
-        With all times on this machine's clock.
-    """
-    return evidence_from_report(states.from_answer(node, answer, sent, received), answer.get("evidence") or {})
 
 
 def evidence_from_report(status: NodeStatus, report: Mapping[str, Any]) -> NodeEvidence:

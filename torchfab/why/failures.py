@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
-from torchfab.core.status import ACTIVE, CUT_OFF
+from torchfab.core.status import ACTIVE, CUT_OFF, ProcessStatus, RankStatus
 from torchfab.remote.job.start_barrier import NEVER_RELEASED
 from torchfab.why import signatures
 from torchfab.why.attribution import (
@@ -20,7 +19,7 @@ from torchfab.why.attribution import (
     reports_of,
 )
 from torchfab.why.causes import Cause, Kind
-from torchfab.why.evidence import Evidence, NodeEvidence
+from torchfab.why.evidence import Evidence, Label, NodeEvidence, RankEnd
 from torchfab.why.reading import EvidenceLine, Reading, read
 from torchfab.why.tracebacks import Traceback
 
@@ -140,36 +139,40 @@ def _cut_off(words: str) -> Cause:
     return Cause(Kind.KILLED, "launch-cut-off", words, "fab stop, then launch it again")
 
 
-def _process_failures(node: NodeEvidence, process: Mapping[str, Any], evidence: Evidence) -> Iterator[Failure]:
+def _process_failures(node: NodeEvidence, process: ProcessStatus, evidence: Evidence) -> Iterator[Failure]:
     ranks = _failed_ranks(process)
     for rank in ranks:
-        yield _rank_failure(node, process, rank, evidence)
-    state, code = process["state"], process["code"]
+        yield _rank_failure(node, process, _end_of(rank), evidence)
+    state, code = process.state, process.code
     if state == "lost":
         yield _lost_process(node, process)
     elif code is not None and code < 0 and not _is_rank(process):
         yield _launcher_failure(node, process, evidence)
     elif state == "failed" and not ranks:
-        for reported in process["reported"][:1]:
-            ended = process["ended"] or node.status.now
-            times = {"ended": ended, "started": process["started"], "pid": 0}
-            yield _rank_failure(node, process, {**reported, **times}, evidence)
-        if not process["reported"]:
+        for reported in process.reported[:1]:
+            ended = process.ended or node.status.now
+            end = RankEnd(reported.rank, 0, reported.code, process.started, ended)
+            yield _rank_failure(node, process, end, evidence)
+        if not process.reported:
             yield _launcher_failure(node, process, evidence)
 
 
-def _last_attempt(process: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    last = max((rank["attempt"] for rank in process["ranks"]), default=0)
-    return [rank for rank in process["ranks"] if rank["attempt"] == last]
+def _end_of(rank: RankStatus) -> RankEnd:
+    return RankEnd(rank.rank, rank.pid, rank.code, rank.started, rank.ended, rank.attempt)
 
 
-def _failed_ranks(process: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _last_attempt(process: ProcessStatus) -> list[RankStatus]:
+    last = max((rank.attempt for rank in process.ranks), default=0)
+    return [rank for rank in process.ranks if rank.attempt == last]
+
+
+def _failed_ranks(process: ProcessStatus) -> list[RankStatus]:
     """Return the ranks of the last attempt that ended with a nonzero exit code."""
-    return [rank for rank in _last_attempt(process) if rank["ended"] and rank["code"]]
+    return [rank for rank in _last_attempt(process) if rank.ended and rank.code]
 
 
-def _is_rank(process: Mapping[str, Any]) -> bool:
-    return any(rank["pid"] == process["pid"] and rank["pid"] for rank in process["ranks"])
+def _is_rank(process: ProcessStatus) -> bool:
+    return any(rank.pid == process.pid and rank.pid for rank in process.ranks)
 
 
 def _others(node: NodeEvidence, evidence: Evidence) -> tuple[NodeEvidence, ...]:
@@ -180,13 +183,11 @@ def _read(node: NodeEvidence, label: int | str | None, attempt: int | None = Non
     return read(logs_of(node, label), reports_of(node, label, attempt))
 
 
-def _rank_failure(
-    node: NodeEvidence, process: Mapping[str, Any], rank: Mapping[str, Any], evidence: Evidence
-) -> Failure:
-    reading = _read(node, rank["rank"], rank.get("attempt"))
+def _rank_failure(node: NodeEvidence, process: ProcessStatus, rank: RankEnd, evidence: Evidence) -> Failure:
+    reading = _read(node, rank.rank, rank.attempt)
     found = attribute(node, process, rank, reading, _others(node, evidence))
-    ended, before = rank["ended"] - node.status.skew_s, found
-    weight = _weight(found.cause, rank["code"], _has_failed_before(process, rank) or process["state"] == "stopped")
+    ended, before = (rank.ended or node.status.now) - node.status.skew_s, found
+    weight = _weight(found.cause, rank.code, _has_failed_before(process, rank) or process.state == "stopped")
     was_ended = weight in (CONSEQUENCE, SHOT) or found.cause.name in _BY_SIGTERM
     if was_ended and (own := attribute_log(node, reading, _others(node, evidence))):
         # It had raised before something ended it.
@@ -196,21 +197,21 @@ def _rank_failure(
         time=min(written, ended) if found.by_traceback else ended,
         host=node.host,
         node_rank=node.status.node.rank,
-        rank=rank["rank"],
-        code=rank["code"],
+        rank=rank.rank,
+        code=rank.code,
         cause=found.cause if found.cause.name != "unknown" or weight else before.cause,
         weight=weight,
         traceback=reading.traceback,
         lines=last_lines(reading.text),
         path=reading.path,
-        lived_s=rank["ended"] - (rank["started"] or rank["ended"]),
+        lived_s=ended + node.status.skew_s - (rank.started or ended + node.status.skew_s),
         certainty=found.certainty,
         evidence=found.lines,
     )
 
 
-def _has_failed_before(process: Mapping[str, Any], rank: Mapping[str, Any]) -> bool:
-    return any(each["ended"] < rank["ended"] for each in _failed_ranks(process))
+def _has_failed_before(process: ProcessStatus, rank: RankEnd) -> bool:
+    return any((each.ended or 0.0) < (rank.ended or 0.0) for each in _failed_ranks(process))
 
 
 def _weight(cause: Cause, code: int | None, others_before: bool) -> int:
@@ -229,20 +230,18 @@ def _hidden_failures(node: NodeEvidence, evidence: Evidence, failures: list[Fail
     known = {failure.rank for failure in failures if failure.rank is not None}
     for process in node.status.processes:
         for rank in _last_attempt(process):
-            if rank["rank"] is None or rank["rank"] in known:
+            if rank.rank is None or rank.rank in known:
                 continue
-            if found := _hidden_failure(node, process, rank, evidence):
+            if found := _hidden_failure(node, process, _end_of(rank), evidence):
                 yield found
 
 
-def _hidden_failure(
-    node: NodeEvidence, process: Mapping[str, Any], rank: Mapping[str, Any], evidence: Evidence
-) -> Failure | None:
-    reading = _read(node, rank["rank"], rank.get("attempt"))
+def _hidden_failure(node: NodeEvidence, process: ProcessStatus, rank: RankEnd, evidence: Evidence) -> Failure | None:
+    reading = _read(node, rank.rank, rank.attempt)
     found = attribute_log(node, reading, _others(node, evidence))
-    code, ended = rank["code"], rank["ended"]
-    if found is None or (code == 0 and ended - node.status.skew_s - reading.time > _WENT_ON_S):
-        if code == 0 or not ended or process["state"] in ACTIVE:
+    code, ended = rank.code, rank.ended
+    if found is None or (code == 0 and ended and ended - node.status.skew_s - reading.time > _WENT_ON_S):
+        if code == 0 or not ended or process.state in ACTIVE:
             return None
         found = _unrecorded_end(node, process, rank, reading)
     skew = node.status.skew_s
@@ -251,25 +250,23 @@ def _hidden_failure(
         time=min(reading.time or end, end) if found.by_traceback else end,
         host=node.host,
         node_rank=node.status.node.rank,
-        rank=rank["rank"],
+        rank=rank.rank,
         code=code,
         cause=found.cause,
         weight=_weight(found.cause, code, False) if found.by_traceback else CONSEQUENCE,
         traceback=reading.traceback if found.by_traceback else None,
         lines=last_lines(reading.text),
         path=reading.path,
-        lived_s=(ended or node.status.now) - (rank["started"] or ended or node.status.now),
+        lived_s=(ended or node.status.now) - (rank.started or ended or node.status.now),
         certainty=found.certainty,
         evidence=found.lines,
         is_running=not ended,
     )
 
 
-def _unrecorded_end(
-    node: NodeEvidence, process: Mapping[str, Any], rank: Mapping[str, Any], reading: Reading
-) -> Attribution:
+def _unrecorded_end(node: NodeEvidence, process: ProcessStatus, rank: RankEnd, reading: Reading) -> Attribution:
     """Return how a rank ended whose launcher reaped it before its exit code could be read."""
-    found = attribute(node, process, {**rank, "code": None}, replace(reading, traceback=None, match=None))
+    found = attribute(node, process, replace(rank, code=None), replace(reading, traceback=None, match=None))
     if found.cause.name != "unknown":
         return found
     ended_by = replace(
@@ -281,39 +278,37 @@ def _unrecorded_end(
 # ---- launchers
 
 
-def _launcher_failure(node: NodeEvidence, process: Mapping[str, Any], evidence: Evidence) -> Failure:
+def _launcher_failure(node: NodeEvidence, process: ProcessStatus, evidence: Evidence) -> Failure:
     """Return the failure of a process that is not a rank: torchrun, mpirun."""
     reading = _read(node, "agent")
-    pseudo = {"rank": None, "pid": process["pid"], "code": process["code"]}
-    code, ended = process["code"], process["ended"] or process["started"] or node.status.now
-    found = attribute(node, process, pseudo, reading, _others(node, evidence))
+    end = RankEnd(None, process.pid, process.code)
+    code, ended = process.code, process.ended or process.started or node.status.now
+    found = attribute(node, process, end, reading, _others(node, evidence))
     cause = found.cause
-    if process["reason"] and code is None:  # it was never started
-        cause = signatures.recognise(process["reason"]) or Cause(
-            Kind.NODE, "not-started", process["reason"], "fab doctor"
-        )
-        cause = _cut_off(NEVER_RELEASED) if process["reason"] == NEVER_RELEASED else cause
-    skew, lived_s = node.status.skew_s, ended - (process["started"] or ended)
-    weight = _weight(cause, code or 0, process["state"] == "stopped")
+    if process.reason and code is None:  # it was never started
+        cause = signatures.recognise(process.reason) or Cause(Kind.NODE, "not-started", process.reason, "fab doctor")
+        cause = _cut_off(NEVER_RELEASED) if process.reason == NEVER_RELEASED else cause
+    skew, lived_s = node.status.skew_s, ended - (process.started or ended)
+    weight = _weight(cause, code or 0, process.state == "stopped")
     if cause.name == "launcher":
         weight = SYMPTOM  # it fails when its ranks do
     return Failure(
         *(ended - skew, node.host, node.status.node.rank, None, code, cause, weight, reading.traceback),
-        *(last_lines(reading.text), reading.path, lived_s, process["name"], found.certainty, found.lines),
+        *(last_lines(reading.text), reading.path, lived_s, process.name, found.certainty, found.lines),
     )
 
 
-def _lost_process(node: NodeEvidence, process: Mapping[str, Any]) -> Failure:
-    last = (process["last_line"] or {"time": process["started"]})["time"] or node.status.now
-    if "restarted" in process["reason"]:
+def _lost_process(node: NodeEvidence, process: ProcessStatus) -> Failure:
+    last = (process.last_line.time if process.last_line else process.started) or node.status.now
+    if "restarted" in process.reason:
         cause = Cause(
             Kind.NODE, "node-rebooted", "the node was restarted while it ran", "see its logs: journalctl -b -1 -e"
         )
     else:
-        words = f"the supervisor of {process['name']} was killed: its exit code was not recorded"
+        words = f"the supervisor of {process.name} was killed: its exit code was not recorded"
         cause = Cause(Kind.KILLED, "supervisor-killed", words, "see who did it there: the OOM killer, an administrator")
-    label = process["ranks"][0]["rank"] if process["ranks"] else "agent"
+    rank = process.ranks[0].rank if process.ranks else None
+    label: Label = "agent" if rank is None else rank
     reading = _read(node, label)
-    rank = process["ranks"][0]["rank"] if _is_rank(process) else None
-    where = (node.host, node.status.node.rank, rank)
+    where = (node.host, node.status.node.rank, rank if _is_rank(process) else None)
     return Failure(last - node.status.skew_s, *where, None, cause, LOST, None, last_lines(reading.text), reading.path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torchfab.core.status import duration
+from torchfab.core.format import duration
 from torchfab.why.attribution import POSSIBLE, PROBABLE
 from torchfab.why.causes import Cause, Kind
 from torchfab.why.evidence import Evidence
@@ -131,10 +131,10 @@ def left_early(failures: Sequence[Failure], evidence: Evidence, slack_s: float =
     if lost.cause.name not in _PEER_LOST:
         return None
     early = [
-        (rank["ended"] - node.status.skew_s, node, rank)
+        (rank.ended - node.status.skew_s, node, rank)
         for node in evidence.nodes
         for rank in node.status.ranks
-        if rank["code"] == 0 and rank["ended"] and rank["rank"] not in {each.rank for each in failures}
+        if rank.code == 0 and rank.ended and rank.rank not in {each.rank for each in failures}
     ]
     early = [each for each in early if each[0] <= lost.time + slack_s]
     if not early:
@@ -142,18 +142,18 @@ def left_early(failures: Sequence[Failure], evidence: Evidence, slack_s: float =
     ended, node, rank = min(early, key=lambda each: each[0])
     before = f", {duration(lost.time - ended)} before" if lost.time - ended >= 1 else " before"
     lost_words = lost.cause.words.partition(":")[0]
-    words = f"rank {rank['rank']} had ended with exit code 0{before} rank {lost.rank} failed: {lost_words}"
-    record = EvidenceLine(node.host, "exit record", 0, ended, f"rank {rank['rank']} ended with exit code 0")
+    words = f"rank {rank.rank} had ended with exit code 0{before} rank {lost.rank} failed: {lost_words}"
+    record = EvidenceLine(node.host, "exit record", 0, ended, f"rank {rank.rank} ended with exit code 0")
     return Failure(
         time=ended,
         host=node.host,
         node_rank=node.status.node.rank,
-        rank=rank["rank"],
+        rank=rank.rank,
         code=0,
         cause=Cause(Kind.SCRIPT, "left-early", words, _LEFT_EARLY_FIX),
         weight=ROOT,
         lines=(),
-        lived_s=rank["ended"] - (rank["started"] or rank["ended"]),
+        lived_s=ended + node.status.skew_s - (rank.started or ended + node.status.skew_s),
         certainty=PROBABLE,
         evidence=(record, *lost.evidence),
     )

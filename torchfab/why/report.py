@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from torchfab.core.format import duration
 from torchfab.core.log_lines import strip_controls
-from torchfab.core.status import duration
 from torchfab.why.causes import Kind
 from torchfab.why.diagnosis import Diagnosis
 from torchfab.why.failures import Failure

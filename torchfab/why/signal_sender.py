@@ -8,11 +8,10 @@ supervisor records the child processes that were left when its own process had e
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
-from torchfab.core.status import describe_exit_code
+from torchfab.core.status import ProcessStatus, describe_exit_code
 from torchfab.why import signatures, tracebacks
 from torchfab.why.causes import Cause, Kind
 from torchfab.why.evidence import NodeEvidence
@@ -54,14 +53,14 @@ def is_signal_exit(code: int | None, rank: int | None, node: NodeEvidence) -> bo
     )
 
 
-def sender_of(node: NodeEvidence, process: Mapping[str, Any], code: int, pid: int | None) -> Cause | None:
+def sender_of(node: NodeEvidence, process: ProcessStatus, code: int, pid: int | None) -> Cause | None:
     """Return which part of the job ended a process: its launcher or its supervisor.
 
     Parameters
     ----------
     node : NodeEvidence
         The node that the process ran on.
-    process : Mapping
+    process : ProcessStatus
         The process itself, or the launcher process that started the rank, as the node reports it.
     code : int
         Exit code, negative for a signal.
@@ -73,30 +72,30 @@ def sender_of(node: NodeEvidence, process: Mapping[str, Any], code: int, pid: in
     Cause or None
         None if no log or record names the sender.
     """
-    end = node.exit_records.get(process["name"], {})
+    end = node.exit_records.get(process.name, {})
     output = _launcher_output(node)
     if received := _received_signal(output):
         sender = "neither fab stop nor its supervisor did that" if end else "who did that is not known"
         event = f"{received[0]} was asked to end ({received[1]})" + (
-            "" if pid == process["pid"] else ", and its ranks with it"
+            "" if pid == process.pid else ", and its ranks with it"
         )
         return Cause(Kind.KILLED, "terminated", f"{event}; {sender}", ASK)
     if launcher := _launcher_that_ended(output, pid):
         return _launcher_cause(launcher, output, code)
     if _is_named(pid, (*end.get("left", ()), *end.get("killed", ()))):
-        how = f"its supervisor ended it ({describe_exit_code(code)}): it was left when {process['name']} had ended"
+        how = f"its supervisor ended it ({describe_exit_code(code)}): it was left when {process.name} had ended"
         return Cause(Kind.UNKNOWN, "by-supervisor", how, "see its last lines")
     return None
 
 
-def external_sender(node: NodeEvidence, process: Mapping[str, Any], code: int, pid: int | None) -> Cause | None:
+def external_sender(node: NodeEvidence, process: ProcessStatus, code: int, pid: int | None) -> Cause | None:
     """Return a cause if the signal certainly came from outside the job.
 
     Parameters
     ----------
     node : NodeEvidence
         The node that the process ran on.
-    process : Mapping
+    process : ProcessStatus
         The process itself, or the launcher process that started the rank, as the node reports it.
     code : int
         Exit code, negative for a signal.
@@ -108,7 +107,7 @@ def external_sender(node: NodeEvidence, process: Mapping[str, Any], code: int, p
     Cause or None
         None if the launcher may have sent the signal.
     """
-    is_supervised = bool(node.exit_records.get(process["name"])) and pid == process["pid"]
+    is_supervised = bool(node.exit_records.get(process.name)) and pid == process.pid
     reported_by_launcher = pid and re.search(_RANK_FAILED.format(code=code, pid=pid), _launcher_output(node))
     if not is_supervised and not reported_by_launcher:
         return None

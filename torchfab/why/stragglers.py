@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from torchfab.core.format import duration
 from torchfab.core.inventory import fold, fold_ranks
-from torchfab.core.status import duration
 from torchfab.why import signatures
 from torchfab.why.evidence import Evidence, NodeEvidence
 from torchfab.why.failures import Failure
@@ -115,10 +114,10 @@ def _without_timeout(first: Failure, failures: Sequence[Failure], evidence: Evid
     """Yield the ranks that did not report the timeout, and how long before it they logged their last line."""
     timed_out = {failure.rank for failure in failures if failure.cause.name in _TIMEOUTS}
     quiet = {
-        rank["rank"]: node
+        rank.rank: node
         for node in evidence.nodes
         for rank in node.status.ranks
-        if rank["rank"] is not None and rank["rank"] not in timed_out
+        if rank.rank is not None and rank.rank not in timed_out
     }
     if quiet:
         hosts = tuple(dict.fromkeys(node.host for node in quiet.values()))
@@ -148,8 +147,8 @@ def _describe_state(node: NodeEvidence, failures: Sequence[Failure]) -> str:
         return f"its {node.halted[0]} is stopped by a signal (SIGSTOP), or by a debugger"
     found = (signatures.recognise(log.text) for log in sorted(node.logs, key=lambda log: -log.written))
     logged_cause = next((cause.words for cause in found if cause), "")
-    last: Mapping[str, Any] = node.status.last_line or {}
-    return f"it is {node.status.state}, {logged_cause or (last.get('text') or 'and has logged nothing')[:200]}"
+    last = node.status.last_line.text if node.status.last_line else ""
+    return f"it is {node.status.state}, {logged_cause or (last or 'and has logged nothing')[:200]}"
 
 
 def _ranks(ranks: Sequence[int]) -> str:

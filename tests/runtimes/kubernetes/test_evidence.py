@@ -4,30 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.kube.api import API, stamp
-from tests.kube.in_process import Here, here_on
+from tests.kube.api import stamp
+from tests.kube.in_process import Here
 from tests.kube.pods import condition, ended, pods_of, running, set_status
 from tests.why.test_tracebacks import PLAIN
 from torchfab.commands.why import show_why
-
-
-@pytest.fixture
-def api() -> Iterator[API]:
-    with API() as made:
-        yield made
-
-
-@pytest.fixture
-def here(
-    api: API, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Here]:
-    yield from here_on(api, tmp_path, monkeypatch, capsys)
 
 
 def failed(here: Here, status: Any) -> list[str]:

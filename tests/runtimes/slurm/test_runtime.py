@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.runtimes.slurm.test_state import RECORD, node, process, told
@@ -19,7 +21,10 @@ from torchfab.core.events import BacklogRead, ContactLost, Lines, StatusChanged,
 from torchfab.records import Records
 from torchfab.runtimes.slurm import runtime
 from torchfab.runtimes.slurm import state as slurmstate
-from torchfab.transport import streams
+from torchfab.transport import messages, streams
+from torchfab.transport.messages import Request
+from torchfab.transport.messages.slurm import SlurmStatus
+from torchfab.transport.session import NodeError
 from torchfab.why import diagnosis
 from torchfab.why.causes import Kind
 
@@ -27,22 +32,27 @@ LOGIN = {"rank": 0, "host": "login", "user": "me", "port": 2222, "address": "", 
 
 
 class Played:
-    """A session that answers from a list: frames, or an error to raise."""
+    """A session that answers from a list: answers, lists of frames, or an error to raise."""
 
     def __init__(self, answers: list[Any]) -> None:
         self.answers = answers
         self.asked: list[Mapping[str, Any]] = []
+        self.answer_type: Any = None
         self.closed = 0
 
-    def ask(self, request: Mapping[str, Any], timeout_s: float) -> Any:
-        self.asked.append(dict(request))
-        return self._next()
+    def request(self, request: Request[Any], timeout_s: float) -> Any:
+        self.post(request)
+        data = json.dumps(self._next()).encode()
+        if problems := messages.decode(data, messages.Header).problems:
+            raise NodeError(problems)
+        return messages.decode(data, request.ANSWER)
 
-    def post(self, request: Mapping[str, Any]) -> None:
-        self.asked.append(dict(request))
+    def post(self, request: Request[Any]) -> None:
+        self.asked.append(msgspec.to_builtins(request))
+        self.answer_type = request.ANSWER
 
-    def take(self, timeout_s: float = 0.0) -> Any:
-        return self._next()
+    def read_frames(self, timeout_s: float = 0.0) -> list[Any]:
+        return [messages.decode(json.dumps(each).encode(), self.answer_type) for each in self._next()]
 
     def _next(self) -> Any:
         answer = self.answers.pop(0)
@@ -181,7 +191,7 @@ def test_stop_uses_the_grace_of_the_launch_unless_overridden(
 
 
 def test_attach_goes_through_the_login_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    running = slurmstate.job_status(record(tmp_path), RUNNING, 60.0, 60.0)
+    running = slurmstate.job_status(record(tmp_path), msgspec.convert(RUNNING, SlurmStatus), 60.0, 60.0)
     where = running.nodes[0].node
     argv = runtime.attach_argv(record(tmp_path), where, "")
     words = "srun --jobid=17 --overlap --pty --nodes=1 --ntasks=1 --nodelist=n1"
@@ -204,17 +214,11 @@ def why_of(tmp_path: Path) -> diagnosis.Diagnosis:
     return diagnosis.diagnose(runtime.evidence(record(tmp_path)))
 
 
-def in_full(each: dict[str, Any]) -> dict[str, Any]:
-    """Return a process whose ranks are told in full."""
-    more = {"local_rank": 0, "world_size": 2, "attempt": 0, "start_time": 1, "started": 20.0}
-    return {**each, "ranks": [{**more, **rank} for rank in each["ranks"]]}
-
-
 def test_why_reads_the_logs_of_all_nodes_from_the_folder(played: Played, tmp_path: Path) -> None:
     traceback = 'Traceback (most recent call last):\n  File "a.py", line 1, in f\nValueError: bad\n'
     log = {"label": 0, "path": "/f/stderr.log", "size": 1, "written": 50.0, "text": traceback}
     told_here = {"ends": {}, "logs": [log], "reports": []}
-    seen = answer("FAILED", node(0, in_full(process("failed", 1, time=50.0))), exit="1:0", hosts=["n1"])
+    seen = answer("FAILED", node(0, process("failed", 1, time=50.0)), exit="1:0", hosts=["n1"])
     played.answers = [{**seen, "evidence": [told_here], "batch": ""}]
     found = why_of(tmp_path)
     assert played.asked[0]["op"] == "slurm_evidence"
@@ -235,7 +239,7 @@ def test_why_reads_the_logs_of_all_nodes_from_the_folder(played: Played, tmp_pat
 def test_why_shows_the_reason_if_slurm_ended_the_job(
     played: Played, tmp_path: Path, state: str, kind: Kind, name: str
 ) -> None:
-    killed = in_full(process("failed", -9, time=50.0))
+    killed = process("failed", -9, time=50.0)
     said = "slurmstepd: error: Detected 1 oom_kill event in StepId=17.batch."
     played.answers = [{**answer(state, node(0, killed), exit="0:9"), "evidence": [{}], "batch": said}]
     found = why_of(tmp_path)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from torchfab.config.connection_settings import ConnectionSettings
@@ -13,6 +14,7 @@ from torchfab.core.status import JobStatus
 from torchfab.monitoring.watcher import describe_failure
 from torchfab.records import Record
 from torchfab.runtimes.slurm import state as slurmstate
+from torchfab.transport.messages.slurm import SlurmStatus
 
 RECORD = Record(
     *(Path("jobs/gpt2"), "gpt2", "gpt2-0a1b2c3d", "slurm", "slurm", 0.0, ("train.py",), (), "/srv/.torchfab", 4, 2),
@@ -26,8 +28,9 @@ def told(state: str, **more: Any) -> dict[str, Any]:
 
 
 def process(state: str, *codes: int | None, time: float = 50.0, **more: Any) -> dict[str, Any]:
+    usual = {"local_rank": 0, "world_size": 2, "attempt": 0, "start_time": 1, "started": 20.0}
     ranks = [
-        {"rank": rank, "pid": 100 + rank, "ended": None if code is None else time, "code": code}
+        {**usual, "rank": rank, "pid": 100 + rank, "ended": None if code is None else time, "code": code}
         for rank, code in enumerate(codes)
     ]
     ended = None if state == "running" else time
@@ -48,7 +51,7 @@ def node(rank: int, *processes: Mapping[str, Any], stop: float | None = None) ->
 def job(slurm: Mapping[str, Any], *nodes: Mapping[str, Any], **more: Any) -> JobStatus:
     stop = next((each["status"]["stop_asked"] for each in nodes if each["status"]), None)
     answer = {"slurm": slurm, "nodes": nodes, "exists": True, "stop_asked": stop, "said": "", "now": 60.0, **more}
-    return slurmstate.job_status(RECORD, answer, 60.0, 60.0)
+    return slurmstate.job_status(RECORD, msgspec.convert(answer, SlurmStatus), 60.0, 60.0)
 
 
 def summary(found: JobStatus) -> tuple[str, bool, int | None, str]:

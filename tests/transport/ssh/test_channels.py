@@ -27,7 +27,7 @@ def test_local_channel_works_with_1500_open_files() -> None:
                 high = fcntl.fcntl(file.fileno(), fcntl.F_DUPFD_CLOEXEC, HIGH)
             setattr(channel, name, os.fdopen(high, mode))
         session = Session(Node(0, "localhost"), channel)
-        assert session.take(0.0) == []
+        assert session.read_frames(0.0) == []
     finally:
         channel.close()
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

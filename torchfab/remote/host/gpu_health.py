@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import glob
 import re
-import subprocess
 import time
+
+from torchfab.remote.host import nvidia_smi
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,23 +65,12 @@ def run_nvidia_smi() -> dict[str, Any]:
         As `parse` returns it; also `missing` if nvidia-smi is not installed.
     """
     try:
-        done = subprocess.run(
-            ["nvidia-smi", "-q", "-x"],
-            check=False,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=TIMEOUT_S,
-        )
-    except FileNotFoundError:
-        return {"gpus": [], "missing": True, "problem": "nvidia-smi is not there"}
-    except subprocess.TimeoutExpired:
-        return {"gpus": [], "problem": f"nvidia-smi did not answer within {TIMEOUT_S} s"}
-    except OSError as error:
-        return {"gpus": [], "problem": f"nvidia-smi does not run: {error.strerror}"}
-    return parse(done.stdout, done.returncode)
+        code, text = nvidia_smi.run("-q", "-x", timeout_s=TIMEOUT_S)
+    except nvidia_smi.NotInstalledError as error:
+        return {"gpus": [], "missing": True, "problem": str(error)}
+    except nvidia_smi.NvidiaSmiError as error:
+        return {"gpus": [], "problem": str(error)}
+    return parse(text, code)
 
 
 def parse(text: str, code: int = 0) -> dict[str, Any]:
@@ -104,7 +94,7 @@ def parse(text: str, code: int = 0) -> dict[str, Any]:
     end = last + len(_END)
     if begin < 0 or last < 0:
         problem = " ".join(text.split())[:300] or f"nvidia-smi ended with {code} and printed nothing"
-        return {"gpus": [], "problem": "" if _has_none(problem) else problem}
+        return {"gpus": [], "problem": "" if nvidia_smi.reports_no_gpu(problem) else problem}
     try:
         root = ElementTree.fromstring(text[begin:end])
     except ElementTree.ParseError as error:
@@ -120,10 +110,6 @@ def parse(text: str, code: int = 0) -> dict[str, Any]:
 def _version(root: Element, *paths: str) -> str:
     """Return the first version that is given, without the deprecation note that driver 610 appends to the old ones."""
     return next((text.split()[0] for text in (_text(root, path) for path in paths) if text), "")
-
-
-def _has_none(text: str) -> bool:
-    return text.startswith("No devices were found")
 
 
 def _gpu(element: Element) -> dict[str, Any]:

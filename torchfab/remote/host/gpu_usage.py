@@ -6,8 +6,7 @@ is None: `[N/A]` and `[Not Supported]`, depending on version, board and MIG mode
 
 from __future__ import annotations
 
-import subprocess
-
+from torchfab.remote.host import nvidia_smi
 from torchfab.remote.procfs import int_or_none
 
 TYPE_CHECKING = False
@@ -21,7 +20,6 @@ FIELDS = (
     *("memory.used", "memory.total", "temperature.gpu"),
 )
 APP_FIELDS = ("gpu_uuid", "pid", "used_memory", "process_name")
-_FORMAT = "--format=csv,noheader,nounits"
 
 
 def collect() -> dict[str, Any]:
@@ -36,28 +34,16 @@ def collect() -> dict[str, Any]:
     try:
         code, text = _query("--query-gpu=" + ",".join(FIELDS))
         _, apps = _query("--query-compute-apps=" + ",".join(APP_FIELDS))
-    except FileNotFoundError:
+    except nvidia_smi.NotInstalledError:
         return {"gpus": [], "problem": ""}
-    except subprocess.TimeoutExpired:
-        return {"gpus": [], "problem": f"nvidia-smi did not answer within {TIMEOUT_S} s"}
-    except OSError as error:
-        return {"gpus": [], "problem": f"nvidia-smi does not run: {error.strerror}"}
+    except nvidia_smi.NvidiaSmiError as error:
+        return {"gpus": [], "problem": str(error)}
     gpus, problem = parse(text, code)
     return {"gpus": with_processes(gpus, parse_apps(apps)), "problem": problem}
 
 
 def _query(query: str) -> tuple[int, str]:
-    done = subprocess.run(
-        ["nvidia-smi", query, _FORMAT],
-        check=False,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        timeout=TIMEOUT_S,
-    )
-    return done.returncode, done.stdout
+    return nvidia_smi.run(query, nvidia_smi.CSV_FORMAT, timeout_s=TIMEOUT_S)
 
 
 def parse(text: str, code: int = 0) -> tuple[list[dict[str, Any]], str]:
@@ -86,7 +72,7 @@ def parse(text: str, code: int = 0) -> tuple[list[dict[str, Any]], str]:
         elif line.strip():
             complaints.append(line.strip())
     complaint = " ".join(complaints)[:300]
-    if complaint.startswith("No devices were found"):
+    if nvidia_smi.reports_no_gpu(complaint):
         complaint = ""
     return gpus, complaint or ("" if gpus or code in (0, 6) else f"nvidia-smi ended with {code}")
 

@@ -1,6 +1,6 @@
 """The node's part of `fab doctor`: everything that can be learned about this machine without starting a job on it.
 
-A part that fails is reported as `{"failed": reason}`; the other parts are reported all the same.
+A part that raises an exception is reported in `failed`; the other parts are reported all the same.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torchfab.remote.host import (
     connectivity,
     filesystems,
     gpu_health,
+    identity,
     interfaces,
     python_env,
     running_jobs,
@@ -42,7 +43,7 @@ def collect(request: dict[str, Any]) -> dict[str, Any]:
     Returns
     -------
     dict
-        The result of each part, by its name.
+        The result of each part, by its name; of parts that raised an exception the error in `failed`.
     """
     workdir, node_dir = request["workdir"], request["node_dir"]
     parts: dict[str, Callable[[], Any]] = {
@@ -66,19 +67,20 @@ def collect(request: dict[str, Any]) -> dict[str, Any]:
 def _run_concurrently(parts: dict[str, Callable[[], Any]]) -> dict[str, Any]:
     """Run each part in a thread of its own: most of them wait for another program."""
     results: dict[str, Any] = {}
+    failed: dict[str, str] = {}
 
     def work(name: str, part: Callable[[], Any]) -> None:
         try:
             results[name] = part()
         except Exception as error:  # one failing part must not hide the others
-            results[name] = {"failed": f"{type(error).__name__}: {error}"}
+            failed[name] = f"{type(error).__name__}: {error}"
 
     threads = [threading.Thread(target=work, args=item) for item in parts.items()]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return results
+    return {**results, "failed": failed}
 
 
 def machine() -> dict[str, Any]:
@@ -87,13 +89,15 @@ def machine() -> dict[str, Any]:
     Returns
     -------
     dict
-        `hostname`, `boot_id`, `network` (id of the network namespace), `own_addresses` (of its own name), `kernel`,
+        `hostname`, `boot_id`, `identity` (see `identity`), `network` (id of the network namespace), `own_addresses`
+        (of its own name), `kernel`,
         `infiniband` (whether it has an adapter), `time` (seconds since the epoch).
     """
     name = socket.gethostname()
     return {
         "hostname": name,
         "boot_id": procfs.boot_id(),
+        "identity": identity.identify(),
         # Nodes in the same network namespace also reach each other by loopback addresses.
         "network": f"{procfs.boot_id()} {os.readlink('/proc/self/ns/net')}",
         "own_addresses": connectivity.resolve(name),

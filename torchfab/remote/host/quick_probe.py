@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import subprocess
 
-from torchfab.remote.host import file_tree, filesystems
+from torchfab.remote.host import filesystems, nvidia_smi, workdir_files
+from torchfab.remote.procfs import int_or_none
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ class QuickProbe:
     """Start nvidia-smi in the background; it runs while the launch makes its other checks."""
 
     def __init__(self) -> None:
-        argv = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+        argv = ["nvidia-smi", "--query-compute-apps=pid,used_memory", nvidia_smi.CSV_FORMAT]
         try:
             self.smi: subprocess.Popen[str] | None = subprocess.Popen(
                 argv,
@@ -53,7 +54,7 @@ class QuickProbe:
         path = os.path.join(workdir, script) if script else ""
         return {
             "disk": filesystems.disk(os.path.abspath(os.path.expanduser(node_dir))),
-            "script": file_tree.digest(path) if path else "",
+            "script": workdir_files.digest(path) if path else "",
             "holders": self._holders(),
         }
 
@@ -84,7 +85,6 @@ def parse_gpu_processes(text: str) -> list[dict[str, Any]]:
     found: dict[int, dict[str, Any]] = {}
     for line in text.splitlines():
         pid, _, memory = (cell.strip() for cell in line.partition(","))
-        if pid.isascii() and pid.isdigit() and len(pid) < 12:
-            memory_mib = int(memory) if memory.isascii() and memory.isdigit() else None
-            found.setdefault(int(pid), {"pid": int(pid), "memory_mib": memory_mib})
+        if (number := int_or_none(pid)) is not None:
+            found.setdefault(number, {"pid": number, "memory_mib": int_or_none(memory)})
     return list(found.values())

@@ -9,8 +9,8 @@ import os
 import time
 
 from torchfab.remote import files, procfs
-from torchfab.remote.host import kernel_log
-from torchfab.remote.job import disks, log_files, log_search, prepare, status
+from torchfab.remote.host import kernel_log, machine_facts
+from torchfab.remote.job import disks, log_files, log_search, status
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def _machine_evidence(folder: str, job_status: dict[str, Any], logs: list[dict[s
             folder, _workdirs(folder), "\n".join(part["text"] for log in logs for part in log["parts"])
         ),
         "halted": [name for process in job_status["processes"] for name in _halted(folder, process)],
-        "gpus": prepare.count_gpus(),
+        "gpus": machine_facts.count_gpus(),
         "boot_id": procfs.boot_id(),
     }
 

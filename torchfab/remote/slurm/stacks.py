@@ -61,7 +61,7 @@ def _run_step(folder: str, request: dict[str, Any], bundle: str, hosts: list[str
     error = _srun(folder, request, len(hosts))
     answers = [files.read_json(os.path.join(folder, f"{rank}.json")) for rank in range(len(hosts))]
     without_pyspy = [each for each in answers if each and each.get("wants")]
-    if without_pyspy and "program" not in request:
+    if without_pyspy and request.get("program") is None:
         return dict(without_pyspy[0])
     nodes = [{"rank": rank, "host": host, "answer": answers[rank]} for rank, host in enumerate(hosts)]
     return {"nodes": nodes, "said": error}
@@ -92,8 +92,6 @@ def main() -> int:
     folder = os.path.dirname(os.path.abspath(sys.argv[0]))
     rank = int(os.environ["SLURM_NODEID"])
     request = files.read_json(os.path.join(folder, _REQUEST))
-    if request["program"] is None:
-        del request["program"]
     found = dump.dump_node(job.node_folder(request["folder"], rank), request)
     files.write_json(os.path.join(folder, f"{rank}.json"), found)
     return 0

@@ -64,7 +64,7 @@ def dump_node(folder: str, request: dict[str, Any]) -> dict[str, Any]:
     path, result["spy"] = pyspy.find([each for entry in running for each in entry.pop("beside")])
     if not path and request.get("copy"):
         path, result["spy"] = request["copy"], "sent"
-    if not path and "program" not in request:
+    if not path and request.get("program") is None:
         return {**result, "wants": True, "ranks": []}
     _measure(running)
     if path or not request["program"]:

@@ -8,7 +8,9 @@ Only this module imports the official client: the import takes half a second.
 from __future__ import annotations
 
 import json
+import logging
 import os
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +22,13 @@ from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from torchfab.core.errors import TorchfabError, UsageError
 from torchfab.runtimes.kubernetes.redaction import Redact, redact_blocks
-from torchfab.transport.schema import cleaned
+from torchfab.transport.messages import cleaned
 
 PLURALS = {"Service": "services", "Secret": "secrets", "Job": "jobs", "JobSet": "jobsets", "Pod": "pods"}
 VERSIONS = {"Job": "batch/v1", "JobSet": "jobset.x-k8s.io/v1alpha2"}  # all others: v1
 _QUIET_S = 60.0  # reopen a log stream that is silent for this long: its connection may be dead
 _WATCH_S = 300
+_log = logging.getLogger(__name__)
 
 
 class ClusterError(TorchfabError):
@@ -262,7 +265,9 @@ class Cluster:
     def _json(self, method: str, path: str, query: Any = (), body: Any = None) -> dict[str, Any]:
         response = self._call(method, path, query, body, (self.timeout_s, self.timeout_s))
         try:
-            answer = cleaned(json.loads(response.read() or b"{}"))
+            data = response.read()
+            _log.debug("answer: %d bytes", len(data), extra={"host": self.scope.context})
+            answer = cleaned(json.loads(data or b"{}"))
             if not isinstance(answer, dict):
                 raise ValueError("no object")
         except (ValueError, RecursionError):
@@ -273,6 +278,8 @@ class Cluster:
 
     def _call(self, method: str, path: str, query: Any, body: Any, timeout_s: Any) -> Any:
         headers = {"Accept": "application/json", **({"Content-Type": "application/json"} if body else {})}
+        started, place = time.monotonic(), {"host": self.scope.context}
+        _log.debug("request to %s: %s %s", self.server, method, path, extra=place)
         try:
             arguments = self._api.param_serialize(
                 method, path, query_params=list(query), header_params=headers, body=body, auth_settings=["BearerToken"]
@@ -283,6 +290,7 @@ class Cluster:
         except HTTPError as error:
             raise self._unreachable(error) from None
         response = answered.response
+        _log.debug("answer: status %d after %.3f s", response.status, time.monotonic() - started, extra=place)
         if not 200 <= response.status < 300:
             raise self._rejection(response.status, self._read_body(response), path)
         return response

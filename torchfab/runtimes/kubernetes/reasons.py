@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torchfab.core.status import State
+
 Object = Mapping[str, Any]
 _DISRUPTIONS = {
     "PreemptionByScheduler": "preempted by a pod of higher priority",
@@ -73,7 +75,7 @@ def reason_name(pod: Object, ended: Mapping[str, Any]) -> str:
     return str(status.get("reason") or "")
 
 
-def waiting_state(pod: Object, waiting: Mapping[str, Any], warning: str) -> tuple[str, str]:
+def waiting_state(pod: Object, waiting: Mapping[str, Any], warning: str) -> tuple[State, str]:
     """Return the state of a pod that does not run yet, with the reason.
 
     Parameters
@@ -93,18 +95,18 @@ def waiting_state(pod: Object, waiting: Mapping[str, Any], warning: str) -> tupl
     for condition in pod.get("status", {}).get("conditions") or ():
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
             if condition.get("reason") == "SchedulingGated":
-                return "pending", "held back by a scheduling gate"
-            return "pending", f"cannot be scheduled: {_scheduling_problem(condition.get('message', ''))}"
+                return State.PENDING, "held back by a scheduling gate"
+            return State.PENDING, f"cannot be scheduled: {_scheduling_problem(condition.get('message', ''))}"
     if not pod["spec"].get("nodeName"):
-        return "pending", "not scheduled yet"
+        return State.PENDING, "not scheduled yet"
     reason, image = waiting.get("reason", ""), pod["spec"]["containers"][0]["image"]
     message = _sentence(waiting.get("message", "")) or warning
     if "Image" in reason:
         detail = f" ({warning})" if warning and reason == "ImagePullBackOff" and warning not in message else ""
-        return "pending", f"the image {image} cannot be pulled: {message or reason}{detail}"
+        return State.PENDING, f"the image {image} cannot be pulled: {message or reason}{detail}"
     if reason.endswith("Error"):
-        return "pending", f"the container cannot be made: {message or reason}"
-    return "starting", f"its container is being made{f': {warning}' if warning else ''}"
+        return State.PENDING, f"the container cannot be made: {message or reason}"
+    return State.STARTING, f"its container is being made{f': {warning}' if warning else ''}"
 
 
 def last_line(message: str) -> str:

@@ -16,7 +16,7 @@ from torchfab.core.console import write_err
 from torchfab.core.errors import Interrupted, TorchfabError, UsageError
 from torchfab.core.events import EventStream
 from torchfab.core.specs import Node, Submission
-from torchfab.core.status import JobStatus, NodeStatus, Verdict
+from torchfab.core.status import JobStatus, NodeStatus, State, Verdict
 from torchfab.launchers.manifest.objects import CONTAINER, ID_LABEL, build_metadata
 from torchfab.launchers.manifest.yaml_text import from_yaml
 from torchfab.records import Record
@@ -183,8 +183,8 @@ def evidence(record: Record) -> Evidence:
 
 
 def _unreachable(record: Record, error: TorchfabError) -> JobStatus:
-    nodes = tuple(NodeStatus(node, "unreachable", error.message) for node in record.nodes)
-    return JobStatus(nodes, len(nodes), Verdict("unreachable", reason=error.message))
+    nodes = tuple(NodeStatus(node, State.UNREACHABLE, error.message) for node in record.nodes)
+    return JobStatus(nodes, len(nodes), Verdict(State.UNREACHABLE, reason=error.message))
 
 
 def follow(record: Record, request: Mapping[str, Any], nodes: Sequence[Node] | None = None) -> EventStream:

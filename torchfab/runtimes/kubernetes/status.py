@@ -9,10 +9,21 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
+import msgspec
+
 from torchfab.core.flag_values import is_whole
 from torchfab.core.inventory import fold
 from torchfab.core.specs import Node
-from torchfab.core.status import JobStatus, NodeStatus, Verdict
+from torchfab.core.status import (
+    JobStatus,
+    LastLine,
+    NodeStatus,
+    ProcessStatus,
+    RankStatus,
+    ReportedExit,
+    State,
+    Verdict,
+)
 from torchfab.remote.job.status import parse_failures
 from torchfab.runtimes.kubernetes import reasons
 
@@ -135,19 +146,19 @@ def job_status(
 
 
 def _verdict(
-    nodes: Sequence[NodeStatus], snapshot: JobSnapshot, end: tuple[str, str] | None, stopped: float | None
+    nodes: Sequence[NodeStatus], snapshot: JobSnapshot, end: tuple[State, str] | None, stopped: float | None
 ) -> Verdict:
     states = {node.state for node in nodes}
     if stopped is not None and "stopped" in states and "failed" not in states:
-        return Verdict("stopped", ended=True)
+        return Verdict(State.STOPPED, ended=True)
     if snapshot.job is None and snapshot.pods:
-        return Verdict("running", reason="its Job is gone, and its pods are ending")
+        return Verdict(State.RUNNING, reason="its Job is gone, and its pods are ending")
     if snapshot.job is None and "lost" in states:
-        return Verdict("lost", ended=True, reason=next(node.reason for node in nodes if node.state == "lost"))
+        return Verdict(State.LOST, ended=True, reason=next(node.reason for node in nodes if node.state == "lost"))
     if end and end[0] == "failed" and "failed" not in states:
-        return Verdict("failed", ended=True, reason=f"the cluster ended it: {end[1]}")
+        return Verdict(State.FAILED, ended=True, reason=f"the cluster ended it: {end[1]}")
     if "pending" in states and not end:
-        return Verdict("pending", reason=_pending_reason(nodes))
+        return Verdict(State.PENDING, reason=_pending_reason(nodes))
     return Verdict(ended=all(node.has_ended for node in nodes))
 
 
@@ -162,16 +173,18 @@ def _pending_reason(nodes: Sequence[NodeStatus]) -> str:
 
 def _stopped(status: NodeStatus, time: float) -> NodeStatus:
     """Return a node's status after a stop: processes that were still running then ended at `time`."""
-    if status.state in ("succeeded", "failed", "stopped"):
+    if status.state in (State.SUCCEEDED, State.FAILED, State.STOPPED):
         return replace(status, stop_asked=time)
-    processes = tuple({**each, "state": "stopped", "ended": each["ended"] or time} for each in status.processes)
-    return replace(status, state="stopped", reason="", processes=processes, stop_asked=time)
+    processes = tuple(
+        msgspec.structs.replace(each, state=State.STOPPED, ended=each.ended or time) for each in status.processes
+    )
+    return replace(status, state=State.STOPPED, reason="", processes=processes, stop_asked=time)
 
 
 # ---- a node
 
 
-def job_outcome(job: Object | None) -> tuple[str, str] | None:
+def job_outcome(job: Object | None) -> tuple[State, str] | None:
     """Return how a Job or JobSet ended.
 
     Parameters
@@ -181,48 +194,56 @@ def job_outcome(job: Object | None) -> tuple[str, str] | None:
 
     Returns
     -------
-    tuple of str, optional
-        `succeeded` or `failed`, and the reason; None if it has not ended.
+    tuple of State and str, optional
+        SUCCEEDED or FAILED, and the reason; None if it has not ended.
     """
     for condition in (job or {}).get("status", {}).get("conditions") or ():
         kind = condition["type"]
         if condition["status"] == "True" and kind in ("Complete", "Completed", "Failed"):
             reason = ": ".join(filter(None, (condition.get("reason"), condition.get("message"))))
-            return ("failed" if kind == "Failed" else "succeeded"), reason
+            return (State.FAILED if kind == "Failed" else State.SUCCEEDED), reason
     return None
 
 
 def _node_status(
-    node: Node, snapshot: JobSnapshot, details: Mapping[str, Any], end: tuple[str, str] | None
+    node: Node, snapshot: JobSnapshot, details: Mapping[str, Any], end: tuple[State, str] | None
 ) -> NodeStatus:
     pods = snapshot.pods_of(node.rank)
     if not pods:
         state, reason = _without_pod(snapshot, details, end)
         return NodeStatus(node, state, reason, (), snapshot.now)
     process = _process(pods[-1], node, snapshot, details)
-    state, reason = process["state"], process["reason"]
-    if end and state not in ("succeeded", "failed"):
-        state, reason = ("stopped", f"the cluster ended it: {end[1]}") if end[0] == "failed" else ("succeeded", "")
-    elif state == "failed" and _ended_by_deletion(pods[-1], process["ended"]):
-        state, reason = "stopped", ""
-    elif state == "failed" and not end and details["max_restarts"] and snapshot.job is not None:
-        state, reason = "pending", f"its pod failed ({_describe_failure(process)}); another one will come"
-    process.update(state=state, reason=reason if state in ("failed", "lost") else "")
+    state, reason = process.state, process.reason
+    if end and state not in (State.SUCCEEDED, State.FAILED):
+        state, reason = _ended_by_cluster(end)
+    elif state == State.FAILED and _ended_by_deletion(pods[-1], process.ended):
+        state, reason = State.STOPPED, ""
+    elif state == State.FAILED and not end and details["max_restarts"] and snapshot.job is not None:
+        state, reason = State.PENDING, f"its pod failed ({_describe_failure(process)}); another one will come"
+    shown = reason if state in (State.FAILED, State.LOST) else ""
+    process = msgspec.structs.replace(process, state=state, reason=shown)
     return NodeStatus(node, state, reason or _machine_note(pods[-1], state), (process,), snapshot.now)
 
 
-def _without_pod(snapshot: JobSnapshot, details: Mapping[str, Any], end: tuple[str, str] | None) -> tuple[str, str]:
+def _without_pod(snapshot: JobSnapshot, details: Mapping[str, Any], end: tuple[State, str] | None) -> tuple[State, str]:
     if snapshot.job is None and snapshot.pods:
-        return "running", "is being deleted"
+        return State.RUNNING, "is being deleted"
     if snapshot.job is None:
-        return "lost", "its Job is gone from the cluster: somebody deleted it"
+        return State.LOST, "its Job is gone from the cluster: somebody deleted it"
     if end:
-        return ("stopped", f"the cluster ended it: {end[1]}") if end[0] == "failed" else ("succeeded", "")
+        return _ended_by_cluster(end)
     if snapshot.job["spec"].get("suspend"):
         queue = details["queue"]
-        return "pending", f"waits in the queue {queue} (Kueue has not admitted it)" if queue else "its Job is suspended"
+        return (
+            State.PENDING,
+            f"waits in the queue {queue} (Kueue has not admitted it)" if queue else "its Job is suspended",
+        )
     warning = snapshot.warnings.get(snapshot.job["metadata"]["name"], "")
-    return "pending", f"its pod cannot be made: {warning}" if warning else "its pod is not made yet"
+    return State.PENDING, f"its pod cannot be made: {warning}" if warning else "its pod is not made yet"
+
+
+def _ended_by_cluster(end: tuple[State, str]) -> tuple[State, str]:
+    return (State.STOPPED, f"the cluster ended it: {end[1]}") if end[0] == State.FAILED else (State.SUCCEEDED, "")
 
 
 def _ended_by_deletion(pod: Object, ended: float | None) -> bool:
@@ -232,22 +253,22 @@ def _ended_by_deletion(pod: Object, ended: float | None) -> bool:
     return deadline is not None and (ended or deadline) >= deadline - (meta.get("deletionGracePeriodSeconds") or 0) - 1
 
 
-def _machine_note(pod: Object, state: str) -> str:
+def _machine_note(pod: Object, state: State) -> str:
     machine = pod["spec"].get("nodeName")
-    return f"on {machine}" if machine and state == "running" else ""
+    return f"on {machine}" if machine and state == State.RUNNING else ""
 
 
-def _describe_failure(process: Mapping[str, Any]) -> str:
-    ranks = [rank for rank in process["ranks"] if rank["code"]]
+def _describe_failure(process: ProcessStatus) -> str:
+    ranks = [rank for rank in process.ranks if rank.code]
     if ranks:
-        return f"rank {ranks[0]['rank']}: exit code {ranks[0]['code']}"
-    return str(process["reason"] or f"exit code {process['code']}")
+        return f"rank {ranks[0].rank}: exit code {ranks[0].code}"
+    return process.reason or f"exit code {process.code}"
 
 
 # ---- a pod
 
 
-def _process(pod: Object, node: Node, snapshot: JobSnapshot, details: Mapping[str, Any]) -> dict[str, Any]:
+def _process(pod: Object, node: Node, snapshot: JobSnapshot, details: Mapping[str, Any]) -> ProcessStatus:
     container = container_status(pod)
     container_state = container.get("state") or {}
     ended = container_state.get("terminated")
@@ -258,22 +279,24 @@ def _process(pod: Object, node: Node, snapshot: JobSnapshot, details: Mapping[st
     code = exit_code(ended["exitCode"]) if ended else None
     message = (ended or {}).get("message") or ""
     reported = parse_failures(message)
-    if state == "failed" and not reason and not reported and not _first_failure(message):
+    line = snapshot.last_lines.get(pod["metadata"]["name"])
+    if state == State.FAILED and not reason and not reported and not _first_failure(message):
         reason = reasons.last_line(message)
-    ended_at = finished or ((_last_change(pod) or snapshot.now) if state in ("failed", "succeeded") else None)
-    return {
-        "name": pod["metadata"]["name"],
-        "state": state,
-        "reason": reason,
-        "pid": None,
-        "started": started,
-        "ended": ended_at,
-        "code": code if code is not None or state != "failed" else 1,
-        "signal": None,
-        "ranks": _ranks(node.rank, details, started, ended_at, code, message) if started else [],
-        "last_line": snapshot.last_lines.get(pod["metadata"]["name"]),
-        "reported": reported,
-    }
+    ended_at = finished or ((_last_change(pod) or snapshot.now) if state in (State.FAILED, State.SUCCEEDED) else None)
+    return ProcessStatus(
+        name=pod["metadata"]["name"],
+        state=state,
+        reason=reason,
+        pid=None,
+        started=started,
+        ended=ended_at,
+        code=code if code is not None or state != State.FAILED else 1,
+        signal=None,
+        ranks=_ranks(node.rank, details, started, ended_at, code, message) if started else [],
+        last_line=LastLine(**line) if line else None,
+        reported=[ReportedExit(**each) for each in reported],
+        warned=None,
+    )
 
 
 def _last_change(pod: Object) -> float | None:
@@ -351,26 +374,28 @@ def exit_code(code: int) -> int:
 
 def _ranks(
     index: int, details: Mapping[str, Any], started: float, ended: float | None, code: int | None, message: str
-) -> list[dict[str, Any]]:
+) -> list[RankStatus]:
     """Return the ranks of a pod. They are derived from its index, because the rendezvous is static."""
     count = details["ranks_per_node"]
     failed = _first_failure(message)
     ranks = []
     for local in range(count):
         rank = index * count + local
-        end = {"ended": ended, "code": 0 if code == 0 else None}
+        end, rank_code = ended, 0 if code == 0 else None
         if failed and failed["rank"] == rank:
-            end = {"ended": failed["time"], "code": failed["code"]}
+            end, rank_code = failed["time"], failed["code"]
         ranks.append(
-            {
-                "rank": rank,
-                "local_rank": local,
-                "world_size": None,
-                "attempt": 0,
-                "pid": None,
-                "started": started,
-                **end,
-            }
+            RankStatus(
+                rank=rank,
+                local_rank=local,
+                world_size=None,
+                pid=None,
+                start_time=None,
+                attempt=0,
+                started=started,
+                ended=end,
+                code=rank_code,
+            )
         )
     return ranks
 
@@ -384,17 +409,17 @@ def _first_failure(message: str) -> dict[str, Any] | None:
         return None
 
 
-def _pod_state(pod: Object, container_state: Mapping[str, Any], snapshot: JobSnapshot) -> tuple[str, str]:
+def _pod_state(pod: Object, container_state: Mapping[str, Any], snapshot: JobSnapshot) -> tuple[State, str]:
     phase = pod.get("status", {}).get("phase", "Pending")
     if "terminated" in container_state or phase in ("Failed", "Succeeded"):
         ended = container_state.get("terminated") or {}
         if phase == "Succeeded" or (phase != "Failed" and ended.get("exitCode") == 0):
-            return "succeeded", ""
-        return "failed", reasons.failure_reason(pod, ended)
+            return State.SUCCEEDED, ""
+        return State.FAILED, reasons.failure_reason(pod, ended)
     if phase == "Unknown":
-        return "unreachable", f"its machine {pod['spec'].get('nodeName', '')} does not answer"
+        return State.UNREACHABLE, f"its machine {pod['spec'].get('nodeName', '')} does not answer"
     if "running" in container_state:
-        return "running", "is being stopped" if pod["metadata"].get("deletionTimestamp") else ""
+        return State.RUNNING, "is being stopped" if pod["metadata"].get("deletionTimestamp") else ""
     return reasons.waiting_state(
         pod, container_state.get("waiting") or {}, snapshot.warnings.get(pod["metadata"]["name"], "")
     )

@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from torchfab.core import status as states
 from torchfab.core.console import write_err
 from torchfab.core.errors import HostError, TorchfabError, UsageError
@@ -22,7 +24,19 @@ from torchfab.runtimes import StopReport
 from torchfab.runtimes.slurm import state
 from torchfab.runtimes.tmux_stacks import program_for
 from torchfab.stacks.model import StackDump, from_answer
-from torchfab.transport.session import Session
+from torchfab.transport.messages import AnswerType, Request
+from torchfab.transport.messages.launch import CommitRequest
+from torchfab.transport.messages.slurm import (
+    SlurmEvidenceRequest,
+    SlurmForgetRequest,
+    SlurmLogsFrame,
+    SlurmLogsRequest,
+    SlurmStacksRequest,
+    SlurmStatusRequest,
+    SlurmStopRequest,
+    SlurmSubmitRequest,
+)
+from torchfab.transport.session import NodeError, Session
 from torchfab.transport.ssh import NodeGroup, open_session
 from torchfab.transport.streams import NodeStreams
 from torchfab.why import evidence as why
@@ -53,22 +67,21 @@ def submit(record: Record, submission: Submission) -> dict[str, Any]:
         A check or Slurm rejected the job; it is rolled back.
     """
     details, settings = submission.details, record.settings
-    request = {
-        "op": "slurm_submit",
+    request = SlurmSubmitRequest(
         **{name: details[name] for name in ("folder", "options", "spec", "workdir", "script", "python")},
-        "text": submission.text,
-        "secrets": dict(submission.job.secrets),
-        "mask_key": record.mask_key,
-        "timeout_s": settings.prepare_timeout_s,
-        "patience_s": round(settings.answer_timeout_s),
-    }
+        text=submission.text,
+        secrets=dict(submission.job.secrets),
+        mask_key=record.mask_key,
+        timeout_s=settings.prepare_timeout_s,
+        patience_s=round(settings.answer_timeout_s),
+    )
     session = _open(record)
     try:
-        answer = _checked(record, session.ask(request, settings.prepare_timeout_s + 10))
-        _checked(record, session.ask({"op": "commit"}, settings.answer_timeout_s))
+        answer = _send(record, session, request, settings.prepare_timeout_s + 10)
+        _send(record, session, CommitRequest(), settings.answer_timeout_s)
     finally:
         session.close()  # without `commit`, the other side rolls the submission back
-    return {"slurm_id": answer["slurm_id"], "known_as": f"Slurm job {answer['slurm_id']}"}
+    return {"slurm_id": answer.slurm_id, "known_as": f"Slurm job {answer.slurm_id}"}
 
 
 def machines(record: Record) -> list[tuple[Node, Mapping[str, Any] | None]]:
@@ -108,8 +121,7 @@ def login_node(record: Record) -> Node:
     Node
         The login node, or this machine.
     """
-    values = dict(record.details["login"])
-    return Node(**{**values, "gpus": tuple(values["gpus"])})
+    return Node.from_json(record.details["login"])
 
 
 def _open(record: Record) -> Session:
@@ -118,19 +130,25 @@ def _open(record: Record) -> Session:
     return open_session(connection, record.settings)
 
 
-def _checked(record: Record, answer: Mapping[str, Any]) -> Mapping[str, Any]:
-    problems = answer.get("problems", ())
-    if problems:
-        more = [each["what"] for each in problems[1:]]
+def _send(record: Record, session: Session, request: Request[AnswerType], timeout_s: float) -> AnswerType:
+    """Send a request; raise its problems with the name of the login node."""
+    try:
+        return session.request(request, timeout_s)
+    except NodeError as error:
+        texts = [each.what for each in error.problems]
         where = "" if login_node(record).is_local else f"{login_node(record).label}: "
-        raise TorchfabError("; ".join([f"{where}{problems[0]['what']}", *more]), problems[0]["fix"])
-    return answer
+        raise TorchfabError("; ".join([f"{where}{texts[0]}", *texts[1:]]), error.problems[0].fix) from None
 
 
-def _request(record: Record, op: str, **more: Any) -> dict[str, Any]:
-    address = {"slurm_id": record.details.get("slurm_id", ""), "folder": record.details["folder"]}
-    address["mask_key"] = record.mask_key
-    return {"op": op, **address, "job_id": record.job_id, "nodes": record.min_nodes, **more}
+def _address(record: Record) -> dict[str, Any]:
+    """Return the fields that identify a job in every request."""
+    return {
+        "slurm_id": record.details.get("slurm_id", ""),
+        "folder": record.details["folder"],
+        "mask_key": record.mask_key,
+        "job_id": record.job_id,
+        "nodes": record.min_nodes,
+    }
 
 
 def _unconfirmed(record: Record) -> states.JobStatus | None:
@@ -138,9 +156,11 @@ def _unconfirmed(record: Record) -> states.JobStatus | None:
     if "slurm_id" in record.details:
         return None
     if time.time() - record.created < _rollback_deadline_s(record):
-        return states.JobStatus((), record.min_nodes, states.Verdict("pending", reason="it is being submitted"))
+        return states.JobStatus(
+            (), record.min_nodes, states.Verdict(states.State.PENDING, reason="it is being submitted")
+        )
     reason = "its fab ended before Slurm had answered, and it was taken back"
-    return states.JobStatus((), record.min_nodes, states.Verdict("lost", ended=True, reason=reason))
+    return states.JobStatus((), record.min_nodes, states.Verdict(states.State.LOST, ended=True, reason=reason))
 
 
 def _rollback_deadline_s(record: Record) -> float:
@@ -149,10 +169,10 @@ def _rollback_deadline_s(record: Record) -> float:
     return 2 * (3 * settings.connect_timeout_s + settings.answer_timeout_s) + settings.prepare_timeout_s
 
 
-def _ask(record: Record, op: str, timeout_s: float, **more: Any) -> Mapping[str, Any]:
+def _request(record: Record, request: Request[AnswerType], timeout_s: float) -> AnswerType:
     session = _open(record)
     try:
-        return _checked(record, session.ask(_request(record, op, **more), timeout_s))
+        return _send(record, session, request, timeout_s)
     finally:
         session.close()
 
@@ -174,7 +194,7 @@ def status(record: Record) -> states.JobStatus:
         return unconfirmed
     asked = time.time()
     try:
-        answer = _ask(record, "slurm_status", record.settings.answer_timeout_s)
+        answer = _request(record, SlurmStatusRequest(**_address(record)), record.settings.answer_timeout_s)
     except TorchfabError as error:
         return state.unreachable(record.min_nodes, error.message)
     return state.job_status(record, answer, asked, time.time())
@@ -200,15 +220,15 @@ def evidence(record: Record) -> Evidence:
     if unconfirmed := _unconfirmed(record):
         return Evidence(record.name, record.created, unconfirmed, ())
     try:
-        answer = _ask(record, "slurm_evidence", record.settings.answer_timeout_s)
+        answer = _request(record, SlurmEvidenceRequest(**_address(record)), record.settings.answer_timeout_s)
     except TorchfabError as error:
         return Evidence(record.name, record.created, state.unreachable(record.min_nodes, error.message), ())
     job = state.job_status(record, answer, asked, time.time())
-    by_rank = dict(enumerate(answer["evidence"]))
+    by_rank = {rank: msgspec.to_builtins(each) for rank, each in enumerate(answer.evidence)}
     nodes = tuple(why.evidence_from_report(each, by_rank.get(each.node.rank, {})) for each in job.nodes)
     reason = state.end_reason(answer, job)
     scheduler_reasons = (why.SchedulerReason(*reason),) if reason else ()
-    return Evidence(record.name, record.created, job, nodes, scheduler_reasons, record.events(), answer["batch"])
+    return Evidence(record.name, record.created, job, nodes, scheduler_reasons, record.events(), answer.batch)
 
 
 # ---- stacks
@@ -242,18 +262,20 @@ def stacks(record: Record, request: Mapping[str, Any]) -> StackDump:
     timeout_s = record.settings.answer_timeout_s + 60 + 2 * request["timeout_s"]
     session = _open(record)
     try:
-        step_request = _request(record, "slurm_stacks", **request)
-        answer = _checked(record, session.ask(step_request, timeout_s))
-        if answer.get("wants"):
-            with_program = {**step_request, "program": program_for(answer["machine"])}
-            answer = _checked(record, session.ask(with_program, timeout_s))
+        step_request = SlurmStacksRequest(**_address(record), **request)
+        answer = _send(record, session, step_request, timeout_s)
+        if answer.wants:
+            with_program = msgspec.structs.replace(step_request, program=program_for(answer.machine))
+            answer = _send(record, session, with_program, timeout_s)
     finally:
         session.close()
-    by_node = [(Node(each["rank"], each["host"]), each["answer"]) for each in answer["nodes"]]
+    by_node = [(Node(each.rank, each.host), each.answer) for each in answer.nodes]
     fix = f"see whether this works: srun --jobid={record.details['slurm_id']} --overlap hostname"
-    no_answer = HostError(answer["said"] or "its task wrote no answer", fix)
+    no_answer = HostError(answer.said or "its task wrote no answer", fix)
     failed = {node.label: no_answer for node, node_answer in by_node if node_answer is None}
-    return StackDump(tuple(from_answer(node, each) for node, each in by_node if each is not None), failed)
+    return StackDump(
+        tuple(from_answer(node, msgspec.to_builtins(each)) for node, each in by_node if each is not None), failed
+    )
 
 
 # ---- stop
@@ -280,14 +302,15 @@ def stop(record: Record, grace_s: float, nodes: Sequence[Node] | None = None) ->
         return (StopReport(Node(0, "Slurm"), summary="nothing of it was ever confirmed"),)
     whole_job = Node(0, f"Slurm job {record.details['slurm_id']}")
     try:
-        answer = _ask(record, "slurm_stop", grace_s + 60 + record.settings.answer_timeout_s, grace_s=grace_s)
+        request = SlurmStopRequest(**_address(record), grace_s=grace_s)
+        answer = _request(record, request, grace_s + 60 + record.settings.answer_timeout_s)
     except TorchfabError as error:
         return (StopReport(whole_job, error=error),)
-    summary = "was taken out of the queue" if answer["before"] in state.WAITING else ""
-    killed, left = tuple(answer["killed"]), tuple(answer["left"])
+    summary = "was taken out of the queue" if answer.before in state.WAITING else ""
+    killed, left = tuple(answer.killed), tuple(answer.left)
     if left:
-        summary = f"it was cancelled {answer['seconds']:.0f} s ago, and Slurm is not done with it: {left[0]}"
-    return (StopReport(whole_job, answer["asked"], killed, left, answer["seconds"], summary=summary),)
+        summary = f"it was cancelled {answer.seconds:.0f} s ago, and Slurm is not done with it: {left[0]}"
+    return (StopReport(whole_job, int(answer.asked), killed, left, answer.seconds, summary=summary),)
 
 
 def forget(record: Record) -> dict[str, TorchfabError]:
@@ -304,7 +327,7 @@ def forget(record: Record) -> dict[str, TorchfabError]:
         The error by host; empty if the folder is removed.
     """
     try:
-        _ask(record, "slurm_forget", record.settings.answer_timeout_s)
+        _request(record, SlurmForgetRequest(**_address(record)), record.settings.answer_timeout_s)
     except TorchfabError as error:
         return {login_node(record).label: error}
     return {}
@@ -386,28 +409,28 @@ class _JobLogs:
 
     def __init__(self, record: Record, request: Mapping[str, Any]) -> None:
         self.record = record
-        self.request = _request(record, "slurm_logs", **request)
+        self.request = SlurmLogsRequest(**_address(record), **request)
         self.nodes: dict[int, Node] = {}
         self.is_done = False
 
-    def events(self, login: Node, update: Mapping[str, Any] | TorchfabError) -> Iterator[Event]:
+    def events(self, login: Node, update: SlurmLogsFrame | TorchfabError) -> Iterator[Event]:
         """Yield the events of a frame, or of a lost connection to the login node."""
         if isinstance(update, TorchfabError):
             yield ContactLost(login, update)
             return
-        if "seen" in update or "end" in update:
-            found = state.job_status(self.record, update.get("end", update.get("seen")), time.time(), time.time())
+        shown = update.end or update.seen
+        if shown is not None:
+            found = state.job_status(self.record, shown, time.time(), time.time())
             self.nodes.update({each.node.rank: each.node for each in found.nodes})
-            self.is_done = "end" in update
+            self.is_done = update.end is not None
             yield StatusChanged(found)
-        if "lines" in update:
-            rank = update.get("node", 0)
-            yield Lines(self.nodes.get(rank, Node(rank, f"node-{rank}")), update["lines"])
-        if "offsets" in update:
-            self.request["offsets"] = update["offsets"]
-        if "past" in update:
+        if update.lines:
+            rank = update.node
+            yield Lines(self.nodes.get(rank, Node(rank, f"node-{rank}")), update.lines)
+        if update.offsets is not None:
+            self.request = msgspec.structs.replace(self.request, offsets=update.offsets)
+        if update.past:
             yield BacklogRead(Node(0, "slurm"))
-        if update.get("problems"):
+        if update.problems:
             self.is_done = True
-            problem = update["problems"][0]["what"]
-            yield StatusChanged(state.unreachable(self.record.min_nodes, problem))
+            yield StatusChanged(state.unreachable(self.record.min_nodes, update.problems[0].what))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
 from torchfab.core import status
 from torchfab.core.specs import Node
-from torchfab.core.status import JobStatus, NodeStatus, Verdict
+from torchfab.core.status import JobStatus, NodeStatus, State, Verdict
 from torchfab.records import Record
+from torchfab.transport.messages.slurm import SlurmJob, SlurmNode, SlurmStatus
 
 WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
 _FAILED = ("FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL", "REVOKED")
@@ -56,12 +55,12 @@ _FAMILIES = (
 )
 
 
-def pending_reason(slurm: Mapping[str, Any], slurm_id: str) -> str:
+def pending_reason(slurm: SlurmJob, slurm_id: str) -> str:
     """Return a readable reason why a job is pending, with Slurm's own name for it.
 
     Parameters
     ----------
-    slurm : Mapping
+    slurm : SlurmJob
         Slurm's part of the status: `why`, `start`, `restarts`.
     slurm_id : str
         Id of the job in Slurm.
@@ -71,13 +70,13 @@ def pending_reason(slurm: Mapping[str, Any], slurm_id: str) -> str:
     str
         The reason; for a requeued job also how often it was requeued.
     """
-    reason = slurm.get("why") or "None"
+    reason = slurm.why or "None"
     name = reason.strip("()").partition(",")[0]
     of_family = next((text for prefix, text in _FAMILIES if name.startswith(prefix)), "")
-    description = _REASONS.get(name, of_family).format(start=slurm.get("start") or "later", id=slurm_id)
+    description = _REASONS.get(name, of_family).format(start=slurm.start or "later", id=slurm_id)
     shown = name.replace("_", " ")
     text = f"{description} ({shown})" if description and name != "None" else description or shown
-    restarts = slurm.get("restarts", 0)
+    restarts = slurm.restarts
     times = "once" if restarts == 1 else f"{restarts} times"
     return f"{text}; it was requeued {times}" if restarts else text
 
@@ -97,17 +96,17 @@ def unreachable(min_nodes: int, reason: str) -> JobStatus:
     JobStatus
         A status without nodes.
     """
-    return JobStatus((), min_nodes, Verdict("unreachable", reason=reason))
+    return JobStatus((), min_nodes, Verdict(State.UNREACHABLE, reason=reason))
 
 
-def job_status(record: Record, answer: Mapping[str, Any], asked: float, answered: float) -> JobStatus:
+def job_status(record: Record, answer: SlurmStatus, asked: float, answered: float) -> JobStatus:
     """Return the status of a job.
 
     Parameters
     ----------
     record : Record
         The job.
-    answer : Mapping
+    answer : SlurmStatus
         Answer of `torchfab.remote.slurm.job.status`.
     asked, answered : float
         When the request was sent, and when the answer came, in seconds since the epoch.
@@ -117,56 +116,55 @@ def job_status(record: Record, answer: Mapping[str, Any], asked: float, answered
     JobStatus
         Slurm's state of the job, and the status of each node from the job's folder.
     """
-    slurm = answer["slurm"]
-    if "error" in slurm:
-        return unreachable(record.min_nodes, f"Slurm cannot be asked: {slurm['error']}")
-    if slurm["state"] in WAITING:
+    slurm = answer.slurm
+    if slurm.error:
+        return unreachable(record.min_nodes, f"Slurm cannot be asked: {slurm.error}")
+    if slurm.state in WAITING:
         reason = pending_reason(slurm, record.details["slurm_id"])
-        return JobStatus((), record.min_nodes, Verdict("pending", reason=reason))
-    nodes = tuple(_node_status(each, slurm, asked, answered) for each in answer["nodes"] if _is_known(each))
+        return JobStatus((), record.min_nodes, Verdict(State.PENDING, reason=reason))
+    nodes = tuple(_node_status(each, slurm, asked, answered) for each in answer.nodes if _is_known(each))
     return JobStatus(nodes, record.min_nodes, _verdict(slurm, answer, nodes, record.details["folder"]))
 
 
-def _is_known(each: Mapping[str, Any]) -> bool:
-    return bool(each["host"] or each["status"])
+def _is_known(each: SlurmNode) -> bool:
+    return bool(each.host or each.status)
 
 
-def _node_status(each: Mapping[str, Any], slurm: Mapping[str, Any], asked: float, answered: float) -> NodeStatus:
-    node = Node(each["rank"], each["host"] or f"node-{each['rank']}")
-    if each["status"] is None:
-        ended = slurm["state"] in _FAILED or slurm["state"] in ("COMPLETED", "CANCELLED", "")
-        return NodeStatus(node, "lost" if ended else "starting", "nothing was written there" if ended else "")
-    return status.from_answer(node, each["status"], asked, answered)
+def _node_status(each: SlurmNode, slurm: SlurmJob, asked: float, answered: float) -> NodeStatus:
+    node = Node(each.rank, each.host or f"node-{each.rank}")
+    if each.status is None:
+        ended = slurm.state in _FAILED or slurm.state in ("COMPLETED", "CANCELLED", "")
+        return NodeStatus(node, State.LOST if ended else State.STARTING, "nothing was written there" if ended else "")
+    return status.from_answer(node, each.status, asked, answered)
 
 
-def _verdict(
-    slurm: Mapping[str, Any], answer: Mapping[str, Any], nodes: tuple[NodeStatus, ...], folder: str
-) -> Verdict:
+def _verdict(slurm: SlurmJob, answer: SlurmStatus, nodes: tuple[NodeStatus, ...], folder: str) -> Verdict:
     """Return the state of the whole job from Slurm; if Slurm has purged the job, from its folder."""
-    state, code = slurm["state"], _code(slurm.get("exit", ""))
+    state, code = slurm.state, _code(slurm.exit)
     if not state:
         return _purged(nodes, answer, folder)
     if state not in _FAILED and state not in ("COMPLETED", "CANCELLED"):
         # While the job runs, its nodes know more than Slurm. Once it ends, only Slurm knows whether it is requeued.
-        return Verdict("running", reason="Slurm is ending it") if state == "COMPLETING" else Verdict()
-    asked_to_stop = answer["stop_asked"] is not None
+        return Verdict(State.RUNNING, reason="Slurm is ending it") if state == "COMPLETING" else Verdict()
+    asked_to_stop = answer.stop_asked is not None
     if state == "COMPLETED":
-        return Verdict("succeeded", ended=True)
+        return Verdict(State.SUCCEEDED, ended=True)
     if state == "CANCELLED" or (state == "FAILED" and asked_to_stop and _stopped_first(nodes)):
         reason = "" if asked_to_stop else "it was cancelled with scancel, not with fab stop"
-        return Verdict("stopped", ended=True, reason=reason)
+        return Verdict(State.STOPPED, ended=True, reason=reason)
     if state in _ENDS:
-        outcome = "lost" if state in ("NODE_FAIL", "BOOT_FAIL", "PREEMPTED", "REVOKED") else "failed"
+        is_lost = state in ("NODE_FAIL", "BOOT_FAIL", "PREEMPTED", "REVOKED")
+        outcome = State.LOST if is_lost else State.FAILED
         return Verdict(outcome, ended=True, reason=_ENDS[state].format(limit=_limit(slurm)), code=code)
-    return Verdict("failed", ended=True, reason=_failure_reason(nodes, answer, slurm), code=code)
+    return Verdict(State.FAILED, ended=True, reason=_failure_reason(nodes, answer, slurm), code=code)
 
 
-def end_reason(answer: Mapping[str, Any], job: JobStatus) -> tuple[str, str] | None:
+def end_reason(answer: SlurmStatus, job: JobStatus) -> tuple[str, str] | None:
     """Return why Slurm ended a job.
 
     Parameters
     ----------
-    answer : Mapping
+    answer : SlurmStatus
         Answer of `torchfab.remote.slurm.job.status`.
     job : JobStatus
         The status derived from it.
@@ -176,12 +174,12 @@ def end_reason(answer: Mapping[str, Any], job: JobStatus) -> tuple[str, str] | N
     tuple of str, optional
         Slurm's name for the reason, and a description; None if Slurm did not end the job.
     """
-    state = answer["slurm"].get("state", "")
+    state = answer.slurm.state
     if not job.reason or not job.has_ended or not job.has_failed:
         return None
     if state in _ENDS or state == "CANCELLED":
         return state, job.reason
-    if any(process.get("warned") for node in job.nodes for process in node.processes):
+    if any(process.warned for node in job.nodes for process in node.processes):
         return "TIMEOUT", job.reason
     return ("BATCH", job.reason) if state == "FAILED" else None
 
@@ -190,29 +188,29 @@ def _stopped_first(nodes: tuple[NodeStatus, ...]) -> bool:
     return JobStatus(nodes, len(nodes)).was_stopped
 
 
-def _failure_reason(nodes: tuple[NodeStatus, ...], answer: Mapping[str, Any], slurm: Mapping[str, Any]) -> str:
+def _failure_reason(nodes: tuple[NodeStatus, ...], answer: SlurmStatus, slurm: SlurmJob) -> str:
     """Return the reason of a failure that no rank caused; empty if a rank caused it."""
     processes = [process for node in nodes for process in node.processes]
-    warned = [process["warned"] for process in processes if process.get("warned")]
+    warned = [process.warned for process in processes if process.warned]
     if warned:
         return f"the time limit{_limit(slurm)} was near: the ranks got {warned[0]}, and ended"
     if processes:
         return ""
-    output = f": {answer['said']}" if answer["said"] else ""
-    return f"the batch script ended with code {_code(slurm.get('exit', ''))} before torchrun began{output}"
+    output = f": {answer.said}" if answer.said else ""
+    return f"the batch script ended with code {_code(slurm.exit)} before torchrun began{output}"
 
 
-def _limit(slurm: Mapping[str, Any]) -> str:
-    return f" of {slurm['limit']}" if slurm.get("limit") else ""
+def _limit(slurm: SlurmJob) -> str:
+    return f" of {slurm.limit}" if slurm.limit else ""
 
 
-def _purged(nodes: tuple[NodeStatus, ...], answer: Mapping[str, Any], folder: str) -> Verdict:
-    if not answer["exists"]:
-        return Verdict("lost", ended=True, reason=f"Slurm has forgotten the job, and {folder} is gone")
+def _purged(nodes: tuple[NodeStatus, ...], answer: SlurmStatus, folder: str) -> Verdict:
+    if not answer.exists:
+        return Verdict(State.LOST, ended=True, reason=f"Slurm has forgotten the job, and {folder} is gone")
     known = JobStatus(nodes, len(nodes))
-    if nodes and known.state in ("succeeded", "failed", "stopped"):
+    if nodes and known.state in (State.SUCCEEDED, State.FAILED, State.STOPPED):
         return Verdict(known.state, ended=True)
-    return Verdict("lost", ended=True, reason="Slurm has forgotten the job, and not every node wrote down its end")
+    return Verdict(State.LOST, ended=True, reason="Slurm has forgotten the job, and not every node wrote down its end")
 
 
 def _code(text: str) -> int | None:

@@ -10,7 +10,9 @@ import time
 
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.errors import HostError
+from torchfab.core.log_context import log_host
 from torchfab.transport.session import Session
+from torchfab.transport.ssh import login_log
 from torchfab.transport.ssh.channels import LocalChannel, SSHChannel
 from torchfab.transport.ssh.connection import NodeConnection
 from torchfab.transport.ssh.errors import explain
@@ -39,7 +41,13 @@ def open_session(connection: NodeConnection, settings: ConnectionSettings) -> Se
     HostError
         The connection failed; the error has the cause and its fix.
     """
+    with log_host(connection.node.label):
+        return _open_session(connection, settings)
+
+
+def _open_session(connection: NodeConnection, settings: ConnectionSettings) -> Session:
     if connection.error is not None:  # ssh's configuration has no usable route to the host
+        login_log.log_no_session(connection, connection.error)
         raise connection.error
     is_local = connection.node.is_local
     started = time.monotonic()
@@ -57,6 +65,7 @@ def open_session(connection: NodeConnection, settings: ConnectionSettings) -> Se
 
             connect.close_connection(connection)
         problem.address = problem.address or ("" if is_local else connection.host)
+        login_log.log_no_session(connection, problem)
         if problem is error:
             raise
         raise problem from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ import paramiko
 from paramiko.agent import AgentKey, AgentSSH
 
 from torchfab.transport.ssh.route import Route
+
+_log = logging.getLogger(__name__)
 
 
 class Agent(AgentSSH):
@@ -41,8 +44,10 @@ class Agent(AgentSSH):
         tuple of AgentKey
             In the agent's order.
         """
-        allowed = self.allowed_keys
-        return tuple(key for key in super().get_keys() if allowed is None or key.asbytes() in allowed)
+        allowed, keys = self.allowed_keys, super().get_keys()
+        offered = tuple(key for key in keys if allowed is None or key.asbytes() in allowed)
+        _log.debug("agent: it has %d keys; %d of them may be offered to this host", len(keys), len(offered))
+        return offered
 
     def close(self) -> None:
         """Close the connection to the agent."""
@@ -51,13 +56,16 @@ class Agent(AgentSSH):
 
 def _connect(path: str) -> socket.socket | None:
     if not path:
+        _log.debug("agent: none is configured (SSH_AUTH_SOCK, IdentityAgent)")
         return None
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.connect(path)
-    except OSError:  # the agent is gone; OpenSSH ignores that, too
+    except OSError as error:  # the agent is gone; OpenSSH ignores that, too
+        _log.debug("agent: none answers at %s: %s", path, error)
         connection.close()
         return None
+    _log.debug("agent: connected to %s", path)
     return connection
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import shlex
@@ -24,6 +25,7 @@ LOGIN_NAMES = (
     *("LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "SLURM_CONF"),
 )
 _MOST_STDERR = 1 << 18
+_log = logging.getLogger(__name__)
 LOGIN_PREFIXES = ("LC_", "SBATCH_")
 # How long a program on this machine may take to end after its stdin was closed: it undoes a half-finished launch.
 _END_S = 30.0
@@ -46,6 +48,7 @@ class LocalChannel:
         assert self.process.stdout
         assert self.process.stderr
         self.stdin, self.stdout, self.stderr = self.process.stdin, self.process.stdout, self.process.stderr
+        _log.debug("interpreter: started %s on this machine, pid %d", sys.executable, self.process.pid)
 
     def write(self, data: bytes) -> None:
         """Write bytes to the program's stdin.
@@ -143,9 +146,11 @@ class SSHChannel:
         connection.transport.set_keepalive(60)
         with self.timeout.at_most(connection.timeout_s, step_timeout.CHANNEL):
             self.channel = connection.transport.open_session(timeout=connection.timeout_s + 1)
+        _log.debug("channel: open; starting the interpreter %s there", settings.agent_python)
         with self.timeout.at_most(connection.timeout_s, step_timeout.COMMAND):
             # The only place where an argv becomes shell text: the login shell of the node reads it.
             self.channel.exec_command("exec " + shlex.join(bundle.argv(settings.agent_python)))
+        _log.debug("interpreter: sshd runs the command")
 
     def write(self, data: bytes) -> None:
         """Write bytes to the program's stdin.

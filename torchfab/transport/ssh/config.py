@@ -6,18 +6,21 @@ paramiko's reader does not support Include, treats unknown Match criteria as tru
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import re
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 
 from torchfab.core.errors import HostError, UsageError
+from torchfab.core.log_context import program_of
+from torchfab.transport.ssh import patterns
 from torchfab.transport.ssh.config_index import Indexed
 
 USER_FILE, SYSTEM_FILE = "~/.ssh/config", "/etc/ssh/ssh_config"
+_log = logging.getLogger(__name__)
 _MAX_DEPTH = 16  # as OpenSSH
 _CUMULATIVE = ("identityfile", "certificatefile")  # all lines count, not only the first
 _UNSPLIT = ("proxycommand", "knownhostscommand", "localcommand", "remotecommand")  # the rest of the line is one value
@@ -194,8 +197,8 @@ def _read_file(path: str, enclosing: tuple[Block, ...], depth: int, system_dir: 
 
 def _included_files(names: Sequence[str], path: str, system_dir: str) -> list[str]:
     base = system_dir if path.startswith(system_dir + os.sep) else os.path.expanduser("~/.ssh")
-    patterns = [os.path.join(base, os.path.expanduser(os.path.expandvars(name))) for name in names]
-    return [file for pattern in patterns for file in sorted(glob.glob(pattern))]
+    globs = [os.path.join(base, os.path.expanduser(os.path.expandvars(name))) for name in names]
+    return [file for each in globs for file in sorted(glob.glob(each))]
 
 
 def parse_line(line: str, location: str) -> tuple[str, tuple[str, ...]] | None:
@@ -303,7 +306,10 @@ class ClientIdentity:
 def _succeeds(command: str) -> bool:
     shell = os.environ.get("SHELL", "/bin/sh")
     argv = [shell, "-c", command]
-    return subprocess.run(argv, check=False, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL).returncode == 0
+    _log.debug("ssh's configuration: running Match exec %s", program_of(command))
+    code = subprocess.run(argv, check=False, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL).returncode
+    _log.debug("ssh's configuration: Match exec ended with code %d", code)
+    return code == 0
 
 
 def options_for(
@@ -360,7 +366,7 @@ def _applies(block: Block, so_far: Options, client: ClientIdentity, final: bool,
     # A block is evaluated once, where it begins, against the options that precede it.
     if block not in matched:
         matched[block] = (
-            _match_patterns(block.args, so_far.host)
+            patterns.matches(block.args, so_far.host)
             if block.keyword == "host"
             else _evaluate_match(block, so_far, client, final)
         )
@@ -400,19 +406,7 @@ def _evaluate_criterion(criterion: str, value: str, so_far: Options, client: Cli
         "user": so_far.value("user", client.user),
         "localuser": client.user,
     }
-    return _match_patterns(value.split(","), names[criterion])
-
-
-def _match_patterns(patterns: Sequence[str], name: str) -> bool:
-    if any(_pattern(each[1:]).fullmatch(name) for each in patterns if each.startswith("!")):
-        return False
-    return any(_pattern(each).fullmatch(name) for each in patterns if not each.startswith("!"))
-
-
-@cache
-def _pattern(text: str) -> re.Pattern[str]:
-    wildcards = {"*": ".*", "?": "."}
-    return re.compile("".join(wildcards.get(char) or re.escape(char) for char in text), re.DOTALL)
+    return patterns.matches(value.split(","), names[criterion])
 
 
 # ---- values

@@ -12,7 +12,7 @@ from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.console import write_err
 from torchfab.core.errors import HostError, TorchfabError
 from torchfab.core.specs import Node
-from torchfab.transport.ssh import agent, config, host_keys
+from torchfab.transport.ssh import agent, config, host_keys, login_log
 from torchfab.transport.ssh import route as routes
 from torchfab.transport.ssh.connection import Connection, NodeConnection, new_config, unopened_connection
 from torchfab.transport.ssh.host_keys import Rules
@@ -20,6 +20,7 @@ from torchfab.transport.ssh.paramiko_transport import Client
 from torchfab.transport.ssh.route import Route
 
 AnyConnection = TypeVar("AnyConnection", bound=Connection)
+_log = logging.getLogger(__name__)
 
 
 def connections(nodes: Sequence[Node], settings: ConnectionSettings) -> list[NodeConnection]:
@@ -46,8 +47,6 @@ def connections(nodes: Sequence[Node], settings: ConnectionSettings) -> list[Nod
     """
     if all(node.is_local for node in nodes):
         return [unopened_connection(node) for node in nodes]
-    logging.getLogger("paramiko").addHandler(logging.NullHandler())
-    logging.getLogger("paramiko").propagate = False
     if settings.ssh_config and not os.path.isfile(settings.ssh_config):
         raise TorchfabError(f"{settings.ssh_config}: there is no such ssh config file", "check fab -S")
     options = config.read(settings.ssh_config)
@@ -147,6 +146,7 @@ def configure_security(connection: Connection) -> Rules:
     """
     assert connection.route is not None
     connection.is_secured = True
+    login_log.log_route(connection)
     rules = host_keys.load_rules(connection.route)
     connection.client.set_missing_host_key_policy(host_keys.HostKeyPolicy(rules, write_err))
     connection.connect_kwargs["transport_factory"] = host_keys.transport_factory(rules)
@@ -170,6 +170,7 @@ def fetch_host_key(connection: Connection) -> tuple[Rules, Any]:
     rules = configure_security(connection)
     address = (connection.host, connection.port)
     timeout_s = connection.timeout_s
+    _log.debug("host key: fetching it from %s port %d, without a login", *address)
     sock = connection.open_gateway() if connection.gateway else socket.create_connection(address, timeout_s)
     transport = host_keys.transport_factory(rules)(sock)
     try:

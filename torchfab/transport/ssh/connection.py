@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import subprocess
@@ -15,11 +16,14 @@ import fabric
 import paramiko
 
 from torchfab.core.errors import HostError
+from torchfab.core.log_context import program_of
 from torchfab.core.specs import Node
 
 if TYPE_CHECKING:
     from torchfab.transport.ssh.route import Route
     from torchfab.transport.ssh.step_timeout import StepTimeout
+
+_log = logging.getLogger(__name__)
 
 
 class Connection(fabric.Connection):  # type: ignore[misc]  # fabric ships no types
@@ -82,8 +86,13 @@ class Connection(fabric.Connection):  # type: ignore[misc]  # fabric ships no ty
             A socket-like object.
         """
         if isinstance(self.gateway, str):
+            assert self.route is not None
+            location = self.route.options.location("proxycommand")
+            _log.debug("ProxyCommand: starting %s (%s)", program_of(self.gateway), location)
             self.proxy = ProxySocket.start(self.gateway)
+            _log.debug("ProxyCommand: pid %d", self.proxy.process.pid)
             return self.proxy
+        _log.debug("jump host: opening a channel from %s to %s port %d", self.gateway.host, self.host, self.port)
         return super().open_gateway()
 
 
@@ -182,6 +191,7 @@ class ProxySocket(socket.socket):
         lines = self.stderr.read().decode(errors="replace").split("\n")
         default = "" if code is None else f"it ended with code {code}"
         self.last_error = next((line.strip() for line in reversed(lines) if line.strip()), default)
+        _log.debug("ProxyCommand: pid %d ended: %s", self.process.pid, self.last_error or "no message")
         self.stderr.close()
 
 

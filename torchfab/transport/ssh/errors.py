@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
+from collections.abc import Sequence
 from typing import Any
 
 from torchfab.core.errors import HostError
@@ -161,12 +163,8 @@ def _explain_network(error: Exception, where: str, connection: Any, took_s: floa
     import paramiko
 
     causes = list(getattr(error, "errors", {}).values()) or [error]
-    if any(isinstance(cause, socket.gaierror) for cause in causes):
-        return HostError(
-            f"the name does not resolve ({where})", "check the hosts file, or give HostName in your ssh config"
-        )
-    if any(isinstance(cause, ConnectionRefusedError) for cause in causes):
-        return HostError(f"{where} refused the connection", "check that sshd runs there, and on which port")
+    if refusal := _explain_refusal(causes, where):
+        return refusal
     timed_out = isinstance(error, paramiko.SSHException) and took_s >= connection.timeout_s - 0.05
     if timed_out or any(isinstance(cause, TimeoutError) for cause in causes):
         return HostError(
@@ -183,3 +181,18 @@ def _explain_network(error: Exception, where: str, connection: Any, took_s: floa
             "check that sshd listens there; its log says why it refuses (MaxStartups, when many log in at once)",
         )
     return HostError(f"no connection to {where}: {error or type(error).__name__}")
+
+
+def _explain_refusal(causes: Sequence[Exception], where: str) -> HostError | None:
+    """Return the error for a name or an address that cannot be connected to; None where it is something else."""
+    if any(isinstance(cause, socket.gaierror) for cause in causes):
+        return HostError(
+            f"the name does not resolve ({where})", "check the hosts file, or give HostName in your ssh config"
+        )
+    if any(isinstance(cause, ConnectionRefusedError) for cause in causes):
+        return HostError(f"{where} refused the connection", "check that sshd runs there, and on which port")
+    for cause in causes:
+        if getattr(cause, "errno", None) in (errno.EHOSTUNREACH, errno.ENETUNREACH):
+            fix = "check that the node is up, that this is its address, and that no firewall rejects the connection"
+            return HostError(f"no connection to {where}: {os.strerror(cause.errno)}", fix)  # type: ignore[attr-defined]
+    return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import logging
 import os
 import shlex
 import time
@@ -35,6 +36,7 @@ _STRICT = {
     "accept-new": "accept-new",
 }
 _CERTIFICATE = "-cert-v01@openssh.com"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -290,6 +292,8 @@ class HostKeyPolicy(paramiko.MissingHostKeyPolicy):
             The key is rejected.
         """
         verdict = classify(self.rules, key)
+        if _log.isEnabledFor(logging.DEBUG):
+            _log.debug("host key: %s", _describe_verdict(self.rules, key, verdict))
         if verdict.status == "new":
             self._trust_on_first_use(key)
         elif verdict.status != "known" and (verdict.status == "revoked" or self.rules.strict != "no"):
@@ -308,6 +312,16 @@ class HostKeyPolicy(paramiko.MissingHostKeyPolicy):
             known_hosts.append(self.rules.first_file, [self.rules.line_for(key)])
         except OSError as error:  # as OpenSSH, which continues
             self.warn(f"{self.rules.host}: its key cannot be written to {self.rules.first_file}: {error.strerror}")
+
+
+def _describe_verdict(rules: Rules, key: paramiko.PKey, verdict: Verdict) -> str:
+    """Return what known_hosts has about a key, for the debug log."""
+    subject = f"{fingerprint(key)} for {rules.name}"
+    if verdict.line is not None:
+        words = {"known": "is known from", "changed": "is not the key of", "revoked": "is revoked by"}
+        return f"{subject} {words[verdict.status]} {verdict.line.location}"
+    files = ", ".join(file.path for file in rules.files) or "no known_hosts file"
+    return f"{subject} is new: no line of {files} has that name; StrictHostKeyChecking {rules.strict}"
 
 
 def rejection(rules: Rules, key: paramiko.PKey, verdict: Verdict) -> HostError:

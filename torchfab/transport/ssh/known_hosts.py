@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import base64
 import os
-import re
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
+
+from torchfab.transport.ssh import patterns
 
 try:  # 2000 salted names are hashed for each of 64 hosts: hashlib's OpenSSL objects are twice as slow to copy
     from _sha1 import sha1  # type: ignore[import-not-found,unused-ignore]
@@ -104,6 +105,7 @@ class KnownFile:
     """
 
     def __init__(self, path: str, text: str) -> None:
+        self.path = path
         self.plain: dict[str, list[_RawLine]] = {}
         self.hashed: list[tuple[object, object, bytes, _RawLine]] = []
         self.patterns: list[tuple[str, _RawLine]] = []
@@ -178,16 +180,7 @@ def names_match(names: str, name: str) -> bool:
     bool
         True where a pattern matches and none excludes it.
     """
-    patterns = names.lower().split(",")
-    if any(_pattern(each[1:]).fullmatch(name) for each in patterns if each.startswith("!")):
-        return False
-    return any(_pattern(each).fullmatch(name) for each in patterns if not each.startswith("!"))
-
-
-@cache
-def _pattern(text: str) -> re.Pattern[str]:
-    wildcards = {"*": ".*", "?": "."}
-    return re.compile("".join(wildcards.get(char) or re.escape(char) for char in text), re.DOTALL)
+    return patterns.matches(names.lower().split(","), name)
 
 
 def read(paths: Sequence[str]) -> tuple[KnownFile, ...]:

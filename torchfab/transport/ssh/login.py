@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING, Any
 
 from torchfab.core.errors import HostError
-from torchfab.transport.ssh import step_timeout
+from torchfab.core.log_context import current_host, log_host
+from torchfab.transport.ssh import login_log, step_timeout
 from torchfab.transport.ssh.errors import explain
 from torchfab.transport.ssh.step_timeout import StepTimeout
 
 if TYPE_CHECKING:
     from torchfab.transport.ssh.host_keys import Rules
+
+_log = logging.getLogger(__name__)
 
 
 def log_in(connection: Any) -> StepTimeout:
@@ -32,13 +36,16 @@ def log_in(connection: Any) -> StepTimeout:
     client = connection.client
     timeout = StepTimeout(lambda: connect.close_connection(connection), lambda: step_timeout.handshake_step(client))
     connection.step_timeout = timeout
+    started = time.monotonic()
     # TCP, handshake and login have timeouts of their own, but each key that is tried gets its own one, too.
     with timeout.at_most(3 * connection.timeout_s):
         try:
             connection.open()
-        except Exception:
+        except Exception as error:
             timeout.failed_step = step_timeout.handshake_step(client)
+            login_log.log_failure(connection, error, time.monotonic() - started)
             raise
+    _log.debug("authentication: logged in, %.3f s after the start", time.monotonic() - started)
     return timeout
 
 
@@ -58,13 +65,13 @@ def open_jump_hosts(connection: Any) -> None:
     from torchfab.transport.ssh import connect
 
     for hop in connect.hops(connection)[:-1]:
-        started = time.monotonic()
+        started, name = time.monotonic(), connect.hop_label(hop)
         try:
-            connect.configure_security(hop)
-            log_in(hop)
+            with log_host(f"{current_host()} via {name}"):
+                connect.configure_security(hop)
+                log_in(hop)
         except Exception as error:
             problem = error if isinstance(error, HostError) else explain(error, hop, time.monotonic() - started)
-            name = connect.hop_label(hop)
             raise HostError(f"its jump host {name}: {problem.message}", problem.fix, hop.host) from error
 
 
@@ -111,8 +118,9 @@ def fetch_host_key(connection: Any) -> tuple[Rules, Any]:
         raise connection.error
     started = time.monotonic()
     try:
-        open_jump_hosts(connection)
-        return connect.fetch_host_key(connection)
+        with log_host(connect.hop_label(connection)):
+            open_jump_hosts(connection)
+            return connect.fetch_host_key(connection)
     except HostError:
         raise
     except Exception as error:

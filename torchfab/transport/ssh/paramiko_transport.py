@@ -6,6 +6,7 @@ Each private key is read once, and the thread of an idle connection sleeps inste
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import socket
 import threading
@@ -15,6 +16,13 @@ from typing import Any, ClassVar
 import paramiko
 from paramiko.kex_curve25519 import KexCurve25519
 from paramiko.packet import Packetizer
+
+from torchfab.core.log_context import current_host, log_host
+
+_log = logging.getLogger(__name__)
+# Without a handler, Python prints warnings of paramiko on stderr. The debug log adds a handler of its own.
+logging.getLogger("paramiko").addHandler(logging.NullHandler())
+logging.getLogger("paramiko").propagate = False
 
 # The thread of an open connection wakes up this often by itself, to send keepalives and to renew the session keys.
 _POLL_S = 20.0
@@ -61,7 +69,16 @@ class Transport(paramiko.Transport):
         self.allowed_methods: tuple[str, ...] = ()  # what the server lets log in with, where it does not take keys
         self.accepted_partially = False  # it took a key, and wants something else as well
         self.host_key_types = tuple(host_key_types) or tuple(paramiko.Transport._preferred_keys)  # type: ignore[attr-defined]
+        self.log_host = current_host()
+        if type(sock) is socket.socket and _log.isEnabledFor(logging.DEBUG):  # else a jump host or a ProxyCommand
+            (peer, port, *_), (own, own_port, *_) = sock.getpeername(), sock.getsockname()
+            _log.debug("TCP: connected to %s port %d, from %s port %d", peer, port, own, own_port)
         super().__init__(sock, **{"packetizer_class": _Packets, **kwargs})
+
+    def run(self) -> None:
+        """Read what the server sends, in the transport's own thread."""
+        with log_host(self.log_host):
+            super().run()
 
     @property
     def preferred_keys(self) -> tuple[str, ...]:
@@ -91,10 +108,12 @@ class Transport(paramiko.Transport):
         if timeout is not None:  # paramiko checks banner_timeout only between two reads
             self.sock.settimeout(min(1.0, timeout / 10))
         done = threading.Event()
+        _log.debug("banner: waiting for the server's, then for the key exchange")
         super().start_client(done)
         done.wait(timeout)
         if not self.active:
             raise self.get_exception() or paramiko.SSHException("Negotiation failed.")
+        _log.debug("key exchange: done; the server is %s, host key %s", self.remote_version, self.host_key_type)
 
     def auth_publickey(self, username: str, key: paramiko.PKey, event: threading.Event | None = None) -> list[str]:
         """Log in with a key; without an event, block until the server answers.
@@ -122,18 +141,24 @@ class Transport(paramiko.Transport):
         """
         if event is not None:
             return super().auth_publickey(username, key, event)
+        if _log.isEnabledFor(logging.DEBUG):
+            _log.debug("authentication: offering %s as %s", _describe_key(key), username)
         done = threading.Event()
         super().auth_publickey(username, key, done)
-        if not done.wait(self.auth_timeout):
-            raise paramiko.AuthenticationException("Authentication timeout.")
-        assert self.auth_handler is not None
         try:
+            if not done.wait(self.auth_timeout):
+                raise paramiko.AuthenticationException("Authentication timeout.")
+            assert self.auth_handler is not None
             allowed: list[str] = self.auth_handler.wait_for_response(done)
-        except paramiko.BadAuthenticationType as error:
-            self.allowed_methods = tuple(error.allowed_types)
+        except paramiko.SSHException as error:
+            if isinstance(error, paramiko.BadAuthenticationType):
+                self.allowed_methods = tuple(error.allowed_types)
+            refused = str(error) == "Authentication failed."
+            _log.debug("authentication: %s", "the server does not accept this key" if refused else error)
             raise
         if allowed:
             self.allowed_methods, self.accepted_partially = tuple(allowed), True
+        _log.debug("authentication: accepted%s", f"; the server also requires {', '.join(allowed)}" if allowed else "")
         return allowed
 
     def auth_interactive_dumb(self, username: str, handler: Any = None, submethods: str = "") -> list[str]:
@@ -182,6 +207,14 @@ class Client(paramiko.SSHClient):
         super().__init__()
         self.unreadable_keys: dict[str, paramiko.SSHException] = {}
 
+    def _families_and_addresses(self, hostname: str, port: int) -> list[tuple[Any, Any]]:
+        # paramiko connects to these addresses, one after the other, until one accepts.
+        _log.debug("resolve: looking up %s", hostname)
+        found = list(super()._families_and_addresses(hostname, port))  # type: ignore[misc]
+        if _log.isEnabledFor(logging.DEBUG):
+            _log.debug("TCP: connecting to %s port %d", ", then ".join(address[0] for _, address in found), port)
+        return found
+
     def _key_from_filepath(self, filename: str, klass: type[paramiko.PKey], password: str | None) -> paramiko.PKey:
         cache_key = (filename, klass, password, _stamp(filename), _stamp(f"{filename}-cert.pub"))
         if cache_key not in _keys:
@@ -194,8 +227,22 @@ class Client(paramiko.SSHClient):
             self.unreadable_keys.pop(filename, None)
         else:
             self.unreadable_keys[filename] = cached
+            if klass is paramiko.Ed25519Key and not _is_read(filename):  # the last type that paramiko tries
+                _log.debug("authentication: the private key %s cannot be read: %s", filename, cached)
             raise copy.copy(cached)  # each thread raises its own copy: raising adds a traceback to it
         return cached
+
+
+def _is_read(filename: str) -> bool:
+    """Whether a file was read as a private key of any type."""
+    return any(key[0] == filename and isinstance(value, paramiko.PKey) for key, value in list(_keys.items()))
+
+
+def _describe_key(key: paramiko.PKey) -> str:
+    """Return a key's type, fingerprint and origin, for the debug log."""
+    files = (entry[0] for entry, value in list(_keys.items()) if value is key)
+    origin = f"of the agent, {key.comment}" if isinstance(key, paramiko.AgentKey) else next(files, "")
+    return f"{key.get_name()} {key.fingerprint} ({origin})"
 
 
 def _stamp(path: str) -> tuple[int, ...]:

@@ -1,0 +1,289 @@
+"""The checks of phase one: whether this node has what a job requires.
+
+Every check returns the problems that it found (what is wrong, how to fix it) instead of stopping at the first one, so
+that the user fixes a node once, not five times.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+
+from torchfab.remote import tmux
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+PYTHON_TIMEOUT_S = 20
+PEERS_TIMEOUT_S = 5
+# Addresses to which a careless hosts file, or Debian's installer, resolves a machine's own name.
+_OWN_ADDRESSES = {"127.0.0.1", "127.0.1.1", "::1"}
+_OTHER_PYTHON = "give an interpreter that works on every node with --python"
+# Run by the training interpreter. Prints its version, and for each required module `name=2.1`, `name=` if the version
+# is unknown, or `name` if the module is missing. Modules are located, not imported: importing torch takes seconds.
+# The version is in the name of the .dist-info folder beside an installed package. Only where there is none is
+# importlib.metadata used: importing it takes three times as long as all the rest.
+_PYTHON_PROBE = """
+import os, sys, importlib.util as u
+def beside(name, spec):
+    for place in spec.submodule_search_locations or ():
+        for each in os.listdir(os.path.dirname(place)):
+            head, _, rest = each.partition("-")
+            if rest.endswith(".dist-info") and head.lower() == name.lower(): return rest[:-10]
+def version(name, spec):
+    try: found = beside(name, spec)
+    except OSError: found = None
+    if found: return found
+    import importlib.metadata as m
+    try: return m.version(name)
+    except m.PackageNotFoundError: return ""
+def word(name):
+    try: spec = u.find_spec(name)
+    except (ImportError, ValueError): return name
+    return name if spec is None else name + "=" + version(name, spec).replace(" ", "")
+print(".".join(map(str, sys.version_info[:3])), *map(word, sys.argv[1:]))
+"""
+
+
+def problem(what: str, fix: str) -> dict[str, str]:
+    """Return a problem as the launch machine expects it.
+
+    Parameters
+    ----------
+    what, fix : str
+        What is wrong, and how to fix it.
+
+    Returns
+    -------
+    dict of str to str
+    """
+    return {"what": what, "fix": fix}
+
+
+def run(request: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """Run all checks.
+
+    Parameters
+    ----------
+    request : dict
+        As `Preparation` takes it.
+
+    Returns
+    -------
+    dict
+        Facts: `tmux` and `python` (their versions, empty if unknown), `versions` of modules and programs.
+    list of dict
+        The problems.
+    """
+    tmux_version, tmux_problems = check_tmux(request["session"])
+    python_version, modules, python_problems = check_python(request)
+    programs, program_problems = check_programs(request)
+    facts = {"tmux": tmux_version, "python": python_version, "versions": {**modules, **programs}}
+    problems = [
+        *(*tmux_problems, *python_problems, *program_problems),
+        *check_workdir(request["workdir"], request["script"]),
+        *check_master(request),
+        *check_peers(request["peers"]),
+    ]
+    return facts, problems
+
+
+def check_tmux(session: str) -> tuple[str, list[dict[str, str]]]:
+    """Check that tmux is new enough, and that a session does not exist yet.
+
+    Parameters
+    ----------
+    session : str
+        Name of the session.
+
+    Returns
+    -------
+    str
+        The version of tmux; empty if it does not run.
+    list of dict
+        The problems.
+    """
+    try:
+        found = tmux.version()
+    except tmux.TmuxUnusableError as error:
+        return "", [problem(str(error), "install it there, for example: sudo apt-get install -y tmux")]
+    required, name = (".".join(map(str, version)) for version in (tmux.MIN_VERSION, found))
+    if found < tmux.MIN_VERSION:
+        return name, [problem(f"tmux is {name}, {required} or newer is needed", "install a newer tmux there")]
+    if tmux.has_session(session):
+        what = f"the tmux session {session} exists already, from another launch machine or folder"
+        return name, [problem(what, "choose another --name, or stop that job from where it was launched")]
+    return name, []
+
+
+def check_python(request: dict[str, Any]) -> tuple[str, dict[str, str], list[dict[str, str]]]:
+    """Check that the training interpreter runs, and finds the required modules.
+
+    Parameters
+    ----------
+    request : dict
+        `python`, `modules`, `workdir`, `python_path`, `installs`.
+
+    Returns
+    -------
+    str
+        The version of the interpreter; empty if it does not run.
+    dict of str to str
+        Versions of the modules that were found, by name.
+    list of dict
+        The problems.
+    """
+    python, workdir, path = request["python"], request["workdir"], request.get("python_path")
+    extra_env = {"PYTHONPATH": path} if path else {}
+    try:
+        done = subprocess.run(
+            [python, "-c", _PYTHON_PROBE, *request["modules"]],
+            check=False,
+            stdin=subprocess.DEVNULL,  # ours carries the requests: a wrapper that reads would take the next one
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=request.get("python_timeout_s", PYTHON_TIMEOUT_S),
+            cwd=workdir if os.path.isdir(workdir) else None,
+            env={**os.environ, **extra_env},
+        )
+    except FileNotFoundError:
+        what = f"there is no {python}"
+        return "", {}, [problem(what, "give an interpreter that exists on every node with --python")]
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return "", {}, [problem(f"{python} does not run: {error}", _OTHER_PYTHON)]
+    fields = done.stdout.split()
+    if done.returncode or not fields:
+        tail = done.stderr.strip().splitlines()[-1:] or [f"it ended with {done.returncode}"]
+        return "", {}, [problem(f"{python} does not run: {tail[0]}", _OTHER_PYTHON)]
+    modules, missing = _split_modules(fields[1:])
+    return fields[0], modules, [_missing_module(name, request) for name in missing]
+
+
+def _split_modules(fields: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Return the versions of the modules that the interpreter found, and the names of the others."""
+    found = {name: version for name, equals, version in (field.partition("=") for field in fields) if equals}
+    return found, [field for field in fields if "=" not in field]
+
+
+def _missing_module(name: str, request: dict[str, Any]) -> dict[str, str]:
+    python, package = request["python"], request.get("installs", {}).get(name, name)
+    fix = f"install it there: {python} -m pip install {package}; or give --workdir, or --python"
+    return problem(f"{python} has no module {name}", fix)
+
+
+def check_programs(request: dict[str, Any]) -> tuple[dict[str, str], list[dict[str, str]]]:
+    """Check that the programs of the launcher are installed.
+
+    Parameters
+    ----------
+    request : dict
+        `programs`, `python`.
+
+    Returns
+    -------
+    dict of str to str
+        Versions of the programs that were found, by name.
+    list of dict
+        The problems.
+    """
+    required = request.get("programs")
+    if not required:
+        return {}, []
+    from torchfab.remote.host import programs  # imported here: most launchers need none
+
+    return programs.check(required, request["python"])
+
+
+def check_workdir(workdir: str, script: str | None) -> list[dict[str, str]]:
+    """Check that the working directory can be entered, and has the script.
+
+    Parameters
+    ----------
+    workdir : str
+        The working directory.
+    script : str, optional
+        Path of the script, relative to the working directory; None for a module.
+
+    Returns
+    -------
+    list of dict
+        The problems.
+    """
+    if not os.path.isdir(workdir):
+        what = f"the working directory {workdir} does not exist"
+        return [problem(what, "copy your code there, or give --workdir")]
+    if not os.access(workdir, os.R_OK | os.X_OK):
+        what = f"the working directory {workdir} cannot be entered"
+        return [problem(what, "give this user the right to read it")]
+    path = os.path.join(workdir, script or "")
+    if script and not os.path.isfile(path):
+        how = "is not a file" if os.path.exists(path) else "does not exist"
+        return [problem(f"the script {path} {how}", "copy your code there, or give --workdir")]
+    return []
+
+
+def check_master(request: dict[str, Any]) -> list[dict[str, str]]:
+    """Check that the master address resolves, and on other nodes than node 0 not to this machine.
+
+    Parameters
+    ----------
+    request : dict
+        `master_addr`, `node_rank`, `one_machine`.
+
+    Returns
+    -------
+    list of dict
+        The problems.
+    """
+    address = request["master_addr"]
+    if not address:
+        return []
+    found = _addresses(address)
+    if not found:
+        what = f"the master address {address} does not resolve"
+        fix = "give an address that every node can reach with --master-addr, or with address= in the hosts file"
+        return [problem(what, fix)]
+    elsewhere = request["node_rank"] != 0 and not request["one_machine"]
+    if elsewhere and found <= _OWN_ADDRESSES:
+        what = f"the master address {address} is this node itself here ({', '.join(sorted(found))})"
+        return [problem(what, "give an address that every node can reach with --master-addr")]
+    return []
+
+
+def check_peers(addresses: list[str]) -> list[dict[str, str]]:
+    """Check that the addresses of the other nodes resolve.
+
+    Parameters
+    ----------
+    addresses : list of str
+        The addresses.
+
+    Returns
+    -------
+    list of dict
+        The problems: at most one.
+    """
+    deadline = time.monotonic() + PEERS_TIMEOUT_S
+    unknown = []
+    for address in addresses:
+        if time.monotonic() > deadline:  # a slow name server must not delay the whole launch
+            break
+        if not _addresses(address):
+            unknown.append(address)
+    if not unknown:
+        return []
+    shown = ", ".join(unknown[:4]) + (f" and {len(unknown) - 4} more" if len(unknown) > 4 else "")
+    what = f"addresses of other nodes do not resolve there: {shown}"
+    return [problem(what, "give some that the nodes can reach with address= on their lines of the hosts file")]
+
+
+def _addresses(name: str) -> set[str]:
+    """Return the addresses that a name resolves to; empty when it does not resolve."""
+    try:
+        return {str(info[4][0]) for info in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)}
+    except (OSError, UnicodeError):
+        return set()

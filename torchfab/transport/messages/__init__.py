@@ -1,0 +1,155 @@
+"""The messages of the node protocol: requests to torchfab's program on a node, and its answers, as structs.
+
+Each request names the type of its answer in `ANSWER`: for a request that streams, that of each frame. Numbers have
+bounds (`torchfab.core.bounds`), and texts lose what controls a terminal. `decode` raises `MalformedError` for anything
+else.
+
+The program on the node (`torchfab.remote.server`) is standard library only: it reads and writes the same fields as
+plain JSON. Fields that a struct does not name are ignored.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from typing import Any, ClassVar, Generic, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from torchfab.core.bounds import Text
+from torchfab.core.log_lines import strip_controls
+
+AnswerType = TypeVar("AnswerType", bound=Struct)
+
+
+class MalformedError(Exception):
+    """What a node sent is not an answer to the request."""
+
+
+class Problem(Struct, frozen=True):
+    """Why a node could not do what was requested, and how to fix it."""
+
+    what: Text
+    fix: str
+
+
+class Header(Struct, frozen=True, kw_only=True):
+    """What every frame of a node says about itself.
+
+    Parameters
+    ----------
+    of : int, optional
+        Number of the request that it answers; None in a frame of a stream.
+    pulse : bool
+        The frame only shows that the connection works.
+    problems : list of Problem
+        Why the request could not be carried out.
+    """
+
+    of: int | None = None
+    pulse: bool = False
+    problems: list[Problem] = []
+
+
+class Request(Struct, Generic[AnswerType], frozen=True, kw_only=True, tag_field="op"):
+    """A request; `ANSWER` is the type of its answer, or of each frame of a stream."""
+
+    ANSWER: ClassVar[type[Any]]
+
+    @property
+    def name(self) -> str:
+        """The name of the operation, as the node knows it."""
+        return str(self.__struct_config__.tag)
+
+    def encode(self, number: int, pulse_s: float) -> bytes:
+        """Return the request as one line of JSON.
+
+        Parameters
+        ----------
+        number : int
+            Number of the request, which its answer repeats.
+        pulse_s : float
+            How often a stream sends at least something, in seconds.
+
+        Returns
+        -------
+        bytes
+            The line, with its line end.
+        """
+        # msgspec's own encoder refuses the lone surrogates by which Python keeps bytes that are not UTF-8.
+        return json.dumps({**msgspec.to_builtins(self), "number": number, "pulse_s": pulse_s}).encode() + b"\n"
+
+
+class Done(Struct, frozen=True):
+    """The answer to a request that has nothing to report."""
+
+
+def decode(data: bytes, kind: type[AnswerType]) -> AnswerType:
+    """Decode what a node sent.
+
+    Parameters
+    ----------
+    data : bytes
+        JSON.
+    kind : type
+        The struct that it is expected to be.
+
+    Returns
+    -------
+    Struct
+        The answer, whose texts hold no control characters except line ends.
+
+    Raises
+    ------
+    MalformedError
+        It is not JSON, not of this type, or nested too deep.
+    """
+    try:
+        if is_clean(data):
+            found: AnswerType = _decoder(kind).decode(data)
+            return found
+        return msgspec.convert(cleaned(json.loads(data)), kind)
+    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
+        raise MalformedError(str(error)) from None
+
+
+@lru_cache(None)
+def _decoder(kind: type[Any]) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(kind)
+
+
+def is_clean(data: bytes) -> bool:
+    """Return whether JSON has no control characters in its texts: it is printable ASCII, without escapes.
+
+    Parameters
+    ----------
+    data : bytes
+        JSON.
+
+    Returns
+    -------
+    bool
+        False where `cleaned` may find something.
+    """
+    return b"\\" not in data and data.isascii() and data.decode().isprintable()
+
+
+def cleaned(value: Any) -> Any:
+    """Remove the escape sequences and control characters of a terminal from all texts of a JSON value.
+
+    Parameters
+    ----------
+    value : Any
+        The value; a text keeps its line ends.
+
+    Returns
+    -------
+    Any
+        The value without them.
+    """
+    if isinstance(value, str):
+        return value if value.isprintable() else "\n".join(map(strip_controls, value.split("\n")))
+    if isinstance(value, list):
+        return [cleaned(each) for each in value]
+    return {cleaned(name): cleaned(each) for name, each in value.items()} if isinstance(value, dict) else value

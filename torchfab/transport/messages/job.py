@@ -1,0 +1,219 @@
+"""Messages about a job on a node: status, logs, stop, forget, and the evidence of why it ended."""
+
+from __future__ import annotations
+
+from typing import Any, Generic, TypeAlias
+
+from msgspec import Struct
+
+from torchfab.core.bounds import Label, Number, Time, Whole
+from torchfab.core.status import StatusReport
+from torchfab.transport.messages import AnswerType, Done, Problem, Request
+from torchfab.transport.messages.launch import StopReport
+
+LogLine: TypeAlias = tuple[Label, Time, str]  # label, when it was written, text
+
+
+class JobRequest(Request[AnswerType], Generic[AnswerType], frozen=True, kw_only=True):
+    """A request about a job on a node.
+
+    Parameters
+    ----------
+    job_id, session : str
+        Its id, and the name of its tmux session there.
+    node_dir : str
+        Folder of all jobs on the node.
+    node_rank : int
+        Rank of the node in the job.
+    mask_key : str
+        Key of the digests by which the node hides the job's secrets.
+    """
+
+    job_id: str
+    node_dir: str
+    node_rank: int
+    mask_key: str
+    session: str
+
+
+class StatusRequest(JobRequest[StatusReport], frozen=True, tag="status"):
+    """Get the status of a job on a node."""
+
+    ANSWER = StatusReport
+
+
+class StopAnswer(StopReport, frozen=True, kw_only=True):
+    """How a job was stopped, and its status afterwards."""
+
+    status: StatusReport
+
+
+class StopRequest(JobRequest[StopAnswer], frozen=True, tag="stop"):
+    """Stop a job on a node: SIGTERM, `grace_s` seconds, SIGKILL."""
+
+    grace_s: float
+    ANSWER = StopAnswer
+
+
+class ForgetRequest(JobRequest[Done], frozen=True, tag="forget"):
+    """Remove a job's folder from a node."""
+
+    ANSWER = Done
+
+
+class LogsFrame(Struct, frozen=True, kw_only=True):
+    """A frame of the logs of a job on a node.
+
+    Parameters
+    ----------
+    lines : list of LogLine
+        New lines, in the order in which they were written.
+    offsets : dict, optional
+        How far each file is read: sent back when the stream is opened again.
+    past : bool
+        All lines that existed when the stream was opened have been sent.
+    end : StatusReport, optional
+        The job has ended there, or the existing lines are read.
+    problems : list of Problem
+        Why the stream ended.
+    """
+
+    lines: list[LogLine] = []
+    offsets: dict[str, Any] | None = None
+    past: bool = False
+    end: StatusReport | None = None
+    problems: list[Problem] = []
+
+
+class LogsRequest(JobRequest[LogsFrame], frozen=True, tag="logs"):
+    """Stream the logs of a job on a node.
+
+    Parameters
+    ----------
+    follow : bool
+        Continue until the job has ended there.
+    lines : int, optional
+        Only the last lines of each file. None: all.
+    ranks : list of int, optional
+        Only these ranks. None: all.
+    grep : str, optional
+        Only lines that match this regular expression. None: all.
+    offsets : dict, optional
+        How far the files were read before. Default: not at all.
+    """
+
+    follow: bool
+    lines: int | None
+    ranks: list[int] | None
+    grep: str | None
+    offsets: dict[str, Any] | None = None
+    ANSWER = LogsFrame
+
+
+class LogPart(Struct, frozen=True, kw_only=True):
+    """A piece of a log file.
+
+    Parameters
+    ----------
+    text : str
+        Whole lines.
+    time : float
+        When they had been written, by the node's clock, in seconds since the epoch.
+    line : int
+        The number of the first one in the file; 0 if it was not counted.
+    gap : bool
+        Whether something before it is left out.
+    """
+
+    text: str
+    time: Time
+    line: Whole = 0
+    gap: bool = False
+
+
+class LogTail(Struct, frozen=True, kw_only=True):
+    """What was found in a log file, and its end: in parts, or as one text without times of its own."""
+
+    label: Label
+    path: str
+    written: Time
+    parts: list[LogPart] = []
+    text: str = ""
+
+
+class ErrorReport(Struct, frozen=True, kw_only=True):
+    """An error file of a rank, as torchelastic's `record` writes it."""
+
+    label: Label
+    attempt: Whole
+    message: str
+    traceback: str
+
+
+class ExitRecord(Struct, frozen=True, kw_only=True):
+    """What a supervisor recorded at the end of its process.
+
+    Parameters
+    ----------
+    asked : str, optional
+        Name of the signal that the supervisor got.
+    killed, left : list of str
+        Processes that it had to kill, and that still ran.
+    error : str, optional
+        Why the process was not started.
+    oom_kills : int
+        How often the kernel killed a process in its control group for lack of memory.
+    """
+
+    asked: str | None = None
+    killed: list[str] = []
+    left: list[str] = []
+    error: str | None = None
+    oom_kills: Number = 0
+
+
+class KernelLog(Struct, frozen=True, kw_only=True):
+    """Lines of the kernel's log since the job started, or why it cannot be read."""
+
+    lines: list[tuple[Time, str]] = []
+    unread: str = ""
+
+
+class DiskSpace(Struct, frozen=True, kw_only=True):
+    """Space of the file system that holds a path, in bytes; None if it cannot be determined."""
+
+    path: str
+    free: Number | None
+    size: Number | None
+    free_files: Number | None = None
+    read_only: bool = False
+
+
+class JobEvidence(Struct, frozen=True, kw_only=True):
+    """What a job's folder shows about the end of the job."""
+
+    logs: list[LogTail] = []
+    reports: list[ErrorReport] = []
+    ends: dict[str, ExitRecord] = {}
+
+
+class NodeEvidence(JobEvidence, frozen=True, kw_only=True):
+    """The same, with what the node itself shows."""
+
+    kernel: KernelLog = KernelLog(unread="the node itself was not asked")
+    disks: list[DiskSpace] = []
+    halted: list[str] = []
+    gpus: Whole | None = None
+    boot_id: str = ""
+
+
+class EvidenceAnswer(StatusReport, frozen=True, kw_only=True):
+    """The status of a job on a node, and the evidence of why it ended."""
+
+    evidence: NodeEvidence
+
+
+class EvidenceRequest(JobRequest[EvidenceAnswer], frozen=True, tag="evidence"):
+    """Collect the evidence of why a job ended on a node."""
+
+    ANSWER = EvidenceAnswer

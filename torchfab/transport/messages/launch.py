@@ -1,0 +1,213 @@
+"""Messages of a launch: prepare, start, commit, roll back."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from torchfab.core.bounds import Count, Number, Port, Time, Whole
+from torchfab.transport.messages import Request
+
+
+class FileSystem(Struct, frozen=True, kw_only=True):
+    """A directory and the file system that holds it; sizes in bytes.
+
+    Parameters
+    ----------
+    at : str
+        The directory that was measured: the nearest one above `path` that exists.
+    token : str
+        Path of a file that the node made there, by which other nodes detect a shared directory; empty for none.
+    problem : str
+        Why the directory cannot be used; empty where it can.
+    """
+
+    path: str
+    filesystem: str
+    exists: bool
+    enterable: bool
+    free: Number
+    size: Number
+    free_files: Number | None
+    at: str = ""
+    token: str = ""
+    problem: str = ""
+
+
+class GpuProcess(Struct, frozen=True, kw_only=True):
+    """A process that uses a GPU; memory in MiB."""
+
+    pid: Whole | None
+    name: str = ""
+    memory_mib: Whole | None = None
+
+
+class QuickProbe(Struct, frozen=True, kw_only=True):
+    """What phase one checks in passing, for warnings.
+
+    Parameters
+    ----------
+    disk : FileSystem, optional
+        That of the jobs' folders.
+    script : str
+        Digest of the script; empty for none.
+    holders : list of GpuProcess
+        Processes that use a GPU.
+    """
+
+    disk: FileSystem | None = None
+    script: str = ""
+    holders: list[GpuProcess] = []
+
+
+class MachineIdentity(Struct, frozen=True, kw_only=True):
+    """Which machine a node is; see `torchfab.remote.host.identity`.
+
+    Parameters
+    ----------
+    id : str
+        Equal for two sessions on one machine.
+    ssh_port : int, optional
+        The port of sshd by which the session came.
+    """
+
+    id: str
+    ssh_port: Port | None = None
+
+
+class NodeFacts(Struct, frozen=True, kw_only=True):
+    """What a plan needs to know of a node; see `torchfab.core.specs.Facts`."""
+
+    folder: str
+    hostname: str
+    machine: MachineIdentity | None = None
+    gpus: Annotated[int, Meta(ge=0, le=1024)]
+    cpus: Count
+    time: Time
+    port: Port | None
+    is_root: bool
+    versions: dict[str, str]
+    glance: QuickProbe = QuickProbe()
+
+
+class PrepareAnswer(Struct, frozen=True):
+    """The answer of phase one."""
+
+    facts: NodeFacts
+
+
+class ProgramSpec(Struct, frozen=True, kw_only=True):
+    """A program that must be installed; see `torchfab.core.specs.Program`."""
+
+    names: tuple[str, ...]
+    install: str
+    version_flag: str
+    on_head_only: bool
+
+
+class PrepareRequest(Request[PrepareAnswer], frozen=True, tag="prepare"):
+    """Phase one: check the node, make the job's folder, and reserve a port. Nothing is started.
+
+    Parameters
+    ----------
+    patience_s : int
+        The node rolls back when no further request comes for this many seconds.
+    write : bool
+        False for a dry run: facts and checks only.
+    """
+
+    job_id: str
+    session: str
+    node_rank: int
+    node_dir: str
+    workdir: str
+    python: str
+    script: str | None
+    modules: list[str]
+    python_path: str | None
+    installs: dict[str, str]
+    programs: list[ProgramSpec]
+    master_addr: str
+    one_machine: bool
+    peers: list[str]
+    port: int | None
+    write: bool
+    patience_s: int
+    python_timeout_s: float
+    ANSWER = PrepareAnswer
+
+
+class ProcessSpec(Struct, frozen=True, kw_only=True):
+    """A process to start; see `torchfab.core.specs.Process`."""
+
+    name: str
+    argv: list[str]
+    env: dict[str, str]
+    secrets: dict[str, str] | None
+    cwd: str
+    rank: int | None
+    rank_logs: str
+    folders: list[str]
+    files: dict[str, str]
+    path: list[str]
+
+
+class StartAnswer(Struct, frozen=True):
+    """Names of the processes that were started, or released."""
+
+    started: list[str]
+
+
+class StartRequest(Request[StartAnswer], frozen=True, tag="start"):
+    """Phase two: start the supervisors of all processes, which wait for the commit."""
+
+    session: str
+    mask_key: str
+    grace_s: float
+    start_timeout_s: float
+    secret_patterns: list[str]
+    processes: list[ProcessSpec]
+    ANSWER = StartAnswer
+
+
+class CommitAnswer(Struct, frozen=True):
+    """Names of the processes that were released."""
+
+    started: list[str] = []
+
+
+class CommitRequest(Request[CommitAnswer], frozen=True, tag="commit"):
+    """Let what was started begin, and keep what was prepared when the connection ends."""
+
+    ANSWER = CommitAnswer
+
+
+class StopReport(Struct, frozen=True, kw_only=True):
+    """How processes were stopped.
+
+    Parameters
+    ----------
+    asked : int
+        Number of processes that got a signal.
+    killed, left : list of str
+        Descriptions of those that had to be killed, and of those that still run.
+    seconds : float
+        How long it took.
+    """
+
+    asked: Number
+    killed: list[str]
+    left: list[str]
+    seconds: Number
+
+
+class RollbackRequest(Request[StopReport], frozen=True, tag="rollback"):
+    """Undo both phases."""
+
+    job_id: str
+    node_dir: str
+    node_rank: int
+    session: str
+    grace_s: float
+    ANSWER = StopReport

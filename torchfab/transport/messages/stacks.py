@@ -1,0 +1,88 @@
+"""Messages about the stacks of ranks."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from torchfab.core.bounds import ExitCode, Number, Time, Whole
+from torchfab.transport.messages.job import JobRequest
+
+
+class StackFrame(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A call, as a row of values; `source` is the text of the line where it is known."""
+
+    function: str
+    file: str
+    line: Whole
+    source: str = ""
+
+
+class ThreadStack(Struct, frozen=True, kw_only=True):
+    """The stack of a thread, the innermost frame first."""
+
+    name: str
+    active: bool
+    frames: list[StackFrame]
+
+
+class RankStackReport(Struct, frozen=True, kw_only=True):
+    """The stacks of a rank, or why there are none; see `torchfab.remote.stacks.dump`."""
+
+    process: str
+    rank: Whole | None
+    pid: Whole
+    ended: Time | None
+    code: ExitCode | None
+    state: str = ""
+    waits_in: str = ""
+    by: str = ""
+    problem: str = ""
+    signal: str = ""
+    cpu: Number = 0.0
+    tracer: Whole = 0
+    threads: list[ThreadStack] = []
+
+
+class PtraceRights(Struct, frozen=True, kw_only=True):
+    """The settings that decide whether py-spy may look into a process."""
+
+    ptrace_scope: str = ""
+    cap_sys_ptrace: bool = False
+    uid: Whole | None = None
+
+
+class StacksAnswer(Struct, frozen=True, kw_only=True):
+    """The stacks of the ranks on a node.
+
+    Parameters
+    ----------
+    machine : str
+        Its processor architecture.
+    spy : str
+        Where py-spy was found; empty for none.
+    wants : bool
+        Nothing was done: the node needs py-spy in `program` first.
+    """
+
+    machine: str
+    spy: str = ""
+    rights: PtraceRights = PtraceRights()
+    ranks: list[RankStackReport] = []
+    wants: bool = False
+
+
+class StacksRequest(JobRequest[StacksAnswer], frozen=True, tag="stacks"):
+    """Get the stacks of the ranks on a node; see `torchfab.remote.stacks.dump.dump_node`.
+
+    Parameters
+    ----------
+    program : str, optional
+        py-spy itself; empty: not available; None: the node asks for it if it needs it.
+    """
+
+    ranks: list[int] | None
+    native: bool
+    timeout_s: float
+    signal: str
+    program: str | None = None
+    ANSWER = StacksAnswer
