@@ -193,3 +193,12 @@ def test_rank_that_raised_before_it_was_terminated_has_its_own_cause(output: str
     found = diagnose_nodes(lost, raised)
     assert first_and_consequences(found)[0] == "rank 1 on node2"
     assert found.cause.words == "the script raised KeyError: 'label'"
+
+
+def test_rank_that_raised_before_a_torchrun_without_store_ended_it() -> None:
+    lost = node(0, [process("failed", rank(0, 1, 1060.0))], [log(0, RAISED.replace("KeyError: 'label'", LOST_RANK))])
+    raised = torchrun_node(CLOSING.format(101) + LOST_STORE, rank(1, -15, 1061.0), at=1)
+    raised = replace(raised, logs=(*raised.logs, Log(1, "/jobs/1/stderr.log", RAISED, 1059.0)))
+    found = diagnose_nodes(lost, raised)
+    assert first_and_consequences(found)[0] == "rank 1 on node2"
+    assert found.cause.words == "the script raised KeyError: 'label'"

@@ -29,6 +29,7 @@ ROOT, LOST, SHOT, SYMPTOM, CONSEQUENCE = range(5)
 # A rank that ended with exit code 0 this long after an exception had gone on from it.
 _WENT_ON_S = 15.0
 _SENT_AFTER_S = 0.3
+_SIGNAL_CODES = (-15, -9, -2, -1, 143, 137)
 _BY_SIGTERM = ("terminated", "asked", "ended", "by-launcher", "by-supervisor", "stopped")
 _ENDED_BY_OTHERS = ("stopped", "ended", "by-launcher", "by-supervisor")
 
@@ -188,7 +189,7 @@ def _rank_failure(node: NodeEvidence, process: ProcessStatus, rank: RankEnd, evi
     found = attribute(node, process, rank, reading, _others(node, evidence))
     ended, before = (rank.ended or node.status.now) - node.status.skew_s, found
     weight = _weight(found.cause, rank.code, _has_failed_before(process, rank) or process.state == "stopped")
-    was_ended = weight in (CONSEQUENCE, SHOT) or found.cause.name in _BY_SIGTERM
+    was_ended = weight in (CONSEQUENCE, SHOT) or (rank.code in _SIGNAL_CODES and not found.by_traceback)
     if was_ended and (own := attribute_log(node, reading, _others(node, evidence))):
         # It had raised before something ended it.
         found, weight = own, _weight(own.cause, 1, False)
