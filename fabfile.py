@@ -93,15 +93,15 @@ def launch_kubernetes(c: TaskContext, flags: JobFlags, own: Any) -> int:
 
 
 def _launch(c: TaskContext, launcher: Launcher, flags: LaunchFlags, own: Any) -> int:
-    from torchfab.commands.launch import launch
+    from torchfab.commands.launch import run_launch
 
-    return launch(launcher, flags, own, _context(c), _fab(c))
+    return run_launch(launcher, flags, own, _context(c), _fab(c))
 
 
 def _submit(c: TaskContext, launcher: BatchLauncher, flags: JobFlags, own: Any) -> int:
-    from torchfab.commands.launch import submit
+    from torchfab.commands.launch import run_submit
 
-    return submit(launcher, flags, own, _context(c))
+    return run_submit(launcher, flags, own, _context(c))
 
 
 # ---- jobs
@@ -208,11 +208,11 @@ def stacks(
 @job_task()
 def wait(c: TaskContext, job: str) -> int:
     """Wait for a job to end, and exit with its code."""
+    import torchfab.commands.logs
     from torchfab.commands import job_lookup
-    from torchfab.commands import logs as log_commands
 
     ctx = _context(c)
-    return log_commands.wait(job_lookup.find(job, ctx), ctx.config["failure_grace_s"], ctx.config["stall_s"])
+    return torchfab.commands.logs.wait(job_lookup.find(job, ctx), ctx.config["failure_grace_s"], ctx.config["stall_s"])
 
 
 @job_task(
@@ -330,7 +330,7 @@ def lemons(c: TaskContext, forgive: str, json: bool) -> int:
 
 @file_task("import", file=flag("", "A batch script, or a configuration of accelerate, DeepSpeed, Ray or Kubernetes."))
 def import_file(c: TaskContext, file: str) -> int:
-    """Turn a launch file of another tool into a command line, and list what of it is not carried over."""
+    """Convert a launch file of another tool to a command line, and list the settings that are left out."""
     from torchfab.commands.import_file import run
 
     return run(file, _context(c))

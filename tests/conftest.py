@@ -97,7 +97,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture(autouse=True)
 def _stop_signal() -> Iterator[None]:
-    """Restore the SIGUSR1 handler: after a launch it ignores `fab stop`'s signal, and child processes inherit that."""
+    """Restore the SIGUSR1 handler: after a launch it ignores `fab stop`'s signal, which child processes inherit."""
     before = signal.getsignal(signal.SIGUSR1)
     yield
     signal.signal(signal.SIGUSR1, before)

@@ -163,9 +163,14 @@ def test_options_of_sbatch_become_flags(options: str, flags: list[str]) -> None:
     assert words[1 : words.index("--")] == flags
 
 
-def test_ranks_that_srun_starts_are_ranks_of_a_node() -> None:
-    draft = read("#!/bin/sh\n#SBATCH -N 2\nsrun --ntasks-per-node=4 python a.py\n")
+@pytest.mark.parametrize(
+    ("directives", "options"),
+    [("-N 2", "--ntasks-per-node=4"), ("-N 2 --ntasks-per-node=4", ""), ("-N2 -n8", "--label")],
+)
+def test_ranks_that_srun_starts_are_ranks_of_a_node(directives: str, options: str) -> None:
+    draft = read(f"#!/bin/sh\n#SBATCH {directives}\nsrun {options} python a.py\n")
     assert command(draft) == ["launch-slurm", "--nodes=2", "--nproc-per-node=4", "--", "a.py"]
+    assert notes(draft)["0: srun"].startswith("torchrun starts the ranks")
 
 
 def test_names_that_the_file_never_defines_stay_open() -> None:

@@ -1,4 +1,4 @@
-"""A `.deepspeed_env` beside the script: named at launch, with what of it could be taken, and nothing else."""
+"""The note about a `.deepspeed_env` beside the script: the variables to set, and no others."""
 
 from __future__ import annotations
 
@@ -22,32 +22,34 @@ not a variable
 """
 
 
-def test_what_could_be_taken_is_named_with_its_flags(tmp_path: Path) -> None:
+def test_the_note_has_the_flags_of_missing_variables(tmp_path: Path) -> None:
     (tmp_path / ".deepspeed_env").write_text(TEXT)
-    assert deepspeed_env.look(["train.py"], str(tmp_path), FORWARD, ()) == (
-        ".deepspeed_env is not read; to take its variables: --env NCCL_IB_DISABLE=1 "
-        "--env NCCL_SOCKET_IFNAME='eth0, eth1'; 3 other variables of it are not for the ranks"
+    assert deepspeed_env.describe_unread(["train.py"], str(tmp_path), FORWARD, ()) == (
+        ".deepspeed_env is not read; to set its variables: --env NCCL_IB_DISABLE=1 "
+        "--env NCCL_SOCKET_IFNAME='eth0, eth1'; 3 other variables in it are not for the ranks"
     )
 
 
 def test_neither_other_names_nor_secrets_are_shown(tmp_path: Path) -> None:
     (tmp_path / ".deepspeed_env").write_text(TEXT)
-    note = deepspeed_env.look(["train.py"], str(tmp_path), FORWARD, ())
+    note = deepspeed_env.describe_unread(["train.py"], str(tmp_path), FORWARD, ())
     assert not any(word in note for word in ("WANDB", "0123456789", "PATH", "AWS", "abc"))
 
 
-def test_a_launch_that_has_all_of_it_says_nothing(tmp_path: Path) -> None:
+def test_there_is_no_note_if_the_launch_sets_all_variables(tmp_path: Path) -> None:
     (tmp_path / ".deepspeed_env").write_text(TEXT)
-    assert deepspeed_env.look(["a.py"], str(tmp_path), FORWARD, {"NCCL_IB_DISABLE", "NCCL_SOCKET_IFNAME"}) == ""
+    assert (
+        deepspeed_env.describe_unread(["a.py"], str(tmp_path), FORWARD, {"NCCL_IB_DISABLE", "NCCL_SOCKET_IFNAME"}) == ""
+    )
 
 
-def test_a_file_with_nothing_to_take_is_named_too() -> None:
+def test_a_file_without_forwarded_variables_is_named() -> None:
     note = deepspeed_env.note({"PATH": "x"}, FORWARD, ())
-    assert note.startswith(".deepspeed_env is not read, and nothing of it is what torchfab.forward names; 1 other")
+    assert note.startswith(".deepspeed_env is not read; torchfab.forward matches none of its variables; 1 other")
 
 
 @pytest.mark.parametrize("script", [["src/train.py"], ["train.py"], ["-m", "my.train"]])
-def test_it_is_found_beside_the_script_and_in_the_working_directory(tmp_path: Path, script: list[str]) -> None:
+def test_the_file_is_found_beside_the_script_and_in_the_working_directory(tmp_path: Path, script: list[str]) -> None:
     (tmp_path / "src").mkdir()
     assert deepspeed_env.find(script, str(tmp_path)) is None
     folder = tmp_path / ("src" if "/" in script[0] else "")

@@ -1,4 +1,4 @@
-"""The hosts that a command is about: `-H`, files in any dialect, groups."""
+"""The hosts of a command: `-H`, files in any dialect, groups."""
 
 from __future__ import annotations
 
@@ -27,19 +27,21 @@ def names(ctx: CommandContext, hostfile: str = "", file_format: str = "") -> lis
     return [node.host for node in hosts.read_nodes(hostfile, ctx, file_format)]
 
 
-def test_hosts_of_the_command_line_are_slots_too_and_may_be_ranges(ctx: CommandContext) -> None:
+def test_hosts_of_the_command_line_are_slots_and_may_be_ranges(ctx: CommandContext) -> None:
     nodes, slots = hosts.read_inventory(GpuLaunchFlags(), replace(ctx, hosts="a,node[1,3],a"))
     assert [node.host for node in nodes] == ["a", "node1", "node3"]
     assert [slot.node_rank for slot in slots] == [0, 1, 2, 0]
 
 
-def test_our_own_hosts_file_is_read_without_a_word(ctx: CommandContext, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_printed_for_a_hosts_file_of_torchfab(
+    ctx: CommandContext, capsys: pytest.CaptureFixture[str]
+) -> None:
     (ctx.root / "hosts").write_text("a slots=2\nb\n")
     assert names(ctx) == ["a", "b"]
     assert capsys.readouterr() == ("", "")
 
 
-def test_one_line_says_which_dialect_was_read(ctx: CommandContext, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_dialect_of_a_file_is_printed(ctx: CommandContext, capsys: pytest.CaptureFixture[str]) -> None:
     (ctx.root / "inventory").write_text(INVENTORY)
     assert names(ctx, "inventory") == ["g1", "g2", "c1"]
     path = ctx.root / "inventory"
@@ -47,7 +49,7 @@ def test_one_line_says_which_dialect_was_read(ctx: CommandContext, capsys: pytes
     assert capsys.readouterr().err == expected
 
 
-def test_what_is_left_out_is_noted(ctx: CommandContext, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_host_that_is_left_out_is_printed(ctx: CommandContext, capsys: pytest.CaptureFixture[str]) -> None:
     (ctx.root / "hosts").write_text("a\nb slots=0\n")
     assert names(ctx) == ["a"]
     assert capsys.readouterr().err == f"note: {ctx.root}/hosts:2: slots=0: b is left out\n"
@@ -62,7 +64,7 @@ def test_groups_of_the_command_line_are_those_of_the_file(ctx: CommandContext) -
 
 
 @pytest.mark.parametrize("text", ["a\nb\n", "it's broken\n", ""])
-def test_without_groups_in_the_file_they_are_those_of_clustershell(ctx: CommandContext, text: str) -> None:
+def test_groups_of_clustershell_are_used_if_the_file_has_none(ctx: CommandContext, text: str) -> None:
     (ctx.root / "hosts").write_text(text)
     with pytest.raises(InventoryError, match=r"-H: @gpu is a group of ClusterShell|-H: @gpu: ClusterShell"):
         names(replace(ctx, hosts="@gpu"))
@@ -77,7 +79,7 @@ def test_the_format_may_be_named(ctx: CommandContext) -> None:
         names(ctx, "", "mpihc")
 
 
-def test_the_node_file_of_this_terminals_job_is_known(ctx: CommandContext) -> None:
+def test_the_node_file_of_the_current_pbs_job_is_recognised(ctx: CommandContext) -> None:
     path = ctx.root / "nodes"
     path.write_text("a\na\nb\n")
     with pytest.raises(InventoryError, match="a is already listed"):
@@ -86,7 +88,7 @@ def test_the_node_file_of_this_terminals_job_is_known(ctx: CommandContext) -> No
     assert [node.slots for node in hosts.read_nodes("nodes", ctx)] == [2, 1]
 
 
-def test_jobs_of_a_host_with_its_own_workdir_lie_in_that(ctx: CommandContext) -> None:
+def test_a_host_with_its_own_workdir_has_its_jobs_there(ctx: CommandContext) -> None:
     (ctx.root / "hosts").write_text("a workdir=/data\nb\n")
     assert [node.node_dir for node in hosts.read_nodes("", ctx)] == ["/data/.torchfab", ""]
     absolute = replace(ctx, config={**ctx.config, "node_dir": "/scratch"})

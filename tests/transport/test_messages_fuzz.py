@@ -77,10 +77,10 @@ def test_cleaned_text_has_no_control_characters(text: str) -> None:
 HUGE = MOST_ANSWER_BYTES + 1
 CASES = {
     "an answer over the limit": (b"\x1e%d\n" % HUGE, "is over the limit of"),
-    "nested without end": (b"\x1e50000\n" + b"[" * 50_000, "not torchfab's program"),
-    "the answer of another program": (frame({"hello": 1, "of": 1}), "what answers there is not torchfab's program"),
-    "an answer to no request": (frame({}), "what answers there is not torchfab's program"),
-    "malformed problems": (frame({"problems": [1], "of": 1}), "not torchfab's program"),
+    "nested without end": (b"\x1e50000\n" + b"[" * 50_000, "not from torchfab's program"),
+    "the answer of another program": (frame({"hello": 1, "of": 1}), "the output is not from torchfab's program"),
+    "an answer to no request": (frame({}), "the output is not from torchfab's program"),
+    "malformed problems": (frame({"problems": [1], "of": 1}), "not from torchfab's program"),
     "control characters in stderr": (b"", "its last words"),
 }
 
@@ -96,7 +96,7 @@ def test_the_error_names_the_problem(case: str) -> None:
 
 # ---- with a real program at the other end
 
-NO_ANSWER, ANOTHER_PROGRAM = "gave no answer within|took nothing within", "not torchfab's program"
+NO_ANSWER, ANOTHER_PROGRAM = "gave no answer within|took nothing within", "not from torchfab's program"
 READ = "import sys\nsys.stdin.buffer.read(int(sys.argv[-1]))\n"
 ENDLESS = "while True: print('x' * 65536, file=sys.{}, flush=True)"
 PROGRAMS = {

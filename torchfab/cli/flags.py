@@ -24,7 +24,7 @@ from torchfab.core.flag_values import PORT, Seconds, WholeNumber, flag, parse, v
 
 SECONDS = Seconds()
 HOSTFILE_HELP = "File with one host a line, - for stdin, or slurm: the hosts of this allocation. [hosts]"
-HOSTFILE_FORMAT_HELP = "torchfab, openmpi, mpich, pbs, lsf, sge, ansible, mlx, clustershell, etc-hosts. [what it shows]"
+HOSTFILE_FORMAT_HELP = "torchfab, openmpi, mpich, pbs, lsf, sge, ansible, mlx, clustershell, etc-hosts. [detected]"
 
 
 @dataclass(frozen=True)
@@ -210,14 +210,19 @@ def job_task(**flags: Any) -> Callable[[Body], Any]:
 
 
 def file_task(name: str, **flags: Any) -> Callable[[Body], Any]:
-    """Return a decorator that makes a task of `body(c, file, **flags)` with a name that Python does not allow.
+    """Return a decorator that makes a task of `body(c, file, **flags)` whose name is a keyword of Python.
 
     Parameters
     ----------
     name : str
         Name of the task: `import`.
     flags : field
-        Its flags, as `flag(...)` gives them; one named `file` says what the file is to this task.
+        Its flags, as `flag(...)` returns them; one named `file` has the help of the file.
+
+    Returns
+    -------
+    callable
+        The decorator.
     """
 
     def decorate(body: Body) -> Any:
@@ -347,7 +352,7 @@ class JobTask(FlagTask):
 
 
 class FileTask(FlagTask):
-    """A task whose first word names a file."""
+    """A task whose positional argument names a file."""
 
     def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[Argument]:
         """Return the task's arguments; `file` is positional.
@@ -355,7 +360,7 @@ class FileTask(FlagTask):
         Parameters
         ----------
         ignore_unknown_help : bool, optional
-            As of Invoke.
+            Part of Invoke's interface.
 
         Returns
         -------
@@ -430,7 +435,7 @@ class OptionalPositional(Argument):
 
     @property
     def value(self) -> Any:
-        """The text; None while the parser looks for an argument that takes its token; empty if there was none."""
+        """The text: None while the parser searches an argument for its token, empty if there was no token."""
         if self._value is not None:
             return self._value
         return None if _parser_has_a_token() else self.default

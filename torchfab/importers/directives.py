@@ -120,6 +120,8 @@ def _apply_sbatch(directives: list[Directive], draft: Draft) -> None:
     gpus = _sbatch_gpus(values, int(nodes) if is_whole(nodes) else 1)
     if gpus:
         draft.set("gpus-per-node", gpus)
+    if {"ntasks", "ntasks-per-node"} & set(values):
+        draft.tasks_per_node = str(_tasks_per_node(values, int(nodes) if is_whole(nodes) else 1))
     for each in directives:
         _apply_sbatch_option(each, draft)
 

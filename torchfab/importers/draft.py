@@ -68,6 +68,8 @@ class Draft:
         What stands after `--`; empty: not known.
     skipped : list of Skipped
         What was not carried over.
+    tasks_per_node : str
+        How many processes the scheduler starts on a node; empty where the file does not say it.
     """
 
     title: str
@@ -77,6 +79,7 @@ class Draft:
     env: dict[str, str] = field(default_factory=dict)
     script: tuple[str, ...] = ()
     skipped: list[Skipped] = field(default_factory=list)
+    tasks_per_node: str = ""
 
     def set(self, flag: str, value: str = "") -> None:
         """Set a flag; a flag that may be given again keeps its earlier values."""

@@ -36,7 +36,7 @@ class Launch:
     Attributes
     ----------
     kind : str
-        `torchrun`, `accelerate`, `deepspeed`, `mpirun`, `srun` or `python`.
+        `torchrun`, `accelerate`, `deepspeed`, `mpirun`, `srun`, `blaunch` or `python`.
     script : tuple of str
         The script or module, and its arguments.
     settings : dict of str to str
@@ -156,7 +156,7 @@ def _exports(text: str, launch: Launch) -> None:
 
 def _blaunch(words: tuple[str, ...], launch: Launch, depth: int) -> Launch | None:
     options, rest = BLAUNCH.parse(words)
-    launch.kind = "srun"
+    launch.kind = "blaunch"
     for option in options:
         launch.skip(f"blaunch {option}", "fab connects to the nodes itself")
     return _parse(rest, launch, depth)

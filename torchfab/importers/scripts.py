@@ -260,7 +260,11 @@ def _choose_task(draft: Draft, launch: Launch) -> None:
         settings = {name: settings[name] for name in settings if name in ("nodes", "nproc-per-node", "port", "python")}
         draft.skip(0, "deepspeed", "launch-slurm starts the ranks with torchrun, which sets the same variables")
     _set_hosts(draft, settings)
-    _set_counts(draft, settings)
+    _set_counts(draft, settings, by_srun=launch.kind == "srun")
+    if launch.kind == "srun":
+        draft.skip(
+            0, "srun", "torchrun starts the ranks: RANK and LOCAL_RANK are set, SLURM_PROCID is that of the node"
+        )
     _note_unknown(draft, launch, settings)
     if slurm and "max-restarts" in settings:
         draft.skip(0, f"--max-restarts {settings.pop('max-restarts')}", "Slurm requeues a job whose node failed")
@@ -282,7 +286,7 @@ def _set_hosts(draft: Draft, settings: dict[str, str]) -> None:
         settings.pop("hostfile", None)
 
 
-def _set_counts(draft: Draft, settings: dict[str, str]) -> None:
+def _set_counts(draft: Draft, settings: dict[str, str], by_srun: bool) -> None:
     """Turn the numbers of nodes and ranks that other launchers take into --nodes and --nproc-per-node."""
     nnodes = settings.pop("nnodes", "")
     if is_whole(nnodes):
@@ -291,13 +295,13 @@ def _set_counts(draft: Draft, settings: dict[str, str]) -> None:
         settings["nnodes"] = nnodes
     nodes = draft.value("nodes") or settings.get("nodes", "")
     total = settings.pop("num-processes", "") or settings.pop("np", "")
-    ranks = settings.pop("srun-ntasks-per-node", "")
+    ranks = settings.pop("srun-ntasks-per-node", "") or draft.tasks_per_node
     settings.pop("srun-ntasks", None)
     if is_whole(total) and is_whole(nodes) and int(nodes):
         settings.setdefault("nproc-per-node", str(max(1, int(total) // int(nodes))))
     elif is_whole(total):
         draft.skip(0, f"{total} processes", "on how many nodes is not known: --nproc-per-node sets the ranks of a node")
-    if is_whole(ranks) and int(ranks) > 1:
+    if by_srun and is_whole(ranks) and int(ranks) > 1:
         settings.setdefault("nproc-per-node", ranks)
     gpus = draft.value("gpus-per-node").rpartition(":")[2]
     if settings.get("nproc-per-node") in (gpus, "auto", "gpu") and (gpus or settings["nproc-per-node"] == "auto"):

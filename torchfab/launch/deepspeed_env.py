@@ -1,4 +1,4 @@
-"""Names a `.deepspeed_env` beside the script: DeepSpeed's launcher would read it, torchfab does not."""
+"""Report a `.deepspeed_env` beside the script: DeepSpeed's launcher reads it, torchfab does not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SHOWN = 8
 
 
 def find(script: Sequence[str], cwd: str) -> Path | None:
-    """Return the `.deepspeed_env` beside a script, or in the working directory, where DeepSpeed looks for it.
+    """Return the `.deepspeed_env` beside a script, or in the working directory: the places that DeepSpeed searches.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ def find(script: Sequence[str], cwd: str) -> Path | None:
     Returns
     -------
     Path or None
-        None: there is none.
+        None if there is none.
     """
     beside = [] if script[0].startswith("-") else [Path(cwd, script[0]).parent]
     for folder in [*beside, Path(cwd)]:
@@ -36,13 +36,24 @@ def find(script: Sequence[str], cwd: str) -> Path | None:
 
 
 def parse(text: str) -> dict[str, str]:
-    """Return the variables of such a file: a line is NAME=VALUE; others are left out."""
+    """Return the variables of a `.deepspeed_env`.
+
+    Parameters
+    ----------
+    text : str
+        Lines of NAME=VALUE; other lines are ignored.
+
+    Returns
+    -------
+    dict of str to str
+        The values by name.
+    """
     pairs = [line.strip().removeprefix("export ").partition("=") for line in text.splitlines()]
     return {name.strip(): value.strip().strip("\"'") for name, equals, value in pairs if equals and name.strip()}
 
 
 def note(variables: Mapping[str, str], forward: Sequence[str], given: Container[str]) -> str:
-    """Describe what of such a file a launch could take. Nothing else of it is named: some hold keys.
+    """Describe the variables of a `.deepspeed_env` that a launch could set. Others are not named: some contain keys.
 
     Parameters
     ----------
@@ -51,28 +62,28 @@ def note(variables: Mapping[str, str], forward: Sequence[str], given: Container[
     forward : sequence of str
         The patterns of names that are forwarded from this machine.
     given : container of str
-        Names that the launch has already.
+        Names of variables that the launch sets already.
 
     Returns
     -------
     str
-        Empty: the launch has all that it could take.
+        Empty if the launch sets all of them already.
     """
     public, _ = environment.split_secrets(environment.select_forwarded(variables, forward))
     missing = {name: value for name, value in public.items() if name not in given}
     if public and not missing:
         return ""
     others = len(variables) - len(public)
-    rest = f"; {others} other variables of it are not for the ranks" if others else ""
+    rest = f"; {others} other variables in it are not for the ranks" if others else ""
     if not missing:
-        return f"{NAME} is not read, and nothing of it is what torchfab.forward names{rest}"
+        return f"{NAME} is not read; torchfab.forward matches none of its variables{rest}"
     flags = " ".join(f"--env {name}={shlex.quote(value)}" for name, value in list(missing.items())[:SHOWN])
     more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
-    return f"{NAME} is not read; to take its variables: {flags}{more}{rest}"
+    return f"{NAME} is not read; to set its variables: {flags}{more}{rest}"
 
 
-def look(script: Sequence[str], cwd: str, forward: Sequence[str], given: Container[str]) -> str:
-    """Return the note about a `.deepspeed_env` beside a script; empty if there is none, or nothing to say.
+def describe_unread(script: Sequence[str], cwd: str, forward: Sequence[str], given: Container[str]) -> str:
+    """Return the note about a `.deepspeed_env` beside a script.
 
     Parameters
     ----------
@@ -83,11 +94,12 @@ def look(script: Sequence[str], cwd: str, forward: Sequence[str], given: Contain
     forward : sequence of str
         The patterns of names that are forwarded from this machine.
     given : container of str
-        Names that the launch has already.
+        Names of variables that the launch sets already.
 
     Returns
     -------
     str
+        Empty without such a file, or if the launch sets all of its variables already.
     """
     path = find(script, cwd)
     if path is None:

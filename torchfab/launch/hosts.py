@@ -18,7 +18,25 @@ _GROUPS = re.compile(r"@[A-Za-z0-9_.:-]+(,@[A-Za-z0-9_.:-]+)*")
 
 
 def read_inventory(flags: LaunchFlags, ctx: CommandContext) -> tuple[tuple[Node, ...], tuple[Slot, ...]]:
-    """Return the nodes, and for a gpus file the slots, of a launch: `-H`, else the file."""
+    """Read the hosts of a launch from `-H`, or else from the file.
+
+    Parameters
+    ----------
+    flags : LaunchFlags
+        The flags of the launch.
+    ctx : CommandContext
+        The context of the command.
+
+    Returns
+    -------
+    tuple of Node, tuple of Slot
+        The nodes; the slots are empty without a gpus file.
+
+    Raises
+    ------
+    UsageError
+        A flag or a line is not valid.
+    """
     gpufile = getattr(flags, "gpufile", None)
     if gpufile is None:
         return read_nodes(flags.hostfile, ctx, flags.hostfile_format), ()
@@ -32,7 +50,7 @@ def read_inventory(flags: LaunchFlags, ctx: CommandContext) -> tuple[tuple[Node,
 
 
 def read_nodes(hostfile: str, ctx: CommandContext, file_format: str = "") -> tuple[Node, ...]:
-    """Return the hosts that a command is about: `-H`, else those of `--hostfile`, else those of the configured file.
+    """Read the hosts of a command from `-H`, or else from `--hostfile`, or else from the configured file.
 
     Parameters
     ----------
@@ -41,7 +59,7 @@ def read_nodes(hostfile: str, ctx: CommandContext, file_format: str = "") -> tup
     ctx : CommandContext
         Working directory, configuration and the value of `-H`.
     file_format : str
-        The value of `--hostfile-format`. Default: the format that the file shows.
+        The value of `--hostfile-format`. Default: detected from the file.
 
     Returns
     -------
@@ -54,8 +72,10 @@ def read_nodes(hostfile: str, ctx: CommandContext, file_format: str = "") -> tup
     """
     file_format = hostfiles.check_format(file_format)
     if ctx.hosts:
-        found = _groups_of_file(hostfile, ctx, file_format) or hostfiles.parse_hosts(_flag(ctx), file_format)
-        return _announced(found, "-H", ctx)
+        chosen = _groups_of_file(hostfile, ctx, file_format)
+        if chosen is not None:
+            return _announced(chosen, hostfiles.name_of(_file(hostfile, ctx.config["hostfile"], ctx)), ctx)
+        return _announced(hostfiles.parse_hosts(_flag(ctx), file_format), "-H", ctx)
     if hostfile == slurm_allocation.HOSTFILE_KEYWORD:
         return slurm_allocation.allocated_nodes(ctx.environ)
     path = _file(hostfile, ctx.config["hostfile"], ctx)
@@ -68,7 +88,7 @@ def _flag(ctx: CommandContext) -> Source:
 
 
 def _groups_of_file(hostfile: str, ctx: CommandContext, file_format: str) -> HostFile | None:
-    """Return the hosts of `-H @gpu` if the hosts file has groups; None: they are groups of ClusterShell."""
+    """Return the hosts of `-H @gpu` if the hosts file has groups; None for groups of ClusterShell."""
     if not _GROUPS.fullmatch(ctx.hosts):
         return None
     path = _file(hostfile, ctx.config["hostfile"], ctx)
@@ -83,11 +103,11 @@ def _groups_of_file(hostfile: str, ctx: CommandContext, file_format: str) -> Hos
 
 
 def _announced(found: HostFile, name: str, ctx: CommandContext) -> tuple[Node, ...]:
-    """Print which dialect a file was read as, and what was left out; return its nodes."""
+    """Print the dialect of a file and the lines that were left out; return its nodes."""
     nodes = found.inventory.nodes
     if found.dialect:
         choice = f" of {len(found.groups)} groups; -H @{found.groups[0]} takes one" if len(found.groups) > 1 else ""
-        choice = "" if name == "-H" else choice
+        choice = f" of {ctx.hosts}" if choice and ctx.hosts else choice
         write_err(f"{name}: read as {found.dialect}: {len(nodes)} host{'s' if len(nodes) != 1 else ''}{choice}")
     for note in found.inventory.notes:
         write_err(f"note: {note}")
@@ -95,7 +115,7 @@ def _announced(found: HostFile, name: str, ctx: CommandContext) -> tuple[Node, .
 
 
 def _with_node_dir(node: Node, ctx: CommandContext) -> Node:
-    """Return a node with its directory of jobs, where that lies in its own working directory."""
+    """Return a node with its own folder for jobs if it has its own working directory."""
     if not node.workdir:
         return node
     return Node(**{**vars(node), "node_dir": specs.node_dir(ctx.config["node_dir"], node.workdir)})

@@ -212,7 +212,7 @@ def build_request(
     """
     job = make_job(launcher, flags, own, ctx)
     nodes, slots = read_inventory(flags, ctx)
-    if note := deepspeed_env.look(job.script, ctx.cwd, ctx.config["forward"], {*job.env, *job.secrets}):
+    if note := deepspeed_env.describe_unread(job.script, ctx.cwd, ctx.config["forward"], {*job.env, *job.secrets}):
         write_err(f"note: {note}")
     count = flags.nodes or sum(node.label not in skip for node in nodes) or len(nodes)
     return LaunchRequest(job, vars(own), nodes, slots, count)

@@ -321,7 +321,7 @@ def _decode_frame(frame: _Frame, kind: type[Any]) -> Any:
 
 
 def _not_ours(data: bytes) -> HostError:
-    return HostError(f"what answers there is not torchfab's program: {data[:40]!r}", _TRY_THE_LOGIN)
+    return HostError(f"the output is not from torchfab's program: {data[:40]!r}", _TRY_THE_LOGIN)
 
 
 _TRY_THE_LOGIN = "see what `ssh HOST python3 --version` prints; a start-up file (.bashrc) may be in the way"

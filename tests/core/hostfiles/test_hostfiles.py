@@ -60,6 +60,7 @@ READ: dict[str, tuple[str, str, list[Any]]] = {
     "a list on one line": ("a,b,c\n", "", ["a", "b", "c"]),
     "a trailing dot": ("a.example.\n", "", ["a.example"]),
     "a comment with ;": ("; hosts\na\n", "", ["a"]),
+    "an indented list": ("  a\n  b  # big - and slow\n", "", ["a", "b"]),
     "quoted slots": ('a slots="8"\n', "", slots(a=8)),
     "drained": ("a slots=0\nb\n", "", ["b"]),
     "CRLF, BOM, users": (
@@ -85,6 +86,7 @@ FORCED: dict[str, tuple[str, str, list[Any]]] = {
     "mpich": ("a:4\nb:8 # fast\nc\n", "mpich", slots(a=4, b=8, c=1)),
     "intel": ("a:4\n", "intel", slots(a=4)),
     "horovod on one line": ("a:4,b:4\n", "horovod", slots(a=4, b=4)),
+    "horovod, with blanks": ("a:4, b:4\n", "horovod", slots(a=4, b=4)),
     "mvapich": ("a:2:mlx5_0\n", "mvapich", slots(a=2)),
     "hydra with an interface": (
         "a:2 ifhn=a-ib binding=user:0,1\n",
@@ -140,6 +142,11 @@ REFUSED: dict[str, tuple[str, str, str]] = {
         "IP1 4\n",
         "hosts:1: unknown key '4' in '4'",
         "a number of processes is written with its key: IP1 slots=4",
+    ),
+    "a login behind the host": (
+        "10.0.0.1 root\n",
+        "hosts:1: unknown key 'root' in 'root'",
+        "a login name stands before the host: root@10.0.0.1",
     ),
     "a host per slot": (
         "a\na\nb\n",
@@ -269,6 +276,13 @@ def test_a_file_with_bom_and_crlf_is_accepted(tmp_path: Path) -> None:
     path.write_bytes(b"\xef\xbb\xbfnode1\r\n# x\r\nnode2")
     found = hostfiles.read_hosts(path).inventory.nodes
     assert [(node.host, node.origin) for node in found] == [("node1", f"{path}:1"), ("node2", f"{path}:3")]
+
+
+def test_variables_beside_an_inventory_are_noted(tmp_path: Path) -> None:
+    (tmp_path / "inventory").write_text("[gpu]\na\n")
+    (tmp_path / "group_vars").mkdir()
+    notes = hostfiles.read_hosts(tmp_path / "inventory").inventory.notes
+    assert notes == (f"{tmp_path}/group_vars is not read: ansible-inventory --list prints the values",)
 
 
 # ---- any hosts, any text

@@ -10,7 +10,7 @@ Each dialect is one module with a test whether a text is of it, and a translatio
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torchfab.core import inventory
@@ -129,8 +129,13 @@ def read_hosts(path: Path, file_format: str = "", groups: tuple[str, ...] = ()) 
     InventoryError
         The file cannot be read, or a line is not valid; or it can be read in two ways.
     """
-    source = Source(reading.read_text(path), reading.name_of(path), groups)
-    return parse_hosts(source, file_format)
+    found = parse_hosts(Source(reading.read_text(path), reading.name_of(path), groups), file_format)
+    if found.dialect != ansible.TITLE:
+        return found
+    # Their variables would need a second reading of the inventory, with ansible's own rules.
+    beside = [name for name in ("group_vars", "host_vars") if (path.parent / name).is_dir()]
+    notes = [f"{path.parent / name} is not read: ansible-inventory --list prints the values" for name in beside]
+    return replace(found, inventory=replace(found.inventory, notes=(*found.inventory.notes, *notes)))
 
 
 def parse_hosts(source: Source, file_format: str = "") -> HostFile:

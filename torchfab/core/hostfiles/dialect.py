@@ -33,7 +33,7 @@ class Source:
     def lines(self) -> tuple[tuple[int, tuple[str, ...]], ...]:
         """The number, from 1, and the words of each line that is not blank or a comment."""
         found = words.significant_lines(self.text)
-        return tuple((number, words.split_words(line)) for number, line in found)
+        return tuple((number, words.split_line(line)) for number, line in found)
 
     def line(self, number: int, *line_words: str) -> Line:
         """Return a line of our own grammar that stands for a line of the file."""

@@ -61,8 +61,8 @@ def is_document(source: Source) -> bool:
     lines = [line for line in source.text.removeprefix("\ufeff").splitlines() if line.strip() and not _is_comment(line)]
     if len(lines) < 2:
         return False
-    listed = all(re.match(r"(\s*-\s+\S|---|\s+\S)", line) for line in lines) and any("- " in line for line in lines)
-    return listed or bool(_YAML_TITLE.fullmatch(lines[0]) and all(_YAML_BODY.fullmatch(line) for line in lines))
+    listed = re.match(r"\s*-\s+\S", lines[0]) and all(re.match(r"(\s*-\s+\S|---|\s+\S)", line) for line in lines)
+    return bool(listed) or bool(_YAML_TITLE.fullmatch(lines[0]) and all(_YAML_BODY.fullmatch(line) for line in lines))
 
 
 def _is_comment(line: str) -> bool:

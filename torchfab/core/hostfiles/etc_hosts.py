@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 
 from torchfab.core.hostfiles.dialect import Dialect, Source, Translation
+from torchfab.core.hostlines.keys import LOGINS
 from torchfab.core.hostlines.targets import HOST
 from torchfab.core.hostlines.words import Line
 
@@ -22,7 +23,7 @@ def _is_entry(line: tuple[str, ...]) -> bool:
 
 
 def _is_name(word: str) -> bool:
-    return bool(HOST.fullmatch(word)) and not word.isdigit()
+    return bool(HOST.fullmatch(word)) and not word.isdigit() and word not in LOGINS
 
 
 def matches(source: Source) -> bool:

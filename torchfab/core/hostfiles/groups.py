@@ -41,6 +41,6 @@ def choose(source: Source, groups: Mapping[str, Collection[str]]) -> list[str]:
 
 def listed(groups: Mapping[str, Collection[str]]) -> str:
     """Return the names of groups with the numbers of their hosts, at most eight of them."""
-    names = [f"{name} ({len(hosts)})" for name, hosts in groups.items()]
+    names = [f"{name} ({len(hosts)})" for name, hosts in groups.items() if hosts]
     more = [f"and {len(names) - 8} more"] if len(names) > 8 else []
     return ", ".join([*names[:8], *more]) or "none"

@@ -41,7 +41,8 @@ def ambiguity(source: Source) -> InventoryError | None:
     host, count = match["host"], match["count"]
     return source.error(
         number,
-        f"{match[0]} means {count} processes to MPICH, Intel MPI and Horovod, and port {count} to SSH",
+        f"{match[0]} means {count} process{'' if count == '1' else 'es'} to MPICH, Intel MPI and Horovod, "
+        f"and port {count} to SSH",
         f"write {host} slots={count} for processes, or {host} port={count} for the port; "
         "or give --hostfile-format mpich, or --hostfile-format torchfab for ports",
     )

@@ -27,7 +27,7 @@ _MEANT = {
     "workdir": "cwd dir chdir directory",
 }
 _ALIASES = {alias: key for key, names in _MEANT.items() for alias in names.split()}
-_LOGINS = ("root", "ubuntu", "ec2-user", "admin", "centos", "debian", "opc", "azureuser", "user")
+LOGINS = ("root", "ubuntu", "ec2-user", "admin", "centos", "debian", "opc", "azureuser", "user")
 # Set by the launcher for every rank: a value from a file would contradict it.
 _LAUNCHER_VARIABLES = frozenset(
     (
@@ -111,7 +111,7 @@ def _bare_word(host: str, word: str) -> str:
         return f"a number of processes is written with its key: {host} slots={word}"
     if re.fullmatch(r"[0-9.]+|[0-9A-Fa-f:]+:[0-9A-Fa-f:]*", word):
         return f"an address for the other nodes is written with its key: {host} address={word}"
-    if word in _LOGINS:
+    if word in LOGINS:
         return f"a login name stands before the host: {word}@{host}"
     if targets.HOST.fullmatch(word) and word not in _MEANT:
         return f"a second host goes on a line of its own, or behind a comma: {host},{word}"

@@ -77,8 +77,13 @@ def lines_of(text: str, origin: str) -> Iterator[Line]:
     Line
     """
     for number, line in significant_lines(text):
-        names, equals, values = line.partition("=")  # `a, b` is a list; a quoted value keeps its blanks
-        yield Line(place(origin, number), split_words(_SPACED_COMMA.sub(",", names) + equals + values))
+        yield Line(place(origin, number), split_line(line))
+
+
+def split_line(text: str) -> tuple[str, ...]:
+    """Split a line into words, with a list such as `a, b` as one; a quoted value keeps its blanks."""
+    names, equals, values = text.partition("=")
+    return split_words(_SPACED_COMMA.sub(",", names) + equals + values)
 
 
 def place(origin: str, number: int) -> str:
