@@ -122,3 +122,20 @@ def test_stop_ends_ranks_without_a_handler_at_once(fab: Fab, launcher: str) -> N
     stopped = ok(fab("stop", "saver", "--grace", "40", timeout_s=30))
     assert re.search(r"4 ranks ended by themselves \([0-9] s\)", stopped.stdout), stopped
     assert fab.processes() == {}
+
+
+def test_the_grace_is_the_users_not_torchruns_30_seconds(fab: Fab) -> None:
+    out = launch(fab, "launch-per-node", SAVES, "33")
+    stopped = ok(fab("stop", "saver", "--grace", "60", timeout_s=90))
+    assert sorted(saved(out)) == [0, 1, 2, 3], (stopped, fab("logs", "saver", "--lines", "30"))
+    assert re.search(r"4 ranks ended by themselves \(3\d s\)", stopped.stdout), stopped
+
+
+def test_ranks_that_need_more_than_the_grace_are_reported(fab: Fab) -> None:
+    out = launch(fab, "launch-per-node", SAVES, "60")
+    stopped = fab("stop", "saver", "--grace", "4", timeout_s=30)
+    assert sorted(saved(out)) == [0, 2], stopped
+    assert stopped.rc == 3, stopped
+    assert re.search(r"2 ranks ended by themselves \(\d s\), 2 were killed after 4 s", stopped.stdout), stopped
+    assert "no process of it is left on 2 nodes" in stopped.stdout, stopped
+    assert ok(fab("stop", "saver")).stdout.count("killed") == 0

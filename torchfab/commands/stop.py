@@ -147,18 +147,19 @@ def _stop(record: Record, grace_s: float) -> int:
         error = HostsFailedError(f"{len(failed)} of {len(reports)} nodes could not be asked to stop", failed)
         write_err("\n".join([f"error: {error}", *fold_reasons(error), f"  when they are back: fab stop {record.name}"]))
         return 1
-    if summary := _ranks_summary(reports, grace_s):
+    acted = [report for report in reports if report.signalled]
+    if summary := _ranks_summary(acted, grace_s):
         write_out(summary)
     if any(report.left for report in reports):
         return 1
     found = _status_after(record, reports)
     proof = f", no process of it is left on {len(found.nodes)} nodes" if found.nodes else ""
     write_out(f"job {record.name}: {found.state}{proof}")
-    return RANKS_KILLED if grace_s > 0 and any(report.killed_ranks for report in reports) else 0
+    return RANKS_KILLED if grace_s > 0 and any(report.killed_ranks for report in acted) else 0
 
 
 def _ranks_summary(reports: Sequence[runtimes.StopReport], grace_s: float) -> str:
-    """Describe how the ranks of all nodes ended; empty if none ran."""
+    """Describe how the ranks ended; empty if none ran."""
     ended, killed = sum(report.ended_ranks for report in reports), sum(report.killed_ranks for report in reports)
     seconds = math.ceil(max((report.ranks_s for report in reports), default=0.0))
     parts = []

@@ -486,22 +486,18 @@ def stop(record: Record, grace_s: float, nodes: Sequence[Node] | None = None) ->
     """
     targets = record.nodes if nodes is None else nodes
     begun, timeout_s = time.monotonic(), grace_s + record.settings.answer_timeout_s
-    running: dict[int, int] = {}
     with SessionPool(targets, record.settings) as sessions:
-        if len(record.nodes) > 1:
-            # First the ranks of all nodes, then the launchers: those of one node serve the ranks of others.
-            request = functools.partial(_end_ranks_request, record, grace_s)
-            first = dict(sessions.request(request, timeout_s))
-            running = {node.rank: int(each.value.asked) for node, each in first.items() if isinstance(each, Response)}
+        # First the ranks of all nodes, then the launchers: those of one node serve the ranks of others.
+        first = dict(sessions.request(functools.partial(_end_ranks_request, record, grace_s), timeout_s))
         earlier_s = time.monotonic() - begun
         left_s = max(0.0, grace_s - earlier_s)
         results = sessions.request(lambda node: StopRequest(**address(record, node), grace_s=left_s), timeout_s)
         reports = {node.rank: _stop_report(record, node, result) for node, result in results}
-    for rank, asked in running.items():
-        more_s = earlier_s if reports[rank].error is None else 0.0
-        reports[rank] = replace(
-            reports[rank], signalled=max(asked, reports[rank].signalled), seconds=reports[rank].seconds + more_s
-        )
+    for node, answer in first.items():
+        if isinstance(answer, Response) and reports[node.rank].error is None:
+            report = reports[node.rank]
+            signalled = max(int(answer.value.asked), report.signalled)
+            reports[node.rank] = replace(report, signalled=signalled, seconds=report.seconds + earlier_s)
     return tuple(reports[rank] for rank in sorted(reports))
 
 

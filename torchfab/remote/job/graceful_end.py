@@ -4,7 +4,7 @@
 2. Each rank gets the signal once. Its data loaders and helpers are children of it, and get none.
 3. When the ranks of a tree have ended, its topmost process gets SIGTERM, and the held ones continue: they end.
 
-A tree without ranks gets the signal at its topmost process. What is left after the grace period is killed by the caller.
+A tree without ranks gets the signal at its topmost process. The caller kills what is left after the grace period.
 """
 
 from __future__ import annotations

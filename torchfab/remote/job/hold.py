@@ -1,9 +1,10 @@
 """Hold launcher processes (torchrun, deepspeed, mpirun, orted, ...) so that they do not act while their ranks end.
 
-A launcher that sees one rank end, or gets SIGTERM, signals the others and all processes below them, and kills them after
-a time of its own. Held, it does neither. Only its main thread is held, with ptrace(2): torchrun's agent serves the store
-of the rendezvous from another thread, and ranks that save may need it. The kernel ends such a hold with the process that
-holds, so that a killed supervisor leaves no stopped process. Where ptrace is not permitted, SIGSTOP takes its place.
+A launcher that sees one rank end, or gets SIGTERM, signals the others and all processes below them, and kills them
+after a time of its own. Held, it does neither. Only its main thread is held, with ptrace(2): torchrun's agent serves
+the store of the rendezvous from another thread, and ranks that save may need it. The kernel ends such a hold when the
+process that holds ends, so a killed supervisor leaves no stopped process. Where ptrace is not permitted, SIGSTOP takes
+its place; it stops the store too.
 """
 
 from __future__ import annotations

@@ -49,9 +49,8 @@ def end_ranks(folder: str, job_id: str, node_rank: int, grace_s: float) -> dict[
     if supervisors and os.path.isdir(folder):
         write_stop(folder, time.time(), grace_s, ranks_first=True)
         _signal_all(supervisors, signal.SIGTERM)
-    while time.time() < deadline and any(
-        _may_have_ranks(os.path.join(folder, name)) for name in files.processes(folder)
-    ):
+    processes = [os.path.join(folder, name) for name in files.processes(folder)]
+    while time.time() < deadline and any(map(_may_have_ranks, processes)):
         time.sleep(_POLL_S)
     return {"asked": asked}
 

@@ -266,7 +266,7 @@ class ProcessSupervisor:
             self.kill_at = now + min(_LAUNCHERS_S, max(_LAUNCHERS_MIN_S, self.kill_at - now))
 
     def _may_launchers_end(self) -> bool:
-        """Return whether launchers may end: not while a stop waits for the ranks of other nodes, which may need them."""
+        """Return whether launchers may end: not while a stop waits for ranks of other nodes, which may need them."""
         stop = files.read_json(os.path.join(os.path.dirname(self.folder), files.STOP)) or {}
         return not stop.get("ranks_first")
 

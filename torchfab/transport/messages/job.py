@@ -49,7 +49,7 @@ class EndRanksAnswer(Struct, frozen=True):
 
 
 class EndRanksRequest(JobRequest[EndRanksAnswer], frozen=True, tag="end_ranks"):
-    """End the ranks of a job on a node within `grace_s` seconds, but not their launcher: ranks elsewhere may need it."""
+    """End the ranks of a job on a node within `grace_s` seconds, but not their launchers."""
 
     grace_s: float
     ANSWER = EndRanksAnswer
