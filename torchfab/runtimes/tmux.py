@@ -522,7 +522,7 @@ def _stop_report(record: Record, node: Node, result: Response[StopAnswer] | Torc
         status=now,
         ended_ranks=int(ranks.ended),
         killed_ranks=int(ranks.killed),
-        ranks_s=ranks.seconds,
+        ranks_s=float(ranks.seconds),
     )
 
 

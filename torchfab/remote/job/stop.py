@@ -50,15 +50,28 @@ def end_ranks(folder: str, job_id: str, node_rank: int, grace_s: float) -> dict[
         write_stop(folder, time.time(), grace_s, ranks_first=True)
         _signal_all(supervisors, signal.SIGTERM)
     processes = [os.path.join(folder, name) for name in files.processes(folder)]
-    while time.time() < deadline and any(map(_may_have_ranks, processes)):
+    while time.time() < deadline and any(_is_supervised(each) and may_have_ranks(each) for each in processes):
         time.sleep(_POLL_S)
     return {"asked": asked}
 
 
-def _may_have_ranks(process: str) -> bool:
-    """Return whether a process is supervised and has not reported the end of its ranks."""
-    if any(os.path.exists(os.path.join(process, name)) for name in (files.EXIT, files.RANKS_ENDED)):
-        return False
+def may_have_ranks(process: str) -> bool:
+    """Return whether a process has started and its supervisor has not reported the end of its ranks.
+
+    Parameters
+    ----------
+    process : str
+        The folder of the process.
+
+    Returns
+    -------
+    bool
+    """
+    has_ended = any(os.path.exists(os.path.join(process, name)) for name in (files.EXIT, files.RANKS_ENDED))
+    return not has_ended and os.path.exists(os.path.join(process, files.STARTED))
+
+
+def _is_supervised(process: str) -> bool:
     started = files.read_json(os.path.join(process, files.STARTED)) or {}
     return bool(started) and procfs.is_alive(started["supervisor_pid"], started["supervisor_start_time"])
 
@@ -99,16 +112,16 @@ def stop(folder: str, job_id: str, node_rank: int, session: str, grace_s: float)
     killed = [*_killed_by_supervisors(folder), *escaped.values()]
     described = [procfs.describe(pid) for pid in left]
     report = {"asked": len(running), "killed": killed, "left": described, "seconds": time.time() - begun}
-    return {**report, "rank_ends": rank_ends(folder)}
+    return {**report, "rank_ends": rank_ends([folder])}
 
 
-def rank_ends(folder: str) -> dict[str, Any]:
-    """Return how the ranks of the job on this node ended after the stop.
+def rank_ends(folders: Iterable[str]) -> dict[str, Any]:
+    """Return how the ranks of the job ended after the stop.
 
     Parameters
     ----------
-    folder : str
-        The job's folder on this node.
+    folders : iterable of str
+        The job's folders on its nodes.
 
     Returns
     -------
@@ -116,7 +129,7 @@ def rank_ends(folder: str) -> dict[str, Any]:
         `ended`: how many ended by themselves; `seconds`: how long the slowest of them took; `killed`: how many had to
         be killed.
     """
-    ends = [end.get("rank_ends") or {} for end in _ends(folder)]
+    ends = [end.get("rank_ends") or {} for folder in folders for end in _ends(folder)]
     counts = {name: sum(end.get(name, 0) for end in ends) for name in ("ended", "killed")}
     return {**counts, "seconds": max((end.get("seconds", 0.0) for end in ends), default=0.0)}
 

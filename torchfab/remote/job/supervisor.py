@@ -250,6 +250,8 @@ class ProcessSupervisor:
 
     def _advance_end(self) -> None:
         """Signal the ranks, then, once all have ended, their launcher."""
+        if self.end_signal is None and self.spec.get("stop_by_file") and self._is_stop_requested():
+            self._request_end(signal.SIGTERM)
         if self.end_signal is None or self.child is None or self.child.returncode is not None:
             return
         may_end = self._may_launchers_end()
@@ -264,6 +266,9 @@ class ProcessSupervisor:
                 self.kill_at += _LAUNCHERS_MIN_S  # ranks of other nodes may use their whole grace period
         if had_ranks and may_end and self.kill_at is not None:
             self.kill_at = now + min(_LAUNCHERS_S, max(_LAUNCHERS_MIN_S, self.kill_at - now))
+
+    def _is_stop_requested(self) -> bool:
+        return os.path.exists(os.path.join(os.path.dirname(self.folder), files.STOP))
 
     def _may_launchers_end(self) -> bool:
         """Return whether launchers may end: not while a stop waits for ranks of other nodes, which may need them."""
