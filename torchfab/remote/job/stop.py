@@ -110,7 +110,7 @@ def stop(folder: str, job_id: str, node_rank: int, session: str, grace_s: float)
     tmux.close_session(session)
     escaped, left = _end_escaped(job_id, node_rank, begun + grace_s)
     killed = [*_killed_by_supervisors(folder), *escaped.values()]
-    described = [procfs.describe(pid) for pid in left]
+    described = [*(procfs.describe(pid) for pid in left), *_foreign(folder)]
     report = {"asked": len(running), "killed": killed, "left": described, "seconds": time.time() - begun}
     return {**report, "rank_ends": rank_ends([folder])}
 
@@ -132,6 +132,12 @@ def rank_ends(folders: Iterable[str]) -> dict[str, Any]:
     ends = [end.get("rank_ends") or {} for folder in folders for end in _ends(folder)]
     counts = {name: sum(end.get(name, 0) for end in ends) for name in ("ended", "killed")}
     return {**counts, "seconds": max((end.get("seconds", 0.0) for end in ends), default=0.0)}
+
+
+def _foreign(folder: str) -> list[str]:
+    """Describe the processes of other users that the supervisors could not end, and that still run."""
+    found = [each for end in _ends(folder) for each in end.get("foreign", [])]
+    return [each["text"] for each in found if procfs.is_alive(each["pid"], each["start_time"])]
 
 
 def _ends(folder: str) -> list[dict[str, Any]]:

@@ -78,6 +78,7 @@ class ProcessSupervisor:
         self.ending = GracefulEnd(self.ranks.is_rank)
         self.end_requested = 0.0
         self.ranks_ended: float | None = None  # when the last rank ended after a requested end
+        self.foreign: list[dict[str, Any]] = []  # processes of other users that cannot be ended
         self.killed: dict[int, str] = {}  # processes that had to be killed: pid -> description
         self.exited: float | None = None
         self.wakeup = _signals_to_pipe()
@@ -309,7 +310,10 @@ class ProcessSupervisor:
             self._reap_adopted(0)
             remaining = procfs.descendants([own_pid])
             if time.time() > deadline:
-                self._kill(remaining)
+                self._kill([pid for pid in remaining if not procfs.is_foreign(pid)])
+                if all(map(procfs.is_foreign, remaining)):
+                    break  # processes of another user (sudo) can only be reported
+        self.foreign = [_identify(pid) for pid in remaining]
         return left
 
     def _kill(self, pids: list[int]) -> None:
@@ -339,6 +343,8 @@ class ProcessSupervisor:
             record["oom_kills"] = kills
         if self.end_signal:
             record["rank_ends"] = self._rank_ends()
+        if self.foreign:
+            record["foreign"] = self.foreign
         record.update(killed=list(self.killed.values()), **more)
         try:
             files.write_json(self._path(files.EXIT), record)
@@ -374,6 +380,11 @@ def _signal_all(pids: list[int], number: signal.Signals) -> None:
             os.kill(pid, number)
         except OSError:  # gone meanwhile
             pass
+
+
+def _identify(pid: int) -> dict[str, Any]:
+    text = f"{procfs.describe(pid)} of user {procfs.owner(pid)}"
+    return {"pid": pid, "start_time": procfs.start_time(pid), "text": text}
 
 
 def _touch(path: str) -> None:
