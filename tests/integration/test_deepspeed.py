@@ -35,6 +35,7 @@ for step in range(20):
     engine.backward(loss)
     engine.step()
     print("zero", engine.zero_optimization_stage(), "step", step, "loss", float(loss), flush=True)
+deepspeed.comm.destroy_process_group()  # otherwise threads of gloo may abort the interpreter as it ends
 """
 CONFIG = {
     "train_micro_batch_size_per_gpu": 64,
@@ -71,6 +72,10 @@ def test_arguments_arrive_and_a_failing_rank_ends_the_job(fab: Fab, task: tuple[
 
 def test_stop_ends_one_job_and_a_killed_head_is_reported(fab: Fab, task: tuple[str, ...]) -> None:
     launcher_contract.check_stop_and_killed_head(fab, *task)
+
+
+def test_all_commands_name_the_same_first_rank(fab: Fab, task: tuple[str, ...]) -> None:
+    launcher_contract.check_first_rank(fab, *task)
 
 
 def test_the_dry_run_works_when_pasted(fab: Fab, task: tuple[str, ...]) -> None:

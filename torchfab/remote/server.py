@@ -46,8 +46,8 @@ ANSWERS = {
     "slurm_evidence": ("slurm.evidence", "handle"),
     "slurm_stop": ("slurm.job", "stop"),
     "slurm_forget": ("slurm.job", "forget"),
-    "workdir": ("host.file_tree", "prepare_workdir"),
-    "files": ("host.file_tree", "check"),
+    "workdir": ("host.workdir_files", "prepare_workdir"),
+    "files": ("host.workdir_files", "check"),
 }
 # Streaming operations: the function also gets the `Server`, and sends frames until the launch machine disconnects.
 STREAMS = {

@@ -6,7 +6,7 @@ import hashlib
 import os
 import subprocess
 
-from torchfab.remote.host import file_tree
+from torchfab.remote.host import workdir_files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -112,5 +112,5 @@ def _sources(workdir: str) -> list[str]:
 
 def _digests(workdir: str, names: list[str]) -> tuple[dict[str, str], bool]:
     """Return the digest of each file, and whether all were hashed within WITHIN_S."""
-    found = file_tree.digests(workdir, names, WITHIN_S)
+    found = workdir_files.digests(workdir, names, WITHIN_S)
     return found, len(found) == len(names)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 
-from torchfab.remote.host import file_tree, filesystems, nvidia_smi
+from torchfab.remote.host import filesystems, nvidia_smi, workdir_files
 from torchfab.remote.procfs import int_or_none
 
 TYPE_CHECKING = False
@@ -54,7 +54,7 @@ class QuickProbe:
         path = os.path.join(workdir, script) if script else ""
         return {
             "disk": filesystems.disk(os.path.abspath(os.path.expanduser(node_dir))),
-            "script": file_tree.digest(path) if path else "",
+            "script": workdir_files.digest(path) if path else "",
             "holders": self._holders(),
         }
 

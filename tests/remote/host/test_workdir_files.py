@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.hostile import HOSTILE
-from torchfab.remote.host import file_tree
+from torchfab.remote.host import workdir_files
 
 
 @pytest.fixture
@@ -25,8 +25,8 @@ NAMES = ["pkg/mod.py", "train.py", "link"]
 
 
 def compare(launch_dir: Path, there: Path, within_s: float = 60.0) -> dict[str, object]:
-    digests = file_tree.digests(str(launch_dir), NAMES, 60)
-    return file_tree.check({"workdir": str(there), "digests": digests, "within_s": within_s})
+    digests = workdir_files.digests(str(launch_dir), NAMES, 60)
+    return workdir_files.check({"workdir": str(there), "digests": digests, "within_s": within_s})
 
 
 def test_a_copy_is_equal(launch_dir: Path, tmp_path: Path) -> None:
@@ -58,11 +58,11 @@ def test_large_files_are_distinguished_by_size_and_ends(tmp_path: Path) -> None:
     paths = [tmp_path / name for name in ("a", "b", "longer", "end")]
     for path, size in zip(paths, (0, 0, 1, 0), strict=True):
         with path.open("wb") as file:
-            file.truncate(file_tree.WHOLE_BYTES + 5 + size)
+            file.truncate(workdir_files.WHOLE_BYTES + 5 + size)
     with paths[3].open("r+b") as file:
         file.seek(-1, 2)
         file.write(b"x")
-    a, b, longer, end = (file_tree.digest(str(path)) for path in paths)
+    a, b, longer, end = (workdir_files.digest(str(path)) for path in paths)
     assert a == b
     assert len({a, longer, end}) == 3
 
@@ -71,18 +71,18 @@ def test_large_files_are_distinguished_by_size_and_ends(tmp_path: Path) -> None:
 def test_files_with_hostile_names_are_hashed(name: str, tmp_path: Path) -> None:
     name = f"a{name[:40]}"
     (tmp_path / name).write_text("x")
-    assert file_tree.digests(str(tmp_path), [name], 60)[name]
+    assert workdir_files.digests(str(tmp_path), [name], 60)[name]
 
 
 def test_a_shared_directory_is_detected_by_its_token(launch_dir: Path, tmp_path: Path) -> None:
     (launch_dir / "token").touch()
-    assert file_tree.prepare_workdir({"workdir": str(launch_dir), "token": "token"}) == {"shared": True}
+    assert workdir_files.prepare_workdir({"workdir": str(launch_dir), "token": "token"}) == {"shared": True}
     there = tmp_path / "new" / "there"
-    assert file_tree.prepare_workdir({"workdir": str(there), "token": "token"})["shared"] is False
+    assert workdir_files.prepare_workdir({"workdir": str(there), "token": "token"})["shared"] is False
     assert there.is_dir()
 
 
 def test_a_workdir_that_cannot_be_made_is_reported_with_a_fix(launch_dir: Path) -> None:
-    answer = file_tree.prepare_workdir({"workdir": str(launch_dir / "train.py" / "below"), "token": ""})
+    answer = workdir_files.prepare_workdir({"workdir": str(launch_dir / "train.py" / "below"), "token": ""})
     assert "cannot be made" in answer["problems"][-1]["what"]
     assert "--workdir" in answer["problems"][-1]["fix"]
