@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from tests import faulttable
 from tests.integration import launcher_contract
-from tests.integration.fab import Fab, eventually
+from tests.integration.fab import Done, Fab, eventually
 from tests.integration.jobs import gpufile, ok
 from tests.support import absent, require
 
@@ -99,12 +100,20 @@ def launch(fab: Fab, launcher: str, script: str, *args: str, ranks: int = 4) -> 
     return out
 
 
+def note(request: pytest.FixtureRequest, launcher: str, column: int, stopped: Done) -> None:
+    """Add what `fab stop` says of the ranks to the table of the docs."""
+    (line,) = re.findall(r"^\d+ ranks .*$", stopped.stdout, re.MULTILINE)
+    request.node.user_properties.append(("end", [launcher, faulttable.ENDS_HEAD[column], line]))
+
+
 def saved(out: Path) -> dict[int, dict[str, Any]]:
     """Return what each rank saved."""
     return {int(path.stem): json.loads(path.read_text()) for path in out.glob("*.json")}
 
 
-def test_stop_lets_ranks_save_with_loaders_and_one_term(fab: Fab, launcher: str) -> None:
+def test_stop_lets_ranks_save_with_loaders_and_one_term(
+    fab: Fab, launcher: str, request: pytest.FixtureRequest
+) -> None:
     out = launch(fab, launcher, SAVES, "6")
     stopped = fab("stop", "saver", "--grace", "40", timeout_s=90)
     found = saved(out)
@@ -115,13 +124,15 @@ def test_stop_lets_ranks_save_with_loaders_and_one_term(fab: Fab, launcher: str)
     assert "4 ranks ended by themselves" in stopped.stdout, stopped
     assert "killed" not in stopped.stdout, stopped
     assert fab.processes() == {}
+    note(request, launcher, 1, stopped)
 
 
-def test_stop_ends_ranks_without_a_handler_at_once(fab: Fab, launcher: str) -> None:
+def test_stop_ends_ranks_without_a_handler_at_once(fab: Fab, launcher: str, request: pytest.FixtureRequest) -> None:
     launch(fab, launcher, PLAIN)
     stopped = ok(fab("stop", "saver", "--grace", "40", timeout_s=30))
     assert re.search(r"4 ranks ended by themselves \([0-9] s\)", stopped.stdout), stopped
     assert fab.processes() == {}
+    note(request, launcher, 2, stopped)
 
 
 def test_the_grace_is_the_users_not_torchruns_30_seconds(fab: Fab) -> None:

@@ -34,7 +34,7 @@ from torchfab.runtimes.slurm import runtime
 from torchfab.stacks.model import StackDump
 from torchfab.sync import results
 from torchfab.transport.messages import doctor, job, launch, load, slurm, stacks, sync
-from torchfab.transport.pool import Response
+from torchfab.transport.pool import Response, SessionPool
 from torchfab.transport.session import NodeError, Session
 from torchfab.why import diagnosis
 
@@ -238,7 +238,7 @@ def use_status(answer: status.StatusReport) -> None:
 def use_stopped(answer: job.StopAnswer) -> None:
     first = iter([(NODE, Response(job.EndRanksAnswer(2), 9.0, 10.0))])
     second = iter([(NODE, Response(answer, 9.0, 10.0))])
-    with mock.patch.object(tmux.SessionPool, "request", side_effect=[first, second]):
+    with mock.patch.object(SessionPool, "request", side_effect=[first, second]):
         (report,) = tmux.stop(JOB, 1.0)
     assert report.status
     show_job(status.JobStatus((report.status,), 1))
