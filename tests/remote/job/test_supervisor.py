@@ -319,6 +319,33 @@ def test_a_process_that_is_itself_a_rank_has_its_code_in_the_ranks(place: Place)
 
 # ---- processes that are hard to end
 
+# Each process forks and exits within 4 ms.
+CHAIN = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if os.fork():
+    print("ready", flush=True)
+    time.sleep(600)
+while True:
+    if os.fork():
+        os._exit(0)
+    with open(sys.argv[1], "w") as file:
+        file.write(str(os.getpid()))
+    time.sleep(0.004)
+"""
+
+
+def test_a_chain_of_processes_that_fork_and_exit_is_ended(place: Place, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    supervisor, _ = supervised(place, *python(CHAIN, str(link)), grace_s=0.5)
+    wait_for(link.exists)
+    supervisor.send_signal(signal.SIGTERM)
+    supervisor.wait(30)
+    before = link.read_text()
+    time.sleep(0.3)
+    assert link.read_text() == before
+
+
 # Its main thread ends; another one runs on.
 LEADERLESS = """
 import ctypes, threading, time

@@ -43,6 +43,7 @@ _SHORT_POLL_S, _LONG_POLL_S = 0.1, 0.4
 # How long launchers may take to end after their ranks; less if the grace period is over before, but never less than the
 # second number.
 _LAUNCHERS_S, _LAUNCHERS_MIN_S = 10.0, 3.0
+_CHAIN_TRIES = 1000
 # Poll interval at the start barrier, as a fallback: normally SIGCHLD or the server's pidfd wakes us. Other nodes may
 # take minutes, and all supervisors wait meanwhile.
 _BARRIER_POLL_S = 2.0
@@ -299,29 +300,44 @@ class ProcessSupervisor:
         """End all remaining descendants: TERM, the grace period, KILL; return their descriptions."""
         if _has_no_children():
             return []
-        own_pid = os.getpid()
-        remaining = procfs.descendants([own_pid])
-        left = [procfs.describe(pid) for pid in remaining]
+        left = [procfs.describe(pid) for pid in procfs.descendants([os.getpid()])]
         self.ending.number = signal.SIGTERM
-        deadline = min(time.time() + self._grace_s(), self.kill_at or float("inf"))
-        while remaining:
+        self._await_descendants(min(time.time() + self._grace_s(), self.kill_at or float("inf")))
+        return left
+
+    def _await_descendants(self, deadline: float) -> None:
+        """Wait until this process has no descendants; kill them after the deadline; note those of other users."""
+        own_pid = os.getpid()
+        while not _has_no_children():
             # Topmost processes first: what is below them are their helpers, which become topmost when they have ended.
             self.ending.advance(pid for pid in procfs.children(own_pid) if procfs.is_running(pid))
             time.sleep(0.02)
             self._reap_adopted(0)
-            remaining = procfs.descendants([own_pid])
             if time.time() > deadline:
+                remaining = procfs.descendants([own_pid])
                 self._kill([pid for pid in remaining if not procfs.is_foreign(pid)])
-                if all(map(procfs.is_foreign, remaining)):
-                    break  # processes of another user (sudo) can only be reported
-        self.foreign = [_identify(pid) for pid in remaining]
-        return left
+                self._kill_chain()
+                if remaining and all(map(procfs.is_foreign, remaining)):
+                    self.foreign = [_identify(pid) for pid in remaining]  # sudo: they can only be reported
+                    return
 
     def _kill(self, pids: list[int]) -> None:
         for pid in pids:
             self.killed.setdefault(pid, procfs.describe(pid))
         _signal_all(pids, signal.SIGKILL)
         self.ending.hold.release()
+
+    def _kill_chain(self) -> None:
+        """Kill processes that fork and exit faster than a search of /proc takes: each becomes a child of this one."""
+        before: list[int] = []
+        for _ in range(_CHAIN_TRIES):
+            pids = [pid for pid in procfs.children(os.getpid()) if not procfs.is_foreign(pid)]
+            if not pids or pids == before:
+                break
+            _signal_all(pids, signal.SIGKILL)
+            for pid in pids:
+                _reap(pid)
+            before = pids
 
     def _rank_ends(self) -> dict[str, Any]:
         """Return how ranks ended after a requested end: by themselves or killed, and how long the former took."""
