@@ -319,7 +319,7 @@ def test_a_process_that_is_itself_a_rank_has_its_code_in_the_ranks(place: Place)
 
 # ---- processes that are hard to end
 
-# Each process forks and exits within 4 ms.
+# Each process forks and exits within a millisecond.
 CHAIN = """
 import os, signal, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -331,7 +331,7 @@ while True:
         os._exit(0)
     with open(sys.argv[1], "w") as file:
         file.write(str(os.getpid()))
-    time.sleep(0.004)
+    time.sleep(0.0005)
 """
 
 
