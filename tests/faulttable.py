@@ -39,7 +39,9 @@ def as_ends(ends: Sequence[Sequence[str]]) -> list[list[str]]:
     rows: dict[str, dict[str, str]] = {}
     for launcher, script, result in ends:
         rows.setdefault(launcher, {})[script] = result
-    return [[launcher, *(found.get(script, "–") for script in ENDS_HEAD[1:])] for launcher, found in rows.items()]
+    return [
+        [launcher, *(found.get(script, "–") for script in ENDS_HEAD[1:])] for launcher, found in sorted(rows.items())
+    ]
 
 
 def in_order(rows: Sequence[list[str]]) -> list[list[str]]:
