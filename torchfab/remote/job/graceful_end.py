@@ -27,19 +27,21 @@ class GracefulEnd:
     ----------
     is_rank : callable
         Takes a pid and returns whether that process is a rank.
-    number : signal.Signals
-        The signal for the ranks.
+    may_stop : bool
+        As in `Hold`.
 
     Attributes
     ----------
+    number : signal.Signals
+        The signal for the ranks.
     signaled : dict of (int, int) to signal.Signals
         The signal that each process got, by pid and start time.
     """
 
-    def __init__(self, is_rank: Callable[[int], bool], number: signal.Signals = signal.SIGTERM) -> None:
+    def __init__(self, is_rank: Callable[[int], bool], may_stop: bool = True) -> None:
         self.is_rank = is_rank
-        self.number = number
-        self.hold = Hold()
+        self.number = signal.SIGTERM
+        self.hold = Hold(may_stop)
         self.signaled: dict[tuple[int, int], signal.Signals] = {}
 
     def ranks_below(self, tops: Iterable[int]) -> list[int]:

@@ -29,6 +29,11 @@ _STOP_TIMEOUT_S = 0.5
 class Hold:
     """The processes that are held; all calls come from one thread, as ptrace requires.
 
+    Parameters
+    ----------
+    may_stop : bool
+        Whether SIGSTOP may take the place of ptrace. A process stopped so stays stopped if this one is killed.
+
     Attributes
     ----------
     traced : set of int
@@ -37,7 +42,8 @@ class Hold:
         Pids held by SIGSTOP.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, may_stop: bool = True) -> None:
+        self.may_stop = may_stop
         self.traced: set[int] = set()
         self.stopped: set[int] = set()
 
@@ -54,7 +60,7 @@ class Hold:
                 continue
             if _trace(pid):
                 self.traced.add(pid)
-            elif _signal(pid, signal.SIGSTOP):
+            elif self.may_stop and _signal(pid, signal.SIGSTOP):
                 self.stopped.add(pid)
 
     def release(self, pids: Iterable[int] | None = None) -> None:

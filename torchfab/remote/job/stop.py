@@ -192,7 +192,7 @@ def _end_supervisors(folder: str, supervisors: list[int], deadline: float) -> No
 
 def _end_escaped(job_id: str, node_rank: int, kill_at: float) -> tuple[dict[int, str], list[int]]:
     """End processes without a supervisor; return descriptions of the killed ones by pid, and those that still run."""
-    ending = GracefulEnd(_is_rank)
+    ending = GracefulEnd(_is_rank, may_stop=False)
     killed: dict[int, str] = {}
     while (found := procfs.job_processes(job_id, node_rank)) and time.time() < kill_at + _ESCAPED_S:
         if time.time() >= kill_at:
