@@ -145,7 +145,7 @@ def _ends(folder: str) -> list[dict[str, Any]]:
     return [end for end in found if end]
 
 
-def write_stop(folder: str, now: float, grace_s: float, ranks_first: bool = False) -> None:
+def write_stop(folder: str, now: float, grace_s: float, ranks_first: bool = False) -> bool:
     """Record in a folder that a stop was requested, and when.
 
     Parameters
@@ -158,13 +158,19 @@ def write_stop(folder: str, now: float, grace_s: float, ranks_first: bool = Fals
         Seconds between TERM and KILL.
     ranks_first : bool
         Launchers must not end yet, even if their ranks have.
+
+    Returns
+    -------
+    bool
+        Whether it is recorded.
     """
     path = os.path.join(folder, files.STOP)
     before = files.read_json(path) or {"time": now}  # the first stop counts: what has ended since ended due to it
     try:
         files.write_json(path, {"time": min(now, before["time"]), "grace_s": grace_s, "ranks_first": ranks_first})
     except OSError:  # a broken disk must not prevent the stop
-        pass
+        return False
+    return True
 
 
 def _remove_secrets_of_unstarted(folder: str) -> bool:

@@ -286,9 +286,7 @@ def stop(request: dict[str, Any]) -> dict[str, Any]:
         return {**report, "asked": 0}
     try:
         if is_active(slurm):
-            # scancel signals every process of the job, data loaders and launchers too. The supervisors find the file.
-            _write_stop(request, begun, ranks_first=True)
-            _await_ranks(request, begun + request["grace_s"])
+            _end_ranks(request, begun)
         _write_stop(request, begun)
         run("scancel", request["slurm_id"])
     except SlurmError as error:
@@ -298,6 +296,16 @@ def stop(request: dict[str, Any]) -> dict[str, Any]:
     left = [] if ended else [f"Slurm job {request['slurm_id']}: {last['state']}"]
     report.update(killed=_killed(request), left=left, seconds=time.time() - begun)
     return {**report, "rank_ends": _rank_ends(request)}
+
+
+def _end_ranks(request: dict[str, Any], begun: float) -> None:
+    """Let the supervisors end the ranks within the grace period, by a file: scancel would signal data loaders too."""
+    deadline = begun + request["grace_s"]
+    if _write_stop(request, begun, ranks_first=True):
+        _await_ranks(request, deadline)
+    elif request["grace_s"] > KILL_WAIT_S:  # no supervisor, or a full disk; Slurm would kill before the deadline
+        run("scancel", "--signal=TERM", request["slurm_id"])
+        await_end(request, deadline)
 
 
 def _await_ranks(request: dict[str, Any], deadline: float) -> None:
@@ -311,10 +319,16 @@ def _rank_ends(request: dict[str, Any]) -> dict[str, Any]:
     return node_stop.rank_ends([node_folder(request["folder"], rank) for rank in range(request["nodes"])])
 
 
-def _write_stop(request: dict[str, Any], now: float, ranks_first: bool = False) -> None:
-    for folder in (request["folder"], *(node_folder(request["folder"], rank) for rank in range(request["nodes"]))):
-        if os.path.isdir(folder):
-            node_stop.write_stop(folder, now, request["grace_s"], ranks_first)
+def _write_stop(request: dict[str, Any], now: float, ranks_first: bool = False) -> bool:
+    """Write the file that requests the stop; return whether supervisors can find it."""
+    nodes = [node_folder(request["folder"], rank) for rank in range(request["nodes"])]
+    grace_s = request["grace_s"]
+    written = [
+        node_stop.write_stop(folder, now, grace_s, ranks_first)
+        for folder in (request["folder"], *nodes)
+        if os.path.isdir(folder)
+    ]
+    return len(written) > 1 and all(written)
 
 
 def await_end(request: dict[str, Any], deadline: float) -> dict[str, Any]:
