@@ -6,6 +6,7 @@ Named by `tasks.executor_class` in fabric.yaml, which is Invoke's supported hook
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import sys
 from collections.abc import Sequence
@@ -84,6 +85,7 @@ class Executor(fabric.Executor):  # type: ignore[misc]
             self.command_line = CommandLine(words_after_dashes(sys.argv[1:]), hosts)
             self._start_debug_log(tasks)
             self._check_core()
+            check_order([str(getattr(each, "name", each)) for each in tasks])
             return super().execute(*tasks)
         except TorchfabError as error:
             print_error(error)
@@ -111,6 +113,8 @@ class Executor(fabric.Executor):  # type: ignore[misc]
                 "launches and sync have a flag of their own, behind the task: --dry-run",
             )
         # Invoke skips a file that is not there, and the launch would run with other settings than those asked for.
+        if self.core[0].args["connect-timeout"].value == 0:  # Fabric takes it for none given
+            raise UsageError("-t is at least 1 second, got 0", "leave it out for the default, or give more")
         path = self.core[0].args.config.value
         if path and not os.path.exists(os.path.expanduser(path)):
             raise UsageError(f"fab -f {path}: there is no such file", "name a .yaml file with settings")
@@ -124,6 +128,22 @@ def collect_seldom() -> None:
     """
     gc.freeze()
     gc.set_threshold(70_000, 20, 20)
+
+
+def check_order(tasks: Sequence[str]) -> None:
+    """Check that no task follows a launch: it is a word of the script for which `--` was forgotten, or a slip.
+
+    Raises
+    ------
+    UsageError
+        A launch is not the last task.
+    """
+    for name, following in itertools.pairwise(tasks):
+        if name.startswith("launch-"):
+            raise UsageError(
+                f"{name} is followed by the task {following}, and a launch stands last",
+                f"fab {name} … && fab {following}; if {following} is your script: fab {name} -- {following}",
+            )
 
 
 def hosts_of(flag: str | None) -> str:

@@ -292,10 +292,9 @@ class OptionalWord(Argument):
     @value.setter
     def value(self, word: str) -> None:
         if word == "" or word.startswith("-"):
-            what = f"there is no flag {word}" if word else "the name of the job is empty"
-            raise ParseError(
-                f"error: {what}\n  fix: fab --help TASK shows its flags; without a name it is the latest job"
-            )
+            if word:
+                raise ParseError(f"No idea what {word!r} is!")  # as Invoke does; parse_errors.py says what was meant
+            raise ParseError("error: the name of the job is empty\n  fix: without a name it is the latest job")
         self.set_value(word)
 
 
