@@ -1,8 +1,8 @@
 """torchfab: launch distributed PyTorch training on machines that you reach by SSH.
 
     fab launch-per-node --follow                         the embedded default, on the hosts in `hosts`
-    fab launch-per-node --name gpt2 -- train.py --lr 3e-4    your script; everything after -- is its own
-    fab status | fab logs --follow | fab stop            the life of the latest job
+    fab launch-per-node --name gpt2 -- train.py --lr 3e-4    your script with its arguments, after --
+    fab status | fab logs --follow | fab stop            the latest job
 
 What a launch runs is written in torchfab/launchers/, one file each; `--dry-run` prints it. With `--debug`, every
 command logs each step of each connection on stderr.
@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from torchfab.cli import excepthook, program
 from torchfab.cli.executor import TaskContext
 from torchfab.cli.flags import (
+    HOSTFILE_FORMAT_HELP,
+    HOSTFILE_HELP,
     SECONDS,
     DoctorFlags,
     GpuLaunchFlags,
@@ -26,6 +28,7 @@ from torchfab.cli.flags import (
     PodFlags,
     SyncFlags,
     TrustFlags,
+    file_task,
     host_task,
     job_task,
     launch_task,
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent
 excepthook.install()
 program.adopt()
-if logging.getLogger().handlers:  # `fab --debug TASK`: Invoke has started its own debug log; the executor starts ours
+if logging.getLogger().handlers:  # `fab --debug TASK`: Invoke has enabled its own debug log; the executor enables ours
     from torchfab.cli import debug_log
 
     debug_log.remove_invoke_handler()
@@ -80,7 +83,7 @@ def launch_colossalai(c: TaskContext, flags: LaunchFlags, own: Any) -> int:
 
 @launch_task(slurm.Flags, JobFlags)
 def launch_slurm(c: TaskContext, flags: JobFlags, own: Any) -> int:
-    """Hand the script to Slurm: torchrun once per node of an allocation."""
+    """Submit the script to Slurm: torchrun once per node of an allocation."""
     return _submit(c, slurm, flags, own)
 
 
@@ -91,25 +94,25 @@ def launch_kubernetes(c: TaskContext, flags: JobFlags, own: Any) -> int:
 
 
 def _launch(c: TaskContext, launcher: Launcher, flags: LaunchFlags, own: Any) -> int:
-    from torchfab.commands.launch import launch
+    from torchfab.commands.launch import run_launch
 
-    return launch(launcher, flags, own, _context(c), _fab(c))
+    return run_launch(launcher, flags, own, _context(c), _fab(c))
 
 
 def _submit(c: TaskContext, launcher: BatchLauncher, flags: JobFlags, own: Any) -> int:
-    from torchfab.commands.launch import submit
+    from torchfab.commands.launch import run_submit
 
-    return submit(launcher, flags, own, _context(c))
+    return run_submit(launcher, flags, own, _context(c))
 
 
-# ---- the life of a job
+# ---- jobs
 
 
 @job_task(
     job=flag("", "Name of a job. [all of them; with --events the latest]"),
     json=flag(False, "Print JSON."),
     remove=flag(False, "Remove the record and the logs of the named job, which must have ended."),
-    events=flag(False, "Print what happened to one job, a line each."),
+    events=flag(False, "Print the events of one job, one per line."),
 )
 def jobs(c: TaskContext, job: str, json: bool, remove: bool, events: bool) -> int:
     """List the jobs that were launched from here."""
@@ -119,12 +122,12 @@ def jobs(c: TaskContext, job: str, json: bool, remove: bool, events: bool) -> in
 
 
 @job_task(
-    watch=flag(False, "Show it again every 2 seconds until the job ends."),
+    watch=flag(False, "Refresh every 2 seconds until the job ends."),
     json=flag(False, "Print JSON."),
-    stall=flag(None, "Say that it may hang when no rank has logged for so many seconds; 0: never. [300]", SECONDS),
+    stall=flag(None, "Report a possible hang after this many seconds without a log line; 0: never. [300]", SECONDS),
 )
 def status(c: TaskContext, job: str, watch: bool, json: bool, stall: float | None) -> int:
-    """Say how a job is: each node's state, ranks, pids, last log line."""
+    """Show the status of a job: each node's state, ranks, pids and last log line."""
     from torchfab.commands import job_lookup
     from torchfab.commands.status import show_status
 
@@ -133,17 +136,17 @@ def status(c: TaskContext, job: str, watch: bool, json: bool, stall: float | Non
 
 
 @job_task(
-    follow=flag(False, "Go on until the job ends, and exit with its code."),
+    follow=flag(False, "Follow until the job ends, and exit with its code."),
     rank=flag("", "Only these ranks: 0,2-5."),
     lines=flag(1000, "The last N lines of each log file, or all. [1000]", NumberOr(("all",))),
-    grep=flag("", "Only lines that this regular expression finds."),
+    grep=flag("", "Only lines that match this regular expression."),
     no_fold=flag(False, "Do not fold equal lines of several ranks into one."),
     stall=flag(
         None,
-        "With --follow: say that it may hang when no rank has logged for so many seconds; 0: never. [300]",
+        "With --follow: report a possible hang after this many seconds without a log line; 0: never. [300]",
         SECONDS,
     ),
-    attempt=flag("", "Of a job that was restarted: which attempt, from 1. [the current one]"),
+    attempt=flag("", "Attempt of a restarted job, from 1. [the current one]"),
 )
 def logs(
     c: TaskContext,
@@ -167,10 +170,10 @@ def logs(
 
 @job_task(
     json=flag(False, "Print JSON."),
-    attempt=flag("", "Of a job that was restarted: which attempt, from 1. [the current one]"),
+    attempt=flag("", "Attempt of a restarted job, from 1. [the current one]"),
 )
 def why(c: TaskContext, job: str, json: bool, attempt: str) -> int:
-    """Say why a job ended: what failed first, where, its traceback, and what followed."""
+    """Explain why a job ended: the first failure with its host and traceback, and what followed."""
     from torchfab.commands import job_lookup
     from torchfab.commands.why import show_why
 
@@ -181,7 +184,7 @@ def why(c: TaskContext, job: str, json: bool, attempt: str) -> int:
     rank=flag("", "Only these ranks: 0,2-5."),
     native=flag(False, "Show the frames of C and C++ too; takes longer."),
     all=flag(False, "Show every frame, and the threads besides the main one."),
-    exact=flag(False, "Stacks are equal only where every line is. [functions; and lines where ranks wait]"),
+    exact=flag(False, "Group only stacks with the same lines. [the same functions; the same lines where ranks wait]"),
     timeout=flag(0.0, "Seconds for each rank. [10; 60 with --native]", SECONDS),
     json=flag(False, "Print JSON."),
 )
@@ -195,7 +198,7 @@ def stacks(
     timeout: float,
     json: bool,
 ) -> int:
-    """Say what every rank is doing: their stacks, equal ones as one, the odd ranks first."""
+    """Show the stack of every rank: equal stacks grouped, ranks that differ first."""
     from torchfab.commands import job_lookup
     from torchfab.commands.stacks import StackOptions, show_stacks
 
@@ -206,16 +209,16 @@ def stacks(
 @job_task()
 def wait(c: TaskContext, job: str) -> int:
     """Wait for a job to end, and exit with its code."""
+    import torchfab.commands.logs
     from torchfab.commands import job_lookup
-    from torchfab.commands import logs as log_commands
 
     ctx = _context(c)
-    return log_commands.wait(job_lookup.find(job, ctx), ctx.config["failure_grace_s"], ctx.config["stall_s"])
+    return torchfab.commands.logs.wait(job_lookup.find(job, ctx), ctx.config["failure_grace_s"], ctx.config["stall_s"])
 
 
 @job_task(
     node=flag("", "Host, or node rank. [0]"),
-    rank=flag("", "The node of this rank, and its window where it has one of its own."),
+    rank=flag("", "The node of this rank, and the rank's own window if it has one."),
 )
 def attach(c: TaskContext, job: str, node: str, rank: str) -> int:
     """Open a terminal on a job: its tmux session, or a shell in its pod."""
@@ -226,13 +229,13 @@ def attach(c: TaskContext, job: str, node: str, rank: str) -> int:
 
 
 @job_task(
-    restarts=flag(None, "How often it is restarted without progress. [as launched; 3]", WholeNumber()),
+    restarts=flag(None, "Maximum number of restarts without progress. [as launched; 3]", WholeNumber()),
     stall=flag(
-        None, "Seconds without a log line of any rank after which it hangs; 0: never. [as launched; 300]", SECONDS
+        None, "Seconds without a log line after which the job counts as hung; 0: never. [as launched; 300]", SECONDS
     ),
     backoff=flag(None, "Seconds before the first restart; doubles with each. [as launched; 10]", SECONDS),
-    notify=flag("", "Command or URL that is told what happens. [as launched]"),
-    follow=flag(False, "Show its logs, too."),
+    notify=flag("", "Command or URL that receives the job's events. [as launched]"),
+    follow=flag(False, "Print its logs too."),
     tmux=flag(False, "Supervise in this machine's private tmux server, and return."),
 )
 def supervise(
@@ -246,28 +249,28 @@ def supervise(
     follow: bool,
     tmux: bool,
 ) -> int:
-    """See a job through failures, lost nodes and hangs; take it up again where its supervisor has died."""
+    """Restart a job after failures, lost nodes and hangs; also replaces a supervisor that has died."""
     from torchfab.commands import job_lookup
     from torchfab.commands.supervise import SuperviseFlags, supervise_existing
 
-    ctx, wishes = _context(c), SuperviseFlags(restarts, stall, backoff, notify)
-    return supervise_existing(job_lookup.find(job, ctx), wishes, follow, tmux, ctx, _fab(c))
+    ctx, overrides = _context(c), SuperviseFlags(restarts, stall, backoff, notify)
+    return supervise_existing(job_lookup.find(job, ctx), overrides, follow, tmux, ctx, _fab(c))
 
 
 @job_task(grace=flag(None, "Seconds between SIGTERM and SIGKILL. [as launched; 10]", SECONDS))
 def stop(c: TaskContext, job: str, grace: float | None) -> int:
-    """Stop a job on all its nodes, and prove that nothing of it is left."""
+    """Stop a job on all its nodes, and verify that no process of it is left."""
     from torchfab.commands.stop import run
 
     return run(job, grace, _context(c))
 
 
-# ---- the cluster itself
+# ---- hosts
 
 
 @host_task(SyncFlags)
 def sync(c: TaskContext, flags: SyncFlags) -> int:
-    """Copy the working directory to all nodes, and prove that they hold the same files."""
+    """Copy the working directory to all nodes, and verify that they have the same files."""
     from torchfab.commands.sync import run
 
     return run(flags, _context(c))
@@ -283,24 +286,25 @@ def trust(c: TaskContext, flags: TrustFlags) -> int:
 
 @host_task(DoctorFlags)
 def doctor(c: TaskContext, flags: DoctorFlags) -> int:
-    """Say what is wrong with the hosts, each and between them, and how to fix it."""
+    """Find problems of the hosts and between them, with a fix for each."""
     from torchfab.commands.doctor import run
 
     return run(flags, _context(c))
 
 
 @job_task(
-    job=flag("", "Name of a job: its hosts, its pace. [all hosts of the file, and the latest job's pace]"),
-    hostfile=flag("", "File with one host a line, or slurm: the hosts of this allocation. [hosts]"),
-    interval=flag(2.0, "Seconds between two looks. [2]", Seconds(low=0.1)),
-    once=flag(False, "Look once, and end; with exit code 1 if a host did not answer."),
-    json=flag(False, "Print JSON: with --once a document, else a line each time."),
+    job=flag("", "Name of a job: its hosts and step rate. [all hosts of the file, and the latest job's step rate]"),
+    hostfile=flag("", HOSTFILE_HELP),
+    hostfile_format=flag("", HOSTFILE_FORMAT_HELP),
+    interval=flag(2.0, "Seconds between updates. [2]", Seconds(low=0.1)),
+    once=flag(False, "Print one update and exit; exit code 1 if a host did not answer."),
+    json=flag(False, "Print JSON: one document with --once, otherwise one line per update."),
 )
-def top(c: TaskContext, job: str, hostfile: str, interval: float, once: bool, json: bool) -> int:
-    """Show live what the hosts, or those of a job, do, and how fast the job goes; Ctrl-C ends it."""
+def top(c: TaskContext, job: str, hostfile: str, hostfile_format: str, interval: float, once: bool, json: bool) -> int:
+    """Show the live load of all hosts, or of a job's hosts, and the job's step rate; Ctrl-C ends it."""
     from torchfab.commands.top import run
 
-    return run(job, hostfile, interval, once, json, _context(c))
+    return run(job, hostfile, interval, once, json, _context(c), hostfile_format)
 
 
 @host_task(NetworkFlags)
@@ -312,14 +316,25 @@ def network(c: TaskContext, flags: NetworkFlags) -> int:
 
 
 @plain_task(
-    forgive=flag("", "Take this host off the list; all: every host."),
+    forgive=flag("", "Remove this host from the list; all: every host."),
     json=flag(False, "Print JSON."),
 )
 def lemons(c: TaskContext, forgive: str, json: bool) -> int:
-    """List the hosts that supervised launches leave out, and why; or forgive them."""
+    """List lemons (hosts that are left out of supervised launches) and why; or remove them from the list."""
     from torchfab.commands.lemons import show_lemons
 
     return show_lemons(_context(c), forgive, json)
+
+
+# ---- files of other launchers
+
+
+@file_task("import", file=flag("", "A batch script, or a configuration of accelerate, DeepSpeed, Ray or Kubernetes."))
+def import_file(c: TaskContext, file: str) -> int:
+    """Convert a launch file of another tool to a command line, and list the settings that are left out."""
+    from torchfab.commands.import_file import run
+
+    return run(file, _context(c))
 
 
 def _fab(c: TaskContext) -> tuple[str, ...]:

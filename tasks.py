@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -19,20 +21,29 @@ SHELL_SCRIPTS = ("run", ".ci/run")
 # Most tests wait for other processes: four at a time on two cores. The tests of one file share their clusters.
 PARALLEL = ("-n", str(max(4, os.cpu_count() or 1)), "--dist", "loadfile", "--no-loadscope-reorder")
 FAULTS_ELSEWHERE = (ROOT / "tests" / "integration" / "test_interruptions.py",)
+SOME_FAILED = 1  # pytest's exit code; the others (a broken test file, Ctrl-C) would be the same in a second run
 OPTIONS_HELP = 'further arguments of the program, in one string: --options "-x -vv"'
+
+
+FAST_HELP = "leave out tests/integration: all that needs sshd, tmux on several hosts, Slurm, MPI, DeepSpeed or training"
 
 
 @task(
     help={
-        "fast": "leave out tests/integration",
+        "fast": FAST_HELP,
         "match": "only the tests whose names match this pytest -k expression",
+        "rerun": "run the tests that failed once more, and list those that pass then as flaky",
         "options": OPTIONS_HELP,
     }
 )
-def test(context: Context, fast: bool = False, match: str = "", options: str = "") -> None:
+def test(context: Context, fast: bool = False, match: str = "", rerun: bool = False, options: str = "") -> None:
     """Run the tests."""
     selection = ["--ignore", "tests/integration"] if fast else []
-    _succeed(*_pytest(match), *PARALLEL, "--durations", "15", *selection, *shlex.split(options))
+    words = (*_pytest(match), *PARALLEL, "--durations", "15", *selection, *shlex.split(options))
+    if rerun:
+        _succeed_with_rerun(*words)
+    else:
+        _succeed(*words)
 
 
 @task(
@@ -150,6 +161,31 @@ def _run(*argv: str) -> int:
 def _succeed(*argv: str) -> None:
     if code := _run(*argv):
         raise Exit(code=code)
+
+
+def _succeed_with_rerun(*words: str) -> None:
+    """Run pytest, then the failed tests once more; print which of them passed the second time."""
+    with tempfile.TemporaryDirectory() as cache:  # of its own: it holds no failure of an earlier run
+        words = (*words, "-o", f"cache_dir={cache}")
+        code = _run(*words)
+        failed_first = _failed_tests(Path(cache))
+        if code == SOME_FAILED and failed_first:
+            code = _run(*words, "--last-failed", "--last-failed-no-failures", "none")
+        failed_again = _failed_tests(Path(cache))
+    flaky = sorted(failed_first - failed_again)
+    for name in flaky:
+        print(f"flaky: {name}")
+    print(f"{len(flaky)} flaky test{'' if len(flaky) == 1 else 's'}", flush=True)
+    if code or failed_again:  # pytest may succeed without having run a test again
+        raise Exit(code=code or SOME_FAILED)
+
+
+def _failed_tests(cache: Path) -> set[str]:
+    """Return the names of the tests that failed when they last ran, from the cache of pytest."""
+    try:
+        return set(json.loads((cache / "v" / "cache" / "lastfailed").read_text()))
+    except FileNotFoundError:  # none has failed yet
+        return set()
 
 
 def _cluster_up(nodes: int, kind: str, directory: Path, user: str) -> None:

@@ -189,8 +189,10 @@ class Cluster:
         network.cable(self._node_with_link(index), "down")
 
     def heal(self, index: int) -> None:
-        """Undo `partition`."""
-        network.cable(self._node_with_link(index), "up")
+        """Undo `partition`, and wait until this machine reaches the node."""
+        node = self._node_with_link(index)
+        network.cable(node, "up")
+        network.await_reachable(node)
 
     def _node_with_link(self, index: int) -> NodeLayout:
         if self.layout.kind != "netns":

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import time
 from collections.abc import Collection, Sequence
 
 from testbed.layout import Layout, NodeLayout, RehearsalError
+
+UNUSED_PORT = 9
 
 
 def ip(*args: str, batch: Sequence[str] = ()) -> str:
@@ -86,6 +89,26 @@ def pids(layout: Layout) -> list[int]:
     existing = namespaces()
     names = [node.namespace for node in layout.nodes if node.namespace in existing]
     return [int(pid) for name in names for pid in ip("netns", "pids", name).split()]
+
+
+def await_reachable(node: NodeLayout, within_s: float = 10.0) -> None:
+    """Wait until packets to a node arrive, whatever listens there; raise after `within_s` seconds.
+
+    The kernel answers "no route to host" by itself as long as it waits for an answer to an ARP request that was lost
+    when the link was down. Without an entry in its table it asks again at once.
+    """
+    _run("neigh", "del", node.address, "dev", node.cluster.bridge)
+    deadline = time.monotonic() + within_s
+    while True:
+        try:
+            socket.create_connection((node.address, UNUSED_PORT), timeout=1).close()
+            return
+        except ConnectionRefusedError:  # an answer of the node
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise RehearsalError(f"{node.name} cannot be reached: {error}") from None
+            time.sleep(0.02)
 
 
 def cable(node: NodeLayout, state: str) -> None:

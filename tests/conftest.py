@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
-from collections.abc import Callable, Iterator
+import sys
+import warnings
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,8 +30,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add --golden, which `inv golden` passes."""
-    parser.addoption("--rounds", type=int, default=5, help="how many launches and stops in a row the stress test does")
-    parser.addoption("--faults", default="", help="write the fault matrix that was made into this page of the docs")
+    parser.addoption("--rounds", type=int, default=5, help="number of launches and stops in the stress test")
+    parser.addoption("--faults", default="", help="write the fault matrix into this page of the docs")
     parser.addoption("--golden", action="store_true", help="rewrite the golden records instead of comparing with them")
 
 
@@ -38,13 +41,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if "golden" in getattr(item, "fixturenames", ())]
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Generator[None, object, object]:
+    """Drop what a failed test left open; otherwise its ResourceWarnings make a later test fail, which is intact."""
+    result = yield
+    if hasattr(sys, "last_value"):  # pytest keeps the exception, and thus all objects of the test, until the next one
+        for name in ("last_type", "last_value", "last_traceback", "last_exc"):
+            vars(sys).pop(name, None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
+    return result
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Print the rows of the fault matrix, and write them to the page of --faults."""
     reports = [report for each in terminalreporter.stats.values() for report in each]
     found = {(report.nodeid, row[0]): row for report in reports for row in faulttable.rows_of(report)}
     if found:
         rows = faulttable.in_order(list(found.values()))
-        terminalreporter.section("what happened after each fault")
+        terminalreporter.section("result of each fault")
         terminalreporter.write_line(faulttable.as_text(rows))
         if config.getoption("--faults"):
             faulttable.write(Path(config.getoption("--faults")), rows)
@@ -52,7 +68,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture(autouse=True)
 def _stop_signal() -> Iterator[None]:
-    """Restore the SIGUSR1 handler: a launch ignores `fab stop`'s signal afterwards, and programs would inherit that."""
+    """Restore the SIGUSR1 handler: after a launch it ignores `fab stop`'s signal, which child processes inherit."""
     before = signal.getsignal(signal.SIGUSR1)
     yield
     signal.signal(signal.SIGUSR1, before)

@@ -1,4 +1,4 @@
-"""Small factories for the values that flow through torchfab: give what a test is about, the rest is filled in."""
+"""Small factories for torchfab's values: a test gives the values that matter, the rest have defaults."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ JOB_ID = "gpt2-0a1b2c3d"
 
 
 def make_job(**values: Any) -> Job:
-    """Return a job, for launch-per-node unless said otherwise."""
+    """Return a job, by default of launch-per-node."""
     base: dict[str, Any] = {
         "name": "gpt2",
         "job_id": JOB_ID,
@@ -34,18 +34,18 @@ def make_nodes(*hosts: str | Mapping[str, Any]) -> tuple[Node, ...]:
 
 
 def make_facts(*gpus: int, cpus: int = 16, port: int = 29400) -> tuple[Facts, ...]:
-    """Return what nodes with these numbers of GPUs told; the first one holds the port."""
+    """Return the facts of nodes with these numbers of GPUs; the first one has the port."""
     return tuple(
         Facts(folder(rank), gpus=count, cpus=cpus, port=None if rank else port) for rank, count in enumerate(gpus)
     )
 
 
 def make_node_facts(facts: Facts, **values: Any) -> NodeFacts:
-    """Return what a node reports in phase one, with these facts in it."""
+    """Return the report of a node in phase one, with these facts in it."""
     known = {name: getattr(facts, name) for name in ("folder", "gpus", "cpus", "port", "is_root", "versions")}
     return msgspec.convert({**known, "hostname": "node1", "time": 0.0, **values}, NodeFacts)
 
 
 def folder(node_rank: int) -> str:
-    """Return the folder that the job has on a node."""
+    """Return the job's folder on a node."""
     return f"/scratch/torchfab/jobs/{JOB_ID}/node-{node_rank}"

@@ -1,4 +1,4 @@
-"""Texts that shells, terminals, parsers and file formats trip over, and strategies that draw from them."""
+"""Texts that break shells, terminals, parsers and file formats, and strategies that draw from them."""
 
 from __future__ import annotations
 

@@ -46,8 +46,8 @@ def require(program: str) -> str:
     return find_program(program) or absent(f"{program} is not installed")
 
 
-def absent(what: str) -> NoReturn:
+def absent(problem: str) -> NoReturn:
     """Fail the test with CI=true, where everything must be installed; otherwise skip it with the reason."""
     if os.environ.get("CI") == "true":
-        pytest.fail(f"{what}, and CI=true allows no skip", pytrace=False)
-    pytest.skip(what)
+        pytest.fail(f"{problem}, and CI=true allows no skip", pytrace=False)
+    pytest.skip(problem)

@@ -1,4 +1,4 @@
-"""The parts of bench-launch that are not measuring: what is kept, what is judged, what is typed."""
+"""The parts of bench-launch that do not measure: stored results, goals, reports and command lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may be imported where, as far as import-linter (see pyproject.toml) does not check it."""
+"""Import rules that import-linter (see pyproject.toml) does not check."""
 
 from __future__ import annotations
 
@@ -124,28 +124,28 @@ def test_the_training_script_knows_nothing_of_torchfab() -> None:
     assert not [name for name in names if name.split(".")[0] in ("torchfab", "fabric", "invoke")]
 
 
-# ---- what runs on a node
+# ---- code that runs on nodes
 
 
 @pytest.mark.parametrize("path", REMOTE, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_what_runs_on_a_node_imports_the_standard_library_only(path: Path) -> None:
+def test_node_code_imports_the_standard_library_only(path: Path) -> None:
     for name in names_imported(path):
         assert name.split(".")[0] in sys.stdlib_module_names or name.startswith("torchfab.remote"), name
 
 
 @pytest.mark.parametrize("path", REMOTE, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_what_runs_on_a_node_is_python_3_9(path: Path) -> None:
+def test_node_code_is_python_3_9(path: Path) -> None:
     ast.parse(path.read_text(), feature_version=(3, 9))
 
 
 @pytest.mark.parametrize("path", REMOTE, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_what_runs_on_a_node_evaluates_no_annotations(path: Path) -> None:
+def test_node_code_evaluates_no_annotations(path: Path) -> None:
     tree = ast.parse(path.read_text())
     first = [node for node in tree.body if isinstance(node, ast.ImportFrom)][:1]
     assert path.stem == "__init__" or [node.module for node in first] == ["__future__"]
 
 
-def test_what_runs_on_a_node_does_not_load_typing() -> None:
+def test_node_code_does_not_load_typing() -> None:
     modules = [path.relative_to(ROOT).with_suffix("") for path in REMOTE if path.stem != "__init__"]
     names = ", ".join(".".join(module.parts) for module in modules)
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {names}; print('typing' in sys.modules)"
@@ -162,7 +162,7 @@ def test_the_fabfile_loads_no_heavy_module() -> None:
     assert not roots & {"torch", "transformers", "datasets", "numpy", "ClusterShell", "rich", "paramiko", "yaml"}
 
 
-def test_fab_lists_every_task_with_what_it_does() -> None:
+def test_fab_lists_every_task_with_its_help() -> None:
     listed = run_python("-m", "fabric", "--list").splitlines()
     # Help that does not fit into 80 columns goes on in lines that are indented further.
     tasks = [line.split(maxsplit=1) for line in listed if re.match("  [a-z]", line)]

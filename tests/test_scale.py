@@ -1,4 +1,4 @@
-"""What must not grow with the number of hosts."""
+"""Threads and state that must not grow with the number of hosts."""
 
 from __future__ import annotations
 
@@ -16,21 +16,24 @@ from torchfab.transport.ssh import connect
 
 
 def test_fan_out_is_bounded_and_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    before, most = threading.active_count(), [0]
+    before, most = set(threading.enumerate()), [0]
     open_session = ssh.open_session
 
+    def started() -> set[threading.Thread]:
+        return set(threading.enumerate()) - before
+
     def counted(*words: Any) -> Any:
-        most[0] = max(most[0], threading.active_count())
+        most[0] = max(most[0], len(started()))
         return open_session(*words)
 
     monkeypatch.setattr(pool, "open_session", counted)
     nodes = [Node(rank, "localhost") for rank in range(12)]
     answers = dict(request_all(nodes, ConnectionSettings(fanout=3), lambda _: ClockRequest(), 20))
     assert [type(answers.get(node)) for node in nodes] == 12 * [Response]
-    assert most[0] <= before + 3
-    for thread in threading.enumerate():
-        thread.join(5) if thread is not threading.current_thread() and thread.daemon else None
-    assert threading.active_count() <= before
+    assert most[0] <= 3
+    for thread in started():
+        thread.join(20)
+    assert not started()
 
 
 def test_the_state_per_host_is_small_and_separate(tmp_path: Any) -> None:

@@ -1,7 +1,8 @@
-"""The tasks of `inv`: every flag is explained, and commands are what they say."""
+"""The tasks of `inv`: every flag has help, and each task runs the right commands."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -80,23 +81,71 @@ def test_golden_rewrites_records(ran: list[list[str]]) -> None:
 
 
 def test_lint_runs_every_check_before_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str] = []
+    checks: list[str] = []
 
     def fail(*words: str) -> int:
-        seen.append(words[-1])
+        checks.append(words[-1])
         return 1
 
     monkeypatch.setattr(tasks, "_run", fail)
     monkeypatch.setattr("shutil.which", lambda name: name)
     with pytest.raises(invoke.Exit, match="5 of 5 checks failed"):
         tasks.lint(invoke.Context())
-    assert len(seen) == 5
+    assert len(checks) == 5
 
 
 def test_a_failing_program_gives_the_task_its_code() -> None:
     with pytest.raises(invoke.Exit) as caught:
         tasks._succeed("sh", "-c", "exit 3")
     assert caught.value.code == 3
+
+
+FLAKY = """
+import pathlib
+
+def test_passes(): pass
+
+def test_fails_once():
+    mark = pathlib.Path(__file__).with_name("mark")
+    known = mark.exists()
+    mark.touch()
+    assert known
+"""
+BROKEN = "def test_always_fails(): assert 0\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "runs", "code", "last"),
+    [
+        ("def test_passes(): pass\n", "", 1, 0, ["0 flaky tests"]),
+        (FLAKY, "", 2, 0, ["flaky: test_it.py::test_fails_once", "1 flaky test"]),
+        (FLAKY + BROKEN, "-p xdist -n 1", 2, 1, ["flaky: test_it.py::test_fails_once", "1 flaky test"]),
+        ("import no_such_module\n", "", 1, 2, ["0 flaky tests"]),
+    ],
+    ids=["passing", "flaky", "flaky and broken", "not importable"],
+)
+def test_a_test_that_passes_only_when_run_again_is_called_flaky(
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    text: str,
+    options: str,
+    runs: int,
+    code: int,
+    last: list[str],
+) -> None:
+    (tmp_path / "test_it.py").write_text(text)
+    (tmp_path / "pytest.ini").write_text(f"[pytest]\naddopts = {options}\n")
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # a second less
+    found = 0
+    try:
+        tasks._succeed_with_rerun(tasks.PYTHON, "-m", "pytest", str(tmp_path))
+    except invoke.Exit as caught:
+        found = caught.code
+    lines = capfd.readouterr().out.splitlines()
+    assert (found, lines[-len(last) :]) == (code, last)
+    assert re.search(r"in [0-9.]+s =", lines[-len(last) - 1]), "pytest's own summary"
+    assert sum("test session starts" in line for line in lines) == runs
 
 
 def test_paths_are_shown_relative_to_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

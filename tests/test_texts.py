@@ -1,4 +1,4 @@
-"""What others wrote and the launch machine reads: no text of theirs makes us stumble, and none steers a terminal."""
+"""Foreign text that the launch machine reads: any text is handled, and no output has control characters."""
 
 from __future__ import annotations
 
@@ -26,17 +26,15 @@ from torchfab.core.specs import Node
 from torchfab.core.status import as_json, table_rows
 from torchfab.network import report
 from torchfab.runtimes.kubernetes import client, log_lines
-from torchfab.runtimes.kubernetes import status as states
-from torchfab.runtimes.kubernetes.status import JobSnapshot
+from torchfab.runtimes.kubernetes.status import JobSnapshot, job_status, parse_time
 from torchfab.runtimes.slurm.state import _code
 from torchfab.supervise import notifier
 from torchfab.supervise.quarantine import FILE, Quarantine
 from torchfab.sync import rsync
-from torchfab.transport.ssh import config as sshconfig
 from torchfab.transport.ssh import host_certificates
-from torchfab.transport.ssh import route as routes
-from torchfab.transport.ssh.config import Block, Option
+from torchfab.transport.ssh.config import Block, ClientIdentity, Option, parse_line
 from torchfab.transport.ssh.config_index import Indexed
+from torchfab.transport.ssh.route import key_files, route_to
 
 # ---- flags, and settings
 
@@ -92,21 +90,21 @@ VALUES = st.one_of(
 
 
 @fuzzed(st.lists(st.tuples(OPTIONS, VALUES), max_size=6), st.sampled_from(["a", "b.lab", "::1"]))
-def test_any_ssh_config_gives_a_way_or_an_error_that_says_where(lines: list[tuple[str, str]], host: str) -> None:
-    asker = sshconfig.ClientIdentity("ann", "here.lab", run=lambda _: False)
+def test_any_ssh_config_gives_a_route_or_an_error(lines: list[tuple[str, str]], host: str) -> None:
+    client_identity = ClientIdentity("ann", "here.lab", run=lambda _: False)
     with contextlib.suppress(TorchfabError):
         config = Indexed(options_of("\n".join(name + value for name, value in lines)))
-        route = routes.route_to(config, host, asker)
+        route = route_to(config, host, client_identity)
         assert 0 < route.port < 65536
         assert route.connect_timeout_s >= 0
-        routes.key_files(route, ())
+        key_files(route, ())
 
 
 def options_of(text: str) -> Iterator[Option]:
-    """Read a config without Include, as `sshconfig.read` does a file."""
+    """Read a config without Include, as `config.read` does a file."""
     block: tuple[Block, ...] = ()
     for number, line in enumerate(text.split("\n"), 1):
-        name, words = sshconfig.parse_line(line, f"config:{number}") or ("", ())
+        name, words = parse_line(line, f"config:{number}") or ("", ())
         if name in ("host", "match"):
             block = (Block(name, words, f"config:{number}"),)
         elif name:
@@ -114,7 +112,7 @@ def options_of(text: str) -> Iterator[Option]:
 
 
 def certificate(name: str, principals: list[str]) -> bytes:
-    """Give the bytes of a host certificate whose signature is wrong."""
+    """Return the bytes of a host certificate whose signature is wrong."""
     message = Message()
     message.add_string("ssh-ed25519-cert-v01@openssh.com")
     for each in (b"nonce", b"k" * 32):
@@ -134,7 +132,7 @@ def certificate(name: str, principals: list[str]) -> bytes:
 
 
 @fuzzed(st.text(max_size=9), st.lists(st.text(max_size=9), max_size=2), st.integers(0, 400), st.binary(max_size=30))
-def test_any_host_certificate_is_read_or_refused(name: str, principals: list[str], cut: int, other: bytes) -> None:
+def test_any_host_certificate_is_read_or_rejected(name: str, principals: list[str], cut: int, other: bytes) -> None:
     whole = certificate(name, principals)
     read = host_certificates.read(whole)
     assert (read.key_id, read.principals) == (name, tuple(principals))
@@ -145,7 +143,7 @@ def test_any_host_certificate_is_read_or_refused(name: str, principals: list[str
 
 
 @fuzzed(texts(80), st.dictionaries(st.sampled_from(["node1", "node2"]), texts(40), min_size=1))
-def test_no_error_steers_a_terminal(text: str, reasons: dict[str, str]) -> None:
+def test_no_error_prints_control_characters(text: str, reasons: dict[str, str]) -> None:
     lines: list[str] = []
     with mock.patch("builtins.print", lambda line, **_: lines.append(line)):
         console.write_err(text)
@@ -154,7 +152,7 @@ def test_no_error_steers_a_terminal(text: str, reasons: dict[str, str]) -> None:
     assert not [sign for line in lines for sign in line if ord(sign) < 32 and sign not in "\t\n"]
 
 
-# ---- programs here
+# ---- local programs
 
 
 @fuzzed(st.binary(max_size=80))
@@ -200,23 +198,23 @@ def pod(message: str, reason: str, code: int) -> Mapping[str, Any]:
 
 @fuzzed(st.one_of(texts(80), JSON.map(json.dumps)), texts(20), st.integers(0, 300))
 def test_any_termination_message_of_a_pod_is_handled(message: str, reason: str, code: int) -> None:
-    seen = JobSnapshot({"metadata": {"name": "x"}, "spec": {}, "status": {}}, [pod(message, reason, code)], now=9.0)
+    snapshot = JobSnapshot({"metadata": {"name": "x"}, "spec": {}, "status": {}}, [pod(message, reason, code)], now=9.0)
     details = {"ranks_per_node": 2, "max_restarts": 0, "queue": ""}
-    found = states.job_status([Node(0, "x-0")], seen, details, None)
+    found = job_status([Node(0, "x-0")], snapshot, details, None)
     assert json.dumps([table_rows(found), as_json("x", found)])
 
 
 @fuzzed(st.one_of(st.binary(max_size=60), JSON.map(json.dumps).map(str.encode)))
-def test_any_refusal_text_of_a_cluster_is_handled(body: bytes) -> None:
-    there = client.Cluster.__new__(client.Cluster)
-    there.scope, there.server = client.ClusterScope("", "x", "y"), "https://x"
+def test_any_error_text_of_a_cluster_is_handled(body: bytes) -> None:
+    cluster = client.Cluster.__new__(client.Cluster)
+    cluster.scope, cluster.server = client.ClusterScope("", "x", "y"), "https://x"
     for status in (401, 404, 500, 999):
-        error = there._rejection(status, body, "/jobsets")
+        error = cluster._rejection(status, body, "/jobsets")
         assert len(error.message) < 1000
-    assert states.parse_time(body.decode(errors="replace")) is None or body[:1].isdigit()
+    assert parse_time(body.decode(errors="replace")) is None or body[:1].isdigit()
 
 
-# ---- what a job prints, and what was kept
+# ---- output of jobs, and stored files
 
 MEASURED = ("hello", "size", "round", "done")
 

@@ -168,7 +168,7 @@ class TestBatching:
     @given(
         world=st.sampled_from([1, 2, 4]), batch=st.integers(1, 8), start=st.integers(0, 9), seed=st.integers(0, 9)
     )  # fmt: skip
-    @settings(deadline=None, max_examples=40)
+    @settings(deadline=None, max_examples=20)
     def test_any_number_of_ranks_reads_the_same_sequences(self, world: int, batch: int, start: int, seed: int) -> None:
         corpus, steps = corpus_of(31 * 4 + 1, 4, held_out=3), 3
 

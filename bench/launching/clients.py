@@ -22,12 +22,12 @@ def settings(ssh_config: str) -> dict[str, str]:
 def torchfab(ssh_config: str, hosts: list[str], command: str) -> int:
     """Use torchfab's own connections, which verify host keys."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-    from torchfab.cli.executor import collect_seldom
+    from torchfab.cli.executor import reduce_gc_frequency
     from torchfab.config.connection_settings import ConnectionSettings
     from torchfab.core.specs import Node
     from torchfab.transport.ssh import NodeConnection, NodeGroup, connect
 
-    collect_seldom()  # as every fab command does
+    reduce_gc_frequency()  # as every fab command does
     nodes = [Node(rank, host) for rank, host in enumerate(hosts)]
     group = NodeGroup(nodes, ConnectionSettings(ssh_config=ssh_config, fanout=AT_ONCE))
 

@@ -93,7 +93,7 @@ def watch(kind: str) -> dict[str, Any]:
         connection.node, Frames(data[connection.node.rank])
     )
     bundle.packed()
-    executor.collect_seldom()  # as every fab command does
+    executor.reduce_gc_frequency()  # as every fab command does
     begun, used = time.time(), time.process_time()
     JobWatcher(record, Printer()).run({"follow": True, "lines": 0, "ranks": None, "grep": None})
     wall_s, cpu_s = time.time() - begun, time.process_time() - used

@@ -1,4 +1,4 @@
-"""The debug log: one line per record with time and host, no secrets, nothing where it is off."""
+"""The debug log: one line per record with time and host, without secrets; not loaded by default."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def loggers() -> Iterator[None]:
 
 @pytest.fixture
 def enabled(loggers: None, capsys: pytest.CaptureFixture[str]) -> pytest.CaptureFixture[str]:
-    """The log of this test, printed on stderr."""
+    """The debug log, enabled; it prints on stderr."""
     debug_log.enable(["status"], ["status", "--env", "MY_KEY=s3cr3t-value"], {"HF_TOKEN": "t0ken-value"})
     assert "  cli: fab status, pid " in capsys.readouterr().err
     return capsys
@@ -78,7 +78,7 @@ def test_secret_values_become_their_names(enabled: pytest.CaptureFixture[str]) -
     assert lines(enabled) == ["-       transport: ProxyCommand of <HF_TOKEN> with <MY_KEY>"]
 
 
-def test_a_line_that_cannot_be_written_ends_nothing(loggers: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_stderr_is_ignored(loggers: None, monkeypatch: pytest.MonkeyPatch) -> None:
     closed = io.StringIO()
     monkeypatch.setattr(sys, "stderr", closed)
     debug_log.enable([], [], {})
@@ -90,7 +90,7 @@ SECRET = st.text("abcXYZ019-_", min_size=4, max_size=12)
 
 
 @fuzzed(st.lists(SECRET, min_size=1, max_size=3), st.lists(texts(), min_size=1, max_size=4))
-def test_no_secret_of_the_environment_is_left_in_a_text(secrets: list[str], parts: list[str]) -> None:
+def test_no_secret_of_the_environment_is_in_the_output(secrets: list[str], parts: list[str]) -> None:
     environ = {f"TOKEN_{number}": secret for number, secret in enumerate(secrets)}
     longest = max(secrets, key=len)
     redact = debug_log.redactor(debug_log.secret_values(environ, []))
@@ -137,15 +137,15 @@ def test_only_the_log_of_invoke_is_silenced(kept: bool, monkeypatch: pytest.Monk
         root.setLevel(level)
 
 
-def fab(*words: str, **env: str) -> str:
+def fab(*args: str, **env: str) -> str:
     """Run `fab` in the project; return its stderr."""
-    argv = [sys.executable, "-m", "fabric", "-r", str(ROOT), *words]
+    argv = [sys.executable, "-m", "fabric", "-r", str(ROOT), *args]
     clean = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "FABRIC_TORCHFAB_RECORDS": "/nonexistent", **env}
     return subprocess.run(argv, env=clean, capture_output=True, text=True, check=True, timeout=60).stderr
 
 
 @pytest.mark.parametrize(
-    ("words", "env", "logs"),
+    ("args", "env", "logs"),
     [
         (["--debug", "jobs"], {}, True),
         (["jobs", "--debug"], {}, True),
@@ -156,8 +156,8 @@ def fab(*words: str, **env: str) -> str:
     ],
     ids=lambda each: str(each),
 )
-def test_flag_and_variable_enable_it(words: list[str], env: dict[str, str], logs: bool) -> None:
-    stderr = fab(*words, **env)
+def test_flag_and_variable_enable_it(args: list[str], env: dict[str, str], logs: bool) -> None:
+    stderr = fab(*args, **env)
     assert ("  cli: fab jobs, pid " in stderr) is logs
     assert "invoke.config" not in stderr  # it would print the values of all settings
 

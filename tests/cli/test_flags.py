@@ -1,4 +1,4 @@
-"""Flags, through Invoke's real parser."""
+"""Flags, parsed by Invoke's real parser."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from torchfab.launchers import per_gpu, per_node
 CONTEXTS = Collection.from_module(fabfile).to_contexts()
 
 
-def parse(*words: str) -> dict[str, Any]:
-    """Return the values that a command line gives to its one task, defaults included."""
-    (_, task) = parse_all(*words)
+def parse(*argv: str) -> dict[str, Any]:
+    """Return the values of the only task of a command line, defaults included."""
+    (_, task) = parse_all(*argv)
     return task
 
 
-def parse_all(*words: str) -> list[dict[str, Any]]:
+def parse_all(*argv: str) -> list[dict[str, Any]]:
     core = make_program().initial_context
     return [
         {name: argument.value for name, argument in context.args.items()}
-        for context in Parser(initial=core, contexts=CONTEXTS).parse_argv(list(words))
+        for context in Parser(initial=core, contexts=CONTEXTS).parse_argv(list(argv))
     ]
 
 
-def test_help_may_stand_behind_the_task() -> None:
+def test_help_may_follow_the_task() -> None:
     assert parse_all("status", "--help")[0]["help"] == "status"
 
 
@@ -42,7 +42,7 @@ LOGS = {"job": "", "follow": False, "rank": "", "lines": "", "grep": "", "no-fol
 
 
 @pytest.mark.parametrize(
-    ("words", "values"),
+    ("argv", "values"),
     [
         (["status"], STATUS),
         (["status", "gpt2"], {**STATUS, "job": "gpt2"}),
@@ -62,17 +62,17 @@ LOGS = {"job": "", "follow": False, "rank": "", "lines": "", "grep": "", "no-fol
         (["jobs", "--remove", "gpt2"], {"job": "gpt2", "json": False, "remove": True, "events": False}),
     ],
 )  # fmt: skip
-def test_a_job_may_be_named_anywhere_or_left_out(words: list[str], values: dict[str, Any]) -> None:
-    found = parse(*words)
+def test_a_job_may_be_named_anywhere_or_left_out(argv: list[str], values: dict[str, Any]) -> None:
+    found = parse(*argv)
     assert {name.replace("_", "-"): value for name, value in found.items()} == values
 
 
-def test_a_second_word_is_no_job() -> None:
+def test_a_second_positional_argument_is_an_error() -> None:
     with pytest.raises(ParseError, match="other"):
         parse("status", "gpt2", "other")
 
 
-def test_several_tasks_in_one_call_have_jobs_of_their_own() -> None:
+def test_several_tasks_in_one_call_have_their_own_jobs() -> None:
     _, first, second = parse_all("stop", "a", "wait", "b")
     assert (first["job"], second["job"]) == ("a", "b")
 
@@ -81,7 +81,7 @@ def test_a_job_may_have_the_name_of_a_task() -> None:
     assert parse("status", "jobs", "--json") == {**STATUS, "job": "jobs", "json": True}
 
 
-def test_env_may_be_given_again() -> None:
+def test_the_env_flag_is_repeatable() -> None:
     assert parse("launch-per-node", "--env", "A=1", "--env", "B=2")["env"] == ["A=1", "B=2"]
     assert parse("launch-per-node")["env"] == []
 
@@ -92,18 +92,18 @@ def test_the_value_of_a_flag_is_kept_byte_for_byte(text: str) -> None:
     assert parse("launch-per-node", f"--workdir=/{text}")["workdir"] == f"/{text}"
 
 
-def test_a_flag_that_nobody_knows_is_an_error() -> None:
+def test_an_unknown_flag_is_an_error() -> None:
     with pytest.raises(ParseError, match="--bogus"):
         parse("launch-per-node", "--bogus")
 
 
-def test_every_launch_takes_the_flags_of_all_and_its_own() -> None:
+def test_every_launch_takes_the_shared_flags_and_its_own() -> None:
     shared = {"name", "env", "dry-run", "follow", "workdir", "python", "port", "master-addr", "grace", "nodes"}
     shared |= {"supervise", "restarts", "stall", "backoff", "notify", "tmux"}
     node, gpu = (next(each for each in CONTEXTS if each.name == name) for name in ("launch-per-node", "launch-per-gpu"))
     own = {"nproc-per-node", "nnodes", "max-restarts", "rdzv-backend", "rdzv-timeout"}
-    assert {name.replace("_", "-") for name in node.args} == shared | {"hostfile"} | own
-    assert {name.replace("_", "-") for name in gpu.args} == shared | {"gpufile"}
+    assert {name.replace("_", "-") for name in node.args} == shared | {"hostfile", "hostfile-format"} | own
+    assert {name.replace("_", "-") for name in gpu.args} == shared | {"gpufile", "hostfile-format"}
 
 
 def test_no_flag_has_a_short_form_that_could_clash_with_fabrics() -> None:
@@ -121,10 +121,10 @@ def test_every_flag_of_every_task_has_help() -> None:
     assert not missing
 
 
-# ---- what a task's body is given
+# ---- the arguments of a task's body
 
 
-def called(task: Any, **values: Any) -> Any:
+def call_body(task: Any, **values: Any) -> Any:
     return task.body("the context", **values)
 
 
@@ -134,7 +134,7 @@ def test_the_body_of_a_launch_gets_dataclasses() -> None:
         """Launch."""
         return c, flags, own
 
-    got = called(launch, name="gpt2", env=["A=1", "B=2"], nproc_per_node="4")
+    got = call_body(launch, name="gpt2", env=["A=1", "B=2"], nproc_per_node="4")
     assert got == ("the context", LaunchFlags(name="gpt2", env=("A=1", "B=2")), per_node.Flags(nproc_per_node="4"))
 
 
@@ -144,7 +144,7 @@ def test_the_body_of_a_launch_over_gpus_gets_a_gpufile() -> None:
         """Launch."""
         return flags
 
-    assert called(launch, gpufile="my gpus") == GpuLaunchFlags(gpufile="my gpus")
+    assert call_body(launch, gpufile="my gpus") == GpuLaunchFlags(gpufile="my gpus")
 
 
 def test_the_body_of_a_job_task_gets_the_job_and_its_flags() -> None:
@@ -153,7 +153,7 @@ def test_the_body_of_a_job_task_gets_the_job_and_its_flags() -> None:
         """Show."""
         return job, json
 
-    assert called(show, job="gpt2", json=True) == ("gpt2", True)
+    assert call_body(show, job="gpt2", json=True) == ("gpt2", True)
     assert (show.name, show.__doc__) == ("show", "Show.")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.factories import make_facts, make_job, make_nodes
-from torchfab.commands.attach import run as attach
+from torchfab.commands import attach
 from torchfab.commands.jobs import show_jobs
 from torchfab.commands.logs import log_request
 from torchfab.config.connection_settings import ConnectionSettings
@@ -44,4 +44,4 @@ def test_attach_names_a_program_that_is_not_installed(monkeypatch: pytest.Monkey
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(UsageError, match=r"needs kubectl on this machine: No such file"):
-        attach(("kubectl", "exec", "-it", "pod"))
+        attach.run(("kubectl", "exec", "-it", "pod"))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,23 +10,24 @@ from tests.factories import make_nodes
 from tests.hostile import HOSTILE, UTF8
 from tests.support import fuzzed
 from torchfab.core.errors import InventoryError
+from torchfab.core.hostlines.targets import MAX_HOSTS
+from torchfab.core.hostlines.words import lines_of
 from torchfab.core.inventory import (
-    MAX_HOSTS,
     fold,
     fold_ranks,
+    hosts_from_lines,
     parse_gpus,
     parse_hosts,
     parse_hosts_flag,
     parse_ranks,
-    read_gpus,
-    read_hosts,
 )
 from torchfab.core.specs import Node, Slot
 
 EXPECTED = (
     "expected [user@]host[:port] [slots=N] [gpus=0,1] [address=A], with ranges as node[01-16] and IPv6 as [fd00::1]"
 )
-HOST_KEYS = "known keys here: slots=, gpus=, address="
+HOST_KEYS = "known keys here: slots=, gpus=, address=, user=, port=, python=, workdir=, env.NAME="
+PROCESS_KEYS = HOST_KEYS.replace(" slots=,", "")
 
 
 def hosts_of(text: str) -> list[str]:
@@ -62,6 +61,16 @@ def message(text: str) -> str:
         ("rack[1-2]node[1-2]\n", ["rack1node1", "rack1node2", "rack2node1", "rack2node2"]),
         ("node[0-6/3]\n", ["node0", "node3", "node6"]),
         ("10.0.0.7\nnode_1.example.org\nA-b\n", ["10.0.0.7", "node_1.example.org", "A-b"]),
+        ("a,b, c ,d\n", ["a", "b", "c", "d"]),
+        ("node[1,3],x,\n", ["node1", "node3", "x"]),
+        ("node{1..3}\n", ["node1", "node2", "node3"]),
+        ("node{08..11}-ib0\n", ["node08-ib0", "node09-ib0", "node10-ib0", "node11-ib0"]),
+        ("r{a..b}n{1,3}\n", ["ran1", "ran3", "rbn1", "rbn3"]),
+        ("n{9..1..4},z\n", ["n9", "n5", "n1", "z"]),
+        ("node1.example.org.\n", ["node1.example.org"]),
+        ("; a comment\na ; and one\n", ["a"]),
+        ("ssh://me@a:2222\n", ["a"]),
+        ("a\nb slots=0\nc\n", ["a", "c"]),
     ],
 )
 def test_hosts_keep_the_order_of_the_file(text: str, hosts: list[str]) -> None:
@@ -94,13 +103,52 @@ def test_the_label_of_an_ipv6_address_with_a_port_has_brackets() -> None:
     assert [node.label for node in parse_hosts("[::1]\n[::1]:22", "hosts")] == ["::1", "[::1]:22"]
 
 
+def test_keys_give_a_host_its_own_user_port_directories_and_variables() -> None:
+    keys = "user=ann port=2222 python=/opt/py/bin/python workdir='/data/my project' env.A=1 env.NCCL_IB_HCA=\"a, b\""
+    assert parse_hosts(f"a {keys}", "hosts") == (
+        Node(
+            *(0, "a", "ann", 2222),
+            origin="hosts:1",
+            python="/opt/py/bin/python",
+            workdir="/data/my project",
+            env=(("A", "1"), ("NCCL_IB_HCA", "a, b")),
+        ),
+    )
+
+
+def test_an_unknown_key_is_kept_as_a_label_and_noted() -> None:
+    found = hosts_from_lines(lines_of("a slots=4 type=gpu rack='r 1'\nb slots=\"2\"", "hosts"), "hosts")
+    assert [(node.slots, node.labels) for node in found.nodes] == [(4, (("type", "gpu"), ("rack", "r 1"))), (2, ())]
+    assert found.notes == tuple(f"hosts:1: {key}= is unknown to torchfab: kept as a label" for key in ("type", "rack"))
+
+
+def test_a_drained_host_is_left_out_and_noted() -> None:
+    found = hosts_from_lines(lines_of("a slots=0\nb", "hosts"), "hosts")
+    assert ([node.host for node in found.nodes], found.notes) == (["b"], ("hosts:1: slots=0: a is left out",))
+
+
+def test_names_of_a_host_differ_in_more_than_letters_case_and_zeros() -> None:
+    assert "hosts:2: node1 is the same host as NODE1 in hosts:1" in message("NODE1\nnode1")
+    assert "hosts:2: fd00::1 is already listed in hosts:1" in message("[fd00::1]\n[fd00:0:0::1]")
+
+
 @pytest.mark.parametrize(("line", "local"), [("localhost", True), ("localhost:22", False), ("ann@localhost", False)])
 def test_localhost_alone_is_reached_without_ssh(line: str, local: bool) -> None:
     assert [node.is_local for node in parse_hosts(line, "hosts")] == [local]
 
 
-def test_gpu_devices_may_be_named_by_uuid() -> None:
-    assert parse_hosts("a gpus=GPU-8932f937-d72c,1", "hosts")[0].gpus == ("GPU-8932f937-d72c", "1")
+@pytest.mark.parametrize(
+    ("text", "devices"),
+    [
+        ("GPU-8932f937-d72c,1", ("GPU-8932f937-d72c", "1")),
+        ("MIG-GPU-8932f937/1/0", ("MIG-GPU-8932f937/1/0",)),
+        ("0-3", ("0", "1", "2", "3")),
+        ("0-1,6,3-3", ("0", "1", "6", "3")),
+        ('"2,3"', ("2", "3")),
+    ],
+)
+def test_gpus_names_devices_by_index_range_or_uuid(text: str, devices: tuple[str, ...]) -> None:
+    assert parse_hosts(f"a gpus={text}", "hosts")[0].gpus == devices
 
 
 TWICE = "a host is listed once in a hosts file; say slots=N for more processes on it"
@@ -111,7 +159,6 @@ NO_HOST = [
         "a;b",
         "$x",
         "`id`",
-        "a,b",
         "node[1",
         "node1]",
         "é",
@@ -127,21 +174,56 @@ WRONG_HOSTS = [
     ("# a\n\n  # b\n", "hosts: names no host", EXPECTED),
     ("a\nb\n\na\n", "hosts:4: a is already listed in hosts:1", TWICE),
     ("n[1-3]\nann@n2", "hosts:2: n2 is already listed in hosts:1", TWICE),
-    ("a cores=2", "hosts:1: unknown key 'cores' in 'cores=2'", HOST_KEYS),
-    ("a b", "hosts:1: unknown key 'b' in 'b'", HOST_KEYS),
+    ("a cores=2", "hosts:1: unknown key 'cores' in 'cores=2'", f"write slots=2; {HOST_KEYS}"),
+    ("a slot=2", "hosts:1: unknown key 'slot' in 'slot=2'", f"write slots=2; {HOST_KEYS}"),
+    ("a GPUS=2", "hosts:1: unknown key 'GPUS' in 'GPUS=2'", f"write gpus=2; {HOST_KEYS}"),
+    ("a ip=10.0.0.2", "hosts:1: unknown key 'ip' in 'ip=10.0.0.2'", f"write address=10.0.0.2; {HOST_KEYS}"),
+    ("a =2", "hosts:1: unknown key '' in '=2'", HOST_KEYS),
+    ("a b", "hosts:1: unknown key 'b' in 'b'", "a second host goes on a line of its own, or behind a comma: a,b"),
+    ("a 4", "hosts:1: unknown key '4' in '4'", "a number of processes is written with its key: a slots=4"),
+    (
+        "a 10.0.0.2",
+        "hosts:1: unknown key '10.0.0.2' in '10.0.0.2'",
+        "an address for the other nodes is written with its key: a address=10.0.0.2",
+    ),
     ("a slots", "hosts:1: unknown key 'slots' in 'slots'", HOST_KEYS),
+    ("a slots=0", "hosts: names no host; every line has slots=0", EXPECTED),
+    ("a,4", "hosts:1: '4' in 'a,4' is not a host name", "in a list of hosts, write slots=N behind it"),
+    (
+        "a:2:mlx5_0",
+        "hosts:1: 'a:2:mlx5_0' has two colons",
+        "for MVAPICH's host:processes:device, write a slots=2",
+    ),
+    ("b@a user=c", "hosts:1: a has the user b, and user=c", "give the user once"),
+    ("a:22 port=23", "hosts:1: a has the port 22, and port=23", "give the port once"),
+    ("a workdir=b", "hosts:1: workdir=b: not an absolute path", "write it from the root: workdir=/home/me/project"),
+    (
+        "a env.RANK=1",
+        "hosts:1: env.RANK=: the launcher sets RANK",
+        "leave it out; ranks follow the order of the lines",
+    ),
+    (
+        "a env.MY_TOKEN=x",
+        "hosts:1: env.MY_TOKEN=: a secret does not belong into a hosts file: records and dry runs show it",
+        "export MY_TOKEN here; the setting torchfab.forward says which variables are forwarded",
+    ),
+    ("a env.2=x", "hosts:1: env.2=: '2' cannot name an environment variable", EXPECTED),
+    (
+        "ann@corp@a",
+        "hosts:1: 'ann@corp' is not a user name",
+        "such a name goes into ssh's configuration: Host NAME, then User NAME",
+    ),
     ("a slots=", "hosts:1: slots= needs one value, got 'slots='", EXPECTED),
     ("a slots=1 slots=2", "hosts:1: slots= needs one value, got 'slots=2'", EXPECTED),
     ("a address=x;y", "hosts:1: 'x;y' is not a host name or address", EXPECTED),
     (
         "n[1-2] address=10.0.0.1",
-        "hosts:1: address= names one node, the range names several",
+        "hosts:1: address= names one node, the line names several",
         "write those nodes on lines of their own",
     ),
     ("[::1]:0", "hosts:1: '0' is not a port", "a port is a number from 1 to 65535"),
     ("[:::x]", "hosts:1: ':::x' is not an IPv6 address", EXPECTED),
     ("fd00::1", "hosts:1: 'fd00::1' looks like an IPv6 address without brackets", "write [fd00::1]"),
-    ("@a", "hosts:1: '' is not a user name", EXPECTED),
     ("-oProxyCommand=id@a", "hosts:1: '-oProxyCommand=id' is not a user name", EXPECTED),
     *((f"fine\n{host}", f"hosts:2: {host!r} is not a host name", EXPECTED) for host in NO_HOST),
     *(
@@ -150,15 +232,15 @@ WRONG_HOSTS = [
             f"hosts:2: slots={value}: not a number of processes",
             "say how many processes to run there, for example slots=8",
         )
-        for value in ("0", "-1", "x", "1.5", "1025", "²")
+        for value in ("-1", "x", "1.5", "1025", "²")
     ),
     *(
         (
             f"a gpus={value}",
             f"hosts:1: gpus={value}: not a list of devices",
-            "name each device once, for example gpus=2,3",
+            "name each device once, for example gpus=2,3 or gpus=0-3; or slots=4",
         )
-        for value in ("1,1", "1,", ",", "a;b", "$x")
+        for value in ("1,1", "1,", ",", "a;b", "$x", "3-0", "0-2000", "0-2,1", "all", "-3")
     ),
     *(
         (f"a:{port}", f"hosts:1: {port!r} is not a port", "a port is a number from 1 to 65535")
@@ -232,11 +314,12 @@ def test_a_range_in_gpus_is_one_slot_on_each_of_its_hosts() -> None:
 SOME_LINES = "say gpus=N on all of its lines, or on none"
 WRONG_GPUS = [
     ("", "gpus: names no host", EXPECTED),
-    ("a slots=2", "gpus:1: unknown key 'slots' in 'slots=2'", "known keys here: gpus=, address="),
+    ("a slots=2", "gpus:1: unknown key 'slots' in 'slots=2'", PROCESS_KEYS),
+    ("a env.A=1\na env.A=2", "gpus:2: a has another env. value on another line", "a variable has one value on a host"),
     ("a gpus=1\nb\na gpus=1", "gpus:3: device 1 of a is named twice", "one line per device"),
     ("a gpus=1\na", "gpus:2: a names its devices on some lines only", SOME_LINES),
     ("a\na gpus=1", "gpus:2: a names its devices on some lines only", SOME_LINES),
-    ("a\nb c", "gpus:2: unknown key 'c' in 'c'", "known keys here: gpus=, address="),
+    ("a\nb c", "gpus:2: unknown key 'c' in 'c'", "a second host goes on a line of its own, or behind a comma: b,c"),
 ]
 
 
@@ -257,44 +340,6 @@ def test_slots_are_consistent_for_any_order_of_lines(lines: list[str]) -> None:
     assert [slot.local_rank for slot in slots] == [
         expected[:index].count(label) for index, label in enumerate(expected)
     ]
-
-
-# ---- files
-
-
-@pytest.mark.parametrize("read", [read_hosts, read_gpus])
-def test_the_error_for_a_missing_file_has_a_fix(read: object, tmp_path: Path) -> None:
-    path = tmp_path / "it's $HOME"
-    with pytest.raises(InventoryError) as caught:
-        read(path)  # type: ignore[operator]
-    fix = "write one host a line into it, or name hosts with -H host1,host2"
-    assert str(caught.value) == f"{path}: there is no such file\n  fix: {fix}"
-
-
-def test_a_folder_instead_of_a_file_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(InventoryError, match="cannot be read: Is a directory"):
-        read_hosts(tmp_path)
-
-
-def test_the_error_for_a_binary_file_has_the_byte(tmp_path: Path) -> None:
-    path = tmp_path / "hosts"
-    path.write_bytes(b"node1\n\xff\xfe")
-    with pytest.raises(InventoryError) as caught:
-        read_hosts(path)
-    assert str(caught.value) == f"{path}: not UTF-8 text (byte 6)\n  fix: save it as plain text"
-
-
-def test_a_file_with_bom_and_crlf_is_accepted(tmp_path: Path) -> None:
-    path = tmp_path / "hosts"
-    path.write_bytes(b"\xef\xbb\xbfnode1\r\n# x\r\nnode2")
-    assert read_hosts(path) == (Node(0, "node1", origin=f"{path}:1"), Node(1, "node2", origin=f"{path}:3"))
-
-
-def test_the_shipped_files_name_localhost() -> None:
-    root = Path(__file__).parents[2]
-    (node,) = read_hosts(root / "hosts")
-    nodes, slots = read_gpus(root / "gpus")
-    assert (node.is_local, [each.is_local for each in nodes], len(slots)) == (True, [True], 2)
 
 
 # ---- any text

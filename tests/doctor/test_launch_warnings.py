@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import pytest
 from hypothesis import strategies as some
 
 from tests.factories import make_facts, make_node_facts
@@ -79,6 +80,25 @@ def test_processes_that_hold_gpus_are_a_warning() -> None:
     holders = [{"pid": pid, "memory_mib": 1} for pid in range(10, 16)]
     expected = "other processes hold its GPUs: pid 10, pid 11, pid 12, pid 13 and 2 more"
     assert only(warnings_with({"holders": holders})).what == expected
+
+
+@pytest.mark.parametrize(
+    ("gpus", "slots", "count", "what"),
+    [
+        (("7",), None, 4, "gpus=7 in hosts:2: the node has 4 GPUs"),
+        (("0", "1"), 2, 1, "gpus=0,1 in hosts:2: the node has 1 GPU"),
+        (("0",), None, 0, "gpus=0 in hosts:2: the node has no GPU"),
+        (("0", "1"), 3, 4, "slots=3, and gpus=0,1 in hosts:2: ranks without a device of their own"),
+        (("0", "GPU-1"), 2, 1, ""),
+        ((), 9, 1, ""),
+    ],
+)
+def test_devices_that_a_node_does_not_have_are_a_warning(
+    gpus: tuple[str, ...], slots: int | None, count: int, what: str
+) -> None:
+    nodes = [*NODES[:1], Node(1, "node2", gpus=gpus, slots=slots, origin="hosts:2")]
+    found = warnings(nodes, {0: node_facts(), 1: make_node_facts(make_facts(count)[0])}, {})
+    assert (only(found).what if what else found) == (what or ())
 
 
 def test_an_empty_answer_gives_no_warning() -> None:

@@ -236,13 +236,29 @@ def fork_parent(cluster: Cluster) -> Parent:
 
 
 def eventually(holds: Callable[[], bool], within_s: float) -> bool:
-    """Poll `holds` until it returns True, at most `within_s` seconds; return its last value."""
+    """Wait for a condition.
+
+    Parameters
+    ----------
+    holds : callable
+        The condition. What it costs is spent at most every second time: a `fab` takes its CPU time from what it waits
+        for.
+    within_s : float
+        Time limit in seconds.
+
+    Returns
+    -------
+    bool
+        Whether it came true.
+    """
     deadline = time.monotonic() + within_s
-    while not holds():
+    while True:
+        begun = time.monotonic()
+        if holds():
+            return True
         if time.monotonic() > deadline:
             return False
-        time.sleep(0.05)
-    return True
+        time.sleep(min(1.0, max(0.05, time.monotonic() - begun)))
 
 
 def read(path: Path) -> bytes:

@@ -129,7 +129,7 @@ PROGRAMS = {
     "python3, somebody else": (
         "python3",
         r"printf '\0363\n{x}'; sleep 9",
-        "what answers there is not torchfab's program",
+        "the output is not from torchfab's program",
     ),
     "python3, garbage": (
         "python3",
@@ -141,7 +141,7 @@ PROGRAMS = {
     "python3, of other words": (
         "python3",
         r"printf '\0362\n{}'; sleep 9",
-        "what answers there is not torchfab's program",
+        "the output is not from torchfab's program",
     ),
 }
 

@@ -18,7 +18,12 @@ from tests.integration.faults_injected import other_disk, refused, taken_port
 HOSTFILES = {
     "empty": ("", "names no host"),
     "all comments": ("# node1\n\n  # node2\n", "names no host"),
-    "a host twice": ("node1\nnode1\n", "h:2: node1 stands in"),
+    "a host twice": ("node1\nnode1\n", "h:2: node1 is already listed in"),
+    "processes or a port": ("node1:4\nnode2:4\n", "h:1: node1:4 means 4 processes to MPICH"),
+    "the order of /etc/hosts": (
+        "127.0.0.1 localhost\n10.0.0.1 node1\n",
+        "h:2: 10.0.0.1 node1: the address stands first",
+    ),
     "a port too high": ("node1:65536\n", "h:1: '65536' is not a port"),
     "an open range": ("node[1-2\n", "h:1: 'node[1-2' is not a host name"),
     "an unknown key": ("node1 slotss=2\n", "h:1: unknown key 'slotss'"),
@@ -32,6 +37,14 @@ def test_an_error_in_a_hosts_file_names_the_line(fab: Fab, case: str) -> None:
     text, words = HOSTFILES[case]
     done = fab("launch-per-node", "--hostfile", str(fab.write("h", text)), "--", "light.py", "60")
     refused(done, words, "fix: ")
+    fab.assert_nothing_left()
+
+
+def test_one_machine_under_two_names_is_refused_with_both_lines(fab: Fab) -> None:
+    port = fab.cluster.node(0).port
+    hosts = fab.write("h", f"node1\nnode1:{port}\n")
+    done = fab("launch-per-node", "--hostfile", str(hosts), "--", "light.py", "60")
+    refused(done, f"node1 ({hosts}:1) and node1:{port} ({hosts}:2) are one machine", "fix: leave one of the lines out")
     fab.assert_nothing_left()
 
 
@@ -91,8 +104,8 @@ FLAGS = {
     "bounds backwards": (("--nnodes", "3:2"), "2 is less than 3"),
     "more nodes than hosts": (("--nnodes", "3"), "does not fit the 2 hosts"),
     "a relative workdir": (("--workdir", "here"), "--workdir must be an absolute path, got 'here'"),
-    "nothing after --": (("--",), "nothing stands after --"),
-    "an empty script": (("--", ""), "an empty word stands after --"),
+    "nothing after --": (("--",), "there is nothing after --"),
+    "an empty script": (("--", ""), "there is an empty argument after --"),
     "a flag that is none": (("--nope",), "launch-per-node has no flag --nope"),
     "a misspelt flag": (("--hostfiel", "x"), "launch-per-node has no flag --hostfiel; did you mean --hostfile?"),
     "a flag given twice": (("--name", "a", "--name", "b"), "--name is given twice, the second time with 'b'"),
@@ -122,10 +135,10 @@ CORE = {
     "-f names a script": (("-f", "light.sh"), {}, "fab -f takes a .yaml file"),
     "-f replaces a section": (("-f", "scalar.yaml"), {}, "scalar.yaml: torchfab is a section, got 3"),
     "-f holds a word for a number": (("-f", "fanout.yaml"), {}, "torchfab.fanout is a number of at least 1, got 'x'"),
-    "a variable that is no number": (
+    "a variable that is not a number": (
         (),
         {"FABRIC_TORCHFAB_FANOUT": "x"},
-        "variable FABRIC_TORCHFAB_FANOUT is no number",
+        "variable FABRIC_TORCHFAB_FANOUT is not a number",
     ),
     "a variable that is too low": (
         (),
@@ -137,7 +150,7 @@ CORE = {
         {"FABRIC_TORCHFAB_SCRIPT": "a.py"},
         "FABRIC_TORCHFAB_SCRIPT names a setting that is no",
     ),
-    "a variable of Fabric": ((), {"FABRIC_PORT": "x"}, "the environment variable FABRIC_PORT is no number"),
+    "a variable of Fabric": ((), {"FABRIC_PORT": "x"}, "the environment variable FABRIC_PORT is not a number"),
 }
 FILES = {
     "typo.yaml": "torchfab: {fanuot: 3}",

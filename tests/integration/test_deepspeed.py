@@ -35,6 +35,7 @@ for step in range(20):
     engine.backward(loss)
     engine.step()
     print("zero", engine.zero_optimization_stage(), "step", step, "loss", float(loss), flush=True)
+deepspeed.comm.destroy_process_group()  # otherwise threads of gloo may abort the interpreter as it ends
 """
 CONFIG = {
     "train_micro_batch_size_per_gpu": 64,

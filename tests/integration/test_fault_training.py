@@ -16,7 +16,7 @@ import pytest
 
 from testbed import Cluster, network
 from tests.integration.fab import BIGRAM, Fab, eventually
-from tests.integration.faults import Matrix, Row, load_last, steps_logged
+from tests.integration.faults import Matrix, Row, load_last, steps_on_disk
 from tests.integration.faults_injected import other_disk
 from tests.integration.jobs import ok, status_of
 from torchfab.remote import procfs
@@ -40,7 +40,7 @@ class Training:
         names = ("--experiment-name", "x", "--save-dir", str(self.runs), "--dataset-cache-root", str(cache))
         words = ("--name", "x", "--nproc-per-node", "1", "--grace", "2", "--env", "PAUSE_S=0.05")
         ok(fab(*fab.launch(*words, "--", "bigram.py", *SIZE, *FREQUENT, *names)))
-        assert eventually(lambda: len(steps_logged(fab, "x")) > 5 and self.checkpoints() != [], 120), fab("logs", "x")
+        assert eventually(lambda: len(steps_on_disk(fab, "x")) > 5 and self.checkpoints() != [], 120), fab("logs", "x")
 
     def checkpoints(self) -> list[Path]:
         """Return the existing checkpoints."""
@@ -48,7 +48,7 @@ class Training:
 
     def now(self) -> int:
         """Return the last step in the logs."""
-        return steps_logged(self.fab, "x")[-1]
+        return steps_on_disk(self.fab, "x")[-1]
 
     def pids(self, what: str, node: int) -> int:
         """Return the pid of a node's rank, agent or supervisor."""

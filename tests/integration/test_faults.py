@@ -246,10 +246,11 @@ def test_two_concurrent_launches_of_one_name(fab: Fab, matrix: Matrix) -> None:
     row.stopped()
 
 
-# The node is slow: slower than the start of a `fab` on a busy machine.
+# The node is slow: it waits until the launch is being taken back.
+PAUSE = "echo >> {mark}; until [ -e {interrupted} ]; do sleep 0.1; done"
 PHASES = {
-    "prepares": f'case "$*" in -V) echo >> {{mark}}; sleep 12; echo tmux 3.4;; *) exec {REAL_TMUX} "$@";; esac',
-    "starts": f'case "$*" in *new-session*) echo >> {{mark}}; sleep 12;; esac; exec {REAL_TMUX} "$@"',
+    "prepares": f'case "$*" in -V) {PAUSE}; echo tmux 3.4;; *) exec {REAL_TMUX} "$@";; esac',
+    "starts": f'case "$*" in *new-session*) {PAUSE};; esac; exec {REAL_TMUX} "$@"',
 }
 
 
@@ -257,15 +258,18 @@ PHASES = {
 def test_a_job_is_stopped_while_it_is_launched(fab: Fab, matrix: Matrix, phase: str) -> None:
     row = matrix.row(f"stop while the launch {phase}", fab)
     row.without(2, 3)
-    mark = fab.folder / "asked"
-    with fake_program(fab.cluster.node(1), "tmux", PHASES[phase].format(mark=mark)):
+    mark, interrupted = fab.folder / "reached", fab.folder / "interrupted"
+    with fake_program(fab.cluster.node(1), "tmux", PHASES[phase].format(mark=mark, interrupted=interrupted)):
         launch = fab.start(*fab.launch("--name", "x", gpus=True))
-        assert eventually(mark.exists, 20)
-        stopped = fab("stop", "x", "--grace", "1")
-        launched = done(launch)
+        assert eventually(mark.exists, 60)
+        stop = fab.start("stop", "x", "--grace", "1")
+        assert launch.stderr is not None
+        assert any("interrupted" in line for line in launch.stderr)
+        interrupted.touch()
+        stopped, launched = done(stop), done(launch)
     assert stopped.rc == 0, stopped
     assert launched.rc == 130, launched
-    row.output_has(stopped.stdout, "job x: its launch was taken back; nothing of it was left running")
+    row.output_has(stopped.stdout, "job x: its launch was rolled back; nothing of it was left running")
     row.nothing_left(within_s=20, folders=True)
     assert fab.jobs() == []
 

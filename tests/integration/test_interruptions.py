@@ -17,35 +17,84 @@ import pytest
 from tests.integration.fab import Done, Fab, eventually
 from tests.integration.faults import Matrix
 from tests.integration.faults_injected import REAL_TMUX, fake_program
+from torchfab.remote import procfs
 from torchfab.transport import bundle
 
-# Duration of the slow node's step of the phase, in seconds; the others finish long before.
-SLOW_S = 1.5
-ASKED = "echo >> '{mark}'; sleep 1.5"
+# The slow node stays in its step of the phase until the test lets it continue; the other finishes long before.
+PAUSE = "echo >> '{reached}'; until [ -e '{released}' ]; do sleep 0.05; done"
 PHASES = {
-    "one": f'case "$*" in -V) {ASKED}; echo tmux 3.4;; *) exec {REAL_TMUX} "$@";; esac',
-    "two": f'case "$*" in *new-session*) {ASKED};; esac; exec {REAL_TMUX} "$@"',
+    "one": f'case "$*" in -V) {PAUSE}; echo tmux 3.4;; *) exec {REAL_TMUX} "$@";; esac',
+    "two": f'case "$*" in *new-session*) {PAUSE};; esac; exec {REAL_TMUX} "$@"',
 }
 
 
+class Launch:
+    """A launch in which one node is slow.
+
+    Parameters
+    ----------
+    fab : Fab
+        What launches.
+    slow : int
+        Index of the slow node.
+    config : Mapping, optional
+        As for `Fab`.
+    """
+
+    def __init__(self, fab: Fab, slow: int, config: Mapping[str, object] | None) -> None:
+        self.node = fab.cluster.node(slow)
+        self.reached, self.released = fab.folder / "reached", fab.folder / "released"
+        self.process = fab.start(*fab.launch("--name", "x", gpus=True), config=config)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the launching `fab`."""
+        os.killpg(self.process.pid, number)
+
+    def await_interrupted(self) -> str:
+        """Wait until `fab` prints that it was interrupted; return what it has printed on stderr."""
+        assert self.process.stderr
+        lines = []
+        for line in self.process.stderr:
+            lines.append(line)
+            if "interrupted" in line:
+                break
+        return "".join(lines)
+
+    def ended(self) -> Done:
+        """Wait for the end of `fab`."""
+        return ended(self.process)
+
+    def release(self) -> None:
+        """Let the slow node continue."""
+        self.released.touch()
+
+    def release_and_wait(self) -> None:
+        """Let the slow node continue, and wait until no connection to it is left: it has noticed that `fab` is gone."""
+        self.release()
+        listener = self.node.sshd_pid
+        assert listener is not None
+        assert eventually(lambda: procfs.descendants([listener]) == [], 30)
+
+
 @contextmanager
-def launching(
-    fab: Fab, phase: str, slow: int = 1, config: Mapping[str, object] | None = None
-) -> Iterator[subprocess.Popen[str]]:
-    """Start a launch; return its process when the slow node is still in this phase and the other has finished it."""
-    mark = fab.folder / "asked"
-    with fake_program(fab.cluster.node(slow), "tmux", PHASES[phase].format(mark=mark)):
-        process = fab.start(*fab.launch("--name", "x", gpus=True), config=config)
-        assert eventually(mark.exists, 10)
-        time.sleep(0.3)
-        yield process
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+def launching(fab: Fab, phase: str, slow: int = 1, config: Mapping[str, object] | None = None) -> Iterator[Launch]:
+    """Start a launch; return it when the slow node is still in this phase and the other has finished it."""
+    names = {name: fab.folder / name for name in ("reached", "released")}
+    with fake_program(fab.cluster.node(slow), "tmux", PHASES[phase].format(**names)):
+        launch = Launch(fab, slow, config)
+        try:
+            assert eventually(launch.reached.exists, 60)
+            time.sleep(0.3)
+            yield launch
+        finally:
+            launch.release()
+            if launch.process.poll() is None:
+                launch.signal(signal.SIGKILL)
+                launch.process.communicate()
 
 
 def ended(process: subprocess.Popen[str]) -> Done:
-    stdout, stderr = process.communicate(timeout=30)
+    stdout, stderr = process.communicate(timeout=60)
     return Done((), process.returncode, stdout, stderr)
 
 
@@ -56,24 +105,29 @@ def assert_name_is_free(fab: Fab) -> None:
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_ctrl_c_rolls_everything_back(fab: Fab, phase: str) -> None:
-    with launching(fab, phase) as process:
-        os.killpg(process.pid, signal.SIGINT)
-        done = ended(process)
+    with launching(fab, phase) as launch:
+        launch.signal(signal.SIGINT)
+        stderr = launch.await_interrupted()
+        if phase == "two":  # a node confirms that it has rolled back
+            launch.release()
+        done = launch.ended()
+        stderr += done.stderr
         assert done.rc == 130, done
         assert done.stdout == "", done
-        assert "error: interrupted; nothing was left running" in done.stderr, done
-        assert "Traceback" not in done.stderr, done
+        assert "error: interrupted; nothing was left running" in stderr, stderr
+        assert "Traceback" not in stderr, stderr
         assert fab.jobs() == []
-        time.sleep(SLOW_S)  # the slow node continues alone, and notices that fab is gone
+        launch.release_and_wait()
         fab.assert_nothing_left(within_s=3)
 
 
 def test_repeated_ctrl_c_still_rolls_everything_back(fab: Fab) -> None:
-    with launching(fab, "two") as process:
+    with launching(fab, "two") as launch:
         for _ in range(4):
-            os.killpg(process.pid, signal.SIGINT)
+            launch.signal(signal.SIGINT)
             time.sleep(0.2)
-        done = ended(process)
+        launch.release()
+        done = launch.ended()
         assert done.rc == 130, done
         assert "error: interrupted; nothing was left running" in done.stderr, done
         fab.assert_nothing_left(within_s=3)
@@ -82,10 +136,10 @@ def test_repeated_ctrl_c_still_rolls_everything_back(fab: Fab) -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
 def test_a_launch_killed_in_phase_one_leaves_nothing(fab: Fab, matrix: Matrix, number: signal.Signals) -> None:
     row = matrix.row("kill -9 of fab while it prepares", fab) if number == signal.SIGKILL else None
-    with launching(fab, "one") as process:
-        os.killpg(process.pid, number)
-        assert ended(process).rc == -number
-        time.sleep(SLOW_S)
+    with launching(fab, "one") as launch:
+        launch.signal(number)
+        assert launch.ended().rc == -number
+        launch.release_and_wait()
         assert eventually(lambda: fab.left() == {"records": ["x"]}, 3), fab.left()
         jobs = fab("jobs")
         assert "no job was launched" in jobs.stdout
@@ -99,11 +153,12 @@ def test_a_launch_killed_in_phase_one_leaves_nothing(fab: Fab, matrix: Matrix, n
 def test_nodes_roll_back_the_launch_of_a_killed_fab(fab: Fab, matrix: Matrix) -> None:
     row = matrix.row("kill -9 of fab while it starts", fab)
     row.without(2, 3)
-    with launching(fab, "two") as process:
-        assert eventually(lambda: len(fab.processes()) >= 2, 3), fab.processes()  # the other node is ready
-        os.killpg(process.pid, signal.SIGKILL)
-        ended(process)
-        assert eventually(lambda: fab.left() == {"records": ["x"]}, 8), fab.left()
+    with launching(fab, "two") as launch:
+        assert eventually(lambda: len(fab.processes()) >= 2, 20), fab.processes()  # the other node is ready
+        launch.signal(signal.SIGKILL)
+        launch.ended()
+        launch.release()
+        assert eventually(lambda: fab.left() == {"records": ["x"]}, 20), fab.left()
     row.state_is("lost", "launch-cut-off")
     row.nothing_left(folders=True)
     assert fab("jobs", "--remove", "x").rc == 0
@@ -112,10 +167,11 @@ def test_nodes_roll_back_the_launch_of_a_killed_fab(fab: Fab, matrix: Matrix) ->
 
 @pytest.mark.parametrize("slow", [0, 1], ids=["the other is slow", "while it is slow"])
 def test_a_connection_that_dies_between_the_phases_is_named(fab: Fab, slow: int) -> None:
-    with launching(fab, "one", slow) as process:
+    with launching(fab, "one", slow) as launch:
         fab.cluster.kill_sshd(1)
+        launch.release()
         try:
-            done = ended(process)
+            done = launch.ended()
         finally:
             fab.cluster.start_sshd(1)
         assert done.rc == 1, done
@@ -123,17 +179,18 @@ def test_a_connection_that_dies_between_the_phases_is_named(fab: Fab, slow: int)
         assert "node2: the connection was lost" in done.stderr, done
         assert "Traceback" not in done.stderr, done
         # The node rolls back what is not confirmed. The record of a job that may run somewhere is kept.
-        assert eventually(lambda: set(fab.left()) <= {"records"}, 8), fab.left()
+        assert eventually(lambda: set(fab.left()) <= {"records"}, 20), fab.left()
     if fab.jobs():
         assert "did not confirm that nothing of it runs there" in done.stderr, done
         assert fab("stop", "x").rc == 0
 
 
 def test_a_node_disconnected_in_phase_two_is_named_and_can_be_stopped(fab: Fab) -> None:
-    with launching(fab, "two", config={"start_timeout_s": 0.5}) as process:
+    with launching(fab, "two", config={"start_timeout_s": 0.5}) as launch:
         fab.cluster.partition(1)
         try:
-            done = ended(process)
+            done = launch.ended()
+            launch.release()
             assert done.rc == 1, done
             assert "node2 did not confirm that nothing of it runs there" in done.stderr, done
             assert "fab stop x" in done.stderr, done
@@ -150,7 +207,7 @@ def test_a_node_disconnected_in_phase_two_is_named_and_can_be_stopped(fab: Fab) 
 
 def test_ctrl_c_on_follow_leaves_all_ranks_running(fab: Fab) -> None:
     process = fab.start(*fab.launch("--name", "x", "--follow", gpus=True))
-    assert eventually(lambda: "running" in fab("status", "x").stdout, 10)
+    assert eventually(lambda: "running" in fab("status", "x").stdout, 30)
     time.sleep(0.5)
     os.killpg(process.pid, signal.SIGINT)
     done = ended(process)

@@ -22,6 +22,7 @@ from torchfab.launch import submit
 from torchfab.launch.context import CommandContext
 from torchfab.launchers import kubernetes
 from torchfab.records import Record
+from torchfab.runtimes.kubernetes import log_stream, runtime
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,6 +72,18 @@ class Here:
 
     def find(self, name: str = "gpt2") -> Record:
         return job_lookup.find(name, self.ctx)
+
+    def prints(self, *texts: str) -> str:
+        """Wait until all of these texts are printed; give what was printed since the last call."""
+        printed = ""
+
+        def there() -> bool:
+            nonlocal printed
+            printed += self.output()
+            return all(text in printed for text in texts)
+
+        until(there)
+        return printed
 
     def output(self) -> str:
         """Give what was printed since the last call, on stdout and stderr."""
@@ -136,7 +149,10 @@ def until(holds: Callable[[], object], within_s: float = 20.0) -> None:
 def here_on(
     api: API, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Here]:
-    """Give a launch machine whose kubeconfig leads to `api`."""
+    """Give a launch machine whose kubeconfig leads to `api`, which is asked again sooner than a real one."""
+    monkeypatch.setattr(log_stream, "_MIN_REFRESH_S", 0.05)
+    monkeypatch.setattr(log_stream, "_RETRY_S", 0.1)
+    monkeypatch.setattr(runtime, "_POLL_S", 0.02)
     path = folder / "kubeconfig"
     path.write_text(api.kubeconfig())
     monkeypatch.setenv("KUBECONFIG", str(path))

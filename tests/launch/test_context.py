@@ -1,4 +1,4 @@
-"""What a command reads of the world."""
+"""The context of a command."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torchfab.core.errors import UsageError
 from torchfab.launch.context import identities
 
 
-def test_keys_are_a_list_as_fab_i_gives_it_or_one_as_files_of_settings_have_it(tmp_path: Path) -> None:
+def test_private_keys_are_a_list_or_a_single_path(tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.touch()
     assert identities([str(key)]) == identities(str(key)) == (str(key),)

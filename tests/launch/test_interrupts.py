@@ -26,16 +26,14 @@ def send(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-def test_fab_stop_is_ctrl_c_within_the_block_and_ignored_after_it() -> None:
+def test_the_stop_signal_interrupts_the_block_and_is_ignored_afterwards() -> None:
     with pytest.raises(KeyboardInterrupt), StopOnSignal():
         send(STOP_SIGNAL)
     send(STOP_SIGNAL)
 
 
 @pytest.mark.parametrize("number", BOTH)
-def test_only_the_first_interrupt_counts_so_that_a_rollback_finishes(
-    number: int, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_interrupts_after_the_first_are_ignored(number: int, capsys: pytest.CaptureFixture[str]) -> None:
     signal.signal(STOP_SIGNAL, signal.default_int_handler)
     before = [signal.getsignal(each) for each in BOTH]
     interrupted = 0
@@ -47,7 +45,7 @@ def test_only_the_first_interrupt_counts_so_that_a_rollback_finishes(
         for again in BOTH:
             send(again)
     assert interrupted == 1
-    assert "taking back what was started" in capsys.readouterr().err
+    assert "rolling back the launch" in capsys.readouterr().err
     assert [signal.getsignal(each) for each in BOTH] == before
 
 

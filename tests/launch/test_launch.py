@@ -1,4 +1,4 @@
-"""A launch: where it goes, and what becomes of it when it is interrupted."""
+"""A launch: its hosts, the name of its job, and its state after an interrupt."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from tests.factories import make_facts, make_job, make_node_facts, make_nodes
-from torchfab.cli.flags import GpuLaunchFlags, LaunchFlags
+from torchfab.cli.flags import LaunchFlags
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.errors import Interrupted
-from torchfab.launch import hosts, launch
+from torchfab.launch import launch
 from torchfab.launch.context import CommandContext
 from torchfab.launchers import per_node
 from torchfab.records import Record
@@ -33,8 +33,8 @@ def ctx(tmp_path: Path) -> CommandContext:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> LaunchRequest:
-    """Return what is asked for, of nodes that are ready, and on which everything starts."""
+def launch_request(monkeypatch: pytest.MonkeyPatch) -> LaunchRequest:
+    """A launch request whose nodes are prepared and start everything."""
     facts = [make_node_facts(each) for each in make_facts(1, 1)]
     answers = {node.rank: tmux.PreparedNode(node, facts[node.rank], 0.0, 0.0) for node in NODES}
     prepared = tmux.Prepared(ConnectionSettings(), NODES, answers=answers)
@@ -44,20 +44,13 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> LaunchRequest:
     return LaunchRequest(make_job(options=per_node.options(flags)), vars(flags), NODES, (), 2)
 
 
-def test_hosts_of_the_command_line_are_slots_too_and_may_be_ranges(ctx: CommandContext) -> None:
-    ctx = replace(ctx, hosts="a,node[1,3],a")
-    nodes, slots = hosts.read_inventory(GpuLaunchFlags(), ctx)
-    assert [node.host for node in nodes] == ["a", "node1", "node3"]
-    assert [slot.node_rank for slot in slots] == [0, 1, 2, 0]
-
-
 @pytest.mark.parametrize(
     ("script", "name"),
     [(["src/train.py", "--lr", "0.1"], "train"), (["-m", "my.train", "--lr", "0.1"], "my-train")],
 )
 def test_a_job_is_named_after_its_script_or_module(ctx: CommandContext, script: list[str], name: str) -> None:
     config = {"script": [], "forward": [], "node_dir": ".torchfab", "grace_s": 10}
-    job = launch.make_job(per_node, LaunchFlags(), per_node.Flags(), replace(ctx, config=config, words=tuple(script)))
+    job = launch.make_job(per_node, LaunchFlags(), per_node.Flags(), replace(ctx, config=config, script=tuple(script)))
     assert re.fullmatch(rf"{name}-\d{{4}}-\d{{6}}", job.name)
 
 
@@ -65,28 +58,28 @@ def press_ctrl_c(*_: Any, **__: Any) -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_ctrl_c_when_the_job_has_just_started_leaves_its_record_and_says_that_it_runs(
-    ctx: CommandContext, asked: LaunchRequest, monkeypatch: pytest.MonkeyPatch
+def test_ctrl_c_just_after_the_start_keeps_the_record(
+    ctx: CommandContext, launch_request: LaunchRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Record, "remember", press_ctrl_c)
     with pytest.raises(Interrupted, match=r"job gpt2 had started by then: it runs\n.*fab stop gpt2"):
-        launch.execute(asked, ctx)
+        launch.execute(launch_request, ctx)
     assert ctx.records.get("gpt2").is_confirmed
 
 
-def test_ctrl_c_while_it_hangs_up_leaves_the_record_too(
-    ctx: CommandContext, asked: LaunchRequest, monkeypatch: pytest.MonkeyPatch
+def test_ctrl_c_while_connections_close_keeps_the_record(
+    ctx: CommandContext, launch_request: LaunchRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tmux.Prepared, "close", press_ctrl_c)
     with pytest.raises(Interrupted, match="it runs"):
-        launch.execute(asked, ctx)
+        launch.execute(launch_request, ctx)
     assert ctx.records.get("gpt2").is_confirmed
 
 
-def test_ctrl_c_before_anything_has_started_leaves_nothing(
-    ctx: CommandContext, asked: LaunchRequest, monkeypatch: pytest.MonkeyPatch
+def test_ctrl_c_before_the_start_leaves_no_record(
+    ctx: CommandContext, launch_request: LaunchRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tmux, "start", press_ctrl_c)
     with pytest.raises(Interrupted, match="nothing was left running"):
-        launch.execute(asked, ctx)
+        launch.execute(launch_request, ctx)
     assert ctx.records.all() == []

@@ -1,4 +1,4 @@
-"""The claim of a job's name during its launch, and what a launch prints."""
+"""The claim of a job's name during its launch, and the output of a launch."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def test_a_failed_launch_releases_the_name(records: Records) -> None:
     with pytest.raises(TorchfabError, match="no tmux"):
         fail(records, TorchfabError("no tmux"))
     assert records.all() == []
-    with claimed_name(records, "gpt2") as place:
-        assert place.is_dir()
+    with claimed_name(records, "gpt2") as path:
+        assert path.is_dir()
 
 
 def test_the_name_is_kept_if_the_job_may_run_on_a_host(records: Records) -> None:
-    error = TorchfabError("1 host gives no answer")
+    error = TorchfabError("1 host did not answer")
     error.uncertain_hosts = ("a",)
     with pytest.raises(TorchfabError):
         fail(records, error)
@@ -57,7 +57,7 @@ def test_the_name_is_kept_if_the_job_has_started(records: Records) -> None:
     assert not has_started(records, "another")
 
 
-def test_fab_stop_interrupts_a_launch_but_not_what_follows(records: Records) -> None:
+def test_fab_stop_interrupts_a_launch_but_not_later_commands(records: Records) -> None:
     with pytest.raises(KeyboardInterrupt), claimed_name(records, "gpt2"):
         os.kill(os.getpid(), interrupts.STOP_SIGNAL)
     assert signal.getsignal(interrupts.STOP_SIGNAL) is signal.SIG_IGN

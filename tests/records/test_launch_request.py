@@ -92,7 +92,7 @@ def test_the_first_nodes_run_and_the_rest_are_spares() -> None:
 
 
 def test_too_few_nodes_is_an_error_that_names_the_lemons() -> None:
-    with pytest.raises(UsageError, match=r"4 nodes are wanted.* 2 that can be used; left out as lemons: a,c"):
+    with pytest.raises(UsageError, match=r"needs 4 nodes.* 2 that can be used; left out as lemons: a,c"):
         launch.choose(NODES, 4, {"a", "c"})
 
 

@@ -131,7 +131,11 @@ def _kill(pids: Sequence[int]) -> None:
 
 
 def memory_group(name: str) -> Path:
-    """Make a control group limited to 64 MB; skip the test where that is not allowed."""
+    """Make a control group limited to 64 MB; skip the test where that is not allowed.
+
+    Its name ends with our pid: two test runs on one machine have one each.
+    """
+    name = f"{name}-{os.getpid()}"
     v1, v2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
     root, limit = (v1, "memory.limit_in_bytes") if v1.is_dir() else (v2, "memory.max")
     try:

@@ -9,13 +9,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.integration.fab import eventually
+from torchfab.remote import procfs
 
 SHIMS = sorted((Path(__file__).parents[2] / "torchfab" / "remote" / "shims").glob("*.py"))
 SHOW = "import json, os, sys; print(json.dumps([sys.argv[1:], dict(os.environ)]))"
@@ -32,10 +32,32 @@ def place(tmp_path: Path) -> Path:
     return folder
 
 
+_started: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def _end_processes() -> Iterator[None]:
+    """End what a test that failed has left, and close the pipes."""
+    yield
+    for process in _started:
+        if process.poll() is None:
+            process.terminate()  # forwarded to the command
+        process.wait(30)
+        if process.stdout:
+            process.stdout.close()
+    _started.clear()
+
+
 def start(place: Path, shim: str, *args: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
-    argv = (sys.executable, "-I", "-S", str(place / f"{shim}.py"), *args)
+    return begin((str(place / f"{shim}.py"), *args), env)
+
+
+def begin(words: Sequence[str], env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    """Start Python with these words."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("TORCHFAB", "RANK", "PMI"))}
-    return subprocess.Popen(argv, env={**clean, **(env or {})}, stdout=subprocess.PIPE, text=True)
+    argv = (sys.executable, "-I", "-S", *words)
+    _started.append(subprocess.Popen(argv, env={**clean, **(env or {})}, stdout=subprocess.PIPE, text=True))
+    return _started[-1]
 
 
 def run(place: Path, shim: str, *args: str, env: Mapping[str, str] | None = None) -> tuple[int, str]:
@@ -60,6 +82,40 @@ def test_a_shim_is_python_3_9_and_imports_nothing_of_torchfab(path: Path) -> Non
     imported = [name for name in imported if name != "rsh" or path.stem != "head"]
     outside = {name.partition(".")[0] for name in imported} - set(sys.stdlib_module_names)
     assert outside <= ALLOWED.get(path.stem, set())
+
+
+# ---- signals
+
+# A shim that gets a signal at the very moment at which it starts its command.
+SIGNALLED = """
+import os, runpy, signal, subprocess, sys
+class Popen(subprocess.Popen):
+    def __init__(self, *args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        super().__init__(*args, **kwargs)
+subprocess.Popen = Popen
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("rank.py", "--logs", "sleep", "60"), -signal.SIGTERM),
+        (("head.py", "sleep", "60"), 128 + signal.SIGTERM),
+        (("relay.py", "await"), 128 + signal.SIGTERM),
+    ],
+    ids=["rank", "head", "relay"],
+)
+def test_a_signal_that_arrives_while_the_command_starts_is_forwarded(
+    place: Path, words: tuple[str, ...], code: int
+) -> None:
+    write_nodes(place, {})
+    sender = {"pid": os.getpid(), "start": procfs.start_time(os.getpid())}
+    (place / "command.json").write_text(json.dumps({"text": "exec sleep 60", **sender}))
+    process = begin(("-c", SIGNALLED, str(place / words[0]), *words[1:]), env={"RANK": "0"})
+    assert ended(process)[0] == code
 
 
 # ---- rank
@@ -138,6 +194,11 @@ def test_a_failing_rank_of_mpich_aborts_the_others(place: Path) -> None:
 # ---- relay
 
 
+def touch_and_sleep(path: Path) -> str:
+    """Return a shell command that makes a file and then runs until a signal ends it."""
+    return f"touch '{path}'; exec sleep 60"
+
+
 def test_a_relay_runs_the_command_in_its_own_environment(place: Path) -> None:
     relay = start(place, "relay", "await", env={"SECRET": "inside"})
     delivered = run(place, "relay", "deliver", 'echo "$SECRET"; exit 7', env={"SECRET": "outside"})
@@ -146,22 +207,18 @@ def test_a_relay_runs_the_command_in_its_own_environment(place: Path) -> None:
 
 
 def test_a_relay_runs_only_one_command(place: Path) -> None:
-    relay = start(place, "relay", "await")
-    sender = start(place, "relay", "deliver", "sleep 60")
-    assert eventually((place / "command.json").exists, 20)
-    assert run(place, "relay", "deliver", "touch forbidden")[0] == 0
-    time.sleep(0.3)  # until the relay has read the command and forwards signals
+    relay, sender = start(place, "relay", "await"), start(place, "relay", "deliver", touch_and_sleep(place / "runs"))
+    assert eventually((place / "runs").exists, 20)
+    assert run(place, "relay", "deliver", f"touch '{place}/forbidden'")[0] == 0
     relay.send_signal(signal.SIGTERM)
     assert (ended(relay)[0], ended(sender)[0]) == (143, 143)
-    assert not Path("forbidden").exists()
+    assert not (place / "forbidden").exists()
 
 
 @pytest.mark.parametrize("how", ["killed", "hung up"])
 def test_a_relay_ends_its_command_when_the_sender_has_ended(place: Path, how: str) -> None:
-    relay = start(place, "relay", "await")
-    sender = start(place, "relay", "deliver", "sleep 60")
-    assert eventually((place / "command.json").exists, 20)
-    time.sleep(0.3)
+    relay, sender = start(place, "relay", "await"), start(place, "relay", "deliver", touch_and_sleep(place / "runs"))
+    assert eventually((place / "runs").exists, 20)
     assert sender.stdout is not None
     if how == "killed":
         sender.kill()

@@ -1,4 +1,4 @@
-"""The one source text that runs on a node."""
+"""The source text of the program that runs on nodes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from torchfab.transport import bundle
 
 
-def test_the_program_is_plain_python_that_brings_its_own_modules() -> None:
+def test_the_program_is_plain_python_with_its_own_modules() -> None:
     code = (
         bundle.source().rpartition("sys.exit(")[0]
         + "\nimport torchfab.remote.job.log_reader as m; print(m.__name__, m.__spec__.loader)"
@@ -25,11 +25,11 @@ def test_the_program_is_plain_python_that_brings_its_own_modules() -> None:
     assert done.stdout.startswith("torchfab.remote.job.log_reader <class ")
 
 
-def test_its_length_is_said_in_bytes_whatever_is_in_it() -> None:
+def test_the_command_has_the_length_of_the_program_in_bytes() -> None:
     *before, length = bundle.argv("a python")
     assert before == ["a python", "-I", "-S", "-c", bundle.BOOTSTRAP]
     assert int(length) == len(bundle.packed())
 
 
-def test_an_argv_of_it_is_far_below_what_a_command_line_holds() -> None:
+def test_the_command_is_far_below_the_limit_of_a_command_line() -> None:
     assert sum(map(len, bundle.argv("python3"))) < 1000

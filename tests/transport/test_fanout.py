@@ -1,20 +1,22 @@
-"""One thing for many hosts at once."""
+"""Parallel calls for many hosts."""
 
 from __future__ import annotations
 
 import threading
 import time
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.remote.place import wait_for
 from torchfab.transport import fanout
 from torchfab.transport.fanout import fan_out
 
 
-class Crowd:
-    """Counts how many are in it at once."""
+class Counter:
+    """Counts the threads that are in the block at the same time."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -31,16 +33,16 @@ class Crowd:
 
 
 @given(st.lists(st.integers(-5, 5), max_size=30), st.integers(1, 8))
-def test_every_item_comes_back_once_with_its_result_or_its_exception(items: list[int], limit: int) -> None:
+def test_every_item_has_one_result_or_exception(items: list[int], limit: int) -> None:
     found = [
         (item, type(got) if isinstance(got, Exception) else got)
         for item, got in fan_out(items, lambda x: 10 // x, limit)
     ]
-    wanted = [(item, 10 // item if item else ZeroDivisionError) for item in items]
-    assert sorted(found, key=str) == sorted(wanted, key=str)
+    expected = [(item, 10 // item if item else ZeroDivisionError) for item in items]
+    assert sorted(found, key=str) == sorted(expected, key=str)
 
 
-def test_a_slow_item_delays_no_other() -> None:
+def test_a_slow_item_does_not_delay_others() -> None:
     release = threading.Event()
     results = fan_out(["slow", "a", "b"], lambda item: release.wait(20) if item == "slow" else item, 2)
     assert {next(results), next(results)} == {("a", "a"), ("b", "b")}
@@ -48,7 +50,7 @@ def test_a_slow_item_delays_no_other() -> None:
     assert next(results) == ("slow", True)
 
 
-def test_items_that_keep_all_threads_busy_delay_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_items_that_block_all_threads_do_not_delay_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fanout, "STUCK_S", 0.05)
     release = threading.Event()
     items = ["slow", "slower", "a", "b"]
@@ -59,73 +61,79 @@ def test_items_that_keep_all_threads_busy_delay_no_other(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("limit", [1, 3])
-def test_no_more_than_the_limit_are_at_work(limit: int) -> None:
-    crowd = Crowd()
+def test_at_most_the_limit_run_at_the_same_time(limit: int) -> None:
+    counter = Counter()
 
     def act(_: int) -> None:
-        with crowd:
+        with counter:
             time.sleep(0.01)
 
     assert len(list(fan_out(range(12), act, limit))) == 12
-    assert crowd.most <= limit
+    assert counter.most <= limit
 
 
-def test_who_is_slow_and_gets_on_is_not_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
-    """More at once would make each slower still, where what they share is what makes them slow."""
-    monkeypatch.setattr(fanout, "STUCK_S", 1.0)  # much longer than a busy machine keeps a thread waiting
-    crowd = Crowd()
+def test_slow_items_with_progress_get_no_further_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Further threads would make each item slower if a shared resource is the bottleneck."""
+    monkeypatch.setattr(fanout, "STUCK_S", 0.3)
+    longest_s = 1.0
+    while longest_s > 0.25:  # a busy machine has kept the threads waiting: they were stuck
+        counter, times = Counter(), [time.monotonic()]
 
-    def act(_: int) -> None:
-        with crowd:
-            for _ in range(6):
-                time.sleep(0.25)
-                fanout.report_progress()
+        def act(_: int, counter: Counter = counter, times: list[float] = times) -> None:
+            with counter:
+                for _ in range(4):
+                    time.sleep(0.1)
+                    fanout.report_progress()
+                    times.append(time.monotonic())
 
-    assert len(list(fan_out(range(4), act, 2))) == 4
-    assert crowd.most == 2
+        assert len(list(fan_out(range(4), act, 2))) == 4
+        longest_s = max(later - earlier for earlier, later in pairwise(sorted(times)))
+    assert counter.most == 2
 
 
-def test_those_that_were_stuck_are_not_added_to_the_others_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_that_were_stuck_exit_when_they_return(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fanout, "STUCK_S", 1.0)
-    release, crowd = threading.Event(), Crowd()
+    release, counter = threading.Event(), Counter()
 
     def act(item: int) -> None:
         if item < 2:
             release.wait(20)
             return
-        with crowd:
-            release.set()  # the first of those that take over lets the stuck ones go on
+        with counter:
+            release.set()  # the first of the further threads releases the stuck ones
             time.sleep(0.01)
 
     assert len(list(fan_out(range(40), act, 2))) == 40
-    assert crowd.most == 2
+    assert counter.most == 2
 
 
-def test_many_silent_ones_take_four_times_the_threads_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_items_get_at_most_four_times_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fanout, "STUCK_S", 0.02)
-    release, crowd, seen = threading.Event(), Crowd(), []
+    release, counter, counted = threading.Event(), Counter(), []
 
     def act(_: int) -> None:
-        with crowd:
+        with counter:
             release.wait(20)
 
-    def let_go() -> None:
-        seen.append(crowd.most)
+    def measure() -> None:
+        wait_for(lambda: counter.most >= 8)
+        time.sleep(0.2)  # ten times STUCK_S
+        counted.append(counter.most)
         release.set()
 
-    timer = threading.Timer(1.0, let_go)
-    timer.start()
+    watcher = threading.Thread(target=measure)
+    watcher.start()
     assert len(list(fan_out(range(20), act, 2))) == 20
-    timer.join()
-    assert seen == [8]
+    watcher.join()
+    assert counted == [8]
 
 
-def test_when_the_caller_has_gone_nobody_begins_with_the_rest() -> None:
-    begun: list[int] = []
+def test_pending_items_are_discarded_when_the_caller_stops() -> None:
+    started: list[int] = []
     release = threading.Event()
 
     def act(item: int) -> None:
-        begun.append(item)
+        started.append(item)
         if item:
             release.wait(20)
 
@@ -134,8 +142,8 @@ def test_when_the_caller_has_gone_nobody_begins_with_the_rest() -> None:
     results.close()  # type: ignore[attr-defined]
     release.set()
     time.sleep(0.1)
-    assert len(begun) <= 3
+    assert len(started) <= 3
 
 
-def test_nothing_to_do_is_done() -> None:
+def test_no_items_give_no_results() -> None:
     assert list(fan_out([], str, 4)) == []

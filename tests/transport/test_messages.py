@@ -1,4 +1,4 @@
-"""Answers of nodes: a true one is accepted; with any part exchanged it is refused, or it can be used and shown."""
+"""Answers of nodes: a valid one is accepted; a changed one is rejected, or it can be used and shown."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ import msgspec
 import pytest
 from hypothesis import strategies as st
 
+import torchfab.stacks.report
+import torchfab.why.report
 from tests.support import fuzzed, refusal
 from tests.transport.requests import STREAMING, RequestType, operation, request_types, without_values
-from tests.transport.test_messages_fuzz import JSON, NODE, Spoken, frame
+from tests.transport.test_messages_fuzz import JSON, NODE, RecordedChannel, frame
 from torchfab.commands import stop, top
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core import status
@@ -29,14 +31,12 @@ from torchfab.monitoring import host_load
 from torchfab.records import Record
 from torchfab.runtimes import tmux, tmux_logs, tmux_stacks
 from torchfab.runtimes.slurm import runtime
-from torchfab.stacks import report as stacks_page
 from torchfab.stacks.model import StackDump
 from torchfab.sync import results
 from torchfab.transport.messages import doctor, job, launch, load, slurm, stacks, sync
 from torchfab.transport.pool import Response
 from torchfab.transport.session import NodeError, Session
 from torchfab.why import diagnosis
-from torchfab.why import report as page
 
 RANK = {"rank": 0, "local_rank": 0, "world_size": 2, "attempt": 0, "pid": 7, "start_time": 1, "started": 5.0}
 PROCESS = {
@@ -207,7 +207,7 @@ STACKS_REQUEST = {"ranks": None, "native": False, "timeout_s": 1.0, "signal": ""
 
 
 def check_shown(*values: Any) -> None:
-    """Fail if what is printed would steer a terminal."""
+    """Fail if the output has control characters."""
     text = "\n".join(value if isinstance(value, str) else json.dumps(value, default=str) for value in values)
     assert not [sign for sign in text if (ord(sign) < 32 and sign not in "\t\n") or 127 <= ord(sign) < 160]
     assert not re.search(r"\\u00(?:0|1|7f|8|9)", text)  # in JSON they are written so
@@ -237,7 +237,7 @@ def use_stopped(answer: job.StopAnswer) -> None:
 
 def use_evidence(answer: job.EvidenceAnswer) -> None:
     whole = diagnosis.diagnose(with_answer(tmux.evidence, answer))
-    check_shown(page.render(whole), page.as_json(whole))
+    check_shown(torchfab.why.report.render(whole), torchfab.why.report.as_json(whole))
 
 
 def use_facts(answer: launch.PrepareAnswer) -> None:
@@ -273,8 +273,8 @@ def use_doctor(**values: Any) -> None:
 
 
 def show_stacks(dump: StackDump) -> None:
-    check_shown(stacks_page.render("x", dump, True, True), stacks_page.render("x", dump))
-    check_shown(stacks_page.as_json("x", dump, False))
+    check_shown(torchfab.stacks.report.render("x", dump, True, True), torchfab.stacks.report.render("x", dump))
+    check_shown(torchfab.stacks.report.as_json("x", dump, False))
 
 
 def use_stacks(answer: stacks.StacksAnswer) -> None:
@@ -316,7 +316,7 @@ def use_files(answer: sync.FilesAnswer) -> None:
 
 def with_slurm_answer(function: Callable[..., Any], answer: Any, *arguments: Any) -> Any:
     """Call an operation of the Slurm runtime, whose login node gives this answer."""
-    sent = Spoken(frame({**msgspec.to_builtins(answer), "of": 1}))
+    sent = RecordedChannel(frame({**msgspec.to_builtins(answer), "of": 1}))
     with mock.patch.object(runtime, "_open", return_value=Session(NODE, sent)):
         return function(SLURM_JOB, *arguments)
 
@@ -327,7 +327,7 @@ def use_slurm_status(answer: slurm.SlurmStatus) -> None:
 
 def use_slurm_evidence(answer: slurm.SlurmEvidence) -> None:
     whole = diagnosis.diagnose(with_slurm_answer(runtime.evidence, answer))
-    check_shown(page.render(whole), page.as_json(whole))
+    check_shown(torchfab.why.report.render(whole), torchfab.why.report.as_json(whole))
 
 
 def use_slurm_stop(answer: slurm.SlurmStopAnswer) -> None:
@@ -345,7 +345,7 @@ def use_slurm_lines(answer: slurm.SlurmLogsFrame) -> None:
 
 
 class Case(NamedTuple):
-    """A true answer to a request, and what reads and shows such an answer."""
+    """A valid answer to a request, and the function that reads and shows it."""
 
     answer: dict[str, Any]
     use: Callable[[Any], Any]
@@ -388,8 +388,8 @@ each_request = pytest.mark.parametrize("kind", request_types(), ids=lambda kind:
 
 
 def receive(kind: RequestType, answer: dict[str, Any]) -> list[Any]:
-    """Send a request of this type to a node that gives this answer; return what is read of it."""
-    session, request = Session(NODE, Spoken(frame({**answer, "of": 1}))), without_values(kind)
+    """Send a request of this type to a node that gives this answer; return the decoded answer."""
+    session, request = Session(NODE, RecordedChannel(frame({**answer, "of": 1}))), without_values(kind)
     if kind not in STREAMING:
         return [session.request(request, 5)]
     session.post(request)
@@ -397,7 +397,7 @@ def receive(kind: RequestType, answer: dict[str, Any]) -> list[Any]:
 
 
 @each_request
-def test_a_true_answer_is_accepted_and_can_be_shown(kind: RequestType) -> None:
+def test_a_valid_answer_is_accepted_and_can_be_shown(kind: RequestType) -> None:
     answer, use = CASES[kind]
     (received,) = receive(kind, answer)
     assert isinstance(received, kind.ANSWER)
@@ -418,7 +418,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 def changed(value: Any, path: tuple[Any, ...], part: Any) -> Any:
-    """Return a value with another part, or without it where that is ()."""
+    """Return a value with one part replaced, or removed if the replacement is ()."""
     made = copy.deepcopy(value)
     inner = made
     for key in path[:-1]:
@@ -439,14 +439,12 @@ CHANGES = st.lists(st.tuples(st.integers(0, 10_000), PART), min_size=1, max_size
 
 @each_request
 @fuzzed(CHANGES)
-def test_an_answer_with_any_parts_exchanged_is_refused_or_can_be_shown(
-    kind: RequestType, changes: list[tuple[int, Any]]
-) -> None:
+def test_a_changed_answer_is_rejected_or_can_be_shown(kind: RequestType, changes: list[tuple[int, Any]]) -> None:
     answer, use = CASES[kind]
     for place, part in changes:
         try:
             answer = changed(answer, PLACES[kind][place % len(PLACES[kind])], part)
-        except (KeyError, TypeError, IndexError):  # the first change has replaced the place of the second one
+        except (KeyError, TypeError, IndexError):  # the first change removed the path of the second one
             continue
     received: list[Any] = []
     error = refusal(HostError, lambda: received.extend(receive(kind, answer)))
@@ -457,7 +455,7 @@ def test_an_answer_with_any_parts_exchanged_is_refused_or_can_be_shown(
 
 
 @fuzzed(st.lists(st.fixed_dictionaries({"what": st.text(max_size=9), "fix": st.text(max_size=9)}), max_size=99))
-def test_the_problems_of_a_node_are_a_short_error_that_is_not_empty(problems: list[dict[str, str]]) -> None:
+def test_the_problems_of_a_node_are_a_short_nonempty_error(problems: list[dict[str, str]]) -> None:
     error = refusal(HostError, lambda: receive(job.StatusRequest, {"problems": problems}))
     assert error is not None
     assert error.message.splitlines()

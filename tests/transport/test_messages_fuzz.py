@@ -1,4 +1,4 @@
-"""A node that answers garbage, or worse: bounded memory, a clear error, nothing that steers a terminal."""
+"""Garbage and hostile answers: bounded memory, a clear error, no control characters in output."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ JSON = st.recursive(
 )
 
 
-class Spoken:
-    """A pipe from which bytes come that were said before."""
+class RecordedChannel:
+    """A channel that returns recorded bytes."""
 
     def __init__(self, data: bytes) -> None:
         self.chunks = [data[start : start + 1 << 16] for start in range(0, len(data), 1 << 16)]
 
     def write(self, data: bytes) -> None:
-        """Take what nobody reads."""
+        """Ignore the bytes."""
 
     def read(self, timeout_s: float) -> bytes | None:
         return self.chunks.pop(0) if self.chunks else b""
@@ -49,7 +49,7 @@ class Spoken:
         return 0, "\x1b]0;gone\x07 its last words"
 
     def close(self) -> None:
-        """Close nothing."""
+        """Do nothing."""
 
 
 def frame(value: Any) -> bytes:
@@ -58,63 +58,63 @@ def frame(value: Any) -> bytes:
 
 
 def request_status(data: bytes) -> Any:
-    return Session(NODE, Spoken(data)).request(without_values(StatusRequest), 5)
+    return Session(NODE, RecordedChannel(data)).request(without_values(StatusRequest), 5)
 
 
 @fuzzed(st.one_of(st.binary(max_size=300), JSON.map(frame), JSON.map(lambda value: b"\x1e9\n" + frame(value))))
-def test_rubbish_is_a_clean_error(data: bytes) -> None:
+def test_garbage_is_an_error_without_control_characters(data: bytes) -> None:
     with pytest.raises(HostError) as caught:
         request_status(data)
     assert "\x1b" not in str(caught.value)
 
 
 @fuzzed(st.text())
-def test_what_is_taken_in_steers_no_terminal(text: str) -> None:
+def test_cleaned_text_has_no_control_characters(text: str) -> None:
     shown = messages.cleaned({"a": [text]})["a"][0]
     assert not [sign for sign in shown if (ord(sign) < 32 and sign not in "\t\n") or 127 <= ord(sign) < 160]
 
 
 HUGE = MOST_ANSWER_BYTES + 1
 CASES = {
-    "more than is taken": (b"\x1e%d\n" % HUGE, "is more than torchfab takes"),
-    "nested without end": (b"\x1e50000\n" + b"[" * 50_000, "not torchfab's program"),
-    "another's": (frame({"hello": 1, "of": 1}), "what answers there is not torchfab's program"),
-    "an answer to no request": (frame({}), "what answers there is not torchfab's program"),
-    "problems that are none": (frame({"problems": [1], "of": 1}), "not torchfab's program"),
-    "last words that steer": (b"", "its last words"),
+    "an answer over the limit": (b"\x1e%d\n" % HUGE, "is over the limit of"),
+    "nested without end": (b"\x1e50000\n" + b"[" * 50_000, "not from torchfab's program"),
+    "the answer of another program": (frame({"hello": 1, "of": 1}), "the output is not from torchfab's program"),
+    "an answer to no request": (frame({}), "the output is not from torchfab's program"),
+    "malformed problems": (frame({"problems": [1], "of": 1}), "not from torchfab's program"),
+    "control characters in stderr": (b"", "its last words"),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_is_wrong_is_said(case: str) -> None:
-    data, told = CASES[case]
+def test_the_error_names_the_problem(case: str) -> None:
+    data, message = CASES[case]
     with pytest.raises(HostError) as caught:
         request_status(data)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "\x1b" not in str(caught.value)
 
 
 # ---- with a real program at the other end
 
-NO_ANSWER, SOMEBODY_ELSE = "gave no answer within|took nothing within", "not torchfab's program"
+NO_ANSWER, ANOTHER_PROGRAM = "gave no answer within|took nothing within", "not from torchfab's program"
 READ = "import sys\nsys.stdin.buffer.read(int(sys.argv[-1]))\n"
 ENDLESS = "while True: print('x' * 65536, file=sys.{}, flush=True)"
 PROGRAMS = {
-    "endless": (READ + ENDLESS.format("stdout"), NO_ANSWER),
-    "an endless answer": (f"{READ}print('\\x1e60000')\n" + ENDLESS.format("stdout"), SOMEBODY_ELSE),
-    "endless complaints": (
+    "endless output": (READ + ENDLESS.format("stdout"), NO_ANSWER),
+    "an endless answer": (f"{READ}print('\\x1e60000')\n" + ENDLESS.format("stdout"), ANOTHER_PROGRAM),
+    "endless stderr": (
         f"{READ}import os\nos.close(1)\n" + ENDLESS.format("stderr"),
         "(ended|was killed) there",
     ),
-    "that reads nothing": ("import time\ntime.sleep(99)", NO_ANSWER),
+    "no reading": ("import time\ntime.sleep(99)", NO_ANSWER),
 }
 
 
 @pytest.mark.parametrize("case", PROGRAMS)
-def test_a_real_program_that_means_harm_is_an_error_in_time_and_bounded(
+def test_a_hostile_program_is_an_error_in_bounded_time_and_memory(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text, told = PROGRAMS[case]
+    text, message = PROGRAMS[case]
     program = tmp_path / "python3"
     program.write_text(f"#!{sys.executable} -IS\n{text}\n")
     program.chmod(0o700)
@@ -124,5 +124,5 @@ def test_a_real_program_that_means_harm_is_an_error_in_time_and_bounded(
     nodes, settings = [Node(0, "localhost")], ConnectionSettings()
     _, answer = next(iter(request_all(nodes, settings, lambda _: without_values(StatusRequest), 1.0)))
     assert isinstance(answer, HostError)
-    assert re.search(told, str(answer)), answer
+    assert re.search(message, str(answer)), answer
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # KiB

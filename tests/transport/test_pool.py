@@ -1,4 +1,4 @@
-"""Sessions kept open over several questions, with real programs behind local pipes."""
+"""Sessions that stay open for several requests, with real local programs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def clock(node: Node) -> ClockRequest:
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Give the hosts of the sessions that were opened, in order."""
+    """The hosts of the opened sessions, in order."""
     hosts: list[str] = []
     before = ssh.open_session
 
@@ -40,11 +40,11 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def sessions() -> Iterator[SessionPool]:
-    with SessionPool([LOCAL, NOWHERE], ConnectionSettings(connect_timeout_s=1)) as made:
-        yield made
+    with SessionPool([LOCAL, NOWHERE], ConnectionSettings(connect_timeout_s=1)) as opened:
+        yield opened
 
 
-def test_a_node_is_connected_to_once_however_often_it_is_asked(sessions: SessionPool, opened: list[str]) -> None:
+def test_several_requests_to_a_node_use_one_connection(sessions: SessionPool, opened: list[str]) -> None:
     times = []
     for _ in range(3):
         answer = dict(sessions.request(clock, 10, [LOCAL]))[LOCAL]
@@ -55,9 +55,7 @@ def test_a_node_is_connected_to_once_however_often_it_is_asked(sessions: Session
     assert sessions.connect_s[0] > 0
 
 
-def test_the_node_that_failed_is_among_the_answers_and_is_not_tried_again(
-    sessions: SessionPool, opened: list[str]
-) -> None:
+def test_a_failed_node_keeps_its_error_and_is_not_retried(sessions: SessionPool, opened: list[str]) -> None:
     first = dict(sessions.request(clock, 10))
     second = dict(sessions.request(clock, 10))
     assert isinstance(first[LOCAL], Response)
@@ -67,15 +65,13 @@ def test_the_node_that_failed_is_among_the_answers_and_is_not_tried_again(
     assert sorted(opened) == ["host.invalid", "localhost"]
 
 
-def test_the_node_that_failed_is_tried_again_on_request(sessions: SessionPool, opened: list[str]) -> None:
+def test_a_failed_node_is_retried_with_reconnect(sessions: SessionPool, opened: list[str]) -> None:
     for _ in range(2):
         list(sessions.request(clock, 10, [NOWHERE], reconnect=True))
     assert opened == ["host.invalid", "host.invalid"]
 
 
-def test_a_conversation_that_was_cut_off_is_an_error_and_then_begun_anew(
-    sessions: SessionPool, opened: list[str]
-) -> None:
+def test_a_broken_session_is_an_error_and_can_be_reconnected(sessions: SessionPool, opened: list[str]) -> None:
     assert isinstance(dict(sessions.request(clock, 10, [LOCAL]))[LOCAL], Response)
     sessions._open[0].channel.process.kill()  # type: ignore[attr-defined]
     assert isinstance(dict(sessions.request(clock, 10, [LOCAL]))[LOCAL], TorchfabError)
@@ -83,14 +79,14 @@ def test_a_conversation_that_was_cut_off_is_an_error_and_then_begun_anew(
     assert opened == ["localhost", "localhost"]
 
 
-def test_a_problem_that_a_node_tells_does_not_end_the_conversation(sessions: SessionPool, opened: list[str]) -> None:
-    told = dict(sessions.request(lambda _: RawRequest(fields={"op": "no such"}), 10, [LOCAL]))[LOCAL]
-    assert isinstance(told, NodeError)
+def test_a_problem_of_a_node_keeps_the_session_open(sessions: SessionPool, opened: list[str]) -> None:
+    result = dict(sessions.request(lambda _: RawRequest(fields={"op": "no such"}), 10, [LOCAL]))[LOCAL]
+    assert isinstance(result, NodeError)
     assert isinstance(dict(sessions.request(clock, 10, [LOCAL]))[LOCAL], Response)
     assert opened == ["localhost"]
 
 
-def test_several_questions_in_one_go_are_asked_over_the_open_session(sessions: SessionPool) -> None:
+def test_map_sends_several_requests_over_the_open_session(sessions: SessionPool) -> None:
     def twice(node: Node, session: Session) -> list[float]:
         return [session.request(ClockRequest(), 10).time for _ in range(2)]
 
@@ -99,7 +95,7 @@ def test_several_questions_in_one_go_are_asked_over_the_open_session(sessions: S
     assert len(found) == 2
 
 
-def test_no_program_is_left_when_the_block_has_ended() -> None:
+def test_no_program_is_left_after_the_block() -> None:
     with SessionPool([LOCAL], ConnectionSettings()) as sessions:
         list(sessions.request(clock, 10))
         process = sessions._open[0].channel.process  # type: ignore[attr-defined]

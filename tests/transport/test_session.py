@@ -1,4 +1,4 @@
-"""A conversation over a pipe of which the test holds the other end: who waits for what, and who gets it."""
+"""A session over a pipe whose other end is the test: which thread gets which answer."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from torchfab.transport.session import Session
 COMMIT = RawRequest(fields={"op": "commit"})
 
 
-class Wire:
-    """A pipe; what is written is seen, and what `say` is given arrives."""
+class TestChannel:
+    """A channel: the test reads what the session writes, and `send` delivers answers to the session."""
+
+    __test__ = False  # not a class of tests
 
     def __init__(self) -> None:
         self.written: queue.SimpleQueue[bytes] = queue.SimpleQueue()
@@ -41,29 +43,29 @@ class Wire:
     def close(self) -> None:
         self.arriving.put(b"")
 
-    def asked(self) -> int:
-        """Return the number of the next request that is sent."""
+    def next_number(self) -> int:
+        """Return the number of the next request of the session."""
         return int(json.loads(self.written.get(timeout=10))["number"])
 
-    def say(self, **answer: Any) -> None:
+    def send(self, **answer: Any) -> None:
         text = json.dumps(answer).encode()
         self.arriving.put(b"\x1e%d\n%s" % (len(text), text))
 
 
 @pytest.fixture
-def wire() -> Wire:
-    return Wire()
+def channel() -> TestChannel:
+    return TestChannel()
 
 
 @pytest.fixture
-def session(wire: Wire) -> Session:
-    made = Session(Node(0, "node1"), wire)
-    wire.written.get(timeout=10)  # the program
-    return made
+def session(channel: TestChannel) -> Session:
+    opened = Session(Node(0, "node1"), channel)
+    channel.written.get(timeout=10)  # the program
+    return opened
 
 
-class Asking(threading.Thread):
-    """Asks in a thread of its own, and keeps the answer or the error."""
+class RequestThread(threading.Thread):
+    """Sends a request in its own thread, and keeps the answer or the error."""
 
     def __init__(self, session: Session, timeout_s: float = 20.0) -> None:
         super().__init__(daemon=True)
@@ -83,62 +85,58 @@ class Asking(threading.Thread):
         return self.result
 
 
-def test_who_waits_for_an_answer_sleeps(session: Session, wire: Wire) -> None:
-    """A look up now and then, for each of a thousand hosts, is a core."""
-    asking = Asking(session)
-    number = wire.asked()
+def test_a_waiting_thread_sleeps(session: Session, channel: TestChannel) -> None:
+    """Polling now and then, for each of a thousand hosts, takes a whole core."""
+    thread = RequestThread(session)
+    number = channel.next_number()
     threading.Event().wait(0.5)
-    assert wire.reads == 1
-    wire.say(of=number)
-    assert asking.get() == {"of": number}
+    assert channel.reads == 1
+    channel.send(of=number)
+    assert thread.get() == {"of": number}
 
 
-def test_the_answer_to_what_was_asked_last_reaches_its_asker_also_where_another_still_waits(
-    session: Session, wire: Wire
-) -> None:
-    first = Asking(session)
-    wire.asked()
-    second = Asking(session)
-    number = wire.asked()
-    wire.say(of=number)
+def test_the_last_request_gets_its_answer_while_an_earlier_one_waits(session: Session, channel: TestChannel) -> None:
+    first = RequestThread(session)
+    channel.next_number()
+    second = RequestThread(session)
+    number = channel.next_number()
+    channel.send(of=number)
     assert second.get() == {"of": number}
-    assert "asked something else" in str(first.get())
+    assert "another request was sent" in str(first.get())
 
 
-def test_the_answer_that_comes_after_all_to_what_was_asked_first_is_not_taken_for_the_second_one(
-    session: Session, wire: Wire
-) -> None:
-    first = Asking(session)
-    early = wire.asked()
-    second = Asking(session)
-    late = wire.asked()
-    wire.say(of=early)
+def test_a_late_first_answer_is_not_taken_for_the_second(session: Session, channel: TestChannel) -> None:
+    first = RequestThread(session)
+    early = channel.next_number()
+    second = RequestThread(session)
+    late = channel.next_number()
+    channel.send(of=early)
     first.get()
-    wire.say(of=late)
+    channel.send(of=late)
     assert second.get() == {"of": late}
 
 
-def test_who_waits_behind_another_has_its_own_time_out(session: Session, wire: Wire) -> None:
-    first = Asking(session)
-    wire.asked()
-    second = Asking(session, 0.1)
-    number = wire.asked()
+def test_a_thread_that_waits_for_another_has_its_own_timeout(session: Session, channel: TestChannel) -> None:
+    first = RequestThread(session)
+    channel.next_number()
+    second = RequestThread(session, 0.1)
+    number = channel.next_number()
     assert "gave no answer within 0.1 s" in str(second.get())
-    wire.say(of=number)
+    channel.send(of=number)
     first.get()
 
 
-def test_both_are_told_when_the_connection_is_lost(session: Session, wire: Wire) -> None:
-    first = Asking(session)
-    wire.asked()
-    second = Asking(session)
-    wire.asked()
+def test_all_threads_get_an_error_when_the_connection_is_lost(session: Session, channel: TestChannel) -> None:
+    first = RequestThread(session)
+    channel.next_number()
+    second = RequestThread(session)
+    channel.next_number()
     session.close()
-    wire.close()  # each reads the end, as from a pipe
+    channel.close()  # each thread reads the end, as from a pipe
     assert {type(first.get()), type(second.get())} == {HostError}
 
 
-def test_requests_are_sent_first_and_waited_for_later(session: Session, wire: Wire) -> None:
+def test_an_answer_can_be_waited_for_after_the_request(session: Session, channel: TestChannel) -> None:
     pending = session.post(COMMIT)
-    wire.say(of=pending.number)
+    channel.send(of=pending.number)
     assert session.wait(pending, 5) == {"of": pending.number}

@@ -25,7 +25,7 @@ from torchfab.core.log_lines import strip_controls
 
 LOGGERS = ("torchfab", "paramiko")
 _WIDEST_HOST = 24  # longer names move their lines only
-_SHORTEST_SECRET = 4  # shorter values occur in ordinary words and numbers
+_SHORTEST_SECRET = 4  # shorter values also occur in ordinary text and numbers
 _WEB_ADDRESS = re.compile(r"(https?://)(?:[^\s/?#]*@)?([^\s/?#'\"<>]*)[^\s'\"<>]*")
 _LOGIN_IN_URL = re.compile(r"(://)[^\s/?#]*@")
 _log = logging.getLogger(__name__)
@@ -80,12 +80,12 @@ class _Handler(logging.Handler):
         Parameters
         ----------
         record : logging.LogRecord
-            What is logged.
+            The record.
         """
         try:
             sys.stderr.write(f"{self.format(record)}\n")
             sys.stderr.flush()
-        except (OSError, ValueError):  # ValueError: it was closed here
+        except (OSError, ValueError):  # ValueError: stderr is closed
             pass
 
 
@@ -138,8 +138,8 @@ def secret_values(environ: Mapping[str, str], argv: Sequence[str]) -> dict[str, 
     dict of str to str
         The variable's name by each line of its value; values of less than 4 characters are left out.
     """
-    words = (word.removeprefix("--env=").partition("=") for word in argv)
-    pairs = [*environ.items(), *((name, value) for name, _, value in words)]
+    assignments = (arg.removeprefix("--env=").partition("=") for arg in argv)
+    pairs = [*environ.items(), *((name, value) for name, _, value in assignments)]
     pieces = ((line.strip(), name) for name, value in pairs if is_secret(name) for line in value.split("\n"))
     return {piece: name for piece, name in pieces if len(piece) >= _SHORTEST_SECRET}
 
@@ -155,8 +155,8 @@ def redactor(values: Mapping[str, str]) -> Callable[[str], str]:
     Returns
     -------
     callable
-        Takes and returns a text. A value becomes its name in angle brackets; of a web address only scheme and host
-        remain, because its path may be a token; of other URLs, the user and password are left out.
+        Takes and returns a text. A value becomes its name in angle brackets. A web address is cut to its scheme and
+        host, because its path may be a token; other URLs lose their user and password.
     """
     longest_first = sorted(values, key=len, reverse=True)
     known = re.compile("|".join(map(re.escape, longest_first))) if values else None

@@ -1,7 +1,7 @@
-"""Mishaps of Fabric and Invoke themselves, which they would meet with a traceback: told as plainly as our own errors.
+"""Turn known crashes of Fabric and Invoke into one-line errors.
 
-They happen outside of any task (a file named on the command line, a FABRIC_* variable), where nobody but Python's own
-`sys.excepthook` is asked.
+They occur outside of any task (a file named on the command line, a FABRIC_* variable), where only `sys.excepthook` can
+intercept them.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torchfab.core.errors import Interrupted, TorchfabError, UsageError
 
 
 def install() -> None:
-    """Print such a mishap on stderr as an error with its fix; whatever else happens is shown as before."""
-    before = sys.excepthook
+    """Print a known crash on stderr as an error with its fix; any other exception gets the previous hook."""
+    previous = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if isinstance(error, BrokenPipeError):  # `fab --help TASK | head`
@@ -29,7 +29,7 @@ def install() -> None:
             return
         known = explain(error, trace)
         if known is None:
-            before(kind, error, trace)
+            previous(kind, error, trace)
             return
         print(f"error: {known}", file=sys.stderr)
         sys.stdout.flush()
@@ -40,25 +40,40 @@ def install() -> None:
 
 
 def explain(error: BaseException, trace: TracebackType | None) -> TorchfabError | None:
-    """Return what went wrong in plain words; None for what is no mishap that we know."""
-    if isinstance(error.__cause__, KeyboardInterrupt):  # Python 3.11 wraps one that comes while a class is made
+    """Return a known crash as an error with its fix.
+
+    Parameters
+    ----------
+    error : BaseException
+        The uncaught exception.
+    trace : TracebackType or None
+        Its traceback.
+
+    Returns
+    -------
+    TorchfabError or None
+        None for an unknown crash.
+    """
+    if isinstance(error.__cause__, KeyboardInterrupt):  # Python 3.11 wraps one that is raised while a class is created
         return Interrupted("interrupted")
     frames = [frame for frame, _ in traceback.walk_tb(trace)]
     names = [frame.f_code.co_name for frame in frames]
     if isinstance(error, ValueError) and names[-1:] == ["set_value"]:
-        return _flag(frames[-1].f_locals)
+        return _invalid_flag(frames[-1].f_locals)
     if "load_shell_env" in names:
         variable = next((frame.f_locals["real_var"] for frame in frames if "real_var" in frame.f_locals), "FABRIC_*")
-        return _variable(str(variable), error)
-    return _of_files(error, names) or _of_settings(error, frames)
+        return _invalid_variable(str(variable), error)
+    return _invalid_file(error, names) or _invalid_settings(error, frames)
 
 
-def _of_settings(error: BaseException, frames: Sequence[FrameType]) -> TorchfabError | None:
-    """Tell of a file of settings that Fabric has found by itself (fabric.yaml), and could not read or take over."""
+def _invalid_settings(error: BaseException, frames: Sequence[FrameType]) -> TorchfabError | None:
+    """Return the problem of a file of settings that Fabric finds by itself (fabric.yaml) and cannot read or merge."""
     for frame in reversed(frames):
         seen, name = frame.f_locals, frame.f_code.co_name
         if name == "_load_file" and "filepath" in seen:
-            return UsageError(f"{seen['filepath']} cannot be read: {_words(error)}", "correct it; it is a .yaml file")
+            return UsageError(
+                f"{seen['filepath']} cannot be read: {_describe(error)}", "correct it; it is a .yaml file"
+            )
         if name == "_merge_file":
             config, kind = seen["self"], seen["name"]
             path, data = getattr(config, f"_{kind}_path"), getattr(config, f"_{kind}")
@@ -68,12 +83,12 @@ def _of_settings(error: BaseException, frames: Sequence[FrameType]) -> TorchfabE
     return None
 
 
-def _of_files(error: BaseException, names: Sequence[str]) -> TorchfabError | None:
-    """Tell what is wrong with a file, by the names of the functions that were at it."""
+def _invalid_file(error: BaseException, names: Sequence[str]) -> TorchfabError | None:
+    """Return the problem of a file, by the names of the functions in the traceback."""
     if "load_ssh_config" in names:
-        return UsageError(f"the ssh config cannot be read: {_words(error)}", "check the file that fab -S names")
+        return UsageError(f"the ssh config cannot be read: {_describe(error)}", "check the file that fab -S names")
     if isinstance(error, UnknownFileType) or "load_runtime" in names:
-        return UsageError(f"the file that fab -f names cannot be read: {_words(error)}", "fab -f takes a .yaml file")
+        return UsageError(f"the file that fab -f names cannot be read: {_describe(error)}", "fab -f takes a .yaml file")
     if isinstance(error, AmbiguousMergeError):
         return UsageError(
             "settings do not fit together: where one file has a section (torchfab:), another has a single value",
@@ -82,23 +97,23 @@ def _of_files(error: BaseException, names: Sequence[str]) -> TorchfabError | Non
     return None
 
 
-def _flag(seen: Mapping[str, Any]) -> TorchfabError:
-    """Tell of a flag of `fab` itself that stands behind a task; one before it is read before any file of ours."""
-    name = str(seen["self"].name)
+def _invalid_flag(local_variables: Mapping[str, Any]) -> TorchfabError:
+    """Return the problem of a flag of `fab` itself after a task; flags before it are parsed before our files load."""
+    name = str(local_variables["self"].name)
     dashes = "-" if len(name) == 1 else "--"
-    return UsageError(f"fab {dashes}{name} takes a whole number, got {seen['value']!r}", "fab --help explains it")
+    return UsageError(f"fab {dashes}{name} takes a whole number, got {local_variables['value']!r}", "see fab --help")
 
 
-def _variable(name: str, error: BaseException) -> TorchfabError:
+def _invalid_variable(name: str, error: BaseException) -> TorchfabError:
     if isinstance(error, ValueError):
-        return UsageError(f"the environment variable {name} is no number: {error}", f"unset {name}, or correct it")
+        return UsageError(f"the environment variable {name} is not a number: {error}", f"unset {name}, or correct it")
     return UsageError(
-        f"the environment variable {name} names a setting that is no single value",
+        f"the environment variable {name} names a setting that is not a single value",
         f"unset {name}; such a setting goes into fabric.yaml, or into a file for fab -f",
     )
 
 
-def _words(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}"
     text = " ".join(str(error).split())

@@ -3,8 +3,8 @@
     @launch_task(per_node.Flags)
     def launch_per_node(c, flags, own): ...
 
-Invoke reads a task's parameters from its signature, so the signature is made from the fields. Invoke itself sees text
-only, which is converted when the task is called: it would answer `--port x` with a traceback.
+Invoke reads a task's parameters from its signature, so the signature is built from the fields. Invoke itself gets text
+only, which is converted when the task is called: Invoke's own conversion ends in a traceback for `--port x`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ from invoke.parser import Argument
 from torchfab.core.flag_values import PORT, Seconds, WholeNumber, flag, parse, values_of
 
 SECONDS = Seconds()
+HOSTFILE_HELP = "File with one host a line, - for stdin, or slurm: the hosts of this allocation. [hosts]"
+HOSTFILE_FORMAT_HELP = "torchfab, openmpi, mpich, pbs, lsf, sge, ansible, mlx, clustershell, etc-hosts. [detected]"
 
 
 @dataclass(frozen=True)
 class JobFlags:
     """The flags that every launch takes, whatever its runtime."""
 
-    name: str = flag("", "Name of the job, unique on this machine. [made of the script's name and the time]")
+    name: str = flag("", "Name of the job, unique on this machine. [the script's name and the time]")
     env: tuple[str, ...] = flag((), "NAME=VALUE for every process; may be given again. ps shows it on this machine.")
     dry_run: bool = flag(False, "Print what would run, as shell that works without torchfab; start nothing.")
     follow: bool = flag(False, "Show the logs until the job ends, and exit with its code; Ctrl-C leaves it running.")
@@ -40,7 +42,7 @@ class JobFlags:
 
 @dataclass(frozen=True)
 class PodFlags(JobFlags):
-    """The same for containers, in which nothing lies where it does here."""
+    """The flags of every launch, with defaults for a container."""
 
     dry_run: bool = flag(False, "Print what would be created, for kubectl apply -f -; create nothing.")
     workdir: str = flag("/workspace", "Absolute path of the directory to run in, in the container. [/workspace]")
@@ -51,38 +53,42 @@ class PodFlags(JobFlags):
 class LaunchFlags(JobFlags):
     """The flags of launches over a hosts file."""
 
-    hostfile: str = flag("", "File with one host a line, or slurm: the hosts of this allocation. [hosts]")
+    hostfile: str = flag("", HOSTFILE_HELP)
+    hostfile_format: str = flag("", HOSTFILE_FORMAT_HELP)
     port: int = flag(0, "Port of the rendezvous on node 0; 0: a free one. [0]", PORT)
     master_addr: str = flag("", "Address by which the nodes reach node 0. [its name in the hosts file]")
     nodes: int = flag(
         0, "Run on the first N hosts; with --supervise, the hosts beyond are spares. [all]", WholeNumber(1)
     )
-    supervise: bool = flag(False, "See it through failures, lost nodes and hangs: restart it, on spares if need be.")
+    supervise: bool = flag(False, "Restart the job after failures, lost nodes and hangs, on spare hosts if needed.")
     restarts: int | None = flag(
-        None, "With --supervise: how often it is restarted without progress. [3]", WholeNumber()
+        None, "With --supervise: maximum number of restarts without progress. [3]", WholeNumber()
     )
     stall: float | None = flag(
-        None, "With --supervise: seconds without a log line after which it hangs; 0: never. [300]", SECONDS
+        None,
+        "With --supervise: seconds without a log line after which the job counts as hung; 0: never. [300]",
+        SECONDS,
     )
     backoff: float | None = flag(
         None, "With --supervise: seconds before the first restart; doubles with each. [10]", SECONDS
     )
-    notify: str = flag("", "With --supervise: command or URL that is told what happens.")
+    notify: str = flag("", "With --supervise: command or URL that receives the job's events.")
     tmux: bool = flag(False, "With --supervise: supervise in this machine's private tmux server, and return.")
 
 
 @dataclass(frozen=True)
 class GpuLaunchFlags(LaunchFlags):
-    """The same with a gpus file instead of a hosts file."""
+    """The flags of launches over a gpus file instead of a hosts file."""
 
     gpufile: str = flag("", "File with one line per process. [gpus]")
 
 
 @dataclass(frozen=True)
 class HostFlags:
-    """The flags of commands over the hosts themselves, whether or not a job runs there."""
+    """The flags of commands about the hosts themselves, whether or not a job runs there."""
 
-    hostfile: str = flag("", "File with one host a line, or slurm: the hosts of this allocation. [hosts]")
+    hostfile: str = flag("", HOSTFILE_HELP)
+    hostfile_format: str = flag("", HOSTFILE_FORMAT_HELP)
     json: bool = flag(False, "Print JSON.")
 
 
@@ -91,7 +97,7 @@ class SyncFlags(HostFlags):
     """The flags of sync."""
 
     workdir: str = flag("", "Absolute path of the directory to copy to, on every node. [the current one]")
-    delete: bool = flag(False, "Remove files there that are not here; what is ignored stays.")
+    delete: bool = flag(False, "Remove files on the nodes that do not exist here; ignored files stay.")
     dry_run: bool = flag(False, "Print the rsync commands; connect nowhere.")
 
 
@@ -99,12 +105,12 @@ class SyncFlags(HostFlags):
 class TrustFlags(HostFlags):
     """The flags of `fab trust`."""
 
-    yes: bool = flag(False, "Do not ask: write every key that is new. For scripts.")
+    yes: bool = flag(False, "Write all new keys without asking; for scripts.")
 
 
 @dataclass(frozen=True)
 class DoctorFlags(HostFlags):
-    """The flags of doctor: what a launch would be given."""
+    """The flags of doctor: those of a launch that it checks for."""
 
     workdir: str = flag("", "Absolute path of the directory a job would run in, on every node. [the current one]")
     python: str = flag("", "Interpreter on the nodes. [the one that runs fab]")
@@ -117,7 +123,7 @@ class NetworkFlags(HostFlags):
     """The flags of network."""
 
     seconds: float = flag(20.0, "How long to measure. [20]", SECONDS)
-    pairs: bool = flag(False, "Measure all pairs of nodes too; else only when it is slow.")
+    pairs: bool = flag(False, "Measure all pairs of nodes too. [only if the network is slow]")
     backend: str = flag("auto", "nccl, gloo, or auto: nccl where every node has a GPU. [auto]")
     env: tuple[str, ...] = flag((), "NAME=VALUE for every process; may be given again: NCCL_SOCKET_IFNAME=eth1.")
     workdir: str = flag("", "Absolute path of a directory on every node, for logs. [the current one]")
@@ -129,7 +135,18 @@ Body = Callable[..., Any]
 
 
 def host_task(kind: type[HostFlags] = HostFlags) -> Callable[[Body], Any]:
-    """Return a decorator that makes a task of `body(c, flags)` with the flags of a dataclass."""
+    """Return a decorator that makes a task of `body(c, flags)` with the flags of a dataclass.
+
+    Parameters
+    ----------
+    kind : type
+        The dataclass. Default HostFlags.
+
+    Returns
+    -------
+    callable
+        The decorator.
+    """
 
     def decorate(body: Body) -> Any:
         def call(c: Any, **values: Any) -> Any:
@@ -148,7 +165,12 @@ def launch_task(own: type, shared: type = LaunchFlags) -> Callable[[Body], Any]:
     own : type
         The launcher's own flags.
     shared : type
-        Those that all launches share.
+        The flags that all launches share.
+
+    Returns
+    -------
+    callable
+        The decorator.
     """
     left_out = {"hostfile"} if shared is GpuLaunchFlags else set()
     shared_fields = [each for each in fields(shared) if each.name not in left_out]
@@ -167,8 +189,13 @@ def job_task(**flags: Any) -> Callable[[Body], Any]:
 
     Parameters
     ----------
-    flags : field
-        Its flags, as `flag(...)` gives them; one named `job` says what the job is to this task.
+    **flags : field
+        Its flags, as `flag(...)` returns them; one named `job` replaces the help of the job.
+
+    Returns
+    -------
+    callable
+        The decorator.
     """
 
     def decorate(body: Body) -> Any:
@@ -182,13 +209,43 @@ def job_task(**flags: Any) -> Callable[[Body], Any]:
     return decorate
 
 
-def plain_task(**flags: Any) -> Callable[[Body], Any]:
-    """Return a decorator that makes a task of `body(c, **flags)`, which is about neither hosts nor a job.
+def file_task(name: str, **flags: Any) -> Callable[[Body], Any]:
+    """Return a decorator that makes a task of `body(c, file, **flags)` whose name is a keyword of Python.
 
     Parameters
     ----------
+    name : str
+        Name of the task: `import`.
     flags : field
-        Its flags, as `flag(...)` gives them.
+        Its flags, as `flag(...)` returns them; one named `file` has the help of the file.
+
+    Returns
+    -------
+    callable
+        The decorator.
+    """
+
+    def decorate(body: Body) -> Any:
+        def call(c: Any, **values: Any) -> Any:
+            return body(c, **values_of(flags, values))
+
+        return _task(call, body, [_named(key, each) for key, each in flags.items()], FileTask, name)
+
+    return decorate
+
+
+def plain_task(**flags: Any) -> Callable[[Body], Any]:
+    """Return a decorator that makes a task of `body(c, **flags)`, without hosts or a job.
+
+    Parameters
+    ----------
+    **flags : field
+        Its flags, as `flag(...)` returns them.
+
+    Returns
+    -------
+    callable
+        The decorator.
     """
 
     def decorate(body: Body) -> Any:
@@ -205,13 +262,14 @@ def _named(name: str, each: Any) -> Any:
     return each
 
 
-def _task(call: Body, body: Body, flags: list[Field[Any]], klass: type) -> Any:
+def _task(call: Body, body: Body, flags: list[Field[Any]], klass: type, name: str | None = None) -> Any:
     context = inspect.Parameter("c", inspect.Parameter.POSITIONAL_ONLY)
     call.__signature__ = inspect.Signature([context, *map(_parameter, flags)])  # type: ignore[attr-defined]
     call.__name__, call.__doc__, call.__module__ = body.__name__, body.__doc__, body.__module__
     repeatable = [each.name for each in flags if each.default == ()]
     return fabric.task(
         klass=klass,
+        name=name,
         help={each.name: each.metadata["help"] for each in flags},
         iterable=repeatable,
         positional=[],
@@ -225,80 +283,174 @@ def _parameter(each: Field[Any]) -> inspect.Parameter:
 
 
 def _is_for_fab_itself(frame: FrameType) -> bool:
-    """Say whether the parser holds a flag that every task takes, such as --help: no word for the task."""
+    """Return whether the parser's current token is a flag of every task, such as --help, rather than a job."""
     parser, token = frame.f_locals.get("self"), frame.f_locals.get("token")
     return token in getattr(getattr(parser, "initial", None), "flags", ())
 
 
 class FlagTask(fabric.tasks.Task):  # type: ignore[misc]  # fabric ships no types
-    """A task whose flags take no empty value, and whose result is the exit code of `fab`."""
+    """A task that rejects empty values of flags, and whose result is the exit code of `fab`."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the task; end the program with its exit code unless that is 0, so that no later task runs."""
+        """Run the task; exit with its code unless that is 0, so that no later task runs.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            The context, and the values of the flags.
+
+        Returns
+        -------
+        Any
+            The exit code: 0 or None.
+
+        Raises
+        ------
+        SystemExit
+            The exit code is not 0.
+        """
         code = super().__call__(*args, **kwargs)
         if code:
             raise SystemExit(code)
         return code
 
     def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[Argument]:
-        """Return the task's arguments."""
+        """Return the task's arguments.
+
+        Parameters
+        ----------
+        ignore_unknown_help : bool, optional
+            Part of Invoke's interface.
+
+        Returns
+        -------
+        list of Argument
+            Those with a text reject the empty text.
+        """
         arguments = super().get_arguments(ignore_unknown_help)
-        return [Value.of(each) if each.kind is str else each for each in arguments]
+        return [NonEmptyValue.of(each) if each.kind is str else each for each in arguments]
 
 
 class JobTask(FlagTask):
-    """A task whose first word may name a job."""
+    """A task whose positional argument names a job, and may be left out."""
 
     def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[Argument]:
-        """Return the task's arguments; `job` is positional, and may be left out."""
+        """Return the task's arguments.
+
+        Parameters
+        ----------
+        ignore_unknown_help : bool, optional
+            Part of Invoke's interface.
+
+        Returns
+        -------
+        list of Argument
+            `job` is positional and optional.
+        """
         arguments = super().get_arguments(ignore_unknown_help)
-        return [OptionalWord.of(each) if each.name == "job" else each for each in arguments]
+        return [OptionalPositional.of(each) if each.name == "job" else each for each in arguments]
 
 
-class Value(Argument):
-    """A flag with a value, which must not be empty: `--name "$NAME"` with an unset NAME is a slip, no wish."""
+class FileTask(FlagTask):
+    """A task whose positional argument names a file."""
+
+    def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[Argument]:
+        """Return the task's arguments; `file` is positional.
+
+        Parameters
+        ----------
+        ignore_unknown_help : bool, optional
+            Part of Invoke's interface.
+
+        Returns
+        -------
+        list of Argument
+            The arguments.
+        """
+        arguments = super().get_arguments(ignore_unknown_help)
+        return [OptionalPositional.of(each) if each.name == "file" else each for each in arguments]
+
+
+class NonEmptyValue(Argument):
+    """A flag whose value must not be empty: `--name "$NAME"` with an unset NAME is a mistake."""
 
     @classmethod
-    def of(cls, argument: Argument) -> Value:
-        """Return `argument`, which takes one text, as one that refuses the empty text."""
+    def of(cls, argument: Argument) -> NonEmptyValue:
+        """Return an argument as one that rejects the empty text.
+
+        Parameters
+        ----------
+        argument : Argument
+            It takes one text.
+
+        Returns
+        -------
+        NonEmptyValue
+            With the same names, default and help.
+        """
         return cls(names=argument.names, default=argument.default, help=argument.help, attr_name=argument.attr_name)
 
     def set_value(self, value: Any, cast: bool = True) -> None:
-        """Set the value that was given."""
+        """Set the value from the command line.
+
+        Parameters
+        ----------
+        value : Any
+            The text.
+        cast : bool
+            Convert it to the argument's kind. Default True.
+
+        Raises
+        ------
+        ParseError
+            The text is empty.
+        """
         if value == "":
             raise ParseError(f"error: --{self.names[0]} is empty\n  fix: give it a value, or leave it out")
         super().set_value(value, cast)
 
 
-class OptionalWord(Argument):
+class OptionalPositional(Argument):
     """A positional argument that may be left out, which Invoke does not have.
 
-    Its parser asks the same question twice, whether a positional argument has no value (None) yet: when a word comes,
-    and again at the end, where it would complain. We say None only to the first.
+    Invoke's parser checks twice whether a positional argument still has no value (None): for each token that is not a
+    flag, and again at the end, where it reports an error. `value` is None for the first check only.
     """
 
     @classmethod
-    def of(cls, argument: Argument) -> OptionalWord:
-        """Return `argument` as an optional positional one."""
+    def of(cls, argument: Argument) -> OptionalPositional:
+        """Return an argument as an optional positional one.
+
+        Parameters
+        ----------
+        argument : Argument
+            It takes one text.
+
+        Returns
+        -------
+        OptionalPositional
+            With the same names and help; its default is empty.
+        """
         return cls(names=argument.names, default="", help=argument.help, positional=True)
 
     @property
     def value(self) -> Any:
-        """The word; None while the parser holds one out to us; empty when none came."""
+        """The text: None while the parser searches an argument for its token, empty if there was no token."""
         if self._value is not None:
             return self._value
-        return None if _parser_holds_a_word() else self.default
+        return None if _parser_has_a_token() else self.default
 
     @value.setter
-    def value(self, word: str) -> None:
-        if word == "" or word.startswith("-"):
-            if word:
-                raise ParseError(f"No idea what {word!r} is!")  # as Invoke does; parse_errors.py says what was meant
-            raise ParseError("error: the name of the job is empty\n  fix: without a name it is the latest job")
-        self.set_value(word)
+    def value(self, token: str) -> None:
+        if token.startswith("-") and token != "-":
+            raise ParseError(f"No idea what {token!r} is!")  # Invoke's text; parse_errors.py explains it
+        if token == "":
+            latest = "\n  fix: without a name it is the latest job" if self.name == "job" else ""
+            raise ParseError(f"error: the name of the {self.name} is empty{latest}")
+        self.set_value(token)
 
 
-def _parser_holds_a_word() -> bool:
+def _parser_has_a_token() -> bool:
     frame = sys._getframe(2)
     for _ in range(3):
         if frame.f_code.co_name in ("handle", "see_positional_arg"):

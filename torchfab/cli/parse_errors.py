@@ -55,8 +55,8 @@ class Mistake:
         Where in `body` the word stands.
     task : str
         The task whose flags are read; empty before the first.
-    has_job : bool
-        Whether this task has a positional argument, which an earlier word has filled.
+    positional : str
+        Name of the task's positional argument, which an earlier word has filled; empty where it has none.
     tasks : tuple of str
         The names of all tasks.
     flags : Mapping of str to bool
@@ -67,7 +67,7 @@ class Mistake:
     body: tuple[str, ...]
     position: int
     task: str = ""
-    has_job: bool = False
+    positional: str = ""
     tasks: tuple[str, ...] = ()
     flags: Mapping[str, bool] = field(default_factory=lambda: MappingProxyType({}))
 
@@ -89,8 +89,8 @@ def explain(mistake: Mistake) -> UsageError:
         return _word_after_flag(mistake)
     if mistake.task.startswith(LAUNCH):
         return _word_after_launch(mistake)
-    if mistake.has_job:
-        return UsageError(f"{mistake.task} takes one job, got {mistake.word!r} besides")
+    if mistake.positional:
+        return UsageError(f"{mistake.task} takes one {mistake.positional}, got {mistake.word!r} besides")
     return _no_task(mistake)
 
 
@@ -209,7 +209,7 @@ def mistake_of(parser: FrameType, tasks: Sequence[str]) -> Mistake:
         body=tuple(body),
         position=position,
         task=name,
-        has_job=bool(name and context.positional_args),
+        positional=str(context.positional_args[0].name) if name and context.positional_args else "",
         tasks=tuple(tasks),
         flags={spelled: bool(each.takes_value) for spelled, each in arguments.items()},
     )

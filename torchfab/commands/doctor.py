@@ -38,7 +38,7 @@ def run(flags: DoctorFlags, ctx: CommandContext) -> int:
     UsageError
         A flag or the hosts file is invalid.
     """
-    nodes = read_nodes(flags.hostfile, ctx)
+    nodes = read_nodes(flags.hostfile, ctx, flags.hostfile_format)
     report = examine(nodes, ctx.settings, check_requirements(flags, ctx))
     if flags.json:
         write_out(json.dumps(render.as_json(report), indent=2))

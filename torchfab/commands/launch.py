@@ -7,14 +7,14 @@ from typing import Any
 
 from torchfab.cli.flags import JobFlags, LaunchFlags
 from torchfab.commands import logs
-from torchfab.launch import launch as launching
-from torchfab.launch import submit as submitting
 from torchfab.launch.context import CommandContext
+from torchfab.launch.launch import launch
+from torchfab.launch.submit import submit
 from torchfab.launchers import BatchLauncher, Launcher
 from torchfab.records import Record
 
 
-def launch(launcher: Launcher, flags: LaunchFlags, own: Any, ctx: CommandContext, fab: Sequence[str]) -> int:
+def run_launch(launcher: Launcher, flags: LaunchFlags, own: Any, ctx: CommandContext, fab: Sequence[str]) -> int:
     """Launch a job on the tmux runtime.
 
     Parameters
@@ -37,10 +37,10 @@ def launch(launcher: Launcher, flags: LaunchFlags, own: Any, ctx: CommandContext
         from torchfab.commands import supervise
 
         return supervise.launch_supervised(launcher, flags, own, ctx, fab)
-    return _exit_code(launching.launch(launcher, flags, own, ctx), flags, ctx)
+    return _exit_code(launch(launcher, flags, own, ctx), flags, ctx)
 
 
-def submit(launcher: BatchLauncher, flags: JobFlags, own: Any, ctx: CommandContext) -> int:
+def run_submit(launcher: BatchLauncher, flags: JobFlags, own: Any, ctx: CommandContext) -> int:
     """Submit a job to a cluster's scheduler.
 
     Parameters
@@ -57,7 +57,7 @@ def submit(launcher: BatchLauncher, flags: JobFlags, own: Any, ctx: CommandConte
     int
         Exit code: 0, or with --follow that of the job.
     """
-    return _exit_code(submitting.submit(launcher, flags, own, ctx), flags, ctx)
+    return _exit_code(submit(launcher, flags, own, ctx), flags, ctx)
 
 
 def _exit_code(record: Record | None, flags: JobFlags, ctx: CommandContext) -> int:

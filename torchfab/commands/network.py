@@ -49,13 +49,14 @@ def run(flags: NetworkFlags, ctx: CommandContext) -> int:
     Interrupted
         Ctrl-C; the job is removed.
     """
-    ctx = replace(ctx, words=_SCRIPT)
+    ctx = replace(ctx, script=_SCRIPT)
     patience_s = float(ctx.config["network_timeout_s"])
     own = network.Flags(flags.seconds, flags.pairs, flags.backend, patience_s)
     name = f"network-{time.strftime('%m%d-%H%M%S', time.localtime(ctx.now))}-{ctx.token[:4]}"
     shared = LaunchFlags(
         name=name,
         hostfile=flags.hostfile,
+        hostfile_format=flags.hostfile_format,
         env=flags.env,
         workdir=flags.workdir,
         python=flags.python,

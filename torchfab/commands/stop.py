@@ -84,7 +84,7 @@ def stop_launch(job: str, ctx: CommandContext) -> bool:
         time.sleep(0.05)
     if (ctx.records.root / job / "record.json").exists():
         return False
-    write_out(f"job {job}: its launch was taken back; nothing of it was left running")
+    write_out(f"job {job}: its launch was rolled back; nothing of it was left running")
     return True
 
 

@@ -25,8 +25,7 @@ from torchfab.launch.hosts import read_nodes
 from torchfab.remote.host import workdir_files
 from torchfab.runtimes.tmux import ssh_argv
 from torchfab.sync import gitignore, rsync
-from torchfab.sync import results as sync_results
-from torchfab.sync.results import SyncResult, summary_lines
+from torchfab.sync.results import SyncResult, as_json, summary_lines
 from torchfab.transport.messages.sync import FilesRequest, WorkdirRequest
 from torchfab.transport.pool import SessionPool
 from torchfab.transport.session import Session
@@ -93,13 +92,13 @@ def run(flags: SyncFlags, ctx: CommandContext) -> int:
     return _sync(request, nodes, flags.json, ctx)
 
 
-def _sync(request: SyncRequest, nodes: Sequence[Node], as_json: bool, ctx: CommandContext) -> int:
+def _sync(request: SyncRequest, nodes: Sequence[Node], print_json: bool, ctx: CommandContext) -> int:
     started = time.monotonic()
     digests = _local_digests(request, ctx.settings.sync_timeout_s)
     with _marker_file(request.source, ctx.token) as token:
         results, failed = _copy_to_all(request, nodes, token, digests, ctx.settings)
-    if as_json:
-        write_out(json.dumps(sync_results.as_json(results, failed, len(digests)), indent=2))
+    if print_json:
+        write_out(json.dumps(as_json(results, failed, len(digests)), indent=2))
     else:
         for line in summary_lines(results, len(digests), time.monotonic() - started):
             write_out(line)
@@ -225,14 +224,15 @@ def _copy_to(
     copies: _Copies,
     settings: ConnectionSettings,
 ) -> SyncResult:
-    look = WorkdirRequest(workdir=request.workdir, token=token)
+    workdir = node.workdir or request.workdir
+    look = WorkdirRequest(workdir=workdir, token=token)
     if session.request(look, settings.answer_timeout_s).shared:
         return SyncResult(node, shared=True)
     argv = _argv(request, node, settings)
     _log.debug("rsync: starting %s", shlex.join(argv), extra={"host": node.label})
     stats = rsync.parse_stats(copies.run(argv))
     _log.debug("rsync: done", extra={"host": node.label})
-    check = FilesRequest(workdir=request.workdir, digests=dict(digests), within_s=settings.sync_timeout_s)
+    check = FilesRequest(workdir=workdir, digests=dict(digests), within_s=settings.sync_timeout_s)
     files = session.request(check, settings.sync_timeout_s + settings.answer_timeout_s)
     return SyncResult(node, False, stats, files.checked, files.missing, files.differing, tuple(files.names))
 
@@ -241,7 +241,7 @@ def _argv(request: SyncRequest, node: Node, settings: ConnectionSettings) -> tup
     host, shell = _rsh_command(node, settings)
     return rsync.copy_argv(
         request.source,
-        request.workdir,
+        node.workdir or request.workdir,
         host,
         shell,
         request.delete,

@@ -54,7 +54,15 @@ class Target:
     addresses: Mapping[int, Mapping[str, Any] | None] = field(default_factory=dict)
 
 
-def run(job: str, hostfile: str, interval_s: float, once: bool, as_json: bool, ctx: CommandContext) -> int:
+def run(
+    job: str,
+    hostfile: str,
+    interval_s: float,
+    once: bool,
+    as_json: bool,
+    ctx: CommandContext,
+    hostfile_format: str = "",
+) -> int:
     """Show the load of hosts, as the flags of `fab top` select them.
 
     Parameters
@@ -71,13 +79,15 @@ def run(job: str, hostfile: str, interval_s: float, once: bool, as_json: bool, c
         Print JSON.
     ctx : CommandContext
         Records and settings of this command.
+    hostfile_format : str
+        Format of the hosts file. Default: the one that it shows.
 
     Returns
     -------
     int
         Exit code.
     """
-    target = find_target(job, hostfile, ctx)
+    target = find_target(job, hostfile, ctx, hostfile_format)
     return show_hosts(target, interval_s, once, as_json, job_lookup.stall_s(None, ctx))
 
 
@@ -207,7 +217,7 @@ def _coloured(text: str) -> Any:
 # ---- selection of the hosts
 
 
-def find_target(job: str, hostfile: str, ctx: CommandContext) -> Target:
+def find_target(job: str, hostfile: str, ctx: CommandContext, hostfile_format: str = "") -> Target:
     """Return the hosts to show: those of a named job, else those of `-H` or the hosts file.
 
     In the second case, the latest job is shown too if it runs on these hosts.
@@ -220,6 +230,8 @@ def find_target(job: str, hostfile: str, ctx: CommandContext) -> Target:
         Hosts file; empty: the default one.
     ctx : CommandContext
         Records and settings of this command.
+    hostfile_format : str
+        Format of the hosts file. Default: the one that it shows.
 
     Returns
     -------
@@ -235,7 +247,7 @@ def find_target(job: str, hostfile: str, ctx: CommandContext) -> Target:
         if hostfile or ctx.hosts:
             raise UsageError("a job's name and hosts were given", "name the job, or its hosts with -H or --hostfile")
         return _target_of(job_lookup.find(job, ctx))
-    nodes = read_nodes(hostfile, ctx)
+    nodes = read_nodes(hostfile, ctx, hostfile_format)
     record = _latest(ctx)
     if record is None:
         return Target(nodes, ctx.settings)

@@ -64,7 +64,7 @@ def run(flags: TrustFlags, ctx: CommandContext) -> int:
     int
         Exit code 0.
     """
-    trust(read_nodes(flags.hostfile, ctx), ctx.settings, flags.yes, flags.json)
+    trust(read_nodes(flags.hostfile, ctx, flags.hostfile_format), ctx.settings, flags.yes, flags.json)
     return 0
 
 

@@ -57,7 +57,8 @@ def node_shell(plan: Plan, part: NodePlan, ssh_argv: SSHArgv) -> str:
     """
     script = "\n".join(_node_script(plan, part))
     end = _delimiter("TORCHFAB", script)
-    title = f"# node {part.node.rank}: {part.node.label}"
+    labels = "".join(f" {key}={value}" for key, value in part.node.labels)
+    title = f"# node {part.node.rank}: {part.node.label}{labels}"
     command = shlex.join(ssh_argv(part))
     if not plan.job.secrets:
         return f"{title}\n{command} <<'{end}'\n{script}\n{end}"
@@ -104,7 +105,7 @@ def _here_document(path: str, redirection: str, delimiter: str, text: str) -> It
 
 
 def _run_script(plan: Plan, part: NodePlan, process: Process) -> Iterable[str]:
-    yield f"cd {shlex.quote(plan.job.workdir)} || exit"
+    yield f"cd {shlex.quote(plan.job.on(part.node).workdir)} || exit"
     yield from (f"export {name}={shlex.quote(value)}" for name, value in process.env.items())
     if process.path:
         yield f'export PATH={shlex.quote(":".join(process.path))}:"$PATH"'

@@ -4,7 +4,7 @@
     class Flags:
         max_restarts: int = flag(0, "How often torchrun restarts failed ranks. [0]", WholeNumber())
 
-The command line gives every value as text. `parse` makes the dataclass of it.
+The command line gives every value as text. `parse` converts the values and creates the dataclass.
 """
 
 from __future__ import annotations
@@ -23,7 +23,25 @@ class FlagType(Protocol):
     """How the text of a flag becomes its value."""
 
     def parse(self, name: str, text: str) -> Any:
-        """Return the value of the flag `name` (with its dashes), or raise UsageError."""
+        """Convert the text of a flag.
+
+        Parameters
+        ----------
+        name : str
+            The flag with its dashes, for the error.
+        text : str
+            The text.
+
+        Returns
+        -------
+        Any
+            The value.
+
+        Raises
+        ------
+        UsageError
+            The text is not a value of this type.
+        """
 
 
 @dataclass(frozen=True)
@@ -35,9 +53,9 @@ class WholeNumber:
     low, high : int
         The bounds, both included. Default 0 and 999,999,999.
     zero : str
-        What 0 means, where 0 is allowed below `low`; empty: it is not. Default empty.
+        The meaning of 0, if 0 is allowed below `low`; empty: 0 is not allowed. Default empty.
     form : str
-        What the number is part of, for the error: `N or MIN:MAX, each `. Default empty.
+        Prefix in the error for a number that is part of a value: `N or MIN:MAX, each `. Default empty.
     """
 
     low: int = 0
@@ -46,7 +64,23 @@ class WholeNumber:
     form: str = ""
 
     def parse(self, name: str, text: str) -> int:
-        """Return the number, or raise UsageError."""
+        """Convert the text of a flag to a number.
+
+        Parameters
+        ----------
+        name, text : str
+            The flag with its dashes, and its text.
+
+        Returns
+        -------
+        int
+            The number.
+
+        Raises
+        ------
+        UsageError
+            The text is not a number within the bounds.
+        """
         value = int(text) if is_whole(text) else -1
         if self.low <= value <= self.high or (self.zero and value == 0):
             return value
@@ -70,7 +104,23 @@ class Seconds:
     low: float = 0.0
 
     def parse(self, name: str, text: str) -> float:
-        """Return the seconds, or raise UsageError."""
+        """Convert the text of a flag to seconds.
+
+        Parameters
+        ----------
+        name, text : str
+            The flag with its dashes, and its text.
+
+        Returns
+        -------
+        float
+            The seconds.
+
+        Raises
+        ------
+        UsageError
+            The text is not a number of seconds, or less than the bound.
+        """
         try:
             value = float(text)
         except ValueError:
@@ -84,35 +134,64 @@ class Seconds:
 
 @dataclass(frozen=True)
 class NumberOr:
-    """A whole number, or one of some words.
+    """A whole number, or one of some keywords.
 
     Parameters
     ----------
-    words : tuple of str
-        The words.
+    keywords : tuple of str
+        The keywords.
     low, high : int
         The bounds of the number, both included. Default 0 and 999,999,999.
     """
 
-    words: tuple[str, ...]
+    keywords: tuple[str, ...]
     low: int = 0
     high: int = _NO_BOUND
 
     def parse(self, name: str, text: str) -> int | str:
-        """Return the number or the word, or raise UsageError."""
-        if text in self.words:
+        """Convert the text of a flag to a number or a keyword.
+
+        Parameters
+        ----------
+        name, text : str
+            The flag with its dashes, and its text.
+
+        Returns
+        -------
+        int or str
+            The number, or the keyword.
+
+        Raises
+        ------
+        UsageError
+            The text is neither.
+        """
+        if text in self.keywords:
             return text
         if is_whole(text) and self.low <= int(text) <= self.high:
             return int(text)
         bounds = "" if self.high == _NO_BOUND else f" from {self.low} to {self.high}"
-        raise UsageError(f"{name} is {', '.join(self.words)} or a number{bounds}, got {text!r}")
+        raise UsageError(f"{name} is {', '.join(self.keywords)} or a number{bounds}, got {text!r}")
 
 
 PORT = WholeNumber(1, 65535, zero="a free one")
 
 
 def is_whole(text: str, digits: int = 9) -> bool:
-    """Say whether a text is a whole number in ASCII digits, with at most `digits` of them. Default 9."""
+    """Return whether a text is a whole number in ASCII digits.
+
+    Parameters
+    ----------
+    text : str
+        The text.
+    digits : int
+        The maximum number of digits. Default 9.
+
+    Returns
+    -------
+    bool
+        False for the empty text.
+    """
     return text.isascii() and text.isdigit() and len(text) <= digits
 
 
@@ -122,18 +201,23 @@ def flag(default: Any, text: str, kind: FlagType | None = None) -> Any:
     Parameters
     ----------
     default : Any
-        Its value when it is not given: a text, False for a switch, an empty tuple for one that may be given again, or
-        a value of its type.
+        Its value when it is not given: a text, False for a switch, an empty tuple for a repeatable flag, or a value of
+        its type.
     text : str
         Its help.
     kind : FlagType, optional
-        Its type. Default: it is a text.
+        Its type. Default: text.
+
+    Returns
+    -------
+    field
+        The dataclass field.
     """
     return field(default=default, metadata={"help": text, "type": kind})
 
 
 def parse(kind: type[Flags], values: Mapping[str, Any]) -> Flags:
-    """Return a dataclass of flags from what the command line, or a record, gave; what is missing has its default.
+    """Create a dataclass of flags from the values of a command line or a record; missing values have their default.
 
     Parameters
     ----------
@@ -142,6 +226,11 @@ def parse(kind: type[Flags], values: Mapping[str, Any]) -> Flags:
     values : Mapping of str to Any
         The values by field name. A text is converted to the field's type, a list to a tuple; an empty text for a field
         with a type stands for its default.
+
+    Returns
+    -------
+    dataclass
+        An instance of `kind`.
 
     Raises
     ------
@@ -159,7 +248,12 @@ def values_of(flags: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, 
     flags : Mapping of str to dataclass field
         The fields by name, as `flag` makes them.
     values : Mapping of str to Any
-        What was given; names that are no flags are left out.
+        The values by name; names that are not flags are ignored.
+
+    Returns
+    -------
+    dict of str to Any
+        The converted values by name.
 
     Raises
     ------

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -42,6 +42,14 @@ class Node:
         Devices to use, by index or UUID; empty for all.
     origin : str
         `file:line` of the hosts file.
+    python, workdir : str
+        Interpreter and working directory there; empty for the job's.
+    env : tuple of pairs of str
+        Variables of the processes there, in addition to the job's, which they override.
+    labels : tuple of pairs of str
+        Keys of the hosts file that torchfab does not know, with their values.
+    node_dir : str
+        Directory of the jobs' folders there, where it lies in `workdir`; empty for the job's.
     """
 
     rank: int
@@ -52,6 +60,11 @@ class Node:
     slots: int | None = None
     gpus: tuple[str, ...] = ()
     origin: str = ""
+    python: str = ""
+    workdir: str = ""
+    env: tuple[tuple[str, str], ...] = ()
+    labels: tuple[tuple[str, str], ...] = ()
+    node_dir: str = ""
 
     @property
     def is_local(self) -> bool:
@@ -63,6 +76,39 @@ class Node:
         """The display name of the node: its host, with the port where one is given."""
         host = f"[{self.host}]" if ":" in self.host and self.port else self.host
         return f"{host}:{self.port}" if self.port else host
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the node's fields for JSON.
+
+        Returns
+        -------
+        dict
+            Without those of the newer fields that are empty, so that earlier versions of torchfab can read it.
+        """
+        newer = ("python", "workdir", "env", "labels", "node_dir")
+        return {name: value for name, value in asdict(self).items() if value or name not in newer}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Node:
+        """Build a node from what `as_json` returned and JSON may have turned into lists.
+
+        Parameters
+        ----------
+        values : Mapping of str to Any
+            The fields by name.
+
+        Returns
+        -------
+        Node
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            A value is missing or has the wrong type.
+        """
+        gpus = tuple(values["gpus"])
+        pairs = {name: tuple((key, value) for key, value in values.get(name, ())) for name in ("env", "labels")}
+        return cls(**{**values, **pairs, "gpus": gpus})
 
 
 @dataclass(frozen=True)
@@ -145,6 +191,29 @@ class Job:
             raise UsageError("no script was given", "write it after --, for example: -- train.py --batch-size 64")
         if not self.workdir.startswith("/"):
             raise UsageError(f"--workdir must be an absolute path, got {self.workdir!r}")
+
+    def on(self, node: Node) -> Job:
+        """Return the job with the interpreter, the directories and the variables of one of its nodes.
+
+        Parameters
+        ----------
+        node : Node
+            The node.
+
+        Returns
+        -------
+        Job
+            The same job if the hosts file gives the node none of its own.
+        """
+        if not (node.python or node.workdir or node.env or node.node_dir):
+            return self
+        return replace(
+            self,
+            python=node.python or self.python,
+            workdir=node.workdir or self.workdir,
+            node_dir=node.node_dir or self.node_dir,
+            env={**self.env, **dict(node.env)},
+        )
 
     @property
     def script_path(self) -> str | None:

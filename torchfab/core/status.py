@@ -50,7 +50,7 @@ _WORST_FIRST = (
 _FAILED = (State.FAILED, State.LOST, State.STOPPED)
 _UNDECIDED = (State.UNREACHABLE, State.PENDING, State.STARTING, State.RUNNING, State.SUCCEEDED)
 SIGTERM_CODE = 143
-CUT_OFF = "its launch was cut off before the node was told to keep it"
+CUT_OFF = "its launch was interrupted before the node got the commit"
 SMALLEST_SKEW_S = 0.5
 
 

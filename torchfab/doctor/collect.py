@@ -71,7 +71,7 @@ def findings(
         The worst first.
     """
     found = [
-        *(finding for each in nodes for finding in node.findings(each, requirements)),
+        *(finding for each in nodes for finding in node.findings(each, requirements.on(each.node))),
         *(finding for each in nodes for finding in gpu.findings(each)),
         *consistency.findings(nodes, requirements),
         *connectivity.findings(nodes, requirements),
@@ -89,7 +89,7 @@ def _probe(sessions: SessionPool, requirements: CheckRequirements) -> dict[int, 
     def act(each: Node, session: Session) -> tuple[Clock, ProbeAnswer]:
         clock = read_clock(session, sessions.settings.answer_timeout_s)
         request = _probe_request(
-            requirements, sessions.settings, token if each.rank == first else "", each.rank == first
+            requirements.on(each), sessions.settings, token if each.rank == first else "", each.rank == first
         )
         return clock, session.request(request, sessions.settings.answer_timeout_s)
 
@@ -163,7 +163,7 @@ def _check_connectivity(
             timeout_s=sessions.settings.reach_timeout_s,
             tokens={name: place.token for name, place in places.items() if place.token},
             files=each.rank in file_listers,
-            workdir=requirements.workdir,
+            workdir=requirements.on(each).workdir,
             names=None if requirements.names is None else list(requirements.names),
         )
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torchfab.core.format import format_offset
+from torchfab.doctor import same_machine
 from torchfab.doctor.finding import ERROR, WARNING, Finding, minorities, minority_findings
 from torchfab.doctor.model import CheckRequirements, NodeReport
 
@@ -36,6 +37,14 @@ def findings(nodes: Sequence[NodeReport], requirements: CheckRequirements) -> It
     yield from clock_findings(nodes)
     yield from _code(nodes, requirements)
     yield from _shared(nodes)
+    yield from _same_machine(nodes)
+
+
+def _same_machine(nodes: Sequence[NodeReport]) -> Iterator[Finding]:
+    identities = {each.node.rank: each.parts.machine.identity for each in nodes if each.parts.machine}
+    for group in same_machine.groups([each.node for each in nodes], identities):
+        hosts = tuple(node.label for node in group)
+        yield Finding("same-machine", ERROR, hosts, same_machine.problem(group), fix=same_machine.FIX)
 
 
 # ---- values that must be equal on all nodes

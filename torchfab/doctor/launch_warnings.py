@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from torchfab.core.flag_values import is_whole
 from torchfab.core.specs import Node
 from torchfab.doctor.consistency import clock_findings
 from torchfab.doctor.finding import WARNING, Finding, merge_findings, minority_findings
@@ -35,6 +36,7 @@ def warnings(
     """
     found = [
         *(finding for node in nodes for finding in _node_warnings(node.label, answers[node.rank].glance)),
+        *(finding for node in nodes for finding in _devices(node, answers[node.rank].gpus)),
         *_torch(nodes, answers),
         *_script(nodes, answers),
         *_clocks(nodes, clock_offsets),
@@ -51,6 +53,27 @@ def _node_warnings(host: str, probe: QuickProbe) -> Iterator[Finding]:
         more = f" and {len(holders) - 4} more" if len(holders) > 4 else ""
         what = f"other processes hold its GPUs: {shown}{more}"
         yield Finding("gpu-busy", WARNING, (host,), what, fix="end them if they are left over: fab doctor names them")
+
+
+def _devices(node: Node, count: int) -> Iterator[Finding]:
+    """Yield what is odd about the devices that the hosts file names, given how many GPUs the node has."""
+    named = f"gpus={','.join(node.gpus)} in {node.origin}"
+    if any(is_whole(device) and int(device) >= count for device in node.gpus):
+        has = f"{count} GPU{'s' if count != 1 else ''}" if count else "no GPU"
+        yield Finding(
+            *("gpu-unknown", WARNING, (node.label,), f"{named}: the node has {has}"),
+            fix="name devices that it has, counted from 0; nvidia-smi -L lists them",
+        )
+    if node.gpus and node.slots and node.slots > len(node.gpus):
+        yield Finding(
+            *(
+                "gpu-shared",
+                WARNING,
+                (node.label,),
+                f"slots={node.slots}, and {named}: ranks without a device of their own",
+            ),
+            fix="give as many devices as slots, or leave slots= out",
+        )
 
 
 def _torch(nodes: Sequence[Node], answers: Mapping[int, NodeFacts]) -> list[Finding]:

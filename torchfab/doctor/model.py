@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -45,6 +45,26 @@ class CheckRequirements:
     env: Mapping[str, str] = field(default_factory=_nothing)
     names: tuple[str, ...] | None = None
     digest: str = ""
+
+    def on(self, node: Node) -> CheckRequirements:
+        """Return the requirements with the interpreter, the directories and the variables of a node's own.
+
+        Parameters
+        ----------
+        node : Node
+            The node.
+
+        Returns
+        -------
+        CheckRequirements
+        """
+        return replace(
+            self,
+            workdir=node.workdir or self.workdir,
+            python=node.python or self.python,
+            node_dir=node.node_dir or self.node_dir,
+            env={**self.env, **dict(node.env)},
+        )
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""A launch: ask the nodes, plan, start, record."""
+"""A launch: prepare the nodes, plan, start, record."""

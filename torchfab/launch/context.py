@@ -1,9 +1,9 @@
-"""What a command reads of the world, in one place, so that all that follows from it is pure."""
+"""Everything that a command reads from its environment, in one place, so that the rest is pure."""
 
 from __future__ import annotations
 
 import os
-import secrets as random_source
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from torchfab.records import Records
 
 @dataclass(frozen=True)
 class CommandContext:
-    """What a launch reads of the world: taken in one place, so that all that follows is pure.
+    """Working directory, time, environment, configuration and connection settings of a command.
 
     Parameters
     ----------
@@ -34,15 +34,15 @@ class CommandContext:
     token : str
         Eight random hexadecimal digits.
     environ : Mapping of str to str
-        This terminal's environment.
+        The environment of the command.
     settings : ConnectionSettings
         How to reach hosts.
-    words : tuple of str, optional
-        The words after `--` on the command line; None where there is no `--`.
+    script : tuple of str, optional
+        The arguments after `--` on the command line: a script and its own arguments; None where there is no `--`.
     hosts : str
         The value of `-H`; empty where it was not given.
     mask_key : str
-        64 random hexadecimal digits, of which nothing is ever shown.
+        64 random hexadecimal digits, which are never shown.
     """
 
     config: Mapping[str, Any]
@@ -52,7 +52,7 @@ class CommandContext:
     token: str
     environ: Mapping[str, str]
     settings: ConnectionSettings
-    words: tuple[str, ...] | None = None
+    script: tuple[str, ...] | None = None
     hosts: str = ""
     mask_key: str = field(default="", repr=False)
 
@@ -71,6 +71,11 @@ def command_context(c: TaskContext, root: Path) -> CommandContext:
         The context that Fabric calls the task with.
     root : Path
         The project's folder.
+
+    Returns
+    -------
+    CommandContext
+        The context.
 
     Raises
     ------
@@ -94,8 +99,7 @@ def command_context(c: TaskContext, root: Path) -> CommandContext:
         reach_timeout_s=float(config.reach_timeout_s),
         sync_timeout_s=float(config.sync_timeout_s),
     )
-    token, mask_key = random_source.token_hex(4), random_source.token_hex(32)
-    line = c.command_line
+    token, mask_key = secrets.token_hex(4), secrets.token_hex(32)
     return CommandContext(
         config=config,
         root=root,
@@ -104,14 +108,24 @@ def command_context(c: TaskContext, root: Path) -> CommandContext:
         token=token,
         environ=dict(os.environ),
         settings=settings,
-        words=line.words,
-        hosts=line.hosts,
+        script=c.command_line.script,
+        hosts=c.command_line.hosts,
         mask_key=mask_key,
     )
 
 
 def identities(given: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Return the private keys of `fab -i`, or of connect_kwargs in a file of settings, where one may stand alone.
+    """Return the paths of private keys, absolute.
+
+    Parameters
+    ----------
+    given : str or sequence of str, optional
+        The value of `fab -i`, or of connect_kwargs in fabric.yaml, where a single key may be a plain string.
+
+    Returns
+    -------
+    tuple of str
+        Empty if none are given.
 
     Raises
     ------
@@ -126,7 +140,7 @@ def identities(given: str | Sequence[str] | None) -> tuple[str, ...]:
 
 def _identity(path: str) -> str:
     if not os.path.isfile(os.path.expanduser(path)):
-        raise UsageError(f"fab -i {path}: there is no such file", "name the private key that logs in")
+        raise UsageError(f"fab -i {path}: there is no such file", "name the private key to log in with")
     return os.path.abspath(os.path.expanduser(path))
 
 

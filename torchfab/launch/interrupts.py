@@ -1,4 +1,4 @@
-"""Ctrl-C and the signal of `fab stop` while a job is being launched."""
+"""Handling of Ctrl-C and of the signal of `fab stop` during a launch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from torchfab.core.console import write_err
 
-STOP_SIGNAL = signal.SIGUSR1  # how `fab stop` asks a launch to take itself back
+STOP_SIGNAL = signal.SIGUSR1  # sent by `fab stop` to a launch, which then rolls back
 
 
 class StopOnSignal:
@@ -24,33 +24,33 @@ class InterruptibleOnce:
     """Raise KeyboardInterrupt for the first Ctrl-C inside the block; ignore later ones: the rollback must finish."""
 
     def __enter__(self) -> None:
-        self.before = {number: signal.getsignal(number) for number in (signal.SIGINT, STOP_SIGNAL)}
-        for number in self.before:
+        self.handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, STOP_SIGNAL)}
+        for number in self.handlers:
             signal.signal(number, self._interrupt)
 
     def _interrupt(self, *_: Any) -> None:
-        for number in self.before:
+        for number in self.handlers:
             signal.signal(number, signal.SIG_IGN)
-        write_err("\ninterrupted: taking back what was started")
+        write_err("\ninterrupted: rolling back the launch")
         raise KeyboardInterrupt
 
     def __exit__(self, *_: Any) -> None:
-        for number, before in self.before.items():
-            signal.signal(number, before)
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
 
 
 class DeferInterrupts:
     """Defer Ctrl-C until the block ends: the job is running and must be recorded first."""
 
     def __enter__(self) -> None:
-        self.came = False
-        self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, STOP_SIGNAL)}
+        self.interrupted = False
+        self.handlers = {number: signal.signal(number, self._defer) for number in (signal.SIGINT, STOP_SIGNAL)}
 
-    def _note(self, *_: Any) -> None:
-        self.came = True
+    def _defer(self, *_: Any) -> None:
+        self.interrupted = True
 
     def __exit__(self, *_: Any) -> None:
-        for number, before in self.before.items():
-            signal.signal(number, before)
-        if self.came:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        if self.interrupted:
             raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""A launch: ask, plan, act. The one way from flags to a running job, whichever launcher and runtime."""
+"""Launch a job on the tmux runtime, with any launcher: request facts from the nodes, plan, start."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torchfab.core import dry_run, environment, inventory, specs
 from torchfab.core.console import progress, write_err, write_out
 from torchfab.core.errors import Interrupted, UsageError
 from torchfab.core.specs import Facts, Job, Node, Plan, Slot
-from torchfab.doctor import Clock, Finding, launch_warnings, render
-from torchfab.launch import transaction
+from torchfab.doctor import Clock, Finding, launch_warnings, render, same_machine
+from torchfab.launch import deepspeed_env, transaction
 from torchfab.launch.context import CommandContext
 from torchfab.launch.hosts import read_inventory
 from torchfab.launch.interrupts import DeferInterrupts, InterruptibleOnce
@@ -25,25 +25,39 @@ from torchfab.records import Record, Records, launch_request
 from torchfab.records.launch_request import LaunchRequest
 from torchfab.runtimes import tmux
 
-_SUPERVISED = ("restarts", "stall", "backoff", "notify", "tmux")
+_FLAGS_OF_SUPERVISE = ("restarts", "stall", "backoff", "notify", "tmux")
 
 # ---- from flags to a job
 
 
 def make_job(launcher: AnyLauncher, flags: JobFlags, own: Any, ctx: CommandContext) -> Job:
-    """Return the job that the flags ask for, with every default filled in.
+    """Create a job from flags, with every default filled in.
+
+    Parameters
+    ----------
+    launcher : module
+        The launcher.
+    flags, own : dataclass
+        The flags that all launches share, and those of this launcher.
+    ctx : CommandContext
+        The context of the command.
+
+    Returns
+    -------
+    Job
+        The job.
 
     Raises
     ------
     UsageError
         A flag's value is wrong.
     """
-    script = tuple(ctx.config["script"]) if ctx.words is None else ctx.words
+    script = tuple(ctx.config["script"]) if ctx.script is None else ctx.script
     if not script or not script[0]:
-        what = "an empty word" if script else "nothing"
-        raise UsageError(f"{what} stands after --", "write the script there: -- train.py --batch-size 64")
+        problem = "an empty argument" if script else "nothing"
+        raise UsageError(f"there is {problem} after --", "write the script there: -- train.py --batch-size 64")
     env = {**environment.select_forwarded(ctx.environ, ctx.config["forward"]), **environment.parse_env_flags(flags.env)}
-    shown, secret = environment.split_secrets(env)
+    plain, secret = environment.split_secrets(env)
     workdir = flags.workdir or ctx.cwd
     name = flags.name or _default_name(script, ctx.now)
     return Job(
@@ -55,7 +69,7 @@ def make_job(launcher: AnyLauncher, flags: JobFlags, own: Any, ctx: CommandConte
         python=flags.python or sys.executable,
         master_addr=getattr(flags, "master_addr", ""),
         port=getattr(flags, "port", 0),
-        env=shown,
+        env=plain,
         secrets=secret,
         node_dir=specs.node_dir(ctx.config["node_dir"], workdir),
         grace_s=float(ctx.config["grace_s"]) if flags.grace is None else flags.grace,
@@ -68,22 +82,28 @@ def make_job(launcher: AnyLauncher, flags: JobFlags, own: Any, ctx: CommandConte
 def _default_name(script: Sequence[str], now: float) -> str:
     is_module = script[0] == "-m" and len(script) > 1
     stem = script[1] if is_module else PurePosixPath(script[0] if not script[0].startswith("-") else script[-1]).stem
-    clean = "".join(sign if sign.isascii() and sign.isalnum() else "-" for sign in stem).strip("-")[:40]
+    clean = "".join(char if char.isascii() and char.isalnum() else "-" for char in stem).strip("-")[:40]
     return f"{clean or 'job'}-{time.strftime('%m%d-%H%M%S', time.localtime(now))}"
 
 
-# ---- ask, plan, act
+# ---- request, plan, start
 
 
 def launch(
     launcher: Launcher, flags: LaunchFlags, own: Any, ctx: CommandContext, announce: bool = True
 ) -> Record | None:
-    """Launch a job on the tmux runtime, or print what would be launched.
+    """Launch a job on the tmux runtime, or print the dry run.
 
     Parameters
     ----------
+    launcher : module
+        The launcher.
+    flags, own : dataclass
+        The flags that all launches share, and those of this launcher.
+    ctx : CommandContext
+        The context of the command.
     announce : bool
-        Print what was launched. Default True.
+        Print the launched job. Default True.
 
     Returns
     -------
@@ -93,42 +113,68 @@ def launch(
     Raises
     ------
     TorchfabError
-        Something is wrong; nothing was started, or what had started was stopped again.
+        The launch failed; nothing runs: processes that had started were stopped again.
     """
-    alone = [name for name in _SUPERVISED if getattr(flags, name) not in (None, "", False)]
-    if alone:
-        raise UsageError(f"--{alone[0]} is for a job that is supervised", "add --supervise, or leave it out")
-    asked = build_request(launcher, flags, own, ctx)
+    given = [name for name in _FLAGS_OF_SUPERVISE if getattr(flags, name) not in (None, "", False)]
+    if given:
+        raise UsageError(f"--{given[0]} works with --supervise only", "add --supervise, or leave it out")
+    request = build_request(launcher, flags, own, ctx)
     if flags.dry_run:
-        show(asked, ctx)
+        show(request, ctx)
         return None
-    return execute(asked, ctx, announce=announce)
+    return execute(request, ctx, announce=announce)
 
 
-def show(asked: LaunchRequest, ctx: CommandContext, skip: Container[str] = ()) -> None:
-    """Print what would be launched; the parameters are those of `carry_out`."""
-    nodes, slots = launch_request.select_nodes(asked.nodes, asked.slots, choose(asked.nodes, asked.count, skip))
-    write_out(_dry_run(asked.launcher, asked.job, nodes, slots, ctx))
-
-
-def execute(asked: LaunchRequest, ctx: CommandContext, skip: Container[str] = (), announce: bool = True) -> Record:
-    """Launch what was asked for.
+def show(request: LaunchRequest, ctx: CommandContext, skip: Container[str] = ()) -> None:
+    """Print the dry run of a launch.
 
     Parameters
     ----------
+    request : LaunchRequest
+        The launch.
+    ctx : CommandContext
+        The context of the command.
+    skip : container of str
+        Labels of nodes to leave out. Default: none.
+    """
+    nodes, slots = launch_request.select_nodes(request.nodes, request.slots, choose(request.nodes, request.count, skip))
+    write_out(_dry_run(request.launcher, request.job, nodes, slots, ctx))
+
+
+def execute(request: LaunchRequest, ctx: CommandContext, skip: Container[str] = (), announce: bool = True) -> Record:
+    """Launch a job.
+
+    Parameters
+    ----------
+    request : LaunchRequest
+        The launch.
+    ctx : CommandContext
+        The context of the command.
     skip : container of str
         Labels of nodes to leave out. Default: none.
     announce : bool
-        Print what was launched. Default True.
+        Print the launched job. Default True.
+
+    Returns
+    -------
+    Record
+        The record of the job.
+
+    Raises
+    ------
+    Interrupted
+        Ctrl-C, or `fab stop`.
     """
-    launcher = asked.launcher
-    nodes, slots = launch_request.select_nodes(asked.nodes, asked.slots, choose(asked.nodes, asked.count, skip))
-    name = asked.job.name
+    launcher = request.launcher
+    nodes, slots = launch_request.select_nodes(request.nodes, request.slots, choose(request.nodes, request.count, skip))
+    name = request.job.name
     try:
         with transaction.claimed_name(ctx.records, name) as folder:
-            asked.save(folder)
-            prepared = tmux.prepare(asked.job, nodes, launcher.requirements(asked.job), ctx.settings, True, progress)
-            record, plan = _start(launcher, asked.job, slots, prepared, ctx, attempt=1)
+            request.save(folder)
+            prepared = tmux.prepare(
+                request.job, nodes, launcher.requirements(request.job), ctx.settings, True, progress
+            )
+            record, plan = _start(launcher, request.job, slots, prepared, ctx, attempt=1)
         ctx.records.end_launch(name)
     except KeyboardInterrupt:
         raise _interrupted(name, ctx.records) from None
@@ -146,55 +192,103 @@ def _interrupted(name: str, records: Records) -> Interrupted:
 def build_request(
     launcher: Launcher, flags: LaunchFlags, own: Any, ctx: CommandContext, skip: Container[str] = ()
 ) -> LaunchRequest:
-    """Return what the flags ask for, on as many nodes as `--nodes` says, or on all that are not skipped."""
+    """Create the launch request of some flags, on `--nodes` nodes, or on all that are not skipped.
+
+    Parameters
+    ----------
+    launcher : module
+        The launcher.
+    flags, own : dataclass
+        The flags that all launches share, and those of this launcher.
+    ctx : CommandContext
+        The context of the command.
+    skip : container of str
+        Labels of nodes to leave out. Default: none.
+
+    Returns
+    -------
+    LaunchRequest
+        The request; its nodes include the skipped ones and the spares.
+    """
     job = make_job(launcher, flags, own, ctx)
     nodes, slots = read_inventory(flags, ctx)
+    if note := deepspeed_env.describe_unread(job.script, ctx.cwd, ctx.config["forward"], {*job.env, *job.secrets}):
+        write_err(f"note: {note}")
     count = flags.nodes or sum(node.label not in skip for node in nodes) or len(nodes)
     return LaunchRequest(job, vars(own), nodes, slots, count)
 
 
 def choose(nodes: Sequence[Node], count: int, skip: Container[str] = ()) -> tuple[Node, ...]:
-    """Return the first `count` nodes that are not to be skipped, by their labels; the lines beyond are spares.
+    """Return the first `count` usable nodes; the hosts beyond are spares.
+
+    Parameters
+    ----------
+    nodes : sequence of Node
+        The hosts of the file.
+    count : int
+        The number of nodes.
+    skip : container of str
+        Labels of nodes to leave out. Default: none.
+
+    Returns
+    -------
+    tuple of Node
+        `count` nodes.
 
     Raises
     ------
     UsageError
-        There are not as many.
+        There are fewer usable nodes.
     """
     found = tuple(node for node in nodes if node.label not in skip)
     if len(found) < count:
         left_out = [node.label for node in nodes if node.label in skip]
         lemons = f"; left out as lemons: {inventory.fold(left_out)}" if left_out else ""
-        fix = "fab lemons says why, and forgives" if left_out else "name more hosts, or ask for fewer"
-        raise UsageError(f"{count} nodes are wanted, and the hosts file has {len(found)} that can be used{lemons}", fix)
+        fix = (
+            "fab lemons shows why; fab lemons --forgive HOST readmits"
+            if left_out
+            else "name more hosts, or use fewer with --nodes"
+        )
+        raise UsageError(
+            f"the job needs {count} nodes, and the hosts file has {len(found)} that can be used{lemons}", fix
+        )
     return found[:count]
 
 
 def relaunch(
-    asked: LaunchRequest, nodes: Sequence[Node], new_port: bool, before: Record, ctx: CommandContext
+    request: LaunchRequest, nodes: Sequence[Node], new_port: bool, previous: Record, ctx: CommandContext
 ) -> Record:
-    """Launch a job once more, under its name, as its next attempt; nothing of the one before runs on these nodes.
+    """Launch the next attempt of a job; no process of the previous attempt may run on these nodes.
 
     Parameters
     ----------
+    request : LaunchRequest
+        The first launch of the job.
     nodes : sequence of Node
-        On which nodes of those asked for.
+        The nodes to use, from those of the request.
     new_port : bool
-        Whether processes of an earlier attempt may still hold the port.
-    before : Record
-        The attempt before.
+        Use another port, because processes of an earlier attempt may still hold the old one.
+    previous : Record
+        The previous attempt.
+    ctx : CommandContext
+        The context of the command.
+
+    Returns
+    -------
+    Record
+        The record of the new attempt.
 
     Raises
     ------
     TorchfabError
-        It was not started. Whether it counts as an attempt is seen in the record.
+        It was not started. The record shows whether it counts as an attempt.
     """
-    launcher, job = asked.launcher, asked.next_job(ctx.token, new_port)
-    if nodes[0].label != before.nodes[0].label:  # an address that was given is that of the node that is gone
+    launcher, job = request.launcher, request.next_job(ctx.token, new_port)
+    if nodes[0].label != previous.nodes[0].label:  # --master-addr is the address of the replaced node
         job = replace(job, master_addr="")
-    nodes, slots = launch_request.select_nodes(asked.nodes, asked.slots, nodes)
+    nodes, slots = launch_request.select_nodes(request.nodes, request.slots, nodes)
     prepared = tmux.prepare(job, nodes, launcher.requirements(job), ctx.settings, True, progress)
-    return _start(launcher, job, slots, prepared, ctx, before.attempt + 1)[0]
+    return _start(launcher, job, slots, prepared, ctx, previous.attempt + 1)[0]
 
 
 def _start(
@@ -205,9 +299,10 @@ def _start(
     ctx: CommandContext,
     attempt: int,
 ) -> tuple[Record, Plan]:
-    """Plan on what the nodes told, write it down, and start it."""
+    """Plan with the facts of the nodes, write the record, and start the job."""
     try:
         nodes = prepared.nodes
+        same_machine.check(nodes, {rank: each.facts for rank, each in prepared.answers.items()})
         warnings = _print_warnings(prepared)
         plan = launcher.plan(job, nodes, slots, prepared.facts)
         record = ctx.records.write(plan, tmux.NAME, ctx.now, ctx.settings, attempt)
@@ -236,10 +331,11 @@ def _dry_run(launcher: Launcher, job: Job, nodes: Sequence[Node], slots: Sequenc
     ]
     facts: Sequence[Facts] | None = launcher.facts_from_flags(job, nodes)
     if facts is not None:
-        notes.append("The flags leave nothing to ask the nodes, so none was asked: GPUs are assumed where ranks are.")
+        notes.append("The flags determine everything, so no node was contacted: GPUs are assumed where ranks run.")
     else:
         prepared = tmux.prepare(job, nodes, launcher.requirements(job), ctx.settings, False, progress)
         prepared.close()
+        same_machine.check(nodes, {rank: each.facts for rank, each in prepared.answers.items()})
         _print_warnings(prepared)
         facts = prepared.facts
     plan = launcher.plan(job, nodes, slots, facts)

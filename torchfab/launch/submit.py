@@ -1,4 +1,4 @@
-"""A launch on a cluster's own scheduler: the job is rendered into what that takes, submitted, and recorded."""
+"""Launch a job on a cluster's scheduler: render it (sbatch script or manifest), submit it, and record it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,16 @@ from torchfab.records import Record
 
 
 def submit(launcher: BatchLauncher, flags: JobFlags, own: Any, ctx: CommandContext) -> Record | None:
-    """Hand a job to the scheduler of the launcher's runtime, or print what would be handed over.
+    """Submit a job to the scheduler of the launcher's runtime, or print what would be submitted.
+
+    Parameters
+    ----------
+    launcher : module
+        The launcher.
+    flags, own : dataclass
+        The flags that all launches share, and those of this launcher.
+    ctx : CommandContext
+        The context of the command.
 
     Returns
     -------
@@ -27,7 +36,7 @@ def submit(launcher: BatchLauncher, flags: JobFlags, own: Any, ctx: CommandConte
     Raises
     ------
     TorchfabError
-        Something is wrong; nothing was submitted, or what had been was taken back.
+        The submission failed, and was cancelled if the scheduler had accepted it.
     """
     submission = launcher.plan(make_job(launcher, flags, own, ctx))
     if flags.dry_run:
@@ -41,7 +50,9 @@ def submit(launcher: BatchLauncher, flags: JobFlags, own: Any, ctx: CommandConte
     with DeferInterrupts():
         record = records.with_details(record, **details)
         record.note("submitted", **details)
-        records.end_launch(name)  # from here on `fab stop` ends the job, not us, who may follow it
+        records.end_launch(
+            name
+        )  # from here on `fab stop` ends the job, and not this process, which may follow its logs
     _announce(submission, record)
     return record
 

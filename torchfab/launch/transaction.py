@@ -1,4 +1,4 @@
-"""What every launch shares, on nodes or through a scheduler: the claim of its job's name, and what it prints."""
+"""Shared by launches on nodes and through a scheduler: claim the job's name, print the result."""
 
 from __future__ import annotations
 
@@ -68,18 +68,18 @@ def has_started(records: Records, name: str) -> bool:
 
 
 def announce(name: str, outcome: str, shown: Mapping[str, str], commands: Sequence[str]) -> None:
-    """Print what was launched, and the commands for it.
+    """Print the launched job, and the commands to use next.
 
     Parameters
     ----------
     name : str
         The job's name.
     outcome : str
-        Its size, and what happened to it.
+        Its size and result.
     shown : Mapping of str to str
-        Texts by label: the values that were given or chosen.
+        Texts by label: the values of flags and defaults.
     commands : sequence of str
-        Commands of fab that take the name of the job.
+        Commands of fab that take the job's name.
     """
     write_out(f"job {name}: {outcome}")
     for key, value in shown.items():

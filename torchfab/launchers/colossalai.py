@@ -93,7 +93,7 @@ def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence
     UsageError
         The nodes have different numbers of ranks, or colossalai does not accept the script.
     """
-    layout = nproc.lay_out(job, nodes, facts)
+    layout = head_node.lay_out(job, nodes, facts)
     if len(set(layout.counts)) > 1:
         raise UsageError(
             f"colossalai runs the same number of ranks on every node, not {layout.note}",

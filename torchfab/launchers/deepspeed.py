@@ -100,8 +100,9 @@ def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence
     -------
     Plan
     """
-    layout = nproc.lay_out(job, nodes, facts)
-    hostfile, include, from_head = _hostfile(layout), _include(layout), job.options["from_head"]
+    from_head = job.options["from_head"]
+    layout = (head_node if from_head else nproc).lay_out(job, nodes, facts)
+    hostfile, include = _hostfile(layout), _include(layout)
     if from_head:
         processes = [[_relay(layout, each)] for each in layout.placements]
         processes[0].append(_head(layout, hostfile, include))

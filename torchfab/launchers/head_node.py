@@ -16,10 +16,12 @@ import posixpath
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from torchfab.core import environment
 from torchfab.core.errors import UsageError
 from torchfab.core.specs import Facts, Job, Node, Process
+from torchfab.launchers import nproc
 from torchfab.launchers.layout import Layout, Placement, process_environment
 from torchfab.launchers.shims import source_of
 
@@ -41,6 +43,38 @@ def absolute_python(job: Job) -> str:
     str
     """
     return posixpath.join(job.workdir, job.python) if "/" in job.python else job.python
+
+
+def lay_out(job: Job, nodes: Sequence[Node], facts: Sequence[Facts]) -> Layout:
+    """Lay out the ranks of a job with a head, which uses its own interpreter and working directory for all nodes.
+
+    Parameters
+    ----------
+    job : Job
+        The job; its option `nproc_per_node` comes from `nproc.check`.
+    nodes, facts : sequences of equal length
+        The nodes and their facts, by node rank.
+
+    Returns
+    -------
+    Layout
+
+    Raises
+    ------
+    UsageError
+        A node has another interpreter or working directory than node 0; or as `nproc.lay_out`.
+    """
+    first = job.on(nodes[0])
+    for node in nodes:
+        here = job.on(node)
+        for key, value, expected in (("python", here.python, first.python), ("workdir", here.workdir, first.workdir)):
+            if value != expected:
+                raise UsageError(
+                    f"{node.origin}: launch-{job.launcher} starts all ranks from {nodes[0].label}, with one {key}: "
+                    f"{expected} there, {value} here",
+                    f"give the same {key}= on all lines, or use launch-per-node",
+                )
+    return nproc.lay_out(replace(job, python=first.python, workdir=first.workdir), nodes, facts)
 
 
 def node_names(layout: Layout) -> tuple[str, ...]:

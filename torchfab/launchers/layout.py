@@ -7,7 +7,7 @@ into a Plan (`make_plan`).
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -105,7 +105,7 @@ def lay_out(job: Job, nodes: Sequence[Node], facts: Sequence[Facts], counts: Seq
     UsageError
         No address is known for node 0.
     """
-    placements = tuple(Placement(job, *each) for each in zip(nodes, facts, counts, strict=True))
+    placements = tuple(Placement(job.on(each[0]), *each) for each in zip(nodes, facts, counts, strict=True))
     return Layout(job, placements, master_address(job, nodes), facts[0].port or job.port, note)
 
 
@@ -178,9 +178,19 @@ def _resolved_defaults(layout: Layout, shown: Mapping[str, str]) -> dict[str, st
         "ranks": f"{layout.world_size}" + (f" ({layout.note})" if layout.note else ""),
         **shown,
         "master": f"{layout.master}:{layout.port}" + ("" if job.port else f" (a free port of {nodes[0].label})"),
-        "workdir": job.workdir,
-        "python": job.python,
+        "workdir": _by_node(layout, lambda job: job.workdir),
+        "python": _by_node(layout, lambda job: job.python),
     }
+
+
+def _by_node(layout: Layout, value: Callable[[Job], str]) -> str:
+    """Describe a value of the nodes: `/venv/bin/python; node3: /opt/bin/python`."""
+    hosts_by_value: dict[str, list[str]] = {}
+    for each in layout.placements:
+        hosts_by_value.setdefault(value(each.job), []).append(each.node.host)
+    usual = max(hosts_by_value, key=lambda text: len(hosts_by_value[text]))
+    others = [f"{fold(hosts)}: {text}" for text, hosts in hosts_by_value.items() if text != usual]
+    return "; ".join([usual, *others])
 
 
 def master_address(job: Job, nodes: Sequence[Node]) -> str:
@@ -239,4 +249,4 @@ def assumed_facts(job: Job, nodes: Sequence[Node], counts: Sequence[int]) -> tup
 
 
 def _assumed_folder(job: Job, node: Node) -> str:
-    return posixpath.join(job.node_dir, "jobs", job.job_id, f"node-{node.rank}")
+    return posixpath.join(node.node_dir or job.node_dir, "jobs", job.job_id, f"node-{node.rank}")

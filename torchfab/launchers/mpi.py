@@ -112,7 +112,7 @@ def plan(job: Job, nodes: Sequence[Node], slots: Sequence[Slot], facts: Sequence
     -------
     Plan
     """
-    layout = nproc.lay_out(job, nodes, facts)
+    layout = head_node.lay_out(job, nodes, facts)
     program = _program(job, facts)
     processes = [[_head(layout, program)], *([_relay(layout, each)] for each in layout.placements[1:])]
     return make_plan(layout, processes, _notes(facts, program), has_head=True)
@@ -176,6 +176,7 @@ def openmpi_argv(layout: Layout, program: str) -> tuple[str, ...]:
     tuple of str
     """
     job, interface = layout.job, layout.job.options["interface"]
+    own = {name for node in layout.nodes for name, _ in node.env}  # with -x, the values of node 0 would go to all nodes
     return (
         *(program, "--allow-run-as-root"),
         *("--hostfile", f"{head_node.head_folder(layout)}/hostfile"),
@@ -188,7 +189,7 @@ def openmpi_argv(layout: Layout, program: str) -> tuple[str, ...]:
         *("--mca", "orte_leave_session_attached", "1"),
         *(("--mca", "btl_tcp_if_include", interface, "--mca", "oob_tcp_if_include", interface) if interface else ()),
         # Names only, so that no value is on a command line. The relays set the values on every node.
-        *(arg for name in sorted({*job.env, *job.secrets}) for arg in ("-x", name)),
+        *(arg for name in sorted({*job.env, *job.secrets} - own) for arg in ("-x", name)),
     )
 
 

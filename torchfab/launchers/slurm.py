@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from torchfab.core import environment
@@ -104,7 +104,7 @@ def options(flags: Flags) -> Mapping[str, Any]:
         "others": _others(flags.sbatch_arg),
         "signal_grace_s": _signal_grace(flags.signal_grace, _time_s(flags.time)),
         "port": flags.port or None,
-        "login": asdict(login_node(flags.login)),
+        "login": login_node(flags.login).as_json(),
     }
 
 

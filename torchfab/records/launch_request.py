@@ -84,7 +84,7 @@ class LaunchRequest:
         document = {
             "job": job,
             "own": dict(self.own),
-            "nodes": [asdict(each) for each in self.nodes],
+            "nodes": [each.as_json() for each in self.nodes],
             "slots": [asdict(each) for each in self.slots],
             "count": self.count,
             "policy": dict(self.policy),
@@ -141,7 +141,7 @@ def _from_json(document: Mapping[str, Any], environ: Mapping[str, str]) -> Launc
     return LaunchRequest(
         job=Job(**job, options=launcher.options(own)),
         own=vars(own),
-        nodes=tuple(Node(**{**node, "gpus": tuple(node["gpus"])}) for node in document["nodes"]),
+        nodes=tuple(Node.from_json(node) for node in document["nodes"]),
         slots=tuple(Slot(**slot) for slot in document["slots"]),
         count=document["count"],
         policy=document["policy"],

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import ClassVar
 
+_LOCK = "launching"
 _ABANDONED_S = 600.0  # younger folders may belong to a launch that is about to lock them
 
 
@@ -53,13 +54,13 @@ class NameLock:
 
     def _remove_abandoned(self) -> None:
         """Remove the folders of launches that were killed before they wrote a record."""
-        for path in self.root.glob("*/launching"):
+        for path in self.root.glob(f"*/{_LOCK}"):
             with contextlib.suppress(OSError):  # the launch is alive, or another process removed the folder first
                 if (path.parent / "record.json").exists() or time.time() - path.stat().st_mtime < _ABANDONED_S:
                     continue
                 with path.open() as file:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(path.parent, ignore_errors=True)
+                    _delete(path.parent)
 
     def _acquire(self, folder: Path) -> bool:
         """Make and lock the folder of a job, or take over the folder of a launch that was killed before its record."""
@@ -68,7 +69,10 @@ class NameLock:
         except FileExistsError:
             if (folder / "record.json").exists() or not folder.is_dir():
                 return False
-        fd = os.open(folder / "launching", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            fd = os.open(folder / _LOCK, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        except FileNotFoundError:  # another process has just removed the folder
+            return self._acquire(folder)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -76,6 +80,9 @@ class NameLock:
             return False
         except OSError:  # a file system without locks
             pass
+        if os.fstat(fd).st_nlink == 0:  # another process removed the folder before it released the lock
+            os.close(fd)
+            return self._acquire(folder)
         self._locks[folder.name] = fd  # held until the launch is over or this process exits, for whatever reason
         try:
             os.write(fd, f"{os.getpid()} {socket.gethostname()}\n".encode())
@@ -110,7 +117,7 @@ class NameLock:
             Its pid and its host name. None if the job is not being launched.
         """
         try:
-            with (self.root / name / "launching").open() as file:
+            with (self.root / name / _LOCK).open() as file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 except BlockingIOError:
@@ -128,5 +135,16 @@ class NameLock:
         name : str
             The job's name.
         """
+        _delete(self.root / name)
         self.unlock(name)
-        shutil.rmtree(self.root / name, ignore_errors=True)
+
+
+def _delete(folder: Path) -> None:
+    """Delete a job's folder, the lock last: a `fab stop` that finds the lock free must not find the record."""
+    others = [path for path in folder.glob("*") if path.name != _LOCK]
+    for path in [*others, folder / _LOCK]:
+        shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):  # it was a folder
+            path.unlink()
+    with contextlib.suppress(OSError):  # another launch has taken the name since
+        folder.rmdir()

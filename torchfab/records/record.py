@@ -213,7 +213,7 @@ def as_json(record: Record) -> dict[str, Any]:
         Everything but the folder.
     """
     values = {key: value for key, value in vars(record).items() if key not in ("folder", "defaults")}
-    nodes = [asdict(node) for node in record.nodes]
+    nodes = [node.as_json() for node in record.nodes]
     return {
         **values,
         "format": FORMAT,
@@ -249,7 +249,7 @@ def from_json(folder: Path, values: dict[str, Any]) -> Record:
     if (version := values.pop("format")) != FORMAT:
         problem = f"{folder / 'record.json'} has format {version!r}, and this torchfab reads {FORMAT}"
         raise TorchfabError(problem, "use the torchfab that launched the job")
-    nodes = tuple(Node(**{**node, "gpus": tuple(node["gpus"])}) for node in values.pop("nodes"))
+    nodes = tuple(Node.from_json(node) for node in values.pop("nodes"))
     settings, defaults = values.pop("settings"), values.pop("chosen")
     if not all(isinstance(each, (int, float)) for each in (values["created"], values.get("grace_s", 0))):
         raise TypeError("created or grace_s is not a number")

@@ -15,20 +15,19 @@ from typing import Any
 import msgspec
 
 from torchfab.config.connection_settings import ConnectionSettings
-from torchfab.core import status as states
 from torchfab.core.console import write_err
 from torchfab.core.environment import SECRET_PATTERNS
 from torchfab.core.errors import HostsFailedError, Interrupted, TorchfabError
 from torchfab.core.inventory import fold
 from torchfab.core.specs import Facts, Job, Node, NodePlan, Plan, Requirements, session_name
-from torchfab.core.status import StatusReport
+from torchfab.core.status import CUT_OFF, JobStatus, NodeStatus, State, StatusReport, from_answer
 from torchfab.records import Record
 from torchfab.runtimes import StopReport
 from torchfab.runtimes.tmux_logs import address
 from torchfab.runtimes.tmux_logs import follow as follow  # noqa: PLC0414  # part of the runtime
 from torchfab.runtimes.tmux_stacks import stacks as stacks  # noqa: PLC0414  # part of the runtime
 from torchfab.transport.fanout import fan_out
-from torchfab.transport.messages import launch as messages
+from torchfab.transport.messages import launch
 from torchfab.transport.messages.job import (
     EvidenceAnswer,
     EvidenceRequest,
@@ -50,8 +49,7 @@ from torchfab.transport.messages.launch import (
 from torchfab.transport.pool import Response, as_error, request_all
 from torchfab.transport.session import Pending, Session
 from torchfab.transport.ssh import NodeConnection, NodeGroup, open_session
-from torchfab.why import evidence as why
-from torchfab.why.evidence import Evidence
+from torchfab.why.evidence import Evidence, NodeEvidence, evidence_from_report, in_rank_order
 
 NAME = "tmux"
 _ROLLBACK_GRACE_S = 2.0
@@ -208,7 +206,7 @@ def _prepare_request(
     patience_s: int,
     python_timeout_s: float,
 ) -> PrepareRequest:
-    first, is_first = nodes[0], node.rank == 0
+    first, is_first, job = nodes[0], node.rank == 0, job.on(node)
     programs = [ProgramSpec(**vars(each)) for each in requirements.programs if is_first or not each.on_head_only]
     return PrepareRequest(
         job_id=job.job_id,
@@ -354,7 +352,7 @@ def start_request(plan: Plan, each: NodePlan, timeout_s: float) -> StartRequest:
             argv=list(process.argv),
             env=dict(process.env),
             secrets=dict(plan.job.secrets) if process.secrets else None,
-            cwd=plan.job.workdir,
+            cwd=plan.job.on(each.node).workdir,
             rank=process.rank,
             rank_logs=process.rank_logs,
             folders=list(process.folders),
@@ -378,11 +376,11 @@ def _roll_back(plan: Plan, prepared: Prepared) -> list[str]:
     # A node that got no `commit` rolls back when the session closes. Asking for the rollback also confirms it.
     timeout_s = _ROLLBACK_GRACE_S + min(15.0, 2 * prepared.settings.start_timeout_s)
 
-    def roll_back(each: NodePlan) -> messages.StopReport:
+    def roll_back(each: NodePlan) -> launch.StopReport:
         rank = each.node.rank
         request = RollbackRequest(
             job_id=plan.job.job_id,
-            node_dir=plan.job.node_dir,
+            node_dir=plan.job.on(each.node).node_dir,
             node_rank=rank,
             session=session_name(plan.job.name, rank),
             grace_s=_ROLLBACK_GRACE_S,
@@ -400,7 +398,7 @@ def _roll_back(plan: Plan, prepared: Prepared) -> list[str]:
 # ---- operations on a running or ended job
 
 
-def status(record: Record) -> states.JobStatus:
+def status(record: Record) -> JobStatus:
     """Request the status from every node; a node that does not answer is `unreachable`.
 
     Parameters
@@ -413,27 +411,27 @@ def status(record: Record) -> states.JobStatus:
     JobStatus
         The status by node.
     """
-    found: dict[int, states.NodeStatus] = {}
+    found: dict[int, NodeStatus] = {}
     timeout_s = record.settings.answer_timeout_s
     for node, result in request_all(
         record.nodes, record.settings, lambda node: StatusRequest(**address(record, node)), timeout_s
     ):
         found[node.rank] = _node_status(record, node, result)
-    return states.JobStatus(tuple(found[node.rank] for node in record.nodes), record.min_nodes)
+    return JobStatus(tuple(found[node.rank] for node in record.nodes), record.min_nodes)
 
 
 def _node_status(
     record: Record, node: Node, result: Response[StatusReport] | Response[EvidenceAnswer] | TorchfabError
-) -> states.NodeStatus:
+) -> NodeStatus:
     if isinstance(result, TorchfabError):
-        return states.NodeStatus(node, states.State.UNREACHABLE, result.message.splitlines()[0])
-    return _explain_lost(record, states.from_answer(node, result.value, result.sent, result.received))
+        return NodeStatus(node, State.UNREACHABLE, result.message.splitlines()[0])
+    return _explain_lost(record, from_answer(node, result.value, result.sent, result.received))
 
 
-def _explain_lost(record: Record, found: states.NodeStatus) -> states.NodeStatus:
+def _explain_lost(record: Record, found: NodeStatus) -> NodeStatus:
     """Set the reason of a lost node whose launch was never confirmed: the node rolled the job back."""
     rolled_back = found.state == "lost" and not found.processes and not record.is_confirmed
-    return replace(found, reason=states.CUT_OFF) if rolled_back else found
+    return replace(found, reason=CUT_OFF) if rolled_back else found
 
 
 def evidence(record: Record) -> Evidence:
@@ -449,19 +447,19 @@ def evidence(record: Record) -> Evidence:
     Evidence
         Logs, error files and status of every node; a node that does not answer has a status only.
     """
-    found: dict[int, why.NodeEvidence] = {}
+    found: dict[int, NodeEvidence] = {}
     timeout_s = record.settings.answer_timeout_s
     for node, result in request_all(
         record.nodes, record.settings, lambda node: EvidenceRequest(**address(record, node)), timeout_s
     ):
         status_of_node = _node_status(record, node, result)
         if isinstance(result, TorchfabError):
-            found[node.rank] = why.NodeEvidence(status_of_node)
+            found[node.rank] = NodeEvidence(status_of_node)
         else:
             report = msgspec.to_builtins(result.value.evidence)
-            found[node.rank] = why.evidence_from_report(status_of_node, report)
-    nodes = why.in_rank_order(record.nodes, found)
-    job = states.JobStatus(tuple(each.status for each in nodes), record.min_nodes)
+            found[node.rank] = evidence_from_report(status_of_node, report)
+    nodes = in_rank_order(record.nodes, found)
+    job = JobStatus(tuple(each.status for each in nodes), record.min_nodes)
     return Evidence(record.name, record.created, job, nodes, events=record.events())
 
 
@@ -498,7 +496,7 @@ def _stop_report(record: Record, node: Node, result: Response[StopAnswer] | Torc
     report = result.value
     # The clock skew is derived from the round trip, which is the time that the node did not spend on stopping.
     sent = min(result.sent + report.seconds, result.received)
-    now = _explain_lost(record, states.from_answer(node, report.status, sent, result.received))
+    now = _explain_lost(record, from_answer(node, report.status, sent, result.received))
     killed, left = tuple(report.killed), tuple(report.left)
     return StopReport(node, int(report.asked), killed, left, report.seconds, status=now)
 

@@ -35,7 +35,7 @@ def address(record: Record, node: Node) -> dict[str, Any]:
     """
     return {
         "job_id": record.job_id,
-        "node_dir": record.node_dir,
+        "node_dir": node.node_dir or record.node_dir,
         "node_rank": node.rank,
         "mask_key": record.mask_key,
         "session": session_name(record.name, node.rank),

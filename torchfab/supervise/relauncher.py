@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets as random_source
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -151,7 +151,7 @@ class Relauncher:
 
     def _launch(self, nodes: Sequence[Node]) -> None:
         before = self.record
-        ctx = replace(self.ctx, now=time.time(), token=random_source.token_hex(4), settings=before.settings)
+        ctx = replace(self.ctx, now=time.time(), token=secrets.token_hex(4), settings=before.settings)
         try:
             with lease.restarting(before.folder):
                 self._check_stop()

@@ -1,8 +1,9 @@
-"""The one source text that runs on a node: the modules of `torchfab.remote`, and an importer that finds them in it.
+"""The source text of the program that runs on nodes: the modules of `torchfab.remote`, and an importer for them.
 
 It is sent over the connection's stdin to `python3 -I -S`, and written into the job's folder for the supervisors:
 nothing is installed on a node, and job and command never run different versions of it. A module is compiled when it is
-imported; the supervisors of a job find theirs compiled beside the program (see `torchfab.remote.job.bytecode_cache`).
+imported; the supervisors of a job read compiled modules from a file beside the program (see
+`torchfab.remote.job.bytecode_cache`).
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ from torchfab.remote import server
 
 _MAIN = 'sys.exit(server.main(globals().get("SOURCE") or open(__file__).read()))\n'
 
-# Reads as many bytes as its argument says, and leaves the rest of stdin for the conversation.
+# Reads as many bytes as its argument says, and leaves the rest of stdin for requests.
 BOOTSTRAP = (
     "import sys,zlib;SOURCE=zlib.decompress(sys.stdin.buffer.read(int(sys.argv[1]))).decode();"
     'exec(compile(SOURCE,"torchfab","exec"))'
@@ -58,12 +59,18 @@ BOOTSTRAP = (
 
 @cache
 def source() -> str:
-    """Return the program that runs on a node, as source text."""
+    """Return the program that runs on a node.
+
+    Returns
+    -------
+    str
+        Its source text.
+    """
     modules = {"torchfab": ""}
     packages = ["torchfab"]
     for path in sorted(_REMOTE.rglob("*.py")):
         relative = path.relative_to(_REMOTE.parent)
-        if "shims" in relative.parts:  # programs of their own, see torchfab.launchers.shims
+        if "shims" in relative.parts:  # separate programs, see torchfab.launchers.shims
             continue
         if path.stem == "__init__":
             packages.append(name := ".".join(["torchfab", *relative.parent.parts]))
@@ -76,13 +83,29 @@ def source() -> str:
 
 @cache
 def packed() -> bytes:
-    """Return the program as it is sent: a third of its size, so that a far node has it in fewer round trips."""
+    """Return the compressed program: a third of its size, which saves round trips to a distant node.
+
+    Returns
+    -------
+    bytes
+        The source text, compressed with zlib.
+    """
     return zlib.compress(source().encode(), 6)
 
 
 def argv(python: str) -> tuple[str, ...]:
-    """Return the command that starts the conversation on a node; `packed()` is to be written to its stdin first.
+    """Return the command that starts the program on a node; write `packed()` to its stdin first.
 
     `-I -S`: without the user's environment, start-up files and site-packages; 10 ms instead of 100.
+
+    Parameters
+    ----------
+    python : str
+        The interpreter.
+
+    Returns
+    -------
+    tuple of str
+        The command.
     """
     return (python, "-I", "-S", "-c", BOOTSTRAP, str(len(packed())))

@@ -27,7 +27,7 @@ Answer = TypeVar("Answer", bound=Struct)
 
 @dataclass(frozen=True)
 class Response(Generic[Answer]):
-    """An answer of a node, and when it came.
+    """The answer of a node, with its times.
 
     Parameters
     ----------

@@ -29,16 +29,39 @@ class Channel(Protocol):
     """The stdin and stdout of a program on a node."""
 
     def write(self, data: bytes) -> None:
-        """Write to its stdin."""
+        """Write to the program's stdin.
+
+        Parameters
+        ----------
+        data : bytes
+            The bytes.
+        """
 
     def read(self, timeout_s: float) -> bytes | None:
-        """Return what has arrived; b"" at the end, None when nothing arrived in time."""
+        """Read from the program's stdout.
+
+        Parameters
+        ----------
+        timeout_s : float
+            How long to wait for the first byte, in seconds.
+
+        Returns
+        -------
+        bytes or None
+            b"" at the end; None when nothing arrived in time.
+        """
 
     def exit_status(self) -> tuple[int | None, str]:
-        """Return the exit code of a program that has ended, and its stderr."""
+        """Return the exit code and stderr of a program that has ended.
+
+        Returns
+        -------
+        tuple of int or None, str
+            The code is None where the connection was lost.
+        """
 
     def close(self) -> None:
-        """Close both."""
+        """Close stdin and stdout."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +84,7 @@ class NodeError(HostError):
     Parameters
     ----------
     problems : sequence of Problem
-        Why, as the node reports it.
+        The problems that the node reports.
     """
 
     def __init__(self, problems: Sequence[Problem]) -> None:
@@ -78,7 +101,7 @@ class Session:
     node : Node
         The node.
     channel : Channel
-        A program started by `bundle.argv`, which waits for its source.
+        A program started by `bundle.argv`, which reads its source from stdin.
     silence_s : float
         Seconds without any frame of a stream after which the other end counts as gone. Default 30.
     """
@@ -159,17 +182,17 @@ class Session:
                     raise _not_ours(frame.data)
                 if number != self.number:
                     self.early = {self.number: frame} if frame and frame.header.of == self.number else {}
-                    raise HostError("it was asked something else meanwhile")
+                    raise HostError("another request was sent before its answer arrived")
             finally:
                 self.read_lock.release()
             if time.monotonic() >= deadline:
                 break
         self.log.debug("no answer to request %d: %s, within %g s", number, self.name, timeout_s)
-        what = (
+        problem = (
             "no answer" if self.has_answered else "the connection stands, but torchfab's program there gave no answer"
         )
         raise HostError(
-            f"{what} within {timeout_s:g} s", "see whether the node is overloaded, or its disk or home folder hangs"
+            f"{problem} within {timeout_s:g} s", "see whether the node is overloaded, or its disk or home folder hangs"
         )
 
     def post(self, request: Request[AnswerType]) -> Pending[AnswerType]:
@@ -256,7 +279,7 @@ class Session:
             return None
         length = int(head[1])
         if length > MOST_ANSWER_BYTES:
-            raise HostError(f"an answer of {length} bytes is more than torchfab takes")
+            raise HostError(f"an answer of {length} bytes is over the limit of {MOST_ANSWER_BYTES}")
         end = head.end() + length
         if len(self.arrived) < end:
             return None
@@ -298,7 +321,7 @@ def _decode_frame(frame: _Frame, kind: type[Any]) -> Any:
 
 
 def _not_ours(data: bytes) -> HostError:
-    return HostError(f"what answers there is not torchfab's program: {data[:40]!r}", _TRY_THE_LOGIN)
+    return HostError(f"the output is not from torchfab's program: {data[:40]!r}", _TRY_THE_LOGIN)
 
 
 _TRY_THE_LOGIN = "see what `ssh HOST python3 --version` prints; a start-up file (.bashrc) may be in the way"

@@ -1,4 +1,4 @@
-"""Streams from many nodes: one connection each, which is opened again 5 seconds after it broke."""
+"""Streams from many nodes: one connection each, which is reopened 5 seconds after it broke."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 class _Stream:
-    """The stream of one node: its session while there is one, else when to connect again."""
+    """The stream of one node: its session while connected, else the time to reconnect."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
@@ -37,7 +37,7 @@ class _Stream:
 
 
 class NodeStreams(Generic[FrameType]):
-    """Send one streaming request to every node, and read the frames that they send.
+    """Send one streaming request to every node, and read the frames of the answers.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ class NodeStreams(Generic[FrameType]):
 
     @property
     def are_finished(self) -> bool:
-        """Whether no stream is read any more."""
+        """Whether all streams are finished."""
         return all(stream.is_finished for stream in self._streams.values())
 
     def poll(self) -> Iterator[tuple[Node, FrameType | TorchfabError]]:
@@ -110,7 +110,7 @@ class NodeStreams(Generic[FrameType]):
         """
         stream = self._streams[node.rank]
         if stream.session is not None:
-            # In the background: closing a connection whose other end has gone takes time.
+            # In the background: closing a connection takes time when the host is gone.
             threading.Thread(target=stream.session.close, daemon=True).start()
             stream.session = None
         stream.retry_at = time.monotonic() + _RETRY_S
@@ -123,7 +123,7 @@ class NodeStreams(Generic[FrameType]):
                 stream.session.close()
 
     def _open(self, streams: Sequence[_Stream]) -> None:
-        # In the background: a host that does not respond delays no other.
+        # In the background: a host that does not respond must not delay the others.
         if not streams:
             return
         for stream in streams:
@@ -151,12 +151,12 @@ class NodeStreams(Generic[FrameType]):
         try:
             frames = stream.session.read_frames()
             if not frames and time.monotonic() - stream.last_frame > self.silent_s:
-                raise HostError(f"it has sent nothing for {self.silent_s:g} s", "see whether the node is still up")
+                raise HostError(f"no data for {self.silent_s:g} s", "see whether the node is still up")
         except HostError as error:
             yield self._lose(stream, error)
             return
         for frame in frames:
-            if self._streams[stream.node.rank].is_finished:  # since the frame before
+            if self._streams[stream.node.rank].is_finished:  # finished while the previous frame was handled
                 return
             stream.last_frame = time.monotonic()
             yield stream.node, frame

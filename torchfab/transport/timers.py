@@ -1,6 +1,6 @@
-"""Deadlines: what is to be called when a step takes too long; one thread waits for all of them.
+"""Timers: call a function when a step takes too long; one thread waits for all of them.
 
-A threading.Timer would be a thread for each, and every step of each of a thousand connections has one.
+A threading.Timer would need one thread each, and every step of each of a thousand connections has a timer.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from collections.abc import Callable
 
 
 class Timer:
-    """A call that is made at its time, unless it was cancelled before.
+    """A call at a given time, unless it is cancelled before.
 
     Parameters
     ----------
     at : float
-        When, by time.monotonic.
+        The time, by time.monotonic.
     act : callable
-        What is called then, in a thread of its own: it may take long.
+        Called in a new thread, so it may take long.
     """
 
     def __init__(self, at: float, act: Callable[[], object]) -> None:
         self.at = at
-        self._act: Callable[[], object] | None = act  # None: it was made or cancelled; and then holds nothing any more
+        self._act: Callable[[], object] | None = act  # None: called or cancelled, so that nothing stays referenced
         self._lock = threading.Lock()
 
     def cancel(self) -> None:
-        """Make the call not be made."""
+        """Cancel the call."""
         self._claim()
 
     def fire(self) -> None:
-        """Make the call, unless it was made or cancelled before."""
+        """Make the call now, unless it was made or cancelled before."""
         act = self._claim()
         if act is not None:
             threading.Thread(target=act, daemon=True).start()
@@ -45,22 +45,22 @@ class Timer:
 
 
 class _TimerThread:
-    """The thread, and the deadlines that it waits for, the earliest first."""
+    """The thread, and the timers that it waits for, the earliest first."""
 
     def __init__(self) -> None:
         self._waiting: list[tuple[float, int, Timer]] = []
-        self._numbers = itertools.count()  # of two deadlines at one moment
+        self._numbers = itertools.count()  # orders timers of the same time
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
-    def add(self, deadline: Timer) -> None:
+    def add(self, timer: Timer) -> None:
         with self._changed:
-            entry = (deadline.at, next(self._numbers), deadline)
+            entry = (timer.at, next(self._numbers), timer)
             heapq.heappush(self._waiting, entry)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="deadlines", daemon=True)
+                self._thread = threading.Thread(target=self._run, name="timers", daemon=True)
                 self._thread.start()
-            elif self._waiting[0] is entry:  # else it wakes before this one by itself
+            elif self._waiting[0] is entry:  # else an earlier timer wakes the thread first
                 self._changed.notify()
 
     def _run(self) -> None:
@@ -74,11 +74,24 @@ class _TimerThread:
             return heapq.heappop(self._waiting)[2]
 
 
-_watch = _TimerThread()
+_timer_thread = _TimerThread()
 
 
 def after(seconds: float, act: Callable[[], object]) -> Timer:
-    """Call `act` in so many seconds, unless what is returned is cancelled by then."""
-    deadline = Timer(time.monotonic() + seconds, act)
-    _watch.add(deadline)
-    return deadline
+    """Call a function after some time, unless the timer is cancelled before.
+
+    Parameters
+    ----------
+    seconds : float
+        The delay.
+    act : callable
+        The function.
+
+    Returns
+    -------
+    Timer
+        To cancel the call.
+    """
+    timer = Timer(time.monotonic() + seconds, act)
+    _timer_thread.add(timer)
+    return timer

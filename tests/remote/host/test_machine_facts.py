@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from torchfab.remote.host import machine_facts
+from torchfab.remote.host import identity, machine_facts
 
 
 def test_the_facts_of_this_machine_are_collected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,5")
     found = machine_facts.collect()
     assert abs(found.pop("time") - time.time()) < 60
+    assert found.pop("machine") == identity.identify()
     assert found == {
         "hostname": socket.gethostname(),
         "is_root": os.geteuid() == 0,

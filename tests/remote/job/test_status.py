@@ -213,7 +213,8 @@ def test_stop_ends_processes_without_a_supervisor(place: Place) -> None:
     assert (report["asked"], len(report["killed"]), report["left"]) == (1, 1, [])
 
 
-def test_stop_ends_a_supervisor_that_was_stopped_by_a_signal(place: Place) -> None:
+def test_stop_ends_a_supervisor_that_was_stopped_by_a_signal(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_stop, "_SUPERVISORS_S", 0.1)
     supervisor = started(place, "sh", "-c", "echo ready; exec sleep 600")
     supervisor.send_signal(signal.SIGSTOP)
     report = stop(place, 0.1)

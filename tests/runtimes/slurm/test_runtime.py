@@ -20,7 +20,7 @@ from torchfab.core.errors import HostError, TorchfabError
 from torchfab.core.events import BacklogRead, ContactLost, Lines, StatusChanged, Tick
 from torchfab.records import Records
 from torchfab.runtimes.slurm import runtime
-from torchfab.runtimes.slurm import state as slurmstate
+from torchfab.runtimes.slurm.state import job_status
 from torchfab.transport import messages, streams
 from torchfab.transport.messages import Request
 from torchfab.transport.messages.slurm import SlurmStatus
@@ -146,16 +146,16 @@ def test_failed_status_request_gives_unreachable(played: Played, tmp_path: Path)
 
 def test_failed_submission_closes_without_keep(played: Played, tmp_path: Path) -> None:
     from tests.launchers.test_slurm import full_job
-    from torchfab.launchers import slurm as launcher
+    from torchfab.launchers.slurm import plan
 
     played.answers = [{"problems": [{"what": "there is no sbatch here", "fix": "install it"}]}]
     with pytest.raises(TorchfabError) as caught:
-        runtime.submit(record(tmp_path), launcher.plan(full_job()))
+        runtime.submit(record(tmp_path), plan(full_job()))
     assert str(caught.value) == "login:2222: there is no sbatch here\n  fix: install it"
     assert [each["op"] for each in played.asked] == ["slurm_submit"]
     assert played.closed == 1
     played.answers = [{"slurm_id": "18"}, {}]
-    details = runtime.submit(record(tmp_path), launcher.plan(full_job()))
+    details = runtime.submit(record(tmp_path), plan(full_job()))
     assert details == {"slurm_id": "18", "known_as": "Slurm job 18"}
     assert [each["op"] for each in played.asked[1:]] == ["slurm_submit", "commit"]
 
@@ -191,7 +191,7 @@ def test_stop_uses_the_grace_of_the_launch_unless_overridden(
 
 
 def test_attach_goes_through_the_login_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    running = slurmstate.job_status(record(tmp_path), msgspec.convert(RUNNING, SlurmStatus), 60.0, 60.0)
+    running = job_status(record(tmp_path), msgspec.convert(RUNNING, SlurmStatus), 60.0, 60.0)
     where = running.nodes[0].node
     argv = runtime.attach_argv(record(tmp_path), where, "")
     words = "srun --jobid=17 --overlap --pty --nodes=1 --ntasks=1 --nodelist=n1"

@@ -13,7 +13,7 @@ from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.status import JobStatus
 from torchfab.monitoring.watcher import describe_failure
 from torchfab.records import Record
-from torchfab.runtimes.slurm import state as slurmstate
+from torchfab.runtimes.slurm.state import job_status
 from torchfab.transport.messages.slurm import SlurmStatus
 
 RECORD = Record(
@@ -51,7 +51,7 @@ def node(rank: int, *processes: Mapping[str, Any], stop: float | None = None) ->
 def job(slurm: Mapping[str, Any], *nodes: Mapping[str, Any], **more: Any) -> JobStatus:
     stop = next((each["status"]["stop_asked"] for each in nodes if each["status"]), None)
     answer = {"slurm": slurm, "nodes": nodes, "exists": True, "stop_asked": stop, "said": "", "now": 60.0, **more}
-    return slurmstate.job_status(RECORD, msgspec.convert(answer, SlurmStatus), 60.0, 60.0)
+    return job_status(RECORD, msgspec.convert(answer, SlurmStatus), 60.0, 60.0)
 
 
 def summary(found: JobStatus) -> tuple[str, bool, int | None, str]:

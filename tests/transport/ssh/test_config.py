@@ -16,9 +16,8 @@ from tests.hostile import texts
 from tests.support import fuzzed, require
 from torchfab.core.errors import HostError, TorchfabError, UsageError
 from torchfab.transport.ssh import config
-from torchfab.transport.ssh import route as routes
 from torchfab.transport.ssh.config import ClientIdentity
-from torchfab.transport.ssh.route import Route, route_to
+from torchfab.transport.ssh.route import Route, default_keys, key_files, parse_hop, route_to
 
 CLIENT = ClientIdentity("ann", "launch.lab", lambda command: command == "true")
 
@@ -90,7 +89,7 @@ def test_any_text_is_parsed_or_rejected(text: str) -> None:
 @fuzzed(texts(40))
 def test_any_jump_host_is_parsed_or_rejected(text: str) -> None:
     with contextlib.suppress(HostError):
-        assert routes.parse_hop(text)[1]
+        assert parse_hop(text)[1]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +104,7 @@ def test_any_jump_host_is_parsed_or_rejected(text: str) -> None:
     ],
 )
 def test_parse_hop_accepts_all_forms(text: str, parts: tuple[str, str, int | None]) -> None:
-    assert routes.parse_hop(text) == parts
+    assert parse_hop(text) == parts
 
 
 def test_jump_hosts_are_used_in_the_configured_order(tmp_path: Path) -> None:
@@ -176,7 +175,7 @@ REJECTED = {
 @pytest.mark.parametrize("line", REJECTED)
 def test_unsupported_security_options_are_rejected(tmp_path: Path, line: str) -> None:
     with pytest.raises(HostError) as caught:
-        routes.key_files(route(tmp_path, f"Host *\n{line}\nLogLevel ERROR\n"), ())
+        key_files(route(tmp_path, f"Host *\n{line}\nLogLevel ERROR\n"), ())
     assert REJECTED[line] in str(caught.value)
 
 
@@ -208,6 +207,6 @@ def test_times_are_parsed(text: str, expected: float) -> None:
 
 
 def test_keys_are_the_configured_ones_or_the_defaults(tmp_path: Path) -> None:
-    assert routes.key_files(route(tmp_path, ""), ()) == routes.default_keys()
-    assert routes.key_files(route(tmp_path, "IdentityFile /k\n"), ("/i",)) == ("/i", "/k")
-    assert routes.key_files(route(tmp_path, "IdentityFile none\n"), ()) == ()
+    assert key_files(route(tmp_path, ""), ()) == default_keys()
+    assert key_files(route(tmp_path, "IdentityFile /k\n"), ("/i",)) == ("/i", "/k")
+    assert key_files(route(tmp_path, "IdentityFile none\n"), ()) == ()

@@ -8,6 +8,8 @@ import socket
 import sys
 import time
 
+from torchfab.remote.host import identity
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -22,10 +24,12 @@ def collect() -> dict[str, Any]:
     Returns
     -------
     dict
-        `hostname`, `is_root`, `gpus`, `cpus`, `agent_python` (version of this interpreter), `time`.
+        `hostname`, `machine` (see `identity`), `is_root`, `gpus`, `cpus`, `agent_python` (version of this interpreter),
+        `time`.
     """
     return {
         "hostname": socket.gethostname(),
+        "machine": identity.identify(),
         "is_root": os.geteuid() == 0,
         "gpus": count_gpus(),
         "cpus": len(os.sched_getaffinity(0)),

@@ -17,6 +17,7 @@ from torchfab.remote.host import (
     connectivity,
     filesystems,
     gpu_health,
+    identity,
     interfaces,
     python_env,
     running_jobs,
@@ -88,13 +89,15 @@ def machine() -> dict[str, Any]:
     Returns
     -------
     dict
-        `hostname`, `boot_id`, `network` (id of the network namespace), `own_addresses` (of its own name), `kernel`,
+        `hostname`, `boot_id`, `identity` (see `identity`), `network` (id of the network namespace), `own_addresses`
+        (of its own name), `kernel`,
         `infiniband` (whether it has an adapter), `time` (seconds since the epoch).
     """
     name = socket.gethostname()
     return {
         "hostname": name,
         "boot_id": procfs.boot_id(),
+        "identity": identity.identify(),
         # Nodes in the same network namespace also reach each other by loopback addresses.
         "network": f"{procfs.boot_id()} {os.readlink('/proc/self/ns/net')}",
         "own_addresses": connectivity.resolve(name),

@@ -40,13 +40,34 @@ def main(command: list[str]) -> int:
     int
         Its exit code.
     """
-    child = subprocess.Popen(command)
-    for number in FORWARDED:
-        signal.signal(number, lambda received, _: child.send_signal(received))
-    code = child.wait()
+    code = start(command).wait()
     code = code if code >= 0 else 128 - code
     notify_relays(code)
     return code
+
+
+def start(command: list[str]) -> subprocess.Popen[bytes]:
+    """Start the launcher. From now on, signals are forwarded to it, including those that arrive while it starts.
+
+    Parameters
+    ----------
+    command : list of str
+        The launcher's command.
+
+    Returns
+    -------
+    subprocess.Popen
+        The launcher.
+    """
+    early: list[int] = []
+    for number in FORWARDED:
+        signal.signal(number, lambda received, _: early.append(received))
+    child = subprocess.Popen(command)
+    for number in FORWARDED:
+        signal.signal(number, lambda received, _: child.send_signal(received))
+    for received in early:
+        child.send_signal(received)
+    return child
 
 
 def notify_relays(code: int) -> None:

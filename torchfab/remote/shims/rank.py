@@ -49,7 +49,31 @@ def main(args: list[str]) -> None:
         redirect_output(os.path.join(HERE, "logs", f"rank-{env['RANK']}.log"))
     else:
         command = read_script() + command
-    # A session of its own: otherwise a launcher that signals our process group would signal the script twice.
+    child = start(command, env)
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    if "RANK" not in os.environ:  # otherwise the supervisor takes this process for the rank
+        wait_until_recorded(child.pid)
+    exit_like(child.wait(), env)
+
+
+def start(command: list[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start the script. From now on, signals are forwarded to it, including those that arrive while it starts.
+
+    Parameters
+    ----------
+    command : list of str
+        The script and its arguments.
+    env : Mapping of str to str
+        Its environment.
+
+    Returns
+    -------
+    subprocess.Popen
+        The script, in a session of its own: otherwise a launcher that signals our process group would signal it twice.
+    """
+    early: list[int] = []
+    for number in FORWARDED:
+        signal.signal(number, lambda received, _: early.append(received))
     child = subprocess.Popen(
         command,
         env=env,
@@ -59,10 +83,9 @@ def main(args: list[str]) -> None:
     )
     for number in FORWARDED:
         signal.signal(number, lambda received, _: os.kill(child.pid, received))  # not reaped yet: the pid is valid
-    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    if "RANK" not in os.environ:  # otherwise the supervisor takes this process for the rank
-        wait_until_recorded(child.pid)
-    exit_like(child.wait(), env)
+    for received in early:
+        os.kill(child.pid, received)
+    return child
 
 
 def environment(inherited: Mapping[str, str]) -> dict[str, str]:

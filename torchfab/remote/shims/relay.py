@@ -45,12 +45,34 @@ def serve() -> int:
     if command is None:
         print(f"torchfab: the head sent no command within {COMMAND_TIMEOUT_S:g} s", flush=True)
         return 1
-    child = subprocess.Popen(["/bin/sh", "-c", command["text"]], start_new_session=True)
-    for number in FORWARDED:
-        signal.signal(number, lambda received, _: signal_session(child, received))
+    child = start(command["text"])
     code = watch(child, command) or first_failed_code()
     write_json(END, {"code": code})
     return code
+
+
+def start(text: str) -> subprocess.Popen[bytes]:
+    """Start the command. From now on, signals are forwarded to it, including those that arrive while it starts.
+
+    Parameters
+    ----------
+    text : str
+        The command, as shell.
+
+    Returns
+    -------
+    subprocess.Popen
+        The command, in a session of its own.
+    """
+    early: list[int] = []
+    for number in FORWARDED:
+        signal.signal(number, lambda received, _: early.append(received))
+    child = subprocess.Popen(["/bin/sh", "-c", text], start_new_session=True)
+    for number in FORWARDED:
+        signal.signal(number, lambda received, _: signal_session(child, received))
+    for received in early:
+        signal_session(child, received)
+    return child
 
 
 def watch(child: subprocess.Popen[bytes], sender: dict[str, Any]) -> int:

@@ -14,11 +14,11 @@ from typing import Any
 
 import msgspec
 
-from torchfab.core import status as states
 from torchfab.core.console import write_err
 from torchfab.core.errors import HostError, TorchfabError, UsageError
 from torchfab.core.events import BacklogRead, ContactLost, Event, EventStream, Lines, StatusChanged, Tick
 from torchfab.core.specs import Node, Submission
+from torchfab.core.status import JobStatus, State, Verdict
 from torchfab.records import Record
 from torchfab.runtimes import StopReport
 from torchfab.runtimes.slurm import state
@@ -39,8 +39,7 @@ from torchfab.transport.messages.slurm import (
 from torchfab.transport.session import NodeError, Session
 from torchfab.transport.ssh import NodeGroup, open_session
 from torchfab.transport.streams import NodeStreams
-from torchfab.why import evidence as why
-from torchfab.why.evidence import Evidence
+from torchfab.why.evidence import Evidence, SchedulerReason, evidence_from_report
 
 NAME = "slurm"
 _POLL_S = 0.1
@@ -121,8 +120,7 @@ def login_node(record: Record) -> Node:
     Node
         The login node, or this machine.
     """
-    values = dict(record.details["login"])
-    return Node(**{**values, "gpus": tuple(values["gpus"])})
+    return Node.from_json(record.details["login"])
 
 
 def _open(record: Record) -> Session:
@@ -152,16 +150,14 @@ def _address(record: Record) -> dict[str, Any]:
     }
 
 
-def _unconfirmed(record: Record) -> states.JobStatus | None:
+def _unconfirmed(record: Record) -> JobStatus | None:
     """Return the status of a job whose `fab` ended before Slurm answered; None for any other job."""
     if "slurm_id" in record.details:
         return None
     if time.time() - record.created < _rollback_deadline_s(record):
-        return states.JobStatus(
-            (), record.min_nodes, states.Verdict(states.State.PENDING, reason="it is being submitted")
-        )
-    reason = "its fab ended before Slurm had answered, and it was taken back"
-    return states.JobStatus((), record.min_nodes, states.Verdict(states.State.LOST, ended=True, reason=reason))
+        return JobStatus((), record.min_nodes, Verdict(State.PENDING, reason="it is being submitted"))
+    reason = "its fab ended before Slurm answered, and the submission was cancelled"
+    return JobStatus((), record.min_nodes, Verdict(State.LOST, ended=True, reason=reason))
 
 
 def _rollback_deadline_s(record: Record) -> float:
@@ -178,7 +174,7 @@ def _request(record: Record, request: Request[AnswerType], timeout_s: float) -> 
         session.close()
 
 
-def status(record: Record) -> states.JobStatus:
+def status(record: Record) -> JobStatus:
     """Read the status of a job from Slurm and from the job's folder.
 
     Parameters
@@ -226,9 +222,9 @@ def evidence(record: Record) -> Evidence:
         return Evidence(record.name, record.created, state.unreachable(record.min_nodes, error.message), ())
     job = state.job_status(record, answer, asked, time.time())
     by_rank = {rank: msgspec.to_builtins(each) for rank, each in enumerate(answer.evidence)}
-    nodes = tuple(why.evidence_from_report(each, by_rank.get(each.node.rank, {})) for each in job.nodes)
+    nodes = tuple(evidence_from_report(each, by_rank.get(each.node.rank, {})) for each in job.nodes)
     reason = state.end_reason(answer, job)
-    scheduler_reasons = (why.SchedulerReason(*reason),) if reason else ()
+    scheduler_reasons = (SchedulerReason(*reason),) if reason else ()
     return Evidence(record.name, record.created, job, nodes, scheduler_reasons, record.events(), answer.batch)
 
 

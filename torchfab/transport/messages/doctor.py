@@ -10,7 +10,7 @@ from msgspec import Meta, Struct
 
 from torchfab.core.bounds import Number, Port, Time, Whole
 from torchfab.transport.messages import Request
-from torchfab.transport.messages.launch import FileSystem, GpuProcess
+from torchfab.transport.messages.launch import FileSystem, GpuProcess, MachineIdentity
 
 # Empty where it is unknown: in a union with a literal text, msgspec applies the pattern to both.
 Version: TypeAlias = Annotated[str, Meta(pattern=r"^([0-9]{1,6}(\.[0-9]{1,6}){0,4})?\Z")]
@@ -42,6 +42,7 @@ class Machine(Struct, frozen=True, kw_only=True):
     own_addresses: list[str]
     infiniband: bool
     boot_id: str = ""
+    identity: MachineIdentity | None = None
     kernel: str = ""
     time: Time = 0.0
 

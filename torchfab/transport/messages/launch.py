@@ -61,11 +61,27 @@ class QuickProbe(Struct, frozen=True, kw_only=True):
     holders: list[GpuProcess] = []
 
 
+class MachineIdentity(Struct, frozen=True, kw_only=True):
+    """Which machine a node is; see `torchfab.remote.host.identity`.
+
+    Parameters
+    ----------
+    id : str
+        Equal for two sessions on one machine.
+    ssh_port : int, optional
+        The port of sshd by which the session came.
+    """
+
+    id: str
+    ssh_port: Port | None = None
+
+
 class NodeFacts(Struct, frozen=True, kw_only=True):
     """What a plan needs to know of a node; see `torchfab.core.specs.Facts`."""
 
     folder: str
     hostname: str
+    machine: MachineIdentity | None = None
     gpus: Annotated[int, Meta(ge=0, le=1024)]
     cpus: Count
     time: Time

@@ -13,11 +13,10 @@ from torchfab.core.console import write_err
 from torchfab.core.errors import HostError, TorchfabError
 from torchfab.core.specs import Node
 from torchfab.transport.ssh import agent, config, host_keys, login_log
-from torchfab.transport.ssh import route as routes
 from torchfab.transport.ssh.connection import Connection, NodeConnection, new_config, unopened_connection
 from torchfab.transport.ssh.host_keys import Rules
 from torchfab.transport.ssh.paramiko_transport import Client
-from torchfab.transport.ssh.route import Route
+from torchfab.transport.ssh.route import Route, key_files, route_to
 
 AnyConnection = TypeVar("AnyConnection", bound=Connection)
 _log = logging.getLogger(__name__)
@@ -58,7 +57,7 @@ def _to_node(
     node: Node, options: Sequence[config.Option], client: config.ClientIdentity, settings: ConnectionSettings
 ) -> NodeConnection:
     try:
-        route = routes.route_to(options, node.host, client, node.user, node.port)
+        route = route_to(options, node.host, client, node.user, node.port)
         connection = _connection(NodeConnection, route, settings, settings.identities)
     except HostError as error:
         return unopened_connection(node, error)
@@ -72,7 +71,7 @@ def _connection(
     jump_host = _connection(Connection, route.jumps[0], settings) if route.jumps else None
     chosen_s = settings.connect_timeout_s if settings.timeout_is_given else route.connect_timeout_s
     timeout_s = chosen_s or settings.connect_timeout_s
-    keys = routes.key_files(route, identities)
+    keys = key_files(route, identities)
     connection = kind(
         route.host,
         user=route.user,

@@ -9,8 +9,17 @@ from dataclasses import dataclass, replace
 
 from torchfab.core.errors import HostError
 from torchfab.core.flag_values import is_whole
-from torchfab.transport.ssh import config as sshconfig
-from torchfab.transport.ssh.config import ClientIdentity, Option, Options
+from torchfab.transport.ssh.config import (
+    ClientIdentity,
+    Option,
+    Options,
+    expand,
+    expand_path,
+    options_for,
+    seconds,
+    tokens,
+    unsupported,
+)
 
 _MOST_JUMPS = 8
 
@@ -52,7 +61,7 @@ class Route:
         dict of str to str
             By the letter after `%`.
         """
-        values = sshconfig.tokens(self.options, self.client)
+        values = tokens(self.options, self.client)
         values |= {"h": self.host, "p": str(self.port), "r": self.user, "j": self.jumps[0].name if self.jumps else ""}
         identity = "".join(values[name] for name in "lhprj")
         return {**values, "C": hashlib.sha1(identity.encode("utf-8", "surrogateescape")).hexdigest()}
@@ -72,7 +81,7 @@ class Route:
         str
             The path, without tokens, variables and `~`.
         """
-        return sshconfig.expand_path(text, self.tokens(), name)
+        return expand_path(text, self.tokens(), name)
 
     def paths(self, name: str) -> tuple[str, ...]:
         """Return the paths of an option.
@@ -93,7 +102,7 @@ class Route:
     @property
     def connect_timeout_s(self) -> float:
         """ConnectTimeout in seconds; 0 where it is not set."""
-        return sshconfig.seconds(self.options.value("connecttimeout"))
+        return seconds(self.options.value("connecttimeout"))
 
 
 def route_to(
@@ -136,21 +145,21 @@ def route_to(
     """
     if depth > _MOST_JUMPS:
         raise HostError(f"ProxyJump goes in a circle, or over more than {_MOST_JUMPS} hosts", "see ssh -G HOST")
-    options = sshconfig.options_for(config, name, client, user, port)
+    options = options_for(config, name, client, user, port)
     refuse_unsupported(options)
-    values = sshconfig.tokens(options, client)
+    values = tokens(options, client)
     route = Route(name, values["h"], _port(options), values["r"], options, client)
     if jumps is None and _precedes(options, "proxycommand", "proxyjump"):
         command = options.value("proxycommand")
         return (
             route
             if command == "none"
-            else replace(route, proxy_command=sshconfig.expand(command, route.tokens(), "ProxyCommand"))
+            else replace(route, proxy_command=expand(command, route.tokens(), "ProxyCommand"))
         )
     before, _, last = (options.value("proxyjump", "none") if jumps is None else jumps).rpartition(",")
     if last.lower() in ("none", ""):
         return route
-    hop_user, hop, hop_port = parse_hop(sshconfig.expand(last, values, "ProxyJump"))
+    hop_user, hop, hop_port = parse_hop(expand(last, values, "ProxyJump"))
     if hop.lower() in (name.lower(), route.host.lower()):  # `Host *` has a ProxyJump, and this host is the jump host
         return route
     return replace(route, jumps=(route_to(config, hop, client, hop_user, hop_port, before or None, depth + 1),))
@@ -186,9 +195,9 @@ def refuse_unsupported(options: Options) -> None:
     HostError
         It has such options.
     """
-    unsupported = sshconfig.unsupported(options)
-    if unsupported:
-        raise HostError("; ".join(problem for problem, _ in unsupported), "; ".join(fix for _, fix in unsupported))
+    problems = unsupported(options)
+    if problems:
+        raise HostError("; ".join(problem for problem, _ in problems), "; ".join(fix for _, fix in problems))
 
 
 def parse_hop(text: str) -> tuple[str, str, int | None]:

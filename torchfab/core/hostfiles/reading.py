@@ -1,0 +1,98 @@
+"""Reading of a file of hosts: a regular file, a pipe, or stdin; never without a limit of size and time."""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+import time
+from pathlib import Path
+
+from torchfab.core.errors import InventoryError
+
+MAX_BYTES = 1_000_000
+STDIN = "-"
+PIPE_TIMEOUT_S = 60.0  # for a program that writes the hosts into a pipe
+
+
+def read_text(path: Path, what: str = "a file of hosts") -> str:
+    """Return the text of a file.
+
+    Parameters
+    ----------
+    path : Path
+        The file; `-` for stdin.
+    what : str
+        What it should be, for messages. Default: a file of hosts.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    InventoryError
+        The file is missing or cannot be read; or it is too large, or not text.
+    """
+    content = _read(path, what)
+    if len(content) > MAX_BYTES:
+        raise InventoryError(
+            f"{name_of(path)}: larger than {MAX_BYTES // 1_000_000} MB: not {what}", "name another file"
+        )
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InventoryError(f"{name_of(path)}: not UTF-8 text (byte {error.start})", "save it as plain text") from None
+
+
+def name_of(path: Path) -> str:
+    """Return how messages name a file."""
+    return "stdin" if str(path) == STDIN else str(path)
+
+
+def _read(path: Path, what: str) -> bytes:
+    try:
+        # A named pipe without a writer must not block the opening.
+        descriptor = os.dup(0) if str(path) == STDIN else os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        hosts = "write one host a line into it, or name hosts with -H host1,host2"
+        fix = hosts if what == "a file of hosts" else "name a file that exists"
+        raise InventoryError(f"{path}: there is no such file", fix) from None
+    except OSError as error:
+        raise InventoryError(f"{name_of(path)}: cannot be read: {error.strerror}") from None
+    try:
+        return _read_descriptor(path, descriptor, what)
+    except OSError as error:
+        raise InventoryError(f"{name_of(path)}: cannot be read: {error.strerror}") from None
+    finally:
+        os.close(descriptor)
+
+
+def _read_descriptor(path: Path, descriptor: int, what: str) -> bytes:
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISDIR(mode):
+        fix = f"name the file in it: {path}/hosts" if what == "a file of hosts" else "name a file in it"
+        raise InventoryError(f"{path}: is a folder, not {what}", fix)
+    content = b""
+    deadline = time.monotonic() + PIPE_TIMEOUT_S
+    while len(content) <= MAX_BYTES:
+        if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
+            _wait(path, descriptor, deadline)
+        try:
+            piece = os.read(descriptor, 1 << 16)
+        except BlockingIOError:
+            continue
+        if not piece:
+            break
+        content += piece
+    return content
+
+
+def _wait(path: Path, descriptor: int, deadline: float) -> None:
+    """Wait until a pipe can be read, or has ended."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN | select.POLLHUP)
+    if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+        raise InventoryError(
+            f"{name_of(path)}: a pipe into which nothing was written for {PIPE_TIMEOUT_S:.0f} s", "name a file"
+        )

@@ -1,0 +1,68 @@
+"""Files that are no files of hosts, but known: each is refused with its name, and with what to write instead."""
+
+from __future__ import annotations
+
+import re
+
+from torchfab.core.hostfiles.dialect import Source
+
+_SSH_HOST = re.compile(r"\s*Host\s+(\S.*)", re.IGNORECASE)
+_SSH_KEYWORD = re.compile(r"\s*(HostName|User|Port|IdentityFile|ProxyJump|ProxyCommand)[\s=]+\S", re.IGNORECASE)
+_PROMPT = re.compile(r"\s*ssh\s+(.*)")
+
+
+def refuse(source: Source) -> None:
+    """Raise the error about a text that is certainly of such a kind; return for any other.
+
+    Parameters
+    ----------
+    source : Source
+        The text.
+
+    Raises
+    ------
+    InventoryError
+        With the name of the kind.
+    """
+    text = source.text.removeprefix("\ufeff")
+    if text.startswith("$ANSIBLE_VAULT"):
+        raise source.error(1, "an encrypted file of ansible-vault", "give what this prints: ansible-vault view FILE")
+    if text.startswith("#!"):
+        interpreter = text.partition("\n")[0][2:].strip()
+        raise source.error(
+            1,
+            f"a program ({interpreter}), not a file of hosts",
+            "run it, and give what it prints: FILE | fab … --hostfile -",
+        )
+    _refuse_ssh_config(source)
+    _refuse_ssh_commands(source)
+
+
+def _refuse_ssh_config(source: Source) -> None:
+    lines = list(enumerate(source.text.splitlines(), start=1))
+    hosts = [(number, match[1]) for number, line in lines if (match := _SSH_HOST.fullmatch(line))]
+    if not hosts or not any(_SSH_KEYWORD.match(line) for _, line in lines):
+        return
+    names = [name for _, pattern in hosts for name in pattern.split() if not re.search(r"[*?!]", name)]
+    listed = ", ".join(names[:4]) or "one a line"
+    raise source.error(
+        hosts[0][0],
+        "a configuration of ssh, not a file of hosts",
+        f"write the names of its hosts: {listed}; fab -S {source.origin} reads how to reach them",
+    )
+
+
+def _refuse_ssh_commands(source: Source) -> None:
+    for number, line in source.lines:
+        match = _PROMPT.fullmatch(" ".join(line))
+        if match:
+            raise source.error(number, f"{match[0]!r} is a command, not a host", f"write {_target(match[1])}")
+
+
+def _target(arguments: str) -> str:
+    """Return `user@host port=N` for the arguments of ssh."""
+    port = re.search(r"-p\s*(\d+)", arguments)
+    user = re.search(r"-l\s*(\S+)", arguments)
+    rest = re.sub(r"-[A-Za-z]\s*\S+", "", arguments).split()
+    host = rest[0] if rest else "user@host"
+    return host + (f" user={user[1]}" if user else "") + (f" port={port[1]}" if port else "")

@@ -1,0 +1,99 @@
+"""Turns the launch files of other tools into command lines of fab, and says what of them is not carried over.
+
+    draft = importers.read(text, "train.slurm")
+    print(render(draft, "train.slurm"))
+
+All of it is pure: a script is read, never run.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torchfab.core.errors import UsageError
+from torchfab.core.hostfiles import documents as host_documents
+from torchfab.core.hostfiles.dialect import Source
+from torchfab.core.hostfiles.structured import load
+from torchfab.importers import accelerate_config, manifests, ray_cluster, scripts
+from torchfab.importers.draft import Draft, clean
+
+KINDS = (
+    "a batch script of Slurm, LSF or PBS, a shell script, a configuration of accelerate or DeepSpeed, a cluster file "
+    "of Ray, or a PyTorchJob, TrainJob, JobSet or Job of Kubernetes"
+)
+_DEEPSPEED_KEYS = {
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "zero_optimization",
+    "gradient_accumulation_steps",
+}
+
+
+def read(text: str, name: str) -> Draft:
+    """Turn a launch file into a command line.
+
+    Parameters
+    ----------
+    text : str
+        Its text.
+    name : str
+        Its name, for messages.
+
+    Returns
+    -------
+    Draft
+
+    Raises
+    ------
+    UsageError
+        The file is of no kind that can be imported, or launches nothing.
+    """
+    text = clean(text)
+    source = Source(text, name)
+    if text.startswith("#!") or not _is_document(text, source):
+        return _script(text, name)
+    found = [draft for part in text.split("\n---\n") if (draft := _document(part, text, name)) is not None]
+    if not found:
+        raise UsageError(f"{name}: a JSON or YAML document of no known kind", f"fab import reads {KINDS}")
+    first, *others = sorted(found, key=lambda draft: not draft.script)
+    for other in others:
+        first.skip(0, other.title, "another document of the file: fab launches one job")
+    return first
+
+
+def _is_document(text: str, source: Source) -> bool:
+    return host_documents.is_document(source) or text.startswith(("apiVersion:", "kind:", "---\n"))
+
+
+def _script(text: str, name: str) -> Draft:
+    draft = scripts.read(text)
+    if not draft.script:
+        raise UsageError(
+            f"{name}: no command in it starts torchrun, accelerate, deepspeed, mpirun or python",
+            f"fab import reads {KINDS}",
+        )
+    return draft
+
+
+def _document(part: str, text: str, name: str) -> Draft | None:
+    # Blank lines stand for the documents before this one, so that lines keep their numbers.
+    lines_before = text.count("\n", 0, text.find(part))
+    value: Any = load(Source("\n" * lines_before + part, name))
+    if accelerate_config.matches(value):
+        return accelerate_config.read(value)
+    if ray_cluster.matches(value):
+        return ray_cluster.read(value)
+    if manifests.matches(value):
+        return manifests.read(value)
+    if isinstance(value, dict) and _DEEPSPEED_KEYS & set(value):
+        return _deepspeed_config(name)
+    return None
+
+
+def _deepspeed_config(name: str) -> Draft:
+    """Return the command line for a configuration of DeepSpeed, which the script itself reads."""
+    from torchfab.importers.draft import PLACEHOLDER
+
+    draft = Draft("a configuration of DeepSpeed, which the script reads", task="launch-deepspeed")
+    draft.script = (PLACEHOLDER, "--deepspeed", "--deepspeed_config", name)
+    return draft

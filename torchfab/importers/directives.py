@@ -1,0 +1,236 @@
+"""The directives of batch scripts: `#SBATCH --nodes=4`, `#BSUB -gpu num=4`, `#PBS -l select=2:ngpus=4`."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torchfab.core.flag_values import is_whole
+from torchfab.importers.draft import Draft, dynamic
+
+_SBATCH_SHORT = dict(
+    zip(
+        "NnpAqtJcCoeDwxGdaLbMi",
+        (
+            *("nodes", "ntasks", "partition", "account", "qos", "time", "job-name", "cpus-per-task", "constraint"),
+            *("output", "error", "chdir", "nodelist", "exclude", "gpus", "dependency", "array", "licenses", "begin"),
+            *("clusters", "input"),
+        ),
+        strict=True,
+    )
+)
+_SWITCHES = ("exclusive", "requeue", "no-requeue", "overcommit", "hold", "contiguous", "spread-job", "wait", "parsable")
+_DIRECTIVE = re.compile(r"#(SBATCH|BSUB|PBS)\s+(.*)")
+_SAME = ("partition", "account", "qos", "time", "constraint", "cpus-per-task", "job-name")
+_LOGS = "fab keeps the logs of all ranks in the job's own folder: fab logs"
+_REASONS: Mapping[str, str] = {
+    **dict.fromkeys(("output", "error", "open-mode", "input"), _LOGS),
+    **dict.fromkeys(("array", "wrap", "parsable", "wait"), "fab submits one job that runs one script"),
+    "export": "fab forwards NCCL_* and the like; others with --env NAME=VALUE",
+    "get-user-env": "fab forwards NCCL_* and the like; others with --env NAME=VALUE",
+    "requeue": "it is the default",
+}
+
+
+@dataclass(frozen=True)
+class Directive:
+    """A directive: its line, its scheduler (`SBATCH`), the option in its long form, and its value."""
+
+    number: int
+    scheduler: str
+    option: str
+    value: str = ""
+
+    @property
+    def text(self) -> str:
+        """The directive as it stands in the file, in one form."""
+        dashes = "-" if len(self.option) == 1 else "--"
+        return f"#{self.scheduler} {dashes}{self.option}" + (f" {self.value}" if self.value else "")
+
+
+def read(text: str) -> list[Directive]:
+    """Return the directives of a batch script.
+
+    Parameters
+    ----------
+    text : str
+        The script.
+
+    Returns
+    -------
+    list of Directive
+        In their order; an option that is not understood has its words as they are.
+    """
+    found: list[Directive] = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        match = _DIRECTIVE.fullmatch(line.rstrip())
+        if match:
+            found += _options(number, match[1], match[2])
+    return found
+
+
+def _options(number: int, scheduler: str, text: str) -> list[Directive]:
+    try:
+        words = shlex.split(text, comments=True)
+    except ValueError:
+        words = text.split()
+    found: list[Directive] = []
+    index = 0
+    while index < len(words):
+        name, equals, value = words[index].partition("=")
+        index += 1
+        if name.startswith("--"):
+            name = name[2:]
+        elif name.startswith("-") and scheduler == "SBATCH" and len(name) > 2:
+            name, value, equals = name[1], words[index - 1][2:], "="
+        else:
+            name = name.lstrip("-")
+        name = _SBATCH_SHORT.get(name, name) if scheduler == "SBATCH" else name
+        if not equals and name not in _SWITCHES and index < len(words) and not words[index].startswith("-"):
+            value = words[index]
+            index += 1
+        found.append(Directive(number, scheduler, name, value))
+    return found
+
+
+def apply(directives: list[Directive], draft: Draft) -> None:
+    """Turn directives into flags of fab; what has no flag is noted.
+
+    Parameters
+    ----------
+    directives : list of Directive
+        All of one scheduler.
+    draft : Draft
+        The draft, to be completed.
+    """
+    {"SBATCH": _apply_sbatch, "BSUB": _apply_bsub, "PBS": _apply_pbs}[directives[0].scheduler](directives, draft)
+
+
+# ---- Slurm
+
+
+def _apply_sbatch(directives: list[Directive], draft: Draft) -> None:
+    draft.title, draft.task = "a batch script of Slurm", "launch-slurm"
+    values = {each.option: each.value for each in directives}
+    nodes = _sbatch_nodes(values)
+    if nodes:
+        draft.set("nodes", nodes)
+    gpus = _sbatch_gpus(values, int(nodes) if is_whole(nodes) else 1)
+    if gpus:
+        draft.set("gpus-per-node", gpus)
+    if {"ntasks", "ntasks-per-node"} & set(values):
+        draft.tasks_per_node = str(_tasks_per_node(values, int(nodes) if is_whole(nodes) else 1))
+    for each in directives:
+        _apply_sbatch_option(each, draft)
+
+
+def _apply_sbatch_option(each: Directive, draft: Draft) -> None:
+    name, value = each.option, each.value
+    if name in ("nodes", "ntasks", "ntasks-per-node", "gres", "gpus", "gpus-per-node", "gpus-per-task"):
+        if name == "gres" and not _gres_gpus(value):
+            draft.skip(each.number, each.text, "fab asks for GPUs with --gpus-per-node, and for no other resources")
+    elif name in _SAME and value:
+        draft.set(name, value)
+    elif name in ("exclusive", "no-requeue"):
+        draft.set(name)
+    elif name == "chdir" and value.startswith("/"):
+        draft.set("workdir", value)
+    elif name == "chdir":
+        draft.skip(each.number, each.text, "the directory in which fab is called is the default; --workdir is absolute")
+    elif name == "signal":
+        _apply_signal(each, draft)
+    elif name in _REASONS:
+        draft.skip(each.number, each.text, _REASONS[name])
+    elif re.fullmatch(r"[a-z][a-z0-9-]+", name):
+        draft.set("sbatch-arg", f"--{name}" + (f"={value}" if value else ""))
+    else:
+        draft.skip(each.number, each.text, "an option of sbatch that is not understood")
+
+
+def _apply_signal(each: Directive, draft: Draft) -> None:
+    match = re.fullmatch(r"(?:[BR]:)?(?:SIG)?(\w+)@(\d{1,5})", each.value)
+    if match and match[1] in ("USR1", "10"):
+        draft.set("signal-grace", match[2])
+    else:
+        draft.skip(each.number, each.text, "fab sends SIGUSR1 before the time limit: --signal-grace SECONDS")
+
+
+def _sbatch_nodes(values: Mapping[str, str]) -> str:
+    nodes = values.get("nodes", "").partition("-")[0]
+    if nodes:
+        return nodes
+    tasks, per_node = values.get("ntasks", ""), values.get("ntasks-per-node", "")
+    if is_whole(tasks) and is_whole(per_node) and int(per_node):
+        return str(-(-int(tasks) // int(per_node)))
+    return tasks if "gpus-per-task" in values and is_whole(tasks) else ""
+
+
+def _sbatch_gpus(values: Mapping[str, str], nodes: int) -> str:
+    """Return the GPUs of a node, as N or TYPE:N; empty where none are requested."""
+    if values.get("gpus-per-node"):
+        return values["gpus-per-node"]
+    if gres := _gres_gpus(values.get("gres", "")):
+        return gres
+    kind, number = _count(values.get("gpus-per-task", ""))
+    if number:
+        return kind + str(number * max(1, _tasks_per_node(values, nodes)))
+    kind, number = _count(values.get("gpus", ""))
+    return kind + str(max(1, number // max(1, nodes))) if number else ""
+
+
+def _tasks_per_node(values: Mapping[str, str], nodes: int) -> int:
+    per_node, tasks = values.get("ntasks-per-node", ""), values.get("ntasks", "")
+    if is_whole(per_node):
+        return int(per_node)
+    return int(tasks) // max(1, nodes) if is_whole(tasks) else 1
+
+
+def _count(text: str) -> tuple[str, int]:
+    kind, colon, number = text.rpartition(":")
+    return kind + colon, int(number) if is_whole(number) else 0
+
+
+def _gres_gpus(text: str) -> str:
+    match = re.search(r"(?:^|,)gpu(?::([A-Za-z][\w.-]*))?(?::(\d{1,4}))?(?:\(.*?\))?(?=,|$)", text)
+    if not match:
+        return ""
+    return (f"{match[1]}:" if match[1] else "") + (match[2] or "1")
+
+
+# ---- LSF and PBS: no launcher of their own; fab runs inside the job
+
+
+def _apply_bsub(directives: list[Directive], draft: Draft) -> None:
+    draft.title = "a batch script of LSF"
+    _inside_the_job(draft, "$LSB_DJOB_HOSTFILE", "lsf")
+    for each in directives:
+        gpus = re.search(r"num=(\d{1,3})", each.value) if each.option == "gpu" else None
+        if gpus:
+            draft.set("nproc-per-node", gpus[1])
+        elif each.option == "J" and re.fullmatch(r"[A-Za-z0-9][\w-]{0,62}", each.value):
+            draft.set("name", each.value)
+        else:
+            draft.skip(each.number, each.text, _REASONS["output"] if each.option in "oe" else _STAYS)
+
+
+def _apply_pbs(directives: list[Directive], draft: Draft) -> None:
+    draft.title = "a batch script of PBS"
+    _inside_the_job(draft, "$PBS_NODEFILE", "pbs")
+    for each in directives:
+        gpus = re.search(r"(?:ngpus|gpus)=(\d{1,3})", each.value) if each.option in ("l", "lselect") else None
+        if gpus:
+            draft.set("nproc-per-node", gpus[1])
+        if each.option == "N" and re.fullmatch(r"[A-Za-z0-9][\w-]{0,62}", each.value):
+            draft.set("name", each.value)
+        else:
+            draft.skip(each.number, each.text, _REASONS["output"] if each.option in "oejk" else _STAYS)
+
+
+_STAYS = "what the scheduler is asked for stays with its own command; run fab inside of the job"
+
+
+def _inside_the_job(draft: Draft, hostfile: str, file_format: str) -> None:
+    draft.set("hostfile", dynamic(hostfile))
+    draft.set("hostfile-format", file_format)

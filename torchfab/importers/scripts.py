@@ -1,0 +1,319 @@
+"""Turns a shell or batch script that launches training into a command line. The script is read, never run."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from dataclasses import dataclass, field, replace
+
+from torchfab.core.flag_values import is_whole
+from torchfab.importers import directives, launch_lines, variables
+from torchfab.importers.draft import Draft, is_dynamic, source_of
+from torchfab.importers.launch_lines import Launch
+from torchfab.importers.options import SSH
+from torchfab.importers.shell_scanner import Statement, statements
+from torchfab.importers.shell_words import Expander
+
+_ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)\+?=(.*)", re.DOTALL)
+_EXPORTS = ("export", "declare", "typeset", "readonly", "local")
+_REASONS = {
+    **dict.fromkeys(("echo", "printf", "date", "hostname", "env", "nvidia-smi", "cat", "ls", "pwd"), "it prints only"),
+    **dict.fromkeys(
+        ("set", "shopt", "ulimit", "umask", "trap", "wait", "sleep", "exit", "true", ":"), "it is about this shell"
+    ),
+    **dict.fromkeys(
+        ("module", "ml"), "the nodes' login shell must do it, or --python must name an interpreter that works without"
+    ),
+    "conda": "give the environment's interpreter: --python /path/to/env/bin/python",
+    "mamba": "give the environment's interpreter: --python /path/to/env/bin/python",
+    "source": "it is not run; what it exports goes into --env NAME=VALUE",
+    ".": "it is not run; what it exports goes into --env NAME=VALUE",
+    "tee": "fab keeps the logs of all ranks: fab logs",
+    "pip": "install it on the nodes before the launch",
+    "cd": "a directory that is not known; --workdir is absolute",
+    "ssh": "fab connects to the nodes itself",
+    "pdsh": "fab connects to the nodes itself",
+    "blaunch": "fab connects to the nodes itself",
+    "tail": "it prints only",
+}
+_OTHER = "shell, which is not run: what must happen on the nodes happens before the launch"
+_SHELLS = ("bash", "sh", "eval", "ssh")
+_MAX_DEPTH = 5
+
+
+@dataclass
+class _Assigned:
+    """A variable that the script sets: its line, the text there, and the variables in its value."""
+
+    number: int
+    text: str
+    uses: set[str]
+    exported: bool = False
+
+
+@dataclass
+class _Reader:
+    draft: Draft
+    expander: Expander
+    assigned: dict[str, _Assigned] = field(default_factory=dict)
+    launch: Launch | None = None
+    launched_with: set[str] = field(default_factory=set)
+
+    def read(self, text: str, first_line: int, depth: int) -> None:
+        for each in statements(text):
+            self._statement(replace(each, number=each.number + first_line - 1), depth)
+
+    def _statement(self, each: Statement, depth: int) -> None:
+        names = [_ASSIGNMENT.fullmatch(word) for word in each.words]
+        if all(names):
+            for match in names:
+                self._assign(each, match, exported=False)
+        elif each.words[0] in _EXPORTS:
+            self._export(each)
+        elif each.words[0] == "unset":
+            for name in each.words[1:]:
+                self.expander.variables.pop(name, None)
+        else:
+            self._command(each, depth)
+
+    # ---- variables
+
+    def _assign(self, each: Statement, match: re.Match[str] | None, exported: bool) -> None:
+        if match is None:
+            return
+        before = set(self.expander.used)
+        self.expander.used.clear()
+        value = self.expander.value(match[2])
+        entry = _Assigned(each.number, match[0], set(self.expander.used), exported)
+        self.expander.used |= before
+        if "+=" in match[0][: len(match[1]) + 2]:
+            value = self.expander.variables.get(match[1], "") + value
+        earlier = self.assigned.get(match[1])
+        if earlier:
+            entry.exported |= earlier.exported
+            entry.uses |= earlier.uses
+        self.assigned[match[1]] = entry
+        self.expander.variables[match[1]] = value
+
+    def _export(self, each: Statement) -> None:
+        is_export = each.words[0] == "export" or "-x" in each.words
+        for word in each.words[1:]:
+            match = _ASSIGNMENT.fullmatch(word)
+            if match:
+                self._assign(each, match, exported=is_export)
+            elif word in self.assigned and is_export:
+                self.assigned[word].exported = True
+            elif not word.startswith("-") and is_export:
+                self.draft.skip(each.number, f"export {word}", "a variable of the terminal: --env NAME=VALUE")
+
+    # ---- commands
+
+    def _command(self, each: Statement, depth: int) -> None:
+        self.expander.used.clear()
+        words = [part for raw in each.words for part in self.expander.fields(raw)]
+        used = set(self.expander.used)
+        if not words:
+            return
+        inner = _inner_script(words)
+        if inner is not None and depth < _MAX_DEPTH:
+            self._inner(each, words, inner, used, depth)
+            return
+        launch = launch_lines.parse(words)
+        if launch is not None and self.launch is None:
+            self.launch, self.launched_with = launch, self.launched_with | used
+            launch.apply(self.draft, each.number)
+        elif launch is not None:
+            self._skip(each, "another command that launches: a command line has one")
+        elif not self._setup(words):
+            self._skip(each, _reason(words, each.writes))
+
+    def _skip(self, each: Statement, reason: str) -> None:
+        """Note a command as it stands in the file: expanded, it could show a secret."""
+        self.draft.skip(each.number, " ".join(each.words), reason)
+
+    def _inner(self, each: Statement, words: list[str], inner: str, used: set[str], depth: int) -> None:
+        """Read the script of `bash -c SCRIPT`, with what stands before it."""
+        position = next(index for index, word in enumerate(words) if posixpath.basename(word) in _SHELLS)
+        outer = launch_lines.parse([*words[:position], "python", "_.py"]) if position else None
+        before = self.launch
+        self.read(source_of(inner), each.number, depth + 1)
+        if self.launch is None or self.launch is before:
+            return
+        self.launched_with |= used
+        for text, reason in outer.skipped if outer else ():
+            self.draft.skip(each.number, text, reason)
+        if outer:
+            for name, value in outer.env.items():
+                variables.carry(self.draft, each.number, name, value)
+            self.launch.settings = {**outer.settings, **self.launch.settings}
+
+    def _setup(self, words: list[str]) -> bool:
+        """Take over a command that sets up the environment; say whether it was one."""
+        name, value = words[0], words[1] if len(words) > 1 else ""
+        if is_dynamic(value):
+            return False
+        if name in ("cd", "pushd") and value.startswith("/") and self.launch is None:
+            self.draft.flags["workdir"] = [value]
+            return True
+        folder = re.fullmatch(r"(/.*/bin)/activate", value)
+        if name in ("source", ".") and folder and self.launch is None:
+            self.draft.flags["python"] = [f"{folder[1]}/python"]
+            return True
+        return False
+
+    # ---- the end
+
+    def finish(self) -> None:
+        """Turn exported variables into --env, and note the ones that nothing uses."""
+        needed = self._closure()
+        for name, entry in self.assigned.items():
+            if name in needed:
+                self._note_default(name, entry)
+            elif entry.exported:
+                variables.carry(self.draft, entry.number, name, self.expander.variables.get(name, ""))
+            else:
+                text = variables.shown(name, entry.text)
+                self.draft.skip(entry.number, text, "not exported, and not part of the command")
+
+    def _closure(self) -> set[str]:
+        """Return the variables that are part of the command, directly or within others."""
+        needed, left = set[str](), list(self.launched_with)
+        while left:
+            name = left.pop()
+            if name not in needed:
+                needed.add(name)
+                left += self.assigned[name].uses if name in self.assigned else ()
+        return needed
+
+    def _note_default(self, name: str, entry: _Assigned) -> None:
+        if name in self.expander.defaults:
+            text = variables.shown(name, entry.text)
+            self.draft.skip(entry.number, text, "its default was taken; the terminal's value is not asked for")
+
+
+def _inner_script(words: list[str]) -> str | None:
+    """Return the script of `bash -c SCRIPT`, `eval SCRIPT` or `ssh HOST SCRIPT`, also below srun."""
+    for index, word in enumerate(words[:-1]):
+        name = posixpath.basename(word)
+        if name in ("bash", "sh") and re.fullmatch(r"-[a-z]*c", words[index + 1]) and index + 2 < len(words):
+            return words[index + 2]
+        if name == "eval" and index == 0:
+            return " ".join(words[1:])
+    if posixpath.basename(words[0]) == "ssh":
+        _, rest = SSH.parse(words[1:])
+        return " ".join(rest[1:]) or None
+    return None
+
+
+def _reason(words: list[str], writes: str) -> str:
+    name = posixpath.basename(words[0])
+    if writes and writes != "/dev/null" and name in ("cat", "echo", "printf"):
+        return f"it writes {source_of(writes)}, which must be on the nodes before the launch"
+    if name in ("source", ".") and len(words) > 1 and "conda" in words[1]:
+        return _REASONS["conda"]
+    return _REASONS.get(name, _OTHER)
+
+
+def read(text: str) -> Draft:
+    """Turn a script into a command line.
+
+    Parameters
+    ----------
+    text : str
+        The script, as `draft.clean` returns it.
+
+    Returns
+    -------
+    Draft
+        Its `script` is empty if no command in it launches anything.
+    """
+    draft = Draft("a shell script")
+    found = directives.read(text)
+    if found:
+        directives.apply([each for each in found if each.scheduler == found[0].scheduler], draft)
+    reader = _Reader(draft, Expander(_slurm_variables(draft)))
+    reader.read(text, 1, 0)
+    reader.finish()
+    if reader.launch is not None:
+        _choose_task(draft, reader.launch)
+    return draft
+
+
+def _slurm_variables(draft: Draft) -> dict[str, str]:
+    """Return the variables of Slurm whose values the directives say."""
+    nodes, gpus = draft.value("nodes"), draft.value("gpus-per-node").rpartition(":")[2]
+    known: dict[str, str] = {}
+    if draft.task == "launch-slurm" and nodes:
+        known |= dict.fromkeys(("SLURM_NNODES", "SLURM_JOB_NUM_NODES"), nodes)
+    if gpus:
+        known |= dict.fromkeys(("SLURM_GPUS_ON_NODE", "SLURM_GPUS_PER_NODE"), gpus)
+    return known
+
+
+def _choose_task(draft: Draft, launch: Launch) -> None:
+    """Choose the task of fab, and set its flags."""
+    settings = dict(launch.settings)
+    slurm = draft.task == "launch-slurm"
+    if launch.kind in ("deepspeed", "mpirun") and not slurm:
+        draft.task = f"launch-{launch.kind.removesuffix('run')}"
+    if slurm and launch.kind == "deepspeed":
+        settings = {name: settings[name] for name in settings if name in ("nodes", "nproc-per-node", "port", "python")}
+        draft.skip(0, "deepspeed", "launch-slurm starts the ranks with torchrun, which sets the same variables")
+    _set_hosts(draft, settings)
+    _set_counts(draft, settings, by_srun=launch.kind == "srun")
+    if launch.kind == "srun":
+        draft.skip(
+            0, "srun", "torchrun starts the ranks: RANK and LOCAL_RANK are set, SLURM_PROCID is that of the node"
+        )
+    _note_unknown(draft, launch, settings)
+    if slurm and "max-restarts" in settings:
+        draft.skip(0, f"--max-restarts {settings.pop('max-restarts')}", "Slurm requeues a job whose node failed")
+    for name, value in settings.items():
+        draft.flags.setdefault(name, [value])
+
+
+def _set_hosts(draft: Draft, settings: dict[str, str]) -> None:
+    hosts = settings.pop("hosts", "")
+    if hosts:
+        pairs = [part.partition(":") for part in hosts.split(",")]
+        draft.core += ["-H", ",".join(host for host, _, _ in pairs)]
+        count = pairs[0][2]
+        if is_whole(count) and all(each == count for _, _, each in pairs):
+            settings.setdefault("nproc-per-node", count)
+            settings.pop("np", None)
+        settings.pop("hostfile", None)
+    if draft.task == "launch-slurm":
+        settings.pop("hostfile", None)
+
+
+def _set_counts(draft: Draft, settings: dict[str, str], by_srun: bool) -> None:
+    """Turn the numbers of nodes and ranks that other launchers take into --nodes and --nproc-per-node."""
+    nnodes = settings.pop("nnodes", "")
+    if is_whole(nnodes):
+        settings.setdefault("nodes", nnodes)
+    elif nnodes and draft.task == "launch-per-node":
+        settings["nnodes"] = nnodes
+    nodes = draft.value("nodes") or settings.get("nodes", "")
+    total = settings.pop("num-processes", "") or settings.pop("np", "")
+    ranks = settings.pop("srun-ntasks-per-node", "") or draft.tasks_per_node
+    settings.pop("srun-ntasks", None)
+    if is_whole(total) and is_whole(nodes) and int(nodes):
+        settings.setdefault("nproc-per-node", str(max(1, int(total) // int(nodes))))
+    elif is_whole(total):
+        draft.skip(0, f"{total} processes", "on how many nodes is not known: --nproc-per-node sets the ranks of a node")
+    if by_srun and is_whole(ranks) and int(ranks) > 1:
+        settings.setdefault("nproc-per-node", ranks)
+    gpus = draft.value("gpus-per-node").rpartition(":")[2]
+    if settings.get("nproc-per-node") in (gpus, "auto", "gpu") and (gpus or settings["nproc-per-node"] == "auto"):
+        settings.pop("nproc-per-node", None)
+    if draft.value("nodes"):
+        settings.pop("nodes", None)
+
+
+def _note_unknown(draft: Draft, launch: Launch, settings: dict[str, str]) -> None:
+    """Note the options whose values are not known, unless the directives say them."""
+    known = {"nodes": draft.value("nodes"), "nnodes": draft.value("nodes") or settings.get("nodes", "")}
+    known["nproc-per-node"] = draft.value("gpus-per-node") or settings.get("nproc-per-node", "")
+    for flag, option in launch.unknown.items():
+        if not known.get(flag) and flag not in settings:
+            draft.skip(0, option, "its value is not known without running the shell")
