@@ -32,7 +32,10 @@ class JobFlags:
     """The flags that every launch takes, whatever its runtime."""
 
     name: str = flag("", "Name of the job, unique on this machine. [the script's name and the time]")
-    env: tuple[str, ...] = flag((), "NAME=VALUE for every process; may be given again. ps shows it on this machine.")
+    env: tuple[str, ...] = flag(
+        (),
+        "NAME=VALUE, or NAME for the value here, for every process; may be given again. ps shows it on this machine.",
+    )
     dry_run: bool = flag(False, "Print what would run, as shell that works without torchfab; start nothing.")
     follow: bool = flag(False, "Show the logs until the job ends, and exit with its code; Ctrl-C leaves it running.")
     workdir: str = flag("", "Absolute path of the directory to run in, on every node. [the current one]")

@@ -5,6 +5,7 @@ flags + fabric.yaml -> Job -> inventory (Nodes, Slots) -> Facts -> launcher.plan
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -224,6 +225,28 @@ class Job:
     def module(self) -> str | None:
         """The top-level package of the module given with `-m`; None for a script."""
         return self.script[1].partition(".")[0] if self.script[0] == "-m" and len(self.script) > 1 else None
+
+
+def search_path(job: Job, process: Process) -> tuple[str, ...]:
+    """Return the folders to prepend to a node's PATH for a process.
+
+    Parameters
+    ----------
+    job : Job
+        The job, as it runs on the node.
+    process : Process
+        The process.
+
+    Returns
+    -------
+    tuple of str
+        Its own folders, then that of the interpreter, as activating its environment does; not a folder of the system,
+        which would hide programs that the user has put in front of it.
+    """
+    folder = posixpath.dirname(job.python)
+    if not folder.startswith("/") or folder in ("/bin", "/usr/bin", "/usr/local/bin"):
+        return process.path
+    return (*process.path, folder)
 
 
 def check_name(name: str) -> None:

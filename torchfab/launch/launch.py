@@ -56,7 +56,10 @@ def make_job(launcher: AnyLauncher, flags: JobFlags, own: Any, ctx: CommandConte
     if not script or not script[0]:
         problem = "an empty argument" if script else "nothing"
         raise UsageError(f"there is {problem} after --", "write the script there: -- train.py --batch-size 64")
-    env = {**environment.select_forwarded(ctx.environ, ctx.config["forward"]), **environment.parse_env_flags(flags.env)}
+    env = {
+        **environment.select_forwarded(ctx.environ, ctx.config["forward"]),
+        **environment.parse_env_flags(flags.env, ctx.environ),
+    }
     plain, secret = environment.split_secrets(env)
     workdir = flags.workdir or ctx.cwd
     name = flags.name or _default_name(script, ctx.now)
@@ -180,7 +183,16 @@ def execute(request: LaunchRequest, ctx: CommandContext, skip: Container[str] = 
         raise _interrupted(name, ctx.records) from None
     if announce:
         _announce(plan, time.time() - ctx.now)
+        _note_not_forwarded(request.job, nodes, ctx)
     return record
+
+
+def _note_not_forwarded(job: Job, nodes: Sequence[Node], ctx: CommandContext) -> None:
+    """Name the variables of this terminal that may matter and do not reach the nodes; processes here inherit them."""
+    names = environment.not_forwarded(ctx.environ, {*job.env, *job.secrets})
+    if names and not all(node.is_local for node in nodes):
+        are = "is" if len(names) == 1 else "are"
+        write_err(f"note: {', '.join(names)} {are} set here and not forwarded: --env {names[0]}")
 
 
 def _interrupted(name: str, records: Records) -> Interrupted:
@@ -212,6 +224,9 @@ def build_request(
     """
     job = make_job(launcher, flags, own, ctx)
     nodes, slots = read_inventory(flags, ctx)
+    for node in nodes:
+        for variable, _ in node.env:
+            environment.check_not_reserved(variable, f"{node.origin}: env.{variable}")
     if note := deepspeed_env.describe_unread(job.script, ctx.cwd, ctx.config["forward"], {*job.env, *job.secrets}):
         write_err(f"note: {note}")
     count = flags.nodes or sum(node.label not in skip for node in nodes) or len(nodes)
