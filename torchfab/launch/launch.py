@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Container, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 
 from torchfab.cli.flags import JobFlags, LaunchFlags
 from torchfab.config.connection_settings import ConnectionSettings
-from torchfab.core import dry_run, environment, inventory, specs
+from torchfab.core import command, dry_run, environment, inventory, specs
 from torchfab.core.console import progress, write_err, write_out
 from torchfab.core.errors import Interrupted, UsageError
 from torchfab.core.specs import Facts, Job, Node, Plan, Slot
@@ -56,6 +57,7 @@ def make_job(launcher: AnyLauncher, flags: JobFlags, own: Any, ctx: CommandConte
     if not script or not script[0]:
         problem = "an empty argument" if script else "nothing"
         raise UsageError(f"there is {problem} after --", "write the script there: -- train.py --batch-size 64")
+    what = command.parse(script, lambda path: looked_at(os.path.join(flags.workdir or ctx.cwd, path)))
     env = {
         **environment.select_forwarded(ctx.environ, ctx.config["forward"]),
         **environment.parse_env_flags(flags.env, ctx.environ),
@@ -67,9 +69,10 @@ def make_job(launcher: AnyLauncher, flags: JobFlags, own: Any, ctx: CommandConte
         name=name,
         job_id=f"{name}-{ctx.token}",
         launcher=launcher.NAME,
-        script=script,
+        script=what.script,
+        is_program=what.is_program,
         workdir=workdir,
-        python=flags.python or sys.executable,
+        python=_interpreter(flags, what),
         master_addr=getattr(flags, "master_addr", ""),
         port=getattr(flags, "port", 0),
         env=plain,
@@ -80,6 +83,36 @@ def make_job(launcher: AnyLauncher, flags: JobFlags, own: Any, ctx: CommandConte
         ssh_options=ctx.settings.ssh_options,
         mask_key=ctx.mask_key,
     )
+
+
+def _interpreter(flags: JobFlags, what: command.Command) -> str:
+    """Return the interpreter: of `--python`, or of `-- /venv/bin/python train.py`, else the one that runs fab."""
+    is_given = flags.python and flags.python != type(flags).python
+    if what.python and is_given and what.python != flags.python:
+        raise UsageError(f"-- {what.python} and --python {flags.python} name two interpreters", "leave one of them out")
+    return what.python or flags.python or sys.executable
+
+
+def looked_at(path: str) -> command.Look | None:
+    """Return what a file of this machine is, from its `#!` line and its run bit.
+
+    Parameters
+    ----------
+    path : str
+        The file.
+
+    Returns
+    -------
+    Look or None
+        None where there is no such file.
+    """
+    try:
+        with open(path, "rb") as file:
+            line = file.readline(256)
+    except (OSError, ValueError):
+        return None
+    words = line[2:].decode(errors="replace").split() if line.startswith(b"#!") else []
+    return command.Look(tuple(words), os.access(path, os.X_OK))
 
 
 def _default_name(script: Sequence[str], now: float) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from torchfab.core.errors import UsageError
 from torchfab.core.flag_values import WholeNumber, flag
 from torchfab.core.specs import Facts, Job, Node, Plan, Process, Requirements, Slot
-from torchfab.launchers import escape_for_torchrun, nproc
+from torchfab.launchers import nproc, torchrun_script
 from torchfab.launchers.layout import Layout, Placement, make_plan, process_environment
 
 NAME = "per-node"
@@ -145,7 +145,7 @@ def torchrun_argv(layout: Layout, placement: Placement, nnodes: tuple[int, int])
         *("--max-restarts", str(job.options["max_restarts"])),
         *("--redirects", "3"),
         *("--log-dir", f"{placement.facts.folder}/agent/logs"),
-        *escape_for_torchrun(job.script),
+        *torchrun_script(job),
     )
 
 

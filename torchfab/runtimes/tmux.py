@@ -216,6 +216,7 @@ def _prepare_request(
         workdir=job.workdir,
         python=job.python,
         script=job.script_path,
+        program=job.program,
         modules=_modules(job, node, requirements),
         python_path=job.env.get("PYTHONPATH"),
         installs=dict(requirements.installs),

@@ -85,6 +85,7 @@ def run(request: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, str]]]:
     problems = [
         *(*tmux_problems, *python_problems, *program_problems),
         *check_workdir(request["workdir"], request["script"]),
+        *check_program(request),
         *check_master(request),
         *check_peers(request["peers"]),
     ]
@@ -156,11 +157,33 @@ def check_python(request: dict[str, Any]) -> tuple[str, dict[str, str], list[dic
     except (OSError, subprocess.TimeoutExpired) as error:
         return "", {}, [problem(f"{python} does not run: {error}", _OTHER_PYTHON)]
     fields = done.stdout.split()
+    if _is_other_program(python, fields[:1]):
+        return "", {}, [problem(f"{python} is not a Python", _OTHER_PYTHON)]
     if done.returncode or not fields:
         tail = done.stderr.strip().splitlines()[-1:] or [f"it ended with {done.returncode}"]
         return "", {}, [problem(f"{python} does not run: {tail[0]}", _OTHER_PYTHON)]
     modules, missing = _split_modules(fields[1:])
     return fields[0], modules, [_missing_module(name, request) for name in missing]
+
+
+def _is_other_program(python: str, printed: list[str]) -> bool:
+    """Return whether an interpreter that did not print its version is another program, such as a shell."""
+    if printed and printed[0][:1].isdigit():
+        return False
+    try:
+        done = subprocess.run(
+            [python, "--version"],
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=PYTHON_TIMEOUT_S,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0 and not done.stdout.startswith("Python ")
 
 
 def _split_modules(fields: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -224,6 +247,38 @@ def check_workdir(workdir: str, script: str | None) -> list[dict[str, str]]:
         how = "is not a file" if os.path.exists(path) else "does not exist"
         return [problem(f"the script {path} {how}", "copy your code there, or give --workdir")]
     return []
+
+
+def check_program(request: dict[str, Any]) -> list[dict[str, str]]:
+    """Check that the program which the ranks run instead of a Python script can be run.
+
+    Parameters
+    ----------
+    request : dict
+        `program` (a path, or a name on PATH; empty or missing for none), `workdir`, `python`.
+
+    Returns
+    -------
+    list of dict
+        The problems: at most one.
+    """
+    program = request.get("program") or ""
+    path = os.path.join(request["workdir"], program)
+    if "/" in program:
+        if os.path.isfile(path) and not os.access(path, os.X_OK):
+            return [problem(f"{path} is not executable", f"chmod +x it there, or name what runs it: -- bash {program}")]
+        return []
+    if not program:
+        return []
+    from torchfab.remote.host import programs  # imported here: most jobs run a Python script
+
+    if programs.find(program, request["python"]):
+        return []
+    what = f"there is no program {program} on PATH, nor beside {request['python']}"
+    fix = "install it there, or give the --python of an environment that has it"
+    if os.path.isfile(path):
+        fix = f"{path} is a file: run it as -- ./{program}, or -- python {program}"
+    return [problem(what, fix)]
 
 
 def check_master(request: dict[str, Any]) -> list[dict[str, str]]:

@@ -135,6 +135,7 @@ class PrepareRequest(Request[PrepareAnswer], frozen=True, tag="prepare"):
     write: bool
     patience_s: int
     python_timeout_s: float
+    program: str = ""
     ANSWER = PrepareAnswer
 
 
