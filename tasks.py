@@ -120,6 +120,12 @@ def reliability(context: Context) -> None:
     _succeed(*_pytest(""), *PARALLEL, *files, "--faults", "docs/reliability.md")
 
 
+@task
+def diagnose(context: Context) -> None:
+    """Print precision and recall of `fab why` for each kind of cause, over the recorded jobs."""
+    _succeed(PYTHON, "-m", "tests.recorded.corpus")
+
+
 @task(help={"rounds": "how many launches and stops in a row (default 100)"})
 def stress(context: Context, rounds: str = "100") -> None:
     """Launch and stop at random moments, repeatedly: nothing may be left on any host."""
@@ -138,7 +144,7 @@ def bench_launch(context: Context, options: str = "") -> None:
     _succeed(PYTHON, "bench/launch.py", *shlex.split(options))
 
 
-namespace = Collection(test, fuzz, lint, golden, cluster, reliability, stress, bench_train, bench_launch)
+namespace = Collection(test, fuzz, lint, golden, cluster, diagnose, reliability, stress, bench_train, bench_launch)
 
 
 def _number(flag: str, text: str) -> int:

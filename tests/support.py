@@ -13,14 +13,14 @@ from hypothesis.strategies import SearchStrategy
 from testbed.allocation import find_program
 
 # Examples per `fuzzed` test; `inv fuzz` sets more.
-FUZZ_EXAMPLES = int(os.environ.get("TORCHFAB_FUZZ_EXAMPLES", "200"))
+FUZZ_EXAMPLES = int(os.environ.get("TORCHFAB_FUZZ_EXAMPLES", "100"))
 
 Test = Callable[..., None]
 Refused = TypeVar("Refused", bound=Exception)
 
 
 def fuzzed(*drawn: SearchStrategy[Any], **named: SearchStrategy[Any]) -> Callable[[Test], Test]:
-    """Mark a property-based test of a parser of foreign text: 200 examples in the suite, 10,000 in `inv fuzz`.
+    """Mark a property-based test of a parser of foreign text: 100 examples in the suite, 10,000 in `inv fuzz`.
 
     It replaces hypothesis' `given`; a `settings` beside it would override the number of examples.
     """

@@ -24,6 +24,7 @@ def test_the_tasks_are_those_in_the_documentation() -> None:
         "bench-launch",
         "bench-train",
         "cluster",
+        "diagnose",
         "fuzz",
         "golden",
         "lint",

@@ -19,25 +19,11 @@ HERE = Path(__file__).parent
 ORDINARY_USER = "trainer"  # need not exist: the nodes have their own /etc/passwd
 
 
-# xdist distributes whole files, in this order. Slow files come first, so that no worker ends with one alone.
-LONGEST_FIRST = (
-    *("test_training", "test_fault_training", "test_supervise", "test_slurm", "test_launch_training", "test_deepspeed"),
-    *("test_mpi", "test_kubernetes", "test_fault_many", "test_colossalai", "test_why_torch", "test_stress"),
-)
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of this folder, and sort them before the unit tests."""
+    """Mark the tests of this folder."""
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.integration)
-    items.sort(key=_position)
-
-
-def _position(item: pytest.Item) -> int:
-    if HERE not in item.path.parents:
-        return len(LONGEST_FIRST) + 1
-    return LONGEST_FIRST.index(item.path.stem) if item.path.stem in LONGEST_FIRST else len(LONGEST_FIRST)
 
 
 @pytest.fixture(scope="session")

@@ -74,6 +74,10 @@ def test_stop_ends_one_job_and_a_killed_head_is_reported(fab: Fab, task: tuple[s
     launcher_contract.check_stop_and_killed_head(fab, *task)
 
 
+def test_all_commands_name_the_same_first_rank(fab: Fab, task: tuple[str, ...]) -> None:
+    launcher_contract.check_first_rank(fab, *task)
+
+
 def test_the_dry_run_works_when_pasted(fab: Fab, task: tuple[str, ...]) -> None:
     launcher_contract.check_pasted_dry_run(fab, *task)
 

@@ -56,7 +56,7 @@ class Server:
             f"AuthorizedKeysFile {self.folder}/user.pub",
             *("StrictModes no", "UsePAM no", "PasswordAuthentication no", "LogLevel ERROR", "PermitRootLogin yes"),
         ]
-        config.write_text("\n".join([*fixed, *lines, ""]))
+        config.write_text("\n".join([*lines, *fixed, ""]))  # the first value of each counts
         self.process = subprocess.Popen([require("sshd"), "-D", "-e", "-f", str(config)], stderr=subprocess.DEVNULL)
         for _ in range(500):
             try:

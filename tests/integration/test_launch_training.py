@@ -15,7 +15,10 @@ from tests.integration.jobs import ok, status_of, two
 SMALL = ("--max-steps", "4", "--batch-size", "2", "--seq-length", "32", "--log-freq", "1")
 
 
-@pytest.mark.parametrize("gpus", [False, True], ids=["per-node", "per-gpu"])
+# Each launch and each kind of cluster once; test_jobs has all four pairs, without training.
+@pytest.mark.parametrize(
+    ("any_fab", "gpus"), [("netns", False), ("loopback", True)], indirect=["any_fab"], ids=["per-node", "per-gpu"]
+)
 def test_a_training_over_hosts_survives_a_killed_fab(any_fab: Fab, gpus: bool) -> None:
     fab = any_fab
     fab.take(*BIGRAM)

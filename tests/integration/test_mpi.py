@@ -29,6 +29,10 @@ def test_stop_ends_one_job_and_a_killed_head_is_reported(fab: Fab, task: tuple[s
     launcher_contract.check_stop_and_killed_head(fab, *task)
 
 
+def test_all_commands_name_the_same_first_rank(fab: Fab, task: tuple[str, ...]) -> None:
+    launcher_contract.check_first_rank(fab, *task)
+
+
 def test_a_head_that_fails_early_ends_the_job_on_all_nodes(fab: Fab, task: tuple[str, ...]) -> None:
     ok(fab(*launcher_contract.hosts(fab, *task), "--interface", "none7", "--name", "early", "--", "light.py", "1"))
     assert fab("wait", "early", timeout_s=60).rc not in (0, 143)

@@ -126,6 +126,33 @@ def test_stats_of_several_rsync_versions_are_parsed(text: str, stats: rsync.Stat
 )
 def test_failed_copy_reports_the_last_lines_of_rsync_and_a_fix(code: int, stderr: str, fix: str) -> None:
     problem = rsync.copy_error(code, "line 1\nline 2\nline 3\n\n" + stderr)
-    assert problem.message.splitlines() == [f"rsync ended with {code}", "line 2", "line 3", stderr.strip()]
+    assert problem.message.splitlines() == [f"rsync ended with {code}", "line 1", "line 2", "line 3", stderr.strip()]
     assert fix in problem.fix
     assert bool(fix) == bool(problem.fix)
+
+
+NOISE = """\
+rsync: connection unexpectedly closed (0 bytes received so far) [sender]
+rsync error: unexplained error (code 255) at io.c(228) [sender=3.2.7]
+"""
+
+
+@pytest.mark.parametrize(
+    ("cause", "fix"),
+    [
+        ("/home/u/.ssh/config: line 25: Bad configuration option: usekeychain\nterminating, 2 bad options", "option"),
+        ("@@@ UNPROTECTED PRIVATE KEY FILE! @@@\nPermissions 0644 for 'k' are too open.", "chmod 600"),
+        ("Host key verification failed.", "fab trust"),
+    ],
+)
+def test_cause_of_a_failed_ssh_is_kept_and_has_its_fix(cause: str, fix: str) -> None:
+    problem = rsync.copy_error(255, f"{cause}\n{NOISE}")
+    assert cause.splitlines()[-1] in problem.message
+    assert "unexpectedly closed" not in problem.message
+    assert fix in problem.fix
+
+
+def test_first_line_of_a_long_error_is_kept() -> None:
+    problem = rsync.copy_error(255, "the cause\n" + "".join(f"line {at}\n" for at in range(30)))
+    lines = problem.message.splitlines()
+    assert (lines[1], lines[-1], len(lines)) == ("the cause", "line 29", 7)

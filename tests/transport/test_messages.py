@@ -55,16 +55,22 @@ PROCESS = {
 }
 STATUS = {"processes": [PROCESS], "now": 10.0, "exists": True, "stop_asked": None, "left": ["9 (x)"]}
 RUNNING = {**PROCESS, "state": "running", "ended": None, "code": None, "ranks": [{**RANK, "ended": None, "code": None}]}
+LOG_PART = {"text": "last enqueued work: 3\nKeyError: 1", "time": 7.0, "line": 3, "gap": True}
 GATHERED = {
     "ends": {"agent": {"asked": None, "killed": [], "left": [], "oom_kills": 1, "time": 8.0}},
-    "logs": [{"label": 0, "path": "/x/log", "size": 9, "written": 7.0, "text": "last enqueued work: 3\nKeyError: 1"}],
+    "logs": [{"label": 0, "path": "/x/log", "size": 9, "written": 7.0, "parts": [LOG_PART]}],
     "reports": [{"label": 0, "attempt": 0, "message": "KeyError", "traceback": ""}],
 }
 EVIDENCE = {
     **GATHERED,
     "kernel": {"lines": [[6.0, "Out of memory: Killed process 7 "]], "unread": ""},
-    "disks": [{"path": "/x", "free": 5, "size": 10**12}, {"path": "/y", "free": None, "size": None}],
+    "disks": [
+        {"path": "/x", "free": 5, "size": 10**12, "free_files": 3, "read_only": False},
+        {"path": "/y", "free": None, "size": None},
+    ],
     "halted": ["rank 0"],
+    "gpus": 8,
+    "boot_id": "1f2e",
 }
 PLACE = {
     "path": "/x",

@@ -62,7 +62,7 @@ memory host-memory      numpy._core._exceptions._ArrayMemoryError: Unable to all
 memory host-memory      RuntimeError: [enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory: 87 bytes
 memory host-memory      OSError: [Errno 12] Cannot allocate memory
 node disk-full          OSError: [Errno 28] No space left on device
-node disk-full          OSError: [Errno 122] Disk quota exceeded: 'x.pt'
+script quota            OSError: [Errno 122] Disk quota exceeded: 'x.pt'
 node no-gpu             RuntimeError: CUDA error: no CUDA-capable device is detected
 node filesystem-sick    OSError: [Errno 116] Stale file handle: '/data/x'
 network address-in-use  OSError: [Errno 98] Address already in use

@@ -40,7 +40,7 @@ def test_timeout_long_before_an_exception_is_the_cause() -> None:
         "ValueError: bad batch 17", "RuntimeError: Timed out waiting 5ms for recv operation to complete"
     )
     first = node(0, [process("failed", rank(0, 1, 1060.0))], [log(0, timeout)])
-    found = diagnose_nodes(first, node(1, [process("failed", rank(1, 1, 1100.0))], [log(1, PLAIN)]))
+    found = diagnose_nodes(first, node(1, [process("failed", rank(1, 1, 1100.0))], [log(1, PLAIN, 1100.0)]))
     assert (found.first and found.first.rank, found.cause.name) == (0, "gloo-timeout")
 
 
@@ -239,3 +239,59 @@ def test_exception_followed_by_an_abort_is_an_exception() -> None:
     found = diagnose_nodes(node(0, [process("failed", rank(0, -6))], [log(0, PLAIN)]))
     assert (found.cause.name, found.cause.words) == ("exception", "the script raised ValueError: bad batch 17")
     assert diagnose_nodes(node(0, [process("failed", rank(0, -6))], [log(0, "")])).cause.name == "crash"
+
+
+def test_every_rank_has_a_place_in_the_story() -> None:
+    ranks = [rank(0, 1, 1060.0), rank(1, 0, 1061.0), rank(2), rank(3, None, 1061.0), rank(4, -15, 1061.0)]
+    found = diagnose_nodes(node(0, [process("failed", *ranks)], [log(0, PLAIN)]))
+    assert found.others == ("node1 rank 1: ended with exit code 0", "node1 rank 2: still runs, as far as is known")
+    story = "\n".join(found.consequences)
+    assert "rank 3" in story
+    assert "rank 4" in story
+    assert "the other ranks:" in report.render(found)
+
+
+def test_certainty_and_evidence_are_reported() -> None:
+    found = diagnose_nodes(node(0, [process("failed", rank(0, 1))], [log(0, f"step 1\n{PLAIN}")]))
+    assert found.certainty == "certain"
+    (line,) = found.evidence
+    assert (line.host, line.path, line.text) == ("node1", "/jobs/0/stderr.log", "ValueError: bad batch 17")
+    page = report.render(found)
+    assert "\nsure   certain\n" in page
+    assert "it rests on:" in page
+    assert report.as_json(found)["evidence"][0]["text"] == "ValueError: bad batch 17"
+
+
+def test_two_candidates_are_both_shown() -> None:
+    other = PLAIN.replace("ValueError: bad batch 17", "KeyError: 'x'")
+    nodes = [
+        node(at, [process("failed", rank(at, 1, 1060.0 + at / 2))], [log(at, text)])
+        for at, text in enumerate((PLAIN, other))
+    ]
+    found = diagnose_nodes(*nodes)
+    assert (found.certainty, [each.rank for each in found.rivals]) == ("probable", [1])
+    assert "or     rank 1 on node2: the script raised KeyError: 'x'" in report.render(found)
+
+
+def test_unknown_end_shows_the_last_lines_and_says_so() -> None:
+    found = diagnose_nodes(node(0, [process("failed", rank(0, 9))], [log(0, "loading\nalmost there\n")]))
+    assert (found.cause.name, found.certainty) == ("exit-code", "probable")
+    assert "almost there" in report.render(found)
+
+
+def test_time_of_the_traceback_counts_not_that_of_the_end() -> None:
+    parts = [{"text": "step 1\n", "time": 1010.0, "line": 1}, {"text": PLAIN, "time": 1040.0, "line": 2}]
+    late = {**log(0, ""), "parts": [*parts, {"text": "closing\n", "time": 1070.0, "line": 8}], "written": 1070.0}
+    first = node(0, [process("failed", rank(0, 1, 1075.0))], [late])
+    other = PLAIN.replace("ValueError: bad batch 17", "KeyError: 'x'")
+    found = diagnose_nodes(first, node(1, [process("failed", rank(1, 1, 1050.0))], [log(1, other, 1050.0)]))
+    assert found.first
+    assert (found.first.rank, found.first.time, found.evidence[0].line) == (0, 1040.0, 7)
+
+
+def test_duplicate_gpu_names_hosts_that_are_one_machine() -> None:
+    text = PLAIN.replace(
+        "ValueError: bad batch 17", "RuntimeError: Duplicate GPU detected : rank 0 and rank 1 both on 3b000"
+    )
+    nodes = [node(at, [process("failed", rank(at, 1))], [log(at, text)], boot_id="1f2e") for at in (0, 1)]
+    assert "node1 and node2 are one machine (the same boot id): list it once" in diagnose_nodes(*nodes).notes

@@ -6,6 +6,7 @@ from the format strings in the sources of these programs.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from tests.why.evidence_factory import diagnose_nodes, log, node, process, rank
 from torchfab.why.causes import Kind
 from torchfab.why.diagnosis import Diagnosis
-from torchfab.why.evidence import NodeEvidence
+from torchfab.why.evidence import Log, NodeEvidence
 
 SERVER = "torch/distributed/elastic/agent/server/api.py:753]"
 PROCESSES = "torch/distributed/elastic/multiprocessing/api.py"
@@ -166,3 +167,38 @@ def test_signal_of_unknown_sender_has_cause_ended() -> None:
     found = diagnose_nodes(node(0, [process("failed", rank(0, -15))]))
     assert (found.cause.kind, found.cause.name) == (Kind.KILLED, "ended")
     assert found.cause.words == "SIGTERM ended it; who sent it is not known"
+
+
+LOST_RANK = "RuntimeError: [/x/gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.0.0.2]:24750"
+RAISED = """\
+Traceback (most recent call last):
+  File "/a/train.py", line 7, in main
+    loss = step(batch)
+KeyError: 'label'
+"""
+
+
+@pytest.mark.parametrize("code", [-15, 143])
+def test_sigterm_of_a_head_after_a_failure_elsewhere_is_a_consequence(code: int) -> None:
+    lost = node(0, [process("failed", rank(0, 1, 1060.0))], [log(0, RAISED.replace("KeyError: 'label'", LOST_RANK))])
+    ended = torchrun_node(RECEIVED_SIGNAL + CLOSING.format(101), rank(1, code, 1063.0), at=1)
+    assert first_and_consequences(diagnose_nodes(lost, ended))[0] == "rank 0 on node1"
+
+
+@pytest.mark.parametrize("output", ["", RECEIVED_SIGNAL, RECEIVED_SIGNAL + CLOSING.format(101)])
+def test_rank_that_raised_before_it_was_terminated_has_its_own_cause(output: str) -> None:
+    lost = node(0, [process("failed", rank(0, 1, 1060.0))], [log(0, RAISED.replace("KeyError: 'label'", LOST_RANK))])
+    raised = torchrun_node(output, rank(1, -15, 1063.0), at=1)
+    raised = replace(raised, logs=(*raised.logs, Log(1, "/jobs/1/stderr.log", RAISED, 1059.0)))
+    found = diagnose_nodes(lost, raised)
+    assert first_and_consequences(found)[0] == "rank 1 on node2"
+    assert found.cause.words == "the script raised KeyError: 'label'"
+
+
+def test_rank_that_raised_before_a_torchrun_without_store_ended_it() -> None:
+    lost = node(0, [process("failed", rank(0, 1, 1060.0))], [log(0, RAISED.replace("KeyError: 'label'", LOST_RANK))])
+    raised = torchrun_node(CLOSING.format(101) + LOST_STORE, rank(1, -15, 1061.0), at=1)
+    raised = replace(raised, logs=(*raised.logs, Log(1, "/jobs/1/stderr.log", RAISED, 1059.0)))
+    found = diagnose_nodes(lost, raised)
+    assert first_and_consequences(found)[0] == "rank 1 on node2"
+    assert found.cause.words == "the script raised KeyError: 'label'"

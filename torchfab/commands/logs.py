@@ -13,6 +13,7 @@ from torchfab.core.console import write_err
 from torchfab.core.errors import UsageError
 from torchfab.core.format import duration
 from torchfab.core.status import JobStatus
+from torchfab.monitoring.first_failure import with_first_failure
 from torchfab.monitoring.watcher import NO_LOG_LINES, JobWatcher, Printer, describe_failure
 from torchfab.records import Record
 from torchfab.supervise import lease_status
@@ -138,6 +139,7 @@ def _watch_to_end(watch: JobWatcher, request: Mapping[str, Any]) -> int:
         grace_s, stall_s = watch.failure_grace_s, watch.stall_s
         return _watch_to_end(JobWatcher(next_record, Printer(watch.printer.folding), grace_s, stall_s=stall_s), request)
     watch.record.remember(status.state, status.exit_code, status.has_ended)
+    status = with_first_failure(watch.record, status)
     write_err(_end_message(watch.record, status))
     return 1 if status.exit_code is None else status.exit_code
 

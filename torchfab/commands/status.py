@@ -11,6 +11,7 @@ from torchfab.core import stall, status
 from torchfab.core.console import write_out
 from torchfab.core.format import align_columns
 from torchfab.core.status import JobStatus
+from torchfab.monitoring.first_failure import with_first_failure
 from torchfab.monitoring.watcher import describe_failure
 from torchfab.records import Record
 from torchfab.supervise import lease_status
@@ -54,7 +55,7 @@ def show_status(record: Record, watch: bool, as_json: bool, stall_s: float) -> i
         Exit code: 0 if the job is pending, starting, running or succeeded, else 1.
     """
     while True:
-        found = ask_status(record)
+        found = with_first_failure(record, ask_status(record))
         if as_json:
             extra = {"stall": stall.as_json(found, stall_s), **lease_status.as_json(record)}
             write_out(json.dumps({**status.as_json(record.name, found), **extra}, indent=2))

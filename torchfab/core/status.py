@@ -235,6 +235,8 @@ class Failure:
         Its exit code; -n where signal n ended it.
     reason : str
         Human-readable reason, where one is known.
+    how : str
+        How it failed, where its exit code does not tell.
     """
 
     time: float
@@ -242,12 +244,13 @@ class Failure:
     rank: int | None
     code: int
     reason: str = ""
+    how: str = ""
 
     def __str__(self) -> str:
         if self.reason:
             return f"{self.host} failed first ({self.reason})"
         name = f"rank {self.rank}" if self.rank is not None else "the process"
-        return f"{name} on {self.host} failed first ({describe_exit_code(self.code)})"
+        return f"{name} on {self.host} failed first ({self.how or describe_exit_code(self.code)})"
 
     @property
     def exit_code(self) -> int:
@@ -289,11 +292,14 @@ class JobStatus:
         The job has failed when fewer healthy nodes than this are left.
     verdict : Verdict, optional
         The scheduler's status of the whole job; None without a scheduler.
+    diagnosed : Failure, optional
+        The first failure by the logs; None if they were not asked.
     """
 
     nodes: tuple[NodeStatus, ...]
     min_nodes: int
     verdict: Verdict | None = None
+    diagnosed: Failure | None = None
 
     @property
     def has_ended(self) -> bool:
@@ -338,12 +344,16 @@ class JobStatus:
         if any(node.state == State.LOST and node.processes and node.stop_asked is None for node in self.nodes):
             return False
         requests = [node.stop_asked - node.skew_s for node in self.nodes if node.stop_asked is not None]
-        first = self.first_failure
+        first = self._first_end
         return bool(requests) and (first is None or min(requests) <= first.time)
 
     @property
     def first_failure(self) -> Failure | None:
-        """The first failure by this machine's clock; later ones are usually its consequences."""
+        """The first failure: by the logs where they were asked, otherwise the first end by this machine's clock."""
+        return self.diagnosed or self._first_end
+
+    @property
+    def _first_end(self) -> Failure | None:
         failures = [failure for node in self.nodes for failure in find_failures(node)]
         return min(failures, key=lambda failure: failure.time) if failures else None
 
@@ -357,7 +367,7 @@ class JobStatus:
         if self.state == "stopped":
             return SIGTERM_CODE
         scheduler_code = self.verdict.code if self.verdict else None
-        return (first.exit_code if (first := self.first_failure) else scheduler_code) or 1
+        return (first.exit_code if (first := self._first_end) else scheduler_code) or 1
 
 
 def find_failures(node: NodeStatus) -> list[Failure]:
@@ -551,7 +561,7 @@ def as_json(name: str, job: JobStatus) -> dict[str, Any]:
         "ended": job.has_ended,
         "exit_code": job.exit_code,
         "reason": job.reason,
-        "first_failure": vars(first) if first else None,
+        "first_failure": {key: value for key, value in vars(first).items() if value or key != "how"} if first else None,
         "nodes": [_node_as_json(status) for status in job.nodes],
     }
 

@@ -14,6 +14,7 @@ from torchfab.core.inventory import fold
 from torchfab.core.log_lines import Line, batches, fold_lines
 from torchfab.core.specs import Node
 from torchfab.core.status import JobStatus, NodeStatus, State
+from torchfab.monitoring.first_failure import with_first_failure
 from torchfab.monitoring.stall_alarm import StallAlarm
 from torchfab.monitoring.status_tracker import StatusTracker
 from torchfab.records import Record
@@ -209,6 +210,7 @@ class JobWatcher:
         waited = self.tracker.failed_for_s
         if waited > _ANNOUNCE_S and not self.failure_announced:
             self.failure_announced = True
+            known = with_first_failure(self.record, known)
             write_err(
                 f"{self.record.name}: {describe_failure(known)}; the other nodes get {self.failure_grace_s:g} s to end"
             )

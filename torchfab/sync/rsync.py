@@ -12,6 +12,19 @@ from torchfab.core.errors import HostError
 
 # Not code, and different on every node: git's own files, environments, and the files that torchfab writes.
 EXCLUDED = (".git", "/.venv", "/.torchfab", "/jobs", ".torchfab-sync-*")
+_MOST_LINES = 6
+# What rsync and ssh add to every failure.
+_NOISE = re.compile(
+    r"rsync: (?:connection unexpectedly closed|\[sender\]|.*safe_read failed)|rsync error: |@@@|"
+    r"Warning: Permanently added|\*\* WARNING: |It is recommended|This private key will be ignored"
+)
+_SSH_FIX = "rsync goes through OpenSSH: see what `ssh -o BatchMode=yes HOST true` says"
+_SSH_FIXES = (
+    ("Bad configuration option", "correct that line of the ssh config: this OpenSSH does not know the option"),
+    ("bad permissions", "chmod 600 that key: OpenSSH ignores a private key that others can read"),
+    ("UNPROTECTED PRIVATE KEY", "chmod 600 that key: OpenSSH ignores a private key that others can read"),
+    ("Host key verification failed", "see the host's key with fab trust"),
+)
 _PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
 _ESCAPED = re.compile(rb"\\#([0-3][0-7]{2})")
 
@@ -188,7 +201,7 @@ def _number(pattern: str, output: str) -> int:
 
 
 def copy_error(code: int, stderr: str) -> HostError:
-    """Return the error for a failed copy: the last lines of rsync's output, and a fix.
+    """Return the error for a failed copy: what OpenSSH and rsync reported, and a fix.
 
     Parameters
     ----------
@@ -203,13 +216,21 @@ def copy_error(code: int, stderr: str) -> HostError:
         Without a fix if none is known.
     """
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    causes = [line for line in lines if not _NOISE.match(line)] or lines
     fix = ""
     if code == 255:  # ssh's own
-        fix = "rsync goes through OpenSSH: see what `ssh -o BatchMode=yes HOST true` says"
+        fix = next((fix for sign, fix in _SSH_FIXES if sign in stderr), _SSH_FIX)
     elif code == 127 or "command not found" in stderr:
         fix = "install it there, for example: sudo apt-get install -y rsync"
     elif "shell clean" in stderr:
         fix = "a start-up file (.bashrc) there prints something: make it silent for non-interactive shells"
+    elif code == 12:
+        fix = "the connection ended: is rsync there, and does ssh work? ssh -o BatchMode=yes HOST rsync --version"
     elif code in (30, 35):
         fix = "see whether the node is still up, then: fab sync again; it goes on where it was"
-    return HostError("\n".join([f"rsync ended with {code}", *lines[-3:]]), fix)
+    return HostError("\n".join([f"rsync ended with {code}", *_shortened(causes)]), fix)
+
+
+def _shortened(lines: list[str]) -> list[str]:
+    """Return the first and the last lines: OpenSSH prints its cause first, and what follows from it last."""
+    return lines if len(lines) <= _MOST_LINES else [*lines[: _MOST_LINES - 2], "...", lines[-1]]

@@ -10,7 +10,9 @@ from torchfab.core.status import JobStatus, NodeStatus, describe_exit_code
 from torchfab.why import causes
 from torchfab.why.causes import Cause, Kind
 from torchfab.why.evidence import Evidence, SchedulerReason
-from torchfab.why.failures import CONSEQUENCE, LOST, Failure, all_failures, first_failure
+from torchfab.why.failures import CONSEQUENCE, LOST, Failure, all_failures
+from torchfab.why.ordering import certainty_of, first_failure, left_early, rivals
+from torchfab.why.reading import EvidenceLine
 from torchfab.why.stragglers import Straggler, find_halted, find_stragglers
 from torchfab.why.tracebacks import Traceback, fingerprint_of
 
@@ -65,6 +67,14 @@ class Diagnosis:
         The hosts of a NODE cause.
     unreachable : Mapping of str to str
         The hosts that could not be queried, with the reason.
+    certainty : str
+        How sure the cause is: `certain`, `probable`, `possible`; empty when nothing failed.
+    evidence : tuple of EvidenceLine
+        The lines that it rests on.
+    rivals : tuple of Failure
+        Other failures that may have come first.
+    others : tuple of str
+        How the ranks ended that are in no failure, equal ends as one line.
     """
 
     job: str
@@ -78,6 +88,10 @@ class Diagnosis:
     timeline: tuple[TimelineEvent, ...] = ()
     bad_nodes: tuple[str, ...] = ()
     unreachable: Mapping[str, str] = field(default_factory=dict)
+    certainty: str = ""
+    evidence: tuple[EvidenceLine, ...] = ()
+    rivals: tuple[Failure, ...] = ()
+    others: tuple[str, ...] = ()
 
     @property
     def traceback(self) -> Traceback | None:
@@ -108,6 +122,8 @@ def diagnose(evidence: Evidence) -> Diagnosis:
         Without a first failure if the job succeeded, runs, was stopped, or has no known failure.
     """
     failures = all_failures(evidence)
+    if (early := left_early(failures, evidence)) is not None:
+        failures = sorted([early, *failures], key=lambda failure: failure.time)
     first, cause = _find_first(evidence, failures)
     state = evidence.status.state
     base = Diagnosis(evidence.job, state, evidence.created, cause, unreachable=evidence.unreachable)
@@ -118,10 +134,17 @@ def diagnose(evidence: Evidence) -> Diagnosis:
         )
     if cause.name == "import-error":
         cause = _import_error_cause(cause, first, failures, evidence)
+    if cause.name == "launcher" and all(failure.rank is None for failure in failures):
+        cause = replace(cause, words=f"{cause.words}, and no rank is known to have failed before")
+    competing = rivals(first, failures)
     return replace(
         base,
         cause=cause,
         first=first,
+        certainty=certainty_of(first, competing),
+        evidence=first.evidence,
+        rivals=competing,
+        others=_other_ranks(failures, evidence),
         stragglers=find_stragglers(first, failures, evidence),
         notes=_failure_notes(first, evidence),
         consequences=_consequences(failures, first, cause),
@@ -228,7 +251,19 @@ def _failure_notes(first: Failure, evidence: Evidence) -> tuple[str, ...]:
     disks = [f"{first.host}: {disk.path} has {disk.free / 1e6:.1f} of {disk.size / 1e6:.0f} MB free" for disk in full]
     kernel = [line.text for line in node.kernel if line.text not in first.cause.words][:_MAX_KERNEL_LINES]
     kernel_notes = [f"kernel log of {first.host}: {text}" for text in kernel]
-    return (*disks, *kernel_notes, *_job_notes(evidence))
+    return (*disks, *kernel_notes, *_one_machine_notes(first, evidence), *_job_notes(evidence))
+
+
+def _one_machine_notes(first: Failure, evidence: Evidence) -> tuple[str, ...]:
+    """Return which nodes are one machine, if two ranks used one GPU."""
+    if first.cause.name != "duplicate-gpu":
+        return ()
+    by_boot: dict[str, list[str]] = {}
+    for node in evidence.nodes:
+        if node.boot_id:
+            by_boot.setdefault(node.boot_id, []).append(node.host)
+    twice = [hosts for hosts in by_boot.values() if len(hosts) > 1]
+    return tuple(f"{' and '.join(hosts)} are one machine (the same boot id): list it once" for hosts in twice)
 
 
 def _job_notes(evidence: Evidence) -> tuple[str, ...]:
@@ -262,13 +297,36 @@ def _consequences(failures: Sequence[Failure], first: Failure | None, cause: Cau
 def _describe(failure: Failure, cause: Cause) -> str:
     if failure.cause.kind is Kind.STOPPED:
         return "ended by fab, which stopped the rest"
+    words = failure.cause.words
     if failure.cause.name in ("by-launcher", "by-supervisor"):
-        return failure.cause.words
+        return words
     if failure.weight == CONSEQUENCE or failure.cause.name == "asked":
-        return f"ended by {describe_exit_code(failure.code or 0)} after it"
-    if failure.cause.is_symptom:  # addresses and numbers differ
-        return failure.cause.words.partition(":")[0]
-    return failure.cause.words
+        how = describe_exit_code(failure.code or 0)
+        return f"ended {'with' if (failure.code or 0) >= 0 else 'by'} {how} after it"
+    if failure.cause.is_symptom and failure.cause.name != "exception":  # addresses and numbers differ
+        words = words.partition(":")[0]
+    elif failure.code == 0:
+        words += ", and ended with exit code 0"
+    return words + ("; its process still runs" if failure.is_running else "")
+
+
+def _other_ranks(failures: Sequence[Failure], evidence: Evidence) -> tuple[str, ...]:
+    """Return how the ranks ended that are in no failure: every rank has a place in the story."""
+    known = {failure.rank for failure in failures}
+    groups: dict[str, list[tuple[str, int]]] = {}
+    for node in evidence.nodes:
+        for rank in node.status.ranks:
+            if rank.rank is None or rank.rank in known:
+                continue
+            words = "still runs, as far as is known"
+            if rank.ended:
+                words = "ended, with an unknown exit code" if rank.code is None else f"ended with exit code {rank.code}"
+            groups.setdefault(words, []).append((node.host, rank.rank))
+    return tuple(
+        f"{fold(list(dict.fromkeys(host for host, _ in group)))} "
+        f"rank{'s' if len(group) > 1 else ''} {fold_ranks(sorted(rank for _, rank in group))}: {words}"
+        for words, group in groups.items()
+    )
 
 
 def _ranks_and_hosts(group: Sequence[Failure]) -> str:

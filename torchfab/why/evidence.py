@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,11 +12,12 @@ from torchfab.core.specs import Node
 from torchfab.core.status import JobStatus, NodeStatus
 
 Label = int | str
+_NEARLY_FULL_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True)
 class Log:
-    """The end of a log file.
+    """What is known of a log file: its end, and what was found in all of it.
 
     Parameters
     ----------
@@ -23,15 +26,54 @@ class Log:
     path : str
         Path on the node.
     text : str
-        The last part of the file.
+        The surroundings of what was found, and the end; a blank line where something is left out.
     written : float
         Modification time, in seconds since the epoch.
+    times : tuple of (int, float)
+        Line numbers of `text`, and when the lines from there on were written.
+    numbers : tuple of (int, int)
+        Line numbers of `text`, and the numbers in the file, from 1, of the lines from there on.
     """
 
     label: Label
     path: str
     text: str
     written: float
+    times: tuple[tuple[int, float], ...] = ()
+    numbers: tuple[tuple[int, int], ...] = ()
+
+    def time_of(self, line: int) -> float:
+        """Return when a line was written.
+
+        Parameters
+        ----------
+        line : int
+            Its number in `text`, from 0.
+
+        Returns
+        -------
+        float
+            In seconds since the epoch; the modification time of the file if nothing closer is known.
+        """
+        at = bisect.bisect_right(self.times, (line, float("inf"))) - 1
+        return self.times[at][1] if at >= 0 else self.written
+
+    def number_of(self, line: int) -> int:
+        """Return the number of a line in the file.
+
+        Parameters
+        ----------
+        line : int
+            Its number in `text`, from 0.
+
+        Returns
+        -------
+        int
+            From 1; 0 if it is not known.
+        """
+        at = bisect.bisect_right(self.numbers, (line, sys.maxsize)) - 1
+        begin, number = self.numbers[at] if at >= 0 else (0, 0)
+        return number + line - begin if number else 0
 
 
 @dataclass(frozen=True)
@@ -72,11 +114,23 @@ class Disk:
         The path that was queried.
     free, size : int
         Bytes available to this user, and total bytes.
+    free_files : int
+        Free inodes; -1 if the file system does not count them.
+    read_only : bool
+        Whether it is mounted read-only.
     """
 
     path: str
     free: int
     size: int
+    free_files: int = -1
+    read_only: bool = False
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing can be written there any more: no bytes are free, or no inodes."""
+        few = self.free < _NEARLY_FULL_BYTES and self.free * 20 < self.size
+        return self.size > 0 and (few or self.free_files == 0)
 
 
 @dataclass(frozen=True)
@@ -147,6 +201,10 @@ class NodeEvidence:
         Disk usage at the time of the query.
     halted : tuple of str
         Processes that are stopped by a signal (SIGSTOP) at the time of the query: `rank 3`, `agent`.
+    gpus : int, optional
+        Number of GPUs that the driver has there; None if unknown.
+    boot_id : str
+        Identifies the machine while it is up; empty if unknown.
     """
 
     status: NodeStatus
@@ -157,6 +215,8 @@ class NodeEvidence:
     kernel_unread: str = ""
     disks: tuple[Disk, ...] = ()
     halted: tuple[str, ...] = ()
+    gpus: int | None = None
+    boot_id: str = ""
 
     @property
     def host(self) -> str:
@@ -220,17 +280,37 @@ def evidence_from_report(status: NodeStatus, report: Mapping[str, Any]) -> NodeE
     kernel = report.get("kernel") or {"unread": "the node itself was not asked"}
     return NodeEvidence(
         status,
-        tuple(
-            Log(each["label"], each["path"], each["text"], each["written"] - status.skew_s)
-            for each in report.get("logs", ())
-        ),
+        tuple(_log(each, status.skew_s) for each in report.get("logs", ())),
         tuple(Report(**each) for each in report.get("reports", ())),
         report.get("ends", {}),
         tuple(KernelLine(when - status.skew_s, text) for when, text in kernel.get("lines", ())),
         kernel.get("unread", ""),
-        tuple(Disk(**each) for each in report.get("disks", ()) if each["free"] is not None),
+        tuple(_disk(each) for each in report.get("disks", ()) if each["free"] is not None),
         tuple(report.get("halted", ())),
+        report.get("gpus"),
+        report.get("boot_id", ""),
     )
+
+
+def _log(each: Mapping[str, Any], skew_s: float) -> Log:
+    """Return a log of a node's answer; its parts are joined, with a blank line where something is left out."""
+    parts = each.get("parts") or [{"text": each.get("text", ""), "time": each["written"]}]
+    lines: list[str] = []
+    times, numbers = [], []
+    for part in parts:
+        if part.get("gap") and lines:
+            lines.append("")
+        times.append((len(lines), part["time"] - skew_s))
+        numbers.append((len(lines), part.get("line", 0)))
+        lines += part["text"].splitlines()
+    text, written = "\n".join(lines), each["written"] - skew_s
+    return Log(each["label"], each["path"], text, written, tuple(times), tuple(numbers))
+
+
+def _disk(each: Mapping[str, Any]) -> Disk:
+    free_files = each.get("free_files")
+    files = -1 if free_files is None else int(free_files)
+    return Disk(each["path"], each["free"], each["size"], files, bool(each.get("read_only")))
 
 
 def in_rank_order(nodes: Sequence[Node], found: Mapping[int, NodeEvidence]) -> tuple[NodeEvidence, ...]:

@@ -1,20 +1,37 @@
-"""Collect the failures of ranks, launchers and nodes of a job, and find the first one."""
+"""Collect the failures of ranks, launchers and nodes of a job. Every rank of the job is looked at, however it ended."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
-from torchfab.core.status import CUT_OFF, ProcessStatus, RankStatus
+from torchfab.core.status import ACTIVE, CUT_OFF, ProcessStatus, RankStatus
 from torchfab.remote.job.start_barrier import NEVER_RELEASED
 from torchfab.why import signatures
+from torchfab.why.attribution import (
+    CERTAIN,
+    KILL,
+    Attribution,
+    attribute,
+    attribute_log,
+    last_lines,
+    logs_of,
+    reports_of,
+)
 from torchfab.why.causes import Cause, Kind
-from torchfab.why.classify import KILL, cause_of, find_traceback, last_lines, logs_of
 from torchfab.why.evidence import Evidence, Label, NodeEvidence, RankEnd
+from torchfab.why.reading import EvidenceLine, Reading, read
 from torchfab.why.tracebacks import Traceback
 
-# How likely a failure is the first cause, the likeliest first. The time of a lost node is only its last sign of life.
-ROOT, LOST, SYMPTOM, CONSEQUENCE = range(4)
+# How likely a failure is the first cause, the likeliest first. The time of a lost node is only its last sign of life;
+# a process may have been killed by the rank whose exception is printed a moment later.
+ROOT, LOST, SHOT, SYMPTOM, CONSEQUENCE = range(5)
+# A rank that ended with exit code 0 this long after an exception had gone on from it.
+_WENT_ON_S = 15.0
+_SENT_AFTER_S = 0.3
+_SIGNAL_CODES = (-15, -9, -2, -1, 143, 137)
+_BY_SIGTERM = ("terminated", "asked", "ended", "by-launcher", "by-supervisor", "stopped")
+_ENDED_BY_OTHERS = ("stopped", "ended", "by-launcher", "by-supervisor")
 
 
 @dataclass(frozen=True)
@@ -24,25 +41,31 @@ class Failure:
     Parameters
     ----------
     time : float
-        When it failed, in seconds since the epoch; if it was lost, its last sign of life.
+        When its cause was written or recorded, in seconds since the epoch; if it was lost, its last sign of life.
     host, node_rank, rank : str, int, int or None
         Where it ran; `rank` is None for a launcher process or a whole node.
     process : str
         Name of the launcher process: `agent`, `head`; empty for a rank or a whole node.
     code : int, optional
-        Exit code, negative for a signal; None if it was not recorded.
+        Exit code, negative for a signal; None if it was not recorded, or if the process still runs.
     cause : Cause
         Why it failed.
     weight : int
-        ROOT, LOST, SYMPTOM or CONSEQUENCE: how likely it is the first cause.
+        ROOT, LOST, SHOT, SYMPTOM or CONSEQUENCE: how likely it is the first cause.
     traceback : Traceback, optional
-        The last traceback in its log.
+        The one that ended it.
     lines : tuple of str
         The last lines of its log.
     path : str
         Path of that log on the node.
     lived_s : float
         How long it ran, in seconds.
+    certainty : str
+        How sure its cause is.
+    evidence : tuple of EvidenceLine
+        What its cause rests on.
+    is_running : bool
+        Whether its process still runs.
     """
 
     time: float
@@ -57,6 +80,9 @@ class Failure:
     path: str = ""
     lived_s: float = 0.0
     process: str = ""
+    certainty: str = CERTAIN
+    evidence: tuple[EvidenceLine, ...] = ()
+    is_running: bool = False
 
     @property
     def label(self) -> str:
@@ -79,124 +105,198 @@ def all_failures(evidence: Evidence) -> list[Failure]:
     list of Failure
         Sorted by time.
     """
-    failures = [failure for node in evidence.nodes for failure in _node_failures(node)]
-    return sorted(failures, key=lambda failure: failure.time)
+    failures = [failure for node in evidence.nodes for failure in _node_failures(node, evidence)]
+    if failures:  # nothing has failed: a traceback in a log is one that the rank went on from
+        failures += [failure for node in evidence.nodes for failure in _hidden_failures(node, evidence, failures)]
+    return sorted(map(_ended_by_a_head(failures), failures), key=lambda failure: failure.time)
 
 
-def first_failure(failures: Sequence[Failure], slack_s: float = 5.0) -> Failure | None:
-    """Return the failure that caused the others.
+def _ended_by_a_head(failures: list[Failure]) -> Callable[[Failure], Failure]:
+    """Return what makes a SIGTERM a consequence if a rank had failed before: the launcher on the head sends it."""
+    own = [each.time for each in failures if each.rank is not None and each.cause.name not in _BY_SIGTERM]
+    first = min(own, default=float("inf"))
 
-    This is the earliest ROOT failure. Symptoms on other ranks may carry a time up to `slack_s` seconds earlier, because
-    clocks differ and a process takes time to exit. An older symptom has another cause.
+    def weigh(failure: Failure) -> Failure:
+        is_later = failure.cause.name == "terminated" and failure.time > first + _SENT_AFTER_S
+        return replace(failure, weight=CONSEQUENCE) if is_later else failure
 
-    Parameters
-    ----------
-    failures : sequence of Failure
-        All failures of the job.
-    slack_s : float
-        In seconds. Default 5.
-
-    Returns
-    -------
-    Failure or None
-        None if nothing failed.
-    """
-    if not failures:
-        return None
-    likeliest = min(failures, key=lambda failure: (failure.weight, failure.time))
-    earlier = [
-        failure for failure in failures if failure.weight < CONSEQUENCE and failure.time < likeliest.time - slack_s
-    ]
-    return first_failure(earlier, slack_s) if earlier and likeliest.weight != LOST else likeliest
+    return weigh
 
 
 # ---- one node
 
 
-def _node_failures(node: NodeEvidence) -> Iterator[Failure]:
+def _node_failures(node: NodeEvidence, evidence: Evidence) -> Iterator[Failure]:
     if node.status.state == "lost" and not node.status.processes:
         cause = Cause(Kind.NODE, "node-lost", node.status.reason, "launch it again, with another --name")
         if node.status.reason == CUT_OFF:
             cause = _cut_off(CUT_OFF)
         yield Failure(node.status.now - node.status.skew_s, node.host, node.status.node.rank, None, None, cause, LOST)
     for process in node.status.processes:
-        yield from _process_failures(node, process)
+        yield from _process_failures(node, process, evidence)
 
 
 def _cut_off(words: str) -> Cause:
     return Cause(Kind.KILLED, "launch-cut-off", words, "fab stop, then launch it again")
 
 
-def _process_failures(node: NodeEvidence, process: ProcessStatus) -> Iterator[Failure]:
+def _process_failures(node: NodeEvidence, process: ProcessStatus, evidence: Evidence) -> Iterator[Failure]:
     ranks = _failed_ranks(process)
     for rank in ranks:
-        end = RankEnd(rank.rank, rank.pid, rank.code, rank.started, rank.ended, rank.attempt)
-        yield _rank_failure(node, process, end)
+        yield _rank_failure(node, process, _end_of(rank), evidence)
     state, code = process.state, process.code
     if state == "lost":
         yield _lost_process(node, process)
     elif code is not None and code < 0 and not _is_rank(process):
-        yield _launcher_failure(node, process)
+        yield _launcher_failure(node, process, evidence)
     elif state == "failed" and not ranks:
         for reported in process.reported[:1]:
             ended = process.ended or node.status.now
-            yield _rank_failure(node, process, RankEnd(reported.rank, 0, reported.code, process.started, ended))
+            end = RankEnd(reported.rank, 0, reported.code, process.started, ended)
+            yield _rank_failure(node, process, end, evidence)
         if not process.reported:
-            yield _launcher_failure(node, process)
+            yield _launcher_failure(node, process, evidence)
+
+
+def _end_of(rank: RankStatus) -> RankEnd:
+    return RankEnd(rank.rank, rank.pid, rank.code, rank.started, rank.ended, rank.attempt)
+
+
+def _last_attempt(process: ProcessStatus) -> list[RankStatus]:
+    last = max((rank.attempt for rank in process.ranks), default=0)
+    return [rank for rank in process.ranks if rank.attempt == last]
 
 
 def _failed_ranks(process: ProcessStatus) -> list[RankStatus]:
     """Return the ranks of the last attempt that ended with a nonzero exit code."""
-    last = max((rank.attempt for rank in process.ranks), default=0)
-    return [rank for rank in process.ranks if rank.attempt == last and rank.ended and rank.code]
+    return [rank for rank in _last_attempt(process) if rank.ended and rank.code]
 
 
 def _is_rank(process: ProcessStatus) -> bool:
     return any(rank.pid == process.pid and rank.pid for rank in process.ranks)
 
 
-def _rank_failure(node: NodeEvidence, process: ProcessStatus, rank: RankEnd) -> Failure:
-    logs, ended, code = logs_of(node, rank.rank), rank.ended or node.status.now, rank.code or 0
-    traceback, path, tail = find_traceback(node, rank.rank, logs, rank.attempt)
-    cause = cause_of(node, process, rank, traceback, tail)
-    failed_before = [each for each in _failed_ranks(process) if (each.ended or 0.0) < ended]
+def _others(node: NodeEvidence, evidence: Evidence) -> tuple[NodeEvidence, ...]:
+    return tuple(each for each in evidence.nodes if each is not node)
+
+
+def _read(node: NodeEvidence, label: int | str | None, attempt: int | None = None) -> Reading:
+    return read(logs_of(node, label), reports_of(node, label, attempt))
+
+
+def _rank_failure(node: NodeEvidence, process: ProcessStatus, rank: RankEnd, evidence: Evidence) -> Failure:
+    reading = _read(node, rank.rank, rank.attempt)
+    found = attribute(node, process, rank, reading, _others(node, evidence))
+    ended, before = (rank.ended or node.status.now) - node.status.skew_s, found
+    weight = _weight(found.cause, rank.code, _has_failed_before(process, rank) or process.state == "stopped")
+    was_ended = weight in (CONSEQUENCE, SHOT) or (rank.code in _SIGNAL_CODES and not found.by_traceback)
+    if was_ended and (own := attribute_log(node, reading, _others(node, evidence))):
+        # It had raised before something ended it.
+        found, weight = own, _weight(own.cause, 1, False)
+    written = reading.time if found.by_traceback and reading.time else ended
     return Failure(
-        time=ended - node.status.skew_s,
+        time=min(written, ended) if found.by_traceback else ended,
         host=node.host,
         node_rank=node.status.node.rank,
         rank=rank.rank,
         code=rank.code,
-        cause=cause,
-        weight=_weight(cause, code, bool(failed_before) or process.state == "stopped"),
-        traceback=traceback,
-        lines=last_lines(tail),
-        path=path,
-        lived_s=ended - (rank.started or ended),
+        cause=found.cause if found.cause.name != "unknown" or weight else before.cause,
+        weight=weight,
+        traceback=reading.traceback,
+        lines=last_lines(reading.text),
+        path=reading.path,
+        lived_s=ended + node.status.skew_s - (rank.started or ended + node.status.skew_s),
+        certainty=found.certainty,
+        evidence=found.lines,
     )
 
 
-def _weight(cause: Cause, code: int, others_before: bool) -> int:
-    if cause.name in ("stopped", "ended", "by-launcher", "by-supervisor"):
+def _has_failed_before(process: ProcessStatus, rank: RankEnd) -> bool:
+    return any((each.ended or 0.0) < (rank.ended or 0.0) for each in _failed_ranks(process))
+
+
+def _weight(cause: Cause, code: int | None, others_before: bool) -> int:
+    if cause.name in _ENDED_BY_OTHERS:
         return CONSEQUENCE
-    if code == KILL and cause.name == "killed" and others_before:
-        return CONSEQUENCE
+    if code == KILL and cause.name == "killed":
+        return CONSEQUENCE if others_before else SHOT
     return SYMPTOM if cause.is_symptom else ROOT
 
 
-def _launcher_failure(node: NodeEvidence, process: ProcessStatus) -> Failure:
+# ---- ranks that did not end with a failure of their own
+
+
+def _hidden_failures(node: NodeEvidence, evidence: Evidence, failures: list[Failure]) -> Iterator[Failure]:
+    """Yield the failures of ranks that still run, or ended with 0 or with an unknown code, but raised an exception."""
+    known = {failure.rank for failure in failures if failure.rank is not None}
+    for process in node.status.processes:
+        for rank in _last_attempt(process):
+            if rank.rank is None or rank.rank in known:
+                continue
+            if found := _hidden_failure(node, process, _end_of(rank), evidence):
+                yield found
+
+
+def _hidden_failure(node: NodeEvidence, process: ProcessStatus, rank: RankEnd, evidence: Evidence) -> Failure | None:
+    reading = _read(node, rank.rank, rank.attempt)
+    found = attribute_log(node, reading, _others(node, evidence))
+    code, ended = rank.code, rank.ended
+    if found is None or (code == 0 and ended and ended - node.status.skew_s - reading.time > _WENT_ON_S):
+        if code == 0 or not ended or process.state in ACTIVE:
+            return None
+        found = _unrecorded_end(node, process, rank, reading)
+    skew = node.status.skew_s
+    end = (ended or node.status.now) - skew
+    return Failure(
+        time=min(reading.time or end, end) if found.by_traceback else end,
+        host=node.host,
+        node_rank=node.status.node.rank,
+        rank=rank.rank,
+        code=code,
+        cause=found.cause,
+        weight=_weight(found.cause, code, False) if found.by_traceback else CONSEQUENCE,
+        traceback=reading.traceback if found.by_traceback else None,
+        lines=last_lines(reading.text),
+        path=reading.path,
+        lived_s=(ended or node.status.now) - (rank.started or ended or node.status.now),
+        certainty=found.certainty,
+        evidence=found.lines,
+        is_running=not ended,
+    )
+
+
+def _unrecorded_end(node: NodeEvidence, process: ProcessStatus, rank: RankEnd, reading: Reading) -> Attribution:
+    """Return how a rank ended whose launcher reaped it before its exit code could be read."""
+    found = attribute(node, process, replace(rank, code=None), replace(reading, traceback=None, match=None))
+    if found.cause.name != "unknown":
+        return found
+    ended_by = replace(
+        found.cause, name="by-launcher", words="it ended with its launcher; its exit code was not recorded"
+    )
+    return replace(found, cause=ended_by)
+
+
+# ---- launchers
+
+
+def _launcher_failure(node: NodeEvidence, process: ProcessStatus, evidence: Evidence) -> Failure:
     """Return the failure of a process that is not a rank: torchrun, mpirun."""
-    traceback, path, tail = find_traceback(node, "agent", logs_of(node, "agent"))
+    reading = _read(node, "agent")
     end = RankEnd(None, process.pid, process.code)
     code, ended = process.code, process.ended or process.started or node.status.now
-    cause = cause_of(node, process, end, traceback, tail)
+    found = attribute(node, process, end, reading, _others(node, evidence))
+    cause = found.cause
     if process.reason and code is None:  # it was never started
         cause = signatures.recognise(process.reason) or Cause(Kind.NODE, "not-started", process.reason, "fab doctor")
         cause = _cut_off(NEVER_RELEASED) if process.reason == NEVER_RELEASED else cause
     skew, lived_s = node.status.skew_s, ended - (process.started or ended)
     weight = _weight(cause, code or 0, process.state == "stopped")
-    where = (node.host, node.status.node.rank, None)
-    name = process.name
-    return Failure(ended - skew, *where, code, cause, weight, traceback, last_lines(tail), path, lived_s, name)
+    if cause.name == "launcher":
+        weight = SYMPTOM  # it fails when its ranks do
+    return Failure(
+        *(ended - skew, node.host, node.status.node.rank, None, code, cause, weight, reading.traceback),
+        *(last_lines(reading.text), reading.path, lived_s, process.name, found.certainty, found.lines),
+    )
 
 
 def _lost_process(node: NodeEvidence, process: ProcessStatus) -> Failure:
@@ -210,6 +310,6 @@ def _lost_process(node: NodeEvidence, process: ProcessStatus) -> Failure:
         cause = Cause(Kind.KILLED, "supervisor-killed", words, "see who did it there: the OOM killer, an administrator")
     rank = process.ranks[0].rank if process.ranks else None
     label: Label = "agent" if rank is None else rank
-    _, path, tail = find_traceback(node, label, logs_of(node, label))
+    reading = _read(node, label)
     where = (node.host, node.status.node.rank, rank if _is_rank(process) else None)
-    return Failure(last - node.status.skew_s, *where, None, cause, LOST, None, last_lines(tail), path)
+    return Failure(last - node.status.skew_s, *where, None, cause, LOST, None, last_lines(reading.text), reading.path)

@@ -10,9 +10,16 @@ from torchfab.core.log_lines import strip_controls
 from torchfab.why.causes import Kind
 from torchfab.why.diagnosis import Diagnosis
 from torchfab.why.failures import Failure
+from torchfab.why.reading import EvidenceLine
+from torchfab.why.tracebacks import Traceback
 
 _MAX_TRACEBACK_LINES = 40
 _MAX_LIST_LINES = 12
+_CERTAINTIES = {
+    "certain": "certain",
+    "probable": "probable: nothing else is known that fits better",
+    "possible": "possible: what is known does not prove it",
+}
 _MIN_TIMELINE = 3  # events: the rest of the text already holds fewer
 
 
@@ -34,15 +41,26 @@ def render(diagnosis: Diagnosis) -> str:
         parts.append(_row("kind", diagnosis.cause.kind.value))
     if diagnosis.first:
         parts.append(_row("first", _describe_first(diagnosis, diagnosis.first)))
+    if diagnosis.certainty:
+        parts.append(_row("sure", _CERTAINTIES[diagnosis.certainty]))
+    parts += [_row("or", f"{each.label}: {each.cause.words}") for each in diagnosis.rivals]
     if diagnosis.cause.fix:
         parts.append(_row("fix", diagnosis.cause.fix))
     parts += [_row("behind", each.words) for each in diagnosis.stragglers]
     parts += [_row("also", note) for note in diagnosis.notes]
     parts += _log_excerpt(diagnosis)
     parts += _listed("then", diagnosis.consequences)
+    parts += _listed("the other ranks", diagnosis.others)
     parts += _listed("in order (this machine's clock)", _timeline(diagnosis))
+    parts += _listed("it rests on", [_describe_evidence(each) for each in diagnosis.evidence])
     parts += _listed("could not be asked", [f"{host}: {reason}" for host, reason in diagnosis.unreachable.items()])
     return "\n".join(strip_controls(line) for part in parts for line in part.split("\n"))
+
+
+def _describe_evidence(line: EvidenceLine) -> str:
+    when = time.strftime("%H:%M:%S", time.localtime(line.time)) + " " if line.time else ""
+    where = f"{line.path}:{line.line}" if line.line else line.path
+    return f"{when}{line.host} {where}: {line.text}"
 
 
 def _row(name: str, words: str) -> str:
@@ -62,14 +80,26 @@ def _log_excerpt(diagnosis: Diagnosis) -> list[str]:
     if diagnosis.traceback and diagnosis.first.rank is None:  # torchrun's own frames do not help
         return ["", f"its last line ({diagnosis.first.path}):", f"  {diagnosis.traceback.last_line}"]
     if diagnosis.traceback:
-        lines = diagnosis.traceback.text.splitlines()
-        if len(lines) > _MAX_TRACEBACK_LINES:
-            left_out = len(lines) - _MAX_TRACEBACK_LINES
-            lines = [*lines[:5], f"  ... {left_out} lines ...", *lines[-_MAX_TRACEBACK_LINES + 5 :]]
+        lines = _shortened(diagnosis.traceback)
         return ["", f"its traceback ({diagnosis.first.path}):", *(f"  {line}" for line in lines)]
     if diagnosis.first.lines:
         return ["", f"its last lines ({diagnosis.first.path}):", *(f"  {line}" for line in diagnosis.first.lines)]
     return ["", "it left no log"]
+
+
+def _shortened(traceback: Traceback) -> list[str]:
+    """Return the lines of a traceback: of a long one its begin and end, and the exception that caused the others."""
+    lines = traceback.text.splitlines()
+    if len(lines) <= _MAX_TRACEBACK_LINES:
+        return lines
+    cause = next((at for at, line in enumerate(lines) if line.startswith(traceback.last_line[:40])), len(lines) - 1)
+    begin, end = 5, len(lines) - _MAX_TRACEBACK_LINES // 2
+    kept = sorted({*range(begin), *range(max(0, cause - 12), min(len(lines), cause + 2)), *range(end, len(lines))})
+    shown: list[str] = []
+    for before, at in zip([-1, *kept], kept, strict=False):
+        shown += [f"  ... {at - before - 1} lines ..."] if at - before > 1 else []
+        shown.append(lines[at])
+    return shown
 
 
 def _listed(head: str, lines: Any) -> list[str]:
@@ -114,10 +144,14 @@ def as_json(diagnosis: Diagnosis) -> dict[str, Any]:
         },
         "first": _failure_as_json(diagnosis.first),
         "fingerprint": diagnosis.fingerprint,
+        "certainty": diagnosis.certainty or None,
+        "evidence": [vars(line) for line in diagnosis.evidence],
+        "rivals": [_failure_as_json(each) for each in diagnosis.rivals],
         "bad_nodes": list(diagnosis.bad_nodes),
         "behind": [{"hosts": list(each.hosts), "words": each.words} for each in diagnosis.stragglers],
         "notes": list(diagnosis.notes),
         "consequences": list(diagnosis.consequences),
+        "other_ranks": list(diagnosis.others),
         "moments": [vars(event) for event in diagnosis.timeline],
         "could_not_be_asked": dict(diagnosis.unreachable),
     }
@@ -132,6 +166,8 @@ def _failure_as_json(first: Failure | None) -> dict[str, Any] | None:
         "node_rank": first.node_rank,
         "rank": first.rank,
         "code": first.code,
+        "cause": {"kind": first.cause.kind.name.lower(), "name": first.cause.name, "words": first.cause.words},
+        "running": first.is_running,
         "exception": first.traceback.exception if first.traceback else None,
         "traceback": first.traceback.text if first.traceback else None,
         "log": first.path,

@@ -37,6 +37,11 @@ def error(text: str, stack: str = "") -> dict[str, Any]:
     return {"message": {"message": text, "extraInfo": {"py_callstack": stack, "timestamp": "1"}}}
 
 
+def sent(log: dict[str, Any]) -> str:
+    """Return the text of a log that is sent."""
+    return "".join(part["text"] for part in log["parts"])
+
+
 def test_only_the_end_of_a_10_gigabyte_log_is_read(place: Place) -> None:
     place.prepare(["true"])
     path = place.folder / "agent" / files.OUTPUT
@@ -45,7 +50,7 @@ def test_only_the_end_of_a_10_gigabyte_log_is_read(place: Place) -> None:
         file.seek(0, os.SEEK_END)
         file.write(b"\nthe last words\n")
     (log,) = evidence.collect(str(place.folder))["logs"]
-    assert log["text"] == "the last words\n"  # the line before, of which only the end was read, is dropped
+    assert sent(log) == "the last words\n"  # the line before, of which only the end was read, is dropped
     assert (log["label"], log["size"]) == ("agent", 10 * 1024**3 + 16)
 
 
@@ -55,7 +60,7 @@ def test_the_logs_of_many_ranks_share_the_size_limit(place: Place) -> None:
         (rank_folder(place, 0, local_rank) / "stderr.log").write_text("x" * 100_000)
     logs = evidence.collect(str(place.folder))["logs"]
     assert len(logs) == 64
-    assert sum(len(log["text"]) for log in logs) <= 256 * 1024
+    assert sum(len(sent(log)) for log in logs) <= 512 * 1024
 
 
 def test_logs_are_of_the_last_attempt_and_error_files_of_all(place: Place) -> None:
@@ -63,7 +68,7 @@ def test_logs_are_of_the_last_attempt_and_error_files_of_all(place: Place) -> No
     rank_folder(place, 0, 0, error("ValueError: first", "Traceback ..."))
     rank_folder(place, 1, 0, error("ValueError: second"))
     report = evidence.collect(str(place.folder))
-    assert [log["text"] for log in report["logs"]] == ["attempt 1 of 0\n"]
+    assert [sent(log) for log in report["logs"]] == ["attempt 1 of 0\n"]
     assert [(each["attempt"], each["message"]) for each in report["reports"]] == [
         (0, "ValueError: first"),
         (1, "ValueError: second"),
@@ -104,7 +109,7 @@ def test_a_halted_process_is_named_and_disks_are_measured(place: Place) -> None:
     wait_for(lambda: procfs.stat_fields(started["pid"])[:1] == ["T"])
     folder = str(place.folder)
     job_status = status.status(folder, place.job_id, 0)
-    report = evidence._machine_evidence(folder, job_status)
+    report = evidence._machine_evidence(folder, job_status, [])
     assert report["halted"] == ["agent"]
     assert all(disk["size"] >= disk["free"] >= 0 for disk in report["disks"])
     assert {folder, "/tmp"} <= {disk["path"] for disk in report["disks"]}

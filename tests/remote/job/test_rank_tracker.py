@@ -220,3 +220,29 @@ def test_a_process_that_has_rank_only_in_the_first_read_is_not_a_rank(
         child.kill()
     assert not stale
     assert (new, tracker.ranks, tracker.pidfds) == (False, [], {})
+
+
+REPORT = """\
+Failures:
+[1]:
+  time      : 2026-01-02_10:00:00
+  rank      : 5 (local_rank: 1)
+  exitcode  : 3 (pid: 702)
+Root Cause (first observed failure):
+[0]:
+  time      : 2026-01-02_10:00:00
+  rank      : 4 (local_rank: 0)
+  exitcode  : 1 (pid: 701)
+"""
+
+
+def test_ranks_that_ended_before_they_were_found_are_added(tmp_path: Path) -> None:
+    (tmp_path / files.OUTPUT).write_text(REPORT)
+    tracker = RankTracker(str(tmp_path), 0)
+    tracker.ranks = [{"rank": 4, "local_rank": 0, "attempt": 0, "pid": 701, "start_time": 1, "ended": 5.0, "code": 1}]
+    tracker.complete(str(tmp_path / files.OUTPUT), 9.0)
+    tracker.complete(str(tmp_path / files.OUTPUT), 9.0)
+    assert [(each["rank"], each["local_rank"], each["code"], each["pid"]) for each in tracker.ranks] == [
+        *((4, 0, 1, 701), (5, 1, 3, 702)),
+    ]
+    assert files.read_json(str(tmp_path / files.RANKS)) == tracker.ranks

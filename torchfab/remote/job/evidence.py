@@ -1,6 +1,6 @@
-"""Collect a node's evidence of how its part of a job ended: log tails, error files, kernel messages, disks.
+"""Collect a node's evidence of how its part of a job ended: logs, error files, kernel messages, disks, GPUs.
 
-All of it is bounded: only the end of a log of 10 GB is read and sent.
+All of it is bounded: a log of 10 GB is searched on the node, and only what was found, and its end, are sent.
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ import os
 import time
 
 from torchfab.remote import files, procfs
-from torchfab.remote.host import kernel_log
-from torchfab.remote.job import log_files, status
+from torchfab.remote.host import kernel_log, machine_facts
+from torchfab.remote.job import disks, log_files, log_search, status
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
 # Bytes.
-_MAX_TAIL, _ALL_TAILS, _MIN_TAIL = 32 * 1024, 256 * 1024, 2 * 1024
+_MAX_LOG_BYTES, _ALL_LOGS_BYTES, _MIN_LOG_BYTES = 64 * 1024, 512 * 1024, 8 * 1024
+_SEARCH_S = 8.0
 _MAX_REPORT_BYTES = 256 * 1024
 _MAX_REPORTS = 64
 
@@ -34,11 +35,13 @@ def handle(request: dict[str, Any]) -> dict[str, Any]:
     -------
     dict
         As `torchfab.remote.job.status.status` returns it, and `evidence`: the keys of `collect`, `kernel` (kernel
-        messages since the start of the job), `disks`, `halted` (names of stopped processes).
+        messages since the start of the job), `disks`, `halted` (names of stopped processes), `gpus` (their number),
+        `boot_id`.
     """
     folder = files.folder_of(request)
     job_status = status.status(folder, request["job_id"], request["node_rank"])
-    return {**job_status, "evidence": {**collect(folder), **_machine_evidence(folder, job_status)}}
+    found = collect(folder)
+    return {**job_status, "evidence": {**found, **_machine_evidence(folder, job_status, found["logs"])}}
 
 
 def collect(folder: str) -> dict[str, Any]:
@@ -53,24 +56,33 @@ def collect(folder: str) -> dict[str, Any]:
     -------
     dict
         `ends`: the exit record of each process, as its supervisor wrote it; `logs`: label, path, size, written (seconds
-        since the epoch) and the end of the text; `reports`: the contents of error files of the ranks or of torchrun.
+        since the epoch), and the parts that `log_search.search` found; `reports`: the contents of error files of the
+        ranks or of torchrun.
     """
     names = files.processes(folder)
-    logs = [(log, label) for name in names for log, label in _logs_of_last_attempt(os.path.join(folder, name))]
-    share = max(_MIN_TAIL, min(_MAX_TAIL, _ALL_TAILS // max(1, len(logs))))
+    logs = [(name, log, label) for name in names for log, label in _logs_of_last_attempt(os.path.join(folder, name))]
+    share = max(_MIN_LOG_BYTES, min(_MAX_LOG_BYTES, _ALL_LOGS_BYTES // max(1, len(logs))))
+    budget = log_search.Budget(share, time.monotonic() + _SEARCH_S)
+    times = {name: log_files.WriteTimes(os.path.join(folder, name)) for name in names}
     return {
         "ends": {name: _exit_record(os.path.join(folder, name)) for name in names},
-        "logs": [_log_entry(log, label, share) for log, label in logs if log_files.size(log.full_path)],
+        "logs": [
+            _log_entry(log, label, times[name], budget) for name, log, label in logs if log_files.size(log.full_path)
+        ],
         "reports": [report for name in names for report in _reports(os.path.join(folder, name))][:_MAX_REPORTS],
     }
 
 
-def _machine_evidence(folder: str, job_status: dict[str, Any]) -> dict[str, Any]:
+def _machine_evidence(folder: str, job_status: dict[str, Any], logs: list[dict[str, Any]]) -> dict[str, Any]:
     starts = [process["started"] for process in job_status["processes"] if process["started"]]
     return {
         "kernel": kernel_log.read_since(min(starts, default=time.time())),
-        "disks": [_disk(path) for path in (folder, *_workdirs(folder), "/dev/shm", "/tmp") if os.path.isdir(path)],
+        "disks": disks.of_job(
+            folder, _workdirs(folder), "\n".join(part["text"] for log in logs for part in log["parts"])
+        ),
         "halted": [name for process in job_status["processes"] for name in _halted(folder, process)],
+        "gpus": machine_facts.count_gpus(),
+        "boot_id": procfs.boot_id(),
     }
 
 
@@ -88,17 +100,15 @@ def _logs_of_last_attempt(folder: str) -> list[tuple[log_files.LogFile, int | st
     return [(log, log.label(ranks)) for log in found if log.local_rank is None or log.attempt == last_attempt]
 
 
-def _log_entry(log: log_files.LogFile, label: int | str, max_bytes: int) -> dict[str, Any]:
-    size = log_files.size(log.full_path)
+def _log_entry(
+    log: log_files.LogFile, label: int | str, times: log_files.WriteTimes, budget: log_search.Budget
+) -> dict[str, Any]:
+    found = log_search.search(log, times, budget)
     try:
-        with open(log.full_path, "rb") as file:
-            file.seek(max(0, size - max_bytes))
-            text = file.read(max_bytes).decode(errors="replace")
-            text = status.drop_partial_line(text) if size > max_bytes else text
         written = os.stat(log.full_path).st_mtime
     except OSError:  # removed meanwhile
-        text, written = "", 0.0
-    return {"label": label, "path": log.full_path, "size": size, "written": written, "text": text}
+        written = 0.0
+    return {"label": label, "path": log.full_path, "written": written, **found}
 
 
 # ---- error files
@@ -137,14 +147,6 @@ def _report(path: str, label: int | str, attempt: int) -> dict[str, Any]:
 def _workdirs(folder: str) -> list[str]:
     specs = (files.read_json(os.path.join(folder, name, files.SPEC)) for name in files.processes(folder))
     return list(dict.fromkeys(str(spec["cwd"]) for spec in specs if spec))
-
-
-def _disk(path: str) -> dict[str, Any]:
-    try:
-        stat = os.statvfs(path)
-    except OSError:
-        return {"path": path, "free": None, "size": None}
-    return {"path": path, "free": stat.f_bavail * stat.f_frsize, "size": stat.f_blocks * stat.f_frsize}
 
 
 def _halted(folder: str, process: dict[str, Any]) -> list[str]:

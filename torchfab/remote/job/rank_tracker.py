@@ -128,6 +128,31 @@ class RankTracker:
                 rank.update(ended=rank["ended"] or time.time(), code=code)
         self._save()
 
+    def complete(self, output: str, ended: float) -> None:
+        """Add the ranks that ended before they could be found, from the launcher's own report.
+
+        Parameters
+        ----------
+        output : str
+            The output of torchrun.
+        ended : float
+            When torchrun ended, in seconds since the epoch.
+        """
+        from torchfab.remote.job import status  # only at the end: a supervisor starts faster without
+
+        last = max((rank["attempt"] for rank in self.ranks), default=0)
+        known = {(rank["local_rank"], rank["attempt"]) for rank in self.ranks}
+        missing = [
+            each
+            for each in status.reported_ranks(status.tail(output))
+            if each["local_rank"] is not None and (each["local_rank"], last) not in known
+        ]
+        for each in missing:
+            times = {"start_time": 0, "started": None, "ended": ended}
+            self.ranks.append({**each, "pid": each["pid"] or 0, "world_size": None, "attempt": last, **times})
+        if missing:
+            self._save()
+
     def running(self) -> list[int]:
         """Return the ranks that still run.
 

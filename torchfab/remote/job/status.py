@@ -261,18 +261,34 @@ def parse_failures(text: str) -> list[dict[str, int]]:
     list of dict
         `rank` and `code`, the root cause first.
     """
-    failures: list[dict[str, int]] = []
-    root: list[dict[str, int]] = []
-    target, rank = failures, None
+    return [{"rank": each["rank"], "code": each["code"]} for each in reported_ranks(text)]
+
+
+def reported_ranks(text: str) -> list[dict[str, Any]]:
+    """Return the ranks that torchrun's report names as failed, with what else it says of them.
+
+    Parameters
+    ----------
+    text : str
+        Output of torchrun.
+
+    Returns
+    -------
+    list of dict
+        `rank`, `local_rank`, `code` and `pid`, the root cause first; None for a number that is missing.
+    """
+    failures: list[dict[str, Any]] = []
+    root: list[dict[str, Any]] = []
+    target, rank, local_rank = failures, None, None
     for line in text.splitlines():
         name, _, value = (part.strip() for part in line.partition(":"))
         if name.startswith("Root Cause"):
             target = root
         elif name == "rank":
-            rank = _leading_number(value)
+            rank, local_rank = _leading_number(value), _number_after("local_rank: ", value)
         elif name == "exitcode" and rank is not None:
-            code = _leading_number(value)
-            target += [] if code is None else [{"rank": rank, "code": code}]
+            code, pid = _leading_number(value), _number_after("pid: ", value)
+            target += [] if code is None else [{"rank": rank, "local_rank": local_rank, "code": code, "pid": pid}]
             rank = None
     return root + failures
 
@@ -281,3 +297,8 @@ def _leading_number(text: str) -> int | None:
     # A script can print text that only resembles a report.
     match = re.match(r"-?[0-9]{1,9}\b", text)
     return int(match[0]) if match else None
+
+
+def _number_after(name: str, text: str) -> int | None:
+    match = re.search(rf"\({re.escape(name)}([0-9]{{1,9}})\)", text)
+    return int(match[1]) if match else None

@@ -237,6 +237,7 @@ class ProcessSupervisor:
         # Written first, in case this supervisor is killed during the clean-up.
         self._write_exit(code, cleaning=True)
         left = self._clean_up()
+        self.ranks.complete(self._path(files.OUTPUT), self.exited or time.time())
         logs = log_files.find(self.folder, self.spec)
         self.timeline.record(logs, time.time(), force=True)
         self.window.show(logs, self.ranks.ranks)

@@ -70,9 +70,13 @@ def _logs(pod: str, lines: Sequence[Line]) -> tuple[Log, ...]:
     for line in lines:
         texts.setdefault(line[0], []).append(line)
     return tuple(
-        Log(label, f"pod {pod}", "\n".join(text[:_LONGEST_LINE] for _, _, text in own), own[-1][1])
+        Log(label, f"pod {pod}", "\n".join(text[:_LONGEST_LINE] for _, _, text in own), own[-1][1], _times(own))
         for label, own in texts.items()
     )
+
+
+def _times(lines: Sequence[Line]) -> tuple[tuple[int, float], ...]:
+    return tuple((number, when) for number, (_, when, _) in enumerate(lines))
 
 
 def _scheduler_reasons(status: NodeStatus, pods: Sequence[Object]) -> list[SchedulerReason]:

@@ -110,13 +110,35 @@ class LogsRequest(JobRequest[LogsFrame], frozen=True, tag="logs"):
     ANSWER = LogsFrame
 
 
+class LogPart(Struct, frozen=True, kw_only=True):
+    """A piece of a log file.
+
+    Parameters
+    ----------
+    text : str
+        Whole lines.
+    time : float
+        When they had been written, by the node's clock, in seconds since the epoch.
+    line : int
+        The number of the first one in the file; 0 if it was not counted.
+    gap : bool
+        Whether something before it is left out.
+    """
+
+    text: str
+    time: Time
+    line: Whole = 0
+    gap: bool = False
+
+
 class LogTail(Struct, frozen=True, kw_only=True):
-    """The last part of a log file."""
+    """What was found in a log file, and its end: in parts, or as one text without times of its own."""
 
     label: Label
     path: str
     written: Time
-    text: str
+    parts: list[LogPart] = []
+    text: str = ""
 
 
 class ErrorReport(Struct, frozen=True, kw_only=True):
@@ -163,6 +185,8 @@ class DiskSpace(Struct, frozen=True, kw_only=True):
     path: str
     free: Number | None
     size: Number | None
+    free_files: Number | None = None
+    read_only: bool = False
 
 
 class JobEvidence(Struct, frozen=True, kw_only=True):
@@ -179,6 +203,8 @@ class NodeEvidence(JobEvidence, frozen=True, kw_only=True):
     kernel: KernelLog = KernelLog(unread="the node itself was not asked")
     disks: list[DiskSpace] = []
     halted: list[str] = []
+    gpus: Whole | None = None
+    boot_id: str = ""
 
 
 class EvidenceAnswer(StatusReport, frozen=True, kw_only=True):

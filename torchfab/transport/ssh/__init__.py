@@ -59,11 +59,11 @@ def _open_session(connection: NodeConnection, settings: ConnectionSettings) -> S
             channel.close()
             raise
     except Exception as error:
-        if not is_local:
+        problem = error if isinstance(error, HostError) else explain(error, connection, time.monotonic() - started)
+        if not is_local:  # only now: the transport holds what the server allows
             from torchfab.transport.ssh import connect
 
             connect.close_connection(connection)
-        problem = error if isinstance(error, HostError) else explain(error, connection, time.monotonic() - started)
         problem.address = problem.address or ("" if is_local else connection.host)
         login_log.log_no_session(connection, problem)
         if problem is error:

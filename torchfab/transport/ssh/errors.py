@@ -30,22 +30,89 @@ def explain(error: Exception, connection: Any, took_s: float) -> HostError:
     """
     if connection is None:
         return HostError(f"cannot start python here: {error}")
+    from paramiko.ssh_exception import IncompatiblePeer
+
+    host, port = connection.host, connection.port
+    if step := _stalled_at(error, connection, took_s):
+        return stalled(step, connection, connection.timeout_s)
+    if isinstance(error, IncompatiblePeer):
+        return _explain_incompatible(error, f"{host} port {port}")
+    login = _explain_methods(connection) or _explain_keys(error, connection)
+    return login or _explain_network(error, f"{host} port {port}", connection, took_s)
+
+
+def _explain_keys(error: Exception, connection: Any) -> HostError | None:
+    """Return the error for a login that no key could complete; None if the login was not reached."""
     import paramiko
 
     host, port, user = connection.host, connection.port, connection.user
-    if step := _stalled_at(error, connection, took_s):
-        return stalled(step, connection, connection.timeout_s)
     if isinstance(error, paramiko.PasswordRequiredException):
         return HostError(f"a private key for {user}@{host} has a passphrase", "unlock it in your agent: ssh-add")
+    if unreadable := _unreadable_keys(connection):
+        return unreadable
     refused = isinstance(error, paramiko.AuthenticationException) or "No authentication methods" in str(error)
-    if refused or _is_key_file_error(error):
-        absent = [key for key in connection.keys if not os.path.exists(key)]
-        missing = f" (there is no {', '.join(absent)})" if absent else ""
+    if not refused and not _is_key_file_error(error):
+        return None
+    absent = [key for key in connection.keys if not os.path.exists(key)]
+    missing = f" (there is no {', '.join(absent)})" if absent else ""
+    broken = [key for key in getattr(connection.client, "unreadable_keys", {}) if os.path.exists(key)]
+    unread = f" ({', '.join(broken)} cannot be read as a key)" if broken else ""
+    return HostError(
+        f"{user}@{host} was refused: none of your keys is accepted there{missing}{unread}",
+        f"ssh-copy-id -p {port} {user}@{host}, or name a key with fab -i",
+    )
+
+
+def _explain_incompatible(error: Exception, where: str) -> HostError:
+    """Return the error for a server whose algorithms are all too old."""
+    what = str(error).partition("(")[2].rstrip(")") or str(error)
+    return HostError(
+        f"{where} and this machine have no SSH algorithm in common: {what}",
+        "its sshd is old, or limited to old algorithms (ssh-rsa, SHA-1): update it, or add a host key with "
+        "`ssh-keygen -A` there and current KexAlgorithms; see what it offers: ssh -vv",
+    )
+
+
+def _explain_methods(connection: Any) -> HostError | None:
+    """Return the error for a server that wants something else than a key, or something else as well."""
+    transport = connection.client.get_transport()
+    allowed = getattr(transport, "allowed_methods", ())
+    where = f"{connection.user}@{connection.host}"
+    if getattr(transport, "accepted_partially", False):
         return HostError(
-            f"{user}@{host} was refused: none of your keys is accepted there{missing}",
-            f"ssh-copy-id -p {port} {user}@{host}, or name a key with fab -i",
+            f"{where}: the key is accepted, but sshd requires {' and '.join(allowed)} as well",
+            "torchfab logs in with a key alone: allow that there for your address (Match Address ... "
+            "AuthenticationMethods publickey in sshd_config), or run it on a host behind that login",
         )
-    return _explain_network(error, f"{host} port {port}", connection, took_s)
+    if allowed and "publickey" not in allowed:
+        return HostError(
+            f"{where}: sshd takes no keys there, only {' or '.join(allowed)}",
+            "PubkeyAuthentication yes in its sshd_config, and then ssh-copy-id; torchfab logs in with keys",
+        )
+    return None
+
+
+def _unreadable_keys(connection: Any) -> HostError | None:
+    """Return the error for key files that hold no private key, if no other key is left."""
+    broken = getattr(connection.client, "unreadable_keys", {})
+    if not broken or any(os.path.exists(key) and key not in broken for key in connection.keys):
+        return None
+    path, error = next(iter(broken.items()))
+    kind, fix = _kind_of_key(path)
+    return HostError(f"{path} is {kind}" + ("" if fix else f": {error}"), fix or "name another key with fab -i")
+
+
+def _kind_of_key(path: str) -> tuple[str, str]:
+    try:
+        with open(path, "rb") as file:
+            head = file.read(40)
+    except OSError:
+        return "not readable", ""
+    if head.startswith(b"PuTTY-User-Key-File"):
+        return "a key of PuTTY", f"convert it: puttygen {path} -O private-openssh -o {path}.openssh"
+    if head.startswith((b"ssh-", b"ecdsa-", b"sk-")):
+        return "a public key", f"name the private one: {path.removesuffix('.pub')}"
+    return "no private key that can be read", ""
 
 
 def _stalled_at(error: Exception, connection: Any, took_s: float) -> str:

@@ -66,6 +66,8 @@ class Transport(paramiko.Transport):
     _preferred_kex: ClassVar[Any] = _with_both_names(paramiko.Transport._preferred_kex)  # type: ignore[attr-defined]
 
     def __init__(self, sock: Any, host_key_types: Sequence[str] = (), **kwargs: Any) -> None:
+        self.allowed_methods: tuple[str, ...] = ()  # what the server lets log in with, where it does not take keys
+        self.accepted_partially = False  # it took a key, and wants something else as well
         self.host_key_types = tuple(host_key_types) or tuple(paramiko.Transport._preferred_keys)  # type: ignore[attr-defined]
         self.log_host = current_host()
         if type(sock) is socket.socket and _log.isEnabledFor(logging.DEBUG):  # else a jump host or a ProxyCommand
@@ -149,11 +151,30 @@ class Transport(paramiko.Transport):
             assert self.auth_handler is not None
             allowed: list[str] = self.auth_handler.wait_for_response(done)
         except paramiko.SSHException as error:
+            if isinstance(error, paramiko.BadAuthenticationType):
+                self.allowed_methods = tuple(error.allowed_types)
             refused = str(error) == "Authentication failed."
             _log.debug("authentication: %s", "the server does not accept this key" if refused else error)
             raise
+        if allowed:
+            self.allowed_methods, self.accepted_partially = tuple(allowed), True
         _log.debug("authentication: accepted%s", f"; the server also requires {', '.join(allowed)}" if allowed else "")
         return allowed
+
+    def auth_interactive_dumb(self, username: str, handler: Any = None, submethods: str = "") -> list[str]:
+        """Refuse to ask for a second factor on the terminal: many hosts are logged in to at once.
+
+        Parameters
+        ----------
+        username, handler, submethods
+            Ignored.
+
+        Raises
+        ------
+        paramiko.BadAuthenticationType
+            Always.
+        """
+        raise paramiko.BadAuthenticationType("a second factor is required", list(self.allowed_methods))
 
     def let_sleep(self) -> None:
         """Poll every 20 s only from now on; received data and `close` wake the thread."""
@@ -174,7 +195,17 @@ _keys: dict[tuple[Any, ...], paramiko.PKey | paramiko.SSHException] = {}
 
 
 class Client(paramiko.SSHClient):
-    """An SSH client that reads each private key once for all hosts, until its file changes."""
+    """An SSH client that reads each private key once for all hosts, until its file changes.
+
+    Attributes
+    ----------
+    unreadable_keys : dict of str to SSHException
+        The key files that are no private key of a known format, with paramiko's error.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unreadable_keys: dict[str, paramiko.SSHException] = {}
 
     def _families_and_addresses(self, hostname: str, port: int) -> list[tuple[Any, Any]]:
         # paramiko connects to these addresses, one after the other, until one accepts.
@@ -192,7 +223,10 @@ class Client(paramiko.SSHClient):
             except paramiko.SSHException as error:  # another key type, or a passphrase
                 _keys[cache_key] = error
         cached = _keys[cache_key]
-        if isinstance(cached, paramiko.SSHException):
+        if not isinstance(cached, paramiko.SSHException):
+            self.unreadable_keys.pop(filename, None)
+        else:
+            self.unreadable_keys[filename] = cached
             if klass is paramiko.Ed25519Key and not _is_read(filename):  # the last type that paramiko tries
                 _log.debug("authentication: the private key %s cannot be read: %s", filename, cached)
             raise copy.copy(cached)  # each thread raises its own copy: raising adds a traceback to it

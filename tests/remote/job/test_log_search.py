@@ -1,0 +1,95 @@
+"""What a node finds in whole log files, and what it sends of them."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import strategies as st
+
+from tests.support import fuzzed
+from torchfab.remote import files
+from torchfab.remote.job import log_files, log_search
+
+TRACEBACK = """\
+Traceback (most recent call last):
+  File "/a/train.py", line 7, in main
+    loss = step(batch)
+KeyError: 'img'
+"""
+STEP = "2026-01-02 10:00:00 step 17 loss 2.31 grad_norm 0.31 tokens/s 10234\n"
+MIB = 1024 * 1024
+
+
+def searched(path: Path, max_bytes: int = 32 * 1024, deadline_s: float = 60.0) -> dict[str, Any]:
+    log = log_files.LogFile(str(path.parent), path.name)
+    budget = log_search.Budget(max_bytes, time.monotonic() + deadline_s)
+    return log_search.search(log, log_files.WriteTimes(str(path.parent)), budget)
+
+
+def text_of(found: dict[str, Any]) -> str:
+    return "".join(part["text"] for part in found["parts"])
+
+
+@pytest.mark.parametrize("before", [0, 3 * MIB, 8 * MIB - 20, 8 * MIB, 20 * MIB])
+@pytest.mark.parametrize("after", [0, 17 * 1024, 30 * MIB])
+def test_traceback_is_found_wherever_it_stands(tmp_path: Path, before: int, after: int) -> None:
+    path = tmp_path / "stderr.log"
+    fill = (STEP * (before // len(STEP) + 1))[: max(0, before - 1)] + "\n" if before else ""
+    path.write_text(fill + TRACEBACK + "frame #0: c10::Error (0x7f in libc10.so)\n" * (after // 41))
+    found = searched(path)
+    assert TRACEBACK in text_of(found)
+    assert len(text_of(found)) <= 33 * 1024
+    number = fill.count("\n") + 1
+    lines = [line for part in found["parts"] for line in enumerate(part["text"].splitlines(), part["line"])]
+    if path.stat().st_size <= 64 * MIB:
+        assert (number, TRACEBACK.splitlines()[0]) in lines
+
+
+def test_first_and_last_of_many_tracebacks_are_sent(tmp_path: Path) -> None:
+    path = tmp_path / "stderr.log"
+    path.write_text("".join(TRACEBACK.replace("img", f"number {at}") + STEP * 200 for at in range(500)))
+    text = text_of(searched(path, 64 * 1024))
+    assert "'number 0'" in text
+    assert "'number 499'" in text
+
+
+def test_messages_without_traceback_are_found_before_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "stderr.log"
+    path.write_text(STEP * 1000 + "node:1:2 [0] NCCL WARN Cuda failure 'out of memory'\n" + "frame #1: x\n" * 20_000)
+    assert "NCCL WARN Cuda failure 'out of memory'" in text_of(searched(path))
+
+
+def test_lines_carry_the_time_when_they_were_written(tmp_path: Path) -> None:
+    path = tmp_path / "stderr.log"
+    path.write_text("one\ntwo\nthree\n")
+    (tmp_path / files.TIMELINE).write_text("100.00 4 stderr.log\n105.00 8 stderr.log\n109.00 14 stderr.log\n")
+    found = searched(path)
+    assert [(part["time"], part["text"], part["line"]) for part in found["parts"]][:2] == [
+        *((100.0, "one\n", 1), (105.0, "two\n", 2)),
+    ]
+    assert not any(part["gap"] for part in found["parts"])
+
+
+def test_what_a_deadline_leaves_out_is_reported(tmp_path: Path) -> None:
+    path = tmp_path / "stderr.log"
+    path.write_text(TRACEBACK + STEP * (40 * MIB // len(STEP)))
+    found = searched(path, deadline_s=-1.0)
+    assert found["unsearched"] > 0
+    assert text_of(found).endswith(STEP)
+
+
+@fuzzed(st.lists(st.one_of(st.just(TRACEBACK.encode()), st.binary(max_size=40)), max_size=60), st.integers(600, 4000))
+def test_any_bytes_are_searched_within_the_size(pieces: list[bytes], max_bytes: int) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "stderr.log"
+        path.write_bytes(b"\n".join(pieces))
+        found = searched(path, max_bytes)
+        text = text_of(found)
+        assert len(text.encode(errors="replace")) <= 3 * max_bytes + 3 * log_search._MIN_TAIL_BYTES
+        whole = path.read_bytes().decode(errors="replace")
+        assert all(line in whole for line in text.splitlines() if line.isascii())

@@ -1,0 +1,223 @@
+"""Search whole log files for what explains a failure, with bounded memory, and return its surroundings.
+
+The end of a log often follows from the cause: frames of C++, other ranks, the launcher. So tracebacks are looked for in
+all of the file, other messages in its last megabytes, and what is sent is where something was found, and the end.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+from torchfab.remote.job import log_files
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from typing import Any
+
+# Literals, because they are found at gigabytes per second, and alternatives of a regular expression are not.
+HEADS = (b"Traceback (most recent call last)", b'"exc_type"')
+MARKS = (
+    *(b"terminate called", b"Fatal Python error", b"Watchdog caught", b"NCCL WARN", b"ncclSystemError", b"HCCL"),
+    *(b"out of memory", b"Out Of Memory", b"oom_kill", b"Killed", b"killed by signal", b"bad_alloc", b"Bus error"),
+    *(b"Segmentation fault", b"CUDA error", b"Connection reset by peer", b"Connection closed by peer", b"Uncaught "),
+    *(b"No space left on device", b"symbol lookup error", b"command not found", b"SyntaxError: ", b"Timed out"),
+    *(b"Errno ", b"EADDRINUSE", b"DUE TO TIME LIMIT", b"Error: "),
+)
+_CHUNK, _OVERLAP = 8 * 1024 * 1024, 256
+_MARKED_BYTES = 16 * 1024 * 1024
+_COUNTED_BYTES = 64 * 1024 * 1024
+_FIRST_HEADS, _LAST_HEADS, _LAST_MARKS = 4, 12, 2
+# Bytes before and after the place that was found.
+_HEAD_WINDOW, _MARK_WINDOW = (1024, 8 * 1024), (512, 1536)
+_MIN_TAIL_BYTES = 4 * 1024
+_MAX_SEGMENTS = 24
+
+
+class Budget:
+    """What a search may use.
+
+    Parameters
+    ----------
+    max_bytes : int
+        Bytes to return.
+    deadline : float
+        When to stop searching, as `time.monotonic` counts.
+    """
+
+    def __init__(self, max_bytes: int, deadline: float) -> None:
+        self.max_bytes, self.deadline = max_bytes, deadline
+
+    @property
+    def is_used_up(self) -> bool:
+        """Whether the deadline has passed."""
+        return time.monotonic() > self.deadline
+
+
+def search(log: log_files.LogFile, written: log_files.WriteTimes, budget: Budget) -> dict[str, Any]:
+    """Return the parts of a log file that explain how its process ended.
+
+    Parameters
+    ----------
+    log : LogFile
+        The file.
+    written : WriteTimes
+        When its lines were written.
+    budget : Budget
+        How much to return, and how long to search.
+
+    Returns
+    -------
+    dict
+        `size`; `unsearched`: bytes that the deadline left out; `parts`: pieces of whole lines in the order of the file,
+        each with `text`, `time` (when it had been written), `line` (the number of its first line, 0 if it was not
+        counted) and `gap` (whether something before it is left out).
+    """
+    size = log_files.size(log.full_path)
+    try:
+        with open(log.full_path, "rb", buffering=0) as file:
+            if size <= budget.max_bytes:
+                regions, unsearched = [(0, size)], 0
+            else:
+                heads, unsearched = _find_heads(file, size, budget)
+                regions = _regions(heads, _find_marks(file, size, budget), size, budget.max_bytes)
+            counts = _line_numbers(file, [start for start, _ in regions], size)
+            parts = [
+                part
+                for (start, end), line in zip(regions, counts)
+                for part in _parts(file, log, written, start, end, line)
+            ]
+    except OSError:  # removed meanwhile
+        return {"size": 0, "unsearched": 0, "parts": []}
+    return {"size": size, "unsearched": unsearched, "parts": parts}
+
+
+def _find_heads(file: Any, size: int, budget: Budget) -> tuple[list[int], int]:
+    """Return where tracebacks begin, the first and the last ones, and the bytes that were not searched.
+
+    The search goes backwards, so that a deadline leaves out what is oldest.
+    """
+    last: list[int] = []
+    first: deque[int] = deque(maxlen=_FIRST_HEADS)
+    for start, chunk in _chunks_backwards(file, size):
+        for offset in sorted(_offsets(chunk, HEADS), reverse=True):
+            if len(last) < _LAST_HEADS:
+                last.append(start + offset)
+            else:
+                first.append(start + offset)
+        if budget.is_used_up:
+            return [*last, *first], start
+    return [*last, *first], 0
+
+
+def _chunks_backwards(file: Any, size: int) -> Iterator[tuple[int, bytes]]:
+    end = size
+    while end > 0:
+        start = max(0, end - _CHUNK)
+        file.seek(start)
+        yield start, file.read(end - start + (_OVERLAP if end < size else 0))
+        end = start
+
+
+def _offsets(chunk: bytes, literals: Iterable[bytes], limit: int = 10_000) -> list[int]:
+    found = []
+    for literal in literals:
+        at, count = chunk.find(literal), 0
+        while at >= 0 and at < _CHUNK and count < limit:
+            found.append(at)
+            at, count = chunk.find(literal, at + len(literal)), count + 1
+    return found
+
+
+def _find_marks(file: Any, size: int, budget: Budget) -> list[int]:
+    """Return where the last messages of each kind begin in the last megabytes."""
+    found: dict[bytes, list[int]] = {}
+    for start, chunk in _chunks_backwards(file, size):
+        for literal in MARKS:
+            own, at = found.setdefault(literal, []), chunk.rfind(literal)
+            while at >= 0 and len(own) < _LAST_MARKS:
+                own.append(start + at)
+                at = chunk.rfind(literal, 0, at)
+        if size - start >= _MARKED_BYTES or budget.is_used_up:
+            break
+    return sorted({offset for own in found.values() for offset in own}, reverse=True)
+
+
+def _regions(heads: list[int], marks: list[int], size: int, max_bytes: int) -> list[tuple[int, int]]:
+    """Return which parts of a file to send: the end, then the last and the first tracebacks, then other messages."""
+    tail = max(_MIN_TAIL_BYTES, max_bytes // 4) if heads or marks else max_bytes // 2
+    chosen, left = [(size - tail, size)], max_bytes - tail
+    last, first = heads[:_LAST_HEADS], heads[_LAST_HEADS:][::-1]
+    ordered = [*last[:2], *first[:1], *last[2:], *first[1:]]
+    windows = [_window(offset, _HEAD_WINDOW, size) for offset in ordered]
+    windows += [_window(offset, _MARK_WINDOW, size) for offset in marks]
+    for start, end in windows:
+        new = _uncovered(start, end, chosen)
+        if new > left:
+            continue
+        if new:
+            chosen, left = _merged([*chosen, (start, end)]), left - new
+    return _merged(chosen)
+
+
+def _window(offset: int, around: tuple[int, int], size: int) -> tuple[int, int]:
+    return max(0, offset - around[0]), min(size, offset + around[1])
+
+
+def _uncovered(start: int, end: int, regions: list[tuple[int, int]]) -> int:
+    return (end - start) - sum(max(0, min(end, stop) - max(start, begin)) for begin, stop in regions)
+
+
+def _merged(regions: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    merged: list[tuple[int, int]] = []
+    for start, end in sorted(regions):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def _line_numbers(file: Any, starts: list[int], size: int) -> list[int]:
+    """Return the numbers of the lines that begin at or after some offsets; zeros for a file too large to count."""
+    if size > _COUNTED_BYTES:
+        return [0] * len(starts)
+    numbers, number, at = [], 1, 0
+    for start in starts:
+        while at < start:
+            file.seek(at)
+            chunk = file.read(min(_CHUNK, start - at))
+            if not chunk:
+                break
+            number, at = number + chunk.count(b"\n"), at + len(chunk)
+        numbers.append(number)
+    return numbers
+
+
+def _parts(
+    file: Any, log: log_files.LogFile, written: log_files.WriteTimes, start: int, end: int, line: int
+) -> Iterator[dict[str, Any]]:
+    """Yield a region as pieces of whole lines that were written at about the same time."""
+    file.seek(start)
+    content = file.read(end - start)
+    if start:  # half a secret would not be recognised, so half a line is not sent
+        skipped = content.find(b"\n") + 1
+        content, start, line = content[skipped:], start + skipped, line + 1 if line and skipped else line
+        if not skipped:
+            content = content.partition(b" ")[2]
+    gap, at = start > 0, 0
+    for cut in [*_cuts(written.sizes.get(log.path, []), start, start + len(content)), start + len(content)]:
+        stop = len(content) if cut >= start + len(content) else content.rfind(b"\n", 0, cut - start) + 1
+        piece = content[at:stop]
+        if not piece:
+            continue
+        text = piece.decode(errors="replace")
+        yield {"text": text, "time": written.time_of(log, start + stop), "line": line, "gap": gap}
+        line, at, gap = line + piece.count(b"\n") if line else 0, stop, False
+
+
+def _cuts(sizes: list[int], start: int, end: int) -> list[int]:
+    inside = [size for size in sizes if start < size < end]
+    step = len(inside) // _MAX_SEGMENTS + 1
+    return inside[::-1][::step][::-1]

@@ -1,0 +1,492 @@
+"""Attribute the end of a rank or of a launcher process to a cause, by its logs, exit code, records and kernel log."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+from torchfab.core.log_lines import strip_controls
+from torchfab.core.status import ProcessStatus, describe_exit_code
+from torchfab.why import signal_sender
+from torchfab.why.causes import Cause, Kind
+from torchfab.why.evidence import Disk, Label, Log, NodeEvidence, RankEnd, Report
+from torchfab.why.reading import EvidenceLine, Reading
+from torchfab.why.signature import Fact, Match
+from torchfab.why.speakers import Speaker
+from torchfab.why.tracebacks import Role
+
+_SUPERVISOR_SIGNALS = {
+    "SIGHUP": "its tmux window was closed",
+    "SIGINT": "Ctrl-C was typed into its tmux window, or SIGINT was sent to its supervisor",
+    "SIGTERM": "SIGTERM was sent to its supervisor, and not by fab stop",
+    "SIGQUIT": "SIGQUIT was sent to its supervisor, or typed into its tmux window",
+}
+KILL, _ABORT, _BUS = -9, -6, -7
+# What a shell or a wrapper returns for a program that a signal ended.
+_SHELL_CODES = {128 + number: -number for number in (4, 6, 7, 8, 9, 11)}
+_MIN_FREE_BYTES = 64 * 1024
+_SMALL_SHM_BYTES = 1024**3
+_OOM_FIX = "less memory per rank (data loader workers, caches), or a higher limit of its control group"
+_OOM_BEFORE_S = 30.0
+# Xids of hardware, not those that a script's own kernel causes (13, 31, 43, 45).
+_GPU_FAULT = re.compile(r"fallen off the bus|Xid \([^)]*\): (?:48|61|62|63|64|74|79|92|94|95|119|120|140|143)\b")
+_OOM_LINE = re.compile(r"Killed process (\d+)\b")
+_STORAGE_LINE = re.compile(
+    r"EXT4-fs error|XFS .*(?:error|shutdown)|I/O error|Remounting filesystem read-only|nfs: server .* not responding",
+    re.IGNORECASE,
+)
+
+CERTAIN, PROBABLE, POSSIBLE = "certain", "probable", "possible"
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """Why one process ended.
+
+    Parameters
+    ----------
+    cause : Cause
+        The cause.
+    certainty : str
+        CERTAIN, PROBABLE or POSSIBLE.
+    lines : tuple of EvidenceLine
+        What it rests on.
+    speaker : Speaker, optional
+        Who reported it; None if it comes from records alone.
+    by_traceback : bool
+        Whether an exception in a log names it.
+    """
+
+    cause: Cause
+    certainty: str
+    lines: tuple[EvidenceLine, ...] = ()
+    speaker: Speaker | None = None
+    by_traceback: bool = False
+
+
+def logs_of(node: NodeEvidence, label: Label | None) -> list[Log]:
+    """Return the logs of a rank or of the launcher, the most recently written first.
+
+    A rank that ended before its supervisor detected it has its logs under `local N`.
+
+    Parameters
+    ----------
+    node : NodeEvidence
+        The node that it ran on.
+    label : int, str or None
+        The rank, or `agent` for the launcher.
+
+    Returns
+    -------
+    list of Log
+        The logs with this label; without any, all logs of `local N`.
+    """
+    own = [log for log in node.logs if log.label == label]
+    own = own or [log for log in node.logs if isinstance(log.label, str) and log.label.startswith("local ")]
+    return sorted(own, key=lambda log: -log.written)
+
+
+def reports_of(node: NodeEvidence, label: Label | None, attempt: int | None = None) -> list[Report]:
+    """Return the error file of a rank or launcher.
+
+    Parameters
+    ----------
+    node : NodeEvidence
+        The node that it ran on.
+    label : int, str or None
+        The rank, or `agent` for the launcher.
+    attempt : int, optional
+        Use only the error file of this attempt: an earlier attempt may have failed for another reason. Default: that
+        of the last attempt.
+
+    Returns
+    -------
+    list of Report
+        At most one.
+    """
+    own = [report for report in node.reports if report.label == label and attempt in (None, report.attempt)]
+    return sorted(own, key=lambda report: -report.attempt)[:1]
+
+
+def last_lines(text: str, count: int = 5) -> tuple[str, ...]:
+    """Return the last non-blank lines of a log, without terminal control sequences.
+
+    Parameters
+    ----------
+    text : str
+        The log.
+    count : int
+        Number of lines. Default 5.
+
+    Returns
+    -------
+    tuple of str
+        Each line cut to 300 characters.
+    """
+    lines = [strip_controls(line) for line in text.splitlines() if line.strip()]
+    return tuple(line[:300] for line in lines[-count:])
+
+
+# ---- attribution
+
+
+def attribute(
+    node: NodeEvidence,
+    process: ProcessStatus,
+    rank: RankEnd,
+    reading: Reading,
+    others: tuple[NodeEvidence, ...] = (),
+) -> Attribution:
+    """Return why a rank, or a process that is not a rank, ended.
+
+    Parameters
+    ----------
+    node : NodeEvidence
+        The node that it ran on.
+    process : ProcessStatus
+        The process itself, or the launcher process that started the rank, as the node reports it.
+    rank : RankEnd
+        How it ended.
+    reading : Reading
+        What its logs tell.
+    others : tuple of NodeEvidence
+        The other nodes of the job, which facts are compared with.
+
+    Returns
+    -------
+    Attribution
+        Of kind UNKNOWN if nothing explains the end.
+    """
+    code = rank.code
+    if (
+        found := _from_signal(node, process, rank, reading)
+        or _from_facts(node, rank, reading)
+        or _from_exception(node, code, reading, others)
+    ):
+        return found
+    if reading.from_lines and (reading.traceback is None or code is None or code < 0 or reading.is_wrapper):
+        return _confirmed(node, reading.from_lines, reading, others, PROBABLE)
+    if not reading.traceback and code and (cause := _full_log_disk(node)):
+        return Attribution(cause, CERTAIN)
+    if rank.rank is None:
+        return Attribution(_launcher_cause(process.name, code, reading), POSSIBLE, _lines(node, reading))
+    return _script_attribution(node, code, reading)
+
+
+def _from_signal(node: NodeEvidence, process: ProcessStatus, rank: RankEnd, reading: Reading) -> Attribution | None:
+    """Return who ended a process by a signal, if one did."""
+    code, lines = rank.code, reading.from_lines
+    if lines and lines.cause.kind is Kind.KILLED and not lines.cause.is_symptom:  # the scheduler says so
+        return _confirmed(node, lines, reading, (), CERTAIN)
+    if code != KILL and not signal_sender.is_signal_exit(code, rank.rank, node):
+        return None
+    cause = _signal_cause(node, process, code, rank.pid) if code is not None else None
+    if cause is None:
+        return None
+    is_known = cause.kind in (Kind.MEMORY, Kind.STOPPED)
+    return Attribution(cause, CERTAIN if is_known else PROBABLE, _records(node, cause))
+
+
+def attribute_log(node: NodeEvidence, reading: Reading, others: tuple[NodeEvidence, ...] = ()) -> Attribution | None:
+    """Return what the log of a rank tells that did not end with a failure of its own.
+
+    Parameters
+    ----------
+    node : NodeEvidence
+        The node that it ran on.
+    reading : Reading
+        What its logs tell.
+    others : tuple of NodeEvidence
+        The other nodes of the job.
+
+    Returns
+    -------
+    Attribution or None
+        None if it holds no exception that the rank did not go on from.
+    """
+    traceback = reading.traceback
+    if traceback is None or not reading.is_final or reading.is_wrapper or traceback.role not in (Role.MAIN, Role.CHILD):
+        return None
+    found = _from_exception(node, None, reading, others) or _script_attribution(node, 1, reading)
+    return replace(found, certainty=PROBABLE if found.certainty == CERTAIN else found.certainty)
+
+
+def _from_exception(
+    node: NodeEvidence, code: int | None, reading: Reading, others: tuple[NodeEvidence, ...]
+) -> Attribution | None:
+    """Return the cause that a signature finds in the exception that ended the process."""
+    if reading.match is None or not (reading.is_final or code in (1, None)):
+        return None
+    if reading.is_wrapper and reading.from_lines and not reading.from_lines.cause.is_symptom:
+        return None
+    is_main = reading.traceback is not None and reading.traceback.role is Role.MAIN and reading.is_final
+    found = _confirmed(node, reading.match, reading, others, CERTAIN if is_main else PROBABLE)
+    return replace(found, by_traceback=True)
+
+
+def _confirmed(
+    node: NodeEvidence, match: Match, reading: Reading, others: tuple[NodeEvidence, ...], certainty: str
+) -> Attribution:
+    """Return the cause of a signature, of kind NODE only if another fact of the node confirms it."""
+    cause, lines = match.cause, _lines(node, reading, match.line)
+    if cause.kind is Kind.NODE and match.signature.confirm is not Fact.NONE:
+        fact = _fact(match.signature.confirm, match, node, others)
+        if fact is None:
+            cause, certainty = replace(cause, kind=Kind.SCRIPT), min(certainty, PROBABLE, key=_rank_of)
+        else:
+            cause = replace(cause, words=f"{cause.words} ({fact})")
+    if extra := _known_facts(match, node):
+        cause = replace(cause, words=f"{cause.words}; {extra}")
+    return Attribution(cause, certainty, lines, reading.speaker)
+
+
+def _rank_of(certainty: str) -> int:
+    return (POSSIBLE, PROBABLE, CERTAIN).index(certainty)
+
+
+# ---- facts of the node
+
+
+def _fact(fact: Fact, match: Match, node: NodeEvidence, others: tuple[NodeEvidence, ...]) -> str | None:
+    """Return the fact of a node that confirms a signature, in words; None if there is none."""
+    if fact is Fact.DISK:
+        return _full_disk(match.line, node)
+    if fact is Fact.FILE_SYSTEM:
+        return _sick_file_system(match.line, node, others)
+    if fact is Fact.NO_GPU:
+        having = [each for each in others if each.gpus]
+        return f"{node.host} has no GPU, {having[0].host} has {having[0].gpus}" if node.gpus == 0 and having else None
+    further = [each for each in others if each.status.ranks and not _prints(each, match)]
+    return f"not on {further[0].host}" if further else None
+
+
+def _prints(node: NodeEvidence, match: Match) -> bool:
+    return any(match.signature.pattern.search(log.text) for log in node.logs)
+
+
+def _disk_of(line: str, node: NodeEvidence) -> Disk | None:
+    """Return the disk that holds the path in an error message."""
+    paths = re.findall(r"['\"](/[^'\"]+)['\"]", line)
+    holding = [disk for disk in node.disks for path in paths[-1:] if f"{path}/".startswith(f"{disk.path.rstrip('/')}/")]
+    return max(holding, key=lambda disk: len(disk.path), default=None)
+
+
+def _full_disk(line: str, node: NodeEvidence) -> str | None:
+    named = _disk_of(line, node)
+    candidates = [named] if named else [disk for disk in node.disks if disk.path != "/dev/shm"]
+    full = next((disk for disk in candidates if disk.is_full), None)
+    if full is None:
+        return None
+    return f"{full.path} has {full.free / 1e6:.1f} MB free" + (", and no inodes" if full.free_files == 0 else "")
+
+
+def _sick_file_system(line: str, node: NodeEvidence, others: tuple[NodeEvidence, ...]) -> str | None:
+    said = next((each.text for each in node.kernel if _STORAGE_LINE.search(each.text)), None)
+    if said:
+        return f"the kernel: {said[:120]}"
+    named = _disk_of(line, node)
+    if named and named.read_only and "ead-only" in line:
+        writable = [each for each in others if (same := _disk_of(line, each)) and not same.read_only]
+        if writable:
+            return f"{named.path} is mounted read-only on {node.host}, and not on {writable[0].host}"
+    return None
+
+
+def _known_facts(match: Match, node: NodeEvidence) -> str:
+    """Return what torchfab knows of the node that explains a cause; empty if nothing."""
+    ranks = [rank for rank in node.status.ranks if rank.rank is not None]
+    if match.signature.name == "device-ordinal" and node.gpus is not None and ranks:
+        return f"{node.host} has {node.gpus} GPUs and runs {len(ranks)} ranks"
+    if match.signature.name == "shared-memory":
+        shm = next((disk for disk in node.disks if disk.path == "/dev/shm"), None)
+        return f"/dev/shm of {node.host}: {shm.free / 1e6:.0f} of {shm.size / 1e6:.0f} MB free" if shm else ""
+    if match.signature.name in ("host-memory", "worker-died"):
+        kill = _kernel_kill(node, match.line)
+        return f"the kernel's log: {kill.text}" if kill else ""
+    return ""
+
+
+def _kernel_kill(node: NodeEvidence, text: str) -> EvidenceLine | None:
+    """Return the line of the kernel's log that names a killed process whose pid is in a text."""
+    for line in node.kernel:
+        found = _OOM_LINE.search(line.text)
+        if found and re.search(
+            rf"^.*(?:pid|[Kk]illed|[Ww]orker).*(?<!\d){found[1]}(?!\d)|(?<!\d){found[1]} Killed", text, re.MULTILINE
+        ):
+            return EvidenceLine(node.host, "kernel log", 0, line.time, line.text)
+    return None
+
+
+def _from_facts(node: NodeEvidence, rank: RankEnd, reading: Reading) -> Attribution | None:
+    """Return a cause that the kernel's log or a device proves, where the log has no words for it."""
+    code = _SHELL_CODES.get(rank.code or 0, rank.code)
+    text = reading.text[-4000:]
+    died = reading.match is not None and reading.match.signature.name == "worker-died"
+    if (code == KILL or died or "Killed" in text) and (kill := _kernel_kill(node, text)):
+        cause = Cause(
+            Kind.MEMORY, "host-memory", f"the kernel's OOM killer ended a process of it: {kill.text}", _OOM_FIX
+        )
+        return Attribution(cause, CERTAIN, (kill,))
+    if code == KILL and rank.code != KILL and reading.traceback is None and reading.from_lines is None:
+        return _killed_below(node, rank)
+    if (sick := _gpu_fault(node, reading)) is not None:
+        return sick
+    shm = next((disk for disk in node.disks if disk.path == "/dev/shm"), None)
+    if code == _BUS and shm and (shm.is_full or shm.size < _SMALL_SHM_BYTES):
+        words = f"SIGBUS ended it, and /dev/shm of {node.host} has {shm.free / 1e6:.0f} of {shm.size / 1e6:.0f} MB free"
+        fix = "fewer data loader workers, or a larger /dev/shm (of containers: --shm-size)"
+        return Attribution(Cause(Kind.MEMORY, "shared-memory", words, fix), PROBABLE)
+    return None
+
+
+def _gpu_fault(node: NodeEvidence, reading: Reading) -> Attribution | None:
+    """Return the fault of a GPU that the driver reports, if the exception is one of CUDA."""
+    if reading.member is None or not re.search(r"CUDA|cuda|NCCL|CUBLAS|CUDNN|HIP error", reading.member.exception):
+        return None
+    line = next((each for each in node.kernel if _GPU_FAULT.search(each.text)), None)
+    if line is None:
+        return None
+    words = f"a GPU of the node does not work: {line.text} ({reading.member.first_line[:200]})"
+    lines = (EvidenceLine(node.host, "kernel log", 0, line.time, line.text), *_lines(node, reading))
+    cause = Cause(Kind.NODE, "gpu-sick", words, "fab doctor; launch without that node")
+    return Attribution(cause, CERTAIN, lines, reading.speaker, by_traceback=True)
+
+
+def _killed_below(node: NodeEvidence, rank: RankEnd) -> Attribution:
+    """Return why a shell or a wrapper reports that SIGKILL ended its program."""
+    ended = rank.ended or node.status.now
+    recent = [line for line in node.kernel if 0 <= ended - node.status.skew_s - line.time + 1 <= _OOM_BEFORE_S]
+    kill = next((line for line in recent if _OOM_LINE.search(line.text)), None)
+    how = f"it ended with exit code {rank.code}: SIGKILL ended the program that it ran"
+    if kill:
+        words = f"{how}, by the kernel's OOM killer: {kill.text}"
+        lines = (EvidenceLine(node.host, "kernel log", 0, kill.time, kill.text),)
+        return Attribution(Cause(Kind.MEMORY, "host-memory", words, _OOM_FIX), PROBABLE, lines)
+    fix = f"most often the host's memory ran out: {_OOM_FIX}; {signal_sender.ASK}"
+    return Attribution(Cause(Kind.MEMORY, "host-memory", f"{how}, most often because memory ran out", fix), POSSIBLE)
+
+
+def _full_log_disk(node: NodeEvidence) -> Cause | None:
+    """Return a cause if the disk that holds the logs is full: then no traceback could be written either."""
+    disk = next(iter(node.disks), None)  # the disk of the job's folder
+    if disk is None or not disk.size or disk.free >= _MIN_FREE_BYTES:
+        return None
+    words = f"the disk that holds its logs is full, so no error could be logged: {disk.path}"
+    return Cause(Kind.NODE, "disk-full", words, "free space there, or set torchfab.node_dir to another disk")
+
+
+# ---- causes without a signature
+
+
+def _lines(node: NodeEvidence, reading: Reading, text: str = "") -> tuple[EvidenceLine, ...]:
+    if not reading.path:
+        return ()
+    shown = text or (reading.member.first_line if reading.member else "")
+    shown = shown or next(iter(last_lines(reading.text, 1)), "")
+    return (EvidenceLine(node.host, reading.path, reading.line, reading.time, shown[:300]),)
+
+
+def _records(node: NodeEvidence, cause: Cause) -> tuple[EvidenceLine, ...]:
+    line = next((each for each in node.kernel if each.text in cause.words), None)
+    return (EvidenceLine(node.host, "kernel log", 0, line.time, line.text),) if line else ()
+
+
+def _launcher_cause(name: str, code: int | None, reading: Reading) -> Cause:
+    raised = reading.traceback.last_line[:300] if reading.traceback else ""
+    how = f"raised {raised}" if raised else f"ended with {describe_exit_code(code or 0)}"
+    fix = "see its last lines; what it runs: fab launch-... --dry-run"
+    return Cause(Kind.UNKNOWN, "launcher", f"the {name} {how}", fix)
+
+
+def describe_exception(reading: Reading) -> str:
+    """Describe the exceptions that ended a process.
+
+    Parameters
+    ----------
+    reading : Reading
+        With a traceback.
+
+    Returns
+    -------
+    str
+        The cause first, then the last exception that followed from it.
+    """
+    assert reading.traceback is not None
+    assert reading.member is not None
+    members, first = reading.traceback.members, reading.member.first_line[:300]
+    last = members[-1]
+    link = reading.traceback.links[-1] if reading.traceback.links else ""
+    if last is reading.member or link in ("nested", "group") or last.first_line == reading.member.first_line:
+        others = (
+            [each.first_line[:100] for each in members if each is not reading.member][:-1] if link == "group" else []
+        )
+        return first + (f" (and {'; '.join(others)})" if others else "")
+    joint = "and because of it" if link == "direct" else "and, while handling it,"
+    return f"{first} ({joint} {last.first_line[:200]})"
+
+
+def _script_attribution(node: NodeEvidence, code: int | None, reading: Reading) -> Attribution:
+    lines = _lines(node, reading)
+    signal = _SHELL_CODES.get(code or 0, code)
+    ended_by_python = code is None or code >= 0 or code == _ABORT  # torch's threads abort when an exception ends Python
+    if reading.traceback and ended_by_python and (reading.is_final or code in (1, None)) and not (signal or 0) < _ABORT:
+        is_main = reading.traceback.role is Role.MAIN and reading.is_final
+        certainty = CERTAIN if is_main and not reading.is_wrapper else PROBABLE
+        words = f"the script raised {describe_exception(reading)}"
+        is_symptom = reading.speaker in (Speaker.DISTRIBUTED, Speaker.COMMUNICATION, Speaker.WORKER)
+        cause = Cause(Kind.SCRIPT, "exception", words, "see the traceback", is_symptom or reading.is_wrapper)
+        return Attribution(cause, certainty, lines, reading.speaker, by_traceback=True)
+    if signal is not None and signal < 0:
+        how = describe_exit_code(signal) if signal == code else f"exit code {code}: {describe_exit_code(signal)}"
+        fix = "fab logs shows its last lines; to see where: --env PYTHONFAULTHANDLER=1"
+        return Attribution(Cause(Kind.SCRIPT, "crash", f"it crashed in native code ({how})", fix), PROBABLE, lines)
+    if reading.uncaught:
+        words = f"its log reports {reading.uncaught}"
+        return Attribution(Cause(Kind.SCRIPT, "exception", words, "see its last lines"), POSSIBLE, lines)
+    if code is None:
+        return Attribution(Cause(Kind.UNKNOWN, "unknown", "its exit code was not recorded"), POSSIBLE, lines)
+    words = f"the script ended itself with exit code {code}"
+    return Attribution(Cause(Kind.SCRIPT, "exit-code", words, "see its last lines"), PROBABLE, lines)
+
+
+# ---- signals
+
+
+def _signal_cause(node: NodeEvidence, process: ProcessStatus, code: int, pid: int | None) -> Cause | None:
+    """Return which signal ended a process and who sent it; None if the exit code alone does not prove a signal."""
+    end = node.exit_records.get(process.name, {})
+    signal = end.get("asked")
+    if node.status.stop_asked is not None:
+        return Cause(Kind.STOPPED, "stopped", "fab stop ended it")
+    if signal and (code != KILL or end.get("killed")):
+        return Cause(Kind.KILLED, "asked", _SUPERVISOR_SIGNALS.get(signal, f"its supervisor got {signal}"))
+    if code == KILL:
+        found = _out_of_memory(node, process, pid) or signal_sender.sender_of(node, process, code, pid)
+        return found or _external_kill(node)
+    found = signal_sender.sender_of(node, process, code, pid) or signal_sender.external_sender(node, process, code, pid)
+    return found or (_unknown_sender(code) if code < 0 else None)
+
+
+def _out_of_memory(node: NodeEvidence, process: ProcessStatus, pid: int | None) -> Cause | None:
+    by_kernel = next((line.text for line in node.kernel if pid and f"Killed process {pid} " in f"{line.text} "), "")
+    count = node.exit_records.get(process.name, {}).get("oom_kills", 0)
+    if by_kernel:
+        return Cause(Kind.MEMORY, "host-memory", f"the kernel's OOM killer ended it: {by_kernel}", _OOM_FIX)
+    if count > 0:
+        times = "once" if count == 1 else f"{count} times"
+        words = f"SIGKILL ended it, and the OOM killer struck {times} in its control group meanwhile"
+        return Cause(Kind.MEMORY, "host-memory", words, _OOM_FIX)
+    return None
+
+
+def _external_kill(node: NodeEvidence) -> Cause:
+    words = "SIGKILL came from outside: nothing that torchfab did"
+    if node.kernel_unread:
+        words += f"; it may have been the OOM killer: the kernel's log cannot be read ({node.kernel_unread})"
+        return Cause(Kind.KILLED, "killed", words, f"look there: sudo dmesg -T | grep -i kill (on {node.host})")
+    return Cause(Kind.KILLED, "killed", f"{words}, nor the kernel's OOM killer", signal_sender.ASK)
+
+
+def _unknown_sender(code: int) -> Cause:
+    words = f"{describe_exit_code(code)} ended it; who sent it is not known"
+    return Cause(Kind.KILLED, "ended", words, signal_sender.ASK)

@@ -1,0 +1,80 @@
+"""Find the text that a launcher, a logger or a container runtime puts before each line of a traceback.
+
+No list of known prefixes: what stands before `Traceback (most recent call last):` is the prefix of the lines that
+follow. Only its times may differ from line to line; ranks, pids and addresses may not, so that interleaved tracebacks
+of several processes are kept apart.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+# Times of day, dates, seconds with a fraction; not the parts of an address.
+_TIME = re.compile(
+    r"\d{4}[-/]\d{2}[-/]\d{2}|\d{1,2}:\d{2}:\d{2}(?:[.,]\d+)?|(?<![\d.])\d{2}[-/]\d{2}(?![\d/-])"
+    r"|(?<![\d.])\d{3,}\.\d+(?![\d.])"
+)
+_VARIABLE = r"[\d:.,/-]+"
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The text before each line of one process.
+
+    Parameters
+    ----------
+    text : str
+        As it stands before the first line; empty if there is none.
+    """
+
+    text: str
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether it consists of blanks only: an indentation."""
+        return not self.text.strip()
+
+    def strip(self, line: str) -> str | None:
+        """Return a line without the prefix.
+
+        Parameters
+        ----------
+        line : str
+            The line.
+
+        Returns
+        -------
+        str or None
+            None if the line does not have the prefix: another process wrote it.
+        """
+        if line.startswith(self.text):
+            return line[len(self.text) :]
+        if self.is_blank:
+            return line.lstrip() if not line.strip() else None
+        if line.rstrip() == self.text.rstrip():  # an empty line, whose trailing blank was cut
+            return ""
+        match = self._pattern.match(line)
+        return line[match.end() :] if match else None
+
+    @property
+    def _pattern(self) -> re.Pattern[str]:
+        return _compile(self.text)
+
+
+_CACHE: dict[str, re.Pattern[str]] = {}
+
+
+def _compile(text: str) -> re.Pattern[str]:
+    found = _CACHE.get(text)
+    if found is None:
+        pieces, at = [], 0
+        for match in _TIME.finditer(text):
+            pieces += [re.escape(text[at : match.start()]), _VARIABLE]
+            at = match.end()
+        pieces.append(re.escape(text[at:]))
+        found = re.compile("".join(pieces))
+        if len(_CACHE) > 1000:
+            _CACHE.clear()
+        _CACHE[text] = found
+    return found

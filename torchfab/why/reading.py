@@ -1,0 +1,278 @@
+"""Read the logs of a rank: which of its tracebacks ended it, and what the lines around it report. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torchfab.core.log_lines import strip_controls
+from torchfab.why import signatures, tracebacks
+from torchfab.why.evidence import Log, Report
+from torchfab.why.signature import Match
+from torchfab.why.speakers import Speaker, speaker_of
+from torchfab.why.tracebacks import Member, Role, Traceback
+
+# Exceptions that only report that something else failed: the search goes on for what they wrap.
+_WRAPPERS = re.compile(
+    r"^(?:\w+\.)*(?:ChildFailedError|CalledProcessError|ProcessRaisedException|ProcessExitedException|RayTaskError"
+    r"|DatasetGenerationError|TrainingFailedError|TuneError|RayActorError|ActorDiedError|WorkerCrashedError"
+    r"|BackendCompilerFailed|RetryError|EngineDeadError|RemoteTraceback|_RemoteTraceback|ChildProcessError"
+    r"|SubprocessError|SystemExit|InternalTorchDynamoError|ExceptionGroup|BaseExceptionGroup|TaskError|JobFailed\w*"
+    r"|UserCodeException|SignalException|SIGTERMException|StartupError|WorkerError|RemoteError|CheckpointException)\b"
+)
+_WRAPPING_WORDS = re.compile(
+    r"(?:root cause|stack trace|traceback|logs?|error messages?|errors?|exception) (?:above|below)"
+    r"|for (?:the )?root cause|due to an (?:exception|error) in a background"
+    r"|Engine process failed"
+    r"|Engine core initialization failed|[Ww]orker failed with error|^\w+: Caught \w+ in |returned non-zero exit status"
+    r"|An error occurred while generating the dataset|process(?:es)? (?:terminated|exited|failed|died) with"
+    r"|exited with (?:exit )?(?:code|status) \d|DataLoader worker \(pid\(s\) .*exited unexpectedly"
+    r"|background (?:thread|process|loop|task) (?:has )?(?:failed|died|errored)|Error executing job with overrides"
+    r"|one or more (?:of the )?(?:workers|(?:sub|child )?processes|ranks)|failed on rank \d+|see the (?:original|inner)"
+)
+# What a dying process prints after its exception: it does not show that the script went on.
+_NOISE = re.compile(
+    r"^\s|^$|frame #\d+: |^Exception raised from|\bNCCL\b|^\[?(?:rank\d+\]:)?\[?[WE]\d{3,4}|Warning: "
+    r"|^wandb: |^terminate called"
+    r"|leaked (?:semaphore|shared_memory)|^what\(\)|^Aborted|^Fatal Python error|^Current thread|^Thread 0x"
+    r"|^={5,}|^-{5,}"
+    r"|^Exception (?:ignored|in)|^\*\*\*|^#\d|destroy_process_group|core dumped|^Process |^Traceback|^Extension modules"
+)
+_UNCAUGHT = re.compile(
+    r"(?:^|[\s:|\]>\"(])(?P<raised>(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Failure)(?:\([\w.]+\))?: .+)"
+)
+# C++ frames, and what NCCL reports without a problem.
+_NO_NEWS = re.compile(r"^\s*(?:frame )?#\d+|^\s+at /|^\s{4,}@|\bNCCL INFO\b")
+_MAX_TAIL_LINES = 60
+_MAX_LINES_AFTER = 12
+
+
+@dataclass(frozen=True)
+class EvidenceLine:
+    """One line that a diagnosis rests on.
+
+    Parameters
+    ----------
+    host, path : str
+        The node, and the file; of the kernel's log and of records, what it is.
+    line : int
+        Its number in the file, from 1; 0 if unknown.
+    time : float
+        When it was written, in seconds since the epoch; 0 if unknown.
+    text : str
+        The line.
+    """
+
+    host: str
+    path: str
+    line: int
+    time: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the logs of one process tell.
+
+    Parameters
+    ----------
+    traceback : Traceback, optional
+        The one that ended the process, as far as the logs tell.
+    member : Member, optional
+        The exception in it that names the cause.
+    speaker : Speaker
+        Who raised it.
+    match : Match, optional
+        The signature that it matches.
+    is_wrapper : bool
+        Whether all that was found only reports that something else failed.
+    is_final : bool
+        Whether the process printed next to nothing after it.
+    from_lines : Match, optional
+        The signature in the last lines outside tracebacks.
+    uncaught : str
+        The last exception in a line without a traceback.
+    path : str
+        The log that holds the traceback, otherwise the one most recently written; empty if there is none.
+    text : str
+        The text of that log; without a traceback, of all logs.
+    line, time : int, float
+        Number in the file (0: unknown) of the traceback's last line or of the matched line, and when it was written.
+    """
+
+    traceback: Traceback | None = None
+    member: Member | None = None
+    speaker: Speaker = Speaker.SCRIPT
+    match: Match | None = None
+    is_wrapper: bool = False
+    is_final: bool = False
+    from_lines: Match | None = None
+    uncaught: str = ""
+    path: str = ""
+    text: str = ""
+    line: int = 0
+    time: float = 0.0
+
+
+def read(logs: Sequence[Log], reports: Sequence[Report] = ()) -> Reading:
+    """Read the logs of one process.
+
+    Parameters
+    ----------
+    logs : sequence of Log
+        The most recently written first.
+    reports : sequence of Report
+        Its error files of the last attempt.
+
+    Returns
+    -------
+    Reading
+        Empty if there is nothing to read.
+    """
+    path = logs[0].path if logs else ""
+    found = [(log, each) for log in reversed(logs) for each in tracebacks.all_tracebacks(log.text)]
+    found.sort(key=lambda pair: pair[0].time_of(pair[1].raised))
+    text = "\n".join(log.text for log in reversed(logs))
+    lines, uncaught = _read_lines(logs)
+    reported = [each for report in reports for each in tracebacks.all_tracebacks(report.traceback)]
+    chosen = choose([each for _, each in found] + reported)
+    if chosen is not None and chosen.role is not Role.MAIN:  # the process may have gone on from it
+        log = next((log for log, each in found if each is chosen), None)
+        chosen = chosen if log is None or _is_final(log, chosen) else None
+    if chosen is None:
+        log = logs[0] if logs else None
+        time = log.written if log else 0.0
+        return Reading(from_lines=lines, uncaught=uncaught, path=path, text=text, time=time)
+    log = next((log for log, each in found if each is chosen), None)
+    member, match = pick_member(chosen)
+    return Reading(
+        chosen,
+        member,
+        speaker_of(chosen.members),
+        match,
+        is_wrapper=is_wrapper(member),
+        is_final=log is None or _is_final(log, chosen),
+        from_lines=lines,
+        uncaught=uncaught,
+        path=log.path if log else path,
+        text=log.text if log else (logs[0].text if logs else ""),
+        line=log.number_of(chosen.raised) if log else 0,
+        time=log.time_of(chosen.raised) if log else (logs[0].written if logs else 0.0),
+    )
+
+
+# ---- which traceback, and which exception of it
+
+
+def choose(found: Sequence[Traceback]) -> Traceback | None:
+    """Return the traceback that tells why a process ended.
+
+    This is the last one that Python does not mark as secondary. One that only reports that something else failed leads
+    on to what was printed before it.
+
+    Parameters
+    ----------
+    found : sequence of Traceback
+        All of one process, in the order in which they were written.
+
+    Returns
+    -------
+    Traceback or None
+        None if there is none, or only those of finalisers.
+    """
+    usable = [each for each in found if each.role is not Role.IGNORED]
+    last = next((each for role in Role for each in reversed(usable) if each.role is role), None)
+    if last is None:
+        return None
+    before = usable[: usable.index(last)]
+    if _only_wraps(last) or _is_echo(last):
+        real = [each for each in before if not _only_wraps(each) and each.role is not Role.WARNED]
+        own = [each for each in real if not _is_echo(each)] or (real if _only_wraps(last) else [])
+        return own[-1] if own else last
+    return last
+
+
+def _only_wraps(traceback: Traceback) -> bool:
+    return all(is_wrapper(member) for member in traceback.members)
+
+
+def _is_echo(traceback: Traceback) -> bool:
+    """Return whether a traceback only tells that another process of the rank, or another rank, had ended before."""
+    if speaker_of(traceback.members) not in (Speaker.WORKER, Speaker.DISTRIBUTED, Speaker.COMMUNICATION):
+        return False
+    _, match = pick_member(traceback)
+    return match is None or match.cause.is_symptom
+
+
+def is_wrapper(member: Member | None) -> bool:
+    """Return whether an exception only reports that something else failed.
+
+    Parameters
+    ----------
+    member : Member, optional
+        The exception.
+
+    Returns
+    -------
+    bool
+        False without an exception.
+    """
+    return member is not None and bool(
+        _WRAPPERS.match(member.exception) or _WRAPPING_WORDS.search(member.exception.partition("\n")[0])
+    )
+
+
+def pick_member(traceback: Traceback) -> tuple[Member, Match | None]:
+    """Return the exception of a traceback that names the cause, and the signature that it matches.
+
+    Parameters
+    ----------
+    traceback : Traceback
+        With all its members.
+
+    Returns
+    -------
+    Member
+        The first one that a signature explains; otherwise the first that wraps nothing.
+    Match or None
+        None if no signature matches.
+    """
+    speaker = speaker_of(traceback.members)
+    members = [each for each in traceback.members if not is_wrapper(each)] or list(traceback.members)
+    matches = [(member, signatures.find(_searched(member), speaker)) for member in members]
+    known = [(member, match) for member, match in matches if match and not match.cause.is_symptom]
+    return next(iter(known), next(((member, match) for member, match in matches if match), matches[0]))
+
+
+def _searched(member: Member) -> str:
+    """Return the text of an exception that signatures are looked for in.
+
+    Its message does not name the semaphore that was being made, or the program that was being started.
+    """
+    frames = [(path.replace("\\", "/").rpartition("/")[2], function) for path, function in member.calls]
+    if ("synchronize.py", "__init__") in frames[-1:]:
+        return f"SemLock: {member.exception}"
+    if any(file == "subprocess.py" for file, _ in frames[-3:]):
+        return f"subprocess: {member.exception}"
+    return member.exception
+
+
+def _is_final(log: Log, traceback: Traceback) -> bool:
+    after = [strip_controls(line) for line in log.text.splitlines()[traceback.end :]]
+    return sum(not _NOISE.search(line) for line in after) <= _MAX_LINES_AFTER
+
+
+# ---- lines without a traceback
+
+
+def _read_lines(logs: Sequence[Log]) -> tuple[Match | None, str]:
+    """Return the signature and the last exception in the last lines outside tracebacks."""
+    lines: list[str] = []
+    for log in reversed(logs):
+        inside = {number for each in tracebacks.all_tracebacks(log.text) for number in range(each.line, each.end)}
+        own = [strip_controls(line) for number, line in enumerate(log.text.splitlines()) if number not in inside]
+        lines += [line for line in own if line.strip() and not _NO_NEWS.search(line)]
+    last = lines[-_MAX_TAIL_LINES:]
+    raised = [match["raised"].strip() for line in last if (match := _UNCAUGHT.search(line))]
+    return signatures.find("\n".join(last)), raised[-1][:300] if raised else ""
