@@ -102,7 +102,7 @@ FLAGS = {
     "a port too high": (("--port", "99999"), "got '99999'"),
     "a backend that is none": (("--rdzv-backend", "x"), "--rdzv-backend is c10d or static, got 'x'"),
     "bounds backwards": (("--nnodes", "3:2"), "2 is less than 3"),
-    "more nodes than hosts": (("--nnodes", "3"), "does not fit the 2 hosts"),
+    "more nodes than hosts": (("--nnodes", "3"), "--nnodes 3 does not fit the 2 hosts"),
     "a relative workdir": (("--workdir", "here"), "--workdir must be an absolute path, got 'here'"),
     "nothing after --": (("--",), "there is nothing after --"),
     "an empty script": (("--", ""), "there is an empty argument after --"),
@@ -217,6 +217,11 @@ def test_all_problems_of_a_host_are_reported_together(fab: Fab) -> None:
 def test_a_master_that_resolves_to_each_node_itself_is_an_error(fab: Fab) -> None:
     done = fab(*fab.launch("--master-addr", "127.0.0.1", gpus=True))
     refused(done, "1 of 2 hosts failed", "node2: the master address 127.0.0.1 is this node itself here")
+
+
+def test_a_master_address_that_node_0_does_not_have_is_an_error(fab: Fab) -> None:
+    done = fab(*fab.launch("--master-addr", "192.0.2.7", gpus=True))
+    refused(done, "1 of 2 hosts failed", "node1: the master address 192.0.2.7 is not an address of this host", "fix: ")
 
 
 def test_a_port_in_use_is_refused(fab: Fab) -> None:

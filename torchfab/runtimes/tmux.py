@@ -217,6 +217,7 @@ def _prepare_request(
         python=job.python,
         script=job.script_path,
         program=job.program,
+        master_is_given=bool(job.master_addr),
         modules=_modules(job, node, requirements),
         python_path=job.env.get("PYTHONPATH"),
         installs=dict(requirements.installs),

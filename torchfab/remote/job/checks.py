@@ -6,6 +6,7 @@ that the user fixes a node once, not five times.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
@@ -287,7 +288,7 @@ def check_master(request: dict[str, Any]) -> list[dict[str, str]]:
     Parameters
     ----------
     request : dict
-        `master_addr`, `node_rank`, `one_machine`.
+        `master_addr`, `node_rank`, `one_machine`, `master_is_given` (by --master-addr; missing: it is not).
 
     Returns
     -------
@@ -306,7 +307,21 @@ def check_master(request: dict[str, Any]) -> list[dict[str, str]]:
     if elsewhere and found <= _OWN_ADDRESSES:
         what = f"the master address {address} is this node itself here ({', '.join(sorted(found))})"
         return [problem(what, "give an address that every node can reach with --master-addr")]
+    if request["node_rank"] == 0 and request.get("master_is_given") and not any(map(_is_own, found)):
+        what = f"the master address {address} is not an address of this host, which is node 0"
+        fix = "correct --master-addr; an address that a router forwards goes behind address= in the hosts file"
+        return [problem(what, fix)]
     return []
+
+
+def _is_own(address: str) -> bool:
+    """Return whether an address belongs to this machine; one that cannot be tried counts as its own."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM) as tried:
+            tried.bind((address, 0))
+    except OSError as error:
+        return error.errno != errno.EADDRNOTAVAIL
+    return True
 
 
 def check_peers(addresses: list[str]) -> list[dict[str, str]]:

@@ -136,6 +136,7 @@ class PrepareRequest(Request[PrepareAnswer], frozen=True, tag="prepare"):
     patience_s: int
     python_timeout_s: float
     program: str = ""
+    master_is_given: bool = False
     ANSWER = PrepareAnswer
 
 
