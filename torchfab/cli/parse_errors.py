@@ -123,7 +123,7 @@ def unknown_task(word: str, tasks: Iterable[str], after: str = "") -> UsageError
 def nearest(word: str, names: Iterable[str]) -> str:
     """Return the name that is nearest to a misspelt word; empty where none is near."""
     names = sorted(names)
-    found = difflib.get_close_matches(word, names, 1, 0.6)
+    found = difflib.get_close_matches(word, names, 1, 0.65)
     begun = [name for name in names if len(word) >= 3 and name.startswith(word)]
     return (begun if len(begun) == 1 else found or [""])[0]
 
@@ -137,10 +137,11 @@ def _unknown_flag(mistake: Mistake) -> UsageError:
     name = mistake.word.partition("=")[0]
     if mistake.task.startswith(LAUNCH) and name in ("-m", "-u"):
         return _script_without_dashes(mistake)
-    meant = nearest("--" + name.lstrip("-").replace("_", "-"), [flag for flag in mistake.flags if len(flag) > 2])
+    known = [flag.lstrip("-") for flag in mistake.flags if len(flag) > 2]
+    meant = nearest(name.lstrip("-").replace("_", "-"), known)
     where = mistake.task or "fab"
     if meant:
-        return UsageError(f"{where} has no flag {name}; did you mean {meant}?")
+        return UsageError(f"{where} has no flag {name}; did you mean --{meant}?")
     script = "; flags of your script go behind --" if mistake.task.startswith(LAUNCH) else ""
     return UsageError(f"{where} has no flag {name}; fab --help {mistake.task} lists them".replace("  ", " ") + script)
 
