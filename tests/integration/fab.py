@@ -211,9 +211,10 @@ class Fab:
 
     def close(self) -> None:
         """Stop all jobs, and remove the folder."""
-        for job in self.jobs():
-            if (self.records / job / "record.json").exists():
-                self("stop", job, "--grace", "0")
+        running = self.processes() or self.sessions() - self.sessions_before
+        for record in self.records.glob("*/record.json"):
+            if running or '"runtime": "tmux"' not in record.read_text():  # a scheduler may start it later
+                self("stop", record.parent.name, "--grace", "0")
         for pid in self.processes():
             os.kill(pid, signal.SIGKILL)
         for path in self.base.rglob("*"):

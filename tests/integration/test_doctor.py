@@ -369,7 +369,7 @@ def test_gpus_come_from_the_nodes_nvidia_smi(fab: Fab) -> None:
 
 def test_a_job_that_runs_is_news(fab: Fab) -> None:
     assert fab(*fab.launch("--name", "long", gpus=True)).rc == 0
-    assert eventually(lambda: "light.py" in " ".join(fab.processes().values()), 20)
+    assert eventually(lambda: "light.py" in " ".join(fab.processes().values()), 60)
     found(doctor(fab), 0, "note: node[1-2]: the job long runs there")
 
 

@@ -231,7 +231,7 @@ class Survivor:
     def check_ends(self) -> None:
         ok(self.fab("stop", "x", "--grace", "10"))
         for row, step in self.rows:
-            row.nothing_left(within_s=5)
+            row.nothing_left(within_s=10)
             row.steps(step)
             row.checkpoint(self.training.folder, 5)
         assert load_last(self.training.folder) >= self.rows[-1][1]

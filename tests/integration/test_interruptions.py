@@ -118,7 +118,7 @@ def test_ctrl_c_rolls_everything_back(fab: Fab, phase: str) -> None:
         assert "Traceback" not in stderr, stderr
         assert fab.jobs() == []
         launch.release_and_wait()
-        fab.assert_nothing_left(within_s=3)
+        fab.assert_nothing_left(within_s=10)
 
 
 def test_repeated_ctrl_c_still_rolls_everything_back(fab: Fab) -> None:
@@ -130,7 +130,7 @@ def test_repeated_ctrl_c_still_rolls_everything_back(fab: Fab) -> None:
         done = launch.ended()
         assert done.rc == 130, done
         assert "error: interrupted; nothing was left running" in done.stderr, done
-        fab.assert_nothing_left(within_s=3)
+        fab.assert_nothing_left(within_s=10)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
@@ -140,7 +140,7 @@ def test_a_launch_killed_in_phase_one_leaves_nothing(fab: Fab, matrix: Matrix, n
         launch.signal(number)
         assert launch.ended().rc == -number
         launch.release_and_wait()
-        assert eventually(lambda: fab.left() == {"records": ["x"]}, 3), fab.left()
+        assert eventually(lambda: fab.left() == {"records": ["x"]}, 60), fab.left()
         jobs = fab("jobs")
         assert "no job was launched" in jobs.stdout
         if row:
@@ -154,11 +154,11 @@ def test_nodes_roll_back_the_launch_of_a_killed_fab(fab: Fab, matrix: Matrix) ->
     row = matrix.row("kill -9 of fab while it starts", fab)
     row.without(2, 3)
     with launching(fab, "two") as launch:
-        assert eventually(lambda: len(fab.processes()) >= 2, 20), fab.processes()  # the other node is ready
+        assert eventually(lambda: len(fab.processes()) >= 2, 60), fab.processes()  # the other node is ready
         launch.signal(signal.SIGKILL)
         launch.ended()
         launch.release()
-        assert eventually(lambda: fab.left() == {"records": ["x"]}, 20), fab.left()
+        assert eventually(lambda: fab.left() == {"records": ["x"]}, 60), fab.left()
     row.state_is("lost", "launch-cut-off")
     row.nothing_left(folders=True)
     assert fab("jobs", "--remove", "x").rc == 0
@@ -179,7 +179,7 @@ def test_a_connection_that_dies_between_the_phases_is_named(fab: Fab, slow: int)
         assert "node2: the connection was lost" in done.stderr, done
         assert "Traceback" not in done.stderr, done
         # The node rolls back what is not confirmed. The record of a job that may run somewhere is kept.
-        assert eventually(lambda: set(fab.left()) <= {"records"}, 20), fab.left()
+        assert eventually(lambda: set(fab.left()) <= {"records"}, 60), fab.left()
     if fab.jobs():
         assert "did not confirm that nothing of it runs there" in done.stderr, done
         assert fab("stop", "x").rc == 0

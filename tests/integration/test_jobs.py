@@ -312,7 +312,7 @@ def test_ctrl_c_on_follow_leaves_the_job_running(fab: Fab) -> None:
     assert process.stdout is not None
     process.stdout.readline()
     os.killpg(process.pid, signal.SIGINT)
-    _, stderr = process.communicate(timeout=10)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "fab stop cc" in stderr
     assert status_of(fab, "cc")["state"] == "running"
@@ -366,7 +366,7 @@ def test_the_supervisor_ends_the_ranks_of_a_killed_agent(fab: Fab) -> None:
     assert eventually(lambda: fab("logs", "agent", "--no-fold").stdout.count("ready") == 4, 30)
     for node in status_of(fab, "agent")["nodes"]:
         os.kill(node["processes"][0]["pid"], signal.SIGKILL)
-    assert eventually(lambda: fab.processes() == {}, 10), fab.processes()
+    assert eventually(lambda: fab.processes() == {}, 60), fab.processes()
     status = status_of(fab, "agent")
     assert status["state"] == "failed"
     assert [node["processes"][0]["signal"] for node in status["nodes"]] == ["SIGKILL", "SIGKILL"]
@@ -375,10 +375,10 @@ def test_the_supervisor_ends_the_ranks_of_a_killed_agent(fab: Fab) -> None:
 def test_a_killed_supervisor_is_lost_and_stop_finds_its_processes(fab: Fab) -> None:
     fab.write("nasty.py", NASTY)
     ok(fab(*two(fab, "--name", "lost", "--", "nasty.py")))
-    assert eventually(lambda: fab("logs", "lost", "--no-fold").stdout.count("ready") == 2, 10)
+    assert eventually(lambda: fab("logs", "lost", "--no-fold").stdout.count("ready") == 2, 60)
     started = json.loads(next(fab.node_dir.glob("jobs/lost-*/node-1/rank-1/started.json")).read_text())
     os.kill(started["supervisor_pid"], signal.SIGKILL)
-    assert eventually(lambda: status_of(fab, "lost")["state"] == "lost", 5)
+    assert eventually(lambda: status_of(fab, "lost")["state"] == "lost", 60)
     node = status_of(fab, "lost")["nodes"][1]
     assert node["reason"] == "its supervisor was killed"
     assert len(node["left"]) == 2  # the rank ignores the SIGTERM sent by its supervisor's death
@@ -419,7 +419,7 @@ def test_a_closed_window_ends_only_its_process(fab: Fab) -> None:
     ok(fab(*words))
     kill = ("tmux", "-L", "torchfab", "kill-window", "-t", "=win-node1:rank-1")
     subprocess.run([*fab.cluster.node(1).command(), *kill], check=True)
-    assert eventually(lambda: status_of(fab, "win")["nodes"][1]["state"] == "failed", 5)
+    assert eventually(lambda: status_of(fab, "win")["nodes"][1]["state"] == "failed", 60)
     status = status_of(fab, "win")
     assert status["nodes"][0]["state"] == "running"
     assert {each["name"]: each["state"] for each in status["nodes"][1]["processes"]} == {
@@ -455,10 +455,10 @@ def test_attach_shows_the_window_of_a_rank(fab: Fab) -> None:
     env = {**os.environ, "FABRIC_TORCHFAB_RECORDS": str(fab.records)}
     subprocess.run([*terminal, "new-session", "-d", "-x", "100", "-y", "20", *argv], env=env, check=True)
     try:
-        assert eventually(lambda: "[att-node1" in _screen(terminal), 10), _screen(terminal)
+        assert eventually(lambda: "[att-node1" in _screen(terminal), 60), _screen(terminal)
         assert "tick" in _screen(terminal)
         subprocess.run([*terminal, "send-keys", "C-b", "d"], check=True)
-        assert eventually(lambda: _screen(terminal) == "", 5)
+        assert eventually(lambda: _screen(terminal) == "", 60)
     finally:
         subprocess.run([*terminal, "kill-server"], check=False, capture_output=True)
     assert status_of(fab, "att")["state"] == "running"

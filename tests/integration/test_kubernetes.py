@@ -92,7 +92,7 @@ def test_the_first_failing_ranks_code_is_the_jobs(fab: KubeFab) -> None:
     assert "rank 3 on fails-1 failed first (exit code 7)" in done.stderr
     # Of the other pod, which the cluster removed, only lines read before that are left.
     assert "[3] hello from 3 ['a b', '$(HOME)$$', 'é\\n'] True" in done.stdout
-    assert eventually(lambda: all(each.poll() is not None for each in fab.machines.pods.values()), 20)
+    assert eventually(lambda: all(each.poll() is not None for each in fab.machines.pods.values()), 60)
     status = json.loads(fab("status", "fails", "--json").stdout)
     assert status["first_failure"]["rank"] == 3
     assert fab("wait", "fails").rc == 7

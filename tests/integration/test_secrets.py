@@ -79,7 +79,7 @@ def test_secrets_are_visible_only_in_the_ranks(fab: Fab, own_secret: None) -> No
         stdout, stderr = launch.communicate(timeout=60)
         done = Done(words, launch.returncode, stdout, stderr)
         assert done.rc == 0, done
-        assert eventually(lambda: "same: HF_TOKEN MY_API_KEY NODES_PASSWORD" in fab("logs", "x").stdout, 10)
+        assert eventually(lambda: "same: HF_TOKEN MY_API_KEY NODES_PASSWORD" in fab("logs", "x").stdout, 60)
         results = [fab(*each) for each in (("status", "--json"), ("logs",), ("jobs", "--json"))]
     assert seen, "the command line of fab itself was not seen: nothing was watched"
     assert [line for line in seen if b"launch-per-gpu" not in line] == []
@@ -101,7 +101,7 @@ def test_printed_secrets_are_hidden_during_the_job_and_after_it(fab: Fab, own_se
     fab.write("telltale.py", TELLTALE)
     words = fab.launch("--name", "x", "--env", f"MY_API_KEY={GIVEN}", "--follow", "--", "telltale.py", gpus=True)
     follower = fab.start(*words, env={"HF_TOKEN": FORWARDED})
-    assert eventually(lambda: fab("status", "x").stdout.count("told:") == 2, 20), fab("status", "x")
+    assert eventually(lambda: fab("status", "x").stdout.count("told:") == 2, 60), fab("status", "x")
     running = [fab(*each) for each in (("status", "x"), ("status", "x", "--json"), ("logs", "x"))]
     fab.write("go", "")
     followed = "".join(follower.communicate(timeout=60))

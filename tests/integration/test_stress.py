@@ -76,4 +76,4 @@ def test_launches_and_stops_at_random_moments_leave_nothing(fab: Fab, request: p
         # In any state: nodes roll back an unconfirmed launch, and the rest is stopped by name.
         if (fab.records / job / "record.json").exists():
             assert fab("stop", job, "--grace", "1").rc == 0, story
-        assert eventually(lambda: not settled(fab, files), 20), (settled(fab, files), story)
+        assert eventually(lambda: not settled(fab, files), 60), (settled(fab, files), story)

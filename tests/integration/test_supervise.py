@@ -145,7 +145,7 @@ def test_stop_wins_over_a_restart(fab: Fab) -> None:
     process = fab.start(*launch(fab, "kill", "--backoff", "60"), config=SETTINGS)
     assert eventually(lambda: bool(status_if_there(fab)) and bool(events(fab, "waiting")), 90), history(fab)
     ok(fab("stop", "x"))
-    _, stderr = process.communicate(timeout=20)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == 143, stderr
     # The supervisor and `fab stop` write at the same time, in either order.
     assert set(history(fab)[-2:]) == {"job x was asked to stop: no restart", "stopped by fab stop"}
@@ -175,7 +175,7 @@ def test_a_job_has_one_supervisor_and_a_new_one_keeps_the_counters(fab: Fab) -> 
     assert "restart 2 of 2: attempt 3 on node[1-2]" in events_shown
     assert events_shown[-1] == "job x succeeded after 2 restarts"
     assert "time.sleep" in (fab.records / "x" / "stacks-2.txt").read_text()
-    assert eventually(lambda: not fab.sessions() - fab.sessions_before, 10)
+    assert eventually(lambda: not fab.sessions() - fab.sessions_before, 60)
 
 
 def test_after_ctrl_c_the_job_runs_and_supervise_needs_the_secrets(fab: Fab) -> None:
@@ -183,7 +183,7 @@ def test_after_ctrl_c_the_job_runs_and_supervise_needs_the_secrets(fab: Fab) -> 
     process = fab.start(*words, config=SETTINGS)
     assert eventually(lambda: bool(status_if_there(fab).get("supervisor")), 60)
     os.killpg(process.pid, signal.SIGINT)
-    _, stderr = process.communicate(timeout=20)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "to take it up again: fab supervise x" in stderr
     assert status_of(fab, "x")["state"] == "running"
@@ -239,20 +239,21 @@ TRAINING = (
 
 
 class Training:
-    """A training on the first three hosts, and the faults injected into it."""
+    """A training on two of three hosts, and the faults injected into it."""
 
     def __init__(self, fab: Fab, cache: Path) -> None:
         self.fab = fab
         fab.take(*BIGRAM)
         self.cache = ("--dataset-cache-root", str(cache))
+        self.hostfile = fab.write("three", "".join(f"{host}\n" for host in fab.cluster.hosts[:3]))
 
     def words(self, name: str, *words: str) -> tuple[str, ...]:
         """Return the arguments of its launch."""
-        # Three nodes share the cores of this machine, and the faults take time.
+        # The nodes share the cores of this machine, and the faults take time.
         words = ("--env", "OMP_NUM_THREADS=1", "--env", "PAUSE_S=0.2", *words)
-        task = ("-t", "2", "launch-per-node", "--hostfile", str(self.fab.cluster.hostfile), "--nproc-per-node", "1")
+        task = ("-t", "2", "launch-per-node", "--hostfile", str(self.hostfile), "--nproc-per-node", "1")
         script = ("--", "bigram.py", *TRAINING, f"runs-{name}", *self.cache)
-        return (*task, "--nodes", "3", "--name", name, *QUICK, *words, *script)
+        return (*task, "--nodes", "2", "--name", name, *QUICK, *words, *script)
 
     def loss(self, name: str) -> float:
         """Return the loss of the last step."""
@@ -284,7 +285,7 @@ class Training:
                 return False
             status = status_of(self.fab, "it")
             found[:] = [int(rank["pid"]) for node in status["nodes"] for rank in node["ranks"]]
-            return status["attempt"] == attempt and len(found) == 3
+            return status["attempt"] == attempt and len(found) == 2
 
         assert eventually(there, 180), history(self.fab, "it")
         return found
@@ -319,26 +320,26 @@ def test_a_training_survives_crash_hang_lost_node_and_dead_supervisor(
     assert_reads(
         events_shown,
         "launched",
-        "supervised: attempt 1 on node[1-3], spare node4; 3 restarts without progress, silence of 300 s is a hang",
+        "supervised: attempt 1 on node[1-2], spare node3; 3 restarts without progress, silence of 300 s is a hang",
         "attempt 1 failed N at step N: rank 1 on node2: SIGKILL came from outside",
-        "attempt 1: no process of it is left on node[1-3]",
-        "restart 1 of 3: attempt 2 on node[1-3]",
-        "attempt 2 runs: 3 ranks, master node1",
+        "attempt 1: no process of it is left on node[1-2]",
+        "restart 1 of 3: attempt 2 on node[1-2]",
+        "attempt 2 runs: 2 ranks, master node1",
         "attempt 2 is at step",
-        "taken up again: attempt 2 on node[1-3], spare node4",
+        "taken up again: attempt 2 on node[1-2], spare node3",
         "no rank has logged for N it hangs; job it: ",  # and where each rank was, which differs from run to run
         "attempt 2 failed N at step N",
-        "attempt 2: no process of it is left on node[1-3]",
-        "restart 1 of 3: attempt 3 on node[1-3]",
-        "attempt 3 runs: 3 ranks",
-        "taken up again: attempt 3 on node[1-3], spare node4",
+        "attempt 2: no process of it is left on node[1-2]",
+        "restart 1 of 3: attempt 3 on node[1-2]",
+        "attempt 3 runs: 2 ranks",
+        "taken up again: attempt 3 on node[1-2], spare node3",
         "attempt 3 is at step",
         "node2 cannot be reached",
         "attempt 3 failed N at step N",
-        "attempt 3: no process of it is left on node[1,3]; on node2 it may still run",
+        "attempt 3: no process of it is left on node1; on node2 it may still run",
         "node2 is left out from now on (fab lemons): ",
-        "a node is replaced: attempt 4 on node[1,3-4]",
-        "attempt 4 runs: 3 ranks",
+        "a node is replaced: attempt 4 on node[1,3]",
+        "attempt 4 runs: 2 ranks",
         "attempt 4 is at step",
         "attempt 4 succeeded N at step N",
         "job it succeeded after 3 restarts",

@@ -258,7 +258,7 @@ def test_clean_removes_only_clusters_of_dead_owners(loopback_cluster: Cluster, t
     left, record = leave_one("loopback")
     with own("loopback", tmp_path, keep=True) as kept:
         assert left in [cluster.layout.number for cluster in Cluster.clean()]
-        assert eventually(lambda: is_down(left, record), 20)  # a newer one may be creating its folder
+        assert eventually(lambda: is_down(left, record), 60)  # a newer one may be creating its folder
         assert say(kept, "node1", "echo still") == "still"
     assert say(loopback_cluster, "node1", "echo still") == "still"
 
@@ -271,7 +271,7 @@ def test_concurrent_cleans_work(request: pytest.FixtureRequest, kind: Kind) -> N
     cleaners = [subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(4)]
     errors = [cleaner.communicate(timeout=60)[1] for cleaner in cleaners]
     assert [cleaner.returncode for cleaner in cleaners] == [0] * 4, errors
-    assert eventually(lambda: is_down(left, record), 20)
+    assert eventually(lambda: is_down(left, record), 60)
     links = [line for line in (*network.links(), *network.namespaces()) if re.match(rf"tfab{left}(\D|$)", line)]
     assert not links or run_dir(left).exists()  # those of a newer one
 

@@ -85,7 +85,7 @@ def test_a_lost_node_is_unreachable_reappears_and_ctrl_c_ends_top(fab: Fab) -> N
         fab.cluster.start_sshd(1)
     wait_until(reachable=True)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=10)
+    _, stderr = process.communicate(timeout=60)
     assert (process.returncode, stderr) == (0, "")
 
 

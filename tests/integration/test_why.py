@@ -60,12 +60,12 @@ class Fate:
     def begin(self, *words: str) -> None:
         """Launch, and wait until both ranks run."""
         ok(self.fab(*two(self.fab, "--name", "x", "--env", f"OUT={self.out}", "--", "fate.py", *words)))
-        assert eventually(lambda: (self.out / "0").exists() and (self.out / "1").exists(), 20)
+        assert eventually(lambda: (self.out / "0").exists() and (self.out / "1").exists(), 60)
 
     def end(self) -> None:
         """Release the other rank, and wait for the end of the job."""
         (self.out / "over").touch()
-        assert eventually(lambda: all(map(self.has_ended, (0, 1))), 20)
+        assert eventually(lambda: all(map(self.has_ended, (0, 1))), 60)
 
     def has_ended(self, node_rank: int) -> bool:
         """Return whether a node's process has recorded its end and is gone; `fab status` would take a second."""
@@ -157,8 +157,8 @@ def test_an_import_that_fails_on_one_node_names_the_node(fate: Fate) -> None:
     with other_disk(fate.fab.cluster.node(1), folder):
         ok(fate.fab(*two(fate.fab, "--name", "x", "--env", f"OUT={fate.out}", "--env", f"PYTHONPATH={folder}", "--",
                          "fate.py", "import")))  # fmt: skip
-        assert eventually(lambda: (fate.out / "0").exists() and (fate.out / "1").exists(), 20)
-        assert eventually(lambda: fate.has_ended(1), 20)
+        assert eventually(lambda: (fate.out / "0").exists() and (fate.out / "1").exists(), 60)
+        assert eventually(lambda: fate.has_ended(1), 60)
     fate.end()
     answer = fate.why()
     assert (cause_of(answer), where(answer)) == (("node", "import-error-of-node"), ("node2", 1, 1)), answer
@@ -168,7 +168,7 @@ def test_an_import_that_fails_on_one_node_names_the_node(fate: Fate) -> None:
 
 def test_an_import_that_fails_on_all_nodes_is_a_script_error(fate: Fate) -> None:
     fate.begin("import")
-    assert eventually(lambda: all(map(fate.has_ended, (0, 1))), 20)
+    assert eventually(lambda: all(map(fate.has_ended, (0, 1))), 60)
     answer = fate.why()
     assert (cause_of(answer), answer["bad_nodes"]) == (("script", "import-error"), []), answer
 
@@ -200,7 +200,7 @@ def test_the_oom_killer_is_recognised(fate: Fate) -> None:
     try:
         answer = fate.after("oom", str(group))
     finally:
-        assert eventually(lambda: removed(group), 5)
+        assert eventually(lambda: removed(group), 60)
     assert (cause_of(answer), where(answer)) == (("memory", "host-memory"), ("node2", 1, -9)), answer
     assert "OOM killer" in answer["cause"]["words"]
 
@@ -272,7 +272,7 @@ def test_a_successful_job_has_no_first_failure(fate: Fate) -> None:
 
 def test_a_failed_rank_of_a_running_job_and_a_silent_node_are_reported(fate: Fate) -> None:
     fate.begin("raise")
-    assert eventually(lambda: fate.has_ended(1), 10)
+    assert eventually(lambda: fate.has_ended(1), 60)
     answer = fate.why()
     assert (cause_of(answer), answer["state"]) == (("script", "exception"), "failed"), answer
     fate.fab.cluster.partition(0)

@@ -67,7 +67,7 @@ def failures(fab: Fab, job: str) -> list[Any]:
 
 def why(fab: Fab, job: str, *words: str, code: int = 0) -> dict[str, Any]:
     """Return the answer of `fab why --json` as soon as something has failed."""
-    assert eventually(lambda: bool(failures(fab, job)), 40), fab("logs", job)
+    assert eventually(lambda: bool(failures(fab, job)), 60), fab("logs", job)
     done = fab(*words, "why", job, "--json")
     assert done.rc == code, done
     found: dict[str, Any] = json.loads(done.stdout)
@@ -93,7 +93,7 @@ def test_small_shared_memory_is_the_cause_not_the_store_timeout(fab: Fab) -> Non
     fab.write("small.py", SMALL)
     with other_disk(fab.cluster.node(1), Path("/dev/shm"), "size=1m"):
         ok(fab(*two(fab, "--name", "x", "--", "small.py")))
-        assert eventually(lambda: len(failures(fab, "x")) == 2, 40), fab("logs", "x")
+        assert eventually(lambda: len(failures(fab, "x")) == 2, 60), fab("logs", "x")
         found = why(fab, "x")
     assert (found["cause"]["kind"], found["cause"]["name"]) == ("memory", "shared-memory"), found
     assert found["consequences"] == ["node1 rank 0: it waited in vain for another rank at the store of node 0"]

@@ -20,7 +20,7 @@ from torchfab.core.console import write_err
 from torchfab.core.environment import SECRET_PATTERNS
 from torchfab.core.errors import HostsFailedError, Interrupted, TorchfabError
 from torchfab.core.inventory import fold
-from torchfab.core.specs import Facts, Job, Node, NodePlan, Plan, Requirements, session_name
+from torchfab.core.specs import Facts, Job, Node, NodePlan, Plan, Requirements, search_path, session_name
 from torchfab.core.status import CUT_OFF, JobStatus, NodeStatus, State, StatusReport, from_answer
 from torchfab.records import Record
 from torchfab.runtimes import StopReport
@@ -218,6 +218,8 @@ def _prepare_request(
         workdir=job.workdir,
         python=job.python,
         script=job.script_path,
+        program=job.program,
+        master_is_given=bool(job.master_addr),
         modules=_modules(job, node, requirements),
         python_path=job.env.get("PYTHONPATH"),
         installs=dict(requirements.installs),
@@ -359,7 +361,7 @@ def start_request(plan: Plan, each: NodePlan, timeout_s: float) -> StartRequest:
             rank_logs=process.rank_logs,
             folders=list(process.folders),
             files=dict(process.files),
-            path=list(process.path),
+            path=list(search_path(plan.job.on(each.node), process)),
         )
         for process in each.processes
     ]

@@ -135,6 +135,8 @@ class PrepareRequest(Request[PrepareAnswer], frozen=True, tag="prepare"):
     write: bool
     patience_s: int
     python_timeout_s: float
+    program: str = ""
+    master_is_given: bool = False
     ANSWER = PrepareAnswer
 
 
