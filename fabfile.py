@@ -14,7 +14,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torchfab.cli import excepthook
+from torchfab.cli import excepthook, program
 from torchfab.cli.executor import TaskContext
 from torchfab.cli.flags import (
     HOSTFILE_FORMAT_HELP,
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent
 excepthook.install()
+program.adopt()
 if logging.getLogger().handlers:  # `fab --debug TASK`: Invoke has enabled its own debug log; the executor enables ours
     from torchfab.cli import debug_log
 

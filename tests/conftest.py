@@ -86,7 +86,7 @@ def pytest_runtest_protocol() -> Generator[None, object, object]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Print the rows of the fault matrix, and write them to the page of --faults."""
+    """Print the rows of the fault matrix and the ends, and write them to the page of --faults."""
     reports = [report for each in terminalreporter.stats.values() for report in each]
     found = {(report.nodeid, row[0]): row for report in reports for row in faulttable.rows_of(report)}
     if found:
@@ -95,6 +95,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(faulttable.as_text(rows))
         if config.getoption("--faults"):
             faulttable.write(Path(config.getoption("--faults")), rows)
+    ends = {tuple(end[:2]): end for report in reports for end in faulttable.ends_of(report)}
+    if ends:
+        terminalreporter.section("how each launcher's ranks ended at a stop")
+        terminalreporter.write_line(faulttable.as_markdown(faulttable.as_ends([*ends.values()]), faulttable.ENDS_HEAD))
+        if config.getoption("--faults"):
+            faulttable.write_ends(Path(config.getoption("--faults")), [*ends.values()])
 
 
 @pytest.fixture(autouse=True)

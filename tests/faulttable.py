@@ -1,4 +1,4 @@
-"""The table of the fault matrix: from test reports to text and to its page of the docs."""
+"""The tables of the fault matrix and of the ends: from test reports to text and to their page of the docs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from typing import Any
 
 HEAD = ("fault", "status and why say", "left running", "logs", "checkpoint")
 BEGIN, END = "<!-- the table: written by `inv reliability` -->", "<!-- end of the table -->"
+ENDS_HEAD = ("launcher", "it saves; 2 loaders; leaves at a second SIGTERM", "it has no handler")
+ENDS_BEGIN, ENDS_END = "<!-- the ends: written by `inv reliability` -->", "<!-- end of the ends -->"
 # Patterns that differ in every run, and their replacements.
 _CHANGES = (
     (re.compile(r"\b(?:10|127)(?:\.\d+){3}\b(?: port \d{5}\b)?"), "ADDRESS"),
@@ -25,6 +27,21 @@ _CHANGES = (
 def rows_of(report: Any) -> list[list[str]]:
     """Return the rows in a pytest report."""
     return [value for name, value in getattr(report, "user_properties", ()) if name == "fault"]
+
+
+def ends_of(report: Any) -> list[list[str]]:
+    """Return the ends in a pytest report: launcher, script, result."""
+    return [value for name, value in getattr(report, "user_properties", ()) if name == "end"]
+
+
+def as_ends(ends: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Return the table of ends: a row per launcher, a column per script."""
+    rows: dict[str, dict[str, str]] = {}
+    for launcher, script, result in ends:
+        rows.setdefault(launcher, {})[script] = result
+    return [
+        [launcher, *(found.get(script, "–") for script in ENDS_HEAD[1:])] for launcher, found in sorted(rows.items())
+    ]
 
 
 def in_order(rows: Sequence[list[str]]) -> list[list[str]]:
@@ -50,9 +67,9 @@ def as_text(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def as_markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Return the table for the docs."""
-    shown = [HEAD, ["---"] * len(HEAD), *([_cell(cell) for cell in row] for row in rows)]
+def as_markdown(rows: Sequence[Sequence[str]], head: Sequence[str] = HEAD) -> str:
+    """Return a table for the docs."""
+    shown = [head, ["---"] * len(head), *([_cell(cell) for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(row)} |" for row in shown)
 
 
@@ -70,6 +87,13 @@ def versions() -> str:
     names = ("torch", "fabric", "paramiko")
     ours = ", ".join(f"{name} {version(name)}" for name in names)
     return f"Linux {platform.release().partition('-')[0]}, Python {platform.python_version()}, {ours}, {ssh}, {tmux}"
+
+
+def write_ends(page: Path, ends: Sequence[Sequence[str]]) -> None:
+    """Replace the table of ends in a page."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(ENDS_BEGIN)
+    table = f"{ENDS_BEGIN}\n{as_markdown(as_ends(ends), ENDS_HEAD)}\n{ENDS_END}"
+    page.write_text(before + table + rest.partition(ENDS_END)[2], encoding="utf-8")
 
 
 def write(page: Path, rows: Sequence[list[str]]) -> None:

@@ -53,3 +53,14 @@ def test_the_page_of_the_docs_has_every_fault() -> None:
     text = (Path(__file__).parents[1] / "docs" / "reliability.md").read_text()
     assert [fault for fault in FAULTS if f"| {fault} |" not in text] == []
     assert "NOT " not in text.partition(faulttable.BEGIN)[2].partition(faulttable.END)[0]
+
+
+def test_the_ends_have_a_row_per_launcher_and_replace_the_old_table(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"# Head\n\n{faulttable.ENDS_BEGIN}\nOLD\n{faulttable.ENDS_END}\n\nmore\n")
+    saves, plain = faulttable.ENDS_HEAD[1:]
+    faulttable.write_ends(page, [["b", plain, "4 ranks"], ["a", saves, "2 ranks"], ["b", saves, "3 ranks"]])
+    text = page.read_text()
+    assert "| a | 2 ranks | – |\n| b | 3 ranks | 4 ranks |\n" in text
+    assert "OLD" not in text
+    assert text.endswith(f"{faulttable.ENDS_END}\n\nmore\n")

@@ -11,6 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from torchfab.config import defaults
 from torchfab.config.validate import check
 from torchfab.core.errors import UsageError
 
@@ -50,3 +51,8 @@ def test_an_invalid_value_is_an_error_with_setting_and_fix(name: str, value: Any
 def test_any_value_is_valid_or_a_usage_error(name: str, value: Any) -> None:
     with contextlib.suppress(UsageError):
         check({name: value})
+
+
+def test_the_defaults_are_those_of_the_clones_file() -> None:
+    text = (Path(__file__).parents[2] / "fabric.yaml").read_text()
+    assert yaml.safe_load(text) == defaults.sections()

@@ -106,3 +106,34 @@ def test_visible_devices_are_set_only_where_named() -> None:
 
 def test_marks_name_the_job_and_the_node() -> None:
     assert environment.job_markers("gpt2-01", 3) == {"TORCHFAB_JOB_ID": "gpt2-01", "TORCHFAB_NODE_RANK": "3"}
+
+
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [
+        ("RANK", "leave it out"),
+        ("LOCAL_RANK", "leave it out"),
+        ("WORLD_SIZE", "--nproc-per-node"),
+        ("LOCAL_WORLD_SIZE", "--nproc-per-node"),
+        ("MASTER_ADDR", "--master-addr"),
+        ("MASTER_PORT", "--port"),
+        ("PET_STANDALONE", "the launcher's own flag"),
+        ("TORCHELASTIC_RESTART_COUNT", "leave it out"),
+        ("TORCHFAB_JOB_ID", "leave it out"),
+    ],
+)  # fmt: skip
+def test_a_variable_that_the_launcher_sets_is_refused(name: str, fix: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        environment.parse_env_flags([f"{name}=3"])
+    assert caught.value.message.startswith(f"--env {name}: ")
+    assert fix in caught.value.fix
+    assert environment.select_forwarded({name: "3"}, ["*"]) == {}
+
+
+def test_a_name_without_a_value_has_the_value_of_this_terminal() -> None:
+    assert environment.parse_env_flags(["A", "B=2"], {"A": "1"}) == {"A": "1", "B": "2"}
+
+
+def test_variables_that_matter_and_are_not_forwarded_are_named() -> None:
+    environ = {"LD_LIBRARY_PATH": "/x", "HOME": "/root", "TRITON_CACHE_DIR": "/y", "CUDA_HOME": "/z", "PET_X": "1"}
+    assert environment.not_forwarded(environ, {"TRITON_CACHE_DIR"}) == ["CUDA_HOME", "LD_LIBRARY_PATH"]

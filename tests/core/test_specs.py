@@ -10,7 +10,7 @@ from tests.factories import make_job
 from tests.hostile import HOSTILE, texts
 from tests.support import fuzzed
 from torchfab.core.errors import JobNameError, UsageError
-from torchfab.core.specs import NAME_PATTERN, check_name, session_name
+from torchfab.core.specs import NAME_PATTERN, Process, check_name, search_path, session_name
 
 
 @pytest.mark.parametrize("name", ["a", "7", "gpt2", "GPT-2_small", "a" * 63, "a--", "0_"])
@@ -91,3 +91,16 @@ def test_secrets_are_not_in_the_repr_of_a_job() -> None:
 def test_session_names_are_unique() -> None:
     names = {session_name(name, rank) for name in ("a", "a-node1", "a1") for rank in (0, 1, 11)}
     assert len(names) == 9
+
+
+@pytest.mark.parametrize(
+    ("python", "folders"),
+    [
+        ("/venv/bin/python", ("/own", "/venv/bin")),
+        ("/usr/bin/python3", ("/own",)),
+        ("python3", ("/own",)),
+        ("bin/python", ("/own",)),
+    ],
+)
+def test_the_interpreters_folder_follows_a_process_own_folders_on_path(python: str, folders: tuple[str, ...]) -> None:
+    assert search_path(make_job(python=python), Process("agent", ("a",), path=("/own",))) == folders

@@ -33,7 +33,7 @@ export TORCHFAB_JOB_ID=gpt2-0a1b2c3d
 export TORCHFAB_NODE_RANK=1
 export TORCHELASTIC_ERROR_FILE=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/errors/error.json
 export TORCHFAB_FOLDER=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent
-export PATH=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/bin:"$PATH"
+export PATH=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/bin:/venv/bin:"$PATH"
 exec /venv/bin/python -I -S /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/relay.py await > >(tee -a /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/output.log) 2>&1 < /dev/null
 RUN
 tmux -L torchfab new-session -d -s gpt2-node1 -n agent bash /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/run.sh
@@ -66,7 +66,7 @@ export TORCHFAB_JOB_ID=gpt2-0a1b2c3d
 export TORCHFAB_NODE_RANK=0
 export TORCHELASTIC_ERROR_FILE=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/errors/error.json
 export TORCHFAB_FOLDER=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent
-export PATH=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/bin:"$PATH"
+export PATH=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/bin:/venv/bin:"$PATH"
 exec /venv/bin/python -I -S /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/relay.py await > >(tee -a /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/output.log) 2>&1 < /dev/null
 RUN
 mkdir -p /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/bin
@@ -136,7 +136,7 @@ cd /project || exit
 export PYTHONUNBUFFERED=1
 export TORCHFAB_JOB_ID=gpt2-0a1b2c3d
 export TORCHFAB_NODE_RANK=0
-export PATH=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/bin:"$PATH"
+export PATH=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/bin:/venv/bin:"$PATH"
 exec /venv/bin/python -I -S /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/head.py /venv/bin/python /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/colossalai_run.py run \
   --hostfile /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/hostfile \
   --nproc_per_node 2 \

@@ -35,7 +35,7 @@ export LOCAL_WORLD_SIZE=2
 export TORCHFAB_JOB_ID=gpt2-0a1b2c3d
 export TORCHFAB_NODE_RANK=1
 export TORCHFAB_FOLDER=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent
-export PATH=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/bin:"$PATH"
+export PATH=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/bin:/venv/bin:"$PATH"
 exec /venv/bin/python -I -S /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/relay.py await > >(tee -a /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/output.log) 2>&1 < /dev/null
 RUN
 tmux -L torchfab new-session -d -s gpt2-node1 -n agent bash /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/run.sh
@@ -70,7 +70,7 @@ export LOCAL_WORLD_SIZE=2
 export TORCHFAB_JOB_ID=gpt2-0a1b2c3d
 export TORCHFAB_NODE_RANK=0
 export TORCHFAB_FOLDER=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent
-export PATH=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/bin:"$PATH"
+export PATH=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/bin:/venv/bin:"$PATH"
 exec /venv/bin/python -I -S /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/relay.py await > >(tee -a /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/output.log) 2>&1 < /dev/null
 RUN
 mkdir -p /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/bin
@@ -141,7 +141,7 @@ export PYTHONUNBUFFERED=1
 export DS_ENV_FILE=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/deepspeed_env
 export TORCHFAB_JOB_ID=gpt2-0a1b2c3d
 export TORCHFAB_NODE_RANK=0
-export PATH=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/bin:"$PATH"
+export PATH=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/bin:/venv/bin:"$PATH"
 exec /venv/bin/python -I -S /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/head.py /venv/bin/python -m deepspeed.launcher.runner \
   --launcher pdsh \
   --force_multi \

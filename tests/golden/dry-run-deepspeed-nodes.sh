@@ -24,6 +24,7 @@ export MASTER_PORT=5001
 export LOCAL_WORLD_SIZE=2
 export TORCHFAB_JOB_ID=gpt2-0a1b2c3d
 export TORCHFAB_NODE_RANK=0
+export PATH=/venv/bin:"$PATH"
 exec /venv/bin/python -m deepspeed.launcher.runner \
   --no_ssh \
   --node_rank 0 \
@@ -55,6 +56,7 @@ export MASTER_PORT=5001
 export LOCAL_WORLD_SIZE=2
 export TORCHFAB_JOB_ID=gpt2-0a1b2c3d
 export TORCHFAB_NODE_RANK=1
+export PATH=/venv/bin:"$PATH"
 exec /venv/bin/python -m deepspeed.launcher.runner \
   --no_ssh \
   --node_rank 1 \

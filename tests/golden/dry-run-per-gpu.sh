@@ -27,6 +27,7 @@ export LOCAL_WORLD_SIZE=2
 export MASTER_ADDR=node1
 export MASTER_PORT=5001
 export TORCHELASTIC_ERROR_FILE=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/rank-0/errors/error.json
+export PATH=/venv/bin:"$PATH"
 exec /venv/bin/python train.py 'two
 lines' > >(tee -a /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/rank-0/output.log) 2>&1 < /dev/null
 RUN
@@ -47,6 +48,7 @@ export LOCAL_WORLD_SIZE=2
 export MASTER_ADDR=node1
 export MASTER_PORT=5001
 export TORCHELASTIC_ERROR_FILE=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/rank-1/errors/error.json
+export PATH=/venv/bin:"$PATH"
 exec /venv/bin/python train.py 'two
 lines' > >(tee -a /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/rank-1/output.log) 2>&1 < /dev/null
 RUN
@@ -76,6 +78,7 @@ export LOCAL_WORLD_SIZE=1
 export MASTER_ADDR=node1
 export MASTER_PORT=5001
 export TORCHELASTIC_ERROR_FILE=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/rank-2/errors/error.json
+export PATH=/venv/bin:"$PATH"
 exec /venv/bin/python train.py 'two
 lines' > >(tee -a /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/rank-2/output.log) 2>&1 < /dev/null
 RUN

@@ -18,6 +18,7 @@ export NCCL_DEBUG=INFO
 export TORCHELASTIC_ERROR_FILE=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/errors/error.json
 export TORCHFAB_JOB_ID=gpt2-0a1b2c3d
 export TORCHFAB_NODE_RANK=0
+export PATH=/venv/bin:"$PATH"
 exec /venv/bin/python -m torch.distributed.run \
   --rdzv-id gpt2-0a1b2c3d \
   --rdzv-backend c10d \
@@ -46,6 +47,7 @@ export NCCL_DEBUG=INFO
 export TORCHELASTIC_ERROR_FILE=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/errors/error.json
 export TORCHFAB_JOB_ID=gpt2-0a1b2c3d
 export TORCHFAB_NODE_RANK=1
+export PATH=/venv/bin:"$PATH"
 exec /venv/bin/python -m torch.distributed.run \
   --rdzv-id gpt2-0a1b2c3d \
   --rdzv-backend c10d \

@@ -102,11 +102,14 @@ FLAGS = {
     "a port too high": (("--port", "99999"), "got '99999'"),
     "a backend that is none": (("--rdzv-backend", "x"), "--rdzv-backend is c10d or static, got 'x'"),
     "bounds backwards": (("--nnodes", "3:2"), "2 is less than 3"),
-    "more nodes than hosts": (("--nnodes", "3"), "does not fit the 2 hosts"),
+    "more nodes than hosts": (("--nnodes", "3"), "--nnodes 3 does not fit the 2 hosts"),
     "a relative workdir": (("--workdir", "here"), "--workdir must be an absolute path, got 'here'"),
     "nothing after --": (("--",), "there is nothing after --"),
     "an empty script": (("--", ""), "there is an empty argument after --"),
-    "a flag that is none": (("--nope",), "No idea what '--nope' is"),
+    "a flag that is none": (("--nope",), "launch-per-node has no flag --nope"),
+    "a misspelt flag": (("--hostfiel", "x"), "launch-per-node has no flag --hostfiel; did you mean --hostfile?"),
+    "a flag given twice": (("--name", "a", "--name", "b"), "--name is given twice, the second time with 'b'"),
+    "a script without --": (("--name", "a", "train.py"), "behind --: fab launch-per-node"),
 }
 
 
@@ -123,11 +126,14 @@ CORE = {
     "-S names no file": (("-S", "missing"), {}, "the ssh config cannot be read: missing: No such file"),
     "-S names no ssh config": (("-S", "light.py"), {}, "the ssh config cannot be read"),
     "-i names no file": (("-i", "missing"), {}, "fab -i missing: there is no such file"),
+    "-t is nothing": (("-t", "0"), {}, "-t is at least 1 second, got 0"),
+    "-f holds a misspelt setting": (("-f", "typo.yaml"), {}, "did you mean torchfab.fanout?"),
+    "a misspelt variable": ((), {"FABRIC_TORCHFAB_FANUOT": "3"}, "did you mean FABRIC_TORCHFAB_FANOUT?"),
     "-t names no number": (("-t", "x"), {}, "fab -t takes a whole number, got 'x'"),
     "-f names no file": (("-f", "missing.yaml"), {}, "fab -f missing.yaml: there is no such file"),
     "-f names no yaml": (("-f", "broken.yaml"), {}, "the file that fab -f names cannot be read"),
     "-f names a script": (("-f", "light.sh"), {}, "fab -f takes a .yaml file"),
-    "-f replaces a section": (("-f", "scalar.yaml"), {}, "settings do not fit together"),
+    "-f replaces a section": (("-f", "scalar.yaml"), {}, "scalar.yaml: torchfab is a section, got 3"),
     "-f holds a word for a number": (("-f", "fanout.yaml"), {}, "torchfab.fanout is a number of at least 1, got 'x'"),
     "a variable that is not a number": (
         (),
@@ -146,7 +152,13 @@ CORE = {
     ),
     "a variable of Fabric": ((), {"FABRIC_PORT": "x"}, "the environment variable FABRIC_PORT is not a number"),
 }
-FILES = {"broken.yaml": "a: [", "light.sh": "", "scalar.yaml": "torchfab: 3", "fanout.yaml": "torchfab: {fanout: x}"}
+FILES = {
+    "typo.yaml": "torchfab: {fanuot: 3}",
+    "broken.yaml": "a: [",
+    "light.sh": "",
+    "scalar.yaml": "torchfab: 3",
+    "fanout.yaml": "torchfab: {fanout: x}",
+}
 
 
 @pytest.mark.parametrize("case", CORE)
@@ -155,12 +167,21 @@ def test_wrong_files_and_variables_of_fabric_give_no_traceback(fab: Fab, case: s
     for name, text in FILES.items():
         fab.write(name, text)
     task, *words = fab.launch(gpus=True)
-    refused(fab(task, *core, *words, env=env), expected, "fix: ")
+    done = fab(task, *core, *words, env=env)
+    refused(done, expected)
+    assert "fix: " in done.stderr or "did you mean" in done.stderr
     fab.assert_nothing_left()
 
 
 def test_an_unknown_task_is_named(fab: Fab) -> None:
-    refused(fab("lanch-per-node"), "No idea what 'lanch-per-node' is!")
+    done = fab("lanch-per-node")
+    refused(done, "there is no task lanch-per-node; did you mean launch-per-node?")
+    assert (done.rc, len(done.stderr.splitlines())) == (2, 1)
+
+
+def test_a_task_behind_a_launch_is_refused(fab: Fab) -> None:
+    refused(fab("launch-per-node", "status"), "launch-per-node is followed by the task status", "-- status")
+    fab.assert_nothing_left()
 
 
 # ---- what phase one finds on the nodes
@@ -196,6 +217,11 @@ def test_all_problems_of_a_host_are_reported_together(fab: Fab) -> None:
 def test_a_master_that_resolves_to_each_node_itself_is_an_error(fab: Fab) -> None:
     done = fab(*fab.launch("--master-addr", "127.0.0.1", gpus=True))
     refused(done, "1 of 2 hosts failed", "node2: the master address 127.0.0.1 is this node itself here")
+
+
+def test_a_master_address_that_node_0_does_not_have_is_an_error(fab: Fab) -> None:
+    done = fab(*fab.launch("--master-addr", "192.0.2.7", gpus=True))
+    refused(done, "1 of 2 hosts failed", "node1: the master address 192.0.2.7 is not an address of this host", "fix: ")
 
 
 def test_a_port_in_use_is_refused(fab: Fab) -> None:

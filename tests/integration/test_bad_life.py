@@ -25,8 +25,8 @@ def test_an_unknown_job_is_an_error_that_lists_the_known_ones(fab: Fab, words: t
 
 WRONG_WORDS = {
     "an empty job": (("stop", ""), "the name of the job is empty"),
-    "a flag that is none": (("status", "--nope"), "there is no flag --nope"),
-    "two jobs": (("logs", "a", "b"), "No idea what 'b' is"),
+    "a flag that is none": (("status", "--nope"), "status has no flag --nope"),
+    "two jobs": (("logs", "a", "b"), "logs takes one job, got 'b' besides"),
     "lines": (("logs", "--lines", "x"), "--lines is all or a number, got 'x'"),
     "no lines": (("logs", "--lines", "-3"), "--lines is all or a number, got '-3'"),
     "ranks": (("logs", "--rank", "x"), "--rank x: 'x' is not a rank"),

@@ -350,8 +350,10 @@ def test_stop_ends_processes_that_ignore_signals(any_fab: Fab) -> None:
     fab.write("nasty.py", NASTY)
     ok(fab(*fab.launch("--name", "nasty", "--nproc-per-node", "2", "--", "nasty.py")))
     assert eventually(lambda: fab("logs", "nasty", "--no-fold").stdout.count("ready") == 4, 30)
-    done = ok(fab("stop", "nasty", "--grace", "1"))
+    done = fab("stop", "nasty", "--grace", "1")
+    assert done.rc == 3, done
     assert "had to be killed" in done.stdout
+    assert "4 ranks were killed after 1 s" in done.stdout
     assert "no process of it is left on 2 nodes" in done.stdout
     assert fab.processes() == {}
     assert ok(fab("stop", "nasty")).stdout.count("nothing of it was running") == 1  # folded, and harmless
@@ -380,7 +382,7 @@ def test_a_killed_supervisor_is_lost_and_stop_finds_its_processes(fab: Fab) -> N
     node = status_of(fab, "lost")["nodes"][1]
     assert node["reason"] == "its supervisor was killed"
     assert len(node["left"]) == 2  # the rank ignores the SIGTERM sent by its supervisor's death
-    ok(fab("stop", "lost", "--grace", "0.5"))
+    assert fab("stop", "lost", "--grace", "0.5").rc == 3  # a rank was killed
     assert fab.processes() == {}
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from testbed import Cluster
+from tests.integration import launcher_contract, test_graceful_end
 from tests.integration.fab import BIGRAM, FAB, ROOT, Fab, eventually
 from tests.integration.jobs import bare_python, ok, status_of
 from tests.integration.slurm import Slurm, SlurmFab, wait_for
@@ -186,6 +187,20 @@ def path_without(program: str) -> str:
     """Return the PATH without the folders that hold a program: `./run` puts the project's first."""
     folders = os.environ["PATH"].split(os.pathsep)
     return os.pathsep.join(folder for folder in folders if not (Path(folder) / program).exists())
+
+
+def test_a_stop_lets_ranks_save(fab: Fab, request: pytest.FixtureRequest) -> None:
+    fab.write("script.py", test_graceful_end.SAVES)
+    out = launcher_contract.out_dir(fab, "saved")
+    submit(fab, "saver", script=("script.py", str(out), "6"))
+    assert eventually(lambda: len(list(out.glob("*.ready"))) == 4, 150), fab("logs", "saver")
+    stopped = ok(fab("stop", "saver", "--grace", "40", timeout_s=120))
+    found = test_graceful_end.saved(out)
+    assert sorted(found) == [0, 1, 2, 3], (stopped, fab("logs", "saver", "--lines", "30"))
+    assert {each["terms"] for each in found.values()} == {1}, found
+    assert "4 ranks ended by themselves" in stopped.stdout, stopped
+    assert "job saver: stopped" in stopped.stdout, stopped
+    test_graceful_end.note(request, "launch-slurm", 1, stopped)
 
 
 def test_an_overlapping_step_dumps_stacks_with_a_sent_py_spy(fab: Fab) -> None:

@@ -77,6 +77,13 @@ def test_a_request_of_the_version_before_is_read(tmp_path: Path) -> None:
     assert launch_request.load(tmp_path, secrets) == request
 
 
+def test_a_program_is_still_one_after_it_was_saved(tmp_path: Path) -> None:
+    job = make_job(script=("./tool", "a"), is_program=True, options=per_node.options(per_node.Flags()))
+    request = LaunchRequest(job, vars(per_node.Flags()), make_nodes("node1"), (), 1)
+    request.save(tmp_path)
+    assert launch_request.load(tmp_path, {}).job.argv == ("./tool", "a")
+
+
 def test_another_attempt_is_the_same_job_under_a_new_id() -> None:
     request = make_request(port=5001)
     assert request.next_job("cafe0000") == replace(request.job, job_id="gpt2-cafe0000")

@@ -34,7 +34,7 @@ from torchfab.runtimes.slurm import runtime
 from torchfab.stacks.model import StackDump
 from torchfab.sync import results
 from torchfab.transport.messages import doctor, job, launch, load, slurm, stacks, sync
-from torchfab.transport.pool import Response
+from torchfab.transport.pool import Response, SessionPool
 from torchfab.transport.session import NodeError, Session
 from torchfab.why import diagnosis
 
@@ -200,7 +200,8 @@ SLURM = {
     "now": 10.0,
 }
 LINE = [0, 5.0, "step 1"]
-STOPPED = {"asked": 1, "killed": ["9 (x)"], "left": [], "seconds": 0.5}
+RANK_ENDS = {"ended": 2, "killed": 1, "seconds": 0.4}
+STOPPED = {"asked": 1, "killed": ["9 (x)"], "left": [], "seconds": 0.5, "rank_ends": RANK_ENDS}
 FOLDER = Path("/nowhere")
 JOB = Record(
     *(FOLDER, "x", "x-1", "tmux", "per-node", 0.0, ("train.py",), (NODE,), "/n", 2, 1),
@@ -235,10 +236,13 @@ def use_status(answer: status.StatusReport) -> None:
 
 
 def use_stopped(answer: job.StopAnswer) -> None:
-    (report,) = with_answer(tmux.stop, answer, 1.0)
+    first = iter([(NODE, Response(job.EndRanksAnswer(2), 9.0, 10.0))])
+    second = iter([(NODE, Response(answer, 9.0, 10.0))])
+    with mock.patch.object(SessionPool, "request", side_effect=[first, second]):
+        (report,) = tmux.stop(JOB, 1.0)
     assert report.status
     show_job(status.JobStatus((report.status,), 1))
-    check_shown(stop._stop_summary(report))
+    check_shown(stop._stop_summary(report), stop._ranks_summary([report], 1.0))
 
 
 def use_evidence(answer: job.EvidenceAnswer) -> None:
@@ -364,6 +368,7 @@ CASES: dict[RequestType, Case] = {
     launch.PrepareRequest: Case({"facts": FACTS}, use_facts),
     launch.StartRequest: Case({"started": ["agent"]}, lambda answer: check_shown(answer.started)),
     launch.CommitRequest: Case({"started": ["agent"]}, lambda answer: check_shown(answer.started)),
+    job.EndRanksRequest: Case({"asked": 2}, lambda answer: check_shown(str(answer.asked))),
     job.StopRequest: Case({**STOPPED, "status": STATUS}, use_stopped),
     job.ForgetRequest: Case(NOTHING, repr),
     launch.RollbackRequest: Case(STOPPED, lambda answer: check_shown(answer.left)),

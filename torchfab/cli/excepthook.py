@@ -6,10 +6,11 @@ intercept them.
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 from invoke.config import AmbiguousMergeError
@@ -29,8 +30,11 @@ def install() -> None:
         known = explain(error, trace)
         if known is None:
             previous(kind, error, trace)
-        else:
-            print(f"error: {known}", file=sys.stderr)
+            return
+        print(f"error: {known}", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(known.exit_code)  # a hook cannot change Python's own 1; no task has begun
 
     sys.excepthook = hook
 
@@ -59,7 +63,24 @@ def explain(error: BaseException, trace: TracebackType | None) -> TorchfabError 
     if "load_shell_env" in names:
         variable = next((frame.f_locals["real_var"] for frame in frames if "real_var" in frame.f_locals), "FABRIC_*")
         return _invalid_variable(str(variable), error)
-    return _invalid_file(error, names)
+    return _invalid_file(error, names) or _invalid_settings(error, frames)
+
+
+def _invalid_settings(error: BaseException, frames: Sequence[FrameType]) -> TorchfabError | None:
+    """Return the problem of a file of settings that Fabric finds by itself (fabric.yaml) and cannot read or merge."""
+    for frame in reversed(frames):
+        seen, name = frame.f_locals, frame.f_code.co_name
+        if name == "_load_file" and "filepath" in seen:
+            return UsageError(
+                f"{seen['filepath']} cannot be read: {_describe(error)}", "correct it; it is a .yaml file"
+            )
+        if name == "_merge_file":
+            config, kind = seen["self"], seen["name"]
+            path, data = getattr(config, f"_{kind}_path"), getattr(config, f"_{kind}")
+            if not isinstance(data, Mapping):
+                what = f"{path} holds no settings, got {data!r:.60}"
+                return UsageError(what, "write sections: torchfab:, and below it names and values")
+    return None
 
 
 def _invalid_file(error: BaseException, names: Sequence[str]) -> TorchfabError | None:

@@ -6,6 +6,7 @@ Named by `tasks.executor_class` in fabric.yaml, which is Invoke's supported hook
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import sys
 from collections.abc import Sequence
@@ -140,6 +141,7 @@ class Executor(fabric.Executor):  # type: ignore[misc]
             self.command_line = CommandLine(args_after_dashes(sys.argv[1:]), hosts)
             self._start_debug_log(tasks)
             self._check_core()
+            check_order([str(getattr(each, "name", each)) for each in tasks])
             return super().execute(*tasks)
         except TorchfabError as error:
             print_error(error)
@@ -166,6 +168,8 @@ class Executor(fabric.Executor):  # type: ignore[misc]
                 "fab -R (--dry) has no effect on these tasks: they would really run",
                 "launches and sync have their own flag, after the task: --dry-run",
             )
+        if self.core[0].args["connect-timeout"].value == 0:  # Fabric takes it for none given
+            raise UsageError("-t is at least 1 second, got 0", "leave it out for the default, or give more")
         # Invoke skips a missing file, and the launch would run with other settings than the requested ones.
         path = self.core[0].args.config.value
         if path and not os.path.exists(os.path.expanduser(path)):
@@ -180,6 +184,22 @@ def reduce_gc_frequency() -> None:
     """
     gc.freeze()
     gc.set_threshold(70_000, 20, 20)
+
+
+def check_order(tasks: Sequence[str]) -> None:
+    """Check that no task follows a launch: such a word is often the script, without `--`.
+
+    Raises
+    ------
+    UsageError
+        A launch is not the last task.
+    """
+    for name, following in itertools.pairwise(tasks):
+        if name.startswith("launch-"):
+            raise UsageError(
+                f"{name} is followed by the task {following}, and a launch stands last",
+                f"fab {name} … && fab {following}; if {following} is your script: fab {name} -- {following}",
+            )
 
 
 def check_hosts_flag(flag: str | None) -> str:

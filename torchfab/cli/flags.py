@@ -32,7 +32,10 @@ class JobFlags:
     """The flags that every launch takes, whatever its runtime."""
 
     name: str = flag("", "Name of the job, unique on this machine. [the script's name and the time]")
-    env: tuple[str, ...] = flag((), "NAME=VALUE for every process; may be given again. ps shows it on this machine.")
+    env: tuple[str, ...] = flag(
+        (),
+        "NAME=VALUE, or NAME for the value here, for every process; may be given again. ps shows it on this machine.",
+    )
     dry_run: bool = flag(False, "Print what would run, as shell that works without torchfab; start nothing.")
     follow: bool = flag(False, "Show the logs until the job ends, and exit with its code; Ctrl-C leaves it running.")
     workdir: str = flag("", "Absolute path of the directory to run in, on every node. [the current one]")
@@ -442,10 +445,11 @@ class OptionalPositional(Argument):
 
     @value.setter
     def value(self, token: str) -> None:
-        if token == "" or (token.startswith("-") and token != "-"):
-            problem = f"there is no flag {token}" if token else f"the name of the {self.name} is empty"
-            latest = "; without a name it is the latest job" if self.name == "job" else ""
-            raise ParseError(f"error: {problem}\n  fix: fab --help TASK shows its flags{latest}")
+        if token.startswith("-") and token != "-":
+            raise ParseError(f"No idea what {token!r} is!")  # Invoke's text; parse_errors.py explains it
+        if token == "":
+            latest = "\n  fix: without a name it is the latest job" if self.name == "job" else ""
+            raise ParseError(f"error: the name of the {self.name} is empty{latest}")
         self.set_value(token)
 
 

@@ -21,6 +21,8 @@ from torchfab.launch.interrupts import STOP_SIGNAL
 from torchfab.records import Record, Records
 from torchfab.supervise import history, lease, orphans
 
+RANKS_KILLED = 3
+
 
 def run(job: str, grace_s: float | None, ctx: CommandContext) -> int:
     """Stop a job, or the launch of it that is under way.
@@ -37,7 +39,7 @@ def run(job: str, grace_s: float | None, ctx: CommandContext) -> int:
     Returns
     -------
     int
-        Exit code: 0 if no process of the job is left, else 1.
+        Exit code: as of `stop`.
     """
     if job and stop_launch(job, ctx):
         return 0
@@ -104,7 +106,8 @@ def stop(record: Record, grace_s: float | None = None) -> int:
     Returns
     -------
     int
-        Exit code: 0 if it is verified that no process is left, else 1.
+        Exit code: 1 unless it is verified that no process is left; else RANKS_KILLED if ranks were killed because they
+        had not ended after a grace period of more than 0 s; else 0.
     """
     grace_s = record.grace_s if grace_s is None else grace_s
     with lease.stopping(record.folder):
@@ -144,12 +147,34 @@ def _stop(record: Record, grace_s: float) -> int:
         error = HostsFailedError(f"{len(failed)} of {len(reports)} nodes could not be asked to stop", failed)
         write_err("\n".join([f"error: {error}", *fold_reasons(error), f"  when they are back: fab stop {record.name}"]))
         return 1
-    left = any(report.left for report in reports)
-    if not left:
-        found = _status_after(record, reports)
-        proof = f", no process of it is left on {len(found.nodes)} nodes" if found.nodes else ""
-        write_out(f"job {record.name}: {found.state}{proof}")
-    return 1 if left else 0
+    acted = [report for report in reports if report.signalled]
+    if summary := _ranks_summary(acted, grace_s):
+        write_out(summary)
+    if any(report.left for report in reports):
+        return 1
+    found = _status_after(record, reports)
+    proof = f", no process of it is left on {len(found.nodes)} nodes" if found.nodes else ""
+    write_out(f"job {record.name}: {found.state}{proof}")
+    return RANKS_KILLED if grace_s > 0 and any(report.killed_ranks for report in acted) else 0
+
+
+def _ranks_summary(reports: Sequence[runtimes.StopReport], grace_s: float) -> str:
+    """Describe how the ranks ended; empty if none ran."""
+    ended, killed = sum(report.ended_ranks for report in reports), sum(report.killed_ranks for report in reports)
+    seconds = math.ceil(max((report.ranks_s for report in reports), default=0.0))
+    parts = []
+    if ended:
+        themselves = "itself" if ended == 1 else "themselves"
+        parts.append(f"{_count(ended, 'rank')} ended by {themselves} ({seconds} s)")
+    if killed:
+        subject = f"{killed}" if ended else _count(killed, "rank")
+        were = "was" if killed == 1 else "were"
+        parts.append(f"{subject} {were} killed after {grace_s:g} s (--grace gives more time)")
+    return ", ".join(parts)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _status_after(record: Record, reports: Sequence[runtimes.StopReport]) -> JobStatus:

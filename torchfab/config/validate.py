@@ -5,9 +5,11 @@ The settings and their meanings are in fabric.yaml.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from torchfab.config import defaults
 from torchfab.core.errors import UsageError
 
 _SECONDS = (
@@ -36,12 +38,73 @@ def check(config: Mapping[str, Any]) -> None:
         The value of a setting is not valid; the first such setting is reported.
     """
     for name, value in config.items():
+        if name not in defaults.SETTINGS:
+            raise _unknown(f"torchfab.{name}", str(name), defaults.SETTINGS, "torchfab.")
         expected = _expected(name, value)
         if expected:
             raise UsageError(
                 f"torchfab.{name} is {expected}, got {value!r}",
                 f"correct it in fabric.yaml, in the file of fab -f, or in FABRIC_TORCHFAB_{name.upper()}",
             )
+
+
+def check_sections(data: Any, sections: Iterable[str], where: str) -> None:
+    """Check the outer form of a file of settings; sections that the user has for tasks of his own pass.
+
+    Parameters
+    ----------
+    data : Any
+        What was read.
+    sections : iterable of str
+        The names of the sections that are known.
+    where : str
+        The file.
+
+    Raises
+    ------
+    UsageError
+        It is no mapping, a name is no text, or a section is nearly that of another name.
+    """
+    known = sorted(sections)
+    if data is None:  # an empty file
+        return
+    if not isinstance(data, Mapping):
+        raise UsageError(
+            f"{where} holds no settings, got {data!r:.60}", "write sections: torchfab:, and below it names"
+        )
+    for name, value in data.items():
+        if not isinstance(name, str):
+            raise UsageError(f"{where}: the name of a section is a text, got {name!r}", "put it in quotes")
+        near = difflib.get_close_matches(name, known, 1, 0.75)
+        if name not in known and near:
+            raise UsageError(f"{where}: there is no section {name}; did you mean {near[0]}?")
+        if name == "torchfab" and value is not None and not isinstance(value, Mapping):
+            raise UsageError(f"{where}: torchfab is a section, got {value!r}", "write its settings below it, indented")
+        if isinstance(value, Mapping) and not all(isinstance(key, str) for key in value):
+            raise UsageError(f"{where}: the names of settings in {name} are texts", "put numbers in quotes")
+
+
+def check_variables(environ: Iterable[str]) -> None:
+    """Check that every environment variable FABRIC_TORCHFAB_* names a setting; Fabric ignores others.
+
+    Raises
+    ------
+    UsageError
+        One does not.
+    """
+    prefix = "FABRIC_TORCHFAB_"
+    known = [prefix + name.upper() for name in defaults.SETTINGS]
+    for name in sorted(environ):
+        if name.startswith(prefix) and name not in known:
+            raise _unknown(f"the environment variable {name}", name, known)
+
+
+def _unknown(what: str, name: str, known: Iterable[str], prefix: str = "") -> UsageError:
+    near = difflib.get_close_matches(name, list(known), 1, 0.6)
+    return UsageError(
+        f"{what} names no setting" + (f"; did you mean {prefix}{near[0]}?" if near else ""),
+        "" if near else "fabric.yaml lists the settings",
+    )
 
 
 def _expected(name: str, value: Any) -> str:

@@ -9,7 +9,7 @@ import posixpath
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 
-from torchfab.core.specs import NodePlan, Plan, Process, session_name
+from torchfab.core.specs import NodePlan, Plan, Process, search_path, session_name
 
 SSHArgv = Callable[[NodePlan], Sequence[str]]
 
@@ -107,8 +107,9 @@ def _here_document(path: str, redirection: str, delimiter: str, text: str) -> It
 def _run_script(plan: Plan, part: NodePlan, process: Process) -> Iterable[str]:
     yield f"cd {shlex.quote(plan.job.on(part.node).workdir)} || exit"
     yield from (f"export {name}={shlex.quote(value)}" for name, value in process.env.items())
-    if process.path:
-        yield f'export PATH={shlex.quote(":".join(process.path))}:"$PATH"'
+    path = search_path(plan.job.on(part.node), process)
+    if path:
+        yield f'export PATH={shlex.quote(":".join(path))}:"$PATH"'
     log = shlex.quote(_path(part, process, "output.log"))
     yield f"exec {_in_lines(process.argv)} > >(tee -a {log}) 2>&1 < /dev/null"
 

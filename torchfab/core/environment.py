@@ -3,13 +3,48 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 
 from torchfab.core.errors import UsageError
 
 SECRET_PATTERNS = ("*TOKEN*", "*KEY*", "*SECRET*", "*PASSWORD*", "*PASSWD*", "*CREDENTIAL*")
 JOB_ID, NODE_RANK = "TORCHFAB_JOB_ID", "TORCHFAB_NODE_RANK"
+# Variables that launchers and torchrun set for every process, with the flag that decides on the value, if any.
+RESERVED = MappingProxyType(
+    {
+        **dict.fromkeys(("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "NODE_RANK"), ""),
+        **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), "--nproc-per-node and the hosts decide on it"),
+        **dict.fromkeys(("GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE"), "the hosts decide on it"),
+        "MASTER_ADDR": "give it with --master-addr",
+        "MASTER_PORT": "give it with --port",
+        "TORCHELASTIC_RUN_ID": "--name decides on it",
+        "TORCHELASTIC_MAX_RESTARTS": "give it with --max-restarts",
+        **dict.fromkeys(("TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_USE_AGENT_STORE", "TORCHELASTIC_ERROR_FILE"), ""),
+        **dict.fromkeys((JOB_ID, NODE_RANK), ""),
+    }
+)
+# Every flag of torchrun can be given as PET_<FLAG>, which would override the ones that the launcher gives.
+RESERVED_PREFIX = "PET_"
+# Variables that often matter to a training and are not forwarded: the launch names those that are set here.
+NOTEWORTHY = (
+    *("LD_LIBRARY_PATH", "LD_PRELOAD", "LIBRARY_PATH", "CPATH", "CC", "CXX", "MAX_JOBS", "XDG_CACHE_HOME", "DATA_DIR"),
+    *("CUDA_HOME", "CUDA_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CUDA_MODULE_LOADING", "CUDA_CACHE_*"),
+    *("ROCM_*", "ROCR_*", "HIP_*", "TRITON_*", "NVTE_*", "XLA_*", "PJRT_*", "I_MPI_*", "TORCHELASTIC_*"),
+    *(
+        "AWS_ACCESS_*",
+        "AWS_PROFILE",
+        "S3_*",
+        "AZURE_*",
+        "GOOGLE_APPLICATION_*",
+        "CLEARML_*",
+        "AIM_*",
+        "PL_*",
+        "LIGHTNING_*",
+        "VLLM_*",
+    ),
+)
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -49,7 +84,7 @@ def split_secrets(env: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str
 def select_forwarded(environ: Mapping[str, str], patterns: Sequence[str]) -> dict[str, str]:
     """Select the variables to forward from the launch machine.
 
-    Names that a shell cannot assign to (`BASH_FUNC_x%%`) are left out.
+    Names that a shell cannot assign to (`BASH_FUNC_x%%`), and those that launchers set, are left out.
 
     Parameters
     ----------
@@ -63,17 +98,80 @@ def select_forwarded(environ: Mapping[str, str], patterns: Sequence[str]) -> dic
     dict of str to str
         Sorted by name.
     """
-    names = sorted(name for name in environ if _NAME.fullmatch(name))
-    return {name: environ[name] for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}
+    names = sorted(name for name in environ if _NAME.fullmatch(name) and not is_reserved(name))
+    return {name: environ[name] for name in names if _matches(name, patterns)}
 
 
-def parse_env_flags(pairs: Sequence[str]) -> dict[str, str]:
+def not_forwarded(environ: Mapping[str, str], given: Container[str]) -> list[str]:
+    """Return the names of variables of the launch machine that may matter to a training and do not reach it.
+
+    Parameters
+    ----------
+    environ : mapping of str to str
+        The environment of the launch machine.
+    given : container of str
+        Names of the variables that the job gets.
+
+    Returns
+    -------
+    list of str
+        Sorted; those that match one of `NOTEWORTHY`.
+    """
+    return sorted(
+        name for name in environ if name not in given and not is_reserved(name) and _matches(name, NOTEWORTHY)
+    )
+
+
+def is_reserved(name: str) -> bool:
+    """Return whether launchers set a variable themselves.
+
+    Parameters
+    ----------
+    name : str
+        The variable's name.
+
+    Returns
+    -------
+    bool
+        True for `RANK` and the like, and for torchrun's `PET_*`.
+    """
+    return name in RESERVED or name.startswith(RESERVED_PREFIX)
+
+
+def check_not_reserved(name: str, where: str) -> None:
+    """Check that a variable is not one that launchers set themselves.
+
+    Parameters
+    ----------
+    name : str
+        The variable's name.
+    where : str
+        Where it was given, for the error.
+
+    Raises
+    ------
+    UsageError
+        It is one.
+    """
+    if name.startswith(RESERVED_PREFIX):
+        raise UsageError(f"{where}: {name} would override a flag of torchrun", "give the launcher's own flag instead")
+    if name in RESERVED:
+        raise UsageError(f"{where}: the launcher sets {name} for every process", RESERVED[name] or "leave it out")
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def parse_env_flags(pairs: Sequence[str], environ: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
     """Parse the values of `--env`.
 
     Parameters
     ----------
     pairs : sequence of str
-        Each `NAME=VALUE`; the last one of a name counts.
+        Each `NAME=VALUE`, or `NAME` for the value in `environ`; the last one of a name counts.
+    environ : mapping of str to str
+        The environment of the launch machine. Default: empty.
 
     Returns
     -------
@@ -83,15 +181,19 @@ def parse_env_flags(pairs: Sequence[str]) -> dict[str, str]:
     Raises
     ------
     UsageError
-        A pair has no `=`, or its name is not valid for an environment variable.
+        A pair has no `=` and its name is not set, its name is not valid for an environment variable, or launchers set
+        the variable themselves.
     """
     env = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
-        if not equals:
+        if not equals and name in environ:
+            value = environ[name]
+        elif not equals:
             raise UsageError(f"--env expects NAME=VALUE, got {pair!r}", f"--env {name}=VALUE")
         if not _NAME.fullmatch(name) or "\0" in value:
             raise UsageError(f"--env: {name!r} cannot name an environment variable")
+        check_not_reserved(name, f"--env {name}")
         env[name] = value
     return env
 

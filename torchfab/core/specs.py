@@ -5,12 +5,14 @@ flags + fabric.yaml -> Job -> inventory (Nodes, Slots) -> Facts -> launcher.plan
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
+from torchfab.core import command
 from torchfab.core.errors import JobNameError, UsageError
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
@@ -143,7 +145,7 @@ class Job:
     launcher : str
         Name of the launcher.
     script : tuple of str
-        The arguments after `--`: a script, or `-m` and a module, and its arguments.
+        A Python script, or `-m` and a module, with its arguments; with `is_program` the whole command of a rank.
     workdir : str
         Absolute path of the directory to run in, on every node.
     python : str
@@ -166,6 +168,8 @@ class Job:
         Options of OpenSSH's client (`-F FILE`, `-i KEY`), for a head process that connects to the nodes itself.
     mask_key : str
         Hexadecimal key of the digests that mask secrets in logs; empty where logs are not masked.
+    is_program : bool
+        Whether `script` runs as it stands, not by the interpreter; `python` as its first word is the interpreter.
     """
 
     name: str
@@ -183,6 +187,7 @@ class Job:
     options: Mapping[str, Any] = field(default_factory=_nothing)
     ssh_options: tuple[str, ...] = ()
     mask_key: str = field(default="", repr=False)
+    is_program: bool = False
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -217,13 +222,49 @@ class Job:
 
     @property
     def script_path(self) -> str | None:
-        """The script's path as given; None for a module (`-m`)."""
+        """The script's path as given; None for a module (`-m`), and for a program that needs no file."""
+        if self.is_program:
+            return command.checked_file(self.script) or None
         return None if self.script[0].startswith("-") else self.script[0]
+
+    @property
+    def program(self) -> str:
+        """The program that the nodes need besides the interpreter: a path, or a name on PATH; empty for none."""
+        return self.script[0] if self.is_program and self.script[0] != command.PYTHON else ""
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """The command of a rank."""
+        if not self.is_program:
+            return (self.python, *self.script)
+        return (self.program or self.python, *self.script[1:])
 
     @property
     def module(self) -> str | None:
         """The top-level package of the module given with `-m`; None for a script."""
         return self.script[1].partition(".")[0] if self.script[0] == "-m" and len(self.script) > 1 else None
+
+
+def search_path(job: Job, process: Process) -> tuple[str, ...]:
+    """Return the folders to prepend to a node's PATH for a process.
+
+    Parameters
+    ----------
+    job : Job
+        The job, as it runs on the node.
+    process : Process
+        The process.
+
+    Returns
+    -------
+    tuple of str
+        Its own folders, then that of the interpreter, as activating its environment does; not a folder of the system,
+        which would hide programs that the user has put in front of it.
+    """
+    folder = posixpath.dirname(job.python)
+    if not folder.startswith("/") or folder in ("/bin", "/usr/bin", "/usr/local/bin"):
+        return process.path
+    return (*process.path, folder)
 
 
 def check_name(name: str) -> None:

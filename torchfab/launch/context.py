@@ -84,6 +84,7 @@ def command_context(c: TaskContext, root: Path) -> CommandContext:
     """
     config = c.config.torchfab
     validate.check(config)
+    validate.check_variables(os.environ)
     kwargs = dict(c.config.connect_kwargs)
     settings = ConnectionSettings(
         ssh_config=os.path.abspath(path) if (path := c.config._runtime_ssh_path) else "",
@@ -131,7 +132,10 @@ def identities(given: str | Sequence[str] | None) -> tuple[str, ...]:
     UsageError
         There is no such file.
     """
-    return tuple(map(_identity, [given] if isinstance(given, str) else given or ()))
+    paths = [given] if isinstance(given, str) else given or ()
+    if not isinstance(paths, list | tuple) or not all(isinstance(path, str) for path in paths):
+        raise UsageError(f"connect_kwargs.key_filename is a path or a list of paths, got {given!r}")
+    return tuple(map(_identity, paths))
 
 
 def _identity(path: str) -> str:
@@ -140,7 +144,9 @@ def _identity(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path))
 
 
-def _timeout_s(given: int | None) -> float:
+def _timeout_s(given: object) -> float:
+    if given is not None and (not isinstance(given, int | float) or isinstance(given, bool)):
+        raise UsageError(f"connect_kwargs.timeout is a number of seconds, got {given!r}")
     if given is not None and given < 0:
-        raise UsageError(f"fab -t is a number of seconds, got {given}")
+        raise UsageError(f"-t is at least 1 second, got {given}")
     return float(given or 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Container, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 
 from torchfab.cli.flags import JobFlags, LaunchFlags
 from torchfab.config.connection_settings import ConnectionSettings
-from torchfab.core import dry_run, environment, inventory, specs
+from torchfab.core import command, dry_run, environment, inventory, specs
 from torchfab.core.console import progress, write_err, write_out
 from torchfab.core.errors import Interrupted, UsageError
 from torchfab.core.specs import Facts, Job, Node, Plan, Slot
@@ -56,7 +57,11 @@ def make_job(launcher: AnyLauncher, flags: JobFlags, own: Any, ctx: CommandConte
     if not script or not script[0]:
         problem = "an empty argument" if script else "nothing"
         raise UsageError(f"there is {problem} after --", "write the script there: -- train.py --batch-size 64")
-    env = {**environment.select_forwarded(ctx.environ, ctx.config["forward"]), **environment.parse_env_flags(flags.env)}
+    what = command.parse(script, lambda path: looked_at(os.path.join(flags.workdir or ctx.cwd, path)))
+    env = {
+        **environment.select_forwarded(ctx.environ, ctx.config["forward"]),
+        **environment.parse_env_flags(flags.env, ctx.environ),
+    }
     plain, secret = environment.split_secrets(env)
     workdir = flags.workdir or ctx.cwd
     name = flags.name or _default_name(script, ctx.now)
@@ -64,9 +69,10 @@ def make_job(launcher: AnyLauncher, flags: JobFlags, own: Any, ctx: CommandConte
         name=name,
         job_id=f"{name}-{ctx.token}",
         launcher=launcher.NAME,
-        script=script,
+        script=what.script,
+        is_program=what.is_program,
         workdir=workdir,
-        python=flags.python or sys.executable,
+        python=_interpreter(flags, what),
         master_addr=getattr(flags, "master_addr", ""),
         port=getattr(flags, "port", 0),
         env=plain,
@@ -77,6 +83,36 @@ def make_job(launcher: AnyLauncher, flags: JobFlags, own: Any, ctx: CommandConte
         ssh_options=ctx.settings.ssh_options,
         mask_key=ctx.mask_key,
     )
+
+
+def _interpreter(flags: JobFlags, what: command.Command) -> str:
+    """Return the interpreter: of `--python`, or of `-- /venv/bin/python train.py`, else the one that runs fab."""
+    is_given = flags.python and flags.python != type(flags).python
+    if what.python and is_given and what.python != flags.python:
+        raise UsageError(f"-- {what.python} and --python {flags.python} name two interpreters", "leave one of them out")
+    return what.python or flags.python or sys.executable
+
+
+def looked_at(path: str) -> command.Look | None:
+    """Return what a file of this machine is, from its `#!` line and its run bit.
+
+    Parameters
+    ----------
+    path : str
+        The file.
+
+    Returns
+    -------
+    Look or None
+        None where there is no such file.
+    """
+    try:
+        with open(path, "rb") as file:
+            line = file.readline(256)
+    except (OSError, ValueError):
+        return None
+    words = line[2:].decode(errors="replace").split() if line.startswith(b"#!") else []
+    return command.Look(tuple(words), os.access(path, os.X_OK))
 
 
 def _default_name(script: Sequence[str], now: float) -> str:
@@ -180,7 +216,16 @@ def execute(request: LaunchRequest, ctx: CommandContext, skip: Container[str] = 
         raise _interrupted(name, ctx.records) from None
     if announce:
         _announce(plan, time.time() - ctx.now)
+        _note_not_forwarded(request.job, nodes, ctx)
     return record
+
+
+def _note_not_forwarded(job: Job, nodes: Sequence[Node], ctx: CommandContext) -> None:
+    """Name the variables of this terminal that may matter and do not reach the nodes; processes here inherit them."""
+    names = environment.not_forwarded(ctx.environ, {*job.env, *job.secrets})
+    if names and not all(node.is_local for node in nodes):
+        are = "is" if len(names) == 1 else "are"
+        write_err(f"note: {', '.join(names)} {are} set here and not forwarded: --env {names[0]}")
 
 
 def _interrupted(name: str, records: Records) -> Interrupted:
@@ -212,6 +257,9 @@ def build_request(
     """
     job = make_job(launcher, flags, own, ctx)
     nodes, slots = read_inventory(flags, ctx)
+    for node in nodes:
+        for variable, _ in node.env:
+            environment.check_not_reserved(variable, f"{node.origin}: env.{variable}")
     if note := deepspeed_env.describe_unread(job.script, ctx.cwd, ctx.config["forward"], {*job.env, *job.secrets}):
         write_err(f"note: {note}")
     count = flags.nodes or sum(node.label not in skip for node in nodes) or len(nodes)

@@ -134,7 +134,7 @@ def _script_args(job: Job) -> tuple[str, ...]:
     arguments = [shlex.quote(arg) for arg in script[1:]]
     if script[0] == "-m":
         return ("-m", arguments[0], "--", *arguments[1:])
-    if not script[0].endswith(".py") or "\n" in script[0]:
+    if job.is_program or not script[0].endswith(".py") or "\n" in script[0]:
         raise UsageError(
             f"colossalai runs scripts whose names end in .py, and modules (-m); got {script[0]!r}",
             "rename it, or use launch-per-node",

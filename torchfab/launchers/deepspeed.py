@@ -132,8 +132,14 @@ def agent_argv(layout: Layout, placement: Placement, include: Sequence[str]) -> 
         *(job.python, "-m", "deepspeed.launcher.runner"),
         *("--no_ssh", "--node_rank", str(placement.node.rank)),
         *_common(layout, f"{folder}/hostfile", include, f"{folder}/logs"),
-        *(("--module", *job.script[1:]) if job.script_path is None else job.script),
+        *_script(job),
     )
+
+
+def _script(job: Job) -> tuple[str, ...]:
+    if job.is_program:
+        return ("--no_python", *job.argv)
+    return ("--module", *job.script[1:]) if job.script_path is None else job.script
 
 
 def head_argv(layout: Layout, include: Sequence[str]) -> tuple[str, ...]:
@@ -217,7 +223,7 @@ def _relay(layout: Layout, placement: Placement) -> Process:
     job, facts = placement.job, placement.facts
     rank = shlex.join([job.python, "-I", "-S", f"{facts.folder}/agent/rank.py", "--script"])
     files = {
-        "script.json": json.dumps([job.python, *job.script]) + "\n",
+        "script.json": json.dumps(list(job.argv)) + "\n",
         "bin/rank": f'#!/bin/sh\nexec {rank} "$@"\n',
     }
     return head_node.relay(placement, _environment(layout, placement), RANK_LOGS, files)

@@ -177,7 +177,7 @@ def _resolved_defaults(layout: Layout, shown: Mapping[str, str]) -> dict[str, st
         "nodes": f"{len(nodes)} ({fold([node.host for node in nodes])})",
         "ranks": f"{layout.world_size}" + (f" ({layout.note})" if layout.note else ""),
         **shown,
-        "master": f"{layout.master}:{layout.port}" + ("" if job.port else f" (a free port of {nodes[0].label})"),
+        "master": endpoint(layout.master, layout.port) + ("" if job.port else f" (a free port of {nodes[0].label})"),
         "workdir": _by_node(layout, lambda job: job.workdir),
         "python": _by_node(layout, lambda job: job.python),
     }
@@ -191,6 +191,24 @@ def _by_node(layout: Layout, value: Callable[[Job], str]) -> str:
     usual = max(hosts_by_value, key=lambda text: len(hosts_by_value[text]))
     others = [f"{fold(hosts)}: {text}" for text, hosts in hosts_by_value.items() if text != usual]
     return "; ".join([usual, *others])
+
+
+def endpoint(address: str, port: int) -> str:
+    """Return an address with a port, as URLs and torchrun's --rdzv-endpoint write it.
+
+    Parameters
+    ----------
+    address : str
+        A name or an address; IPv6 without brackets.
+    port : int
+        The port.
+
+    Returns
+    -------
+    str
+        `node1:5001`, `[2001:db8::1]:5001`.
+    """
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def master_address(job: Job, nodes: Sequence[Node]) -> str:

@@ -148,7 +148,7 @@ def _head(layout: Layout, program: str) -> Process:
         lines = [f"{name} slots={count}" for name, count in hosts]
     return Process(
         "head",
-        head_node.head_argv(layout, (*argv, "sh", "-c", RANK_COMMAND, job.python, job.python, *job.script)),
+        head_node.head_argv(layout, (*argv, "sh", "-c", RANK_COMMAND, job.python, *job.argv)),
         {**_environment(layout, layout.placements[0]), head_node.FOLDER: folder},
         rank_logs=head_node.RANK_LOGS,
         folders=("logs", "errors"),

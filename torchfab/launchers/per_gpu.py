@@ -125,4 +125,4 @@ def _process(layout: Layout, placement: Placement, slot: Slot) -> Process:
         **rank_env(layout, placement, slot),
         "TORCHELASTIC_ERROR_FILE": f"{placement.facts.folder}/{name}/errors/error.json",
     }
-    return Process(name, (job.python, *job.script), env, rank=slot.rank, folders=("errors",))
+    return Process(name, job.argv, env, rank=slot.rank, folders=("errors",))

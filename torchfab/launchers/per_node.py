@@ -13,8 +13,8 @@ from typing import Any
 from torchfab.core.errors import UsageError
 from torchfab.core.flag_values import WholeNumber, flag
 from torchfab.core.specs import Facts, Job, Node, Plan, Process, Requirements, Slot
-from torchfab.launchers import escape_for_torchrun, nproc
-from torchfab.launchers.layout import Layout, Placement, make_plan, process_environment
+from torchfab.launchers import nproc, torchrun_script
+from torchfab.launchers.layout import Layout, Placement, endpoint, make_plan, process_environment
 
 NAME = "per-node"
 # <log-dir>/<rdzv-id>_<random>/attempt_<k>/<local_rank>/stdout.log
@@ -145,7 +145,7 @@ def torchrun_argv(layout: Layout, placement: Placement, nnodes: tuple[int, int])
         *("--max-restarts", str(job.options["max_restarts"])),
         *("--redirects", "3"),
         *("--log-dir", f"{placement.facts.folder}/agent/logs"),
-        *escape_for_torchrun(job.script),
+        *torchrun_script(job),
     )
 
 
@@ -160,9 +160,8 @@ def _rendezvous(layout: Layout, node: Node) -> tuple[str, ...]:
     # is_host is explicit: otherwise torchrun compares host names to guess which node hosts the c10d store.
     timeout = options["rdzv_timeout_s"]
     conf = f"is_host={int(node.rank == 0)},join_timeout={timeout},read_timeout={timeout}"
-    endpoint = f"[{master}]:{port}" if ":" in master else f"{master}:{port}"
     local = ("--local-addr", _own_address(node, master))
-    return ("--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-conf", conf, *local)
+    return ("--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint(master, port), "--rdzv-conf", conf, *local)
 
 
 def _own_address(node: Node, master: str) -> str:
@@ -189,7 +188,8 @@ def _bounds(job: Job, nodes: Sequence[Node]) -> tuple[int, int]:
     """Return the smallest and the largest number of nodes that the job runs with."""
     least, most = job.options["nnodes"] or (len(nodes), len(nodes))
     if not least <= len(nodes) <= most:
-        raise UsageError(f"--nnodes {least}:{most} does not fit the {len(nodes)} hosts", "change the one or the other")
+        asked = f"{least}:{most}" if least < most else most
+        raise UsageError(f"--nnodes {asked} does not fit the {len(nodes)} hosts", "change the one or the other")
     if least < most and job.options["rdzv_backend"] == "static":
         raise UsageError("--rdzv-backend static cannot be elastic", f"use --nnodes {most}, or omit the backend")
     return least, most

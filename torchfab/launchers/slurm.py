@@ -15,7 +15,7 @@ from torchfab.core.errors import UsageError
 from torchfab.core.flag_values import WholeNumber, flag
 from torchfab.core.inventory import parse_hosts
 from torchfab.core.specs import Job, Node, Submission
-from torchfab.launchers import escape_for_torchrun, sbatch
+from torchfab.launchers import sbatch, torchrun_script
 from torchfab.launchers.per_node import RANK_LOGS
 
 NAME = "slurm"
@@ -279,7 +279,7 @@ def sbatch_text(job: Job, folder: str) -> str:
         port=job.options["port"],
         python=sbatch.quote(job.python),
         torchrun=torchrun_args(job),
-        script=escape_for_torchrun(job.script),
+        script=torchrun_script(job),
         threads=_threads(job),
         srun=("--cpus-per-task", str(job.options["cpus_per_task"])) if job.options["cpus_per_task"] else (),
     )

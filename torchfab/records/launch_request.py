@@ -80,6 +80,8 @@ class LaunchRequest:
             The file cannot be written.
         """
         values = {each.name: getattr(self.job, each.name) for each in fields(Job) if each.name != "options"}
+        if not self.job.is_program:  # so that an older torchfab reads the file
+            del values["is_program"]
         job = {**values, "env": dict(self.job.env), "secrets": sorted(self.job.secrets)}
         document = {
             "job": job,

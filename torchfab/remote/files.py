@@ -5,13 +5,14 @@ Layout of the folder of a job on one node (mode 0700; a shared home folder holds
     <node_dir>/jobs/<job id>/node-<node_rank>/
         node.py                 the program that runs here (see `torchfab.transport.bundle`)
         go                      written when all nodes are ready: the processes may start
-        stop.json               a stop was requested: its time and grace period
+        stop.json               a stop was requested: its time, its grace period, and whether launchers may end yet
         <process>/              "agent", "rank-3", ...
             spec.json           argv, environment by name and value, working directory
             secrets.json        the secret part of the environment; the supervisor reads and removes it
             ready               pid of the supervisor, written once it is up
             started.json        pids, start times, boot id
             ranks.json          the ranks found below the process: pid, start, end, exit code
+            ranks-ended             exists once a requested end has ended all ranks; their launcher may still run
             exit.json           exit code or signal of the process, and the time
             output.log          stdout and stderr of the process
             timeline            one line "time size path" per growth of a log file
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 SPEC, SECRETS, STARTED, RANKS, EXIT = "spec.json", "secrets.json", "started.json", "ranks.json", "exit.json"
 STOP, OUTPUT, TIMELINE, BUNDLE = "stop.json", "output.log", "timeline", "node.py"
-READY, GO = "ready", "go"
+READY, GO, RANKS_ENDED = "ready", "go", "ranks-ended"
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _RESERVED_BYTES = 4096

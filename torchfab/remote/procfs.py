@@ -113,7 +113,7 @@ def is_alive(pid: int, started: int) -> bool:
         False also when the pid now belongs to another process.
     """
     fields = stat_fields(pid)
-    return bool(fields) and int(fields[19]) == started and fields[0] not in "ZX"
+    return bool(fields) and int(fields[19]) == started and (fields[0] not in "ZX" or _has_threads(pid))
 
 
 def is_running(pid: int) -> bool:
@@ -129,7 +129,16 @@ def is_running(pid: int) -> bool:
     bool
         False for a zombie.
     """
-    return stat_fields(pid)[:1] not in ([], ["Z"], ["X"])
+    state = stat_fields(pid)[:1]
+    return state not in ([], ["Z"], ["X"]) or (bool(state) and _has_threads(pid))
+
+
+def _has_threads(pid: int) -> bool:
+    # A main thread that has ended (pthread_exit) is a zombie while other threads of its process run.
+    try:
+        return len(os.listdir(f"/proc/{pid}/task")) > 1
+    except OSError:
+        return False
 
 
 def exit_code_of_zombie(pid: int) -> int | None:
@@ -279,7 +288,7 @@ def descendants(roots: Iterable[int]) -> list[int]:
         next_pids = below.get(queue.pop(0), [])
         found += next_pids
         queue += next_pids
-    return [pid for pid in found if stat_fields(pid)[:1] not in ([], ["Z"], ["X"])]
+    return [pid for pid in found if is_running(pid)]
 
 
 def find_below(root: int, matches: Callable[[int], bool]) -> list[int]:
@@ -338,8 +347,66 @@ def job_processes(job_id: str, node_rank: int) -> list[int]:
 
 
 def _carries(pid: int, job_id: str, node_rank: int) -> bool:
-    raw = b"\0" + _read(f"/proc/{pid}/environ")
+    raw = b"\0" + (_read(f"/proc/{pid}/environ") or _environment_of_threads(pid))
     return (f"\0{JOB_ID}={job_id}\0".encode() in raw) and (f"\0{NODE_RANK}={node_rank}\0".encode() in raw)
+
+
+def _environment_of_threads(pid: int) -> bytes:
+    """Return the environment of a process whose main thread has ended; empty for any other process."""
+    if stat_fields(pid)[:1] != ["Z"]:
+        return b""
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return b""
+    return next((raw for thread in threads if (raw := _read(f"/proc/{pid}/task/{thread}/environ"))), b"")
+
+
+def is_foreign(pid: int) -> bool:
+    """Return whether this user may not signal a process: it belongs to another user.
+
+    Parameters
+    ----------
+    pid : int
+        The process.
+
+    Returns
+    -------
+    bool
+        False for a process that has ended.
+    """
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+def owner(pid: int) -> str:
+    """Return the name of the user of a process, or the number if it has no name.
+
+    Parameters
+    ----------
+    pid : int
+        The process.
+
+    Returns
+    -------
+    str
+        Empty when there is no such process.
+    """
+    import pwd
+
+    try:
+        uid = os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        return ""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def running_program(path: str) -> list[int]:

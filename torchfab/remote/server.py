@@ -276,6 +276,24 @@ class Server:
         self.preparation = self.started = None
         return answer
 
+    def on_end_ranks(self, request: dict[str, Any]) -> dict[str, Any]:
+        """End the ranks of the job on this node, but not their launchers.
+
+        Parameters
+        ----------
+        request : dict
+            As for `on_stop`.
+
+        Returns
+        -------
+        dict
+            As `torchfab.remote.job.stop.end_ranks` returns it.
+        """
+        from torchfab.remote.job import stop
+
+        folder = files.folder_of(request)
+        return stop.end_ranks(folder, request["job_id"], request["node_rank"], request["grace_s"])
+
     def on_stop(self, request: dict[str, Any]) -> dict[str, Any]:
         """Stop the job on this node.
 

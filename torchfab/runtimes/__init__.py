@@ -31,7 +31,7 @@ class StopReport:
     node : Node
         The node.
     signalled : int
-        Number of processes that received SIGTERM.
+        Number of processes that ran.
     killed, left : tuple of str
         Descriptions of the processes that needed SIGKILL, and of those that still run.
     seconds : float
@@ -42,6 +42,10 @@ class StopReport:
         What was done, if the counts do not describe it; empty: derive the text from the counts.
     status : NodeStatus, optional
         Status of the job on the node after the stop, if the node reported it.
+    ended_ranks, killed_ranks : int
+        Number of ranks that ended by themselves, and of those that were killed after the grace period.
+    ranks_s : float
+        How long the slowest rank that ended by itself took, in seconds.
     """
 
     node: Node
@@ -52,6 +56,9 @@ class StopReport:
     error: TorchfabError | None = None
     summary: str = ""
     status: NodeStatus | None = None
+    ended_ranks: int = 0
+    killed_ranks: int = 0
+    ranks_s: float = 0.0
 
 
 class Runtime(Protocol):

@@ -5,6 +5,7 @@ A node is reached over SSH or, for `localhost`, through a local process.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import shlex
 import time
@@ -19,7 +20,7 @@ from torchfab.core.console import write_err
 from torchfab.core.environment import SECRET_PATTERNS
 from torchfab.core.errors import HostsFailedError, Interrupted, TorchfabError
 from torchfab.core.inventory import fold
-from torchfab.core.specs import Facts, Job, Node, NodePlan, Plan, Requirements, session_name
+from torchfab.core.specs import Facts, Job, Node, NodePlan, Plan, Requirements, search_path, session_name
 from torchfab.core.status import CUT_OFF, JobStatus, NodeStatus, State, StatusReport, from_answer
 from torchfab.records import Record
 from torchfab.runtimes import StopReport
@@ -29,6 +30,7 @@ from torchfab.runtimes.tmux_stacks import stacks as stacks  # noqa: PLC0414  # p
 from torchfab.transport.fanout import fan_out
 from torchfab.transport.messages import launch
 from torchfab.transport.messages.job import (
+    EndRanksRequest,
     EvidenceAnswer,
     EvidenceRequest,
     ForgetRequest,
@@ -46,7 +48,7 @@ from torchfab.transport.messages.launch import (
     RollbackRequest,
     StartRequest,
 )
-from torchfab.transport.pool import Response, as_error, request_all
+from torchfab.transport.pool import Response, SessionPool, as_error, request_all
 from torchfab.transport.session import Pending, Session
 from torchfab.transport.ssh import NodeConnection, NodeGroup, open_session
 from torchfab.why.evidence import Evidence, NodeEvidence, evidence_from_report, in_rank_order
@@ -216,6 +218,8 @@ def _prepare_request(
         workdir=job.workdir,
         python=job.python,
         script=job.script_path,
+        program=job.program,
+        master_is_given=bool(job.master_addr),
         modules=_modules(job, node, requirements),
         python_path=job.env.get("PYTHONPATH"),
         installs=dict(requirements.installs),
@@ -357,7 +361,7 @@ def start_request(plan: Plan, each: NodePlan, timeout_s: float) -> StartRequest:
             rank_logs=process.rank_logs,
             folders=list(process.folders),
             files=dict(process.files),
-            path=list(process.path),
+            path=list(search_path(plan.job.on(each.node), process)),
         )
         for process in each.processes
     ]
@@ -480,14 +484,25 @@ def stop(record: Record, grace_s: float, nodes: Sequence[Node] | None = None) ->
     tuple of StopReport
         One for each node, by rank.
     """
-    found: dict[int, StopReport] = {}
-    timeout_s = grace_s + record.settings.answer_timeout_s
     targets = record.nodes if nodes is None else nodes
-    for node, result in request_all(
-        targets, record.settings, lambda node: StopRequest(**address(record, node), grace_s=grace_s), timeout_s
-    ):
-        found[node.rank] = _stop_report(record, node, result)
-    return tuple(found[rank] for rank in sorted(found))
+    begun, timeout_s = time.monotonic(), grace_s + record.settings.answer_timeout_s
+    with SessionPool(targets, record.settings) as sessions:
+        # First the ranks of all nodes, then the launchers: those of one node serve the ranks of others.
+        first = dict(sessions.request(functools.partial(_end_ranks_request, record, grace_s), timeout_s))
+        earlier_s = time.monotonic() - begun
+        left_s = max(0.0, grace_s - earlier_s)
+        results = sessions.request(lambda node: StopRequest(**address(record, node), grace_s=left_s), timeout_s)
+        reports = {node.rank: _stop_report(record, node, result) for node, result in results}
+    for node, answer in first.items():
+        if isinstance(answer, Response) and reports[node.rank].error is None:
+            report = reports[node.rank]
+            signalled = max(int(answer.value.asked), report.signalled)
+            reports[node.rank] = replace(report, signalled=signalled, seconds=report.seconds + earlier_s)
+    return tuple(reports[rank] for rank in sorted(reports))
+
+
+def _end_ranks_request(record: Record, grace_s: float, node: Node) -> EndRanksRequest:
+    return EndRanksRequest(**address(record, node), grace_s=grace_s)
 
 
 def _stop_report(record: Record, node: Node, result: Response[StopAnswer] | TorchfabError) -> StopReport:
@@ -497,8 +512,18 @@ def _stop_report(record: Record, node: Node, result: Response[StopAnswer] | Torc
     # The clock skew is derived from the round trip, which is the time that the node did not spend on stopping.
     sent = min(result.sent + report.seconds, result.received)
     now = _explain_lost(record, from_answer(node, report.status, sent, result.received))
-    killed, left = tuple(report.killed), tuple(report.left)
-    return StopReport(node, int(report.asked), killed, left, report.seconds, status=now)
+    ranks = report.rank_ends
+    return StopReport(
+        node,
+        int(report.asked),
+        tuple(report.killed),
+        tuple(report.left),
+        report.seconds,
+        status=now,
+        ended_ranks=int(ranks.ended),
+        killed_ranks=int(ranks.killed),
+        ranks_s=float(ranks.seconds),
+    )
 
 
 def forget(record: Record) -> dict[str, TorchfabError]:

@@ -203,3 +203,25 @@ def test_the_version_of_a_module_is_that_of_its_metadata(make: Make) -> None:
     names = ["pytest", "hypothesis", "yaml", "json"]
     versions = checks.run(make(modules=names))[0]["versions"]
     assert versions == {"pytest": version("pytest"), "hypothesis": version("hypothesis"), "yaml": "", "json": ""}
+
+
+def test_a_given_master_address_must_be_one_of_node_0(make: Make) -> None:
+    given = {"master_addr": "192.0.2.7", "master_is_given": True}
+    (found,) = problems(make(**given))
+    assert found.startswith("the master address 192.0.2.7 is not an address of this host, which is node 0")
+    assert problems(make(**given, node_rank=1, one_machine=False)) == []
+    assert problems(make(master_addr="127.0.0.1", master_is_given=True)) == []
+
+
+def test_a_program_must_be_on_the_node(make: Make, tmp_path: Path) -> None:
+    tool = tmp_path / "project" / "tool"
+    tool.write_text("#!/bin/sh\n")
+    assert "is not executable | chmod +x it there" in problems(make(program="./tool", script="./tool"))[0]
+    assert "run it as -- ./tool" in problems(make(program="tool", script=None))[0]
+    assert problems(make(program="sh", script=None)) == []
+
+
+@pytest.mark.parametrize("python", ["/bin/sh", "/bin/echo"])
+def test_another_program_is_no_interpreter(make: Make, python: str) -> None:
+    (found,) = problems(make(python=python))
+    assert "is not a Python" in found or "does not run" in found

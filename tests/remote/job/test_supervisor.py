@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import stat
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,9 @@ import pytest
 from tests.hostile import HOSTILE
 from tests.remote.place import PYTHON, Place, python, wait_for
 from torchfab.remote import files, procfs
+from torchfab.remote.job import stop as node_stop
 
+NOBODY = 65534
 # Each of these prints a line when it is ready for signals.
 STUBBORN = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
@@ -310,3 +315,76 @@ def test_a_process_that_is_itself_a_rank_has_its_code_in_the_ranks(place: Place)
     place.run(["sh", "-c", "sleep 0.3; exit 7"], env=env, name="rank-3", rank=3)
     (rank,) = place.read(place.folder / "rank-3", files.RANKS)
     assert (rank["rank"], rank["local_rank"], rank["code"]) == (3, 1, 7)
+
+
+# ---- processes that are hard to end
+
+# Each process forks and exits within a millisecond.
+CHAIN = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if os.fork():
+    print("ready", flush=True)
+    time.sleep(600)
+while True:
+    if os.fork():
+        os._exit(0)
+    with open(sys.argv[1], "w") as file:
+        file.write(str(os.getpid()))
+    time.sleep(0.0005)
+"""
+
+
+def test_a_chain_of_processes_that_fork_and_exit_is_ended(place: Place, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    supervisor, _ = supervised(place, *python(CHAIN, str(link)), grace_s=0.5)
+    wait_for(link.exists)
+    supervisor.send_signal(signal.SIGTERM)
+    supervisor.wait(30)
+    before = link.read_text()
+    time.sleep(0.3)
+    assert link.read_text() == before
+
+
+# Its main thread ends; another one runs on.
+LEADERLESS = """
+import ctypes, threading, time
+threading.Thread(target=time.sleep, args=(600,)).start()
+print("ready", flush=True)
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
+
+def test_a_process_whose_main_thread_has_exited_is_found_and_ended(place: Place) -> None:
+    process = place.begin(python(LEADERLESS), {**os.environ, **place.marks})
+    wait_for(lambda: procfs.stat_fields(process.pid)[:1] == ["Z"])
+    assert procfs.is_running(process.pid)
+    assert place.running() == [process.pid]
+    report = node_stop.stop(str(place.folder), place.job_id, 0, "none", 5.0)
+    assert (report["asked"], report["left"]) == (1, [])
+    assert process.wait(5) == -signal.SIGTERM
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a program run as another user")
+@pytest.mark.skipif(not os.path.exists("/usr/bin/python3"), reason="no interpreter that every user may run")
+def test_a_process_of_another_user_is_reported_and_not_awaited() -> None:
+    base = tempfile.mkdtemp(dir="/var/tmp")
+    try:
+        os.chmod(base, 0o755)
+        become_root = shutil.copy(shutil.which("setpriv") or "setpriv", base)
+        os.chmod(become_root, 0o4755)
+        place = Place(Path(base) / "job" / "node-0", "foreign")
+        place.prepare(["sh", "-c", f"{become_root} --reuid 0 sleep 600 & sleep 0.5; exit 0"], grace_s=0.5)
+        for path in [Path(base) / "job", *(Path(base) / "job").rglob("*")]:
+            os.chown(path, NOBODY, NOBODY)
+        # That user may not reach the interpreter of these tests.
+        program = ["/usr/bin/python3", "-I", "-S", str(place.folder / files.BUNDLE), "supervise", "agent"]
+        done = subprocess.run(program, env={"PATH": os.defpath}, user=NOBODY, group=NOBODY, timeout=30, check=False)
+        assert done.returncode == 0
+        (foreign,) = place.read(place.folder / "agent", files.EXIT)["foreign"]
+        assert re.fullmatch(r"\d+ \(sleep 600\) of user root", foreign["text"])
+        assert node_stop._foreign(str(place.folder)) == [foreign["text"]]
+        os.kill(foreign["pid"], signal.SIGKILL)
+        wait_for(lambda: node_stop._foreign(str(place.folder)) == [])
+    finally:
+        shutil.rmtree(base)

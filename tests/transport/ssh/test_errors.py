@@ -11,7 +11,10 @@ from paramiko.ssh_exception import NoValidConnectionsError
 
 from torchfab.transport.ssh.errors import explain
 
-CONNECTION = SimpleNamespace(host="10.0.0.9", port=22, user="me", timeout_s=10.0, step_timeout=None, proxy=None)
+CLIENT = SimpleNamespace(get_transport=lambda: None, unreadable_keys={})  # it has not connected
+CONNECTION = SimpleNamespace(
+    host="10.0.0.9", port=22, user="me", timeout_s=10.0, step_timeout=None, proxy=None, client=CLIENT
+)
 
 
 @pytest.mark.parametrize("code", [errno.EHOSTUNREACH, errno.ENETUNREACH])

@@ -177,7 +177,10 @@ def _expand_ranges(line: Line, host: str) -> list[str]:
     try:
         return list(NodeSet(host))
     except (NodeSetException, ValueError) as error:
-        raise line.error(f"bad range {host!r}: {error}", _RANGE_FIX) from None
+        reason = (
+            str(error).partition(": ")[2].replace('"', "").replace(" :", ":") or error
+        )  # it begins with "bad range"
+        raise line.error(f"bad range {host!r}: {reason}", _RANGE_FIX) from None
 
 
 def max_host_count(pattern: str) -> int:

@@ -14,7 +14,7 @@ from torchfab.remote import files
 
 _MODULES = (
     *("server", "files", "procfs", "job", "job.supervisor", "job.child", "job.console", "job.log_files"),
-    *("job.rank_tracker", "job.start_barrier", "tmux"),
+    *("job.graceful_end", "job.hold", "job.rank_tracker", "job.start_barrier", "tmux"),
 )
 
 

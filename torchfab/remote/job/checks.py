@@ -6,6 +6,7 @@ that the user fixes a node once, not five times.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
@@ -85,6 +86,7 @@ def run(request: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, str]]]:
     problems = [
         *(*tmux_problems, *python_problems, *program_problems),
         *check_workdir(request["workdir"], request["script"]),
+        *check_program(request),
         *check_master(request),
         *check_peers(request["peers"]),
     ]
@@ -156,11 +158,33 @@ def check_python(request: dict[str, Any]) -> tuple[str, dict[str, str], list[dic
     except (OSError, subprocess.TimeoutExpired) as error:
         return "", {}, [problem(f"{python} does not run: {error}", _OTHER_PYTHON)]
     fields = done.stdout.split()
+    if _is_other_program(python, fields[:1]):
+        return "", {}, [problem(f"{python} is not a Python", _OTHER_PYTHON)]
     if done.returncode or not fields:
         tail = done.stderr.strip().splitlines()[-1:] or [f"it ended with {done.returncode}"]
         return "", {}, [problem(f"{python} does not run: {tail[0]}", _OTHER_PYTHON)]
     modules, missing = _split_modules(fields[1:])
     return fields[0], modules, [_missing_module(name, request) for name in missing]
+
+
+def _is_other_program(python: str, printed: list[str]) -> bool:
+    """Return whether an interpreter that did not print its version is another program, such as a shell."""
+    if printed and printed[0][:1].isdigit():
+        return False
+    try:
+        done = subprocess.run(
+            [python, "--version"],
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=PYTHON_TIMEOUT_S,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0 and not done.stdout.startswith("Python ")
 
 
 def _split_modules(fields: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -226,13 +250,45 @@ def check_workdir(workdir: str, script: str | None) -> list[dict[str, str]]:
     return []
 
 
+def check_program(request: dict[str, Any]) -> list[dict[str, str]]:
+    """Check that the program which the ranks run instead of a Python script can be run.
+
+    Parameters
+    ----------
+    request : dict
+        `program` (a path, or a name on PATH; empty or missing for none), `workdir`, `python`.
+
+    Returns
+    -------
+    list of dict
+        The problems: at most one.
+    """
+    program = request.get("program") or ""
+    path = os.path.join(request["workdir"], program)
+    if "/" in program:
+        if os.path.isfile(path) and not os.access(path, os.X_OK):
+            return [problem(f"{path} is not executable", f"chmod +x it there, or name what runs it: -- bash {program}")]
+        return []
+    if not program:
+        return []
+    from torchfab.remote.host import programs  # imported here: most jobs run a Python script
+
+    if programs.find(program, request["python"]):
+        return []
+    what = f"there is no program {program} on PATH, nor beside {request['python']}"
+    fix = "install it there, or give the --python of an environment that has it"
+    if os.path.isfile(path):
+        fix = f"{path} is a file: run it as -- ./{program}, or -- python {program}"
+    return [problem(what, fix)]
+
+
 def check_master(request: dict[str, Any]) -> list[dict[str, str]]:
     """Check that the master address resolves, and on other nodes than node 0 not to this machine.
 
     Parameters
     ----------
     request : dict
-        `master_addr`, `node_rank`, `one_machine`.
+        `master_addr`, `node_rank`, `one_machine`, `master_is_given` (by --master-addr; missing: it is not).
 
     Returns
     -------
@@ -251,7 +307,21 @@ def check_master(request: dict[str, Any]) -> list[dict[str, str]]:
     if elsewhere and found <= _OWN_ADDRESSES:
         what = f"the master address {address} is this node itself here ({', '.join(sorted(found))})"
         return [problem(what, "give an address that every node can reach with --master-addr")]
+    if request["node_rank"] == 0 and request.get("master_is_given") and not any(map(_is_own, found)):
+        what = f"the master address {address} is not an address of this host, which is node 0"
+        fix = "correct --master-addr; an address that a router forwards goes behind address= in the hosts file"
+        return [problem(what, fix)]
     return []
+
+
+def _is_own(address: str) -> bool:
+    """Return whether an address belongs to this machine; one that cannot be tried counts as its own."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM) as tried:
+            tried.bind((address, 0))
+    except OSError as error:
+        return error.errno != errno.EADDRNOTAVAIL
+    return True
 
 
 def check_peers(addresses: list[str]) -> list[dict[str, str]]:

@@ -43,14 +43,8 @@ class RankTracker:
         bool
             Whether there are any.
         """
-        known = {(rank["pid"], rank["start_time"]) for rank in self.ranks}
-
-        def is_rank(pid: int) -> bool:
-            # A known rank that has overwritten its environment since (setproctitle does) still counts, so that its
-            # children are not taken for ranks.
-            return (pid, procfs.start_time(pid)) in known or "RANK" in procfs.environment(pid)
-
-        found = procfs.find_below(self.root, is_rank)
+        known = self._known()
+        found = procfs.find_below(self.root, self.is_rank)
         # The first read of a process that has just forked may still return its parent's environment, so it is read
         # again. The second read also skips processes that have ended since.
         reread = {pid: procfs.environment(pid) for pid in found if (pid, procfs.start_time(pid)) not in known}
@@ -60,6 +54,25 @@ class RankTracker:
         if new:
             self._save()
         return bool(new)
+
+    def is_rank(self, pid: int) -> bool:
+        """Return whether a process is a rank, or below one.
+
+        Parameters
+        ----------
+        pid : int
+            The process.
+
+        Returns
+        -------
+        bool
+            True also for a known rank that has overwritten its environment since (setproctitle does), so that its
+            children are not taken for ranks.
+        """
+        return (pid, procfs.start_time(pid)) in self._known() or "RANK" in procfs.environment(pid)
+
+    def _known(self) -> set[tuple[int, int]]:
+        return {(rank["pid"], rank["start_time"]) for rank in self.ranks}
 
     def _add(self, pid: int, env: dict[str, str]) -> None:
         rank = {

@@ -6,7 +6,8 @@ It runs in a tmux window, without the standard library's site module, and does f
 2. It is the subreaper (prctl(2), PR_SET_CHILD_SUBREAPER) of all descendants of the process. A descendant that
    double-forks or leaves its session becomes its child, and when the process has ended, nothing of it is left running.
 3. It writes the start, the ranks, and the end (code, signal, time) to disk, atomically.
-4. It forwards signals, and shows the process's log files in its window. The process writes to those files itself, so
+4. It ends the process so that its ranks can save (`torchfab.remote.job.graceful_end`), passes other signals on to the
+   ranks, and shows the process's log files in its window. The process writes to those files itself, so
    neither a viewer nor the death of this supervisor can block it.
 
 The process does not start before all nodes of the job are ready (see `torchfab.remote.job.start_barrier`).
@@ -25,6 +26,7 @@ from torchfab.remote import files, procfs, tmux
 from torchfab.remote.job import child, log_files, start_barrier
 from torchfab.remote.job.child import Child
 from torchfab.remote.job.console import Window
+from torchfab.remote.job.graceful_end import GracefulEnd
 from torchfab.remote.job.rank_tracker import RankTracker
 
 TYPE_CHECKING = False
@@ -38,6 +40,10 @@ _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 # A rank may live for only a moment, so poll often until the first one appears, and briefly after each new one.
 _STARTUP_S, _SETTLE_S = 30.0, 1.0
 _SHORT_POLL_S, _LONG_POLL_S = 0.1, 0.4
+# How long launchers may take to end after their ranks; less if the grace period is over before, but never less than the
+# second number.
+_LAUNCHERS_S, _LAUNCHERS_MIN_S = 10.0, 3.0
+_CHAIN_TRIES = 1000
 # Poll interval at the start barrier, as a fallback: normally SIGCHLD or the server's pidfd wakes us. Other nodes may
 # take minutes, and all supervisors wait meanwhile.
 _BARRIER_POLL_S = 2.0
@@ -70,6 +76,10 @@ class ProcessSupervisor:
         self.oom_kills = procfs.oom_kills() or 0  # count at the start of this supervisor
         self.end_signal: str | None = None  # the first signal that requested the end
         self.kill_at: float | None = None
+        self.ending = GracefulEnd(self.ranks.is_rank)
+        self.end_requested = 0.0
+        self.ranks_ended: float | None = None  # when the last rank ended after a requested end
+        self.foreign: list[dict[str, Any]] = []  # processes of other users that cannot be ended
         self.killed: dict[int, str] = {}  # processes that had to be killed: pid -> description
         self.exited: float | None = None
         self.wakeup = _signals_to_pipe()
@@ -177,6 +187,8 @@ class ProcessSupervisor:
 
     def _pause_s(self) -> float:
         now = time.time()
+        if self.end_signal:
+            return _SHORT_POLL_S
         settled = now - self.last_rank > _SETTLE_S if self.last_rank else now - self.begun > _STARTUP_S
         return _LONG_POLL_S if settled else _SHORT_POLL_S
 
@@ -188,6 +200,7 @@ class ProcessSupervisor:
         logs = log_files.find(self.folder, self.spec)
         self.timeline.record(logs, time.time())
         self.window.show(logs, self.ranks.ranks)
+        self._advance_end()
         if self.kill_at is not None and time.time() > self.kill_at:
             self._kill(procfs.descendants([os.getpid()]))
 
@@ -222,10 +235,47 @@ class ProcessSupervisor:
             self.warned = number.name
             return
         if number in _ENDING:
-            self.end_signal = self.end_signal or number.name
-            self.kill_at = self.kill_at or time.time() + self._grace_s()
-        leaders = [self.child.pid] if self.child and self.child.returncode is None else []
-        _signal_all([*leaders, *(pid for pid in self.ranks.running() if pid not in leaders)], number)
+            self._request_end(number)
+        elif self.child and self.child.returncode is None:
+            # A launcher would be ended by a signal that its ranks handle.
+            _signal_all(self.ranks.running() or [self.child.pid], number)
+
+    def _request_end(self, number: signal.Signals) -> None:
+        kill_at = time.time() + self._grace_s()
+        if self.end_signal is None:
+            self.end_signal, self.end_requested = number.name, time.time()
+            self.ending.number = number
+            self.kill_at = kill_at
+        elif self.ranks_ended is None:  # the latest request may have less patience
+            self.kill_at = min(kill_at, self.kill_at or kill_at)
+        self._advance_end()
+
+    def _advance_end(self) -> None:
+        """Signal the ranks, then, once all have ended, their launcher."""
+        if self.end_signal is None and self.spec.get("stop_by_file") and self._is_stop_requested():
+            self._request_end(signal.SIGTERM)
+        if self.end_signal is None or self.child is None or self.child.returncode is not None:
+            return
+        may_end = self._may_launchers_end()
+        had_ranks = bool(self.ending.hold.traced or self.ending.hold.stopped)
+        if self.ending.advance([self.child.pid], may_end):
+            return
+        now = time.time()
+        if self.ranks_ended is None:
+            self.ranks_ended = now
+            _touch(self._path(files.RANKS_ENDED))
+            if not may_end and self.kill_at is not None:
+                self.kill_at += _LAUNCHERS_MIN_S  # ranks of other nodes may use their whole grace period
+        if had_ranks and may_end and self.kill_at is not None:
+            self.kill_at = now + min(_LAUNCHERS_S, max(_LAUNCHERS_MIN_S, self.kill_at - now))
+
+    def _is_stop_requested(self) -> bool:
+        return os.path.exists(os.path.join(os.path.dirname(self.folder), files.STOP))
+
+    def _may_launchers_end(self) -> bool:
+        """Return whether launchers may end: not while a stop waits for ranks of other nodes, which may need them."""
+        stop = files.read_json(os.path.join(os.path.dirname(self.folder), files.STOP)) or {}
+        return not stop.get("ranks_first")
 
     def _grace_s(self) -> float:
         stop = files.read_json(os.path.join(os.path.dirname(self.folder), files.STOP)) or {}
@@ -250,23 +300,52 @@ class ProcessSupervisor:
         """End all remaining descendants: TERM, the grace period, KILL; return their descriptions."""
         if _has_no_children():
             return []
+        left = [procfs.describe(pid) for pid in procfs.descendants([os.getpid()])]
+        self.ending.number = signal.SIGTERM
+        self._await_descendants(min(time.time() + self._grace_s(), self.kill_at or float("inf")))
+        return left
+
+    def _await_descendants(self, deadline: float) -> None:
+        """Wait until this process has no descendants; kill them after the deadline; note those of other users."""
         own_pid = os.getpid()
-        remaining = procfs.descendants([own_pid])
-        left = [procfs.describe(pid) for pid in remaining]
-        _signal_all(remaining, signal.SIGTERM)
-        deadline = min(time.time() + self._grace_s(), self.kill_at or float("inf"))
-        while remaining:
+        while not _has_no_children():
+            # Topmost processes first: what is below them are their helpers, which become topmost when they have ended.
+            self.ending.advance(pid for pid in procfs.children(own_pid) if procfs.is_running(pid))
             time.sleep(0.02)
             self._reap_adopted(0)
-            remaining = procfs.descendants([own_pid])
             if time.time() > deadline:
-                self._kill(remaining)
-        return left
+                remaining = procfs.descendants([own_pid])
+                self._kill([pid for pid in remaining if not procfs.is_foreign(pid)])
+                self._kill_chain()
+                if remaining and all(map(procfs.is_foreign, remaining)):
+                    self.foreign = [_identify(pid) for pid in remaining]  # sudo: they can only be reported
+                    return
 
     def _kill(self, pids: list[int]) -> None:
         for pid in pids:
             self.killed.setdefault(pid, procfs.describe(pid))
         _signal_all(pids, signal.SIGKILL)
+        self.ending.hold.release()
+
+    def _kill_chain(self) -> None:
+        """Kill processes that fork and exit faster than a search of /proc takes: each becomes a child of this one."""
+        before: list[int] = []
+        for _ in range(_CHAIN_TRIES):
+            pids = [pid for pid in procfs.children(os.getpid()) if not procfs.is_foreign(pid)]
+            if not pids or pids == before:
+                break
+            _signal_all(pids, signal.SIGKILL)
+            for pid in pids:
+                _reap(pid)
+            before = pids
+
+    def _rank_ends(self) -> dict[str, Any]:
+        """Return how ranks ended after a requested end: by themselves or killed, and how long the former took."""
+        ranks = [rank for rank in self.ranks.ranks if (rank["pid"], rank["start_time"]) in self.ending.signaled]
+        killed = [rank for rank in ranks if rank["pid"] in self.killed]
+        ended = [rank["ended"] for rank in ranks if rank not in killed and rank["ended"]]
+        seconds = max(0.0, max(ended, default=self.end_requested) - self.end_requested)
+        return {"ended": len(ranks) - len(killed), "killed": len(killed), "seconds": seconds}
 
     def _write_exit(self, code: int | None, **more: Any) -> None:
         signal_name = signal.Signals(-code).name if code is not None and code < 0 else None
@@ -279,6 +358,10 @@ class ProcessSupervisor:
         }
         if kills := (procfs.oom_kills() or 0) - self.oom_kills:
             record["oom_kills"] = kills
+        if self.end_signal:
+            record["rank_ends"] = self._rank_ends()
+        if self.foreign:
+            record["foreign"] = self.foreign
         record.update(killed=list(self.killed.values()), **more)
         try:
             files.write_json(self._path(files.EXIT), record)
@@ -314,6 +397,18 @@ def _signal_all(pids: list[int], number: signal.Signals) -> None:
             os.kill(pid, number)
         except OSError:  # gone meanwhile
             pass
+
+
+def _identify(pid: int) -> dict[str, Any]:
+    text = f"{procfs.describe(pid)} of user {procfs.owner(pid)}"
+    return {"pid": pid, "start_time": procfs.start_time(pid), "text": text}
+
+
+def _touch(path: str) -> None:
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
+    except OSError:  # a full disk: a stop then waits for the end of the launcher
+        pass
 
 
 def _has_no_children() -> bool:

@@ -275,7 +275,7 @@ def stop(request: dict[str, Any]) -> dict[str, Any]:
     -------
     dict
         `before` (its state at the beginning), `asked` (number of running processes), `killed` and `left`
-        (descriptions), `seconds` (duration); or `problems`.
+        (descriptions), `seconds` (duration), `rank_ends` (how the ranks ended); or `problems`.
     """
     begun, before = time.time(), status(request)
     slurm = before["slurm"]
@@ -284,24 +284,51 @@ def stop(request: dict[str, Any]) -> dict[str, Any]:
     report = {"before": slurm["state"], "asked": _running(before), "killed": [], "left": [], "seconds": 0.0}
     if slurm["state"] in FINAL or not slurm["state"]:
         return {**report, "asked": 0}
-    _write_stop(request, begun)
     try:
-        if request["grace_s"] > KILL_WAIT_S and is_active(slurm):  # otherwise Slurm kills before the grace period ends
-            run("scancel", "--signal=TERM", request["slurm_id"])
-            await_end(request, begun + request["grace_s"])
+        if is_active(slurm):
+            _end_ranks(request, begun)
+        _write_stop(request, begun)
         run("scancel", request["slurm_id"])
     except SlurmError as error:
         return {"problems": [{"what": str(error), "fix": ""}]}
     last = await_end(request, begun + request["grace_s"] + KILL_WAIT_S + 15)
     ended = last["state"] in FINAL or not last["state"]
     left = [] if ended else [f"Slurm job {request['slurm_id']}: {last['state']}"]
-    return {**report, "killed": _killed(request), "left": left, "seconds": time.time() - begun}
+    report.update(killed=_killed(request), left=left, seconds=time.time() - begun)
+    return {**report, "rank_ends": _rank_ends(request)}
 
 
-def _write_stop(request: dict[str, Any], now: float) -> None:
-    for folder in (request["folder"], *(node_folder(request["folder"], rank) for rank in range(request["nodes"]))):
-        if os.path.isdir(folder):
-            node_stop.write_stop(folder, now, request["grace_s"])
+def _end_ranks(request: dict[str, Any], begun: float) -> None:
+    """Let the supervisors end the ranks within the grace period, by a file: scancel would signal data loaders too."""
+    deadline = begun + request["grace_s"]
+    if _write_stop(request, begun, ranks_first=True):
+        _await_ranks(request, deadline)
+    elif request["grace_s"] > KILL_WAIT_S:  # no supervisor, or a full disk; Slurm would kill before the deadline
+        run("scancel", "--signal=TERM", request["slurm_id"])
+        await_end(request, deadline)
+
+
+def _await_ranks(request: dict[str, Any], deadline: float) -> None:
+    """Wait until the supervisors of all nodes have ended their ranks, or the deadline has passed."""
+    processes = [os.path.join(node_folder(request["folder"], rank), AGENT) for rank in range(request["nodes"])]
+    while time.time() < deadline and any(map(node_stop.may_have_ranks, processes)):
+        time.sleep(0.1)
+
+
+def _rank_ends(request: dict[str, Any]) -> dict[str, Any]:
+    return node_stop.rank_ends([node_folder(request["folder"], rank) for rank in range(request["nodes"])])
+
+
+def _write_stop(request: dict[str, Any], now: float, ranks_first: bool = False) -> bool:
+    """Write the file that requests the stop; return whether supervisors can find it."""
+    nodes = [node_folder(request["folder"], rank) for rank in range(request["nodes"])]
+    grace_s = request["grace_s"]
+    written = [
+        node_stop.write_stop(folder, now, grace_s, ranks_first)
+        for folder in (request["folder"], *nodes)
+        if os.path.isdir(folder)
+    ]
+    return len(written) > 1 and all(written)
 
 
 def await_end(request: dict[str, Any], deadline: float) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def _write_spec(job_folder: str, folder: str, argv: list[str], env: dict[str, st
     for sub in ("logs", "errors"):
         files.make_private(os.path.join(folder, sub))
     # After a requeue, the logs stay, but the records of the previous run are removed.
-    for name in (files.STARTED, files.RANKS, files.EXIT):
+    for name in (files.STARTED, files.RANKS, files.RANKS_ENDED, files.EXIT):
         if os.path.exists(os.path.join(folder, name)):
             os.unlink(os.path.join(folder, name))
     base = files.read_json(os.path.join(job_folder, job.SPEC))
@@ -53,6 +53,7 @@ def _write_spec(job_folder: str, folder: str, argv: list[str], env: dict[str, st
         "argv": argv,
         "cwd": os.getcwd(),
         "rank": None,
+        "stop_by_file": True,  # Slurm's signals reach every process of the job
         "first_rank": int(env["SLURM_NODEID"]) * base["ranks_per_node"],
         "host": env.get("SLURMD_NODENAME", ""),
         "restart": int(env.get("SLURM_RESTART_COUNT", "0")),

@@ -307,7 +307,19 @@ def stop(record: Record, grace_s: float, nodes: Sequence[Node] | None = None) ->
     killed, left = tuple(answer.killed), tuple(answer.left)
     if left:
         summary = f"it was cancelled {answer.seconds:.0f} s ago, and Slurm is not done with it: {left[0]}"
-    return (StopReport(whole_job, int(answer.asked), killed, left, answer.seconds, summary=summary),)
+    return (
+        StopReport(
+            whole_job,
+            int(answer.asked),
+            killed,
+            left,
+            answer.seconds,
+            summary=summary,
+            ended_ranks=int(answer.rank_ends.ended),
+            killed_ranks=int(answer.rank_ends.killed),
+            ranks_s=float(answer.rank_ends.seconds),
+        ),
+    )
 
 
 def forget(record: Record) -> dict[str, TorchfabError]:

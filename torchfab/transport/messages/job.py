@@ -42,6 +42,19 @@ class StatusRequest(JobRequest[StatusReport], frozen=True, tag="status"):
     ANSWER = StatusReport
 
 
+class EndRanksAnswer(Struct, frozen=True):
+    """How many processes of the job ran on the node."""
+
+    asked: Number
+
+
+class EndRanksRequest(JobRequest[EndRanksAnswer], frozen=True, tag="end_ranks"):
+    """End the ranks of a job on a node within `grace_s` seconds, but not their launchers."""
+
+    grace_s: float
+    ANSWER = EndRanksAnswer
+
+
 class StopAnswer(StopReport, frozen=True, kw_only=True):
     """How a job was stopped, and its status afterwards."""
 

@@ -135,6 +135,8 @@ class PrepareRequest(Request[PrepareAnswer], frozen=True, tag="prepare"):
     write: bool
     patience_s: int
     python_timeout_s: float
+    program: str = ""
+    master_is_given: bool = False
     ANSWER = PrepareAnswer
 
 
@@ -183,23 +185,42 @@ class CommitRequest(Request[CommitAnswer], frozen=True, tag="commit"):
     ANSWER = CommitAnswer
 
 
+class RankEnds(Struct, frozen=True, kw_only=True):
+    """How ranks ended after a stop.
+
+    Parameters
+    ----------
+    ended, killed : int
+        Number of ranks that ended by themselves, and of those that were killed after the grace period.
+    seconds : float
+        How long the slowest of the former took.
+    """
+
+    ended: Number = 0
+    killed: Number = 0
+    seconds: Number = 0
+
+
 class StopReport(Struct, frozen=True, kw_only=True):
     """How processes were stopped.
 
     Parameters
     ----------
     asked : int
-        Number of processes that got a signal.
+        Number of processes that ran.
     killed, left : list of str
         Descriptions of those that had to be killed, and of those that still run.
     seconds : float
         How long it took.
+    rank_ends : RankEnds
+        How its ranks ended.
     """
 
     asked: Number
     killed: list[str]
     left: list[str]
     seconds: Number
+    rank_ends: RankEnds = RankEnds()
 
 
 class RollbackRequest(Request[StopReport], frozen=True, tag="rollback"):

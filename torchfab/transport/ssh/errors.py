@@ -180,7 +180,8 @@ def _explain_network(error: Exception, where: str, connection: Any, took_s: floa
             f"{where} did not finish the SSH handshake: {error or 'it closed the connection'}",
             "check that sshd listens there; its log says why it refuses (MaxStartups, when many log in at once)",
         )
-    return HostError(f"no connection to {where}: {error or type(error).__name__}")
+    reason = next((os.strerror(number) for cause in causes if (number := getattr(cause, "errno", None))), "")
+    return HostError(f"no connection to {where}: {reason or error or type(error).__name__}")
 
 
 def _explain_refusal(causes: Sequence[Exception], where: str) -> HostError | None:

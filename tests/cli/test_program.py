@@ -1,0 +1,137 @@
+"""The program of `fab`: one line and exit code 2 where the command line or the settings are wrong."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from fabric.main import Fab
+
+from torchfab.cli import program
+from torchfab.cli.program import Program, make_program
+
+ROOT = Path(__file__).parents[2]
+
+
+class Ended:
+    """How a command line ended: its exit code and output."""
+
+    def __init__(self, code: object, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def fab(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):  # type: ignore[no-untyped-def]
+    """Run a command line in a project of its own, whose fabric.yaml may be given."""
+    monkeypatch.setenv("FABRIC_TORCHFAB_RECORDS", str(tmp_path / "records"))
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+
+    def run(*words: str, settings: bytes | None = None) -> Ended:
+        root = ROOT
+        if settings is not None:
+            root = tmp_path
+            (root / "fabfile.py").write_text((ROOT / "fabfile.py").read_text())
+            (root / "fabric.yaml").write_bytes(settings)
+        argv = ["fab", "-r", str(root), *words]
+        monkeypatch.setattr(sys, "argv", argv)
+        code: object = 0
+        try:
+            make_program().run(argv)
+        except SystemExit as ended:
+            code = ended.code
+        captured = capsys.readouterr()
+        return Ended(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("statsu", "there is no task statsu; did you mean status?"),
+        ("--help statsu", "there is no task statsu; did you mean status?"),
+        ("-l statsu", "there is no task statsu; did you mean status?"),
+        ("-F tree -l", "-F (--list-format) is flat, nested or json, got 'tree'"),
+        ("-t abc jobs", "takes a whole number, got 'abc'"),
+        ("jobs -t abc", "takes a whole number, got 'abc'"),
+        ("-t 0 jobs", "-t is at least 1 second, got 0"),
+        ("-t -1 jobs", "-t is at least 1 second, got -1"),
+        ("-- train.py", "there is no task in front of --: fab launch-per-node -- train.py"),
+        ("-H a -H b jobs", "-H (--hosts) is given twice"),
+        ("-H a --hosts=b jobs", "-H (--hosts) is given twice"),
+        ("-H a jobs -H b", "-H (--hosts) is given twice"),
+        ("-c nowhere jobs", "there is no nowhere.py in"),
+        ("launch-per-node status", "launch-per-node is followed by the task status"),
+        ("launch-per-node --env -- train.py", "--env needs a value"),
+    ],
+)  # fmt: skip
+def test_a_wrong_command_line_is_one_error(fab, line: str, expected: str) -> None:  # type: ignore[no-untyped-def]
+    ended = fab(*line.split())
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.startswith("error: ")
+    assert expected in ended.err
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (b"5", "fabric.yaml holds no settings, got 5"),
+        (b"hello", "fabric.yaml holds no settings, got 'hello'"),
+        (b"[a]", "fabric.yaml holds no settings, got ['a']"),
+        (b"a: [", "fabric.yaml cannot be read"),
+        (b"\xff\xfe", "fabric.yaml cannot be read: 'utf-8' codec"),
+        (b"torchfab: 3", "torchfab is a section, got 3"),
+        (b"torchfab: {hostfile: 5}", "torchfab.hostfile is a text, got 5"),
+        (b"torchfab: {fanuot: 5}", "torchfab.fanuot names no setting; did you mean torchfab.fanout?"),
+        (b"torchfab: {5: 5}", "the names of settings in torchfab are texts"),
+        (b"torchfb: {fanout: 5}", "there is no section torchfb; did you mean torchfab?"),
+        (b"5: 5", "the name of a section is a text, got 5"),
+        (b"tasks: {executor_class: 5}", "tasks.executor_class names no executor: 5"),
+        (b"tasks: {executor_class: nowhere.Executor}", "tasks.executor_class names no executor"),
+        (b"tasks: {executor_class: pathlib.Path}", "tasks.executor_class names no executor"),
+        (b"tasks: 5", "settings do not fit together"),
+        (b"connect_kwargs: {timeout: abc}", "connect_kwargs.timeout is a number of seconds, got 'abc'"),
+        (b"connect_kwargs: {key_filename: 5}", "connect_kwargs.key_filename is a path or a list of paths, got 5"),
+    ],
+)  # fmt: skip
+def test_a_wrong_file_of_settings_is_one_error(fab, settings: bytes, expected: str) -> None:  # type: ignore[no-untyped-def]
+    ended = fab("jobs", settings=settings)
+    assert (ended.code, ended.out) == (2, "")
+    assert expected in ended.err
+
+
+@pytest.mark.parametrize("settings", [b"", b"# nothing", b"torchfab:\n  # nothing", b"mine: {a: 5}"])
+def test_settings_that_are_not_given_have_defaults(fab, settings: bytes) -> None:  # type: ignore[no-untyped-def]
+    assert fab("jobs", settings=settings).out.startswith("no job was launched")
+
+
+def test_a_variable_of_a_misspelt_setting_is_an_error(fab, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setenv("FABRIC_TORCHFAB_FANUOT", "3")
+    assert "did you mean FABRIC_TORCHFAB_FANOUT?" in fab("jobs").err
+
+
+def test_the_version_is_torchfabs_first(fab) -> None:  # type: ignore[no-untyped-def]
+    assert fab("--version").out.startswith("torchfab 0.")
+
+
+def test_list_of_a_task_is_its_help(fab) -> None:  # type: ignore[no-untyped-def]
+    assert "--watch" in fab("-l", "status").out
+
+
+def test_flags_that_may_repeat_add_up(fab) -> None:  # type: ignore[no-untyped-def]
+    missing = fab("-i", str(ROOT / "README.md"), "jobs", "-i", "no-such-key")
+    assert "fab -i no-such-key: there is no such file" in missing.err
+
+
+def test_a_running_program_of_fabric_becomes_ours() -> None:
+    class Loading:
+        def __init__(self, running: Fab) -> None:
+            self.running = running
+
+    def load(self: Fab) -> None:
+        program.adopt()
+
+    running = Fab(version="3", name="Fabric")
+    load(running)
+    assert type(running) is Program

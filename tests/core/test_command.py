@@ -1,0 +1,111 @@
+"""What the words after `--` run: scripts, modules, code, shell scripts, programs, other launchers."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.hostile import texts
+from tests.support import fuzzed
+from torchfab.core import command
+from torchfab.core.command import Command, Look
+from torchfab.core.errors import UsageError
+
+FILES = {
+    "train.py": Look(),
+    "run.sh": Look(("/bin/bash",)),
+    "plain.sh": Look(),
+    "job": Look(("/bin/bash", "-e"), True),
+    "tool": Look(("/usr/bin/env", "python3"), True),
+    "data": Look(),
+    "./job": Look(("/bin/bash", "-e"), True),
+}
+
+
+def parse(line: str) -> Command:
+    return command.parse(line.split(), FILES.get)
+
+
+@pytest.mark.parametrize(
+    ("line", "script"),
+    [
+        ("train.py --lr 3", "train.py --lr 3"),
+        ("-m pkg.train a", "-m pkg.train a"),
+        ("python train.py a", "train.py a"),
+        ("python3 -u train.py", "train.py"),
+        ("python -m pkg.train", "-m pkg.train"),
+        ("tool a", "tool a"),
+        ("data", "data"),
+        ("src/train.py", "src/train.py"),
+    ],
+)  # fmt: skip
+def test_the_training_interpreter_runs_it(line: str, script: str) -> None:
+    assert parse(line) == Command(tuple(script.split()))
+
+
+@pytest.mark.parametrize(
+    ("line", "whole"),
+    [
+        ("-c print(1) a", "python -u -c print(1) a"),
+        ("python -O train.py", "python -u -O train.py"),
+        ("python -X dev -m pkg", "python -u -X dev -m pkg"),
+        ("run.sh a", "/bin/bash run.sh a"),
+        ("plain.sh", "bash plain.sh"),
+        ("elsewhere.sh", "bash elsewhere.sh"),
+        ("job a", "./job a"),
+        ("./job a", "./job a"),
+        ("bash run.sh a", "bash run.sh a"),
+        ("nvidia-smi -L", "nvidia-smi -L"),
+        ("lightning fit", "lightning fit"),
+        ("accelerate launch train.py a", "accelerate launch --num_processes 1 --num_machines 1 train.py a"),
+        (
+            "python -m accelerate.commands.launch train.py",
+            "python -m accelerate.commands.launch --num_processes 1 --num_machines 1 train.py",
+        ),
+    ],
+)  # fmt: skip
+def test_it_runs_as_it_stands(line: str, whole: str) -> None:
+    assert parse(line) == Command(tuple(whole.split()), True)
+
+
+def test_an_interpreter_with_a_path_is_that_of_the_job() -> None:
+    assert parse("/venv/bin/python3 train.py") == Command(("train.py",), python="/venv/bin/python3")
+    assert parse("python3.10 -m pkg") == Command(("-m", "pkg"), python="python3.10")
+
+
+@pytest.mark.parametrize(
+    ("line", "fix"),
+    [
+        ("torchrun --nproc_per_node 2 --standalone train.py a", "fab launch-per-node -- train.py a"),
+        ("torchrun --nnodes=2 -m pkg", "fab launch-per-node -- -m pkg"),
+        ("python -m torch.distributed.run --nproc-per-node 2 train.py", "fab launch-per-node -- train.py"),
+        ("deepspeed --num_gpus 2 train.py", "fab launch-deepspeed -- train.py"),
+        ("mpirun -n 4 python train.py", "fab launch-mpi -- train.py"),
+        ("srun -N 2 python train.py", "fab launch-slurm -- train.py"),
+        ("accelerate launch --multi_gpu train.py", "accelerate launch train.py"),
+    ],
+)  # fmt: skip
+def test_what_would_launch_twice_is_refused_with_the_right_line(line: str, fix: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(line)
+    assert fix in caught.value.fix
+
+
+@pytest.mark.parametrize("line", ["python", "python -u", "--lr 3"])
+def test_a_command_without_a_script_is_refused(line: str) -> None:
+    with pytest.raises(UsageError):
+        parse(line)
+
+
+def test_the_file_that_nodes_need_is_known() -> None:
+    assert command.checked_file(("bash", "run.sh")) == "run.sh"
+    assert command.checked_file(("./job", "a")) == "./job"
+    assert command.checked_file(("bash", "-c", "x.sh")) == ""
+    assert command.checked_file(("nvidia-smi",)) == ""
+
+
+@fuzzed(texts())
+def test_any_word_is_parsed_or_refused(word: str) -> None:
+    try:
+        assert command.parse((word, "a"), FILES.get).script
+    except UsageError:
+        pass

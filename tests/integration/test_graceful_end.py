@@ -1,0 +1,152 @@
+"""A stop lets every rank save, under every launcher: loaders and launchers live until the ranks have ended."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import faulttable
+from tests.integration import launcher_contract
+from tests.integration.fab import Done, Fab, eventually
+from tests.integration.jobs import gpufile, ok
+from tests.support import absent, require
+
+# Trains with two loaders. SIGTERM sets a flag that is read at the end of a step; the ranks then meet once more, which
+# needs the store of the rendezvous, and odd ranks save for a while. A second SIGTERM means "leave now".
+SAVES = """
+import json, os, signal, sys, time
+import torch, torch.distributed as dist
+from torch.utils.data import DataLoader, Dataset
+
+class Numbers(Dataset):
+    def __len__(self):
+        return 1_000_000
+    def __getitem__(self, index):
+        return torch.tensor([float(index)])
+
+terms = []
+def on_term(number, frame):
+    terms.append(time.time())
+    if len(terms) > 1:
+        os._exit(9)
+
+rank, out, save_s = int(os.environ["RANK"]), sys.argv[1], float(sys.argv[2])
+signal.signal(signal.SIGTERM, on_term)
+dist.init_process_group("gloo")
+loader = iter(DataLoader(Numbers(), batch_size=2, num_workers=2, prefetch_factor=1))
+open(f"{out}/{rank}.ready", "w").close()
+stop = torch.zeros(1)
+while not stop:
+    next(loader)
+    time.sleep(0.05)
+    stop[0] = len(terms)
+    dist.all_reduce(stop)
+dist.all_reduce(torch.ones(1), group=dist.new_group())
+deadline = time.time() + save_s * (rank % 2)
+while time.time() < deadline:
+    next(loader)
+    time.sleep(0.05)
+while not terms:
+    time.sleep(0.01)
+with open(f"{out}/{rank}.new", "w") as file:
+    json.dump({"terms": len(terms), "saved_s": time.time() - terms[0]}, file)
+os.replace(f"{out}/{rank}.new", f"{out}/{rank}.json")
+os._exit(0)
+"""
+PLAIN = """
+import os, sys, time
+open(f"{sys.argv[1]}/{os.environ['RANK']}.ready", "w").close()
+time.sleep(600)
+"""
+LAUNCHERS = {
+    "launch-per-node": ("launch-per-node",),
+    "launch-per-gpu": ("launch-per-gpu",),
+    "launch-deepspeed": ("launch-deepspeed",),
+    "launch-deepspeed --from-head": ("launch-deepspeed", "--from-head"),
+    "launch-mpi, Open MPI": ("launch-mpi", "--flavour", "openmpi"),
+    "launch-mpi, MPICH": ("launch-mpi", "--flavour", "mpich"),
+    "launch-colossalai": ("launch-colossalai",),
+}
+
+
+@pytest.fixture(params=LAUNCHERS)
+def launcher(request: pytest.FixtureRequest) -> str:
+    """Return each launcher that is installed here."""
+    name = str(request.param)
+    for module in ("deepspeed", "colossalai"):
+        if module in name and not launcher_contract.has_module(module):
+            absent(f"{module} is not installed")
+    for part, program in {"--from-head": "pdsh", "Open MPI": "mpirun.openmpi", "MPICH": "mpiexec.hydra"}.items():
+        if part in name:
+            require(program)
+    return name
+
+
+def launch(fab: Fab, launcher: str, script: str, *args: str, ranks: int = 4) -> Path:
+    """Launch a script with two ranks on each of the two hosts; return its folder once all ranks are ready."""
+    fab.write("script.py", script)
+    out = launcher_contract.out_dir(fab, "saved")
+    task = LAUNCHERS[launcher]
+    if launcher == "launch-per-gpu":
+        task = (*task, "--gpufile", gpufile(fab, 0, 0, 1, 1))
+    else:
+        task = (*task, "--hostfile", str(fab.cluster.hostfile), "--nproc-per-node", "2")
+    ok(fab(*task, "--name", "saver", "--", "script.py", str(out), *args))
+    assert eventually(lambda: len(list(out.glob("*.ready"))) == ranks, 150), fab("logs", "saver")
+    return out
+
+
+def note(request: pytest.FixtureRequest, launcher: str, column: int, stopped: Done) -> None:
+    """Add what `fab stop` says of the ranks to the table of the docs."""
+    (line,) = re.findall(r"^\d+ ranks .*$", stopped.stdout, re.MULTILINE)
+    request.node.user_properties.append(("end", [launcher, faulttable.ENDS_HEAD[column], line]))
+
+
+def saved(out: Path) -> dict[int, dict[str, Any]]:
+    """Return what each rank saved."""
+    return {int(path.stem): json.loads(path.read_text()) for path in out.glob("*.json")}
+
+
+def test_stop_lets_ranks_save_with_loaders_and_one_term(
+    fab: Fab, launcher: str, request: pytest.FixtureRequest
+) -> None:
+    out = launch(fab, launcher, SAVES, "6")
+    stopped = fab("stop", "saver", "--grace", "40", timeout_s=90)
+    found = saved(out)
+    assert sorted(found) == [0, 1, 2, 3], (stopped, fab("logs", "saver", "--lines", "30"))
+    assert {each["terms"] for each in found.values()} == {1}, found
+    assert min(found[rank]["saved_s"] for rank in (1, 3)) > 5, found
+    assert stopped.rc == 0, stopped
+    assert "4 ranks ended by themselves" in stopped.stdout, stopped
+    assert "killed" not in stopped.stdout, stopped
+    assert fab.processes() == {}
+    note(request, launcher, 1, stopped)
+
+
+def test_stop_ends_ranks_without_a_handler_at_once(fab: Fab, launcher: str, request: pytest.FixtureRequest) -> None:
+    launch(fab, launcher, PLAIN)
+    stopped = ok(fab("stop", "saver", "--grace", "40", timeout_s=30))
+    assert re.search(r"4 ranks ended by themselves \([0-9] s\)", stopped.stdout), stopped
+    assert fab.processes() == {}
+    note(request, launcher, 2, stopped)
+
+
+def test_the_grace_is_the_users_not_torchruns_30_seconds(fab: Fab) -> None:
+    out = launch(fab, "launch-per-node", SAVES, "33")
+    stopped = ok(fab("stop", "saver", "--grace", "60", timeout_s=90))
+    assert sorted(saved(out)) == [0, 1, 2, 3], (stopped, fab("logs", "saver", "--lines", "30"))
+    assert re.search(r"4 ranks ended by themselves \(3\d s\)", stopped.stdout), stopped
+
+
+def test_ranks_that_need_more_than_the_grace_are_reported(fab: Fab) -> None:
+    out = launch(fab, "launch-per-node", SAVES, "60")
+    stopped = fab("stop", "saver", "--grace", "4", timeout_s=30)
+    assert sorted(saved(out)) == [0, 2], stopped
+    assert stopped.rc == 3, stopped
+    assert re.search(r"2 ranks ended by themselves \(\d s\), 2 were killed after 4 s", stopped.stdout), stopped
+    assert "no process of it is left on 2 nodes" in stopped.stdout, stopped
+    assert ok(fab("stop", "saver")).stdout.count("killed") == 0

@@ -1,0 +1,232 @@
+"""What Invoke's parser refuses, as one line that says what was meant: a misspelt task or flag, a script without `--`.
+
+Invoke raises "No idea what 'X' is!". `mistake_of` takes from the parser's frames what it had read; `explain` is pure.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import shlex
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import FrameType, MappingProxyType, TracebackType
+from typing import Any
+
+from torchfab.core.errors import UsageError
+
+LAUNCH = "launch-"  # how the names of tasks begin that take a script behind `--`
+_DEFAULT_LAUNCH = "launch-per-node"
+# What the same command is called elsewhere.
+SYNONYMS = MappingProxyType(
+    {
+        **dict.fromkeys(("ps", "ls", "list-jobs", "history", "squeue", "queue"), "jobs"),
+        **dict.fromkeys(("kill", "cancel", "delete", "down", "scancel", "terminate"), "stop"),
+        **dict.fromkeys(("tail", "output", "follow"), "logs"),
+        **dict.fromkeys(("run", "launch", "submit", "start", "train", "torchrun", "up"), _DEFAULT_LAUNCH),
+        **dict.fromkeys(("sbatch", "srun", "slurm"), "launch-slurm"),
+        **dict.fromkeys(("mpirun", "mpiexec", "mpi"), "launch-mpi"),
+        **dict.fromkeys(("deepspeed",), "launch-deepspeed"),
+        **dict.fromkeys(("kubectl", "kubernetes", "k8s"), "launch-kubernetes"),
+        **dict.fromkeys(("ssh", "shell", "exec"), "attach"),
+        **dict.fromkeys(("check", "diagnose", "preflight"), "doctor"),
+        **dict.fromkeys(("rsync", "push", "copy", "scp"), "sync"),
+        **dict.fromkeys(("stack", "pystack", "py-spy", "dump"), "stacks"),
+        **dict.fromkeys(("htop", "nvtop", "nvidia-smi", "gpustat"), "top"),
+        **dict.fromkeys(("help",), "--help"),
+        **dict.fromkeys(("list", "tasks", "commands"), "--list"),
+        **dict.fromkeys(("version",), "--version"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A word that the parser could not take, and what it had read before.
+
+    Parameters
+    ----------
+    word : str
+        The word as it was typed.
+    body : tuple of str
+        All words in front of `--`.
+    position : int
+        Where in `body` the word stands.
+    task : str
+        The task whose flags are read; empty before the first.
+    positional : str
+        Name of the task's positional argument, which an earlier word has filled; empty where it has none.
+    tasks : tuple of str
+        The names of all tasks.
+    flags : Mapping of str to bool
+        The flags that are known there, and whether each takes a value.
+    """
+
+    word: str
+    body: tuple[str, ...]
+    position: int
+    task: str = ""
+    positional: str = ""
+    tasks: tuple[str, ...] = ()
+    flags: Mapping[str, bool] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def before(self) -> str:
+        """The word in front of it, or the flag of which it is the value (`--name=a`); empty where it is the first."""
+        here = self.body[self.position]
+        if here != self.word:
+            return here.partition("=")[0]
+        return self.body[self.position - 1] if self.position > 0 else ""
+
+
+def explain(mistake: Mistake) -> UsageError:
+    """Return the error: one line, with what was meant where that can be seen."""
+    if mistake.word.startswith("-") and len(mistake.word) > 1:
+        return _unknown_flag(mistake)
+    takes_value = mistake.flags.get(mistake.before)
+    if takes_value or (takes_value is False and not _is_script(mistake.word)):
+        return _word_after_flag(mistake)
+    if mistake.task.startswith(LAUNCH):
+        return _word_after_launch(mistake)
+    if mistake.positional:
+        return UsageError(f"{mistake.task} takes one {mistake.positional}, got {mistake.word!r} besides")
+    return _no_task(mistake)
+
+
+def _word_after_flag(mistake: Mistake) -> UsageError:
+    flag = mistake.before
+    if mistake.flags[flag]:
+        return UsageError(f"{flag} is given twice, the second time with {mistake.word!r}; it takes one value")
+    return UsageError(f"{flag} takes no value, got {mistake.word!r}")
+
+
+def unknown_task(word: str, tasks: Iterable[str], after: str = "") -> UsageError:
+    """Return the error for a word that names no task.
+
+    Parameters
+    ----------
+    word : str
+        The word.
+    tasks : iterable of str
+        The names of all tasks.
+    after : str
+        The task in front of it; empty where it is the first word.
+    """
+    meant = nearest(word.lower().replace("_", "-"), tasks) or SYNONYMS.get(word.lower(), "")
+    where = (
+        f"{after} takes no word {word!r}, and there is no task of that name" if after else f"there is no task {word}"
+    )
+    return UsageError(f"{where}; did you mean {meant}?" if meant else f"{where}; fab --list shows them")
+
+
+def nearest(word: str, names: Iterable[str]) -> str:
+    """Return the name that is nearest to a misspelt word; empty where none is near."""
+    names = sorted(names)
+    found = difflib.get_close_matches(word, names, 1, 0.65)
+    begun = [name for name in names if len(word) >= 3 and name.startswith(word)]
+    return (begun if len(begun) == 1 else found or [""])[0]
+
+
+def needs_value(spelling: str, task: str = "") -> UsageError:
+    """Return the error for a flag without its value."""
+    return UsageError(f"{spelling} needs a value; fab --help {task} explains it".replace("  ", " "))
+
+
+def _unknown_flag(mistake: Mistake) -> UsageError:
+    name = mistake.word.partition("=")[0]
+    if mistake.task.startswith(LAUNCH) and name in ("-m", "-u"):
+        return _script_without_dashes(mistake)
+    known = [flag.lstrip("-") for flag in mistake.flags if len(flag) > 2]
+    meant = nearest(name.lstrip("-").replace("_", "-"), known)
+    where = mistake.task or "fab"
+    if meant:
+        return UsageError(f"{where} has no flag {name}; did you mean --{meant}?")
+    script = "; flags of your script go behind --" if mistake.task.startswith(LAUNCH) else ""
+    return UsageError(f"{where} has no flag {name}; fab --help {mistake.task} lists them".replace("  ", " ") + script)
+
+
+def _word_after_launch(mistake: Mistake) -> UsageError:
+    if not _is_script(mistake.word) and nearest(mistake.word, mistake.tasks):
+        return unknown_task(mistake.word, mistake.tasks, mistake.task)
+    return _script_without_dashes(mistake)
+
+
+def _no_task(mistake: Mistake) -> UsageError:
+    if _is_script(mistake.word) and not mistake.task:
+        return _script_without_dashes(mistake)
+    return unknown_task(mistake.word, mistake.tasks, mistake.task)
+
+
+def _script_without_dashes(mistake: Mistake) -> UsageError:
+    head, tail = mistake.body[: mistake.position], mistake.body[mistake.position :]
+    task = () if mistake.task else (_DEFAULT_LAUNCH,)
+    line = shlex.join(["fab", *head, *task, "--", *tail])
+    return UsageError(f"your script and its arguments go behind --: {line}")
+
+
+def _is_script(word: str) -> bool:
+    return "/" in word or word.endswith((".py", ".sh")) or os.path.isfile(word)
+
+
+# ---- what the parser had read
+
+
+def parse_error(error: Exception, trace: TracebackType | None, tasks: Sequence[str]) -> UsageError | None:
+    """Return what an error of Invoke's parser means; None where its own text has to do.
+
+    Parameters
+    ----------
+    error : ParseError
+        The error.
+    trace : traceback
+        Its traceback, whose frames hold the parser.
+    tasks : sequence of str
+        The names of all tasks.
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(trace)]
+    parser = next((frame for frame in frames if frame.f_code.co_name == "parse_argv"), None)
+    if parser is None:
+        return None
+    machine = parser.f_locals["machine"]
+    if any(frame.f_code.co_name == "complete_flag" for frame in frames):
+        return needs_value(spelling(machine.flag), getattr(machine.context, "name", None) or "")
+    return explain(mistake_of(parser, tasks)) if str(error).startswith("No idea") else None
+
+
+def mistake_of(parser: FrameType, tasks: Sequence[str]) -> Mistake:
+    """Return the mistake that a frame of Invoke's `Parser.parse_argv` has stopped at."""
+    seen = parser.f_locals
+    machine, read, mutations = seen["machine"], seen["body"], seen["mutations"]
+    body = seen["argv"][: seen["ddash"]]
+    # Invoke has put the parts of `--a=b` and `-abc` behind the words of `read`; none behind what it has yet to read.
+    at = seen["index"] - (1 if mutations else 0)
+    position = len(body) - (len(read) - at - len(mutations))
+    context, initial = machine.context, machine.initial
+    arguments: dict[str, Any] = {**getattr(initial, "flags", {}), **context.flags}
+    name = context.name or ""
+    return Mistake(
+        word=seen["orig"],
+        body=tuple(body),
+        position=position,
+        task=name,
+        positional=str(context.positional_args[0].name) if name and context.positional_args else "",
+        tasks=tuple(tasks),
+        flags={spelled: bool(each.takes_value) for spelled, each in arguments.items()},
+    )
+
+
+def spelling(argument: Any) -> str:
+    """Return how a flag is written: `--name`; `-H (--hosts)` where it has a short form."""
+    names = sorted(argument.names, key=len)
+    words = [f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}" for name in names]
+    return words[0] if len(words) == 1 else f"{words[0]} ({words[-1]})"
+
+
+def list_flag_without_value(body: Sequence[str], contexts: Iterable[Any]) -> str:
+    """Return a flag that may be given again and has no value, which Invoke lets pass; empty where none does."""
+    flags = {spelled: each for context in contexts for spelled, each in context.flags.items()}
+    for word, following in zip(body, [*body[1:], None], strict=True):
+        if word in flags and flags[word].kind is list and (following is None or following in flags):
+            return spelling(flags[word])
+    return ""

@@ -1,0 +1,235 @@
+"""Fabric's own program with errors as one line and exit code 2, where Invoke prints "No idea what …" or a traceback.
+
+`fab` in the clone starts Fabric's program, which loads fabfile.py, which calls `adopt`: from there on the running
+program is ours. What happens before (`fab -t abc`, `fab --version`, no fabfile) only a program that is ours from its
+start can answer: `main`.
+"""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import fabric
+import invoke
+from fabric.main import Fab
+from invoke.config import copy_dict, merge_dicts
+from invoke.exceptions import CollectionNotFound, Exit, ParseError
+
+import torchfab
+from torchfab.cli import excepthook, parse_errors
+from torchfab.cli.executor import Executor
+from torchfab.config import defaults, validate
+from torchfab.core.errors import TorchfabError, UsageError
+
+_LIST_FORMATS = ("flat", "nested", "json")
+
+
+class Program(Fab):  # type: ignore[misc]  # fabric ships no types
+    """Fabric's program; each step ends with one line and exit code 2 where the command line is wrong."""
+
+    def print_version(self) -> None:
+        """Print torchfab's version first, then those of Fabric, Paramiko and Invoke."""
+        print(f"torchfab {torchfab.__version__}")
+        super().print_version()
+
+    def parse_core(self, *args: Any, **kwargs: Any) -> None:
+        """Read the flags in front of the first task."""
+        with self._one_line():
+            super().parse_core(*args, **kwargs)
+
+    def parse_collection(self) -> None:
+        """Load the fabfile and its settings."""
+        with self._one_line():
+            if self._remainder_only and not self.args.hosts.value:
+                line = f"fab launch-per-node -- {self.core.remainder}"
+                raise UsageError(f"there is no task in front of --: {line}")
+            self._find_project()
+            try:
+                super().parse_collection()
+            except Exit as error:
+                if not isinstance(error.__context__, CollectionNotFound):
+                    raise
+                name, start = error.__context__.name, self.args["search-root"].value or "."
+                raise UsageError(f"there is no {name}.py in {os.path.abspath(start)}, nor above it") from None
+            except (TypeError, AttributeError):  # of Invoke, which looks into the settings while it loads them
+                self._check_file("project")
+                raise
+
+    def parse_tasks(self) -> None:
+        """Read the tasks and their flags."""
+        with self._one_line():
+            self._check_words()
+            super().parse_tasks()
+
+    def parse_cleanup(self) -> None:
+        """Print help and lists."""
+        with self._one_line():
+            self._check_help()
+            super().parse_cleanup()
+
+    def update_config(self, merge: bool = True) -> None:
+        """Read the settings that the command line names."""
+        with self._one_line():
+            config = self.config
+            config.set_runtime_path(self.args.config.value or os.environ.get("INVOKE_RUNTIME_CONFIG"))
+            config.load_runtime(merge=False)
+            for kind in ("system", "user", "project", "runtime"):
+                self._check_file(kind)
+            config.load_defaults(merge_dicts(copy_dict(config._defaults), defaults.sections()), merge=False)
+            super().update_config()
+
+    def execute(self) -> None:
+        """Run the tasks."""
+        with self._one_line():
+            check_executor(self.config.tasks.executor_class)
+        super().execute()
+
+    def _check_file(self, kind: str) -> None:
+        path = getattr(self.config, f"_{kind}_path")
+        if path and getattr(self.config, f"_{kind}_found"):
+            sections = [*self.config.global_defaults(), *defaults.sections()]
+            data = getattr(self.config, f"_{kind}")
+            validate.check_sections(data, sections, path)
+            for name in [name for name, value in (data or {}).items() if value is None]:
+                del data[name]  # a section of which all lines are comments
+
+    def _update_core_context(self, context: Any, new_args: Any) -> None:
+        """Take over the flags of `fab` that stand behind a task; those that may repeat add up, others are errors."""
+        for key, given in new_args.items():
+            core = context.args[key]
+            if given.got_value and core.got_value and core.takes_value:
+                if core.kind is not list:
+                    raise UsageError(f"{parse_errors.spelling(core)} is given twice; it takes one value")
+                given._value = [*core._value, *given._value]
+        super()._update_core_context(context, new_args)
+
+    def _find_project(self) -> None:
+        """Fall back to this clone's tasks where the current folder belongs to no project."""
+        given = self.args["search-root"].value or self.args.collection.value
+        clone = Path(torchfab.__file__).resolve().parents[1]
+        if given or not (clone / "fabfile.py").is_file():
+            return
+        try:
+            self.loader_class(config=self.config).find("fabfile")
+        except CollectionNotFound:
+            self.args["search-root"].value = str(clone)
+
+    def _check_words(self) -> None:
+        """Find what the parser lets pass, or would speak of wrongly."""
+        body = _before_dashes(self.argv[1:])
+        contexts = self.collection.to_contexts(ignore_unknown_help=self.config.tasks.ignore_unknown_help)
+        flag = parse_errors.list_flag_without_value(body, [self.core[0], *contexts])
+        if flag:
+            raise parse_errors.needs_value(flag)
+        repeated = _repeated_core_flag(body, self.core.unparsed, self.core[0].flags)
+        if repeated:
+            raise UsageError(f"{repeated} is given twice; it takes one value")
+
+    def _check_help(self) -> None:
+        """Answer `--help X` and `--list X` for a task, or say which task X may be."""
+        if self.args["list-format"].value not in _LIST_FORMATS:
+            raise UsageError(f"-F (--list-format) is flat, nested or json, got {self.args['list-format'].value!r}")
+        for word in (self.args.help.value, self.args.list.value):
+            if not isinstance(word, str) or (word == self.args.list.value and self._is_namespace(word)):
+                continue
+            if word not in self.parser.contexts:
+                raise parse_errors.unknown_task(word, self._task_names())
+            self.print_task_help(word)
+            raise Exit
+
+    def _is_namespace(self, word: str) -> bool:
+        try:
+            self.collection.subcollection_from_path(word)
+        except KeyError:
+            return False
+        return True
+
+    def _task_names(self) -> list[str]:
+        collection = getattr(self, "collection", None)
+        return sorted(collection.task_names) if collection is not None else []
+
+    @contextmanager
+    def _one_line(self) -> Iterator[None]:
+        """Print what we can explain in plain words, and end with exit code 2."""
+        try:
+            yield
+        except TorchfabError as error:
+            raise Exit(f"error: {error}", code=error.exit_code) from None
+        except ParseError as error:
+            known = parse_errors.parse_error(error, error.__traceback__, self._task_names())
+            text = str(known or error)
+            raise Exit(text if text.startswith("error: ") else f"error: {text}", code=UsageError.exit_code) from None
+        except Exception as error:
+            explained = excepthook.explain(error, error.__traceback__)
+            if explained is None:
+                raise
+            raise Exit(f"error: {explained}", code=explained.exit_code) from None
+
+
+def adopt() -> None:
+    """Make the program that is loading a fabfile ours, where it is Fabric's own."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        program = frame.f_locals.get("self")
+        if type(program) is Fab:
+            program.__class__ = Program
+            return
+        frame = frame.f_back  # type: ignore[assignment]
+
+
+def check_executor(name: object) -> None:
+    """Check the setting `tasks.executor_class`.
+
+    Parameters
+    ----------
+    name : object
+        A dotted name; None for the program's own executor.
+
+    Raises
+    ------
+    UsageError
+        It names no class that can be imported.
+    """
+    if name is None:
+        return
+    try:
+        found = pkgutil.resolve_name(str(name))
+    except (ImportError, AttributeError, ValueError):
+        found = None
+    if not (isinstance(found, type) and issubclass(found, invoke.Executor)):
+        raise UsageError(
+            f"tasks.executor_class names no executor: {name!r}", f"leave it out, or write {defaults.EXECUTOR}"
+        )
+
+
+def _before_dashes(words: list[str]) -> list[str]:
+    return words[: words.index("--")] if "--" in words else words
+
+
+def _repeated_core_flag(body: list[str], unparsed: list[str], flags: Any) -> str:
+    """Return the flag of `fab` whose second value the parser of the first words has left over; empty where none."""
+    at = len(body) - len(unparsed)
+    if not unparsed or at < 0:
+        return ""
+    is_split = body[at] != unparsed[0]  # --flag=value, of which the value is left over
+    flag = body[at].partition("=")[0] if is_split else body[at - 1] if at else ""
+    argument = flags[flag] if flag in flags else None  # noqa: SIM401  # a Lexicon's get() knows no aliases
+    if argument is None or not argument.takes_value or argument.kind is list or argument.optional:
+        return ""
+    return parse_errors.spelling(argument)
+
+
+def make_program() -> Program:
+    """Return the program of the commands `torchfab` and, in the clone, `fab`."""
+    return Program(name="Fabric", version=fabric.__version__, executor_class=Executor, config_class=fabric.Config)
+
+
+def main() -> None:
+    """Run the command `fab` of the clone, or `torchfab`, to its end."""
+    make_program().run()

@@ -1,0 +1,90 @@
+"""The defaults of the section `torchfab`: what holds where no file of settings names a value.
+
+fabric.yaml of the clone holds the same values, with what each means; a test compares the two.
+"""
+
+from __future__ import annotations
+
+import copy
+from types import MappingProxyType
+from typing import Any
+
+EXECUTOR = "torchfab.cli.executor.Executor"
+# Names of variables that travel from the launch machine to every process, as shell patterns.
+FORWARD = (
+    "NCCL_*",
+    "GLOO_*",
+    "UCX_*",
+    "FI_*",
+    "TORCH_*",
+    "TORCHINDUCTOR_*",
+    "PYTORCH_*",
+    "CUDA_LAUNCH_BLOCKING",
+    "CUDA_DEVICE_MAX_CONNECTIONS",
+    "CUBLAS_*",
+    "HF_*",
+    "HUGGINGFACE_*",
+    "HUGGING_FACE_*",
+    "TRANSFORMERS_*",
+    "TOKENIZERS_*",
+    "WANDB_*",
+    "MLFLOW_*",
+    "COMET_*",
+    "NEPTUNE_*",
+    "ACCELERATE_*",
+    "DS_*",
+    "TRITON_*",
+    "NVTE_*",
+    "CCL_*",
+    "RCCL_*",
+    "HSA_*",
+    "OMP_*",
+    "MKL_*",
+    "KMP_*",
+    "LOGLEVEL",
+    "PYTHONFAULTHANDLER",
+    "PYTHONUNBUFFERED",
+    "PYTHONPATH",
+    "PYTHONHASHSEED",
+    "*_proxy",
+    "*_PROXY",
+)
+
+SETTINGS = MappingProxyType(
+    {
+        "script": ["train_llm.py"],
+        "hostfile": "hosts",
+        "gpufile": "gpus",
+        "forward": list(FORWARD),
+        "node_dir": ".torchfab",
+        "records": "jobs",
+        "agent_python": "python3",
+        "fanout": 64,
+        "connect_timeout_s": 10,
+        "prepare_timeout_s": 60,
+        "start_timeout_s": 30,
+        "answer_timeout_s": 30,
+        "reach_timeout_s": 3,
+        "network_timeout_s": 90,
+        "sync_timeout_s": 60,
+        "notify_timeout_s": 10,
+        "grace_s": 10,
+        "failure_grace_s": 30,
+        "stall_s": 300,
+        "restarts": 3,
+        "backoff_s": 10,
+        "lost_s": 60,
+        "stacks_signal": "SIGUSR2",
+    }
+)
+
+
+def sections() -> dict[str, Any]:
+    """Return the defaults as Fabric's configuration takes them.
+
+    Returns
+    -------
+    dict of str to Any
+        The sections `torchfab` and `tasks`; a new copy.
+    """
+    return {"torchfab": copy.deepcopy(dict(SETTINGS)), "tasks": {"executor_class": EXECUTOR, "auto_dash_names": True}}

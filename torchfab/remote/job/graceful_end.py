@@ -1,0 +1,120 @@
+"""End process trees so that every rank can save: one SIGTERM to each rank, and to nothing above or below it.
+
+1. The launcher processes above the ranks are held (`torchfab.remote.job.hold`).
+2. Each rank gets the signal once. Its data loaders and helpers are children of it, and get none.
+3. When the ranks of a tree have ended, its topmost process gets SIGTERM, and the held ones continue: they end.
+
+A tree without ranks gets the signal at its topmost process. The caller kills what is left after the grace period.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from torchfab.remote import procfs
+from torchfab.remote.job.hold import Hold
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+
+class GracefulEnd:
+    """End the trees below a process.
+
+    Parameters
+    ----------
+    is_rank : callable
+        Takes a pid and returns whether that process is a rank.
+    may_stop : bool
+        As in `Hold`.
+
+    Attributes
+    ----------
+    number : signal.Signals
+        The signal for the ranks.
+    signaled : dict of (int, int) to signal.Signals
+        The signal that each process got, by pid and start time.
+    """
+
+    def __init__(self, is_rank: Callable[[int], bool], may_stop: bool = True) -> None:
+        self.is_rank = is_rank
+        self.number = signal.SIGTERM
+        self.hold = Hold(may_stop)
+        self.signaled: dict[tuple[int, int], signal.Signals] = {}
+
+    def ranks_below(self, tops: Iterable[int]) -> list[int]:
+        """Return the running ranks at and below some processes.
+
+        Parameters
+        ----------
+        tops : iterable of int
+            The topmost processes.
+
+        Returns
+        -------
+        list of int
+            Their pids.
+        """
+        return [pid for top in tops for pid in procfs.find_below(top, self.is_rank) if procfs.is_running(pid)]
+
+    def advance(self, tops: Iterable[int], may_end: bool = True) -> bool:
+        """Signal what has not got its signal yet; call it again after each end of a rank.
+
+        Parameters
+        ----------
+        tops : iterable of int
+            The topmost processes: those that have not ended are signaled.
+        may_end : bool
+            False: launchers stay held, and processes without ranks get no signal yet.
+
+        Returns
+        -------
+        bool
+            Whether ranks still run.
+        """
+        has_ranks = False
+        for top in tops:
+            ranks = self.ranks_below([top])
+            if ranks:
+                has_ranks = True
+                self.hold.hold(pid for rank in ranks for pid in _between(top, rank))
+                for pid in ranks:
+                    self._signal(pid, self.number)
+            elif may_end:
+                self._end_tree(top)
+        return has_ranks
+
+    def _end_tree(self, top: int) -> None:
+        held = self.hold.traced | self.hold.stopped
+        if held:
+            below = [pid for pid in [top, *procfs.descendants([top])] if pid in held]
+            # SIGTERM waits in the held process, so that it is handled before the end of the ranks is noticed: an agent
+            # would start them again.
+            self._signal(top, signal.SIGTERM)
+            self.hold.release(below)
+        else:
+            self._signal(top, self.number)
+
+    def _signal(self, pid: int, number: signal.Signals) -> None:
+        key = (pid, procfs.start_time(pid))
+        if key not in self.signaled:
+            self.signaled[key] = number
+            try:
+                os.kill(pid, number)
+            except OSError:  # gone meanwhile
+                pass
+
+
+def _between(top: int, rank: int) -> list[int]:
+    """Return the processes above a rank, up to and with `top`, topmost first; none if the rank itself is the top."""
+    found: list[int] = []
+    pid = rank
+    while pid not in (top, 0, 1):
+        fields = procfs.stat_fields(pid)
+        if not fields:
+            return []
+        pid = int(fields[1])
+        found.insert(0, pid)
+    return found
