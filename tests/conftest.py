@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests import faulttable
 
@@ -40,9 +40,11 @@ LONGEST_FIRST = (
     "transport/",
 )
 
-# No deadline, because a slow machine is not an error. In CI the examples are the same in every run, except for fuzz.
+# No deadline and no limit on the time to draw examples, because a slow machine is not an error. In CI the examples are
+# the same in every run, except for fuzz.
 SAME = os.environ.get("CI") == "true" and "TORCHFAB_FUZZ_EXAMPLES" not in os.environ
-settings.register_profile("suite", max_examples=50, deadline=None, derandomize=SAME)
+SLOW = [HealthCheck.too_slow]
+settings.register_profile("suite", max_examples=50, deadline=None, derandomize=SAME, suppress_health_check=SLOW)
 settings.load_profile("suite")
 
 

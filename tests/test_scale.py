@@ -32,7 +32,7 @@ def test_fan_out_is_bounded_and_leaves_no_thread(monkeypatch: pytest.MonkeyPatch
     assert [type(answers.get(node)) for node in nodes] == 12 * [Response]
     assert most[0] <= 3
     for thread in started():
-        thread.join(20)
+        thread.join(60)
     assert not started()
 
 

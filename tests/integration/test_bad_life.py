@@ -83,7 +83,7 @@ def test_an_unreachable_node_is_named_and_the_others_answer(fab: Fab) -> None:
         )
     finally:
         fab.cluster.heal(1)
-    assert time.monotonic() - begun < 25
+    assert time.monotonic() - begun < 60
     assert "node1  running" in status.stdout, status
     assert f"node2  unreachable ({expected}" in status.stdout, status
     assert status.rc == 1

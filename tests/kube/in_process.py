@@ -128,7 +128,7 @@ class Following:
         except BaseException as error:
             self.error = error
 
-    def end(self, within_s: float = 20.0) -> int:
+    def end(self, within_s: float = 60.0) -> int:
         """Wait for its end; return the exit code."""
         self.thread.join(within_s)
         assert not self.thread.is_alive(), "still following"
@@ -138,7 +138,7 @@ class Following:
         return self.code
 
 
-def until(holds: Callable[[], object], within_s: float = 20.0) -> None:
+def until(holds: Callable[[], object], within_s: float = 60.0) -> None:
     """Wait for a condition, or fail."""
     deadline = time.monotonic() + within_s
     while not holds():

@@ -29,7 +29,7 @@ def test_a_request_runs_in_the_background_and_its_answer_comes_once() -> None:
     released = threading.Event()
 
     def request() -> JobStatus:
-        assert released.wait(20)
+        assert released.wait(60)
         return STATUS
 
     poller = StatusPoller(request)

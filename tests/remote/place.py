@@ -27,7 +27,7 @@ def python(code: str, *words: str) -> tuple[str, ...]:
     return (*PYTHON, "-c", code, *words)
 
 
-def wait_for(what: Callable[[], Any], seconds: float = 20.0) -> Any:
+def wait_for(what: Callable[[], Any], seconds: float = 60.0) -> Any:
     """Call `what` until it returns a true value, and return that; fail after the timeout."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -98,7 +98,7 @@ class Place:
     def run(self, argv: Sequence[str], **spec: Any) -> tuple[int, dict[str, Any]]:
         """Supervise a process to its end; return the supervisor's exit code and the record of the end."""
         folder = self.prepare(argv, **spec)
-        code = self.supervise(spec.get("name", "agent")).wait(30)
+        code = self.supervise(spec.get("name", "agent")).wait(60)
         return code, self.read(folder, files.EXIT)
 
     def read(self, folder: Path, name: str) -> Any:

@@ -56,7 +56,7 @@ class Pipe:
         return os.read(self.process.stdout.fileno(), 1 << 16) if readable else None
 
     def exit_status(self) -> tuple[int | None, str]:
-        return self.process.wait(10), self.process.stderr.read().decode()
+        return self.process.wait(60), self.process.stderr.read().decode()
 
     def close(self) -> None:
         """Close the connection and wait until the program has ended."""
@@ -65,7 +65,7 @@ class Pipe:
                 stream.close()
             except BrokenPipeError:
                 pass
-        self.process.wait(20)
+        self.process.wait(60)
         self.process.stderr.close()
 
 
@@ -109,7 +109,7 @@ class Node:
             "port": 0,
             "write": True,
         }
-        return session.request(PrepareRequest(**{**request, **self.launch_address, **values}), 20)
+        return session.request(PrepareRequest(**{**request, **self.launch_address, **values}), 60)
 
     def start(self, session: Session, *argv: str, **values: Any) -> CommitAnswer:
         """Start a process and let it go; return the answer to that."""
@@ -165,7 +165,7 @@ class Node:
             pipe.close()
         if self.running():
             last = self.connect()
-            last.request(self.stop(0.1), 20)
+            last.request(self.stop(0.1), 60)
             last.close()
 
 
@@ -183,16 +183,16 @@ def test_prepare_start_and_commit_leave_a_running_job(node: Node) -> None:
     assert node.prepare(session).facts.folder == str(node.folder)
     held = node.hold(session, node.process("sleep", "600"))
     assert (held.started, node.running()) == (["agent"], [])
-    kept = session.request(CommitRequest(), 10)
+    kept = session.request(CommitRequest(), 60)
     assert kept.started == ["agent"]
     session.close()
     assert node.tmux_sessions() == node.session_name
     assert len(node.running()) == 1
     again = node.connect()
-    assert again.request(node.status(), 10).processes[0].state == "running"
-    assert again.request(node.stop(5), 20).left == []
-    assert again.request(node.status(), 10).processes[0].state == "stopped"
-    again.request(ForgetRequest(**node.address), 10)
+    assert again.request(node.status(), 60).processes[0].state == "running"
+    assert again.request(node.stop(5), 60).left == []
+    assert again.request(node.status(), 60).processes[0].state == "stopped"
+    again.request(ForgetRequest(**node.address), 60)
     assert not node.folder.exists()
     assert node.running() == []
 
@@ -252,7 +252,7 @@ def test_held_processes_never_start_if_the_server_is_killed(node: Node) -> None:
     node.hold(session, node.process("sleep", "600", secrets={"HF_TOKEN": "hunter2"}))
     node.pipes[0].process.kill()
     wait_for(lambda: (node.folder / "agent" / files.EXIT).exists())
-    (process,) = node.connect().request(node.status(), 10).processes
+    (process,) = node.connect().request(node.status(), 60).processes
     assert (process.state, process.reason) == ("failed", NEVER_RELEASED)
     assert node.running() == []
     assert not (node.folder / "agent" / files.SECRETS).exists()
@@ -272,7 +272,7 @@ def test_a_held_supervisor_sleeps_until_it_is_released(node: Node) -> None:
     before = sleeps()
     time.sleep(1)
     assert sleeps() - before <= 2
-    assert session.request(CommitRequest(), 10).started == ["agent"]
+    assert session.request(CommitRequest(), 60).started == ["agent"]
 
 
 def test_rollback_stops_everything_and_reports_it(node: Node) -> None:
@@ -280,7 +280,7 @@ def test_rollback_stops_everything_and_reports_it(node: Node) -> None:
     node.prepare(session)
     node.start(session, "sleep", "600")
     assert node.running()
-    answer = session.request(RollbackRequest(**node.launch_address, grace_s=2.0), 20)
+    answer = session.request(RollbackRequest(**node.launch_address, grace_s=2.0), 60)
     assert (answer.asked, answer.left) == (1, [])
     assert not node.folder.exists()
     assert node.running() == []
@@ -333,17 +333,17 @@ def test_any_argv_and_environment_travel_over_the_wire(node: Node) -> None:
 @pytest.mark.parametrize("noise", ["Welcome to node1", "\\036not a frame\\n", "\\0365 of 7\\n\\036", "\\n\\n\\033[31m"])
 def test_output_of_a_login_shell_is_skipped(node: Node, noise: str) -> None:
     session = node.connect("sh", "-c", f"printf '{noise}'; exec \"$@\"", "sh")
-    assert session.request(node.status(), 10).exists is False
+    assert session.request(node.status(), 60).exists is False
 
 
 def test_a_failed_request_is_reported_and_the_next_one_works(node: Node) -> None:
     session = node.connect()
     with pytest.raises(NodeError, match=r"^KeyError: ") as caught:
-        session.request(RawRequest(fields={"op": "status"}), 10)
+        session.request(RawRequest(fields={"op": "status"}), 60)
     assert len(caught.value.problems) == 1
     with pytest.raises(NodeError, match="no_such"):
-        session.request(RawRequest(fields={"op": "no_such"}), 10)
-    assert session.request(node.status(), 10).exists is False
+        session.request(RawRequest(fields={"op": "no_such"}), 60)
+    assert session.request(node.status(), 60).exists is False
 
 
 def test_logs_are_streamed_until_the_job_has_ended(node: Node) -> None:
@@ -388,7 +388,7 @@ def test_a_silent_stream_is_given_up(node: Node) -> None:
 
 def test_the_end_of_the_program_is_reported_with_its_error_output(node: Node) -> None:
     with pytest.raises(HostError, match="ended there with code 3 before it answered: no such thing"):
-        node.connect("sh", "-c", "echo no such thing >&2; exit 3", "sh").request(node.status(), 10)
+        node.connect("sh", "-c", "echo no such thing >&2; exit 3", "sh").request(node.status(), 60)
 
 
 def test_a_python_that_is_too_old_is_reported(node: Node, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def _end_processes() -> Iterator[None]:
     for process in _started:
         if process.poll() is None:
             process.terminate()  # forwarded to the command
-        process.wait(30)
+        process.wait(60)
         if process.stdout:
             process.stdout.close()
     _started.clear()
@@ -66,7 +66,7 @@ def run(place: Path, shim: str, *args: str, env: Mapping[str, str] | None = None
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
     """Wait for a process; return its exit code and stdout."""
-    stdout, _ = process.communicate(timeout=30)
+    stdout, _ = process.communicate(timeout=60)
     return process.returncode, stdout
 
 
@@ -170,7 +170,7 @@ open(sys.argv[1], "w").close()
 time.sleep(60)
 """
     process = start(place, "rank", "--logs", sys.executable, "-c", code, str(place / "up"), env={"RANK": "0"})
-    assert eventually((place / "up").exists, 20)
+    assert eventually((place / "up").exists, 60)
     process.send_signal(signal.SIGTERM)
     assert ended(process)[0] == 5
 
@@ -208,7 +208,7 @@ def test_a_relay_runs_the_command_in_its_own_environment(place: Path) -> None:
 
 def test_a_relay_runs_only_one_command(place: Path) -> None:
     relay, sender = start(place, "relay", "await"), start(place, "relay", "deliver", touch_and_sleep(place / "runs"))
-    assert eventually((place / "runs").exists, 20)
+    assert eventually((place / "runs").exists, 60)
     assert run(place, "relay", "deliver", f"touch '{place}/forbidden'")[0] == 0
     relay.send_signal(signal.SIGTERM)
     assert (ended(relay)[0], ended(sender)[0]) == (143, 143)
@@ -218,14 +218,14 @@ def test_a_relay_runs_only_one_command(place: Path) -> None:
 @pytest.mark.parametrize("how", ["killed", "hung up"])
 def test_a_relay_ends_its_command_when_the_sender_has_ended(place: Path, how: str) -> None:
     relay, sender = start(place, "relay", "await"), start(place, "relay", "deliver", touch_and_sleep(place / "runs"))
-    assert eventually((place / "runs").exists, 20)
+    assert eventually((place / "runs").exists, 60)
     assert sender.stdout is not None
     if how == "killed":
         sender.kill()
     else:
         sender.stdout.close()
     assert ended(relay) == (1, "torchfab: the head has closed the connection\n")
-    sender.wait(20)
+    sender.wait(60)
     sender.stdout.close()
 
 
@@ -287,7 +287,7 @@ def test_a_failing_node_ends_the_head(place: Path) -> None:
     code = "import subprocess, sys, time; subprocess.run(sys.argv[1:]); time.sleep(60)"
     argv = (sys.executable, "-c", code, sys.executable, str(place / "rsh.py"), "a", "exit 7")
     head = subprocess.Popen(argv, env={**os.environ, "TORCHFAB_JOB_ID": "x-1"})
-    assert head.wait(20) == -signal.SIGTERM
+    assert head.wait(60) == -signal.SIGTERM
 
 
 # ---- head
@@ -314,6 +314,6 @@ def test_a_head_forwards_signals(place: Path) -> None:
     write_nodes(place, {"a": {"ssh": [], "gate": []}})
     code = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(5)); open(sys.argv[1], 'w'); time.sleep(60)"
     process = start(place, "head", sys.executable, "-W", "ignore", "-c", code, str(place / "up"))
-    assert eventually((place / "up").exists, 20)
+    assert eventually((place / "up").exists, 60)
     process.send_signal(signal.SIGTERM)
     assert ended(process)[0] == 5

@@ -43,5 +43,5 @@ def test_stop_waits_for_a_relaunch_in_progress(tmp_path: Path) -> None:
         while not lease.stop_requested(tmp_path):
             pass
         order.append("launched")
-    thread.join(10)
+    thread.join(60)
     assert order == ["launched", "stop"]

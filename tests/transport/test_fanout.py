@@ -44,7 +44,7 @@ def test_every_item_has_one_result_or_exception(items: list[int], limit: int) ->
 
 def test_a_slow_item_does_not_delay_others() -> None:
     release = threading.Event()
-    results = fan_out(["slow", "a", "b"], lambda item: release.wait(20) if item == "slow" else item, 2)
+    results = fan_out(["slow", "a", "b"], lambda item: release.wait(60) if item == "slow" else item, 2)
     assert {next(results), next(results)} == {("a", "a"), ("b", "b")}
     release.set()
     assert next(results) == ("slow", True)
@@ -54,7 +54,7 @@ def test_items_that_block_all_threads_do_not_delay_others(monkeypatch: pytest.Mo
     monkeypatch.setattr(fanout, "STUCK_S", 0.05)
     release = threading.Event()
     items = ["slow", "slower", "a", "b"]
-    results = fan_out(items, lambda item: release.wait(20) if item.startswith("slow") else item, 2)
+    results = fan_out(items, lambda item: release.wait(60) if item.startswith("slow") else item, 2)
     assert {next(results), next(results)} == {("a", "a"), ("b", "b")}
     release.set()
     assert {next(results), next(results)} == {("slow", True), ("slower", True)}
@@ -97,7 +97,7 @@ def test_threads_that_were_stuck_exit_when_they_return(monkeypatch: pytest.Monke
 
     def act(item: int) -> None:
         if item < 2:
-            release.wait(20)
+            release.wait(60)
             return
         with counter:
             release.set()  # the first of the further threads releases the stuck ones
@@ -113,7 +113,7 @@ def test_silent_items_get_at_most_four_times_the_threads(monkeypatch: pytest.Mon
 
     def act(_: int) -> None:
         with counter:
-            release.wait(20)
+            release.wait(60)
 
     def measure() -> None:
         wait_for(lambda: counter.most >= 8)
@@ -135,7 +135,7 @@ def test_pending_items_are_discarded_when_the_caller_stops() -> None:
     def act(item: int) -> None:
         started.append(item)
         if item:
-            release.wait(20)
+            release.wait(60)
 
     results = fan_out(range(10), act, 2)
     next(results)

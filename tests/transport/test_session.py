@@ -45,7 +45,7 @@ class TestChannel:
 
     def next_number(self) -> int:
         """Return the number of the next request of the session."""
-        return int(json.loads(self.written.get(timeout=10))["number"])
+        return int(json.loads(self.written.get(timeout=60))["number"])
 
     def send(self, **answer: Any) -> None:
         text = json.dumps(answer).encode()
@@ -60,7 +60,7 @@ def channel() -> TestChannel:
 @pytest.fixture
 def session(channel: TestChannel) -> Session:
     opened = Session(Node(0, "node1"), channel)
-    channel.written.get(timeout=10)  # the program
+    channel.written.get(timeout=60)  # the program
     return opened
 
 
@@ -80,7 +80,7 @@ class RequestThread(threading.Thread):
             self.result = error
 
     def get(self) -> Any:
-        self.join(20)
+        self.join(60)
         assert not self.is_alive()
         return self.result
 
@@ -139,4 +139,4 @@ def test_all_threads_get_an_error_when_the_connection_is_lost(session: Session, 
 def test_an_answer_can_be_waited_for_after_the_request(session: Session, channel: TestChannel) -> None:
     pending = session.post(COMMIT)
     channel.send(of=pending.number)
-    assert session.wait(pending, 5) == {"of": pending.number}
+    assert session.wait(pending, 60) == {"of": pending.number}

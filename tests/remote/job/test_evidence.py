@@ -97,7 +97,7 @@ def test_the_signal_that_ended_a_process_is_reported(place: Place) -> None:
     wait_for(lambda: place.read(place.folder / "agent", files.STARTED))
     supervisor.send_signal(signal.SIGHUP)
     os.kill(supervisor.pid, signal.SIGTERM)
-    supervisor.wait(20)
+    supervisor.wait(60)
     assert evidence.collect(str(place.folder))["ends"]["agent"]["asked"] in ("SIGHUP", "SIGTERM")
 
 

@@ -29,7 +29,7 @@ class Emulator:
         self.url = ""
         self.ready, self.thread = threading.Event(), threading.Thread(target=self._run, daemon=True)
         self.thread.start()
-        assert self.ready.wait(20)
+        assert self.ready.wait(60)
 
     def _run(self) -> None:
         asyncio.run(self._serve())
@@ -45,7 +45,7 @@ class Emulator:
 
     def close(self) -> None:
         self.loop.call_soon_threadsafe(self.over.set)
-        self.thread.join(20)
+        self.thread.join(60)
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ def test_results_come_as_they_arrive() -> None:
 
     def act(connection: NodeConnection) -> int:
         if connection.node.rank == 0:
-            released.wait(20)
+            released.wait(60)
         return connection.node.rank
 
     finished = []
