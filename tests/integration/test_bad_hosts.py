@@ -33,7 +33,7 @@ GREETINGS = {
     "stalls after its banner": (b"SSH-2.0-OpenSSH_9.2\r\n", False, "no answer from 127.0.0.1 port", "fab -t SECONDS"),
     "hangs up": (b"", True, "did not finish the SSH handshake", "MaxStartups"),
     "speaks HTTP": (b"HTTP/1.1 400 Bad Request\r\n\r\n", True, "did not finish the SSH handshake", "check that sshd"),
-    "speaks an old SSH": (b"SSH-1.5-old\r\n", True, "Incompatible version", "check that sshd listens there"),
+    "speaks an old SSH": (b"SSH-1.5-old\r\n", True, "have no SSH version in common", "update it"),
     "answers garbage": (b"SSH-2.0-OpenSSH_9.2\r\n" + bytes(range(256)) * 9, False, "did not finish", "check that sshd"),
 }
 

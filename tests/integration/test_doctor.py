@@ -28,7 +28,7 @@ from tests.integration.faults_injected import (
 from tests.support import require
 
 PORT = 5001
-DOCUMENTS = Path(__file__).parents[1] / "doctor" / "nvidia-smi"
+DOCUMENTS = Path(__file__).parents[1] / "remote" / "host" / "nvidia-smi"
 
 
 def doctor(fab: Fab, *words: str, **more: Any) -> Done:

@@ -147,11 +147,11 @@ def test_any_arguments_and_values_reach_the_script(
 ) -> None:
     fab.write("dump.py", DUMP)
     env = [each for index, value in enumerate(values) for each in ("--env", f"V{index}={value}")]
-    out = fab.workdir / str(number)
+    out = fab.workdir / f"{number}-{time.monotonic_ns()}"  # an example may be run again
     out.mkdir()
     fab.own(out)
-    (fab.workdir / "mixed").write_text("localhost\nnode1\n")
-    name, master = f"p-{number}", ("--master-addr", fab.cluster.node(0).address)
+    (fab.workdir / "mixed").write_text("node1\nlocalhost\n")
+    name, master = out.name, ("--master-addr", fab.cluster.node(0).address)
     launch = ("launch-per-gpu", "--gpufile", str(fab.workdir / "mixed"), "--name", name, *master, *env)
     ok(fab(*launch, "--env", f"OUT_DIR={out}", "--", "dump.py", *words))
     for found in dumps(fab, 2, out).values():

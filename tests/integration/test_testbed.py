@@ -53,8 +53,17 @@ def test_a_wrong_host_key_is_refused(cluster: Cluster, tmp_path: Path) -> None:
 
 
 def test_fabric_logs_in_with_the_same_config(cluster: Cluster) -> None:
-    fab = Path(sys.executable).with_name("fab")
-    argv = [str(fab), "-S", str(cluster.ssh_config), "-H", "node1,node2", "--", "echo $TMUX_TMPDIR"]
+    argv = [
+        sys.executable,
+        "-m",
+        "fabric",
+        "-S",
+        str(cluster.ssh_config),
+        "-H",
+        "node1,node2",
+        "--",
+        "echo $TMUX_TMPDIR",
+    ]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False, cwd="/")
     assert done.stdout.split() == [str(cluster.node(index).tmux_dir) for index in (0, 1)], done.stderr
 

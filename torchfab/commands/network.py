@@ -11,6 +11,7 @@ from typing import Any
 
 from torchfab import runtimes
 from torchfab.cli.flags import LaunchFlags, NetworkFlags
+from torchfab.core.command import Command
 from torchfab.core.console import write_err, write_out
 from torchfab.core.errors import TorchfabError
 from torchfab.core.events import ContactLost, Lines, NodeEnded
@@ -49,7 +50,7 @@ def run(flags: NetworkFlags, ctx: CommandContext) -> int:
     Interrupted
         Ctrl-C; the job is removed.
     """
-    ctx = replace(ctx, script=_SCRIPT)
+    ctx = replace(ctx, script=_SCRIPT, command=Command(_SCRIPT, is_program=False))
     patience_s = float(ctx.config["network_timeout_s"])
     own = network.Flags(flags.seconds, flags.pairs, flags.backend, patience_s)
     name = f"network-{time.strftime('%m%d-%H%M%S', time.localtime(ctx.now))}-{ctx.token[:4]}"

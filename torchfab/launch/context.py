@@ -13,6 +13,7 @@ from typing import Any
 from torchfab.cli.executor import TaskContext
 from torchfab.config import validate
 from torchfab.config.connection_settings import ConnectionSettings
+from torchfab.core.command import Command
 from torchfab.core.errors import UsageError
 from torchfab.records import Records
 
@@ -39,6 +40,8 @@ class CommandContext:
         How to reach hosts.
     script : tuple of str, optional
         The arguments after `--` on the command line: a script and its own arguments; None where there is no `--`.
+    command : Command, optional
+        What torchfab itself runs (`fab network`), instead of the arguments after `--`.
     hosts : str
         The value of `-H`; empty where it was not given.
     mask_key : str
@@ -53,6 +56,7 @@ class CommandContext:
     environ: Mapping[str, str]
     settings: ConnectionSettings
     script: tuple[str, ...] | None = None
+    command: Command | None = None
     hosts: str = ""
     mask_key: str = field(default="", repr=False)
 

@@ -57,7 +57,7 @@ def make_job(launcher: AnyLauncher, flags: JobFlags, own: Any, ctx: CommandConte
     if not script or not script[0]:
         problem = "an empty argument" if script else "nothing"
         raise UsageError(f"there is {problem} after --", "write the script there: -- train.py --batch-size 64")
-    what = command.parse(script, lambda path: looked_at(os.path.join(flags.workdir or ctx.cwd, path)))
+    what = ctx.command or command.parse(script, lambda path: looked_at(os.path.join(flags.workdir or ctx.cwd, path)))
     env = {
         **environment.select_forwarded(ctx.environ, ctx.config["forward"]),
         **environment.parse_env_flags(flags.env, ctx.environ),

@@ -66,6 +66,10 @@ def _explain_keys(error: Exception, connection: Any) -> HostError | None:
 def _explain_incompatible(error: Exception, where: str) -> HostError:
     """Return the error for a server whose algorithms are all too old."""
     what = str(error).partition("(")[2].rstrip(")") or str(error)
+    if "Incompatible version" in str(error):
+        return HostError(
+            f"{where} and this machine have no SSH version in common: {what}", "its sshd is old: update it"
+        )
     return HostError(
         f"{where} and this machine have no SSH algorithm in common: {what}",
         "its sshd is old, or limited to old algorithms (ssh-rsa, SHA-1): update it, or add a host key with "
