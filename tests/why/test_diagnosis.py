@@ -143,14 +143,6 @@ def test_killed_launcher_is_the_first_failure_and_its_ranks_follow() -> None:
     assert found.consequences == ("node1 rank 0: ended by SIGTERM after it",)
 
 
-def test_a_killed_agent_precedes_a_rank_elsewhere_that_ends_on_a_signal() -> None:
-    # Rank 1 gets SIGTERM from its supervisor, and all ranks agree to end.
-    gone = process("failed", rank(1), code=-9, ended=LAUNCHED + 58)
-    found = diagnose_nodes(node(0, [process("failed", rank(0, 143))]), node(1, [gone]))
-    assert found.first is not None
-    assert (found.first.label, found.cause.name) == ("the agent on node2", "killed")
-
-
 def test_unreachable_node_is_the_cause_only_if_others_waited() -> None:
     waited = diagnose_nodes(node(0, [process("failed", rank(0, 1))], [log(0, SYMPTOM)]), unreachable(1))
     assert (waited.cause.name, waited.bad_nodes) == ("node-unreachable", ("node2",))
