@@ -155,6 +155,7 @@ def set_up_child(request: int, stdout: int, stderr: int, ended: int) -> None:
         os.write(ended, f"{os.waitstatus_to_exitcode(status)}\n".encode())
         os._exit(0)
     os.setsid()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup in front of pytest is not for `fab`
     os.write(ended, f"{os.getpid()}\n".encode())
     os.close(ended)
     with open(request, encoding="utf-8") as file:
