@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torchfab.core.log_lines import strip_controls
 from torchfab.why import signatures, tracebacks
@@ -44,6 +44,20 @@ _UNCAUGHT = re.compile(
 )
 # C++ frames, and what NCCL reports without a problem.
 _NO_NEWS = re.compile(r"^\s*(?:frame )?#\d+|^\s+at /|^\s{4,}@|\bNCCL INFO\b")
+# Words by which a program that prints no traceback says why it gives up.
+_SAYS_WHY = re.compile(
+    r"\b(?:errors?|fail(?:ed|ure|s)?|fatal|abort(?:ed|ing)?|invalid|illegal|unrecognized|unknown|cannot|can't|could not"
+    r"|couldn't|unable|unsupported|unexpected|not (?:found|exist|supported|allowed|permitted|enough|defined)|no such|missing"
+    r"|denied|refused|exceed\w*|mismatch\w*|nan|inf|diverge\w*|stopping|giving up|corrupt\w*|requires?|must|expected)\b"
+    r"|^what\(\):|smashing|double free|munmap_chunk|^Terminated",
+    re.IGNORECASE,
+)
+_SAYS_LITTLE = re.compile(
+    r"^usage: |\b(?:WARN|WARNING|INFO|DEBUG)\b|Warning: |^Failures?:|NO_OTHER_FAILURES|_error_file|error_file|errors\.html"
+    r"|^Try '|--help|0 (?:errors|failed)|^Fatal Python error: Aborted|^terminate called without",
+)
+_LAST_WORDS_LINES = 25
+_SUMMARY = re.compile(r"^Error Message Summary:\s*$")  # Paddle
 _MAX_TAIL_LINES = 60
 _MAX_LINES_AFTER = 12
 
@@ -93,6 +107,8 @@ class Reading:
         The signature in the last lines outside tracebacks.
     uncaught : str
         The last exception in a line without a traceback.
+    last_words : str
+        The last line that says why the program gave up, where it printed no traceback.
     path : str
         The log that holds the traceback, otherwise the one most recently written; empty if there is none.
     text : str
@@ -109,6 +125,7 @@ class Reading:
     is_final: bool = False
     from_lines: Match | None = None
     uncaught: str = ""
+    last_words: str = ""
     path: str = ""
     text: str = ""
     line: int = 0
@@ -143,8 +160,10 @@ def read(logs: Sequence[Log], reports: Sequence[Report] = ()) -> Reading:
     if chosen is None:
         log = logs[0] if logs else None
         time = log.written if log else 0.0
-        return Reading(from_lines=lines, uncaught=uncaught, path=path, text=text, time=time)
+        words = last_words(logs)
+        return Reading(from_lines=lines, uncaught=uncaught, last_words=words, path=path, text=text, time=time)
     log = next((log for log, each in found if each is chosen), None)
+    chosen = _with_summary(chosen, log) if log else chosen
     member, match = pick_member(chosen)
     return Reading(
         chosen,
@@ -155,6 +174,7 @@ def read(logs: Sequence[Log], reports: Sequence[Report] = ()) -> Reading:
         is_final=log is None or _is_final(log, chosen),
         from_lines=lines,
         uncaught=uncaught,
+        last_words=last_words(logs),
         path=log.path if log else path,
         text=log.text if log else (logs[0].text if logs else ""),
         line=log.number_of(chosen.raised) if log else 0,
@@ -263,7 +283,42 @@ def _is_final(log: Log, traceback: Traceback) -> bool:
     return sum(not _NOISE.search(line) for line in after) <= _MAX_LINES_AFTER
 
 
+def _with_summary(traceback: Traceback, log: Log) -> Traceback:
+    """Return a traceback with the error that its library explains below it, as the cause."""
+    below = [strip_controls(line).strip() for line in log.text.splitlines()[traceback.end :]]
+    at = next((at for at, line in enumerate(below) if _SUMMARY.match(line)), None)
+    if at is None:
+        return traceback
+    words = [line for line in below[at + 1 : at + 8] if line and not set(line) <= {"-", "="}]
+    if not words:
+        return traceback
+    cause = Member(" ".join(words[:2]), traceback.calls)
+    members = (cause, *traceback.members)
+    return replace(traceback, exception=cause.exception, members=members, links=("nested", *traceback.links))
+
+
 # ---- lines without a traceback
+
+
+def last_words(logs: Sequence[Log]) -> str:
+    """Return the last line in which a program says why it gives up.
+
+    Parameters
+    ----------
+    logs : sequence of Log
+        Of one process.
+
+    Returns
+    -------
+    str
+        Of stderr, if both say something; at most 300 characters. Empty if none of the last lines says so.
+    """
+    for log in sorted(logs, key=lambda log: not log.path.endswith("stderr.log")):
+        lines = [strip_controls(line).strip(" │|\t") for line in log.text.splitlines() if line.strip()]
+        for line in reversed(lines[-_LAST_WORDS_LINES:]):
+            if _SAYS_WHY.search(line) and not _SAYS_LITTLE.search(line) and not _NO_NEWS.search(line):
+                return line[:300]
+    return ""
 
 
 def _read_lines(logs: Sequence[Log]) -> tuple[Match | None, str]:

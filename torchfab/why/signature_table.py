@@ -40,7 +40,7 @@ MEMORY = (
             *("HIP error: out of memory", "OUT_OF_DEVICE_MEMORY", "NPU function error: .*out of memory"),
             r"Free memory on device .* is less than desired GPU memory",
             "No available memory for the cache blocks",
-            "RESOURCE_EXHAUSTED|Out of memory while trying to allocate",
+            "RESOURCE_EXHAUSTED|Out of memory (?:while trying to allocate|error on GPU)",
         ),
         example="torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity",
         source="torch/cuda, torch_npu, intel_extension_for_pytorch",
@@ -314,6 +314,22 @@ INSTALLATION = (
         ),
         example="OSError: libcudart.so.11.0: cannot open shared object file: No such file or directory",
         source="ld.so",
+    ),
+    Signature(
+        *(Kind.SCRIPT, "script-missing"),
+        words="the script is not there: {line}",
+        fix="copy your code there: fab sync; or --workdir, and the script's path as it is on the nodes",
+        patterns=(r"can't open file '[^']*': \[Errno 2\]", r"Error while finding module specification for '.*"),
+        example="/usr/bin/python3: can't open file '/home/u/train.py': [Errno 2] No such file or directory",
+        source="Python",
+    ),
+    Signature(
+        *(Kind.SCRIPT, "import-error"),
+        words="a module is missing there: {line}",
+        fix=_INSTALL,
+        patterns=(r"^\S*python[\d.]*: No module named \S+",),  # python -m
+        example="/usr/bin/python3: No module named trainer",
+        source="Python",
     ),
     Signature(
         *(Kind.SCRIPT, "tool-missing"),

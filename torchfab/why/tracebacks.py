@@ -17,7 +17,8 @@ from dataclasses import dataclass, field, replace
 from torchfab.why.layouts import HEAD, SourceLine, box_head, from_ipython, ipython_head, lines_of, unbox
 from torchfab.why.prefixes import Prefix
 
-_HEAD = re.compile(rf"(?:  \+ )?(?:Original |Exception Group )?{re.escape(HEAD)}:\s*$")
+_OF_RANK = r" \(RANK \d+\)"  # torch.distributed.checkpoint
+_HEAD = re.compile(rf"(?:  \+ )?(?:Original |Exception Group )?{re.escape(HEAD)}:(?:{_OF_RANK})?\s*$")
 _FRAME = re.compile(r'^\s*(?:> )?File "(?P<file>.+?)", line \d+(?:, in (?P<function>.+?))?\s*$')
 # Lines that end a message without a blank line: C++ frames, torchrun's report, messages of loggers and of Python.
 _NOT_MESSAGE = re.compile(
@@ -459,7 +460,8 @@ def _link(lines: Sequence[SourceLine], before: Traceback, after: Traceback) -> s
 def _wraps_nested(before: Traceback, lines: Sequence[SourceLine], after: Traceback) -> bool:
     head = next((line.text for line in lines if line.number == after.line), "")
     last = before.text.splitlines()[-1].strip()
-    return f"Original {HEAD}" in head or bool(_NESTED.match(last))
+    is_inside = f"Original {HEAD}" in head or re.search(rf"{re.escape(HEAD)}:{_OF_RANK}", head)
+    return bool(is_inside or _NESTED.match(last))
 
 
 def _join(before: Traceback, after: Traceback, link: str) -> Traceback:
