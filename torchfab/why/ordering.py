@@ -16,15 +16,7 @@ _LEFT_EARLY_FIX = (
     "the same number of steps on every rank (drop_last, a padded sampler, torch.distributed.algorithms.Join), "
     "and a barrier before the end"
 )
-_PEER_LOST = (
-    "connection-lost",
-    "nccl-timeout",
-    "nccl-stuck",
-    "gloo-timeout",
-    "store-timeout",
-    "nccl-aborted",
-    "exception",
-)
+_PEER_LOST = ("exception", "worker-lost")
 _NAMED_RANK = re.compile(r"\(RANK (\d+)\)")  # torch.distributed.checkpoint
 # Two causes within this time cannot be told apart by clocks, and by the times of log lines.
 _TIE_S = 1.5
@@ -144,7 +136,7 @@ def left_early(failures: Sequence[Failure], evidence: Evidence, slack_s: float =
     if any(each.weight in (ROOT, LOST, SHOT) for each in failures) or not symptoms:
         return None
     lost = min(symptoms, key=lambda each: each.time)
-    if lost.cause.name not in _PEER_LOST:
+    if lost.cause.kind is not Kind.NETWORK and lost.cause.name not in _PEER_LOST:
         return None
     early = [
         (rank.ended - node.status.skew_s, node, rank)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from torchfab.core.log_lines import strip_controls
 from torchfab.why import signatures, tracebacks
 from torchfab.why.evidence import Log, Report
+from torchfab.why.layouts import shortened
 from torchfab.why.signature import Match
 from torchfab.why.speakers import Speaker, speaker_of
 from torchfab.why.tracebacks import Member, Role, Traceback
@@ -49,12 +50,12 @@ _SAYS_WHY = re.compile(
     r"\b(?:errors?|fail(?:ed|ure|s)?|fatal|abort(?:ed|ing)?|invalid|illegal|unrecognized|unknown|cannot|can't|could not"
     r"|couldn't|unable|unsupported|unexpected|not (?:found|exist|supported|allowed|permitted|enough|defined)|no such|missing"
     r"|denied|refused|exceed\w*|mismatch\w*|nan|inf|diverge\w*|stopping|giving up|corrupt\w*|requires?|must|expected)\b"
-    r"|^what\(\):|smashing|double free|munmap_chunk|^Terminated",
+    r"|MPI_ABORT|panicked|panic:|out of (?:bounds|range)|^what\(\):|smashing|double free|munmap_chunk|^Terminated",
     re.IGNORECASE,
 )
 _SAYS_LITTLE = re.compile(
     r"^usage: |\b(?:WARN|WARNING|INFO|DEBUG)\b|Warning: |^Failures?:|NO_OTHER_FAILURES|_error_file|error_file|errors\.html"
-    r"|^Try '|--help|0 (?:errors|failed)|^Fatal Python error: Aborted|^terminate called without",
+    r"|^Try '|^NOTE: |--help|\d%\||\bit/s\b|0 (?:errors|failed)|^Fatal Python error: Aborted|^terminate called without",
 )
 _LAST_WORDS_LINES = 25
 _SUMMARY = re.compile(r"^Error Message Summary:\s*$")  # Paddle
@@ -279,7 +280,7 @@ def _searched(member: Member) -> str:
 
 
 def _is_final(log: Log, traceback: Traceback) -> bool:
-    after = [strip_controls(line) for line in log.text.splitlines()[traceback.end :]]
+    after = [shortened(strip_controls(line)) for line in log.text.splitlines()[traceback.end :]]
     return sum(not _NOISE.search(line) for line in after) <= _MAX_LINES_AFTER
 
 
@@ -311,14 +312,18 @@ def last_words(logs: Sequence[Log]) -> str:
     Returns
     -------
     str
-        Of stderr, if both say something; at most 300 characters. Empty if none of the last lines says so.
+        Of stderr, if both say something; otherwise the last line of stderr. At most 300 characters.
     """
+    last = ""
     for log in sorted(logs, key=lambda log: not log.path.endswith("stderr.log")):
-        lines = [strip_controls(line).strip(" │|\t") for line in log.text.splitlines() if line.strip()]
-        for line in reversed(lines[-_LAST_WORDS_LINES:]):
+        text = [line for line in log.text.splitlines() if line.strip()][-_LAST_WORDS_LINES:]
+        lines = [shortened(strip_controls(line).strip(" │|\t")) for line in text]
+        for line in reversed(lines):
             if _SAYS_WHY.search(line) and not _SAYS_LITTLE.search(line) and not _NO_NEWS.search(line):
                 return line[:300]
-    return ""
+        if log.path.endswith("stderr.log") and lines and not _SAYS_LITTLE.search(lines[-1]):
+            last = lines[-1][:300]  # what `sys.exit("...")` prints
+    return last
 
 
 def _read_lines(logs: Sequence[Log]) -> tuple[Match | None, str]:
@@ -326,7 +331,8 @@ def _read_lines(logs: Sequence[Log]) -> tuple[Match | None, str]:
     lines: list[str] = []
     for log in reversed(logs):
         inside = {number for each in tracebacks.all_tracebacks(log.text) for number in range(each.line, each.end)}
-        own = [strip_controls(line) for number, line in enumerate(log.text.splitlines()) if number not in inside]
+        numbered = enumerate(log.text.splitlines())
+        own = [shortened(strip_controls(line)) for number, line in numbered if number not in inside]
         lines += [line for line in own if line.strip() and not _NO_NEWS.search(line)]
     last = lines[-_MAX_TAIL_LINES:]
     raised = [match["raised"].strip() for line in last if (match := _UNCAUGHT.search(line))]

@@ -474,7 +474,10 @@ NETWORK = (
         words="it could not reach the rendezvous: {line}",
         fix=_REACH,
         patterns=(
-            *("RendezvousConnectionError", "client socket has timed out after .* while trying to connect to"),
+            *(
+                "RendezvousConnectionError",
+                r"client socket has (?:timed out after .* while trying to connect to|failed to connect to any)",
+            ),
             r"connect\(\) timed out\. Original timeout",  # torch 1.10
         ),
         is_symptom=True,
@@ -591,7 +594,12 @@ NETWORK = (
         words="its connection to another rank was lost: {line}",
         fix=_PEER,
         patterns=(
-            *("ncclRemoteError", "Connection closed by remote peer", "Software caused connection abort"),
+            *(
+                "ncclRemoteError",
+                "remote process exited",
+                "Connection closed by remote peer",
+                "Software caused connection abort",
+            ),
             r"\bsocket\w+: (?:Connect to|Call to \w+ (?:from|to)) .* failed",
             *("Net : Call to .* failed", r"NET/IB : Got completion from peer .*status=(?:12\b|IBV_WC_RETRY_EXC_ERR)"),
         ),
@@ -633,6 +641,7 @@ NETWORK = (
             r"ncclInvalidArgument\b.*(?:\n.*Last error:.*\n.*)?",
             "NCCL error in: .*",
         ),
+        is_symptom=True,  # most of them only mean that another rank ended
         example="ncclSystemError: System call (e.g. socket, malloc) or external library call failed or device error.",
         source="NCCL",
     ),
