@@ -53,7 +53,8 @@ SYMPTOMS = {
     "gloo-timeout",
     "store-timeout",
     "connection-lost",
-} | {"nccl-error"}
+    "nccl-error",
+}
 
 CASES = """\
 memory device-memory    RuntimeError: CUDA error: out of memory

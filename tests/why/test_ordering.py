@@ -22,22 +22,32 @@ def raised(error: str, path: str = OWN) -> str:
     return f'Traceback (most recent call last):\n  File "{path}", line 7, in step\n    work()\n{error}\n'
 
 
-# What a rank prints, and its exit code, when it loses another rank.
+# What a rank prints when it loses another rank: a traceback in torch.distributed, or in its own file.
+IN_TORCH = {
+    "gloo": "RuntimeError: [../gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.2]:1",
+    "gloo-reset": "RuntimeError: [/x/gloo/pair.cc:9] Read error [10.0.0.2]:1: Connection reset by peer",
+    "pipe": "RuntimeError: Broken pipe",
+    "store": "torch.distributed.DistNetworkError: Failed to recv, got 0 bytes. Connection was likely closed.",
+    "remote": "torch.distributed.DistBackendError: NCCL error in: x.cpp:1970, remote process exited",
+    "unknown": "torch.distributed.DistBackendError: the group has gone away",
+    "aborted": "RuntimeError: NCCL communicator was aborted on rank 1.",
+}
+IN_SCRIPT = {
+    "hccl": "RuntimeError: HCCL error in: x.cpp:1, [ERROR] the peer does not answer",
+    "horovod": "horovod.common.exceptions.HorovodInternalError: Horovod has been shut down.",
+}
+WATCHDOG = """\
+[rank0]:[E419 ProcessGroupNCCL.cpp:616] [Rank 0] Watchdog caught collective operation timeout: \
+WorkNCCL(SeqNum=9, OpType=ALLREDUCE, Timeout(ms)=600000) ran for 600080 milliseconds
+"""
+# Text and exit code.
 LOST = {
-    "gloo": (raised("RuntimeError: [../gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.2]:1", C10D), 1),
-    "gloo-reset": (raised("RuntimeError: [/x/gloo/pair.cc:9] Read error [10.0.0.2]:1: Connection reset by peer", C10D), 1),
-    "pipe": (raised("RuntimeError: Broken pipe", C10D), 1),
-    "store": (raised("torch.distributed.DistNetworkError: Failed to recv, got 0 bytes. Connection was likely closed.", C10D), 1),
-    "remote": (raised("torch.distributed.DistBackendError: NCCL error in: x.cpp:1970, remote process exited", C10D), 1),
-    "unknown": (raised("torch.distributed.DistBackendError: the group has gone away", C10D), 1),
-    "aborted": (raised("RuntimeError: NCCL communicator was aborted on rank 1.", C10D), 1),
-    "hccl": (raised("RuntimeError: HCCL error in: x.cpp:1, [ERROR] the peer does not answer"), 1),
-    "horovod": (raised("horovod.common.exceptions.HorovodInternalError: Horovod has been shut down."), 1),
-    "watchdog": ("[rank0]:[E419 ProcessGroupNCCL.cpp:616] [Rank 0] Watchdog caught collective operation timeout: "
-                 "WorkNCCL(SeqNum=9, OpType=ALLREDUCE, Timeout(ms)=600000) ran for 600080 milliseconds\n", -6),
+    **{name: (raised(error, C10D), 1) for name, error in IN_TORCH.items()},
+    **{name: (raised(error), 1) for name, error in IN_SCRIPT.items()},
+    "watchdog": (WATCHDOG, -6),
     "killed": ("", -9),
     "terminated": ("", -15),
-}  # fmt: skip
+}
 ERRORS = (
     *(
         "KeyError: 'img'",

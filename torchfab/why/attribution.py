@@ -33,12 +33,15 @@ _GPU_FAULT = re.compile(r"fallen off the bus|Xid \([^)]*\): (?:48|61|62|63|64|74
 _NCCL_WARNING = re.compile(r"NCCL WARN (.+)")
 _OOM_LINE = re.compile(r"Killed process (\d+)\b")
 _CHILD_KILLED = re.compile(
-    r"(?:signal|code)s?:? (?:SIGKILL|9\b|-9\b|137\b)|died with <Signals\.SIGKILL|killed by signal: Killed|exitcode:? -9\b"
+    r"(?:signal|code)s?:? (?:SIGKILL|9\b|-9\b|137\b)|died with <Signals\.SIGKILL|killed by signal: Killed"
+    r"|exitcode:? -9\b"
 )
 _STORAGE_LINE = re.compile(
     r"EXT4-fs error|XFS .*(?:error|shutdown)|I/O error|Remounting filesystem read-only|nfs: server .* not responding",
     re.IGNORECASE,
 )
+
+_SERVER_LINE = re.compile(r"nfs: server .* not responding", re.IGNORECASE)
 
 CERTAIN, PROBABLE, POSSIBLE = "certain", "probable", "possible"
 
@@ -170,7 +173,7 @@ def attribute(
         return found
     if reading.from_lines and (reading.traceback is None or code is None or code < 0 or reading.is_wrapper):
         return _confirmed(node, reading.from_lines, reading, others, PROBABLE)
-    if not reading.traceback and code and (cause := _full_log_disk(node)):
+    if not reading.traceback and code and (cause := _full_log_disk(node, others)):
         return Attribution(cause, CERTAIN)
     if rank.rank is None:
         return Attribution(_launcher_cause(process.name, code, reading), POSSIBLE, _lines(node, reading))
@@ -240,7 +243,7 @@ def _confirmed(
             cause, certainty = replace(cause, kind=Kind.SCRIPT), min(certainty, PROBABLE, key=_rank_of)
         else:
             cause = replace(cause, words=f"{cause.words} ({fact})")
-    if extra := _known_facts(match, node) or _nccl_warning(match, reading):
+    if extra := _known_facts(match, node, others) or _nccl_warning(match, reading):
         cause = replace(cause, words=f"{cause.words}; {extra}")
     return Attribution(cause, certainty, lines, reading.speaker)
 
@@ -255,7 +258,7 @@ def _rank_of(certainty: str) -> int:
 def _fact(fact: Fact, match: Match, node: NodeEvidence, others: tuple[NodeEvidence, ...]) -> str | None:
     """Return the fact of a node that confirms a signature, in words; None if there is none."""
     if fact is Fact.DISK:
-        return _full_disk(match.line, node)
+        return _full_disk(match.line, node, others)
     if fact is Fact.FILE_SYSTEM:
         return _sick_file_system(match.line, node, others)
     if fact is Fact.NO_GPU:
@@ -276,18 +279,24 @@ def _disk_of(line: str, node: NodeEvidence) -> Disk | None:
     return max(holding, key=lambda disk: len(disk.path), default=None)
 
 
-def _full_disk(line: str, node: NodeEvidence) -> str | None:
+def _full_disk(line: str, node: NodeEvidence, others: tuple[NodeEvidence, ...]) -> str | None:
     named = _disk_of(line, node)
     candidates = [named] if named else [disk for disk in node.disks if disk.path != "/dev/shm"]
-    full = next((disk for disk in candidates if disk.is_full), None)
+    full = next((disk for disk in candidates if disk.is_full and not _is_full_elsewhere(disk, others)), None)
     if full is None:
         return None
     return f"{full.path} has {full.free / 1e6:.1f} MB free" + (", and no inodes" if full.free_files == 0 else "")
 
 
+def _is_full_elsewhere(disk: Disk, others: tuple[NodeEvidence, ...]) -> bool:
+    """Return whether another node reports the same path as full: then they share the disk, or the job filled both."""
+    return any(each.path == disk.path and each.is_full for node in others for each in node.disks)
+
+
 def _sick_file_system(line: str, node: NodeEvidence, others: tuple[NodeEvidence, ...]) -> str | None:
     said = next((each.text for each in node.kernel if _STORAGE_LINE.search(each.text)), None)
-    if said:
+    is_server = bool(said) and any(_SERVER_LINE.search(each.text) for other in others for each in other.kernel)
+    if said and not is_server:
         return f"the kernel: {said[:120]}"
     named = _disk_of(line, node)
     if named and named.read_only and "ead-only" in line:
@@ -297,7 +306,7 @@ def _sick_file_system(line: str, node: NodeEvidence, others: tuple[NodeEvidence,
     return None
 
 
-def _known_facts(match: Match, node: NodeEvidence) -> str:
+def _known_facts(match: Match, node: NodeEvidence, others: tuple[NodeEvidence, ...]) -> str:
     """Return what torchfab knows of the node that explains a cause; empty if nothing."""
     ranks = [rank for rank in node.status.ranks if rank.rank is not None]
     if match.signature.name == "device-ordinal" and node.gpus is not None and ranks:
@@ -305,6 +314,9 @@ def _known_facts(match: Match, node: NodeEvidence) -> str:
     if match.signature.name == "shared-memory":
         shm = next((disk for disk in node.disks if disk.path == "/dev/shm"), None)
         return f"/dev/shm of {node.host}: {shm.free / 1e6:.0f} of {shm.size / 1e6:.0f} MB free" if shm else ""
+    if match.signature.name == "disk-full":
+        disk = next((disk for disk in node.disks if disk.is_full and disk.path != "/dev/shm"), None)
+        return f"{disk.path} is full on other nodes too" if disk and _is_full_elsewhere(disk, others) else ""
     if match.signature.name in ("host-memory", "worker-died"):
         kill = _kernel_kill(node, match.line)
         return f"the kernel's log: {kill.text}" if kill else ""
@@ -388,13 +400,14 @@ def _killed_below(node: NodeEvidence, rank: RankEnd) -> Attribution:
     return Attribution(Cause(Kind.MEMORY, "host-memory", f"{how}, most often because memory ran out", fix), POSSIBLE)
 
 
-def _full_log_disk(node: NodeEvidence) -> Cause | None:
+def _full_log_disk(node: NodeEvidence, others: tuple[NodeEvidence, ...]) -> Cause | None:
     """Return a cause if the disk that holds the logs is full: then no traceback could be written either."""
     disk = next(iter(node.disks), None)  # the disk of the job's folder
     if disk is None or not disk.size or disk.free >= _MIN_FREE_BYTES:
         return None
     words = f"the disk that holds its logs is full, so no error could be logged: {disk.path}"
-    return Cause(Kind.NODE, "disk-full", words, "free space there, or set torchfab.node_dir to another disk")
+    kind = Kind.SCRIPT if _is_full_elsewhere(disk, others) else Kind.NODE
+    return Cause(kind, "disk-full", words, "free space there, or set torchfab.node_dir to another disk")
 
 
 # ---- causes without a signature

@@ -21,8 +21,8 @@ _NEARLY_FULL_BYTES = 64 * 1024 * 1024
 _MAX_EVENTS = 40
 # What a node may have installed otherwise than the others.
 _OF_RANK_0 = re.compile(
-    r"No module named '(?:wandb|tensorboard\w*|mlflow|comet_ml|neptune|clearml|swanlab|aim|trackio|visdom|dvclive|matplotlib"
-    r"|seaborn|tqdm|rich|pandas|loguru)\b"
+    r"No module named '(?:wandb|tensorboard\w*|mlflow|comet_ml|neptune|clearml|swanlab|aim|trackio|visdom|dvclive"
+    r"|matplotlib|seaborn|tqdm|rich|pandas|loguru)\b"
 )
 _INSTALLED = ("import-error", "script-missing", "tool-missing")
 _MAX_KERNEL_LINES = 6

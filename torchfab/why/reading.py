@@ -48,13 +48,14 @@ _NO_NEWS = re.compile(r"^\s*(?:frame )?#\d+|^\s+at /|^\s{4,}@|\bNCCL INFO\b")
 # Words by which a program that prints no traceback says why it gives up.
 _SAYS_WHY = re.compile(
     r"\b(?:errors?|fail(?:ed|ure|s)?|fatal|abort(?:ed|ing)?|invalid|illegal|unrecognized|unknown|cannot|can't|could not"
-    r"|couldn't|unable|unsupported|unexpected|not (?:found|exist|supported|allowed|permitted|enough|defined)|no such|missing"
-    r"|denied|refused|exceed\w*|mismatch\w*|nan|inf|diverge\w*|stopping|giving up|corrupt\w*|requires?|must|expected)\b"
+    r"|couldn't|unable|unsupported|unexpected|not (?:found|exist|supported|allowed|permitted|enough|defined)|no such"
+    r"|missing|denied|refused"
+    r"|exceed\w*|mismatch\w*|nan|inf|diverge\w*|stopping|giving up|corrupt\w*|requires?|must|expected)\b"
     r"|MPI_ABORT|panicked|panic:|out of (?:bounds|range)|^what\(\):|smashing|double free|munmap_chunk|^Terminated",
     re.IGNORECASE,
 )
 _SAYS_LITTLE = re.compile(
-    r"^usage: |\b(?:WARN|WARNING|INFO|DEBUG)\b|Warning: |^Failures?:|NO_OTHER_FAILURES|_error_file|error_file|errors\.html"
+    r"^usage: |\b(?:WARN|WARNING|INFO|DEBUG)\b|Warning: |^Failures?:|NO_OTHER_FAILURES|error_file|errors\.html"
     r"|^Try '|^NOTE: |--help|\d%\||\bit/s\b|0 (?:errors|failed)|^Fatal Python error: Aborted|^terminate called without",
 )
 _LAST_WORDS_LINES = 25

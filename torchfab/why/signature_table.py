@@ -184,7 +184,6 @@ DEVICES = (
         fix=_WITHOUT,
         patterns=(
             *("uncorrectable (?:ECC|NVLink) error", "GPU is lost", "Unable to determine the device handle"),
-            "CUDA error: (?:the launch timed out|unspecified launch failure|hardware stack error)",
             "GPU has fallen off the bus",
         ),
         example="RuntimeError: CUDA error: uncorrectable ECC error encountered",
@@ -737,6 +736,7 @@ ASSERT = (
         fix="launch again with --env CUDA_LAUNCH_BLOCKING=1 to see which one",
         patterns=(
             r"(?:CUDA|HIP) error: (?:device-side assert triggered|an illegal memory access|misaligned address)",
+            r"(?:CUDA|HIP) error: (?:the launch timed out|unspecified launch failure|hardware stack error)",
             r"an illegal instruction was encountered|Assertion `.*` failed\.$|cuda runtime error \((?:59|77|710|700)\)",
         ),
         example="RuntimeError: CUDA error: device-side assert triggered",
