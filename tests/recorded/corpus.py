@@ -20,7 +20,7 @@ from torchfab.why.diagnosis import Diagnosis
 from torchfab.why.evidence import NodeEvidence
 
 FOLDER = Path(__file__).parent / "jobs"
-BATCHES = ("known", "unseen", "unseen2")
+BATCHES = ("known", "unseen", "unseen2", "unseen3", "reports")
 Part = tuple[str, Mapping[str, str], str]
 
 
@@ -69,9 +69,7 @@ class Case:
 
 def cases(batch: str) -> list[Case]:
     """Return the jobs of one batch of the corpus."""
-    return [
-        case for path in sorted((FOLDER / batch).glob("*.txt")) for case in _parse(path.read_text(encoding="utf-8"))
-    ]
+    return [case for path in sorted((FOLDER / batch).glob("*.txt")) for case in _parse(path.read_bytes().decode())]
 
 
 def _parse(text: str) -> Iterator[Case]:

@@ -46,7 +46,15 @@ CAUSE_OF_RECORDING = {
     name: tuple(cause.split()) for cause, _, of in (line.partition(": ") for line in RECORDED.splitlines())
     for name in of.split()
 }  # fmt: skip
-SYMPTOMS = {"rendezvous-connection", "nccl-timeout", "nccl-stuck", "gloo-timeout", "store-timeout", "connection-lost"}
+SYMPTOMS = {
+    "rendezvous-connection",
+    "nccl-timeout",
+    "nccl-stuck",
+    "gloo-timeout",
+    "store-timeout",
+    "connection-lost",
+    "nccl-error",
+}
 
 CASES = """\
 memory device-memory    RuntimeError: CUDA error: out of memory

@@ -126,8 +126,8 @@ def test_signal_to_a_rank_without_launcher_is_external(code: int) -> None:
     assert cause(alone)[2].endswith("came from outside: nothing that torchfab did")
 
 
-def test_exit_code_143_without_a_known_signal_is_an_exit_code() -> None:
-    assert cause(torchrun_node("", rank(0, 143)))[1] == "exit-code"
+def test_exit_code_143_without_a_known_signal_has_no_known_sender() -> None:
+    assert cause(torchrun_node("", rank(0, 143)))[:2] == (Kind.KILLED, "ended")
 
 
 def test_exit_143_after_a_signal_to_the_supervisor_or_fab_stop() -> None:

@@ -128,6 +128,29 @@ def test_full_disk_is_the_node_s_if_it_is_full(place: str, full: dict[str, int])
     assert (found.cause.kind, found.bad_nodes) == (Kind.NODE, ("node1",))
 
 
+def test_disk_that_is_full_on_all_nodes_is_no_fault_of_a_node() -> None:
+    full = [{**disk, "free": 0} for disk in HEALTHY]
+    text = traceback("OSError", "[Errno 28] No space left on device: '/home/u/ckpt/x.pt'")
+    nodes = [
+        node(0, [process("failed", rank(0, -15, 1061.0))], disks=full),
+        node(1, [process("failed", rank(1, 1, 1060.0))], [log(1, text)], disks=full),
+    ]
+    found = diagnose_nodes(*nodes)
+    assert (found.cause.name, found.bad_nodes) == ("disk-full", ())
+    assert found.cause.words.endswith("is full on other nodes too")
+
+
+def test_file_server_that_no_node_reaches_is_no_fault_of_a_node() -> None:
+    kernel = {"lines": [[1059.0, "nfs: server fs1 not responding, still trying"]], "unread": ""}
+    text = traceback("OSError", "[Errno 116] Stale file handle: '/home/u/x'")
+    nodes = [
+        node(0, [process("failed", rank(0, -15, 1061.0))], kernel=kernel),
+        node(1, [process("failed", rank(1, 1, 1060.0))], [log(1, text)], kernel=kernel),
+    ]
+    assert diagnose_nodes(*nodes).bad_nodes == ()
+    assert diagnose_nodes(node(0, [process("failed", rank(0, -15, 1061.0))]), nodes[1]).bad_nodes == ("node2",)
+
+
 def test_sick_file_system_is_the_node_s_if_the_kernel_says_so() -> None:
     kernel = {
         "lines": [[1059.0, "EXT4-fs error (device sda1): ext4_find_entry: reading directory lblock 0"]],

@@ -30,11 +30,18 @@ _OOM_FIX = "less memory per rank (data loader workers, caches), or a higher limi
 _OOM_BEFORE_S = 30.0
 # Xids of hardware, not those that a script's own kernel causes (13, 31, 43, 45).
 _GPU_FAULT = re.compile(r"fallen off the bus|Xid \([^)]*\): (?:48|61|62|63|64|74|79|92|94|95|119|120|140|143)\b")
+_NCCL_WARNING = re.compile(r"NCCL WARN (.+)")
 _OOM_LINE = re.compile(r"Killed process (\d+)\b")
+_CHILD_KILLED = re.compile(
+    r"(?:signal|code)s?:? (?:SIGKILL|9\b|-9\b|137\b)|died with <Signals\.SIGKILL|killed by signal: Killed"
+    r"|exitcode:? -9\b"
+)
 _STORAGE_LINE = re.compile(
     r"EXT4-fs error|XFS .*(?:error|shutdown)|I/O error|Remounting filesystem read-only|nfs: server .* not responding",
     re.IGNORECASE,
 )
+
+_SERVER_LINE = re.compile(r"nfs: server .* not responding", re.IGNORECASE)
 
 CERTAIN, PROBABLE, POSSIBLE = "certain", "probable", "possible"
 
@@ -166,7 +173,7 @@ def attribute(
         return found
     if reading.from_lines and (reading.traceback is None or code is None or code < 0 or reading.is_wrapper):
         return _confirmed(node, reading.from_lines, reading, others, PROBABLE)
-    if not reading.traceback and code and (cause := _full_log_disk(node)):
+    if not reading.traceback and code and (cause := _full_log_disk(node, others)):
         return Attribution(cause, CERTAIN)
     if rank.rank is None:
         return Attribution(_launcher_cause(process.name, code, reading), POSSIBLE, _lines(node, reading))
@@ -176,7 +183,8 @@ def attribute(
 def _from_signal(node: NodeEvidence, process: ProcessStatus, rank: RankEnd, reading: Reading) -> Attribution | None:
     """Return who ended a process by a signal, if one did."""
     code, lines = rank.code, reading.from_lines
-    if lines and lines.cause.kind is Kind.KILLED and not lines.cause.is_symptom:  # the scheduler says so
+    is_oom = bool(lines) and code == KILL and lines.cause.name == "host-memory"
+    if lines and (is_oom or (lines.cause.kind is Kind.KILLED and not lines.cause.is_symptom)):  # the scheduler says so
         return _confirmed(node, lines, reading, (), CERTAIN)
     if code != KILL and not signal_sender.is_signal_exit(code, rank.rank, node):
         return None
@@ -235,7 +243,7 @@ def _confirmed(
             cause, certainty = replace(cause, kind=Kind.SCRIPT), min(certainty, PROBABLE, key=_rank_of)
         else:
             cause = replace(cause, words=f"{cause.words} ({fact})")
-    if extra := _known_facts(match, node):
+    if extra := _known_facts(match, node, others) or _nccl_warning(match, reading):
         cause = replace(cause, words=f"{cause.words}; {extra}")
     return Attribution(cause, certainty, lines, reading.speaker)
 
@@ -250,7 +258,7 @@ def _rank_of(certainty: str) -> int:
 def _fact(fact: Fact, match: Match, node: NodeEvidence, others: tuple[NodeEvidence, ...]) -> str | None:
     """Return the fact of a node that confirms a signature, in words; None if there is none."""
     if fact is Fact.DISK:
-        return _full_disk(match.line, node)
+        return _full_disk(match.line, node, others)
     if fact is Fact.FILE_SYSTEM:
         return _sick_file_system(match.line, node, others)
     if fact is Fact.NO_GPU:
@@ -271,18 +279,24 @@ def _disk_of(line: str, node: NodeEvidence) -> Disk | None:
     return max(holding, key=lambda disk: len(disk.path), default=None)
 
 
-def _full_disk(line: str, node: NodeEvidence) -> str | None:
+def _full_disk(line: str, node: NodeEvidence, others: tuple[NodeEvidence, ...]) -> str | None:
     named = _disk_of(line, node)
     candidates = [named] if named else [disk for disk in node.disks if disk.path != "/dev/shm"]
-    full = next((disk for disk in candidates if disk.is_full), None)
+    full = next((disk for disk in candidates if disk.is_full and not _is_full_elsewhere(disk, others)), None)
     if full is None:
         return None
     return f"{full.path} has {full.free / 1e6:.1f} MB free" + (", and no inodes" if full.free_files == 0 else "")
 
 
+def _is_full_elsewhere(disk: Disk, others: tuple[NodeEvidence, ...]) -> bool:
+    """Return whether another node reports the same path as full: then they share the disk, or the job filled both."""
+    return any(each.path == disk.path and each.is_full for node in others for each in node.disks)
+
+
 def _sick_file_system(line: str, node: NodeEvidence, others: tuple[NodeEvidence, ...]) -> str | None:
     said = next((each.text for each in node.kernel if _STORAGE_LINE.search(each.text)), None)
-    if said:
+    is_server = bool(said) and any(_SERVER_LINE.search(each.text) for other in others for each in other.kernel)
+    if said and not is_server:
         return f"the kernel: {said[:120]}"
     named = _disk_of(line, node)
     if named and named.read_only and "ead-only" in line:
@@ -292,7 +306,7 @@ def _sick_file_system(line: str, node: NodeEvidence, others: tuple[NodeEvidence,
     return None
 
 
-def _known_facts(match: Match, node: NodeEvidence) -> str:
+def _known_facts(match: Match, node: NodeEvidence, others: tuple[NodeEvidence, ...]) -> str:
     """Return what torchfab knows of the node that explains a cause; empty if nothing."""
     ranks = [rank for rank in node.status.ranks if rank.rank is not None]
     if match.signature.name == "device-ordinal" and node.gpus is not None and ranks:
@@ -300,10 +314,21 @@ def _known_facts(match: Match, node: NodeEvidence) -> str:
     if match.signature.name == "shared-memory":
         shm = next((disk for disk in node.disks if disk.path == "/dev/shm"), None)
         return f"/dev/shm of {node.host}: {shm.free / 1e6:.0f} of {shm.size / 1e6:.0f} MB free" if shm else ""
+    if match.signature.name == "disk-full":
+        disk = next((disk for disk in node.disks if disk.is_full and disk.path != "/dev/shm"), None)
+        return f"{disk.path} is full on other nodes too" if disk and _is_full_elsewhere(disk, others) else ""
     if match.signature.name in ("host-memory", "worker-died"):
         kill = _kernel_kill(node, match.line)
         return f"the kernel's log: {kill.text}" if kill else ""
     return ""
+
+
+def _nccl_warning(match: Match, reading: Reading) -> str:
+    """Return what NCCL printed before an exception that only names a class of errors; empty if nothing."""
+    if match.signature.name != "nccl-error" or "Last error" in match.cause.words:
+        return ""
+    warned = _NCCL_WARNING.findall(reading.text)
+    return f"NCCL had printed: {warned[-1].strip()[:200]}" if warned else ""
 
 
 def _kernel_kill(node: NodeEvidence, text: str) -> EvidenceLine | None:
@@ -322,11 +347,15 @@ def _from_facts(node: NodeEvidence, rank: RankEnd, reading: Reading) -> Attribut
     code = _SHELL_CODES.get(rank.code or 0, rank.code)
     text = reading.text[-4000:]
     died = reading.match is not None and reading.match.signature.name == "worker-died"
-    if (code == KILL or died or "Killed" in text) and (kill := _kernel_kill(node, text)):
+    child_killed = _CHILD_KILLED.search(reading.member.exception) if reading.member else None
+    kill = _kernel_kill(node, text) if code == KILL or died or "Killed" in text else None
+    if kill is None and child_killed:
+        kill = _recent_kill(node, rank)
+    if kill:
         cause = Cause(
             Kind.MEMORY, "host-memory", f"the kernel's OOM killer ended a process of it: {kill.text}", _OOM_FIX
         )
-        return Attribution(cause, CERTAIN, (kill,))
+        return Attribution(cause, PROBABLE if child_killed else CERTAIN, (kill,))
     if code == KILL and rank.code != KILL and reading.traceback is None and reading.from_lines is None:
         return _killed_below(node, rank)
     if (sick := _gpu_fault(node, reading)) is not None:
@@ -352,27 +381,33 @@ def _gpu_fault(node: NodeEvidence, reading: Reading) -> Attribution | None:
     return Attribution(cause, CERTAIN, lines, reading.speaker, by_traceback=True)
 
 
+def _recent_kill(node: NodeEvidence, rank: RankEnd) -> EvidenceLine | None:
+    """Return the line of the kernel's OOM killer that was written shortly before a process ended."""
+    ended = (rank.ended or node.status.now) - node.status.skew_s
+    recent = [line for line in node.kernel if 0 <= ended - line.time + 1 <= _OOM_BEFORE_S]
+    line = next((line for line in recent if _OOM_LINE.search(line.text)), None)
+    return EvidenceLine(node.host, "kernel log", 0, line.time, line.text) if line else None
+
+
 def _killed_below(node: NodeEvidence, rank: RankEnd) -> Attribution:
     """Return why a shell or a wrapper reports that SIGKILL ended its program."""
-    ended = rank.ended or node.status.now
-    recent = [line for line in node.kernel if 0 <= ended - node.status.skew_s - line.time + 1 <= _OOM_BEFORE_S]
-    kill = next((line for line in recent if _OOM_LINE.search(line.text)), None)
+    kill = _recent_kill(node, rank)
     how = f"it ended with exit code {rank.code}: SIGKILL ended the program that it ran"
     if kill:
         words = f"{how}, by the kernel's OOM killer: {kill.text}"
-        lines = (EvidenceLine(node.host, "kernel log", 0, kill.time, kill.text),)
-        return Attribution(Cause(Kind.MEMORY, "host-memory", words, _OOM_FIX), PROBABLE, lines)
+        return Attribution(Cause(Kind.MEMORY, "host-memory", words, _OOM_FIX), PROBABLE, (kill,))
     fix = f"most often the host's memory ran out: {_OOM_FIX}; {signal_sender.ASK}"
     return Attribution(Cause(Kind.MEMORY, "host-memory", f"{how}, most often because memory ran out", fix), POSSIBLE)
 
 
-def _full_log_disk(node: NodeEvidence) -> Cause | None:
+def _full_log_disk(node: NodeEvidence, others: tuple[NodeEvidence, ...]) -> Cause | None:
     """Return a cause if the disk that holds the logs is full: then no traceback could be written either."""
     disk = next(iter(node.disks), None)  # the disk of the job's folder
     if disk is None or not disk.size or disk.free >= _MIN_FREE_BYTES:
         return None
     words = f"the disk that holds its logs is full, so no error could be logged: {disk.path}"
-    return Cause(Kind.NODE, "disk-full", words, "free space there, or set torchfab.node_dir to another disk")
+    kind = Kind.SCRIPT if _is_full_elsewhere(disk, others) else Kind.NODE
+    return Cause(kind, "disk-full", words, "free space there, or set torchfab.node_dir to another disk")
 
 
 # ---- causes without a signature
@@ -438,6 +473,7 @@ def _script_attribution(node: NodeEvidence, code: int | None, reading: Reading) 
         return Attribution(cause, certainty, lines, reading.speaker, by_traceback=True)
     if signal is not None and signal < 0:
         how = describe_exit_code(signal) if signal == code else f"exit code {code}: {describe_exit_code(signal)}"
+        how += f"; it printed: {reading.last_words}" if reading.last_words else ""
         fix = "fab logs shows its last lines; to see where: --env PYTHONFAULTHANDLER=1"
         return Attribution(Cause(Kind.SCRIPT, "crash", f"it crashed in native code ({how})", fix), PROBABLE, lines)
     if reading.uncaught:
@@ -445,7 +481,13 @@ def _script_attribution(node: NodeEvidence, code: int | None, reading: Reading) 
         return Attribution(Cause(Kind.SCRIPT, "exception", words, "see its last lines"), POSSIBLE, lines)
     if code is None:
         return Attribution(Cause(Kind.UNKNOWN, "unknown", "its exit code was not recorded"), POSSIBLE, lines)
+    if code in signal_sender.SHELL_SIGNALS:
+        how = f"it ended with exit code {code}, as a program does that {describe_exit_code(128 - code)} ends"
+        cause = Cause(Kind.KILLED, "ended", f"{how}; who sent it is not known", signal_sender.ASK)
+        return Attribution(cause, POSSIBLE, lines)
     words = f"the script ended itself with exit code {code}"
+    words += f"; it printed: {reading.last_words}" if reading.last_words else ""
+    lines = _lines(node, reading, reading.last_words)
     return Attribution(Cause(Kind.SCRIPT, "exit-code", words, "see its last lines"), PROBABLE, lines)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torchfab.core.inventory import fold, fold_ranks
-from torchfab.core.status import JobStatus, NodeStatus, describe_exit_code
+from torchfab.core.status import JobStatus, NodeStatus, RankStatus, describe_exit_code
 from torchfab.why import causes
 from torchfab.why.causes import Cause, Kind
 from torchfab.why.evidence import Evidence, SchedulerReason
@@ -18,6 +19,12 @@ from torchfab.why.tracebacks import Traceback, fingerprint_of
 
 _NEARLY_FULL_BYTES = 64 * 1024 * 1024
 _MAX_EVENTS = 40
+# What a node may have installed otherwise than the others.
+_OF_RANK_0 = re.compile(
+    r"No module named '(?:wandb|tensorboard\w*|mlflow|comet_ml|neptune|clearml|swanlab|aim|trackio|visdom|dvclive"
+    r"|matplotlib|seaborn|tqdm|rich|pandas|loguru)\b"
+)
+_INSTALLED = ("import-error", "script-missing", "tool-missing")
 _MAX_KERNEL_LINES = 6
 _MAX_BATCH_LINES = 3
 
@@ -132,8 +139,8 @@ def diagnose(evidence: Evidence) -> Diagnosis:
         return replace(
             base, notes=_job_notes(evidence), consequences=others, timeline=_timeline(evidence, failures, cause)
         )
-    if cause.name == "import-error":
-        cause = _import_error_cause(cause, first, failures, evidence)
+    if cause.name in _INSTALLED:
+        cause = _missing_on_a_node(cause, first, failures, evidence)
     if cause.name == "launcher" and all(failure.rank is None for failure in failures):
         cause = replace(cause, words=f"{cause.words}, and no rank is known to have failed before")
     competing = rivals(first, failures)
@@ -216,19 +223,32 @@ def _stop_cause(evidence: Evidence) -> Cause:
     return Cause(Kind.STOPPED, "stopped", reason or words)
 
 
-def _import_error_cause(cause: Cause, first: Failure, failures: Sequence[Failure], evidence: Evidence) -> Cause:
-    """Blame the nodes of an import error if the ranks of other nodes ran longer: then their installations differ."""
-    hosts = list(dict.fromkeys(failure.host for failure in failures if failure.cause.name == "import-error"))
+def _missing_on_a_node(cause: Cause, first: Failure, failures: Sequence[Failure], evidence: Evidence) -> Cause:
+    """Blame the nodes where something is missing, if the ranks of other nodes ran longer: their installations differ.
+
+    Where only some ranks of a node fail, or rank 0 alone lacks a tracker, the script does there what others do not.
+    """
+    same = [failure for failure in failures if failure.cause.name == cause.name]
+    hosts = list(dict.fromkeys(failure.host for failure in same))
     further = [node.host for node in evidence.nodes if node.host not in hosts and _outlived(node.status, first)]
     if not further:
         return cause
     words = f"{cause.words}, on {fold(hosts)} only: {fold(further)} got further"
-    return replace(cause, kind=Kind.NODE, name="import-error-of-node", words=words)
+    ranks = {failure.rank for failure in same}
+    there = [rank for node in evidence.nodes if node.host == first.host for rank in node.status.ranks]
+    of_rank_0 = ranks == {0} and _OF_RANK_0.search(cause.words)
+    if of_rank_0 or any(rank.rank not in ranks and _lived(rank, first) for rank in there):
+        return cause
+    return replace(cause, kind=Kind.NODE, name=f"{cause.name}-of-node", words=words)
 
 
 def _outlived(status: NodeStatus, first: Failure) -> bool:
-    lives = [(rank.ended or status.now) - rank.started for rank in status.ranks if rank.started]
-    return max(lives, default=0.0) > first.lived_s + 1.0
+    return any(_lived(rank, first, status.now) for rank in status.ranks)
+
+
+def _lived(rank: RankStatus, first: Failure, now: float = float("inf")) -> bool:
+    """Return whether a rank ran longer than the first one that failed."""
+    return bool(rank.started) and (rank.ended or now) - (rank.started or 0.0) > first.lived_s + 1.0
 
 
 def _bad_nodes(

@@ -10,6 +10,7 @@ from typing import Any
 
 from torchfab.core.specs import Node
 from torchfab.core.status import JobStatus, NodeStatus
+from torchfab.why.layouts import message_of
 
 Label = int | str
 _NEARLY_FULL_BYTES = 64 * 1024 * 1024
@@ -302,7 +303,7 @@ def _log(each: Mapping[str, Any], skew_s: float) -> Log:
             lines.append("")
         times.append((len(lines), part["time"] - skew_s))
         numbers.append((len(lines), part.get("line", 0)))
-        lines += part["text"].splitlines()
+        lines += [message_of(line) for line in part["text"].splitlines()]
     text, written = "\n".join(lines), each["written"] - skew_s
     return Log(each["label"], each["path"], text, written, tuple(times), tuple(numbers))
 

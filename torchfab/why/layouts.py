@@ -14,6 +14,9 @@ _REPEATED = re.compile(r"\s*\[repeated \d+x across (?:cluster|all workers)\].*$"
 _ESCAPED_HEAD = re.compile(re.escape(HEAD) + r":?\\n")
 _MAX_JSON_CHARS = 200_000
 _MAX_DEPTH = 6
+# Where container runtimes and loggers put a line that a program printed, and what holds a whole traceback instead.
+_MESSAGE_FIELDS = ("log", "message", "msg", "textPayload", "MESSAGE", "line", "text", "event", "body")
+_STACK_FIELDS = ("exception", "exc_info", "exc_type", "stack_trace", "stacktrace", "stack", "traceback", "error")
 _TIME_ONLY = re.compile(r"^\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:[.,]\d+)?Z?$")  # some log viewers' own lines
 
 
@@ -46,10 +49,55 @@ def lines_of(text: str) -> list[SourceLine]:
             continue
         inner = _unpack(line) if "{" in line or "\\n" in line else None
         if inner is None:
-            found.append(SourceLine(line, number))
+            found.append(SourceLine(shortened(line), number))
         else:
             found += [SourceLine(each, number) for each in ("", *inner, "")]
     return found
+
+
+def shortened(line: str, max_chars: int = 4000) -> str:
+    """Return the begin and the end of a line: patterns take too long on lines of megabytes.
+
+    Parameters
+    ----------
+    line : str
+        The line.
+    max_chars : int
+        The longest line that stays whole. Default 4000.
+
+    Returns
+    -------
+    str
+        At most as long.
+    """
+    return line if len(line) <= max_chars else f"{line[: max_chars // 2]} {line[1 - max_chars // 2 :]}"
+
+
+def message_of(line: str) -> str:
+    """Return the printed line that a line of JSON holds, as container runtimes and loggers wrap each line of a program.
+
+    Parameters
+    ----------
+    line : str
+        The line of a log.
+
+    Returns
+    -------
+    str
+        The line itself if it holds no single printed line.
+    """
+    plain = line.strip()
+    if not (plain.startswith("{") and plain.endswith("}") and len(plain) <= _MAX_JSON_CHARS):
+        return line
+    try:
+        document = json.loads(plain)
+    except (ValueError, RecursionError):
+        return line
+    if any(name in document for name in _STACK_FIELDS):
+        return line
+    texts = (document.get(name) for name in _MESSAGE_FIELDS)
+    message = next((text.rstrip("\r\n") for text in texts if isinstance(text, str)), line)
+    return line if "\n" in message else message
 
 
 def _unpack(line: str) -> list[str] | None:

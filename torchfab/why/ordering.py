@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from torchfab.core.format import duration
@@ -15,15 +16,8 @@ _LEFT_EARLY_FIX = (
     "the same number of steps on every rank (drop_last, a padded sampler, torch.distributed.algorithms.Join), "
     "and a barrier before the end"
 )
-_PEER_LOST = (
-    "connection-lost",
-    "nccl-timeout",
-    "nccl-stuck",
-    "gloo-timeout",
-    "store-timeout",
-    "nccl-aborted",
-    "exception",
-)
+_PEER_LOST = ("exception", "worker-lost")
+_NAMED_RANK = re.compile(r"\(RANK (\d+)\)")  # torch.distributed.checkpoint
 # Two causes within this time cannot be told apart by clocks, and by the times of log lines.
 _TIE_S = 1.5
 
@@ -46,13 +40,27 @@ def first_failure(failures: Sequence[Failure], slack_s: float = 5.0) -> Failure 
     Failure or None
         None if nothing failed.
     """
+    found = _likeliest(failures, slack_s)
+    return found and _named_by(found, failures)
+
+
+def _named_by(first: Failure, failures: Sequence[Failure]) -> Failure:
+    """Return the failure of the rank that an exception names, where all ranks report one rank's exception."""
+    named = _NAMED_RANK.search(first.traceback.text) if first.traceback else None
+    if named is None:
+        return first
+    same = [each for each in failures if str(each.rank) == named[1] and _identity(each) == _identity(first)]
+    return same[0] if same else first
+
+
+def _likeliest(failures: Sequence[Failure], slack_s: float) -> Failure | None:
     if not failures:
         return None
     likeliest = min(failures, key=lambda failure: (failure.weight, failure.time))
     earlier = [
         failure for failure in failures if failure.weight < CONSEQUENCE and failure.time < likeliest.time - slack_s
     ]
-    return first_failure(earlier, slack_s) if earlier and likeliest.weight != LOST else likeliest
+    return _likeliest(earlier, slack_s) if earlier and likeliest.weight != LOST else likeliest
 
 
 def rivals(first: Failure, failures: Sequence[Failure]) -> tuple[Failure, ...]:
@@ -128,7 +136,7 @@ def left_early(failures: Sequence[Failure], evidence: Evidence, slack_s: float =
     if any(each.weight in (ROOT, LOST, SHOT) for each in failures) or not symptoms:
         return None
     lost = min(symptoms, key=lambda each: each.time)
-    if lost.cause.name not in _PEER_LOST:
+    if lost.cause.kind is not Kind.NETWORK and lost.cause.name not in _PEER_LOST:
         return None
     early = [
         (rank.ended - node.status.skew_s, node, rank)

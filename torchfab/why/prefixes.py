@@ -16,6 +16,7 @@ _TIME = re.compile(
     r"|(?<![\d.])\d{3,}\.\d+(?![\d.])"
 )
 _VARIABLE = r"[\d:.,/-]+"
+_NUMBER = re.compile(r"\s*\d[\d.,:]*")
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,12 @@ class Prefix:
     ----------
     text : str
         As it stands before the first line; empty if there is none.
+    has_any_numbers : bool
+        Whether all its numbers may differ from line to line, not only times.
     """
 
     text: str
+    has_any_numbers: bool = False
 
     @property
     def is_blank(self) -> bool:
@@ -58,23 +62,29 @@ class Prefix:
         return line[match.end() :] if match else None
 
     @property
+    def with_any_numbers(self) -> Prefix:
+        """The same text with any other numbers in it: a count of lines, or of seconds."""
+        return Prefix(self.text, has_any_numbers=True)
+
+    @property
     def _pattern(self) -> re.Pattern[str]:
-        return _compile(self.text)
+        return _compile(self.text, _NUMBER if self.has_any_numbers else _TIME)
 
 
-_CACHE: dict[str, re.Pattern[str]] = {}
+_CACHE: dict[tuple[str, re.Pattern[str]], re.Pattern[str]] = {}
 
 
-def _compile(text: str) -> re.Pattern[str]:
-    found = _CACHE.get(text)
+def _compile(text: str, variable: re.Pattern[str]) -> re.Pattern[str]:
+    found = _CACHE.get((text, variable))
     if found is None:
         pieces, at = [], 0
-        for match in _TIME.finditer(text):
-            pieces += [re.escape(text[at : match.start()]), _VARIABLE]
+        for match in variable.finditer(text):
+            blank = r"\s*" if match[0].startswith(" ") else ""
+            pieces += [re.escape(text[at : match.start()]), blank + _VARIABLE]
             at = match.end()
         pieces.append(re.escape(text[at:]))
         found = re.compile("".join(pieces))
         if len(_CACHE) > 1000:
             _CACHE.clear()
-        _CACHE[text] = found
+        _CACHE[text, variable] = found
     return found

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torchfab.core.log_lines import strip_controls
 from torchfab.why import signatures, tracebacks
 from torchfab.why.evidence import Log, Report
+from torchfab.why.layouts import shortened
 from torchfab.why.signature import Match
 from torchfab.why.speakers import Speaker, speaker_of
 from torchfab.why.tracebacks import Member, Role, Traceback
@@ -44,6 +45,21 @@ _UNCAUGHT = re.compile(
 )
 # C++ frames, and what NCCL reports without a problem.
 _NO_NEWS = re.compile(r"^\s*(?:frame )?#\d+|^\s+at /|^\s{4,}@|\bNCCL INFO\b")
+# Words by which a program that prints no traceback says why it gives up.
+_SAYS_WHY = re.compile(
+    r"\b(?:errors?|fail(?:ed|ure|s)?|fatal|abort(?:ed|ing)?|invalid|illegal|unrecognized|unknown|cannot|can't|could not"
+    r"|couldn't|unable|unsupported|unexpected|not (?:found|exist|supported|allowed|permitted|enough|defined)|no such"
+    r"|missing|denied|refused"
+    r"|exceed\w*|mismatch\w*|nan|inf|diverge\w*|stopping|giving up|corrupt\w*|requires?|must|expected)\b"
+    r"|MPI_ABORT|panicked|panic:|out of (?:bounds|range)|^what\(\):|smashing|double free|munmap_chunk|^Terminated",
+    re.IGNORECASE,
+)
+_SAYS_LITTLE = re.compile(
+    r"^usage: |\b(?:WARN|WARNING|INFO|DEBUG)\b|Warning: |^Failures?:|NO_OTHER_FAILURES|error_file|errors\.html"
+    r"|^Try '|^NOTE: |--help|\d%\||\bit/s\b|0 (?:errors|failed)|^Fatal Python error: Aborted|^terminate called without",
+)
+_LAST_WORDS_LINES = 25
+_SUMMARY = re.compile(r"^Error Message Summary:\s*$")  # Paddle
 _MAX_TAIL_LINES = 60
 _MAX_LINES_AFTER = 12
 
@@ -93,6 +109,8 @@ class Reading:
         The signature in the last lines outside tracebacks.
     uncaught : str
         The last exception in a line without a traceback.
+    last_words : str
+        The last line that says why the program gave up, where it printed no traceback.
     path : str
         The log that holds the traceback, otherwise the one most recently written; empty if there is none.
     text : str
@@ -109,6 +127,7 @@ class Reading:
     is_final: bool = False
     from_lines: Match | None = None
     uncaught: str = ""
+    last_words: str = ""
     path: str = ""
     text: str = ""
     line: int = 0
@@ -143,8 +162,10 @@ def read(logs: Sequence[Log], reports: Sequence[Report] = ()) -> Reading:
     if chosen is None:
         log = logs[0] if logs else None
         time = log.written if log else 0.0
-        return Reading(from_lines=lines, uncaught=uncaught, path=path, text=text, time=time)
+        words = last_words(logs)
+        return Reading(from_lines=lines, uncaught=uncaught, last_words=words, path=path, text=text, time=time)
     log = next((log for log, each in found if each is chosen), None)
+    chosen = _with_summary(chosen, log) if log else chosen
     member, match = pick_member(chosen)
     return Reading(
         chosen,
@@ -155,6 +176,7 @@ def read(logs: Sequence[Log], reports: Sequence[Report] = ()) -> Reading:
         is_final=log is None or _is_final(log, chosen),
         from_lines=lines,
         uncaught=uncaught,
+        last_words=last_words(logs),
         path=log.path if log else path,
         text=log.text if log else (logs[0].text if logs else ""),
         line=log.number_of(chosen.raised) if log else 0,
@@ -259,11 +281,50 @@ def _searched(member: Member) -> str:
 
 
 def _is_final(log: Log, traceback: Traceback) -> bool:
-    after = [strip_controls(line) for line in log.text.splitlines()[traceback.end :]]
+    after = [shortened(strip_controls(line)) for line in log.text.splitlines()[traceback.end :]]
     return sum(not _NOISE.search(line) for line in after) <= _MAX_LINES_AFTER
 
 
+def _with_summary(traceback: Traceback, log: Log) -> Traceback:
+    """Return a traceback with the error that its library explains below it, as the cause."""
+    below = [strip_controls(line).strip() for line in log.text.splitlines()[traceback.end :]]
+    at = next((at for at, line in enumerate(below) if _SUMMARY.match(line)), None)
+    if at is None:
+        return traceback
+    words = [line for line in below[at + 1 : at + 8] if line and not set(line) <= {"-", "="}]
+    if not words:
+        return traceback
+    cause = Member(" ".join(words[:2]), traceback.calls)
+    members = (cause, *traceback.members)
+    return replace(traceback, exception=cause.exception, members=members, links=("nested", *traceback.links))
+
+
 # ---- lines without a traceback
+
+
+def last_words(logs: Sequence[Log]) -> str:
+    """Return the last line in which a program says why it gives up.
+
+    Parameters
+    ----------
+    logs : sequence of Log
+        Of one process.
+
+    Returns
+    -------
+    str
+        Of stderr, if both say something; otherwise the last line of stderr. At most 300 characters.
+    """
+    last = ""
+    for log in sorted(logs, key=lambda log: not log.path.endswith("stderr.log")):
+        text = [line for line in log.text.splitlines() if line.strip()][-_LAST_WORDS_LINES:]
+        lines = [shortened(strip_controls(line).strip(" │|\t")) for line in text]
+        for line in reversed(lines):
+            if _SAYS_WHY.search(line) and not _SAYS_LITTLE.search(line) and not _NO_NEWS.search(line):
+                return line[:300]
+        if log.path.endswith("stderr.log") and lines and not _SAYS_LITTLE.search(lines[-1]):
+            last = lines[-1][:300]  # what `sys.exit("...")` prints
+    return last
 
 
 def _read_lines(logs: Sequence[Log]) -> tuple[Match | None, str]:
@@ -271,7 +332,8 @@ def _read_lines(logs: Sequence[Log]) -> tuple[Match | None, str]:
     lines: list[str] = []
     for log in reversed(logs):
         inside = {number for each in tracebacks.all_tracebacks(log.text) for number in range(each.line, each.end)}
-        own = [strip_controls(line) for number, line in enumerate(log.text.splitlines()) if number not in inside]
+        numbered = enumerate(log.text.splitlines())
+        own = [shortened(strip_controls(line)) for number, line in numbered if number not in inside]
         lines += [line for line in own if line.strip() and not _NO_NEWS.search(line)]
     last = lines[-_MAX_TAIL_LINES:]
     raised = [match["raised"].strip() for line in last if (match := _UNCAUGHT.search(line))]

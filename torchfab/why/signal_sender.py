@@ -19,6 +19,8 @@ from torchfab.why.evidence import NodeEvidence
 ASK = "ask who did it: an administrator, a script"
 # Exit code -> signal, negative: of a process that a signal ended, and of a script that handles the signal and exits.
 _SIGNAL_CODES = {-15: -15, -2: -2, -1: -1, 143: -15, 130: -2, 129: -1}
+# What a shell, or a script that handles the signal, returns for one that asks a program to end.
+SHELL_SIGNALS = tuple(code for code in _SIGNAL_CODES if code > 0)
 _RECEIVED_SIGNAL = (
     (re.compile(r"Received (?:Signals\.)?(SIG\w+|\d{1,3}) death signal, shutting down workers"), "torchrun"),
     (re.compile(r"Main process received (SIG\w+), exiting"), "deepspeed's launcher"),

@@ -10,6 +10,7 @@ from functools import cached_property
 from torchfab.why.causes import Cause, Kind
 from torchfab.why.speakers import Speaker, speaker_of_line
 
+_AROUND_CHARS = 1000
 # They report what happened to them, so the words of a lost rank mean something else when they speak.
 _ELSEWHERE = (Speaker.CLIENT, Speaker.WORKER)
 
@@ -87,12 +88,8 @@ class Signature:
         Match or None
             None if nothing matches, or if another speaker says it.
         """
-        last = None
-        for match in self.pattern.finditer(text):
-            start, end = text.rfind("\n", 0, match.start()) + 1, text.find("\n", match.end())
-            whole = text[start : end if end >= 0 else len(text)]
-            if self._is_said_by(speaker, whole):
-                last = match, whole
+        matches = ((match, _line_around(text, match)) for match in reversed([*self.pattern.finditer(text)]))
+        last = next((each for each in matches if self._is_said_by(speaker, each[1])), None)
         if last is None:
             return None
         line = " ".join(last[1].split())[:300]
@@ -106,6 +103,13 @@ class Signature:
         if self.spoken_by:
             return said_by in self.spoken_by or speaker in self.spoken_by
         return not (self.kind is Kind.NETWORK and self.is_symptom and said_by in _ELSEWHERE)
+
+
+def _line_around(text: str, match: re.Match[str]) -> str:
+    """Return the lines of a match, of long ones the surroundings of the match."""
+    start, end = text.rfind("\n", 0, match.start()) + 1, text.find("\n", match.end())
+    end = end if end >= 0 else len(text)
+    return text[max(start, match.start() - _AROUND_CHARS) : min(end, match.end() + _AROUND_CHARS)]
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ MEMORY = (
             *("HIP error: out of memory", "OUT_OF_DEVICE_MEMORY", "NPU function error: .*out of memory"),
             r"Free memory on device .* is less than desired GPU memory",
             "No available memory for the cache blocks",
-            "RESOURCE_EXHAUSTED|Out of memory while trying to allocate",
+            "RESOURCE_EXHAUSTED|Out of memory (?:while trying to allocate|error on GPU)",
         ),
         example="torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity",
         source="torch/cuda, torch_npu, intel_extension_for_pytorch",
@@ -184,7 +184,6 @@ DEVICES = (
         fix=_WITHOUT,
         patterns=(
             *("uncorrectable (?:ECC|NVLink) error", "GPU is lost", "Unable to determine the device handle"),
-            "CUDA error: (?:the launch timed out|unspecified launch failure|hardware stack error)",
             "GPU has fallen off the bus",
         ),
         example="RuntimeError: CUDA error: uncorrectable ECC error encountered",
@@ -314,6 +313,22 @@ INSTALLATION = (
         ),
         example="OSError: libcudart.so.11.0: cannot open shared object file: No such file or directory",
         source="ld.so",
+    ),
+    Signature(
+        *(Kind.SCRIPT, "script-missing"),
+        words="the script is not there: {line}",
+        fix="copy your code there: fab sync; or --workdir, and the script's path as it is on the nodes",
+        patterns=(r"can't open file '[^']*': \[Errno 2\]", r"Error while finding module specification for '.*"),
+        example="/usr/bin/python3: can't open file '/home/u/train.py': [Errno 2] No such file or directory",
+        source="Python",
+    ),
+    Signature(
+        *(Kind.SCRIPT, "import-error"),
+        words="a module is missing there: {line}",
+        fix=_INSTALL,
+        patterns=(r"^\S*python[\d.]*: No module named \S+",),  # python -m
+        example="/usr/bin/python3: No module named trainer",
+        source="Python",
     ),
     Signature(
         *(Kind.SCRIPT, "tool-missing"),
@@ -458,7 +473,10 @@ NETWORK = (
         words="it could not reach the rendezvous: {line}",
         fix=_REACH,
         patterns=(
-            *("RendezvousConnectionError", "client socket has timed out after .* while trying to connect to"),
+            *(
+                "RendezvousConnectionError",
+                r"client socket has (?:timed out after .* while trying to connect to|failed to connect to any)",
+            ),
             r"connect\(\) timed out\. Original timeout",  # torch 1.10
         ),
         is_symptom=True,
@@ -575,7 +593,12 @@ NETWORK = (
         words="its connection to another rank was lost: {line}",
         fix=_PEER,
         patterns=(
-            *("ncclRemoteError", "Connection closed by remote peer", "Software caused connection abort"),
+            *(
+                "ncclRemoteError",
+                "remote process exited",
+                "Connection closed by remote peer",
+                "Software caused connection abort",
+            ),
             r"\bsocket\w+: (?:Connect to|Call to \w+ (?:from|to)) .* failed",
             *("Net : Call to .* failed", r"NET/IB : Got completion from peer .*status=(?:12\b|IBV_WC_RETRY_EXC_ERR)"),
         ),
@@ -617,6 +640,7 @@ NETWORK = (
             r"ncclInvalidArgument\b.*(?:\n.*Last error:.*\n.*)?",
             "NCCL error in: .*",
         ),
+        is_symptom=True,  # most of them only mean that another rank ended
         example="ncclSystemError: System call (e.g. socket, malloc) or external library call failed or device error.",
         source="NCCL",
     ),
@@ -712,6 +736,7 @@ ASSERT = (
         fix="launch again with --env CUDA_LAUNCH_BLOCKING=1 to see which one",
         patterns=(
             r"(?:CUDA|HIP) error: (?:device-side assert triggered|an illegal memory access|misaligned address)",
+            r"(?:CUDA|HIP) error: (?:the launch timed out|unspecified launch failure|hardware stack error)",
             r"an illegal instruction was encountered|Assertion `.*` failed\.$|cuda runtime error \((?:59|77|710|700)\)",
         ),
         example="RuntimeError: CUDA error: device-side assert triggered",

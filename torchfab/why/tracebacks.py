@@ -17,7 +17,8 @@ from dataclasses import dataclass, field, replace
 from torchfab.why.layouts import HEAD, SourceLine, box_head, from_ipython, ipython_head, lines_of, unbox
 from torchfab.why.prefixes import Prefix
 
-_HEAD = re.compile(rf"(?:  \+ )?(?:Original |Exception Group )?{re.escape(HEAD)}:\s*$")
+_OF_RANK = r" \(RANK \d+\)"  # torch.distributed.checkpoint
+_HEAD = re.compile(rf"(?:  \+ )?(?:Original |Exception Group )?{re.escape(HEAD)}:(?:{_OF_RANK})?\s*$")
 _FRAME = re.compile(r'^\s*(?:> )?File "(?P<file>.+?)", line \d+(?:, in (?P<function>.+?))?\s*$')
 # Lines that end a message without a blank line: C++ frames, torchrun's report, messages of loggers and of Python.
 _NOT_MESSAGE = re.compile(
@@ -41,6 +42,7 @@ _BAR = re.compile(r"^[ ]*[|+] ?")
 _MAX_MESSAGE_LINES = 12
 _MAX_BODY_LINES = 2000
 _MAX_FOREIGN_LINES = 300
+_MAX_STRANGERS = 10
 _FINGERPRINT_FRAMES = 3
 
 
@@ -233,8 +235,8 @@ def _find_head(line: str) -> tuple[str, Prefix] | None:
 def _own_lines(lines: Sequence[SourceLine], at: int, prefix: Prefix) -> list[SourceLine]:
     """Return the lines that the process whose traceback begins here wrote from there on, without their prefix."""
     found, foreign = [SourceLine(prefix.strip(lines[at].text) or "", lines[at].number)], 0
-    if not _has_prefix_below(lines, at, prefix):  # a logger's, which is before the first line only
-        prefix = Prefix("")
+    if not _has_prefix_below(lines, at, prefix):
+        prefix = _other_prefix(lines, at, prefix)
     for line in itertools.islice(lines, at + 1, at + 1 + _MAX_BODY_LINES + _MAX_FOREIGN_LINES):
         own = prefix.strip(line.text)
         if own is not None:
@@ -242,6 +244,19 @@ def _own_lines(lines: Sequence[SourceLine], at: int, prefix: Prefix) -> list[Sou
         elif prefix.is_blank or (foreign := foreign + 1) > _MAX_FOREIGN_LINES:  # an indented block has ended
             break
     return found
+
+
+def _other_prefix(lines: Sequence[SourceLine], at: int, prefix: Prefix) -> Prefix:
+    """Return the prefix of the lines below a head whose own text is not before them.
+
+    Either its numbers count lines or seconds, or it is a logger's, which is before the first line only.
+    """
+    loose = prefix.with_any_numbers
+    below = next((line.text for line in lines[at + 1 : at + 3] if line.text.strip()), "")
+    own = loose.strip(below)
+    if own is not None and _FRAME.match(own):
+        return loose
+    return Prefix(prefix.text[: len(prefix.text) - len(prefix.text.lstrip())])
 
 
 def _has_prefix_below(lines: Sequence[SourceLine], at: int, prefix: Prefix) -> bool:
@@ -339,7 +354,7 @@ def _end_of_frames(lines: list[str], begin: int) -> int | None:
             seen = seen or bool(_FRAME.match(line))
         elif _is_exception(line, lines, at):
             return at
-        elif not seen or (strangers := strangers + 1) > 3 or HEAD in line:
+        elif (strangers := strangers + 1) > (_MAX_STRANGERS if seen else 2) or HEAD in line:
             return None
         at += 1
     return None
@@ -459,7 +474,8 @@ def _link(lines: Sequence[SourceLine], before: Traceback, after: Traceback) -> s
 def _wraps_nested(before: Traceback, lines: Sequence[SourceLine], after: Traceback) -> bool:
     head = next((line.text for line in lines if line.number == after.line), "")
     last = before.text.splitlines()[-1].strip()
-    return f"Original {HEAD}" in head or bool(_NESTED.match(last))
+    is_inside = f"Original {HEAD}" in head or re.search(rf"{re.escape(HEAD)}:{_OF_RANK}", head)
+    return bool(is_inside or _NESTED.match(last))
 
 
 def _join(before: Traceback, after: Traceback, link: str) -> Traceback:
