@@ -498,7 +498,8 @@ def _describe_state(status: NodeStatus) -> str:
     if status.reason:
         text += f" ({status.reason})"
     if status.left:
-        text += f", {len(status.left)} processes left"
+        more = f" and {len(status.left) - 1} more" if len(status.left) > 1 else ""
+        text += f", still running: {status.left[0]}{more}"
     return text
 
 

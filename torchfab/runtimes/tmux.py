@@ -523,6 +523,10 @@ def _stop_report(record: Record, node: Node, result: Response[StopAnswer] | Torc
         ended_ranks=int(ranks.ended),
         killed_ranks=int(ranks.killed),
         ranks_s=float(ranks.seconds),
+        proof=report.proof,
+        cleared_files=int(report.cleared.files),
+        cleared_bytes=int(report.cleared.bytes),
+        cleared_folders=int(report.cleared.folders),
     )
 
 
