@@ -67,5 +67,5 @@ def test_what_was_removed_is_counted() -> None:
         StopReport(Node(0, "a"), cleared_files=2, cleared_bytes=3 * 2**20, cleared_folders=1),
         StopReport(Node(1, "b"), cleared_files=1, cleared_bytes=2**20),
     ]
-    text = "removed what its processes had left: 3 files of shared memory (4.0 MB), 1 temporary folder"
+    text = "removed what its processes had left: 3 files of shared memory (4 MiB), 1 temporary folder"
     assert stop._cleared_summary(reports) == text
