@@ -36,7 +36,7 @@ def group(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
 
 def inside(group: cgroup.Group, *argv: str, **more: object) -> subprocess.Popen[bytes]:
     """Start a program in a group."""
-    return subprocess.Popen(argv, preexec_fn=group.join, **more)  # type: ignore[call-overload, no-any-return]
+    return subprocess.Popen(argv, preexec_fn=group.join, **more)  # type: ignore[call-overload, no-any-return]  # noqa: PLW1509
 
 
 def test_a_group_lists_ends_and_outlives_its_processes(group: cgroup.Group) -> None:
