@@ -57,6 +57,10 @@ def fab(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
         ("jobs -t abc", "takes a whole number, got 'abc'"),
         ("-t 0 jobs", "-t is at least 1 second, got 0"),
         ("-t -1 jobs", "-t is at least 1 second, got -1"),
+        ("launch-per-node --master_port 1", "launch-per-node has no flag --master_port; did you mean --port?"),
+        ("launch-per-node --num_nodes=2", "launch-per-node has no flag --num_nodes; did you mean --nodes?"),
+        ("logs --tail 5", "logs has no flag --tail; did you mean --lines?"),
+        ("logs -f", "-f is --config of fab and needs a file; did you mean fab logs --follow?"),
         ("-- train.py", "there is no task in front of --: fab launch-per-node -- train.py"),
         ("-H a -H b jobs", "-H (--hosts) is given twice"),
         ("-H a --hosts=b jobs", "-H (--hosts) is given twice"),
@@ -117,6 +121,19 @@ def test_the_version_is_torchfabs_first(fab) -> None:  # type: ignore[no-untyped
 
 def test_list_of_a_task_is_its_help(fab) -> None:  # type: ignore[no-untyped-def]
     assert "--watch" in fab("-l", "status").out
+
+
+@pytest.mark.parametrize("task", ["launch-per-node", "launch-slurm", "status", "logs", "trust", "import"])
+def test_help_explains_each_flag(fab, task: str) -> None:  # type: ignore[no-untyped-def]
+    flags = [line for line in fab("--help", task).out.splitlines() if line.startswith("  --")]
+    assert flags
+    assert [line for line in flags if len(line.split(maxsplit=1)) < 2] == []
+
+
+def test_fab_alone_prints_its_help(fab) -> None:  # type: ignore[no-untyped-def]
+    alone = fab()
+    assert alone.out.startswith("Usage: fab")
+    assert alone.err == ""
 
 
 def test_flags_that_may_repeat_add_up(fab) -> None:  # type: ignore[no-untyped-def]
