@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from torchfab.core.bounds import ExitCode, Label, Time, Whole
-from torchfab.core.format import duration, plural
+from torchfab.core.format import duration
 from torchfab.core.inventory import fold, fold_ranks
 from torchfab.core.specs import Node
 

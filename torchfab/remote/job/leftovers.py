@@ -6,7 +6,6 @@ ran, and no living process has it open or mapped. Only what these libraries make
 
 from __future__ import annotations
 
-import fnmatch
 import os
 import re
 import stat
@@ -15,18 +14,19 @@ from torchfab.remote import files, procfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
     from typing import Any
 
 SHARED_MEMORY = "/dev/shm"
 # torch; multiprocessing and loky; NCCL; CUDA; Open MPI, UCX, MPICH; Intel's OpenMP.
 SHARED_NAMES = (
-    *("torch_*", "psm_*", "sem.*", "loky-*", "nccl-*", "cuda.shm.*"),
-    *("vader_segment.*", "sm_segment.*", "osc_*.*", "ucx_shm_posix_*", "mpich_shar_tmp*", "__KMP_REGISTERED_LIB_*"),
+    *("torch_", "psm_", "sem.", "loky-", "nccl-", "cuda.shm."),
+    *("vader_segment.", "sm_segment.", "osc_rdma.", "osc_sm.", "ucx_shm_posix_", "mpich_shar_tmp"),
+    "__KMP_REGISTERED_LIB_",
 )
 # Torchelastic's logs. The others hold a socket: multiprocessing's listeners, torch's manager of shared memory.
-_LOG_FOLDERS = ("torchelastic_*",)
-_SOCKET_FOLDERS = ("pymp-*", "torch-shm-dir-*")
+_LOG_FOLDERS = ("torchelastic_",)
+_SOCKET_FOLDERS = ("pymp-", "torch-shm-dir-")
 _MAKERS_NAME = re.compile(r"(?:torch|__KMP_REGISTERED_LIB)_([0-9]{1,10})_")
 _CLOCK_S = 1.0  # the times of files lag a little
 # Inodes of the namespaces that the kernel makes at boot (include/linux/proc_ns.h).
@@ -72,15 +72,15 @@ def _shares_memory_unseen() -> bool:
     return os.readlink("/proc/self/ns/ipc") == _FIRST_IPC and os.readlink("/proc/self/ns/pid") != _FIRST_PID
 
 
-def candidates(parent: str, patterns: Iterable[str], since: float) -> Iterator[tuple[str, os.stat_result]]:
+def candidates(parent: str, prefixes: tuple[str, ...], since: float) -> Iterator[tuple[str, os.stat_result]]:
     """Yield the regular files of this user with certain names.
 
     Parameters
     ----------
     parent : str
         The folder that holds them.
-    patterns : iterable of str
-        Shell patterns.
+    prefixes : tuple of str
+        How their names begin.
     since : float
         Files changed before are left out; seconds since the epoch.
 
@@ -89,18 +89,18 @@ def candidates(parent: str, patterns: Iterable[str], since: float) -> Iterator[t
     tuple of (str, os.stat_result)
         The path of a file and its state.
     """
-    for path, state in _named(parent, patterns, since):
+    for path, state in _named(parent, prefixes, since):
         if stat.S_ISREG(state.st_mode) and not _has_living_maker(path):
             yield path, state
 
 
-def _named(parent: str, patterns: Iterable[str], since: float) -> Iterator[tuple[str, os.stat_result]]:
+def _named(parent: str, prefixes: tuple[str, ...], since: float) -> Iterator[tuple[str, os.stat_result]]:
     try:
         names = os.listdir(parent)
     except OSError:
         return
     for name in names:
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+        if name.startswith(prefixes):
             path = os.path.join(parent, name)
             try:
                 state = os.lstat(path)
