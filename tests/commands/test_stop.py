@@ -30,3 +30,42 @@ def report(ended: int, killed: int, seconds: float = 0.0) -> StopReport:
 )
 def test_the_ends_of_all_nodes_are_summed_up(reports: list[StopReport], text: str) -> None:
     assert stop._ranks_summary(reports, 60.0) == text
+
+
+def found(node: str, proof: str, left: tuple[str, ...] = ()) -> StopReport:
+    return StopReport(Node(0, node), 2, left=left, proof=proof, seconds=1.2)
+
+
+@pytest.mark.parametrize(
+    ("reports", "text"),
+    [
+        ([found("node1", "cgroup"), found("node2", "cgroup")], " (known by the kernel's cgroup)"),
+        ([found("node1", "proc")], " (known by searching /proc as this user)"),
+        (
+            [found("node1", "cgroup"), found("node2", "proc"), found("node3", "proc")],
+            " (known by the kernel's cgroup on node1, known by searching /proc as this user on node[2-3])",
+        ),
+        ([found("Slurm job 7", "slurm")], " (as Slurm says)"),
+        ([found("node1", "")], ""),
+    ],
+)
+def test_the_means_of_the_proof_are_said(reports: list[StopReport], text: str) -> None:
+    assert stop._means(reports) == text
+
+
+def test_processes_that_are_left_are_named_with_their_users() -> None:
+    one = "4711 (sleep 600) of user root"
+    assert stop._stop_summary(found("node1", "proc", (one,))) == f"1 process is left and cannot be ended: {one}"
+    many = stop._stop_summary(found("node1", "proc", tuple(f"{pid} (sleep) of user root" for pid in range(12))))
+    assert many.startswith("12 processes are left and cannot be ended: 0 (sleep) of user root, 1 (sleep)")
+    assert many.endswith(", and 2 more")
+
+
+def test_what_was_removed_is_counted() -> None:
+    assert stop._cleared_summary([report(1, 0)]) == ""
+    reports = [
+        StopReport(Node(0, "a"), cleared_files=2, cleared_bytes=3 * 2**20, cleared_folders=1),
+        StopReport(Node(1, "b"), cleared_files=1, cleared_bytes=2**20),
+    ]
+    text = "removed what its processes had left: 3 files of shared memory (4 MiB), 1 temporary folder"
+    assert stop._cleared_summary(reports) == text

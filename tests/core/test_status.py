@@ -296,7 +296,7 @@ def test_many_nodes_with_equal_states_are_one_row() -> None:
 def test_unsupervised_processes_are_counted() -> None:
     found = node(0, process("lost", reason="its supervisor was killed"), left=["5 (python)", "6 (python)"])
     words = status.table_rows(JobStatus((found,), 1))[1][1]
-    assert words == "lost (its supervisor was killed), 2 processes left"
+    assert words == "lost (its supervisor was killed), still running: 5 (python) and 1 more"
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ export TORCHFAB_FOLDER=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent
 export PATH=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/bin:/venv/bin:"$PATH"
 exec /venv/bin/python -I -S /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/relay.py await > >(tee -a /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/output.log) 2>&1 < /dev/null
 RUN
-tmux -L torchfab new-session -d -s gpt2-node1 -n agent bash /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/run.sh
+tmux -L torchfab -f /dev/null new-session -d -s gpt2-node1 -n agent bash /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/run.sh
 TORCHFAB
 
 # node 0: node1
@@ -153,6 +153,6 @@ exec /venv/bin/python -I -S /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/hea
   --no_local_rank \
   --no_python '"$TORCHFAB_FOLDER/bin/rank"' > >(tee -a /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/output.log) 2>&1 < /dev/null
 RUN
-tmux -L torchfab new-session -d -s gpt2-node0 -n agent bash /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/run.sh
-tmux -L torchfab new-window -d -t =gpt2-node0: -n head bash /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/run.sh
+tmux -L torchfab -f /dev/null new-session -d -s gpt2-node0 -n agent bash /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/run.sh
+tmux -L torchfab -f /dev/null new-window -d -t =gpt2-node0: -n head bash /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/run.sh
 TORCHFAB

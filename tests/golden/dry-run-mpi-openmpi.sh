@@ -30,7 +30,7 @@ export TORCHFAB_FOLDER=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent
 export PATH=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/bin:/venv/bin:"$PATH"
 exec /venv/bin/python -I -S /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/relay.py await > >(tee -a /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/output.log) 2>&1 < /dev/null
 RUN
-tmux -L torchfab new-session -d -s gpt2-node1 -n agent bash /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/run.sh
+tmux -L torchfab -f /dev/null new-session -d -s gpt2-node1 -n agent bash /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/run.sh
 TORCHFAB
 
 # node 0: node1
@@ -111,5 +111,5 @@ exec /venv/bin/python -I -S /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/hea
   --mca orte_leave_session_attached 1 -x NCCL_DEBUG sh -c 'exec "$0" -I -S "$TORCHFAB_FOLDER/rank.py" --logs "$@"' /venv/bin/python /venv/bin/python train.py \
   --name 'it'"'"'s $5' > >(tee -a /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/output.log) 2>&1 < /dev/null
 RUN
-tmux -L torchfab new-session -d -s gpt2-node0 -n head bash /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/run.sh
+tmux -L torchfab -f /dev/null new-session -d -s gpt2-node0 -n head bash /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/head/run.sh
 TORCHFAB

@@ -52,8 +52,8 @@ export PATH=/venv/bin:"$PATH"
 exec /venv/bin/python train.py 'two
 lines' > >(tee -a /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/rank-1/output.log) 2>&1 < /dev/null
 RUN
-tmux -L torchfab new-session -d -s gpt2-node0 -n rank-0 bash /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/rank-0/run.sh
-tmux -L torchfab new-window -d -t =gpt2-node0: -n rank-1 bash /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/rank-1/run.sh
+tmux -L torchfab -f /dev/null new-session -d -s gpt2-node0 -n rank-0 bash /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/rank-0/run.sh
+tmux -L torchfab -f /dev/null new-window -d -t =gpt2-node0: -n rank-1 bash /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/rank-1/run.sh
 TORCHFAB
 } | ssh -- node1 bash -s
 
@@ -82,6 +82,6 @@ export PATH=/venv/bin:"$PATH"
 exec /venv/bin/python train.py 'two
 lines' > >(tee -a /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/rank-2/output.log) 2>&1 < /dev/null
 RUN
-tmux -L torchfab new-session -d -s gpt2-node1 -n rank-2 bash /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/rank-2/run.sh
+tmux -L torchfab -f /dev/null new-session -d -s gpt2-node1 -n rank-2 bash /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/rank-2/run.sh
 TORCHFAB
 } | ssh -- node2 bash -s

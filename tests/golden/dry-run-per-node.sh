@@ -32,7 +32,7 @@ exec /venv/bin/python -m torch.distributed.run \
   --log-dir /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/logs train.py \
   --name 'it'"'"'s $5' > >(tee -a /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/output.log) 2>&1 < /dev/null
 RUN
-tmux -L torchfab new-session -d -s gpt2-node0 -n agent bash /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/run.sh
+tmux -L torchfab -f /dev/null new-session -d -s gpt2-node0 -n agent bash /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/run.sh
 TORCHFAB
 
 # node 1: node2
@@ -61,5 +61,5 @@ exec /venv/bin/python -m torch.distributed.run \
   --log-dir /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/logs train.py \
   --name 'it'"'"'s $5' > >(tee -a /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/output.log) 2>&1 < /dev/null
 RUN
-tmux -L torchfab new-session -d -s gpt2-node1 -n agent bash /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/run.sh
+tmux -L torchfab -f /dev/null new-session -d -s gpt2-node1 -n agent bash /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/run.sh
 TORCHFAB

@@ -16,6 +16,7 @@ import pytest
 
 from torchfab.core import environment
 from torchfab.remote import files, procfs
+from torchfab.remote.job import containment, search
 from torchfab.transport import bundle
 
 # Python starts in 10 ms without site-packages and the user's files.
@@ -84,9 +85,11 @@ class Place:
         files.write_json(str(folder / files.SPEC), {**base, **spec})
         return folder
 
-    def supervise(self, name: str = "agent", env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-        """Start the supervisor of a process."""
-        program = [*PYTHON, str(self.folder / files.BUNDLE), "supervise", name]
+    def supervise(
+        self, name: str = "agent", env: Mapping[str, str] | None = None, under: Sequence[str] = ()
+    ) -> subprocess.Popen[bytes]:
+        """Start the supervisor of a process; `under` is a program that runs it."""
+        program = [*under, *PYTHON, str(self.folder / files.BUNDLE), "supervise", name]
         return self.begin(program, env={"PATH": os.environ["PATH"], **(env or {})})
 
     def begin(self, argv: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
@@ -107,7 +110,7 @@ class Place:
 
     def running(self) -> list[int]:
         """Return the processes of the job that run."""
-        return procfs.job_processes(self.job_id, 0)
+        return search.job_processes(self.job_id, 0)
 
     def end(self) -> None:
         """Kill whatever is left, by pid."""
@@ -120,6 +123,7 @@ class Place:
         while left := self.running():
             _kill(left)
             time.sleep(0.01)
+        containment.remove_groups(str(self.folder))
 
 
 def _kill(pids: Sequence[int]) -> None:
@@ -128,6 +132,17 @@ def _kill(pids: Sequence[int]) -> None:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
+
+
+def without_groups() -> tuple[str, ...]:
+    """Return the argv prefix that runs a program where it can make no control group: no hierarchy is mounted.
+
+    An ordinary user usually can make none anyway.
+    """
+    if os.geteuid() != 0:
+        return ()
+    hide = 'mount -t tmpfs -o ro none /sys/fs/cgroup && exec "$@"'
+    return ("unshare", "--mount", "--propagation", "private", "sh", "-c", hide, "hide")
 
 
 def memory_group(name: str) -> Path:

@@ -23,7 +23,8 @@ from tests.remote.place import wait_for
 from tests.support import require
 from tests.transport.requests import RawRequest
 from torchfab.core.errors import HostError
-from torchfab.remote import files, procfs
+from torchfab.remote import files
+from torchfab.remote.job import search
 from torchfab.remote.job.start_barrier import NEVER_RELEASED
 from torchfab.transport import bundle
 from torchfab.transport.messages.job import ForgetRequest, LogsFrame, LogsRequest, StatusRequest, StopRequest
@@ -154,7 +155,7 @@ class Node:
         return LogsRequest(**self.address, follow=True, lines=lines, ranks=None, grep=None)
 
     def running(self) -> list[int]:
-        return procfs.job_processes(self.job_id, 0)
+        return search.job_processes(self.job_id, 0)
 
     def tmux_sessions(self) -> str:
         words = ["tmux", "-L", "torchfab", "list-sessions", "-F", "#{session_name}"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,3 +54,29 @@ VERSIONS = {
 def test_versions_of_tmux_are_parsed(fake_tmux: Callable[[str], None], text: str, version: tuple[int, int]) -> None:
     fake_tmux(text)
     assert tmux.version() == version
+
+
+# What a user's own file may hold, for tmux servers of the user's own.
+FILES = {
+    "sessions end without a client": "set -g destroy-unattached on\nset -g exit-unattached on\n",
+    "a hook ends the server": "set-hook -g session-created 'kill-server'\n",
+    "it waits": "run-shell 'sleep 35'\n",
+    "the server stays": "set -g exit-empty off\nset -g remain-on-exit on\nnew-session -d -s mine\n",
+}
+
+
+@pytest.mark.parametrize("text", FILES.values(), ids=list(FILES))
+def test_a_users_configuration_has_no_effect(
+    own_server: None, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tmux").mkdir()
+    for path in (tmp_path / ".tmux.conf", tmp_path / "tmux" / "tmux.conf"):
+        path.write_text(text)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    begun = time.monotonic()
+    assert tmux.open_session("a", [("rank-0", ["sleep", "600"])], 20) == ""
+    assert tmux.run("list-sessions", "-F", "#{session_name}") == (0, "a")
+    assert time.monotonic() - begun < 20
+    tmux.close_session("a")
+    assert wait_for(lambda: not os.path.exists(tmux._socket()))

@@ -15,6 +15,7 @@ from torchfab.commands.status import ask_status
 from torchfab.core import inventory
 from torchfab.core.console import fold_reasons, write_err, write_out
 from torchfab.core.errors import HostsFailedError, TorchfabError, UsageError
+from torchfab.core.format import format_bytes
 from torchfab.core.status import JobStatus
 from torchfab.launch.context import CommandContext
 from torchfab.launch.interrupts import STOP_SIGNAL
@@ -22,6 +23,13 @@ from torchfab.records import Record, Records
 from torchfab.supervise import history, lease, orphans
 
 RANKS_KILLED = 3
+_NAMED = 10  # processes that are left
+_MEANS = {
+    "cgroup": "known by the kernel's cgroup",
+    "proc": "known by searching /proc as this user",
+    "slurm": "as Slurm says",
+    "kubernetes": "as Kubernetes says",
+}
 
 
 def run(job: str, grace_s: float | None, ctx: CommandContext) -> int:
@@ -150,12 +158,42 @@ def _stop(record: Record, grace_s: float) -> int:
     acted = [report for report in reports if report.signalled]
     if summary := _ranks_summary(acted, grace_s):
         write_out(summary)
-    if any(report.left for report in reports):
+    if summary := _cleared_summary(reports):
+        write_out(summary)
+    if left := [report for report in reports if report.left]:
+        _report_left(record.name, [report.node.label for report in left if not report.summary])
         return 1
     found = _status_after(record, reports)
-    proof = f", no process of it is left on {len(found.nodes)} nodes" if found.nodes else ""
+    proof = f", no process of it is left on {len(found.nodes)} nodes{_means(reports)}" if found.nodes else ""
     write_out(f"job {record.name}: {found.state}{proof}")
     return RANKS_KILLED if grace_s > 0 and any(report.killed_ranks for report in acted) else 0
+
+
+def _report_left(job: str, hosts: Sequence[str]) -> None:
+    if not hosts:  # a scheduler's, which ends them by itself
+        return
+    write_err(f"error: job {job}: not all of its processes could be ended on {inventory.fold(hosts)}")
+    write_err(f"  fix: end the processes named above as their user or as root, then: fab stop {job}")
+
+
+def _means(reports: Sequence[runtimes.StopReport]) -> str:
+    """Return by which means it is known that no process is left; where they differ, on which nodes."""
+    hosts: dict[str, list[str]] = {}
+    for report in reports:
+        if report.proof:
+            hosts.setdefault(_MEANS[report.proof], []).append(report.node.label)
+    if len(hosts) < 2:
+        return "".join(f" ({means})" for means in hosts)
+    return " (" + ", ".join(f"{means} on {inventory.fold(names)}" for means, names in hosts.items()) + ")"
+
+
+def _cleared_summary(reports: Sequence[runtimes.StopReport]) -> str:
+    """Describe what was removed outside the job's folders; empty for nothing."""
+    files, folders = sum(each.cleared_files for each in reports), sum(each.cleared_folders for each in reports)
+    size = format_bytes(sum(each.cleared_bytes for each in reports))
+    parts = [f"{_count(files, 'file')} of shared memory ({size})"] if files else []
+    parts += [_count(folders, "temporary folder")] if folders else []
+    return f"removed what its processes had left: {', '.join(parts)}" if parts else ""
 
 
 def _ranks_summary(reports: Sequence[runtimes.StopReport], grace_s: float) -> str:
@@ -173,8 +211,8 @@ def _ranks_summary(reports: Sequence[runtimes.StopReport], grace_s: float) -> st
     return ", ".join(parts)
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def _count(number: int, noun: str, nouns: str = "") -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {nouns or noun + 's'}"
 
 
 def _status_after(record: Record, reports: Sequence[runtimes.StopReport]) -> JobStatus:
@@ -191,11 +229,14 @@ def _stop_summary(report: runtimes.StopReport) -> str:
     if report.summary:
         return str(report.summary)
     if report.left:
-        return f"{len(report.left)} processes are left and cannot be killed: {', '.join(report.left[:3])}"
+        are = "is" if len(report.left) == 1 else "are"
+        more = f", and {len(report.left) - _NAMED} more" if len(report.left) > _NAMED else ""
+        named = ", ".join(report.left[:_NAMED])
+        return f"{_count(len(report.left), 'process', 'processes')} {are} left and cannot be ended: {named}{more}"
     if not report.signalled:
         return "nothing of it was running"
     # Whole seconds and commands without pids, so that equal results of several nodes fold into one line.
-    count = "1 process" if report.signalled == 1 else f"{report.signalled} processes"
+    count = _count(report.signalled, "process", "processes")
     return f"{count} ended within {math.ceil(report.seconds)} s{_killed_summary(report.killed)}"
 
 

@@ -31,6 +31,8 @@ class ConnectionSettings:
     sync_timeout_s : float
         Time limit of `fab sync` for listing the files to copy, for reading them all on each side, and for a copy that
         makes no progress. Default 60.
+    tmux_conf : str
+        Configuration file on the nodes that `fab attach` loads into torchfab's tmux server; empty: none.
     """
 
     ssh_config: str = ""
@@ -44,6 +46,7 @@ class ConnectionSettings:
     answer_timeout_s: float = 30.0
     reach_timeout_s: float = 3.0
     sync_timeout_s: float = 60.0
+    tmux_conf: str = ""
 
     @property
     def ssh_options(self) -> tuple[str, ...]:

@@ -75,6 +75,7 @@ SETTINGS = MappingProxyType(
         "backoff_s": 10,
         "lost_s": 60,
         "stacks_signal": "SIGUSR2",
+        "tmux_conf": "",
     }
 )
 

@@ -18,7 +18,8 @@ _SECONDS = (
 )
 _GRACES = ("grace_s", "failure_grace_s", "stall_s", "backoff_s", "lost_s")
 _COUNTS = {"fanout": 1, "restarts": 0}
-_TEXTS = ("hostfile", "gpufile", "node_dir", "records", "agent_python")
+_TEXTS = ("hostfile", "gpufile", "node_dir", "records", "agent_python", "tmux_conf")
+_MAY_BE_EMPTY = ("tmux_conf",)
 _STACK_SIGNALS = ("", "SIGUSR1", "SIGUSR2")
 _MAX = 1e9  # seconds, hosts or restarts: a larger number is a mistake
 _LISTS = ("script", "forward")
@@ -117,7 +118,7 @@ def _expected(name: str, value: Any) -> str:
     if name in _GRACES:
         return "" if _is_number(value, 0) else "a number of seconds"
     if name in _TEXTS:
-        return "" if isinstance(value, str) and value.strip() else "a text"
+        return "" if isinstance(value, str) and (value.strip() or name in _MAY_BE_EMPTY) else "a text"
     if name in _LISTS:
         return "" if _is_list(value) else "a list of texts"
     wrong_signal = name == "stacks_signal" and value not in _STACK_SIGNALS

@@ -75,7 +75,7 @@ def _node_script(plan: Plan, part: NodePlan) -> Iterable[str]:
     for index, process in enumerate(part.processes):
         new = ("new-window", "-d", "-t", f"={session}:") if index else ("new-session", "-d", "-s", session)
         command = ("bash", _path(part, process, "run.sh"))
-        yield shlex.join(["tmux", "-L", "torchfab", *new, "-n", process.name, *command])
+        yield shlex.join(["tmux", "-L", "torchfab", "-f", "/dev/null", *new, "-n", process.name, *command])
 
 
 def _process_script(plan: Plan, part: NodePlan, process: Process) -> Iterable[str]:

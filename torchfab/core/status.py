@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from torchfab.core.bounds import ExitCode, Label, Time, Whole
-from torchfab.core.format import duration, plural
+from torchfab.core.format import duration
 from torchfab.core.inventory import fold, fold_ranks
 from torchfab.core.specs import Node
 
@@ -498,7 +498,8 @@ def _describe_state(status: NodeStatus) -> str:
     if status.reason:
         text += f" ({status.reason})"
     if status.left:
-        text += f", {plural(len(status.left), 'process')} left"
+        more = f" and {len(status.left) - 1} more" if len(status.left) > 1 else ""
+        text += f", still running: {status.left[0]}{more}"
     return text
 
 

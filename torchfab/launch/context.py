@@ -102,6 +102,7 @@ def command_context(c: TaskContext, root: Path) -> CommandContext:
         answer_timeout_s=float(config.answer_timeout_s),
         reach_timeout_s=float(config.reach_timeout_s),
         sync_timeout_s=float(config.sync_timeout_s),
+        tmux_conf=config.tmux_conf,
     )
     token, mask_key = secrets.token_hex(4), secrets.token_hex(32)
     return CommandContext(

@@ -12,6 +12,7 @@ Layout of the folder of a job on one node (mode 0700; a shared home folder holds
             ready               pid of the supervisor, written once it is up
             started.json        pids, start times, boot id
             ranks.json          the ranks found below the process: pid, start, end, exit code
+            cgroup.json         the control group of what its supervisor has started
             ranks-ended             exists once a requested end has ended all ranks; their launcher may still run
             exit.json           exit code or signal of the process, and the time
             output.log          stdout and stderr of the process
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 SPEC, SECRETS, STARTED, RANKS, EXIT = "spec.json", "secrets.json", "started.json", "ranks.json", "exit.json"
 STOP, OUTPUT, TIMELINE, BUNDLE = "stop.json", "output.log", "timeline", "node.py"
-READY, GO, RANKS_ENDED = "ready", "go", "ranks-ended"
+READY, GO, RANKS_ENDED, CGROUP = "ready", "go", "ranks-ended", "cgroup.json"
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _RESERVED_BYTES = 4096

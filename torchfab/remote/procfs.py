@@ -13,6 +13,7 @@ import time
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from typing import Any
 
 JOB_ID, NODE_RANK = "TORCHFAB_JOB_ID", "TORCHFAB_NODE_RANK"
 _CGROUP_ROOT = "/sys/fs/cgroup"
@@ -60,6 +61,17 @@ def boot_id() -> str:
         A different id after each reboot.
     """
     return _read("/proc/sys/kernel/random/boot_id").decode().strip()
+
+
+def clock() -> list[Any]:
+    """Return the time since the machine's boot, which nobody can set.
+
+    Returns
+    -------
+    list
+        The boot's id, and seconds: comparable for all processes of the machine.
+    """
+    return [boot_id(), time.monotonic()]
 
 
 def stat_fields(pid: int) -> list[str]:
@@ -175,9 +187,32 @@ def environment(pid: int) -> dict[str, str]:
     dict of str to str
         Empty when it cannot be read.
     """
-    entries = _read(f"/proc/{pid}/environ").split(b"\0")
+    entries = raw_environment(pid).split(b"\0")
     pairs = (entry.decode(errors="surrogateescape").partition("=") for entry in entries if b"=" in entry)
     return {name: value for name, _, value in pairs}
+
+
+def raw_environment(pid: int) -> bytes:
+    """Return the environment that a process was started with, as the kernel has it.
+
+    Parameters
+    ----------
+    pid : int
+        The process. If its main thread has ended, another thread of it is read.
+
+    Returns
+    -------
+    bytes
+        `NAME=value` with a NUL after each; empty when it cannot be read.
+    """
+    raw = _read(f"/proc/{pid}/environ")
+    if raw or stat_fields(pid)[:1] != ["Z"]:
+        return raw
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return b""
+    return next((raw for thread in threads if (raw := _read(f"/proc/{pid}/task/{thread}/environ"))), b"")
 
 
 def command_line(pid: int) -> list[str]:
@@ -314,52 +349,6 @@ def find_below(root: int, matches: Callable[[int], bool]) -> list[int]:
         else:
             queue += children(pid)
     return found
-
-
-# ---- the processes of a job
-
-
-def job_processes(job_id: str, node_rank: int) -> list[int]:
-    """Return every process of the job on this node: those that carry its id, and all their descendants.
-
-    The job's id is in the environment that each process was started with. So a process that left its session and its
-    parents is still found, and a process that overwrote its environment (setproctitle does) is found through its
-    parents.
-
-    Parameters
-    ----------
-    job_id : str
-        Id of the job.
-    node_rank : int
-        Rank of this node in the job.
-
-    Returns
-    -------
-    list of int
-        Their pids, without this process itself.
-    """
-    own_pid = os.getpid()
-    marked = [pid for pid in all_pids() if pid != own_pid and _carries(pid, job_id, node_rank)]
-    if not marked:  # proving that nothing is left costs one scan over all processes, not two
-        return []
-    candidates = dict.fromkeys(marked + descendants(marked))
-    return [pid for pid in candidates if pid != own_pid and is_running(pid)]
-
-
-def _carries(pid: int, job_id: str, node_rank: int) -> bool:
-    raw = b"\0" + (_read(f"/proc/{pid}/environ") or _environment_of_threads(pid))
-    return (f"\0{JOB_ID}={job_id}\0".encode() in raw) and (f"\0{NODE_RANK}={node_rank}\0".encode() in raw)
-
-
-def _environment_of_threads(pid: int) -> bytes:
-    """Return the environment of a process whose main thread has ended; empty for any other process."""
-    if stat_fields(pid)[:1] != ["Z"]:
-        return b""
-    try:
-        threads = os.listdir(f"/proc/{pid}/task")
-    except OSError:
-        return b""
-    return next((raw for thread in threads if (raw := _read(f"/proc/{pid}/task/{thread}/environ"))), b"")
 
 
 def is_foreign(pid: int) -> bool:

@@ -326,6 +326,9 @@ class Server:
         dict
             Empty.
         """
+        from torchfab.remote.job import containment
+
+        containment.remove_groups(files.folder_of(request))
         files.remove_job_folder(files.folder_of(request))
         return {}
 

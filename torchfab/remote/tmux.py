@@ -14,7 +14,10 @@ import time
 
 from torchfab.remote import procfs
 
-SERVER = ("tmux", "-L", "torchfab")
+# Without any configuration file: those of the user and of the system are for their own servers. They can end sessions
+# without a client, keep the server alive, or run commands that never end.
+SERVER = ("tmux", "-L", "torchfab", "-f", "/dev/null")
+SOCKET_NAME = "torchfab"
 MIN_VERSION = (3, 2)
 TIMEOUT_S = 10.0  # tmux normally answers in 10 ms
 _MAX_MESSAGE_BYTES = 14_000  # tmux refuses a message of more than 16,343 bytes
@@ -183,7 +186,7 @@ def close_session(session: str) -> None:
 
 
 def _socket() -> str:
-    return os.path.join(os.environ.get("TMUX_TMPDIR") or "/tmp", f"tmux-{os.getuid()}", SERVER[2])
+    return os.path.join(os.environ.get("TMUX_TMPDIR") or "/tmp", f"tmux-{os.getuid()}", SOCKET_NAME)
 
 
 def _remove_stale_socket() -> bool:

@@ -46,6 +46,11 @@ class StopReport:
         Number of ranks that ended by themselves, and of those that were killed after the grace period.
     ranks_s : float
         How long the slowest rank that ended by itself took, in seconds.
+    proof : str
+        By which means it is known that no process is left: "cgroup", "proc", "slurm", "kubernetes"; empty: unknown.
+    cleared_files, cleared_bytes, cleared_folders : int
+        What processes had left outside the job's folder, and was removed: files of shared memory with their size, and
+        temporary folders.
     """
 
     node: Node
@@ -59,6 +64,10 @@ class StopReport:
     ended_ranks: int = 0
     killed_ranks: int = 0
     ranks_s: float = 0.0
+    proof: str = ""
+    cleared_files: int = 0
+    cleared_bytes: int = 0
+    cleared_folders: int = 0
 
 
 class Runtime(Protocol):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,6 @@ from typing import Any
 import msgspec
 
 from torchfab.config.connection_settings import ConnectionSettings
-from torchfab.core.console import write_err
 from torchfab.core.environment import SECRET_PATTERNS
 from torchfab.core.errors import HostsFailedError, Interrupted, TorchfabError
 from torchfab.core.inventory import fold
@@ -24,6 +22,8 @@ from torchfab.core.specs import Facts, Job, Node, NodePlan, Plan, Requirements, 
 from torchfab.core.status import CUT_OFF, JobStatus, NodeStatus, State, StatusReport, from_answer
 from torchfab.records import Record
 from torchfab.runtimes import StopReport
+from torchfab.runtimes.tmux_attach import attach_argv as attach_argv  # noqa: PLC0414  # part of the runtime
+from torchfab.runtimes.tmux_attach import ssh_argv as ssh_argv  # noqa: PLC0414  # also for other runtimes
 from torchfab.runtimes.tmux_logs import address
 from torchfab.runtimes.tmux_logs import follow as follow  # noqa: PLC0414  # part of the runtime
 from torchfab.runtimes.tmux_stacks import stacks as stacks  # noqa: PLC0414  # part of the runtime
@@ -523,6 +523,10 @@ def _stop_report(record: Record, node: Node, result: Response[StopAnswer] | Torc
         ended_ranks=int(ranks.ended),
         killed_ranks=int(ranks.killed),
         ranks_s=float(ranks.seconds),
+        proof=report.proof,
+        cleared_files=int(report.cleared.files),
+        cleared_bytes=int(report.cleared.bytes),
+        cleared_folders=int(report.cleared.folders),
     )
 
 
@@ -558,48 +562,3 @@ def machines(record: Record) -> list[tuple[Node, Mapping[str, Any] | None]]:
         Node and address (see `tmux_logs.address`).
     """
     return [(node, address(record, node)) for node in record.nodes]
-
-
-def attach_argv(record: Record, node: Node, window: str) -> tuple[str, ...]:
-    """Return the command that attaches this terminal to the job's tmux session.
-
-    Parameters
-    ----------
-    record : Record
-        The job.
-    node : Node
-        The node whose session to attach to.
-    window : str
-        Name of the tmux window; empty: the current one.
-
-    Returns
-    -------
-    tuple of str
-        The command.
-    """
-    write_err("to leave it running: Ctrl-B, then D; Ctrl-C stops the process")
-    target = f"={session_name(record.name, node.rank)}:" + (f"={window}" if window else "")
-    tmux = ("tmux", "-L", "torchfab", "attach-session", "-t", target)
-    if node.is_local:
-        return tmux
-    return (*ssh_argv(node, record.settings), "-t", "--", node.host, "exec " + shlex.join(tmux))
-
-
-def ssh_argv(node: Node, settings: ConnectionSettings) -> tuple[str, ...]:
-    """Return the `ssh` command with the options that reach a node, without the host.
-
-    Parameters
-    ----------
-    node : Node
-        The node.
-    settings : ConnectionSettings
-        Options from `-S`, `-i` and fabric.yaml.
-
-    Returns
-    -------
-    tuple of str
-        `ssh` and its options.
-    """
-    port = ("-p", str(node.port)) if node.port else ()
-    user = ("-l", node.user) if node.user else ()
-    return ("ssh", *settings.ssh_options, *port, *user)

@@ -59,7 +59,7 @@ def start(name: str, argv: Sequence[str], environ: Mapping[str, str], cwd: str, 
     os.mkfifo(pipe, 0o600)
     try:
         command = [sys.executable, "-I", "-S", __file__, str(pipe)]
-        tmux = ["tmux", "-L", "torchfab", "new-session", "-d", "-s", session, *command]
+        tmux = ["tmux", "-L", "torchfab", "-f", "/dev/null", "new-session", "-d", "-s", session, *command]
         env = {name: value for name, value in environ.items() if not is_secret(name)}
         done = subprocess.run(tmux, env=env, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
         if done.returncode:

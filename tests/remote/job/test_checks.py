@@ -159,7 +159,7 @@ def test_a_tmux_that_does_not_run_is_quoted(make: Make, tmp_path: Path) -> None:
 
 
 def test_an_existing_session_is_a_problem(make: Make, fake_tmux: FakeTmux) -> None:
-    fake_tmux("tmux 3.3a", '[ "$*" = "-L torchfab has-session -t =a-node0" ]')
+    fake_tmux("tmux 3.3a", '[ "$*" = "-L torchfab -f /dev/null has-session -t =a-node0" ]')
     (problem,) = problems(make())
     what, _, fix = problem.partition(" | ")
     assert what == "the tmux session a-node0 exists already, from another launch machine or folder"

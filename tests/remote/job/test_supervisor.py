@@ -19,6 +19,7 @@ import pytest
 from tests.hostile import HOSTILE
 from tests.remote.place import PYTHON, Place, python, wait_for
 from torchfab.remote import files, procfs
+from torchfab.remote.job import status
 from torchfab.remote.job import stop as node_stop
 
 NOBODY = 65534
@@ -84,6 +85,7 @@ def test_the_end_of_a_process_is_recorded(place: Place, how: str, code: int, nam
     got, record = place.run(["sh", "-c", how])
     assert got == returned
     assert before <= record.pop("time") <= time.time()
+    assert record.pop("clock")[0] == procfs.boot_id()
     assert record == {"code": code, "signal": name, "asked": None, "warned": None, "killed": [], "left": []}
 
 
@@ -383,8 +385,8 @@ def test_a_process_of_another_user_is_reported_and_not_awaited() -> None:
         assert done.returncode == 0
         (foreign,) = place.read(place.folder / "agent", files.EXIT)["foreign"]
         assert re.fullmatch(r"\d+ \(sleep 600\) of user root", foreign["text"])
-        assert node_stop._foreign(str(place.folder)) == [foreign["text"]]
+        assert status.status(str(place.folder), "foreign", 0)["left"] == [foreign["text"]]
         os.kill(foreign["pid"], signal.SIGKILL)
-        wait_for(lambda: node_stop._foreign(str(place.folder)) == [])
+        wait_for(lambda: "left" not in status.status(str(place.folder), "foreign", 0))
     finally:
         shutil.rmtree(base)

@@ -15,6 +15,7 @@ from torchfab.remote import files
 _MODULES = (
     *("server", "files", "procfs", "job", "job.supervisor", "job.child", "job.console", "job.log_files"),
     *("job.graceful_end", "job.hold", "job.rank_tracker", "job.start_barrier", "tmux"),
+    *("job.containment", "job.leftovers", "job.search", "host", "host.cgroup"),
 )
 
 

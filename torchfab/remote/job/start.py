@@ -21,7 +21,7 @@ _TORCHRUN_FLAGS = "PET_"
 # A supervisor starts in 30 ms. Where many start on few cores, frequent polling would delay them.
 _FIRST_PAUSE_S, _MAX_PAUSE_S = 0.01, 0.1
 
-_TMUX_FIX = "log in there and see whether it works: tmux -L torchfab new-session"
+_TMUX_FIX = "log in there and see whether it works: tmux -L torchfab -f /dev/null new-session"
 
 
 def start(folder: str, request: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,8 @@ import re
 import time
 
 from torchfab.remote import files, procfs
-from torchfab.remote.job import log_files
+from torchfab.remote.job import containment, log_files
+from torchfab.remote.job.search import job_processes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,15 +55,35 @@ def status(folder: str, job_id: str, node_rank: int, alive: bool | None = None) 
     dict
         `processes`: one entry per process, each with its ranks and its last log line; `now`; `exists`: whether the
         folder does; `stop_asked`: time of the stop request, or None; `left`: leftover processes, if the state of one is
-        `lost`.
+        `lost`, or those that could not be ended.
     """
     stop = files.read_json(os.path.join(folder, files.STOP))
     entries = [_process_status(os.path.join(folder, name), name, stop, alive) for name in files.processes(folder)]
     answer: dict[str, Any] = {"processes": entries, "now": time.time(), "exists": os.path.isdir(folder)}
     answer["stop_asked"] = stop["time"] if stop else None
     if alive is None and any(entry["state"] == "lost" for entry in entries):
-        answer["left"] = [procfs.describe(pid) for pid in procfs.job_processes(job_id, node_rank)]
+        answer["left"] = [procfs.describe(pid) for pid in job_processes(job_id, node_rank, containment.groups(folder))]
+    elif alive is None and (left := unended(folder)):
+        answer["left"] = [each["text"] for each in left]
     return answer
+
+
+def unended(folder: str) -> list[dict[str, Any]]:
+    """Return the processes that the supervisors could not end, and that still run.
+
+    Parameters
+    ----------
+    folder : str
+        The job's folder on this node.
+
+    Returns
+    -------
+    list of dict
+        As `torchfab.remote.job.search.identify` returns them.
+    """
+    ends = (files.read_json(os.path.join(folder, name, files.EXIT)) or {} for name in files.processes(folder))
+    found = [each for end in ends for each in end.get("foreign", [])]
+    return [each for each in found if procfs.is_alive(each["pid"], each["start_time"])]
 
 
 def has_ended(folder: str) -> bool:
@@ -166,7 +187,15 @@ def _state(
 def _end_state(ended: dict[str, Any], stop: dict[str, Any] | None) -> str:
     if ended["code"] == 0:
         return "succeeded"
-    return "stopped" if stop and stop["time"] <= ended["time"] else "failed"
+    return "stopped" if stop and _is_before(stop, ended) else "failed"
+
+
+def _is_before(stop: dict[str, Any], ended: dict[str, Any]) -> bool:
+    """Return whether a stop was requested before a process ended, also if the clock was set in between."""
+    stop_clock, end_clock = stop.get("clock"), ended.get("clock")
+    if stop_clock and end_clock and stop_clock[0] == end_clock[0]:
+        return bool(stop_clock[1] <= end_clock[1])
+    return bool(stop["time"] <= ended["time"])
 
 
 def _is_supervised(started: dict[str, Any]) -> bool:

@@ -7,7 +7,10 @@ import signal
 import time
 
 from torchfab.remote import files, procfs, tmux
+from torchfab.remote.job import containment, leftovers
 from torchfab.remote.job.graceful_end import GracefulEnd
+from torchfab.remote.job.search import Search, identify, job_processes
+from torchfab.remote.job.status import unended
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,6 +22,8 @@ _SUPERVISORS_S = 5.0
 # How long processes without a supervisor may take to end after their KILL.
 _ESCAPED_S = 10.0
 _POLL_S = 0.05
+# How long the newest processes are killed as they appear, where some fork and exit faster than a search takes.
+_CHASE_S = 0.2
 
 
 def end_ranks(folder: str, job_id: str, node_rank: int, grace_s: float) -> dict[str, Any]:
@@ -43,14 +48,14 @@ def end_ranks(folder: str, job_id: str, node_rank: int, grace_s: float) -> dict[
     dict
         `asked`: how many processes ran. The ranks have ended, or the grace period is over.
     """
-    asked = len(procfs.job_processes(job_id, node_rank))
-    deadline = time.time() + grace_s
+    asked = len(job_processes(job_id, node_rank, containment.groups(folder)))
+    deadline = time.monotonic() + grace_s
     supervisors = procfs.running_program(os.path.join(folder, files.BUNDLE))
     if supervisors and os.path.isdir(folder):
         write_stop(folder, time.time(), grace_s, ranks_first=True)
         _signal_all(supervisors, signal.SIGTERM)
     processes = [os.path.join(folder, name) for name in files.processes(folder)]
-    while time.time() < deadline and any(_is_supervised(each) and may_have_ranks(each) for each in processes):
+    while time.monotonic() < deadline and any(_is_supervised(each) and may_have_ranks(each) for each in processes):
         time.sleep(_POLL_S)
     return {"asked": asked}
 
@@ -96,23 +101,49 @@ def stop(folder: str, job_id: str, node_rank: int, session: str, grace_s: float)
     -------
     dict
         `asked`: how many processes ran; `killed`: descriptions of those that had to be killed; `left`: descriptions of
-        those that still run (an empty list is the proof); `seconds`: duration; `rank_ends`: see `rank_ends`.
+        those that still run; `proof`: how it is known that no other runs, "cgroup" or "proc"; `seconds`: duration;
+        `rank_ends`: see `rank_ends`; `cleared`: see `leftovers.clear`.
     """
-    begun = time.time()
-    running = procfs.job_processes(job_id, node_rank)
+    begun, clock = time.time(), time.monotonic()
+    running = job_processes(job_id, node_rank, containment.groups(folder))
     supervisors = procfs.running_program(os.path.join(folder, files.BUNDLE))
+    ended_before = _ended(folder)
     unstarted = _remove_secrets_of_unstarted(folder)
     # The folder may have been removed while the job runs.
     if (running or supervisors or unstarted) and os.path.isdir(folder):
         write_stop(folder, begun, grace_s)
     # Each supervisor ends its own processes with TERM and KILL, and records how they ended.
-    _end_supervisors(folder, supervisors, begun + grace_s + _SUPERVISORS_S)
+    _end_supervisors(folder, supervisors, clock + grace_s + _SUPERVISORS_S)
     tmux.close_session(session)
-    escaped, left = _end_escaped(job_id, node_rank, begun + grace_s)
-    killed = [*_killed_by_supervisors(folder), *escaped.values()]
-    described = [*(procfs.describe(pid) for pid in left), *_foreign(folder)]
-    report = {"asked": len(running), "killed": killed, "left": described, "seconds": time.time() - begun}
-    return {**report, "rank_ends": rank_ends([folder])}
+    escaped, left = _end_escaped(Search(job_id, node_rank, containment.groups(folder)), clock + grace_s)
+    left += [each["pid"] for each in unended(folder) if each["pid"] not in left]
+    proof = "cgroup" if containment.is_proof(folder) else "proc"
+    containment.remove_groups(folder)
+    return {
+        "asked": len(running),
+        "killed": [*_killed_by_supervisors(folder), *escaped.values()],
+        "left": [identify(pid)["text"] for pid in left],
+        "proof": proof,
+        "seconds": time.monotonic() - clock,
+        "rank_ends": rank_ends([folder]),
+        "cleared": _cleared(folder, ended_before),
+    }
+
+
+def _ended(folder: str) -> set[str]:
+    """Return the names of the processes whose supervisors have cleared what they left."""
+    ends = {name: files.read_json(os.path.join(folder, name, files.EXIT)) or {} for name in files.processes(folder)}
+    return {name for name, end in ends.items() if end and not end.get("cleaning")}
+
+
+def _cleared(folder: str, ended_before: set[str]) -> dict[str, int]:
+    """Clear what is left outside the job's folder; count also what the supervisors have cleared during the stop."""
+    total = leftovers.clear(folder)
+    for name in _ended(folder) - ended_before:
+        end = files.read_json(os.path.join(folder, name, files.EXIT)) or {}
+        for what, count in (end.get("cleared") or {}).items():
+            total[what] = total.get(what, 0) + count
+    return total
 
 
 def rank_ends(folders: Iterable[str]) -> dict[str, Any]:
@@ -132,12 +163,6 @@ def rank_ends(folders: Iterable[str]) -> dict[str, Any]:
     ends = [end.get("rank_ends") or {} for folder in folders for end in _ends(folder)]
     counts = {name: sum(end.get(name, 0) for end in ends) for name in ("ended", "killed")}
     return {**counts, "seconds": max((end.get("seconds", 0.0) for end in ends), default=0.0)}
-
-
-def _foreign(folder: str) -> list[str]:
-    """Describe the processes of other users that the supervisors could not end, and that still run."""
-    found = [each for end in _ends(folder) for each in end.get("foreign", [])]
-    return [each["text"] for each in found if procfs.is_alive(each["pid"], each["start_time"])]
 
 
 def _ends(folder: str) -> list[dict[str, Any]]:
@@ -165,9 +190,10 @@ def write_stop(folder: str, now: float, grace_s: float, ranks_first: bool = Fals
         Whether it is recorded.
     """
     path = os.path.join(folder, files.STOP)
-    before = files.read_json(path) or {"time": now}  # the first stop counts: what has ended since ended due to it
+    before = files.read_json(path) or {}  # the first stop counts: what has ended since ended due to it
+    stop = {"time": min(now, before.get("time", now)), "grace_s": grace_s, "ranks_first": ranks_first}
     try:
-        files.write_json(path, {"time": min(now, before["time"]), "grace_s": grace_s, "ranks_first": ranks_first})
+        files.write_json(path, {**stop, "clock": before.get("clock") or procfs.clock()})
     except OSError:  # a broken disk must not prevent the stop
         return False
     return True
@@ -188,26 +214,38 @@ def _remove_secrets_of_unstarted(folder: str) -> bool:
 
 def _end_supervisors(folder: str, supervisors: list[int], deadline: float) -> None:
     """Send TERM to the supervisors, including those that are only just starting, and wait for them."""
-    while supervisors and time.time() < deadline:
+    while supervisors and time.monotonic() < deadline:
         _signal_all(supervisors, signal.SIGTERM)
-        procfs.await_end(supervisors, deadline - time.time())
+        procfs.await_end(supervisors, deadline - time.monotonic())
         supervisors = procfs.running_program(os.path.join(folder, files.BUNDLE))
     # They kill their own processes. One that still runs by now is stuck, or stopped by a signal.
     _signal_all(supervisors, signal.SIGKILL)
 
 
-def _end_escaped(job_id: str, node_rank: int, kill_at: float) -> tuple[dict[int, str], list[int]]:
+def _end_escaped(search: Search, kill_at: float) -> tuple[dict[int, str], list[int]]:
     """End processes without a supervisor; return descriptions of the killed ones by pid, and those that still run."""
     ending = GracefulEnd(_is_rank, may_stop=False)
     killed: dict[int, str] = {}
-    while (found := procfs.job_processes(job_id, node_rank)) and time.time() < kill_at + _ESCAPED_S:
-        if time.time() >= kill_at:
-            killed = {**{pid: procfs.describe(pid) for pid in found}, **killed}
-            _signal_all(found, signal.SIGKILL)
+    while (found := search.find()) and time.monotonic() < kill_at + _ESCAPED_S:
+        if time.monotonic() >= kill_at:
+            reached = [pid for pid in found if not procfs.is_foreign(pid) or search.is_grouped(pid)]
+            if not reached:
+                break  # of other users: no signal reaches them
+            described = {pid: procfs.describe(pid) for pid in reached}
+            _kill(search, reached, again=bool(killed))
+            killed = {**described, **killed}
             ending.hold.release()
         ending.advance(_topmost(found))
-        procfs.await_end(found, min(1.0, max(0.05, kill_at - time.time())))
+        procfs.await_end(found, min(1.0, max(_POLL_S, kill_at - time.monotonic())))
     return killed, found
+
+
+def _kill(search: Search, pids: list[int], again: bool) -> None:
+    for group in search.groups:
+        group.kill()
+    _signal_all(pids, signal.SIGKILL)
+    if again:  # they fork faster than they are found, or wait for a disk
+        search.chase(_CHASE_S, kill=True)
 
 
 def _topmost(pids: list[int]) -> list[int]:

@@ -23,11 +23,13 @@ import sys
 import time
 
 from torchfab.remote import files, procfs, tmux
-from torchfab.remote.job import child, log_files, start_barrier
+from torchfab.remote.job import child, leftovers, log_files, start_barrier
 from torchfab.remote.job.child import Child
 from torchfab.remote.job.console import Window
+from torchfab.remote.job.containment import Containment
 from torchfab.remote.job.graceful_end import GracefulEnd
 from torchfab.remote.job.rank_tracker import RankTracker
+from torchfab.remote.job.search import identify
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,6 +46,8 @@ _SHORT_POLL_S, _LONG_POLL_S = 0.1, 0.4
 # second number.
 _LAUNCHERS_S, _LAUNCHERS_MIN_S = 10.0, 3.0
 _CHAIN_TRIES = 1000
+# How long processes may take to end after SIGKILL: one that waits for a broken disk or device never does.
+_UNENDABLE_S = 10.0
 # Poll interval at the start barrier, as a fallback: normally SIGCHLD or the server's pidfd wakes us. Other nodes may
 # take minutes, and all supervisors wait meanwhile.
 _BARRIER_POLL_S = 2.0
@@ -82,6 +86,9 @@ class ProcessSupervisor:
         self.foreign: list[dict[str, Any]] = []  # processes of other users that cannot be ended
         self.killed: dict[int, str] = {}  # processes that had to be killed: pid -> description
         self.exited: float | None = None
+        self.ended_clock: list[Any] | None = None
+        self.cleared: dict[str, int] = {}  # what was left outside the job's folder
+        self.containment = Containment(folder, self.spec.get("env") or env or {}, not self.spec.get("stop_by_file"))
         self.wakeup = _signals_to_pipe()
 
     def _path(self, name: str) -> str:
@@ -135,7 +142,8 @@ class ProcessSupervisor:
         env = {**self.spec["env"], **self._secrets()} if self.env is None else self.env
         log = os.open(self._path(files.OUTPUT), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
-            return child.start(self.spec["argv"], env, self.spec["cwd"], log, self._before_exec)
+            with self.containment:
+                return child.start(self.spec["argv"], env, self.spec["cwd"], log, self._before_exec)
         finally:
             os.close(log)
 
@@ -171,7 +179,7 @@ class ProcessSupervisor:
         while (code := child.poll()) is None:
             self._wait(self._pause_s(), self.ranks.pidfds)
             self._after_wait(child)
-        self.exited = time.time()
+        self.exited, self.ended_clock = time.time(), procfs.clock()
         self.ranks.set_code(child.pid, code)
         return code
 
@@ -287,6 +295,8 @@ class ProcessSupervisor:
         # Written first, in case this supervisor is killed during the clean-up.
         self._write_exit(code, cleaning=True)
         left = self._clean_up()
+        self.containment.close()
+        self.cleared = leftovers.clear(os.path.dirname(self.folder))
         self.ranks.complete(self._path(files.OUTPUT), self.exited or time.time())
         logs = log_files.find(self.folder, self.spec)
         self.timeline.record(logs, time.time(), force=True)
@@ -298,28 +308,40 @@ class ProcessSupervisor:
 
     def _clean_up(self) -> list[str]:
         """End all remaining descendants: TERM, the grace period, KILL; return their descriptions."""
-        if _has_no_children():
+        if _has_no_children() and not self.containment.members():
             return []
-        left = [procfs.describe(pid) for pid in procfs.descendants([os.getpid()])]
+        left = [procfs.describe(pid) for pid in self._remaining()]
         self.ending.number = signal.SIGTERM
         self._await_descendants(min(time.time() + self._grace_s(), self.kill_at or float("inf")))
         return left
 
-    def _await_descendants(self, deadline: float) -> None:
-        """Wait until this process has no descendants; kill them after the deadline; note those of other users."""
+    def _remaining(self) -> list[int]:
+        """Return what is left of the process: also children that /proc does not show (hidepid)."""
         own_pid = os.getpid()
-        while not _has_no_children():
+        found = [*procfs.descendants([own_pid]), *self.containment.members()]
+        found += [pid for pid in procfs.children(own_pid) if procfs.is_foreign(pid)]
+        return list(dict.fromkeys(found))
+
+    def _await_descendants(self, deadline: float) -> None:
+        """Wait until this process has no descendants; kill them after the deadline; note those that cannot be ended."""
+        own_pid = os.getpid()
+        while not _has_no_children() or self.containment.members():
             # Topmost processes first: what is below them are their helpers, which become topmost when they have ended.
             self.ending.advance(pid for pid in procfs.children(own_pid) if procfs.is_running(pid))
             time.sleep(0.02)
             self._reap_adopted(0)
             if time.time() > deadline:
-                remaining = procfs.descendants([own_pid])
+                remaining = self._remaining()
                 self._kill([pid for pid in remaining if not procfs.is_foreign(pid)])
+                self.containment.kill()
                 self._kill_chain()
-                if remaining and all(map(procfs.is_foreign, remaining)):
-                    self.foreign = [_identify(pid) for pid in remaining]  # sudo: they can only be reported
+                is_late = time.time() > deadline + _UNENDABLE_S
+                if remaining and (is_late or self._are_foreign(remaining)):
+                    self.foreign = [identify(pid) for pid in remaining]  # sudo, or a broken disk: only reported
                     return
+
+    def _are_foreign(self, pids: list[int]) -> bool:
+        return all(map(procfs.is_foreign, pids)) and not self.containment.members()
 
     def _kill(self, pids: list[int]) -> None:
         for pid in pids:
@@ -360,6 +382,10 @@ class ProcessSupervisor:
             record["oom_kills"] = kills
         if self.end_signal:
             record["rank_ends"] = self._rank_ends()
+        if self.ended_clock:
+            record["clock"] = self.ended_clock
+        if any(self.cleared.values()):
+            record["cleared"] = self.cleared
         if self.foreign:
             record["foreign"] = self.foreign
         record.update(killed=list(self.killed.values()), **more)
@@ -397,11 +423,6 @@ def _signal_all(pids: list[int], number: signal.Signals) -> None:
             os.kill(pid, number)
         except OSError:  # gone meanwhile
             pass
-
-
-def _identify(pid: int) -> dict[str, Any]:
-    text = f"{procfs.describe(pid)} of user {procfs.owner(pid)}"
-    return {"pid": pid, "start_time": procfs.start_time(pid), "text": text}
 
 
 def _touch(path: str) -> None:

@@ -264,7 +264,7 @@ def _stop_report(node: Node, pods: Sequence[Object], left: Sequence[str], prefix
     if mine:
         return StopReport(node, len(own), left=mine, seconds=seconds, summary=f"still there: {'; '.join(mine)}")
     summary = f"{prefix}its pod is gone, within {seconds:.1f} s" if own else f"{prefix}it had no pod"
-    return StopReport(node, len(own), seconds=seconds, summary=summary)
+    return StopReport(node, len(own), seconds=seconds, summary=summary, proof="kubernetes")
 
 
 def _archive(cluster: Cluster, record: Record, snapshot: JobSnapshot) -> None:

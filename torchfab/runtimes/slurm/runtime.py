@@ -318,6 +318,7 @@ def stop(record: Record, grace_s: float, nodes: Sequence[Node] | None = None) ->
             ended_ranks=int(answer.rank_ends.ended),
             killed_ranks=int(answer.rank_ends.killed),
             ranks_s=float(answer.rank_ends.seconds),
+            proof="slurm",
         ),
     )
 

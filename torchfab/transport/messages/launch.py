@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
@@ -201,6 +201,22 @@ class RankEnds(Struct, frozen=True, kw_only=True):
     seconds: Number = 0
 
 
+class Cleared(Struct, frozen=True, kw_only=True):
+    """What a job had left outside its folder, and was removed.
+
+    Parameters
+    ----------
+    files, bytes : int
+        Number and size of files in shared memory.
+    folders : int
+        Number of temporary folders.
+    """
+
+    files: Number = 0
+    bytes: Number = 0
+    folders: Number = 0
+
+
 class StopReport(Struct, frozen=True, kw_only=True):
     """How processes were stopped.
 
@@ -214,6 +230,10 @@ class StopReport(Struct, frozen=True, kw_only=True):
         How long it took.
     rank_ends : RankEnds
         How its ranks ended.
+    proof : {"", "cgroup", "proc"}
+        By which means the node knows that no other process is left; empty: it did not say.
+    cleared : Cleared
+        What was left outside the job's folder.
     """
 
     asked: Number
@@ -221,6 +241,8 @@ class StopReport(Struct, frozen=True, kw_only=True):
     left: list[str]
     seconds: Number
     rank_ends: RankEnds = RankEnds()
+    proof: Literal["", "cgroup", "proc"] = ""
+    cleared: Cleared = Cleared()
 
 
 class RollbackRequest(Request[StopReport], frozen=True, tag="rollback"):
