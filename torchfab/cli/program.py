@@ -1,8 +1,8 @@
 """Fabric's own program with errors as one line and exit code 2, where Invoke prints "No idea what …" or a traceback.
 
-`fab` in the clone starts Fabric's program, which loads fabfile.py, which calls `adopt`: from there on the running
-program is ours. What happens before (`fab -t abc`, `fab --version`, no fabfile) only a program that is ours from its
-start can answer: `main`.
+`fab` starts Fabric's program, which loads fabfile.py, which calls `adopt`: from there on the running program is ours.
+What happens before (`fab -t abc`, `fab --version`, no fabfile) only a program that is ours from its start can answer:
+`main`, which is the `fab` that `./run` writes. `torchfab` has torchfab's own tasks wherever it runs: TorchfabProgram.
 """
 
 from __future__ import annotations
@@ -10,28 +10,39 @@ from __future__ import annotations
 import os
 import pkgutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import fabric
 import invoke
 from fabric.main import Fab
+from invoke import Collection
 from invoke.config import copy_dict, merge_dicts
 from invoke.exceptions import CollectionNotFound, Exit, ParseError
 
 import torchfab
 from torchfab.cli import excepthook, parse_errors
 from torchfab.cli.executor import Executor
-from torchfab.config import defaults, validate
+from torchfab.config import defaults, project, settings_file, validate
 from torchfab.core.errors import TorchfabError, UsageError
 
+_INTRODUCTION = """\
+Usage: torchfab [flags] TASK [flags of the task] [-- SCRIPT ARGUMENTS…]
+
+    torchfab init                                  make this folder a project: hosts, gpus, torchfab.yaml, fabfile.py
+    torchfab launch-per-node --follow -- train.py  launch a script on the hosts of the file hosts
+    torchfab --help TASK                           explain the flags of a task
+"""
 _LIST_FORMATS = ("flat", "nested", "json")
 
 
 class Program(Fab):  # type: ignore[misc]  # fabric ships no types
     """Fabric's program; each step ends with one line and exit code 2 where the command line is wrong."""
+
+    _start: Path | None = None
 
     def print_version(self) -> None:
         """Print torchfab's version first, then those of Fabric, Paramiko and Invoke."""
@@ -49,7 +60,8 @@ class Program(Fab):  # type: ignore[misc]  # fabric ships no types
             if self._remainder_only and not self.args.hosts.value:
                 line = f"fab launch-per-node -- {self.core.remainder}"
                 raise UsageError(f"there is no task in front of --: {line}")
-            self._find_project()
+            self._start = self._start_folder()
+            self._find_tasks()
             try:
                 super().parse_collection()
             except Exit as error:
@@ -77,6 +89,7 @@ class Program(Fab):  # type: ignore[misc]  # fabric ships no types
         """Read the settings that the command line names."""
         with self._one_line():
             config = self.config
+            self._load_project()
             config.set_runtime_path(self.args.config.value or os.environ.get("INVOKE_RUNTIME_CONFIG"))
             config.load_runtime(merge=False)
             for kind in ("system", "user", "project", "runtime"):
@@ -109,7 +122,25 @@ class Program(Fab):  # type: ignore[misc]  # fabric ships no types
                 given._value = [*core._value, *given._value]
         super()._update_core_context(context, new_args)
 
-    def _find_project(self) -> None:
+    def _start_folder(self) -> Path:
+        return Path(self.args["search-root"].value or self.config.tasks.search_root or ".").expanduser().absolute()
+
+    def _load_project(self) -> None:
+        """Find the project's folder, and read its settings: fabric.yaml, then torchfab.yaml."""
+        config, start = self.config, self._start or self._start_folder()
+        beside_tasks = config._project_prefix  # of the fabfile; None for TorchfabProgram
+        folder = project.find(start) or Path(beside_tasks or start)
+        if beside_tasks is None or Path(beside_tasks) != folder:
+            config.set_project_location(str(folder))
+            config.load_project(merge=False)
+        self._check_file("project")
+        path = folder / project.SETTINGS_FILE
+        if path.is_file():
+            found = settings_file.read(path, config.global_defaults())
+            config._project = merge_dicts(config._project or {}, copy_dict(found.sections))
+            config._set(_project_path=config._project_path or str(path), _project_found=True)
+
+    def _find_tasks(self) -> None:
         """Fall back to this clone's tasks where the current folder belongs to no project."""
         given = self.args["search-root"].value or self.args.collection.value
         clone = Path(torchfab.__file__).resolve().parents[1]
@@ -170,6 +201,68 @@ class Program(Fab):  # type: ignore[misc]  # fabric ships no types
             if explained is None:
                 raise
             raise Exit(f"error: {explained}", code=explained.exit_code) from None
+
+
+class TorchfabProgram(Program):
+    """The command `torchfab`: torchfab's own tasks in every folder. A fabfile there is not run."""
+
+    _tasks: Callable[[], ModuleType]
+
+    @classmethod
+    def make(cls, tasks: Callable[[], ModuleType]) -> TorchfabProgram:
+        """Return the program.
+
+        Parameters
+        ----------
+        tasks : callable
+            Imports the module that holds the tasks.
+
+        Returns
+        -------
+        TorchfabProgram
+        """
+        made = cls(
+            name="Fabric",
+            version=fabric.__version__,
+            binary="torchfab",
+            binary_names=["torchfab"],
+            executor_class=Executor,
+            config_class=fabric.Config,
+        )
+        made._tasks = tasks
+        return made
+
+    def task_args(self) -> list[Any]:
+        """Return the flags of the program that concern tasks: those of `fab` without the name of a fabfile.
+
+        Returns
+        -------
+        list of Argument
+        """
+        arguments = [each for each in super().task_args() if "collection" not in each.names]
+        for each in arguments:
+            if "search-root" in each.names:
+                each.help = "Folder of the project. [the current one, or the nearest above it with torchfab.yaml]"
+        return arguments
+
+    def load_collection(self) -> None:
+        """Load torchfab's own tasks."""
+        self.collection = Collection.from_module(self._tasks(), auto_dash_names=True)
+
+    def print_help(self) -> None:
+        """Print the tasks, then the flags of the program itself."""
+        self.load_collection()
+        self.list_root, self.list_depth, self.list_format = None, None, "flat"
+        self.scoped_collection = self.collection
+        print(_INTRODUCTION)
+        self.list_tasks()
+        print("Flags in front of the task:\n")
+        self.print_columns(self.initial_context.help_tuples())
+
+    def _find_tasks(self) -> None:
+        folder = self._start_folder()
+        if not folder.is_dir():
+            raise UsageError(f"-r {self.args['search-root'].value}: there is no such folder", "name a project's folder")
 
 
 def adopt() -> None:

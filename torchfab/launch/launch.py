@@ -55,8 +55,7 @@ def make_job(launcher: AnyLauncher, flags: JobFlags, own: Any, ctx: CommandConte
     """
     script = tuple(ctx.config["script"]) if ctx.script is None else ctx.script
     if not script or not script[0]:
-        problem = "an empty argument" if script else "nothing"
-        raise UsageError(f"there is {problem} after --", "write the script there: -- train.py --batch-size 64")
+        raise _no_script(script, ctx)
     what = ctx.command or command.parse(script, lambda path: looked_at(os.path.join(flags.workdir or ctx.cwd, path)))
     env = {
         **environment.select_forwarded(ctx.environ, ctx.config["forward"]),
@@ -83,6 +82,14 @@ def make_job(launcher: AnyLauncher, flags: JobFlags, own: Any, ctx: CommandConte
         ssh_options=ctx.settings.ssh_options,
         mask_key=ctx.mask_key,
     )
+
+
+def _no_script(script: Sequence[str], ctx: CommandContext) -> UsageError:
+    if ctx.script is None and not script:
+        example = "or set script in torchfab.yaml; torchfab init --example writes a script to try"
+        return UsageError("no script is given", f"write it behind --: -- train.py --batch-size 64; {example}")
+    problem = "an empty argument" if script else "nothing"
+    return UsageError(f"there is {problem} after --", "write the script there: -- train.py --batch-size 64")
 
 
 def _interpreter(flags: JobFlags, what: command.Command) -> str:
