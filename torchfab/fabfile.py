@@ -340,6 +340,17 @@ def init(c: TaskContext, example: bool) -> int:
     return run(os.getcwd(), c.command_line.hosts, example)
 
 
+@plain_task(
+    show_origin=flag(False, "Print where each value came from: default, file:line, environment variable, flag."),
+    json=flag(False, "Print JSON, with origins."),
+)
+def config(c: TaskContext, show_origin: bool, json: bool) -> int:
+    """Print every setting and its value; with --show-origin also where it came from."""
+    from torchfab.commands.config import run
+
+    return run(c, show_origin, json)
+
+
 # ---- files of other launchers
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from types import FrameType, MappingProxyType, TracebackType
 from typing import Any
 
+from torchfab.core import program_name
 from torchfab.core.errors import UsageError
 
 LAUNCH = "launch-"  # how the names of tasks begin that take a script behind `--`
@@ -139,7 +140,7 @@ def _unknown_flag(mistake: Mistake) -> UsageError:
         return _script_without_dashes(mistake)
     known = [flag.lstrip("-") for flag in mistake.flags if len(flag) > 2]
     meant = nearest(name.lstrip("-").replace("_", "-"), known)
-    where = mistake.task or "fab"
+    where = mistake.task or program_name.called().name
     if meant:
         return UsageError(f"{where} has no flag {name}; did you mean --{meant}?")
     script = "; flags of your script go behind --" if mistake.task.startswith(LAUNCH) else ""

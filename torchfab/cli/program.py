@@ -27,8 +27,25 @@ import torchfab
 from torchfab.cli import excepthook, parse_errors
 from torchfab.cli.executor import Executor
 from torchfab.config import defaults, project, settings_file, validate
+from torchfab.core import program_name
 from torchfab.core.errors import TorchfabError, UsageError
+from torchfab.core.program_name import ProgramName
 
+_FLAGS = {
+    "-H": "Comma-separated hosts, instead of the hosts file.",
+    "-S": "An ssh config file, instead of the user's and the system's.",
+    "-i": "A private key to log in with; may be given again.",
+    "-t": "Seconds for each step of a connection. [10]",
+    "-r": "Folder of the project. [the current one, or the nearest above it with torchfab.yaml]",
+    "-f": "A file with more settings, in a section torchfab.",
+    "-d": "Print each step of each connection on stderr.",
+    "-l": "List the tasks.",
+    "-h": "Print this, or the flags of a task.",
+    "-V": "Print the versions.",
+    "--prompt-for-login-password": "Ask for the password to log in with.",
+    "--prompt-for-passphrase": "Ask for the passphrase of the private key.",
+    "--print-completion-script": "Print the completion script for bash, zsh or fish.",
+}
 _INTRODUCTION = """\
 Usage: torchfab [flags] TASK [flags of the task] [-- SCRIPT ARGUMENTS…]
 
@@ -43,6 +60,7 @@ class Program(Fab):  # type: ignore[misc]  # fabric ships no types
     """Fabric's program; each step ends with one line and exit code 2 where the command line is wrong."""
 
     _start: Path | None = None
+    _writes_no_bytecode = sys.dont_write_bytecode
 
     def print_version(self) -> None:
         """Print torchfab's version first, then those of Fabric, Paramiko and Invoke."""
@@ -72,6 +90,9 @@ class Program(Fab):  # type: ignore[misc]  # fabric ships no types
             except (TypeError, AttributeError):  # of Invoke, which looks into the settings while it loads them
                 self._check_file("project")
                 raise
+            # Invoke stops Python from keeping compiled modules, so that none lie beside a fabfile. Our own would be
+            # compiled for each command anew: uv does not compile what it installs.
+            sys.dont_write_bytecode = self._writes_no_bytecode
 
     def parse_tasks(self) -> None:
         """Read the tasks and their flags."""
@@ -137,8 +158,9 @@ class Program(Fab):  # type: ignore[misc]  # fabric ships no types
         path = folder / project.SETTINGS_FILE
         if path.is_file():
             found = settings_file.read(path, config.global_defaults())
-            config._project = merge_dicts(config._project or {}, copy_dict(found.sections))
-            config._set(_project_path=config._project_path or str(path), _project_found=True)
+            config._project = merge_dicts(config._project or {}, copy_dict(dict(found.sections)))
+            has_file = config._project_path and os.path.isfile(config._project_path)  # Invoke notes a missing fabric.py
+            config._set(_project_path=config._project_path if has_file else str(path), _project_found=True)
 
     def _find_tasks(self) -> None:
         """Fall back to this clone's tasks where the current folder belongs to no project."""
@@ -191,16 +213,20 @@ class Program(Fab):  # type: ignore[misc]  # fabric ships no types
         try:
             yield
         except TorchfabError as error:
-            raise Exit(f"error: {error}", code=error.exit_code) from None
+            raise _exit(str(error), error.exit_code) from None
         except ParseError as error:
             known = parse_errors.parse_error(error, error.__traceback__, self._task_names())
-            text = str(known or error)
-            raise Exit(text if text.startswith("error: ") else f"error: {text}", code=UsageError.exit_code) from None
+            raise _exit(str(known or error), UsageError.exit_code) from None
         except Exception as error:
             explained = excepthook.explain(error, error.__traceback__)
             if explained is None:
                 raise
-            raise Exit(f"error: {explained}", code=explained.exit_code) from None
+            raise _exit(str(explained), explained.exit_code) from None
+
+
+def _exit(text: str, code: int) -> Exit:
+    text = program_name.called().replace_in(text)
+    return Exit(text if text.startswith("error: ") else f"error: {text}", code=code)
 
 
 class TorchfabProgram(Program):
@@ -230,6 +256,7 @@ class TorchfabProgram(Program):
             config_class=fabric.Config,
         )
         made._tasks = tasks
+        program_name.set_called(ProgramName(_own_name(sys.argv[0])))
         return made
 
     def task_args(self) -> list[Any]:
@@ -248,6 +275,7 @@ class TorchfabProgram(Program):
     def load_collection(self) -> None:
         """Load torchfab's own tasks."""
         self.collection = Collection.from_module(self._tasks(), auto_dash_names=True)
+        program_name.set_called(ProgramName(_own_name(self.argv[0]), self.collection.task_names))
 
     def print_help(self) -> None:
         """Print the tasks, then the flags of the program itself."""
@@ -256,13 +284,25 @@ class TorchfabProgram(Program):
         self.scoped_collection = self.collection
         print(_INTRODUCTION)
         self.list_tasks()
-        print("Flags in front of the task:\n")
-        self.print_columns(self.initial_context.help_tuples())
+        print("Flags in front of the task; those of Fabric that are not shown work as they do there:\n")
+        self.print_columns([(spelled, _FLAGS[key]) for spelled, key in self._shown_flags()])
+
+    def _shown_flags(self) -> list[tuple[str, str]]:
+        """Return the flags that concern our tasks, as spelled, each with its key of _FLAGS."""
+        tuples = self.initial_context.help_tuples()
+        found = {spelled.split(",")[0].split("=")[0].split(" ")[0]: spelled for spelled, _ in tuples}
+        return [(found[key], key) for key in _FLAGS]
 
     def _find_tasks(self) -> None:
         folder = self._start_folder()
         if not folder.is_dir():
             raise UsageError(f"-r {self.args['search-root'].value}: there is no such folder", "name a project's folder")
+
+
+def _own_name(called_as: str) -> str:
+    """Return `torchfab`, and `fab` in a supervisor that the clone's `fab` has started by the path of our program."""
+    in_clone = (Path(torchfab.__file__).parents[1] / "run").is_file()
+    return program_name.FAB if in_clone and os.path.basename(called_as) == "__main__.py" else "torchfab"
 
 
 def adopt() -> None:
