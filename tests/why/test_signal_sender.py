@@ -111,6 +111,14 @@ def test_sigterm_to_one_rank_is_the_first_failure(code: int, begin: str) -> None
     assert first_and_consequences(found)[0] == "rank 0 on node1"
 
 
+def test_a_killed_agent_precedes_a_rank_elsewhere_that_ends_on_sigterm() -> None:
+    # The supervisor of node2 sends SIGTERM to rank 1; all ranks agree to end.
+    killed = node(1, [process("failed", rank(1), code=-9, ended=1058.0)])
+    agreed = torchrun_node(CLOSING.format(101) + FAILED.format(143, 100), rank(0, 143, 1060.0))
+    found = diagnose_nodes(agreed, killed)
+    assert (first_and_consequences(found)[0], found.cause.name) == ("the agent on node2", "killed")
+
+
 @pytest.mark.parametrize("code", [-15, 143])
 def test_signal_to_a_rank_without_launcher_is_external(code: int) -> None:
     alone = node(0, [process("failed", rank(0, code), name="rank-0", pid=100)], ends={"rank-0": EXIT_RECORD})

@@ -220,6 +220,8 @@ def _weight(cause: Cause, code: int | None, others_before: bool) -> int:
         return CONSEQUENCE
     if code == KILL and cause.name == "killed":
         return CONSEQUENCE if others_before else SHOT
+    if cause.name == "terminated":  # ranks that agree to end exit so too when only one of them got the signal
+        return SHOT
     return SYMPTOM if cause.is_symptom else ROOT
 
 

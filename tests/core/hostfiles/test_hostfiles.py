@@ -209,6 +209,11 @@ REFUSED: dict[str, tuple[str, str, str]] = {
         "hosts:1: 'ssh -p 40022 root@10.0.0.1' is a command, not a host",
         "write root@10.0.0.1 port=40022",
     ),
+    "a shell script": (
+        'export HOSTS="a b"\n',
+        "hosts:1: a shell script, which sets HOSTS here, not a file of hosts",
+        "write one host a line, or a list with commas: node1,node2",
+    ),
     "unknown JSON": (
         '{"a": 1}',
         "hosts: a JSON or YAML document of no known kind",

@@ -8,6 +8,7 @@ from torchfab.core.hostfiles.dialect import Source
 
 _SSH_HOST = re.compile(r"\s*Host\s+(\S.*)", re.IGNORECASE)
 _SSH_KEYWORD = re.compile(r"\s*(HostName|User|Port|IdentityFile|ProxyJump|ProxyCommand)[\s=]+\S", re.IGNORECASE)
+_ASSIGNMENT = re.compile(r"\s*(?:export|set|setenv|declare|local|readonly)\s+(?:-\w+\s+)?([A-Za-z_]\w*)\b.*")
 _PROMPT = re.compile(r"\s*ssh\s+(.*)")
 
 
@@ -36,6 +37,7 @@ def refuse(source: Source) -> None:
         )
     _refuse_ssh_config(source)
     _refuse_ssh_commands(source)
+    _refuse_shell(source)
 
 
 def _refuse_ssh_config(source: Source) -> None:
@@ -57,6 +59,14 @@ def _refuse_ssh_commands(source: Source) -> None:
         match = _PROMPT.fullmatch(" ".join(line))
         if match:
             raise source.error(number, f"{match[0]!r} is a command, not a host", f"write {_target(match[1])}")
+
+
+def _refuse_shell(source: Source) -> None:
+    for number, line in enumerate(source.text.splitlines(), start=1):
+        match = _ASSIGNMENT.fullmatch(line)
+        if match:
+            problem = f"a shell script, which sets {match[1]} here, not a file of hosts"
+            raise source.error(number, problem, "write one host a line, or a list with commas: node1,node2")
 
 
 def _target(arguments: str) -> str:

@@ -17,6 +17,7 @@ IPV6 = re.compile(r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9._-]+)?")
 NUMBER = re.compile(r"[0-9]{1,9}")  # int() rejects strings of more than 4300 digits
 _PATTERN = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]|\[[0-9,/-]+\])*")
 _BRACKETED = re.compile(r"\[([^\]]*:[^\]]*)\](?::(.*))?")
+_DOTTED = re.compile(r"[0-9]+(?:[.-][0-9]+)*\.[0-9]+(?:[.-][0-9]+)*")  # digits with dots: no name, but an address
 _RANGE_FIX = "ranges are written as node[01-16] or node[1,3,7-9]"
 
 
@@ -114,7 +115,19 @@ def split_target(line: Line, text: str) -> Target:
     host = host.removesuffix(".") if len(host) > 1 else host
     if not _PATTERN.fullmatch(host) or not ("[" in host or HOST.fullmatch(host)):
         raise line.error(f"{host!r} is not a host name")
+    if _DOTTED.fullmatch(host) and not _is_ipv4(host):
+        first, _, last = host.partition("-")
+        stem, _, low = first.rpartition(".")
+        is_range = is_whole(last) and _is_ipv4(first)
+        raise line.error(f"{host!r} is not an IPv4 address", *((f"write {stem}.[{low}-{last}]",) if is_range else ()))
     return Target(host, user, parse_port(line, port if colon else None))
+
+
+def _is_ipv4(text: str) -> bool:
+    try:
+        return ipaddress.ip_address(text).version == 4
+    except ValueError:
+        return False
 
 
 def _normal_ipv6(text: str) -> str:
@@ -154,6 +167,8 @@ def parse_port(line: Line, text: str | None) -> int | None:
     """Return the port; None where none is given. Raise InventoryError if it is not valid."""
     if text is None:
         return None
+    if text.startswith(("slots=", "gpus=")):
+        raise line.error(f"{text!r} is not a port", f"write a blank instead of the colon: HOST {text}")
     if not (NUMBER.fullmatch(text) and 1 <= int(text) <= 65535):
         raise line.error(f"{text!r} is not a port", "a port is a number from 1 to 65535")
     return int(text)

@@ -128,7 +128,8 @@ class Follower:
                 idle = False
                 yield self.queued.get()
             since = time.monotonic() - refreshed
-            if (self.changed.is_set() and since > _MIN_REFRESH_S) or since > _MAX_REFRESH_S:
+            idle_s = _MIN_REFRESH_S if self.changed.is_set() else _RETRY_S if self.lost else _MAX_REFRESH_S
+            if since > idle_s:
                 self.changed.clear()
                 refreshed = time.monotonic()
                 yield from self._refresh()
