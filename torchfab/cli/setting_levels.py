@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,13 +116,13 @@ def levels_of(config: Any, folder: Path) -> list[Level]:
     UsageError
         torchfab.yaml is not valid.
     """
-    found = [_flags(config._overrides), *_file(config, "runtime"), _variables(config._env)]
+    found = [_flags(config._overrides), *_file(config, "runtime", folder), _variables(config._env)]
     path = folder / project.SETTINGS_FILE
     if path.is_file():
         own = settings_file.read(path, config.global_defaults())
-        found.append(Level(str(path), _settings(own.sections), own.lines))
+        found.append(Level(path.name, _settings(own.sections), own.lines))
     for kind in _FILES:
-        found += _file(config, kind)
+        found += _file(config, kind, folder)
     return [*found, Level(DEFAULT, _settings(config._defaults))]
 
 
@@ -143,14 +144,15 @@ def _variables(env: Mapping[str, Any]) -> Level:
     return Level("", values, origins={key: f"FABRIC_{'_'.join(key).upper()}" for key in values})
 
 
-def _file(config: Any, kind: str) -> list[Level]:
+def _file(config: Any, kind: str, folder: Path) -> list[Level]:
     """Return the level of one file of Fabric; none where there is no such file."""
     path = getattr(config, f"_{kind}_path")
     if not path or not Path(path).is_file() or Path(path).name == project.SETTINGS_FILE:
         return []
     data = config._load_yaml(path) if path.endswith((".yaml", ".yml", ".json")) else getattr(config, f"_{kind}")
     text = Path(path).read_text(encoding="utf-8", errors="replace")
-    return [Level(str(path), _settings(data or {}), settings_file.key_lines(text))]
+    name = os.path.relpath(path, folder) if Path(path).is_relative_to(folder) else str(path)
+    return [Level(name, _settings(data or {}), settings_file.key_lines(text))]
 
 
 def _settings(sections: Mapping[str, Any]) -> dict[tuple[str, str], Any]:

@@ -32,8 +32,8 @@ def missing(package: str, extra: str, command: str) -> TorchfabError:
         Its fix is the line to type, for the way in which torchfab is installed.
     """
     return TorchfabError(
-        f"{command} needs the package {package} on this machine, and {sys.executable} has none",
-        f"{install_line(requirement(package, extra))}   (the extra of torchfab that has it: {extra})",
+        f"{command} needs the package {package} (torchfab[{extra}]) on this machine, and {sys.executable} has none",
+        install_line(requirement(package, extra)),
     )
 
 
