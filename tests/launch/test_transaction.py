@@ -64,9 +64,9 @@ def test_fab_stop_interrupts_a_launch_but_not_later_commands(records: Records) -
 
 
 def test_a_launch_prints_its_values_and_the_next_commands(capsys: pytest.CaptureFixture[str]) -> None:
-    announce("gpt2", "2 ranks on 1 nodes, submitted", {"folder": "/x", "workdir": "/y"}, ("logs --follow", "stop"))
+    announce("gpt2", "2 ranks on 1 node, submitted", {"folder": "/x", "workdir": "/y"}, ("logs --follow", "stop"))
     assert capsys.readouterr().out.splitlines() == [
-        "job gpt2: 2 ranks on 1 nodes, submitted",
+        "job gpt2: 2 ranks on 1 node, submitted",
         "  folder   /x",
         "  workdir  /y",
         "next: fab logs --follow gpt2 | fab stop gpt2",

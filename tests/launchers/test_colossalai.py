@@ -100,7 +100,7 @@ def test_a_script_that_colossalai_does_not_accept_is_an_error() -> None:
 
 
 def test_different_numbers_of_ranks_are_an_error() -> None:
-    with pytest.raises(UsageError, match="the same number of ranks on every node, not uneven: 1 nodes with 4"):
+    with pytest.raises(UsageError, match="the same number of ranks on every node, not uneven: 1 node with 4"):
         colossalai.plan(job_with(), make_nodes("a", "b"), (), make_facts(8, 4))
 
 

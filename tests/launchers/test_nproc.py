@@ -32,7 +32,7 @@ def test_other_values_are_an_error(text: str) -> None:
 @pytest.mark.parametrize(
     ("value", "counts", "note"),
     [
-        ("auto", (3, 2, 8, 2), "uneven: 2 nodes with 2, 1 nodes with 3, 1 nodes with 8"),
+        ("auto", (3, 2, 8, 2), "uneven: 2 nodes with 2, 1 node with 3, 1 node with 8"),
         ("4", (4, 4, 4, 4), "4 per node"),
     ],
 )

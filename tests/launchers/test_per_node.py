@@ -129,7 +129,7 @@ def test_nodes_run_one_rank_per_gpu_even_if_uneven() -> None:
     assert [each.processes[0].env["OMP_NUM_THREADS"] for each in plan.nodes] == ["1", "1", "8", "1"]
     assert (plan.world_size, plan.defaults["ranks"]) == (
         22,
-        "22 (uneven: 1 nodes with 2, 1 nodes with 4, 2 nodes with 8)",
+        "22 (uneven: 1 node with 2, 1 node with 4, 2 nodes with 8)",
     )
 
 

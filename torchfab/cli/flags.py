@@ -294,6 +294,8 @@ def _is_for_fab_itself(frame: FrameType) -> bool:
 class FlagTask(fabric.tasks.Task):  # type: ignore[misc]  # fabric ships no types
     """A task that rejects empty values of flags, and whose result is the exit code of `fab`."""
 
+    help: dict[str, str]
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the task; exit with its code unless that is 0, so that no later task runs.
 
@@ -330,7 +332,9 @@ class FlagTask(fabric.tasks.Task):  # type: ignore[misc]  # fabric ships no type
         list of Argument
             Those with a text reject the empty text.
         """
+        texts = dict(self.help)
         arguments = super().get_arguments(ignore_unknown_help)
+        self.help = texts  # Invoke empties it, so that a second call would return arguments without help
         return [NonEmptyValue.of(each) if each.kind is str else each for each in arguments]
 
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from types import FrameType, MappingProxyType, TracebackType
 from typing import Any
 
+from invoke.parser import Argument, ParserContext
+
 from torchfab.core import program_name
 from torchfab.core.errors import UsageError
 
@@ -38,6 +40,26 @@ SYNONYMS = MappingProxyType(
         **dict.fromkeys(("help",), "--help"),
         **dict.fromkeys(("list", "tasks", "commands"), "--list"),
         **dict.fromkeys(("version",), "--version"),
+    }
+)
+
+# What the same flag is called elsewhere; the first of these that the task has is meant.
+FLAG_SYNONYMS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        **dict.fromkeys(("master-port", "rdzv-port", "main-process-port"), ("port",)),
+        **dict.fromkeys(("rdzv-endpoint", "master", "main-process-ip", "head"), ("master-addr",)),
+        **dict.fromkeys(
+            ("np", "n", "nproc", "num-gpus", "gpus-per-node", "ntasks-per-node"), ("nproc-per-node", "lines")
+        ),
+        **dict.fromkeys(("num-nodes", "num-machines", "N"), ("nodes",)),
+        **dict.fromkeys(("machinefile", "inventory", "host-file"), ("hostfile",)),
+        **dict.fromkeys(("job-name", "run-name"), ("name",)),
+        **dict.fromkeys(("cwd", "chdir", "wd", "directory"), ("workdir",)),
+        **dict.fromkeys(("tail",), ("lines", "follow")),
+        **dict.fromkeys(("preview", "print", "check"), ("dry-run",)),
+        **dict.fromkeys(("x", "export", "genv"), ("env",)),
+        **dict.fromkeys(("w", "refresh"), ("watch",)),
+        **dict.fromkeys(("timeout", "kill-after"), ("grace", "seconds")),
     }
 )
 
@@ -134,12 +156,30 @@ def needs_value(spelling: str, task: str = "") -> UsageError:
     return UsageError(f"{spelling} needs a value; fab --help {task} explains it".replace("  ", " "))
 
 
+def flag_without_value(flag: Argument, context: ParserContext | None) -> UsageError:
+    """Return the error for a flag without its value, behind a task that may have another flag of that letter.
+
+    Parameters
+    ----------
+    flag : Argument
+        The flag, one of the task's or of `fab` itself.
+    context : ParserContext
+        The task that it stands behind.
+    """
+    task = getattr(context, "name", None) or ""
+    if flag.name == "config" and "--follow" in getattr(context, "flags", ()):
+        return UsageError(f"-f is --config of fab and needs a file; did you mean fab {task} --follow?")
+    return needs_value(spelling(flag), task)
+
+
 def _unknown_flag(mistake: Mistake) -> UsageError:
     name = mistake.word.partition("=")[0]
     if mistake.task.startswith(LAUNCH) and name in ("-m", "-u"):
         return _script_without_dashes(mistake)
     known = [flag.lstrip("-") for flag in mistake.flags if len(flag) > 2]
-    meant = nearest(name.lstrip("-").replace("_", "-"), known)
+    plain = name.lstrip("-").replace("_", "-")
+    synonym = next((flag for flag in FLAG_SYNONYMS.get(plain, ()) if flag in known), "")
+    meant = synonym or nearest(plain, known)
     where = mistake.task or program_name.called().name
     if meant:
         return UsageError(f"{where} has no flag {name}; did you mean --{meant}?")
@@ -191,7 +231,7 @@ def parse_error(error: Exception, trace: TracebackType | None, tasks: Sequence[s
         return None
     machine = parser.f_locals["machine"]
     if any(frame.f_code.co_name == "complete_flag" for frame in frames):
-        return needs_value(spelling(machine.flag), getattr(machine.context, "name", None) or "")
+        return flag_without_value(machine.flag, machine.context)
     return explain(mistake_of(parser, tasks)) if str(error).startswith("No idea") else None
 
 

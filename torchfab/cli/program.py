@@ -49,8 +49,8 @@ _FLAGS = {
 _INTRODUCTION = """\
 Usage: torchfab [flags] TASK [flags of the task] [-- SCRIPT ARGUMENTS…]
 
-    torchfab init                                  make this folder a project: hosts, gpus, torchfab.yaml, fabfile.py
-    torchfab launch-per-node --follow -- train.py  launch a script on the hosts of the file hosts
+    torchfab init                                  make this folder a project
+    torchfab launch-per-node --follow -- train.py  launch on the hosts in `hosts`
     torchfab --help TASK                           explain the flags of a task
 """
 _LIST_FORMATS = ("flat", "nested", "json")
@@ -284,7 +284,7 @@ class TorchfabProgram(Program):
         self.scoped_collection = self.collection
         print(_INTRODUCTION)
         self.list_tasks()
-        print("Flags in front of the task; those of Fabric that are not shown work as they do there:\n")
+        print("Flags in front of the task (other flags of Fabric are accepted too):\n")
         self.print_columns([(spelled, _FLAGS[key]) for spelled, key in self._shown_flags()])
 
     def _shown_flags(self) -> list[tuple[str, str]]:

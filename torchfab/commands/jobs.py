@@ -14,7 +14,7 @@ from torchfab.commands.status import ask_status
 from torchfab.core import inventory
 from torchfab.core.console import write_err, write_out
 from torchfab.core.errors import HostsFailedError, TorchfabError, UsageError
-from torchfab.core.format import align_columns
+from torchfab.core.format import align_columns, plural
 from torchfab.core.log_lines import strip_controls
 from torchfab.launch.context import CommandContext
 from torchfab.records import Record
@@ -164,6 +164,8 @@ def remove_record(job: str, ctx: CommandContext) -> None:
         reachable = replace(attempt, settings=record.settings)
         failed.update(runtimes.load(record.runtime).forget(reachable))
     if failed:
-        raise HostsFailedError(f"the job's folder is still on {len(failed)} nodes; its record was kept", failed)
+        raise HostsFailedError(
+            f"the job's folder is still on {plural(len(failed), 'node')}; its record was kept", failed
+        )
     ctx.records.release(record.name)
     write_out(f"job {record.name}: record and logs removed")

@@ -9,7 +9,7 @@ import time
 from torchfab import runtimes
 from torchfab.core import stall, status
 from torchfab.core.console import write_out
-from torchfab.core.format import align_columns
+from torchfab.core.format import align_columns, plural
 from torchfab.core.status import JobStatus
 from torchfab.monitoring.first_failure import with_first_failure
 from torchfab.monitoring.watcher import describe_failure
@@ -88,7 +88,8 @@ def status_text(record: Record, found: JobStatus) -> str:
         A headline, a table of the nodes, and the next commands for a failed job.
     """
     launched = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
-    head = f"job {record.name}: {found.state} ({record.launcher}, {record.world_size} ranks, launched {launched})"
+    ranks = plural(record.world_size, "rank")
+    head = f"job {record.name}: {found.state} ({record.launcher}, {ranks}, launched {launched})"
     lines = [head, *([align_columns(status.table_rows(found))] if found.nodes else [])]
     if found.reason and not found.has_failed:
         lines.append(found.reason)

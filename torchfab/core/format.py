@@ -123,3 +123,16 @@ def format_offset(seconds: float) -> str:
     if abs(count) < 0.05:
         return "0 ms"
     return f"{count:+.1f} ms" if abs(count) < 10 else f"{count:+.0f} ms"
+
+
+def plural(number: int, noun: str) -> str:
+    """Return a number with its noun: `1 node`, `2 nodes`.
+
+    Parameters
+    ----------
+    number : int
+        How many.
+    noun : str
+        The noun for one; its plural is formed with `s` or, for `process`, `es`.
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}{'es' if noun.endswith('s') else 's'}"

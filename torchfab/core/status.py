@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from torchfab.core.bounds import ExitCode, Label, Time, Whole
-from torchfab.core.format import duration
+from torchfab.core.format import duration, plural
 from torchfab.core.inventory import fold, fold_ranks
 from torchfab.core.specs import Node
 
@@ -498,7 +498,7 @@ def _describe_state(status: NodeStatus) -> str:
     if status.reason:
         text += f" ({status.reason})"
     if status.left:
-        text += f", {len(status.left)} processes left"
+        text += f", {plural(len(status.left), 'process')} left"
     return text
 
 

@@ -14,6 +14,7 @@ from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core import command, dry_run, environment, inventory, specs
 from torchfab.core.console import progress, write_err, write_verbatim
 from torchfab.core.errors import Interrupted, UsageError
+from torchfab.core.format import plural
 from torchfab.core.specs import Facts, Job, Node, Plan, Slot
 from torchfab.doctor import Clock, Finding, launch_warnings, render, same_machine
 from torchfab.launch import deepspeed_env, transaction
@@ -374,7 +375,7 @@ def _start(
 
 
 def _announce(plan: Plan, seconds: float) -> None:
-    outcome = f"{plan.world_size} ranks on {len(plan.nodes)} nodes, started in {seconds:.1f} s"
+    outcome = f"{plural(plan.world_size, 'rank')} on {plural(len(plan.nodes), 'node')}, started in {seconds:.1f} s"
     shown = {key: value for key, value in plan.defaults.items() if key not in ("job", "nodes")}
     transaction.announce(plan.job.name, outcome, shown, ("logs --follow", "status", "attach", "stop"))
 

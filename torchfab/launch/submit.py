@@ -7,6 +7,7 @@ from typing import Any
 from torchfab import runtimes
 from torchfab.cli.flags import JobFlags
 from torchfab.core.console import write_out
+from torchfab.core.format import plural
 from torchfab.core.specs import Submission
 from torchfab.launch import transaction
 from torchfab.launch.context import CommandContext
@@ -59,5 +60,5 @@ def submit(launcher: BatchLauncher, flags: JobFlags, own: Any, ctx: CommandConte
 
 def _announce(submission: Submission, record: Record) -> None:
     known_as = f" as {record.details['known_as']}" if "known_as" in record.details else ""
-    outcome = f"{submission.world_size} ranks on {submission.nodes} nodes, submitted{known_as}"
+    outcome = f"{plural(submission.world_size, 'rank')} on {plural(submission.nodes, 'node')}, submitted{known_as}"
     transaction.announce(submission.job.name, outcome, submission.defaults, ("logs --follow", "status", "stop"))

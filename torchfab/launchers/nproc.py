@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torchfab.core.errors import UsageError
 from torchfab.core.flag_values import NumberOr, is_whole
+from torchfab.core.format import plural
 from torchfab.core.specs import Facts, Job, Node
 from torchfab.launchers import layout
 from torchfab.launchers.layout import Layout
@@ -122,4 +123,6 @@ def counts_per_node(counts: Sequence[int]) -> str:
     """
     if len(set(counts)) == 1:
         return f"{counts[0]} per node"
-    return "uneven: " + ", ".join(f"{counts.count(count)} nodes with {count}" for count in sorted(set(counts)))
+    return "uneven: " + ", ".join(
+        f"{plural(counts.count(count), 'node')} with {count}" for count in sorted(set(counts))
+    )

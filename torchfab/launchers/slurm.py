@@ -13,6 +13,7 @@ from typing import Any
 from torchfab.core import environment
 from torchfab.core.errors import UsageError
 from torchfab.core.flag_values import WholeNumber, flag
+from torchfab.core.format import plural
 from torchfab.core.inventory import parse_hosts
 from torchfab.core.specs import Job, Node, Submission
 from torchfab.launchers import sbatch, torchrun_script
@@ -343,7 +344,7 @@ def _directives(job: Job, folder: str) -> dict[str, str | None]:
 
 def _comments(job: Job, folder: str) -> list[str]:
     options = job.options
-    ranks = f"{options['nodes'] * options['nproc_per_node']} ranks on {options['nodes']} nodes"
+    ranks = f"{plural(options['nodes'] * options['nproc_per_node'], 'rank')} on {plural(options['nodes'], 'node')}"
     lines = [
         f"torchfab job {job.name}: {ranks}, {options['nproc_per_node']} per node",
         "submitted without torchfab, this file launches the same job (without its supervisor and records):",

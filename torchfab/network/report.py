@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeAlias
 import msgspec
 from msgspec import Meta, Struct
 
-from torchfab.core.format import align_columns, format_bytes, format_seconds
+from torchfab.core.format import align_columns, format_bytes, format_seconds, plural
 from torchfab.core.inventory import fold
 
 MARK = "torchfab-network "
@@ -284,7 +284,8 @@ def _describe_job(measured: BenchmarkResult, hosts: Sequence[str]) -> str:
         hosts_by_interface.setdefault((each.name or "an unknown interface") + speed, []).append(host)
     interfaces = ", ".join(f"{fold(names)} by {interface}" for interface, names in hosts_by_interface.items())
     settings = "".join(f", {name}={value}" for name, value in hello.told.items())
-    return f"all-reduce of {hello.ranks} ranks on {len(hosts)} nodes, {hello.backend}, {interfaces}{settings}"
+    where = f"{plural(hello.ranks, 'rank')} on {plural(len(hosts), 'node')}"
+    return f"all-reduce of {where}, {hello.backend}, {interfaces}{settings}"
 
 
 def _size_row(each: SizeResult) -> list[str]:

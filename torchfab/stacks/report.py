@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from torchfab.core.format import plural
 from torchfab.core.inventory import fold, fold_ranks
 from torchfab.core.log_lines import strip_controls
 from torchfab.stacks import groups
@@ -99,7 +100,7 @@ def _hosts(ranks: Iterable[RankStack], process: str) -> list[str]:
 
 
 def _count(ranks: Sequence[RankStack]) -> str:
-    return "1 rank" if len(ranks) == 1 else f"{len(ranks)} ranks"
+    return plural(len(ranks), "rank")
 
 
 # ---- a group

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from torchfab import runtimes
 from torchfab.core.errors import TorchfabError
+from torchfab.core.format import plural
 from torchfab.records import Record, Records
 from torchfab.runtimes import StopReport
 from torchfab.supervise import history
@@ -64,7 +65,7 @@ def describe_stop(report: StopReport, attempt: int) -> str:
     str
         One line.
     """
-    count = "1 process" if report.signalled == 1 else f"{report.signalled} processes"
+    count = plural(report.signalled, "process")
     action = f"{count} of attempt {attempt} ended" if report.signalled else f"nothing of attempt {attempt} ran any more"
     return f"{report.node.label} can be asked again: {action}"
 
