@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,16 @@ def test_the_nearest_project_counts(tmp_path: Path) -> None:
 def test_settings_of_fabric_alone_make_no_project(tmp_path: Path, text: str) -> None:
     (tmp_path / "fabric.yaml").write_text(text)
     assert project.find(tmp_path) != tmp_path
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a file to another user")
+@pytest.mark.parametrize(("mode", "counts"), [(0o777, False), (0o775, True)])
+def test_settings_that_anybody_may_have_put_there_do_not_count(tmp_path: Path, mode: int, counts: bool) -> None:
+    path = tmp_path / "torchfab.yaml"
+    path.touch()
+    os.chown(path, 65534, 65534)
+    tmp_path.chmod(mode)
+    assert (project.find(tmp_path) == tmp_path) is counts
 
 
 def test_a_relative_folder_is_that_of_the_current_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,6 +97,8 @@ def check_sections(data: Any, sections: Iterable[str], where: str) -> None:
     for name, value in data.items():
         if not isinstance(name, str):
             raise UsageError(f"{where}: the name of a section is a text, got {name!r}", "put it in quotes")
+        if name in defaults.SETTINGS and name not in known and not isinstance(value, Mapping):
+            raise UsageError(f"{where}: {name} is a setting of torchfab", "write it below torchfab:, indented")
         near = difflib.get_close_matches(name, known, 1, 0.75)
         if name not in known and near:
             raise UsageError(f"{where}: there is no section {name}; did you mean {near[0]}?")
