@@ -133,6 +133,12 @@ def test_help_explains_each_flag(fab, task: str) -> None:  # type: ignore[no-unt
     assert [line for line in flags if len(line.split(maxsplit=1)) < 2] == []
 
 
+def test_fab_alone_prints_its_help(fab) -> None:  # type: ignore[no-untyped-def]
+    alone = fab()
+    assert alone.out.startswith("Usage: fab")
+    assert alone.err == ""
+
+
 def test_flags_that_may_repeat_add_up(fab) -> None:  # type: ignore[no-untyped-def]
     missing = fab("-i", str(ROOT / "README.md"), "jobs", "-i", "no-such-key")
     assert "fab -i no-such-key: there is no such file" in missing.err

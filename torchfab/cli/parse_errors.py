@@ -267,7 +267,7 @@ def spelling(argument: Any) -> str:
 def list_flag_without_value(body: Sequence[str], contexts: Iterable[Any]) -> str:
     """Return a flag that may be given again and has no value, which Invoke lets pass; empty where none does."""
     flags = {spelled: each for context in contexts for spelled, each in context.flags.items()}
-    for word, following in zip(body, [*body[1:], None], strict=True):
+    for word, following in zip(body, [*body, None][1:], strict=True):
         if word in flags and flags[word].kind is list and (following is None or following in flags):
             return spelling(flags[word])
     return ""

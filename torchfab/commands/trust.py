@@ -92,6 +92,8 @@ def trust(nodes: Sequence[Node], settings: ConnectionSettings, yes: bool, as_jso
         A question is necessary, and there is no terminal.
     """
     chains = hop_chains(nodes, settings)
+    if not chains and not as_json:
+        write_out("every host is this machine, which is reached without SSH: there is no key to trust")
     keys: dict[str, ShownKey] = {}
     problems: dict[str, TorchfabError] = {}
     for depth in range(max(map(len, chains.values()), default=0)):

@@ -190,7 +190,20 @@ def _file(words: tuple[str, ...], look: Looker) -> Command:
         return Command((here, *words[1:]), True)
     if found.interpreter:
         return Command((*found.interpreter, *words), True)
-    return Command(("bash", *words), True) if first.endswith(_SCRIPT_SUFFIXES) else Command(words)
+    return _plain_file(words)
+
+
+def _plain_file(words: tuple[str, ...]) -> Command:
+    """Return the command of a file without run bit and interpreter line: its name says what it is."""
+    first = words[0]
+    if first.endswith(_SCRIPT_SUFFIXES):
+        return Command(("bash", *words), True)
+    if os.path.splitext(first)[1]:
+        raise UsageError(
+            f"{first} is no Python script (.py), and has neither a run bit nor an interpreter line (#!)",
+            f"{shlex.join(['chmod', '+x', first])} if it is a program; or name what runs it: -- python {first}",
+        )
+    return Command(words)
 
 
 def _elsewhere(words: tuple[str, ...]) -> Command:

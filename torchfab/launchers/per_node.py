@@ -12,6 +12,7 @@ from typing import Any
 
 from torchfab.core.errors import UsageError
 from torchfab.core.flag_values import WholeNumber, flag
+from torchfab.core.format import plural
 from torchfab.core.specs import Facts, Job, Node, Plan, Process, Requirements, Slot
 from torchfab.launchers import nproc, torchrun_script
 from torchfab.launchers.layout import Layout, Placement, endpoint, make_plan, process_environment
@@ -189,7 +190,8 @@ def _bounds(job: Job, nodes: Sequence[Node]) -> tuple[int, int]:
     least, most = job.options["nnodes"] or (len(nodes), len(nodes))
     if not least <= len(nodes) <= most:
         asked = f"{least}:{most}" if least < most else most
-        raise UsageError(f"--nnodes {asked} does not fit the {len(nodes)} hosts", "change the one or the other")
+        hosts = plural(len(nodes), "host")
+        raise UsageError(f"--nnodes {asked} does not fit the {hosts}", "change the one or the other")
     if least < most and job.options["rdzv_backend"] == "static":
         raise UsageError("--rdzv-backend static cannot be elastic", f"use --nnodes {most}, or omit the backend")
     return least, most
