@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
 import pytest
 from fabric.main import Fab
 
+from torchfab import fabfile
 from torchfab.cli import program
-from torchfab.cli.program import Program, make_program
+from torchfab.cli.program import Program, TorchfabProgram, make_program
+from torchfab.core import program_name
 
 ROOT = Path(__file__).parents[2]
 
@@ -152,3 +155,87 @@ def test_a_running_program_of_fabric_becomes_ours() -> None:
     running = Fab(version="3", name="Fabric")
     load(running)
     assert type(running) is Program
+
+
+# ---- the command `torchfab`
+
+
+@pytest.fixture
+def torchfab(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):  # type: ignore[no-untyped-def]
+    """Run `torchfab` in a folder below a project, or below no project."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(program_name, "_called", [program_name.called()])
+    below = tmp_path / "a" / "b"
+    below.mkdir(parents=True)
+    monkeypatch.chdir(below)
+
+    def run(*words: str, settings: bytes | None = None) -> Ended:
+        if settings is not None:
+            (tmp_path / "torchfab.yaml").write_bytes(settings)
+        argv = ["torchfab", *words]
+        monkeypatch.setattr(sys, "argv", argv)
+        code: object = 0
+        try:
+            TorchfabProgram.make(lambda: fabfile).run(argv)
+        except SystemExit as ended:
+            code = ended.code
+        captured = capsys.readouterr()
+        return Ended(code, captured.out, captured.err)
+
+    return run
+
+
+def test_settings_are_found_upwards_and_paths_are_theirs(torchfab, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    ended = torchfab("launch-per-node", "--", "x.py", settings=b"hostfile: lists/nodes\n")
+    assert ended.code == 2
+    assert str(tmp_path / "lists" / "nodes") in ended.err
+
+
+def test_without_a_project_it_is_the_current_folder(torchfab, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    ended = torchfab("launch-per-node", "--", "x.py")
+    assert str(tmp_path / "a" / "b" / "hosts") in ended.err
+
+
+def test_a_fabfile_of_the_project_is_not_run(torchfab, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "fabfile.py").write_text("raise SystemExit('run')\n")
+    assert torchfab("jobs", settings=b"").out.startswith("no job was launched from here")
+
+
+def test_messages_name_the_command_that_was_called(torchfab) -> None:  # type: ignore[no-untyped-def]
+    assert torchfab("jobs").out.endswith("the first one: torchfab launch-per-node --follow\n")
+    assert torchfab("train.py").err.endswith("torchfab launch-per-node -- train.py\n")
+
+
+def test_help_shows_the_tasks_and_the_flags(torchfab) -> None:  # type: ignore[no-untyped-def]
+    shown = torchfab("--help").out
+    assert shown.startswith("Usage: torchfab [flags] TASK")
+    assert "  launch-per-node " in shown
+    assert "-r STRING, --search-root=STRING" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("settings", "line", "expected"),
+    [
+        (b"fanuot: 5", "jobs", "torchfab.yaml:1: fanuot names no setting; did you mean fanout?"),
+        (b"a: [", "jobs", "torchfab.yaml:1 is not YAML"),
+        (b"\xff", "jobs", "torchfab.yaml cannot be read"),
+        (b"5", "jobs", "torchfab.yaml: it holds no settings, got 5"),
+        (b"hostfile: 5", "jobs", "torchfab.yaml:1: hostfile is a text, got 5"),
+        (b"", "launch-per-node", "no script is given"),
+        (b"", "-c x jobs", "torchfab has no flag -c"),
+        (b"", "-r nowhere jobs", "-r nowhere: there is no such folder"),
+    ],
+)
+def test_a_mistake_of_an_installed_user_is_one_error(torchfab, settings: bytes, line: str, expected: str) -> None:  # type: ignore[no-untyped-def]
+    ended = torchfab(*line.split(), settings=settings)
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.startswith("error: ")
+    assert expected in ended.err
+
+
+def test_a_fabfile_of_ones_own_has_the_settings_of_torchfab_yaml(fab, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "torchfab.yaml").write_text("fanout: 7\n")
+    shown = fab("config", "--show-origin", settings=b"torchfab: {fanout: 5, stall_s: 9}")
+    assert re.search(r"^fanout +torchfab.yaml:1 +7$", shown.out, re.MULTILINE)
+    assert re.search(r"^stall_s +fabric.yaml:1 +9$", shown.out, re.MULTILINE)

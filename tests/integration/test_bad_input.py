@@ -262,7 +262,7 @@ def test_a_node_with_an_unwritable_node_dir_is_named(fab: Fab, case: str) -> Non
     disk.mkdir()
     with other_disk(fab.cluster.node(1), disk, options):
         done = fab(*fab.launch(gpus=True), config={"node_dir": str(disk)})
-    refused(done, "1 of 2 hosts failed; nothing was started", "node2: cannot write", expected, "torchfab.node_dir")
+    refused(done, "1 of 2 hosts failed; nothing was started", "node2: cannot write", expected, "setting node_dir")
     fab.assert_nothing_left(within_s=10)
 
 

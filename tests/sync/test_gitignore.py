@@ -50,7 +50,8 @@ def listed(folder: Path, *rules: str) -> list[str]:
 
 def test_rsync_lists_exactly_the_files_that_git_includes(source: Path) -> None:
     known = gitignore.list_git_files(str(source), 20.0)
-    rules = gitignore.include_rules(known, listed(source))
+    records = gitignore.exclude_rule(str(source), str(source / "jobs"))
+    rules = (*records, *gitignore.include_rules(known, listed(source, *records)))
     assert sorted(listed(source, *rules)) == sorted(KEPT)
 
 
@@ -60,10 +61,26 @@ def test_ignored_files_that_exist_only_on_a_node_are_kept(source: Path, tmp_path
         (there / name).parent.mkdir(parents=True, exist_ok=True)
         (there / name).write_text("")
     (there / ".gitignore").write_text(IGNORE)
-    rules = gitignore.include_rules(gitignore.list_git_files(str(source), 20.0), listed(source))
+    records = gitignore.exclude_rule(str(source), str(source / "jobs"))
+    known = gitignore.list_git_files(str(source), 20.0)
+    rules = (*records, *gitignore.include_rules(known, listed(source, *records)))
     subprocess.run(rsync.copy_argv(str(source), str(there), "", (), True, rules=rules), check=True, capture_output=True)
     found = {str(path.relative_to(there)) for path in there.rglob("*") if path.is_symlink() or not path.is_dir()}
     assert found == {*KEPT, "own.pt", "data/own", "logs/own", "logs/tracked/own"}
+
+
+@pytest.mark.parametrize(
+    ("folder", "expected"),
+    [
+        ("/a/b/jobs", ("--filter=- /jobs",)),
+        ("/a/b/.torchfab/[x]", ("--filter=- /.torchfab/\\[x]",)),
+        ("/a/b", ()),
+        ("/a/bc", ()),
+        ("/a", ()),
+    ],
+)
+def test_a_folder_inside_the_source_is_left_out(folder: str, expected: tuple[str, ...]) -> None:
+    assert gitignore.exclude_rule("/a/b", folder) == expected
 
 
 def test_no_rules_without_git_or_a_work_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,8 +83,8 @@ def test_list_has_the_files_that_git_would_add_with_any_name(tmp_path: Path) -> 
     require("rsync")
     source, empty_dir = tmp_path / "source", tmp_path / "nowhere"
     empty_dir.mkdir()
-    kept = ["train.py", "pkg/mod.py", "pkg/jobs/kept", "odd \n\\#012 'x' é", ".gitignore", "pkg/.gitignore"]
-    ignored = ["a.pt", "data/d", "pkg/local", "jobs/j", ".git/config", ".venv/v", ".torchfab/t", ".torchfab-sync-1"]
+    kept = ["train.py", "pkg/mod.py", "jobs/kept", "odd \n\\#012 'x' é", ".gitignore", "pkg/.gitignore"]
+    ignored = ["a.pt", "data/d", "pkg/local", ".git/config", ".venv/v", ".torchfab/t", ".torchfab-sync-1"]
     for name in [*kept, *ignored]:
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_text("")

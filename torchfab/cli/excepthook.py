@@ -16,6 +16,7 @@ from typing import Any
 from invoke.config import AmbiguousMergeError
 from invoke.exceptions import UnknownFileType
 
+from torchfab.core import program_name
 from torchfab.core.errors import Interrupted, TorchfabError, UsageError
 
 
@@ -31,7 +32,7 @@ def install() -> None:
         if known is None:
             previous(kind, error, trace)
             return
-        print(f"error: {known}", file=sys.stderr)
+        print(program_name.called().replace_in(f"error: {known}"), file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(known.exit_code)  # a hook cannot change Python's own 1; no task has begun

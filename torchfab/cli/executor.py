@@ -10,7 +10,8 @@ import itertools
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import fabric
@@ -30,10 +31,13 @@ class CommandLine:
         The arguments after `--`, unchanged: a script and its own arguments; None where there is no `--`.
     hosts : str
         The value of `-H`; empty where it was not given.
+    project : Path
+        The folder of the project, which has its settings, hosts and records. Default: the current one.
     """
 
     script: tuple[str, ...] | None = None
     hosts: str = ""
+    project: Path = field(default_factory=Path.cwd)
 
 
 class TaskContext(invoke.Context):
@@ -138,7 +142,8 @@ class Executor(fabric.Executor):  # type: ignore[misc]
         reduce_gc_frequency()
         try:
             hosts = check_hosts_flag(self.core[0].args.hosts.value)
-            self.command_line = CommandLine(args_after_dashes(sys.argv[1:]), hosts)
+            project = Path(self.config._project_prefix or ".").absolute()
+            self.command_line = CommandLine(args_after_dashes(sys.argv[1:]), hosts, project)
             self._start_debug_log(tasks)
             self._check_core()
             check_order([str(getattr(each, "name", each)) for each in tasks])

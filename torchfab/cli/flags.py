@@ -39,7 +39,7 @@ class JobFlags:
     dry_run: bool = flag(False, "Print what would run, as shell that works without torchfab; start nothing.")
     follow: bool = flag(False, "Show the logs until the job ends, and exit with its code; Ctrl-C leaves it running.")
     workdir: str = flag("", "Absolute path of the directory to run in, on every node. [the current one]")
-    python: str = flag("", "Interpreter on the nodes. [the one that runs fab]")
+    python: str = flag("", "Interpreter on the nodes. [the one of the environment that is active here]")
     grace: float | None = flag(None, "Seconds between SIGTERM and SIGKILL when the job is stopped. [10]", SECONDS)
 
 
@@ -116,7 +116,7 @@ class DoctorFlags(HostFlags):
     """The flags of doctor: those of a launch that it checks for."""
 
     workdir: str = flag("", "Absolute path of the directory a job would run in, on every node. [the current one]")
-    python: str = flag("", "Interpreter on the nodes. [the one that runs fab]")
+    python: str = flag("", "Interpreter on the nodes. [the one of the environment that is active here]")
     port: int = flag(0, "Port of the rendezvous on node 0; 0: a free one. [0]", PORT)
     master_addr: str = flag("", "Address by which the nodes reach node 0. [its name in the hosts file]")
 
@@ -130,7 +130,7 @@ class NetworkFlags(HostFlags):
     backend: str = flag("auto", "nccl, gloo, or auto: nccl where every node has a GPU. [auto]")
     env: tuple[str, ...] = flag((), "NAME=VALUE for every process; may be given again: NCCL_SOCKET_IFNAME=eth1.")
     workdir: str = flag("", "Absolute path of a directory on every node, for logs. [the current one]")
-    python: str = flag("", "Interpreter on the nodes, with torch. [the one that runs fab]")
+    python: str = flag("", "Interpreter on the nodes, with torch. [the one of the environment that is active here]")
     master_addr: str = flag("", "Address by which the nodes reach node 0. [its name in the hosts file]")
 
 

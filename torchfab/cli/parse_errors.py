@@ -16,6 +16,7 @@ from typing import Any
 
 from invoke.parser import Argument, ParserContext
 
+from torchfab.core import program_name
 from torchfab.core.errors import UsageError
 
 LAUNCH = "launch-"  # how the names of tasks begin that take a script behind `--`
@@ -179,7 +180,7 @@ def _unknown_flag(mistake: Mistake) -> UsageError:
     plain = name.lstrip("-").replace("_", "-")
     synonym = next((flag for flag in FLAG_SYNONYMS.get(plain, ()) if flag in known), "")
     meant = synonym or nearest(plain, known)
-    where = mistake.task or "fab"
+    where = mistake.task or program_name.called().name
     if meant:
         return UsageError(f"{where} has no flag {name}; did you mean --{meant}?")
     script = "; flags of your script go behind --" if mistake.task.startswith(LAUNCH) else ""

@@ -1,8 +1,8 @@
 """Fabric's own program with errors as one line and exit code 2, where Invoke prints "No idea what …" or a traceback.
 
-`fab` in the clone starts Fabric's program, which loads fabfile.py, which calls `adopt`: from there on the running
-program is ours. What happens before (`fab -t abc`, `fab --version`, no fabfile) only a program that is ours from its
-start can answer: `main`.
+`fab` starts Fabric's program, which loads fabfile.py, which calls `adopt`: from there on the running program is ours.
+What happens before (`fab -t abc`, `fab --version`, no fabfile) only a program that is ours from its start can answer:
+`main`, which is the `fab` that `./run` writes. `torchfab` has torchfab's own tasks wherever it runs: TorchfabProgram.
 """
 
 from __future__ import annotations
@@ -10,28 +10,57 @@ from __future__ import annotations
 import os
 import pkgutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import fabric
 import invoke
 from fabric.main import Fab
+from invoke import Collection
 from invoke.config import copy_dict, merge_dicts
 from invoke.exceptions import CollectionNotFound, Exit, ParseError
 
 import torchfab
 from torchfab.cli import excepthook, parse_errors
 from torchfab.cli.executor import Executor
-from torchfab.config import defaults, validate
+from torchfab.config import defaults, project, settings_file, validate
+from torchfab.core import program_name
 from torchfab.core.errors import TorchfabError, UsageError
+from torchfab.core.program_name import ProgramName
 
+_FLAGS = {
+    "-H": "Comma-separated hosts, instead of the hosts file.",
+    "-S": "An ssh config file, instead of the user's and the system's.",
+    "-i": "A private key to log in with; may be given again.",
+    "-t": "Seconds for each step of a connection. [10]",
+    "-r": "Folder of the project. [the current one, or the nearest above it with torchfab.yaml]",
+    "-f": "A file with more settings, in a section torchfab.",
+    "-d": "Print each step of each connection on stderr.",
+    "-l": "List the tasks.",
+    "-h": "Print this, or the flags of a task.",
+    "-V": "Print the versions.",
+    "--prompt-for-login-password": "Ask for the password to log in with.",
+    "--prompt-for-passphrase": "Ask for the passphrase of the private key.",
+    "--print-completion-script": "Print the completion script for bash, zsh or fish.",
+}
+_INTRODUCTION = """\
+Usage: torchfab [flags] TASK [flags of the task] [-- SCRIPT ARGUMENTS…]
+
+    torchfab init                                  make this folder a project
+    torchfab launch-per-node --follow -- train.py  launch on the hosts in `hosts`
+    torchfab --help TASK                           explain the flags of a task
+"""
 _LIST_FORMATS = ("flat", "nested", "json")
 
 
 class Program(Fab):  # type: ignore[misc]  # fabric ships no types
     """Fabric's program; each step ends with one line and exit code 2 where the command line is wrong."""
+
+    _start: Path | None = None
+    _writes_no_bytecode = sys.dont_write_bytecode
 
     def print_version(self) -> None:
         """Print torchfab's version first, then those of Fabric, Paramiko and Invoke."""
@@ -49,7 +78,8 @@ class Program(Fab):  # type: ignore[misc]  # fabric ships no types
             if self._remainder_only and not self.args.hosts.value:
                 line = f"fab launch-per-node -- {self.core.remainder}"
                 raise UsageError(f"there is no task in front of --: {line}")
-            self._find_project()
+            self._start = self._start_folder()
+            self._find_tasks()
             try:
                 super().parse_collection()
             except Exit as error:
@@ -60,6 +90,9 @@ class Program(Fab):  # type: ignore[misc]  # fabric ships no types
             except (TypeError, AttributeError):  # of Invoke, which looks into the settings while it loads them
                 self._check_file("project")
                 raise
+            # Invoke stops Python from keeping compiled modules, so that none lie beside a fabfile. Our own would be
+            # compiled for each command anew: uv does not compile what it installs.
+            sys.dont_write_bytecode = self._writes_no_bytecode
 
     def parse_tasks(self) -> None:
         """Read the tasks and their flags."""
@@ -77,6 +110,7 @@ class Program(Fab):  # type: ignore[misc]  # fabric ships no types
         """Read the settings that the command line names."""
         with self._one_line():
             config = self.config
+            self._load_project()
             config.set_runtime_path(self.args.config.value or os.environ.get("INVOKE_RUNTIME_CONFIG"))
             config.load_runtime(merge=False)
             for kind in ("system", "user", "project", "runtime"):
@@ -109,7 +143,26 @@ class Program(Fab):  # type: ignore[misc]  # fabric ships no types
                 given._value = [*core._value, *given._value]
         super()._update_core_context(context, new_args)
 
-    def _find_project(self) -> None:
+    def _start_folder(self) -> Path:
+        return Path(self.args["search-root"].value or self.config.tasks.search_root or ".").expanduser().absolute()
+
+    def _load_project(self) -> None:
+        """Find the project's folder, and read its settings: fabric.yaml, then torchfab.yaml."""
+        config, start = self.config, self._start or self._start_folder()
+        beside_tasks = config._project_prefix  # of the fabfile; None for TorchfabProgram
+        folder = project.find(start) or Path(beside_tasks or start)
+        if beside_tasks is None or Path(beside_tasks) != folder:
+            config.set_project_location(str(folder))
+            config.load_project(merge=False)
+        self._check_file("project")
+        path = folder / project.SETTINGS_FILE
+        if path.is_file():
+            found = settings_file.read(path, config.global_defaults())
+            config._project = merge_dicts(config._project or {}, copy_dict(dict(found.sections)))
+            has_file = config._project_path and os.path.isfile(config._project_path)  # Invoke notes a missing fabric.py
+            config._set(_project_path=config._project_path if has_file else str(path), _project_found=True)
+
+    def _find_tasks(self) -> None:
         """Fall back to this clone's tasks where the current folder belongs to no project."""
         given = self.args["search-root"].value or self.args.collection.value
         clone = Path(torchfab.__file__).resolve().parents[1]
@@ -160,16 +213,96 @@ class Program(Fab):  # type: ignore[misc]  # fabric ships no types
         try:
             yield
         except TorchfabError as error:
-            raise Exit(f"error: {error}", code=error.exit_code) from None
+            raise _exit(str(error), error.exit_code) from None
         except ParseError as error:
             known = parse_errors.parse_error(error, error.__traceback__, self._task_names())
-            text = str(known or error)
-            raise Exit(text if text.startswith("error: ") else f"error: {text}", code=UsageError.exit_code) from None
+            raise _exit(str(known or error), UsageError.exit_code) from None
         except Exception as error:
             explained = excepthook.explain(error, error.__traceback__)
             if explained is None:
                 raise
-            raise Exit(f"error: {explained}", code=explained.exit_code) from None
+            raise _exit(str(explained), explained.exit_code) from None
+
+
+def _exit(text: str, code: int) -> Exit:
+    text = program_name.called().replace_in(text)
+    return Exit(text if text.startswith("error: ") else f"error: {text}", code=code)
+
+
+class TorchfabProgram(Program):
+    """The command `torchfab`: torchfab's own tasks in every folder. A fabfile there is not run."""
+
+    _tasks: Callable[[], ModuleType]
+
+    @classmethod
+    def make(cls, tasks: Callable[[], ModuleType]) -> TorchfabProgram:
+        """Return the program.
+
+        Parameters
+        ----------
+        tasks : callable
+            Imports the module that holds the tasks.
+
+        Returns
+        -------
+        TorchfabProgram
+        """
+        made = cls(
+            name="Fabric",
+            version=fabric.__version__,
+            binary="torchfab",
+            binary_names=["torchfab"],
+            executor_class=Executor,
+            config_class=fabric.Config,
+        )
+        made._tasks = tasks
+        program_name.set_called(ProgramName(_own_name(sys.argv[0])))
+        return made
+
+    def task_args(self) -> list[Any]:
+        """Return the flags of the program that concern tasks: those of `fab` without the name of a fabfile.
+
+        Returns
+        -------
+        list of Argument
+        """
+        arguments = [each for each in super().task_args() if "collection" not in each.names]
+        for each in arguments:
+            if "search-root" in each.names:
+                each.help = "Folder of the project. [the current one, or the nearest above it with torchfab.yaml]"
+        return arguments
+
+    def load_collection(self) -> None:
+        """Load torchfab's own tasks."""
+        self.collection = Collection.from_module(self._tasks(), auto_dash_names=True)
+        program_name.set_called(ProgramName(_own_name(self.argv[0]), self.collection.task_names))
+
+    def print_help(self) -> None:
+        """Print the tasks, then the flags of the program itself."""
+        self.load_collection()
+        self.list_root, self.list_depth, self.list_format = None, None, "flat"
+        self.scoped_collection = self.collection
+        print(_INTRODUCTION)
+        self.list_tasks()
+        print("Flags in front of the task (other flags of Fabric are accepted too):\n")
+        self.print_columns([(spelled, _FLAGS[key]) for spelled, key in self._shown_flags()])
+
+    def _shown_flags(self) -> list[tuple[str, str]]:
+        """Return the flags that concern our tasks, as spelled, each with its key of _FLAGS."""
+        tuples = self.initial_context.help_tuples()
+        found = {spelled.split(",")[0].split("=")[0].split(" ")[0]: spelled for spelled, _ in tuples}
+        return [(found[key], key) for key in _FLAGS]
+
+    def _find_tasks(self) -> None:
+        folder = self._start_folder()
+        if not folder.is_dir():
+            raise UsageError(f"-r {self.args['search-root'].value}: there is no such folder", "name a project's folder")
+
+
+def _own_name(called_as: str) -> str:
+    """Return `torchfab`, and `fab` in a supervisor that the clone's `fab` has started by the path of our program."""
+    in_clone = (Path(torchfab.__file__).parents[1] / "run").is_file()
+    return program_name.FAB if in_clone and os.path.basename(called_as) == "__main__.py" else "torchfab"
 
 
 def adopt() -> None:

@@ -15,6 +15,7 @@ from torchfab.doctor.collect import examine
 from torchfab.doctor.model import CheckRequirements
 from torchfab.launch.context import CommandContext
 from torchfab.launch.hosts import read_nodes
+from torchfab.launch.interpreter import default_python
 from torchfab.remote.host import code_digest
 
 
@@ -73,7 +74,7 @@ def check_requirements(flags: DoctorFlags, ctx: CommandContext) -> CheckRequirem
     names = code_digest.tracked(workdir) if os.path.isdir(workdir) else None
     return CheckRequirements(
         workdir=workdir,
-        python=flags.python or sys.executable,
+        python=flags.python or default_python(ctx.environ, ctx.root),
         node_dir=specs.node_dir(ctx.config["node_dir"], workdir),
         master_addr=flags.master_addr,
         port=flags.port,

@@ -6,8 +6,10 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import torchfab
 from torchfab.cli.flags import LaunchFlags
 from torchfab.core.console import write_err, write_out
 from torchfab.core.errors import TorchfabError, UsageError
@@ -221,7 +223,7 @@ def fab_argv(root: str, config: str) -> tuple[str, ...]:
     Parameters
     ----------
     root : str
-        Directory of the fabfile.
+        The folder of the project.
     config : str
         Path of the configuration file; empty: none.
 
@@ -230,4 +232,5 @@ def fab_argv(root: str, config: str) -> tuple[str, ...]:
     tuple of str
         The command.
     """
-    return (sys.executable, "-m", "fabric", "-r", root, *(("-f", config) if config else ()))
+    program = Path(torchfab.__file__).with_name("__main__.py")
+    return (sys.executable, str(program), "-r", root, *(("-f", config) if config else ()))

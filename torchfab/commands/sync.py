@@ -83,8 +83,10 @@ def run(flags: SyncFlags, ctx: CommandContext) -> int:
         raise UsageError(f"--workdir must be an absolute path, got {request.workdir!r}")
     nodes = read_nodes(flags.hostfile, ctx)
     if shutil.which("rsync") is None:
-        raise UsageError("rsync is not installed on this machine", "./run fab sync installs it")
-    request = replace(request, rules=_rules(request.source, ctx.settings.sync_timeout_s))
+        raise UsageError(
+            "rsync is not installed on this machine", "install it: sudo apt-get install -y rsync"
+        )
+    request = replace(request, rules=_rules(request.source, ctx))
     if flags.dry_run:
         for node in nodes:
             write_out(shlex.join(_argv(request, node, ctx.settings)))
@@ -107,9 +109,13 @@ def _sync(request: SyncRequest, nodes: Sequence[Node], print_json: bool, ctx: Co
     return 1 if any(result.differs for result in results) else 0
 
 
-def _rules(source: str, timeout_s: float) -> tuple[str, ...]:
+def _rules(source: str, ctx: CommandContext) -> tuple[str, ...]:
+    """Return the filters that leave out the records of jobs here, and make exceptions of .gitignore."""
+    timeout_s = ctx.settings.sync_timeout_s
+    records = gitignore.exclude_rule(source, os.path.abspath(ctx.records.root))
     tracked = gitignore.list_git_files(source, timeout_s)
-    return gitignore.include_rules(tracked, _list_files(source, (), timeout_s)) if tracked else ()
+    included = gitignore.include_rules(tracked, _list_files(source, records, timeout_s)) if tracked else ()
+    return (*records, *included)
 
 
 def _list_files(source: str, rules: Sequence[str], timeout_s: float) -> list[str]:
@@ -119,7 +125,7 @@ def _list_files(source: str, rules: Sequence[str], timeout_s: float) -> list[str
             argv = rsync.list_argv(source, empty, rules)
             done = subprocess.run(argv, capture_output=True, check=False, timeout=timeout_s)
     except subprocess.TimeoutExpired:
-        fix = "see whether its disk answers; more time: sync_timeout_s in fabric.yaml"
+        fix = "see whether its disk answers; more time: the setting sync_timeout_s (fab config)"
         raise TorchfabError(f"{source} could not be listed within {timeout_s:g} s", fix) from None
     if done.returncode:
         last_line = "".join(done.stderr.decode(errors="replace").strip().splitlines()[-1:])

@@ -1,6 +1,7 @@
 """The defaults of the section `torchfab`: what holds where no file of settings names a value.
 
-fabric.yaml of the clone holds the same values, with what each means; a test compares the two.
+fabric.yaml of the clone holds the same values, with what each means; a test compares the two. Only there, a launch
+without a script runs train_llm.py, and records are in jobs.
 """
 
 from __future__ import annotations
@@ -52,12 +53,12 @@ FORWARD = (
 
 SETTINGS = MappingProxyType(
     {
-        "script": ["train_llm.py"],
+        "script": [],
         "hostfile": "hosts",
         "gpufile": "gpus",
         "forward": list(FORWARD),
         "node_dir": ".torchfab",
-        "records": "jobs",
+        "records": ".torchfab/records",
         "agent_python": "python3",
         "fanout": 64,
         "connect_timeout_s": 10,

@@ -39,14 +39,36 @@ def check(config: Mapping[str, Any]) -> None:
         The value of a setting is not valid; the first such setting is reported.
     """
     for name, value in config.items():
-        if name not in defaults.SETTINGS:
-            raise _unknown(f"torchfab.{name}", str(name), defaults.SETTINGS, "torchfab.")
-        expected = _expected(name, value)
-        if expected:
-            raise UsageError(
-                f"torchfab.{name} is {expected}, got {value!r}",
-                f"correct it in fabric.yaml, in the file of fab -f, or in FABRIC_TORCHFAB_{name.upper()}",
-            )
+        where = f"correct it where fab config --show-origin finds it, or in FABRIC_TORCHFAB_{str(name).upper()}"
+        check_setting(str(name), value, f"torchfab.{name}", where, "torchfab.")
+
+
+def check_setting(name: str, value: Any, spelled: str, fix: str, prefix: str = "") -> None:
+    """Check one setting.
+
+    Parameters
+    ----------
+    name : str
+        Its name.
+    value : Any
+        Its value.
+    spelled : str
+        How an error names it: with its file and line, or its section.
+    fix : str
+        What to do where the value is not valid.
+    prefix : str
+        What stands in front of the name that an error proposes. Default: nothing.
+
+    Raises
+    ------
+    UsageError
+        There is no such setting, or its value is not valid.
+    """
+    if name not in defaults.SETTINGS:
+        raise unknown(spelled, name, defaults.SETTINGS, prefix)
+    expected = _expected(name, value)
+    if expected:
+        raise UsageError(f"{spelled} is {expected}, got {value!r}", fix)
 
 
 def check_sections(data: Any, sections: Iterable[str], where: str) -> None:
@@ -76,6 +98,8 @@ def check_sections(data: Any, sections: Iterable[str], where: str) -> None:
     for name, value in data.items():
         if not isinstance(name, str):
             raise UsageError(f"{where}: the name of a section is a text, got {name!r}", "put it in quotes")
+        if name in defaults.SETTINGS and name not in known and not isinstance(value, Mapping):
+            raise UsageError(f"{where}: {name} is a setting of torchfab", "write it below torchfab:, indented")
         near = difflib.get_close_matches(name, known, 1, 0.75)
         if name not in known and near:
             raise UsageError(f"{where}: there is no section {name}; did you mean {near[0]}?")
@@ -97,14 +121,31 @@ def check_variables(environ: Iterable[str]) -> None:
     known = [prefix + name.upper() for name in defaults.SETTINGS]
     for name in sorted(environ):
         if name.startswith(prefix) and name not in known:
-            raise _unknown(f"the environment variable {name}", name, known)
+            raise unknown(f"the environment variable {name}", name, known)
 
 
-def _unknown(what: str, name: str, known: Iterable[str], prefix: str = "") -> UsageError:
+def unknown(what: str, name: str, known: Iterable[str], prefix: str = "") -> UsageError:
+    """Return the error for a name that is no setting, with the nearest one.
+
+    Parameters
+    ----------
+    what : str
+        How the error names it.
+    name : str
+        The name.
+    known : iterable of str
+        The names of the settings.
+    prefix : str
+        What stands in front of the name that the error proposes. Default: nothing.
+
+    Returns
+    -------
+    UsageError
+    """
     near = difflib.get_close_matches(name, list(known), 1, 0.6)
     return UsageError(
         f"{what} names no setting" + (f"; did you mean {prefix}{near[0]}?" if near else ""),
-        "" if near else "fabric.yaml lists the settings",
+        "" if near else "fab config lists the settings",
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 
+from torchfab.core import program_name
 from torchfab.core.errors import HostsFailedError, TorchfabError
 
 
@@ -57,12 +58,23 @@ def _without_names(host: str, reason: TorchfabError) -> str:
 
 
 def write_out(text: str) -> None:
-    """Print a result on stdout; bytes that are not UTF-8 (surrogate escapes) are written unchanged.
+    """Print a result on stdout; commands in it are named as they are called here.
 
     Parameters
     ----------
     text : str
         The result, without the last line end.
+    """
+    write_verbatim(program_name.called().replace_in(text))
+
+
+def write_verbatim(text: str) -> None:
+    """Print lines of others on stdout; bytes that are not UTF-8 (surrogate escapes) are written unchanged.
+
+    Parameters
+    ----------
+    text : str
+        The lines, without the last line end.
     """
     sys.stdout.flush()
     sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape") + b"\n")
@@ -79,6 +91,7 @@ def write_err(text: str) -> None:
     """
     from torchfab.core.log_lines import strip_controls
 
+    text = program_name.called().replace_in(text)
     print("\n".join(map(strip_controls, text.split("\n"))), file=sys.stderr, flush=True)
 
 

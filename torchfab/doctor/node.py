@@ -129,7 +129,7 @@ def _disks(node: NodeReport) -> Iterator[Finding]:
 
 def _disk(node: NodeReport, name: str, place: FileSystem, use: str) -> Iterator[Finding]:
     where = f"{place.path} ({use})"
-    fix = "free space there" + (", or set torchfab.node_dir in fabric.yaml" if name == "node_dir" else "")
+    fix = "free space there" + (", or change the setting node_dir (fab config)" if name == "node_dir" else "")
     if place.problem:
         what = f"{where} cannot be written: {place.problem}"
         severity = ERROR if name == "node_dir" else WARNING

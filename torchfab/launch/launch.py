@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Container, Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ from typing import Any
 from torchfab.cli.flags import JobFlags, LaunchFlags
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core import command, dry_run, environment, inventory, specs
-from torchfab.core.console import progress, write_err, write_out
+from torchfab.core.console import progress, write_err, write_verbatim
 from torchfab.core.errors import Interrupted, UsageError
 from torchfab.core.format import plural
 from torchfab.core.specs import Facts, Job, Node, Plan, Slot
@@ -21,6 +20,7 @@ from torchfab.doctor import Clock, Finding, launch_warnings, render, same_machin
 from torchfab.launch import deepspeed_env, transaction
 from torchfab.launch.context import CommandContext
 from torchfab.launch.hosts import read_inventory
+from torchfab.launch.interpreter import default_python
 from torchfab.launch.interrupts import DeferInterrupts, InterruptibleOnce
 from torchfab.launchers import AnyLauncher, Launcher
 from torchfab.records import Record, Records, launch_request
@@ -56,8 +56,7 @@ def make_job(launcher: AnyLauncher, flags: JobFlags, own: Any, ctx: CommandConte
     """
     script = tuple(ctx.config["script"]) if ctx.script is None else ctx.script
     if not script or not script[0]:
-        problem = "an empty argument" if script else "nothing"
-        raise UsageError(f"there is {problem} after --", "write the script there: -- train.py --batch-size 64")
+        raise _no_script(script, ctx)
     what = ctx.command or command.parse(script, lambda path: looked_at(os.path.join(flags.workdir or ctx.cwd, path)))
     env = {
         **environment.select_forwarded(ctx.environ, ctx.config["forward"]),
@@ -73,7 +72,7 @@ def make_job(launcher: AnyLauncher, flags: JobFlags, own: Any, ctx: CommandConte
         script=what.script,
         is_program=what.is_program,
         workdir=workdir,
-        python=_interpreter(flags, what),
+        python=_interpreter(flags, what, ctx),
         master_addr=getattr(flags, "master_addr", ""),
         port=getattr(flags, "port", 0),
         env=plain,
@@ -86,12 +85,20 @@ def make_job(launcher: AnyLauncher, flags: JobFlags, own: Any, ctx: CommandConte
     )
 
 
-def _interpreter(flags: JobFlags, what: command.Command) -> str:
-    """Return the interpreter: of `--python`, or of `-- /venv/bin/python train.py`, else the one that runs fab."""
+def _no_script(script: Sequence[str], ctx: CommandContext) -> UsageError:
+    if ctx.script is None and not script:
+        example = "or set script in torchfab.yaml; torchfab init --example writes a script to try"
+        return UsageError("no script is given", f"write it behind --: -- train.py --batch-size 64; {example}")
+    problem = "an empty argument" if script else "nothing"
+    return UsageError(f"there is {problem} after --", "write the script there: -- train.py --batch-size 64")
+
+
+def _interpreter(flags: JobFlags, what: command.Command, ctx: CommandContext) -> str:
+    """Return the interpreter: of `--python`, or of `-- /venv/bin/python train.py`, else the default."""
     is_given = flags.python and flags.python != type(flags).python
     if what.python and is_given and what.python != flags.python:
         raise UsageError(f"-- {what.python} and --python {flags.python} name two interpreters", "leave one of them out")
-    return what.python or flags.python or sys.executable
+    return what.python or flags.python or default_python(ctx.environ, ctx.root)
 
 
 def looked_at(path: str) -> command.Look | None:
@@ -175,7 +182,7 @@ def show(request: LaunchRequest, ctx: CommandContext, skip: Container[str] = ())
         Labels of nodes to leave out. Default: none.
     """
     nodes, slots = launch_request.select_nodes(request.nodes, request.slots, choose(request.nodes, request.count, skip))
-    write_out(_dry_run(request.launcher, request.job, nodes, slots, ctx))
+    write_verbatim(_dry_run(request.launcher, request.job, nodes, slots, ctx))
 
 
 def execute(request: LaunchRequest, ctx: CommandContext, skip: Container[str] = (), announce: bool = True) -> Record:

@@ -233,8 +233,8 @@ def job_folder(job: Job) -> str:
     """
     if not job.node_dir.startswith("/"):
         raise UsageError(
-            f"torchfab.node_dir is {job.node_dir!r}: sbatch takes absolute paths only",
-            "set it in fabric.yaml to a folder that all nodes share, or run it as FABRIC_TORCHFAB_NODE_DIR=/shared/me",
+            f"the setting node_dir is {job.node_dir!r}: sbatch takes absolute paths only",
+            "set it (fab config) to a folder that all nodes share, or run it as FABRIC_TORCHFAB_NODE_DIR=/shared/me",
         )
     return f"{job.node_dir.rstrip('/')}/jobs/{job.job_id}"
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torchfab import runtimes
-from torchfab.core.console import write_err, write_out
+from torchfab.core.console import write_err, write_verbatim
 from torchfab.core.events import BacklogRead, ContactLost, Event, Lines, NodeEnded, StatusChanged
 from torchfab.core.inventory import fold
 from torchfab.core.log_lines import Line, batches, fold_lines
@@ -73,7 +73,7 @@ class Printer:
         groups = batches(self.waiting) if not self.live else [self.waiting]
         for group in groups:
             if group:
-                write_out("\n".join(map(str, fold_lines(group, self.folding))))
+                write_verbatim("\n".join(map(str, fold_lines(group, self.folding))))
         self.waiting, self.since = [], time.monotonic()
 
     def finish(self) -> None:

@@ -74,6 +74,27 @@ def include_rules(git_files: Iterable[str], listed: Collection[str]) -> tuple[st
     )
 
 
+def exclude_rule(source: str, folder: str) -> tuple[str, ...]:
+    """Return the rsync filter that excludes a folder. Pure.
+
+    Parameters
+    ----------
+    source : str
+        The directory that is copied; an absolute path.
+    folder : str
+        The folder; an absolute path.
+
+    Returns
+    -------
+    tuple of str
+        One option of rsync; empty where the folder is not inside the directory.
+    """
+    path, base = PurePosixPath(folder), PurePosixPath(source)
+    if path == base or not path.is_relative_to(base):
+        return ()
+    return (f"--filter=- /{_pattern(str(path.relative_to(base)))}",)
+
+
 def _folders(name: str) -> list[str]:
     return [str(parent) for parent in PurePosixPath(name).parents][:-1]
 

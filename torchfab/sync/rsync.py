@@ -10,8 +10,9 @@ from fnmatch import fnmatchcase
 
 from torchfab.core.errors import HostError
 
-# Not code, and different on every node: git's own files, environments, and the files that torchfab writes.
-EXCLUDED = (".git", "/.venv", "/.torchfab", "/jobs", ".torchfab-sync-*")
+# Not code, and different on every node: git's own files, environments, and the files that torchfab writes. The records
+# of jobs, whose folder is a setting, are excluded by `gitignore.exclude_rule`.
+EXCLUDED = (".git", "/.venv", "/.torchfab", ".torchfab-sync-*")
 _MOST_LINES = 6
 # What rsync and ssh add to every failure.
 _NOISE = re.compile(

@@ -329,7 +329,7 @@ _TRY_THE_LOGIN = "see what `ssh HOST python3 --version` prints; a start-up file 
 
 def _explain_end(code: int | None, stderr: str, answered: bool) -> HostError:
     last = next((line for line in reversed(stderr.splitlines()) if line.strip()), "")
-    name_one = "install one, or name it with torchfab.agent_python in fabric.yaml"
+    name_one = "install one, or name it in the setting agent_python (fab config)"
     if "torchfab-needs-python" in stderr:
         return HostError(last.replace("torchfab-needs-python", "torchfab needs a python3 of at least"), name_one)
     if not answered and (code == 127 or "not found" in last):

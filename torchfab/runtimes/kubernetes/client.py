@@ -17,12 +17,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from kubernetes import client, config, watch
-from urllib3.exceptions import HTTPError, ReadTimeoutError
-
+from torchfab.core import extras
 from torchfab.core.errors import TorchfabError, UsageError
 from torchfab.runtimes.kubernetes.redaction import Redact, redact_blocks
 from torchfab.transport.messages import cleaned
+
+try:
+    from kubernetes import client, config, watch
+    from urllib3.exceptions import HTTPError, ReadTimeoutError
+except ModuleNotFoundError:
+    raise extras.missing("kubernetes", "kubernetes", "a job on Kubernetes") from None
 
 PLURALS = {"Service": "services", "Secret": "secrets", "Job": "jobs", "JobSet": "jobsets", "Pod": "pods"}
 VERSIONS = {"Job": "batch/v1", "JobSet": "jobset.x-k8s.io/v1alpha2"}  # all others: v1

@@ -1,0 +1,63 @@
+"""The name of our command in what it prints: texts are written with `fab`, and say `torchfab` where that was called."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+FAB = "fab"
+
+
+class ProgramName:
+    """The name by which our command was called.
+
+    Parameters
+    ----------
+    name : str
+        The name. Default `fab`.
+    tasks : iterable of str
+        The names of all tasks. Default: none.
+    """
+
+    def __init__(self, name: str = FAB, tasks: Iterable[str] = ()) -> None:
+        self.name = name
+        follow = "|".join(["--?[A-Za-z]", *(rf"{re.escape(task)}(?![\w-])" for task in sorted(tasks))])
+        self._command = re.compile(rf"(?<![\w./@~:=-]){FAB}(?= +(?:{follow}))")
+
+    def replace_in(self, text: str) -> str:
+        """Return a text of ours with the commands in it as they are typed here.
+
+        Parameters
+        ----------
+        text : str
+            It names commands as `fab TASK` or `fab --flag`.
+
+        Returns
+        -------
+        str
+        """
+        return text if self.name == FAB else self._command.sub(self.name, text)
+
+
+_called = [ProgramName()]
+
+
+def set_called(name: ProgramName) -> None:
+    """Set the name for this process.
+
+    Parameters
+    ----------
+    name : ProgramName
+        The name.
+    """
+    _called[0] = name
+
+
+def called() -> ProgramName:
+    """Return the name by which our command was called.
+
+    Returns
+    -------
+    ProgramName
+    """
+    return _called[0]
