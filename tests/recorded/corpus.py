@@ -20,7 +20,7 @@ from torchfab.why.diagnosis import Diagnosis
 from torchfab.why.evidence import NodeEvidence
 
 FOLDER = Path(__file__).parent / "jobs"
-BATCHES = ("known", "unseen", "unseen2", "unseen3", "reports")
+BATCHES = ("known", "unseen", "unseen2", "unseen3", "unseen4", "reports")
 Part = tuple[str, Mapping[str, str], str]
 
 
