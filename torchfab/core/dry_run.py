@@ -69,6 +69,9 @@ def node_shell(plan: Plan, part: NodePlan, ssh_argv: SSHArgv) -> str:
 
 def _node_script(plan: Plan, part: NodePlan) -> Iterable[str]:
     yield "umask 077"
+    if setup := plan.job.on(part.node).setup:
+        yield f"mkdir -p {shlex.quote(part.folder)}"
+        yield from _here_document(shlex.quote(f"{part.folder}/setup"), ">", "SETUP", setup)
     for process in part.processes:
         yield from _process_script(plan, part, process)
     session = session_name(plan.job.name, part.node.rank)
@@ -106,12 +109,22 @@ def _here_document(path: str, redirection: str, delimiter: str, text: str) -> It
 
 def _run_script(plan: Plan, part: NodePlan, process: Process) -> Iterable[str]:
     yield f"cd {shlex.quote(plan.job.on(part.node).workdir)} || exit"
+    if plan.job.on(part.node).setup:
+        yield from _setup_lines(f"{part.folder}/setup", _path(part, process, "run.sh"))
     yield from (f"export {name}={shlex.quote(value)}" for name, value in process.env.items())
     path = search_path(plan.job.on(part.node), process)
     if path:
         yield f'export PATH={shlex.quote(":".join(path))}:"$PATH"'
     log = shlex.quote(_path(part, process, "output.log"))
     yield f"exec {_in_lines(process.argv)} > >(tee -a {log}) 2>&1 < /dev/null"
+
+
+def _setup_lines(setup: str, script: str) -> Iterable[str]:
+    """Yield the lines that run a script once more below the login shell, after the setup commands."""
+    again = f"source {shlex.quote(setup)} && exec bash {shlex.quote(script)} ready"
+    login = f'TORCHFAB_SETUP=1 exec -a "-${{SHELL##*/}}" "$SHELL" -ic {shlex.quote(again)}'
+    yield f'[ "${{1-}}" = ready ] || {login}'
+    yield "unset TORCHFAB_SETUP"
 
 
 def _in_lines(argv: Sequence[str]) -> str:

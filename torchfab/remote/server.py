@@ -224,7 +224,7 @@ class Server:
 
         assert self.preparation is not None
         self.started = {**self.preparation.request, **request}
-        return start(self.preparation.folder, request)
+        return start(self.preparation.folder, request, self.preparation.environ)
 
     def on_commit(self, request: dict[str, Any]) -> dict[str, Any]:
         """Release the processes from the start barrier and keep everything; all nodes are ready.

@@ -84,7 +84,14 @@ class PreparedNode:
     def plan_facts(self) -> Facts:
         """The facts that launchers use to plan."""
         facts = self.facts
-        return Facts(facts.folder, facts.gpus, facts.cpus, facts.port, facts.is_root, facts.versions)
+        setup = facts.setup.changed if facts.setup else ()
+        return Facts(facts.folder, facts.gpus, facts.cpus, facts.port, facts.is_root, facts.versions, setup)
+
+    @property
+    def plan_node(self) -> Node:
+        """The node, with the interpreter that its setup has chosen."""
+        python = self.facts.setup.python if self.facts.setup else ""
+        return replace(self.node, python=python) if python else self.node
 
     @property
     def clock_ahead_s(self) -> float:
@@ -171,9 +178,9 @@ def prepare(
         node = connection.node
         session = open_session(connection, settings)
         prepared.sessions[node.rank] = session
-        request = _prepare_request(job, node, nodes, requirements, write, patience_s, settings.prepare_timeout_s / 3)
+        request = _prepare_request(job, node, nodes, requirements, write, patience_s, settings)
         sent = time.time()
-        answer = session.request(request, settings.prepare_timeout_s)
+        answer = session.request(request, settings.prepare_timeout_s + request.setup_timeout_s)
         return PreparedNode(node, answer.facts, sent, time.time())
 
     try:
@@ -189,13 +196,15 @@ def prepare(
     if reasons:
         prepared.close()
         raise HostsFailedError(_failure_summary(reasons, nodes, "nothing was started"), _in_order(reasons, nodes))
+    prepared.nodes = tuple(prepared.answers[node.rank].plan_node for node in nodes)
     return prepared
 
 
 def _patience_s(nodes: int, settings: ConnectionSettings) -> int:
     """Return how long a node waits for our next request, in seconds, if all other nodes use up their timeouts first."""
     rounds = -(-nodes // settings.fanout)
-    per_node_s = 5 * settings.connect_timeout_s + settings.prepare_timeout_s + settings.start_timeout_s
+    phases_s = settings.prepare_timeout_s + settings.setup_timeout_s + settings.start_timeout_s
+    per_node_s = 5 * settings.connect_timeout_s + phases_s
     return round(10 + rounds * per_node_s)
 
 
@@ -206,7 +215,7 @@ def _prepare_request(
     requirements: Requirements,
     write: bool,
     patience_s: int,
-    python_timeout_s: float,
+    settings: ConnectionSettings,
 ) -> PrepareRequest:
     first, is_first, job = nodes[0], node.rank == 0, job.on(node)
     programs = [ProgramSpec(**vars(each)) for each in requirements.programs if is_first or not each.on_head_only]
@@ -230,7 +239,10 @@ def _prepare_request(
         port=job.port if requirements.port and is_first else None,
         write=write,
         patience_s=patience_s,
-        python_timeout_s=python_timeout_s,
+        python_timeout_s=settings.prepare_timeout_s / 3,
+        setup=job.setup,
+        setup_timeout_s=settings.setup_timeout_s if job.setup else 0,
+        python_is_default=job.python_is_default,
     )
 
 

@@ -11,6 +11,7 @@ from torchfab.remote.job import bytecode_cache, redaction, start_barrier
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
 # Variables of the node's own environment that processes do not inherit.
@@ -24,7 +25,7 @@ _FIRST_PAUSE_S, _MAX_PAUSE_S = 0.01, 0.1
 _TMUX_FIX = "log in there and see whether it works: tmux -L torchfab -f /dev/null new-session"
 
 
-def start(folder: str, request: dict[str, Any]) -> dict[str, Any]:
+def start(folder: str, request: dict[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
     """Bring up the supervisors of this node's processes; they wait at the start barrier.
 
     Parameters
@@ -36,13 +37,15 @@ def start(folder: str, request: dict[str, Any]) -> dict[str, Any]:
         `secret_patterns` (names of variables of the node's own environment whose values must not stay in a file) and
         `processes`: dicts with `name`, `argv`, `env`, `secrets` (None: without the node's own secrets too), `cwd`,
         `rank`, `rank_logs`, `folders`, `files`, `path`.
+    environ : mapping of str to str
+        The environment of this node for the job (`Preparation.environ`).
 
     Returns
     -------
     dict
         `started`: names of the processes whose supervisors are up; `problems`: one for each of the others.
     """
-    base = {name: value for name, value in os.environ.items() if _is_inherited(name)}
+    base = {name: value for name, value in environ.items() if _is_inherited(name)}
     secret = {name: value for name, value in base.items() if _matches(name, request["secret_patterns"])}
     public = {name: value for name, value in base.items() if name not in secret}
     values: dict[str, str] = {}
