@@ -293,6 +293,7 @@ def _output(folder: str) -> str:
             text = file.read()[-16384:].decode(errors="replace")
     except OSError:
         return ""
+    text = text.replace(os.path.join(folder, ""), "")  # random: equal errors of several hosts are printed as one
     lines = [line.rstrip() for line in text.splitlines() if line.strip() and not _is_noise(line)]
     return "".join(f"\n    {line[:300]}" for line in lines[-_OUTPUT_LINES:])
 
