@@ -86,9 +86,7 @@ def launch(fab: Fab, *lines: str, flags: tuple[str, ...] = ()) -> str:
 
 @pytest.mark.parametrize("shells", [("bash", "zsh"), ("fish", "tcsh")], ids=lambda pair: "-".join(pair))
 @pytest.mark.parametrize("kind", ["venv", "conda", "module"])
-def test_setup_in_each_login_shell_reaches_the_ranks(
-    fab: Fab, venv: Path, shells: tuple[str, str], kind: str
-) -> None:
+def test_setup_in_each_login_shell_reaches_the_ranks(fab: Fab, venv: Path, shells: tuple[str, str], kind: str) -> None:
     setups = {
         "venv": {shell: f'source "{venv}/bin/{ACTIVATE[shell]}"' for shell in shells},
         "conda": dict.fromkeys(shells, f'conda activate "{venv}"'),
@@ -129,7 +127,8 @@ def test_a_setup_that_fails_on_a_node_stops_the_launch(fab: Fab) -> None:
     assert done.rc == 1, done
     assert "error: 1 of 2 hosts failed; nothing was started" in done.stderr
     assert "  node2: --setup failed in /bin/bash: it ended with status 127\n" in done.stderr
-    assert "looking\n" in done.stderr and "module: command not found" in done.stderr
+    assert "looking\n" in done.stderr
+    assert "module: command not found" in done.stderr
     fab.assert_nothing_left()
 
 
@@ -145,7 +144,8 @@ def test_a_secret_of_a_setup_is_in_no_file(fab: Fab) -> None:
     fab.write("show.py", "import os; print('has', os.environ['MY_TOKEN'] == 'tok-4711', os.environ['MY_TOKEN'])")
     setup = f"export MY_TOKEN=$(cat '{fab.workdir}/token')"
     done = ok(fab(*fab.launch("--name", "quiet", "--setup", setup, "--follow", "--", "show.py")))
-    assert "has True" in done.stdout and "tok-4711" not in done.stdout
+    assert "has True" in done.stdout
+    assert "tok-4711" not in done.stdout
     found = [
         path
         for path in fab.folder.rglob("*")

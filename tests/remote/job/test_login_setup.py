@@ -45,7 +45,11 @@ def test_what_a_shell_changes_is_taken(shell: str, before: dict[str, str]) -> No
     after = run(SETS.get(shell, SH_SETS), before, shell)
     path = f"/first:{before['PATH']}"
     assert {name: after.get(name) for name in ("A", "PATH", "GONE", "KEPT", "HOME")} == {
-        **{"A": "two  words", "PATH": path, "GONE": None, "KEPT": "k", "HOME": before["HOME"]}
+        "A": "two  words",
+        "PATH": path,
+        "GONE": None,
+        "KEPT": "k",
+        "HOME": before["HOME"],
     }
     assert not set(after) & {"SHLVL", "PWD", "_", "TERM", "SHELL", "TORCHFAB_SETUP", "VENDOR"}
 

@@ -207,9 +207,7 @@ def _missing_module(name: str, request: dict[str, Any]) -> dict[str, str]:
     return problem(f"{python} has no module {name}", fix)
 
 
-def check_programs(
-    request: dict[str, Any], environ: Mapping[str, str]
-) -> tuple[dict[str, str], list[dict[str, str]]]:
+def check_programs(request: dict[str, Any], environ: Mapping[str, str]) -> tuple[dict[str, str], list[dict[str, str]]]:
     """Check that the programs of the launcher are installed.
 
     Parameters

@@ -237,9 +237,7 @@ def _write(folder: str, setup: str) -> str:
     return folder
 
 
-def _run_shell(
-    shell: str, folder: str, output: str, workdir: str, timeout_s: float, before: Mapping[str, str]
-) -> str:
+def _run_shell(shell: str, folder: str, output: str, workdir: str, timeout_s: float, before: Mapping[str, str]) -> str:
     """Run the shell to its end; return why it has none, else nothing."""
     with open(os.path.join(output, "output"), "wb") as file:  # a pipe would stay open in what it leaves running
         try:
@@ -280,7 +278,7 @@ def _failure(shell: str, problem: str, status: str, has_begun: bool, output: str
         fix = "it must not wait for input; for a slow one, raise the setting setup_timeout_s"
     elif not problem and not has_begun:
         problem = "a start-up file of the shell ended or replaced it before the commands ran"
-        fix = 'let start-up files do so only on a terminal: test -t 0 && exec …; TORCHFAB_SETUP=1 is set here'
+        fix = "let start-up files do so only on a terminal: test -t 0 && exec …; TORCHFAB_SETUP=1 is set here"
     elif not problem:
         problem = f"it ended with status {status}" if status else "the shell ended before its last command (exit, exec)"
     return SetupError(f"--setup failed in {shell}: {problem}{output}", fix)
