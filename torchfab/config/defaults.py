@@ -65,6 +65,7 @@ SETTINGS = MappingProxyType(
         "connect_timeout_s": 10,
         "prepare_timeout_s": 60,
         "setup_timeout_s": 60,
+        "hook_timeout_s": 300,
         "start_timeout_s": 30,
         "answer_timeout_s": 30,
         "reach_timeout_s": 3,

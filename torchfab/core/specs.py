@@ -177,6 +177,11 @@ class Job:
         Commands that each node's login shell runs in phase one, for the environment of the processes; empty for none.
     python_is_default : bool
         Whether an interpreter that `setup` puts first on PATH takes the place of `python`.
+    before, after : str
+        Shell commands that run once on each node: before the processes, where a failure stops the launch, and after
+        their end; empty for none.
+    hook_timeout_s : float
+        Seconds that each of the two may take; 0 without any.
     """
 
     name: str
@@ -197,6 +202,9 @@ class Job:
     is_program: bool = False
     setup: str = ""
     python_is_default: bool = False
+    before: str = ""
+    after: str = ""
+    hook_timeout_s: float = 0.0
 
     def __post_init__(self) -> None:
         check_name(self.name)

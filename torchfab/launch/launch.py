@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Container, Sequence
 from dataclasses import replace
@@ -85,6 +86,7 @@ def make_job(launcher: AnyLauncher, flags: JobFlags, own: Any, ctx: CommandConte
         mask_key=ctx.mask_key,
         setup=_setup(flags, ctx),
         python_is_default=not (flags.python or what.python),
+        **_hooks(flags, ctx),
     )
 
 
@@ -95,6 +97,12 @@ def _setup(flags: JobFlags, ctx: CommandContext) -> str:
         return ""
     where = "--setup" if given else "the setting setup"
     return environment.check_setup(given or ctx.config["setup"], where).strip()
+
+
+def _hooks(flags: JobFlags, ctx: CommandContext) -> dict[str, Any]:
+    """Return the fields of a job for `--before` and `--after`."""
+    hooks = {name: environment.check_setup(getattr(flags, name, ""), f"--{name}") for name in ("before", "after")}
+    return {**hooks, "hook_timeout_s": float(ctx.config["hook_timeout_s"])} if any(hooks.values()) else {}
 
 
 def _no_script(script: Sequence[str], ctx: CommandContext) -> UsageError:
@@ -407,6 +415,8 @@ def _dry_run(launcher: Launcher, job: Job, nodes: Sequence[Node], slots: Sequenc
         _print_warnings(prepared)
         facts, nodes = prepared.facts, prepared.nodes
         notes += describe_setups(prepared)
+    if job.after:
+        notes.append(f"Left out, because it needs the supervisor: --after {shlex.quote(job.after)}")
     plan = launcher.plan(job, nodes, slots, facts)
     return dry_run.render_dry_run(plan, lambda each: _shell_argv(each.node, ctx.settings), notes)
 

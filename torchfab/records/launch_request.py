@@ -16,7 +16,7 @@ from torchfab.launchers import Launcher
 from torchfab.records import atomic
 
 FILE = "asked.json"
-_NEWER = ("is_program", "setup", "python_is_default")
+_NEWER = ("is_program", "setup", "python_is_default", "before", "after", "hook_timeout_s")
 
 
 @dataclass(frozen=True)

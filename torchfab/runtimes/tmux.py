@@ -18,7 +18,7 @@ from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.environment import SECRET_PATTERNS
 from torchfab.core.errors import HostsFailedError, Interrupted, TorchfabError
 from torchfab.core.inventory import fold
-from torchfab.core.specs import Facts, Job, Node, NodePlan, Plan, Requirements, search_path, session_name
+from torchfab.core.specs import Facts, Job, Node, NodePlan, Plan, Process, Requirements, search_path, session_name
 from torchfab.core.status import CUT_OFF, JobStatus, NodeStatus, State, StatusReport, from_answer
 from torchfab.records import Record
 from torchfab.runtimes import StopReport
@@ -39,6 +39,7 @@ from torchfab.transport.messages.job import (
     StopRequest,
 )
 from torchfab.transport.messages.launch import (
+    BeforeRequest,
     CommitAnswer,
     CommitRequest,
     NodeFacts,
@@ -56,7 +57,11 @@ from torchfab.why.evidence import Evidence, NodeEvidence, evidence_from_report, 
 NAME = "tmux"
 _ROLLBACK_GRACE_S = 2.0
 # Outcome of a launch that failed in the first or second half of phase two and was rolled back.
-_OUTCOMES = {"starting": "nothing was started", "confirming": "what had started was stopped again"}
+_OUTCOMES = {
+    "running --before": "nothing was started",
+    "starting": "nothing was started",
+    "confirming": "what had started was stopped again",
+}
 
 Progress = Callable[[str, int, int], None]
 
@@ -172,7 +177,7 @@ def prepare(
     group = NodeGroup(nodes, settings)
     prepared = Prepared(settings, tuple(nodes))
     reasons: dict[str, TorchfabError] = {}
-    patience_s = _patience_s(len(nodes), settings)
+    patience_s = _patience_s(len(nodes), settings, job.hook_timeout_s)
 
     def prepare_node(connection: NodeConnection) -> PreparedNode:
         node = connection.node
@@ -200,10 +205,10 @@ def prepare(
     return prepared
 
 
-def _patience_s(nodes: int, settings: ConnectionSettings) -> int:
+def _patience_s(nodes: int, settings: ConnectionSettings, hook_timeout_s: float) -> int:
     """Return how long a node waits for our next request, in seconds, if all other nodes use up their timeouts first."""
     rounds = -(-nodes // settings.fanout)
-    phases_s = settings.prepare_timeout_s + settings.setup_timeout_s + settings.start_timeout_s
+    phases_s = settings.prepare_timeout_s + settings.setup_timeout_s + hook_timeout_s + settings.start_timeout_s
     per_node_s = 5 * settings.connect_timeout_s + phases_s
     return round(10 + rounds * per_node_s)
 
@@ -290,6 +295,10 @@ def start(plan: Plan, prepared: Prepared, progress: Progress) -> None:
     def start_supervisors(each: NodePlan) -> None:
         prepared.sessions[each.node.rank].request(start_request(plan, each, timeout_s), answer_s)
 
+    def run_before(each: NodePlan) -> None:
+        hook_s = plan.job.hook_timeout_s
+        prepared.sessions[each.node.rank].request(before_request(plan, each, hook_s), hook_s + answer_s)
+
     def release(each: NodePlan) -> None:
         posted[each.node.rank] = prepared.sessions[each.node.rank].post(CommitRequest())
 
@@ -298,7 +307,8 @@ def start(plan: Plan, prepared: Prepared, progress: Progress) -> None:
 
     # Send the release to all nodes of a wave before waiting for any answer: the last node then starts as soon after
     # the first as the messages leave.
-    phases: Mapping[str, tuple[_Step, ...]] = {"starting": (start_supervisors,), "confirming": (release, confirm)}
+    phases: dict[str, tuple[_Step, ...]] = {"running --before": (run_before,)} if plan.job.before else {}
+    phases.update(starting=(start_supervisors,), confirming=(release, confirm))
     try:
         for phase, wave in itertools.product(phases, plan.start_order):
             for step in phases[phase]:
@@ -362,28 +372,55 @@ def start_request(plan: Plan, each: NodePlan, timeout_s: float) -> StartRequest:
     StartRequest
         The request.
     """
-    processes = [
-        ProcessSpec(
-            name=process.name,
-            argv=list(process.argv),
-            env=dict(process.env),
-            secrets=dict(plan.job.secrets) if process.secrets else None,
-            cwd=plan.job.on(each.node).workdir,
-            rank=process.rank,
-            rank_logs=process.rank_logs,
-            folders=list(process.folders),
-            files=dict(process.files),
-            path=list(search_path(plan.job.on(each.node), process)),
-        )
-        for process in each.processes
-    ]
     return StartRequest(
         session=session_name(plan.job.name, each.node.rank),
         mask_key=plan.job.mask_key,
         grace_s=plan.job.grace_s,
         start_timeout_s=timeout_s,
         secret_patterns=list(SECRET_PATTERNS),
-        processes=processes,
+        processes=[_process_spec(plan, each, process) for process in each.processes],
+    )
+
+
+def before_request(plan: Plan, each: NodePlan, timeout_s: float) -> BeforeRequest:
+    """Return the request that runs `--before` on a node.
+
+    Parameters
+    ----------
+    plan : Plan
+        The plan of the job.
+    each : NodePlan
+        The processes of the node; the first one's environment is that of the hook.
+    timeout_s : float
+        Seconds that it may take.
+
+    Returns
+    -------
+    BeforeRequest
+    """
+    return BeforeRequest(
+        command=plan.job.before,
+        timeout_s=timeout_s,
+        mask_key=plan.job.mask_key,
+        secret_patterns=list(SECRET_PATTERNS),
+        process=_process_spec(plan, each, each.processes[0]),
+    )
+
+
+def _process_spec(plan: Plan, each: NodePlan, process: Process) -> ProcessSpec:
+    return ProcessSpec(
+        name=process.name,
+        argv=list(process.argv),
+        env=dict(process.env),
+        secrets=dict(plan.job.secrets) if process.secrets else None,
+        cwd=plan.job.on(each.node).workdir,
+        rank=process.rank,
+        rank_logs=process.rank_logs,
+        folders=list(process.folders),
+        files=dict(process.files),
+        path=list(search_path(plan.job.on(each.node), process)),
+        after=plan.job.after,
+        after_timeout_s=plan.job.hook_timeout_s,
     )
 
 

@@ -176,6 +176,29 @@ class ProcessSpec(Struct, frozen=True, kw_only=True):
     folders: list[str]
     files: dict[str, str]
     path: list[str]
+    after: str = ""
+    after_timeout_s: float = 0
+
+
+class BeforeAnswer(Struct, frozen=True):
+    """The hook has ended with 0."""
+
+
+class BeforeRequest(Request[BeforeAnswer], frozen=True, tag="before"):
+    """Run `--before` on a prepared node, in the environment of one of its processes.
+
+    Parameters
+    ----------
+    timeout_s : float
+        Seconds that it may take.
+    """
+
+    command: str
+    timeout_s: float
+    mask_key: str
+    secret_patterns: list[str]
+    process: ProcessSpec
+    ANSWER = BeforeAnswer
 
 
 class StartAnswer(Struct, frozen=True):
