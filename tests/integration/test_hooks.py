@@ -58,7 +58,7 @@ def test_after_runs_when_ranks_fail_and_when_they_are_stopped(fab: Fab) -> None:
     ok(fab(*words(fab, folder, "3", "0")))
     assert fab("wait", "hooked").rc == 3
     shown = ok(fab("logs", "hooked", "--no-fold")).stdout
-    assert "after 0 3" in shown and "after 1 3" in shown, shown
+    assert [text in shown for text in ("after 0 3", "after 1 3")] == [True, True], shown
     ok(fab("jobs", "--remove", "hooked"))
     for path in folder.iterdir():
         path.rmdir()

@@ -27,6 +27,7 @@ from torchfab.core.errors import HostError
 from torchfab.core.specs import Node
 from torchfab.doctor import collect, consistency, launch_warnings, render
 from torchfab.doctor.model import CheckRequirements, Clock, NodeReport, Report
+from torchfab.launch.launch import describe_setups
 from torchfab.monitoring import host_load
 from torchfab.records import Record
 from torchfab.runtimes import tmux, tmux_logs, tmux_stacks
@@ -94,6 +95,7 @@ FACTS = {
     "is_root": False,
     "versions": {"torch": "2.13.0"},
     "glance": {"disk": PLACE, "script": "abcdef", "holders": [{"pid": 3, "memory_mib": None}]},
+    "setup": {"shell": "/bin/zsh", "changed": ["PATH"], "removed": ["X"], "python": "/venv/bin/python"},
 }
 GPU = {
     "bus": "0000:01:00.0",
@@ -252,7 +254,9 @@ def use_evidence(answer: job.EvidenceAnswer) -> None:
 
 def use_facts(answer: launch.PrepareAnswer) -> None:
     prepared = tmux.PreparedNode(NODE, answer.facts, 9.0, 10.0)
-    check_shown(vars(prepared.plan_facts))
+    check_shown(vars(prepared.plan_facts), prepared.plan_node.python)
+    whole = tmux.Prepared(ConnectionSettings(), (prepared.plan_node,), answers={NODE.rank: prepared})
+    check_shown(*describe_setups(whole))
     clocks = {NODE.rank: Clock(prepared.clock_ahead_s, 0.5)}
     found = launch_warnings.warnings([NODE], {NODE.rank: prepared.facts}, clocks)
     check_shown(*(render.render_finding(each) for each in found))
@@ -366,6 +370,7 @@ CASES: dict[RequestType, Case] = {
     job.StatusRequest: Case(STATUS, use_status),
     job.EvidenceRequest: Case({**STATUS, "evidence": EVIDENCE}, use_evidence),
     launch.PrepareRequest: Case({"facts": FACTS}, use_facts),
+    launch.BeforeRequest: Case(NOTHING, repr),
     launch.StartRequest: Case({"started": ["agent"]}, lambda answer: check_shown(answer.started)),
     launch.CommitRequest: Case({"started": ["agent"]}, lambda answer: check_shown(answer.started)),
     job.EndRanksRequest: Case({"asked": 2}, lambda answer: check_shown(str(answer.asked))),
