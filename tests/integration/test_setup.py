@@ -40,7 +40,8 @@ function module; set -gx LOADED $argv[2]; set -gx LD_LIBRARY_PATH /opt/$argv[2]/
     "tcsh": (
         ".tcshrc",
         """echo welcome
-alias conda 'setenv CONDA_PREFIX \\!:2; setenv PATH "\\!:2/bin:$PATH"'
+if (! $?prompt) exit
+alias conda 'set env=\\!:2; setenv CONDA_PREFIX "$env"; setenv PATH "${env}/bin:$PATH"'
 alias module 'eval "setenv LOADED \\!:2; setenv LD_LIBRARY_PATH /opt/\\!:2/lib"'
 """,
     ),
@@ -143,7 +144,7 @@ def test_a_secret_of_a_setup_is_in_no_file(fab: Fab) -> None:
     fab.write("token", "tok-4711")
     fab.write("show.py", "import os; print('has', os.environ['MY_TOKEN'] == 'tok-4711', os.environ['MY_TOKEN'])")
     setup = f"export MY_TOKEN=$(cat '{fab.workdir}/token')"
-    done = ok(fab(*fab.launch("--name", "quiet", "--setup", setup, "--follow", "--", "show.py")))
+    done = ok(fab(*fab.launch("--name", "quiet", "--setup", setup, "--follow", "--", "show.py", gpus=True)))
     assert "has True" in done.stdout
     assert "tok-4711" not in done.stdout
     found = [

@@ -25,8 +25,6 @@ class ConnectionSettings:
         The interpreter, 3.9 or newer, that runs torchfab's own code on a node. Default `python3`.
     prepare_timeout_s, start_timeout_s, answer_timeout_s : float
         Time limits for the two phases of a launch, and for any other answer. Default 60, 30 and 30.
-    setup_timeout_s : float
-        Time limit for the commands of `--setup` on a node. Default 60.
     reach_timeout_s : float
         Time limit for the connection from a node to node 0 that `fab doctor` tries. Default 3, because a lost SYN is
         sent again after 1 s.
@@ -49,7 +47,6 @@ class ConnectionSettings:
     reach_timeout_s: float = 3.0
     sync_timeout_s: float = 60.0
     tmux_conf: str = ""
-    setup_timeout_s: float = 60.0
 
     @property
     def ssh_options(self) -> tuple[str, ...]:

@@ -75,10 +75,10 @@ def _node_script(plan: Plan, part: NodePlan) -> Iterable[str]:
     for process in part.processes:
         yield from _process_script(plan, part, process)
     if plan.job.before:
-        first, name = part.processes[0], "before.sh"
-        command = shlex.join(("sh", "-c", plan.job.before))
-        yield from _script_file(plan, part, first, name, f"exec {command} < /dev/null")
-        yield f"bash {shlex.quote(_path(part, first, name))} || exit"
+        first = part.processes[0]
+        run = f"exec {shlex.join(('sh', '-c', plan.job.before))} < /dev/null"
+        yield from _script_file(plan, part, first, "before.sh", run)
+        yield f"bash {shlex.quote(_path(part, first, 'before.sh'))} || exit"
     session = session_name(plan.job.name, part.node.rank)
     for index, process in enumerate(part.processes):
         new = ("new-window", "-d", "-t", f"={session}:") if index else ("new-session", "-d", "-s", session)
@@ -133,9 +133,13 @@ def _environment_lines(plan: Plan, part: NodePlan, process: Process, name: str) 
 def _setup_lines(setup: str, script: str) -> Iterable[str]:
     """Yield the lines that run a script once more below the login shell, after the setup commands."""
     again = f"source {shlex.quote(setup)} && exec bash {shlex.quote(script)} ready"
-    login = f'TORCHFAB_SETUP=1 exec -a "-${{SHELL##*/}}" "$SHELL" -ic {shlex.quote(again)}'
-    yield f'[ "${{1-}}" = ready ] || {login}'
-    yield "unset TORCHFAB_SETUP"
+    login = 'TORCHFAB_SETUP=1 exec -a "-${SHELL##*/}" "$SHELL"'
+    yield f"again={shlex.quote(again)}"
+    yield "case ${1-}:${SHELL##*/} in"
+    yield "ready:*) unset TORCHFAB_SETUP ;;"
+    yield f'*:*csh) {login} -i <<< "$again" ;;'  # with -c it would have no prompt, which csh takes for interactive
+    yield f'*) {login} -ic "$again" ;;'
+    yield "esac"
 
 
 def _in_lines(argv: Sequence[str]) -> str:

@@ -180,8 +180,8 @@ class Job:
     before, after : str
         Shell commands that run once on each node: before the processes, where a failure stops the launch, and after
         their end; empty for none.
-    hook_timeout_s : float
-        Seconds that each of the two may take; 0 without any.
+    setup_timeout_s, hook_timeout_s : float
+        Seconds that `setup`, and each of `before` and `after`, may take on a node.
     """
 
     name: str
@@ -204,7 +204,8 @@ class Job:
     python_is_default: bool = False
     before: str = ""
     after: str = ""
-    hook_timeout_s: float = 0.0
+    setup_timeout_s: float = 60.0
+    hook_timeout_s: float = 300.0
 
     def __post_init__(self) -> None:
         check_name(self.name)

@@ -98,7 +98,6 @@ def command_context(c: TaskContext, root: Path) -> CommandContext:
         fanout=int(config.fanout),
         agent_python=config.agent_python,
         prepare_timeout_s=float(config.prepare_timeout_s),
-        setup_timeout_s=float(config.setup_timeout_s),
         start_timeout_s=float(config.start_timeout_s),
         answer_timeout_s=float(config.answer_timeout_s),
         reach_timeout_s=float(config.reach_timeout_s),

@@ -86,7 +86,10 @@ def make_job(launcher: AnyLauncher, flags: JobFlags, own: Any, ctx: CommandConte
         mask_key=ctx.mask_key,
         setup=_setup(flags, ctx),
         python_is_default=not (flags.python or what.python),
-        **_hooks(flags, ctx),
+        before=environment.check_setup(getattr(flags, "before", ""), "--before"),
+        after=environment.check_setup(getattr(flags, "after", ""), "--after"),
+        setup_timeout_s=float(ctx.config["setup_timeout_s"]),
+        hook_timeout_s=float(ctx.config["hook_timeout_s"]),
     )
 
 
@@ -97,12 +100,6 @@ def _setup(flags: JobFlags, ctx: CommandContext) -> str:
         return ""
     where = "--setup" if given else "the setting setup"
     return environment.check_setup(given or ctx.config["setup"], where).strip()
-
-
-def _hooks(flags: JobFlags, ctx: CommandContext) -> dict[str, Any]:
-    """Return the fields of a job for `--before` and `--after`."""
-    hooks = {name: environment.check_setup(getattr(flags, name, ""), f"--{name}") for name in ("before", "after")}
-    return {**hooks, "hook_timeout_s": float(ctx.config["hook_timeout_s"])} if any(hooks.values()) else {}
 
 
 def _no_script(script: Sequence[str], ctx: CommandContext) -> UsageError:

@@ -16,7 +16,7 @@ from torchfab.launchers import Launcher
 from torchfab.records import atomic
 
 FILE = "asked.json"
-_NEWER = ("is_program", "setup", "python_is_default", "before", "after", "hook_timeout_s")
+_NEWER = ("is_program", "setup", "python_is_default", "setup_timeout_s", "before", "after", "hook_timeout_s")
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,9 @@ class LaunchRequest:
         """
         values = {each.name: getattr(self.job, each.name) for each in fields(Job) if each.name != "options"}
         if not any((self.job.setup, *(node.setup for node in self.nodes))):
-            values["python_is_default"] = False  # it concerns the setup only
+            values.update(python_is_default=False, setup_timeout_s=0)
+        if not (self.job.before or self.job.after):
+            values["hook_timeout_s"] = 0
         for name in _NEWER:  # left out where they say nothing, so that an older torchfab reads the file
             if not values[name]:
                 del values[name]

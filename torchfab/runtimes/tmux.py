@@ -177,7 +177,7 @@ def prepare(
     group = NodeGroup(nodes, settings)
     prepared = Prepared(settings, tuple(nodes))
     reasons: dict[str, TorchfabError] = {}
-    patience_s = _patience_s(len(nodes), settings, job.hook_timeout_s)
+    patience_s = _patience_s(len(nodes), settings, job)
 
     def prepare_node(connection: NodeConnection) -> PreparedNode:
         node = connection.node
@@ -205,10 +205,11 @@ def prepare(
     return prepared
 
 
-def _patience_s(nodes: int, settings: ConnectionSettings, hook_timeout_s: float) -> int:
+def _patience_s(nodes: int, settings: ConnectionSettings, job: Job) -> int:
     """Return how long a node waits for our next request, in seconds, if all other nodes use up their timeouts first."""
     rounds = -(-nodes // settings.fanout)
-    phases_s = settings.prepare_timeout_s + settings.setup_timeout_s + hook_timeout_s + settings.start_timeout_s
+    hooks_s = job.setup_timeout_s + (job.hook_timeout_s if job.before else 0)
+    phases_s = settings.prepare_timeout_s + settings.start_timeout_s + hooks_s
     per_node_s = 5 * settings.connect_timeout_s + phases_s
     return round(10 + rounds * per_node_s)
 
@@ -246,7 +247,7 @@ def _prepare_request(
         patience_s=patience_s,
         python_timeout_s=settings.prepare_timeout_s / 3,
         setup=job.setup,
-        setup_timeout_s=settings.setup_timeout_s if job.setup else 0,
+        setup_timeout_s=job.setup_timeout_s if job.setup else 0,
         python_is_default=job.python_is_default,
     )
 

@@ -43,14 +43,13 @@ def failure(setup: str, before: Mapping[str, str], shell: str = "bash", timeout_
 @pytest.mark.parametrize("shell", SHELLS)
 def test_what_a_shell_changes_is_taken(shell: str, before: dict[str, str]) -> None:
     after = run(SETS.get(shell, SH_SETS), before, shell)
-    path = f"/first:{before['PATH']}"
-    assert {name: after.get(name) for name in ("A", "PATH", "GONE", "KEPT", "HOME")} == {
+    assert {name: after.get(name) for name in ("A", "GONE", "KEPT", "HOME")} == {
         "A": "two  words",
-        "PATH": path,
         "GONE": None,
         "KEPT": "k",
         "HOME": before["HOME"],
     }
+    assert after["PATH"].startswith("/first:")  # /etc/profile may have set the rest anew
     assert not set(after) & {"SHLVL", "PWD", "_", "TERM", "SHELL", "TORCHFAB_SETUP", "VENDOR"}
 
 

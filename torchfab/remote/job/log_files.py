@@ -103,7 +103,8 @@ def find(folder: str, spec: dict[str, Any]) -> list[LogFile]:
             groups = {name: int(text) for name, text in match.groupdict().items() if text is not None}
             if "first_rank" in spec:
                 groups["rank"] = spec["first_rank"] + groups["local_rank"]
-            found.append(LogFile(folder, path, **groups))
+            attempt = groups.get("attempt", 0)
+            found.append(LogFile(folder, path, groups.get("rank"), groups.get("local_rank"), attempt))
     return found
 
 

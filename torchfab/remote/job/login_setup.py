@@ -20,7 +20,7 @@ import tempfile
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Any
+    from typing import IO, Any
 
 TIMEOUT_S = 60
 _CSH, _FISH = ("csh", "tcsh"), ("fish",)
@@ -36,8 +36,11 @@ _SHELLS_OWN = frozenset(
 )
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")  # not BASH_FUNC_module%%: functions are not taken
 _OUTPUT_LINES = 12
-# What an interactive bash or dash says of a session without a terminal.
-_NO_TERMINAL = ("cannot set terminal process group", "no job control in this shell", "job control turned off")
+# What an interactive shell says of a session without a terminal.
+_NO_TERMINAL = (
+    *("cannot set terminal process group", "no job control in this shell", "job control turned off"),
+    "no access to tty",
+)
 # Writes its environment at its start, which the kernel keeps, so that the interpreter has changed nothing in it.
 _PROGRAM = """import os, sys
 path = sys.argv[1]
@@ -113,7 +116,7 @@ def run(setup: str, workdir: str, timeout_s: float, before: Mapping[str, str], s
 def command(shell: str, folder: str) -> str:
     """Return the command line for a shell: write the environment, run the file `setup`, write the environment.
 
-    One line, because csh reads no second one.
+    One line, whose last command replaces the shell, so that commands find nothing on stdin and csh does not log out.
 
     Parameters
     ----------
@@ -130,7 +133,7 @@ def command(shell: str, folder: str) -> str:
     program = shlex.join([sys.executable, "-I", "-S", os.path.join(folder, "dump.py")])
     begun, setup, ended = (shlex.quote(os.path.join(folder, each)) for each in ("begun", "setup", "ended"))
     source, status = (".", "$?") if name in _BOURNE else ("source", "$status")
-    return f"{program} {begun} 0; {source} {setup}; {program} {ended} {status}"
+    return f"{program} {begun} 0; {source} {setup}; exec {program} {ended} {status}"
 
 
 def merge(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str]:
@@ -239,12 +242,16 @@ def _write(folder: str, setup: str) -> str:
 
 def _run_shell(shell: str, folder: str, output: str, workdir: str, timeout_s: float, before: Mapping[str, str]) -> str:
     """Run the shell to its end; return why it has none, else nothing."""
-    with open(os.path.join(output, "output"), "wb") as file:  # a pipe would stay open in what it leaves running
+    name, line = f"-{os.path.basename(shell)}", command(shell, folder)  # the dash makes it a login shell
+    # With -c, a csh has no prompt, which start-up files and activate.csh take for a shell that is not interactive.
+    argv, stdin = ([name, "-i"], line + "\n") if name[1:] in _CSH else ([name, "-ic", line], "")
+    # A pipe would stay open in what the commands leave running.
+    with open(os.path.join(output, "output"), "wb") as file, _input(stdin) as given:
         try:
             process = subprocess.Popen(
-                [f"-{os.path.basename(shell)}", "-ic", command(shell, folder)],  # the name makes it a login shell
+                argv,
                 executable=shell,
-                stdin=subprocess.DEVNULL,
+                stdin=given,
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 cwd=workdir if os.path.isdir(workdir) else None,
@@ -260,6 +267,14 @@ def _run_shell(shell: str, folder: str, output: str, workdir: str, timeout_s: fl
             process.wait()
             return f"it did not end within {timeout_s:g} s"
     return ""
+
+
+def _input(text: str) -> IO[bytes]:
+    """Return a file without a name that holds a text."""
+    file = tempfile.TemporaryFile()  # the caller closes it
+    file.write(os.fsencode(text))
+    file.seek(0)
+    return file
 
 
 def _read(path: str) -> tuple[str, dict[str, str]]:
