@@ -14,6 +14,7 @@ import pytest
 
 from tests.factories import make_facts, make_job, make_node_facts, make_nodes
 from torchfab.cli.flags import LaunchFlags
+from torchfab.config import defaults
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.errors import Interrupted
 from torchfab.launch import launch
