@@ -298,6 +298,27 @@ def check_program(request: dict[str, Any], environ: Mapping[str, str]) -> list[d
     return [problem(what, fix)]
 
 
+def check_accelerate_config() -> list[dict[str, str]]:
+    """Check that this user's configuration of accelerate does not make every rank start ranks of its own.
+
+    Returns
+    -------
+    list of dict
+        The problems: at most one.
+    """
+    cache = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    path = os.path.join(os.path.expanduser(cache), "accelerate", "default_config.yaml")
+    try:
+        with open(path, errors="replace") as file:
+            kinds = [line.split(":", 1)[1].strip(" \t\r\n'\",") for line in file if "distributed_type" in line[:30]]
+    except (OSError, IndexError):
+        return []
+    if not kinds or kinds[0].upper() in ("NO", "MULTI_CPU", ""):
+        return []
+    what = f"{path} says distributed_type: {kinds[0]}, with which accelerate would start a job of its own in every rank"
+    return [problem(what, "run the script itself: fab import prints that line for such a file; or move the file away")]
+
+
 def _folder(path: str) -> dict[str, str]:
     return problem(f"{path} is a folder", "name the script in it, or the module: -- -m package.module")
 
