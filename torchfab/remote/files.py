@@ -17,6 +17,7 @@ Layout of the folder of a job on one node (mode 0700; a shared home folder holds
             exit.json           exit code or signal of the process, and the time
             output.log          stdout and stderr of the process
             timeline            one line "time size path" per growth of a log file
+            window              a FIFO, until the process's tmux window and the supervisor have opened it
             errors/, logs/      files that the launcher itself writes
 """
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 SPEC, SECRETS, STARTED, RANKS, EXIT = "spec.json", "secrets.json", "started.json", "ranks.json", "exit.json"
 STOP, OUTPUT, TIMELINE, BUNDLE = "stop.json", "output.log", "timeline", "node.py"
 READY, GO, RANKS_ENDED, CGROUP = "ready", "go", "ranks-ended", "cgroup.json"
+WINDOW, ERRORS = "window", "supervisor-errors"
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _RESERVED_BYTES = 4096

@@ -208,7 +208,7 @@ class Server:
         return self.preparation.run(self.bundle)
 
     def on_start(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Run phase two: bring up the supervisors, which wait at the start barrier.
+        """Run phase two: bring up the supervisor, which waits at the start barrier.
 
         Parameters
         ----------
@@ -422,7 +422,7 @@ def main(bundle: str) -> int:
     if sys.argv[1:2] == ["supervise"]:
         from torchfab.remote.job.supervisor import main as supervise
 
-        return supervise(sys.argv[2])
+        return supervise(sys.argv[2:])
     if sys.argv[1:2] == ["slurm"]:
         from torchfab.remote.slurm.task import main as supervise_task
 

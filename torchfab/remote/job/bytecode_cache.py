@@ -1,4 +1,4 @@
-"""Compile the supervisor's modules once per node for all supervisors of a job; compiling is half their start-up time.
+"""Compile the supervisor's modules in the server, which has some of them compiled already; that is half of its start.
 
 The compiled modules are in a file beside the program. Its first line identifies the interpreter; a different
 interpreter ignores the file and compiles the source itself.
@@ -14,6 +14,7 @@ from torchfab.remote import files
 
 _MODULES = (
     *("server", "files", "procfs", "job", "job.supervisor", "job.child", "job.console", "job.log_files"),
+    *("job.process_watch", "job.end_request", "job.clean_up"),
     *("job.graceful_end", "job.hold", "job.rank_tracker", "job.start_barrier", "tmux"),
     *("job.containment", "job.leftovers", "job.search", "host", "host.cgroup"),
 )

@@ -1,4 +1,4 @@
-"""Start and reap the process that a supervisor is responsible for, with a minimum of the standard library.
+"""Start a process that a supervisor is responsible for, with a minimum of the standard library.
 
 `subprocess` would work as well, but its import takes a third of a supervisor's start-up time.
 """
@@ -25,27 +25,12 @@ class Child:
     Attributes
     ----------
     returncode : int or None
-        Its exit code once it is reaped, negative for a signal; None before.
+        Its exit code, negative for a signal; None until the supervisor, which reaps all its children, sets it.
     """
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self.returncode: int | None = None
-
-    def poll(self) -> int | None:
-        """Reap the process if it has ended.
-
-        Returns
-        -------
-        int or None
-            Its exit code; None while it runs.
-        """
-        if self.returncode is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            # A traced process (see `torchfab.remote.job.hold`) also reports that it has stopped.
-            has_ended = pid and not os.WIFSTOPPED(status)
-            self.returncode = os.waitstatus_to_exitcode(status) if has_ended else None
-        return self.returncode
 
 
 def start(argv: Sequence[str], env: Mapping[str, str], cwd: str, output: int, before_exec: Callable[[], None]) -> Child:
