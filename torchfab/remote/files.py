@@ -24,8 +24,9 @@ Layout of the folder of a job on one node (mode 0700; a shared home folder holds
 from __future__ import annotations
 
 import errno
-import json
 import os
+
+from torchfab.remote import lean
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -125,9 +126,9 @@ def write_json(path: str, value: Any) -> None:
     path : str
         The file; it gets mode 0600.
     value : object
-        Anything that json.dumps accepts.
+        Anything that JSON has.
     """
-    text = json.dumps(value)
+    text = lean.dumps(value)
     try:
         write_text(path, text)
     except OSError as error:
@@ -206,7 +207,7 @@ def read_json(path: str) -> Any:
     """
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            return json.load(file)
+            return lean.loads(file.read())
     except (OSError, ValueError):
         return None
 

@@ -8,15 +8,13 @@ machine disconnects without having sent `commit`, everything that was prepared a
 from __future__ import annotations
 
 import _thread
-import importlib
-import json
 import os
 import select
-import signal
 import sys
 import time
 
-from torchfab.remote import files
+from torchfab.remote import files, lean
+from torchfab.remote.lean import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -91,7 +89,7 @@ class Server:
         """Read requests from stdin and handle them."""
         try:
             while line := self._next_line():
-                self._handle(json.loads(line))
+                self._handle(lean.loads(line.decode()))
         except IdleTimeoutError:
             pass
         finally:
@@ -145,7 +143,7 @@ class Server:
             The content of the frame.
         """
         answer = self.redact(answer) if self.redact else answer
-        data = json.dumps(answer).encode("utf-8", "surrogatepass")
+        data = lean.dumps(answer).encode("utf-8", "surrogatepass")
         data = MARK + str(len(data)).encode() + b"\n" + data
         with self.send_lock:
             while data:
@@ -403,7 +401,8 @@ def _redactor_for(request: dict[str, Any]) -> Callable[[Any], Any] | None:
 
 def _function(module: str, name: str) -> Callable[..., dict[str, Any]]:
     # Imported on demand: a status request does not pay for the modules of a launch.
-    return getattr(importlib.import_module(f"torchfab.remote.{module}"), name)  # type: ignore[no-any-return]
+    __import__(f"torchfab.remote.{module}")
+    return getattr(sys.modules[f"torchfab.remote.{module}"], name)  # type: ignore[no-any-return]
 
 
 def main(bundle: str) -> int:

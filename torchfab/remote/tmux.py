@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import time
 
 from torchfab.remote import procfs
@@ -79,6 +78,8 @@ def version() -> tuple[int, int]:
     Unusable
         tmux is not installed, or does not run.
     """
+    import re
+
     try:
         code, text = _run(["tmux", "-V"], TIMEOUT_S)
     except FileNotFoundError:

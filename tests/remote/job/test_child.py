@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.remote.place import python
+from tests.remote.place import python, wait_for
 from torchfab.remote.job import child
 
 LOOK = """
@@ -28,7 +29,8 @@ def started(argv: tuple[str, ...], folder: Path) -> child.Child:
 
 
 def code_of(process: child.Child) -> int | None:
-    return os.waitstatus_to_exitcode(os.waitpid(process.pid, 0)[1])
+    wait_for(lambda: process.poll() is not None)
+    return process.poll()
 
 
 def test_a_child_gets_its_own_session_and_no_other_descriptors(tmp_path: Path) -> None:
@@ -48,6 +50,14 @@ def test_a_broken_pipe_ends_a_program_as_usual(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("code", "returncode"), [("raise SystemExit(7)", 7), ("os.kill(os.getpid(), 9)", -9)])
 def test_the_end_of_a_child_is_a_code_or_a_signal(tmp_path: Path, code: str, returncode: int) -> None:
     assert code_of(started(python(f"import os; {code}"), tmp_path)) == returncode
+
+
+def test_a_running_child_has_no_exit_code(tmp_path: Path) -> None:
+    process = started(python("import time; time.sleep(0.2)"), tmp_path)
+    assert process.poll() is None
+    begun = time.monotonic()
+    assert code_of(process) == 0
+    assert time.monotonic() - begun < 10
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ from torchfab.remote.job.log_files import LogFile
 
 def viewed(folder: Path) -> tuple[Window, subprocess.Popen[bytes]]:
     """Return the window of a process and the program that runs in it."""
-    viewer = subprocess.Popen(console.viewer_argv(str(folder)), stdout=subprocess.PIPE)
+    with (folder / "shown").open("wb") as shown:
+        viewer = subprocess.Popen(console.viewer_argv(str(folder)), stdout=shown)
     return Window(str(folder), {}, is_own=False), viewer
 
 
@@ -50,7 +51,8 @@ def test_a_viewer_shows_all_from_the_beginning_and_ends_with_the_window(tmp_path
     (tmp_path / "a.log").write_text("step 1\nstep 2\n")
     window.show(logs, [])
     window.close()
-    assert viewer.communicate(timeout=30)[0] == b"step 1\nstep 2\n"
+    assert viewer.wait(30) == 0
+    assert (tmp_path / "shown").read_text() == "step 1\nstep 2\n"
 
 
 def test_a_viewer_that_comes_late_ends_too(tmp_path: Path) -> None:

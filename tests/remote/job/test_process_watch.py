@@ -28,7 +28,7 @@ def begin(place: Place, *argvs: tuple[str, ...], **spec: Any) -> subprocess.Pope
         place.prepare(argv, name=name, **spec)
     parent = place.supervise(*names, env=IN_TMUX)
     for name in names:
-        wait_for(lambda name=name: "ready" in output(place, name))  # type: ignore[misc]
+        wait_for(lambda name=name: "ready" in output(place, name) and record(place, name, files.STARTED))  # type: ignore[misc]
     return parent
 
 
@@ -151,11 +151,12 @@ def begin_with_windows(place: Place, env: dict[str, str]) -> tuple[subprocess.Po
     for name in ("r0", "r1"):
         place.prepare(WAIT, name=name)
     os.mkfifo(place.folder / "r1" / files.WINDOW)
-    viewer = subprocess.Popen(["cat", str(place.folder / "r1" / files.WINDOW)], stdout=subprocess.PIPE)
+    with (place.folder / "shown").open("wb") as shown:
+        viewer = subprocess.Popen(["cat", str(place.folder / "r1" / files.WINDOW)], stdout=shown)
     place.started.append(viewer)
     parent = place.supervise("r0", "r1", env=env)
-    assert viewer.stdout
-    assert viewer.stdout.readline() == b"ready\n"
+    wait_for(lambda: (place.folder / "shown").read_text() == "ready\n")
+    wait_for(lambda: record(place, "r1", files.STARTED))
     return parent, viewer
 
 

@@ -13,7 +13,7 @@ import sys
 from torchfab.remote import files
 
 _MODULES = (
-    *("server", "files", "procfs", "job", "job.supervisor", "job.child", "job.console", "job.log_files"),
+    *("server", "files", "lean", "procfs", "job", "job.supervisor", "job.child", "job.console", "job.log_files"),
     *("job.process_watch", "job.end_request", "job.clean_up"),
     *("job.graceful_end", "job.hold", "job.rank_tracker", "job.start_barrier", "tmux"),
     *("job.containment", "job.leftovers", "job.search", "host", "host.cgroup"),

@@ -1,4 +1,4 @@
-"""Start a process that a supervisor is responsible for, with a minimum of the standard library.
+"""Start and reap the process that a supervisor is responsible for, with a minimum of the standard library.
 
 `subprocess` would work as well, but its import takes a third of a supervisor's start-up time.
 """
@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
+
+from torchfab.remote import lean
+from torchfab.remote.lean import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+_PR_SET_PDEATHSIG = 1
 
 
 class Child:
@@ -25,12 +29,27 @@ class Child:
     Attributes
     ----------
     returncode : int or None
-        Its exit code, negative for a signal; None until the supervisor, which reaps all its children, sets it.
+        Its exit code once it is reaped, negative for a signal; None before.
     """
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Reap the process if it has ended.
+
+        Returns
+        -------
+        int or None
+            Its exit code; None while it runs.
+        """
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            # A traced process (see `torchfab.remote.job.hold`) also reports that it has stopped.
+            has_ended = pid and not os.WIFSTOPPED(status)
+            self.returncode = os.waitstatus_to_exitcode(status) if has_ended else None
+        return self.returncode
 
 
 def start(argv: Sequence[str], env: Mapping[str, str], cwd: str, output: int, before_exec: Callable[[], None]) -> Child:
@@ -70,6 +89,11 @@ def start(argv: Sequence[str], env: Mapping[str, str], cwd: str, output: int, be
         os.waitpid(pid, 0)
         raise OSError(int(error), os.strerror(int(error)))
     return Child(pid)
+
+
+def end_with_parent() -> None:
+    """Ask the kernel, in a child, for SIGTERM when this process is killed, so that nothing runs unsupervised."""
+    lean.c_function("prctl")(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _become(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 
 from torchfab.remote import procfs
 from torchfab.remote.job.containment import Containment
 from torchfab.remote.job.graceful_end import GracefulEnd
 from torchfab.remote.job.search import identify
+from torchfab.remote.lean import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -132,14 +132,14 @@ class CleanUp:
             before = pids
 
 
-def signal_all(pids: list[int], number: signal.Signals) -> None:
+def signal_all(pids: list[int], number: int) -> None:
     """Send a signal to processes; those that have ended are skipped.
 
     Parameters
     ----------
     pids : list of int
         The processes.
-    number : signal.Signals
+    number : int
         The signal.
     """
     for pid in pids:

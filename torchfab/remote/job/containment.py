@@ -12,10 +12,9 @@ the orphans of all, knows from which process each comes.
 
 from __future__ import annotations
 
-import json
 import os
 
-from torchfab.remote import files, procfs
+from torchfab.remote import files, lean, procfs
 from torchfab.remote.host import cgroup
 
 TYPE_CHECKING = False
@@ -74,7 +73,7 @@ class Containment:
         path = os.path.join(self.folder, files.CGROUP)
         try:  # no fsync: after a power cut there is nothing to find
             with open(path + ".new", "w", opener=_private) as file:
-                file.write(json.dumps(record))
+                file.write(lean.dumps(record))
             os.replace(path + ".new", path)
         except OSError:  # a full disk: then nothing is claimed of the group
             return False

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 
-from torchfab.remote import files
+from torchfab.remote import files, lean
 from torchfab.remote.job.graceful_end import GracefulEnd
 from torchfab.remote.job.rank_tracker import RankTracker
+from torchfab.remote.lean import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,17 +49,17 @@ class EndRequest:
         self.ending = GracefulEnd(ranks.is_rank)
         self.ranks_ended: float | None = None  # when the last rank ended after the request
 
-    def request(self, number: signal.Signals) -> None:
+    def request(self, number: int) -> None:
         """Request the end, or shorten the grace period of an earlier request.
 
         Parameters
         ----------
-        number : signal.Signals
+        number : int
             The signal for the ranks.
         """
         kill_at = time.time() + self.grace_s()
         if self.signal is None:
-            self.signal, self.requested = number.name, time.time()
+            self.signal, self.requested = lean.signal_name(number), time.time()
             self.ending.number = number
             self.kill_at = kill_at
         elif self.ranks_ended is None:  # the latest request may have less patience

@@ -5,25 +5,23 @@ The supervisor calls the methods of all its watches in turn; none of them waits.
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import time
 
-from torchfab.remote import files, procfs
+from torchfab.remote import files, lean, procfs
 from torchfab.remote.job import child, leftovers, log_files
 from torchfab.remote.job.clean_up import CleanUp, signal_all
 from torchfab.remote.job.console import Window
 from torchfab.remote.job.containment import Containment
 from torchfab.remote.job.end_request import EndRequest
 from torchfab.remote.job.rank_tracker import RankTracker
+from torchfab.remote.lean import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-_PR_SET_PDEATHSIG = 1
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 # A rank may live for only a moment, so poll often until the first one appears, and briefly after each new one.
 _STARTUP_S, _SETTLE_S = 30.0, 1.0
@@ -55,7 +53,7 @@ class ProcessWatch:
         self.spec: dict[str, Any] = files.read_json(self.path(files.SPEC))
         self.env = env
         # Warning signals, sent to all processes directly: not forwarded, and ignored unless a process handles them.
-        self.warning_signals = [signal.Signals[name] for name in self.spec.get("ignore", ())]
+        self.warning_signals = [getattr(signal, name) for name in self.spec.get("ignore", ())]
         self.warned: str | None = None
         self.child: child.Child | None = None
         self.ranks = RankTracker(folder, 0)
@@ -124,7 +122,7 @@ class ProcessWatch:
             os.close(log)
 
     def _before_exec(self) -> None:
-        _end_with_parent()
+        child.end_with_parent()
         for number in self.warning_signals:
             signal.signal(number, signal.SIG_IGN)
 
@@ -222,16 +220,16 @@ class ProcessWatch:
 
     # ---- signals
 
-    def on_signal(self, number: signal.Signals) -> None:
+    def on_signal(self, number: int) -> None:
         """End the process, or pass the signal on to its ranks.
 
         Parameters
         ----------
-        number : signal.Signals
+        number : int
             A signal that the supervisor got, or SIGHUP when the process's window was closed.
         """
         if number in self.warning_signals:
-            self.warned = number.name
+            self.warned = lean.signal_name(number)
         elif self.is_cleaning or self.code is not None:
             self.clean_up.deadline = min(self.clean_up.deadline, time.time() + self.request.grace_s())
         elif number in ENDING:
@@ -340,7 +338,7 @@ def exit_record(watch: ProcessWatch, is_cleaning: bool = False, cleared: dict[st
     oom_kills = (procfs.oom_kills() or 0) - watch.oom_kills
     record: dict[str, Any] = {
         "code": code,
-        "signal": signal.Signals(-code).name if code is not None and code < 0 else None,
+        "signal": lean.signal_name(-code) if code is not None and code < 0 else None,
         "time": watch.ended[0] if watch.ended else time.time(),
         "asked": watch.request.signal,
         "warned": watch.warned,
@@ -357,11 +355,6 @@ def exit_record(watch: ProcessWatch, is_cleaning: bool = False, cleared: dict[st
     }
     record.update((name, value) for name, value in optional.items() if value)
     return record if watch.error or is_cleaning else {**record, "left": watch.clean_up.left}
-
-
-def _end_with_parent() -> None:
-    # Runs in the child: it gets SIGTERM when its supervisor is killed, so that nothing runs unsupervised.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
 
 
 def _session_of(pid: int) -> int:

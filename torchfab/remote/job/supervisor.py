@@ -18,16 +18,15 @@ is killed, the kernel sends SIGTERM to each process.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import select
-import signal
 import sys
 import time
 
-from torchfab.remote import files, procfs, tmux
+from torchfab.remote import files, lean, tmux
 from torchfab.remote.job import start_barrier
 from torchfab.remote.job.process_watch import ENDING, ProcessWatch
+from torchfab.remote.lean import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -159,7 +158,7 @@ class NodeSupervisor:
                 continue
             if number in _FORWARDED:
                 for watch in self.watches[:1] if number in _FROM_TERMINAL else self.watches:
-                    watch.on_signal(signal.Signals(number))
+                    watch.on_signal(number)
 
     def _on_closed_windows(self, watches: list[ProcessWatch]) -> None:
         for watch in watches:
@@ -211,7 +210,7 @@ def _signals_to_pipe() -> int:
 
 
 def _become_subreaper() -> None:
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    lean.c_function("prctl")(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def main(processes: Sequence[str]) -> int:
