@@ -1,8 +1,8 @@
 """Parts of the standard library without the modules that make their import slow.
 
-A launch starts two interpreters on each node. `json`, `signal` and `ctypes` import `re`, `enum`, `functools` and others,
-which takes longer than the start of the interpreter itself. Here are the C functions below them. They are private
-parts of CPython: where one is missing or differs, the public module takes its place.
+A launch starts two interpreters on each node. `json`, `signal` and `ctypes` import `re`, `enum`, `functools` and more,
+which takes as long as the start of the interpreter itself. Here are the C functions below them. They are private parts
+of CPython: where one is missing or differs, the public module takes its place.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _codec() -> tuple[Callable[[str, int], Any], Callable[[Any, int], Any]] | No
         from _json import encode_basestring_ascii, make_encoder, make_scanner
 
         encode = make_encoder(None, _refuse, encode_basestring_ascii, None, ": ", ", ", False, False, True)
-        scan = make_scanner(_Decoding())
+        scan = make_scanner(_Decoding())  # type: ignore[arg-type]
         value = {"a": [1, -2.5e3, True, None, "é\n"], "b": {}}
         text = "".join(encode(value, 0))
         return (scan, encode) if scan(text, 0) == (value, len(text)) else None
@@ -174,4 +174,4 @@ def _light_c_function(name: str) -> Any:
         _restype_ = Long
         _argtypes_ = (Long,) * 5
 
-    return Function(_ctypes.dlsym(_ctypes.dlopen(None, 0), name))
+    return Function(_ctypes.dlsym(_ctypes.dlopen(None, 0), name))  # type: ignore[arg-type]

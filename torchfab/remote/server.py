@@ -8,6 +8,7 @@ machine disconnects without having sent `commit`, everything that was prepared a
 from __future__ import annotations
 
 import _thread
+import importlib
 import os
 import select
 import sys
@@ -401,8 +402,7 @@ def _redactor_for(request: dict[str, Any]) -> Callable[[Any], Any] | None:
 
 def _function(module: str, name: str) -> Callable[..., dict[str, Any]]:
     # Imported on demand: a status request does not pay for the modules of a launch.
-    __import__(f"torchfab.remote.{module}")
-    return getattr(sys.modules[f"torchfab.remote.{module}"], name)  # type: ignore[no-any-return]
+    return getattr(importlib.import_module(f"torchfab.remote.{module}"), name)  # type: ignore[no-any-return]
 
 
 def main(bundle: str) -> int:

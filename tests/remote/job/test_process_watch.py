@@ -24,7 +24,7 @@ IN_TMUX = {"TMUX": f"/a/socket,{os.getpid()},0"}
 def begin(place: Place, *argvs: tuple[str, ...], **spec: Any) -> subprocess.Popen[bytes]:
     """Start one supervisor of processes r0, r1, ...; return it once each has printed a line."""
     names = [f"r{number}" for number in range(len(argvs))]
-    for name, argv in zip(names, argvs):
+    for name, argv in zip(names, argvs, strict=True):
         place.prepare(argv, name=name, **spec)
     parent = place.supervise(*names, env=IN_TMUX)
     for name in names:

@@ -19,7 +19,6 @@ from torchfab.remote.lean import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
@@ -317,7 +316,9 @@ class ProcessWatch:
             self.window.write(f"torchfab: cannot write {self.path(files.EXIT)}: {error}\n".encode())
 
 
-def exit_record(watch: ProcessWatch, is_cleaning: bool = False, cleared: dict[str, int] | None = None) -> dict[str, Any]:
+def exit_record(
+    watch: ProcessWatch, is_cleaning: bool = False, cleared: dict[str, int] | None = None
+) -> dict[str, Any]:
     """Return the record of the end of a process.
 
     Parameters
