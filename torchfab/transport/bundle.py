@@ -78,9 +78,7 @@ sys.exit(main(source()))
 """
 
 # A docstring, or a comment on a line of its own. Other texts in triple quotes come first: they stay.
-_PROSE = re.compile(
-    r'[^\s"][^\n"]*"""(?:[^\\]|\\.)*?"""|^ *("""(?:[^\\]|\\.)*?"""|#[^\n]*)$', re.MULTILINE | re.DOTALL
-)
+_PROSE = re.compile(r'[^\s"][^\n"]*"""(?:[^\\]|\\.)*?"""|^ *("""(?:[^\\]|\\.)*?"""|#[^\n]*)$', re.MULTILINE | re.DOTALL)
 
 # Reads as many bytes as its argument says, and leaves the rest of stdin for requests.
 BOOTSTRAP = (

@@ -16,7 +16,7 @@ WRITE = LOAD + "from torchfab.remote.job import bytecode_cache; bytecode_cache.w
 MODULES = (
     "import torchfab.remote.job.supervisor; print(sorted(n for n in sys.modules if n.startswith('torchfab.remote.')))"
 )
-FROM_WHERE = "CODE = sys.modules['torchfab.remote.files'].__loader__.get_code.__globals__['CODE']; print(sorted(CODE))"
+FROM_WHERE = "print(sorted(sys.meta_path[0].get_code.__globals__['CODE']))"
 
 
 def run(place: Place, code: str) -> str:

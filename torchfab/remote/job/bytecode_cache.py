@@ -13,10 +13,9 @@ import sys
 from torchfab.remote import files
 
 _MODULES = (
-    *("server", "files", "lean", "procfs", "job", "job.supervisor", "job.child", "job.console", "job.log_files"),
-    *("job.process_watch", "job.end_request", "job.clean_up"),
-    *("job.graceful_end", "job.hold", "job.rank_tracker", "job.start_barrier", "tmux"),
-    *("job.containment", "job.leftovers", "job.search", "host", "host.cgroup"),
+    *("files", "lean", "procfs", "host", "host.cgroup", "job", "job.supervisor", "job.process_watch", "job.child"),
+    *("job.start_barrier", "job.console", "job.containment", "job.log_files", "job.rank_tracker", "job.leftovers"),
+    *("job.end_request", "job.clean_up", "job.graceful_end", "job.hold"),
 )
 
 

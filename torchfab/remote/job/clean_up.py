@@ -8,7 +8,6 @@ import time
 from torchfab.remote import procfs
 from torchfab.remote.job.containment import Containment
 from torchfab.remote.job.graceful_end import GracefulEnd
-from torchfab.remote.job.search import identify
 from torchfab.remote.lean import signal
 
 TYPE_CHECKING = False
@@ -100,6 +99,8 @@ class CleanUp:
         self._kill_chain()
         if not remaining or (time.time() <= self.deadline + _UNENDABLE_S and not self._are_foreign(remaining)):
             return False
+        from torchfab.remote.job.search import identify  # imported here: few jobs have such processes
+
         self.foreign = [identify(pid) for pid in remaining]  # sudo, or a broken disk: only reported
         return True
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from torchfab.remote import files
+from torchfab.remote import files, procfs
 from torchfab.remote.job import log_files
 
 TYPE_CHECKING = False
@@ -153,6 +153,18 @@ class Window:
         except OSError:  # there is no window, or no more
             if not self.is_viewer:  # of a viewer, the supervisor is told by poll(2)
                 self.out = -1
+
+
+def is_tmux_running() -> bool:
+    """Check whether the tmux server of the pane that this process runs in is still running.
+
+    Returns
+    -------
+    bool
+        False also outside tmux. The environment variable TMUX is "socket,pid,session".
+    """
+    parts = os.environ.get("TMUX", "").split(",")
+    return len(parts) == 3 and parts[1].isdigit() and procfs.is_running(int(parts[1]))
 
 
 def _open_terminal() -> int:

@@ -23,8 +23,8 @@ import select
 import sys
 import time
 
-from torchfab.remote import files, lean, tmux
-from torchfab.remote.job import start_barrier
+from torchfab.remote import files, lean
+from torchfab.remote.job import console, start_barrier
 from torchfab.remote.job.process_watch import ENDING, ProcessWatch
 from torchfab.remote.lean import signal
 
@@ -172,7 +172,7 @@ class NodeSupervisor:
         # A server that is gone was killed: the training then continues without a window. The kernel sends SIGHUP a
         # little before the killed server disappears, hence the wait.
         deadline = time.monotonic() + 0.2
-        while tmux.server_is_alive():
+        while console.is_tmux_running():
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.02)
