@@ -60,10 +60,7 @@ def test_what_is_sent_of_a_module_has_the_same_statements_on_the_same_lines(path
     source = path.read_text()
     sent = bundle.without_prose(source)
     assert ast.dump(without_docstrings(sent)) == ast.dump(without_docstrings(source))
-    lines = [
-        [node.lineno for node in ast.walk(ast.parse(text)) if isinstance(node, ast.stmt)] for text in (sent, source)
-    ]
-    assert lines[0] == lines[1]
+    assert lines_of_statements(sent) == lines_of_statements(source)
 
 
 SOURCE = '''\
