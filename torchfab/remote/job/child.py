@@ -52,6 +52,11 @@ class Child:
         return self.returncode
 
 
+def end_with_parent() -> None:
+    """Ask the kernel for SIGTERM when the parent of this process dies, so that nothing runs unsupervised."""
+    lean.c_function("prctl")(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def start(argv: Sequence[str], env: Mapping[str, str], cwd: str, output: int, before_exec: Callable[[], None]) -> Child:
     """Start a program in a session of its own, with /dev/null as stdin; call only from a single-threaded process.
 
@@ -89,11 +94,6 @@ def start(argv: Sequence[str], env: Mapping[str, str], cwd: str, output: int, be
         os.waitpid(pid, 0)
         raise OSError(int(error), os.strerror(int(error)))
     return Child(pid)
-
-
-def end_with_parent() -> None:
-    """Ask the kernel, in a child, for SIGTERM when this process is killed, so that nothing runs unsupervised."""
-    lean.c_function("prctl")(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _become(

@@ -21,6 +21,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from torchfab.remote.job.after_hook import AfterHook
+
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 # A rank may live for only a moment, so poll often until the first one appears, and briefly after each new one.
 _STARTUP_S, _SETTLE_S = 30.0, 1.0
@@ -55,6 +57,8 @@ class ProcessWatch:
         self.warning_signals = [getattr(signal, name) for name in self.spec.get("ignore", ())]
         self.warned: str | None = None
         self.child: child.Child | None = None
+        self.child_env: dict[str, str] = {}  # kept for `--after`
+        self.after: AfterHook | None = None
         self.ranks = RankTracker(folder, 0)
         self.window = Window(folder, self.spec, is_own=number == 0)
         self.timeline = log_files.Timeline(folder)
@@ -115,6 +119,7 @@ class ProcessWatch:
         env = {**self.spec["env"], **self._take_secrets()} if self.env is None else self.env
         log = os.open(self.path(files.OUTPUT), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
+            self.child_env = env if self.spec.get("after") else {}
             with self.containment:
                 return child.start(self.spec["argv"], env, self.spec["cwd"], log, self._before_exec)
         finally:
@@ -204,11 +209,13 @@ class ProcessWatch:
         if self.child is not None and pid == self.child.pid and self.child.returncode is None:
             self.child.returncode = code
             self.ended = time.time(), procfs.clock()
+        if self.after is not None and self.after.child is not None and pid == self.after.child.pid:
+            self.after.child.returncode = code
 
     def advance(self) -> None:
         """Carry a requested end, or the clean-up after the end, one step on."""
         if self.is_cleaning:
-            if self.clean_up.advance():
+            if not self._runs_after() and self.clean_up.advance() and not self._starts_after():
                 self._finish()
         elif self.child is not None and self.child.returncode is None:
             self.request.advance(self.child.pid)
@@ -229,6 +236,8 @@ class ProcessWatch:
         """
         if number in self.warning_signals:
             self.warned = lean.signal_name(number)
+        elif self.after is not None:
+            self.after.on_stop()
         elif self.is_cleaning or self.code is not None:
             self.clean_up.deadline = min(self.clean_up.deadline, time.time() + self.request.grace_s())
         elif number in ENDING:
@@ -268,6 +277,29 @@ class ProcessWatch:
             # Written first, in case the supervisor is killed during the clean-up.
             self._write_exit(is_cleaning=True)
         self.advance()
+
+    def _starts_after(self) -> bool:
+        """Start `--after`, if this process is the last one of the node; return whether it has begun."""
+        is_last = all(each.code is not None for each in self.siblings)
+        if self.after is not None or not self.child_env or self.error or not is_last:
+            return False
+        from torchfab.remote.job.after_hook import AfterHook  # imported here: few jobs have one
+
+        self._write_exit(is_cleaning=True)
+        self.after = AfterHook(self.folder, self.spec, self.child_env)
+        if self.request.signal:
+            self.after.on_stop()
+        self.after.start(self.containment)
+        return True
+
+    def _runs_after(self) -> bool:
+        """Return whether `--after` runs; what it has left when it ends is killed."""
+        if self.after is None or not self.child_env:
+            return False
+        if self.after.has_ended():
+            self.child_env = {}
+            self.clean_up.deadline = time.time()
+        return bool(self.child_env)
 
     def _find_children(self) -> list[int]:
         """Return the children of the supervisor that come from this process."""
