@@ -9,7 +9,7 @@ import os
 import time
 
 from torchfab.remote import files, lean, procfs
-from torchfab.remote.job import child, leftovers, log_files
+from torchfab.remote.job import child, exit_record, leftovers, log_files
 from torchfab.remote.job.clean_up import CleanUp, signal_all
 from torchfab.remote.job.console import Window
 from torchfab.remote.job.containment import Containment
@@ -236,10 +236,9 @@ class ProcessWatch:
         """
         if number in self.warning_signals:
             self.warned = lean.signal_name(number)
-        elif self.after is not None:
-            self.after.on_stop()
         elif self.is_cleaning or self.code is not None:
-            self.clean_up.deadline = min(self.clean_up.deadline, time.time() + self.request.grace_s())
+            if number in ENDING:
+                self._hasten()
         elif number in ENDING:
             self.request.request(number)
             if self.child is not None:
@@ -247,6 +246,12 @@ class ProcessWatch:
         elif self.child is not None:
             # A launcher would be ended by a signal that its ranks handle.
             signal_all(self.ranks.running() or [self.child.pid], number)
+
+    def _hasten(self) -> None:
+        if self.after is not None:
+            self.after.on_stop()
+        else:
+            self.clean_up.deadline = min(self.clean_up.deadline, time.time() + self.request.grace_s())
 
     def report_error(self, error: Exception) -> None:
         """Write an unexpected error of the supervisor into a file in the process's folder, each kind once.
@@ -341,53 +346,11 @@ class ProcessWatch:
         self.window.show(logs, self.ranks.ranks)
 
     def _write_exit(self, **more: Any) -> None:
-        record = exit_record(self, **more)
+        record = exit_record.compose(self, **more)
         try:
             files.write_json(self.path(files.EXIT), record)
         except OSError as error:  # a full disk: only the window and the exit code can still report it
             self.window.write(f"torchfab: cannot write {self.path(files.EXIT)}: {error}\n".encode())
-
-
-def exit_record(
-    watch: ProcessWatch, is_cleaning: bool = False, cleared: dict[str, int] | None = None
-) -> dict[str, Any]:
-    """Return the record of the end of a process.
-
-    Parameters
-    ----------
-    watch : ProcessWatch
-        The process.
-    is_cleaning : bool
-        Whether something is left of it. Default False.
-    cleared : dict of str to int, optional
-        What was removed outside the job's folder. Default: nothing.
-
-    Returns
-    -------
-    dict
-        The content of `exit.json`.
-    """
-    code = watch.child.returncode if watch.child is not None and not watch.error else None
-    oom_kills = (procfs.oom_kills() or 0) - watch.oom_kills
-    record: dict[str, Any] = {
-        "code": code,
-        "signal": lean.signal_name(-code) if code is not None and code < 0 else None,
-        "time": watch.ended[0] if watch.ended else time.time(),
-        "asked": watch.request.signal,
-        "warned": watch.warned,
-        "killed": list(watch.clean_up.killed.values()),
-    }
-    optional = {
-        "error": watch.error,
-        "cleaning": is_cleaning,
-        "oom_kills": oom_kills,
-        "rank_ends": watch.request.rank_ends(watch.clean_up.killed) if watch.request.signal else None,
-        "clock": watch.ended[1] if watch.ended else None,
-        "cleared": cleared if any((cleared or {}).values()) else None,
-        "foreign": watch.clean_up.foreign,
-    }
-    record.update((name, value) for name, value in optional.items() if value)
-    return record if watch.error or is_cleaning else {**record, "left": watch.clean_up.left}
 
 
 def _session_of(pid: int) -> int:
