@@ -180,5 +180,5 @@ def test_commands_on_a_local_job_load_no_ssh_and_no_doctor() -> None:
     loaded = modules_after(
         code + "torchfab.transport.ssh.NodeGroup([Node(0, 'localhost')], types.SimpleNamespace(fanout=4))"
     )
-    ours = {"torchfab.transport.ssh.connect", "torchfab.launch.launch", "torchfab.doctor"}
+    ours = {"torchfab.transport.ssh.connect", "torchfab.launching.launch", "torchfab.doctor"}
     assert not loaded & {*ours, "ClusterShell", "rich", "kubernetes", "torch"}

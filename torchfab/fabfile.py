@@ -38,7 +38,7 @@ from torchfab.core.flag_values import NumberOr, Seconds, WholeNumber, flag
 from torchfab.launchers import BatchLauncher, Launcher, colossalai, deepspeed, kubernetes, mpi, per_gpu, per_node, slurm
 
 if TYPE_CHECKING:
-    from torchfab.launch.context import CommandContext
+    from torchfab.launching.context import CommandContext
 
 excepthook.install()
 program.adopt()
@@ -370,7 +370,7 @@ def _fab(c: TaskContext) -> tuple[str, ...]:
 
 
 def _context(c: TaskContext) -> CommandContext:
-    from torchfab.launch.context import command_context
+    from torchfab.launching.context import command_context
 
     return command_context(c, c.command_line.project)
 

@@ -14,7 +14,7 @@ from torchfab.commands.jobs import show_jobs
 from torchfab.commands.logs import log_request
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.errors import UsageError
-from torchfab.launch.context import CommandContext
+from torchfab.launching.context import CommandContext
 from torchfab.launchers import per_node
 
 

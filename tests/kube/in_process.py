@@ -18,8 +18,8 @@ from torchfab.commands import job_lookup, logs, status, stop
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.errors import TorchfabError
 from torchfab.core.flag_values import parse
-from torchfab.launch import submit
-from torchfab.launch.context import CommandContext
+from torchfab.launching import submit
+from torchfab.launching.context import CommandContext
 from torchfab.launchers import kubernetes
 from torchfab.records import Record
 from torchfab.runtimes.kubernetes import log_stream, runtime

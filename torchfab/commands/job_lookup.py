@@ -6,7 +6,7 @@ import logging
 from dataclasses import replace
 
 from torchfab.core.console import write_err
-from torchfab.launch.context import CommandContext
+from torchfab.launching.context import CommandContext
 from torchfab.records import Record
 
 _log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from torchfab.core.console import write_err, write_out
 from torchfab.core.errors import HostsFailedError, TorchfabError, UsageError
 from torchfab.core.format import align_columns, plural
 from torchfab.core.log_lines import strip_controls
-from torchfab.launch.context import CommandContext
+from torchfab.launching.context import CommandContext
 from torchfab.records import Record
 from torchfab.supervise import history, lease
 from torchfab.transport.fanout import fan_out

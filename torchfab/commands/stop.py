@@ -17,8 +17,8 @@ from torchfab.core.console import fold_reasons, write_err, write_out
 from torchfab.core.errors import HostsFailedError, TorchfabError, UsageError
 from torchfab.core.format import format_bytes
 from torchfab.core.status import JobStatus
-from torchfab.launch.context import CommandContext
-from torchfab.launch.interrupts import STOP_SIGNAL
+from torchfab.launching.context import CommandContext
+from torchfab.launching.interrupts import STOP_SIGNAL
 from torchfab.records import Record, Records
 from torchfab.supervise import history, lease, orphans
 

@@ -17,8 +17,8 @@ from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.console import write_out
 from torchfab.core.errors import TorchfabError, UsageError
 from torchfab.core.specs import Node
-from torchfab.launch.context import CommandContext
-from torchfab.launch.hosts import read_nodes
+from torchfab.launching.context import CommandContext
+from torchfab.launching.hosts import read_nodes
 from torchfab.monitoring import host_load
 from torchfab.monitoring.host_load import HostLoad, Snapshot
 from torchfab.records import Record

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from torchfab.launch.interrupts import STOP_SIGNAL, DeferInterrupts, InterruptibleOnce, StopOnSignal
+from torchfab.launching.interrupts import STOP_SIGNAL, DeferInterrupts, InterruptibleOnce, StopOnSignal
 
 BOTH = (signal.SIGINT, STOP_SIGNAL)
 
