@@ -16,9 +16,9 @@ from tests.factories import make_facts, make_job, make_node_facts, make_nodes
 from torchfab.cli.flags import LaunchFlags
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.errors import Interrupted
+from torchfab.launchers import per_node
 from torchfab.launching import launch
 from torchfab.launching.context import CommandContext
-from torchfab.launchers import per_node
 from torchfab.records import Record
 from torchfab.records.launch_request import LaunchRequest
 from torchfab.runtimes import tmux
