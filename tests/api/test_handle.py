@@ -28,6 +28,7 @@ from torchfab.core.errors import (
 from torchfab.core.events import BacklogRead, ContactLost, Event, Lines, NodeEnded, Tick
 from torchfab.core.status import JobStatus
 from torchfab.launchers import per_node
+from torchfab.records import Record
 from torchfab.runtimes import StopReport, tmux
 from torchfab.supervise import lease
 from torchfab.why.evidence import Evidence, NodeEvidence
@@ -119,7 +120,7 @@ def test_a_job_that_does_not_end_in_time_goes_on(job: Job, monkeypatch: pytest.M
 
 
 def test_logs_are_typed_lines_in_the_order_of_time(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = (
+    lines: tuple[Event, ...] = (
         Lines(NODES[0], [[0, 1.0, "start"], [0, 3.0, "step 2"], ["agent", 4.0, "end"]]),
         Lines(NODES[1], [[1, 1.0, "start"], [1, 2.0, "step 1"]]),
         *map(BacklogRead, NODES),
@@ -164,7 +165,12 @@ def test_why_is_a_value_and_the_text_of_the_command(job: Job, monkeypatch: pytes
 
 def stops(monkeypatch: pytest.MonkeyPatch, *reports: StopReport) -> list[float]:
     graces: list[float] = []
-    monkeypatch.setattr(tmux, "stop", lambda _record, grace_s: graces.append(grace_s) or reports)
+
+    def stop(_record: Record, grace_s: float) -> tuple[StopReport, ...]:
+        graces.append(grace_s)
+        return reports
+
+    monkeypatch.setattr(tmux, "stop", stop)
     return graces
 
 
