@@ -6,6 +6,8 @@ import copy
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -31,7 +33,7 @@ from torchfab.core.errors import HostError
 from torchfab.core.specs import Node
 from torchfab.doctor import collect, consistency, launch_warnings, render
 from torchfab.doctor.model import CheckRequirements, Clock, NodeReport, Report
-from torchfab.launch.launch import describe_setups
+from torchfab.launching.launch import describe_setups
 from torchfab.monitoring import host_load
 from torchfab.records import Record
 from torchfab.runtimes import tmux, tmux_logs, tmux_stacks
@@ -529,3 +531,40 @@ def test_the_problems_of_a_node_are_a_short_nonempty_error(problems: list[dict[s
     assert len(error.message.split("\n  fix: ")) <= 51
     if problems and all(each["what"].isprintable() and each["what"] for each in problems):
         assert isinstance(error, NodeError)
+
+
+# Eight threads decode an answer with a type of 30 structs that none has decoded before, five times.
+_THREADS_DECODE = """
+import json, sys, threading
+import msgspec
+from torchfab.transport import messages
+
+sys.setswitchinterval(1e-6)
+ANSWER = json.dumps({f"f{n}": {"a": {"x": 1}, "b": ["y"], "c": 3} for n in range(30)}).encode()
+FIELDS = [("a", dict[str, int], {}), ("b", list[str], []), ("c", int | None, None)]
+
+def decode(kind, barrier, decoded):
+    barrier.wait()
+    decoded.append(messages.decode(ANSWER, kind))
+
+for _ in range(5):
+    parts = [(f"f{n}", msgspec.defstruct(f"Part{n}", FIELDS)) for n in range(30)]
+    kind, barrier, decoded = msgspec.defstruct("Answer", parts), threading.Barrier(8), []
+    threads = [threading.Thread(target=decode, args=(kind, barrier, decoded)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(decoded) == 8 and all(each.f29.c == 3 for each in decoded)
+"""
+
+
+def test_threads_that_decode_a_new_type_at_once_do_not_crash() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _THREADS_DECODE],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
