@@ -239,12 +239,12 @@ def test_another_program_is_no_interpreter(make: Make, python: str) -> None:
     ],
 )
 def test_a_configuration_of_accelerate_that_starts_ranks_is_a_problem(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, is_problem: bool
+    tmp_path: Path, text: str, is_problem: bool
 ) -> None:
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
-    assert checks.check_accelerate_config() == []
+    environ = {"HF_HOME": str(tmp_path)}
+    assert checks.check_accelerate_config(environ) == []
     (tmp_path / "accelerate").mkdir()
     (tmp_path / "accelerate" / "default_config.yaml").write_text(text)
-    found = checks.check_accelerate_config()
+    found = checks.check_accelerate_config(environ)
     assert bool(found) is is_problem
     assert all("fab import" in each["fix"] for each in found)

@@ -298,15 +298,20 @@ def check_program(request: dict[str, Any], environ: Mapping[str, str]) -> list[d
     return [problem(what, fix)]
 
 
-def check_accelerate_config() -> list[dict[str, str]]:
+def check_accelerate_config(environ: Mapping[str, str]) -> list[dict[str, str]]:
     """Check that this user's configuration of accelerate does not make every rank start ranks of its own.
+
+    Parameters
+    ----------
+    environ : mapping of str to str
+        The environment, which may say where it lies.
 
     Returns
     -------
     list of dict
         The problems: at most one.
     """
-    cache = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    cache = environ.get("HF_HOME") or os.path.join(environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
     path = os.path.join(os.path.expanduser(cache), "accelerate", "default_config.yaml")
     try:
         with open(path, errors="replace") as file:

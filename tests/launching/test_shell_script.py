@@ -8,7 +8,7 @@ import pytest
 
 from tests.hostile import texts
 from tests.support import fuzzed
-from torchfab.launch import shell_script
+from torchfab.launching import shell_script
 
 
 @pytest.mark.parametrize(
