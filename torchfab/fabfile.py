@@ -26,6 +26,7 @@ from torchfab.cli.flags import (
     LaunchFlags,
     NetworkFlags,
     PodFlags,
+    SignalTask,
     SyncFlags,
     TrustFlags,
     file_task,
@@ -254,6 +255,20 @@ def supervise(
 
     ctx, overrides = _context(c), SuperviseFlags(restarts, stall, backoff, notify)
     return supervise_existing(job_lookup.find(job, ctx), overrides, follow, tmux, ctx, _fab(c))
+
+
+@job_task(
+    SignalTask,
+    signal=flag("", "USR1, USR2, HUP, CONT, URG or WINCH; TERM and KILL: fab stop."),
+    rank=flag("", "Only these ranks: 0,2-5."),
+)
+def signal(c: TaskContext, job: str, signal: str, rank: str) -> int:
+    """Send a signal once to each rank of a job: `fab signal gpt2 USR1`; the job may be left out."""
+    from torchfab.commands import job_lookup
+    from torchfab.commands.signal import parse, send_signal
+
+    job, name = parse(job, signal)
+    return send_signal(job_lookup.find(job, _context(c)), name, rank)
 
 
 @job_task(grace=flag(None, "Seconds between SIGTERM and SIGKILL. [as launched; 10]", SECONDS))

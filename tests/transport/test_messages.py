@@ -200,7 +200,7 @@ SLURM = {
     "now": 10.0,
 }
 LINE = [0, 5.0, "step 1"]
-RANK_ENDS = {"ended": 2, "killed": 1, "seconds": 0.4}
+RANK_ENDS = {"ended": 2, "killed": 1, "seconds": 0.4, "unfinished": 1, "writing": ["/x/step-5.part"]}
 STOPPED = {"asked": 1, "killed": ["9 (x)"], "left": [], "seconds": 0.5, "rank_ends": RANK_ENDS}
 FOLDER = Path("/nowhere")
 JOB = Record(
@@ -350,6 +350,21 @@ def use_slurm_stacks(answer: slurm.SlurmStacksAnswer) -> None:
         show_stacks(with_slurm_answer(runtime.stacks, answer, STACKS_REQUEST))
 
 
+SIGNALLED = {"ranks": [{"rank": 0, "pid": 7, "effect": "handled", "sent": True}]}
+
+
+def use_signalled(answer: job.SignalAnswer) -> None:
+    check_shown(*(str(each) for each in tmux.signal_report(NODE, answer).ranks))
+
+
+def use_slurm_signalled(answer: slurm.SlurmSignalAnswer) -> None:
+    fields = msgspec.to_builtins(answer)
+    sent = RecordedChannel(b"".join(frame({**fields, "of": number}) for number in (1, 2)))
+    with mock.patch.object(runtime, "_open", return_value=Session(NODE, sent)):
+        reports = runtime.signal(SLURM_JOB, "SIGUSR1", None)
+    check_shown(*(str(each.ranks) for each in reports), *(str(each.error or "") for each in reports))
+
+
 def use_slurm_lines(answer: slurm.SlurmLogsFrame) -> None:
     list(runtime._JobLogs(SLURM_JOB, LOGS_REQUEST).events(NODE, answer))
 
@@ -370,6 +385,7 @@ CASES: dict[RequestType, Case] = {
     launch.CommitRequest: Case({"started": ["agent"]}, lambda answer: check_shown(answer.started)),
     job.EndRanksRequest: Case({"asked": 2}, lambda answer: check_shown(str(answer.asked))),
     job.StopRequest: Case({**STOPPED, "status": STATUS}, use_stopped),
+    job.SignalRequest: Case(SIGNALLED, use_signalled),
     job.ForgetRequest: Case(NOTHING, repr),
     launch.RollbackRequest: Case(STOPPED, lambda answer: check_shown(answer.left)),
     job.LogsRequest: Case({"lines": [LINE], "offsets": {"/x": 3}, "past": True, "end": STATUS}, use_lines),
@@ -390,6 +406,9 @@ CASES: dict[RequestType, Case] = {
     slurm.SlurmForgetRequest: Case(NOTHING, repr),
     slurm.SlurmStacksRequest: Case(
         {"nodes": [{"rank": 0, "host": "a", "answer": STACKS}], "said": ""}, use_slurm_stacks
+    ),
+    slurm.SlurmSignalRequest: Case(
+        {"nodes": [{"rank": 0, "host": "a", "answer": SIGNALLED}], "said": ""}, use_slurm_signalled
     ),
     slurm.SlurmLogsRequest: Case(
         {"node": 0, "lines": [LINE], "offsets": {}, "seen": SLURM, "past": True}, use_slurm_lines

@@ -46,6 +46,10 @@ class StopReport:
         Number of ranks that ended by themselves, and of those that were killed after the grace period.
     ranks_s : float
         How long the slowest rank that ended by itself took, in seconds.
+    unfinished_ranks : int
+        Number of killed ranks that still handled the signal.
+    writing : tuple of str
+        The files that those had open for writing.
     proof : str
         By which means it is known that no process is left: "cgroup", "proc", "slurm", "kubernetes"; empty: unknown.
     cleared_files, cleared_bytes, cleared_folders : int
@@ -64,10 +68,55 @@ class StopReport:
     ended_ranks: int = 0
     killed_ranks: int = 0
     ranks_s: float = 0.0
+    unfinished_ranks: int = 0
+    writing: tuple[str, ...] = ()
     proof: str = ""
     cleared_files: int = 0
     cleared_bytes: int = 0
     cleared_folders: int = 0
+
+
+@dataclass(frozen=True)
+class RankSignal:
+    """What a signal does to a rank.
+
+    Parameters
+    ----------
+    rank : int, optional
+        The rank; None if it is not known.
+    effect : {"handled", "ignored", "ends"}
+        "ends": it has no handler, and the signal would end it.
+    sent : bool
+        Whether it was sent.
+    """
+
+    rank: int | None
+    effect: str
+    sent: bool = False
+
+
+@dataclass(frozen=True)
+class SignalReport:
+    """Result of `signal` on one node.
+
+    Parameters
+    ----------
+    node : Node
+        The node.
+    ranks : tuple of RankSignal
+        The selected ranks that run there.
+    error : TorchfabError, optional
+        Why the node returned no result.
+    """
+
+    node: Node
+    ranks: tuple[RankSignal, ...] = ()
+    error: TorchfabError | None = None
+
+    @property
+    def may_send(self) -> bool:
+        """Whether the node has answered, and the signal would end none of its ranks."""
+        return self.error is None and all(each.effect != "ends" for each in self.ranks)
 
 
 class Runtime(Protocol):
@@ -105,6 +154,22 @@ class Runtime(Protocol):
 
     def stop(self, record: Record, grace_s: float, nodes: Sequence[Node] | None = None) -> tuple[StopReport, ...]:
         """End the job on its nodes, or on some: SIGTERM, `grace_s` seconds, SIGKILL; return what was left."""
+
+    def signal(self, record: Record, name: str, ranks: Sequence[int] | None) -> tuple[SignalReport, ...]:
+        """Send a signal once to each running rank; to none if it would end one, or if a node does not answer.
+
+        Parameters
+        ----------
+        name : str
+            Its name: `SIGUSR1`.
+        ranks : sequence of int, optional
+            Which ranks. None: all.
+
+        Raises
+        ------
+        TorchfabError
+            The runtime cannot signal its processes.
+        """
 
     def attach_argv(self, record: Record, node: Node, window: str) -> tuple[str, ...]:
         """Return the command that opens a terminal on a process of the job."""

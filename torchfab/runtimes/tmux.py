@@ -21,7 +21,7 @@ from torchfab.core.inventory import fold
 from torchfab.core.specs import Facts, Job, Node, NodePlan, Plan, Requirements, search_path, session_name
 from torchfab.core.status import CUT_OFF, JobStatus, NodeStatus, State, StatusReport, from_answer
 from torchfab.records import Record
-from torchfab.runtimes import StopReport
+from torchfab.runtimes import RankSignal, SignalReport, StopReport
 from torchfab.runtimes.tmux_attach import attach_argv as attach_argv  # noqa: PLC0414  # part of the runtime
 from torchfab.runtimes.tmux_attach import ssh_argv as ssh_argv  # noqa: PLC0414  # also for other runtimes
 from torchfab.runtimes.tmux_logs import address
@@ -34,6 +34,8 @@ from torchfab.transport.messages.job import (
     EvidenceAnswer,
     EvidenceRequest,
     ForgetRequest,
+    SignalAnswer,
+    SignalRequest,
     StatusRequest,
     StopAnswer,
     StopRequest,
@@ -523,11 +525,65 @@ def _stop_report(record: Record, node: Node, result: Response[StopAnswer] | Torc
         ended_ranks=int(ranks.ended),
         killed_ranks=int(ranks.killed),
         ranks_s=float(ranks.seconds),
+        unfinished_ranks=int(ranks.unfinished),
+        writing=tuple(ranks.writing),
         proof=report.proof,
         cleared_files=int(report.cleared.files),
         cleared_bytes=int(report.cleared.bytes),
         cleared_folders=int(report.cleared.folders),
     )
+
+
+def signal(record: Record, name: str, ranks: Sequence[int] | None) -> tuple[SignalReport, ...]:
+    """Send a signal once to each running rank; to none if it would end one, or if a node does not answer.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+    name : str
+        Its name: `SIGUSR1`.
+    ranks : sequence of int, optional
+        Which ranks. None: all.
+
+    Returns
+    -------
+    tuple of SignalReport
+        One for each node, by rank.
+    """
+    chosen = None if ranks is None else list(ranks)
+    reports: dict[int, SignalReport] = {}
+    with SessionPool(record.nodes, record.settings) as sessions:
+        for send in (False, True):
+            if all(each.may_send for each in reports.values()):
+                request = functools.partial(_signal_request, record, name, chosen, send)
+                for node, result in sessions.request(request, record.settings.answer_timeout_s):
+                    answer = result if isinstance(result, TorchfabError) else result.value
+                    reports[node.rank] = signal_report(node, answer)
+    return tuple(reports[rank] for rank in sorted(reports))
+
+
+def _signal_request(record: Record, name: str, ranks: list[int] | None, send: bool, node: Node) -> SignalRequest:
+    return SignalRequest(**address(record, node), signal=name, ranks=ranks, send=send)
+
+
+def signal_report(node: Node, answer: SignalAnswer | TorchfabError) -> SignalReport:
+    """Return the report of a node that was asked to signal its ranks.
+
+    Parameters
+    ----------
+    node : Node
+        The node.
+    answer : SignalAnswer or TorchfabError
+        What it answered, or why it did not.
+
+    Returns
+    -------
+    SignalReport
+    """
+    if isinstance(answer, TorchfabError):
+        return SignalReport(node, error=answer)
+    return SignalReport(node, tuple(RankSignal(each.rank, each.effect, each.sent) for each in answer.ranks))
 
 
 def forget(record: Record) -> dict[str, TorchfabError]:

@@ -344,6 +344,7 @@ class ProcessSupervisor:
         return all(map(procfs.is_foreign, pids)) and not self.containment.members()
 
     def _kill(self, pids: list[int]) -> None:
+        self.ending.note_unfinished(pids, os.path.dirname(self.folder))
         for pid in pids:
             self.killed.setdefault(pid, procfs.describe(pid))
         _signal_all(pids, signal.SIGKILL)
@@ -367,7 +368,14 @@ class ProcessSupervisor:
         killed = [rank for rank in ranks if rank["pid"] in self.killed]
         ended = [rank["ended"] for rank in ranks if rank not in killed and rank["ended"]]
         seconds = max(0.0, max(ended, default=self.end_requested) - self.end_requested)
-        return {"ended": len(ranks) - len(killed), "killed": len(killed), "seconds": seconds}
+        unfinished = [self.ending.unfinished.get((rank["pid"], rank["start_time"])) for rank in killed]
+        return {
+            "ended": len(ranks) - len(killed),
+            "killed": len(killed),
+            "seconds": seconds,
+            "unfinished": sum(each is not None for each in unfinished),
+            "writing": [path for each in unfinished for path in each or []],
+        }
 
     def _write_exit(self, code: int | None, **more: Any) -> None:
         signal_name = signal.Signals(-code).name if code is not None and code < 0 else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Generic, TypeAlias
+from typing import Any, Generic, Literal, TypeAlias
 
 from msgspec import Struct
 
@@ -66,6 +66,36 @@ class StopRequest(JobRequest[StopAnswer], frozen=True, tag="stop"):
 
     grace_s: float
     ANSWER = StopAnswer
+
+
+class SignalledRank(Struct, frozen=True, kw_only=True):
+    """What a signal does to a rank, and whether it was sent; see `torchfab.remote.job.notices`."""
+
+    rank: Whole | None
+    pid: Whole
+    effect: Literal["handled", "ignored", "ends"]
+    sent: bool
+
+
+class SignalAnswer(Struct, frozen=True, kw_only=True):
+    """The running ranks on the node that were selected."""
+
+    ranks: list[SignalledRank]
+
+
+class SignalRequest(JobRequest[SignalAnswer], frozen=True, tag="signal"):
+    """Signal ranks on a node; see `torchfab.remote.job.notices.signal_ranks`.
+
+    Parameters
+    ----------
+    send : bool
+        False: only report what the signal would do.
+    """
+
+    signal: str
+    ranks: list[int] | None
+    send: bool
+    ANSWER = SignalAnswer
 
 
 class ForgetRequest(JobRequest[Done], frozen=True, tag="forget"):
