@@ -271,6 +271,27 @@ def signal(c: TaskContext, job: str, signal: str, rank: str) -> int:
     return send_signal(job_lookup.find(job, _context(c)), name, rank)
 
 
+@job_task(
+    signal=flag("USR1", "The signal that the script handles by saving: USR1, USR2 or HUP. [USR1]"),
+    dir=flag((), "Folder of the checkpoints; may be given again. [as the script's arguments say, or the usual ones]"),
+    timeout=flag(300.0, "Seconds to wait for the checkpoint. [300]", SECONDS),
+)
+def checkpoint(
+    c: TaskContext,
+    job: str,
+    signal: str,
+    dir: tuple[str, ...],  # noqa: A002  # the flag's name
+    timeout: float,
+) -> int:
+    """Ask a job for a checkpoint without ending it, and wait until that is whole."""
+    from torchfab.commands import job_lookup
+    from torchfab.commands.checkpoint import save_checkpoint
+    from torchfab.commands.signal import notice
+
+    name = notice(signal, job)
+    return save_checkpoint(job_lookup.find(job, _context(c)), name, dir, timeout)
+
+
 @job_task(grace=flag(None, "Seconds between SIGTERM and SIGKILL. [as launched; 10]", SECONDS))
 def stop(c: TaskContext, job: str, grace: float | None) -> int:
     """Stop a job on all its nodes, and verify that no process of it is left."""

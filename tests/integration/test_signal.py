@@ -1,4 +1,4 @@
-"""Notices to the ranks of a running job: `fab signal`."""
+"""Notices to the ranks of a running job: `fab signal` and `fab checkpoint`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import re
 from pathlib import Path
 
 from tests.integration import launcher_contract
-from tests.integration.fab import Fab, eventually
-from tests.integration.jobs import ok
+from tests.integration.fab import BIGRAM, Fab, eventually
+from tests.integration.jobs import ok, status_of
+from tests.integration.launcher_contract import SMALL
+from tests.integration.test_graceful_end import PLAIN
 
 # Two loaders per rank; every process that gets SIGUSR1 says so.
 NOTED = """
@@ -53,3 +55,45 @@ def found(out: Path) -> list[tuple[str, int]]:
     """Return which processes got how many notices: by rank."""
     paths = list(out.glob("*-*"))
     return [(path.name.partition("-")[0], len(path.read_text().splitlines())) for path in paths]
+
+
+def test_a_checkpoint_is_asked_for_and_whole(fab: Fab) -> None:
+    fab.take(*BIGRAM)
+    training = (
+        *SMALL,
+        str(fab.workdir / "cache"),
+        "--max-steps",
+        "100000",
+        "--experiment-name",
+        "asked",
+        "--ckpt-freq",
+        "0",
+    )
+    task = ("launch-per-node", "--hostfile", str(fab.cluster.hostfile), "--nproc-per-node", "1")
+    ok(fab(*task, "--name", "asked", "--env", "PAUSE_S=0.2", "--", "bigram.py", *training))
+    assert eventually(lambda: " step=2/" in fab("logs", "asked").stdout, 150), fab("logs", "asked")
+    saved = ok(fab("checkpoint", "asked", timeout_s=90))
+    match = re.fullmatch(
+        r"checkpoint of step (\d+) on node1: (runs/asked/checkpoints/step-0*\1\.pt), .* after \d+\.\d s\n", saved.stdout
+    )
+    assert match, saved
+    assert (fab.workdir / match[2]).exists(), saved
+    assert [path.name for path in (fab.workdir / match[2]).parent.glob("*.part")] == []
+    assert status_of(fab, "asked")["state"] == "running"
+    ok(fab("stop", "asked"))
+
+
+def test_a_script_without_a_handler_is_not_ended_by_a_checkpoint(fab: Fab) -> None:
+    fab.write("plain.py", PLAIN)
+    out = launcher_contract.out_dir(fab, "runs")
+    task = ("launch-per-node", "--hostfile", str(fab.cluster.hostfile), "--nproc-per-node", "1")
+    ok(fab(*task, "--name", "plain", "--", "plain.py", str(out)))
+    assert eventually(lambda: len(list(out.glob("*.ready"))) == 2, 150), fab("logs", "plain")
+    unknown = fab("checkpoint", "plain")
+    assert (unknown.rc, "fab checkpoint plain --dir FOLDER" in unknown.stderr) == (2, True), unknown
+    refused = fab("checkpoint", "plain", "--dir", str(out))
+    assert (refused.rc, "ranks 0-1 of job plain have no handler of SIGUSR1" in refused.stderr) == (2, True), refused
+    ignored = fab("checkpoint", "plain", "--dir", str(out), "--signal", "CONT")
+    assert (ignored.rc, "every rank of job plain ignores SIGCONT" in ignored.stderr) == (2, True), ignored
+    assert status_of(fab, "plain")["state"] == "running"
+    ok(fab("stop", "plain"))

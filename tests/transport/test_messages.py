@@ -27,7 +27,7 @@ from torchfab.core.errors import HostError
 from torchfab.core.specs import Node
 from torchfab.doctor import collect, consistency, launch_warnings, render
 from torchfab.doctor.model import CheckRequirements, Clock, NodeReport, Report
-from torchfab.monitoring import host_load
+from torchfab.monitoring import checkpoint_save, host_load
 from torchfab.records import Record
 from torchfab.runtimes import tmux, tmux_logs, tmux_stacks
 from torchfab.runtimes.slurm import runtime
@@ -365,6 +365,19 @@ def use_slurm_signalled(answer: slurm.SlurmSignalAnswer) -> None:
     check_shown(*(str(each.ranks) for each in reports), *(str(each.error or "") for each in reports))
 
 
+CHECKPOINT_FILE = {"path": "/x/runs/step-5.pt", "root": "/x/runs", "size": 10, "changed": 6.0, "whole": True}
+CHECKPOINT = {"cwd": "/x", "running": 2, "step": 5, "clocks": {"/x/runs": 5.0}, "busy": ["1:2"]}
+
+
+def use_checkpoint(answer: job.CheckpointAnswer) -> None:
+    save = checkpoint_save.CheckpointSave({NODE: answer})
+    assert set(save.requests) <= {NODE.rank}
+    save.feed({NODE: answer}, 0.0)
+    check_shown(*(str(each) for each in save.files), *save.folders)
+    if save.files:
+        check_shown(checkpoint_save.describe(save.files, save.logged_step))
+
+
 def use_slurm_lines(answer: slurm.SlurmLogsFrame) -> None:
     list(runtime._JobLogs(SLURM_JOB, LOGS_REQUEST).events(NODE, answer))
 
@@ -386,6 +399,7 @@ CASES: dict[RequestType, Case] = {
     job.EndRanksRequest: Case({"asked": 2}, lambda answer: check_shown(str(answer.asked))),
     job.StopRequest: Case({**STOPPED, "status": STATUS}, use_stopped),
     job.SignalRequest: Case(SIGNALLED, use_signalled),
+    job.CheckpointRequest: Case({**CHECKPOINT, "files": [CHECKPOINT_FILE]}, use_checkpoint),
     job.ForgetRequest: Case(NOTHING, repr),
     launch.RollbackRequest: Case(STOPPED, lambda answer: check_shown(answer.left)),
     job.LogsRequest: Case({"lines": [LINE], "offsets": {"/x": 3}, "past": True, "end": STATUS}, use_lines),
@@ -410,6 +424,7 @@ CASES: dict[RequestType, Case] = {
     slurm.SlurmSignalRequest: Case(
         {"nodes": [{"rank": 0, "host": "a", "answer": SIGNALLED}], "said": ""}, use_slurm_signalled
     ),
+    slurm.SlurmCheckpointRequest: Case({**CHECKPOINT, "files": [CHECKPOINT_FILE]}, use_checkpoint),
     slurm.SlurmLogsRequest: Case(
         {"node": 0, "lines": [LINE], "offsets": {}, "seen": SLURM, "past": True}, use_slurm_lines
     ),

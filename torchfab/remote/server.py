@@ -43,6 +43,8 @@ ANSWERS = {
     "evidence": ("job.evidence", "handle"),
     "stacks": ("stacks.dump", "handle"),
     "signal": ("job.notices", "handle"),
+    "checkpoint": ("job.checkpoint_files", "handle"),
+    "slurm_checkpoint": ("slurm.job", "look_for_checkpoint"),
     "slurm_status": ("slurm.job", "status"),
     "slurm_evidence": ("slurm.evidence", "handle"),
     "slurm_stop": ("slurm.job", "stop"),

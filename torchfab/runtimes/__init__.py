@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torchfab.core.specs import Submission
     from torchfab.records import Record
     from torchfab.stacks.model import StackDump
+    from torchfab.transport.messages.job import CheckpointAnswer
     from torchfab.why.evidence import Evidence
 
 
@@ -119,6 +120,22 @@ class SignalReport:
         return self.error is None and all(each.effect != "ends" for each in self.ranks)
 
 
+class CheckpointWatch(Protocol):
+    """Open connections to the hosts that see the files of a job's checkpoints."""
+
+    def look(self, requests: Mapping[int, Mapping[str, Any]]) -> Mapping[Node, CheckpointAnswer | TorchfabError]:
+        """Return what has changed on each host.
+
+        Parameters
+        ----------
+        requests : Mapping of int to Mapping
+            `folders`, `since`, `busy` by node rank, as `torchfab.remote.job.checkpoint_files.look` takes them.
+        """
+
+    def close(self) -> None:
+        """Close the connections."""
+
+
 class Runtime(Protocol):
     """What every command can do with a job, whichever runtime it lives in."""
 
@@ -169,6 +186,15 @@ class Runtime(Protocol):
         ------
         TorchfabError
             The runtime cannot signal its processes.
+        """
+
+    def watch_checkpoints(self, record: Record) -> CheckpointWatch:
+        """Return a watch of the files of the job's checkpoints; the caller closes it.
+
+        Raises
+        ------
+        TorchfabError
+            The runtime cannot look into the job's files.
         """
 
     def attach_argv(self, record: Record, node: Node, window: str) -> tuple[str, ...]:

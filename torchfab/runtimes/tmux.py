@@ -21,7 +21,7 @@ from torchfab.core.inventory import fold
 from torchfab.core.specs import Facts, Job, Node, NodePlan, Plan, Requirements, search_path, session_name
 from torchfab.core.status import CUT_OFF, JobStatus, NodeStatus, State, StatusReport, from_answer
 from torchfab.records import Record
-from torchfab.runtimes import RankSignal, SignalReport, StopReport
+from torchfab.runtimes import CheckpointWatch, RankSignal, SignalReport, StopReport
 from torchfab.runtimes.tmux_attach import attach_argv as attach_argv  # noqa: PLC0414  # part of the runtime
 from torchfab.runtimes.tmux_attach import ssh_argv as ssh_argv  # noqa: PLC0414  # also for other runtimes
 from torchfab.runtimes.tmux_logs import address
@@ -30,6 +30,8 @@ from torchfab.runtimes.tmux_stacks import stacks as stacks  # noqa: PLC0414  # p
 from torchfab.transport.fanout import fan_out
 from torchfab.transport.messages import launch
 from torchfab.transport.messages.job import (
+    CheckpointAnswer,
+    CheckpointRequest,
     EndRanksRequest,
     EvidenceAnswer,
     EvidenceRequest,
@@ -584,6 +586,39 @@ def signal_report(node: Node, answer: SignalAnswer | TorchfabError) -> SignalRep
     if isinstance(answer, TorchfabError):
         return SignalReport(node, error=answer)
     return SignalReport(node, tuple(RankSignal(each.rank, each.effect, each.sent) for each in answer.ranks))
+
+
+class _CheckpointWatch:
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        self.sessions = SessionPool(record.nodes, record.settings)
+
+    def look(self, requests: Mapping[int, Mapping[str, Any]]) -> dict[Node, CheckpointAnswer | TorchfabError]:
+        def request(node: Node) -> CheckpointRequest:
+            return CheckpointRequest(**address(self.record, node), **requests[node.rank])
+
+        nodes = [node for node in self.record.nodes if node.rank in requests]
+        found = self.sessions.request(request, self.record.settings.answer_timeout_s, nodes)
+        return {node: each.value if isinstance(each, Response) else each for node, each in found}
+
+    def close(self) -> None:
+        self.sessions.close()
+
+
+def watch_checkpoints(record: Record) -> CheckpointWatch:
+    """Return a watch of the files of the job's checkpoints on all its nodes.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+
+    Returns
+    -------
+    CheckpointWatch
+        The caller closes it.
+    """
+    return _CheckpointWatch(record)
 
 
 def forget(record: Record) -> dict[str, TorchfabError]:

@@ -21,7 +21,7 @@ from torchfab.core.status import JobStatus, NodeStatus, State, Verdict
 from torchfab.launchers.manifest.objects import CONTAINER, ID_LABEL, build_metadata
 from torchfab.launchers.manifest.yaml_text import from_yaml
 from torchfab.records import Record
-from torchfab.runtimes import SignalReport, StopReport
+from torchfab.runtimes import CheckpointWatch, SignalReport, StopReport
 from torchfab.runtimes.kubernetes import archive, redaction
 from torchfab.runtimes.kubernetes.client import Cluster, ClusterError, ClusterScope, detect_scope
 from torchfab.runtimes.kubernetes.evidence import collect
@@ -422,6 +422,27 @@ def signal(record: Record, name: str, ranks: Sequence[int] | None) -> tuple[Sign
     program = _SIGNAL_CHILDREN.format(number=int(signals.Signals[name]))
     command = shlex.join((*kubectl_exec, "python", "-c", program))
     raise TorchfabError(f"fab cannot send {name} to the ranks in pods", f"pod by pod ({len(pods)}): {command}")
+
+
+def watch_checkpoints(record: Record) -> CheckpointWatch:
+    """Raise TorchfabError: the files of pods cannot be seen from here.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+
+    Returns
+    -------
+    CheckpointWatch
+        Never.
+
+    Raises
+    ------
+    TorchfabError
+        Always.
+    """
+    raise TorchfabError("fab cannot see the files of pods", f"fab signal {record.name} USR1 says how to ask for a save")
 
 
 # ---- attach

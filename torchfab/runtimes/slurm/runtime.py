@@ -20,14 +20,16 @@ from torchfab.core.events import BacklogRead, ContactLost, Event, EventStream, L
 from torchfab.core.specs import Node, Submission
 from torchfab.core.status import JobStatus, State, Verdict
 from torchfab.records import Record
-from torchfab.runtimes import SignalReport, StopReport
+from torchfab.runtimes import CheckpointWatch, SignalReport, StopReport
 from torchfab.runtimes.slurm import state
 from torchfab.runtimes.tmux import signal_report
 from torchfab.runtimes.tmux_stacks import program_for
 from torchfab.stacks.model import StackDump, from_answer
 from torchfab.transport.messages import AnswerType, Request
+from torchfab.transport.messages.job import CheckpointAnswer
 from torchfab.transport.messages.launch import CommitRequest
 from torchfab.transport.messages.slurm import (
+    SlurmCheckpointRequest,
     SlurmEvidenceRequest,
     SlurmForgetRequest,
     SlurmLogsFrame,
@@ -368,6 +370,39 @@ def signal(record: Record, name: str, ranks: Sequence[int] | None) -> tuple[Sign
     finally:
         session.close()
     return reports
+
+
+class _CheckpointWatch:
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        self.session = _open(record)
+
+    def look(self, requests: Mapping[int, Mapping[str, Any]]) -> dict[Node, CheckpointAnswer | TorchfabError]:
+        request = SlurmCheckpointRequest(**_address(self.record), **next(iter(requests.values())))
+        login = login_node(self.record)
+        try:
+            return {login: _send(self.record, self.session, request, self.record.settings.answer_timeout_s)}
+        except TorchfabError as error:
+            return {login: error}
+
+    def close(self) -> None:
+        self.session.close()
+
+
+def watch_checkpoints(record: Record) -> CheckpointWatch:
+    """Return a watch of the files of the job's checkpoints, in folders that the login node shares with the nodes.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+
+    Returns
+    -------
+    CheckpointWatch
+        The caller closes it.
+    """
+    return _CheckpointWatch(record)
 
 
 def _no_answer(record: Record, said: str) -> HostError:

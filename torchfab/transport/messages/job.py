@@ -6,7 +6,7 @@ from typing import Any, Generic, Literal, TypeAlias
 
 from msgspec import Struct
 
-from torchfab.core.bounds import Label, Number, Time, Whole
+from torchfab.core.bounds import Count, Label, Number, Time, Whole
 from torchfab.core.status import StatusReport
 from torchfab.transport.messages import AnswerType, Done, Problem, Request
 from torchfab.transport.messages.launch import StopReport
@@ -96,6 +96,36 @@ class SignalRequest(JobRequest[SignalAnswer], frozen=True, tag="signal"):
     ranks: list[int] | None
     send: bool
     ANSWER = SignalAnswer
+
+
+class CheckpointFile(Struct, frozen=True, kw_only=True):
+    """A file that has changed; see `torchfab.remote.job.checkpoint_files.look`."""
+
+    path: str
+    root: str
+    size: Number
+    changed: Time
+    whole: bool
+
+
+class CheckpointAnswer(Struct, frozen=True, kw_only=True):
+    """The changed files of checkpoints on a node; see `torchfab.remote.job.checkpoint_files.look`."""
+
+    cwd: str
+    running: Count
+    step: Whole | None = None
+    clocks: dict[str, Time] = {}
+    busy: list[str] = []
+    files: list[CheckpointFile] = []
+
+
+class CheckpointRequest(JobRequest[CheckpointAnswer], frozen=True, tag="checkpoint"):
+    """Find the changed files of checkpoints; see `torchfab.remote.job.checkpoint_files.look`."""
+
+    folders: list[str]
+    since: dict[str, float]
+    busy: list[str]
+    ANSWER = CheckpointAnswer
 
 
 class ForgetRequest(JobRequest[Done], frozen=True, tag="forget"):

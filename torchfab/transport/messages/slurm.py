@@ -9,7 +9,7 @@ from msgspec import Meta, Struct
 from torchfab.core.bounds import Count, Time, Whole
 from torchfab.core.status import StatusReport
 from torchfab.transport.messages import AnswerType, Done, Problem, Request
-from torchfab.transport.messages.job import JobEvidence, LogLine, SignalAnswer
+from torchfab.transport.messages.job import CheckpointAnswer, JobEvidence, LogLine, SignalAnswer
 from torchfab.transport.messages.launch import StopReport
 from torchfab.transport.messages.stacks import StacksAnswer
 
@@ -178,6 +178,15 @@ class SlurmSignalRequest(SlurmRequest[SlurmSignalAnswer], frozen=True, tag="slur
     ranks: list[int] | None
     send: bool
     ANSWER = SlurmSignalAnswer
+
+
+class SlurmCheckpointRequest(SlurmRequest[CheckpointAnswer], frozen=True, tag="slurm_checkpoint"):
+    """Find the changed files of a Slurm job's checkpoints; the fields are those of `CheckpointRequest`."""
+
+    folders: list[str]
+    since: dict[str, float]
+    busy: list[str]
+    ANSWER = CheckpointAnswer
 
 
 class SlurmLogsFrame(Struct, frozen=True, kw_only=True):
