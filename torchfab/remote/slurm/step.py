@@ -6,21 +6,19 @@ share.
 
 from __future__ import annotations
 
-import importlib
 import os
 import shutil
 import sys
 
 from torchfab.remote import files
+from torchfab.remote.job import notices
 from torchfab.remote.slurm import job
-from torchfab.remote.stacks import pyspy
+from torchfab.remote.stacks import dump, pyspy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-# What handles a request on a node, by its operation: the module and the function.
-_ON_NODE = {"slurm_stacks": ("stacks.dump", "dump_node"), "slurm_signal": ("job.notices", "signal_ranks")}
 _REQUEST = "request.json"
 OVERHEAD_S = 30.0  # for srun to start its tasks
 
@@ -95,7 +93,12 @@ def main() -> int:
     folder = os.path.dirname(os.path.abspath(sys.argv[0]))
     rank = int(os.environ["SLURM_NODEID"])
     request = files.read_json(os.path.join(folder, _REQUEST))
-    module, name = _ON_NODE[request["op"]]
-    handle = getattr(importlib.import_module(f"torchfab.remote.{module}"), name)
-    files.write_json(os.path.join(folder, f"{rank}.json"), handle(job.node_folder(request["folder"], rank), request))
+    found = _handle(job.node_folder(request["folder"], rank), request)
+    files.write_json(os.path.join(folder, f"{rank}.json"), found)
     return 0
+
+
+def _handle(folder: str, request: dict[str, Any]) -> dict[str, Any]:
+    if request["op"] == "slurm_signal":
+        return notices.signal_ranks(folder, request)
+    return dump.dump_node(folder, request)
