@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 
 from torchfab import runtimes
 from torchfab.commands.signal import deliver
-from torchfab.commands.status import ask_status
 from torchfab.core.console import write_err, write_out
 from torchfab.core.errors import HostsFailedError, TorchfabError, UsageError
 from torchfab.core.format import plural
 from torchfab.core.specs import Node
 from torchfab.monitoring.checkpoint_save import CheckpointSave, describe
+from torchfab.monitoring.job_status import ask_status
 from torchfab.records import Record
 from torchfab.runtimes import CheckpointWatch, SignalReport
 from torchfab.transport.messages.job import CheckpointAnswer

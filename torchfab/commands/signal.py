@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torchfab import runtimes
-from torchfab.commands.status import ask_status
 from torchfab.core import inventory
 from torchfab.core.console import write_out
 from torchfab.core.errors import HostsFailedError, TorchfabError, UsageError
 from torchfab.core.format import plural
+from torchfab.monitoring.job_status import ask_status
 from torchfab.records import Record
 from torchfab.runtimes import SignalReport
 
