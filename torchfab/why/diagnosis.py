@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from torchfab.core.format import format_bytes
 from torchfab.core.inventory import fold, fold_ranks
 from torchfab.core.status import JobStatus, NodeStatus, RankStatus, describe_exit_code
 from torchfab.why import causes
@@ -296,6 +297,12 @@ def _job_notes(evidence: Evidence) -> tuple[str, ...]:
     restarts = max((rank.attempt for node in evidence.nodes for rank in node.status.ranks), default=0)
     times = "once" if restarts == 1 else f"{restarts} times"
     found = [f"the batch script said: {line[:300]}" for line in batch]
+    found += [
+        f"{format_bytes(log.unsearched)} of {log.path} on {node.host} were not searched: the time for that was used up"
+        for node in evidence.nodes
+        for log in node.logs
+        if log.unsearched
+    ]
     found += [f"torchrun had restarted its ranks {times} before"] if restarts else []
     for node in evidence.nodes:
         if node.status.left:

@@ -42,17 +42,33 @@ def sent(log: dict[str, Any]) -> str:
     return "".join(part["text"] for part in log["parts"])
 
 
-def test_only_the_end_of_a_10_gigabyte_log_is_read(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evidence, "_SEARCH_S", 0.2)  # the limit on the search of the whole log
+def test_only_the_end_of_a_10_gigabyte_log_is_read(place: Place) -> None:
     place.prepare(["true"])
     path = place.folder / "agent" / files.OUTPUT
     with path.open("wb") as file:
         file.truncate(10 * 1024**3)
         file.seek(0, os.SEEK_END)
         file.write(b"\nthe last words\n")
-    (log,) = evidence.collect(str(place.folder))["logs"]
+    (log,) = evidence.collect(str(place.folder), search_s=0.2)["logs"]
+    assert log["unsearched"] > 0
     assert sent(log) == "the last words\n"  # the line before, of which only the end was read, is dropped
     assert (log["label"], log["size"]) == ("agent", 10 * 1024**3 + 16)
+
+
+def test_a_huge_log_does_not_take_the_time_of_the_others(place: Place) -> None:
+    place.prepare(["true"], rank_logs=RANK_LOGS)
+    with (rank_folder(place, 0, 0) / "stderr.log").open("wb") as file:
+        file.truncate(50 * 1024**3)
+    for local_rank in (1, 2):
+        text = "Traceback (most recent call last)\n" + "x" * 99 * 40_000
+        (rank_folder(place, 0, local_rank) / "stderr.log").write_text(text)
+    logs = evidence.collect(str(place.folder), search_s=0.5)["logs"]
+    assert [(log["label"], log["unsearched"] > 0) for log in logs] == [
+        ("local 0", True),
+        ("local 1", False),
+        ("local 2", False),
+    ]
+    assert all("Traceback" in sent(log) for log in logs[1:])
 
 
 def test_the_logs_of_many_ranks_share_the_size_limit(place: Place) -> None:

@@ -44,13 +44,17 @@ def handle(request: dict[str, Any]) -> dict[str, Any]:
     return {**job_status, "evidence": {**found, **_machine_evidence(folder, job_status, found["logs"])}}
 
 
-def collect(folder: str) -> dict[str, Any]:
+def collect(folder: str, max_bytes: int = _ALL_LOGS_BYTES, search_s: float = _SEARCH_S) -> dict[str, Any]:
     """Return the evidence in a job's folder of one node.
 
     Parameters
     ----------
     folder : str
         The job's folder on that node.
+    max_bytes : int
+        How much to return of all its logs together; each has at least 8 KiB. Default 512 KiB.
+    search_s : float
+        How long to search its logs, in seconds. Default 8.
 
     Returns
     -------
@@ -60,17 +64,29 @@ def collect(folder: str) -> dict[str, Any]:
         ranks or of torchrun.
     """
     names = files.processes(folder)
-    logs = [(name, log, label) for name in names for log, label in _logs_of_last_attempt(os.path.join(folder, name))]
-    share = max(_MIN_LOG_BYTES, min(_MAX_LOG_BYTES, _ALL_LOGS_BYTES // max(1, len(logs))))
-    budget = log_search.Budget(share, time.monotonic() + _SEARCH_S)
-    times = {name: log_files.WriteTimes(os.path.join(folder, name)) for name in names}
     return {
         "ends": {name: _exit_record(os.path.join(folder, name)) for name in names},
-        "logs": [
-            _log_entry(log, label, times[name], budget) for name, log, label in logs if log_files.size(log.full_path)
-        ],
+        "logs": _logs(folder, names, max_bytes, time.monotonic() + search_s),
         "reports": [report for name in names for report in _reports(os.path.join(folder, name))][:_MAX_REPORTS],
     }
+
+
+def _logs(folder: str, names: list[str], max_bytes: int, deadline: float) -> list[dict[str, Any]]:
+    """Return what was found in the logs. The smallest are searched first, and none takes the time of the others."""
+    found = [
+        (log_files.size(log.full_path), name, log, label)
+        for name in names
+        for log, label in _logs_of_last_attempt(os.path.join(folder, name))
+    ]
+    ordered = sorted((each for each in enumerate(found) if each[1][0]), key=lambda each: each[1][0])
+    share = max(_MIN_LOG_BYTES, min(_MAX_LOG_BYTES, max_bytes // max(1, len(ordered))))
+    times = {name: log_files.WriteTimes(os.path.join(folder, name)) for name in names}
+    entries = {}
+    for left, (at, (_, name, log, label)) in zip(range(len(ordered), 0, -1), ordered):
+        now = time.monotonic()
+        budget = log_search.Budget(share, now + max(0.0, deadline - now) / left)
+        entries[at] = _log_entry(log, label, times[name], budget)
+    return [entries[at] for at in sorted(entries)]
 
 
 def _machine_evidence(folder: str, job_status: dict[str, Any], logs: list[dict[str, Any]]) -> dict[str, Any]:

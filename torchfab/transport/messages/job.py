@@ -145,13 +145,17 @@ class LogPart(Struct, frozen=True, kw_only=True):
 
 
 class LogTail(Struct, frozen=True, kw_only=True):
-    """What was found in a log file, and its end: in parts, or as one text without times of its own."""
+    """What was found in a log file, and its end: in parts, or as one text without times of its own.
+
+    `unsearched` is how many bytes were left out for lack of time.
+    """
 
     label: Label
     path: str
     written: Time
     parts: list[LogPart] = []
     text: str = ""
+    unsearched: Whole = 0
 
 
 class ErrorReport(Struct, frozen=True, kw_only=True):
