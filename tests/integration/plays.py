@@ -224,8 +224,8 @@ def check(stage: Stage, play: str, job: str) -> int:
     assert ranks_in_story(why) == set(range(RANKS)), pages
     if stage.is_supervisable:
         supervised = stage.fab("supervise", job, "--restarts", "0", timeout_s=120)
-        told = f"rank {first['rank']} on {first['host']}: {why['cause']['words'][:60]}"
-        assert told in supervised.stderr, (supervised, *pages)
+        expected_words = f"rank {first['rank']} on {first['host']}: {why['cause']['words'][:60]}"
+        assert expected_words in supervised.stderr, (supervised, *pages)
     return int(first["rank"])
 
 

@@ -20,7 +20,7 @@ _LONGEST = 160  # characters
 def with_first_failure(record: Record, job: JobStatus) -> JobStatus:
     """Return the status of a failed job with the first failure that `fab why` names.
 
-    The rank that ended first is often not the one that failed first: it only lost the other one. The logs tell, and
+    The rank that ended first is often not the one that failed first: it only lost the other one. The logs show it, and
     they are asked for only once a job has failed.
 
     Parameters

@@ -155,7 +155,7 @@ def attribute(
     rank : RankEnd
         How it ended.
     reading : Reading
-        What its logs tell.
+        What its logs say.
     others : tuple of NodeEvidence
         The other nodes of the job, which facts are compared with.
 
@@ -208,7 +208,7 @@ def attribute_log(node: NodeEvidence, reading: Reading, others: tuple[NodeEviden
     node : NodeEvidence
         The node that it ran on.
     reading : Reading
-        What its logs tell.
+        What its logs say.
     others : tuple of NodeEvidence
         The other nodes of the job.
 
