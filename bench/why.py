@@ -31,6 +31,8 @@ from launching.hosts import Hosts  # noqa: E402
 from launching.running import Cost, run  # noqa: E402
 from launching.store import Store  # noqa: E402
 
+from torchfab.why.evidence import search_limits  # noqa: E402
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 PAGE = ROOT / "docs" / "reliability.md"
@@ -205,7 +207,8 @@ def node_figures(hosts: Hosts, rounds: int) -> Iterator[dict[str, Any]]:
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     rank, job = int(node.name.partition("-")[2]), node.parent.name
-    request = {"node_dir": str(node.parents[2]), "job_id": job, "node_rank": rank}
+    limits = search_limits(len(hosts.files.hosts), 30)
+    request = {"node_dir": str(node.parents[2]), "job_id": job, "node_rank": rank, **limits}
     yield _node(request)
     yield min((_node(request) for _ in range(rounds)), key=lambda each: float(each["wall_s"]))
 

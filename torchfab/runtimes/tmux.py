@@ -51,7 +51,7 @@ from torchfab.transport.messages.launch import (
 from torchfab.transport.pool import Response, SessionPool, as_error, request_all
 from torchfab.transport.session import Pending, Session
 from torchfab.transport.ssh import NodeConnection, NodeGroup, open_session
-from torchfab.why.evidence import Evidence, NodeEvidence, evidence_from_report, in_rank_order
+from torchfab.why.evidence import Evidence, NodeEvidence, evidence_from_report, in_rank_order, search_limits
 
 NAME = "tmux"
 _ROLLBACK_GRACE_S = 2.0
@@ -453,8 +453,9 @@ def evidence(record: Record) -> Evidence:
     """
     found: dict[int, NodeEvidence] = {}
     timeout_s = record.settings.answer_timeout_s
+    limits = search_limits(len(record.nodes), timeout_s)
     for node, result in request_all(
-        record.nodes, record.settings, lambda node: EvidenceRequest(**address(record, node)), timeout_s
+        record.nodes, record.settings, lambda node: EvidenceRequest(**address(record, node), **limits), timeout_s
     ):
         status_of_node = _node_status(record, node, result)
         if isinstance(result, TorchfabError):

@@ -14,6 +14,8 @@ from torchfab.why.layouts import message_of
 
 Label = int | str
 _NEARLY_FULL_BYTES = 64 * 1024 * 1024
+_MAX_JOB_BYTES, _MIN_NODE_BYTES, _MAX_NODE_BYTES = 16 * 1024 * 1024, 64 * 1024, 512 * 1024
+_SEARCH_S = 8.0
 
 
 @dataclass(frozen=True)
@@ -264,6 +266,25 @@ class Evidence:
         if self.status.verdict and self.status.verdict.state == "unreachable":
             return {"the scheduler": self.status.reason}
         return {each.host: each.status.reason for each in self.nodes if each.status.state == "unreachable"}
+
+
+def search_limits(nodes: int, timeout_s: float) -> dict[str, Any]:
+    """Return what a node may return of its logs, and how long it may search them.
+
+    Parameters
+    ----------
+    nodes : int
+        Nodes of the job: this machine holds what all of them return.
+    timeout_s : float
+        How long this machine waits for the answer, in seconds.
+
+    Returns
+    -------
+    dict
+        `max_bytes` and `search_s` of a request for evidence.
+    """
+    max_bytes = min(_MAX_NODE_BYTES, max(_MIN_NODE_BYTES, _MAX_JOB_BYTES // max(1, nodes)))
+    return {"max_bytes": max_bytes, "search_s": min(_SEARCH_S, timeout_s / 2)}
 
 
 def evidence_from_report(status: NodeStatus, report: Mapping[str, Any]) -> NodeEvidence:

@@ -37,6 +37,11 @@ def error(text: str, stack: str = "") -> dict[str, Any]:
     return {"message": {"message": text, "extraInfo": {"py_callstack": stack, "timestamp": "1"}}}
 
 
+def collected(folder: Path, max_bytes: int = 512 * 1024, search_s: float = 8.0) -> dict[str, Any]:
+    """Return the evidence in a folder."""
+    return evidence.collect(str(folder), max_bytes, search_s)
+
+
 def sent(log: dict[str, Any]) -> str:
     """Return the text of a log that is sent."""
     return "".join(part["text"] for part in log["parts"])
@@ -49,7 +54,7 @@ def test_only_the_end_of_a_10_gigabyte_log_is_read(place: Place) -> None:
         file.truncate(10 * 1024**3)
         file.seek(0, os.SEEK_END)
         file.write(b"\nthe last words\n")
-    (log,) = evidence.collect(str(place.folder), search_s=0.2)["logs"]
+    (log,) = collected(place.folder, search_s=0.2)["logs"]
     assert log["unsearched"] > 0
     assert sent(log) == "the last words\n"  # the line before, of which only the end was read, is dropped
     assert (log["label"], log["size"]) == ("agent", 10 * 1024**3 + 16)
@@ -62,7 +67,7 @@ def test_a_huge_log_does_not_take_the_time_of_the_others(place: Place) -> None:
     for local_rank in (1, 2):
         text = "Traceback (most recent call last)\n" + "x" * 99 * 40_000
         (rank_folder(place, 0, local_rank) / "stderr.log").write_text(text)
-    logs = evidence.collect(str(place.folder), search_s=0.5)["logs"]
+    logs = collected(place.folder, search_s=0.5)["logs"]
     assert [(log["label"], log["unsearched"] > 0) for log in logs] == [
         ("local 0", True),
         ("local 1", False),
@@ -75,7 +80,7 @@ def test_the_logs_of_many_ranks_share_the_size_limit(place: Place) -> None:
     place.prepare(["true"], rank_logs=RANK_LOGS)
     for local_rank in range(64):
         (rank_folder(place, 0, local_rank) / "stderr.log").write_text("x" * 100_000)
-    logs = evidence.collect(str(place.folder))["logs"]
+    logs = collected(place.folder)["logs"]
     assert len(logs) == 64
     assert sum(len(sent(log)) for log in logs) <= 512 * 1024
 
@@ -84,7 +89,7 @@ def test_logs_are_of_the_last_attempt_and_error_files_of_all(place: Place) -> No
     place.prepare(["true"], rank_logs=RANK_LOGS)
     rank_folder(place, 0, 0, error("ValueError: first", "Traceback ..."))
     rank_folder(place, 1, 0, error("ValueError: second"))
-    report = evidence.collect(str(place.folder))
+    report = collected(place.folder)
     assert [sent(log) for log in report["logs"]] == ["attempt 1 of 0\n"]
     assert [(each["attempt"], each["message"]) for each in report["reports"]] == [
         (0, "ValueError: first"),
@@ -99,13 +104,13 @@ def test_logs_are_of_the_last_attempt_and_error_files_of_all(place: Place) -> No
 def test_an_invalid_error_file_is_skipped(place: Place, text: str) -> None:
     place.prepare(["true"], rank_logs=RANK_LOGS)
     rank_folder(place, 0, 0, text)
-    assert evidence.collect(str(place.folder))["reports"] == []
+    assert collected(place.folder)["reports"] == []
 
 
 def test_an_error_file_with_a_plain_text_message_is_reported(place: Place) -> None:
     place.prepare(["true"], rank_logs=RANK_LOGS)
     rank_folder(place, 0, 0, {"message": "it broke"})
-    assert [report["message"] for report in evidence.collect(str(place.folder))["reports"]] == ["it broke"]
+    assert [report["message"] for report in collected(place.folder)["reports"]] == ["it broke"]
 
 
 def test_the_signal_that_ended_a_process_is_reported(place: Place) -> None:
@@ -115,7 +120,7 @@ def test_the_signal_that_ended_a_process_is_reported(place: Place) -> None:
     supervisor.send_signal(signal.SIGHUP)
     os.kill(supervisor.pid, signal.SIGTERM)
     supervisor.wait(60)
-    assert evidence.collect(str(place.folder))["ends"]["agent"]["asked"] in ("SIGHUP", "SIGTERM")
+    assert collected(place.folder)["ends"]["agent"]["asked"] in ("SIGHUP", "SIGTERM")
 
 
 def test_a_halted_process_is_named_and_disks_are_measured(place: Place) -> None:
@@ -133,7 +138,7 @@ def test_a_halted_process_is_named_and_disks_are_measured(place: Place) -> None:
 
 
 def test_a_missing_folder_is_not_an_error(tmp_path: Path) -> None:
-    assert evidence.collect(str(tmp_path / "gone")) == {"ends": {}, "logs": [], "reports": []}
+    assert collected(tmp_path / "gone") == {"ends": {}, "logs": [], "reports": []}
 
 
 # ---- the kernel
@@ -205,7 +210,7 @@ def test_memory_kills_in_the_supervisors_control_group_are_counted(place: Place)
         subprocess.run(["sh", "-c", enter, "sh", *program], check=False, env={"PATH": os.environ["PATH"]}, timeout=60)
         end = place.read(place.folder / "agent", files.EXIT)
         assert (end["code"], end["oom_kills"]) == (-9, 1)
-        assert evidence.collect(str(place.folder))["ends"]["agent"]["oom_kills"] == 1
+        assert collected(place.folder)["ends"]["agent"]["oom_kills"] == 1
     finally:
         wait_for(lambda: removed(group))
 

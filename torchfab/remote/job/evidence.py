@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 # Bytes.
-_MAX_LOG_BYTES, _ALL_LOGS_BYTES, _MIN_LOG_BYTES = 64 * 1024, 512 * 1024, 8 * 1024
-_SEARCH_S = 8.0
+_MAX_LOG_BYTES, _MIN_LOG_BYTES = 64 * 1024, 8 * 1024
 _MAX_REPORT_BYTES = 256 * 1024
 _MAX_REPORTS = 64
 
@@ -29,7 +28,7 @@ def handle(request: dict[str, Any]) -> dict[str, Any]:
     Parameters
     ----------
     request : dict
-        `node_dir`, `job_id`, `node_rank`.
+        `node_dir`, `job_id`, `node_rank`, and what `collect` takes: `max_bytes`, `search_s`.
 
     Returns
     -------
@@ -40,11 +39,11 @@ def handle(request: dict[str, Any]) -> dict[str, Any]:
     """
     folder = files.folder_of(request)
     job_status = status.status(folder, request["job_id"], request["node_rank"])
-    found = collect(folder)
+    found = collect(folder, request["max_bytes"], request["search_s"])
     return {**job_status, "evidence": {**found, **_machine_evidence(folder, job_status, found["logs"])}}
 
 
-def collect(folder: str, max_bytes: int = _ALL_LOGS_BYTES, search_s: float = _SEARCH_S) -> dict[str, Any]:
+def collect(folder: str, max_bytes: int, search_s: float) -> dict[str, Any]:
     """Return the evidence in a job's folder of one node.
 
     Parameters
@@ -52,9 +51,9 @@ def collect(folder: str, max_bytes: int = _ALL_LOGS_BYTES, search_s: float = _SE
     folder : str
         The job's folder on that node.
     max_bytes : int
-        How much to return of all its logs together; each has at least 8 KiB. Default 512 KiB.
+        How much to return of all its logs together; each has at least 8 KiB.
     search_s : float
-        How long to search its logs, in seconds. Default 8.
+        How long to search its logs, in seconds.
 
     Returns
     -------

@@ -12,9 +12,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-# For all nodes together, and for one.
-_SEARCH_S, _MAX_BYTES, _MAX_NODE_BYTES = 16.0, 16 * 1024 * 1024, 512 * 1024
-
 
 def handle(request: dict[str, Any]) -> dict[str, Any]:
     """Return the status of the job and the evidence for its cause.
@@ -22,7 +19,8 @@ def handle(request: dict[str, Any]) -> dict[str, Any]:
     Parameters
     ----------
     request : dict
-        As for `torchfab.remote.slurm.job.status`.
+        As for `torchfab.remote.slurm.job.status`; and `max_bytes`, how much to return of the logs of each node,
+        `search_s`, how long to search those of all nodes, in seconds.
 
     Returns
     -------
@@ -30,19 +28,18 @@ def handle(request: dict[str, Any]) -> dict[str, Any]:
         As `torchfab.remote.slurm.job.status` returns it; `evidence`: for each node as
         `torchfab.remote.job.evidence.collect` returns it; `batch`: the last lines of slurm.log.
     """
-    folder = request["folder"]
     return {
         **job.status(request),
-        "evidence": _by_node(folder, request["nodes"]),
-        "batch": status.tail(os.path.join(folder, job.LOG)),
+        "evidence": _by_node(request),
+        "batch": status.tail(os.path.join(request["folder"], job.LOG)),
     }
 
 
-def _by_node(folder: str, nodes: int) -> list[dict[str, Any]]:
-    """Return the evidence of each node. One host reads them all, so each node has its part of the time and the size."""
-    deadline, found = time.monotonic() + _SEARCH_S, []
+def _by_node(request: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the evidence of each node. One host reads the logs of all, so each node has its part of the time."""
+    deadline, nodes, found = time.monotonic() + request["search_s"], request["nodes"], []
     for rank in range(nodes):
         search_s = max(0.0, deadline - time.monotonic()) / (nodes - rank)
-        max_bytes = min(_MAX_NODE_BYTES, _MAX_BYTES // nodes)
-        found.append(evidence.collect(job.node_folder(folder, rank), max_bytes, search_s))
+        folder = job.node_folder(request["folder"], rank)
+        found.append(evidence.collect(folder, request["max_bytes"], search_s))
     return found

@@ -231,6 +231,16 @@ class EvidenceAnswer(StatusReport, frozen=True, kw_only=True):
 
 
 class EvidenceRequest(JobRequest[EvidenceAnswer], frozen=True, tag="evidence"):
-    """Collect the evidence of why a job ended on a node."""
+    """Collect the evidence of why a job ended on a node.
 
+    Parameters
+    ----------
+    max_bytes : int
+        How much to return of its logs.
+    search_s : float
+        How long to search them, in seconds.
+    """
+
+    max_bytes: int
+    search_s: float
     ANSWER = EvidenceAnswer
