@@ -154,8 +154,14 @@ def bench_launch(context: Context, options: str = "") -> None:
     _succeed(PYTHON, "bench/launch.py", *shlex.split(options))
 
 
+@task(name="bench-why", help={"options": OPTIONS_HELP})
+def bench_why(context: Context, options: str = "") -> None:
+    """Measure `fab why` on jobs with gigabytes of logs, on rehearsal hosts (12 GB of disk)."""
+    _succeed(PYTHON, "bench/why.py", *shlex.split(options))
+
+
 namespace = Collection(
-    test, fuzz, lint, golden, cluster, diagnose, plays, reliability, stress, bench_train, bench_launch
+    *(test, fuzz, lint, golden, cluster, diagnose, plays, reliability, stress, bench_train, bench_launch, bench_why)
 )
 
 
