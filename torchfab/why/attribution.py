@@ -250,6 +250,8 @@ def _confirmed(
             cause = replace(cause, words=f"{cause.words} ({fact})")
     if extra := _known_facts(match, node, others) or _nccl_warning(match, reading):
         cause = replace(cause, words=f"{cause.words}; {extra}")
+    elif "most often" in match.signature.words:  # and no fact of the node confirms it
+        certainty = min(certainty, PROBABLE, key=_rank_of)
     return Attribution(cause, certainty, lines, reading.speaker)
 
 
@@ -354,13 +356,14 @@ def _from_facts(node: NodeEvidence, rank: RankEnd, reading: Reading) -> Attribut
     died = reading.match is not None and reading.match.signature.name == "worker-died"
     child_killed = _CHILD_KILLED.search(reading.member.exception) if reading.member else None
     kill = _kernel_kill(node, text) if code == KILL or died or "Killed" in text else None
+    is_named = kill is not None
     if kill is None and child_killed:
         kill = _recent_kill(node, rank)
     if kill:
         cause = Cause(
             Kind.MEMORY, "host-memory", f"the kernel's OOM killer ended a process of it: {kill.text}", _OOM_FIX
         )
-        return Attribution(cause, PROBABLE if child_killed else CERTAIN, (kill,))
+        return Attribution(cause, CERTAIN if is_named else PROBABLE, (kill,))
     if code == KILL and rank.code != KILL and reading.traceback is None and reading.from_lines is None:
         return _killed_below(node, rank)
     if (sick := _gpu_fault(node, reading)) is not None:

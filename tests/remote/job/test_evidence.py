@@ -156,6 +156,11 @@ def test_any_kernel_log_record_is_parsed(text: str) -> None:
     assert "\n" not in found
 
 
+def test_kernel_messages_after_the_end_of_the_job_are_left_out() -> None:
+    lines: list[list[Any]] = [[when, "x[1]: segfault at 0"] for when in (100.0, 160.0, 161.0)]
+    assert [when for when, _ in kernel_log._kept(lines, 50.0, 160.0)] == [100.0, 160.0]
+
+
 def test_older_and_irrelevant_kernel_messages_are_left_out() -> None:
     lines = [[1.0, "NVRM: Xid 79"], [100.0, "br0: port 1 entered blocking state"], [101.0, "NVRM: Xid 79"]]
     assert kernel_log._kept(lines, 100.0) == [lines[2]]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # Bytes.
 _MAX_LOG_BYTES, _MIN_LOG_BYTES = 64 * 1024, 8 * 1024
+_AFTER_END_S = 60.0  # the kernel may report late; what is later concerns other processes
 _MAX_REPORT_BYTES = 256 * 1024
 _MAX_REPORTS = 64
 
@@ -90,8 +91,10 @@ def _logs(folder: str, names: list[str], max_bytes: int, deadline: float) -> lis
 
 def _machine_evidence(folder: str, job_status: dict[str, Any], logs: list[dict[str, Any]]) -> dict[str, Any]:
     starts = [process["started"] for process in job_status["processes"] if process["started"]]
+    ends = [process["ended"] for process in job_status["processes"]]
+    until = max(ends) + _AFTER_END_S if ends and all(ends) else float("inf")
     return {
-        "kernel": kernel_log.read_since(min(starts, default=time.time())),
+        "kernel": kernel_log.read_since(min(starts, default=time.time()), until),
         "disks": disks.of_job(
             folder, _workdirs(folder), "\n".join(part["text"] for log in logs for part in log["parts"])
         ),
