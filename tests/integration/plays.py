@@ -230,7 +230,7 @@ def check(stage: Stage, play: str, job: str, supervise: bool = True) -> int:
 def ranks_in_story(why: Mapping[str, Any]) -> set[int]:
     """Return the ranks that the answer of `why --json` has a place for."""
     lines = [*why["consequences"], *why["other_ranks"]]
-    folded = [match[1] for line in lines if (match := re.match(r"[^:]*\branks? ([\d,-]+): ", line))]
+    folded = [match[1] for line in lines if (match := re.match(r"(?:[^:]* )?ranks? ([\d,-]+): ", line))]
     return {why["first"]["rank"], *(rank for text in folded for rank in unfolded(text))}
 
 

@@ -465,7 +465,7 @@ def evidence(record: Record) -> Evidence:
             found[node.rank] = evidence_from_report(status_of_node, report)
     nodes = in_rank_order(record.nodes, found)
     job = JobStatus(tuple(each.status for each in nodes), record.min_nodes)
-    return Evidence(record.name, record.created, job, nodes, events=record.events())
+    return Evidence(record.name, record.created, job, nodes, events=record.events(), world_size=record.fixed_world_size)
 
 
 def stop(record: Record, grace_s: float, nodes: Sequence[Node] | None = None) -> tuple[StopReport, ...]:

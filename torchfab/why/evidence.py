@@ -250,6 +250,8 @@ class Evidence:
         Events that this launch machine recorded for the job: `time`, `event`, and more.
     batch_output : str
         The last part of the output of Slurm's batch script.
+    world_size : int
+        Number of its ranks; 0 if it is not known, or may change.
     """
 
     job: str
@@ -259,6 +261,7 @@ class Evidence:
     scheduler_reasons: tuple[SchedulerReason, ...] = ()
     events: tuple[Mapping[str, Any], ...] = ()
     batch_output: str = ""
+    world_size: int = 0
 
     @property
     def unreachable(self) -> dict[str, str]:

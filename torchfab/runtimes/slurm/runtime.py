@@ -227,7 +227,8 @@ def evidence(record: Record) -> Evidence:
     nodes = tuple(evidence_from_report(each, by_rank.get(each.node.rank, {})) for each in job.nodes)
     reason = state.end_reason(answer, job)
     scheduler_reasons = (SchedulerReason(*reason),) if reason else ()
-    return Evidence(record.name, record.created, job, nodes, scheduler_reasons, record.events(), answer.batch)
+    events, ranks = record.events(), record.fixed_world_size
+    return Evidence(record.name, record.created, job, nodes, scheduler_reasons, events, answer.batch, ranks)
 
 
 # ---- stacks
