@@ -6,7 +6,10 @@ import copy
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 from unittest import mock
@@ -20,6 +23,9 @@ import torchfab.why.report
 from tests.support import fuzzed, refusal
 from tests.transport.requests import STREAMING, RequestType, operation, request_types, without_values
 from tests.transport.test_messages_fuzz import JSON, NODE, RecordedChannel, frame
+from torchfab.commands import forward as forward_task
+from torchfab.commands import pull as pull_task
+from torchfab.commands import run as run_task
 from torchfab.commands import stop, top
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core import status
@@ -27,14 +33,17 @@ from torchfab.core.errors import HostError
 from torchfab.core.specs import Node
 from torchfab.doctor import collect, consistency, launch_warnings, render
 from torchfab.doctor.model import CheckRequirements, Clock, NodeReport, Report
+from torchfab.launch.launch import describe_setups
 from torchfab.monitoring import host_load
 from torchfab.records import Record
 from torchfab.runtimes import tmux, tmux_logs, tmux_stacks
 from torchfab.runtimes.slurm import runtime
 from torchfab.stacks.model import StackDump
+from torchfab.sync import pull as pulling
 from torchfab.sync import results
-from torchfab.transport.messages import doctor, job, launch, load, slurm, stacks, sync
+from torchfab.transport.messages import doctor, forward, job, launch, load, pull, run, slurm, stacks, sync
 from torchfab.transport.pool import Response, SessionPool
+from torchfab.transport.remote_command import HostRun
 from torchfab.transport.session import NodeError, Session
 from torchfab.why import diagnosis
 
@@ -94,6 +103,7 @@ FACTS = {
     "is_root": False,
     "versions": {"torch": "2.13.0"},
     "glance": {"disk": PLACE, "script": "abcdef", "holders": [{"pid": 3, "memory_mib": None}]},
+    "setup": {"shell": "/bin/zsh", "changed": ["PATH"], "removed": ["X"], "python": "/venv/bin/python"},
 }
 GPU = {
     "bus": "0000:01:00.0",
@@ -201,6 +211,14 @@ SLURM = {
 }
 LINE = [0, 5.0, "step 1"]
 RANK_ENDS = {"ended": 2, "killed": 1, "seconds": 0.4}
+FILE_MATCH = {
+    "pattern": 0,
+    "base": "/x",
+    "name": "runs",
+    "files": [["runs/a", 3], ["runs/b/c", 0]],
+    "links": [["runs/latest", "a"]],
+}
+RUN_END = {"code": 1, "timed_out": False, "stopped": False, "seconds": 0.5, "dropped": 7, "left": []}
 STOPPED = {"asked": 1, "killed": ["9 (x)"], "left": [], "seconds": 0.5, "rank_ends": RANK_ENDS}
 FOLDER = Path("/nowhere")
 JOB = Record(
@@ -252,7 +270,9 @@ def use_evidence(answer: job.EvidenceAnswer) -> None:
 
 def use_facts(answer: launch.PrepareAnswer) -> None:
     prepared = tmux.PreparedNode(NODE, answer.facts, 9.0, 10.0)
-    check_shown(vars(prepared.plan_facts))
+    check_shown(vars(prepared.plan_facts), prepared.plan_node.python)
+    whole = tmux.Prepared(ConnectionSettings(), (prepared.plan_node,), answers={NODE.rank: prepared})
+    check_shown(*describe_setups(whole))
     clocks = {NODE.rank: Clock(prepared.clock_ahead_s, 0.5)}
     found = launch_warnings.warnings([NODE], {NODE.rank: prepared.facts}, clocks)
     check_shown(*(render.render_finding(each) for each in found))
@@ -324,6 +344,36 @@ def use_files(answer: sync.FilesAnswer) -> None:
     check_shown(*results.summary_lines([result], 3, 1.0), results.as_json([result], {}, 3))
 
 
+def use_run(answer: run.RunFrame) -> None:
+    made = HostRun(NODE)
+    made.add(answer)
+    runs = (made, HostRun(Node(1, "other"), ["a"], [], answer.end))
+    check_shown(*run_task.folded(runs, lambda each: each.out), *run_task.notes(runs), run_task.to_json(runs))
+    error = run_task.failure(runs)
+    assert 0 <= (error.exit_code if error else 0) < 256
+    check_shown(str(error), str(run_task.interrupted(runs)))
+
+
+def use_found(answer: pull.FindFilesAnswer) -> None:
+    matches = [
+        pulling.Match(node, each.base, each.name, dict(each.files), dict(each.links))
+        for node in (NODE, Node(1, "other"))
+        for each in answer.matches
+    ]
+    for digests in ({}, {place: "x" for places in pulling.shared_files(matches).values() for place in places}):
+        transfers = pulling.transfers(matches, pulling.differing_names(matches, digests))
+        check_shown(*pull_task.summary(transfers, matches, "/here", 1.0))
+    for match in matches:
+        for name in match.files:
+            error = refusal(HostError, partial(pulling.check_name, name))
+            assert error or ".." not in Path(name).parts
+
+
+def use_listeners(answer: forward.ListenersAnswer) -> None:
+    if answer.listeners:
+        check_shown(str(forward_task.several_found([(NODE, each) for each in answer.listeners])))
+
+
 def with_slurm_answer(function: Callable[..., Any], answer: Any, *arguments: Any) -> Any:
     """Call an operation of the Slurm runtime, whose login node gives this answer."""
     sent = RecordedChannel(frame({**msgspec.to_builtins(answer), "of": 1}))
@@ -366,6 +416,7 @@ CASES: dict[RequestType, Case] = {
     job.StatusRequest: Case(STATUS, use_status),
     job.EvidenceRequest: Case({**STATUS, "evidence": EVIDENCE}, use_evidence),
     launch.PrepareRequest: Case({"facts": FACTS}, use_facts),
+    launch.BeforeRequest: Case(NOTHING, repr),
     launch.StartRequest: Case({"started": ["agent"]}, lambda answer: check_shown(answer.started)),
     launch.CommitRequest: Case({"started": ["agent"]}, lambda answer: check_shown(answer.started)),
     job.EndRanksRequest: Case({"asked": 2}, lambda answer: check_shown(str(answer.asked))),
@@ -381,6 +432,13 @@ CASES: dict[RequestType, Case] = {
     load.JobLoadRequest: Case({"load": LOAD}, use_load),
     sync.WorkdirRequest: Case({"shared": True, "problems": []}, lambda answer: answer.shared is True),
     sync.FilesRequest: Case({"checked": 3, "missing": 1, "differing": 0, "names": ["x"]}, use_files),
+    run.RunRequest: Case({"out": ["a"], "err": ["b"], "end": RUN_END}, use_run),
+    run.EndRunRequest: Case({"out": ["a"], "end": {**RUN_END, "stopped": True, "left": ["7 (x)"]}}, use_run),
+    pull.FindFilesRequest: Case({"matches": [FILE_MATCH], "unreadable": ["/x"]}, use_found),
+    pull.FileDigestsRequest: Case({"digests": ["0123"]}, lambda answer: check_shown(answer.digests)),
+    forward.ListenersRequest: Case(
+        {"listeners": [{"port": 6006, "address": "::1", "pid": 7, "command": "tensorboard"}]}, use_listeners
+    ),
     slurm.SlurmSubmitRequest: Case({"slurm_id": "7"}, lambda answer: check_shown(answer.slurm_id)),
     slurm.SlurmStatusRequest: Case(SLURM, use_slurm_status),
     slurm.SlurmEvidenceRequest: Case(
@@ -473,3 +531,40 @@ def test_the_problems_of_a_node_are_a_short_nonempty_error(problems: list[dict[s
     assert len(error.message.split("\n  fix: ")) <= 51
     if problems and all(each["what"].isprintable() and each["what"] for each in problems):
         assert isinstance(error, NodeError)
+
+
+# Eight threads decode an answer with a type of 30 structs that none has decoded before, five times.
+_THREADS_DECODE = """
+import json, sys, threading
+import msgspec
+from torchfab.transport import messages
+
+sys.setswitchinterval(1e-6)
+ANSWER = json.dumps({f"f{n}": {"a": {"x": 1}, "b": ["y"], "c": 3} for n in range(30)}).encode()
+FIELDS = [("a", dict[str, int], {}), ("b", list[str], []), ("c", int | None, None)]
+
+def decode(kind, barrier, decoded):
+    barrier.wait()
+    decoded.append(messages.decode(ANSWER, kind))
+
+for _ in range(5):
+    parts = [(f"f{n}", msgspec.defstruct(f"Part{n}", FIELDS)) for n in range(30)]
+    kind, barrier, decoded = msgspec.defstruct("Answer", parts), threading.Barrier(8), []
+    threads = [threading.Thread(target=decode, args=(kind, barrier, decoded)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(decoded) == 8 and all(each.f29.c == 3 for each in decoded)
+"""
+
+
+def test_threads_that_decode_a_new_type_at_once_do_not_crash() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _THREADS_DECODE],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -16,6 +16,7 @@ from torchfab.launchers import Launcher
 from torchfab.records import atomic
 
 FILE = "asked.json"
+_NEWER = ("is_program", "setup", "python_is_default", "setup_timeout_s", "before", "after", "hook_timeout_s")
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,13 @@ class LaunchRequest:
             The file cannot be written.
         """
         values = {each.name: getattr(self.job, each.name) for each in fields(Job) if each.name != "options"}
-        if not self.job.is_program:  # so that an older torchfab reads the file
-            del values["is_program"]
+        if not any((self.job.setup, *(node.setup for node in self.nodes))):
+            values.update(python_is_default=False, setup_timeout_s=0)
+        if not (self.job.before or self.job.after):
+            values["hook_timeout_s"] = 0
+        for name in _NEWER:  # left out where they say nothing, so that an older torchfab reads the file
+            if not values[name]:
+                del values[name]
         job = {**values, "env": dict(self.job.env), "secrets": sorted(self.job.secrets)}
         document = {
             "job": job,
@@ -132,6 +138,27 @@ def load(folder: Path, environ: Mapping[str, str]) -> LaunchRequest:
             "export them here, and run the command again",
         )
     return _from_json(document, environ)
+
+
+def workdir_of(folder: Path, defaults: Mapping[str, str]) -> str:
+    """Return the working directory of a job, on nodes whose line of the hosts file names no other.
+
+    Parameters
+    ----------
+    folder : Path
+        The job's folder.
+    defaults : Mapping of str to str
+        What the launch printed, for a job without a launch request.
+
+    Returns
+    -------
+    str
+        An absolute path; empty if it is not known.
+    """
+    try:
+        return str(json.loads((folder / FILE).read_text())["job"]["workdir"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return defaults.get("workdir", "").partition("; ")[0]
 
 
 def _from_json(document: Mapping[str, Any], environ: Mapping[str, str]) -> LaunchRequest:
