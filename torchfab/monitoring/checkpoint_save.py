@@ -126,10 +126,10 @@ class CheckpointSave:
 
 
 def _saved_file(node: Node, each: Any, first: CheckpointAnswer) -> SavedFile:
-    is_below = each.path.startswith(f"{first.cwd}/")
-    path = os.path.relpath(each.path, first.cwd) if is_below else each.path
+    path = each.path.removeprefix(f"{first.cwd}/")
     after_s = max(0.0, float(each.changed) - float(first.clocks.get(each.root, each.changed)))
-    return SavedFile(node.label, path, os.path.relpath(each.path, each.root), int(each.size), after_s, each.whole)
+    within = each.path.removeprefix(f"{each.root}/")
+    return SavedFile(node.label, path, within, int(each.size), after_s, each.whole)
 
 
 def describe(files: Sequence[SavedFile], logged_step: int | None = None) -> str:
@@ -162,4 +162,4 @@ def _place(files: Sequence[SavedFile]) -> str:
     paths = sorted({each.path for each in files})
     if len(paths) == 1:
         return paths[0]
-    return f"{os.path.commonpath(paths) or '.'}/ ({plural(len(paths), 'file')})"
+    return f"{os.path.commonprefix([os.path.dirname(path) for path in paths]).rstrip('/') or '.'}/ ({plural(len(paths), 'file')})"
