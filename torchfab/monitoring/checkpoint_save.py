@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -162,4 +161,7 @@ def _place(files: Sequence[SavedFile]) -> str:
     paths = sorted({each.path for each in files})
     if len(paths) == 1:
         return paths[0]
-    return f"{os.path.commonprefix([os.path.dirname(path) for path in paths]).rstrip('/') or '.'}/ ({plural(len(paths), 'file')})"
+    first, last = paths[0].split("/")[:-1], paths[-1].split("/")[:-1]
+    # What the first and the last have in common, all have.
+    shared = [one for one, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))]
+    return f"{'/'.join(shared) or '.'}/ ({plural(len(paths), 'file')})"
