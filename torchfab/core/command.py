@@ -172,14 +172,15 @@ def _accelerate(head: Sequence[str], rest: Sequence[str], python: str = "") -> C
     """Return `accelerate launch` as a command of one rank: the launcher has set what accelerate would set."""
     flags, script = _accelerate_flags(rest)
     kept = [word for name, words in flags if name not in _ACCELERATE_RANKS for word in words]
-    for name, _ in flags:
+    for name, words in flags:
+        typed = words[0].partition("=")[0]
         if name in _ACCELERATE_NESTED:
             fix = "run the script itself, with accelerate's settings as --env: fab import prints that line for a "
             fix += "configuration of accelerate, and for a script that holds this command"
-            raise UsageError(f"accelerate launch --{name}: every rank would start a job of its own", fix)
+            raise UsageError(f"accelerate launch {typed}: every rank would start a job of its own", fix)
         if name in _ACCELERATE_RANKS:
             fix = f"leave it out: -- {shlex.join(['accelerate', 'launch', *kept, *script])}"
-            raise UsageError(f"accelerate launch --{name}: the launcher starts the ranks, one accelerate in each", fix)
+            raise UsageError(f"accelerate launch {typed}: the launcher starts the ranks, one accelerate in each", fix)
     own = ("--num_processes", "1", "--num_machines", "1")
     return Command((*head, *own, *kept, *script), True, python)
 

@@ -248,3 +248,14 @@ def test_a_configuration_of_accelerate_that_starts_ranks_is_a_problem(
     found = checks.check_accelerate_config(environ)
     assert bool(found) is is_problem
     assert all("fab import" in each["fix"] for each in found)
+
+
+PARSER = "import argparse, sys; p = argparse.ArgumentParser(); p.add_argument('--a'); p.parse_args(sys.argv[1:])"
+
+
+def test_wrong_arguments_of_a_launcher_are_a_problem(make: Make) -> None:
+    assert problems(make(parser=["-c", PARSER, "--a", "1"])) == []
+    assert problems(make(parser=["-c", PARSER, "--foo", "1"])) == [
+        "the launcher's arguments are wrong: unrecognized arguments: --foo 1 | correct them"
+    ]
+    assert problems(make(parser=["-c", "raise SystemExit(1)"])) == []
