@@ -113,6 +113,25 @@ def test_a_command_without_a_script_is_refused(line: str) -> None:
         parse(line)
 
 
+@pytest.mark.parametrize(
+    ("line", "script"),
+    [
+        ("train.py a", "train.py a"),
+        ("python -u train.py a", "train.py a"),
+        ("python3 -m pkg.train", "-m pkg.train"),
+        ("bash run.sh a", "run.sh a"),
+        ("bash -c x", "bash -c x"),
+        ("accelerate launch --mixed_precision bf16 train.py a", "train.py a"),
+        ("/v/bin/accelerate-launch train.py", "train.py"),
+        ("python -m accelerate.commands.launch train.py", "train.py"),
+        ("nvidia-smi -L", "nvidia-smi -L"),
+        ("python", "python"),
+    ],
+)  # fmt: skip
+def test_a_job_is_named_by_its_script(line: str, script: str) -> None:
+    assert command.script_words(line.split()) == tuple(script.split())
+
+
 def test_the_file_that_nodes_need_is_known() -> None:
     assert command.checked_file(("bash", "run.sh")) == "run.sh"
     assert command.checked_file(("./job", "a")) == "./job"
@@ -124,5 +143,6 @@ def test_the_file_that_nodes_need_is_known() -> None:
 def test_any_word_is_parsed_or_refused(word: str) -> None:
     try:
         assert command.parse((word, "a"), FILES.get).script
+        assert command.script_words((word, "a"))
     except UsageError:
         pass

@@ -53,6 +53,12 @@ def test_what_cannot_run_says_so_on_every_host(fab: Fab) -> None:
     refused(run(fab, "--", "nvidia-smi | head"), "fab run -- bash -c 'nvidia-smi | head'")
 
 
+def test_secrets_of_a_command_are_in_no_log(fab: Fab) -> None:
+    done = ok(run(fab, "--debug", "--env", "API_TOKEN=hush-4711", "--", "sh", "-c", "test $API_TOKEN; : hush-4712"))
+    assert "run" in done.stderr
+    assert "hush-47" not in done.stdout + done.stderr, done
+
+
 def test_a_time_out_ends_the_command_on_all_hosts(fab: Fab) -> None:
     done = run(fab, "--timeout", "1", "--", "sleep", "61.7")
     assert done.rc == 124, done

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.support import refusal
@@ -61,6 +62,20 @@ def test_its_input_is_empty_and_path_begins_with_the_interpreter(tmp_path: Path)
     (tmp_path / "bin" / "nvidia-smi").write_text("#!/bin/sh\ncat; echo ours\n")
     (tmp_path / "bin" / "nvidia-smi").chmod(0o755)
     assert run(tmp_path, "nvidia-smi").out == ["ours"]
+
+
+def test_setup_changes_the_environment_and_its_failure_is_the_error(tmp_path: Path) -> None:
+    made = request(tmp_path, "bash", "-c", "echo $FLAVOUR $COLOR")(HERE)
+
+    def with_setup(text: str) -> HostRun:
+        changed = msgspec.structs.replace(made, setup=text, setup_timeout_s=20.0)
+        (found,) = run_on_all([HERE], ConnectionSettings(), lambda node: changed, lambda done: None)
+        return found
+
+    assert with_setup("export FLAVOUR=sweet COLOR=red").out == ["sweet a b"]
+    failed = with_setup("echo no such module; false")
+    assert failed.end is None
+    assert "no such module" in str(failed.error)
 
 
 def test_a_signal_is_a_negative_code(tmp_path: Path) -> None:

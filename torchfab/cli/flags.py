@@ -114,6 +114,7 @@ class RunFlags(HostFlags):
 
     workdir: str = flag("", "Absolute path of the directory to run in, on every node. [the current one]")
     python: str = flag("", "Interpreter whose folder comes first on PATH. [the one of the environment active here]")
+    setup: str = flag("", SETUP_HELP)
     env: tuple[str, ...] = flag((), "NAME=VALUE, or NAME for the value here; may be given again.")
     timeout: float = flag(0.0, "End the command after this many seconds; 0: never. [0]", SECONDS)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from torchfab.cli.flags import RunFlags
 from torchfab.core.console import progress, write_err, write_out, write_verbatim
-from torchfab.core.environment import parse_env_flags
+from torchfab.core.environment import check_setup, parse_env_flags
 from torchfab.core.errors import HostError, HostsFailedError, Interrupted, TorchfabError, UsageError
 from torchfab.core.inventory import fold
 from torchfab.core.specs import Node, interpreter_path
@@ -91,6 +91,8 @@ def request_for(flags: RunFlags, ctx: CommandContext) -> Callable[[Node], RunReq
     if not workdir.startswith("/"):
         raise UsageError(f"--workdir must be an absolute path, got {workdir!r}")
     env = parse_env_flags(flags.env, ctx.environ)
+    where = "--setup" if flags.setup else "the setting setup"
+    setup = check_setup(flags.setup or ctx.config["setup"], where).strip()
     python = flags.python or default_python(ctx.environ, ctx.root)
 
     def request(node: Node) -> RunRequest:
@@ -101,6 +103,9 @@ def request_for(flags: RunFlags, ctx: CommandContext) -> Callable[[Node], RunReq
             env={**env, **dict(node.env)},
             timeout_s=flags.timeout,
             most_bytes=MOST_BYTES,
+            setup=node.setup or setup,
+            setup_timeout_s=float(ctx.config["setup_timeout_s"]),
+            python_is_default=not (node.python or flags.python),
         )
 
     return request

@@ -257,6 +257,29 @@ def _elsewhere(words: tuple[str, ...]) -> Command:
     return Command(words, "/" not in words[0])
 
 
+def script_words(words: Sequence[str]) -> tuple[str, ...]:
+    """Return the script or module of a command with its arguments, without an interpreter or accelerate in front.
+
+    Parameters
+    ----------
+    words : sequence of str
+        The words after `--`; at least one.
+
+    Returns
+    -------
+    tuple of str
+        `("train.py", …)`, `("-m", "pkg")`; the words themselves for another command.
+    """
+    words = tuple(words)
+    if _PYTHON.fullmatch(words[0]):
+        words = _python_flags(words[1:])[1] or words
+    if head := _accelerate_head((os.path.basename(words[0]), *words[1:])):
+        return _accelerate_flags(words[len(head) :])[1] or words
+    if os.path.basename(words[0]) in SHELLS and len(words) > 1 and not words[1].startswith("-"):
+        return words[1:]
+    return words
+
+
 def checked_file(command: Sequence[str]) -> str:
     """Return the file that a program's command needs on the nodes besides the program; empty for none."""
     if "/" in command[0]:

@@ -66,7 +66,7 @@ def make_job(launcher: AnyLauncher, flags: JobFlags, own: Any, ctx: CommandConte
     }
     plain, secret = environment.split_secrets(env)
     workdir = flags.workdir or ctx.cwd
-    name = flags.name or _default_name(script, ctx.now)
+    name = flags.name or _default_name(command.script_words(script), ctx.now)
     return Job(
         name=name,
         job_id=f"{name}-{ctx.token}",

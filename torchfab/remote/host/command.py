@@ -112,7 +112,8 @@ def handle(request: dict[str, Any], server: Server) -> dict[str, Any]:
     ----------
     request : dict
         `argv`; `workdir`, an absolute path; `path`, folders to put in front of PATH; `env`, more variables;
-        `timeout_s`, 0 for no limit; `most_bytes` of each output stream.
+        `timeout_s`, 0 for no limit; `most_bytes` of each output stream; `setup`, commands for the login shell (empty
+        for none), `setup_timeout_s`, `python_is_default` (a Python that `setup` puts first on PATH replaces `path`).
     server : Server
         Sends the frames.
 
@@ -122,8 +123,11 @@ def handle(request: dict[str, Any], server: Server) -> dict[str, Any]:
         Empty.
     """
     become_subreaper()
+    environ, problems = _environment(request)
+    if problems or server.is_disconnected():
+        return {"problems": problems or [{"what": "was not started", "fix": ""}]}
     try:
-        process = _start(request)
+        process = _start(request, environ)
     except OSError as error:
         return {"problems": [_explain(error, request)]}
     run = _Run(process, request["most_bytes"], server)
@@ -140,12 +144,27 @@ def become_subreaper() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def _start(request: dict[str, Any]) -> subprocess.Popen[bytes]:
-    path = os.pathsep.join([*request["path"], os.environ.get("PATH", os.defpath)])
+def _environment(request: dict[str, Any]) -> tuple[dict[str, str], list[dict[str, str]]]:
+    """Return the environment of the command, and the problems of its setup."""
+    path, environ = request["path"], dict(os.environ)
+    if request.get("setup"):
+        from torchfab.remote.job import login_setup
+
+        try:
+            environ = login_setup.run(request["setup"], request["workdir"], request["setup_timeout_s"], os.environ)
+        except login_setup.SetupError as error:
+            return {}, [{"what": error.what, "fix": error.fix}]
+        if request["python_is_default"] and login_setup.find_python(os.environ, environ):
+            path = []
+    search = os.pathsep.join([*path, environ.get("PATH", os.defpath)])
+    return {**environ, "PATH": search, **request["env"]}, []
+
+
+def _start(request: dict[str, Any], environ: dict[str, str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         request["argv"],
         cwd=request["workdir"],
-        env={**os.environ, "PATH": path, **request["env"]},
+        env=environ,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

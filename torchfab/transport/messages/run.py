@@ -59,6 +59,12 @@ class RunRequest(Request[RunFrame], frozen=True, tag="run"):
         When to end it, in seconds; 0: never.
     most_bytes : int
         How much of each output stream to send: half from its begin, half from its end.
+    setup : str
+        Commands that the login shell runs before, for their environment. Default: none.
+    setup_timeout_s : float
+        Seconds that they may take.
+    python_is_default : bool
+        Whether a Python that they put first on PATH takes the place of `path`.
     """
 
     argv: list[str]
@@ -67,6 +73,9 @@ class RunRequest(Request[RunFrame], frozen=True, tag="run"):
     env: dict[str, str]
     timeout_s: float
     most_bytes: int
+    setup: str = ""
+    setup_timeout_s: float = 0.0
+    python_is_default: bool = False
     ANSWER = RunFrame
 
 
