@@ -27,6 +27,7 @@ from torchfab.cli.flags import (
     NetworkFlags,
     PodFlags,
     RunFlags,
+    SignalTask,
     SyncFlags,
     TrustFlags,
     command_task,
@@ -41,7 +42,7 @@ from torchfab.core.flag_values import NumberOr, Seconds, WholeNumber, flag
 from torchfab.launchers import BatchLauncher, Launcher, colossalai, deepspeed, kubernetes, mpi, per_gpu, per_node, slurm
 
 if TYPE_CHECKING:
-    from torchfab.launch.context import CommandContext
+    from torchfab.launching.context import CommandContext
 
 excepthook.install()
 program.adopt()
@@ -130,8 +131,8 @@ def jobs(c: TaskContext, job: str, json: bool, remove: bool, events: bool) -> in
 )
 def status(c: TaskContext, job: str, watch: bool, json: bool, stall: float | None) -> int:
     """Show the status of a job: each node's state, ranks, pids and last log line."""
-    from torchfab.commands import job_lookup
     from torchfab.commands.status import show_status
+    from torchfab.launching import job_lookup
 
     ctx = _context(c)
     return show_status(job_lookup.find(job, ctx), watch, json, job_lookup.stall_s(stall, ctx))
@@ -163,8 +164,9 @@ def logs(
     attempt: str,
 ) -> int:
     """Print the logs of all ranks, merged, each line with its host and rank."""
-    from torchfab.commands import job_lookup
-    from torchfab.commands.logs import log_request, show_logs
+    from torchfab.commands.logs import show_logs
+    from torchfab.launching import job_lookup
+    from torchfab.monitoring.log_request import log_request
 
     ctx, request = _context(c), log_request(rank, lines, grep, follow)
     return show_logs(job_lookup.find(job, ctx, attempt), request, not no_fold, job_lookup.stall_s(stall, ctx))
@@ -176,8 +178,8 @@ def logs(
 )
 def why(c: TaskContext, job: str, json: bool, attempt: str) -> int:
     """Explain why a job ended: the first failure with its host and traceback, and what followed."""
-    from torchfab.commands import job_lookup
     from torchfab.commands.why import show_why
+    from torchfab.launching import job_lookup
 
     return show_why(job_lookup.find(job, _context(c), attempt), json)
 
@@ -201,8 +203,8 @@ def stacks(
     json: bool,
 ) -> int:
     """Show the stack of every rank: equal stacks grouped, ranks that differ first."""
-    from torchfab.commands import job_lookup
     from torchfab.commands.stacks import StackOptions, show_stacks
+    from torchfab.launching import job_lookup
 
     record = job_lookup.find(job, _context(c))
     return show_stacks(record, StackOptions(rank, native, all, exact, c.config.torchfab.stacks_signal, timeout), json)
@@ -212,7 +214,7 @@ def stacks(
 def wait(c: TaskContext, job: str) -> int:
     """Wait for a job to end, and exit with its code."""
     import torchfab.commands.logs
-    from torchfab.commands import job_lookup
+    from torchfab.launching import job_lookup
 
     ctx = _context(c)
     return torchfab.commands.logs.wait(job_lookup.find(job, ctx), ctx.config["failure_grace_s"], ctx.config["stall_s"])
@@ -224,8 +226,8 @@ def wait(c: TaskContext, job: str) -> int:
 )
 def attach(c: TaskContext, job: str, node: str, rank: str) -> int:
     """Open a terminal on a job: its tmux session, or a shell in its pod."""
-    from torchfab.commands import job_lookup
     from torchfab.commands.attach import attach_argv, run
+    from torchfab.launching import job_lookup
 
     return run(attach_argv(job_lookup.find(job, _context(c)), node, rank))
 
@@ -252,11 +254,46 @@ def supervise(
     tmux: bool,
 ) -> int:
     """Restart a job after failures, lost nodes and hangs; also replaces a supervisor that has died."""
-    from torchfab.commands import job_lookup
     from torchfab.commands.supervise import SuperviseFlags, supervise_existing
+    from torchfab.launching import job_lookup
 
     ctx, overrides = _context(c), SuperviseFlags(restarts, stall, backoff, notify)
     return supervise_existing(job_lookup.find(job, ctx), overrides, follow, tmux, ctx, _fab(c))
+
+
+@job_task(
+    SignalTask,
+    signal=flag("", "USR1, USR2, HUP, CONT, URG or WINCH; TERM and KILL: fab stop."),
+    rank=flag("", "Only these ranks: 0,2-5."),
+)
+def signal(c: TaskContext, job: str, signal: str, rank: str) -> int:
+    """Send a signal once to each rank of a job: `fab signal gpt2 USR1`; the job may be left out."""
+    from torchfab.commands.signal import parse, send_signal
+    from torchfab.launching import job_lookup
+
+    job, name = parse(job, signal)
+    return send_signal(job_lookup.find(job, _context(c)), name, rank)
+
+
+@job_task(
+    signal=flag("USR1", "The signal that the script handles by saving: USR1, USR2 or HUP. [USR1]"),
+    dir=flag((), "Folder of the checkpoints; may be given again. [as the script's arguments say, or the usual ones]"),
+    timeout=flag(300.0, "Seconds to wait for the checkpoint. [300]", SECONDS),
+)
+def checkpoint(
+    c: TaskContext,
+    job: str,
+    signal: str,
+    dir: tuple[str, ...],  # noqa: A002  # the flag's name
+    timeout: float,
+) -> int:
+    """Ask a job for a checkpoint without ending it, and wait until that is whole."""
+    from torchfab.commands.checkpoint import save_checkpoint
+    from torchfab.commands.signal import notice
+    from torchfab.launching import job_lookup
+
+    name = notice(signal, job)
+    return save_checkpoint(job_lookup.find(job, _context(c)), name, dir, timeout)
 
 
 @job_task(grace=flag(None, "Seconds between SIGTERM and SIGKILL. [as launched; 10]", SECONDS))
@@ -414,7 +451,7 @@ def _fab(c: TaskContext) -> tuple[str, ...]:
 
 
 def _context(c: TaskContext) -> CommandContext:
-    from torchfab.launch.context import command_context
+    from torchfab.launching.context import command_context
 
     return command_context(c, c.command_line.project)
 

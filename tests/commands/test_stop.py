@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+
 import pytest
 
 from torchfab.commands import stop
@@ -30,6 +34,20 @@ def report(ended: int, killed: int, seconds: float = 0.0) -> StopReport:
 )
 def test_the_ends_of_all_nodes_are_summed_up(reports: list[StopReport], text: str) -> None:
     assert stop._ranks_summary(reports, 60.0) == text
+
+
+@pytest.mark.parametrize(
+    ("writing", "text"),
+    [
+        ((), "handling SIGTERM"),
+        (("/x/step-5.part",), "saving, /x/step-5.part still open for writing"),
+        (("/x/a", "/x/b", "/x/c"), "saving, /x/a and 2 other files still open for writing"),
+    ],
+)
+def test_what_killed_ranks_had_not_finished_is_said(writing: tuple[str, ...], text: str) -> None:
+    killed = StopReport(Node(0, "a"), 1, killed_ranks=2, unfinished_ranks=1, writing=writing)
+    expected = f"2 ranks were killed after 60 s: 1 had not finished {text} (--grace gives more time)"
+    assert stop._ranks_summary([killed], 60.0) == expected
 
 
 def found(node: str, proof: str, left: tuple[str, ...] = ()) -> StopReport:
@@ -69,3 +87,15 @@ def test_what_was_removed_is_counted() -> None:
     ]
     text = "removed what its processes had left: 3 files of shared memory (4 MiB), 1 temporary folder"
     assert stop._cleared_summary(reports) == text
+
+
+@pytest.mark.parametrize(
+    ("handler", "survives"), [("SIG_DFL", False), ("SIG_IGN", True), ("default_int_handler", True)]
+)
+def test_a_program_that_would_die_of_the_stop_signal_does_not_get_it(handler: str, survives: bool) -> None:
+    code = f"import signal, sys; signal.signal({int(signal.SIGUSR1)}, signal.{handler}); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        assert stop._survives_stop_signal(process.pid, within_s=0.1) is survives
+        process.communicate(b"\n")

@@ -1,0 +1,86 @@
+"""A launch: its hosts, the name of its job, and its state after an interrupt."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.factories import make_facts, make_job, make_node_facts, make_nodes
+from torchfab.cli.flags import LaunchFlags
+from torchfab.config import defaults
+from torchfab.config.connection_settings import ConnectionSettings
+from torchfab.core.errors import Interrupted
+from torchfab.launchers import per_node
+from torchfab.launching import launch
+from torchfab.launching.context import CommandContext
+from torchfab.records import Record
+from torchfab.records.launch_request import LaunchRequest
+from torchfab.runtimes import tmux
+
+NODES = make_nodes("a", "b")
+
+
+@pytest.fixture
+def ctx(tmp_path: Path) -> CommandContext:
+    config = {"records": "jobs"}
+    return CommandContext(config, tmp_path, str(tmp_path), time.time(), "0a1b2c3d", {}, ConnectionSettings())
+
+
+@pytest.fixture
+def launch_request(monkeypatch: pytest.MonkeyPatch) -> LaunchRequest:
+    """A launch request whose nodes are prepared and start everything."""
+    facts = [make_node_facts(each) for each in make_facts(1, 1)]
+    answers = {node.rank: tmux.PreparedNode(node, facts[node.rank], 0.0, 0.0) for node in NODES}
+    prepared = tmux.Prepared(ConnectionSettings(), NODES, answers=answers)
+    monkeypatch.setattr(tmux, "prepare", lambda *_: prepared)
+    monkeypatch.setattr(tmux, "start", lambda *_: None)
+    flags = per_node.Flags()
+    return LaunchRequest(make_job(options=per_node.options(flags)), vars(flags), NODES, (), 2)
+
+
+@pytest.mark.parametrize(
+    ("script", "name"),
+    [(["src/train.py", "--lr", "0.1"], "train"), (["-m", "my.train", "--lr", "0.1"], "my-train")],
+)
+def test_a_job_is_named_after_its_script_or_module(ctx: CommandContext, script: list[str], name: str) -> None:
+    config = {**defaults.SETTINGS, "script": [], "forward": []}
+    job = launch.make_job(per_node, LaunchFlags(), per_node.Flags(), replace(ctx, config=config, script=tuple(script)))
+    assert re.fullmatch(rf"{name}-\d{{4}}-\d{{6}}", job.name)
+
+
+def press_ctrl_c(*_: Any, **__: Any) -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_just_after_the_start_keeps_the_record(
+    ctx: CommandContext, launch_request: LaunchRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Record, "remember", press_ctrl_c)
+    with pytest.raises(Interrupted, match=r"job gpt2 had started by then: it runs\n.*fab stop gpt2"):
+        launch.execute(launch_request, ctx)
+    assert ctx.records.get("gpt2").is_confirmed
+
+
+def test_ctrl_c_while_connections_close_keeps_the_record(
+    ctx: CommandContext, launch_request: LaunchRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tmux.Prepared, "close", press_ctrl_c)
+    with pytest.raises(Interrupted, match="it runs"):
+        launch.execute(launch_request, ctx)
+    assert ctx.records.get("gpt2").is_confirmed
+
+
+def test_ctrl_c_before_the_start_leaves_no_record(
+    ctx: CommandContext, launch_request: LaunchRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tmux, "start", press_ctrl_c)
+    with pytest.raises(Interrupted, match="nothing was left running"):
+        launch.execute(launch_request, ctx)
+    assert ctx.records.all() == []
