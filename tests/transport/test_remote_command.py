@@ -125,14 +125,16 @@ def test_a_command_whose_time_is_up_is_ended_with_all_its_descendants(tmp_path: 
     assert not procfs.is_running(pid_of(tmp_path))
 
 
-def test_ctrl_c_ends_the_command_and_keeps_what_it_wrote(tmp_path: Path) -> None:
-    def progress(done: int) -> None:
+def test_ctrl_c_ends_the_command_and_keeps_what_it_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sleep(seconds: float) -> None:
         if (tmp_path / "pid").exists():
+            monkeypatch.undo()
             raise KeyboardInterrupt
 
+    monkeypatch.setattr("torchfab.transport.remote_command.time.sleep", sleep)
     argv = ("bash", "-c", "echo begun; " + STUBBORN)
     error = refusal(
-        RunsInterrupted, lambda: run_on_all([HERE], ConnectionSettings(), request(tmp_path, *argv), progress)
+        RunsInterrupted, lambda: run_on_all([HERE], ConnectionSettings(), request(tmp_path, *argv), lambda done: None)
     )
     assert error is not None
     (found,) = error.runs

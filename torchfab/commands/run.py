@@ -57,6 +57,7 @@ def run(flags: RunFlags, ctx: CommandContext) -> int:
     try:
         runs = run_on_all(nodes, ctx.settings, request, lambda done: progress("running", done, len(nodes)))
     except RunsInterrupted as stopped:
+        progress("running", len(nodes), len(nodes))  # removes what the terminal shows of it
         _print(stopped.runs, flags.json)
         raise interrupted(stopped.runs) from None
     _print(runs, flags.json)

@@ -138,7 +138,8 @@ def _collect(
         not within_s or time.monotonic() - started < within_s
     ):
         frames = sum(_read(runs[rank], running[rank]) for rank in left)
-        progress(_over(runs.values()))
+        if any(runs[rank].is_over for rank in left):
+            progress(_over(runs.values()))
         if not frames:
             time.sleep(_POLL_S)
 
