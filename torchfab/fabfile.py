@@ -305,7 +305,8 @@ def stop(c: TaskContext, job: str, grace: float | None) -> int:
 
 
 @words_task(
-    words=flag("", "Name of a job, where there is one of this name and paths follow [the latest]; paths on its nodes."),
+    "[job] PATH…",
+    words=flag("", "Paths and patterns on the job's nodes, behind the name of a job. [the latest]"),
     to=flag("", "Folder to copy into. [pulled/JOB]"),
     rank=flag("", "Only from the nodes of these ranks: 0,2-5."),
 )
@@ -317,7 +318,8 @@ def pull(c: TaskContext, words: tuple[str, ...], to: str, rank: str) -> int:
 
 
 @words_task(
-    words=flag("", "Name of a job [the latest]; then tensorboard, a port of its node, or LOCAL:PORT."),
+    "[job] PORT",
+    words=flag("", "A port of a node, LOCAL:PORT, or tensorboard, behind the name of a job. [the latest]"),
     host=flag("", "The node: its host, or node rank. [0; with tensorboard the one where it runs]"),
 )
 def forward(c: TaskContext, words: tuple[str, ...], host: str) -> int:
@@ -423,6 +425,7 @@ def config(c: TaskContext, show_origin: bool, json: bool) -> int:
 
 
 @words_task(
+    "SHELL",
     words=flag("", "bash, zsh or fish."),
 )
 def completion(c: TaskContext, words: tuple[str, ...]) -> int:

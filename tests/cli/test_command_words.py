@@ -5,7 +5,9 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from fabric.main import make_program
 from invoke import Collection
+from invoke.parser import Parser
 
 import fabfile
 from torchfab.cli.executor import check_words
@@ -48,3 +50,18 @@ def test_the_help_shows_numbers_as_such() -> None:
     assert shown == [("--lines=N|all", "a"), ("--grep=STRING", "b"), ("--follow", "c")]
     launch = COLLECTION["launch-per-node"].placeholders
     assert (launch["port"], launch["stall"], launch["env"], launch["name"]) == ("N", "SECONDS", "VALUE", "")
+
+
+def test_the_help_shows_the_words_of_a_task_first() -> None:
+    tuples = [("--to=STRING", "a"), ("--words=STRING", "b")]
+    assert with_placeholders(tuples, COLLECTION["pull"].placeholders) == [("[job] PATH…", "b"), ("--to=STRING", "a")]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [("pull", []), ("pull a", ["a"]), ("pull a --to x logs b", ["a", "logs", "b"])],
+)
+def test_a_task_takes_all_words_that_are_no_flags(line: str, words: list[str]) -> None:
+    core = make_program().initial_context
+    (found,) = Parser(initial=core, contexts=COLLECTION.to_contexts()).parse_argv(line.split())[1:]
+    assert list(found.args["words"].value or ()) == words

@@ -180,7 +180,13 @@ def _values(flag: str, current: str, known: Known) -> list[str]:
 
 
 def _flags(task: str, known: Known) -> list[str]:
-    return sorted({name for name in (known.tasks[task] if task else known.core).flag_names() if name.startswith("--")})
+    return sorted(
+        {
+            name
+            for name in (known.tasks[task] if task else known.core).flag_names()
+            if name.startswith("--") and name != "--words"
+        }
+    )
 
 
 def _words(task: str, given: int, known: Known) -> list[str]:

@@ -150,6 +150,7 @@ class NetworkFlags(HostFlags):
 
 
 Body = Callable[..., Any]
+WORDS = "words"  # the argument of a WordsTask
 
 
 def host_task(kind: type[HostFlags] = HostFlags) -> Callable[[Body], Any]:
@@ -300,11 +301,13 @@ def plain_task(**flags: Any) -> Callable[[Body], Any]:
     return decorate
 
 
-def words_task(**flags: Any) -> Callable[[Body], Any]:
+def words_task(form: str, **flags: Any) -> Callable[[Body], Any]:
     """Return a decorator that makes a task of `body(c, words, **flags)`, whose words stand behind its name.
 
     Parameters
     ----------
+    form : str
+        The words as the help shows them: `[job] PATH…`.
     **flags : field
         Its flags, as `flag(...)` returns them; one named `words` has the help of the words.
 
@@ -318,7 +321,9 @@ def words_task(**flags: Any) -> Callable[[Body], Any]:
         def call(c: Any, **values: Any) -> Any:
             return body(c, **{**values_of(flags, values), "words": tuple(values["words"] or ())})
 
-        return _task(call, body, [_named(name, each) for name, each in flags.items()], WordsTask)
+        made = _task(call, body, [_named(name, each) for name, each in flags.items()], WordsTask)
+        made.placeholders = {**made.placeholders, WORDS: form}
+        return made
 
     return decorate
 
@@ -481,7 +486,7 @@ class WordsTask(FlagTask):
             The arguments.
         """
         arguments = super().get_arguments(ignore_unknown_help)
-        return [PositionalWords.of(each) if each.name == "words" else each for each in arguments]
+        return [PositionalWords.of(each) if each.name == WORDS else each for each in arguments]
 
 
 class NonEmptyValue(Argument):
@@ -575,9 +580,26 @@ class PositionalWords(OptionalPositional):
     def value(self, token: str) -> None:
         if token.startswith("-") and token != "-":
             raise ParseError(f"No idea what {token!r} is!")  # Invoke's text; parse_errors.py explains it
-        if token == "":
+        self.set_value(token)
+
+    def set_value(self, value: Any, cast: bool = True) -> None:
+        """Add a word.
+
+        Parameters
+        ----------
+        value : Any
+            The word.
+        cast : bool
+            Part of Invoke's interface.
+
+        Raises
+        ------
+        ParseError
+            The word is empty.
+        """
+        if value == "":
             raise ParseError("error: a word is empty\n  fix: give it a value, or leave it out")
-        self._value = [*(self._value or ()), token]
+        self._value = [*(self._value or ()), value]
 
 
 def _parser_has_a_token() -> bool:

@@ -25,6 +25,7 @@ from invoke.exceptions import CollectionNotFound, Exit, ParseError
 import torchfab
 from torchfab.cli import completion, excepthook, parse_errors, project_settings
 from torchfab.cli.executor import Executor, args_after_dashes
+from torchfab.cli.flags import WORDS
 from torchfab.config import defaults, project
 from torchfab.core import program_name
 from torchfab.core.errors import TorchfabError, UsageError
@@ -388,7 +389,10 @@ def with_placeholders(tuples: Iterable[tuple[str, str]], placeholders: Mapping[s
     for spelled, text in tuples:
         flag = spelled.partition("=")[0]
         placeholder = placeholders.get(flag.lstrip("-").replace("-", "_"), "")
-        found.append((f"{flag}={placeholder}" if placeholder else spelled, text))
+        if placeholder and flag == f"--{WORDS}":
+            found.insert(0, (placeholder, text))
+        else:
+            found.append((f"{flag}={placeholder}" if placeholder else spelled, text))
     return found
 
 
