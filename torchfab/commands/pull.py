@@ -92,10 +92,8 @@ def run(words: Sequence[str], to: str, rank: str, ctx: CommandContext) -> int:
     """
     check_rsync()
     request = build_request(words, to, rank, ctx)
-    if not to:
-        _make_ignored(Path(ctx.cwd, FOLDER))
     try:
-        return _pull(request)
+        return _pull(request, None if to else Path(ctx.cwd, FOLDER))
     except KeyboardInterrupt:
         raise Interrupted(
             "interrupted; files that are complete stay", "the same command goes on where this one was"
@@ -197,7 +195,7 @@ def _nodes_of_ranks(record: Record, nodes: Sequence[Node], text: str) -> list[No
 # ---- the copy
 
 
-def _pull(request: PullRequest) -> int:
+def _pull(request: PullRequest, ignored: Path | None) -> int:
     started = time.monotonic()
     failed: dict[int, TorchfabError] = {}
     processes = RsyncProcesses()
@@ -206,6 +204,8 @@ def _pull(request: PullRequest) -> int:
             matches = _find(request, sessions, failed)
             differing = pull.differing_names(matches, _digests(matches, sessions, request.settings))
             transfers = pull.transfers(matches, differing)
+            if ignored is not None:
+                _make_ignored(ignored)
             _copy_all(transfers, request, sessions, processes, failed)
     finally:
         processes.end()
