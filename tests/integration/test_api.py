@@ -74,3 +74,52 @@ def test_a_program_launches_follows_and_stops_jobs_that_commands_see(loopback_fa
     assert fails["taken"].startswith("there is a job fails already")
     assert status_of(fab, "fails")["state"] == "failed"
     assert "runs" in ok(fab("jobs")).stdout
+
+
+FUNCTIONS = """
+import os
+import torchfab
+from torchfab import launch
+
+offset = 40
+one = dict(hosts=HOSTS, project=ROOT, ssh_config=SSH_CONFIG)
+
+def add(number, *, fails=None):
+    import torch.distributed as dist
+    import torch
+    print("called", flush=True)
+    dist.init_process_group("gloo")
+    total = torch.tensor(number + offset)
+    dist.all_reduce(total)
+    if dist.get_rank() == fails:
+        raise ValueError("bad batch")
+    if fails is not None:
+        dist.barrier()
+    return dist.get_rank(), int(total), os.environ["TORCHFAB_NODE_RANK"]
+
+if __name__ == "__main__":
+    print(json.dumps(launch(add, args=[2], name="adds", nproc_per_node=1, **one)))
+    print(json.dumps([str(line.text) for line in torchfab.job("adds", project=ROOT).logs() if line.rank == 1]))
+    try:
+        launch(add, args=[2], kwargs=dict(fails=1), launcher="per-gpu", **one)
+    except torchfab.FunctionError as error:
+        print(json.dumps([error.rank, error.host, error.traceback, type(error.__cause__).__name__]))
+"""
+
+
+def test_a_function_runs_on_all_ranks_and_its_results_come_back(loopback_fab: Fab) -> None:
+    fab = loopback_fab
+    done = run_program(fab, FUNCTIONS)
+    assert (done.returncode, done.stderr) == (0, ""), done
+    results, lines, failure = map(json.loads, done.stdout.splitlines())
+    assert sorted(results) == [[0, 84, results[0][2]], [1, 84, results[1][2]]]
+    assert {node for *_, node in results} == {"0", "1"}
+    assert lines == ["called"]
+    rank, host, traceback, kind = failure
+    assert (rank, host, kind) == (1, host_of(host_line(fab, 1)), "ValueError")
+    assert 'in add\n    raise ValueError("bad batch")' in traceback
+    assert "# add(…)" in ok(fab("jobs")).stdout
+
+
+def host_of(line: str) -> str:
+    return line.split(maxsplit=1)[0]

@@ -80,8 +80,10 @@ class LaunchRequest:
             The file cannot be written.
         """
         values = {each.name: getattr(self.job, each.name) for each in fields(Job) if each.name != "options"}
-        if not self.job.is_program:  # so that an older torchfab reads the file
-            del values["is_program"]
+        for name in ("is_program", "files", "python_version"):  # so that an older torchfab reads the file
+            if not values[name]:
+                del values[name]
+        values.update({"files": dict(self.job.files)} if self.job.files else {})
         job = {**values, "env": dict(self.job.env), "secrets": sorted(self.job.secrets)}
         document = {
             "job": job,

@@ -88,6 +88,7 @@ class NodeFacts(Struct, frozen=True, kw_only=True):
     port: Port | None
     is_root: bool
     versions: dict[str, str]
+    python: str = ""
     glance: QuickProbe = QuickProbe()
 
 
