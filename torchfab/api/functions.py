@@ -138,14 +138,14 @@ def results(record: Record, found: JobStatus, message: str) -> tuple[Any, ...]:
     """
     if found.exit_code != 0:
         raise _failure(record, found) or JobFailedError(message, found.exit_code or 1)
-    outcomes = tmux_calls.outcomes(record)
-    missing = [rank for rank in range(record.world_size) if rank not in outcomes or not outcomes[rank].of_rank.files]
+    found_results = {rank: each for rank, each in tmux_calls.outcomes(record).items() if "result" in each.of_rank.files}
+    missing = set() if record.is_elastic else {*range(record.world_size)} - {*found_results}
     if missing:
-        raise TorchfabError(f"job {record.name} succeeded, and rank {missing[0]} left no result")
+        raise TorchfabError(f"job {record.name} succeeded, and rank {min(missing)} left no result")
     folder = _private_folder(record)
     try:
-        paths = tmux_calls.fetch(record, outcomes, "result", folder)
-        return tuple(_unpickled(paths[rank], outcomes[rank]) for rank in sorted(paths))
+        paths = tmux_calls.fetch(record, found_results, "result", folder)
+        return tuple(_unpickled(paths[rank], found_results[rank]) for rank in sorted(paths))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -179,13 +179,29 @@ def _failure(record: Record, found: JobStatus) -> FunctionError | None:
     if first is not None and first.rank is not None and first.rank not in failed:  # killed: others only followed
         return None
     chosen = failed[first.rank] if first is not None and first.rank is not None else _earliest(failed)
-    if chosen is None or chosen.of_rank.failure is None:
+    if chosen is None:
         return None
-    raised = chosen.of_rank.failure
-    summary = f"{raised.type}: {raised.message.splitlines()[0]}" if raised.message.strip() else raised.type
-    error = FunctionError(chosen.of_rank.rank, chosen.node.label, summary, raised.traceback)
+    error = function_error(chosen)
     error.__cause__ = _exception(record, chosen)
     return error
+
+
+def function_error(outcome: Outcome) -> FunctionError:
+    """Return the error of a rank whose function has raised an exception.
+
+    Parameters
+    ----------
+    outcome : Outcome
+        It has a failure.
+
+    Returns
+    -------
+    FunctionError
+    """
+    raised = outcome.of_rank.failure
+    assert raised is not None
+    summary = f"{raised.type}: {raised.message.splitlines()[0]}" if raised.message.strip() else raised.type
+    return FunctionError(outcome.of_rank.rank, outcome.node.label, summary, raised.traceback)
 
 
 def _earliest(failed: Mapping[int, Outcome]) -> Outcome | None:
