@@ -67,6 +67,22 @@ def test_a_job_may_be_named_anywhere_or_left_out(argv: list[str], values: dict[s
     assert {name.replace("_", "-"): value for name, value in found.items()} == values
 
 
+@pytest.mark.parametrize(
+    ("argv", "job", "name"),
+    [
+        (["signal", "gpt2", "USR1"], "gpt2", "USR1"),
+        (["signal", "USR1"], "USR1", ""),
+        (["signal", "gpt2", "--rank", "3", "USR1"], "gpt2", "USR1"),
+        (["signal", "--signal", "USR1"], "", "USR1"),
+    ],
+)
+def test_a_signal_follows_its_job(argv: list[str], job: str, name: str) -> None:
+    found = parse(*argv)
+    assert (found["job"], found["signal"]) == (job, name)
+    with pytest.raises(ParseError, match="other"):
+        parse("signal", "gpt2", "USR1", "other")
+
+
 def test_a_second_positional_argument_is_an_error() -> None:
     with pytest.raises(ParseError, match="other"):
         parse("status", "gpt2", "other")
@@ -99,7 +115,7 @@ def test_an_unknown_flag_is_an_error() -> None:
 
 def test_every_launch_takes_the_shared_flags_and_its_own() -> None:
     shared = {"name", "env", "dry-run", "follow", "workdir", "python", "port", "master-addr", "grace", "nodes"}
-    shared |= {"supervise", "restarts", "stall", "backoff", "notify", "tmux"}
+    shared |= {"supervise", "restarts", "stall", "backoff", "notify", "tmux", "setup", "before", "after"}
     node, gpu = (next(each for each in CONTEXTS if each.name == name) for name in ("launch-per-node", "launch-per-gpu"))
     own = {"nproc-per-node", "nnodes", "max-restarts", "rdzv-backend", "rdzv-timeout"}
     assert {name.replace("_", "-") for name in node.args} == shared | {"hostfile", "hostfile-format"} | own
