@@ -128,4 +128,4 @@ def test_functions_need_a_launcher_over_hosts(project: Path) -> None:
     with pytest.raises(UsageError, match="launcher 'slurm' runs scripts and programs, not functions"):
         torchfab.launch(len, launcher="slurm")
     with pytest.raises(UsageError, match="args and kwargs are those of a function"):
-        torchfab.launch(["x.py"], args=(1,))  # type: ignore[call-overload]
+        torchfab.launch(["x.py"], args=(1,))

@@ -17,7 +17,6 @@ import pytest
 
 from torchfab.api import functions
 from torchfab.core.errors import UsageError
-from torchfab.remote.job import call_results
 from torchfab.remote.job.call_results import chunk, outcomes
 
 NODE = {"job_id": "gpt2-0a1b2c3d", "node_rank": 0, "mask_key": "", "session": "gpt2-0"}
@@ -34,7 +33,7 @@ def node(tmp_path: Path) -> dict[str, Any]:
 
 
 def files_of(node: dict[str, Any]) -> Path:
-    return Path(node["node_dir"]) / "jobs" / node["job_id"] / "node-0" / "agent" / "files"
+    return Path(node["node_dir"]) / "jobs" / str(node["job_id"]) / "node-0" / "agent" / "files"
 
 
 def call(node: dict[str, Any], function: Callable[..., Any], *args: Any, rank: int = 0, mb: float = 1.0) -> str:
@@ -144,7 +143,7 @@ def test_files_that_the_job_did_not_write_are_not_read(node: dict[str, Any], tmp
 
 def test_files_of_another_user_are_not_read(node: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     call(node, lambda: 7)
-    monkeypatch.setattr(call_results.os, "geteuid", lambda: 12345)
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
     assert outcomes(node) == {"ranks": []}
 
 

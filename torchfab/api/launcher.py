@@ -72,7 +72,7 @@ def launch(
     identities: Sequence[StrPath] = (),
     connect_timeout: float | None = None,
     **flags: Any,
-) -> Job:
+) -> Job | tuple[Any, ...]:
     """Launch a script or any command on all hosts, as `fab launch-<launcher> -- COMMAND` does; or run a function.
 
     A function runs on all ranks, in the environment that a script has: RANK, MASTER_ADDR and so on are set, and
@@ -125,7 +125,7 @@ def launch(
         module, shared = options.launcher_named(launcher)
         given, own = options.parse_flags(module, shared, flags)
         given = replace(given, env=options.env_flags(env or {}))
-        script = None if _is_function(command) else _script(command)
+        script = None if _is_function(command) else _script(cast(Command | None, command))
         ctx = open_context(project, script, options.hosts_flag(hosts), ssh_config, identities, connect_timeout)
         if _is_function(command):
             ctx, given = _function_context(command, (args, kwargs or {}), max_result_mb, ctx, given, launcher)

@@ -96,7 +96,8 @@ def _load_cloudpickle() -> ModuleType:
         import cloudpickle
     finally:
         sys.path.remove(HERE)
-    return cloudpickle
+    module: ModuleType = cloudpickle
+    return module
 
 
 def _write_result(cloudpickle: ModuleType, result: Any, rank: str, limit: int) -> None:

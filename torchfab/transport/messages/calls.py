@@ -6,7 +6,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from torchfab.core.bounds import Time, Whole
+from torchfab.core.bounds import Count, Time, Whole
 from torchfab.transport.messages.job import JobRequest
 
 
@@ -32,7 +32,7 @@ class RankOutcome(Struct, frozen=True, kw_only=True):
         None where the function has returned.
     """
 
-    rank: Whole
+    rank: Count
     files: dict[str, Whole]
     failure: CallFailure | None = None
 
