@@ -7,16 +7,12 @@ import sys
 import time
 
 from torchfab.remote import files, tmux
+from torchfab.remote.host.login_environment import is_inherited
 from torchfab.remote.job import bytecode_cache, redaction, start_barrier
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
-
-# Variables of the node's own environment that processes do not inherit.
-_NOT_INHERITED = ("TMUX", "TMUX_PANE", "TERM", "SSH_CLIENT", "SSH_CONNECTION", "SSH_TTY", "PWD", "OLDPWD", "SHLVL", "_")
-# torchrun reads PET_<FLAG> for each of its flags: PET_STANDALONE=1 of a login shell would replace our rendezvous.
-_TORCHRUN_FLAGS = "PET_"
 
 # A supervisor starts in 30 ms. Where many start on few cores, frequent polling would delay them.
 _FIRST_PAUSE_S, _MAX_PAUSE_S = 0.01, 0.1
@@ -42,7 +38,7 @@ def start(folder: str, request: dict[str, Any]) -> dict[str, Any]:
     dict
         `started`: names of the processes whose supervisors are up; `problems`: one for each of the others.
     """
-    base = {name: value for name, value in os.environ.items() if _is_inherited(name)}
+    base = {name: value for name, value in os.environ.items() if is_inherited(name)}
     secret = {name: value for name, value in base.items() if _matches(name, request["secret_patterns"])}
     public = {name: value for name, value in base.items() if name not in secret}
     values: dict[str, str] = {}
@@ -81,10 +77,6 @@ def release(folder: str, names: list[str], timeout_s: float) -> dict[str, Any]:
     """
     start_barrier.release(folder, names)
     return _await_all(folder, files.STARTED, names, timeout_s)
-
-
-def _is_inherited(name: str) -> bool:
-    return name not in _NOT_INHERITED and not name.startswith(_TORCHRUN_FLAGS)
 
 
 def _matches(name: str, patterns: list[str]) -> bool:

@@ -54,11 +54,14 @@ class QuickProbe(Struct, frozen=True, kw_only=True):
         Digest of the script; empty for none.
     holders : list of GpuProcess
         Processes that use a GPU.
+    launcher_variables : list of str
+        Names of variables of the login environment that belong to launchers; ranks do not get them.
     """
 
     disk: FileSystem | None = None
     script: str = ""
     holders: list[GpuProcess] = []
+    launcher_variables: list[str] = []
 
 
 class MachineIdentity(Struct, frozen=True, kw_only=True):
