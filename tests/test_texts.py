@@ -226,7 +226,7 @@ RESULT = st.fixed_dictionaries(
 
 @fuzzed(st.lists(st.one_of(JSON, RESULT), max_size=4), st.text(max_size=30))
 def test_an_invalid_network_result_is_ignored(lines: list[Any], rubbish: str) -> None:
-    hello = {"kind": "hello", "ranks": 2, "backend": "gloo", "interfaces": [], "told": {}}
+    hello = {"kind": "hello", "ranks": 2, "backend": "gloo", "interfaces": [], "settings": {}}
     found = report.BenchmarkResult(nodes=2)
     for text in (json.dumps(hello), *map(json.dumps, lines), rubbish):
         found.feed(report.MARK + text)

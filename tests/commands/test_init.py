@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from torchfab.commands import init
-from torchfab.config import settings_file
+from torchfab.config import defaults, settings_file
 from torchfab.core import inventory
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +36,7 @@ def test_every_commented_setting_is_its_default(tmp_path: Path) -> None:
     given = "\n".join(line[1:] for line in lines if line.startswith("#") and line[1:2].islower())
     found = settings_file.parse(given, "torchfab.yaml", ()).sections["torchfab"]
     assert len(found) > 5
-    assert {**found, "script": []} == {name: settings_file.defaults.SETTINGS[name] for name in found}
+    assert {**found, "script": []} == {name: defaults.SETTINGS[name] for name in found}
 
 
 def test_hosts_of_the_command_line_are_written(tmp_path: Path) -> None:

@@ -85,9 +85,9 @@ def includes(found: Any, expected: Any) -> bool:
 def test_the_json_report_has_what_each_node_reported() -> None:
     nodes = [make_node(0), make_node(1, None, {"connection": None, "files": {"train.py": "1"}})]
     first, second = json.loads(json.dumps(render.as_json(report(nodes))))["nodes"]
-    assert includes(first["told"], probe(0))
-    assert includes(second["told"], probe(1))
-    assert second["told"]["port"] == {}
+    assert includes(first["facts"], probe(0))
+    assert includes(second["facts"], probe(1))
+    assert second["facts"]["port"] == {}
     assert includes(first["way_to_node_0"], connectivity(0))
     assert "connection" not in second["way_to_node_0"]
     assert second["way_to_node_0"]["files"] == {"train.py": "1"}
@@ -97,6 +97,6 @@ def test_the_json_report_has_the_error_of_a_part_that_failed() -> None:
     failing = make_node(0, {"limits": None, "failed": {"limits": "OSError: x"}})
     lost = replace(make_node(1), probe=None, connectivity=None, error=HostError("no answer"))
     first, second = json.loads(json.dumps(render.as_json(report([failing, lost]))))["nodes"]
-    assert first["told"]["limits"] == {"failed": "OSError: x"}
-    assert "failed" not in first["told"]
-    assert (second["told"], second["way_to_node_0"]) == ({}, {})
+    assert first["facts"]["limits"] == {"failed": "OSError: x"}
+    assert "failed" not in first["facts"]
+    assert (second["facts"], second["way_to_node_0"]) == ({}, {})

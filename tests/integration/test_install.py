@@ -104,6 +104,6 @@ def test_what_is_not_installed_is_named_with_the_line_to_type(torchfab: Path, lo
 def test_help_of_the_installed_command_needs_no_clone(torchfab: Path, tmp_path: Path) -> None:
     done = subprocess.run([torchfab, "--help"], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "  launch-per-node " in done.stdout
-    modules = [torchfab.with_name("python"), "-X", "importtime", "-m", "torchfab", "--help"]
+    modules = [str(torchfab.with_name("python")), "-X", "importtime", "-m", "torchfab", "--help"]
     heavy = subprocess.run(modules, cwd=tmp_path, capture_output=True, text=True, check=True).stderr
     assert not [name for name in ("rich", "ClusterShell", "msgspec", "yaml.constructor") if f"| {name}\n" in heavy]

@@ -77,7 +77,7 @@ HELLO: dict[str, Any] = {
     "backend": "gloo",
     "ranks": 3,
     "torch": "2.13.0",
-    "told": {"NCCL_IB_HCA": "x"},
+    "settings": {"NCCL_IB_HCA": "x"},
     "interfaces": [{"name": "eth0", "address": "10.0.0.1", "gbit": 10.0}] * 3,
 }
 SIZE = {"bytes": 1024, "count": 5, "p50_s": 1.5e-3, "max_s": 2e-3, "algbw_gbit": 0.01, "busbw_gbit": 0.0133}

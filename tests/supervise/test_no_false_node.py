@@ -11,7 +11,7 @@ import pytest
 from tests.supervise.factories import POLICY
 from tests.why import evidence_factory
 from tests.why.evidence_factory import LAUNCHED, log, node, process, rank
-from torchfab.records import Record
+from torchfab import runtimes
 from torchfab.supervise import outcome, policy
 from torchfab.supervise.model import PreviousAttempt
 from torchfab.supervise.monitor import Trigger
@@ -145,7 +145,7 @@ def test_host_is_not_quarantined(
 ) -> None:
     evidence = evidence_of(error, who, hosts)
     record = SimpleNamespace(attempt=1, created=LAUNCHED, runtime="tmux")
-    monkeypatch.setattr(outcome.runtimes, "load", lambda _: SimpleNamespace(evidence=lambda _: evidence))
+    monkeypatch.setattr(runtimes, "load", lambda _: SimpleNamespace(evidence=lambda _: evidence))
     trigger = Trigger("ended", evidence.status, 10)
     ended, diagnosed = outcome.classify(cast(Any, record), trigger)
     assert diagnosed.first
@@ -159,4 +159,3 @@ def test_host_is_not_quarantined(
 
 def test_at_least_60_texts_are_tried() -> None:
     assert len(set(TEXTS)) >= 60
-    assert Record  # the type that `classify` takes

@@ -83,9 +83,7 @@ def run(flags: SyncFlags, ctx: CommandContext) -> int:
         raise UsageError(f"--workdir must be an absolute path, got {request.workdir!r}")
     nodes = read_nodes(flags.hostfile, ctx)
     if shutil.which("rsync") is None:
-        raise UsageError(
-            "rsync is not installed on this machine", "install it: sudo apt-get install -y rsync"
-        )
+        raise UsageError("rsync is not installed on this machine", "install it: sudo apt-get install -y rsync")
     request = replace(request, rules=_rules(request.source, ctx))
     if flags.dry_run:
         for node in nodes:

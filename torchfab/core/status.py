@@ -236,7 +236,7 @@ class Failure:
     reason : str
         Human-readable reason, where one is known.
     how : str
-        How it failed, where its exit code does not tell.
+        How it failed, where its exit code does not show it.
     """
 
     time: float

@@ -62,7 +62,7 @@ _FIXES = (
         "NVML: Unknown Error",
         "in a container: it has lost its devices, restart it; on a host: reboot",
     ),
-    ("infoROM is corrupted", "the board's own records are damaged: it may go on working; tell its vendor"),
+    ("infoROM is corrupted", "the board's own records are damaged: it may go on working; report it to its vendor"),
     ("couldn't communicate", "the kernel module is not loaded: modprobe nvidia, or install the driver for this kernel"),
     ("did not answer", "the driver hangs; dmesg names the GPU (NVRM, Xid); reboot the node"),
     ("is not there", "install nvidia-utils of the driver's own version; without it the GPUs are not checked"),

@@ -242,7 +242,7 @@ def _node_as_json(node: NodeReport, report: Report) -> dict[str, Any]:
         "connect_s": node.connect_s,
         "clock_ahead_ms": clock.ahead_s * 1000 if clock else None,
         "clock_known_to_ms": clock.within_s * 1000 if clock else None,
-        "told": _parts_as_json(node.parts),
+        "facts": _parts_as_json(node.parts),
         "way_to_node_0": _known(msgspec.to_builtins(node.connectivity)) if node.connectivity else {},
     }
 

@@ -20,7 +20,7 @@ _LONGEST = 160  # characters
 def with_first_failure(record: Record, job: JobStatus) -> JobStatus:
     """Return the status of a failed job with the first failure that `fab why` names.
 
-    The rank that ended first is often not the one that failed first: it only lost the other one. The logs tell, and
+    The rank that ended first is often not the one that failed first: it only lost the other one. The logs show it, and
     they are asked for only once a job has failed.
 
     Parameters
@@ -49,7 +49,7 @@ def with_first_failure(record: Record, job: JobStatus) -> JobStatus:
 
 
 def _how(first: Failure) -> str:
-    """Return how a rank failed, where its exit code does not tell."""
+    """Return how a rank failed, where its exit code does not show it."""
     if first.cause.name == "left-early":
         return "it ended with exit code 0 while others went on"
     if first.is_running:

@@ -33,14 +33,14 @@ class Hello(Struct, frozen=True, tag_field="kind", tag="hello"):
 
     Parameters
     ----------
-    told : dict of str to str
+    settings : dict of str to str
         Versions and settings that matter, by name.
     """
 
     ranks: _Count
     backend: str
     interfaces: list[Interface]
-    told: dict[str, str]
+    settings: dict[str, str]
     torch: str = ""
 
 
@@ -283,7 +283,7 @@ def _describe_job(measured: BenchmarkResult, hosts: Sequence[str]) -> str:
         speed = f" ({each.gbit:g} Gbit/s)" if each.gbit else ""
         hosts_by_interface.setdefault((each.name or "an unknown interface") + speed, []).append(host)
     interfaces = ", ".join(f"{fold(names)} by {interface}" for interface, names in hosts_by_interface.items())
-    settings = "".join(f", {name}={value}" for name, value in hello.told.items())
+    settings = "".join(f", {name}={value}" for name, value in hello.settings.items())
     where = f"{plural(hello.ranks, 'rank')} on {plural(len(hosts), 'node')}"
     return f"all-reduce of {where}, {hello.backend}, {interfaces}{settings}"
 

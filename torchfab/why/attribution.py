@@ -155,7 +155,7 @@ def attribute(
     rank : RankEnd
         How it ended.
     reading : Reading
-        What its logs tell.
+        What its logs say.
     others : tuple of NodeEvidence
         The other nodes of the job, which facts are compared with.
 
@@ -180,11 +180,16 @@ def attribute(
     return _script_attribution(node, code, reading)
 
 
+def _names_killer(cause: Cause, code: int | None) -> bool:
+    """Return whether a cause read in lines says who killed the rank: the kernel, or the scheduler."""
+    is_oom = code == KILL and cause.name == "host-memory"
+    return is_oom or (cause.kind is Kind.KILLED and not cause.is_symptom)
+
+
 def _from_signal(node: NodeEvidence, process: ProcessStatus, rank: RankEnd, reading: Reading) -> Attribution | None:
     """Return who ended a process by a signal, if one did."""
     code, lines = rank.code, reading.from_lines
-    is_oom = bool(lines) and code == KILL and lines.cause.name == "host-memory"
-    if lines and (is_oom or (lines.cause.kind is Kind.KILLED and not lines.cause.is_symptom)):  # the scheduler says so
+    if lines and _names_killer(lines.cause, code):
         return _confirmed(node, lines, reading, (), CERTAIN)
     if code != KILL and not signal_sender.is_signal_exit(code, rank.rank, node):
         return None
@@ -203,7 +208,7 @@ def attribute_log(node: NodeEvidence, reading: Reading, others: tuple[NodeEviden
     node : NodeEvidence
         The node that it ran on.
     reading : Reading
-        What its logs tell.
+        What its logs say.
     others : tuple of NodeEvidence
         The other nodes of the job.
 

@@ -89,12 +89,12 @@ class EvidenceLine:
 
 @dataclass(frozen=True)
 class Reading:
-    """What the logs of one process tell.
+    """What the logs of one process say.
 
     Parameters
     ----------
     traceback : Traceback, optional
-        The one that ended the process, as far as the logs tell.
+        The one that ended the process, as far as the logs show.
     member : Member, optional
         The exception in it that names the cause.
     speaker : Speaker

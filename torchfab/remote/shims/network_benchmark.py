@@ -155,7 +155,7 @@ class Benchmark:
         found = [json.loads(self.store.get(f"interface/{node}")) for node in range(len(self.nodes))]
         variables = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
         version = {"torch": self.torch.__version__, "backend": self.request["backend"], "ranks": self.world}
-        self.emit({"kind": "hello", **version, "interfaces": found, "told": variables})
+        self.emit({"kind": "hello", **version, "interfaces": found, "settings": variables})
         return found
 
     def _agree(self, name: str, decide: Callable[[], Any]) -> Any:
