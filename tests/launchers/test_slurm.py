@@ -22,7 +22,7 @@ from tests.support import require
 from torchfab.core.errors import UsageError
 from torchfab.core.flag_values import parse
 from torchfab.core.specs import Job
-from torchfab.launchers import sbatch, slurm
+from torchfab.launchers import sbatch, slurm, torchrun_rank
 
 FOLDER = f"/scratch/torchfab/jobs/{JOB_ID}"
 # Programs that stand where Slurm's would: an allocation of two nodes, of which srun runs the second.
@@ -121,6 +121,7 @@ def assert_survives(args: list[str], env: dict[str, str]) -> None:
         "3",
         "--log-dir",
         f"{node}/logs",
+        *torchrun_rank.command(job_with(values))[: -len(values["script"])],
     ]
 
 

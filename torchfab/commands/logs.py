@@ -81,8 +81,19 @@ def show_logs(record: Record, request: Mapping[str, Any], folding: bool, stall_s
         raise UsageError(f"job {record.name} has the ranks 0-{record.world_size - 1}, and no rank {too_high[0]}")
     watch = JobWatcher(record, Printer(folding), retries=request["follow"], stall_s=stall_s)
     if not request["follow"]:
-        return 0 if watch.print_existing(request) else 1
+        is_whole = watch.print_existing(request)
+        if is_whole and not watch.lines_read and (note := _describe_nothing(request)):
+            write_err(note)
+        return 0 if is_whole else 1
     return _watch_to_end(watch, request)
+
+
+def _describe_nothing(request: Mapping[str, Any]) -> str:
+    """Return why no line was printed, where the request may be the reason; else an empty text."""
+    ranks = [*request["ranks"]] if request["ranks"] else []
+    of = f" of rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}" if ranks else ""
+    matching = f" that matches {request['grep']!r}" if request["grep"] else ""
+    return f"there is no log line{of}{matching}" if of or matching else ""
 
 
 def follow(record: Record, failure_grace_s: float, stall_s: float) -> int:

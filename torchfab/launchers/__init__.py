@@ -104,3 +104,18 @@ def escape_for_torchrun(script: Sequence[str]) -> tuple[str, ...]:
     tuple of str
     """
     return tuple(re.sub(r"\$(?=\$|local_rank|\{local_rank\})", "$$", arg) for arg in script)
+
+
+def torchrun_script(job: Job) -> tuple[str, ...]:
+    """Return the last words of a torchrun command: what it runs, escaped.
+
+    Parameters
+    ----------
+    job : Job
+        The job, as it runs on the node.
+
+    Returns
+    -------
+    tuple of str
+    """
+    return ("--no-python", *escape_for_torchrun(job.argv)) if job.is_program else escape_for_torchrun(job.script)

@@ -14,7 +14,7 @@ from typing import Any
 from torchfab.core import environment
 from torchfab.core.flag_values import WholeNumber, flag
 from torchfab.core.specs import Job, Node, Submission
-from torchfab.launchers import torchrun_rank
+from torchfab.launchers import torchrun_script
 from torchfab.launchers.manifest import quantities, yaml_text
 from torchfab.launchers.manifest.objects import INDEX, Shape, build_objects
 from torchfab.launchers.nproc import CPU_PROCESSES
@@ -176,7 +176,7 @@ def _command(job: Job) -> list[str]:
 
 
 def _args(job: Job, shape: Shape) -> list[str]:
-    script = [yaml_text.escape(yaml_text.check_text("an argument", arg)) for arg in torchrun_rank.command(job)]
+    script = [yaml_text.escape(yaml_text.check_text("an argument", arg)) for arg in torchrun_script(job)]
     return [yaml_text.escape(_program()), *torchrun_argv(job, shape), *script]
 
 

@@ -182,7 +182,7 @@ def _own_address(node: Node, master: str) -> str:
 def _agent(placement: Placement, argv: tuple[str, ...]) -> Process:
     error_file = f"{placement.facts.folder}/agent/errors/error.json"
     env = process_environment(placement, TORCHELASTIC_ERROR_FILE=error_file)
-    files = {torchrun_rank.FILE: torchrun_rank.SCRIPT}
+    files = {torchrun_rank.FILE: torchrun_rank.CODE}
     return Process("agent", argv, env, rank_logs=RANK_LOGS, folders=("logs", "errors"), files=files)
 
 

@@ -106,6 +106,7 @@ class JobWatcher:
     failure_grace_s: float | None = None
     retries: bool = True
     stall_s: float = 0.0
+    lines_read: int = 0
     lost: set[int] = field(default_factory=set)  # ranks of the nodes that cannot be reached at the moment
     failure_announced: bool = False
     stopped: bool = False
@@ -176,6 +177,7 @@ class JobWatcher:
         self.tracker.apply(event)
         if isinstance(event, Lines):
             self.lost.discard(event.node.rank)
+            self.lines_read += len(event.lines)
             self.printer.add(event)
             self.alarm.feed((when for _, when, _ in event.lines), self.printer.live)
         elif isinstance(event, BacklogRead):
