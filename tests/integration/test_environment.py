@@ -35,7 +35,7 @@ def test_a_ranks_path_begins_with_the_interpreters_folder_and_variables_of_launc
     names = ", ".join(sorted(LAUNCHER_VARIABLES))
     expected = f"warning: node1: its login environment has variables of launchers, which ranks do not get: {names}\n"
     assert done.stderr.count(expected) == 1, done
-    ranks = [rank for node in status_of(fab, "env")["nodes"] for each in node["processes"] for rank in each["ranks"]]
+    ranks = [rank for node in status_of(fab, "env")["nodes"] for rank in node["ranks"]]
     assert [rank["rank"] for rank in ranks] == [0, 1]
 
 

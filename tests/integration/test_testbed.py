@@ -95,7 +95,7 @@ kind, user = sys.argv[1:]
 with Cluster.up(1, kind, user=user or None) as cluster:
     for name in ("passwd", "shadow", "group", "hosts"):
         path = Path("/etc", name)
-        shutil.copy2(path, f"{path}.new").replace(path)
+        Path(shutil.copy2(path, f"{path}.new")).replace(path)
     argv = ["ssh", "-F", str(cluster.ssh_config), "node1", "echo ~; getent hosts node1 | wc -l"]
     print(*subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=True).stdout.split())
     print(cluster.node(0).home, int(kind == "netns"))
