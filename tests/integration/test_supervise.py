@@ -153,20 +153,16 @@ HELD_SMI = """case "$*" in
 esac"""
 
 
-@pytest.mark.parametrize("limit_s", [60, 1])
-def test_a_restart_waits_until_the_gpus_memory_is_free(fab: Fab, limit_s: int) -> None:
+def test_a_restart_waits_until_the_gpus_memory_is_free(fab: Fab) -> None:
     asked = fab.workdir / "asked"
     with fake_program(fab.cluster.node(1), "nvidia-smi", HELD_SMI.replace("ASKED", str(asked))):
-        done = supervised(fab, "raise,good", gpu_memory_timeout_s=limit_s)
+        done = supervised(fab, "raise,good")
     assert done.rc == 0, done
     held = "GPU 0 of node2 holds 69 GiB of 4194305, which has ended"
     texts = [re.sub(r"after \d+ s", "after N s", event["text"]) for event in events(fab, "gpu-memory")]
     assert texts[0].endswith(f" until GPU memory is free: {held}"), texts
-    if limit_s == 60:
-        assert texts[1:] == ["GPU memory is free after N s"]
-        assert asked.read_text() == "x\n" * 4
-    else:
-        assert texts[1:] == [f"GPU memory is not free after N s: {held}; launches all the same"]
+    assert texts[1:] == ["GPU memory is free after N s"]
+    assert asked.read_text() == "x\n" * 4
 
 
 def test_stop_wins_over_a_restart(fab: Fab) -> None:
