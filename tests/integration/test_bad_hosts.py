@@ -160,7 +160,7 @@ def test_an_old_python3_is_an_error_with_its_version(fab: Fab) -> None:
     script = f'code="$4"; shift 4; exec {sys.executable} -I -S -c "import sys; sys.version_info = (3, 8); $code" "$@"'
     with fake_program(fab.cluster.node(1), "python3", script):
         done = fab(*fab.launch(gpus=True))
-    refused(done, "node2: torchfab needs a python3 of at least 3.9, this is 3.8", "torchfab.agent_python")
+    refused(done, "node2: torchfab needs a python3 of at least 3.9, this is 3.8", "setting agent_python")
     fab.assert_nothing_left(within_s=10)
 
 

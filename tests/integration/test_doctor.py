@@ -137,7 +137,7 @@ def test_a_full_disk_is_found(fab: Fab) -> None:
         )
         done = doctor(fab)
     words = "(logs of jobs) cannot be written: No space left on device"
-    found(done, 1, f"error: node2: {fab.node_dir} {words}", "found 0 B free", "fix: free space there, or set")
+    found(done, 1, f"error: node2: {fab.node_dir} {words}", "found 0 B free", "fix: free space there, or change the")
 
 
 def test_a_disk_that_is_nearly_full_is_a_warning(fab: Fab) -> None:

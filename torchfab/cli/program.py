@@ -50,7 +50,7 @@ _INTRODUCTION = """\
 Usage: torchfab [flags] TASK [flags of the task] [-- SCRIPT ARGUMENTS…]
 
     torchfab init                                  make this folder a project
-    torchfab launch-per-node --follow -- train.py  launch on the hosts in `hosts`
+    torchfab launch-per-node --follow -- train.py  launch on all `hosts`
     torchfab --help TASK                           explain the flags of a task
 """
 _LIST_FORMATS = ("flat", "nested", "json")

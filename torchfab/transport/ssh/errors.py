@@ -35,7 +35,7 @@ def explain(error: Exception, connection: Any, took_s: float) -> HostError:
     host, port = connection.host, connection.port
     if step := _stalled_at(error, connection, took_s):
         return stalled(step, connection, connection.timeout_s)
-    if isinstance(error, IncompatiblePeer) and not str(error).startswith("Incompatible version"):
+    if isinstance(error, IncompatiblePeer):
         return _explain_incompatible(error, f"{host} port {port}")
     login = _explain_methods(connection) or _explain_keys(error, connection)
     return login or _explain_network(error, f"{host} port {port}", connection, took_s)
