@@ -26,13 +26,16 @@ from torchfab.cli.flags import (
     LaunchFlags,
     NetworkFlags,
     PodFlags,
+    RunFlags,
     SyncFlags,
     TrustFlags,
+    command_task,
     file_task,
     host_task,
     job_task,
     launch_task,
     plain_task,
+    words_task,
 )
 from torchfab.core.flag_values import NumberOr, Seconds, WholeNumber, flag
 from torchfab.launchers import BatchLauncher, Launcher, colossalai, deepspeed, kubernetes, mpi, per_gpu, per_node, slurm
@@ -264,7 +267,38 @@ def stop(c: TaskContext, job: str, grace: float | None) -> int:
     return run(job, grace, _context(c))
 
 
+@words_task(
+    words=flag("", "Name of a job, where there is one of this name and paths follow [the latest]; paths on its nodes."),
+    to=flag("", "Folder to copy into. [pulled/JOB]"),
+    rank=flag("", "Only from the nodes of these ranks: 0,2-5."),
+)
+def pull(c: TaskContext, words: tuple[str, ...], to: str, rank: str) -> int:
+    """Copy files of a job (checkpoints, traces, logs) from the nodes that have them; goes on where it was."""
+    from torchfab.commands.pull import run
+
+    return run(words, to, rank, _context(c))
+
+
+@words_task(
+    words=flag("", "Name of a job [the latest]; then tensorboard, a port of its node, or LOCAL:PORT."),
+    host=flag("", "The node: its host, or node rank. [0; with tensorboard the one where it runs]"),
+)
+def forward(c: TaskContext, words: tuple[str, ...], host: str) -> int:
+    """Forward a port of a job's node to this machine's loopback address, and print the URL; Ctrl-C ends it."""
+    from torchfab.commands.forward import run
+
+    return run(words, host, _context(c))
+
+
 # ---- hosts
+
+
+@command_task(RunFlags)
+def run(c: TaskContext, flags: RunFlags) -> int:
+    """Run the command after -- on all hosts at once; equal output is printed once."""
+    from torchfab.commands.run import run
+
+    return run(flags, _context(c))
 
 
 @host_task(SyncFlags)
@@ -349,6 +383,16 @@ def config(c: TaskContext, show_origin: bool, json: bool) -> int:
     from torchfab.commands.config import run
 
     return run(c, show_origin, json)
+
+
+@words_task(
+    words=flag("", "bash, zsh or fish."),
+)
+def completion(c: TaskContext, words: tuple[str, ...]) -> int:
+    """Print the completion script of a shell: tasks, flags, jobs and hosts."""
+    from torchfab.commands.completion import run
+
+    return run(words)
 
 
 # ---- files of other launchers

@@ -62,6 +62,10 @@ SCRIPT = "your script and its arguments go behind --: fab "
         ("launch-per-node --name=a train.py --x=1", SCRIPT + "launch-per-node --name=a -- train.py --x=1"),
         ("launch-per-node --follow train.py", SCRIPT + "launch-per-node --follow -- train.py"),
         ("launch-per-node -m pkg.train", SCRIPT + "launch-per-node -- -m pkg.train"),
+        ("run nvidia-smi", "the command goes behind --: fab run -- nvidia-smi"),
+        ("run --timeout 5 ls -l", "the command goes behind --: fab run --timeout 5 -- ls -l"),
+        ("run --xyzzy", "run has no flag --xyzzy; fab --help run lists them; the command goes behind --"),
+        ("exec ls", "there is no task exec; did you mean run?"),
         ("launch-per-node statsu", "there is no task of that name; did you mean status?"),
     ],
 )  # fmt: skip

@@ -188,7 +188,7 @@ def test_a_task_behind_a_launch_is_refused(fab: Fab) -> None:
 
 CHECKS: Mapping[str, tuple[tuple[str, ...], str, str]] = {
     "no script": (("--", "no such.py"), "no such.py does not exist", "copy your code there"),
-    "a folder as script": (("--", "/etc"), "the script /etc is not a file", "copy your code there"),
+    "a folder as script": (("--", "/etc"), "/etc is a folder", "name the script in it"),
     "no module": (("--", "-m", "no_such_module.main"), "has no module no_such_module", "--workdir"),
     "no workdir": (("--workdir", "/no/such dir"), "the working directory /no/such dir does not exist", "--workdir"),
     "no python": (("--python", "/no/python"), "there is no /no/python", "with --python"),

@@ -47,6 +47,7 @@ def test_every_rank_runs_the_command(fab: Fab, case: str, gpus: bool) -> None:
 
 REFUSED = {
     "no program": (("no-such-program", "a"), "there is no program no-such-program on PATH"),
+    "a folder": ((".git",), "/.git is a folder"),
     "no shell script": (("no-such.sh",), "no-such.sh does not exist"),
     "torchrun": (("torchrun", "--nproc_per_node", "2", "light.py"), "fab launch-per-node -- light.py"),
     "torch.distributed.run": (("python", "-m", "torch.distributed.run", "light.py"), "would start ranks inside"),

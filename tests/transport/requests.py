@@ -12,10 +12,14 @@ from torchfab.transport import messages
 from torchfab.transport.messages import MalformedError, Request
 from torchfab.transport.messages.job import LogsRequest
 from torchfab.transport.messages.load import JobLoadRequest, LoadRequest
+from torchfab.transport.messages.run import EndRunRequest, RunRequest
 from torchfab.transport.messages.slurm import SlurmLogsRequest
 
 RequestType = type[Request[Any]]
-STREAMING: tuple[RequestType, ...] = (LogsRequest, LoadRequest, JobLoadRequest, SlurmLogsRequest)
+STREAMING: tuple[RequestType, ...] = (
+    *(LogsRequest, LoadRequest, JobLoadRequest, SlurmLogsRequest),
+    *(RunRequest, EndRunRequest),
+)
 
 
 class RawRequest(Request[Any], frozen=True, kw_only=True):

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 from unittest import mock
@@ -20,6 +21,9 @@ import torchfab.why.report
 from tests.support import fuzzed, refusal
 from tests.transport.requests import STREAMING, RequestType, operation, request_types, without_values
 from tests.transport.test_messages_fuzz import JSON, NODE, RecordedChannel, frame
+from torchfab.commands import forward as forward_task
+from torchfab.commands import pull as pull_task
+from torchfab.commands import run as run_task
 from torchfab.commands import stop, top
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core import status
@@ -33,9 +37,11 @@ from torchfab.runtimes import tmux, tmux_logs, tmux_stacks
 from torchfab.runtimes.slurm import runtime
 from torchfab.stacks.model import StackDump
 from torchfab.supervise import gpu_memory
+from torchfab.sync import pull as pulling
 from torchfab.sync import results
-from torchfab.transport.messages import doctor, job, launch, load, slurm, stacks, sync
+from torchfab.transport.messages import doctor, forward, job, launch, load, pull, run, slurm, stacks, sync
 from torchfab.transport.pool import Response, SessionPool
+from torchfab.transport.remote_command import HostRun
 from torchfab.transport.session import NodeError, Session
 from torchfab.why import diagnosis
 
@@ -208,6 +214,14 @@ SLURM = {
 }
 LINE = [0, 5.0, "step 1"]
 RANK_ENDS = {"ended": 2, "killed": 1, "seconds": 0.4}
+FILE_MATCH = {
+    "pattern": 0,
+    "base": "/x",
+    "name": "runs",
+    "files": [["runs/a", 3], ["runs/b/c", 0]],
+    "links": [["runs/latest", "a"]],
+}
+RUN_END = {"code": 1, "timed_out": False, "stopped": False, "seconds": 0.5, "dropped": 7, "left": []}
 STOPPED = {"asked": 1, "killed": ["9 (x)"], "left": [], "seconds": 0.5, "rank_ends": RANK_ENDS}
 FOLDER = Path("/nowhere")
 JOB = Record(
@@ -336,6 +350,36 @@ def use_files(answer: sync.FilesAnswer) -> None:
     check_shown(*results.summary_lines([result], 3, 1.0), results.as_json([result], {}, 3))
 
 
+def use_run(answer: run.RunFrame) -> None:
+    made = HostRun(NODE)
+    made.add(answer)
+    runs = (made, HostRun(Node(1, "other"), ["a"], [], answer.end))
+    check_shown(*run_task.folded(runs, lambda each: each.out), *run_task.notes(runs), run_task.to_json(runs))
+    error = run_task.failure(runs)
+    assert 0 <= (error.exit_code if error else 0) < 256
+    check_shown(str(error), str(run_task.interrupted(runs)))
+
+
+def use_found(answer: pull.FindFilesAnswer) -> None:
+    matches = [
+        pulling.Match(node, each.base, each.name, dict(each.files), dict(each.links))
+        for node in (NODE, Node(1, "other"))
+        for each in answer.matches
+    ]
+    for digests in ({}, {place: "x" for places in pulling.shared_files(matches).values() for place in places}):
+        transfers = pulling.transfers(matches, pulling.differing_names(matches, digests))
+        check_shown(*pull_task.summary(transfers, matches, "/here", 1.0))
+    for match in matches:
+        for name in match.files:
+            error = refusal(HostError, partial(pulling.check_name, name))
+            assert error or ".." not in Path(name).parts
+
+
+def use_listeners(answer: forward.ListenersAnswer) -> None:
+    if answer.listeners:
+        check_shown(str(forward_task.several_found([(NODE, each) for each in answer.listeners])))
+
+
 def with_slurm_answer(function: Callable[..., Any], answer: Any, *arguments: Any) -> Any:
     """Call an operation of the Slurm runtime, whose login node gives this answer."""
     sent = RecordedChannel(frame({**msgspec.to_builtins(answer), "of": 1}))
@@ -394,6 +438,13 @@ CASES: dict[RequestType, Case] = {
     load.JobLoadRequest: Case({"load": LOAD}, use_load),
     sync.WorkdirRequest: Case({"shared": True, "problems": []}, lambda answer: answer.shared is True),
     sync.FilesRequest: Case({"checked": 3, "missing": 1, "differing": 0, "names": ["x"]}, use_files),
+    run.RunRequest: Case({"out": ["a"], "err": ["b"], "end": RUN_END}, use_run),
+    run.EndRunRequest: Case({"out": ["a"], "end": {**RUN_END, "stopped": True, "left": ["7 (x)"]}}, use_run),
+    pull.FindFilesRequest: Case({"matches": [FILE_MATCH], "unreadable": ["/x"]}, use_found),
+    pull.FileDigestsRequest: Case({"digests": ["0123"]}, lambda answer: check_shown(answer.digests)),
+    forward.ListenersRequest: Case(
+        {"listeners": [{"port": 6006, "address": "::1", "pid": 7, "command": "tensorboard"}]}, use_listeners
+    ),
     slurm.SlurmSubmitRequest: Case({"slurm_id": "7"}, lambda answer: check_shown(answer.slurm_id)),
     slurm.SlurmStatusRequest: Case(SLURM, use_slurm_status),
     slurm.SlurmEvidenceRequest: Case(

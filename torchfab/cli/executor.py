@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import itertools
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -117,9 +118,16 @@ class Executor(fabric.Executor):  # type: ignore[misc]
         -------
         list of TaskCall
             The calls to make, in order.
+
+        Raises
+        ------
+        UsageError
+            There are words behind `--`, and no task takes any.
         """
         extra = {"command_line": self.command_line}
-        return [call.clone(TaskCall, with_=extra) for call in invoke.Executor.expand_calls(self, calls)]
+        expanded = [call.clone(TaskCall, with_=extra) for call in invoke.Executor.expand_calls(self, calls)]
+        check_words([call.task for call in expanded], self.command_line.script)
+        return expanded
 
     def execute(self, *tasks: Any) -> Any:
         """Run the tasks; exit with the code of an error.
@@ -205,6 +213,27 @@ def check_order(tasks: Sequence[str]) -> None:
                 f"{name} is followed by the task {following}, and a launch stands last",
                 f"fab {name} … && fab {following}; if {following} is your script: fab {name} -- {following}",
             )
+
+
+def check_words(tasks: Sequence[Any], words: Sequence[str] | None) -> None:
+    """Check that a task takes the words behind `--`.
+
+    Parameters
+    ----------
+    tasks : sequence of invoke.Task
+        The tasks of the command line. One of a fabfile of the user's own may read the words by itself.
+    words : sequence of str, optional
+        The words; None where there is no `--`.
+
+    Raises
+    ------
+    UsageError
+        None does.
+    """
+    if words and tasks and not any(getattr(task, "takes_command", True) for task in tasks):
+        name = str(tasks[-1].name).replace("_", "-")
+        line = shlex.join(["fab", name, *words])
+        raise UsageError(f"{name} takes nothing behind --, got {shlex.join(words)}", f"without the --: {line}")
 
 
 def check_hosts_flag(flag: str | None) -> str:

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, fields
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import Any
 
 import fabric
@@ -105,6 +105,16 @@ class SyncFlags(HostFlags):
 
 
 @dataclass(frozen=True)
+class RunFlags(HostFlags):
+    """The flags of run."""
+
+    workdir: str = flag("", "Absolute path of the directory to run in, on every node. [the current one]")
+    python: str = flag("", "Interpreter whose folder comes first on PATH. [the one of the environment active here]")
+    env: tuple[str, ...] = flag((), "NAME=VALUE, or NAME for the value here; may be given again.")
+    timeout: float = flag(0.0, "End the command after this many seconds; 0: never. [0]", SECONDS)
+
+
+@dataclass(frozen=True)
 class TrustFlags(HostFlags):
     """The flags of `fab trust`."""
 
@@ -160,6 +170,29 @@ def host_task(kind: type[HostFlags] = HostFlags) -> Callable[[Body], Any]:
     return decorate
 
 
+def command_task(kind: type[HostFlags]) -> Callable[[Body], Any]:
+    """Return a decorator that makes a task as `host_task` does, which takes a command behind `--`.
+
+    Parameters
+    ----------
+    kind : type
+        The dataclass of its flags.
+
+    Returns
+    -------
+    callable
+        The decorator.
+    """
+
+    def decorate(body: Body) -> Any:
+        def call(c: Any, **values: Any) -> Any:
+            return body(c, parse(kind, values))
+
+        return _task(call, body, list(fields(kind)), CommandTask)
+
+    return decorate
+
+
 def launch_task(own: type, shared: type = LaunchFlags) -> Callable[[Body], Any]:
     """Return a decorator that makes a task of `body(c, flags, own)` with the flags of both dataclasses.
 
@@ -182,7 +215,7 @@ def launch_task(own: type, shared: type = LaunchFlags) -> Callable[[Body], Any]:
         def call(c: Any, **values: Any) -> Any:
             return body(c, parse(shared, values), parse(own, values))
 
-        return _task(call, body, [*shared_fields, *fields(own)], FlagTask)
+        return _task(call, body, [*shared_fields, *fields(own)], CommandTask)
 
     return decorate
 
@@ -260,6 +293,29 @@ def plain_task(**flags: Any) -> Callable[[Body], Any]:
     return decorate
 
 
+def words_task(**flags: Any) -> Callable[[Body], Any]:
+    """Return a decorator that makes a task of `body(c, words, **flags)`, whose words stand behind its name.
+
+    Parameters
+    ----------
+    **flags : field
+        Its flags, as `flag(...)` returns them; one named `words` has the help of the words.
+
+    Returns
+    -------
+    callable
+        The decorator.
+    """
+
+    def decorate(body: Body) -> Any:
+        def call(c: Any, **values: Any) -> Any:
+            return body(c, **{**values_of(flags, values), "words": tuple(values["words"] or ())})
+
+        return _task(call, body, [_named(name, each) for name, each in flags.items()], WordsTask)
+
+    return decorate
+
+
 def _named(name: str, each: Any) -> Any:
     each.name = name
     return each
@@ -270,7 +326,7 @@ def _task(call: Body, body: Body, flags: list[Field[Any]], klass: type, name: st
     call.__signature__ = inspect.Signature([context, *map(_parameter, flags)])  # type: ignore[attr-defined]
     call.__name__, call.__doc__, call.__module__ = body.__name__, body.__doc__, body.__module__
     repeatable = [each.name for each in flags if each.default == ()]
-    return fabric.task(
+    made = fabric.task(
         klass=klass,
         name=name,
         help={each.name: each.metadata["help"] for each in flags},
@@ -278,6 +334,13 @@ def _task(call: Body, body: Body, flags: list[Field[Any]], klass: type, name: st
         positional=[],
         auto_shortflags=False,
     )(call)
+    made.placeholders = {each.name: _placeholder(each) for each in flags}
+    return made
+
+
+def _placeholder(each: Field[Any]) -> str:
+    kind = each.metadata.get("type")
+    return "VALUE" if each.default == () else kind.placeholder if kind else ""
 
 
 def _parameter(each: Field[Any]) -> inspect.Parameter:
@@ -295,6 +358,8 @@ class FlagTask(fabric.tasks.Task):  # type: ignore[misc]  # fabric ships no type
     """A task that rejects empty values of flags, and whose result is the exit code of `fab`."""
 
     help: dict[str, str]
+    takes_command = False  # behind `--`
+    placeholders: Mapping[str, str] = MappingProxyType({})  # for the help: `N` by the name of a flag; empty: of Invoke
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the task; exit with its code unless that is 0, so that no later task runs.
@@ -338,6 +403,12 @@ class FlagTask(fabric.tasks.Task):  # type: ignore[misc]  # fabric ships no type
         return [NonEmptyValue.of(each) if each.kind is str else each for each in arguments]
 
 
+class CommandTask(FlagTask):
+    """A task that takes a command behind `--`."""
+
+    takes_command = True
+
+
 class JobTask(FlagTask):
     """A task whose positional argument names a job, and may be left out."""
 
@@ -376,6 +447,26 @@ class FileTask(FlagTask):
         """
         arguments = super().get_arguments(ignore_unknown_help)
         return [OptionalPositional.of(each) if each.name == "file" else each for each in arguments]
+
+
+class WordsTask(FlagTask):
+    """A task that takes any number of words behind its name."""
+
+    def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[Argument]:
+        """Return the task's arguments; `words` is positional.
+
+        Parameters
+        ----------
+        ignore_unknown_help : bool, optional
+            Part of Invoke's interface.
+
+        Returns
+        -------
+        list of Argument
+            The arguments.
+        """
+        arguments = super().get_arguments(ignore_unknown_help)
+        return [PositionalWords.of(each) if each.name == "words" else each for each in arguments]
 
 
 class NonEmptyValue(Argument):
@@ -455,6 +546,23 @@ class OptionalPositional(Argument):
             latest = "\n  fix: without a name it is the latest job" if self.name == "job" else ""
             raise ParseError(f"error: the name of the {self.name} is empty{latest}")
         self.set_value(token)
+
+
+class PositionalWords(OptionalPositional):
+    """A positional argument that takes all words behind the task which are not flags."""
+
+    @property
+    def value(self) -> Any:
+        """The words: None while the parser searches an argument for its token."""
+        return None if _parser_has_a_token() else self._value or self.default
+
+    @value.setter
+    def value(self, token: str) -> None:
+        if token.startswith("-") and token != "-":
+            raise ParseError(f"No idea what {token!r} is!")  # Invoke's text; parse_errors.py explains it
+        if token == "":
+            raise ParseError("error: a word is empty\n  fix: give it a value, or leave it out")
+        self._value = [*(self._value or ()), token]
 
 
 def _parser_has_a_token() -> bool:

@@ -20,6 +20,7 @@ from torchfab.core import program_name
 from torchfab.core.errors import UsageError
 
 LAUNCH = "launch-"  # how the names of tasks begin that take a script behind `--`
+RUN = "run"  # the task that takes any command behind `--`
 _DEFAULT_LAUNCH = "launch-per-node"
 # What the same command is called elsewhere.
 SYNONYMS = MappingProxyType(
@@ -27,12 +28,13 @@ SYNONYMS = MappingProxyType(
         **dict.fromkeys(("ps", "ls", "list-jobs", "history", "squeue", "queue"), "jobs"),
         **dict.fromkeys(("kill", "cancel", "delete", "down", "scancel", "terminate"), "stop"),
         **dict.fromkeys(("tail", "output", "follow"), "logs"),
-        **dict.fromkeys(("run", "launch", "submit", "start", "train", "torchrun", "up"), _DEFAULT_LAUNCH),
+        **dict.fromkeys(("launch", "submit", "start", "train", "torchrun", "up"), _DEFAULT_LAUNCH),
         **dict.fromkeys(("sbatch", "srun", "slurm"), "launch-slurm"),
         **dict.fromkeys(("mpirun", "mpiexec", "mpi"), "launch-mpi"),
         **dict.fromkeys(("deepspeed",), "launch-deepspeed"),
         **dict.fromkeys(("kubectl", "kubernetes", "k8s"), "launch-kubernetes"),
-        **dict.fromkeys(("ssh", "shell", "exec"), "attach"),
+        **dict.fromkeys(("ssh", "shell"), "attach"),
+        **dict.fromkeys(("exec", "cmd", "pdsh", "clush", "dsh", "pssh"), "run"),
         **dict.fromkeys(("check", "diagnose", "preflight"), "doctor"),
         **dict.fromkeys(("rsync", "push", "copy", "scp"), "sync"),
         **dict.fromkeys(("stack", "pystack", "py-spy", "dump"), "stacks"),
@@ -112,6 +114,8 @@ def explain(mistake: Mistake) -> UsageError:
         return _word_after_flag(mistake)
     if mistake.task.startswith(LAUNCH):
         return _word_after_launch(mistake)
+    if mistake.task == RUN:
+        return _script_without_dashes(mistake)
     if mistake.positional:
         return UsageError(f"{mistake.task} takes one {mistake.positional}, got {mistake.word!r} besides")
     return _no_task(mistake)
@@ -184,6 +188,7 @@ def _unknown_flag(mistake: Mistake) -> UsageError:
     if meant:
         return UsageError(f"{where} has no flag {name}; did you mean --{meant}?")
     script = "; flags of your script go behind --" if mistake.task.startswith(LAUNCH) else ""
+    script = "; the command goes behind --" if mistake.task == RUN else script
     return UsageError(f"{where} has no flag {name}; fab --help {mistake.task} lists them".replace("  ", " ") + script)
 
 
@@ -203,7 +208,8 @@ def _script_without_dashes(mistake: Mistake) -> UsageError:
     head, tail = mistake.body[: mistake.position], mistake.body[mistake.position :]
     task = () if mistake.task else (_DEFAULT_LAUNCH,)
     line = shlex.join(["fab", *head, *task, "--", *tail])
-    return UsageError(f"your script and its arguments go behind --: {line}")
+    what = "the command goes" if mistake.task == RUN else "your script and its arguments go"
+    return UsageError(f"{what} behind --: {line}")
 
 
 def _is_script(word: str) -> bool:

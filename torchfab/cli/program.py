@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import pkgutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,8 +24,8 @@ from invoke.config import copy_dict, merge_dicts
 from invoke.exceptions import CollectionNotFound, Exit, ParseError
 
 import torchfab
-from torchfab.cli import excepthook, parse_errors
-from torchfab.cli.executor import Executor
+from torchfab.cli import completion, excepthook, parse_errors
+from torchfab.cli.executor import Executor, args_after_dashes
 from torchfab.config import defaults, project, settings_file, validate
 from torchfab.core import program_name
 from torchfab.core.errors import TorchfabError, UsageError
@@ -67,10 +67,14 @@ class Program(Fab):  # type: ignore[misc]  # fabric ships no types
         print(f"torchfab {torchfab.__version__}")
         super().print_version()
 
-    def parse_core(self, *args: Any, **kwargs: Any) -> None:
+    def parse_core(self, argv: list[str] | None = None) -> None:
         """Read the flags in front of the first task."""
         with self._one_line():
-            super().parse_core(*args, **kwargs)
+            shell = _completion_shell(_before_dashes(sys.argv if argv is None else argv))
+            if shell is not None:
+                print(completion.script(shell, _called_as()), end="")
+                raise Exit
+            super().parse_core(argv)
 
     def parse_collection(self) -> None:
         """Load the fabfile and its settings."""
@@ -103,6 +107,9 @@ class Program(Fab):  # type: ignore[misc]  # fabric ships no types
     def parse_cleanup(self) -> None:
         """Print help and lists."""
         with self._one_line():
+            if self.args.complete.value:
+                self._print_candidates()
+                raise Exit
             self._check_help()
             super().parse_cleanup()
 
@@ -195,6 +202,43 @@ class Program(Fab):  # type: ignore[misc]  # fabric ships no types
                 raise parse_errors.unknown_task(word, self._task_names())
             self.print_task_help(word)
             raise Exit
+
+    def print_task_help(self, name: str) -> None:
+        """Print the help of a task; flags that take a number say so, where Invoke writes STRING."""
+        context = self.parser.contexts[name]
+        placeholders = getattr(self.collection[name], "placeholders", {})
+        shown = with_placeholders(context.help_tuples(), placeholders)
+        context.help_tuples = lambda: shown
+        super().print_task_help(name)
+
+    def _print_candidates(self) -> None:
+        """Print what the last word behind `--` may become, one a line."""
+        words = args_after_dashes(self.argv[1:]) or ()
+        contexts = self.collection.to_contexts(ignore_unknown_help=True)
+        tasks = {context.name: context for context in contexts}
+        taking = [name for name in tasks if getattr(self.collection[name], "takes_command", False)]
+        known = completion.Known(self.initial_context, tasks, taking, self._job_names, self._host_names)
+        for each in completion.candidates(words[1:], known):
+            print(each)
+
+    def _job_names(self) -> list[str]:
+        with suppress(Exit, OSError):
+            self.update_config()
+            records = self._project_folder() / Path(self.config.torchfab.records).expanduser()
+            return sorted(path.parent.name for path in records.glob("*/record.json"))
+        return []
+
+    def _host_names(self) -> list[str]:
+        from torchfab.core import hostfiles
+
+        with suppress(Exit, OSError, TorchfabError):
+            self.update_config()
+            found = hostfiles.read_hosts(self._project_folder() / self.config.torchfab.hostfile)
+            return [node.label for node in found.inventory.nodes]
+        return []
+
+    def _project_folder(self) -> Path:
+        return Path(self.config._project_prefix or ".").absolute()
 
     def _is_namespace(self, word: str) -> bool:
         try:
@@ -339,6 +383,41 @@ def check_executor(name: object) -> None:
         raise UsageError(
             f"tasks.executor_class names no executor: {name!r}", f"leave it out, or write {defaults.EXECUTOR}"
         )
+
+
+def with_placeholders(tuples: Iterable[tuple[str, str]], placeholders: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return the flags of a task as its help shows them.
+
+    Parameters
+    ----------
+    tuples : iterable of tuple of str
+        Each flag with its value, as Invoke spells it (`--port=STRING`), and its help.
+    placeholders : Mapping of str to str
+        What stands for the value, by the name of the flag (`{"port": "N"}`); empty: what Invoke writes.
+
+    Returns
+    -------
+    list of tuple of str
+    """
+    found = []
+    for spelled, text in tuples:
+        flag = spelled.partition("=")[0]
+        placeholder = placeholders.get(flag.lstrip("-").replace("-", "_"), "")
+        found.append((f"{flag}={placeholder}" if placeholder else spelled, text))
+    return found
+
+
+def _completion_shell(words: list[str]) -> str | None:
+    """Return the value of --print-completion-script; None where it is not given."""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        flag, equals, value = word.partition("=")
+        if flag == f"--{completion.FLAG}":
+            return value if equals else following
+    return None
+
+
+def _called_as() -> str:
+    return os.path.basename(sys.argv[0]) if os.path.basename(sys.argv[0]) != "__main__.py" else "torchfab"
 
 
 def _before_dashes(words: list[str]) -> list[str]:

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torchfab.cli.flags import SyncFlags
@@ -25,6 +25,7 @@ from torchfab.launch.hosts import read_nodes
 from torchfab.remote.host import workdir_files
 from torchfab.runtimes.tmux import ssh_argv
 from torchfab.sync import gitignore, rsync
+from torchfab.sync.processes import RsyncProcesses
 from torchfab.sync.results import SyncResult, as_json, summary_lines
 from torchfab.transport.messages.sync import FilesRequest, WorkdirRequest
 from torchfab.transport.pool import SessionPool
@@ -82,14 +83,25 @@ def run(flags: SyncFlags, ctx: CommandContext) -> int:
     if not request.workdir.startswith("/"):
         raise UsageError(f"--workdir must be an absolute path, got {request.workdir!r}")
     nodes = read_nodes(flags.hostfile, ctx)
-    if shutil.which("rsync") is None:
-        raise UsageError("rsync is not installed on this machine", "install it: sudo apt-get install -y rsync")
+    check_rsync()
     request = replace(request, rules=_rules(request.source, ctx))
     if flags.dry_run:
         for node in nodes:
             write_out(shlex.join(_argv(request, node, ctx.settings)))
         return 0
     return _sync(request, nodes, flags.json, ctx)
+
+
+def check_rsync() -> None:
+    """Check that rsync is installed on this machine.
+
+    Raises
+    ------
+    UsageError
+        It is not.
+    """
+    if shutil.which("rsync") is None:
+        raise UsageError("rsync is not installed on this machine", "install it: sudo apt-get install -y rsync")
 
 
 def _sync(request: SyncRequest, nodes: Sequence[Node], print_json: bool, ctx: CommandContext) -> int:
@@ -158,48 +170,10 @@ def _marker_file(source: str, token: str) -> Iterator[str]:
 # ---- the nodes
 
 
-@dataclass
-class _Copies:
-    """The rsync processes that run, so that none outlives this command."""
-
-    running: set[subprocess.Popen[str]] = field(default_factory=set)
-
-    def run(self, argv: Sequence[str]) -> str:
-        """Run one rsync to its end; return its standard output.
-
-        Raises
-        ------
-        HostError
-            rsync failed.
-        """
-        process = subprocess.Popen(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            env={**os.environ, "LC_ALL": "C"},
-        )
-        self.running.add(process)
-        try:
-            stdout, stderr = process.communicate()
-        finally:
-            self.running.discard(process)
-        if process.returncode:
-            raise rsync.copy_error(process.returncode, stderr)
-        return stdout
-
-    def end(self) -> None:
-        """Terminate the processes that still run."""
-        for process in list(self.running):
-            process.terminate()
-
-
 def _copy_to_all(
     request: SyncRequest, nodes: Sequence[Node], token: str, digests: Mapping[str, str], settings: ConnectionSettings
 ) -> tuple[list[SyncResult], dict[str, TorchfabError]]:
-    copies = _Copies()
+    copies = RsyncProcesses()
     found: dict[int, SyncResult] = {}
     failed: dict[int, TorchfabError] = {}
 
@@ -225,7 +199,7 @@ def _copy_to(
     token: str,
     digests: Mapping[str, str],
     session: Session,
-    copies: _Copies,
+    copies: RsyncProcesses,
     settings: ConnectionSettings,
 ) -> SyncResult:
     workdir = node.workdir or request.workdir
@@ -242,7 +216,7 @@ def _copy_to(
 
 
 def _argv(request: SyncRequest, node: Node, settings: ConnectionSettings) -> tuple[str, ...]:
-    host, shell = _rsh_command(node, settings)
+    host, shell = rsh_command(node, settings)
     return rsync.copy_argv(
         request.source,
         node.workdir or request.workdir,
@@ -254,8 +228,21 @@ def _argv(request: SyncRequest, node: Node, settings: ConnectionSettings) -> tup
     )
 
 
-def _rsh_command(node: Node, settings: ConnectionSettings) -> tuple[str, tuple[str, ...]]:
-    """Return the host as rsync names it, and the remote shell for `rsync -e`."""
+def rsh_command(node: Node, settings: ConnectionSettings) -> tuple[str, tuple[str, ...]]:
+    """Return the host as rsync names it, and the remote shell for `rsync -e`.
+
+    Parameters
+    ----------
+    node : Node
+        The node.
+    settings : ConnectionSettings
+        How to reach it.
+
+    Returns
+    -------
+    tuple of str and tuple of str
+        Both empty for this machine.
+    """
     if node.is_local:
         return "", ()
     non_interactive = ("-o", "BatchMode=yes", "-o", f"ConnectTimeout={max(1, round(settings.connect_timeout_s))}")

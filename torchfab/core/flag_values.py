@@ -22,6 +22,10 @@ _NO_BOUND = 999_999_999
 class FlagType(Protocol):
     """How the text of a flag becomes its value."""
 
+    @property
+    def placeholder(self) -> str:
+        """What stands for the value in the help: `N`, `SECONDS`."""
+
     def parse(self, name: str, text: str) -> Any:
         """Convert the text of a flag.
 
@@ -63,6 +67,11 @@ class WholeNumber:
     zero: str = ""
     form: str = ""
 
+    @property
+    def placeholder(self) -> str:
+        """What stands for the value in the help."""
+        return "N"
+
     def parse(self, name: str, text: str) -> int:
         """Convert the text of a flag to a number.
 
@@ -102,6 +111,11 @@ class Seconds:
     """
 
     low: float = 0.0
+
+    @property
+    def placeholder(self) -> str:
+        """What stands for the value in the help."""
+        return "SECONDS"
 
     def parse(self, name: str, text: str) -> float:
         """Convert the text of a flag to seconds.
@@ -147,6 +161,11 @@ class NumberOr:
     keywords: tuple[str, ...]
     low: int = 0
     high: int = _NO_BOUND
+
+    @property
+    def placeholder(self) -> str:
+        """What stands for the value in the help."""
+        return "|".join(("N", *self.keywords))
 
     def parse(self, name: str, text: str) -> int | str:
         """Convert the text of a flag to a number or a keyword.

@@ -258,13 +258,27 @@ def search_path(job: Job, process: Process) -> tuple[str, ...]:
     Returns
     -------
     tuple of str
-        Its own folders, then that of the interpreter, as activating its environment does; not a folder of the system,
-        which would hide programs that the user has put in front of it.
+        Its own folders, then that of the interpreter (see `interpreter_path`).
     """
-    folder = posixpath.dirname(job.python)
-    if not folder.startswith("/") or folder in ("/bin", "/usr/bin", "/usr/local/bin"):
-        return process.path
-    return (*process.path, folder)
+    return (*process.path, *interpreter_path(job.python))
+
+
+def interpreter_path(python: str) -> tuple[str, ...]:
+    """Return the folder of an interpreter, to be put in front of PATH as activating its environment does.
+
+    Parameters
+    ----------
+    python : str
+        Path of the interpreter.
+
+    Returns
+    -------
+    tuple of str
+        Empty for a folder of the system, which would hide programs that the user has put in front of it, and for a
+        name without a folder.
+    """
+    folder = posixpath.dirname(python)
+    return () if not folder.startswith("/") or folder in ("/bin", "/usr/bin", "/usr/local/bin") else (folder,)
 
 
 def check_name(name: str) -> None:

@@ -134,6 +134,27 @@ def load(folder: Path, environ: Mapping[str, str]) -> LaunchRequest:
     return _from_json(document, environ)
 
 
+def workdir_of(folder: Path, defaults: Mapping[str, str]) -> str:
+    """Return the working directory of a job, on nodes whose line of the hosts file names no other.
+
+    Parameters
+    ----------
+    folder : Path
+        The job's folder.
+    defaults : Mapping of str to str
+        What the launch printed, for a job without a launch request.
+
+    Returns
+    -------
+    str
+        An absolute path; empty if it is not known.
+    """
+    try:
+        return str(json.loads((folder / FILE).read_text())["job"]["workdir"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return defaults.get("workdir", "").partition("; ")[0]
+
+
 def _from_json(document: Mapping[str, Any], environ: Mapping[str, str]) -> LaunchRequest:
     job = dict(document["job"])
     job["secrets"] = {name: environ[name] for name in job["secrets"]}

@@ -49,12 +49,17 @@ ANSWERS = {
     "slurm_forget": ("slurm.job", "forget"),
     "workdir": ("host.workdir_files", "prepare_workdir"),
     "files": ("host.workdir_files", "check"),
+    "find_files": ("host.find_files", "find"),
+    "file_digests": ("host.find_files", "digests"),
+    "listeners": ("host.listeners", "find"),
+    "end_run": ("host.command", "acknowledge"),
 }
 # Streaming operations: the function also gets the `Server`, and sends frames until the launch machine disconnects.
 STREAMS = {
     "logs": ("job.log_reader", "handle"),
     "slurm_logs": ("slurm.logs", "handle"),
     "load": ("job.load_stream", "handle"),
+    "run": ("host.command", "handle"),
 }
 
 

@@ -12,7 +12,8 @@ from torchfab.core.errors import HostError
 
 # Not code, and different on every node: git's own files, environments, and the files that torchfab writes. The records
 # of jobs, whose folder is a setting, are excluded by `gitignore.exclude_rule`.
-EXCLUDED = (".git", "/.venv", "/.torchfab", ".torchfab-sync-*")
+EXCLUDED = (".git", "/.venv", "/.torchfab", ".torchfab-sync-*", ".torchfab-partial")
+PARTIAL = ".torchfab-partial"  # holds files that `fab pull` has copied in part
 _MOST_LINES = 6
 # What rsync and ssh add to every failure.
 _NOISE = re.compile(
@@ -99,16 +100,79 @@ def copy_argv(
     tuple of str
         The argv.
     """
-    # --protect-args sends the paths over the connection: the login shell of the host would expand them.
-    remote_options = (
-        ("--protect-args", f"--rsh={shell_words(shell)}", f"--timeout={math.ceil(timeout_s)}") if host else ()
-    )
-    target = f"[{host}]:" if ":" in host else f"{host}:" if host else ""
     return (
         *("rsync", *options(delete, rules), "--stats", "--no-human-readable"),
-        *remote_options,
-        *("--", f"{source}/", f"{target}{destination}/"),
+        *_remote_options(host, shell, timeout_s),
+        *("--", f"{source}/", f"{_address(host)}{destination}/"),
     )
+
+
+def _remote_options(host: str, shell: Sequence[str], timeout_s: float) -> tuple[str, ...]:
+    # --protect-args sends the paths over the connection: the login shell of the host would expand them.
+    return ("--protect-args", f"--rsh={shell_words(shell)}", f"--timeout={math.ceil(timeout_s)}") if host else ()
+
+
+def _address(host: str) -> str:
+    return f"[{host}]:" if ":" in host else f"{host}:" if host else ""
+
+
+def pull_argv(
+    base: str,
+    destination: str,
+    host: str,
+    shell: Sequence[str],
+    timeout_s: float = 60.0,
+    progress: bool = False,
+) -> tuple[str, ...]:
+    """Return the command that copies the files whose names it reads from stdin, each ended by a NUL, from a host.
+
+    A file appears under its name when it is complete; a broken copy stays in PARTIAL beside it, and the next one
+    continues it.
+
+    Parameters
+    ----------
+    base : str
+        The folder there that the names are relative to; an absolute path.
+    destination : str
+        The folder here.
+    host : str
+        Name or address; empty for the local machine.
+    shell : sequence of str
+        The ssh command, without the host.
+    timeout_s : float
+        I/O timeout of rsync, in seconds. Default 60.
+    progress : bool
+        Print how many bytes were copied, again and again on one line. Default False.
+
+    Returns
+    -------
+    tuple of str
+        The argv.
+    """
+    return (
+        *("rsync", "--files-from=-", "--from0", "--no-implied-dirs", "--copy-links", "--perms", "--times"),
+        *(f"--partial-dir={PARTIAL}", "--no-human-readable"),
+        *(("--info=progress2",) if progress else ()),
+        *_remote_options(host, shell, timeout_s),
+        *("--", f"{_address(host)}{base.rstrip('/')}/", f"{destination.rstrip('/')}/"),
+    )
+
+
+def parse_progress(text: str) -> int:
+    """Parse the output of `--info=progress2`.
+
+    Parameters
+    ----------
+    text : str
+        The end of the output.
+
+    Returns
+    -------
+    int
+        How many bytes were copied; 0 if that is not known.
+    """
+    found = re.findall(r"(?:^|[\r\n]) *([\d,.]+) +\d+%", text)
+    return int(re.sub(r"\D", "", found[-1][:24]) or 0) if found else 0
 
 
 def shell_words(argv: Sequence[str]) -> str:
@@ -228,7 +292,7 @@ def copy_error(code: int, stderr: str) -> HostError:
     elif code == 12:
         fix = "the connection ended: is rsync there, and does ssh work? ssh -o BatchMode=yes HOST rsync --version"
     elif code in (30, 35):
-        fix = "see whether the node is still up, then: fab sync again; it goes on where it was"
+        fix = "see whether the node is still up, then fab sync again, or fab pull; it goes on where it was"
     return HostError("\n".join([f"rsync ended with {code}", *_shortened(causes)]), fix)
 
 

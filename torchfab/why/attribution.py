@@ -12,7 +12,7 @@ from torchfab.why.causes import Cause, Kind
 from torchfab.why.evidence import Disk, Label, Log, NodeEvidence, RankEnd, Report
 from torchfab.why.reading import EvidenceLine, Reading
 from torchfab.why.signature import Fact, Match
-from torchfab.why.speakers import Speaker
+from torchfab.why.speakers import Speaker, speaker_of_line
 from torchfab.why.tracebacks import Role
 
 _SUPERVISOR_SIGNALS = {
@@ -30,18 +30,22 @@ _OOM_FIX = "less memory per rank (data loader workers, caches), or a higher limi
 _OOM_BEFORE_S = 30.0
 # Xids of hardware, not those that a script's own kernel causes (13, 31, 43, 45).
 _GPU_FAULT = re.compile(r"fallen off the bus|Xid \([^)]*\): (?:48|61|62|63|64|74|79|92|94|95|119|120|140|143)\b")
-_NCCL_WARNING = re.compile(r"NCCL WARN (.+)")
+_NCCL_WARNING = re.compile(
+    r"NCCL WARN (.*(?:fail|[Ee]rror|[Tt]imed? ?out|refused|closed|abort|reset|mismatch|exhaust).*)"
+)
 _OOM_LINE = re.compile(r"Killed process (\d+)\b")
 _CHILD_KILLED = re.compile(
     r"(?:signal|code)s?:? (?:SIGKILL|9\b|-9\b|137\b)|died with <Signals\.SIGKILL|killed by signal: Killed"
     r"|exitcode:? -9\b"
 )
 _STORAGE_LINE = re.compile(
-    r"EXT4-fs error|XFS .*(?:error|shutdown)|I/O error|Remounting filesystem read-only|nfs: server .* not responding",
+    r"EXT4-fs error|XFS .*(?:error|shutdown)|I/O error|Remounting filesystem read-only|nfs: server .* not responding"
+    r"|Lustre(?:Error)?: .*(?:evicted|Connection to .* was lost)|mmfs.*(?:unmount|error)|beegfs.*(?:error|lost)"
+    r"|libceph: .*(?:lost|blocklist|hung)|BTRFS.*(?:error|forced readonly)",
     re.IGNORECASE,
 )
 
-_SERVER_LINE = re.compile(r"nfs: server .* not responding", re.IGNORECASE)
+_SERVER_LINE = re.compile(r"nfs: server .* not responding|Lustre: .*Connection to .* was lost", re.IGNORECASE)
 
 CERTAIN, PROBABLE, POSSIBLE = "certain", "probable", "possible"
 
@@ -171,8 +175,9 @@ def attribute(
         or _from_exception(node, code, reading, others)
     ):
         return found
-    if reading.from_lines and (reading.traceback is None or code is None or code < 0 or reading.is_wrapper):
-        return _confirmed(node, reading.from_lines, reading, others, PROBABLE)
+    is_open = reading.traceback is None or code is None or code < 0 or reading.is_wrapper
+    if (lines := reading.from_lines) and (is_open or _explanation(reading)):
+        return _confirmed(node, lines, reading, others, PROBABLE)
     if not reading.traceback and code and (cause := _full_log_disk(node, others)):
         return Attribution(cause, CERTAIN)
     if rank.rank is None:
@@ -230,11 +235,20 @@ def _from_exception(
     """Return the cause that a signature finds in the exception that ended the process."""
     if reading.match is None or not (reading.is_final or code in (1, None)):
         return None
-    if reading.is_wrapper and reading.from_lines and not reading.from_lines.cause.is_symptom:
+    if _explanation(reading):
         return None
     is_main = reading.traceback is not None and reading.traceback.role is Role.MAIN and reading.is_final
     found = _confirmed(node, reading.match, reading, others, CERTAIN if is_main else PROBABLE)
     return replace(found, by_traceback=True)
+
+
+def _explanation(reading: Reading) -> Match | None:
+    """Return the cause in the lines outside the traceback, if the exception does not name one itself."""
+    lines = reading.from_lines
+    if lines is None or lines.cause.is_symptom:
+        return None
+    is_vague = reading.match is not None and reading.match.signature.name == "nccl-error"
+    return lines if reading.is_wrapper or (is_vague and speaker_of_line(lines.line) is Speaker.COMMUNICATION) else None
 
 
 def _confirmed(
@@ -268,7 +282,9 @@ def _fact(fact: Fact, match: Match, node: NodeEvidence, others: tuple[NodeEviden
         return _sick_file_system(match.line, node, others)
     if fact is Fact.NO_GPU:
         having = [each for each in others if each.gpus]
-        return f"{node.host} has no GPU, {having[0].host} has {having[0].gpus}" if node.gpus == 0 and having else None
+        return (
+            f"{node.host} reports no GPU, {having[0].host} has {having[0].gpus}" if not node.gpus and having else None
+        )
     further = [each for each in others if each.status.ranks and not _prints(each, match)]
     return f"not on {further[0].host}" if further else None
 
@@ -330,7 +346,7 @@ def _known_facts(match: Match, node: NodeEvidence, others: tuple[NodeEvidence, .
 
 def _nccl_warning(match: Match, reading: Reading) -> str:
     """Return what NCCL printed before an exception that only names a class of errors; empty if nothing."""
-    if match.signature.name != "nccl-error" or "Last error" in match.cause.words:
+    if match.signature.name not in ("nccl-error", "nccl-timeout") or "Last error" in match.cause.words:
         return ""
     warned = _NCCL_WARNING.findall(reading.text)
     return f"NCCL had printed: {warned[-1].strip()[:200]}" if warned else ""
@@ -352,8 +368,9 @@ def _from_facts(node: NodeEvidence, rank: RankEnd, reading: Reading) -> Attribut
     code = _SHELL_CODES.get(rank.code or 0, rank.code)
     text = reading.text[-4000:]
     died = reading.match is not None and reading.match.signature.name == "worker-died"
-    child_killed = _CHILD_KILLED.search(reading.member.exception) if reading.member else None
-    kill = _kernel_kill(node, text) if code == KILL or died or "Killed" in text else None
+    child_killed = reading.member is not None and bool(_CHILD_KILLED.search(reading.member.exception))
+    child_killed |= reading.is_wrapper and _explanation(reading) is None
+    kill = _kernel_kill(node, text) if code == KILL or died or child_killed or "Killed" in text else None
     if kill is None and child_killed:
         kill = _recent_kill(node, rank)
     if kill:
@@ -474,7 +491,10 @@ def _script_attribution(node: NodeEvidence, code: int | None, reading: Reading) 
         certainty = CERTAIN if is_main and not reading.is_wrapper else PROBABLE
         words = f"the script raised {describe_exception(reading)}"
         is_symptom = reading.speaker in (Speaker.DISTRIBUTED, Speaker.COMMUNICATION, Speaker.WORKER)
-        cause = Cause(Kind.SCRIPT, "exception", words, "see the traceback", is_symptom or reading.is_wrapper)
+        is_symptom |= reading.is_wrapper and reading.speaker is not Speaker.SUBPROCESS
+        if reading.is_wrapper and reading.last_words:
+            words += f"; before, it had printed: {reading.last_words}"
+        cause = Cause(Kind.SCRIPT, "exception", words, "see the traceback", is_symptom)
         return Attribution(cause, certainty, lines, reading.speaker, by_traceback=True)
     if signal is not None and signal < 0:
         how = describe_exit_code(signal) if signal == code else f"exit code {code}: {describe_exit_code(signal)}"

@@ -24,8 +24,9 @@ from torchfab.why.reading import EvidenceLine, Reading, read
 from torchfab.why.tracebacks import Traceback
 
 # How likely a failure is the first cause, the likeliest first. The time of a lost node is only its last sign of life;
-# a process may have been killed by the rank whose exception is printed a moment later.
-ROOT, LOST, SHOT, SYMPTOM, CONSEQUENCE = range(5)
+# a process may have been killed by the rank whose exception is printed a moment later. VAGUE: raised where lost peers
+# are reported, but in no words of a lost peer.
+ROOT, LOST, SHOT, VAGUE, SYMPTOM, CONSEQUENCE = range(6)
 # A rank that ended with exit code 0 this long after an exception had gone on from it.
 _WENT_ON_S = 15.0
 _SENT_AFTER_S = 0.3
@@ -51,7 +52,7 @@ class Failure:
     cause : Cause
         Why it failed.
     weight : int
-        ROOT, LOST, SHOT, SYMPTOM or CONSEQUENCE: how likely it is the first cause.
+        ROOT, LOST, SHOT, VAGUE, SYMPTOM or CONSEQUENCE: how likely it is the first cause.
     traceback : Traceback, optional
         The one that ended it.
     lines : tuple of str
@@ -222,7 +223,9 @@ def _weight(cause: Cause, code: int | None, others_before: bool) -> int:
         return CONSEQUENCE if others_before else SHOT
     if cause.name == "terminated":  # ranks that agree to end exit so too when only one of them got the signal
         return SHOT
-    return SYMPTOM if cause.is_symptom else ROOT
+    if cause.is_symptom:
+        return VAGUE if cause.name == "exception" else SYMPTOM
+    return ROOT
 
 
 # ---- ranks that did not end with a failure of their own

@@ -9,7 +9,7 @@ from torchfab.core.format import duration
 from torchfab.why.attribution import POSSIBLE, PROBABLE
 from torchfab.why.causes import Cause, Kind
 from torchfab.why.evidence import Evidence
-from torchfab.why.failures import CONSEQUENCE, LOST, ROOT, SHOT, SYMPTOM, Failure
+from torchfab.why.failures import CONSEQUENCE, LOST, ROOT, SHOT, SYMPTOM, VAGUE, Failure
 from torchfab.why.reading import EvidenceLine
 
 _LEFT_EARLY_FIX = (
@@ -108,7 +108,7 @@ def certainty_of(first: Failure, others: Sequence[Failure]) -> str:
     str
         `certain`, `probable` or `possible`.
     """
-    if first.certainty == POSSIBLE or (first.weight == SYMPTOM and first.cause.name in ("exception", "launcher")):
+    if first.certainty == POSSIBLE or first.weight == VAGUE or first.cause.name == "launcher":
         return POSSIBLE
     if others or first.weight != ROOT or first.is_running or first.code == 0:
         return PROBABLE
@@ -132,7 +132,7 @@ def left_early(failures: Sequence[Failure], evidence: Evidence, slack_s: float =
     Failure or None
         None if something else explains the symptoms.
     """
-    symptoms = [each for each in failures if each.weight == SYMPTOM and each.rank is not None]
+    symptoms = [each for each in failures if each.weight in (VAGUE, SYMPTOM) and each.rank is not None]
     if any(each.weight in (ROOT, LOST, SHOT) for each in failures) or not symptoms:
         return None
     lost = min(symptoms, key=lambda each: each.time)

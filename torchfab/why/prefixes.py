@@ -10,10 +10,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+_MONTH = "(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"
+_CLOCK = r"\d{1,2}:\d{2}:\d{2}(?:[.,]\d+)?"
 # Times of day, dates, seconds with a fraction; not the parts of an address.
 _TIME = re.compile(
-    r"\d{4}[-/]\d{2}[-/]\d{2}|\d{1,2}:\d{2}:\d{2}(?:[.,]\d+)?|(?<![\d.])\d{2}[-/]\d{2}(?![\d/-])"
-    r"|(?<![\d.])\d{3,}\.\d+(?![\d.])"
+    rf"\d{{4}}[-/.]\d{{2}}[-/.]\d{{2}}|(?<![\d.])\d{{1,2}}[-/](?:\d{{1,2}}|{_MONTH})[-/](?:\d{{4}}|\d{{2}})"
+    rf"|(?:(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun),? )?(?:{_MONTH} +\d{{1,2}}|\d{{1,2}} {_MONTH})(?: {_CLOCK})?(?: \d{{4}}\b)?"
+    rf"|{_CLOCK}|(?<![\d.])\d{{2}}[-/]\d{{2}}(?![\d/-])|(?<![\d.])\d{{3,}}\.\d+(?![\d.])"
 )
 _VARIABLE = r"[\d:.,/-]+"
 _NUMBER = re.compile(r"\s*\d[\d.,:]*")
@@ -56,10 +59,33 @@ class Prefix:
             return line[len(self.text) :]
         if self.is_blank:
             return line.lstrip() if not line.strip() else None
-        if line.rstrip() == self.text.rstrip():  # an empty line, whose trailing blank was cut
+        blanks = self.text[len(self.text.rstrip()) :]
+        if blanks and self._pattern.fullmatch(line.rstrip() + blanks):  # an empty line, whose last blanks were cut
             return ""
         match = self._pattern.match(line)
         return line[match.end() :] if match else None
+
+    @property
+    def shape(self) -> str:
+        """The text with a mark for each time: equal for all lines of one process."""
+        return (_NUMBER if self.has_any_numbers else _TIME).sub("T", self.text).strip()
+
+    def is_part_of(self, text: str) -> bool:
+        """Return whether a longer text holds this prefix, apart from times, or all its words in order.
+
+        Parameters
+        ----------
+        text : str
+            What stands before the head of a traceback.
+
+        Returns
+        -------
+        bool
+            True if the lines of both may come from one process.
+        """
+        words = re.findall(r"\w+", self.text)
+        begins = [text.find(word) for word in words]
+        return bool(self._pattern.search(text)) or (-1 not in begins and begins == sorted(begins))
 
     @property
     def with_any_numbers(self) -> Prefix:
@@ -80,7 +106,8 @@ def _compile(text: str, variable: re.Pattern[str]) -> re.Pattern[str]:
         pieces, at = [], 0
         for match in variable.finditer(text):
             blank = r"\s*" if match[0].startswith(" ") else ""
-            pieces += [re.escape(text[at : match.start()]), blank + _VARIABLE]
+            own = f"(?:{_TIME.pattern})" if variable is _TIME else _VARIABLE
+            pieces += [re.escape(text[at : match.start()]), blank + own]
             at = match.end()
         pieces.append(re.escape(text[at:]))
         found = re.compile("".join(pieces))

@@ -22,6 +22,8 @@ _WRAPPERS = re.compile(
     r"|SubprocessError|SystemExit|InternalTorchDynamoError|ExceptionGroup|BaseExceptionGroup|TaskError|JobFailed\w*"
     r"|UserCodeException|SignalException|SIGTERMException|StartupError|WorkerError|RemoteError|CheckpointException)\b"
 )
+_PROCESS = r"(?:thread|process(?:es)?|proc\S*|workers?|actors?|child(?:ren)?|engines?)\b"
+
 _WRAPPING_WORDS = re.compile(
     r"(?:root cause|stack trace|traceback|logs?|error messages?|errors?|exception) (?:above|below)"
     r"|for (?:the )?root cause|due to an (?:exception|error) in a background"
@@ -31,6 +33,10 @@ _WRAPPING_WORDS = re.compile(
     r"|exited with (?:exit )?(?:code|status) \d|DataLoader worker \(pid\(s\) .*exited unexpectedly"
     r"|background (?:thread|process|loop|task) (?:has )?(?:failed|died|errored)|Error executing job with overrides"
     r"|one or more (?:of the )?(?:workers|(?:sub|child )?processes|ranks)|failed on rank \d+|see the (?:original|inner)"
+    rf"|{_PROCESS}.{{0,60}}(?:(?:exited|die[ds]|ended|stopped|crashed|terminated) (?:unexpected|abnormal|abrupt)ly"
+    r"|no longer (?:alive|running)|(?:is|are|was|were) dead\b)"
+    r"|\b(?:see|check|look|refer|inspect|consult)\b.{0,60}\b(?:above|below|earlier|stack trace|traceback|statement)"
+    r"|Error (?:building|compiling) (?:the )?(?:extension|module)"
 )
 # What a dying process prints after its exception: it does not show that the script went on.
 _NOISE = re.compile(
@@ -50,14 +56,18 @@ _SAYS_WHY = re.compile(
     r"\b(?:errors?|fail(?:ed|ure|s)?|fatal|abort(?:ed|ing)?|invalid|illegal|unrecognized|unknown|cannot|can't|could not"
     r"|couldn't|unable|unsupported|unexpected|not (?:found|exist|supported|allowed|permitted|enough|defined)|no such"
     r"|missing|denied|refused"
-    r"|exceed\w*|mismatch\w*|nan|inf|diverge\w*|stopping|giving up|corrupt\w*|requires?|must|expected)\b"
+    r"|exceed\w*|mismatch\w*|nan|inf|diverge\w*|stopping|giving up|corrupt\w*|requires?|must|expected"
+    r"|exceptions?|faults?|hang|hung|crash\w*|killed|died|SIG[A-Z]{3,4})\b"
     r"|MPI_ABORT|panicked|panic:|out of (?:bounds|range)|^what\(\):|smashing|double free|munmap_chunk|^Terminated",
     re.IGNORECASE,
 )
 _SAYS_LITTLE = re.compile(
     r"^usage: |\b(?:WARN|WARNING|INFO|DEBUG)\b|Warning: |^Failures?:|NO_OTHER_FAILURES|error_file|errors\.html"
-    r"|^Try '|^NOTE: |--help|\d%\||\bit/s\b|0 (?:errors|failed)|^Fatal Python error: Aborted|^terminate called without",
+    r"|^Try '|^NOTE: |--help|\bit/s\b|0 (?:errors|failed)|^Fatal Python error: Aborted|^terminate called without"
+    r"|^ninja: build stopped|^compilation terminated|^make(?:\[\d+\])?: \*\*\*",
 )
+# A progress bar, whole or overwritten in its middle, that a message is appended to.
+_BAR = re.compile(r"\d+%\|(?:[^|]*\|\s*\S+ \[[^\]]*\]|[\s#=>\u2580-\u259f]*)")
 _LAST_WORDS_LINES = 25
 _SUMMARY = re.compile(r"^Error Message Summary:\s*$")  # Paddle
 _MAX_TAIL_LINES = 60
@@ -110,7 +120,7 @@ class Reading:
     uncaught : str
         The last exception in a line without a traceback.
     last_words : str
-        The last line that says why the program gave up, where it printed no traceback.
+        What the program printed last about why it gave up; of a traceback that only wraps, what it printed before it.
     path : str
         The log that holds the traceback, otherwise the one most recently written; empty if there is none.
     text : str
@@ -167,6 +177,7 @@ def read(logs: Sequence[Log], reports: Sequence[Report] = ()) -> Reading:
     log = next((log for log, each in found if each is chosen), None)
     chosen = _with_summary(chosen, log) if log else chosen
     member, match = pick_member(chosen)
+    words = _words_before(log, chosen) if log and is_wrapper(member) else last_words(logs)
     return Reading(
         chosen,
         member,
@@ -176,7 +187,7 @@ def read(logs: Sequence[Log], reports: Sequence[Report] = ()) -> Reading:
         is_final=log is None or _is_final(log, chosen),
         from_lines=lines,
         uncaught=uncaught,
-        last_words=last_words(logs),
+        last_words=words,
         path=log.path if log else path,
         text=log.text if log else (logs[0].text if logs else ""),
         line=log.number_of(chosen.raised) if log else 0,
@@ -303,7 +314,7 @@ def _with_summary(traceback: Traceback, log: Log) -> Traceback:
 
 
 def last_words(logs: Sequence[Log]) -> str:
-    """Return the last line in which a program says why it gives up.
+    """Return the lines in which a program says at its end why it gives up.
 
     Parameters
     ----------
@@ -313,25 +324,54 @@ def last_words(logs: Sequence[Log]) -> str:
     Returns
     -------
     str
-        Of stderr, if both say something; otherwise the last line of stderr. At most 300 characters.
+        The first and the last of consecutive ones: of stderr, if both say something; otherwise the last line of stderr.
     """
     last = ""
     for log in sorted(logs, key=lambda log: not log.path.endswith("stderr.log")):
-        text = [line for line in log.text.splitlines() if line.strip()][-_LAST_WORDS_LINES:]
-        lines = [shortened(strip_controls(line).strip(" │|\t")) for line in text]
-        for line in reversed(lines):
-            if _SAYS_WHY.search(line) and not _SAYS_LITTLE.search(line) and not _NO_NEWS.search(line):
-                return line[:300]
+        lines = _plain(log.text.splitlines())
+        if words := _saying_why(lines):
+            return words
         if log.path.endswith("stderr.log") and lines and not _SAYS_LITTLE.search(lines[-1]):
             last = lines[-1][:300]  # what `sys.exit("...")` prints
     return last
+
+
+def _words_before(log: Log, traceback: Traceback) -> str:
+    """Return the lines before a traceback, outside others, in which a program says why it failed."""
+    inside = _inside_tracebacks(log)
+    lines = [line for number, line in enumerate(log.text.splitlines()[: traceback.line]) if number not in inside]
+    return _saying_why([line for line in _plain(lines) if not _WRAPPING_WORDS.search(line)])
+
+
+def _inside_tracebacks(log: Log) -> set[int]:
+    return {number for each in tracebacks.all_tracebacks(log.text) for number in range(each.line, each.end)}
+
+
+def _plain(lines: Sequence[str]) -> list[str]:
+    """Return the last lines that are not blank, without frames and progress bars."""
+    last = [line for line in lines if line.strip()][-_LAST_WORDS_LINES:]
+    plain = [_BAR.sub("", shortened(strip_controls(line))).strip(" │|\t") for line in last]
+    return [line for line in plain if line]
+
+
+def _saying_why(lines: Sequence[str]) -> str:
+    """Return the last lines that say why a program fails: the first and the last of consecutive ones."""
+    said = [bool(_SAYS_WHY.search(line)) and not (_SAYS_LITTLE.search(line) or _NO_NEWS.search(line)) for line in lines]
+    if not any(said):
+        return ""
+    last = first = len(said) - 1 - said[::-1].index(True)
+    while first and said[first - 1]:
+        first -= 1
+    if re.sub(r"\d+", "", lines[first]) == re.sub(r"\d+", "", lines[last]):
+        return lines[last][:300]
+    return f"{lines[first][:200]} ... {lines[last][:200]}"
 
 
 def _read_lines(logs: Sequence[Log]) -> tuple[Match | None, str]:
     """Return the signature and the last exception in the last lines outside tracebacks."""
     lines: list[str] = []
     for log in reversed(logs):
-        inside = {number for each in tracebacks.all_tracebacks(log.text) for number in range(each.line, each.end)}
+        inside = _inside_tracebacks(log)
         numbered = enumerate(log.text.splitlines())
         own = [shortened(strip_controls(line)) for number, line in numbered if number not in inside]
         lines += [line for line in own if line.strip() and not _NO_NEWS.search(line)]

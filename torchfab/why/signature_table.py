@@ -39,7 +39,7 @@ MEMORY = (
             *(r"Tried to allocate \d[\d.]* [KMGT]i?B", "cuda runtime error \\(2\\) ?: out of memory"),
             *("HIP error: out of memory", "OUT_OF_DEVICE_MEMORY", "NPU function error: .*out of memory"),
             r"Free memory on device .* is less than desired GPU memory",
-            "No available memory for the cache blocks",
+            "No available memory for the cache blocks|No executable batch size found",
             "RESOURCE_EXHAUSTED|Out of memory (?:while trying to allocate|error on GPU)",
         ),
         example="torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity",
@@ -143,6 +143,20 @@ STORAGE = (
         example="OSError: [Errno 28] No space left on device",
     ),
     Signature(
+        *(Kind.NODE, "write-failed"),
+        words="a file could not be written whole, most often because the disk was full or a quota used up: {line}",
+        fix="free space there (df, quota -s), or write to another disk",
+        patterns=(
+            r"inline_container\.cc:\d+\].*(?:unexpected pos|file write failed)",
+            "PytorchStreamWriter failed writing",
+            r"[Uu]nable to (?:extend|flush) file|short write|File too large",
+        ),
+        confirm=Fact.DISK,
+        example="RuntimeError: [enforce fail at inline_container.cc:603] . unexpected pos 1867968 vs 1867862",
+        source="torch/serialization.py, h5py",
+        since="torch 1.6",
+    ),
+    Signature(
         *(Kind.SCRIPT, "no-locks"),
         words="a file system has no file locks: {line}",
         fix="put caches and locks on a local disk (--env HF_HOME=/tmp/..., HF_DATASETS_CACHE), or mount it with locks",
@@ -158,7 +172,7 @@ STORAGE = (
         words="a file system cannot be used: {line}",
         fix="another path; where the kernel reports its disk or server: launch without that node",
         patterns=(
-            *("Read-only file system", "Stale file handle", r"\b[Ee]rrno:? (?:30|116)\b"),
+            *("Read-only file system", "Stale file handle", r"\b[Ee]rrno:? (?:30|108|116|117|121|112)\b"),
             *(r"\b[Ee]rrno:? 107\b.*: '/", r"\b[Ee]rrno:? 5\b", r"Transport endpoint is not connected: '/"),
         ),
         confirm=Fact.FILE_SYSTEM,
@@ -494,6 +508,19 @@ NETWORK = (
         example="socket.gaierror: [Errno -2] Name or service not known",
     ),
     Signature(
+        *(Kind.NETWORK, "ib-link"),
+        words="an InfiniBand or RoCE link does not work: {line}",
+        fix="the adapters: ibstat, the GID index (--env NCCL_IB_GID_INDEX=3), their names (NCCL_IB_HCA); "
+        "without them: --env NCCL_IB_DISABLE=1",
+        patterns=(
+            *(r"Call to ibv_(?!get_async_event)\w+ failed.*", r"ibv_\w+ failed with error .*"),
+            r"Got async event ?: .*(?:error|fatal|catastrophic).*",
+            r"Got async event ?: GID table change(?:.*\n){1,20}?.*Got completion.* (?:error|status)[ =]12\b.*",
+        ),
+        example="Call to ibv_modify_qp failed with error Connection timed out",
+        source="NCCL ibvwrap, net_ib",
+    ),
+    Signature(
         *(Kind.NETWORK, "nccl-timeout"),
         words="NCCL waited in vain for another rank, in {op} number {seq}",
         fix=_HANG,
@@ -577,15 +604,6 @@ NETWORK = (
         spoken_by=_PEERS,
         example="socketStartConnect: Connect to 10.0.0.5<51215> failed : No route to host",
         source="NCCL, gloo",
-    ),
-    Signature(
-        *(Kind.NETWORK, "ib-link"),
-        words="an InfiniBand or RoCE link does not work: {line}",
-        fix="the adapters: ibstat, the GID index (--env NCCL_IB_GID_INDEX=3), their names (NCCL_IB_HCA); "
-        "without them: --env NCCL_IB_DISABLE=1",
-        patterns=(r"Call to ibv_\w+ failed.*", r"ibv_\w+ failed with error .*"),
-        example="Call to ibv_modify_qp failed with error Connection timed out",
-        source="NCCL ibvwrap",
     ),
     # NCCL reports most of its errors under one of three names, also the death of another rank.
     Signature(

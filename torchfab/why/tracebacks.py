@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from torchfab.why.layouts import HEAD, SourceLine, box_head, from_ipython, ipython_head, lines_of, unbox
 from torchfab.why.prefixes import Prefix
@@ -20,6 +21,7 @@ from torchfab.why.prefixes import Prefix
 _OF_RANK = r" \(RANK \d+\)"  # torch.distributed.checkpoint
 _HEAD = re.compile(rf"(?:  \+ )?(?:Original |Exception Group )?{re.escape(HEAD)}:(?:{_OF_RANK})?\s*$")
 _FRAME = re.compile(r'^\s*(?:> )?File "(?P<file>.+?)", line \d+(?:, in (?P<function>.+?))?\s*$')
+_FRAME_BEGIN = re.compile(r'(?:  |> )File "[^"]+", line \d+')
 # Lines that end a message without a blank line: C++ frames, torchrun's report, messages of loggers and of Python.
 _NOT_MESSAGE = re.compile(
     r"^(?:Exception raised from |frame #\d+: |={5,}|-{5,}|\"\"\"|'''|[EWIF]\d{4} |\[[EWIF]\d{3,4} |\[rank\d+\]:"
@@ -120,7 +122,7 @@ class Traceback:
         What it tells about the process.
     line, raised, end : int
         The numbers of its first line, of the line with its last exception, and of the line after its last.
-    prefix : str
+    prefix : Prefix
         What stands before each of its lines.
     """
 
@@ -133,7 +135,7 @@ class Traceback:
     line: int = field(default=0, compare=False)
     raised: int = field(default=0, compare=False)
     end: int = field(default=0, compare=False)
-    prefix: str = field(default="", compare=False)
+    prefix: Prefix = field(default=Prefix(""), compare=False)
 
     @property
     def frames(self) -> tuple[tuple[str, str], ...]:
@@ -199,16 +201,14 @@ def all_tracebacks(text: str) -> tuple[Traceback, ...]:
         In the order in which they begin; chains, groups and nested ones are one each.
     """
     lines = lines_of(text)
-    found, at = [], 0
-    while at < len(lines):
-        head = _find_head(lines[at].text)
+    found: list[Traceback] = []
+    inside: set[int] = set()
+    for at, line in enumerate(lines):
+        head = _find_head(line.text) if at not in inside else None
         parsed = _parse_at(lines, at, head) if head else None
-        if parsed is None:
-            at += 1
-            continue
-        traceback, next_at = parsed
-        found.append(traceback)
-        at = max(at + 1, next_at)
+        if parsed is not None:
+            found.append(parsed[0])
+            inside |= parsed[1]
     return tuple(_joined(lines, found)) or _syntax_errors(lines)
 
 
@@ -232,15 +232,21 @@ def _find_head(line: str) -> tuple[str, Prefix] | None:
     return "plain", Prefix(line[:start])
 
 
-def _own_lines(lines: Sequence[SourceLine], at: int, prefix: Prefix) -> list[SourceLine]:
+class OwnLine(NamedTuple):
+    """A line of one process without its prefix; its number in the log, and its index in what is parsed."""
+
+    text: str
+    number: int
+    at: int
+
+
+def _own_lines(lines: Sequence[SourceLine], at: int, head: Prefix, prefix: Prefix) -> list[OwnLine]:
     """Return the lines that the process whose traceback begins here wrote from there on, without their prefix."""
-    found, foreign = [SourceLine(prefix.strip(lines[at].text) or "", lines[at].number)], 0
-    if not _has_prefix_below(lines, at, prefix):
-        prefix = _other_prefix(lines, at, prefix)
-    for line in itertools.islice(lines, at + 1, at + 1 + _MAX_BODY_LINES + _MAX_FOREIGN_LINES):
-        own = prefix.strip(line.text)
+    found, foreign = [OwnLine(head.strip(lines[at].text) or "", lines[at].number, at)], 0
+    for index in range(at + 1, min(len(lines), at + 1 + _MAX_BODY_LINES + _MAX_FOREIGN_LINES)):
+        own = prefix.strip(lines[index].text)
         if own is not None:
-            found.append(SourceLine(own, line.number))
+            found.append(OwnLine(own, lines[index].number, index))
         elif prefix.is_blank or (foreign := foreign + 1) > _MAX_FOREIGN_LINES:  # an indented block has ended
             break
     return found
@@ -249,14 +255,16 @@ def _own_lines(lines: Sequence[SourceLine], at: int, prefix: Prefix) -> list[Sou
 def _other_prefix(lines: Sequence[SourceLine], at: int, prefix: Prefix) -> Prefix:
     """Return the prefix of the lines below a head whose own text is not before them.
 
-    Either its numbers count lines or seconds, or it is a logger's, which is before the first line only.
+    Either its numbers count lines or seconds, or it is a logger's, which is before the first line only, or the head was
+    appended to a line that another process had not ended.
     """
     loose = prefix.with_any_numbers
-    below = next((line.text for line in lines[at + 1 : at + 3] if line.text.strip()), "")
-    own = loose.strip(below)
+    below = [line.text for line in lines[at + 1 : at + 4] if line.text.strip()]
+    own = loose.strip(below[0]) if below else None
     if own is not None and _FRAME.match(own):
         return loose
-    return Prefix(prefix.text[: len(prefix.text) - len(prefix.text.lstrip())])
+    before = next((line[: match.start()] for line in below if (match := _FRAME_BEGIN.search(line))), "")
+    return Prefix(before if Prefix(before).is_part_of(prefix.text) else "")
 
 
 def _has_prefix_below(lines: Sequence[SourceLine], at: int, prefix: Prefix) -> bool:
@@ -271,10 +279,11 @@ def _has_prefix_below(lines: Sequence[SourceLine], at: int, prefix: Prefix) -> b
     return False
 
 
-def _parse_at(lines: Sequence[SourceLine], at: int, head: tuple[str, Prefix]) -> tuple[Traceback, int] | None:
-    """Return the traceback whose head is at an index, and the index after it; None if it is cut off."""
+def _parse_at(lines: Sequence[SourceLine], at: int, head: tuple[str, Prefix]) -> tuple[Traceback, set[int]] | None:
+    """Return the traceback whose head is at an index, and the indices of its lines; None if it is cut off."""
     layout, prefix = head
-    own = _own_lines(lines, at, prefix)
+    body = prefix if _has_prefix_below(lines, at, prefix) else _other_prefix(lines, at, prefix)
+    own = _own_lines(lines, at, prefix, body)
     role = _role_of(lines, at, prefix)
     if layout == "group":
         parsed = _parse_group([line.text for line in own])
@@ -290,10 +299,9 @@ def _parse_at(lines: Sequence[SourceLine], at: int, head: tuple[str, Prefix]) ->
     end = own[min(count, len(own)) - 1].number + 1
     message = found.members[-1].exception.count("\n") + 1
     raised = own[max(0, min(count, len(own)) - message)].number
-    where = {"role": role, "line": lines[at].number, "raised": raised, "end": end, "prefix": prefix.text}
-    # Lines of other processes in between may hold heads of their own, so a prefixed block is not skipped.
-    next_at = at + 1 if not prefix.is_blank else at + count
-    return replace(found, **where), next_at  # type: ignore[arg-type]
+    where = {"role": role, "line": lines[at].number, "raised": raised, "end": end, "prefix": body}
+    # Lines of other processes in between may hold heads of their own.
+    return replace(found, **where), {line.at for line in own[:count]}  # type: ignore[arg-type]
 
 
 def _role_of(lines: Sequence[SourceLine], at: int, prefix: Prefix) -> Role:
@@ -375,6 +383,8 @@ def _message(lines: list[str]) -> tuple[list[str], int]:
     for line in lines[1:_MAX_MESSAGE_LINES]:
         if not line.strip() or HEAD in line or _NOT_MESSAGE.match(line) or _FRAME.match(line):
             break
+        if line.startswith((_DIRECT, _HANDLING)):  # the blank line before it is lost
+            break
         found.append(line)
     return found, len(found)
 
@@ -440,7 +450,7 @@ def _joined(lines: Sequence[SourceLine], found: Sequence[Traceback]) -> list[Tra
     """Join the tracebacks of a chain, and those that are printed inside the message of the one before."""
     joined: list[Traceback] = []
     for each in found:
-        before = next((one for one in reversed(joined) if one.prefix == each.prefix), None)
+        before = next((one for one in reversed(joined) if one.prefix.shape == each.prefix.shape), None)
         link = _link(lines, before, each) if before else ""
         if before is not None and link:
             joined[joined.index(before)] = _join(before, each, link)
@@ -451,7 +461,7 @@ def _joined(lines: Sequence[SourceLine], found: Sequence[Traceback]) -> list[Tra
 
 def _link(lines: Sequence[SourceLine], before: Traceback, after: Traceback) -> str:
     """Return how a traceback belongs to the one before it; empty if it does not."""
-    prefix = Prefix(before.prefix)
+    prefix = before.prefix
     between = []
     for line in lines:
         if before.end <= line.number < after.line:

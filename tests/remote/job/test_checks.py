@@ -69,7 +69,7 @@ def test_a_missing_script_is_named(make: Make, tmp_path: Path) -> None:
 
 def test_a_folder_is_not_a_script(make: Make, tmp_path: Path) -> None:
     assert problems(make(script=".")) == [
-        f"the script {tmp_path}/project/. is not a file | copy your code there, or give --workdir"
+        f"{tmp_path}/project/. is a folder | name the script in it, or the module: -- -m package.module"
     ]
 
 

@@ -245,6 +245,8 @@ def check_workdir(workdir: str, script: str | None) -> list[dict[str, str]]:
         return [problem(what, "give this user the right to read it")]
     path = os.path.join(workdir, script or "")
     if script and not os.path.isfile(path):
+        if os.path.isdir(path):
+            return [_folder(path)]
         how = "is not a file" if os.path.exists(path) else "does not exist"
         return [problem(f"the script {path} {how}", "copy your code there, or give --workdir")]
     return []
@@ -275,11 +277,17 @@ def check_program(request: dict[str, Any]) -> list[dict[str, str]]:
 
     if programs.find(program, request["python"]):
         return []
+    if os.path.isdir(path):
+        return [_folder(path)]
     what = f"there is no program {program} on PATH, nor beside {request['python']}"
     fix = "install it there, or give the --python of an environment that has it"
     if os.path.isfile(path):
         fix = f"{path} is a file: run it as -- ./{program}, or -- python {program}"
     return [problem(what, fix)]
+
+
+def _folder(path: str) -> dict[str, str]:
+    return problem(f"{path} is a folder", "name the script in it, or the module: -- -m package.module")
 
 
 def check_master(request: dict[str, Any]) -> list[dict[str, str]]:

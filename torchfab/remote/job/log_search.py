@@ -23,7 +23,8 @@ MARKS = (
     *(b"out of memory", b"Out Of Memory", b"oom_kill", b"Killed", b"killed by signal", b"bad_alloc", b"Bus error"),
     *(b"Segmentation fault", b"CUDA error", b"Connection reset by peer", b"Connection closed by peer", b"Uncaught "),
     *(b"No space left on device", b"symbol lookup error", b"command not found", b"SyntaxError: ", b"Timed out"),
-    *(b"Errno ", b"EADDRINUSE", b"DUE TO TIME LIMIT", b"Error: "),
+    *(b"Errno ", b"EADDRINUSE", b"DUE TO TIME LIMIT", b"Error: ", b"fatal", b"*** SIG", b"unexpectedly"),
+    *(b"HW Exception by GPU", b"Memory access fault"),
 )
 _CHUNK, _OVERLAP = 8 * 1024 * 1024, 256
 _MARKED_BYTES = 16 * 1024 * 1024

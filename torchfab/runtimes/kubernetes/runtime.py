@@ -410,7 +410,7 @@ def machines(record: Record) -> list[tuple[Node, Mapping[str, Any] | None]]:
     """
     raise UsageError(
         f"job {record.name} runs in pods, which ssh does not reach",
-        "kubectl top pod; or name the cluster's machines with -H, if ssh reaches those",
+        "kubectl does the same: top pod, cp, port-forward; or name the machines with -H, if ssh reaches those",
     )
 
 

@@ -1,0 +1,260 @@
+"""`fab forward`: a port of a node as a port of this machine, until Ctrl-C."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torchfab import runtimes
+from torchfab.commands import job_lookup
+from torchfab.config.connection_settings import ConnectionSettings
+from torchfab.core.console import write_err, write_out
+from torchfab.core.errors import HostError, HostsFailedError, TorchfabError, UsageError
+from torchfab.core.inventory import fold
+from torchfab.core.specs import Node
+from torchfab.launch.context import CommandContext
+from torchfab.launch.hosts import read_nodes
+from torchfab.records import launch_request
+from torchfab.transport.messages.forward import Listener, ListenersRequest
+from torchfab.transport.pool import request_all
+
+TENSORBOARD = "tensorboard"
+_SPEC = re.compile(rf"(?:(\d{{1,5}}):)?(\d{{1,5}}|{TENSORBOARD})")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What to forward.
+
+    Parameters
+    ----------
+    local_port : int
+        The port of this machine; 0: the same one as there.
+    port : int
+        The port of the node; 0: the one on which tensorboard listens.
+    """
+
+    local_port: int
+    port: int
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where to forward to.
+
+    Parameters
+    ----------
+    node : Node
+        The node.
+    address, port : str, int
+        As seen from there.
+    """
+
+    node: Node
+    address: str
+    port: int
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """The nodes that may have the port.
+
+    Parameters
+    ----------
+    nodes : sequence of Node
+        The nodes.
+    settings : ConnectionSettings
+        How to reach them.
+    workdir : str
+        The working directory of the job there.
+    """
+
+    nodes: Sequence[Node]
+    settings: ConnectionSettings
+    workdir: str
+
+
+def run(words: Sequence[str], host: str, ctx: CommandContext) -> int:
+    """Forward a port until Ctrl-C.
+
+    Parameters
+    ----------
+    words : sequence of str
+        `tensorboard`, a port, or `LOCAL:PORT`, behind the name of a job.
+    host : str
+        The node: its host, label or rank; empty: the first one, or the one where tensorboard runs.
+    ctx : CommandContext
+        Records and settings.
+
+    Returns
+    -------
+    int
+        Exit code: 0.
+
+    Raises
+    ------
+    UsageError
+        A word is invalid, or the port of this machine is in use.
+    TorchfabError
+        The node cannot be reached or does not forward, or no tensorboard runs.
+    """
+    job, spec = split_words(words)
+    hosts = find_hosts(job, host, ctx)
+    target = _tensorboard(hosts) if not spec.port else Target(hosts.nodes[0], "localhost", spec.port)
+    local_port = spec.local_port or target.port
+    if target.node.is_local and local_port == target.port:
+        raise UsageError(f"port {target.port} is on this machine already: http://127.0.0.1:{target.port}")
+    return _forward(target, local_port, hosts.settings)
+
+
+def _forward(target: Target, local_port: int, settings: ConnectionSettings) -> int:
+    from torchfab.transport.ssh import forward
+
+    with forward.listen(local_port) as listener:
+        try:
+            tunnel = forward.Tunnel(target.node, settings, target.address, target.port)
+            try:
+                _check(tunnel.connect, target)
+                write_out(f"http://{forward.LOOPBACK}:{local_port}")
+                write_err(f"forwards to port {target.port} of {target.node.label}; Ctrl-C ends it")
+                forward.serve(listener, tunnel, lambda error: write_err(f"{target.node.label}: {error.message}"))
+            finally:
+                tunnel.close()
+        except KeyboardInterrupt:  # the normal way to end it
+            return 0
+        except HostError as error:
+            raise HostsFailedError("forwarding failed", {target.node.label: error}) from None
+    return 0
+
+
+def _check(connect: Callable[[], object], target: Target) -> None:
+    """Try a connection; that nothing listens yet is only a note."""
+    from torchfab.transport.ssh.forward import NothingListensError
+
+    try:
+        connect().close()  # type: ignore[attr-defined]
+    except NothingListensError as error:
+        write_err(f"note: {error.message.replace('there', f'of {target.node.label} yet')}")
+
+
+def split_words(words: Sequence[str]) -> tuple[str, Spec]:
+    """Return the job and what to forward.
+
+    Parameters
+    ----------
+    words : sequence of str
+        The words of the command line.
+
+    Returns
+    -------
+    tuple of str and Spec
+        The job is empty where none is named.
+
+    Raises
+    ------
+    UsageError
+        A word is invalid.
+    """
+    form = "tensorboard, a PORT, or LOCAL:PORT, behind a job's name: fab forward gpt2 16006:6006"
+    if not 1 <= len(words) <= 2:
+        raise UsageError(f"fab forward takes {form}")
+    match = _SPEC.fullmatch(words[-1])
+    ports = [int(text) for text in match.groups() if text and text != TENSORBOARD] if match else [0]
+    if match is None or not all(1 <= port <= 65535 for port in ports):
+        raise UsageError(f"fab forward takes {form}; got {words[-1]!r}")
+    port = 0 if match[2] == TENSORBOARD else int(match[2])
+    return words[0] if len(words) == 2 else "", Spec(int(match[1] or 0), port)
+
+
+def find_hosts(job: str, host: str, ctx: CommandContext) -> Hosts:
+    """Return the nodes of a job, or of `-H`, or the one that `--host` names.
+
+    Parameters
+    ----------
+    job, host, ctx
+        As in `run`.
+
+    Returns
+    -------
+    Hosts
+        With at least one node.
+
+    Raises
+    ------
+    UsageError
+        There is no such job or node.
+    """
+    if ctx.hosts and not job:
+        return Hosts(_named(read_nodes("", ctx), host), ctx.settings, ctx.cwd)
+    record = job_lookup.find(job, ctx)
+    nodes = read_nodes("", ctx) if ctx.hosts else [node for node, _ in runtimes.load(record.runtime).machines(record)]
+    workdir = launch_request.workdir_of(record.folder, record.defaults) or ctx.cwd
+    return Hosts(_named(nodes, host), record.settings, workdir)
+
+
+def _named(nodes: Sequence[Node], name: str) -> Sequence[Node]:
+    chosen = [node for node in nodes if name in ("", node.host, node.label, str(node.rank))]
+    if not chosen:
+        raise UsageError(f"there is no host {name!r} here", f"its hosts: {fold([node.label for node in nodes])}")
+    return chosen
+
+
+# ---- tensorboard
+
+
+def _tensorboard(hosts: Hosts) -> Target:
+    """Return where a tensorboard of this user listens."""
+    found: list[tuple[Node, Listener]] = []
+    failed: dict[str, TorchfabError] = {}
+    request = ListenersRequest(program=TENSORBOARD)
+    for node, answer in request_all(hosts.nodes, hosts.settings, lambda _: request, hosts.settings.answer_timeout_s):
+        if isinstance(answer, TorchfabError):
+            failed[node.label] = answer
+        else:
+            found += [(node, listener) for listener in answer.value.listeners]
+    if len(found) == 1:
+        node, listener = found[0]
+        return Target(node, listener.address, listener.port)
+    if failed and not found:
+        raise HostsFailedError("no tensorboard was found on the hosts that answered; the others failed", failed)
+    raise none_found(hosts) if not found else several_found(found)
+
+
+def none_found(hosts: Hosts) -> UsageError:
+    """Return the error where no tensorboard runs, with the command that starts one.
+
+    Parameters
+    ----------
+    hosts : Hosts
+        The nodes that were asked.
+
+    Returns
+    -------
+    UsageError
+    """
+    node = hosts.nodes[0]
+    serve = "nohup tensorboard --logdir runs --port 6006 >/dev/null 2>&1 &"
+    line = shlex.join(
+        ["fab", "-H", node.label, "run", "--workdir", node.workdir or hosts.workdir, "--", "bash", "-c", serve]
+    )
+    asked = fold([each.label for each in hosts.nodes])
+    return UsageError(f"no tensorboard of yours listens on {asked}", f"start one: {line}")
+
+
+def several_found(found: Sequence[tuple[Node, Listener]]) -> UsageError:
+    """Return the error where several listen.
+
+    Parameters
+    ----------
+    found : sequence of tuple of Node and Listener
+        Them.
+
+    Returns
+    -------
+    UsageError
+    """
+    listed = "; ".join(f"{node.label} port {listener.port}: {listener.command[:80]}" for node, listener in found[:9])
+    node, listener = found[0]
+    return UsageError(f"several tensorboards listen: {listed}", f"fab forward {listener.port} --host {node.label}")

@@ -1,0 +1,419 @@
+"""`fab pull`: copy files of a job from the nodes that have them into a folder here."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torchfab import runtimes
+from torchfab.commands import job_lookup
+from torchfab.commands.status import ask_status
+from torchfab.commands.sync import check_rsync, rsh_command
+from torchfab.config.connection_settings import ConnectionSettings
+from torchfab.core import inventory
+from torchfab.core.console import write_out
+from torchfab.core.errors import HostError, HostsFailedError, Interrupted, TorchfabError, UsageError
+from torchfab.core.format import format_bytes, plural
+from torchfab.core.inventory import fold
+from torchfab.core.specs import NAME_PATTERN, Node
+from torchfab.launch.context import CommandContext
+from torchfab.launch.hosts import read_nodes
+from torchfab.records import Record, launch_request
+from torchfab.sync import pull, rsync
+from torchfab.sync.processes import RsyncProcesses
+from torchfab.sync.pull import Match, Place, Transfer
+from torchfab.transport.messages.pull import FileDigestsRequest, FileMatch, FindFilesAnswer, FindFilesRequest
+from torchfab.transport.pool import SessionPool
+from torchfab.transport.session import Session
+
+FOLDER = "pulled"  # of a pull without --to
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PullRequest:
+    """What to copy, from where, and where to.
+
+    Parameters
+    ----------
+    nodes : sequence of Node
+        The hosts.
+    settings : ConnectionSettings
+        How to reach them.
+    workdir : str
+        Where relative paths begin, on hosts without a workdir of their own.
+    patterns : sequence of str
+        Paths and glob patterns.
+    folder : str
+        The folder here; an absolute path.
+    """
+
+    nodes: Sequence[Node]
+    settings: ConnectionSettings
+    workdir: str
+    patterns: Sequence[str]
+    folder: str
+
+
+def run(words: Sequence[str], to: str, rank: str, ctx: CommandContext) -> int:
+    """Copy the files, and print what was copied.
+
+    Parameters
+    ----------
+    words : sequence of str
+        Paths, behind the name of a job where the first of several words is one.
+    to : str
+        The folder here; empty: `pulled/<job>`.
+    rank : str
+        Only from the nodes of these ranks: `0,2-5`; empty: from all.
+    ctx : CommandContext
+        Working directory, records and settings.
+
+    Returns
+    -------
+    int
+        Exit code: 0.
+
+    Raises
+    ------
+    UsageError
+        A flag or a path is invalid, or no host has a file of that name.
+    HostsFailedError
+        With one reason for each host that failed; what the others have was copied.
+    Interrupted
+        Ctrl-C; what was copied in part is continued by the same command.
+    """
+    check_rsync()
+    request = build_request(words, to, rank, ctx)
+    if not to:
+        _make_ignored(Path(ctx.cwd, FOLDER))
+    try:
+        return _pull(request)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "interrupted; files that are complete stay", "the same command goes on where this one was"
+        ) from None
+
+
+def build_request(words: Sequence[str], to: str, rank: str, ctx: CommandContext) -> PullRequest:
+    """Return what the flags ask for.
+
+    Parameters
+    ----------
+    words, to, rank, ctx
+        As `run` takes them.
+
+    Returns
+    -------
+    PullRequest
+
+    Raises
+    ------
+    UsageError
+        A flag or a path is invalid.
+    """
+    job, patterns = split_words(words, lambda name: _is_job(name, ctx))
+    if ctx.hosts and not job:  # any hosts, without a job
+        if rank:
+            raise UsageError("--rank needs a job", "name it: fab pull JOB PATH --rank 0")
+        nodes = read_nodes("", ctx)
+        return PullRequest(nodes, ctx.settings, ctx.cwd, patterns, _folder(to, "hosts", ctx))
+    record = job_lookup.find(job, ctx)
+    machines = (
+        list(read_nodes("", ctx)) if ctx.hosts else [node for node, _ in runtimes.load(record.runtime).machines(record)]
+    )
+    workdir = launch_request.workdir_of(record.folder, record.defaults) or ctx.cwd
+    chosen = _nodes_of_ranks(record, machines, rank) if rank else machines
+    return PullRequest(chosen, record.settings, workdir, patterns, _folder(to, record.name, ctx))
+
+
+def _is_job(name: str, ctx: CommandContext) -> bool:
+    return bool(NAME_PATTERN.fullmatch(name)) and (ctx.records.root / name / "record.json").is_file()
+
+
+def split_words(words: Sequence[str], is_job: Callable[[str], bool]) -> tuple[str, tuple[str, ...]]:
+    """Split the words of the command line into the job and the paths.
+
+    Parameters
+    ----------
+    words : sequence of str
+        The words.
+    is_job : callable
+        Whether there is a job of a name.
+
+    Returns
+    -------
+    tuple of str and tuple of str
+        The job is empty where none is named: the latest one.
+
+    Raises
+    ------
+    UsageError
+        There is no path.
+    """
+    example = "for example: fab pull checkpoints/step-100 'runs/*.json'"
+    if not words:
+        raise UsageError("fab pull needs a path", example)
+    if not is_job(words[0]):
+        return "", tuple(words)
+    if len(words) == 1:
+        raise UsageError(f"{words[0]} is a job; fab pull needs a path too", f"if it is a path: fab pull ./{words[0]}")
+    return words[0], tuple(words[1:])
+
+
+def _folder(to: str, job: str, ctx: CommandContext) -> str:
+    folder = os.path.join(ctx.cwd, os.path.expanduser(to) if to else os.path.join(FOLDER, job))
+    if os.path.lexists(folder) and not os.path.isdir(folder):
+        raise UsageError(f"--to {to} is a file", "name a folder")
+    return os.path.normpath(folder)
+
+
+def _make_ignored(folder: Path) -> None:
+    """Create the folder of a pull without --to, which neither git nor `fab sync` reads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / ".gitignore").exists():
+        (folder / ".gitignore").write_text("*\n")
+
+
+def _nodes_of_ranks(record: Record, nodes: Sequence[Node], text: str) -> list[Node]:
+    wanted = set(inventory.parse_ranks(text))
+    too_high = sorted(rank for rank in wanted if rank >= record.world_size)
+    if too_high and not record.is_elastic:
+        raise UsageError(f"job {record.name} has the ranks 0-{record.world_size - 1}, and no rank {too_high[0]}")
+    ranks_by_node = {node.node.rank: {each.rank for each in node.ranks} for node in ask_status(record).nodes}
+    chosen = [node for node in nodes if ranks_by_node.get(node.rank, set()) & wanted]
+    if not chosen:
+        raise UsageError(f"no node ran rank {text}", f"fab status {record.name} shows which ranks ran, and where")
+    return chosen
+
+
+# ---- the copy
+
+
+def _pull(request: PullRequest) -> int:
+    started = time.monotonic()
+    failed: dict[int, TorchfabError] = {}
+    processes = RsyncProcesses()
+    try:
+        with SessionPool(request.nodes, request.settings) as sessions:
+            matches = _find(request, sessions, failed)
+            differing = pull.differing_names(matches, _digests(matches, sessions, request.settings))
+            transfers = pull.transfers(matches, differing)
+            _copy_all(transfers, request, sessions, processes, failed)
+    finally:
+        processes.end()
+    done = [each for each in transfers if each.node.rank not in failed]
+    for line in summary(done, matches, request.folder, time.monotonic() - started):
+        write_out(line)
+    if failed:
+        reasons = {node.label: failed[node.rank] for node in request.nodes if node.rank in failed}
+        hosts = plural(len(request.nodes), "host")
+        raise HostsFailedError(f"{len(failed)} of {hosts} failed; what they have may be missing here", reasons)
+    return 0
+
+
+def _find(request: PullRequest, sessions: SessionPool, failed: dict[int, TorchfabError]) -> list[Match]:
+    """Ask every host which files it has; raise where a pattern stands for nothing on any."""
+    found: dict[int, list[FileMatch]] = {}
+
+    def ask(node: Node, session: Session) -> FindFilesAnswer:
+        look = FindFilesRequest(workdir=node.workdir or request.workdir, patterns=list(request.patterns))
+        answer = session.request(look, request.settings.sync_timeout_s)
+        for match in answer.matches:
+            for name in [*(name for name, _ in match.files), *(name for name, _ in match.links)]:
+                pull.check_name(name)
+        return answer
+
+    for node, answer in sessions.map(ask):
+        if isinstance(answer, TorchfabError):
+            failed[node.rank] = answer
+            continue
+        found[node.rank] = answer.matches
+        if answer.unreadable:
+            failed[node.rank] = HostError(
+                f"{', '.join(answer.unreadable[:3])} cannot be read", "see to its rights there"
+            )
+    _check_found(request, found, failed)
+    return [
+        Match(node, each.base, each.name, dict(each.files), dict(each.links))
+        for node in request.nodes
+        for each in found.get(node.rank, ())
+    ]
+
+
+def _check_found(
+    request: PullRequest, found: Mapping[int, Sequence[FileMatch]], failed: Mapping[int, TorchfabError]
+) -> None:
+    seen = {each.pattern for matches in found.values() for each in matches if each.files or each.links}
+    missing = [pattern for index, pattern in enumerate(request.patterns) if index not in seen]
+    if not missing:
+        return
+    if not found or any(rank in failed for rank in (node.rank for node in request.nodes)):
+        reasons = {node.label: failed[node.rank] for node in request.nodes if node.rank in failed}
+        raise HostsFailedError(f"{missing[0]} was not found, and {plural(len(failed), 'host')} failed", reasons)
+    asked = fold([node.label for node in request.nodes])
+    where = sorted({node.workdir or request.workdir for node in request.nodes})
+    looked = missing[0] if missing[0].startswith(("/", "~")) else f"{missing[0]} in {', '.join(where)}"
+    look = f"see what is there: fab run --workdir {shlex.quote(where[0])} -- ls"
+    raise UsageError(f"there are no files {looked} on {asked}; nothing was copied", f"{look}; quote patterns: 'runs/*'")
+
+
+def _digests(matches: Sequence[Match], sessions: SessionPool, settings: ConnectionSettings) -> dict[Place, str]:
+    """Ask for the digests of the files that several hosts have."""
+    by_rank: dict[int, list[Place]] = {}
+    for places in pull.shared_files(matches).values():
+        for place in places:
+            by_rank.setdefault(place[0], []).append(place)
+    nodes = list({match.node.rank: match.node for match in matches if match.node.rank in by_rank}.values())
+
+    def ask(node: Node, session: Session) -> list[tuple[Place, str]]:
+        places = by_rank[node.rank]
+        look = FileDigestsRequest(files=[place[1:] for place in places], within_s=settings.sync_timeout_s)
+        answer = session.request(look, settings.sync_timeout_s + settings.answer_timeout_s)
+        return list(zip(places, answer.digests, strict=False))
+
+    answers = sessions.map(ask, nodes) if nodes else iter(())
+    return {place: digest for _, answer in answers if isinstance(answer, list) for place, digest in answer}
+
+
+def _copy_all(
+    transfers: Sequence[Transfer],
+    request: PullRequest,
+    sessions: SessionPool,
+    processes: RsyncProcesses,
+    failed: dict[int, TorchfabError],
+) -> None:
+    by_rank: dict[int, list[Transfer]] = {}
+    for each in transfers:
+        by_rank.setdefault(each.node.rank, []).append(each)
+    nodes = [node for node in request.nodes if node.rank in by_rank]
+
+    def copy(node: Node, session: Session) -> None:
+        for each in by_rank[node.rank]:
+            _copy(each, request, processes, meter.of(each) if meter.shown else None)
+
+    with Meter(sum(each.size_bytes for each in transfers)) as meter:
+        for node, error in sessions.map(copy, nodes) if nodes else ():
+            if error is not None:
+                failed[node.rank] = error
+
+
+def _copy(
+    transfer: Transfer, request: PullRequest, processes: RsyncProcesses, progress: Callable[[str], None] | None
+) -> None:
+    """Copy the files of one transfer; raise where one is not there in the end."""
+    folder = os.path.join(request.folder, transfer.folder)
+    os.makedirs(folder, exist_ok=True)
+    if transfer.files:
+        host, shell = rsh_command(transfer.node, request.settings)
+        timeout_s = request.settings.sync_timeout_s
+        argv = rsync.pull_argv(transfer.base, folder, host, shell, timeout_s, progress is not None)
+        _log.debug("rsync: starting %s", shlex.join(argv), extra={"host": transfer.node.label})
+        processes.run(argv, b"\0".join(map(os.fsencode, transfer.files)) + b"\0", progress)
+        _log.debug("rsync: done", extra={"host": transfer.node.label})
+    for name, target in transfer.links.items():
+        _link(os.path.join(folder, name), target)
+    gone = [name for name in transfer.files if not os.path.isfile(os.path.join(folder, name))]
+    if gone:
+        raise HostError(f"{gone[0]} was not copied; was it removed there meanwhile?", "run the command again")
+
+
+def _link(path: str, target: str) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    if os.path.islink(path):
+        os.unlink(path)
+    if not os.path.lexists(path):
+        os.symlink(target, path)
+
+
+class Meter:
+    """How much was copied, on one line of a terminal."""
+
+    def __init__(self, total_bytes: int) -> None:
+        self.total_bytes = total_bytes
+        self.shown = sys.stderr.isatty()
+        self.copied: dict[int, int] = {}
+        self.started = self.last = time.monotonic()
+        self.lock = threading.Lock()
+
+    def __enter__(self) -> Meter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+    def of(self, transfer: Transfer) -> Callable[[str], None]:
+        """Return the function that takes in what rsync prints.
+
+        Parameters
+        ----------
+        transfer : Transfer
+            The transfer.
+
+        Returns
+        -------
+        callable
+            Takes a text.
+        """
+
+        def take(text: str) -> None:
+            with self.lock:
+                if copied := rsync.parse_progress(text):
+                    self.copied[id(transfer)] = copied
+                if time.monotonic() - self.last > 0.2:
+                    self.last = time.monotonic()
+                    sys.stderr.write(f"\r{self.line()}\x1b[K")
+                    sys.stderr.flush()
+
+        return take
+
+    def line(self) -> str:
+        """Return what is shown: `copying 1.2 GiB of 3 GiB (40 %), 120 MiB/s`."""
+        copied = sum(self.copied.values())
+        rate = copied / max(0.1, self.last - self.started)
+        share = 100 * copied // max(1, self.total_bytes)
+        total, speed = format_bytes(self.total_bytes), format_bytes(int(rate))
+        return f"copying {format_bytes(copied)} of {total} ({share} %), {speed}/s"
+
+
+def summary(transfers: Sequence[Transfer], matches: Sequence[Match], folder: str, seconds: float) -> Iterator[str]:
+    """Return what was copied, as lines.
+
+    Parameters
+    ----------
+    transfers : sequence of Transfer
+        Those that are done.
+    matches : sequence of Match
+        What all hosts have.
+    folder : str
+        The folder here.
+    seconds : float
+        How long it took.
+
+    Yields
+    ------
+    str
+        A line for each transfer, and one for all.
+    """
+    shown = os.path.relpath(folder)
+    shown = folder if shown.startswith("..") else shown
+    for each in transfers:
+        where = os.path.join(shown, each.folder) if each.folder else shown
+        yield f"{each.node.label}: {plural(len(each.files), 'file')}, {format_bytes(each.size_bytes)}, into {where}"
+    if any(each.folder for each in transfers):
+        yield "files of the same name differ between hosts: each host has a folder of its own"
+    others = {each.node.label for each in matches} - {each.node.label for each in transfers}
+    if others:
+        yield f"{fold(sorted(others))}: the same files; nothing to copy"
+    files = sum(len(each.files) for each in transfers)
+    size = format_bytes(sum(each.size_bytes for each in transfers))
+    yield f"{plural(files, 'file')}, {size}, in {shown} ({seconds:.1f} s)"

@@ -1,0 +1,76 @@
+"""Messages about a command that runs on a node outside of any job."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from torchfab.core.bounds import ExitCode, Number, Whole
+from torchfab.transport.messages import Problem, Request
+
+
+class RunEnd(Struct, frozen=True, kw_only=True):
+    """How a command ended.
+
+    Parameters
+    ----------
+    code : int, optional
+        Its exit code, -n for signal n; None if it still runs.
+    timed_out, stopped : bool
+        Whether it was ended: because its time was up, or because the launch machine wanted it.
+    seconds : float
+        How long it ran.
+    dropped : int
+        How many bytes of its output were left out.
+    left : list of str
+        Its processes that could not be ended.
+    """
+
+    code: ExitCode | None
+    timed_out: bool
+    stopped: bool
+    seconds: Number
+    dropped: Whole
+    left: list[str]
+
+
+class RunFrame(Struct, frozen=True, kw_only=True):
+    """Lines of both output streams of a command; the last frame has its end, or why it did not start."""
+
+    out: list[str] = []
+    err: list[str] = []
+    end: RunEnd | None = None
+    problems: list[Problem] = []
+
+
+class RunRequest(Request[RunFrame], frozen=True, tag="run"):
+    """Run a command and stream its output.
+
+    Parameters
+    ----------
+    argv : list of str
+        The command.
+    workdir : str
+        Absolute path of the folder to run in.
+    path : list of str
+        Folders to put in front of PATH.
+    env : dict of str to str
+        Variables to add to the node's own environment.
+    timeout_s : float
+        When to end it, in seconds; 0: never.
+    most_bytes : int
+        How much of each output stream to send: half from its begin, half from its end.
+    """
+
+    argv: list[str]
+    workdir: str
+    path: list[str]
+    env: dict[str, str]
+    timeout_s: float
+    most_bytes: int
+    ANSWER = RunFrame
+
+
+class EndRunRequest(Request[RunFrame], frozen=True, tag="end_run"):
+    """End the command that runs; its last frame comes before the answer, which is empty."""
+
+    ANSWER = RunFrame
