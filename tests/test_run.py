@@ -18,7 +18,7 @@ RUN = Path(__file__).parents[1] / "run"
 NEEDED = ("tmux", "ssh", "rsync")
 NEEDED_BY_TESTS = (
     *("sshd", "ip", "slurmd", "sbatch", "munged", "mpirun.openmpi", "mpiexec.hydra", "pdsh", "iptables", "faketime"),
-    "shellcheck",
+    *("shellcheck", "zsh", "fish", "tcsh"),
 )
 TOOLS = ("bash", "sh", "env", "mkdir", "rm", "mv", "tail", "dirname", "readlink", "uname")
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 
 from tests.factories import make_job, make_nodes
 from tests.hostile import HOSTILE, environments, texts
+from tests.support import require
 from torchfab.core.dry_run import render_dry_run
 from torchfab.core.specs import NodePlan, Plan, Process
 
@@ -59,7 +62,10 @@ def paste(place: Path, text: str, environ: Mapping[str, str]) -> None:
     env = {**os.environ, "PATH": f"{place}:{os.environ['PATH']}", **environ}
     script = text.encode("utf-8", "surrogateescape") + b"\n"
     done = subprocess.run(["bash"], input=script, env=env, capture_output=True, check=False)
-    assert (done.returncode, done.stderr) == (0, b""), done.stderr
+    shown = [
+        line for line in done.stderr.splitlines() if not re.search(rb"terminal process group|no job control", line)
+    ]
+    assert (done.returncode, shown) == (0, []), done.stderr
 
 
 def received(place: Path, number: int) -> Any:
@@ -121,6 +127,20 @@ def test_a_secret_that_is_not_exported_prevents_the_start(place: Path) -> None:
     done = subprocess.run(["bash"], input=text.encode(), env=env, capture_output=True, check=False)
     assert b"V_TOKEN" in done.stderr
     assert not list(place.glob("*.json"))
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish", "tcsh"])
+def test_setup_and_before_run_in_the_login_shell(place: Path, shell: str, tmp_path: Path) -> None:
+    for old in place.glob("*.json"):
+        old.unlink()
+    plan = plan_of(place, [(["it's"], {"V_A": "job's"})], {})
+    setup = {"fish": "set -gx V_A x; set -gx V_B 'it is'", "tcsh": "setenv V_A x; setenv V_B 'it is'"}
+    job = replace(plan.job, setup=setup.get(shell, "export V_A=x V_B='it is'"), before='echo "$V_A $V_B" > before')
+    text = render_dry_run(replace(plan, job=job), lambda _: ("bash", "-s"))
+    paste(place, text, {"SHELL": require(shell), "HOME": str(tmp_path)})
+    _, argv, env = received(place, 0)
+    assert (argv, env["V_A"], env["V_B"], env.get("TORCHFAB_SETUP")) == (["it's"], "job's", "it is", None)
+    assert (place / "work dir" / "before").read_text() == "job's it is\n"
 
 
 def test_files_are_private_and_the_log_has_the_output(place: Path) -> None:

@@ -137,3 +137,39 @@ def test_a_name_without_a_value_has_the_value_of_this_terminal() -> None:
 def test_variables_that_matter_and_are_not_forwarded_are_named() -> None:
     environ = {"LD_LIBRARY_PATH": "/x", "HOME": "/root", "TRITON_CACHE_DIR": "/y", "CUDA_HOME": "/z", "PET_X": "1"}
     assert environment.not_forwarded(environ, {"TRITON_CACHE_DIR"}) == ["CUDA_HOME", "LD_LIBRARY_PATH"]
+
+
+# ---- setup commands
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "export HF_TOKEN=hf_123",
+        "module load cuda && export WANDB_API_KEY='x y'",
+        "setenv MY_SECRET x",
+        "set -gx DB_PASSWORD x",
+        "A=1 B_TOKEN=2abc true",
+        "module load x\nMY_KEY=abc",
+    ],
+)
+def test_a_secret_in_a_setup_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"--setup contains the value of \w+, and records and dry runs show it"):
+        environment.check_setup(text, "--setup")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "module load cuda; source ~/venv/bin/activate",
+        "export HF_TOKEN=$(cat ~/.hf)",
+        "export HF_TOKEN=`cat ~/.hf` A=1",
+        "setenv MY_KEY $OTHER",
+        "set -gx MY_KEY (cat ~/.key)",
+        "export TOKENIZERS_PARALLELISM=false; MY_KEYS=; export API_KEY_FILE='/etc/key'",
+        "ssh-add ~/.ssh/MY_KEY=",
+    ],
+)
+def test_a_setup_that_reads_secrets_is_fine(text: str) -> None:
+    assert environment.check_setup(text, "--setup") == text

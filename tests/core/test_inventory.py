@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.factories import make_nodes
 from tests.hostile import HOSTILE, UTF8
-from tests.support import fuzzed
+from tests.support import fuzzed, refusal
 from torchfab.core.errors import InventoryError
 from torchfab.core.hostlines.targets import MAX_HOSTS
 from torchfab.core.hostlines.words import lines_of
@@ -26,7 +26,7 @@ from torchfab.core.specs import Node, Slot
 EXPECTED = (
     "expected [user@]host[:port] [slots=N] [gpus=0,1] [address=A], with ranges as node[01-16] and IPv6 as [fd00::1]"
 )
-HOST_KEYS = "known keys here: slots=, gpus=, address=, user=, port=, python=, workdir=, env.NAME="
+HOST_KEYS = "known keys here: slots=, gpus=, address=, user=, port=, python=, workdir=, setup=, env.NAME="
 PROCESS_KEYS = HOST_KEYS.replace(" slots=,", "")
 
 
@@ -114,6 +114,23 @@ def test_keys_give_a_host_its_own_user_port_directories_and_variables() -> None:
             env=(("A", "1"), ("NCCL_IB_HCA", "a, b")),
         ),
     )
+
+
+def test_setup_of_a_host_is_a_quoted_command_line() -> None:
+    text = """a setup='module load cuda; source "$HOME/my env/bin/activate"  # twice'   # the big one\nb setup=x=1"""
+    found = parse_hosts(text, "hosts")
+    assert [node.setup for node in found] == ['module load cuda; source "$HOME/my env/bin/activate"  # twice', "x=1"]
+    assert parse_gpus("a\na setup='x y'\na setup='x y'", "gpus")[0][0].setup == "x y"
+
+
+@fuzzed(st.text(st.characters(exclude_categories=["C", "Z"], exclude_characters="'") | st.just(" "), min_size=1))
+def test_any_setup_in_quotes_is_read_as_it_is(text: str) -> None:
+    line = f"a slots=2 setup='{text}' port=22"
+    error = refusal(InventoryError, lambda: parse_hosts(line, "hosts"))
+    assert error is None or "contains the value of" in error.message
+    if error is None:
+        (node,) = parse_hosts(line, "hosts")
+        assert (node.setup, node.port) == (text, 22)
 
 
 def test_an_unknown_key_is_kept_as_a_label_and_noted() -> None:
@@ -206,6 +223,11 @@ WRONG_HOSTS = [
         "a env.MY_TOKEN=x",
         "hosts:1: env.MY_TOKEN=: a secret does not belong into a hosts file: records and dry runs show it",
         "export MY_TOKEN here; the setting torchfab.forward says which variables are forwarded",
+    ),
+    (
+        "a setup='module load x; export HF_TOKEN=hf_123'",
+        "hosts:1: setup= contains the value of HF_TOKEN, and records and dry runs show it",
+        "let it read the value: HF_TOKEN=$(cat FILE); or export HF_TOKEN here, and give --env HF_TOKEN",
     ),
     ("a env.2=x", "hosts:1: env.2=: '2' cannot name an environment variable", EXPECTED),
     (
@@ -319,6 +341,7 @@ SOME_LINES = "say gpus=N on all of its lines, or on none"
 WRONG_GPUS = [
     ("", "gpus: names no host", EXPECTED),
     ("a slots=2", "gpus:1: unknown key 'slots' in 'slots=2'", PROCESS_KEYS),
+    ("a setup=x\na setup=y", "gpus:2: a has the setup x on another line, and y here", "a host has one"),
     ("a env.A=1\na env.A=2", "gpus:2: a has another env. value on another line", "a variable has one value on a host"),
     ("a gpus=1\nb\na gpus=1", "gpus:3: device 1 of a is named twice", "one line per device"),
     ("a gpus=1\na", "gpus:2: a names its devices on some lines only", SOME_LINES),

@@ -14,6 +14,7 @@ import pytest
 
 from tests.factories import make_facts, make_job, make_node_facts, make_nodes
 from torchfab.cli.flags import LaunchFlags
+from torchfab.config import defaults
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.errors import Interrupted
 from torchfab.launch import launch
@@ -49,7 +50,7 @@ def launch_request(monkeypatch: pytest.MonkeyPatch) -> LaunchRequest:
     [(["src/train.py", "--lr", "0.1"], "train"), (["-m", "my.train", "--lr", "0.1"], "my-train")],
 )
 def test_a_job_is_named_after_its_script_or_module(ctx: CommandContext, script: list[str], name: str) -> None:
-    config = {"script": [], "forward": [], "node_dir": ".torchfab", "grace_s": 10}
+    config = {**defaults.SETTINGS, "script": [], "forward": []}
     job = launch.make_job(per_node, LaunchFlags(), per_node.Flags(), replace(ctx, config=config, script=tuple(script)))
     assert re.fullmatch(rf"{name}-\d{{4}}-\d{{6}}", job.name)
 

@@ -107,7 +107,7 @@ def test_any_version_output_of_tmux_is_parsed(text: str) -> None:
 def test_any_version_output_of_a_program_is_parsed(text: str) -> None:
     done = mock.Mock(stdout=text, stderr=text)
     with mock.patch("subprocess.run", return_value=done):
-        assert programs.version("x", "--version") in text + text
+        assert programs.version("x", "--version", {}) in text + text
 
 
 SCONTROL = st.sampled_from(

@@ -6,6 +6,8 @@ import copy
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -31,6 +33,7 @@ from torchfab.core.errors import HostError
 from torchfab.core.specs import Node
 from torchfab.doctor import collect, consistency, launch_warnings, render
 from torchfab.doctor.model import CheckRequirements, Clock, NodeReport, Report
+from torchfab.launch.launch import describe_setups
 from torchfab.monitoring import host_load
 from torchfab.records import Record
 from torchfab.runtimes import tmux, tmux_logs, tmux_stacks
@@ -106,6 +109,7 @@ FACTS = {
         "holders": [{"pid": 3, "memory_mib": None}],
         "launcher_variables": ["RANK"],
     },
+    "setup": {"shell": "/bin/zsh", "changed": ["PATH"], "removed": ["X"], "python": "/venv/bin/python"},
 }
 GPU = {
     "bus": "0000:01:00.0",
@@ -273,7 +277,9 @@ def use_evidence(answer: job.EvidenceAnswer) -> None:
 
 def use_facts(answer: launch.PrepareAnswer) -> None:
     prepared = tmux.PreparedNode(NODE, answer.facts, 9.0, 10.0)
-    check_shown(vars(prepared.plan_facts))
+    check_shown(vars(prepared.plan_facts), prepared.plan_node.python)
+    whole = tmux.Prepared(ConnectionSettings(), (prepared.plan_node,), answers={NODE.rank: prepared})
+    check_shown(*describe_setups(whole))
     clocks = {NODE.rank: Clock(prepared.clock_ahead_s, 0.5)}
     found = launch_warnings.warnings([NODE], {NODE.rank: prepared.facts}, clocks)
     check_shown(*(render.render_finding(each) for each in found))
@@ -422,6 +428,7 @@ CASES: dict[RequestType, Case] = {
     job.StatusRequest: Case(STATUS, use_status),
     job.EvidenceRequest: Case({**STATUS, "evidence": EVIDENCE}, use_evidence),
     launch.PrepareRequest: Case({"facts": FACTS}, use_facts),
+    launch.BeforeRequest: Case(NOTHING, repr),
     launch.StartRequest: Case({"started": ["agent"]}, lambda answer: check_shown(answer.started)),
     launch.CommitRequest: Case({"started": ["agent"]}, lambda answer: check_shown(answer.started)),
     job.EndRanksRequest: Case({"asked": 2}, lambda answer: check_shown(str(answer.asked))),
@@ -537,3 +544,40 @@ def test_the_problems_of_a_node_are_a_short_nonempty_error(problems: list[dict[s
     assert len(error.message.split("\n  fix: ")) <= 51
     if problems and all(each["what"].isprintable() and each["what"] for each in problems):
         assert isinstance(error, NodeError)
+
+
+# Eight threads decode an answer with a type of 30 structs that none has decoded before, five times.
+_THREADS_DECODE = """
+import json, sys, threading
+import msgspec
+from torchfab.transport import messages
+
+sys.setswitchinterval(1e-6)
+ANSWER = json.dumps({f"f{n}": {"a": {"x": 1}, "b": ["y"], "c": 3} for n in range(30)}).encode()
+FIELDS = [("a", dict[str, int], {}), ("b", list[str], []), ("c", int | None, None)]
+
+def decode(kind, barrier, decoded):
+    barrier.wait()
+    decoded.append(messages.decode(ANSWER, kind))
+
+for _ in range(5):
+    parts = [(f"f{n}", msgspec.defstruct(f"Part{n}", FIELDS)) for n in range(30)]
+    kind, barrier, decoded = msgspec.defstruct("Answer", parts), threading.Barrier(8), []
+    threads = [threading.Thread(target=decode, args=(kind, barrier, decoded)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(decoded) == 8 and all(each.f29.c == 3 for each in decoded)
+"""
+
+
+def test_threads_that_decode_a_new_type_at_once_do_not_crash() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _THREADS_DECODE],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")

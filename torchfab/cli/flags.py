@@ -25,6 +25,7 @@ from torchfab.core.flag_values import PORT, Seconds, WholeNumber, flag, parse, v
 SECONDS = Seconds()
 HOSTFILE_HELP = "File with one host a line, - for stdin, or slurm: the hosts of this allocation. [hosts]"
 HOSTFILE_FORMAT_HELP = "torchfab, openmpi, mpich, pbs, lsf, sge, ansible, mlx, clustershell, etc-hosts. [detected]"
+SETUP_HELP = "Shell commands for each node's environment, run once in its login shell: 'module load cuda'. [none]"
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,9 @@ class LaunchFlags(JobFlags):
 
     hostfile: str = flag("", HOSTFILE_HELP)
     hostfile_format: str = flag("", HOSTFILE_FORMAT_HELP)
+    setup: str = flag("", SETUP_HELP)
+    before: str = flag("", "Shell commands to run once on each node before the ranks; a failure stops the launch.")
+    after: str = flag("", "Shell commands to run once on each node when its ranks have ended, however they ended.")
     port: int = flag(0, "Port of the rendezvous on node 0; 0: a free one. [0]", PORT)
     master_addr: str = flag("", "Address by which the nodes reach node 0. [its name in the hosts file]")
     nodes: int = flag(

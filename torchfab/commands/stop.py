@@ -87,7 +87,8 @@ def stop_launch(job: str, ctx: CommandContext) -> bool:
     write_err(f"job {job} is being launched (fab, pid {pid}): asking for an end of that")
     os.kill(pid, STOP_SIGNAL)
     settings = ctx.settings
-    deadline = time.monotonic() + settings.prepare_timeout_s + settings.start_timeout_s
+    more_s = float(ctx.config["setup_timeout_s"]) + float(ctx.config["hook_timeout_s"])
+    deadline = time.monotonic() + settings.prepare_timeout_s + settings.start_timeout_s + more_s
     while ctx.records.launch_holder(job):
         if time.monotonic() > deadline:
             raise TorchfabError(f"fab (pid {pid}) is still launching job {job}", f"fab stop {job} again")

@@ -69,8 +69,16 @@ def node_shell(plan: Plan, part: NodePlan, ssh_argv: SSHArgv) -> str:
 
 def _node_script(plan: Plan, part: NodePlan) -> Iterable[str]:
     yield "umask 077"
+    if setup := plan.job.on(part.node).setup:
+        yield f"mkdir -p {shlex.quote(part.folder)}"
+        yield from _here_document(shlex.quote(f"{part.folder}/setup"), ">", "SETUP", setup)
     for process in part.processes:
         yield from _process_script(plan, part, process)
+    if plan.job.before:
+        first = part.processes[0]
+        run = f"exec {shlex.join(('sh', '-c', plan.job.before))} < /dev/null"
+        yield from _script_file(plan, part, first, "before.sh", run)
+        yield f"bash {shlex.quote(_path(part, first, 'before.sh'))} || exit"
     session = session_name(plan.job.name, part.node.rank)
     for index, process in enumerate(part.processes):
         new = ("new-window", "-d", "-t", f"={session}:") if index else ("new-session", "-d", "-s", session)
@@ -79,17 +87,25 @@ def _node_script(plan: Plan, part: NodePlan) -> Iterable[str]:
 
 
 def _process_script(plan: Plan, part: NodePlan, process: Process) -> Iterable[str]:
-    path = shlex.quote(_path(part, process, "run.sh"))
-    secrets = sorted(plan.job.secrets) if process.secrets else []
     yield "mkdir -p " + shlex.join(_folders(part, process))
     for name, text in process.files.items():
         yield from _here_document(shlex.quote(_path(part, process, name)), ">", "FILE", text.removesuffix("\n"))
         if text.startswith("#!"):
             yield f"chmod 700 {shlex.quote(_path(part, process, name))}"
+    log = shlex.quote(_path(part, process, "output.log"))
+    run = f"exec {_in_lines(process.argv)} > >(tee -a {log}) 2>&1 < /dev/null"
+    yield from _script_file(plan, part, process, "run.sh", run)
+
+
+def _script_file(plan: Plan, part: NodePlan, process: Process, name: str, run: str) -> Iterable[str]:
+    """Yield the commands that write a script which runs a command in the environment of a process."""
+    path = shlex.quote(_path(part, process, name))
+    secrets = sorted(plan.job.secrets) if process.secrets else []
     if secrets:
         yield f": > {path}"
-        yield from (f"printf 'export {name}=%q\\n' \"${name}\" >> {path}" for name in secrets)
-    yield from _here_document(path, ">>" if secrets else ">", "RUN", "\n".join(_run_script(plan, part, process)))
+        yield from (f"printf 'export {each}=%q\\n' \"${each}\" >> {path}" for each in secrets)
+    lines = [*_environment_lines(plan, part, process, name), run]
+    yield from _here_document(path, ">>" if secrets else ">", "RUN", "\n".join(lines))
 
 
 def _folders(part: NodePlan, process: Process) -> list[str]:
@@ -104,14 +120,26 @@ def _here_document(path: str, redirection: str, delimiter: str, text: str) -> It
     yield from (f"cat {redirection} {path} <<'{delimiter}'", text, delimiter)
 
 
-def _run_script(plan: Plan, part: NodePlan, process: Process) -> Iterable[str]:
+def _environment_lines(plan: Plan, part: NodePlan, process: Process, name: str) -> Iterable[str]:
     yield f"cd {shlex.quote(plan.job.on(part.node).workdir)} || exit"
-    yield from (f"export {name}={shlex.quote(value)}" for name, value in process.env.items())
+    if plan.job.on(part.node).setup:
+        yield from _setup_lines(f"{part.folder}/setup", _path(part, process, name))
+    yield from (f"export {variable}={shlex.quote(value)}" for variable, value in process.env.items())
     path = search_path(plan.job.on(part.node), process)
     if path:
         yield f'export PATH={shlex.quote(":".join(path))}:"$PATH"'
-    log = shlex.quote(_path(part, process, "output.log"))
-    yield f"exec {_in_lines(process.argv)} > >(tee -a {log}) 2>&1 < /dev/null"
+
+
+def _setup_lines(setup: str, script: str) -> Iterable[str]:
+    """Yield the lines that run a script once more below the login shell, after the setup commands."""
+    again = f"source {shlex.quote(setup)} && exec bash {shlex.quote(script)} ready"
+    login = 'TORCHFAB_SETUP=1 exec -a "-${SHELL##*/}" "$SHELL"'
+    yield f"again={shlex.quote(again)}"
+    yield "case ${1-}:${SHELL##*/} in"
+    yield "ready:*) unset TORCHFAB_SETUP ;;"
+    yield f'*:*csh) {login} -i <<< "$again" ;;'  # with -c it would have no prompt, which csh takes for interactive
+    yield f'*) {login} -ic "$again" ;;'
+    yield "esac"
 
 
 def _in_lines(argv: Sequence[str]) -> str:

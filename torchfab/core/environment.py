@@ -46,6 +46,12 @@ NOTEWORTHY = (
     ),
 )
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# NAME=value, setenv NAME value, set -gx NAME value: with a value that is written there, not read from somewhere.
+_ASSIGNMENT = re.compile(
+    r"(?:^|[\s;&|({])(?:setenv\s+|set\s+(?:-\S+\s+)+|(?=\w+=))([A-Za-z_]\w*)[=\s]\s*([^\s;&|]+)", re.MULTILINE
+)
+# TOKENIZERS_PARALLELISM=false, a path, a value that is read from somewhere; nothing.
+_NO_SECRET = re.compile(r"(true|false|yes|no|on|off|\d{0,3})$|[/~]|.*[$`(]", re.IGNORECASE)
 
 
 def is_secret(name: str) -> bool:
@@ -196,6 +202,35 @@ def parse_env_flags(pairs: Sequence[str], environ: Mapping[str, str] = MappingPr
         check_not_reserved(name, f"--env {name}")
         env[name] = value
     return env
+
+
+def check_setup(text: str, where: str) -> str:
+    """Check the commands of `--setup`.
+
+    Parameters
+    ----------
+    text : str
+        The commands.
+    where : str
+        Where they were given, for the error.
+
+    Returns
+    -------
+    str
+        The commands.
+
+    Raises
+    ------
+    UsageError
+        They assign a secret, which records and dry runs would show, or contain a NUL.
+    """
+    if "\0" in text:
+        raise UsageError(f"{where} contains a NUL character", "write shell commands")
+    for name, value in _ASSIGNMENT.findall(text):
+        if is_secret(name) and not _NO_SECRET.match(value.strip("\"'")):
+            fix = f"let it read the value: {name}=$(cat FILE); or export {name} here, and give --env {name}"
+            raise UsageError(f"{where} contains the value of {name}, and records and dry runs show it", fix)
+    return text
 
 
 def job_markers(job_id: str, node_rank: int) -> dict[str, str]:

@@ -212,7 +212,7 @@ def _merge(line: Line, first: Node, node: Node, lines_before: int) -> Node:
     duplicates = set(node.gpus) & set(first.gpus)
     if duplicates:
         raise line.error(f"device {min(duplicates)} of {node.label} is named twice", "one line per device")
-    for name in ("user", "address", "python", "workdir"):
+    for name in ("user", "address", "python", "workdir", "setup"):
         earlier, here = getattr(first, name), getattr(node, name)
         if earlier and here and earlier != here:
             raise line.error(
@@ -228,6 +228,7 @@ def _merge(line: Line, first: Node, node: Node, lines_before: int) -> Node:
         address=first.address or node.address,
         python=first.python or node.python,
         workdir=first.workdir or node.workdir,
+        setup=first.setup or node.setup,
         env=tuple({**env, **here_env}.items()),
     )
 

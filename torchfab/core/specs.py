@@ -52,6 +52,8 @@ class Node:
         Keys of the hosts file that torchfab does not know, with their values.
     node_dir : str
         Directory of the jobs' folders there, where it lies in `workdir`; empty for the job's.
+    setup : str
+        Commands for the login shell there; empty for the job's.
     """
 
     rank: int
@@ -67,6 +69,7 @@ class Node:
     env: tuple[tuple[str, str], ...] = ()
     labels: tuple[tuple[str, str], ...] = ()
     node_dir: str = ""
+    setup: str = ""
 
     @property
     def is_local(self) -> bool:
@@ -87,7 +90,7 @@ class Node:
         dict
             Without those of the newer fields that are empty, so that earlier versions of torchfab can read it.
         """
-        newer = ("python", "workdir", "env", "labels", "node_dir")
+        newer = ("python", "workdir", "env", "labels", "node_dir", "setup")
         return {name: value for name, value in asdict(self).items() if value or name not in newer}
 
     @classmethod
@@ -170,6 +173,15 @@ class Job:
         Hexadecimal key of the digests that mask secrets in logs; empty where logs are not masked.
     is_program : bool
         Whether `script` runs as it stands, not by the interpreter; `python` as its first word is the interpreter.
+    setup : str
+        Commands that each node's login shell runs in phase one, for the environment of the processes; empty for none.
+    python_is_default : bool
+        Whether an interpreter that `setup` puts first on PATH takes the place of `python`.
+    before, after : str
+        Shell commands that run once on each node: before the processes, where a failure stops the launch, and after
+        their end; empty for none.
+    setup_timeout_s, hook_timeout_s : float
+        Seconds that `setup`, and each of `before` and `after`, may take on a node.
     """
 
     name: str
@@ -188,6 +200,12 @@ class Job:
     ssh_options: tuple[str, ...] = ()
     mask_key: str = field(default="", repr=False)
     is_program: bool = False
+    setup: str = ""
+    python_is_default: bool = False
+    before: str = ""
+    after: str = ""
+    setup_timeout_s: float = 60.0
+    hook_timeout_s: float = 300.0
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -210,7 +228,7 @@ class Job:
         Job
             The same job if the hosts file gives the node none of its own.
         """
-        if not (node.python or node.workdir or node.env or node.node_dir):
+        if not (node.python or node.workdir or node.env or node.node_dir or node.setup):
             return self
         return replace(
             self,
@@ -218,6 +236,8 @@ class Job:
             workdir=node.workdir or self.workdir,
             node_dir=node.node_dir or self.node_dir,
             env={**self.env, **dict(node.env)},
+            setup=node.setup or self.setup,
+            python_is_default=self.python_is_default and not node.python,
         )
 
     @property
@@ -354,6 +374,8 @@ class Facts:
     versions : Mapping of str to str
         Version of each module and program of `Requirements` that was found, empty where the version is not known; of
         alternative programs, of all that were found.
+    setup_names : tuple of str
+        Names of the variables that the job's `setup` has set there.
     """
 
     folder: str
@@ -362,6 +384,7 @@ class Facts:
     port: int | None = None
     is_root: bool = False
     versions: Mapping[str, str] = field(default_factory=_nothing)
+    setup_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

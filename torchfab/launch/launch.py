@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Container, Sequence
 from dataclasses import replace
@@ -26,6 +27,7 @@ from torchfab.launchers import AnyLauncher, Launcher
 from torchfab.records import Record, Records, launch_request
 from torchfab.records.launch_request import LaunchRequest
 from torchfab.runtimes import tmux
+from torchfab.transport.messages.launch import SetupFacts
 
 _FLAGS_OF_SUPERVISE = ("restarts", "stall", "backoff", "notify", "tmux")
 
@@ -82,7 +84,22 @@ def make_job(launcher: AnyLauncher, flags: JobFlags, own: Any, ctx: CommandConte
         options=launcher.options(own),
         ssh_options=ctx.settings.ssh_options,
         mask_key=ctx.mask_key,
+        setup=_setup(flags, ctx),
+        python_is_default=not (flags.python or what.python),
+        before=environment.check_setup(getattr(flags, "before", ""), "--before"),
+        after=environment.check_setup(getattr(flags, "after", ""), "--after"),
+        setup_timeout_s=float(ctx.config["setup_timeout_s"]),
+        hook_timeout_s=float(ctx.config["hook_timeout_s"]),
     )
+
+
+def _setup(flags: JobFlags, ctx: CommandContext) -> str:
+    """Return the commands of `--setup`, or else of the setting; of launches that have no such flag, none."""
+    given = getattr(flags, "setup", None)
+    if given is None:
+        return ""
+    where = "--setup" if given else "the setting setup"
+    return environment.check_setup(given or ctx.config["setup"], where).strip()
 
 
 def _no_script(script: Sequence[str], ctx: CommandContext) -> UsageError:
@@ -386,16 +403,47 @@ def _dry_run(launcher: Launcher, job: Job, nodes: Sequence[Node], slots: Sequenc
         "Pasted into bash, this launches the same job without torchfab (and without its supervisor and records).",
     ]
     facts: Sequence[Facts] | None = launcher.facts_from_flags(job, nodes)
-    if facts is not None:
+    if facts is not None and not any(job.on(node).setup for node in nodes):
         notes.append("The flags determine everything, so no node was contacted: GPUs are assumed where ranks run.")
     else:
         prepared = tmux.prepare(job, nodes, launcher.requirements(job), ctx.settings, False, progress)
         prepared.close()
         same_machine.check(nodes, {rank: each.facts for rank, each in prepared.answers.items()})
         _print_warnings(prepared)
-        facts = prepared.facts
+        facts, nodes = prepared.facts, prepared.nodes
+        notes += describe_setups(prepared)
+    if job.after:
+        notes.append(f"Left out, because it needs the supervisor: --after {shlex.quote(job.after)}")
     plan = launcher.plan(job, nodes, slots, facts)
     return dry_run.render_dry_run(plan, lambda each: _shell_argv(each.node, ctx.settings), notes)
+
+
+def describe_setups(prepared: tmux.Prepared) -> list[str]:
+    """Return a line for each outcome of the setup commands, with the nodes that had it.
+
+    Parameters
+    ----------
+    prepared : Prepared
+        The result of phase one.
+
+    Returns
+    -------
+    list of str
+        Empty without setup commands.
+    """
+    hosts: dict[str, list[str]] = {}
+    for node in prepared.nodes:
+        setup = prepared.answers[node.rank].facts.setup
+        if setup:
+            hosts.setdefault(_setup_outcome(setup), []).append(node.label)
+    return [f"setup on {inventory.fold(labels)}: {outcome}" for outcome, labels in hosts.items()]
+
+
+def _setup_outcome(setup: SetupFacts) -> str:
+    changed = f"sets {', '.join(setup.changed)}" if setup.changed else "changes no variable"
+    removed = f"; removes {', '.join(setup.removed)}" if setup.removed else ""
+    python = f"; the interpreter is {setup.python}" if setup.python else ""
+    return f"{setup.shell} {changed}{removed}{python}"
 
 
 def _shell_argv(node: Node, settings: ConnectionSettings) -> tuple[str, ...]:

@@ -125,9 +125,9 @@ def process_environment(placement: Placement, **own: str) -> dict[str, str]:
         It marks the process as one of the job, so that `fab stop` finds it.
     """
     job, facts = placement.job, placement.facts
+    defaults = {"PYTHONUNBUFFERED": "1", **environment.omp_threads(placement.ranks, facts.gpus, facts.cpus)}
     return {
-        "PYTHONUNBUFFERED": "1",
-        **environment.omp_threads(placement.ranks, facts.gpus, facts.cpus),
+        **{name: value for name, value in defaults.items() if name not in facts.setup_names},
         **environment.visible_devices(placement.node.gpus),
         **job.env,
         **own,
@@ -172,6 +172,7 @@ def make_plan(
 def _resolved_defaults(layout: Layout, shown: Mapping[str, str]) -> dict[str, str]:
     """Return the values that a launch prints, human-readable: those given and those chosen by default."""
     job, nodes = layout.job, layout.nodes
+    has_setup = any(each.job.setup for each in layout.placements)
     return {
         "job": job.name,
         "nodes": f"{len(nodes)} ({fold([node.host for node in nodes])})",
@@ -180,6 +181,7 @@ def _resolved_defaults(layout: Layout, shown: Mapping[str, str]) -> dict[str, st
         "master": endpoint(layout.master, layout.port) + ("" if job.port else f" (a free port of {nodes[0].label})"),
         "workdir": _by_node(layout, lambda job: job.workdir),
         "python": _by_node(layout, lambda job: job.python),
+        **({"setup": _by_node(layout, lambda job: "; ".join(job.setup.splitlines()))} if has_setup else {}),
     }
 
 

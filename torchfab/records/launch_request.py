@@ -16,6 +16,7 @@ from torchfab.launchers import Launcher
 from torchfab.records import atomic
 
 FILE = "asked.json"
+_NEWER = ("is_program", "setup", "python_is_default", "setup_timeout_s", "before", "after", "hook_timeout_s")
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,13 @@ class LaunchRequest:
             The file cannot be written.
         """
         values = {each.name: getattr(self.job, each.name) for each in fields(Job) if each.name != "options"}
-        if not self.job.is_program:  # so that an older torchfab reads the file
-            del values["is_program"]
+        if not any((self.job.setup, *(node.setup for node in self.nodes))):
+            values.update(python_is_default=False, setup_timeout_s=0)
+        if not (self.job.before or self.job.after):
+            values["hook_timeout_s"] = 0
+        for name in _NEWER:  # left out where they say nothing, so that an older torchfab reads the file
+            if not values[name]:
+                del values[name]
         job = {**values, "env": dict(self.job.env), "secrets": sorted(self.job.secrets)}
         document = {
             "job": job,

@@ -16,6 +16,7 @@ Layout of the folder of a job on one node (mode 0700; a shared home folder holds
             ranks-ended             exists once a requested end has ended all ranks; their launcher may still run
             exit.json           exit code or signal of the process, and the time
             output.log          stdout and stderr of the process
+            before.log, after.log   output of --before and --after, in the folder of one process of the node
             timeline            one line "time size path" per growth of a log file
             errors/, logs/      files that the launcher itself writes
 """
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 SPEC, SECRETS, STARTED, RANKS, EXIT = "spec.json", "secrets.json", "started.json", "ranks.json", "exit.json"
 STOP, OUTPUT, TIMELINE, BUNDLE = "stop.json", "output.log", "timeline", "node.py"
+BEFORE_LOG, AFTER_LOG = "before.log", "after.log"
 READY, GO, RANKS_ENDED, CGROUP = "ready", "go", "ranks-ended", "cgroup.json"
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -213,6 +213,31 @@ class Server:
         self.preparation = Preparation(request)
         return self.preparation.run(self.bundle)
 
+    def on_before(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Run `--before`, between the two phases.
+
+        Parameters
+        ----------
+        request : dict
+            As `torchfab.remote.job.hooks.before` takes it, with the whole `process`, as for `on_start`, `mask_key` and
+            `secret_patterns`.
+
+        Returns
+        -------
+        dict
+            `problems`, if it failed.
+        """
+        from torchfab.remote.job import hooks, redaction, start
+
+        assert self.preparation is not None
+        folder, process = self.preparation.folder, request["process"]
+        secrets, env = start.process_environment(process, self.preparation.environ, request["secret_patterns"])
+        redaction.write(folder, secrets, request["mask_key"])
+        problem = hooks.before(folder, request, {**env, **secrets}, self.is_disconnected)
+        if request["mask_key"]:
+            problem = (redaction.load_redactor(folder, request["mask_key"]) or str)(problem)
+        return {"problems": [{"what": problem, "fix": ""}]} if problem else {}
+
     def on_start(self, request: dict[str, Any]) -> dict[str, Any]:
         """Run phase two: bring up the supervisors, which wait at the start barrier.
 
@@ -230,7 +255,7 @@ class Server:
 
         assert self.preparation is not None
         self.started = {**self.preparation.request, **request}
-        return start(self.preparation.folder, request)
+        return start(self.preparation.folder, request, self.preparation.environ)
 
     def on_commit(self, request: dict[str, Any]) -> dict[str, Any]:
         """Release the processes from the start barrier and keep everything; all nodes are ready.

@@ -18,7 +18,7 @@ from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.environment import SECRET_PATTERNS
 from torchfab.core.errors import HostsFailedError, Interrupted, TorchfabError
 from torchfab.core.inventory import fold
-from torchfab.core.specs import Facts, Job, Node, NodePlan, Plan, Requirements, search_path, session_name
+from torchfab.core.specs import Facts, Job, Node, NodePlan, Plan, Process, Requirements, search_path, session_name
 from torchfab.core.status import CUT_OFF, JobStatus, NodeStatus, State, StatusReport, from_answer
 from torchfab.records import Record
 from torchfab.runtimes import StopReport
@@ -39,6 +39,7 @@ from torchfab.transport.messages.job import (
     StopRequest,
 )
 from torchfab.transport.messages.launch import (
+    BeforeRequest,
     CommitAnswer,
     CommitRequest,
     NodeFacts,
@@ -56,7 +57,11 @@ from torchfab.why.evidence import Evidence, NodeEvidence, evidence_from_report, 
 NAME = "tmux"
 _ROLLBACK_GRACE_S = 2.0
 # Outcome of a launch that failed in the first or second half of phase two and was rolled back.
-_OUTCOMES = {"starting": "nothing was started", "confirming": "what had started was stopped again"}
+_OUTCOMES = {
+    "running --before": "nothing was started",
+    "starting": "nothing was started",
+    "confirming": "what had started was stopped again",
+}
 
 Progress = Callable[[str, int, int], None]
 
@@ -84,7 +89,14 @@ class PreparedNode:
     def plan_facts(self) -> Facts:
         """The facts that launchers use to plan."""
         facts = self.facts
-        return Facts(facts.folder, facts.gpus, facts.cpus, facts.port, facts.is_root, facts.versions)
+        setup = facts.setup.changed if facts.setup else ()
+        return Facts(facts.folder, facts.gpus, facts.cpus, facts.port, facts.is_root, facts.versions, setup)
+
+    @property
+    def plan_node(self) -> Node:
+        """The node, with the interpreter that its setup has chosen."""
+        python = self.facts.setup.python if self.facts.setup else ""
+        return replace(self.node, python=python) if python else self.node
 
     @property
     def clock_ahead_s(self) -> float:
@@ -165,15 +177,15 @@ def prepare(
     group = NodeGroup(nodes, settings)
     prepared = Prepared(settings, tuple(nodes))
     reasons: dict[str, TorchfabError] = {}
-    patience_s = _patience_s(len(nodes), settings)
+    patience_s = _patience_s(len(nodes), settings, job)
 
     def prepare_node(connection: NodeConnection) -> PreparedNode:
         node = connection.node
         session = open_session(connection, settings)
         prepared.sessions[node.rank] = session
-        request = _prepare_request(job, node, nodes, requirements, write, patience_s, settings.prepare_timeout_s / 3)
+        request = _prepare_request(job, node, nodes, requirements, write, patience_s, settings)
         sent = time.time()
-        answer = session.request(request, settings.prepare_timeout_s)
+        answer = session.request(request, settings.prepare_timeout_s + request.setup_timeout_s)
         return PreparedNode(node, answer.facts, sent, time.time())
 
     try:
@@ -189,13 +201,16 @@ def prepare(
     if reasons:
         prepared.close()
         raise HostsFailedError(_failure_summary(reasons, nodes, "nothing was started"), _in_order(reasons, nodes))
+    prepared.nodes = tuple(prepared.answers[node.rank].plan_node for node in nodes)
     return prepared
 
 
-def _patience_s(nodes: int, settings: ConnectionSettings) -> int:
+def _patience_s(nodes: int, settings: ConnectionSettings, job: Job) -> int:
     """Return how long a node waits for our next request, in seconds, if all other nodes use up their timeouts first."""
     rounds = -(-nodes // settings.fanout)
-    per_node_s = 5 * settings.connect_timeout_s + settings.prepare_timeout_s + settings.start_timeout_s
+    hooks_s = job.setup_timeout_s + (job.hook_timeout_s if job.before else 0)
+    phases_s = settings.prepare_timeout_s + settings.start_timeout_s + hooks_s
+    per_node_s = 5 * settings.connect_timeout_s + phases_s
     return round(10 + rounds * per_node_s)
 
 
@@ -206,7 +221,7 @@ def _prepare_request(
     requirements: Requirements,
     write: bool,
     patience_s: int,
-    python_timeout_s: float,
+    settings: ConnectionSettings,
 ) -> PrepareRequest:
     first, is_first, job = nodes[0], node.rank == 0, job.on(node)
     programs = [ProgramSpec(**vars(each)) for each in requirements.programs if is_first or not each.on_head_only]
@@ -230,7 +245,10 @@ def _prepare_request(
         port=job.port if requirements.port and is_first else None,
         write=write,
         patience_s=patience_s,
-        python_timeout_s=python_timeout_s,
+        python_timeout_s=settings.prepare_timeout_s / 3,
+        setup=job.setup,
+        setup_timeout_s=job.setup_timeout_s if job.setup else 0,
+        python_is_default=job.python_is_default,
     )
 
 
@@ -278,6 +296,10 @@ def start(plan: Plan, prepared: Prepared, progress: Progress) -> None:
     def start_supervisors(each: NodePlan) -> None:
         prepared.sessions[each.node.rank].request(start_request(plan, each, timeout_s), answer_s)
 
+    def run_before(each: NodePlan) -> None:
+        hook_s = plan.job.hook_timeout_s
+        prepared.sessions[each.node.rank].request(before_request(plan, each, hook_s), hook_s + answer_s)
+
     def release(each: NodePlan) -> None:
         posted[each.node.rank] = prepared.sessions[each.node.rank].post(CommitRequest())
 
@@ -286,7 +308,8 @@ def start(plan: Plan, prepared: Prepared, progress: Progress) -> None:
 
     # Send the release to all nodes of a wave before waiting for any answer: the last node then starts as soon after
     # the first as the messages leave.
-    phases: Mapping[str, tuple[_Step, ...]] = {"starting": (start_supervisors,), "confirming": (release, confirm)}
+    phases: dict[str, tuple[_Step, ...]] = {"running --before": (run_before,)} if plan.job.before else {}
+    phases.update(starting=(start_supervisors,), confirming=(release, confirm))
     try:
         for phase, wave in itertools.product(phases, plan.start_order):
             for step in phases[phase]:
@@ -350,28 +373,55 @@ def start_request(plan: Plan, each: NodePlan, timeout_s: float) -> StartRequest:
     StartRequest
         The request.
     """
-    processes = [
-        ProcessSpec(
-            name=process.name,
-            argv=list(process.argv),
-            env=dict(process.env),
-            secrets=dict(plan.job.secrets) if process.secrets else None,
-            cwd=plan.job.on(each.node).workdir,
-            rank=process.rank,
-            rank_logs=process.rank_logs,
-            folders=list(process.folders),
-            files=dict(process.files),
-            path=list(search_path(plan.job.on(each.node), process)),
-        )
-        for process in each.processes
-    ]
     return StartRequest(
         session=session_name(plan.job.name, each.node.rank),
         mask_key=plan.job.mask_key,
         grace_s=plan.job.grace_s,
         start_timeout_s=timeout_s,
         secret_patterns=list(SECRET_PATTERNS),
-        processes=processes,
+        processes=[_process_spec(plan, each, process) for process in each.processes],
+    )
+
+
+def before_request(plan: Plan, each: NodePlan, timeout_s: float) -> BeforeRequest:
+    """Return the request that runs `--before` on a node.
+
+    Parameters
+    ----------
+    plan : Plan
+        The plan of the job.
+    each : NodePlan
+        The processes of the node; the first one's environment is that of the hook.
+    timeout_s : float
+        Seconds that it may take.
+
+    Returns
+    -------
+    BeforeRequest
+    """
+    return BeforeRequest(
+        command=plan.job.before,
+        timeout_s=timeout_s,
+        mask_key=plan.job.mask_key,
+        secret_patterns=list(SECRET_PATTERNS),
+        process=_process_spec(plan, each, each.processes[0]),
+    )
+
+
+def _process_spec(plan: Plan, each: NodePlan, process: Process) -> ProcessSpec:
+    return ProcessSpec(
+        name=process.name,
+        argv=list(process.argv),
+        env=dict(process.env),
+        secrets=dict(plan.job.secrets) if process.secrets else None,
+        cwd=plan.job.on(each.node).workdir,
+        rank=process.rank,
+        rank_logs=process.rank_logs,
+        folders=list(process.folders),
+        files=dict(process.files),
+        path=list(search_path(plan.job.on(each.node), process)),
+        after=plan.job.after,
+        after_timeout_s=plan.job.hook_timeout_s,
     )
 
 

@@ -13,9 +13,8 @@ import pytest
 from torchfab.remote.host import identity, machine_facts
 
 
-def test_the_facts_of_this_machine_are_collected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,5")
-    found = machine_facts.collect()
+def test_the_facts_of_this_machine_are_collected() -> None:
+    found = machine_facts.collect({"CUDA_VISIBLE_DEVICES": "0,1,5"})
     assert abs(found.pop("time") - time.time()) < 60
     assert found.pop("machine") == identity.identify()
     assert found == {
@@ -30,9 +29,8 @@ def test_the_facts_of_this_machine_are_collected(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("visible", "count"), [("", 0), ("-1", 0), ("0", 1), ("0,1,2", 3), ("GPU-8932f937,GPU-1", 2), ("0, 1,", 2)]
 )
-def test_the_visible_devices_are_counted(visible: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert machine_facts.count_gpus() == count
+def test_the_visible_devices_are_counted(visible: str, count: int) -> None:
+    assert machine_facts.count_gpus({"CUDA_VISIBLE_DEVICES": visible}) == count
 
 
 def test_an_amd_gpu_that_a_container_cannot_read_is_not_counted(

@@ -9,7 +9,7 @@ from torchfab.core.hostlines import keys, targets
 from torchfab.core.hostlines.words import Line
 from torchfab.core.specs import Node
 
-HOST_KEYS = ("slots", "gpus", "address", "user", "port", "python", "workdir", "env.NAME")
+HOST_KEYS = ("slots", "gpus", "address", "user", "port", "python", "workdir", "setup", "env.NAME")
 PROCESS_KEYS = tuple(key for key in HOST_KEYS if key != "slots")
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torchfab.core import environment
+from torchfab.core.errors import UsageError
 from torchfab.core.flag_values import is_whole
 from torchfab.core.hostlines import devices, targets
 from torchfab.core.hostlines.words import Line, unquote
@@ -25,6 +26,7 @@ _MEANT = {
     "port": "ssh_port",
     "python": "interpreter python_path",
     "workdir": "cwd dir chdir directory",
+    "setup": "before_script prolog init",
 }
 _ALIASES = {alias: key for key, names in _MEANT.items() for alias in names.split()}
 LOGINS = ("root", "ubuntu", "ec2-user", "admin", "centos", "debian", "opc", "azureuser", "user")
@@ -99,7 +101,7 @@ def _require_label(line: Line, word: str, known: Sequence[str]) -> None:
     listed = "known keys here: " + ", ".join(f"{each}=" for each in known)
     if not equals:
         raise line.error(f"unknown key {key!r} in {word!r}", _bare_word(line.words[0], word) or listed)
-    if not _LABEL.fullmatch(key) or key in ("slots", "setup"):
+    if not _LABEL.fullmatch(key) or key == "slots":
         raise line.error(f"unknown key {key!r} in {word!r}", listed)
     if meant:
         raise line.error(f"unknown key {key!r} in {word!r}", f"write {meant}={value}; {listed}")
@@ -144,6 +146,13 @@ def _workdir(line: Line, text: str) -> str:
     return text
 
 
+def _setup(line: Line, text: str) -> str:
+    try:
+        return environment.check_setup(text, "setup=")
+    except UsageError as error:
+        raise line.error(error.message, error.fix) from None
+
+
 def _variable(line: Line, name: str, value: str) -> str:
     if not _VARIABLE.fullmatch(name) or "\0" in value:
         raise line.error(f"env.{name}=: {name!r} cannot name an environment variable")
@@ -165,4 +174,5 @@ _PARSERS: Mapping[str, Callable[[Line, str], Any]] = {
     "port": targets.parse_port,
     "python": _path,
     "workdir": _workdir,
+    "setup": _setup,
 }

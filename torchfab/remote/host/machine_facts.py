@@ -12,14 +12,20 @@ from torchfab.remote.host import identity
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
 _NVIDIA = re.compile(r"nvidia\d+")
 _KFD_NODES = "/sys/class/kfd/kfd/topology/nodes"
 
 
-def collect() -> dict[str, Any]:
+def collect(environ: Mapping[str, str]) -> dict[str, Any]:
     """Collect the facts about this machine.
+
+    Parameters
+    ----------
+    environ : mapping of str to str
+        The environment of a process on it.
 
     Returns
     -------
@@ -31,22 +37,27 @@ def collect() -> dict[str, Any]:
         "hostname": socket.gethostname(),
         "machine": identity.identify(),
         "is_root": os.geteuid() == 0,
-        "gpus": count_gpus(),
+        "gpus": count_gpus(environ),
         "cpus": len(os.sched_getaffinity(0)),
         "agent_python": ".".join(map(str, sys.version_info[:3])),
         "time": time.time(),
     }
 
 
-def count_gpus() -> int:
+def count_gpus(environ: Mapping[str, str]) -> int:
     """Count the GPUs that a process would see.
+
+    Parameters
+    ----------
+    environ : mapping of str to str
+        Its environment.
 
     Returns
     -------
     int
         The devices in CUDA_VISIBLE_DEVICES if that is set, else those that the drivers list.
     """
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
     nvidia = _names("/proc/driver/nvidia/gpus") or [name for name in _names("/dev") if _NVIDIA.fullmatch(name)]

@@ -9,13 +9,16 @@ import subprocess
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
 _TIMEOUT_S = 10
 _VERSION = re.compile(r"\d+(?:\.\d+)+[\w.+-]*")
 
 
-def check(requirements: list[dict[str, Any]], python: str) -> tuple[dict[str, str], list[dict[str, str]]]:
+def check(
+    requirements: list[dict[str, Any]], python: str, environ: Mapping[str, str]
+) -> tuple[dict[str, str], list[dict[str, str]]]:
     """Check that the required programs are installed.
 
     Parameters
@@ -24,6 +27,8 @@ def check(requirements: list[dict[str, Any]], python: str) -> tuple[dict[str, st
         `names` (alternatives), `install` (the command that installs it), `version_flag`.
     python : str
         The training interpreter: programs beside it take precedence over those on PATH.
+    environ : mapping of str to str
+        The environment with PATH.
 
     Returns
     -------
@@ -35,15 +40,15 @@ def check(requirements: list[dict[str, Any]], python: str) -> tuple[dict[str, st
     versions: dict[str, str] = {}
     problems = []
     for program in requirements:
-        found = {name: path for name in program["names"] if (path := find(name, python))}
-        versions.update({name: version(path, program["version_flag"]) for name, path in found.items()})
+        found = {name: path for name in program["names"] if (path := find(name, python, environ))}
+        versions.update({name: version(path, program["version_flag"], environ) for name, path in found.items()})
         if not found:
             names = " or ".join(program["names"])
             problems.append({"what": f"there is no {names} on PATH", "fix": f"install it there: {program['install']}"})
     return versions, problems
 
 
-def find(name: str, python: str) -> str | None:
+def find(name: str, python: str, environ: Mapping[str, str]) -> str | None:
     """Find a program beside the interpreter or on PATH.
 
     Parameters
@@ -52,6 +57,8 @@ def find(name: str, python: str) -> str | None:
         Its name.
     python : str
         The training interpreter.
+    environ : mapping of str to str
+        The environment with PATH.
 
     Returns
     -------
@@ -59,10 +66,10 @@ def find(name: str, python: str) -> str | None:
         Its path; None if it is not installed.
     """
     beside = os.path.dirname(python)
-    return shutil.which(name, path=os.pathsep.join([*([beside] if beside else []), os.environ.get("PATH", os.defpath)]))
+    return shutil.which(name, path=os.pathsep.join([*([beside] if beside else []), environ.get("PATH", os.defpath)]))
 
 
-def version(path: str, flag: str) -> str:
+def version(path: str, flag: str, environ: Mapping[str, str]) -> str:
     """Return the version that a program prints.
 
     Parameters
@@ -71,6 +78,8 @@ def version(path: str, flag: str) -> str:
         The program.
     flag : str
         The option that makes it print its version.
+    environ : mapping of str to str
+        The environment to run it in.
 
     Returns
     -------
@@ -86,6 +95,7 @@ def version(path: str, flag: str) -> str:
             text=True,
             errors="replace",
             timeout=_TIMEOUT_S,
+            env=environ,
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 
-from torchfab.remote.host import filesystems, login_environment, nvidia_smi, workdir_files
+from torchfab.remote.host import filesystems, nvidia_smi, workdir_files
 from torchfab.remote.procfs import int_or_none
 
 TYPE_CHECKING = False
@@ -49,15 +49,13 @@ class QuickProbe:
         Returns
         -------
         dict
-            `disk` of `node_dir`, `script` (digest of the script; empty: none), `holders` (processes on the GPUs),
-            `launcher_variables` (variables of the login environment that belong to launchers).
+            `disk` of `node_dir`, `script` (digest of the script; empty: none), `holders` (processes on the GPUs).
         """
         path = os.path.join(workdir, script) if script else ""
         return {
             "disk": filesystems.disk(os.path.abspath(os.path.expanduser(node_dir))),
             "script": workdir_files.digest(path) if path else "",
             "holders": self._holders(),
-            "launcher_variables": sorted(filter(login_environment.is_of_launchers, os.environ)),
         }
 
     def _holders(self) -> list[dict[str, Any]]:

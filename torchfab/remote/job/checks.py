@@ -16,6 +16,7 @@ from torchfab.remote import tmux
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
 PYTHON_TIMEOUT_S = 20
@@ -64,13 +65,15 @@ def problem(what: str, fix: str) -> dict[str, str]:
     return {"what": what, "fix": fix}
 
 
-def run(request: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, str]]]:
+def run(request: dict[str, Any], environ: Mapping[str, str]) -> tuple[dict[str, Any], list[dict[str, str]]]:
     """Run all checks.
 
     Parameters
     ----------
     request : dict
         As `Preparation` takes it.
+    environ : mapping of str to str
+        The environment of this node for the job, to which the job's own is added.
 
     Returns
     -------
@@ -80,13 +83,13 @@ def run(request: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, str]]]:
         The problems.
     """
     tmux_version, tmux_problems = check_tmux(request["session"])
-    python_version, modules, python_problems = check_python(request)
-    programs, program_problems = check_programs(request)
+    python_version, modules, python_problems = check_python(request, environ)
+    programs, program_problems = check_programs(request, environ)
     facts = {"tmux": tmux_version, "python": python_version, "versions": {**modules, **programs}}
     problems = [
         *(*tmux_problems, *python_problems, *program_problems),
         *check_workdir(request["workdir"], request["script"]),
-        *check_program(request),
+        *check_program(request, environ),
         *check_master(request),
         *check_peers(request["peers"]),
     ]
@@ -121,13 +124,17 @@ def check_tmux(session: str) -> tuple[str, list[dict[str, str]]]:
     return name, []
 
 
-def check_python(request: dict[str, Any]) -> tuple[str, dict[str, str], list[dict[str, str]]]:
+def check_python(
+    request: dict[str, Any], environ: Mapping[str, str]
+) -> tuple[str, dict[str, str], list[dict[str, str]]]:
     """Check that the training interpreter runs, and finds the required modules.
 
     Parameters
     ----------
     request : dict
         `python`, `modules`, `workdir`, `python_path`, `installs`.
+    environ : mapping of str to str
+        The environment to run it in.
 
     Returns
     -------
@@ -150,7 +157,7 @@ def check_python(request: dict[str, Any]) -> tuple[str, dict[str, str], list[dic
             errors="replace",
             timeout=request.get("python_timeout_s", PYTHON_TIMEOUT_S),
             cwd=workdir if os.path.isdir(workdir) else None,
-            env={**os.environ, **extra_env},
+            env={**environ, **extra_env},
         )
     except FileNotFoundError:
         what = f"there is no {python}"
@@ -158,7 +165,7 @@ def check_python(request: dict[str, Any]) -> tuple[str, dict[str, str], list[dic
     except (OSError, subprocess.TimeoutExpired) as error:
         return "", {}, [problem(f"{python} does not run: {error}", _OTHER_PYTHON)]
     fields = done.stdout.split()
-    if _is_other_program(python, fields[:1]):
+    if _is_other_program(python, fields[:1], environ):
         return "", {}, [problem(f"{python} is not a Python", _OTHER_PYTHON)]
     if done.returncode or not fields:
         tail = done.stderr.strip().splitlines()[-1:] or [f"it ended with {done.returncode}"]
@@ -167,7 +174,7 @@ def check_python(request: dict[str, Any]) -> tuple[str, dict[str, str], list[dic
     return fields[0], modules, [_missing_module(name, request) for name in missing]
 
 
-def _is_other_program(python: str, printed: list[str]) -> bool:
+def _is_other_program(python: str, printed: list[str], environ: Mapping[str, str]) -> bool:
     """Return whether an interpreter that did not print its version is another program, such as a shell."""
     if printed and printed[0][:1].isdigit():
         return False
@@ -181,6 +188,7 @@ def _is_other_program(python: str, printed: list[str]) -> bool:
             text=True,
             errors="replace",
             timeout=PYTHON_TIMEOUT_S,
+            env=environ,
         )
     except (OSError, subprocess.TimeoutExpired):
         return False
@@ -199,13 +207,15 @@ def _missing_module(name: str, request: dict[str, Any]) -> dict[str, str]:
     return problem(f"{python} has no module {name}", fix)
 
 
-def check_programs(request: dict[str, Any]) -> tuple[dict[str, str], list[dict[str, str]]]:
+def check_programs(request: dict[str, Any], environ: Mapping[str, str]) -> tuple[dict[str, str], list[dict[str, str]]]:
     """Check that the programs of the launcher are installed.
 
     Parameters
     ----------
     request : dict
         `programs`, `python`.
+    environ : mapping of str to str
+        The environment with the PATH to search.
 
     Returns
     -------
@@ -219,7 +229,7 @@ def check_programs(request: dict[str, Any]) -> tuple[dict[str, str], list[dict[s
         return {}, []
     from torchfab.remote.host import programs  # imported here: most launchers need none
 
-    return programs.check(required, request["python"])
+    return programs.check(required, request["python"], environ)
 
 
 def check_workdir(workdir: str, script: str | None) -> list[dict[str, str]]:
@@ -252,13 +262,15 @@ def check_workdir(workdir: str, script: str | None) -> list[dict[str, str]]:
     return []
 
 
-def check_program(request: dict[str, Any]) -> list[dict[str, str]]:
+def check_program(request: dict[str, Any], environ: Mapping[str, str]) -> list[dict[str, str]]:
     """Check that the program which the ranks run instead of a Python script can be run.
 
     Parameters
     ----------
     request : dict
         `program` (a path, or a name on PATH; empty or missing for none), `workdir`, `python`.
+    environ : mapping of str to str
+        The environment with the PATH to search.
 
     Returns
     -------
@@ -275,7 +287,7 @@ def check_program(request: dict[str, Any]) -> list[dict[str, str]]:
         return []
     from torchfab.remote.host import programs  # imported here: most jobs run a Python script
 
-    if programs.find(program, request["python"]):
+    if programs.find(program, request["python"], environ):
         return []
     if os.path.isdir(path):
         return [_folder(path)]

@@ -13,6 +13,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+_PR_SET_PDEATHSIG = 1
+
 
 class Child:
     """A child process.
@@ -46,6 +48,13 @@ class Child:
             has_ended = pid and not os.WIFSTOPPED(status)
             self.returncode = os.waitstatus_to_exitcode(status) if has_ended else None
         return self.returncode
+
+
+def end_with_parent() -> None:
+    """Ask the kernel for SIGTERM when the parent of this process dies, so that nothing runs unsupervised."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
 
 
 def start(argv: Sequence[str], env: Mapping[str, str], cwd: str, output: int, before_exec: Callable[[], None]) -> Child:

@@ -81,7 +81,7 @@ def _machine_evidence(folder: str, job_status: dict[str, Any], logs: list[dict[s
             folder, _workdirs(folder), "\n".join(part["text"] for log in logs for part in log["parts"])
         ),
         "halted": [name for process in job_status["processes"] for name in _halted(folder, process)],
-        "gpus": machine_facts.count_gpus(),
+        "gpus": machine_facts.count_gpus(os.environ),
         "boot_id": procfs.boot_id(),
     }
 

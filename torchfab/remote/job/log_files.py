@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 AGENT = "agent"
+_HOOKS = ((files.BEFORE_LOG, "before"), (files.AFTER_LOG, "after"))
 _MAX_TIME = 1e11  # seconds since the epoch; larger numbers are not a time and are skipped
 
 
@@ -34,11 +35,20 @@ class LogFile:
         The rank that writes it, as far as the path contains it; None for the process's own output.
     rank : int or None
         The global rank, where the path contains it.
+    title : str
+        The label of its lines where no rank writes it. Default: `agent`.
     """
 
     def __init__(
-        self, folder: str, path: str, rank: int | None = None, local_rank: int | None = None, attempt: int = 0
+        self,
+        folder: str,
+        path: str,
+        rank: int | None = None,
+        local_rank: int | None = None,
+        attempt: int = 0,
+        title: str = AGENT,
     ) -> None:
+        self.title = title
         self.folder, self.path = folder, path
         self.rank, self.local_rank, self.attempt = rank, local_rank, attempt
         self.full_path = os.path.join(folder, path)
@@ -54,12 +64,13 @@ class LogFile:
         Returns
         -------
         int or str
-            The rank that writes the file; `agent` for the launcher itself; `local N` while the rank is not known.
+            The rank that writes the file; `agent` for the launcher itself, `before` and `after` for hooks; `local N`
+            while the rank is not known.
         """
         if self.rank is not None:
             return self.rank
         if self.local_rank is None:
-            return AGENT
+            return self.title
         for rank in ranks:
             if (rank["local_rank"], rank["attempt"]) == (self.local_rank, self.attempt) and rank["rank"] is not None:
                 return int(rank["rank"])
@@ -84,6 +95,7 @@ def find(folder: str, spec: dict[str, Any]) -> list[LogFile]:
         The process's own output first.
     """
     found = [LogFile(folder, files.OUTPUT, rank=spec.get("rank"))]
+    found += [LogFile(folder, name, title=title) for name, title in _HOOKS if os.path.exists(f"{folder}/{name}")]
     pattern = re.compile(spec["rank_logs"]) if spec.get("rank_logs") else None
     for path in _paths(folder) if pattern else ():
         match = pattern.fullmatch(path) if pattern else None
@@ -91,7 +103,8 @@ def find(folder: str, spec: dict[str, Any]) -> list[LogFile]:
             groups = {name: int(text) for name, text in match.groupdict().items() if text is not None}
             if "first_rank" in spec:
                 groups["rank"] = spec["first_rank"] + groups["local_rank"]
-            found.append(LogFile(folder, path, **groups))
+            attempt = groups.get("attempt", 0)
+            found.append(LogFile(folder, path, groups.get("rank"), groups.get("local_rank"), attempt))
     return found
 
 

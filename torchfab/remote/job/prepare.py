@@ -8,6 +8,7 @@ import socket
 
 from torchfab.remote import files
 from torchfab.remote.host import machine_facts
+from torchfab.remote.host.login_environment import is_of_launchers
 from torchfab.remote.host.quick_probe import QuickProbe
 from torchfab.remote.job import checks
 
@@ -25,11 +26,19 @@ class Preparation:
         `job_id`, `session`, `node_rank`, `node_dir`, `workdir`, `python`, `script` (a path or None), `modules`
         (required in `python`), `installs` (what to install, by module), `programs` (required), `python_path`
         (PYTHONPATH of the job, or None), `master_addr` (or None), `peers` (addresses that must resolve here), `port`
-        (None if another node reserves it, 0 for a free one), `write` (False for a dry run, which makes nothing).
+        (None if another node reserves it, 0 for a free one), `write` (False for a dry run, which makes nothing),
+        `setup` (commands for the login shell; empty or missing for none), `setup_timeout_s`, `python_is_default`
+        (the interpreter that the setup puts on PATH takes the place of `python`).
+
+    Attributes
+    ----------
+    environ : dict of str to str
+        The environment of this node for the job: that of this process, as the setup has changed it.
     """
 
     def __init__(self, request: dict[str, Any]) -> None:
         self.request = request
+        self.environ = dict(os.environ)
         self.problems: list[dict[str, str]] = []
         self.folder = files.job_folder(request["node_dir"], request["job_id"], request["node_rank"])
         self.port_socket: socket.socket | None = None
@@ -49,8 +58,11 @@ class Preparation:
             `facts` and `problems`.
         """
         quick_probe = QuickProbe()
-        facts = {**machine_facts.collect(), "folder": self.folder, "port": self._port()}
-        checked, problems = checks.run(self.request)
+        setup = self._run_setup()
+        facts = {**machine_facts.collect(self.environ), "folder": self.folder, "port": self._port(), "setup": setup}
+        if self.request.get("setup") and not setup:  # what else fails follows from that
+            return {"facts": facts, "problems": self.problems}
+        checked, problems = checks.run(self.request, self.environ)
         self.problems += problems
         facts = {**facts, **checked, "glance": self._quick_results(quick_probe)}
         if self.request["write"] and not self.problems:
@@ -59,9 +71,26 @@ class Preparation:
 
     def _quick_results(self, quick_probe: QuickProbe) -> dict[str, Any]:
         try:
-            return quick_probe.results(self.request["node_dir"], self.request["workdir"], self.request["script"])
+            found = quick_probe.results(self.request["node_dir"], self.request["workdir"], self.request["script"])
+            return {**found, "launcher_variables": sorted(filter(is_of_launchers, self.environ))}
         except OSError:  # if it matters, a check reports the problem
             return {}
+
+    def _run_setup(self) -> dict[str, Any] | None:
+        """Run `setup`, take its environment, and return what the launch machine is told of it."""
+        if not self.request.get("setup"):
+            return None
+        from torchfab.remote.job import login_setup  # imported here: most jobs have none
+
+        before, request = self.environ, self.request
+        try:
+            self.environ = login_setup.run(request["setup"], request["workdir"], request["setup_timeout_s"], before)
+        except login_setup.SetupError as error:
+            self.problems.append(checks.problem(error.what, error.fix))
+            return None
+        python = login_setup.find_python(before, self.environ) if request.get("python_is_default") else ""
+        self.request = {**request, "python": python or request["python"]}
+        return login_setup.describe(before, self.environ, python)
 
     # ---- the port
 

@@ -12,6 +12,7 @@ from torchfab.remote.job import bytecode_cache, redaction, start_barrier
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
 # A supervisor starts in 30 ms. Where many start on few cores, frequent polling would delay them.
@@ -20,7 +21,7 @@ _FIRST_PAUSE_S, _MAX_PAUSE_S = 0.01, 0.1
 _TMUX_FIX = "log in there and see whether it works: tmux -L torchfab -f /dev/null new-session"
 
 
-def start(folder: str, request: dict[str, Any]) -> dict[str, Any]:
+def start(folder: str, request: dict[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
     """Bring up the supervisors of this node's processes; they wait at the start barrier.
 
     Parameters
@@ -31,20 +32,19 @@ def start(folder: str, request: dict[str, Any]) -> dict[str, Any]:
         `session`, `mask_key` (key for the digests of secrets, see `redaction`), `grace_s`, `start_timeout_s`,
         `secret_patterns` (names of variables of the node's own environment whose values must not stay in a file) and
         `processes`: dicts with `name`, `argv`, `env`, `secrets` (None: without the node's own secrets too), `cwd`,
-        `rank`, `rank_logs`, `folders`, `files`, `path`.
+        `rank`, `rank_logs`, `folders`, `files`, `path`, `after`, `after_timeout_s`.
+    environ : mapping of str to str
+        The environment of this node for the job (`Preparation.environ`).
 
     Returns
     -------
     dict
         `started`: names of the processes whose supervisors are up; `problems`: one for each of the others.
     """
-    base = {name: value for name, value in os.environ.items() if is_inherited(name)}
-    secret = {name: value for name, value in base.items() if _matches(name, request["secret_patterns"])}
-    public = {name: value for name, value in base.items() if name not in secret}
     values: dict[str, str] = {}
     for each in request["processes"]:
-        secrets = {} if each["secrets"] is None else {**secret, **each["secrets"]}
-        process = {**each, "env": _environment(each, public), "secrets": secrets}
+        secrets, env = process_environment(each, environ, request["secret_patterns"])
+        process = {**each, "env": env, "secrets": secrets}
         values.update(secrets)
         _write_spec(os.path.join(folder, process["name"]), process, request["grace_s"])
     redaction.write(folder, values, request.get("mask_key", ""))
@@ -56,6 +56,32 @@ def start(folder: str, request: dict[str, Any]) -> dict[str, Any]:
     return _await_all(
         folder, files.READY, [process["name"] for process in request["processes"]], request["start_timeout_s"]
     )
+
+
+def process_environment(
+    process: dict[str, Any], environ: Mapping[str, str], secret_patterns: list[str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the environment of a process.
+
+    Parameters
+    ----------
+    process : dict
+        `env`, `secrets`, `path`, as in `start`.
+    environ : mapping of str to str
+        The environment of this node for the job.
+    secret_patterns : list of str
+        Names whose values must not stay in a file.
+
+    Returns
+    -------
+    tuple of dict of str to str
+        The secret part, and the rest.
+    """
+    base = {name: value for name, value in environ.items() if is_inherited(name)}
+    secret = {name: value for name, value in base.items() if _matches(name, secret_patterns)}
+    public = {name: value for name, value in base.items() if name not in secret}
+    secrets = {} if process["secrets"] is None else {**secret, **process["secrets"]}
+    return secrets, _environment(process, public)
 
 
 def release(folder: str, names: list[str], timeout_s: float) -> dict[str, Any]:

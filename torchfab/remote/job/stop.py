@@ -7,7 +7,7 @@ import signal
 import time
 
 from torchfab.remote import files, procfs, tmux
-from torchfab.remote.job import containment, leftovers
+from torchfab.remote.job import containment, hooks, leftovers
 from torchfab.remote.job.graceful_end import GracefulEnd
 from torchfab.remote.job.search import Search, identify, job_processes
 from torchfab.remote.job.status import unended
@@ -113,7 +113,7 @@ def stop(folder: str, job_id: str, node_rank: int, session: str, grace_s: float)
     if (running or supervisors or unstarted) and os.path.isdir(folder):
         write_stop(folder, begun, grace_s)
     # Each supervisor ends its own processes with TERM and KILL, and records how they ended.
-    _end_supervisors(folder, supervisors, clock + grace_s + _SUPERVISORS_S)
+    _end_supervisors(folder, supervisors, clock + grace_s + _SUPERVISORS_S + hooks.stop_s(folder))
     tmux.close_session(session)
     escaped, left = _end_escaped(Search(job_id, node_rank, containment.groups(folder)), clock + grace_s)
     left += [each["pid"] for each in unended(folder) if each["pid"] not in left]

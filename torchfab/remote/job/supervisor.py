@@ -23,7 +23,7 @@ import sys
 import time
 
 from torchfab.remote import files, procfs, tmux
-from torchfab.remote.job import child, leftovers, log_files, start_barrier
+from torchfab.remote.job import child, hooks, leftovers, log_files, start_barrier
 from torchfab.remote.job.child import Child
 from torchfab.remote.job.console import Window
 from torchfab.remote.job.containment import Containment
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_PR_SET_CHILD_SUBREAPER = 36
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 # A rank may live for only a moment, so poll often until the first one appears, and briefly after each new one.
@@ -72,6 +72,7 @@ class ProcessSupervisor:
         self.warning_signals = [signal.Signals[name] for name in self.spec.get("ignore", ())]
         self.warned: str | None = None
         self.child: Child | None = None
+        self.child_env: dict[str, str] = {}  # kept for `--after`
         self.ranks = RankTracker(folder, 0)
         self.window = Window(folder, self.spec)
         self.timeline = log_files.Timeline(folder)
@@ -142,13 +143,14 @@ class ProcessSupervisor:
         env = {**self.spec["env"], **self._secrets()} if self.env is None else self.env
         log = os.open(self._path(files.OUTPUT), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
+            self.child_env = env if self.spec.get("after") else {}
             with self.containment:
                 return child.start(self.spec["argv"], env, self.spec["cwd"], log, self._before_exec)
         finally:
             os.close(log)
 
     def _before_exec(self) -> None:
-        _end_with_parent()
+        child.end_with_parent()
         for number in self.warning_signals:
             signal.signal(number, signal.SIG_IGN)
 
@@ -295,6 +297,7 @@ class ProcessSupervisor:
         # Written first, in case this supervisor is killed during the clean-up.
         self._write_exit(code, cleaning=True)
         left = self._clean_up()
+        self._run_after()
         self.containment.close()
         self.cleared = leftovers.clear(os.path.dirname(self.folder))
         self.ranks.complete(self._path(files.OUTPUT), self.exited or time.time())
@@ -314,6 +317,28 @@ class ProcessSupervisor:
         self.ending.number = signal.SIGTERM
         self._await_descendants(min(time.time() + self._grace_s(), self.kill_at or float("inf")))
         return left
+
+    def _run_after(self) -> None:
+        """Run `--after` if this is the last process of the job on this node."""
+        if not self.child_env or not hooks.is_last(self.folder):
+            return
+        log = self._path(files.AFTER_LOG)
+        env = {**self.child_env, hooks.EXIT_CODE: str(hooks.exit_code(os.path.dirname(self.folder)))}
+        limit = time.time() + self.spec["after_timeout_s"]
+        try:
+            with self.containment:
+                process = hooks.start(self.spec["after"], self.spec["cwd"], env, log)
+            problem = hooks.await_end(process, lambda: self._awaits_after(limit))
+        except OSError as error:
+            problem = f"it cannot be started: {error.strerror or error}"
+        if problem:
+            hooks.note(log, f"--after: {problem}")
+        self._await_descendants(time.time())
+
+    def _awaits_after(self, limit: float) -> bool:
+        """Wait for a moment; return whether `--after` may go on."""
+        self._wait(_SHORT_POLL_S, ())
+        return time.time() < (min(limit, self.end_requested + hooks.STOPPED_S) if self.end_signal else limit)
 
     def _remaining(self) -> list[int]:
         """Return what is left of the process: also children that /proc does not show (hidepid)."""
@@ -410,11 +435,6 @@ def _signals_to_pipe() -> int:
 
 def _become_subreaper() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
-def _end_with_parent() -> None:
-    # Runs in the child: it gets SIGTERM when its supervisor is killed, so that nothing runs unsupervised.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
 
 
 def _signal_all(pids: list[int], number: signal.Signals) -> None:

@@ -11,6 +11,7 @@ plain JSON. Fields that a struct does not name are ignored.
 from __future__ import annotations
 
 import json
+import threading
 from functools import lru_cache
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -21,6 +22,7 @@ from torchfab.core.bounds import Text
 from torchfab.core.log_lines import strip_controls
 
 AnswerType = TypeVar("AnswerType", bound=Struct)
+_BUILDING = threading.Lock()
 
 
 class MalformedError(Exception):
@@ -106,8 +108,9 @@ def decode(data: bytes, kind: type[AnswerType]) -> AnswerType:
         It is not JSON, not of this type, or nested too deep.
     """
     try:
+        decoder = _decoder(kind)
         if is_clean(data):
-            found: AnswerType = _decoder(kind).decode(data)
+            found: AnswerType = decoder.decode(data)
             return found
         return msgspec.convert(cleaned(json.loads(data)), kind)
     except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
@@ -116,7 +119,10 @@ def decode(data: bytes, kind: type[AnswerType]) -> AnswerType:
 
 @lru_cache(None)
 def _decoder(kind: type[Any]) -> msgspec.json.Decoder[Any]:
-    return msgspec.json.Decoder(kind)
+    # msgspec 0.22 publishes what it knows of a struct before that is complete: another thread that meets it then ends
+    # the process (SIGSEGV). Afterwards `convert`, too, finds it complete.
+    with _BUILDING:
+        return msgspec.json.Decoder(kind)
 
 
 def is_clean(data: bytes) -> bool:

@@ -79,6 +79,25 @@ class MachineIdentity(Struct, frozen=True, kw_only=True):
     ssh_port: Port | None = None
 
 
+class SetupFacts(Struct, frozen=True, kw_only=True):
+    """What the commands of `--setup` have done on a node.
+
+    Parameters
+    ----------
+    shell : str
+        The login shell that ran them.
+    changed, removed : tuple of str
+        Names of the environment variables that they have set or changed, and removed.
+    python : str
+        The interpreter that the job uses because they put it first on PATH; empty for the job's own.
+    """
+
+    shell: str
+    changed: tuple[str, ...]
+    removed: tuple[str, ...]
+    python: str = ""
+
+
 class NodeFacts(Struct, frozen=True, kw_only=True):
     """What a plan needs to know of a node; see `torchfab.core.specs.Facts`."""
 
@@ -92,6 +111,7 @@ class NodeFacts(Struct, frozen=True, kw_only=True):
     is_root: bool
     versions: dict[str, str]
     glance: QuickProbe = QuickProbe()
+    setup: SetupFacts | None = None
 
 
 class PrepareAnswer(Struct, frozen=True):
@@ -140,6 +160,9 @@ class PrepareRequest(Request[PrepareAnswer], frozen=True, tag="prepare"):
     python_timeout_s: float
     program: str = ""
     master_is_given: bool = False
+    setup: str = ""
+    setup_timeout_s: float = 0
+    python_is_default: bool = False
     ANSWER = PrepareAnswer
 
 
@@ -156,6 +179,29 @@ class ProcessSpec(Struct, frozen=True, kw_only=True):
     folders: list[str]
     files: dict[str, str]
     path: list[str]
+    after: str = ""
+    after_timeout_s: float = 0
+
+
+class BeforeAnswer(Struct, frozen=True):
+    """The hook has ended with 0."""
+
+
+class BeforeRequest(Request[BeforeAnswer], frozen=True, tag="before"):
+    """Run `--before` on a prepared node, in the environment of one of its processes.
+
+    Parameters
+    ----------
+    timeout_s : float
+        Seconds that it may take.
+    """
+
+    command: str
+    timeout_s: float
+    mask_key: str
+    secret_patterns: list[str]
+    process: ProcessSpec
+    ANSWER = BeforeAnswer
 
 
 class StartAnswer(Struct, frozen=True):
