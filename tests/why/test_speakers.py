@@ -69,6 +69,28 @@ def test_lost_connection_of_a_client_is_not_a_lost_rank(client: str, words: str)
     assert (both.first and both.first.rank) == 0
 
 
+LINKS = (
+    "The above exception was the direct cause of the following exception:",
+    "During handling of the above exception, another exception occurred:",
+)
+SOCKET_ERRORS = (
+    *("ConnectionResetError: [Errno 104] Connection reset by peer", "TimeoutError: [Errno 110] Connection timed out"),
+    *("socket.gaierror: [Errno -3] Temporary failure in name resolution", "BrokenPipeError: [Errno 32] Broken pipe"),
+    *("ssl.SSLEOFError: EOF occurred in violation of protocol (_ssl.c:1000)", "socket.timeout: The read timed out"),
+)
+
+
+@pytest.mark.parametrize(("client", "error"), [*itertools.product(CLIENTS, SOCKET_ERRORS)])
+@pytest.mark.parametrize("link", LINKS)
+def test_client_speaks_for_the_error_of_its_socket(client: str, error: str, link: str) -> None:
+    raised, *files = CLIENTS[client]
+    inner = traceback(*error.split(": ", 1), f"{STANDARD}http/client.py", f"{STANDARD}socket.py")
+    middle = traceback("urllib3.exceptions.MaxRetryError", "HTTPSConnectionPool(host='x')", f"{SITE}urllib3/util/r.py")
+    outer = traceback(raised, f"cannot go on: {error}", *files)
+    found = of_one(f"\n{link}\n\n".join((inner, middle, outer)))
+    assert (found.cause.kind, found.cause.name, found.cause.is_symptom) == (Kind.NETWORK, "service-lost", False)
+
+
 @pytest.mark.parametrize(("speaker", "words"), [*itertools.product(OWN, WORDS[:5])])
 def test_lost_connection_of_the_job_is_a_symptom(speaker: str, words: str) -> None:
     raised, *files = OWN[speaker]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -216,6 +217,51 @@ def test_traceback_of_a_process_pool_is_one_chain() -> None:
     )
     (found,) = tracebacks.all_tracebacks(printed_by(code))
     assert found.exception.startswith("ValueError: invalid literal for int()")
+
+
+# ---- what CPython 3.9 to 3.14 prints
+
+MESSAGES = st.one_of(
+    st.just(""),
+    st.text(st.characters(codec="ascii", categories=("L", "N", "P", "Zs")), min_size=1, max_size=40).map(str.strip),
+    st.sampled_from(("'img'", "shape '[2, -1]' is invalid for input of size 7", "File not found: /a b/c", "(1, 2)")),
+)
+FUNCTIONS = st.sampled_from(("main", "<module>", "Trainer.fit", "f.<locals>.<lambda>", "<listcomp>", "__getitem__"))
+
+
+@st.composite
+def printed_frames(draw: st.DrawFn) -> tuple[str, tuple[str, str]]:
+    """Return a frame as one of the versions prints it, and its file and function."""
+    file, function = draw(st.sampled_from(("train.py", "data loader.py", "<string>", "modèle.py"))), draw(FUNCTIONS)
+    place = f'  File "/srv/run/{file}", line {draw(st.integers(1, 9999))}, in {function}'
+    source = draw(st.sampled_from(("", "    main()", '    raise ValueError("x: y")', "    return a[i]  # Error: none")))
+    lines = [place, *([source] if source else [])]
+    if source and draw(st.booleans()):  # 3.11
+        lines.append("    " + draw(st.sampled_from(("^^^^^^", "~~~~^^^^", "  ~~~~~^^^  "))))
+    if draw(st.booleans()):
+        lines.append(f"  [Previous line repeated {draw(st.integers(3, 990))} more times]")
+    return "\n".join(lines), (file, function)
+
+
+@fuzzed(
+    st.lists(printed_frames(), min_size=1, max_size=6),
+    st.sampled_from(("KeyError", "torch.OutOfMemoryError", "my.pkg.Bad", "a.b.<locals>.CustomError", "Stop")),
+    MESSAGES,
+    st.lists(st.sampled_from(("while loading shard 3", "  hint: indented", "Did you mean: 'b'?")), max_size=2),
+    st.booleans(),
+)
+def test_tracebacks_of_all_versions_are_read(
+    frames: list[tuple[str, tuple[str, str]]], name: str, message: str, notes: list[str], has_colours: bool
+) -> None:
+    raised = f"{name}: {message}" if message else name
+    shown = f"\x1b[1;35m{name}\x1b[0m" + (f": \x1b[35m{message}\x1b[0m" if message else "")
+    places = [place for place, _ in frames]
+    if has_colours:  # 3.13
+        places = [re.sub(r'(".*")', "\x1b[35m\\1\x1b[0m", place, count=1) for place in places]
+    lines = ["Traceback (most recent call last):", *places, shown if has_colours else raised, *notes]
+    found = last_traceback("\n".join(["step 1", *lines, "", "the end"]))
+    assert found.exception.split("\n") == [raised, *notes]
+    assert [(file, function) for file, function in found.frames] == [calls for _, calls in frames]
 
 
 # ---- secondary tracebacks

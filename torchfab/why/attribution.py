@@ -33,6 +33,7 @@ _GPU_FAULT = re.compile(r"fallen off the bus|Xid \([^)]*\): (?:48|61|62|63|64|74
 _NCCL_WARNING = re.compile(
     r"NCCL WARN (.*(?:fail|[Ee]rror|[Tt]imed? ?out|refused|closed|abort|reset|mismatch|exhaust).*)"
 )
+_PRINTED_BEFORE = "before, it had printed"
 _OOM_LINE = re.compile(r"Killed process (\d+)\b")
 _CHILD_KILLED = re.compile(
     r"(?:signal|code)s?:? (?:SIGKILL|9\b|-9\b|137\b)|died with <Signals\.SIGKILL|killed by signal: Killed"
@@ -262,7 +263,7 @@ def _confirmed(
             cause, certainty = replace(cause, kind=Kind.SCRIPT), min(certainty, PROBABLE, key=_rank_of)
         else:
             cause = replace(cause, words=f"{cause.words} ({fact})")
-    if extra := _known_facts(match, node, others) or _nccl_warning(match, reading):
+    if extra := _known_facts(match, node, others) or _nccl_warning(match, reading) or _said_before(match, reading):
         cause = replace(cause, words=f"{cause.words}; {extra}")
     return Attribution(cause, certainty, lines, reading.speaker)
 
@@ -350,6 +351,12 @@ def _nccl_warning(match: Match, reading: Reading) -> str:
         return ""
     warned = _NCCL_WARNING.findall(reading.text)
     return f"NCCL had printed: {warned[-1].strip()[:200]}" if warned else ""
+
+
+def _said_before(match: Match, reading: Reading) -> str:
+    """Return what a process had printed before an exception that only reports the end of another; empty if nothing."""
+    is_own = match is reading.match and reading.is_wrapper
+    return f"{_PRINTED_BEFORE}: {reading.last_words}" if is_own and reading.last_words else ""
 
 
 def _kernel_kill(node: NodeEvidence, text: str) -> EvidenceLine | None:
@@ -493,7 +500,7 @@ def _script_attribution(node: NodeEvidence, code: int | None, reading: Reading) 
         is_symptom = reading.speaker in (Speaker.DISTRIBUTED, Speaker.COMMUNICATION, Speaker.WORKER)
         is_symptom |= reading.is_wrapper and reading.speaker is not Speaker.SUBPROCESS
         if reading.is_wrapper and reading.last_words:
-            words += f"; before, it had printed: {reading.last_words}"
+            words += f"; {_PRINTED_BEFORE}: {reading.last_words}"
         cause = Cause(Kind.SCRIPT, "exception", words, "see the traceback", is_symptom)
         return Attribution(cause, certainty, lines, reading.speaker, by_traceback=True)
     if signal is not None and signal < 0:

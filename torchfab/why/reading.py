@@ -292,8 +292,17 @@ def _searched(member: Member) -> str:
 
 
 def _is_final(log: Log, traceback: Traceback) -> bool:
-    after = [shortened(strip_controls(line)) for line in log.text.splitlines()[traceback.end :]]
-    return sum(not _NOISE.search(line) for line in after) <= _MAX_LINES_AFTER
+    """Return whether a process printed next to nothing after a traceback, apart from what follows from it."""
+    inside = {
+        number
+        for each in tracebacks.all_tracebacks(log.text)
+        if each.role in (Role.IGNORED, Role.THREAD, Role.CHILD)
+        for number in range(each.line, each.end)
+    }
+    after = (each for each in enumerate(log.text.splitlines()) if each[0] >= traceback.end and each[0] not in inside)
+    plain = [shortened(strip_controls(line)) for _, line in after]
+    own = [line if (stripped := traceback.prefix.strip(line)) is None else stripped for line in plain]
+    return sum(not _NOISE.search(line) for line in own) <= _MAX_LINES_AFTER
 
 
 def _with_summary(traceback: Traceback, log: Log) -> Traceback:

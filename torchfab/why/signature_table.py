@@ -415,7 +415,7 @@ CLIENTS = (
             *(
                 "[Cc]onnection (?:was )?(?:closed|reset|refused|aborted|broken)",
                 "Broken pipe",
-                r"Errno (?:104|111|110|32)\b",
+                r"Errno (?:104|111|110|32|101|113)\b",
             ),
             *("[Tt]imed? ?out", "Max retries exceeded", "RemoteDisconnected", "ServerDisconnected", "IncompleteRead"),
             *(
@@ -424,7 +424,8 @@ CLIENTS = (
                 "getaddrinfo failed",
                 "Network is unreachable",
             ),
-            *("closed the connection", "ConnectionError", "EndpointConnectionError", "SSLError|SSL: |certificate"),
+            *("closed the connection", "ConnectionError", "EndpointConnectionError"),
+            r"SSL\w*Error|SSL: |certificate|EOF occurred|[Hh]andshake",
             r"\b50[0234] (?:Server Error|Bad Gateway|Service)|UNAVAILABLE",
         ),
         spoken_by=(Speaker.CLIENT,),

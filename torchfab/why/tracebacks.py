@@ -7,6 +7,7 @@ lines. Tracebacks that are chained, grouped or nested become one `Traceback` who
 from __future__ import annotations
 
 import enum
+import functools
 import hashlib
 import itertools
 import os
@@ -187,6 +188,7 @@ def last_traceback(text: str) -> Traceback | None:
     return next((each for role in Role for each in reversed(found) if each.role is role), None)
 
 
+@functools.lru_cache(maxsize=16)  # several questions are asked of each log
 def all_tracebacks(text: str) -> tuple[Traceback, ...]:
     """Return all complete tracebacks in a text.
 

@@ -1,0 +1,128 @@
+"""Which exception ended a process: behind those that only wrap it, and among those that Python marks as secondary."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import strategies as st
+
+from tests.support import fuzzed
+from tests.why.evidence_factory import diagnose_nodes, log, node, process, rank
+from tests.why.test_tracebacks import MARKS
+from torchfab.why.causes import Kind
+from torchfab.why.diagnosis import Diagnosis
+
+
+def traceback(raised: str, path: str = "/srv/run/train.py") -> str:
+    return f'Traceback (most recent call last):\n  File "{path}", line 31, in step\n    work(batch)\n{raised}\n'
+
+
+def of_one(text: str, code: int = 1) -> Diagnosis:
+    return diagnose_nodes(node(0, [process("failed", rank(0, code))], [log(0, text)]))
+
+
+def behind(prefix: str, text: str) -> str:
+    return "".join(f"{prefix}{line}\n" for line in text.splitlines())
+
+
+# What failed -> its kind.
+CAUSES = {
+    "KeyError: 'img'": Kind.SCRIPT,
+    "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.": Kind.MEMORY,
+    "OSError: [Errno 98] Address already in use": Kind.NETWORK,
+    "my.data.BadShard: shard 7": Kind.SCRIPT,
+}
+WRAPPERS = (
+    "subprocess.CalledProcessError: Command '['python', 'inner.py']' returned non-zero exit status 1.",
+    "torch.distributed.elastic.multiprocessing.errors.ChildFailedError: ",
+    "torch.multiprocessing.spawn.ProcessExitedException: process 1 terminated with exit code 1",
+    "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}",
+    "Exception: WorkerProc initialization failed due to an exception in a background process. See stack trace",
+    "vllm.v1.engine.exceptions.EngineDeadError: EngineCore had an issue. See stack trace (above) for the cause.",
+    "ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task.",
+    "ray.train.base_trainer.TrainingFailedError: The run failed with the error above",
+    "datasets.exceptions.DatasetGenerationError: An error occurred while generating the dataset",
+    "RuntimeError: One or more background workers are no longer alive. Please check the print statements above",
+    "RuntimeError: DataLoader worker (pid(s) 2213) exited unexpectedly",
+    "RuntimeError: Pin memory thread exited unexpectedly",
+    "RuntimeError: worker process 3 died unexpectedly, look at its traceback",
+    "RuntimeError: Error building extension 'fused_adam'",
+    "tenacity.RetryError: RetryError[<Future at 0x7f state=finished raised KeyError>]",
+    "SystemExit: 1",
+)
+HOW = {
+    "before": "{cause}\nshutting down\n{wrapper}",
+    "child": "Process Worker-2:\n{cause}\n{wrapper}",
+    "thread": "Exception in thread loop:\n{cause}\n{wrapper}",
+    "worker": "{prefixed}\n{wrapper}",
+    "direct": "{cause}\nThe above exception was the direct cause of the following exception:\n\n{wrapper}",
+    "handling": "{cause}\nDuring handling of the above exception, another exception occurred:\n\n{wrapper}",
+    "twice": "{cause}\n{wrapper}\nleaving\n{wrapper}",
+}
+
+
+@pytest.mark.parametrize(("wrapper", "how"), [*itertools.product(WRAPPERS, HOW)])
+@pytest.mark.parametrize("cause", CAUSES)
+def test_wrapper_leads_on_to_what_failed(wrapper: str, how: str, cause: str) -> None:
+    inner, outer = traceback(cause, "/srv/run/data.py"), traceback(wrapper)
+    text = HOW[how].format(cause=inner, wrapper=outer, prefixed=behind("(Worker_TP1 pid=7) ", inner))
+    found = of_one(f"step 1\n{text}")
+    assert found.traceback
+    assert found.traceback.exception == cause
+    assert (found.cause.kind, found.bad_nodes) == (CAUSES[cause], ())
+    assert cause.partition(":")[2][:20] in found.cause.words
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_wrapper_alone_is_named_with_the_line_before_it(wrapper: str) -> None:
+    found = of_one(f"step 1\nfatal: the shard index is damaged\n{traceback(wrapper)}")
+    assert "fatal: the shard index is damaged" in found.cause.words
+    assert wrapper.partition(":")[0] in found.cause.words
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_killed_child_explains_a_wrapper(wrapper: str) -> None:
+    kernel = {"lines": [[1058.0, "Out of memory: Killed process 4411 (python3) total-vm:9kB"]], "unread": ""}
+    one = node(0, [process("failed", rank(0, 1))], [log(0, traceback(wrapper))], kernel=kernel)
+    found = diagnose_nodes(one)
+    assert (found.cause.kind, found.certainty) == (Kind.MEMORY, "probable")
+    assert "4411" in found.cause.words
+
+
+# ---- secondary tracebacks
+
+LATER = (
+    *("ConnectionResetError: [Errno 104] Connection reset by peer", "AttributeError: 'Engine' has no attribute 'x'"),
+    *("EOFError", "BrokenPipeError: [Errno 32] Broken pipe", "RuntimeError: can't start new thread"),
+    *("OSError: [Errno 28] No space left on device", "torch.OutOfMemoryError: CUDA out of memory. Tried 2 GiB"),
+)
+SECONDARY = st.tuples(st.sampled_from(sorted(MARKS)), st.sampled_from(LATER))
+PREFIXES = st.sampled_from(("", "[rank0]: ", "12: ", "10.0.0.7: ", "(Worker pid=3) ", "[1,0]<stderr>:"))
+
+
+@fuzzed(
+    st.sampled_from(sorted(CAUSES)),
+    st.lists(SECONDARY, max_size=3),
+    st.lists(SECONDARY, max_size=3),
+    PREFIXES,
+    st.sampled_from((1, -6)),
+)
+def test_secondary_tracebacks_around_the_true_one_are_no_cause(
+    cause: str, before: list[tuple[str, str]], after: list[tuple[str, str]], prefix: str, code: int
+) -> None:
+    parts = [f"{mark}\n{traceback(raised, '/usr/lib/python3.11/threading.py')}" for mark, raised in before]
+    parts.append(f"step 9\n{traceback(cause)}")
+    parts += [f"{mark}\n{traceback(raised, '/usr/lib/python3.11/threading.py')}" for mark, raised in after]
+    found = of_one(behind(prefix, "".join(parts)), code)
+    assert found.traceback
+    assert found.traceback.exception == cause
+    assert found.cause.kind is CAUSES[cause]
+
+
+@pytest.mark.parametrize("mark", [mark for mark in MARKS if "thread" in mark.lower() or mark.startswith("Process")])
+@pytest.mark.parametrize("cause", CAUSES)
+def test_secondary_traceback_is_the_cause_if_nothing_else_is_known(mark: str, cause: str) -> None:
+    found = of_one(f"step 9\n{mark}\n{traceback(cause)}")
+    assert found.traceback
+    assert (found.traceback.exception, found.certainty) == (cause, "probable")
