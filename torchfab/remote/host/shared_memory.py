@@ -6,7 +6,6 @@ Only names of files that these libraries make anew in each run are looked at.
 from __future__ import annotations
 
 import os
-import re
 import stat
 import time
 
@@ -24,7 +23,7 @@ NAMES = (
     *("vader_segment.", "sm_segment.", "osc_rdma.", "osc_sm.", "ucx_shm_posix_", "mpich_shar_tmp"),
     "__KMP_REGISTERED_LIB_",
 )
-_MAKERS_NAME = re.compile(r"(?:torch|__KMP_REGISTERED_LIB)_([0-9]{1,10})_")
+_MAKERS_NAME = r"(?:torch|__KMP_REGISTERED_LIB)_([0-9]{1,10})_"
 _CLOCK_S = 1.0  # the times of files lag a little
 # A process may be about to open what was made just now.
 _SETTLED_S = 60.0
@@ -92,7 +91,9 @@ def named(parent: str, prefixes: tuple[str, ...], since: float) -> Iterator[tupl
 def _has_living_maker(path: str) -> bool:
     # A tensor on its way to another process may be mapped by none, and OpenMP maps its file for a moment only. Both
     # write the maker's pid into the name.
-    match = _MAKERS_NAME.match(os.path.basename(path))
+    import re  # imported here: few jobs leave a file
+
+    match = re.match(_MAKERS_NAME, os.path.basename(path))
     return match is not None and procfs.is_running(int(match[1]))
 
 

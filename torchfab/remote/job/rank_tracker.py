@@ -16,6 +16,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+# How long after its end a rank is reaped at the latest.
+_REAPED_WITHIN_S = 60.0
+
 
 # Lines of "RANK LOCAL_RANK WORLD_SIZE ATTEMPT PID", by ranks about themselves.
 NOTES = os.path.join("logs", "ranks")
@@ -173,10 +176,12 @@ class RankTracker:
         code : int
             Its exit code, negative for a signal.
         """
+        now = time.time()
         for rank in self.ranks:
-            if rank["pid"] == pid:
-                rank.update(ended=rank["ended"] or time.time(), code=code)
-        self._save()
+            # Much later, another process has the pid.
+            if rank["pid"] == pid and rank["code"] is None and now - (rank["ended"] or now) < _REAPED_WITHIN_S:
+                rank.update(ended=rank["ended"] or now, code=code)
+                self._save()
 
     def complete(self, output: str, ended: float) -> None:
         """Add the ranks that ended before they could be found, from the launcher's own report.
@@ -204,6 +209,12 @@ class RankTracker:
             self.ranks.append({**each, "pid": each["pid"] or 0, "world_size": None, "attempt": last, **times})
         if missing or is_noted:
             self._save()
+
+    def close(self) -> None:
+        """Close the pidfds of ranks whose end was not seen."""
+        for pidfd in self.pidfds:
+            os.close(pidfd)
+        self.pidfds.clear()
 
     def running(self) -> list[int]:
         """Return the ranks that still run.
