@@ -52,7 +52,7 @@ def log_request(rank: str, lines: int | str, grep: str, follow: bool) -> dict[st
     return {"follow": follow, "lines": count, "ranks": ranks, "grep": grep or None}
 
 
-def show_logs(record: Record, request: Mapping[str, Any], folding: bool, stall_s: float) -> int:
+def show_logs(record: Record, request: Mapping[str, Any], printer: Printer, stall_s: float) -> int:
     """Print a job's logs.
 
     Parameters
@@ -61,8 +61,8 @@ def show_logs(record: Record, request: Mapping[str, Any], folding: bool, stall_s
         The job.
     request : Mapping
         From `log_request`.
-    folding : bool
-        Print equal lines of several ranks once.
+    printer : Printer
+        Prints the lines.
     stall_s : float
         Seconds without output after which a followed job counts as hanging.
 
@@ -79,7 +79,7 @@ def show_logs(record: Record, request: Mapping[str, Any], folding: bool, stall_s
     too_high = [rank for rank in request["ranks"] or () if rank >= record.world_size]
     if too_high and not record.is_elastic:
         raise UsageError(f"job {record.name} has the ranks 0-{record.world_size - 1}, and no rank {too_high[0]}")
-    watch = JobWatcher(record, Printer(folding), retries=request["follow"], stall_s=stall_s)
+    watch = JobWatcher(record, printer, retries=request["follow"], stall_s=stall_s)
     if not request["follow"]:
         return 0 if watch.print_existing(request) else 1
     return _watch_to_end(watch, request)
@@ -131,13 +131,13 @@ def _watch_to_end(watch: JobWatcher, request: Mapping[str, Any]) -> int:
     try:
         status = watch.run(request)
     except KeyboardInterrupt:
-        watch.printer.flush()
+        watch.printer.finish()
         write_err(f"\nthe job goes on; fab logs --follow {name} | fab status {name} | to end it: fab stop {name}")
         return 130
     if status.state != "succeeded" and (next_record := lease_status.next_attempt(watch.record)):
         write_err(f"{name}: attempt {next_record.attempt}, launched by its supervisor")
-        grace_s, stall_s = watch.failure_grace_s, watch.stall_s
-        return _watch_to_end(JobWatcher(next_record, Printer(watch.printer.folding), grace_s, stall_s=stall_s), request)
+        printer = Printer(watch.printer.folding, watch.printer.reports)
+        return _watch_to_end(JobWatcher(next_record, printer, watch.failure_grace_s, stall_s=watch.stall_s), request)
     watch.record.remember(status.state, status.exit_code, status.has_ended)
     status = with_first_failure(watch.record, status)
     write_err(_end_message(watch.record, status))
