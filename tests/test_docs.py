@@ -34,7 +34,7 @@ def test_the_architecture_page_has_a_line_for_every_package() -> None:
 
 def test_every_patched_place_exists() -> None:
     table = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("## What we patch")[2]
-    places = re.findall(r"`((?:cli|launch|transport|remote|runtimes)/[\w/]+\.py)`", table)
+    places = re.findall(r"`((?:cli|launching|transport|remote|runtimes)/[\w/]+\.py)`", table)
     assert len(places) > 10
     assert [place for place in places if not (ROOT / "torchfab" / place).exists()] == []
 

@@ -111,7 +111,8 @@ def test_errors_imports_nothing_of_ours_and_nothing_installed() -> None:
 
 def test_only_transport_and_cli_import_fabric_or_paramiko() -> None:
     # colossalai_run.py replaces the connection that `colossalai run` makes, and makes none.
-    allowed = {"cli/executor.py", "cli/flags.py", "cli/program.py", "remote/shims/colossalai_run.py"}
+    cli = {f"cli/{name}.py" for name in ("executor", "flags", "program", "project_settings")}
+    allowed = {*cli, "remote/shims/colossalai_run.py"}
     for path in sorted((ROOT / "torchfab").rglob("*.py")):
         roots = {name.partition(".")[0] for name in names_imported(path)}
         relative = path.relative_to(ROOT / "torchfab").as_posix()
@@ -176,9 +177,9 @@ def test_commands_on_a_local_job_load_no_ssh_and_no_doctor() -> None:
     commands = ", ".join(f"torchfab.commands.{path.stem}" for path in LIFE)
     code = f"import {commands}, types, torchfab.runtimes.tmux, torchfab.transport.ssh\n"
     code += "from torchfab.core.specs import Node\n"
-    code += "torchfab.commands.job_lookup.stall_s(None, types.SimpleNamespace(config={'stall_s': 600}))\n"
+    code += "torchfab.launching.job_lookup.stall_s(None, types.SimpleNamespace(config={'stall_s': 600}))\n"
     loaded = modules_after(
         code + "torchfab.transport.ssh.NodeGroup([Node(0, 'localhost')], types.SimpleNamespace(fanout=4))"
     )
-    ours = {"torchfab.transport.ssh.connect", "torchfab.launch.launch", "torchfab.doctor"}
+    ours = {"torchfab.transport.ssh.connect", "torchfab.launching.launch", "torchfab.doctor"}
     assert not loaded & {*ours, "ClusterShell", "rich", "kubernetes", "torch"}

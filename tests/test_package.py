@@ -14,6 +14,8 @@ from invoke import Collection
 from packaging.requirements import Requirement
 
 import fabfile
+import torchfab
+from torchfab import api
 from torchfab import fabfile as tasks
 
 ROOT = Path(__file__).parents[1]
@@ -74,4 +76,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def test_the_wheel_holds_every_module_and_the_example(wheel: list[str]) -> None:
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "torchfab").rglob("*.py")}
     inside = {name for name in wheel if ".dist-info/" not in name}
-    assert inside == modules | {"torchfab/example/train_llm.py"}
+    assert inside == modules | {"torchfab/example/train_llm.py", "torchfab/py.typed"}
+
+
+def test_the_package_exports_the_python_api() -> None:
+    assert torchfab.__all__ == api.__all__
+    assert all(getattr(torchfab, name) is getattr(api, name) for name in torchfab.__all__)

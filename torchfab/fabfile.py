@@ -41,7 +41,7 @@ from torchfab.core.flag_values import NumberOr, Seconds, WholeNumber, flag
 from torchfab.launchers import BatchLauncher, Launcher, colossalai, deepspeed, kubernetes, mpi, per_gpu, per_node, slurm
 
 if TYPE_CHECKING:
-    from torchfab.launch.context import CommandContext
+    from torchfab.launching.context import CommandContext
 
 excepthook.install()
 program.adopt()
@@ -130,8 +130,8 @@ def jobs(c: TaskContext, job: str, json: bool, remove: bool, events: bool) -> in
 )
 def status(c: TaskContext, job: str, watch: bool, json: bool, stall: float | None) -> int:
     """Show the status of a job: each node's state, ranks, pids and last log line."""
-    from torchfab.commands import job_lookup
     from torchfab.commands.status import show_status
+    from torchfab.launching import job_lookup
 
     ctx = _context(c)
     return show_status(job_lookup.find(job, ctx), watch, json, job_lookup.stall_s(stall, ctx))
@@ -165,8 +165,9 @@ def logs(
     attempt: str,
 ) -> int:
     """Print the logs of all ranks, merged, each line with its host and rank."""
-    from torchfab.commands import job_lookup
-    from torchfab.commands.logs import log_request, show_logs
+    from torchfab.commands.logs import show_logs
+    from torchfab.launching import job_lookup
+    from torchfab.monitoring.log_request import log_request
     from torchfab.monitoring.watcher import Printer
 
     ctx, request = _context(c), log_request(rank, "all" if all else lines, grep, follow)
@@ -180,8 +181,8 @@ def logs(
 )
 def why(c: TaskContext, job: str, json: bool, attempt: str) -> int:
     """Explain why a job ended: the first failure with its host and traceback, and what followed."""
-    from torchfab.commands import job_lookup
     from torchfab.commands.why import show_why
+    from torchfab.launching import job_lookup
 
     return show_why(job_lookup.find(job, _context(c), attempt), json)
 
@@ -205,8 +206,8 @@ def stacks(
     json: bool,
 ) -> int:
     """Show the stack of every rank: equal stacks grouped, ranks that differ first."""
-    from torchfab.commands import job_lookup
     from torchfab.commands.stacks import StackOptions, show_stacks
+    from torchfab.launching import job_lookup
 
     record = job_lookup.find(job, _context(c))
     return show_stacks(record, StackOptions(rank, native, all, exact, c.config.torchfab.stacks_signal, timeout), json)
@@ -216,7 +217,7 @@ def stacks(
 def wait(c: TaskContext, job: str) -> int:
     """Wait for a job to end, and exit with its code."""
     import torchfab.commands.logs
-    from torchfab.commands import job_lookup
+    from torchfab.launching import job_lookup
 
     ctx = _context(c)
     return torchfab.commands.logs.wait(job_lookup.find(job, ctx), ctx.config["failure_grace_s"], ctx.config["stall_s"])
@@ -228,8 +229,8 @@ def wait(c: TaskContext, job: str) -> int:
 )
 def attach(c: TaskContext, job: str, node: str, rank: str) -> int:
     """Open a terminal on a job: its tmux session, or a shell in its pod."""
-    from torchfab.commands import job_lookup
     from torchfab.commands.attach import attach_argv, run
+    from torchfab.launching import job_lookup
 
     return run(attach_argv(job_lookup.find(job, _context(c)), node, rank))
 
@@ -256,8 +257,8 @@ def supervise(
     tmux: bool,
 ) -> int:
     """Restart a job after failures, lost nodes and hangs; also replaces a supervisor that has died."""
-    from torchfab.commands import job_lookup
     from torchfab.commands.supervise import SuperviseFlags, supervise_existing
+    from torchfab.launching import job_lookup
 
     ctx, overrides = _context(c), SuperviseFlags(restarts, stall, backoff, notify)
     return supervise_existing(job_lookup.find(job, ctx), overrides, follow, tmux, ctx, _fab(c))
@@ -418,7 +419,7 @@ def _fab(c: TaskContext) -> tuple[str, ...]:
 
 
 def _context(c: TaskContext) -> CommandContext:
-    from torchfab.launch.context import command_context
+    from torchfab.launching.context import command_context
 
     return command_context(c, c.command_line.project)
 

@@ -38,7 +38,17 @@ def test_help_may_follow_the_task() -> None:
 
 
 STATUS = {"job": "", "watch": False, "json": False, "stall": ""}
-LOGS = {"job": "", "follow": False, "rank": "", "lines": "", "grep": "", "no-fold": False, "stall": "", "attempt": ""}
+LOGS = {
+    "job": "",
+    "follow": False,
+    "rank": "",
+    "lines": "",
+    "all": False,
+    "grep": "",
+    "no-fold": False,
+    "stall": "",
+    "attempt": "",
+}
 
 
 @pytest.mark.parametrize(
@@ -99,7 +109,7 @@ def test_an_unknown_flag_is_an_error() -> None:
 
 def test_every_launch_takes_the_shared_flags_and_its_own() -> None:
     shared = {"name", "env", "dry-run", "follow", "workdir", "python", "port", "master-addr", "grace", "nodes"}
-    shared |= {"supervise", "restarts", "stall", "backoff", "notify", "tmux"}
+    shared |= {"supervise", "restarts", "stall", "backoff", "notify", "tmux", "setup", "before", "after"}
     node, gpu = (next(each for each in CONTEXTS if each.name == name) for name in ("launch-per-node", "launch-per-gpu"))
     own = {"nproc-per-node", "nnodes", "max-restarts", "rdzv-backend", "rdzv-timeout"}
     assert {name.replace("_", "-") for name in node.args} == shared | {"hostfile", "hostfile-format"} | own

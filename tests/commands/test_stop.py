@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+
 import pytest
 
 from torchfab.commands import stop
@@ -69,3 +73,15 @@ def test_what_was_removed_is_counted() -> None:
     ]
     text = "removed what its processes had left: 3 files of shared memory (4 MiB), 1 temporary folder"
     assert stop._cleared_summary(reports) == text
+
+
+@pytest.mark.parametrize(
+    ("handler", "survives"), [("SIG_DFL", False), ("SIG_IGN", True), ("default_int_handler", True)]
+)
+def test_a_program_that_would_die_of_the_stop_signal_does_not_get_it(handler: str, survives: bool) -> None:
+    code = f"import signal, sys; signal.signal({int(signal.SIGUSR1)}, signal.{handler}); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        assert stop._survives_stop_signal(process.pid, within_s=0.1) is survives
+        process.communicate(b"\n")

@@ -13,7 +13,7 @@ from torchfab.commands.supervise import SuperviseFlags
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.errors import UsageError
 from torchfab.core.flag_values import parse
-from torchfab.launch.context import CommandContext
+from torchfab.launching.context import CommandContext
 from torchfab.records import Record
 from torchfab.supervise import detach, lease
 from torchfab.supervise.model import Policy

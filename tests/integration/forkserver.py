@@ -28,7 +28,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 # Modules of the commands that tests run most.
 IMPORTED = (
-    *("fabric.main", "torchfab.launch.launch", "torchfab.runtimes.tmux", "torchfab.why.report"),
+    *("fabric.main", "torchfab.launching.launch", "torchfab.runtimes.tmux", "torchfab.why.report"),
     *(f"torchfab.commands.{name}" for name in ("attach", "jobs", "launch", "logs", "status", "stop", "why")),
 )
 

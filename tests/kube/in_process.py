@@ -14,13 +14,14 @@ import yaml
 
 from tests.kube.api import API
 from torchfab.cli.flags import PodFlags
-from torchfab.commands import job_lookup, logs, status, stop
+from torchfab.commands import logs, status, stop
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.errors import TorchfabError
 from torchfab.core.flag_values import parse
-from torchfab.launch import submit
-from torchfab.launch.context import CommandContext
 from torchfab.launchers import kubernetes
+from torchfab.launching import job_lookup, submit
+from torchfab.launching.context import CommandContext
+from torchfab.monitoring.log_request import log_request
 from torchfab.records import Record
 from torchfab.runtimes.kubernetes import log_stream, runtime
 
@@ -99,7 +100,7 @@ class Here:
     def logs(self, name: str = "gpt2", rank: str = "", lines: str = "", grep: str = "") -> list[str]:
         """Give what `fab logs` prints."""
         self.output()
-        request = logs.log_request(rank, lines or "all", grep, follow=False)
+        request = log_request(rank, lines or "all", grep, follow=False)
         logs.show_logs(self.find(name), request, folding=True, stall_s=0.0)
         return self.output().splitlines()
 

@@ -16,8 +16,8 @@ from tests.hostile import environments
 from torchfab.core.errors import UsageError
 from torchfab.core.inventory import parse_gpus
 from torchfab.core.specs import Slot
-from torchfab.launch import launch
 from torchfab.launchers import per_node
+from torchfab.launching import launch
 from torchfab.records import launch_request
 from torchfab.records.launch_request import LaunchRequest
 

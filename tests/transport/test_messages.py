@@ -33,7 +33,7 @@ from torchfab.core.errors import HostError
 from torchfab.core.specs import Node
 from torchfab.doctor import collect, consistency, launch_warnings, render
 from torchfab.doctor.model import CheckRequirements, Clock, NodeReport, Report
-from torchfab.launch.launch import describe_setups
+from torchfab.launching.launch import describe_setups
 from torchfab.monitoring import host_load
 from torchfab.records import Record
 from torchfab.runtimes import tmux, tmux_logs, tmux_stacks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -249,6 +250,14 @@ def test_every_rank_has_a_place_in_the_story() -> None:
     assert "rank 3" in story
     assert "rank 4" in story
     assert "the other ranks:" in report.render(found)
+
+
+def test_ranks_that_no_node_reported_have_a_place_in_the_story() -> None:
+    failed = node(0, [process("failed", rank(1, 7))])
+    found = diagnose(replace(make_evidence(failed, unreachable(1)), world_size=4))
+    assert found.others == ("ranks 0,2-3: they were not seen to run; node2: no answer",)
+    found = diagnose(replace(make_evidence(failed), world_size=2))
+    assert found.others == ("rank 0: it was not seen to run",)
 
 
 def test_certainty_and_evidence_are_reported() -> None:

@@ -20,13 +20,12 @@ import fabric
 import invoke
 from fabric.main import Fab
 from invoke import Collection
-from invoke.config import copy_dict, merge_dicts
 from invoke.exceptions import CollectionNotFound, Exit, ParseError
 
 import torchfab
-from torchfab.cli import completion, excepthook, parse_errors
+from torchfab.cli import completion, excepthook, parse_errors, project_settings
 from torchfab.cli.executor import Executor, args_after_dashes
-from torchfab.config import defaults, project, settings_file, validate
+from torchfab.config import defaults, project
 from torchfab.core import program_name
 from torchfab.core.errors import TorchfabError, UsageError
 from torchfab.core.program_name import ProgramName
@@ -92,7 +91,7 @@ class Program(Fab):  # type: ignore[misc]  # fabric ships no types
                 name, start = error.__context__.name, self.args["search-root"].value or "."
                 raise UsageError(f"there is no {name}.py in {os.path.abspath(start)}, nor above it") from None
             except (TypeError, AttributeError):  # of Invoke, which looks into the settings while it loads them
-                self._check_file("project")
+                project_settings.check_file(self.config, "project")
                 raise
             # Invoke stops Python from keeping compiled modules, so that none lie beside a fabfile. Our own would be
             # compiled for each command anew: uv does not compile what it installs.
@@ -121,8 +120,8 @@ class Program(Fab):  # type: ignore[misc]  # fabric ships no types
             config.set_runtime_path(self.args.config.value or os.environ.get("INVOKE_RUNTIME_CONFIG"))
             config.load_runtime(merge=False)
             for kind in ("system", "user", "project", "runtime"):
-                self._check_file(kind)
-            config.load_defaults(merge_dicts(copy_dict(config._defaults), defaults.sections()), merge=False)
+                project_settings.check_file(config, kind)
+            project_settings.add_defaults(config)
             super().update_config()
 
     def execute(self) -> None:
@@ -130,15 +129,6 @@ class Program(Fab):  # type: ignore[misc]  # fabric ships no types
         with self._one_line():
             check_executor(self.config.tasks.executor_class)
         super().execute()
-
-    def _check_file(self, kind: str) -> None:
-        path = getattr(self.config, f"_{kind}_path")
-        if path and getattr(self.config, f"_{kind}_found"):
-            sections = [*self.config.global_defaults(), *defaults.sections()]
-            data = getattr(self.config, f"_{kind}")
-            validate.check_sections(data, sections, path)
-            for name in [name for name, value in (data or {}).items() if value is None]:
-                del data[name]  # a section of which all lines are comments
 
     def _update_core_context(self, context: Any, new_args: Any) -> None:
         """Take over the flags of `fab` that stand behind a task; those that may repeat add up, others are errors."""
@@ -161,13 +151,8 @@ class Program(Fab):  # type: ignore[misc]  # fabric ships no types
         if beside_tasks is None or Path(beside_tasks) != folder:
             config.set_project_location(str(folder))
             config.load_project(merge=False)
-        self._check_file("project")
-        path = folder / project.SETTINGS_FILE
-        if path.is_file():
-            found = settings_file.read(path, config.global_defaults())
-            config._project = merge_dicts(config._project or {}, copy_dict(dict(found.sections)))
-            has_file = config._project_path and os.path.isfile(config._project_path)  # Invoke notes a missing fabric.py
-            config._set(_project_path=config._project_path if has_file else str(path), _project_found=True)
+        project_settings.check_file(config, "project")
+        project_settings.add_project_file(config, folder)
 
     def _find_tasks(self) -> None:
         """Fall back to this clone's tasks where the current folder belongs to no project."""

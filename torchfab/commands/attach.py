@@ -9,11 +9,11 @@ import sys
 from collections.abc import Sequence
 
 from torchfab import runtimes
-from torchfab.commands.status import ask_status
 from torchfab.core import inventory
 from torchfab.core.errors import TorchfabError, UsageError
 from torchfab.core.specs import Node
 from torchfab.core.status import JobStatus
+from torchfab.monitoring.job_status import ask_status
 from torchfab.records import Record
 
 _log = logging.getLogger(__name__)

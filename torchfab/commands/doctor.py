@@ -13,9 +13,9 @@ from torchfab.core.errors import UsageError
 from torchfab.doctor import render
 from torchfab.doctor.collect import examine
 from torchfab.doctor.model import CheckRequirements
-from torchfab.launch.context import CommandContext
-from torchfab.launch.hosts import read_nodes
-from torchfab.launch.interpreter import default_python
+from torchfab.launching.context import CommandContext
+from torchfab.launching.hosts import read_nodes
+from torchfab.launching.interpreter import default_python
 from torchfab.remote.host import code_digest
 
 

@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torchfab import runtimes
-from torchfab.commands import job_lookup
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.console import write_err, write_out
 from torchfab.core.errors import HostError, HostsFailedError, TorchfabError, UsageError
 from torchfab.core.inventory import fold
 from torchfab.core.specs import Node
-from torchfab.launch.context import CommandContext
-from torchfab.launch.hosts import read_nodes
+from torchfab.launching import job_lookup
+from torchfab.launching.context import CommandContext
+from torchfab.launching.hosts import read_nodes
 from torchfab.records import launch_request
 from torchfab.transport.messages.forward import Listener, ListenersRequest
 from torchfab.transport.pool import request_all

@@ -9,7 +9,7 @@ from torchfab.core.console import write_out
 from torchfab.core.errors import UsageError
 from torchfab.core.hostfiles.reading import name_of, read_text
 from torchfab.importers.draft import render
-from torchfab.launch.context import CommandContext
+from torchfab.launching.context import CommandContext
 
 
 def run(file: str, ctx: CommandContext) -> int:

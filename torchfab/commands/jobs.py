@@ -8,20 +8,17 @@ from dataclasses import replace
 from typing import Any
 
 from torchfab import runtimes
-from torchfab.commands import job_lookup
-from torchfab.commands.job_lookup import with_current_settings
-from torchfab.commands.status import ask_status
 from torchfab.core import inventory
 from torchfab.core.console import write_err, write_out
 from torchfab.core.errors import HostsFailedError, TorchfabError, UsageError
 from torchfab.core.format import align_columns, plural
 from torchfab.core.log_lines import strip_controls
-from torchfab.launch.context import CommandContext
+from torchfab.launching import job_lookup
+from torchfab.launching.context import CommandContext
+from torchfab.launching.job_lookup import with_current_settings
+from torchfab.monitoring.job_status import ask_status
 from torchfab.records import Record
 from torchfab.supervise import history, lease
-from torchfab.transport.fanout import fan_out
-
-_JOBS_AT_ONCE = 8
 
 
 def run(ctx: CommandContext, job: str, *, as_json: bool, remove: bool, events: bool) -> int:
@@ -83,11 +80,9 @@ def show_jobs(ctx: CommandContext, as_json: bool, job: str) -> None:
     job : str
         Print this job only; empty: all.
     """
-    records = [ctx.records.get(job)] if job else ctx.records.all()
-    unfinished = [with_current_settings(record, ctx) for record in records if not record.last_seen()["ended"]]
-    for record, result in fan_out(unfinished, ask_status, _JOBS_AT_ONCE):
-        if isinstance(result, Exception):
-            write_err(f"job {record.name} could not be asked: {result}")
+    records, problems = job_lookup.find_all(ctx, job)
+    for name, problem in problems.items():
+        write_err(f"job {name} could not be asked: {problem}")
     if as_json:
         write_out(json.dumps([_job_as_json(record) for record in records], indent=2))
     elif not records:

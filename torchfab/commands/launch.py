@@ -7,10 +7,10 @@ from typing import Any
 
 from torchfab.cli.flags import JobFlags, LaunchFlags
 from torchfab.commands import logs
-from torchfab.launch.context import CommandContext
-from torchfab.launch.launch import launch
-from torchfab.launch.submit import submit
 from torchfab.launchers import BatchLauncher, Launcher
+from torchfab.launching.context import CommandContext
+from torchfab.launching.launch import launch
+from torchfab.launching.submit import submit
 from torchfab.records import Record
 
 

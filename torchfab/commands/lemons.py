@@ -7,7 +7,7 @@ import time
 
 from torchfab.core.console import write_out
 from torchfab.core.inventory import fold
-from torchfab.launch.context import CommandContext
+from torchfab.launching.context import CommandContext
 from torchfab.supervise.quarantine import Quarantine
 
 

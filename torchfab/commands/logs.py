@@ -2,54 +2,15 @@
 
 from __future__ import annotations
 
-import re
-import time
 from collections.abc import Mapping
 from typing import Any
 
-from torchfab.commands.status import rank_flag
-from torchfab.core import inventory
 from torchfab.core.console import write_err
-from torchfab.core.errors import UsageError
-from torchfab.core.format import duration
-from torchfab.core.status import JobStatus
-from torchfab.monitoring.first_failure import with_first_failure
-from torchfab.monitoring.watcher import NO_LOG_LINES, JobWatcher, Printer, describe_failure
+from torchfab.monitoring.job_status import end_message
+from torchfab.monitoring.log_request import check_ranks, log_request
+from torchfab.monitoring.watcher import NO_LOG_LINES, JobWatcher, Printer
 from torchfab.records import Record
-from torchfab.supervise import lease_status
-
-
-def log_request(rank: str, lines: int | str, grep: str, follow: bool) -> dict[str, Any]:
-    """Build the request for the nodes' log readers from the flags of `fab logs`.
-
-    Parameters
-    ----------
-    rank : str
-        Ranks, such as `0-3,7`; empty: all.
-    lines : int or str
-        Number of last lines per log file, or `all`.
-    grep : str
-        Regular expression that lines must match; empty: none.
-    follow : bool
-        Wait for new lines until the job ends.
-
-    Returns
-    -------
-    dict
-        `follow`, `lines`, `ranks` and `grep`.
-
-    Raises
-    ------
-    UsageError
-        A flag's value is invalid.
-    """
-    try:
-        re.compile(grep)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise UsageError(f"--grep {grep!r} is no regular expression: {error}") from None
-    ranks = list(inventory.parse_ranks(rank)) if rank else None
-    count = None if lines == "all" else int(lines)
-    return {"follow": follow, "lines": count, "ranks": ranks, "grep": grep or None}
+from torchfab.supervise.follower import JobFollower
 
 
 def show_logs(record: Record, request: Mapping[str, Any], printer: Printer, stall_s: float) -> int:
@@ -76,9 +37,7 @@ def show_logs(record: Record, request: Mapping[str, Any], printer: Printer, stal
     UsageError
         The job has no such rank.
     """
-    too_high = [rank for rank in request["ranks"] or () if rank >= record.world_size]
-    if too_high and not record.is_elastic:
-        raise UsageError(f"job {record.name} has the ranks 0-{record.world_size - 1}, and no rank {too_high[0]}")
+    check_ranks(request["ranks"] or (), record)
     watch = JobWatcher(record, printer, retries=request["follow"], stall_s=stall_s)
     if not request["follow"]:
         return 0 if watch.print_existing(request) else 1
@@ -127,30 +86,14 @@ def wait(record: Record, failure_grace_s: float, stall_s: float) -> int:
 
 
 def _watch_to_end(watch: JobWatcher, request: Mapping[str, Any]) -> int:
-    name = watch.record.name
+    name, follower = watch.record.name, JobFollower(watch)
     try:
-        status = watch.run(request)
+        for _ in follower.steps(request):
+            pass
     except KeyboardInterrupt:
-        watch.printer.finish()
+        follower.watch.printer.finish()
         write_err(f"\nthe job goes on; fab logs --follow {name} | fab status {name} | to end it: fab stop {name}")
         return 130
-    if status.state != "succeeded" and (next_record := lease_status.next_attempt(watch.record)):
-        write_err(f"{name}: attempt {next_record.attempt}, launched by its supervisor")
-        printer = Printer(watch.printer.folding, watch.printer.reports)
-        return _watch_to_end(JobWatcher(next_record, printer, watch.failure_grace_s, stall_s=watch.stall_s), request)
-    watch.record.remember(status.state, status.exit_code, status.has_ended)
-    status = with_first_failure(watch.record, status)
-    write_err(_end_message(watch.record, status))
+    status = follower.final_status()
+    write_err(end_message(follower.record, status))
     return 1 if status.exit_code is None else status.exit_code
-
-
-def _end_message(record: Record, status: JobStatus) -> str:
-    if status.state == "succeeded":
-        ends = [process.ended - node.skew_s for node in status.nodes for process in node.processes if process.ended]
-        seconds = max(ends, default=time.time()) - record.created
-        return f"job {record.name} succeeded after {duration(seconds)}; its logs: fab logs {record.name}"
-    if status.state == "stopped":
-        return f"job {record.name} was stopped"
-    code = f"exit code {status.exit_code}"
-    next_commands = f"fab why {record.name} | fab logs {record.name}{rank_flag(status)}"
-    return f"job {record.name} failed: {describe_failure(status)}; {code}; {next_commands}"

@@ -15,10 +15,10 @@ from torchfab.core.command import Command
 from torchfab.core.console import write_err, write_out
 from torchfab.core.errors import TorchfabError
 from torchfab.core.events import ContactLost, Lines, NodeEnded
-from torchfab.launch import launch
-from torchfab.launch.context import CommandContext
-from torchfab.launch.interrupts import InterruptibleOnce
 from torchfab.launchers import network
+from torchfab.launching import launch
+from torchfab.launching.context import CommandContext
+from torchfab.launching.interrupts import InterruptibleOnce
 from torchfab.network import report
 from torchfab.network.report import BenchmarkResult
 from torchfab.records import Record

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torchfab import runtimes
-from torchfab.commands import job_lookup
-from torchfab.commands.status import ask_status
 from torchfab.commands.sync import check_rsync, rsh_command
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core import inventory
@@ -23,8 +21,10 @@ from torchfab.core.errors import HostError, HostsFailedError, Interrupted, Torch
 from torchfab.core.format import format_bytes, plural
 from torchfab.core.inventory import fold
 from torchfab.core.specs import NAME_PATTERN, Node
-from torchfab.launch.context import CommandContext
-from torchfab.launch.hosts import read_nodes
+from torchfab.launching import job_lookup
+from torchfab.launching.context import CommandContext
+from torchfab.launching.hosts import read_nodes
+from torchfab.monitoring.job_status import ask_status
 from torchfab.records import Record, launch_request
 from torchfab.sync import pull, rsync
 from torchfab.sync.processes import RsyncProcesses

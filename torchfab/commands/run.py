@@ -16,9 +16,9 @@ from torchfab.core.environment import parse_env_flags
 from torchfab.core.errors import HostError, HostsFailedError, Interrupted, TorchfabError, UsageError
 from torchfab.core.inventory import fold
 from torchfab.core.specs import Node, interpreter_path
-from torchfab.launch.context import CommandContext
-from torchfab.launch.hosts import read_nodes
-from torchfab.launch.interpreter import default_python
+from torchfab.launching.context import CommandContext
+from torchfab.launching.hosts import read_nodes
+from torchfab.launching.interpreter import default_python
 from torchfab.transport.messages.run import RunEnd, RunRequest
 from torchfab.transport.remote_command import HostRun, RunsInterrupted, run_on_all
 

@@ -6,33 +6,15 @@ import json
 import sys
 import time
 
-from torchfab import runtimes
 from torchfab.core import stall, status
 from torchfab.core.console import write_out
 from torchfab.core.format import align_columns, plural
 from torchfab.core.status import JobStatus
 from torchfab.monitoring.first_failure import with_first_failure
+from torchfab.monitoring.job_status import ask_status, rank_flag
 from torchfab.monitoring.watcher import describe_failure
 from torchfab.records import Record
 from torchfab.supervise import lease_status
-
-
-def ask_status(record: Record) -> JobStatus:
-    """Request the status of a job, and save it in its record.
-
-    Parameters
-    ----------
-    record : Record
-        The job.
-
-    Returns
-    -------
-    JobStatus
-        The current status.
-    """
-    found: JobStatus = runtimes.load(record.runtime).status(record)
-    record.remember(found.state, found.exit_code, found.has_ended)
-    return found
 
 
 def show_status(record: Record, watch: bool, as_json: bool, stall_s: float) -> int:
@@ -98,20 +80,3 @@ def status_text(record: Record, found: JobStatus) -> str:
         if not found.has_ended:
             lines.append(f"other processes still run; to end them: fab stop {record.name}")
     return "\n".join(lines)
-
-
-def rank_flag(found: JobStatus) -> str:
-    """Return the `--rank` flag for the logs of the rank that failed first.
-
-    Parameters
-    ----------
-    found : JobStatus
-        The status of the job.
-
-    Returns
-    -------
-    str
-        The flag with a leading space; empty if the rank is not known.
-    """
-    first = found.first_failure
-    return f" --rank {first.rank}" if first and first.rank is not None else ""

@@ -7,20 +7,19 @@ import os
 import socket
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from pathlib import Path
 
 from torchfab import runtimes
-from torchfab.commands import job_lookup
-from torchfab.commands.status import ask_status
 from torchfab.core import inventory
 from torchfab.core.console import fold_reasons, write_err, write_out
-from torchfab.core.errors import HostsFailedError, TorchfabError, UsageError
+from torchfab.core.errors import TorchfabError, UsageError
 from torchfab.core.format import format_bytes
-from torchfab.core.status import JobStatus
-from torchfab.launch.context import CommandContext
-from torchfab.launch.interrupts import STOP_SIGNAL
-from torchfab.records import Record, Records
-from torchfab.supervise import history, lease, orphans
+from torchfab.launching import job_lookup
+from torchfab.launching.context import CommandContext
+from torchfab.launching.interrupts import STOP_SIGNAL
+from torchfab.records import Record
+from torchfab.supervise import orphans
+from torchfab.supervise.stopping import StopOutcome, stop_job
 
 RANKS_KILLED = 3
 _NAMED = 10  # processes that are left
@@ -84,6 +83,12 @@ def stop_launch(job: str, ctx: CommandContext) -> bool:
         raise UsageError(
             f"job {job} is being launched at this moment, on {host}", "press Ctrl-C there, or stop it later"
         )
+    if not _survives_stop_signal(pid):
+        raise UsageError(
+            f"job {job} is being launched at this moment, by a thread of a program (pid {pid}) that cannot be "
+            "interrupted",
+            f"once it runs: fab stop {job}",
+        )
     write_err(f"job {job} is being launched (fab, pid {pid}): asking for an end of that")
     os.kill(pid, STOP_SIGNAL)
     settings = ctx.settings
@@ -97,6 +102,22 @@ def stop_launch(job: str, ctx: CommandContext) -> bool:
         return False
     write_out(f"job {job}: its launch was rolled back; nothing of it was left running")
     return True
+
+
+def _survives_stop_signal(pid: int, within_s: float = 1.0) -> bool:
+    """Return whether a process handles or ignores our signal, as a launch does from its begin on."""
+    deadline = time.monotonic() + within_s
+    while True:
+        try:
+            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        except OSError:
+            return True  # it has ended, or cannot be looked at
+        masks = [int(line.split()[1], 16) for line in lines if line.startswith(("SigCgt:", "SigIgn:"))]
+        if any(mask >> (STOP_SIGNAL - 1) & 1 for mask in masks):
+            return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
 
 
 def stop(record: Record, grace_s: float | None = None) -> int:
@@ -118,56 +139,45 @@ def stop(record: Record, grace_s: float | None = None) -> int:
         Exit code: 1 unless it is verified that no process is left; else RANKS_KILLED if ranks were killed because they
         had not ended after a grace period of more than 0 s; else 0.
     """
-    grace_s = record.grace_s if grace_s is None else grace_s
-    with lease.stopping(record.folder):
-        current = replace(Records(record.folder.parent).get(record.name), settings=record.settings)
-        code = _stop(current, grace_s)
-        return _stop_earlier(current, grace_s) or code
+    outcome = stop_job(record, grace_s)
+    _print_current(outcome)
+    _print_earlier(outcome)
+    if not outcome.is_complete:
+        return 1
+    return RANKS_KILLED if outcome.has_killed_ranks else 0
 
 
-def _stop_earlier(record: Record, grace_s: float) -> int:
-    """Stop processes that earlier attempts may have left; return 0 if none is left, else 1."""
-    code = 0
-    for attempt, hosts in history.orphaned_hosts(record.events()).items():
-        for report in orphans.stop(record, attempt, hosts, grace_s):
-            host = report.node.label
+def _print_earlier(outcome: StopOutcome) -> None:
+    """Print what was stopped of earlier attempts."""
+    for attempt, reports in outcome.earlier.items():
+        for report in reports:
             if report.error is None and not report.left:
-                record.note("caught up", text=orphans.describe_stop(report, attempt), attempt=attempt, hosts=[host])
                 write_out(orphans.describe_stop(report, attempt))
             else:
-                code = 1
-                write_err(f"error: attempt {attempt} may still run on {host}: {report.error or report.left[0]}")
-    return code
+                problem = report.error or report.left[0]
+                write_err(f"error: attempt {attempt} may still run on {report.node.label}: {problem}")
 
 
-def _stop(record: Record, grace_s: float) -> int:
-    reports = runtimes.load(record.runtime).stop(record, grace_s)
+def _print_current(outcome: StopOutcome) -> None:
+    """Print what was done on each node."""
+    name, reports = outcome.record.name, outcome.reports
     groups: dict[str, list[str]] = {}
-    failed: dict[str, TorchfabError] = {}
     for report in reports:
-        if report.error is not None:
-            failed[report.node.label] = report.error
-        else:
+        if report.error is None:
             groups.setdefault(_stop_summary(report), []).append(report.node.label)
     for summary, hosts in groups.items():
         write_out(f"{inventory.fold(hosts)}: {summary}")
-    record.note("stop", grace_s=grace_s, unreachable=sorted(failed))
-    if failed:
-        error = HostsFailedError(f"{len(failed)} of {len(reports)} nodes could not be asked to stop", failed)
-        write_err("\n".join([f"error: {error}", *fold_reasons(error), f"  when they are back: fab stop {record.name}"]))
-        return 1
-    acted = [report for report in reports if report.signalled]
-    if summary := _ranks_summary(acted, grace_s):
-        write_out(summary)
-    if summary := _cleared_summary(reports):
-        write_out(summary)
-    if left := [report for report in reports if report.left]:
-        _report_left(record.name, [report.node.label for report in left if not report.summary])
-        return 1
-    found = _status_after(record, reports)
-    proof = f", no process of it is left on {len(found.nodes)} nodes{_means(reports)}" if found.nodes else ""
-    write_out(f"job {record.name}: {found.state}{proof}")
-    return RANKS_KILLED if grace_s > 0 and any(report.killed_ranks for report in acted) else 0
+    if error := outcome.unreachable:
+        write_err("\n".join([f"error: {error}", *fold_reasons(error), f"  when they are back: fab stop {name}"]))
+        return
+    for summary in (_ranks_summary(outcome.signalled, outcome.grace_s), _cleared_summary(reports)):
+        if summary:
+            write_out(summary)
+    if outcome.left:
+        _report_left(name, [report.node.label for report in outcome.left if not report.summary])
+    elif found := outcome.status:
+        proof = f", no process of it is left on {len(found.nodes)} nodes{_means(reports)}" if found.nodes else ""
+        write_out(f"job {name}: {found.state}{proof}")
 
 
 def _report_left(job: str, hosts: Sequence[str]) -> None:
@@ -214,16 +224,6 @@ def _ranks_summary(reports: Sequence[runtimes.StopReport], grace_s: float) -> st
 
 def _count(number: int, noun: str, nouns: str = "") -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {nouns or noun + 's'}"
-
-
-def _status_after(record: Record, reports: Sequence[runtimes.StopReport]) -> JobStatus:
-    """Return the status that the nodes reported after the stop; request it if a node did not report one."""
-    reported = [report.status for report in reports if report.status]
-    if len(reported) < len(reports) or not reported:
-        return ask_status(record)
-    found = JobStatus(tuple(reported), record.min_nodes)
-    record.remember(found.state, found.exit_code, found.has_ended)
-    return found
 
 
 def _stop_summary(report: runtimes.StopReport) -> str:

@@ -14,9 +14,9 @@ from torchfab.cli.flags import LaunchFlags
 from torchfab.core.console import write_err, write_out
 from torchfab.core.errors import TorchfabError, UsageError
 from torchfab.core.inventory import fold
-from torchfab.launch import launch
-from torchfab.launch.context import CommandContext
 from torchfab.launchers import Launcher
+from torchfab.launching import launch
+from torchfab.launching.context import CommandContext
 from torchfab.records import Record, launch_request
 from torchfab.records.launch_request import LaunchRequest
 from torchfab.supervise import detach, lease

@@ -20,8 +20,8 @@ from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.console import progress, write_err, write_out
 from torchfab.core.errors import HostsFailedError, TorchfabError, UsageError
 from torchfab.core.specs import Node
-from torchfab.launch.context import CommandContext
-from torchfab.launch.hosts import read_nodes
+from torchfab.launching.context import CommandContext
+from torchfab.launching.hosts import read_nodes
 from torchfab.remote.host import workdir_files
 from torchfab.runtimes.tmux import ssh_argv
 from torchfab.sync import gitignore, rsync

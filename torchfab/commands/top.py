@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torchfab import runtimes
-from torchfab.commands import job_lookup
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.console import write_out
 from torchfab.core.errors import TorchfabError, UsageError
 from torchfab.core.specs import Node
-from torchfab.launch.context import CommandContext
-from torchfab.launch.hosts import read_nodes
+from torchfab.launching import job_lookup
+from torchfab.launching.context import CommandContext
+from torchfab.launching.hosts import read_nodes
 from torchfab.monitoring import host_load
 from torchfab.monitoring.host_load import HostLoad, Snapshot
 from torchfab.records import Record

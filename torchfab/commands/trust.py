@@ -14,8 +14,8 @@ from torchfab.core.console import progress, write_err, write_out
 from torchfab.core.errors import HostError, HostsFailedError, TorchfabError, UsageError
 from torchfab.core.format import align_columns
 from torchfab.core.specs import Node
-from torchfab.launch.context import CommandContext
-from torchfab.launch.hosts import read_nodes
+from torchfab.launching.context import CommandContext
+from torchfab.launching.hosts import read_nodes
 from torchfab.transport.fanout import fan_out
 from torchfab.transport.ssh import connect, host_keys, known_hosts, login
 from torchfab.transport.ssh.host_keys import Rules

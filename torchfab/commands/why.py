@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from torchfab import runtimes
 from torchfab.core.console import write_out
+from torchfab.monitoring.job_diagnosis import diagnose_job
 from torchfab.records import Record
 
 
@@ -24,10 +24,8 @@ def show_why(record: Record, as_json: bool) -> int:
     int
         Exit code: 0 if every node answered, else 1.
     """
-    from torchfab.why import diagnosis, report
+    from torchfab.why import report
 
-    evidence = runtimes.load(record.runtime).evidence(record)
-    record.remember(evidence.status.state, evidence.status.exit_code, evidence.status.has_ended)
-    found = diagnosis.diagnose(evidence)
+    found = diagnose_job(record)
     write_out(json.dumps(report.as_json(found), indent=2) if as_json else report.render(found))
     return 1 if found.unreachable else 0

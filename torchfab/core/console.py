@@ -4,9 +4,33 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from torchfab.core import program_name
 from torchfab.core.errors import HostsFailedError, TorchfabError
+
+_receivers: list[Callable[[str], None]] = []
+
+
+@contextmanager
+def redirected(receive: Callable[[str], None]) -> Iterator[None]:
+    """Print nothing inside the block, in any thread: results and messages go to a function, progress to nobody.
+
+    Parameters
+    ----------
+    receive : callable
+        Called with each text, without the last line end.
+
+    Yields
+    ------
+    None
+    """
+    _receivers.append(receive)
+    try:
+        yield
+    finally:
+        _receivers.remove(receive)
 
 
 def print_error(error: TorchfabError) -> None:
@@ -76,6 +100,9 @@ def write_verbatim(text: str) -> None:
     text : str
         The lines, without the last line end.
     """
+    if _receivers:
+        _receivers[-1](text)
+        return
     sys.stdout.flush()
     sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape") + b"\n")
     sys.stdout.flush()
@@ -92,7 +119,11 @@ def write_err(text: str) -> None:
     from torchfab.core.log_lines import strip_controls
 
     text = program_name.called().replace_in(text)
-    print("\n".join(map(strip_controls, text.split("\n"))), file=sys.stderr, flush=True)
+    text = "\n".join(map(strip_controls, text.split("\n")))
+    if _receivers:
+        _receivers[-1](text)
+    else:
+        print(text, file=sys.stderr, flush=True)
 
 
 def progress(phase: str, done: int, total: int) -> None:
@@ -105,7 +136,7 @@ def progress(phase: str, done: int, total: int) -> None:
     done, total : int
         How many hosts are done, of how many.
     """
-    if sys.stderr.isatty():
+    if not _receivers and sys.stderr.isatty():
         end = "\r" if done < total else "\r\x1b[K"
         sys.stderr.write(f"\r{phase} {done}/{total}\x1b[K{end}")
         sys.stderr.flush()

@@ -1,11 +1,13 @@
 """The hierarchy of all errors that torchfab raises. This module imports no other one.
 
-TorchfabError                printed by the command line without a traceback
+TorchfabError                printed by the command line without a traceback; raised by the Python API
 ├── UsageError               a flag, an argument or a setting is wrong          (exit 2)
 │   ├── InventoryError       a line of `hosts` or `gpus` is wrong
 │   └── JobNameError         a job name is malformed, taken or unknown
 ├── HostError                one host failed: why, and how to fix it            (exit 1)
 ├── HostsFailedError         some hosts failed; carries one reason per host     (exit 1)
+├── JobFailedError           a job did not succeed; raised by the Python API only
+├── WaitTimeoutError         a job did not end in time; raised by the Python API only
 └── Interrupted              Ctrl-C, after the launch was rolled back           (exit 130)
 """
 
@@ -81,11 +83,40 @@ class HostsFailedError(TorchfabError):
         The error of each failed host, by its name in the hosts file.
     fix : str
         One line: how to fix it. Default: the reasons say it.
+
+    Attributes
+    ----------
+    listing : str
+        The reasons as further lines of the text; empty where the command line prints them.
     """
 
     def __init__(self, message: str, reasons: Mapping[str, TorchfabError], fix: str = "") -> None:
         super().__init__(message, fix)
         self.reasons = dict(reasons)
+        self.listing = ""
+
+    def __str__(self) -> str:
+        return super().__str__() + self.listing
+
+
+class JobFailedError(TorchfabError):
+    """A job ended without success.
+
+    Parameters
+    ----------
+    message : str
+        As `fab wait` prints it: which rank failed first, and how.
+    exit_code : int
+        The exit code of the job.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class WaitTimeoutError(TorchfabError, TimeoutError):
+    """A job did not end in time; it goes on."""
 
 
 class Interrupted(TorchfabError):

@@ -15,13 +15,14 @@ class ProgramName:
     ----------
     name : str
         The name. Default `fab`.
-    tasks : iterable of str
-        The names of all tasks. Default: none.
+    tasks : iterable of str, optional
+        The names of all tasks. None: any word may be one. Default: none.
     """
 
-    def __init__(self, name: str = FAB, tasks: Iterable[str] = ()) -> None:
+    def __init__(self, name: str = FAB, tasks: Iterable[str] | None = ()) -> None:
         self.name = name
-        follow = "|".join(["--?[A-Za-z]", *(rf"{re.escape(task)}(?![\w-])" for task in sorted(tasks))])
+        words = ["[a-z]"] if tasks is None else [rf"{re.escape(task)}(?![\w-])" for task in sorted(tasks)]
+        follow = "|".join(["--?[A-Za-z]", *words])
         self._command = re.compile(rf"(?<![\w./@~:=-]){FAB}(?= +(?:{follow}))")
 
     def replace_in(self, text: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,8 +79,27 @@ class Printer:
         groups = batches(self.waiting) if not self.live else [self.waiting]
         for group in groups:
             if group:
-                write_verbatim("\n".join(map(str, fold_lines(group, self.folding))))
+                self.write(group)
         self.waiting, self.since = [], time.monotonic()
+
+    def write(self, lines: Sequence[Line]) -> None:
+        """Print some lines.
+
+        Parameters
+        ----------
+        lines : sequence of Line
+            In the order in which they are printed; equal ones of several ranks may be folded.
+        """
+        write_verbatim("\n".join(map(str, fold_lines(lines, self.folding))))
+
+    def fresh(self) -> Printer:
+        """Return a printer for the next attempt of a job.
+
+        Returns
+        -------
+        Printer
+        """
+        return Printer(self.folding, self.reports)
 
     def finish(self) -> None:
         """Print what is left at the end of the logs."""
@@ -140,16 +159,37 @@ class JobWatcher:
         JobStatus
             How the job ended.
         """
-        runtime = runtimes.load(self.record.runtime)
-        for event in runtime.follow(self.record, request, nodes):
-            self._handle(event)
-            self.printer.print_due(len(self.tracker.nodes if nodes is None else nodes) or 1)
-            self.alarm.poll()
-            self._stop_after_failure(runtime.stop)
-            if self._is_superseded() or (self.stopped and len(self.tracker.ended) >= len(self.tracker.nodes)):
-                break
-        self.printer.finish()
+        for _ in self.steps(request, nodes):
+            pass
         return self.tracker.status()
+
+    def steps(self, request: Mapping[str, Any], nodes: Sequence[Node] | None = None) -> Generator[None, None, None]:
+        """Print logs and events until the job has ended on all nodes, in steps of at most 50 ms without an event.
+
+        Parameters
+        ----------
+        request, nodes
+            As for `run`.
+
+        Yields
+        ------
+        None
+            After each event. A caller that stops to iterate leaves the job as it is.
+        """
+        runtime = runtimes.load(self.record.runtime)
+        events = runtime.follow(self.record, request, nodes)
+        try:
+            for event in events:
+                self._handle(event)
+                self.printer.print_due(len(self.tracker.nodes if nodes is None else nodes) or 1)
+                self.alarm.poll()
+                self._stop_after_failure(runtime.stop)
+                if self._is_superseded() or (self.stopped and len(self.tracker.ended) >= len(self.tracker.nodes)):
+                    break
+                yield
+        finally:
+            events.close()
+        self.printer.finish()
 
     def print_existing(self, request: Mapping[str, Any]) -> bool:
         """Print the log lines that exist, without waiting for new ones.

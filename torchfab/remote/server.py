@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import _thread
 import importlib
-import json
 import os
 import select
-import signal
 import sys
 import time
 
-from torchfab.remote import files
+from torchfab.remote import files, lean
+from torchfab.remote.lean import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -96,7 +95,7 @@ class Server:
         """Read requests from stdin and handle them."""
         try:
             while line := self._next_line():
-                self._handle(json.loads(line))
+                self._handle(lean.loads(line.decode()))
         except IdleTimeoutError:
             pass
         finally:
@@ -150,7 +149,7 @@ class Server:
             The content of the frame.
         """
         answer = self.redact(answer) if self.redact else answer
-        data = json.dumps(answer).encode("utf-8", "surrogatepass")
+        data = lean.dumps(answer).encode("utf-8", "surrogatepass")
         data = MARK + str(len(data)).encode() + b"\n" + data
         with self.send_lock:
             while data:
@@ -238,7 +237,7 @@ class Server:
         return {"problems": [{"what": problem, "fix": ""}]} if problem else {}
 
     def on_start(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Run phase two: bring up the supervisors, which wait at the start barrier.
+        """Run phase two: bring up the supervisor, which waits at the start barrier.
 
         Parameters
         ----------
@@ -452,7 +451,7 @@ def main(bundle: str) -> int:
     if sys.argv[1:2] == ["supervise"]:
         from torchfab.remote.job.supervisor import main as supervise
 
-        return supervise(sys.argv[2])
+        return supervise(sys.argv[2:])
     if sys.argv[1:2] == ["slurm"]:
         from torchfab.remote.slurm.task import main as supervise_task
 

@@ -52,7 +52,7 @@ from torchfab.transport.messages.launch import (
 from torchfab.transport.pool import Response, SessionPool, as_error, request_all
 from torchfab.transport.session import Pending, Session
 from torchfab.transport.ssh import NodeConnection, NodeGroup, open_session
-from torchfab.why.evidence import Evidence, NodeEvidence, evidence_from_report, in_rank_order
+from torchfab.why.evidence import Evidence, NodeEvidence, evidence_from_report, in_rank_order, search_limits
 
 NAME = "tmux"
 _ROLLBACK_GRACE_S = 2.0
@@ -503,8 +503,9 @@ def evidence(record: Record) -> Evidence:
     """
     found: dict[int, NodeEvidence] = {}
     timeout_s = record.settings.answer_timeout_s
+    limits = search_limits(len(record.nodes), timeout_s)
     for node, result in request_all(
-        record.nodes, record.settings, lambda node: EvidenceRequest(**address(record, node)), timeout_s
+        record.nodes, record.settings, lambda node: EvidenceRequest(**address(record, node), **limits), timeout_s
     ):
         status_of_node = _node_status(record, node, result)
         if isinstance(result, TorchfabError):
@@ -514,7 +515,7 @@ def evidence(record: Record) -> Evidence:
             found[node.rank] = evidence_from_report(status_of_node, report)
     nodes = in_rank_order(record.nodes, found)
     job = JobStatus(tuple(each.status for each in nodes), record.min_nodes)
-    return Evidence(record.name, record.created, job, nodes, events=record.events())
+    return Evidence(record.name, record.created, job, nodes, events=record.events(), world_size=record.fixed_world_size)
 
 
 def stop(record: Record, grace_s: float, nodes: Sequence[Node] | None = None) -> tuple[StopReport, ...]:

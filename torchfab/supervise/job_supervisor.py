@@ -13,7 +13,7 @@ from torchfab.core.errors import TorchfabError
 from torchfab.core.format import duration
 from torchfab.core.inventory import fold
 from torchfab.core.status import SIGTERM_CODE
-from torchfab.launch.context import CommandContext
+from torchfab.launching.context import CommandContext
 from torchfab.monitoring import stack_dump
 from torchfab.monitoring.watcher import Printer
 from torchfab.records import Record

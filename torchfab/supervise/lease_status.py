@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Generator
 from dataclasses import replace
 from typing import Any
 
@@ -54,13 +55,18 @@ def describe(record: Record, state: str) -> str:
     return f"attempt {record.attempt}; nobody supervises it any more: fab supervise {record.name}"
 
 
-def next_attempt(record: Record) -> Record | None:
-    """Wait until the supervisor of an ended attempt has launched the next one.
+def next_attempt(record: Record) -> Generator[None, None, Record | None]:
+    """Wait until the supervisor of an ended attempt has launched the next one: `found = yield from next_attempt(...)`.
 
     Parameters
     ----------
     record : Record
         The attempt that ended.
+
+    Yields
+    ------
+    None
+        Every half second while the supervisor has not decided.
 
     Returns
     -------
@@ -84,3 +90,4 @@ def next_attempt(record: Record) -> Record | None:
                 f"{record.name}: its supervisor (pid {held.get('pid', '?')}) decides whether it is launched again"
             )
         time.sleep(0.5)
+        yield

@@ -12,8 +12,8 @@ from torchfab.core.errors import HostsFailedError, TorchfabError
 from torchfab.core.format import duration
 from torchfab.core.inventory import fold
 from torchfab.core.specs import Node
-from torchfab.launch import launch
-from torchfab.launch.context import CommandContext
+from torchfab.launching import launch
+from torchfab.launching.context import CommandContext
 from torchfab.records import Record
 from torchfab.records.launch_request import LaunchRequest
 from torchfab.supervise import history, lease, outcome

@@ -265,6 +265,8 @@ def _confirmed(
             cause = replace(cause, words=f"{cause.words} ({fact})")
     if extra := _known_facts(match, node, others) or _nccl_warning(match, reading) or _said_before(match, reading):
         cause = replace(cause, words=f"{cause.words}; {extra}")
+    elif "most often" in match.signature.words:  # and no fact of the node confirms it
+        certainty = min(certainty, PROBABLE, key=_rank_of)
     return Attribution(cause, certainty, lines, reading.speaker)
 
 
@@ -378,13 +380,14 @@ def _from_facts(node: NodeEvidence, rank: RankEnd, reading: Reading) -> Attribut
     child_killed = reading.member is not None and bool(_CHILD_KILLED.search(reading.member.exception))
     child_killed |= reading.is_wrapper and _explanation(reading) is None
     kill = _kernel_kill(node, text) if code == KILL or died or child_killed or "Killed" in text else None
+    is_named = kill is not None
     if kill is None and child_killed:
         kill = _recent_kill(node, rank)
     if kill:
         cause = Cause(
             Kind.MEMORY, "host-memory", f"the kernel's OOM killer ended a process of it: {kill.text}", _OOM_FIX
         )
-        return Attribution(cause, PROBABLE if child_killed else CERTAIN, (kill,))
+        return Attribution(cause, CERTAIN if is_named else PROBABLE, (kill,))
     if code == KILL and rank.code != KILL and reading.traceback is None and reading.from_lines is None:
         return _killed_below(node, rank)
     if (sick := _gpu_fault(node, reading)) is not None:

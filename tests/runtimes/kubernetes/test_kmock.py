@@ -15,7 +15,7 @@ from kmock import KubernetesEmulator, ResourceInfo, Server
 
 from tests.kube.api import API
 from tests.kube.in_process import Here
-from torchfab.commands.status import ask_status
+from torchfab.monitoring.job_status import ask_status
 
 RESOURCES = {
     "v1/pods": "Pod", "v1/services": "Service", "v1/secrets": "Secret", "v1/events": "Event", "batch/v1/jobs": "Job",

@@ -13,8 +13,8 @@ from tests.runtimes.kubernetes.jobs import ALL, finish, launched, start, write_l
 from torchfab import runtimes
 from torchfab.commands.attach import attach_argv
 from torchfab.commands.jobs import remove_record
-from torchfab.commands.status import ask_status
 from torchfab.core.errors import Interrupted
+from torchfab.monitoring.job_status import ask_status
 from torchfab.runtimes.kubernetes import client
 from torchfab.runtimes.kubernetes.redaction import ANNOTATION
 

@@ -9,7 +9,7 @@ import pytest
 from tests.kube.in_process import Here
 from tests.kube.pods import condition, ended, running, set_status, unschedulable, waiting
 from tests.runtimes.kubernetes.jobs import launched, start
-from torchfab.commands.status import ask_status
+from torchfab.monitoring.job_status import ask_status
 
 
 def test_job_is_pending_until_its_pods_run(here: Here) -> None:

@@ -10,10 +10,10 @@ A tree without ranks gets the signal at its topmost process. The caller kills wh
 from __future__ import annotations
 
 import os
-import signal
 
 from torchfab.remote import procfs
 from torchfab.remote.job.hold import Hold
+from torchfab.remote.lean import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,17 +32,17 @@ class GracefulEnd:
 
     Attributes
     ----------
-    number : signal.Signals
+    number : int
         The signal for the ranks.
-    signaled : dict of (int, int) to signal.Signals
+    signaled : dict of (int, int) to int
         The signal that each process got, by pid and start time.
     """
 
     def __init__(self, is_rank: Callable[[int], bool], may_stop: bool = True) -> None:
         self.is_rank = is_rank
-        self.number = signal.SIGTERM
+        self.number: int = signal.SIGTERM
         self.hold = Hold(may_stop)
-        self.signaled: dict[tuple[int, int], signal.Signals] = {}
+        self.signaled: dict[tuple[int, int], int] = {}
 
     def ranks_below(self, tops: Iterable[int]) -> list[int]:
         """Return the running ranks at and below some processes.
@@ -97,7 +97,7 @@ class GracefulEnd:
         else:
             self._signal(top, self.number)
 
-    def _signal(self, pid: int, number: signal.Signals) -> None:
+    def _signal(self, pid: int, number: int) -> None:
         key = (pid, procfs.start_time(pid))
         if key not in self.signaled:
             self.signaled[key] = number

@@ -7,7 +7,6 @@ ran, and no living process has it open or mapped. Only what these libraries make
 from __future__ import annotations
 
 import os
-import re
 import stat
 
 from torchfab.remote import files, procfs
@@ -27,7 +26,7 @@ SHARED_NAMES = (
 # Torchelastic's logs. The others hold a socket: multiprocessing's listeners, torch's manager of shared memory.
 _LOG_FOLDERS = ("torchelastic_",)
 _SOCKET_FOLDERS = ("pymp-", "torch-shm-dir-")
-_MAKERS_NAME = re.compile(r"(?:torch|__KMP_REGISTERED_LIB)_([0-9]{1,10})_")
+_MAKERS_NAME = r"(?:torch|__KMP_REGISTERED_LIB)_([0-9]{1,10})_"
 _CLOCK_S = 1.0  # the times of files lag a little
 # Inodes of the namespaces that the kernel makes at boot (include/linux/proc_ns.h).
 _FIRST_IPC, _FIRST_PID = "ipc:[4026531839]", "pid:[4026531836]"
@@ -113,7 +112,9 @@ def _named(parent: str, prefixes: tuple[str, ...], since: float) -> Iterator[tup
 def _has_living_maker(path: str) -> bool:
     # A tensor on its way to another process may be mapped by none, and OpenMP maps its file for a moment only. Both
     # write the maker's pid into the name.
-    match = _MAKERS_NAME.match(os.path.basename(path))
+    import re  # imported here: few jobs leave a file
+
+    match = re.match(_MAKERS_NAME, os.path.basename(path))
     return match is not None and procfs.is_running(int(match[1]))
 
 

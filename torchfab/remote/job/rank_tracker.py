@@ -16,6 +16,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+# How long after its end a rank is reaped at the latest.
+_REAPED_WITHIN_S = 60.0
+
 
 class RankTracker:
     """Keep the `ranks.json` of one process up to date.
@@ -136,10 +139,12 @@ class RankTracker:
         code : int
             Its exit code, negative for a signal.
         """
+        now = time.time()
         for rank in self.ranks:
-            if rank["pid"] == pid:
-                rank.update(ended=rank["ended"] or time.time(), code=code)
-        self._save()
+            # Much later, another process has the pid.
+            if rank["pid"] == pid and rank["code"] is None and now - (rank["ended"] or now) < _REAPED_WITHIN_S:
+                rank.update(ended=rank["ended"] or now, code=code)
+                self._save()
 
     def complete(self, output: str, ended: float) -> None:
         """Add the ranks that ended before they could be found, from the launcher's own report.
@@ -165,6 +170,12 @@ class RankTracker:
             self.ranks.append({**each, "pid": each["pid"] or 0, "world_size": None, "attempt": last, **times})
         if missing:
             self._save()
+
+    def close(self) -> None:
+        """Close the pidfds of ranks whose end was not seen."""
+        for pidfd in self.pidfds:
+            os.close(pidfd)
+        self.pidfds.clear()
 
     def running(self) -> list[int]:
         """Return the ranks that still run.

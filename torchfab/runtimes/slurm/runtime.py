@@ -39,7 +39,7 @@ from torchfab.transport.messages.slurm import (
 from torchfab.transport.session import NodeError, Session
 from torchfab.transport.ssh import NodeGroup, open_session
 from torchfab.transport.streams import NodeStreams
-from torchfab.why.evidence import Evidence, SchedulerReason, evidence_from_report
+from torchfab.why.evidence import Evidence, SchedulerReason, evidence_from_report, search_limits
 
 NAME = "slurm"
 _POLL_S = 0.1
@@ -217,7 +217,9 @@ def evidence(record: Record) -> Evidence:
     if unconfirmed := _unconfirmed(record):
         return Evidence(record.name, record.created, unconfirmed, ())
     try:
-        answer = _request(record, SlurmEvidenceRequest(**_address(record)), record.settings.answer_timeout_s)
+        timeout_s = record.settings.answer_timeout_s
+        limits = search_limits(record.min_nodes, timeout_s)
+        answer = _request(record, SlurmEvidenceRequest(**_address(record), **limits), timeout_s)
     except TorchfabError as error:
         return Evidence(record.name, record.created, state.unreachable(record.min_nodes, error.message), ())
     job = state.job_status(record, answer, asked, time.time())
@@ -225,7 +227,8 @@ def evidence(record: Record) -> Evidence:
     nodes = tuple(evidence_from_report(each, by_rank.get(each.node.rank, {})) for each in job.nodes)
     reason = state.end_reason(answer, job)
     scheduler_reasons = (SchedulerReason(*reason),) if reason else ()
-    return Evidence(record.name, record.created, job, nodes, scheduler_reasons, record.events(), answer.batch)
+    events, ranks = record.events(), record.fixed_world_size
+    return Evidence(record.name, record.created, job, nodes, scheduler_reasons, events, answer.batch, ranks)
 
 
 # ---- stacks

@@ -145,13 +145,17 @@ class LogPart(Struct, frozen=True, kw_only=True):
 
 
 class LogTail(Struct, frozen=True, kw_only=True):
-    """What was found in a log file, and its end: in parts, or as one text without times of its own."""
+    """What was found in a log file, and its end: in parts, or as one text without times of its own.
+
+    `unsearched` is how many bytes were left out for lack of time.
+    """
 
     label: Label
     path: str
     written: Time
     parts: list[LogPart] = []
     text: str = ""
+    unsearched: Whole = 0
 
 
 class ErrorReport(Struct, frozen=True, kw_only=True):
@@ -227,6 +231,16 @@ class EvidenceAnswer(StatusReport, frozen=True, kw_only=True):
 
 
 class EvidenceRequest(JobRequest[EvidenceAnswer], frozen=True, tag="evidence"):
-    """Collect the evidence of why a job ended on a node."""
+    """Collect the evidence of why a job ended on a node.
 
+    Parameters
+    ----------
+    max_bytes : int
+        How much to return of its logs.
+    search_s : float
+        How long to search them, in seconds.
+    """
+
+    max_bytes: int
+    search_s: float
     ANSWER = EvidenceAnswer

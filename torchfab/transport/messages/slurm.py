@@ -104,8 +104,18 @@ class SlurmEvidence(SlurmStatus, frozen=True, kw_only=True):
 
 
 class SlurmEvidenceRequest(SlurmRequest[SlurmEvidence], frozen=True, tag="slurm_evidence"):
-    """Collect the evidence of why a Slurm job ended."""
+    """Collect the evidence of why a Slurm job ended.
 
+    Parameters
+    ----------
+    max_bytes : int
+        How much to return of the logs of each node.
+    search_s : float
+        How long to search the logs of all nodes together, in seconds.
+    """
+
+    max_bytes: int
+    search_s: float
     ANSWER = SlurmEvidence
 
 

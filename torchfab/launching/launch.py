@@ -18,12 +18,12 @@ from torchfab.core.errors import Interrupted, UsageError
 from torchfab.core.format import plural
 from torchfab.core.specs import Facts, Job, Node, Plan, Slot
 from torchfab.doctor import Clock, Finding, launch_warnings, render, same_machine
-from torchfab.launch import deepspeed_env, transaction
-from torchfab.launch.context import CommandContext
-from torchfab.launch.hosts import read_inventory
-from torchfab.launch.interpreter import default_python
-from torchfab.launch.interrupts import DeferInterrupts, InterruptibleOnce
 from torchfab.launchers import AnyLauncher, Launcher
+from torchfab.launching import deepspeed_env, transaction
+from torchfab.launching.context import CommandContext
+from torchfab.launching.hosts import read_inventory
+from torchfab.launching.interpreter import default_python
+from torchfab.launching.interrupts import DeferInterrupts, InterruptibleOnce
 from torchfab.records import Record, Records, launch_request
 from torchfab.records.launch_request import LaunchRequest
 from torchfab.runtimes import tmux

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import torchfab
-from torchfab.launch.interpreter import default_python
+from torchfab.launching.interpreter import default_python
 
 
 def make_python(folder: Path, name: str = "python") -> str:

@@ -1,8 +1,12 @@
-"""Handling of Ctrl-C and of the signal of `fab stop` during a launch."""
+"""Handling of Ctrl-C and of the signal of `fab stop` during a launch.
+
+Python delivers signals to its main thread only. A launch in another thread of a program leaves them alone.
+"""
 
 from __future__ import annotations
 
 import signal
+import threading
 from typing import Any
 
 from torchfab.core.console import write_err
@@ -11,20 +15,26 @@ STOP_SIGNAL = signal.SIGUSR1  # sent by `fab stop` to a launch, which then rolls
 
 
 class StopOnSignal:
-    """Treat SIGUSR1 (sent by `fab stop`) like Ctrl-C inside the block; ignore it afterwards."""
+    """Treat SIGUSR1 (sent by `fab stop`) like Ctrl-C inside the block.
+
+    Afterwards the program's own handler is back; without one the signal is ignored, because it may still be on its way.
+    """
 
     def __enter__(self) -> None:
-        signal.signal(STOP_SIGNAL, signal.default_int_handler)
+        self.handlers = _handlers(STOP_SIGNAL)
+        for number in self.handlers:
+            signal.signal(number, signal.default_int_handler)
 
     def __exit__(self, *_: Any) -> None:
-        signal.signal(STOP_SIGNAL, signal.SIG_IGN)
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler if callable(handler) else signal.SIG_IGN)
 
 
 class InterruptibleOnce:
     """Raise KeyboardInterrupt for the first Ctrl-C inside the block; ignore later ones: the rollback must finish."""
 
     def __enter__(self) -> None:
-        self.handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, STOP_SIGNAL)}
+        self.handlers = _handlers(signal.SIGINT, STOP_SIGNAL)
         for number in self.handlers:
             signal.signal(number, self._interrupt)
 
@@ -44,7 +54,9 @@ class DeferInterrupts:
 
     def __enter__(self) -> None:
         self.interrupted = False
-        self.handlers = {number: signal.signal(number, self._defer) for number in (signal.SIGINT, STOP_SIGNAL)}
+        self.handlers = _handlers(signal.SIGINT, STOP_SIGNAL)
+        for number in self.handlers:
+            signal.signal(number, self._defer)
 
     def _defer(self, *_: Any) -> None:
         self.interrupted = True
@@ -54,3 +66,11 @@ class DeferInterrupts:
             signal.signal(number, handler)
         if self.interrupted:
             raise KeyboardInterrupt
+
+
+def _handlers(*numbers: signal.Signals) -> dict[signal.Signals, Any]:
+    """Return the handlers of some signals; none where they cannot be changed: in another thread, or set by C code."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    found = {number: signal.getsignal(number) for number in numbers}
+    return {number: handler for number, handler in found.items() if handler is not None}

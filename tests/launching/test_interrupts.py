@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 
 import pytest
 
-from torchfab.launch.interrupts import STOP_SIGNAL, DeferInterrupts, InterruptibleOnce, StopOnSignal
+from torchfab.launching.interrupts import STOP_SIGNAL, DeferInterrupts, InterruptibleOnce, StopOnSignal
 
 BOTH = (signal.SIGINT, STOP_SIGNAL)
 
@@ -68,3 +69,26 @@ def test_without_an_interrupt_nothing_is_raised() -> None:
     with DeferInterrupts():
         pass
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_handler_of_the_programs_own_is_back_after_the_launch() -> None:
+    received = []
+    signal.signal(STOP_SIGNAL, lambda number, _: received.append(number))
+    with StopOnSignal():
+        pass
+    send(STOP_SIGNAL)
+    assert received == [STOP_SIGNAL]
+
+
+def test_in_another_thread_handlers_are_left_alone() -> None:
+    before = [signal.getsignal(each) for each in BOTH]
+    seen: list[object] = []
+
+    def launch() -> None:
+        with StopOnSignal(), InterruptibleOnce(), DeferInterrupts():
+            seen.extend(signal.getsignal(each) for each in BOTH)
+
+    thread = threading.Thread(target=launch)
+    thread.start()
+    thread.join()
+    assert seen == before

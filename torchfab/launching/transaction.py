@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torchfab.core.console import write_out
 from torchfab.core.errors import TorchfabError
-from torchfab.launch.interrupts import StopOnSignal
+from torchfab.launching.interrupts import StopOnSignal
 from torchfab.records import Records
 
 

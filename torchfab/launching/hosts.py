@@ -12,7 +12,7 @@ from torchfab.core.errors import InventoryError
 from torchfab.core.hostfiles import HostFile, nodefile
 from torchfab.core.hostfiles.dialect import Source
 from torchfab.core.specs import Node, Slot
-from torchfab.launch.context import CommandContext
+from torchfab.launching.context import CommandContext
 
 _GROUPS = re.compile(r"@[A-Za-z0-9_.:-]+(,@[A-Za-z0-9_.:-]+)*")
 

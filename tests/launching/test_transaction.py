@@ -13,8 +13,8 @@ from tests.factories import folder, make_job, make_nodes
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.errors import TorchfabError
 from torchfab.core.specs import NodePlan, Plan
-from torchfab.launch import interrupts
-from torchfab.launch.transaction import announce, claimed_name, has_started
+from torchfab.launching import interrupts
+from torchfab.launching.transaction import announce, claimed_name, has_started
 from torchfab.records import Records
 
 

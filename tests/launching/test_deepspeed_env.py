@@ -8,7 +8,7 @@ import pytest
 from hypothesis import strategies as st
 
 from tests.support import fuzzed
-from torchfab.launch import deepspeed_env
+from torchfab.launching import deepspeed_env
 
 FORWARD = ["NCCL_*", "WANDB_*"]
 TEXT = """

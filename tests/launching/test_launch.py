@@ -17,9 +17,9 @@ from torchfab.cli.flags import LaunchFlags
 from torchfab.config import defaults
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.errors import Interrupted
-from torchfab.launch import launch
-from torchfab.launch.context import CommandContext
 from torchfab.launchers import per_node
+from torchfab.launching import launch
+from torchfab.launching.context import CommandContext
 from torchfab.records import Record
 from torchfab.records.launch_request import LaunchRequest
 from torchfab.runtimes import tmux

@@ -6,9 +6,12 @@ import logging
 from dataclasses import replace
 
 from torchfab.core.console import write_err
-from torchfab.launch.context import CommandContext
+from torchfab.launching.context import CommandContext
+from torchfab.monitoring.job_status import ask_status
 from torchfab.records import Record
+from torchfab.transport.fanout import fan_out
 
+_JOBS_AT_ONCE = 8
 _log = logging.getLogger(__name__)
 
 
@@ -36,6 +39,27 @@ def find(job: str, ctx: CommandContext, attempt: str = "") -> Record:
         write_err(f"job {record.name} (the latest)")
     _log.debug("job %s: runtime %s, %d nodes, record %s", record.name, record.runtime, len(record.nodes), record.folder)
     return with_current_settings(ctx.records.attempt(record, attempt), ctx)
+
+
+def find_all(ctx: CommandContext, job: str = "") -> tuple[list[Record], dict[str, Exception]]:
+    """Read the records of all jobs, and ask for the status of those that have not ended.
+
+    Parameters
+    ----------
+    ctx : CommandContext
+        Records and settings of this command.
+    job : str
+        Only this job. Default: all.
+
+    Returns
+    -------
+    list of Record, dict of str to Exception
+        The latest first; their status is saved in them. Why jobs could not be asked, by name.
+    """
+    records = [ctx.records.get(job)] if job else ctx.records.all()
+    unfinished = [with_current_settings(record, ctx) for record in records if not record.last_seen()["ended"]]
+    results = fan_out(unfinished, ask_status, _JOBS_AT_ONCE)
+    return records, {record.name: result for record, result in results if isinstance(result, Exception)}
 
 
 def with_current_settings(record: Record, ctx: CommandContext) -> Record:

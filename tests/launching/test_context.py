@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from torchfab.core.errors import UsageError
-from torchfab.launch.context import identities
+from torchfab.launching.context import identities
 
 
 def test_private_keys_are_a_list_or_a_single_path(tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ import pytest
 from tests.factories import make_facts, make_job, make_nodes
 from torchfab.commands import attach
 from torchfab.commands.jobs import show_jobs
-from torchfab.commands.logs import log_request
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.errors import UsageError
-from torchfab.launch.context import CommandContext
 from torchfab.launchers import per_node
+from torchfab.launching.context import CommandContext
+from torchfab.monitoring.log_request import log_request
 
 
 @pytest.mark.parametrize("grep", ["(", "a{99999999999999999999}"])

@@ -11,8 +11,8 @@ import pytest
 from torchfab.cli.flags import GpuLaunchFlags, LaunchFlags
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.errors import InventoryError, UsageError
-from torchfab.launch import hosts
-from torchfab.launch.context import CommandContext
+from torchfab.launching import hosts
+from torchfab.launching.context import CommandContext
 
 INVENTORY = "[gpu]\ng1\ng2\n[cpu]\nc1\n"
 

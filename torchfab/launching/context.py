@@ -6,11 +6,11 @@ import os
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torchfab.cli.executor import TaskContext
+from torchfab.cli.executor import CommandLine, TaskContext
 from torchfab.config import validate
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.command import Command
@@ -86,12 +86,35 @@ def command_context(c: TaskContext, root: Path) -> CommandContext:
     UsageError
         A setting, or a flag of `fab` itself, has a wrong value.
     """
-    config = c.config.torchfab
+    return make_context(c.config, replace(c.command_line, project=root))
+
+
+def make_context(configuration: Any, command_line: CommandLine) -> CommandContext:
+    """Return the context of a command, from Fabric's configuration and the rest of the command line.
+
+    Parameters
+    ----------
+    configuration : fabric.Config
+        The settings.
+    command_line : CommandLine
+        The script, the hosts, and the project.
+
+    Returns
+    -------
+    CommandContext
+        The context.
+
+    Raises
+    ------
+    UsageError
+        A setting, or a flag of `fab` itself, has a wrong value.
+    """
+    config = configuration.torchfab
     validate.check(config)
     validate.check_variables(os.environ)
-    kwargs = dict(c.config.connect_kwargs)
+    kwargs = dict(configuration.connect_kwargs)
     settings = ConnectionSettings(
-        ssh_config=os.path.abspath(path) if (path := c.config._runtime_ssh_path) else "",
+        ssh_config=os.path.abspath(path) if (path := configuration._runtime_ssh_path) else "",
         identities=identities(kwargs.get("key_filename")),
         connect_timeout_s=_timeout_s(kwargs.get("timeout")) or float(config.connect_timeout_s),
         timeout_is_given=bool(_timeout_s(kwargs.get("timeout"))),
@@ -107,14 +130,14 @@ def command_context(c: TaskContext, root: Path) -> CommandContext:
     token, mask_key = secrets.token_hex(4), secrets.token_hex(32)
     return CommandContext(
         config=config,
-        root=root,
+        root=command_line.project,
         cwd=os.getcwd(),
         now=time.time(),
         token=token,
         environ=dict(os.environ),
         settings=settings,
-        script=c.command_line.script,
-        hosts=c.command_line.hosts,
+        script=command_line.script,
+        hosts=command_line.hosts,
         mask_key=mask_key,
     )
 

@@ -9,11 +9,11 @@ from torchfab.cli.flags import JobFlags
 from torchfab.core.console import write_out
 from torchfab.core.format import plural
 from torchfab.core.specs import Submission
-from torchfab.launch import transaction
-from torchfab.launch.context import CommandContext
-from torchfab.launch.interrupts import DeferInterrupts, InterruptibleOnce
-from torchfab.launch.launch import make_job
 from torchfab.launchers import BatchLauncher
+from torchfab.launching import transaction
+from torchfab.launching.context import CommandContext
+from torchfab.launching.interrupts import DeferInterrupts, InterruptibleOnce
+from torchfab.launching.launch import make_job
 from torchfab.records import Record
 
 

@@ -1,0 +1,339 @@
+"""A launched job in a Python program: what `fab status`, `logs`, `wait`, `why` and `stop` do, as methods."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from torchfab.api import boundary
+from torchfab.api.boundary import quiet
+from torchfab.api.results import JobInfo, LogLine, Status, Stopped, Why
+from torchfab.cli import project_settings
+from torchfab.cli.executor import CommandLine, check_hosts_flag
+from torchfab.core.errors import JobFailedError, TorchfabError, UsageError, WaitTimeoutError
+from torchfab.core.log_lines import Line
+from torchfab.launching import job_lookup
+from torchfab.launching.context import CommandContext, make_context
+from torchfab.monitoring.first_failure import with_first_failure
+from torchfab.monitoring.job_diagnosis import diagnose_job
+from torchfab.monitoring.job_status import ask_status, end_message
+from torchfab.monitoring.log_request import check_ranks, log_request
+from torchfab.monitoring.watcher import NO_LOG_LINES, JobWatcher, Printer
+from torchfab.records import Record
+from torchfab.supervise.follower import JobFollower
+from torchfab.supervise.stopping import stop_job
+
+StrPath = str | os.PathLike[str]
+
+
+def open_context(
+    project: StrPath | None = None,
+    script: tuple[str, ...] | None = None,
+    hosts: str = "",
+    ssh_config: StrPath = "",
+    identities: Sequence[StrPath] = (),
+    connect_timeout_s: float | None = None,
+) -> CommandContext:
+    """Read settings and records as a command does in the current folder.
+
+    Parameters
+    ----------
+    project : path, optional
+        A folder of the project. Default: the current one, or the nearest above it with settings.
+    script : tuple of str, optional
+        What stands after `--` on the command line.
+    hosts : str
+        What `-H` gives.
+    ssh_config, identities, connect_timeout_s
+        What `-S`, `-i` and `-t` give.
+
+    Returns
+    -------
+    CommandContext
+
+    Raises
+    ------
+    UsageError
+        A setting is not valid, or there is no such folder.
+    """
+    start = Path(project or ".").expanduser().absolute()
+    if not start.is_dir():
+        raise UsageError(f"project: there is no folder {start}", "name a project's folder, or leave it out")
+    keys = [os.fspath(path) for path in identities]
+    config, folder = project_settings.load(start, os.fspath(ssh_config), keys, connect_timeout_s)
+    return make_context(config, CommandLine(script, check_hosts_flag(hosts) if hosts else "", folder))
+
+
+class Job:
+    """A job that was launched from here, by this program or by any other command.
+
+    All methods may be called from any thread, also where an event loop runs. They print nothing: what a command would
+    print is logged by the logger `torchfab` at level INFO. Ctrl-C in one of them leaves the job as it is.
+
+    As a context manager, a job is stopped when the block ends, if it has not ended by then.
+
+    Attributes
+    ----------
+    name : str
+        Its name, which commands take too: `fab status NAME`.
+    job_id : str
+        The id that all its processes carry as TORCHFAB_JOB_ID.
+    """
+
+    def __init__(self, record: Record, ctx: CommandContext) -> None:
+        self._record, self._ctx = record, ctx
+        self.name, self.job_id = record.name, record.job_id
+
+    def __repr__(self) -> str:
+        hosts = ", ".join(self.hosts[:4]) + (", …" if len(self.hosts) > 4 else "")
+        return f"<torchfab job {self.name}: {self._record.launcher}, {self.world_size} ranks on {hosts}>"
+
+    def __enter__(self) -> Job:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self.status().ended:
+            self.stop()
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Its nodes; empty while a scheduler has not allocated any."""
+        return tuple(node.label for node in self._record.nodes)
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks that the launch planned."""
+        return self._record.world_size
+
+    @property
+    def info(self) -> JobInfo:
+        """What its record says, without asking its nodes."""
+        return JobInfo.of(self._refreshed())
+
+    def _refreshed(self) -> Record:
+        """Return the record of the current attempt: a supervisor may have launched the job again."""
+        return job_lookup.with_current_settings(self._ctx.records.get(self.name), self._ctx)
+
+    def status(self) -> Status:
+        """Ask all nodes for the state of the job.
+
+        Returns
+        -------
+        Status
+            A node that does not answer is `unreachable` in it.
+        """
+        with quiet():
+            record = self._refreshed()
+            return Status.of(self.name, with_first_failure(record, ask_status(record)))
+
+    def logs(
+        self,
+        follow: bool = False,
+        rank: int | str | Sequence[int] | None = None,
+        lines: int | None = 1000,
+        grep: str = "",
+    ) -> Iterator[LogLine]:
+        """Yield the lines of all ranks, those of the past merged by time.
+
+        Parameters
+        ----------
+        follow : bool
+            Go on until the job has ended, through all restarts. Default False: only the lines that exist.
+        rank : int, str or sequence of int, optional
+            Only these ranks: 3, `"0-3,7"`, `[0, 1]`. Default: all, and processes that are not ranks.
+        lines : int, optional
+            Only the last lines of each file; None: all. Default 1000.
+        grep : str
+            Only lines that match this regular expression.
+
+        Yields
+        ------
+        LogLine
+
+        Raises
+        ------
+        UsageError
+            The job has no such rank, or `grep` is no regular expression.
+        """
+        with quiet():
+            record = self._refreshed()
+            request = log_request(_rank_flag(rank), "all" if lines is None else lines, grep, follow)
+            check_ranks(request["ranks"] or (), record)
+        return boundary.iterate(_log_lines(record, request))
+
+    def wait(self, timeout: float | None = None, check: bool = False) -> Status:
+        """Wait for the job to end, through all restarts.
+
+        As with `fab wait`, the nodes that go on after a failure are stopped after `failure_grace_s` seconds.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds to wait. Default: as long as it takes.
+        check : bool
+            Raise if the job does not succeed. Default False.
+
+        Returns
+        -------
+        Status
+            How it ended.
+
+        Raises
+        ------
+        WaitTimeoutError
+            It has not ended in time; it goes on.
+        JobFailedError
+            With `check`: it ended without success.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with quiet():
+            record = self._refreshed()
+            grace_s, stall_s = float(self._ctx.config["failure_grace_s"]), float(self._ctx.config["stall_s"])
+            follower = JobFollower(JobWatcher(record, Printer(), grace_s, stall_s=stall_s))
+            with closing(follower.steps(NO_LOG_LINES)) as steps:
+                for _ in steps:
+                    if deadline is not None and time.monotonic() > deadline:
+                        problem = f"job {self.name} has not ended within {timeout:g} s; it goes on"
+                        raise WaitTimeoutError(problem, f"fab status {self.name}")
+            found = follower.final_status()
+            if check and found.exit_code != 0:
+                raise JobFailedError(end_message(follower.record, found), found.exit_code or 1)
+            return Status.of(self.name, found)
+
+    def why(self) -> Why:
+        """Ask all nodes why the job ended: the first failure with its host and traceback, and what followed.
+
+        Returns
+        -------
+        Why
+            `print(job.why())` prints what `fab why` prints.
+        """
+        with quiet():
+            return Why.of(diagnose_job(self._refreshed()))
+
+    def stop(self, grace: float | None = None) -> Stopped:
+        """Stop the job on all its nodes, and verify that no process of it is left.
+
+        Parameters
+        ----------
+        grace : float, optional
+            Seconds between SIGTERM and SIGKILL. Default: as launched.
+
+        Returns
+        -------
+        Stopped
+
+        Raises
+        ------
+        HostsFailedError
+            Nodes could not be asked.
+        TorchfabError
+            Processes are left that could not be ended.
+        """
+        with quiet():
+            outcome = stop_job(self._refreshed(), grace)
+            if error := outcome.unreachable:
+                error.fix = f"when they are back: fab stop {self.name}"
+                raise error
+            if outcome.status is None or not outcome.is_complete:
+                raise TorchfabError(
+                    f"job {self.name}: not all of its processes could be ended: {'; '.join(outcome.left_processes)}",
+                    f"end them as their user or as root, then: fab stop {self.name}",
+                )
+            return Stopped.of(outcome, outcome.status)
+
+
+def _rank_flag(rank: int | str | Sequence[int] | None) -> str:
+    """Return ranks as the value of `--rank`."""
+    if rank is None or isinstance(rank, str):
+        return rank or ""
+    return ",".join(map(str, [rank] if isinstance(rank, int) else rank))
+
+
+class _Collector(Printer):
+    """Hands log lines over instead of printing them."""
+
+    def __init__(self) -> None:
+        super().__init__(folding=False)
+        self.lines: list[Line] = []
+
+    def write(self, lines: Sequence[Line]) -> None:
+        self.lines += lines
+
+    def fresh(self) -> Printer:
+        following = _Collector()
+        following.lines = self.lines  # the same list: what was not taken yet
+        return following
+
+    def take(self) -> list[LogLine]:
+        taken = list(map(LogLine.of, self.lines))
+        self.lines.clear()
+        return taken
+
+
+def _log_lines(record: Record, request: Mapping[str, Any]) -> Generator[LogLine, None, None]:
+    collector = _Collector()
+    watch = JobWatcher(record, collector, retries=request["follow"])
+    if request["follow"]:
+        for _ in JobFollower(watch).steps(request):
+            yield from collector.take()
+    elif not watch.print_existing(request):
+        yield from collector.take()
+        raise TorchfabError(
+            f"not all nodes of job {record.name} could be asked for their logs", f"fab status {record.name}"
+        )
+    yield from collector.take()
+
+
+def job(
+    name: str = "", project: StrPath | None = None, ssh_config: StrPath = "", identities: Sequence[StrPath] = ()
+) -> Job:
+    """Open a job that was launched from here, by a program or by a command.
+
+    Parameters
+    ----------
+    name : str
+        Its name. Default: the latest one.
+    project : path, optional
+        A folder of the project. Default: the current one, or the nearest above it with settings.
+    ssh_config : path
+        An ssh config file. Default: as launched.
+    identities : sequence of path
+        Private keys to log in with. Default: as launched.
+
+    Returns
+    -------
+    Job
+
+    Raises
+    ------
+    JobNameError
+        No such job was launched from here.
+    """
+    with quiet():
+        ctx = open_context(project, ssh_config=ssh_config, identities=identities)
+        return Job(job_lookup.find(name, ctx), ctx)
+
+
+def jobs(project: StrPath | None = None, ssh_config: StrPath = "") -> tuple[JobInfo, ...]:
+    """List the jobs that were launched from here, the latest first. Nodes of jobs that run are asked for their state.
+
+    Parameters
+    ----------
+    project : path, optional
+        A folder of the project. Default: the current one, or the nearest above it with settings.
+    ssh_config : path
+        An ssh config file. Default: as launched.
+
+    Returns
+    -------
+    tuple of JobInfo
+        `job(info.name)` opens one.
+    """
+    with quiet():
+        records, _ = job_lookup.find_all(open_context(project, ssh_config=ssh_config))
+        return tuple(map(JobInfo.of, records))

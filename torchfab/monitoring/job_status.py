@@ -1,0 +1,72 @@
+"""The status of a job and how it ended, for every command that tells it."""
+
+from __future__ import annotations
+
+import time
+
+from torchfab import runtimes
+from torchfab.core.format import duration
+from torchfab.core.status import JobStatus
+from torchfab.monitoring.watcher import describe_failure
+from torchfab.records import Record
+
+
+def ask_status(record: Record) -> JobStatus:
+    """Request the status of a job, and save it in its record.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+
+    Returns
+    -------
+    JobStatus
+        The current status.
+    """
+    found: JobStatus = runtimes.load(record.runtime).status(record)
+    record.remember(found.state, found.exit_code, found.has_ended)
+    return found
+
+
+def rank_flag(found: JobStatus) -> str:
+    """Return the `--rank` flag for the logs of the rank that failed first.
+
+    Parameters
+    ----------
+    found : JobStatus
+        The status of the job.
+
+    Returns
+    -------
+    str
+        The flag with a leading space; empty if the rank is not known.
+    """
+    first = found.first_failure
+    return f" --rank {first.rank}" if first and first.rank is not None else ""
+
+
+def end_message(record: Record, status: JobStatus) -> str:
+    """Describe how a job ended, with the commands that tell more.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+    status : JobStatus
+        Its status; it has ended.
+
+    Returns
+    -------
+    str
+        One line.
+    """
+    if status.state == "succeeded":
+        ends = [process.ended - node.skew_s for node in status.nodes for process in node.processes if process.ended]
+        seconds = max(ends, default=time.time()) - record.created
+        return f"job {record.name} succeeded after {duration(seconds)}; its logs: fab logs {record.name}"
+    if status.state == "stopped":
+        return f"job {record.name} was stopped"
+    code = f"exit code {status.exit_code}"
+    next_commands = f"fab why {record.name} | fab logs {record.name}{rank_flag(status)}"
+    return f"job {record.name} failed: {describe_failure(status)}; {code}; {next_commands}"
