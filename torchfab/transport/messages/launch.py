@@ -159,6 +159,7 @@ class PrepareRequest(Request[PrepareAnswer], frozen=True, tag="prepare"):
     patience_s: int
     python_timeout_s: float
     program: str = ""
+    parser: tuple[str, ...] = ()
     master_is_given: bool = False
     setup: str = ""
     setup_timeout_s: float = 0
