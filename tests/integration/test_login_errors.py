@@ -101,7 +101,11 @@ def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
     process = subprocess.Popen([require("ssh-agent"), "-D", "-a", str(path)], stdout=subprocess.DEVNULL)
     assert eventually(path.exists, 5)
     monkeypatch.setenv("SSH_AUTH_SOCK", str(path))
-    yield lambda key: subprocess.run([require("ssh-add"), "-q", str(key)], check=True, capture_output=True) and None
+
+    def add(key: Path) -> None:
+        subprocess.run([require("ssh-add"), "-q", str(key)], check=True, capture_output=True)
+
+    yield add
     process.terminate()
     process.wait()
 

@@ -20,6 +20,7 @@ _WRAPPERS = re.compile(
     r"|DatasetGenerationError|TrainingFailedError|TuneError|RayActorError|ActorDiedError|WorkerCrashedError"
     r"|BackendCompilerFailed|RetryError|EngineDeadError|RemoteTraceback|_RemoteTraceback|ChildProcessError"
     r"|SubprocessError|SystemExit|InternalTorchDynamoError|ExceptionGroup|BaseExceptionGroup|TaskError|JobFailed\w*"
+    r"|Empty|BrokenBarrierError|CancelledError"  # another thread, or task, had ended before
     r"|UserCodeException|SignalException|SIGTERMException|StartupError|WorkerError|RemoteError|CheckpointException)\b"
 )
 _PROCESS = r"(?:thread|process(?:es)?|proc\S*|workers?|actors?|child(?:ren)?|engines?)\b"
