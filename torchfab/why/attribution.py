@@ -134,8 +134,8 @@ def last_lines(text: str, count: int = 5) -> tuple[str, ...]:
     tuple of str
         Each line cut to 300 characters.
     """
-    lines = [strip_controls(line) for line in text.splitlines() if line.strip()]
-    return tuple(line[:300] for line in lines[-count:])
+    lines = [line for line in text.splitlines() if line.strip()][-count:]
+    return tuple(strip_controls(line)[:300] for line in lines)
 
 
 # ---- attribution
