@@ -166,7 +166,7 @@ def test_a_restart_waits_until_the_gpus_memory_is_free(fab: Fab, matrix: Matrix)
     assert texts[0].endswith(f" until GPU memory is free: {held}"), texts
     assert texts[1:] == ["GPU memory is free after N s"]
     assert asked.read_text() == "x\n" * 4
-    row.output_has(done.stderr, "until GPU memory is free")
+    row.output_has("\n".join(texts), "until GPU memory is free")
     row.nothing_left()
 
 
