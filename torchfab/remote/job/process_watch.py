@@ -253,7 +253,7 @@ class ProcessWatch:
         if self.after is not None:
             self.after.on_stop()
         else:
-            self.clean_up.deadline = min(self.clean_up.deadline, time.time() + self.request.grace_s())
+            self.clean_up.deadline = min(self.clean_up.deadline, time.monotonic() + self.request.grace_s())
 
     def report_error(self, error: Exception) -> None:
         """Write an unexpected error of the supervisor into a file in the process's folder, each kind once.
@@ -278,7 +278,7 @@ class ProcessWatch:
 
     def _begin_clean_up(self) -> None:
         self.is_cleaning = True
-        now = time.time()
+        now = time.monotonic()
         self.clean_up.begin(min(now + self.request.grace_s(), self.request.kill_at or float("inf")))
         if self.clean_up.left and not self.error:
             # Written first, in case the supervisor is killed during the clean-up.
@@ -305,7 +305,7 @@ class ProcessWatch:
             return False
         if self.after.has_ended():
             self.child_env = {}
-            self.clean_up.deadline = time.time()
+            self.clean_up.deadline = time.monotonic()
         return bool(self.child_env)
 
     def _find_children(self) -> list[int]:
