@@ -41,6 +41,7 @@ from torchfab.runtimes import tmux, tmux_logs, tmux_stacks
 from torchfab.runtimes.slurm import runtime
 from torchfab.runtimes.tmux_calls import Outcome
 from torchfab.stacks.model import StackDump
+from torchfab.supervise import gpu_memory
 from torchfab.sync import pull as pulling
 from torchfab.sync import results
 from torchfab.transport.messages import calls, doctor, forward, job, launch, load, pull, run, slurm, stacks, sync
@@ -104,7 +105,12 @@ FACTS = {
     "port": 29400,
     "is_root": False,
     "versions": {"torch": "2.13.0"},
-    "glance": {"disk": PLACE, "script": "abcdef", "holders": [{"pid": 3, "memory_mib": None}]},
+    "glance": {
+        "disk": PLACE,
+        "script": "abcdef",
+        "holders": [{"pid": 3, "memory_mib": None}],
+        "launcher_variables": ["RANK"],
+    },
     "setup": {"shell": "/bin/zsh", "changed": ["PATH"], "removed": ["X"], "python": "/venv/bin/python"},
 }
 GPU = {
@@ -129,6 +135,7 @@ PROBE = {
     "limits": {"files": 1000, "locked": 65536, "processes": None},
     "interfaces": [{"name": "eth0", "up": True, "mtu": 1500, "addresses": ["10.0.0.1"]}],
     "environment": {"NCCL_SOCKET_IFNAME": "eth9"},
+    "unused_memory": [{"user": "a", "files": 1, "bytes": 5}],
     "jobs": [{"job_id": "x-1", "processes": 2, "supervised": False, "example": "9 (x)"}],
     "code": {"by": "git", "files": 3, "digest": "0123456789abcdef", "whole": True},
     "port": {"port": 29400, "greeting": "0011"},
@@ -336,6 +343,11 @@ def use_load(answer: load.LoadFrame) -> None:
         check_shown(host_load.render(snapshot), host_load.as_json(snapshot))
 
 
+def use_gpu_memory(answer: load.GpuMemoryAnswer) -> None:
+    if answer.held:
+        check_shown(gpu_memory.describe("node1", answer.held))
+
+
 def use_lines(answer: job.LogsFrame) -> None:
     list(tmux_logs._NodeLogs(NODE).events(answer))
 
@@ -476,6 +488,7 @@ CASES: dict[RequestType, Case] = {
     doctor.ConnectivityRequest: Case(CONNECTIVITY, use_connectivity),
     stacks.StacksRequest: Case(STACKS, use_stacks),
     load.LoadRequest: Case({"load": LOAD}, use_load),
+    load.GpuMemoryRequest: Case({"held": [{"index": 0, "memory_mib": 5.0, "by": "7 (python)"}]}, use_gpu_memory),
     load.JobLoadRequest: Case({"load": LOAD}, use_load),
     sync.WorkdirRequest: Case({"shared": True, "problems": []}, lambda answer: answer.shared is True),
     sync.FilesRequest: Case({"checked": 3, "missing": 1, "differing": 0, "names": ["x"]}, use_files),

@@ -607,6 +607,9 @@ class Requirements:
         Modules required on node 0 only.
     installs : Mapping of str to str
         Arguments of `python -m pip install` for a module. Default: the module's name.
+    parser : tuple of str
+        Arguments of the interpreter that parse what the user passes on to a launcher: on node 0, exit code 2 and the
+        last line of stderr say what is wrong with it. Empty: there is nothing to check.
     """
 
     modules: tuple[str, ...] = ("torch",)
@@ -615,3 +618,4 @@ class Requirements:
     programs: tuple[Program, ...] = ()
     head_modules: tuple[str, ...] = ()
     installs: Mapping[str, str] = field(default_factory=_nothing)
+    parser: tuple[str, ...] = ()

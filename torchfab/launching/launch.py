@@ -19,7 +19,7 @@ from torchfab.core.format import plural
 from torchfab.core.specs import Facts, Job, Node, Plan, Slot
 from torchfab.doctor import Clock, Finding, launch_warnings, render, same_machine
 from torchfab.launchers import AnyLauncher, Launcher
-from torchfab.launching import deepspeed_env, transaction
+from torchfab.launching import deepspeed_env, shell_script, transaction
 from torchfab.launching.context import CommandContext
 from torchfab.launching.hosts import read_inventory
 from torchfab.launching.interpreter import default_python
@@ -302,6 +302,8 @@ def build_request(
         for variable, _ in node.env:
             environment.check_not_reserved(variable, f"{node.origin}: env.{variable}")
     if note := deepspeed_env.describe_unread(job.script, ctx.cwd, ctx.config["forward"], {*job.env, *job.secrets}):
+        write_err(f"note: {note}")
+    if job.is_program and (note := shell_script.describe_launcher(job.script, ctx.cwd)):
         write_err(f"note: {note}")
     count = flags.nodes or sum(node.label not in skip for node in nodes) or len(nodes)
     return LaunchRequest(job, vars(own), nodes, slots, count)

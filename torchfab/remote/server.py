@@ -38,6 +38,7 @@ ANSWERS = {
     "clock": ("server", "read_clock"),
     "probe": ("host.probe", "collect"),
     "connectivity": ("host.connectivity", "probe_node_0"),
+    "gpu_memory": ("host.gpu_memory", "handle"),
     "status": ("job.status", "handle"),
     "evidence": ("job.evidence", "handle"),
     "stacks": ("stacks.dump", "handle"),
