@@ -23,6 +23,7 @@ import torchfab.why.report
 from tests.support import fuzzed, refusal
 from tests.transport.requests import STREAMING, RequestType, operation, request_types, without_values
 from tests.transport.test_messages_fuzz import JSON, NODE, RecordedChannel, frame
+from torchfab.api import functions
 from torchfab.commands import forward as forward_task
 from torchfab.commands import pull as pull_task
 from torchfab.commands import run as run_task
@@ -38,11 +39,12 @@ from torchfab.monitoring import checkpoint_save, host_load
 from torchfab.records import Record
 from torchfab.runtimes import tmux, tmux_logs, tmux_stacks
 from torchfab.runtimes.slurm import runtime
+from torchfab.runtimes.tmux_calls import Outcome
 from torchfab.stacks.model import StackDump
 from torchfab.supervise import gpu_memory
 from torchfab.sync import pull as pulling
 from torchfab.sync import results
-from torchfab.transport.messages import doctor, forward, job, launch, load, pull, run, slurm, stacks, sync
+from torchfab.transport.messages import calls, doctor, forward, job, launch, load, pull, run, slurm, stacks, sync
 from torchfab.transport.pool import Response, SessionPool
 from torchfab.transport.remote_command import HostRun
 from torchfab.transport.session import NodeError, Session
@@ -444,6 +446,21 @@ def use_slurm_lines(answer: slurm.SlurmLogsFrame) -> None:
     list(runtime._JobLogs(SLURM_JOB, LOGS_REQUEST).events(NODE, answer))
 
 
+OUTCOME = {
+    "rank": 1,
+    "files": {"failure": 7},
+    "failure": {"time": 5.0, "type": "ValueError", "message": "bad batch", "traceback": "Traceback\n  x"},
+}
+
+
+def use_outcomes(answer: calls.OutcomesAnswer) -> None:
+    for each in answer.ranks:
+        assert each.rank >= 0
+        if each.failure is not None:
+            error = functions.function_error(Outcome(NODE, each))
+            check_shown(str(error))
+
+
 class Case(NamedTuple):
     """A valid answer to a request, and the function that reads and shows it."""
 
@@ -479,6 +496,8 @@ CASES: dict[RequestType, Case] = {
     run.EndRunRequest: Case({"out": ["a"], "end": {**RUN_END, "stopped": True, "left": ["7 (x)"]}}, use_run),
     pull.FindFilesRequest: Case({"matches": [FILE_MATCH], "unreadable": ["/x"]}, use_found),
     pull.FileDigestsRequest: Case({"digests": ["0123"]}, lambda answer: check_shown(answer.digests)),
+    calls.OutcomesRequest: Case({"ranks": [OUTCOME]}, use_outcomes),
+    calls.ChunkRequest: Case({"data": "AAAA"}, lambda answer: check_shown(answer.data)),
     forward.ListenersRequest: Case(
         {"listeners": [{"port": 6006, "address": "::1", "pid": 7, "command": "tensorboard"}]}, use_listeners
     ),

@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torchfab.core.errors import UsageError
 
@@ -71,11 +71,17 @@ class Command:
         Whether it is run as it stands, not by the training interpreter.
     python : str
         The interpreter that it names; empty for that of `--python`.
+    files : Mapping of str to str
+        Files that it needs on every node, as `Job.files`. Default: none.
+    python_version : str
+        As `Job.python_version`. Default: any.
     """
 
     script: tuple[str, ...]
     is_program: bool = False
     python: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
+    python_version: str = ""
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,8 @@ ANSWERS = {
     "file_digests": ("host.find_files", "digests"),
     "listeners": ("host.listeners", "find"),
     "end_run": ("host.command", "acknowledge"),
+    "call_outcomes": ("job.call_results", "outcomes"),
+    "call_chunk": ("job.call_results", "chunk"),
 }
 # Streaming operations: the function also gets the `Server`, and sends frames until the launch machine disconnects.
 STREAMS = {

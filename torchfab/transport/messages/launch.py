@@ -110,6 +110,7 @@ class NodeFacts(Struct, frozen=True, kw_only=True):
     port: Port | None
     is_root: bool
     versions: dict[str, str]
+    python: str = ""
     glance: QuickProbe = QuickProbe()
     setup: SetupFacts | None = None
 
