@@ -323,7 +323,7 @@ class ProcessWatch:
         returncode = self.child.returncode if self.child is not None else None
         self.containment.close()
         cleared = self._clear_leftovers()
-        if not self.error:
+        if returncode and self.spec.get("rank") is None:
             self.ranks.complete(self.path(files.OUTPUT), self.ended[0] if self.ended else time.time())
         self._show_rest()
         self._write_exit(cleared=cleared)
