@@ -192,7 +192,7 @@ def test_the_rendezvous_store_can_listen_on_a_reserved_port(family: socket.Addre
         if free:
             check_listening(port, family)
     if not free:
-        with reserve_port(port):
+        with contextlib.closing(reserve_port(port)):
             check_listening(port, family)
 
 
