@@ -27,6 +27,7 @@ from torchfab.cli.flags import (
     NetworkFlags,
     PodFlags,
     RunFlags,
+    SignalTask,
     SyncFlags,
     TrustFlags,
     command_task,
@@ -258,6 +259,41 @@ def supervise(
 
     ctx, overrides = _context(c), SuperviseFlags(restarts, stall, backoff, notify)
     return supervise_existing(job_lookup.find(job, ctx), overrides, follow, tmux, ctx, _fab(c))
+
+
+@job_task(
+    SignalTask,
+    signal=flag("", "USR1, USR2, HUP, CONT, URG or WINCH; TERM and KILL: fab stop."),
+    rank=flag("", "Only these ranks: 0,2-5."),
+)
+def signal(c: TaskContext, job: str, signal: str, rank: str) -> int:
+    """Send a signal once to each rank of a job: `fab signal gpt2 USR1`; the job may be left out."""
+    from torchfab.commands.signal import parse, send_signal
+    from torchfab.launching import job_lookup
+
+    job, name = parse(job, signal)
+    return send_signal(job_lookup.find(job, _context(c)), name, rank)
+
+
+@job_task(
+    signal=flag("USR1", "The signal that the script handles by saving: USR1, USR2 or HUP. [USR1]"),
+    dir=flag((), "Folder of the checkpoints; may be given again. [as the script's arguments say, or the usual ones]"),
+    timeout=flag(300.0, "Seconds to wait for the checkpoint. [300]", SECONDS),
+)
+def checkpoint(
+    c: TaskContext,
+    job: str,
+    signal: str,
+    dir: tuple[str, ...],  # noqa: A002  # the flag's name
+    timeout: float,
+) -> int:
+    """Ask a job for a checkpoint without ending it, and wait until that is whole."""
+    from torchfab.commands.checkpoint import save_checkpoint
+    from torchfab.commands.signal import notice
+    from torchfab.launching import job_lookup
+
+    name = notice(signal, job)
+    return save_checkpoint(job_lookup.find(job, _context(c)), name, dir, timeout)
 
 
 @job_task(grace=flag(None, "Seconds between SIGTERM and SIGKILL. [as launched; 10]", SECONDS))

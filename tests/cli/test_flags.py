@@ -67,6 +67,22 @@ def test_a_job_may_be_named_anywhere_or_left_out(argv: list[str], values: dict[s
     assert {name.replace("_", "-"): value for name, value in found.items()} == values
 
 
+@pytest.mark.parametrize(
+    ("argv", "job", "name"),
+    [
+        (["signal", "gpt2", "USR1"], "gpt2", "USR1"),
+        (["signal", "USR1"], "USR1", ""),
+        (["signal", "gpt2", "--rank", "3", "USR1"], "gpt2", "USR1"),
+        (["signal", "--signal", "USR1"], "", "USR1"),
+    ],
+)
+def test_a_signal_follows_its_job(argv: list[str], job: str, name: str) -> None:
+    found = parse(*argv)
+    assert (found["job"], found["signal"]) == (job, name)
+    with pytest.raises(ParseError, match="other"):
+        parse("signal", "gpt2", "USR1", "other")
+
+
 def test_a_second_positional_argument_is_an_error() -> None:
     with pytest.raises(ParseError, match="other"):
         parse("status", "gpt2", "other")

@@ -378,14 +378,14 @@ def test_a_missing_controller_is_unreachable_not_ended(fab: Fab, slurm: Slurm) -
 
 def test_a_training_saves_before_its_time_limit(limited: Fab) -> None:
     done = limited("wait", "saves", timeout_s=120)
-    assert done.rc == 128 + 10, done  # as train_llm.py ends after SIGUSR1
+    assert done.rc in (128 + 15, 1), done
     log = limited("logs", "saves").stdout
-    assert "stopped by SIGUSR1 at step" in log
+    assert "stopped by SIGTERM at step" in log
     assert list(limited.workdir.glob("saved/limited/**/*")), "nothing was saved"
     status = status_of(limited, "saves")
     assert (status["state"], status["ended"]) == ("failed", True)
     # After five minutes, on a slow machine, slurmctld has forgotten the limit; `sacct -c` has only the state.
-    words = r"the time limit( of 00:02:00)? was near: the ranks got SIGUSR1, and ended"
+    words = r"the time limit( of 00:02:00)? was (near: the ranks got SIGUSR1, and ended|reached)"
     assert re.fullmatch(words, status["reason"])
 
 

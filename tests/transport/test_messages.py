@@ -34,7 +34,7 @@ from torchfab.core.specs import Node
 from torchfab.doctor import collect, consistency, launch_warnings, render
 from torchfab.doctor.model import CheckRequirements, Clock, NodeReport, Report
 from torchfab.launching.launch import describe_setups
-from torchfab.monitoring import host_load
+from torchfab.monitoring import checkpoint_save, host_load
 from torchfab.records import Record
 from torchfab.runtimes import tmux, tmux_logs, tmux_stacks
 from torchfab.runtimes.slurm import runtime
@@ -210,7 +210,7 @@ SLURM = {
     "now": 10.0,
 }
 LINE = [0, 5.0, "step 1"]
-RANK_ENDS = {"ended": 2, "killed": 1, "seconds": 0.4}
+RANK_ENDS = {"ended": 2, "killed": 1, "seconds": 0.4, "unfinished": 1, "writing": ["/x/step-5.part"]}
 FILE_MATCH = {
     "pattern": 0,
     "base": "/x",
@@ -400,6 +400,34 @@ def use_slurm_stacks(answer: slurm.SlurmStacksAnswer) -> None:
         show_stacks(with_slurm_answer(runtime.stacks, answer, STACKS_REQUEST))
 
 
+SIGNALLED = {"ranks": [{"rank": 0, "pid": 7, "effect": "handled", "sent": True}]}
+
+
+def use_signalled(answer: job.SignalAnswer) -> None:
+    check_shown(*(str(each) for each in tmux.signal_report(NODE, answer).ranks))
+
+
+def use_slurm_signalled(answer: slurm.SlurmSignalAnswer) -> None:
+    fields = msgspec.to_builtins(answer)
+    sent = RecordedChannel(b"".join(frame({**fields, "of": number}) for number in (1, 2)))
+    with mock.patch.object(runtime, "_open", return_value=Session(NODE, sent)):
+        reports = runtime.signal(SLURM_JOB, "SIGUSR1", None)
+    check_shown(*(str(each.ranks) for each in reports), *(str(each.error or "") for each in reports))
+
+
+CHECKPOINT_FILE = {"path": "/x/runs/step-5.pt", "root": "/x/runs", "size": 10, "changed": 6.0, "whole": True}
+CHECKPOINT = {"cwd": "/x", "running": 2, "step": 5, "clocks": {"/x/runs": 5.0}, "busy": ["1:2"]}
+
+
+def use_checkpoint(answer: job.CheckpointAnswer) -> None:
+    save = checkpoint_save.CheckpointSave({NODE: answer})
+    assert set(save.requests) <= {NODE.rank}
+    save.feed({NODE: answer}, 0.0)
+    check_shown(*(str(each) for each in save.files), *save.folders)
+    if save.files:
+        check_shown(checkpoint_save.describe(save.files, save.logged_step))
+
+
 def use_slurm_lines(answer: slurm.SlurmLogsFrame) -> None:
     list(runtime._JobLogs(SLURM_JOB, LOGS_REQUEST).events(NODE, answer))
 
@@ -421,6 +449,8 @@ CASES: dict[RequestType, Case] = {
     launch.CommitRequest: Case({"started": ["agent"]}, lambda answer: check_shown(answer.started)),
     job.EndRanksRequest: Case({"asked": 2}, lambda answer: check_shown(str(answer.asked))),
     job.StopRequest: Case({**STOPPED, "status": STATUS}, use_stopped),
+    job.SignalRequest: Case(SIGNALLED, use_signalled),
+    job.CheckpointRequest: Case({**CHECKPOINT, "files": [CHECKPOINT_FILE]}, use_checkpoint),
     job.ForgetRequest: Case(NOTHING, repr),
     launch.RollbackRequest: Case(STOPPED, lambda answer: check_shown(answer.left)),
     job.LogsRequest: Case({"lines": [LINE], "offsets": {"/x": 3}, "past": True, "end": STATUS}, use_lines),
@@ -449,6 +479,10 @@ CASES: dict[RequestType, Case] = {
     slurm.SlurmStacksRequest: Case(
         {"nodes": [{"rank": 0, "host": "a", "answer": STACKS}], "said": ""}, use_slurm_stacks
     ),
+    slurm.SlurmSignalRequest: Case(
+        {"nodes": [{"rank": 0, "host": "a", "answer": SIGNALLED}], "said": ""}, use_slurm_signalled
+    ),
+    slurm.SlurmCheckpointRequest: Case({**CHECKPOINT, "files": [CHECKPOINT_FILE]}, use_checkpoint),
     slurm.SlurmLogsRequest: Case(
         {"node": 0, "lines": [LINE], "offsets": {}, "seen": SLURM, "past": True}, use_slurm_lines
     ),

@@ -81,7 +81,8 @@ class Mistake:
     task : str
         The task whose flags are read; empty before the first.
     positional : str
-        Name of the task's positional argument, which an earlier word has filled; empty where it has none.
+        Name of the task's positional argument, which an earlier word has filled; empty where it has none; two names are
+        joined by "and one".
     tasks : tuple of str
         The names of all tasks.
     flags : Mapping of str to bool
@@ -257,7 +258,7 @@ def mistake_of(parser: FrameType, tasks: Sequence[str]) -> Mistake:
         body=tuple(body),
         position=position,
         task=name,
-        positional=str(context.positional_args[0].name) if name and context.positional_args else "",
+        positional=" and one ".join(str(each.name) for each in context.positional_args) if name else "",
         tasks=tuple(tasks),
         flags={spelled: bool(each.takes_value) for spelled, each in arguments.items()},
     )

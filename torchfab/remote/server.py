@@ -41,6 +41,9 @@ ANSWERS = {
     "status": ("job.status", "handle"),
     "evidence": ("job.evidence", "handle"),
     "stacks": ("stacks.dump", "handle"),
+    "signal": ("job.notices", "handle"),
+    "checkpoint": ("job.checkpoint_files", "handle"),
+    "slurm_checkpoint": ("slurm.job", "look_for_checkpoint"),
     "slurm_status": ("slurm.job", "status"),
     "slurm_evidence": ("slurm.evidence", "handle"),
     "slurm_stop": ("slurm.job", "stop"),
@@ -384,6 +387,23 @@ class Server:
             self.submitted = {**request, **answer}
         return answer
 
+    def on_slurm_signal(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Signal the ranks of a Slurm job.
+
+        Parameters
+        ----------
+        request : dict
+            As `torchfab.remote.slurm.step.run` takes it.
+
+        Returns
+        -------
+        dict
+            As `torchfab.remote.slurm.step.run` returns it.
+        """
+        from torchfab.remote.slurm import step
+
+        return step.run(request, self.bundle, step.OVERHEAD_S)
+
     def on_slurm_stacks(self, request: dict[str, Any]) -> dict[str, Any]:
         """Return the stacks of the ranks of a Slurm job.
 
@@ -460,10 +480,10 @@ def main(bundle: str) -> int:
         from torchfab.remote.slurm.task import exit_code
 
         return exit_code(int(sys.argv[2]))
-    if sys.argv[1:2] == ["slurm-stacks"]:
-        from torchfab.remote.slurm.stacks import main as dump_stacks
+    if sys.argv[1:2] == ["slurm-step"]:
+        from torchfab.remote.slurm.step import main as answer_as_task
 
-        return dump_stacks()
+        return answer_as_task()
     try:
         Server(bundle).run()
     except BrokenPipeError:

@@ -286,7 +286,7 @@ def _fact(fact: Fact, match: Match, node: NodeEvidence, others: tuple[NodeEviden
     if fact is Fact.NO_GPU:
         having = [each for each in others if each.gpus]
         return (
-            f"{node.host} reports no GPU, {having[0].host} has {having[0].gpus}" if not node.gpus and having else None
+            f"{node.host} reports no GPU, {having[0].host} has {having[0].gpus}" if node.gpus == 0 and having else None
         )
     further = [each for each in others if each.status.ranks and not _prints(each, match)]
     return f"not on {further[0].host}" if further else None
@@ -450,7 +450,9 @@ def _lines(node: NodeEvidence, reading: Reading, text: str = "") -> tuple[Eviden
         return ()
     shown = text or (reading.member.first_line if reading.member else "")
     shown = shown or next(iter(last_lines(reading.text, 1)), "")
-    return (EvidenceLine(node.host, reading.path, reading.line, reading.time, shown[:300]),)
+    if not shown.strip():
+        return ()
+    return (EvidenceLine(node.host, reading.path, reading.line, reading.time, " ".join(shown.split())[:300]),)
 
 
 def _records(node: NodeEvidence, cause: Cause) -> tuple[EvidenceLine, ...]:
@@ -502,9 +504,11 @@ def _script_attribution(node: NodeEvidence, code: int | None, reading: Reading) 
         words = f"the script raised {describe_exception(reading)}"
         is_symptom = reading.speaker in (Speaker.DISTRIBUTED, Speaker.COMMUNICATION, Speaker.WORKER)
         is_symptom |= reading.is_wrapper and reading.speaker is not Speaker.SUBPROCESS
+        fix = "see the traceback"
         if reading.is_wrapper and reading.last_words:
             words += f"; {_PRINTED_BEFORE}: {reading.last_words}"
-        cause = Cause(Kind.SCRIPT, "exception", words, "see the traceback", is_symptom)
+            fix = "see what it printed before the traceback: fab logs"
+        cause = Cause(Kind.SCRIPT, "exception", words, fix, is_symptom)
         return Attribution(cause, certainty, lines, reading.speaker, by_traceback=True)
     if signal is not None and signal < 0:
         how = describe_exit_code(signal) if signal == code else f"exit code {code}: {describe_exit_code(signal)}"
@@ -520,8 +524,15 @@ def _script_attribution(node: NodeEvidence, code: int | None, reading: Reading) 
         how = f"it ended with exit code {code}, as a program does that {describe_exit_code(128 - code)} ends"
         cause = Cause(Kind.KILLED, "ended", f"{how}; who sent it is not known", signal_sender.ASK)
         return Attribution(cause, POSSIBLE, lines)
-    words = f"the script ended itself with exit code {code}"
-    words += f"; it printed: {reading.last_words}" if reading.last_words else ""
+    return _exit_code_attribution(node, code, reading)
+
+
+def _exit_code_attribution(node: NodeEvidence, code: int, reading: Reading) -> Attribution:
+    words, lines = f"the script ended itself with exit code {code}", _lines(node, reading)
+    if not reading.last_words:
+        fix = "nothing in its log says why: see its last lines, and what the script does before it exits so"
+        return Attribution(Cause(Kind.SCRIPT, "exit-code", words, fix), POSSIBLE, lines)
+    words += f"; it printed: {reading.last_words}"
     lines = _lines(node, reading, reading.last_words)
     return Attribution(Cause(Kind.SCRIPT, "exit-code", words, "see its last lines"), PROBABLE, lines)
 

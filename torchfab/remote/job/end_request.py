@@ -125,13 +125,21 @@ class EndRequest:
         Returns
         -------
         dict
-            `ended`, `killed`: numbers of ranks; `seconds`.
+            `ended`, `killed`: numbers of ranks; `seconds`; `unfinished`: how many of the killed ones still handled the
+            signal; `writing`: the files that those had open for writing.
         """
         ranks = [rank for rank in self.ranks.ranks if (rank["pid"], rank["start_time"]) in self.ending.signaled]
         by_kill = [rank for rank in ranks if rank["pid"] in killed]
         ended = [rank["ended"] for rank in ranks if rank not in by_kill and rank["ended"]]
         seconds = max(0.0, max(ended, default=self.requested) - self.requested)
-        return {"ended": len(ranks) - len(by_kill), "killed": len(by_kill), "seconds": seconds}
+        unfinished = [self.ending.unfinished.get((rank["pid"], rank["start_time"])) for rank in by_kill]
+        return {
+            "ended": len(ranks) - len(by_kill),
+            "killed": len(by_kill),
+            "seconds": seconds,
+            "unfinished": sum(each is not None for each in unfinished),
+            "writing": [path for each in unfinished for path in each or []],
+        }
 
 
 def _touch(path: str) -> None:

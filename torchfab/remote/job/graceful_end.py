@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 
 from torchfab.remote import procfs
+from torchfab.remote.job import open_files
 from torchfab.remote.job.hold import Hold
 from torchfab.remote.lean import signal
 
@@ -36,6 +37,8 @@ class GracefulEnd:
         The signal for the ranks.
     signaled : dict of (int, int) to int
         The signal that each process got, by pid and start time.
+    unfinished : dict of (int, int) to list of str
+        The killed ranks that had a handler, by pid and start time, with the files that each had open for writing.
     """
 
     def __init__(self, is_rank: Callable[[int], bool], may_stop: bool = True) -> None:
@@ -43,6 +46,7 @@ class GracefulEnd:
         self.number: int = signal.SIGTERM
         self.hold = Hold(may_stop)
         self.signaled: dict[tuple[int, int], int] = {}
+        self.unfinished: dict[tuple[int, int], list[str]] = {}
 
     def ranks_below(self, tops: Iterable[int]) -> list[int]:
         """Return the running ranks at and below some processes.
@@ -85,6 +89,22 @@ class GracefulEnd:
             elif may_end:
                 self._end_tree(top)
         return has_ranks
+
+    def note_unfinished(self, pids: Iterable[int], folder: str) -> None:
+        """Note, before ranks are killed, which of them still handle their signal, and which files those write.
+
+        Parameters
+        ----------
+        pids : iterable of int
+            The processes that are about to be killed.
+        folder : str
+            The job's folder, whose files are logs.
+        """
+        for pid in pids:
+            key = (pid, procfs.start_time(pid))
+            number = self.signaled.get(key)
+            if number is not None and key not in self.unfinished and procfs.handles(pid, number):
+                self.unfinished[key] = open_files.written_by([pid, *procfs.descendants([pid])], folder)
 
     def _end_tree(self, top: int) -> None:
         held = self.hold.traced | self.hold.stopped

@@ -220,7 +220,9 @@ class ProcessWatch:
         elif self.child is not None and self.child.returncode is None:
             self.request.advance(self.child.pid)
             if self.request.is_overdue():
-                self.clean_up.kill(self.clean_up.remaining())
+                remaining = self.clean_up.remaining()
+                self.request.ending.note_unfinished(remaining, os.path.dirname(self.folder))
+                self.clean_up.kill(remaining)
         else:
             self._begin_clean_up()
 

@@ -240,11 +240,17 @@ class RankEnds(Struct, frozen=True, kw_only=True):
         Number of ranks that ended by themselves, and of those that were killed after the grace period.
     seconds : float
         How long the slowest of the former took.
+    unfinished : int
+        How many of the killed ranks still handled the signal.
+    writing : list of str
+        The files that those had open for writing.
     """
 
     ended: Number = 0
     killed: Number = 0
     seconds: Number = 0
+    unfinished: Number = 0
+    writing: list[str] = []
 
 
 class Cleared(Struct, frozen=True, kw_only=True):
