@@ -302,21 +302,16 @@ def check_launcher_arguments(request: dict[str, Any], environ: Mapping[str, str]
     if not request.get("parser"):
         return []
     try:
-        done = subprocess.run(
+        code, _, errors = lean_run.run(
             [request["python"], *request["parser"]],
-            check=False,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=request.get("python_timeout_s", PYTHON_TIMEOUT_S),
-            env=dict(environ),
+            request.get("python_timeout_s", PYTHON_TIMEOUT_S),
+            env=environ,
         )
-    except (OSError, subprocess.TimeoutExpired):  # a slow disk; the launcher will say so itself
+    except (OSError, lean_run.ProgramTimeoutError):  # a slow disk; the launcher will say so itself
         return []
-    if done.returncode != 2:  # argparse's code for wrong arguments
+    if code != 2:  # argparse's code for wrong arguments
         return []
-    last = (done.stderr.strip().splitlines() or ["it does not accept them"])[-1]
+    last = (errors.strip().splitlines() or ["it does not accept them"])[-1]
     return [problem(f"the launcher's arguments are wrong: {last.partition('error: ')[2] or last}", "correct them")]
 
 
