@@ -325,8 +325,9 @@ class ProcessWatch:
         returncode = self.child.returncode if self.child is not None else None
         self.containment.close()
         cleared = self._clear_leftovers()
-        if returncode and self.spec.get("rank") is None:
-            self.ranks.complete(self.path(files.OUTPUT), self.ended[0] if self.ended else time.time())
+        if not self.error:
+            has_failed = bool(returncode) and self.spec.get("rank") is None
+            self.ranks.complete(self.path(files.OUTPUT), self.ended[0] if self.ended else time.time(), has_failed)
         self._show_rest()
         self._write_exit(cleared=cleared)
         for name in (files.EXIT, files.RANKS):
