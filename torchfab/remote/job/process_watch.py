@@ -190,7 +190,8 @@ class ProcessWatch:
         """Find new ranks, and record the ends of ranks and the growth of logs."""
         if self.child is not None and self.child.returncode is None and self.ranks.find_new():
             self.last_rank = time.time()
-        self.ranks.sweep()
+        if not self.is_cleaning:  # the ranks that the clean-up ends have not failed
+            self.ranks.sweep()
         logs = log_files.find(self.folder, self.spec)
         self.timeline.record(logs, time.time())
         self.window.show(logs, self.ranks.ranks)
@@ -205,7 +206,8 @@ class ProcessWatch:
         code : int
             Its exit code, negative for a signal.
         """
-        self.ranks.set_code(pid, code)
+        if not self.is_cleaning:
+            self.ranks.set_code(pid, code)
         if self.child is not None and pid == self.child.pid and self.child.returncode is None:
             self.child.returncode = code
             self.ended = time.time(), procfs.clock()
