@@ -6,7 +6,7 @@ import os
 import select
 import time
 
-from torchfab.remote.job import child
+from torchfab.remote import child
 from torchfab.remote.lean import signal
 
 TYPE_CHECKING = False

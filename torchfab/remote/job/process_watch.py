@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import time
 
-from torchfab.remote import files, lean, procfs
-from torchfab.remote.job import child, exit_record, leftovers, log_files
+from torchfab.remote import child, files, lean, procfs
+from torchfab.remote.job import exit_record, leftovers, log_files
 from torchfab.remote.job.clean_up import CleanUp, signal_all
 from torchfab.remote.job.console import Window
 from torchfab.remote.job.containment import Containment
