@@ -123,6 +123,13 @@ def reliability(context: Context) -> None:
     _succeed(*_pytest(""), *PARALLEL, *files, "--faults", "docs/reliability.md")
 
 
+@task(help={"match": "only the plays and launchers whose names match this pytest -k expression"})
+def plays(context: Context, match: str = "") -> None:
+    """Give every play of `fab why` on every launcher, and write who failed first into docs/reliability.md."""
+    test = "tests/integration/test_why_plays.py::test_all_commands_name_the_same_first_rank"
+    _succeed(*_pytest(match), test, "--plays", "docs/reliability.md")
+
+
 @task
 def diagnose(context: Context) -> None:
     """Print precision and recall of `fab why` for each kind of cause, over the recorded jobs."""
@@ -147,7 +154,15 @@ def bench_launch(context: Context, options: str = "") -> None:
     _succeed(PYTHON, "bench/launch.py", *shlex.split(options))
 
 
-namespace = Collection(test, fuzz, lint, golden, cluster, diagnose, reliability, stress, bench_train, bench_launch)
+@task(name="bench-why", help={"options": OPTIONS_HELP})
+def bench_why(context: Context, options: str = "") -> None:
+    """Measure `fab why` on jobs with gigabytes of logs, on rehearsal hosts (12 GB of disk)."""
+    _succeed(PYTHON, "bench/why.py", *shlex.split(options))
+
+
+namespace = Collection(
+    *(test, fuzz, lint, golden, cluster, diagnose, plays, reliability, stress, bench_train, bench_launch, bench_why)
+)
 
 
 def _number(flag: str, text: str) -> int:

@@ -1099,8 +1099,8 @@ TRAIN_COLUMNS = {
 }  # fmt: skip
 
 
-class StopSignal:
-    """Catch SIGTERM and SIGUSR1, and agree over all ranks on the step after which to stop.
+class SaveSignal:
+    """Catch SIGTERM (save and stop) and SIGUSR1 (save and go on), and agree over all ranks on the step to do it after.
 
     Ranks receive a signal at different times. An all-reduce shares it: it starts before each step and is read after the
     step, on the CPUs, in parallel with the step's work.
@@ -1114,8 +1114,8 @@ class StopSignal:
             signal.signal(number, self.on_signal)
 
     def on_signal(self, number: int, frame: Any) -> None:
-        """Record a signal (as a handler). A second one changes nothing: launchers often send it twice."""
-        self.received = number
+        """Record a signal (as a handler). A second one changes nothing, and SIGTERM (15) outweighs SIGUSR1 (10)."""
+        self.received = max(self.received, number)
 
     @contextlib.contextmanager
     def agree(self) -> Iterator[None]:
@@ -1126,6 +1126,13 @@ class StopSignal:
         yield
         if work:
             work.wait()
+        if self.received == int(self.flag) == signal.SIGUSR1:  # this step's save is the one that was asked for
+            self.received = 0
+
+    @property
+    def stops(self) -> bool:
+        """Whether the ranks have agreed to stop."""
+        return int(self.flag) == signal.SIGTERM
 
 
 class Trainer:
@@ -1160,7 +1167,7 @@ class Trainer:
         # Not torch.manual_seed: without a GPU it walks the stack for each GPU that it does not find, 1.5 ms.
         gpus = torch.cuda.default_generators
         self.generator = gpus[device.index] if device.type == "cuda" else torch.default_generator
-        self.stop = StopSignal()
+        self.signal = SaveSignal()
         self.watch = Stopwatch(device)
         self.window = Window(args.log_freq, device, self.progress.window)
         self.log: Log | None = on_rank_zero(self.open_log)
@@ -1227,7 +1234,7 @@ class Trainer:
         """Train to the end or to a signal; return the signal's number, 0 at the end."""
         with contextlib.closing(self.batches()) as batches:
             self.watch.restart()
-            while self.progress.step < self.steps and not self.stop.flag:
+            while self.progress.step < self.steps and not self.signal.stops:
                 self.advance(batches)
         return self.finish()
 
@@ -1240,7 +1247,7 @@ class Trainer:
 
     def advance(self, batches: Iterator[tuple[int, Tensor]]) -> None:
         """Do one step; then log, evaluate and save if due."""
-        with self.stop.agree():
+        with self.signal.agree():
             self.step(batches)
         self.after_step()
 
@@ -1282,7 +1289,7 @@ class Trainer:
         if last or (args.eval_freq and done.step % args.eval_freq == 0):
             self.evaluate()
             self.watch.mark("")
-        if last or self.stop.flag or (args.ckpt_freq and done.step % args.ckpt_freq == 0):
+        if last or self.signal.flag or (args.ckpt_freq and done.step % args.ckpt_freq == 0):
             self.save()
             self.watch.mark("save")
 
@@ -1340,7 +1347,7 @@ class Trainer:
 
     def finish(self) -> int:
         """Wait for the last checkpoint, export the model if training is complete, log the result; return the signal."""
-        received = int(self.stop.flag) if self.progress.step < self.steps else 0
+        received = int(self.signal.flag) if self.signal.stops and self.progress.step < self.steps else 0
         if self.folder and not received:
             export(self.folder / "export", self.model, self.args)
         if self.checkpoints:

@@ -60,6 +60,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Add --golden, which `inv golden` passes."""
     parser.addoption("--rounds", type=int, default=5, help="number of launches and stops in the stress test")
     parser.addoption("--faults", default="", help="write the fault matrix into this page of the docs")
+    parser.addoption("--plays", default="", help="give every play on every launcher, and write this page of the docs")
     parser.addoption("--golden", action="store_true", help="rewrite the golden records instead of comparing with them")
 
 
@@ -104,6 +105,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(faulttable.as_markdown(faulttable.as_ends([*ends.values()]), faulttable.ENDS_HEAD))
         if config.getoption("--faults"):
             faulttable.write_ends(Path(config.getoption("--faults")), [*ends.values()])
+
+    plays = [play for report in reports for play in faulttable.plays_of(report)]
+    if plays and config.getoption("--plays"):
+        faulttable.write_plays(Path(config.getoption("--plays")), plays)
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,7 @@ HEAD = ("fault", "status and why say", "left running", "logs", "checkpoint")
 BEGIN, END = "<!-- the table: written by `inv reliability` -->", "<!-- end of the table -->"
 ENDS_HEAD = ("launcher", "it saves; 2 loaders; leaves at a second SIGTERM", "it has no handler")
 ENDS_BEGIN, ENDS_END = "<!-- the ends: written by `inv reliability` -->", "<!-- end of the ends -->"
+PLAYS_BEGIN, PLAYS_END = "<!-- the plays: written by `inv plays` -->", "<!-- end of the plays -->"
 # Patterns that differ in every run, and their replacements.
 _CHANGES = (
     (re.compile(r"\b(?:10|127)(?:\.\d+){3}\b(?: port \d{5}\b)?"), "ADDRESS"),
@@ -42,6 +43,11 @@ def as_ends(ends: Sequence[Sequence[str]]) -> list[list[str]]:
     return [
         [launcher, *(found.get(script, "–") for script in ENDS_HEAD[1:])] for launcher, found in sorted(rows.items())
     ]
+
+
+def plays_of(report: Any) -> list[list[str]]:
+    """Return the plays in a pytest report: play, launcher, result."""
+    return [value for name, value in getattr(report, "user_properties", ()) if name == "play"]
 
 
 def in_order(rows: Sequence[list[str]]) -> list[list[str]]:
@@ -94,6 +100,29 @@ def write_ends(page: Path, ends: Sequence[Sequence[str]]) -> None:
     before, _, rest = page.read_text(encoding="utf-8").partition(ENDS_BEGIN)
     table = f"{ENDS_BEGIN}\n{as_markdown(as_ends(ends), ENDS_HEAD)}\n{ENDS_END}"
     page.write_text(before + table + rest.partition(ENDS_END)[2], encoding="utf-8")
+
+
+def as_plays(found: Sequence[Sequence[str]], before: Sequence[Sequence[str]] = ()) -> list[list[str]]:
+    """Return the table of plays with its head: a row per play, a column per launcher; what was not run stays."""
+    from tests.integration.plays import PLAYS
+    from tests.integration.test_why_plays import ALL_LAUNCHERS
+
+    known = {
+        (row[0], launcher): cell for row in before[1:] for launcher, cell in zip(before[0][1:], row[1:], strict=True)
+    }
+    known.update({(play, launcher): result for play, launcher, result in found})
+    rows = [[each.what, *(known.get((each.what, name), "–") for name in ALL_LAUNCHERS)] for each in PLAYS.values()]
+    return [["what the first rank does", *ALL_LAUNCHERS], *rows]
+
+
+def write_plays(page: Path, found: Sequence[Sequence[str]]) -> None:
+    """Replace the cells of the plays that were run in the table of a page."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(PLAYS_BEGIN)
+    old, _, after = rest.partition(PLAYS_END)
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in old.splitlines() if line.startswith("|")]
+    head, *rows = as_plays(found, [row for row in cells if not row[0].startswith("---")])
+    table = f"{PLAYS_BEGIN}\n{as_markdown(rows, head)}\n{PLAYS_END}"
+    page.write_text(before + table + after, encoding="utf-8")
 
 
 def write(page: Path, rows: Sequence[list[str]]) -> None:

@@ -23,11 +23,13 @@ def test_the_tasks_are_those_in_the_documentation() -> None:
     assert sorted(tasks.namespace.task_names) == [
         "bench-launch",
         "bench-train",
+        "bench-why",
         "cluster",
         "diagnose",
         "fuzz",
         "golden",
         "lint",
+        "plays",
         "reliability",
         "stress",
         "test",

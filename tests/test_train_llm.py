@@ -468,13 +468,20 @@ class TestLogging:
     def test_a_signal_is_agreed_upon_after_the_step(self) -> None:
         before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
         try:
-            stop = train_llm.StopSignal()
-            with stop.agree():
+            save = train_llm.SaveSignal()
+            with save.agree():
                 signal.raise_signal(signal.SIGUSR1)
-            assert not stop.flag
-            with stop.agree():
+            flags = []
+            for _ in range(2):
+                with save.agree():
+                    pass
+                flags.append((int(save.flag), save.stops))
+            assert flags == [(signal.SIGUSR1, False), (0, False)]
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGUSR1)
+            with save.agree():
                 pass
-            assert int(stop.flag) == signal.SIGUSR1
+            assert (int(save.flag), save.stops) == (signal.SIGTERM, True)
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)

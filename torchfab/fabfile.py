@@ -28,6 +28,7 @@ from torchfab.cli.flags import (
     PodFlags,
     PushEnvFlags,
     RunFlags,
+    SignalTask,
     SyncFlags,
     TrustFlags,
     command_task,
@@ -143,6 +144,7 @@ def status(c: TaskContext, job: str, watch: bool, json: bool, stall: float | Non
     follow=flag(False, "Follow until the job ends, and exit with its code."),
     rank=flag("", "Only these ranks: 0,2-5."),
     lines=flag(1000, "The last N lines of each log file, or all. [1000]", NumberOr(("all",))),
+    all=flag(False, "All lines, and torchrun's own traceback and report, which are left out otherwise."),
     grep=flag("", "Only lines that match this regular expression."),
     no_fold=flag(False, "Do not fold equal lines of several ranks into one."),
     stall=flag(
@@ -159,6 +161,7 @@ def logs(
     follow: bool,
     rank: str,
     lines: int | str,
+    all: bool,  # noqa: A002
     grep: str,
     no_fold: bool,
     stall: float | None,
@@ -168,9 +171,11 @@ def logs(
     from torchfab.commands.logs import show_logs
     from torchfab.launching import job_lookup
     from torchfab.monitoring.log_request import log_request
+    from torchfab.monitoring.watcher import Printer
 
-    ctx, request = _context(c), log_request(rank, lines, grep, follow)
-    return show_logs(job_lookup.find(job, ctx, attempt), request, not no_fold, job_lookup.stall_s(stall, ctx))
+    ctx, request = _context(c), log_request(rank, "all" if all else lines, grep, follow)
+    printer = Printer(folding=not no_fold, reports=all or bool(grep))
+    return show_logs(job_lookup.find(job, ctx, attempt), request, printer, job_lookup.stall_s(stall, ctx))
 
 
 @job_task(
@@ -260,6 +265,41 @@ def supervise(
 
     ctx, overrides = _context(c), SuperviseFlags(restarts, stall, backoff, notify)
     return supervise_existing(job_lookup.find(job, ctx), overrides, follow, tmux, ctx, _fab(c))
+
+
+@job_task(
+    SignalTask,
+    signal=flag("", "USR1, USR2, HUP, CONT, URG or WINCH; TERM and KILL: fab stop."),
+    rank=flag("", "Only these ranks: 0,2-5."),
+)
+def signal(c: TaskContext, job: str, signal: str, rank: str) -> int:
+    """Send a signal once to each rank of a job: `fab signal gpt2 USR1`; the job may be left out."""
+    from torchfab.commands.signal import parse, send_signal
+    from torchfab.launching import job_lookup
+
+    job, name = parse(job, signal)
+    return send_signal(job_lookup.find(job, _context(c)), name, rank)
+
+
+@job_task(
+    signal=flag("USR1", "The signal that the script handles by saving: USR1, USR2 or HUP. [USR1]"),
+    dir=flag((), "Folder of the checkpoints; may be given again. [as the script's arguments say, or the usual ones]"),
+    timeout=flag(300.0, "Seconds to wait for the checkpoint. [300]", SECONDS),
+)
+def checkpoint(
+    c: TaskContext,
+    job: str,
+    signal: str,
+    dir: tuple[str, ...],  # noqa: A002  # the flag's name
+    timeout: float,
+) -> int:
+    """Ask a job for a checkpoint without ending it, and wait until that is whole."""
+    from torchfab.commands.checkpoint import save_checkpoint
+    from torchfab.commands.signal import notice
+    from torchfab.launching import job_lookup
+
+    name = notice(signal, job)
+    return save_checkpoint(job_lookup.find(job, _context(c)), name, dir, timeout)
 
 
 @job_task(grace=flag(None, "Seconds between SIGTERM and SIGKILL. [as launched; 10]", SECONDS))

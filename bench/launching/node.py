@@ -40,7 +40,7 @@ def prepare(folder: Path) -> list[list[str]]:
     """Write a job's folder with processes; return the commands of their supervisors."""
     program = folder / files.BUNDLE
     program.write_text(bundle.source())
-    load = "import sys; exec(open(sys.argv[1]).read().rpartition('sys.exit(')[0], {'__file__': sys.argv[1]})\n"
+    load = "import sys; exec(open(sys.argv[1]).read().partition('# ---- run')[0], {'__file__': sys.argv[1]})\n"
     write = load + "from torchfab.remote.job import bytecode_cache; bytecode_cache.write(sys.argv[2])"
     subprocess.run([PYTHON, "-I", "-S", "-c", write, str(program), str(folder)], check=True)
     for number in range(COUNT):

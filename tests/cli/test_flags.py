@@ -38,7 +38,17 @@ def test_help_may_follow_the_task() -> None:
 
 
 STATUS = {"job": "", "watch": False, "json": False, "stall": ""}
-LOGS = {"job": "", "follow": False, "rank": "", "lines": "", "grep": "", "no-fold": False, "stall": "", "attempt": ""}
+LOGS = {
+    "job": "",
+    "follow": False,
+    "rank": "",
+    "lines": "",
+    "all": False,
+    "grep": "",
+    "no-fold": False,
+    "stall": "",
+    "attempt": "",
+}
 
 
 @pytest.mark.parametrize(
@@ -65,6 +75,22 @@ LOGS = {"job": "", "follow": False, "rank": "", "lines": "", "grep": "", "no-fol
 def test_a_job_may_be_named_anywhere_or_left_out(argv: list[str], values: dict[str, Any]) -> None:
     found = parse(*argv)
     assert {name.replace("_", "-"): value for name, value in found.items()} == values
+
+
+@pytest.mark.parametrize(
+    ("argv", "job", "name"),
+    [
+        (["signal", "gpt2", "USR1"], "gpt2", "USR1"),
+        (["signal", "USR1"], "USR1", ""),
+        (["signal", "gpt2", "--rank", "3", "USR1"], "gpt2", "USR1"),
+        (["signal", "--signal", "USR1"], "", "USR1"),
+    ],
+)
+def test_a_signal_follows_its_job(argv: list[str], job: str, name: str) -> None:
+    found = parse(*argv)
+    assert (found["job"], found["signal"]) == (job, name)
+    with pytest.raises(ParseError, match="other"):
+        parse("signal", "gpt2", "USR1", "other")
 
 
 def test_a_second_positional_argument_is_an_error() -> None:

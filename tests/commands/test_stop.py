@@ -36,6 +36,20 @@ def test_the_ends_of_all_nodes_are_summed_up(reports: list[StopReport], text: st
     assert stop._ranks_summary(reports, 60.0) == text
 
 
+@pytest.mark.parametrize(
+    ("writing", "text"),
+    [
+        ((), "handling SIGTERM"),
+        (("/x/step-5.part",), "saving, /x/step-5.part still open for writing"),
+        (("/x/a", "/x/b", "/x/c"), "saving, /x/a and 2 other files still open for writing"),
+    ],
+)
+def test_what_killed_ranks_had_not_finished_is_said(writing: tuple[str, ...], text: str) -> None:
+    killed = StopReport(Node(0, "a"), 1, killed_ranks=2, unfinished_ranks=1, writing=writing)
+    expected = f"2 ranks were killed after 60 s: 1 had not finished {text} (--grace gives more time)"
+    assert stop._ranks_summary([killed], 60.0) == expected
+
+
 def found(node: str, proof: str, left: tuple[str, ...] = ()) -> StopReport:
     return StopReport(Node(0, node), 2, left=left, proof=proof, seconds=1.2)
 

@@ -32,36 +32,6 @@ if os.environ.get("FAILS") == rank:
     sys.exit(7)
 time.sleep(float(os.environ.get("SECONDS_TO_RUN", "90")))
 """
-# What gloo raises in the rank that lost the other; a traceback and an exit code are all that is known of it.
-PLAY = """
-import os, signal, sys, time
-out, how, rank = os.environ["OUT"], sys.argv[1], int(os.environ["RANK"])
-LOST = "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.2]:24750"
-def mark(name): open(f"{out}/{name}", "w").close()
-def await_mark(name):
-    while not os.path.exists(f"{out}/{name}"): time.sleep(0.02)
-def load(batch): raise KeyError(f"no label in batch {batch}")
-def lose():
-    await_mark("over"); time.sleep(0.3)
-    raise RuntimeError(LOST)
-def log_exception():
-    import traceback
-    traceback.print_exc(); sys.stderr.flush(); mark("over")
-mark(f"ready-{rank}"); await_mark(f"ready-{1 - rank}"); time.sleep(1.2)
-if rank == 0: lose()
-if how == "early": mark("over"); sys.exit(0)
-try: load(17)
-except KeyError:
-    log_exception()
-    if how == "lingers": time.sleep(4); sys.exit(1)
-    if how == "exit-0": sys.exit(0)
-    if how == "hangs": time.sleep(600)
-    if how == "thread-after":
-        import threading
-        def lost(): raise ConnectionResetError(104, "Connection reset by peer")
-        thread = threading.Thread(target=lost); thread.start(); thread.join(); sys.exit(1)
-    raise
-"""
 HOSTILE_ARGS = [
     *("", "a b", "it's", '"q"', "$HOME", "`id`", "$(id)", ";", "&&", "*", "~", "#{pid}", "\\", "%h %n %%", "a=b,c"),
     *("-", "--", "--hostfile", "-m", "--env", "two\nlines", "é€😀", "{a,b}", "!"),
@@ -123,21 +93,6 @@ def shown(fab: Fab, *words: str) -> dict[str, Any]:
     """Return what a command prints with --json."""
     found: dict[str, Any] = json.loads(fab(*words, "--json").stdout)
     return found
-
-
-def check_first_rank(fab: Fab, *task: str) -> None:
-    """Launch a play in which rank 1 raises and rank 0 then loses it: all commands name rank 1 first."""
-    fab.write("play.py", PLAY)
-    out = out_dir(fab, "play")
-    ok(fab(*hosts(fab, *task), "--name", "play", "--env", f"OUT={out}", "--", "play.py", "lingers"))
-    waited = fab("wait", "play", config={"failure_grace_s": 6}, timeout_s=200)
-    why = shown(fab, "why", "play")
-    assert (why["cause"]["name"], why["first"]["rank"]) == ("exception", 1), why
-    assert "no label in batch 17" in why["cause"]["words"], why
-    assert status_of(fab, "play")["first_failure"]["rank"] == 1
-    assert "rank 1 on" in waited.stderr, waited
-    story = "; ".join([*why["consequences"], *why["other_ranks"]])
-    assert re.search(r"rank 0\b", story), why
 
 
 def files_of(fab: Fab) -> list[Path]:

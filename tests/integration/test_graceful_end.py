@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
+from testbed.allocation import find_program
 from tests import faulttable
 from tests.integration import launcher_contract
 from tests.integration.fab import Done, Fab, eventually
 from tests.integration.jobs import gpufile, ok
-from tests.support import absent, require
+from tests.support import absent
 
 # Trains with two loaders. SIGTERM sets a flag that is read at the end of a step; the ranks then meet once more, which
 # needs the store of the rendezvous, and odd ranks save for a while. A second SIGTERM means "leave now".
@@ -73,16 +74,22 @@ LAUNCHERS = {
 }
 
 
+def is_installed(launcher: str) -> str:
+    """Return what a launcher lacks here; empty if it is installed."""
+    for module in ("deepspeed", "colossalai"):
+        if module in launcher and not launcher_contract.has_module(module):
+            return f"{module} is not installed"
+    programs = {"--from-head": "pdsh", "Open MPI": "mpirun.openmpi", "MPICH": "mpiexec.hydra"}
+    needed = [program for part, program in programs.items() if part in launcher]
+    return "".join(f"{program} is not installed" for program in needed if not find_program(program))
+
+
 @pytest.fixture(params=LAUNCHERS)
 def launcher(request: pytest.FixtureRequest) -> str:
     """Return each launcher that is installed here."""
     name = str(request.param)
-    for module in ("deepspeed", "colossalai"):
-        if module in name and not launcher_contract.has_module(module):
-            absent(f"{module} is not installed")
-    for part, program in {"--from-head": "pdsh", "Open MPI": "mpirun.openmpi", "MPICH": "mpiexec.hydra"}.items():
-        if part in name:
-            require(program)
+    if problem := is_installed(name):
+        absent(problem)
     return name
 
 

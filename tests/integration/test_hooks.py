@@ -10,7 +10,7 @@ from tests.integration.jobs import ok, two
 MARK = 'echo "before $TORCHFAB_NODE_RANK"; mkdir "$OUT/before-$TORCHFAB_NODE_RANK"'
 AFTER = 'echo "after $TORCHFAB_NODE_RANK $TORCHFAB_EXIT_CODE"; mkdir "$OUT/after-$TORCHFAB_NODE_RANK"'
 SCRIPT = """import os, sys, time
-print("found", sorted(os.listdir(os.environ["OUT"])), flush=True)
+print("found", sorted(name for name in os.listdir(os.environ["OUT"]) if "before" in name), flush=True)
 time.sleep(float(sys.argv[2]))
 sys.exit(int(sys.argv[1]))
 """

@@ -413,21 +413,39 @@ def test_a_job_and_its_logs_survive_the_death_of_tmux(fab: Fab) -> None:
     assert "node2 [1] tick 39" in ok(fab("logs", "notmux", "--no-fold")).stdout
 
 
+def states_on_node2(fab: Fab, job: str) -> dict[str, str]:
+    return {each["name"]: each["state"] for each in status_of(fab, job)["nodes"][1]["processes"]}
+
+
 def test_a_closed_window_ends_only_its_process(fab: Fab) -> None:
     fab.write("tick.py", TICK)
-    words = ("launch-per-gpu", "--gpufile", gpufile(fab, 0, 1, 1), "--name", "win", "--", "tick.py", "100")
+    words = ("launch-per-gpu", "--gpufile", gpufile(fab, 0, 1, 1, 1), "--name", "win", "--", "tick.py", "100")
     ok(fab(*words))
-    kill = ("tmux", "-L", "torchfab", "kill-window", "-t", "=win-node1:rank-1")
-    subprocess.run([*fab.cluster.node(1).command(), *kill], check=True)
-    assert eventually(lambda: status_of(fab, "win")["nodes"][1]["state"] == "failed", 60)
-    status = status_of(fab, "win")
-    assert status["nodes"][0]["state"] == "running"
-    assert {each["name"]: each["state"] for each in status["nodes"][1]["processes"]} == {
-        "rank-1": "failed",
-        "rank-2": "running",
-    }
+    # The supervisor runs in the first window, and a `cat` in the others.
+    states = {"rank-1": "running", "rank-2": "running", "rank-3": "running"}
+    for window in ("rank-2", "rank-1"):
+        kill = ("tmux", "-L", "torchfab", "kill-window", "-t", f"=win-node1:{window}")
+        subprocess.run([*fab.cluster.node(1).command(), *kill], check=True)
+        states[window] = "failed"
+        assert eventually(lambda: states_on_node2(fab, "win") == states, 60), states_on_node2(fab, "win")
+    assert status_of(fab, "win")["nodes"][0]["state"] == "running"
     cause = json.loads(fab("why", "win", "--json").stdout)["cause"]
     assert (cause["kind"], cause["name"], cause["words"]) == ("killed", "asked", "its tmux window was closed")
+
+
+def test_one_supervisor_runs_the_processes_of_a_node(fab: Fab) -> None:
+    fab.write("tick.py", TICK)
+    ok(fab("launch-per-gpu", "--gpufile", gpufile(fab, 0, 1, 1), "--name", "one", "--", "tick.py", "100"))
+    supervisors = [pid for pid, words in fab.processes().items() if "supervise rank-1 rank-2" in words]
+    assert len(supervisors) == 1
+    os.kill(supervisors[0], signal.SIGKILL)
+    assert eventually(lambda: states_on_node2(fab, "one") == {"rank-1": "lost", "rank-2": "lost"}, 60)
+    assert status_of(fab, "one")["nodes"][0]["state"] == "running"
+    cause = json.loads(fab("why", "one", "--json").stdout)["cause"]
+    assert (cause["kind"], cause["name"]) == ("killed", "supervisor-killed")
+    assert cause["words"].startswith("the supervisor of rank-"), cause
+    ok(fab("stop", "one"))
+    assert (fab.processes(), fab.sessions() - fab.sessions_before) == ({}, set())
 
 
 # ---- records, attach, dry run

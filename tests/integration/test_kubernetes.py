@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -15,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from testbed import Cluster
-from tests.integration.fab import FAB, ROOT, Done, eventually
+from tests.integration import plays
+from tests.integration.fab import ROOT, eventually
+from tests.integration.kube_fab import KubeFab
 from tests.kube.api import API
 from tests.kube.machines import Machines
 
@@ -29,34 +30,6 @@ if rank == 3:
     sys.exit(7)
 time.sleep(60)
 """
-
-
-class KubeFab:
-    """The real `fab`, with a cluster whose pods run."""
-
-    def __init__(self, api: API, machines: Machines, folder: Path) -> None:
-        self.api, self.machines, self.folder = api, machines, folder
-        self.workdir = folder / "project"
-        self.workdir.mkdir()
-        (folder / "kubeconfig").write_text(api.kubeconfig())
-
-    def start(self, *words: str) -> subprocess.Popen[str]:
-        env = {**os.environ, "KUBECONFIG": str(self.folder / "kubeconfig"), "HF_TOKEN": "v$(x)$$"}
-        env.update(FABRIC_TORCHFAB_RECORDS=str(self.folder / "records"), PYTHONUTF8="1")
-        return subprocess.Popen(
-            (str(FAB), "-r", str(ROOT), *words),
-            cwd=self.workdir, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True, start_new_session=True,
-        )  # fmt: skip
-
-    def __call__(self, *words: str, timeout_s: float = 150) -> Done:
-        process = self.start(*words)
-        out, err = process.communicate(timeout=timeout_s)
-        return Done(words, process.returncode, out, err)
-
-    def launch(self, *words: str) -> tuple[str, ...]:
-        flags = ("--image", "registry.example/train:1", "--nodes", "2", "--workdir", str(self.workdir))
-        return ("launch-kubernetes", *flags, *words)
 
 
 @pytest.fixture
@@ -89,7 +62,7 @@ def test_the_first_failing_ranks_code_is_the_jobs(fab: KubeFab) -> None:
     (fab.workdir / "fail.py").write_text(FAILING)
     done = fab(*fab.launch("--name", "fails", "--follow", "--", "fail.py", "a b", "$(HOME)$$", "é\n"))
     assert done.rc == 7, done
-    assert "rank 3 on fails-1 failed first (exit code 7)" in done.stderr
+    assert "rank 3 on fails-1 failed first (the script ended itself with exit code 7)" in done.stderr
     # Of the other pod, which the cluster removed, only lines read before that are left.
     assert "[3] hello from 3 ['a b', '$(HOME)$$', 'é\\n'] True" in done.stdout
     assert eventually(lambda: all(each.poll() is not None for each in fab.machines.pods.values()), 60)
@@ -97,6 +70,10 @@ def test_the_first_failing_ranks_code_is_the_jobs(fab: KubeFab) -> None:
     assert status["first_failure"]["rank"] == 3
     assert fab("wait", "fails").rc == 7
     assert "hello from 3" in fab("logs", "fails", "--rank", "3").stdout
+
+
+def test_all_commands_name_the_same_first_rank(fab: KubeFab) -> None:
+    plays.check_one_on(plays.pods_stage(fab), "loader")
 
 
 def test_stop_ends_the_pods_and_keeps_their_logs(fab: KubeFab) -> None:

@@ -86,10 +86,10 @@ class Place:
         return folder
 
     def supervise(
-        self, name: str = "agent", env: Mapping[str, str] | None = None, under: Sequence[str] = ()
+        self, *names: str, env: Mapping[str, str] | None = None, under: Sequence[str] = ()
     ) -> subprocess.Popen[bytes]:
-        """Start the supervisor of a process; `under` is a program that runs it."""
-        program = [*under, *PYTHON, str(self.folder / files.BUNDLE), "supervise", name]
+        """Start the supervisor of processes (default: of `agent`); `under` is a program that runs it."""
+        program = [*under, *PYTHON, str(self.folder / files.BUNDLE), "supervise", *(names or ("agent",))]
         return self.begin(program, env={"PATH": os.environ["PATH"], **(env or {})})
 
     def begin(self, argv: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 from torchfab.transport import bundle
 
 
 def test_the_program_is_plain_python_with_its_own_modules() -> None:
     code = (
-        bundle.source().rpartition("sys.exit(")[0]
+        f"SOURCE = {bundle.source()!r}\n"
+        + bundle.source().partition("# ---- run")[0]
         + "\nimport torchfab.remote.job.log_reader as m; print(m.__name__, m.__spec__.loader)"
     )
     done = subprocess.run(
@@ -33,3 +38,45 @@ def test_the_command_has_the_length_of_the_program_in_bytes() -> None:
 
 def test_the_command_is_far_below_the_limit_of_a_command_line() -> None:
     assert sum(map(len, bundle.argv("python3"))) < 1000
+
+
+MODULES = sorted(path for path in bundle._REMOTE.rglob("*.py") if "shims" not in path.parts)
+
+
+def without_docstrings(source: str) -> ast.Module:
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            node.value.value = ""
+    return tree
+
+
+def lines_of_statements(source: str) -> list[int]:
+    return [node.lineno for node in ast.walk(ast.parse(source)) if isinstance(node, ast.stmt)]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_what_is_sent_of_a_module_has_the_same_statements_on_the_same_lines(path: Path) -> None:
+    source = path.read_text()
+    sent = bundle.without_prose(source)
+    assert ast.dump(without_docstrings(sent)) == ast.dump(without_docstrings(source))
+    assert lines_of_statements(sent) == lines_of_statements(source)
+
+
+SOURCE = '''\
+"""Prose.
+"""
+
+A = r"""
+# text
+"""
+def f():
+    """More: '\\""""."""
+    # why
+    return 1  # b
+'''
+
+
+def test_docstrings_and_comments_are_not_sent() -> None:
+    before, sent = SOURCE.splitlines(), bundle.without_prose(SOURCE).splitlines()
+    assert sent == ['""', "", "", *before[3:7], '    ""', "", *before[9:]]

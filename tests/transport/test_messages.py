@@ -23,6 +23,7 @@ import torchfab.why.report
 from tests.support import fuzzed, refusal
 from tests.transport.requests import STREAMING, RequestType, operation, request_types, without_values
 from tests.transport.test_messages_fuzz import JSON, NODE, RecordedChannel, frame
+from torchfab.api import functions
 from torchfab.commands import forward as forward_task
 from torchfab.commands import pull as pull_task
 from torchfab.commands import run as run_task
@@ -36,14 +37,16 @@ from torchfab.core.specs import Node
 from torchfab.doctor import collect, consistency, launch_warnings, render
 from torchfab.doctor.model import CheckRequirements, Clock, NodeReport, Report
 from torchfab.launching.launch import describe_setups
-from torchfab.monitoring import host_load
+from torchfab.monitoring import checkpoint_save, host_load
 from torchfab.records import Record
 from torchfab.runtimes import tmux, tmux_logs, tmux_stacks
 from torchfab.runtimes.slurm import runtime
+from torchfab.runtimes.tmux_calls import Outcome
 from torchfab.stacks.model import StackDump
+from torchfab.supervise import gpu_memory
 from torchfab.sync import pull as pulling
 from torchfab.sync import results
-from torchfab.transport.messages import doctor, env, forward, job, launch, load, pull, run, slurm, stacks, sync
+from torchfab.transport.messages import calls, doctor, env, forward, job, launch, load, pull, run, slurm, stacks, sync
 from torchfab.transport.pool import Response, SessionPool
 from torchfab.transport.remote_command import HostRun
 from torchfab.transport.session import NodeError, Session
@@ -104,7 +107,12 @@ FACTS = {
     "port": 29400,
     "is_root": False,
     "versions": {"torch": "2.13.0"},
-    "glance": {"disk": PLACE, "script": "abcdef", "holders": [{"pid": 3, "memory_mib": None}]},
+    "glance": {
+        "disk": PLACE,
+        "script": "abcdef",
+        "holders": [{"pid": 3, "memory_mib": None}],
+        "launcher_variables": ["RANK"],
+    },
     "packages": {"digest": "a1b2", "source": "uv.lock"},
     "setup": {"shell": "/bin/zsh", "changed": ["PATH"], "removed": ["X"], "python": "/venv/bin/python"},
 }
@@ -130,6 +138,7 @@ PROBE = {
     "limits": {"files": 1000, "locked": 65536, "processes": None},
     "interfaces": [{"name": "eth0", "up": True, "mtu": 1500, "addresses": ["10.0.0.1"]}],
     "environment": {"NCCL_SOCKET_IFNAME": "eth9"},
+    "unused_memory": [{"user": "a", "files": 1, "bytes": 5}],
     "jobs": [{"job_id": "x-1", "processes": 2, "supervised": False, "example": "9 (x)"}],
     "code": {"by": "git", "files": 3, "digest": "0123456789abcdef", "whole": True},
     "port": {"port": 29400, "greeting": "0011"},
@@ -213,7 +222,7 @@ SLURM = {
     "now": 10.0,
 }
 LINE = [0, 5.0, "step 1"]
-RANK_ENDS = {"ended": 2, "killed": 1, "seconds": 0.4}
+RANK_ENDS = {"ended": 2, "killed": 1, "seconds": 0.4, "unfinished": 1, "writing": ["/x/step-5.part"]}
 FILE_MATCH = {
     "pattern": 0,
     "base": "/x",
@@ -337,6 +346,11 @@ def use_load(answer: load.LoadFrame) -> None:
         check_shown(host_load.render(snapshot), host_load.as_json(snapshot))
 
 
+def use_gpu_memory(answer: load.GpuMemoryAnswer) -> None:
+    if answer.held:
+        check_shown(gpu_memory.describe("node1", answer.held))
+
+
 def use_lines(answer: job.LogsFrame) -> None:
     list(tmux_logs._NodeLogs(NODE).events(answer))
 
@@ -408,8 +422,51 @@ def use_slurm_stacks(answer: slurm.SlurmStacksAnswer) -> None:
         show_stacks(with_slurm_answer(runtime.stacks, answer, STACKS_REQUEST))
 
 
+SIGNALLED = {"ranks": [{"rank": 0, "pid": 7, "effect": "handled", "sent": True}]}
+
+
+def use_signalled(answer: job.SignalAnswer) -> None:
+    check_shown(*(str(each) for each in tmux.signal_report(NODE, answer).ranks))
+
+
+def use_slurm_signalled(answer: slurm.SlurmSignalAnswer) -> None:
+    fields = msgspec.to_builtins(answer)
+    sent = RecordedChannel(b"".join(frame({**fields, "of": number}) for number in (1, 2)))
+    with mock.patch.object(runtime, "_open", return_value=Session(NODE, sent)):
+        reports = runtime.signal(SLURM_JOB, "SIGUSR1", None)
+    check_shown(*(str(each.ranks) for each in reports), *(str(each.error or "") for each in reports))
+
+
+CHECKPOINT_FILE = {"path": "/x/runs/step-5.pt", "root": "/x/runs", "size": 10, "changed": 6.0, "whole": True}
+CHECKPOINT = {"cwd": "/x", "running": 2, "step": 5, "clocks": {"/x/runs": 5.0}, "busy": ["1:2"]}
+
+
+def use_checkpoint(answer: job.CheckpointAnswer) -> None:
+    save = checkpoint_save.CheckpointSave({NODE: answer})
+    assert set(save.requests) <= {NODE.rank}
+    save.feed({NODE: answer}, 0.0)
+    check_shown(*(str(each) for each in save.files), *save.folders)
+    if save.files:
+        check_shown(checkpoint_save.describe(save.files, save.logged_step))
+
+
 def use_slurm_lines(answer: slurm.SlurmLogsFrame) -> None:
     list(runtime._JobLogs(SLURM_JOB, LOGS_REQUEST).events(NODE, answer))
+
+
+OUTCOME = {
+    "rank": 1,
+    "files": {"failure": 7},
+    "failure": {"time": 5.0, "type": "ValueError", "message": "bad batch", "traceback": "Traceback\n  x"},
+}
+
+
+def use_outcomes(answer: calls.OutcomesAnswer) -> None:
+    for each in answer.ranks:
+        assert each.rank >= 0
+        if each.failure is not None:
+            error = functions.function_error(Outcome(NODE, each))
+            check_shown(str(error))
 
 
 class Case(NamedTuple):
@@ -430,6 +487,8 @@ CASES: dict[RequestType, Case] = {
     launch.CommitRequest: Case({"started": ["agent"]}, lambda answer: check_shown(answer.started)),
     job.EndRanksRequest: Case({"asked": 2}, lambda answer: check_shown(str(answer.asked))),
     job.StopRequest: Case({**STOPPED, "status": STATUS}, use_stopped),
+    job.SignalRequest: Case(SIGNALLED, use_signalled),
+    job.CheckpointRequest: Case({**CHECKPOINT, "files": [CHECKPOINT_FILE]}, use_checkpoint),
     job.ForgetRequest: Case(NOTHING, repr),
     launch.RollbackRequest: Case(STOPPED, lambda answer: check_shown(answer.left)),
     job.LogsRequest: Case({"lines": [LINE], "offsets": {"/x": 3}, "past": True, "end": STATUS}, use_lines),
@@ -438,6 +497,7 @@ CASES: dict[RequestType, Case] = {
     doctor.ConnectivityRequest: Case(CONNECTIVITY, use_connectivity),
     stacks.StacksRequest: Case(STACKS, use_stacks),
     load.LoadRequest: Case({"load": LOAD}, use_load),
+    load.GpuMemoryRequest: Case({"held": [{"index": 0, "memory_mib": 5.0, "by": "7 (python)"}]}, use_gpu_memory),
     load.JobLoadRequest: Case({"load": LOAD}, use_load),
     sync.WorkdirRequest: Case({"shared": True, "problems": []}, lambda answer: answer.shared is True),
     sync.FilesRequest: Case({"checked": 3, "missing": 1, "differing": 0, "names": ["x"]}, use_files),
@@ -445,6 +505,8 @@ CASES: dict[RequestType, Case] = {
     run.EndRunRequest: Case({"out": ["a"], "end": {**RUN_END, "stopped": True, "left": ["7 (x)"]}}, use_run),
     pull.FindFilesRequest: Case({"matches": [FILE_MATCH], "unreadable": ["/x"]}, use_found),
     pull.FileDigestsRequest: Case({"digests": ["0123"]}, lambda answer: check_shown(answer.digests)),
+    calls.OutcomesRequest: Case({"ranks": [OUTCOME]}, use_outcomes),
+    calls.ChunkRequest: Case({"data": "AAAA"}, lambda answer: check_shown(answer.data)),
     forward.ListenersRequest: Case(
         {"listeners": [{"port": 6006, "address": "::1", "pid": 7, "command": "tensorboard"}]}, use_listeners
     ),
@@ -458,6 +520,10 @@ CASES: dict[RequestType, Case] = {
     slurm.SlurmStacksRequest: Case(
         {"nodes": [{"rank": 0, "host": "a", "answer": STACKS}], "said": ""}, use_slurm_stacks
     ),
+    slurm.SlurmSignalRequest: Case(
+        {"nodes": [{"rank": 0, "host": "a", "answer": SIGNALLED}], "said": ""}, use_slurm_signalled
+    ),
+    slurm.SlurmCheckpointRequest: Case({**CHECKPOINT, "files": [CHECKPOINT_FILE]}, use_checkpoint),
     slurm.SlurmLogsRequest: Case(
         {"node": 0, "lines": [LINE], "offsets": {}, "seen": SLURM, "past": True}, use_slurm_lines
     ),

@@ -179,6 +179,18 @@ def test_device_assert_takes_precedence_over_lost_connections() -> None:
     assert found.name == "device-assert"
 
 
+@pytest.mark.parametrize("is_in_kernel_log", [True, False])
+def test_killed_loader_is_certain_only_if_the_kernel_names_its_pid(is_in_kernel_log: bool) -> None:
+    text = (
+        "Traceback (most recent call last):\nRuntimeError: DataLoader worker (pid 4711) is killed by signal: Killed. \n"
+    )
+    kernel = [(1059.0, "Out of memory: Killed process 4711 (python3) total-vm:9kB")] if is_in_kernel_log else []
+    failed = node(0, [process("failed", rank(0, 1))], [log(0, text)], kernel={"lines": kernel, "unread": ""})
+    found = diagnose_nodes(failed)
+    assert found.cause.name == "host-memory"
+    assert found.certainty == ("certain" if is_in_kernel_log else "probable")
+
+
 def test_semaphore_without_space_is_a_shared_memory_cause() -> None:
     recorded = recording("torch", "semlock-no-space.txt")
     (end,) = failures.all_failures(

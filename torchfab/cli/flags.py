@@ -235,11 +235,13 @@ def launch_task(own: type, shared: type = LaunchFlags) -> Callable[[Body], Any]:
     return decorate
 
 
-def job_task(**flags: Any) -> Callable[[Body], Any]:
+def job_task(klass: type[JobTask] | None = None, **flags: Any) -> Callable[[Body], Any]:
     """Return a decorator that makes a task of `body(c, job, **flags)`; the job may be left out.
 
     Parameters
     ----------
+    klass : type, optional
+        The class of the task. Default JobTask.
     **flags : field
         Its flags, as `flag(...)` returns them; one named `job` replaces the help of the job.
 
@@ -255,7 +257,7 @@ def job_task(**flags: Any) -> Callable[[Body], Any]:
         def call(c: Any, **values: Any) -> Any:
             return body(c, **values_of(parameters, values))
 
-        return _task(call, body, [_named(name, each) for name, each in parameters.items()], JobTask)
+        return _task(call, body, [_named(name, each) for name, each in parameters.items()], klass or JobTask)
 
     return decorate
 
@@ -442,6 +444,8 @@ class CommandTask(FlagTask):
 class JobTask(FlagTask):
     """A task whose positional argument names a job, and may be left out."""
 
+    positionals: tuple[str, ...] = ("job",)
+
     def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[Argument]:
         """Return the task's arguments.
 
@@ -453,10 +457,16 @@ class JobTask(FlagTask):
         Returns
         -------
         list of Argument
-            `job` is positional and optional.
+            Those in `positionals` are positional and optional.
         """
         arguments = super().get_arguments(ignore_unknown_help)
-        return [OptionalPositional.of(each) if each.name == "job" else each for each in arguments]
+        return [OptionalPositional.of(each) if each.name in self.positionals else each for each in arguments]
+
+
+class SignalTask(JobTask):
+    """A task whose positional arguments are a job, which may be left out, and a signal."""
+
+    positionals = ("job", "signal")
 
 
 class FileTask(FlagTask):

@@ -81,7 +81,8 @@ class Mistake:
     task : str
         The task whose flags are read; empty before the first.
     positional : str
-        Name of the task's positional argument, which an earlier word has filled; empty where it has none.
+        Name of the task's positional argument, which an earlier word has filled; empty where it has none; two names are
+        joined by "and one".
     tasks : tuple of str
         The names of all tasks.
     flags : Mapping of str to bool
@@ -250,17 +251,24 @@ def mistake_of(parser: FrameType, tasks: Sequence[str]) -> Mistake:
     at = seen["index"] - (1 if mutations else 0)
     position = len(body) - (len(read) - at - len(mutations))
     context, initial = machine.context, machine.initial
-    arguments: dict[str, Any] = {**getattr(initial, "flags", {}), **context.flags}
+    arguments = {spelled: each for known in (initial, context) for spelled, each in _spellings(known)}
     name = context.name or ""
     return Mistake(
         word=seen["orig"],
         body=tuple(body),
         position=position,
         task=name,
-        positional=str(context.positional_args[0].name) if name and context.positional_args else "",
+        positional=" and one ".join(str(each.name) for each in context.positional_args) if name else "",
         tasks=tuple(tasks),
         flags={spelled: bool(each.takes_value) for spelled, each in arguments.items()},
     )
+
+
+def _spellings(context: Any) -> list[tuple[str, Any]]:
+    """Return every spelling of every flag, with its argument; a Lexicon does not list its aliases (`--hosts`)."""
+    flags = getattr(context, "flags", {})
+    names = [*flags, *getattr(flags, "aliases", {})]
+    return [(name, flags[name]) for name in names]
 
 
 def spelling(argument: Any) -> str:

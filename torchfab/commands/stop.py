@@ -13,7 +13,7 @@ from torchfab import runtimes
 from torchfab.core import inventory
 from torchfab.core.console import fold_reasons, write_err, write_out
 from torchfab.core.errors import TorchfabError, UsageError
-from torchfab.core.format import format_bytes
+from torchfab.core.format import format_bytes, plural
 from torchfab.launching import job_lookup
 from torchfab.launching.context import CommandContext
 from torchfab.launching.interrupts import STOP_SIGNAL
@@ -176,7 +176,9 @@ def _print_current(outcome: StopOutcome) -> None:
     if outcome.left:
         _report_left(name, [report.node.label for report in outcome.left if not report.summary])
     elif found := outcome.status:
-        proof = f", no process of it is left on {len(found.nodes)} nodes{_means(reports)}" if found.nodes else ""
+        proof = (
+            f", no process of it is left on {plural(len(found.nodes), 'node')}{_means(reports)}" if found.nodes else ""
+        )
         write_out(f"job {name}: {found.state}{proof}")
 
 
@@ -202,8 +204,8 @@ def _cleared_summary(reports: Sequence[runtimes.StopReport]) -> str:
     """Describe what was removed outside the job's folders; empty for nothing."""
     files, folders = sum(each.cleared_files for each in reports), sum(each.cleared_folders for each in reports)
     size = format_bytes(sum(each.cleared_bytes for each in reports))
-    parts = [f"{_count(files, 'file')} of shared memory ({size})"] if files else []
-    parts += [_count(folders, "temporary folder")] if folders else []
+    parts = [f"{plural(files, 'file')} of shared memory ({size})"] if files else []
+    parts += [plural(folders, "temporary folder")] if folders else []
     return f"removed what its processes had left: {', '.join(parts)}" if parts else ""
 
 
@@ -214,16 +216,25 @@ def _ranks_summary(reports: Sequence[runtimes.StopReport], grace_s: float) -> st
     parts = []
     if ended:
         themselves = "itself" if ended == 1 else "themselves"
-        parts.append(f"{_count(ended, 'rank')} ended by {themselves} ({seconds} s)")
+        parts.append(f"{plural(ended, 'rank')} ended by {themselves} ({seconds} s)")
     if killed:
-        subject = f"{killed}" if ended else _count(killed, "rank")
+        subject = f"{killed}" if ended else plural(killed, "rank")
         were = "was" if killed == 1 else "were"
-        parts.append(f"{subject} {were} killed after {grace_s:g} s (--grace gives more time)")
+        parts.append(f"{subject} {were} killed after {grace_s:g} s{_unfinished_summary(reports)}")
     return ", ".join(parts)
 
 
-def _count(number: int, noun: str, nouns: str = "") -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {nouns or noun + 's'}"
+def _unfinished_summary(reports: Sequence[runtimes.StopReport]) -> str:
+    """Describe what killed ranks had not finished, and how to give them more time."""
+    unfinished = sum(report.unfinished_ranks for report in reports)
+    files = list(dict.fromkeys(path for report in reports for path in report.writing))
+    if not unfinished:
+        return " (--grace gives more time)"
+    had = f": {unfinished} had not finished "
+    if not files:
+        return f"{had}handling SIGTERM (--grace gives more time)"
+    more = f" and {plural(len(files) - 1, 'other file')}" if len(files) > 1 else ""
+    return f"{had}saving, {files[0]}{more} still open for writing (--grace gives more time)"
 
 
 def _stop_summary(report: runtimes.StopReport) -> str:
@@ -233,11 +244,11 @@ def _stop_summary(report: runtimes.StopReport) -> str:
         are = "is" if len(report.left) == 1 else "are"
         more = f", and {len(report.left) - _NAMED} more" if len(report.left) > _NAMED else ""
         named = ", ".join(report.left[:_NAMED])
-        return f"{_count(len(report.left), 'process', 'processes')} {are} left and cannot be ended: {named}{more}"
+        return f"{plural(len(report.left), 'process')} {are} left and cannot be ended: {named}{more}"
     if not report.signalled:
         return "nothing of it was running"
     # Whole seconds and commands without pids, so that equal results of several nodes fold into one line.
-    count = _count(report.signalled, "process", "processes")
+    count = plural(report.signalled, "process")
     return f"{count} ended within {math.ceil(report.seconds)} s{_killed_summary(report.killed)}"
 
 

@@ -236,7 +236,9 @@ class Failure:
     reason : str
         Human-readable reason, where one is known.
     how : str
-        How it failed, where its exit code does not show it.
+        How it failed, in the words of `fab why`; empty where that was not asked.
+    process : str
+        Name of the process that is not a rank: `agent`, `head`; empty where it is not known.
     """
 
     time: float
@@ -245,11 +247,12 @@ class Failure:
     code: int
     reason: str = ""
     how: str = ""
+    process: str = ""
 
     def __str__(self) -> str:
         if self.reason:
             return f"{self.host} failed first ({self.reason})"
-        name = f"rank {self.rank}" if self.rank is not None else "the process"
+        name = f"rank {self.rank}" if self.rank is not None else f"the {self.process or 'process'}"
         return f"{name} on {self.host} failed first ({self.how or describe_exit_code(self.code)})"
 
     @property
@@ -454,20 +457,20 @@ def table_rows(job: JobStatus) -> list[list[str]]:
         The header and one row per node; above 16 nodes, one row per group of nodes with equal states.
     """
     head = ["node", "state", "ranks", "pids", "up", "last log line"]
-    rows = [_row(status) for status in job.nodes]
+    rows = [_row(status, job.diagnosed) for status in job.nodes]
     if len(job.nodes) > 16:
-        rows = _grouped_rows(job.nodes)
+        rows = _grouped_rows(job.nodes, job.diagnosed)
     return [head, *rows]
 
 
-def _row(status: NodeStatus) -> list[str]:
+def _row(status: NodeStatus, diagnosed: Failure | None) -> list[str]:
     ranks = [rank.rank for rank in status.ranks if rank.rank is not None]
     pids = [str(rank.pid) for rank in status.ranks if rank.pid] or [
         str(each.pid) for each in status.processes if each.pid
     ]
     return [
         status.node.label,
-        _describe_state(status),
+        _describe_state(status, diagnosed),
         fold_ranks(ranks) or "-",
         ",".join(pids[:4]) + (",…" if len(pids) > 4 else "") or "-",
         _uptime(status),
@@ -475,10 +478,10 @@ def _row(status: NodeStatus) -> list[str]:
     ]
 
 
-def _grouped_rows(nodes: Sequence[NodeStatus]) -> list[list[str]]:
+def _grouped_rows(nodes: Sequence[NodeStatus], diagnosed: Failure | None) -> list[list[str]]:
     groups: dict[str, list[NodeStatus]] = {}
     for status in nodes:
-        groups.setdefault(_describe_state(status), []).append(status)
+        groups.setdefault(_describe_state(status, diagnosed), []).append(status)
     rows = []
     for state, group in groups.items():
         stalest = max(group, key=lambda status: status.now - (status.last_line.time if status.last_line else 0.0))
@@ -488,11 +491,13 @@ def _grouped_rows(nodes: Sequence[NodeStatus]) -> list[list[str]]:
     return rows
 
 
-def _describe_state(status: NodeStatus) -> str:
+def _describe_state(status: NodeStatus, diagnosed: Failure | None) -> str:
     text = str(status.state)
     failures = find_failures(status)
     if failures and status.state == "failed":
         first = min(failures, key=lambda failure: failure.time)
+        if diagnosed and diagnosed.code and (diagnosed.host, diagnosed.reason) == (status.node.label, ""):
+            first = diagnosed
         rank = f"rank {first.rank} " if first.rank is not None else ""
         text += f" ({rank}{describe_exit_code(first.code)})"
     if status.reason:
@@ -562,9 +567,13 @@ def as_json(name: str, job: JobStatus) -> dict[str, Any]:
         "ended": job.has_ended,
         "exit_code": job.exit_code,
         "reason": job.reason,
-        "first_failure": {key: value for key, value in vars(first).items() if value or key != "how"} if first else None,
+        "first_failure": _failure_as_json(first) if first else None,
         "nodes": [_node_as_json(status) for status in job.nodes],
     }
+
+
+def _failure_as_json(first: Failure) -> dict[str, Any]:
+    return {key: value for key, value in vars(first).items() if value or key not in ("how", "process")}
 
 
 def _node_as_json(status: NodeStatus) -> dict[str, Any]:

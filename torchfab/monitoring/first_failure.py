@@ -33,26 +33,23 @@ def with_first_failure(record: Record, job: JobStatus) -> JobStatus:
     Returns
     -------
     JobStatus
-        Unchanged if the job has not failed, or if its logs do not name a rank.
+        Unchanged if the job has not failed, or if its logs do not name a failure.
     """
     if not job.has_failed or job.state == "stopped" or job.reason:
         return job
     from torchfab.why import diagnosis
 
     try:
-        first = diagnosis.diagnose(runtimes.load(record.runtime).evidence(record)).first
+        found = diagnosis.diagnose(runtimes.load(record.runtime).evidence(record))
     except TorchfabError:  # what is known by now is still worth printing
         return job
-    if first is None or first.rank is None:
-        return job
-    return replace(job, diagnosed=status.Failure(first.time, first.host, first.rank, first.code or 0, how=_how(first)))
+    return replace(job, diagnosed=_failure(found.first, found.cause.words)) if found.first else job
 
 
-def _how(first: Failure) -> str:
-    """Return how a rank failed, where its exit code does not show it."""
-    if first.cause.name == "left-early":
-        return "it ended with exit code 0 while others went on"
-    if first.is_running:
-        return f"{first.cause.words[:_LONGEST]}; it still runs"
-    raised_before = first.traceback is not None and (first.code or 0) < 0
-    return first.cause.words[:_LONGEST] if not first.code or raised_before else ""
+def _failure(first: Failure, words: str) -> status.Failure:
+    """Return a failure in the words of `fab why`, so that all commands describe it alike."""
+    how = words if len(words) <= _LONGEST else f"{words[:_LONGEST]}…"
+    how += "; it still runs" if first.is_running else ""
+    if first.rank is None and not first.process:
+        return status.Failure(first.time, first.host, None, first.code or 1, reason=how)
+    return status.Failure(first.time, first.host, first.rank, first.code or 0, how=how, process=first.process)

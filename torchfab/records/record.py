@@ -76,6 +76,11 @@ class Record:
         """Whether the job continues when a node is lost."""
         return self.min_nodes < len(self.nodes)
 
+    @property
+    def fixed_world_size(self) -> int:
+        """Number of its ranks; 0 if the loss of a node changes it."""
+        return 0 if self.is_elastic else self.world_size
+
     def is_superseded(self) -> bool:
         """Read from disk whether a later attempt of the job was launched.
 

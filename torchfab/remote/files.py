@@ -18,14 +18,16 @@ Layout of the folder of a job on one node (mode 0700; a shared home folder holds
             output.log          stdout and stderr of the process
             before.log, after.log   output of --before and --after, in the folder of one process of the node
             timeline            one line "time size path" per growth of a log file
+            window              a FIFO, until the process's tmux window and the supervisor have opened it
             errors/, logs/      files that the launcher itself writes
 """
 
 from __future__ import annotations
 
 import errno
-import json
 import os
+
+from torchfab.remote import lean
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ SPEC, SECRETS, STARTED, RANKS, EXIT = "spec.json", "secrets.json", "started.json
 STOP, OUTPUT, TIMELINE, BUNDLE = "stop.json", "output.log", "timeline", "node.py"
 BEFORE_LOG, AFTER_LOG = "before.log", "after.log"
 READY, GO, RANKS_ENDED, CGROUP = "ready", "go", "ranks-ended", "cgroup.json"
+WINDOW, ERRORS = "window", "supervisor-errors"
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _RESERVED_BYTES = 4096
@@ -125,9 +128,9 @@ def write_json(path: str, value: Any) -> None:
     path : str
         The file; it gets mode 0600.
     value : object
-        Anything that json.dumps accepts.
+        Anything that JSON has.
     """
-    text = json.dumps(value)
+    text = lean.dumps(value)
     try:
         write_text(path, text)
     except OSError as error:
@@ -206,7 +209,7 @@ def read_json(path: str) -> Any:
     """
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            return json.load(file)
+            return lean.loads(file.read())
     except (OSError, ValueError):
         return None
 

@@ -45,7 +45,19 @@ def _read(path: str) -> bytes:
         return b""
 
 
-def _lines(path: str) -> list[str]:
+def lines(path: str) -> list[str]:
+    """Return the lines of a file of /proc.
+
+    Parameters
+    ----------
+    path : str
+        The file.
+
+    Returns
+    -------
+    list of str
+        Empty if it cannot be read.
+    """
     return _read(path).decode(errors="replace").splitlines()
 
 
@@ -92,6 +104,68 @@ def stat_fields(pid: int) -> list[str]:
     return text[text.rfind(b")") + 2 :].decode().split() if text else []
 
 
+def status_field(pid: int, name: str) -> str:
+    """Return a field of /proc/<pid>/status.
+
+    Parameters
+    ----------
+    pid : int
+        The process.
+    name : str
+        The field, without its colon: `SigCgt`.
+
+    Returns
+    -------
+    str
+        Empty when there is no such process or field.
+    """
+    for line in lines(f"/proc/{pid}/status"):
+        if line.startswith(name + ":"):
+            return line.partition(":")[2].strip()
+    return ""
+
+
+def handles(pid: int, number: int) -> bool:
+    """Check whether a process has a handler of a signal.
+
+    Parameters
+    ----------
+    pid : int
+        The process.
+    number : int
+        The signal.
+
+    Returns
+    -------
+    bool
+        False also when there is no such process.
+    """
+    return _is_in_mask(pid, "SigCgt", number)
+
+
+def ignores(pid: int, number: int) -> bool:
+    """Check whether a process ignores a signal.
+
+    Parameters
+    ----------
+    pid : int
+        The process.
+    number : int
+        The signal.
+
+    Returns
+    -------
+    bool
+        False also when there is no such process.
+    """
+    return _is_in_mask(pid, "SigIgn", number)
+
+
+def _is_in_mask(pid: int, name: str, number: int) -> bool:
+    mask = status_field(pid, name)
+    return bool(mask) and bool(int(mask, 16) >> (number - 1) & 1)
+
+
 def start_time(pid: int) -> int:
     """Return when a process started.
 
@@ -107,6 +181,24 @@ def start_time(pid: int) -> int:
     """
     fields = stat_fields(pid)
     return int(fields[19]) if fields else 0
+
+
+def started_at(pid: int) -> float:
+    """Return when a process started, by the machine's clock.
+
+    Parameters
+    ----------
+    pid : int
+        The process.
+
+    Returns
+    -------
+    float
+        Seconds since the epoch; 0 when there is no such process.
+    """
+    ticks = start_time(pid)
+    up_s = time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.time() - up_s + ticks / os.sysconf("SC_CLK_TCK") if ticks else 0.0
 
 
 def is_alive(pid: int, started: int) -> bool:
@@ -386,12 +478,26 @@ def owner(pid: int) -> str:
     str
         Empty when there is no such process.
     """
-    import pwd
-
     try:
-        uid = os.stat(f"/proc/{pid}").st_uid
+        return user_name(os.stat(f"/proc/{pid}").st_uid)
     except OSError:
         return ""
+
+
+def user_name(uid: int) -> str:
+    """Return the name of a user, or the number if it has no name.
+
+    Parameters
+    ----------
+    uid : int
+        The user's number.
+
+    Returns
+    -------
+    str
+    """
+    import pwd
+
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
@@ -472,7 +578,7 @@ def oom_kills(pid: str = "self") -> int | None:
     int or None
         None where the control group does not report it.
     """
-    for line in _lines(f"/proc/{pid}/cgroup"):
+    for line in lines(f"/proc/{pid}/cgroup"):
         hierarchy, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if hierarchy == "0":
@@ -487,7 +593,7 @@ def oom_kills(pid: str = "self") -> int | None:
 
 
 def _oom_kill_count(path: str) -> int | None:
-    for line in _lines(path):
+    for line in lines(path):
         name, _, value = line.partition(" ")
         if name == "oom_kill" and (count := int_or_none(value)) is not None:
             return count

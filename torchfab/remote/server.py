@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import _thread
 import importlib
-import json
 import os
 import select
-import signal
 import sys
 import time
 
-from torchfab.remote import files
+from torchfab.remote import files, lean
+from torchfab.remote.lean import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,9 +38,13 @@ ANSWERS = {
     "clock": ("server", "read_clock"),
     "probe": ("host.probe", "collect"),
     "connectivity": ("host.connectivity", "probe_node_0"),
+    "gpu_memory": ("host.gpu_memory", "handle"),
     "status": ("job.status", "handle"),
     "evidence": ("job.evidence", "handle"),
     "stacks": ("stacks.dump", "handle"),
+    "signal": ("job.notices", "handle"),
+    "checkpoint": ("job.checkpoint_files", "handle"),
+    "slurm_checkpoint": ("slurm.job", "look_for_checkpoint"),
     "slurm_status": ("slurm.job", "status"),
     "slurm_evidence": ("slurm.evidence", "handle"),
     "slurm_stop": ("slurm.job", "stop"),
@@ -53,6 +56,8 @@ ANSWERS = {
     "file_digests": ("host.find_files", "digests"),
     "listeners": ("host.listeners", "find"),
     "end_run": ("host.command", "acknowledge"),
+    "call_outcomes": ("job.call_results", "outcomes"),
+    "call_chunk": ("job.call_results", "chunk"),
 }
 # Streaming operations: the function also gets the `Server`, and sends frames until the launch machine disconnects.
 STREAMS = {
@@ -97,7 +102,7 @@ class Server:
         """Read requests from stdin and handle them."""
         try:
             while line := self._next_line():
-                self._handle(json.loads(line))
+                self._handle(lean.loads(line.decode()))
         except IdleTimeoutError:
             pass
         finally:
@@ -151,7 +156,7 @@ class Server:
             The content of the frame.
         """
         answer = self.redact(answer) if self.redact else answer
-        data = json.dumps(answer).encode("utf-8", "surrogatepass")
+        data = lean.dumps(answer).encode("utf-8", "surrogatepass")
         data = MARK + str(len(data)).encode() + b"\n" + data
         with self.send_lock:
             while data:
@@ -239,7 +244,7 @@ class Server:
         return {"problems": [{"what": problem, "fix": ""}]} if problem else {}
 
     def on_start(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Run phase two: bring up the supervisors, which wait at the start barrier.
+        """Run phase two: bring up the supervisor, which waits at the start barrier.
 
         Parameters
         ----------
@@ -386,6 +391,23 @@ class Server:
             self.submitted = {**request, **answer}
         return answer
 
+    def on_slurm_signal(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Signal the ranks of a Slurm job.
+
+        Parameters
+        ----------
+        request : dict
+            As `torchfab.remote.slurm.step.run` takes it.
+
+        Returns
+        -------
+        dict
+            As `torchfab.remote.slurm.step.run` returns it.
+        """
+        from torchfab.remote.slurm import step
+
+        return step.run(request, self.bundle, step.OVERHEAD_S)
+
     def on_slurm_stacks(self, request: dict[str, Any]) -> dict[str, Any]:
         """Return the stacks of the ranks of a Slurm job.
 
@@ -453,7 +475,7 @@ def main(bundle: str) -> int:
     if sys.argv[1:2] == ["supervise"]:
         from torchfab.remote.job.supervisor import main as supervise
 
-        return supervise(sys.argv[2])
+        return supervise(sys.argv[2:])
     if sys.argv[1:2] == ["slurm"]:
         from torchfab.remote.slurm.task import main as supervise_task
 
@@ -462,10 +484,10 @@ def main(bundle: str) -> int:
         from torchfab.remote.slurm.task import exit_code
 
         return exit_code(int(sys.argv[2]))
-    if sys.argv[1:2] == ["slurm-stacks"]:
-        from torchfab.remote.slurm.stacks import main as dump_stacks
+    if sys.argv[1:2] == ["slurm-step"]:
+        from torchfab.remote.slurm.step import main as answer_as_task
 
-        return dump_stacks()
+        return answer_as_task()
     try:
         Server(bundle).run()
     except BrokenPipeError:

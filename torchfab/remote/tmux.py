@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import time
-
-from torchfab.remote import procfs
 
 # Without any configuration file: those of the user and of the system are for their own servers. They can end sessions
 # without a client, keep the server alive, or run commands that never end.
@@ -79,6 +76,8 @@ def version() -> tuple[int, int]:
     Unusable
         tmux is not installed, or does not run.
     """
+    import re
+
     try:
         code, text = _run(["tmux", "-V"], TIMEOUT_S)
     except FileNotFoundError:
@@ -221,15 +220,3 @@ def _is_listening(path: str) -> bool:
         except OSError as error:
             return error.errno not in (errno.ECONNREFUSED, errno.ENOENT)
     return True
-
-
-def server_is_alive() -> bool:
-    """Check whether the tmux server of the pane that this process runs in is still running.
-
-    Returns
-    -------
-    bool
-        False also outside tmux. The environment variable TMUX is "socket,pid,session".
-    """
-    parts = os.environ.get("TMUX", "").split(",")
-    return len(parts) == 3 and parts[1].isdigit() and procfs.is_running(int(parts[1]))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torchfab.core.specs import Submission
     from torchfab.records import Record
     from torchfab.stacks.model import StackDump
+    from torchfab.transport.messages.job import CheckpointAnswer
     from torchfab.why.evidence import Evidence
 
 
@@ -46,6 +47,10 @@ class StopReport:
         Number of ranks that ended by themselves, and of those that were killed after the grace period.
     ranks_s : float
         How long the slowest rank that ended by itself took, in seconds.
+    unfinished_ranks : int
+        Number of killed ranks that still handled the signal.
+    writing : tuple of str
+        The files that those had open for writing.
     proof : str
         By which means it is known that no process is left: "cgroup", "proc", "slurm", "kubernetes"; empty: unknown.
     cleared_files, cleared_bytes, cleared_folders : int
@@ -64,10 +69,71 @@ class StopReport:
     ended_ranks: int = 0
     killed_ranks: int = 0
     ranks_s: float = 0.0
+    unfinished_ranks: int = 0
+    writing: tuple[str, ...] = ()
     proof: str = ""
     cleared_files: int = 0
     cleared_bytes: int = 0
     cleared_folders: int = 0
+
+
+@dataclass(frozen=True)
+class RankSignal:
+    """What a signal does to a rank.
+
+    Parameters
+    ----------
+    rank : int, optional
+        The rank; None if it is not known.
+    effect : {"handled", "ignored", "ends"}
+        "ends": it has no handler, and the signal would end it.
+    sent : bool
+        Whether it was sent.
+    """
+
+    rank: int | None
+    effect: str
+    sent: bool = False
+
+
+@dataclass(frozen=True)
+class SignalReport:
+    """Result of `signal` on one node.
+
+    Parameters
+    ----------
+    node : Node
+        The node.
+    ranks : tuple of RankSignal
+        The selected ranks that run there.
+    error : TorchfabError, optional
+        Why the node returned no result.
+    """
+
+    node: Node
+    ranks: tuple[RankSignal, ...] = ()
+    error: TorchfabError | None = None
+
+    @property
+    def may_send(self) -> bool:
+        """Whether the node has answered, and the signal would end none of its ranks."""
+        return self.error is None and all(each.effect != "ends" for each in self.ranks)
+
+
+class CheckpointWatch(Protocol):
+    """Open connections to the hosts that see the files of a job's checkpoints."""
+
+    def look(self, requests: Mapping[int, Mapping[str, Any]]) -> Mapping[Node, CheckpointAnswer | TorchfabError]:
+        """Return what has changed on each host.
+
+        Parameters
+        ----------
+        requests : Mapping of int to Mapping
+            `folders`, `since`, `busy` by node rank, as `torchfab.remote.job.checkpoint_files.look` takes them.
+        """
+
+    def close(self) -> None:
+        """Close the connections."""
 
 
 class Runtime(Protocol):
@@ -105,6 +171,31 @@ class Runtime(Protocol):
 
     def stop(self, record: Record, grace_s: float, nodes: Sequence[Node] | None = None) -> tuple[StopReport, ...]:
         """End the job on its nodes, or on some: SIGTERM, `grace_s` seconds, SIGKILL; return what was left."""
+
+    def signal(self, record: Record, name: str, ranks: Sequence[int] | None) -> tuple[SignalReport, ...]:
+        """Send a signal once to each running rank; to none if it would end one, or if a node does not answer.
+
+        Parameters
+        ----------
+        name : str
+            Its name: `SIGUSR1`.
+        ranks : sequence of int, optional
+            Which ranks. None: all.
+
+        Raises
+        ------
+        TorchfabError
+            The runtime cannot signal its processes.
+        """
+
+    def watch_checkpoints(self, record: Record) -> CheckpointWatch:
+        """Return a watch of the files of the job's checkpoints; the caller closes it.
+
+        Raises
+        ------
+        TorchfabError
+            The runtime cannot look into the job's files.
+        """
 
     def attach_argv(self, record: Record, node: Node, window: str) -> tuple[str, ...]:
         """Return the command that opens a terminal on a process of the job."""

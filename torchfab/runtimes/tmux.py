@@ -21,7 +21,7 @@ from torchfab.core.inventory import fold
 from torchfab.core.specs import Facts, Job, Node, NodePlan, Plan, Process, Requirements, search_path, session_name
 from torchfab.core.status import CUT_OFF, JobStatus, NodeStatus, State, StatusReport, from_answer
 from torchfab.records import Record
-from torchfab.runtimes import StopReport
+from torchfab.runtimes import CheckpointWatch, RankSignal, SignalReport, StopReport
 from torchfab.runtimes.tmux_attach import attach_argv as attach_argv  # noqa: PLC0414  # part of the runtime
 from torchfab.runtimes.tmux_attach import ssh_argv as ssh_argv  # noqa: PLC0414  # also for other runtimes
 from torchfab.runtimes.tmux_logs import address
@@ -30,10 +30,14 @@ from torchfab.runtimes.tmux_stacks import stacks as stacks  # noqa: PLC0414  # p
 from torchfab.transport.fanout import fan_out
 from torchfab.transport.messages import launch
 from torchfab.transport.messages.job import (
+    CheckpointAnswer,
+    CheckpointRequest,
     EndRanksRequest,
     EvidenceAnswer,
     EvidenceRequest,
     ForgetRequest,
+    SignalAnswer,
+    SignalRequest,
     StatusRequest,
     StopAnswer,
     StopRequest,
@@ -52,7 +56,7 @@ from torchfab.transport.messages.launch import (
 from torchfab.transport.pool import Response, SessionPool, as_error, request_all
 from torchfab.transport.session import Pending, Session
 from torchfab.transport.ssh import NodeConnection, NodeGroup, open_session
-from torchfab.why.evidence import Evidence, NodeEvidence, evidence_from_report, in_rank_order
+from torchfab.why.evidence import Evidence, NodeEvidence, evidence_from_report, in_rank_order, search_limits
 
 NAME = "tmux"
 _ROLLBACK_GRACE_S = 2.0
@@ -238,6 +242,7 @@ def _prepare_request(
         modules=_modules(job, node, requirements),
         python_path=job.env.get("PYTHONPATH"),
         installs=dict(requirements.installs),
+        parser=requirements.parser if is_first else (),
         programs=programs,
         master_addr=job.master_addr or first.address or first.host,
         one_machine=len(nodes) == 1,
@@ -503,8 +508,9 @@ def evidence(record: Record) -> Evidence:
     """
     found: dict[int, NodeEvidence] = {}
     timeout_s = record.settings.answer_timeout_s
+    limits = search_limits(len(record.nodes), timeout_s)
     for node, result in request_all(
-        record.nodes, record.settings, lambda node: EvidenceRequest(**address(record, node)), timeout_s
+        record.nodes, record.settings, lambda node: EvidenceRequest(**address(record, node), **limits), timeout_s
     ):
         status_of_node = _node_status(record, node, result)
         if isinstance(result, TorchfabError):
@@ -514,7 +520,7 @@ def evidence(record: Record) -> Evidence:
             found[node.rank] = evidence_from_report(status_of_node, report)
     nodes = in_rank_order(record.nodes, found)
     job = JobStatus(tuple(each.status for each in nodes), record.min_nodes)
-    return Evidence(record.name, record.created, job, nodes, events=record.events())
+    return Evidence(record.name, record.created, job, nodes, events=record.events(), world_size=record.fixed_world_size)
 
 
 def stop(record: Record, grace_s: float, nodes: Sequence[Node] | None = None) -> tuple[StopReport, ...]:
@@ -573,11 +579,98 @@ def _stop_report(record: Record, node: Node, result: Response[StopAnswer] | Torc
         ended_ranks=int(ranks.ended),
         killed_ranks=int(ranks.killed),
         ranks_s=float(ranks.seconds),
+        unfinished_ranks=int(ranks.unfinished),
+        writing=tuple(ranks.writing),
         proof=report.proof,
         cleared_files=int(report.cleared.files),
         cleared_bytes=int(report.cleared.bytes),
         cleared_folders=int(report.cleared.folders),
     )
+
+
+def signal(record: Record, name: str, ranks: Sequence[int] | None) -> tuple[SignalReport, ...]:
+    """Send a signal once to each running rank; to none if it would end one, or if a node does not answer.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+    name : str
+        Its name: `SIGUSR1`.
+    ranks : sequence of int, optional
+        Which ranks. None: all.
+
+    Returns
+    -------
+    tuple of SignalReport
+        One for each node, by rank.
+    """
+    chosen = None if ranks is None else list(ranks)
+    reports: dict[int, SignalReport] = {}
+    with SessionPool(record.nodes, record.settings) as sessions:
+        for send in (False, True):
+            if all(each.may_send for each in reports.values()):
+                request = functools.partial(_signal_request, record, name, chosen, send)
+                for node, result in sessions.request(request, record.settings.answer_timeout_s):
+                    answer = result if isinstance(result, TorchfabError) else result.value
+                    reports[node.rank] = signal_report(node, answer)
+    return tuple(reports[rank] for rank in sorted(reports))
+
+
+def _signal_request(record: Record, name: str, ranks: list[int] | None, send: bool, node: Node) -> SignalRequest:
+    return SignalRequest(**address(record, node), signal=name, ranks=ranks, send=send)
+
+
+def signal_report(node: Node, answer: SignalAnswer | TorchfabError) -> SignalReport:
+    """Return the report of a node that was asked to signal its ranks.
+
+    Parameters
+    ----------
+    node : Node
+        The node.
+    answer : SignalAnswer or TorchfabError
+        What it answered, or why it did not.
+
+    Returns
+    -------
+    SignalReport
+    """
+    if isinstance(answer, TorchfabError):
+        return SignalReport(node, error=answer)
+    return SignalReport(node, tuple(RankSignal(each.rank, each.effect, each.sent) for each in answer.ranks))
+
+
+class _CheckpointWatch:
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        self.sessions = SessionPool(record.nodes, record.settings)
+
+    def look(self, requests: Mapping[int, Mapping[str, Any]]) -> dict[Node, CheckpointAnswer | TorchfabError]:
+        def request(node: Node) -> CheckpointRequest:
+            return CheckpointRequest(**address(self.record, node), **requests[node.rank])
+
+        nodes = [node for node in self.record.nodes if node.rank in requests]
+        found = self.sessions.request(request, self.record.settings.answer_timeout_s, nodes)
+        return {node: each.value if isinstance(each, Response) else each for node, each in found}
+
+    def close(self) -> None:
+        self.sessions.close()
+
+
+def watch_checkpoints(record: Record) -> CheckpointWatch:
+    """Return a watch of the files of the job's checkpoints on all its nodes.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+
+    Returns
+    -------
+    CheckpointWatch
+        The caller closes it.
+    """
+    return _CheckpointWatch(record)
 
 
 def forget(record: Record) -> dict[str, TorchfabError]:

@@ -1,13 +1,16 @@
 """The source text of the program that runs on nodes: the modules of `torchfab.remote`, and an importer for them.
 
-It is sent over the connection's stdin to `python3 -I -S`, and written into the job's folder for the supervisors:
+It is sent over the connection's stdin to `python3 -I -S`, and written into the job's folder for the supervisor:
 nothing is installed on a node, and job and command never run different versions of it. A module is compiled when it is
-imported; the supervisors of a job read compiled modules from a file beside the program (see
-`torchfab.remote.job.bytecode_cache`).
+imported; the supervisor of a job reads compiled modules from a file beside the program (see
+`torchfab.remote.job.bytecode_cache`). The modules are in a comment at the end of the program, compressed, so that the
+supervisor does not parse them. They have no docstrings and comments, but the same line numbers.
 """
 
 from __future__ import annotations
 
+import base64
+import re
 import zlib
 from functools import cache
 from pathlib import Path
@@ -19,14 +22,15 @@ _PROGRAM = '''\
 import sys
 if sys.version_info < (3, 9):
     sys.exit("torchfab-needs-python 3.9, this is %d.%d" % sys.version_info[:2])
-from importlib.machinery import ModuleSpec
-MODULES = {modules}
+from _frozen_importlib import ModuleSpec
+NAMES = {names}
 PACKAGES = {packages}
 CODE = {}
+TEXTS = {}
 class Importer:
     @staticmethod
     def find_spec(name, path=None, target=None):
-        if name in MODULES:
+        if name in NAMES:
             return ModuleSpec(name, Importer, is_package=name in PACKAGES)
     @staticmethod
     def create_module(spec):
@@ -36,7 +40,23 @@ class Importer:
         exec(Importer.get_code(module.__name__), module.__dict__)
     @staticmethod
     def get_code(name):
-        return CODE.get(name) or compile(MODULES[name], "<" + name + ">", "exec")
+        if name not in CODE:
+            CODE[name] = compile(Importer.get_text(name), "<" + name + ">", "exec")
+        return CODE[name]
+    @staticmethod
+    def get_text(name):
+        if not TEXTS:
+            from binascii import a2b_base64
+            from zlib import decompress
+            texts = decompress(a2b_base64(source().rpartition("#")[2])).decode().split("\\0")
+            TEXTS.update(zip(NAMES, texts))
+        return TEXTS[name]
+def source():
+    if SOURCE:
+        return SOURCE
+    with open(__file__) as file:
+        return file.read()
+SOURCE = globals().get("SOURCE")
 sys.meta_path.insert(0, Importer)
 if "__file__" in globals():
     try:
@@ -45,10 +65,20 @@ if "__file__" in globals():
             CODE = load(file) if file.readline() == repr(sys.version).encode() + b"\\n" else {}
     except (OSError, ValueError, EOFError, TypeError):
         pass
-from torchfab.remote import server
 '''
 
-_MAIN = 'sys.exit(server.main(globals().get("SOURCE") or open(__file__).read()))\n'
+# The supervisor does not load the server.
+_MAIN = """\
+# ---- run
+if sys.argv[1:2] == ["supervise"]:
+    from torchfab.remote.job.supervisor import main
+    sys.exit(main(sys.argv[2:]))
+from torchfab.remote.server import main
+sys.exit(main(source()))
+"""
+
+# A docstring, or a comment on a line of its own. Other texts in triple quotes come first: they stay.
+_PROSE = re.compile(r'[^\s"][^\n"]*"""(?:[^\\]|\\.)*?"""|^ *("""(?:[^\\]|\\.)*?"""|#[^\n]*)$', re.MULTILINE | re.DOTALL)
 
 # Reads as many bytes as its argument says, and leaves the rest of stdin for requests.
 BOOTSTRAP = (
@@ -66,7 +96,7 @@ def source() -> str:
     str
         Its source text.
     """
-    modules = {"torchfab": ""}
+    texts = {"torchfab": ""}
     packages = ["torchfab"]
     for path in sorted(_REMOTE.rglob("*.py")):
         relative = path.relative_to(_REMOTE.parent)
@@ -74,11 +104,37 @@ def source() -> str:
             continue
         if path.stem == "__init__":
             packages.append(name := ".".join(["torchfab", *relative.parent.parts]))
-            modules[name] = ""
+            texts[name] = ""
         else:
             name = ".".join(["torchfab", *relative.with_suffix("").parts])
-            modules[name] = path.read_text(encoding="utf-8")
-    return _PROGRAM.replace("{modules}", repr(modules)).replace("{packages}", repr(tuple(packages))) + _MAIN
+            texts[name] = without_prose(path.read_text(encoding="utf-8"))
+    program = _PROGRAM.replace("{names}", repr(tuple(texts))).replace("{packages}", repr(tuple(packages)))
+    modules = base64.b64encode(zlib.compress("\0".join(texts.values()).encode(), 6)).decode()
+    return f"{program}{_MAIN}#{modules}\n"
+
+
+def without_prose(text: str) -> str:
+    """Return the source of a module without its docstrings and comments, which are half of what is sent.
+
+    Parameters
+    ----------
+    text : str
+        The source.
+
+    Returns
+    -------
+    str
+        Each statement on the same line as before.
+    """
+    return _PROSE.sub(_shorten, text)
+
+
+def _shorten(match: re.Match[str]) -> str:
+    if match[1] is None:
+        return match[0]
+    if match[1].startswith("#"):
+        return ""
+    return match[0].replace(match[1], '""') + "\n" * match[1].count("\n")
 
 
 @cache

@@ -265,6 +265,8 @@ def _confirmed(
             cause = replace(cause, words=f"{cause.words} ({fact})")
     if extra := _known_facts(match, node, others) or _nccl_warning(match, reading) or _said_before(match, reading):
         cause = replace(cause, words=f"{cause.words}; {extra}")
+    elif "most often" in match.signature.words:  # and no fact of the node confirms it
+        certainty = min(certainty, PROBABLE, key=_rank_of)
     return Attribution(cause, certainty, lines, reading.speaker)
 
 
@@ -284,7 +286,7 @@ def _fact(fact: Fact, match: Match, node: NodeEvidence, others: tuple[NodeEviden
     if fact is Fact.NO_GPU:
         having = [each for each in others if each.gpus]
         return (
-            f"{node.host} reports no GPU, {having[0].host} has {having[0].gpus}" if not node.gpus and having else None
+            f"{node.host} reports no GPU, {having[0].host} has {having[0].gpus}" if node.gpus == 0 and having else None
         )
     further = [each for each in others if each.status.ranks and not _prints(each, match)]
     return f"not on {further[0].host}" if further else None
@@ -378,13 +380,14 @@ def _from_facts(node: NodeEvidence, rank: RankEnd, reading: Reading) -> Attribut
     child_killed = reading.member is not None and bool(_CHILD_KILLED.search(reading.member.exception))
     child_killed |= reading.is_wrapper and _explanation(reading) is None
     kill = _kernel_kill(node, text) if code == KILL or died or child_killed or "Killed" in text else None
+    is_named = kill is not None
     if kill is None and child_killed:
         kill = _recent_kill(node, rank)
     if kill:
         cause = Cause(
             Kind.MEMORY, "host-memory", f"the kernel's OOM killer ended a process of it: {kill.text}", _OOM_FIX
         )
-        return Attribution(cause, PROBABLE if child_killed else CERTAIN, (kill,))
+        return Attribution(cause, CERTAIN if is_named else PROBABLE, (kill,))
     if code == KILL and rank.code != KILL and reading.traceback is None and reading.from_lines is None:
         return _killed_below(node, rank)
     if (sick := _gpu_fault(node, reading)) is not None:
@@ -447,7 +450,9 @@ def _lines(node: NodeEvidence, reading: Reading, text: str = "") -> tuple[Eviden
         return ()
     shown = text or (reading.member.first_line if reading.member else "")
     shown = shown or next(iter(last_lines(reading.text, 1)), "")
-    return (EvidenceLine(node.host, reading.path, reading.line, reading.time, shown[:300]),)
+    if not shown.strip():
+        return ()
+    return (EvidenceLine(node.host, reading.path, reading.line, reading.time, " ".join(shown.split())[:300]),)
 
 
 def _records(node: NodeEvidence, cause: Cause) -> tuple[EvidenceLine, ...]:
@@ -499,9 +504,11 @@ def _script_attribution(node: NodeEvidence, code: int | None, reading: Reading) 
         words = f"the script raised {describe_exception(reading)}"
         is_symptom = reading.speaker in (Speaker.DISTRIBUTED, Speaker.COMMUNICATION, Speaker.WORKER)
         is_symptom |= reading.is_wrapper and reading.speaker is not Speaker.SUBPROCESS
+        fix = "see the traceback"
         if reading.is_wrapper and reading.last_words:
             words += f"; {_PRINTED_BEFORE}: {reading.last_words}"
-        cause = Cause(Kind.SCRIPT, "exception", words, "see the traceback", is_symptom)
+            fix = "see what it printed before the traceback: fab logs"
+        cause = Cause(Kind.SCRIPT, "exception", words, fix, is_symptom)
         return Attribution(cause, certainty, lines, reading.speaker, by_traceback=True)
     if signal is not None and signal < 0:
         how = describe_exit_code(signal) if signal == code else f"exit code {code}: {describe_exit_code(signal)}"
@@ -517,8 +524,15 @@ def _script_attribution(node: NodeEvidence, code: int | None, reading: Reading) 
         how = f"it ended with exit code {code}, as a program does that {describe_exit_code(128 - code)} ends"
         cause = Cause(Kind.KILLED, "ended", f"{how}; who sent it is not known", signal_sender.ASK)
         return Attribution(cause, POSSIBLE, lines)
-    words = f"the script ended itself with exit code {code}"
-    words += f"; it printed: {reading.last_words}" if reading.last_words else ""
+    return _exit_code_attribution(node, code, reading)
+
+
+def _exit_code_attribution(node: NodeEvidence, code: int, reading: Reading) -> Attribution:
+    words, lines = f"the script ended itself with exit code {code}", _lines(node, reading)
+    if not reading.last_words:
+        fix = "nothing in its log says why: see its last lines, and what the script does before it exits so"
+        return Attribution(Cause(Kind.SCRIPT, "exit-code", words, fix), POSSIBLE, lines)
+    words += f"; it printed: {reading.last_words}"
     lines = _lines(node, reading, reading.last_words)
     return Attribution(Cause(Kind.SCRIPT, "exit-code", words, "see its last lines"), PROBABLE, lines)
 

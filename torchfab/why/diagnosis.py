@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from torchfab.core.format import format_bytes
 from torchfab.core.inventory import fold, fold_ranks
 from torchfab.core.status import JobStatus, NodeStatus, RankStatus, describe_exit_code
 from torchfab.why import causes
@@ -27,6 +28,7 @@ _OF_RANK_0 = re.compile(
 _INSTALLED = ("import-error", "script-missing", "tool-missing")
 _MAX_KERNEL_LINES = 6
 _MAX_BATCH_LINES = 3
+_MAX_REASONS = 3
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ def diagnose(evidence: Evidence) -> Diagnosis:
         base,
         cause=cause,
         first=first,
-        certainty=certainty_of(first, competing),
+        certainty=certainty_of(first, competing, failures),
         evidence=first.evidence,
         rivals=competing,
         others=_other_ranks(failures, evidence),
@@ -296,6 +298,12 @@ def _job_notes(evidence: Evidence) -> tuple[str, ...]:
     restarts = max((rank.attempt for node in evidence.nodes for rank in node.status.ranks), default=0)
     times = "once" if restarts == 1 else f"{restarts} times"
     found = [f"the batch script said: {line[:300]}" for line in batch]
+    found += [
+        f"{format_bytes(log.unsearched)} of {log.path} on {node.host} were not searched: the time for that was used up"
+        for node in evidence.nodes
+        for log in node.logs
+        if log.unsearched
+    ]
     found += [f"torchrun had restarted its ranks {times} before"] if restarts else []
     for node in evidence.nodes:
         if node.status.left:
@@ -310,7 +318,8 @@ def _consequences(failures: Sequence[Failure], first: Failure | None, cause: Cau
     groups: dict[str, list[Failure]] = {}
     for failure in failures:
         if failure is not first:
-            groups.setdefault(_describe(failure, cause), []).append(failure)
+            is_same = first is not None and failure.cause.words == first.cause.words and failure.weight < CONSEQUENCE
+            groups.setdefault("the same" if is_same else _describe(failure, cause), []).append(failure)
     return tuple(f"{_ranks_and_hosts(group)}: {words}" for words, group in groups.items())
 
 
@@ -320,12 +329,12 @@ def _describe(failure: Failure, cause: Cause) -> str:
     words = failure.cause.words
     if failure.cause.name in ("by-launcher", "by-supervisor"):
         return words
-    if failure.weight == CONSEQUENCE or failure.cause.name == "asked":
+    if failure.cause is not cause and (failure.weight == CONSEQUENCE or failure.cause.name == "asked"):
         how = describe_exit_code(failure.code or 0)
         return f"ended {'with' if (failure.code or 0) >= 0 else 'by'} {how} after it"
     if failure.cause.is_symptom and failure.cause.name != "exception":  # addresses and numbers differ
         words = words.partition(":")[0]
-    elif failure.code == 0:
+    elif failure.code == 0 and failure.cause.name != "left-early":
         words += ", and ended with exit code 0"
     return words + ("; its process still runs" if failure.is_running else "")
 
@@ -342,19 +351,34 @@ def _other_ranks(failures: Sequence[Failure], evidence: Evidence) -> tuple[str, 
             if rank.ended:
                 words = "ended, with an unknown exit code" if rank.code is None else f"ended with exit code {rank.code}"
             groups.setdefault(words, []).append((node.host, rank.rank))
-    return tuple(
-        f"{fold(list(dict.fromkeys(host for host, _ in group)))} "
-        f"rank{'s' if len(group) > 1 else ''} {fold_ranks(sorted(rank for _, rank in group))}: {words}"
+    lines = [
+        f"{_name_ranks(list(dict.fromkeys(host for host, _ in group)), [rank for _, rank in group])}: {words}"
         for words, group in groups.items()
-    )
+    ]
+    return (*lines, *_unseen_ranks(known, evidence))
+
+
+def _unseen_ranks(known: set[int | None], evidence: Evidence) -> list[str]:
+    """Return which ranks no node has reported, and why nodes have reported none."""
+    seen = known | {rank.rank for node in evidence.nodes for rank in node.status.ranks}
+    unseen = [rank for rank in range(evidence.world_size) if rank not in seen]
+    if not unseen:
+        return []
+    silent = [node for node in evidence.nodes if not node.status.ranks and node.status.reason]
+    reasons = [f"{node.host}: {node.status.reason}" for node in silent]
+    seen_words = f"{'they were' if len(unseen) > 1 else 'it was'} not seen to run"
+    return [f"{_name_ranks((), unseen)}: {'; '.join([seen_words, *reasons[:_MAX_REASONS]])}"]
+
+
+def _name_ranks(hosts: Sequence[str], ranks: Sequence[int]) -> str:
+    name = f"rank{'s' if len(set(ranks)) > 1 else ''} {fold_ranks(sorted(ranks))}"
+    return f"{fold(list(hosts))} {name}" if hosts else name
 
 
 def _ranks_and_hosts(group: Sequence[Failure]) -> str:
-    hosts = fold(list(dict.fromkeys(failure.host for failure in group)))
+    hosts = list(dict.fromkeys(failure.host for failure in group))
     ranks = [failure.rank for failure in group if failure.rank is not None]
-    if not ranks:
-        return hosts
-    return f"{hosts} rank{'s' if len(set(ranks)) > 1 else ''} {fold_ranks(ranks)}"
+    return _name_ranks(hosts, ranks) if ranks else fold(hosts)
 
 
 def _timeline(evidence: Evidence, failures: Sequence[Failure], cause: Cause) -> tuple[TimelineEvent, ...]:

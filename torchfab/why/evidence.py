@@ -14,6 +14,8 @@ from torchfab.why.layouts import message_of
 
 Label = int | str
 _NEARLY_FULL_BYTES = 64 * 1024 * 1024
+_MAX_JOB_BYTES, _MIN_NODE_BYTES, _MAX_NODE_BYTES = 16 * 1024 * 1024, 64 * 1024, 512 * 1024
+_SEARCH_S = 8.0
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Log:
         Line numbers of `text`, and when the lines from there on were written.
     numbers : tuple of (int, int)
         Line numbers of `text`, and the numbers in the file, from 1, of the lines from there on.
+    unsearched : int
+        Bytes of the file that were not searched, for lack of time.
     """
 
     label: Label
@@ -42,6 +46,7 @@ class Log:
     written: float
     times: tuple[tuple[int, float], ...] = ()
     numbers: tuple[tuple[int, int], ...] = ()
+    unsearched: int = 0
 
     def time_of(self, line: int) -> float:
         """Return when a line was written.
@@ -245,6 +250,8 @@ class Evidence:
         Events that this launch machine recorded for the job: `time`, `event`, and more.
     batch_output : str
         The last part of the output of Slurm's batch script.
+    world_size : int
+        Number of its ranks; 0 if it is not known, or may change.
     """
 
     job: str
@@ -254,6 +261,7 @@ class Evidence:
     scheduler_reasons: tuple[SchedulerReason, ...] = ()
     events: tuple[Mapping[str, Any], ...] = ()
     batch_output: str = ""
+    world_size: int = 0
 
     @property
     def unreachable(self) -> dict[str, str]:
@@ -261,6 +269,25 @@ class Evidence:
         if self.status.verdict and self.status.verdict.state == "unreachable":
             return {"the scheduler": self.status.reason}
         return {each.host: each.status.reason for each in self.nodes if each.status.state == "unreachable"}
+
+
+def search_limits(nodes: int, timeout_s: float) -> dict[str, Any]:
+    """Return what a node may return of its logs, and how long it may search them.
+
+    Parameters
+    ----------
+    nodes : int
+        Nodes of the job: this machine holds what all of them return.
+    timeout_s : float
+        How long this machine waits for the answer, in seconds.
+
+    Returns
+    -------
+    dict
+        `max_bytes` and `search_s` of a request for evidence.
+    """
+    max_bytes = min(_MAX_NODE_BYTES, max(_MIN_NODE_BYTES, _MAX_JOB_BYTES // max(1, nodes)))
+    return {"max_bytes": max_bytes, "search_s": min(_SEARCH_S, timeout_s / 2)}
 
 
 def evidence_from_report(status: NodeStatus, report: Mapping[str, Any]) -> NodeEvidence:
@@ -305,7 +332,8 @@ def _log(each: Mapping[str, Any], skew_s: float) -> Log:
         numbers.append((len(lines), part.get("line", 0)))
         lines += [message_of(line) for line in part["text"].splitlines()]
     text, written = "\n".join(lines), each["written"] - skew_s
-    return Log(each["label"], each["path"], text, written, tuple(times), tuple(numbers))
+    unsearched = each.get("unsearched", 0)
+    return Log(each["label"], each["path"], text, written, tuple(times), tuple(numbers), unsearched)
 
 
 def _disk(each: Mapping[str, Any]) -> Disk:

@@ -212,6 +212,19 @@ DEVICES = (
         example="RuntimeError: The NVIDIA driver on your system is too old (found version 10010).",
     ),
     Signature(
+        *(Kind.NODE, "driver-mismatch"),
+        words="the NVIDIA driver of the node and the libraries there do not fit together: {line}",
+        fix="a driver was updated without a reboot, or a container brings libraries of another one: nvidia-smi there; "
+        "fab doctor",
+        patterns=(
+            "unsupported display driver / cuda driver combination|Driver/library version mismatch",
+            r"\bError 80[34]\b|forward compatibility was attempted on non supported HW",
+        ),
+        confirm=Fact.OTHERS_RAN,
+        example="RuntimeError: Error 803: system has unsupported display driver / cuda driver combination",
+        source="CUDA, NVML",
+    ),
+    Signature(
         *(Kind.NODE, "gpu-busy"),
         words="a GPU of the node is held by something else, or does not work: {line}",
         fix="what holds it, and its compute mode: nvidia-smi -q -d COMPUTE,PIDS there; fab doctor",
@@ -760,6 +773,31 @@ ASSERT = (
         ),
         example="RuntimeError: CUDA error: device-side assert triggered",
         source="CUDA",
+    ),
+    Signature(
+        *(Kind.SCRIPT, "device-assert"),
+        words="a kernel of the script failed on an AMD GPU, or hung: {line}",
+        fix="launch again with --env AMD_SERIALIZE_KERNEL=3 to see which one; if it stays with one node: fab doctor",
+        patterns=(
+            r"HW Exception by GPU node-\d+ .*",
+            r"Memory access fault by GPU node-\d+ .*",
+            r"HIP failure: '(?!out of memory).*",
+        ),
+        example="HW Exception by GPU node-9 (Agent handle: 0x631351bb5a20) reason :GPU Hang",
+        source="ROCm runtime, RCCL",
+    ),
+    Signature(
+        *(Kind.SCRIPT, "collective-mismatch"),
+        words="the ranks called different collectives, or with tensors of different sizes: {line}",
+        fix="the same collectives in the same order, with equal sizes, on every rank: "
+        "--env TORCH_DISTRIBUTED_DEBUG=DETAIL names them",
+        patterns=(
+            r"op\.preamble\.length <= op\.nbytes.*",
+            "Detected mismatch between collectives on ranks.*",
+            r"Mismatch between collective operation types.*|[Mm]ismatched collective.*",
+        ),
+        example="[enforce fail at gloo/transport/tcp/pair.cc:446] op.preamble.length <= op.nbytes. 256000 vs 128000",
+        source="gloo, ProcessGroupWrapper",
     ),
 )
 # A failed CUDA kernel also breaks connections in the same log; a failed import in it may have been caught.

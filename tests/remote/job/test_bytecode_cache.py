@@ -10,13 +10,13 @@ import pytest
 from tests.remote.place import Place, python
 from torchfab.remote import files
 
-# The program in a job's folder, without its last line, which would supervise; the tests append their own code.
-LOAD = "import sys; exec(open(sys.argv[1]).read().rpartition('sys.exit(')[0], {'__file__': sys.argv[1]})\n"
+# The program in a job's folder, without what would run it; the tests append their own code.
+LOAD = "import sys; exec(open(sys.argv[1]).read().partition('# ---- run')[0], {'__file__': sys.argv[1]})\n"
 WRITE = LOAD + "from torchfab.remote.job import bytecode_cache; bytecode_cache.write(sys.argv[2])"
 MODULES = (
     "import torchfab.remote.job.supervisor; print(sorted(n for n in sys.modules if n.startswith('torchfab.remote.')))"
 )
-FROM_WHERE = "CODE = sys.modules['torchfab.remote.files'].__loader__.get_code.__globals__['CODE']; print(sorted(CODE))"
+FROM_WHERE = "print(sorted(sys.meta_path[0].get_code.__globals__['CODE']))"
 
 
 def run(place: Place, code: str) -> str:

@@ -37,29 +37,50 @@ def error(text: str, stack: str = "") -> dict[str, Any]:
     return {"message": {"message": text, "extraInfo": {"py_callstack": stack, "timestamp": "1"}}}
 
 
+def collected(folder: Path, max_bytes: int = 512 * 1024, search_s: float = 8.0) -> dict[str, Any]:
+    """Return the evidence in a folder."""
+    return evidence.collect(str(folder), max_bytes, search_s)
+
+
 def sent(log: dict[str, Any]) -> str:
     """Return the text of a log that is sent."""
     return "".join(part["text"] for part in log["parts"])
 
 
-def test_only_the_end_of_a_10_gigabyte_log_is_read(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evidence, "_SEARCH_S", 0.2)  # the limit on the search of the whole log
+def test_only_the_end_of_a_10_gigabyte_log_is_read(place: Place) -> None:
     place.prepare(["true"])
     path = place.folder / "agent" / files.OUTPUT
     with path.open("wb") as file:
         file.truncate(10 * 1024**3)
         file.seek(0, os.SEEK_END)
         file.write(b"\nthe last words\n")
-    (log,) = evidence.collect(str(place.folder))["logs"]
+    (log,) = collected(place.folder, search_s=0.2)["logs"]
+    assert log["unsearched"] > 0
     assert sent(log) == "the last words\n"  # the line before, of which only the end was read, is dropped
     assert (log["label"], log["size"]) == ("agent", 10 * 1024**3 + 16)
+
+
+def test_a_huge_log_does_not_take_the_time_of_the_others(place: Place) -> None:
+    place.prepare(["true"], rank_logs=RANK_LOGS)
+    with (rank_folder(place, 0, 0) / "stderr.log").open("wb") as file:
+        file.truncate(50 * 1024**3)
+    for local_rank in (1, 2):
+        text = "Traceback (most recent call last)\n" + "x" * 99 * 40_000
+        (rank_folder(place, 0, local_rank) / "stderr.log").write_text(text)
+    logs = collected(place.folder, search_s=0.5)["logs"]
+    assert [(log["label"], log["unsearched"] > 0) for log in logs] == [
+        ("local 0", True),
+        ("local 1", False),
+        ("local 2", False),
+    ]
+    assert all("Traceback" in sent(log) for log in logs[1:])
 
 
 def test_the_logs_of_many_ranks_share_the_size_limit(place: Place) -> None:
     place.prepare(["true"], rank_logs=RANK_LOGS)
     for local_rank in range(64):
         (rank_folder(place, 0, local_rank) / "stderr.log").write_text("x" * 100_000)
-    logs = evidence.collect(str(place.folder))["logs"]
+    logs = collected(place.folder)["logs"]
     assert len(logs) == 64
     assert sum(len(sent(log)) for log in logs) <= 512 * 1024
 
@@ -68,7 +89,7 @@ def test_logs_are_of_the_last_attempt_and_error_files_of_all(place: Place) -> No
     place.prepare(["true"], rank_logs=RANK_LOGS)
     rank_folder(place, 0, 0, error("ValueError: first", "Traceback ..."))
     rank_folder(place, 1, 0, error("ValueError: second"))
-    report = evidence.collect(str(place.folder))
+    report = collected(place.folder)
     assert [sent(log) for log in report["logs"]] == ["attempt 1 of 0\n"]
     assert [(each["attempt"], each["message"]) for each in report["reports"]] == [
         (0, "ValueError: first"),
@@ -83,13 +104,13 @@ def test_logs_are_of_the_last_attempt_and_error_files_of_all(place: Place) -> No
 def test_an_invalid_error_file_is_skipped(place: Place, text: str) -> None:
     place.prepare(["true"], rank_logs=RANK_LOGS)
     rank_folder(place, 0, 0, text)
-    assert evidence.collect(str(place.folder))["reports"] == []
+    assert collected(place.folder)["reports"] == []
 
 
 def test_an_error_file_with_a_plain_text_message_is_reported(place: Place) -> None:
     place.prepare(["true"], rank_logs=RANK_LOGS)
     rank_folder(place, 0, 0, {"message": "it broke"})
-    assert [report["message"] for report in evidence.collect(str(place.folder))["reports"]] == ["it broke"]
+    assert [report["message"] for report in collected(place.folder)["reports"]] == ["it broke"]
 
 
 def test_the_signal_that_ended_a_process_is_reported(place: Place) -> None:
@@ -99,7 +120,7 @@ def test_the_signal_that_ended_a_process_is_reported(place: Place) -> None:
     supervisor.send_signal(signal.SIGHUP)
     os.kill(supervisor.pid, signal.SIGTERM)
     supervisor.wait(60)
-    assert evidence.collect(str(place.folder))["ends"]["agent"]["asked"] in ("SIGHUP", "SIGTERM")
+    assert collected(place.folder)["ends"]["agent"]["asked"] in ("SIGHUP", "SIGTERM")
 
 
 def test_a_halted_process_is_named_and_disks_are_measured(place: Place) -> None:
@@ -117,7 +138,7 @@ def test_a_halted_process_is_named_and_disks_are_measured(place: Place) -> None:
 
 
 def test_a_missing_folder_is_not_an_error(tmp_path: Path) -> None:
-    assert evidence.collect(str(tmp_path / "gone")) == {"ends": {}, "logs": [], "reports": []}
+    assert collected(tmp_path / "gone") == {"ends": {}, "logs": [], "reports": []}
 
 
 # ---- the kernel
@@ -133,6 +154,11 @@ def test_any_kernel_log_record_is_parsed(text: str) -> None:
     stamp, found = kernel_log.parse(text)
     assert stamp >= 0.0
     assert "\n" not in found
+
+
+def test_kernel_messages_after_the_end_of_the_job_are_left_out() -> None:
+    lines: list[list[Any]] = [[when, "x[1]: segfault at 0"] for when in (100.0, 160.0, 161.0)]
+    assert [when for when, _ in kernel_log._kept(lines, 50.0, 160.0)] == [100.0, 160.0]
 
 
 def test_older_and_irrelevant_kernel_messages_are_left_out() -> None:
@@ -189,7 +215,7 @@ def test_memory_kills_in_the_supervisors_control_group_are_counted(place: Place)
         subprocess.run(["sh", "-c", enter, "sh", *program], check=False, env={"PATH": os.environ["PATH"]}, timeout=60)
         end = place.read(place.folder / "agent", files.EXIT)
         assert (end["code"], end["oom_kills"]) == (-9, 1)
-        assert evidence.collect(str(place.folder))["ends"]["agent"]["oom_kills"] == 1
+        assert collected(place.folder)["ends"]["agent"]["oom_kills"] == 1
     finally:
         wait_for(lambda: removed(group))
 

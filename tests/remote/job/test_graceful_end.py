@@ -44,7 +44,8 @@ open(f"{out}/ready-{rank}", "w").close()
 while not terms:
     time.sleep(0.01)
 if rank == "1":
-    time.sleep(float(os.environ.get("SAVE_S", "1.5")))
+    with open(f"{out}/part", "w"):
+        time.sleep(float(os.environ.get("SAVE_S", "1.5")))
 alive = helper.poll() is None
 with open(f"{out}/saved-{rank}", "w") as file:
     file.write(f"{terms[0]} {alive}")
@@ -97,6 +98,7 @@ def test_ranks_that_exceed_the_grace_period_are_killed_and_counted(place: Place,
     supervisor.send_signal(signal.SIGTERM)
     record = ended(place, supervisor)
     assert (record["rank_ends"]["ended"], record["rank_ends"]["killed"]) == (1, 1)
+    assert (record["rank_ends"]["unfinished"], record["rank_ends"]["writing"]) == (1, [str(tmp_path / "part")])
     assert not (tmp_path / "saved-1").exists()
 
 

@@ -75,14 +75,6 @@ def eventually_gone(pid: int) -> bool:
     return False
 
 
-def test_the_last_process_of_a_node_is_last_once(job: Path) -> None:
-    ended(job, "rank-0", code=0, time=1.0)
-    ended(job, "rank-1")
-    assert not hooks.is_last(str(job / "rank-0"))
-    files.write_json(str(job / "rank-1" / files.EXIT), {"code": 0, "time": 2.0})
-    assert [hooks.is_last(str(job / "rank-1")), hooks.is_last(str(job / "rank-0"))] == [True, False]
-
-
 def test_the_exit_code_is_that_of_the_first_failure(job: Path) -> None:
     ended(job, "rank-0", code=1, time=5.0)
     ended(job, "rank-1", code=-9, time=3.0)

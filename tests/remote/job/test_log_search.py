@@ -79,6 +79,30 @@ def test_what_a_deadline_leaves_out_is_reported(tmp_path: Path) -> None:
     found = searched(path, deadline_s=-1.0)
     assert found["unsearched"] > 0
     assert text_of(found).endswith(STEP)
+    assert TRACEBACK in text_of(found)  # the begin of the file is always searched
+
+
+@pytest.mark.parametrize("count", [1, 11, 12, 13, 16, 17, 60])
+@pytest.mark.parametrize("every", [300, 3 * MIB // 2])
+def test_the_last_and_the_first_heads_are_found_however_many_there_are(tmp_path: Path, count: int, every: int) -> None:
+    path = tmp_path / "stderr.log"
+    count = min(count, 20) if every > MIB else count
+    pieces = [TRACEBACK.replace("img", f"number {at}") + STEP * (every // len(STEP)) for at in range(count)]
+    path.write_text("".join(pieces))
+    size = path.stat().st_size
+    with path.open("rb", buffering=0) as file:
+        heads, unsearched = log_search._find_heads(file, size, log_search.Budget(0, time.monotonic() + 60))
+    offsets = [sum(map(len, pieces[:at])) for at in range(count)]
+    assert unsearched == 0
+    assert heads[:12] == offsets[::-1][:12]
+    assert heads[12:] == offsets[: max(0, count - 12)][:4][::-1]
+
+
+def test_json_heads_are_found_where_lines_are_json(tmp_path: Path) -> None:
+    path = tmp_path / "stderr.log"
+    line = '{"event": "failed", "exception": [{"exc_type": "KeyError", "exc_value": "img", "frames": []}]}\n'
+    path.write_text('{"event": "step", "loss": 2.3}\n' * 40_000 + line + '{"event": "step"}\n' * 100_000)
+    assert line in text_of(searched(path))
 
 
 @fuzzed(st.lists(st.one_of(st.just(TRACEBACK.encode()), st.binary(max_size=40)), max_size=60), st.integers(600, 4000))

@@ -270,6 +270,6 @@ def test_a_rank_under_a_debugger_reports_the_tracer(place: Place, start_rank: An
     rank = start_rank(SLEEPER)
     seize = f"import ctypes, time; ctypes.CDLL(None).ptrace(0x4206, {rank['pid']}, 0, 0); time.sleep(60)"
     debugger = place.begin(python(seize), env={})
-    wait_for(lambda: dump._status_field(rank["pid"], "TracerPid") == str(debugger.pid))
+    wait_for(lambda: procfs.status_field(rank["pid"], "TracerPid") == str(debugger.pid))
     (entry,) = dump_node(place)["ranks"]
     assert (entry["tracer"], entry["threads"]) == (debugger.pid, [])

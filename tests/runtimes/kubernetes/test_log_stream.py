@@ -68,7 +68,7 @@ def test_follow_returns_the_code_of_the_first_failing_rank(here: Here) -> None:
     condition(here.api, "gpt2", "Failed", "BackoffLimitExceeded", "too many")
     here.api.remove("pods", first)
     assert following.end() == 7
-    assert "rank 3 on gpt2-1 failed first (exit code 7)" in here.output()
+    assert "rank 3 on gpt2-1 failed first (the script ended itself with exit code 7)" in here.output()
 
 
 def test_log_resumes_after_a_connection_loss(here: Here) -> None:

@@ -25,7 +25,7 @@ _WANTED = re.compile(
 _DISTINCT = re.compile(r"Xid \([^)]*\): \d+|Killed process \d+")
 
 
-def read_since(since: float) -> dict[str, Any]:
+def read_since(since: float, until: float = float("inf")) -> dict[str, Any]:
     """Read the relevant kernel messages since a time.
 
     Reads /dev/kmsg, else the journal (readable for the groups adm and systemd-journal).
@@ -34,6 +34,8 @@ def read_since(since: float) -> dict[str, Any]:
     ----------
     since : float
         Seconds since the epoch.
+    until : float
+        Leave out what is later, in seconds since the epoch. Default: nothing.
 
     Returns
     -------
@@ -43,14 +45,14 @@ def read_since(since: float) -> dict[str, Any]:
     try:
         records = _records()
     except OSError as error:
-        return _read_journal(since, f"/dev/kmsg: {error.strerror}")
+        return _read_journal(since, until, f"/dev/kmsg: {error.strerror}")
     booted = time.time() - time.clock_gettime(time.CLOCK_MONOTONIC)
     lines = [[booted + stamp, text] for stamp, text in map(parse, records)]
-    return {"lines": _kept(lines, since), "unread": ""}
+    return {"lines": _kept(lines, since, until), "unread": ""}
 
 
-def _kept(lines: list[list[Any]], since: float) -> list[list[Any]]:
-    found = [line for line in lines if line[0] >= since - 1 and _WANTED.search(line[1])]
+def _kept(lines: list[list[Any]], since: float, until: float = float("inf")) -> list[list[Any]]:
+    found = [line for line in lines if since - 1 <= line[0] <= until and _WANTED.search(line[1])]
     return found if len(found) <= _MOST_LINES else _select(found)
 
 
@@ -101,14 +103,14 @@ def parse(record: str) -> tuple[float, str]:
     return (microseconds or 0) / 1e6, text.partition("\n")[0][:400]
 
 
-def _read_journal(since: float, reason: str) -> dict[str, Any]:
+def _read_journal(since: float, until: float, reason: str) -> dict[str, Any]:
     argv = ["journalctl", "--dmesg", "--quiet", "--no-pager", "-o", "short-unix", f"--since=@{int(since)}"]
     try:
         done = subprocess.run(argv, check=False, capture_output=True, text=True, errors="replace", timeout=5)
     except (OSError, subprocess.TimeoutExpired):
         return {"lines": [], "unread": reason}
     lines = [_journal_line(line) for line in done.stdout.splitlines()]
-    return {"lines": _kept([line for line in lines if line], since), "unread": "" if done.stdout else reason}
+    return {"lines": _kept([line for line in lines if line], since, until), "unread": "" if done.stdout else reason}
 
 
 def _journal_line(line: str) -> list[Any]:

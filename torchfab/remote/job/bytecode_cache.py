@@ -1,4 +1,4 @@
-"""Compile the supervisor's modules once per node for all supervisors of a job; compiling is half their start-up time.
+"""Compile the supervisor's modules in the server, which has some of them compiled already; that is half of its start.
 
 The compiled modules are in a file beside the program. Its first line identifies the interpreter; a different
 interpreter ignores the file and compiles the source itself.
@@ -13,9 +13,10 @@ import sys
 from torchfab.remote import files
 
 _MODULES = (
-    *("server", "files", "procfs", "job", "job.supervisor", "job.child", "job.console", "job.log_files"),
-    *("job.graceful_end", "job.hold", "job.rank_tracker", "job.start_barrier", "tmux"),
-    *("job.containment", "job.leftovers", "job.search", "host", "host.cgroup"),
+    *("files", "lean", "procfs", "host", "host.cgroup", "job", "job.supervisor", "job.process_watch", "job.child"),
+    "job.exit_record",
+    *("job.start_barrier", "job.console", "job.containment", "job.log_files", "job.rank_tracker", "job.leftovers"),
+    *("job.end_request", "job.clean_up", "job.graceful_end", "job.hold"),
 )
 
 

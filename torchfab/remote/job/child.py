@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
+
+from torchfab.remote import lean
+from torchfab.remote.lean import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,9 +54,7 @@ class Child:
 
 def end_with_parent() -> None:
     """Ask the kernel for SIGTERM when the parent of this process dies, so that nothing runs unsupervised."""
-    import ctypes
-
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+    lean.c_function("prctl")(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def start(argv: Sequence[str], env: Mapping[str, str], cwd: str, output: int, before_exec: Callable[[], None]) -> Child:

@@ -6,15 +6,15 @@
    A process loses it only by setting that limit itself.
 
 A supervisor takes both on while it starts a process, which inherits them, and gives them up afterwards: it does not
-belong to what it ends.
+belong to what it ends. Each process of the job has a group and a mark of its own, so that the supervisor, which adopts
+the orphans of all, knows from which process each comes.
 """
 
 from __future__ import annotations
 
-import json
 import os
 
-from torchfab.remote import files, procfs
+from torchfab.remote import files, lean, procfs
 from torchfab.remote.host import cgroup
 
 TYPE_CHECKING = False
@@ -23,31 +23,36 @@ if TYPE_CHECKING:
 
 _RLIMIT_LOCKS = 10
 _LIMIT_LINE = b"Max file locks"
+# The lowest bits of a mark are the number of the process, the others are the same for all of the job on this node.
+_PROCESSES = 2**12
 
 
 class Containment:
-    """The control group and the mark of what one supervisor starts; enter it to start processes.
+    """The control group and the mark of one process of the job and of all below it; enter it to start the process.
 
     Parameters
     ----------
     folder : str
-        The supervisor's folder.
+        The process's folder.
     env : dict of str to str
-        The environment of its processes, which names the job; without that, nothing is contained.
+        The environment of the process, which names the job; without that, nothing is contained.
+    number : int
+        A different one for each process of the job on this node. Default 0.
     with_group : bool
         False where another program (Slurm) has a control group for the job, and looks for its processes there.
     """
 
-    def __init__(self, folder: str, env: dict[str, str], with_group: bool = True) -> None:
+    def __init__(self, folder: str, env: dict[str, str], number: int = 0, with_group: bool = True) -> None:
         self.folder, self.with_group = folder, with_group
         self.job_id = env.get(procfs.JOB_ID, "")
         self.node_rank = procfs.int_or_none(env.get(procfs.NODE_RANK, "")) or 0
+        self.mark = number_of(self.job_id, self.node_rank) + number % _PROCESSES
         self.group: cgroup.Group | None = None
 
     def __enter__(self) -> Containment:
         if self.job_id:
             self._join()
-            _set_mark(number_of(self.job_id, self.node_rank))
+            _set_mark(self.mark)
         return self
 
     def _join(self) -> None:
@@ -68,7 +73,7 @@ class Containment:
         path = os.path.join(self.folder, files.CGROUP)
         try:  # no fsync: after a power cut there is nothing to find
             with open(path + ".new", "w", opener=_private) as file:
-                file.write(json.dumps(record))
+                file.write(lean.dumps(record))
             os.replace(path + ".new", path)
         except OSError:  # a full disk: then nothing is claimed of the group
             return False
@@ -87,6 +92,23 @@ class Containment:
     def members(self) -> list[int]:
         """Return the processes in the group; empty without a group."""
         return self.group.members() if self.group is not None else []
+
+    def holds(self, pid: int) -> bool:
+        """Return whether a process has the mark, or is in the group.
+
+        Parameters
+        ----------
+        pid : int
+            The process.
+
+        Returns
+        -------
+        bool
+        """
+        try:
+            return (bool(self.job_id) and mark_of(pid) == self.mark) or pid in self.members()
+        except OSError:  # gone meanwhile, or not to be seen by this user
+            return False
 
     def kill(self) -> None:
         """Kill all processes in the group."""
@@ -107,7 +129,7 @@ def _private(path: str, flags: int) -> int:
 
 
 def number_of(job_id: str, node_rank: int) -> int:
-    """Return the number that marks the processes of a job on a node (FNV-1a, 62 bits).
+    """Return the number that marks the processes of a job on a node (FNV-1a, 62 bits, the lowest 12 of which are 0).
 
     Parameters
     ----------
@@ -124,7 +146,8 @@ def number_of(job_id: str, node_rank: int) -> int:
     number = 0xCBF29CE484222325
     for byte in f"{job_id}/{node_rank}".encode("utf-8", "surrogateescape"):
         number = ((number ^ byte) * 0x100000001B3) % 2**64
-    return number % 2**61 + 2**61
+    number = number % 2**61 + 2**61
+    return number - number % _PROCESSES
 
 
 def _set_mark(number: int) -> None:
@@ -137,14 +160,14 @@ def _set_mark(number: int) -> None:
 
 
 def has_mark(pid: int, number: int) -> bool:
-    """Return whether a process has a mark.
+    """Return whether a process has the mark of any process of a job on a node.
 
     Parameters
     ----------
     pid : int
         The process.
     number : int
-        The mark.
+        As `number_of` returns it.
 
     Returns
     -------
@@ -155,10 +178,33 @@ def has_mark(pid: int, number: int) -> bool:
     OSError
         There is no such process, or this user may not see it.
     """
+    mark = mark_of(pid)
+    return mark is not None and mark - mark % _PROCESSES == number
+
+
+def mark_of(pid: int) -> int | None:
+    """Return the mark of a process.
+
+    Parameters
+    ----------
+    pid : int
+        The process.
+
+    Returns
+    -------
+    int or None
+        None for a process without this limit, and for one that has ended and is not reaped.
+
+    Raises
+    ------
+    OSError
+        There is no such process, or this user may not see it.
+    """
     with open(f"/proc/{pid}/limits", "rb") as file:
-        raw = file.read()  # empty for a process that has ended and is not reaped
+        raw = file.read()
     start = raw.find(_LIMIT_LINE) + len(_LIMIT_LINE)
-    return raw[start : start + 60].split()[:1] == [b"%d" % number]
+    words = raw[start : start + 60].split()[:1]
+    return int(words[0]) if words and words[0].isdigit() else None
 
 
 # ---- the groups of a job, for those who stop it

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 # Bytes.
-_MAX_LOG_BYTES, _ALL_LOGS_BYTES, _MIN_LOG_BYTES = 64 * 1024, 512 * 1024, 8 * 1024
-_SEARCH_S = 8.0
+_MAX_LOG_BYTES, _MIN_LOG_BYTES = 64 * 1024, 8 * 1024
+_AFTER_END_S = 60.0  # the kernel may report late; what is later concerns other processes
 _MAX_REPORT_BYTES = 256 * 1024
 _MAX_REPORTS = 64
 
@@ -29,7 +29,7 @@ def handle(request: dict[str, Any]) -> dict[str, Any]:
     Parameters
     ----------
     request : dict
-        `node_dir`, `job_id`, `node_rank`.
+        `node_dir`, `job_id`, `node_rank`, and what `collect` takes: `max_bytes`, `search_s`.
 
     Returns
     -------
@@ -40,17 +40,21 @@ def handle(request: dict[str, Any]) -> dict[str, Any]:
     """
     folder = files.folder_of(request)
     job_status = status.status(folder, request["job_id"], request["node_rank"])
-    found = collect(folder)
+    found = collect(folder, request["max_bytes"], request["search_s"])
     return {**job_status, "evidence": {**found, **_machine_evidence(folder, job_status, found["logs"])}}
 
 
-def collect(folder: str) -> dict[str, Any]:
+def collect(folder: str, max_bytes: int, search_s: float) -> dict[str, Any]:
     """Return the evidence in a job's folder of one node.
 
     Parameters
     ----------
     folder : str
         The job's folder on that node.
+    max_bytes : int
+        How much to return of all its logs together; each has at least 8 KiB.
+    search_s : float
+        How long to search its logs, in seconds.
 
     Returns
     -------
@@ -60,23 +64,37 @@ def collect(folder: str) -> dict[str, Any]:
         ranks or of torchrun.
     """
     names = files.processes(folder)
-    logs = [(name, log, label) for name in names for log, label in _logs_of_last_attempt(os.path.join(folder, name))]
-    share = max(_MIN_LOG_BYTES, min(_MAX_LOG_BYTES, _ALL_LOGS_BYTES // max(1, len(logs))))
-    budget = log_search.Budget(share, time.monotonic() + _SEARCH_S)
-    times = {name: log_files.WriteTimes(os.path.join(folder, name)) for name in names}
     return {
         "ends": {name: _exit_record(os.path.join(folder, name)) for name in names},
-        "logs": [
-            _log_entry(log, label, times[name], budget) for name, log, label in logs if log_files.size(log.full_path)
-        ],
+        "logs": _logs(folder, names, max_bytes, time.monotonic() + search_s),
         "reports": [report for name in names for report in _reports(os.path.join(folder, name))][:_MAX_REPORTS],
     }
 
 
+def _logs(folder: str, names: list[str], max_bytes: int, deadline: float) -> list[dict[str, Any]]:
+    """Return what was found in the logs. The smallest are searched first, and none takes the time of the others."""
+    found = [
+        (log_files.size(log.full_path), name, log, label)
+        for name in names
+        for log, label in _logs_of_last_attempt(os.path.join(folder, name))
+    ]
+    ordered = sorted((each for each in enumerate(found) if each[1][0]), key=lambda each: each[1][0])
+    share = max(_MIN_LOG_BYTES, min(_MAX_LOG_BYTES, max_bytes // max(1, len(ordered))))
+    times = {name: log_files.WriteTimes(os.path.join(folder, name)) for name in names}
+    entries = {}
+    for left, (at, (_, name, log, label)) in zip(range(len(ordered), 0, -1), ordered):
+        now = time.monotonic()
+        budget = log_search.Budget(share, now + max(0.0, deadline - now) / left)
+        entries[at] = _log_entry(log, label, times[name], budget)
+    return [entries[at] for at in sorted(entries)]
+
+
 def _machine_evidence(folder: str, job_status: dict[str, Any], logs: list[dict[str, Any]]) -> dict[str, Any]:
     starts = [process["started"] for process in job_status["processes"] if process["started"]]
+    ends = [process["ended"] for process in job_status["processes"]]
+    until = max(ends) + _AFTER_END_S if ends and all(ends) else float("inf")
     return {
-        "kernel": kernel_log.read_since(min(starts, default=time.time())),
+        "kernel": kernel_log.read_since(min(starts, default=time.time()), until),
         "disks": disks.of_job(
             folder, _workdirs(folder), "\n".join(part["text"] for log in logs for part in log["parts"])
         ),

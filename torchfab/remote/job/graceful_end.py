@@ -10,10 +10,11 @@ A tree without ranks gets the signal at its topmost process. The caller kills wh
 from __future__ import annotations
 
 import os
-import signal
 
 from torchfab.remote import procfs
+from torchfab.remote.job import open_files
 from torchfab.remote.job.hold import Hold
+from torchfab.remote.lean import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,17 +33,20 @@ class GracefulEnd:
 
     Attributes
     ----------
-    number : signal.Signals
+    number : int
         The signal for the ranks.
-    signaled : dict of (int, int) to signal.Signals
+    signaled : dict of (int, int) to int
         The signal that each process got, by pid and start time.
+    unfinished : dict of (int, int) to list of str
+        The killed ranks that had a handler, by pid and start time, with the files that each had open for writing.
     """
 
     def __init__(self, is_rank: Callable[[int], bool], may_stop: bool = True) -> None:
         self.is_rank = is_rank
-        self.number = signal.SIGTERM
+        self.number: int = signal.SIGTERM
         self.hold = Hold(may_stop)
-        self.signaled: dict[tuple[int, int], signal.Signals] = {}
+        self.signaled: dict[tuple[int, int], int] = {}
+        self.unfinished: dict[tuple[int, int], list[str]] = {}
 
     def ranks_below(self, tops: Iterable[int]) -> list[int]:
         """Return the running ranks at and below some processes.
@@ -86,6 +90,22 @@ class GracefulEnd:
                 self._end_tree(top)
         return has_ranks
 
+    def note_unfinished(self, pids: Iterable[int], folder: str) -> None:
+        """Note, before ranks are killed, which of them still handle their signal, and which files those write.
+
+        Parameters
+        ----------
+        pids : iterable of int
+            The processes that are about to be killed.
+        folder : str
+            The job's folder, whose files are logs.
+        """
+        for pid in pids:
+            key = (pid, procfs.start_time(pid))
+            number = self.signaled.get(key)
+            if number is not None and key not in self.unfinished and procfs.handles(pid, number):
+                self.unfinished[key] = open_files.written_by([pid, *procfs.descendants([pid])], folder)
+
     def _end_tree(self, top: int) -> None:
         held = self.hold.traced | self.hold.stopped
         if held:
@@ -97,7 +117,7 @@ class GracefulEnd:
         else:
             self._signal(top, self.number)
 
-    def _signal(self, pid: int, number: signal.Signals) -> None:
+    def _signal(self, pid: int, number: int) -> None:
         key = (pid, procfs.start_time(pid))
         if key not in self.signaled:
             self.signaled[key] = number

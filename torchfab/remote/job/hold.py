@@ -9,12 +9,11 @@ its place; it stops the store too.
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import time
 
-from torchfab.remote import procfs
+from torchfab.remote import lean, procfs
+from torchfab.remote.lean import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -111,13 +110,10 @@ def _event(pid: int) -> int:
 
 
 def _ptrace(request: int, pid: int) -> int:
-    library = ctypes.CDLL(None, use_errno=True)
-    library.ptrace.restype = ctypes.c_long
-    library.ptrace.argtypes = [ctypes.c_long] * 4
-    return int(library.ptrace(request, pid, 0, 0))
+    return lean.c_function("ptrace")(request, pid)
 
 
-def _signal(pid: int, number: signal.Signals) -> bool:
+def _signal(pid: int, number: int) -> bool:
     try:
         os.kill(pid, number)
     except OSError:  # gone meanwhile, or of another user

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 
 from torchfab.remote import files
 from torchfab.remote.job import child
+from torchfab.remote.lean import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 STOPPED_S = 10.0
 # What tells one rank from another: a hook is none.
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK")
-_RAN = "after-ran"
 EXIT_CODE = "TORCHFAB_EXIT_CODE"
 _SHOWN_LINES = 12
 
@@ -108,29 +107,6 @@ def before(folder: str, request: dict[str, Any], env: Mapping[str, str], is_dist
     if problem and time.monotonic() >= deadline:
         problem = f"it did not end within {timeout_s:g} s"
     return problem and f"--before failed: {problem}{_shown(log)}"
-
-
-def is_last(process: str) -> bool:
-    """Return whether all processes of the job on this node have ended, and no other supervisor has run `--after`.
-
-    Parameters
-    ----------
-    process : str
-        The folder of a process, whose end is recorded.
-
-    Returns
-    -------
-    bool
-        True once at most.
-    """
-    folder = os.path.dirname(process)
-    if not all(os.path.exists(os.path.join(folder, name, files.EXIT)) for name in files.processes(folder)):
-        return False
-    try:
-        os.close(os.open(os.path.join(folder, _RAN), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-    except OSError:  # another supervisor was first
-        return False
-    return True
 
 
 def exit_code(folder: str) -> int:

@@ -6,9 +6,7 @@ Log lines carry no time of their own. The supervisor checks the files a few time
 
 from __future__ import annotations
 
-import bisect
 import os
-import re
 
 from torchfab.remote import files
 
@@ -96,9 +94,10 @@ def find(folder: str, spec: dict[str, Any]) -> list[LogFile]:
     """
     found = [LogFile(folder, files.OUTPUT, rank=spec.get("rank"))]
     found += [LogFile(folder, name, title=title) for name, title in _HOOKS if os.path.exists(f"{folder}/{name}")]
-    pattern = re.compile(spec["rank_logs"]) if spec.get("rank_logs") else None
-    for path in _paths(folder) if pattern else ():
-        match = pattern.fullmatch(path) if pattern else None
+    for path in _paths(folder) if spec.get("rank_logs") else ():
+        import re  # imported here: the supervisor starts before there are such files
+
+        match = re.fullmatch(spec["rank_logs"], path)
         if match:
             groups = {name: int(text) for name, text in match.groupdict().items() if text is not None}
             if "first_rank" in spec:
@@ -111,7 +110,7 @@ def find(folder: str, spec: dict[str, Any]) -> list[LogFile]:
 def _paths(folder: str) -> Iterator[str]:
     for parent, folders, names in os.walk(folder):
         folders.sort()
-        for name in sorted(names):
+        for name in sorted(names) if parent != folder else ():  # those in the folder itself are ours
             yield os.path.relpath(os.path.join(parent, name), folder)
 
 
@@ -227,7 +226,9 @@ class WriteTimes:
             Seconds since the epoch; the time of the last growth for an offset beyond the end of the timeline.
         """
         sizes, times = self.sizes.get(log.path, []), self.times.get(log.path, [])
-        index = bisect.bisect_left(sizes, offset)
+        from bisect import bisect_left
+
+        index = bisect_left(sizes, offset)
         if index < len(sizes):
             return times[index]
         # File times lag by some milliseconds; max() keeps a line from being sorted before older ones.

@@ -1,4 +1,4 @@
-"""Phase two on a node: write the specs, start a supervisor in tmux for every process, then release them together."""
+"""Phase two on a node: write the specs, start the supervisor of all processes in tmux, then release them together."""
 
 from __future__ import annotations
 
@@ -7,26 +7,22 @@ import sys
 import time
 
 from torchfab.remote import files, tmux
-from torchfab.remote.job import bytecode_cache, redaction, start_barrier
+from torchfab.remote.host.login_environment import is_inherited
+from torchfab.remote.job import bytecode_cache, console, redaction, start_barrier
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-# Variables of the node's own environment that processes do not inherit.
-_NOT_INHERITED = ("TMUX", "TMUX_PANE", "TERM", "SSH_CLIENT", "SSH_CONNECTION", "SSH_TTY", "PWD", "OLDPWD", "SHLVL", "_")
-# torchrun reads PET_<FLAG> for each of its flags: PET_STANDALONE=1 of a login shell would replace our rendezvous.
-_TORCHRUN_FLAGS = "PET_"
-
-# A supervisor starts in 30 ms. Where many start on few cores, frequent polling would delay them.
+# The supervisor starts in 30 ms. Where many start on few cores, frequent polling would delay them.
 _FIRST_PAUSE_S, _MAX_PAUSE_S = 0.01, 0.1
 
 _TMUX_FIX = "log in there and see whether it works: tmux -L torchfab -f /dev/null new-session"
 
 
 def start(folder: str, request: dict[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
-    """Bring up the supervisors of this node's processes; they wait at the start barrier.
+    """Bring up the supervisor of this node's processes; it waits at the start barrier.
 
     Parameters
     ----------
@@ -43,7 +39,7 @@ def start(folder: str, request: dict[str, Any], environ: Mapping[str, str]) -> d
     Returns
     -------
     dict
-        `started`: names of the processes whose supervisors are up; `problems`: one for each of the others.
+        `started`: names of the processes whose supervisor is up; `problems`: one for each of the others.
     """
     values: dict[str, str] = {}
     for each in request["processes"]:
@@ -53,13 +49,11 @@ def start(folder: str, request: dict[str, Any], environ: Mapping[str, str]) -> d
         _write_spec(os.path.join(folder, process["name"]), process, request["grace_s"])
     redaction.write(folder, values, request.get("mask_key", ""))
     bytecode_cache.write(folder)
-    windows = _windows(folder, request["processes"])
-    error = tmux.open_session(request["session"], windows, request["start_timeout_s"])
+    names = [process["name"] for process in request["processes"]]
+    error = tmux.open_session(request["session"], windows(folder, names), request["start_timeout_s"])
     if error:
         return {"started": [], "problems": [{"what": f"cannot open the tmux session: {error}", "fix": _TMUX_FIX}]}
-    return _await_all(
-        folder, files.READY, [process["name"] for process in request["processes"]], request["start_timeout_s"]
-    )
+    return _await_all(folder, files.READY, names, request["start_timeout_s"])
 
 
 def process_environment(
@@ -81,7 +75,7 @@ def process_environment(
     tuple of dict of str to str
         The secret part, and the rest.
     """
-    base = {name: value for name, value in environ.items() if _is_inherited(name)}
+    base = {name: value for name, value in environ.items() if is_inherited(name)}
     secret = {name: value for name, value in base.items() if _matches(name, secret_patterns)}
     public = {name: value for name, value in base.items() if name not in secret}
     secrets = {} if process["secrets"] is None else {**secret, **process["secrets"]}
@@ -107,10 +101,6 @@ def release(folder: str, names: list[str], timeout_s: float) -> dict[str, Any]:
     """
     start_barrier.release(folder, names)
     return _await_all(folder, files.STARTED, names, timeout_s)
-
-
-def _is_inherited(name: str) -> bool:
-    return name not in _NOT_INHERITED and not name.startswith(_TORCHRUN_FLAGS)
 
 
 def _matches(name: str, patterns: list[str]) -> bool:
@@ -146,9 +136,24 @@ def _environment(process: dict[str, Any], base: dict[str, str]) -> dict[str, str
     return env
 
 
-def _windows(folder: str, processes: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
+def windows(folder: str, names: list[str]) -> list[tuple[str, list[str]]]:
+    """Return the windows of a session: the supervisor in the first, and what shows the logs in the others.
+
+    Parameters
+    ----------
+    folder : str
+        The job's folder on this node.
+    names : list of str
+        Names of the processes.
+
+    Returns
+    -------
+    list of (str, list of str)
+        Name and command of each window.
+    """
     program = [sys.executable, "-I", "-S", os.path.join(folder, files.BUNDLE), "supervise"]
-    return [(process["name"], [*program, process["name"]]) for process in processes]
+    viewers = [(name, console.viewer_argv(os.path.join(folder, name))) for name in names[1:]]
+    return [(names[0], [*program, *names]), *((name, argv) for name, argv in viewers if argv)]
 
 
 def _await_all(folder: str, marker: str, names: list[str], timeout_s: float) -> dict[str, Any]:

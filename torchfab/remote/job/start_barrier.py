@@ -8,9 +8,9 @@ it. If that process ends first, nothing starts.
 from __future__ import annotations
 
 import os
-import signal
 
 from torchfab.remote import files, procfs
+from torchfab.remote.lean import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

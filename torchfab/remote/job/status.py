@@ -207,8 +207,9 @@ def _last_line(logs: list[log_files.LogFile], ranks: list[dict[str, Any]]) -> di
     written = [log for log in logs if log_files.size(log.full_path)]
     if not written:
         return None
-    newest = max(written, key=lambda log: os.stat(log.full_path).st_mtime)
-    lines = [line for line in tail(newest.full_path).splitlines() if line.strip()]
+    by_ranks = [log for log in written if isinstance(log.label(ranks), int)]  # rather than the launcher's own report
+    newest = max(by_ranks or written, key=lambda log: os.stat(log.full_path).st_mtime)
+    lines = [line for line in tail(newest.full_path).splitlines() if any(map(str.isalnum, line))]
     text = lines[-1] if lines else ""
     return {"time": os.stat(newest.full_path).st_mtime, "text": text, "label": newest.label(ranks)}
 

@@ -158,11 +158,13 @@ def rank_ends(folders: Iterable[str]) -> dict[str, Any]:
     -------
     dict
         `ended`: how many ended by themselves; `seconds`: how long the slowest of them took; `killed`: how many had to
-        be killed.
+        be killed; `unfinished`: how many of those still handled the signal; `writing`: the files that those had open
+        for writing.
     """
     ends = [end.get("rank_ends") or {} for folder in folders for end in _ends(folder)]
-    counts = {name: sum(end.get(name, 0) for end in ends) for name in ("ended", "killed")}
-    return {**counts, "seconds": max((end.get("seconds", 0.0) for end in ends), default=0.0)}
+    counts = {name: sum(end.get(name, 0) for end in ends) for name in ("ended", "killed", "unfinished")}
+    seconds = max((end.get("seconds", 0.0) for end in ends), default=0.0)
+    return {**counts, "seconds": seconds, "writing": [path for end in ends for path in end.get("writing", [])]}
 
 
 def _ends(folder: str) -> list[dict[str, Any]]:

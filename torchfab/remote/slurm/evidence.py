@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 from torchfab.remote.job import evidence, status
 from torchfab.remote.slurm import job
@@ -18,7 +19,8 @@ def handle(request: dict[str, Any]) -> dict[str, Any]:
     Parameters
     ----------
     request : dict
-        As for `torchfab.remote.slurm.job.status`.
+        As for `torchfab.remote.slurm.job.status`; and `max_bytes`, how much to return of the logs of each node,
+        `search_s`, how long to search those of all nodes, in seconds.
 
     Returns
     -------
@@ -26,9 +28,18 @@ def handle(request: dict[str, Any]) -> dict[str, Any]:
         As `torchfab.remote.slurm.job.status` returns it; `evidence`: for each node as
         `torchfab.remote.job.evidence.collect` returns it; `batch`: the last lines of slurm.log.
     """
-    folder = request["folder"]
     return {
         **job.status(request),
-        "evidence": [evidence.collect(job.node_folder(folder, rank)) for rank in range(request["nodes"])],
-        "batch": status.tail(os.path.join(folder, job.LOG)),
+        "evidence": _by_node(request),
+        "batch": status.tail(os.path.join(request["folder"], job.LOG)),
     }
+
+
+def _by_node(request: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the evidence of each node. One host reads the logs of all, so each node has its part of the time."""
+    deadline, nodes, found = time.monotonic() + request["search_s"], request["nodes"], []
+    for rank in range(nodes):
+        search_s = max(0.0, deadline - time.monotonic()) / (nodes - rank)
+        folder = job.node_folder(request["folder"], rank)
+        found.append(evidence.collect(folder, request["max_bytes"], search_s))
+    return found

@@ -6,7 +6,7 @@ import os
 import sys
 
 from torchfab.remote import files
-from torchfab.remote.job.supervisor import ProcessSupervisor
+from torchfab.remote.job.supervisor import NodeSupervisor
 from torchfab.remote.slurm import job
 
 TYPE_CHECKING = False
@@ -33,11 +33,12 @@ def main(argv: list[str]) -> int:
     job_folder = os.path.dirname(os.path.abspath(sys.argv[0]))
     folder = os.path.join(job.node_folder(job_folder, int(env["SLURM_NODEID"])), job.AGENT)
     _write_spec(job_folder, folder, argv, env)
-    supervisor = ProcessSupervisor(folder, env)
+    supervisor = NodeSupervisor([folder], env)
     code = supervisor.run()
-    if supervisor.end_signal:  # ended by Slurm, or by srun after another node failed; srun returns the largest code
+    (watch,) = supervisor.watches
+    if watch.request.signal:  # ended by Slurm, or by srun after another node failed; srun returns the largest code
         return min(code, 1)
-    return _first_failure(supervisor.ranks.ranks) or code
+    return _first_failure(watch.ranks.ranks) or code
 
 
 def _write_spec(job_folder: str, folder: str, argv: list[str], env: dict[str, str]) -> None:

@@ -87,7 +87,7 @@ def ptrace_rights() -> dict[str, Any]:
     dict
         `ptrace_scope` (of Yama; empty if it is not in use), `cap_sys_ptrace`, `uid`.
     """
-    effective = int(_status_field(os.getpid(), "CapEff") or "0", 16)
+    effective = int(procfs.status_field(os.getpid(), "CapEff") or "0", 16)
     scope = status.tail("/proc/sys/kernel/yama/ptrace_scope").strip()
     return {"ptrace_scope": scope, "cap_sys_ptrace": bool(effective >> _CAP_SYS_PTRACE & 1), "uid": os.getuid()}
 
@@ -165,19 +165,12 @@ def _measure(running: list[dict[str, Any]]) -> None:
         entry["cpu"] = max(0.0, _cpu_s(pid) - cpu_s) / passed_s
         entry["state"] = (procfs.stat_fields(pid) or [""])[0]
         entry["waits_in"] = status.tail(f"/proc/{pid}/wchan").strip("\0\n 0")
-        entry["tracer"] = int(_status_field(pid, "TracerPid") or 0)
+        entry["tracer"] = int(procfs.status_field(pid, "TracerPid") or 0)
 
 
 def _cpu_s(pid: int) -> float:
     fields = procfs.stat_fields(pid)
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") if fields else 0.0
-
-
-def _status_field(pid: int, name: str) -> str:
-    for line in status.tail(f"/proc/{pid}/status").splitlines():
-        if line.startswith(name + ":"):
-            return line.partition(":")[2].strip()
-    return ""
 
 
 # ---- stacks
@@ -192,7 +185,7 @@ def _dump(path: str, running: list[dict[str, Any]], request: dict[str, Any]) -> 
             entry.update(threads=[], by="", problem="there is no py-spy")
     left = [entry for entry in running if not entry["threads"]]
     for entry in left:
-        caught = int(_status_field(entry["pid"], "SigCgt") or "0", 16)
+        caught = int(procfs.status_field(entry["pid"], "SigCgt") or "0", 16)
         entry["signal"] = faulthandler.check_signal(entry["state"], caught, request["signal"])
     faulthandler.signal_all([entry for entry in left if entry["signal"] == faulthandler.ALLOWED], request["signal"])
     for entry in running:

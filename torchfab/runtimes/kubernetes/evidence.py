@@ -50,7 +50,8 @@ def collect(cluster: Cluster | None, record: Record, snapshot: JobSnapshot, job:
     ordered = tuple(nodes[status.node.rank] for status in job.nodes)
     by_node = (_scheduler_reasons(status, snapshot.pods_of(status.node.rank)) for status in job.nodes)
     scheduler_reasons = tuple(itertools.chain.from_iterable(by_node))
-    return Evidence(record.name, record.created, job, ordered, scheduler_reasons, record.events())
+    events, ranks = record.events(), record.fixed_world_size
+    return Evidence(record.name, record.created, job, ordered, scheduler_reasons, events, world_size=ranks)
 
 
 def _node_evidence(cluster: Cluster | None, record: Record, status: NodeStatus, pods: Sequence[Object]) -> NodeEvidence:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import shlex
+import signal as signals
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,7 +21,7 @@ from torchfab.core.status import JobStatus, NodeStatus, State, Verdict
 from torchfab.launchers.manifest.objects import CONTAINER, ID_LABEL, build_metadata
 from torchfab.launchers.manifest.yaml_text import from_yaml
 from torchfab.records import Record
-from torchfab.runtimes import StopReport
+from torchfab.runtimes import CheckpointWatch, SignalReport, StopReport
 from torchfab.runtimes.kubernetes import archive, redaction
 from torchfab.runtimes.kubernetes.client import Cluster, ClusterError, ClusterScope, detect_scope
 from torchfab.runtimes.kubernetes.evidence import collect
@@ -385,6 +386,63 @@ def stacks(record: Record, request: Mapping[str, Any]) -> StackDump:
     command = shlex.join((*kubectl_exec, "py-spy", "dump", "--pid", "1", "--subprocesses"))
     needs = "the image needs py-spy, and the container the capability SYS_PTRACE"
     raise TorchfabError("fab stacks cannot look into pods yet", f"pod by pod ({len(pods)}): {command} ({needs})")
+
+
+# ---- signal
+
+# Ranks are the children of process 1, which is torchrun.
+_SIGNAL_CHILDREN = "import os; [os.kill(int(pid), {number}) for pid in open('/proc/1/task/1/children').read().split()]"
+
+
+def signal(record: Record, name: str, ranks: Sequence[int] | None) -> tuple[SignalReport, ...]:
+    """Raise TorchfabError: pods contain no part of torchfab.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+    name : str
+        Its name: `SIGUSR1`.
+    ranks : sequence of int, optional
+        Ignored.
+
+    Returns
+    -------
+    tuple of SignalReport
+        Never.
+
+    Raises
+    ------
+    TorchfabError
+        Always; it names the `kubectl exec` command that signals the ranks in a pod.
+    """
+    cluster = _cluster(record)
+    pods = [pod["metadata"]["name"] for pod in cluster.list("Pod", f"{ID_LABEL}={record.details['id']}")]
+    kubectl_exec = (*_kubectl(cluster.scope), "exec", *(pods[:1] or ["POD"]), "--container", CONTAINER, "--")
+    program = _SIGNAL_CHILDREN.format(number=int(signals.Signals[name]))
+    command = shlex.join((*kubectl_exec, "python", "-c", program))
+    raise TorchfabError(f"fab cannot send {name} to the ranks in pods", f"pod by pod ({len(pods)}): {command}")
+
+
+def watch_checkpoints(record: Record) -> CheckpointWatch:
+    """Raise TorchfabError: the files of pods cannot be seen from here.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+
+    Returns
+    -------
+    CheckpointWatch
+        Never.
+
+    Raises
+    ------
+    TorchfabError
+        Always.
+    """
+    raise TorchfabError("fab cannot see the files of pods", f"fab signal {record.name} USR1 says how to ask for a save")
 
 
 # ---- attach

@@ -20,17 +20,21 @@ from torchfab.core.events import BacklogRead, ContactLost, Event, EventStream, L
 from torchfab.core.specs import Node, Submission
 from torchfab.core.status import JobStatus, State, Verdict
 from torchfab.records import Record
-from torchfab.runtimes import StopReport
+from torchfab.runtimes import CheckpointWatch, SignalReport, StopReport
 from torchfab.runtimes.slurm import state
+from torchfab.runtimes.tmux import signal_report
 from torchfab.runtimes.tmux_stacks import program_for
 from torchfab.stacks.model import StackDump, from_answer
 from torchfab.transport.messages import AnswerType, Request
+from torchfab.transport.messages.job import CheckpointAnswer
 from torchfab.transport.messages.launch import CommitRequest
 from torchfab.transport.messages.slurm import (
+    SlurmCheckpointRequest,
     SlurmEvidenceRequest,
     SlurmForgetRequest,
     SlurmLogsFrame,
     SlurmLogsRequest,
+    SlurmSignalRequest,
     SlurmStacksRequest,
     SlurmStatusRequest,
     SlurmStopRequest,
@@ -39,10 +43,11 @@ from torchfab.transport.messages.slurm import (
 from torchfab.transport.session import NodeError, Session
 from torchfab.transport.ssh import NodeGroup, open_session
 from torchfab.transport.streams import NodeStreams
-from torchfab.why.evidence import Evidence, SchedulerReason, evidence_from_report
+from torchfab.why.evidence import Evidence, SchedulerReason, evidence_from_report, search_limits
 
 NAME = "slurm"
 _POLL_S = 0.1
+_STEP_S = 60.0  # Slurm may take a while to start a job step
 
 
 def submit(record: Record, submission: Submission) -> dict[str, Any]:
@@ -217,7 +222,9 @@ def evidence(record: Record) -> Evidence:
     if unconfirmed := _unconfirmed(record):
         return Evidence(record.name, record.created, unconfirmed, ())
     try:
-        answer = _request(record, SlurmEvidenceRequest(**_address(record)), record.settings.answer_timeout_s)
+        timeout_s = record.settings.answer_timeout_s
+        limits = search_limits(record.min_nodes, timeout_s)
+        answer = _request(record, SlurmEvidenceRequest(**_address(record), **limits), timeout_s)
     except TorchfabError as error:
         return Evidence(record.name, record.created, state.unreachable(record.min_nodes, error.message), ())
     job = state.job_status(record, answer, asked, time.time())
@@ -225,7 +232,8 @@ def evidence(record: Record) -> Evidence:
     nodes = tuple(evidence_from_report(each, by_rank.get(each.node.rank, {})) for each in job.nodes)
     reason = state.end_reason(answer, job)
     scheduler_reasons = (SchedulerReason(*reason),) if reason else ()
-    return Evidence(record.name, record.created, job, nodes, scheduler_reasons, record.events(), answer.batch)
+    events, ranks = record.events(), record.fixed_world_size
+    return Evidence(record.name, record.created, job, nodes, scheduler_reasons, events, answer.batch, ranks)
 
 
 # ---- stacks
@@ -256,7 +264,7 @@ def stacks(record: Record, request: Mapping[str, Any]) -> StackDump:
     if unconfirmed := _unconfirmed(record):
         raise UsageError(f"job {record.name} does not run: {unconfirmed.reason}")
     # Slurm may take a while to start the step. One late node must not discard the answers of the others.
-    timeout_s = record.settings.answer_timeout_s + 60 + 2 * request["timeout_s"]
+    timeout_s = record.settings.answer_timeout_s + _STEP_S + 2 * request["timeout_s"]
     session = _open(record)
     try:
         step_request = SlurmStacksRequest(**_address(record), **request)
@@ -267,8 +275,7 @@ def stacks(record: Record, request: Mapping[str, Any]) -> StackDump:
     finally:
         session.close()
     by_node = [(Node(each.rank, each.host), each.answer) for each in answer.nodes]
-    fix = f"see whether this works: srun --jobid={record.details['slurm_id']} --overlap hostname"
-    no_answer = HostError(answer.said or "its task wrote no answer", fix)
+    no_answer = _no_answer(record, answer.said)
     failed = {node.label: no_answer for node, node_answer in by_node if node_answer is None}
     return StackDump(
         tuple(from_answer(node, msgspec.to_builtins(each)) for node, each in by_node if each is not None), failed
@@ -318,9 +325,92 @@ def stop(record: Record, grace_s: float, nodes: Sequence[Node] | None = None) ->
             ended_ranks=int(answer.rank_ends.ended),
             killed_ranks=int(answer.rank_ends.killed),
             ranks_s=float(answer.rank_ends.seconds),
+            unfinished_ranks=int(answer.rank_ends.unfinished),
+            writing=tuple(answer.rank_ends.writing),
             proof="slurm",
         ),
     )
+
+
+def signal(record: Record, name: str, ranks: Sequence[int] | None) -> tuple[SignalReport, ...]:
+    """Send a signal once to each running rank; to none if it would end one, or if a node does not answer.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+    name : str
+        Its name: `SIGUSR1`.
+    ranks : sequence of int, optional
+        Which ranks. None: all.
+
+    Returns
+    -------
+    tuple of SignalReport
+        One for each node, by rank.
+
+    Raises
+    ------
+    UsageError
+        The job's submission is not confirmed.
+    TorchfabError
+        The job does not run, or Slurm's commands fail.
+    """
+    if unconfirmed := _unconfirmed(record):
+        raise UsageError(f"job {record.name} does not run: {unconfirmed.reason}")
+    chosen = None if ranks is None else list(ranks)
+    reports: tuple[SignalReport, ...] = ()
+    session = _open(record)
+    try:
+        for send in (False, True):
+            if all(each.may_send for each in reports):
+                request = SlurmSignalRequest(**_address(record), signal=name, ranks=chosen, send=send)
+                answer = _send(record, session, request, record.settings.answer_timeout_s + _STEP_S)
+                missing = _no_answer(record, answer.said)
+                reports = tuple(
+                    signal_report(Node(each.rank, each.host), each.answer or missing) for each in answer.nodes
+                )
+    finally:
+        session.close()
+    return reports
+
+
+class _CheckpointWatch:
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        self.session = _open(record)
+
+    def look(self, requests: Mapping[int, Mapping[str, Any]]) -> dict[Node, CheckpointAnswer | TorchfabError]:
+        request = SlurmCheckpointRequest(**_address(self.record), **next(iter(requests.values())))
+        login = login_node(self.record)
+        try:
+            return {login: _send(self.record, self.session, request, self.record.settings.answer_timeout_s)}
+        except TorchfabError as error:
+            return {login: error}
+
+    def close(self) -> None:
+        self.session.close()
+
+
+def watch_checkpoints(record: Record) -> CheckpointWatch:
+    """Return a watch of the files of the job's checkpoints, in folders that the login node shares with the nodes.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+
+    Returns
+    -------
+    CheckpointWatch
+        The caller closes it.
+    """
+    return _CheckpointWatch(record)
+
+
+def _no_answer(record: Record, said: str) -> HostError:
+    fix = f"see whether this works: srun --jobid={record.details['slurm_id']} --overlap hostname"
+    return HostError(said or "its task wrote no answer", fix)
 
 
 def forget(record: Record) -> dict[str, TorchfabError]:

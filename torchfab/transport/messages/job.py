@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Generic, TypeAlias
+from typing import Any, Generic, Literal, TypeAlias
 
 from msgspec import Struct
 
-from torchfab.core.bounds import Label, Number, Time, Whole
+from torchfab.core.bounds import Count, Label, Number, Time, Whole
 from torchfab.core.status import StatusReport
 from torchfab.transport.messages import AnswerType, Done, Problem, Request
 from torchfab.transport.messages.launch import StopReport
@@ -66,6 +66,66 @@ class StopRequest(JobRequest[StopAnswer], frozen=True, tag="stop"):
 
     grace_s: float
     ANSWER = StopAnswer
+
+
+class SignalledRank(Struct, frozen=True, kw_only=True):
+    """What a signal does to a rank, and whether it was sent; see `torchfab.remote.job.notices`."""
+
+    rank: Whole | None
+    pid: Whole
+    effect: Literal["handled", "ignored", "ends"]
+    sent: bool
+
+
+class SignalAnswer(Struct, frozen=True, kw_only=True):
+    """The running ranks on the node that were selected."""
+
+    ranks: list[SignalledRank]
+
+
+class SignalRequest(JobRequest[SignalAnswer], frozen=True, tag="signal"):
+    """Signal ranks on a node; see `torchfab.remote.job.notices.signal_ranks`.
+
+    Parameters
+    ----------
+    send : bool
+        False: only report what the signal would do.
+    """
+
+    signal: str
+    ranks: list[int] | None
+    send: bool
+    ANSWER = SignalAnswer
+
+
+class CheckpointFile(Struct, frozen=True, kw_only=True):
+    """A file that has changed; see `torchfab.remote.job.checkpoint_files.look`."""
+
+    path: str
+    root: str
+    size: Number
+    changed: Time
+    whole: bool
+
+
+class CheckpointAnswer(Struct, frozen=True, kw_only=True):
+    """The changed files of checkpoints on a node; see `torchfab.remote.job.checkpoint_files.look`."""
+
+    cwd: str
+    running: Count
+    step: Whole | None = None
+    clocks: dict[str, Time] = {}
+    busy: list[str] = []
+    files: list[CheckpointFile] = []
+
+
+class CheckpointRequest(JobRequest[CheckpointAnswer], frozen=True, tag="checkpoint"):
+    """Find the changed files of checkpoints; see `torchfab.remote.job.checkpoint_files.look`."""
+
+    folders: list[str]
+    since: dict[str, float]
+    busy: list[str]
+    ANSWER = CheckpointAnswer
 
 
 class ForgetRequest(JobRequest[Done], frozen=True, tag="forget"):
@@ -145,13 +205,17 @@ class LogPart(Struct, frozen=True, kw_only=True):
 
 
 class LogTail(Struct, frozen=True, kw_only=True):
-    """What was found in a log file, and its end: in parts, or as one text without times of its own."""
+    """What was found in a log file, and its end: in parts, or as one text without times of its own.
+
+    `unsearched` is how many bytes were left out for lack of time.
+    """
 
     label: Label
     path: str
     written: Time
     parts: list[LogPart] = []
     text: str = ""
+    unsearched: Whole = 0
 
 
 class ErrorReport(Struct, frozen=True, kw_only=True):
@@ -227,6 +291,16 @@ class EvidenceAnswer(StatusReport, frozen=True, kw_only=True):
 
 
 class EvidenceRequest(JobRequest[EvidenceAnswer], frozen=True, tag="evidence"):
-    """Collect the evidence of why a job ended on a node."""
+    """Collect the evidence of why a job ended on a node.
 
+    Parameters
+    ----------
+    max_bytes : int
+        How much to return of its logs.
+    search_s : float
+        How long to search them, in seconds.
+    """
+
+    max_bytes: int
+    search_s: float
     ANSWER = EvidenceAnswer

@@ -54,11 +54,14 @@ class QuickProbe(Struct, frozen=True, kw_only=True):
         Digest of the script; empty for none.
     holders : list of GpuProcess
         Processes that use a GPU.
+    launcher_variables : list of str
+        Names of variables of the login environment that belong to launchers; ranks do not get them.
     """
 
     disk: FileSystem | None = None
     script: str = ""
     holders: list[GpuProcess] = []
+    launcher_variables: list[str] = []
 
 
 class MachineIdentity(Struct, frozen=True, kw_only=True):
@@ -120,6 +123,7 @@ class NodeFacts(Struct, frozen=True, kw_only=True):
     port: Port | None
     is_root: bool
     versions: dict[str, str]
+    python: str = ""
     glance: QuickProbe = QuickProbe()
     setup: SetupFacts | None = None
     packages: PackagesMark | None = None
@@ -170,6 +174,7 @@ class PrepareRequest(Request[PrepareAnswer], frozen=True, tag="prepare"):
     patience_s: int
     python_timeout_s: float
     program: str = ""
+    parser: tuple[str, ...] = ()
     master_is_given: bool = False
     setup: str = ""
     setup_timeout_s: float = 0
@@ -254,11 +259,17 @@ class RankEnds(Struct, frozen=True, kw_only=True):
         Number of ranks that ended by themselves, and of those that were killed after the grace period.
     seconds : float
         How long the slowest of the former took.
+    unfinished : int
+        How many of the killed ranks still handled the signal.
+    writing : list of str
+        The files that those had open for writing.
     """
 
     ended: Number = 0
     killed: Number = 0
     seconds: Number = 0
+    unfinished: Number = 0
+    writing: list[str] = []
 
 
 class Cleared(Struct, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ from msgspec import Meta, Struct
 from torchfab.core.bounds import Count, Time, Whole
 from torchfab.core.status import StatusReport
 from torchfab.transport.messages import AnswerType, Done, Problem, Request
-from torchfab.transport.messages.job import JobEvidence, LogLine
+from torchfab.transport.messages.job import CheckpointAnswer, JobEvidence, LogLine, SignalAnswer
 from torchfab.transport.messages.launch import StopReport
 from torchfab.transport.messages.stacks import StacksAnswer
 
@@ -104,8 +104,18 @@ class SlurmEvidence(SlurmStatus, frozen=True, kw_only=True):
 
 
 class SlurmEvidenceRequest(SlurmRequest[SlurmEvidence], frozen=True, tag="slurm_evidence"):
-    """Collect the evidence of why a Slurm job ended."""
+    """Collect the evidence of why a Slurm job ended.
 
+    Parameters
+    ----------
+    max_bytes : int
+        How much to return of the logs of each node.
+    search_s : float
+        How long to search the logs of all nodes together, in seconds.
+    """
+
+    max_bytes: int
+    search_s: float
     ANSWER = SlurmEvidence
 
 
@@ -154,6 +164,39 @@ class SlurmStacksRequest(SlurmRequest[SlurmStacksAnswer], frozen=True, tag="slur
     signal: str
     program: str | None = None
     ANSWER = SlurmStacksAnswer
+
+
+class SlurmNodeSignals(Struct, frozen=True, kw_only=True):
+    """The signalled ranks on a node of a Slurm job; None if it did not answer."""
+
+    rank: Count
+    host: str
+    answer: SignalAnswer | None
+
+
+class SlurmSignalAnswer(Struct, frozen=True, kw_only=True):
+    """The signalled ranks of a Slurm job, and what srun said if it failed."""
+
+    nodes: list[SlurmNodeSignals] = []
+    said: str = ""
+
+
+class SlurmSignalRequest(SlurmRequest[SlurmSignalAnswer], frozen=True, tag="slurm_signal"):
+    """Signal the ranks of a Slurm job; the fields are those of `SignalRequest`."""
+
+    signal: str
+    ranks: list[int] | None
+    send: bool
+    ANSWER = SlurmSignalAnswer
+
+
+class SlurmCheckpointRequest(SlurmRequest[CheckpointAnswer], frozen=True, tag="slurm_checkpoint"):
+    """Find the changed files of a Slurm job's checkpoints; the fields are those of `CheckpointRequest`."""
+
+    folders: list[str]
+    since: dict[str, float]
+    busy: list[str]
+    ANSWER = CheckpointAnswer
 
 
 class SlurmLogsFrame(Struct, frozen=True, kw_only=True):

@@ -1,0 +1,157 @@
+"""End what a process of the job has left when it ended: TERM, the grace period, KILL."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from torchfab.remote import procfs
+from torchfab.remote.job.containment import Containment
+from torchfab.remote.job.graceful_end import GracefulEnd
+from torchfab.remote.lean import signal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+_CHAIN_TRIES = 1000
+# How long processes may take to end after SIGKILL: one that waits for a broken disk or device never does.
+_UNENDABLE_S = 10.0
+
+
+class CleanUp:
+    """End everything that comes from one process of the job.
+
+    Parameters
+    ----------
+    find_children : callable
+        Returns the pids of the supervisor's children that come from the process.
+    ending : GracefulEnd
+        Which processes have got which signal.
+    containment : Containment
+        The process's control group.
+
+    Attributes
+    ----------
+    left : list of str
+        Descriptions of what the process has left.
+    killed : dict of int to str
+        Processes that had to be killed: description by pid.
+    foreign : list of dict
+        Processes that cannot be ended, as `torchfab.remote.job.search.identify` returns them.
+    """
+
+    def __init__(self, find_children: Callable[[], list[int]], ending: GracefulEnd, containment: Containment) -> None:
+        self.find_children, self.ending, self.containment = find_children, ending, containment
+        self.deadline = 0.0
+        self.left: list[str] = []
+        self.killed: dict[int, str] = {}
+        self.foreign: list[dict[str, Any]] = []
+
+    def begin(self, deadline: float) -> None:
+        """Note what is left.
+
+        Parameters
+        ----------
+        deadline : float
+            When it is killed, in seconds since the epoch.
+        """
+        self.deadline = deadline
+        self.ending.number = signal.SIGTERM
+        if not self._is_empty(self.find_children()):
+            self.left = [procfs.describe(pid) for pid in self.remaining()]
+
+    def advance(self) -> bool:
+        """Signal what has not got its signal yet; after the deadline, kill it.
+
+        Returns
+        -------
+        bool
+            Whether this is the end: nothing is left, or what is left cannot be ended.
+        """
+        children = self.find_children()
+        if self._is_empty(children):
+            return True
+        # Topmost processes first: what is below them are their helpers, which become topmost when they have ended.
+        self.ending.advance(pid for pid in children if procfs.is_running(pid))
+        return time.time() > self.deadline and self._kill_all()
+
+    def _is_empty(self, children: list[int]) -> bool:
+        return not children and not self.containment.members()
+
+    def remaining(self) -> list[int]:
+        """Return what is left of the process: also children that /proc does not show (hidepid).
+
+        Returns
+        -------
+        list of int
+            Their pids.
+        """
+        children = self.find_children()
+        found = [pid for pid in children if procfs.is_running(pid) or procfs.is_foreign(pid)]
+        return list(dict.fromkeys([*found, *procfs.descendants(children), *self.containment.members()]))
+
+    def _kill_all(self) -> bool:
+        remaining = self.remaining()
+        self.kill([pid for pid in remaining if not procfs.is_foreign(pid)])
+        self.containment.kill()
+        self._kill_chain()
+        if not remaining or (time.time() <= self.deadline + _UNENDABLE_S and not self._are_foreign(remaining)):
+            return False
+        from torchfab.remote.job.search import identify  # imported here: few jobs have such processes
+
+        self.foreign = [identify(pid) for pid in remaining]  # sudo, or a broken disk: only reported
+        return True
+
+    def _are_foreign(self, pids: list[int]) -> bool:
+        return all(map(procfs.is_foreign, pids)) and not self.containment.members()
+
+    def kill(self, pids: list[int]) -> None:
+        """Kill processes, and note that.
+
+        Parameters
+        ----------
+        pids : list of int
+            The processes.
+        """
+        for pid in pids:
+            self.killed.setdefault(pid, procfs.describe(pid))
+        signal_all(pids, signal.SIGKILL)
+        self.ending.hold.release()
+
+    def _kill_chain(self) -> None:
+        """Kill processes that fork and exit faster than a search of /proc takes: each becomes a child of this one."""
+        before: list[int] = []
+        for _ in range(_CHAIN_TRIES):
+            pids = [pid for pid in self.find_children() if not procfs.is_foreign(pid)]
+            if not pids or pids == before:
+                break
+            signal_all(pids, signal.SIGKILL)
+            for pid in pids:
+                _reap(pid)
+            before = pids
+
+
+def signal_all(pids: list[int], number: int) -> None:
+    """Send a signal to processes; those that have ended are skipped.
+
+    Parameters
+    ----------
+    pids : list of int
+        The processes.
+    number : int
+        The signal.
+    """
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except OSError:  # gone meanwhile
+            pass
+
+
+def _reap(pid: int) -> None:
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        pass

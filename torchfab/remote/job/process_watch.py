@@ -1,0 +1,362 @@
+"""One process of the job on a node, as its supervisor watches it: start, ranks, logs, end, and clean-up.
+
+The supervisor calls the methods of all its watches in turn; none of them waits.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from torchfab.remote import files, lean, procfs
+from torchfab.remote.job import child, exit_record, leftovers, log_files
+from torchfab.remote.job.clean_up import CleanUp, signal_all
+from torchfab.remote.job.console import Window
+from torchfab.remote.job.containment import Containment
+from torchfab.remote.job.end_request import EndRequest
+from torchfab.remote.job.rank_tracker import RankTracker
+from torchfab.remote.lean import signal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from torchfab.remote.job.after_hook import AfterHook
+
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+# A rank may live for only a moment, so poll often until the first one appears, and briefly after each new one.
+_STARTUP_S, _SETTLE_S = 30.0, 1.0
+_SHORT_POLL_S, _LONG_POLL_S = 0.1, 0.4
+_CLEAN_UP_POLL_S = 0.02
+
+
+class ProcessWatch:
+    """Watch one process of the job, from its start until nothing of it is left.
+
+    Parameters
+    ----------
+    folder : str
+        The process's folder, which contains its spec.
+    number : int
+        A different one for each process of the job on this node; 0 for the one in whose window the supervisor runs.
+    env : dict of str to str, optional
+        The whole environment of the process. Default: that of the spec, with its secrets.
+
+    Attributes
+    ----------
+    code : int or None
+        The exit code of the process, as a shell reports it, once nothing of it is left; 127 if it cannot be started, 1
+        if it was never released. None before.
+    """
+
+    def __init__(self, folder: str, number: int = 0, env: dict[str, str] | None = None) -> None:
+        self.folder = folder
+        self.spec: dict[str, Any] = files.read_json(self.path(files.SPEC))
+        self.env = env
+        # Warning signals, sent to all processes directly: not forwarded, and ignored unless a process handles them.
+        self.warning_signals = [getattr(signal, name) for name in self.spec.get("ignore", ())]
+        self.warned: str | None = None
+        self.child: child.Child | None = None
+        self.child_env: dict[str, str] = {}  # kept for `--after`
+        self.after: AfterHook | None = None
+        self.ranks = RankTracker(folder, 0)
+        self.window = Window(folder, self.spec, is_own=number == 0)
+        self.timeline = log_files.Timeline(folder)
+        self.begun = time.time()
+        self.last_rank = 0.0  # when the newest rank was found
+        self.oom_kills = procfs.oom_kills() or 0  # count at the start of the supervisor
+        self.request = EndRequest(folder, self.spec, self.ranks)
+        env_of_mark = self.spec.get("env") or env or {}
+        self.containment = Containment(folder, env_of_mark, number, not self.spec.get("stop_by_file"))
+        self.clean_up = CleanUp(self._find_children, self.request.ending, self.containment)
+        self.siblings: list[ProcessWatch] = []  # the other processes of the supervisor
+        self.error = ""  # why the process could not be started
+        self.ended: tuple[float, list[Any]] | None = None  # time and clock of the end of the process
+        self.is_cleaning = False
+        self.errors: set[str] = set()  # of the supervisor itself
+        self.code: int | None = None
+
+    def path(self, name: str) -> str:
+        """Return the path of a file in the process's folder.
+
+        Parameters
+        ----------
+        name : str
+            Name of the file.
+
+        Returns
+        -------
+        str
+        """
+        return os.path.join(self.folder, name)
+
+    # ---- the start
+
+    def refuse(self, reason: str) -> None:
+        """Give up before the start.
+
+        Parameters
+        ----------
+        reason : str
+            Written into the record of the end; empty: write none.
+        """
+        self._take_secrets()  # removes the file: the process will not read it any more
+        self.error, self.code = reason, 1
+        if reason:
+            self._write_exit()
+        self.window.close()
+
+    def start(self) -> None:
+        """Start the process; if that fails, the reason goes into the record of its end."""
+        try:
+            self.child = self._start()
+        except OSError as error:
+            self._fail(error)
+            return
+        self.ranks.root = self.child.pid
+
+    def _start(self) -> child.Child:
+        env = {**self.spec["env"], **self._take_secrets()} if self.env is None else self.env
+        log = os.open(self.path(files.OUTPUT), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            self.child_env = env if self.spec.get("after") else {}
+            with self.containment:
+                return child.start(self.spec["argv"], env, self.spec["cwd"], log, self._before_exec)
+        finally:
+            os.close(log)
+
+    def _before_exec(self) -> None:
+        child.end_with_parent()
+        for number in self.warning_signals:
+            signal.signal(number, signal.SIG_IGN)
+
+    def _fail(self, error: OSError) -> None:
+        where = "" if os.path.isdir(self.spec["cwd"]) else f" in {self.spec['cwd']}"
+        self.error = f"cannot start {self.spec['argv'][0]}{where}: {error.strerror or error}"
+        self._begin_clean_up()
+
+    def _take_secrets(self) -> dict[str, str]:
+        path = self.path(files.SECRETS)
+        secrets = files.read_json(path) or {}
+        try:
+            os.unlink(path)
+        except FileNotFoundError:  # it has none, or a stop has just removed them
+            pass
+        return dict(secrets)
+
+    def record_start(self) -> None:
+        """Write the record of the start, if the process has started."""
+        if self.child is None:
+            return
+        try:
+            self._write_started(self.child.pid)
+        except OSError as error:
+            self._fail(error)
+            return
+        files.reserve_space(self.path(files.EXIT), times=2)
+        files.reserve_space(self.path(files.RANKS))
+
+    def _write_started(self, pid: int) -> None:
+        own_pid = os.getpid()
+        record = {
+            "pid": pid,
+            "start_time": procfs.start_time(pid),
+            "supervisor_pid": own_pid,
+            "supervisor_start_time": procfs.start_time(own_pid),
+            "boot_id": procfs.boot_id(),
+            "time": time.time(),
+        }
+        files.write_json(self.path(files.STARTED), record)
+
+    # ---- the watch
+
+    def pause_s(self) -> float:
+        """Return how long nothing needs to be looked at, unless the kernel reports something.
+
+        Returns
+        -------
+        float
+            Seconds.
+        """
+        if self.is_cleaning:
+            return _CLEAN_UP_POLL_S
+        if self.request.signal:
+            return _SHORT_POLL_S
+        now = time.time()
+        settled = now - self.last_rank > _SETTLE_S if self.last_rank else now - self.begun > _STARTUP_S
+        return _LONG_POLL_S if settled else _SHORT_POLL_S
+
+    def look(self) -> None:
+        """Find new ranks, and record the ends of ranks and the growth of logs."""
+        if self.child is not None and self.child.returncode is None and self.ranks.find_new():
+            self.last_rank = time.time()
+        self.ranks.sweep()
+        logs = log_files.find(self.folder, self.spec)
+        self.timeline.record(logs, time.time())
+        self.window.show(logs, self.ranks.ranks)
+
+    def on_reaped(self, pid: int, code: int) -> None:
+        """Record the exit code of a process that the supervisor has reaped, if it is this process or a rank of it.
+
+        Parameters
+        ----------
+        pid : int
+            The process.
+        code : int
+            Its exit code, negative for a signal.
+        """
+        self.ranks.set_code(pid, code)
+        if self.child is not None and pid == self.child.pid and self.child.returncode is None:
+            self.child.returncode = code
+            self.ended = time.time(), procfs.clock()
+        if self.after is not None and self.after.child is not None and pid == self.after.child.pid:
+            self.after.child.returncode = code
+
+    def advance(self) -> None:
+        """Carry a requested end, or the clean-up after the end, one step on."""
+        if self.is_cleaning:
+            if not self._runs_after() and self.clean_up.advance() and not self._starts_after():
+                self._finish()
+        elif self.child is not None and self.child.returncode is None:
+            self.request.advance(self.child.pid)
+            if self.request.is_overdue():
+                remaining = self.clean_up.remaining()
+                self.request.ending.note_unfinished(remaining, os.path.dirname(self.folder))
+                self.clean_up.kill(remaining)
+        else:
+            self._begin_clean_up()
+
+    # ---- signals
+
+    def on_signal(self, number: int) -> None:
+        """End the process, or pass the signal on to its ranks.
+
+        Parameters
+        ----------
+        number : int
+            A signal that the supervisor got, or SIGHUP when the process's window was closed.
+        """
+        if number in self.warning_signals:
+            self.warned = lean.signal_name(number)
+        elif self.is_cleaning or self.code is not None:
+            if number in ENDING:
+                self._hasten()
+        elif number in ENDING:
+            self.request.request(number)
+            if self.child is not None:
+                self.advance()
+        elif self.child is not None:
+            # A launcher would be ended by a signal that its ranks handle.
+            signal_all(self.ranks.running() or [self.child.pid], number)
+
+    def _hasten(self) -> None:
+        if self.after is not None:
+            self.after.on_stop()
+        else:
+            self.clean_up.deadline = min(self.clean_up.deadline, time.time() + self.request.grace_s())
+
+    def report_error(self, error: Exception) -> None:
+        """Write an unexpected error of the supervisor into a file in the process's folder, each kind once.
+
+        Parameters
+        ----------
+        error : Exception
+            The error.
+        """
+        import traceback  # imported here: normally there is none
+
+        text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+        if text not in self.errors:
+            self.errors.add(text)
+            try:
+                with open(self.path(files.ERRORS), "a", encoding="utf-8", errors="surrogateescape") as file:
+                    file.write(text)
+            except OSError:
+                pass
+
+    # ---- the end
+
+    def _begin_clean_up(self) -> None:
+        self.is_cleaning = True
+        now = time.time()
+        self.clean_up.begin(min(now + self.request.grace_s(), self.request.kill_at or float("inf")))
+        if self.clean_up.left and not self.error:
+            # Written first, in case the supervisor is killed during the clean-up.
+            self._write_exit(is_cleaning=True)
+        self.advance()
+
+    def _starts_after(self) -> bool:
+        """Start `--after`, if this process is the last one of the node; return whether it has begun."""
+        is_last = all(each.code is not None for each in self.siblings)
+        if self.after is not None or not self.child_env or self.error or not is_last:
+            return False
+        from torchfab.remote.job.after_hook import AfterHook  # imported here: few jobs have one
+
+        self._write_exit(is_cleaning=True)
+        self.after = AfterHook(self.folder, self.spec, self.child_env)
+        if self.request.signal:
+            self.after.on_stop()
+        self.after.start(self.containment)
+        return True
+
+    def _runs_after(self) -> bool:
+        """Return whether `--after` runs; what it has left when it ends is killed."""
+        if self.after is None or not self.child_env:
+            return False
+        if self.after.has_ended():
+            self.child_env = {}
+            self.clean_up.deadline = time.time()
+        return bool(self.child_env)
+
+    def _find_children(self) -> list[int]:
+        """Return the children of the supervisor that come from this process."""
+        children = procfs.children(os.getpid())
+        others = [each for each in self.siblings if each.code is None]
+        if not others:  # the last one also ends what cannot be attributed
+            return children
+        processes = [each.child.pid for each in others if each.child is not None]
+        return [pid for pid in children if pid not in processes and self._owns(pid)]
+
+    def _owns(self, pid: int) -> bool:
+        own_pid = self.child.pid if self.child is not None else 0
+        return pid == own_pid or self.containment.holds(pid) or _session_of(pid) == own_pid
+
+    def _finish(self) -> None:
+        returncode = self.child.returncode if self.child is not None else None
+        self.containment.close()
+        cleared = self._clear_leftovers()
+        if not self.error:
+            self.ranks.complete(self.path(files.OUTPUT), self.ended[0] if self.ended else time.time())
+        self._show_rest()
+        self._write_exit(cleared=cleared)
+        for name in (files.EXIT, files.RANKS):
+            files.release_space(self.path(name))
+        if any(each.code is None for each in self.siblings):
+            self.window.write(f"torchfab: {os.path.basename(self.folder)} has ended\n".encode())
+        self.window.close()
+        self.ranks.close()
+        self.code = 127 if self.error or returncode is None else returncode if returncode >= 0 else 128 - returncode
+
+    def _clear_leftovers(self) -> dict[str, int]:
+        if any(each.code is None and each.ended for each in self.siblings):
+            return {}  # the last of those that end now clears for all
+        return leftovers.clear(os.path.dirname(self.folder))
+
+    def _show_rest(self) -> None:
+        logs = log_files.find(self.folder, self.spec)
+        self.timeline.record(logs, time.time(), force=True)
+        self.window.show(logs, self.ranks.ranks)
+
+    def _write_exit(self, **more: Any) -> None:
+        record = exit_record.compose(self, **more)
+        try:
+            files.write_json(self.path(files.EXIT), record)
+        except OSError as error:  # a full disk: only the window and the exit code can still report it
+            self.window.write(f"torchfab: cannot write {self.path(files.EXIT)}: {error}\n".encode())
+
+
+def _session_of(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except OSError:  # it has ended
+        return -1
