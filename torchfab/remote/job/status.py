@@ -99,12 +99,29 @@ def has_ended(folder: str) -> bool:
     bool
         True also when the folder no longer exists.
     """
-    states = []
+    states = process_states(folder)
+    return not os.path.isdir(folder) or (bool(states) and not {"starting", "running"} & set(states.values()))
+
+
+def process_states(folder: str) -> dict[str, str]:
+    """Return the state of every process of the job on this node, by what its supervisor has recorded.
+
+    Parameters
+    ----------
+    folder : str
+        The job's folder on this node.
+
+    Returns
+    -------
+    dict of str to str
+        As in `status`, by the name of the process.
+    """
+    states = {}
     stop = files.read_json(os.path.join(folder, files.STOP))
     for name in files.processes(folder):
         started = files.read_json(os.path.join(folder, name, files.STARTED)) or {}
-        states.append(_state(started, files.read_json(os.path.join(folder, name, files.EXIT)), stop)[0])
-    return not os.path.isdir(folder) or (bool(states) and not {"starting", "running"} & set(states))
+        states[name] = _state(started, files.read_json(os.path.join(folder, name, files.EXIT)), stop)[0]
+    return states
 
 
 def _process_status(folder: str, name: str, stop: dict[str, Any] | None, alive: bool | None = None) -> dict[str, Any]:
