@@ -90,10 +90,20 @@ REPORTS: dict[str, tuple[str, ...]] = {
 }
 # Report -> tests elsewhere: logging in, hosts files, commands after `--`, the launchers' own stories.
 TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
-    "66": ("integration/test_environment.py::test_a_ranks_path_begins_with_the_interpreters_folder_and_has_no_pet",),
+    "66": (
+        (
+            "integration/test_environment.py::"
+            "test_a_ranks_path_begins_with_the_interpreters_folder_and_variables_of_launchers_are_dropped"
+        ),
+    ),
     "67": (
         "integration/test_commands.py::test_every_rank_runs_the_command",
         "integration/test_commands.py::test_a_command_that_cannot_work_starts_nothing",
+    ),
+    "68": ("integration/test_login_errors.py::test_right_key_is_offered_first_of_the_many_in_an_agent",),
+    "74": (
+        "integration/test_login_errors.py::test_unusual_servers_and_keys_let_in",
+        "integration/test_login_errors.py::test_bad_key_beside_a_good_one_does_not_matter",
     ),
     "69": ("integration/test_login_errors.py::test_second_factor_is_named",),
     "70": ("integration/test_login_errors.py::test_server_that_takes_no_keys_is_named",),

@@ -40,6 +40,7 @@ MEMORY = (
             *("HIP error: out of memory", "OUT_OF_DEVICE_MEMORY", "NPU function error: .*out of memory"),
             r"Free memory on device .* is less than desired GPU memory",
             "No available memory for the cache blocks|No executable batch size found",
+            r"(?<!Allocator: )\b[Nn]ot enough (?:GPU |device )?memory\b|[Ii]nsufficient (?:GPU|device) memory",
             "RESOURCE_EXHAUSTED|Out of memory (?:while trying to allocate|error on GPU)",
         ),
         example="torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity",
@@ -731,6 +732,15 @@ OTHERS = (
         fix="launch it again, and resume from a checkpoint",
         patterns=("CANCELLED AT .* DUE TO (?:PREEMPTION|JOB REQUEUE|NODE FAILURE)",),
         example="slurmstepd: error: *** JOB 12 ON n1 CANCELLED AT 2026-01-02T10:00:00 DUE TO PREEMPTION ***",
+        source="Slurm",
+    ),
+    Signature(
+        *(Kind.KILLED, "cancelled"),
+        words="Slurm cancelled its step: {line}",
+        fix="see who did it, or which task failed before: sacct -j, and the logs of the other ranks",
+        patterns=(r"\*\*\* (?:STEP|JOB) \S+ ON \S+ CANCELLED AT \S+ \*\*\*",),
+        is_symptom=True,
+        example="slurmstepd: error: *** STEP 88.0 ON n1 CANCELLED AT 2024-05-01T10:00:00 ***",
         source="Slurm",
     ),
     Signature(
