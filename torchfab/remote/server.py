@@ -55,7 +55,7 @@ ANSWERS = {
     "find_files": ("host.find_files", "find"),
     "file_digests": ("host.find_files", "digests"),
     "listeners": ("host.listeners", "find"),
-    "end_run": ("host.command", "acknowledge"),
+    "end_run": ("job.command", "acknowledge"),
     "call_outcomes": ("job.call_results", "outcomes"),
     "call_chunk": ("job.call_results", "chunk"),
 }
@@ -64,7 +64,7 @@ STREAMS = {
     "logs": ("job.log_reader", "handle"),
     "slurm_logs": ("slurm.logs", "handle"),
     "load": ("job.load_stream", "handle"),
-    "run": ("host.command", "handle"),
+    "run": ("job.command", "handle"),
 }
 
 
