@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import stat
 import subprocess
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from testbed import namespaces, templates
 from testbed.layout import Account, Layout, NodeLayout, RehearsalError
 from testbed.namespaces import PROJECT
 
+ETC = Path("/etc")
 PRODUCTS = ("jobs", "runs")
 START_UP_FILES = (".bashrc", ".profile", ".hushlogin")  # empty: bash reads .bashrc for every ssh command
 
@@ -50,11 +52,24 @@ def _write_home(node: NodeLayout) -> None:
 
 
 def _write_etc(layout: Layout) -> None:
-    etc = layout.run_dir / "etc"
-    etc.mkdir(mode=0o755)
-    _write(etc / "hosts", templates.etc_hosts(layout))
-    _write(etc / "group", templates.group(Path("/etc/group").read_text(), layout.account))
-    _write(etc / "shadow", templates.shadow(layout.account), mode=0o640)
+    shutil.copytree(ETC, layout.etc, symlinks=True, ignore=_not_for_everybody)
+    _write(layout.etc / "group", templates.group((ETC / "group").read_text(), layout.account))
+    _write(layout.etc / "shadow", templates.shadow(layout.account), mode=0o640)
+    _write(layout.hosts, templates.etc_hosts(layout))
+
+
+def _not_for_everybody(folder: str, names: list[str]) -> set[str]:
+    """Return what not to copy: what not everybody may read, such as private keys, and what is no file."""
+    return {name for name in names if not _is_for_everybody(Path(folder, name))}
+
+
+def _is_for_everybody(path: Path) -> bool:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:  # a program that replaces a file in /etc makes a temporary one
+        return False
+    needed = stat.S_IROTH | stat.S_IXOTH if stat.S_ISDIR(mode) else stat.S_IROTH
+    return stat.S_ISLNK(mode) or ((stat.S_ISDIR(mode) or stat.S_ISREG(mode)) and not needed & ~mode)
 
 
 def _make_covers(layout: Layout) -> None:

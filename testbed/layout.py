@@ -163,6 +163,16 @@ class Layout:
     def known_hosts(self) -> Path:
         return self.run_dir / "known_hosts"
 
+    @property
+    def etc(self) -> Path:
+        """What is /etc in every node: a copy of the machine's, as it was when the cluster started."""
+        return self.run_dir / "etc"
+
+    @property
+    def hosts(self) -> Path:
+        """What is /etc/hosts in every node of a netns cluster."""
+        return self.run_dir / "etc-hosts"
+
     def to_json(self) -> dict[str, Any]:
         """Return the layout as JSON for cluster.json."""
         return {**vars(self), "directory": str(self.directory), "account": vars(self.account)}

@@ -50,11 +50,11 @@ def _switch(account: Account) -> tuple[str, ...]:
 
 
 def _mounts(node: NodeLayout) -> list[tuple[Path, Path]]:
-    etc = node.cluster.run_dir / "etc"
-    pairs = [(node.directory / "passwd", Path("/etc/passwd"))]
-    pairs += [(etc / name, Path("/etc") / name) for name in ("shadow", "group")]
+    # The whole folder is mounted, not files in it: the kernel unmounts a file everywhere when it is replaced in the
+    # machine's own /etc, as useradd does.
+    pairs = [(node.cluster.etc, Path("/etc")), (node.directory / "passwd", Path("/etc/passwd"))]
     if node.cluster.kind == "netns" and node.remote:
-        pairs.append((etc / "hosts", Path("/etc/hosts")))
+        pairs.append((node.cluster.hosts, Path("/etc/hosts")))
     return [*pairs, *(exposures(node.cluster) if node.cluster.account.switched else [])]
 
 

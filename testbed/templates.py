@@ -88,9 +88,14 @@ def _inventory_line(node: NodeLayout) -> str:
 
 
 def etc_hosts(layout: Layout) -> str:
-    """Return the nodes' /etc/hosts, which names all nodes and the launch machine."""
+    """Return the nodes' /etc/hosts, which names all nodes and the launch machine.
+
+    torch listens on IPv6 and asks for the names of IPv4-mapped addresses. Those names are others, so that the nodes'
+    own names lead to IPv4 alone.
+    """
     named = "".join(f"{node.address} {node.name}\n" for node in layout.nodes)
-    return f"127.0.0.1 localhost\n::1 localhost\n{layout.gateway} launch\n{named}"
+    mapped = "".join(f"::ffff:{node.address} {node.name}.test\n" for node in layout.nodes)
+    return f"127.0.0.1 localhost\n::1 localhost\n{layout.gateway} launch\n{named}{mapped}"
 
 
 def passwd(machine: str, account: Account, home: str) -> str:

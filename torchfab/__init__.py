@@ -10,6 +10,7 @@ Everything but the version is imported when it is first used, so that commands d
 __version__ = "0.1.0"
 __all__ = [
     "FirstFailure",
+    "FunctionError",
     "HostError",
     "HostsFailedError",
     "Interrupted",
@@ -37,6 +38,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from torchfab.api import (
         FirstFailure,
+        FunctionError,
         HostError,
         HostsFailedError,
         Interrupted,

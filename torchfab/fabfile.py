@@ -142,6 +142,7 @@ def status(c: TaskContext, job: str, watch: bool, json: bool, stall: float | Non
     follow=flag(False, "Follow until the job ends, and exit with its code."),
     rank=flag("", "Only these ranks: 0,2-5."),
     lines=flag(1000, "The last N lines of each log file, or all. [1000]", NumberOr(("all",))),
+    all=flag(False, "All lines, and torchrun's own traceback and report, which are left out otherwise."),
     grep=flag("", "Only lines that match this regular expression."),
     no_fold=flag(False, "Do not fold equal lines of several ranks into one."),
     stall=flag(
@@ -158,6 +159,7 @@ def logs(
     follow: bool,
     rank: str,
     lines: int | str,
+    all: bool,  # noqa: A002
     grep: str,
     no_fold: bool,
     stall: float | None,
@@ -167,9 +169,11 @@ def logs(
     from torchfab.commands.logs import show_logs
     from torchfab.launching import job_lookup
     from torchfab.monitoring.log_request import log_request
+    from torchfab.monitoring.watcher import Printer
 
-    ctx, request = _context(c), log_request(rank, lines, grep, follow)
-    return show_logs(job_lookup.find(job, ctx, attempt), request, not no_fold, job_lookup.stall_s(stall, ctx))
+    ctx, request = _context(c), log_request(rank, "all" if all else lines, grep, follow)
+    printer = Printer(folding=not no_fold, reports=all or bool(grep))
+    return show_logs(job_lookup.find(job, ctx, attempt), request, printer, job_lookup.stall_s(stall, ctx))
 
 
 @job_task(

@@ -38,7 +38,17 @@ def test_help_may_follow_the_task() -> None:
 
 
 STATUS = {"job": "", "watch": False, "json": False, "stall": ""}
-LOGS = {"job": "", "follow": False, "rank": "", "lines": "", "grep": "", "no-fold": False, "stall": "", "attempt": ""}
+LOGS = {
+    "job": "",
+    "follow": False,
+    "rank": "",
+    "lines": "",
+    "all": False,
+    "grep": "",
+    "no-fold": False,
+    "stall": "",
+    "attempt": "",
+}
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,8 @@ SCRIPT = "your script and its arguments go behind --: fab "
         ("launch-per-node --name --follow", "--name needs a value"),
         ("jobs -H", "-H (--hosts) needs a value"),
         ("launch-per-node --name a --name b", "--name is given twice, the second time with 'b'"),
+        ("launch-per-node --hosts a --hosts b", "--hosts is given twice, the second time with 'b'"),
+        ("status x -H a -H b", "-H is given twice, the second time with 'b'"),
         ("launch-per-node --workdir /a --workdir=/b", "--workdir is given twice, the second time with '/b'"),
         ("launch-per-node --follow yes", "--follow takes no value, got 'yes'"),
         ("train.py --lr 3", SCRIPT + "launch-per-node -- train.py --lr 3"),

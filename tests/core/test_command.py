@@ -64,9 +64,15 @@ def test_the_training_interpreter_runs_it(line: str, script: str) -> None:
         ("lightning fit", "lightning fit"),
         ("accelerate launch train.py a", "accelerate launch --num_processes 1 --num_machines 1 train.py a"),
         (
-            "python -m accelerate.commands.launch train.py",
-            "python -m accelerate.commands.launch --num_processes 1 --num_machines 1 train.py",
+            "python -m accelerate.commands.launch --mixed_precision bf16 -m pkg --num_processes 4",
+            "accelerate launch --num_processes 1 --num_machines 1 --mixed_precision bf16 -m pkg --num_processes 4",
         ),
+        (
+            "-m accelerate.commands.accelerate_cli launch train.py",
+            "accelerate launch --num_processes 1 --num_machines 1 train.py",
+        ),
+        ("accelerate-launch --cpu train.py", "accelerate-launch --num_processes 1 --num_machines 1 --cpu train.py"),
+        ("/v/bin/accelerate launch train.py", "/v/bin/accelerate launch --num_processes 1 --num_machines 1 train.py"),
     ],
 )  # fmt: skip
 def test_it_runs_as_it_stands(line: str, whole: str) -> None:
@@ -87,7 +93,12 @@ def test_an_interpreter_with_a_path_is_that_of_the_job() -> None:
         ("deepspeed --num_gpus 2 train.py", "fab launch-deepspeed -- train.py"),
         ("mpirun -n 4 python train.py", "fab launch-mpi -- train.py"),
         ("srun -N 2 python train.py", "fab launch-slurm -- train.py"),
-        ("accelerate launch --multi_gpu train.py", "accelerate launch train.py"),
+        ("accelerate launch --multi_gpu train.py", "-- accelerate launch train.py"),
+        ("accelerate launch --cpu --num_processes 8 --machine-rank=1 a.py 8", "-- accelerate launch --cpu a.py 8"),
+        ("accelerate launch --use_fsdp train.py", "run the script itself"),
+        ("accelerate launch --config_file fsdp.yaml train.py", "run the script itself"),
+        ("fabric run --devices 2 train.py --lr 3", "fab launch-per-node -- train.py --lr 3"),
+        ("lightning run model --num-nodes=2 train.py", "fab launch-per-node -- train.py"),
     ],
 )  # fmt: skip
 def test_what_would_launch_twice_is_refused_with_the_right_line(line: str, fix: str) -> None:

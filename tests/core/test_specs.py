@@ -6,11 +6,11 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
-from tests.factories import make_job
+from tests.factories import make_job, make_nodes
 from tests.hostile import HOSTILE, texts
 from tests.support import fuzzed
 from torchfab.core.errors import JobNameError, UsageError
-from torchfab.core.specs import NAME_PATTERN, Process, check_name, search_path, session_name
+from torchfab.core.specs import NAME_PATTERN, NodePlan, Plan, Process, check_name, search_path, session_name, with_files
 
 
 @pytest.mark.parametrize("name", ["a", "7", "gpt2", "GPT-2_small", "a" * 63, "a--", "0_"])
@@ -104,3 +104,15 @@ def test_session_names_are_unique() -> None:
 )
 def test_the_interpreters_folder_follows_a_process_own_folders_on_path(python: str, folders: tuple[str, ...]) -> None:
     assert search_path(make_job(python=python), Process("agent", ("a",), path=("/own",))) == folders
+
+
+def test_files_of_a_job_go_to_each_node_once_and_all_processes_know_their_folder() -> None:
+    job = make_job(files={"call.py": "x", "lib/a.py": "y"})
+    processes = (Process("rank-0", ("a",), {"A": "1"}, files={"own": "z"}), Process("rank-1", ("b",)))
+    plan = Plan(job, (NodePlan(make_nodes("a")[0], "/jobs/x/node-0", processes),), 2)
+    first, second = with_files(plan).nodes[0].processes
+    assert dict(first.files) == {"own": "z", "files/call.py": "x", "files/lib/a.py": "y"}
+    assert dict(first.env) == {"A": "1", "TORCHFAB_FILES": "/jobs/x/node-0/rank-0/files"}
+    assert (dict(second.files), dict(second.env)) == ({}, {"TORCHFAB_FILES": "/jobs/x/node-0/rank-0/files"})
+    without = Plan(make_job(), plan.nodes, 2)
+    assert with_files(without) is without

@@ -37,6 +37,10 @@ UNHEALTHY: dict[str, tuple[Mapping[str, Any], str, str, str]] = {
     "a nearly full disk": ({"places": {"tmp": LOW}}, "disk-nearly-full", WARNING, "/tmp (temporary files) is nearly"),
     "no inodes": ({"places": {"tmp": {"free_files": 3}}}, "disk-nearly-full", WARNING, "hardly any inodes"),
     "a small shm": ({"places": {"shm": {"free": 2**26}}}, "shm-small", WARNING, "/dev/shm is small"),
+    "left memory": (
+        {"unused_memory": [{"user": "bob", "files": 2, "bytes": 2**30}, {"user": "eve", "files": 1, "bytes": 2**30}]},
+        *("memory-left", WARNING, "/dev/shm holds 2 GiB that ended processes have left (bob: 2 files, 1 GiB, eve:"),
+    ),
     "few files": ({"limits": {"files": 256}}, "limit-low", WARNING, "ulimit -n"),
     "few processes": ({"limits": {"processes": 100}}, "limit-low", WARNING, "ulimit -u"),
     "locked memory": ({"limits": {"locked": 65536}, "machine": {"infiniband": True}}, "limit-low", ERROR, "ulimit -l"),

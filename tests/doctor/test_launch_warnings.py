@@ -82,6 +82,11 @@ def test_processes_that_hold_gpus_are_a_warning() -> None:
     assert only(warnings_with({"holders": holders})).what == expected
 
 
+def test_variables_of_launchers_in_a_login_environment_are_a_warning() -> None:
+    expected = "its login environment has variables of launchers, which ranks do not get: MASTER_ADDR, RANK"
+    assert only(warnings_with({"launcher_variables": ["MASTER_ADDR", "RANK"]})).what == expected
+
+
 @pytest.mark.parametrize(
     ("gpus", "slots", "count", "what"),
     [

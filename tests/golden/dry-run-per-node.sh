@@ -9,7 +9,22 @@
 # node 0: node1
 ssh -- node1 bash -s <<'TORCHFAB'
 umask 077
-mkdir -p /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/logs /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/errors
+mkdir -p /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/logs /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/errors /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent
+cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/become_rank.py <<'FILE'
+import os, sys
+os.dup2(1, 2)
+names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT")
+words = [*(os.environ.get(name, "-") for name in names), str(os.getpid())]
+path = os.environ.get("TORCHELASTIC_ERROR_FILE", "")
+folder = os.path.normpath(os.path.join(path, *[os.pardir] * 4))
+try:
+    with open(os.path.join(folder, "ranks") if path else os.devnull, "a") as file:
+        file.write(" ".join(words) + chr(10))
+except OSError:
+    pass
+command = [sys.executable, *sys.argv[1:]] if sys.argv[1] == "-u" else sys.argv[1:]
+os.execvp(command[0], command)
+FILE
 cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/run.sh <<'RUN'
 cd /project || exit
 export PYTHONUNBUFFERED=1
@@ -29,7 +44,8 @@ exec /venv/bin/python -m torch.distributed.run \
   --nproc-per-node 2 \
   --max-restarts 0 \
   --redirects 3 \
-  --log-dir /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/logs train.py \
+  --log-dir /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/logs \
+  --no-python /venv/bin/python -I -S '-cexec(open('"'"'/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/become_rank.py'"'"').read())' -u train.py \
   --name 'it'"'"'s $5' > >(tee -a /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/output.log) 2>&1 < /dev/null
 RUN
 tmux -L torchfab -f /dev/null new-session -d -s gpt2-node0 -n agent bash /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/run.sh
@@ -38,7 +54,22 @@ TORCHFAB
 # node 1: node2
 ssh -- node2 bash -s <<'TORCHFAB'
 umask 077
-mkdir -p /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/logs /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/errors
+mkdir -p /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/logs /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/errors /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent
+cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/become_rank.py <<'FILE'
+import os, sys
+os.dup2(1, 2)
+names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT")
+words = [*(os.environ.get(name, "-") for name in names), str(os.getpid())]
+path = os.environ.get("TORCHELASTIC_ERROR_FILE", "")
+folder = os.path.normpath(os.path.join(path, *[os.pardir] * 4))
+try:
+    with open(os.path.join(folder, "ranks") if path else os.devnull, "a") as file:
+        file.write(" ".join(words) + chr(10))
+except OSError:
+    pass
+command = [sys.executable, *sys.argv[1:]] if sys.argv[1] == "-u" else sys.argv[1:]
+os.execvp(command[0], command)
+FILE
 cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/run.sh <<'RUN'
 cd /project || exit
 export PYTHONUNBUFFERED=1
@@ -58,7 +89,8 @@ exec /venv/bin/python -m torch.distributed.run \
   --nproc-per-node 2 \
   --max-restarts 0 \
   --redirects 3 \
-  --log-dir /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/logs train.py \
+  --log-dir /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/logs \
+  --no-python /venv/bin/python -I -S '-cexec(open('"'"'/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/become_rank.py'"'"').read())' -u train.py \
   --name 'it'"'"'s $5' > >(tee -a /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/output.log) 2>&1 < /dev/null
 RUN
 tmux -L torchfab -f /dev/null new-session -d -s gpt2-node1 -n agent bash /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/run.sh

@@ -189,7 +189,7 @@ def test_a_firewall_is_found_with_its_kind(fab: Fab, case: str) -> None:
 
 def hosts_with(fab: Fab, line: str) -> str:
     """Return an /etc/hosts in which node1 is on another line."""
-    text = (fab.cluster.layout.run_dir / "etc" / "hosts").read_text()
+    text = fab.cluster.layout.hosts.read_text()
     return "".join(f"{each}\n" for each in text.splitlines() if not each.endswith(" node1")) + f"{line}\n"
 
 

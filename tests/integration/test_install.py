@@ -51,10 +51,13 @@ class Project:
 
     def run(self, *args: str, below: str = "") -> subprocess.CompletedProcess[str]:
         """Run `torchfab ARGS...` in the folder, or below it."""
+        return self.run_program(str(self.torchfab), "-S", str(self.cluster.ssh_config), *args, below=below)
+
+    def run_program(self, *words: str, below: str = "") -> subprocess.CompletedProcess[str]:
+        """Run a program in the folder, or below it, with the environment of the training activated."""
         path = f"{self.venv / 'bin'}:{os.environ['PATH']}"
-        session = ("env", "-u", "PYTHONPATH", f"VIRTUAL_ENV={self.venv}", f"PATH={path}", str(self.torchfab))
-        argv = self.cluster.on_launch_machine(*session, "-S", str(self.cluster.ssh_config), *args)
-        folder = self.folder / below
+        session = ("env", "-u", "PYTHONPATH", f"VIRTUAL_ENV={self.venv}", f"PATH={path}")
+        argv, folder = self.cluster.on_launch_machine(*session, *words), self.folder / below
         return subprocess.run(argv, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
 
     def __call__(self, *args: str, below: str = "") -> str:
@@ -92,6 +95,40 @@ def test_an_installed_torchfab_launches_follows_and_stops(torchfab: Path, loopba
     assert "job b: stopped, no process of it is left on 2 nodes" in stopped
     records = project.folder / ".torchfab" / "records"
     assert sorted(path.name for path in records.iterdir()) == ["a", "b"]
+
+
+PROGRAM = """
+import sys
+from torchfab import TorchfabError, job, launch
+
+def where(word):
+    import os
+    return word, os.environ["RANK"], sys.prefix, os.getcwd()
+
+try:
+    print(*launch(where, args=["x  y"], name="api", launcher="per-gpu", ssh_config=sys.argv[1]), sep="\\n")
+    print(job("api").status().state)
+    job("none")
+except TorchfabError as error:
+    print(error)
+"""
+
+
+def test_a_program_in_the_installed_environment_uses_the_python_api(torchfab: Path, loopback_fab: Fab) -> None:
+    project = Project(torchfab, loopback_fab)
+    project("init")
+    shutil.copyfile(loopback_fab.cluster.gpufile, project.folder / "gpus")
+    project.write("src/program.py", PROGRAM)
+    loopback_fab.own(project.folder)
+    ssh_config = str(loopback_fab.cluster.ssh_config)
+    done = project.run_program(str(torchfab.with_name("python")), "program.py", ssh_config, below="src")
+    *results, state, problem, fix = done.stdout.splitlines()
+    ranks = [("x  y", str(rank), str(project.venv), str(project.folder / "src")) for rank in range(4)]
+    assert (results, done.stderr) == (list(map(str, ranks)), "")
+    assert (state, problem) == ("succeeded", "no job 'none' was launched from here")
+    assert fix == "  fix: jobs known here: api"
+    assert (project.folder / ".torchfab" / "records" / "api").is_dir()
+    assert "job api: succeeded" in project("status", "api")
 
 
 def test_what_is_not_installed_is_named_with_the_line_to_type(torchfab: Path, loopback_fab: Fab) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.integration.fab import eventually
 from tests.integration.test_host_keys import Server
+from tests.support import require
 
 
 @pytest.fixture
@@ -65,3 +68,54 @@ def test_old_key_exchange_is_named(server: Server) -> None:
     error = server.ours(server.config(known(server)))
     assert "no SSH algorithm in common" in error, error
     assert "kex" in error.lower(), error
+
+
+# Servers and keys that need no error: what sshd sets, and what is done to the user's key.
+GOOD = {
+    "one session a connection": (("MaxSessions 1",), ()),
+    "another user is denied": (("DenyUsers nobody-else",), ()),
+    "a key that others can read": ((), ("chmod", "0644", "{key}")),
+    "a key in PEM": ((), ("ssh-keygen", "-q", "-p", "-m", "PEM", "-N", "", "-P", "", "-f", "{key}")),
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_unusual_servers_and_keys_let_in(server: Server, name: str) -> None:
+    lines, change = GOOD[name]
+    if change:
+        subprocess.run([word.format(key=server.folder / "user") for word in change], check=True, capture_output=True)
+    server.start(f"HostKey {server.folder}/host_ed25519", *lines)
+    assert server.ours(server.config(known(server))) == ""
+
+
+def test_bad_key_beside_a_good_one_does_not_matter(server: Server) -> None:
+    server.start(f"HostKey {server.folder}/host_ed25519")
+    (server.folder / "bad").write_text("not a key\n")
+    assert server.ours(server.config(known(server), "Host *", f"  IdentityFile {server.folder}/bad")) == ""
+
+
+@pytest.fixture
+def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], None]]:
+    """Return what adds a key to an ssh-agent of this test."""
+    path = tmp_path / "agent"
+    process = subprocess.Popen([require("ssh-agent"), "-D", "-a", str(path)], stdout=subprocess.DEVNULL)
+    assert eventually(path.exists, 5)
+    monkeypatch.setenv("SSH_AUTH_SOCK", str(path))
+
+    def add(key: Path) -> None:
+        subprocess.run([require("ssh-add"), "-q", str(key)], check=True, capture_output=True)
+
+    yield add
+    process.terminate()
+    process.wait()
+
+
+def test_right_key_is_offered_first_of_the_many_in_an_agent(server: Server, agent: Callable[[Path], None]) -> None:
+    for number in range(7):
+        key = server.folder / f"other-{number}"
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
+        agent(key)
+    agent(server.folder / "user")
+    server.start(f"HostKey {server.folder}/host_ed25519", "MaxAuthTries 3")
+    named = server.config(known(server), "Host *", f"  IdentityFile {server.folder}/user.pub")
+    assert server.ours(named) == ""

@@ -18,6 +18,7 @@ import pytest
 from testbed import Cluster
 from tests.integration.conftest import _up
 from tests.integration.fab import BIGRAM, Done, Fab, eventually
+from tests.integration.faults_injected import fake_program
 from tests.integration.jobs import ok, status_of
 
 # Attempt k of a rank does the k-th action of its argument, and the last one after that.
@@ -139,6 +140,29 @@ def test_restarts_without_progress_are_limited(fab: Fab) -> None:
     assert (
         history(fab)[-1] == "job x is given up after 2 restarts: 2 restarts without progress; --restarts allows no more"
     )
+
+
+# A stand-in whose GPU is held, by a process that has ended, the first three times that it is asked for processes.
+HELD_SMI = """case "$*" in
+*--query-gpu=*) echo "0, GPU-1, NVIDIA H100 80GB HBM3, 0, 95.10, 700.00, 71203, 81559, 41";;
+*--query-compute-apps=gpu_uuid*)
+    echo x >> 'ASKED'
+    if [ $(wc -l < 'ASKED') -le 3 ]; then echo "GPU-1, 4194305, 70656, python"; else echo "GPU-1, 1, 70656, init"; fi;;
+*--query-compute-apps=*) ;;
+*) echo "No devices were found"; exit 6;;
+esac"""
+
+
+def test_a_restart_waits_until_the_gpus_memory_is_free(fab: Fab) -> None:
+    asked = fab.workdir / "asked"
+    with fake_program(fab.cluster.node(1), "nvidia-smi", HELD_SMI.replace("ASKED", str(asked))):
+        done = supervised(fab, "raise,good")
+    assert done.rc == 0, done
+    held = "GPU 0 of node2 holds 69 GiB of 4194305, which has ended"
+    texts = [re.sub(r"after \d+ s", "after N s", event["text"]) for event in events(fab, "gpu-memory")]
+    assert texts[0].endswith(f" until GPU memory is free: {held}"), texts
+    assert texts[1:] == ["GPU memory is free after N s"]
+    assert asked.read_text() == "x\n" * 4
 
 
 def test_stop_wins_over_a_restart(fab: Fab) -> None:

@@ -18,6 +18,9 @@ from testbed import Cluster, Kind, RehearsalError, network
 from testbed.layout import run_dir
 from tests.integration.conftest import ordinary_user
 from tests.integration.fab import eventually
+from tests.support import absent
+
+ROOT = Path(__file__).parents[2]
 
 
 def ssh(cluster: Cluster, host: str, command: str, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -80,6 +83,36 @@ def test_with_a_private_passwd_a_session_starts_in_its_home(cluster: Cluster) ->
     assert (
         say(cluster, "node2", "pwd; getent passwd $(id -un) | cut -d: -f6").split() == [str(cluster.node(1).home)] * 2
     )
+
+
+# Runs where /etc is a copy, so that this machine's is not touched; useradd replaces these files so.
+REPLACED = """
+import shutil, subprocess, sys
+from pathlib import Path
+from testbed import Cluster
+
+kind, user = sys.argv[1:]
+with Cluster.up(1, kind, user=user or None) as cluster:
+    for name in ("passwd", "shadow", "group", "hosts"):
+        path = Path("/etc", name)
+        Path(shutil.copy2(path, f"{path}.new")).replace(path)
+    argv = ["ssh", "-F", str(cluster.ssh_config), "node1", "echo ~; getent hosts node1 | wc -l"]
+    print(*subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=True).stdout.split())
+    print(cluster.node(0).home, int(kind == "netns"))
+"""
+
+
+@pytest.mark.parametrize("kind", ["netns", "loopback"])
+def test_a_cluster_survives_that_files_of_the_machines_etc_are_replaced(kind: Kind, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        absent("only root can replace the files in /etc")
+    program = [sys.executable, "-c", REPLACED, kind, ordinary_user() or "" if kind == "loopback" else ""]
+    own_etc = 'cp -a /etc "$0" && mount --bind "$0" /etc && exec "$@"'
+    argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", own_etc, str(tmp_path / "etc"), *program]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=ROOT, timeout=60)
+    assert done.returncode == 0, done.stderr
+    found, expected = done.stdout.splitlines()
+    assert found == expected
 
 
 def test_loopback_nodes_belong_to_an_ordinary_user(loopback_cluster: Cluster) -> None:
@@ -241,9 +274,6 @@ def test_another_process_finds_and_removes_the_cluster(cluster: Cluster, tmp_pat
     assert Cluster.load(tmp_path) is None
 
 
-ROOT = Path(__file__).parents[2]
-
-
 def leave_one(kind: Kind) -> tuple[int, str]:
     """Start a cluster in a process that dies; return the cluster's number and its record."""
     up = f"run_dir = Cluster.up(2, {kind!r}).layout.run_dir"
@@ -301,7 +331,7 @@ def test_names_stay_short_enough_for_unix_sockets() -> None:
 
 
 def test_inv_cluster_prints_commands_and_removes_the_cluster(tmp_path: Path) -> None:
-    inv = [sys.executable, "-m", "invoke", "--search-root", str(Path(__file__).parents[2]), "cluster"]
+    inv = [sys.executable, "-m", "invoke", "--search-root", str(ROOT), "cluster"]
     flags = ["--dir", "here", "--kind", "loopback"]
 
     def call(*more: str) -> str:

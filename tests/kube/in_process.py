@@ -22,6 +22,7 @@ from torchfab.launchers import kubernetes
 from torchfab.launching import job_lookup, submit
 from torchfab.launching.context import CommandContext
 from torchfab.monitoring.log_request import log_request
+from torchfab.monitoring.watcher import Printer
 from torchfab.records import Record
 from torchfab.runtimes.kubernetes import log_stream, runtime
 
@@ -101,7 +102,7 @@ class Here:
         """Give what `fab logs` prints."""
         self.output()
         request = log_request(rank, lines or "all", grep, follow=False)
-        logs.show_logs(self.find(name), request, folding=True, stall_s=0.0)
+        logs.show_logs(self.find(name), request, printer=Printer(), stall_s=0.0)
         return self.output().splitlines()
 
     def stop(self, name: str = "gpt2", grace_s: float = 1.0) -> tuple[int, str]:

@@ -186,6 +186,12 @@ def test_requirements_name_deepspeed_and_pdsh_on_the_head() -> None:
     assert (pdsh.names, pdsh.on_head_only, pdsh.install) == (("pdsh",), True, "sudo apt-get install -y pdsh")
 
 
+def test_deepspeed_args_are_checked_by_deepspeeds_own_parser() -> None:
+    requirements = deepspeed.requirements(job_with(deepspeed_args="--log_level error"))
+    assert requirements.parser[2:] == ("--log_level", "error", "train.py")
+    assert "parse_args" in requirements.parser[1]
+
+
 def test_deepspeed_args_with_unbalanced_quotes_are_an_error() -> None:
     with pytest.raises(UsageError, match="--deepspeed-args 'a \"b': No closing quotation"):
         deepspeed.options(deepspeed.Flags(deepspeed_args='a "b'))

@@ -14,7 +14,7 @@ from torchfab.core import dry_run
 from torchfab.core.errors import UsageError
 from torchfab.core.flag_values import parse
 from torchfab.core.specs import Facts, Job, NodePlan, Plan, Process, Requirements
-from torchfab.launchers import escape_for_torchrun, per_node
+from torchfab.launchers import escape_for_torchrun, per_node, torchrun_rank
 
 
 def job_with(values: Mapping[str, Any] | None = None, **flags: str) -> Job:
@@ -27,6 +27,12 @@ def argvs(plan: Plan) -> list[tuple[str, ...]]:
 
 def after(argv: tuple[str, ...], flag: str) -> str:
     return argv[argv.index(flag) + 1]
+
+
+def rank_command(rank: int, *script: str) -> tuple[str, ...]:
+    """Return what a node's torchrun runs for each rank."""
+    code = f"exec(open('{folder(rank)}/agent/become_rank.py').read())"
+    return ("--no-python", "/venv/bin/python", "-I", "-S", f"-c{code}", "-u", *script)
 
 
 def agent(rank: int, argv: tuple[str, ...], **env: str) -> Process:
@@ -44,6 +50,7 @@ def agent(rank: int, argv: tuple[str, ...], **env: str) -> Process:
         },
         rank_logs=per_node.RANK_LOGS,
         folders=("logs", "errors"),
+        files={torchrun_rank.FILE: torchrun_rank.CODE},
     )
 
 
@@ -59,7 +66,7 @@ def test_the_plan_of_two_nodes_with_gpus() -> None:
             *("--local-addr", f"node{rank + 1}"),
             *("--nnodes", "2", "--nproc-per-node", "8", "--max-restarts", "0"),
             *("--redirects", "3", "--log-dir", f"{folder(rank)}/agent/logs"),
-            *("train.py", "--lr", "3e-4"),
+            *rank_command(rank, "train.py", "--lr", "3e-4"),
         )
 
     assert per_node.plan(job, nodes, (), make_facts(8, 8)) == Plan(
@@ -87,7 +94,7 @@ def test_the_static_backend_passes_master_and_node_rank() -> None:
         *("--rdzv-backend", "static", "--master-addr", "node1", "--master-port", "5001", "--node-rank", "1"),
         *("--nnodes", "2", "--nproc-per-node", "4", "--max-restarts", "3"),
         *("--redirects", "3", "--log-dir", f"{folder(1)}/agent/logs"),
-        *("train.py", "--lr", "3e-4"),
+        *rank_command(1, "train.py", "--lr", "3e-4"),
     )
     assert plan.defaults["master"] == "node1:5001"
 

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from tests.support import require
 from torchfab.core.errors import UsageError
 from torchfab.core.flag_values import parse
 from torchfab.core.specs import Job
-from torchfab.launchers import sbatch, slurm
+from torchfab.launchers import sbatch, slurm, torchrun_rank
 
 FOLDER = f"/scratch/torchfab/jobs/{JOB_ID}"
 # Programs that stand where Slurm's would: an allocation of two nodes, of which srun runs the second.
@@ -104,7 +105,7 @@ def assert_survives(args: list[str], env: dict[str, str]) -> None:
         values.update(node_dir=str(base), python=str(base / "python"))
         argv, environ = run_file(slurm.plan(job_with(values, nodes="2")).text, base)
     options, script = argv[: argv.index("train.py")], argv[argv.index("train.py") + 1 :]
-    assert script == args
+    assert [Template(word).safe_substitute(local_rank="0") for word in script] == args  # as torchrun does
     assert {name: environ[name] for name in env} == env
     assert environ["A_TOKEN"] == "open sesame"
     assert environ["OMP_NUM_THREADS"] == "4"
@@ -121,6 +122,7 @@ def assert_survives(args: list[str], env: dict[str, str]) -> None:
         "3",
         "--log-dir",
         f"{node}/logs",
+        *torchrun_rank.command(job_with(values))[: -len(values["script"])],
     ]
 
 

@@ -10,13 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.factories import make_facts, make_job, make_node_facts, make_nodes
 from torchfab.cli.flags import LaunchFlags
 from torchfab.config import defaults
 from torchfab.config.connection_settings import ConnectionSettings
-from torchfab.core.errors import Interrupted
+from torchfab.core.errors import HostsFailedError, Interrupted
 from torchfab.launchers import per_node
 from torchfab.launching import launch
 from torchfab.launching.context import CommandContext
@@ -53,6 +54,23 @@ def test_a_job_is_named_after_its_script_or_module(ctx: CommandContext, script: 
     config = {**defaults.SETTINGS, "script": [], "forward": []}
     job = launch.make_job(per_node, LaunchFlags(), per_node.Flags(), replace(ctx, config=config, script=tuple(script)))
     assert re.fullmatch(rf"{name}-\d{{4}}-\d{{6}}", job.name)
+
+
+def test_a_function_runs_by_the_version_of_python_that_has_pickled_it(
+    ctx: CommandContext, launch_request: LaunchRequest
+) -> None:
+    prepared = tmux.prepare(*[None] * 6)  # type: ignore[arg-type]
+    for rank, version in enumerate(("3.11.7", "3.10.2")):
+        each = prepared.answers[rank]
+        prepared.answers[rank] = replace(each, facts=msgspec.structs.replace(each.facts, python=version))
+    request = replace(launch_request, job=replace(launch_request.job, python_version="3.11"))
+    with pytest.raises(HostsFailedError, match="1 of 2 hosts cannot run a function") as caught:
+        launch.execute(request, ctx)
+    reason = "/venv/bin/python is Python 3.10.2, and Python 3.11 is needed there"
+    assert {host: each.message for host, each in caught.value.reasons.items()} == {"b": reason}
+    assert list(ctx.records.root.iterdir()) == []
+    prepared.answers[1] = replace(each, facts=msgspec.structs.replace(each.facts, python="3.11.0"))
+    assert launch.execute(request, ctx).name == "gpt2"
 
 
 def press_ctrl_c(*_: Any, **__: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 from tests.core.test_status import node, process, rank
 from tests.factories import make_nodes
 from torchfab.config.connection_settings import ConnectionSettings
-from torchfab.core.events import BacklogRead, Lines, NodeEnded, StatusChanged, Tick
+from torchfab.core.events import BacklogRead, Lines, NodeEnded, NodeFailed, StatusChanged, Tick
 from torchfab.core.specs import Node
 from torchfab.core.status import JobStatus, NodeStatus, State, Verdict
 from torchfab.monitoring.status_tracker import StatusTracker
@@ -71,6 +71,15 @@ def test_the_time_since_the_first_failure_is_measured(is_polled: bool) -> None:
     assert before >= 0.01
     tracker.apply(NodeEnded(ended(1, "failed", 1)))
     assert tracker.failed_for_s >= before
+
+
+def test_a_failure_counts_while_other_ranks_of_its_node_run() -> None:
+    tracker = make_tracker()
+    tracker.apply(NodeFailed(ended(0, "failed", 7)))
+    assert tracker.failed_for_s > 0
+    assert not tracker.has_reported_end(0)
+    tracker.apply(NodeEnded(ended(0, "failed", 9)))
+    assert tracker.has_reported_end(0)
 
 
 def test_the_status_of_a_scheduler_replaces_all_others() -> None:

@@ -19,7 +19,9 @@ def test_cause_first_rank_and_kind_are_found(case: Case) -> None:
     assert case.is_named(found), found.cause
     assert found.bad_nodes == () or found.cause.kind is Kind.NODE
     assert found.certainty
-    assert "it rests on" in report.render(found) or not found.evidence
+    assert found.evidence
+    assert all(line.text == " ".join(line.text.split()) for line in found.evidence)
+    assert "it rests on" in report.render(found)
 
 
 def test_corpus_has_at_least_150_jobs_with_different_names() -> None:

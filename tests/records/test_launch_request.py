@@ -84,6 +84,15 @@ def test_a_program_is_still_one_after_it_was_saved(tmp_path: Path) -> None:
     assert launch_request.load(tmp_path, {}).job.argv == ("./tool", "a")
 
 
+def test_the_files_of_a_job_are_saved_and_a_job_without_them_is_as_before(tmp_path: Path) -> None:
+    job = make_job(files={"a.py": "x"}, python_version="3.11", options=per_node.options(per_node.Flags()))
+    LaunchRequest(job, vars(per_node.Flags()), make_nodes("node1"), (), 1).save(tmp_path)
+    found = launch_request.load(tmp_path, {}).job
+    assert (dict(found.files), found.python_version) == ({"a.py": "x"}, "3.11")
+    make_request().save(tmp_path)
+    assert not {"files", "python_version"} & set(json.loads((tmp_path / launch_request.FILE).read_text())["job"])
+
+
 def test_another_attempt_is_the_same_job_under_a_new_id() -> None:
     request = make_request(port=5001)
     assert request.next_job("cafe0000") == replace(request.job, job_id="gpt2-cafe0000")

@@ -63,7 +63,8 @@ def test_loopback_inventories_have_addresses() -> None:
 
 
 def test_etc_hosts_names_every_node_and_the_launch_machine() -> None:
-    assert templates.etc_hosts(NETNS).splitlines()[2:] == ["10.77.7.254 launch", "10.77.7.1 node1", "10.77.7.2 node2"]
+    assert templates.etc_hosts(NETNS).splitlines()[2:5] == ["10.77.7.254 launch", "10.77.7.1 node1", "10.77.7.2 node2"]
+    assert "::ffff:10.77.7.1 node1.test" in templates.etc_hosts(NETNS)
 
 
 @pytest.mark.parametrize(("version", "word"), [((9, 2), "KexAlgorithms"), ((9, 8), "PerSourcePenalties")])

@@ -23,6 +23,7 @@ import torchfab.why.report
 from tests.support import fuzzed, refusal
 from tests.transport.requests import STREAMING, RequestType, operation, request_types, without_values
 from tests.transport.test_messages_fuzz import JSON, NODE, RecordedChannel, frame
+from torchfab.api import functions
 from torchfab.commands import forward as forward_task
 from torchfab.commands import pull as pull_task
 from torchfab.commands import run as run_task
@@ -38,10 +39,12 @@ from torchfab.monitoring import checkpoint_save, host_load
 from torchfab.records import Record
 from torchfab.runtimes import tmux, tmux_logs, tmux_stacks
 from torchfab.runtimes.slurm import runtime
+from torchfab.runtimes.tmux_calls import Outcome
 from torchfab.stacks.model import StackDump
+from torchfab.supervise import gpu_memory
 from torchfab.sync import pull as pulling
 from torchfab.sync import results
-from torchfab.transport.messages import doctor, forward, job, launch, load, pull, run, slurm, stacks, sync
+from torchfab.transport.messages import calls, doctor, forward, job, launch, load, pull, run, slurm, stacks, sync
 from torchfab.transport.pool import Response, SessionPool
 from torchfab.transport.remote_command import HostRun
 from torchfab.transport.session import NodeError, Session
@@ -102,7 +105,12 @@ FACTS = {
     "port": 29400,
     "is_root": False,
     "versions": {"torch": "2.13.0"},
-    "glance": {"disk": PLACE, "script": "abcdef", "holders": [{"pid": 3, "memory_mib": None}]},
+    "glance": {
+        "disk": PLACE,
+        "script": "abcdef",
+        "holders": [{"pid": 3, "memory_mib": None}],
+        "launcher_variables": ["RANK"],
+    },
     "setup": {"shell": "/bin/zsh", "changed": ["PATH"], "removed": ["X"], "python": "/venv/bin/python"},
 }
 GPU = {
@@ -127,6 +135,7 @@ PROBE = {
     "limits": {"files": 1000, "locked": 65536, "processes": None},
     "interfaces": [{"name": "eth0", "up": True, "mtu": 1500, "addresses": ["10.0.0.1"]}],
     "environment": {"NCCL_SOCKET_IFNAME": "eth9"},
+    "unused_memory": [{"user": "a", "files": 1, "bytes": 5}],
     "jobs": [{"job_id": "x-1", "processes": 2, "supervised": False, "example": "9 (x)"}],
     "code": {"by": "git", "files": 3, "digest": "0123456789abcdef", "whole": True},
     "port": {"port": 29400, "greeting": "0011"},
@@ -334,6 +343,11 @@ def use_load(answer: load.LoadFrame) -> None:
         check_shown(host_load.render(snapshot), host_load.as_json(snapshot))
 
 
+def use_gpu_memory(answer: load.GpuMemoryAnswer) -> None:
+    if answer.held:
+        check_shown(gpu_memory.describe("node1", answer.held))
+
+
 def use_lines(answer: job.LogsFrame) -> None:
     list(tmux_logs._NodeLogs(NODE).events(answer))
 
@@ -432,6 +446,21 @@ def use_slurm_lines(answer: slurm.SlurmLogsFrame) -> None:
     list(runtime._JobLogs(SLURM_JOB, LOGS_REQUEST).events(NODE, answer))
 
 
+OUTCOME = {
+    "rank": 1,
+    "files": {"failure": 7},
+    "failure": {"time": 5.0, "type": "ValueError", "message": "bad batch", "traceback": "Traceback\n  x"},
+}
+
+
+def use_outcomes(answer: calls.OutcomesAnswer) -> None:
+    for each in answer.ranks:
+        assert each.rank >= 0
+        if each.failure is not None:
+            error = functions.function_error(Outcome(NODE, each))
+            check_shown(str(error))
+
+
 class Case(NamedTuple):
     """A valid answer to a request, and the function that reads and shows it."""
 
@@ -459,6 +488,7 @@ CASES: dict[RequestType, Case] = {
     doctor.ConnectivityRequest: Case(CONNECTIVITY, use_connectivity),
     stacks.StacksRequest: Case(STACKS, use_stacks),
     load.LoadRequest: Case({"load": LOAD}, use_load),
+    load.GpuMemoryRequest: Case({"held": [{"index": 0, "memory_mib": 5.0, "by": "7 (python)"}]}, use_gpu_memory),
     load.JobLoadRequest: Case({"load": LOAD}, use_load),
     sync.WorkdirRequest: Case({"shared": True, "problems": []}, lambda answer: answer.shared is True),
     sync.FilesRequest: Case({"checked": 3, "missing": 1, "differing": 0, "names": ["x"]}, use_files),
@@ -466,6 +496,8 @@ CASES: dict[RequestType, Case] = {
     run.EndRunRequest: Case({"out": ["a"], "end": {**RUN_END, "stopped": True, "left": ["7 (x)"]}}, use_run),
     pull.FindFilesRequest: Case({"matches": [FILE_MATCH], "unreadable": ["/x"]}, use_found),
     pull.FileDigestsRequest: Case({"digests": ["0123"]}, lambda answer: check_shown(answer.digests)),
+    calls.OutcomesRequest: Case({"ranks": [OUTCOME]}, use_outcomes),
+    calls.ChunkRequest: Case({"data": "AAAA"}, lambda answer: check_shown(answer.data)),
     forward.ListenersRequest: Case(
         {"listeners": [{"port": 6006, "address": "::1", "pid": 7, "command": "tensorboard"}]}, use_listeners
     ),

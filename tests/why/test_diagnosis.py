@@ -304,3 +304,34 @@ def test_duplicate_gpu_names_hosts_that_are_one_machine() -> None:
     )
     nodes = [node(at, [process("failed", rank(at, 1))], [log(at, text)], boot_id="1f2e") for at in (0, 1)]
     assert "node1 and node2 are one machine (the same boot id): list it once" in diagnose_nodes(*nodes).notes
+
+
+def test_rank_that_ends_without_a_word_is_said_to_say_nothing() -> None:
+    found = diagnose_nodes(node(0, [process("failed", rank(0, 3))], [log(0, "step 1\nstep 2\n", path="stdout.log")]))
+    page = report.render(found)
+    assert found.certainty == "possible"
+    assert "nothing in its log says why" in found.cause.fix
+    assert "  step 2" in page
+    assert page.endswith("/jobs/0/stdout.log: step 2")
+
+
+def test_cause_without_a_line_rests_on_the_exit_record() -> None:
+    found = diagnose_nodes(node(0, [process("failed", rank(0, -9))]))
+    assert [line.text for line in found.evidence] == ["rank 0 ended with SIGKILL"]
+    assert "it left no log" in report.render(found)
+    empty = diagnose_nodes(node(0, [process("failed", rank(0, 1))], [log(0, "")]))
+    assert "its log is empty (/jobs/0/stderr.log)" in report.render(empty)
+
+
+def test_ranks_that_fail_alike_are_said_to_fail_the_same() -> None:
+    nodes = [node(at, [process("failed", rank(at, 1, 1060.0 + at))], [log(at, PLAIN)]) for at in range(3)]
+    assert diagnose_nodes(*nodes).consequences == ("node[2-3] ranks 1-2: the same",)
+
+
+def test_rank_that_left_early_is_shown_with_its_last_lines() -> None:
+    early = node(1, [process("succeeded", rank(1, 0, 1055.0))], [log(1, "epoch 3 done\n", 1055.0)])
+    lost = node(0, [process("failed", rank(0, 1, 1060.0))], [log(0, SYMPTOM)])
+    found = diagnose_nodes(lost, early)
+    assert found.cause.name == "left-early"
+    assert "  epoch 3 done" in report.render(found)
+    assert [event.what for event in found.timeline if "node2" in event.where] == [found.cause.words]

@@ -95,6 +95,11 @@ TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
         "integration/test_commands.py::test_every_rank_runs_the_command",
         "integration/test_commands.py::test_a_command_that_cannot_work_starts_nothing",
     ),
+    "68": ("integration/test_login_errors.py::test_right_key_is_offered_first_of_the_many_in_an_agent",),
+    "74": (
+        "integration/test_login_errors.py::test_unusual_servers_and_keys_let_in",
+        "integration/test_login_errors.py::test_bad_key_beside_a_good_one_does_not_matter",
+    ),
     "69": ("integration/test_login_errors.py::test_second_factor_is_named",),
     "70": ("integration/test_login_errors.py::test_server_that_takes_no_keys_is_named",),
     "71": ("integration/test_login_errors.py::test_old_key_exchange_is_named",),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.why.evidence_factory import diagnose_nodes, log, node, process, rank
+from torchfab.remote.host import kernel_log
 from torchfab.why.causes import Kind
 from torchfab.why.diagnosis import Diagnosis
 from torchfab.why.signature_table import SIGNATURES
@@ -180,6 +181,53 @@ def test_sick_file_system_is_the_node_s_if_the_kernel_says_so() -> None:
     }
     found = of_one(traceback("OSError", "[Errno 30] Read-only file system: '/home/u/x'"), kernel=kernel, disks=HEALTHY)
     assert (found.cause.kind, found.bad_nodes) == (Kind.NODE, ("node1",))
+
+
+KERNEL = (
+    "XFS (nvme0n1p1): Corruption of in-memory data (0x8) detected at xfs_defer_finish. Shutting down filesystem.",
+    "XFS (sdb1): metadata I/O error in xfs_da_read_buf at daddr 0x1 len 8 error 5",
+    "nvme nvme0: controller is down; will reset: CSTS=0xffffffff, PCI_STATUS=0x10",
+    "nvme0n1: I/O error, dev nvme0n1, sector 812 op 0x0:(READ) flags 0x80700",
+    "blk_update_request: I/O error, dev sda, sector 812 op 0x0:(READ)",
+    "blk_update_request: critical medium error, dev sdb, sector 812",
+    "EXT4-fs error (device sda1): ext4_find_entry:1455: inode #2: comm python3: reading directory lblock 0",
+    "JBD2: Aborting journal on device sda1-8.",
+    "BTRFS info (device sdb): forced readonly",
+    "md/raid1:md0: Disk failure on sdb1, disabling device.",
+    "LustreError: 167-0: lus-OST0012-osc-ffff9c: This client was evicted by lus-OST0012; in progress operations fail.",
+    "libceph: osd3 (1)10.0.0.9:6801 connection lost",
+)
+GONE = (
+    "[Errno 5] Input/output error",
+    "[Errno 30] Schreibgesch\u00fctztes Dateisystem",
+    "[Errno 108] x",
+    "[Errno 117] y",
+)
+
+
+@pytest.mark.parametrize(("said", "error"), [*itertools.product(KERNEL, GONE)])
+def test_every_failing_disk_that_a_kernel_reports_is_collected_and_confirms(said: str, error: str) -> None:
+    assert kernel_log._kept([[1059.0, said]], 1000.0)
+    text = traceback("OSError", f"{error}: '/home/u/x'")
+    sick = node(1, [process("failed", rank(1, 1))], [log(1, text)], kernel={"lines": [[1059.0, said]], "unread": ""})
+    found = diagnose_nodes(node(0, [process("failed", rank(0, -15, 1061.0))]), sick)
+    assert found.bad_nodes == ("node2",)
+    assert said[:60] in found.cause.words
+
+
+@pytest.mark.parametrize("code", [-7, -9, 135])
+@pytest.mark.parametrize(
+    "said",
+    [
+        "mce: Uncorrected hardware memory error in user-access at 3f2a4c8040",
+        "Memory failure: 0x3f2a4c: Sending SIGBUS to python3:812 due to hardware memory corruption",
+    ],
+)
+def test_faulty_memory_of_a_machine_is_the_node_s(said: str, code: int) -> None:
+    assert kernel_log._kept([[1059.0, said]], 1000.0)
+    kernel = {"lines": [[1059.0, said]], "unread": ""}
+    found = diagnose_nodes(node(0, [process("failed", rank(0, code))], [log(0, "step 1\n")], kernel=kernel))
+    assert (found.cause.kind, found.cause.name) == (Kind.NODE, "memory-faulty"), found.cause
 
 
 def test_missing_gpu_is_the_node_s_if_other_nodes_have_some() -> None:

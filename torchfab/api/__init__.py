@@ -7,6 +7,7 @@ from torchfab.api.handle import Job, job, jobs
 from torchfab.api.launcher import launch
 from torchfab.api.results import FirstFailure, JobInfo, LogLine, NodeStatus, RankStatus, Status, Stopped, Why
 from torchfab.core.errors import (
+    FunctionError,
     HostError,
     HostsFailedError,
     Interrupted,
@@ -21,6 +22,7 @@ from torchfab.core.status import State
 
 __all__ = [
     "FirstFailure",
+    "FunctionError",
     "HostError",
     "HostsFailedError",
     "Interrupted",

@@ -23,7 +23,7 @@ from torchfab.monitoring.job_diagnosis import diagnose_job
 from torchfab.monitoring.job_status import ask_status, end_message
 from torchfab.monitoring.log_request import check_ranks, log_request
 from torchfab.monitoring.watcher import NO_LOG_LINES, JobWatcher, Printer
-from torchfab.records import Record
+from torchfab.records import Record, launch_request
 from torchfab.supervise.follower import JobFollower
 from torchfab.supervise.stopping import stop_job
 
@@ -189,20 +189,61 @@ class Job:
         JobFailedError
             With `check`: it ended without success.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
         with quiet():
-            record = self._refreshed()
-            grace_s, stall_s = float(self._ctx.config["failure_grace_s"]), float(self._ctx.config["stall_s"])
-            follower = JobFollower(JobWatcher(record, Printer(), grace_s, stall_s=stall_s))
-            with closing(follower.steps(NO_LOG_LINES)) as steps:
-                for _ in steps:
-                    if deadline is not None and time.monotonic() > deadline:
-                        problem = f"job {self.name} has not ended within {timeout:g} s; it goes on"
-                        raise WaitTimeoutError(problem, f"fab status {self.name}")
+            follower = self._follow_to_end(timeout)
             found = follower.final_status()
             if check and found.exit_code != 0:
                 raise JobFailedError(end_message(follower.record, found), found.exit_code or 1)
             return Status.of(self.name, found)
+
+    def _follow_to_end(self, timeout: float | None) -> JobFollower:
+        """Follow the job until it has ended."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        grace_s, stall_s = float(self._ctx.config["failure_grace_s"]), float(self._ctx.config["stall_s"])
+        follower = JobFollower(JobWatcher(self._refreshed(), Printer(), grace_s, stall_s=stall_s))
+        with closing(follower.steps(NO_LOG_LINES)) as steps:
+            for _ in steps:
+                if deadline is not None and time.monotonic() > deadline:
+                    problem = f"job {self.name} has not ended within {timeout:g} s; it goes on"
+                    raise WaitTimeoutError(problem, f"fab status {self.name}")
+        return follower
+
+    def results(self, timeout: float | None = None) -> tuple[Any, ...]:
+        """Wait for the job to end, and return what its function has returned on all ranks.
+
+        The results are unpickled: only those who can write into the job's folder on a node, this user and root, decide
+        what that runs here.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds to wait. Default: as long as it takes.
+
+        Returns
+        -------
+        tuple of Any
+            By rank.
+
+        Raises
+        ------
+        FunctionError
+            The function raised an exception, on the rank that failed first.
+        JobFailedError
+            The job failed otherwise: a rank was killed, a node was lost.
+        UsageError
+            The job runs a script or a program, not a function.
+        WaitTimeoutError
+            It has not ended in time; it goes on.
+        """
+        from torchfab.api import functions
+
+        with quiet():
+            request = launch_request.load(self._refreshed().folder, os.environ)
+            if not request.job.files:
+                raise UsageError(f"job {self.name} runs {' '.join(request.job.script[:2])}, which returns no results")
+            follower = self._follow_to_end(timeout)
+            found = follower.final_status()
+            return functions.results(follower.record, found, end_message(follower.record, found))
 
     def why(self) -> Why:
         """Ask all nodes why the job ended: the first failure with its host and traceback, and what followed.

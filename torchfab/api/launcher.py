@@ -3,23 +3,49 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, TypeGuard, TypeVar, cast, overload
 
-from torchfab.api import options
+from torchfab.api import functions, options
 from torchfab.api.boundary import quiet
+from torchfab.api.functions import MAX_RESULT_MB
 from torchfab.api.handle import Job, StrPath, open_context
-from torchfab.cli.flags import LaunchFlags
+from torchfab.cli.flags import JobFlags, LaunchFlags
 from torchfab.core.errors import UsageError
-from torchfab.launchers import BatchLauncher, Launcher
+from torchfab.launchers import AnyLauncher, BatchLauncher, Launcher
 from torchfab.launching import launcher_table
+from torchfab.launching.context import CommandContext
+from torchfab.launching.launch import default_name
 from torchfab.launching.launch import launch as launch_on_hosts
 from torchfab.launching.submit import submit
+from torchfab.records import Record
+
+Command = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+Result = TypeVar("Result")
 
 
+@overload
 def launch(
-    command: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+    command: Callable[..., Result],
+    *,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    max_result_mb: float = MAX_RESULT_MB,
+    hosts: str | Sequence[str] | None = None,
+    launcher: str = "per-node",
+    env: Mapping[str, Any] | None = None,
+    project: StrPath | None = None,
+    ssh_config: StrPath = "",
+    identities: Sequence[StrPath] = (),
+    connect_timeout: float | None = None,
+    **flags: Any,
+) -> tuple[Result, ...]: ...
+
+
+@overload
+def launch(
+    command: Command | None = None,
     *,
     hosts: str | Sequence[str] | None = None,
     launcher: str = "per-node",
@@ -29,14 +55,40 @@ def launch(
     identities: Sequence[StrPath] = (),
     connect_timeout: float | None = None,
     **flags: Any,
-) -> Job:
-    """Launch a script or any command on all hosts, as `fab launch-<launcher> -- COMMAND` does.
+) -> Job: ...
+
+
+def launch(
+    command: Command | Callable[..., Any] | None = None,
+    *,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    max_result_mb: float = MAX_RESULT_MB,
+    hosts: str | Sequence[str] | None = None,
+    launcher: str = "per-node",
+    env: Mapping[str, Any] | None = None,
+    project: StrPath | None = None,
+    ssh_config: StrPath = "",
+    identities: Sequence[StrPath] = (),
+    connect_timeout: float | None = None,
+    **flags: Any,
+) -> Job | tuple[Any, ...]:
+    """Launch a script or any command on all hosts, as `fab launch-<launcher> -- COMMAND` does; or run a function.
+
+    A function runs on all ranks, in the environment that a script has: RANK, MASTER_ADDR and so on are set, and
+    `torch.distributed.init_process_group()` is the function's own to call. `launch` then waits, and returns the results
+    of all ranks. Ctrl-C stops waiting and leaves the job; `job(name).results()` waits again.
 
     Parameters
     ----------
     command : sequence of str
         What stands after `--` on the command line: `["train.py", "--lr", "3e-4"]`, `["-m", "pkg.train"]`. One path may
-        stand alone. Default: the setting `script`.
+        stand alone. Default: the setting `script`. Or a function: of `__main__`, of a notebook or a lambda it is
+        sent as it is; of a module by its name, so that the nodes need the module.
+    args, kwargs : sequence, Mapping
+        The arguments of a function, the same on all ranks.
+    max_result_mb : float
+        The largest result of a rank, in MiB. Default 1024.
     hosts : str or sequence of str, optional
         Hosts, as after `-H`. Default: the hosts file of the project; `hostfile=` names another.
     launcher : str
@@ -59,30 +111,66 @@ def launch(
     -------
     Job
         The job, which runs by then, or is submitted.
+    tuple of Any
+        Of a function: its results, by rank.
 
     Raises
     ------
     TorchfabError
         As the command line prints it; nothing was left running.
+    FunctionError
+        The function raised an exception, on the rank that failed first.
     """
     with quiet():
         module, shared = options.launcher_named(launcher)
         given, own = options.parse_flags(module, shared, flags)
         given = replace(given, env=options.env_flags(env or {}))
-        ctx = open_context(
-            project, _script(command), options.hosts_flag(hosts), ssh_config, identities, connect_timeout
+        script = None if _is_function(command) else _script(cast(Command | None, command))
+        ctx = open_context(project, script, options.hosts_flag(hosts), ssh_config, identities, connect_timeout)
+        if _is_function(command):
+            ctx, given = _function_context(command, (args, kwargs or {}), max_result_mb, ctx, given, launcher)
+        elif args or kwargs:
+            raise UsageError("args and kwargs are those of a function", "write arguments of a script behind it")
+        job = Job(_start(module, given, own, ctx), ctx)
+    return job.results() if _is_function(command) else job
+
+
+def _start(module: AnyLauncher, flags: JobFlags, own: Any, ctx: CommandContext) -> Record:
+    """Launch a job on hosts, or submit it."""
+    if module.NAME in launcher_table.ON_HOSTS:
+        record = launch_on_hosts(cast(Launcher, module), cast(LaunchFlags, flags), own, ctx)
+    elif ctx.hosts:
+        raise UsageError(f"launcher {module.NAME!r} takes no hosts: its scheduler chooses them", "leave hosts out")
+    else:
+        record = submit(cast(BatchLauncher, module), flags, own, ctx)
+    assert record is not None, "no dry run"
+    return record
+
+
+def _is_function(command: object) -> TypeGuard[Callable[..., Any]]:
+    return callable(command)
+
+
+def _function_context(
+    function: Callable[..., Any],
+    arguments: tuple[Sequence[Any], Mapping[str, Any]],
+    max_result_mb: float,
+    ctx: CommandContext,
+    flags: JobFlags,
+    launcher: str,
+) -> tuple[CommandContext, JobFlags]:
+    """Return the context and the flags of a job that runs a function."""
+    if launcher not in launcher_table.ON_HOSTS:
+        raise UsageError(
+            f"launcher {launcher!r} runs scripts and programs, not functions of this program",
+            f"launchers for functions: {', '.join(launcher_table.ON_HOSTS)}",
         )
-        if launcher in launcher_table.ON_HOSTS:
-            record = launch_on_hosts(cast(Launcher, module), cast(LaunchFlags, given), own, ctx)
-        elif ctx.hosts:
-            raise UsageError(f"launcher {launcher!r} takes no hosts: its scheduler chooses them", "leave hosts out")
-        else:
-            record = submit(cast(BatchLauncher, module), given, own, ctx)
-        assert record is not None, "no dry run"
-        return Job(record, ctx)
+    command = functions.command_of(function, *arguments, max_result_mb)
+    name = flags.name or default_name((functions.name_of(function),), ctx.now)
+    return replace(ctx, script=command.script, command=command), replace(flags, name=name)
 
 
-def _script(command: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None) -> tuple[str, ...] | None:
+def _script(command: Command | None) -> tuple[str, ...] | None:
     """Return the words after `--`."""
     if command is None:
         return None

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torchfab.core import status
 from torchfab.core.log_lines import Line
 from torchfab.core.status import JobStatus, State
 from torchfab.records import Record
 from torchfab.supervise.stopping import StopOutcome
-from torchfab.why import report
-from torchfab.why.diagnosis import Diagnosis
+
+if TYPE_CHECKING:
+    from torchfab.why.diagnosis import Diagnosis
 
 
 @dataclass(frozen=True)
@@ -257,6 +258,8 @@ class Why:
         -------
         Why
         """
+        from torchfab.why import report
+
         first = found.first
         return cls(
             job=found.job,

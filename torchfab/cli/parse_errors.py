@@ -251,7 +251,7 @@ def mistake_of(parser: FrameType, tasks: Sequence[str]) -> Mistake:
     at = seen["index"] - (1 if mutations else 0)
     position = len(body) - (len(read) - at - len(mutations))
     context, initial = machine.context, machine.initial
-    arguments: dict[str, Any] = {**getattr(initial, "flags", {}), **context.flags}
+    arguments = {spelled: each for known in (initial, context) for spelled, each in _spellings(known)}
     name = context.name or ""
     return Mistake(
         word=seen["orig"],
@@ -262,6 +262,13 @@ def mistake_of(parser: FrameType, tasks: Sequence[str]) -> Mistake:
         tasks=tuple(tasks),
         flags={spelled: bool(each.takes_value) for spelled, each in arguments.items()},
     )
+
+
+def _spellings(context: Any) -> list[tuple[str, Any]]:
+    """Return every spelling of every flag, with its argument; a Lexicon does not list its aliases (`--hosts`)."""
+    flags = getattr(context, "flags", {})
+    names = [*flags, *getattr(flags, "aliases", {})]
+    return [(name, flags[name]) for name in names]
 
 
 def spelling(argument: Any) -> str:

@@ -112,7 +112,7 @@ def run(words: Sequence[str], host: str, ctx: CommandContext) -> int:
 def _forward(target: Target, local_port: int, settings: ConnectionSettings) -> int:
     from torchfab.transport.ssh import forward
 
-    with forward.listen(local_port) as listener:
+    with forward.listen(local_port, target.port) as listener:
         try:
             tunnel = forward.Tunnel(target.node, settings, target.address, target.port)
             try:

@@ -13,7 +13,7 @@ from torchfab.records import Record
 from torchfab.supervise.follower import JobFollower
 
 
-def show_logs(record: Record, request: Mapping[str, Any], folding: bool, stall_s: float) -> int:
+def show_logs(record: Record, request: Mapping[str, Any], printer: Printer, stall_s: float) -> int:
     """Print a job's logs.
 
     Parameters
@@ -22,8 +22,8 @@ def show_logs(record: Record, request: Mapping[str, Any], folding: bool, stall_s
         The job.
     request : Mapping
         From `log_request`.
-    folding : bool
-        Print equal lines of several ranks once.
+    printer : Printer
+        Prints the lines.
     stall_s : float
         Seconds without output after which a followed job counts as hanging.
 
@@ -38,10 +38,21 @@ def show_logs(record: Record, request: Mapping[str, Any], folding: bool, stall_s
         The job has no such rank.
     """
     check_ranks(request["ranks"] or (), record)
-    watch = JobWatcher(record, Printer(folding), retries=request["follow"], stall_s=stall_s)
+    watch = JobWatcher(record, printer, retries=request["follow"], stall_s=stall_s)
     if not request["follow"]:
-        return 0 if watch.print_existing(request) else 1
+        is_whole = watch.print_existing(request)
+        if is_whole and not watch.lines_read and (note := _describe_nothing(request)):
+            write_err(note)
+        return 0 if is_whole else 1
     return _watch_to_end(watch, request)
+
+
+def _describe_nothing(request: Mapping[str, Any]) -> str:
+    """Return why no line was printed, where the request may be the reason; else an empty text."""
+    ranks = [*request["ranks"]] if request["ranks"] else []
+    of = f" of rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}" if ranks else ""
+    matching = f" that matches {request['grep']!r}" if request["grep"] else ""
+    return f"there is no log line{of}{matching}" if of or matching else ""
 
 
 def follow(record: Record, failure_grace_s: float, stall_s: float) -> int:
@@ -91,7 +102,7 @@ def _watch_to_end(watch: JobWatcher, request: Mapping[str, Any]) -> int:
         for _ in follower.steps(request):
             pass
     except KeyboardInterrupt:
-        follower.watch.printer.flush()
+        follower.watch.printer.finish()
         write_err(f"\nthe job goes on; fab logs --follow {name} | fab status {name} | to end it: fab stop {name}")
         return 130
     status = follower.final_status()

@@ -78,6 +78,7 @@ SETTINGS = MappingProxyType(
         "restarts": 3,
         "backoff_s": 10,
         "lost_s": 60,
+        "gpu_memory_timeout_s": 60,
         "stacks_signal": "SIGUSR2",
         "tmux_conf": "",
     }

@@ -16,7 +16,7 @@ _SECONDS = (
     *("connect_timeout_s", "prepare_timeout_s", "start_timeout_s", "answer_timeout_s", "reach_timeout_s"),
     *("network_timeout_s", "notify_timeout_s", "sync_timeout_s", "setup_timeout_s", "hook_timeout_s"),
 )
-_GRACES = ("grace_s", "failure_grace_s", "stall_s", "backoff_s", "lost_s")
+_GRACES = ("grace_s", "failure_grace_s", "stall_s", "backoff_s", "lost_s", "gpu_memory_timeout_s")
 _COUNTS = {"fanout": 1, "restarts": 0}
 _TEXTS = ("hostfile", "gpufile", "node_dir", "records", "agent_python", "tmux_conf", "setup")
 _MAY_BE_EMPTY = ("tmux_conf", "setup")

@@ -8,14 +8,14 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torchfab.core.errors import UsageError
 
 PYTHON = "python"  # as the first word of a program: the training interpreter of each node
 _PYTHON = re.compile(r"(.*/)?python(\d+(\.\d+)?)?")
-_SHELLS = ("sh", "bash", "zsh", "dash", "ksh", "fish")
+SHELLS = ("sh", "bash", "zsh", "dash", "ksh", "fish")
 _SCRIPT_SUFFIXES = (".sh", ".bash")
 # Commands that start ranks by themselves, inside of each rank: the task that does the same.
 _LAUNCHERS = {
@@ -32,12 +32,31 @@ _LAUNCHERS = {
     "colossalai": "launch-colossalai",
     "composer": "launch-per-node",
 }
+_LIGHTNING = (("fabric", "run"), ("lightning", "run", "model"), ("lightning", "run"))  # they start a torchrun
 # Their flags without a value; of all others the next word is the value.
 _SWITCHES = (
     *("--standalone", "--no-python", "--no_python", "--run-path", "--use-env", "--use_env", "--no_ssh"),
     *("--oversubscribe", "--allow-run-as-root"),
 )
-_ACCELERATE = ("accelerate", "accelerate.commands.launch", "accelerate-launch", "accelerate.commands.accelerate_cli")
+# The words in front of the flags of `accelerate launch`, which is a launcher too.
+_ACCELERATE = (
+    ("accelerate", "launch"),
+    ("accelerate-launch",),
+    ("-m", "accelerate.commands.launch"),
+    ("-m", "accelerate.commands.accelerate_cli", "launch"),
+)
+# Its flags without a value; of all others the next word is the value.
+_ACCELERATE_SWITCHES = frozenset(
+    (
+        *("quiet", "q", "cpu", "multi-gpu", "tpu", "enable-cpu-affinity", "same-network", "m", "module", "no-python"),
+        *("dynamo-use-fullgraph", "dynamo-use-dynamic", "dynamo-use-regional-compilation", "downcast-bf16", "debug"),
+        *("use-deepspeed", "use-fsdp", "use-megatron-lm", "use-parallelism-config", "use-xpu", "use-mps-device"),
+        *("tpu-cluster", "no-tpu-cluster", "tpu-use-sudo", "fp8-use-autocast-during-eval"),
+    )
+)
+# What the launcher decides on; and what makes accelerate start a torchrun of its own, of one rank, in every rank.
+_ACCELERATE_RANKS = ("multi-gpu", "num-processes", "num-machines", "machine-rank", "main-process-ip")
+_ACCELERATE_NESTED = ("use-deepspeed", "use-fsdp", "use-megatron-lm", "tpu", "config-file")
 
 
 @dataclass(frozen=True)
@@ -52,11 +71,17 @@ class Command:
         Whether it is run as it stands, not by the training interpreter.
     python : str
         The interpreter that it names; empty for that of `--python`.
+    files : Mapping of str to str
+        Files that it needs on every node, as `Job.files`. Default: none.
+    python_version : str
+        As `Job.python_version`. Default: any.
     """
 
     script: tuple[str, ...]
     is_program: bool = False
     python: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
+    python_version: str = ""
 
 
 @dataclass(frozen=True)
@@ -107,8 +132,8 @@ def parse(words: Sequence[str], look: Looker) -> Command:
     name = os.path.basename(first)
     if look(first) is None:
         _refuse_launcher(name, words[1:])
-        if name in _ACCELERATE and list(words[1:2]) == ["launch"]:
-            return _accelerate(words[:2], words[2:])
+        if head := _accelerate_head((name, *words[1:])):
+            return _accelerate((first, *words[1 : len(head)]), words[len(head) :])
     return _file(tuple(words), look)
 
 
@@ -126,8 +151,8 @@ def _python(words: Sequence[str]) -> Command:
         raise UsageError(f"{shlex.join(words)} names no script", "write it after --: -- train.py --lr 3e-4")
     if rest[0] == "-m" and len(rest) > 1:
         _refuse_launcher(rest[1], rest[2:])
-        if rest[1] in _ACCELERATE:
-            return _accelerate((*words[:1], *flags, *rest[:2]), rest[2:], interpreter)
+        if head := _accelerate_head(rest):
+            return _accelerate(("accelerate", "launch"), rest[len(head) :], interpreter)
     if flags or rest[0] == "-c":
         return Command((PYTHON, "-u", *flags, *rest), True, interpreter)
     return Command(tuple(rest), False, interpreter)
@@ -144,22 +169,47 @@ def _python_flags(words: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...
     return tuple(flags), tuple(words[at:])
 
 
+def _accelerate_head(words: Sequence[str]) -> tuple[str, ...]:
+    """Return the words of `accelerate launch` at the beginning of a command; empty for another command."""
+    return next((head for head in _ACCELERATE if tuple(words[: len(head)]) == head), ())
+
+
 def _accelerate(head: Sequence[str], rest: Sequence[str], python: str = "") -> Command:
     """Return `accelerate launch` as a command of one rank: the launcher has set what accelerate would set."""
+    flags, script = _accelerate_flags(rest)
+    kept = [word for name, words in flags if name not in _ACCELERATE_RANKS for word in words]
+    for name, words in flags:
+        typed = words[0].partition("=")[0]
+        if name in _ACCELERATE_NESTED:
+            fix = "run the script itself, with accelerate's settings as --env: fab import prints that line for a "
+            fix += "configuration of accelerate, and for a script that holds this command"
+            raise UsageError(f"accelerate launch {typed}: every rank would start a job of its own", fix)
+        if name in _ACCELERATE_RANKS:
+            fix = f"leave it out: -- {shlex.join(['accelerate', 'launch', *kept, *script])}"
+            raise UsageError(f"accelerate launch {typed}: the launcher starts the ranks, one accelerate in each", fix)
     own = ("--num_processes", "1", "--num_machines", "1")
-    words = (PYTHON, *head[1:]) if _PYTHON.fullmatch(head[0]) else tuple(head)
-    for flag in ("--multi_gpu", "--num_processes", "--num_machines", "--machine_rank", "--main_process_ip"):
-        if flag in rest or flag.replace("_", "-") in rest:
-            fix = f"leave it out: -- accelerate launch {shlex.join([word for word in rest if word != flag])}"
-            raise UsageError(f"accelerate launch {flag}: the launcher starts the ranks, one accelerate in each", fix)
-    return Command((*words, *own, *rest), True, python)
+    return Command((*head, *own, *kept, *script), True, python)
+
+
+def _accelerate_flags(words: Sequence[str]) -> tuple[list[tuple[str, tuple[str, ...]]], tuple[str, ...]]:
+    """Return the flags of `accelerate launch`, each with its name and words, and the script with its arguments."""
+    flags = []
+    at = 0
+    while at < len(words) and words[at].startswith("-"):
+        name = words[at].partition("=")[0].lstrip("-").replace("_", "-")
+        count = 1 if "=" in words[at] or name in _ACCELERATE_SWITCHES else 2
+        flags.append((name, tuple(words[at : at + count])))
+        at += count
+    return flags, tuple(words[at:])
 
 
 def _refuse_launcher(name: str, rest: Sequence[str]) -> None:
-    if name not in _LAUNCHERS:
-        return
-    line = shlex.join(["fab", _LAUNCHERS[name], "--", *_without_flags(rest)])
-    raise UsageError(f"{name} would start ranks inside of every rank", f"leave it out: {line}")
+    words = (name, *rest)
+    head = next((head for head in _LIGHTNING if words[: len(head)] == head), (name,))
+    task = _LAUNCHERS.get(name) or ("launch-per-node" if head in _LIGHTNING else "")
+    if task:
+        line = shlex.join(["fab", task, "--", *_without_flags(words[len(head) :])])
+        raise UsageError(f"{shlex.join(head)} would start ranks inside of every rank", f"leave it out: {line}")
 
 
 def _without_flags(words: Sequence[str]) -> tuple[str, ...]:
@@ -217,7 +267,7 @@ def checked_file(command: Sequence[str]) -> str:
     """Return the file that a program's command needs on the nodes besides the program; empty for none."""
     if "/" in command[0]:
         return command[0]
-    interpreted = os.path.basename(command[0]) in (*_SHELLS, "env", "perl", "ruby", "julia", "Rscript", "node")
+    interpreted = os.path.basename(command[0]) in (*SHELLS, "env", "perl", "ruby", "julia", "Rscript", "node")
     if interpreted and len(command) > 1 and not command[1].startswith("-") and "=" not in command[1]:
         return command[1] if "." in command[1] or "/" in command[1] else ""
     return ""

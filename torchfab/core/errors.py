@@ -7,6 +7,7 @@ TorchfabError                printed by the command line without a traceback; ra
 ├── HostError                one host failed: why, and how to fix it            (exit 1)
 ├── HostsFailedError         some hosts failed; carries one reason per host     (exit 1)
 ├── JobFailedError           a job did not succeed; raised by the Python API only
+│   └── FunctionError        a function raised an exception on a rank
 ├── WaitTimeoutError         a job did not end in time; raised by the Python API only
 └── Interrupted              Ctrl-C, after the launch was rolled back           (exit 130)
 """
@@ -113,6 +114,31 @@ class JobFailedError(TorchfabError):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class FunctionError(JobFailedError):
+    """A function that ran on all ranks raised an exception on one of them, before any other rank failed.
+
+    Its `__cause__` is that exception, where it can be unpickled here.
+
+    Parameters
+    ----------
+    rank : int
+        The rank.
+    host : str
+        The node that it ran on.
+    message : str
+        One line: type and message of the exception.
+    traceback : str
+        The traceback there.
+    """
+
+    def __init__(self, rank: int, host: str, message: str, traceback: str) -> None:
+        super().__init__(f"rank {rank} on {host} raised {message}", 1)
+        self.rank, self.host, self.traceback = rank, host, traceback
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}\n\nOn {self.host}, rank {self.rank}:\n{self.traceback.rstrip()}"
 
 
 class WaitTimeoutError(TorchfabError, TimeoutError):

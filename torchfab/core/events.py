@@ -34,6 +34,13 @@ class NodeEnded:
 
 
 @dataclass(frozen=True)
+class NodeFailed:
+    """A process of the job has failed on a node where others still run."""
+
+    status: NodeStatus
+
+
+@dataclass(frozen=True)
 class ContactLost:
     """A node cannot be reached at the moment; the runtime tries it again."""
 
@@ -53,5 +60,5 @@ class Tick:
     """No event within the poll interval."""
 
 
-Event: TypeAlias = Lines | BacklogRead | NodeEnded | ContactLost | StatusChanged | Tick
+Event: TypeAlias = Lines | BacklogRead | NodeEnded | NodeFailed | ContactLost | StatusChanged | Tick
 EventStream: TypeAlias = Generator[Event, None, None]

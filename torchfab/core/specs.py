@@ -15,6 +15,7 @@ from typing import Any
 from torchfab.core import command
 from torchfab.core.errors import JobNameError, UsageError
 
+FILES = "TORCHFAB_FILES"  # variable that names the folder of the job's files
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 
 
@@ -182,6 +183,11 @@ class Job:
         their end; empty for none.
     setup_timeout_s, hook_timeout_s : float
         Seconds that `setup`, and each of `before` and `after`, may take on a node.
+    files : Mapping of str to str
+        Texts by relative path: files that every node gets before the ranks start, in the folder that TORCHFAB_FILES
+        names.
+    python_version : str
+        The version that the interpreter must have on every node, as `3.11`; empty for any.
     """
 
     name: str
@@ -206,6 +212,8 @@ class Job:
     after: str = ""
     setup_timeout_s: float = 60.0
     hook_timeout_s: float = 300.0
+    files: Mapping[str, str] = field(default_factory=_nothing, repr=False)
+    python_version: str = ""
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -484,6 +492,32 @@ class Plan:
         return self.job.name
 
 
+def with_files(plan: Plan) -> Plan:
+    """Return a plan whose nodes get the files of the job, each node once.
+
+    Parameters
+    ----------
+    plan : Plan
+        The plan of any launcher.
+
+    Returns
+    -------
+    Plan
+        The same plan if the job has no files.
+    """
+    if not plan.job.files:
+        return plan
+    return replace(plan, nodes=tuple(_with_files(each, plan.job.files) for each in plan.nodes))
+
+
+def _with_files(node_plan: NodePlan, texts: Mapping[str, str]) -> NodePlan:
+    first, *others = node_plan.processes
+    env = {FILES: f"{node_plan.folder}/{first.name}/files"}
+    holder = replace(first, files={**first.files, **{f"files/{name}": text for name, text in texts.items()}})
+    processes = tuple(replace(each, env={**each.env, **env}) for each in (holder, *others))
+    return replace(node_plan, processes=processes)
+
+
 def session_name(job_name: str, node_rank: int) -> str:
     """Return the name of a job's tmux session on a node.
 
@@ -573,6 +607,9 @@ class Requirements:
         Modules required on node 0 only.
     installs : Mapping of str to str
         Arguments of `python -m pip install` for a module. Default: the module's name.
+    parser : tuple of str
+        Arguments of the interpreter that parse what the user passes on to a launcher: on node 0, exit code 2 and the
+        last line of stderr say what is wrong with it. Empty: there is nothing to check.
     """
 
     modules: tuple[str, ...] = ("torch",)
@@ -581,3 +618,4 @@ class Requirements:
     programs: tuple[Program, ...] = ()
     head_modules: tuple[str, ...] = ()
     installs: Mapping[str, str] = field(default_factory=_nothing)
+    parser: tuple[str, ...] = ()

@@ -53,6 +53,11 @@ def _node_warnings(host: str, probe: QuickProbe) -> Iterator[Finding]:
         more = f" and {len(holders) - 4} more" if len(holders) > 4 else ""
         what = f"other processes hold its GPUs: {shown}{more}"
         yield Finding("gpu-busy", WARNING, (host,), what, fix="end them if they are left over: fab doctor names them")
+    if names := probe.launcher_variables:
+        what = f"its login environment has variables of launchers, which ranks do not get: {', '.join(names)}"
+        yield Finding(
+            "launcher-variables", WARNING, (host,), what, fix="remove them from the login shell's files there"
+        )
 
 
 def _devices(node: Node, count: int) -> Iterator[Finding]:

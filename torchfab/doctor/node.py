@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from torchfab.core.format import format_bytes
+from torchfab.core.format import format_bytes, plural
 from torchfab.doctor.finding import ERROR, NOTE, WARNING, Finding
 from torchfab.doctor.model import CheckRequirements, NodeReport
 from torchfab.transport.messages.launch import FileSystem
@@ -14,6 +14,7 @@ GIB = 1024**3
 SCARCE_BYTES = 2 * GIB  # less than one checkpoint of most models
 SCARCE_SHM_BYTES = GIB // 4  # docker's default is 64 MiB; NCCL takes about 10 MiB a rank, loaders far more
 SCARCE_FILES = 1000
+LEFT_SHM_BYTES = 16 * 1024**2  # less is semaphores, which every job may leave
 FEW_OPEN_FILES = 1024  # the default of most systems; enough for data loaders and many ranks
 FEW_PROCESSES = 4096
 SLOW_SSH_S = 5.0
@@ -125,6 +126,7 @@ def _disks(node: NodeReport) -> Iterator[Finding]:
                 reported.add((finding.kind, disk))
                 yield finding
     yield from _shm(node, places.get("shm"))
+    yield from _unused_memory(node)
 
 
 def _disk(node: NodeReport, name: str, place: FileSystem, use: str) -> Iterator[Finding]:
@@ -172,6 +174,16 @@ def _shm(node: NodeReport, place: FileSystem | None) -> Iterator[Finding]:
         )
         what = "/dev/shm is small: data loaders and NCCL fail with 'Bus error' or 'No space left on device'"
         yield Finding("shm-small", WARNING, (node.host,), what, f"{format_bytes(SCARCE_SHM_BYTES)} free", found, fix)
+
+
+def _unused_memory(node: NodeReport) -> Iterator[Finding]:
+    found = node.parts.unused_memory or ()
+    size = sum(each.bytes for each in found)
+    if size >= LEFT_SHM_BYTES:
+        users = ", ".join(f"{each.user}: {plural(each.files, 'file')}, {format_bytes(each.bytes)}" for each in found)
+        what = f"/dev/shm holds {format_bytes(size)} that ended processes have left ({users})"
+        fix = "remove them there: ls -l /dev/shm; files of a running program must stay"
+        yield Finding("memory-left", WARNING, (node.host,), what, fix=fix)
 
 
 # ---- limits, and processes of other jobs

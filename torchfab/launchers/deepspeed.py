@@ -22,6 +22,8 @@ NAME = "deepspeed"
 PDSH = Program(("pdsh",), "sudo apt-get install -y pdsh", version_flag="-V", on_head_only=True)
 # <time>_rank<rank>.log
 RANK_LOGS = r"logs/\d+_rank(?P<rank>\d+)\.log"
+# Run by the training interpreter: parses --deepspeed-args as deepspeed does.
+_PARSER = "import sys; from deepspeed.launcher.runner import parse_args; parse_args(sys.argv[1:])"
 # deepspeed joins the arguments for the other nodes with blanks; a shell on each node expands them, with its own folder.
 RANK_LOG_DIR, RANK_PROGRAM = '"$TORCHFAB_FOLDER/logs"', '"$TORCHFAB_FOLDER/bin/rank"'
 
@@ -78,7 +80,10 @@ def requirements(job: Job) -> Requirements:
     -------
     Requirements
     """
-    return Requirements(("torch", "deepspeed"), port=True, programs=(PDSH,) if job.options["from_head"] else ())
+    programs = (PDSH,) if job.options["from_head"] else ()
+    given = job.options["deepspeed_args"]
+    parser = ("-c", _PARSER, *given, "train.py") if given else ()
+    return Requirements(("torch", "deepspeed"), port=True, programs=programs, parser=parser)
 
 
 facts_from_flags = nproc.facts_from_flags

@@ -14,7 +14,7 @@ from torchfab.core.errors import UsageError
 from torchfab.core.flag_values import WholeNumber, flag
 from torchfab.core.format import plural
 from torchfab.core.specs import Facts, Job, Node, Plan, Process, Requirements, Slot
-from torchfab.launchers import nproc, torchrun_script
+from torchfab.launchers import nproc, torchrun_rank
 from torchfab.launchers.layout import Layout, Placement, endpoint, make_plan, process_environment
 
 NAME = "per-node"
@@ -146,7 +146,7 @@ def torchrun_argv(layout: Layout, placement: Placement, nnodes: tuple[int, int])
         *("--max-restarts", str(job.options["max_restarts"])),
         *("--redirects", "3"),
         *("--log-dir", f"{placement.facts.folder}/agent/logs"),
-        *torchrun_script(job),
+        *torchrun_rank.command(job, f"{placement.facts.folder}/agent/{torchrun_rank.FILE}"),
     )
 
 
@@ -182,7 +182,8 @@ def _own_address(node: Node, master: str) -> str:
 def _agent(placement: Placement, argv: tuple[str, ...]) -> Process:
     error_file = f"{placement.facts.folder}/agent/errors/error.json"
     env = process_environment(placement, TORCHELASTIC_ERROR_FILE=error_file)
-    return Process("agent", argv, env, rank_logs=RANK_LOGS, folders=("logs", "errors"))
+    files = {torchrun_rank.FILE: torchrun_rank.CODE}
+    return Process("agent", argv, env, rank_logs=RANK_LOGS, folders=("logs", "errors"), files=files)
 
 
 def _bounds(job: Job, nodes: Sequence[Node]) -> tuple[int, int]:

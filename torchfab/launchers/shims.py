@@ -6,6 +6,7 @@ rsh         the ssh of the head: hands a command to the relay of a node
 rank        one rank: sets its environment, keeps its log and its exit code
 colossalai_run  `colossalai run` with that ssh
 network_benchmark   the ranks of `fab network`
+call        one rank of a Python function that runs on all ranks
 """
 
 from __future__ import annotations

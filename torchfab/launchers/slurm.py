@@ -16,7 +16,7 @@ from torchfab.core.flag_values import WholeNumber, flag
 from torchfab.core.format import plural
 from torchfab.core.inventory import parse_hosts
 from torchfab.core.specs import Job, Node, Submission
-from torchfab.launchers import sbatch, torchrun_script
+from torchfab.launchers import sbatch, torchrun_rank
 from torchfab.launchers.per_node import RANK_LOGS
 
 NAME = "slurm"
@@ -280,7 +280,7 @@ def sbatch_text(job: Job, folder: str) -> str:
         port=job.options["port"],
         python=sbatch.quote(job.python),
         torchrun=torchrun_args(job),
-        script=torchrun_script(job),
+        script=torchrun_rank.command(job),
         threads=_threads(job),
         srun=("--cpus-per-task", str(job.options["cpus_per_task"])) if job.options["cpus_per_task"] else (),
     )

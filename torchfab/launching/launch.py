@@ -14,12 +14,12 @@ from torchfab.cli.flags import JobFlags, LaunchFlags
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core import command, dry_run, environment, inventory, specs
 from torchfab.core.console import progress, write_err, write_verbatim
-from torchfab.core.errors import Interrupted, UsageError
+from torchfab.core.errors import HostError, HostsFailedError, Interrupted, TorchfabError, UsageError
 from torchfab.core.format import plural
 from torchfab.core.specs import Facts, Job, Node, Plan, Slot
 from torchfab.doctor import Clock, Finding, launch_warnings, render, same_machine
 from torchfab.launchers import AnyLauncher, Launcher
-from torchfab.launching import deepspeed_env, transaction
+from torchfab.launching import deepspeed_env, shell_script, transaction
 from torchfab.launching.context import CommandContext
 from torchfab.launching.hosts import read_inventory
 from torchfab.launching.interpreter import default_python
@@ -66,13 +66,15 @@ def make_job(launcher: AnyLauncher, flags: JobFlags, own: Any, ctx: CommandConte
     }
     plain, secret = environment.split_secrets(env)
     workdir = flags.workdir or ctx.cwd
-    name = flags.name or _default_name(script, ctx.now)
+    name = flags.name or default_name(script, ctx.now)
     return Job(
         name=name,
         job_id=f"{name}-{ctx.token}",
         launcher=launcher.NAME,
         script=what.script,
         is_program=what.is_program,
+        files=what.files,
+        python_version=what.python_version,
         workdir=workdir,
         python=_interpreter(flags, what, ctx),
         master_addr=getattr(flags, "master_addr", ""),
@@ -140,7 +142,21 @@ def looked_at(path: str) -> command.Look | None:
     return command.Look(tuple(words), os.access(path, os.X_OK))
 
 
-def _default_name(script: Sequence[str], now: float) -> str:
+def default_name(script: Sequence[str], now: float) -> str:
+    """Return the name of a job that is given none.
+
+    Parameters
+    ----------
+    script : sequence of str
+        The script, or another command, with its arguments.
+    now : float
+        Launch time, in seconds since the epoch.
+
+    Returns
+    -------
+    str
+        What is launched, and the time.
+    """
     is_module = script[0] == "-m" and len(script) > 1
     stem = script[1] if is_module else PurePosixPath(script[0] if not script[0].startswith("-") else script[-1]).stem
     clean = "".join(char if char.isascii() and char.isalnum() else "-" for char in stem).strip("-")[:40]
@@ -287,6 +303,8 @@ def build_request(
             environment.check_not_reserved(variable, f"{node.origin}: env.{variable}")
     if note := deepspeed_env.describe_unread(job.script, ctx.cwd, ctx.config["forward"], {*job.env, *job.secrets}):
         write_err(f"note: {note}")
+    if job.is_program and (note := shell_script.describe_launcher(job.script, ctx.cwd)):
+        write_err(f"note: {note}")
     count = flags.nodes or sum(node.label not in skip for node in nodes) or len(nodes)
     return LaunchRequest(job, vars(own), nodes, slots, count)
 
@@ -376,8 +394,9 @@ def _start(
     try:
         nodes = prepared.nodes
         same_machine.check(nodes, {rank: each.facts for rank, each in prepared.answers.items()})
+        _check_python_versions(job, prepared)
         warnings = _print_warnings(prepared)
-        plan = launcher.plan(job, nodes, slots, prepared.facts)
+        plan = specs.with_files(launcher.plan(job, nodes, slots, prepared.facts))
         record = ctx.records.write(plan, tmux.NAME, ctx.now, ctx.settings, attempt)
         for each in warnings:
             record.note("warning", **each.as_json())
@@ -389,6 +408,24 @@ def _start(
     finally:
         prepared.close()
     return record, plan
+
+
+def _check_python_versions(job: Job, prepared: tmux.Prepared) -> None:
+    """Check that the interpreters of all nodes have the version that the job needs."""
+    wanted = job.python_version
+    reasons: dict[str, TorchfabError] = {}
+    for node in prepared.nodes:
+        version = prepared.answers[node.rank].facts.python
+        if wanted and version.split(".")[:2] != wanted.split("."):
+            problem = f"{job.on(node).python} is Python {version}, and Python {wanted} is needed there"
+            fix = f"give an interpreter of Python {wanted}: with --python, or with python= in the hosts file"
+            reasons[node.label] = HostError(problem, fix)
+    if reasons:
+        raise HostsFailedError(
+            f"{len(reasons)} of {len(prepared.nodes)} hosts cannot run a function that Python {wanted} has pickled; "
+            "nothing was started",
+            reasons,
+        )
 
 
 def _announce(plan: Plan, seconds: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from torchfab.core.events import Event, NodeEnded, StatusChanged
+from torchfab.core.events import Event, NodeEnded, NodeFailed, StatusChanged
 from torchfab.core.specs import Node
 from torchfab.core.status import JobStatus, NodeStatus, State
 from torchfab.records import Record
@@ -43,10 +43,14 @@ class StatusTracker:
         Parameters
         ----------
         event : Event
-            Of all kinds only the end of a node, and the status of a scheduler's job, change what is known.
+            Of all kinds only the end of a node, a failure on it, and the status of a scheduler's job, change what is
+            known.
         """
         if isinstance(event, NodeEnded):
             self.ended[event.status.node.rank] = event.status
+            self._note_failure()
+        elif isinstance(event, NodeFailed):
+            self._polled[event.status.node.rank] = event.status
             self._note_failure()
         elif isinstance(event, StatusChanged):
             self.scheduler_status = event.status

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torchfab import runtimes
+from torchfab.core.agent_report import AgentReportFilter
 from torchfab.core.console import write_err, write_verbatim
 from torchfab.core.events import BacklogRead, ContactLost, Event, Lines, NodeEnded, StatusChanged
 from torchfab.core.inventory import fold
@@ -34,13 +35,17 @@ class Printer:
     ----------
     folding : bool
         Whether equal lines of several ranks are printed as one. Default True.
+    reports : bool
+        Whether torchrun's own traceback and report after a failure are printed. Default False: one line instead.
     """
 
     folding: bool = True
+    reports: bool = False
     waiting: list[Line] = field(default_factory=list)
     since: float = field(default_factory=time.monotonic)
     backlog_read: set[int] = field(default_factory=set)
     live: bool = False
+    report_filter: AgentReportFilter = field(default_factory=AgentReportFilter)
 
     def add(self, event: Lines) -> None:
         """Buffer log lines.
@@ -51,7 +56,8 @@ class Printer:
             Lines of one node.
         """
         host = event.node.label
-        self.waiting += [Line(host, label, when, text) for label, when, text in event.lines]
+        lines = [Line(host, label, when, text) for label, when, text in event.lines]
+        self.waiting += lines if self.reports else self.report_filter.read(lines)
 
     def print_due(self, nodes: int) -> None:
         """Print the buffered lines that are due. The backlog is due once all nodes have sent theirs, or after 3 s.
@@ -93,11 +99,12 @@ class Printer:
         -------
         Printer
         """
-        return Printer(self.folding)
+        return Printer(self.folding, self.reports)
 
     def finish(self) -> None:
-        """Print what is left at the end of a job."""
+        """Print what is left at the end of the logs."""
         self.live = self.live or not self.waiting
+        self.waiting += self.report_filter.release()
         self.flush()
 
 
@@ -125,6 +132,7 @@ class JobWatcher:
     failure_grace_s: float | None = None
     retries: bool = True
     stall_s: float = 0.0
+    lines_read: int = 0
     lost: set[int] = field(default_factory=set)  # ranks of the nodes that cannot be reached at the moment
     failure_announced: bool = False
     stopped: bool = False
@@ -201,7 +209,7 @@ class JobWatcher:
             self._handle(event)
             if self.lost and len(self.lost) + len(self.tracker.ended) >= len(self.record.nodes):
                 break
-        self.printer.flush()
+        self.printer.finish()
         return not self.lost
 
     def _is_superseded(self) -> bool:
@@ -216,6 +224,7 @@ class JobWatcher:
         self.tracker.apply(event)
         if isinstance(event, Lines):
             self.lost.discard(event.node.rank)
+            self.lines_read += len(event.lines)
             self.printer.add(event)
             self.alarm.feed((when for _, when, _ in event.lines), self.printer.live)
         elif isinstance(event, BacklogRead):

@@ -16,7 +16,10 @@ from torchfab.launchers import Launcher
 from torchfab.records import atomic
 
 FILE = "asked.json"
-_NEWER = ("is_program", "setup", "python_is_default", "setup_timeout_s", "before", "after", "hook_timeout_s")
+_NEWER = (
+    *("is_program", "setup", "python_is_default", "setup_timeout_s", "before", "after", "hook_timeout_s"),
+    *("files", "python_version"),
+)
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ class LaunchRequest:
             The file cannot be written.
         """
         values = {each.name: getattr(self.job, each.name) for each in fields(Job) if each.name != "options"}
+        values["files"] = dict(self.job.files)
         if not any((self.job.setup, *(node.setup for node in self.nodes))):
             values.update(python_is_default=False, setup_timeout_s=0)
         if not (self.job.before or self.job.after):

@@ -183,6 +183,24 @@ def start_time(pid: int) -> int:
     return int(fields[19]) if fields else 0
 
 
+def started_at(pid: int) -> float:
+    """Return when a process started, by the machine's clock.
+
+    Parameters
+    ----------
+    pid : int
+        The process.
+
+    Returns
+    -------
+    float
+        Seconds since the epoch; 0 when there is no such process.
+    """
+    ticks = start_time(pid)
+    up_s = time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.time() - up_s + ticks / os.sysconf("SC_CLK_TCK") if ticks else 0.0
+
+
 def is_alive(pid: int, started: int) -> bool:
     """Check whether a process still runs; a zombie does not.
 
@@ -460,12 +478,26 @@ def owner(pid: int) -> str:
     str
         Empty when there is no such process.
     """
-    import pwd
-
     try:
-        uid = os.stat(f"/proc/{pid}").st_uid
+        return user_name(os.stat(f"/proc/{pid}").st_uid)
     except OSError:
         return ""
+
+
+def user_name(uid: int) -> str:
+    """Return the name of a user, or the number if it has no name.
+
+    Parameters
+    ----------
+    uid : int
+        The user's number.
+
+    Returns
+    -------
+    str
+    """
+    import pwd
+
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

@@ -38,6 +38,7 @@ ANSWERS = {
     "clock": ("server", "read_clock"),
     "probe": ("host.probe", "collect"),
     "connectivity": ("host.connectivity", "probe_node_0"),
+    "gpu_memory": ("host.gpu_memory", "handle"),
     "status": ("job.status", "handle"),
     "evidence": ("job.evidence", "handle"),
     "stacks": ("stacks.dump", "handle"),
@@ -54,6 +55,8 @@ ANSWERS = {
     "file_digests": ("host.find_files", "digests"),
     "listeners": ("host.listeners", "find"),
     "end_run": ("host.command", "acknowledge"),
+    "call_outcomes": ("job.call_results", "outcomes"),
+    "call_chunk": ("job.call_results", "chunk"),
 }
 # Streaming operations: the function also gets the `Server`, and sends frames until the launch machine disconnects.
 STREAMS = {

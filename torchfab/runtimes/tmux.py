@@ -242,6 +242,7 @@ def _prepare_request(
         modules=_modules(job, node, requirements),
         python_path=job.env.get("PYTHONPATH"),
         installs=dict(requirements.installs),
+        parser=requirements.parser if is_first else (),
         programs=programs,
         master_addr=job.master_addr or first.address or first.host,
         one_machine=len(nodes) == 1,

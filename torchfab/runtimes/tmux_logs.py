@@ -8,7 +8,7 @@ from typing import Any
 
 from torchfab.core import status
 from torchfab.core.errors import TorchfabError
-from torchfab.core.events import BacklogRead, ContactLost, Event, EventStream, Lines, NodeEnded, Tick
+from torchfab.core.events import BacklogRead, ContactLost, Event, EventStream, Lines, NodeEnded, NodeFailed, Tick
 from torchfab.core.specs import Node, session_name
 from torchfab.records import Record
 from torchfab.transport.messages.job import LogLine, LogsFrame, LogsRequest
@@ -65,9 +65,11 @@ class _NodeLogs:
             self.offsets, self.pending_lines = update.offsets, []
         if update.past:
             yield BacklogRead(self.node)
+        now = time.time()
+        if update.failed is not None:
+            yield NodeFailed(status.from_answer(self.node, update.failed, now, now))
         if update.end is not None:
             self.is_done = True
-            now = time.time()
             yield NodeEnded(status.from_answer(self.node, update.end, now, now))
         if update.problems:
             self.is_done = True

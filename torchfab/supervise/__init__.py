@@ -10,6 +10,7 @@ monitor         watch one attempt until it ends, fails, hangs or loses a node
 outcome         why an attempt ended: the diagnosis of `fab why`, and doctor's findings on its nodes
 notifier        send events to a command or a URL
 event_journal   write events to the record, the terminal and the notifier
+gpu_memory      wait until the GPUs have freed the memory of earlier attempts
 orphans         stop earlier attempts on nodes that were out of reach
 relauncher      launch the next attempt: which nodes, after what wait
 job_supervisor  the loop over all of these

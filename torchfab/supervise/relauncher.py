@@ -16,7 +16,7 @@ from torchfab.launching import launch
 from torchfab.launching.context import CommandContext
 from torchfab.records import Record
 from torchfab.records.launch_request import LaunchRequest
-from torchfab.supervise import history, lease, outcome
+from torchfab.supervise import gpu_memory, history, lease, outcome
 from torchfab.supervise.event_journal import EventJournal
 from torchfab.supervise.model import AttemptOutcome, Decision
 from torchfab.supervise.orphans import OrphanedAttempts
@@ -83,6 +83,7 @@ class Relauncher:
             return self._describe_shortage()
         if self.orphans.hosts:
             self.orphans.stop_reachable(all_hosts=True)
+        self._await_gpu_memory(nodes)
         hosts, following = [node.label for node in nodes], self.record.attempt + 1
         text = f"{decision.reason}: attempt {following} on {fold(hosts)}"
         self.journal.note(history.RESTART, text, replaced=bool(decision.drop), hosts=hosts, next=following)
@@ -96,6 +97,11 @@ class Relauncher:
         while time.monotonic() < deadline:
             self._check_stop()
             time.sleep(_POLL_S)
+
+    def _await_gpu_memory(self, nodes: Sequence[Node]) -> None:
+        timeout_s = float(self.ctx.config["gpu_memory_timeout_s"])
+        first = min((float(event["time"]) for event in self.journal.events), default=self.record.created)
+        gpu_memory.await_free(nodes, self.record.settings, self.journal, first, timeout_s, self._check_stop)
 
     def _check_stop(self) -> None:
         if lease.stop_requested(self.record.folder):

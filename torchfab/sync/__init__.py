@@ -1,1 +1,1 @@
-"""Copy the working directory to all hosts with rsync, then compare file hashes. Pure parts of `fab sync`."""
+"""Copies of files with rsync: `fab sync` to all hosts, `fab pull` from them. Pure, but for gitignore and processes."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from torchfab.core.log_lines import strip_controls
 from torchfab.core.status import ProcessStatus, describe_exit_code
+from torchfab.remote.host import kernel_log
 from torchfab.why import signal_sender
 from torchfab.why.causes import Cause, Kind
 from torchfab.why.evidence import Disk, Label, Log, NodeEvidence, RankEnd, Report
@@ -27,11 +28,14 @@ _SHELL_CODES = {128 + number: -number for number in (4, 6, 7, 8, 9, 11)}
 _MIN_FREE_BYTES = 64 * 1024
 _SMALL_SHM_BYTES = 1024**3
 _OOM_FIX = "less memory per rank (data loader workers, caches), or a higher limit of its control group"
+_WITHOUT = "fab doctor; launch without that node"
 _OOM_BEFORE_S = 30.0
 # Xids of hardware, not those that a script's own kernel causes (13, 31, 43, 45).
 _GPU_FAULT = re.compile(r"fallen off the bus|Xid \([^)]*\): (?:48|61|62|63|64|74|79|92|94|95|119|120|140|143)\b")
+# What NCCL and libibverbs print before an exception, or a time-out, that does not say why.
 _NCCL_WARNING = re.compile(
-    r"NCCL WARN (.*(?:fail|[Ee]rror|[Tt]imed? ?out|refused|closed|abort|reset|mismatch|exhaust).*)"
+    r"NCCL WARN (.*(?:fail|[Ee]rror|[Tt]imed? ?out|refused|closed|abort|reset|mismatch).*)"
+    r"|(\bmlx\d: .*got completion with error.*)"
 )
 _PRINTED_BEFORE = "before, it had printed"
 _OOM_LINE = re.compile(r"Killed process (\d+)\b")
@@ -39,13 +43,8 @@ _CHILD_KILLED = re.compile(
     r"(?:signal|code)s?:? (?:SIGKILL|9\b|-9\b|137\b)|died with <Signals\.SIGKILL|killed by signal: Killed"
     r"|exitcode:? -9\b"
 )
-_STORAGE_LINE = re.compile(
-    r"EXT4-fs error|XFS .*(?:error|shutdown)|I/O error|Remounting filesystem read-only|nfs: server .* not responding"
-    r"|Lustre(?:Error)?: .*(?:evicted|Connection to .* was lost)|mmfs.*(?:unmount|error)|beegfs.*(?:error|lost)"
-    r"|libceph: .*(?:lost|blocklist|hung)|BTRFS.*(?:error|forced readonly)",
-    re.IGNORECASE,
-)
-
+_STORAGE_LINE = re.compile(kernel_log.STORAGE, re.IGNORECASE)
+_FAULTY_MEMORY_LINE = re.compile(kernel_log.FAULTY_MEMORY, re.IGNORECASE)
 _SERVER_LINE = re.compile(r"nfs: server .* not responding|Lustre: .*Connection to .* was lost", re.IGNORECASE)
 
 CERTAIN, PROBABLE, POSSIBLE = "certain", "probable", "possible"
@@ -135,8 +134,8 @@ def last_lines(text: str, count: int = 5) -> tuple[str, ...]:
     tuple of str
         Each line cut to 300 characters.
     """
-    lines = [strip_controls(line) for line in text.splitlines() if line.strip()]
-    return tuple(line[:300] for line in lines[-count:])
+    lines = [line for line in text.splitlines() if line.strip()][-count:]
+    return tuple(strip_controls(line)[:300] for line in lines)
 
 
 # ---- attribution
@@ -202,6 +201,8 @@ def _from_signal(node: NodeEvidence, process: ProcessStatus, rank: RankEnd, read
     cause = _signal_cause(node, process, code, rank.pid) if code is not None else None
     if cause is None:
         return None
+    if cause.name == "killed" and (fault := _memory_fault(node, rank)):  # by the kernel, after an error in memory
+        return fault
     is_known = cause.kind in (Kind.MEMORY, Kind.STOPPED)
     return Attribution(cause, CERTAIN if is_known else PROBABLE, _records(node, cause))
 
@@ -286,7 +287,7 @@ def _fact(fact: Fact, match: Match, node: NodeEvidence, others: tuple[NodeEviden
     if fact is Fact.NO_GPU:
         having = [each for each in others if each.gpus]
         return (
-            f"{node.host} reports no GPU, {having[0].host} has {having[0].gpus}" if not node.gpus and having else None
+            f"{node.host} reports no GPU, {having[0].host} has {having[0].gpus}" if node.gpus == 0 and having else None
         )
     further = [each for each in others if each.status.ranks and not _prints(each, match)]
     return f"not on {further[0].host}" if further else None
@@ -351,8 +352,8 @@ def _nccl_warning(match: Match, reading: Reading) -> str:
     """Return what NCCL printed before an exception that only names a class of errors; empty if nothing."""
     if match.signature.name not in ("nccl-error", "nccl-timeout") or "Last error" in match.cause.words:
         return ""
-    warned = _NCCL_WARNING.findall(reading.text)
-    return f"NCCL had printed: {warned[-1].strip()[:200]}" if warned else ""
+    warned = ["".join(groups) for groups in _NCCL_WARNING.findall(reading.text)]
+    return f"{_PRINTED_BEFORE}: {warned[-1].strip()[:200]}" if warned else ""
 
 
 def _said_before(match: Match, reading: Reading) -> str:
@@ -390,7 +391,7 @@ def _from_facts(node: NodeEvidence, rank: RankEnd, reading: Reading) -> Attribut
         return Attribution(cause, CERTAIN if is_named else PROBABLE, (kill,))
     if code == KILL and rank.code != KILL and reading.traceback is None and reading.from_lines is None:
         return _killed_below(node, rank)
-    if (sick := _gpu_fault(node, reading)) is not None:
+    if (sick := _gpu_fault(node, reading) or (_memory_fault(node, rank) if code in (KILL, _BUS) else None)) is not None:
         return sick
     shm = next((disk for disk in node.disks if disk.path == "/dev/shm"), None)
     if code == _BUS and shm and (shm.is_full or shm.size < _SMALL_SHM_BYTES):
@@ -409,15 +410,28 @@ def _gpu_fault(node: NodeEvidence, reading: Reading) -> Attribution | None:
         return None
     words = f"a GPU of the node does not work: {line.text} ({reading.member.first_line[:200]})"
     lines = (EvidenceLine(node.host, "kernel log", 0, line.time, line.text), *_lines(node, reading))
-    cause = Cause(Kind.NODE, "gpu-sick", words, "fab doctor; launch without that node")
+    cause = Cause(Kind.NODE, "gpu-sick", words, _WITHOUT)
     return Attribution(cause, CERTAIN, lines, reading.speaker, by_traceback=True)
+
+
+def _memory_fault(node: NodeEvidence, rank: RankEnd) -> Attribution | None:
+    """Return the fault of the machine's memory that the kernel reported shortly before a signal ended a process."""
+    line = _recent_line(node, rank, _FAULTY_MEMORY_LINE)
+    if line is None:
+        return None
+    cause = Cause(Kind.NODE, "memory-faulty", f"the memory of the node is faulty: {line.text}", _WITHOUT)
+    return Attribution(cause, CERTAIN, (line,))
 
 
 def _recent_kill(node: NodeEvidence, rank: RankEnd) -> EvidenceLine | None:
     """Return the line of the kernel's OOM killer that was written shortly before a process ended."""
+    return _recent_line(node, rank, _OOM_LINE)
+
+
+def _recent_line(node: NodeEvidence, rank: RankEnd, pattern: re.Pattern[str]) -> EvidenceLine | None:
     ended = (rank.ended or node.status.now) - node.status.skew_s
     recent = [line for line in node.kernel if 0 <= ended - line.time + 1 <= _OOM_BEFORE_S]
-    line = next((line for line in recent if _OOM_LINE.search(line.text)), None)
+    line = next((line for line in recent if pattern.search(line.text)), None)
     return EvidenceLine(node.host, "kernel log", 0, line.time, line.text) if line else None
 
 
@@ -450,7 +464,9 @@ def _lines(node: NodeEvidence, reading: Reading, text: str = "") -> tuple[Eviden
         return ()
     shown = text or (reading.member.first_line if reading.member else "")
     shown = shown or next(iter(last_lines(reading.text, 1)), "")
-    return (EvidenceLine(node.host, reading.path, reading.line, reading.time, shown[:300]),)
+    if not shown.strip():
+        return ()
+    return (EvidenceLine(node.host, reading.path, reading.line, reading.time, " ".join(shown.split())[:300]),)
 
 
 def _records(node: NodeEvidence, cause: Cause) -> tuple[EvidenceLine, ...]:
@@ -502,9 +518,11 @@ def _script_attribution(node: NodeEvidence, code: int | None, reading: Reading) 
         words = f"the script raised {describe_exception(reading)}"
         is_symptom = reading.speaker in (Speaker.DISTRIBUTED, Speaker.COMMUNICATION, Speaker.WORKER)
         is_symptom |= reading.is_wrapper and reading.speaker is not Speaker.SUBPROCESS
+        fix = "see the traceback"
         if reading.is_wrapper and reading.last_words:
             words += f"; {_PRINTED_BEFORE}: {reading.last_words}"
-        cause = Cause(Kind.SCRIPT, "exception", words, "see the traceback", is_symptom)
+            fix = "see what it printed before the traceback: fab logs"
+        cause = Cause(Kind.SCRIPT, "exception", words, fix, is_symptom)
         return Attribution(cause, certainty, lines, reading.speaker, by_traceback=True)
     if signal is not None and signal < 0:
         how = describe_exit_code(signal) if signal == code else f"exit code {code}: {describe_exit_code(signal)}"
@@ -520,8 +538,15 @@ def _script_attribution(node: NodeEvidence, code: int | None, reading: Reading) 
         how = f"it ended with exit code {code}, as a program does that {describe_exit_code(128 - code)} ends"
         cause = Cause(Kind.KILLED, "ended", f"{how}; who sent it is not known", signal_sender.ASK)
         return Attribution(cause, POSSIBLE, lines)
-    words = f"the script ended itself with exit code {code}"
-    words += f"; it printed: {reading.last_words}" if reading.last_words else ""
+    return _exit_code_attribution(node, code, reading)
+
+
+def _exit_code_attribution(node: NodeEvidence, code: int, reading: Reading) -> Attribution:
+    words, lines = f"the script ended itself with exit code {code}", _lines(node, reading)
+    if not reading.last_words:
+        fix = "nothing in its log says why: see its last lines, and what the script does before it exits so"
+        return Attribution(Cause(Kind.SCRIPT, "exit-code", words, fix), POSSIBLE, lines)
+    words += f"; it printed: {reading.last_words}"
     lines = _lines(node, reading, reading.last_words)
     return Attribution(Cause(Kind.SCRIPT, "exit-code", words, "see its last lines"), PROBABLE, lines)
 

@@ -150,7 +150,7 @@ def diagnose(evidence: Evidence) -> Diagnosis:
         base,
         cause=cause,
         first=first,
-        certainty=certainty_of(first, competing),
+        certainty=certainty_of(first, competing, failures),
         evidence=first.evidence,
         rivals=competing,
         others=_other_ranks(failures, evidence),
@@ -318,7 +318,8 @@ def _consequences(failures: Sequence[Failure], first: Failure | None, cause: Cau
     groups: dict[str, list[Failure]] = {}
     for failure in failures:
         if failure is not first:
-            groups.setdefault(_describe(failure, cause), []).append(failure)
+            is_same = first is not None and failure.cause.words == first.cause.words and failure.weight < CONSEQUENCE
+            groups.setdefault("the same" if is_same else _describe(failure, cause), []).append(failure)
     return tuple(f"{_ranks_and_hosts(group)}: {words}" for words, group in groups.items())
 
 
@@ -328,12 +329,12 @@ def _describe(failure: Failure, cause: Cause) -> str:
     words = failure.cause.words
     if failure.cause.name in ("by-launcher", "by-supervisor"):
         return words
-    if failure.weight == CONSEQUENCE or failure.cause.name == "asked":
+    if failure.cause is not cause and (failure.weight == CONSEQUENCE or failure.cause.name == "asked"):
         how = describe_exit_code(failure.code or 0)
         return f"ended {'with' if (failure.code or 0) >= 0 else 'by'} {how} after it"
     if failure.cause.is_symptom and failure.cause.name != "exception":  # addresses and numbers differ
         words = words.partition(":")[0]
-    elif failure.code == 0:
+    elif failure.code == 0 and failure.cause.name != "left-early":
         words += ", and ended with exit code 0"
     return words + ("; its process still runs" if failure.is_running else "")
 

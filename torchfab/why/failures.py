@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from torchfab.core.status import ACTIVE, CUT_OFF, ProcessStatus, RankStatus
+from torchfab.core.status import ACTIVE, CUT_OFF, ProcessStatus, RankStatus, describe_exit_code
 from torchfab.remote.job.start_barrier import NEVER_RELEASED
 from torchfab.why import signatures
 from torchfab.why.attribution import (
@@ -208,8 +208,14 @@ def _rank_failure(node: NodeEvidence, process: ProcessStatus, rank: RankEnd, evi
         path=reading.path,
         lived_s=ended + node.status.skew_s - (rank.started or ended + node.status.skew_s),
         certainty=found.certainty,
-        evidence=found.lines,
+        evidence=found.lines or _exit_record(node, f"rank {rank.rank}", rank.code, ended),
     )
+
+
+def _exit_record(node: NodeEvidence, who: str, code: int | None, ended: float) -> tuple[EvidenceLine, ...]:
+    """Return what a cause rests on that no log and no kernel names: the recorded end."""
+    how = "still runs, or its exit code was not recorded" if code is None else f"ended with {describe_exit_code(code)}"
+    return (EvidenceLine(node.host, "exit record", 0, ended, f"{who} {how}"),)
 
 
 def _has_failed_before(process: ProcessStatus, rank: RankEnd) -> bool:
@@ -265,7 +271,7 @@ def _hidden_failure(node: NodeEvidence, process: ProcessStatus, rank: RankEnd, e
         path=reading.path,
         lived_s=(ended or node.status.now) - (rank.started or ended or node.status.now),
         certainty=found.certainty,
-        evidence=found.lines,
+        evidence=found.lines or _exit_record(node, f"rank {rank.rank}", code, end),
         is_running=not ended,
     )
 
@@ -300,7 +306,8 @@ def _launcher_failure(node: NodeEvidence, process: ProcessStatus, evidence: Evid
         weight = SYMPTOM  # it fails when its ranks do
     return Failure(
         *(ended - skew, node.host, node.status.node.rank, None, code, cause, weight, reading.traceback),
-        *(last_lines(reading.text), reading.path, lived_s, process.name, found.certainty, found.lines),
+        *(last_lines(reading.text), reading.path, lived_s, process.name, found.certainty),
+        found.lines or _exit_record(node, process.name, code, ended - skew),
     )
 
 

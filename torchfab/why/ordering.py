@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from torchfab.core.format import duration
-from torchfab.why.attribution import POSSIBLE, PROBABLE
+from torchfab.why.attribution import POSSIBLE, PROBABLE, last_lines, logs_of
 from torchfab.why.causes import Cause, Kind
 from torchfab.why.evidence import Evidence
 from torchfab.why.failures import CONSEQUENCE, LOST, ROOT, SHOT, SYMPTOM, VAGUE, Failure
@@ -93,7 +93,7 @@ def _identity(failure: Failure) -> tuple[str, str]:
     return failure.cause.name, fingerprint
 
 
-def certainty_of(first: Failure, others: Sequence[Failure]) -> str:
+def certainty_of(first: Failure, others: Sequence[Failure], failures: Sequence[Failure] = ()) -> str:
     """Return how sure it is that a failure is the cause of the job's end.
 
     Parameters
@@ -102,13 +102,18 @@ def certainty_of(first: Failure, others: Sequence[Failure]) -> str:
         The first failure.
     others : sequence of Failure
         Its rivals.
+    failures : sequence of Failure
+        All failures; those that only report a lost rank show that it was this one. Default none.
 
     Returns
     -------
     str
         `certain`, `probable` or `possible`.
     """
-    if first.certainty == POSSIBLE or first.weight == VAGUE or first.cause.name == "launcher":
+    is_lost_by_others = any(each.weight == SYMPTOM and each.rank is not None for each in failures)
+    if first.certainty == POSSIBLE or (first.weight == VAGUE and not is_lost_by_others):
+        return POSSIBLE
+    if first.cause.name == "launcher":
         return POSSIBLE
     if others or first.weight != ROOT or first.is_running or first.code == 0:
         return PROBABLE
@@ -152,6 +157,7 @@ def left_early(failures: Sequence[Failure], evidence: Evidence, slack_s: float =
     lost_words = lost.cause.words.partition(":")[0]
     words = f"rank {rank.rank} had ended with exit code 0{before} rank {lost.rank} failed: {lost_words}"
     record = EvidenceLine(node.host, "exit record", 0, ended, f"rank {rank.rank} ended with exit code 0")
+    log = next(iter(logs_of(node, rank.rank)), None)
     return Failure(
         time=ended,
         host=node.host,
@@ -160,7 +166,8 @@ def left_early(failures: Sequence[Failure], evidence: Evidence, slack_s: float =
         code=0,
         cause=Cause(Kind.SCRIPT, "left-early", words, _LEFT_EARLY_FIX),
         weight=ROOT,
-        lines=(),
+        lines=last_lines(log.text) if log else (),
+        path=log.path if log else "",
         lived_s=ended + node.status.skew_s - (rank.started or ended + node.status.skew_s),
         certainty=PROBABLE,
         evidence=(record, *lost.evidence),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from torchfab.core.log_lines import strip_controls
@@ -20,6 +21,7 @@ _WRAPPERS = re.compile(
     r"|DatasetGenerationError|TrainingFailedError|TuneError|RayActorError|ActorDiedError|WorkerCrashedError"
     r"|BackendCompilerFailed|RetryError|EngineDeadError|RemoteTraceback|_RemoteTraceback|ChildProcessError"
     r"|SubprocessError|SystemExit|InternalTorchDynamoError|ExceptionGroup|BaseExceptionGroup|TaskError|JobFailed\w*"
+    r"|Empty|BrokenBarrierError|CancelledError"  # another thread, or task, had ended before
     r"|UserCodeException|SignalException|SIGTERMException|StartupError|WorkerError|RemoteError|CheckpointException)\b"
 )
 _PROCESS = r"(?:thread|process(?:es)?|proc\S*|workers?|actors?|child(?:ren)?|engines?)\b"
@@ -376,14 +378,20 @@ def _saying_why(lines: Sequence[str]) -> str:
     return f"{lines[first][:200]} ... {lines[last][:200]}"
 
 
+def _news_backwards(log: Log) -> Iterator[str]:
+    """Yield the lines outside tracebacks that may report something, the last one first."""
+    inside = _inside_tracebacks(log)
+    for number, raw in reversed([*enumerate(log.text.splitlines())]):
+        line = shortened(strip_controls(raw)) if number not in inside else ""
+        if line.strip() and not _NO_NEWS.search(line):
+            yield line
+
+
 def _read_lines(logs: Sequence[Log]) -> tuple[Match | None, str]:
     """Return the signature and the last exception in the last lines outside tracebacks."""
     lines: list[str] = []
     for log in reversed(logs):
-        inside = _inside_tracebacks(log)
-        numbered = enumerate(log.text.splitlines())
-        own = [shortened(strip_controls(line)) for number, line in numbered if number not in inside]
-        lines += [line for line in own if line.strip() and not _NO_NEWS.search(line)]
+        lines += [*itertools.islice(_news_backwards(log), _MAX_TAIL_LINES)][::-1]
     last = lines[-_MAX_TAIL_LINES:]
     raised = [match["raised"].strip() for line in last if (match := _UNCAUGHT.search(line))]
     return signatures.find("\n".join(last)), raised[-1][:300] if raised else ""

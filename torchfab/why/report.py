@@ -84,7 +84,8 @@ def _log_excerpt(diagnosis: Diagnosis) -> list[str]:
         return ["", f"its traceback ({diagnosis.first.path}):", *(f"  {line}" for line in lines)]
     if diagnosis.first.lines:
         return ["", f"its last lines ({diagnosis.first.path}):", *(f"  {line}" for line in diagnosis.first.lines)]
-    return ["", "it left no log"]
+    path = diagnosis.first.path
+    return ["", f"its log is empty ({path})" if path else "it left no log"]
 
 
 def _shortened(traceback: Traceback) -> list[str]:

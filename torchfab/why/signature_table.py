@@ -40,6 +40,7 @@ MEMORY = (
             *("HIP error: out of memory", "OUT_OF_DEVICE_MEMORY", "NPU function error: .*out of memory"),
             r"Free memory on device .* is less than desired GPU memory",
             "No available memory for the cache blocks|No executable batch size found",
+            r"(?<!Allocator: )\b[Nn]ot enough (?:GPU |device )?memory\b|[Ii]nsufficient (?:GPU|device) memory",
             "RESOURCE_EXHAUSTED|Out of memory (?:while trying to allocate|error on GPU)",
         ),
         example="torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity",
@@ -210,6 +211,19 @@ DEVICES = (
         patterns=("NVIDIA driver on your system is too old", "CUDA driver version is insufficient"),
         confirm=Fact.OTHERS_RAN,
         example="RuntimeError: The NVIDIA driver on your system is too old (found version 10010).",
+    ),
+    Signature(
+        *(Kind.NODE, "driver-mismatch"),
+        words="the NVIDIA driver of the node and the libraries there do not fit together: {line}",
+        fix="a driver was updated without a reboot, or a container brings libraries of another one: nvidia-smi there; "
+        "fab doctor",
+        patterns=(
+            "unsupported display driver / cuda driver combination|Driver/library version mismatch",
+            r"\bError 80[34]\b|forward compatibility was attempted on non supported HW",
+        ),
+        confirm=Fact.OTHERS_RAN,
+        example="RuntimeError: Error 803: system has unsupported display driver / cuda driver combination",
+        source="CUDA, NVML",
     ),
     Signature(
         *(Kind.NODE, "gpu-busy"),
@@ -721,6 +735,15 @@ OTHERS = (
         source="Slurm",
     ),
     Signature(
+        *(Kind.KILLED, "cancelled"),
+        words="Slurm cancelled its step: {line}",
+        fix="see who did it, or which task failed before: sacct -j, and the logs of the other ranks",
+        patterns=(r"\*\*\* (?:STEP|JOB) \S+ ON \S+ CANCELLED AT \S+ \*\*\*",),
+        is_symptom=True,
+        example="slurmstepd: error: *** STEP 88.0 ON n1 CANCELLED AT 2024-05-01T10:00:00 ***",
+        source="Slurm",
+    ),
+    Signature(
         *(Kind.SCRIPT, "import-error"),
         words="an import failed: {line}",
         fix=_INSTALL,
@@ -760,6 +783,31 @@ ASSERT = (
         ),
         example="RuntimeError: CUDA error: device-side assert triggered",
         source="CUDA",
+    ),
+    Signature(
+        *(Kind.SCRIPT, "device-assert"),
+        words="a kernel of the script failed on an AMD GPU, or hung: {line}",
+        fix="launch again with --env AMD_SERIALIZE_KERNEL=3 to see which one; if it stays with one node: fab doctor",
+        patterns=(
+            r"HW Exception by GPU node-\d+ .*",
+            r"Memory access fault by GPU node-\d+ .*",
+            r"HIP failure: '(?!out of memory).*",
+        ),
+        example="HW Exception by GPU node-9 (Agent handle: 0x631351bb5a20) reason :GPU Hang",
+        source="ROCm runtime, RCCL",
+    ),
+    Signature(
+        *(Kind.SCRIPT, "collective-mismatch"),
+        words="the ranks called different collectives, or with tensors of different sizes: {line}",
+        fix="the same collectives in the same order, with equal sizes, on every rank: "
+        "--env TORCH_DISTRIBUTED_DEBUG=DETAIL names them",
+        patterns=(
+            r"op\.preamble\.length <= op\.nbytes.*",
+            "Detected mismatch between collectives on ranks.*",
+            r"Mismatch between collective operation types.*|[Mm]ismatched collective.*",
+        ),
+        example="[enforce fail at gloo/transport/tcp/pair.cc:446] op.preamble.length <= op.nbytes. 256000 vs 128000",
+        source="gloo, ProcessGroupWrapper",
     ),
 )
 # A failed CUDA kernel also breaks connections in the same log; a failed import in it may have been caught.

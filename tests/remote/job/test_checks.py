@@ -225,3 +225,37 @@ def test_a_program_must_be_on_the_node(make: Make, tmp_path: Path) -> None:
 def test_another_program_is_no_interpreter(make: Make, python: str) -> None:
     (found,) = problems(make(python=python))
     assert "is not a Python" in found or "does not run" in found
+
+
+@pytest.mark.parametrize(
+    ("text", "is_problem"),
+    [
+        ("compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\n", False),
+        ("distributed_type: MULTI_CPU\n", False),
+        ("distributed_type: MULTI_GPU\n", True),
+        ('"distributed_type": "FSDP",\n', True),
+        ("distributed_type\n", False),
+        ("", False),
+    ],
+)
+def test_a_configuration_of_accelerate_that_starts_ranks_is_a_problem(
+    tmp_path: Path, text: str, is_problem: bool
+) -> None:
+    environ = {"HF_HOME": str(tmp_path)}
+    assert checks.check_accelerate_config(environ) == []
+    (tmp_path / "accelerate").mkdir()
+    (tmp_path / "accelerate" / "default_config.yaml").write_text(text)
+    found = checks.check_accelerate_config(environ)
+    assert bool(found) is is_problem
+    assert all("fab import" in each["fix"] for each in found)
+
+
+PARSER = "import argparse, sys; p = argparse.ArgumentParser(); p.add_argument('--a'); p.parse_args(sys.argv[1:])"
+
+
+def test_wrong_arguments_of_a_launcher_are_a_problem(make: Make) -> None:
+    assert problems(make(parser=["-c", PARSER, "--a", "1"])) == []
+    assert problems(make(parser=["-c", PARSER, "--foo", "1"])) == [
+        "the launcher's arguments are wrong: unrecognized arguments: --foo 1 | correct them"
+    ]
+    assert problems(make(parser=["-c", "raise SystemExit(1)"])) == []

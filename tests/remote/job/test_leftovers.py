@@ -14,6 +14,7 @@ import pytest
 
 from tests.remote.place import Place, python, wait_for
 from torchfab.remote import files
+from torchfab.remote.host import shared_memory
 from torchfab.remote.job import leftovers
 
 NOT_ALIVE = 2**22 + 1  # above the largest pid that Linux gives
@@ -22,10 +23,10 @@ NOT_ALIVE = 2**22 + 1  # above the largest pid that Linux gives
 @pytest.fixture
 def shm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder of shared memory of our own."""
-    if leftovers._shares_memory_unseen():
+    if shared_memory._is_shared_unseen():
         pytest.skip("this container shares the memory of its host")
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        monkeypatch.setattr(leftovers, "SHARED_MEMORY", folder)
+        monkeypatch.setattr(shared_memory, "FOLDER", folder)
         yield Path(folder)
 
 

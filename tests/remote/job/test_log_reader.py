@@ -267,6 +267,24 @@ def test_a_followed_stream_ends_with_the_job_and_is_complete(job: Job) -> None:
     assert streamed(job.stream(follow=True)) == lines
 
 
+def test_a_followed_stream_reports_a_failure_while_other_ranks_run(tmp_path: Path) -> None:
+    job = Job(tmp_path, 0, 1)
+    running, failed = job.root / "rank-0" / files.EXIT, job.root / "rank-1" / files.EXIT
+    end = running.read_text()
+    running.unlink()
+    failed.write_text(json.dumps({**json.loads(end), "code": 7}))
+    frames: list[dict[str, Any]] = []
+
+    def add(frame: Any) -> None:
+        frames.append(copy(frame))
+        if "failed" in frame:
+            running.write_text(end)
+
+    log_reader.stream(str(job.root), "a-job", 0, {**ALL, "follow": True}, add, lambda: len(frames) > 9)
+    assert [sorted(frame) for frame in frames] == [["past"], ["failed"], ["end"]]
+    assert [each["state"] for each in frames[1]["failed"]["processes"]] == ["starting", "failed"]
+
+
 def test_a_stream_from_offsets_sends_the_rest_in_complete_lines(job: Job) -> None:
     lines = [f"{number:05} " + "x" * 200 for number in range(5000)]
     job.write("\n".join(lines))

@@ -246,3 +246,64 @@ def test_ranks_that_ended_before_they_were_found_are_added(tmp_path: Path) -> No
         *((4, 0, 1, 701), (5, 1, 3, 702)),
     ]
     assert files.read_json(str(tmp_path / files.RANKS)) == tracker.ranks
+
+
+# Ends at once, and is reaped only on command.
+SHORT = """
+import os, subprocess, sys
+child = subprocess.Popen(["sh", "-c", "exit 5"])
+os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+print(child.pid, flush=True)
+sys.stdin.readline()
+print(child.wait(), flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("is_reaped", [False, True])
+def test_a_rank_that_ended_at_once_is_known_from_its_note(tmp_path: Path, is_reaped: bool) -> None:
+    (tmp_path / "logs").mkdir()
+    with subprocess.Popen(python(SHORT), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as agent:
+        assert agent.stdout
+        assert agent.stdin
+        pid = int(agent.stdout.readline())
+        if is_reaped:
+            agent.stdin.write("\n")
+            agent.stdin.flush()
+            agent.stdout.readline()
+        tracker = RankTracker(str(tmp_path), agent.pid)
+        (tmp_path / "logs" / "ranks").write_text(f"3 1 4 2 {pid}\n")
+        assert tracker.find_new()
+        for handle in list(tracker.pidfds):
+            tracker.on_pidfd(handle)
+        tracker.sweep()
+        assert not tracker.find_new()
+        agent.kill()
+    (rank,) = tracker.ranks
+    names = ("rank", "local_rank", "world_size", "attempt", "pid", "code")
+    assert [rank[name] for name in names] == [3, 1, 4, 2, pid, None if is_reaped else 5]
+    assert rank["ended"]
+    assert files.read_json(str(tmp_path / files.RANKS)) == tracker.ranks
+
+
+def test_a_rank_that_was_found_before_its_note_is_not_added_again(agent: Agent, tmp_path: Path) -> None:
+    agent.tracker.find_new()
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "ranks").write_text(
+        "".join(f"{rank} {rank - 4} 8 2 {pid}\n" for rank, pid in agent.pids.items())
+    )
+    assert not agent.tracker.find_new()
+    assert len(agent.tracker.ranks) == 3
+
+
+def test_unfinished_and_strange_notes_are_skipped(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    tracker = RankTracker(str(tmp_path), 0)
+    notes = tmp_path / "logs" / "ranks"
+    notes.write_bytes("what is this\n1 2\n² 0 1 0 7\n- - - 0 -\n\xff\n9 0 10 0 99999".encode("latin-1"))
+    assert not tracker.find_new()
+    with notes.open("a") as file:
+        file.write("9\n")
+    tracker.complete(str(tmp_path / files.OUTPUT), 9.0)
+    assert [(rank["rank"], rank["pid"], rank["code"]) for rank in tracker.ranks] == [(9, 999999, None)]
+    assert tracker.ranks[0]["ended"]

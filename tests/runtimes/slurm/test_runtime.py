@@ -18,6 +18,7 @@ from torchfab.commands.stop import stop
 from torchfab.commands.why import show_why
 from torchfab.core.errors import HostError, TorchfabError
 from torchfab.core.events import BacklogRead, ContactLost, Lines, StatusChanged, Tick
+from torchfab.monitoring.watcher import Printer
 from torchfab.records import Records
 from torchfab.runtimes.slurm import runtime
 from torchfab.runtimes.slurm.state import job_status
@@ -126,7 +127,7 @@ def test_logs_fail_if_the_login_node_is_unreachable(
     played: Played, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     played.answers = [HostError("refused")] * 3
-    assert show_logs(record(tmp_path), {**REQUEST, "follow": False}, folding=True, stall_s=0.0) == 1
+    assert show_logs(record(tmp_path), {**REQUEST, "follow": False}, printer=Printer(), stall_s=0.0) == 1
     assert "login:2222: refused" in capsys.readouterr().err
 
 

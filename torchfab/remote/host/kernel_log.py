@@ -14,11 +14,20 @@ if TYPE_CHECKING:
     from typing import Any
 
 _MOST_LINES = 60
+# A disk, a local file system, or the server of a network file system fails.
+STORAGE = (
+    r"I/O error|EXT4-fs error|XFS .*(?:error|shut(?:ting )?down|corruption)|BTRFS.*(?:error|forced readonly)"
+    r"|Remounting filesystem read-only|Aborting journal|critical (?:medium|target) error|Disk failure on \S+, disabling"
+    r"|nvme\S* .*(?:controller is down|resetting controller|timeout, (?:aborting|reset)|Removing after probe failure)"
+    r"|Lustre(?:Error)?: .*(?:evicted|Connection to .* was lost)|mmfs.*(?:unmount|error)|beegfs.*(?:error|lost)"
+    r"|libceph: .*(?:lost|blocklist|hung)|nfs: server .* not responding"
+)
+# The memory of the machine itself fails.
+FAULTY_MEMORY = r"Uncorrected hardware memory error|hardware memory corruption|Memory failure: 0x\w+: .*(?:kill|SIGBUS)"
 _WANTED = re.compile(
     r"Out of memory|oom-kill:|invoked oom-killer|Killed process \d+|oom_reaper|NVRM: Xid|SXid \(|segfault at|traps: |"
     r"NVRM: .*(?:fallen off the bus|RmInitAdapter failed|RESET_REQUIRED|needs? to be reset)|"
-    r"general protection|I/O error|EXT4-fs error|XFS .*(?:error|shutdown)|Remounting filesystem read-only|"
-    r"nfs: server .* not responding|Link is Down|Machine check|Hardware Error",
+    rf"general protection|Link is Down|Machine check|Hardware Error|{STORAGE}|{FAULTY_MEMORY}",
     re.IGNORECASE,
 )
 # Distinguishes lines when there are too many: a flood of one Xid must not hide another Xid, or a kill.

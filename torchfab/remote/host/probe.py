@@ -21,6 +21,7 @@ from torchfab.remote.host import (
     interfaces,
     python_env,
     running_jobs,
+    shared_memory,
 )
 
 TYPE_CHECKING = False
@@ -58,6 +59,7 @@ def collect(request: dict[str, Any]) -> dict[str, Any]:
         "interfaces": interfaces.list_interfaces,
         "environment": lambda: {name: os.environ[name] for name in request["variables"] if name in os.environ},
         "jobs": running_jobs.list_jobs,
+        "unused_memory": shared_memory.unused,
         "code": lambda: code_digest.digest_workdir(workdir, request["names"]),
         "port": lambda: connectivity.listen(request["port"]),
     }

@@ -90,6 +90,7 @@ def run(request: dict[str, Any], environ: Mapping[str, str]) -> tuple[dict[str, 
         *(*tmux_problems, *python_problems, *program_problems),
         *check_workdir(request["workdir"], request["script"]),
         *check_program(request, environ),
+        *([] if python_problems else check_launcher_arguments(request, environ)),
         *check_master(request),
         *check_peers(request["peers"]),
     ]
@@ -296,6 +297,68 @@ def check_program(request: dict[str, Any], environ: Mapping[str, str]) -> list[d
     if os.path.isfile(path):
         fix = f"{path} is a file: run it as -- ./{program}, or -- python {program}"
     return [problem(what, fix)]
+
+
+def check_launcher_arguments(request: dict[str, Any], environ: Mapping[str, str]) -> list[dict[str, str]]:
+    """Check the arguments that the user passes on to a launcher with the launcher's own parser.
+
+    Parameters
+    ----------
+    request : dict
+        `parser`, the arguments of the interpreter that parse them (empty or missing: there are none); `python`.
+    environ : mapping of str to str
+        The environment to run it in.
+
+    Returns
+    -------
+    list of dict
+        The problems: at most one.
+    """
+    if not request.get("parser"):
+        return []
+    try:
+        done = subprocess.run(
+            [request["python"], *request["parser"]],
+            check=False,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=request.get("python_timeout_s", PYTHON_TIMEOUT_S),
+            env=dict(environ),
+        )
+    except (OSError, subprocess.TimeoutExpired):  # a slow disk; the launcher will say so itself
+        return []
+    if done.returncode != 2:  # argparse's code for wrong arguments
+        return []
+    last = (done.stderr.strip().splitlines() or ["it does not accept them"])[-1]
+    return [problem(f"the launcher's arguments are wrong: {last.partition('error: ')[2] or last}", "correct them")]
+
+
+def check_accelerate_config(environ: Mapping[str, str]) -> list[dict[str, str]]:
+    """Check that this user's configuration of accelerate does not make every rank start ranks of its own.
+
+    Parameters
+    ----------
+    environ : mapping of str to str
+        The environment, which may say where it lies.
+
+    Returns
+    -------
+    list of dict
+        The problems: at most one.
+    """
+    cache = environ.get("HF_HOME") or os.path.join(environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    path = os.path.join(os.path.expanduser(cache), "accelerate", "default_config.yaml")
+    try:
+        with open(path, errors="replace") as file:
+            kinds = [line.split(":", 1)[1].strip(" \t\r\n'\",") for line in file if "distributed_type" in line[:30]]
+    except (OSError, IndexError):
+        return []
+    if not kinds or kinds[0].upper() in ("NO", "MULTI_CPU", ""):
+        return []
+    what = f"{path} says distributed_type: {kinds[0]}, with which accelerate would start a job of its own in every rank"
+    return [problem(what, "run the script itself: fab import prints that line for such a file; or move the file away")]
 
 
 def _folder(path: str) -> dict[str, str]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # Bytes.
 _MAX_LOG_BYTES, _MIN_LOG_BYTES = 64 * 1024, 8 * 1024
+_ALL_MARKED_BYTES, _MIN_MARKED_BYTES = 32 * 1024 * 1024, 1024 * 1024
 _AFTER_END_S = 60.0  # the kernel may report late; what is later concerns other processes
 _MAX_REPORT_BYTES = 256 * 1024
 _MAX_REPORTS = 64
@@ -80,11 +81,12 @@ def _logs(folder: str, names: list[str], max_bytes: int, deadline: float) -> lis
     ]
     ordered = sorted((each for each in enumerate(found) if each[1][0]), key=lambda each: each[1][0])
     share = max(_MIN_LOG_BYTES, min(_MAX_LOG_BYTES, max_bytes // max(1, len(ordered))))
+    marked = max(_MIN_MARKED_BYTES, min(log_search.MARKED_BYTES, _ALL_MARKED_BYTES // max(1, len(ordered))))
     times = {name: log_files.WriteTimes(os.path.join(folder, name)) for name in names}
     entries = {}
     for left, (at, (_, name, log, label)) in zip(range(len(ordered), 0, -1), ordered):
         now = time.monotonic()
-        budget = log_search.Budget(share, now + max(0.0, deadline - now) / left)
+        budget = log_search.Budget(share, now + max(0.0, deadline - now) / left, marked)
         entries[at] = _log_entry(log, label, times[name], budget)
     return [entries[at] for at in sorted(entries)]
 

@@ -256,7 +256,8 @@ def stream(
 ) -> None:
     """Send the logs in frames.
 
-    `{"lines": [...]}` and `{"offsets": {...}}`; `{"past": True}` after the backlog; `{"end": status}` at the end.
+    `{"lines": [...]}` and `{"offsets": {...}}`; `{"past": True}` after the backlog; with `follow`, `{"failed": status}`
+    when a process has failed while others run; `{"end": status}` at the end.
 
     Parameters
     ----------
@@ -276,7 +277,7 @@ def stream(
     reader = Reader(folder, request)
     _send_lines(reader, reader.read_backlog() if not request.get("offsets") else [], send)
     send({"past": True})
-    sizes = reader.sizes()
+    sizes, failed = reader.sizes(), 0
     while not is_disconnected():
         ended = status.has_ended(folder)
         # Once the job has ended, read the files once more: everything written before is complete by then.
@@ -287,8 +288,15 @@ def stream(
         if (idle and (ended or not request["follow"])) or (not request["follow"] and reader.has_read(sizes)):
             break
         if idle:
+            failed_before, failed = failed, _count_failed(folder)
+            if failed > failed_before:  # the other ranks here may wait for it for ever
+                send({"failed": status.status(folder, job_id, node_rank)})
             time.sleep(_POLL_S)
     send({"end": status.status(folder, job_id, node_rank)})
+
+
+def _count_failed(folder: str) -> int:
+    return sum(state in ("failed", "lost") for state in status.process_states(folder).values())
 
 
 def split_into_frames(lines: list[Line]) -> Iterator[list[Line]]:

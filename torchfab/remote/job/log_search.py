@@ -27,7 +27,7 @@ MARKS = (
     *(b"HW Exception by GPU", b"Memory access fault"),
 )
 _CHUNK, _OVERLAP = 1024 * 1024, 256
-_MARKED_BYTES = 16 * 1024 * 1024
+MARKED_BYTES = 16 * 1024 * 1024
 _COUNTED_BYTES = 64 * 1024 * 1024
 _FIRST_HEADS, _LAST_HEADS, _LAST_MARKS = 4, 12, 2
 # Bytes before and after the place that was found.
@@ -45,10 +45,13 @@ class Budget:
         Bytes to return.
     deadline : float
         When to stop searching, as `time.monotonic` counts.
+    marked_bytes : int
+        How much of the end of a file to search for messages other than tracebacks. They have thirty beginnings, so
+        this takes fifteen times as long per byte as the search for tracebacks. Default 16 MiB.
     """
 
-    def __init__(self, max_bytes: int, deadline: float) -> None:
-        self.max_bytes, self.deadline = max_bytes, deadline
+    def __init__(self, max_bytes: int, deadline: float, marked_bytes: int = MARKED_BYTES) -> None:
+        self.max_bytes, self.deadline, self.marked_bytes = max_bytes, deadline, marked_bytes
 
     @property
     def is_used_up(self) -> bool:
@@ -166,7 +169,7 @@ def _find_marks(file: Any, size: int, budget: Budget) -> list[int]:
             own = found.setdefault(literal, [])
             offsets = _last_offsets(chunk, len(chunk), (literal,), _LAST_MARKS - len(own))
             own += [start + offset for offset in offsets]
-        if size - start >= _MARKED_BYTES or budget.is_used_up:
+        if size - start >= budget.marked_bytes or budget.is_used_up:
             break
     return sorted({offset for own in found.values() for offset in own}, reverse=True)
 

@@ -8,6 +8,7 @@ import socket
 
 from torchfab.remote import files
 from torchfab.remote.host import machine_facts
+from torchfab.remote.host.login_environment import is_of_launchers
 from torchfab.remote.host.quick_probe import QuickProbe
 from torchfab.remote.job import checks
 
@@ -70,7 +71,8 @@ class Preparation:
 
     def _quick_results(self, quick_probe: QuickProbe) -> dict[str, Any]:
         try:
-            return quick_probe.results(self.request["node_dir"], self.request["workdir"], self.request["script"])
+            found = quick_probe.results(self.request["node_dir"], self.request["workdir"], self.request["script"])
+            return {**found, "launcher_variables": sorted(filter(is_of_launchers, self.environ))}
         except OSError:  # if it matters, a check reports the problem
             return {}
 

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 _REAPED_WITHIN_S = 60.0
 
 
+# Lines of "RANK LOCAL_RANK WORLD_SIZE ATTEMPT PID", by ranks about themselves.
+NOTES = os.path.join("logs", "ranks")
+_NOTED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT")
+_MAX_NOTES_BYTES = 1024 * 1024
+
+
 class RankTracker:
     """Keep the `ranks.json` of one process up to date.
 
@@ -37,6 +43,8 @@ class RankTracker:
         self.ranks: list[dict[str, Any]] = []
         self.pidfds: dict[int, int] = {}  # pidfd -> index into ranks
         self.is_saved = True
+        self.notes = os.path.join(folder, NOTES)
+        self.notes_read = 0  # bytes
 
     def find_new(self) -> bool:
         """Find ranks that have started since the last call.
@@ -46,6 +54,7 @@ class RankTracker:
         bool
             Whether there are any.
         """
+        is_noted = self._add_noted()
         known = self._known()
         found = procfs.find_below(self.root, self.is_rank)
         # The first read of a process that has just forked may still return its parent's environment, so it is read
@@ -54,9 +63,9 @@ class RankTracker:
         new = {pid: env for pid, env in reread.items() if "RANK" in env}
         for pid, env in new.items():
             self._add(pid, env)
-        if new:
+        if new or is_noted:
             self._save()
-        return bool(new)
+        return bool(new) or is_noted
 
     def is_rank(self, pid: int) -> bool:
         """Return whether a process is a rank, or below one.
@@ -73,6 +82,34 @@ class RankTracker:
             children are not taken for ranks.
         """
         return (pid, procfs.start_time(pid)) in self._known() or "RANK" in procfs.environment(pid)
+
+    def _add_noted(self) -> bool:
+        """Add the ranks that have noted their processes since the last call; return whether there are any.
+
+        A rank may live for a few milliseconds. It is then a zombie, without an environment, until its launcher reaps
+        it, or gone already.
+        """
+        known = {(each["pid"], each["local_rank"], each["attempt"]) for each in self.ranks}
+        found = False
+        for words in self._new_notes():
+            rank, local_rank, _, attempt, pid = map(_number, words)
+            if rank is None or pid is None or (pid, local_rank, attempt or 0) in known:
+                continue
+            self._add(pid, dict(zip(_NOTED, words)))
+            found = True
+        return found
+
+    def _new_notes(self) -> list[list[str]]:
+        try:
+            with open(self.notes, "rb") as file:
+                file.seek(self.notes_read)
+                raw = file.read(_MAX_NOTES_BYTES)
+        except OSError:  # other launchers have no notes
+            return []
+        whole = raw[: raw.rfind(b"\n") + 1]
+        self.notes_read += len(whole)
+        lines = [line.split() for line in whole.decode(errors="replace").splitlines()]
+        return [words for words in lines if len(words) == 5]
 
     def _known(self) -> set[tuple[int, int]]:
         return {(rank["pid"], rank["start_time"]) for rank in self.ranks}
@@ -158,6 +195,8 @@ class RankTracker:
         """
         from torchfab.remote.job import status  # only at the end: a supervisor starts faster without
 
+        is_noted = self._add_noted()
+        self.sweep()
         last = max((rank["attempt"] for rank in self.ranks), default=0)
         known = {(rank["local_rank"], rank["attempt"]) for rank in self.ranks}
         missing = [
@@ -168,7 +207,7 @@ class RankTracker:
         for each in missing:
             times = {"start_time": 0, "started": None, "ended": ended}
             self.ranks.append({**each, "pid": each["pid"] or 0, "world_size": None, "attempt": last, **times})
-        if missing:
+        if missing or is_noted:
             self._save()
 
     def close(self) -> None:

@@ -7,17 +7,13 @@ import sys
 import time
 
 from torchfab.remote import files, tmux
+from torchfab.remote.host.login_environment import is_inherited
 from torchfab.remote.job import bytecode_cache, console, redaction, start_barrier
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
-
-# Variables of the node's own environment that processes do not inherit.
-_NOT_INHERITED = ("TMUX", "TMUX_PANE", "TERM", "SSH_CLIENT", "SSH_CONNECTION", "SSH_TTY", "PWD", "OLDPWD", "SHLVL", "_")
-# torchrun reads PET_<FLAG> for each of its flags: PET_STANDALONE=1 of a login shell would replace our rendezvous.
-_TORCHRUN_FLAGS = "PET_"
 
 # The supervisor starts in 30 ms. Where many start on few cores, frequent polling would delay them.
 _FIRST_PAUSE_S, _MAX_PAUSE_S = 0.01, 0.1
@@ -79,7 +75,7 @@ def process_environment(
     tuple of dict of str to str
         The secret part, and the rest.
     """
-    base = {name: value for name, value in environ.items() if _is_inherited(name)}
+    base = {name: value for name, value in environ.items() if is_inherited(name)}
     secret = {name: value for name, value in base.items() if _matches(name, secret_patterns)}
     public = {name: value for name, value in base.items() if name not in secret}
     secrets = {} if process["secrets"] is None else {**secret, **process["secrets"]}
@@ -105,10 +101,6 @@ def release(folder: str, names: list[str], timeout_s: float) -> dict[str, Any]:
     """
     start_barrier.release(folder, names)
     return _await_all(folder, files.STARTED, names, timeout_s)
-
-
-def _is_inherited(name: str) -> bool:
-    return name not in _NOT_INHERITED and not name.startswith(_TORCHRUN_FLAGS)
 
 
 def _matches(name: str, patterns: list[str]) -> bool:

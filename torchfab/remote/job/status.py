@@ -99,12 +99,29 @@ def has_ended(folder: str) -> bool:
     bool
         True also when the folder no longer exists.
     """
-    states = []
+    states = process_states(folder)
+    return not os.path.isdir(folder) or (bool(states) and not {"starting", "running"} & set(states.values()))
+
+
+def process_states(folder: str) -> dict[str, str]:
+    """Return the state of every process of the job on this node, by what its supervisor has recorded.
+
+    Parameters
+    ----------
+    folder : str
+        The job's folder on this node.
+
+    Returns
+    -------
+    dict of str to str
+        As in `status`, by the name of the process.
+    """
+    states = {}
     stop = files.read_json(os.path.join(folder, files.STOP))
     for name in files.processes(folder):
         started = files.read_json(os.path.join(folder, name, files.STARTED)) or {}
-        states.append(_state(started, files.read_json(os.path.join(folder, name, files.EXIT)), stop)[0])
-    return not os.path.isdir(folder) or (bool(states) and not {"starting", "running"} & set(states))
+        states[name] = _state(started, files.read_json(os.path.join(folder, name, files.EXIT)), stop)[0]
+    return states
 
 
 def _process_status(folder: str, name: str, stop: dict[str, Any] | None, alive: bool | None = None) -> dict[str, Any]:
@@ -207,8 +224,9 @@ def _last_line(logs: list[log_files.LogFile], ranks: list[dict[str, Any]]) -> di
     written = [log for log in logs if log_files.size(log.full_path)]
     if not written:
         return None
-    newest = max(written, key=lambda log: os.stat(log.full_path).st_mtime)
-    lines = [line for line in tail(newest.full_path).splitlines() if line.strip()]
+    by_ranks = [log for log in written if isinstance(log.label(ranks), int)]  # rather than the launcher's own report
+    newest = max(by_ranks or written, key=lambda log: os.stat(log.full_path).st_mtime)
+    lines = [line for line in tail(newest.full_path).splitlines() if any(map(str.isalnum, line))]
     text = lines[-1] if lines else ""
     return {"time": os.stat(newest.full_path).st_mtime, "text": text, "label": newest.label(ranks)}
 

@@ -50,6 +50,7 @@ def main(args: list[str]) -> None:
     else:
         command = read_script() + command
     child = start(command, env)
+    note_rank(env, child.pid if "RANK" not in os.environ else os.getpid())
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     if "RANK" not in os.environ:  # otherwise the supervisor takes this process for the rank
         wait_until_recorded(child.pid)
@@ -86,6 +87,24 @@ def start(command: list[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]
     for received in early:
         os.kill(child.pid, received)
     return child
+
+
+def note_rank(env: Mapping[str, str], pid: int) -> None:
+    """Note which process is this rank: it may have ended before the supervisor looks.
+
+    Parameters
+    ----------
+    env : Mapping of str to str
+        The environment of the rank.
+    pid : int
+        Its process.
+    """
+    words = (*(env.get(name, "-") for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")), "0", str(pid))
+    try:
+        with open(os.path.join(HERE, "logs", "ranks"), "a") as file:
+            file.write(" ".join(words) + "\n")
+    except OSError:  # a full disk, or a launcher without a folder of logs
+        pass
 
 
 def environment(inherited: Mapping[str, str]) -> dict[str, str]:

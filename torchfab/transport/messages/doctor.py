@@ -139,6 +139,14 @@ class RunningJob(Struct, frozen=True, kw_only=True):
     example: str
 
 
+class UnusedMemory(Struct, frozen=True, kw_only=True):
+    """Files in shared memory that no process uses, of one user."""
+
+    user: str
+    files: Whole
+    bytes: Whole
+
+
 class CodeDigest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The digest of a working directory; without values if the directory does not exist.
 
@@ -180,6 +188,7 @@ class ProbeAnswer(Struct, frozen=True, kw_only=True):
     interfaces: list[NetworkInterface] | None = None
     environment: dict[str, str] | None = None
     jobs: list[RunningJob] | None = None
+    unused_memory: list[UnusedMemory] | None = None
     code: CodeDigest | None = None
     port: ListeningPort | None = None
     failed: dict[str, str] = {}

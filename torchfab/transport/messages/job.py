@@ -145,6 +145,8 @@ class LogsFrame(Struct, frozen=True, kw_only=True):
         How far each file is read: sent back when the stream is opened again.
     past : bool
         All lines that existed when the stream was opened have been sent.
+    failed : StatusReport, optional
+        A process has failed there while others run.
     end : StatusReport, optional
         The job has ended there, or the existing lines are read.
     problems : list of Problem
@@ -154,6 +156,7 @@ class LogsFrame(Struct, frozen=True, kw_only=True):
     lines: list[LogLine] = []
     offsets: dict[str, Any] | None = None
     past: bool = False
+    failed: StatusReport | None = None
     end: StatusReport | None = None
     problems: list[Problem] = []
 

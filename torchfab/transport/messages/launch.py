@@ -54,11 +54,14 @@ class QuickProbe(Struct, frozen=True, kw_only=True):
         Digest of the script; empty for none.
     holders : list of GpuProcess
         Processes that use a GPU.
+    launcher_variables : list of str
+        Names of variables of the login environment that belong to launchers; ranks do not get them.
     """
 
     disk: FileSystem | None = None
     script: str = ""
     holders: list[GpuProcess] = []
+    launcher_variables: list[str] = []
 
 
 class MachineIdentity(Struct, frozen=True, kw_only=True):
@@ -107,6 +110,7 @@ class NodeFacts(Struct, frozen=True, kw_only=True):
     port: Port | None
     is_root: bool
     versions: dict[str, str]
+    python: str = ""
     glance: QuickProbe = QuickProbe()
     setup: SetupFacts | None = None
 
@@ -156,6 +160,7 @@ class PrepareRequest(Request[PrepareAnswer], frozen=True, tag="prepare"):
     patience_s: int
     python_timeout_s: float
     program: str = ""
+    parser: tuple[str, ...] = ()
     master_is_given: bool = False
     setup: str = ""
     setup_timeout_s: float = 0

@@ -34,6 +34,29 @@ class GpuLoad(Struct, frozen=True, kw_only=True):
     uuid: str = ""
 
 
+class HeldGpu(Struct, frozen=True, kw_only=True):
+    """A GPU that holds memory of an earlier attempt, in MiB, and who holds it."""
+
+    index: Whole
+    memory_mib: Number
+    by: str
+
+
+class GpuMemoryAnswer(Struct, frozen=True):
+    """The GPUs that the next attempt of a job must wait for."""
+
+    held: list[HeldGpu]
+
+
+class GpuMemoryRequest(Request[GpuMemoryAnswer], frozen=True, tag="gpu_memory"):
+    """Find out which GPUs hold memory of an earlier attempt of a job; see `torchfab.remote.host.gpu_memory`."""
+
+    since: float
+    devices: list[str]
+    name: str
+    ANSWER = GpuMemoryAnswer
+
+
 class JobLoad(Struct, frozen=True, kw_only=True):
     """The status of a job on a node, and the rate at which it logs steps and lines."""
 

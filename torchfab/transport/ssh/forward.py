@@ -33,13 +33,15 @@ class NothingListensError(HostError):
     """Nothing listens on the port of the node."""
 
 
-def listen(port: int) -> socket.socket:
+def listen(port: int, remote_port: int) -> socket.socket:
     """Listen on a port of this machine's loopback address.
 
     Parameters
     ----------
     port : int
-        The port; 0: a free one.
+        The port.
+    remote_port : int
+        The port of the node, for the error.
 
     Returns
     -------
@@ -57,7 +59,10 @@ def listen(port: int) -> socket.socket:
             problem = f"port {port} of this machine is in use"
         else:
             problem = f"port {port} of this machine cannot be used: {error.strerror}"
-        raise UsageError(problem, f"choose another one, which stands first: {port % 10000 + 10000}:{port}") from None
+        other = (
+            10000 + (remote_port + 1) % 10000 if port == 10000 + remote_port % 10000 else 10000 + remote_port % 10000
+        )
+        raise UsageError(problem, f"choose another one: fab forward {other}:{remote_port}") from None
 
 
 class Tunnel:

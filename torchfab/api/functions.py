@@ -1,0 +1,224 @@
+"""Run a Python function on all ranks: pickle it, and unpickle what its ranks returned.
+
+The function travels with the launch, by cloudpickle: a function of `__main__`, of a notebook or a lambda by value, one
+of a module by its name, so that the nodes need the module. `remote/shims/call.py` calls it in each rank, as the script
+of a launch. Results lie in files of the job on the nodes, and are copied into its record to be unpickled.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import pickle
+import shutil
+import sys
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torchfab.core.command import PYTHON, Command
+from torchfab.core.errors import FunctionError, JobFailedError, TorchfabError, UsageError
+from torchfab.core.format import format_bytes
+from torchfab.core.status import JobStatus
+from torchfab.launchers.shims import source_of
+from torchfab.records import Record
+from torchfab.runtimes import tmux_calls
+from torchfab.runtimes.tmux_calls import Outcome
+
+MOST_CALL_BYTES = 16 * 2**20  # compressed: it is sent to all nodes with the request that starts the job
+MAX_RESULT_MB = 1024.0
+# Shown by `fab jobs` and `ps`: the comment names the function.
+_CODE = """# {name}
+import os, runpy
+runpy.run_path(os.environ["TORCHFAB_FILES"] + "/call.py", run_name="torchfab_call")"""
+
+
+def command_of(
+    function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], max_result_mb: float
+) -> Command:
+    """Return the command that calls a function in each rank.
+
+    Parameters
+    ----------
+    function : callable
+        The function.
+    args, kwargs : sequence, Mapping
+        Its arguments.
+    max_result_mb : float
+        The largest result of a rank that is taken back, in MiB.
+
+    Returns
+    -------
+    Command
+
+    Raises
+    ------
+    UsageError
+        The function or an argument cannot be pickled, or they are too large.
+    """
+    import cloudpickle
+
+    try:
+        pickled = cloudpickle.dumps((function, tuple(args), dict(kwargs)))
+    except Exception as error:
+        raise UsageError(
+            f"{name_of(function)} or one of its arguments cannot be pickled: {type(error).__name__}: {error}",
+            "open files, connections and the like in the function itself, where it runs",
+        ) from error
+    text = base64.b64encode(zlib.compress(pickled, 6)).decode()
+    if len(text) > MOST_CALL_BYTES:
+        raise UsageError(
+            f"{name_of(function)} and its arguments are {format_bytes(len(text))} when compressed, and at most "
+            f"{format_bytes(MOST_CALL_BYTES)} can be sent with a launch",
+            "put the data into a file that all nodes read, and give its path",
+        )
+    version = "{}.{}".format(*sys.version_info[:2])
+    call = {"python": version, "path": _import_folders(), "limit": round(max_result_mb * 2**20)}
+    files = {"call.py": source_of("call"), "call.json": json.dumps(call), "call.pickle": text, **_sources(cloudpickle)}
+    words = (PYTHON, "-u", "-c", _CODE.format(name=f"{name_of(function)}(…)"))
+    return Command(words, True, files=files, python_version=version)
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """Return the name of a function.
+
+    Parameters
+    ----------
+    function : callable
+        The function, or any object that can be called.
+
+    Returns
+    -------
+    str
+        One word.
+    """
+    return str(getattr(function, "__name__", type(function).__name__)).split()[0]
+
+
+def _import_folders() -> list[str]:
+    """Return the folder of the script that runs here, where it is below the current one: its modules lie there."""
+    first, here = os.path.abspath(sys.path[0] or "."), os.getcwd()
+    return [first] if first.startswith(here + os.sep) else []
+
+
+def _sources(package: ModuleType) -> dict[str, str]:
+    """Return the source of cloudpickle, which unpickles only what the same version has pickled."""
+    folder = Path(str(package.__file__)).parent
+    return {f"cloudpickle/{path.name}": path.read_text(encoding="utf-8") for path in folder.glob("*.py")}
+
+
+def results(record: Record, found: JobStatus, message: str) -> tuple[Any, ...]:
+    """Return what a function has returned on all ranks.
+
+    Parameters
+    ----------
+    record : Record
+        The job; it has ended.
+    found : JobStatus
+        How it ended.
+    message : str
+        What a failure of the job is called that no exception of the function explains.
+
+    Returns
+    -------
+    tuple of Any
+        By rank.
+
+    Raises
+    ------
+    FunctionError
+        The function raised an exception, on the rank that failed first.
+    JobFailedError
+        The job failed otherwise: a rank was killed, a node was lost.
+    TorchfabError
+        A result cannot be fetched or unpickled.
+    """
+    if found.exit_code != 0:
+        raise _failure(record, found) or JobFailedError(message, found.exit_code or 1)
+    found_results = {rank: each for rank, each in tmux_calls.outcomes(record).items() if "result" in each.of_rank.files}
+    missing = set() if record.is_elastic else {*range(record.world_size)} - {*found_results}
+    if missing:
+        raise TorchfabError(f"job {record.name} succeeded, and rank {min(missing)} left no result")
+    folder = _private_folder(record)
+    try:
+        paths = tmux_calls.fetch(record, found_results, "result", folder)
+        return tuple(_unpickled(paths[rank], found_results[rank]) for rank in sorted(paths))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _private_folder(record: Record) -> Path:
+    """Make the folder for results in the job's record, which only this user can enter."""
+    folder = record.folder / f"results-{os.getpid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+def _unpickled(path: Path, outcome: Outcome) -> Any:
+    try:
+        with path.open("rb") as file:
+            return pickle.load(file)
+    except Exception as error:
+        raise TorchfabError(
+            f"the result of rank {outcome.of_rank.rank} on {outcome.node.label} cannot be unpickled here: "
+            f"{type(error).__name__}: {error}",
+            "install here what it is made of, or return plain values: numbers, texts, lists, dicts",
+        ) from error
+
+
+def _failure(record: Record, found: JobStatus) -> FunctionError | None:
+    """Return the exception of the rank that failed first; None if it left none, or its node cannot be asked."""
+    try:
+        failed = {rank: each for rank, each in tmux_calls.outcomes(record).items() if each.of_rank.failure}
+    except TorchfabError:
+        return None
+    first = found.first_failure
+    if first is not None and first.rank is not None and first.rank not in failed:  # killed: others only followed
+        return None
+    chosen = failed[first.rank] if first is not None and first.rank is not None else _earliest(failed)
+    if chosen is None:
+        return None
+    error = function_error(chosen)
+    error.__cause__ = _exception(record, chosen)
+    return error
+
+
+def function_error(outcome: Outcome) -> FunctionError:
+    """Return the error of a rank whose function has raised an exception.
+
+    Parameters
+    ----------
+    outcome : Outcome
+        It has a failure.
+
+    Returns
+    -------
+    FunctionError
+    """
+    raised = outcome.of_rank.failure
+    assert raised is not None
+    summary = f"{raised.type}: {raised.message.splitlines()[0]}" if raised.message.strip() else raised.type
+    return FunctionError(outcome.of_rank.rank, outcome.node.label, summary, raised.traceback)
+
+
+def _earliest(failed: Mapping[int, Outcome]) -> Outcome | None:
+    return min(failed.values(), key=lambda each: each.of_rank.failure.time if each.of_rank.failure else 0, default=None)
+
+
+def _exception(record: Record, chosen: Outcome) -> BaseException | None:
+    """Return the exception itself; None if it could not be pickled there, or cannot be unpickled here."""
+    if "failure" not in chosen.of_rank.files:
+        return None
+    folder = _private_folder(record)
+    try:
+        path = tmux_calls.fetch(record, {chosen.of_rank.rank: chosen}, "failure", folder)[chosen.of_rank.rank]
+        with path.open("rb") as file:
+            found = pickle.load(file)
+    except Exception:  # whatever unpickling runs; the traceback is known as text
+        return None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return found if isinstance(found, BaseException) else None

@@ -1,0 +1,94 @@
+"""Leave out what torchrun prints about itself after a rank has failed: its own traceback, and a report of 20 lines.
+
+The rank's traceback stands in the rank's log, and `fab why` has it. torchrun prints this after its last work, in this
+order: a traceback that ends in ChildFailedError, and the report (torch/distributed/elastic/multiprocessing/errors, in
+all versions from 1.9).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from torchfab.core.log_lines import Line
+
+NOTE = "torchrun's own traceback and report are left out here; fab logs --all prints them"
+_HEAD = "Traceback (most recent call last):"
+_FAILED_CHILD = re.compile(r"[\w.]*\bChildFailedError\b")
+# Lines of the report; one whose head is missing (`--lines 10`) is known by them.
+_REPORT = re.compile(
+    r"[=*-]{20,}$|Failures:$|Other Failures:$|Root Cause( \(first observed failure\))?:$|\[\d+\]:$|.* FAILED *$"
+    r"|  <NO_OTHER_FAILURES>$|  (time|host|rank|exitcode|error_file|traceback|msg) *: "
+)
+_LOG_LINE = re.compile(r"\[?[IWEF]\d{4} |\[?\d{4}-\d\d-\d\d[ T]")  # glog's, and Python's default with a time
+_LONGEST = 200  # lines of a traceback that is held back until its last line is known
+
+
+@dataclass
+class _Writer:
+    """What was read of one launcher's log."""
+
+    held: list[Line] = field(default_factory=list)  # a traceback whose end is not known yet
+    is_reporting: bool = False
+    is_noted: bool = False
+
+    def read(self, line: Line) -> Sequence[Line]:
+        """Return what is to be printed now."""
+        if self.held:
+            return self._continue(line)
+        if line.text == _HEAD:
+            self.held = [line]
+            return ()
+        if self.is_reporting and not _LOG_LINE.match(line.text):
+            return ()
+        self.is_reporting = False
+        return self._note(line) if _REPORT.match(line.text) else (line,)
+
+    def _continue(self, line: Line) -> Sequence[Line]:
+        if line.text.startswith(" ") and len(self.held) < _LONGEST:
+            self.held.append(line)
+            return ()
+        if not _FAILED_CHILD.match(line.text):
+            return (*self.release(), line)
+        self.held, self.is_reporting = [], True
+        return self._note(line)
+
+    def _note(self, line: Line) -> Sequence[Line]:
+        is_first, self.is_noted = not self.is_noted, True
+        return (line._replace(text=NOTE),) if is_first else ()
+
+    def release(self) -> Sequence[Line]:
+        """Return a traceback whose end has not come."""
+        held, self.held = self.held, []
+        return held
+
+
+class AgentReportFilter:
+    """Replaces torchrun's own traceback and report by one line, in streams of log lines."""
+
+    def __init__(self) -> None:
+        self._writers: dict[tuple[str, int | str], _Writer] = {}
+
+    def read(self, lines: Iterable[Line]) -> Iterator[Line]:
+        """Yield what is to be printed; a traceback of torchrun's follows when its last line has come.
+
+        Parameters
+        ----------
+        lines : iterable of Line
+            The next lines, those of each writer in its order. Ranks' lines pass unchanged.
+
+        Yields
+        ------
+        Line
+            Lines, and in place of a report one that says what is left out.
+        """
+        for line in lines:
+            if isinstance(line.label, int):
+                yield line
+            else:
+                yield from self._writers.setdefault(line[:2], _Writer()).read(line)
+
+    def release(self) -> list[Line]:
+        """Return what was held back, at the end of the logs."""
+        return [line for writer in self._writers.values() for line in writer.release()]
