@@ -7,7 +7,7 @@ import os
 import socket
 
 from torchfab.remote import files
-from torchfab.remote.host import machine_facts
+from torchfab.remote.host import machine_facts, package_environment
 from torchfab.remote.host.login_environment import is_of_launchers
 from torchfab.remote.host.quick_probe import QuickProbe
 from torchfab.remote.job import checks
@@ -59,7 +59,13 @@ class Preparation:
         """
         quick_probe = QuickProbe()
         setup = self._run_setup()
-        facts = {**machine_facts.collect(self.environ), "folder": self.folder, "port": self._port(), "setup": setup}
+        facts = {
+            **machine_facts.collect(self.environ),
+            "packages": package_environment.read_marker(self.request["python"]),
+            "folder": self.folder,
+            "port": self._port(),
+            "setup": setup,
+        }
         if self.request.get("setup") and not setup:  # what else fails follows from that
             return {"facts": facts, "problems": self.problems}
         checked, problems = checks.run(self.request, self.environ)
