@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.integration.fab import Done, Fab
+from tests.integration.faults import Matrix
 from tests.integration.faults_injected import (
     REAL_TMUX,
     fake_program,
@@ -58,7 +59,8 @@ def test_a_host_that_is_not_an_ssh_server_is_named(fab: Fab, case: str) -> None:
 
 
 @pytest.mark.parametrize("task", ["launch", "trust"])
-def test_a_penalty_of_a_new_sshd_is_said_and_waited_for(fab: Fab, task: str) -> None:
+def test_a_penalty_of_a_new_sshd_is_said_and_waited_for(fab: Fab, matrix: Matrix, task: str) -> None:
+    row = matrix.row("an sshd refuses this address: PerSourcePenalties", fab) if task == "launch" else None
     address = fab.cluster.node(1).address
     with penalizing_sshd((address, 22), refused=1) as (port, times):
         text = f"Host node2\n    HostName 127.0.0.1\n    Port {port}\n    HostKeyAlias {address}\n"
@@ -66,10 +68,14 @@ def test_a_penalty_of_a_new_sshd_is_said_and_waited_for(fab: Fab, task: str) -> 
         words = {"launch": fab.launch("--name", "x", gpus=True), "trust": ("trust", *fab.launch()[1:3])}[task]
         done = fab("-S", str(config), *words)
         seen = list(times)
-        fab("stop", "x", "--grace", "1")
+        if row:
+            row.stopped()
+            row.without(2, 3)
     assert done.rc == 0, done
     said = "node2: its sshd refuses this address for a while (PerSourcePenalties); waits up to 62 s\n"
     assert done.stderr.replace(f"node2:{port}", "node2").count(said) == 1, done
+    if row:
+        row.output_has(done.stderr.replace(f"node2:{port}", "node2"), said.strip())
     assert len(seen) == 2
     assert seen[1] - seen[0] >= 2.0
 

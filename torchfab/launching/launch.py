@@ -160,7 +160,7 @@ def default_name(script: Sequence[str], now: float) -> str:
     is_module = script[0] == "-m" and len(script) > 1
     stem = script[1] if is_module else PurePosixPath(script[0] if not script[0].startswith("-") else script[-1]).stem
     clean = "".join(char if char.isascii() and char.isalnum() else "-" for char in stem).strip("-")[:40]
-    return f"{clean or 'job'}-{time.strftime('%m%d-%H%M%S', time.localtime(now))}"
+    return f"{clean or 'job'}-{transaction.time_stamp(now)}"
 
 
 # ---- request, plan, start
@@ -246,7 +246,8 @@ def execute(request: LaunchRequest, ctx: CommandContext, skip: Container[str] = 
     nodes, slots = launch_request.select_nodes(request.nodes, request.slots, choose(request.nodes, request.count, skip))
     name = request.job.name
     try:
-        with transaction.claimed_name(ctx.records, name) as folder:
+        with transaction.claimed_name(ctx.records, *transaction.names_to_try(name, ctx.now)) as folder:
+            request, name = request.renamed(folder.name), folder.name
             request.save(folder)
             prepared = tmux.prepare(
                 request.job, nodes, launcher.requirements(request.job), ctx.settings, True, progress
