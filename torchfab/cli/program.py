@@ -385,7 +385,7 @@ def with_placeholders(tuples: Iterable[tuple[str, str]], placeholders: Mapping[s
     -------
     list of tuple of str
     """
-    found = []
+    found: list[tuple[str, str]] = []
     for spelled, text in tuples:
         flag = spelled.partition("=")[0]
         placeholder = placeholders.get(flag.lstrip("-").replace("-", "_"), "")
