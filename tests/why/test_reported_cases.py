@@ -90,7 +90,9 @@ REPORTS: dict[str, tuple[str, ...]] = {
 }
 # Report -> tests elsewhere: logging in, hosts files, commands after `--`, the launchers' own stories.
 TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
-    "66": ("integration/test_environment.py::test_a_ranks_path_begins_with_the_interpreters_folder_and_has_no_pet",),
+    "66": (
+        "integration/test_environment.py::test_a_ranks_path_begins_with_the_interpreters_folder_and_variables_of_launchers_are_dropped",
+    ),
     "67": (
         "integration/test_commands.py::test_every_rank_runs_the_command",
         "integration/test_commands.py::test_a_command_that_cannot_work_starts_nothing",
