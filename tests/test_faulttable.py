@@ -9,6 +9,7 @@ import pytest
 
 from tests import faulttable
 from tests.integration.faults import CHECKS, FAULTS
+from tests.integration.plays import PLAYS
 
 PAGE = f"# Reliability\n\n{faulttable.BEGIN}\nOLD TABLE\n{faulttable.END}\n\n## More\n"
 
@@ -64,3 +65,20 @@ def test_the_ends_have_a_row_per_launcher_and_replace_the_old_table(tmp_path: Pa
     assert "| a | 2 ranks | – |\n| b | 3 ranks | 4 ranks |\n" in text
     assert "OLD" not in text
     assert text.endswith(f"{faulttable.ENDS_END}\n\nmore\n")
+
+
+def test_plays_keep_the_cells_that_were_not_run_again(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"# Head\n\n{faulttable.PLAYS_BEGIN}\n{faulttable.PLAYS_END}\n\nmore\n")
+    hangs, early = PLAYS["hangs"].what, PLAYS["early"].what
+    faulttable.write_plays(page, [[hangs, "launch-per-node", "rank 3"], [early, "launch-slurm", "rank 3"]])
+    faulttable.write_plays(page, [[hangs, "launch-slurm", "rank 2"], [early, "launch-slurm", "rank 1"]])
+    text = page.read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    cells = {(row[0], name): cell for row in rows for name, cell in zip(rows[0], row, strict=True)}
+    assert cells[hangs, "launch-per-node"] == "rank 3"
+    assert cells[hangs, "launch-slurm"] == "rank 2"
+    assert cells[early, "launch-slurm"] == "rank 1"
+    assert cells[early, "launch-per-node"] == "–"
+    assert len(rows) == len(PLAYS) + 2
+    assert text.endswith(f"{faulttable.PLAYS_END}\n\nmore\n")

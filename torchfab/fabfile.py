@@ -26,12 +26,14 @@ from torchfab.cli.flags import (
     LaunchFlags,
     NetworkFlags,
     PodFlags,
+    PushEnvFlags,
     RunFlags,
     SignalTask,
     SyncFlags,
     TrustFlags,
     command_task,
     file_task,
+    flags_of,
     host_task,
     job_task,
     launch_task,
@@ -348,6 +350,14 @@ def sync(c: TaskContext, flags: SyncFlags) -> int:
     from torchfab.commands.sync import run
 
     return run(flags, _context(c))
+
+
+@words_task(words=flag("", "push: make the environment, or make it anew after a change."), **flags_of(PushEnvFlags))
+def env(c: TaskContext, words: tuple[str, ...], **flags: Any) -> int:
+    """Make the project's packages (uv.lock, requirements.txt) the same environment on every node: env push."""
+    from torchfab.commands.env import run
+
+    return run(words, PushEnvFlags(**flags), _context(c))
 
 
 @host_task(TrustFlags)

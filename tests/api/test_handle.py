@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from dataclasses import FrozenInstanceError
@@ -232,6 +233,15 @@ def test_methods_work_in_any_thread(job: Job, monkeypatch: pytest.MonkeyPatch) -
     for thread in threads:
         thread.join()
     assert found == ["succeeded"] * 3
+
+
+def test_methods_work_where_an_event_loop_runs(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers(monkeypatch, DONE)
+
+    async def cell() -> list[str]:
+        return [str(job.wait().state), str((await asyncio.to_thread(job.wait)).state)]
+
+    assert asyncio.run(cell()) == ["succeeded", "succeeded"]
 
 
 def test_jobs_lists_what_was_launched_here(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

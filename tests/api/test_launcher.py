@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 import torchfab
 from torchfab.api import launcher
+from torchfab.cli.flags import LaunchFlags
 from torchfab.core.errors import HostsFailedError, Interrupted, UsageError
 from torchfab.launchers import per_gpu
 
@@ -54,6 +56,19 @@ def test_without_a_command_the_setting_counts(given: list[Any]) -> None:
     with pytest.raises(Interrupted):
         torchfab.launch()
     assert (given[-1].script, given[-1].hosts, given[-1].config["script"]) == (None, "", ["usual.py"])
+
+
+def test_jobs_of_one_second_have_different_names(given: list[Any]) -> None:
+    for _ in range(3):
+        with pytest.raises(Interrupted):
+            torchfab.launch(["src/train.py"])
+    names = [each.name for each in given if isinstance(each, LaunchFlags)]
+    assert len(set(names)) == 3
+    assert all(re.fullmatch(r"train-\d{4}-\d{6}-[0-9a-f]{4}", name) for name in names)
+    with pytest.raises(Interrupted):
+        torchfab.launch(len, args=[""])
+    assert re.fullmatch(r"len-\d{4}-\d{6}-[0-9a-f]{4}", given[-3].name)
+    assert given[-1].script[:3] == ("python", "-u", "-c")
 
 
 def test_a_single_path_is_a_command(given: list[Any]) -> None:

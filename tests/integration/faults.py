@@ -55,6 +55,12 @@ FAULTS = (
     "stop while the launch prepares",
     "stop while the launch starts",
     "two stops at once",
+    "a node's tmux.conf which ends sessions",
+    "a node's tmux.conf which waits and stays",
+    "a node's login environment has PET_STANDALONE, RANK, MASTER_ADDR",
+    "an sshd refuses this address: PerSourcePenalties",
+    "a restart while GPU memory is still held",
+    "ranks that live for 20 ms",
 )
 
 

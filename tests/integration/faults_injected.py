@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,6 +90,53 @@ def server(greeting: bytes = b"", hang_up: bool = False) -> Iterator[int]:
         thread.join()
         for connection in kept:
             connection.close()
+
+
+@contextlib.contextmanager
+def penalizing_sshd(address: tuple[str, int], refused: int) -> Iterator[tuple[int, list[float]]]:
+    """Pass connections on to an sshd, but refuse the first ones as sshd of OpenSSH 9.8 does with penalties.
+
+    Yields
+    ------
+    tuple of int and list of float
+        The port on 127.0.0.1, and the times of the connections so far.
+    """
+    listener = socket.create_server(("127.0.0.1", 0))
+    times: list[float] = []
+    kept: list[socket.socket] = []
+
+    def pump(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+    def serve() -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            times.append(time.monotonic())
+            if len(times) <= refused:
+                client.sendall(b"Not allowed at this time\r\n")
+                client.close()
+                continue
+            sshd = socket.create_connection(address)
+            kept.extend((client, sshd))
+            for pair in ((client, sshd), (sshd, client)):
+                threading.Thread(target=pump, args=pair, daemon=True).start()
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield listener.getsockname()[1], times
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join()
+        for each in kept:
+            each.close()
 
 
 @contextlib.contextmanager

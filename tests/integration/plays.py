@@ -192,12 +192,15 @@ class Stage:
         A folder that all hosts and this process can write; each play gets one of its own below it.
     is_supervisable : bool
         Whether `fab supervise` takes jobs of this launcher.
+    unseen : tuple of str
+        Plays whose first rank may be gone with its log before anybody has asked: another rank is named then.
     """
 
     fab: Runs
     launch: tuple[str, ...]
     out: Path
     is_supervisable: bool = True
+    unseen: tuple[str, ...] = ()
 
     def begin(self, play: str) -> str:
         """Launch a play; return the name of its job."""
@@ -218,9 +221,12 @@ def check(stage: Stage, play: str, job: str, supervise: bool = True) -> int:
     first, words = why["first"], why["cause"]["words"]
     evidence = (waited, why, status)
     assert first is not None, evidence
-    assert first["rank"] in expected.first, evidence
-    assert why["cause"]["name"] in (expected.cause, expected.or_cause), evidence
-    assert expected.words in words, evidence
+    if play in stage.unseen and first["rank"] not in expected.first:
+        assert why["certainty"] == "possible", evidence
+    else:
+        assert first["rank"] in expected.first, evidence
+        assert why["cause"]["name"] in (expected.cause, expected.or_cause), evidence
+        assert expected.words in words, evidence
     named = (status["first_failure"]["rank"], status["first_failure"]["host"], status["first_failure"]["how"])
     assert (*named[:2], named[2].startswith(words[:100])) == (first["rank"], first["host"], True), evidence
     assert f"rank {first['rank']} on {first['host']} failed first ({words[:100]}" in waited.stderr, evidence
@@ -271,4 +277,6 @@ def pods_stage(fab: KubeFab) -> Stage:
     """Return the stage of launch-kubernetes, whose pods run as processes."""
     out = fab.workdir / "plays"
     out.mkdir()
-    return Stage(fab, fab.launch("--nproc-per-node", "2"), out, is_supervisable=False)
+    # When one pod has failed, the Job deletes the others; and a pod does not say how its other ranks ended.
+    unseen = ("lingers", "hangs", "ends-last", "exit-0", "early")
+    return Stage(fab, fab.launch("--nproc-per-node", "2"), out, is_supervisable=False, unseen=unseen)

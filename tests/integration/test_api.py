@@ -13,8 +13,10 @@ from tests.integration.fab import ROOT, Fab
 from tests.integration.jobs import host_line, ok, status_of
 
 STEPS = "import os, sys, time\nfor step in range(3): print('step', step, os.environ['RANK'], flush=True)\n"
-FAILS = STEPS + "if os.environ['RANK'] == '1': raise ValueError('bad batch')\ntime.sleep(60)\n"
+FAILS = STEPS + "if os.environ['RANK'] == '1': raise ValueError('bad batch')\n"
 WHOLE_LIFE = """
+from concurrent.futures import ThreadPoolExecutor
+
 import torchfab
 from torchfab import job, jobs, launch
 
@@ -31,7 +33,8 @@ with launch(["light.py", "60"], name="runs", env={"A": "x y"}, **one) as run:
 shown["stopped"] = run.status().state
 print(json.dumps(shown))
 
-failing = launch(["fails.py"], name="fails", **one)
+with ThreadPoolExecutor() as threads:
+    failing = threads.submit(launch, ["fails.py"], name="fails", **one).result()
 found = failing.wait()
 again = job("fails", project=ROOT)
 why = again.why()

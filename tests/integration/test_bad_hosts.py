@@ -13,7 +13,16 @@ from typing import Any
 import pytest
 
 from tests.integration.fab import Done, Fab
-from tests.integration.faults_injected import REAL_TMUX, fake_program, refused, server, ssh_config, start_up_file
+from tests.integration.faults import Matrix
+from tests.integration.faults_injected import (
+    REAL_TMUX,
+    fake_program,
+    penalizing_sshd,
+    refused,
+    server,
+    ssh_config,
+    start_up_file,
+)
 from tests.transport.requests import RequestType, accepts, operation
 from tests.transport.test_messages import CASES, PLACES, changed
 
@@ -47,6 +56,28 @@ def test_a_host_that_is_not_an_ssh_server_is_named(fab: Fab, case: str) -> None:
     assert time.monotonic() - begun < 40
     refused(done, "1 of 2 hosts failed; nothing was started", f"  127.0.0.1:{port}: ", what, fix)
     fab.assert_nothing_left(within_s=10)
+
+
+@pytest.mark.parametrize("task", ["launch", "trust"])
+def test_a_penalty_of_a_new_sshd_is_said_and_waited_for(fab: Fab, matrix: Matrix, task: str) -> None:
+    row = matrix.row("an sshd refuses this address: PerSourcePenalties", fab) if task == "launch" else None
+    address = fab.cluster.node(1).address
+    with penalizing_sshd((address, 22), refused=1) as (port, times):
+        text = f"Host node2\n    HostName 127.0.0.1\n    Port {port}\n    HostKeyAlias {address}\n"
+        config = fab.write("ssh_config", text + fab.cluster.ssh_config.read_text())
+        words = {"launch": fab.launch("--name", "x", gpus=True), "trust": ("trust", *fab.launch()[1:3])}[task]
+        done = fab("-S", str(config), *words)
+        seen = list(times)
+        if row:
+            row.stopped()
+            row.without(2, 3)
+    assert done.rc == 0, done
+    said = "node2: its sshd refuses this address for a while (PerSourcePenalties); waits up to 62 s\n"
+    assert done.stderr.replace(f"node2:{port}", "node2").count(said) == 1, done
+    if row:
+        row.output_has(done.stderr.replace(f"node2:{port}", "node2"), said.strip())
+    assert len(seen) == 2
+    assert seen[1] - seen[0] >= 2.0
 
 
 def test_a_host_that_refuses_is_named(fab: Fab) -> None:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import pytest
 
 from tests.integration.fab import Fab
+from tests.integration.faults import Matrix, Row
 from tests.integration.jobs import ok, status_of
 
 SHORT = 'echo "out of $RANK"\necho "err of $RANK" >&2\necho "last of $RANK"\n[ "$RANK" != 2 ] || exit 3\n'
 
 
 @pytest.mark.parametrize("gpus", [False, True], ids=["per-node", "per-gpu"])
-def test_ranks_that_end_at_once_are_named_and_keep_the_order_of_their_streams(fab: Fab, gpus: bool) -> None:
+def test_ranks_that_end_at_once_are_named_and_keep_the_order_of_their_streams(
+    fab: Fab, matrix: Matrix, gpus: bool
+) -> None:
+    row = Row("ranks that live for 20 ms", fab, "s") if gpus else matrix.row("ranks that live for 20 ms", fab, "s")
+    row.without(3)
     fab.write("short.sh", SHORT)
     nproc = () if gpus else ("--nproc-per-node", "2")
     ok(fab(*fab.launch("--name", "s", *nproc, "--", "sh", "short.sh", gpus=gpus)))
@@ -26,5 +31,8 @@ def test_ranks_that_end_at_once_are_named_and_keep_the_order_of_their_streams(fa
         lines = [line.partition("] ")[2] for line in ok(fab("logs", "s", "--rank", str(rank))).stdout.splitlines()]
         assert lines == [f"out of {rank}", f"err of {rank}", f"last of {rank}"]
     assert "rank 2 on " in fab("why", "s").stdout
+    row.state_is("failed", "exit-code")
+    row.nothing_left()
+    row.logs(*(f"node{rank // 2 + 1} [{rank}] {word} of {rank}" for rank in range(4) for word in ("out", "err")))
     none = ok(fab("logs", "s", "--rank", "1", "--grep", "no such line"))
     assert (none.stdout, none.stderr) == ("", "there is no log line of rank 1 that matches 'no such line'\n")

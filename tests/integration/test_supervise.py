@@ -18,6 +18,7 @@ import pytest
 from testbed import Cluster
 from tests.integration.conftest import _up
 from tests.integration.fab import BIGRAM, Done, Fab, eventually
+from tests.integration.faults import Matrix
 from tests.integration.faults_injected import fake_program
 from tests.integration.jobs import ok, status_of
 
@@ -153,7 +154,9 @@ HELD_SMI = """case "$*" in
 esac"""
 
 
-def test_a_restart_waits_until_the_gpus_memory_is_free(fab: Fab) -> None:
+def test_a_restart_waits_until_the_gpus_memory_is_free(fab: Fab, matrix: Matrix) -> None:
+    row = matrix.row("a restart while GPU memory is still held", fab)
+    row.without(2, 3)
     asked = fab.workdir / "asked"
     with fake_program(fab.cluster.node(1), "nvidia-smi", HELD_SMI.replace("ASKED", str(asked))):
         done = supervised(fab, "raise,good")
@@ -163,6 +166,8 @@ def test_a_restart_waits_until_the_gpus_memory_is_free(fab: Fab) -> None:
     assert texts[0].endswith(f" until GPU memory is free: {held}"), texts
     assert texts[1:] == ["GPU memory is free after N s"]
     assert asked.read_text() == "x\n" * 4
+    row.output_has("\n".join(texts), "until GPU memory is free")
+    row.nothing_left()
 
 
 def test_stop_wins_over_a_restart(fab: Fab) -> None:

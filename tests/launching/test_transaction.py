@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -13,7 +14,7 @@ from tests.factories import folder, make_job, make_nodes
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.errors import TorchfabError
 from torchfab.core.specs import NodePlan, Plan
-from torchfab.launching import interrupts
+from torchfab.launching import interrupts, transaction
 from torchfab.launching.transaction import announce, claimed_name, has_started
 from torchfab.records import Records
 
@@ -71,3 +72,18 @@ def test_a_launch_prints_its_values_and_the_next_commands(capsys: pytest.Capture
         "  workdir  /y",
         "next: fab logs --follow gpt2 | fab stop gpt2",
     ]
+
+
+def test_a_name_that_a_launch_made_up_gets_a_suffix_if_it_is_taken(records: Records) -> None:
+    now = 1_800_000_000.0
+    made_up = f"train-{transaction.time_stamp(now)}"
+    found = []
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            names = transaction.names_to_try(made_up, now)
+            found.append(stack.enter_context(claimed_name(records, *names)).name)
+    assert found == [made_up, f"{made_up}-2", f"{made_up}-3"]
+
+
+def test_a_name_that_was_given_gets_no_suffix() -> None:
+    assert transaction.names_to_try("gpt2", 1_800_000_000.0) == ("gpt2",)

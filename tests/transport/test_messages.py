@@ -28,9 +28,11 @@ from torchfab.commands import forward as forward_task
 from torchfab.commands import pull as pull_task
 from torchfab.commands import run as run_task
 from torchfab.commands import stop, top
+from torchfab.commands.env import Push, outcome_lines
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core import status
 from torchfab.core.errors import HostError
+from torchfab.core.requirements_file import PackageList
 from torchfab.core.specs import Node
 from torchfab.doctor import collect, consistency, launch_warnings, render
 from torchfab.doctor.model import CheckRequirements, Clock, NodeReport, Report
@@ -44,7 +46,7 @@ from torchfab.stacks.model import StackDump
 from torchfab.supervise import gpu_memory
 from torchfab.sync import pull as pulling
 from torchfab.sync import results
-from torchfab.transport.messages import calls, doctor, forward, job, launch, load, pull, run, slurm, stacks, sync
+from torchfab.transport.messages import calls, doctor, env, forward, job, launch, load, pull, run, slurm, stacks, sync
 from torchfab.transport.pool import Response, SessionPool
 from torchfab.transport.remote_command import HostRun
 from torchfab.transport.session import NodeError, Session
@@ -111,6 +113,7 @@ FACTS = {
         "holders": [{"pid": 3, "memory_mib": None}],
         "launcher_variables": ["RANK"],
     },
+    "packages": {"digest": "a1b2", "source": "uv.lock"},
     "setup": {"shell": "/bin/zsh", "changed": ["PATH"], "removed": ["X"], "python": "/venv/bin/python"},
 }
 GPU = {
@@ -388,6 +391,11 @@ def use_listeners(answer: forward.ListenersAnswer) -> None:
         check_shown(str(forward_task.several_found([(NODE, each) for each in answer.listeners])))
 
 
+def use_push(answer: env.PushEnvAnswer) -> None:
+    push = Push(PackageList("uv.lock", ""), "", ".venv", "/w", "python3", 1.0)
+    check_shown(*outcome_lines(push, [(NODE, answer)]))
+
+
 def with_slurm_answer(function: Callable[..., Any], answer: Any, *arguments: Any) -> Any:
     """Call an operation of the Slurm runtime, whose login node gives this answer."""
     sent = RecordedChannel(frame({**msgspec.to_builtins(answer), "of": 1}))
@@ -473,6 +481,7 @@ CASES: dict[RequestType, Case] = {
     job.StatusRequest: Case(STATUS, use_status),
     job.EvidenceRequest: Case({**STATUS, "evidence": EVIDENCE}, use_evidence),
     launch.PrepareRequest: Case({"facts": FACTS}, use_facts),
+    env.PushEnvRequest: Case({"made": True, "tool": "uv", "python": "3.12.1", "seconds": 2.5}, use_push),
     launch.BeforeRequest: Case(NOTHING, repr),
     launch.StartRequest: Case({"started": ["agent"]}, lambda answer: check_shown(answer.started)),
     launch.CommitRequest: Case({"started": ["agent"]}, lambda answer: check_shown(answer.started)),

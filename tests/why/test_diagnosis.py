@@ -260,6 +260,13 @@ def test_ranks_that_no_node_reported_have_a_place_in_the_story() -> None:
     assert found.others == ("rank 0: it was not seen to run",)
 
 
+@pytest.mark.parametrize(("world_size", "certainty"), [(1, "probable"), (2, "possible")])
+def test_symptom_is_only_possible_while_ranks_are_unseen(world_size: int, certainty: str) -> None:
+    failed = node(0, [process("failed", rank(0, 1))], [log(0, SYMPTOM)])
+    found = diagnose(replace(make_evidence(failed), world_size=world_size))
+    assert (found.cause.name, found.certainty) == ("connection-lost", certainty)
+
+
 def test_certainty_and_evidence_are_reported() -> None:
     found = diagnose_nodes(node(0, [process("failed", rank(0, 1))], [log(0, f"step 1\n{PLAIN}")]))
     assert found.certainty == "certain"

@@ -91,7 +91,10 @@ REPORTS: dict[str, tuple[str, ...]] = {
 # Report -> tests elsewhere: logging in, hosts files, commands after `--`, the launchers' own stories.
 TESTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
     "66": (
-        "integration/test_environment.py::test_a_ranks_path_begins_with_the_interpreters_folder_and_variables_of_launchers_are_dropped",
+        (
+            "integration/test_environment.py::"
+            "test_a_ranks_path_begins_with_the_interpreters_folder_and_variables_of_launchers_are_dropped"
+        ),
     ),
     "67": (
         "integration/test_commands.py::test_every_rank_runs_the_command",

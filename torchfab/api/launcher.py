@@ -105,7 +105,8 @@ def launch(
         Seconds for each step of a connection, as of `-t`. Default: the setting.
     **flags
         The flags of the launcher (`fab --help launch-per-node` lists them), with `_` for `-`: `name`, `workdir`,
-        `python`, `nproc_per_node`, `max_restarts`.
+        `python`, `nproc_per_node`, `max_restarts`. Default of `name`: that of the script or the function, the time, and
+        four random digits.
 
     Returns
     -------
@@ -131,6 +132,7 @@ def launch(
             ctx, given = _function_context(command, (args, kwargs or {}), max_result_mb, ctx, given, launcher)
         elif args or kwargs:
             raise UsageError("args and kwargs are those of a function", "write arguments of a script behind it")
+        given = _named(given, ctx.script or tuple(ctx.config["script"]), ctx)
         job = Job(_start(module, given, own, ctx), ctx)
     return job.results() if _is_function(command) else job
 
@@ -166,8 +168,15 @@ def _function_context(
             f"launchers for functions: {', '.join(launcher_table.ON_HOSTS)}",
         )
     command = functions.command_of(function, *arguments, max_result_mb)
-    name = flags.name or default_name((functions.name_of(function),), ctx.now)
-    return replace(ctx, script=command.script, command=command), replace(flags, name=name)
+    flags = _named(flags, (functions.name_of(function),), ctx)
+    return replace(ctx, script=command.script, command=command), flags
+
+
+def _named(flags: JobFlags, words: Sequence[str], ctx: CommandContext) -> JobFlags:
+    """Return flags that name the job: a program may launch the same twice within a second."""
+    if flags.name or not words:
+        return flags
+    return replace(flags, name=f"{default_name(words, ctx.now)}-{ctx.token[:4]}")
 
 
 def _script(command: Command | None) -> tuple[str, ...] | None:

@@ -119,6 +119,17 @@ class RunFlags(HostFlags):
 
 
 @dataclass(frozen=True)
+class PushEnvFlags(HostFlags):
+    """The flags of env push."""
+
+    requirements: str = flag("", "List of packages. [uv.lock of the project, else its requirements.txt]")
+    path: str = flag(".venv", "Folder of the environment on every node, relative to the working directory. [.venv]")
+    workdir: str = flag("", "Absolute path of the working directory, on every node. [the current one]")
+    python: str = flag("python3", "Interpreter on the nodes that makes the environment. [python3]")
+    timeout: float = flag(900.0, "Seconds that a node may take. [900]", SECONDS)
+
+
+@dataclass(frozen=True)
 class TrustFlags(HostFlags):
     """The flags of `fab trust`."""
 
@@ -320,6 +331,21 @@ def words_task(**flags: Any) -> Callable[[Body], Any]:
         return _task(call, body, [_named(name, each) for name, each in flags.items()], WordsTask)
 
     return decorate
+
+
+def flags_of(kind: type) -> dict[str, Any]:
+    """Return the flags of a dataclass by name, for a decorator that takes them one by one.
+
+    Parameters
+    ----------
+    kind : type
+        The dataclass.
+
+    Returns
+    -------
+    dict of str to Field
+    """
+    return {each.name: each for each in fields(kind)}
 
 
 def _named(name: str, each: Any) -> Any:

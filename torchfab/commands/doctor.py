@@ -7,7 +7,7 @@ import os
 import sys
 
 from torchfab.cli.flags import DoctorFlags
-from torchfab.core import environment, specs
+from torchfab.core import environment, requirements_file, specs
 from torchfab.core.console import write_out
 from torchfab.core.errors import UsageError
 from torchfab.doctor import render
@@ -80,5 +80,6 @@ def check_requirements(flags: DoctorFlags, ctx: CommandContext) -> CheckRequirem
         port=flags.port,
         env=environment.select_forwarded(ctx.environ, ctx.config["forward"]),
         names=None if names is None else tuple(names),
+        lists=requirements_file.digests(ctx.root),
         digest="" if names is None else code_digest.digest_workdir(workdir, names)["digest"],
     )

@@ -20,6 +20,10 @@ from torchfab.transport.fanout import fan_out
 from torchfab.transport.ssh import connect, host_keys, known_hosts, login
 from torchfab.transport.ssh.host_keys import Rules
 
+# Connections without a login add to an sshd's PerSourcePenalties, and its MaxStartups drops some of many at once: that
+# of a jump host, or of one host with several names.
+_AT_ONCE = 16
+
 
 @dataclass(frozen=True)
 class ShownKey:
@@ -158,7 +162,7 @@ def fetch_keys(wave: Mapping[str, Any], settings: ConnectionSettings) -> Iterabl
         rules, key = login.fetch_host_key(wave[label])
         return ShownKey(label, rules, key, host_keys.classify(rules, key))
 
-    for done, (label, result) in enumerate(fan_out(wave, fetch, settings.fanout), 1):
+    for done, (label, result) in enumerate(fan_out(wave, fetch, min(settings.fanout, _AT_ONCE)), 1):
         progress("asking for host keys", done, len(wave))
         unexpected = isinstance(result, Exception) and not isinstance(result, TorchfabError)
         yield label, HostError(f"{type(result).__name__}: {result}") if unexpected else result  # type: ignore[misc]

@@ -33,6 +33,14 @@ def redirected(receive: Callable[[str], None]) -> Iterator[None]:
         _receivers.remove(receive)
 
 
+def _redirect(text: str) -> bool:
+    """Give a text to the last receiver; return whether there is one. Other threads may end their blocks meanwhile."""
+    for receive in _receivers[-1:]:
+        receive(text)
+        return True
+    return False
+
+
 def print_error(error: TorchfabError) -> None:
     """Print an error on stderr: what is wrong, where, and how to fix it.
 
@@ -100,8 +108,7 @@ def write_verbatim(text: str) -> None:
     text : str
         The lines, without the last line end.
     """
-    if _receivers:
-        _receivers[-1](text)
+    if _redirect(text):
         return
     sys.stdout.flush()
     sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape") + b"\n")
@@ -120,9 +127,7 @@ def write_err(text: str) -> None:
 
     text = program_name.called().replace_in(text)
     text = "\n".join(map(strip_controls, text.split("\n")))
-    if _receivers:
-        _receivers[-1](text)
-    else:
+    if not _redirect(text):
         print(text, file=sys.stderr, flush=True)
 
 

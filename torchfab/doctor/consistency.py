@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torchfab.core.format import format_offset
-from torchfab.doctor import same_machine
+from torchfab.doctor import packages, same_machine
 from torchfab.doctor.finding import ERROR, WARNING, Finding, minorities, minority_findings
 from torchfab.doctor.model import CheckRequirements, NodeReport
+from torchfab.transport.messages.launch import PackagesMark
 
 # torchrun's rendezvous counts a node as dead when its last heartbeat is 15 s old by another node's clock.
 BROKEN_CLOCK_S = 10.0
@@ -36,8 +37,14 @@ def findings(nodes: Sequence[NodeReport], requirements: CheckRequirements) -> It
         yield from minority_findings(each.kind, each.severity, values, each.what, each.fix)
     yield from clock_findings(nodes)
     yield from _code(nodes, requirements)
+    yield from packages.findings(_package_marks(nodes), requirements.lists)
     yield from _shared(nodes)
     yield from _same_machine(nodes)
+
+
+def _package_marks(nodes: Sequence[NodeReport]) -> dict[str, PackagesMark | None]:
+    probes = {node.host: node.parts.python for node in nodes}
+    return {host: probe.packages for host, probe in probes.items() if probe is not None and not probe.problem}
 
 
 def _same_machine(nodes: Sequence[NodeReport]) -> Iterator[Finding]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 from torchfab.core.flag_values import is_whole
 from torchfab.core.specs import Node
+from torchfab.doctor import packages
 from torchfab.doctor.consistency import clock_findings
 from torchfab.doctor.finding import WARNING, Finding, merge_findings, minority_findings
 from torchfab.doctor.model import Clock, NodeReport
@@ -16,7 +18,10 @@ SKEWED_CLOCK_S = 3.0  # phase one reads the clock once; the whole phase counts a
 
 
 def warnings(
-    nodes: Sequence[Node], answers: Mapping[int, NodeFacts], clock_offsets: Mapping[int, Clock]
+    nodes: Sequence[Node],
+    answers: Mapping[int, NodeFacts],
+    clock_offsets: Mapping[int, Clock],
+    lists: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[Finding, ...]:
     """Return the warnings of a launch.
 
@@ -28,6 +33,8 @@ def warnings(
         The answers of phase one, by node rank.
     clock_offsets : Mapping of int to Clock
         The clock offsets that are known, by node rank.
+    lists : Mapping of str to str
+        Digests of the project's lists of packages here, by name. Default: none.
 
     Returns
     -------
@@ -39,6 +46,7 @@ def warnings(
         *(finding for node in nodes for finding in _devices(node, answers[node.rank].gpus)),
         *_torch(nodes, answers),
         *_script(nodes, answers),
+        *packages.findings({node.label: answers[node.rank].packages for node in nodes}, lists),
         *_clocks(nodes, clock_offsets),
     ]
     return merge_findings(found, [node.label for node in nodes])

@@ -35,6 +35,8 @@ class CheckRequirements:
         The files to compare, relative to the workdir. None: each node searches for them.
     digest : str
         The digest of these files on the launch machine. Empty if it does not have the directory.
+    lists : Mapping of str to str
+        Digests of the project's lists of packages on the launch machine, by name.
     """
 
     workdir: str
@@ -45,6 +47,7 @@ class CheckRequirements:
     env: Mapping[str, str] = field(default_factory=_nothing)
     names: tuple[str, ...] | None = None
     digest: str = ""
+    lists: Mapping[str, str] = field(default_factory=_nothing)
 
     def on(self, node: Node) -> CheckRequirements:
         """Return the requirements with the interpreter, the directories and the variables of a node's own.

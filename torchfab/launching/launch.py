@@ -12,7 +12,7 @@ from typing import Any
 
 from torchfab.cli.flags import JobFlags, LaunchFlags
 from torchfab.config.connection_settings import ConnectionSettings
-from torchfab.core import command, dry_run, environment, inventory, specs
+from torchfab.core import command, dry_run, environment, inventory, requirements_file, specs
 from torchfab.core.console import progress, write_err, write_verbatim
 from torchfab.core.errors import HostError, HostsFailedError, Interrupted, TorchfabError, UsageError
 from torchfab.core.format import plural
@@ -160,7 +160,7 @@ def default_name(script: Sequence[str], now: float) -> str:
     is_module = script[0] == "-m" and len(script) > 1
     stem = script[1] if is_module else PurePosixPath(script[0] if not script[0].startswith("-") else script[-1]).stem
     clean = "".join(char if char.isascii() and char.isalnum() else "-" for char in stem).strip("-")[:40]
-    return f"{clean or 'job'}-{time.strftime('%m%d-%H%M%S', time.localtime(now))}"
+    return f"{clean or 'job'}-{transaction.time_stamp(now)}"
 
 
 # ---- request, plan, start
@@ -246,7 +246,8 @@ def execute(request: LaunchRequest, ctx: CommandContext, skip: Container[str] = 
     nodes, slots = launch_request.select_nodes(request.nodes, request.slots, choose(request.nodes, request.count, skip))
     name = request.job.name
     try:
-        with transaction.claimed_name(ctx.records, name) as folder:
+        with transaction.claimed_name(ctx.records, *transaction.names_to_try(name, ctx.now)) as folder:
+            request, name = request.renamed(folder.name), folder.name
             request.save(folder)
             prepared = tmux.prepare(
                 request.job, nodes, launcher.requirements(request.job), ctx.settings, True, progress
@@ -395,7 +396,7 @@ def _start(
         nodes = prepared.nodes
         same_machine.check(nodes, {rank: each.facts for rank, each in prepared.answers.items()})
         _check_python_versions(job, prepared)
-        warnings = _print_warnings(prepared)
+        warnings = _print_warnings(prepared, ctx)
         plan = specs.with_files(launcher.plan(job, nodes, slots, prepared.facts))
         record = ctx.records.write(plan, tmux.NAME, ctx.now, ctx.settings, attempt)
         for each in warnings:
@@ -446,7 +447,7 @@ def _dry_run(launcher: Launcher, job: Job, nodes: Sequence[Node], slots: Sequenc
         prepared = tmux.prepare(job, nodes, launcher.requirements(job), ctx.settings, False, progress)
         prepared.close()
         same_machine.check(nodes, {rank: each.facts for rank, each in prepared.answers.items()})
-        _print_warnings(prepared)
+        _print_warnings(prepared, ctx)
         facts, nodes = prepared.facts, prepared.nodes
         notes += describe_setups(prepared)
     if job.after:
@@ -488,12 +489,13 @@ def _shell_argv(node: Node, settings: ConnectionSettings) -> tuple[str, ...]:
     return shell if node.is_local else (*tmux.ssh_argv(node, settings), "--", node.host, *shell)
 
 
-def _print_warnings(prepared: tmux.Prepared) -> tuple[Finding, ...]:
+def _print_warnings(prepared: tmux.Prepared, ctx: CommandContext) -> tuple[Finding, ...]:
     """Print the warnings of phase one on stderr, equal ones of several nodes as one; return them."""
     answers = prepared.answers
     clocks = {rank: Clock(each.clock_ahead_s, (each.received - each.sent) / 2) for rank, each in answers.items()}
     facts = {rank: each.facts for rank, each in answers.items()}
-    found = launch_warnings.warnings(prepared.nodes, facts, clocks)
+    lists = requirements_file.digests(ctx.root, {each.packages.source for each in facts.values() if each.packages})
+    found = launch_warnings.warnings(prepared.nodes, facts, clocks, lists)
     for each in found:
         write_err(render.render_finding(each))
     return found

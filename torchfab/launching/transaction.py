@@ -2,18 +2,65 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from torchfab.core.console import write_out
-from torchfab.core.errors import TorchfabError
+from torchfab.core.errors import JobNameError, TorchfabError
 from torchfab.launching.interrupts import StopOnSignal
 from torchfab.records import Records
 
+_MOST_SUFFIXES = 100
+
+
+def names_to_try(name: str, now: float) -> tuple[str, ...]:
+    """Return the names that a launch may take: a name that it made up itself may be that of another one of that second.
+
+    Parameters
+    ----------
+    name : str
+        The job's name.
+    now : float
+        When the command started, in seconds since the epoch.
+
+    Returns
+    -------
+    tuple of str
+        The name; if it ends with that time, also with the suffixes -2, -3 and so on.
+    """
+    is_given = not name.endswith(time_stamp(now))
+    return (name,) if is_given else (name, *(f"{name}-{number}" for number in range(2, _MOST_SUFFIXES)))
+
+
+def time_stamp(now: float) -> str:
+    """Return the end of a name that a launch makes up.
+
+    Parameters
+    ----------
+    now : float
+        When the command started, in seconds since the epoch.
+
+    Returns
+    -------
+    str
+        Date and time: `1129-154100`.
+    """
+    return time.strftime("%m%d-%H%M%S", time.localtime(now))
+
+
+def _claim(records: Records, names: Sequence[str]) -> Path:
+    for name in names[:-1]:
+        try:
+            return records.claim(name)
+        except JobNameError:
+            continue
+    return records.claim(names[-1])
+
 
 @contextmanager
-def claimed_name(records: Records, name: str) -> Iterator[Path]:
+def claimed_name(records: Records, *names: str) -> Iterator[Path]:
     """Hold a job's name during its launch. A launch that fails releases the name, unless something of the job may run.
 
     `fab stop` interrupts the launch inside the block.
@@ -22,20 +69,21 @@ def claimed_name(records: Records, name: str) -> Iterator[Path]:
     ----------
     records : Records
         The records of launched jobs.
-    name : str
-        The job's name.
+    *names : str
+        The job's name, and others to take if it is taken.
 
     Yields
     ------
     Path
-        The folder of the job's record.
+        The folder of the job's record, which has the name.
 
     Raises
     ------
     JobNameError
         There is a job of this name.
     """
-    folder = records.claim(name)
+    folder = _claim(records, names)
+    name = folder.name
     try:
         with StopOnSignal():
             yield folder

@@ -52,6 +52,21 @@ class LaunchRequest:
         """The launcher."""
         return launchers.load(self.job.launcher)
 
+    def renamed(self, name: str) -> LaunchRequest:
+        """Return the same request for a job of another name.
+
+        Parameters
+        ----------
+        name : str
+            The name.
+
+        Returns
+        -------
+        LaunchRequest
+        """
+        token = self.job.job_id.rpartition("-")[2]
+        return replace(self, job=replace(self.job, name=name, job_id=f"{name}-{token}"))
+
     def next_job(self, token: str, new_port: bool = False) -> Job:
         """Return the job of another attempt: the same job under a new id.
 

@@ -12,11 +12,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-try:
-    signal: Any = __import__("_signal")
-except ImportError:
-    import signal
 
+def _module(private: str, public: str) -> Any:
+    try:
+        return __import__(private)
+    except ImportError:
+        return __import__(public)
+
+
+signal, socket = _module("_signal", "signal"), _module("_socket", "socket")
 _ALIASES = ("SIGCLD", "SIGIOT", "SIGPOLL")
 _NAMES = (name for name in dir(signal) if name.startswith("SIG") and name[3].isalpha() and name not in _ALIASES)
 _SIGNALS = {getattr(signal, name): name for name in _NAMES}
@@ -134,6 +138,32 @@ def dumps(value: Any) -> str:
 
         return json.dumps(value)
     return "".join(_CODEC[1](value, 0))
+
+
+# ---- digests
+
+
+def sha256(data: bytes = b"") -> Any:
+    """Return a SHA-256 object, as `hashlib.sha256` does, without loading OpenSSL.
+
+    Parameters
+    ----------
+    data : bytes
+        The data so far. Default: none.
+
+    Returns
+    -------
+    object
+        With `update` and `hexdigest`.
+    """
+    for module in ("_sha2", "_sha256"):  # since Python 3.12; before
+        try:
+            return __import__(module).sha256(data)
+        except (ImportError, AttributeError):
+            pass
+    import hashlib
+
+    return hashlib.sha256(data)
 
 
 # ---- functions of the C library

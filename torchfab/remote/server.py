@@ -50,6 +50,7 @@ ANSWERS = {
     "slurm_stop": ("slurm.job", "stop"),
     "slurm_forget": ("slurm.job", "forget"),
     "workdir": ("host.workdir_files", "prepare_workdir"),
+    "push_env": ("host.package_environment", "push"),
     "files": ("host.workdir_files", "check"),
     "find_files": ("host.find_files", "find"),
     "file_digests": ("host.find_files", "digests"),

@@ -11,6 +11,9 @@ import errno
 import os
 import time
 
+from torchfab.remote import lean_run
+from torchfab.remote.lean import socket
+
 # Without any configuration file: those of the user and of the system are for their own servers. They can end sessions
 # without a client, keep the server alive, or run commands that never end.
 SERVER = ("tmux", "-L", "torchfab", "-f", "/dev/null")
@@ -45,22 +48,11 @@ def run(*args: str, timeout_s: float = TIMEOUT_S) -> tuple[int, str]:
 
 
 def _run(argv: list[str], timeout_s: float) -> tuple[int, str]:
-    import subprocess  # imported here: the supervisor only checks whether the server is alive
-
     try:
-        done = subprocess.run(
-            argv,
-            check=False,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=max(0.1, timeout_s),
-        )
-    except subprocess.TimeoutExpired:
+        code, output, errors = lean_run.run(argv, max(0.1, timeout_s))
+    except lean_run.ProgramTimeoutError:
         return 124, f"tmux did not answer within {timeout_s:.0f} s"
-    return done.returncode, done.stdout.strip()
+    return code, (output + errors).strip()
 
 
 def version() -> tuple[int, int]:
@@ -76,8 +68,6 @@ def version() -> tuple[int, int]:
     Unusable
         tmux is not installed, or does not run.
     """
-    import re
-
     try:
         code, text = _run(["tmux", "-V"], TIMEOUT_S)
     except FileNotFoundError:
@@ -86,8 +76,17 @@ def version() -> tuple[int, int]:
         raise TmuxUnusableError(f"tmux does not run: {error.strerror}") from None
     if code:
         raise TmuxUnusableError(f"tmux does not run: {text or f'tmux -V ended with {code}'}")
-    match = re.search(r"([0-9]{1,6})\.([0-9]{1,6})", text)
-    return (int(match[1]), int(match[2])) if match else (99, 0)
+    for word in text.split():
+        major, _, minor = (_digits(part) for part in word.rpartition("-")[2].partition("."))
+        if major and minor:
+            return int(major), int(minor)
+    return 99, 0
+
+
+def _digits(text: str) -> str:
+    """Return the digits that a text begins with, six at most."""
+    end = next((index for index, letter in enumerate(text) if letter not in "0123456789"), len(text))
+    return text[: min(end, 6)]
 
 
 def has_session(session: str) -> bool:
@@ -103,7 +102,7 @@ def has_session(session: str) -> bool:
     bool
         False also when no server runs.
     """
-    return run("has-session", "-t", f"={session}")[0] == 0
+    return _is_listening(_socket()) and run("has-session", "-t", f"={session}")[0] == 0
 
 
 def open_session(session: str, windows: list[tuple[str, list[str]]], timeout_s: float) -> str:
@@ -212,11 +211,11 @@ def _remove_stale_socket() -> bool:
 
 
 def _is_listening(path: str) -> bool:
-    import socket
-
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(path)
-        except OSError as error:
-            return error.errno not in (errno.ECONNREFUSED, errno.ENOENT)
+    probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        probe.connect(path)
+    except OSError as error:
+        return error.errno not in (errno.ECONNREFUSED, errno.ENOENT)
+    finally:
+        probe.close()
     return True

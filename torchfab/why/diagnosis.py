@@ -10,9 +10,10 @@ from torchfab.core.format import format_bytes
 from torchfab.core.inventory import fold, fold_ranks
 from torchfab.core.status import JobStatus, NodeStatus, RankStatus, describe_exit_code
 from torchfab.why import causes
+from torchfab.why.attribution import POSSIBLE
 from torchfab.why.causes import Cause, Kind
 from torchfab.why.evidence import Evidence, SchedulerReason
-from torchfab.why.failures import CONSEQUENCE, LOST, Failure, all_failures
+from torchfab.why.failures import CONSEQUENCE, LOST, SYMPTOM, Failure, all_failures
 from torchfab.why.ordering import certainty_of, first_failure, left_early, rivals
 from torchfab.why.reading import EvidenceLine
 from torchfab.why.stragglers import Straggler, find_halted, find_stragglers
@@ -150,7 +151,7 @@ def diagnose(evidence: Evidence) -> Diagnosis:
         base,
         cause=cause,
         first=first,
-        certainty=certainty_of(first, competing, failures),
+        certainty=_certainty(first, competing, failures, evidence),
         evidence=first.evidence,
         rivals=competing,
         others=_other_ranks(failures, evidence),
@@ -160,6 +161,14 @@ def diagnose(evidence: Evidence) -> Diagnosis:
         timeline=_timeline(evidence, failures, cause),
         bad_nodes=_bad_nodes(cause, first, failures, evidence.unreachable),
     )
+
+
+def _certainty(first: Failure, competing: Sequence[Failure], failures: Sequence[Failure], evidence: Evidence) -> str:
+    """Return how sure the first failure is: a symptom may have its cause on a rank that nobody has seen."""
+    known = {failure.rank for failure in failures}
+    if first.weight == SYMPTOM and _unseen_ranks(known, evidence):
+        return POSSIBLE
+    return certainty_of(first, competing, failures)
 
 
 # ---- the cause

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from torchfab.remote import tmux
 from torchfab.remote.job import checks
 
 FakeTmux = Callable[..., None]
@@ -158,7 +159,8 @@ def test_a_tmux_that_does_not_run_is_quoted(make: Make, tmp_path: Path) -> None:
     assert problem.startswith("tmux does not run: broken library | ")
 
 
-def test_an_existing_session_is_a_problem(make: Make, fake_tmux: FakeTmux) -> None:
+def test_an_existing_session_is_a_problem(make: Make, fake_tmux: FakeTmux, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tmux, "_is_listening", lambda _: True)
     fake_tmux("tmux 3.3a", '[ "$*" = "-L torchfab -f /dev/null has-session -t =a-node0" ]')
     (problem,) = problems(make())
     what, _, fix = problem.partition(" | ")

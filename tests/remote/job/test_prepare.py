@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -186,12 +187,12 @@ def test_a_port_that_is_in_use_is_named(make: Callable[..., Preparation]) -> Non
 @pytest.mark.parametrize("free", [True, False])
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
 def test_the_rendezvous_store_can_listen_on_a_reserved_port(family: socket.AddressFamily, free: bool) -> None:
-    with reserve_port(0) as first:
+    with contextlib.closing(reserve_port(0)) as first:
         port = first.getsockname()[1]
         if free:
             check_listening(port, family)
     if not free:
-        with reserve_port(port):
+        with contextlib.closing(reserve_port(port)):
             check_listening(port, family)
 
 
@@ -207,7 +208,7 @@ def check_listening(port: int, family: socket.AddressFamily) -> None:
 
 
 def test_a_reserved_port_is_not_given_to_another_program() -> None:
-    with reserve_port(0) as first:
+    with contextlib.closing(reserve_port(0)) as first:
         port = first.getsockname()[1]
         with socket.socket() as other, pytest.raises(OSError, match="in use"):
             other.bind(("", port))

@@ -67,6 +67,21 @@ def test_a_process_that_has_not_started_is_starting(place: Place) -> None:
     assert not job_status.has_ended(str(place.folder))
 
 
+def test_a_process_of_an_earlier_boot_that_never_started_is_lost(place: Place) -> None:
+    folder = place.prepare(python("pass"))
+    spec = files.read_json(str(folder / files.SPEC))
+    for boot_id, state in ((procfs.boot_id(), "starting"), ("another", "lost")):
+        files.write_json(str(folder / files.SPEC), {**spec, "held_by": {"pid": 1, "start_time": 1, "boot_id": boot_id}})
+        assert one(place)["state"] == state
+
+
+def test_a_process_whose_supervisor_was_killed_before_its_start_is_lost(place: Place) -> None:
+    folder = place.prepare(python("pass"))
+    for pid, state in ((os.getpid(), "starting"), (2**22 + 1, "lost")):
+        (folder / files.READY).write_text(str(pid))
+        assert one(place)["state"] == state
+
+
 def test_a_running_process_is_running_with_its_last_line(place: Place) -> None:
     started(place, "sh", "-c", "echo first; echo ready; exec sleep 600")
     found = one(place)

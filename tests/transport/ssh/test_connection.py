@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
+import pytest
+
+from torchfab.transport.ssh import connection
 from torchfab.transport.ssh.connection import ProxySocket
 
 
@@ -18,3 +22,14 @@ def test_ctrl_c_does_not_end_the_proxy_command() -> None:
         assert proxy.recv(100) == b"alive\n"
     finally:
         proxy.close()
+
+
+def test_a_proxy_command_that_ignores_sigterm_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "_ENDS_WITHIN_S", 0.2)
+    proxy = ProxySocket.start("sh -c 'trap \"\" TERM; echo ready; while :; do sleep 0.1; done'")
+    proxy.settimeout(30)
+    assert proxy.recv(100) == b"ready\n"
+    begun = time.monotonic()
+    proxy.close()
+    assert time.monotonic() - begun < 10
+    assert proxy.process.returncode == -signal.SIGKILL

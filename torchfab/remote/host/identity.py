@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import socket
 
-from torchfab.remote import procfs
+from torchfab.remote import lean, procfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,8 +46,8 @@ def ssh_port(environ: Mapping[str, str]) -> int | None:
 def _digest() -> str:
     # Machines that were resumed from one snapshot have equal boot ids, but not equal addresses. Containers on one
     # machine have namespaces of their own. Another home is another user, or a rehearsal.
-    parts = [procfs.boot_id(), socket.gethostname(), os.path.expanduser("~"), *_namespaces(), *_addresses()]
-    return hashlib.sha256("\0".join(parts).encode(errors="surrogateescape")).hexdigest()[:32]
+    parts = [procfs.boot_id(), os.uname().nodename, os.path.expanduser("~"), *_namespaces(), *_addresses()]
+    return str(lean.sha256("\0".join(parts).encode(errors="surrogateescape")).hexdigest())[:32]
 
 
 def _namespaces() -> list[str]:

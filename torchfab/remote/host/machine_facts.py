@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
-import socket
 import sys
 import time
 
@@ -15,7 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-_NVIDIA = re.compile(r"nvidia\d+")
 _KFD_NODES = "/sys/class/kfd/kfd/topology/nodes"
 
 
@@ -34,7 +31,7 @@ def collect(environ: Mapping[str, str]) -> dict[str, Any]:
         `time`.
     """
     return {
-        "hostname": socket.gethostname(),
+        "hostname": os.uname().nodename,
         "machine": identity.identify(),
         "is_root": os.geteuid() == 0,
         "gpus": count_gpus(environ),
@@ -60,7 +57,9 @@ def count_gpus(environ: Mapping[str, str]) -> int:
     visible = environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
-    nvidia = _names("/proc/driver/nvidia/gpus") or [name for name in _names("/dev") if _NVIDIA.fullmatch(name)]
+    nvidia = _names("/proc/driver/nvidia/gpus") or [
+        name for name in _names("/dev") if name.startswith("nvidia") and name[6:].isdigit()
+    ]
     return len(nvidia) or _count_amd_gpus()
 
 

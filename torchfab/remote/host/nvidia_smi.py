@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-
 CSV_FORMAT = "--format=csv,noheader,nounits"
 
 
@@ -39,6 +37,8 @@ def run(*args: str, timeout_s: float) -> tuple[int, str]:
     NvidiaSmiError
         It gave no answer in time, or could not be started.
     """
+    import subprocess  # imported here: most machines of a launch have been asked already
+
     try:
         done = subprocess.run(
             ["nvidia-smi", *args],

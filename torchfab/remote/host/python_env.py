@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 
+from torchfab.remote.host import package_environment
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -52,7 +54,8 @@ def query(python: str, workdir: str, python_path: str | None, timeout_s: float) 
     Returns
     -------
     dict
-        `python`, `path`, `torch`, `cuda`, `nccl` (empty if not installed); or `problem`.
+        `python`, `path`, `torch`, `cuda`, `nccl` (empty if not installed), `packages` (see `package_environment`); or
+        `problem`.
     """
     extra = {"PYTHONPATH": python_path} if python_path else {}
     try:
@@ -67,7 +70,7 @@ def query(python: str, workdir: str, python_path: str | None, timeout_s: float) 
             cwd=workdir if os.path.isdir(workdir) else None,
             env={**os.environ, **extra},
         )
-        return dict(json.loads(done.stdout.splitlines()[-1]))
+        return {**json.loads(done.stdout.splitlines()[-1]), "packages": package_environment.read_marker(python)}
     except FileNotFoundError:
         return {"problem": f"there is no {python}"}
     except subprocess.TimeoutExpired:

@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 
 from torchfab.remote.host import filesystems, nvidia_smi, workdir_files
 from torchfab.remote.procfs import int_or_none
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import subprocess
     from typing import Any
 
 # Without persistence mode nvidia-smi loads the driver first, which takes seconds: a launch does not wait for that.
@@ -23,9 +23,14 @@ class QuickProbe:
     """Start nvidia-smi in the background; it runs while the launch makes its other checks."""
 
     def __init__(self) -> None:
+        self.smi: subprocess.Popen[str] | None = None
+        if not _is_on_path("nvidia-smi"):
+            return
+        import subprocess  # imported here: it is slow
+
         argv = ["nvidia-smi", "--query-compute-apps=pid,used_memory", nvidia_smi.CSV_FORMAT]
         try:
-            self.smi: subprocess.Popen[str] | None = subprocess.Popen(
+            self.smi = subprocess.Popen(
                 argv,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -33,8 +38,8 @@ class QuickProbe:
                 text=True,
                 errors="replace",
             )
-        except OSError:  # no NVIDIA GPUs here
-            self.smi = None
+        except OSError:  # it cannot be run
+            pass
 
     def results(self, node_dir: str, workdir: str, script: str | None) -> dict[str, Any]:
         """Collect the results.
@@ -61,12 +66,18 @@ class QuickProbe:
     def _holders(self) -> list[dict[str, Any]]:
         if self.smi is None:
             return []
+        import subprocess
+
         try:
             text, _ = self.smi.communicate(timeout=NVIDIA_SMI_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self.smi.kill()
             return []
         return parse_gpu_processes(text) if self.smi.returncode == 0 else []
+
+
+def _is_on_path(program: str) -> bool:
+    return any(os.access(os.path.join(folder, program), os.X_OK) for folder in os.get_exec_path())
 
 
 def parse_gpu_processes(text: str) -> list[dict[str, Any]]:

@@ -5,10 +5,10 @@ The launch machine runs the same `digests` on its own files.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import shutil
 import time
+
+from torchfab.remote import lean
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ def prepare_workdir(request: dict[str, Any]) -> dict[str, Any]:
     if request["token"] and os.path.lexists(os.path.join(workdir, request["token"])):
         return {"shared": True}
     problems = []
+    import shutil  # imported here: a launch only reads files
+
     if shutil.which("rsync") is None:
         problems.append({"what": "rsync is not installed there", "fix": INSTALL})
     try:
@@ -117,14 +119,14 @@ def digest(path: str) -> str:
     """
     try:
         if os.path.islink(path):
-            return "link " + hashlib.sha256(os.fsencode(os.readlink(path))).hexdigest()
+            return f"link {lean.sha256(os.fsencode(os.readlink(path))).hexdigest()}"
         if not os.path.isfile(path):
             return ""
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size <= WHOLE_BYTES:
-                return hashlib.sha256(file.read(WHOLE_BYTES + 1)).hexdigest()
-            ends = hashlib.sha256(file.read(END_BYTES))
+                return str(lean.sha256(file.read(WHOLE_BYTES + 1)).hexdigest())
+            ends = lean.sha256(file.read(END_BYTES))
             file.seek(-END_BYTES, os.SEEK_END)
             ends.update(file.read(END_BYTES))
             return f"{size} {ends.hexdigest()}"

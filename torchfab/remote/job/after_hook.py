@@ -13,7 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from torchfab.remote.job.child import Child
+    from torchfab.remote.child import Child
     from torchfab.remote.job.containment import Containment
 
 

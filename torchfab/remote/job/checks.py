@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
-import subprocess
 import time
 
-from torchfab.remote import tmux
+from torchfab.remote import lean_run, tmux
+from torchfab.remote.lean import socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -149,27 +148,23 @@ def check_python(
     python, workdir, path = request["python"], request["workdir"], request.get("python_path")
     extra_env = {"PYTHONPATH": path} if path else {}
     try:
-        done = subprocess.run(
+        # Without our stdin, which carries the requests: a wrapper that reads would take the next one.
+        code, output, errors = lean_run.run(
             [python, "-c", _PYTHON_PROBE, *request["modules"]],
-            check=False,
-            stdin=subprocess.DEVNULL,  # ours carries the requests: a wrapper that reads would take the next one
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=request.get("python_timeout_s", PYTHON_TIMEOUT_S),
-            cwd=workdir if os.path.isdir(workdir) else None,
-            env={**environ, **extra_env},
+            request.get("python_timeout_s", PYTHON_TIMEOUT_S),
+            workdir if os.path.isdir(workdir) else "",
+            {**environ, **extra_env},
         )
     except FileNotFoundError:
         what = f"there is no {python}"
         return "", {}, [problem(what, "give an interpreter that exists on every node with --python")]
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except (OSError, lean_run.ProgramTimeoutError) as error:
         return "", {}, [problem(f"{python} does not run: {error}", _OTHER_PYTHON)]
-    fields = done.stdout.split()
+    fields = output.split()
     if _is_other_program(python, fields[:1], environ):
         return "", {}, [problem(f"{python} is not a Python", _OTHER_PYTHON)]
-    if done.returncode or not fields:
-        tail = done.stderr.strip().splitlines()[-1:] or [f"it ended with {done.returncode}"]
+    if code or not fields:
+        tail = errors.strip().splitlines()[-1:] or [f"it ended with {code}"]
         return "", {}, [problem(f"{python} does not run: {tail[0]}", _OTHER_PYTHON)]
     modules, missing = _split_modules(fields[1:])
     return fields[0], modules, [_missing_module(name, request) for name in missing]
@@ -180,20 +175,10 @@ def _is_other_program(python: str, printed: list[str], environ: Mapping[str, str
     if printed and printed[0][:1].isdigit():
         return False
     try:
-        done = subprocess.run(
-            [python, "--version"],
-            check=False,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=PYTHON_TIMEOUT_S,
-            env=environ,
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        code, output, errors = lean_run.run([python, "--version"], PYTHON_TIMEOUT_S, env=environ)
+    except (OSError, lean_run.ProgramTimeoutError):
         return False
-    return done.returncode == 0 and not done.stdout.startswith("Python ")
+    return code == 0 and not (output or errors).startswith("Python ")
 
 
 def _split_modules(fields: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -317,21 +302,16 @@ def check_launcher_arguments(request: dict[str, Any], environ: Mapping[str, str]
     if not request.get("parser"):
         return []
     try:
-        done = subprocess.run(
+        code, _, errors = lean_run.run(
             [request["python"], *request["parser"]],
-            check=False,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=request.get("python_timeout_s", PYTHON_TIMEOUT_S),
-            env=dict(environ),
+            request.get("python_timeout_s", PYTHON_TIMEOUT_S),
+            env=environ,
         )
-    except (OSError, subprocess.TimeoutExpired):  # a slow disk; the launcher will say so itself
+    except (OSError, lean_run.ProgramTimeoutError):  # a slow disk; the launcher will say so itself
         return []
-    if done.returncode != 2:  # argparse's code for wrong arguments
+    if code != 2:  # argparse's code for wrong arguments
         return []
-    last = (done.stderr.strip().splitlines() or ["it does not accept them"])[-1]
+    last = (errors.strip().splitlines() or ["it does not accept them"])[-1]
     return [problem(f"the launcher's arguments are wrong: {last.partition('error: ')[2] or last}", "correct them")]
 
 
@@ -400,10 +380,15 @@ def check_master(request: dict[str, Any]) -> list[dict[str, str]]:
 def _is_own(address: str) -> bool:
     """Return whether an address belongs to this machine; one that cannot be tried counts as its own."""
     try:
-        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM) as tried:
-            tried.bind((address, 0))
+        tried = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+    except OSError:
+        return True
+    try:
+        tried.bind((address, 0))
     except OSError as error:
         return error.errno != errno.EADDRNOTAVAIL
+    finally:
+        tried.close()
     return True
 
 
@@ -436,7 +421,9 @@ def check_peers(addresses: list[str]) -> list[dict[str, str]]:
 
 def _addresses(name: str) -> set[str]:
     """Return the addresses that a name resolves to; empty when it does not resolve."""
+    # As bytes: a text is encoded by the codec `idna`, whose import is slow.
+    host = name.encode() if name.isascii() else name
     try:
-        return {str(info[4][0]) for info in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)}
+        return {str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
     except (OSError, UnicodeError):
         return set()

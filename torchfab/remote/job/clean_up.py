@@ -55,7 +55,7 @@ class CleanUp:
         Parameters
         ----------
         deadline : float
-            When it is killed, in seconds since the epoch.
+            When it is killed, by time.monotonic().
         """
         self.deadline = deadline
         self.ending.number = signal.SIGTERM
@@ -75,7 +75,7 @@ class CleanUp:
             return True
         # Topmost processes first: what is below them are their helpers, which become topmost when they have ended.
         self.ending.advance(pid for pid in children if procfs.is_running(pid))
-        return time.time() > self.deadline and self._kill_all()
+        return time.monotonic() > self.deadline and self._kill_all()
 
     def _is_empty(self, children: list[int]) -> bool:
         return not children and not self.containment.members()
@@ -97,7 +97,7 @@ class CleanUp:
         self.kill([pid for pid in remaining if not procfs.is_foreign(pid)])
         self.containment.kill()
         self._kill_chain()
-        if not remaining or (time.time() <= self.deadline + _UNENDABLE_S and not self._are_foreign(remaining)):
+        if not remaining or (time.monotonic() <= self.deadline + _UNENDABLE_S and not self._are_foreign(remaining)):
             return False
         from torchfab.remote.job.search import identify  # imported here: few jobs have such processes
 

@@ -36,7 +36,7 @@ class EndRequest:
     signal : str or None
         The first signal that requested the end; None before.
     kill_at : float or None
-        When what is left is killed, in seconds since the epoch.
+        When what is left is killed, by time.monotonic(): the machine's clock may be set meanwhile.
     ending : GracefulEnd
         Which processes have got which signal.
     """
@@ -57,7 +57,7 @@ class EndRequest:
         number : int
             The signal for the ranks.
         """
-        kill_at = time.time() + self.grace_s()
+        kill_at = time.monotonic() + self.grace_s()
         if self.signal is None:
             self.signal, self.requested = lean.signal_name(number), time.time()
             self.ending.number = number
@@ -81,7 +81,7 @@ class EndRequest:
         had_ranks = bool(self.ending.hold.traced or self.ending.hold.stopped)
         if self.ending.advance([pid], may_end):
             return
-        now = time.time()
+        now = time.monotonic()
         if self.ranks_ended is None:
             self.ranks_ended = now
             _touch(os.path.join(self.folder, files.RANKS_ENDED))
@@ -92,7 +92,7 @@ class EndRequest:
 
     def is_overdue(self) -> bool:
         """Return whether the grace period is over."""
-        return self.kill_at is not None and time.time() > self.kill_at
+        return self.kill_at is not None and time.monotonic() > self.kill_at
 
     def _is_stop_requested(self) -> bool:
         return os.path.exists(os.path.join(os.path.dirname(self.folder), files.STOP))

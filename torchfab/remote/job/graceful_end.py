@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 
 from torchfab.remote import procfs
-from torchfab.remote.job import open_files
 from torchfab.remote.job.hold import Hold
 from torchfab.remote.lean import signal
 
@@ -100,6 +99,8 @@ class GracefulEnd:
         folder : str
             The job's folder, whose files are logs.
         """
+        from torchfab.remote.job import open_files  # imported here: most ranks end by themselves
+
         for pid in pids:
             key = (pid, procfs.start_time(pid))
             number = self.signaled.get(key)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from torchfab.remote import files
-from torchfab.remote.job import child
+from torchfab.remote import child, files
 from torchfab.remote.lean import signal
 
 TYPE_CHECKING = False

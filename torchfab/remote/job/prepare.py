@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 
 from torchfab.remote import files
-from torchfab.remote.host import machine_facts
+from torchfab.remote.host import machine_facts, package_environment
 from torchfab.remote.host.login_environment import is_of_launchers
 from torchfab.remote.host.quick_probe import QuickProbe
 from torchfab.remote.job import checks
+from torchfab.remote.lean import socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Preparation:
         self.environ = dict(os.environ)
         self.problems: list[dict[str, str]] = []
         self.folder = files.job_folder(request["node_dir"], request["job_id"], request["node_rank"])
-        self.port_socket: socket.socket | None = None
+        self.port_socket: Any = None
         self.folder_made = False
 
     def run(self, bundle: str) -> dict[str, Any]:
@@ -59,7 +59,13 @@ class Preparation:
         """
         quick_probe = QuickProbe()
         setup = self._run_setup()
-        facts = {**machine_facts.collect(self.environ), "folder": self.folder, "port": self._port(), "setup": setup}
+        facts = {
+            **machine_facts.collect(self.environ),
+            "packages": package_environment.read_marker(self.request["python"]),
+            "folder": self.folder,
+            "port": self._port(),
+            "setup": setup,
+        }
         if self.request.get("setup") and not setup:  # what else fails follows from that
             return {"facts": facts, "problems": self.problems}
         checked, problems = checks.run(self.request, self.environ)
@@ -145,7 +151,7 @@ class Preparation:
             self.folder_made = False
 
 
-def reserve_port(port: int) -> socket.socket:
+def reserve_port(port: int) -> Any:
     """Bind a port so that no other program gets it, while the rendezvous store can still listen on it.
 
     Linux lets a socket listen on a port that another one has bound, when both set SO_REUSEADDR and the other does not

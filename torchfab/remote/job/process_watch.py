@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import time
 
-from torchfab.remote import files, lean, procfs
-from torchfab.remote.job import child, exit_record, leftovers, log_files
+from torchfab.remote import child, files, lean, procfs
+from torchfab.remote.job import exit_record, leftovers, log_files
 from torchfab.remote.job.clean_up import CleanUp, signal_all
 from torchfab.remote.job.console import Window
 from torchfab.remote.job.containment import Containment
@@ -190,7 +190,8 @@ class ProcessWatch:
         """Find new ranks, and record the ends of ranks and the growth of logs."""
         if self.child is not None and self.child.returncode is None and self.ranks.find_new():
             self.last_rank = time.time()
-        self.ranks.sweep()
+        if not self.is_cleaning:  # the ranks that the clean-up ends have not failed
+            self.ranks.sweep()
         logs = log_files.find(self.folder, self.spec)
         self.timeline.record(logs, time.time())
         self.window.show(logs, self.ranks.ranks)
@@ -205,7 +206,8 @@ class ProcessWatch:
         code : int
             Its exit code, negative for a signal.
         """
-        self.ranks.set_code(pid, code)
+        if not self.is_cleaning:
+            self.ranks.set_code(pid, code)
         if self.child is not None and pid == self.child.pid and self.child.returncode is None:
             self.child.returncode = code
             self.ended = time.time(), procfs.clock()
@@ -253,7 +255,7 @@ class ProcessWatch:
         if self.after is not None:
             self.after.on_stop()
         else:
-            self.clean_up.deadline = min(self.clean_up.deadline, time.time() + self.request.grace_s())
+            self.clean_up.deadline = min(self.clean_up.deadline, time.monotonic() + self.request.grace_s())
 
     def report_error(self, error: Exception) -> None:
         """Write an unexpected error of the supervisor into a file in the process's folder, each kind once.
@@ -278,7 +280,7 @@ class ProcessWatch:
 
     def _begin_clean_up(self) -> None:
         self.is_cleaning = True
-        now = time.time()
+        now = time.monotonic()
         self.clean_up.begin(min(now + self.request.grace_s(), self.request.kill_at or float("inf")))
         if self.clean_up.left and not self.error:
             # Written first, in case the supervisor is killed during the clean-up.
@@ -305,7 +307,7 @@ class ProcessWatch:
             return False
         if self.after.has_ended():
             self.child_env = {}
-            self.clean_up.deadline = time.time()
+            self.clean_up.deadline = time.monotonic()
         return bool(self.child_env)
 
     def _find_children(self) -> list[int]:
@@ -326,7 +328,8 @@ class ProcessWatch:
         self.containment.close()
         cleared = self._clear_leftovers()
         if not self.error:
-            self.ranks.complete(self.path(files.OUTPUT), self.ended[0] if self.ended else time.time())
+            has_failed = bool(returncode) and self.spec.get("rank") is None
+            self.ranks.complete(self.path(files.OUTPUT), self.ended[0] if self.ended else time.time(), has_failed)
         self._show_rest()
         self._write_exit(cleared=cleared)
         for name in (files.EXIT, files.RANKS):

@@ -183,7 +183,7 @@ class RankTracker:
                 rank.update(ended=rank["ended"] or now, code=code)
                 self._save()
 
-    def complete(self, output: str, ended: float) -> None:
+    def complete(self, output: str, ended: float, has_failed: bool = True) -> None:
         """Add the ranks that ended before they could be found, from the launcher's own report.
 
         Parameters
@@ -192,18 +192,14 @@ class RankTracker:
             The output of torchrun.
         ended : float
             When torchrun ended, in seconds since the epoch.
+        has_failed : bool
+            Whether it reports anything. Default True.
         """
-        from torchfab.remote.job import status  # only at the end: a supervisor starts faster without
-
         is_noted = self._add_noted()
         self.sweep()
         last = max((rank["attempt"] for rank in self.ranks), default=0)
         known = {(rank["local_rank"], rank["attempt"]) for rank in self.ranks}
-        missing = [
-            each
-            for each in status.reported_ranks(status.tail(output))
-            if each["local_rank"] is not None and (each["local_rank"], last) not in known
-        ]
+        missing = [each for each in _reported(output) if (each["local_rank"], last) not in known] if has_failed else []
         for each in missing:
             times = {"start_time": 0, "started": None, "ended": ended}
             self.ranks.append({**each, "pid": each["pid"] or 0, "world_size": None, "attempt": last, **times})
@@ -225,6 +221,12 @@ class RankTracker:
             Their pids.
         """
         return [rank["pid"] for rank in self.ranks if procfs.is_alive(rank["pid"], rank["start_time"])]
+
+
+def _reported(output: str) -> list[dict[str, Any]]:
+    from torchfab.remote.job import status  # imported here: most processes do not fail
+
+    return [each for each in status.reported_ranks(status.tail(output)) if each["local_rank"] is not None]
 
 
 def _number(text: str | None) -> int | None:

@@ -8,13 +8,12 @@ has such a digest, but only in runs of the secret's own kind of characters that 
 from __future__ import annotations
 
 import os
-import re
-from functools import partial
 
 from torchfab.remote import files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import re
     from collections.abc import Callable
     from typing import Any
 
@@ -67,6 +66,8 @@ def _pieces(value: str) -> list[bytes]:
 
 
 def _kind(piece: bytes) -> int:
+    import re  # imported here: it is slow, and most jobs have no secrets
+
     return next(index for index, kind in enumerate(_KINDS) if re.fullmatch(f"(?:{kind})+".encode(), piece))
 
 
@@ -111,6 +112,9 @@ def make_redactor(entries: list[Any], key: str) -> Callable[[Any], Any]:
     callable
         Takes and returns a value made of dicts, lists and strings.
     """
+    import re
+    from functools import partial
+
     digest = _digester(key)
     searches = []
     for kind, characters in enumerate(_KINDS):

@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 NEVER_RELEASED = "never begun: its launch was cut off before all nodes were ready"
 
 
-def server_identity() -> dict[str, int]:
+def server_identity() -> dict[str, Any]:
     """Identify this process in the specs of the processes that it holds at the barrier.
 
     Returns
     -------
     dict
-        `pid` and `start_time`.
+        `pid`, `start_time` and `boot_id`.
     """
-    return {"pid": os.getpid(), "start_time": procfs.start_time(os.getpid())}
+    return {"pid": os.getpid(), "start_time": procfs.start_time(os.getpid()), "boot_id": procfs.boot_id()}
 
 
 def report_ready(folder: str) -> None:

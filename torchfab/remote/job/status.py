@@ -120,7 +120,8 @@ def process_states(folder: str) -> dict[str, str]:
     stop = files.read_json(os.path.join(folder, files.STOP))
     for name in files.processes(folder):
         started = files.read_json(os.path.join(folder, name, files.STARTED)) or {}
-        states[name] = _state(started, files.read_json(os.path.join(folder, name, files.EXIT)), stop)[0]
+        ended = files.read_json(os.path.join(folder, name, files.EXIT))
+        states[name] = _state(os.path.join(folder, name), started, ended, stop)[0]
     return states
 
 
@@ -128,7 +129,7 @@ def _process_status(folder: str, name: str, stop: dict[str, Any] | None, alive: 
     spec = files.read_json(os.path.join(folder, files.SPEC)) or {}
     started = files.read_json(os.path.join(folder, files.STARTED)) or {}
     ended = files.read_json(os.path.join(folder, files.EXIT))
-    state, reason = _state(started, ended, stop, alive)
+    state, reason = _state(folder, started, ended, stop, alive)
     ranks = read_ranks(folder)
     reported = reported_failures(os.path.join(folder, files.OUTPUT)) if state == "failed" else []
     _fill_codes(ranks, state, reported)
@@ -185,7 +186,11 @@ def _own_rank(spec: dict[str, Any], started: dict[str, Any], ended: dict[str, An
 
 
 def _state(
-    started: dict[str, Any], ended: dict[str, Any] | None, stop: dict[str, Any] | None, alive: bool | None = None
+    folder: str,
+    started: dict[str, Any],
+    ended: dict[str, Any] | None,
+    stop: dict[str, Any] | None,
+    alive: bool | None = None,
 ) -> tuple[str, str]:
     supervised = _is_supervised(started) if alive is None else alive
     if ended and ended.get("error"):
@@ -193,12 +198,23 @@ def _state(
     if ended and not (ended.get("cleaning") and supervised):
         return _end_state(ended, stop), ""
     if not started:
-        return ("stopped", "before it had started") if stop else ("starting", "")
+        return ("stopped", "before it had started") if stop else _unstarted_state(folder, alive)
     if supervised:
         return "running", ""
     if alive is None and started["boot_id"] != procfs.boot_id():
         return "lost", "the node was restarted"
     return "lost", "its supervisor was killed"
+
+
+def _unstarted_state(folder: str, alive: bool | None) -> tuple[str, str]:
+    """Return the state of a process that has not started: `lost` if its supervisor can no longer start it."""
+    held_by = (files.read_json(os.path.join(folder, files.SPEC)) or {}).get("held_by") or {}
+    if alive is None and held_by.get("boot_id", procfs.boot_id()) != procfs.boot_id():
+        return "lost", "the node was restarted before it had started"
+    supervisor = files.read_json(os.path.join(folder, files.READY))
+    if alive is None and isinstance(supervisor, int) and not procfs.is_running(supervisor):
+        return "lost", "its supervisor was killed before it had started"
+    return "starting", ""
 
 
 def _end_state(ended: dict[str, Any], stop: dict[str, Any] | None) -> str:

@@ -115,7 +115,7 @@ class NodeSupervisor:
 
     def _wait(self, pause_s: float, pidfds: Iterable[int] = ()) -> None:
         """Wait until the kernel reports a signal, the end of a rank or a closed window, or the pause is over."""
-        ranks = {pidfd: watch for watch in self.watches for pidfd in watch.ranks.pidfds}
+        ranks = {pidfd: watch for watch in self.watches if not watch.is_cleaning for pidfd in watch.ranks.pidfds}
         windows = {watch.window.out: watch for watch in self.watches if watch.window.is_viewer and watch.code is None}
         poll = select.poll()
         for fd in (self.wakeup, *pidfds, *ranks):

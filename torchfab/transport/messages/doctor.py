@@ -10,7 +10,7 @@ from msgspec import Meta, Struct
 
 from torchfab.core.bounds import Number, Port, Time, Whole
 from torchfab.transport.messages import Request
-from torchfab.transport.messages.launch import FileSystem, GpuProcess, MachineIdentity
+from torchfab.transport.messages.launch import FileSystem, GpuProcess, MachineIdentity, PackagesMark
 
 # Empty where it is unknown: in a union with a literal text, msgspec applies the pattern to both.
 Version: TypeAlias = Annotated[str, Meta(pattern=r"^([0-9]{1,6}(\.[0-9]{1,6}){0,4})?\Z")]
@@ -59,6 +59,7 @@ class PythonEnvironment(Struct, frozen=True, kw_only=True):
     torch: str = ""
     cuda: str = ""
     nccl: str = ""
+    packages: PackagesMark | None = None
 
 
 class GpuHealth(Struct, frozen=True, kw_only=True):

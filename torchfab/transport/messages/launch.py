@@ -79,6 +79,19 @@ class MachineIdentity(Struct, frozen=True, kw_only=True):
     ssh_port: Port | None = None
 
 
+class PackagesMark(Struct, frozen=True, kw_only=True):
+    """From which list of packages `env push` made the environment of an interpreter.
+
+    Parameters
+    ----------
+    digest, source : str
+        Digest and name of the list.
+    """
+
+    digest: str
+    source: str
+
+
 class SetupFacts(Struct, frozen=True, kw_only=True):
     """What the commands of `--setup` have done on a node.
 
@@ -113,6 +126,7 @@ class NodeFacts(Struct, frozen=True, kw_only=True):
     python: str = ""
     glance: QuickProbe = QuickProbe()
     setup: SetupFacts | None = None
+    packages: PackagesMark | None = None
 
 
 class PrepareAnswer(Struct, frozen=True):

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from torchfab.transport.ssh.step_timeout import StepTimeout
 
 _log = logging.getLogger(__name__)
+# How long a ProxyCommand may take to end after SIGTERM.
+_ENDS_WITHIN_S = 2.0
 
 
 class Connection(fabric.Connection):  # type: ignore[misc]  # fabric ships no types
@@ -186,7 +188,11 @@ class ProxySocket(socket.socket):
     def _end(self) -> None:
         code = self.process.poll()
         self.process.terminate()
-        self.process.wait()
+        try:
+            self.process.wait(_ENDS_WITHIN_S)
+        except subprocess.TimeoutExpired:  # it ignores SIGTERM
+            self.process.kill()
+            self.process.wait()
         self.stderr.seek(0)
         lines = self.stderr.read().decode(errors="replace").split("\n")
         default = "" if code is None else f"it ended with code {code}"

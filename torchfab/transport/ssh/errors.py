@@ -32,13 +32,26 @@ def explain(error: Exception, connection: Any, took_s: float) -> HostError:
         return HostError(f"cannot start python here: {error}")
     from paramiko.ssh_exception import IncompatiblePeer
 
+    from torchfab.transport.ssh.penalties import PenalizedError
+
     host, port = connection.host, connection.port
+    if isinstance(error, PenalizedError):
+        return _explain_penalty(f"{host} port {port}")
     if step := _stalled_at(error, connection, took_s):
         return stalled(step, connection, connection.timeout_s)
     if isinstance(error, IncompatiblePeer):
         return _explain_incompatible(error, f"{host} port {port}")
     login = _explain_methods(connection) or _explain_keys(error, connection)
     return login or _explain_network(error, f"{host} port {port}", connection, took_s)
+
+
+def _explain_penalty(where: str) -> HostError:
+    return HostError(
+        f"{where} refuses this machine's address for a while: its sshd counts failed and unfinished logins "
+        "(PerSourcePenalties), and the penalty was not over after a minute",
+        "try again in some minutes; if it comes back: log in with a key that is accepted there (IdentityFile), or have "
+        "this machine's address exempted (PerSourcePenaltyExemptList in its sshd_config)",
+    )
 
 
 def _explain_keys(error: Exception, connection: Any) -> HostError | None:
@@ -182,7 +195,8 @@ def _explain_network(error: Exception, where: str, connection: Any, took_s: floa
     if isinstance(error, EOFError | paramiko.SSHException):
         return HostError(
             f"{where} did not finish the SSH handshake: {error or 'it closed the connection'}",
-            "check that sshd listens there; its log says why it refuses (MaxStartups, when many log in at once)",
+            "check that sshd listens there; its log says why it refuses (MaxStartups, when many log in at once; "
+            "PerSourcePenalties, after failed logins)",
         )
     reason = next((os.strerror(number) for cause in causes if (number := getattr(cause, "errno", None))), "")
     return HostError(f"no connection to {where}: {reason or error or type(error).__name__}")

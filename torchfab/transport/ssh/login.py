@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchfab.core.errors import HostError
 from torchfab.core.log_context import current_host, log_host
-from torchfab.transport.ssh import login_log, step_timeout
+from torchfab.transport.ssh import login_log, penalties, step_timeout
 from torchfab.transport.ssh.errors import explain
 from torchfab.transport.ssh.step_timeout import StepTimeout
 
@@ -37,14 +37,19 @@ def log_in(connection: Any) -> StepTimeout:
     timeout = StepTimeout(lambda: connect.close_connection(connection), lambda: step_timeout.handshake_step(client))
     connection.step_timeout = timeout
     started = time.monotonic()
-    # TCP, handshake and login have timeouts of their own, but each key that is tried gets its own one, too.
-    with timeout.at_most(3 * connection.timeout_s):
-        try:
-            connection.open()
-        except Exception as error:
-            timeout.failed_step = step_timeout.handshake_step(client)
-            login_log.log_failure(connection, error, time.monotonic() - started)
-            raise
+
+    def attempt() -> None:
+        # TCP, handshake and login have timeouts of their own, but each key that is tried gets its own one, too.
+        timeout.failed_step = ""
+        with timeout.at_most(3 * connection.timeout_s):
+            try:
+                connection.open()
+            except Exception as error:
+                timeout.failed_step = step_timeout.handshake_step(client)
+                login_log.log_failure(connection, error, time.monotonic() - started)
+                raise
+
+    penalties.wait_out(attempt, connect.hop_label(connection))
     _log.debug("authentication: logged in, %.3f s after the start", time.monotonic() - started)
     return timeout
 
@@ -120,7 +125,7 @@ def fetch_host_key(connection: Any) -> tuple[Rules, Any]:
     try:
         with log_host(connect.hop_label(connection)):
             open_jump_hosts(connection)
-            return connect.fetch_host_key(connection)
+            return penalties.wait_out(lambda: connect.fetch_host_key(connection), connect.hop_label(connection))
     except HostError:
         raise
     except Exception as error:

@@ -18,6 +18,7 @@ from paramiko.kex_curve25519 import KexCurve25519
 from paramiko.packet import Packetizer
 
 from torchfab.core.log_context import current_host, log_host
+from torchfab.transport.ssh.penalties import REFUSAL, PenalizedError
 
 _log = logging.getLogger(__name__)
 # Without a handler, Python prints warnings of paramiko on stderr. The debug log adds a handler of its own.
@@ -34,7 +35,34 @@ def _with_both_names(algorithms: Sequence[str]) -> tuple[str, ...]:
 
 
 class _Packets(Packetizer):
-    """paramiko's packetizer without the timer thread per handshake; `StepTimeout` limits the handshake instead."""
+    """paramiko's packetizer without the timer thread per handshake; `StepTimeout` limits the handshake instead.
+
+    Attributes
+    ----------
+    lines : list of str
+        What the server has sent before the key exchange: its banner, or why it refuses.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.lines: list[str] = []
+
+    def readline(self, timeout: float) -> str:
+        """Read and keep a line that the server sends before the key exchange.
+
+        Parameters
+        ----------
+        timeout : float
+            Seconds to wait.
+
+        Returns
+        -------
+        str
+            The line.
+        """
+        line: str = super().readline(timeout)
+        self.lines.append(line)
+        return line
 
     def start_handshake(self, timeout: float) -> None:
         """Start no timer.
@@ -112,6 +140,8 @@ class Transport(paramiko.Transport):
         super().start_client(done)
         done.wait(timeout)
         if not self.active:
+            if any(REFUSAL in line for line in getattr(self.packetizer, "lines", ())):
+                raise PenalizedError(REFUSAL)
             raise self.get_exception() or paramiko.SSHException("Negotiation failed.")
         _log.debug("key exchange: done; the server is %s, host key %s", self.remote_version, self.host_key_type)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.remote.place import python, wait_for
-from torchfab.remote.job import child
+from torchfab.remote import child
 
 LOOK = """
 import os, sys

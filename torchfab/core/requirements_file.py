@@ -1,0 +1,111 @@
+"""A list of packages (`requirements.txt`, `uv.lock`): its text with the files that it includes, and its digest."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torchfab.core.errors import UsageError
+
+LOCK = "uv.lock"
+NAMES = (LOCK, "requirements.txt")
+_INCLUDE = re.compile(r"(-r|--requirement|-c|--constraint)(?:\s*=\s*|\s+|(?<=-[rc]))(?P<name>\S+)\s*(?:#.*)?")
+_MOST_FILES = 50
+
+
+@dataclass(frozen=True)
+class PackageList:
+    """The packages of an environment.
+
+    Parameters
+    ----------
+    source : str
+        Name of the file, or its path in the project.
+    text : str
+        Its text, with included files in their places.
+    """
+
+    source: str
+    text: str
+
+    @property
+    def digest(self) -> str:
+        """The digest by which environments are compared: 64 hexadecimal digits."""
+        return hashlib.sha256(self.text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def find(folder: Path) -> Path | None:
+    """Return the list of packages of a project: uv.lock, or else requirements.txt; None where there is none."""
+    return next((folder / name for name in NAMES if (folder / name).is_file()), None)
+
+
+def digests(folder: Path, sources: Iterable[str] = NAMES) -> dict[str, str]:
+    """Return the digests of a project's lists of packages, by name; of lists that can be read.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder of the project.
+    sources : iterable of str
+        Paths relative to it; others are left out. Default: those that `find` looks for.
+
+    Returns
+    -------
+    dict of str to str
+    """
+    found = {}
+    for name in sources:
+        path = folder / name
+        if not Path(name).is_absolute() and ".." not in Path(name).parts and path.is_file():
+            with contextlib.suppress(UsageError):
+                found[name] = read(path).digest
+    return found
+
+
+def read(path: Path) -> PackageList:
+    """Read a list of packages.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Returns
+    -------
+    PackageList
+
+    Raises
+    ------
+    UsageError
+        It cannot be read, includes itself, or includes a file of constraints.
+    """
+    if path.name == LOCK:
+        return PackageList(LOCK, _text(path))
+    return PackageList(path.name, "\n".join(_expand(path, ())) + "\n")
+
+
+def _expand(path: Path, above: tuple[Path, ...]) -> list[str]:
+    if path in above or len(above) > _MOST_FILES:
+        raise UsageError(f"{path} includes itself", "leave one of the -r lines out")
+    lines: list[str] = []
+    for number, line in enumerate(_text(path).splitlines(), start=1):
+        match = _INCLUDE.fullmatch(line.strip())
+        if match is None:
+            lines.append(line.rstrip())
+        elif match[1] in ("-c", "--constraint"):
+            where = f"{path}:{number}"
+            raise UsageError(f"{where}: constraints are not sent to the nodes", "write the versions into the list")
+        else:
+            lines += _expand(path.parent / match["name"], (*above, path))
+    return lines
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}", "name a list with --requirements") from None

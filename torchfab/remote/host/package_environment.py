@@ -1,0 +1,194 @@
+"""Make a virtual environment from a list of packages, and record from which one: `torchfab env push` on a node."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import subprocess
+import time
+
+from torchfab.remote import files
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+MARKER = "torchfab-env.json"
+_REQUIREMENTS = "torchfab-requirements.txt"
+_UV_FOLDERS = ("~/.local/bin", "~/.cargo/bin")
+_SHOWN_LINES = 8
+
+
+class PushError(Exception):
+    """The environment was not made.
+
+    Parameters
+    ----------
+    what, fix : str
+        What is wrong, and how to fix it.
+    """
+
+    def __init__(self, what: str, fix: str) -> None:
+        super().__init__(what)
+        self.what, self.fix = what, fix
+
+
+def read_marker(python: str) -> dict[str, Any] | None:
+    """Return what the environment of an interpreter was made from.
+
+    Parameters
+    ----------
+    python : str
+        Path of the interpreter; links are not followed, because they lead out of the environment.
+
+    Returns
+    -------
+    dict or None
+        `digest`, `source` (name of the file), `tool`; None where `env push` did not make it.
+    """
+    if not os.path.isabs(python):
+        return None
+    found = files.read_json(os.path.join(os.path.dirname(os.path.dirname(python)), MARKER))
+    known = isinstance(found, dict) and all(isinstance(found.get(name), str) for name in ("digest", "source"))
+    return found if known else None
+
+
+def push(request: dict[str, Any]) -> dict[str, Any]:
+    """Make the environment, unless it is there already.
+
+    Parameters
+    ----------
+    request : dict
+        `folder` (absolute path of the environment), `workdir`, `python` (that makes the environment, or a version for
+        uv), `requirements` (text), `digest` and `source` (of the file that it comes from), `timeout_s`.
+
+    Returns
+    -------
+    dict
+        `made` (whether it had to be made), `tool` (`uv` or `pip`), `python` (version), `seconds`; or `problems`.
+    """
+    begun = time.monotonic()
+    deadline = begun + request["timeout_s"]
+    try:
+        _require_workdir(request["workdir"])
+        with _lock(request, deadline):
+            before = _check(request["folder"])
+            if before is not None and before["digest"] == request["digest"]:
+                known = {name: str(before.get(name, "")) for name in ("tool", "python")}
+                return {"made": False, **known, "seconds": 0.0}
+            tool, version = _make(request, deadline)
+    except PushError as error:
+        return {"problems": [{"what": error.what, "fix": error.fix}]}
+    return {"made": True, "tool": tool, "python": version, "seconds": time.monotonic() - begun}
+
+
+def find_uv() -> str | None:
+    """Return the path of uv on PATH, or where its installer puts it; None where there is none."""
+    folders = [os.environ.get("PATH", os.defpath), *map(os.path.expanduser, _UV_FOLDERS)]
+    return shutil.which("uv", path=os.pathsep.join(folders))
+
+
+def _require_workdir(workdir: str) -> None:
+    if not os.path.isdir(workdir):
+        raise PushError(f"the working directory {workdir} does not exist", "copy your code there: fab sync")
+
+
+@contextlib.contextmanager
+def _lock(request: dict[str, Any], deadline: float) -> Iterator[None]:
+    """Wait while another node makes the same folder on a file system that both share."""
+    path = request["folder"].rstrip("/") + ".torchfab-lock"
+    try:
+        file = open(path, "w")  # closed below; it stays, because removing it would make two locks
+    except OSError as error:
+        raise PushError(f"cannot write {path}: {error.strerror}", "give rights there, or another --path") from None
+    with file:
+        while not _is_locked(file.fileno()):
+            if time.monotonic() > deadline:
+                what = f"another env push is at work in {request['folder']}"
+                raise PushError(what, "wait for it, or raise --timeout")
+            time.sleep(0.2)
+        yield
+
+
+def _is_locked(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
+
+
+def _check(folder: str) -> dict[str, Any] | None:
+    """Return the marker of the environment that is there, if it works."""
+    python = os.path.join(folder, "bin", "python")
+    found = read_marker(python)
+    if found is None and os.path.isdir(folder) and os.listdir(folder):
+        raise PushError(
+            f"{folder} is not empty, and env push did not make it", "remove it there, or give another --path"
+        )
+    return found if os.access(python, os.X_OK) else None
+
+
+def _make(request: dict[str, Any], deadline: float) -> tuple[str, str]:
+    """Make the environment anew; return the tool and the version of Python."""
+    folder, uv = request["folder"], find_uv()
+    python = os.path.join(folder, "bin", "python")
+    marker = os.path.join(folder, MARKER)
+    _remove(folder, marker)
+    new = [uv, "venv", "--python", request["python"]] if uv else [request["python"], "-m", "venv"]
+    _run([*new, folder], request, deadline)
+    listed = os.path.join(folder, _REQUIREMENTS)
+    files.write_text(listed, request["requirements"])
+    flags = ["--disable-pip-version-check", "--no-input"]
+    install = [uv, "pip", "sync", "--python", python] if uv else [python, "-m", "pip", "install", *flags, "-r"]
+    _run([*install, listed], request, deadline)
+    version = _run([python, "-c", "import platform; print(platform.python_version())"], request, deadline).strip()
+    tool = "uv" if uv else "pip"
+    kept = {"digest": request["digest"], "source": request["source"], "tool": tool, "python": version}
+    files.write_json(marker, {**kept, "time": time.time()})
+    return tool, version
+
+
+def _remove(folder: str, marker: str) -> None:
+    """Remove an environment; its mark first, so that one that is half removed does not look finished."""
+    try:
+        if os.path.exists(marker):
+            os.unlink(marker)
+        if os.path.isdir(folder):
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise PushError(f"{folder} cannot be removed: {error}", "end what uses it, or give another --path") from None
+
+
+def _run(argv: list[str], request: dict[str, Any], deadline: float) -> str:
+    """Run a command in the working directory, to which paths in the list are relative; return its output."""
+    shown = " ".join(os.path.basename(word) if index == 0 else word for index, word in enumerate(argv[:4]))
+    try:
+        done = subprocess.run(
+            argv,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            cwd=request["workdir"],
+            timeout=max(0.1, deadline - time.monotonic()),
+        )
+    except FileNotFoundError:
+        raise PushError(f"there is no {argv[0]}", "name an interpreter that the nodes have with --python") from None
+    except subprocess.TimeoutExpired:
+        fix = "raise --timeout; see whether the node reaches the package index"
+        raise PushError(f"{shown} … did not end within {request['timeout_s']:g} s", fix) from None
+    except OSError as error:
+        raise PushError(f"{argv[0]} does not run: {error.strerror}", "name another one with --python") from None
+    if done.returncode:
+        lines = [line for line in done.stdout.splitlines() if line.strip()][-_SHOWN_LINES:]
+        text = "".join(f"\n    {line[:300]}" for line in lines)
+        raise PushError(f"{shown} … ended with status {done.returncode}{text}", "see its output above")
+    return done.stdout
