@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from testbed import Cluster
-from tests.integration import plays
+from tests.integration import ends, plays
 from tests.integration.fab import ROOT, eventually
 from tests.integration.kube_fab import KubeFab
 from tests.kube.api import API
@@ -91,6 +92,27 @@ def test_stop_ends_the_pods_and_keeps_their_logs(fab: KubeFab) -> None:
     assert follower.returncode == 143, err
     assert "light" in out
     assert "light" in fab("logs", "light").stdout
+
+
+@pytest.mark.parametrize("end", ["the pod is deleted", "a rank fails"])
+def test_ranks_of_a_pod_save(tmp_path: Path, end: str) -> None:
+    (tmp_path / "ends.py").write_text(ends.SCRIPT)
+    torchrun = ("--standalone", "--nproc-per-node", "4")
+    program = ROOT / "torchfab" / "launchers" / "manifest" / "pod_entrypoint.py"
+    argv = (sys.executable, str(program), *torchrun, "--max-restarts", "0", "ends.py", str(tmp_path), "3")
+    env = {**os.environ, "TORCHFAB_GRACE_S": "30", "TORCHFAB_MESSAGE": str(tmp_path / "message")}
+    pod = subprocess.Popen(argv, cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        assert ends.await_ready(tmp_path, 4)
+        if end == "a rank fails":
+            (tmp_path / "fail").touch()
+        else:
+            pod.terminate()
+        code = pod.wait(60)
+    finally:
+        pod.kill()
+    saved = {rank: {"terms": 1, "lost": ""} for rank in range(3)}
+    assert (code, ends.saved(tmp_path)) == (7 if end == "a rank fails" else 143, saved)
 
 
 def test_fab_does_not_load_the_client_to_list_its_tasks() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from testbed import Cluster
-from tests.integration import launcher_contract, plays, test_graceful_end
+from tests.integration import launcher_contract, plays, test_graceful_end, test_signal
 from tests.integration.fab import BIGRAM, FAB, ROOT, Fab, eventually
 from tests.integration.jobs import bare_python, ok, status_of
 from tests.integration.slurm import Slurm, SlurmFab, wait_for
@@ -206,6 +206,21 @@ def test_a_stop_lets_ranks_save(fab: Fab, request: pytest.FixtureRequest) -> Non
     assert "4 ranks ended by themselves" in stopped.stdout, stopped
     assert "job saver: stopped" in stopped.stdout, stopped
     test_graceful_end.note(request, "launch-slurm", 1, stopped)
+
+
+def test_a_notice_is_sent_by_an_overlapping_step(fab: Fab) -> None:
+    fab.write("noted.py", test_signal.NOTED)
+    out = launcher_contract.out_dir(fab, "noted")
+    submit(fab, "noted", script=("noted.py", str(out)))
+    assert eventually(lambda: len(list(out.glob("*.ready"))) == 4, 150), fab("logs", "noted")
+    assert ok(fab("signal", "noted", "USR1", timeout_s=120)).stdout == "SIGUSR1 sent to 4 ranks on 2 hosts\n"
+    assert eventually(lambda: sorted(test_signal.found(out)) == [(str(rank), 1) for rank in range(4)], 20)
+    refused = fab("checkpoint", "noted", "--dir", str(out), "--signal", "USR2", timeout_s=120)
+    assert (refused.rc, "have no handler of SIGUSR2" in refused.stderr) == (2, True), refused
+    late = fab("checkpoint", "noted", "--dir", str(out), "--timeout", "60", timeout_s=120)
+    # What the ranks write at the notice is no log: it counts as their checkpoint.
+    assert (late.rc, late.stdout.startswith("checkpoint on ")) == (0, True), late
+    ok(fab("stop", "noted"))
 
 
 def test_an_overlapping_step_dumps_stacks_with_a_sent_py_spy(fab: Fab) -> None:

@@ -195,6 +195,7 @@ def _env(job: Job, shape: Shape) -> list[dict[str, Any]]:
         **home,
         **job.env,
         environment.JOB_ID: job.job_id,
+        "TORCHFAB_GRACE_S": f"{job.grace_s:g}",
     }
     index = {"fieldRef": {"fieldPath": "metadata.annotations['batch.kubernetes.io/job-completion-index']"}}
     entries: dict[str, dict[str, Any]] = {INDEX: {"valueFrom": index}}

@@ -1,20 +1,53 @@
-"""Run torchrun in a pod, with two additions: the exit code is that of the rank that failed first on this node (that of
-torchrun is always 1), and the pod's termination message holds that rank, its exit code and the time.
+"""Run torchrun in a pod, with three additions: the exit code is that of the rank that failed first on this node (that
+of torchrun is always 1); the pod's termination message holds that rank, its exit code and the time; and ranks can save
+when they are asked to end.
 """
 
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
+from types import FrameType
 
 from torch.distributed import run
-from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing import api
+from torch.distributed.elastic.multiprocessing.api import SignalException, SubprocessContext
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 MESSAGE = os.environ.get("TORCHFAB_MESSAGE", "/dev/termination-log")
 # End times by pid: torchrun rounds them to seconds, which is too coarse to find the node that failed first.
 ended: "dict[int, float]" = {}
+
+
+# Seconds for ranks to end after another one has failed; if the pod is deleted, the cluster ends the wait.
+GRACE_S = float(os.environ.get("TORCHFAB_GRACE_S", "30"))
+own_handler, own_close = api._terminate_process_handler, SubprocessContext._close
+deleted: "list[int]" = []
+asked: "list[int]" = []  # the ranks that have got their signal
+
+
+def on_deletion(signum: int, frame: "FrameType | None") -> None:
+    deleted.append(signum)
+    if len(deleted) == 1:  # a second one must not interrupt the wait for the ranks
+        own_handler(signum, frame)
+
+
+def close_gently(self: SubprocessContext, death_sig: signal.Signals, timeout: int = 30) -> None:
+    # torchrun's own signals go to data loaders too, so that a rank cannot save, and its SIGKILL follows after 30 s.
+    ranks = [handler.proc for handler in self.subprocess_handlers.values()]
+    for rank in ranks:
+        if rank.poll() is None and rank.pid not in asked:
+            asked.append(rank.pid)
+            rank.send_signal(death_sig)
+    deadline = time.monotonic() + (86400 if deleted else GRACE_S)
+    for rank in ranks:
+        try:
+            rank.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            pass
+    own_close(self, signal.SIGKILL, timeout)
 
 
 def note_end(*_: object) -> None:
@@ -41,6 +74,8 @@ def leave_message(rank: int, failure: ProcessFailure) -> None:
 def main(args: "list[str]") -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # until torchrun handles it: process 1 would ignore it
     signal.signal(signal.SIGCHLD, note_end)
+    api._terminate_process_handler = on_deletion
+    SubprocessContext._close = close_gently  # type: ignore[method-assign]
     code = 0
     try:
         run.main(args)
