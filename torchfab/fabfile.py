@@ -354,7 +354,9 @@ def sync(c: TaskContext, flags: SyncFlags) -> int:
     return run(flags, _context(c))
 
 
-@words_task(words=flag("", "push: make the environment, or make it anew after a change."), **flags_of(PushEnvFlags))
+@words_task(
+    "push", words=flag("", "push: make the environment, or make it anew after a change."), **flags_of(PushEnvFlags)
+)
 def env(c: TaskContext, words: tuple[str, ...], **flags: Any) -> int:
     """Make the project's packages (uv.lock, requirements.txt) the same environment on every node: env push."""
     from torchfab.commands.env import run
