@@ -81,6 +81,24 @@ def test_wrapper_alone_is_named_with_the_line_before_it(wrapper: str) -> None:
     assert wrapper.partition(":")[0] in found.cause.words
 
 
+NO_WRAPPERS = (
+    "ValueError: the batch size must divide 8, see the table below",
+    "ValueError: lr 3 is too high; check the value in config.yaml and the shapes above",
+    "RuntimeError: shape '[2, -1]' is invalid, refer to the documentation",
+    "KeyError: 'worker'",
+    "RuntimeError: process group is not initialised",
+    "my.data.BadShard: worker 3 read a shard that ended early",
+)
+
+
+@pytest.mark.parametrize("raised", NO_WRAPPERS)
+def test_exception_that_only_resembles_a_wrapper_is_the_cause(raised: str) -> None:
+    noise = traceback("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB")
+    found = of_one(f"{noise}retrying\n{traceback(raised)}")
+    assert found.traceback
+    assert (found.traceback.exception, found.cause.kind, found.certainty) == (raised, Kind.SCRIPT, "certain")
+
+
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_killed_child_explains_a_wrapper(wrapper: str) -> None:
     kernel = {"lines": [[1058.0, "Out of memory: Killed process 4411 (python3) total-vm:9kB"]], "unread": ""}

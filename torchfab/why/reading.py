@@ -26,6 +26,9 @@ _WRAPPERS = re.compile(
 )
 _PROCESS = r"(?:thread|process(?:es)?|proc\S*|workers?|actors?|child(?:ren)?|engines?)\b"
 
+# What a message says that sends its reader to what was printed before.
+_LOOK, _ABOVE = r"\b(?i:see|check|look|refer|inspect|consult)\b", r"\b(?:above|below|earlier)\b"
+_OUTPUT = r"\b(?:errors?|exceptions?|causes?|messages?|outputs?|logs?|(?:print )?statements?)\b"
 _WRAPPING_WORDS = re.compile(
     r"(?:root cause|stack trace|traceback|logs?|error messages?|errors?|exception) (?:above|below)"
     r"|for (?:the )?root cause|due to an (?:exception|error) in a background"
@@ -37,7 +40,7 @@ _WRAPPING_WORDS = re.compile(
     r"|one or more (?:of the )?(?:workers|(?:sub|child )?processes|ranks)|failed on rank \d+|see the (?:original|inner)"
     rf"|{_PROCESS}.{{0,60}}(?:(?:exited|die[ds]|ended|stopped|crashed|terminated) (?:unexpected|abnormal|abrupt)ly"
     r"|no longer (?:alive|running)|(?:is|are|was|were) dead\b)"
-    r"|\b(?:see|check|look|refer|inspect|consult)\b.{0,60}\b(?:above|below|earlier|stack trace|traceback|statement)"
+    rf"|{_LOOK}.{{0,60}}(?:\b(?:stack trace|traceback)\b|{_OUTPUT}.{{0,40}}{_ABOVE}|{_ABOVE}.{{0,40}}{_OUTPUT})"
     r"|Error (?:building|compiling) (?:the )?(?:extension|module)"
 )
 # What a dying process prints after its exception: it does not show that the script went on.
