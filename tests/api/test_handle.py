@@ -31,7 +31,7 @@ from torchfab.core.status import JobStatus
 from torchfab.launchers import per_node
 from torchfab.records import Record
 from torchfab.runtimes import StopReport, tmux
-from torchfab.supervise import lease
+from torchfab.supervise import job_locks
 from torchfab.why.evidence import Evidence, NodeEvidence
 
 NODES = make_nodes("node0", "node1")
@@ -182,7 +182,7 @@ def test_a_stop_says_what_it_did(job: Job, monkeypatch: pytest.MonkeyPatch) -> N
     assert (found.hosts, found.ended_ranks, found.killed_ranks) == (("node0", "node1"), 2, 1)
     job.stop()
     assert graces == [3, 10.0]
-    assert lease.stop_requested(job.info.folder)
+    assert job_locks.stop_requested(job.info.folder)
 
 
 def test_a_stop_that_is_not_proved_is_an_error(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

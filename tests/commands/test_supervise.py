@@ -15,7 +15,7 @@ from torchfab.core.errors import UsageError
 from torchfab.core.flag_values import parse
 from torchfab.launching.context import CommandContext
 from torchfab.records import Record
-from torchfab.supervise import detach, lease
+from torchfab.supervise import detach, job_locks
 from torchfab.supervise.model import Policy
 
 
@@ -25,7 +25,7 @@ def test_a_second_supervisor_in_tmux_is_refused(tmp_path: Path, monkeypatch: pyt
     config = {"restarts": 3, "stall_s": 300, "backoff_s": 10, "lost_s": 60, "notify_timeout_s": 10}
     ctx = CommandContext(config, tmp_path, "/", 0.0, "0a1b2c3d", {}, ConnectionSettings())
     job = (tmp_path, "x", "x-0a1b2c3d", "per-node", "tmux", 0.0, ("train.py",), NODES, "/x", 1, 1)
-    first = lease.SupervisorLease(tmp_path)
+    first = job_locks.SupervisorLock(tmp_path)
     with pytest.raises(UsageError, match="has a supervisor already"):
         supervise.supervise_existing(
             Record(*job, ConnectionSettings(), {}, {}), SuperviseFlags(), False, True, ctx, ("fab",)

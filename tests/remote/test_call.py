@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from torchfab.api import functions
+from torchfab.api import function_calls
 from torchfab.core.errors import UsageError
 from torchfab.remote.job.call_results import chunk, outcomes
 
@@ -38,7 +38,7 @@ def files_of(node: dict[str, Any]) -> Path:
 
 def call(node: dict[str, Any], function: Callable[..., Any], *args: Any, rank: int = 0, mb: float = 1.0) -> str:
     """Call a function as a rank does; return what it wrote on stderr."""
-    command = functions.command_of(function, args, {}, mb)
+    command = function_calls.command_of(function, args, {}, mb)
     for name, text in command.files.items():
         path = files_of(node) / name
         path.parent.mkdir(exist_ok=True)
@@ -166,23 +166,23 @@ def train(_: object) -> None:
 
 def test_what_cannot_be_pickled_is_named_before_anything_starts() -> None:
     with pytest.raises(UsageError, match="train or one of its arguments cannot be pickled: TypeError: cannot pickle"):
-        functions.command_of(train, (threading.Lock(),), {}, 1.0)
+        function_calls.command_of(train, (threading.Lock(),), {}, 1.0)
 
 
 def test_data_that_is_too_large_for_a_launch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(functions, "MOST_CALL_BYTES", 1000)
+    monkeypatch.setattr(function_calls, "MOST_CALL_BYTES", 1000)
     with pytest.raises(UsageError, match=r"train and its arguments are .* when compressed, and at most"):
-        functions.command_of(train, (os.urandom(2000),), {}, 1.0)
+        function_calls.command_of(train, (os.urandom(2000),), {}, 1.0)
 
 
 def test_the_command_names_the_function_and_carries_its_version() -> None:
-    command = functions.command_of(train, (1,), {}, 2.0)
+    command = function_calls.command_of(train, (1,), {}, 2.0)
     assert command.script[:3] == ("python", "-u", "-c")
     assert command.script[3].startswith("# train(…)\nimport os, runpy\n")
     assert command.python_version == VERSION
     assert set(command.files) >= {"call.py", "call.json", "call.pickle", "cloudpickle/cloudpickle.py"}
     assert json.loads(command.files["call.json"])["limit"] == 2 * 2**20
-    assert functions.name_of(lambda: 0) == "<lambda>"
+    assert function_calls.name_of(lambda: 0) == "<lambda>"
 
 
 def test_modules_beside_the_script_are_found_on_the_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,4 +190,4 @@ def test_modules_beside_the_script_are_found_on_the_nodes(tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     for first, folders in ((str(tmp_path / "src"), [str(tmp_path / "src")]), ("", []), ("/usr/lib", [])):
         monkeypatch.setattr(sys, "path", [first, *sys.path])
-        assert json.loads(functions.command_of(train, (1,), {}, 1.0).files["call.json"])["path"] == folders
+        assert json.loads(function_calls.command_of(train, (1,), {}, 1.0).files["call.json"])["path"] == folders

@@ -17,7 +17,7 @@ from torchfab.core.log_lines import Line
 from torchfab.monitoring.watcher import NO_LOG_LINES, JobWatcher, Printer
 from torchfab.records import Record
 from torchfab.runtimes import tmux
-from torchfab.supervise import lease_status
+from torchfab.supervise import supervisor_status
 from torchfab.supervise.follower import JobFollower
 
 NODES = make_nodes("node0")
@@ -56,7 +56,7 @@ def attempts(monkeypatch: pytest.MonkeyPatch, *codes: int) -> None:
         return replace(record, attempt=record.attempt + 1) if record.attempt < len(codes) else None
 
     monkeypatch.setattr(tmux, "follow", follow)
-    monkeypatch.setattr(lease_status, "next_attempt", next_attempt)
+    monkeypatch.setattr(supervisor_status, "next_attempt", next_attempt)
 
 
 def followed(record: Record) -> tuple[JobFollower, list[str]]:

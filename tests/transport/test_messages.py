@@ -23,7 +23,7 @@ import torchfab.why.report
 from tests.support import fuzzed, refusal
 from tests.transport.requests import STREAMING, RequestType, operation, request_types, without_values
 from tests.transport.test_messages_fuzz import JSON, NODE, RecordedChannel, frame
-from torchfab.api import functions
+from torchfab.api import function_calls
 from torchfab.commands import forward as forward_task
 from torchfab.commands import pull as pull_task
 from torchfab.commands import run as run_task
@@ -465,7 +465,7 @@ def use_outcomes(answer: calls.OutcomesAnswer) -> None:
     for each in answer.ranks:
         assert each.rank >= 0
         if each.failure is not None:
-            error = functions.function_error(Outcome(NODE, each))
+            error = function_calls.function_error(Outcome(NODE, each))
             check_shown(str(error))
 
 

@@ -235,7 +235,7 @@ class Job:
         WaitTimeoutError
             It has not ended in time; it goes on.
         """
-        from torchfab.api import functions
+        from torchfab.api import function_calls
 
         with quiet():
             request = launch_request.load(self._refreshed().folder, os.environ)
@@ -243,7 +243,7 @@ class Job:
                 raise UsageError(f"job {self.name} runs {' '.join(request.job.script[:2])}, which returns no results")
             follower = self._follow_to_end(timeout)
             found = follower.final_status()
-            return functions.results(follower.record, found, end_message(follower.record, found))
+            return function_calls.results(follower.record, found, end_message(follower.record, found))
 
     def why(self) -> Why:
         """Ask all nodes why the job ended: the first failure with its host and traceback, and what followed.

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeGuard, TypeVar, cast, overload
 
-from torchfab.api import functions, options
+from torchfab.api import function_calls, options
 from torchfab.api.boundary import quiet
-from torchfab.api.functions import MAX_RESULT_MB
+from torchfab.api.function_calls import MAX_RESULT_MB
 from torchfab.api.handle import Job, StrPath, open_context
 from torchfab.cli.flags import JobFlags, LaunchFlags
 from torchfab.core.errors import UsageError
@@ -167,8 +167,8 @@ def _function_context(
             f"launcher {launcher!r} runs scripts and programs, not functions of this program",
             f"launchers for functions: {', '.join(launcher_table.ON_HOSTS)}",
         )
-    command = functions.command_of(function, *arguments, max_result_mb)
-    flags = _named(flags, (functions.name_of(function),), ctx)
+    command = function_calls.command_of(function, *arguments, max_result_mb)
+    flags = _named(flags, (function_calls.name_of(function),), ctx)
     return replace(ctx, script=command.script, command=command), flags
 
 

@@ -18,7 +18,7 @@ from torchfab.launching.context import CommandContext
 from torchfab.launching.job_lookup import with_current_settings
 from torchfab.monitoring.job_status import ask_status
 from torchfab.records import Record
-from torchfab.supervise import history, lease
+from torchfab.supervise import history, job_locks
 
 
 def run(ctx: CommandContext, job: str, *, as_json: bool, remove: bool, events: bool) -> int:
@@ -143,8 +143,8 @@ def remove_record(job: str, ctx: CommandContext) -> None:
     if not job:
         raise UsageError("--remove needs the name of a job", "fab jobs lists them; then: fab jobs --remove NAME")
     record = with_current_settings(ctx.records.get(job), ctx)
-    if (holder := lease.holder(record.folder)) is not None:
-        raise UsageError(f"job {job} is supervised ({lease.describe(holder)})", f"fab stop {job}")
+    if (holder := job_locks.holder(record.folder)) is not None:
+        raise UsageError(f"job {job} is supervised ({job_locks.describe(holder)})", f"fab stop {job}")
     status = ask_status(record)
     unreachable = [each.node.label for each in status.nodes if each.state == "unreachable"]
     if unreachable:

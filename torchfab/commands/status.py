@@ -14,7 +14,7 @@ from torchfab.monitoring.first_failure import with_first_failure
 from torchfab.monitoring.job_status import ask_status, rank_flag
 from torchfab.monitoring.watcher import describe_failure
 from torchfab.records import Record
-from torchfab.supervise import lease_status
+from torchfab.supervise import supervisor_status
 
 
 def show_status(record: Record, watch: bool, as_json: bool, stall_s: float) -> int:
@@ -39,13 +39,13 @@ def show_status(record: Record, watch: bool, as_json: bool, stall_s: float) -> i
     while True:
         found = with_first_failure(record, ask_status(record))
         if as_json:
-            extra = {"stall": stall.as_json(found, stall_s), **lease_status.as_json(record)}
+            extra = {"stall": stall.as_json(found, stall_s), **supervisor_status.as_json(record)}
             write_out(json.dumps({**status.as_json(record.name, found), **extra}, indent=2))
         else:
             if watch and sys.stdout.isatty():
                 sys.stdout.write("\x1b[H\x1b[2J")
             write_out(status_text(record, found))
-            if supervised := lease_status.describe(record, found.state):
+            if supervised := supervisor_status.describe(record, found.state):
                 write_out(supervised)
             if silence := stall.detect_stall(found, stall_s):
                 write_out(stall.render_warning(silence, record.name))

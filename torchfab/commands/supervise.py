@@ -19,7 +19,7 @@ from torchfab.launching import launch
 from torchfab.launching.context import CommandContext
 from torchfab.records import Record, launch_request
 from torchfab.records.launch_request import LaunchRequest
-from torchfab.supervise import detach, lease
+from torchfab.supervise import detach, job_locks
 from torchfab.supervise.job_supervisor import JobSupervisor
 from torchfab.supervise.model import Policy
 from torchfab.supervise.quarantine import Quarantine
@@ -160,13 +160,13 @@ def supervise_existing(
     if policy.as_json() != request.policy:
         request = replace(request, policy=policy.as_json())
         request.save(record.folder)
-    if lease.stop_requested(record.folder):
+    if job_locks.stop_requested(record.folder):
         raise UsageError(
             f"job {record.name} was asked to stop (fab stop), and is not launched again",
             "launch it anew with another --name, and the same --experiment-name, to go on from its last checkpoint",
         )
     if tmux:
-        lease.check_free(record.folder)  # otherwise an existing supervisor would be mistaken for the new one
+        job_locks.check_free(record.folder)  # otherwise an existing supervisor would be mistaken for the new one
         return _in_tmux(record, follow, fab, ctx, request)
     return _supervise(request, record, policy, ctx, follow, ctx.environ.get(detach.SESSION, ""))
 
@@ -174,7 +174,7 @@ def supervise_existing(
 def _supervise(
     request: LaunchRequest, record: Record, policy: Policy, ctx: CommandContext, follow: bool, where: str
 ) -> int:
-    held_lease = lease.SupervisorLease(record.folder, where)
+    lock = job_locks.SupervisorLock(record.folder, where)
     resumed = any(event["event"] == "supervised" for event in record.events())
     supervisor = JobSupervisor(request, policy, ctx, record, follow)
     supervisor.journal.note("supervised", _start_message(request, record, policy, resumed))
@@ -188,7 +188,7 @@ def _supervise(
         write_err(f"fab status {name} | to end it: fab stop {name}")
         return 130
     finally:
-        held_lease.release()
+        lock.release()
 
 
 def _start_message(request: LaunchRequest, record: Record, policy: Policy, resumed: bool) -> str:
@@ -206,7 +206,7 @@ def _in_tmux(record: Record, follow: bool, fab: Sequence[str], ctx: CommandConte
     session = detach.start(record.name, argv, environ, ctx.cwd, record.folder)
     within_s = ctx.settings.start_timeout_s
     deadline = time.monotonic() + within_s
-    while lease.holder(record.folder) is None:
+    while job_locks.holder(record.folder) is None:
         if time.monotonic() > deadline:
             raise TorchfabError(
                 f"the supervisor in tmux did not begin within {within_s:g} s",

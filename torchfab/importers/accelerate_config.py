@@ -9,7 +9,7 @@ from typing import Any
 from torchfab.core.flag_values import is_whole
 from torchfab.core.hostfiles.structured import number_of
 from torchfab.importers import accelerate_settings
-from torchfab.importers.documents import Document
+from torchfab.importers.document_values import Document
 from torchfab.importers.draft import Draft
 
 _USES = {

@@ -9,7 +9,7 @@ from typing import Any
 from torchfab.core.flag_values import is_whole
 from torchfab.core.hostfiles.structured import number_of
 from torchfab.importers import launch_lines, scripts, variables
-from torchfab.importers.documents import Document
+from torchfab.importers.document_values import Document
 from torchfab.importers.draft import Draft, dynamic
 
 KINDS = {"PyTorchJob": "a PyTorchJob", "TrainJob": "a TrainJob", "JobSet": "a JobSet", "Job": "a Job of Kubernetes"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torchfab.importers.documents import Document
+from torchfab.importers.document_values import Document
 from torchfab.importers.draft import Draft
 
 _RAY = "fab starts ranks of torch.distributed, not Ray"

@@ -46,7 +46,7 @@ class Child:
         """
         if self.returncode is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
-            # A traced process (see `torchfab.remote.job.hold`) also reports that it has stopped.
+            # A traced process (see `torchfab.remote.job.launcher_hold`) also reports that it has stopped.
             has_ended = pid and not os.WIFSTOPPED(status)
             self.returncode = os.waitstatus_to_exitcode(status) if has_ended else None
         return self.returncode

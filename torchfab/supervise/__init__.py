@@ -4,8 +4,8 @@ model           Policy, AttemptOutcome, PreviousAttempt, Decision
 policy          previous attempts, outcome, policy -> decision; pure
 history         the record's events -> previous attempts, and -> text; pure
 quarantine      the list of lemon nodes, with reasons
-lease           one supervisor per job; `fab stop` takes precedence over a relaunch
-lease_status    the supervisor in `fab status` and `fab logs`
+job_locks       one supervisor per job; `fab stop` takes precedence over a relaunch
+supervisor_status  the supervisor in `fab status` and `fab logs`
 monitor         watch one attempt until it ends, fails, hangs or loses a node
 outcome         why an attempt ended: the diagnosis of `fab why`, and doctor's findings on its nodes
 notifier        send events to a command or a URL

@@ -10,7 +10,7 @@ from torchfab.core.status import JobStatus
 from torchfab.monitoring.first_failure import with_first_failure
 from torchfab.monitoring.watcher import JobWatcher
 from torchfab.records import Record
-from torchfab.supervise import lease_status
+from torchfab.supervise import supervisor_status
 
 
 class JobFollower:
@@ -47,7 +47,7 @@ class JobFollower:
             yield from self.watch.steps(request)
             if self.watch.tracker.status().state == "succeeded":
                 return
-            following = yield from lease_status.next_attempt(self.record)
+            following = yield from supervisor_status.next_attempt(self.record)
             if following is None:
                 return
             write_err(f"{self.record.name}: attempt {following.attempt}, launched by its supervisor")

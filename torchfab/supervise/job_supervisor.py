@@ -18,7 +18,7 @@ from torchfab.monitoring import stack_dump
 from torchfab.monitoring.watcher import Printer
 from torchfab.records import Record
 from torchfab.records.launch_request import LaunchRequest
-from torchfab.supervise import history, lease, outcome
+from torchfab.supervise import history, job_locks, outcome
 from torchfab.supervise.event_journal import EventJournal
 from torchfab.supervise.model import AttemptOutcome, Policy
 from torchfab.supervise.monitor import AttemptMonitor
@@ -33,7 +33,7 @@ _FINAL_KINDS = {"succeeded": "succeeded", "stopped": "was stopped"}
 
 @dataclass
 class JobSupervisor:
-    """Supervises one job. The caller holds its `SupervisorLease`.
+    """Supervises one job. The caller holds its `SupervisorLock`.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ class JobSupervisor:
         pending = self.journal.pending_outcome()
         result, diagnosed = (self._examine(pending), "") if pending else self._watch()
         while True:
-            if lease.stop_requested(self.record.folder):
+            if job_locks.stop_requested(self.record.folder):
                 return self._end_stopped()
             decision = decide(self.journal.previous_attempts(), result, self.policy)
             refusal = self.relauncher.restart(decision) if decision.restart else decision.reason
@@ -112,7 +112,7 @@ class JobSupervisor:
             self.record,
             self.policy,
             float(self.ctx.config["failure_grace_s"]),
-            lambda: lease.stop_requested(self.record.folder),
+            lambda: job_locks.stop_requested(self.record.folder),
             self._report,
             Printer() if self.show_logs else None,
         )

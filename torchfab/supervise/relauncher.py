@@ -16,7 +16,7 @@ from torchfab.launching import launch
 from torchfab.launching.context import CommandContext
 from torchfab.records import Record
 from torchfab.records.launch_request import LaunchRequest
-from torchfab.supervise import gpu_memory, history, lease, outcome
+from torchfab.supervise import gpu_memory, history, job_locks, outcome
 from torchfab.supervise.event_journal import EventJournal
 from torchfab.supervise.model import AttemptOutcome, Decision
 from torchfab.supervise.orphans import OrphanedAttempts
@@ -104,7 +104,7 @@ class Relauncher:
         gpu_memory.await_free(nodes, self.record.settings, self.journal, first, timeout_s, self._check_stop)
 
     def _check_stop(self) -> None:
-        if lease.stop_requested(self.record.folder):
+        if job_locks.stop_requested(self.record.folder):
             raise StopRequestedError("it was asked to stop")
 
     # ---- the nodes
@@ -159,7 +159,7 @@ class Relauncher:
         before = self.record
         ctx = replace(self.ctx, now=time.time(), token=secrets.token_hex(4), settings=before.settings)
         try:
-            with lease.restarting(before.folder):
+            with job_locks.restarting(before.folder):
                 self._check_stop()
                 launch.relaunch(self.request, nodes, bool(self.orphans.hosts), before, ctx)
                 self._reload_record()

@@ -11,7 +11,7 @@ from torchfab.core.status import JobStatus
 from torchfab.monitoring.job_status import ask_status
 from torchfab.records import Record, Records
 from torchfab.runtimes import StopReport
-from torchfab.supervise import history, lease, orphans
+from torchfab.supervise import history, job_locks, orphans
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def stop_job(record: Record, grace_s: float | None = None) -> StopOutcome:
         The supervisor cannot be asked, or does not answer in time.
     """
     grace_s = record.grace_s if grace_s is None else grace_s
-    with lease.stopping(record.folder):
+    with job_locks.stopping(record.folder):
         current = replace(Records(record.folder.parent).get(record.name), settings=record.settings)
         outcome = _stop_current(current, grace_s)
         return replace(outcome, earlier=_stop_earlier(current, grace_s))

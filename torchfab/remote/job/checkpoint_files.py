@@ -11,7 +11,7 @@ import re
 import tempfile
 
 from torchfab.remote import files, procfs
-from torchfab.remote.job import log_files, notices, open_files, status, step_rate
+from torchfab.remote.job import log_files, notices, status, step_rate, written_files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def look(folder: str, request: dict[str, Any]) -> dict[str, Any]:
     roots = list(request["since"]) or _roots(request["folders"], cwd, specs, ranks)
     roots = [root for root in roots if not root.startswith(folder)]
     pids = procfs.descendants([rank["pid"] for rank in ranks])
-    written = _inodes(open_files.written_by([rank["pid"] for rank in ranks] + pids, folder))
+    written = _inodes(written_files.written_by([rank["pid"] for rank in ranks] + pids, folder))
     found = {root: list(_files_below(root)) for root in roots}
     answer: dict[str, Any] = {"cwd": cwd, "running": len(ranks), "step": _last_step(processes, specs)}
     if not request["since"]:

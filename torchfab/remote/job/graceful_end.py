@@ -1,6 +1,6 @@
 """End process trees so that every rank can save: one SIGTERM to each rank, and to nothing above or below it.
 
-1. The launcher processes above the ranks are held (`torchfab.remote.job.hold`).
+1. The launcher processes above the ranks are held (`torchfab.remote.job.launcher_hold`).
 2. Each rank gets the signal once. Its data loaders and helpers are children of it, and get none.
 3. When the ranks of a tree have ended, its topmost process gets SIGTERM, and the held ones continue: they end.
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 
 from torchfab.remote import procfs
-from torchfab.remote.job.hold import Hold
+from torchfab.remote.job.launcher_hold import Hold
 from torchfab.remote.lean import signal
 
 TYPE_CHECKING = False
@@ -99,13 +99,13 @@ class GracefulEnd:
         folder : str
             The job's folder, whose files are logs.
         """
-        from torchfab.remote.job import open_files  # imported here: most ranks end by themselves
+        from torchfab.remote.job import written_files  # imported here: most ranks end by themselves
 
         for pid in pids:
             key = (pid, procfs.start_time(pid))
             number = self.signaled.get(key)
             if number is not None and key not in self.unfinished and procfs.handles(pid, number):
-                self.unfinished[key] = open_files.written_by([pid, *procfs.descendants([pid])], folder)
+                self.unfinished[key] = written_files.written_by([pid, *procfs.descendants([pid])], folder)
 
     def _end_tree(self, top: int) -> None:
         held = self.hold.traced | self.hold.stopped

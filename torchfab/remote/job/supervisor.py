@@ -145,7 +145,7 @@ class NodeSupervisor:
                 return
             if pid == 0:
                 return
-            if not os.WIFSTOPPED(status):  # a traced process (see `torchfab.remote.job.hold`) also reports that
+            if not os.WIFSTOPPED(status):  # a traced process reports that too (see `launcher_hold`)
                 code = os.waitstatus_to_exitcode(status)
                 for watch in self.watches:
                     watch.on_reaped(pid, code)

@@ -13,8 +13,8 @@ import pytest
 
 from tests.remote.place import wait_for
 from torchfab.remote import procfs
-from torchfab.remote.job import hold
-from torchfab.remote.job.hold import Hold
+from torchfab.remote.job import launcher_hold
+from torchfab.remote.job.launcher_hold import Hold
 
 # The main thread and another one count in files; SIGTERM is handled and ends it with 5.
 COUNTING = """
@@ -35,7 +35,7 @@ count(sys.argv[1] + "/main")
 """
 HOLDING = """
 import sys, time
-from torchfab.remote.job.hold import Hold
+from torchfab.remote.job.launcher_hold import Hold
 Hold().hold([int(sys.argv[1])])
 print("held", flush=True)
 time.sleep(600)
@@ -110,7 +110,7 @@ def test_the_end_of_a_held_grandchild_reaches_its_parent(tmp_path: Path) -> None
 def test_without_ptrace_the_whole_process_is_stopped(
     counting: subprocess.Popen[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hold, "_ptrace", lambda *_: -1)
+    monkeypatch.setattr(launcher_hold, "_ptrace", lambda *_: -1)
     held = Hold()
     held.hold([counting.pid])
     assert held.stopped == {counting.pid}

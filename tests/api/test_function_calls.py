@@ -11,7 +11,7 @@ import pytest
 import torchfab
 from tests.api.test_handle import DONE, FAILED, NODES, RUNNING, answers, project
 from tests.factories import make_facts, make_job
-from torchfab.api import functions, handle
+from torchfab.api import function_calls, handle
 from torchfab.api.handle import Job
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.errors import FunctionError, HostError, HostsFailedError, JobFailedError, TorchfabError, UsageError
@@ -27,7 +27,7 @@ __all__ = ["project"]  # a fixture
 @pytest.fixture
 def job(project: Path) -> Job:
     """A job that runs a function."""
-    command = functions.command_of(len, ("ab",), {}, 1.0)
+    command = function_calls.command_of(len, ("ab",), {}, 1.0)
     made = make_job(
         script=command.script, is_program=True, files=command.files, options=per_node.options(per_node.Flags())
     )

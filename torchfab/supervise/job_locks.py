@@ -25,7 +25,7 @@ _TIMEOUT_S = 600.0
 _ANNOUNCE_S = 1.0  # shorter waits are silent
 
 
-class SupervisorLease:
+class SupervisorLock:
     """The exclusive right to supervise a job, held until `release` or the end of this process.
 
     Parameters

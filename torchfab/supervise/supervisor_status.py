@@ -10,7 +10,7 @@ from typing import Any
 from torchfab.core.console import write_err
 from torchfab.core.errors import JobNameError
 from torchfab.records import Record, Records
-from torchfab.supervise import lease
+from torchfab.supervise import job_locks
 
 
 def as_json(record: Record) -> dict[str, Any]:
@@ -27,7 +27,11 @@ def as_json(record: Record) -> dict[str, Any]:
         `attempt`, `supervisor` (null if there is none now), `supervised` (whether there ever was one).
     """
     folder = record.folder
-    return {"attempt": record.attempt, "supervisor": lease.holder(folder), "supervised": lease.was_supervised(folder)}
+    return {
+        "attempt": record.attempt,
+        "supervisor": job_locks.holder(folder),
+        "supervised": job_locks.was_supervised(folder),
+    }
 
 
 def describe(record: Record, state: str) -> str:
@@ -45,11 +49,11 @@ def describe(record: Record, state: str) -> str:
     str
         One line. Empty for a job that was never supervised.
     """
-    if not lease.was_supervised(record.folder):
+    if not job_locks.was_supervised(record.folder):
         return ""
-    held, history = lease.holder(record.folder), f"what happened: fab jobs --events {record.name}"
+    held, history = job_locks.holder(record.folder), f"what happened: fab jobs --events {record.name}"
     if held is not None:
-        return f"attempt {record.attempt}, supervised by {lease.describe(held)}; {history}"
+        return f"attempt {record.attempt}, supervised by {job_locks.describe(held)}; {history}"
     if state in ("succeeded", "stopped"):
         return f"attempt {record.attempt}; {history}"
     return f"attempt {record.attempt}; nobody supervises it any more: fab supervise {record.name}"
@@ -75,14 +79,14 @@ def next_attempt(record: Record) -> Generator[None, None, Record | None]:
     """
     announced = False
     while True:
-        held = lease.holder(record.folder)
+        held = job_locks.holder(record.folder)
         try:
             current = Records(record.folder.parent).get(record.name)
         except JobNameError:  # the record was removed meanwhile
             return None
         if current.job_id != record.job_id:
             return replace(current, settings=record.settings)
-        if held is None or lease.stop_requested(record.folder):
+        if held is None or job_locks.stop_requested(record.folder):
             return None
         if not announced:
             announced = True
