@@ -14,6 +14,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests import faulttable
+from torchfab.core import program_name
+from torchfab.core.program_name import ProgramName
 
 TESTS = Path(__file__).parent
 GOLDEN = TESTS / "golden"
@@ -117,6 +119,12 @@ def _stop_signal() -> Iterator[None]:
     before = signal.getsignal(signal.SIGUSR1)
     yield
     signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.fixture(autouse=True)
+def _called_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every test begin as `fab`: what it is called is set once for a process."""
+    monkeypatch.setattr(program_name, "_called", [ProgramName()])
 
 
 @pytest.fixture

@@ -147,7 +147,7 @@ class Row:
     def stopped(self) -> None:
         """Stop the job, and assert that nothing is left."""
         with self.cell(CHECKS[1]) as parts:
-            done = self.fab("stop", self.job, "--grace", "1")
+            done = self.fab("-t", "30", "stop", self.job, "--grace", "1")
             assert done.rc == 0, done
             assert not {"processes", "tmux sessions"} & set(self.fab.left()), self.fab.left()
             parts.append("nothing after stop")

@@ -30,9 +30,9 @@ QUICK = {"prepare_timeout_s": 4, "start_timeout_s": 1}
 
 
 def launch_with(fab: Fab, *hosts: str) -> Done:
-    """Launch on node1 and these hosts, with a connection time-out of 1 s."""
+    """Launch on node1 and these hosts, with a connection time-out of 3 s."""
     gpufile = str(fab.write("gpus", "\n".join(["node1", *hosts])))
-    return fab("-t", "1", "launch-per-gpu", "--gpufile", gpufile, "--", "light.py", "60")
+    return fab("-t", "3", "launch-per-gpu", "--gpufile", gpufile, "--", "light.py", "60")
 
 
 # ---- unreachable
@@ -93,7 +93,7 @@ def test_a_host_that_refuses_is_named(fab: Fab) -> None:
 def test_a_host_whose_link_is_down_is_named(fab: Fab) -> None:
     fab.cluster.partition(1)
     try:
-        done = fab("-t", "1", *fab.launch(gpus=True))
+        done = fab("-t", "3", *fab.launch(gpus=True))
     finally:
         fab.cluster.heal(1)
     refused(done, "1 of 2 hosts failed; nothing was started", "node2: ")

@@ -47,7 +47,7 @@ def test_every_rank_runs_the_command(fab: Fab, case: str, gpus: bool) -> None:
 
 REFUSED = {
     "no program": (("no-such-program", "a"), "there is no program no-such-program on PATH"),
-    "a folder": ((".git",), "/.git is a folder"),
+    "a folder": (("configs",), "/configs is a folder"),
     "no shell script": (("no-such.sh",), "no-such.sh does not exist"),
     "torchrun": (("torchrun", "--nproc_per_node", "2", "light.py"), "fab launch-per-node -- light.py"),
     "torch.distributed.run": (("python", "-m", "torch.distributed.run", "light.py"), "would start ranks inside"),
@@ -58,6 +58,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_command_that_cannot_work_starts_nothing(fab: Fab, case: str) -> None:
     words, expected = REFUSED[case]
+    (fab.workdir / "configs").mkdir()
     refused(fab(*fab.launch("--", *words)), expected, "fix: ")
     fab.assert_nothing_left(within_s=10)
 

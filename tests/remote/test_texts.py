@@ -72,7 +72,7 @@ def test_any_kernel_record_has_a_time_and_one_line(text: str) -> None:
 
 @fuzzed(after("0::/", "4:memory:/", "oom_kill ", ""))
 def test_a_control_group_reports_a_number_or_nothing(text: str) -> None:
-    with mock.patch.object(procfs, "_lines", return_value=text.splitlines()):
+    with mock.patch.object(procfs, "lines", return_value=text.splitlines()):
         assert isinstance(procfs.oom_kills(), int | None)
 
 

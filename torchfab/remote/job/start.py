@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # The supervisor starts in 30 ms. Where many start on few cores, frequent polling would delay them.
 _FIRST_PAUSE_S, _MAX_PAUSE_S = 0.01, 0.1
+_LATE_S = 2.0  # after which a full disk is looked for, on which a supervisor cannot write that it is up
 
 _TMUX_FIX = "log in there and see whether it works: tmux -L torchfab -f /dev/null new-session"
 
@@ -159,6 +160,7 @@ def windows(folder: str, names: list[str]) -> list[tuple[str, list[str]]]:
 def _await_all(folder: str, marker: str, names: list[str], timeout_s: float) -> dict[str, Any]:
     """Wait until every process has written the file `marker`, or an error."""
     deadline = time.monotonic() + timeout_s
+    late = time.monotonic() + _LATE_S
     waiting, done = list(names), []
     errors: dict[str, str] = {}
     pause_s = _FIRST_PAUSE_S
@@ -168,6 +170,11 @@ def _await_all(folder: str, marker: str, names: list[str], timeout_s: float) -> 
         done += [name for name in waiting if os.path.exists(os.path.join(folder, name, marker))]
         errors.update((name, error) for name in waiting if (error := _error(folder, name)))
         waiting = [name for name in waiting if name not in done and name not in errors]
+        if waiting and time.monotonic() > late:
+            late += _LATE_S
+            if error := _write_error(folder):
+                errors.update((name, error) for name in waiting)
+                waiting = []
     errors.update((name, f"did not start within {timeout_s:g} s") for name in waiting)
     problems = [{"what": f"{name}: {error}", "fix": ""} for name, error in errors.items()]
     return {"started": [name for name in done if name not in errors], "problems": problems}
@@ -176,3 +183,14 @@ def _await_all(folder: str, marker: str, names: list[str], timeout_s: float) -> 
 def _error(folder: str, name: str) -> str:
     path = os.path.join(folder, name, files.EXIT)
     return str((files.read_json(path) or {}).get("error") or "") if os.path.exists(path) else ""
+
+
+def _write_error(folder: str) -> str:
+    """Return why nothing can be written into a folder; empty if it can."""
+    path = os.path.join(folder, f".write-{os.getpid()}")
+    try:
+        files.write_text(path, " " * 4096)
+        os.unlink(path)
+    except OSError as error:
+        return f"cannot write {folder}: {error.strerror or error}"
+    return ""
