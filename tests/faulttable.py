@@ -109,13 +109,23 @@ def versions() -> str:
 
 
 def write_ends(page: Path, found: Sequence[list[str]]) -> None:
-    """Replace the table of ends in a page; raise if a cell was not run."""
-    rows = as_ends(found)
+    """Replace the rows of the ends that were run in the table of a page; raise if a row is not known then."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(ENDS_BEGIN)
+    old, _, after = rest.partition(ENDS_END)
+    rows = as_ends([*_rows_in(old), *found])
     unknown = [row[:2] for row in rows if row[-1] == "–"]
     assert not unknown, f"the table is not whole: {unknown}"
-    before, _, rest = page.read_text(encoding="utf-8").partition(ENDS_BEGIN)
     table = f"{ENDS_BEGIN}\n{_made()}\n\n{as_markdown(rows, ENDS_HEAD)}\n{ENDS_END}"
-    page.write_text(before + table + rest.partition(ENDS_END)[2], encoding="utf-8")
+    page.write_text(before + table + after, encoding="utf-8")
+
+
+def _rows_in(table: str) -> list[list[str]]:
+    """Return the rows of a table of the docs, without its head."""
+    return [_cells(line) for line in table.splitlines() if line.startswith("|")][2:]
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
 
 
 def stress_of(report: Any) -> list[list[str]]:
@@ -152,8 +162,8 @@ def write_plays(page: Path, found: Sequence[Sequence[str]]) -> None:
     """Replace the cells of the plays that were run in the table of a page."""
     before, _, rest = page.read_text(encoding="utf-8").partition(PLAYS_BEGIN)
     old, _, after = rest.partition(PLAYS_END)
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in old.splitlines() if line.startswith("|")]
-    head, *rows = as_plays(found, [row for row in cells if not row[0].startswith("---")])
+    known = [_cells(line) for line in old.splitlines() if line.startswith("|") and not line.startswith("| ---")]
+    head, *rows = as_plays(found, known)
     table = f"{PLAYS_BEGIN}\n{as_markdown(rows, head)}\n{PLAYS_END}"
     page.write_text(before + table + after, encoding="utf-8")
 

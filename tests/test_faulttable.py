@@ -73,12 +73,17 @@ def test_the_ends_replace_the_old_table_and_say_why_rows_are_empty(tmp_path: Pat
     assert text.endswith(f"{faulttable.ENDS_END}\n\nmore\n")
 
 
-def test_an_end_that_was_not_run_is_not_written(tmp_path: Path) -> None:
+def test_an_end_that_was_not_run_keeps_its_row_or_the_table_is_not_written(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"{faulttable.ENDS_BEGIN}\nOLD\n{faulttable.ENDS_END}\n")
     with pytest.raises(AssertionError, match=r"not whole: \[\['`kubectl delete job`', 'launch-kubernetes'\]\]"):
         faulttable.write_ends(page, end_rows()[:-1])
     assert "OLD" in page.read_text()
+    faulttable.write_ends(page, end_rows())
+    faulttable.write_ends(page, [["`scancel`", "launch-slurm", "not saved", "saved", "saved", "ended", "cancelled"]])
+    text = page.read_text()
+    assert "| `scancel` | launch-slurm | not saved | saved | saved | ended | cancelled |\n" in text
+    assert "| `kubectl delete job` | launch-kubernetes | saved | saved | saved | ended | stopped |\n" in text
 
 
 def test_plays_keep_the_cells_that_were_not_run_again(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -306,6 +307,10 @@ def is_down(number: int, record: str) -> bool:
 
 def test_clean_removes_only_clusters_of_dead_owners(loopback_cluster: Cluster, tmp_path: Path) -> None:
     left, record = leave_one("loopback")
+    path = run_dir(left) / "cluster.json"
+    path.write_text(json.dumps({**json.loads(record), "pid_namespace": "pid:[1]"}))
+    assert left not in [cluster.layout.number for cluster in Cluster.clean()]  # its owner cannot be seen from here
+    path.write_text(record)
     with own("loopback", tmp_path, keep=True) as kept:
         assert left in [cluster.layout.number for cluster in Cluster.clean()]
         assert eventually(lambda: is_down(left, record), 60)  # a newer one may be creating its folder
