@@ -116,7 +116,7 @@ class Stage:
         ended = re.fullmatch(rf"{RANKS} ranks ended by themselves \((\d+) s\)", " ".join(found))
         assert ended, stopped
         assert int(ended[1]) >= self.save_s, stopped
-        return found[0]
+        return str(found[0])
 
     def wait(self, *codes: int) -> Done:
         """Wait for the end of the job, which has one of these exit codes."""
@@ -325,7 +325,7 @@ def stage(cell: tuple[str, str], save_s: float, request: pytest.FixtureRequest) 
 
 def _ssh_stage(launcher: str, save_s: float, request: pytest.FixtureRequest) -> Iterator[Stage]:
     fab = Fab(request.getfixturevalue("netns_cluster"))
-    nproc = ("--hostfile", str(fab.cluster.hostfile), "--nproc-per-node", str(RANKS_PER_NODE))
+    nproc: tuple[str, ...] = ("--hostfile", str(fab.cluster.hostfile), "--nproc-per-node", str(RANKS_PER_NODE))
     if launcher == "launch-per-gpu":
         nproc = ("--gpufile", gpufile(fab, *[0] * RANKS_PER_NODE, *[1] * RANKS_PER_NODE))
     try:

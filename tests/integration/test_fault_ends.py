@@ -82,7 +82,7 @@ def test_processes_that_hide_are_ended(fab: Fab, matrix: Matrix) -> None:
     hosts = "".join(f"{host_line(fab, index)}\n" for index in (0, 1, 1))
     words = ("launch-per-gpu", "--gpufile", str(fab.write("three", hosts)), "--name", "hides", "--grace", "1")
     ok(fab(*words, "--", "hide.py", str(out)))
-    pids = [lambda rank=rank: (out / str(rank)).read_text() for rank in range(3)]  # type: ignore[misc]
+    pids = [lambda rank=rank: (out / str(rank)).read_text() for rank in range(3)]
     assert eventually(lambda: all((out / str(rank)).exists() and pids[rank]() for rank in range(3)), 30)
     daemon, threads = int(pids[0]()), int(pids[2]())
     os.kill(supervisor_of(fab, 0), signal.SIGKILL)

@@ -121,20 +121,20 @@ class Kills:
         """Temporary files have a folder of their own."""
         return {"TMPDIR": str(self.fab.workdir / "tmp")}
 
-    def measure(self, *args: str, **more: Path) -> None:
+    def measure(self, *args: str, cwd: Path | None = None) -> None:
         """Run a command to its end, and note how long that takes."""
         begun = time.monotonic()
-        process = self.fab.start(*args, env=self.env, **more)
+        process = self.fab.start(*args, env=self.env, cwd=cwd)
         stdout, stderr = process.communicate(timeout=60)
         assert process.returncode == 0, (stdout, stderr)
         self.took_s = max(self.took_s, time.monotonic() - begun)
 
-    def kill(self, *args: str, **more: Path) -> str:
+    def kill(self, *args: str, cwd: Path | None = None) -> str:
         """Start a command and kill it, alone or with its child processes; return what happened, for error messages."""
         self.seed += 1
         chance = random.Random(self.seed)
         after_s, is_alone = chance.uniform(0, 1.1 * self.took_s), chance.random() < 0.5
-        process = self.fab.start(*args, env=self.env, **more)
+        process = self.fab.start(*args, env=self.env, cwd=cwd)
         time.sleep(after_s)
         self.finished += process.poll() is not None
         if process.poll() is None:
