@@ -143,6 +143,7 @@ class DoctorFlags(HostFlags):
 
     workdir: str = flag("", "Absolute path of the directory a job would run in, on every node. [the current one]")
     python: str = flag("", "Interpreter on the nodes. [the one of the environment that is active here]")
+    setup: str = flag("", SETUP_HELP)
     port: int = flag(0, "Port of the rendezvous on node 0; 0: a free one. [0]", PORT)
     master_addr: str = flag("", "Address by which the nodes reach node 0. [its name in the hosts file]")
 

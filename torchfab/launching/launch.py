@@ -20,7 +20,7 @@ from torchfab.core.specs import Facts, Job, Node, Plan, Slot
 from torchfab.doctor import Clock, Finding, launch_warnings, render, same_machine
 from torchfab.launchers import AnyLauncher, Launcher
 from torchfab.launching import deepspeed_env, shell_script, transaction
-from torchfab.launching.context import CommandContext
+from torchfab.launching.context import CommandContext, setup_commands
 from torchfab.launching.hosts import read_inventory
 from torchfab.launching.interpreter import default_python
 from torchfab.launching.interrupts import DeferInterrupts, InterruptibleOnce
@@ -98,10 +98,7 @@ def make_job(launcher: AnyLauncher, flags: JobFlags, own: Any, ctx: CommandConte
 def _setup(flags: JobFlags, ctx: CommandContext) -> str:
     """Return the commands of `--setup`, or else of the setting; of launches that have no such flag, none."""
     given = getattr(flags, "setup", None)
-    if given is None:
-        return ""
-    where = "--setup" if given else "the setting setup"
-    return environment.check_setup(given or ctx.config["setup"], where).strip()
+    return "" if given is None else setup_commands(given, ctx)
 
 
 def _no_script(script: Sequence[str], ctx: CommandContext) -> UsageError:
