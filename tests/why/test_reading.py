@@ -153,19 +153,24 @@ REASONS = (
     "LLVM ERROR: Cannot select: t12",
     "FATAL: cannot open the index",
 )
-DUMPS = (
-    "".join(f"frame #{number}: <unknown function> + 0x1 (0x7f in /x/libtorch.so)\n" for number in range(40)),
-    "[n0:19546] *** Process received signal ***\n[n0:19546] Signal: Aborted (6)\n"
-    "[n0:19546] [ 0] /lib64/libpthread.so.0(+0x12b30)[0x7fb81983db30]\n[n0:19546] *** End of error message ***\n",
-    "======= Backtrace: =========\n/lib/libc.so.6(+0x777e5)[0x7f80a2e637e5]\n======= Memory map: ========\n"
-    + "".join(f"00{number}00000-007a9000 r-xp 00000000 08:01 1054811 /usr/bin/python3\n" for number in range(10, 60)),
-    "note: run with `RUST_BACKTRACE=1` environment variable to display a backtrace\n"
-    "fatal runtime error: failed to initiate panic, error 5\n",
-)
+FRAMES = "".join(f"frame #{number}: <unknown function> + 0x1 (0x7f in /x/libtorch.so)\n" for number in range(40))
+SIGNAL = """[n0:19546] *** Process received signal ***
+[n0:19546] Signal: Aborted (6)
+[n0:19546] [ 0] /lib64/libpthread.so.0(+0x12b30)[0x7fb81983db30]
+[n0:19546] *** End of error message ***
+"""
+MAPS = "".join(f"00{number}00000-007a9000 r-xp 00000000 08:01 1054811 /usr/bin/python3\n" for number in range(10, 60))
+MEMORY_MAP = f"""======= Backtrace: =========
+/lib/libc.so.6(+0x777e5)[0x7f80a2e637e5]
+======= Memory map: ========
+{MAPS}"""
+RUST = """note: run with `RUST_BACKTRACE=1` environment variable to display a backtrace
+fatal runtime error: failed to initiate panic, error 5
+"""
 
 
 @pytest.mark.parametrize("reason", REASONS)
-@pytest.mark.parametrize("dump", DUMPS)
+@pytest.mark.parametrize("dump", [FRAMES, SIGNAL, MEMORY_MAP, RUST])
 @pytest.mark.parametrize("before", ["", "terminate called after throwing an instance of 'c10::Error'\n"])
 def test_reason_of_a_crash_is_found_before_its_dump(reason: str, dump: str, before: str) -> None:
     found = diagnose_nodes(node(0, [process("failed", rank(0, -6))], [log(0, f"step 1\n{before}{reason}\n{dump}")]))

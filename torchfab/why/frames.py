@@ -67,7 +67,7 @@ def crashed_in(text: str) -> str:
     Returns
     -------
     str
-        The innermost frame of the script, otherwise the innermost one: `FILE:LINE, in FUNCTION`; empty without a report.
+        The innermost frame of the script, otherwise of all: `FILE:LINE, in FUNCTION`; empty without a report.
     """
     lines = iter(text.splitlines())
     if not any(_CRASHED_THREAD.match(line) for line in lines):

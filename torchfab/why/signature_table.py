@@ -428,9 +428,10 @@ CLIENTS = (
         fix="its credentials must be there on every node that uses it: --env KEY=..., or its file copied with fab sync",
         patterns=(
             r"AccessDenied|\bForbidden\b|\bUnauthori[sz]ed\b|\b40[13] (?:Client Error|Forbidden|Unauthorized)",
-            r"(?:Could not|Unable to) (?:locate|load) credentials|NoCredentials|[Cc]redentials? (?:were|was|is|are) not "
-            r"found|DefaultCredentialsError|InvalidAccessKeyId|ExpiredToken|SignatureDoesNotMatch|Invalid Credentials",
-            r"[Nn]o API key|api_key not configured|[Ii]nvalid API key|not logged in|[Pp]assword authentication failed",
+            r"(?:Could not|Unable to) (?:locate|load) credentials|[Cc]redentials? (?:were|was|is|are) not found",
+            "NoCredentials|DefaultCredentialsError|InvalidAccessKeyId|ExpiredToken|SignatureDoesNotMatch",
+            "Invalid Credentials|[Nn]o API key|api_key not configured|[Ii]nvalid API key|not logged in",
+            "[Pp]assword authentication failed",
         ),
         spoken_by=(Speaker.CLIENT,),
         example="botocore.exceptions.NoCredentialsError: Unable to locate credentials",
@@ -698,11 +699,13 @@ NETWORK = (
     Signature(
         *(Kind.NETWORK, "mpi-error"),
         words="MPI failed: {line}",
-        fix="see its own words; the provider and the interface: --env FI_PROVIDER=tcp (libfabric), UCX_TLS=tcp; fab doctor",
+        fix="see its own words; the provider and the interface: --env FI_PROVIDER=tcp (libfabric), UCX_TLS=tcp; "
+        "fab doctor",
         patterns=(
             r"Fatal error in (?:internal_)?P?MPI_\w+: .*(?:\n.*){0,12}?(?:[Oo]ther MPI error[;,] .*|failed .*)",
             r"Fatal error in (?:internal_)?P?MPI_\w+: .*",
-            r"PML add procs failed|MPI_ERR_(?:INTERN|OTHER|UNKNOWN)\b.*|at least one pair of MPI processes .* unable to reach",
+            r"PML add procs failed|MPI_ERR_(?:INTERN|OTHER|UNKNOWN)\b.*",
+            "at least one pair of MPI processes .* unable to reach",
         ),
         is_symptom=True,
         example="Abort(1091215) on node 1 (rank 1 in comm 0): Fatal error in PMPI_Init: Other MPI error, error stack:",
