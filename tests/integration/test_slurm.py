@@ -242,7 +242,7 @@ def test_scancel_by_another_user_is_distinguished(fab: Fab, slurm: Slurm) -> Non
     slurm.run("scancel", job_id)
     assert fab("wait", "cancelled").rc == 143
     assert "it was cancelled with scancel, not with fab stop" in json.dumps(status_of(fab, "cancelled"))
-    assert "why    it was cancelled with scancel, not with fab stop\n" in ok(fab("why", "cancelled")).stdout
+    assert "it was cancelled with scancel, not with fab stop\n" in ok(fab("why", "cancelled")).stdout
 
 
 def test_a_node_failure_loses_or_requeues_the_job(fab: Fab, slurm: Slurm) -> None:
