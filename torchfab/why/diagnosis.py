@@ -109,6 +109,11 @@ class Diagnosis:
         return self.first.traceback if self.first else None
 
     @property
+    def place(self) -> str:
+        """Where in the script it failed: `FILE:LINE, in FUNCTION`; empty if that is not known."""
+        return self.first.place if self.first else ""
+
+    @property
     def fingerprint(self) -> str:
         """A hash that is the same for two equal failures; empty when nothing failed."""
         if self.first is None:
