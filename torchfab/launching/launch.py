@@ -86,19 +86,13 @@ def make_job(launcher: AnyLauncher, flags: JobFlags, own: Any, ctx: CommandConte
         options=launcher.options(own),
         ssh_options=ctx.settings.ssh_options,
         mask_key=ctx.mask_key,
-        setup=_setup(flags, ctx),
+        setup=setup_commands(flags.setup, ctx) if flags.setup or flags.setting_of_setup else "",
         python_is_default=not (flags.python or what.python),
-        before=environment.check_setup(getattr(flags, "before", ""), "--before"),
-        after=environment.check_setup(getattr(flags, "after", ""), "--after"),
+        before=environment.check_setup(flags.before, "--before"),
+        after=environment.check_setup(flags.after, "--after"),
         setup_timeout_s=float(ctx.config["setup_timeout_s"]),
         hook_timeout_s=float(ctx.config["hook_timeout_s"]),
     )
-
-
-def _setup(flags: JobFlags, ctx: CommandContext) -> str:
-    """Return the commands of `--setup`, or else of the setting; of launches that have no such flag, none."""
-    given = getattr(flags, "setup", None)
-    return "" if given is None else setup_commands(given, ctx)
 
 
 def _no_script(script: Sequence[str], ctx: CommandContext) -> UsageError:
