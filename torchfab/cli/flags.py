@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import Field, fields
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 import fabric
 from invoke.exceptions import ParseError
@@ -42,7 +42,11 @@ class JobFlags:
     follow: bool = flag(False, "Show the logs until the job ends, and exit with its code; Ctrl-C leaves it running.")
     workdir: str = flag("", "Absolute path of the directory to run in, on every node. [the current one]")
     python: str = flag("", "Interpreter on the nodes. [the one of the environment that is active here]")
+    setup: str = flag("", SETUP_HELP)
+    before: str = flag("", "Shell commands to run once on each node before the ranks; a failure stops the launch.")
+    after: str = flag("", "Shell commands to run once on each node when its ranks have ended, however they ended.")
     grace: float | None = flag(None, "Seconds between SIGTERM and SIGKILL when the job is stopped. [10]", SECONDS)
+    setting_of_setup: ClassVar[bool] = True  # without --setup, the setting `setup` counts
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class PodFlags(JobFlags):
     dry_run: bool = flag(False, "Print what would be created, for kubectl apply -f -; create nothing.")
     workdir: str = flag("/workspace", "Absolute path of the directory to run in, in the container. [/workspace]")
     python: str = flag("python", "Interpreter in the container. [python]")
+    setup: str = flag("", "Shell commands for each container's environment, run once by its bash or sh. [none]")
+    setting_of_setup: ClassVar[bool] = False  # the project's setting is about hosts, not about an image
 
 
 @dataclass(frozen=True)
@@ -60,9 +66,6 @@ class LaunchFlags(JobFlags):
 
     hostfile: str = flag("", HOSTFILE_HELP)
     hostfile_format: str = flag("", HOSTFILE_FORMAT_HELP)
-    setup: str = flag("", SETUP_HELP)
-    before: str = flag("", "Shell commands to run once on each node before the ranks; a failure stops the launch.")
-    after: str = flag("", "Shell commands to run once on each node when its ranks have ended, however they ended.")
     port: int = flag(0, "Port of the rendezvous on node 0; 0: a free one. [0]", PORT)
     master_addr: str = flag("", "Address by which the nodes reach node 0. [its name in the hosts file]")
     nodes: int = flag(
@@ -144,6 +147,7 @@ class DoctorFlags(HostFlags):
 
     workdir: str = flag("", "Absolute path of the directory a job would run in, on every node. [the current one]")
     python: str = flag("", "Interpreter on the nodes. [the one of the environment that is active here]")
+    setup: str = flag("", SETUP_HELP)
     port: int = flag(0, "Port of the rendezvous on node 0; 0: a free one. [0]", PORT)
     master_addr: str = flag("", "Address by which the nodes reach node 0. [its name in the hosts file]")
 

@@ -15,6 +15,7 @@ import torchfab
 from torchfab.cli.executor import CommandLine, TaskContext
 from torchfab.config import validate
 from torchfab.config.connection_settings import ConnectionSettings
+from torchfab.core import environment
 from torchfab.core.command import Command
 from torchfab.core.errors import UsageError
 from torchfab.core.lazy_dataclass import dataclass
@@ -167,6 +168,30 @@ def identities(given: str | Sequence[str] | None) -> tuple[str, ...]:
     if not isinstance(paths, list | tuple) or not all(isinstance(path, str) for path in paths):
         raise UsageError(f"connect_kwargs.key_filename is a path or a list of paths, got {given!r}")
     return tuple(map(_identity, paths))
+
+
+def setup_commands(given: str, ctx: CommandContext) -> str:
+    """Return the commands of `--setup`, or else of the setting.
+
+    Parameters
+    ----------
+    given : str
+        The value of `--setup`; empty where it was not given.
+    ctx : CommandContext
+        The settings.
+
+    Returns
+    -------
+    str
+        Empty for none.
+
+    Raises
+    ------
+    UsageError
+        They assign a secret, or contain a NUL.
+    """
+    where = "--setup" if given else "the setting setup"
+    return environment.check_setup(given or ctx.config["setup"], where).strip()
 
 
 def _identity(path: str) -> str:

@@ -219,6 +219,7 @@ DEVICES = (
         "fab doctor",
         patterns=(
             "unsupported display driver / cuda driver combination|Driver/library version mismatch",
+            "NVML/RM version mismatch|NVMLError_LibRmVersionMismatch",
             r"\bError 80[34]\b|forward compatibility was attempted on non supported HW",
         ),
         confirm=Fact.OTHERS_RAN,
@@ -422,6 +423,21 @@ HUB = (
 )
 CLIENTS = (
     Signature(
+        *(Kind.SCRIPT, "service-access"),
+        words="another service refused access: {line}",
+        fix="its credentials must be there on every node that uses it: --env KEY=..., or its file copied with fab sync",
+        patterns=(
+            r"AccessDenied|\bForbidden\b|\bUnauthori[sz]ed\b|\b40[13] (?:Client Error|Forbidden|Unauthorized)",
+            r"(?:Could not|Unable to) (?:locate|load) credentials|[Cc]redentials? (?:were|was|is|are) not found",
+            "NoCredentials|DefaultCredentialsError|InvalidAccessKeyId|ExpiredToken|SignatureDoesNotMatch",
+            "Invalid Credentials|[Nn]o API key|api_key not configured|[Ii]nvalid API key|not logged in",
+            "[Pp]assword authentication failed",
+        ),
+        spoken_by=(Speaker.CLIENT,),
+        example="botocore.exceptions.NoCredentialsError: Unable to locate credentials",
+        source="botocore, google-auth, wandb, databases",
+    ),
+    Signature(
         *(Kind.NETWORK, "service-lost"),
         words="its connection to another service failed: {line}",
         fix="see whether that service can be reached from there; let the script try again, or go on without it",
@@ -441,6 +457,8 @@ CLIENTS = (
             *("closed the connection", "ConnectionError", "EndpointConnectionError"),
             r"SSL\w*Error|SSL: |certificate|EOF occurred|[Hh]andshake",
             r"\b50[0234] (?:Server Error|Bad Gateway|Service)|UNAVAILABLE",
+            r"SlowDown|Throttl|Please reduce your request rate|RequestLimitExceeded|TooManyRequests|FSTimeoutError",
+            r"DeadlineExceeded|ServiceUnavailable|InternalServerError|can't be reached|could not be reached",
         ),
         spoken_by=(Speaker.CLIENT,),
         example="requests.exceptions.ConnectionError: ('Connection aborted.', ConnectionResetError(104, 'x'))",
@@ -488,7 +506,7 @@ NETWORK = (
     ),
     Signature(
         *(Kind.NETWORK, "rendezvous-timeout"),
-        words="the rendezvous timed out: not all nodes came",
+        words="the rendezvous timed out, since not all nodes came: {line}",
         fix=_REACH,
         patterns=(
             "RendezvousTimeoutError",
@@ -529,6 +547,7 @@ NETWORK = (
         "without them: --env NCCL_IB_DISABLE=1",
         patterns=(
             *(r"Call to ibv_(?!get_async_event)\w+ failed.*", r"ibv_\w+ failed with error .*"),
+            r"(?:Transport|Receiver-not-ready) retry count exceeded on .*",  # UCX
             r"Got async event ?: .*(?:error|fatal|catastrophic).*",
             r"Got async event ?: GID table change(?:.*\n){1,20}?.*Got completion.* (?:error|status)[ =]12\b.*",
         ),
@@ -678,6 +697,21 @@ NETWORK = (
         source="NCCL",
     ),
     Signature(
+        *(Kind.NETWORK, "mpi-error"),
+        words="MPI failed: {line}",
+        fix="see its own words; the provider and the interface: --env FI_PROVIDER=tcp (libfabric), UCX_TLS=tcp; "
+        "fab doctor",
+        patterns=(
+            r"Fatal error in (?:internal_)?P?MPI_\w+: .*(?:\n.*){0,12}?(?:[Oo]ther MPI error[;,] .*|failed .*)",
+            r"Fatal error in (?:internal_)?P?MPI_\w+: .*",
+            r"PML add procs failed|MPI_ERR_(?:INTERN|OTHER|UNKNOWN)\b.*",
+            "at least one pair of MPI processes .* unable to reach",
+        ),
+        is_symptom=True,
+        example="Abort(1091215) on node 1 (rank 1 in comm 0): Fatal error in PMPI_Init: Other MPI error, error stack:",
+        source="MPICH, Intel MPI, Open MPI",
+    ),
+    Signature(
         *(Kind.NETWORK, "hccl-error"),
         words="HCCL failed: {line}",
         fix="the plog of that node (~/ascend/log), and hccn_tool -i 0 -link -g there",
@@ -719,18 +753,40 @@ NETWORK = (
 )
 OTHERS = (
     Signature(
+        *(Kind.MEMORY, "memory-limit"),
+        words="the scheduler's memory limit ended it: {line}",
+        fix="ask the scheduler for more memory, or use less per rank (data loader workers, caches)",
+        patterns=(
+            r"TERM_(?:MEMLIMIT|SWAP)\b",
+            r"PBS: job killed: (?:p?v?mem|pvmem) .*exceeded",
+            r"[Jj]ob (?:\S+ )?exceeded (?:its |the )?(?:hard |soft )?(?:memory|mem|vmem|h_vmem|s_vmem)\b.*limit",
+            r"systemd-oomd\b.*[Kk]illed .* (?:due to|because of)",
+        ),
+        spoken_by=(Speaker.SYSTEM,),
+        example="TERM_MEMLIMIT: job killed after reaching LSF memory usage limit.",
+        source="LSF, PBS, Grid Engine, systemd",
+    ),
+    Signature(
         *(Kind.KILLED, "time-limit"),
         words="the scheduler's time limit ended it: {line}",
         fix="ask for more --time, and resume from a checkpoint",
-        patterns=("CANCELLED AT .* DUE TO TIME LIMIT",),
+        patterns=(
+            "CANCELLED AT .* DUE TO TIME LIMIT",
+            r"PBS: job killed: (?:walltime|cput) .*exceeded",
+            r"TERM_(?:RUNLIMIT|CPULIMIT|DEADLINE|WINDOW)\b",
+            r"job \S+ exceeded (?:hard|soft) wallclock time|[Jj]ob exceeded (?:its )?(?:wallclock|walltime) limit",
+        ),
         example="slurmstepd: error: *** STEP 12.0 ON n1 CANCELLED AT 2026-01-02T10:00:00 DUE TO TIME LIMIT ***",
-        source="Slurm",
+        source="Slurm, PBS, LSF, Grid Engine",
     ),
     Signature(
         *(Kind.KILLED, "preempted"),
         words="the scheduler took its nodes away: {line}",
         fix="launch it again, and resume from a checkpoint",
-        patterns=("CANCELLED AT .* DUE TO (?:PREEMPTION|JOB REQUEUE|NODE FAILURE)",),
+        patterns=(
+            "CANCELLED AT .* DUE TO (?:PREEMPTION|JOB REQUEUE|NODE FAILURE)",
+            r"TERM_(?:PREEMPT|REQUEUE_\w+|LOAD)\b",
+        ),
         example="slurmstepd: error: *** JOB 12 ON n1 CANCELLED AT 2026-01-02T10:00:00 DUE TO PREEMPTION ***",
         source="Slurm",
     ),

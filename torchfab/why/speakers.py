@@ -6,6 +6,7 @@ import enum
 import re
 from collections.abc import Sequence
 
+from torchfab.why.frames import INSTALLED, STANDARD
 from torchfab.why.tracebacks import Member
 
 
@@ -59,16 +60,14 @@ _USAGE = (
     "NotImplementedError",
     "ImportError",
 )
-_STANDARD = re.compile(
-    r"^<frozen |[/\\]lib(?:64)?[/\\]python3(?:\.\d+)?[/\\](?!site-packages|dist-packages)"
-    r"|[/\\]Lib[/\\](?!site-packages)"
-)
-_INSTALLED = re.compile(r"[/\\](?:site|dist)-packages[/\\](?P<package>\w+)")
 _WORKER_FILES = re.compile(
     r"[/\\]multiprocessing[/\\]|/torch/(?:utils/data|multiprocessing)/|[/\\]concurrent[/\\]futures[/\\]"
 )
 _SUBPROCESS_FILES = re.compile(r"[/\\]subprocess\.py$")
-_SYSTEM_LINE = re.compile(r"^(?:srun|slurmstepd|kernel|bash|sh|\S+\.sh): |line \d+:\s+\d+ (?:Killed|Aborted|Segm|Bus)")
+_SYSTEM_LINE = re.compile(
+    r"^(?:srun|slurmstepd|kernel|bash|sh|\S+\.sh): |line \d+:\s+\d+ (?:Killed|Aborted|Segm|Bus)"
+    r"|^=>> PBS: |^TERM_[A-Z_]+: |systemd-oomd|^job \S+ exceeded (?:hard|soft) "
+)
 
 
 def speaker_of(members: Sequence[Member]) -> Speaker:
@@ -116,9 +115,9 @@ def _speaker_of_frames(member: Member) -> Speaker:
         if _SUBPROCESS_FILES.search(plain):
             standard = Speaker.SUBPROCESS
             continue
-        if _STANDARD.search(plain) and not _INSTALLED.search(plain):
+        if STANDARD.search(plain) and not INSTALLED.search(plain):
             continue
-        installed = _INSTALLED.search(plain)
+        installed = INSTALLED.search(plain)
         if installed and installed["package"] in _CLIENTS:
             return Speaker.CLIENT
         return standard

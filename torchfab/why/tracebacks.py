@@ -17,6 +17,7 @@ from dataclasses import field, replace
 from typing import NamedTuple
 
 from torchfab.core.lazy_dataclass import dataclass
+from torchfab.why.frames import innermost_of_script
 from torchfab.why.layouts import HEAD, SourceLine, box_head, from_ipython, ipython_head, lines_of, unbox
 from torchfab.why.prefixes import Prefix
 
@@ -82,10 +83,13 @@ class Member:
         Its class and message; the notes that were added to it belong to the message.
     calls : tuple of (str, str)
         File and function of each frame, the innermost last.
+    place : str
+        The innermost frame of the script: `FILE:LINE, in FUNCTION`; empty if there is none.
     """
 
     exception: str
     calls: tuple[tuple[str, str], ...] = ()
+    place: str = field(default="", compare=False)
 
     @property
     def name(self) -> str:
@@ -143,6 +147,11 @@ class Traceback:
     def frames(self) -> tuple[tuple[str, str], ...]:
         """File name (without its folder) and function of each frame, the innermost last."""
         return tuple((os.path.basename(path), function) for path, function in self.calls)
+
+    @property
+    def place(self) -> str:
+        """The innermost frame of the script: of the cause, or of the first exception that has one."""
+        return next((each.place for each in self.members if each.place), "")
 
     @property
     def last_line(self) -> str:
@@ -332,7 +341,7 @@ def _parse(lines: list[str]) -> tuple[Traceback, int] | None:
         return None
     message, count = _message(lines[end:])
     calls = _calls(lines[1:end])
-    members: list[Member] = [Member("\n".join(message), calls)]
+    members: list[Member] = [Member("\n".join(message), calls, innermost_of_script(lines[1:end]))]
     kept = [line for line in lines[:end] if line.startswith((" ", "\t", ">")) or not line.strip() or line is lines[0]]
     text = [*kept, *message]
     inner = _inner_frames(lines, end + count) if count == 1 else None
@@ -521,6 +530,6 @@ def _syntax_errors(lines: Sequence[SourceLine]) -> tuple[Traceback, ...]:
             first = next((at for at in range(index, max(-1, index - 6), -1) if _FRAME.match(texts[at])), index)
             calls = _calls(texts[first:index])
             text, where = "\n".join(texts[first : index + 1]), (lines[first].number, lines[index].number + 1)
-            member = Member(texts[index], calls)
+            member = Member(texts[index], calls, innermost_of_script(texts[first:index]))
             return (Traceback(text, texts[index], calls, (member,), line=where[0], raised=where[1] - 1, end=where[1]),)
     return ()
