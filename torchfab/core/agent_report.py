@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.log_lines import Line
 
 NOTE = "torchrun's own traceback and report are left out here; fab logs --all prints them"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.log_lines import strip_controls
 from torchfab.core.status import ProcessStatus, describe_exit_code
 from torchfab.remote.host import kernel_log

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.status import ACTIVE, CUT_OFF, ProcessStatus, RankStatus, describe_exit_code
 from torchfab.remote.job.start_barrier import NEVER_RELEASED
 from torchfab.why import signatures

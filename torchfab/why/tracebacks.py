@@ -13,9 +13,10 @@ import itertools
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import NamedTuple
 
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.why.frames import innermost_of_script
 from torchfab.why.layouts import HEAD, SourceLine, box_head, from_ipython, ipython_head, lines_of, unbox
 from torchfab.why.prefixes import Prefix
