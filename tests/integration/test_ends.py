@@ -280,7 +280,7 @@ _SAVING = (SAVES, LOADS, LEAVES)
 _AGENT_ACTS = "its launcher acts first: it ends the ranks with their loaders, twice or more"
 LIMITS: Mapping[tuple[str, str], tuple[tuple[int, ...], str]] = {
     **{("peer", name): (_SAVING, _AGENT_ACTS) for name in (*LAUNCHERS, SLURM) if name != "launch-per-gpu"},
-    ("cancel", SLURM): (_SAVING, "Slurm signals every process at once, and the launcher its ranks again"),
+    ("cancel", SLURM): ((LOADS,), "Slurm signals loaders too"),
 }
 
 
