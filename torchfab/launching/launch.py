@@ -17,7 +17,7 @@ from torchfab.core.console import progress, write_err, write_verbatim
 from torchfab.core.errors import HostError, HostsFailedError, Interrupted, TorchfabError, UsageError
 from torchfab.core.format import plural
 from torchfab.core.specs import Facts, Job, Node, Plan, Slot
-from torchfab.doctor import Clock, Finding, launch_warnings, render, same_machine
+from torchfab.doctor import Clock, Finding, same_machine
 from torchfab.launchers import AnyLauncher, Launcher
 from torchfab.launching import deepspeed_env, shell_script, transaction
 from torchfab.launching.context import CommandContext, setup_commands
@@ -482,6 +482,8 @@ def _shell_argv(node: Node, settings: ConnectionSettings) -> tuple[str, ...]:
 
 def _print_warnings(prepared: tmux.Prepared, ctx: CommandContext) -> tuple[Finding, ...]:
     """Print the warnings of phase one on stderr, equal ones of several nodes as one; return them."""
+    from torchfab.doctor import launch_warnings, render
+
     answers = prepared.answers
     clocks = {rank: Clock(each.clock_ahead_s, (each.received - each.sent) / 2) for rank, each in answers.items()}
     facts = {rank: each.facts for rank, each in answers.items()}
