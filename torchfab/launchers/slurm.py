@@ -16,7 +16,7 @@ from torchfab.core.flag_values import WholeNumber, flag
 from torchfab.core.format import plural
 from torchfab.core.inventory import parse_hosts
 from torchfab.core.specs import Job, Node, Submission
-from torchfab.launchers import sbatch, torchrun_rank
+from torchfab.launchers import sbatch, torchrun_agent, torchrun_rank
 from torchfab.launchers.per_node import RANK_LOGS
 
 NAME = "slurm"
