@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.factories import make_job
 from torchfab.launchers import torchrun_agent
 
 # A torchrun that ends its ranks; SIGURG is noted instead of ignored.
@@ -42,7 +41,9 @@ def test_the_agent_signals_itself_before_it_ends_ranks(tmp_path: Path, api: str,
     (tmp_path / "torch" / "distributed" / "run.py").write_text(RUN)
     path = tmp_path / torchrun_agent.FILE
     path.write_text(torchrun_agent.CODE)
-    command = torchrun_agent.command(make_job(python=sys.executable), str(path) if in_file else "")
+    for each in (folder, *list(folder.parents)[:3]):
+        (each / "__init__.py").touch()
+    command = (sys.executable, "-S", *torchrun_agent.arguments(str(path) if in_file else ""))
     env = {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run((*command, "--nnodes", "2"), env=env, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr, done.stdout) == (3, "", f"--nnodes 2\n{told}\n")

@@ -146,7 +146,7 @@ def _script_args(job: Job) -> tuple[str, ...]:
 def _relay(layout: Layout, placement: Placement) -> Process:
     job, facts, env = placement.job, placement.facts, head_node.node_environment(layout, placement)
     env["TORCHELASTIC_ERROR_FILE"] = f"{facts.folder}/agent/errors/error.json"
-    torchrun = shlex.join(torchrun_agent.command(job, f"{facts.folder}/agent/{torchrun_agent.FILE}"))
+    torchrun = shlex.join([job.python, *torchrun_agent.arguments(f"{facts.folder}/agent/{torchrun_agent.FILE}")])
     files = {torchrun_agent.FILE: torchrun_agent.CODE, "bin/torchrun": f'#!/bin/sh\nexec {torchrun} "$@"\n'}
     return head_node.relay(placement, env, per_node.RANK_LOGS, files)
 

@@ -138,7 +138,7 @@ def torchrun_argv(layout: Layout, placement: Placement, nnodes: tuple[int, int])
     """
     job, (least, most) = placement.job, nnodes
     return (
-        *torchrun_agent.command(job, f"{placement.facts.folder}/agent/{torchrun_agent.FILE}"),
+        *(job.python, *torchrun_agent.arguments(f"{placement.facts.folder}/agent/{torchrun_agent.FILE}")),
         *("--rdzv-id", job.job_id),
         *_rendezvous(layout, placement.node),
         *("--nnodes", f"{least}:{most}" if least < most else str(most)),

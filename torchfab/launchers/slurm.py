@@ -308,7 +308,7 @@ def torchrun_args(job: Job) -> tuple[tuple[str, ...], ...]:
         One for each option with its value.
     """
     return (
-        ("-m", "torch.distributed.run"),
+        tuple(map(sbatch.quote, torchrun_agent.arguments())),
         ("--rdzv-backend", "static"),
         ("--master-addr", '"$master_addr"'),
         ("--master-port", '"$master_port"'),

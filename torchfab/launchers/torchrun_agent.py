@@ -7,8 +7,6 @@ until the ranks have ended. Without a supervisor nothing happens, because SIGURG
 
 from __future__ import annotations
 
-from torchfab.core.specs import Job
-
 FILE = "torchrun_agent.py"
 CODE = """\
 import os, signal, sys
@@ -25,18 +23,16 @@ sys.exit(run.main())
 """
 
 
-def command(job: Job, path: str = "") -> tuple[str, ...]:
-    """Return the first words of a torchrun command; its options follow.
+def arguments(path: str = "") -> tuple[str, ...]:
+    """Return what an interpreter gets to run torchrun; the options of torchrun follow.
 
     Parameters
     ----------
-    job : Job
-        The job, as it runs on the node.
     path : str
-        A file with the text `CODE`, on every node. Default: none; the command contains the text.
+        A file with the text `CODE`, on every node. Default: none; the arguments contain the text.
 
     Returns
     -------
     tuple of str
     """
-    return (job.python, path) if path else (job.python, "-c", CODE)
+    return (path,) if path else ("-c", CODE)
