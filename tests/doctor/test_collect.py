@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from torchfab import doctor
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.specs import Node
-from torchfab.doctor import CheckRequirements, Report
+from torchfab.doctor import CheckRequirements, Report, collect
 from torchfab.remote import server
 from torchfab.transport.messages import Request
 from torchfab.transport.messages.doctor import ProbeAnswer
@@ -29,7 +28,7 @@ def examine(folder: Path, **more: Any) -> Report:
     requirements = CheckRequirements(
         **{"workdir": str(folder), "python": sys.executable, "node_dir": str(folder / "nodes"), **more}
     )
-    return doctor.examine([Node(0, "localhost")], ConnectionSettings(), requirements)
+    return collect.examine([Node(0, "localhost")], ConnectionSettings(), requirements)
 
 
 def test_every_part_of_a_node_is_probed(tmp_path: Path) -> None:
@@ -49,7 +48,7 @@ def test_every_part_of_a_node_is_probed(tmp_path: Path) -> None:
 
 
 def test_an_error_answer_is_an_error_about_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.collect, "_probe_request", lambda *_: BareProbeRequest())
+    monkeypatch.setattr(collect, "_probe_request", lambda *_: BareProbeRequest())
     assert "probe" in server.ANSWERS
     report = examine(tmp_path)
     assert not report.is_healthy("localhost")

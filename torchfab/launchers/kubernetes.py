@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
 from torchfab.core import environment
 from torchfab.core.flag_values import WholeNumber, flag
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Job, Node, Submission
 from torchfab.launchers import torchrun_script
 from torchfab.launchers.manifest import quantities, yaml_text

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torchfab.core import environment
@@ -15,6 +14,7 @@ from torchfab.core.errors import UsageError
 from torchfab.core.flag_values import WholeNumber, flag
 from torchfab.core.format import plural
 from torchfab.core.inventory import parse_hosts
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Job, Node, Submission
 from torchfab.launchers import sbatch, torchrun_agent, torchrun_rank
 from torchfab.launchers.per_node import RANK_LOGS

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.log_lines import strip_controls
 from torchfab.core.status import ProcessStatus, describe_exit_code
 from torchfab.remote.host import kernel_log
@@ -39,9 +40,11 @@ _DEAD_GPU = re.compile(
 _XID_PID = re.compile(r"\bpid='?(\d+)'?")
 # What NCCL and libibverbs print before an exception, or a time-out, that does not say why.
 _NCCL_WARNING = re.compile(
-    r"NCCL WARN (.*(?:fail|[Ee]rror|[Tt]imed? ?out|refused|closed|abort|reset|mismatch).*)"
-    r"|(\bmlx\d: .*got completion with error.*)"
+    r"NCCL WARN (.*(?:fail|error|timed? ?out|refused|closed|abort|reset|mismatch|couldn't|could not|unable|invalid"
+    r"|not (?:found|supported|enough)).*)|(\bmlx\d: .*got completion with error.*)",
+    re.IGNORECASE,
 )
+_LAST_WARNINGS = 8
 _PRINTED_BEFORE = "before, it had printed"
 _OOM_LINE = re.compile(r"Killed process (\d+)\b")
 _CHILD_KILLED = re.compile(
@@ -357,8 +360,8 @@ def _nccl_warning(match: Match, reading: Reading) -> str:
     """Return what NCCL printed before an exception that only names a class of errors; empty if nothing."""
     if match.signature.name not in ("nccl-error", "nccl-timeout") or "Last error" in match.cause.words:
         return ""
-    warned = ["".join(groups) for groups in _NCCL_WARNING.findall(reading.text)]
-    return f"{_PRINTED_BEFORE}: {warned[-1].strip()[:200]}" if warned else ""
+    warned = ["".join(groups) for groups in _NCCL_WARNING.findall(reading.text)][-_LAST_WARNINGS:]
+    return f"{_PRINTED_BEFORE}: {warned[0].strip()[:200]}" if warned else ""  # the others follow from it
 
 
 def _said_before(match: Match, reading: Reading) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.status import ACTIVE, CUT_OFF, ProcessStatus, RankStatus, describe_exit_code
 from torchfab.remote.job.start_barrier import NEVER_RELEASED
 from torchfab.why import signatures
@@ -123,7 +124,7 @@ def all_failures(evidence: Evidence) -> list[Failure]:
     failures = [failure for node in evidence.nodes for failure in _node_failures(node, evidence)]
     if failures:  # nothing has failed: a traceback in a log is one that the rank went on from
         failures += [failure for node in evidence.nodes for failure in _hidden_failures(node, evidence, failures)]
-    failures = [*map(_ended_by_a_head(failures), failures)]
+    failures = [*map(_ended_before(failures), map(_ended_by_a_head(failures), failures))]
     if not any(failure.weight == ROOT for failure in failures):
         failures = [_of_dead_gpu(failure, evidence) for failure in failures]
     return sorted(failures, key=lambda failure: failure.time)
@@ -150,6 +151,17 @@ def _of_dead_gpu(failure: Failure, evidence: Evidence) -> Failure:
 
 def _pid_of(failure: Failure, node: NodeEvidence) -> int | None:
     return next((rank.pid for rank in node.status.ranks if rank.rank == failure.rank), None)
+
+
+def _ended_before(failures: list[Failure]) -> Callable[[Failure], Failure]:
+    """Return what makes a signal of an unknown sender a cause if nothing had failed before it."""
+    first = min((each.time for each in failures if each.cause.name != "ended"), default=0.0)
+
+    def weigh(failure: Failure) -> Failure:
+        is_first = failure.cause.name == "ended" and failure.rank is not None and failure.time < first
+        return replace(failure, weight=SHOT) if is_first and failure.weight == CONSEQUENCE else failure
+
+    return weigh
 
 
 def _ended_by_a_head(failures: list[Failure]) -> Callable[[Failure], Failure]:

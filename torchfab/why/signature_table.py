@@ -40,6 +40,7 @@ MEMORY = (
             *("HIP error: out of memory", "OUT_OF_DEVICE_MEMORY", "NPU function error: .*out of memory"),
             r"Free memory on device .* is less than desired GPU memory",
             "No available memory for the cache blocks|No executable batch size found",
+            r"KV cache (?:memory )?is needed, which is larger than|not enough (?:GPU )?memory for (?:the )?KV cache",
             r"(?<!Allocator: )\b[Nn]ot enough (?:GPU |device )?memory\b|[Ii]nsufficient (?:GPU|device) memory",
             "RESOURCE_EXHAUSTED|Out of memory (?:while trying to allocate|error on GPU)",
         ),
@@ -423,21 +424,6 @@ HUB = (
 )
 CLIENTS = (
     Signature(
-        *(Kind.SCRIPT, "service-access"),
-        words="another service refused access: {line}",
-        fix="its credentials must be there on every node that uses it: --env KEY=..., or its file copied with fab sync",
-        patterns=(
-            r"AccessDenied|\bForbidden\b|\bUnauthori[sz]ed\b|\b40[13] (?:Client Error|Forbidden|Unauthorized)",
-            r"(?:Could not|Unable to) (?:locate|load) credentials|[Cc]redentials? (?:were|was|is|are) not found",
-            "NoCredentials|DefaultCredentialsError|InvalidAccessKeyId|ExpiredToken|SignatureDoesNotMatch",
-            "Invalid Credentials|[Nn]o API key|api_key not configured|[Ii]nvalid API key|not logged in",
-            "[Pp]assword authentication failed",
-        ),
-        spoken_by=(Speaker.CLIENT,),
-        example="botocore.exceptions.NoCredentialsError: Unable to locate credentials",
-        source="botocore, google-auth, wandb, databases",
-    ),
-    Signature(
         *(Kind.NETWORK, "service-lost"),
         words="its connection to another service failed: {line}",
         fix="see whether that service can be reached from there; let the script try again, or go on without it",
@@ -463,6 +449,21 @@ CLIENTS = (
         spoken_by=(Speaker.CLIENT,),
         example="requests.exceptions.ConnectionError: ('Connection aborted.', ConnectionResetError(104, 'x'))",
         source="requests, urllib3, botocore, aiohttp, wandb, databases",
+    ),
+    Signature(
+        *(Kind.SCRIPT, "service-access"),
+        words="another service refused access: {line}",
+        fix="its credentials must be there on every node that uses it: --env KEY=..., or its file copied with fab sync",
+        patterns=(
+            r"AccessDenied|\bForbidden\b|\bUnauthori[sz]ed\b|\b40[13] (?:Client Error|Forbidden|Unauthorized)",
+            r"(?:Could not|Unable to) (?:locate|load) credentials|[Cc]redentials? (?:were|was|is|are) not found",
+            "NoCredentials|DefaultCredentialsError|InvalidAccessKeyId|ExpiredToken|SignatureDoesNotMatch",
+            "Invalid Credentials|[Nn]o API key|api_key not configured|[Ii]nvalid API key|not logged in",
+            "[Pp]assword authentication failed",
+        ),
+        spoken_by=(Speaker.CLIENT,),
+        example="botocore.exceptions.NoCredentialsError: Unable to locate credentials",
+        source="botocore, google-auth, wandb, databases",
     ),
     Signature(
         *(Kind.SCRIPT, "worker-lost"),
@@ -690,7 +691,7 @@ NETWORK = (
         patterns=(
             r"nccl(?:SystemError|InternalError|InvalidUsage|UnhandledCudaError)\b.*(?:\n.*Last error:.*\n.*)?",
             r"ncclInvalidArgument\b.*(?:\n.*Last error:.*\n.*)?",
-            "NCCL error in: .*",
+            r"NCCL error in: .*|\bnccl[A-Z]\w+ failed: .*|unhandled (?:system|cuda) error",
         ),
         is_symptom=True,  # most of them only mean that another rank ended
         example="ncclSystemError: System call (e.g. socket, malloc) or external library call failed or device error.",
@@ -816,6 +817,22 @@ OTHERS = (
         is_symptom=True,
         example="BrokenPipeError: [Errno 32] Broken pipe",
         source="Python",
+    ),
+    Signature(
+        *(Kind.KILLED, "terminated"),
+        words="it was asked to end: {line}",
+        fix="ask who did it: an administrator, a script, a scheduler that wants the node back",
+        patterns=(r"^(?:\w+\.)*SIGTERMException\b.*", r"^(?:\w+\.)*SignalException: Process \d+ got signal: \d+"),
+        example="lightning.pytorch.utilities.exceptions.SIGTERMException",
+        source="Lightning, torchelastic",
+    ),
+    Signature(
+        *(Kind.MEMORY, "memory"),
+        words="memory ran out: {line}",
+        fix=f"{_SMALLER}; {_LESS}",
+        patterns=(r"\b[Oo]ut[ -]of[ -](?:(?:device|host|system|CPU|GPU|pinned) )?[Mm]emory\b", "OUT_OF_RESOURCES"),
+        example="RuntimeError: HSA_STATUS_ERROR_OUT_OF_RESOURCES: The runtime failed to allocate resources",
+        source="any library",
     ),
     Signature(
         *(Kind.KILLED, "interrupted"),

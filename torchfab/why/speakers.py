@@ -35,6 +35,12 @@ _CLIENT_CLASSES = re.compile(
     r"|ClientConnectorError|ClientOSError|ServerDisconnectedError|IncompleteRead|ReadTimeoutError|CommError"
     r"|RemoteDisconnected|URLError|SSLError)\b)"
 )
+# A class of a library, named after what clients of services meet; not of those that connect ranks or processes.
+_CLIENT_NAMES = re.compile(
+    r"^(?!torch|multiprocessing|concurrent|asyncio|queue|subprocess|ray|builtins|zmq|deepspeed|horovod)\w+(?:\.\w+)*\."
+    r"\w*(?:Connect|Connection|ConnectionFailed|Network|Transport|Http|HTTP|API|Service|Server|RateLimit|Unavailable"
+    r"|Throttling|Proxy)\w*(?:Error|Exception|Timeout|Failed)\b|^(?:fsspec|pyarrow\.fs)\."
+)
 _CLIENT_LINE = re.compile(
     r"HTTPS?ConnectionPool|Retrying \(Retry|\bwandb: |requests\.exceptions|urllib3\.|botocore\.|aiohttp\.|httpx\.|grpc"
     r"|psycopg2?\.|redis\.|https?://"
@@ -92,7 +98,7 @@ def speaker_of(members: Sequence[Member]) -> Speaker:
 
 
 def _speaker_of_one(member: Member) -> Speaker:
-    if _CLIENT_CLASSES.match(member.exception):
+    if _CLIENT_CLASSES.match(member.exception) or _CLIENT_NAMES.match(member.exception):
         return Speaker.CLIENT
     by_frames = _speaker_of_frames(member)
     if by_frames is Speaker.CLIENT:

@@ -13,9 +13,10 @@ import itertools
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import NamedTuple
 
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.why.frames import innermost_of_script
 from torchfab.why.layouts import HEAD, SourceLine, box_head, from_ipython, ipython_head, lines_of, unbox
 from torchfab.why.prefixes import Prefix
@@ -48,6 +49,14 @@ _MAX_BODY_LINES = 2000
 _MAX_FOREIGN_LINES = 300
 _MAX_STRANGERS = 10
 _FINGERPRINT_FRAMES = 3
+# Where Python begins the code of a thread, or of another process of the same rank.
+_BEGINNINGS = {
+    ("threading.py", "_bootstrap_inner"): "THREAD",
+    ("threading.py", "_bootstrap"): "THREAD",
+    ("process.py", "_bootstrap"): "CHILD",
+    ("spawn.py", "spawn_main"): "CHILD",
+    ("forkserver.py", "main"): "CHILD",
+}
 
 
 class Role(enum.Enum):
@@ -307,6 +316,8 @@ def _parse_at(lines: Sequence[SourceLine], at: int, head: tuple[str, Prefix]) ->
     if parsed is None:
         return None
     found, count = parsed
+    if role is Role.MAIN:
+        role = _role_of_frames(found)
     end = own[min(count, len(own)) - 1].number + 1
     message = found.members[-1].exception.count("\n") + 1
     raised = own[max(0, min(count, len(own)) - message)].number
@@ -327,6 +338,12 @@ def _role_of(lines: Sequence[SourceLine], at: int, prefix: Prefix) -> Role:
                 return found
             break
     return Role.WARNED if _MARKS[-1][1].search(prefix.text) else Role.MAIN
+
+
+def _role_of_frames(found: Traceback) -> Role:
+    """Return the role of a traceback without a mark, as when another process wrote between the two lines."""
+    outer = ((os.path.basename(path), function) for path, function in found.members[-1].calls[:2])
+    return next((Role[_BEGINNINGS[frame]] for frame in outer if frame in _BEGINNINGS), Role.MAIN)
 
 
 def _shares_process(line: str, prefix: Prefix) -> bool:
