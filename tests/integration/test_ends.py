@@ -21,7 +21,7 @@ import pytest
 from testbed import Cluster
 from tests import faulttable
 from tests.integration import ends
-from tests.integration.ends import KINDS, LEAVES, LOADS, PLAIN, RANKS_PER_NODE, SAVES, RankEnd
+from tests.integration.ends import KINDS, LOADS, PLAIN, RANKS_PER_NODE, RankEnd
 from tests.integration.fab import Done, Fab, eventually, read
 from tests.integration.jobs import gpufile, ok, status_of
 from tests.integration.kube_fab import KubeFab
@@ -278,10 +278,7 @@ ENDS: Mapping[str, End] = {
     "delete": End("`kubectl delete job`", delete, (PODS,), "only Kubernetes has it", in_suite=(PODS,)),
 }
 # What a launcher cannot do: by end and launcher, the kinds of ranks that may not save, and why.
-_SAVING = (SAVES, LOADS, LEAVES)
-_AGENT_ACTS = "its launcher acts first: it ends the ranks with their loaders, twice or more"
 LIMITS: Mapping[tuple[str, str], tuple[tuple[int, ...], str]] = {
-    **{("peer", name): (_SAVING, _AGENT_ACTS) for name in (*LAUNCHERS, SLURM) if name != "launch-per-gpu"},
     ("cancel", SLURM): ((LOADS,), "Slurm signals loaders too"),
 }
 
