@@ -11,7 +11,7 @@ import pytest
 
 from testbed import Cluster, RehearsalError
 from tests.integration.conftest import ordinary_user
-from tests.integration.fab import Fab
+from tests.integration.fab import Fab, eventually
 from tests.integration.faults import Matrix
 from tests.integration.jobs import ok, status_of
 from tests.support import absent
@@ -53,6 +53,7 @@ def test_one_of_64_hosts_is_down_and_later_one_dies(many: Fab, matrix: Matrix) -
     row = matrix.row("1 of 64 hosts dies while the job runs", fab)
     row.without(3)
     ok(fab(*words, config=PATIENT, timeout_s=200))
+    assert eventually(lambda: began(fab) == 64, 120)
     job = status_of(fab, "x")["nodes"][BAD]["processes"][0]["pid"]
     fab.cluster.kill_sshd(BAD)
     for pid in fab.processes():
@@ -67,6 +68,11 @@ def test_one_of_64_hosts_is_down_and_later_one_dies(many: Fab, matrix: Matrix) -
     fab.cluster.start_sshd(BAD)
     row.logs(*(f"node{index + 1} [{index}] begin" for index in range(64)))
     row.stopped()
+
+
+def began(fab: Fab) -> int:
+    """Return how many ranks have logged."""
+    return sum("begin" in path.read_text() for path in fab.node_dir.glob("jobs/x-*/node-*/*/output.log"))
 
 
 def environment(pid: int) -> bytes:
