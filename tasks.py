@@ -24,6 +24,7 @@ FAULTS_ELSEWHERE = tuple(
     ROOT / "tests" / "integration" / name
     for name in ("test_interruptions.py", "test_graceful_end.py", "test_slurm.py::test_a_stop_lets_ranks_save")
 )
+KILLED_TRAINING = "test_training.py::TestResume::test_a_training_killed_at_any_moment_resumes_exactly"
 SOME_FAILED = 1  # pytest's exit code; the others (a broken test file, Ctrl-C) would be the same in a second run
 OPTIONS_HELP = 'further arguments of the program, in one string: --options "-x -vv"'
 
@@ -120,7 +121,7 @@ def reliability(context: Context) -> None:
     """Run every fault of the matrix, and write the table into docs/reliability.md."""
     found = sorted((ROOT / "tests" / "integration").glob("test_*fault*.py"))
     files = [str(path.relative_to(ROOT)) for path in (*found, *FAULTS_ELSEWHERE)]
-    _succeed(*_pytest(""), *PARALLEL, *files, "--faults", "docs/reliability.md")
+    _succeed(*_pytest(""), *PARALLEL, *files, "--thorough", "--faults", "docs/reliability.md")
 
 
 @task(help={"match": "only the plays and launchers whose names match this pytest -k expression"})
@@ -138,8 +139,9 @@ def diagnose(context: Context) -> None:
 
 @task(help={"rounds": "how many launches and stops in a row (default 100)"})
 def stress(context: Context, rounds: str = "100") -> None:
-    """Launch and stop at random moments, repeatedly: nothing may be left on any host."""
-    _succeed(*_pytest(""), "tests/integration/test_stress.py", "--rounds", str(_number("rounds", rounds)))
+    """Launch and stop at random moments, repeatedly: nothing may be left; and kill a training ten times."""
+    files = [f"tests/integration/{name}" for name in ("test_stress.py", KILLED_TRAINING)]
+    _succeed(*_pytest(""), *files, "--thorough", "--rounds", str(_number("rounds", rounds)))
 
 
 @task(name="bench-train", help={"options": OPTIONS_HELP})
@@ -179,7 +181,9 @@ def _pytest(match: str) -> list[str]:
 def _run(*argv: str) -> int:
     shown = ["python" if word == PYTHON else word for word in argv]
     print(f"$ {shlex.join(shown)}", file=sys.stderr, flush=True)
-    return subprocess.run(argv, cwd=ROOT, check=False).returncode
+    # Without bytecode files, every worker compiles all tests and every `fab` the modules of its command.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return subprocess.run(argv, cwd=ROOT, env=environment, check=False).returncode
 
 
 def _succeed(*argv: str) -> None:
