@@ -21,6 +21,7 @@ def all_tasks() -> Iterator[invoke.Task[Any]]:
 
 def test_the_tasks_are_those_in_the_documentation() -> None:
     assert sorted(tasks.namespace.task_names) == [
+        "bench-gpu",
         "bench-launch",
         "bench-train",
         "bench-why",
@@ -81,6 +82,15 @@ def test_test_passes_its_flags_to_pytest(ran: list[list[str]]) -> None:
 def test_golden_rewrites_records(ran: list[list[str]]) -> None:
     tasks.golden(invoke.Context())
     assert ran == [["python", "-m", "pytest", "--golden"]]
+
+
+def test_reliability_makes_both_tables_or_one(ran: list[list[str]]) -> None:
+    tasks.reliability(invoke.Context())
+    assert [("--faults" in words, "--ends" in words) for words in ran] == [(True, False), (False, True)]
+    tasks.reliability(invoke.Context(), only="ends")
+    assert ran[2:] == ran[1:2]
+    with pytest.raises(invoke.Exit, match="error: --only is faults or ends, got 'x'"):
+        tasks.reliability(invoke.Context(), only="x")
 
 
 def test_lint_runs_every_check_before_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +188,14 @@ def test_an_invalid_number_is_an_error(value: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [("fuzz", "--examples"), ("fuzz", "--workers"), ("stress", "--rounds"), ("cluster", "--nodes")]
+    "words",
+    [
+        ("fuzz", "--examples"),
+        ("fuzz", "--workers"),
+        ("stress", "--rounds"),
+        ("stress", "--kills"),
+        ("cluster", "--nodes"),
+    ],
 )
 def test_an_invalid_number_is_a_one_line_error(words: tuple[str, str]) -> None:
     argv = [sys.executable, "-m", "invoke", words[0], words[1], "x"]

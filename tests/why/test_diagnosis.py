@@ -255,7 +255,7 @@ def test_every_rank_has_a_place_in_the_story() -> None:
 def test_ranks_that_no_node_reported_have_a_place_in_the_story() -> None:
     failed = node(0, [process("failed", rank(1, 7))])
     found = diagnose(replace(make_evidence(failed, unreachable(1)), world_size=4))
-    assert found.others == ("ranks 0,2-3: they were not seen to run; node2: no answer",)
+    assert found.others == ("ranks 0,2-3: nothing is known of them: no answer from node2",)
     found = diagnose(replace(make_evidence(failed), world_size=2))
     assert found.others == ("rank 0: it was not seen to run",)
 

@@ -5,11 +5,11 @@ The processes of a job that hangs run like those of a job that trains. Only its 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from torchfab.core.format import duration
 from torchfab.core.inventory import fold
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.log_lines import strip_controls
 from torchfab.core.status import JobStatus, NodeStatus, ProcessStatus, State
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from torchfab.core.format import format_bytes
 from torchfab.core.inventory import fold, fold_ranks
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.status import JobStatus, NodeStatus, RankStatus, describe_exit_code
 from torchfab.why import causes
 from torchfab.why.attribution import POSSIBLE
@@ -107,6 +108,11 @@ class Diagnosis:
     def traceback(self) -> Traceback | None:
         """The traceback of the first failure."""
         return self.first.traceback if self.first else None
+
+    @property
+    def place(self) -> str:
+        """Where in the script it failed: `FILE:LINE, in FUNCTION`; empty if that is not known."""
+        return self.first.place if self.first else ""
 
     @property
     def fingerprint(self) -> str:
@@ -374,9 +380,13 @@ def _unseen_ranks(known: set[int | None], evidence: Evidence) -> list[str]:
     if not unseen:
         return []
     silent = [node for node in evidence.nodes if not node.status.ranks and node.status.reason]
+    ranks, many = _name_ranks((), unseen), len(unseen) > 1
+    if silent and all(node.host in evidence.unreachable for node in silent):
+        hosts = fold([node.host for node in silent])
+        return [f"{ranks}: nothing is known of {'them' if many else 'it'}: no answer from {hosts}"]
     reasons = [f"{node.host}: {node.status.reason}" for node in silent]
-    seen_words = f"{'they were' if len(unseen) > 1 else 'it was'} not seen to run"
-    return [f"{_name_ranks((), unseen)}: {'; '.join([seen_words, *reasons[:_MAX_REASONS]])}"]
+    seen_words = f"{'they were' if many else 'it was'} not seen to run"
+    return [f"{ranks}: {'; '.join([seen_words, *reasons[:_MAX_REASONS]])}"]
 
 
 def _name_ranks(hosts: Sequence[str], ranks: Sequence[int]) -> str:

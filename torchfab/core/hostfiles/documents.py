@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from torchfab.core.hostfiles import ansible, ansible_data, clustershell, lists
 from torchfab.core.hostfiles.dialect import Source, Translation
 from torchfab.core.hostfiles.structured import load
+from torchfab.core.lazy_dataclass import dataclass
 
 _JSON = re.compile(r"\s*(\{|\[\s*[\[{\"\]])")
 _YAML_TITLE = re.compile(r"(---.*|%YAML.*|[\w.@-]+:(\s.*)?)")
@@ -105,7 +105,7 @@ def recognise(source: Source) -> Document:
     if clustershell.is_document(document):
         return Document(clustershell.TITLE, lambda: clustershell.read_document(source, document))
     raise source.error(
-        0, "a JSON or YAML document of no known kind", "write one host a line; inventories of ansible and MLX are read"
+        0, "a JSON or YAML document that lists no hosts", 'write one host a line, or ["node1", "node2"] in JSON'
     )
 
 
