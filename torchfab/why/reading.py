@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.log_lines import strip_controls
+from torchfab.remote.job import log_search
 from torchfab.why import signatures, tracebacks
 from torchfab.why.evidence import Log, Report
 from torchfab.why.layouts import shortened
@@ -55,14 +56,7 @@ _NOISE = re.compile(
 _UNCAUGHT = re.compile(
     r"(?:^|[\s:|\]>\"(])(?P<raised>(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Failure)(?:\([\w.]+\))?: .+)"
 )
-# Dumps of frames and memory that native code prints after its message, and what NCCL reports without a problem.
-_NO_NEWS = re.compile(
-    r"^\s*(?:frame )?#\d+|\bframe #\d+: |^\s+at /|^\s{4,}@|\bNCCL INFO\b"
-    r"|^\s*(?:\[[\w.-]+:\d+(?::\d+)*\] )?(?:\[ ?\d+\] \S|\*\*\* (?:Process received|End of error)|Signal(?: code)?: "
-    r"|Failing at address)"
-    r"|^={4,}|^[0-9a-f]{6,16}-[0-9a-f]{6,16} [r-][w-][x-]|^\S+\([^)]*\)\s?\[0x[0-9a-f]+\]|^ ?\d+ 0x[0-9a-f]+ "
-    r"|^(?:Current thread|Thread) 0x|^  File \"|^Extension modules:"
-)
+_NO_NEWS = re.compile(log_search.DUMPS)
 # Hints between two lines of one message.
 _HINT = re.compile(r"^(?:note|hint|help|tip): |^\s*=+ (?:note|help)", re.IGNORECASE)
 # Words by which a program that prints no traceback says why it gives up.
