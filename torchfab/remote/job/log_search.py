@@ -95,8 +95,8 @@ def search(log: log_files.LogFile, written: log_files.WriteTimes, budget: Budget
     -------
     dict
         `size`; `unsearched`: bytes that the deadline left out, after the first `unsearched_from`; `parts`: pieces of
-        whole lines in the order of the file, each with `text`, `time` (when it had been written), `line` (the number of its first line, 0 if it was not
-        counted) and `gap` (whether something before it is left out).
+        whole lines in the order of the file, each with `text`, `time` (when it had been written), `line` (the number of
+        its first line, 0 if it was not counted) and `gap` (whether something before it is left out).
     """
     size = log_files.size(log.full_path)
     try:
