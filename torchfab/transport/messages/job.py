@@ -210,7 +210,7 @@ class LogPart(Struct, frozen=True, kw_only=True):
 class LogTail(Struct, frozen=True, kw_only=True):
     """What was found in a log file, and its end: in parts, or as one text without times of its own.
 
-    `unsearched` is how many bytes were left out for lack of time.
+    `unsearched` is how many bytes, after the first `unsearched_from`, were left out for lack of time.
     """
 
     label: Label
@@ -219,6 +219,7 @@ class LogTail(Struct, frozen=True, kw_only=True):
     parts: list[LogPart] = []
     text: str = ""
     unsearched: Whole = 0
+    unsearched_from: Whole = 0
 
 
 class ErrorReport(Struct, frozen=True, kw_only=True):
