@@ -99,3 +99,10 @@ def test_a_dataclass_of_ours_is_compiled_when_it_is_used() -> None:
         if line.startswith(text) and "dataclass" in line.removeprefix(text).replace(",", " ").split()
     ]
     assert not found, "import dataclass from torchfab.core.lazy_dataclass"
+
+
+def test_connections_load_no_messages_and_no_hosts_files() -> None:
+    code = "import sys; from torchfab.transport.ssh import NodeGroup, connect; print(*sys.modules)"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True, timeout=60)
+    assert not unwanted(set(done.stdout.split()), ("msgspec", "torchfab.transport.messages", "torchfab.core.inventory"))
