@@ -65,7 +65,7 @@ def _read(path: Path, what: str) -> bytes:
         # A named pipe without a writer must not block the opening.
         descriptor = os.dup(0) if str(path) == STDIN else os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
-        hosts = "write one host a line into it, or name hosts with -H host1,host2"
+        hosts = "write one host a line into it, or name hosts with -H host1,host2; fab init writes one to fill in"
         fix = hosts if what == "a file of hosts" else "name a file that exists"
         raise InventoryError(f"{path}: there is no such file", fix) from None
     except OSError as error:
