@@ -36,9 +36,9 @@ def test_a_second_supervisor_in_tmux_is_refused(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("flag", "text", "error"),
     [
-        ("restarts", "-1", "--restarts is a number of at least 0, got '-1'"),
-        ("stall", "soon", "--stall is a number of seconds, got 'soon'"),
-        ("backoff", "-3", "--backoff is a number of seconds, got '-3'"),
+        ("restarts", "-1", "--restarts must be a number of at least 0, got '-1'"),
+        ("stall", "soon", "--stall must be a number of seconds, got 'soon'"),
+        ("backoff", "-3", "--backoff must be a number of seconds, got '-3'"),
         ("notify", "'open", '--notify "\'open": No closing quotation'),
     ],
 )

@@ -22,7 +22,7 @@ FILES = {
 
 
 def test_a_file_that_is_no_script_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"notes\.md is no Python script .*\n  fix: chmod \+x notes\.md if"):
+    with pytest.raises(UsageError, match=r"notes\.md is not a Python script .*\n  fix: chmod \+x notes\.md if"):
         command.parse(("notes.md", "a"), {"notes.md": Look()}.get)
     assert command.parse(("notes.md",), {"notes.md": Look((), True)}.get) == Command(("./notes.md",), True)
 

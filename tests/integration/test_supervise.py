@@ -200,7 +200,7 @@ def test_a_job_has_one_supervisor_and_a_new_one_keeps_the_counters(fab: Fab) -> 
     assert "supervised by pid" in fab("status", "x").stdout
     assert eventually(lambda: bool(events(fab, "end")), 90), history(fab)
     events_shown = history(fab)
-    assert "taken up again: attempt 2 on node[1-2], spare node[3-4]; " in "\n".join(events_shown)
+    assert "supervision resumed: attempt 2 on node[1-2], spare node[3-4]; " in "\n".join(events_shown)
     assert "restart 2 of 2: attempt 3 on node[1-2]" in events_shown
     assert events_shown[-1] == "job x succeeded after 2 restarts"
     assert "time.sleep" in (fab.records / "x" / "stacks-2.txt").read_text()
@@ -214,7 +214,7 @@ def test_after_ctrl_c_the_job_runs_and_supervise_needs_the_secrets(fab: Fab) -> 
     os.killpg(process.pid, signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "to take it up again: fab supervise x" in stderr
+    assert "to resume: fab supervise x" in stderr
     assert status_of(fab, "x")["state"] == "running"
     refused = fab("supervise", "x")
     assert refused.rc == 2
@@ -349,19 +349,20 @@ def test_a_training_survives_crash_hang_lost_node_and_dead_supervisor(
     assert_reads(
         events_shown,
         "launched",
-        "supervised: attempt 1 on node[1-2], spare node3; 3 restarts without progress, silence of 300 s is a hang",
+        "supervised: attempt 1 on node[1-2], spare node3; 3 restarts without progress, "
+        "300 s without a log line count as a hang",
         "attempt 1 failed N at step N: rank 1 on node2: SIGKILL came from outside",
         "attempt 1: no process of it is left on node[1-2]",
         "restart 1 of 3: attempt 2 on node[1-2]",
         "attempt 2 runs: 2 ranks, master node1",
         "attempt 2 is at step",
-        "taken up again: attempt 2 on node[1-2], spare node3",
+        "supervision resumed: attempt 2 on node[1-2], spare node3",
         "no rank has logged for N it hangs; job it: ",  # and where each rank was, which differs from run to run
         "attempt 2 failed N at step N",
         "attempt 2: no process of it is left on node[1-2]",
         "restart 1 of 3: attempt 3 on node[1-2]",
         "attempt 3 runs: 2 ranks",
-        "taken up again: attempt 3 on node[1-2], spare node3",
+        "supervision resumed: attempt 3 on node[1-2], spare node3",
         "attempt 3 is at step",
         "node2 cannot be reached",
         "attempt 3 failed N at step N",
@@ -375,7 +376,7 @@ def test_a_training_survives_crash_hang_lost_node_and_dead_supervisor(
     )
     assert "node2" in ok(fab("lemons")).stdout
     skipped = fab(*training.words("next", "--supervise", "--dry-run"))
-    assert "left out as lemons: node2; why: fab lemons" in skipped.stderr, skipped
+    assert "lemons, left out: node2; for the reasons: fab lemons" in skipped.stderr, skipped
     four_hosts.heal(1)
     assert fab("stop", "it").rc == 0
     assert fab.processes() == {}

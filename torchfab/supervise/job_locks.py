@@ -266,4 +266,4 @@ def _open(path: Path) -> int:
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
-        raise TorchfabError(f"cannot write {path}: {error.strerror}", "free space or rights there") from None
+        raise TorchfabError(f"cannot write {path}: {error.strerror}", "free disk space, or check permissions") from None

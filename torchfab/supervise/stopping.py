@@ -83,7 +83,7 @@ class StopOutcome:
 def stop_job(record: Record, grace_s: float | None = None) -> StopOutcome:
     """Stop a job, and verify that no process of it is left.
 
-    A supervisor is asked to exit first. A restart that is under way is awaited, and the attempt that it starts is
+    The job's supervisor exits first. A restart that is under way is awaited, and the attempt that it starts is
     stopped too.
 
     Parameters

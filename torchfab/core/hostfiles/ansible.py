@@ -11,7 +11,7 @@ from torchfab.core.hostfiles.structured import number_of
 from torchfab.core.hostlines.words import Line
 
 TITLE = "an inventory of ansible"
-# Which part of our line a variable of a host sets. Later names win, as in ansible.
+# The part of our line that a host variable sets. Later names win, as in ansible.
 _PARTS = {
     "ansible_ssh_host": "host",
     "ansible_host": "host",
@@ -23,7 +23,7 @@ _PARTS = {
     "gpus": "gpus",
     "address": "address",
 }
-# What says how to log in, and is not carried over.
+# Login settings, which are not converted.
 _LOGIN = (
     *("ansible_ssh_private_key_file", "ansible_private_key_file", "ansible_ssh_common_args", "ansible_ssh_extra_args"),
     *("ansible_ssh_pass", "ansible_password"),
@@ -58,7 +58,7 @@ def translate(source: Source, inventory: Inventory) -> Translation:
     Parameters
     ----------
     source : Source
-        The file, and the groups that were asked for.
+        The file, and the selected groups.
     inventory : dict of str to Group
         Its groups.
 
@@ -69,7 +69,7 @@ def translate(source: Source, inventory: Inventory) -> Translation:
     Raises
     ------
     InventoryError
-        A group is not known, or contains itself; or a variable is a template.
+        A group is unknown or contains itself, or a variable is a template.
     """
     for child in [child for group in inventory.values() for child in group.children]:
         inventory.setdefault(child, Group())
@@ -84,7 +84,7 @@ def translate(source: Source, inventory: Inventory) -> Translation:
 
 
 def _depths(source: Source, inventory: Inventory) -> dict[str, int]:
-    """Return how deep each group lies below the outermost one; the variables of deeper groups win."""
+    """Return the depth of each group below the outermost one; variables of deeper groups win."""
     depths = {name: 0 if name == "all" else 1 for name in inventory}
     for _ in range(len(inventory) + 1):
         deeper = {
@@ -141,6 +141,6 @@ def _line(source: Source, name: str, variables: Mapping[str, str]) -> Line:
 
 def _plain(source: Source, host: str, variable: str, value: str) -> str:
     if "{{" in value:
-        fix = "write its value, or give what this prints: ansible-inventory --list"
+        fix = "write its value, or pass the output of: ansible-inventory --list"
         raise source.error(number_of(host), f"{variable}={value} of {host} is a template", fix)
     return value

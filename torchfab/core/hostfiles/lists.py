@@ -13,7 +13,7 @@ MLX, PLAIN = "a hosts file of MLX (JSON)", "a list of hosts"
 
 
 def title(document: Any) -> str:
-    """Return what a document is: a hosts file of MLX, a plain list of hosts; empty for anything else."""
+    """Return the description of a document: a hosts file of MLX, or a plain list of hosts; else an empty text."""
     entries = _entries(document)
     if not entries:
         return ""
@@ -23,7 +23,7 @@ def title(document: Any) -> str:
 
 
 def _entries(document: Any) -> list[Any]:
-    """Return the hosts: the document itself, or its `hosts`, as newer versions of MLX and SageMaker write them."""
+    """Return the hosts: the document itself, or its `hosts`, as in newer versions of MLX and in SageMaker."""
     value = document.get("hosts") if isinstance(document, dict) else document
     return value if isinstance(value, list) else []
 
