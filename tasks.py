@@ -148,6 +148,12 @@ def bench_train(context: Context, options: str = "") -> None:
     _succeed(PYTHON, "bench/train.py", *shlex.split(options))
 
 
+@task(name="bench-gpu", help={"options": OPTIONS_HELP})
+def bench_gpu(context: Context, options: str = "") -> None:
+    """Measure training on a GPU, and what fab reports of GPU faults; --options --tiny rehearses it on the CPU."""
+    _succeed(PYTHON, "bench/gpu.py", *shlex.split(options))
+
+
 @task(name="bench-launch", help={"options": OPTIONS_HELP})
 def bench_launch(context: Context, options: str = "") -> None:
     """Measure launching beside pdsh, clush and others, on many rehearsal hosts."""
@@ -161,7 +167,21 @@ def bench_why(context: Context, options: str = "") -> None:
 
 
 namespace = Collection(
-    *(test, fuzz, lint, golden, cluster, diagnose, plays, reliability, stress, bench_train, bench_launch, bench_why)
+    *(
+        test,
+        fuzz,
+        lint,
+        golden,
+        cluster,
+        diagnose,
+        plays,
+        reliability,
+        stress,
+        bench_train,
+        bench_gpu,
+        bench_launch,
+        bench_why,
+    )
 )
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from torchfab import launchers, runtimes
 from torchfab.core.errors import TorchfabError
+from torchfab.launching import launcher_table
 from torchfab.remote import server
 
 ROOT = Path(__file__).parents[1]
@@ -91,6 +92,13 @@ def test_every_launcher_is_found_by_its_name() -> None:
     found = [module for module in modules if hasattr(module, "facts_from_flags") and hasattr(module, "NAME")]
     assert len(found) == 6
     assert all(launchers.load(module.NAME) is module for module in found)
+
+
+def test_every_launcher_has_its_row_of_shared_flags() -> None:
+    modules = [importlib.import_module(f"torchfab.launchers.{path.stem}") for path in LAUNCHERS]
+    names = {module.NAME for module in modules if hasattr(module, "NAME")} - {"network"}
+    assert set(launcher_table.ALL) == names
+    assert all(name == launchers.load_any(name).NAME for name in names)
 
 
 def test_the_runtime_or_launcher_of_another_version_is_an_error() -> None:

@@ -21,6 +21,7 @@ def all_tasks() -> Iterator[invoke.Task[Any]]:
 
 def test_the_tasks_are_those_in_the_documentation() -> None:
     assert sorted(tasks.namespace.task_names) == [
+        "bench-gpu",
         "bench-launch",
         "bench-train",
         "bench-why",

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from torchfab import launchers
 from torchfab.cli import excepthook, program
 from torchfab.cli.executor import TaskContext
 from torchfab.cli.flags import (
@@ -21,11 +22,9 @@ from torchfab.cli.flags import (
     SECONDS,
     DoctorFlags,
     FlagTask,
-    GpuLaunchFlags,
     JobFlags,
     LaunchFlags,
     NetworkFlags,
-    PodFlags,
     PushEnvFlags,
     RunFlags,
     SignalTask,
@@ -33,15 +32,13 @@ from torchfab.cli.flags import (
     TrustFlags,
     command_task,
     file_task,
-    flags_of,
     host_task,
     job_task,
-    launch_task,
     plain_task,
     words_task,
 )
 from torchfab.core.flag_values import NumberOr, Seconds, WholeNumber, flag
-from torchfab.launchers import BatchLauncher, Launcher, colossalai, deepspeed, kubernetes, mpi, per_gpu, per_node, slurm
+from torchfab.launching.launcher_table import launch_task
 
 if TYPE_CHECKING:
     from torchfab.launching.context import CommandContext
@@ -56,58 +53,58 @@ if logging.getLogger().handlers:  # `fab --debug TASK`: Invoke has enabled its o
 # ---- launching
 
 
-@launch_task(per_node.Flags)
+@launch_task("per-node")
 def launch_per_node(c: TaskContext, flags: LaunchFlags, own: Any) -> int:
     """Run torchrun once per line of `hosts`."""
-    return _launch(c, per_node, flags, own)
+    return _launch(c, "per-node", flags, own)
 
 
-@launch_task(per_gpu.Flags, GpuLaunchFlags)
+@launch_task("per-gpu")
 def launch_per_gpu(c: TaskContext, flags: LaunchFlags, own: Any) -> int:
     """Run python once per line of `gpus`, with its rank in the environment."""
-    return _launch(c, per_gpu, flags, own)
+    return _launch(c, "per-gpu", flags, own)
 
 
-@launch_task(deepspeed.Flags)
+@launch_task("deepspeed")
 def launch_deepspeed(c: TaskContext, flags: LaunchFlags, own: Any) -> int:
     """Run deepspeed once per line of `hosts`, or once for all of them."""
-    return _launch(c, deepspeed, flags, own)
+    return _launch(c, "deepspeed", flags, own)
 
 
-@launch_task(mpi.Flags)
+@launch_task("mpi")
 def launch_mpi(c: TaskContext, flags: LaunchFlags, own: Any) -> int:
     """Run mpirun on the first of `hosts`, which starts the ranks on all of them."""
-    return _launch(c, mpi, flags, own)
+    return _launch(c, "mpi", flags, own)
 
 
-@launch_task(colossalai.Flags)
+@launch_task("colossalai")
 def launch_colossalai(c: TaskContext, flags: LaunchFlags, own: Any) -> int:
     """Run colossalai on the first of `hosts`, which runs torchrun on all of them."""
-    return _launch(c, colossalai, flags, own)
+    return _launch(c, "colossalai", flags, own)
 
 
-@launch_task(slurm.Flags, JobFlags)
+@launch_task("slurm")
 def launch_slurm(c: TaskContext, flags: JobFlags, own: Any) -> int:
     """Submit the script to Slurm: torchrun once per node of an allocation."""
-    return _submit(c, slurm, flags, own)
+    return _submit(c, "slurm", flags, own)
 
 
-@launch_task(kubernetes.Flags, PodFlags)
+@launch_task("kubernetes")
 def launch_kubernetes(c: TaskContext, flags: JobFlags, own: Any) -> int:
     """Run torchrun in the pods of a Kubernetes Job."""
-    return _submit(c, kubernetes, flags, own)
+    return _submit(c, "kubernetes", flags, own)
 
 
-def _launch(c: TaskContext, launcher: Launcher, flags: LaunchFlags, own: Any) -> int:
+def _launch(c: TaskContext, launcher: str, flags: LaunchFlags, own: Any) -> int:
     from torchfab.commands.launch import run_launch
 
-    return run_launch(launcher, flags, own, _context(c), _fab(c))
+    return run_launch(launchers.load(launcher), flags, own, _context(c), _fab(c))
 
 
-def _submit(c: TaskContext, launcher: BatchLauncher, flags: JobFlags, own: Any) -> int:
+def _submit(c: TaskContext, launcher: str, flags: JobFlags, own: Any) -> int:
     from torchfab.commands.launch import run_submit
 
-    return run_submit(launcher, flags, own, _context(c))
+    return run_submit(launchers.load_batch(launcher), flags, own, _context(c))
 
 
 # ---- jobs
@@ -356,9 +353,7 @@ def sync(c: TaskContext, flags: SyncFlags) -> int:
     return run(flags, _context(c))
 
 
-@words_task(
-    "push", words=flag("", "push: create the environment, or create it again after a change."), **flags_of(PushEnvFlags)
-)
+@words_task("push", PushEnvFlags, words=flag("", "push: create the environment, or create it again after a change."))
 def env(c: TaskContext, words: tuple[str, ...], **flags: Any) -> int:
     """Create the same environment of the project's packages (uv.lock, requirements.txt) on all nodes: env push."""
     from torchfab.commands.env import run
@@ -466,7 +461,7 @@ def import_file(c: TaskContext, file: str) -> int:
 
 def _fab(c: TaskContext) -> tuple[str, ...]:
     """Return the command that runs this project's `fab` again, for a supervisor in tmux."""
-    from torchfab.commands.supervise import fab_argv
+    from torchfab.launching.context import fab_argv
 
     return fab_argv(str(c.command_line.project), c.config._runtime_path or "")
 

@@ -160,7 +160,7 @@ def test_why_is_a_value_and_the_text_of_the_command(job: Job, monkeypatch: pytes
     answers(monkeypatch, FAILED)
     found = job.why()
     assert (found.rank, found.host, found.state) == (1, "node1", "failed")
-    assert str(found).startswith("job gpt2: failed\n\nwhy ")
+    assert str(found).startswith("job gpt2 failed: ")
     assert found.details["first"]["code"] == 7
 
 

@@ -27,7 +27,7 @@ def refusal(**values: Any) -> str:
 
 @pytest.mark.parametrize("name", launcher_table.ALL)
 def test_each_launcher_has_the_flags_of_its_task(name: str) -> None:
-    launcher, shared = launcher_table.ALL[name]
+    launcher, shared = options.launcher_named(name)
     task = getattr(fabfile, f"launch_{name.replace('-', '_')}")
     names = {*vars(shared())} | {*vars(launcher.Flags())}
     assert names - {"hostfile"} == {argument.attr_name or argument.name for argument in task.get_arguments()} - {
@@ -65,7 +65,7 @@ def test_a_wrong_value_is_named(values: dict[str, Any], text: str) -> None:
 
 
 def test_a_switch_is_true_or_false() -> None:
-    launcher, shared = launcher_table.ALL["deepspeed"]
+    launcher, shared = options.launcher_named("deepspeed")
     switch = next(name for name, value in vars(launcher.Flags()).items() if isinstance(value, bool))
     _, own = options.parse_flags(launcher, shared, {switch: True})
     assert getattr(own, switch) is True

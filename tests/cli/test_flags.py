@@ -155,7 +155,7 @@ def call_body(task: Any, **values: Any) -> Any:
 
 
 def test_the_body_of_a_launch_gets_dataclasses() -> None:
-    @launch_task(per_node.Flags)
+    @launch_task(lambda: per_node.Flags)
     def launch(c: Any, flags: LaunchFlags, own: per_node.Flags) -> tuple[Any, LaunchFlags, per_node.Flags]:
         """Launch."""
         return c, flags, own
@@ -165,7 +165,7 @@ def test_the_body_of_a_launch_gets_dataclasses() -> None:
 
 
 def test_the_body_of_a_launch_over_gpus_gets_a_gpufile() -> None:
-    @launch_task(per_gpu.Flags, GpuLaunchFlags)
+    @launch_task(lambda: per_gpu.Flags, GpuLaunchFlags)
     def launch(c: Any, flags: LaunchFlags, own: per_gpu.Flags) -> LaunchFlags:
         """Launch."""
         return flags

@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from fabric.main import Fab
 
 from torchfab import fabfile
 from torchfab.cli import program
-from torchfab.cli.program import Program, TorchfabProgram, make_program
+from torchfab.cli.flags import FlagTask
+from torchfab.cli.program import FabfileLoader, Program, TorchfabProgram, make_program
 from torchfab.core import program_name
 
 ROOT = Path(__file__).parents[2]
@@ -155,6 +158,48 @@ def test_a_running_program_of_fabric_becomes_ours() -> None:
     running = Fab(version="3", name="Fabric")
     load(running)
     assert type(running) is Program
+
+
+def test_only_the_flags_of_named_tasks_are_read(fab, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    read: list[str] = []
+    arguments = FlagTask.get_arguments
+
+    def get_arguments(task: FlagTask, ignore_unknown_help: bool | None = None) -> Any:
+        read.append(task.name)
+        return arguments(task, ignore_unknown_help)
+
+    monkeypatch.setattr(FlagTask, "get_arguments", get_arguments)
+    assert fab("--list").code == 0
+    assert not read
+    assert fab("--help=lemons").code == 0
+    assert set(read) == {"lemons"}
+
+
+# ---- compiled modules
+
+
+def test_our_modules_are_kept_compiled_unless_the_user_forbids_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for forbidden in (0, 1):
+        monkeypatch.setattr(sys, "dont_write_bytecode", not forbidden)
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "flags", SimpleNamespace(dont_write_bytecode=forbidden))
+            program.keep_compiled_modules()
+        assert sys.dont_write_bytecode is bool(forbidden)
+
+
+def test_a_fabfile_is_not_kept_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "fabfile.py").write_text("import beside_the_fabfile\nfound = True\n")
+    (tmp_path / "beside_the_fabfile.py").write_text("")
+    before = dict(sys.modules)
+    try:
+        module, folder = FabfileLoader(start=str(tmp_path)).load("fabfile")
+    finally:
+        sys.modules.clear()
+        sys.modules.update(before)
+    assert (module.found, folder) == (True, str(tmp_path))
+    assert [path.name.partition(".")[0] for path in (tmp_path / "__pycache__").iterdir()] == ["beside_the_fabfile"]
 
 
 # ---- the command `torchfab`

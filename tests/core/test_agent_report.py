@@ -106,3 +106,22 @@ def test_each_node_has_its_own_report() -> None:
 @given(st.lists(st.sampled_from(["a", " b", "", PYTHON_ERROR[0], "x: y", "KeyError: 1"]), max_size=30))
 def test_nothing_is_lost_or_reordered_without_a_report(texts: list[str]) -> None:
     assert printed(*texts) == texts
+
+
+POLLED = "E0102 03:04:05.679000 33 torch/distributed/elastic/multiprocessing/api.py:1002] failed (exitcode: -15) local_rank: 0 (pid: 35) of binary: python"  # noqa: E501
+
+
+def test_torchrun_line_about_the_rank_that_it_polled_first_is_left_out() -> None:
+    assert printed(WARNING, POLLED, TRACEBACK, REPORT) == [WARNING, NOTE]
+
+
+def test_rules_of_another_launcher_stay() -> None:
+    lines = [
+        "-" * 60,
+        "Primary job  terminated normally, but 1 process returned",
+        "-" * 60,
+        "-" * 60,
+        "and more",
+        "-" * 60,
+    ]
+    assert printed(*lines) == lines

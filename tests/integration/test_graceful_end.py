@@ -11,9 +11,9 @@ import pytest
 
 from testbed.allocation import find_program
 from tests import faulttable
-from tests.integration import launcher_contract
+from tests.integration import ends, launcher_contract
 from tests.integration.fab import Done, Fab, eventually
-from tests.integration.jobs import gpufile, ok
+from tests.integration.jobs import gpufile, host_line, ok
 from tests.support import absent
 
 # Trains with two loaders. SIGTERM sets a flag that is read at the end of a step; the ranks then meet once more, which
@@ -157,3 +157,21 @@ def test_ranks_that_need_more_than_the_grace_are_reported(fab: Fab) -> None:
     assert re.search(r"2 ranks ended by themselves \(\d s\), 2 were killed after 8 s", stopped.stdout), stopped
     assert "no process of it is left on 2 nodes" in stopped.stdout, stopped
     assert ok(fab("stop", "saver")).stdout.count("killed") == 0
+
+
+# The other launchers are in the matrix of ends.
+@pytest.mark.parametrize("launcher", ["launch-per-node", "launch-mpi, Open MPI"])
+def test_the_others_of_a_node_save_when_a_rank_fails(fab: Fab, launcher: str) -> None:
+    if problem := is_installed(launcher):
+        absent(problem)
+    fab.write("script.py", ends.SCRIPT)
+    out = launcher_contract.out_dir(fab, "saved")
+    hosts = fab.write("one_host", f"{host_line(fab, 0)}\n")
+    task = (*LAUNCHERS[launcher], "--hostfile", str(hosts), "--nproc-per-node", "4", "--grace", "20")
+    ok(fab(*task, "--name", "peers", "--", "script.py", str(out), "3"))
+    assert ends.await_ready(out, 4), fab("logs", "peers")
+    (out / "fail").touch()
+    waited = fab("wait", "peers", timeout_s=90)
+    assert ends.saved(out) == {rank: {"terms": 1, "lost": ""} for rank in range(3)}, (waited, fab("logs", "peers"))
+    assert waited.rc == 7, waited
+    assert fab.processes() == {}

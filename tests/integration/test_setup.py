@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import subprocess
 import sys
 import sysconfig
@@ -131,6 +132,20 @@ def test_a_setup_that_fails_on_a_node_stops_the_launch(fab: Fab) -> None:
     assert "looking\n" in done.stderr
     assert "module: command not found" in done.stderr
     fab.assert_nothing_left()
+
+
+def test_doctor_and_run_find_what_only_the_setup_loads(fab: Fab, venv: Path) -> None:
+    hosts = fab.write("my_hosts", f"node1 setup='source \"{venv}/bin/activate\"'\nnode2\n")
+    common = ("--hostfile", str(hosts), "--setup", f"export PATH='{venv}/bin':$PATH")
+    done = fab("doctor", *common, "--json", config={"setup": "false"})  # the flag overrides the setting
+    loaded = [node["facts"]["setup"]["facts"]["python"] for node in json.loads(done.stdout)["nodes"]]
+    assert loaded == [f"{venv}/bin/python"] * 2, done
+    found = [node["facts"]["python"]["path"] for node in json.loads(done.stdout)["nodes"]]
+    assert found == [f"{venv}/bin/python"] * 2, done
+    assert f"{venv}/bin/env-tool" in ok(fab("run", *common, "--", "which", "env-tool")).stdout
+    done = fab("doctor", "--hostfile", str(hosts), config={"setup": "module load cuda"})
+    assert done.rc == 1, done
+    assert "error: node2: --setup failed in /bin/bash: it ended with status 127" in done.stdout
 
 
 def test_a_setup_that_hangs_ends_with_its_time_out(fab: Fab) -> None:

@@ -242,7 +242,7 @@ def test_scancel_by_another_user_is_distinguished(fab: Fab, slurm: Slurm) -> Non
     slurm.run("scancel", job_id)
     assert fab("wait", "cancelled").rc == 143
     assert "it was cancelled with scancel, not with fab stop" in json.dumps(status_of(fab, "cancelled"))
-    assert "why    it was cancelled with scancel, not with fab stop\n" in ok(fab("why", "cancelled")).stdout
+    assert "it was cancelled with scancel, not with fab stop\n" in ok(fab("why", "cancelled")).stdout
 
 
 def test_a_node_failure_loses_or_requeues_the_job(fab: Fab, slurm: Slurm) -> None:
@@ -414,3 +414,28 @@ def test_the_time_limit_ends_a_script_without_handler(limited: Fab) -> None:
     why = json.loads(ok(limited("why", "heedless", "--json")).stdout)
     assert (why["cause"]["kind"], why["cause"]["name"]) == ("killed", "time-limit"), why
     assert not any("light.py" in command for command in limited.processes().values())
+
+
+# ---- setup, before, after
+
+
+def test_setup_before_and_after_run_on_each_node(fab: Fab) -> None:
+    python = bare_python(fab)
+    fab.write("loaded.sh", f"export LOADED=yes PATH='{python.parent}':$PATH\n")
+    fab.write("show.py", "import os, shutil\nprint(os.environ['LOADED'], shutil.which('python'))\n")
+    hooks = ("--before", "echo before $SLURM_NODEID", "--after", "echo after $TORCHFAB_NODE_RANK $TORCHFAB_EXIT_CODE")
+    words = ("--setup", f"source '{fab.workdir}/loaded.sh'", *hooks, "--nproc-per-node", "1")
+    submit(fab, "set-up", *words, script=("show.py",))
+    ok(fab("wait", "set-up", timeout_s=120))
+    lines = ok(fab("logs", "set-up", "--all")).stdout
+    assert f"[0-1] yes {python}\n" in lines, lines
+    assert ("before 0" in lines, "before 1" in lines) == (True, True), lines
+    assert ("after 0 0" in lines, "after 1 0" in lines) == (True, True), lines
+
+
+def test_a_setup_that_fails_ends_the_job_and_is_in_its_logs(fab: Fab) -> None:
+    submit(fab, "not-set-up", "--setup", "echo looking; module load cuda", nodes=1, script=("light.py", "0", "0"))
+    assert fab("wait", "not-set-up", timeout_s=120).rc != 0
+    lines = ok(fab("logs", "not-set-up", "--all")).stdout
+    assert "--setup failed in" in lines
+    assert "looking" in lines

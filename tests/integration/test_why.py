@@ -111,9 +111,10 @@ def test_why_reports_an_exit_code_on_one_page(fate: Fate) -> None:
     assert page.rc == 0, page
     assert page.stderr == "job x (the latest)\n"
     lines = page.stdout.splitlines()
-    assert lines[:3] == ["job x: failed", "", "why    the script ended itself with exit code 7"], page
-    assert lines[3] == "kind   the script itself failed"
-    assert lines[4].startswith("first  rank 1 on node2, "), page
+    assert lines[0] == "job x failed: the script ended itself with exit code 7", page
+    assert lines[1].startswith("fix    "), page
+    assert lines[2].startswith("first  rank 1 on node2, "), page
+    assert "kind   the script itself failed" in lines
     assert "its last lines (" in page.stdout, page
     assert "\n  step 1\n" in page.stdout, page
     status, waited = fate.fab("status", "x"), fate.fab("wait", "x")

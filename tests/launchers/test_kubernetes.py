@@ -359,3 +359,31 @@ def test_an_invalid_flag_is_an_error_in_one_line(flags: dict[str, Any], message:
     with pytest.raises(UsageError) as caught:
         job_with(None, **flags)
     assert message in str(caught.value)
+
+
+# ---- setup, before, after
+
+
+def test_setup_and_before_run_in_the_container_in_front_of_its_command() -> None:
+    setup = 'export PATH="/loaded:$PATH" A="$(echo \'x y\')"; true'
+    made = pod_of(submission({"setup": setup, "before": "test \"$A\" = 'x y' && echo before"}))["containers"][0]
+    made["command"][-2:] = ["sh", "-c"]
+    made["args"] = ["echo $A $PATH $@", "sh", "it's", "$(A)"]
+    done = subprocess.run(argv_of(made, {}), capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("before\nx y /loaded:")
+    assert done.stdout.endswith(" it's $(A)\n")
+
+
+@pytest.mark.parametrize(("values", "code"), [({"setup": "echo a; false"}, 1), ({"before": "exit 7"}, 7)])
+def test_a_setup_or_before_that_fails_is_the_end_of_the_container(values: Mapping[str, str], code: int) -> None:
+    made = pod_of(submission(values))["containers"][0]
+    assert subprocess.run(argv_of(made, {}), capture_output=True, check=False).returncode == code
+
+
+def test_without_setup_the_command_is_the_interpreter() -> None:
+    assert pod_of(submission())["containers"][0]["command"] == ["python", "-c"]
+
+
+def test_the_commands_after_are_those_of_the_entry_point() -> None:
+    env = environment_of(pod_of(submission({"after": "rm $X", "hook_timeout_s": 9.0}))["containers"][0], 0, {})
+    assert (env["TORCHFAB_AFTER"], env["TORCHFAB_AFTER_S"]) == ("rm $X", "9")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,12 +26,14 @@ from torchfab.core.flag_values import parse
 from torchfab.core.specs import Job
 from torchfab.launchers import sbatch, slurm, torchrun_rank
 
+SET_UP = {"setup": "module load 'a'; true", "python_is_default": True, "before": "rsync -a x y", "env": {"A": "b"}}
 FOLDER = f"/scratch/torchfab/jobs/{JOB_ID}"
 # Programs that stand where Slurm's would: an allocation of two nodes, of which srun runs the second.
 STUBS = {
     "scontrol": '[ "$2" = node ] && echo "NodeName=$3 NodeAddr=10.0.0.7 NodeX=1" || echo n1; echo n2',
     "srun": 'while [[ $1 == --* ]]; do shift; done; export SLURM_NODEID=1 SLURM_CPUS_ON_NODE=9; exec "$@"',
-    "python": "import json, os, sys\njson.dump([sys.argv[1:], dict(os.environ)], open(os.environ['OUT'], 'w'))",
+    "python": "import json, os, sys\nenv = {**os.environ, 'WHICH': sys.argv[0]}\n"
+    "json.dump([sys.argv[1:], env], open(os.environ['OUT'], 'w'))",
 }
 
 
@@ -70,7 +73,12 @@ def test_the_whole_file_matches_the_golden_file(golden: Callable[[str, str], Non
 
 def test_the_file_passes_bash_and_shellcheck(tmp_path: Path) -> None:
     shellcheck = require("shellcheck")
-    for name, job in {"full": full_job(), "least": job_with(), "hostile": job_with({"script": tuple(HOSTILE)})}.items():
+    for name, job in {
+        "full": full_job(),
+        "least": job_with(),
+        "hostile": job_with({"script": tuple(HOSTILE)}),
+        "set-up": job_with(SET_UP),
+    }.items():
         path = tmp_path / name
         path.write_text(slurm.plan(job).text, errors="surrogateescape")
         subprocess.run(("bash", "-n", path), check=True)
@@ -126,20 +134,95 @@ def assert_survives(args: list[str], env: dict[str, str]) -> None:
     ]
 
 
-def run_file(text: str, base: Path) -> tuple[list[str], dict[str, str]]:
+def run_file(text: str, base: Path, more: Mapping[str, str] | None = None) -> tuple[list[str], dict[str, str]]:
     """Run an sbatch file by bash with stubs for Slurm's programs; return python's argv and environment on node 1."""
-    for program, body in STUBS.items():
-        first = f"{sys.executable} -S" if program == "python" else "/bin/bash"
-        path = base / program
-        path.write_text(f"#!{first}\n{body}\n")
-        path.chmod(0o700)
+    write_stubs(base)
     slurm_env = {"SLURM_JOB_ID": "1003210", "SLURM_JOB_NODELIST": "n[1-2]", "A_TOKEN": "open sesame"}
-    env = {"PATH": f"{base}:{os.environ['PATH']}", "OUT": str(base / "out"), **slurm_env}
+    env = {"PATH": f"{base}:{os.environ['PATH']}", "OUT": str(base / "out"), **slurm_env, **(more or {})}
     file = base / "job.sbatch"
     file.write_text(text, errors="surrogateescape")
     subprocess.run(("bash", file), env=env, check=True, timeout=30)
     argv, environ = json.loads((base / "out").read_text())
     return argv, environ
+
+
+def write_stubs(base: Path) -> None:
+    for program, body in STUBS.items():
+        first = f"{sys.executable} -S" if program == "python" else "/bin/bash"
+        path = base / program
+        path.write_text(f"#!{first}\n{body}\n")
+        path.chmod(0o700)
+
+
+# ---- setup
+
+LOADED = {
+    "fish": "set -gx LOADED 'a  b'; set -gx A shell; set -gx PATH '{loaded}' $PATH; set -e GONE",
+    "tcsh": "setenv LOADED 'a  b'; setenv A shell; setenv PATH '{loaded}':\"$PATH\"; unsetenv GONE",
+}
+LOADED_SH = "echo noise; export LOADED='a  b' A=shell PATH='{loaded}':\"$PATH\"; unset GONE"
+
+
+def set_up(base: Path, shell: str, values: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
+    """Run the file of a job whose setup runs in a login shell; its job has A=job."""
+    (base / "loaded").mkdir()
+    shutil.copy(base / "python", base / "loaded" / "python")
+    (base / "getent").write_text(f"#!/bin/sh\necho 'me:x:0:0::{base}:{require(shell)}'\n")
+    (base / "getent").chmod(0o700)
+    setup = LOADED.get(shell, LOADED_SH).format(loaded=base / "loaded")
+    made: dict[str, Any] = {
+        "workdir": str(base),
+        "node_dir": str(base),
+        "python": str(base / "python"),
+        "env": {"A": "job"},
+    }
+    made |= {"setup": setup, "python_is_default": True, **values}
+    text = slurm.plan(job_with(made, nodes="2")).text
+    Path(slurm.job_folder(job_with(made))).mkdir(parents=True)
+    return run_file(text, base, {"GONE": "1", "HOME": str(base)})
+
+
+@pytest.fixture
+def stubbed(tmp_path: Path) -> Path:
+    base = tmp_path / "a; $folder"
+    base.mkdir()
+    write_stubs(base)
+    return base
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish", "tcsh", "dash"])
+def test_a_setup_runs_in_the_login_shell_of_the_node_and_its_interpreter_is_used(stubbed: Path, shell: str) -> None:
+    argv, environ = set_up(stubbed, shell, {"script": ("train.py", *HOSTILE.values())})
+    assert environ["LOADED"] == "a  b"
+    assert environ["A"] == "job"  # --env overrides
+    assert "GONE" not in environ
+    assert "TORCHFAB_SETUP" not in environ
+    assert environ["PATH"].startswith(f"{stubbed}/loaded:")
+    assert environ["WHICH"] == f"{stubbed}/loaded/python"
+    assert argv[argv.index("--no-python") + 1] == f"{stubbed}/loaded/python"
+    script = argv[argv.index("train.py") + 1 :]
+    assert [Template(word).safe_substitute(local_rank="0") for word in script] == list(HOSTILE.values())
+
+
+def test_an_interpreter_that_was_named_stays_whatever_the_setup_loads(stubbed: Path) -> None:
+    argv, environ = set_up(stubbed, "bash", {"python_is_default": False})
+    assert environ["WHICH"] == f"{stubbed}/python"
+    assert argv[argv.index("--no-python") + 1] == f"{stubbed}/python"
+
+
+@pytest.mark.parametrize("values", [{"setup": "echo why; false"}, {"before": "echo why >&2; exit 3"}])
+def test_a_setup_or_before_that_fails_starts_nothing(
+    stubbed: Path, values: Mapping[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(subprocess.CalledProcessError):
+        set_up(stubbed, "bash", values)
+    assert not (stubbed / "out").exists()
+    assert "why" in capfd.readouterr().err
+
+
+def test_the_commands_after_are_those_of_the_supervisor() -> None:
+    spec = slurm.plan(job_with({"after": "rm -rf /scratch/me", "hook_timeout_s": 9.0})).details["spec"]
+    assert (spec["after"], spec["after_timeout_s"]) == ("rm -rf /scratch/me", 9.0)
 
 
 # ---- directives

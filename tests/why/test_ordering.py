@@ -144,3 +144,19 @@ def test_code_of_a_shell_is_the_signal_of_its_program(number: int, kernel: str) 
         kinds.append(found.cause.kind)
     assert kinds[1] is (Kind.MEMORY if number == 9 else Kind.SCRIPT)
     assert kinds[0] is kinds[1] or (number == 9 and not kernel and kinds[0] is Kind.KILLED)
+
+
+@pytest.mark.parametrize("code", [-15, 143, 130, -1])
+@pytest.mark.parametrize(("ended", "first"), [(1050.0, 1), (1070.0, 0)])
+def test_signal_of_an_unknown_sender_is_first_only_if_nothing_failed_before(
+    code: int, ended: float, first: int
+) -> None:
+    lost = "RuntimeError: [/x/gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.1.4.12]:31877\n"
+    text = f'Traceback (most recent call last):\n  File "/w/t.py", line 1, in <module>\n    f()\n{lost}'
+    found = diagnose_nodes(
+        node(0, [process("failed", rank(0, 1, 1060.0))], [log(0, text)]),
+        node(1, [process("failed", rank(1, code, ended))], [log(1, "spot interruption notice\n", ended)]),
+    )
+    assert found.first is not None
+    assert found.first.rank == first
+    assert found.bad_nodes == ()

@@ -144,3 +144,34 @@ def test_secondary_traceback_is_the_cause_if_nothing_else_is_known(mark: str, ca
     found = of_one(f"step 9\n{mark}\n{traceback(cause)}")
     assert found.traceback
     assert (found.traceback.exception, found.certainty) == (cause, "probable")
+
+
+REASONS = (
+    "  what():  invalid device pointer: 0x7ff443ffdc00",
+    "thread 'main' panicked at src/lib.rs:7:5: no such shard",
+    "*** Error in `python3': double free or corruption (!prev): 0x00007f ***",
+    "LLVM ERROR: Cannot select: t12",
+    "FATAL: cannot open the index",
+)
+FRAMES = "".join(f"frame #{number}: <unknown function> + 0x1 (0x7f in /x/libtorch.so)\n" for number in range(40))
+SIGNAL = """[n0:19546] *** Process received signal ***
+[n0:19546] Signal: Aborted (6)
+[n0:19546] [ 0] /lib64/libpthread.so.0(+0x12b30)[0x7fb81983db30]
+[n0:19546] *** End of error message ***
+"""
+MAPS = "".join(f"00{number}00000-007a9000 r-xp 00000000 08:01 1054811 /usr/bin/python3\n" for number in range(10, 60))
+MEMORY_MAP = f"""======= Backtrace: =========
+/lib/libc.so.6(+0x777e5)[0x7f80a2e637e5]
+======= Memory map: ========
+{MAPS}"""
+RUST = """note: run with `RUST_BACKTRACE=1` environment variable to display a backtrace
+fatal runtime error: failed to initiate panic, error 5
+"""
+
+
+@pytest.mark.parametrize("reason", REASONS)
+@pytest.mark.parametrize("dump", [FRAMES, SIGNAL, MEMORY_MAP, RUST])
+@pytest.mark.parametrize("before", ["", "terminate called after throwing an instance of 'c10::Error'\n"])
+def test_reason_of_a_crash_is_found_before_its_dump(reason: str, dump: str, before: str) -> None:
+    found = diagnose_nodes(node(0, [process("failed", rank(0, -6))], [log(0, f"step 1\n{before}{reason}\n{dump}")]))
+    assert " ".join(reason.split())[:60] in " ".join(found.cause.words.split())

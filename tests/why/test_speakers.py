@@ -26,6 +26,9 @@ CLIENTS = {
     "psycopg2": ("psycopg2.OperationalError", "/home/u/proj/db.py"),
     "redis": ("redis.exceptions.ConnectionError", f"{SITE}redis/connection.py"),
     "grpc": ("grpc._channel._InactiveRpcError", f"{SITE}grpc/_channel.py"),
+    "a client that nobody listed": ("acme_store.errors.StoreConnectionError", "/home/u/proj/store.py"),
+    "another one": ("qdrant.http.exceptions.ApiHttpTransportError", "/home/u/proj/store.py"),
+    "fsspec": ("fsspec.exceptions.FSTimeoutError", "/home/u/proj/store.py"),
     "mlflow": ("mlflow.exceptions.MlflowException", f"{SITE}mlflow/utils/rest_utils.py"),
 }
 OWN = {

@@ -363,3 +363,21 @@ def test_layouts_of_other_printers_are_read(layout: str, prefix: str) -> None:
     found = last_traceback(prefixed(LAYOUTS[layout], prefix) + "after\n")
     assert found.last_line == "ZeroDivisionError: division by zero"
     assert found.frames == (("train.py", "<module>"), ("train.py", "main"))
+
+
+@pytest.mark.parametrize(
+    ("frames", "role"),
+    [
+        (
+            '  File "<string>", line 1, in <module>\n  File "/l/multiprocessing/spawn.py", line 122, in spawn_main\n',
+            "CHILD",
+        ),
+        ('  File "/l/multiprocessing/process.py", line 314, in _bootstrap\n    self.run()\n', "CHILD"),
+        ('  File "/l/threading.py", line 1045, in _bootstrap_inner\n    self.run()\n', "THREAD"),
+        ('  File "/w/process.py", line 3, in step\n    f()\n', "MAIN"),
+    ],
+)
+def test_role_of_an_unmarked_traceback_is_known_by_its_outermost_frames(frames: str, role: str) -> None:
+    own = 'Traceback (most recent call last):\n  File "/w/t.py", line 1, in <module>\n    f()\nKeyError: 1\n'
+    text = f"{own}step\nTraceback (most recent call last):\n{frames}EOFError: Ran out of input\n"
+    assert [each.role.name for each in tracebacks.all_tracebacks(text)] == ["MAIN", role]

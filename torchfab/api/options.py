@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, fields
 from typing import Any
 
+from torchfab import launchers
 from torchfab.cli.flags import JobFlags
 from torchfab.core import flag_values
 from torchfab.core.errors import UsageError
@@ -37,7 +38,7 @@ def launcher_named(name: str) -> tuple[AnyLauncher, type[JobFlags]]:
     """
     if name not in launcher_table.ALL:
         raise UsageError(f"there is no launcher {name!r}", f"one of {', '.join(launcher_table.ALL)}")
-    return launcher_table.ALL[name]
+    return launchers.load_any(name), launcher_table.ALL[name]
 
 
 def parse_flags(launcher: AnyLauncher, shared: type[JobFlags], values: Mapping[str, Any]) -> tuple[JobFlags, Any]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torchfab.core import status
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.log_lines import Line
 from torchfab.core.status import JobStatus, State
 from torchfab.records import Record

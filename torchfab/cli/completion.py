@@ -6,11 +6,11 @@ A script calls `torchfab --complete -- WORD…` with the words up to the cursor,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 from torchfab.core.errors import UsageError
+from torchfab.core.lazy_dataclass import dataclass
 
 # Without candidates, the shells complete file names.
 _BASH = """\

@@ -11,7 +11,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import invoke
 
 from torchfab.core.console import print_error
 from torchfab.core.errors import TorchfabError, UsageError
+from torchfab.core.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,16 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import Field, dataclass, fields
-from types import FrameType, MappingProxyType
-from typing import Any
+from dataclasses import Field, fields
+from types import FrameType
+from typing import Any, ClassVar
 
 import fabric
 from invoke.exceptions import ParseError
 from invoke.parser import Argument
 
 from torchfab.core.flag_values import PORT, Seconds, WholeNumber, flag, parse, values_of
+from torchfab.core.lazy_dataclass import dataclass
 
 SECONDS = Seconds()
 HOSTFILE_HELP = "File with one host a line, - for stdin, or slurm: the hosts of this allocation. [hosts]"
@@ -41,7 +42,11 @@ class JobFlags:
     follow: bool = flag(False, "Show the logs until the job ends, and exit with its code; Ctrl-C leaves it running.")
     workdir: str = flag("", "Absolute path of the directory to run in, on every node. [the current one]")
     python: str = flag("", "Interpreter on the nodes. [that of the active environment here]")
+    setup: str = flag("", SETUP_HELP)
+    before: str = flag("", "Shell commands to run once on each node before the ranks; a failure stops the launch.")
+    after: str = flag("", "Shell commands to run once on each node after its ranks, whether they failed or not.")
     grace: float | None = flag(None, "Seconds between SIGTERM and SIGKILL when the job is stopped. [10]", SECONDS)
+    setting_of_setup: ClassVar[bool] = True  # without --setup, the setting `setup` counts
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,8 @@ class PodFlags(JobFlags):
     dry_run: bool = flag(False, "Print what would be created, for kubectl apply -f -; create nothing.")
     workdir: str = flag("/workspace", "Absolute path of the directory to run in, in the container. [/workspace]")
     python: str = flag("python", "Interpreter in the container. [python]")
+    setup: str = flag("", "Shell commands for each container's environment, run once by its bash or sh. [none]")
+    setting_of_setup: ClassVar[bool] = False  # the project's setting is about hosts, not about an image
 
 
 @dataclass(frozen=True)
@@ -59,9 +66,6 @@ class LaunchFlags(JobFlags):
 
     hostfile: str = flag("", HOSTFILE_HELP)
     hostfile_format: str = flag("", HOSTFILE_FORMAT_HELP)
-    setup: str = flag("", SETUP_HELP)
-    before: str = flag("", "Shell commands to run once on each node before the ranks; a failure stops the launch.")
-    after: str = flag("", "Shell commands to run once on each node after its ranks, whether they failed or not.")
     port: int = flag(0, "Port of the rendezvous on node 0; 0: a free one. [0]", PORT)
     master_addr: str = flag("", "Address by which the nodes reach node 0. [its name in the hosts file]")
     nodes: int = flag(
@@ -143,6 +147,7 @@ class DoctorFlags(HostFlags):
 
     workdir: str = flag("", "Absolute path of the directory a job would run in, on every node. [the current one]")
     python: str = flag("", "Interpreter on the nodes. [that of the active environment here]")
+    setup: str = flag("", SETUP_HELP)
     port: int = flag(0, "Port of the rendezvous on node 0; 0: a free one. [0]", PORT)
     master_addr: str = flag("", "Address by which the nodes reach node 0. [its name in the hosts file]")
 
@@ -182,7 +187,7 @@ def host_task(kind: type[HostFlags] = HostFlags) -> Callable[[Body], Any]:
         def call(c: Any, **values: Any) -> Any:
             return body(c, parse(kind, values))
 
-        return _task(call, body, list(fields(kind)), FlagTask)
+        return _task(call, body, lambda: list(fields(kind)), FlagTask)
 
     return decorate
 
@@ -205,18 +210,18 @@ def command_task(kind: type[HostFlags]) -> Callable[[Body], Any]:
         def call(c: Any, **values: Any) -> Any:
             return body(c, parse(kind, values))
 
-        return _task(call, body, list(fields(kind)), CommandTask)
+        return _task(call, body, lambda: list(fields(kind)), CommandTask)
 
     return decorate
 
 
-def launch_task(own: type, shared: type = LaunchFlags) -> Callable[[Body], Any]:
+def launch_task(own: Callable[[], type], shared: type = LaunchFlags) -> Callable[[Body], Any]:
     """Return a decorator that turns `body(c, flags, own)` into a task with the flags of both dataclasses.
 
     Parameters
     ----------
-    own : type
-        The launcher's own flags.
+    own : callable
+        Returns the dataclass of the launcher's own flags; called when the command line names the task.
     shared : type
         The flags that all launches share.
 
@@ -226,13 +231,15 @@ def launch_task(own: type, shared: type = LaunchFlags) -> Callable[[Body], Any]:
         The decorator.
     """
     left_out = {"hostfile"} if shared is GpuLaunchFlags else set()
-    shared_fields = [each for each in fields(shared) if each.name not in left_out]
 
     def decorate(body: Body) -> Any:
         def call(c: Any, **values: Any) -> Any:
-            return body(c, parse(shared, values), parse(own, values))
+            return body(c, parse(shared, values), parse(own(), values))
 
-        return _task(call, body, [*shared_fields, *fields(own)], CommandTask)
+        def flags() -> list[Field[Any]]:
+            return [*(each for each in fields(shared) if each.name not in left_out), *fields(own())]
+
+        return _task(call, body, flags, CommandTask)
 
     return decorate
 
@@ -259,7 +266,7 @@ def job_task(klass: type[JobTask] | None = None, **flags: Any) -> Callable[[Body
         def call(c: Any, **values: Any) -> Any:
             return body(c, **values_of(parameters, values))
 
-        return _task(call, body, [_named(name, each) for name, each in parameters.items()], klass or JobTask)
+        return _task(call, body, lambda: _named_all(parameters), klass or JobTask)
 
     return decorate
 
@@ -284,7 +291,7 @@ def file_task(name: str, **flags: Any) -> Callable[[Body], Any]:
         def call(c: Any, **values: Any) -> Any:
             return body(c, **values_of(flags, values))
 
-        return _task(call, body, [_named(key, each) for key, each in flags.items()], FileTask, name)
+        return _task(call, body, lambda: _named_all(flags), FileTask, name)
 
     return decorate
 
@@ -307,18 +314,20 @@ def plain_task(**flags: Any) -> Callable[[Body], Any]:
         def call(c: Any, **values: Any) -> Any:
             return body(c, **values_of(flags, values))
 
-        return _task(call, body, [_named(name, each) for name, each in flags.items()], FlagTask)
+        return _task(call, body, lambda: _named_all(flags), FlagTask)
 
     return decorate
 
 
-def words_task(form: str, **flags: Any) -> Callable[[Body], Any]:
+def words_task(form: str, kind: type | None = None, **flags: Any) -> Callable[[Body], Any]:
     """Return a decorator that turns `body(c, words, **flags)` into a task that takes positional words.
 
     Parameters
     ----------
     form : str
         The words as the help shows them: `[job] PATH…`.
+    kind : type, optional
+        A dataclass with more flags. Default: none.
     **flags : field
         Its flags, as `flag(...)` returns them; one named `words` has the help of the words.
 
@@ -328,51 +337,30 @@ def words_task(form: str, **flags: Any) -> Callable[[Body], Any]:
         The decorator.
     """
 
+    def known() -> dict[str, Any]:
+        return {**flags, **({each.name: each for each in fields(kind)} if kind else {})}
+
     def decorate(body: Body) -> Any:
         def call(c: Any, **values: Any) -> Any:
-            return body(c, **{**values_of(flags, values), "words": tuple(values["words"] or ())})
+            return body(c, **{**values_of(known(), values), "words": tuple(values["words"] or ())})
 
-        made = _task(call, body, [_named(name, each) for name, each in flags.items()], WordsTask)
-        made.placeholders = {**made.placeholders, WORDS: form}
+        made = _task(call, body, lambda: _named_all(known()), WordsTask)
+        made.form = form
         return made
 
     return decorate
 
 
-def flags_of(kind: type) -> dict[str, Any]:
-    """Return the flags of a dataclass by name, for a decorator that takes them one by one.
-
-    Parameters
-    ----------
-    kind : type
-        The dataclass.
-
-    Returns
-    -------
-    dict of str to Field
-    """
-    return {each.name: each for each in fields(kind)}
+def _named_all(flags: Mapping[str, Any]) -> list[Field[Any]]:
+    for name, each in flags.items():
+        each.name = name
+    return list(flags.values())
 
 
-def _named(name: str, each: Any) -> Any:
-    each.name = name
-    return each
-
-
-def _task(call: Body, body: Body, flags: list[Field[Any]], klass: type, name: str | None = None) -> Any:
-    context = inspect.Parameter("c", inspect.Parameter.POSITIONAL_ONLY)
-    call.__signature__ = inspect.Signature([context, *map(_parameter, flags)])  # type: ignore[attr-defined]
+def _task(call: Body, body: Body, flags: Callable[[], list[Field[Any]]], klass: type, name: str | None = None) -> Any:
     call.__name__, call.__doc__, call.__module__ = body.__name__, body.__doc__, body.__module__
-    repeatable = [each.name for each in flags if each.default == ()]
-    made = fabric.task(
-        klass=klass,
-        name=name,
-        help={each.name: each.metadata["help"] for each in flags},
-        iterable=repeatable,
-        positional=[],
-        auto_shortflags=False,
-    )(call)
-    made.placeholders = {each.name: _placeholder(each) for each in flags}
+    made = fabric.task(klass=klass, name=name, positional=[], auto_shortflags=False)(call)
+    made.flags = flags
     return made
 
 
@@ -393,11 +381,21 @@ def _is_for_fab_itself(frame: FrameType) -> bool:
 
 
 class FlagTask(fabric.tasks.Task):  # type: ignore[misc]  # fabric ships no types
-    """A task that rejects empty values of flags, and whose result is the exit code of `fab`."""
+    """A task that rejects empty values of flags, and whose result is the exit code of `fab`.
 
+    Its flags are read when they are needed: a command line names one task of forty.
+
+    Attributes
+    ----------
+    flags : callable
+        Returns the fields of its flags.
+    takes_command : bool
+        Whether it takes a command after `--`.
+    """
+
+    flags: Callable[[], list[Field[Any]]]
     help: dict[str, str]
-    takes_command = False  # after `--`
-    placeholders: Mapping[str, str] = MappingProxyType({})  # for the help: `N` by the name of a flag; empty: of Invoke
+    takes_command = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the task; exit with its code unless that is 0, so that no later task runs.
@@ -435,10 +433,31 @@ class FlagTask(fabric.tasks.Task):  # type: ignore[misc]  # fabric ships no type
         list of Argument
             Those with a text reject the empty text.
         """
-        texts = dict(self.help)
+        flags = self.flags()
+        self.help = {each.name: each.metadata["help"] for each in flags}  # Invoke empties it
+        self.iterable = [each.name for each in flags if each.default == ()]
         arguments = super().get_arguments(ignore_unknown_help)
-        self.help = texts  # Invoke empties it; a second call would return arguments without help
         return [NonEmptyValue.of(each) if each.kind is str else each for each in arguments]
+
+    def argspec(self, body: Body) -> inspect.Signature:
+        """Return the parameters of the task, from which Invoke makes its flags.
+
+        Parameters
+        ----------
+        body : callable
+            Part of Invoke's interface.
+
+        Returns
+        -------
+        Signature
+            A parameter for each flag.
+        """
+        return inspect.Signature([_parameter(each) for each in self.flags()])
+
+    @property
+    def placeholders(self) -> Mapping[str, str]:
+        """What stands for the value in the help, by the name of a flag: `N`; empty: what Invoke writes."""
+        return {each.name: _placeholder(each) for each in self.flags()}
 
 
 class CommandTask(FlagTask):
@@ -496,7 +515,20 @@ class FileTask(FlagTask):
 
 
 class WordsTask(FlagTask):
-    """A task that takes any number of positional words."""
+    """A task that takes any number of positional words.
+
+    Attributes
+    ----------
+    form : str
+        The words as the help shows them.
+    """
+
+    form = ""
+
+    @property
+    def placeholders(self) -> Mapping[str, str]:
+        """What stands for the value in the help, by the name of a flag."""
+        return {**super().placeholders, WORDS: self.form}
 
     def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[Argument]:
         """Return the task's arguments; `words` is positional.

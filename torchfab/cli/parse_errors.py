@@ -10,7 +10,7 @@ import os
 import shlex
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import FrameType, MappingProxyType, TracebackType
 from typing import Any
 
@@ -18,6 +18,7 @@ from invoke.parser import Argument, ParserContext
 
 from torchfab.core import program_name
 from torchfab.core.errors import UsageError
+from torchfab.core.lazy_dataclass import dataclass
 
 LAUNCH = "launch-"  # prefix of the tasks that take a script after `--`
 RUN = "run"  # the task that takes any command after `--`

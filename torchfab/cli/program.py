@@ -12,6 +12,7 @@ import pkgutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,6 +22,8 @@ import invoke
 from fabric.main import Fab
 from invoke import Collection
 from invoke.exceptions import CollectionNotFound, Exit, ParseError
+from invoke.loader import FilesystemLoader
+from invoke.parser import Parser, ParserContext
 
 import torchfab
 from torchfab.cli import completion, excepthook, parse_errors, project_settings
@@ -60,7 +63,6 @@ class Program(Fab):  # type: ignore[misc]  # fabric ships no types
     """Fabric's program; each step ends with one line and exit code 2 if the command line is wrong."""
 
     _start: Path | None = None
-    _writes_no_bytecode = sys.dont_write_bytecode
 
     def print_version(self) -> None:
         """Print torchfab's version first, then those of Fabric, Paramiko and Invoke."""
@@ -75,6 +77,8 @@ class Program(Fab):  # type: ignore[misc]  # fabric ships no types
                 print(completion.script(shell, _called_as()), end="")
                 raise Exit
             super().parse_core(argv)
+            if not self.args["write-pyc"].value:
+                keep_compiled_modules()
 
     def parse_collection(self) -> None:
         """Load the fabfile and its settings."""
@@ -94,9 +98,6 @@ class Program(Fab):  # type: ignore[misc]  # fabric ships no types
             except (TypeError, AttributeError):  # Invoke reads settings while it loads them
                 project_settings.check_file(self.config, "project")
                 raise
-            # Invoke stops Python from writing bytecode, so that a fabfile has no __pycache__. Our modules would be
-            # compiled again for each command: uv does not compile what it installs.
-            sys.dont_write_bytecode = self._writes_no_bytecode
 
     def parse_tasks(self) -> None:
         """Parse the tasks and their flags."""
@@ -169,13 +170,24 @@ class Program(Fab):  # type: ignore[misc]  # fabric ships no types
     def _check_words(self) -> None:
         """Check for mistakes that the parser accepts or reports misleadingly."""
         body = _before_dashes(self.argv[1:])
-        contexts = self.collection.to_contexts(ignore_unknown_help=self.config.tasks.ignore_unknown_help)
-        flag = parse_errors.list_flag_without_value(body, [self.core[0], *contexts])
+        flag = parse_errors.list_flag_without_value(body, [self.core[0], *self._contexts()])
         if flag:
             raise parse_errors.needs_value(flag)
         repeated = _repeated_core_flag(body, self.core.unparsed, self.core[0].flags)
         if repeated:
             raise UsageError(f"{repeated} is given twice; it takes one value")
+
+    def _make_parser(self) -> Parser:
+        return Parser(initial=self.initial_context, contexts=self._contexts())
+
+    def _contexts(self) -> list[ParserContext]:
+        """Return the flags of the tasks that the command line may name; reading and copying those of all takes long."""
+        ignores = self.config.tasks.ignore_unknown_help
+        return [
+            ParserContext(name=name, aliases=aliases, args=self.collection[name].get_arguments(ignores))
+            for name, aliases in self.collection.task_names.items()
+            if any(each in word for each in (name, *aliases) for word in self.argv[1:])
+        ]
 
     def _check_help(self) -> None:
         """Check the task of `--help X` and `--list X`; suggest a task for an unknown X."""
@@ -257,6 +269,41 @@ class Program(Fab):  # type: ignore[misc]  # fabric ships no types
 def _exit(text: str, code: int) -> Exit:
     text = program_name.called().replace_in(text)
     return Exit(text if text.startswith("error: ") else f"error: {text}", code=code)
+
+
+def keep_compiled_modules() -> None:
+    """Let Python keep compiled modules, unless the user has told it not to.
+
+    Invoke forbids it, so that none lies beside a fabfile. Our own would be compiled for each command anew: a clone has
+    none at first, and uv does not compile what it installs.
+    """
+    sys.dont_write_bytecode = bool(sys.flags.dont_write_bytecode)
+
+
+class FabfileLoader(FilesystemLoader):
+    """Loads a fabfile, whose compiled module is not kept beside it."""
+
+    def find(self, name: str) -> ModuleSpec | None:
+        """Return where a fabfile is.
+
+        Parameters
+        ----------
+        name : str
+            Its name, without `.py`.
+
+        Returns
+        -------
+        ModuleSpec or None
+        """
+        spec = super().find(name)
+        if spec is not None and spec.origin:
+            spec.loader = _UncompiledLoader(spec.name, spec.origin)
+        return spec
+
+
+class _UncompiledLoader(SourceFileLoader):
+    def set_data(self, path: str, data: Any, *, _mode: int = 0o666) -> None:
+        """Keep nothing."""
 
 
 class TorchfabProgram(Program):
@@ -346,6 +393,7 @@ def adopt() -> None:
         program = frame.f_locals.get("self")
         if type(program) is Fab:
             program.__class__ = Program
+            keep_compiled_modules()
             return
         frame = frame.f_back  # type: ignore[assignment]
 
@@ -432,7 +480,13 @@ def _repeated_core_flag(body: list[str], unparsed: list[str], flags: Any) -> str
 
 def make_program() -> Program:
     """Return the program of the commands `torchfab` and, in the clone, `fab`."""
-    return Program(name="Fabric", version=fabric.__version__, executor_class=Executor, config_class=fabric.Config)
+    return Program(
+        name="Fabric",
+        version=fabric.__version__,
+        loader_class=FabfileLoader,
+        executor_class=Executor,
+        config_class=fabric.Config,
+    )
 
 
 def main() -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 from torchfab.config import project, settings_file
 from torchfab.config.settings_file import SECTION, Lines
+from torchfab.core.lazy_dataclass import dataclass
 
 DEFAULT = "default"
 _FILES = ("project", "user", "system")

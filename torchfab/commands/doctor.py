@@ -13,7 +13,7 @@ from torchfab.core.errors import UsageError
 from torchfab.doctor import render
 from torchfab.doctor.collect import examine
 from torchfab.doctor.model import CheckRequirements
-from torchfab.launching.context import CommandContext
+from torchfab.launching.context import CommandContext, setup_commands
 from torchfab.launching.hosts import read_nodes
 from torchfab.launching.interpreter import default_python
 from torchfab.remote.host import code_digest
@@ -66,7 +66,7 @@ def check_requirements(flags: DoctorFlags, ctx: CommandContext) -> CheckRequirem
     Raises
     ------
     UsageError
-        `--workdir` is not an absolute path, or `--port` is invalid.
+        `--workdir` is not an absolute path, or `--setup` holds a secret.
     """
     workdir = flags.workdir or ctx.cwd
     if not workdir.startswith("/"):
@@ -81,5 +81,8 @@ def check_requirements(flags: DoctorFlags, ctx: CommandContext) -> CheckRequirem
         env=environment.select_forwarded(ctx.environ, ctx.config["forward"]),
         names=None if names is None else tuple(names),
         lists=requirements_file.digests(ctx.root),
+        setup=setup_commands(flags.setup, ctx),
+        setup_timeout_s=float(ctx.config["setup_timeout_s"]),
+        python_is_default=not flags.python,
         digest="" if names is None else code_digest.digest_workdir(workdir, names)["digest"],
     )

@@ -9,7 +9,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from torchfab.cli.flags import PushEnvFlags
@@ -17,6 +17,7 @@ from torchfab.core import requirements_file
 from torchfab.core.console import progress, write_err, write_out
 from torchfab.core.errors import HostsFailedError, TorchfabError, UsageError
 from torchfab.core.inventory import fold
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.requirements_file import PackageList
 from torchfab.core.specs import Node
 from torchfab.launching.context import CommandContext

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from torchfab import runtimes
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.console import write_err, write_out
 from torchfab.core.errors import HostError, HostsFailedError, TorchfabError, UsageError
 from torchfab.core.inventory import fold
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Node
 from torchfab.launching import job_lookup
 from torchfab.launching.context import CommandContext

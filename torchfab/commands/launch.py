@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from torchfab.cli.flags import JobFlags, LaunchFlags
-from torchfab.commands import logs
 from torchfab.launchers import BatchLauncher, Launcher
 from torchfab.launching.context import CommandContext
 from torchfab.launching.launch import launch
@@ -63,4 +62,6 @@ def run_submit(launcher: BatchLauncher, flags: JobFlags, own: Any, ctx: CommandC
 def _exit_code(record: Record | None, flags: JobFlags, ctx: CommandContext) -> int:
     if record is None or not flags.follow:
         return 0
+    from torchfab.commands import logs
+
     return logs.follow(record, ctx.config["failure_grace_s"], ctx.config["stall_s"])

@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from torchfab import runtimes
@@ -20,6 +19,7 @@ from torchfab.core.console import write_out
 from torchfab.core.errors import HostError, HostsFailedError, Interrupted, TorchfabError, UsageError
 from torchfab.core.format import format_bytes, plural
 from torchfab.core.inventory import fold
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import NAME_PATTERN, Node
 from torchfab.launching import job_lookup
 from torchfab.launching.context import CommandContext

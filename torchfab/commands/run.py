@@ -12,11 +12,11 @@ from typing import Any
 
 from torchfab.cli.flags import RunFlags
 from torchfab.core.console import progress, write_err, write_out, write_verbatim
-from torchfab.core.environment import check_setup, parse_env_flags
+from torchfab.core.environment import parse_env_flags
 from torchfab.core.errors import HostError, HostsFailedError, Interrupted, TorchfabError, UsageError
 from torchfab.core.inventory import fold
 from torchfab.core.specs import Node, interpreter_path
-from torchfab.launching.context import CommandContext
+from torchfab.launching.context import CommandContext, setup_commands
 from torchfab.launching.hosts import read_nodes
 from torchfab.launching.interpreter import default_python
 from torchfab.transport.messages.run import RunEnd, RunRequest
@@ -92,8 +92,7 @@ def request_for(flags: RunFlags, ctx: CommandContext) -> Callable[[Node], RunReq
     if not workdir.startswith("/"):
         raise UsageError(f"--workdir must be an absolute path, got {workdir!r}")
     env = parse_env_flags(flags.env, ctx.environ)
-    where = "--setup" if flags.setup else "the setting setup"
-    setup = check_setup(flags.setup or ctx.config["setup"], where).strip()
+    setup = setup_commands(flags.setup, ctx)
     python = flags.python or default_python(ctx.environ, ctx.root)
 
     def request(node: Node) -> RunRequest:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-import torchfab
 from torchfab.cli.flags import LaunchFlags
 from torchfab.core.console import write_err, write_out
 from torchfab.core.errors import TorchfabError, UsageError
 from torchfab.core.inventory import fold
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.launchers import Launcher
 from torchfab.launching import launch
 from torchfab.launching.context import CommandContext
@@ -215,22 +213,3 @@ def _in_tmux(record: Record, follow: bool, fab: Sequence[str], ctx: CommandConte
         time.sleep(0.1)
     write_out(f"job {record.name} is supervised in tmux; to watch: tmux -L torchfab attach -t ={session}")
     return 0
-
-
-def fab_argv(root: str, config: str) -> tuple[str, ...]:
-    """Return the command that runs this project's `fab` from any directory.
-
-    Parameters
-    ----------
-    root : str
-        The folder of the project.
-    config : str
-        Path of the configuration file; empty: none.
-
-    Returns
-    -------
-    tuple of str
-        The command.
-    """
-    program = Path(torchfab.__file__).with_name("__main__.py")
-    return (sys.executable, str(program), "-r", root, *(("-f", config) if config else ()))

@@ -12,13 +12,14 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from torchfab.cli.flags import SyncFlags
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.console import progress, write_err, write_out
 from torchfab.core.errors import HostsFailedError, TorchfabError, UsageError
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Node
 from torchfab.launching.context import CommandContext
 from torchfab.launching.hosts import read_nodes

@@ -8,13 +8,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from torchfab import runtimes
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.console import write_out
 from torchfab.core.errors import TorchfabError, UsageError
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Node
 from torchfab.launching import job_lookup
 from torchfab.launching.context import CommandContext

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torchfab.cli.flags import TrustFlags
@@ -13,6 +12,7 @@ from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.console import progress, write_err, write_out
 from torchfab.core.errors import HostError, HostsFailedError, TorchfabError, UsageError
 from torchfab.core.format import align_columns
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Node
 from torchfab.launching.context import CommandContext
 from torchfab.launching.hosts import read_nodes

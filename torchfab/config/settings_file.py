@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 from torchfab.config import defaults, validate
 from torchfab.core.errors import UsageError
+from torchfab.core.lazy_dataclass import dataclass
 
 Lines = Mapping[tuple[str, ...], int]
 SECTION = "torchfab"

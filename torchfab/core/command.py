@@ -9,9 +9,10 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from torchfab.core.errors import UsageError
+from torchfab.core.lazy_dataclass import dataclass
 
 PYTHON = "python"  # as the first word of a program, it means the training interpreter of each node
 _PYTHON = re.compile(r"(.*/)?python(\d+(\.\d+)?)?")

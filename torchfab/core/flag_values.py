@@ -10,10 +10,11 @@ The command line gives every value as text. `parse` converts the values and crea
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from typing import Any, Protocol, TypeVar
 
 from torchfab.core.errors import UsageError
+from torchfab.core.lazy_dataclass import dataclass
 
 Flags = TypeVar("Flags")
 _NO_BOUND = 999_999_999

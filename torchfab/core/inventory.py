@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from torchfab.core.errors import InventoryError
 from torchfab.core.hostlines import HOST_KEYS, PROCESS_KEYS, parse_line, targets
 from torchfab.core.hostlines.words import EXPECTED, Line, lines_of
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Node, Slot
 
 _Key = tuple[str, "int | None"]

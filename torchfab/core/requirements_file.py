@@ -6,10 +6,10 @@ import contextlib
 import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from torchfab.core.errors import UsageError
+from torchfab.core.lazy_dataclass import dataclass
 
 LOCK = "uv.lock"
 NAMES = (LOCK, "requirements.txt")

@@ -8,12 +8,13 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, field, replace
 from types import MappingProxyType
 from typing import Any
 
 from torchfab.core import command
 from torchfab.core.errors import JobNameError, UsageError
+from torchfab.core.lazy_dataclass import dataclass
 
 FILES = "TORCHFAB_FILES"  # variable that names the folder of the job's files
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")

@@ -5,11 +5,11 @@ Hanging processes look like training ones to the kernel. Only the logs show the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from torchfab.core.format import duration
 from torchfab.core.inventory import fold
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.log_lines import strip_controls
 from torchfab.core.status import JobStatus, NodeStatus, ProcessStatus, State
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -12,6 +11,7 @@ import msgspec
 from torchfab.core.bounds import ExitCode, Label, Time, Whole
 from torchfab.core.format import duration
 from torchfab.core.inventory import fold, fold_ranks
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Node
 
 

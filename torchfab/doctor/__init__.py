@@ -1,6 +1,6 @@
 """Check nodes, alone and against each other, before a launch.
 
-    report = doctor.examine(nodes, settings, doctor.CheckRequirements(workdir=..., python=..., node_dir=...))
+    report = collect.examine(nodes, settings, CheckRequirements(workdir=..., python=..., node_dir=...))
     report.findings              problems, the worst first, each with its fix
     report.is_healthy("node7")   whether no error is about that node
 
@@ -8,8 +8,7 @@
 findings from the nodes' reports, and `render` turns findings into text.
 """
 
-from torchfab.doctor.collect import examine
 from torchfab.doctor.finding import ERROR, NOTE, WARNING, Finding
 from torchfab.doctor.model import CheckRequirements, Clock, NodeReport, Report
 
-__all__ = ["ERROR", "NOTE", "WARNING", "CheckRequirements", "Clock", "Finding", "NodeReport", "Report", "examine"]
+__all__ = ["ERROR", "NOTE", "WARNING", "CheckRequirements", "Clock", "Finding", "NodeReport", "Report"]

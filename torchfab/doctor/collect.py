@@ -88,10 +88,10 @@ def _probe(sessions: SessionPool, requirements: CheckRequirements) -> dict[int, 
 
     def act(each: Node, session: Session) -> tuple[Clock, ProbeAnswer]:
         clock = read_clock(session, sessions.settings.answer_timeout_s)
-        request = _probe_request(
-            requirements.on(each), sessions.settings, token if each.rank == first else "", each.rank == first
-        )
-        return clock, session.request(request, sessions.settings.answer_timeout_s)
+        wanted = requirements.on(each)
+        request = _probe_request(wanted, sessions.settings, token if each.rank == first else "", each.rank == first)
+        setup_s = wanted.setup_timeout_s if wanted.setup else 0
+        return clock, session.request(request, sessions.settings.answer_timeout_s + setup_s)
 
     reports = {}
     for each, result in sessions.map(act):
@@ -116,6 +116,9 @@ def _probe_request(
         variables=list(connectivity.VARIABLES),
         token=token,
         port=requirements.port if listens else None,
+        setup=requirements.setup,
+        setup_timeout_s=requirements.setup_timeout_s,
+        python_is_default=requirements.python_is_default,
     )
 
 

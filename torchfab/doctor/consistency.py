@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from torchfab.core.format import format_offset
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.doctor import packages, same_machine
 from torchfab.doctor.finding import ERROR, WARNING, Finding, minorities, minority_findings
 from torchfab.doctor.model import CheckRequirements, NodeReport
@@ -249,7 +248,8 @@ def clock_findings(nodes: Sequence[NodeReport], most_s: float = SKEWED_CLOCK_S) 
         About one node each. Uncertainty of the offset counts in the node's favour.
     """
     known = {node.host: node.clock for node in nodes if node.clock is not None}
-    median = statistics.median_low([0.0, *(clock.ahead_s for clock in known.values())])
+    aheads = sorted([0.0, *(clock.ahead_s for clock in known.values())])
+    median = aheads[(len(aheads) - 1) // 2]
     for host, clock in known.items():
         off = clock.ahead_s - median
         if abs(off) - clock.within_s <= most_s:

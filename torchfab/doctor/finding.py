@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
+
+from torchfab.core.lazy_dataclass import dataclass
 
 # ERROR: a launch cannot start, cannot finish, or computes wrong results. WARNING: it may. NOTE: information.
 ERROR, WARNING, NOTE = "error", "warning", "note"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from types import MappingProxyType
 from typing import Any
 
 from torchfab.core.errors import TorchfabError
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Node
 from torchfab.doctor.finding import ERROR, Finding
 from torchfab.transport.messages.doctor import ConnectivityAnswer, ProbeAnswer
@@ -37,6 +38,8 @@ class CheckRequirements:
         The digest of these files on the launch machine. Empty if it does not have the directory.
     lists : Mapping of str to str
         Digests of the project's lists of packages on the launch machine, by name.
+    setup, setup_timeout_s, python_is_default
+        As in Job.
     """
 
     workdir: str
@@ -48,6 +51,9 @@ class CheckRequirements:
     names: tuple[str, ...] | None = None
     digest: str = ""
     lists: Mapping[str, str] = field(default_factory=_nothing)
+    setup: str = ""
+    setup_timeout_s: float = 0.0
+    python_is_default: bool = False
 
     def on(self, node: Node) -> CheckRequirements:
         """Return the requirements with the interpreter, the directories and the variables of a node's own.
@@ -67,6 +73,8 @@ class CheckRequirements:
             python=node.python or self.python,
             node_dir=node.node_dir or self.node_dir,
             env={**self.env, **dict(node.env)},
+            setup=node.setup or self.setup,
+            python_is_default=self.python_is_default and not node.python,
         )
 
 

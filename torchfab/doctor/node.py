@@ -41,6 +41,7 @@ def findings(node: NodeReport, requirements: CheckRequirements) -> Iterator[Find
         return
     yield from _failed_parts(node)
     yield from _ssh(node)
+    yield from _setup(node)
     yield from _python(node, requirements)
     yield from _tmux(node)
     yield from _workdir(node, requirements)
@@ -67,6 +68,12 @@ def _ssh(node: NodeReport) -> Iterator[Finding]:
         )
 
 
+def _setup(node: NodeReport) -> Iterator[Finding]:
+    probe = node.parts.setup
+    if probe is not None and probe.problem:
+        yield Finding("setup-failed", ERROR, (node.host,), probe.problem, fix=probe.fix)
+
+
 def _python(node: NodeReport, requirements: CheckRequirements) -> Iterator[Finding]:
     probe = node.parts.python
     if probe is None:
@@ -75,8 +82,15 @@ def _python(node: NodeReport, requirements: CheckRequirements) -> Iterator[Findi
         fix = "give an interpreter that exists on every node with --python"
         yield Finding("python-missing", ERROR, (node.host,), probe.problem, fix=fix)
     elif not probe.torch:
-        fix = f"install it there: {requirements.python} -m pip install torch; or give --python"
-        yield Finding("torch-missing", ERROR, (node.host,), f"{requirements.python} has no module torch", fix=fix)
+        python = _interpreter(node) or requirements.python
+        fix = f"install it there: {python} -m pip install torch; or give --python"
+        yield Finding("torch-missing", ERROR, (node.host,), f"{python} has no module torch", fix=fix)
+
+
+def _interpreter(node: NodeReport) -> str:
+    """Return the interpreter that the setup of a node has put first on PATH; empty for none."""
+    setup = node.parts.setup
+    return setup.facts.python if setup and setup.facts else ""
 
 
 def _tmux(node: NodeReport) -> Iterator[Finding]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from torchfab.core.flag_values import is_whole
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.importers.draft import Draft, dynamic
 
 _SBATCH_SHORT = dict(

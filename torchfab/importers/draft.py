@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from torchfab.core.lazy_dataclass import dataclass
 
 # Stand around what only a shell could know, within a word; no text of a file contains them (see `clean`).
 OPEN, CLOSE = "\ue000", "\ue001"

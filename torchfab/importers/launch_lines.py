@@ -5,8 +5,9 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.importers import accelerate_settings, variables
 from torchfab.importers.draft import Draft, is_dynamic, source_of
 from torchfab.importers.options import ACCELERATE, BLAUNCH, DEEPSPEED, MPIRUN, PYTHON, SRUN, TORCHRUN, Option

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import posixpath
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from torchfab.core.flag_values import is_whole
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.importers import directives, launch_lines, variables
 from torchfab.importers.draft import Draft, is_dynamic, source_of
 from torchfab.importers.launch_lines import Launch

@@ -9,8 +9,9 @@ import ast
 import operator
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.importers.draft import CLOSE, OPEN, dynamic, is_dynamic
 from torchfab.importers.shell_scanner import skip_part
 

@@ -1,18 +1,22 @@
 """Launchers: what runs. Each is one file of pure functions that ends in argv and env.
 
 A launcher is a module that has the functions of `Launcher`; one that renders a job for a cluster's own scheduler has
-those of `BatchLauncher` instead. mypy checks this in `load` and in fabfile.py. Launchers know nothing of runtimes,
-connections, clocks or files.
+those of `BatchLauncher` instead. mypy checks this where they are loaded, at the end of this file. Launchers know
+nothing of runtimes, connections, clocks or files.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from torchfab.core.errors import TorchfabError
-from torchfab.core.specs import Facts, Job, Node, Plan, Requirements, Slot, Submission
+
+if TYPE_CHECKING:
+    from torchfab.core.specs import Facts, Job, Node, Plan, Requirements, Slot, Submission
+
+Loader = TypeVar("Loader", bound=Callable[[], Any])
 
 
 class AnyLauncher(Protocol):
@@ -72,23 +76,6 @@ class BatchLauncher(AnyLauncher, Protocol):
         """
 
 
-def load(name: str) -> Launcher:
-    """Return a launcher over a hosts file by its name.
-
-    Raises
-    ------
-    TorchfabError
-        There is no such launcher: the record was written by another version.
-    """
-    from torchfab.launchers import colossalai, deepspeed, mpi, network, per_gpu, per_node
-
-    known: tuple[Launcher, ...] = (per_node, per_gpu, deepspeed, mpi, colossalai, network)
-    for launcher in known:
-        if name == launcher.NAME:
-            return launcher
-    raise TorchfabError(f"there is no launcher {name!r}", "use the torchfab that launched the job")
-
-
 def escape_for_torchrun(script: Sequence[str]) -> tuple[str, ...]:
     """Escape a script and its arguments so that torchrun passes them on unchanged.
 
@@ -119,3 +106,132 @@ def torchrun_script(job: Job) -> tuple[str, ...]:
     tuple of str
     """
     return ("--no-python", *escape_for_torchrun(job.argv)) if job.is_program else escape_for_torchrun(job.script)
+
+
+# ---- by name
+
+
+def load(name: str) -> Launcher:
+    """Return a launcher over a hosts file by its name. Its module is imported only when a job needs it.
+
+    Parameters
+    ----------
+    name : str
+        Its name: `per-node`.
+
+    Returns
+    -------
+    module
+
+    Raises
+    ------
+    TorchfabError
+        There is no such launcher: the record was written by another version.
+    """
+    return _known(_ON_HOSTS, name)()
+
+
+def load_batch(name: str) -> BatchLauncher:
+    """Return the launcher of a scheduler by its name.
+
+    Parameters
+    ----------
+    name : str
+        Its name: `slurm`.
+
+    Returns
+    -------
+    module
+
+    Raises
+    ------
+    TorchfabError
+        There is no such launcher.
+    """
+    return _known(_BATCH, name)()
+
+
+def load_any(name: str) -> AnyLauncher:
+    """Return any launcher by its name.
+
+    Parameters
+    ----------
+    name : str
+        Its name.
+
+    Returns
+    -------
+    module
+
+    Raises
+    ------
+    TorchfabError
+        There is no such launcher.
+    """
+    loaders: Mapping[str, Callable[[], AnyLauncher]] = {**_ON_HOSTS, **_BATCH}
+    return _known(loaders, name)()
+
+
+def _known(loaders: Mapping[str, Loader], name: str) -> Loader:
+    if name not in loaders:
+        raise TorchfabError(f"there is no launcher {name!r}", "use the torchfab that launched the job")
+    return loaders[name]
+
+
+def _per_node() -> Launcher:
+    from torchfab.launchers import per_node
+
+    return per_node
+
+
+def _per_gpu() -> Launcher:
+    from torchfab.launchers import per_gpu
+
+    return per_gpu
+
+
+def _deepspeed() -> Launcher:
+    from torchfab.launchers import deepspeed
+
+    return deepspeed
+
+
+def _mpi() -> Launcher:
+    from torchfab.launchers import mpi
+
+    return mpi
+
+
+def _colossalai() -> Launcher:
+    from torchfab.launchers import colossalai
+
+    return colossalai
+
+
+def _network() -> Launcher:
+    from torchfab.launchers import network
+
+    return network
+
+
+def _slurm() -> BatchLauncher:
+    from torchfab.launchers import slurm
+
+    return slurm
+
+
+def _kubernetes() -> BatchLauncher:
+    from torchfab.launchers import kubernetes
+
+    return kubernetes
+
+
+_ON_HOSTS: Mapping[str, Callable[[], Launcher]] = {
+    "per-node": _per_node,
+    "per-gpu": _per_gpu,
+    "deepspeed": _deepspeed,
+    "mpi": _mpi,
+    "colossalai": _colossalai,
+    "network": _network,
+}
+_BATCH: Mapping[str, Callable[[], BatchLauncher]] = {"slurm": _slurm, "kubernetes": _kubernetes}

@@ -10,11 +10,11 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torchfab.core.errors import UsageError
 from torchfab.core.flag_values import flag
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Facts, Job, Node, Plan, Process, Requirements, Slot
 from torchfab.launchers import escape_for_torchrun, head_node, nproc, per_node
 from torchfab.launchers.layout import Layout, Placement, make_plan

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
 from torchfab.core import environment
 from torchfab.core.flag_values import WholeNumber, flag
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Job, Node, Submission
 from torchfab.launchers import torchrun_script
 from torchfab.launchers.manifest import quantities, yaml_text
@@ -22,6 +22,7 @@ from torchfab.launchers.nproc import CPU_PROCESSES
 NAME = "kubernetes"
 RUNTIME = "kubernetes"
 PORT = 29500  # every pod has its own address, so no other program uses the port
+_SHELL = 'shell=$(command -v bash || echo sh); exec "$shell" -c "$0" "$shell" "$@"'
 RANK_PREFIX = "[rank${rank}]:"  # torchrun puts it before each line of a rank
 
 
@@ -172,7 +173,20 @@ def torchrun_argv(job: Job, shape: Shape) -> tuple[str, ...]:
 
 
 def _command(job: Job) -> list[str]:
-    return [yaml_text.escape(yaml_text.check_text("--python", job.python)), "-c"]
+    words = [*_preparation(job), yaml_text.check_text("--python", job.python), "-c"]
+    return [yaml_text.escape(word) for word in words]
+
+
+def _preparation(job: Job) -> tuple[str, ...]:
+    """Return the words in front of a command that run it after --setup and --before; none where there are none.
+
+    The shell is no login shell: that of many images sets PATH back, which the image has set.
+    """
+    if not (job.setup or job.before):
+        return ()
+    setup = f"{{ {yaml_text.check_text('--setup', job.setup)}\n}} || exit\n" if job.setup else ""
+    before = f"sh -c {shlex.quote(yaml_text.check_text('--before', job.before))} || exit\n" if job.before else ""
+    return ("/bin/sh", "-c", _SHELL, f'{setup}{before}exec "$@"')
 
 
 def _args(job: Job, shape: Shape) -> list[str]:
@@ -196,6 +210,7 @@ def _env(job: Job, shape: Shape) -> list[dict[str, Any]]:
         **job.env,
         environment.JOB_ID: job.job_id,
         "TORCHFAB_GRACE_S": f"{job.grace_s:g}",
+        **({"TORCHFAB_AFTER": job.after, "TORCHFAB_AFTER_S": f"{job.hook_timeout_s:g}"} if job.after else {}),
     }
     index = {"fieldRef": {"fieldPath": "metadata.annotations['batch.kubernetes.io/job-completion-index']"}}
     entries: dict[str, dict[str, Any]] = {INDEX: {"valueFrom": index}}

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 
 from torchfab.core import environment
 from torchfab.core.errors import UsageError
 from torchfab.core.inventory import fold
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Facts, Job, Node, NodePlan, Plan, Process
 
 

@@ -9,11 +9,11 @@ The script need not use MPI: `shims/rank.py` sets the variables of torch.distrib
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torchfab.core.errors import UsageError
 from torchfab.core.flag_values import flag
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Facts, Job, Node, Plan, Process, Program, Requirements, Slot
 from torchfab.launchers import head_node, nproc
 from torchfab.launchers.layout import Layout, Placement, make_plan

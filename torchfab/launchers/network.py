@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torchfab.core import environment
 from torchfab.core.errors import UsageError
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Facts, Job, Node, Plan, Process, Requirements, Slot
 from torchfab.launchers import shims
 from torchfab.launchers.layout import Layout, Placement, lay_out, make_plan, process_environment

@@ -7,10 +7,10 @@ train_llm.py'`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torchfab.core import environment
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Facts, Job, Node, Plan, Process, Requirements, Slot
 from torchfab.launchers.layout import Layout, Placement, assumed_facts, lay_out, make_plan, process_environment
 

@@ -7,12 +7,12 @@ hosts):5001 ...`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torchfab.core.errors import UsageError
 from torchfab.core.flag_values import WholeNumber, flag
 from torchfab.core.format import plural
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Facts, Job, Node, Plan, Process, Requirements, Slot
 from torchfab.launchers import nproc, torchrun_rank
 from torchfab.launchers.layout import Layout, Placement, endpoint, make_plan, process_environment

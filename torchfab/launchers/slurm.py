@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torchfab.core import environment
@@ -15,6 +14,7 @@ from torchfab.core.errors import UsageError
 from torchfab.core.flag_values import WholeNumber, flag
 from torchfab.core.format import plural
 from torchfab.core.inventory import parse_hosts
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Job, Node, Submission
 from torchfab.launchers import sbatch, torchrun_rank
 from torchfab.launchers.per_node import RANK_LOGS
@@ -205,7 +205,7 @@ def plan(job: Job) -> Submission:
         "spec": _spec(job),
         "workdir": job.workdir,
         "script": job.script_path,
-        "python": job.python,
+        "python": "" if job.setup else job.python,  # what exists after the setup cannot be checked here
     }
     return Submission(job, sbatch_text(job, folder), nodes, nodes * ranks, details, _resolved_defaults(job, folder))
 
@@ -213,6 +213,8 @@ def plan(job: Job) -> Submission:
 def _spec(job: Job) -> dict[str, Any]:
     """Return the spec of the supervisors; with the static rendezvous the ranks of a node are known beforehand."""
     base = {"name": "agent", "grace_s": job.grace_s, "rank_logs": RANK_LOGS, "ignore": [f"SIG{SIGNAL}"]}
+    if job.after:
+        base.update(after=job.after, after_timeout_s=job.hook_timeout_s)
     return {**base, "nodes": job.options["nodes"], "ranks_per_node": job.options["nproc_per_node"]}
 
 
@@ -284,13 +286,16 @@ def sbatch_text(job: Job, folder: str) -> str:
         torchrun=torchrun_args(job),
         script=torchrun_rank.command(job),
         threads=_threads(job),
+        setup=job.setup,
+        python_is_default=job.python_is_default,
+        before=job.before,
         srun=("--cpus-per-task", str(job.options["cpus_per_task"])) if job.options["cpus_per_task"] else (),
     )
     return script.render()
 
 
 def torchrun_args(job: Job) -> tuple[tuple[str, ...], ...]:
-    """Return the command of each node in shell words, one tuple for each option with its value; a shell expands `$`.
+    """Return what a node gives to its interpreter, in shell words; a shell expands `$`.
 
     The rendezvous is static: ranks follow the nodes as Slurm lists them, and only the master's address must be right.
 
@@ -302,9 +307,10 @@ def torchrun_args(job: Job) -> tuple[tuple[str, ...], ...]:
     Returns
     -------
     tuple of tuple of str
+        One for each option with its value.
     """
     return (
-        (sbatch.quote(job.python), "-m", "torch.distributed.run"),
+        ("-m", "torch.distributed.run"),
         ("--rdzv-backend", "static"),
         ("--master-addr", '"$master_addr"'),
         ("--master-port", '"$master_port"'),

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
+import torchfab
 from torchfab.cli.executor import CommandLine, TaskContext
 from torchfab.config import validate
 from torchfab.config.connection_settings import ConnectionSettings
+from torchfab.core import environment
 from torchfab.core.command import Command
 from torchfab.core.errors import UsageError
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.records import Records
 
 
@@ -166,6 +170,30 @@ def identities(given: str | Sequence[str] | None) -> tuple[str, ...]:
     return tuple(map(_identity, paths))
 
 
+def setup_commands(given: str, ctx: CommandContext) -> str:
+    """Return the commands of `--setup`, or else of the setting.
+
+    Parameters
+    ----------
+    given : str
+        The value of `--setup`; empty where it was not given.
+    ctx : CommandContext
+        The settings.
+
+    Returns
+    -------
+    str
+        Empty for none.
+
+    Raises
+    ------
+    UsageError
+        They assign a secret, or contain a NUL.
+    """
+    where = "--setup" if given else "the setting setup"
+    return environment.check_setup(given or ctx.config["setup"], where).strip()
+
+
 def _identity(path: str) -> str:
     if not os.path.isfile(os.path.expanduser(path)):
         raise UsageError(f"fab -i {path}: there is no such file", "name the private key to log in with")
@@ -178,3 +206,22 @@ def _timeout_s(given: object) -> float:
     if given is not None and given < 0:
         raise UsageError(f"-t must be at least 1 second, got {given}")
     return float(given or 0)
+
+
+def fab_argv(root: str, config: str) -> tuple[str, ...]:
+    """Return the command that runs this project's `fab` from any directory.
+
+    Parameters
+    ----------
+    root : str
+        The folder of the project.
+    config : str
+        Path of the configuration file; empty: none.
+
+    Returns
+    -------
+    tuple of str
+        The command.
+    """
+    program = Path(torchfab.__file__).with_name("__main__.py")
+    return (sys.executable, str(program), "-r", root, *(("-f", config) if config else ()))

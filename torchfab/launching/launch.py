@@ -17,10 +17,10 @@ from torchfab.core.console import progress, write_err, write_verbatim
 from torchfab.core.errors import HostError, HostsFailedError, Interrupted, TorchfabError, UsageError
 from torchfab.core.format import plural
 from torchfab.core.specs import Facts, Job, Node, Plan, Slot
-from torchfab.doctor import Clock, Finding, launch_warnings, render, same_machine
+from torchfab.doctor import Clock, Finding, same_machine
 from torchfab.launchers import AnyLauncher, Launcher
 from torchfab.launching import deepspeed_env, shell_script, transaction
-from torchfab.launching.context import CommandContext
+from torchfab.launching.context import CommandContext, setup_commands
 from torchfab.launching.hosts import read_inventory
 from torchfab.launching.interpreter import default_python
 from torchfab.launching.interrupts import DeferInterrupts, InterruptibleOnce
@@ -86,22 +86,13 @@ def make_job(launcher: AnyLauncher, flags: JobFlags, own: Any, ctx: CommandConte
         options=launcher.options(own),
         ssh_options=ctx.settings.ssh_options,
         mask_key=ctx.mask_key,
-        setup=_setup(flags, ctx),
+        setup=setup_commands(flags.setup, ctx) if flags.setup or flags.setting_of_setup else "",
         python_is_default=not (flags.python or what.python),
-        before=environment.check_setup(getattr(flags, "before", ""), "--before"),
-        after=environment.check_setup(getattr(flags, "after", ""), "--after"),
+        before=environment.check_setup(flags.before, "--before"),
+        after=environment.check_setup(flags.after, "--after"),
         setup_timeout_s=float(ctx.config["setup_timeout_s"]),
         hook_timeout_s=float(ctx.config["hook_timeout_s"]),
     )
-
-
-def _setup(flags: JobFlags, ctx: CommandContext) -> str:
-    """Return the commands of `--setup`, or else of the setting; of launches that have no such flag, none."""
-    given = getattr(flags, "setup", None)
-    if given is None:
-        return ""
-    where = "--setup" if given else "the setting setup"
-    return environment.check_setup(given or ctx.config["setup"], where).strip()
 
 
 def _no_script(script: Sequence[str], ctx: CommandContext) -> UsageError:
@@ -491,6 +482,8 @@ def _shell_argv(node: Node, settings: ConnectionSettings) -> tuple[str, ...]:
 
 def _print_warnings(prepared: tmux.Prepared, ctx: CommandContext) -> tuple[Finding, ...]:
     """Print the warnings of phase one on stderr, equal ones of several nodes as one; return them."""
+    from torchfab.doctor import launch_warnings, render
+
     answers = prepared.answers
     clocks = {rank: Clock(each.clock_ahead_s, (each.received - each.sent) / 2) for rank, each in answers.items()}
     facts = {rank: each.facts for rank, each in answers.items()}

@@ -1,35 +1,43 @@
-"""All launchers, each with the flags that it shares with others: what `fab launch-NAME` and the Python API take."""
+"""All launchers by name, each with the flags that it shares with others: for `fab launch-NAME` and the Python API.
+
+A launcher is imported when it launches: a command line names one of them, or none.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
+from torchfab import launchers
+from torchfab.cli import flags
 from torchfab.cli.flags import GpuLaunchFlags, JobFlags, LaunchFlags, PodFlags
-from torchfab.launchers import (
-    AnyLauncher,
-    BatchLauncher,
-    Launcher,
-    colossalai,
-    deepspeed,
-    kubernetes,
-    mpi,
-    per_gpu,
-    per_node,
-    slurm,
-)
 
 # Over a hosts file, and over a gpus file; and those that hand a job over to a scheduler.
-ON_HOSTS: Mapping[str, tuple[Launcher, type[LaunchFlags]]] = MappingProxyType(
+ON_HOSTS: Mapping[str, type[LaunchFlags]] = MappingProxyType(
     {
-        per_node.NAME: (per_node, LaunchFlags),
-        per_gpu.NAME: (per_gpu, GpuLaunchFlags),
-        deepspeed.NAME: (deepspeed, LaunchFlags),
-        mpi.NAME: (mpi, LaunchFlags),
-        colossalai.NAME: (colossalai, LaunchFlags),
+        "per-node": LaunchFlags,
+        "per-gpu": GpuLaunchFlags,
+        "deepspeed": LaunchFlags,
+        "mpi": LaunchFlags,
+        "colossalai": LaunchFlags,
     }
 )
-BATCH: Mapping[str, tuple[BatchLauncher, type[JobFlags]]] = MappingProxyType(
-    {slurm.NAME: (slurm, JobFlags), kubernetes.NAME: (kubernetes, PodFlags)}
-)
-ALL: Mapping[str, tuple[AnyLauncher, type[JobFlags]]] = MappingProxyType({**ON_HOSTS, **BATCH})
+BATCH: Mapping[str, type[JobFlags]] = MappingProxyType({"slurm": JobFlags, "kubernetes": PodFlags})
+ALL: Mapping[str, type[JobFlags]] = MappingProxyType({**ON_HOSTS, **BATCH})
+
+
+def launch_task(name: str) -> Callable[[Callable[..., Any]], Any]:
+    """Return a decorator that makes a task of `body(c, flags, own)` with the flags of a launch.
+
+    Parameters
+    ----------
+    name : str
+        Name of the launcher; a key of `ALL`.
+
+    Returns
+    -------
+    callable
+        The decorator.
+    """
+    return flags.launch_task(lambda: launchers.load_any(name).Flags, ALL[name])

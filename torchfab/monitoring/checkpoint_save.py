@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torchfab.core import inventory
 from torchfab.core.format import format_bytes, plural
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Node
 from torchfab.transport.messages.job import CheckpointAnswer
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -11,6 +10,7 @@ import msgspec
 from torchfab.core import stall
 from torchfab.core.format import align_columns, duration, format_bytes, format_gib
 from torchfab.core.inventory import fold
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Node
 from torchfab.core.status import JobStatus, NodeStatus, State, from_answer
 from torchfab.transport.messages.load import GpuLoad, GpuLoadProcess, JobLoad, NodeLoad

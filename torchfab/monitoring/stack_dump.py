@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from torchfab import runtimes
 from torchfab.core import inventory
 from torchfab.core.errors import UsageError
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.records import Record
 from torchfab.stacks import report
 from torchfab.stacks.model import StackDump

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from torchfab.core.events import Event, NodeEnded, NodeFailed, StatusChanged
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Node
 from torchfab.core.status import JobStatus, NodeStatus, State
 from torchfab.records import Record

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from torchfab import runtimes
@@ -12,6 +12,7 @@ from torchfab.core.agent_report import AgentReportFilter
 from torchfab.core.console import write_err, write_verbatim
 from torchfab.core.events import BacklogRead, ContactLost, Event, Lines, NodeEnded, StatusChanged
 from torchfab.core.inventory import fold
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.log_lines import Line, batches, fold_lines
 from torchfab.core.specs import Node
 from torchfab.core.status import JobStatus, NodeStatus, State

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Annotated, Any, TypeAlias
 
 import msgspec
@@ -12,6 +12,7 @@ from msgspec import Meta, Struct
 
 from torchfab.core.format import align_columns, format_bytes, format_seconds, plural
 from torchfab.core.inventory import fold
+from torchfab.core.lazy_dataclass import dataclass
 
 MARK = "torchfab-network "
 SLOW_FRACTION = 0.5  # of the typical bandwidth of these nodes

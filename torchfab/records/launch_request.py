@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from torchfab import launchers
 from torchfab.core import flag_values
 from torchfab.core.errors import TorchfabError, UsageError
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Job, Node, Slot
 from torchfab.launchers import Launcher
 from torchfab.records import atomic

@@ -7,12 +7,13 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any
 
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.errors import TorchfabError
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Node, Plan
 from torchfab.records import atomic
 

@@ -9,8 +9,8 @@ import functools
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import field, replace
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -18,6 +18,7 @@ from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.environment import SECRET_PATTERNS
 from torchfab.core.errors import HostsFailedError, Interrupted, TorchfabError
 from torchfab.core.inventory import fold
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Facts, Job, Node, NodePlan, Plan, Process, Requirements, search_path, session_name
 from torchfab.core.status import CUT_OFF, JobStatus, NodeStatus, State, StatusReport, from_answer
 from torchfab.records import Record
@@ -26,7 +27,6 @@ from torchfab.runtimes.tmux_attach import attach_argv as attach_argv  # noqa: PL
 from torchfab.runtimes.tmux_attach import ssh_argv as ssh_argv  # noqa: PLC0414  # also for other runtimes
 from torchfab.runtimes.tmux_logs import address
 from torchfab.runtimes.tmux_logs import follow as follow  # noqa: PLC0414  # part of the runtime
-from torchfab.runtimes.tmux_stacks import stacks as stacks  # noqa: PLC0414  # part of the runtime
 from torchfab.transport.fanout import fan_out
 from torchfab.transport.messages import launch
 from torchfab.transport.messages.job import (
@@ -56,7 +56,10 @@ from torchfab.transport.messages.launch import (
 from torchfab.transport.pool import Response, SessionPool, as_error, request_all
 from torchfab.transport.session import Pending, Session
 from torchfab.transport.ssh import NodeConnection, NodeGroup, open_session
-from torchfab.why.evidence import Evidence, NodeEvidence, evidence_from_report, in_rank_order, search_limits
+
+if TYPE_CHECKING:
+    from torchfab.stacks.model import StackDump
+    from torchfab.why.evidence import Evidence
 
 NAME = "tmux"
 _ROLLBACK_GRACE_S = 2.0
@@ -493,6 +496,13 @@ def _explain_lost(record: Record, found: NodeStatus) -> NodeStatus:
     return replace(found, reason=CUT_OFF) if rolled_back else found
 
 
+def stacks(record: Record, request: Mapping[str, Any]) -> StackDump:
+    """Request the stacks of all ranks from all nodes at once; see `tmux_stacks.stacks`."""
+    from torchfab.runtimes import tmux_stacks
+
+    return tmux_stacks.stacks(record, request)
+
+
 def evidence(record: Record) -> Evidence:
     """Collect evidence for `fab why` from every node.
 
@@ -506,6 +516,8 @@ def evidence(record: Record) -> Evidence:
     Evidence
         Logs, error files and status of every node; a node that does not answer has a status only.
     """
+    from torchfab.why.evidence import Evidence, NodeEvidence, evidence_from_report, in_rank_order, search_limits
+
     found: dict[int, NodeEvidence] = {}
     timeout_s = record.settings.answer_timeout_s
     limits = search_limits(len(record.nodes), timeout_s)

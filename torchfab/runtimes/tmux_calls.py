@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import base64
 import binascii
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from torchfab.core.errors import HostError, HostsFailedError, TorchfabError
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Node
 from torchfab.records import Record
 from torchfab.runtimes.tmux_logs import address

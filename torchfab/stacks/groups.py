@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.stacks import interpret
 from torchfab.stacks.interpret import Meaning
 from torchfab.stacks.model import Frame, RankStack

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.stacks.model import Frame
 
 _COLLECTIVES = (

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from torchfab.core.errors import TorchfabError
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Node
 
 

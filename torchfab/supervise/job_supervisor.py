@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 from torchfab import runtimes
@@ -12,6 +12,7 @@ from torchfab.core.console import write_err, write_out
 from torchfab.core.errors import TorchfabError
 from torchfab.core.format import duration
 from torchfab.core.inventory import fold
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.status import SIGTERM_CODE
 from torchfab.launching.context import CommandContext
 from torchfab.monitoring import stack_dump

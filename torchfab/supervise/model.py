@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from typing import Any
 
 from torchfab.core.errors import UsageError
+from torchfab.core.lazy_dataclass import dataclass
 
 LONGEST_WAIT_S = 600.0
 PROGRESS_S = 600.0

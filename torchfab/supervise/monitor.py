@@ -11,13 +11,14 @@ import contextlib
 import re
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
 from torchfab import runtimes
 from torchfab.core import stall
 from torchfab.core.events import BacklogRead, ContactLost, Event, Lines
 from torchfab.core.format import duration
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.status import JobStatus, NodeStatus, State
 from torchfab.monitoring.status_poller import StatusPoller
 from torchfab.monitoring.status_tracker import StatusTracker

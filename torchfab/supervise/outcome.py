@@ -6,11 +6,12 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 
-from torchfab import doctor, runtimes
+from torchfab import runtimes
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.format import duration
 from torchfab.core.inventory import fold
 from torchfab.core.specs import Node
+from torchfab.doctor import CheckRequirements, Finding, collect
 from torchfab.records import Record
 from torchfab.records.launch_request import LaunchRequest
 from torchfab.supervise.model import AttemptOutcome
@@ -104,12 +105,12 @@ def unhealthy_nodes(
     """
     unhealthy: dict[str, str] = {}
     job = request.job
-    requirements = doctor.CheckRequirements(
+    requirements = CheckRequirements(
         workdir=job.workdir, python=job.python, node_dir=job.node_dir, names=(), env=job.env
     )
     deadline, left = time.monotonic() + patience_s, list(nodes)
     while left:
-        report = doctor.examine(left, settings, requirements)
+        report = collect.examine(left, settings, requirements)
         unhealthy |= {host: _reason(each) for each in reversed(report.errors()) for host in _unhealthy_hosts(each)}
         silent = [each.node for each in report.nodes if each.error is not None]
         if not silent or time.monotonic() >= deadline:
@@ -122,9 +123,9 @@ def unhealthy_nodes(
     return unhealthy
 
 
-def _unhealthy_hosts(finding: doctor.Finding) -> Sequence[str]:
+def _unhealthy_hosts(finding: Finding) -> Sequence[str]:
     return finding.hosts if finding.kind in UNHEALTHY_FINDINGS else ()
 
 
-def _reason(finding: doctor.Finding) -> str:
+def _reason(finding: Finding) -> str:
     return f"cannot be reached: {finding.what}" if finding.kind == "unreachable" else finding.what

@@ -10,10 +10,11 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from torchfab.core.errors import TorchfabError
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.records import atomic
 
 FILE = "lemons.json"

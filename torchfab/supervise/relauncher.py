@@ -5,12 +5,13 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from torchfab.core.console import write_err
 from torchfab.core.errors import HostsFailedError, TorchfabError
 from torchfab.core.format import duration
 from torchfab.core.inventory import fold
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Node
 from torchfab.launching import launch
 from torchfab.launching.context import CommandContext

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from torchfab import runtimes
 from torchfab.core.errors import HostsFailedError, TorchfabError
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.status import JobStatus
 from torchfab.monitoring.job_status import ask_status
 from torchfab.records import Record, Records

@@ -7,10 +7,11 @@ differs between them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import PurePosixPath
 
 from torchfab.core.errors import HostError
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Node
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torchfab.core.errors import HostError
+from torchfab.core.lazy_dataclass import dataclass
 
 # Not code, and different on every node: git's own files, environments, and the files that torchfab writes. The records
 # of jobs, whose folder is a setting, are excluded by `gitignore.exclude_rule`.

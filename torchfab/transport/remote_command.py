@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.errors import HostError, TorchfabError
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Node
 from torchfab.transport.messages.run import EndRunRequest, RunEnd, RunFrame, RunRequest
 from torchfab.transport.pool import SessionPool, as_error

@@ -11,10 +11,10 @@ import re
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Generic, Protocol
 
 from torchfab.core.errors import HostError
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Node
 from torchfab.transport import bundle, messages
 from torchfab.transport.messages import AnswerType, Header, MalformedError, Problem, Request

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.log_lines import strip_controls
 from torchfab.core.status import ProcessStatus, describe_exit_code
 from torchfab.remote.host import kernel_log
@@ -32,11 +33,18 @@ _WITHOUT = "fab doctor; launch without that node"
 _OOM_BEFORE_S = 30.0
 # Xids of hardware, not those that a script's own kernel causes (13, 31, 43, 45).
 _GPU_FAULT = re.compile(r"fallen off the bus|Xid \([^)]*\): (?:48|61|62|63|64|74|79|92|94|95|119|120|140|143)\b")
+# Those after which a GPU does no more work: also where no exception names CUDA, as when all ranks only wait in vain.
+_DEAD_GPU = re.compile(
+    r"GPU has fallen off the bus|Xid \([^)]*\): (?:48|62|74|79|95|119|120|140|143)\b|GPU recovery action|RESET_REQUIRED"
+)
+_XID_PID = re.compile(r"\bpid='?(\d+)'?")
 # What NCCL and libibverbs print before an exception, or a time-out, that does not say why.
 _NCCL_WARNING = re.compile(
-    r"NCCL WARN (.*(?:fail|[Ee]rror|[Tt]imed? ?out|refused|closed|abort|reset|mismatch).*)"
-    r"|(\bmlx\d: .*got completion with error.*)"
+    r"NCCL WARN (.*(?:fail|error|timed? ?out|refused|closed|abort|reset|mismatch|couldn't|could not|unable|invalid"
+    r"|not (?:found|supported|enough)).*)|(\bmlx\d: .*got completion with error.*)",
+    re.IGNORECASE,
 )
+_LAST_WARNINGS = 8
 _PRINTED_BEFORE = "before, it had printed"
 _OOM_LINE = re.compile(r"Killed process (\d+)\b")
 _CHILD_KILLED = re.compile(
@@ -187,7 +195,7 @@ def attribute(
 
 def _names_killer(cause: Cause, code: int | None) -> bool:
     """Return whether a cause read in lines says who killed the rank: the kernel, or the scheduler."""
-    is_oom = code == KILL and cause.name == "host-memory"
+    is_oom = (code == KILL and cause.name == "host-memory") or cause.name == "memory-limit"
     return is_oom or (cause.kind is Kind.KILLED and not cause.is_symptom)
 
 
@@ -352,8 +360,8 @@ def _nccl_warning(match: Match, reading: Reading) -> str:
     """Return what NCCL printed before an exception that only names a class of errors; empty if nothing."""
     if match.signature.name not in ("nccl-error", "nccl-timeout") or "Last error" in match.cause.words:
         return ""
-    warned = ["".join(groups) for groups in _NCCL_WARNING.findall(reading.text)]
-    return f"{_PRINTED_BEFORE}: {warned[-1].strip()[:200]}" if warned else ""
+    warned = ["".join(groups) for groups in _NCCL_WARNING.findall(reading.text)][-_LAST_WARNINGS:]
+    return f"{_PRINTED_BEFORE}: {warned[0].strip()[:200]}" if warned else ""  # the others follow from it
 
 
 def _said_before(match: Match, reading: Reading) -> str:
@@ -412,6 +420,47 @@ def _gpu_fault(node: NodeEvidence, reading: Reading) -> Attribution | None:
     lines = (EvidenceLine(node.host, "kernel log", 0, line.time, line.text), *_lines(node, reading))
     cause = Cause(Kind.NODE, "gpu-sick", words, _WITHOUT)
     return Attribution(cause, CERTAIN, lines, reading.speaker, by_traceback=True)
+
+
+def dead_gpu(node: NodeEvidence) -> tuple[EvidenceLine, int | None] | None:
+    """Return the kernel's first report of a GPU that stopped working, and the pid that it names.
+
+    A report that names a process of no rank of the job is about another job.
+
+    Parameters
+    ----------
+    node : NodeEvidence
+        The node.
+
+    Returns
+    -------
+    tuple of (EvidenceLine, int or None), or None
+        None if there is no such report.
+    """
+    pids = {rank.pid for rank in node.status.ranks}
+    for line in node.kernel:
+        if _DEAD_GPU.search(line.text):
+            named = _XID_PID.search(line.text)
+            pid = int(named[1]) if named else None
+            if pid is None or pid in pids or not any(pids):
+                return EvidenceLine(node.host, "kernel log", 0, line.time, line.text), pid
+    return None
+
+
+def gpu_cause(line: EvidenceLine) -> Cause:
+    """Return the cause for the kernel's report of a GPU that stopped working.
+
+    Parameters
+    ----------
+    line : EvidenceLine
+        The report.
+
+    Returns
+    -------
+    Cause
+        Of kind NODE.
+    """
+    return Cause(Kind.NODE, "gpu-sick", f"a GPU of the node stopped working: {line.text}", _WITHOUT)
 
 
 def _memory_fault(node: NodeEvidence, rank: RankEnd) -> Attribution | None:

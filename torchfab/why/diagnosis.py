@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from torchfab.core.format import format_bytes
 from torchfab.core.inventory import fold, fold_ranks
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.status import JobStatus, NodeStatus, RankStatus, describe_exit_code
 from torchfab.why import causes
 from torchfab.why.attribution import POSSIBLE
@@ -107,6 +108,11 @@ class Diagnosis:
     def traceback(self) -> Traceback | None:
         """The traceback of the first failure."""
         return self.first.traceback if self.first else None
+
+    @property
+    def place(self) -> str:
+        """Where in the script it failed: `FILE:LINE, in FUNCTION`; empty if that is not known."""
+        return self.first.place if self.first else ""
 
     @property
     def fingerprint(self) -> str:

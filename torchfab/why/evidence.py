@@ -5,9 +5,10 @@ from __future__ import annotations
 import bisect
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Node
 from torchfab.core.status import JobStatus, NodeStatus
 from torchfab.why.layouts import message_of

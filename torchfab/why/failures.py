@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.status import ACTIVE, CUT_OFF, ProcessStatus, RankStatus, describe_exit_code
 from torchfab.remote.job.start_barrier import NEVER_RELEASED
 from torchfab.why import signatures
 from torchfab.why.attribution import (
     CERTAIN,
     KILL,
+    PROBABLE,
     Attribution,
     attribute,
     attribute_log,
+    dead_gpu,
+    gpu_cause,
     last_lines,
     logs_of,
     reports_of,
 )
 from torchfab.why.causes import Cause, Kind
 from torchfab.why.evidence import Evidence, Label, NodeEvidence, RankEnd
+from torchfab.why.frames import crashed_in
 from torchfab.why.reading import EvidenceLine, Reading, read
 from torchfab.why.tracebacks import Traceback
 
@@ -67,6 +72,8 @@ class Failure:
         What its cause rests on.
     is_running : bool
         Whether its process still runs.
+    crashed_in : str
+        Where Python was when a signal ended it, if faulthandler reported that.
     """
 
     time: float
@@ -84,6 +91,14 @@ class Failure:
     certainty: str = CERTAIN
     evidence: tuple[EvidenceLine, ...] = ()
     is_running: bool = False
+    crashed_in: str = ""
+
+    @property
+    def place(self) -> str:
+        """Where in the script it failed: `FILE:LINE, in FUNCTION`; empty if that is not known."""
+        if self.traceback is not None and self.rank is not None:
+            return self.traceback.place
+        return self.crashed_in if self.cause.name == "crash" else ""
 
     @property
     def label(self) -> str:
@@ -109,7 +124,44 @@ def all_failures(evidence: Evidence) -> list[Failure]:
     failures = [failure for node in evidence.nodes for failure in _node_failures(node, evidence)]
     if failures:  # nothing has failed: a traceback in a log is one that the rank went on from
         failures += [failure for node in evidence.nodes for failure in _hidden_failures(node, evidence, failures)]
-    return sorted(map(_ended_by_a_head(failures), failures), key=lambda failure: failure.time)
+    failures = [*map(_ended_before(failures), map(_ended_by_a_head(failures), failures))]
+    if not any(failure.weight == ROOT for failure in failures):
+        failures = [_of_dead_gpu(failure, evidence) for failure in failures]
+    return sorted(failures, key=lambda failure: failure.time)
+
+
+def _of_dead_gpu(failure: Failure, evidence: Evidence) -> Failure:
+    """Return a failure without a cause of its own as that of a GPU which the kernel reports to have stopped before."""
+    node = next(each for each in evidence.nodes if each.host == failure.host)
+    found = dead_gpu(node) if failure.rank is not None else None
+    if found is None or found[0].time > failure.time or failure.weight == LOST:
+        return failure
+    line, pid = found
+    if pid is not None and pid != _pid_of(failure, node):
+        return failure
+    return replace(
+        failure,
+        time=line.time,
+        cause=gpu_cause(line),
+        weight=ROOT,
+        certainty=PROBABLE,
+        evidence=(line, *failure.evidence),
+    )
+
+
+def _pid_of(failure: Failure, node: NodeEvidence) -> int | None:
+    return next((rank.pid for rank in node.status.ranks if rank.rank == failure.rank), None)
+
+
+def _ended_before(failures: list[Failure]) -> Callable[[Failure], Failure]:
+    """Return what makes a signal of an unknown sender a cause if nothing had failed before it."""
+    first = min((each.time for each in failures if each.cause.name != "ended"), default=0.0)
+
+    def weigh(failure: Failure) -> Failure:
+        is_first = failure.cause.name == "ended" and failure.rank is not None and failure.time < first
+        return replace(failure, weight=SHOT) if is_first and failure.weight == CONSEQUENCE else failure
+
+    return weigh
 
 
 def _ended_by_a_head(failures: list[Failure]) -> Callable[[Failure], Failure]:
@@ -209,6 +261,7 @@ def _rank_failure(node: NodeEvidence, process: ProcessStatus, rank: RankEnd, evi
         lived_s=ended + node.status.skew_s - (rank.started or ended + node.status.skew_s),
         certainty=found.certainty,
         evidence=found.lines or _exit_record(node, f"rank {rank.rank}", rank.code, ended),
+        crashed_in=crashed_in(reading.text),
     )
 
 

@@ -8,7 +8,8 @@ of several processes are kept apart.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+from torchfab.core.lazy_dataclass import dataclass
 
 _MONTH = "(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"
 _CLOCK = r"\d{1,2}:\d{2}:\d{2}(?:[.,]\d+)?"

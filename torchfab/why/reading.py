@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.log_lines import strip_controls
 from torchfab.why import signatures, tracebacks
 from torchfab.why.evidence import Log, Report
@@ -54,8 +55,16 @@ _NOISE = re.compile(
 _UNCAUGHT = re.compile(
     r"(?:^|[\s:|\]>\"(])(?P<raised>(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Failure)(?:\([\w.]+\))?: .+)"
 )
-# C++ frames, and what NCCL reports without a problem.
-_NO_NEWS = re.compile(r"^\s*(?:frame )?#\d+|^\s+at /|^\s{4,}@|\bNCCL INFO\b")
+# Dumps of frames and memory that native code prints after its message, and what NCCL reports without a problem.
+_NO_NEWS = re.compile(
+    r"^\s*(?:frame )?#\d+|\bframe #\d+: |^\s+at /|^\s{4,}@|\bNCCL INFO\b"
+    r"|^\s*(?:\[[\w.-]+:\d+(?::\d+)*\] )?(?:\[ ?\d+\] \S|\*\*\* (?:Process received|End of error)|Signal(?: code)?: "
+    r"|Failing at address)"
+    r"|^={4,}|^[0-9a-f]{6,16}-[0-9a-f]{6,16} [r-][w-][x-]|^\S+\([^)]*\)\s?\[0x[0-9a-f]+\]|^ ?\d+ 0x[0-9a-f]+ "
+    r"|^(?:Current thread|Thread) 0x|^  File \"|^Extension modules:"
+)
+# Hints between two lines of one message.
+_HINT = re.compile(r"^(?:note|hint|help|tip): |^\s*=+ (?:note|help)", re.IGNORECASE)
 # Words by which a program that prints no traceback says why it gives up.
 _SAYS_WHY = re.compile(
     r"\b(?:errors?|fail(?:ed|ure|s)?|fatal|abort(?:ed|ing)?|invalid|illegal|unrecognized|unknown|cannot|can't|could not"
@@ -70,6 +79,11 @@ _SAYS_LITTLE = re.compile(
     r"^usage: |\b(?:WARN|WARNING|INFO|DEBUG)\b|Warning: |^Failures?:|NO_OTHER_FAILURES|error_file|errors\.html"
     r"|^Try '|^NOTE: |--help|\bit/s\b|0 (?:errors|failed)|^Fatal Python error: Aborted|^terminate called without"
     r"|^ninja: build stopped|^compilation terminated|^make(?:\[\d+\])?: \*\*\*",
+)
+# Lines that hold the reason itself, where others of the same message only say that the program ends.
+_REASON = re.compile(
+    r"^\s*what\(\):|panicked at|\*\*\* Error in|^Abort\(|\b(?:FATAL|CRITICAL)\b|LLVM ERROR|\b[Cc]heck failed"
+    r"|\bAssert(?:ion)?\b.*failed"
 )
 # A progress bar, whole or overwritten in its middle, that a message is appended to.
 _BAR = re.compile(r"\d+%\|(?:[^|]*\|\s*\S+ \[[^\]]*\]|[\s#=>\u2580-\u259f]*)")
@@ -363,19 +377,20 @@ def _inside_tracebacks(log: Log) -> set[int]:
 
 def _plain(lines: Sequence[str]) -> list[str]:
     """Return the last lines that are not blank, without frames and progress bars."""
-    last = [line for line in lines if line.strip()][-_LAST_WORDS_LINES:]
-    plain = [_BAR.sub("", shortened(strip_controls(line))).strip(" │|\t") for line in last]
+    news = [line for line in lines if line.strip() and not _NO_NEWS.search(line) and not _HINT.match(line)]
+    plain = [_BAR.sub("", shortened(strip_controls(line))).strip(" │|\t") for line in news[-_LAST_WORDS_LINES:]]
     return [line for line in plain if line]
 
 
 def _saying_why(lines: Sequence[str]) -> str:
     """Return the last lines that say why a program fails: the first and the last of consecutive ones."""
-    said = [bool(_SAYS_WHY.search(line)) and not (_SAYS_LITTLE.search(line) or _NO_NEWS.search(line)) for line in lines]
+    said = [bool(_SAYS_WHY.search(line)) and not _SAYS_LITTLE.search(line) for line in lines]
     if not any(said):
         return ""
     last = first = len(said) - 1 - said[::-1].index(True)
     while first and said[first - 1]:
         first -= 1
+    first = next((at for at in range(first, last + 1) if _REASON.search(lines[at])), first)
     if re.sub(r"\d+", "", lines[first]) == re.sub(r"\d+", "", lines[last]):
         return lines[last][:300]
     return f"{lines[first][:200]} ... {lines[last][:200]}"

@@ -36,16 +36,18 @@ def render(diagnosis: Diagnosis) -> str:
     str
         Several lines, without terminal control sequences.
     """
-    parts = [f"job {diagnosis.job}: {diagnosis.state}", "", _row("why", diagnosis.cause.words)]
-    if diagnosis.cause.kind not in (Kind.SUCCEEDED, Kind.RUNNING):
-        parts.append(_row("kind", diagnosis.cause.kind.value))
+    parts = [_answer(diagnosis)]
+    if diagnosis.cause.fix:
+        parts.append(_row("fix", diagnosis.cause.fix))
+    if diagnosis.place:
+        parts.append(_row("at", diagnosis.place))
     if diagnosis.first:
         parts.append(_row("first", _describe_first(diagnosis, diagnosis.first)))
     if diagnosis.certainty:
         parts.append(_row("sure", _CERTAINTIES[diagnosis.certainty]))
     parts += [_row("or", f"{each.label}: {each.cause.words}") for each in diagnosis.rivals]
-    if diagnosis.cause.fix:
-        parts.append(_row("fix", diagnosis.cause.fix))
+    if diagnosis.cause.kind not in (Kind.SUCCEEDED, Kind.RUNNING):
+        parts.append(_row("kind", diagnosis.cause.kind.value))
     parts += [_row("behind", each.words) for each in diagnosis.stragglers]
     parts += [_row("also", note) for note in diagnosis.notes]
     parts += _log_excerpt(diagnosis)
@@ -55,6 +57,13 @@ def render(diagnosis: Diagnosis) -> str:
     parts += _listed("it rests on", [_describe_evidence(each) for each in diagnosis.evidence])
     parts += _listed("could not be asked", [f"{host}: {reason}" for host, reason in diagnosis.unreachable.items()])
     return "\n".join(strip_controls(line) for part in parts for line in part.split("\n"))
+
+
+def _answer(diagnosis: Diagnosis) -> str:
+    """Return the first line: the job, its state, and why it is so."""
+    words = diagnosis.cause.words
+    state = "" if words.startswith(("it is ", "it has succeeded")) else f" {diagnosis.state}"
+    return f"job {diagnosis.job}{state}: {words}"
 
 
 def _describe_evidence(line: EvidenceLine) -> str:
@@ -170,6 +179,7 @@ def _failure_as_json(first: Failure | None) -> dict[str, Any] | None:
         "cause": {"kind": first.cause.kind.name.lower(), "name": first.cause.name, "words": first.cause.words},
         "running": first.is_running,
         "exception": first.traceback.exception if first.traceback else None,
+        "at": first.place or None,
         "traceback": first.traceback.text if first.traceback else None,
         "log": first.path,
         "last_lines": list(first.lines),

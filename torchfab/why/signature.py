@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import enum
 import re
-from dataclasses import dataclass
 from functools import cached_property
 
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.why.causes import Cause, Kind
 from torchfab.why.speakers import Speaker, speaker_of_line
 

@@ -40,6 +40,7 @@ MEMORY = (
             *("HIP error: out of memory", "OUT_OF_DEVICE_MEMORY", "NPU function error: .*out of memory"),
             r"Free memory on device .* is less than desired GPU memory",
             "No available memory for the cache blocks|No executable batch size found",
+            r"KV cache (?:memory )?is needed, which is larger than|not enough (?:GPU )?memory for (?:the )?KV cache",
             r"(?<!Allocator: )\b[Nn]ot enough (?:GPU |device )?memory\b|[Ii]nsufficient (?:GPU|device) memory",
             "RESOURCE_EXHAUSTED|Out of memory (?:while trying to allocate|error on GPU)",
         ),
@@ -219,6 +220,7 @@ DEVICES = (
         "fab doctor",
         patterns=(
             "unsupported display driver / cuda driver combination|Driver/library version mismatch",
+            "NVML/RM version mismatch|NVMLError_LibRmVersionMismatch",
             r"\bError 80[34]\b|forward compatibility was attempted on non supported HW",
         ),
         confirm=Fact.OTHERS_RAN,
@@ -441,10 +443,27 @@ CLIENTS = (
             *("closed the connection", "ConnectionError", "EndpointConnectionError"),
             r"SSL\w*Error|SSL: |certificate|EOF occurred|[Hh]andshake",
             r"\b50[0234] (?:Server Error|Bad Gateway|Service)|UNAVAILABLE",
+            r"SlowDown|Throttl|Please reduce your request rate|RequestLimitExceeded|TooManyRequests|FSTimeoutError",
+            r"DeadlineExceeded|ServiceUnavailable|InternalServerError|can't be reached|could not be reached",
         ),
         spoken_by=(Speaker.CLIENT,),
         example="requests.exceptions.ConnectionError: ('Connection aborted.', ConnectionResetError(104, 'x'))",
         source="requests, urllib3, botocore, aiohttp, wandb, databases",
+    ),
+    Signature(
+        *(Kind.SCRIPT, "service-access"),
+        words="another service refused access: {line}",
+        fix="its credentials must be there on every node that uses it: --env KEY=..., or its file copied with fab sync",
+        patterns=(
+            r"AccessDenied|\bForbidden\b|\bUnauthori[sz]ed\b|\b40[13] (?:Client Error|Forbidden|Unauthorized)",
+            r"(?:Could not|Unable to) (?:locate|load) credentials|[Cc]redentials? (?:were|was|is|are) not found",
+            "NoCredentials|DefaultCredentialsError|InvalidAccessKeyId|ExpiredToken|SignatureDoesNotMatch",
+            "Invalid Credentials|[Nn]o API key|api_key not configured|[Ii]nvalid API key|not logged in",
+            "[Pp]assword authentication failed",
+        ),
+        spoken_by=(Speaker.CLIENT,),
+        example="botocore.exceptions.NoCredentialsError: Unable to locate credentials",
+        source="botocore, google-auth, wandb, databases",
     ),
     Signature(
         *(Kind.SCRIPT, "worker-lost"),
@@ -488,7 +507,7 @@ NETWORK = (
     ),
     Signature(
         *(Kind.NETWORK, "rendezvous-timeout"),
-        words="the rendezvous timed out: not all nodes came",
+        words="the rendezvous timed out, since not all nodes came: {line}",
         fix=_REACH,
         patterns=(
             "RendezvousTimeoutError",
@@ -529,6 +548,7 @@ NETWORK = (
         "without them: --env NCCL_IB_DISABLE=1",
         patterns=(
             *(r"Call to ibv_(?!get_async_event)\w+ failed.*", r"ibv_\w+ failed with error .*"),
+            r"(?:Transport|Receiver-not-ready) retry count exceeded on .*",  # UCX
             r"Got async event ?: .*(?:error|fatal|catastrophic).*",
             r"Got async event ?: GID table change(?:.*\n){1,20}?.*Got completion.* (?:error|status)[ =]12\b.*",
         ),
@@ -671,11 +691,26 @@ NETWORK = (
         patterns=(
             r"nccl(?:SystemError|InternalError|InvalidUsage|UnhandledCudaError)\b.*(?:\n.*Last error:.*\n.*)?",
             r"ncclInvalidArgument\b.*(?:\n.*Last error:.*\n.*)?",
-            "NCCL error in: .*",
+            r"NCCL error in: .*|\bnccl[A-Z]\w+ failed: .*|unhandled (?:system|cuda) error",
         ),
         is_symptom=True,  # most of them only mean that another rank ended
         example="ncclSystemError: System call (e.g. socket, malloc) or external library call failed or device error.",
         source="NCCL",
+    ),
+    Signature(
+        *(Kind.NETWORK, "mpi-error"),
+        words="MPI failed: {line}",
+        fix="see its own words; the provider and the interface: --env FI_PROVIDER=tcp (libfabric), UCX_TLS=tcp; "
+        "fab doctor",
+        patterns=(
+            r"Fatal error in (?:internal_)?P?MPI_\w+: .*(?:\n.*){0,12}?(?:[Oo]ther MPI error[;,] .*|failed .*)",
+            r"Fatal error in (?:internal_)?P?MPI_\w+: .*",
+            r"PML add procs failed|MPI_ERR_(?:INTERN|OTHER|UNKNOWN)\b.*",
+            "at least one pair of MPI processes .* unable to reach",
+        ),
+        is_symptom=True,
+        example="Abort(1091215) on node 1 (rank 1 in comm 0): Fatal error in PMPI_Init: Other MPI error, error stack:",
+        source="MPICH, Intel MPI, Open MPI",
     ),
     Signature(
         *(Kind.NETWORK, "hccl-error"),
@@ -719,18 +754,40 @@ NETWORK = (
 )
 OTHERS = (
     Signature(
+        *(Kind.MEMORY, "memory-limit"),
+        words="the scheduler's memory limit ended it: {line}",
+        fix="ask the scheduler for more memory, or use less per rank (data loader workers, caches)",
+        patterns=(
+            r"TERM_(?:MEMLIMIT|SWAP)\b",
+            r"PBS: job killed: (?:p?v?mem|pvmem) .*exceeded",
+            r"[Jj]ob (?:\S+ )?exceeded (?:its |the )?(?:hard |soft )?(?:memory|mem|vmem|h_vmem|s_vmem)\b.*limit",
+            r"systemd-oomd\b.*[Kk]illed .* (?:due to|because of)",
+        ),
+        spoken_by=(Speaker.SYSTEM,),
+        example="TERM_MEMLIMIT: job killed after reaching LSF memory usage limit.",
+        source="LSF, PBS, Grid Engine, systemd",
+    ),
+    Signature(
         *(Kind.KILLED, "time-limit"),
         words="the scheduler's time limit ended it: {line}",
         fix="ask for more --time, and resume from a checkpoint",
-        patterns=("CANCELLED AT .* DUE TO TIME LIMIT",),
+        patterns=(
+            "CANCELLED AT .* DUE TO TIME LIMIT",
+            r"PBS: job killed: (?:walltime|cput) .*exceeded",
+            r"TERM_(?:RUNLIMIT|CPULIMIT|DEADLINE|WINDOW)\b",
+            r"job \S+ exceeded (?:hard|soft) wallclock time|[Jj]ob exceeded (?:its )?(?:wallclock|walltime) limit",
+        ),
         example="slurmstepd: error: *** STEP 12.0 ON n1 CANCELLED AT 2026-01-02T10:00:00 DUE TO TIME LIMIT ***",
-        source="Slurm",
+        source="Slurm, PBS, LSF, Grid Engine",
     ),
     Signature(
         *(Kind.KILLED, "preempted"),
         words="the scheduler took its nodes away: {line}",
         fix="launch it again, and resume from a checkpoint",
-        patterns=("CANCELLED AT .* DUE TO (?:PREEMPTION|JOB REQUEUE|NODE FAILURE)",),
+        patterns=(
+            "CANCELLED AT .* DUE TO (?:PREEMPTION|JOB REQUEUE|NODE FAILURE)",
+            r"TERM_(?:PREEMPT|REQUEUE_\w+|LOAD)\b",
+        ),
         example="slurmstepd: error: *** JOB 12 ON n1 CANCELLED AT 2026-01-02T10:00:00 DUE TO PREEMPTION ***",
         source="Slurm",
     ),
@@ -760,6 +817,22 @@ OTHERS = (
         is_symptom=True,
         example="BrokenPipeError: [Errno 32] Broken pipe",
         source="Python",
+    ),
+    Signature(
+        *(Kind.KILLED, "terminated"),
+        words="it was asked to end: {line}",
+        fix="ask who did it: an administrator, a script, a scheduler that wants the node back",
+        patterns=(r"^(?:\w+\.)*SIGTERMException\b.*", r"^(?:\w+\.)*SignalException: Process \d+ got signal: \d+"),
+        example="lightning.pytorch.utilities.exceptions.SIGTERMException",
+        source="Lightning, torchelastic",
+    ),
+    Signature(
+        *(Kind.MEMORY, "memory"),
+        words="memory ran out: {line}",
+        fix=f"{_SMALLER}; {_LESS}",
+        patterns=(r"\b[Oo]ut[ -]of[ -](?:(?:device|host|system|CPU|GPU|pinned) )?[Mm]emory\b", "OUT_OF_RESOURCES"),
+        example="RuntimeError: HSA_STATUS_ERROR_OUT_OF_RESOURCES: The runtime failed to allocate resources",
+        source="any library",
     ),
     Signature(
         *(Kind.KILLED, "interrupted"),

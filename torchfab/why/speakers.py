@@ -6,6 +6,7 @@ import enum
 import re
 from collections.abc import Sequence
 
+from torchfab.why.frames import INSTALLED, STANDARD
 from torchfab.why.tracebacks import Member
 
 
@@ -34,6 +35,12 @@ _CLIENT_CLASSES = re.compile(
     r"|ClientConnectorError|ClientOSError|ServerDisconnectedError|IncompleteRead|ReadTimeoutError|CommError"
     r"|RemoteDisconnected|URLError|SSLError)\b)"
 )
+# A class of a library, named after what clients of services meet; not of those that connect ranks or processes.
+_CLIENT_NAMES = re.compile(
+    r"^(?!torch|multiprocessing|concurrent|asyncio|queue|subprocess|ray|builtins|zmq|deepspeed|horovod)\w+(?:\.\w+)*\."
+    r"\w*(?:Connect|Connection|ConnectionFailed|Network|Transport|Http|HTTP|API|Service|Server|RateLimit|Unavailable"
+    r"|Throttling|Proxy)\w*(?:Error|Exception|Timeout|Failed)\b|^(?:fsspec|pyarrow\.fs)\."
+)
 _CLIENT_LINE = re.compile(
     r"HTTPS?ConnectionPool|Retrying \(Retry|\bwandb: |requests\.exceptions|urllib3\.|botocore\.|aiohttp\.|httpx\.|grpc"
     r"|psycopg2?\.|redis\.|https?://"
@@ -59,16 +66,14 @@ _USAGE = (
     "NotImplementedError",
     "ImportError",
 )
-_STANDARD = re.compile(
-    r"^<frozen |[/\\]lib(?:64)?[/\\]python3(?:\.\d+)?[/\\](?!site-packages|dist-packages)"
-    r"|[/\\]Lib[/\\](?!site-packages)"
-)
-_INSTALLED = re.compile(r"[/\\](?:site|dist)-packages[/\\](?P<package>\w+)")
 _WORKER_FILES = re.compile(
     r"[/\\]multiprocessing[/\\]|/torch/(?:utils/data|multiprocessing)/|[/\\]concurrent[/\\]futures[/\\]"
 )
 _SUBPROCESS_FILES = re.compile(r"[/\\]subprocess\.py$")
-_SYSTEM_LINE = re.compile(r"^(?:srun|slurmstepd|kernel|bash|sh|\S+\.sh): |line \d+:\s+\d+ (?:Killed|Aborted|Segm|Bus)")
+_SYSTEM_LINE = re.compile(
+    r"^(?:srun|slurmstepd|kernel|bash|sh|\S+\.sh): |line \d+:\s+\d+ (?:Killed|Aborted|Segm|Bus)"
+    r"|^=>> PBS: |^TERM_[A-Z_]+: |systemd-oomd|^job \S+ exceeded (?:hard|soft) "
+)
 
 
 def speaker_of(members: Sequence[Member]) -> Speaker:
@@ -93,7 +98,7 @@ def speaker_of(members: Sequence[Member]) -> Speaker:
 
 
 def _speaker_of_one(member: Member) -> Speaker:
-    if _CLIENT_CLASSES.match(member.exception):
+    if _CLIENT_CLASSES.match(member.exception) or _CLIENT_NAMES.match(member.exception):
         return Speaker.CLIENT
     by_frames = _speaker_of_frames(member)
     if by_frames is Speaker.CLIENT:
@@ -116,9 +121,9 @@ def _speaker_of_frames(member: Member) -> Speaker:
         if _SUBPROCESS_FILES.search(plain):
             standard = Speaker.SUBPROCESS
             continue
-        if _STANDARD.search(plain) and not _INSTALLED.search(plain):
+        if STANDARD.search(plain) and not INSTALLED.search(plain):
             continue
-        installed = _INSTALLED.search(plain)
+        installed = INSTALLED.search(plain)
         if installed and installed["package"] in _CLIENTS:
             return Speaker.CLIENT
         return standard

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from torchfab.core.format import duration
 from torchfab.core.inventory import fold, fold_ranks
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.why import signatures
 from torchfab.why.evidence import Evidence, NodeEvidence
 from torchfab.why.failures import Failure

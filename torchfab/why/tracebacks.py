@@ -13,9 +13,11 @@ import itertools
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import NamedTuple
 
+from torchfab.core.lazy_dataclass import dataclass
+from torchfab.why.frames import innermost_of_script
 from torchfab.why.layouts import HEAD, SourceLine, box_head, from_ipython, ipython_head, lines_of, unbox
 from torchfab.why.prefixes import Prefix
 
@@ -47,6 +49,14 @@ _MAX_BODY_LINES = 2000
 _MAX_FOREIGN_LINES = 300
 _MAX_STRANGERS = 10
 _FINGERPRINT_FRAMES = 3
+# Where Python begins the code of a thread, or of another process of the same rank.
+_BEGINNINGS = {
+    ("threading.py", "_bootstrap_inner"): "THREAD",
+    ("threading.py", "_bootstrap"): "THREAD",
+    ("process.py", "_bootstrap"): "CHILD",
+    ("spawn.py", "spawn_main"): "CHILD",
+    ("forkserver.py", "main"): "CHILD",
+}
 
 
 class Role(enum.Enum):
@@ -81,10 +91,13 @@ class Member:
         Its class and message; the notes that were added to it belong to the message.
     calls : tuple of (str, str)
         File and function of each frame, the innermost last.
+    place : str
+        The innermost frame of the script: `FILE:LINE, in FUNCTION`; empty if there is none.
     """
 
     exception: str
     calls: tuple[tuple[str, str], ...] = ()
+    place: str = field(default="", compare=False)
 
     @property
     def name(self) -> str:
@@ -142,6 +155,11 @@ class Traceback:
     def frames(self) -> tuple[tuple[str, str], ...]:
         """File name (without its folder) and function of each frame, the innermost last."""
         return tuple((os.path.basename(path), function) for path, function in self.calls)
+
+    @property
+    def place(self) -> str:
+        """The innermost frame of the script: of the cause, or of the first exception that has one."""
+        return next((each.place for each in self.members if each.place), "")
 
     @property
     def last_line(self) -> str:
@@ -298,6 +316,8 @@ def _parse_at(lines: Sequence[SourceLine], at: int, head: tuple[str, Prefix]) ->
     if parsed is None:
         return None
     found, count = parsed
+    if role is Role.MAIN:
+        role = _role_of_frames(found)
     end = own[min(count, len(own)) - 1].number + 1
     message = found.members[-1].exception.count("\n") + 1
     raised = own[max(0, min(count, len(own)) - message)].number
@@ -320,6 +340,12 @@ def _role_of(lines: Sequence[SourceLine], at: int, prefix: Prefix) -> Role:
     return Role.WARNED if _MARKS[-1][1].search(prefix.text) else Role.MAIN
 
 
+def _role_of_frames(found: Traceback) -> Role:
+    """Return the role of a traceback without a mark, as when another process wrote between the two lines."""
+    outer = ((os.path.basename(path), function) for path, function in found.members[-1].calls[:2])
+    return next((Role[_BEGINNINGS[frame]] for frame in outer if frame in _BEGINNINGS), Role.MAIN)
+
+
 def _shares_process(line: str, prefix: Prefix) -> bool:
     return line[:4] == prefix.text[:4]
 
@@ -331,7 +357,7 @@ def _parse(lines: list[str]) -> tuple[Traceback, int] | None:
         return None
     message, count = _message(lines[end:])
     calls = _calls(lines[1:end])
-    members: list[Member] = [Member("\n".join(message), calls)]
+    members: list[Member] = [Member("\n".join(message), calls, innermost_of_script(lines[1:end]))]
     kept = [line for line in lines[:end] if line.startswith((" ", "\t", ">")) or not line.strip() or line is lines[0]]
     text = [*kept, *message]
     inner = _inner_frames(lines, end + count) if count == 1 else None
@@ -520,6 +546,6 @@ def _syntax_errors(lines: Sequence[SourceLine]) -> tuple[Traceback, ...]:
             first = next((at for at in range(index, max(-1, index - 6), -1) if _FRAME.match(texts[at])), index)
             calls = _calls(texts[first:index])
             text, where = "\n".join(texts[first : index + 1]), (lines[first].number, lines[index].number + 1)
-            member = Member(texts[index], calls)
+            member = Member(texts[index], calls, innermost_of_script(texts[first:index]))
             return (Traceback(text, texts[index], calls, (member,), line=where[0], raised=where[1] - 1, end=where[1]),)
     return ()

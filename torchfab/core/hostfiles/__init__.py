@@ -10,7 +10,7 @@ Each dialect is one module that detects its format, and translates it into lines
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from torchfab.core import inventory
@@ -32,6 +32,7 @@ from torchfab.core.hostfiles import (
 from torchfab.core.hostfiles.dialect import Dialect, Source, Translation
 from torchfab.core.hostlines.words import Line, lines_of
 from torchfab.core.inventory import Inventory
+from torchfab.core.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from torchfab.core.hostfiles import groups
 from torchfab.core.hostfiles.dialect import Source, Translation
 from torchfab.core.hostfiles.structured import number_of
 from torchfab.core.hostlines.words import Line
+from torchfab.core.lazy_dataclass import dataclass
 
 TITLE = "an inventory of ansible"
 # The part of our line that a host variable sets. Later names win, as in ansible.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from torchfab.core.hostfiles import groups
@@ -12,6 +11,7 @@ from torchfab.core.hostfiles.dialect import Dialect, Source, Translation
 from torchfab.core.hostfiles.structured import number_of
 from torchfab.core.hostlines.targets import HOST, MAX_HOSTS, max_host_count
 from torchfab.core.hostlines.words import significant_lines
+from torchfab.core.lazy_dataclass import dataclass
 
 TITLE = "a groups file of ClusterShell"
 _ENTRY = re.compile(r"\s*([A-Za-z0-9_][\w.-]*)\s*:\s+([^\s:]\S*(?:\s*,\s*\S+)*)\s*")

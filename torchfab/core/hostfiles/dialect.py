@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 
 from torchfab.core.errors import InventoryError
 from torchfab.core.hostlines import words
 from torchfab.core.hostlines.words import Line
+from torchfab.core.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from torchfab.core.hostfiles import ansible, ansible_data, clustershell, lists
 from torchfab.core.hostfiles.dialect import Source, Translation
 from torchfab.core.hostfiles.structured import load
+from torchfab.core.lazy_dataclass import dataclass
 
 _JSON = re.compile(r"\s*(\{|\[\s*[\[{\"\]])")
 _YAML_TITLE = re.compile(r"(---.*|%YAML.*|[\w.@-]+:(\s.*)?)")

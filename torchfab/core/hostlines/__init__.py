@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from torchfab.core.hostlines import keys, targets
 from torchfab.core.hostlines.words import Line
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Node
 
 HOST_KEYS = ("slots", "gpus", "address", "user", "port", "python", "workdir", "setup", "env.NAME")

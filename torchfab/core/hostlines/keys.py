@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torchfab.core import environment
@@ -13,6 +12,7 @@ from torchfab.core.errors import UsageError
 from torchfab.core.flag_values import is_whole
 from torchfab.core.hostlines import devices, targets
 from torchfab.core.hostlines.words import Line, unquote
+from torchfab.core.lazy_dataclass import dataclass
 
 MAX_SLOTS = 1024
 _LABEL = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from torchfab.core.flag_values import is_whole
 from torchfab.core.hostlines import braces, node_groups
 from torchfab.core.hostlines.words import Line
+from torchfab.core.lazy_dataclass import dataclass
 
 MAX_HOSTS = 10_000
 HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_])?")

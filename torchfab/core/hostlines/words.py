@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from torchfab.core.errors import InventoryError
+from torchfab.core.lazy_dataclass import dataclass
 
 EXPECTED = (
     "expected [user@]host[:port] [slots=N] [gpus=0,1] [address=A], ranges such as node[01-16], IPv6 such as [fd00::1]"

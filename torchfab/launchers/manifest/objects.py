@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Job
 
 CONTAINER = "trainer"

@@ -71,6 +71,20 @@ def leave_message(rank: int, failure: ProcessFailure) -> None:
         pass
 
 
+def run_after(code: int) -> None:
+    command = os.environ.get("TORCHFAB_AFTER")
+    if not command:
+        return
+    env = {**os.environ, "TORCHFAB_EXIT_CODE": str(code)}
+    try:
+        limit_s = float(os.environ.get("TORCHFAB_AFTER_S", "300"))
+        argv, stdin = ["/bin/sh", "-c", command], subprocess.DEVNULL
+        done = subprocess.run(argv, check=False, stdin=stdin, env=env, timeout=limit_s)
+        print(f"--after ended with {done.returncode}", file=sys.stderr)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        print(f"--after failed: {error}", file=sys.stderr)
+
+
 def main(args: "list[str]") -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # until torchrun handles it: process 1 would ignore it
     signal.signal(signal.SIGCHLD, note_end)
@@ -86,7 +100,9 @@ def main(args: "list[str]") -> int:
         code = failure.exitcode
     except SignalException as error:
         code = -error.sigval
-    return code if code >= 0 else 128 - code
+    code = code if code >= 0 else 128 - code
+    run_after(code)
+    return code
 
 
 if __name__ == "__main__":

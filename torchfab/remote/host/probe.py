@@ -26,7 +26,7 @@ from torchfab.remote.host import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import Any
 
 
@@ -39,25 +39,32 @@ def collect(request: dict[str, Any]) -> dict[str, Any]:
         `python`, `python_path` (PYTHONPATH of a job, or None), `python_timeout_s`, `workdir`, `node_dir`, `names` (the
         files whose contents are compared, relative to the workdir; None: those that this node finds), `variables`
         (names of environment variables), `token` (name of a file by which other nodes detect a disk shared with this
-        one; empty: make none), `port` (to listen on; 0: a free one; None: none).
+        one; empty: make none), `port` (to listen on; 0: a free one; None: none), and, as a launch has them, `setup`,
+        `setup_timeout_s`, `python_is_default`.
 
     Returns
     -------
     dict
-        The result of each part, by its name; of parts that raised an exception the error in `failed`.
+        The result of each part, by its name; of parts that raised an exception the error in `failed`. After a setup
+        that has failed, the interpreter is not looked at.
     """
     workdir, node_dir = request["workdir"], request["node_dir"]
+    environ, setup = run_setup(request)
+    python = (setup and setup.get("facts", {}).get("python")) or request["python"]
     parts: dict[str, Callable[[], Any]] = {
         "machine": machine,
-        "python": lambda: python_env.query(
-            request["python"], workdir, request["python_path"], request["python_timeout_s"]
+        "setup": lambda: setup,
+        "python": lambda: (
+            None
+            if setup and "facts" not in setup
+            else python_env.query(python, workdir, request["python_path"], request["python_timeout_s"], environ)
         ),
         "gpus": gpu_health.collect,
         "tmux": _tmux,
         "places": lambda: filesystems.collect(workdir, node_dir, request["token"]),
         "limits": limits,
         "interfaces": interfaces.list_interfaces,
-        "environment": lambda: {name: os.environ[name] for name in request["variables"] if name in os.environ},
+        "environment": lambda: {name: environ[name] for name in request["variables"] if name in environ},
         "jobs": running_jobs.list_jobs,
         "unused_memory": shared_memory.unused,
         "code": lambda: code_digest.digest_workdir(workdir, request["names"]),
@@ -83,6 +90,34 @@ def _run_concurrently(parts: dict[str, Callable[[], Any]]) -> dict[str, Any]:
     for thread in threads:
         thread.join()
     return {**results, "failed": failed}
+
+
+def run_setup(request: dict[str, Any]) -> tuple[Mapping[str, str], dict[str, Any] | None]:
+    """Run the setup commands of a launch.
+
+    Parameters
+    ----------
+    request : dict
+        `setup` (empty or missing for none), `workdir`, `setup_timeout_s`, `python_is_default`.
+
+    Returns
+    -------
+    mapping of str to str
+        The environment after them.
+    dict or None
+        `facts` (see `login_setup.describe`), or `problem` and `fix`; None without such commands.
+    """
+    if not request.get("setup"):
+        return os.environ, None
+    from torchfab.remote.host import login_setup
+
+    before = dict(os.environ)
+    try:
+        environ = login_setup.run(request["setup"], request["workdir"], request["setup_timeout_s"], before)
+    except login_setup.SetupError as error:
+        return before, {"problem": error.what, "fix": error.fix}
+    python = login_setup.find_python(before, environ) if request["python_is_default"] else ""
+    return environ, {"facts": login_setup.describe(before, environ, python)}
 
 
 def machine() -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torchfab.remote.host import package_environment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
 # torch/version.py holds the versions that torch reports, and needs no import; NCCL is a package of its own.
@@ -37,7 +38,9 @@ print("\n" + json.dumps(found))
 """
 
 
-def query(python: str, workdir: str, python_path: str | None, timeout_s: float) -> dict[str, Any]:
+def query(
+    python: str, workdir: str, python_path: str | None, timeout_s: float, environ: Mapping[str, str]
+) -> dict[str, Any]:
     """Query an interpreter for its version and those of torch, CUDA and NCCL.
 
     Parameters
@@ -50,6 +53,8 @@ def query(python: str, workdir: str, python_path: str | None, timeout_s: float) 
         PYTHONPATH of the job.
     timeout_s : float
         Time limit in seconds.
+    environ : mapping of str to str
+        The environment to run it in.
 
     Returns
     -------
@@ -68,7 +73,7 @@ def query(python: str, workdir: str, python_path: str | None, timeout_s: float) 
             errors="replace",
             timeout=timeout_s,
             cwd=workdir if os.path.isdir(workdir) else None,
-            env={**os.environ, **extra},
+            env={**environ, **extra},
         )
         return {**json.loads(done.stdout.splitlines()[-1]), "packages": package_environment.read_marker(python)}
     except FileNotFoundError:

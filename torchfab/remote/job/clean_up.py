@@ -107,18 +107,21 @@ class CleanUp:
     def _are_foreign(self, pids: list[int]) -> bool:
         return all(map(procfs.is_foreign, pids)) and not self.containment.members()
 
-    def kill(self, pids: list[int]) -> None:
+    def kill(self, pids: list[int], may_continue: bool = True) -> None:
         """Kill processes, and note that.
 
         Parameters
         ----------
         pids : list of int
             The processes.
+        may_continue : bool
+            Whether held launchers continue at once. Default True.
         """
         for pid in pids:
             self.killed.setdefault(pid, procfs.describe(pid))
         signal_all(pids, signal.SIGKILL)
-        self.ending.hold.release()
+        if may_continue:
+            self.ending.hold.release()
 
     def _kill_chain(self) -> None:
         """Kill processes that fork and exit faster than a search of /proc takes: each becomes a child of this one."""

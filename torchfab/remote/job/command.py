@@ -148,7 +148,7 @@ def _environment(request: dict[str, Any]) -> tuple[dict[str, str], list[dict[str
     """Return the environment of the command, and the problems of its setup."""
     path, environ = request["path"], dict(os.environ)
     if request.get("setup"):
-        from torchfab.remote.job import login_setup
+        from torchfab.remote.host import login_setup
 
         try:
             environ = login_setup.run(request["setup"], request["workdir"], request["setup_timeout_s"], os.environ)

@@ -46,7 +46,7 @@ class EndRequest:
         self.signal: str | None = None
         self.requested = 0.0
         self.kill_at: float | None = None
-        self.ending = GracefulEnd(ranks.is_rank)
+        self.ending = GracefulEnd(ranks.is_rank, before_release=ranks.record_ends)
         self.ranks_ended: float | None = None  # when the last rank ended after the request
 
     def request(self, number: int) -> None:
@@ -62,6 +62,8 @@ class EndRequest:
             self.signal, self.requested = lean.signal_name(number), time.time()
             self.ending.number = number
             self.kill_at = kill_at
+            if self.spec.get("stop_by_file") and not self._is_stop_requested():
+                self.ending.assume_signaled(self.ranks.running())  # Slurm has signaled every process of the job
         elif self.ranks_ended is None:  # the latest request may have less patience
             self.kill_at = min(kill_at, self.kill_at or kill_at)
 

@@ -29,6 +29,8 @@ class GracefulEnd:
         Takes a pid and returns whether that process is a rank.
     may_stop : bool
         As in `Hold`.
+    before_release : callable, optional
+        Called before held launchers continue: they reap their ranks, whose exit codes are gone then.
 
     Attributes
     ----------
@@ -40,8 +42,13 @@ class GracefulEnd:
         The killed ranks that had a handler, by pid and start time, with the files that each had open for writing.
     """
 
-    def __init__(self, is_rank: Callable[[int], bool], may_stop: bool = True) -> None:
-        self.is_rank = is_rank
+    def __init__(
+        self,
+        is_rank: Callable[[int], bool],
+        may_stop: bool = True,
+        before_release: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.is_rank, self.before_release = is_rank, before_release
         self.number: int = signal.SIGTERM
         self.hold = Hold(may_stop)
         self.signaled: dict[tuple[int, int], int] = {}
@@ -82,12 +89,23 @@ class GracefulEnd:
             ranks = self.ranks_below([top])
             if ranks:
                 has_ranks = True
-                self.hold.hold(pid for rank in ranks for pid in _between(top, rank))
+                self.hold.hold(launchers_above(top, ranks))
                 for pid in ranks:
                     self._signal(pid, self.number)
             elif may_end:
                 self._end_tree(top)
         return has_ranks
+
+    def assume_signaled(self, pids: Iterable[int]) -> None:
+        """Note that processes have got the signal from elsewhere: they get no second one.
+
+        Parameters
+        ----------
+        pids : iterable of int
+            The processes.
+        """
+        for pid in pids:
+            self.signaled.setdefault((pid, procfs.start_time(pid)), self.number)
 
     def note_unfinished(self, pids: Iterable[int], folder: str) -> None:
         """Note, before ranks are killed, which of them still handle their signal, and which files those write.
@@ -113,7 +131,9 @@ class GracefulEnd:
             below = [pid for pid in [top, *procfs.descendants([top])] if pid in held]
             # SIGTERM waits in the held process, so that it is handled before the end of the ranks is noticed: an agent
             # would start them again.
-            self._signal(top, signal.SIGTERM)
+            if self.hold.withheld.get(top) != signal.SIGTERM:
+                self._signal(top, signal.SIGTERM)
+            self.before_release()
             self.hold.release(below)
         else:
             self._signal(top, self.number)
@@ -126,6 +146,24 @@ class GracefulEnd:
                 os.kill(pid, number)
             except OSError:  # gone meanwhile
                 pass
+
+
+def launchers_above(top: int, ranks: Iterable[int]) -> list[int]:
+    """Return the processes above ranks, up to and with `top`.
+
+    Parameters
+    ----------
+    top : int
+        The topmost process.
+    ranks : iterable of int
+        Ranks at or below it.
+
+    Returns
+    -------
+    list of int
+        Their pids, each once, topmost first for each rank; none for a rank that is the top itself.
+    """
+    return list(dict.fromkeys(pid for rank in ranks for pid in _between(top, rank)))
 
 
 def _between(top: int, rank: int) -> list[int]:

@@ -5,6 +5,9 @@ after a time of its own. Held, it does neither. Only its main thread is held, wi
 the store of the rendezvous from another thread, and ranks that save may need it. The kernel ends such a hold when the
 process that holds ends, so a killed supervisor leaves no stopped process. Where ptrace is not permitted, SIGSTOP takes
 its place; it stops the store too.
+
+A watched launcher runs, but each signal that it gets stops it before it takes effect, also one that it ignores: so it
+can be held before it learns of a rank's end from SIGCHLD.
 """
 
 from __future__ import annotations
@@ -19,7 +22,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_PTRACE_DETACH, _PTRACE_SEIZE, _PTRACE_INTERRUPT = 17, 0x4206, 0x4207
+_PTRACE_CONT, _PTRACE_DETACH = 7, 17
+_PTRACE_SEIZE, _PTRACE_INTERRUPT, _PTRACE_LISTEN = 0x4206, 0x4207, 0x4208
+_EVENT_STOP = 128  # a stop without a signal that is about to be delivered
+_STOPPING = (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 _WALL = 0x40000000
 # A thread stops at once unless it waits for a disk; the end of the job does not wait longer for it.
 _STOP_TIMEOUT_S = 0.5
@@ -35,16 +41,70 @@ class Hold:
 
     Attributes
     ----------
+    watched : set of int
+        Pids that run under ptrace.
     traced : set of int
         Pids held by ptrace.
     stopped : set of int
         Pids held by SIGSTOP.
+    withheld : dict of int to int
+        The signal that a process held by ptrace gets first when it continues, by pid.
     """
 
     def __init__(self, may_stop: bool = True) -> None:
         self.may_stop = may_stop
+        self.watched: set[int] = set()
         self.traced: set[int] = set()
         self.stopped: set[int] = set()
+        self.withheld: dict[int, int] = {}
+
+    def watch(self, pids: Iterable[int]) -> None:
+        """Watch processes; those that are watched or held already, or cannot be traced, are skipped.
+
+        Parameters
+        ----------
+        pids : iterable of int
+            The processes.
+        """
+        for pid in pids:
+            if pid not in self.watched | self.traced | self.stopped and _ptrace(_PTRACE_SEIZE, pid) == 0:
+                self.watched.add(pid)
+
+    def on_stopped(self, pid: int, status: int) -> int:
+        """Continue a watched process, unless a signal has stopped it that is about to take effect.
+
+        Parameters
+        ----------
+        pid : int
+            A process that has stopped under ptrace.
+        status : int
+            What waitpid has returned for it.
+
+        Returns
+        -------
+        int
+            The signal: the caller calls `let_pass` or `hold`. 0: there is nothing to do.
+        """
+        number, is_event = os.WSTOPSIG(status), status >> 16 == _EVENT_STOP
+        if pid in self.traced and not is_event:
+            self.withheld[pid] = number
+        if pid not in self.watched:
+            return 0
+        if not is_event:
+            self.withheld[pid] = number
+            return number
+        _ptrace(_PTRACE_LISTEN if number in _STOPPING else _PTRACE_CONT, pid)
+        return 0
+
+    def let_pass(self, pid: int) -> None:
+        """Continue a watched process with the signal that has stopped it.
+
+        Parameters
+        ----------
+        pid : int
+            The process.
+        """
+        _ptrace(_PTRACE_CONT, pid, self.withheld.pop(pid, 0))
 
     def hold(self, pids: Iterable[int]) -> None:
         """Hold processes; those that are held already, or have ended, are skipped.
@@ -57,8 +117,11 @@ class Hold:
         for pid in pids:
             if pid in self.traced or pid in self.stopped:
                 continue
-            if _trace(pid):
+            if pid in self.watched or _ptrace(_PTRACE_SEIZE, pid) == 0:
+                self.watched.discard(pid)
                 self.traced.add(pid)
+                if pid not in self.withheld and (number := _interrupt(pid)):
+                    self.withheld[pid] = number
             elif self.may_stop and _signal(pid, signal.SIGSTOP):
                 self.stopped.add(pid)
 
@@ -73,27 +136,45 @@ class Hold:
         for pid in list(self.traced | self.stopped) if pids is None else pids:
             if pid in self.traced:
                 self.traced.discard(pid)
-                _detach(pid)
+                _detach(pid, self.withheld.pop(pid, 0))
             if pid in self.stopped:
                 self.stopped.discard(pid)
                 _signal(pid, signal.SIGCONT)
 
+    def forget(self, pid: int) -> None:
+        """Forget a process that has been reaped.
 
-def _trace(pid: int) -> bool:
-    """Stop the main thread of a process; return whether that was possible."""
-    if _ptrace(_PTRACE_SEIZE, pid) != 0:
-        return False
-    _ptrace(_PTRACE_INTERRUPT, pid)
+        Parameters
+        ----------
+        pid : int
+            The process.
+        """
+        for pids in (self.watched, self.traced, self.stopped):
+            pids.discard(pid)
+        self.withheld.pop(pid, None)
+
+
+def _interrupt(pid: int) -> int:
+    """Stop the main thread of a traced process; return the signal that it was about to get, 0 if none."""
     deadline = time.monotonic() + _STOP_TIMEOUT_S
-    while time.monotonic() < deadline and _event(pid) == 0:
+    while _ptrace(_PTRACE_INTERRUPT, pid) == 0 and time.monotonic() < deadline:
+        try:
+            stop = os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG)
+        except ChildProcessError:
+            return 0
+        if stop is not None:
+            return 0 if stop.si_status >> 8 == _EVENT_STOP else stop.si_status
         time.sleep(0.001)
-    return True
+    return 0
 
 
-def _detach(pid: int) -> None:
+def _detach(pid: int, number: int) -> None:
     # The kernel keeps a traced process that has ended from its parent until the tracer has reaped it.
-    if _ptrace(_PTRACE_DETACH, pid) != 0 and not _is_child(pid):
-        _event(pid)
+    if _ptrace(_PTRACE_DETACH, pid, number) != 0 and not _is_child(pid):
+        try:
+            os.waitpid(pid, os.WNOHANG | _WALL)
+        except ChildProcessError:
+            pass
 
 
 def _is_child(pid: int) -> bool:
@@ -101,16 +182,8 @@ def _is_child(pid: int) -> bool:
     return bool(fields) and int(fields[1]) == os.getpid()
 
 
-def _event(pid: int) -> int:
-    """Take what waitpid reports of a traced process; return 0 if that is nothing."""
-    try:
-        return os.waitpid(pid, os.WNOHANG | _WALL)[0]
-    except ChildProcessError:
-        return pid
-
-
-def _ptrace(request: int, pid: int) -> int:
-    return lean.c_function("ptrace")(request, pid)
+def _ptrace(request: int, pid: int, number: int = 0) -> int:
+    return lean.c_function("ptrace")(request, pid, 0, number)
 
 
 def _signal(pid: int, number: int) -> bool:

@@ -86,7 +86,7 @@ class Preparation:
         """Run `setup`, take its environment, and return what the launch machine is told of it."""
         if not self.request.get("setup"):
             return None
-        from torchfab.remote.job import login_setup  # imported here: most jobs have none
+        from torchfab.remote.host import login_setup  # imported here: most jobs have none
 
         before, request = self.environ, self.request
         try:

@@ -14,6 +14,7 @@ from torchfab.remote.job.clean_up import CleanUp, signal_all
 from torchfab.remote.job.console import Window
 from torchfab.remote.job.containment import Containment
 from torchfab.remote.job.end_request import EndRequest
+from torchfab.remote.job.peer_end import PeerEnd
 from torchfab.remote.job.rank_tracker import RankTracker
 from torchfab.remote.lean import signal
 
@@ -66,6 +67,7 @@ class ProcessWatch:
         self.last_rank = 0.0  # when the newest rank was found
         self.oom_kills = procfs.oom_kills() or 0  # count at the start of the supervisor
         self.request = EndRequest(folder, self.spec, self.ranks)
+        self.peer_end = PeerEnd(self.spec, self.ranks, self.request.ending)
         env_of_mark = self.spec.get("env") or env or {}
         self.containment = Containment(folder, env_of_mark, number, not self.spec.get("stop_by_file"))
         self.clean_up = CleanUp(self._find_children, self.request.ending, self.containment)
@@ -180,7 +182,7 @@ class ProcessWatch:
         """
         if self.is_cleaning:
             return _CLEAN_UP_POLL_S
-        if self.request.signal:
+        if self.request.signal or self.peer_end.kill_at is not None:
             return _SHORT_POLL_S
         now = time.time()
         settled = now - self.last_rank > _SETTLE_S if self.last_rank else now - self.begun > _STARTUP_S
@@ -188,8 +190,11 @@ class ProcessWatch:
 
     def look(self) -> None:
         """Find new ranks, and record the ends of ranks and the growth of logs."""
-        if self.child is not None and self.child.returncode is None and self.ranks.find_new():
-            self.last_rank = time.time()
+        if self.child is not None and self.child.returncode is None:
+            if self.ranks.find_new():
+                self.last_rank = time.time()
+                self.peer_end.watch(self.child.pid)
+            self.peer_end.look(self.child.pid)
         if not self.is_cleaning:  # the ranks that the clean-up ends have not failed
             self.ranks.sweep()
         logs = log_files.find(self.folder, self.spec)
@@ -206,6 +211,7 @@ class ProcessWatch:
         code : int
             Its exit code, negative for a signal.
         """
+        self.request.ending.hold.forget(pid)
         if not self.is_cleaning:
             self.ranks.set_code(pid, code)
         if self.child is not None and pid == self.child.pid and self.child.returncode is None:
@@ -214,6 +220,22 @@ class ProcessWatch:
         if self.after is not None and self.after.child is not None and pid == self.after.child.pid:
             self.after.child.returncode = code
 
+    def on_stopped(self, pid: int, status: int) -> None:
+        """Decide whether a launcher of this process that has stopped under ptrace may continue.
+
+        Parameters
+        ----------
+        pid : int
+            A process.
+        status : int
+            What waitpid has returned for it.
+        """
+        try:
+            self.peer_end.on_stopped(self.child.pid if self.child is not None else 0, pid, status)
+        except Exception as error:  # a bug of ours must not leave a launcher stopped
+            self.report_error(error)
+            self.request.ending.hold.let_pass(pid)
+
     def advance(self) -> None:
         """Carry a requested end, or the clean-up after the end, one step on."""
         if self.is_cleaning:
@@ -221,12 +243,19 @@ class ProcessWatch:
                 self._finish()
         elif self.child is not None and self.child.returncode is None:
             self.request.advance(self.child.pid)
-            if self.request.is_overdue():
+            if self.request.signal is None:
+                self._end_peers(self.child.pid)
+            elif self.request.is_overdue():
                 remaining = self.clean_up.remaining()
                 self.request.ending.note_unfinished(remaining, os.path.dirname(self.folder))
                 self.clean_up.kill(remaining)
         else:
             self._begin_clean_up()
+
+    def _end_peers(self, top: int) -> None:
+        if overdue := self.peer_end.advance(top):
+            self.request.ending.note_unfinished(overdue, os.path.dirname(self.folder))
+            self.clean_up.kill([*overdue, *procfs.descendants(overdue)], may_continue=False)
 
     # ---- signals
 

@@ -144,6 +144,13 @@ class RankTracker:
         os.close(pidfd)
         self._record_end(self.ranks[index])
 
+    def record_ends(self) -> None:
+        """Record the ends of ranks whose pidfds have not been polled since."""
+        for pidfd, index in list(self.pidfds.items()):
+            rank = self.ranks[index]
+            if not procfs.is_alive(rank["pid"], rank["start_time"]):
+                self.on_pidfd(pidfd)
+
     def _save(self) -> None:
         try:
             files.write_json(self.path, self.ranks)

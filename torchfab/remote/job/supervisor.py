@@ -145,10 +145,11 @@ class NodeSupervisor:
                 return
             if pid == 0:
                 return
-            if not os.WIFSTOPPED(status):  # a traced process reports that too (see `launcher_hold`)
-                code = os.waitstatus_to_exitcode(status)
-                for watch in self.watches:
-                    watch.on_reaped(pid, code)
+            for watch in self.watches:
+                if os.WIFSTOPPED(status):  # a traced process reports that too (see `launcher_hold`)
+                    watch.on_stopped(pid, status)
+                else:
+                    watch.on_reaped(pid, os.waitstatus_to_exitcode(status))
 
     # ---- signals
 

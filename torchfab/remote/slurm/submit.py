@@ -22,7 +22,7 @@ def submit(request: dict[str, Any], bundle: str) -> dict[str, Any]:
     ----------
     request : dict
         `folder`, `text` (the sbatch file), `options` (names of the options that it sets), `spec`, `secrets`, `workdir`,
-        `script` (a path or None), `python`, `timeout_s`.
+        `script` (a path or None), `python` (empty: one that is not to be checked), `timeout_s`.
     bundle : str
         Source of node.py.
 
@@ -65,7 +65,7 @@ def _check(request: dict[str, Any]) -> list[dict[str, str]]:
         problems.append(
             {"what": f"the script {script} does not exist", "fix": "copy your code there, or give --workdir"}
         )
-    if shutil.which(os.path.join(workdir, python) if "/" in python else python) is None:
+    if python and shutil.which(os.path.join(workdir, python) if "/" in python else python) is None:
         fix = "give an interpreter that exists on every node with --python"
         problems.append({"what": f"there is no {python}", "fix": fix})
     return problems

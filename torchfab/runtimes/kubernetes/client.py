@@ -12,13 +12,13 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from torchfab.core import extras
 from torchfab.core.errors import TorchfabError, UsageError
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.runtimes.kubernetes.redaction import Redact, redact_blocks
 from torchfab.transport.messages import cleaned
 

@@ -6,11 +6,12 @@ import queue
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from torchfab.core.errors import TorchfabError
 from torchfab.core.events import BacklogRead, ContactLost, Event, Lines, StatusChanged, Tick
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Node
 from torchfab.core.status import JobStatus
 from torchfab.records import Record

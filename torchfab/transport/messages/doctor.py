@@ -10,7 +10,7 @@ from msgspec import Meta, Struct
 
 from torchfab.core.bounds import Number, Port, Time, Whole
 from torchfab.transport.messages import Request
-from torchfab.transport.messages.launch import FileSystem, GpuProcess, MachineIdentity, PackagesMark
+from torchfab.transport.messages.launch import FileSystem, GpuProcess, MachineIdentity, PackagesMark, SetupFacts
 
 # Empty where it is unknown: in a union with a literal text, msgspec applies the pattern to both.
 Version: TypeAlias = Annotated[str, Meta(pattern=r"^([0-9]{1,6}(\.[0-9]{1,6}){0,4})?\Z")]
@@ -60,6 +60,14 @@ class PythonEnvironment(Struct, frozen=True, kw_only=True):
     cuda: str = ""
     nccl: str = ""
     packages: PackagesMark | None = None
+
+
+class SetupCheck(Struct, frozen=True, kw_only=True):
+    """What the commands of `--setup` have done, or why they failed, and how to fix it."""
+
+    facts: SetupFacts | None = None
+    problem: str = ""
+    fix: str = ""
 
 
 class GpuHealth(Struct, frozen=True, kw_only=True):
@@ -181,6 +189,7 @@ class ProbeAnswer(Struct, frozen=True, kw_only=True):
     """What a node found out about itself; a part that raised an exception is None, and named in `failed`."""
 
     machine: Machine | None = None
+    setup: SetupCheck | None = None
     python: PythonEnvironment | None = None
     gpus: GpusHealth | None = None
     tmux: TmuxVersion | None = None
@@ -207,6 +216,9 @@ class ProbeRequest(Request[ProbeAnswer], frozen=True, tag="probe"):
     variables: list[str]
     token: str
     port: int | None
+    setup: str = ""
+    setup_timeout_s: float = 0
+    python_is_default: bool = False
     ANSWER = ProbeAnswer
 
 

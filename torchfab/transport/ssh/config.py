@@ -11,10 +11,11 @@ import os
 import re
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from torchfab.core.errors import HostError, UsageError
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.log_context import program_of
 from torchfab.transport.ssh import patterns
 from torchfab.transport.ssh.config_index import Indexed

@@ -6,10 +6,10 @@ options.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import paramiko
 from paramiko.message import Message
+
+from torchfab.core.lazy_dataclass import dataclass
 
 _HOST = 2
 _FOREVER = (1 << 64) - 1

@@ -13,12 +13,13 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 
 import paramiko
 
 from torchfab.core.errors import HostError
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.transport.ssh import host_certificates, known_hosts
 from torchfab.transport.ssh.known_hosts import KnownFile, Line, Verdict
 from torchfab.transport.ssh.paramiko_transport import Transport

@@ -9,10 +9,10 @@ import base64
 import os
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.transport.ssh import patterns
 
 try:  # 2000 salted names are hashed for each of 64 hosts: hashlib's OpenSSL objects are twice as slow to copy

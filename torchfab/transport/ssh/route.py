@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from torchfab.core.errors import HostError
 from torchfab.core.flag_values import is_whole
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.transport.ssh.config import (
     ClientIdentity,
     Option,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.hostile import environments, texts
 from tests.support import fuzzed, require
-from torchfab.remote.job import login_setup
+from torchfab.remote.host import login_setup
 
 SHELLS = ("bash", "zsh", "fish", "tcsh", "dash")
 # Sets A, changes PATH, removes GONE: as each shell writes it.

@@ -27,7 +27,7 @@ _CSH, _FISH = ("csh", "tcsh"), ("fish",)
 _BOURNE = ("sh", "bash", "zsh", "dash", "ash", "ksh", "ksh93", "mksh")
 _DEFAULT_SHELL = "/bin/sh"
 # What a shell sets for itself, or a session has of its own.
-_SHELLS_OWN = frozenset(
+SHELLS_OWN = frozenset(
     (
         *("_", "PWD", "OLDPWD", "SHLVL", "SHELL", "TERM", "LINES", "COLUMNS", "PS1", "PS2", "PS4", "PROMPT"),
         *("HOST", "HOSTTYPE", "MACHTYPE", "OSTYPE", "VENDOR", "GROUP", "REMOTEHOST", "RPS1", "PROMPT_COMMAND"),
@@ -230,7 +230,7 @@ def describe(before: Mapping[str, str], after: Mapping[str, str], python: str) -
 
 
 def _is_taken(name: str) -> bool:
-    return name not in _SHELLS_OWN and _NAME.fullmatch(name) is not None
+    return name not in SHELLS_OWN and _NAME.fullmatch(name) is not None
 
 
 def _write(folder: str, setup: str) -> str:

@@ -1,0 +1,101 @@
+"""What a command imports: most of its time is importing, so it imports nothing that it does not use.
+
+One process for each command; it writes the names of the modules that it has imported by its end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+RUN = """\
+import atexit, json, sys
+atexit.register(lambda path: open(path, "w").write(json.dumps(sorted(sys.modules))), sys.argv.pop(1))
+from torchfab.cli import program
+program.main()
+"""
+# Of what Fabric itself imports, nothing can be left out.
+LIBRARIES = ("ClusterShell", "http.client", "kubernetes", "msgspec", "multiprocessing", "rich", "torch", "uuid")
+LAUNCHERS = tuple(
+    f"torchfab.launchers.{name}"
+    for name in ("colossalai", "deepspeed", "kubernetes", "mpi", "network", "per_gpu", "per_node", "slurm")
+)
+PACKAGES = tuple(
+    f"torchfab.{name}"
+    for name in (
+        "api",
+        "doctor.collect",
+        "importers",
+        "network",
+        "stacks",
+        "supervise.job_supervisor",
+        "sync",
+        "why.diagnosis",
+    )
+)
+JOBS = ("torchfab.core.specs", "torchfab.records", "torchfab.transport")
+SSH = ("torchfab.transport.ssh.config", "torchfab.transport.ssh.connect")
+ANSWERS = ("msgspec", "uuid")  # uuid is msgspec's
+
+
+def imported(tmp_path: Path, *args: str) -> set[str]:
+    """Run a command in an empty project, and return the names of the modules that it has imported."""
+    (tmp_path / "hosts").write_text("localhost slots=1\n")
+    (tmp_path / "torchfab.yaml").write_text("agent_python: python3\n")
+    (tmp_path / "train.py").write_text("")
+    listed = tmp_path / "modules.json"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    argv = [sys.executable, "-c", RUN, str(listed), *args]
+    done = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=60)
+    assert listed.is_file(), done.stderr
+    return set(json.loads(listed.read_text()))
+
+
+def unwanted(modules: set[str], names: tuple[str, ...]) -> list[str]:
+    """Return the modules that are, or are within, one of some names."""
+    return sorted(each for each in modules if any(each == name or each.startswith(f"{name}.") for name in names))
+
+
+def without(names: tuple[str, ...], *used: str) -> tuple[str, ...]:
+    return tuple(name for name in names if name not in used)
+
+
+@pytest.mark.parametrize(
+    ("args", "names"),
+    [
+        (
+            ["--list"],
+            (*LIBRARIES, *LAUNCHERS, *PACKAGES, *JOBS),
+        ),
+        (["--help", "launch-mpi"], (*LIBRARIES, *without(LAUNCHERS, "torchfab.launchers.mpi"), *PACKAGES)),
+        (["status"], (*without(LIBRARIES, *ANSWERS), *LAUNCHERS, *PACKAGES, *SSH)),
+        (["jobs"], (*without(LIBRARIES, *ANSWERS), *LAUNCHERS, *PACKAGES, *SSH)),
+        (["logs"], (*without(LIBRARIES, *ANSWERS), *LAUNCHERS, *PACKAGES, *SSH)),
+        (
+            ["launch-per-node", "--dry-run", "--nproc-per-node", "1", "--", "train.py"],
+            (*without(LIBRARIES, *ANSWERS), *without(LAUNCHERS, "torchfab.launchers.per_node"), *PACKAGES, *SSH),
+        ),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_command_imports_nothing_that_it_does_not_use(
+    tmp_path: Path, args: list[str], names: tuple[str, ...]
+) -> None:
+    assert not unwanted(imported(tmp_path, *args), names)
+
+
+def test_a_dataclass_of_ours_is_compiled_when_it_is_used() -> None:
+    text = "from dataclasses import"
+    found = [
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "torchfab").rglob("*.py")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if line.startswith(text) and "dataclass" in line.removeprefix(text).replace(",", " ").split()
+    ]
+    assert not found, "import dataclass from torchfab.core.lazy_dataclass"
