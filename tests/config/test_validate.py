@@ -37,6 +37,7 @@ def test_the_settings_of_this_repository_are_valid() -> None:
         ("connect_timeout_s", 0, "a number of seconds above 0"),
         ("hostfile", " ", "a text"),
         ("script", "train.py", "a list of texts"),
+        *(("probe", value, "true or false") for value in ("yes", 1, None)),
         *(("stacks_signal", value, "SIGUSR1, SIGUSR2, or empty for none") for value in ("SIGKILL", "usr2", None, 12)),
     ],
 )

@@ -85,6 +85,7 @@ class LaunchFlags(JobFlags):
     )
     notify: str = flag("", "With --supervise: command or URL that receives the job's events.")
     tmux: bool = flag(False, "With --supervise: supervise in this machine's private tmux server, and return.")
+    no_probe: bool = flag(False, "Start the ranks without the probe that stacks and why ask for collectives.")
 
 
 @dataclass(frozen=True)

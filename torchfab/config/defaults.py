@@ -80,6 +80,7 @@ SETTINGS = MappingProxyType(
         "lost_s": 60,
         "gpu_memory_timeout_s": 60,
         "stacks_signal": "SIGUSR2",
+        "probe": True,
         "tmux_conf": "",
     }
 )

@@ -23,6 +23,7 @@ _MAY_BE_EMPTY = ("tmux_conf", "setup")
 _STACK_SIGNALS = ("", "SIGUSR1", "SIGUSR2")
 _MAX = 1e9  # seconds, hosts or restarts: a larger number is a mistake
 _LISTS = ("script", "forward")
+_SWITCHES = ("probe",)
 
 
 def check(config: Mapping[str, Any]) -> None:
@@ -160,8 +161,14 @@ def _expected(name: str, value: Any) -> str:
         return "" if _is_number(value, 0) else "a number of seconds"
     if name in _TEXTS:
         return "" if isinstance(value, str) and (value.strip() or name in _MAY_BE_EMPTY) else "a text"
+    return _expected_choice(name, value)
+
+
+def _expected_choice(name: str, value: Any) -> str:
     if name in _LISTS:
         return "" if _is_list(value) else "a list of texts"
+    if name in _SWITCHES:
+        return "" if isinstance(value, bool) else "true or false"
     wrong_signal = name == "stacks_signal" and value not in _STACK_SIGNALS
     return "SIGUSR1, SIGUSR2, or empty for none" if wrong_signal else ""
 

@@ -189,6 +189,8 @@ class Job:
         $TORCHFAB_FILES.
     python_version : str
         The version that the interpreter must have on every node, as `3.11`; empty for any.
+    probe : bool
+        Whether every rank has a probe (`torchfab.launchers.probe`).
     """
 
     name: str
@@ -215,6 +217,7 @@ class Job:
     hook_timeout_s: float = 300.0
     files: Mapping[str, str] = field(default_factory=_nothing, repr=False)
     python_version: str = ""
+    probe: bool = False
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -418,8 +421,8 @@ class Process:
     files : Mapping of str to str
         Files to write into the process's folder before it starts: relative path, text. They are readable by their owner
         only, and executable if the text begins with `#!`.
-    path : tuple of str
-        Folders to prepend to the node's PATH.
+    path, python_path : tuple of str
+        Folders to prepend to the node's PATH, and to PYTHONPATH.
     secrets : bool
         Whether its environment includes the secret part of the job's.
     """
@@ -432,6 +435,7 @@ class Process:
     folders: tuple[str, ...] = ()
     files: Mapping[str, str] = field(default_factory=_nothing)
     path: tuple[str, ...] = ()
+    python_path: tuple[str, ...] = ()
     secrets: bool = True
 
 

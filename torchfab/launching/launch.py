@@ -19,6 +19,7 @@ from torchfab.core.format import plural
 from torchfab.core.specs import Facts, Job, Node, Plan, Slot
 from torchfab.doctor import Clock, Finding, same_machine
 from torchfab.launchers import AnyLauncher, Launcher
+from torchfab.launchers.probe import with_probe
 from torchfab.launching import deepspeed_env, shell_script, transaction
 from torchfab.launching.context import CommandContext, setup_commands
 from torchfab.launching.hosts import read_inventory
@@ -92,6 +93,7 @@ def make_job(launcher: AnyLauncher, flags: JobFlags, own: Any, ctx: CommandConte
         after=environment.check_setup(flags.after, "--after"),
         setup_timeout_s=float(ctx.config["setup_timeout_s"]),
         hook_timeout_s=float(ctx.config["hook_timeout_s"]),
+        probe=bool(ctx.config["probe"]) and not getattr(flags, "no_probe", True),
     )
 
 
@@ -388,7 +390,7 @@ def _start(
         same_machine.check(nodes, {rank: each.facts for rank, each in prepared.answers.items()})
         _check_python_versions(job, prepared)
         warnings = _print_warnings(prepared, ctx)
-        plan = specs.with_files(launcher.plan(job, nodes, slots, prepared.facts))
+        plan = with_probe(specs.with_files(launcher.plan(job, nodes, slots, prepared.facts)))
         record = ctx.records.write(plan, tmux.NAME, ctx.now, ctx.settings, attempt)
         for each in warnings:
             record.note("warning", **each.as_json())

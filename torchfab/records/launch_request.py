@@ -19,7 +19,7 @@ from torchfab.records import atomic
 FILE = "asked.json"
 _NEWER = (
     *("is_program", "setup", "python_is_default", "setup_timeout_s", "before", "after", "hook_timeout_s"),
-    *("files", "python_version"),
+    *("files", "python_version", "probe"),
 )
 
 

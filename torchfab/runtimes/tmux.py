@@ -428,6 +428,7 @@ def _process_spec(plan: Plan, each: NodePlan, process: Process) -> ProcessSpec:
         folders=list(process.folders),
         files=dict(process.files),
         path=list(search_path(plan.job.on(each.node), process)),
+        python_path=list(process.python_path),
         after=plan.job.after,
         after_timeout_s=plan.job.hook_timeout_s,
     )

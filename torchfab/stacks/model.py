@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Any
 
+from torchfab.collectives.model import RankHistory, Snapshot, history_from_report
 from torchfab.core.errors import TorchfabError
 from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Node
@@ -133,12 +134,15 @@ class NodeStacks:
         Where py-spy was found: beside the interpreter, on the PATH, or sent; empty if nowhere.
     rights : Mapping
         What decides whether a process may trace another one: `ptrace_scope`, `cap_sys_ptrace`, `uid`.
+    collectives : tuple of RankHistory
+        The collectives of the ranks whose probe answered.
     """
 
     node: Node
     ranks: tuple[RankStack, ...]
     py_spy: str = ""
     rights: Mapping[str, Any] = field(default_factory=dict)
+    collectives: tuple[RankHistory, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -171,6 +175,16 @@ class StackDump:
         """Whether every node answered, and every rank that runs has a stack."""
         return not self.unreachable and all(each.threads for each in self.running)
 
+    @property
+    def collectives(self) -> Snapshot:
+        """The collectives of the ranks: of those whose probe answered, and which ranks have ended."""
+        ended = {
+            each.rank: RankHistory(each.rank, each.node.label, has_ended=True)
+            for each in self.ended
+            if each.rank is not None
+        }
+        return Snapshot({**ended, **{each.rank: each for node in self.nodes for each in node.collectives}})
+
 
 def from_answer(node: Node, answer: Mapping[str, Any]) -> NodeStacks:
     """Convert a node's answer to a NodeStacks.
@@ -188,7 +202,8 @@ def from_answer(node: Node, answer: Mapping[str, Any]) -> NodeStacks:
         With the ranks in the order of the answer.
     """
     ranks = tuple(_rank_stack(node, each) for each in answer["ranks"])
-    return NodeStacks(node, ranks, answer["spy"], answer["rights"])
+    collectives = tuple(history_from_report(node.label, each) for each in answer.get("collectives", ()))
+    return NodeStacks(node, ranks, answer["spy"], answer["rights"], collectives)
 
 
 def _rank_stack(node: Node, report: Mapping[str, Any]) -> RankStack:

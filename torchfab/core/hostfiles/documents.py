@@ -103,9 +103,7 @@ def recognise(source: Source) -> Document:
     if clustershell.is_document(document):
         return Document(clustershell.TITLE, lambda: clustershell.read_document(source, document))
     raise source.error(
-        0,
-        "an unknown kind of JSON or YAML document",
-        "write one host per line; inventories of ansible and MLX are supported",
+        0, "a JSON or YAML document that lists no hosts", 'write one host a line, or ["node1", "node2"] in JSON'
     )
 
 

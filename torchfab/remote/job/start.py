@@ -33,7 +33,7 @@ def start(folder: str, request: dict[str, Any], environ: Mapping[str, str]) -> d
         `session`, `mask_key` (key for the digests of secrets, see `redaction`), `grace_s`, `start_timeout_s`,
         `secret_patterns` (names of variables of the node's own environment whose values must not stay in a file) and
         `processes`: dicts with `name`, `argv`, `env`, `secrets` (None: without the node's own secrets too), `cwd`,
-        `rank`, `rank_logs`, `folders`, `files`, `path`, `after`, `after_timeout_s`.
+        `rank`, `rank_logs`, `folders`, `files`, `path`, `python_path`, `after`, `after_timeout_s`.
     environ : mapping of str to str
         The environment of this node for the job (`Preparation.environ`).
 
@@ -116,7 +116,7 @@ def _write_spec(folder: str, process: dict[str, Any], grace_s: float) -> None:
         files.make_private(os.path.join(folder, sub))
     for path, text in process.get("files", {}).items():
         _write_file(os.path.join(folder, path), text)
-    spec = {key: value for key, value in process.items() if key not in ("secrets", "files", "path")}
+    spec = {key: value for key, value in process.items() if key not in ("secrets", "files", "path", "python_path")}
     spec.update(grace_s=grace_s, held_by=start_barrier.server_identity())
     if process["secrets"]:
         files.write_json(os.path.join(folder, files.SECRETS), process["secrets"])
@@ -134,6 +134,9 @@ def _environment(process: dict[str, Any], base: dict[str, str]) -> dict[str, str
     env = {**base, **process["env"]}
     if process.get("path"):
         env["PATH"] = os.pathsep.join([*process["path"], env.get("PATH", os.defpath)])
+    if process.get("python_path"):
+        own = [env["PYTHONPATH"]] if env.get("PYTHONPATH") else []
+        env["PYTHONPATH"] = os.pathsep.join([*process["python_path"], *own])
     return env
 
 

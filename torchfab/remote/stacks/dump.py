@@ -10,13 +10,14 @@ import time
 
 from torchfab.remote import files, procfs
 from torchfab.remote.job import status
-from torchfab.remote.stacks import faulthandler, pyspy
+from torchfab.remote.stacks import faulthandler, pyspy, recorder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
 _CPU_S = 0.25  # interval over which the CPU use of a process is measured
+_PROBES_S = 2.0  # for the answers of all probes
 _STOPPED, _UNINTERRUPTIBLE = "T", "D"
 _CAP_SYS_PTRACE = 19
 
@@ -54,13 +55,15 @@ def dump_node(folder: str, request: dict[str, Any]) -> dict[str, Any]:
     -------
     dict
         `ranks`: one entry each, as `_entry` makes it, with `threads` (main thread first), `by`, `problem`; `spy`:
-        where py-spy was found; `rights`: the settings that decide whether py-spy may ptrace; `machine`.
+        where py-spy was found; `rights`: the settings that decide whether py-spy may ptrace; `machine`; `collectives`:
+        as `collectives` returns them.
     """
     entries = targets(folder, request["ranks"])
     running = [entry for entry in entries if entry["ended"] is None]
     result: dict[str, Any] = {"machine": os.uname().machine, "rights": ptrace_rights(), "spy": "", "ranks": entries}
     if not running:
         return result
+    result["collectives"] = collectives(folder)
     path, result["spy"] = pyspy.find([each for entry in running for each in entry.pop("beside")])
     if not path and request.get("copy"):
         path, result["spy"] = request["copy"], "sent"
@@ -90,6 +93,33 @@ def ptrace_rights() -> dict[str, Any]:
     effective = int(procfs.status_field(os.getpid(), "CapEff") or "0", 16)
     scope = status.tail("/proc/sys/kernel/yama/ptrace_scope").strip()
     return {"ptrace_scope": scope, "cap_sys_ptrace": bool(effective >> _CAP_SYS_PTRACE & 1), "uid": os.getuid()}
+
+
+def collectives(folder: str, timeout_s: float = _PROBES_S) -> list[dict[str, Any]]:
+    """Return the collectives of the running ranks on this node that have a probe.
+
+    Parameters
+    ----------
+    folder : str
+        The job's folder on this node.
+    timeout_s : float
+        Seconds that the probes have, all together. Default 2.
+
+    Returns
+    -------
+    list of dict
+        As `recorder.describe` returns them, with `stack`: the main thread, the innermost frame first.
+    """
+    probes = [probe for name in files.processes(folder) for probe in recorder.find(os.path.join(folder, name))]
+    answers = recorder.ask(probes, timeout_s)
+    now = time.time()
+    found = []
+    for probe, answer in zip(probes, answers):
+        threads = faulthandler.parse(answer.get(recorder.TRACEBACK, b"").decode(errors="replace"))
+        stack = threads[0]["frames"] if threads else []
+        if recorder.RECORDER in answer or recorder.NCCL_RECORDER in answer:
+            found.append({**recorder.summarize(probe.rank, probe.pid, answer, now), "stack": stack})
+    return found
 
 
 # ---- processes

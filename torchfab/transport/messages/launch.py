@@ -195,6 +195,7 @@ class ProcessSpec(Struct, frozen=True, kw_only=True):
     folders: list[str]
     files: dict[str, str]
     path: list[str]
+    python_path: list[str] = []
     after: str = ""
     after_timeout_s: float = 0
 

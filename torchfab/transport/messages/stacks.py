@@ -43,6 +43,52 @@ class RankStackReport(Struct, frozen=True, kw_only=True):
     threads: list[ThreadStack] = []
 
 
+class RankCollectives(Struct, frozen=True, kw_only=True):
+    """The latest collectives of a rank, as its probe reports them; see `torchfab.remote.stacks.recorder`.
+
+    Parameters
+    ----------
+    time : float
+        When they were asked for, in seconds since the epoch.
+    groups : list of GroupReport
+        Its process groups.
+    calls : list of CallReport
+        Its latest calls.
+    stack : list of StackFrame
+        Its main thread, the innermost frame first.
+    """
+
+    rank: Whole
+    pid: Whole
+    time: Time
+    groups: list[GroupReport]
+    calls: list[CallReport]
+    stack: list[StackFrame] = []
+
+
+class GroupReport(Struct, frozen=True, array_like=True):
+    """A process group: name, description, ranks (empty: not known)."""
+
+    name: str
+    description: str
+    ranks: list[Whole]
+
+
+class CallReport(Struct, frozen=True, array_like=True):
+    """A call of a collective; `frames` are those of the call, the innermost first, where they are known."""
+
+    group: str
+    number: Whole
+    operation: str
+    input_sizes: list[list[Whole]]
+    input_types: list[str]
+    output_sizes: list[list[Whole]]
+    output_types: list[str]
+    has_ended: bool
+    age_s: Number
+    frames: list[StackFrame] = []
+
+
 class PtraceRights(Struct, frozen=True, kw_only=True):
     """The settings that decide whether py-spy may look into a process."""
 
@@ -68,6 +114,7 @@ class StacksAnswer(Struct, frozen=True, kw_only=True):
     spy: str = ""
     rights: PtraceRights = PtraceRights()
     ranks: list[RankStackReport] = []
+    collectives: list[RankCollectives] = []
     wants: bool = False
 
 

@@ -1,0 +1,38 @@
+"""The probe of the ranks: a `sitecustomize` that processes find in PYTHONPATH. See `torchfab/remote/shims/probe.py`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torchfab.core.specs import NodePlan, Plan, Process
+from torchfab.launchers.shims import source_of
+
+FOLDER = "probe"
+
+
+def with_probe(plan: Plan) -> Plan:
+    """Return a plan whose ranks have a probe.
+
+    Parameters
+    ----------
+    plan : Plan
+        The plan of any launcher.
+
+    Returns
+    -------
+    Plan
+        The same plan for a job without probes.
+    """
+    return replace(plan, nodes=tuple(_on_node(each) for each in plan.nodes)) if plan.job.probe else plan
+
+
+def _on_node(node_plan: NodePlan) -> NodePlan:
+    processes = tuple(_probed(node_plan.folder, each) for each in node_plan.processes)
+    return replace(node_plan, processes=processes)
+
+
+def _probed(folder: str, process: Process) -> Process:
+    if not process.secrets:  # it runs nothing of the job, and its PYTHONPATH may travel to other nodes
+        return process
+    files = {**process.files, f"{FOLDER}/sitecustomize.py": source_of("probe")}
+    return replace(process, files=files, python_path=(f"{folder}/{process.name}/{FOLDER}",))

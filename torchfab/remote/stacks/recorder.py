@@ -1,0 +1,278 @@
+"""Ask the ranks' probes (`torchfab/remote/shims/probe.py`) for their collectives and stacks; keep the answers.
+
+torch's worker server speaks HTTP over a Unix socket. One socket per question, all at once: a rank that does not answer
+delays no other.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import select
+import socket
+import time
+
+from torchfab.remote import procfs
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from typing import Any
+
+FOLDER = "probe"
+# The last one needs Python's lock in the rank, so it may have no answer where the others have one.
+RECORDER, NCCL_RECORDER, TRACEBACK, GROUPS = "fr_trace_json", "dump_nccl_trace_json", "dump_traceback", "torchfab"
+QUESTIONS = (RECORDER, NCCL_RECORDER, TRACEBACK, GROUPS)
+LATEST = 64  # calls of each process group that are returned
+_MAX_ANSWER_BYTES = 64 * 1024 * 1024
+_MAX_PATH_BYTES = 100
+
+
+class Probe:
+    """The probe of one rank.
+
+    Parameters
+    ----------
+    folder : str
+        The folder of its socket.
+    name : str
+        `RANK-PID`.
+    """
+
+    def __init__(self, folder: str, name: str) -> None:
+        self.path = os.path.join(folder, f"{name}.sock")
+        rank, _, pid = name.partition("-")
+        self.rank, self.pid = int(rank), int(pid)
+
+    def is_alive(self) -> bool:
+        """Return whether its process exists."""
+        return procfs.is_running(self.pid)
+
+
+def find(process_folder: str) -> list[Probe]:
+    """Return the probes of the running ranks of a process.
+
+    Parameters
+    ----------
+    process_folder : str
+        The process's folder.
+
+    Returns
+    -------
+    list of Probe
+        Sorted by rank.
+    """
+    folder = os.path.join(process_folder, FOLDER)
+    names = [name[: -len(".sock")] for name in _list(folder) if name.endswith(".sock")]
+    probes = [Probe(folder, name) for name in names if _is_name(name)]
+    return sorted((probe for probe in probes if probe.is_alive()), key=lambda probe: (probe.rank, probe.pid))
+
+
+def _list(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:  # the job was launched without probes
+        return []
+
+
+def _is_name(name: str) -> bool:
+    rank, dash, pid = name.partition("-")
+    return bool(dash) and rank.isdigit() and pid.isdigit()
+
+
+# ---- questions
+
+
+def ask(probes: Sequence[Probe], timeout_s: float, questions: Sequence[str] = QUESTIONS) -> list[dict[str, bytes]]:
+    """Ask all probes at once.
+
+    Parameters
+    ----------
+    probes : sequence of Probe
+        The probes.
+    timeout_s : float
+        Seconds, for all of them together.
+    questions : sequence of str
+        Names of handlers. Default: all.
+
+    Returns
+    -------
+    list of dict of str to bytes
+        The answers of each probe by question; those that were not given, or not in time, are missing.
+    """
+    asked = [(at, question) for at in range(len(probes)) for question in questions]
+    bodies = fetch([(probes[at].path, question) for at, question in asked], timeout_s)
+    found: list[dict[str, bytes]] = [{} for _ in probes]
+    for (at, question), body in zip(asked, bodies):
+        if body is not None:
+            found[at][question] = body
+    return found
+
+
+def fetch(asked: Sequence[tuple[str, str]], timeout_s: float) -> list[bytes | None]:
+    """Send all requests at once, and return what has been answered in time.
+
+    Parameters
+    ----------
+    asked : sequence of (str, str)
+        Path of the socket, and name of the handler.
+    timeout_s : float
+        Seconds, for all of them together.
+
+    Returns
+    -------
+    list of bytes or None
+        The body of each answer; None for none, or for an error.
+    """
+    deadline = time.monotonic() + timeout_s
+    opened = {number: connection for number, each in enumerate(asked) if (connection := _connect(*each))}
+    received = {number: bytearray() for number in opened}
+    waiting = {connection.fileno(): number for number, connection in opened.items()}
+    poll = select.poll()
+    for fd in waiting:
+        poll.register(fd, select.POLLIN)
+    while waiting and (left_s := deadline - time.monotonic()) > 0:
+        for fd, _ in poll.poll(1000 * left_s):
+            if not _receive(opened[waiting[fd]], received[waiting[fd]]):
+                poll.unregister(fd)
+                del waiting[fd]
+    for connection in opened.values():
+        connection.close()
+    late = set(waiting.values())
+    return [_body(received[at]) if at in received and at not in late else None for at in range(len(asked))]
+
+
+def _connect(path: str, handler: str) -> socket.socket | None:
+    """Connect and send the request; HTTP 1.0: the server closes the connection after its answer."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    connection.setblocking(False)
+    try:
+        _connect_to(connection, path)
+        connection.send(f"POST /handler/{handler} HTTP/1.0\r\nContent-Length: 0\r\n\r\n".encode())
+    except OSError:  # it has ended, or it answers so many that it takes no more
+        connection.close()
+        return None
+    return connection
+
+
+def _connect_to(connection: socket.socket, path: str) -> None:
+    if len(os.fsencode(path)) <= _MAX_PATH_BYTES:
+        connection.connect(path)
+        return
+    folder = os.open(os.path.dirname(path), os.O_RDONLY)
+    try:
+        connection.connect(f"/proc/self/fd/{folder}/{os.path.basename(path)}")
+    finally:
+        os.close(folder)
+
+
+def _receive(connection: socket.socket, received: bytearray) -> bool:
+    """Receive what has arrived; return whether more may come."""
+    try:
+        data = connection.recv(256 * 1024)
+    except OSError as error:
+        return error.errno in (errno.EAGAIN, errno.EINTR)
+    received += data
+    return bool(data) and len(received) < _MAX_ANSWER_BYTES
+
+
+def _body(received: bytearray) -> bytes | None:
+    head, separator, body = bytes(received).partition(b"\r\n\r\n")
+    words = head.split(b" ", 2)
+    return body if separator and words[1:2] == [b"200"] else None
+
+
+# ---- answers
+
+
+def summarize(rank: int, pid: int, answers: dict[str, bytes], now: float) -> dict[str, Any]:
+    """Return the collectives of a rank from the answers of its probe.
+
+    Parameters
+    ----------
+    rank, pid : int
+        The rank.
+    answers : dict of str to bytes
+        As `ask` returns them.
+    now : float
+        When they were given, in seconds since the epoch.
+
+    Returns
+    -------
+    dict
+        As `describe` returns it.
+    """
+    own = _object(answers.get(GROUPS, b""))
+    dumps = [_object(answers[question]) for question in (RECORDER, NCCL_RECORDER) if question in answers]
+    return describe(rank, pid, now, dumps, own.get("groups") or {}, own.get("frames") or {})
+
+
+def describe(
+    rank: int, pid: int, now: float, dumps: Iterable[dict[str, Any]], groups: dict[str, Any], frames: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the collectives of a rank from dumps of the flight recorder (version 2 of its format).
+
+    Parameters
+    ----------
+    rank, pid : int
+        The rank.
+    now : float
+        When they were made, in seconds since the epoch.
+    dumps : iterable of dict
+        The dumps: of CPU backends, of NCCL.
+    groups : dict
+        Description and ranks by the group's name.
+    frames : dict
+        As the probe returns them.
+
+    Returns
+    -------
+    dict
+        `rank`, `pid`, `time`; `groups`: rows of name, description, ranks (empty: not known); `calls`: rows of group,
+        number, operation, sizes and types of the input, sizes and types of the output, whether it has ended, seconds
+        since its call, and its frames, the latest of each group.
+    """
+    known = {name: [str(each[0]), [int(member) for member in each[1]]] for name, each in groups.items()}
+    calls: list[list[Any]] = []
+    for dump in dumps:
+        for name, config in _groups_of(dump).items():
+            known.setdefault(name, config)
+        latest: dict[str, list[list[Any]]] = {}
+        for entry in dump.get("entries") or ():
+            if not entry.get("is_p2p"):
+                call = _call(entry, frames, now)
+                latest.setdefault(call[0], []).append(call)
+                known.setdefault(call[0], [entry["process_group"][1], []])
+        calls += [call for each in latest.values() for call in each[-LATEST:]]
+    rows = [[name, *each] for name, each in known.items()]
+    return {"rank": rank, "pid": pid, "time": now, "groups": rows, "calls": calls}
+
+
+def _groups_of(dump: dict[str, Any]) -> dict[str, list[Any]]:
+    found = {}
+    for name, config in (dump.get("pg_config") or {}).items():
+        ranks = config.get("ranks") or "[]"
+        members = json.loads(ranks) if isinstance(ranks, str) else list(ranks)
+        if name and members:
+            found[name] = [config.get("desc", ""), members]
+    return found
+
+
+def _call(entry: dict[str, Any], frames: dict[str, Any], now: float) -> list[Any]:
+    backend, _, operation = entry["profiling_name"].rpartition(":")
+    own = entry.get("frames") or ()
+    rows = [[frame["name"], frame["filename"], frame["line"]] for frame in own]
+    ended = bool(entry.get("retired")) or entry.get("state") == "completed"
+    age_s = max(0.0, now - entry["time_created_ns"] / 1e9)
+    tensors = [entry.get(key) or [] for key in ("input_sizes", "input_dtypes", "output_sizes", "output_dtypes")]
+    calls = rows or frames.get(f"{backend} {entry['record_id']}") or []
+    return [entry["process_group"][0], entry["collective_seq_id"], operation, *tensors, ended, age_s, calls]
+
+
+def _object(text: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(text) if text else {}
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
