@@ -234,7 +234,7 @@ REFUSED: dict[str, tuple[str, str, str]] = {
     "unknown JSON": (
         '{"a": [1]}',
         "hosts: a JSON or YAML document that lists no hosts",
-        'write one host a line, or ["node1", "node2"] in JSON',
+        'write one host per line, or ["node1", "node2"] in JSON',
     ),
     "a key": (
         "-----BEGIN OPENSSH PRIVATE KEY-----\nx\n",

@@ -103,7 +103,7 @@ def recognise(source: Source) -> Document:
     if clustershell.is_document(document):
         return Document(clustershell.TITLE, lambda: clustershell.read_document(source, document))
     raise source.error(
-        0, "a JSON or YAML document that lists no hosts", 'write one host a line, or ["node1", "node2"] in JSON'
+        0, "a JSON or YAML document that lists no hosts", 'write one host per line, or ["node1", "node2"] in JSON'
     )
 
 

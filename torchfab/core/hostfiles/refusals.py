@@ -12,7 +12,7 @@ _ASSIGNMENT = re.compile(r"\s*(?:export|set|setenv|declare|local|readonly)\s+(?:
 _PROMPT = re.compile(r"\s*ssh\s+(.*)")
 
 
-_ONE_A_LINE = "write one host a line, or a list with commas: node1,node2"
+_ONE_A_LINE = "write one host per line, or a list with commas: node1,node2"
 _OTHERS = (
     (re.compile(r"-----BEGIN [A-Z ]+-----"), "a key or a certificate", "write the hosts; fab -i FILE names a key"),
     (re.compile(r"(?:@\S+ )?\S+ (?:ssh|ecdsa|sk-ssh|sk-ecdsa)-\S+ AAAA"), "known_hosts of ssh", "write the hosts"),
@@ -63,7 +63,7 @@ def _refuse_others(source: Source) -> None:
         text = " ".join(line)
         for pattern, what, fix in _OTHERS:
             if pattern.match(text):
-                raise source.error(number, f"{what}, not a file of hosts", fix)
+                raise source.error(number, f"{what}, not a hosts file", fix)
 
 
 def _refuse_ssh_config(source: Source) -> None:
