@@ -191,7 +191,7 @@ def test_a_stop_that_is_not_proved_is_an_error(job: Job, monkeypatch: pytest.Mon
     with pytest.raises(HostsFailedError) as caught:
         job.stop()
     assert str(caught.value) == (
-        "1 of 2 nodes could not be asked to stop\n"
+        "1 of 2 nodes could not be reached to stop the job\n"
         "  fix: when they are reachable again: fab stop gpt2\n  node1: node1: refused"
     )
     stops(monkeypatch, StopReport(NODES[0]), StopReport(NODES[1], 1, left=("4711 (sleep)",)))

@@ -44,7 +44,7 @@ def test_one_machine_under_two_names_is_refused_with_both_lines(fab: Fab) -> Non
     port = fab.cluster.node(0).port
     hosts = fab.write("h", f"node1\nnode1:{port}\n")
     done = fab("launch-per-node", "--hostfile", str(hosts), "--", "light.py", "60")
-    refused(done, f"node1 ({hosts}:1) and node1:{port} ({hosts}:2) are one machine", "fix: leave one of the lines out")
+    refused(done, f"node1 ({hosts}:1) and node1:{port} ({hosts}:2) are one machine", "fix: remove one of the lines")
     fab.assert_nothing_left()
 
 

@@ -93,7 +93,7 @@ def test_an_unreachable_node_is_named_and_the_others_answer(fab: Fab) -> None:
     assert logs.rc == 1
     assert "x    unreachable" in jobs.stdout, jobs
     assert "node1: 2 processes ended" in stop.stdout, stop
-    assert "error: 1 of 2 nodes could not be asked to stop\n  node2: no answer from" in stop.stderr, stop
+    assert "error: 1 of 2 nodes could not be reached to stop the job\n  node2: no answer from" in stop.stderr, stop
     assert "when they are reachable again: fab stop x" in stop.stderr, stop
     assert stop.rc == 1
     refused(removed, "node2 cannot be asked whether job x has ended there", str(fab.records / "x"))
