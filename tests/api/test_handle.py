@@ -295,7 +295,7 @@ def test_a_notice_returns_the_ranks_that_got_it(job: Job, monkeypatch: pytest.Mo
     monkeypatch.setattr(tmux, "signal", deliver)
     assert job.signal("usr1", rank=[0, 1]) == (1,)
     assert sent == [("SIGUSR1", [0, 1])]
-    with pytest.raises(UsageError, match="SIGTERM ends ranks: it is no notice"):
+    with pytest.raises(UsageError, match="SIGTERM ends ranks: it is not a notice"):
         job.signal("TERM")
     with pytest.raises(UsageError, match="the ranks 0-1, and no rank 7"):
         job.signal(rank=7)

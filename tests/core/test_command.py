@@ -200,7 +200,7 @@ def test_words_that_only_a_shell_would_read_are_refused_with_the_line_to_write(
     ],
 )
 def test_a_launcher_behind_other_programs_is_refused(line: str) -> None:
-    with pytest.raises(UsageError, match=r"would start ranks inside of every rank\n  fix: leave it out: .*-- t\.py"):
+    with pytest.raises(UsageError, match=r"would start ranks inside every rank\n  fix: omit it: .*-- t\.py"):
         parse(line)
 
 
