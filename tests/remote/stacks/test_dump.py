@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from tests.remote.place import Place, python, wait_for
 from tests.support import absent, fuzzed
-from torchfab.remote import files, procfs
+from torchfab.remote import files, procfs, thread_dump
+from torchfab.remote.job import recorder
 from torchfab.remote.stacks import dump, pyspy
 from torchfab.remote.stacks import faulthandler as faults
 
@@ -83,7 +84,7 @@ def written(threads: Sequence[Sequence[tuple[str, str, int]]]) -> list[str]:
 
 @given(st.lists(FRAMES, min_size=1, max_size=4))
 def test_any_dump_of_faulthandler_is_parsed(threads: list[list[tuple[str, str, int]]]) -> None:
-    found = faults.parse("\n".join(written(threads)))
+    found = thread_dump.parse("\n".join(written(threads)))
     assert [[tuple(frame) for frame in each["frames"]] for each in found] == threads
 
 
@@ -94,18 +95,18 @@ def test_lines_of_the_training_inside_a_dump_are_skipped(
     lines = written(threads)
     for place, text in noise:
         lines.insert(place, f"step {text}")
-    found = faults.parse("\n".join(lines))
+    found = thread_dump.parse("\n".join(lines))
     assert [[tuple(frame) for frame in each["frames"]] for each in found] == threads
 
 
 @fuzzed(st.text())
 def test_the_parser_accepts_any_text(text: str) -> None:
-    assert isinstance(faults.parse(text), list)
+    assert isinstance(thread_dump.parse(text), list)
 
 
 def test_of_two_dumps_the_first_is_parsed() -> None:
     lines = written([[("f", "/a.py", 1)]]) + written([[("g", "/a.py", 2)]])
-    assert [each["frames"] for each in faults.parse("\n".join(lines))] == [[["f", "/a.py", 1]]]
+    assert [each["frames"] for each in thread_dump.parse("\n".join(lines))] == [[["f", "/a.py", 1]]]
 
 
 def test_a_dump_of_the_real_faulthandler_is_parsed(tmp_path: Path) -> None:
@@ -116,7 +117,7 @@ def test_a_dump_of_the_real_faulthandler_is_parsed(tmp_path: Path) -> None:
         faulthandler.dump_traceback(file, all_threads=True)
     release.set()
     helper.join()
-    found = faults.parse((tmp_path / "dump").read_text())
+    found = thread_dump.parse((tmp_path / "dump").read_text())
     assert found[0]["frames"][0][0] == "test_a_dump_of_the_real_faulthandler_is_parsed"
     others = [[frame[0] for frame in each["frames"]] for each in found[1:]]  # those of the test's own runner, too
     assert any("wait" in names for names in others)
@@ -233,6 +234,18 @@ def test_without_py_spy_a_rank_dumps_its_stacks_on_the_signal(place: Place, star
     start_rank("import faulthandler, signal; faulthandler.register(signal.SIGUSR2)\n" + SLEEPER)
     (entry,) = without_py_spy(place, "SIGUSR2")
     assert (entry["by"], functions(entry)) == ("SIGUSR2", ["doze", "<module>"])
+
+
+def test_without_py_spy_the_stack_of_the_probe_is_taken_before_any_signal(place: Place, start_rank: Any) -> None:
+    rank = start_rank(SLEEPER)
+    known = {"pid": rank["pid"], "stack": [["doze", "/w/train.py", 3]]}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pyspy, "find", lambda _: ("", ""))
+        patch.setattr(recorder, "collectives", lambda *_: [known])
+        found = dump_node(place, program="", signal="SIGUSR2")
+    assert found["collectives"] == [known]
+    assert [entry["by"] for entry in found["ranks"]] == ["probe"]
+    assert found["ranks"][0]["threads"][0]["frames"] == [["doze", "/w/train.py", 3, ""]]
 
 
 def test_a_rank_that_does_not_catch_the_signal_is_not_sent_it(place: Place, start_rank: Any) -> None:

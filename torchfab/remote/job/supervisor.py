@@ -38,6 +38,7 @@ _FROM_TERMINAL = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 # Poll interval at the start barrier, as a fallback: normally SIGCHLD or the server's pidfd wakes us. Other nodes may
 # take minutes, and all supervisors wait meanwhile.
 _BARRIER_POLL_S, _SHORT_POLL_S = 2.0, 0.1
+_KEEP_S = 0.3  # for the answers of the ranks' probes
 
 
 class NodeSupervisor:
@@ -62,6 +63,7 @@ class NodeSupervisor:
         for watch in self.watches:
             watch.siblings = [each for each in self.watches if each is not watch]
         self.wakeup = _signals_to_pipe()
+        self.kept_attempt = -1  # whose collectives have been kept
 
     def run(self) -> int:
         """Start the processes, watch them until they end, and clean up after them.
@@ -124,12 +126,27 @@ class NodeSupervisor:
             if fd >= 0:
                 poll.register(fd, 0)  # only errors
         reported = [fd for fd, _ in poll.poll(1000 * pause_s)]
-        for fd in reported:
-            if fd in ranks:
-                ranks[fd].ranks.on_pidfd(fd)
+        ended = [fd for fd in reported if fd in ranks]
+        for fd in ended:
+            ranks[fd].ranks.on_pidfd(fd)
+        if ended and any(rank["ended"] and rank["code"] != 0 for watch in self.watches for rank in watch.ranks.ranks):
+            self._keep_collectives()
         if self.wakeup in reported:
             self._on_signals(os.read(self.wakeup, 4096))
         self._on_closed_windows([windows[fd] for fd in reported if fd in windows])
+
+    def _keep_collectives(self) -> None:
+        """Keep the collectives of the ranks that still run, once in each attempt: their launcher ends them in 0.1 s."""
+        attempt = max((rank["attempt"] for watch in self.watches for rank in watch.ranks.ranks), default=-1)
+        if attempt <= self.kept_attempt:
+            return
+        self.kept_attempt = attempt
+        try:
+            from torchfab.remote.job import recorder  # imported here: most jobs do not need it
+
+            recorder.keep(self.job, _KEEP_S)
+        except Exception as error:
+            self.watches[0].report_error(error)
 
     def _after_wait(self, active: list[ProcessWatch]) -> None:
         for_each(active, ProcessWatch.look)
@@ -157,6 +174,8 @@ class NodeSupervisor:
         for number in numbers:
             if number == signal.SIGHUP and self._tmux_is_gone():
                 continue
+            if number in ENDING:
+                self._keep_collectives()
             if number in _FORWARDED:
                 for watch in self.watches[:1] if number in _FROM_TERMINAL else self.watches:
                     watch.on_signal(number)
