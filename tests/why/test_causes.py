@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.recorded.recordings import names, recording
 from tests.support import fuzzed
-from tests.why.evidence_factory import diagnose_nodes, log, make_evidence, node, process, rank
+from tests.why.evidence_factory import LAUNCHED, diagnose_nodes, log, make_evidence, node, process, rank
 from torchfab.why import causes, failures, signatures
 from torchfab.why.causes import Kind
 
@@ -247,3 +247,10 @@ def test_a_rank_that_is_late_is_named_after_a_timeout_only() -> None:
     assert of_a_failed_job(RAISED, "") == []
     (words,) = of_a_failed_job(TIMED_OUT, "")
     assert words.startswith("rank 1 has not reached all_reduce no. 2, at train.py:31 in step; rank 0 waits there")
+
+
+def test_of_a_rank_that_was_killed_it_is_said_where_the_others_were() -> None:
+    failed = node(0, [process("failed", rank(0, -9))])
+    other = node(1, [process("failed", rank(1, -15, ended=LAUNCHED + 61))], collectives=[of_rank(1, "all_reduce", 0.1)])
+    (found,) = diagnose_nodes(failed, other).collectives
+    assert found.words == "rank 0 has ended, and rank 1 waits in all_reduce no. 2 (float32[1], train.py:31)"

@@ -6,7 +6,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field, replace
 
-from torchfab.collectives.align import MISMATCHES, Verdict, find_verdicts
+from torchfab.collectives.align import Kind as Kinds
+from torchfab.collectives.align import Verdict, find_verdicts
+from torchfab.collectives.model import RankHistory, Snapshot
 from torchfab.core.format import format_bytes
 from torchfab.core.inventory import fold, fold_ranks
 from torchfab.core.lazy_dataclass import dataclass
@@ -188,9 +190,12 @@ def _certainty(first: Failure, competing: Sequence[Failure], failures: Sequence[
 
 def _collectives(first: Failure, evidence: Evidence) -> tuple[Verdict, ...]:
     """Return what held the collectives up. A rank that has failed is late for the others because of that."""
-    found = find_verdicts(evidence.collectives)
+    ranks = dict(evidence.collectives.ranks)
+    if first.rank is not None:  # one that was killed has kept nothing
+        ranks.setdefault(first.rank, RankHistory(first.rank, first.host, has_ended=True))
+    found = find_verdicts(Snapshot(ranks))
     is_timeout = first.cause.name in TIMEOUTS
-    return tuple(verdict for verdict in found if is_timeout or verdict.kind in MISMATCHES)
+    return tuple(verdict for verdict in found if is_timeout or verdict.kind not in (Kinds.MISSING, Kinds.BEHIND))
 
 
 # ---- the cause
