@@ -20,10 +20,9 @@ PYTHON = sys.executable
 SHELL_SCRIPTS = ("run", ".ci/run")
 # Most tests wait for other processes: four at a time on two cores. The tests of one file share their clusters.
 PARALLEL = ("-n", str(max(4, os.cpu_count() or 1)), "--dist", "loadfile", "--no-loadscope-reorder")
-FAULTS_ELSEWHERE = tuple(
-    ROOT / "tests" / "integration" / name
-    for name in ("test_interruptions.py", "test_graceful_end.py", "test_slurm.py::test_a_stop_lets_ranks_save")
-)
+KILLED_TRAINING = "tests/integration/test_training.py::TestResume::test_a_training_killed_at_any_moment_resumes_exactly"
+TWO_AT_ONCE = ("-n", "2", "--dist", "worksteal")  # jobs that mostly sleep
+PAGE = "docs/reliability.md"
 SOME_FAILED = 1  # pytest's exit code; the others (a broken test file, Ctrl-C) would be the same in a second run
 OPTIONS_HELP = 'further arguments of the program, in one string: --options "-x -vv"'
 
@@ -115,19 +114,22 @@ def cluster(
         raise Exit(f"error: {error}", code=error.exit_code) from None
 
 
-@task
-def reliability(context: Context) -> None:
-    """Run every fault of the matrix, and write the table into docs/reliability.md."""
-    found = sorted((ROOT / "tests" / "integration").glob("test_*fault*.py"))
-    files = [str(path.relative_to(ROOT)) for path in (*found, *FAULTS_ELSEWHERE)]
-    _succeed(*_pytest(""), *PARALLEL, *files, "--faults", "docs/reliability.md")
+@task(help={"only": "make only one of the tables: faults or ends (default: both)"})
+def reliability(context: Context, only: str = "") -> None:
+    """Run every fault, and every end of a job on every launcher; write their tables into docs/reliability.md."""
+    if only not in ("", "faults", "ends"):
+        raise Exit(f"error: --only is faults or ends, got {only!r}", code=2)
+    if only != "ends":
+        _succeed(*_pytest(""), *PARALLEL, "tests", "--thorough", "--faults", PAGE)
+    if only != "faults":
+        _succeed(*_pytest(""), *TWO_AT_ONCE, "tests/integration/test_ends.py", "--ends", PAGE)
 
 
 @task(help={"match": "only the plays and launchers whose names match this pytest -k expression"})
 def plays(context: Context, match: str = "") -> None:
     """Give every play of `fab why` on every launcher, and write who failed first into docs/reliability.md."""
     test = "tests/integration/test_why_plays.py::test_all_commands_name_the_same_first_rank"
-    _succeed(*_pytest(match), test, "--plays", "docs/reliability.md")
+    _succeed(*_pytest(match), test, "--plays", PAGE)
 
 
 @task
@@ -136,10 +138,17 @@ def diagnose(context: Context) -> None:
     _succeed(PYTHON, "-m", "tests.recorded.corpus")
 
 
-@task(help={"rounds": "how many launches and stops in a row (default 100)"})
-def stress(context: Context, rounds: str = "100") -> None:
-    """Launch and stop at random moments, repeatedly: nothing may be left on any host."""
-    _succeed(*_pytest(""), "tests/integration/test_stress.py", "--rounds", str(_number("rounds", rounds)))
+@task(
+    help={
+        "rounds": "how many launches and stops in a row (default 100)",
+        "kills": "how many commands (launch, stop, sync) to kill with SIGKILL (default 500)",
+    }
+)
+def stress(context: Context, rounds: str = "100", kills: str = "500") -> None:
+    """End commands and a training at random moments; write the counts into docs/reliability.md."""
+    counts = ("--rounds", str(_number("rounds", rounds)), "--kills", str(_number("kills", kills)))
+    _succeed(*_pytest(""), *TWO_AT_ONCE, "tests/integration/test_stress.py", *counts, "--stress", PAGE)
+    _succeed(*_pytest(""), KILLED_TRAINING, "--thorough")
 
 
 @task(name="bench-train", help={"options": OPTIONS_HELP})
@@ -206,7 +215,9 @@ def _pytest(match: str) -> list[str]:
 def _run(*argv: str) -> int:
     shown = ["python" if word == PYTHON else word for word in argv]
     print(f"$ {shlex.join(shown)}", file=sys.stderr, flush=True)
-    return subprocess.run(argv, cwd=ROOT, check=False).returncode
+    # Without bytecode files, every worker compiles all tests and every `fab` the modules of its command.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return subprocess.run(argv, cwd=ROOT, env=environment, check=False).returncode
 
 
 def _succeed(*argv: str) -> None:

@@ -96,7 +96,7 @@ class Cluster:
         return cluster
 
     def _record(self, owner: Process | None) -> None:
-        record = {**self.layout.to_json(), "owner": vars(owner) if owner else None}
+        record = {**self.layout.to_json(), "owner": vars(owner) if owner else None, "pid_namespace": _pid_namespace()}
         (self.layout.run_dir / "cluster.json").write_text(json.dumps(record, indent=1))
         if self.layout.directory != self.layout.run_dir / "launch":
             self.layout.directory.mkdir(parents=True, exist_ok=True)
@@ -280,4 +280,9 @@ def _orphan(number: int) -> Cluster | None:
     except (OSError, json.JSONDecodeError):
         return None
     owner = record["owner"]
+    mine = mine and record.get("pid_namespace") == _pid_namespace()  # elsewhere a living owner is not seen
     return Cluster(Layout.from_json(record)) if mine and owner and not Process(**owner).alive() else None
+
+
+def _pid_namespace() -> str:
+    return os.readlink("/proc/self/ns/pid")

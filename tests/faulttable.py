@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import subprocess
@@ -13,8 +14,13 @@ from typing import Any
 
 HEAD = ("fault", "status and why say", "left running", "logs", "checkpoint")
 BEGIN, END = "<!-- the table: written by `inv reliability` -->", "<!-- end of the table -->"
-ENDS_HEAD = ("launcher", "it saves; 2 loaders; leaves at a second SIGTERM", "it has no handler")
+ENDS_HEAD = (
+    *("end", "launcher", "a handler that saves", "2 loaders; a flag, read after each step"),
+    *("leaves at a second SIGTERM", "no handler", "fab says"),
+)
 ENDS_BEGIN, ENDS_END = "<!-- the ends: written by `inv reliability` -->", "<!-- end of the ends -->"
+STRESS_HEAD = ("command", "ended at random moments", "what the next command found")
+STRESS_BEGIN, STRESS_END = "<!-- the stress: written by `inv stress` -->", "<!-- end of the stress -->"
 PLAYS_BEGIN, PLAYS_END = "<!-- the plays: written by `inv plays` -->", "<!-- end of the plays -->"
 # Patterns that differ in every run, and their replacements.
 _CHANGES = (
@@ -31,18 +37,25 @@ def rows_of(report: Any) -> list[list[str]]:
 
 
 def ends_of(report: Any) -> list[list[str]]:
-    """Return the ends in a pytest report: launcher, script, result."""
+    """Return the ends in a pytest report: end, launcher, a cell for each kind of rank, what fab says."""
     return [value for name, value in getattr(report, "user_properties", ()) if name == "end"]
 
 
-def as_ends(ends: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Return the table of ends: a row per launcher, a column per script."""
-    rows: dict[str, dict[str, str]] = {}
-    for launcher, script, result in ends:
-        rows.setdefault(launcher, {})[script] = result
-    return [
-        [launcher, *(found.get(script, "–") for script in ENDS_HEAD[1:])] for launcher, found in sorted(rows.items())
-    ]
+def as_ends(found: Sequence[list[str]]) -> list[list[str]]:
+    """Return the table of ends in the order of the ends and launchers; a row says why other launchers have none."""
+    from tests.integration.test_ends import ALL_LAUNCHERS, ENDS
+
+    rows: list[list[str]] = []
+    for end in ENDS.values():
+        mine = {row[1]: row for row in found if row[0] == end.what}
+        rows += [mine.get(name, _unknown(end.what, name)) for name in ALL_LAUNCHERS if name in end.launchers]
+        if end.others:
+            rows.append([*_unknown(end.what, "the others")[:-1], f"– ({end.others})"])
+    return rows
+
+
+def _unknown(end: str, launcher: str) -> list[str]:
+    return [end, launcher, *["–"] * (len(ENDS_HEAD) - 2)]
 
 
 def plays_of(report: Any) -> list[list[str]]:
@@ -95,11 +108,41 @@ def versions() -> str:
     return f"Linux {platform.release().partition('-')[0]}, Python {platform.python_version()}, {ours}, {ssh}, {tmux}"
 
 
-def write_ends(page: Path, ends: Sequence[Sequence[str]]) -> None:
-    """Replace the table of ends in a page."""
+def write_ends(page: Path, found: Sequence[list[str]]) -> None:
+    """Replace the rows of the ends that were run in the table of a page; raise if a row is not known then."""
     before, _, rest = page.read_text(encoding="utf-8").partition(ENDS_BEGIN)
-    table = f"{ENDS_BEGIN}\n{as_markdown(as_ends(ends), ENDS_HEAD)}\n{ENDS_END}"
-    page.write_text(before + table + rest.partition(ENDS_END)[2], encoding="utf-8")
+    old, _, after = rest.partition(ENDS_END)
+    rows = as_ends([*_rows_in(old), *found])
+    unknown = [row[:2] for row in rows if row[-1] == "–"]
+    assert not unknown, f"the table is not whole: {unknown}"
+    table = f"{ENDS_BEGIN}\n{_made()}\n\n{as_markdown(rows, ENDS_HEAD)}\n{ENDS_END}"
+    page.write_text(before + table + after, encoding="utf-8")
+
+
+def _rows_in(table: str) -> list[list[str]]:
+    """Return the rows of a table of the docs, without its head."""
+    return [_cells(line) for line in table.splitlines() if line.startswith("|")][2:]
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def stress_of(report: Any) -> list[list[str]]:
+    """Return what a stress test counted: command, how often it was ended, what was found."""
+    return [value for name, value in getattr(report, "user_properties", ()) if name == "stress"]
+
+
+def write_stress(page: Path, rows: Sequence[Sequence[str]]) -> None:
+    """Replace the table of the stress tests in a page."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(STRESS_BEGIN)
+    table = f"{STRESS_BEGIN}\n{_made()}\n\n{as_markdown(rows, STRESS_HEAD)}\n{STRESS_END}"
+    page.write_text(before + table + rest.partition(STRESS_END)[2], encoding="utf-8")
+
+
+def _made() -> str:
+    date = time.strftime("%Y-%m-%d")
+    return f"Made on {date}: {os.cpu_count()} cores, {platform.machine()}; {versions()}."
 
 
 def as_plays(found: Sequence[Sequence[str]], before: Sequence[Sequence[str]] = ()) -> list[list[str]]:
@@ -119,8 +162,8 @@ def write_plays(page: Path, found: Sequence[Sequence[str]]) -> None:
     """Replace the cells of the plays that were run in the table of a page."""
     before, _, rest = page.read_text(encoding="utf-8").partition(PLAYS_BEGIN)
     old, _, after = rest.partition(PLAYS_END)
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in old.splitlines() if line.startswith("|")]
-    head, *rows = as_plays(found, [row for row in cells if not row[0].startswith("---")])
+    known = [_cells(line) for line in old.splitlines() if line.startswith("|") and not line.startswith("| ---")]
+    head, *rows = as_plays(found, known)
     table = f"{PLAYS_BEGIN}\n{as_markdown(rows, head)}\n{PLAYS_END}"
     page.write_text(before + table + after, encoding="utf-8")
 
@@ -130,6 +173,5 @@ def write(page: Path, rows: Sequence[list[str]]) -> None:
     assert not missing(rows), f"the table is not whole: {missing(rows)}"
     text = page.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
-    made = f"Made on {time.strftime('%Y-%m-%d')} with {versions()}."
-    table = f"{BEGIN}\n{made}\n\n{as_markdown(rows)}\n{END}"
+    table = f"{BEGIN}\n{_made()}\n\n{as_markdown(rows)}\n{END}"
     page.write_text(before + table + rest.partition(END)[2], encoding="utf-8")

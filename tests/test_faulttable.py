@@ -10,6 +10,7 @@ import pytest
 from tests import faulttable
 from tests.integration.faults import CHECKS, FAULTS
 from tests.integration.plays import PLAYS
+from tests.integration.test_ends import ENDS
 
 PAGE = f"# Reliability\n\n{faulttable.BEGIN}\nOLD TABLE\n{faulttable.END}\n\n## More\n"
 
@@ -56,15 +57,33 @@ def test_the_page_of_the_docs_has_every_fault() -> None:
     assert "NOT " not in text.partition(faulttable.BEGIN)[2].partition(faulttable.END)[0]
 
 
-def test_the_ends_have_a_row_per_launcher_and_replace_the_old_table(tmp_path: Path) -> None:
+def end_rows() -> list[list[str]]:
+    return [[end.what, name, *["saved"] * 3, "ended", "stopped"] for end in ENDS.values() for name in end.launchers]
+
+
+def test_the_ends_replace_the_old_table_and_say_why_rows_are_empty(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"# Head\n\n{faulttable.ENDS_BEGIN}\nOLD\n{faulttable.ENDS_END}\n\nmore\n")
-    saves, plain = faulttable.ENDS_HEAD[1:]
-    faulttable.write_ends(page, [["b", plain, "4 ranks"], ["a", saves, "2 ranks"], ["b", saves, "3 ranks"]])
+    faulttable.write_ends(page, end_rows()[::-1])
     text = page.read_text()
-    assert "| a | 2 ranks | – |\n| b | 3 ranks | 4 ranks |\n" in text
+    assert text.index("| `fab stop` | launch-per-node |") < text.index("| `fab stop` | launch-kubernetes |")
+    assert "| `scancel` | launch-slurm | saved | saved | saved | ended | stopped |\n" in text
+    assert "| `scancel` | the others | – | – | – | – | – (only Slurm has it) |\n" in text
     assert "OLD" not in text
     assert text.endswith(f"{faulttable.ENDS_END}\n\nmore\n")
+
+
+def test_an_end_that_was_not_run_keeps_its_row_or_the_table_is_not_written(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"{faulttable.ENDS_BEGIN}\nOLD\n{faulttable.ENDS_END}\n")
+    with pytest.raises(AssertionError, match=r"not whole: \[\['`kubectl delete job`', 'launch-kubernetes'\]\]"):
+        faulttable.write_ends(page, end_rows()[:-1])
+    assert "OLD" in page.read_text()
+    faulttable.write_ends(page, end_rows())
+    faulttable.write_ends(page, [["`scancel`", "launch-slurm", "not saved", "saved", "saved", "ended", "cancelled"]])
+    text = page.read_text()
+    assert "| `scancel` | launch-slurm | not saved | saved | saved | ended | cancelled |\n" in text
+    assert "| `kubectl delete job` | launch-kubernetes | saved | saved | saved | ended | stopped |\n" in text
 
 
 def test_plays_keep_the_cells_that_were_not_run_again(tmp_path: Path) -> None:

@@ -85,6 +85,15 @@ def test_golden_rewrites_records(ran: list[list[str]]) -> None:
     assert ran == [["python", "-m", "pytest", "--golden"]]
 
 
+def test_reliability_makes_both_tables_or_one(ran: list[list[str]]) -> None:
+    tasks.reliability(invoke.Context())
+    assert [("--faults" in words, "--ends" in words) for words in ran] == [(True, False), (False, True)]
+    tasks.reliability(invoke.Context(), only="ends")
+    assert ran[2:] == ran[1:2]
+    with pytest.raises(invoke.Exit, match="error: --only is faults or ends, got 'x'"):
+        tasks.reliability(invoke.Context(), only="x")
+
+
 def test_lint_runs_every_check_before_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     checks: list[str] = []
 
@@ -180,7 +189,14 @@ def test_an_invalid_number_is_an_error(value: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [("fuzz", "--examples"), ("fuzz", "--workers"), ("stress", "--rounds"), ("cluster", "--nodes")]
+    "words",
+    [
+        ("fuzz", "--examples"),
+        ("fuzz", "--workers"),
+        ("stress", "--rounds"),
+        ("stress", "--kills"),
+        ("cluster", "--nodes"),
+    ],
 )
 def test_an_invalid_number_is_a_one_line_error(words: tuple[str, str]) -> None:
     argv = [sys.executable, "-m", "invoke", words[0], words[1], "x"]

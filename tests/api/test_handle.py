@@ -107,7 +107,7 @@ def test_a_failure_is_a_value_or_with_check_an_exception(
     with pytest.raises(JobFailedError) as caught:
         job.wait(check=True)
     assert str(caught.value).startswith("job gpt2 failed: rank 1 on node1 failed first (")
-    assert str(caught.value).endswith("; exit code 7; fab why gpt2 | fab logs gpt2 --rank 1")
+    assert str(caught.value).endswith("exit code 7); fab why gpt2 | fab logs gpt2 --rank 1")
     assert caught.value.exit_code == 7
     assert capsys.readouterr() == ("", "")
 

@@ -169,23 +169,52 @@ def test_gpus_names_devices_by_index_range_or_uuid(text: str, devices: tuple[str
 
 
 TWICE = "a host is listed once in a hosts file; say slots=N for more processes on it"
-NO_HOST = [
-    *(
-        "it's",
-        "-oProxyCommand=id",
-        "a;b",
-        "$x",
-        "`id`",
-        "node[1",
-        "node1]",
-        "é",
-        "a-",
-        ".a",
-        "{x}",
-        '"a"',
-        "a\0",
-    ),
-]
+A_LIST = "hosts stand on lines of their own, or in a list"
+NOT_CLOSED = "a bracket is not closed: ranges are written as node[01-16]"
+NO_SHELL = "no shell reads this file: write the names themselves"
+COUNTED = "a number of processes is written with its key"
+IS_PATH = "it is a path: this file names hosts; --hostfile names the file"
+A_COMMENT = "a comment begins with #; this file has one host a line"
+DNS_LENGTH = "between its dots, a name has 1 to 63 characters, and at most 253 in all"
+UNSEEN = "which is not seen: remove it, or type the line again"
+# What is no host name, and what to write instead.
+NO_HOST = {
+    "it's": EXPECTED,
+    "a-": EXPECTED,
+    ".a": EXPECTED,
+    "{x}": EXPECTED,
+    "-oProxyCommand=id": "a host name does not begin with a dash",
+    "-node1": "a host name does not begin with a dash",
+    "a;b": f"{A_LIST}: a,b",
+    "$x": NO_SHELL,
+    "`id`": NO_SHELL,
+    "node[1": NOT_CLOSED,
+    "node1]": NOT_CLOSED,
+    "node[a-c]": "a range of letters is written as node{a..c}",
+    "node*": "patterns are not expanded: write a range, node[01-16], or each host",
+    "é": "write it as DNS has it: xn--9ca",
+    "node１": "write it as DNS has it: node1",
+    '"a"': "write it without quotes: a",
+    "“a”": "quotes are written as ' or \", and only around the value of a key",
+    "a\0": f"it contains U+0000 (a control character), {UNSEEN}",
+    "\u200bnode1": f"it contains U+200B (ZERO WIDTH SPACE), {UNSEEN}",
+    "a*4": f"{COUNTED}: a slots=4",
+    "a(8)": f"{COUNTED}: a slots=8",
+    "a(x8)": f"{COUNTED}: a slots=8",
+    "10.0.0.0/30": "it is a network: write its hosts as a range: 10.0.0.[1-4]",
+    "/etc/hosts": IS_PATH,
+    "~/hosts": IS_PATH,
+    "//": A_COMMENT,
+    "<!--": A_COMMENT,
+    "*": "write the names alone, without a bullet in front",
+    "http://a:8080/x": "it is a URL: write the host alone: a",
+    "http://me@a": "it is a URL: write the host alone: a",
+    "a..lan": DNS_LENGTH,
+}
+NO_PORT = "it has no port: address=b; port= is that of SSH"
+OUR_KEY = "write them with our key"
+CONTINUED = "a line is not continued: write the keys of a host on its own line"
+FROM_ROOT = "write it from the root: python=/home/me/venv/bin/python"
 WRONG_HOSTS = [
     ("", "hosts: names no host", EXPECTED),
     ("# a\n\n  # b\n", "hosts: names no host", EXPECTED),
@@ -235,9 +264,10 @@ WRONG_HOSTS = [
         "hosts:1: 'ann@corp' is not a user name",
         "such a name goes into ssh's configuration: Host NAME, then User NAME",
     ),
-    ("a slots=", "hosts:1: slots= needs one value, got 'slots='", EXPECTED),
-    ("a slots=1 slots=2", "hosts:1: slots= needs one value, got 'slots=2'", EXPECTED),
-    ("a address=x;y", "hosts:1: 'x;y' is not a host name or address", EXPECTED),
+    ("a slots=", "hosts:1: slots= needs a value, got 'slots='", EXPECTED),
+    ("a slots=1 slots=2", "hosts:1: slots= is given twice, the second time as 'slots=2'", "leave one of them out"),
+    ("a env.A=1 env.A=2", "hosts:1: env.A= is given twice, the second time as 'env.A=2'", "leave one of them out"),
+    ("a address=x;y", "hosts:1: 'x;y' is not a host name or address", f"{A_LIST}: x,y"),
     (
         "n[1-2] address=10.0.0.1",
         "hosts:1: address= names one node, the line names several",
@@ -251,7 +281,27 @@ WRONG_HOSTS = [
     ("[:::x]", "hosts:1: ':::x' is not an IPv6 address", EXPECTED),
     ("fd00::1", "hosts:1: 'fd00::1' looks like an IPv6 address without brackets", "write [fd00::1]"),
     ("-oProxyCommand=id@a", "hosts:1: '-oProxyCommand=id' is not a user name", EXPECTED),
-    *((f"fine\n{host}", f"hosts:2: {host!r} is not a host name", EXPECTED) for host in NO_HOST),
+    *((f"fine\n{host}", f"hosts:2: {host!r} is not a host name", fix) for host, fix in NO_HOST.items()),
+    (f"{'n' * 64}", f"hosts:1: {'n' * 40!r}… is not a host name", DNS_LENGTH),
+    ("a:ppn=4", "hosts:1: 'ppn=4' is not a port, but PBS's notation of processes per node", f"{OUR_KEY}: a slots=4"),
+    ("a:np=4:gpus=2", "hosts:1: 'a:np=4:gpus=2' is not a host name", f"{COUNTED}: a slots=4"),
+    ("a:", "hosts:1: '' is not a port", "leave the colon out, or write the port: node1:2222"),
+    ("a slots:8", "hosts:1: unknown key 'slots:8' in 'slots:8'", "a key stands in front of =: slots=8"),
+    ("a x8", "hosts:1: unknown key 'x8' in 'x8'", f"{COUNTED}: a slots=8"),
+    ("1. a", "hosts:1: unknown key 'a' in 'a'", "write the name alone, without a number in front: a"),
+    ("a \\", "hosts:1: unknown key '\\\\' in '\\\\'", CONTINUED),
+    ("a setup=“b c”", "hosts:1: “ in 'setup=“b' is no quote here", "write ' or \""),
+    ("a env.A='b", "hosts:1: the quote ' in \"env.A='b\" is not closed", "end the value with '"),
+    ("a env.=b", "hosts:1: 'env.=b' names no variable", "write env.NAME=value"),
+    (
+        "a address=b:22",
+        "hosts:1: 'b:22' is not a host name or address",
+        NO_PORT,
+    ),
+    ("a python=~/b", "hosts:1: python=~/b: not an absolute path", FROM_ROOT),
+    ("a gpus=all", "hosts:1: gpus=all: not a list of devices", "leave gpus= out: without it, all devices are used"),
+    ("a gpus=3-0", "hosts:1: gpus=3-0: not a list of devices", "a range begins with the lower number: gpus=0-3"),
+    ("a gpus=cuda:0", "hosts:1: gpus=cuda:0: not a list of devices", "devices are numbers here: gpus=0"),
     *(
         (
             f"\na slots={value}",
@@ -266,11 +316,11 @@ WRONG_HOSTS = [
             f"hosts:1: gpus={value}: not a list of devices",
             "name each device once, for example gpus=2,3 or gpus=0-3; or slots=4",
         )
-        for value in ("1,1", "1,", ",", "a;b", "$x", "3-0", "0-2000", "0-2,1", "all", "-3")
+        for value in ("1,1", "1,", ",", "a;b", "$x", "0-2000", "0-2,1", "-3")
     ),
     *(
         (f"a:{port}", f"hosts:1: {port!r} is not a port", "a port is a number from 1 to 65535")
-        for port in ("", "0", "65536", "ssh", "-1", "٣", "9" * 5000)
+        for port in ("0", "65536", "ssh", "-1", "٣", "9" * 5000)
     ),
 ]
 

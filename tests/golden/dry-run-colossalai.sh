@@ -16,9 +16,22 @@ FILE
 cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/rank.py <<'FILE'
 (torchfab/remote/shims/rank.py)
 FILE
+cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/torchrun_agent.py <<'FILE'
+import os, signal, sys
+from torch.distributed import run
+from torch.distributed.elastic.multiprocessing import api
+ranks = getattr(api, "SubprocessContext", None)
+end = getattr(ranks, "_close", None)
+def end_after_supervisor(*args, **options):
+    os.kill(os.getpid(), signal.SIGURG)
+    end(*args, **options)
+if end:
+    ranks._close = end_after_supervisor
+sys.exit(run.main())
+FILE
 cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/bin/torchrun <<'FILE'
 #!/bin/sh
-exec /venv/bin/python -m torch.distributed.run "$@"
+exec /venv/bin/python /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/torchrun_agent.py "$@"
 FILE
 chmod 700 /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/bin/torchrun
 cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/run.sh <<'RUN'
@@ -49,9 +62,22 @@ FILE
 cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/rank.py <<'FILE'
 (torchfab/remote/shims/rank.py)
 FILE
+cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/torchrun_agent.py <<'FILE'
+import os, signal, sys
+from torch.distributed import run
+from torch.distributed.elastic.multiprocessing import api
+ranks = getattr(api, "SubprocessContext", None)
+end = getattr(ranks, "_close", None)
+def end_after_supervisor(*args, **options):
+    os.kill(os.getpid(), signal.SIGURG)
+    end(*args, **options)
+if end:
+    ranks._close = end_after_supervisor
+sys.exit(run.main())
+FILE
 cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/bin/torchrun <<'FILE'
 #!/bin/sh
-exec /venv/bin/python -m torch.distributed.run "$@"
+exec /venv/bin/python /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/torchrun_agent.py "$@"
 FILE
 chmod 700 /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/bin/torchrun
 cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/run.sh <<'RUN'

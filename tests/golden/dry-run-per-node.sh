@@ -10,6 +10,19 @@
 ssh -- node1 bash -s <<'TORCHFAB'
 umask 077
 mkdir -p /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/logs /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/errors /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent
+cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/torchrun_agent.py <<'FILE'
+import os, signal, sys
+from torch.distributed import run
+from torch.distributed.elastic.multiprocessing import api
+ranks = getattr(api, "SubprocessContext", None)
+end = getattr(ranks, "_close", None)
+def end_after_supervisor(*args, **options):
+    os.kill(os.getpid(), signal.SIGURG)
+    end(*args, **options)
+if end:
+    ranks._close = end_after_supervisor
+sys.exit(run.main())
+FILE
 cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/become_rank.py <<'FILE'
 import os, sys
 os.dup2(1, 2)
@@ -34,7 +47,7 @@ export TORCHELASTIC_ERROR_FILE=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent
 export TORCHFAB_JOB_ID=gpt2-0a1b2c3d
 export TORCHFAB_NODE_RANK=0
 export PATH=/venv/bin:"$PATH"
-exec /venv/bin/python -m torch.distributed.run \
+exec /venv/bin/python /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-0/agent/torchrun_agent.py \
   --rdzv-id gpt2-0a1b2c3d \
   --rdzv-backend c10d \
   --rdzv-endpoint node1:5001 \
@@ -55,6 +68,19 @@ TORCHFAB
 ssh -- node2 bash -s <<'TORCHFAB'
 umask 077
 mkdir -p /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/logs /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/errors /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent
+cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/torchrun_agent.py <<'FILE'
+import os, signal, sys
+from torch.distributed import run
+from torch.distributed.elastic.multiprocessing import api
+ranks = getattr(api, "SubprocessContext", None)
+end = getattr(ranks, "_close", None)
+def end_after_supervisor(*args, **options):
+    os.kill(os.getpid(), signal.SIGURG)
+    end(*args, **options)
+if end:
+    ranks._close = end_after_supervisor
+sys.exit(run.main())
+FILE
 cat > /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/become_rank.py <<'FILE'
 import os, sys
 os.dup2(1, 2)
@@ -79,7 +105,7 @@ export TORCHELASTIC_ERROR_FILE=/scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent
 export TORCHFAB_JOB_ID=gpt2-0a1b2c3d
 export TORCHFAB_NODE_RANK=1
 export PATH=/venv/bin:"$PATH"
-exec /venv/bin/python -m torch.distributed.run \
+exec /venv/bin/python /scratch/torchfab/jobs/gpt2-0a1b2c3d/node-1/agent/torchrun_agent.py \
   --rdzv-id gpt2-0a1b2c3d \
   --rdzv-backend c10d \
   --rdzv-endpoint node1:5001 \

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,8 @@ FAULTS = (
     "an SSH server stalls while its logs are followed",
     "one node is slow",
     "clocks are 5 minutes apart",
-    "1 of 64 hosts is down at the launch",
-    "1 of 64 hosts dies while the job runs",
+    "one of many hosts is down at the launch",
+    "one of many hosts dies while the job runs",
     "two launches with one name at the same moment",
     "stop while the launch prepares",
     "stop while the launch starts",
@@ -61,6 +61,15 @@ FAULTS = (
     "an sshd refuses this address: PerSourcePenalties",
     "a restart while GPU memory is still held",
     "ranks that live for 20 ms",
+    "ranks that save for longer than torchrun's 30 s",
+    "data loaders while ranks save",
+    "a handler that leaves at a second SIGTERM",
+    "a daemon without parent, session and environment; kill -9 of its supervisor",
+    "a chain of processes that fork and exit within 4 ms",
+    "a process whose main thread has ended",
+    "a child of another user that outlives its rank",
+    "shared memory and semaphores of killed ranks",
+    "useradd on the machine of a rehearsal cluster",
 )
 
 
@@ -182,6 +191,12 @@ class Row:
             step = load_last(folder)
             assert step >= least, (step, least)
             parts.append(f"step {step} loads")
+
+    def saved(self, ranks: Iterable[int], expected: int) -> None:
+        """Assert that all of so many ranks have saved."""
+        with self.cell(CHECKS[3]) as parts:
+            assert sorted(ranks) == list(range(expected))
+            parts.append(f"all {expected} ranks saved")
 
 
 class Matrix:

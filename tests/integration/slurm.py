@@ -62,11 +62,13 @@ class Slurm:
     ----------
     cluster : Cluster
         As whose user it runs: on its launch machine.
+    kill_wait_s : int
+        Seconds between SIGTERM and SIGKILL, in whole seconds.
     """
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, kill_wait_s: int = KILL_WAIT_S) -> None:
         self.programs = {name: require(name) for name in PROGRAMS}
-        self.cluster = cluster
+        self.cluster, self.kill_wait_s = cluster, kill_wait_s
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-", dir=cluster.layout.launch.home))
         self.processes: list[subprocess.Popen[bytes]] = []
         self._write()
@@ -80,7 +82,7 @@ class Slurm:
             user=self.cluster.layout.account.name,
             folder=self.folder,
             ports=_free_ports(),
-            kill_wait_s=KILL_WAIT_S,
+            kill_wait_s=self.kill_wait_s,
         )
         (self.folder / "slurm.conf").write_text(text)
         (self.folder / "gres.conf").write_text(GRES)

@@ -1,19 +1,24 @@
-"""Repeated launches, each ended at a random moment: nothing is left on any host."""
+"""Commands that are ended at random moments: nothing is left on any host that the next command does not clear."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from testbed import Cluster
-from tests.integration.fab import Done, Fab, eventually
+from tests.integration.fab import Done, Fab, eventually, read
+from tests.integration.jobs import ok, two
+from tests.integration.test_sync import mounted
+from tests.support import require
 
 FIRST_SEED = 20_000
 
@@ -77,3 +82,168 @@ def test_launches_and_stops_at_random_moments_leave_nothing(fab: Fab, request: p
         if (fab.records / job / "record.json").exists():
             assert fab("stop", job, "--grace", "1").rc == 0, story
         assert eventually(lambda: not settled(fab, files), 60), (settled(fab, files), story)
+    ways = "`fab launch-per-gpu`: `fab stop`, Ctrl-C, SIGTERM, SIGKILL"
+    request.node.user_properties.append(("stress", [ways, str(rounds), "nothing was left after `fab stop`"]))
+
+
+# ---- SIGKILL
+
+
+@dataclass
+class Kills:
+    """Runs commands, and kills each at a random moment.
+
+    Parameters
+    ----------
+    fab : Fab
+        The real `fab`.
+    seed : int
+        The first seed; each command has the next one.
+
+    Attributes
+    ----------
+    took_s : float
+        The longest time that a command of this kind took that was not killed.
+    finished : int
+        How many had ended before they were to be killed.
+    counts : dict of str to int
+        What the next commands found, and how often.
+    """
+
+    fab: Fab
+    seed: int
+    took_s: float = 0.0
+    finished: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def env(self) -> dict[str, str]:
+        """Temporary files have a folder of their own."""
+        return {"TMPDIR": str(self.fab.workdir / "tmp")}
+
+    def measure(self, *args: str, cwd: Path | None = None) -> None:
+        """Run a command to its end, and note how long that takes."""
+        begun = time.monotonic()
+        process = self.fab.start(*args, env=self.env, cwd=cwd)
+        stdout, stderr = process.communicate(timeout=60)
+        assert process.returncode == 0, (stdout, stderr)
+        self.took_s = max(self.took_s, time.monotonic() - begun)
+
+    def kill(self, *args: str, cwd: Path | None = None) -> str:
+        """Start a command and kill it, alone or with its child processes; return what happened, for error messages."""
+        self.seed += 1
+        chance = random.Random(self.seed)
+        after_s, is_alone = chance.uniform(0, 1.1 * self.took_s), chance.random() < 0.5
+        process = self.fab.start(*args, env=self.env, cwd=cwd)
+        time.sleep(after_s)
+        self.finished += process.poll() is not None
+        if process.poll() is None:
+            (os.kill if is_alone else os.killpg)(process.pid, signal.SIGKILL)
+        stdout, stderr = process.communicate(timeout=60)
+        assert process.returncode in (-signal.SIGKILL, 0), (self.seed, after_s, is_alone, stdout, stderr)
+        return f"seed {self.seed}: {args[:1]} killed after {after_s:.3f} s, alone {is_alone}: {stdout}{stderr}"
+
+    def found(self, what: str) -> None:
+        """Count what the next command found."""
+        self.counts[what] = self.counts.get(what, 0) + 1
+
+    def assert_clear(self, files: set[str], story: str) -> None:
+        """Fail unless no process, session, socket, unfinished or temporary file is left."""
+        assert eventually(lambda: not settled(self.fab, files), 60), (settled(self.fab, files), story)
+        temporary = list((self.fab.workdir / "tmp").iterdir())
+        assert not temporary, (temporary, story)
+
+
+@pytest.fixture
+def kills(fab: Fab, request: pytest.FixtureRequest) -> Iterator[Kills]:
+    """What kills commands; what it counted is in the report."""
+    made = Kills(fab, FIRST_SEED)
+    (fab.workdir / "tmp").mkdir()
+    fab.own(fab.workdir / "tmp")
+    yield made
+    command = str(request.node.name).removeprefix("test_a_killed_").partition("_")[0]
+    total = made.seed - FIRST_SEED
+    found = "; ".join(f"{count} {what}" for what, count in sorted(made.counts.items()))
+    killed = f"{total - made.finished}" + (f" ({made.finished} had ended before)" if made.finished else "")
+    request.node.user_properties.append(("stress", [f"`fab {command}`, SIGKILL", killed, found]))
+
+
+@pytest.fixture
+def times(request: pytest.FixtureRequest) -> int:
+    """Return how many commands are killed, of all kinds together."""
+    return int(request.config.getoption("--kills"))
+
+
+@pytest.mark.timeout(7200)
+def test_a_killed_launch_is_named_or_leaves_nothing(kills: Kills, times: int) -> None:
+    fab, files = kills.fab, temporary_files(kills.fab.cluster)
+    words = two(fab, "--grace", "1", "--name")
+    kills.measure(*words, "whole", "--", "light.py", "60")
+    ok(fab("stop", "whole"))
+    for number in range(times // 2):
+        job = f"launch-{number}"
+        story = kills.kill(*words, job, "--", "light.py", "60")
+        if (fab.records / job / "record.json").exists():
+            assert job in fab("jobs").stdout, story
+            ok(fab("stop", job))
+            kills.found("jobs named by `fab jobs` and ended by `fab stop`")
+        else:
+            kills.found("without a job: nothing was left, or the nodes rolled it back")
+        kills.assert_clear(files, story)
+
+
+@pytest.mark.timeout(7200)
+def test_a_killed_stop_is_completed_by_the_next(kills: Kills, times: int) -> None:
+    fab, files = kills.fab, temporary_files(kills.fab.cluster)
+    words = two(fab, "--grace", "1", "--name")
+    ok(fab(*words, "whole", "--", "light.py", "60"))
+    kills.measure("stop", "whole")
+    for number in range(times // 4):
+        job = f"stop-{number}"
+        ok(fab(*words, job, "--", "light.py", "60"))
+        story = kills.kill("stop", job)
+        was_running = bool(fab.processes())
+        stopped = ok(fab("stop", job))
+        assert f"job {job}: stopped, no process of it is left on 2 nodes" in stopped.stdout, (stopped, story)
+        kills.found("jobs ended by the next `fab stop`" if was_running else "jobs whose processes had ended")
+        kills.assert_clear(files, story)
+
+
+@pytest.fixture
+def code(fab: Fab) -> Iterator[Path]:
+    """A folder of files that is on a disk of its own on every node."""
+    require("rsync")
+    path = fab.base / "code"
+    path.mkdir()
+    for number in range(40):
+        (path / f"{number}.py").write_text(f"print({number})\n" * 100)
+    fab.own(path)
+    with contextlib.ExitStack() as stack:
+        for index in range(2):
+            stack.enter_context(mounted(fab, index, "-t", "tmpfs", "tmpfs", over=path))
+        yield path
+
+
+@pytest.mark.timeout(7200)
+def test_a_killed_sync_is_completed_by_the_next(kills: Kills, times: int, code: Path) -> None:
+    fab, files = kills.fab, temporary_files(kills.fab.cluster)
+    words = ("sync", "--delete", "--hostfile", str(fab.cluster.hostfile))
+    kills.measure(*words, cwd=code)
+    for number in range(times // 4):
+        (code / "large.bin").write_bytes(random.Random(number).randbytes(5_000_000))
+        story = kills.kill(*words, cwd=code)
+        done = ok(fab(*words, cwd=code))
+        assert "2 nodes hold the same 41 files" in done.stdout, (done, story)
+        kills.found("folders made the same by the next `fab sync`")
+        assert eventually(lambda: not copying(code), 30), (copying(code), story)
+        names = {path.name for path in code.iterdir()}
+        there = [Path(f"/proc/{fab.cluster.node(index).sshd_pid}/root{code}") for index in range(2)]
+        assert [names] * 2 == [{path.name for path in each.iterdir()} for each in there], story
+        assert names == {"large.bin", *(f"{each}.py" for each in range(40))}, story
+        kills.assert_clear(files, story)
+
+
+def copying(folder: Path) -> list[str]:
+    """Return the command lines of processes that copy into a folder."""
+    commands = [read(path).replace(b"\0", b" ").decode() for path in Path("/proc").glob("[0-9]*/cmdline")]
+    return [command for command in commands if str(folder) in command]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -17,7 +18,8 @@ import pytest
 from testbed import Cluster, Kind, RehearsalError, network
 from testbed.layout import run_dir
 from tests.integration.conftest import ordinary_user
-from tests.integration.fab import eventually
+from tests.integration.fab import Fab, eventually
+from tests.integration.faults import Matrix
 from tests.support import absent
 
 ROOT = Path(__file__).parents[2]
@@ -106,9 +108,12 @@ with Cluster.up(1, kind, user=user or None) as cluster:
 
 
 @pytest.mark.parametrize("kind", ["netns", "loopback"])
-def test_a_cluster_survives_that_files_of_the_machines_etc_are_replaced(kind: Kind, tmp_path: Path) -> None:
+def test_a_cluster_survives_that_files_of_the_machines_etc_are_replaced(
+    kind: Kind, tmp_path: Path, fab: Fab, matrix: Matrix
+) -> None:
     if os.geteuid() != 0:
         absent("only root can replace the files in /etc")
+    row = matrix.row("useradd on the machine of a rehearsal cluster", fab) if kind == "netns" else None
     program = [sys.executable, "-c", REPLACED, kind, ordinary_user() or "" if kind == "loopback" else ""]
     own_etc = 'cp -a /etc "$0" && mount --bind "$0" /etc && exec "$@"'
     argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", own_etc, str(tmp_path / "etc"), *program]
@@ -116,6 +121,10 @@ def test_a_cluster_survives_that_files_of_the_machines_etc_are_replaced(kind: Ki
     assert done.returncode == 0, done.stderr
     found, expected = done.stdout.splitlines()
     assert found == expected
+    if row:
+        row.output_has("ssh node1 logs in, with its own home", "logs in")
+        row.nothing_left()
+        row.without(2, 3)
 
 
 def test_loopback_nodes_belong_to_an_ordinary_user(loopback_cluster: Cluster) -> None:
@@ -298,6 +307,10 @@ def is_down(number: int, record: str) -> bool:
 
 def test_clean_removes_only_clusters_of_dead_owners(loopback_cluster: Cluster, tmp_path: Path) -> None:
     left, record = leave_one("loopback")
+    path = run_dir(left) / "cluster.json"
+    path.write_text(json.dumps({**json.loads(record), "pid_namespace": "pid:[1]"}))
+    assert left not in [cluster.layout.number for cluster in Cluster.clean()]  # its owner cannot be seen from here
+    path.write_text(record)
     with own("loopback", tmp_path, keep=True) as kept:
         assert left in [cluster.layout.number for cluster in Cluster.clean()]
         assert eventually(lambda: is_down(left, record), 60)  # a newer one may be creating its folder

@@ -169,7 +169,7 @@ class API:
         """Add a warning about an object."""
         item = {
             "metadata": {"name": f"event-{next(self.numbers)}"},
-            "involvedObject": {"name": about},
+            "involvedObject": {"name": about, "kind": "Pod"},
             "type": "Warning",
             "reason": reason,
             "message": message,

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from tests.kube.pods import condition, ended, pods_of, running, set_status
 # The words are a hosts file, a host name, a folder to run in, and the command.
 _ENTER = 'mount --bind "$1" /etc/hosts && echo "$2" > /proc/sys/kernel/hostname && cd "$3" && shift 3 && exec "$@"'
 _MESSAGE_BYTES = 2048  # of the log's end, where the container left no message
+_SYNC_S = 1.0  # the Job's controller waits so long for the ends of further pods
 
 
 class Machines:
@@ -65,9 +67,12 @@ class Machines:
             return
         own = [each for each in self.pods if self.jobs[each] == job]
         if code:
+            time.sleep(_SYNC_S)
+            if f"jobs/{job}" not in self.api.names():
+                return
             condition(self.api, job, "Failed", "BackoffLimitExceeded", "Job has reached the specified backoff limit")
             for each in own:
-                if self.pods[each].poll() is None:
+                if self.pods[each].poll() is None and f"pods/{each}" in self.api.names():
                     self.api.delete("pods", each, "default", None)
         elif all(self.pods[each].poll() == 0 for each in own):
             condition(self.api, job, "Complete")

@@ -16,7 +16,7 @@ from torchfab.core import dry_run
 from torchfab.core.errors import UsageError
 from torchfab.core.flag_values import parse
 from torchfab.core.specs import Job, Process
-from torchfab.launchers import colossalai, per_node, shims
+from torchfab.launchers import colossalai, per_node, shims, torchrun_agent
 
 PYTHON = "/venv/bin/python"
 
@@ -54,7 +54,8 @@ def test_the_plan_of_two_nodes() -> None:
             files={
                 "relay.py": shims.source_of("relay"),
                 "rank.py": shims.source_of("rank"),
-                "bin/torchrun": f'#!/bin/sh\nexec {PYTHON} -m torch.distributed.run "$@"\n',
+                "torchrun_agent.py": torchrun_agent.CODE,
+                "bin/torchrun": f'#!/bin/sh\nexec {PYTHON} {there}/torchrun_agent.py "$@"\n',
             },
             path=(f"{there}/bin",),
         )

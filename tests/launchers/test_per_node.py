@@ -14,7 +14,7 @@ from torchfab.core import dry_run
 from torchfab.core.errors import UsageError
 from torchfab.core.flag_values import parse
 from torchfab.core.specs import Facts, Job, NodePlan, Plan, Process, Requirements
-from torchfab.launchers import escape_for_torchrun, per_node, torchrun_rank
+from torchfab.launchers import escape_for_torchrun, per_node, torchrun_agent, torchrun_rank
 
 
 def job_with(values: Mapping[str, Any] | None = None, **flags: str) -> Job:
@@ -50,7 +50,7 @@ def agent(rank: int, argv: tuple[str, ...], **env: str) -> Process:
         },
         rank_logs=per_node.RANK_LOGS,
         folders=("logs", "errors"),
-        files={torchrun_rank.FILE: torchrun_rank.CODE},
+        files={torchrun_agent.FILE: torchrun_agent.CODE, torchrun_rank.FILE: torchrun_rank.CODE},
     )
 
 
@@ -59,7 +59,7 @@ def test_the_plan_of_two_nodes_with_gpus() -> None:
 
     def argv(rank: int) -> tuple[str, ...]:
         return (
-            *("/venv/bin/python", "-m", "torch.distributed.run"),
+            *("/venv/bin/python", f"{folder(rank)}/agent/torchrun_agent.py"),
             *("--rdzv-id", JOB_ID),
             *("--rdzv-backend", "c10d", "--rdzv-endpoint", "node1:29400"),
             *("--rdzv-conf", f"is_host={1 - rank},join_timeout=600,read_timeout=600"),
@@ -89,7 +89,7 @@ def test_the_static_backend_passes_master_and_node_rank() -> None:
     job = job_with({"port": 5001}, rdzv_backend="static", nproc_per_node="4", max_restarts="3")
     plan = per_node.plan(job, make_nodes("node1", "node2"), (), make_facts(8, 8, port=5001))
     assert argvs(plan)[1] == (
-        *("/venv/bin/python", "-m", "torch.distributed.run"),
+        *("/venv/bin/python", f"{folder(1)}/agent/torchrun_agent.py"),
         *("--rdzv-id", JOB_ID),
         *("--rdzv-backend", "static", "--master-addr", "node1", "--master-port", "5001", "--node-rank", "1"),
         *("--nnodes", "2", "--nproc-per-node", "4", "--max-restarts", "3"),

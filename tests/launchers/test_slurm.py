@@ -24,7 +24,7 @@ from tests.support import require
 from torchfab.core.errors import UsageError
 from torchfab.core.flag_values import parse
 from torchfab.core.specs import Job
-from torchfab.launchers import sbatch, slurm, torchrun_rank
+from torchfab.launchers import sbatch, slurm, torchrun_agent, torchrun_rank
 
 SET_UP = {"setup": "module load 'a'; true", "python_is_default": True, "before": "rsync -a x y", "env": {"A": "b"}}
 FOLDER = f"/scratch/torchfab/jobs/{JOB_ID}"
@@ -122,8 +122,8 @@ def assert_survives(args: list[str], env: dict[str, str]) -> None:
     rendezvous = ("--rdzv-backend", "static", "--master-addr", "10.0.0.7", "--master-port", "13210")
     ranks = ("--nnodes", "2", "--node-rank", "1", "--nproc-per-node", "2")
     assert options == [
-        "-m",
-        "torch.distributed.run",
+        "-c",
+        torchrun_agent.CODE,
         *rendezvous,
         *ranks,
         "--redirects",

@@ -42,9 +42,7 @@ def git(folder: Path, *words: str) -> None:
 
 
 def listed(folder: Path, *rules: str) -> list[str]:
-    empty_dir = folder.parent / "nowhere"
-    empty_dir.mkdir(exist_ok=True)
-    argv = rsync.list_argv(str(folder), str(empty_dir), rules)
+    argv = rsync.list_argv(str(folder), rules)
     return rsync.parse_list(subprocess.run(argv, capture_output=True, check=True).stdout)
 
 

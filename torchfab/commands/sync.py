@@ -8,12 +8,10 @@ import os
 import shlex
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 from torchfab.cli.flags import SyncFlags
 from torchfab.config.connection_settings import ConnectionSettings
@@ -25,7 +23,7 @@ from torchfab.launching.context import CommandContext
 from torchfab.launching.hosts import read_nodes
 from torchfab.remote.host import workdir_files
 from torchfab.runtimes.tmux import ssh_argv
-from torchfab.sync import gitignore, rsync
+from torchfab.sync import gitignore, marker, rsync
 from torchfab.sync.processes import RsyncProcesses
 from torchfab.sync.results import SyncResult, as_json, summary_lines
 from torchfab.transport.messages.sync import FilesRequest, WorkdirRequest
@@ -132,9 +130,8 @@ def _rules(source: str, ctx: CommandContext) -> tuple[str, ...]:
 def _list_files(source: str, rules: Sequence[str], timeout_s: float) -> list[str]:
     """Return the files that rsync would copy, relative to the directory."""
     try:
-        with tempfile.TemporaryDirectory() as empty:
-            argv = rsync.list_argv(source, empty, rules)
-            done = subprocess.run(argv, capture_output=True, check=False, timeout=timeout_s)
+        argv = rsync.list_argv(source, rules)
+        done = subprocess.run(argv, capture_output=True, check=False, timeout=timeout_s)
     except subprocess.TimeoutExpired:
         fix = "see whether its disk answers; more time: the setting sync_timeout_s (fab config)"
         raise TorchfabError(f"{source} could not be listed within {timeout_s:g} s", fix) from None
@@ -153,19 +150,13 @@ def _local_digests(request: SyncRequest, timeout_s: float) -> dict[str, str]:
 @contextmanager
 def _marker_file(source: str, token: str) -> Iterator[str]:
     """Create a file by which a node recognizes a shared directory, and remove it; yield "" if it cannot be created."""
-    path = Path(source, f".torchfab-sync-{token}")
-    try:
-        path.touch(mode=0o600, exist_ok=False)
-    except OSError as error:
-        write_err(
-            f"{source} cannot be written ({error.strerror}): whether a node sees the same directory is not looked for"
-        )
-        yield ""
-        return
-    try:
-        yield path.name
-    finally:
-        path.unlink(missing_ok=True)
+    with ExitStack() as stack:
+        try:
+            name = stack.enter_context(marker.marker_file(source, token))
+        except OSError as error:
+            name, why = "", error.strerror
+            write_err(f"{source} cannot be written ({why}): whether a node sees the same directory is not looked for")
+        yield name
 
 
 # ---- the nodes

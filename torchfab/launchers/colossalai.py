@@ -16,7 +16,7 @@ from torchfab.core.errors import UsageError
 from torchfab.core.flag_values import flag
 from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Facts, Job, Node, Plan, Process, Requirements, Slot
-from torchfab.launchers import escape_for_torchrun, head_node, nproc, per_node
+from torchfab.launchers import escape_for_torchrun, head_node, nproc, per_node, torchrun_agent
 from torchfab.launchers.layout import Layout, Placement, make_plan
 from torchfab.launchers.shims import source_of
 
@@ -146,8 +146,9 @@ def _script_args(job: Job) -> tuple[str, ...]:
 def _relay(layout: Layout, placement: Placement) -> Process:
     job, facts, env = placement.job, placement.facts, head_node.node_environment(layout, placement)
     env["TORCHELASTIC_ERROR_FILE"] = f"{facts.folder}/agent/errors/error.json"
-    torchrun = f'#!/bin/sh\nexec {shlex.join([job.python, "-m", "torch.distributed.run"])} "$@"\n'
-    return head_node.relay(placement, env, per_node.RANK_LOGS, {"bin/torchrun": torchrun})
+    torchrun = shlex.join([job.python, *torchrun_agent.arguments(f"{facts.folder}/agent/{torchrun_agent.FILE}")])
+    files = {torchrun_agent.FILE: torchrun_agent.CODE, "bin/torchrun": f'#!/bin/sh\nexec {torchrun} "$@"\n'}
+    return head_node.relay(placement, env, per_node.RANK_LOGS, files)
 
 
 def _head(layout: Layout) -> Process:

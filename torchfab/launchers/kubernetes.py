@@ -22,6 +22,7 @@ from torchfab.launchers.nproc import CPU_PROCESSES
 NAME = "kubernetes"
 RUNTIME = "kubernetes"
 PORT = 29500  # every pod has its own address, so no other program uses the port
+_LINGER_S = 5.0  # as `pod_entrypoint` explains
 _SHELL = 'shell=$(command -v bash || echo sh); exec "$shell" -c "$0" "$shell" "$@"'
 RANK_PREFIX = "[rank${rank}]:"  # torchrun puts it before each line of a rank
 
@@ -210,6 +211,7 @@ def _env(job: Job, shape: Shape) -> list[dict[str, Any]]:
         **job.env,
         environment.JOB_ID: job.job_id,
         "TORCHFAB_GRACE_S": f"{job.grace_s:g}",
+        **({"TORCHFAB_LINGER_S": f"{_LINGER_S:g}"} if shape.nodes > 1 else {}),
         **({"TORCHFAB_AFTER": job.after, "TORCHFAB_AFTER_S": f"{job.hook_timeout_s:g}"} if job.after else {}),
     }
     index = {"fieldRef": {"fieldPath": "metadata.annotations['batch.kubernetes.io/job-completion-index']"}}

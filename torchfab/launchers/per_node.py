@@ -14,7 +14,7 @@ from torchfab.core.flag_values import WholeNumber, flag
 from torchfab.core.format import plural
 from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Facts, Job, Node, Plan, Process, Requirements, Slot
-from torchfab.launchers import nproc, torchrun_rank
+from torchfab.launchers import nproc, torchrun_agent, torchrun_rank
 from torchfab.launchers.layout import Layout, Placement, endpoint, make_plan, process_environment
 
 NAME = "per-node"
@@ -138,7 +138,7 @@ def torchrun_argv(layout: Layout, placement: Placement, nnodes: tuple[int, int])
     """
     job, (least, most) = placement.job, nnodes
     return (
-        *(job.python, "-m", "torch.distributed.run"),
+        *(job.python, *torchrun_agent.arguments(f"{placement.facts.folder}/agent/{torchrun_agent.FILE}")),
         *("--rdzv-id", job.job_id),
         *_rendezvous(layout, placement.node),
         *("--nnodes", f"{least}:{most}" if least < most else str(most)),
@@ -182,7 +182,7 @@ def _own_address(node: Node, master: str) -> str:
 def _agent(placement: Placement, argv: tuple[str, ...]) -> Process:
     error_file = f"{placement.facts.folder}/agent/errors/error.json"
     env = process_environment(placement, TORCHELASTIC_ERROR_FILE=error_file)
-    files = {torchrun_rank.FILE: torchrun_rank.CODE}
+    files = {torchrun_agent.FILE: torchrun_agent.CODE, torchrun_rank.FILE: torchrun_rank.CODE}
     return Process("agent", argv, env, rank_logs=RANK_LOGS, folders=("logs", "errors"), files=files)
 
 

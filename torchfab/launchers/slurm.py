@@ -16,7 +16,7 @@ from torchfab.core.format import plural
 from torchfab.core.inventory import parse_hosts
 from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Job, Node, Submission
-from torchfab.launchers import sbatch, torchrun_rank
+from torchfab.launchers import sbatch, torchrun_agent, torchrun_rank
 from torchfab.launchers.per_node import RANK_LOGS
 
 NAME = "slurm"
@@ -308,7 +308,7 @@ def torchrun_args(job: Job) -> tuple[tuple[str, ...], ...]:
         One for each option with its value.
     """
     return (
-        ("-m", "torch.distributed.run"),
+        tuple(map(sbatch.quote, torchrun_agent.arguments())),
         ("--rdzv-backend", "static"),
         ("--master-addr", '"$master_addr"'),
         ("--master-port", '"$master_port"'),

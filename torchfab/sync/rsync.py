@@ -14,6 +14,7 @@ from torchfab.core.lazy_dataclass import dataclass
 # of jobs, whose folder is a setting, are excluded by `gitignore.exclude_rule`.
 EXCLUDED = (".git", "/.venv", "/.torchfab", ".torchfab-sync-*", ".torchfab-partial")
 PARTIAL = ".torchfab-partial"  # holds files that `fab pull` has copied in part
+_NO_TARGET = ".torchfab-sync-none"  # excluded, and never made
 _MOST_LINES = 6
 # What rsync and ssh add to every failure.
 _NOISE = re.compile(
@@ -194,15 +195,13 @@ def shell_words(argv: Sequence[str]) -> str:
     return " ".join(word if _PLAIN.fullmatch(word) else "'" + word.replace("'", "''") + "'" for word in argv)
 
 
-def list_argv(source: str, empty_dir: str, rules: Sequence[str] = ()) -> tuple[str, ...]:
+def list_argv(source: str, rules: Sequence[str] = ()) -> tuple[str, ...]:
     """Return the command that lists the files that would be copied, one name per line.
 
     Parameters
     ----------
     source : str
         Absolute path of the directory.
-    empty_dir : str
-        An empty directory, as the target of the dry run.
     rules : sequence of str
         More filters, which precede the .gitignore files. Default none.
 
@@ -211,8 +210,9 @@ def list_argv(source: str, empty_dir: str, rules: Sequence[str] = ()) -> tuple[s
     tuple of str
         The argv.
     """
+    # The target of the dry run need not exist: then rsync takes it for empty.
     listing = ("--dry-run", "--8-bit-output", "--out-format=%n")
-    return ("rsync", *options(False, rules), *listing, "--", f"{source}/", f"{empty_dir}/")
+    return ("rsync", *options(False, rules), *listing, "--", f"{source}/", f"{source}/{_NO_TARGET}/")
 
 
 def parse_list(output: bytes) -> list[str]:

@@ -12,7 +12,8 @@ from torchfab.remote.host import kernel_log
 from torchfab.why import signal_sender
 from torchfab.why.causes import Cause, Kind
 from torchfab.why.evidence import Disk, Label, Log, NodeEvidence, RankEnd, Report
-from torchfab.why.reading import EvidenceLine, Reading
+from torchfab.why.frames import crashed_in
+from torchfab.why.reading import NO_NEWS, EvidenceLine, Reading
 from torchfab.why.signature import Fact, Match
 from torchfab.why.speakers import Speaker, speaker_of_line
 from torchfab.why.tracebacks import Role
@@ -128,7 +129,7 @@ def reports_of(node: NodeEvidence, label: Label | None, attempt: int | None = No
 
 
 def last_lines(text: str, count: int = 5) -> tuple[str, ...]:
-    """Return the last non-blank lines of a log, without terminal control sequences.
+    """Return the last non-blank lines of a log that belong to no dump of frames, without terminal control sequences.
 
     Parameters
     ----------
@@ -142,8 +143,9 @@ def last_lines(text: str, count: int = 5) -> tuple[str, ...]:
     tuple of str
         Each line cut to 300 characters.
     """
-    lines = [line for line in text.splitlines() if line.strip()][-count:]
-    return tuple(strip_controls(line)[:300] for line in lines)
+    lines = [strip_controls(line) for line in text.splitlines() if line.strip()]
+    news = [line for line in lines if not NO_NEWS.search(line)] or lines
+    return tuple(line[:300] for line in news[-count:])
 
 
 # ---- attribution
@@ -577,6 +579,8 @@ def _script_attribution(node: NodeEvidence, code: int | None, reading: Reading) 
         how = describe_exit_code(signal) if signal == code else f"exit code {code}: {describe_exit_code(signal)}"
         how += f"; it printed: {reading.last_words}" if reading.last_words else ""
         fix = "fab logs shows its last lines; to see where: --env PYTHONFAULTHANDLER=1"
+        if crashed_in(reading.text):
+            fix = "see which library that line calls, and whether it fits the others that are installed: fab doctor"
         return Attribution(Cause(Kind.SCRIPT, "crash", f"it crashed in native code ({how})", fix), PROBABLE, lines)
     if reading.uncaught:
         words = f"its log reports {reading.uncaught}"

@@ -335,7 +335,8 @@ def _job_notes(evidence: Evidence) -> tuple[str, ...]:
     times = "once" if restarts == 1 else f"{restarts} times"
     found = [f"the batch script said: {line[:300]}" for line in batch]
     found += [
-        f"{format_bytes(log.unsearched)} of {log.path} on {node.host} were not searched: the time for that was used up"
+        f"{format_bytes(log.unsearched)} of {log.path} on {node.host}, after its first "
+        f"{format_bytes(log.unsearched_from)}, were not searched: the time for that was used up"
         for node in evidence.nodes
         for log in node.logs
         if log.unsearched

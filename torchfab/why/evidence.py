@@ -38,8 +38,8 @@ class Log:
         Line numbers of `text`, and when the lines from there on were written.
     numbers : tuple of (int, int)
         Line numbers of `text`, and the numbers in the file, from 1, of the lines from there on.
-    unsearched : int
-        Bytes of the file that were not searched, for lack of time.
+    unsearched, unsearched_from : int
+        Bytes of the file that were not searched, for lack of time, and how many are before them.
     """
 
     label: Label
@@ -49,6 +49,7 @@ class Log:
     times: tuple[tuple[int, float], ...] = ()
     numbers: tuple[tuple[int, int], ...] = ()
     unsearched: int = 0
+    unsearched_from: int = 0
 
     def time_of(self, line: int) -> float:
         """Return when a line was written.
@@ -343,8 +344,8 @@ def _log(each: Mapping[str, Any], skew_s: float) -> Log:
         numbers.append((len(lines), part.get("line", 0)))
         lines += [message_of(line) for line in part["text"].splitlines()]
     text, written = "\n".join(lines), each["written"] - skew_s
-    unsearched = each.get("unsearched", 0)
-    return Log(each["label"], each["path"], text, written, tuple(times), tuple(numbers), unsearched)
+    unsearched = each.get("unsearched", 0), each.get("unsearched_from", 0)
+    return Log(each["label"], each["path"], text, written, tuple(times), tuple(numbers), *unsearched)
 
 
 def _disk(each: Mapping[str, Any]) -> Disk:

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.log_lines import strip_controls
+from torchfab.remote.job import log_search
 from torchfab.why import signatures, tracebacks
 from torchfab.why.evidence import Log, Report
 from torchfab.why.layouts import shortened
@@ -55,14 +56,7 @@ _NOISE = re.compile(
 _UNCAUGHT = re.compile(
     r"(?:^|[\s:|\]>\"(])(?P<raised>(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Failure)(?:\([\w.]+\))?: .+)"
 )
-# Dumps of frames and memory that native code prints after its message, and what NCCL reports without a problem.
-_NO_NEWS = re.compile(
-    r"^\s*(?:frame )?#\d+|\bframe #\d+: |^\s+at /|^\s{4,}@|\bNCCL INFO\b"
-    r"|^\s*(?:\[[\w.-]+:\d+(?::\d+)*\] )?(?:\[ ?\d+\] \S|\*\*\* (?:Process received|End of error)|Signal(?: code)?: "
-    r"|Failing at address)"
-    r"|^={4,}|^[0-9a-f]{6,16}-[0-9a-f]{6,16} [r-][w-][x-]|^\S+\([^)]*\)\s?\[0x[0-9a-f]+\]|^ ?\d+ 0x[0-9a-f]+ "
-    r"|^(?:Current thread|Thread) 0x|^  File \"|^Extension modules:"
-)
+NO_NEWS = re.compile(log_search.DUMPS)  # dumps of frames and memory
 # Hints between two lines of one message.
 _HINT = re.compile(r"^(?:note|hint|help|tip): |^\s*=+ (?:note|help)", re.IGNORECASE)
 # Words by which a program that prints no traceback says why it gives up.
@@ -77,7 +71,8 @@ _SAYS_WHY = re.compile(
 )
 _SAYS_LITTLE = re.compile(
     r"^usage: |\b(?:WARN|WARNING|INFO|DEBUG)\b|Warning: |^Failures?:|NO_OTHER_FAILURES|error_file|errors\.html"
-    r"|^Try '|^NOTE: |--help|\bit/s\b|0 (?:errors|failed)|^Fatal Python error: Aborted|^terminate called without"
+    r"|^Try '|^NOTE: |--help|\bit/s\b|0 (?:errors|failed)|^terminate called without"
+    r"|^Fatal Python error: (?:Aborted|Segmentation|Bus|Illegal|Floating)"
     r"|^ninja: build stopped|^compilation terminated|^make(?:\[\d+\])?: \*\*\*",
 )
 # Lines that hold the reason itself, where others of the same message only say that the program ends.
@@ -377,7 +372,7 @@ def _inside_tracebacks(log: Log) -> set[int]:
 
 def _plain(lines: Sequence[str]) -> list[str]:
     """Return the last lines that are not blank, without frames and progress bars."""
-    news = [line for line in lines if line.strip() and not _NO_NEWS.search(line) and not _HINT.match(line)]
+    news = [line for line in lines if line.strip() and not NO_NEWS.search(line) and not _HINT.match(line)]
     plain = [_BAR.sub("", shortened(strip_controls(line))).strip(" │|\t") for line in news[-_LAST_WORDS_LINES:]]
     return [line for line in plain if line]
 
@@ -401,7 +396,7 @@ def _news_backwards(log: Log) -> Iterator[str]:
     inside = _inside_tracebacks(log)
     for number, raw in reversed([*enumerate(log.text.splitlines())]):
         line = shortened(strip_controls(raw)) if number not in inside else ""
-        if line.strip() and not _NO_NEWS.search(line):
+        if line.strip() and not NO_NEWS.search(line):
             yield line
 
 

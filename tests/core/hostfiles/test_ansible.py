@@ -114,15 +114,16 @@ def test_ipv6_hosts_get_their_brackets() -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("[a]\nx ansible_host={{ ip }}\n", "hosts:2: 'ip' after the host x"),
+        ("[a]\nx ansible_host={{ ip }}\n", "hosts:2: a variable of x is a template: ansible_host={{ ip }}"),
         ("[a]\nx ansible_host='{{ ip }}'\n", "hosts:2: ansible_host={{ ip }} of x is a template"),
+        ("[gpu]\nx\n[a:children]\ngpus\n", "hosts:4: the group a contains gpus, which is not there"),
         ("[a:children]\nb\n[b:children]\na\n", "hosts:1: the group 'a' contains itself"),
         ("[a]\nx y\n", "hosts:2: 'y' after the host x"),
         ("[a]\nn[0:99999]\n", "hosts:2: n[0:99999] has more than 10000 hosts"),
         ("[a:vars]\nx\n", "hosts:2: 'x' in a section of variables has no ="),
         ("[a]\nx ansible_port=y\n", "hosts:2: 'y' is not a port"),
         ("gpu:\n  hosts:\n    a\n    b\n", "hosts:1: an inventory of ansible in which hosts of 'gpu' is not a mapping"),
-        ("gpu:\n  hosts:\n  a:\n", "hosts: a JSON or YAML document of no known kind"),
+        ("gpu:\n  hosts:\n  a:\n", "hosts: a JSON or YAML document that lists no hosts"),
         ("gpu:\n  hosts: {\n", "hosts:3: not valid YAML: "),
         ("plugin: aws_ec2\nregions: x\n", "hosts: a dynamic inventory of ansible, not a file of hosts"),
     ],

@@ -22,7 +22,7 @@ def test_groups_may_name_groups_of_other_sources() -> None:
     [
         ("a: n[1-2]\nb: n[1-99999]\n", "hosts:2: the group 'b' has more than 10000 hosts"),
         ("a: n[1-2]\nb: n[2-1]\n", "hosts:2: the group 'b': "),
-        ("a: @b,x\nb: @a,y\n", "hosts:1: the group 'a': "),
+        ("a: @b,x\nb: @a,y\n", "hosts:1: the group 'a' contains itself"),
         ("a: n[1-2]\nb: -x,y\n", "hosts:2: the group 'b' contains '-x', which is not a host name"),
         ("a: n[1-2]\nb: @c:d\n", "hosts:2: the group 'b': c"),
     ],

@@ -31,6 +31,7 @@ OPENMPI, MLX, SGE, LSF = (
     "a node file of SGE",
     "a node file of LSF",
 )
+LIST = "a list of hosts"
 READ: dict[str, tuple[str, str, list[Any]]] = {
     "ours": ("node[1-2]\n", "", ["node1", "node2"]),
     "deepspeed": ("a slots=8\nb slots=2 # half\n#c slots=8\n", "", slots(a=8, b=2)),
@@ -56,6 +57,19 @@ READ: dict[str, tuple[str, str, list[Any]]] = {
     "ansible-inventory --list": ('{"_meta": {"hostvars": {}}, "gpu": {"hosts": ["a", "b"]}}', ANSIBLE, ["a", "b"]),
     "clustershell, flat": ("gpu: node[1-2]\nall: @gpu,c1\n", CLUSTERSHELL, ["node1", "node2", "c1"]),
     "clustershell, YAML": ("roles:\n  gpu: 'n[1-2]'\n  cpu: ['c1']\n", CLUSTERSHELL, ["n1", "n2", "c1"]),
+    "mapping in JSON": (
+        '{"a": {"slots": 8}, "b": {"gpus": "0-1"}}',
+        LIST,
+        [*slots(a=8), {"host": "b", "gpus": ("0", "1")}],
+    ),
+    "counts in JSON": ('{"a": 8, "b": 4}', LIST, slots(a=8, b=4)),
+    "objects in JSON": (
+        '{"nodes": [{"hostname": "a", "slots": 8}, {"ip": "10.0.0.2", "user": "me"}]}',
+        LIST,
+        [*slots(a=8), {"host": "10.0.0.2", "user": "me"}],
+    ),
+    "objects in YAML": ("hosts:\n  - host: a\n    slots: 8\n  - name: b\n", LIST, [*slots(a=8), "b"]),
+    "ansible, children before": ("[all:children]\ngpu\n[gpu]\na\n", ANSIBLE, ["a"]),
     "bash braces": ("node{1..4}\n", "", ["node1", "node2", "node3", "node4"]),
     "a list on one line": ("a,b,c\n", "", ["a", "b", "c"]),
     "a trailing dot": ("a.example.\n", "", ["a.example"]),
@@ -122,6 +136,9 @@ ONCE_PER_SLOT = (
     "for a node file of PBS or LSF, which names a host once per slot, give --hostfile-format pbs, or lsf, which leaves "
     "out its batch node"
 )
+NO_HOSTS = ", not a file of hosts"
+TITLES = "leave the titles out, and write node1 slots=8, with the key of each value"
+ONE_A_LINE = "write one host a line, or a list with commas: node1,node2"
 REFUSED: dict[str, tuple[str, str, str]] = {
     "processes or a port": (
         "172.23.2.192:8\n172.23.2.193:8\n",
@@ -215,10 +232,28 @@ REFUSED: dict[str, tuple[str, str, str]] = {
         "write one host a line, or a list with commas: node1,node2",
     ),
     "unknown JSON": (
-        '{"a": 1}',
-        "hosts: a JSON or YAML document of no known kind",
-        "write one host a line; inventories of ansible and MLX are read",
+        '{"a": [1]}',
+        "hosts: a JSON or YAML document that lists no hosts",
+        'write one host a line, or ["node1", "node2"] in JSON',
     ),
+    "a key": (
+        "-----BEGIN OPENSSH PRIVATE KEY-----\nx\n",
+        f"hosts:1: a key or a certificate{NO_HOSTS}",
+        "write the hosts; fab -i FILE names a key",
+    ),
+    "known_hosts": (
+        "a,10.0.0.1 ssh-ed25519 AAAAC3\n",
+        f"hosts:1: known_hosts of ssh{NO_HOSTS}",
+        "write the hosts",
+    ),
+    "a table": (
+        "host,slots\na,8\n",
+        "hosts:1: a table with titles, not a file of hosts",
+        "leave the titles out, and write node1 slots=8, with the key of each value",
+    ),
+    "a list of bash": ("HOSTS=(a b)\n", "hosts:1: a program's list, not a file of hosts", ONE_A_LINE),
+    "a list of Python": ("hosts = ['a', 'b']\n", "hosts:1: a program's list, not a file of hosts", ONE_A_LINE),
+    "HTML": ("<!DOCTYPE html>\n<html>\n", "hosts:1: a page of HTML or XML, not a file of hosts", ONE_A_LINE),
 }
 
 

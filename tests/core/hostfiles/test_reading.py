@@ -37,7 +37,21 @@ def test_a_folder_instead_of_a_file_is_an_error(tmp_path: Path) -> None:
 def test_the_error_for_a_binary_file_has_the_byte(tmp_path: Path) -> None:
     path = tmp_path / "hosts"
     path.write_bytes(b"node1\n\xff\xfe")
-    assert error(path) == f"{path}: not UTF-8 text (byte 6)\n  fix: save it as plain text"
+    assert error(path) == f"{path}:2: not UTF-8 text (byte 6)\n  fix: save it as UTF-8, which has no such byte"
+
+
+def test_utf_16_is_read_as_windows_writes_it(tmp_path: Path) -> None:
+    path = tmp_path / "hosts"
+    for encoding in ("utf-16", "utf-8-sig"):
+        path.write_bytes("node1\r\nnode2\r\n".encode(encoding))
+        assert reading.read_text(path) == "node1\r\nnode2\r\n"
+
+
+@pytest.mark.parametrize("content", [b"\x7fELF\x02\x01\0\0", "node1\n".encode("utf-16-le"), b"node1\0\n"])
+def test_what_has_nul_characters_is_no_text(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "hosts"
+    path.write_bytes(content)
+    assert error(path).startswith(f"{path}: no text: it contains NUL characters, as UTF-16 and programs do")
 
 
 def test_an_endless_device_is_refused() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.support import fuzzed
 from torchfab.remote import files
 from torchfab.remote.job import log_files, log_search
+from torchfab.why.signature_table import SIGNATURES
 
 TRACEBACK = """\
 Traceback (most recent call last):
@@ -77,14 +78,19 @@ def test_what_a_deadline_leaves_out_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "stderr.log"
     path.write_text(TRACEBACK + STEP * (40 * MIB // len(STEP)))
     found = searched(path, deadline_s=-1.0)
-    assert found["unsearched"] > 0
+    assert (found["unsearched_from"], found["unsearched"]) == (MIB, path.stat().st_size - 2 * MIB)
     assert text_of(found).endswith(STEP)
     assert TRACEBACK in text_of(found)  # the begin of the file is always searched
 
 
 @pytest.mark.parametrize("count", [1, 11, 12, 13, 16, 17, 60])
 @pytest.mark.parametrize("every", [300, 3 * MIB // 2])
-def test_the_last_and_the_first_heads_are_found_however_many_there_are(tmp_path: Path, count: int, every: int) -> None:
+@pytest.mark.parametrize("ends", [256 * MIB, 2 * MIB])
+def test_the_last_and_the_first_heads_are_found_however_many_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, every: int, ends: int
+) -> None:
+    monkeypatch.setattr(log_search, "_END_BYTES", ends)
+    monkeypatch.setattr(log_search, "_BEGIN_BYTES", ends // 2)
     path = tmp_path / "stderr.log"
     count = min(count, 20) if every > MIB else count
     pieces = [TRACEBACK.replace("img", f"number {at}") + STEP * (every // len(STEP)) for at in range(count)]
@@ -93,7 +99,7 @@ def test_the_last_and_the_first_heads_are_found_however_many_there_are(tmp_path:
     with path.open("rb", buffering=0) as file:
         heads, unsearched = log_search._find_heads(file, size, log_search.Budget(0, time.monotonic() + 60))
     offsets = [sum(map(len, pieces[:at])) for at in range(count)]
-    assert unsearched == 0
+    assert unsearched == (0, 0)
     assert heads[:12] == offsets[::-1][:12]
     assert heads[12:] == offsets[: max(0, count - 12)][:4][::-1]
 
@@ -117,3 +123,29 @@ def test_any_bytes_are_searched_within_the_size(pieces: list[bytes], max_bytes: 
         assert len(text.encode(errors="replace")) <= 3 * max_bytes + 3 * log_search._MIN_TAIL_BYTES
         whole = path.read_bytes().decode(errors="replace")
         assert all(line in whole for line in text.splitlines() if line.isascii())
+
+
+@pytest.mark.parametrize("line_bytes", [60, 90_000])
+@pytest.mark.parametrize("dump_mib", [0, 3])
+def test_last_lines_before_a_dump_of_frames_are_sent(tmp_path: Path, line_bytes: int, dump_mib: int) -> None:
+    path = tmp_path / "stderr.log"
+    said = "".join(f"reason {number} {'x' * line_bytes}\n" for number in range(12))
+    frame = "frame #12: c10::detail::torchCheck(char const*) + 0x64 (0x7f2b4c in /opt/conda/lib/libc10.so)\n"
+    path.write_text(STEP * 20_000 + said + frame * (dump_mib * MIB // len(frame)))
+    text = text_of(searched(path))
+    assert "reason 11 x" in text
+    assert all(f"reason {number} x" in text for number in range(12)) or line_bytes > 1000
+
+
+def test_each_signature_is_marked_for_the_search_of_a_node() -> None:
+    marks = [*log_search.MARKS, *log_search.TRACEBACK_HEADS]
+    missing = [each.example for each in SIGNATURES if not any(mark in each.example.encode() for mark in marks)]
+    assert missing == []
+
+
+def test_message_is_found_in_the_middle_of_100_mb(tmp_path: Path) -> None:
+    path = tmp_path / "stderr.log"
+    half = STEP * (50 * MIB // len(STEP))
+    message = "Abort(1091215) on node 1 (rank 1 in comm 0): Fatal error in PMPI_Init: Other MPI error, error stack:\n"
+    path.write_text(half + message + half)
+    assert message in text_of(searched(path))

@@ -84,6 +84,60 @@ def test_eviction_without_container_times_precedes_its_effects(here: Here) -> No
     assert (found["cause"]["name"], found["first"]["host"]) == ("evicted", "gpt2-1"), found
 
 
+LOST = PLAIN.replace(
+    "ValueError: bad batch 17",
+    "RuntimeError: [/x/gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.0.0.2]:2",
+)
+REMOVED = {
+    "Preempted": ("killed", "preempted", "preempted by a pod of higher priority"),
+    "TaintManagerEviction": ("node", "node-failed", "evicted because of its machine's state"),
+}
+
+
+@pytest.mark.parametrize("reason", [*REMOVED, "Killing", ""])
+def test_event_explains_a_pod_that_the_cluster_removed(here: Here, reason: str) -> None:
+    """The other pod only lost its connection to it; without such an event that is all that is known."""
+    here.launch()
+    first, second = pods_of(here.api, "gpt2")
+    told = json.dumps({"rank": 0, "code": 1, "time": time.time()})
+    set_status(here.api, first, ended(1, told), nodeName="worker-0")
+    for line in LOST.splitlines():
+        here.api.write(first, f"[rank0]:{line}")
+    here.api.remove("pods", second)
+    condition(here.api, "gpt2", "Failed", "BackoffLimitExceeded", "Job has reached the specified backoff limit")
+    if reason:
+        here.api.event(second, reason, "by default/big-0 on node worker-1")
+        here.api.event(f"other-{second}", "Preempted", "another job")
+    found = why(here)
+    kind, name, words = REMOVED.get(reason, ("network", "connection-lost", "Connection closed by peer"))
+    assert (found["cause"]["kind"], found["cause"]["name"]) == (kind, name), found
+    assert words in found["cause"]["words"]
+    assert found["first"]["host"] == ("gpt2-1" if reason in REMOVED else "gpt2-0")
+    assert found["bad_nodes"] == (["gpt2-1"] if kind == "node" else [])
+
+
+def test_deadline_of_the_cluster_is_the_cause(here: Here) -> None:
+    here.launch()
+    for pod in pods_of(here.api, "gpt2"):
+        here.api.remove("pods", pod)
+    condition(here.api, "gpt2", "Failed", "DeadlineExceeded", "Job was active longer than specified deadline")
+    found = why(here)
+    assert (found["cause"]["kind"], found["cause"]["name"]) == ("killed", "time-limit"), found
+    assert "longer than specified deadline" in found["cause"]["words"]
+
+
+def test_rank_that_left_with_0_is_known_by_the_termination_message(here: Here) -> None:
+    now = time.time()
+    ends = [[0, 1, now], [1, 0, now - 4]]
+    first, second = failed(here, ended(1, json.dumps({"rank": 2, "code": 1, "time": now, "ends": ends})))
+    here.api.logs[second].lines.clear()
+    for line in LOST.splitlines():
+        here.api.write(second, f"[rank2]:{line}")
+    set_status(here.api, first, ended(143), nodeName="worker-0")
+    found = why(here)
+    assert (found["cause"]["name"], found["first"]["rank"], found["first"]["code"]) == ("left-early", 3, 0), found
+
+
 def test_why_reports_succeeded_and_stopped_jobs(here: Here) -> None:
     here.launch()
     for pod in pods_of(here.api, "gpt2"):

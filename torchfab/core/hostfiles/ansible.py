@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import field
 
@@ -72,8 +73,7 @@ def translate(source: Source, inventory: Inventory) -> Translation:
     InventoryError
         A group is not known, or contains itself; or a variable is a template.
     """
-    for child in [child for group in inventory.values() for child in group.children]:
-        inventory.setdefault(child, Group())
+    _check_children(source, inventory)
     depths = _depths(source, inventory)
     members = _members(inventory, depths)
     chosen = groups.choose(source, members) if source.groups else list(members["all"])
@@ -82,6 +82,16 @@ def translate(source: Source, inventory: Inventory) -> Translation:
     used = {name for host in chosen for name in variables[host]}
     notes = [f"{source.origin}: {name} is left out: put it into ssh's configuration" for name in _LOGIN if name in used]
     return Translation(lines, notes, [name for name in inventory if members[name] and name not in ("all", "ungrouped")])
+
+
+def _check_children(source: Source, inventory: Inventory) -> None:
+    """Raise the error about a group of other groups that names one which does not exist, as ansible does."""
+    for name, group in inventory.items():
+        for child in group.children:
+            if child not in inventory:
+                near = difflib.get_close_matches(child, list(inventory), 1, 0.6)
+                fix = f"did you mean {near[0]}?" if near else f"write [{child}] with its hosts, or leave it out"
+                raise source.error(number_of(child), f"the group {name} contains {child}, which is not there", fix)
 
 
 def _depths(source: Source, inventory: Inventory) -> dict[str, int]:

@@ -97,6 +97,8 @@ def _read_listing(document: Mapping[str, Any]) -> Inventory:
         group = {"hosts": value} if isinstance(value, list) else value if isinstance(value, dict) else {}
         hosts = {host: _texts(variables.get(host)) for host in _list(group.get("hosts"))}
         inventory[name] = Group(hosts, _list(group.get("children")), _texts(group.get("vars")))
+    for child in [child for group in inventory.values() for child in group.children]:
+        inventory.setdefault(child, Group())  # ansible-inventory leaves out groups without hosts
     return inventory
 
 

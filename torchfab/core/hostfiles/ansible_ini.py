@@ -79,6 +79,9 @@ def _read_host(source: Source, number: int, line: tuple[str, ...], group: Group)
         pattern, variables["ansible_port"] = ported[1], ported[2]
     for word in line[1:]:
         name, equals, value = word.partition("=")
+        if not equals and "{{" in " ".join(line):
+            fix = "write its value, or give what this prints: ansible-inventory --list"
+            raise source.error(number, f"a variable of {line[0]} is a template: {' '.join(line[1:])}", fix)
         if not equals:
             raise source.error(
                 number, f"{word!r} after the host {line[0]}", f"{TITLE} has one host a line, and name=value"

@@ -43,7 +43,10 @@ def is_document(value: Any) -> bool:
     """Say whether a YAML document is a groups file: sources, which map groups to sets of nodes."""
     if not isinstance(value, dict) or not value:
         return False
-    return all(isinstance(each, dict) and each and all(map(_is_set, each.values())) for each in value.values())
+    groups_ = [each for each in value.values() if isinstance(each, dict) and each]
+    sets = [nodes for each in groups_ for nodes in each.values()]
+    has_name = any(not str(nodes).isdigit() for nodes in sets)  # not `a: {slots: 8}`
+    return len(groups_) == len(value) and all(map(_is_set, sets)) and has_name
 
 
 def _is_set(value: Any) -> bool:
@@ -109,6 +112,8 @@ def _nodes(source: Source, name: str, nodes: str, sources: _Sources, number: int
     try:
         hosts: list[str] = list(NodeSet(nodes, resolver=resolver))
     except (NodeSetException, GroupResolverError, GroupSourceError, ValueError, RecursionError) as error:
+        if isinstance(error, RecursionError) or "recursion" in str(error):
+            raise source.error(number, f"the group {name!r} contains itself", "correct its members") from None
         raise source.error(number, f"the group {name!r}: {str(error) or 'contains itself'}", fix) from None
     wrong = next((host for host in hosts if not HOST.fullmatch(host)), None)
     if wrong is not None:

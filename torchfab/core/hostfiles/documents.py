@@ -105,7 +105,7 @@ def recognise(source: Source) -> Document:
     if clustershell.is_document(document):
         return Document(clustershell.TITLE, lambda: clustershell.read_document(source, document))
     raise source.error(
-        0, "a JSON or YAML document of no known kind", "write one host a line; inventories of ansible and MLX are read"
+        0, "a JSON or YAML document that lists no hosts", 'write one host a line, or ["node1", "node2"] in JSON'
     )
 
 

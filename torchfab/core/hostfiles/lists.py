@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torchfab.core.flag_values import is_whole
 from torchfab.core.hostfiles.dialect import Source, Translation
 from torchfab.core.hostfiles.structured import number_of
+from torchfab.core.hostlines import HOST_KEYS
 from torchfab.core.hostlines.words import Line
 
+_NAMES = ("hosts", "nodes", "machines", "servers", "workers")  # of a list in a document
 MLX, PLAIN = "a hosts file of MLX (JSON)", "a list of hosts"
 
 
@@ -19,13 +22,48 @@ def title(document: Any) -> str:
         return ""
     if all(isinstance(each, dict) and "ssh" in each for each in entries):
         return MLX
-    return PLAIN if all(isinstance(each, str) for each in entries) else ""
+    return PLAIN if all(isinstance(each, str) or _host_key(each) for each in entries) else ""
 
 
 def _entries(document: Any) -> list[Any]:
-    """Return the hosts: the document itself, or its `hosts`, as newer versions of MLX and SageMaker write them."""
-    value = document.get("hosts") if isinstance(document, dict) else document
-    return value if isinstance(value, list) else []
+    """Return the hosts: the document itself, or what it has below one of the usual names."""
+    if not isinstance(document, dict):
+        return document if isinstance(document, list) else []
+    for name in _NAMES:
+        if isinstance(document.get(name), list):
+            return list(document[name])
+    return [_entry(host, values) for host, values in document.items()] if _is_mapping(document) else []
+
+
+def _is_mapping(document: Mapping[str, Any]) -> bool:
+    """Return whether a document maps hosts to their slots, or to their keys: `{"a": 8}`, `{"a": {"slots": 8}}`."""
+    return bool(document) and all(
+        is_whole(each, 4) if isinstance(each, str) else isinstance(each, dict) and each and set(each) <= {*HOST_KEYS}
+        for each in document.values()
+    )
+
+
+def _entry(host: str, values: Any) -> dict[str, Any]:
+    return {"host": host, **(values if isinstance(values, dict) else {"slots": values})}
+
+
+def _host_key(entry: Any) -> str:
+    """Return which key of an entry names its host; empty for none."""
+    keys = entry if isinstance(entry, dict) else {}
+    return next((key for key in ("host", "hostname", "name", "node", "ip") if isinstance(keys.get(key), str)), "")
+
+
+def _keyed_line(source: Source, entry: Mapping[str, Any]) -> Line:
+    """Return the line of an entry with keys: `{"host": "a", "slots": 8}`."""
+    name = _host_key(entry)
+    words = [f"{key}={_text(value)}" for key, value in entry.items() if key != name and value is not None]
+    return source.line(number_of(entry[name]), entry[name].strip(), *words)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return value if isinstance(value, str) else ""
 
 
 def translate(source: Source, document: Any) -> Translation:
@@ -48,11 +86,16 @@ def translate(source: Source, document: Any) -> Translation:
         A host is not valid.
     """
     entries = _entries(document)
-    if isinstance(entries[0], dict):
-        notes = [f"{source.origin}: {key} is left out: --env sets variables" for key in ("envs",) if key in document]
-        return Translation([_mlx_line(source, each) for each in entries], notes)
-    lines = [source.line(number_of(each), *(each.split() or [""])) for each in entries]
-    return Translation(lines)
+    if title(document) == PLAIN:
+        return Translation([_plain_line(source, each) for each in entries])
+    notes = [f"{source.origin}: {key} is left out: --env sets variables" for key in ("envs",) if key in document]
+    return Translation([_mlx_line(source, each) for each in entries], notes)
+
+
+def _plain_line(source: Source, entry: Any) -> Line:
+    if isinstance(entry, dict):
+        return _keyed_line(source, entry)
+    return source.line(number_of(entry), *(entry.split() or [""]))
 
 
 def _mlx_line(source: Source, entry: Mapping[str, Any]) -> Line:

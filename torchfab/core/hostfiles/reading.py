@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import select
 import stat
@@ -40,9 +41,18 @@ def read_text(path: Path, what: str = "a file of hosts") -> str:
             f"{name_of(path)}: larger than {MAX_BYTES // 1_000_000} MB: not {what}", "name another file"
         )
     try:
-        return content.decode("utf-8-sig")
+        text = content.decode(
+            "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+        )
     except UnicodeDecodeError as error:
-        raise InventoryError(f"{name_of(path)}: not UTF-8 text (byte {error.start})", "save it as plain text") from None
+        line = content.count(b"\n", 0, error.start) + 1
+        raise InventoryError(
+            f"{name_of(path)}:{line}: not UTF-8 text (byte {error.start})", "save it as UTF-8, which has no such byte"
+        ) from None
+    if "\0" in text:
+        fix = f"save it as UTF-8; if it is a program, run it: … | fab … --hostfile {STDIN}"
+        raise InventoryError(f"{name_of(path)}: no text: it contains NUL characters, as UTF-16 and programs do", fix)
+    return text
 
 
 def name_of(path: Path) -> str:

@@ -12,6 +12,23 @@ _ASSIGNMENT = re.compile(r"\s*(?:export|set|setenv|declare|local|readonly)\s+(?:
 _PROMPT = re.compile(r"\s*ssh\s+(.*)")
 
 
+_ONE_A_LINE = "write one host a line, or a list with commas: node1,node2"
+_OTHERS = (
+    (re.compile(r"-----BEGIN [A-Z ]+-----"), "a key or a certificate", "write the hosts; fab -i FILE names a key"),
+    (re.compile(r"(?:@\S+ )?\S+ (?:ssh|ecdsa|sk-ssh|sk-ecdsa)-\S+ AAAA"), "known_hosts of ssh", "write the hosts"),
+    (re.compile(r"(?:ssh|ecdsa)-\S+ AAAA"), "public keys of ssh", "write the hosts"),
+    (
+        re.compile(r"(?i)(?:host(?:name)?|node|name|ip)[,;\t ](?:ip|addr\w*|slots|gpus?|user|port|cpus?)\b"),
+        "a table with titles",
+        "leave the titles out, and write node1 slots=8, with the key of each value",
+    ),
+    (re.compile(r"\w+ ?= ?[\[(]|\w+=\("), "a program's list", _ONE_A_LINE),
+    (re.compile(r"(?i)<(?:!doctype|html|\?xml)"), "a page of HTML or XML", _ONE_A_LINE),
+    (re.compile(r"%PDF-"), "a file of another program", _ONE_A_LINE),
+    (re.compile(r"FROM \S+$|#SBATCH|import \w+$|def \w+\("), "a program", _ONE_A_LINE),
+)
+
+
 def refuse(source: Source) -> None:
     """Raise the error about a text that is certainly of such a kind; return for any other.
 
@@ -35,9 +52,18 @@ def refuse(source: Source) -> None:
             f"a program ({interpreter}), not a file of hosts",
             "run it, and give what it prints: FILE | fab … --hostfile -",
         )
+    _refuse_others(source)
     _refuse_ssh_config(source)
     _refuse_ssh_commands(source)
     _refuse_shell(source)
+
+
+def _refuse_others(source: Source) -> None:
+    for number, line in source.lines:
+        text = " ".join(line)
+        for pattern, what, fix in _OTHERS:
+            if pattern.match(text):
+                raise source.error(number, f"{what}, not a file of hosts", fix)
 
 
 def _refuse_ssh_config(source: Source) -> None:

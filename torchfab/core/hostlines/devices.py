@@ -7,6 +7,7 @@ import re
 from torchfab.core.hostlines.words import Line
 
 MAX_DEVICES = 1024
+_PREFIXES = ("cuda", "gpu:", "gpu0", "hip", "xpu")
 _RANGE = re.compile(r"(\d{1,4})-(\d{1,4})")
 _DEVICE = re.compile(r"\d{1,4}|(GPU|MIG)-[A-Za-z0-9/-]+")
 
@@ -46,6 +47,15 @@ def parse(line: Line, text: str) -> tuple[str, ...]:
 
 
 def _error(line: Line, text: str) -> Exception:
-    return line.error(
-        f"gpus={text}: not a list of devices", "name each device once, for example gpus=2,3 or gpus=0-3; or slots=4"
-    )
+    fix = "name each device once, for example gpus=2,3 or gpus=0-3; or slots=4"
+    if text.lower() in ("all", "auto", "any"):
+        fix = "leave gpus= out: without it, all devices are used"
+    if (backward := re.fullmatch(r"(\d{1,4})-(\d{1,4})", text)) and int(backward[1]) > int(backward[2]):
+        fix = f"a range begins with the lower number: gpus={backward[2]}-{backward[1]}"
+    if (
+        plain := re.sub(r"\b(?:cuda|gpu|hip|xpu):?(?=\d)", "", text.lower())
+        if text.lower().startswith(_PREFIXES)
+        else ""
+    ):
+        fix = f"devices are numbers here: gpus={plain}"
+    return line.error(f"gpus={text}: not a list of devices", fix)

@@ -10,8 +10,8 @@ from typing import Any
 from torchfab.core import environment
 from torchfab.core.errors import UsageError
 from torchfab.core.flag_values import is_whole
-from torchfab.core.hostlines import devices, targets
-from torchfab.core.hostlines.words import Line, unquote
+from torchfab.core.hostlines import devices, hints, targets
+from torchfab.core.hostlines.words import EXPECTED, Line, unquote
 from torchfab.core.lazy_dataclass import dataclass
 
 MAX_SLOTS = 1024
@@ -80,10 +80,13 @@ def parse(line: Line, known: Sequence[str]) -> Values:
     for word in line.words[1:]:
         key, equals, value = word.partition("=")
         name = key.removeprefix("env.") if key.startswith("env.") and "env.NAME" in known else ""
+        _check_word(line, word, value)
         if not equals or (key not in known and not name):
             _require_label(line, word, known)
-        if key in {*fields, *labels} or name in env or not (value or name):
-            raise line.error(f"{key}= needs one value, got {word!r}")
+        if key in {*fields, *labels} or name in env:
+            raise line.error(f"{key}= is given twice, the second time as {word!r}", "leave one of them out")
+        if not (value or name):
+            raise line.error(f"{key}= needs a value, got {word!r}")
         if name:
             env[name] = _variable(line, name, unquote(value))
         elif key in known:
@@ -91,6 +94,18 @@ def parse(line: Line, known: Sequence[str]) -> Values:
         else:
             labels[key] = unquote(value)
     return Values({**fields, **({"env": tuple(env.items())} if env else {})}, tuple(labels.items()))
+
+
+def _check_word(line: Line, word: str, value: str) -> None:
+    """Raise the error about quotes that are no quotes here, a quote that is not closed, and characters unseen."""
+    if invisible := hints.invisible(word):
+        raise line.error(f"{word!r} contains {invisible}, which is not seen", "remove it, or type the line again")
+    if value[:1] in ("“", "”", "‘", "’", "„"):
+        raise line.error(f"{value[:1]} in {word!r} is no quote here", "write ' or \"")
+    if value[:1] in ("'", '"') and value.count(value[0]) % 2:
+        raise line.error(f"the quote {value[:1]} in {word!r} is not closed", f"end the value with {value[:1]}")
+    if word == "env.=" or word.startswith("env.="):
+        raise line.error(f"{word!r} names no variable", "write env.NAME=value")
 
 
 def _require_label(line: Line, word: str, known: Sequence[str]) -> None:
@@ -109,6 +124,8 @@ def _require_label(line: Line, word: str, known: Sequence[str]) -> None:
 
 def _bare_word(host: str, word: str) -> str:
     """Return what to write for a second word without `=`; empty where it cannot be guessed."""
+    if fix := _colon_for_equals(word) or hints.second_word(host, word):
+        return fix
     if is_whole(word):
         return f"a number of processes is written with its key: {host} slots={word}"
     if re.fullmatch(r"[0-9.]+|[0-9A-Fa-f:]+:[0-9A-Fa-f:]*", word):
@@ -120,6 +137,12 @@ def _bare_word(host: str, word: str) -> str:
     return ""
 
 
+def _colon_for_equals(word: str) -> str:
+    key, colon, value = word.partition(":")
+    meant = key if key in _MEANT else _ALIASES.get(key, "")
+    return f"a key stands in front of =: {meant}={value}" if colon and value and meant else ""
+
+
 def _slots(line: Line, text: str) -> int:
     if not (is_whole(text) and int(text) <= MAX_SLOTS):
         raise line.error(
@@ -129,14 +152,21 @@ def _slots(line: Line, text: str) -> int:
 
 
 def _address(line: Line, text: str) -> str:
-    if not (targets.HOST.fullmatch(text) or targets.IPV6.fullmatch(text)):
-        raise line.error(f"{text!r} is not a host name or address")
+    if not (targets.HOST.fullmatch(text) or (targets.IPV6.fullmatch(text) and text.count(":") > 1)):
+        host, colon, port = text.partition(":")
+        has_port = colon and is_whole(port) and targets.HOST.fullmatch(host)
+        fix = f"it has no port: address={host}; port= is that of SSH" if has_port else hints.fix_for(text) or EXPECTED
+        raise line.error(f"{text!r} is not a host name or address", fix)
     return text
 
 
 def _path(line: Line, text: str) -> str:
     if not text.isprintable():
         raise line.error(f"python={text!r} is not a path")
+    if text.startswith("~"):
+        raise line.error(
+            f"python={text}: not an absolute path", "write it from the root: python=/home/me/venv/bin/python"
+        )
     return text
 
 

@@ -7,8 +7,8 @@ import re
 from dataclasses import replace
 
 from torchfab.core.flag_values import is_whole
-from torchfab.core.hostlines import braces, node_groups
-from torchfab.core.hostlines.words import Line
+from torchfab.core.hostlines import braces, hints, node_groups
+from torchfab.core.hostlines.words import EXPECTED, Line
 from torchfab.core.lazy_dataclass import dataclass
 
 MAX_HOSTS = 10_000
@@ -19,6 +19,7 @@ NUMBER = re.compile(r"[0-9]{1,9}")  # int() rejects strings of more than 4300 di
 _PATTERN = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]|\[[0-9,/-]+\])*")
 _BRACKETED = re.compile(r"\[([^\]]*:[^\]]*)\](?::(.*))?")
 _DOTTED = re.compile(r"[0-9]+(?:[.-][0-9]+)*\.[0-9]+(?:[.-][0-9]+)*")  # digits with dots: no name, but an address
+_PER_NODE = re.compile(r"(ppn|np|ncpus|procs|mpiprocs|ngpus|gpus|tasks)=(\d{1,4}).*")
 _RANGE_FIX = "ranges are written as node[01-16] or node[1,3,7-9]"
 
 
@@ -103,6 +104,8 @@ def split_target(line: Line, text: str) -> Target:
         The user, the host or the port is not valid.
     """
     user, at, rest = text.removeprefix("ssh://").rpartition("@")
+    if "://" in text.removeprefix("ssh://"):
+        raise line.error(f"{text!r} is not a host name", hints.fix_for(text) or EXPECTED)
     if at:
         check_user(line, user)
     bracketed = _BRACKETED.fullmatch(rest)
@@ -115,13 +118,23 @@ def split_target(line: Line, text: str) -> Target:
     host, colon, port = rest.partition(":")
     host = host.removesuffix(".") if len(host) > 1 else host
     if not _PATTERN.fullmatch(host) or not ("[" in host or HOST.fullmatch(host)):
-        raise line.error(f"{host!r} is not a host name")
+        raise line.error(f"{host!r} is not a host name", hints.fix_for(rest) or EXPECTED)
+    if "[" not in host and not is_dns_length(host):
+        raise line.error(
+            f"{host[:40]!r}… is not a host name" if len(host) > 40 else f"{host!r} is not a host name",
+            "between its dots, a name has 1 to 63 characters, and at most 253 in all",
+        )
     if _DOTTED.fullmatch(host) and not _is_ipv4(host):
         first, _, last = host.partition("-")
         stem, _, low = first.rpartition(".")
         is_range = is_whole(last) and _is_ipv4(first)
         raise line.error(f"{host!r} is not an IPv4 address", *((f"write {stem}.[{low}-{last}]",) if is_range else ()))
     return Target(host, user, parse_port(line, port if colon else None))
+
+
+def is_dns_length(host: str) -> bool:
+    """Return whether the parts of a host name, and the whole, have lengths that DNS allows."""
+    return len(host) <= 253 and all(1 <= len(part) <= 63 for part in host.split("."))
 
 
 def _is_ipv4(text: str) -> bool:
@@ -146,6 +159,8 @@ def _colons(line: Line, rest: str) -> Exception:
         return line.error(
             f"{rest!r} has two colons", f"for MVAPICH's host:processes:device, write {host} slots={count}"
         )
+    if not IPV6.fullmatch(rest):
+        return line.error(f"{rest!r} is not a host name", hints.fix_for(rest) or EXPECTED)
     return line.error(f"{rest!r} looks like an IPv6 address without brackets", f"write [{rest}]")
 
 
@@ -170,6 +185,11 @@ def parse_port(line: Line, text: str | None) -> int | None:
         return None
     if text.startswith(("slots=", "gpus=")):
         raise line.error(f"{text!r} is not a port", f"write a blank instead of the colon: HOST {text}")
+    if counted := _PER_NODE.fullmatch(text):
+        fix = f"write them with our key: {line.words[0].partition(':')[0]} slots={counted[2]}"
+        raise line.error(f"{text!r} is not a port, but PBS's notation of processes per node", fix)
+    if not text:
+        raise line.error("'' is not a port", "leave the colon out, or write the port: node1:2222")
     if not (NUMBER.fullmatch(text) and 1 <= int(text) <= 65535):
         raise line.error(f"{text!r} is not a port", "a port is a number from 1 to 65535")
     return int(text)

@@ -1,6 +1,6 @@
 """Run torchrun in a pod, with three additions: the exit code is that of the rank that failed first on this node (that
-of torchrun is always 1); the pod's termination message holds that rank, its exit code and the time; and ranks can save
-when they are asked to end.
+of torchrun is always 1); the pod's termination message holds that rank, its exit code and the time, and those of all
+ranks that ended by themselves; and ranks can save when they are asked to end.
 """
 
 import json
@@ -23,9 +23,14 @@ ended: "dict[int, float]" = {}
 
 # Seconds for ranks to end after another one has failed; if the pod is deleted, the cluster ends the wait.
 GRACE_S = float(os.environ.get("TORCHFAB_GRACE_S", "30"))
+# Seconds from the first failure that a failed pod lives at least. The cluster deletes the other pods, with their logs,
+# as soon as one has failed: those of which a rank failed too, and takes longer to end, are then kept.
+LINGER_S = float(os.environ.get("TORCHFAB_LINGER_S", "0"))
 own_handler, own_close = api._terminate_process_handler, SubprocessContext._close
 deleted: "list[int]" = []
 asked: "list[int]" = []  # the ranks that have got their signal
+by_themselves: "dict[int, int]" = {}  # exit codes of the others, by pid
+places: "dict[int, int]" = {}  # local ranks, by pid
 
 
 def on_deletion(signum: int, frame: "FrameType | None") -> None:
@@ -37,10 +42,14 @@ def on_deletion(signum: int, frame: "FrameType | None") -> None:
 def close_gently(self: SubprocessContext, death_sig: signal.Signals, timeout: int = 30) -> None:
     # torchrun's own signals go to data loaders too, so that a rank cannot save, and its SIGKILL follows after 30 s.
     ranks = [handler.proc for handler in self.subprocess_handlers.values()]
+    places.update((handler.proc.pid, local) for local, handler in self.subprocess_handlers.items())
     for rank in ranks:
-        if rank.poll() is None and rank.pid not in asked:
+        code = rank.poll()
+        if code is None and rank.pid not in asked:
             asked.append(rank.pid)
             rank.send_signal(death_sig)
+        elif code is not None and rank.pid not in asked:
+            by_themselves.setdefault(rank.pid, code)
     deadline = time.monotonic() + (86400 if deleted else GRACE_S)
     for rank in ranks:
         try:
@@ -64,11 +73,18 @@ def time_of(failure: ProcessFailure) -> float:
 
 
 def leave_message(rank: int, failure: ProcessFailure) -> None:
+    ends = [[places[pid], code, ended.get(pid)] for pid, code in by_themselves.items()]
     try:
         with open(MESSAGE, "w") as file:
-            json.dump({"rank": rank, "code": failure.exitcode, "time": time_of(failure)}, file)
+            json.dump({"rank": rank, "code": failure.exitcode, "time": time_of(failure), "ends": ends}, file)
     except OSError:  # the cluster then keeps the end of the log, with torchrun's own report
         pass
+
+
+def linger(until: float) -> None:
+    signal.signal(signal.SIGTERM, lambda signum, _: deleted.append(signum))
+    while time.time() < until and not deleted:
+        time.sleep(0.1)
 
 
 def run_after(code: int) -> None:
@@ -96,8 +112,9 @@ def main(args: "list[str]") -> int:
     except ChildFailedError as error:
         rank, failure = min(error.failures.items(), key=lambda item: time_of(item[1]))
         leave_message(rank, failure)
-        print(error, file=sys.stderr)
+        print(error, file=sys.stderr, flush=True)
         code = failure.exitcode
+        linger(time_of(failure) + LINGER_S)
     except SignalException as error:
         code = -error.sigval
     code = code if code >= 0 else 128 - code

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 # Bytes.
 _MAX_LOG_BYTES, _MIN_LOG_BYTES = 64 * 1024, 8 * 1024
-_ALL_MARKED_BYTES, _MIN_MARKED_BYTES = 32 * 1024 * 1024, 1024 * 1024
+# Of one log, of several together, and of each at least.
+_MARKED_BYTES, _ALL_MARKED_BYTES, _MIN_MARKED_BYTES = log_search.MARKED_BYTES, 48 * 1024 * 1024, 1024 * 1024
 _AFTER_END_S = 60.0  # the kernel may report late; what is later concerns other processes
 _MAX_REPORT_BYTES = 256 * 1024
 _MAX_REPORTS = 64
@@ -82,7 +83,7 @@ def _logs(folder: str, names: list[str], max_bytes: int, deadline: float) -> lis
     ]
     ordered = sorted((each for each in enumerate(found) if each[1][0]), key=lambda each: each[1][0])
     share = max(_MIN_LOG_BYTES, min(_MAX_LOG_BYTES, max_bytes // max(1, len(ordered))))
-    marked = max(_MIN_MARKED_BYTES, min(log_search.MARKED_BYTES, _ALL_MARKED_BYTES // max(1, len(ordered))))
+    marked = _MARKED_BYTES if len(ordered) < 2 else max(_MIN_MARKED_BYTES, _ALL_MARKED_BYTES // len(ordered))
     times = {name: log_files.WriteTimes(os.path.join(folder, name)) for name in names}
     entries = {}
     for left, (at, (_, name, log, label)) in zip(range(len(ordered), 0, -1), ordered):
@@ -118,7 +119,7 @@ def _collectives(folder: str, job_status: dict[str, Any]) -> list[dict[str, Any]
 
 def _exit_record(folder: str) -> dict[str, Any]:
     record = files.read_json(os.path.join(folder, files.EXIT)) or {}
-    keys = ("asked", "killed", "left", "error", "oom_kills", "time")
+    keys = ("asked", "killed", "left", "error", "oom_kills", "time", "peers")
     return {key: record[key] for key in keys if key in record}
 
 

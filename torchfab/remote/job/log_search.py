@@ -1,11 +1,14 @@
 """Search whole log files for what explains a failure, with bounded memory, and return its surroundings.
 
 The end of a log often follows from the cause: frames of C++, other ranks, the launcher. So tracebacks are looked for in
-all of the file, other messages in its last megabytes, and what is sent is where something was found, and the end.
+all of the file, other messages in its last megabytes, and what is sent is where something was found, the last lines
+before dumps of frames, and the end.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import time
 
 from torchfab.remote.job import log_files
@@ -19,21 +22,38 @@ if TYPE_CHECKING:
 # the alternatives of a regular expression at 0.1 GB/s.
 TRACEBACK_HEADS, JSON_HEADS = (b"Traceback (most recent call last)",), (b'"exc_type"',)
 MARKS = (
-    *(b"terminate called", b"Fatal Python error", b"Watchdog caught", b"NCCL WARN", b"ncclSystemError", b"HCCL"),
-    *(b"out of memory", b"Out Of Memory", b"oom_kill", b"Killed", b"killed by signal", b"bad_alloc", b"Bus error"),
+    *(b"terminate called", b"what():", b"Fatal Python error", b"Watchdog caught", b"NCCL WARN", b"ncclSystemError"),
+    *(b"HCCL", b"out of memory", b"Out Of Memory", b"oom_kill", b"Killed", b"killed", b"bad_alloc", b"Bus error"),
     *(b"Segmentation fault", b"CUDA error", b"Connection reset by peer", b"Connection closed by peer", b"Uncaught "),
-    *(b"No space left on device", b"symbol lookup error", b"command not found", b"SyntaxError: ", b"Timed out"),
-    *(b"Errno ", b"EADDRINUSE", b"DUE TO TIME LIMIT", b"Error: ", b"fatal", b"*** SIG", b"unexpectedly"),
-    *(b"HW Exception by GPU", b"Memory access fault"),
+    *(b"No space left on device", b"symbol lookup error", b"not found", b"SyntaxError: ", b"imed out", b"times out"),
+    *(b"Errno ", b"EADDRINUSE", b"CANCELLED AT", b"Error: ", b"TimeoutError", b"fatal", b"FATAL", b"*** SIG"),
+    *(b"unexpectedly", b"HW Exception by GPU", b"Memory access fault", b"No module named", b"Fatal error in"),
+    *(b" failed", b"Failed to ", b"enforce fail", b"detected :", b"panicked at", b"exceeded", b"TERM_", b"SIGTERM"),
+    *(b"KeyboardInterrupt", b": error: ", b"Assertion"),
 )
+# Lines of frames and memory that native code prints after its message, and what NCCL reports without a problem.
+DUMPS = (
+    r"^\s*(?:frame )?#\d+|\bframe #\d+: |^\s+at /|^\s{4,}@|\bNCCL INFO\b"
+    r"|^\s*(?:\[[\w.-]+:\d+(?::\d+)*\] )?(?:\[ ?\d+\] \S|\*\*\* (?:Process received|End of error)|Signal(?: code)?: "
+    r"|Failing at address)"
+    r"|^={4,}|^[0-9a-f]{6,16}-[0-9a-f]{6,16} [r-][w-][x-]|^\S+\([^)]*\)\s?\[0x[0-9a-f]+\]|^ ?\d+ 0x[0-9a-f]+ "
+    r"|^(?:Current thread|Thread) 0x|^  File \"|^Extension modules:"
+)
+_DUMP = re.compile(DUMPS.encode())
 _CHUNK, _OVERLAP = 1024 * 1024, 256
-MARKED_BYTES = 16 * 1024 * 1024
+# The kernel reads ahead of a reader that goes forwards, and not of one that goes backwards: three times slower.
+_READ_AHEAD = 8 * 1024 * 1024
+MARKED_BYTES = 128 * 1024 * 1024
 _COUNTED_BYTES = 64 * 1024 * 1024
+# Searched before the rest, so that a deadline cuts the middle of a file.
+_END_BYTES, _BEGIN_BYTES = 256 * 1024 * 1024, 64 * 1024 * 1024
 _FIRST_HEADS, _LAST_HEADS, _LAST_MARKS = 4, 12, 2
 # Bytes before and after the place that was found.
 _HEAD_WINDOW, _MARK_WINDOW = (1024, 8 * 1024), (512, 1536)
 _MIN_TAIL_BYTES = 4 * 1024
 _MAX_SEGMENTS = 24
+# Lines that are no dump: how many to look for, in how much of the end, and how much to send of each.
+_NEWS_LINES, _NEWS_BYTES, _MAX_LINE_BYTES = 25, 8 * 1024 * 1024, 1024
 
 
 class Budget:
@@ -46,8 +66,8 @@ class Budget:
     deadline : float
         When to stop searching, as `time.monotonic` counts.
     marked_bytes : int
-        How much of the end of a file to search for messages other than tracebacks. They have thirty beginnings, so
-        this takes fifteen times as long per byte as the search for tracebacks. Default 16 MiB.
+        How much of the end of a file to search for messages other than tracebacks. They have fifty beginnings, so
+        this takes fifty times as long per byte as the search for tracebacks. Default 128 MiB.
     """
 
     def __init__(self, max_bytes: int, deadline: float, marked_bytes: int = MARKED_BYTES) -> None:
@@ -74,18 +94,19 @@ def search(log: log_files.LogFile, written: log_files.WriteTimes, budget: Budget
     Returns
     -------
     dict
-        `size`; `unsearched`: bytes that the deadline left out; `parts`: pieces of whole lines in the order of the file,
-        each with `text`, `time` (when it had been written), `line` (the number of its first line, 0 if it was not
-        counted) and `gap` (whether something before it is left out).
+        `size`; `unsearched`: bytes that the deadline left out, after the first `unsearched_from`; `parts`: pieces of
+        whole lines in the order of the file, each with `text`, `time` (when it had been written), `line` (the number of
+        its first line, 0 if it was not counted) and `gap` (whether something before it is left out).
     """
     size = log_files.size(log.full_path)
     try:
         with open(log.full_path, "rb", buffering=0) as file:
             if size <= budget.max_bytes:
-                regions, unsearched = [(0, size)], 0
+                regions, left = [(0, size)], (0, 0)
             else:
-                heads, unsearched = _find_heads(file, size, budget)
-                regions = _regions(heads, _find_marks(file, size, budget), size, budget.max_bytes)
+                heads, left = _find_heads(file, size, budget)
+                news, marks = _find_news(file, size, budget), _find_marks(file, size, budget)
+                regions = _regions(heads, news, marks, size, budget.max_bytes)
             counts = _line_numbers(file, [start for start, _ in regions], size)
             parts = [
                 part
@@ -93,26 +114,44 @@ def search(log: log_files.LogFile, written: log_files.WriteTimes, budget: Budget
                 for part in _parts(file, log, written, start, end, line)
             ]
     except OSError:  # removed meanwhile
-        return {"size": 0, "unsearched": 0, "parts": []}
-    return {"size": size, "unsearched": unsearched, "parts": parts}
+        return {"size": 0, "unsearched": 0, "unsearched_from": 0, "parts": []}
+    return {"size": size, "unsearched": left[1] - left[0], "unsearched_from": left[0], "parts": parts}
 
 
-def _find_heads(file: Any, size: int, budget: Budget) -> tuple[list[int], int]:
-    """Return where tracebacks begin, the last ones and then the first ones, and the bytes that were not searched.
+def _find_heads(file: Any, size: int, budget: Budget) -> tuple[list[int], tuple[int, int]]:
+    """Return where tracebacks begin, the last ones and then the first ones, and the range that was not searched.
 
-    The search goes backwards, so that a deadline leaves out what is oldest; the begin of the file is always searched.
+    The end is searched first, then the begin, then what is between them, from its end.
     """
     literals = _heads_of(file, size)
-    last: list[int] = []
-    start = size
-    for start, chunk in _chunks_backwards(file, size):
-        found = _last_offsets(chunk, min(_CHUNK, size - start), literals, _LAST_HEADS - len(last))
-        last += [start + offset for offset in found]
-        if len(last) >= _LAST_HEADS or budget.is_used_up:
+    last, high = _last_heads(file, size, max(0, size - _END_BYTES), literals, _LAST_HEADS, budget)
+    first, low = _first_heads(file, min(high, _BEGIN_BYTES), literals, budget)
+    if not budget.is_used_up:
+        found, high = _last_heads(file, high, low, literals, _LAST_HEADS - len(last), budget)
+        last += found
+    missing = _FIRST_HEADS - len(first)
+    if len(last) >= _LAST_HEADS and missing > 0:  # more than enough at the end: the first ones are further on
+        found, low = _first_heads(file, high, literals, budget, low)
+        first = [*found, *first][-_FIRST_HEADS:]
+    elif len(last) < _LAST_HEADS:  # all of the file was searched, or the time is used up
+        joint = [*last, *first]
+        last, first = joint[:_LAST_HEADS], joint[_LAST_HEADS:]
+    is_cut = budget.is_used_up and low < high
+    return [*last[:_LAST_HEADS], *first[-_FIRST_HEADS:]], (low, high) if is_cut else (0, 0)
+
+
+def _last_heads(
+    file: Any, end: int, begin: int, literals: tuple[bytes, ...], count: int, budget: Budget
+) -> tuple[list[int], int]:
+    """Return the last heads in a part of a file, the last one first, and from where on they were looked for."""
+    found: list[int] = []
+    start = end
+    for start, chunk in _chunks_backwards(file, end, begin):
+        offsets = _last_offsets(chunk, min(_CHUNK, end - start), literals, count - len(found))
+        found += [start + offset for offset in offsets]
+        if len(found) >= count or budget.is_used_up:
             break
-    end = last[-1] if len(last) >= _LAST_HEADS else start
-    first, searched_to = _first_heads(file, end, literals, budget)
-    return [*last, *first], max(0, end - searched_to) if budget.is_used_up else 0
+    return found, found[-1] if len(found) >= count and found else start
 
 
 def _heads_of(file: Any, size: int) -> tuple[bytes, ...]:
@@ -124,28 +163,40 @@ def _heads_of(file: Any, size: int) -> tuple[bytes, ...]:
     return TRACEBACK_HEADS
 
 
-def _first_heads(file: Any, end: int, literals: tuple[bytes, ...], budget: Budget) -> tuple[list[int], int]:
-    """Return the first heads before an offset, the last one of them first, and how far they were looked for."""
+def _first_heads(
+    file: Any, end: int, literals: tuple[bytes, ...], budget: Budget, start: int = 0
+) -> tuple[list[int], int]:
+    """Return the first heads of a part of a file, the first one last, and how far they were looked for."""
     first: list[int] = []
-    start = 0
-    while start < end and len(first) < _FIRST_HEADS:
+    while start < end:
         file.seek(start)
         chunk = file.read(_CHUNK + _OVERLAP)
         found = _last_offsets(chunk, min(_CHUNK, end - start), literals, len(chunk))
         first += [start + offset for offset in reversed(found)]
         start += _CHUNK
+        if len(first) >= _FIRST_HEADS:
+            return first[:_FIRST_HEADS][::-1], first[_FIRST_HEADS - 1] + 1
         if budget.is_used_up:
             break
-    return first[:_FIRST_HEADS][::-1], min(start, end)
+    return first[::-1], min(start, end)
 
 
-def _chunks_backwards(file: Any, size: int) -> Iterator[tuple[int, bytes]]:
-    end = size
-    while end > 0:
-        start = max(0, end - _CHUNK)
+def _chunks_backwards(file: Any, end: int, begin: int = 0) -> Iterator[tuple[int, bytes]]:
+    size, ahead = end, end
+    while end > begin:
+        start = max(begin, end - _CHUNK)
+        ahead = _read_ahead(file, ahead, max(begin, start - _READ_AHEAD))
         file.seek(start)
         yield start, file.read(end - start + (_OVERLAP if end < size else 0))
         end = start
+
+
+def _read_ahead(file: Any, end: int, begin: int) -> int:
+    """Let the kernel read what is needed next, and return from where on it does."""
+    if end - begin >= _CHUNK and hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file.fileno(), begin, end - begin, os.POSIX_FADV_WILLNEED)
+        return begin
+    return end
 
 
 def _last_offsets(chunk: bytes, end: int, literals: Iterable[bytes], count: int) -> list[int]:
@@ -174,13 +225,40 @@ def _find_marks(file: Any, size: int, budget: Budget) -> list[int]:
     return sorted({offset for own in found.values() for offset in own}, reverse=True)
 
 
-def _regions(heads: list[int], marks: list[int], size: int, max_bytes: int) -> list[tuple[int, int]]:
-    """Return which parts of a file to send: the end, then the last and the first tracebacks, then other messages."""
+def _find_news(file: Any, size: int, budget: Budget) -> list[tuple[int, int]]:
+    """Return where the last lines are that belong to no dump of frames, the last one first.
+
+    Most often these are the last lines of the file, which are sent anyway.
+    """
+    found: list[tuple[int, int]] = []
+    cut = b""  # the begin of the line that the chunk after this one begins in the middle of
+    for start, chunk in _chunks_backwards(file, size):
+        body = chunk[: min(_CHUNK, size - start)] + cut
+        at = len(body)
+        lines = body.split(b"\n")
+        for line in reversed(lines[1:] if start else lines):
+            at -= len(line)
+            if line.strip() and not _DUMP.search(line[:_MAX_LINE_BYTES]):
+                found.append((start + at, start + at + min(len(line), _MAX_LINE_BYTES) + 1))
+            at -= 1
+            if len(found) >= _NEWS_LINES:
+                return found
+        cut = lines[0][:_MAX_LINE_BYTES]
+        if size - start >= _NEWS_BYTES or budget.is_used_up:
+            break
+    return found
+
+
+def _regions(
+    heads: list[int], news: list[tuple[int, int]], marks: list[int], size: int, max_bytes: int
+) -> list[tuple[int, int]]:
+    """Return which parts of a file to send: the end, the last and the first tracebacks, last lines, other messages."""
     tail = max(_MIN_TAIL_BYTES, max_bytes // 4) if heads or marks else max_bytes // 2
     chosen, left = [(size - tail, size)], max_bytes - tail
     last, first = heads[:_LAST_HEADS], heads[_LAST_HEADS:][::-1]
-    ordered = [*last[:2], *first[:1], *last[2:], *first[1:]]
-    windows = [_window(offset, _HEAD_WINDOW, size) for offset in ordered]
+    windows = [_window(offset, _HEAD_WINDOW, size) for offset in [*last[:2], *first[:1]]]
+    windows += [(max(0, start - 1), min(size, end)) for start, end in news]  # half a line is not sent
+    windows += [_window(offset, _HEAD_WINDOW, size) for offset in [*last[2:], *first[1:]]]
     windows += [_window(offset, _MARK_WINDOW, size) for offset in marks]
     for start, end in windows:
         new = _uncovered(start, end, chosen)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
-from torchfab.core.status import JobStatus, NodeStatus
+from torchfab.core.status import JobStatus, NodeStatus, State
 from torchfab.records import Record
 from torchfab.runtimes.kubernetes import archive, reasons
-from torchfab.runtimes.kubernetes.client import Cluster
+from torchfab.runtimes.kubernetes.client import Cluster, ClusterError
 from torchfab.runtimes.kubernetes.log_lines import Line, PodLogReader
-from torchfab.runtimes.kubernetes.status import JobSnapshot, Object, container_status, has_started
+from torchfab.runtimes.kubernetes.query import event_time
+from torchfab.runtimes.kubernetes.status import JobSnapshot, Object, container_status, has_started, parse_time
 from torchfab.transport.fanout import fan_out
 from torchfab.why.evidence import Evidence, Log, NodeEvidence, SchedulerReason
 
@@ -18,6 +20,8 @@ _UNREAD = "a pod does not show it"
 _TAIL_LINES = 400  # per rank
 _LONGEST_LINE = 1000
 _FANOUT = 32
+# Reasons of events about pods that were removed before they could fail, and what they are in a pod's own conditions.
+_REMOVALS = {"Preempted": "PreemptionByScheduler", "TaintManagerEviction": "DeletionByTaintManager"}
 
 
 def collect(cluster: Cluster | None, record: Record, snapshot: JobSnapshot, job: JobStatus) -> Evidence:
@@ -40,6 +44,7 @@ def collect(cluster: Cluster | None, record: Record, snapshot: JobSnapshot, job:
         Logs and status by node, and the cluster's reasons.
     """
     nodes: dict[int, NodeEvidence] = {}
+    removed = _removed(cluster, snapshot, job)
 
     def collect_node(status: NodeStatus) -> NodeEvidence:
         return _node_evidence(cluster, record, status, snapshot.pods_of(status.node.rank))
@@ -47,9 +52,9 @@ def collect(cluster: Cluster | None, record: Record, snapshot: JobSnapshot, job:
     for status, found in fan_out(job.nodes, collect_node, _FANOUT):
         # An unreadable log must not hide the status of its node.
         nodes[status.node.rank] = NodeEvidence(status) if isinstance(found, Exception) else found
-    ordered = tuple(nodes[status.node.rank] for status in job.nodes)
+    ordered = tuple(_as_lost(nodes[status.node.rank], removed) for status in job.nodes)
     by_node = (_scheduler_reasons(status, snapshot.pods_of(status.node.rank)) for status in job.nodes)
-    scheduler_reasons = tuple(itertools.chain.from_iterable(by_node))
+    scheduler_reasons = (*_deadline(snapshot.job), *removed.values(), *itertools.chain.from_iterable(by_node))
     events, ranks = record.events(), record.fixed_world_size
     return Evidence(record.name, record.created, job, ordered, scheduler_reasons, events, world_size=ranks)
 
@@ -64,6 +69,50 @@ def _node_evidence(cluster: Cluster | None, record: Record, status: NodeStatus, 
         blocks = cluster.log(name, follow=False, tailLines=_TAIL_LINES * (ranks + 1))
     reader = PodLogReader(status.node.rank * ranks, {"ranks": None, "grep": None, "lines": _TAIL_LINES})
     return NodeEvidence(status, _logs(name, reader.read_backlog(blocks)), kernel_unread=_UNREAD)
+
+
+# ---- pods that the cluster has removed
+
+
+def _removed(cluster: Cluster | None, snapshot: JobSnapshot, job: JobStatus) -> dict[str, SchedulerReason]:
+    """Return why the cluster removed pods, by node: its events remain for an hour after them."""
+    gone = {f"{status.node.label}-": status.node.label for status in job.nodes if _is_gone(status, snapshot)}
+    if cluster is None or snapshot.job is None or not gone:
+        return {}
+    try:
+        events = cluster.list("Event", fields="involvedObject.kind=Pod")
+    except ClusterError:  # reading events may be forbidden
+        return {}
+    found: dict[str, SchedulerReason] = {}
+    since = parse_time(snapshot.job["metadata"].get("creationTimestamp")) or 0.0
+    for event in sorted(events, key=event_time):
+        pod, reason = event.get("involvedObject", {}).get("name", ""), _REMOVALS.get(event.get("reason") or "", "")
+        host = next((label for prefix, label in gone.items() if pod.startswith(prefix)), "")
+        if host and reason and event_time(event) >= since - 1:
+            words = f"{reasons.DISRUPTIONS[reason]}: {' '.join(str(event.get('message') or '').split())[:300]}"
+            found.setdefault(host, SchedulerReason(reason, words, host, event_time(event)))
+    return found
+
+
+def _is_gone(status: NodeStatus, snapshot: JobSnapshot) -> bool:
+    return status.state in ("stopped", "failed", "lost") and not snapshot.pods_of(status.node.rank)
+
+
+def _as_lost(node: NodeEvidence, removed: Mapping[str, SchedulerReason]) -> NodeEvidence:
+    reason = removed.get(node.host)
+    if reason is None:
+        return node
+    return replace(node, status=replace(node.status, state=State.LOST, reason=reason.words))
+
+
+def _deadline(job: Object | None) -> list[SchedulerReason]:
+    """Return the reason of a Job that the cluster ended because its time was over."""
+    for condition in (job or {}).get("status", {}).get("conditions") or ():
+        has_failed = condition["type"] == "Failed" and condition["status"] == "True"
+        if has_failed and condition.get("reason") == "DeadlineExceeded":
+            words = f"the cluster's deadline for it has passed: {condition.get('message') or 'DeadlineExceeded'}"
+            return [SchedulerReason("DeadlineExceeded", words)]
+    return []
 
 
 def _logs(pod: str, lines: Sequence[Line]) -> tuple[Log, ...]:

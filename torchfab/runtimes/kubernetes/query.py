@@ -137,7 +137,7 @@ def _warnings(cluster: Cluster, job: Object | None, pods: Sequence[Object]) -> d
     def newest_warning(name: str) -> str:
         events = cluster.list("Event", fields=f"involvedObject.name={name},type=Warning")
         events = [event for event in events if event.get("reason") not in ("BackOff", "FailedScheduling")]
-        newest = max(events, key=_event_time, default={})
+        newest = max(events, key=event_time, default={})
         return " ".join(str(newest.get("message") or "").split())[:300].rstrip(".")
 
     found = {}
@@ -149,6 +149,18 @@ def _warnings(cluster: Cluster, job: Object | None, pods: Sequence[Object]) -> d
     return found
 
 
-def _event_time(event: Object) -> float:
+def event_time(event: Object) -> float:
+    """Return when an event happened last.
+
+    Parameters
+    ----------
+    event : Mapping
+        The event.
+
+    Returns
+    -------
+    float
+        In seconds since the epoch; 0 if it has no time.
+    """
     stamps = (event.get("lastTimestamp"), event.get("eventTime"), event["metadata"].get("creationTimestamp"))
     return next((found for stamp in stamps if (found := parse_time(stamp)) is not None), 0.0)

@@ -8,7 +8,7 @@ from typing import Any
 from torchfab.core.status import State
 
 Object = Mapping[str, Any]
-_DISRUPTIONS = {
+DISRUPTIONS = {
     "PreemptionByScheduler": "preempted by a pod of higher priority",
     "EvictionByEvictionAPI": "evicted, most likely because its machine is drained",
     "DeletionByTaintManager": "evicted because of its machine's state",
@@ -37,7 +37,7 @@ def failure_reason(pod: Object, ended: Mapping[str, Any]) -> str:
         return f"evicted: {_sentence(status.get('message', ''))}"
     for condition in status.get("conditions") or ():
         if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
-            disruption = _DISRUPTIONS.get(condition.get("reason", ""), condition.get("reason", "disrupted"))
+            disruption = DISRUPTIONS.get(condition.get("reason", ""), condition.get("reason", "disrupted"))
             return f"{disruption}: {_sentence(condition.get('message', ''))}".rstrip(": ")
     if ended.get("reason") == "OOMKilled":
         limit = pod["spec"]["containers"][0].get("resources", {}).get("limits", {}).get("memory")

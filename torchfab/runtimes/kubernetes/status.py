@@ -378,13 +378,16 @@ def _ranks(
 ) -> list[RankStatus]:
     """Return the ranks of a pod. They are derived from its index, because the rendezvous is static."""
     count = details["ranks_per_node"]
-    failed = _first_failure(message)
+    failed, own_ends = _first_failure(message), _ends(message)
     ranks = []
     for local in range(count):
         rank = index * count + local
         end, rank_code = ended, 0 if code == 0 else None
         if failed and failed["rank"] == rank:
             end, rank_code = failed["time"], failed["code"]
+        elif local in own_ends:
+            rank_code, own_end = own_ends[local]
+            end = own_end or ended
         ranks.append(
             RankStatus(
                 rank=rank,
@@ -408,6 +411,15 @@ def _first_failure(message: str) -> dict[str, Any] | None:
         return {"rank": int(values["rank"]), "code": int(values["code"]), "time": float(values["time"])}
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def _ends(message: str) -> dict[int, tuple[int, float | None]]:
+    """Parse exit code and time of the ranks that ended by themselves, by local rank, from the termination message."""
+    try:
+        values = json.loads(message)["ends"]
+        return {int(local): (int(code), None if when is None else float(when)) for local, code, when in values}
+    except (ValueError, KeyError, TypeError):
+        return {}
 
 
 def _pod_state(pod: Object, container_state: Mapping[str, Any], snapshot: JobSnapshot) -> tuple[State, str]:

@@ -211,7 +211,7 @@ class LogPart(Struct, frozen=True, kw_only=True):
 class LogTail(Struct, frozen=True, kw_only=True):
     """What was found in a log file, and its end: in parts, or as one text without times of its own.
 
-    `unsearched` is how many bytes were left out for lack of time.
+    `unsearched` is how many bytes, after the first `unsearched_from`, were left out for lack of time.
     """
 
     label: Label
@@ -220,6 +220,7 @@ class LogTail(Struct, frozen=True, kw_only=True):
     parts: list[LogPart] = []
     text: str = ""
     unsearched: Whole = 0
+    unsearched_from: Whole = 0
 
 
 class ErrorReport(Struct, frozen=True, kw_only=True):
@@ -244,6 +245,8 @@ class ExitRecord(Struct, frozen=True, kw_only=True):
         Why the process was not started.
     oom_kills : int
         How often the kernel killed a process in its control group for lack of memory.
+    peers : list of (int, str)
+        Ranks that it ended before its own end was requested: pid, and why (`torchfab.remote.job.peer_end`).
     """
 
     asked: str | None = None
@@ -251,6 +254,7 @@ class ExitRecord(Struct, frozen=True, kw_only=True):
     left: list[str] = []
     error: str | None = None
     oom_kills: Number = 0
+    peers: list[tuple[Whole, str]] = []
 
 
 class KernelLog(Struct, frozen=True, kw_only=True):
