@@ -67,6 +67,8 @@ SCRIPT = "your script and its arguments go behind --: fab "
         ("run nvidia-smi", "the command goes behind --: fab run -- nvidia-smi"),
         ("run --timeout 5 ls -l", "the command goes behind --: fab run --timeout 5 -- ls -l"),
         ("run --xyzzy", "run has no flag --xyzzy; fab --help run lists them; the command goes behind --"),
+        ("launch --follow", "there is no task launch; did you mean launch-per-node?"),
+        ("python train.py --lr 3", SCRIPT + "launch-per-node -- python train.py --lr 3"),
         ("exec ls", "there is no task exec; did you mean run?"),
         ("launch-per-node statsu", "there is no task of that name; did you mean status?"),
     ],

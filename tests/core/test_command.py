@@ -146,3 +146,82 @@ def test_any_word_is_parsed_or_refused(word: str) -> None:
         assert command.script_words((word, "a"))
     except UsageError:
         pass
+
+
+# ---- words for a shell, and launchers behind other programs
+
+
+@pytest.mark.parametrize(
+    ("words", "problem", "fix"),
+    [
+        (["A=1", "B=x y", "python", "train.py"], "A=1 is a shell's way", "--env A=1 --env 'B=x y' -- python train.py"),
+        (["A=1"], "A=1 is a shell's way to set a variable", "--env A=1 -- train.py"),
+        (
+            ["python train.py --lr 3"],
+            "'python train.py --lr 3' is one word",
+            "write its words: -- python train.py --lr 3",
+        ),
+        (["cd x && python a.py"], "is one word, and no shell", "name the shell: -- bash -c 'cd x && python a.py'"),
+        (["python 'train.py"], "is one word", "write its words without quotes around them all"),
+        (["nohup", "python", "train.py", "&"], "& behind the command", "jobs run in the background anyway"),
+        (["HF_TOKEN=hf_1", "python", "a.py"], "HF_TOKEN is a shell's way", "--env HF_TOKEN -- python a.py"),
+        (["-m"], "-m needs a module behind it", "-- -m package.train"),
+        (["-c"], "-c needs code behind it", "for example"),
+        (["python", "-m"], "-m needs a module behind it", "for example"),
+        (["nb.ipynb"], "nb.ipynb is a notebook", "jupyter nbconvert --to script nb.ipynb"),
+    ],
+)
+def test_words_that_only_a_shell_would_read_are_refused_with_the_line_to_write(
+    words: list[str], problem: str, fix: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        command.parse(words, FILES.get)
+    assert problem in caught.value.message
+    assert fix in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "env A=1 torchrun --nproc-per-node 8 t.py",
+        "env -u B A=1 torchrun t.py",
+        "nohup torchrun t.py",
+        "time torchrun t.py",
+        "timeout -k 5 3600 torchrun t.py",
+        "taskset 0xff torchrun t.py",
+        "numactl -N 0 -m 0 torchrun t.py",
+        "xvfb-run -a torchrun t.py",
+        "sudo -E torchrun t.py",
+        "uv run torchrun t.py",
+        "uv run --with x torchrun t.py",
+        "poetry run python -m torch.distributed.run t.py",
+        "conda run -n x torchrun t.py",
+        "uv run env A=1 nohup torchrun t.py",
+    ],
+)
+def test_a_launcher_behind_other_programs_is_refused(line: str) -> None:
+    with pytest.raises(UsageError, match=r"would start ranks inside of every rank\n  fix: leave it out: .*-- t\.py"):
+        parse(line)
+
+
+@pytest.mark.parametrize(
+    "text", ["torchrun t.py", "cd x && exec torchrun t.py", "A=1 torchrun t.py", "x; torchrun t.py"]
+)
+@pytest.mark.parametrize("shell", ["bash", "sh"])
+def test_a_launcher_in_the_code_of_a_shell_is_refused(shell: str, text: str) -> None:
+    with pytest.raises(UsageError, match=r"^torchrun would start ranks"):
+        command.parse((shell, "-c", text), FILES.get)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["env A=1 python train.py", "uv run train.py", "numactl -N 0 python train.py", "conda run -n x python train.py"],
+)
+def test_other_programs_run_as_they_stand(line: str) -> None:
+    assert parse(line) == Command(tuple(line.split()), True)
+
+
+def test_a_file_may_have_blanks_or_an_equals_sign_in_its_name() -> None:
+    assert command.parse(("my train.py",), {"my train.py": Look()}.get) == Command(("my train.py",))
+    assert command.parse(("train.py", "&", "|", "a=b"), FILES.get) == Command(("train.py", "&", "|", "a=b"))
+    assert command.parse(("a=b.py", "&c"), {"a=b.py": Look()}.get) == Command(("a=b.py", "&c"))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -80,3 +82,54 @@ def f():
 def test_docstrings_and_comments_are_not_sent() -> None:
     before, sent = SOURCE.splitlines(), bundle.without_prose(SOURCE).splitlines()
     assert sent == ['""', "", "", *before[3:7], '    ""', "", *before[9:]]
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Return the folder in which programs are kept."""
+    monkeypatch.setattr(sys, "pycache_prefix", str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    bundle.packed.cache_clear()
+    yield tmp_path
+    bundle.packed.cache_clear()
+
+
+def files_in(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def packed_again() -> bytes:
+    """Return the program as the next command gets it."""
+    bundle.packed.cache_clear()
+    return bundle.packed()
+
+
+def test_the_program_is_made_once_and_kept(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = bundle.packed()
+    assert len(files_in(kept)) == 1
+    monkeypatch.setattr(bundle, "source", lambda: pytest.fail("made again"))
+    assert packed_again() == made
+
+
+def test_a_changed_module_makes_another_program(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle.packed()
+    monkeypatch.setattr(bundle, "source", lambda: "other")
+    monkeypatch.setattr(bundle, "_modules", lambda: MODULES[1:])
+    assert zlib.decompress(packed_again()) == b"other"
+
+
+def test_a_file_that_was_cut_off_is_made_again(kept: Path) -> None:
+    made = bundle.packed()
+    (path,) = files_in(kept)
+    path.write_bytes(path.read_bytes()[:-1])
+    assert packed_again() == made
+
+
+def test_nothing_is_kept_where_compiled_modules_are_not(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    made = bundle.packed()
+    assert not files_in(kept)
+    (kept / "a file").write_text("")
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    monkeypatch.setattr(sys, "pycache_prefix", str(kept / "a file"))  # where no folder can be made
+    assert packed_again() == made

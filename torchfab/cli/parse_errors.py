@@ -23,6 +23,7 @@ from torchfab.core.lazy_dataclass import dataclass
 LAUNCH = "launch-"  # how the names of tasks begin that take a script behind `--`
 RUN = "run"  # the task that takes any command behind `--`
 _DEFAULT_LAUNCH = "launch-per-node"
+_PROGRAMS = ("python", "python3", "bash", "sh", "accelerate")  # they run a script: `fab python train.py`
 # What the same command is called elsewhere.
 SYNONYMS = MappingProxyType(
     {
@@ -142,7 +143,7 @@ def unknown_task(word: str, tasks: Iterable[str], after: str = "") -> UsageError
     after : str
         The task in front of it; empty where it is the first word.
     """
-    meant = nearest(word.lower().replace("_", "-"), tasks) or SYNONYMS.get(word.lower(), "")
+    meant = SYNONYMS.get(word.lower(), "") or nearest(word.lower().replace("_", "-"), tasks)
     where = (
         f"{after} takes no word {word!r}, and there is no task of that name" if after else f"there is no task {word}"
     )
@@ -201,7 +202,7 @@ def _word_after_launch(mistake: Mistake) -> UsageError:
 
 
 def _no_task(mistake: Mistake) -> UsageError:
-    if _is_script(mistake.word) and not mistake.task:
+    if not mistake.task and (_is_script(mistake.word) or mistake.word in _PROGRAMS):
         return _script_without_dashes(mistake)
     return unknown_task(mistake.word, mistake.tasks, mistake.task)
 

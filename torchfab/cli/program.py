@@ -84,7 +84,7 @@ class Program(Fab):  # type: ignore[misc]  # fabric ships no types
         """Load the fabfile and its settings."""
         with self._one_line():
             if self._remainder_only and not self.args.hosts.value:
-                line = f"fab launch-per-node -- {self.core.remainder}"
+                line = f"{program_name.called().name} launch-per-node -- {self.core.remainder}"
                 raise UsageError(f"there is no task in front of --: {line}")
             self._start = self._start_folder()
             self._find_tasks()
@@ -119,6 +119,7 @@ class Program(Fab):  # type: ignore[misc]  # fabric ships no types
         with self._one_line():
             config = self.config
             self._load_project()
+            _check_settings_file(self.args.config.value)
             config.set_runtime_path(self.args.config.value or os.environ.get("INVOKE_RUNTIME_CONFIG"))
             config.load_runtime(merge=False)
             for kind in ("system", "user", "project", "runtime"):
@@ -455,6 +456,12 @@ def _completion_shell(words: list[str]) -> str | None:
 
 def _called_as() -> str:
     return os.path.basename(sys.argv[0]) if os.path.basename(sys.argv[0]) != "__main__.py" else "torchfab"
+
+
+def _check_settings_file(path: str | None) -> None:
+    if path and not os.path.isfile(path):
+        what = "it is a folder" if os.path.isdir(path) else "there is no such file"
+        raise UsageError(f"fab -f {path}: {what}", "fab -f takes a .yaml file of settings")
 
 
 def _before_dashes(words: list[str]) -> list[str]:

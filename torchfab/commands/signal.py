@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from torchfab import runtimes
@@ -14,6 +15,7 @@ from torchfab.records import Record
 from torchfab.runtimes import SignalReport
 
 NOTICES = ("SIGUSR1", "SIGUSR2", "SIGHUP", "SIGCONT", "SIGURG", "SIGWINCH")
+_SIGNAL = re.compile(r"(?:SIG)?(?:USR|RTMIN|RTMAX)\+?\d*")  # one that is misspelt is no job
 _ENDING = ("SIGTERM", "SIGKILL", "SIGINT", "SIGQUIT", "SIGABRT")
 
 
@@ -35,7 +37,7 @@ def parse(job: str, name: str) -> tuple[str, str]:
     UsageError
         The signal is missing, unknown, or no notice.
     """
-    if not name and _full_name(job) in (*NOTICES, *_ENDING):
+    if not name and (_full_name(job) in (*NOTICES, *_ENDING) or _SIGNAL.fullmatch(job)):
         job, name = "", job
     return job, notice(name, job)
 

@@ -11,12 +11,13 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
 
+from torchfab.core import shell_words
 from torchfab.core.errors import UsageError
 from torchfab.core.lazy_dataclass import dataclass
 
 PYTHON = "python"  # as the first word of a program: the training interpreter of each node
 _PYTHON = re.compile(r"(.*/)?python(\d+(\.\d+)?)?")
-SHELLS = ("sh", "bash", "zsh", "dash", "ksh", "fish")
+SHELLS = shell_words.SHELLS
 _SCRIPT_SUFFIXES = (".sh", ".bash")
 # Commands that start ranks by themselves, inside of each rank: the task that does the same.
 _LAUNCHERS = {
@@ -32,6 +33,7 @@ _LAUNCHERS = {
     "sbatch": "launch-slurm",
     "colossalai": "launch-colossalai",
     "composer": "launch-per-node",
+    "torchx": "launch-per-node",
 }
 _LIGHTNING = (("fabric", "run"), ("lightning", "run", "model"), ("lightning", "run"))  # they start a torchrun
 # Their flags without a value; of all others the next word is the value.
@@ -124,6 +126,8 @@ def parse(words: Sequence[str], look: Looker) -> Command:
         The command starts ranks by itself, or names no script.
     """
     first = words[0]
+    shell_words.check(words, look(first) is not None)
+    _refuse_wrapped_launcher(words)
     if _PYTHON.fullmatch(first) and not _is_plain_file(first, look):
         return _python(words)
     if first in ("-m", "-c"):
@@ -150,7 +154,13 @@ def _python(words: Sequence[str]) -> Command:
     flags, rest = _python_flags(words[1:])
     if not rest:
         raise UsageError(f"{shlex.join(words)} names no script", "write it after --: -- train.py --lr 3e-4")
-    if rest[0] == "-m" and len(rest) > 1:
+    if rest[0] in ("-m", "-c") and len(rest) == 1:
+        what = "module" if rest[0] == "-m" else "code"
+        raise UsageError(
+            f"{rest[0]} needs a {what} behind it".replace("a code", "code"),
+            "for example: -- -m package.train --lr 3e-4",
+        )
+    if rest[0] == "-m":
         _refuse_launcher(rest[1], rest[2:])
         if head := _accelerate_head(rest):
             return _accelerate(("accelerate", "launch"), rest[len(head) :], interpreter)
@@ -204,6 +214,18 @@ def _accelerate_flags(words: Sequence[str]) -> tuple[list[tuple[str, tuple[str, 
     return flags, tuple(words[at:])
 
 
+def _refuse_wrapped_launcher(words: Sequence[str]) -> None:
+    """Refuse a launcher behind programs that only run another one: `env A=1 torchrun`, `bash -c 'torchrun …'`."""
+    inner = shell_words.without_wrappers(words)
+    if inner is not words and inner:
+        name = os.path.basename(inner[0])
+        _refuse_launcher(name, inner[1:])
+        if _PYTHON.fullmatch(name):
+            _, rest = _python_flags(inner[1:])
+            if rest[:1] == ("-m",) and len(rest) > 1:
+                _refuse_launcher(rest[1], rest[2:])
+
+
 def _refuse_launcher(name: str, rest: Sequence[str]) -> None:
     words = (name, *rest)
     head = next((head for head in _LIGHTNING if words[: len(head)] == head), (name,))
@@ -232,6 +254,11 @@ def _file(words: tuple[str, ...], look: Looker) -> Command:
     found = look(first)
     if first.endswith((".py", ".pyc")):
         return Command(words)
+    if first.endswith(".ipynb"):
+        fix = (
+            f"make a script of it: jupyter nbconvert --to script {first}; or launch from the notebook (docs/python.md)"
+        )
+        raise UsageError(f"{first} is a notebook, which no interpreter runs", fix)
     if found is None:
         return _elsewhere(words)
     here = first if "/" in first else f"./{first}"

@@ -118,7 +118,7 @@ def make_context(configuration: Any, command_line: CommandLine) -> CommandContex
     validate.check_variables(os.environ)
     kwargs = dict(configuration.connect_kwargs)
     settings = ConnectionSettings(
-        ssh_config=os.path.abspath(path) if (path := configuration._runtime_ssh_path) else "",
+        ssh_config=_ssh_config(configuration._runtime_ssh_path),
         identities=identities(kwargs.get("key_filename")),
         connect_timeout_s=_timeout_s(kwargs.get("timeout")) or float(config.connect_timeout_s),
         timeout_is_given=bool(_timeout_s(kwargs.get("timeout"))),
@@ -144,6 +144,12 @@ def make_context(configuration: Any, command_line: CommandLine) -> CommandContex
         hosts=command_line.hosts,
         mask_key=mask_key,
     )
+
+
+def _ssh_config(path: str | None) -> str:
+    if path and os.path.isdir(path):
+        raise UsageError(f"fab -S {path}: it is a folder", "name an ssh config file")
+    return os.path.abspath(path) if path else ""
 
 
 def identities(given: str | Sequence[str] | None) -> tuple[str, ...]:

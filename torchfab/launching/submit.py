@@ -7,6 +7,7 @@ from typing import Any
 from torchfab import runtimes
 from torchfab.cli.flags import JobFlags
 from torchfab.core.console import write_out
+from torchfab.core.errors import UsageError
 from torchfab.core.format import plural
 from torchfab.core.specs import Submission
 from torchfab.launchers import BatchLauncher
@@ -39,6 +40,8 @@ def submit(launcher: BatchLauncher, flags: JobFlags, own: Any, ctx: CommandConte
     TorchfabError
         The submission failed, and was cancelled if the scheduler had accepted it.
     """
+    if ctx.hosts:
+        raise UsageError("-H names hosts, and a scheduler chooses its own", "leave it out: --nodes says how many")
     submission = launcher.plan(make_job(launcher, flags, own, ctx))
     if flags.dry_run:
         write_out(submission.text.rstrip("\n"))

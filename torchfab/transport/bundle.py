@@ -5,16 +5,25 @@ nothing is installed on a node, and job and command never run different versions
 imported; the supervisor of a job reads compiled modules from a file beside the program (see
 `torchfab.remote.job.bytecode_cache`). The modules are in a comment at the end of the program, compressed, so that the
 supervisor does not parse them. They have no docstrings and comments, but the same line numbers.
+
+Making the program takes as long as a login. It is kept beside the compiled modules of `torchfab.remote`, as Python
+keeps those.
 """
 
 from __future__ import annotations
 
 import base64
-import re
+import hashlib
+import os
+import sys
 import zlib
+from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
+from importlib.util import cache_from_source
 from pathlib import Path
 
+QUOTES = '"""'
 _REMOTE = Path(__file__).parents[1] / "remote"
 
 _PROGRAM = '''\
@@ -77,9 +86,6 @@ from torchfab.remote.server import main
 sys.exit(main(source()))
 """
 
-# A docstring, or a comment on a line of its own. Other texts in triple quotes come first: they stay.
-_PROSE = re.compile(r'[^\s"][^\n"]*"""(?:[^\\]|\\.)*?"""|^ *("""(?:[^\\]|\\.)*?"""|#[^\n]*)$', re.MULTILINE | re.DOTALL)
-
 # Reads as many bytes as its argument says, and leaves the rest of stdin for requests.
 BOOTSTRAP = (
     "import sys,zlib;SOURCE=zlib.decompress(sys.stdin.buffer.read(int(sys.argv[1]))).decode();"
@@ -98,10 +104,8 @@ def source() -> str:
     """
     texts = {"torchfab": ""}
     packages = ["torchfab"]
-    for path in sorted(_REMOTE.rglob("*.py")):
+    for path in _modules():
         relative = path.relative_to(_REMOTE.parent)
-        if "shims" in relative.parts:  # separate programs, see torchfab.launchers.shims
-            continue
         if path.stem == "__init__":
             packages.append(name := ".".join(["torchfab", *relative.parent.parts]))
             texts[name] = ""
@@ -113,28 +117,43 @@ def source() -> str:
     return f"{program}{_MAIN}#{modules}\n"
 
 
+def _modules() -> list[Path]:
+    paths = sorted(_REMOTE.rglob("*.py"))
+    return [path for path in paths if "shims" not in path.parts]  # separate programs, see torchfab.launchers.shims
+
+
 def without_prose(text: str) -> str:
     """Return the source of a module without its docstrings and comments, which are half of what is sent.
 
     Parameters
     ----------
     text : str
-        The source.
+        The source; a docstring begins and ends its lines.
 
     Returns
     -------
     str
         Each statement on the same line as before.
     """
-    return _PROSE.sub(_shorten, text)
+    return "\n".join(_without_prose(text.split("\n")))
 
 
-def _shorten(match: re.Match[str]) -> str:
-    if match[1] is None:
-        return match[0]
-    if match[1].startswith("#"):
-        return ""
-    return match[0].replace(match[1], '""') + "\n" * match[1].count("\n")
+def _without_prose(lines: list[str]) -> Iterator[str]:
+    in_text = in_docstring = False
+    for line in lines:
+        stripped = line.strip()
+        if in_text:
+            in_text = line.count(QUOTES) % 2 == 0
+            yield line
+        elif in_docstring:
+            in_docstring = not stripped.endswith(QUOTES)
+            yield ""
+        elif stripped.startswith(QUOTES):
+            in_docstring = len(stripped) < 2 * len(QUOTES) or not stripped.endswith(QUOTES)
+            yield line[: line.index(QUOTES)] + '""'
+        else:
+            in_text = line.count(QUOTES) % 2 == 1
+            yield "" if stripped.startswith("#") else line
 
 
 @cache
@@ -146,7 +165,30 @@ def packed() -> bytes:
     bytes
         The source text, compressed with zlib.
     """
-    return zlib.compress(source().encode(), 6)
+    path, made_of = Path(cache_from_source(str(_REMOTE / "program.py"))).with_suffix(".z"), _fingerprint()
+    with suppress(OSError):
+        data = path.read_bytes()
+        if data.endswith(made_of):
+            return data.removesuffix(made_of)
+    made = zlib.compress(source().encode(), 6)
+    if not sys.dont_write_bytecode:
+        with suppress(OSError):  # an installation of another user
+            _write(path, made + made_of)
+    return made
+
+
+def _fingerprint() -> bytes:
+    """Return a digest that changes with the modules of the program, or with this one."""
+    states = [(path, path.stat()) for path in (Path(__file__), *_modules())]
+    text = repr([(str(path), state.st_mtime_ns, state.st_ctime_ns, state.st_size) for path, state in states])
+    return hashlib.sha256(text.encode()).digest()
+
+
+def _write(path: Path, data: bytes) -> None:
+    new = path.with_suffix(f".{os.getpid()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new.write_bytes(data)
+    new.replace(path)
 
 
 def argv(python: str) -> tuple[str, ...]:
