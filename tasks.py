@@ -20,6 +20,7 @@ PYTHON = sys.executable
 SHELL_SCRIPTS = ("run", ".ci/run")
 # Most tests wait for other processes: four at a time on two cores. The tests of one file share their clusters.
 PARALLEL = ("-n", str(max(4, os.cpu_count() or 1)), "--dist", "loadfile", "--no-loadscope-reorder")
+KILLED_TRAINING = "tests/integration/test_training.py::TestResume::test_a_training_killed_at_any_moment_resumes_exactly"
 TWO_AT_ONCE = ("-n", "2", "--dist", "worksteal")  # jobs that mostly sleep
 PAGE = "docs/reliability.md"
 SOME_FAILED = 1  # pytest's exit code; the others (a broken test file, Ctrl-C) would be the same in a second run
@@ -119,7 +120,7 @@ def reliability(context: Context, only: str = "") -> None:
     if only not in ("", "faults", "ends"):
         raise Exit(f"error: --only is faults or ends, got {only!r}", code=2)
     if only != "ends":
-        _succeed(*_pytest(""), *PARALLEL, "tests", "--faults", PAGE)
+        _succeed(*_pytest(""), *PARALLEL, "tests", "--thorough", "--faults", PAGE)
     if only != "faults":
         _succeed(*_pytest(""), *TWO_AT_ONCE, "tests/integration/test_ends.py", "--ends", PAGE)
 
@@ -144,9 +145,10 @@ def diagnose(context: Context) -> None:
     }
 )
 def stress(context: Context, rounds: str = "100", kills: str = "500") -> None:
-    """End commands at random moments: nothing may be left on any host; write the counts into docs/reliability.md."""
+    """End commands and a training at random moments; write the counts into docs/reliability.md."""
     counts = ("--rounds", str(_number("rounds", rounds)), "--kills", str(_number("kills", kills)))
     _succeed(*_pytest(""), *TWO_AT_ONCE, "tests/integration/test_stress.py", *counts, "--stress", PAGE)
+    _succeed(*_pytest(""), KILLED_TRAINING, "--thorough")
 
 
 @task(name="bench-train", help={"options": OPTIONS_HELP})
@@ -206,7 +208,9 @@ def _pytest(match: str) -> list[str]:
 def _run(*argv: str) -> int:
     shown = ["python" if word == PYTHON else word for word in argv]
     print(f"$ {shlex.join(shown)}", file=sys.stderr, flush=True)
-    return subprocess.run(argv, cwd=ROOT, check=False).returncode
+    # Without bytecode files, every worker compiles all tests and every `fab` the modules of its command.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return subprocess.run(argv, cwd=ROOT, env=environment, check=False).returncode
 
 
 def _succeed(*argv: str) -> None:

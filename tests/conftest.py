@@ -61,6 +61,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add --golden, which `inv golden` passes."""
     parser.addoption("--rounds", type=int, default=5, help="number of launches and stops in the stress test")
+    parser.addoption("--thorough", action="store_true", help="run long tests in full: ten kills, 64 hosts, more faults")
     parser.addoption("--kills", type=int, default=4, help="number of commands that the stress test kills")
     parser.addoption("--faults", default="", help="write the fault matrix into this page of the docs")
     parser.addoption("--ends", default="", help="end jobs in every way on every launcher, and write this page")
@@ -73,6 +74,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Sort the tests. With --golden or --faults, run only tests with golden records, or with rows of the matrix."""
     items.sort(key=_position)
+    if not config.getoption("--thorough"):
+        items[:] = [item for item in items if not item.get_closest_marker("thorough")]
     if config.getoption("--golden"):
         items[:] = [item for item in items if "golden" in getattr(item, "fixturenames", ())]
     if config.getoption("--faults"):
@@ -107,13 +110,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(faulttable.as_text(rows))
         if config.getoption("--faults"):
             faulttable.write(Path(config.getoption("--faults")), rows)
-    ends = [end for report in reports for end in faulttable.ends_of(report)]
+    ends = [*{tuple(end[:2]): end for report in reports for end in faulttable.ends_of(report)}.values()]
     if ends:
         terminalreporter.section("how ranks ended")
         terminalreporter.write_line(faulttable.as_markdown(ends, faulttable.ENDS_HEAD))
     if ends and config.getoption("--ends"):
         faulttable.write_ends(Path(config.getoption("--ends")), ends)
-    stress = [row for report in reports for row in faulttable.stress_of(report)]
+    stress = [*{row[0]: row for report in reports for row in faulttable.stress_of(report)}.values()]
     if stress:
         terminalreporter.section("what was left after ends at random moments")
         terminalreporter.write_line(faulttable.as_markdown(stress, faulttable.STRESS_HEAD))
@@ -136,6 +139,12 @@ def _stop_signal() -> Iterator[None]:
 def _called_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every test begin as `fab`: what it is called is set once for a process."""
     monkeypatch.setattr(program_name, "_called", [ProgramName()])
+
+
+@pytest.fixture
+def thorough(request: pytest.FixtureRequest) -> bool:
+    """Return whether long tests run in full, as `inv reliability` and `inv stress` ask for."""
+    return bool(request.config.getoption("--thorough"))
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ ROOT = forkserver.ROOT
 FAB = Path(sys.executable).with_name("fab")
 TMUX_SESSIONS = ("tmux", "-L", "torchfab", "list-sessions", "-F", "#{session_name}")
 BIGRAM = ("train_llm.py", "tests/integration/bigram.py")  # files of a training with bigram.py
+QUICK_TORCH = Path(__file__).with_name("quick_torch")
 LIGHT_SCRIPT = "import sys, time\nprint('light', *sys.argv[1:], flush=True)\ntime.sleep(float(sys.argv[1]))\n"
 
 
@@ -127,7 +128,8 @@ class Fab:
     ) -> subprocess.Popen[str]:
         """Start `fab ARGS...` in its own process group, as a terminal does; `under` is a program that runs it."""
         folder, args = cwd or self.workdir, self.args(*args, config=config)
-        env = {**os.environ, "FABRIC_TORCHFAB_RECORDS": str(self.records), "PYTHONUTF8": "1", **(env or {})}
+        own = {"FABRIC_TORCHFAB_RECORDS": str(self.records), "PYTHONUTF8": "1", "PYTHONPATH": str(QUICK_TORCH)}
+        env = {**os.environ, **own, **(env or {})}
         if not under:
             return fork_parent(self.cluster).fork((str(FAB), *args), folder, env)
         return subprocess.Popen(

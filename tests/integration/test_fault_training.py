@@ -103,7 +103,9 @@ def kill_whole(cluster: Cluster, index: int) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("fault", ["a node is killed whole", "a node's link is down for good"])
+@pytest.mark.parametrize(
+    "fault", ["a node is killed whole", pytest.param("a node's link is down for good", marks=pytest.mark.thorough)]
+)
 def test_a_node_is_gone(training: Training, matrix: Matrix, netns_cluster: Cluster, fault: str) -> None:
     row, step = matrix.row(fault, training.fab), training.now()
     whole = fault == "a node is killed whole"

@@ -23,9 +23,11 @@ import pytest
 import torch
 
 import train_llm
+from tests.integration.fab import BIGRAM, QUICK_TORCH
 from tests.support import absent, require
 
 ROOT = Path(__file__).parent.parent.parent
+SCRIPT, SMALL_MODEL = BIGRAM  # a rank of the second starts in a third of the time
 
 PYTHON = sys.executable
 TORCHRUN = (PYTHON, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
@@ -37,6 +39,7 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.sta
     "OMP_NUM_THREADS": "1",
     "DS_ACCELERATOR": "cpu",
     "GLOO_SOCKET_IFNAME": "lo",
+    "PYTHONPATH": f"{QUICK_TORCH}{os.pathsep}{ROOT}",
 }
 
 
@@ -131,6 +134,7 @@ class Experiment:
         self.folder, self.cache = folder, cache
         self.checkpoints = folder / "x" / "checkpoints"
         self.processes: list[Training | Forked] = []
+        self.script = SCRIPT
 
     def argv(self, *options: str) -> tuple[str, ...]:
         """Return the arguments of train_llm.py."""
@@ -139,7 +143,7 @@ class Experiment:
 
     def start(self, *options: str, launcher: Sequence[str] = (PYTHON,), **env: str) -> Training:
         """Start a training under `launcher`."""
-        argv = [*launcher, str(ROOT / "train_llm.py"), *self.argv(*options)]
+        argv = [*launcher, str(ROOT / self.script), *self.argv(*options)]
         training = Training(argv, ENVIRONMENT | env, self.folder / f"output-{len(self.processes)}")
         self.processes.append(training)
         return training
@@ -191,18 +195,19 @@ def reference(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Experime
 
 @pytest.fixture(scope="module")
 def short(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Experiment:
-    """Return one uninterrupted training of a FEW steps on one process."""
+    """Return one uninterrupted training of a FEW steps of the small model on one process."""
     experiment = Experiment(tmp_path_factory.mktemp("short"), cache)
-    experiment.run("--max-steps", FEW)
+    experiment.script = SMALL_MODEL
+    experiment.run("--max-steps", FEW, launcher=(PYTHON,))
     return experiment
 
 
 class TestResume:
-    def test_a_training_killed_at_ten_moments_resumes_exactly(
-        self, experiment: Experiment, reference: Experiment
+    def test_a_training_killed_at_any_moment_resumes_exactly(
+        self, experiment: Experiment, reference: Experiment, thorough: bool
     ) -> None:
         options, dice, halves = ("--max-steps", STEPS, "--ckpt-freq", "3"), random.Random(0), 0
-        for kill in range(10):
+        for kill in range(10 if thorough else 3):
             training = experiment.fork(*options)
             if kill % 3 == 1:  # in the middle of a save
                 wait_for(lambda: list(experiment.checkpoints.glob("*.part")), training)
@@ -312,12 +317,14 @@ class TestLaunchers:
     ) -> None:
         argv = argv_of(launcher, tmp_path)
         require(argv[0])
+        experiment.script = SMALL_MODEL
         output = experiment.run("--max-steps", FEW, "--ckpt-freq", "0", launcher=argv)
         for rank in (0, 1):
             assert f"rank={rank} local_rank={rank} world_size=2 (from {source})" in output
         assert experiment.losses()[20] == pytest.approx(short.losses()[20], abs=1e-4)
 
     def test_launch_per_gpu_gives_the_same_losses(self, experiment: Experiment, short: Experiment) -> None:
+        experiment.script = SMALL_MODEL
         output = per_gpu(experiment, "--max-steps", FEW, "--ckpt-freq", "0")
         assert "rank=1 local_rank=1 world_size=2 (from RANK)" in output
         assert experiment.losses()[20] == pytest.approx(short.losses()[20], abs=1e-4)

@@ -119,7 +119,7 @@ def test_why_reports_an_exit_code_on_one_page(fate: Fate) -> None:
     assert "\n  step 1\n" in page.stdout, page
     status, waited = fate.fab("status", "x"), fate.fab("wait", "x")
     assert "(the script ended itself with exit code 7); fab why x | fab logs x --rank 1\n" in status.stdout, status
-    assert "exit code 7); exit code 7; fab why x | fab logs x --rank 1\n" in waited.stderr, waited
+    assert "exit code 7); fab why x | fab logs x --rank 1\n" in waited.stderr, waited
 
 
 def test_an_exception_is_reported_with_its_traceback(fate: Fate) -> None:

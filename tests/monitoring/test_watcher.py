@@ -104,6 +104,18 @@ def test_the_other_nodes_are_stopped_after_the_grace(
     assert [event["event"] for event in record.events()] == ["stopped after a failure"]
 
 
+def test_after_a_stop_the_scheduler_tells_how_the_job_ended(
+    record: Record, feed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tmux, "stop", lambda *_: [])
+    nodes = tuple(ended(each.rank, "failed", 7).status for each in NODES)
+    ending = StatusChanged(JobStatus(nodes, 2, Verdict(State.RUNNING, reason="Slurm is ending it")))
+    over = StatusChanged(JobStatus(nodes, 2, Verdict(State.FAILED, ended=True, code=7)))
+    feed(ended(0, "failed", 7), Tick(), ended(1, "failed", 7), ending, Tick(), over)
+    status = JobWatcher(record, Printer(), failure_grace_s=0.0).run(REQUEST)
+    assert (status.state, status.exit_code) == ("failed", 7)
+
+
 def test_a_job_that_is_launched_again_is_not_followed_further(
     record: Record, feed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

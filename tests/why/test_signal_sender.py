@@ -150,6 +150,30 @@ def test_supervisor_ends_the_ranks_of_a_killed_launcher() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("why", "words"),
+    [
+        ("failed", "its supervisor ended it (SIGTERM) after another rank of its node had failed"),
+        ("SIGHUP", "its supervisor ended it (SIGTERM) because its launcher got SIGHUP"),
+        ("closing", "its supervisor ended it (SIGTERM) because its launcher was about to"),
+    ],
+)
+def test_supervisor_ends_ranks_in_place_of_their_launcher(why: str, words: str) -> None:
+    end = {**EXIT_RECORD, "peers": [(100, why)]}
+    # torchrun reports that rank as if the signal came from elsewhere.
+    found = diagnose_nodes(torchrun_node("failed (exitcode: -15) local_rank: 0 (pid: 100)", rank(0, -15), end=end))
+    assert found.cause.words == words
+    failed = diagnose_nodes(torchrun_node("", rank(0, -15, 1062.0), rank(1, 7, 1061.0), end=end))
+    assert first_and_consequences(failed)[1] == (f"node1 rank 0: {words}",)
+
+
+def test_a_rank_that_a_launcher_without_its_store_would_end_is_attributed_to_the_store() -> None:
+    end = {**EXIT_RECORD, "peers": [(100, "closing")]}
+    found = diagnose_nodes(torchrun_node(LOST_STORE, rank(0, -15), end=end))
+    assert found.cause.name == "rendezvous-connection"
+    assert found.cause.words.startswith("its supervisor ended it (SIGTERM): it could not reach the rendezvous: torch.")
+
+
 def test_launcher_that_ends_its_ranks_reports_its_own_error() -> None:
     found = diagnose_nodes(torchrun_node(CLOSING.format(100) + LOST_STORE, rank(0, -15)))
     assert found.cause.name == "rendezvous-connection"

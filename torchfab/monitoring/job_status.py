@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 from torchfab import runtimes
@@ -67,6 +68,8 @@ def end_message(record: Record, status: JobStatus) -> str:
         return f"job {record.name} succeeded after {duration(seconds)}; its logs: fab logs {record.name}"
     if status.state == "stopped":
         return f"job {record.name} was stopped"
-    code = f"exit code {status.exit_code}"
     next_commands = f"fab why {record.name} | fab logs {record.name}{rank_flag(status)}"
-    return f"job {record.name} failed: {describe_failure(status)}; {code}; {next_commands}"
+    failure, code = describe_failure(status), status.exit_code
+    is_named = code is None or re.search(rf"exit code {code}\b", failure)
+    parts = (f"job {record.name} failed: {failure}", "" if is_named else f"exit code {code}", next_commands)
+    return "; ".join(filter(None, parts))

@@ -137,6 +137,7 @@ class JobWatcher:
     lost: set[int] = field(default_factory=set)  # ranks of the nodes that cannot be reached at the moment
     failure_announced: bool = False
     stopped: bool = False
+    stop_failed: bool = False
     superseded_checked_at: float = field(default_factory=time.monotonic)
     tracker: StatusTracker = field(init=False)
     alarm: StallAlarm = field(init=False)
@@ -186,7 +187,7 @@ class JobWatcher:
                 self.printer.print_due(len(self.tracker.nodes if nodes is None else nodes) or 1)
                 self.alarm.poll()
                 self._stop_after_failure(runtime.stop)
-                if self._is_superseded() or (self.stopped and len(self.tracker.ended) >= len(self.tracker.nodes)):
+                if self._is_superseded() or self._is_stopped():
                     break
                 yield
         finally:
@@ -212,6 +213,12 @@ class JobWatcher:
                 break
         self.printer.finish()
         return not self.lost
+
+    def _is_stopped(self) -> bool:
+        """Return whether all nodes have ended after a stop, and their scheduler knows how, unless the stop failed."""
+        scheduler = self.tracker.scheduler_status
+        is_known = scheduler is None or scheduler.has_ended or self.stop_failed
+        return self.stopped and is_known and len(self.tracker.ended) >= len(self.tracker.nodes)
 
     def _is_superseded(self) -> bool:
         """Check every 2 s whether the job was launched again: nodes may then never report the end of this attempt."""
@@ -276,6 +283,7 @@ class JobWatcher:
         self.record.note("stopped after a failure", hosts=[node.label for node in rest])
         for report in stop(self.record, self.record.grace_s, rest):
             if report.error or report.left:
+                self.stop_failed = True
                 unclear = NodeStatus(report.node, State.UNREACHABLE, "it may still run there")
                 self.tracker.apply(NodeEnded(unclear))
 

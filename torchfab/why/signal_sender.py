@@ -82,6 +82,8 @@ def sender_of(node: NodeEvidence, process: ProcessStatus, code: int, pid: int | 
             "" if pid == process.pid else ", and its ranks with it"
         )
         return Cause(Kind.KILLED, "terminated", f"{event}; {sender}", ASK)
+    if why := next((why for each, why in end.get("peers", ()) if each == pid), ""):
+        return _supervisor_cause(why, output, code)
     if launcher := _launcher_that_ended(output, pid):
         return _launcher_cause(launcher, output, code)
     if _is_named(pid, (*end.get("left", ()), *end.get("killed", ()))):
@@ -147,6 +149,22 @@ def _launcher_cause(launcher: str, output: str, code: int) -> Cause:
     if cause is not None:
         return replace(cause, words=f"{how}: {cause.words}")
     return Cause(Kind.UNKNOWN, "by-launcher", how, "see the launcher's own log: fab logs")
+
+
+def _supervisor_cause(why: str, output: str, code: int) -> Cause:
+    """Return why a supervisor ended a rank, in place of the launcher."""
+    how = f"its supervisor ended it ({describe_exit_code(code)})"
+    if why == "failed":
+        return Cause(Kind.UNKNOWN, "by-supervisor", f"{how} after another rank of its node had failed")
+    if why != "closing":
+        return Cause(Kind.UNKNOWN, "by-supervisor", f"{how} because its launcher got {why}")
+    traceback = tracebacks.last_traceback(output)
+    cause = signatures.recognise(traceback.exception) if traceback else None
+    if cause is not None:
+        return replace(cause, words=f"{how}: {cause.words}")
+    return Cause(
+        Kind.UNKNOWN, "by-supervisor", f"{how} because its launcher was about to", "see the launcher's own log"
+    )
 
 
 def _is_named(pid: int | None, described: Sequence[str]) -> bool:

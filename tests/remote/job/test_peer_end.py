@@ -90,6 +90,7 @@ def test_the_others_save_when_a_rank_fails(place: Place, tmp_path: Path) -> None
     record = ended(place, supervisor)
     assert saved(tmp_path) == {"1-0": [1, True], "2-0": [1, True]}
     assert (record["code"], record["asked"], record["killed"]) == (1, None, [])
+    assert [why for _, why in record["peers"]] == ["failed", "failed"]
     codes = {rank["rank"]: rank["code"] for rank in place.read(place.folder / "agent", files.RANKS)}
     assert codes == {0: 7, 1: 0, 2: 0}
 
@@ -115,7 +116,9 @@ def test_each_attempt_of_the_launcher_lets_ranks_save(place: Place, tmp_path: Pa
 def test_a_signal_to_the_launcher_lets_ranks_save(place: Place, tmp_path: Path) -> None:
     supervisor = launched(place, tmp_path, grace_s=20)
     os.kill(place.read(place.folder / "agent", files.STARTED)["pid"], signal.SIGTERM)
-    assert ended(place, supervisor)["code"] == 4, "the signal takes effect after the ranks have ended"
+    record = ended(place, supervisor)
+    assert record["code"] == 4, "the signal takes effect after the ranks have ended"
+    assert [why for _, why in record["peers"]] == ["SIGTERM"] * 3
     assert saved(tmp_path) == {f"{rank}-0": [1, True] for rank in (0, 1, 2)}
 
 

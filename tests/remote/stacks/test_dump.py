@@ -1,144 +1,26 @@
-"""Stack dumps of processes on a node: py-spy's output, faulthandler's output, and the choice between them."""
+"""Stack dumps of the processes of a job on a node, by py-spy or by a signal."""
 
 from __future__ import annotations
 
 import base64
-import faulthandler
 import json
 import os
 import signal
 import sys
-import threading
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.remote.place import Place, python, wait_for
-from tests.support import absent, fuzzed
+from tests.support import absent
 from torchfab.remote import files, procfs
 from torchfab.remote.stacks import dump, pyspy
-from torchfab.remote.stacks import faulthandler as faults
 
 SPY = str(Path(sys.executable).with_name("py-spy"))
 SLEEPER = "import time\ndef doze():\n    time.sleep(60)\nprint('up', flush=True)\ndoze()\n"
 REQUEST: dict[str, Any] = {"ranks": None, "native": False, "timeout_s": 10.0, "signal": ""}
-
-# What py-spy 0.4.3 printed: as an ordinary user; without CAP_SYS_PTRACE in a container; of `sleep`; of a stopped one.
-RECORDED = {
-    """Permission Denied: Try running again with elevated permissions by going 'sudo env "PATH=$PATH" !!'
-""": "Permission Denied: Try running again with elevated permissions by going 'sudo env \"PATH=$PATH\" !!'",
-    """Error: Failed to get process executable name. Check that the process is running.
-
-Caused by:
-    0: Permission denied (os error 13)
-    1: Permission denied (os error 13)
-
-Stack backtrace:
-   0: <E as anyhow::context::ext::StdError>::ext_context
-""": "Failed to get process executable name. Check that the process is running.: Permission denied (os error 13)",
-    """Error: Failed to find python version from target process
-
-Stack backtrace:
-   0: anyhow::error::<impl anyhow::Error>::msg
-""": "Failed to find python version from target process",
-    "": "py-spy failed without a message",
-}
-
-
-@pytest.mark.parametrize(("stderr", "message"), RECORDED.items())
-def test_the_error_of_py_spy_is_kept_without_its_backtrace(stderr: str, message: str) -> None:
-    assert pyspy.summarize_error(stderr) == message
-
-
-def test_the_main_thread_comes_first() -> None:
-    frame = {"name": "f", "filename": "/a.py", "line": 3, "module": None}
-    helper = {"os_thread_id": 12, "thread_id": 1, "thread_name": "Loader", "active": True, "frames": [frame]}
-    main: dict[str, Any] = {"os_thread_id": 11, "thread_id": 2, "thread_name": None, "active": False, "frames": []}
-    assert pyspy.parse_threads([helper, main], 11) == [
-        {"name": "11", "active": False, "gil": False, "frames": []},
-        {"name": "Loader", "active": True, "gil": False, "frames": [["f", "/a.py", 3]]},
-    ]
-
-
-# ---- what faulthandler writes
-
-NAMES = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1, max_size=12)
-FRAMES = st.lists(st.tuples(NAMES, NAMES, st.integers(1, 99999)), max_size=5)
-
-
-def written(threads: Sequence[Sequence[tuple[str, str, int]]]) -> list[str]:
-    """Return the lines that faulthandler writes for these threads, the main thread first."""
-    lines = []
-    for index in reversed(range(len(threads))):
-        lines.append(f"{'Current thread' if index == 0 else 'Thread'} 0x{index + 1:016x} (most recent call first):")
-        lines += [f'  File "{path}", line {line} in {name}' for name, path, line in threads[index]]
-        lines.append("")
-    return lines
-
-
-@given(st.lists(FRAMES, min_size=1, max_size=4))
-def test_any_dump_of_faulthandler_is_parsed(threads: list[list[tuple[str, str, int]]]) -> None:
-    found = faults.parse("\n".join(written(threads)))
-    assert [[tuple(frame) for frame in each["frames"]] for each in found] == threads
-
-
-@fuzzed(st.lists(FRAMES, min_size=1, max_size=3), st.lists(st.tuples(st.integers(0, 30), NAMES), max_size=5))
-def test_lines_of_the_training_inside_a_dump_are_skipped(
-    threads: list[list[tuple[str, str, int]]], noise: list[tuple[int, str]]
-) -> None:
-    lines = written(threads)
-    for place, text in noise:
-        lines.insert(place, f"step {text}")
-    found = faults.parse("\n".join(lines))
-    assert [[tuple(frame) for frame in each["frames"]] for each in found] == threads
-
-
-@fuzzed(st.text())
-def test_the_parser_accepts_any_text(text: str) -> None:
-    assert isinstance(faults.parse(text), list)
-
-
-def test_of_two_dumps_the_first_is_parsed() -> None:
-    lines = written([[("f", "/a.py", 1)]]) + written([[("g", "/a.py", 2)]])
-    assert [each["frames"] for each in faults.parse("\n".join(lines))] == [[["f", "/a.py", 1]]]
-
-
-def test_a_dump_of_the_real_faulthandler_is_parsed(tmp_path: Path) -> None:
-    release = threading.Event()
-    helper = threading.Thread(target=release.wait)
-    helper.start()
-    with (tmp_path / "dump").open("w+") as file:
-        faulthandler.dump_traceback(file, all_threads=True)
-    release.set()
-    helper.join()
-    found = faults.parse((tmp_path / "dump").read_text())
-    assert found[0]["frames"][0][0] == "test_a_dump_of_the_real_faulthandler_is_parsed"
-    others = [[frame[0] for frame in each["frames"]] for each in found[1:]]  # those of the test's own runner, too
-    assert any("wait" in names for names in others)
-
-
-@pytest.mark.parametrize(
-    ("state", "caught", "name", "answer"),
-    [
-        ("S", 1 << 11, "SIGUSR2", faults.ALLOWED),
-        ("R", 1 << 9, "SIGUSR1", faults.ALLOWED),
-        ("S", 1 << 9, "SIGUSR2", "it does not catch SIGUSR2"),
-        ("S", 0, "SIGUSR2", "it does not catch SIGUSR2"),
-        ("T", 1 << 11, "SIGUSR2", "in state T it handles no signal"),
-        ("D", 1 << 11, "SIGUSR2", "in state D it handles no signal"),
-        ("S", 1 << 11, "", "torchfab.stacks_signal is empty"),
-    ],
-)
-def test_the_signal_goes_only_to_processes_that_catch_it_now(state: str, caught: int, name: str, answer: str) -> None:
-    assert faults.check_signal(state, caught, name) == answer
-
-
-# ---- on a node
 
 
 @pytest.fixture

@@ -109,7 +109,7 @@ def _machine_evidence(folder: str, job_status: dict[str, Any], logs: list[dict[s
 
 def _exit_record(folder: str) -> dict[str, Any]:
     record = files.read_json(os.path.join(folder, files.EXIT)) or {}
-    keys = ("asked", "killed", "left", "error", "oom_kills", "time")
+    keys = ("asked", "killed", "left", "error", "oom_kills", "time", "peers")
     return {key: record[key] for key in keys if key in record}
 
 

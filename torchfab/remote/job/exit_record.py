@@ -48,6 +48,7 @@ def compose(watch: ProcessWatch, is_cleaning: bool = False, cleared: dict[str, i
         "clock": watch.ended[1] if watch.ended else None,
         "cleared": cleared if any((cleared or {}).values()) else None,
         "foreign": watch.clean_up.foreign,
+        "peers": list(watch.peer_end.ended.items()),
     }
     record.update((name, value) for name, value in optional.items() if value)
     return record if watch.error or is_cleaning else {**record, "left": watch.clean_up.left}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 
-from torchfab.remote import procfs
+from torchfab.remote import lean, procfs
 from torchfab.remote.job.graceful_end import GracefulEnd, launchers_above
 from torchfab.remote.job.rank_tracker import RankTracker
 from torchfab.remote.lean import signal
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # Signals that make a launcher end its ranks. SIGURG comes from the launcher itself, before it ends them for reasons of
 # its own (see `torchfab.launchers.torchrun_agent`); where nothing watches it, SIGURG does nothing.
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGURG)
+_REASONS = {signal.SIGCHLD: "failed", signal.SIGURG: "closing"}
 
 
 class PeerEnd:
@@ -40,12 +41,19 @@ class PeerEnd:
     ----------
     kill_at : float or None
         When the ranks that are left are killed, by time.monotonic(); None while none are being ended.
+    reason : str
+        Why they are being ended, or were last: "failed" (one of them), "closing" (the launcher was about to end them),
+        or the signal that a launcher got.
+    ended : dict of int to str
+        Why each rank was ended, by pid.
     """
 
     def __init__(self, spec: dict[str, Any], ranks: RankTracker, ending: GracefulEnd) -> None:
         self.grace_s, self.is_all_signaled = float(spec["grace_s"]), bool(spec.get("stop_by_file"))
         self.ranks, self.ending = ranks, ending
         self.kill_at: float | None = None
+        self.reason = ""
+        self.ended: dict[int, str] = {}
         self.seen = 0  # failed ranks
 
     def watch(self, top: int) -> None:
@@ -80,7 +88,7 @@ class PeerEnd:
         if self.is_all_signaled and number == signal.SIGTERM:
             self.ending.assume_signaled(running)
         self.ending.hold.hold([pid])
-        self._begin()
+        self._begin(_REASONS.get(number) or lean.signal_name(number))
 
     def look(self, top: int) -> None:
         """Begin when a rank has failed, where launchers cannot be watched.
@@ -97,10 +105,11 @@ class PeerEnd:
             begun = [rank["started"] or 0.0 for rank in self.ranks.ranks if rank["pid"] in running]
             # Ranks that have started since are the launcher's next attempt.
             if running != [top] and begun and max(rank["ended"] for rank in new) > max(begun):
-                self._begin()
+                self._begin(_REASONS[signal.SIGCHLD])
 
-    def _begin(self) -> None:
+    def _begin(self, reason: str) -> None:
         if self.kill_at is None:
+            self.reason = reason
             self.ending.number = signal.SIGTERM
             self.kill_at = time.monotonic() + self.grace_s
 
@@ -124,9 +133,11 @@ class PeerEnd:
         """
         if self.kill_at is None:
             return []
+        running = self.ending.ranks_below([top])
+        self.ended.update(dict.fromkeys(running, self.reason))
         if not self.ending.advance([top], may_end=False):
             self.kill_at = None
             self.ending.before_release()
             self.ending.hold.release()
             return []
-        return self.ending.ranks_below([top]) if time.monotonic() > self.kill_at else []
+        return running if time.monotonic() > self.kill_at else []

@@ -244,6 +244,8 @@ class ExitRecord(Struct, frozen=True, kw_only=True):
         Why the process was not started.
     oom_kills : int
         How often the kernel killed a process in its control group for lack of memory.
+    peers : list of (int, str)
+        Ranks that it ended before its own end was requested: pid, and why (`torchfab.remote.job.peer_end`).
     """
 
     asked: str | None = None
@@ -251,6 +253,7 @@ class ExitRecord(Struct, frozen=True, kw_only=True):
     left: list[str] = []
     error: str | None = None
     oom_kills: Number = 0
+    peers: list[tuple[Whole, str]] = []
 
 
 class KernelLog(Struct, frozen=True, kw_only=True):
