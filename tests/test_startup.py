@@ -90,12 +90,8 @@ def test_a_command_imports_nothing_that_it_does_not_use(
     assert not unwanted(imported(tmp_path, *args), names)
 
 
-def test_a_dataclass_of_ours_is_compiled_when_it_is_used() -> None:
-    text = "from dataclasses import"
-    found = [
-        path.relative_to(ROOT).as_posix()
-        for path in (ROOT / "torchfab").rglob("*.py")
-        for line in path.read_text(encoding="utf-8").splitlines()
-        if line.startswith(text) and "dataclass" in line.removeprefix(text).replace(",", " ").split()
-    ]
-    assert not found, "import dataclass from torchfab.core.lazy_dataclass"
+def test_connections_load_no_messages_and_no_hosts_files() -> None:
+    code = "import sys; from torchfab.transport.ssh import NodeGroup, connect; print(*sys.modules)"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True, timeout=60)
+    assert not unwanted(set(done.stdout.split()), ("msgspec", "torchfab.transport.messages", "torchfab.core.inventory"))

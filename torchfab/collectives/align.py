@@ -14,12 +14,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
 
 from torchfab.collectives.model import Call, Group, RankHistory, Snapshot
 from torchfab.core.format import duration
 from torchfab.core.inventory import fold_ranks
+from torchfab.core.lazy_dataclass import dataclass
 
 # A rank may be this late without anything to say about it: ranks are asked at slightly different times.
 PATIENCE_S = 1.0

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from torchfab.core.inventory import fold_ranks
+from torchfab.core.lazy_dataclass import dataclass
 
 DEFAULT_GROUP = "0"  # the name that torch gives to the group of all ranks
 _TYPES = {
