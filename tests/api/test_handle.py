@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import FrozenInstanceError
@@ -27,10 +28,11 @@ from torchfab.core.errors import (
     WaitTimeoutError,
 )
 from torchfab.core.events import BacklogRead, ContactLost, Event, Lines, NodeEnded, Tick
+from torchfab.core.specs import Node
 from torchfab.core.status import JobStatus
 from torchfab.launchers import per_node
 from torchfab.records import Record
-from torchfab.runtimes import StopReport, tmux
+from torchfab.runtimes import RankSignal, SignalReport, StopReport, tmux
 from torchfab.supervise import job_locks
 from torchfab.why.evidence import Evidence, NodeEvidence
 
@@ -277,3 +279,49 @@ def test_settings_that_are_not_valid_are_errors(project: Path) -> None:
     (project / "torchfab.yaml").write_text("a: [\n")
     with pytest.raises(UsageError, match="is not YAML"):
         torchfab.jobs()
+
+
+# ---- what commands do too
+
+
+def test_a_notice_returns_the_ranks_that_got_it(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Any] = []
+
+    def deliver(record: Record, name: str, ranks: Any) -> tuple[SignalReport, ...]:
+        sent.append((name, ranks))
+        return (SignalReport(NODES[0], (RankSignal(1, "handled", True), RankSignal(0, "handled", False))),)
+
+    monkeypatch.setattr(tmux, "signal", deliver)
+    assert job.signal("usr1", rank=[0, 1]) == (1,)
+    assert sent == [("SIGUSR1", [0, 1])]
+    with pytest.raises(UsageError, match="SIGTERM ends ranks: it is no notice"):
+        job.signal("TERM")
+    with pytest.raises(UsageError, match="the ranks 0-1, and no rank 7"):
+        job.signal(rank=7)
+
+
+def test_a_job_that_runs_is_not_removed(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tmux, "status", lambda _: RUNNING)
+    with pytest.raises(UsageError, match="job gpt2 has not ended"):
+        job.remove()
+    monkeypatch.setattr(tmux, "status", lambda _: DONE)
+    monkeypatch.setattr(tmux, "forget", lambda _: {})
+    job.remove()
+    assert torchfab.jobs() == ()
+
+
+def test_a_port_of_this_machine_is_forwarded_for_the_time_of_a_block(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        here = (Node(0, "localhost"), None)
+        monkeypatch.setattr(tmux, "machines", lambda _: [here])
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        with job.forward(f"{port}:{server.getsockname()[1]}") as url:
+            assert url == f"http://127.0.0.1:{port}"
+            with socket.create_connection(("127.0.0.1", port)) as client:
+                client.sendall(b"hello")
+                accepted, _ = server.accept()
+                with accepted:
+                    assert accepted.recv(5) == b"hello"
+        with pytest.raises(OSError, match="refused"):
+            socket.create_connection(("127.0.0.1", port), 1)

@@ -94,6 +94,33 @@ def test_a_command_is_a_list_of_texts(command: Any, text: str, given: list[Any])
     assert given == []
 
 
+def test_a_dry_run_is_a_text_and_starts_nothing(given: list[Any], tmp_path: Path) -> None:
+    text = torchfab.dry_run(["train.py", "--lr", "1"], hosts=["a", "b"], nproc_per_node=2, port=5000, name="gpt2")
+    assert text.startswith("# job: gpt2\n# nodes: 2 (a,b)\n")
+    assert "ssh -- a bash -s" in text
+    assert "#SBATCH --nodes=2\n" in torchfab.dry_run(["train.py"], launcher="slurm", nodes=2)
+    assert given == []
+    assert not (tmp_path / "records").exists()
+
+
+def test_a_launch_with_supervise_starts_its_supervisor_in_tmux(
+    given: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls: list[Any] = []
+
+    def stand_in(*args: Any) -> int:
+        calls.append(args)
+        raise Interrupted("here")
+
+    monkeypatch.setattr("torchfab.commands.supervise.launch_supervised", stand_in)
+    with pytest.raises(Interrupted):
+        torchfab.launch(["x.py"], supervise=True, restarts=5, name="a")
+    ((_, flags, _, _, fab),) = calls
+    assert (flags.supervise, flags.restarts, flags.tmux, flags.name) == (True, 5, True, "a")
+    assert fab[-2:] == ("-r", str(tmp_path))
+    assert given == []
+
+
 def test_a_scheduler_chooses_its_hosts(given: list[Any]) -> None:
     with pytest.raises(UsageError, match="launcher 'slurm' takes no hosts"):
         torchfab.launch(["x.py"], launcher="slurm", hosts="a")

@@ -57,7 +57,8 @@ def test_none_is_the_default() -> None:
         ({"max_restart": 4}, "did you mean max_restarts?"),
         ({"gpufile": "x"}, "has no argument 'gpufile'"),
         ({"follow": True}, "iterate over logs(follow=True), or call wait()"),
-        ({"supervise": True}, "supervise the job: fab supervise NAME"),
+        ({"tmux": True}, "the supervisor of a program's job is always in tmux"),
+        ({"dry_run": True}, "dry_run(…) takes the same arguments, and returns the text"),
     ],
 )
 def test_a_wrong_value_is_named(values: dict[str, Any], text: str) -> None:

@@ -1,10 +1,10 @@
 """The Python API: `from torchfab import launch, job, jobs`. What commands print, functions return or raise.
 
-It is a layer beside `commands`: both call the packages below, and neither calls the other.
+It is the layer above `commands`: what a command does is done by its functions, and only what it prints is not printed.
 """
 
 from torchfab.api.handle import Job, job, jobs
-from torchfab.api.launcher import launch
+from torchfab.api.launcher import dry_run, launch
 from torchfab.api.results import FirstFailure, JobInfo, LogLine, NodeStatus, RankStatus, Status, Stopped, Why
 from torchfab.core.errors import (
     FunctionError,
@@ -41,6 +41,7 @@ __all__ = [
     "UsageError",
     "WaitTimeoutError",
     "Why",
+    "dry_run",
     "job",
     "jobs",
     "launch",

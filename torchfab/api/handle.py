@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -286,6 +286,155 @@ class Job:
                     f"end them as their user or as root, then: fab stop {self.name}",
                 )
             return Stopped.of(outcome, outcome.status)
+
+    def signal(self, name: str = "USR1", rank: int | str | Sequence[int] | None = None) -> tuple[int, ...]:
+        """Send a signal as a notice, once to each rank.
+
+        Parameters
+        ----------
+        name : str
+            `USR1`, `USR2`, `HUP`, `CONT`, `URG` or `WINCH`. Default `USR1`.
+        rank : int, str or sequence of int, optional
+            Only these ranks. Default: all.
+
+        Returns
+        -------
+        tuple of int
+            The ranks that got it.
+
+        Raises
+        ------
+        UsageError
+            The signal would end a rank, or the job does not run. Nothing was sent.
+        """
+        from torchfab.api import actions
+
+        with quiet():
+            return actions.signal(self._refreshed(), name, _rank_flag(rank))
+
+    def checkpoint(
+        self, signal: str = "USR1", folders: StrPath | Sequence[StrPath] = (), timeout: float = 300.0
+    ) -> tuple[str, ...]:
+        """Ask the job for a checkpoint without ending it, and wait until that is whole.
+
+        Parameters
+        ----------
+        signal : str
+            The signal that the script handles by saving. Default `USR1`.
+        folders : path or sequence of path
+            Where it saves. Default: as its arguments say, or the usual ones.
+        timeout : float
+            Seconds to wait. Default 300.
+
+        Returns
+        -------
+        tuple of str
+            The files of the checkpoint, as paths on the nodes.
+
+        Raises
+        ------
+        UsageError
+            A rank does not handle the signal, or the job does not run.
+        TorchfabError
+            No checkpoint was whole in time.
+        """
+        from torchfab.api import actions
+
+        given = (folders,) if isinstance(folders, str | os.PathLike) else folders
+        with quiet():
+            return actions.checkpoint(self._refreshed(), signal, tuple(os.fspath(each) for each in given), timeout)
+
+    def pull(self, *paths: StrPath, to: StrPath = "", rank: int | str | Sequence[int] | None = None) -> Path:
+        """Copy files of the job from the nodes that have them; the same call goes on where one was interrupted.
+
+        Parameters
+        ----------
+        *paths : path
+            Files, folders and patterns on the nodes, relative to the job's working directory.
+        to : path
+            The folder here. Default: `pulled/<job>`.
+        rank : int, str or sequence of int, optional
+            Only from the nodes of these ranks. Default: from all.
+
+        Returns
+        -------
+        Path
+            The folder here.
+
+        Raises
+        ------
+        UsageError
+            No node has such a file.
+        HostsFailedError
+            Nodes failed; what the others have was copied.
+        """
+        from torchfab.api import actions
+
+        with quiet():
+            return actions.pull(
+                self._refreshed(), tuple(os.fspath(each) for each in paths), os.fspath(to), _rank_flag(rank), self._ctx
+            )
+
+    @contextmanager
+    def forward(self, port: int | str = "tensorboard", host: str = "") -> Iterator[str]:
+        """Forward a port of a node to this machine's 127.0.0.1 for the time of a block.
+
+        Parameters
+        ----------
+        port : int or str
+            A port of the node, `"LOCAL:PORT"`, or `"tensorboard"`, which is the default.
+        host : str
+            The node: its host, or node rank. Default: the first, or the one where tensorboard runs.
+
+        Yields
+        ------
+        str
+            The URL.
+        """
+        from torchfab.api import actions
+
+        with quiet(), actions.forward(self._refreshed(), str(port), host, self._ctx) as url:
+            yield url
+
+    def supervise(
+        self,
+        restarts: int | None = None,
+        stall: float | None = None,
+        backoff: float | None = None,
+        notify: str = "",
+    ) -> None:
+        """Start a supervisor in tmux, which restarts the job after failures, hangs and lost nodes, and return.
+
+        Parameters
+        ----------
+        restarts, stall, backoff, notify
+            As the flags of `fab supervise`. Default: as launched, or the settings.
+
+        Raises
+        ------
+        UsageError
+            The job is supervised already, or has succeeded or was stopped.
+        """
+        from torchfab.api import actions
+        from torchfab.commands.supervise import SuperviseFlags
+
+        with quiet():
+            actions.supervise(self._refreshed(), SuperviseFlags(restarts, stall, backoff, notify), self._ctx)
+
+    def remove(self) -> None:
+        """Remove the record and the logs of the job, which must have ended.
+
+        Raises
+        ------
+        UsageError
+            It has not ended, or is supervised.
+        HostsFailedError
+            A folder of a node could not be removed; the record is kept.
+        """
+        from torchfab.commands.jobs import remove_record
+
+        with quiet():
+            remove_record(self.name, self._ctx)
 
 
 def _rank_flag(rank: int | str | Sequence[int] | None) -> str:

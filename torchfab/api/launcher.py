@@ -13,12 +13,13 @@ from torchfab.api.function_calls import MAX_RESULT_MB
 from torchfab.api.handle import Job, StrPath, open_context
 from torchfab.cli.flags import JobFlags, LaunchFlags
 from torchfab.core.errors import UsageError
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.launchers import AnyLauncher, BatchLauncher, Launcher
 from torchfab.launching import launcher_table
-from torchfab.launching.context import CommandContext
-from torchfab.launching.launch import default_name
+from torchfab.launching.context import CommandContext, fab_argv
+from torchfab.launching.launch import build_request, default_name, dry_run_text
 from torchfab.launching.launch import launch as launch_on_hosts
-from torchfab.launching.submit import submit
+from torchfab.launching.submit import plan, submit
 from torchfab.records import Record
 
 Command = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -106,7 +107,8 @@ def launch(
     **flags
         The flags of the launcher (`fab --help launch-per-node` lists them), with `_` for `-`: `name`, `workdir`,
         `python`, `nproc_per_node`, `max_restarts`. Default of `name`: that of the script or the function, the time, and
-        four random digits.
+        four random digits. With `supervise=True`, a supervisor in tmux restarts the job (`restarts`, `stall`,
+        `backoff`, `notify`).
 
     Returns
     -------
@@ -123,30 +125,114 @@ def launch(
         The function raised an exception, on the rank that failed first.
     """
     with quiet():
-        module, shared = options.launcher_named(launcher)
-        given, own = options.parse_flags(module, shared, flags)
-        given = replace(given, env=options.env_flags(env or {}))
-        script = None if _is_function(command) else _script(cast(Command | None, command))
-        ctx = open_context(project, script, options.hosts_flag(hosts), ssh_config, identities, connect_timeout)
-        if _is_function(command):
-            ctx, given = _function_context(command, (args, kwargs or {}), max_result_mb, ctx, given, launcher)
-        elif args or kwargs:
-            raise UsageError("args and kwargs are those of a function", "write arguments of a script behind it")
-        given = _named(given, ctx.script or tuple(ctx.config["script"]), ctx)
-        job = Job(_start(module, given, own, ctx), ctx)
+        ctx = open_context(
+            project, _script_of(command), options.hosts_flag(hosts), ssh_config, identities, connect_timeout
+        )
+        ready = _ready(command, (args, kwargs or {}), max_result_mb, launcher, env or {}, flags, ctx)
+        job = Job(ready.start(), ready.ctx)
     return job.results() if _is_function(command) else job
 
 
-def _start(module: AnyLauncher, flags: JobFlags, own: Any, ctx: CommandContext) -> Record:
-    """Launch a job on hosts, or submit it."""
-    if module.NAME in launcher_table.ON_HOSTS:
-        record = launch_on_hosts(cast(Launcher, module), cast(LaunchFlags, flags), own, ctx)
-    elif ctx.hosts:
-        raise UsageError(f"launcher {module.NAME!r} takes no hosts: its scheduler chooses them", "leave hosts out")
-    else:
-        record = submit(cast(BatchLauncher, module), flags, own, ctx)
-    assert record is not None, "no dry run"
-    return record
+def dry_run(
+    command: Command | Callable[..., Any] | None = None,
+    *,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    max_result_mb: float = MAX_RESULT_MB,
+    hosts: str | Sequence[str] | None = None,
+    launcher: str = "per-node",
+    env: Mapping[str, Any] | None = None,
+    project: StrPath | None = None,
+    ssh_config: StrPath = "",
+    identities: Sequence[StrPath] = (),
+    connect_timeout: float | None = None,
+    **flags: Any,
+) -> str:
+    """Return what `launch` with the same arguments would run, as `--dry-run` prints it; nothing is started.
+
+    Parameters
+    ----------
+    command, args, kwargs, max_result_mb, hosts, launcher, env, project, ssh_config, identities, connect_timeout
+        As `launch` takes them.
+    **flags
+        As `launch` takes them.
+
+    Returns
+    -------
+    str
+        Shell that does the same without torchfab; an sbatch file; a manifest.
+
+    Raises
+    ------
+    TorchfabError
+        As `launch` raises it, of what can be checked without a start.
+    """
+    with quiet():
+        ctx = open_context(
+            project, _script_of(command), options.hosts_flag(hosts), ssh_config, identities, connect_timeout
+        )
+        return _ready(command, (args, kwargs or {}), max_result_mb, launcher, env or {}, flags, ctx).dry_run()
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A launch whose arguments are checked."""
+
+    module: AnyLauncher
+    flags: JobFlags
+    own: Any
+    ctx: CommandContext
+
+    def start(self) -> Record:
+        """Launch the job on hosts, or submit it."""
+        if self.module.NAME not in launcher_table.ON_HOSTS:
+            record = submit(cast(BatchLauncher, self.module), self.flags, self.own, self.ctx)
+        elif getattr(self.flags, "supervise", False):
+            return self._start_supervised()
+        else:
+            record = launch_on_hosts(cast(Launcher, self.module), cast(LaunchFlags, self.flags), self.own, self.ctx)
+        assert record is not None, "no dry run"
+        return record
+
+    def _start_supervised(self) -> Record:
+        from torchfab.commands.supervise import launch_supervised
+
+        flags = replace(cast(LaunchFlags, self.flags), tmux=True)
+        fab = fab_argv(str(self.ctx.root), "")
+        launch_supervised(cast(Launcher, self.module), flags, self.own, self.ctx, fab)
+        return self.ctx.records.get(flags.name)
+
+    def dry_run(self) -> str:
+        """Return the dry run."""
+        if self.module.NAME in launcher_table.ON_HOSTS:
+            launcher, flags = cast(Launcher, self.module), cast(LaunchFlags, self.flags)
+            return dry_run_text(build_request(launcher, flags, self.own, self.ctx), self.ctx)
+        return plan(cast(BatchLauncher, self.module), self.flags, self.own, self.ctx).text
+
+
+def _ready(
+    command: Command | Callable[..., Any] | None,
+    arguments: tuple[Sequence[Any], Mapping[str, Any]],
+    max_result_mb: float,
+    launcher: str,
+    env: Mapping[str, Any],
+    flags: Mapping[str, Any],
+    ctx: CommandContext,
+) -> _Ready:
+    module, shared = options.launcher_named(launcher)
+    given, own = options.parse_flags(module, shared, flags)
+    given = replace(given, env=options.env_flags(env))
+    if ctx.hosts and launcher not in launcher_table.ON_HOSTS:
+        raise UsageError(f"launcher {launcher!r} takes no hosts: its scheduler chooses them", "leave hosts out")
+    if _is_function(command):
+        ctx, given = _function_context(command, arguments, max_result_mb, ctx, given, launcher)
+    elif any(arguments):
+        raise UsageError("args and kwargs are those of a function", "write arguments of a script behind it")
+    return _Ready(module, _named(given, ctx.script or tuple(ctx.config["script"]), ctx), own, ctx)
+
+
+def _script_of(command: Command | Callable[..., Any] | None) -> tuple[str, ...] | None:
+    return None if _is_function(command) else _script(cast(Command | None, command))
 
 
 def _is_function(command: object) -> TypeGuard[Callable[..., Any]]:

@@ -15,8 +15,8 @@ from torchfab.core.errors import UsageError
 from torchfab.launchers import AnyLauncher
 from torchfab.launching import launcher_table
 
-# Flags of a terminal: a program follows the job with `logs` and `wait`, and supervises it with `fab supervise`.
-_NOT_HERE = ("dry_run", "follow", "supervise", "restarts", "stall", "backoff", "notify", "tmux", "env")
+# Flags of a terminal: a program follows the job with `logs` and `wait`; its supervisor is always in tmux.
+_NOT_HERE = ("dry_run", "follow", "tmux", "env")
 
 
 def launcher_named(name: str) -> tuple[AnyLauncher, type[JobFlags]]:
@@ -82,7 +82,9 @@ def _unknown(name: str, launcher: AnyLauncher, known: Iterable[str]) -> UsageErr
 def _instead(name: str) -> str:
     if name == "follow":
         return "iterate over logs(follow=True), or call wait()"
-    return "see the plan with the command line" if name == "dry_run" else "supervise the job: fab supervise NAME"
+    if name == "tmux":
+        return "leave it out: the supervisor of a program's job is always in tmux"
+    return "dry_run(…) takes the same arguments, and returns the text" if name == "dry_run" else "env={'NAME': 'VALUE'}"
 
 
 def _checked(flag: Field[Any], value: Any) -> Any:

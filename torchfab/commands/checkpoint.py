@@ -47,6 +47,38 @@ def save_checkpoint(record: Record, name: str, folders: Sequence[str], timeout_s
     TorchfabError
         No checkpoint was whole in time.
     """
+    save = await_checkpoint(record, name, folders, timeout_s)
+    write_out(describe(save.files, save.logged_step))
+    if save.running < save.ranks:
+        write_err(f"error: {describe_ended(record, save, name)}")
+        return 1
+    return 0
+
+
+def describe_ended(record: Record, save: CheckpointSave, name: str) -> str:
+    """Return what is said of a job whose ranks have ended after the notice."""
+    ended = plural(save.ranks - save.running, "rank")
+    return f"{ended} of job {record.name} ended after {name}: the script takes it as a request to end"
+
+
+def await_checkpoint(record: Record, name: str, folders: Sequence[str], timeout_s: float) -> CheckpointSave:
+    """Send a notice to all ranks, and wait until files of a checkpoint have changed and are whole.
+
+    Parameters
+    ----------
+    record, name, folders, timeout_s
+        As `save_checkpoint` takes them.
+
+    Returns
+    -------
+    CheckpointSave
+        What was saved.
+
+    Raises
+    ------
+    UsageError, TorchfabError
+        As `save_checkpoint` raises them.
+    """
     watch = runtimes.load(record.runtime).watch_checkpoints(record)
     try:
         chosen = {"folders": list(folders), "since": {}, "busy": []}
@@ -59,12 +91,7 @@ def save_checkpoint(record: Record, name: str, folders: Sequence[str], timeout_s
         _await(watch, save, timeout_s)
     finally:
         watch.close()
-    write_out(describe(save.files, save.logged_step))
-    if save.running < save.ranks:
-        ended = plural(save.ranks - save.running, "rank")
-        write_err(f"error: {ended} of job {record.name} ended after {name}: the script takes it as a request to end")
-        return 1
-    return 0
+    return save
 
 
 def _answers(found: Mapping[Node, CheckpointAnswer | TorchfabError]) -> dict[Node, CheckpointAnswer]:

@@ -100,13 +100,33 @@ def run(words: Sequence[str], host: str, ctx: CommandContext) -> int:
     TorchfabError
         The node cannot be reached or does not forward, or no tensorboard runs.
     """
+    target, local_port, settings = target_of(words, host, ctx)
+    if target.node.is_local and local_port == target.port:
+        raise UsageError(f"port {target.port} is on this machine already: http://127.0.0.1:{target.port}")
+    return _forward(target, local_port, settings)
+
+
+def target_of(words: Sequence[str], host: str, ctx: CommandContext) -> tuple[Target, int, ConnectionSettings]:
+    """Return what to forward, and the port of this machine.
+
+    Parameters
+    ----------
+    words, host, ctx
+        As in `run`.
+
+    Returns
+    -------
+    Target, int, ConnectionSettings
+
+    Raises
+    ------
+    UsageError, TorchfabError
+        As in `run`.
+    """
     job, spec = split_words(words)
     hosts = find_hosts(job, host, ctx)
     target = _tensorboard(hosts) if not spec.port else Target(hosts.nodes[0], "localhost", spec.port)
-    local_port = spec.local_port or target.port
-    if target.node.is_local and local_port == target.port:
-        raise UsageError(f"port {target.port} is on this machine already: http://127.0.0.1:{target.port}")
-    return _forward(target, local_port, hosts.settings)
+    return target, spec.local_port or target.port, hosts.settings
 
 
 def _forward(target: Target, local_port: int, settings: ConnectionSettings) -> int:

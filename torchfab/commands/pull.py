@@ -90,10 +90,33 @@ def run(words: Sequence[str], to: str, rank: str, ctx: CommandContext) -> int:
     Interrupted
         Ctrl-C; what was copied in part is continued by the same command.
     """
+    pull_files(words, to, rank, ctx)
+    return 0
+
+
+def pull_files(words: Sequence[str], to: str, rank: str, ctx: CommandContext) -> Path:
+    """Copy the files, print what was copied, and return the folder here.
+
+    Parameters
+    ----------
+    words, to, rank, ctx
+        As `run` takes them.
+
+    Returns
+    -------
+    Path
+        Absolute.
+
+    Raises
+    ------
+    UsageError, HostsFailedError, Interrupted
+        As `run` raises them.
+    """
     check_rsync()
     request = build_request(words, to, rank, ctx)
     try:
-        return _pull(request, None if to else Path(ctx.cwd, FOLDER))
+        _pull(request, None if to else Path(ctx.cwd, FOLDER))
+        return Path(request.folder)
     except KeyboardInterrupt:
         raise Interrupted(
             "interrupted; files that are complete stay", "the same command goes on where this one was"

@@ -207,8 +207,24 @@ def show(request: LaunchRequest, ctx: CommandContext, skip: Container[str] = ())
     skip : container of str
         Labels of nodes to leave out. Default: none.
     """
+    write_verbatim(dry_run_text(request, ctx, skip))
+
+
+def dry_run_text(request: LaunchRequest, ctx: CommandContext, skip: Container[str] = ()) -> str:
+    """Return the dry run of a launch.
+
+    Parameters
+    ----------
+    request, ctx, skip
+        As `show` takes them.
+
+    Returns
+    -------
+    str
+        Shell that does the same without torchfab.
+    """
     nodes, slots = launch_request.select_nodes(request.nodes, request.slots, choose(request.nodes, request.count, skip))
-    write_verbatim(_dry_run(request.launcher, request.job, nodes, slots, ctx))
+    return _dry_run(request.launcher, request.job, nodes, slots, ctx)
 
 
 def execute(request: LaunchRequest, ctx: CommandContext, skip: Container[str] = (), announce: bool = True) -> Record:

@@ -40,9 +40,7 @@ def submit(launcher: BatchLauncher, flags: JobFlags, own: Any, ctx: CommandConte
     TorchfabError
         The submission failed, and was cancelled if the scheduler had accepted it.
     """
-    if ctx.hosts:
-        raise UsageError("-H names hosts, and a scheduler chooses its own", "leave it out: --nodes says how many")
-    submission = launcher.plan(make_job(launcher, flags, own, ctx))
+    submission = plan(launcher, flags, own, ctx)
     if flags.dry_run:
         write_out(submission.text.rstrip("\n"))
         return None
@@ -59,6 +57,28 @@ def submit(launcher: BatchLauncher, flags: JobFlags, own: Any, ctx: CommandConte
         )  # from here on `fab stop` ends the job, and not this process, which may follow its logs
     _announce(submission, record)
     return record
+
+
+def plan(launcher: BatchLauncher, flags: JobFlags, own: Any, ctx: CommandContext) -> Submission:
+    """Return what is submitted: its `text` is the dry run.
+
+    Parameters
+    ----------
+    launcher, flags, own, ctx
+        As `submit` takes them.
+
+    Returns
+    -------
+    Submission
+
+    Raises
+    ------
+    UsageError
+        A flag is wrong.
+    """
+    if ctx.hosts:
+        raise UsageError("-H names hosts, and a scheduler chooses its own", "leave it out: --nodes says how many")
+    return launcher.plan(make_job(launcher, flags, own, ctx))
 
 
 def _announce(submission: Submission, record: Record) -> None:

@@ -1,0 +1,76 @@
+"""What a job's methods do that a command does too: notices, checkpoints, files, ports, its supervisor, its removal."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from torchfab.commands import checkpoint as checkpoint_command
+from torchfab.commands import forward as forward_command
+from torchfab.commands import pull as pull_command
+from torchfab.commands import signal as signal_command
+from torchfab.commands import supervise as supervise_command
+from torchfab.core.errors import HostError, TorchfabError
+from torchfab.launching.context import CommandContext, fab_argv
+from torchfab.records import Record
+
+_END_S = 5.0
+
+
+def signal(record: Record, name: str, ranks: str) -> tuple[int, ...]:
+    """Send a notice; return the ranks that got it. As `torchfab.commands.signal.send_signal`."""
+    full = signal_command.notice(name, record.name)
+    reports = signal_command.deliver(record, full, signal_command.chosen_ranks(record, ranks))
+    sent = [each.rank for report in reports for each in report.ranks if each.sent and each.rank is not None]
+    return tuple(sorted(sent))
+
+
+def checkpoint(record: Record, name: str, folders: Sequence[str], timeout_s: float) -> tuple[str, ...]:
+    """Ask for a checkpoint, wait until it is whole, and return the paths of its files."""
+    full = signal_command.notice(name, record.name)
+    save = checkpoint_command.await_checkpoint(record, full, folders, timeout_s)
+    if save.running < save.ranks:
+        raise TorchfabError(checkpoint_command.describe_ended(record, save, full))
+    return tuple(dict.fromkeys(each.path for each in save.files))
+
+
+def pull(record: Record, paths: Sequence[str], to: str, ranks: str, ctx: CommandContext) -> Path:
+    """Copy files of a job; return the folder here."""
+    return pull_command.pull_files((record.name, *paths), to, ranks, ctx)
+
+
+@contextmanager
+def forward(record: Record, port: str, host: str, ctx: CommandContext) -> Iterator[str]:
+    """Forward a port for the time of a block; yield its URL."""
+    from torchfab.transport.ssh import forward as tunnels
+
+    target, local_port, settings = forward_command.target_of((record.name, port), host, ctx)
+    if target.node.is_local and local_port == target.port:
+        yield f"http://{tunnels.LOOPBACK}:{local_port}"
+        return
+    with tunnels.listen(local_port, target.port) as listener:
+        tunnel = tunnels.Tunnel(target.node, settings, target.address, target.port)
+        thread = threading.Thread(target=_serve, args=(listener, tunnel), daemon=True)
+        thread.start()
+        try:
+            yield f"http://{tunnels.LOOPBACK}:{listener.getsockname()[1]}"
+        finally:
+            tunnel.close()  # ends the thread, which looks whether it stands
+            listener.close()
+            thread.join(_END_S)
+
+
+def _serve(listener: object, tunnel: object) -> None:
+    from torchfab.transport.ssh import forward as tunnels
+
+    try:
+        tunnels.serve(listener, tunnel, lambda _: None)  # type: ignore[arg-type]
+    except (HostError, OSError):  # the block has ended, or the connection was lost
+        pass
+
+
+def supervise(record: Record, flags: supervise_command.SuperviseFlags, ctx: CommandContext) -> None:
+    """Supervise a job in tmux, as `fab supervise --tmux`."""
+    supervise_command.supervise_existing(record, flags, False, True, ctx, fab_argv(str(ctx.root), ""))
