@@ -110,13 +110,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(faulttable.as_text(rows))
         if config.getoption("--faults"):
             faulttable.write(Path(config.getoption("--faults")), rows)
-    ends = [end for report in reports for end in faulttable.ends_of(report)]
+    ends = [*{tuple(end[:2]): end for report in reports for end in faulttable.ends_of(report)}.values()]
     if ends:
         terminalreporter.section("how ranks ended")
         terminalreporter.write_line(faulttable.as_markdown(ends, faulttable.ENDS_HEAD))
     if ends and config.getoption("--ends"):
         faulttable.write_ends(Path(config.getoption("--ends")), ends)
-    stress = [row for report in reports for row in faulttable.stress_of(report)]
+    stress = [*{row[0]: row for report in reports for row in faulttable.stress_of(report)}.values()]
     if stress:
         terminalreporter.section("what was left after ends at random moments")
         terminalreporter.write_line(faulttable.as_markdown(stress, faulttable.STRESS_HEAD))

@@ -150,11 +150,13 @@ class RankEnd:
         """
         if self.kind == PLAIN:
             return []
-        times = [each for _, each in self.signals if each == signal.SIGTERM]
+        got = [each for _, each in self.signals]
         found = [] if self.saved else ["not saved"]
         found += [self.saved["lost"]] if self.saved and self.saved["lost"] else []
-        if [each for _, each in self.signals] != [number]:
-            found.append(f"SIGTERM came {len(times)} times" if len(times) != 1 else f"got {self.signals}")
+        if got.count(number) != 1:
+            found.append(f"{signal.Signals(number).name} came {got.count(number)} times")
+        elif len(got) > 1:
+            found.append(f"got {', '.join(signal.Signals(each).name for each in got)}")
         early = [when for when in self.loaders if self.done is None or when < self.done]
         return found + (["a loader got SIGTERM before its rank had ended"] if early else [])
 

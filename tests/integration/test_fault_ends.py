@@ -12,7 +12,8 @@ from pathlib import Path
 from tests.integration import launcher_contract, test_graceful_end
 from tests.integration.fab import Fab, eventually
 from tests.integration.faults import Matrix
-from tests.integration.jobs import host_line, ok, status_of, two
+from tests.integration.faults_injected import other_disk
+from tests.integration.jobs import gpufile, host_line, ok, status_of, two
 from tests.support import absent, require
 from torchfab.remote import procfs
 
@@ -150,13 +151,14 @@ def test_what_killed_ranks_leave_is_removed(fab: Fab, matrix: Matrix) -> None:
     row.without(2, 3)
     fab.write("leaves.py", LEAVES)
     mark = uuid.uuid4().hex[:6]
-    ok(fab(*two(fab, "--name", "x", "--grace", "1", "--", "leaves.py", mark)))
-    assert eventually(lambda: len(list(fab.workdir.glob(f"{mark}.*"))) == 2, 30)
-    ranks = [rank["pid"] for node in status_of(fab, "x")["nodes"] for rank in node["ranks"]]
-    for pid in (supervisor_of(fab, 0), supervisor_of(fab, 1), *ranks):
-        os.kill(pid, signal.SIGKILL)
-    stopped = ok(fab("stop", "x"))
-    shared = [path.name for path in Path("/dev/shm").iterdir()]
-    assert not [name for name in shared if mark in name or name in {f"torch_{pid}_1_0" for pid in ranks}], stopped
+    with other_disk(fab.cluster.node(0), Path("/dev/shm"), "mode=1777"):  # otherwise another job may remove them
+        ok(fab("launch-per-gpu", "--gpufile", gpufile(fab, 0, 0), "--name", "x", "--", "leaves.py", mark))
+        assert eventually(lambda: len(list(fab.workdir.glob(f"{mark}.*"))) == 2, 30)
+        ranks = [rank["pid"] for node in status_of(fab, "x")["nodes"] for rank in node["ranks"]]
+        for pid in (supervisor_of(fab, 0), *ranks):
+            os.kill(pid, signal.SIGKILL)
+        stopped = ok(fab("stop", "x"))
+        left = list(Path(f"/proc/{fab.cluster.node(0).sshd_pid}/root/dev/shm").iterdir())
+    assert not left, stopped
     row.output_has(stopped.stdout, "removed what its processes had left: ")
     row.nothing_left()

@@ -14,7 +14,7 @@ import pytest
 
 from testbed import Cluster, RehearsalError
 from tests.integration.conftest import ordinary_user
-from tests.integration.fab import Fab
+from tests.integration.fab import Fab, eventually
 from tests.integration.faults import Matrix
 from tests.integration.jobs import ok, status_of
 from tests.support import absent
@@ -57,6 +57,7 @@ def test_one_of_many_hosts_is_down_and_later_one_dies(many: Fab, matrix: Matrix)
     row = matrix.row("one of many hosts dies while the job runs", fab)
     row.without(3)
     ok(fab(*words, config=PATIENT, timeout_s=200))
+    assert eventually(lambda: began(fab) == count, 120)
     job = status_of(fab, "x")["nodes"][bad]["processes"][0]["pid"]
     fab.cluster.kill_sshd(bad)
     for pid in fab.processes():
@@ -71,6 +72,11 @@ def test_one_of_many_hosts_is_down_and_later_one_dies(many: Fab, matrix: Matrix)
     fab.cluster.start_sshd(bad)
     row.logs(*(f"node{index + 1} [{index}] begin" for index in range(count)))
     row.stopped()
+
+
+def began(fab: Fab) -> int:
+    """Return how many ranks have logged."""
+    return sum("begin" in path.read_text() for path in fab.node_dir.glob("jobs/x-*/node-*/*/output.log"))
 
 
 def environment(pid: int) -> bytes:

@@ -103,7 +103,7 @@ class Kills:
     Attributes
     ----------
     took_s : float
-        The longest time that a command of this kind took that was not killed.
+        How long a command of this kind takes at most, as far as is known.
     finished : int
         How many had ended before they were to be killed.
     counts : dict of str to int
@@ -129,16 +129,20 @@ class Kills:
         assert process.returncode == 0, (stdout, stderr)
         self.took_s = max(self.took_s, time.monotonic() - begun)
 
-    def kill(self, *args: str, cwd: Path | None = None) -> str:
+    def kill(self, *args: str, cwd: Path | None = None, is_alone: bool | None = None) -> str:
         """Start a command and kill it, alone or with its child processes; return what happened, for error messages."""
         self.seed += 1
         chance = random.Random(self.seed)
-        after_s, is_alone = chance.uniform(0, 1.1 * self.took_s), chance.random() < 0.5
+        after_s = chance.uniform(0, 1.1 * self.took_s)
+        is_alone = chance.random() < 0.5 if is_alone is None else is_alone
         process = self.fab.start(*args, env=self.env, cwd=cwd)
         time.sleep(after_s)
-        self.finished += process.poll() is not None
-        if process.poll() is None:
+        try:
             (os.kill if is_alone else os.killpg)(process.pid, signal.SIGKILL)
+            self.took_s = max(self.took_s, after_s)
+        except ProcessLookupError:
+            self.finished += 1
+            self.took_s = after_s
         stdout, stderr = process.communicate(timeout=60)
         assert process.returncode in (-signal.SIGKILL, 0), (self.seed, after_s, is_alone, stdout, stderr)
         return f"seed {self.seed}: {args[:1]} killed after {after_s:.3f} s, alone {is_alone}: {stdout}{stderr}"
@@ -161,11 +165,12 @@ def kills(fab: Fab, request: pytest.FixtureRequest) -> Iterator[Kills]:
     (fab.workdir / "tmp").mkdir()
     fab.own(fab.workdir / "tmp")
     yield made
-    command = str(request.node.name).removeprefix("test_a_killed_").partition("_")[0]
+    name, _, how = str(request.node.name).removeprefix("test_a_killed_").partition("[")
+    command = f"`fab {name.partition('_')[0]}`, SIGKILL" + (f" to it {how[:-1]}" if how else "")
     total = made.seed - FIRST_SEED
     found = "; ".join(f"{count} {what}" for what, count in sorted(made.counts.items()))
     killed = f"{total - made.finished}" + (f" ({made.finished} had ended before)" if made.finished else "")
-    request.node.user_properties.append(("stress", [f"`fab {command}`, SIGKILL", killed, found]))
+    request.node.user_properties.append(("stress", [command, killed, found]))
 
 
 @pytest.fixture
@@ -175,14 +180,15 @@ def times(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.mark.timeout(7200)
-def test_a_killed_launch_is_named_or_leaves_nothing(kills: Kills, times: int) -> None:
+@pytest.mark.parametrize("is_alone", [True, False], ids=["alone", "with its children"])
+def test_a_killed_launch_is_named_or_leaves_nothing(kills: Kills, times: int, is_alone: bool) -> None:
     fab, files = kills.fab, temporary_files(kills.fab.cluster)
     words = two(fab, "--grace", "1", "--name")
     kills.measure(*words, "whole", "--", "light.py", "60")
     ok(fab("stop", "whole"))
-    for number in range(times // 2):
+    for number in range(times // 4):
         job = f"launch-{number}"
-        story = kills.kill(*words, job, "--", "light.py", "60")
+        story = kills.kill(*words, job, "--", "light.py", "60", is_alone=is_alone)
         if (fab.records / job / "record.json").exists():
             assert job in fab("jobs").stdout, story
             ok(fab("stop", job))
@@ -245,5 +251,7 @@ def test_a_killed_sync_is_completed_by_the_next(kills: Kills, times: int, code: 
 
 def copying(folder: Path) -> list[str]:
     """Return the command lines of processes that copy into a folder."""
-    commands = [read(path).replace(b"\0", b" ").decode() for path in Path("/proc").glob("[0-9]*/cmdline")]
+    commands = [
+        read(path).replace(b"\0", b" ").decode(errors="replace") for path in Path("/proc").glob("[0-9]*/cmdline")
+    ]
     return [command for command in commands if str(folder) in command]

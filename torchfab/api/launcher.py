@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeGuard, TypeVar, cast, overload
 
 from torchfab.api import function_calls, options
@@ -13,6 +13,7 @@ from torchfab.api.function_calls import MAX_RESULT_MB
 from torchfab.api.handle import Job, StrPath, open_context
 from torchfab.cli.flags import JobFlags, LaunchFlags
 from torchfab.core.errors import UsageError
+from torchfab.core.lazy_dataclass import dataclass
 from torchfab.launchers import AnyLauncher, BatchLauncher, Launcher
 from torchfab.launching import launcher_table
 from torchfab.launching.context import CommandContext, fab_argv

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
 
 from torchfab.collectives.model import Call, Group, RankHistory, Snapshot
 from torchfab.core.format import duration
 from torchfab.core.inventory import fold_ranks
+from torchfab.core.lazy_dataclass import dataclass
 
 # A rank may be this late without anything to say about it: ranks are asked at slightly different times.
 PATIENCE_S = 1.0
@@ -245,7 +245,8 @@ def _describe_waiting(front: _Front, with_name: bool = True) -> str:
     call = front.calls[front.waiting[0]]
     waits = "waits" if len(front.waiting) == 1 else "wait"
     where = f"in {front.name(call)}{call.details}" if with_name else f"there{call.details}"
-    return f"{_named(front.waiting)} {waits} {where} for {duration(front.age_s)}"
+    since = f" for {duration(front.age_s)}" if front.age_s >= 1 else ""
+    return f"{_named(front.waiting)} {waits} {where}{since}"
 
 
 def _verdict(front: _Front, kind: Kind, ranks: Sequence[int], words: str) -> Verdict:

@@ -1,12 +1,13 @@
-"""Collectives of ranks as immutable values, from what the nodes report (`torchfab.remote.stacks.recorder`)."""
+"""Collectives of ranks as immutable values, from what the nodes report (`torchfab.remote.job.recorder`)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from torchfab.core.inventory import fold_ranks
+from torchfab.core.lazy_dataclass import dataclass
 
 DEFAULT_GROUP = "0"  # the name that torch gives to the group of all ranks
 _TYPES = {
@@ -234,7 +235,7 @@ def history_from_report(host: str, report: Mapping[str, Any]) -> RankHistory:
     host : str
         Its node.
     report : Mapping
-        As `torchfab.remote.stacks.recorder.describe` returns it, and `stack`: its frames, the innermost first.
+        As `torchfab.remote.job.recorder.describe` returns it, and `stack`: its frames, the innermost first.
 
     Returns
     -------

@@ -12,6 +12,7 @@ from torchfab.core.format import align_columns, plural
 from torchfab.core.status import JobStatus
 from torchfab.monitoring.first_failure import with_first_failure
 from torchfab.monitoring.job_status import ask_status, rank_flag
+from torchfab.monitoring.stack_dump import describe_collectives
 from torchfab.monitoring.watcher import describe_failure
 from torchfab.records import Record
 from torchfab.supervise import supervisor_status
@@ -49,6 +50,8 @@ def show_status(record: Record, watch: bool, as_json: bool, stall_s: float) -> i
                 write_out(supervised)
             if silence := stall.detect_stall(found, stall_s):
                 write_out(stall.render_warning(silence, record.name))
+                for line in describe_collectives(record):
+                    write_out(f"  {line}")
         if not watch or found.has_ended:
             return 0 if found.state in ("pending", "starting", "running", "succeeded") else 1
         time.sleep(2)

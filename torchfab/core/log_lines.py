@@ -9,8 +9,6 @@ from functools import lru_cache
 from operator import itemgetter
 from typing import NamedTuple
 
-from torchfab.core.inventory import fold, fold_ranks
-
 # ECMA-48: control sequences (CSI), strings (OSC, DCS, SOS, PM, APC) up to their end, and all shorter escapes.
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[ -/]*[0-~]?")
 _CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
@@ -40,6 +38,8 @@ class FoldedLine(NamedTuple):
 
 @lru_cache(1024)  # the same ranks often write together
 def _prefix(hosts: tuple[str, ...], labels: tuple[int | str, ...]) -> str:
+    from torchfab.core.inventory import fold, fold_ranks  # what only strips controls needs no hosts files
+
     ranks = [label for label in labels if isinstance(label, int)]
     others = sorted({label for label in labels if isinstance(label, str)})
     return f"{fold(hosts)} [{','.join(([fold_ranks(ranks)] if ranks else []) + others)}]"

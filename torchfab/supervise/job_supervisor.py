@@ -170,7 +170,8 @@ class JobSupervisor:
         except (TorchfabError, OSError) as error:
             self.journal.note("stall", f"{result.words}; its stacks could not be collected: {error}")
             return
-        self.journal.note("stall", f"{result.words}; {text.splitlines()[0]}; the stacks: {path}", path=str(path))
+        said = [line for at, line in enumerate(text.splitlines()) if at == 0 or line.startswith("collectives: ")]
+        self.journal.note("stall", f"{'; '.join([result.words, *said])}; the stacks: {path}", path=str(path))
 
     def _stop_rest(self) -> dict[str, str]:
         """Stop the attempt on all its nodes; return the hosts with processes that cannot be killed, and the reasons."""

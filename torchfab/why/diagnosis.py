@@ -6,6 +6,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field, replace
 
+from torchfab.collectives.align import Kind as Kinds
+from torchfab.collectives.align import Verdict, find_verdicts
+from torchfab.collectives.model import RankHistory, Snapshot
 from torchfab.core.format import format_bytes
 from torchfab.core.inventory import fold, fold_ranks
 from torchfab.core.lazy_dataclass import dataclass
@@ -17,7 +20,7 @@ from torchfab.why.evidence import Evidence, SchedulerReason
 from torchfab.why.failures import CONSEQUENCE, LOST, SYMPTOM, Failure, all_failures
 from torchfab.why.ordering import certainty_of, first_failure, left_early, rivals
 from torchfab.why.reading import EvidenceLine
-from torchfab.why.stragglers import Straggler, find_halted, find_stragglers
+from torchfab.why.stragglers import TIMEOUTS, Straggler, find_halted, find_stragglers
 from torchfab.why.tracebacks import Traceback, fingerprint_of
 
 _NEARLY_FULL_BYTES = 64 * 1024 * 1024
@@ -86,6 +89,8 @@ class Diagnosis:
         Other failures that may have come first.
     others : tuple of str
         The ends of ranks that are in no failure; equal ends are one line.
+    collectives : tuple of Verdict
+        What held the collectives of the ranks up: while it runs, or before it ended.
     """
 
     job: str
@@ -103,6 +108,7 @@ class Diagnosis:
     evidence: tuple[EvidenceLine, ...] = ()
     rivals: tuple[Failure, ...] = ()
     others: tuple[str, ...] = ()
+    collectives: tuple[Verdict, ...] = ()
 
     @property
     def traceback(self) -> Traceback | None:
@@ -146,7 +152,11 @@ def diagnose(evidence: Evidence) -> Diagnosis:
     if cause.kind in (Kind.SUCCEEDED, Kind.RUNNING, Kind.STOPPED) or first is None:
         others = _consequences(failures, None, cause)
         return replace(
-            base, notes=_job_notes(evidence), consequences=others, timeline=_timeline(evidence, failures, cause)
+            base,
+            notes=_job_notes(evidence),
+            consequences=others,
+            timeline=_timeline(evidence, failures, cause),
+            collectives=() if cause.kind is Kind.SUCCEEDED else find_verdicts(evidence.collectives),
         )
     if cause.name in _INSTALLED:
         cause = _missing_on_a_node(cause, first, failures, evidence)
@@ -162,6 +172,7 @@ def diagnose(evidence: Evidence) -> Diagnosis:
         rivals=competing,
         others=_other_ranks(failures, evidence),
         stragglers=find_stragglers(first, failures, evidence),
+        collectives=_collectives(first, evidence),
         notes=_failure_notes(first, evidence),
         consequences=_consequences(failures, first, cause),
         timeline=_timeline(evidence, failures, cause),
@@ -175,6 +186,16 @@ def _certainty(first: Failure, competing: Sequence[Failure], failures: Sequence[
     if first.weight == SYMPTOM and _unseen_ranks(known, evidence):
         return POSSIBLE
     return certainty_of(first, competing, failures)
+
+
+def _collectives(first: Failure, evidence: Evidence) -> tuple[Verdict, ...]:
+    """Return what held the collectives up. A rank that has failed is late for the others because of that."""
+    ranks = dict(evidence.collectives.ranks)
+    if first.rank is not None:  # one that was killed has kept nothing
+        ranks.setdefault(first.rank, RankHistory(first.rank, first.host, has_ended=True))
+    found = find_verdicts(Snapshot(ranks))
+    is_timeout = first.cause.name in TIMEOUTS
+    return tuple(verdict for verdict in found if is_timeout or verdict.kind not in (Kinds.MISSING, Kinds.BEHIND))
 
 
 # ---- the cause

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import field
 from typing import Any
 
+from torchfab.collectives.model import RankHistory, Snapshot, history_from_report
 from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.specs import Node
 from torchfab.core.status import JobStatus, NodeStatus
@@ -213,6 +214,8 @@ class NodeEvidence:
         Number of GPUs that the driver has there; None if unknown.
     boot_id : str
         Identifies the machine while it is up; empty if unknown.
+    collectives : tuple of RankHistory
+        The collectives of its ranks: at the time of the query, or before they ended.
     """
 
     status: NodeStatus
@@ -225,6 +228,7 @@ class NodeEvidence:
     halted: tuple[str, ...] = ()
     gpus: int | None = None
     boot_id: str = ""
+    collectives: tuple[RankHistory, ...] = ()
 
     @property
     def host(self) -> str:
@@ -264,6 +268,11 @@ class Evidence:
     events: tuple[Mapping[str, Any], ...] = ()
     batch_output: str = ""
     world_size: int = 0
+
+    @property
+    def collectives(self) -> Snapshot:
+        """The collectives of the ranks whose nodes know them."""
+        return Snapshot({each.rank: each for node in self.nodes for each in node.collectives})
 
     @property
     def unreachable(self) -> dict[str, str]:
@@ -319,6 +328,7 @@ def evidence_from_report(status: NodeStatus, report: Mapping[str, Any]) -> NodeE
         tuple(report.get("halted", ())),
         report.get("gpus"),
         report.get("boot_id", ""),
+        tuple(history_from_report(status.node.label, each) for each in report.get("collectives", ())),
     )
 
 

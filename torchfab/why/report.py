@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from torchfab.collectives.report import verdict_as_json
 from torchfab.core.format import duration
 from torchfab.core.log_lines import strip_controls
 from torchfab.why.causes import Kind
@@ -39,6 +40,7 @@ def render(diagnosis: Diagnosis) -> str:
     parts = [_answer(diagnosis)]
     if diagnosis.cause.fix:
         parts.append(_row("fix", diagnosis.cause.fix))
+    parts += [_row("calls", each.words) for each in diagnosis.collectives]
     if diagnosis.place:
         parts.append(_row("at", diagnosis.place))
     if diagnosis.first:
@@ -158,6 +160,7 @@ def as_json(diagnosis: Diagnosis) -> dict[str, Any]:
         "evidence": [vars(line) for line in diagnosis.evidence],
         "rivals": [_failure_as_json(each) for each in diagnosis.rivals],
         "bad_nodes": list(diagnosis.bad_nodes),
+        "collectives": [verdict_as_json(each) for each in diagnosis.collectives],
         "behind": [{"hosts": list(each.hosts), "words": each.words} for each in diagnosis.stragglers],
         "notes": list(diagnosis.notes),
         "consequences": list(diagnosis.consequences),

@@ -17,7 +17,7 @@ from torchfab.why.failures import Failure
 _GROUP = re.compile(r"\[PG (?:ID \S+ PG GUID )?([^\s(\]]+)")
 _BEGUN = re.compile(r"last enqueued (?:NCCL )?work: (-?[0-9]{1,18})\b")
 _WAITED = re.compile(r"operation timeout: WorkNCCL\(SeqNum=([0-9]{1,18})\b")
-_TIMEOUTS = ("nccl-timeout", "nccl-stuck", "gloo-timeout", "store-timeout")
+TIMEOUTS = ("nccl-timeout", "nccl-stuck", "gloo-timeout", "store-timeout")
 _QUIET_S = 2.0
 
 
@@ -54,7 +54,7 @@ def find_stragglers(first: Failure, failures: Sequence[Failure], evidence: Evide
     tuple of Straggler
         Empty if the first failure is not a timeout of a collective or the rendezvous.
     """
-    if first.cause.name in _TIMEOUTS:
+    if first.cause.name in TIMEOUTS:
         return (*find_halted(evidence), *_behind_in_collectives(evidence), *_without_timeout(first, failures, evidence))
     if first.cause.name.startswith("rendezvous-"):
         return tuple(_not_in_rendezvous(failures, evidence))
@@ -112,7 +112,7 @@ def _counts(evidence: Evidence, pattern: re.Pattern[str]) -> dict[str, dict[int,
 
 def _without_timeout(first: Failure, failures: Sequence[Failure], evidence: Evidence) -> Iterator[Straggler]:
     """Yield the ranks that did not report the timeout, with the age of their last log line."""
-    timed_out = {failure.rank for failure in failures if failure.cause.name in _TIMEOUTS}
+    timed_out = {failure.rank for failure in failures if failure.cause.name in TIMEOUTS}
     quiet = {
         rank.rank: node
         for node in evidence.nodes

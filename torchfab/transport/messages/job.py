@@ -9,6 +9,7 @@ from msgspec import Struct
 from torchfab.core.bounds import Count, Label, Number, Time, Whole
 from torchfab.core.status import StatusReport
 from torchfab.transport.messages import AnswerType, Done, Problem, Request
+from torchfab.transport.messages.collectives import RankCollectives
 from torchfab.transport.messages.launch import StopReport
 
 LogLine: TypeAlias = tuple[Label, Time, str]  # label, when it was written, text
@@ -289,6 +290,7 @@ class NodeEvidence(JobEvidence, frozen=True, kw_only=True):
     halted: list[str] = []
     gpus: Whole | None = None
     boot_id: str = ""
+    collectives: list[RankCollectives] = []
 
 
 class EvidenceAnswer(StatusReport, frozen=True, kw_only=True):

@@ -1,22 +1,22 @@
 """SSH: connections to nodes, and one interpreter on each for all phases of a command.
 
 `NodeGroup` has the connections of a command, `open_session` starts the program on one of them. `localhost` takes the
-same path through a local process.
+same path through a local process. Who only needs connections does not load the messages of the program.
 """
 
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.errors import HostError
 from torchfab.core.log_context import log_host
-from torchfab.transport.session import Session
-from torchfab.transport.ssh import login_log
-from torchfab.transport.ssh.channels import LocalChannel, SSHChannel
 from torchfab.transport.ssh.connection import NodeConnection
-from torchfab.transport.ssh.errors import explain
 from torchfab.transport.ssh.group import NodeGroup
+
+if TYPE_CHECKING:
+    from torchfab.transport.session import Session
 
 __all__ = ["NodeConnection", "NodeGroup", "open_session"]
 
@@ -46,6 +46,11 @@ def open_session(connection: NodeConnection, settings: ConnectionSettings) -> Se
 
 
 def _open_session(connection: NodeConnection, settings: ConnectionSettings) -> Session:
+    from torchfab.transport.session import Session
+    from torchfab.transport.ssh import login_log
+    from torchfab.transport.ssh.channels import LocalChannel, SSHChannel
+    from torchfab.transport.ssh.errors import explain
+
     if connection.error is not None:  # ssh's configuration has no usable route to the host
         login_log.log_no_session(connection, connection.error)
         raise connection.error
