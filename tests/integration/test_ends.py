@@ -280,6 +280,7 @@ ENDS: Mapping[str, End] = {
 # What a launcher cannot do: by end and launcher, the kinds of ranks that may not save, and why.
 LIMITS: Mapping[tuple[str, str], tuple[tuple[int, ...], str]] = {
     ("cancel", SLURM): ((LOADS,), "Slurm signals loaders too"),
+    ("peer", SLURM): ((SAVES, LOADS, LEAVES), "Slurm may signal every process of the other node too"),
 }
 
 
