@@ -57,7 +57,8 @@ class Server:
             *("StrictModes no", "UsePAM no", "PasswordAuthentication no", "LogLevel ERROR", "PermitRootLogin yes"),
         ]
         config.write_text("\n".join([*lines, *fixed, ""]))  # the first value of each counts
-        self.process = subprocess.Popen([require("sshd"), "-D", "-e", "-f", str(config)], stderr=subprocess.DEVNULL)
+        argv = (require("sshd"), "-D", "-E", str(self.folder / "sshd.log"), "-f", str(config))
+        self.process = subprocess.Popen(argv, stderr=subprocess.DEVNULL)
         for _ in range(500):
             try:
                 socket.create_connection((ADDRESS, self.port), 1).close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -92,6 +93,21 @@ def test_bad_key_beside_a_good_one_does_not_matter(server: Server) -> None:
     server.start(f"HostKey {server.folder}/host_ed25519")
     (server.folder / "bad").write_text("not a key\n")
     assert server.ours(server.config(known(server), "Host *", f"  IdentityFile {server.folder}/bad")) == ""
+
+
+def test_wrong_keys_before_the_right_one_end_no_connection_without_a_login(server: Server) -> None:
+    # For a connection that ends without a login, sshd 9.8 and newer add a penalty.
+    server.start("LogLevel VERBOSE", f"HostKey {server.folder}/host_ed25519", "MaxAuthTries 4")
+    keys = [server.folder / f"wrong-{number}" for number in range(2)]
+    for key in keys:
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
+    log = server.folder / "sshd.log"
+    before = log.read_text()
+    assert server.ours(server.config(known(server), "Host *", *(f"  IdentityFile {key}" for key in keys))) == ""
+    new = log.read_text().removeprefix(before)
+    assert new.count("Connection from ") == 1, new
+    assert re.findall(r"^(\w+) publickey", new, re.MULTILINE) == ["Failed", "Failed", "Accepted"], new
+    assert not re.search(r"(Connection (closed|reset)|Disconnected).*\[preauth\]", new), new
 
 
 @pytest.fixture

@@ -111,7 +111,7 @@ def test_after_a_stop_the_scheduler_tells_how_the_job_ended(
     nodes = tuple(ended(each.rank, "failed", 7).status for each in NODES)
     ending = StatusChanged(JobStatus(nodes, 2, Verdict(State.RUNNING, reason="Slurm is ending it")))
     over = StatusChanged(JobStatus(nodes, 2, Verdict(State.FAILED, ended=True, code=7)))
-    feed(ended(0, "failed", 7), Tick(), ended(1, "failed", 7), ending, Tick(), over)
+    feed(ended(0, "failed", 7), ending, ended(1, "failed", 7), Tick(), over)
     status = JobWatcher(record, Printer(), failure_grace_s=0.0).run(REQUEST)
     assert (status.state, status.exit_code) == ("failed", 7)
 

@@ -160,3 +160,45 @@ def test_signal_of_an_unknown_sender_is_first_only_if_nothing_failed_before(
     assert found.first is not None
     assert found.first.rank == first
     assert found.bad_nodes == ()
+
+
+def in_parts(number: int, *parts: tuple[str, float]) -> dict[str, Any]:
+    """Return a log of which the lines were written at these times."""
+    shown = [{"text": text, "time": time} for text, time in parts]
+    return {"label": number, "path": f"/jobs/{number}/stderr.log", "written": parts[-1][1], "parts": shown}
+
+
+def traceback_of(exception: str, path: str = "/w/data.py") -> str:
+    return f'Traceback (most recent call last):\n  File "{path}", line 3, in f\n    g()\n{exception}\n'
+
+
+@pytest.mark.parametrize("steps", [2, 30])
+@pytest.mark.parametrize("code", [1, -15])
+@pytest.mark.parametrize("ends_with_loss", [True, False])
+def test_rank_that_went_on_from_an_exception_is_not_blamed_when_another_one_fails(
+    steps: int, code: int, ends_with_loss: bool
+) -> None:
+    lost = traceback_of("RuntimeError: [/x/gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.1.4.12]:31877")
+    later = "".join(f"step {number} loss 2.1\n" for number in range(steps)) + (lost if ends_with_loss else "")
+    caught = in_parts(
+        1, (f"ERROR cannot read image 7, skipped\n{traceback_of('ValueError: bad image')}", 1010.0), (later, 1060.5)
+    )
+    found = diagnose_nodes(
+        node(
+            0, [process("failed", rank(0, 1, 1060.0))], [log(0, traceback_of("IndexError: 7", "/w/train.py"), 1060.0)]
+        ),
+        node(1, [process("failed", rank(1, code, 1060.5))], [caught]),
+    )
+    assert found.first is not None
+    assert (found.first.rank, found.cause.words) == (0, "the script raised IndexError: 7")
+
+
+def test_rank_that_raised_and_lingered_is_still_the_cause() -> None:
+    lost = traceback_of("RuntimeError: [/x/gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.1.4.12]:31877")
+    lingering = in_parts(1, (traceback_of("ValueError: bad image"), 1010.0), (f"closing the loaders\n{lost}", 1060.5))
+    found = diagnose_nodes(
+        node(0, [process("failed", rank(0, 1, 1012.0))], [log(0, lost, 1012.0)]),
+        node(1, [process("failed", rank(1, 1, 1060.5))], [lingering]),
+    )
+    assert found.first is not None
+    assert (found.first.rank, found.cause.words) == (1, "the script raised ValueError: bad image")

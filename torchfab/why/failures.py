@@ -246,7 +246,7 @@ def _rank_failure(node: NodeEvidence, process: ProcessStatus, rank: RankEnd, evi
     if was_ended and (own := attribute_log(node, reading, _others(node, evidence))):
         # It had raised before something ended it.
         found, weight = own, _weight(own.cause, 1, False)
-    written = reading.time if found.by_traceback and reading.time else ended
+    written = reading.time if found.by_traceback and reading.time and reading.is_final else ended
     return Failure(
         time=min(written, ended) if found.by_traceback else ended,
         host=node.host,

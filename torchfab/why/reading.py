@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from torchfab.core.lazy_dataclass import dataclass
@@ -85,7 +85,9 @@ _BAR = re.compile(r"\d+%\|(?:[^|]*\|\s*\S+ \[[^\]]*\]|[\s#=>\u2580-\u259f]*)")
 _LAST_WORDS_LINES = 25
 _SUMMARY = re.compile(r"^Error Message Summary:\s*$")  # Paddle
 _MAX_TAIL_LINES = 60
-_MAX_LINES_AFTER = 12
+# Lines after an exception by which a process went on from it: many, or some of them this much later, in seconds.
+_MAX_LINES_AFTER, _MIN_LINES_AFTER, _WENT_ON_S = 12, 2, 15.0
+_MESSAGE_S = 2.0  # all lines of one message are written within this time
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,14 @@ def read(logs: Sequence[Log], reports: Sequence[Report] = ()) -> Reading:
     text = "\n".join(log.text for log in reversed(logs))
     lines, uncaught = _read_lines(logs)
     reported = [each for report in reports for each in tracebacks.all_tracebacks(report.traceback)]
-    chosen = choose([each for _, each in found] + reported)
+    logs_by_id = {id(each): log for log, each in found}
+
+    def went_on(before: Traceback, after: Traceback) -> bool:
+        log = logs_by_id.get(id(before))
+        until = after.line if log is logs_by_id.get(id(after)) else None
+        return log is not None and _went_on(log, before, until)
+
+    chosen = choose([each for _, each in found] + reported, went_on)
     if chosen is not None and chosen.role is not Role.MAIN:  # the process may have gone on from it
         log = next((log for log, each in found if each is chosen), None)
         chosen = chosen if log is None or _is_final(log, chosen) else None
@@ -212,7 +221,9 @@ def read(logs: Sequence[Log], reports: Sequence[Report] = ()) -> Reading:
 # ---- which traceback, and which exception of it
 
 
-def choose(found: Sequence[Traceback]) -> Traceback | None:
+def choose(
+    found: Sequence[Traceback], went_on: Callable[[Traceback, Traceback], bool] = lambda before, after: False
+) -> Traceback | None:
     """Return the traceback that tells why a process ended.
 
     This is the last one that Python does not mark as secondary. One that only reports that something else failed leads
@@ -222,6 +233,8 @@ def choose(found: Sequence[Traceback]) -> Traceback | None:
     ----------
     found : sequence of Traceback
         All of one process, in the order in which they were written.
+    went_on : callable
+        Whether the process did something else between two of them. Default: never.
 
     Returns
     -------
@@ -235,6 +248,8 @@ def choose(found: Sequence[Traceback]) -> Traceback | None:
     before = usable[: usable.index(last)]
     if _only_wraps(last) or _is_echo(last):
         real = [each for each in before if not _only_wraps(each) and each.role is not Role.WARNED]
+        if not _only_wraps(last):  # what a process went on from did not end it when it lost another rank
+            real = [each for each in real if not went_on(each, last)]
         own = [each for each in real if not _is_echo(each)] or (real if _only_wraps(last) else [])
         return own[-1] if own else last
     return last
@@ -307,16 +322,28 @@ def _searched(member: Member) -> str:
 
 def _is_final(log: Log, traceback: Traceback) -> bool:
     """Return whether a process printed next to nothing after a traceback, apart from what follows from it."""
+    return not _went_on(log, traceback)
+
+
+def _went_on(log: Log, traceback: Traceback, until: int | None = None) -> bool:
+    """Return whether a process did something else after a traceback, before a line of its log."""
     inside = {
         number
         for each in tracebacks.all_tracebacks(log.text)
-        if each.role in (Role.IGNORED, Role.THREAD, Role.CHILD)
+        if each.line != traceback.line  # they follow from it, or it would not be the one that was chosen
         for number in range(each.line, each.end)
     }
-    after = (each for each in enumerate(log.text.splitlines()) if each[0] >= traceback.end and each[0] not in inside)
-    plain = [shortened(strip_controls(line)) for _, line in after]
-    own = [line if (stripped := traceback.prefix.strip(line)) is None else stripped for line in plain]
-    return sum(not _NOISE.search(line) for line in own) <= _MAX_LINES_AFTER
+    numbers, raised = [], log.time_of(traceback.raised)
+    for number, raw in [*enumerate(log.text.splitlines())][traceback.raised + 1 : until]:
+        if number < traceback.end and log.time_of(number) - raised <= _MESSAGE_S:  # a line of its message
+            continue
+        line = shortened(strip_controls(raw))
+        own = traceback.prefix.strip(line)
+        if number not in inside and not _NOISE.search(line if own is None else own):
+            numbers.append(number)
+    if len(numbers) < _MIN_LINES_AFTER:
+        return False
+    return len(numbers) > _MAX_LINES_AFTER or log.time_of(numbers[-1]) - raised > _WENT_ON_S
 
 
 def _with_summary(traceback: Traceback, log: Log) -> Traceback:

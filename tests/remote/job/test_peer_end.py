@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.remote.place import Place, wait_for
+from torchfab.launchers.shims import source_of
 from torchfab.remote import files, procfs
 
 # A launcher as torchrun is: when a rank fails or SIGTERM comes, it ends the others and what is below them. With
@@ -151,3 +152,33 @@ def test_a_stopped_launcher_can_be_continued(place: Place, tmp_path: Path) -> No
     wait_for(lambda: procfs.stat_fields(agent)[0] == "S")
     os.kill(agent, signal.SIGTERM)
     assert ended(place, supervisor)["code"] == 4
+
+
+# A launcher as hydra's proxy is: told by another node, it kills the shims above its ranks, and ends.
+KILLER = """
+import os, subprocess, sys, time
+names = {"PMI_SIZE": "2", "MPI_LOCALNRANKS": "2", "TORCHELASTIC_RESTART_COUNT": "0"}
+shims = [
+    subprocess.Popen([sys.executable, "-I", "-S", sys.argv[1], "--logs", sys.executable, "-c", *sys.argv[2:4]],
+                     env={**os.environ, **names, "PMI_RANK": str(number), "MPI_LOCALRANKID": str(number)})
+    for number in (1, 2)
+]
+while not os.path.exists(sys.argv[3] + "/kill"):
+    time.sleep(0.005)
+for shim in shims:
+    shim.kill()
+sys.exit(5)
+"""
+
+
+def test_ranks_whose_shims_are_killed_get_one_signal(place: Place, tmp_path: Path) -> None:
+    shim = place.folder / "agent" / "rank.py"
+    files.make_private(str(shim.parent / "logs"))
+    shim.write_text(source_of("rank"))
+    place.prepare([sys.executable, "-c", KILLER, str(shim), RANK, str(tmp_path)], grace_s=20)
+    supervisor = place.supervise()
+    wait_for(lambda: len(list(tmp_path.glob("ready-?-0"))) == 2)
+    wait_for(lambda: len(place.read(place.folder / "agent", files.RANKS) or []) == 2)
+    (tmp_path / "kill").touch()
+    assert ended(place, supervisor)["code"] == 5
+    assert saved(tmp_path) == {"1-0": [1, True], "2-0": [1, True]}

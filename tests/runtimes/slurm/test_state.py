@@ -147,7 +147,10 @@ def test_job_asked_to_stop_is_stopped_whatever_slurm_reports() -> None:
         found = job(told(state, exit="143:0"), stopped)
         assert (found.state, found.exit_code, found.reason) == ("stopped", 143, "")
     late = node(0, process("failed", 7, time=30.0), stop=40.0)  # it had failed before
-    assert summary(job(told("FAILED", exit="7:0"), late))[:3] == ("failed", True, 7)
+    for state in ("CANCELLED", "FAILED"):  # after a failure, `wait` cancels the rest
+        assert summary(job(told(state, exit="7:0"), late))[:3] == ("failed", True, 7)
+    unstarted = node(0, process("lost", None, reason="never started"), stop=40.0)
+    assert job(told("CANCELLED"), unstarted).state == "stopped"
 
 
 def test_failed_batch_script_shows_its_output() -> None:

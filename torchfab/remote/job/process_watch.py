@@ -238,6 +238,8 @@ class ProcessWatch:
 
     def advance(self) -> None:
         """Carry a requested end, or the clean-up after the end, one step on."""
+        if self.ranks.below_shims:
+            self.request.ending.assume_signaled(self.ranks.orphans())
         if self.is_cleaning:
             if not self._runs_after() and self.clean_up.advance() and not self._starts_after():
                 self._finish()

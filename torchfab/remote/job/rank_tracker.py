@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 # How long after its end a rank is reaped at the latest.
 _REAPED_WITHIN_S = 60.0
-
+# `torchfab.remote.shims.rank`: if it is killed, the kernel sends SIGTERM to the rank below it.
+_SHIM = "rank.py"
 
 # Lines of "RANK LOCAL_RANK WORLD_SIZE ATTEMPT PID", by ranks about themselves.
 NOTES = os.path.join("logs", "ranks")
@@ -42,6 +43,7 @@ class RankTracker:
         self.root = root
         self.ranks: list[dict[str, Any]] = []
         self.pidfds: dict[int, int] = {}  # pidfd -> index into ranks
+        self.below_shims: set[int] = set()  # pids of ranks
         self.is_saved = True
         self.notes = os.path.join(folder, NOTES)
         self.notes_read = 0  # bytes
@@ -127,6 +129,8 @@ class RankTracker:
             "code": None,
         }
         self.ranks.append(rank)
+        if any(os.path.basename(word) == _SHIM for word in procfs.command_line(_parent_of(pid))):
+            self.below_shims.add(pid)
         try:
             self.pidfds[os.pidfd_open(pid)] = len(self.ranks) - 1  # type: ignore[attr-defined,unused-ignore]
         except (OSError, AttributeError):  # it has ended, or a kernel before 5.3: `sweep` notices its end
@@ -219,6 +223,16 @@ class RankTracker:
             os.close(pidfd)
         self.pidfds.clear()
 
+    def orphans(self) -> list[int]:
+        """Return the running ranks whose shims were killed: they have got SIGTERM.
+
+        Returns
+        -------
+        list of int
+            Their pids.
+        """
+        return [pid for pid in self.running() if pid in self.below_shims and _parent_of(pid) == os.getpid()]
+
     def running(self) -> list[int]:
         """Return the ranks that still run.
 
@@ -228,6 +242,11 @@ class RankTracker:
             Their pids.
         """
         return [rank["pid"] for rank in self.ranks if procfs.is_alive(rank["pid"], rank["start_time"])]
+
+
+def _parent_of(pid: int) -> int:
+    fields = procfs.stat_fields(pid)
+    return int(fields[1]) if fields else 0
 
 
 def _reported(output: str) -> list[dict[str, Any]]:

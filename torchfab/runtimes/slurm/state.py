@@ -149,6 +149,9 @@ def _verdict(slurm: SlurmJob, answer: SlurmStatus, nodes: tuple[NodeStatus, ...]
     asked_to_stop = answer.stop_asked is not None
     if state == "COMPLETED":
         return Verdict(State.SUCCEEDED, ended=True)
+    has_failed_before = any(map(status.find_failures, nodes)) and not _stopped_first(nodes)
+    if asked_to_stop and has_failed_before and state == "CANCELLED":
+        state = "FAILED"  # `wait` and --follow cancel what is left after a failure
     if state == "CANCELLED" or (state == "FAILED" and asked_to_stop and _stopped_first(nodes)):
         reason = "" if asked_to_stop else "it was cancelled with scancel, not with fab stop"
         return Verdict(State.STOPPED, ended=True, reason=reason)
