@@ -21,7 +21,7 @@ import pytest
 from testbed import Cluster
 from tests import faulttable
 from tests.integration import ends
-from tests.integration.ends import KINDS, LOADS, PLAIN, RANKS_PER_NODE, RankEnd
+from tests.integration.ends import KINDS, LEAVES, LOADS, PLAIN, RANKS_PER_NODE, SAVES, RankEnd
 from tests.integration.fab import Done, Fab, eventually, read
 from tests.integration.jobs import gpufile, ok, status_of
 from tests.integration.kube_fab import KubeFab
