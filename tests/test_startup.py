@@ -90,8 +90,19 @@ def test_a_command_imports_nothing_that_it_does_not_use(
     assert not unwanted(imported(tmp_path, *args), names)
 
 
-def test_connections_load_no_messages_and_no_hosts_files() -> None:
-    code = "import sys; from torchfab.transport.ssh import NodeGroup, connect; print(*sys.modules)"
+def loaded_by(*names: str) -> set[str]:
+    """Import modules in a process of their own, and return all that it then has."""
+    code = f"import sys, {', '.join(names)}; print(*sys.modules)"
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True, timeout=60)
-    assert not unwanted(set(done.stdout.split()), ("msgspec", "torchfab.transport.messages", "torchfab.core.inventory"))
+    return set(done.stdout.split())
+
+
+def test_connections_load_no_messages_and_no_hosts_files() -> None:
+    loaded = loaded_by("torchfab.transport.ssh.connect")
+    assert not unwanted(loaded, ("msgspec", "torchfab.transport.messages", "torchfab.core.inventory"))
+
+
+def test_the_status_and_logs_of_a_job_load_no_diagnosis_and_no_launch() -> None:
+    loaded = loaded_by("torchfab.commands.status", "torchfab.commands.logs", "torchfab.runtimes.tmux")
+    assert not unwanted(loaded, (*without(LIBRARIES, *ANSWERS), *LAUNCHERS, *PACKAGES, *SSH))
