@@ -57,7 +57,7 @@ SEVERAL = {
     "launchers/test_slurm.py": "launchers/sbatch",
     "launchers/test_mpi.py": "launchers/shims",
     "launching/test_launch.py": "config/connection_settings launching/launcher_table launching/submit runtimes/tmux",
-    "monitoring/test_watcher.py": "monitoring/job_status monitoring/log_request",
+    "monitoring/test_watcher.py": "monitoring/log_request",
     "remote/host/test_gpu_health.py": "remote/host/kernel_log",
     "remote/job/test_evidence.py": "remote/job/search",
     "remote/job/test_stop.py": "remote/job/containment",
