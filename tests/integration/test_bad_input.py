@@ -112,7 +112,7 @@ FLAGS = {
     "a flag that is none": (("--nope",), "launch-per-node has no flag --nope"),
     "a misspelt flag": (("--hostfiel", "x"), "launch-per-node has no flag --hostfiel; did you mean --hostfile?"),
     "a flag given twice": (("--name", "a", "--name", "b"), "--name is given twice, the second time with 'b'"),
-    "a script without --": (("--name", "a", "train.py"), "behind --: fab launch-per-node"),
+    "a script without --": (("--name", "a", "train.py"), "after --: fab launch-per-node"),
 }
 
 
@@ -137,7 +137,7 @@ CORE = {
     "-f names no yaml": (("-f", "broken.yaml"), {}, "the file that fab -f names cannot be read"),
     "-f names a script": (("-f", "light.sh"), {}, "fab -f takes a .yaml file"),
     "-f replaces a section": (("-f", "scalar.yaml"), {}, "scalar.yaml: torchfab is a section, got 3"),
-    "-f holds a word for a number": (("-f", "fanout.yaml"), {}, "torchfab.fanout is a number of at least 1, got 'x'"),
+    "-f holds a word for a number": (("-f", "fanout.yaml"), {}, "torchfab.fanout must be a number of at least 1, got 'x'"),
     "a variable that is not a number": (
         (),
         {"FABRIC_TORCHFAB_FANOUT": "x"},
@@ -146,7 +146,7 @@ CORE = {
     "a variable that is too low": (
         (),
         {"FABRIC_TORCHFAB_FANOUT": "0"},
-        "torchfab.fanout is a number of at least 1, got 0",
+        "torchfab.fanout must be a number of at least 1, got 0",
     ),
     "a variable for a list": (
         (),

@@ -96,7 +96,7 @@ def test_an_unreachable_node_is_named_and_the_others_answer(fab: Fab) -> None:
     assert "error: 1 of 2 nodes could not be reached to stop the job\n  node2: no answer from" in stop.stderr, stop
     assert "when they are reachable again: fab stop x" in stop.stderr, stop
     assert stop.rc == 1
-    refused(removed, "node2 cannot be asked whether job x has ended there", str(fab.records / "x"))
+    refused(removed, "node2 cannot report whether job x has ended there", str(fab.records / "x"))
     refused(attach, f"node2 cannot be reached: {expected}")
     assert fab("stop", "x", "--grace", "1").rc == 0
     assert fab("jobs", "--remove", "x").rc == 0

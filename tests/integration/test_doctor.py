@@ -227,7 +227,7 @@ def test_a_node_name_on_loopback_is_found(fab: Fab) -> None:
 
 def test_a_missing_interface_is_found(fab: Fab) -> None:
     done = doctor(fab, env={"NCCL_SOCKET_IFNAME": "ib"})
-    found(done, 1, "error: node[1-2]: NCCL_SOCKET_IFNAME=ib names no interface that is up there", "found lo, eth0")
+    found(done, 1, "error: node[1-2]: NCCL_SOCKET_IFNAME=ib matches no interface that is up there", "found lo, eth0")
 
 
 # ---- consistency of the nodes
@@ -370,7 +370,7 @@ def test_gpus_come_from_the_nodes_nvidia_smi(fab: Fab) -> None:
         done = doctor(fab)
     found(done, 1, "error: node2: the GPUs differ from", "expected none, found 1 NVIDIA H100 80GB HBM3")
     found(done, 1, "error: node2: GPU 0 (00000000:19:00.0) has had memory errors", "expected 0, found 3")
-    found(done, 1, "warning: node2: GPU 0", "is held by pid 4711 (/opt/venv/bin/python, 68.4 GiB)")
+    found(done, 1, "warning: node2: GPU 0", "is in use by pid 4711 (/opt/venv/bin/python, 68.4 GiB)")
     found(done, 1, "node2  ", "550.90.07 !")
 
 

@@ -63,7 +63,7 @@ def test_env_push_makes_the_same_environment_everywhere_and_launches_compare_it(
     assert "env push" not in first.stderr
     fab.write("requirements.txt", f"--no-index\n./{names[1]}\n")
     changed = ok(fab(*fab.launch("--python", python, "--dry-run", "--", "show.py", gpus=True)))
-    assert "node[1-2]: its environment was made from another requirements.txt than the one of the" in changed.stderr
+    assert "node[1-2]: its environment was created from another requirements.txt than the project's" in changed.stderr
 
 
 def test_env_push_refuses_an_environment_that_it_did_not_make(fab: Fab) -> None:
@@ -83,4 +83,4 @@ def test_env_push_reports_what_the_installer_says(fab: Fab) -> None:
 
 
 def test_env_without_push_is_refused(fab: Fab) -> None:
-    refused(fab("env"), "env expects the word push, got nothing", "fix: write: fab env push")
+    refused(fab("env"), "env expects the word push, got nothing", "fix: fab env push")

@@ -75,7 +75,11 @@ def test_tensorboard_is_found_on_the_node_where_it_listens(fab: Fab) -> None:
 
 
 def test_what_cannot_be_forwarded_is_an_error(fab: Fab) -> None:
-    refused(fab("forward", "x:y"), "fab forward takes tensorboard, a PORT, or LOCAL:PORT", "got 'x:y'")
+    refused(
+        fab("forward", "x:y"),
+        "fab forward takes a job's name (optional), then tensorboard, PORT or LOCAL:PORT",
+        "got 'x:y'",
+    )
     refused(fab("-H", "node1", "forward", "7463", "--host", "node9"), "there is no host 'node9'", "its hosts: node1")
     refused(fab("-H", "localhost", "forward", "7463"), "port 7463 is already on this machine")
 

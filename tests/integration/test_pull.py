@@ -47,7 +47,7 @@ def test_files_of_a_job_come_from_the_nodes_that_have_them(far: Fab, tmp_path: P
     assert (far.folder / "pulled" / ".gitignore").read_text() == "*\n"
     ok(far("pull", "runs", "--rank", "1", "--to", str(far.folder / "one")))
     assert tree(far.folder / "one") == {"runs/log.txt": "log of 1"}
-    refused(far("pull", "gpt2", "no*such"), f"there are no files no*such in {far.workdir} on node[1-2]")
+    refused(far("pull", "gpt2", "no*such"), f"no files match no*such in {far.workdir} on node[1-2]")
     refused(far("pull", "gpt2"), "gpt2 is a job; fab pull needs a path too")
     refused(far("pull", "runs", "--rank", "7"), "has the ranks 0-1, and no rank 7")
 

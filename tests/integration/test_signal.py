@@ -40,7 +40,7 @@ def test_each_rank_gets_one_notice_and_the_job_goes_on(fab: Fab) -> None:
     assert eventually(lambda: sorted(found(out)) == [("0", 1), ("1", 1), ("2", 1), ("3", 2)], 20), found(out)
     refused = fab("signal", "noted", "USR2")
     assert refused.rc == 2, refused
-    assert "ranks 0-3 of job noted have no handler of SIGUSR2" in refused.stderr
+    assert "ranks 0-3 of job noted have no handler for SIGUSR2" in refused.stderr
     ended = fab("signal", "noted", "TERM")
     assert (ended.rc, "use fab stop noted" in ended.stderr) == (2, True), ended
     assert sorted(found(out)) == [("0", 1), ("1", 1), ("2", 1), ("3", 2)]

@@ -215,7 +215,7 @@ def test_a_notice_is_sent_by_an_overlapping_step(fab: Fab) -> None:
     assert ok(fab("signal", "noted", "USR1", timeout_s=120)).stdout == "SIGUSR1 sent to 4 ranks on 2 hosts\n"
     assert eventually(lambda: sorted(test_signal.found(out)) == [(str(rank), 1) for rank in range(4)], 20)
     refused = fab("checkpoint", "noted", "--dir", str(out), "--signal", "USR2", timeout_s=120)
-    assert (refused.rc, "have no handler of SIGUSR2" in refused.stderr) == (2, True), refused
+    assert (refused.rc, "have no handler for SIGUSR2" in refused.stderr) == (2, True), refused
     late = fab("checkpoint", "noted", "--dir", str(out), "--timeout", "60", timeout_s=120)
     # What the ranks write at the notice is no log: it counts as their checkpoint.
     assert (late.rc, late.stdout.startswith("checkpoint on ")) == (0, True), late

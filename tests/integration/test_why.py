@@ -282,5 +282,5 @@ def test_a_failed_rank_of_a_running_job_and_a_silent_node_are_reported(fate: Fat
     finally:
         fate.fab.cluster.heal(0)
     assert done.rc == 1, done
-    assert "could not be asked:\n  node1: no answer from" in done.stdout, done
+    assert "unreachable:\n  node1: no answer from" in done.stdout, done
     assert "the script raised ValueError" in done.stdout, done
