@@ -175,6 +175,12 @@ def bench_why(context: Context, options: str = "") -> None:
     _succeed(PYTHON, "bench/why.py", *shlex.split(options))
 
 
+@task(name="bench-probe", help={"options": OPTIONS_HELP})
+def bench_probe(context: Context, options: str = "") -> None:
+    """Measure what the probe costs a rank, at its start and in each step."""
+    _succeed(PYTHON, "bench/probe.py", *shlex.split(options))
+
+
 namespace = Collection(
     *(
         test,
@@ -189,6 +195,7 @@ namespace = Collection(
         bench_train,
         bench_gpu,
         bench_launch,
+        bench_probe,
         bench_why,
     )
 )

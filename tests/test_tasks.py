@@ -23,6 +23,7 @@ def test_the_tasks_are_those_in_the_documentation() -> None:
     assert sorted(tasks.namespace.task_names) == [
         "bench-gpu",
         "bench-launch",
+        "bench-probe",
         "bench-train",
         "bench-why",
         "cluster",

@@ -75,4 +75,4 @@ def test_a_project_inside_another_is_announced(tmp_path: Path, capsys: pytest.Ca
     inner = tmp_path / "inner"
     inner.mkdir()
     run(inner)
-    assert f"lies in the project {tmp_path}" in capsys.readouterr().err
+    assert f"is inside the project {tmp_path}" in capsys.readouterr().err

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from typing import Any
 
 from tests.integration.fab import Fab, eventually
-from tests.integration.jobs import gpufile, ok
+from tests.integration.jobs import gpufile, ok, status_of
 
 # What the ranks do is in a file: one start of torch serves several tests.
 ORDER = """
@@ -66,9 +68,14 @@ def test_the_rank_that_calls_another_collective_is_named_with_both_lines(fab: Fa
         "rank 1 called all_gather no. 6 (float32[4], order.py:10); ranks 0,2 all_reduce no. 6 (float32[1], order.py:12)"
     )
     assert (found["kind"], found["ranks"], found["number"]) == ("order", [1], 6)
-    shown = ok(fab("stacks", "order")).stdout
-    assert f"collectives: {found['words']}" in shown
-    ok(fab("stop", "order"))
+    assert f"collectives: {found['words']}" in ok(fab("stacks", "order")).stdout
+    assert f"\ncalls  {found['words']}\n" in fab("why", "order").stdout
+    ranks = {rank["rank"]: rank for node in status_of(fab, "order")["nodes"] for rank in node["ranks"]}
+    os.kill(ranks[2]["pid"], signal.SIGKILL)
+    assert fab("wait", "order", timeout_s=120).rc != 0
+    ended = fab("why", "order").stdout
+    words = found["words"].replace("ranks 0,2", "rank 0")
+    assert f"\ncalls  {words}\n" in ended, ended  # as the others were when rank 2 was killed
 
 
 def test_the_rank_that_never_comes_is_named_with_its_line_and_group(fab: Fab) -> None:
@@ -80,3 +87,4 @@ def test_the_rank_that_never_comes_is_named_with_its_line_and_group(fab: Fab) ->
     )
     assert found["group"]["ranks"] == [0, 1, 2]
     ok(fab("stop", "late"))
+    assert json.loads(fab("why", "late", "--json").stdout)["collectives"][0]["ranks"] == [2]

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from tests.factories import make_facts, make_job, make_node_facts, make_nodes
-from torchfab.cli.flags import LaunchFlags
+from torchfab.cli.flags import JobFlags, LaunchFlags
 from torchfab.config import defaults
 from torchfab.config.connection_settings import ConnectionSettings
 from torchfab.core.errors import HostsFailedError, Interrupted
@@ -54,6 +54,23 @@ def test_a_job_is_named_after_its_script_or_module(ctx: CommandContext, script: 
     config = {**defaults.SETTINGS, "script": [], "forward": []}
     job = launch.make_job(per_node, LaunchFlags(), per_node.Flags(), replace(ctx, config=config, script=tuple(script)))
     assert re.fullmatch(rf"{name}-\d{{4}}-\d{{6}}", job.name)
+
+
+@pytest.mark.parametrize(
+    ("flags", "setting", "probed"),
+    [
+        (LaunchFlags(), True, True),
+        (LaunchFlags(no_probe=True), True, False),
+        (LaunchFlags(), False, False),
+        (JobFlags(), True, False),  # a batch launcher
+    ],
+)
+def test_ranks_have_a_probe_unless_a_flag_or_a_setting_says_no(
+    ctx: CommandContext, flags: JobFlags, setting: bool, probed: bool
+) -> None:
+    config = {**defaults.SETTINGS, "forward": [], "probe": setting}
+    context = replace(ctx, config=config, script=("train.py",))
+    assert launch.make_job(per_node, flags, per_node.Flags(), context).probe is probed
 
 
 def test_a_function_runs_by_the_version_of_python_that_has_pickled_it(

@@ -18,7 +18,7 @@ class Watched:
     def __init__(self, stall_s: float = 0.2) -> None:
         self.requests: queue.SimpleQueue[float] = queue.SimpleQueue()
         self.age_s = 0.0
-        self.alarm = StallAlarm("gpt2", stall_s, self.status)
+        self.alarm = StallAlarm("gpt2", stall_s, self.status, lambda: ["collectives: rank 1 is late"])
 
     def status(self) -> JobStatus:
         self.requests.put(time.monotonic())
@@ -39,6 +39,7 @@ def test_a_silence_and_its_end_are_reported_once(capfd: pytest.CaptureFixture[st
     watched.pace(requests=3)  # it continues to send requests, without a new warning
     stderr = capfd.readouterr().err
     assert stderr.count("no rank has logged for 8 min 20 s") == 1
+    assert stderr.count("  collectives: rank 1 is late\n") == 1
     watched.alarm.feed([time.time()], live=True)
     watched.alarm.feed([time.time()], live=True)
     assert capfd.readouterr().err.count("it logs again, after 8 min") == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.recorded.recordings import recording
-from tests.why.evidence_factory import diagnose_nodes, log, make_evidence, node, process, rank
+from tests.why.evidence_factory import LAUNCHED, diagnose_nodes, log, make_evidence, node, process, rank
 from torchfab.why import causes, failures, signatures
 from torchfab.why.causes import Kind
 
@@ -29,7 +29,7 @@ def test_nccl_watchdog_logs_identify_the_straggler() -> None:
     ]  # fmt: skip
     found = diagnose_nodes(*nodes)
     assert (found.cause.kind, found.cause.name) == (Kind.NETWORK, "nccl-timeout")
-    assert found.cause.words == "NCCL waited in vain for another rank, in ALLREDUCE number 14"
+    assert found.cause.words == "NCCL timed out waiting for another rank, in ALLREDUCE number 14"
     assert [each.words for each in found.stragglers] == [
         "rank 2 on node3 had begun 11 collectives, the others up to 14"
     ]
@@ -98,3 +98,51 @@ def test_semaphore_without_space_is_a_shared_memory_cause() -> None:
 def test_every_scheduler_reason_has_a_kind(sign: str) -> None:
     assert causes.cause_of_schedule(sign, "words").kind is not Kind.UNKNOWN
     assert causes.cause_of_schedule("SOMETHING_NEW", "words").kind is Kind.UNKNOWN
+
+
+def of_rank(number: int, operation: str, age_s: float) -> dict[str, object]:
+    """Return the collectives of a rank that waits in its second call."""
+    calls = [
+        ["0", 1, "all_reduce", [[1]], ["Float"], [[1]], ["Float"], True, age_s + 1, []],
+        ["0", 2, operation, [[1]], ["Float"], [[1]], ["Float"], False, age_s, []],
+    ]
+    stack = [["step", "/w/train.py", 30 + number]]
+    return {
+        "rank": number,
+        "pid": 100 + number,
+        "time": 1050.0,
+        "groups": [["0", "default_pg", [0, 1]]],
+        "calls": calls if operation else calls[:1],
+        "stack": stack,
+    }
+
+
+def of_a_failed_job(text: str, operation: str) -> list[str]:
+    """Return what is said about collectives where rank 0 failed with a text and rank 1 was in an operation."""
+    logs = [log(0, text)]
+    failed = node(0, [process("failed", rank(0, 1))], logs, collectives=[of_rank(0, "all_reduce", 9.0)])
+    other = node(1, [process("failed", rank(1, -15))], collectives=[of_rank(1, operation, 9.0)])
+    return [each.words for each in diagnose_nodes(failed, other).collectives]
+
+
+RAISED = 'Traceback (most recent call last):\n  File "/w/train.py", line 3, in <module>\nValueError: x'
+TIMED_OUT = "RuntimeError: Timed out waiting 9000ms for recv operation to complete"
+
+
+def test_calls_that_cannot_belong_together_are_named_whatever_failed_first() -> None:
+    words = "rank 1 called broadcast no. 2 (float32[1], train.py:31); rank 0 all_reduce no. 2 (float32[1], train.py:30)"
+    assert of_a_failed_job(RAISED, "broadcast") == [words]
+    assert of_a_failed_job(TIMED_OUT, "broadcast") == [words]
+
+
+def test_a_rank_that_is_late_is_named_after_a_timeout_only() -> None:
+    assert of_a_failed_job(RAISED, "") == []
+    (words,) = of_a_failed_job(TIMED_OUT, "")
+    assert words.startswith("rank 1 has not reached all_reduce no. 2, at train.py:31 in step; rank 0 waits there")
+
+
+def test_of_a_rank_that_was_killed_it_is_said_where_the_others_were() -> None:
+    failed = node(0, [process("failed", rank(0, -9))])
+    other = node(1, [process("failed", rank(1, -15, ended=LAUNCHED + 61))], collectives=[of_rank(1, "all_reduce", 0.1)])
+    (found,) = diagnose_nodes(failed, other).collectives
+    assert found.words == "rank 0 has ended, and rank 1 waits in all_reduce no. 2 (float32[1], train.py:31)"

@@ -245,7 +245,8 @@ def _describe_waiting(front: _Front, with_name: bool = True) -> str:
     call = front.calls[front.waiting[0]]
     waits = "waits" if len(front.waiting) == 1 else "wait"
     where = f"in {front.name(call)}{call.details}" if with_name else f"there{call.details}"
-    return f"{_named(front.waiting)} {waits} {where} for {duration(front.age_s)}"
+    since = f" for {duration(front.age_s)}" if front.age_s >= 1 else ""
+    return f"{_named(front.waiting)} {waits} {where}{since}"
 
 
 def _verdict(front: _Front, kind: Kind, ranks: Sequence[int], words: str) -> Verdict:

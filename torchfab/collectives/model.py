@@ -1,4 +1,4 @@
-"""Collectives of ranks as immutable values, from what the nodes report (`torchfab.remote.stacks.recorder`)."""
+"""Collectives of ranks as immutable values, from what the nodes report (`torchfab.remote.job.recorder`)."""
 
 from __future__ import annotations
 
@@ -235,7 +235,7 @@ def history_from_report(host: str, report: Mapping[str, Any]) -> RankHistory:
     host : str
         Its node.
     report : Mapping
-        As `torchfab.remote.stacks.recorder.describe` returns it, and `stack`: its frames, the innermost first.
+        As `torchfab.remote.job.recorder.describe` returns it, and `stack`: its frames, the innermost first.
 
     Returns
     -------

@@ -12,6 +12,7 @@ from torchfab.core.format import align_columns, plural
 from torchfab.core.status import JobStatus
 from torchfab.monitoring.first_failure import with_first_failure
 from torchfab.monitoring.job_status import ask_status, rank_flag
+from torchfab.monitoring.stack_dump import describe_collectives
 from torchfab.monitoring.watcher import describe_failure
 from torchfab.records import Record
 from torchfab.supervise import supervisor_status
@@ -49,6 +50,8 @@ def show_status(record: Record, watch: bool, as_json: bool, stall_s: float) -> i
                 write_out(supervised)
             if silence := stall.detect_stall(found, stall_s):
                 write_out(stall.render_warning(silence, record.name))
+                for line in describe_collectives(record):
+                    write_out(f"  {line}")
         if not watch or found.has_ended:
             return 0 if found.state in ("pending", "starting", "running", "succeeded") else 1
         time.sleep(2)
@@ -78,5 +81,5 @@ def status_text(record: Record, found: JobStatus) -> str:
     if found.has_failed and found.state != "stopped":
         lines.append(f"{describe_failure(found)}; fab why {record.name} | fab logs {record.name}{rank_flag(found)}")
         if not found.has_ended:
-            lines.append(f"other processes still run; to end them: fab stop {record.name}")
+            lines.append(f"other processes are still running; to end them: fab stop {record.name}")
     return "\n".join(lines)

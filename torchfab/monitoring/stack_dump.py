@@ -7,7 +7,7 @@ from typing import Any
 
 from torchfab import runtimes
 from torchfab.core import inventory
-from torchfab.core.errors import UsageError
+from torchfab.core.errors import TorchfabError, UsageError
 from torchfab.core.lazy_dataclass import dataclass
 from torchfab.records import Record
 from torchfab.stacks import report
@@ -80,6 +80,27 @@ def collect(record: Record, options: StackOptions) -> StackDump:
         raise UsageError(f"job {record.name} has the ranks 0-{record.world_size - 1}, and no rank {beyond[0]}")
     collected: StackDump = runtimes.load(record.runtime).stacks(record, request)
     return collected
+
+
+def describe_collectives(record: Record) -> list[str]:
+    """Return what holds the collectives of a running job up, without its stacks.
+
+    Parameters
+    ----------
+    record : Record
+        The job.
+
+    Returns
+    -------
+    list of str
+        A line for each finding. Empty: nothing is known, or the nodes could not be asked.
+    """
+    request = {**StackOptions().request, "ranks": []}
+    try:
+        dump: StackDump = runtimes.load(record.runtime).stacks(record, request)
+    except TorchfabError:
+        return []
+    return report.verdict_lines(dump)
 
 
 def render(record: Record, options: StackOptions | None = None) -> str:

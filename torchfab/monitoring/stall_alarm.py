@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable
 
@@ -28,10 +29,18 @@ class StallAlarm:
         Seconds of silence after which the alarm is raised. 0: never.
     status : callable
         Requests and returns the job's status.
+    explain : callable
+        Returns lines that say why it is silent. It runs in a thread when the alarm is raised. Default: none.
     """
 
-    def __init__(self, name: str, stall_s: float, status: Callable[[], JobStatus]) -> None:
-        self.name, self.stall_s = name, stall_s
+    def __init__(
+        self,
+        name: str,
+        stall_s: float,
+        status: Callable[[], JobStatus],
+        explain: Callable[[], Iterable[str]] = lambda: (),
+    ) -> None:
+        self.name, self.stall_s, self.explain = name, stall_s, explain
         self.poller = StatusPoller(status, due_at=time.monotonic() + stall_s)
         self.newest = 0.0
         self.silent_since: float | None = None  # set while the alarm is raised; monotonic clock
@@ -71,6 +80,11 @@ class StallAlarm:
         elif self.silent_since is None:
             self.silent_since = now - quiet.seconds
             write_err(stall.render_warning(quiet, self.name))
+            threading.Thread(target=self._explain, daemon=True).start()
+
+    def _explain(self) -> None:
+        for line in self.explain():
+            write_err(f"  {line}")
 
     def _clear(self, age_s: float) -> None:
         """Report that the job logs again, if the alarm was raised."""

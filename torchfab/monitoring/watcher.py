@@ -17,6 +17,7 @@ from torchfab.core.log_lines import Line, batches, fold_lines
 from torchfab.core.specs import Node
 from torchfab.core.status import JobStatus, NodeStatus, State
 from torchfab.monitoring.first_failure import with_first_failure
+from torchfab.monitoring.stack_dump import describe_collectives
 from torchfab.monitoring.stall_alarm import StallAlarm
 from torchfab.monitoring.status_tracker import StatusTracker
 from torchfab.records import Record
@@ -145,7 +146,12 @@ class JobWatcher:
     def __post_init__(self) -> None:
         runtime = runtimes.load(self.record.runtime)
         self.tracker = StatusTracker(self.record, unreported_state=State.RUNNING)
-        self.alarm = StallAlarm(self.record.name, self.stall_s, lambda: runtime.status(self.record))
+        self.alarm = StallAlarm(
+            self.record.name,
+            self.stall_s,
+            lambda: runtime.status(self.record),
+            lambda: describe_collectives(self.record),
+        )
 
     def run(self, request: Mapping[str, Any], nodes: Sequence[Node] | None = None) -> JobStatus:
         """Print logs and events until the job has ended on all nodes.
@@ -177,7 +183,7 @@ class JobWatcher:
         Yields
         ------
         None
-            After each event. A caller that stops to iterate leaves the job as it is.
+            After each event. A caller may stop iterating; the job is not affected.
         """
         runtime = runtimes.load(self.record.runtime)
         events = runtime.follow(self.record, request, nodes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from torchfab.collectives.align import Verdict, find_verdicts
+from torchfab.collectives.align import find_verdicts
 from torchfab.collectives.report import verdict_as_json
 from torchfab.core.format import plural
 from torchfab.core.inventory import fold, fold_ranks
@@ -40,7 +40,7 @@ def render(name: str, dump: StackDump, everything: bool = False, exact: bool = F
     """
     found = groups.group([each for each in dump.running if each.threads], exact)
     parts = [f"job {name}: {summary(dump, found)}"]
-    parts += ["\n".join(f"collectives: {each.words}" for each in verdicts)] if (verdicts := _verdicts(dump)) else []
+    parts += ["\n".join(lines)] if (lines := verdict_lines(dump)) else []
     parts += ["\n".join(_group_lines(each, everything)) for each in found]
     if not dump.running and not dump.unreachable:
         parts[0] += f"; how it ended: fab why {name}"
@@ -90,8 +90,20 @@ def summary(dump: StackDump, found: Sequence[Group]) -> str:
     return ", ".join([*clauses, f"{others} others {verb} {most.activity}"])
 
 
-def _verdicts(dump: StackDump) -> tuple[Verdict, ...]:
-    return find_verdicts(dump.collectives) if dump.running else ()
+def verdict_lines(dump: StackDump) -> list[str]:
+    """Return what holds the collectives of a job up, a line for each finding.
+
+    Parameters
+    ----------
+    dump : StackDump
+        Its stacks.
+
+    Returns
+    -------
+    list of str
+        Empty: nothing waits, or nothing is known.
+    """
+    return [strip_controls(f"collectives: {each.words}") for each in find_verdicts(dump.collectives)]
 
 
 def _describe_ranks(ranks: Sequence[RankStack]) -> str:
@@ -256,7 +268,7 @@ def as_json(name: str, dump: StackDump, exact: bool = False) -> dict[str, Any]:
     return {
         "job": name,
         "summary": summary(dump, found),
-        "collectives": [verdict_as_json(each) for each in _verdicts(dump)],
+        "collectives": [verdict_as_json(each) for each in find_verdicts(dump.collectives)],
         "groups": [_group_as_json(each) for each in found],
         "ranks": [_rank_as_json(node, each) for node in dump.nodes for each in node.ranks],
         "nodes": [{"host": node.node.label, "py_spy": node.py_spy, "rights": dict(node.rights)} for node in dump.nodes],

@@ -16,6 +16,7 @@ import pytest
 from tests.remote.place import Place, python, wait_for
 from tests.support import absent
 from torchfab.remote import files, procfs
+from torchfab.remote.job import recorder
 from torchfab.remote.stacks import dump, pyspy
 
 SPY = str(Path(sys.executable).with_name("py-spy"))
@@ -115,6 +116,18 @@ def test_without_py_spy_a_rank_dumps_its_stacks_on_the_signal(place: Place, star
     start_rank("import faulthandler, signal; faulthandler.register(signal.SIGUSR2)\n" + SLEEPER)
     (entry,) = without_py_spy(place, "SIGUSR2")
     assert (entry["by"], functions(entry)) == ("SIGUSR2", ["doze", "<module>"])
+
+
+def test_without_py_spy_the_stack_of_the_probe_is_taken_before_any_signal(place: Place, start_rank: Any) -> None:
+    rank = start_rank(SLEEPER)
+    known = {"pid": rank["pid"], "stack": [["doze", "/w/train.py", 3]]}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pyspy, "find", lambda _: ("", ""))
+        patch.setattr(recorder, "collectives", lambda *_: [known])
+        found = dump_node(place, program="", signal="SIGUSR2")
+    assert found["collectives"] == [known]
+    assert [entry["by"] for entry in found["ranks"]] == ["probe"]
+    assert found["ranks"][0]["threads"][0]["frames"] == [["doze", "/w/train.py", 3, ""]]
 
 
 def test_a_rank_that_does_not_catch_the_signal_is_not_sent_it(place: Place, start_rank: Any) -> None:

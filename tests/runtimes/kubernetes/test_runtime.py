@@ -201,8 +201,8 @@ def test_stop_reports_an_unreachable_cluster(here: Here) -> None:
     here.api.fail("GET", "/jobs/gpt2", times=9)
     code, said = here.stop()
     assert code == 1
-    assert "2 of 2 nodes could not be asked to stop" in said
-    assert "when they are back: fab stop gpt2" in said
+    assert "2 of 2 nodes could not be reached to stop the job" in said
+    assert "when they are reachable again: fab stop gpt2" in said
 
 
 def test_follow_ends_when_the_job_is_stopped_elsewhere(here: Here) -> None:

@@ -23,6 +23,7 @@ _MARKED_BYTES, _ALL_MARKED_BYTES, _MIN_MARKED_BYTES = log_search.MARKED_BYTES, 4
 _AFTER_END_S = 60.0  # the kernel may report late; what is later concerns other processes
 _MAX_REPORT_BYTES = 256 * 1024
 _MAX_REPORTS = 64
+_PROBES_S = 2.0  # for the answers of all probes
 
 
 def handle(request: dict[str, Any]) -> dict[str, Any]:
@@ -38,7 +39,7 @@ def handle(request: dict[str, Any]) -> dict[str, Any]:
     dict
         As `torchfab.remote.job.status.status` returns it, and `evidence`: the keys of `collect`, `kernel` (kernel
         messages since the start of the job), `disks`, `halted` (names of stopped processes), `gpus` (their number),
-        `boot_id`.
+        `boot_id`, `collectives` (as `torchfab.remote.job.recorder.collectives` returns them).
     """
     folder = files.folder_of(request)
     job_status = status.status(folder, request["job_id"], request["node_rank"])
@@ -104,7 +105,16 @@ def _machine_evidence(folder: str, job_status: dict[str, Any], logs: list[dict[s
         "halted": [name for process in job_status["processes"] for name in _halted(folder, process)],
         "gpus": machine_facts.count_gpus(os.environ),
         "boot_id": procfs.boot_id(),
+        "collectives": _collectives(folder, job_status),
     }
+
+
+def _collectives(folder: str, job_status: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the collectives of the ranks: of a job that runs the present ones, else those that were kept."""
+    from torchfab.remote.job import recorder  # imported here: a job that succeeded needs it not
+
+    runs = any(rank["ended"] is None for process in job_status["processes"] for rank in process["ranks"])
+    return (recorder.collectives(folder, _PROBES_S) if runs else []) or recorder.kept(folder)
 
 
 def _exit_record(folder: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Python imports it at the start of every program that has its folder in PYTHONPATH. In a process that has RANK, it waits
 for the import of torch.distributed. The server then answers, from a thread of its own without Python's
 lock: the collectives of the flight recorder and the stacks of all threads. The node program asks it
-(`torchfab.remote.stacks.recorder`). Nothing listens on a network.
+(`torchfab.remote.job.recorder`). Nothing listens on a network.
 
 An error in here is one line on stderr: the script runs as it would without. Standard library of Python 3.9 only.
 """

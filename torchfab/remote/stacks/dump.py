@@ -9,8 +9,8 @@ import os
 import time
 
 from torchfab.remote import files, procfs
-from torchfab.remote.job import status
-from torchfab.remote.stacks import faulthandler, pyspy, recorder
+from torchfab.remote.job import recorder, status
+from torchfab.remote.stacks import faulthandler, pyspy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ def dump_node(folder: str, request: dict[str, Any]) -> dict[str, Any]:
     folder : str
         The job's folder on this node.
     request : dict
-        `ranks` (which ones; None: all), `native`, `timeout_s` (for each rank), `signal` (name of the signal that
+        `ranks` (which ones; None: all; an empty list: only the collectives, those of all ranks), `native`,
+        `timeout_s` (for each rank), `signal` (name of the signal that
         faulthandler handles; empty: send none), and `program`: py-spy itself, as `pyspy.unpack` takes it; empty: not
         available; or `copy`: the path of a py-spy that was sent. If neither is given and none is found, the answer
         holds `wants`, and nothing else was done.
@@ -56,14 +57,14 @@ def dump_node(folder: str, request: dict[str, Any]) -> dict[str, Any]:
     dict
         `ranks`: one entry each, as `_entry` makes it, with `threads` (main thread first), `by`, `problem`; `spy`:
         where py-spy was found; `rights`: the settings that decide whether py-spy may ptrace; `machine`; `collectives`:
-        as `collectives` returns them.
+        as `recorder.collectives` returns them.
     """
     entries = targets(folder, request["ranks"])
     running = [entry for entry in entries if entry["ended"] is None]
     result: dict[str, Any] = {"machine": os.uname().machine, "rights": ptrace_rights(), "spy": "", "ranks": entries}
+    result["collectives"] = recorder.collectives(folder, _PROBES_S)
     if not running:
         return result
-    result["collectives"] = collectives(folder)
     path, result["spy"] = pyspy.find([each for entry in running for each in entry.pop("beside")])
     if not path and request.get("copy"):
         path, result["spy"] = request["copy"], "sent"
@@ -71,12 +72,12 @@ def dump_node(folder: str, request: dict[str, Any]) -> dict[str, Any]:
         return {**result, "wants": True, "ranks": []}
     _measure(running)
     if path or not request["program"]:
-        _dump(path, running, request)
+        _dump(path, running, request, result["collectives"])
         return result
     path = pyspy.unpack(request["program"], folder)
     result["spy"] = "sent" if path else ""
     try:
-        _dump(path, running, request)
+        _dump(path, running, request, result["collectives"])
     finally:
         pyspy.remove(path)
     return result
@@ -93,33 +94,6 @@ def ptrace_rights() -> dict[str, Any]:
     effective = int(procfs.status_field(os.getpid(), "CapEff") or "0", 16)
     scope = status.tail("/proc/sys/kernel/yama/ptrace_scope").strip()
     return {"ptrace_scope": scope, "cap_sys_ptrace": bool(effective >> _CAP_SYS_PTRACE & 1), "uid": os.getuid()}
-
-
-def collectives(folder: str, timeout_s: float = _PROBES_S) -> list[dict[str, Any]]:
-    """Return the collectives of the running ranks on this node that have a probe.
-
-    Parameters
-    ----------
-    folder : str
-        The job's folder on this node.
-    timeout_s : float
-        Seconds that the probes have, all together. Default 2.
-
-    Returns
-    -------
-    list of dict
-        As `recorder.describe` returns them, with `stack`: the main thread, the innermost frame first.
-    """
-    probes = [probe for name in files.processes(folder) for probe in recorder.find(os.path.join(folder, name))]
-    answers = recorder.ask(probes, timeout_s)
-    now = time.time()
-    found = []
-    for probe, answer in zip(probes, answers):
-        threads = faulthandler.parse(answer.get(recorder.TRACEBACK, b"").decode(errors="replace"))
-        stack = threads[0]["frames"] if threads else []
-        if recorder.RECORDER in answer or recorder.NCCL_RECORDER in answer:
-            found.append({**recorder.summarize(probe.rank, probe.pid, answer, now), "stack": stack})
-    return found
 
 
 # ---- processes
@@ -206,13 +180,23 @@ def _cpu_s(pid: int) -> float:
 # ---- stacks
 
 
-def _dump(path: str, running: list[dict[str, Any]], request: dict[str, Any]) -> None:
+def _add_probed(running: list[dict[str, Any]], probed: list[dict[str, Any]]) -> None:
+    """Add the stacks that the ranks' probes gave where py-spy gave none; it needs no right to ptrace."""
+    stacks = {each["pid"]: each["stack"] for each in probed}
+    for entry in running:
+        if not entry["threads"] and (frames := stacks.get(entry["pid"])):
+            thread = {"name": "MainThread", "active": False, "frames": [list(frame) for frame in frames]}
+            entry.update(threads=[thread], by="probe")
+
+
+def _dump(path: str, running: list[dict[str, Any]], request: dict[str, Any], probed: list[dict[str, Any]]) -> None:
     """Add the stacks of all ranks, or the reason why there are none."""
     if path:
         pyspy.dump_all(path, running, request["native"], request["timeout_s"])
     else:
         for entry in running:
             entry.update(threads=[], by="", problem="there is no py-spy")
+    _add_probed(running, probed)
     left = [entry for entry in running if not entry["threads"]]
     for entry in left:
         caught = int(procfs.status_field(entry["pid"], "SigCgt") or "0", 16)

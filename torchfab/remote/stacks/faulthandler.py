@@ -6,12 +6,12 @@ The signal goes only to processes that catch it: it would kill any other.
 from __future__ import annotations
 
 import os
-import re
 import signal
 import time
 
 from torchfab.remote import files
 from torchfab.remote.job import log_files
+from torchfab.remote.thread_dump import parse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 ALLOWED = "may"
 _WAIT_S, _POLL_S, _SETTLED_S = 2.0, 0.02, 0.1
-_HEAD = re.compile(r"(?:Thread|Current thread) 0x([0-9a-fA-F]+)(?: \[(.*)\])? \(most recent call first\):")
-_FRAME = re.compile(r'  File "(.*)", line (\d{1,9}) in (.+)')
 
 
 def check_signal(state: str, caught: int, name: str) -> str:
@@ -116,34 +114,3 @@ def _read_from(path: str, offset: int) -> str:
             return file.read(1024 * 1024).decode(errors="replace")
     except OSError:
         return ""
-
-
-def parse(text: str) -> list[dict[str, Any]]:
-    """Parse the first dump in a text.
-
-    faulthandler lists threads from the newest to the oldest, which is the main thread. Other lines in between, such as
-    those of a training that continues, are skipped; a second dump is ignored.
-
-    Parameters
-    ----------
-    text : str
-        The text of a log.
-
-    Returns
-    -------
-    list of dict
-        The threads, the main thread first; a frame is `[function, file, line]`.
-    """
-    threads: list[dict[str, Any]] = []
-    known: set[str] = set()
-    for line in text.splitlines():
-        head = _HEAD.fullmatch(line)
-        if head and head[1] in known:
-            break
-        if head:
-            known.add(head[1])
-            threads.append({"name": head[2] or f"0x{head[1].lstrip('0')}", "active": False, "gil": False, "frames": []})
-        frame = _FRAME.fullmatch(line)
-        if frame and threads:
-            threads[-1]["frames"].append([frame[3], frame[1], int(frame[2])])
-    return threads[::-1]

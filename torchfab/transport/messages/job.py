@@ -9,6 +9,7 @@ from msgspec import Struct
 from torchfab.core.bounds import Count, Label, Number, Time, Whole
 from torchfab.core.status import StatusReport
 from torchfab.transport.messages import AnswerType, Done, Problem, Request
+from torchfab.transport.messages.collectives import RankCollectives
 from torchfab.transport.messages.launch import StopReport
 
 LogLine: TypeAlias = tuple[Label, Time, str]  # label, when it was written, text
@@ -284,11 +285,12 @@ class JobEvidence(Struct, frozen=True, kw_only=True):
 class NodeEvidence(JobEvidence, frozen=True, kw_only=True):
     """The same, with what the node itself shows."""
 
-    kernel: KernelLog = KernelLog(unread="the node itself was not asked")
+    kernel: KernelLog = KernelLog(unread="the node itself was not queried")
     disks: list[DiskSpace] = []
     halted: list[str] = []
     gpus: Whole | None = None
     boot_id: str = ""
+    collectives: list[RankCollectives] = []
 
 
 class EvidenceAnswer(StatusReport, frozen=True, kw_only=True):

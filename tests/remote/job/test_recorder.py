@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import socket
 import threading
 import time
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from torchfab.remote.stacks import recorder
+from torchfab.remote.job import recorder
 
 # As torch 2.13 wrote it over gloo, without the fields that are not read.
 ENTRY = {
@@ -147,3 +148,91 @@ def test_a_dump_of_nccl_has_groups_states_and_frames(ranks: Any) -> None:
     assert found["groups"] == [["0", "default_pg", [0, 2]]]
     (call,) = found["calls"]
     assert (call[2], call[7], call[9]) == ("all_reduce", True, [["step", "/w/train.py", 9]])
+
+
+# ---- what is kept for fab why
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    """The folder of a job with one process."""
+    (tmp_path / "agent" / recorder.FOLDER).mkdir(parents=True)
+    (tmp_path / "agent" / "spec.json").write_text("{}")
+    return tmp_path
+
+
+def put(job: Path, name: str, content: bytes, time_s: float) -> None:
+    """Write a file into the probe's folder, with its time."""
+    path = job / "agent" / recorder.FOLDER / name
+    path.write_bytes(content)
+    os.utime(path, (time_s, time_s))
+
+
+def own_record(rank: int, pid: int, file: str) -> bytes:
+    """Return what a rank writes after an exception in a file."""
+    entry = {**ENTRY, "retired": True, "state": "completed"}
+    stack = [["all_gather", file, 1], ["<module>", "/w/train.py", 9]]
+    return json.dumps(
+        {"rank": rank, "pid": pid, "time": NOW, "stack": stack, "recorder": {"entries": [entry]}, "groups": {}}
+    ).encode()
+
+
+def test_running_ranks_are_kept_as_they_answer(job: Path) -> None:
+    pid = os.getpid()
+    place = job / "agent" / recorder.FOLDER
+    traceback = b'Thread 0x1 (most recent call first):\n  File "/w/train.py", line 3 in step\n'
+    bodies = {"fr_trace_json": json.dumps(GLOO).encode(), "dump_traceback": traceback}
+    server = Server(place / f"5-{pid}.sock", bodies)
+    recorder.keep(str(job), 0.5)
+    server.socket.close()
+    (found,) = recorder.kept(str(job))
+    assert (found["rank"], found["pid"], found["stack"]) == (5, pid, [["step", "/w/train.py", 3]])
+    assert [call[2] for call in found["calls"]] == ["all_gather"]
+
+
+def test_a_job_without_probes_keeps_nothing(job: Path) -> None:
+    recorder.keep(str(job), 0.5)
+    assert recorder.kept(str(job)) == []
+    assert list((job / "agent" / recorder.FOLDER).iterdir()) == []
+
+
+def test_the_collective_that_raised_counts_as_not_ended(job: Path) -> None:
+    put(job, "0-7.json", own_record(0, 7, "/lib/torch/distributed/distributed_c10d.py"), 1.0)
+    put(job, "1-8.json", own_record(1, 8, "/w/train.py"), 1.0)
+    waits, ended = recorder.kept(str(job))
+    assert ([call[7] for call in waits["calls"]], [call[7] for call in ended["calls"]]) == ([False], [True])
+
+
+def test_of_a_rank_its_last_process_counts_and_what_its_supervisor_kept_of_it(job: Path) -> None:
+    kept = {"rank": 0, "pid": 8, "time": NOW, "groups": [], "calls": [], "stack": []}
+    put(job, "0-7.json", own_record(0, 7, "/w/old.py"), 1.0)
+    put(job, "0-8.kept.json", json.dumps(kept).encode(), 2.0)
+    put(job, "0-8.json", own_record(0, 8, "/w/late.py"), 3.0)
+    put(job, "nccl-0", pickle.dumps({"entries": []}), 4.0)
+    assert recorder.kept(str(job)) == [kept]
+
+
+def test_the_dump_of_nccls_watchdog_is_read(job: Path) -> None:
+    config = {"0": {"name": "0", "desc": "default_pg", "ranks": "[0, 1]"}}
+    dump = {"pg_config": config, "entries": [{**NCCL_ENTRY, "state": "started"}]}
+    put(job, "nccl-3", pickle.dumps(dump, protocol=2), NOW)
+    (found,) = recorder.kept(str(job))
+    assert (found["rank"], found["time"], found["groups"]) == (3, NOW, [["0", "default_pg", [0, 1]]])
+    assert found["calls"][0][7:] == [False, 2.5, [["step", "/w/train.py", 9]]]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("nccl-0", pickle.dumps(os.getcwd)),  # it would call a function
+        ("nccl-0", b"\x80\x02}q"),
+        ("nccl-0", pickle.dumps([1])),
+        ("0-1.json", b'{"rank": 0'),
+        ("0-1.json", b"[]"),
+        ("0-1.kept.json", b""),
+        ("nccl-x", b"?"),
+    ],
+)
+def test_a_file_that_is_damaged_counts_as_none(job: Path, name: str, content: bytes) -> None:
+    put(job, name, content, 1.0)
+    assert recorder.kept(str(job)) == []

@@ -9,11 +9,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pickle
 import select
 import socket
 import time
 
-from torchfab.remote import procfs
+from torchfab.remote import files, procfs, thread_dump
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 FOLDER = "probe"
+# Suffixes and prefix of the files in it: of the supervisor, of the rank itself, of NCCL's watchdog.
+KEPT, OF_RANK, OF_NCCL = ".kept.json", ".json", "nccl-"
+_IN_COLLECTIVE = "/torch/distributed/"
 # The last one needs Python's lock in the rank, so it may have no answer where the others have one.
 RECORDER, NCCL_RECORDER, TRACEBACK, GROUPS = "fr_trace_json", "dump_nccl_trace_json", "dump_traceback", "torchfab"
 QUESTIONS = (RECORDER, NCCL_RECORDER, TRACEBACK, GROUPS)
@@ -79,6 +83,138 @@ def _list(folder: str) -> list[str]:
 def _is_name(name: str) -> bool:
     rank, dash, pid = name.partition("-")
     return bool(dash) and rank.isdigit() and pid.isdigit()
+
+
+def collectives(folder: str, timeout_s: float) -> list[dict[str, Any]]:
+    """Return the collectives of the running ranks on this node that have a probe.
+
+    Parameters
+    ----------
+    folder : str
+        The job's folder on this node.
+    timeout_s : float
+        Seconds that the probes have, all together.
+
+    Returns
+    -------
+    list of dict
+        As `describe` returns them, with `stack`: the main thread, the innermost frame first.
+    """
+    probes = [probe for name in files.processes(folder) for probe in find(os.path.join(folder, name))]
+    answers = ask(probes, timeout_s)
+    now = time.time()
+    return [
+        {**summarize(probe.rank, probe.pid, answer, now), "stack": _main_stack(answer)}
+        for probe, answer in zip(probes, answers)
+        if RECORDER in answer or NCCL_RECORDER in answer
+    ]
+
+
+def _main_stack(answer: dict[str, bytes]) -> list[Any]:
+    threads = thread_dump.parse(answer.get(TRACEBACK, b"").decode(errors="replace"))
+    return list(threads[0]["frames"]) if threads else []
+
+
+# ---- what is kept for `fab why`
+
+
+def keep(folder: str, timeout_s: float) -> None:
+    """Write the collectives of the running ranks into files beside their sockets: they are about to end.
+
+    Parameters
+    ----------
+    folder : str
+        The job's folder on this node.
+    timeout_s : float
+        Seconds that the probes have, all together.
+    """
+    probes = [probe for name in files.processes(folder) for probe in find(os.path.join(folder, name))]
+    if not probes:
+        return
+    folders = {probe.pid: os.path.dirname(probe.path) for probe in probes}
+    for found in collectives(folder, timeout_s):
+        files.write_json(os.path.join(folders[found["pid"]], f"{found['rank']}-{found['pid']}{KEPT}"), found)
+
+
+def kept(folder: str) -> list[dict[str, Any]]:
+    """Return the collectives that were kept of the last process of each rank.
+
+    What the supervisor kept comes first: the rank itself writes later, when the others may have ended already. NCCL's
+    watchdog writes no pid.
+
+    Parameters
+    ----------
+    folder : str
+        The job's folder on this node.
+
+    Returns
+    -------
+    list of dict
+        As `collectives` returns them.
+    """
+    best: dict[int, tuple[bool, dict[str, Any]]] = {}
+    places = [os.path.join(folder, name, FOLDER) for name in files.processes(folder)]
+    paths = [os.path.join(place, name) for place in places for name in _list(place)]
+    for path in sorted(paths, key=_modified):
+        record = _read_kept(path)
+        if record is None:
+            continue
+        is_best, known = best.get(record["rank"], (False, {}))
+        if not known or not (record["pid"] == 0 or (is_best and record["pid"] == known["pid"])):
+            best[record["rank"]] = path.endswith(KEPT), record
+    return [best[rank][1] for rank in sorted(best)]
+
+
+def _modified(path: str) -> float:
+    try:
+        return os.stat(path).st_mtime
+    except OSError:
+        return 0.0
+
+
+def _read_kept(path: str) -> dict[str, Any] | None:
+    name = os.path.basename(path)
+    try:
+        if name.endswith(KEPT):
+            with open(path, encoding="utf-8") as file:
+                return dict(json.load(file))
+        if name.endswith(OF_RANK):
+            with open(path, encoding="utf-8") as file:
+                return _of_rank(json.load(file))
+        if name.startswith(OF_NCCL) and name[len(OF_NCCL) :].isdigit():
+            with open(path, "rb") as raw:
+                dump = _Unpickler(raw).load()
+            return {**describe(int(name[len(OF_NCCL) :]), 0, _modified(path), [dump], {}, {}), "stack": []}
+    except (OSError, ValueError, KeyError, TypeError, EOFError, IndexError, AttributeError, pickle.UnpicklingError):
+        pass  # it was being written when its process ended
+    return None
+
+
+def _of_rank(record: dict[str, Any]) -> dict[str, Any]:
+    """Return what a rank wrote after an exception; the collective that raised it counts as not ended."""
+    stack, dump = record["stack"], record["recorder"]
+    entries = dump.get("entries") or []
+    if entries and stack and _IN_COLLECTIVE in stack[0][1]:
+        last = max(entries, key=lambda entry: entry["record_id"])
+        last.update(retired=False, state="started")
+    found = describe(record["rank"], record["pid"], record["time"], [dump], record["groups"], {})
+    return {**found, "stack": stack}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads NCCL's dump, which consists of numbers, texts, lists and dicts; nothing of it is executed."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return what the dump may name: torch's typed lists."""
+        if module == "torch.jit._pickle" and name.startswith("build_"):
+            return list
+        if (module, name) == ("torch.jit._pickle", "restore_type_tag"):
+            return _first
+        raise pickle.UnpicklingError(f"{module}.{name}")
+
+
+def _first(value: Any, _: str) -> Any:
+    return value
 
 
 # ---- questions
