@@ -4,7 +4,7 @@
     fab launch-per-node --name gpt2 -- train.py --lr 3e-4    your script with its arguments, after --
     fab status | fab logs --follow | fab stop            the latest job
 
-What a launch runs is written in torchfab/launchers/, one file each; `--dry-run` prints it. With `--debug`, every
+torchfab/launchers/ has one file per launcher, which decides what runs; `--dry-run` prints it. With `--debug`, every
 command logs each step of each connection on stderr.
 """
 
@@ -141,7 +141,7 @@ def status(c: TaskContext, job: str, watch: bool, json: bool, stall: float | Non
     follow=flag(False, "Follow until the job ends, and exit with its code."),
     rank=flag("", "Only these ranks: 0,2-5."),
     lines=flag(1000, "The last N lines of each log file, or all. [1000]", NumberOr(("all",))),
-    all=flag(False, "All lines, and torchrun's own traceback and report, which are left out otherwise."),
+    all=flag(False, "All lines, with torchrun's own traceback and report, which are otherwise omitted."),
     grep=flag("", "Only lines that match this regular expression."),
     no_fold=flag(False, "Do not fold equal lines of several ranks into one."),
     stall=flag(
@@ -189,9 +189,11 @@ def why(c: TaskContext, job: str, json: bool, attempt: str) -> int:
 
 @job_task(
     rank=flag("", "Only these ranks: 0,2-5."),
-    native=flag(False, "Show the frames of C and C++ too; takes longer."),
+    native=flag(False, "Also show frames of C and C++; slower."),
     all=flag(False, "Show every frame, and the threads besides the main one."),
-    exact=flag(False, "Group only stacks with the same lines. [the same functions; the same lines where ranks wait]"),
+    exact=flag(
+        False, "Group only stacks with equal line numbers. [equal functions; where ranks wait, equal line numbers]"
+    ),
     timeout=flag(0.0, "Seconds for each rank. [10; 60 with --native]", SECONDS),
     json=flag(False, "Print JSON."),
 )
@@ -242,7 +244,7 @@ def attach(c: TaskContext, job: str, node: str, rank: str) -> int:
     ),
     backoff=flag(None, "Seconds before the first restart; doubles with each. [as launched; 10]", SECONDS),
     notify=flag("", "Command or URL that receives the job's events. [as launched]"),
-    follow=flag(False, "Print its logs too."),
+    follow=flag(False, "Also print the job's logs."),
     tmux=flag(False, "Supervise in this machine's private tmux server, and return."),
 )
 def supervise(
@@ -270,7 +272,7 @@ def supervise(
     rank=flag("", "Only these ranks: 0,2-5."),
 )
 def signal(c: TaskContext, job: str, signal: str, rank: str) -> int:
-    """Send a signal once to each rank of a job: `fab signal gpt2 USR1`; the job may be left out."""
+    """Send a signal once to each rank of a job: `fab signal gpt2 USR1`; the job is optional."""
     from torchfab.commands.signal import parse, send_signal
     from torchfab.launching import job_lookup
 
@@ -279,8 +281,8 @@ def signal(c: TaskContext, job: str, signal: str, rank: str) -> int:
 
 
 @job_task(
-    signal=flag("USR1", "The signal that the script handles by saving: USR1, USR2 or HUP. [USR1]"),
-    dir=flag((), "Folder of the checkpoints; may be given again. [as the script's arguments say, or the usual ones]"),
+    signal=flag("USR1", "The signal on which the script saves a checkpoint: USR1, USR2 or HUP. [USR1]"),
+    dir=flag((), "Folder of the checkpoints; repeatable. [from the script's arguments, or the usual folders]"),
     timeout=flag(300.0, "Seconds to wait for the checkpoint. [300]", SECONDS),
 )
 def checkpoint(
@@ -290,7 +292,7 @@ def checkpoint(
     dir: tuple[str, ...],  # noqa: A002  # the flag's name
     timeout: float,
 ) -> int:
-    """Ask a job for a checkpoint without ending it, and wait until that is whole."""
+    """Make a running job save a checkpoint, and wait until the checkpoint is complete."""
     from torchfab.commands.checkpoint import save_checkpoint
     from torchfab.commands.signal import notice
     from torchfab.launching import job_lookup
@@ -309,12 +311,12 @@ def stop(c: TaskContext, job: str, grace: float | None) -> int:
 
 @words_task(
     "[job] PATH…",
-    words=flag("", "Paths and patterns on the job's nodes, behind the name of a job. [the latest]"),
+    words=flag("", "Paths and patterns on the job's nodes; the job's name may come first. [the latest job]"),
     to=flag("", "Folder to copy into. [pulled/JOB]"),
     rank=flag("", "Only from the nodes of these ranks: 0,2-5."),
 )
 def pull(c: TaskContext, words: tuple[str, ...], to: str, rank: str) -> int:
-    """Copy files of a job (checkpoints, traces, logs) from the nodes that have them; goes on where it was."""
+    """Copy files of a job (checkpoints, traces, logs) from the nodes; continues partial copies."""
     from torchfab.commands.pull import run
 
     return run(words, to, rank, _context(c))
@@ -322,8 +324,8 @@ def pull(c: TaskContext, words: tuple[str, ...], to: str, rank: str) -> int:
 
 @words_task(
     "[job] PORT",
-    words=flag("", "A port of a node, LOCAL:PORT, or tensorboard, behind the name of a job. [the latest]"),
-    host=flag("", "The node: its host, or node rank. [0; with tensorboard the one where it runs]"),
+    words=flag("", "PORT of a node, LOCAL:PORT, or tensorboard; the job's name may come first. [the latest job]"),
+    host=flag("", "Host or node rank. [0; with tensorboard the node on which it runs]"),
 )
 def forward(c: TaskContext, words: tuple[str, ...], host: str) -> int:
     """Forward a port of a job's node to this machine's loopback address, and print the URL; Ctrl-C ends it."""
@@ -351,9 +353,9 @@ def sync(c: TaskContext, flags: SyncFlags) -> int:
     return run(flags, _context(c))
 
 
-@words_task("push", PushEnvFlags, words=flag("", "push: make the environment, or make it anew after a change."))
+@words_task("push", PushEnvFlags, words=flag("", "push: create the environment, or create it again after a change."))
 def env(c: TaskContext, words: tuple[str, ...], **flags: Any) -> int:
-    """Make the project's packages (uv.lock, requirements.txt) the same environment on every node: env push."""
+    """Create the same environment of the project's packages (uv.lock, requirements.txt) on all nodes: env push."""
     from torchfab.commands.env import run
 
     return run(words, PushEnvFlags(**flags), _context(c))
@@ -369,7 +371,7 @@ def trust(c: TaskContext, flags: TrustFlags) -> int:
 
 @host_task(DoctorFlags)
 def doctor(c: TaskContext, flags: DoctorFlags) -> int:
-    """Find problems of the hosts and between them, with a fix for each."""
+    """Find problems of the hosts and between the hosts, with a fix for each."""
     from torchfab.commands.doctor import run
 
     return run(flags, _context(c))
@@ -403,7 +405,7 @@ def network(c: TaskContext, flags: NetworkFlags) -> int:
     json=flag(False, "Print JSON."),
 )
 def lemons(c: TaskContext, forgive: str, json: bool) -> int:
-    """List lemons (hosts that are left out of supervised launches) and why; or remove them from the list."""
+    """List lemons (hosts that supervised launches leave out), with the reasons; or remove hosts from the list."""
     from torchfab.commands.lemons import show_lemons
 
     return show_lemons(_context(c), forgive, json)
@@ -413,10 +415,10 @@ def lemons(c: TaskContext, forgive: str, json: bool) -> int:
 
 
 @plain_task(
-    example=flag(False, "Write train_llm.py too, as the script of a launch that names none."),
+    example=flag(False, "Also write train_llm.py, the script of launches that name none."),
 )
 def init(c: TaskContext, example: bool) -> int:
-    """Make the current folder a project: write hosts, gpus, torchfab.yaml and fabfile.py; existing files stay."""
+    """Make the current folder a project: write hosts, gpus, torchfab.yaml and fabfile.py; keep existing files."""
     import os
 
     from torchfab.commands.init import run
@@ -425,11 +427,11 @@ def init(c: TaskContext, example: bool) -> int:
 
 
 @plain_task(
-    show_origin=flag(False, "Print where each value came from: default, file:line, environment variable, flag."),
+    show_origin=flag(False, "Print the origin of each value: default, file:line, environment variable, flag."),
     json=flag(False, "Print JSON, with origins."),
 )
 def config(c: TaskContext, show_origin: bool, json: bool) -> int:
-    """Print every setting and its value; with --show-origin also where it came from."""
+    """Print every setting and its value; with --show-origin also the origin of the value."""
     from torchfab.commands.config import run
 
     return run(c, show_origin, json)
@@ -451,7 +453,7 @@ def completion(c: TaskContext, words: tuple[str, ...]) -> int:
 
 @file_task("import", file=flag("", "A batch script, or a configuration of accelerate, DeepSpeed, Ray or Kubernetes."))
 def import_file(c: TaskContext, file: str) -> int:
-    """Convert a launch file of another tool to a command line, and list the settings that are left out."""
+    """Convert a launch file of another tool to a command line, and list the settings that were not converted."""
     from torchfab.commands.import_file import run
 
     return run(file, _context(c))

@@ -193,7 +193,8 @@ def test_a_stop_that_is_not_proved_is_an_error(job: Job, monkeypatch: pytest.Mon
     with pytest.raises(HostsFailedError) as caught:
         job.stop()
     assert str(caught.value) == (
-        "1 of 2 nodes could not be asked to stop\n  fix: when they are back: fab stop gpt2\n  node1: node1: refused"
+        "1 of 2 nodes could not be reached to stop the job\n"
+        "  fix: when they are reachable again: fab stop gpt2\n  node1: node1: refused"
     )
     stops(monkeypatch, StopReport(NODES[0]), StopReport(NODES[1], 1, left=("4711 (sleep)",)))
     with pytest.raises(TorchfabError, match=r"not all of its processes could be ended: node1: 4711 \(sleep\)"):
@@ -294,7 +295,7 @@ def test_a_notice_returns_the_ranks_that_got_it(job: Job, monkeypatch: pytest.Mo
     monkeypatch.setattr(tmux, "signal", deliver)
     assert job.signal("usr1", rank=[0, 1]) == (1,)
     assert sent == [("SIGUSR1", [0, 1])]
-    with pytest.raises(UsageError, match="SIGTERM ends ranks: it is no notice"):
+    with pytest.raises(UsageError, match="SIGTERM ends ranks: it is not a notice"):
         job.signal("TERM")
     with pytest.raises(UsageError, match="the ranks 0-1, and no rank 7"):
         job.signal(rank=7)

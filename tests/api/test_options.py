@@ -48,9 +48,9 @@ def test_none_is_the_default() -> None:
 @pytest.mark.parametrize(
     ("values", "text"),
     [
-        ({"port": 70000}, "--port is a number from 1 to 65535, or 0 for a free one; got '70000'"),
-        ({"grace": "soon"}, "--grace is a number of seconds, got 'soon'"),
-        ({"name": ""}, "--name is empty\n  fix: give it a value, or leave it out"),
+        ({"port": 70000}, "--port must be a number from 1 to 65535, or 0 for a free one; got '70000'"),
+        ({"grace": "soon"}, "--grace must be a number of seconds, got 'soon'"),
+        ({"name": ""}, "--name is empty\n  fix: give it a value, or omit it"),
         ({"name": ["a"]}, "--name is a text or a number, got ['a']"),
         ({"port": True}, "--port is no switch, got True"),
         ({"nproc": 4}, "launch() with launcher 'per-node' has no argument 'nproc'"),

@@ -27,7 +27,7 @@ def test_only_launches_and_run_take_words(name: str) -> None:
     with pytest.raises(UsageError) as refused:
         check_words([task], ("x", "a b"))
     assert (
-        str(refused.value) == f"{name} takes nothing behind --, got x 'a b'\n  fix: without the --: fab {name} x 'a b'"
+        str(refused.value) == f"{name} takes nothing after --, got x 'a b'\n  fix: without the --: fab {name} x 'a b'"
     )
 
 

@@ -125,7 +125,7 @@ def test_an_unknown_flag_is_an_error() -> None:
 
 def test_every_launch_takes_the_shared_flags_and_its_own() -> None:
     shared = {"name", "env", "dry-run", "follow", "workdir", "python", "port", "master-addr", "grace", "nodes"}
-    shared |= {"supervise", "restarts", "stall", "backoff", "notify", "tmux", "setup", "before", "after"}
+    shared |= {"supervise", "restarts", "stall", "backoff", "notify", "tmux", "setup", "before", "after", "no-probe"}
     node, gpu = (next(each for each in CONTEXTS if each.name == name) for name in ("launch-per-node", "launch-per-gpu"))
     own = {"nproc-per-node", "nnodes", "max-restarts", "rdzv-backend", "rdzv-timeout"}
     assert {name.replace("_", "-") for name in node.args} == shared | {"hostfile", "hostfile-format"} | own

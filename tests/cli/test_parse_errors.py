@@ -28,7 +28,7 @@ def refused(*words: str) -> str:
     return ""
 
 
-SCRIPT = "your script and its arguments go behind --: fab "
+SCRIPT = "your script and its arguments go after --: fab "
 
 
 @pytest.mark.parametrize(
@@ -41,13 +41,13 @@ SCRIPT = "your script and its arguments go behind --: fab "
         ("superv", "there is no task superv; did you mean supervise?"),
         ("kill gpt2", "there is no task kill; did you mean stop?"),
         ("ps", "there is no task ps; did you mean jobs?"),
-        ("xyzzy", "there is no task xyzzy; fab --list shows them"),
-        ("doctor node1", "doctor takes no word 'node1', and there is no task of that name; fab --list shows them"),
-        ("status a b", "status takes one job, got 'b' besides"),
+        ("xyzzy", "there is no task xyzzy; fab --list lists them"),
+        ("doctor node1", "doctor does not take 'node1', and there is no task of that name; fab --list lists them"),
+        ("status a b", "status takes one job, got 'b' in addition"),
         ("launch-per-node --hostfiel x", "launch-per-node has no flag --hostfiel; did you mean --hostfile?"),
         ("launch-per-node --nproc_per_node=2", "no flag --nproc_per_node; did you mean --nproc-per-node?"),
         ("launch-per-node -name x", "launch-per-node has no flag -name; did you mean --name?"),
-        ("launch-per-node --xyzzy", "lists them; flags of your script go behind --"),
+        ("launch-per-node --xyzzy", "lists them; flags of your script go after --"),
         ("status --watchh", "status has no flag --watchh; did you mean --watch?"),
         ("--lsit", "fab has no flag --lsit; did you mean --list?"),
         ("logs --lines", "--lines needs a value; fab --help logs explains it"),
@@ -64,9 +64,9 @@ SCRIPT = "your script and its arguments go behind --: fab "
         ("launch-per-node --name=a train.py --x=1", SCRIPT + "launch-per-node --name=a -- train.py --x=1"),
         ("launch-per-node --follow train.py", SCRIPT + "launch-per-node --follow -- train.py"),
         ("launch-per-node -m pkg.train", SCRIPT + "launch-per-node -- -m pkg.train"),
-        ("run nvidia-smi", "the command goes behind --: fab run -- nvidia-smi"),
-        ("run --timeout 5 ls -l", "the command goes behind --: fab run --timeout 5 -- ls -l"),
-        ("run --xyzzy", "run has no flag --xyzzy; fab --help run lists them; the command goes behind --"),
+        ("run nvidia-smi", "the command goes after --: fab run -- nvidia-smi"),
+        ("run --timeout 5 ls -l", "the command goes after --: fab run --timeout 5 -- ls -l"),
+        ("run --xyzzy", "run has no flag --xyzzy; fab --help run lists them; the command goes after --"),
         ("launch --follow", "there is no task launch; did you mean launch-per-node?"),
         ("python train.py --lr 3", SCRIPT + "launch-per-node -- python train.py --lr 3"),
         ("exec ls", "there is no task exec; did you mean run?"),

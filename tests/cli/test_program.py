@@ -58,16 +58,16 @@ def fab(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
         ("statsu", "there is no task statsu; did you mean status?"),
         ("--help statsu", "there is no task statsu; did you mean status?"),
         ("-l statsu", "there is no task statsu; did you mean status?"),
-        ("-F tree -l", "-F (--list-format) is flat, nested or json, got 'tree'"),
+        ("-F tree -l", "-F (--list-format) must be flat, nested or json, got 'tree'"),
         ("-t abc jobs", "takes a whole number, got 'abc'"),
         ("jobs -t abc", "takes a whole number, got 'abc'"),
-        ("-t 0 jobs", "-t is at least 1 second, got 0"),
-        ("-t -1 jobs", "-t is at least 1 second, got -1"),
+        ("-t 0 jobs", "-t must be at least 1 second, got 0"),
+        ("-t -1 jobs", "-t must be at least 1 second, got -1"),
         ("launch-per-node --master_port 1", "launch-per-node has no flag --master_port; did you mean --port?"),
         ("launch-per-node --num_nodes=2", "launch-per-node has no flag --num_nodes; did you mean --nodes?"),
         ("logs --tail 5", "logs has no flag --tail; did you mean --lines?"),
         ("logs -f", "-f is --config of fab and needs a file; did you mean fab logs --follow?"),
-        ("-- train.py", "there is no task in front of --: fab launch-per-node -- train.py"),
+        ("-- train.py", "there is no task before --: fab launch-per-node -- train.py"),
         ("-H a -H b jobs", "-H (--hosts) is given twice"),
         ("-H a --hosts=b jobs", "-H (--hosts) is given twice"),
         ("-H a jobs -H b", "-H (--hosts) is given twice"),
@@ -103,10 +103,10 @@ def test_a_wrong_command_line_is_one_error(fab, line: str, expected: str) -> Non
         (b"torchfab: {5: 5}", "the names of settings in torchfab are texts"),
         (b"torchfb: {fanout: 5}", "there is no section torchfb; did you mean torchfab?"),
         (b"5: 5", "the name of a section is a text, got 5"),
-        (b"tasks: {executor_class: 5}", "tasks.executor_class names no executor: 5"),
-        (b"tasks: {executor_class: nowhere.Executor}", "tasks.executor_class names no executor"),
-        (b"tasks: {executor_class: pathlib.Path}", "tasks.executor_class names no executor"),
-        (b"tasks: 5", "settings do not fit together"),
+        (b"tasks: {executor_class: 5}", "tasks.executor_class is not an executor class: 5"),
+        (b"tasks: {executor_class: nowhere.Executor}", "tasks.executor_class is not an executor class"),
+        (b"tasks: {executor_class: pathlib.Path}", "tasks.executor_class is not an executor class"),
+        (b"tasks: 5", "settings files contradict each other"),
         (b"connect_kwargs: {timeout: abc}", "connect_kwargs.timeout is a number of seconds, got 'abc'"),
         (b"connect_kwargs: {key_filename: 5}", "connect_kwargs.key_filename is a path or a list of paths, got 5"),
     ],
@@ -253,7 +253,7 @@ def test_a_fabfile_of_the_project_is_not_run(torchfab, tmp_path: Path) -> None: 
 
 
 def test_messages_name_the_command_that_was_called(torchfab) -> None:  # type: ignore[no-untyped-def]
-    assert torchfab("jobs").out.endswith("the first one: torchfab launch-per-node --follow\n")
+    assert torchfab("jobs").out.endswith("to launch one: torchfab launch-per-node --follow\n")
     assert torchfab("train.py").err.endswith("torchfab launch-per-node -- train.py\n")
 
 

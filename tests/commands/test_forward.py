@@ -31,7 +31,7 @@ def test_a_word_names_a_port(line: str, expected: tuple[str, Spec]) -> None:
 
 @pytest.mark.parametrize("line", ["", "gpt2", "0", "65536", "1:0", "6006:", "a b c", "tensorboard:6006", "6006 gpt2"])
 def test_other_words_are_refused_with_the_form(line: str) -> None:
-    with pytest.raises(UsageError, match="tensorboard, a PORT, or LOCAL:PORT"):
+    with pytest.raises(UsageError, match="tensorboard, PORT or LOCAL:PORT"):
         forward.split_words(line.split())
 
 
@@ -54,6 +54,7 @@ def test_of_several_all_are_named() -> None:
     listeners = [Listener(port=6006 + rank, address="localhost", pid=7, command="tensorboard a") for rank in range(2)]
     error = forward.several_found(list(zip(NODES, listeners, strict=True)))
     assert (
-        error.message == "several tensorboards listen: node1 port 6006: tensorboard a; node2 port 6007: tensorboard a"
+        error.message
+        == "TensorBoard listens on several ports: node1 port 6006: tensorboard a; node2 port 6007: tensorboard a"
     )
     assert error.fix == "fab forward 6006 --host node1"

@@ -37,7 +37,7 @@ def test_the_summary_names_hosts_files_and_folders() -> None:
     assert list(pull.summary(transfers, matches, "/far/away", 1.0)) == [
         "node1: 1 file, 2 KiB, into /far/away/node1",
         "node2: 1 file, 2 KiB, into /far/away/node2",
-        "files of the same name differ between hosts: each host has a folder of its own",
+        "files of the same name differ between hosts: each host has its own folder",
         "node3: the same files; nothing to copy",
         "2 files, 4 KiB, in /far/away (1.0 s)",
     ]

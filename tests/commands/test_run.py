@@ -43,9 +43,9 @@ def test_words_are_the_command_as_they_stand(words: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ((), "needs a command behind --\n  fix: for example: fab run -- nvidia-smi -L"),
-        (("",), "needs a command behind --"),
-        (("nvidia-smi | head",), "no shell reads it on the hosts\n  fix: fab run -- bash -c 'nvidia-smi | head'"),
+        ((), "needs a command after --\n  fix: for example: fab run -- nvidia-smi -L"),
+        (("",), "needs a command after --"),
+        (("nvidia-smi | head",), "no shell interprets it on the hosts\n  fix: fab run -- bash -c 'nvidia-smi | head'"),
         (("ls -l",), "fix: fab run -- bash -c 'ls -l'"),
         (("echo;ls",), "fix: fab run -- bash -c 'echo;ls'"),
         (("A=1", "env"), "fix: fab run --env A=… -- env"),
@@ -89,7 +89,7 @@ def test_the_error_names_every_failed_host_and_has_the_highest_exit_code() -> No
     assert {host: str(reason) for host, reason in error.reasons.items()} == {
         "node1": "exit code 2",
         "node2": "was killed by SIGKILL",
-        "node3": "did not end within the time of --timeout; it was ended after 5 s",
+        "node3": "did not end within --timeout; it was ended after 5 s",
         "node4": "no answer",
     }
     assert error.exit_code == 137

@@ -85,7 +85,7 @@ def test_ranks_that_do_not_run_are_named(monkeypatch: pytest.MonkeyPatch, capsys
 def test_nothing_is_sent_if_one_rank_would_end(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError) as caught:
         sent(monkeypatch, on(0, "handled", was_sent=False), on(1, "ends", "ends", was_sent=False, first=2))
-    assert "ranks 2-3 of job x have no handler of SIGUSR1" in caught.value.message
+    assert "ranks 2-3 of job x have no handler for SIGUSR1" in caught.value.message
     assert "signal.signal(signal.SIGUSR1, handler)" in caught.value.fix
 
 

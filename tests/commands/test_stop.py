@@ -57,13 +57,13 @@ def found(node: str, proof: str, left: tuple[str, ...] = ()) -> StopReport:
 @pytest.mark.parametrize(
     ("reports", "text"),
     [
-        ([found("node1", "cgroup"), found("node2", "cgroup")], " (known by the kernel's cgroup)"),
-        ([found("node1", "proc")], " (known by searching /proc as this user)"),
+        ([found("node1", "cgroup"), found("node2", "cgroup")], " (verified by the kernel's cgroup)"),
+        ([found("node1", "proc")], " (verified by searching /proc as this user)"),
         (
             [found("node1", "cgroup"), found("node2", "proc"), found("node3", "proc")],
-            " (known by the kernel's cgroup on node1, known by searching /proc as this user on node[2-3])",
+            " (verified by the kernel's cgroup on node1, verified by searching /proc as this user on node[2-3])",
         ),
-        ([found("Slurm job 7", "slurm")], " (as Slurm says)"),
+        ([found("Slurm job 7", "slurm")], " (as Slurm reports)"),
         ([found("node1", "")], ""),
     ],
 )

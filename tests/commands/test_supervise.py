@@ -26,7 +26,7 @@ def test_a_second_supervisor_in_tmux_is_refused(tmp_path: Path, monkeypatch: pyt
     ctx = CommandContext(config, tmp_path, "/", 0.0, "0a1b2c3d", {}, ConnectionSettings())
     job = (tmp_path, "x", "x-0a1b2c3d", "per-node", "tmux", 0.0, ("train.py",), NODES, "/x", 1, 1)
     first = job_locks.SupervisorLock(tmp_path)
-    with pytest.raises(UsageError, match="has a supervisor already"):
+    with pytest.raises(UsageError, match="already has a supervisor"):
         supervise.supervise_existing(
             Record(*job, ConnectionSettings(), {}, {}), SuperviseFlags(), False, True, ctx, ("fab",)
         )
@@ -36,9 +36,9 @@ def test_a_second_supervisor_in_tmux_is_refused(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("flag", "text", "error"),
     [
-        ("restarts", "-1", "--restarts is a number of at least 0, got '-1'"),
-        ("stall", "soon", "--stall is a number of seconds, got 'soon'"),
-        ("backoff", "-3", "--backoff is a number of seconds, got '-3'"),
+        ("restarts", "-1", "--restarts must be a number of at least 0, got '-1'"),
+        ("stall", "soon", "--stall must be a number of seconds, got 'soon'"),
+        ("backoff", "-3", "--backoff must be a number of seconds, got '-3'"),
         ("notify", "'open", '--notify "\'open": No closing quotation'),
     ],
 )

@@ -22,7 +22,7 @@ FILES = {
 
 
 def test_a_file_that_is_no_script_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"notes\.md is no Python script .*\n  fix: chmod \+x notes\.md if"):
+    with pytest.raises(UsageError, match=r"notes\.md is not a Python script .*\n  fix: chmod \+x notes\.md if"):
         command.parse(("notes.md", "a"), {"notes.md": Look()}.get)
     assert command.parse(("notes.md",), {"notes.md": Look((), True)}.get) == Command(("./notes.md",), True)
 
@@ -200,7 +200,7 @@ def test_words_that_only_a_shell_would_read_are_refused_with_the_line_to_write(
     ],
 )
 def test_a_launcher_behind_other_programs_is_refused(line: str) -> None:
-    with pytest.raises(UsageError, match=r"would start ranks inside of every rank\n  fix: leave it out: .*-- t\.py"):
+    with pytest.raises(UsageError, match=r"would start ranks inside every rank\n  fix: omit it: .*-- t\.py"):
         parse(line)
 
 

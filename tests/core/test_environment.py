@@ -154,7 +154,7 @@ def test_variables_that_matter_and_are_not_forwarded_are_named() -> None:
     ],
 )
 def test_a_secret_in_a_setup_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match=r"--setup contains the value of \w+, and records and dry runs show it"):
+    with pytest.raises(UsageError, match=r"--setup contains the value of \w+, which records and dry runs would show"):
         environment.check_setup(text, "--setup")
 
 

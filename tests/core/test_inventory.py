@@ -24,7 +24,7 @@ from torchfab.core.inventory import (
 from torchfab.core.specs import Node, Slot
 
 EXPECTED = (
-    "expected [user@]host[:port] [slots=N] [gpus=0,1] [address=A], with ranges as node[01-16] and IPv6 as [fd00::1]"
+    "expected [user@]host[:port] [slots=N] [gpus=0,1] [address=A], ranges such as node[01-16], IPv6 such as [fd00::1]"
 )
 HOST_KEYS = "known keys here: slots=, gpus=, address=, user=, port=, python=, workdir=, setup=, env.NAME="
 PROCESS_KEYS = HOST_KEYS.replace(" slots=,", "")
@@ -136,12 +136,14 @@ def test_any_setup_in_quotes_is_read_as_it_is(text: str) -> None:
 def test_an_unknown_key_is_kept_as_a_label_and_noted() -> None:
     found = hosts_from_lines(lines_of("a slots=4 type=gpu rack='r 1'\nb slots=\"2\"", "hosts"), "hosts")
     assert [(node.slots, node.labels) for node in found.nodes] == [(4, (("type", "gpu"), ("rack", "r 1"))), (2, ())]
-    assert found.notes == tuple(f"hosts:1: {key}= is unknown to torchfab: kept as a label" for key in ("type", "rack"))
+    assert found.notes == tuple(
+        f"hosts:1: {key}= is not a key of torchfab: kept as a label" for key in ("type", "rack")
+    )
 
 
 def test_a_drained_host_is_left_out_and_noted() -> None:
     found = hosts_from_lines(lines_of("a slots=0\nb", "hosts"), "hosts")
-    assert ([node.host for node in found.nodes], found.notes) == (["b"], ("hosts:1: slots=0: a is left out",))
+    assert ([node.host for node in found.nodes], found.notes) == (["b"], ("hosts:1: slots=0: a is not used",))
 
 
 def test_names_of_a_host_differ_in_more_than_letters_case_and_zeros() -> None:
@@ -168,7 +170,7 @@ def test_gpus_names_devices_by_index_range_or_uuid(text: str, devices: tuple[str
     assert parse_hosts(f"a gpus={text}", "hosts")[0].gpus == devices
 
 
-TWICE = "a host is listed once in a hosts file; say slots=N for more processes on it"
+TWICE = "a host is listed once in a hosts file; write slots=N for more processes on it"
 A_LIST = "hosts stand on lines of their own, or in a list"
 NOT_CLOSED = "a bracket is not closed: ranges are written as node[01-16]"
 NO_SHELL = "no shell reads this file: write the names themselves"
@@ -225,16 +227,16 @@ WRONG_HOSTS = [
     ("a GPUS=2", "hosts:1: unknown key 'GPUS' in 'GPUS=2'", f"write gpus=2; {HOST_KEYS}"),
     ("a ip=10.0.0.2", "hosts:1: unknown key 'ip' in 'ip=10.0.0.2'", f"write address=10.0.0.2; {HOST_KEYS}"),
     ("a =2", "hosts:1: unknown key '' in '=2'", HOST_KEYS),
-    ("a b", "hosts:1: unknown key 'b' in 'b'", "a second host goes on a line of its own, or behind a comma: a,b"),
-    ("a 4", "hosts:1: unknown key '4' in '4'", "a number of processes is written with its key: a slots=4"),
+    ("a b", "hosts:1: unknown key 'b' in 'b'", "write a second host on its own line, or after a comma: a,b"),
+    ("a 4", "hosts:1: unknown key '4' in '4'", "write a number of processes with its key: a slots=4"),
     (
         "a 10.0.0.2",
         "hosts:1: unknown key '10.0.0.2' in '10.0.0.2'",
-        "an address for the other nodes is written with its key: a address=10.0.0.2",
+        "write an address for the other nodes with its key: a address=10.0.0.2",
     ),
     ("a slots", "hosts:1: unknown key 'slots' in 'slots'", HOST_KEYS),
     ("a slots=0", "hosts: names no host; every line has slots=0", EXPECTED),
-    ("a,4", "hosts:1: '4' in 'a,4' is not a host name", "in a list of hosts, write slots=N behind it"),
+    ("a,4", "hosts:1: '4' in 'a,4' is not a host name", "in a list of hosts, write slots=N after it"),
     (
         "a:2:mlx5_0",
         "hosts:1: 'a:2:mlx5_0' has two colons",
@@ -242,7 +244,11 @@ WRONG_HOSTS = [
     ),
     ("b@a user=c", "hosts:1: a has the user b, and user=c", "give the user once"),
     ("a:22 port=23", "hosts:1: a has the port 22, and port=23", "give the port once"),
-    ("a workdir=b", "hosts:1: workdir=b: not an absolute path", "write it from the root: workdir=/home/me/project"),
+    (
+        "a workdir=b",
+        "hosts:1: workdir=b: not an absolute path",
+        "write it from the root, for example workdir=/home/me/project",
+    ),
     (
         "a env.RANK=1",
         "hosts:1: env.RANK=: the launcher sets RANK",
@@ -250,19 +256,19 @@ WRONG_HOSTS = [
     ),
     (
         "a env.MY_TOKEN=x",
-        "hosts:1: env.MY_TOKEN=: a secret does not belong into a hosts file: records and dry runs show it",
-        "export MY_TOKEN here; the setting torchfab.forward says which variables are forwarded",
+        "hosts:1: env.MY_TOKEN=: a secret must not be in a hosts file: records and dry runs would show it",
+        "export MY_TOKEN here; the setting torchfab.forward selects the variables to forward",
     ),
     (
         "a setup='module load x; export HF_TOKEN=hf_123'",
-        "hosts:1: setup= contains the value of HF_TOKEN, and records and dry runs show it",
-        "let it read the value: HF_TOKEN=$(cat FILE); or export HF_TOKEN here, and give --env HF_TOKEN",
+        "hosts:1: setup= contains the value of HF_TOKEN, which records and dry runs would show",
+        "read the value there: HF_TOKEN=$(cat FILE); or export HF_TOKEN here, and give --env HF_TOKEN",
     ),
     ("a env.2=x", "hosts:1: env.2=: '2' cannot name an environment variable", EXPECTED),
     (
         "ann@corp@a",
         "hosts:1: 'ann@corp' is not a user name",
-        "such a name goes into ssh's configuration: Host NAME, then User NAME",
+        "configure such a name in ssh's configuration: Host NAME, then User NAME",
     ),
     ("a slots=", "hosts:1: slots= needs a value, got 'slots='", EXPECTED),
     ("a slots=1 slots=2", "hosts:1: slots= is given twice, the second time as 'slots=2'", "leave one of them out"),
@@ -270,11 +276,11 @@ WRONG_HOSTS = [
     ("a address=x;y", "hosts:1: 'x;y' is not a host name or address", f"{A_LIST}: x,y"),
     (
         "n[1-2] address=10.0.0.1",
-        "hosts:1: address= names one node, the line names several",
-        "write those nodes on lines of their own",
+        "hosts:1: address= is for one node, and this line names several",
+        "write those nodes on separate lines",
     ),
     ("[::1]:0", "hosts:1: '0' is not a port", "a port is a number from 1 to 65535"),
-    ("a:slots=2", "hosts:1: 'slots=2' is not a port", "write a blank instead of the colon: HOST slots=2"),
+    ("a:slots=2", "hosts:1: 'slots=2' is not a port", "write a space instead of the colon: HOST slots=2"),
     ("10.0.0.300", "hosts:1: '10.0.0.300' is not an IPv4 address", EXPECTED),
     ("10.0.0", "hosts:1: '10.0.0' is not an IPv4 address", EXPECTED),
     ("10.0.0.1-4", "hosts:1: '10.0.0.1-4' is not an IPv4 address", "write 10.0.0.[1-4]"),
@@ -306,7 +312,7 @@ WRONG_HOSTS = [
         (
             f"\na slots={value}",
             f"hosts:2: slots={value}: not a number of processes",
-            "say how many processes to run there, for example slots=8",
+            "give the number of processes to run there, for example slots=8",
         )
         for value in ("-1", "x", "1.5", "1025", "²")
     ),
@@ -334,7 +340,7 @@ def test_hosts_errors_name_file_line_and_expectation(text: str, problem: str, fi
 def test_an_error_names_a_bad_range_and_its_line(host: str) -> None:
     error = message(f"a\n{host}")
     assert error.startswith(f"hosts:2: bad range {host!r}: ")
-    assert error.endswith("\n  fix: ranges are written as node[01-16] or node[1,3,7-9]")
+    assert error.endswith("\n  fix: write ranges as node[01-16] or node[1,3,7-9]")
 
 
 @pytest.mark.parametrize("host", ["n[0-10000]", "n[0-9999]m[0-9999]", "n[1-99999999999999]", f"n[{'9' * 5000}]"])
@@ -387,16 +393,24 @@ def test_a_range_in_gpus_is_one_slot_on_each_of_its_hosts() -> None:
     assert slots == (Slot(0, 0, 0), Slot(1, 1, 0), Slot(2, 0, 1), Slot(3, 1, 1))
 
 
-SOME_LINES = "say gpus=N on all of its lines, or on none"
+SOME_LINES = "write gpus=N on all of its lines, or on none"
 WRONG_GPUS = [
     ("", "gpus: names no host", EXPECTED),
     ("a slots=2", "gpus:1: unknown key 'slots' in 'slots=2'", PROCESS_KEYS),
-    ("a setup=x\na setup=y", "gpus:2: a has the setup x on another line, and y here", "a host has one"),
-    ("a env.A=1\na env.A=2", "gpus:2: a has another env. value on another line", "a variable has one value on a host"),
+    (
+        "a setup=x\na setup=y",
+        "gpus:2: a has the setup x on another line, and y here",
+        "give the same value on all lines of a host",
+    ),
+    (
+        "a env.A=1\na env.A=2",
+        "gpus:2: a has a different env. value on another line",
+        "give a variable one value per host",
+    ),
     ("a gpus=1\nb\na gpus=1", "gpus:3: device 1 of a is named twice", "one line per device"),
-    ("a gpus=1\na", "gpus:2: a names its devices on some lines only", SOME_LINES),
-    ("a\na gpus=1", "gpus:2: a names its devices on some lines only", SOME_LINES),
-    ("a\nb c", "gpus:2: unknown key 'c' in 'c'", "a second host goes on a line of its own, or behind a comma: b,c"),
+    ("a gpus=1\na", "gpus:2: a has gpus= on some lines only", SOME_LINES),
+    ("a\na gpus=1", "gpus:2: a has gpus= on some lines only", SOME_LINES),
+    ("a\nb c", "gpus:2: unknown key 'c' in 'c'", "write a second host on its own line, or after a comma: b,c"),
 ]
 
 

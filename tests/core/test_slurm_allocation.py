@@ -27,5 +27,5 @@ def test_hosts_and_slots_follow_the_allocation(more: dict[str, str], slots: list
 
 
 def test_the_error_outside_an_allocation_has_a_fix() -> None:
-    with pytest.raises(UsageError, match=r"this terminal is in none\n  fix: begin one: salloc --nodes 2"):
+    with pytest.raises(UsageError, match=r"this terminal is not in one\n  fix: start one: salloc --nodes 2"):
         slurm_allocation.allocated_nodes({})

@@ -29,7 +29,7 @@ def test_any_other_name_is_rejected(name: str) -> None:
     with pytest.raises(JobNameError) as caught:
         make_job(name=name)
     assert str(caught.value) == (
-        "a job name has at most 63 letters, digits, '-' and '_', and begins with a letter or digit; "
+        "a job name is 1 to 63 letters, digits, '-' and '_', and begins with a letter or digit; "
         f"got {name!r}\n  fix: choose another --name"
     )
 
@@ -53,11 +53,11 @@ def test_a_valid_port_is_accepted(port: int) -> None:
 def test_a_port_out_of_range_is_rejected(port: int) -> None:
     with pytest.raises(UsageError) as caught:
         make_job(port=port)
-    assert str(caught.value) == f"--port is a number from 1 to 65535, or 0 for a free one; got {port}"
+    assert str(caught.value) == f"--port must be a number from 1 to 65535, or 0 for a free one; got {port}"
 
 
 def test_a_job_needs_a_script() -> None:
-    with pytest.raises(UsageError, match="no script was given\n  fix: write it after --"):
+    with pytest.raises(UsageError, match="no script was given\n  fix: give it after --"):
         make_job(script=())
 
 

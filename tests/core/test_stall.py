@@ -94,15 +94,15 @@ def test_the_warning_has_duration_last_line_and_next_command() -> None:
     found = stall.detect_stall(job(running(0, 754.0), lost), 300)
     assert found is not None
     assert stall.render_warning(found, "gpt2").splitlines() == [
-        "gpt2: no rank has logged for 12 min 34 s (node1 cannot be asked): it may hang",
+        "gpt2: no rank has logged for 12 min 34 s (node1 unreachable): it may hang",
         "  the last line: node0 [0] step 0",
-        "  what each rank is doing: fab stacks gpt2",
+        "  to see what each rank is doing: fab stacks gpt2",
     ]
 
 
 def test_the_warning_for_a_job_that_never_logged() -> None:
     words = stall.render_warning(Silence(301.0), "gpt2")
-    assert "nothing was logged since it was started" in words
+    assert "nothing was logged since the start" in words
 
 
 def test_the_last_line_is_stripped_of_escape_sequences() -> None:

@@ -152,7 +152,7 @@ def test_a_node_has_the_worst_state_of_its_processes(states: list[str], state: s
 
 def test_a_node_without_the_jobs_folder_is_lost() -> None:
     found = node(0, exists=False)
-    assert (found.state, found.reason) == ("lost", "the job's folder is gone from the node")
+    assert (found.state, found.reason) == ("lost", "the job's folder no longer exists on the node")
 
 
 # ---- stopped

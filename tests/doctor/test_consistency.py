@@ -18,7 +18,7 @@ def clock_findings(*ahead_s: float, within_s: float = 0.001) -> list[Finding]:
 def test_clock_skew_is_measured_from_the_median() -> None:
     (finding,) = clock_findings(0.0, 2.0, 0.01)
     assert (finding.kind, finding.severity, finding.hosts) == ("clock-skew", WARNING, ("node2",))
-    assert finding.found == "+2000 ms (known to 1.0 ms)"
+    assert finding.found == "+2000 ms (± 1.0 ms)"
 
 
 def test_a_wrong_clock_of_this_machine_alone_is_not_a_finding() -> None:
@@ -27,7 +27,7 @@ def test_a_wrong_clock_of_this_machine_alone_is_not_a_finding() -> None:
 
 def test_a_clock_skew_that_breaks_torchrun_is_an_error() -> None:
     (finding,) = clock_findings(0.0, -20.0, 0.0)
-    assert (finding.severity, finding.found) == (ERROR, "-20000 ms (known to 1.0 ms)")
+    assert (finding.severity, finding.found) == (ERROR, "-20000 ms (± 1.0 ms)")
 
 
 def test_an_offset_within_the_round_trip_is_not_a_finding() -> None:

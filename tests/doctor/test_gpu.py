@@ -157,7 +157,7 @@ KERNEL: dict[str, list[tuple[str, str]]] = {
         *(("error", "Xid 149 (NVLink error) of GPU 0019:01:00"), ("error", "Xid 149 (NVLink error) of GPU 0000:00:00")),
         ("warning", "Xid 145 (NVLink error) of GPU 0018:01:00"),
     ],
-    "xid-2026-154-talos.txt": [("error", "Xid 154 (the driver asks for: GPU Reset Required) of GPU 0000:0b:00")],
+    "xid-2026-154-talos.txt": [("error", "Xid 154 (the driver requests: GPU Reset Required) of GPU 0000:0b:00")],
     "xid-535.161.07-79.txt": [("error", "Xid 79 (the GPU has fallen off the bus) of GPU 0000:a1:00")],
     "xid-535.183.01-43-31-94.txt": [("warning", "Xid 43"), ("warning", "Xid 31"), ("warning", "Xid 94 (contained")],
     "xid-575.51.02-120.txt": [("error", "Xid 120 (the GPU's system processor failed) of GPU 0000:02:00")],

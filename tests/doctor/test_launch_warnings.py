@@ -78,12 +78,12 @@ def test_a_clock_is_a_warning_only_beyond_its_uncertainty() -> None:
 
 def test_processes_that_hold_gpus_are_a_warning() -> None:
     holders = [{"pid": pid, "memory_mib": 1} for pid in range(10, 16)]
-    expected = "other processes hold its GPUs: pid 10, pid 11, pid 12, pid 13 and 2 more"
+    expected = "other processes use its GPUs: pid 10, pid 11, pid 12, pid 13 and 2 more"
     assert only(warnings_with({"holders": holders})).what == expected
 
 
 def test_variables_of_launchers_in_a_login_environment_are_a_warning() -> None:
-    expected = "its login environment has variables of launchers, which ranks do not get: MASTER_ADDR, RANK"
+    expected = "its login environment has variables of launchers, which ranks do not inherit: MASTER_ADDR, RANK"
     assert only(warnings_with({"launcher_variables": ["MASTER_ADDR", "RANK"]})).what == expected
 
 
@@ -93,7 +93,7 @@ def test_variables_of_launchers_in_a_login_environment_are_a_warning() -> None:
         (("7",), None, 4, "gpus=7 in hosts:2: the node has 4 GPUs"),
         (("0", "1"), 2, 1, "gpus=0,1 in hosts:2: the node has 1 GPU"),
         (("0",), None, 0, "gpus=0 in hosts:2: the node has no GPU"),
-        (("0", "1"), 3, 4, "slots=3, and gpus=0,1 in hosts:2: ranks without a device of their own"),
+        (("0", "1"), 3, 4, "slots=3, and gpus=0,1 in hosts:2: some ranks have no device of their own"),
         (("0", "GPU-1"), 2, 1, ""),
         ((), 9, 1, ""),
     ],

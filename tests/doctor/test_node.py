@@ -19,13 +19,18 @@ NETWORK = {"machine": {"network": "0 net:[1]"}}
 UNHEALTHY: dict[str, tuple[Mapping[str, Any], str, str, str]] = {
     "no interpreter": ({"python": {"problem": "there is no x"}}, "python-missing", ERROR, "there is no x"),
     "no torch": ({"python": {"torch": "", "cuda": "", "nccl": ""}}, "torch-missing", ERROR, "no module torch"),
-    "another torch": ({"python": {"torch": "2.8.0"}}, "torch-differs", ERROR, "another version"),
-    "another CUDA": ({"python": {"cuda": "12.4"}}, "cuda-differs", ERROR, "another CUDA"),
-    "another NCCL": ({"python": {"nccl": "2.21.5"}}, "nccl-differs", ERROR, "NCCL is another version"),
-    "another python": ({"python": {"python": "3.12.0"}}, "python-differs", WARNING, "python is another"),
-    "another driver": ({"gpus": {"driver": "550.1"}}, "driver-differs", WARNING, "driver is another"),
-    "a GPU less": ({"gpus": {"devices": 1, "gpus": [GPU]}}, "gpus-differ", ERROR, "GPUs are not those"),
-    "MIG": ({"gpus": {"gpus": [GPU, {**GPU, "mig": True}]}}, "gpus-differ", ERROR, "GPUs are not those"),
+    "another torch": ({"python": {"torch": "2.8.0"}}, "torch-differs", ERROR, "version of torch differs"),
+    "CUDA version of torch differs": (
+        {"python": {"cuda": "12.4"}},
+        "cuda-differs",
+        ERROR,
+        "CUDA version of torch differs",
+    ),
+    "another NCCL": ({"python": {"nccl": "2.21.5"}}, "nccl-differs", ERROR, "version of NCCL differs"),
+    "another python": ({"python": {"python": "3.12.0"}}, "python-differs", WARNING, "version of python differs"),
+    "another driver": ({"gpus": {"driver": "550.1"}}, "driver-differs", WARNING, "version of the driver differs"),
+    "a GPU less": ({"gpus": {"devices": 1, "gpus": [GPU]}}, "gpus-differ", ERROR, "GPUs differ"),
+    "MIG": ({"gpus": {"gpus": [GPU, {**GPU, "mig": True}]}}, "gpus-differ", ERROR, "GPUs differ"),
     "no tmux": ({"tmux": {"version": "", "problem": "tmux is not installed"}}, "tmux-missing", ERROR, "not installed"),
     "an old tmux": ({"tmux": {"version": "2.9"}}, "tmux-old", ERROR, "too old"),
     "no workdir": ({"places": {"workdir": {"exists": False}}}, "workdir-missing", ERROR, "/project does not exist"),
@@ -39,12 +44,12 @@ UNHEALTHY: dict[str, tuple[Mapping[str, Any], str, str, str]] = {
     "a small shm": ({"places": {"shm": {"free": 2**26}}}, "shm-small", WARNING, "/dev/shm is small"),
     "left memory": (
         {"unused_memory": [{"user": "bob", "files": 2, "bytes": 2**30}, {"user": "eve", "files": 1, "bytes": 2**30}]},
-        *("memory-left", WARNING, "/dev/shm holds 2 GiB that ended processes have left (bob: 2 files, 1 GiB, eve:"),
+        *("memory-left", WARNING, "/dev/shm holds 2 GiB left by ended processes (bob: 2 files, 1 GiB, eve:"),
     ),
     "few files": ({"limits": {"files": 256}}, "limit-low", WARNING, "ulimit -n"),
     "few processes": ({"limits": {"processes": 100}}, "limit-low", WARNING, "ulimit -u"),
     "locked memory": ({"limits": {"locked": 65536}, "machine": {"infiniband": True}}, "limit-low", ERROR, "ulimit -l"),
-    "other code": ({"code": {"digest": "0"}}, "code-differs", ERROR, "code in /project is not that of the other nodes"),
+    "other code": ({"code": {"digest": "0"}}, "code-differs", ERROR, "code in /project differs from the other nodes"),
     "a part that fails": (
         {"limits": None, "failed": {"limits": "OSError: x"}},
         "not-looked-at",
@@ -61,7 +66,7 @@ UNHEALTHY: dict[str, tuple[Mapping[str, Any], str, str, str]] = {
     ),
     "a leftover": (
         {"jobs": [{"job_id": "gpt2-12ab34cd", "processes": 2, "supervised": False, "example": "7 (python)"}]},
-        *("lingering", WARNING, "2 processes of the job gpt2 left over there"),
+        *("lingering", WARNING, "2 processes of the job gpt2 left there"),
     ),
     "a running job": (
         {"jobs": [{"job_id": "gpt2-12ab34cd", "processes": 1, "supervised": True, "example": "7 (python)"}]},
@@ -73,7 +78,7 @@ CONNECTIONS: dict[str, tuple[Mapping[str, Any], str, str, str]] = {
     "refused": ({"connection": {"outcome": "refused"}}, "connect-refused", ERROR, "(10.0.0.1) port 41000, is refused"),
     "no route": (
         {"connection": {"outcome": "rejected", "why": "No route to host"}},
-        *("connect-rejected", ERROR, "on the way: No route to host"),
+        *("connect-rejected", ERROR, "en route: No route to host"),
     ),
     "failed": (
         {"connection": {"outcome": "failed", "why": "Protocol error"}},
@@ -83,10 +88,10 @@ CONNECTIONS: dict[str, tuple[Mapping[str, Any], str, str, str]] = {
     "unknown name": ({"addresses": [], "connection": None}, "name-unknown", ERROR, "node1, does not resolve"),
     "loopback": (
         {"addresses": ["127.0.1.1"], "source": "127.0.0.1", "connection": {"outcome": "refused"}},
-        *("name-loopback", ERROR, "leads back to the node itself"),
+        *("name-loopback", ERROR, "resolves to the node itself"),
     ),
-    "another address": ({"addresses": ["10.9.9.9"]}, "name-differs", WARNING, "resolves to something else"),
-    "its own disk": ({"sees": {"workdir": False}}, "workdir-not-shared", WARNING, "is not as on the other nodes"),
+    "another address": ({"addresses": ["10.9.9.9"]}, "name-differs", WARNING, "resolves differently"),
+    "its own disk": ({"sees": {"workdir": False}}, "workdir-not-shared", WARNING, "differs from the other nodes"),
 }
 
 

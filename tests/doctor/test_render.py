@@ -30,7 +30,7 @@ def test_a_finding_has_severity_hosts_expected_value_and_fix() -> None:
 def test_healthy_nodes_are_reported_as_healthy() -> None:
     assert (
         render.render_report(report([make_node(0), make_node(1)])).splitlines()[-1]
-        == "nothing is wrong with 2 nodes (1.2 s)"
+        == "no problems found on 2 nodes (1.2 s)"
     )
 
 

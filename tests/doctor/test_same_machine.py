@@ -29,7 +29,7 @@ def test_two_names_of_a_machine_are_refused_with_both_lines() -> None:
         same_machine.check(NODES, answers(machine("a"), machine("a"), machine("b"), machine("a", None)))
     assert str(caught.value) == (
         "node1 (hosts:1), 10.0.0.1 (hosts:2) and localhost (hosts:4) are one machine\n"
-        "  fix: leave one of the lines out; for more ranks on that machine, say slots=N"
+        "  fix: remove one of the lines; for more ranks on that machine, write slots=N"
     )
 
 

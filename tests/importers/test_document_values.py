@@ -244,7 +244,7 @@ def test_a_cluster_that_a_cloud_makes_has_no_hosts() -> None:
 
 
 def test_a_document_of_no_known_kind_is_an_error() -> None:
-    with pytest.raises(UsageError, match="x: a JSON or YAML document of no known kind"):
+    with pytest.raises(UsageError, match="x: an unknown kind of JSON or YAML document"):
         importers.read('{"a": 1}', "x")
 
 

@@ -347,6 +347,6 @@ def test_a_stuck_host_delays_no_other(fab: Fab) -> None:
     assert "node2  running" in status.stdout, status
     assert status.rc == 1
     assert "node2: 2 processes ended" in stopped.stdout, stopped
-    assert "1 of 2 nodes could not be asked to stop" in stopped.stderr, stopped
+    assert "1 of 2 nodes could not be reached to stop the job" in stopped.stderr, stopped
     assert stopped.rc == 1
     assert fab("stop", "x", "--grace", "0").rc == 0

@@ -22,7 +22,7 @@ HOSTFILES = {
     "processes or a port": ("node1:4\nnode2:4\n", "h:1: node1:4 means 4 processes to MPICH"),
     "the order of /etc/hosts": (
         "127.0.0.1 localhost\n10.0.0.1 node1\n",
-        "h:2: 10.0.0.1 node1: the address stands first",
+        "h:2: 10.0.0.1 node1: the address comes first",
     ),
     "a port too high": ("node1:65536\n", "h:1: '65536' is not a port"),
     "an open range": ("node[1-2\n", "h:1: 'node[1-2' is not a host name"),
@@ -44,14 +44,14 @@ def test_one_machine_under_two_names_is_refused_with_both_lines(fab: Fab) -> Non
     port = fab.cluster.node(0).port
     hosts = fab.write("h", f"node1\nnode1:{port}\n")
     done = fab("launch-per-node", "--hostfile", str(hosts), "--", "light.py", "60")
-    refused(done, f"node1 ({hosts}:1) and node1:{port} ({hosts}:2) are one machine", "fix: leave one of the lines out")
+    refused(done, f"node1 ({hosts}:1) and node1:{port} ({hosts}:2) are one machine", "fix: remove one of the lines")
     fab.assert_nothing_left()
 
 
 @pytest.mark.parametrize("words", [("launch-per-node", "--hostfile"), ("launch-per-gpu", "--gpufile")])
 def test_a_missing_hosts_file_is_an_error_not_a_local_run(fab: Fab, words: tuple[str, ...]) -> None:
     done = fab(*words, "no/such/file", "--", "light.py", "60")
-    refused(done, "no/such/file: there is no such file", "fix: write one host a line into it")
+    refused(done, "no/such/file: there is no such file", "fix: write one host per line into it")
     fab.assert_nothing_left()
 
 
@@ -62,7 +62,7 @@ HOSTILE_NAMES = ["../x", "a b", "-x", "x" * 100, "a;b", "$(x)", "job\n"]
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
 def test_a_hostile_name_is_refused(fab: Fab, name: str) -> None:
-    refused(fab(*fab.launch(f"--name={name}", gpus=True)), "a job name has at most 63 letters", "choose another --name")
+    refused(fab(*fab.launch(f"--name={name}", gpus=True)), "a job name is 1 to 63 letters", "choose another --name")
     assert not (fab.folder / "x").exists()
     fab.assert_nothing_left()
 
@@ -95,10 +95,13 @@ FLAGS = {
     "an empty name": (("--name", ""), "--name is empty"),
     "--env without =": (("--env", "NAME"), "--env NAME=VALUE"),
     "--env with a name that no shell takes": (("--env", "a b=1"), "'a b' cannot name"),
-    "no processes": (("--nproc-per-node", "0"), "--nproc-per-node is auto, gpu or a number from 1 to 1024, got '0'"),
+    "no processes": (
+        ("--nproc-per-node", "0"),
+        "--nproc-per-node must be auto, gpu or a number from 1 to 1024, got '0'",
+    ),
     "a word for processes": (("--nproc-per-node", "x"), "got 'x'"),
     "too many processes": (("--nproc-per-node", "9" * 5000), "from 1 to 1024"),
-    "a word for a port": (("--port", "x"), "--port is a number from 1 to 65535"),
+    "a word for a port": (("--port", "x"), "--port must be a number from 1 to 65535"),
     "a port too high": (("--port", "99999"), "got '99999'"),
     "a backend that is none": (("--rdzv-backend", "x"), "--rdzv-backend is c10d or static, got 'x'"),
     "bounds backwards": (("--nnodes", "3:2"), "2 is less than 3"),
@@ -126,7 +129,7 @@ CORE = {
     "-S names no file": (("-S", "missing"), {}, "the ssh config cannot be read: missing: No such file"),
     "-S names no ssh config": (("-S", "light.py"), {}, "the ssh config cannot be read"),
     "-i names no file": (("-i", "missing"), {}, "fab -i missing: there is no such file"),
-    "-t is nothing": (("-t", "0"), {}, "-t is at least 1 second, got 0"),
+    "-t is nothing": (("-t", "0"), {}, "-t must be at least 1 second, got 0"),
     "-f holds a misspelt setting": (("-f", "typo.yaml"), {}, "did you mean torchfab.fanout?"),
     "a misspelt variable": ((), {"FABRIC_TORCHFAB_FANUOT": "3"}, "did you mean FABRIC_TORCHFAB_FANOUT?"),
     "-t names no number": (("-t", "x"), {}, "fab -t takes a whole number, got 'x'"),

@@ -26,13 +26,13 @@ def test_an_unknown_job_is_an_error_that_lists_the_known_ones(fab: Fab, words: t
 WRONG_WORDS = {
     "an empty job": (("stop", ""), "the name of the job is empty"),
     "a flag that is none": (("status", "--nope"), "status has no flag --nope"),
-    "two jobs": (("logs", "a", "b"), "logs takes one job, got 'b' besides"),
-    "lines": (("logs", "--lines", "x"), "--lines is all or a number, got 'x'"),
-    "no lines": (("logs", "--lines", "-3"), "--lines is all or a number, got '-3'"),
+    "two jobs": (("logs", "a", "b"), "logs takes one job, got 'b' in addition"),
+    "lines": (("logs", "--lines", "x"), "--lines must be all or a number, got 'x'"),
+    "no lines": (("logs", "--lines", "-3"), "--lines must be all or a number, got '-3'"),
     "ranks": (("logs", "--rank", "x"), "--rank x: 'x' is not a rank"),
     "ranks backwards": (("logs", "--rank", "5-2"), "--rank 5-2: '5-2' is not a rank"),
     "an expression": (("logs", "--grep", "("), "--grep '(' is no regular expression"),
-    "a grace": (("stop", "--grace", "soon"), "--grace is a number of seconds, got 'soon'"),
+    "a grace": (("stop", "--grace", "soon"), "--grace must be a number of seconds, got 'soon'"),
     "nothing to remove": (("jobs", "--remove"), "--remove needs the name of a job"),
 }
 
@@ -58,7 +58,7 @@ def test_a_stop_repeated_is_harmless(fab: Fab) -> None:
     first, second = (fab("stop", "x", "--grace", "1") for _ in range(2))
     assert (first.rc, second.rc) == (0, 0), first
     assert "2 processes ended within" in first.stdout, first
-    assert "node[1-2]: nothing of it was running\n" in second.stdout, second
+    assert "node[1-2]: none of its processes was running\n" in second.stdout, second
     for done in (first, second):
         assert "job x: stopped, no process of it is left on 2 nodes (known by " in done.stdout, done
     assert fab("wait", "x").rc == 143
@@ -93,8 +93,8 @@ def test_an_unreachable_node_is_named_and_the_others_answer(fab: Fab) -> None:
     assert logs.rc == 1
     assert "x    unreachable" in jobs.stdout, jobs
     assert "node1: 2 processes ended" in stop.stdout, stop
-    assert "error: 1 of 2 nodes could not be asked to stop\n  node2: no answer from" in stop.stderr, stop
-    assert "when they are back: fab stop x" in stop.stderr, stop
+    assert "error: 1 of 2 nodes could not be reached to stop the job\n  node2: no answer from" in stop.stderr, stop
+    assert "when they are reachable again: fab stop x" in stop.stderr, stop
     assert stop.rc == 1
     refused(removed, "node2 cannot be asked whether job x has ended there", str(fab.records / "x"))
     refused(attach, f"node2 cannot be reached: {expected}")

@@ -64,7 +64,7 @@ def test_healthy_hosts_give_no_finding_over_one_connection_each(any_fab: Fab) ->
 
 def test_healthy_hosts_are_reported(fab: Fab) -> None:
     done = doctor(fab)
-    found(done, 0, "nothing is wrong with 2 nodes")
+    found(done, 0, "no problems found on 2 nodes")
     assert done.stdout.count("\n\n") == 1, done
 
 
@@ -116,7 +116,11 @@ def test_a_clock_that_is_off_is_measured(fab: Fab, seconds: int, rc: int, severi
     with start_up_file(fab.cluster.node(1), fake_clock(seconds)):
         done = doctor(fab)
     found(
-        done, rc, f"{severity}: node2: its clock is off", "expected within 500 ms", "fix: let it follow a time server"
+        done,
+        rc,
+        f"{severity}: node2: its clock is off",
+        "expected within 500 ms",
+        "fix: synchronize it with a time server",
     )
     measured = re.search(r"found ([+-]\d+) ms \(known to ([\d.]+) ms\)", done.stdout)
     assert measured, done
@@ -172,7 +176,7 @@ FIREWALLS = {
     "refused": (("REJECT",), "is refused", "found refused after 0.", "a firewall rejects it"),
     "rejected": (
         ("REJECT", "--reject-with", "icmp-host-prohibited"),
-        *("is rejected on the way: No route to host", "found rejected", "there is no route, or a firewall"),
+        *("is rejected en route: No route to host", "found rejected", "there is no route, or a firewall"),
     ),
 }
 
@@ -194,7 +198,7 @@ def hosts_with(fab: Fab, line: str) -> str:
 
 
 NAMES = {
-    "itself": ("127.0.1.1 node1", "leads back to the node itself", "found 127.0.1.1"),
+    "itself": ("127.0.1.1 node1", "resolves to the node itself", "found 127.0.1.1"),
     "unknown": ("", "does not resolve", "fix: add it to /etc/hosts"),
     "another": ("10.77.250.250 node1", "(10.77.250.250)", "Network is unreachable"),
 }
@@ -250,9 +254,15 @@ def other_torch(node: Node) -> Iterator[None]:
 def test_a_different_torch_is_found_without_importing_it(fab: Fab) -> None:
     with other_torch(fab.cluster.node(1)):
         done = doctor(fab)
-    found(done, 1, "error: node2: torch is another version than elsewhere", ", found 1.2.3", "fix: install the same")
-    found(done, 1, "error: node2: torch was built with another CUDA than elsewhere", ", found 9.0")
-    found(done, 1, "error: node2: NCCL is another version than elsewhere", ", found 2.3.4")
+    found(
+        done,
+        1,
+        "error: node2: the version of torch differs from the other nodes",
+        ", found 1.2.3",
+        "fix: install the same",
+    )
+    found(done, 1, "error: node2: the CUDA version of torch differs from the other nodes", ", found 9.0")
+    found(done, 1, "error: node2: the version of NCCL differs from the other nodes", ", found 2.3.4")
     found(done, 1, "node2  ", "1.2.3 !", "9.0 !", "2.3.4 !")
 
 
@@ -270,14 +280,14 @@ def test_different_code_on_one_node_is_found_with_the_files(fab: Fab) -> None:
     found(
         done,
         1,
-        f"error: node2: the code in {fab.workdir} is not that of the other nodes: light.py is missing, train.py",
+        f"error: node2: the code in {fab.workdir} differs from the other nodes: light.py is missing, train.py",
     )
     found(done, 1, "node1  ", " own ")
     assert "untracked" not in done.stdout
     path = str(fab.workdir / "train.py")
     with other_file(fab.cluster.node(0), path, "older"), other_file(node, path, "older"):
         done = doctor(fab)
-    found(done, 0, f"warning: node[1-2]: the code in {fab.workdir} is not that of this machine", "fix: copy it")
+    found(done, 0, f"warning: node[1-2]: the code in {fab.workdir} differs from this machine", "fix: copy it")
 
 
 @contextmanager
@@ -294,7 +304,7 @@ def test_a_node_that_differs_from_most_is_found(fab3: Fab) -> None:
     names = hosts_with(fab3, f"{first} node1\n10.77.250.250 node1")
     with other_file(odd, "/etc/hosts", names), small_mtu(odd), other_disk(odd, fab3.workdir):
         done = doctor(fab3)
-    found(done, 1, "warning: node3: the address of node 0, node1, resolves to something else", "10.77.250.250")
+    found(done, 1, "warning: node3: the address of node 0, node1, resolves differently", "10.77.250.250")
     found(done, 1, "warning: node3: the MTU towards node 0", "expected 1500, found 1400")
     found(done, 1, "warning: node3: the disk of the working directory", "expected shared with node 0, found its own")
 
@@ -358,7 +368,7 @@ def test_a_node_that_accepts_logins_but_does_not_answer_is_found(fab: Fab) -> No
 def test_gpus_come_from_the_nodes_nvidia_smi(fab: Fab) -> None:
     with fake_program(fab.cluster.node(1), "nvidia-smi", f"cat '{DOCUMENTS}/driver-550-h100.xml'"):
         done = doctor(fab)
-    found(done, 1, "error: node2: the GPUs are not those", "expected none, found 1 NVIDIA H100 80GB HBM3")
+    found(done, 1, "error: node2: the GPUs differ from", "expected none, found 1 NVIDIA H100 80GB HBM3")
     found(done, 1, "error: node2: GPU 0 (00000000:19:00.0) has had memory errors", "expected 0, found 3")
     found(done, 1, "warning: node2: GPU 0", "is held by pid 4711 (/opt/venv/bin/python, 68.4 GiB)")
     found(done, 1, "node2  ", "550.90.07 !")
@@ -406,11 +416,11 @@ def test_a_launch_warns_of_a_different_node_and_continues(fab: Fab) -> None:
         fab("stop", "warned", "--grace", "0")
     assert done.rc == 0, done
     for words in (
-        "warning: node2: torch is another version than elsewhere\n  expected 2.",
-        "warning: node2: the script is not the same file as elsewhere",
+        "warning: node2: the version of torch differs from the other nodes\n  expected 2.",
+        "warning: node2: the script differs from the other nodes",
         "warning: node2: its clock is off",
         "(logs of jobs) is nearly full",
-        "warning: node2: other processes hold its GPUs: pid 4711\n  fix: ",
+        "warning: node2: other processes use its GPUs: pid 4711\n  fix: ",
     ):
         assert words in done.stderr, (words, done)
     assert "warning" not in done.stdout

@@ -21,7 +21,7 @@ import pytest
 from testbed import Cluster
 from tests import faulttable
 from tests.integration import ends
-from tests.integration.ends import KINDS, LOADS, PLAIN, RANKS_PER_NODE, RankEnd
+from tests.integration.ends import KINDS, LEAVES, LOADS, PLAIN, RANKS_PER_NODE, SAVES, RankEnd
 from tests.integration.fab import Done, Fab, eventually, read
 from tests.integration.jobs import gpufile, ok, status_of
 from tests.integration.kube_fab import KubeFab
@@ -280,6 +280,7 @@ ENDS: Mapping[str, End] = {
 # What a launcher cannot do: by end and launcher, the kinds of ranks that may not save, and why.
 LIMITS: Mapping[tuple[str, str], tuple[tuple[int, ...], str]] = {
     ("cancel", SLURM): ((LOADS,), "Slurm signals loaders too"),
+    ("peer", SLURM): ((SAVES, LOADS, LEAVES), "Slurm may signal every process of the other node too"),
 }
 
 

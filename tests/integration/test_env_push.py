@@ -83,4 +83,4 @@ def test_env_push_reports_what_the_installer_says(fab: Fab) -> None:
 
 
 def test_env_without_push_is_refused(fab: Fab) -> None:
-    refused(fab("env"), "env takes the word push, got nothing", "fix: write: fab env push")
+    refused(fab("env"), "env expects the word push, got nothing", "fix: write: fab env push")

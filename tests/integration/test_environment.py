@@ -38,7 +38,9 @@ def test_a_ranks_path_begins_with_the_interpreters_folder_and_variables_of_launc
     assert sorted(re.findall(r"RANK (\d of \d)", fab("logs", "env").stdout)) == ["0 of 4", "1 of 4", "2 of 4", "3 of 4"]
     assert "note: LD_LIBRARY_PATH is set here and not forwarded: --env LD_LIBRARY_PATH" in done.stderr
     names = ", ".join(sorted(LAUNCHER_VARIABLES))
-    expected = f"warning: node1: its login environment has variables of launchers, which ranks do not get: {names}\n"
+    expected = (
+        f"warning: node1: its login environment has variables of launchers, which ranks do not inherit: {names}\n"
+    )
     assert done.stderr.count(expected) == 1, done
     ranks = [rank for node in status_of(fab, "env")["nodes"] for rank in node["ranks"]]
     assert sorted(rank["rank"] for rank in ranks) == [0, 1, 2, 3]

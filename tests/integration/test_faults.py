@@ -271,7 +271,7 @@ def test_a_job_is_stopped_while_it_is_launched(fab: Fab, matrix: Matrix, phase: 
         stopped, launched = done(stop), done(launch)
     assert stopped.rc == 0, stopped
     assert launched.rc == 130, launched
-    row.output_has(stopped.stdout, "job x: its launch was rolled back; nothing of it was left running")
+    row.output_has(stopped.stdout, "job x: its launch was rolled back; none of its processes is running")
     row.nothing_left(within_s=20, folders=True)
     assert fab.jobs() == []
 

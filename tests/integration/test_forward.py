@@ -71,13 +71,13 @@ def test_tensorboard_is_found_on_the_node_where_it_listens(fab: Fab) -> None:
         assert url == "http://127.0.0.1:17462"
         assert eventually(lambda: ask(fab, url) == "hello you", 10)
     done = fab("-H", ",".join(fab.cluster.hosts), "forward", "tensorboard")
-    refused(done, "no tensorboard of yours listens on node[1-2]", "nohup tensorboard --logdir runs")
+    refused(done, "no TensorBoard of this user listens on node[1-2]", "nohup tensorboard --logdir runs")
 
 
 def test_what_cannot_be_forwarded_is_an_error(fab: Fab) -> None:
     refused(fab("forward", "x:y"), "fab forward takes tensorboard, a PORT, or LOCAL:PORT", "got 'x:y'")
     refused(fab("-H", "node1", "forward", "7463", "--host", "node9"), "there is no host 'node9'", "its hosts: node1")
-    refused(fab("-H", "localhost", "forward", "7463"), "port 7463 is on this machine already")
+    refused(fab("-H", "localhost", "forward", "7463"), "port 7463 is already on this machine")
 
 
 def test_a_port_in_use_is_an_error(loopback_fab: Fab) -> None:

@@ -212,7 +212,7 @@ def test_ctrl_c_on_follow_leaves_all_ranks_running(fab: Fab) -> None:
     os.killpg(process.pid, signal.SIGINT)
     done = ended(process)
     assert done.rc == 130, done
-    assert "the job goes on; " in done.stderr, done
+    assert "the job is still running; " in done.stderr, done
     assert "to end it: fab stop x" in done.stderr, done
     assert len(fab.processes()) == 6  # on each node one supervisor and two ranks
 

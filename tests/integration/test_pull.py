@@ -60,7 +60,7 @@ def test_a_failing_node_is_named_and_the_others_are_copied(far: Fab) -> None:
     finally:
         far.cluster.heal(1)
     assert done.rc == 1, done
-    assert "1 of 2 hosts failed; what they have may be missing here" in done.stderr, done
+    assert "1 of 2 hosts failed; their files may be missing here" in done.stderr, done
     assert tree(far.workdir / "got") == {"a.txt": "a"}
 
 
@@ -77,7 +77,7 @@ def test_after_ctrl_c_nothing_half_written_has_its_name_and_the_copy_goes_on(far
     _, stderr = process.communicate(timeout=30)
     if not was_complete and process.returncode:
         assert process.returncode == 130, stderr
-        assert "the same command goes on where this one was" in stderr
+        assert "run the same command again to continue" in stderr
         assert not (here / "big.pt").exists()
     ok(far(*words))
     assert (here / "big.pt").read_bytes() == big.read_bytes()

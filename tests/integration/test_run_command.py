@@ -49,7 +49,7 @@ def test_what_cannot_run_says_so_on_every_host(fab: Fab) -> None:
     assert "node[1-2]: there is no program no-such-program on PATH" in done.stderr, done
     done = run(fab, "--workdir", "/no/such", "--", "true")
     assert "node[1-2]: the working directory /no/such does not exist" in done.stderr, done
-    refused(run(fab), "needs a command behind --")
+    refused(run(fab), "needs a command after --")
     refused(run(fab, "--", "nvidia-smi | head"), "fab run -- bash -c 'nvidia-smi | head'")
 
 
@@ -62,7 +62,7 @@ def test_secrets_of_a_command_are_in_no_log(fab: Fab) -> None:
 def test_a_time_out_ends_the_command_on_all_hosts(fab: Fab) -> None:
     done = run(fab, "--timeout", "1", "--", "sleep", "61.7")
     assert done.rc == 124, done
-    assert "node[1-2]: did not end within the time of --timeout" in done.stderr, done
+    assert "node[1-2]: did not end within --timeout" in done.stderr, done
     assert processes("sleep\x0061.7") == []
 
 

@@ -172,4 +172,4 @@ def test_a_secret_of_a_setup_is_in_no_file(fab: Fab) -> None:
 
 def test_a_secret_written_into_a_setup_is_refused(fab: Fab) -> None:
     done = fab(*fab.launch("--setup", "export MY_TOKEN=tok-4711"))
-    refused(done, "--setup contains the value of MY_TOKEN", "fix: let it read the value")
+    refused(done, "--setup contains the value of MY_TOKEN", "fix: read the value there")

@@ -46,7 +46,7 @@ def test_each_rank_gets_one_notice_and_the_job_goes_on(fab: Fab) -> None:
     assert sorted(found(out)) == [("0", 1), ("1", 1), ("2", 1), ("3", 2)]
     assert re.search(r"4 ranks ended by themselves", ok(fab("stop", "noted")).stdout)
     late = fab("signal", "noted", "USR1")
-    assert (late.rc, "no rank of it runs; it is stopped" in late.stderr) == (2, True), late
+    assert (late.rc, "is running; the job is stopped" in late.stderr) == (2, True), late
     unknown = fab("signal", "nothing", "USR1")
     assert (unknown.rc, "Traceback" in unknown.stderr) == (2, False), unknown
 
@@ -92,7 +92,7 @@ def test_a_script_without_a_handler_is_not_ended_by_a_checkpoint(fab: Fab) -> No
     unknown = fab("checkpoint", "plain")
     assert (unknown.rc, "fab checkpoint plain --dir FOLDER" in unknown.stderr) == (2, True), unknown
     refused = fab("checkpoint", "plain", "--dir", str(out))
-    assert (refused.rc, "ranks 0-1 of job plain have no handler of SIGUSR1" in refused.stderr) == (2, True), refused
+    assert (refused.rc, "ranks 0-1 of job plain have no handler for SIGUSR1" in refused.stderr) == (2, True), refused
     ignored = fab("checkpoint", "plain", "--dir", str(out), "--signal", "CONT")
     assert (ignored.rc, "every rank of job plain ignores SIGCONT" in ignored.stderr) == (2, True), ignored
     assert status_of(fab, "plain")["state"] == "running"

@@ -175,7 +175,7 @@ def test_two_jobs_run_a_third_waits_and_all_are_stopped(fab: Fab) -> None:
     assert "6 processes ended" in stopped.stdout
     assert "job job: stopped, no process of it is left on 2 nodes" in stopped.stdout
     assert runs(fab, "job-1", 2)
-    assert "nothing of it was running" in ok(fab("stop", "job")).stdout
+    assert "none of its processes was running" in ok(fab("stop", "job")).stdout
     assert [fab("wait", name).rc for name in ("job", "waits")] == [143, 143]
     ok(fab("stop", "job-1"))
     assert fab.processes() == {}

@@ -126,8 +126,8 @@ def test_the_same_traceback_twice_without_progress_ends_supervision(fab: Fab) ->
     done = supervised(fab, "raise-again", env={"A_TOKEN": "hunter22"})
     assert done.rc == 1, done
     assert history(fab)[-1] == (
-        "job x is given up after 1 restart: the same failure as in attempt 1, and no progress between: "
-        "a bug in the script, not bad luck"
+        "job x will not be restarted after 1 restart: the same failure as in attempt 1, and no progress in between: "
+        "a bug in the script"
     )
     assert "ValueError: batch 17 is bad" in done.stdout
     assert fab.processes() == {}
@@ -139,7 +139,8 @@ def test_restarts_without_progress_are_limited(fab: Fab) -> None:
     done = supervised(fab, "kill-again", "--restarts", "2")
     assert done.rc == 137, done
     assert (
-        history(fab)[-1] == "job x is given up after 2 restarts: 2 restarts without progress; --restarts allows no more"
+        history(fab)[-1]
+        == "job x will not be restarted after 2 restarts: 2 restarts without progress; --restarts allows no more"
     )
 
 
@@ -163,10 +164,10 @@ def test_a_restart_waits_until_the_gpus_memory_is_free(fab: Fab, matrix: Matrix)
     assert done.rc == 0, done
     held = "GPU 0 of node2 holds 69 GiB of 4194305, which has ended"
     texts = [re.sub(r"after \d+ s", "after N s", event["text"]) for event in events(fab, "gpu-memory")]
-    assert texts[0].endswith(f" until GPU memory is free: {held}"), texts
+    assert texts[0].endswith(f" for free GPU memory: {held}"), texts
     assert texts[1:] == ["GPU memory is free after N s"]
     assert asked.read_text() == "x\n" * 4
-    row.output_has("\n".join(texts), "until GPU memory is free")
+    row.output_has("\n".join(texts), "for free GPU memory")
     row.nothing_left()
 
 
@@ -177,11 +178,11 @@ def test_stop_wins_over_a_restart(fab: Fab) -> None:
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 143, stderr
     # The supervisor and `fab stop` write at the same time, in either order.
-    assert set(history(fab)[-2:]) == {"job x was asked to stop: no restart", "stopped by fab stop"}
+    assert set(history(fab)[-2:]) == {"job x was stopped on request: no restart", "stopped by fab stop"}
     assert fab.processes() == {}
     refused = fab("supervise", "x")
     assert refused.rc == 2
-    assert "asked to stop" in refused.stderr
+    assert "was stopped with fab stop" in refused.stderr
 
 
 # ---- the supervisor
@@ -192,15 +193,15 @@ def test_a_job_has_one_supervisor_and_a_new_one_keeps_the_counters(fab: Fab) -> 
     assert eventually(lambda: status_if_there(fab).get("attempt") == 2, 90)
     second = fab("supervise", "x")
     assert second.rc == 2, second
-    assert f"has a supervisor already: pid {status_of(fab, 'x')['supervisor']['pid']}" in second.stderr
+    assert f"already has a supervisor: pid {status_of(fab, 'x')['supervisor']['pid']}" in second.stderr
     kill(process)
     assert status_of(fab, "x")["state"] == "running"
-    assert "nobody supervises it any more: fab supervise x" in fab("status", "x").stdout
+    assert "its supervisor has ended; to resume: fab supervise x" in fab("status", "x").stdout
     ok(fab("supervise", "x", "--tmux", "--stall", "4", config=SETTINGS))
     assert "supervised by pid" in fab("status", "x").stdout
     assert eventually(lambda: bool(events(fab, "end")), 90), history(fab)
     events_shown = history(fab)
-    assert "taken up again: attempt 2 on node[1-2], spare node[3-4]; " in "\n".join(events_shown)
+    assert "supervision resumed: attempt 2 on node[1-2], spare node[3-4]; " in "\n".join(events_shown)
     assert "restart 2 of 2: attempt 3 on node[1-2]" in events_shown
     assert events_shown[-1] == "job x succeeded after 2 restarts"
     assert "time.sleep" in (fab.records / "x" / "stacks-2.txt").read_text()
@@ -214,7 +215,7 @@ def test_after_ctrl_c_the_job_runs_and_supervise_needs_the_secrets(fab: Fab) -> 
     os.killpg(process.pid, signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "to take it up again: fab supervise x" in stderr
+    assert "to resume: fab supervise x" in stderr
     assert status_of(fab, "x")["state"] == "running"
     refused = fab("supervise", "x")
     assert refused.rc == 2
@@ -345,28 +346,29 @@ def test_a_training_survives_crash_hang_lost_node_and_dead_supervisor(
     stdout, stderr = process.communicate(timeout=30)
     assert process.returncode == 0, (stdout, stderr)
     assert abs(training.loss("it") - training.loss("undisturbed")) < 1e-6
-    events_shown = [line for line in history(fab, "it") if not line.startswith("waits")]
+    events_shown = [line for line in history(fab, "it") if not line.startswith("waiting")]
     assert_reads(
         events_shown,
         "launched",
-        "supervised: attempt 1 on node[1-2], spare node3; 3 restarts without progress, silence of 300 s is a hang",
+        "supervised: attempt 1 on node[1-2], spare node3; 3 restarts without progress, "
+        "300 s without a log line count as a hang",
         "attempt 1 failed N at step N: rank 1 on node2: SIGKILL came from outside",
         "attempt 1: no process of it is left on node[1-2]",
         "restart 1 of 3: attempt 2 on node[1-2]",
         "attempt 2 runs: 2 ranks, master node1",
         "attempt 2 is at step",
-        "taken up again: attempt 2 on node[1-2], spare node3",
+        "supervision resumed: attempt 2 on node[1-2], spare node3",
         "no rank has logged for N it hangs; job it: ",  # and where each rank was, which differs from run to run
         "attempt 2 failed N at step N",
         "attempt 2: no process of it is left on node[1-2]",
         "restart 1 of 3: attempt 3 on node[1-2]",
         "attempt 3 runs: 2 ranks",
-        "taken up again: attempt 3 on node[1-2], spare node3",
+        "supervision resumed: attempt 3 on node[1-2], spare node3",
         "attempt 3 is at step",
         "node2 cannot be reached",
         "attempt 3 failed N at step N",
         "attempt 3: no process of it is left on node1; on node2 it may still run",
-        "node2 is left out from now on (fab lemons): ",
+        "node2 is quarantined from now on (fab lemons): ",
         "a node is replaced: attempt 4 on node[1,3]",
         "attempt 4 runs: 2 ranks",
         "attempt 4 is at step",
@@ -375,7 +377,7 @@ def test_a_training_survives_crash_hang_lost_node_and_dead_supervisor(
     )
     assert "node2" in ok(fab("lemons")).stdout
     skipped = fab(*training.words("next", "--supervise", "--dry-run"))
-    assert "left out as lemons: node2; why: fab lemons" in skipped.stderr, skipped
+    assert "lemons, left out: node2; for the reasons: fab lemons" in skipped.stderr, skipped
     four_hosts.heal(1)
     assert fab("stop", "it").rc == 0
     assert fab.processes() == {}

@@ -59,7 +59,7 @@ def test_without_a_terminal_trust_writes_only_with_yes(fab: Fab) -> None:
     known = fab.write("known", "")
     done = trust(fab, config_with(fab, known))
     assert done.rc == 2, done
-    assert "2 host keys are new, and there is no terminal to ask" in done.stderr
+    assert "2 host keys are new, and there is no terminal for" in done.stderr
     assert "fab trust --yes" in done.stderr
     assert done.stdout.count("  new  ") == 2
     shown = trust(fab, config_with(fab, known), "--json")

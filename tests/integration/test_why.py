@@ -258,7 +258,7 @@ def test_why_reports_running_stopped_and_succeeded_jobs(fate: Fate) -> None:
     assert cause_of(fate.why()) == ("running", "running")
     os.kill(fate.pid(1), signal.SIGSTOP)
     answer = fate.why()
-    assert answer["notes"] == ["rank 1 on node2 is stopped by a signal (SIGSTOP), or by a debugger"], answer
+    assert answer["notes"] == ["rank 1 on node2 is stopped by a signal (SIGSTOP) or a debugger"], answer
     assert answer["first"] is None
     ok(fate.fab("stop", "x", "--grace", "0"))
     answer = fate.why()

@@ -78,7 +78,7 @@ def test_a_rendezvous_timeout_names_the_node_that_never_joined(waits: Fab) -> No
     found = why(waits, "come")
     assert (found["cause"]["kind"], found["cause"]["name"]) == ("network", "rendezvous-timeout"), found
     assert found["first"]["host"] == "node1"
-    words = "node2 never came: its agent is stopped by a signal (SIGSTOP), or by a debugger"
+    words = "node2 did not join: its agent is stopped by a signal (SIGSTOP) or a debugger"
     assert found["behind"] == [{"hosts": ["node2"], "words": words}]
 
 
@@ -96,7 +96,7 @@ def test_small_shared_memory_is_the_cause_not_the_store_timeout(fab: Fab) -> Non
         assert eventually(lambda: len(failures(fab, "x")) == 2, 60), fab("logs", "x")
         found = why(fab, "x")
     assert (found["cause"]["kind"], found["cause"]["name"]) == ("memory", "shared-memory"), found
-    assert found["consequences"] == ["node1 rank 0: it waited in vain for another rank at the store of node 0"]
+    assert found["consequences"] == ["node1 rank 0: it timed out waiting for another rank at the store of node 0"]
 
 
 def test_a_gloo_timeout_names_the_rank_that_was_behind(waits: Fab) -> None:
@@ -104,7 +104,7 @@ def test_a_gloo_timeout_names_the_rank_that_was_behind(waits: Fab) -> None:
     assert (found["cause"]["kind"], found["cause"]["name"]) == ("network", "gloo-timeout"), found
     assert found["first"]["rank"] == 0
     assert "Timed out waiting 4000ms for recv operation" in found["cause"]["words"]
-    assert found["behind"][0]["words"] == "rank 1 on node2 is stopped by a signal (SIGSTOP), or by a debugger"
+    assert found["behind"][0]["words"] == "rank 1 on node2 is stopped by a signal (SIGSTOP) or a debugger"
     assert all(each["hosts"] == ["node2"] for each in found["behind"]), found
 
 
@@ -146,10 +146,10 @@ def test_why_distinguishes_torchruns_sigterm_from_an_outsiders(fab: Fab) -> None
     assert eventually(lambda: len(failures(fab, "x")) == 2, 30), fab("logs", "x")
     found = why(fab, "x")
     assert (found["cause"]["kind"], found["cause"]["name"]) == ("killed", "terminated"), found
-    assert found["cause"]["words"] == "SIGTERM came from outside: nothing that torchfab did, nor its launcher"
+    assert found["cause"]["words"] == "SIGTERM came from outside: neither torchfab nor its launcher sent it"
     assert (found["first"]["host"], found["first"]["rank"]) == ("node2", hit["rank"])
     by_torchrun = "torchrun ended it (SIGTERM) after another rank of its node had failed"
     assert f"node2 rank {beside['rank']}: {by_torchrun}" in found["consequences"], found
-    asked = [each for each in found["consequences"] if "torchrun was asked to end (SIGTERM)" in each]
+    asked = [each for each in found["consequences"] if "torchrun received SIGTERM" in each]
     assert asked, found["consequences"]
-    assert asked[0].endswith("; neither fab stop nor its supervisor did that")
+    assert asked[0].endswith("; not sent by fab stop or its supervisor")

@@ -326,10 +326,10 @@ def test_names_that_are_not_dns_names_are_an_error(name: str) -> None:
     [
         ({"image": ""}, "no --image was given"),
         ({"image": "a b"}, "--image names a container image, got 'a b'"),
-        ({"nodes": "0"}, "--nodes is a number of at least 1, got '0'"),
-        ({"nodes": "two"}, "--nodes is a number of at least 1, got 'two'"),
-        ({"gpus_per_node": "-1"}, "--gpus-per-node is a number of at least 0"),
-        ({"nproc_per_node": "0"}, "--nproc-per-node is a number of at least 1"),
+        ({"nodes": "0"}, "--nodes must be a number of at least 1, got '0'"),
+        ({"nodes": "two"}, "--nodes must be a number of at least 1, got 'two'"),
+        ({"gpus_per_node": "-1"}, "--gpus-per-node must be a number of at least 0"),
+        ({"nproc_per_node": "0"}, "--nproc-per-node must be a number of at least 1"),
         ({"cpus": "many"}, "--cpus is an amount as Kubernetes writes it"),
         ({"memory": "64GB"}, "--memory is an amount"),
         ({"memory": "0"}, "--memory is an amount"),
@@ -351,8 +351,8 @@ def test_names_that_are_not_dns_names_are_an_error(name: str) -> None:
         ({"gpu_resource": "nvidia gpu"}, "--gpu-resource: 'nvidia gpu' is not a name"),
         ({"namespace": "My"}, "--namespace names an object"),
         ({"queue": "a_b"}, "--queue names an object"),
-        ({"max_restarts": "x"}, "--max-restarts is a number of at least 0"),
-        ({"user": "root"}, "--user image, or is a number of at least 0, got 'root'"),
+        ({"max_restarts": "x"}, "--max-restarts must be a number of at least 0"),
+        ({"user": "root"}, "--user must be image, or a number of at least 0, got 'root'"),
     ],
 )  # fmt: skip
 def test_an_invalid_flag_is_an_error_in_one_line(flags: dict[str, Any], message: str) -> None:

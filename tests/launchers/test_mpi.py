@@ -252,7 +252,7 @@ def test_requirements_name_the_program_and_its_install_command() -> None:
 def test_an_invalid_flag_is_an_error_that_lists_valid_values() -> None:
     with pytest.raises(UsageError, match="--flavour is auto, openmpi or mpich, got 'intel'"):
         mpi.options(mpi.Flags(flavour="intel"))
-    with pytest.raises(UsageError, match="--nproc-per-node is auto, gpu or a number from 1 to 1024, got '0'"):
+    with pytest.raises(UsageError, match="--nproc-per-node must be auto, gpu or a number from 1 to 1024, got '0'"):
         mpi.options(mpi.Flags(nproc_per_node="0"))
 
 

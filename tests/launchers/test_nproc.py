@@ -25,7 +25,7 @@ def test_valid_values_are_accepted(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["0", "1025", "-1", "two", "", "٣"])
 def test_other_values_are_an_error(text: str) -> None:
-    with pytest.raises(UsageError, match="--nproc-per-node is auto, gpu or a number from 1 to 1024, got "):
+    with pytest.raises(UsageError, match="--nproc-per-node must be auto, gpu or a number from 1 to 1024, got "):
         nproc.check(text)
 
 

@@ -250,16 +250,16 @@ def test_options_are_the_flags_with_numbers_parsed() -> None:
     ("flag", "value", "message"),
     [
         *(
-            ("nproc_per_node", value, f"--nproc-per-node is auto, gpu or a number from 1 to 1024, got {value!r}")
+            ("nproc_per_node", value, f"--nproc-per-node must be auto, gpu or a number from 1 to 1024, got {value!r}")
             for value in ("0", "-1", "two", "", "1.5", "٣", "1025", "9" * 5000)
         ),
         ("rdzv_backend", "etcd", "--rdzv-backend is c10d or static, got 'etcd'"),
-        ("max_restarts", "-1", "--max-restarts is a number of at least 0, got '-1'"),
-        ("rdzv_timeout", "0", "--rdzv-timeout is a number of at least 1, got '0'"),
-        ("nnodes", "0", "--nnodes is N or MIN:MAX, each a number of at least 1, got '0'"),
-        ("nnodes", "1:x", "--nnodes is N or MIN:MAX, each a number of at least 1, got 'x'"),
-        ("nnodes", "1:", "--nnodes is N or MIN:MAX, each a number of at least 1, got ''"),
-        ("nnodes", "4:2", "--nnodes is N or MIN:MAX, got '4:2': 2 is less than 4"),
+        ("max_restarts", "-1", "--max-restarts must be a number of at least 0, got '-1'"),
+        ("rdzv_timeout", "0", "--rdzv-timeout must be a number of at least 1, got '0'"),
+        ("nnodes", "0", "--nnodes must be N or MIN:MAX, each a number of at least 1, got '0'"),
+        ("nnodes", "1:x", "--nnodes must be N or MIN:MAX, each a number of at least 1, got 'x'"),
+        ("nnodes", "1:", "--nnodes must be N or MIN:MAX, each a number of at least 1, got ''"),
+        ("nnodes", "4:2", "--nnodes must be N or MIN:MAX, got '4:2': 2 is less than 4"),
     ],
 )
 def test_an_invalid_flag_is_an_error_that_lists_valid_values(flag: str, value: str, message: str) -> None:

@@ -52,7 +52,7 @@ def test_the_dialect_of_a_file_is_printed(ctx: CommandContext, capsys: pytest.Ca
 def test_a_host_that_is_left_out_is_printed(ctx: CommandContext, capsys: pytest.CaptureFixture[str]) -> None:
     (ctx.root / "hosts").write_text("a\nb slots=0\n")
     assert names(ctx) == ["a"]
-    assert capsys.readouterr().err == f"note: {ctx.root}/hosts:2: slots=0: b is left out\n"
+    assert capsys.readouterr().err == f"note: {ctx.root}/hosts:2: slots=0: b is not used\n"
 
 
 def test_groups_of_the_command_line_are_those_of_the_file(ctx: CommandContext) -> None:
@@ -75,7 +75,7 @@ def test_the_format_may_be_named(ctx: CommandContext) -> None:
     flags = LaunchFlags(hostfile_format="mpich")
     assert [node.slots for node in hosts.read_inventory(flags, ctx)[0]] == [4]
     assert [node.slots for node in hosts.read_inventory(flags, replace(ctx, hosts="a:2,b:2"))[0]] == [2, 2]
-    with pytest.raises(UsageError, match="--hostfile-format is one of"):
+    with pytest.raises(UsageError, match="--hostfile-format must be one of"):
         names(ctx, "", "mpihc")
 
 

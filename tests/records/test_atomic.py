@@ -35,5 +35,5 @@ def test_a_file_that_cannot_be_written_is_an_error_with_a_fix(tmp_path: Path) ->
         atomic.write_json(tmp_path / "gone" / "state.json", {})
     assert str(caught.value) == (
         f"cannot write {tmp_path}/gone/state.json: No such file or directory\n"
-        "  fix: free space or rights there, or set torchfab.records"
+        "  fix: free disk space, or check permissions, or set torchfab.records"
     )

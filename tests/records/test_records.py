@@ -118,7 +118,9 @@ def test_a_name_cannot_be_a_path(records: Records, name: str) -> None:
 
 def test_a_records_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "jobs").write_text("a file")
-    with pytest.raises(TorchfabError, match=r"cannot write .*/jobs/gpt2: .*\n  fix: free space or rights there"):
+    with pytest.raises(
+        TorchfabError, match=r"cannot write .*/jobs/gpt2: .*\n  fix: free disk space, or check permissions"
+    ):
         Records(tmp_path / "jobs").claim("gpt2")
 
 

@@ -44,7 +44,7 @@ def test_free_memory_needs_no_word() -> None:
 def test_the_wait_is_announced_once_and_its_end_is_said() -> None:
     first, last = wait([HELD, HELD[:2], HELD[:1], []])
     assert first == (
-        "waits up to 1 min 00 s until GPU memory is free: GPU 0 of node1 holds 70 GiB of 7, which has ended, "
+        "waiting up to 1 min 00 s for free GPU memory: GPU 0 of node1 holds 70 GiB of 7, which has ended, "
         "and 2 more GPUs"
     )
     assert last == "GPU memory is free after 0 s"
@@ -53,17 +53,17 @@ def test_the_wait_is_announced_once_and_its_end_is_said() -> None:
 def test_after_the_time_out_the_job_is_launched_all_the_same() -> None:
     *_, last = wait([HELD[:1]], timeout_s=0.05)
     assert last == (
-        "GPU memory is not free after 0 s: GPU 0 of node1 holds 70 GiB of 7, which has ended; launches all the same"
+        "GPU memory is not free after 0 s: GPU 0 of node1 holds 70 GiB of 7, which has ended; launching anyway"
     )
 
 
 def test_a_stop_ends_the_wait() -> None:
     def check_stop() -> None:
-        raise TorchfabError("it was asked to stop")
+        raise TorchfabError("a stop was requested")
 
     with (
         mock.patch.object(gpu_memory, "SessionPool"),
         mock.patch.object(gpu_memory, "_held", return_value="x"),
-        pytest.raises(TorchfabError, match="asked to stop"),
+        pytest.raises(TorchfabError, match="a stop was requested"),
     ):
         gpu_memory.await_free(NODES, ConnectionSettings(), mock.Mock(), 0.0, 60.0, check_stop)

@@ -16,7 +16,7 @@ def test_a_second_supervisor_is_refused_and_the_first_is_named(tmp_path: Path) -
     first = job_locks.SupervisorLock(tmp_path, "supervise-x")
     held = job_locks.holder(tmp_path)
     assert held is not None
-    with pytest.raises(UsageError, match=f"has a supervisor already: pid {held['pid']} since .*, in tmux: supervise-x"):
+    with pytest.raises(UsageError, match=f"already has a supervisor: pid {held['pid']} since .*, in tmux: supervise-x"):
         job_locks.SupervisorLock(tmp_path)
     first.release()
     assert job_locks.holder(tmp_path) is None

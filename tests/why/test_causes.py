@@ -29,7 +29,7 @@ def test_nccl_watchdog_logs_identify_the_straggler() -> None:
     ]  # fmt: skip
     found = diagnose_nodes(*nodes)
     assert (found.cause.kind, found.cause.name) == (Kind.NETWORK, "nccl-timeout")
-    assert found.cause.words == "NCCL waited in vain for another rank, in ALLREDUCE number 14"
+    assert found.cause.words == "NCCL timed out waiting for another rank, in ALLREDUCE number 14"
     assert [each.words for each in found.stragglers] == [
         "rank 2 on node3 had begun 11 collectives, the others up to 14"
     ]

@@ -67,7 +67,7 @@ def test_signal_to_torchrun_is_the_first_failure() -> None:
     found = diagnose_nodes(other, asked)
     assert (found.cause.kind, found.cause.name) == (Kind.KILLED, "terminated")
     assert found.cause.words == (
-        "torchrun was asked to end (SIGTERM), and its ranks with it; neither fab stop nor its supervisor did that"
+        "torchrun received SIGTERM, and its ranks with it; not sent by fab stop or its supervisor"
     )
     assert first_and_consequences(found) == (
         *("rank 1 on node2", ("node1 rank 0: its connection to another rank was lost",)),
@@ -75,13 +75,13 @@ def test_signal_to_torchrun_is_the_first_failure() -> None:
 
 
 def test_sender_is_unknown_without_an_exit_record_of_the_supervisor() -> None:
-    assert cause(torchrun_node(RECEIVED_SIGNAL, rank(0, -15), end=None))[2].endswith("; who did that is not known")
+    assert cause(torchrun_node(RECEIVED_SIGNAL, rank(0, -15), end=None))[2].endswith("; its sender is unknown")
 
 
 def test_signal_messages_of_all_torchrun_versions_are_parsed() -> None:
     for signal in ("Signals.SIGTERM", "SIGTERM", "15"):
         output = RECEIVED_SIGNAL.replace("Received 15", f"Received {signal}")
-        assert "asked to end (SIGTERM)" in cause(torchrun_node(output, rank(0, -15)))[2]
+        assert "received SIGTERM" in cause(torchrun_node(output, rank(0, -15)))[2]
 
 
 def test_torchrun_is_named_as_sender_after_a_rank_failed() -> None:
@@ -101,13 +101,15 @@ def test_sigkill_by_torchrun_is_not_an_external_kill() -> None:
     )
 
 
-@pytest.mark.parametrize(("code", "begin"), [(-15, "SIGTERM came"), (143, "it ended with exit code 143, as a script")])
+@pytest.mark.parametrize(
+    ("code", "begin"), [(-15, "SIGTERM came"), (143, "it ended with exit code 143, typical of a script")]
+)
 def test_sigterm_to_one_rank_is_the_first_failure(code: int, begin: str) -> None:
     output = CLOSING.format(101) + FAILED.format(code, 100)
     found = diagnose_nodes(torchrun_node(output, rank(0, code, 1060.0), rank(1, -15, 1060.2)))
     assert (found.cause.kind, found.cause.name) == (Kind.KILLED, "terminated")
     assert found.cause.words.startswith(begin)
-    assert found.cause.words.endswith("came from outside: nothing that torchfab did, nor its launcher")
+    assert found.cause.words.endswith("came from outside: neither torchfab nor its launcher sent it")
     assert first_and_consequences(found)[0] == "rank 0 on node1"
 
 
@@ -123,7 +125,7 @@ def test_a_killed_agent_precedes_a_rank_elsewhere_that_ends_on_sigterm() -> None
 def test_signal_to_a_rank_without_launcher_is_external(code: int) -> None:
     alone = node(0, [process("failed", rank(0, code), name="rank-0", pid=100)], ends={"rank-0": EXIT_RECORD})
     assert cause(alone)[:2] == (Kind.KILLED, "terminated")
-    assert cause(alone)[2].endswith("came from outside: nothing that torchfab did")
+    assert cause(alone)[2].endswith("came from outside: torchfab did not send it")
 
 
 def test_exit_code_143_without_a_known_signal_has_no_known_sender() -> None:
@@ -185,12 +187,12 @@ def test_launcher_that_ends_its_ranks_reports_its_own_error() -> None:
 def test_signal_to_a_launcher_with_successful_ranks_is_reported() -> None:
     found = diagnose_nodes(torchrun_node(RECEIVED_SIGNAL + SIGNALLED, rank(0, 0)))
     assert (found.cause.kind, found.cause.name) == (Kind.KILLED, "terminated")
-    assert found.cause.words == "torchrun was asked to end (SIGTERM); neither fab stop nor its supervisor did that"
+    assert found.cause.words == "torchrun received SIGTERM; not sent by fab stop or its supervisor"
 
 
 def test_deepspeed_launcher_logs_are_parsed() -> None:
     found = diagnose_nodes(torchrun_node(DEEPSPEED, rank(0, -15)))
-    assert found.cause.words.startswith("deepspeed's launcher was asked to end (SIGTERM), and its ranks with it")
+    assert found.cause.words.startswith("deepspeed's launcher received SIGTERM, and its ranks with it")
     ended = diagnose_nodes(torchrun_node(DEEPSPEED.splitlines()[0], rank(0, -15)))
     assert ended.cause.words == "deepspeed's launcher ended it (SIGTERM)"
 
@@ -198,7 +200,7 @@ def test_deepspeed_launcher_logs_are_parsed() -> None:
 def test_signal_of_unknown_sender_has_cause_ended() -> None:
     found = diagnose_nodes(node(0, [process("failed", rank(0, -15))]))
     assert (found.cause.kind, found.cause.name) == (Kind.KILLED, "ended")
-    assert found.cause.words == "SIGTERM ended it; who sent it is not known"
+    assert found.cause.words == "SIGTERM ended it; its sender is unknown"
 
 
 LOST_RANK = "RuntimeError: [/x/gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.0.0.2]:24750"

@@ -278,7 +278,7 @@ class Job:
         with quiet():
             outcome = stop_job(self._refreshed(), grace)
             if error := outcome.unreachable:
-                error.fix = f"when they are back: fab stop {self.name}"
+                error.fix = f"when they are reachable again: fab stop {self.name}"
                 raise error
             if outcome.status is None or not outcome.is_complete:
                 raise TorchfabError(

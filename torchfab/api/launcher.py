@@ -99,11 +99,11 @@ def launch(
     project : path, optional
         A folder of the project. Default: the current one, or the nearest above it with settings.
     ssh_config : path
-        An ssh config file, as of `-S`. Default: the user's and the system's.
+        An ssh config file, as given with `-S`. Default: the user's and the system's.
     identities : sequence of path
-        Private keys to log in with, as of `-i`.
+        Private keys to log in with, as given with `-i`.
     connect_timeout : float, optional
-        Seconds for each step of a connection, as of `-t`. Default: the setting.
+        Seconds for each step of a connection, as given with `-t`. Default: the setting.
     **flags
         The flags of the launcher (`fab --help launch-per-node` lists them), with `_` for `-`: `name`, `workdir`,
         `python`, `nproc_per_node`, `max_restarts`. Default of `name`: that of the script or the function, the time, and

@@ -105,7 +105,7 @@ def _text(name: str, value: Any) -> str:
         raise UsageError(f"{name} is a text or a number, got {value!r}")
     text = os.fspath(value) if isinstance(value, os.PathLike) else str(value)
     if not text:
-        raise UsageError(f"{name} is empty", "give it a value, or leave it out")
+        raise UsageError(f"{name} is empty", "give it a value, or omit it")
     return text
 
 

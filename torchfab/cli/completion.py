@@ -26,7 +26,7 @@ complete -o default -F _{function}_complete {name}
 """
 _ZSH = """\
 #compdef {name}
-# Completion of {name} for zsh: source it behind compinit, or write it to a folder of $fpath as _{name}
+# Completion of {name} for zsh: source it after compinit, or write it to a folder of $fpath as _{name}
 _{function}() {{
     local -a found
     found=("${{(@f)$({name} --complete -- "${{(@Q)words[1,CURRENT]}}" 2>/dev/null)}}")
@@ -90,7 +90,7 @@ def script(shell: str, name: str) -> str:
 
 @dataclass(frozen=True)
 class Known:
-    """What words are completed with.
+    """The sources of completion candidates.
 
     Parameters
     ----------
@@ -99,9 +99,9 @@ class Known:
     tasks : Mapping of str to ParserContext
         The flags of each task, by its name.
     taking_command : sequence of str
-        The tasks that take a command behind `--`.
+        The tasks that take a command after `--`.
     jobs, hosts : callable
-        Return the names of all jobs, and of the hosts; called only when they are needed.
+        Return the names of all jobs, and of all hosts; called only when needed.
     """
 
     core: Any
@@ -112,19 +112,19 @@ class Known:
 
 
 def candidates(words: Sequence[str], known: Known) -> list[str]:
-    """Return what the last word may become.
+    """Return the completion candidates of the last word.
 
     Parameters
     ----------
     words : sequence of str
-        The command line up to the cursor, without the name of the program; the last one is being typed.
+        The command line up to the cursor, without the program's name; the last word may be incomplete.
     known : Known
-        What there is.
+        The sources of candidates.
 
     Returns
     -------
     list of str
-        Empty where a file is expected, or nothing is known.
+        Empty if a file is expected, or nothing matches.
     """
     *before, current = words or [""]
     if "--" in before:
@@ -142,7 +142,7 @@ def candidates(words: Sequence[str], known: Known) -> list[str]:
 
 
 def _read(words: Sequence[str], known: Known) -> tuple[Any, str, int]:
-    """Return the flag that waits for its value, the task, and how many words it has been given."""
+    """Return the flag whose value comes next, the task, and the number of words after the task."""
     flag, task, given = None, "", 0
     for word in words:
         if flag is not None:
@@ -157,7 +157,7 @@ def _read(words: Sequence[str], known: Known) -> tuple[Any, str, int]:
 
 
 def _waiting(word: str, task: str, known: Known) -> Any:
-    """Return the flag of a word if its value stands in the next one."""
+    """Return the flag of a word if its value is the next word."""
     contexts = [known.tasks[task]] if task else []
     for context in [*contexts, known.core]:
         if word in context.flags:

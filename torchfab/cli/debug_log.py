@@ -2,7 +2,7 @@
 
     10:04:11.101 node1  transport: TCP: connecting to 10.77.1.2 port 22
 
-Imported only when the log is wanted. Secrets appear in no line: requests are logged by their operation and size, never
+Imported only if the log is enabled. No line contains secrets: requests are logged by their operation and size, never
 by their content, and values that are known to be secret are replaced in every line.
 """
 
@@ -24,7 +24,7 @@ from torchfab.core.log_context import current_host
 from torchfab.core.log_lines import strip_controls
 
 LOGGERS = ("torchfab", "paramiko")
-_WIDEST_HOST = 24  # longer names move their lines only
+_WIDEST_HOST = 24  # a longer name only shifts its own line
 _SHORTEST_SECRET = 4  # shorter values also occur in ordinary text and numbers
 _WEB_ADDRESS = re.compile(r"(https?://)(?:[^\s/?#]*@)?([^\s/?#'\"<>]*)[^\s'\"<>]*")
 _LOGIN_IN_URL = re.compile(r"(://)[^\s/?#]*@")
@@ -57,7 +57,7 @@ def enable(tasks: Sequence[str], argv: Sequence[str], environ: Mapping[str, str]
 
 
 def remove_invoke_handler() -> None:
-    """Silence the debug log of Invoke, which `fab --debug TASK` enables too.
+    """Disable Invoke's own debug log, which `fab --debug TASK` also enables.
 
     It lists every option of every task, and the values of all settings, passwords included. INVOKE_DEBUG=1 still shows
     it.
@@ -96,7 +96,7 @@ class _Formatter(logging.Formatter):
         super().__init__()
         self.redact = redact
         self.width = 6  # of the longest host so far
-        # What a progress display left on the line of the terminal.
+        # Clears the rest of a progress display on this terminal line.
         self.erase = "\x1b[K" if sys.stderr.isatty() else ""
 
     def format(self, record: logging.LogRecord) -> str:

@@ -35,7 +35,7 @@ def install() -> None:
         print(program_name.called().replace_in(f"error: {known}"), file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(known.exit_code)  # a hook cannot change Python's own 1; no task has begun
+        os._exit(known.exit_code)  # a hook cannot change Python's exit code 1; no task has begun
 
     sys.excepthook = hook
 
@@ -68,38 +68,36 @@ def explain(error: BaseException, trace: TracebackType | None) -> TorchfabError 
 
 
 def _invalid_settings(error: BaseException, frames: Sequence[FrameType]) -> TorchfabError | None:
-    """Return the problem of a file of settings that Fabric finds by itself (fabric.yaml) and cannot read or merge."""
+    """Return the error for a settings file that Fabric finds itself (fabric.yaml) and cannot read or merge."""
     for frame in reversed(frames):
         seen, name = frame.f_locals, frame.f_code.co_name
         if name == "_load_file" and "filepath" in seen:
-            return UsageError(
-                f"{seen['filepath']} cannot be read: {_describe(error)}", "correct it; it is a .yaml file"
-            )
+            return UsageError(f"{seen['filepath']} cannot be read: {_describe(error)}", "correct its YAML syntax")
         if name == "_merge_file":
             config, kind = seen["self"], seen["name"]
             path, data = getattr(config, f"_{kind}_path"), getattr(config, f"_{kind}")
             if not isinstance(data, Mapping):
-                what = f"{path} holds no settings, got {data!r:.60}"
-                return UsageError(what, "write sections: torchfab:, and below it names and values")
+                what = f"{path} is not a mapping of settings, got {data!r:.60}"
+                return UsageError(what, "write a section torchfab: with names and values below it")
     return None
 
 
 def _invalid_file(error: BaseException, names: Sequence[str]) -> TorchfabError | None:
-    """Return the problem of a file, by the names of the functions in the traceback."""
+    """Return the error for an unreadable file, found by the function names in the traceback."""
     if "load_ssh_config" in names:
         return UsageError(f"the ssh config cannot be read: {_describe(error)}", "check the file that fab -S names")
     if isinstance(error, UnknownFileType) or "load_runtime" in names:
         return UsageError(f"the file that fab -f names cannot be read: {_describe(error)}", "fab -f takes a .yaml file")
     if isinstance(error, AmbiguousMergeError):
         return UsageError(
-            "settings do not fit together: where one file has a section (torchfab:), another has a single value",
+            "settings files contradict each other: one has a section (torchfab:) where another has a single value",
             "compare the file of fab -f, or ~/.fabric.yaml, with fabric.yaml",
         )
     return None
 
 
 def _invalid_flag(local_variables: Mapping[str, Any]) -> TorchfabError:
-    """Return the problem of a flag of `fab` itself after a task; flags before it are parsed before our files load."""
+    """Return the error for a flag of `fab` itself after a task; flags before it are parsed before our files load."""
     name = str(local_variables["self"].name)
     dashes = "-" if len(name) == 1 else "--"
     return UsageError(f"fab {dashes}{name} takes a whole number, got {local_variables['value']!r}", "see fab --help")
@@ -109,7 +107,7 @@ def _invalid_variable(name: str, error: BaseException) -> TorchfabError:
     if isinstance(error, ValueError):
         return UsageError(f"the environment variable {name} is not a number: {error}", f"unset {name}, or correct it")
     return UsageError(
-        f"the environment variable {name} names a setting that is not a single value",
+        f"the environment variable {name} is for a setting that is not a single value",
         f"unset {name}; such a setting goes into fabric.yaml, or into a file for fab -f",
     )
 

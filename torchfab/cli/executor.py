@@ -30,11 +30,11 @@ class CommandLine:
     Parameters
     ----------
     script : tuple of str, optional
-        The arguments after `--`, unchanged: a script and its own arguments; None where there is no `--`.
+        The arguments after `--`, unchanged: a script and its own arguments; None without a `--`.
     hosts : str
-        The value of `-H`; empty where it was not given.
+        The value of `-H`; empty if it was not given.
     project : Path
-        The folder of the project, which has its settings, hosts and records. Default: the current one.
+        The project's folder, with its settings, hosts and records. Default: the current folder.
     """
 
     script: tuple[str, ...] | None = None
@@ -43,7 +43,7 @@ class CommandLine:
 
 
 class TaskContext(invoke.Context):
-    """Invoke's context of a task, extended by the rest of the command line."""
+    """Invoke's context of a task, extended with the rest of the command line."""
 
     command_line = CommandLine()
 
@@ -123,7 +123,7 @@ class Executor(fabric.Executor):  # type: ignore[misc]
         Raises
         ------
         UsageError
-            There are words behind `--`, and no task takes any.
+            There are words after `--`, and no task takes any.
         """
         extra = {"command_line": self.command_line}
         expanded = [call.clone(TaskCall, with_=extra) for call in invoke.Executor.expand_calls(self, calls)]
@@ -182,8 +182,8 @@ class Executor(fabric.Executor):  # type: ignore[misc]
                 "fab -R (--dry) has no effect on these tasks: they would really run",
                 "launches and sync have their own flag, after the task: --dry-run",
             )
-        if self.core[0].args["connect-timeout"].value == 0:  # Fabric takes it for none given
-            raise UsageError("-t is at least 1 second, got 0", "leave it out for the default, or give more")
+        if self.core[0].args["connect-timeout"].value == 0:  # Fabric treats 0 as not given
+            raise UsageError("-t must be at least 1 second, got 0", "omit it for the default, or give a larger value")
         # Invoke skips a missing file, and the launch would run with other settings than the requested ones.
         path = self.core[0].args.config.value
         if path and not os.path.exists(os.path.expanduser(path)):
@@ -201,7 +201,7 @@ def reduce_gc_frequency() -> None:
 
 
 def check_order(tasks: Sequence[str]) -> None:
-    """Check that no task follows a launch: such a word is often the script, without `--`.
+    """Check that no task follows a launch: such a word is often a script without the `--`.
 
     Raises
     ------
@@ -211,30 +211,30 @@ def check_order(tasks: Sequence[str]) -> None:
     for name, following in itertools.pairwise(tasks):
         if name.startswith("launch-"):
             raise UsageError(
-                f"{name} is followed by the task {following}, and a launch stands last",
+                f"{name} is followed by the task {following}; a launch must be the last task",
                 f"fab {name} … && fab {following}; if {following} is your script: fab {name} -- {following}",
             )
 
 
 def check_words(tasks: Sequence[Any], words: Sequence[str] | None) -> None:
-    """Check that a task takes the words behind `--`.
+    """Check that a task takes the words after `--`.
 
     Parameters
     ----------
     tasks : sequence of invoke.Task
-        The tasks of the command line. One of a fabfile of the user's own may read the words by itself.
+        The tasks of the command line. A task of the user's own fabfile may read the words itself.
     words : sequence of str, optional
-        The words; None where there is no `--`.
+        The words; None without a `--`.
 
     Raises
     ------
     UsageError
-        None does.
+        No task takes them.
     """
     if words and tasks and not any(getattr(task, "takes_command", True) for task in tasks):
         name = str(tasks[-1].name).replace("_", "-")
         line = shlex.join(["fab", name, *words])
-        raise UsageError(f"{name} takes nothing behind --, got {shlex.join(words)}", f"without the --: {line}")
+        raise UsageError(f"{name} takes nothing after --, got {shlex.join(words)}", f"without the --: {line}")
 
 
 def check_hosts_flag(flag: str | None) -> str:
@@ -243,12 +243,12 @@ def check_hosts_flag(flag: str | None) -> str:
     Parameters
     ----------
     flag : str, optional
-        The value on the command line; None where it was not given.
+        The value on the command line; None if it was not given.
 
     Returns
     -------
     str
-        Empty where it was not given.
+        Empty if it was not given.
 
     Raises
     ------
@@ -256,5 +256,5 @@ def check_hosts_flag(flag: str | None) -> str:
         It is empty: `-H "$HOSTS"` with an unset HOSTS is a mistake, not a request for all hosts of the file.
     """
     if flag is not None and not flag.strip():
-        raise UsageError("-H is empty", "name hosts: -H host1,host2; or leave it out to use the hosts file")
+        raise UsageError("-H is empty", "give hosts: -H host1,host2; or omit it to use the hosts file")
     return flag or ""

@@ -36,15 +36,15 @@ class JobFlags:
     name: str = flag("", "Name of the job, unique on this machine. [the script's name and the time]")
     env: tuple[str, ...] = flag(
         (),
-        "NAME=VALUE, or NAME for the value here, for every process; may be given again. ps shows it on this machine.",
+        "NAME=VALUE, or NAME to take the value from this machine, for every process; repeatable. Visible in ps here.",
     )
     dry_run: bool = flag(False, "Print what would run, as shell that works without torchfab; start nothing.")
     follow: bool = flag(False, "Show the logs until the job ends, and exit with its code; Ctrl-C leaves it running.")
     workdir: str = flag("", "Absolute path of the directory to run in, on every node. [the current one]")
-    python: str = flag("", "Interpreter on the nodes. [the one of the environment that is active here]")
+    python: str = flag("", "Interpreter on the nodes. [that of the active environment here]")
     setup: str = flag("", SETUP_HELP)
     before: str = flag("", "Shell commands to run once on each node before the ranks; a failure stops the launch.")
-    after: str = flag("", "Shell commands to run once on each node when its ranks have ended, however they ended.")
+    after: str = flag("", "Shell commands to run once on each node after its ranks, whether they failed or not.")
     grace: float | None = flag(None, "Seconds between SIGTERM and SIGKILL when the job is stopped. [10]", SECONDS)
     setting_of_setup: ClassVar[bool] = True  # without --setup, the setting `setup` counts
 
@@ -97,7 +97,7 @@ class GpuLaunchFlags(LaunchFlags):
 
 @dataclass(frozen=True)
 class HostFlags:
-    """The flags of commands about the hosts themselves, whether or not a job runs there."""
+    """The flags of commands that work on hosts, whether or not a job runs there."""
 
     hostfile: str = flag("", HOSTFILE_HELP)
     hostfile_format: str = flag("", HOSTFILE_FORMAT_HELP)
@@ -118,9 +118,9 @@ class RunFlags(HostFlags):
     """The flags of run."""
 
     workdir: str = flag("", "Absolute path of the directory to run in, on every node. [the current one]")
-    python: str = flag("", "Interpreter whose folder comes first on PATH. [the one of the environment active here]")
+    python: str = flag("", "Interpreter whose folder comes first on PATH. [that of the active environment here]")
     setup: str = flag("", SETUP_HELP)
-    env: tuple[str, ...] = flag((), "NAME=VALUE, or NAME for the value here; may be given again.")
+    env: tuple[str, ...] = flag((), "NAME=VALUE, or NAME to take the value from this machine; repeatable.")
     timeout: float = flag(0.0, "End the command after this many seconds; 0: never. [0]", SECONDS)
 
 
@@ -128,11 +128,11 @@ class RunFlags(HostFlags):
 class PushEnvFlags(HostFlags):
     """The flags of env push."""
 
-    requirements: str = flag("", "List of packages. [uv.lock of the project, else its requirements.txt]")
+    requirements: str = flag("", "Package list. [uv.lock of the project, else its requirements.txt]")
     path: str = flag(".venv", "Folder of the environment on every node, relative to the working directory. [.venv]")
     workdir: str = flag("", "Absolute path of the working directory, on every node. [the current one]")
-    python: str = flag("python3", "Interpreter on the nodes that makes the environment. [python3]")
-    timeout: float = flag(900.0, "Seconds that a node may take. [900]", SECONDS)
+    python: str = flag("python3", "Interpreter on the nodes that creates the environment. [python3]")
+    timeout: float = flag(900.0, "Time limit for each node in seconds. [900]", SECONDS)
 
 
 @dataclass(frozen=True)
@@ -144,10 +144,10 @@ class TrustFlags(HostFlags):
 
 @dataclass(frozen=True)
 class DoctorFlags(HostFlags):
-    """The flags of doctor: those of a launch that it checks for."""
+    """The flags of doctor: the values of the launch to check for."""
 
     workdir: str = flag("", "Absolute path of the directory a job would run in, on every node. [the current one]")
-    python: str = flag("", "Interpreter on the nodes. [the one of the environment that is active here]")
+    python: str = flag("", "Interpreter on the nodes. [that of the active environment here]")
     setup: str = flag("", SETUP_HELP)
     port: int = flag(0, "Port of the rendezvous on node 0; 0: a free one. [0]", PORT)
     master_addr: str = flag("", "Address by which the nodes reach node 0. [its name in the hosts file]")
@@ -160,9 +160,9 @@ class NetworkFlags(HostFlags):
     seconds: float = flag(20.0, "How long to measure. [20]", SECONDS)
     pairs: bool = flag(False, "Measure all pairs of nodes too. [only if the network is slow]")
     backend: str = flag("auto", "nccl, gloo, or auto: nccl where every node has a GPU. [auto]")
-    env: tuple[str, ...] = flag((), "NAME=VALUE for every process; may be given again: NCCL_SOCKET_IFNAME=eth1.")
+    env: tuple[str, ...] = flag((), "NAME=VALUE for every process, such as NCCL_SOCKET_IFNAME=eth1; repeatable.")
     workdir: str = flag("", "Absolute path of a directory on every node, for logs. [the current one]")
-    python: str = flag("", "Interpreter on the nodes, with torch. [the one of the environment that is active here]")
+    python: str = flag("", "Interpreter on the nodes, with torch. [that of the active environment here]")
     master_addr: str = flag("", "Address by which the nodes reach node 0. [its name in the hosts file]")
 
 
@@ -171,7 +171,7 @@ WORDS = "words"  # the argument of a WordsTask
 
 
 def host_task(kind: type[HostFlags] = HostFlags) -> Callable[[Body], Any]:
-    """Return a decorator that makes a task of `body(c, flags)` with the flags of a dataclass.
+    """Return a decorator that turns `body(c, flags)` into a task with the flags of a dataclass.
 
     Parameters
     ----------
@@ -194,12 +194,12 @@ def host_task(kind: type[HostFlags] = HostFlags) -> Callable[[Body], Any]:
 
 
 def command_task(kind: type[HostFlags]) -> Callable[[Body], Any]:
-    """Return a decorator that makes a task as `host_task` does, which takes a command behind `--`.
+    """Return a decorator like `host_task`, for a task that takes a command after `--`.
 
     Parameters
     ----------
     kind : type
-        The dataclass of its flags.
+        The dataclass of the flags.
 
     Returns
     -------
@@ -217,7 +217,7 @@ def command_task(kind: type[HostFlags]) -> Callable[[Body], Any]:
 
 
 def launch_task(own: Callable[[], type], shared: type = LaunchFlags) -> Callable[[Body], Any]:
-    """Return a decorator that makes a task of `body(c, flags, own)` with the flags of both dataclasses.
+    """Return a decorator that turns `body(c, flags, own)` into a task with the flags of both dataclasses.
 
     Parameters
     ----------
@@ -246,7 +246,7 @@ def launch_task(own: Callable[[], type], shared: type = LaunchFlags) -> Callable
 
 
 def job_task(klass: type[JobTask] | None = None, **flags: Any) -> Callable[[Body], Any]:
-    """Return a decorator that makes a task of `body(c, job, **flags)`; the job may be left out.
+    """Return a decorator that turns `body(c, job, **flags)` into a task; the job is optional.
 
     Parameters
     ----------
@@ -273,7 +273,7 @@ def job_task(klass: type[JobTask] | None = None, **flags: Any) -> Callable[[Body
 
 
 def file_task(name: str, **flags: Any) -> Callable[[Body], Any]:
-    """Return a decorator that makes a task of `body(c, file, **flags)` whose name is a keyword of Python.
+    """Return a decorator that turns `body(c, file, **flags)` into a task whose name is a Python keyword.
 
     Parameters
     ----------
@@ -298,7 +298,7 @@ def file_task(name: str, **flags: Any) -> Callable[[Body], Any]:
 
 
 def plain_task(**flags: Any) -> Callable[[Body], Any]:
-    """Return a decorator that makes a task of `body(c, **flags)`, without hosts or a job.
+    """Return a decorator that turns `body(c, **flags)` into a task without hosts or a job.
 
     Parameters
     ----------
@@ -321,7 +321,7 @@ def plain_task(**flags: Any) -> Callable[[Body], Any]:
 
 
 def words_task(form: str, kind: type | None = None, **flags: Any) -> Callable[[Body], Any]:
-    """Return a decorator that makes a task of `body(c, words, **flags)`, whose words stand behind its name.
+    """Return a decorator that turns `body(c, words, **flags)` into a task that takes positional words.
 
     Parameters
     ----------
@@ -376,7 +376,7 @@ def _parameter(each: Field[Any]) -> inspect.Parameter:
 
 
 def _is_for_fab_itself(frame: FrameType) -> bool:
-    """Return whether the parser's current token is a flag of every task, such as --help, rather than a job."""
+    """Return whether the parser's current token is a flag of `fab` itself, such as --help, and not a job."""
     parser, token = frame.f_locals.get("self"), frame.f_locals.get("token")
     return token in getattr(getattr(parser, "initial", None), "flags", ())
 
@@ -391,7 +391,7 @@ class FlagTask(fabric.tasks.Task):  # type: ignore[misc]  # fabric ships no type
     flags : callable
         Returns the fields of its flags.
     takes_command : bool
-        Whether it takes a command behind `--`.
+        Whether it takes a command after `--`.
     """
 
     flags: Callable[[], list[Field[Any]]]
@@ -462,13 +462,13 @@ class FlagTask(fabric.tasks.Task):  # type: ignore[misc]  # fabric ships no type
 
 
 class CommandTask(FlagTask):
-    """A task that takes a command behind `--`."""
+    """A task that takes a command after `--`."""
 
     takes_command = True
 
 
 class JobTask(FlagTask):
-    """A task whose positional argument names a job, and may be left out."""
+    """A task with one optional positional argument: the name of a job."""
 
     positionals: tuple[str, ...] = ("job",)
 
@@ -490,7 +490,7 @@ class JobTask(FlagTask):
 
 
 class SignalTask(JobTask):
-    """A task whose positional arguments are a job, which may be left out, and a signal."""
+    """A task with the positional arguments job (optional) and signal."""
 
     positionals = ("job", "signal")
 
@@ -516,7 +516,7 @@ class FileTask(FlagTask):
 
 
 class WordsTask(FlagTask):
-    """A task that takes any number of words behind its name.
+    """A task that takes any number of positional words.
 
     Attributes
     ----------
@@ -583,12 +583,12 @@ class NonEmptyValue(Argument):
             The text is empty.
         """
         if value == "":
-            raise ParseError(f"error: --{self.names[0]} is empty\n  fix: give it a value, or leave it out")
+            raise ParseError(f"error: --{self.names[0]} is empty\n  fix: give it a value, or omit it")
         super().set_value(value, cast)
 
 
 class OptionalPositional(Argument):
-    """A positional argument that may be left out, which Invoke does not have.
+    """An optional positional argument, which Invoke lacks.
 
     Invoke's parser checks twice whether a positional argument still has no value (None): for each token that is not a
     flag, and again at the end, where it reports an error. `value` is None for the first check only.
@@ -622,13 +622,13 @@ class OptionalPositional(Argument):
         if token.startswith("-") and token != "-":
             raise ParseError(f"No idea what {token!r} is!")  # Invoke's text; parse_errors.py explains it
         if token == "":
-            latest = "\n  fix: without a name it is the latest job" if self.name == "job" else ""
+            latest = "\n  fix: omit the name for the latest job" if self.name == "job" else ""
             raise ParseError(f"error: the name of the {self.name} is empty{latest}")
         self.set_value(token)
 
 
 class PositionalWords(OptionalPositional):
-    """A positional argument that takes all words behind the task which are not flags."""
+    """A positional argument that takes all words after the task that are not flags."""
 
     @property
     def value(self) -> Any:
@@ -657,7 +657,7 @@ class PositionalWords(OptionalPositional):
             The word is empty.
         """
         if value == "":
-            raise ParseError("error: a word is empty\n  fix: give it a value, or leave it out")
+            raise ParseError("error: a word is empty\n  fix: give it a value, or omit it")
         self._value = [*(self._value or ()), value]
 
 

@@ -1,6 +1,6 @@
-"""What Invoke's parser refuses, as one line that says what was meant: a misspelt task or flag, a script without `--`.
+"""Turn errors of Invoke's parser into one line with a suggestion: a misspelt task or flag, a script without `--`.
 
-Invoke raises "No idea what 'X' is!". `mistake_of` takes from the parser's frames what it had read; `explain` is pure.
+Invoke raises "No idea what 'X' is!". `mistake_of` reads the parser's state from its frames; `explain` is pure.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from torchfab.core import program_name
 from torchfab.core.errors import UsageError
 from torchfab.core.lazy_dataclass import dataclass
 
-LAUNCH = "launch-"  # how the names of tasks begin that take a script behind `--`
-RUN = "run"  # the task that takes any command behind `--`
+LAUNCH = "launch-"  # prefix of the tasks that take a script after `--`
+RUN = "run"  # the task that takes any command after `--`
 _DEFAULT_LAUNCH = "launch-per-node"
 _PROGRAMS = ("python", "python3", "bash", "sh", "accelerate")  # they run a script: `fab python train.py`
-# What the same command is called elsewhere.
+# Names of the same command in other tools.
 SYNONYMS = MappingProxyType(
     {
         **dict.fromkeys(("ps", "ls", "list-jobs", "history", "squeue", "queue"), "jobs"),
@@ -47,7 +47,7 @@ SYNONYMS = MappingProxyType(
     }
 )
 
-# What the same flag is called elsewhere; the first of these that the task has is meant.
+# Names of the same flag in other tools; the first of the listed flags that the task has is suggested.
 FLAG_SYNONYMS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         **dict.fromkeys(("master-port", "rdzv-port", "main-process-port"), ("port",)),
@@ -70,25 +70,25 @@ FLAG_SYNONYMS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Mistake:
-    """A word that the parser could not take, and what it had read before.
+    """A word that the parser rejected, and the parser's state at that point.
 
     Parameters
     ----------
     word : str
         The word as it was typed.
     body : tuple of str
-        All words in front of `--`.
+        All words before `--`.
     position : int
-        Where in `body` the word stands.
+        Index of the word in `body`.
     task : str
-        The task whose flags are read; empty before the first.
+        The task whose flags are being parsed; empty before the first task.
     positional : str
-        Name of the task's positional argument, which an earlier word has filled; empty where it has none; two names are
+        Name of the task's positional argument, which an earlier word has filled; empty if it has none; two names are
         joined by "and one".
     tasks : tuple of str
         The names of all tasks.
     flags : Mapping of str to bool
-        The flags that are known there, and whether each takes a value.
+        The flags that are valid there, and whether each takes a value.
     """
 
     word: str
@@ -101,7 +101,7 @@ class Mistake:
 
     @property
     def before(self) -> str:
-        """The word in front of it, or the flag of which it is the value (`--name=a`); empty where it is the first."""
+        """The previous word, or the flag whose value the word is (`--name=a`); empty for the first word."""
         here = self.body[self.position]
         if here != self.word:
             return here.partition("=")[0]
@@ -109,7 +109,7 @@ class Mistake:
 
 
 def explain(mistake: Mistake) -> UsageError:
-    """Return the error: one line, with what was meant where that can be seen."""
+    """Return the error: one line, with a suggestion if there is one."""
     if mistake.word.startswith("-") and len(mistake.word) > 1:
         return _unknown_flag(mistake)
     takes_value = mistake.flags.get(mistake.before)
@@ -120,7 +120,7 @@ def explain(mistake: Mistake) -> UsageError:
     if mistake.task == RUN:
         return _script_without_dashes(mistake)
     if mistake.positional:
-        return UsageError(f"{mistake.task} takes one {mistake.positional}, got {mistake.word!r} besides")
+        return UsageError(f"{mistake.task} takes one {mistake.positional}, got {mistake.word!r} in addition")
     return _no_task(mistake)
 
 
@@ -141,17 +141,17 @@ def unknown_task(word: str, tasks: Iterable[str], after: str = "") -> UsageError
     tasks : iterable of str
         The names of all tasks.
     after : str
-        The task in front of it; empty where it is the first word.
+        The task before the word; empty for the first word.
     """
     meant = SYNONYMS.get(word.lower(), "") or nearest(word.lower().replace("_", "-"), tasks)
     where = (
-        f"{after} takes no word {word!r}, and there is no task of that name" if after else f"there is no task {word}"
+        f"{after} does not take {word!r}, and there is no task of that name" if after else f"there is no task {word}"
     )
-    return UsageError(f"{where}; did you mean {meant}?" if meant else f"{where}; fab --list shows them")
+    return UsageError(f"{where}; did you mean {meant}?" if meant else f"{where}; fab --list lists them")
 
 
 def nearest(word: str, names: Iterable[str]) -> str:
-    """Return the name that is nearest to a misspelt word; empty where none is near."""
+    """Return the name most similar to a misspelt word; empty if none is similar."""
     names = sorted(names)
     found = difflib.get_close_matches(word, names, 1, 0.65)
     begun = [name for name in names if len(word) >= 3 and name.startswith(word)]
@@ -164,14 +164,14 @@ def needs_value(spelling: str, task: str = "") -> UsageError:
 
 
 def flag_without_value(flag: Argument, context: ParserContext | None) -> UsageError:
-    """Return the error for a flag without its value, behind a task that may have another flag of that letter.
+    """Return the error for a flag without its value, after a task that may have another flag of that letter.
 
     Parameters
     ----------
     flag : Argument
         The flag, one of the task's or of `fab` itself.
     context : ParserContext
-        The task that it stands behind.
+        The task before it.
     """
     task = getattr(context, "name", None) or ""
     if flag.name == "config" and "--follow" in getattr(context, "flags", ()):
@@ -190,8 +190,8 @@ def _unknown_flag(mistake: Mistake) -> UsageError:
     where = mistake.task or program_name.called().name
     if meant:
         return UsageError(f"{where} has no flag {name}; did you mean --{meant}?")
-    script = "; flags of your script go behind --" if mistake.task.startswith(LAUNCH) else ""
-    script = "; the command goes behind --" if mistake.task == RUN else script
+    script = "; flags of your script go after --" if mistake.task.startswith(LAUNCH) else ""
+    script = "; the command goes after --" if mistake.task == RUN else script
     return UsageError(f"{where} has no flag {name}; fab --help {mistake.task} lists them".replace("  ", " ") + script)
 
 
@@ -212,18 +212,18 @@ def _script_without_dashes(mistake: Mistake) -> UsageError:
     task = () if mistake.task else (_DEFAULT_LAUNCH,)
     line = shlex.join(["fab", *head, *task, "--", *tail])
     what = "the command goes" if mistake.task == RUN else "your script and its arguments go"
-    return UsageError(f"{what} behind --: {line}")
+    return UsageError(f"{what} after --: {line}")
 
 
 def _is_script(word: str) -> bool:
     return "/" in word or word.endswith((".py", ".sh")) or os.path.isfile(word)
 
 
-# ---- what the parser had read
+# ---- the parser's state
 
 
 def parse_error(error: Exception, trace: TracebackType | None, tasks: Sequence[str]) -> UsageError | None:
-    """Return what an error of Invoke's parser means; None where its own text has to do.
+    """Return the explanation of a parser error of Invoke; None if only Invoke's own text is available.
 
     Parameters
     ----------
@@ -245,11 +245,11 @@ def parse_error(error: Exception, trace: TracebackType | None, tasks: Sequence[s
 
 
 def mistake_of(parser: FrameType, tasks: Sequence[str]) -> Mistake:
-    """Return the mistake that a frame of Invoke's `Parser.parse_argv` has stopped at."""
+    """Return the word at which a frame of Invoke's `Parser.parse_argv` stopped, with its context."""
     seen = parser.f_locals
     machine, read, mutations = seen["machine"], seen["body"], seen["mutations"]
     body = seen["argv"][: seen["ddash"]]
-    # Invoke has put the parts of `--a=b` and `-abc` behind the words of `read`; none behind what it has yet to read.
+    # Invoke has inserted the parts of `--a=b` and `-abc` after the words that it has read.
     at = seen["index"] - (1 if mutations else 0)
     position = len(body) - (len(read) - at - len(mutations))
     context, initial = machine.context, machine.initial
@@ -267,21 +267,21 @@ def mistake_of(parser: FrameType, tasks: Sequence[str]) -> Mistake:
 
 
 def _spellings(context: Any) -> list[tuple[str, Any]]:
-    """Return every spelling of every flag, with its argument; a Lexicon does not list its aliases (`--hosts`)."""
+    """Return every spelling of every flag with its argument; iterating over a Lexicon skips aliases (`--hosts`)."""
     flags = getattr(context, "flags", {})
     names = [*flags, *getattr(flags, "aliases", {})]
     return [(name, flags[name]) for name in names]
 
 
 def spelling(argument: Any) -> str:
-    """Return how a flag is written: `--name`; `-H (--hosts)` where it has a short form."""
+    """Return the spelling of a flag: `--name`, or `-H (--hosts)` if it has a short form."""
     names = sorted(argument.names, key=len)
     words = [f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}" for name in names]
     return words[0] if len(words) == 1 else f"{words[0]} ({words[-1]})"
 
 
 def list_flag_without_value(body: Sequence[str], contexts: Iterable[Any]) -> str:
-    """Return a flag that may be given again and has no value, which Invoke lets pass; empty where none does."""
+    """Return a repeatable flag without a value, which Invoke accepts silently; empty if there is none."""
     flags = {spelled: each for context in contexts for spelled, each in context.flags.items()}
     for word, following in zip(body, [*body, None][1:], strict=True):
         if word in flags and flags[word].kind is list and (following is None or following in flags):

@@ -1,8 +1,8 @@
-"""Fabric's own program with errors as one line and exit code 2, where Invoke prints "No idea what …" or a traceback.
+"""Fabric's program, with one-line errors and exit code 2 in place of "No idea what …" or a traceback.
 
-`fab` starts Fabric's program, which loads fabfile.py, which calls `adopt`: from there on the running program is ours.
-What happens before (`fab -t abc`, `fab --version`, no fabfile) only a program that is ours from its start can answer:
-`main`, which is the `fab` that `./run` writes. `torchfab` has torchfab's own tasks wherever it runs: TorchfabProgram.
+`fab` starts Fabric's program, which loads fabfile.py, which calls `adopt`: from then on the running program is ours.
+Errors before that point (`fab -t abc`, `fab --version`, no fabfile) need a program that is ours from its start:
+`main`, which is the `fab` that `./run` writes. `torchfab` has torchfab's own tasks in every folder: TorchfabProgram.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from torchfab.core.program_name import ProgramName
 _FLAGS = {
     "-H": "Comma-separated hosts, instead of the hosts file.",
     "-S": "An ssh config file, instead of the user's and the system's.",
-    "-i": "A private key to log in with; may be given again.",
+    "-i": "A private key to log in with; repeatable.",
     "-t": "Seconds for each step of a connection. [10]",
-    "-r": "Folder of the project. [the current one, or the nearest above it with torchfab.yaml]",
+    "-r": "Folder of the project. [the nearest one with torchfab.yaml, from the current folder upwards]",
     "-f": "A file with more settings, in a section torchfab.",
     "-d": "Print each step of each connection on stderr.",
     "-l": "List the tasks.",
-    "-h": "Print this, or the flags of a task.",
+    "-h": "Print this help, or the flags of a task.",
     "-V": "Print the versions.",
     "--prompt-for-login-password": "Ask for the password to log in with.",
     "--prompt-for-passphrase": "Ask for the passphrase of the private key.",
@@ -60,7 +60,7 @@ _LIST_FORMATS = ("flat", "nested", "json")
 
 
 class Program(Fab):  # type: ignore[misc]  # fabric ships no types
-    """Fabric's program; each step ends with one line and exit code 2 where the command line is wrong."""
+    """Fabric's program; each step ends with one line and exit code 2 if the command line is wrong."""
 
     _start: Path | None = None
 
@@ -70,7 +70,7 @@ class Program(Fab):  # type: ignore[misc]  # fabric ships no types
         super().print_version()
 
     def parse_core(self, argv: list[str] | None = None) -> None:
-        """Read the flags in front of the first task."""
+        """Parse the flags before the first task."""
         with self._one_line():
             shell = _completion_shell(_before_dashes(sys.argv if argv is None else argv))
             if shell is not None:
@@ -85,7 +85,7 @@ class Program(Fab):  # type: ignore[misc]  # fabric ships no types
         with self._one_line():
             if self._remainder_only and not self.args.hosts.value:
                 line = f"{program_name.called().name} launch-per-node -- {self.core.remainder}"
-                raise UsageError(f"there is no task in front of --: {line}")
+                raise UsageError(f"there is no task before --: {line}")
             self._start = self._start_folder()
             self._find_tasks()
             try:
@@ -94,13 +94,13 @@ class Program(Fab):  # type: ignore[misc]  # fabric ships no types
                 if not isinstance(error.__context__, CollectionNotFound):
                     raise
                 name, start = error.__context__.name, self.args["search-root"].value or "."
-                raise UsageError(f"there is no {name}.py in {os.path.abspath(start)}, nor above it") from None
-            except (TypeError, AttributeError):  # of Invoke, which looks into the settings while it loads them
+                raise UsageError(f"there is no {name}.py in {os.path.abspath(start)} or above it") from None
+            except (TypeError, AttributeError):  # Invoke reads settings while it loads them
                 project_settings.check_file(self.config, "project")
                 raise
 
     def parse_tasks(self) -> None:
-        """Read the tasks and their flags."""
+        """Parse the tasks and their flags."""
         with self._one_line():
             self._check_words()
             super().parse_tasks()
@@ -115,7 +115,7 @@ class Program(Fab):  # type: ignore[misc]  # fabric ships no types
             super().parse_cleanup()
 
     def update_config(self, merge: bool = True) -> None:
-        """Read the settings that the command line names."""
+        """Load the settings files that the command line names."""
         with self._one_line():
             config = self.config
             self._load_project()
@@ -134,7 +134,7 @@ class Program(Fab):  # type: ignore[misc]  # fabric ships no types
         super().execute()
 
     def _update_core_context(self, context: Any, new_args: Any) -> None:
-        """Take over the flags of `fab` that stand behind a task; those that may repeat add up, others are errors."""
+        """Apply flags of `fab` given after a task; repeatable ones add up, others given twice are errors."""
         for key, given in new_args.items():
             core = context.args[key]
             if given.got_value and core.got_value and core.takes_value:
@@ -149,7 +149,7 @@ class Program(Fab):  # type: ignore[misc]  # fabric ships no types
     def _load_project(self) -> None:
         """Find the project's folder, and read its settings: fabric.yaml, then torchfab.yaml."""
         config, start = self.config, self._start or self._start_folder()
-        beside_tasks = config._project_prefix  # of the fabfile; None for TorchfabProgram
+        beside_tasks = config._project_prefix  # the fabfile's folder; None for TorchfabProgram
         folder = project.find(start) or Path(beside_tasks or start)
         if beside_tasks is None or Path(beside_tasks) != folder:
             config.set_project_location(str(folder))
@@ -158,7 +158,7 @@ class Program(Fab):  # type: ignore[misc]  # fabric ships no types
         project_settings.add_project_file(config, folder)
 
     def _find_tasks(self) -> None:
-        """Fall back to this clone's tasks where the current folder belongs to no project."""
+        """Fall back to this clone's tasks if the current folder belongs to no project."""
         given = self.args["search-root"].value or self.args.collection.value
         clone = Path(torchfab.__file__).resolve().parents[1]
         if given or not (clone / "fabfile.py").is_file():
@@ -169,7 +169,7 @@ class Program(Fab):  # type: ignore[misc]  # fabric ships no types
             self.args["search-root"].value = str(clone)
 
     def _check_words(self) -> None:
-        """Find what the parser lets pass, or would speak of wrongly."""
+        """Check for mistakes that the parser accepts or reports misleadingly."""
         body = _before_dashes(self.argv[1:])
         flag = parse_errors.list_flag_without_value(body, [self.core[0], *self._contexts()])
         if flag:
@@ -191,9 +191,9 @@ class Program(Fab):  # type: ignore[misc]  # fabric ships no types
         ]
 
     def _check_help(self) -> None:
-        """Answer `--help X` and `--list X` for a task, or say which task X may be."""
+        """Check the task of `--help X` and `--list X`; suggest a task for an unknown X."""
         if self.args["list-format"].value not in _LIST_FORMATS:
-            raise UsageError(f"-F (--list-format) is flat, nested or json, got {self.args['list-format'].value!r}")
+            raise UsageError(f"-F (--list-format) must be flat, nested or json, got {self.args['list-format'].value!r}")
         for word in (self.args.help.value, self.args.list.value):
             if not isinstance(word, str) or (word == self.args.list.value and self._is_namespace(word)):
                 continue
@@ -203,7 +203,7 @@ class Program(Fab):  # type: ignore[misc]  # fabric ships no types
             raise Exit
 
     def print_task_help(self, name: str) -> None:
-        """Print the help of a task; flags that take a number say so, where Invoke writes STRING."""
+        """Print the help of a task, with N or SECONDS for flags that take a number, where Invoke writes STRING."""
         context = self.parser.contexts[name]
         placeholders = getattr(self.collection[name], "placeholders", {})
         shown = with_placeholders(context.help_tuples(), placeholders)
@@ -211,7 +211,7 @@ class Program(Fab):  # type: ignore[misc]  # fabric ships no types
         super().print_task_help(name)
 
     def _print_candidates(self) -> None:
-        """Print what the last word behind `--` may become, one a line."""
+        """Print the completion candidates of the last word after `--`, one per line."""
         words = args_after_dashes(self.argv[1:]) or ()
         contexts = self.collection.to_contexts(ignore_unknown_help=True)
         tasks = {context.name: context for context in contexts}
@@ -252,7 +252,7 @@ class Program(Fab):  # type: ignore[misc]  # fabric ships no types
 
     @contextmanager
     def _one_line(self) -> Iterator[None]:
-        """Print what we can explain in plain words, and end with exit code 2."""
+        """Print known errors as one line, and exit with code 2."""
         try:
             yield
         except TorchfabError as error:
@@ -308,7 +308,7 @@ class _UncompiledLoader(SourceFileLoader):
 
 
 class TorchfabProgram(Program):
-    """The command `torchfab`: torchfab's own tasks in every folder. A fabfile there is not run."""
+    """The command `torchfab`: torchfab's own tasks in every folder. It loads no fabfile."""
 
     _tasks: Callable[[], ModuleType]
 
@@ -338,7 +338,7 @@ class TorchfabProgram(Program):
         return made
 
     def task_args(self) -> list[Any]:
-        """Return the flags of the program that concern tasks: those of `fab` without the name of a fabfile.
+        """Return the flags of the program: those of `fab` except the name of a fabfile.
 
         Returns
         -------
@@ -347,7 +347,9 @@ class TorchfabProgram(Program):
         arguments = [each for each in super().task_args() if "collection" not in each.names]
         for each in arguments:
             if "search-root" in each.names:
-                each.help = "Folder of the project. [the current one, or the nearest above it with torchfab.yaml]"
+                each.help = (
+                    "Folder of the project. [the nearest one with torchfab.yaml, from the current folder upwards]"
+                )
         return arguments
 
     def load_collection(self) -> None:
@@ -362,11 +364,11 @@ class TorchfabProgram(Program):
         self.scoped_collection = self.collection
         print(_INTRODUCTION)
         self.list_tasks()
-        print("Flags in front of the task (other flags of Fabric are accepted too):\n")
+        print("Flags before the task (other flags of Fabric are accepted too):\n")
         self.print_columns([(spelled, _FLAGS[key]) for spelled, key in self._shown_flags()])
 
     def _shown_flags(self) -> list[tuple[str, str]]:
-        """Return the flags that concern our tasks, as spelled, each with its key of _FLAGS."""
+        """Return the flags that apply to our tasks, as spelled, each with its key in _FLAGS."""
         tuples = self.initial_context.help_tuples()
         found = {spelled.split(",")[0].split("=")[0].split(" ")[0]: spelled for spelled, _ in tuples}
         return [(found[key], key) for key in _FLAGS]
@@ -374,17 +376,19 @@ class TorchfabProgram(Program):
     def _find_tasks(self) -> None:
         folder = self._start_folder()
         if not folder.is_dir():
-            raise UsageError(f"-r {self.args['search-root'].value}: there is no such folder", "name a project's folder")
+            raise UsageError(
+                f"-r {self.args['search-root'].value}: there is no such folder", "give the folder of a project"
+            )
 
 
 def _own_name(called_as: str) -> str:
-    """Return `torchfab`, and `fab` in a supervisor that the clone's `fab` has started by the path of our program."""
+    """Return `torchfab`; or `fab`, in a supervisor that the clone's `fab` started by our program's path."""
     in_clone = (Path(torchfab.__file__).parents[1] / "run").is_file()
     return program_name.FAB if in_clone and os.path.basename(called_as) == "__main__.py" else "torchfab"
 
 
 def adopt() -> None:
-    """Make the program that is loading a fabfile ours, where it is Fabric's own."""
+    """Replace Fabric's program, which is loading the fabfile, by ours."""
     frame = sys._getframe(1)
     while frame is not None:
         program = frame.f_locals.get("self")
@@ -406,7 +410,7 @@ def check_executor(name: object) -> None:
     Raises
     ------
     UsageError
-        It names no class that can be imported.
+        The name is not that of a class that can be imported.
     """
     if name is None:
         return
@@ -416,19 +420,19 @@ def check_executor(name: object) -> None:
         found = None
     if not (isinstance(found, type) and issubclass(found, invoke.Executor)):
         raise UsageError(
-            f"tasks.executor_class names no executor: {name!r}", f"leave it out, or write {defaults.EXECUTOR}"
+            f"tasks.executor_class is not an executor class: {name!r}", f"omit it, or write {defaults.EXECUTOR}"
         )
 
 
 def with_placeholders(tuples: Iterable[tuple[str, str]], placeholders: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return the flags of a task as its help shows them.
+    """Return the flags of a task for its help, with the given placeholders.
 
     Parameters
     ----------
     tuples : iterable of tuple of str
         Each flag with its value, as Invoke spells it (`--port=STRING`), and its help.
     placeholders : Mapping of str to str
-        What stands for the value, by the name of the flag (`{"port": "N"}`); empty: what Invoke writes.
+        The placeholder of the value by the flag's name (`{"port": "N"}`); empty: Invoke's own.
 
     Returns
     -------
@@ -446,7 +450,7 @@ def with_placeholders(tuples: Iterable[tuple[str, str]], placeholders: Mapping[s
 
 
 def _completion_shell(words: list[str]) -> str | None:
-    """Return the value of --print-completion-script; None where it is not given."""
+    """Return the value of --print-completion-script; None if it is not given."""
     for word, following in zip(words, [*words[1:], ""], strict=True):
         flag, equals, value = word.partition("=")
         if flag == f"--{completion.FLAG}":
@@ -469,11 +473,11 @@ def _before_dashes(words: list[str]) -> list[str]:
 
 
 def _repeated_core_flag(body: list[str], unparsed: list[str], flags: Any) -> str:
-    """Return the flag of `fab` whose second value the parser of the first words has left over; empty where none."""
+    """Return the flag of `fab` that was given twice; empty if there is none."""
     at = len(body) - len(unparsed)
     if not unparsed or at < 0:
         return ""
-    is_split = body[at] != unparsed[0]  # --flag=value, of which the value is left over
+    is_split = body[at] != unparsed[0]  # --flag=value, whose value is left unparsed
     flag = body[at].partition("=")[0] if is_split else body[at - 1] if at else ""
     argument = flags[flag] if flag in flags else None  # noqa: SIM401  # a Lexicon's get() knows no aliases
     if argument is None or not argument.takes_value or argument.kind is list or argument.optional:
@@ -493,5 +497,5 @@ def make_program() -> Program:
 
 
 def main() -> None:
-    """Run the command `fab` of the clone, or `torchfab`, to its end."""
+    """Run the command: the clone's `fab`, or `torchfab`."""
     make_program().run()

@@ -1,4 +1,4 @@
-"""The settings of a project, in Fabric's configuration: what a command line reads, and a Python program too."""
+"""Load the settings of a project into Fabric's configuration, for command lines and for Python programs."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from torchfab.core.errors import TorchfabError, UsageError
 def load(
     start: Path, ssh_config: str = "", identities: Sequence[str] = (), connect_timeout_s: float | None = None
 ) -> tuple[Any, Path]:
-    """Read the settings of a folder's project, as a command line does there.
+    """Load the settings of a folder's project, as a command line in that folder does.
 
     Parameters
     ----------
     start : Path
         The folder.
     ssh_config : str
-        An ssh config file, as of `-S`. Default: the user's and the system's.
+        An ssh config file, as given with `-S`. Default: the user's and the system's.
     identities : sequence of str
-        Private keys to log in with, as of `-i`.
+        Private keys to log in with, as given with `-i`.
     connect_timeout_s : float, optional
-        Seconds for each step of a connection, as of `-t`. Default: the setting.
+        Seconds for each step of a connection, as given with `-t`. Default: the setting.
 
     Returns
     -------
@@ -65,7 +65,7 @@ def _load(start: Path, ssh_config: str, identities: Sequence[str], connect_timeo
     connect = {"key_filename": list(identities), "timeout": connect_timeout_s}
     config.load_overrides({"connect_kwargs": {name: value for name, value in connect.items() if value}}, merge=False)
     if ssh_config and not os.path.isfile(os.path.expanduser(ssh_config)):
-        raise UsageError(f"there is no ssh config file {ssh_config}", "name an existing one, or leave it out")
+        raise UsageError(f"there is no ssh config file {ssh_config}", "name an existing file, or omit it")
     config.set_runtime_ssh_path(os.path.expanduser(ssh_config) or None)
     config.merge()
     config.load_shell_env()
@@ -73,19 +73,19 @@ def _load(start: Path, ssh_config: str, identities: Sequence[str], connect_timeo
 
 
 def check_file(config: Any, kind: str) -> None:
-    """Check the outer form of a file of settings that a configuration has read.
+    """Check the top-level structure of a settings file.
 
     Parameters
     ----------
     config : fabric.Config
-        The configuration. Sections of which all lines are comments are removed.
+        The configuration that has read the file. Sections with only comments are removed.
     kind : str
         Which file: `system`, `user`, `project` or `runtime`.
 
     Raises
     ------
     UsageError
-        The file is no mapping, or a section is misspelt.
+        The file is not a mapping, or a section is misspelt.
     """
     path = getattr(config, f"_{kind}_path")
     if path and getattr(config, f"_{kind}_found"):
@@ -93,7 +93,7 @@ def check_file(config: Any, kind: str) -> None:
         data = getattr(config, f"_{kind}")
         validate.check_sections(data, sections, path)
         for name in [name for name, value in (data or {}).items() if value is None]:
-            del data[name]  # a section of which all lines are comments
+            del data[name]  # a section with only comments
 
 
 def add_project_file(config: Any, folder: Path) -> None:
@@ -115,7 +115,9 @@ def add_project_file(config: Any, folder: Path) -> None:
     if path.is_file():
         found = settings_file.read(path, config.global_defaults())
         config._project = merge_dicts(config._project or {}, copy_dict(dict(found.sections)))
-        has_file = config._project_path and os.path.isfile(config._project_path)  # Invoke notes a missing fabric.py
+        has_file = config._project_path and os.path.isfile(
+            config._project_path
+        )  # Invoke records the path even if the file is missing
         config._set(_project_path=config._project_path if has_file else str(path), _project_found=True)
 
 

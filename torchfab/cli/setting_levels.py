@@ -1,4 +1,4 @@
-"""The levels of Fabric's configuration, from the strongest to the defaults: where the value of a setting came from."""
+"""The levels of Fabric's configuration by precedence, and the origin of each setting's value."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Level:
     Parameters
     ----------
     origin : str
-        What it is: a file, `default`; empty where each setting has an origin of its own.
+        A file, or `default`; empty if each setting has its own origin.
     values : mapping of tuple to Any
         By section and name.
     lines : mapping of tuple to int
         In a file: the line of each setting.
     origins : mapping of tuple to str
-        The origin of each setting, of flags and variables.
+        The origin of each setting that a flag or variable set.
     """
 
     origin: str
@@ -39,7 +39,7 @@ class Level:
     origins: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
     def origin_of(self, key: tuple[str, str]) -> str:
-        """Return where a setting of this level stands.
+        """Return the origin of a setting of this level.
 
         Parameters
         ----------
@@ -62,11 +62,11 @@ class Setting:
     Parameters
     ----------
     name : str
-        Its name; with its section where that is not `torchfab`.
+        Its name, with the section unless that is `torchfab`.
     value : Any
         Its value.
     origin : str
-        Where the value came from.
+        The origin of the value.
     """
 
     name: str
@@ -75,17 +75,17 @@ class Setting:
 
 
 def in_force(levels: Sequence[Level]) -> list[Setting]:
-    """Return all settings with the value of the strongest level that has one.
+    """Return all settings, each with the value of the level with the highest precedence.
 
     Parameters
     ----------
     levels : sequence of Level
-        The strongest first.
+        The level with the highest precedence first.
 
     Returns
     -------
     list of Setting
-        In the order of the weakest level, the defaults.
+        In the order of the defaults.
     """
     keys = dict.fromkeys(key for level in reversed(levels) for key in level.values)
     found = []
@@ -109,8 +109,8 @@ def levels_of(config: Any, folder: Path) -> list[Level]:
     Returns
     -------
     list of Level
-        The strongest first: flags, the file of `-f`, variables, torchfab.yaml, fabric.yaml, the user's and the system's
-        files, defaults.
+        Highest precedence first: flags, the file of `-f`, variables, torchfab.yaml, fabric.yaml, the user's and the
+        system's files, defaults.
 
     Raises
     ------
@@ -146,7 +146,7 @@ def _variables(env: Mapping[str, Any]) -> Level:
 
 
 def _file(config: Any, kind: str, folder: Path) -> list[Level]:
-    """Return the level of one file of Fabric; none where there is no such file."""
+    """Return the level of one file of Fabric; empty if the file does not exist."""
     path = getattr(config, f"_{kind}_path")
     if not path or not Path(path).is_file() or Path(path).name == project.SETTINGS_FILE:
         return []
@@ -157,7 +157,7 @@ def _file(config: Any, kind: str, folder: Path) -> list[Level]:
 
 
 def _settings(sections: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
-    """Return the settings that concern torchfab, by section and name."""
+    """Return the settings that apply to torchfab, by section and name."""
     named = {name: sections.get(name) for name in _SHOWN_SECTIONS}
     known = {name: data for name, data in named.items() if isinstance(data, Mapping)}
     return {(name, key): value for name, data in known.items() for key, value in data.items()}

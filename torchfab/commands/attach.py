@@ -49,7 +49,7 @@ def attach_argv(record: Record, node: str, rank: str) -> tuple[str, ...]:
     if node_status.state == "unreachable":
         raise TorchfabError(f"{chosen.label} cannot be reached: {node_status.reason}")
     if node_status.state not in ("starting", "running"):
-        problem = f"job {record.name} does not run on {chosen.label}: {node_status.state}"
+        problem = f"job {record.name} is not running on {chosen.label}: {node_status.state}"
         raise UsageError(problem, f"fab logs {record.name}")
     window = f"rank-{rank}" if rank and any(each.name == f"rank-{rank}" for each in node_status.processes) else ""
     argv: tuple[str, ...] = runtimes.load(record.runtime).attach_argv(record, chosen, window)
@@ -62,7 +62,7 @@ def _node_named(job: str, status: JobStatus, name: str) -> Node:
         if name in ("", str(node.rank), node.host, node.label):
             return node
     if not nodes:
-        raise UsageError(f"job {job} runs on no node: {status.state}", f"fab status {job}")
+        raise UsageError(f"job {job} is not running on any node: {status.state}", f"fab status {job}")
     labels = inventory.fold([node.label for node in nodes])
     raise UsageError(f"job {job} has no node {name!r}", f"its nodes: {labels}")
 

@@ -1,4 +1,4 @@
-"""`fab checkpoint`: ask a running job for a checkpoint, and wait until it is whole."""
+"""`fab checkpoint`: signal a running job to save a checkpoint, and wait until the checkpoint is complete."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ _POLL_S = 0.5
 
 
 def save_checkpoint(record: Record, name: str, folders: Sequence[str], timeout_s: float) -> int:
-    """Send a notice to all ranks, wait until files of a checkpoint have changed and are whole, and print which.
+    """Signal all ranks, wait until the files of a checkpoint have changed and are complete, and print their names.
 
     Parameters
     ----------
     record : Record
         The job.
     name : str
-        The signal that the script handles by saving: `SIGUSR1`.
+        The signal on which the script saves a checkpoint: `SIGUSR1`.
     folders : sequence of str
-        Where it saves; empty: the folders that its arguments name, else the usual ones.
+        Folders of the checkpoints; empty: the folders in the script's arguments, else the usual ones.
     timeout_s : float
         Seconds to wait.
 
     Returns
     -------
     int
-        Exit code: 0 if the checkpoint is whole and all ranks still run, else 1.
+        Exit code: 0 if the checkpoint is complete and all ranks are still running, else 1.
 
     Raises
     ------
     UsageError
-        The job does not run, its folder of checkpoints is not known, or the signal would end a rank. Nothing was sent.
+        The job is not running, its checkpoint folder is unknown, or the signal would end a rank. Nothing was sent.
     TorchfabError
-        No checkpoint was whole in time.
+        No checkpoint was complete before the timeout.
     """
     save = await_checkpoint(record, name, folders, timeout_s)
     write_out(describe(save.files, save.logged_step))
@@ -58,7 +58,7 @@ def save_checkpoint(record: Record, name: str, folders: Sequence[str], timeout_s
 def describe_ended(record: Record, save: CheckpointSave, name: str) -> str:
     """Return what is said of a job whose ranks have ended after the notice."""
     ended = plural(save.ranks - save.running, "rank")
-    return f"{ended} of job {record.name} ended after {name}: the script takes it as a request to end"
+    return f"{ended} of job {record.name} ended after {name}: the script exits on this signal"
 
 
 def await_checkpoint(record: Record, name: str, folders: Sequence[str], timeout_s: float) -> CheckpointSave:
@@ -105,10 +105,10 @@ def _answers(found: Mapping[Node, CheckpointAnswer | TorchfabError]) -> dict[Nod
 def _unknown_folder(record: Record, cwd: str) -> UsageError:
     found = ask_status(record)
     if found.has_ended:
-        return UsageError(f"job {record.name} does not run: it is {found.state}", f"fab status {record.name}")
+        return UsageError(f"job {record.name} is not running: it is {found.state}", f"fab status {record.name}")
     return UsageError(
-        f"where job {record.name} saves is not known: none of its arguments names a folder (--save-dir, --output_dir, "
-        f"...), and {cwd} has none of the usual ones (checkpoints, runs, outputs, ...)",
+        f"the checkpoint folder of job {record.name} is unknown: no argument names a folder (--save-dir, --output_dir, "
+        f"...), and {cwd} has none of the usual folders (checkpoints, runs, outputs, ...)",
         f"name it: fab checkpoint {record.name} --dir FOLDER",
     )
 
@@ -118,7 +118,7 @@ def _check_handled(record: Record, name: str, reports: Sequence[SignalReport]) -
     if all(each.effect == "ignored" for each in ranks):
         raise UsageError(
             f"every rank of job {record.name} ignores {name}",
-            f"handle it in the script by saving: signal.signal(signal.{name}, handler); or name another with --signal",
+            f"save a checkpoint in a handler: signal.signal(signal.{name}, handler); or choose another --signal",
         )
 
 
@@ -133,14 +133,14 @@ def _await(watch: CheckpointWatch, save: CheckpointSave, timeout_s: float) -> No
 
 def _no_checkpoint(save: CheckpointSave, timeout_s: float) -> TorchfabError:
     if save.ranks and not save.running:
-        return TorchfabError("all ranks ended, and no file of a checkpoint has changed", "fab why")
+        return TorchfabError("all ranks ended, and no checkpoint file has changed", "fab why")
     if save.unfinished:
         path = save.unfinished[0].path
         return TorchfabError(
-            f"no whole checkpoint within {timeout_s:g} s: {path} is still being written", "give more --timeout"
+            f"no complete checkpoint within {timeout_s:g} s: {path} is still being written", "give more --timeout"
         )
     where = ", ".join(save.folders)
     return TorchfabError(
         f"no file in {where} has changed within {timeout_s:g} s",
-        "see what the script does at the signal; name its folder with --dir, or give more time with --timeout",
+        "check what the script does on the signal; give its folder with --dir, or more time with --timeout",
     )

@@ -26,7 +26,7 @@ def run(words: Sequence[str]) -> int:
     Raises
     ------
     UsageError
-        It is not one shell, or one without a script.
+        There is not exactly one word, or no completion script exists for this shell.
     """
     if len(words) != 1:
         raise UsageError("fab completion takes the name of your shell: bash, zsh or fish")

@@ -1,4 +1,4 @@
-"""`torchfab config`: every setting, its value, and where that came from."""
+"""`torchfab config`: print every setting, its value, and the origin of the value."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run(c: TaskContext, show_origin: bool, as_json: bool) -> int:
     c : TaskContext
         The context of the command.
     show_origin : bool
-        Print also where each value came from.
+        Also print the origin of each value.
     as_json : bool
         Print JSON.
 
@@ -36,7 +36,7 @@ def run(c: TaskContext, show_origin: bool, as_json: bool) -> int:
     Raises
     ------
     UsageError
-        A setting is not valid; it is raised after all are printed, so that its origin can be seen.
+        A setting is invalid. Raised after all settings are printed, so that the user sees its origin.
     """
     folder = c.command_line.project
     settings = [_without_password(each) for each in in_force(levels_of(c.config, folder))]
@@ -59,7 +59,7 @@ def render(settings: Sequence[Setting], show_origin: bool) -> str:
     settings : sequence of Setting
         The settings.
     show_origin : bool
-        Put the origin of each between its name and its value.
+        Insert the origin between the name and the value.
 
     Returns
     -------

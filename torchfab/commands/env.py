@@ -1,4 +1,4 @@
-"""`fab env push`: make the project's packages an environment on every node, the same on all."""
+"""`fab env push`: create the same virtual environment with the project's packages on every node."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ _EXPORT_TIMEOUT_S = 60
 
 @dataclass(frozen=True)
 class Push:
-    """What to make where.
+    """The environment to create on the nodes.
 
     Parameters
     ----------
     packages : PackageList
-        The list that environments are compared by.
+        The package list; its digest tells whether an existing environment is up to date.
     text : str
-        The packages as pip reads them.
+        The packages in pip's requirements format.
     path : str
         Folder of the environment: absolute, or relative to the working directory of each node.
     workdir, python : str
-        The working directory of nodes without one of their own, and the interpreter that makes the environment.
+        The working directory of nodes that have no own one, and the interpreter that creates the environment.
     timeout_s : float
-        Time limit of each node in seconds.
+        Time limit for each node, in seconds.
     """
 
     packages: PackageList
@@ -73,12 +73,12 @@ class Push:
 
 
 def run(words: Sequence[str], flags: PushEnvFlags, ctx: CommandContext) -> int:
-    """Make the environment on all nodes, and print the outcome.
+    """Create the environment on all nodes, and print the result.
 
     Parameters
     ----------
     words : sequence of str
-        The words behind `env`: push.
+        The words after `env`: push.
     flags : PushEnvFlags
         The flags.
     ctx : CommandContext
@@ -92,12 +92,12 @@ def run(words: Sequence[str], flags: PushEnvFlags, ctx: CommandContext) -> int:
     Raises
     ------
     UsageError
-        A flag is invalid, or there is no list of packages.
+        A flag is invalid, or no package list exists.
     HostsFailedError
-        With one reason for each node that failed; the environments of the others are complete.
+        One reason per failed node. The environments of the other nodes are complete.
     """
     if tuple(words) != ("push",):
-        raise UsageError(f"env takes the word push, got {shlex.join(words) or 'nothing'}", "write: fab env push")
+        raise UsageError(f"env expects the word push, got {shlex.join(words) or 'nothing'}", "fab env push")
     push = make_push(flags, ctx)
     nodes = read_nodes(flags.hostfile, ctx, flags.hostfile_format)
     answers: dict[str, PushEnvAnswer] = {}
@@ -116,7 +116,7 @@ def run(words: Sequence[str], flags: PushEnvFlags, ctx: CommandContext) -> int:
 
 
 def make_push(flags: PushEnvFlags, ctx: CommandContext) -> Push:
-    """Return what is to be made, from the flags and the project.
+    """Build the description of the environment from the flags and the project.
 
     Parameters
     ----------
@@ -132,7 +132,7 @@ def make_push(flags: PushEnvFlags, ctx: CommandContext) -> Push:
     Raises
     ------
     UsageError
-        There is no list of packages, or it cannot be sent.
+        No package list exists, or it cannot be sent.
     """
     workdir = flags.workdir or ctx.cwd
     if not workdir.startswith("/"):
@@ -140,22 +140,24 @@ def make_push(flags: PushEnvFlags, ctx: CommandContext) -> Push:
     found = Path(ctx.cwd, flags.requirements) if flags.requirements else requirements_file.find(ctx.root)
     if found is None:
         names = " and no ".join(requirements_file.NAMES)
-        raise UsageError(f"{ctx.root} has no {names}", "write one, or name a list of packages with --requirements")
+        raise UsageError(f"{ctx.root} has no {names}", "create one, or give a package list with --requirements")
     packages = replace(requirements_file.read(found), source=_source(found, ctx.root))
     text = _export(found) if found.name == requirements_file.LOCK else packages.text
     return Push(packages, text, flags.path, workdir, flags.python, flags.timeout)
 
 
 def _source(path: Path, root: Path) -> str:
-    """Return the path of a list relative to the project; of one outside, its absolute path."""
+    """Return the path of a package list: relative to the project, or absolute if it is outside."""
     whole = Path(os.path.abspath(path))
     return str(whole.relative_to(root)) if whole.is_relative_to(root) else str(whole)
 
 
 def _export(lock: Path) -> str:
-    """Return the packages of uv.lock as pip reads them, by uv itself."""
+    """Convert uv.lock to pip's requirements format with `uv export`."""
     if shutil.which("uv") is None:
-        raise UsageError(f"{lock} is read by uv, which is not on PATH here", "install uv, or give --requirements FILE")
+        raise UsageError(
+            f"uv is needed to read {lock}, and it is not on PATH here", "install uv, or give --requirements FILE"
+        )
     try:
         done = subprocess.run(
             _EXPORT,
@@ -197,14 +199,14 @@ def _print(push: Push, nodes: Sequence[Node], answers: dict[str, PushEnvAnswer],
 
 
 def outcome_lines(push: Push, done: Sequence[tuple[Node, PushEnvAnswer]]) -> list[str]:
-    """Return what is printed: one line for all hosts with the same outcome.
+    """Return the result lines: one line per group of hosts with the same result.
 
     Parameters
     ----------
     push : Push
-        What was to be made.
+        The requested environment.
     done : sequence of tuple of Node and PushEnvAnswer
-        The nodes that have it.
+        The nodes that have the environment, with their answers.
 
     Returns
     -------
@@ -213,7 +215,7 @@ def outcome_lines(push: Push, done: Sequence[tuple[Node, PushEnvAnswer]]) -> lis
     hosts: dict[str, list[str]] = {}
     slowest: dict[str, float] = {}
     for node, answer in done:
-        how = f"made by {answer.tool}" if answer.made else "was there"
+        how = f"created with {answer.tool}" if answer.made else "is up to date"
         text = f"{push.folder(node)} {how}, Python {answer.python}"
         hosts.setdefault(text, []).append(node.label)
         slowest[text] = max(slowest.get(text, 0.0), answer.seconds)

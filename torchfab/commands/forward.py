@@ -1,4 +1,4 @@
-"""`fab forward`: a port of a node as a port of this machine, until Ctrl-C."""
+"""`fab forward`: forward a port of this machine to a port of a node, until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Spec:
     Parameters
     ----------
     local_port : int
-        The port of this machine; 0: the same one as there.
+        The port on this machine; 0: the same number as on the node.
     port : int
-        The port of the node; 0: the one on which tensorboard listens.
+        The port on the node; 0: the port on which TensorBoard listens.
     """
 
     local_port: int
@@ -42,14 +42,14 @@ class Spec:
 
 @dataclass(frozen=True)
 class Target:
-    """Where to forward to.
+    """The destination of a forwarded port.
 
     Parameters
     ----------
     node : Node
         The node.
     address, port : str, int
-        As seen from there.
+        The address and port, as the node itself connects to them.
     """
 
     node: Node
@@ -59,7 +59,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Hosts:
-    """The nodes that may have the port.
+    """The candidate nodes.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ class Hosts:
     settings : ConnectionSettings
         How to reach them.
     workdir : str
-        The working directory of the job there.
+        The working directory of the job on the nodes.
     """
 
     nodes: Sequence[Node]
@@ -82,9 +82,9 @@ def run(words: Sequence[str], host: str, ctx: CommandContext) -> int:
     Parameters
     ----------
     words : sequence of str
-        `tensorboard`, a port, or `LOCAL:PORT`, behind the name of a job.
+        The name of a job (optional), then `tensorboard`, a port, or `LOCAL:PORT`.
     host : str
-        The node: its host, label or rank; empty: the first one, or the one where tensorboard runs.
+        The node's host, label or rank; empty: the first node, or the node on which TensorBoard runs.
     ctx : CommandContext
         Records and settings.
 
@@ -96,13 +96,13 @@ def run(words: Sequence[str], host: str, ctx: CommandContext) -> int:
     Raises
     ------
     UsageError
-        A word is invalid, or the port of this machine is in use.
+        A word is invalid, or the local port is in use.
     TorchfabError
-        The node cannot be reached or does not forward, or no tensorboard runs.
+        The node is unreachable or refuses forwarding, or no TensorBoard runs.
     """
     target, local_port, settings = target_of(words, host, ctx)
     if target.node.is_local and local_port == target.port:
-        raise UsageError(f"port {target.port} is on this machine already: http://127.0.0.1:{target.port}")
+        raise UsageError(f"port {target.port} is already on this machine: http://127.0.0.1:{target.port}")
     return _forward(target, local_port, settings)
 
 
@@ -138,7 +138,7 @@ def _forward(target: Target, local_port: int, settings: ConnectionSettings) -> i
             try:
                 _check(tunnel.connect, target)
                 write_out(f"http://{forward.LOOPBACK}:{local_port}")
-                write_err(f"forwards to port {target.port} of {target.node.label}; Ctrl-C ends it")
+                write_err(f"forwarding to port {target.port} of {target.node.label}; press Ctrl-C to end")
                 forward.serve(listener, tunnel, lambda error: write_err(f"{target.node.label}: {error.message}"))
             finally:
                 tunnel.close()
@@ -150,7 +150,7 @@ def _forward(target: Target, local_port: int, settings: ConnectionSettings) -> i
 
 
 def _check(connect: Callable[[], object], target: Target) -> None:
-    """Try a connection; that nothing listens yet is only a note."""
+    """Try a connection; print a note if nothing listens yet."""
     from torchfab.transport.ssh.forward import NothingListensError
 
     try:
@@ -170,14 +170,14 @@ def split_words(words: Sequence[str]) -> tuple[str, Spec]:
     Returns
     -------
     tuple of str and Spec
-        The job is empty where none is named.
+        The job is empty if the words name none.
 
     Raises
     ------
     UsageError
         A word is invalid.
     """
-    form = "tensorboard, a PORT, or LOCAL:PORT, behind a job's name: fab forward gpt2 16006:6006"
+    form = "a job's name (optional), then tensorboard, PORT or LOCAL:PORT: fab forward gpt2 16006:6006"
     if not 1 <= len(words) <= 2:
         raise UsageError(f"fab forward takes {form}")
     match = _SPEC.fullmatch(words[-1])
@@ -217,7 +217,9 @@ def find_hosts(job: str, host: str, ctx: CommandContext) -> Hosts:
 def _named(nodes: Sequence[Node], name: str) -> Sequence[Node]:
     chosen = [node for node in nodes if name in ("", node.host, node.label, str(node.rank))]
     if not chosen:
-        raise UsageError(f"there is no host {name!r} here", f"its hosts: {fold([node.label for node in nodes])}")
+        raise UsageError(
+            f"no host {name!r} among the hosts of this command", f"its hosts: {fold([node.label for node in nodes])}"
+        )
     return chosen
 
 
@@ -225,7 +227,7 @@ def _named(nodes: Sequence[Node], name: str) -> Sequence[Node]:
 
 
 def _tensorboard(hosts: Hosts) -> Target:
-    """Return where a tensorboard of this user listens."""
+    """Return the node and port on which a TensorBoard of this user listens."""
     found: list[tuple[Node, Listener]] = []
     failed: dict[str, TorchfabError] = {}
     request = ListenersRequest(program=TENSORBOARD)
@@ -238,17 +240,17 @@ def _tensorboard(hosts: Hosts) -> Target:
         node, listener = found[0]
         return Target(node, listener.address, listener.port)
     if failed and not found:
-        raise HostsFailedError("no tensorboard was found on the hosts that answered; the others failed", failed)
+        raise HostsFailedError("no TensorBoard was found on the hosts that answered; the others failed", failed)
     raise none_found(hosts) if not found else several_found(found)
 
 
 def none_found(hosts: Hosts) -> UsageError:
-    """Return the error where no tensorboard runs, with the command that starts one.
+    """Return the error for hosts without TensorBoard, with the command that starts one.
 
     Parameters
     ----------
     hosts : Hosts
-        The nodes that were asked.
+        The nodes that were searched.
 
     Returns
     -------
@@ -260,16 +262,16 @@ def none_found(hosts: Hosts) -> UsageError:
         ["fab", "-H", node.label, "run", "--workdir", node.workdir or hosts.workdir, "--", "bash", "-c", serve]
     )
     asked = fold([each.label for each in hosts.nodes])
-    return UsageError(f"no tensorboard of yours listens on {asked}", f"start one: {line}")
+    return UsageError(f"no TensorBoard of this user listens on {asked}", f"start one: {line}")
 
 
 def several_found(found: Sequence[tuple[Node, Listener]]) -> UsageError:
-    """Return the error where several listen.
+    """Return the error for more than one TensorBoard.
 
     Parameters
     ----------
     found : sequence of tuple of Node and Listener
-        Them.
+        The nodes and their listening ports.
 
     Returns
     -------
@@ -277,4 +279,6 @@ def several_found(found: Sequence[tuple[Node, Listener]]) -> UsageError:
     """
     listed = "; ".join(f"{node.label} port {listener.port}: {listener.command[:80]}" for node, listener in found[:9])
     node, listener = found[0]
-    return UsageError(f"several tensorboards listen: {listed}", f"fab forward {listener.port} --host {node.label}")
+    return UsageError(
+        f"TensorBoard listens on several ports: {listed}", f"fab forward {listener.port} --host {node.label}"
+    )

@@ -13,7 +13,7 @@ from torchfab.launching.context import CommandContext
 
 
 def run(file: str, ctx: CommandContext) -> int:
-    """Print the command line that does the same as a launch file, as shell with comments.
+    """Print the command line equivalent to a launch file, as shell text with comments.
 
     Parameters
     ----------
@@ -30,10 +30,10 @@ def run(file: str, ctx: CommandContext) -> int:
     Raises
     ------
     UsageError
-        No file is named; or it cannot be read, or is of no kind that can be imported.
+        No file is named, the file cannot be read, or its format cannot be imported.
     """
     if not file:
-        raise UsageError("no file was named", f"fab import FILE; it reads {importers.KINDS}")
+        raise UsageError("no file was named", f"fab import FILE; supported files: {importers.KINDS}")
     path = Path(file) if file == "-" else Path(ctx.cwd, file)
     name = name_of(path) if file == "-" else file
     write_out(render(importers.read(read_text(path, "a launch file"), name), name))

@@ -1,4 +1,4 @@
-"""`torchfab init`: make a folder a project, with the files that torchfab reads there."""
+"""`torchfab init`: make a folder a project: write the files that torchfab reads there."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _SETTINGS = """\
 
 
 def run(folder: str, hosts: str, with_example: bool) -> int:
-    """Write the files of a project into a folder; files that exist stay as they are.
+    """Write the files of a project into a folder; existing files are not changed.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def run(folder: str, hosts: str, with_example: bool) -> int:
     hosts : str
         The value of `-H`: the hosts to write; empty for localhost.
     with_example : bool
-        Write the example script too, as the script of launches without `-- SCRIPT`.
+        Also write the example script, which a launch without `-- SCRIPT` runs.
 
     Returns
     -------
@@ -71,9 +71,10 @@ def run(folder: str, hosts: str, with_example: bool) -> int:
             _write(path, text())
             write_out(f"wrote   {name}")
     if above:
-        write_err(f"note: {folder} lies in the project {above}; from now on it is a project of its own")
+        write_err(f"note: {folder} is inside the project {above}; from now on it is its own project")
     script = "" if with_example else " -- train.py"
-    write_out("next: write host names into hosts; torchfab doctor; torchfab launch-per-node --follow" + script)
+    first = "" if hosts else "write host names into hosts; "
+    write_out(f"next: {first}torchfab doctor; torchfab launch-per-node --follow{script}")
     return 0
 
 
@@ -108,7 +109,7 @@ def _lines(text: str) -> str:
 
 
 def example() -> str:
-    """Return the example script: of the installed package, or of the clone.
+    """Return the example script of the installed package or of the clone.
 
     Returns
     -------
@@ -118,17 +119,17 @@ def example() -> str:
     Raises
     ------
     UsageError
-        There is none.
+        The package contains no example script.
     """
     package = Path(torchfab.__file__).parent
     for path in (package / "example" / EXAMPLE, package.parent / EXAMPLE):
         if path.is_file():
             return path.read_text(encoding="utf-8")
-    raise UsageError(f"this torchfab came without {EXAMPLE}", "install it from a wheel, or use its clone")
+    raise UsageError(f"this installation of torchfab lacks {EXAMPLE}", "install torchfab from a wheel, or use a clone")
 
 
 def _advice(path: Path, with_example: bool) -> str:
-    """Return what an existing file lacks; empty for nothing."""
+    """Return what to add to an existing file; empty if nothing is missing."""
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     if path.name == "fabfile.py" and "torchfab.fabfile" not in text:
         return "; for torchfab's tasks in fab, add: from torchfab.fabfile import *"
@@ -142,4 +143,6 @@ def _write(path: Path, text: str) -> None:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
-        raise TorchfabError(f"{path} cannot be written: {error.strerror}", "free space or rights there") from None
+        raise TorchfabError(
+            f"{path} cannot be written: {error.strerror}", "free disk space, or check permissions"
+        ) from None

@@ -29,7 +29,7 @@ def run(ctx: CommandContext, job: str, *, as_json: bool, remove: bool, events: b
     ctx : CommandContext
         Records and settings of this command.
     job : str
-        Name of the job; empty: all, with `events` the latest.
+        Name of the job; empty: all jobs, or with `events` the latest.
     as_json : bool
         Print JSON.
     remove : bool
@@ -82,11 +82,11 @@ def show_jobs(ctx: CommandContext, as_json: bool, job: str) -> None:
     """
     records, problems = job_lookup.find_all(ctx, job)
     for name, problem in problems.items():
-        write_err(f"job {name} could not be asked: {problem}")
+        write_err(f"the status of job {name} is unknown: {problem}")
     if as_json:
         write_out(json.dumps([_job_as_json(record) for record in records], indent=2))
     elif not records:
-        write_out("no job was launched from here yet; the first one: fab launch-per-node --follow")
+        write_out("no job was launched from here yet; to launch one: fab launch-per-node --follow")
     else:
         head = ["job", "state", "launcher", "nodes", "ranks", "launched", "script"]
         write_out(align_columns([head, *(_job_row(record) for record in records)]))
@@ -149,8 +149,8 @@ def remove_record(job: str, ctx: CommandContext) -> None:
     unreachable = [each.node.label for each in status.nodes if each.state == "unreachable"]
     if unreachable:
         raise UsageError(
-            f"{inventory.fold(unreachable)} cannot be asked whether job {record.name} has ended there",
-            f"try again when that works; if it never will, delete the record by hand: {record.folder}",
+            f"{inventory.fold(unreachable)} cannot report whether job {record.name} has ended there",
+            f"try again when it is reachable; if it is gone for good, delete the record: {record.folder}",
         )
     if not status.has_ended:
         raise UsageError(f"job {record.name} has not ended", f"fab stop {record.name}")

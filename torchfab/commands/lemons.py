@@ -31,7 +31,7 @@ def show_lemons(ctx: CommandContext, forgive: str, as_json: bool) -> int:
     quarantine = Quarantine(ctx.records.root)
     if forgive:
         removed = quarantine.forgive(forgive)
-        write_out(f"forgiven: {fold(removed)}" if removed else f"{forgive} is no lemon")
+        write_out(f"removed from the list: {fold(removed)}" if removed else f"{forgive} is not on the list of lemons")
         return 0 if removed else 1
     lemons = quarantine.all()
     if as_json:

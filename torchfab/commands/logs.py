@@ -48,7 +48,7 @@ def show_logs(record: Record, request: Mapping[str, Any], printer: Printer, stal
 
 
 def _describe_nothing(request: Mapping[str, Any]) -> str:
-    """Return why no line was printed, where the request may be the reason; else an empty text."""
+    """Return why no line was printed if the request is the likely reason; else an empty text."""
     ranks = [*request["ranks"]] if request["ranks"] else []
     of = f" of rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}" if ranks else ""
     matching = f" that matches {request['grep']!r}" if request["grep"] else ""
@@ -103,7 +103,9 @@ def _watch_to_end(watch: JobWatcher, request: Mapping[str, Any]) -> int:
             pass
     except KeyboardInterrupt:
         follower.watch.printer.finish()
-        write_err(f"\nthe job goes on; fab logs --follow {name} | fab status {name} | to end it: fab stop {name}")
+        write_err(
+            f"\nthe job is still running; fab logs --follow {name} | fab status {name} | to end it: fab stop {name}"
+        )
         return 130
     status = follower.final_status()
     write_err(end_message(follower.record, status))

@@ -76,7 +76,7 @@ def run(flags: NetworkFlags, ctx: CommandContext) -> int:
 
 
 def _read_results(record: Record, within_s: float) -> BenchmarkResult:
-    """Read the results that rank 0 prints until it is done, the job has ended, or the time is up."""
+    """Read the results that rank 0 prints, until they are complete, the job has ended, or the timeout."""
     measured, ended, lost = BenchmarkResult(nodes=len(record.nodes)), set[int](), set[int]()
     deadline = time.monotonic() + within_s
     for event in runtimes.load(record.runtime).follow(record, _REQUEST):
@@ -113,7 +113,7 @@ def _report(record: Record, measured: BenchmarkResult, as_json: bool, ctx: Comma
     if not measured.done:
         _stop(record)
         raise TorchfabError(
-            f"the network was not measured to its end; job {record.name} is kept",
+            f"the measurement did not finish; job {record.name} is kept",
             f"fab why {record.name} | fab logs {record.name}",
         )
     _remove_job(record, ctx)
@@ -124,7 +124,7 @@ def _report(record: Record, measured: BenchmarkResult, as_json: bool, ctx: Comma
 
 
 def _stop(record: Record) -> bool:
-    """Stop the job; return whether no process of it is left."""
+    """Stop the job; return whether all of its processes have ended."""
     reports = runtimes.load(record.runtime).stop(record, 2.0)
     return not any(report.error or report.left for report in reports)
 
@@ -136,4 +136,4 @@ def _remove_job(record: Record, ctx: CommandContext) -> None:
         ctx.records.release(record.name)
     else:
         name = record.name
-        write_err(f"job {name} may not be gone from every node: fab stop {name}, then fab jobs --remove {name}")
+        write_err(f"job {name} may still be on some nodes: fab stop {name}, then fab jobs --remove {name}")

@@ -1,4 +1,4 @@
-"""`fab pull`: copy files of a job from the nodes that have them into a folder here."""
+"""`fab pull`: copy files of a job from the nodes into a local folder."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PullRequest:
-    """What to copy, from where, and where to.
+    """The files to copy, their hosts, and the local folder.
 
     Parameters
     ----------
@@ -48,11 +48,11 @@ class PullRequest:
     settings : ConnectionSettings
         How to reach them.
     workdir : str
-        Where relative paths begin, on hosts without a workdir of their own.
+        Base of relative paths on hosts that have no own workdir.
     patterns : sequence of str
         Paths and glob patterns.
     folder : str
-        The folder here; an absolute path.
+        The local folder; an absolute path.
     """
 
     nodes: Sequence[Node]
@@ -68,11 +68,11 @@ def run(words: Sequence[str], to: str, rank: str, ctx: CommandContext) -> int:
     Parameters
     ----------
     words : sequence of str
-        Paths, behind the name of a job where the first of several words is one.
+        Paths. If there are several words, the first one may be the name of a job.
     to : str
-        The folder here; empty: `pulled/<job>`.
+        The local folder; empty: `pulled/<job>`.
     rank : str
-        Only from the nodes of these ranks: `0,2-5`; empty: from all.
+        Copy only from the nodes of these ranks: `0,2-5`; empty: from all nodes.
     ctx : CommandContext
         Working directory, records and settings.
 
@@ -86,9 +86,9 @@ def run(words: Sequence[str], to: str, rank: str, ctx: CommandContext) -> int:
     UsageError
         A flag or a path is invalid, or no host has a file of that name.
     HostsFailedError
-        With one reason for each host that failed; what the others have was copied.
+        One reason per failed host. The files of the other hosts were copied.
     Interrupted
-        Ctrl-C; what was copied in part is continued by the same command.
+        Ctrl-C. Running the same command again continues partial files.
     """
     pull_files(words, to, rank, ctx)
     return 0
@@ -118,18 +118,16 @@ def pull_files(words: Sequence[str], to: str, rank: str, ctx: CommandContext) ->
         _pull(request, None if to else Path(ctx.cwd, FOLDER))
         return Path(request.folder)
     except KeyboardInterrupt:
-        raise Interrupted(
-            "interrupted; files that are complete stay", "the same command goes on where this one was"
-        ) from None
+        raise Interrupted("interrupted; complete files are kept", "run the same command again to continue") from None
 
 
 def build_request(words: Sequence[str], to: str, rank: str, ctx: CommandContext) -> PullRequest:
-    """Return what the flags ask for.
+    """Build the request from the flags.
 
     Parameters
     ----------
     words, to, rank, ctx
-        As `run` takes them.
+        As in `run`.
 
     Returns
     -------
@@ -141,7 +139,7 @@ def build_request(words: Sequence[str], to: str, rank: str, ctx: CommandContext)
         A flag or a path is invalid.
     """
     job, patterns = split_words(words, lambda name: _is_job(name, ctx))
-    if ctx.hosts and not job:  # any hosts, without a job
+    if ctx.hosts and not job:  # hosts without a job
         if rank:
             raise UsageError("--rank needs a job", "name it: fab pull JOB PATH --rank 0")
         nodes = read_nodes("", ctx)
@@ -167,17 +165,17 @@ def split_words(words: Sequence[str], is_job: Callable[[str], bool]) -> tuple[st
     words : sequence of str
         The words.
     is_job : callable
-        Whether there is a job of a name.
+        Returns whether a job of this name exists.
 
     Returns
     -------
     tuple of str and tuple of str
-        The job is empty where none is named: the latest one.
+        The job is empty, for the latest one, if the words name none.
 
     Raises
     ------
     UsageError
-        There is no path.
+        No path is given.
     """
     example = "for example: fab pull checkpoints/step-100 'runs/*.json'"
     if not words:
@@ -197,7 +195,7 @@ def _folder(to: str, job: str, ctx: CommandContext) -> str:
 
 
 def _make_ignored(folder: Path) -> None:
-    """Create the folder of a pull without --to, which neither git nor `fab sync` reads."""
+    """Create the default folder, with a .gitignore so that git and `fab sync` skip it."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / ".gitignore").exists():
         (folder / ".gitignore").write_text("*\n")
@@ -238,12 +236,12 @@ def _pull(request: PullRequest, ignored: Path | None) -> int:
     if failed:
         reasons = {node.label: failed[node.rank] for node in request.nodes if node.rank in failed}
         hosts = plural(len(request.nodes), "host")
-        raise HostsFailedError(f"{len(failed)} of {hosts} failed; what they have may be missing here", reasons)
+        raise HostsFailedError(f"{len(failed)} of {hosts} failed; their files may be missing here", reasons)
     return 0
 
 
 def _find(request: PullRequest, sessions: SessionPool, failed: dict[int, TorchfabError]) -> list[Match]:
-    """Ask every host which files it has; raise where a pattern stands for nothing on any."""
+    """Query the matching files of every host; raise if a pattern matches nothing on any host."""
     found: dict[int, list[FileMatch]] = {}
 
     def ask(node: Node, session: Session) -> FindFilesAnswer:
@@ -261,7 +259,7 @@ def _find(request: PullRequest, sessions: SessionPool, failed: dict[int, Torchfa
         found[node.rank] = answer.matches
         if answer.unreadable:
             failed[node.rank] = HostError(
-                f"{', '.join(answer.unreadable[:3])} cannot be read", "see to its rights there"
+                f"{', '.join(answer.unreadable[:3])} cannot be read", "check the permissions there"
             )
     _check_found(request, found, failed)
     return [
@@ -284,12 +282,12 @@ def _check_found(
     asked = fold([node.label for node in request.nodes])
     where = sorted({node.workdir or request.workdir for node in request.nodes})
     looked = missing[0] if missing[0].startswith(("/", "~")) else f"{missing[0]} in {', '.join(where)}"
-    look = f"see what is there: fab run --workdir {shlex.quote(where[0])} -- ls"
-    raise UsageError(f"there are no files {looked} on {asked}; nothing was copied", f"{look}; quote patterns: 'runs/*'")
+    look = f"list the files: fab run --workdir {shlex.quote(where[0])} -- ls"
+    raise UsageError(f"no files match {looked} on {asked}; nothing was copied", f"{look}; quote patterns: 'runs/*'")
 
 
 def _digests(matches: Sequence[Match], sessions: SessionPool, settings: ConnectionSettings) -> dict[Place, str]:
-    """Ask for the digests of the files that several hosts have."""
+    """Query the digests of the files that several hosts have."""
     by_rank: dict[int, list[Place]] = {}
     for places in pull.shared_files(matches).values():
         for place in places:
@@ -331,7 +329,7 @@ def _copy_all(
 def _copy(
     transfer: Transfer, request: PullRequest, processes: RsyncProcesses, progress: Callable[[str], None] | None
 ) -> None:
-    """Copy the files of one transfer; raise where one is not there in the end."""
+    """Copy the files of one transfer; raise if a file is missing afterwards."""
     folder = os.path.join(request.folder, transfer.folder)
     os.makedirs(folder, exist_ok=True)
     if transfer.files:
@@ -345,7 +343,9 @@ def _copy(
         _link(os.path.join(folder, name), target)
     gone = [name for name in transfer.files if not os.path.isfile(os.path.join(folder, name))]
     if gone:
-        raise HostError(f"{gone[0]} was not copied; was it removed there meanwhile?", "run the command again")
+        raise HostError(
+            f"{gone[0]} was not copied; it may have been removed on the host meanwhile", "run the command again"
+        )
 
 
 def _link(path: str, target: str) -> None:
@@ -357,7 +357,7 @@ def _link(path: str, target: str) -> None:
 
 
 class Meter:
-    """How much was copied, on one line of a terminal."""
+    """The progress of a copy, on one terminal line."""
 
     def __init__(self, total_bytes: int) -> None:
         self.total_bytes = total_bytes
@@ -375,7 +375,7 @@ class Meter:
             sys.stderr.flush()
 
     def of(self, transfer: Transfer) -> Callable[[str], None]:
-        """Return the function that takes in what rsync prints.
+        """Return the callback for the output of rsync.
 
         Parameters
         ----------
@@ -385,7 +385,7 @@ class Meter:
         Returns
         -------
         callable
-            Takes a text.
+            Takes a part of the output.
         """
 
         def take(text: str) -> None:
@@ -400,7 +400,7 @@ class Meter:
         return take
 
     def line(self) -> str:
-        """Return what is shown: `copying 1.2 GiB of 3 GiB (40 %), 120 MiB/s`."""
+        """Return the progress line: `copying 1.2 GiB of 3 GiB (40 %), 120 MiB/s`."""
         copied = sum(self.copied.values())
         rate = copied / max(0.1, self.last - self.started)
         share = 100 * copied // max(1, self.total_bytes)
@@ -409,18 +409,18 @@ class Meter:
 
 
 def summary(transfers: Sequence[Transfer], matches: Sequence[Match], folder: str, seconds: float) -> Iterator[str]:
-    """Return what was copied, as lines.
+    """Yield the summary of what was copied.
 
     Parameters
     ----------
     transfers : sequence of Transfer
-        Those that are done.
+        The finished transfers.
     matches : sequence of Match
-        What all hosts have.
+        The matching files of all hosts.
     folder : str
-        The folder here.
+        The local folder.
     seconds : float
-        How long it took.
+        Duration of the copy.
 
     Yields
     ------
@@ -433,7 +433,7 @@ def summary(transfers: Sequence[Transfer], matches: Sequence[Match], folder: str
         where = os.path.join(shown, each.folder) if each.folder else shown
         yield f"{each.node.label}: {plural(len(each.files), 'file')}, {format_bytes(each.size_bytes)}, into {where}"
     if any(each.folder for each in transfers):
-        yield "files of the same name differ between hosts: each host has a folder of its own"
+        yield "files of the same name differ between hosts: each host has its own folder"
     others = {each.node.label for each in matches} - {each.node.label for each in transfers}
     if others:
         yield f"{fold(sorted(others))}: the same files; nothing to copy"

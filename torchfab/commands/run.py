@@ -23,7 +23,7 @@ from torchfab.transport.messages.run import RunEnd, RunRequest
 from torchfab.transport.remote_command import HostRun, RunsInterrupted, run_on_all
 
 MOST_BYTES = 1024 * 1024  # of each output stream of each host
-TIMED_OUT = 124  # as timeout(1) and most others
+TIMED_OUT = 124  # as timeout(1)
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*", re.DOTALL)
 _OPERATORS = re.compile(r"[|&;<>`$*?(){}\n]")
 
@@ -48,7 +48,7 @@ def run(flags: RunFlags, ctx: CommandContext) -> int:
     UsageError
         A flag is invalid, or the words after `--` are not a command.
     HostsFailedError
-        Hosts failed, or the command did there; its exit code is the highest one of the command.
+        Hosts failed, or the command failed on hosts; `exit_code` is the command's highest one.
     Interrupted
         Ctrl-C: the command was ended on all hosts.
     """
@@ -57,7 +57,7 @@ def run(flags: RunFlags, ctx: CommandContext) -> int:
     try:
         runs = run_on_all(nodes, ctx.settings, request, lambda done: progress("running", done, len(nodes)))
     except RunsInterrupted as stopped:
-        progress("running", len(nodes), len(nodes))  # removes what the terminal shows of it
+        progress("running", len(nodes), len(nodes))  # clears the progress display
         _print(stopped.runs, flags.json)
         raise interrupted(stopped.runs) from None
     _print(runs, flags.json)
@@ -68,7 +68,7 @@ def run(flags: RunFlags, ctx: CommandContext) -> int:
 
 
 def request_for(flags: RunFlags, ctx: CommandContext) -> Callable[[Node], RunRequest]:
-    """Return the function that makes a node's request.
+    """Return the function that builds a node's request.
 
     Parameters
     ----------
@@ -112,14 +112,14 @@ def request_for(flags: RunFlags, ctx: CommandContext) -> Callable[[Node], RunReq
 
 
 def command_of(words: Sequence[str], exists: Callable[[str], bool]) -> tuple[str, ...]:
-    """Return the command that the words after `--` are.
+    """Return the words after `--` as a command; reject words that need a shell.
 
     Parameters
     ----------
     words : sequence of str
-        The words, which no shell of a node reads.
+        The words. No shell on a node interprets them.
     exists : callable
-        Whether a file of this name exists here.
+        Returns whether a local file of this name exists.
 
     Returns
     -------
@@ -129,19 +129,19 @@ def command_of(words: Sequence[str], exists: Callable[[str], bool]) -> tuple[str
     Raises
     ------
     UsageError
-        There are none, or they are meant for a shell.
+        There are no words, or they need a shell.
     """
     if not words or not words[0]:
-        raise UsageError("fab run needs a command behind --", "for example: fab run -- nvidia-smi -L")
+        raise UsageError("fab run needs a command after --", "for example: fab run -- nvidia-smi -L")
     first = words[0]
     line = shlex.join(["fab", "run", "--", "bash", "-c", first if len(words) == 1 else " ".join(words)])
     if _ASSIGNMENT.fullmatch(first):
         name = first.partition("=")[0]
         raise UsageError(
-            f"{name}=… is a shell's way to set a variable", f"fab run --env {name}=… -- {shlex.join(words[1:])}"
+            f"{name}=… is shell syntax for setting a variable", f"fab run --env {name}=… -- {shlex.join(words[1:])}"
         )
     if len(words) == 1 and _is_shell_line(first) and not exists(first):
-        raise UsageError(f"{first!r} is one word, and no shell reads it on the hosts", line)
+        raise UsageError(f"{first!r} is a single word, and no shell interprets it on the hosts", line)
     return tuple(words)
 
 
@@ -163,7 +163,7 @@ def _print(runs: Sequence[HostRun], as_json: bool) -> None:
 
 
 def folded(runs: Iterable[HostRun], lines_of: Callable[[HostRun], Sequence[str]]) -> list[str]:
-    """Return the output of all hosts, equal output once, below the folded names of its hosts.
+    """Return the output of all hosts: equal output once, below the folded names of its hosts.
 
     Parameters
     ----------
@@ -175,7 +175,7 @@ def folded(runs: Iterable[HostRun], lines_of: Callable[[HostRun], Sequence[str]]
     Returns
     -------
     list of str
-        The lines; hosts without any are left out.
+        The lines; hosts without output are omitted.
     """
     hosts_by_lines: dict[tuple[str, ...], list[str]] = {}
     for run in runs:
@@ -189,7 +189,7 @@ def _indented(lines: Iterable[str]) -> list[str]:
 
 
 def notes(runs: Iterable[HostRun]) -> list[str]:
-    """Return what the output does not show: hosts without any, and output that was left out.
+    """Return notes on the output: hosts without output, and truncated output.
 
     Parameters
     ----------
@@ -207,12 +207,12 @@ def notes(runs: Iterable[HostRun]) -> list[str]:
     found = [f"{fold(silent)}: exit code 0, no output"] if silent else []
     if cut:
         most = f"{MOST_BYTES // 2**20} MiB"
-        found.append(f"{fold(cut)}: more than {most} of output: the middle is left out")
+        found.append(f"{fold(cut)}: more than {most} of output: the middle is omitted")
     return found
 
 
 def exit_code(run: HostRun) -> int:
-    """Return the exit code of the command on a host, as a shell gives it.
+    """Return the exit code of the command on a host, as a shell reports it.
 
     Parameters
     ----------
@@ -222,7 +222,7 @@ def exit_code(run: HostRun) -> int:
     Returns
     -------
     int
-        128 + n for signal n; 124 after a time-out; 1 where it did not run.
+        128 + n for signal n; 124 after a timeout; 1 if it did not run.
     """
     if run.end is None:
         return 1
@@ -243,7 +243,7 @@ def failure(runs: Sequence[HostRun]) -> HostsFailedError | None:
     Returns
     -------
     HostsFailedError or None
-        None where it succeeded on all; otherwise with the highest exit code.
+        None if it succeeded on all hosts; otherwise with the highest exit code.
     """
     reasons = {run.node.label: reason for run in runs if (reason := _reason(run)) is not None}
     if not reasons:
@@ -260,7 +260,7 @@ def _reason(run: HostRun) -> TorchfabError | None:
     end = run.end
     left = f"; still running: {', '.join(end.left)}" if end.left else ""
     if end.timed_out:
-        return HostError(f"did not end within the time of --timeout; it was ended after {end.seconds:.0f} s{left}")
+        return HostError(f"did not end within --timeout; it was ended after {end.seconds:.0f} s{left}")
     if end.stopped:
         return HostError(f"was ended{left}")
     return HostError(_how_it_ended(end)) if end.code else None
@@ -277,7 +277,7 @@ def _how_it_ended(end: RunEnd) -> str:
 
 
 def interrupted(runs: Sequence[HostRun]) -> TorchfabError:
-    """Return the error after Ctrl-C: on which hosts the command was ended, and where it failed or may still run.
+    """Return the error after Ctrl-C: the hosts on which the command was ended, failed, or may still run.
 
     Parameters
     ----------
@@ -310,7 +310,7 @@ def to_json(runs: Sequence[HostRun]) -> dict[str, Any]:
     Returns
     -------
     dict
-        As `fab run --json` prints it: `hosts` on which the command started, and the others in `failed`.
+        The value that `fab run --json` prints: the hosts that ran the command in `hosts`, the others in `failed`.
     """
     failed: Mapping[str, TorchfabError] = {run.node.label: run.error for run in runs if run.error is not None}
     return {

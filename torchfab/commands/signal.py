@@ -20,22 +20,22 @@ _ENDING = ("SIGTERM", "SIGKILL", "SIGINT", "SIGQUIT", "SIGABRT")
 
 
 def parse(job: str, name: str) -> tuple[str, str]:
-    """Return the job and the signal of a command line whose job may be left out.
+    """Return the job and the signal of a command line in which the job is optional.
 
     Parameters
     ----------
     job, name : str
-        Its first and second word; empty: not given.
+        The first and second word of the command line; empty: not given.
 
     Returns
     -------
     tuple of str
-        Name of the job, empty for the latest one; and of the signal: `SIGUSR1`.
+        The name of the job (empty: the latest), and the name of the signal: `SIGUSR1`.
 
     Raises
     ------
     UsageError
-        The signal is missing, unknown, or no notice.
+        The signal is missing, unknown, or not a notice.
     """
     if not name and (_full_name(job) in (*NOTICES, *_ENDING) or _SIGNAL.fullmatch(job)):
         job, name = "", job
@@ -64,7 +64,7 @@ def notice(name: str, job: str = "") -> str:
     Raises
     ------
     UsageError
-        It is missing, unknown, or no notice.
+        It is missing, unknown, or not a notice.
     """
     known, job = ", ".join(each.removeprefix("SIG") for each in NOTICES), f" {job}" if job else ""
     if not name:
@@ -72,12 +72,12 @@ def notice(name: str, job: str = "") -> str:
     if (full := _full_name(name)) in NOTICES:
         return full
     if full in _ENDING:
-        raise UsageError(f"{full} ends ranks: it is no notice", f"use fab stop{job}, which lets the ranks save")
+        raise UsageError(f"{full} ends ranks: it is not a notice", f"use fab stop{job}, which lets the ranks save")
     raise UsageError(f"the signal is one of {known}, got {name!r}")
 
 
 def send_signal(record: Record, name: str, ranks: str) -> int:
-    """Send a signal once to each rank of a job, or to some, and print how many got it.
+    """Send a signal once to each rank of a job, or to some ranks, and print how many received it.
 
     Parameters
     ----------
@@ -91,12 +91,12 @@ def send_signal(record: Record, name: str, ranks: str) -> int:
     Returns
     -------
     int
-        Exit code: 0 if each of them got it, 1 if one does not run.
+        Exit code: 0 if every selected rank received it, 1 if a rank is not running.
 
     Raises
     ------
     UsageError
-        There is no such rank, the job does not run, or the signal would end a rank. Nothing was sent.
+        A rank does not exist, the job is not running, or the signal would end a rank. Nothing was sent.
     HostsFailedError
         Some nodes did not answer.
     """
@@ -154,7 +154,7 @@ def chosen_ranks(record: Record, text: str) -> list[int] | None:
 
 
 def deliver(record: Record, name: str, ranks: Sequence[int] | None) -> tuple[SignalReport, ...]:
-    """Send a signal once to each rank of a job, or to some.
+    """Send a signal once to each rank of a job, or to some ranks.
 
     Parameters
     ----------
@@ -168,12 +168,12 @@ def deliver(record: Record, name: str, ranks: Sequence[int] | None) -> tuple[Sig
     Returns
     -------
     tuple of SignalReport
-        One for each node; at least one rank runs.
+        One for each node; at least one rank is running.
 
     Raises
     ------
     UsageError
-        The job does not run, the ranks do not, or the signal would end a rank. Nothing was sent.
+        The job or the ranks are not running, or the signal would end a rank. Nothing was sent.
     HostsFailedError
         Some nodes did not answer.
     """
@@ -191,14 +191,16 @@ def deliver(record: Record, name: str, ranks: Sequence[int] | None) -> tuple[Sig
 
 def _failure(reports: Sequence[SignalReport], failed: dict[str, TorchfabError], name: str) -> str:
     count = sum(each.sent for report in reports for each in report.ranks)
-    outcome = f"{plural(count, 'rank')} on the others got {name}" if count else f"{name} was sent to no rank"
+    outcome = f"{plural(count, 'rank')} on the others received {name}" if count else f"{name} was sent to no rank"
     return f"{len(failed)} of {plural(len(reports), 'host')} failed; {outcome}"
 
 
 def _not_running(record: Record, ranks: Sequence[int] | None) -> UsageError:
     found = ask_status(record)
     if ranks is None or found.has_ended:
-        return UsageError(f"job {record.name}: no rank of it runs; it is {found.state}", f"fab status {record.name}")
+        return UsageError(
+            f"no rank of job {record.name} is running; the job is {found.state}", f"fab status {record.name}"
+        )
     return UsageError(f"job {record.name}: {_named(ranks)} {_do(ranks)} not run", f"fab status {record.name}")
 
 
@@ -220,7 +222,7 @@ def would_end(record: Record, name: str, ranks: Sequence[int]) -> UsageError:
     """
     have = "has" if len(ranks) == 1 else "have"
     return UsageError(
-        f"{_named(ranks)} of job {record.name} {have} no handler of {name}, which would end a rank "
+        f"{_named(ranks)} of job {record.name} {have} no handler for {name}, which would end a rank "
         "without one; nothing was sent",
         f"handle it in the script, before the training starts: signal.signal(signal.{name}, handler)",
     )

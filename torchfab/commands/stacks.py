@@ -38,6 +38,6 @@ def show_stacks(record: Record, options: StackOptions, as_json: bool) -> int:
     sent = [node.node.label for node in found.nodes if node.py_spy == "sent"]
     if sent:
         write_err(
-            f"py-spy was sent to {inventory.fold(sent)}, and removed again; to spare that: pip install py-spy there"
+            f"py-spy was sent to {inventory.fold(sent)} and removed again; to avoid that: pip install py-spy there"
         )
     return 0 if found.is_whole and found.running else 1

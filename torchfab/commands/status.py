@@ -81,5 +81,5 @@ def status_text(record: Record, found: JobStatus) -> str:
     if found.has_failed and found.state != "stopped":
         lines.append(f"{describe_failure(found)}; fab why {record.name} | fab logs {record.name}{rank_flag(found)}")
         if not found.has_ended:
-            lines.append(f"other processes still run; to end them: fab stop {record.name}")
+            lines.append(f"other processes are still running; to end them: fab stop {record.name}")
     return "\n".join(lines)

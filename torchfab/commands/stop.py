@@ -22,12 +22,12 @@ from torchfab.supervise import orphans
 from torchfab.supervise.stopping import StopOutcome, stop_job
 
 RANKS_KILLED = 3
-_NAMED = 10  # processes that are left
+_NAMED = 10  # of the processes that are left
 _MEANS = {
-    "cgroup": "known by the kernel's cgroup",
-    "proc": "known by searching /proc as this user",
-    "slurm": "as Slurm says",
-    "kubernetes": "as Kubernetes says",
+    "cgroup": "verified by the kernel's cgroup",
+    "proc": "verified by searching /proc as this user",
+    "slurm": "as Slurm reports",
+    "kubernetes": "as Kubernetes reports",
 }
 
 
@@ -46,7 +46,7 @@ def run(job: str, grace_s: float | None, ctx: CommandContext) -> int:
     Returns
     -------
     int
-        Exit code: as of `stop`.
+        Exit code, as `stop` returns it.
     """
     if job and stop_launch(job, ctx):
         return 0
@@ -71,9 +71,9 @@ def stop_launch(job: str, ctx: CommandContext) -> bool:
     Raises
     ------
     UsageError
-        That `fab` runs on another machine.
+        The launching `fab` runs on another machine.
     TorchfabError
-        That `fab` does not exit in time.
+        The launching `fab` does not exit before the timeout.
     """
     launching = ctx.records.launch_holder(job)
     if launching is None:
@@ -89,7 +89,7 @@ def stop_launch(job: str, ctx: CommandContext) -> bool:
             "interrupted",
             f"once it runs: fab stop {job}",
         )
-    write_err(f"job {job} is being launched (fab, pid {pid}): asking for an end of that")
+    write_err(f"job {job} is being launched (fab, pid {pid}): cancelling the launch")
     os.kill(pid, STOP_SIGNAL)
     settings = ctx.settings
     more_s = float(ctx.config["setup_timeout_s"]) + float(ctx.config["hook_timeout_s"])
@@ -100,18 +100,18 @@ def stop_launch(job: str, ctx: CommandContext) -> bool:
         time.sleep(0.05)
     if (ctx.records.root / job / "record.json").exists():
         return False
-    write_out(f"job {job}: its launch was rolled back; nothing of it was left running")
+    write_out(f"job {job}: its launch was rolled back; none of its processes is running")
     return True
 
 
 def _survives_stop_signal(pid: int, within_s: float = 1.0) -> bool:
-    """Return whether a process handles or ignores our signal, as a launch does from its begin on."""
+    """Return whether a process handles or ignores our signal, as a launch does from its start."""
     deadline = time.monotonic() + within_s
     while True:
         try:
             lines = Path(f"/proc/{pid}/status").read_text().splitlines()
         except OSError:
-            return True  # it has ended, or cannot be looked at
+            return True  # it has ended, or may not be inspected
         masks = [int(line.split()[1], 16) for line in lines if line.startswith(("SigCgt:", "SigIgn:"))]
         if any(mask >> (STOP_SIGNAL - 1) & 1 for mask in masks):
             return True
@@ -123,7 +123,7 @@ def _survives_stop_signal(pid: int, within_s: float = 1.0) -> bool:
 def stop(record: Record, grace_s: float | None = None) -> int:
     """Stop a job and print what was done on each node.
 
-    A supervisor is asked to exit first. A restart that is under way is awaited, and the attempt that it starts is
+    The job's supervisor exits first. A restart that is under way is awaited, and the attempt that it starts is
     stopped too.
 
     Parameters
@@ -168,7 +168,9 @@ def _print_current(outcome: StopOutcome) -> None:
     for summary, hosts in groups.items():
         write_out(f"{inventory.fold(hosts)}: {summary}")
     if error := outcome.unreachable:
-        write_err("\n".join([f"error: {error}", *fold_reasons(error), f"  when they are back: fab stop {name}"]))
+        write_err(
+            "\n".join([f"error: {error}", *fold_reasons(error), f"  when they are reachable again: fab stop {name}"])
+        )
         return
     for summary in (_ranks_summary(outcome.signalled, outcome.grace_s), _cleared_summary(reports)):
         if summary:
@@ -183,14 +185,14 @@ def _print_current(outcome: StopOutcome) -> None:
 
 
 def _report_left(job: str, hosts: Sequence[str]) -> None:
-    if not hosts:  # a scheduler's, which ends them by itself
+    if not hosts:  # a scheduler ends the processes itself
         return
     write_err(f"error: job {job}: not all of its processes could be ended on {inventory.fold(hosts)}")
     write_err(f"  fix: end the processes named above as their user or as root, then: fab stop {job}")
 
 
 def _means(reports: Sequence[runtimes.StopReport]) -> str:
-    """Return by which means it is known that no process is left; where they differ, on which nodes."""
+    """Return how it was verified that no process is left; with the nodes, if the means differ."""
     hosts: dict[str, list[str]] = {}
     for report in reports:
         if report.proof:
@@ -201,7 +203,7 @@ def _means(reports: Sequence[runtimes.StopReport]) -> str:
 
 
 def _cleared_summary(reports: Sequence[runtimes.StopReport]) -> str:
-    """Describe what was removed outside the job's folders; empty for nothing."""
+    """Describe what was removed outside the job's folders; empty if nothing was."""
     files, folders = sum(each.cleared_files for each in reports), sum(each.cleared_folders for each in reports)
     size = format_bytes(sum(each.cleared_bytes for each in reports))
     parts = [f"{plural(files, 'file')} of shared memory ({size})"] if files else []
@@ -225,7 +227,7 @@ def _ranks_summary(reports: Sequence[runtimes.StopReport], grace_s: float) -> st
 
 
 def _unfinished_summary(reports: Sequence[runtimes.StopReport]) -> str:
-    """Describe what killed ranks had not finished, and how to give them more time."""
+    """Describe what the killed ranks had not finished, and how to give them more time."""
     unfinished = sum(report.unfinished_ranks for report in reports)
     files = list(dict.fromkeys(path for report in reports for path in report.writing))
     if not unfinished:
@@ -246,7 +248,7 @@ def _stop_summary(report: runtimes.StopReport) -> str:
         named = ", ".join(report.left[:_NAMED])
         return f"{plural(len(report.left), 'process')} {are} left and cannot be ended: {named}{more}"
     if not report.signalled:
-        return "nothing of it was running"
+        return "none of its processes was running"
     # Whole seconds and commands without pids, so that equal results of several nodes fold into one line.
     count = plural(report.signalled, "process")
     return f"{count} ended within {math.ceil(report.seconds)} s{_killed_summary(report.killed)}"

@@ -25,7 +25,7 @@ from torchfab.supervise.quarantine import Quarantine
 
 @dataclass(frozen=True)
 class SuperviseFlags:
-    """Flags that change a restart policy. None or an empty text keeps the previous one, or the one in fabric.yaml."""
+    """Flags that change a restart policy. None or an empty text keeps the previous value, or the setting."""
 
     restarts: int | None = None
     stall: float | None = None
@@ -60,7 +60,7 @@ class SuperviseFlags:
 
 
 def default_policy(ctx: CommandContext) -> Policy:
-    """Return the restart policy of fabric.yaml.
+    """Return the restart policy of the settings.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ def launch_supervised(launcher: Launcher, flags: LaunchFlags, own: Any, ctx: Com
     request = replace(launch.build_request(launcher, flags, own, ctx, lemons), policy=policy.as_json())
     skipped = [node.label for node in request.nodes if node.label in lemons]
     if skipped:
-        write_err(f"left out as lemons: {fold(skipped)}; why: fab lemons")
+        write_err(f"lemons, left out: {fold(skipped)}; for the reasons: fab lemons")
     if flags.dry_run:
         launch.show(request, ctx, lemons)
         return 0
@@ -132,7 +132,7 @@ def supervise_existing(
     ----------
     record : Record
         The job.
-    wishes : SuperviseFlags
+    supervise_flags : SuperviseFlags
         Changes of its restart policy.
     follow : bool
         Print the job's logs.
@@ -160,8 +160,8 @@ def supervise_existing(
         request.save(record.folder)
     if job_locks.stop_requested(record.folder):
         raise UsageError(
-            f"job {record.name} was asked to stop (fab stop), and is not launched again",
-            "launch it anew with another --name, and the same --experiment-name, to go on from its last checkpoint",
+            f"job {record.name} was stopped with fab stop, and is not launched again",
+            "launch it under another --name with the same --experiment-name, to resume from its last checkpoint",
         )
     if tmux:
         job_locks.check_free(record.folder)  # otherwise an existing supervisor would be mistaken for the new one
@@ -181,8 +181,8 @@ def _supervise(
     except KeyboardInterrupt:
         name = record.name
         runs = supervisor.journal.pending_outcome() is None
-        how = "and it goes on" if runs else "and it does not run now"
-        write_err(f"\nnobody supervises job {name} any more, {how}; to take it up again: fab supervise {name}")
+        how = "which is still running" if runs else "which is not running now"
+        write_err(f"\nno supervisor watches job {name} any more, {how}; to resume: fab supervise {name}")
         write_err(f"fab status {name} | to end it: fab stop {name}")
         return 130
     finally:
@@ -192,9 +192,9 @@ def _supervise(
 def _start_message(request: LaunchRequest, record: Record, policy: Policy, resumed: bool) -> str:
     running = [node.label for node in record.nodes]
     spares = [node.label for node in request.nodes if node.label not in running]
-    message = f"{'taken up again' if resumed else 'supervised'}: attempt {record.attempt} on {fold(running)}"
+    message = f"{'supervision resumed' if resumed else 'supervised'}: attempt {record.attempt} on {fold(running)}"
     message += f", spare {fold(spares)}" if spares else ", no spare"
-    stall = f"silence of {policy.stall_s:g} s is a hang" if policy.stall_s else "hangs are not looked for"
+    stall = f"{policy.stall_s:g} s without a log line count as a hang" if policy.stall_s else "hangs are not detected"
     return f"{message}; {policy.restarts} restarts without progress, {stall}"
 
 
@@ -207,9 +207,9 @@ def _in_tmux(record: Record, follow: bool, fab: Sequence[str], ctx: CommandConte
     while job_locks.holder(record.folder) is None:
         if time.monotonic() > deadline:
             raise TorchfabError(
-                f"the supervisor in tmux did not begin within {within_s:g} s",
-                f"the job runs; see what it says without tmux: fab supervise {record.name}",
+                f"the supervisor in tmux did not start within {within_s:g} s",
+                f"the job is running; to see the error, supervise it without tmux: fab supervise {record.name}",
             )
         time.sleep(0.1)
-    write_out(f"job {record.name} is supervised in tmux; see it: tmux -L torchfab attach -t ={session}")
+    write_out(f"job {record.name} is supervised in tmux; to watch: tmux -L torchfab attach -t ={session}")
     return 0

@@ -44,7 +44,7 @@ class SyncRequest:
     delete : bool
         Remove files on the nodes that do not exist here.
     rules : tuple of str
-        rsync filters that include files which git tracks but rsync's reading of .gitignore excludes.
+        rsync filters that include files which git tracks but rsync, with .gitignore as its filter, excludes.
     """
 
     source: str
@@ -76,7 +76,7 @@ def run(flags: SyncFlags, ctx: CommandContext) -> int:
     UsageError
         A flag is invalid, or rsync is not installed here.
     HostsFailedError
-        With one reason for each node that failed; the copies to the others are complete.
+        One reason per failed node. The copies to the other nodes are complete.
     """
     request = SyncRequest(ctx.cwd, flags.workdir or ctx.cwd, flags.delete)
     if not request.workdir.startswith("/"):
@@ -97,7 +97,7 @@ def check_rsync() -> None:
     Raises
     ------
     UsageError
-        It is not.
+        rsync is not installed.
     """
     if shutil.which("rsync") is None:
         raise UsageError("rsync is not installed on this machine", "install it: sudo apt-get install -y rsync")
@@ -119,7 +119,7 @@ def _sync(request: SyncRequest, nodes: Sequence[Node], print_json: bool, ctx: Co
 
 
 def _rules(source: str, ctx: CommandContext) -> tuple[str, ...]:
-    """Return the filters that leave out the records of jobs here, and make exceptions of .gitignore."""
+    """Return the filters that exclude the records of jobs, and the exceptions of .gitignore."""
     timeout_s = ctx.settings.sync_timeout_s
     records = gitignore.exclude_rule(source, os.path.abspath(ctx.records.root))
     tracked = gitignore.list_git_files(source, timeout_s)
@@ -133,11 +133,11 @@ def _list_files(source: str, rules: Sequence[str], timeout_s: float) -> list[str
         argv = rsync.list_argv(source, rules)
         done = subprocess.run(argv, capture_output=True, check=False, timeout=timeout_s)
     except subprocess.TimeoutExpired:
-        fix = "see whether its disk answers; more time: the setting sync_timeout_s (fab config)"
+        fix = "check whether its disk responds; for more time, raise the setting sync_timeout_s (fab config)"
         raise TorchfabError(f"{source} could not be listed within {timeout_s:g} s", fix) from None
     if done.returncode:
         last_line = "".join(done.stderr.decode(errors="replace").strip().splitlines()[-1:])
-        raise TorchfabError(f"rsync cannot read {source}: {last_line or done.returncode}", "see to its rights")
+        raise TorchfabError(f"rsync cannot read {source}: {last_line or done.returncode}", "check its permissions")
     return rsync.parse_list(done.stdout)
 
 
@@ -155,7 +155,7 @@ def _marker_file(source: str, token: str) -> Iterator[str]:
             name = stack.enter_context(marker.marker_file(source, token))
         except OSError as error:
             name, why = "", error.strerror
-            write_err(f"{source} cannot be written ({why}): whether a node sees the same directory is not looked for")
+            write_err(f"{source} cannot be written ({why}): shared directories are not detected")
         yield name
 
 

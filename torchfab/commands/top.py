@@ -81,7 +81,7 @@ def run(
     ctx : CommandContext
         Records and settings of this command.
     hostfile_format : str
-        Format of the hosts file. Default: the one that it shows.
+        Format of the hosts file. Default: detected from its content.
 
     Returns
     -------
@@ -232,7 +232,7 @@ def find_target(job: str, hostfile: str, ctx: CommandContext, hostfile_format: s
     ctx : CommandContext
         Records and settings of this command.
     hostfile_format : str
-        Format of the hosts file. Default: the one that it shows.
+        Format of the hosts file. Default: detected from its content.
 
     Returns
     -------
@@ -246,7 +246,9 @@ def find_target(job: str, hostfile: str, ctx: CommandContext, hostfile_format: s
     """
     if job:
         if hostfile or ctx.hosts:
-            raise UsageError("a job's name and hosts were given", "name the job, or its hosts with -H or --hostfile")
+            raise UsageError(
+                "both a job's name and hosts were given", "give either the job, or hosts with -H or --hostfile"
+            )
         return _target_of(job_lookup.find(job, ctx))
     nodes = read_nodes(hostfile, ctx, hostfile_format)
     record = _latest(ctx)

@@ -20,8 +20,8 @@ from torchfab.transport.fanout import fan_out
 from torchfab.transport.ssh import connect, host_keys, known_hosts, login
 from torchfab.transport.ssh.host_keys import Rules
 
-# Connections without a login add to an sshd's PerSourcePenalties, and its MaxStartups drops some of many at once: that
-# of a jump host, or of one host with several names.
+# Connections without a login count in sshd's PerSourcePenalties, and MaxStartups drops some of many simultaneous ones;
+# both matter for a jump host, or for a host with several names.
 _AT_ONCE = 16
 
 
@@ -97,7 +97,7 @@ def trust(nodes: Sequence[Node], settings: ConnectionSettings, yes: bool, as_jso
     """
     chains = hop_chains(nodes, settings)
     if not chains and not as_json:
-        write_out("every host is this machine, which is reached without SSH: there is no key to trust")
+        write_out("every host is this machine, which is reached without SSH: no host key is needed")
     keys: dict[str, ShownKey] = {}
     problems: dict[str, TorchfabError] = {}
     for depth in range(max(map(len, chains.values()), default=0)):
@@ -163,7 +163,7 @@ def fetch_keys(wave: Mapping[str, Any], settings: ConnectionSettings) -> Iterabl
         return ShownKey(label, rules, key, host_keys.classify(rules, key))
 
     for done, (label, result) in enumerate(fan_out(wave, fetch, min(settings.fanout, _AT_ONCE)), 1):
-        progress("asking for host keys", done, len(wave))
+        progress("fetching host keys", done, len(wave))
         unexpected = isinstance(result, Exception) and not isinstance(result, TorchfabError)
         yield label, HostError(f"{type(result).__name__}: {result}") if unexpected else result  # type: ignore[misc]
 
@@ -189,7 +189,7 @@ def confirm(found: Sequence[ShownKey], yes: bool, as_json: bool) -> dict[str, To
         write_out(table(found))
     unknown = [shown for shown in found if shown.verdict.status == "new"]
     new_keys = [shown for shown in unknown if shown.rules.user_files]
-    refused = [shown for shown in unknown if not shown.rules.user_files]  # no file that ssh would read for them
+    refused = [shown for shown in unknown if not shown.rules.user_files]  # ssh reads no known_hosts file for them
     if new_keys and not yes and (as_json or not _ask_user(new_keys)):
         refused += new_keys
     else:
@@ -219,13 +219,13 @@ def table(found: Sequence[ShownKey]) -> str:
 def _ask_user(new_keys: Sequence[ShownKey]) -> bool:
     if not sys.stdin.isatty():
         raise UsageError(
-            f"{len(new_keys)} host keys are new, and there is no terminal to ask whether they are right",
-            "compare them with what the hosts' owner says (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub there), "
+            f"{len(new_keys)} host keys are new, and there is no terminal for a confirmation",
+            "compare them with those of the hosts' owner (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub there), "
             "then: fab trust --yes",
         )
     files = ", ".join(sorted({shown.rules.first_file for shown in new_keys}))
     subject = "this key" if len(new_keys) == 1 else f"these {len(new_keys)} new keys"
-    question = f"write {subject} into {files}? Only if that is what the hosts' owner says [yes/no] "
+    question = f"write {subject} into {files}? Answer yes only if the hosts' owner confirms them [yes/no]  "
     print(question, end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
@@ -250,7 +250,9 @@ def save(new_keys: Sequence[ShownKey]) -> None:
         try:
             known_hosts.append(path, list(by_name.values()))
         except OSError as error:
-            raise TorchfabError(f"cannot write {path}: {error.strerror}", "free space or rights there") from error
+            raise TorchfabError(
+                f"cannot write {path}: {error.strerror}", "free disk space, or check permissions"
+            ) from error
         write_err(f"{len(by_name)} {'key' if len(by_name) == 1 else 'keys'} written into {path}")
 
 

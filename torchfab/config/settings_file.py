@@ -54,7 +54,7 @@ def read(path: Path, fabric_sections: Iterable[str]) -> SettingsFile:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise UsageError(f"{path} cannot be read: {reason}", "correct it; it is a .yaml file") from None
+        raise UsageError(f"{path} cannot be read: {reason}", "correct its YAML syntax") from None
     return parse(text, str(path), fabric_sections)
 
 

@@ -1,8 +1,8 @@
-"""Leave out what torchrun prints about itself after a rank has failed: its own traceback, and a report of 20 lines.
+"""Omit what torchrun prints about itself after a rank has failed: its own traceback, and a report of 20 lines.
 
 Its log line about one failed rank is left out, too: it names the first in its list, which another rank may have ended.
 
-The rank's traceback stands in the rank's log, and `fab why` has it. torchrun prints this after its last work, in this
+The rank's traceback is in the rank's log, and `fab why` prints it. torchrun prints its own output at its end, in this
 order: a traceback that ends in ChildFailedError, and the report (torch/distributed/elastic/multiprocessing/errors, in
 all versions from 1.9).
 """
@@ -16,19 +16,19 @@ from dataclasses import field
 from torchfab.core.lazy_dataclass import dataclass
 from torchfab.core.log_lines import Line
 
-NOTE = "torchrun's own traceback and report are left out here; fab logs --all prints them"
+NOTE = "torchrun's own traceback and report are omitted here; fab logs --all prints them"
 _HEAD = "Traceback (most recent call last):"
 _FAILED_CHILD = re.compile(r"[\w.]*\bChildFailedError\b")
 # Its log line with one failed rank: the first that it polled, not the one that failed first.
 _POLLED_RANK = re.compile(r"\[?E\d{4} .*\] failed \(exitcode: -?\d+\) local_rank: \d+ \(pid: \d+\) of binary: ")
 _RULE = re.compile(r"-{20,}$")  # within the report; others print such lines, too
-# Lines of the report; one whose head is missing (`--lines 10`) is known by them.
+# Lines of the report; they identify a report whose first lines are missing (`--lines 10`).
 _REPORT = re.compile(
     r"[=*]{20,}$|Failures:$|Other Failures:$|Root Cause( \(first observed failure\))?:$|\[\d+\]:$|.* FAILED *$"
     r"|  <NO_OTHER_FAILURES>$|  (time|host|rank|exitcode|error_file|traceback|msg) *: "
 )
 _LOG_LINE = re.compile(r"\[?[IWEF]\d{4} |\[?\d{4}-\d\d-\d\d[ T]")  # glog's, and Python's default with a time
-_LONGEST = 200  # lines of a traceback that is held back until its last line is known
+_LONGEST = 200  # lines of a traceback that is held back until its last line has arrived
 
 
 def _is_of_report(text: str) -> bool:
@@ -37,14 +37,14 @@ def _is_of_report(text: str) -> bool:
 
 @dataclass
 class _Writer:
-    """What was read of one launcher's log."""
+    """The state of one launcher's log."""
 
     held: list[Line] = field(default_factory=list)  # a traceback or rule, until it is known what follows
     is_reporting: bool = False
     is_noted: bool = False
 
     def read(self, line: Line) -> Sequence[Line]:
-        """Return what is to be printed now."""
+        """Return the lines that can be printed now."""
         if self.held:
             return self._continue(line)
         if line.text == _HEAD or (_RULE.match(line.text) and not self.is_noted):
@@ -72,29 +72,29 @@ class _Writer:
         return (line._replace(text=NOTE),) if is_first else ()
 
     def release(self) -> Sequence[Line]:
-        """Return a traceback whose end has not come."""
+        """Return an incomplete traceback that was held back."""
         held, self.held = self.held, []
         return held
 
 
 class AgentReportFilter:
-    """Replaces torchrun's own traceback and report by one line, in streams of log lines."""
+    """Replaces torchrun's own traceback and report in streams of log lines by one line."""
 
     def __init__(self) -> None:
         self._writers: dict[tuple[str, int | str], _Writer] = {}
 
     def read(self, lines: Iterable[Line]) -> Iterator[Line]:
-        """Yield what is to be printed; a traceback of torchrun's follows when its last line has come.
+        """Yield the lines to print; a traceback of torchrun is held back until its last line.
 
         Parameters
         ----------
         lines : iterable of Line
-            The next lines, those of each writer in its order. Ranks' lines pass unchanged.
+            The next lines, in order for each writer. Lines of ranks pass unchanged.
 
         Yields
         ------
         Line
-            Lines, and in place of a report one that says what is left out.
+            The lines; one note in place of each report.
         """
         for line in lines:
             if isinstance(line.label, int):
@@ -103,5 +103,5 @@ class AgentReportFilter:
                 yield from self._writers.setdefault(line[:2], _Writer()).read(line)
 
     def release(self) -> list[Line]:
-        """Return what was held back, at the end of the logs."""
+        """Return the held-back lines, at the end of the logs."""
         return [line for writer in self._writers.values() for line in writer.release()]

@@ -1,6 +1,6 @@
-"""Types of numbers that come from a node, each with bounds: no invented number keeps this machine busy.
+"""Bounded types for numbers that nodes report, so that no wrong number can overload this machine.
 
-msgspec checks them where an answer is decoded.
+msgspec checks the bounds when it decodes an answer.
 """
 
 from __future__ import annotations

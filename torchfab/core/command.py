@@ -1,6 +1,6 @@
-"""What stands after `--`: a Python script, a module, code, a shell script, a program; how a rank runs it.
+"""Parse the words after `--` (a Python script, a module, code, a shell script, a program) into the command of a rank.
 
-Pure but for `look`, which says what a file of this machine is.
+Pure except for `look`, which inspects a file of this machine.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torchfab.core import shell_words
 from torchfab.core.errors import UsageError
 from torchfab.core.lazy_dataclass import dataclass
 
-PYTHON = "python"  # as the first word of a program: the training interpreter of each node
+PYTHON = "python"  # as the first word of a program, it means the training interpreter of each node
 _PYTHON = re.compile(r"(.*/)?python(\d+(\.\d+)?)?")
 SHELLS = shell_words.SHELLS
 _SCRIPT_SUFFIXES = (".sh", ".bash")
-# Commands that start ranks by themselves, inside of each rank: the task that does the same.
+# Commands that would start ranks inside each rank, and the task that replaces them.
 _LAUNCHERS = {
     "torchrun": "launch-per-node",
     "torch.distributed.run": "launch-per-node",
@@ -35,20 +35,20 @@ _LAUNCHERS = {
     "composer": "launch-per-node",
     "torchx": "launch-per-node",
 }
-_LIGHTNING = (("fabric", "run"), ("lightning", "run", "model"), ("lightning", "run"))  # they start a torchrun
-# Their flags without a value; of all others the next word is the value.
+_LIGHTNING = (("fabric", "run"), ("lightning", "run", "model"), ("lightning", "run"))  # they run torchrun
+# Their flags without a value; for all others the next word is the value.
 _SWITCHES = (
     *("--standalone", "--no-python", "--no_python", "--run-path", "--use-env", "--use_env", "--no_ssh"),
     *("--oversubscribe", "--allow-run-as-root"),
 )
-# The words in front of the flags of `accelerate launch`, which is a launcher too.
+# The words before the flags of `accelerate launch`, which is a launcher too.
 _ACCELERATE = (
     ("accelerate", "launch"),
     ("accelerate-launch",),
     ("-m", "accelerate.commands.launch"),
     ("-m", "accelerate.commands.accelerate_cli", "launch"),
 )
-# Its flags without a value; of all others the next word is the value.
+# Its flags without a value; for all others the next word is the value.
 _ACCELERATE_SWITCHES = frozenset(
     (
         *("quiet", "q", "cpu", "multi-gpu", "tpu", "enable-cpu-affinity", "same-network", "m", "module", "no-python"),
@@ -57,23 +57,23 @@ _ACCELERATE_SWITCHES = frozenset(
         *("tpu-cluster", "no-tpu-cluster", "tpu-use-sudo", "fp8-use-autocast-during-eval"),
     )
 )
-# What the launcher decides on; and what makes accelerate start a torchrun of its own, of one rank, in every rank.
+# Flags that the launcher sets; and flags that make accelerate run its own torchrun inside every rank.
 _ACCELERATE_RANKS = ("multi-gpu", "num-processes", "num-machines", "machine-rank", "main-process-ip")
 _ACCELERATE_NESTED = ("use-deepspeed", "use-fsdp", "use-megatron-lm", "tpu", "config-file")
 
 
 @dataclass(frozen=True)
 class Command:
-    """What every rank runs.
+    """The command that every rank runs.
 
     Parameters
     ----------
     script : tuple of str
         A Python script or `-m` and a module, with its arguments; with `is_program` the whole command.
     is_program : bool
-        Whether it is run as it stands, not by the training interpreter.
+        Whether it is run directly, not by the training interpreter.
     python : str
-        The interpreter that it names; empty for that of `--python`.
+        The interpreter in the command; empty for that of `--python`.
     files : Mapping of str to str
         Files that it needs on every node, as `Job.files`. Default: none.
     python_version : str
@@ -89,14 +89,14 @@ class Command:
 
 @dataclass(frozen=True)
 class Look:
-    """What a file of this machine is.
+    """The properties of a file of this machine.
 
     Parameters
     ----------
     interpreter : tuple of str
-        The words of its `#!` line; empty where it has none.
+        The words of its `#!` line; empty if it has none.
     is_executable : bool
-        Whether its run bit is set.
+        Whether its executable bit is set.
     """
 
     interpreter: tuple[str, ...] = ()
@@ -107,14 +107,14 @@ Looker = Callable[[str], "Look | None"]
 
 
 def parse(words: Sequence[str], look: Looker) -> Command:
-    """Return how the words after `--` are run.
+    """Parse the words after `--`.
 
     Parameters
     ----------
     words : sequence of str
         The words; at least one.
     look : callable
-        What a path is here, relative to the working directory; None where there is no such file.
+        Returns the properties of a path relative to the working directory; None if there is no such file.
 
     Returns
     -------
@@ -123,7 +123,7 @@ def parse(words: Sequence[str], look: Looker) -> Command:
     Raises
     ------
     UsageError
-        The command starts ranks by itself, or names no script.
+        The command would start ranks itself, or names no script.
     """
     first = words[0]
     shell_words.check(words, look(first) is not None)
@@ -133,7 +133,7 @@ def parse(words: Sequence[str], look: Looker) -> Command:
     if first in ("-m", "-c"):
         return _python((PYTHON, *words))
     if first.startswith("-"):
-        raise UsageError(f"a script or a command stands after --, got {first!r}", "for example: -- train.py --lr 3")
+        raise UsageError(f"expected a script or a command after --, got {first!r}", "for example: -- train.py --lr 3")
     name = os.path.basename(first)
     if look(first) is None:
         _refuse_launcher(name, words[1:])
@@ -143,13 +143,13 @@ def parse(words: Sequence[str], look: Looker) -> Command:
 
 
 def _is_plain_file(word: str, look: Looker) -> bool:
-    """Return whether a word that looks like an interpreter's name is a file here without its run bit."""
+    """Return whether a word that looks like an interpreter's name is a non-executable file here."""
     found = look(word)
     return found is not None and not found.is_executable
 
 
 def _python(words: Sequence[str]) -> Command:
-    """Return the command of `python [flags] script`, where the interpreter's flags are kept."""
+    """Return the command of `python [flags] script`, with the interpreter's flags."""
     interpreter = "" if words[0] in ("python", "python3") else words[0]
     flags, rest = _python_flags(words[1:])
     if not rest:
@@ -186,7 +186,7 @@ def _accelerate_head(words: Sequence[str]) -> tuple[str, ...]:
 
 
 def _accelerate(head: Sequence[str], rest: Sequence[str], python: str = "") -> Command:
-    """Return `accelerate launch` as a command of one rank: the launcher has set what accelerate would set."""
+    """Return `accelerate launch` as a command of one rank: the launcher sets what accelerate would set."""
     flags, script = _accelerate_flags(rest)
     kept = [word for name, words in flags if name not in _ACCELERATE_RANKS for word in words]
     for name, words in flags:
@@ -194,9 +194,9 @@ def _accelerate(head: Sequence[str], rest: Sequence[str], python: str = "") -> C
         if name in _ACCELERATE_NESTED:
             fix = "run the script itself, with accelerate's settings as --env: fab import prints that line for a "
             fix += "configuration of accelerate, and for a script that holds this command"
-            raise UsageError(f"accelerate launch {typed}: every rank would start a job of its own", fix)
+            raise UsageError(f"accelerate launch {typed}: every rank would start its own job", fix)
         if name in _ACCELERATE_RANKS:
-            fix = f"leave it out: -- {shlex.join(['accelerate', 'launch', *kept, *script])}"
+            fix = f"omit it: -- {shlex.join(['accelerate', 'launch', *kept, *script])}"
             raise UsageError(f"accelerate launch {typed}: the launcher starts the ranks, one accelerate in each", fix)
     own = ("--num_processes", "1", "--num_machines", "1")
     return Command((*head, *own, *kept, *script), True, python)
@@ -232,11 +232,11 @@ def _refuse_launcher(name: str, rest: Sequence[str]) -> None:
     task = _LAUNCHERS.get(name) or ("launch-per-node" if head in _LIGHTNING else "")
     if task:
         line = shlex.join(["fab", task, "--", *_without_flags(words[len(head) :])])
-        raise UsageError(f"{shlex.join(head)} would start ranks inside of every rank", f"leave it out: {line}")
+        raise UsageError(f"{shlex.join(head)} would start ranks inside every rank", f"omit it: {line}")
 
 
 def _without_flags(words: Sequence[str]) -> tuple[str, ...]:
-    """Return what a launcher like torchrun runs, without the launcher's own flags and a `python` in front of it."""
+    """Return what a launcher like torchrun runs, without the launcher's own flags and a leading `python`."""
     at = 0
     while at < len(words) and words[at].startswith("-") and words[at] not in ("-m", "--module"):
         at += 1 if "=" in words[at] or words[at] in _SWITCHES else 2
@@ -272,13 +272,13 @@ def _file(words: tuple[str, ...], look: Looker) -> Command:
 
 
 def _plain_file(words: tuple[str, ...]) -> Command:
-    """Return the command of a file without run bit and interpreter line: its name says what it is."""
+    """Return the command of a non-executable file without interpreter line, by its file name."""
     first = words[0]
     if first.endswith(_SCRIPT_SUFFIXES):
         return Command(("bash", *words), True)
     if os.path.splitext(first)[1]:
         raise UsageError(
-            f"{first} is no Python script (.py), and has neither a run bit nor an interpreter line (#!)",
+            f"{first} is not a Python script (.py), is not executable, and has no interpreter line (#!)",
             f"{shlex.join(['chmod', '+x', first])} if it is a program; or name what runs it: -- python {first}",
         )
     return Command(words)
@@ -292,7 +292,7 @@ def _elsewhere(words: tuple[str, ...]) -> Command:
 
 
 def script_words(words: Sequence[str]) -> tuple[str, ...]:
-    """Return the script or module of a command with its arguments, without an interpreter or accelerate in front.
+    """Return the script or module of a command with its arguments, without a leading interpreter or accelerate.
 
     Parameters
     ----------
@@ -315,7 +315,7 @@ def script_words(words: Sequence[str]) -> tuple[str, ...]:
 
 
 def checked_file(command: Sequence[str]) -> str:
-    """Return the file that a program's command needs on the nodes besides the program; empty for none."""
+    """Return the file that a program's command needs on the nodes in addition to the program; empty for none."""
     if "/" in command[0]:
         return command[0]
     interpreted = os.path.basename(command[0]) in (*SHELLS, "env", "perl", "ruby", "julia", "Rscript", "node")

@@ -15,7 +15,7 @@ _receivers: list[Callable[[str], None]] = []
 
 @contextmanager
 def redirected(receive: Callable[[str], None]) -> Iterator[None]:
-    """Print nothing inside the block, in any thread: results and messages go to a function, progress to nobody.
+    """Print nothing inside the block, in any thread: results and messages go to a function, progress is dropped.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ def redirected(receive: Callable[[str], None]) -> Iterator[None]:
 
 
 def _redirect(text: str) -> bool:
-    """Give a text to the last receiver; return whether there is one. Other threads may end their blocks meanwhile."""
+    """Pass a text to the innermost receiver; return whether there is one. Other threads may end their blocks."""
     for receive in _receivers[-1:]:
         receive(text)
         return True
@@ -90,7 +90,7 @@ def _without_names(host: str, reason: TorchfabError) -> str:
 
 
 def write_out(text: str) -> None:
-    """Print a result on stdout; commands in it are named as they are called here.
+    """Print a result on stdout; `fab` in it is replaced by the program name in use.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ def write_out(text: str) -> None:
 
 
 def write_verbatim(text: str) -> None:
-    """Print lines of others on stdout; bytes that are not UTF-8 (surrogate escapes) are written unchanged.
+    """Print log lines on stdout; bytes that are not UTF-8 (surrogate escapes) are written unchanged.
 
     Parameters
     ----------
@@ -132,14 +132,14 @@ def write_err(text: str) -> None:
 
 
 def progress(phase: str, done: int, total: int) -> None:
-    """Show the progress of a phase on one line of the terminal; print nothing where stderr is not a terminal.
+    """Show the progress of a phase on one line of the terminal; print nothing if stderr is not a terminal.
 
     Parameters
     ----------
     phase : str
-        What is being done.
+        The name of the phase.
     done, total : int
-        How many hosts are done, of how many.
+        The number of finished hosts, and of all hosts.
     """
     if not _receivers and sys.stderr.isatty():
         end = "\r" if done < total else "\r\x1b[K"

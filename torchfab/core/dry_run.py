@@ -62,7 +62,7 @@ def node_shell(plan: Plan, part: NodePlan, ssh_argv: SSHArgv) -> str:
     command = shlex.join(ssh_argv(part))
     if not plan.job.secrets:
         return f"{title}\n{command} <<'{end}'\n{script}\n{end}"
-    # Secret values come from the shell that this is pasted into. printf is a builtin, so that ps does not show them.
+    # Secret values come from the shell that runs the script. printf is a builtin, so ps does not show them.
     exports = "\n".join(f"printf 'export {name}=%q\\n' \"${{{name}?}}\"" for name in sorted(plan.job.secrets))
     return f"{title}\n{{\n{exports}\ncat <<'{end}'\n{script}\n{end}\n}} | {command}"
 
@@ -131,13 +131,13 @@ def _environment_lines(plan: Plan, part: NodePlan, process: Process, name: str) 
 
 
 def _setup_lines(setup: str, script: str) -> Iterable[str]:
-    """Yield the lines that run a script once more below the login shell, after the setup commands."""
+    """Yield the lines that run a script again as a child of the login shell, after the setup commands."""
     again = f"source {shlex.quote(setup)} && exec bash {shlex.quote(script)} ready"
     login = 'TORCHFAB_SETUP=1 exec -a "-${SHELL##*/}" "$SHELL"'
     yield f"again={shlex.quote(again)}"
     yield "case ${1-}:${SHELL##*/} in"
     yield "ready:*) unset TORCHFAB_SETUP ;;"
-    yield f'*:*csh) {login} -i <<< "$again" ;;'  # with -c it would have no prompt, which csh takes for interactive
+    yield f'*:*csh) {login} -i <<< "$again" ;;'  # with -c there is no prompt, and csh is not interactive
     yield f'*) {login} -ic "$again" ;;'
     yield "esac"
 

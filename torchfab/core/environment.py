@@ -15,19 +15,19 @@ JOB_ID, NODE_RANK = "TORCHFAB_JOB_ID", "TORCHFAB_NODE_RANK"
 RESERVED = MappingProxyType(
     {
         **dict.fromkeys(("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "NODE_RANK"), ""),
-        **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), "--nproc-per-node and the hosts decide on it"),
-        **dict.fromkeys(("GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE"), "the hosts decide on it"),
+        **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), "it follows from --nproc-per-node and the hosts"),
+        **dict.fromkeys(("GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE"), "it follows from the hosts"),
         "MASTER_ADDR": "give it with --master-addr",
         "MASTER_PORT": "give it with --port",
-        "TORCHELASTIC_RUN_ID": "--name decides on it",
+        "TORCHELASTIC_RUN_ID": "it follows from --name",
         "TORCHELASTIC_MAX_RESTARTS": "give it with --max-restarts",
         **dict.fromkeys(("TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_USE_AGENT_STORE", "TORCHELASTIC_ERROR_FILE"), ""),
         **dict.fromkeys((JOB_ID, NODE_RANK), ""),
     }
 )
-# Every flag of torchrun can be given as PET_<FLAG>, which would override the ones that the launcher gives.
+# Every flag of torchrun can be given as PET_<FLAG>, which would override the launcher's flags.
 RESERVED_PREFIX = "PET_"
-# Variables that often matter to a training and are not forwarded: the launch names those that are set here.
+# Variables that often matter to training and are not forwarded: the launch prints those that are set here.
 NOTEWORTHY = (
     *("LD_LIBRARY_PATH", "LD_PRELOAD", "LIBRARY_PATH", "CPATH", "CC", "CXX", "MAX_JOBS", "XDG_CACHE_HOME", "DATA_DIR"),
     *("CUDA_HOME", "CUDA_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CUDA_MODULE_LOADING", "CUDA_CACHE_*"),
@@ -46,11 +46,11 @@ NOTEWORTHY = (
     ),
 )
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-# NAME=value, setenv NAME value, set -gx NAME value: with a value that is written there, not read from somewhere.
+# NAME=value, setenv NAME value, set -gx NAME value: with a literal value.
 _ASSIGNMENT = re.compile(
     r"(?:^|[\s;&|({])(?:setenv\s+|set\s+(?:-\S+\s+)+|(?=\w+=))([A-Za-z_]\w*)[=\s]\s*([^\s;&|]+)", re.MULTILINE
 )
-# TOKENIZERS_PARALLELISM=false, a path, a value that is read from somewhere; nothing.
+# TOKENIZERS_PARALLELISM=false, a path, a value that is read from elsewhere, or an empty value.
 _NO_SECRET = re.compile(r"(true|false|yes|no|on|off|\d{0,3})$|[/~]|.*[$`(]", re.IGNORECASE)
 
 
@@ -65,7 +65,7 @@ def is_secret(name: str) -> bool:
     Returns
     -------
     bool
-        True where the name matches one of `SECRET_PATTERNS`, in any case.
+        True if the name matches one of `SECRET_PATTERNS`; case is ignored.
     """
     return any(fnmatchcase(name.upper(), pattern) for pattern in SECRET_PATTERNS)
 
@@ -109,14 +109,14 @@ def select_forwarded(environ: Mapping[str, str], patterns: Sequence[str]) -> dic
 
 
 def not_forwarded(environ: Mapping[str, str], given: Container[str]) -> list[str]:
-    """Return the names of variables of the launch machine that may matter to a training and do not reach it.
+    """Return the names of variables of the launch machine that may matter to training and are not forwarded.
 
     Parameters
     ----------
     environ : mapping of str to str
         The environment of the launch machine.
     given : container of str
-        Names of the variables that the job gets.
+        Names of the variables that the job has.
 
     Returns
     -------
@@ -157,7 +157,7 @@ def check_not_reserved(name: str, where: str) -> None:
     Raises
     ------
     UsageError
-        It is one.
+        The launchers set it.
     """
     if name.startswith(RESERVED_PREFIX):
         raise UsageError(f"{where}: {name} would override a flag of torchrun", "give the launcher's own flag instead")
@@ -175,7 +175,7 @@ def parse_env_flags(pairs: Sequence[str], environ: Mapping[str, str] = MappingPr
     Parameters
     ----------
     pairs : sequence of str
-        Each `NAME=VALUE`, or `NAME` for the value in `environ`; the last one of a name counts.
+        Each `NAME=VALUE`, or `NAME` for the value in `environ`; the last one for a name wins.
     environ : mapping of str to str
         The environment of the launch machine. Default: empty.
 
@@ -228,8 +228,8 @@ def check_setup(text: str, where: str) -> str:
         raise UsageError(f"{where} contains a NUL character", "write shell commands")
     for name, value in _ASSIGNMENT.findall(text):
         if is_secret(name) and not _NO_SECRET.match(value.strip("\"'")):
-            fix = f"let it read the value: {name}=$(cat FILE); or export {name} here, and give --env {name}"
-            raise UsageError(f"{where} contains the value of {name}, and records and dry runs show it", fix)
+            fix = f"read the value there: {name}=$(cat FILE); or export {name} here, and give --env {name}"
+            raise UsageError(f"{where} contains the value of {name}, which records and dry runs would show", fix)
     return text
 
 
@@ -252,14 +252,14 @@ def job_markers(job_id: str, node_rank: int) -> dict[str, str]:
 
 
 def omp_threads(processes: int, gpus: int, cpus: int) -> dict[str, str]:
-    """Return OMP_NUM_THREADS: 1 where GPUs do the work, else a fair share of the cores.
+    """Return OMP_NUM_THREADS: 1 on nodes with GPUs, else an equal share of the cores.
 
     Parameters
     ----------
     processes : int
         Number of ranks on the node.
     gpus, cpus : int
-        Number of GPUs and cores of the node; 0 cpus where it is not known.
+        Number of GPUs and cores of the node; 0 cpus if unknown.
 
     Returns
     -------
@@ -310,6 +310,6 @@ def visible_devices(gpus: Sequence[str]) -> dict[str, str]:
     Returns
     -------
     dict of str to str
-        CUDA_VISIBLE_DEVICES; empty where no device is given.
+        CUDA_VISIBLE_DEVICES; empty if no device is given.
     """
     return {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}

@@ -25,7 +25,7 @@ class TorchfabError(Exception):
     message : str
         One line: what is wrong, and where.
     fix : str
-        One line: how to fix it; empty where the message is enough.
+        One line: how to fix it; empty if the message is enough.
 
     Attributes
     ----------
@@ -65,7 +65,7 @@ class HostError(TorchfabError):
     Parameters
     ----------
     address : str
-        The address of the host, where the message contains it: it is masked when equal errors of hosts are grouped.
+        The address of the host, if the message contains it: it is masked when equal errors of hosts are grouped.
     """
 
     def __init__(self, message: str, fix: str = "", address: str = "") -> None:
@@ -83,12 +83,12 @@ class HostsFailedError(TorchfabError):
     reasons : Mapping[str, TorchfabError]
         The error of each failed host, by its name in the hosts file.
     fix : str
-        One line: how to fix it. Default: the reasons say it.
+        One line: how to fix it. Default: empty, because each reason has its own fix.
 
     Attributes
     ----------
     listing : str
-        The reasons as further lines of the text; empty where the command line prints them.
+        The reasons as further lines of the text; empty if the command line prints them.
     """
 
     def __init__(self, message: str, reasons: Mapping[str, TorchfabError], fix: str = "") -> None:
@@ -119,7 +119,7 @@ class JobFailedError(TorchfabError):
 class FunctionError(JobFailedError):
     """A function that ran on all ranks raised an exception on one of them, before any other rank failed.
 
-    Its `__cause__` is that exception, where it can be unpickled here.
+    Its `__cause__` is that exception, if it can be unpickled here.
 
     Parameters
     ----------
@@ -130,7 +130,7 @@ class FunctionError(JobFailedError):
     message : str
         One line: type and message of the exception.
     traceback : str
-        The traceback there.
+        The traceback on that node.
     """
 
     def __init__(self, rank: int, host: str, message: str, traceback: str) -> None:
@@ -142,7 +142,7 @@ class FunctionError(JobFailedError):
 
 
 class WaitTimeoutError(TorchfabError, TimeoutError):
-    """A job did not end in time; it goes on."""
+    """A job did not end before the timeout; it is still running."""
 
 
 class Interrupted(TorchfabError):

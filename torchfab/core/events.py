@@ -42,7 +42,7 @@ class NodeFailed:
 
 @dataclass(frozen=True)
 class ContactLost:
-    """A node cannot be reached at the moment; the runtime tries it again."""
+    """A node is currently unreachable; the runtime retries it."""
 
     node: Node
     error: TorchfabError

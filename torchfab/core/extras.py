@@ -1,4 +1,4 @@
-"""Packages that only some commands need: what to type where one of them is not installed."""
+"""Optional packages that some commands need: the error and the install command if one is missing."""
 
 from __future__ import annotations
 
@@ -15,42 +15,42 @@ from torchfab.core.errors import TorchfabError
 
 
 def missing(package: str, extra: str, command: str) -> TorchfabError:
-    """Return the error for a package that a command needs and that is not installed beside torchfab.
+    """Return the error for a missing package that a command needs.
 
     Parameters
     ----------
     package : str
         The package.
     extra : str
-        The extra of torchfab that has it.
+        The extra of torchfab that contains it.
     command : str
-        What needs it.
+        The command that needs it.
 
     Returns
     -------
     TorchfabError
-        Its fix is the line to type, for the way in which torchfab is installed.
+        Its fix is the install command for this installation of torchfab.
     """
     return TorchfabError(
-        f"{command} needs the package {package} (torchfab[{extra}]) on this machine, and {sys.executable} has none",
+        f"{command} needs the package {package} (torchfab[{extra}]) on this machine; {sys.executable} does not have it",
         install_line(requirement(package, extra)),
     )
 
 
 def requirement(package: str, extra: str) -> str:
-    """Return a package with its versions, as the installed torchfab or the clone's pyproject.toml names it.
+    """Return a package with its version range, from torchfab's metadata or the clone's pyproject.toml.
 
     Parameters
     ----------
     package : str
         The package.
     extra : str
-        The extra of torchfab that has it.
+        The extra of torchfab that contains it.
 
     Returns
     -------
     str
-        `kubernetes>=31`; the name alone where nothing names its versions.
+        `kubernetes>=31`; only the name if no version range is found.
     """
     try:
         lines = importlib.metadata.requires("torchfab") or []
@@ -79,10 +79,10 @@ def install_line(spec: str) -> str:
     Returns
     -------
     str
-        Of pipx or uv where that made the environment, else of pip.
+        That of pipx or uv if it created the environment, else that of pip.
     """
     if os.path.isfile(os.path.join(sys.prefix, "pipx_metadata.json")):
         return shlex.join(["pipx", "inject", "torchfab", spec])
-    if not find_spec("pip"):  # uv makes environments without it
+    if not find_spec("pip"):  # uv creates environments without pip
         return shlex.join(["uv", "pip", "install", "--python", sys.executable, spec])
     return shlex.join([sys.executable, "-m", "pip", "install", spec])

@@ -21,11 +21,11 @@ _NO_BOUND = 999_999_999
 
 
 class FlagType(Protocol):
-    """How the text of a flag becomes its value."""
+    """The type of a flag: how its text is converted to a value."""
 
     @property
     def placeholder(self) -> str:
-        """What stands for the value in the help: `N`, `SECONDS`."""
+        """The placeholder of the value in the help: `N`, `SECONDS`."""
 
     def parse(self, name: str, text: str) -> Any:
         """Convert the text of a flag.
@@ -70,7 +70,7 @@ class WholeNumber:
 
     @property
     def placeholder(self) -> str:
-        """What stands for the value in the help."""
+        """The placeholder of the value in the help."""
         return "N"
 
     def parse(self, name: str, text: str) -> int:
@@ -94,7 +94,7 @@ class WholeNumber:
         value = int(text) if is_whole(text) else -1
         if self.low <= value <= self.high or (self.zero and value == 0):
             return value
-        raise UsageError(f"{name} is {self.form}{self._range()}{';' if self.zero else ','} got {text!r}")
+        raise UsageError(f"{name} must be {self.form}{self._range()}{';' if self.zero else ','} got {text!r}")
 
     def _range(self) -> str:
         bounds = f"of at least {self.low}" if self.high == _NO_BOUND else f"from {self.low} to {self.high}"
@@ -115,7 +115,7 @@ class Seconds:
 
     @property
     def placeholder(self) -> str:
-        """What stands for the value in the help."""
+        """The placeholder of the value in the help."""
         return "SECONDS"
 
     def parse(self, name: str, text: str) -> float:
@@ -141,9 +141,9 @@ class Seconds:
         except ValueError:
             value = -1.0
         if not 0 <= value < 1e6:
-            raise UsageError(f"{name} is a number of seconds, got {text!r}")
+            raise UsageError(f"{name} must be a number of seconds, got {text!r}")
         if value < self.low:
-            raise UsageError(f"{name} is at least {self.low:g} seconds, got {text!r}")
+            raise UsageError(f"{name} must be at least {self.low:g} seconds, got {text!r}")
         return value
 
 
@@ -165,7 +165,7 @@ class NumberOr:
 
     @property
     def placeholder(self) -> str:
-        """What stands for the value in the help."""
+        """The placeholder of the value in the help."""
         return "|".join(("N", *self.keywords))
 
     def parse(self, name: str, text: str) -> int | str:
@@ -191,7 +191,7 @@ class NumberOr:
         if is_whole(text) and self.low <= int(text) <= self.high:
             return int(text)
         bounds = "" if self.high == _NO_BOUND else f" from {self.low} to {self.high}"
-        raise UsageError(f"{name} is {', '.join(self.keywords)} or a number{bounds}, got {text!r}")
+        raise UsageError(f"{name} must be {', '.join(self.keywords)} or a number{bounds}, got {text!r}")
 
 
 PORT = WholeNumber(1, 65535, zero="a free one")
@@ -221,7 +221,7 @@ def flag(default: Any, text: str, kind: FlagType | None = None) -> Any:
     Parameters
     ----------
     default : Any
-        Its value when it is not given: a text, False for a switch, an empty tuple for a repeatable flag, or a value of
+        Its value if it is not given: a text, False for a switch, an empty tuple for a repeatable flag, or a value of
         its type.
     text : str
         Its help.

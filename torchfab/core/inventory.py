@@ -1,4 +1,4 @@
-"""Parse the `hosts` and `gpus` files into nodes and slots. Errors name file and line, what was read and expected.
+"""Parse the `hosts` and `gpus` files into nodes and slots. Errors name the file, the line, and what was expected.
 
 hosts   one host per line: [user@]host[:port] [slots=8] [gpus=2,3] [address=10.0.0.5]; ranges as node[01-16]
 gpus    one line per process: the same host again for its next GPU, in any order; ranks follow the lines
@@ -32,7 +32,7 @@ class Inventory:
     slots : tuple of Slot
         The processes of a gpus file; empty for a hosts file.
     notes : tuple of str
-        What the user should know: hosts left out, keys that are only labels.
+        Remarks for the user: hosts that are not used, keys that are only labels.
     """
 
     nodes: tuple[Node, ...]
@@ -96,12 +96,12 @@ def hosts_from_lines(lines: Iterable[Line], origin: str) -> Inventory:
 
 
 def _key(node: Node) -> _Key:
-    """Return what identifies a host in a file: host names do not depend on the case of their letters."""
+    """Return the key that identifies a host in a file; host names are case-insensitive."""
     return node.host.lower(), node.port
 
 
 def _listed_twice(line: Line, node: Node, earlier: Node) -> InventoryError:
-    fix = "a host is listed once in a hosts file; say slots=N for more processes on it"
+    fix = "a host is listed once in a hosts file; write slots=N for more processes on it"
     if node.host != earlier.host:
         return line.error(f"{node.label} is the same host as {earlier.label} in {earlier.origin}", fix)
     return line.error(f"{node.label} is already listed in {earlier.origin}", fix)
@@ -145,7 +145,7 @@ def parse_gpus(text: str, origin: str) -> tuple[tuple[Node, ...], tuple[Slot, ..
     """Parse the text of a gpus file.
 
     Ranks follow the order of the lines, node ranks that of the first line of each host, and local ranks that of the
-    lines of one host. `gpus=2,3` is short for one line per device.
+    lines of one host. `gpus=2,3` is equivalent to one line per device.
 
     Parameters
     ----------
@@ -205,11 +205,9 @@ def gpus_from_lines(lines: Iterable[Line], origin: str) -> Inventory:
 
 
 def _merge(line: Line, first: Node, node: Node, lines_before: int) -> Node:
-    """Return a host of a gpus file with what one more of its lines says."""
+    """Merge a further line of a host into the host of a gpus file."""
     if bool(node.gpus) != bool(first.gpus) and lines_before:
-        raise line.error(
-            f"{node.label} names its devices on some lines only", "say gpus=N on all of its lines, or on none"
-        )
+        raise line.error(f"{node.label} has gpus= on some lines only", "write gpus=N on all of its lines, or on none")
     duplicates = set(node.gpus) & set(first.gpus)
     if duplicates:
         raise line.error(f"device {min(duplicates)} of {node.label} is named twice", "one line per device")
@@ -217,11 +215,14 @@ def _merge(line: Line, first: Node, node: Node, lines_before: int) -> Node:
         earlier, here = getattr(first, name), getattr(node, name)
         if earlier and here and earlier != here:
             raise line.error(
-                f"{node.label} has the {name} {earlier} on another line, and {here} here", "a host has one"
+                f"{node.label} has the {name} {earlier} on another line, and {here} here",
+                "give the same value on all lines of a host",
             )
     env, here_env = dict(first.env), dict(node.env)
     if any(env.get(name, value) != value for name, value in here_env.items()):
-        raise line.error(f"{node.label} has another env. value on another line", "a variable has one value on a host")
+        raise line.error(
+            f"{node.label} has a different env. value on another line", "give a variable one value per host"
+        )
     return replace(
         first,
         gpus=first.gpus + node.gpus,
@@ -253,7 +254,7 @@ def fold(hosts: Sequence[str]) -> str:
     Returns
     -------
     str
-        `node[001-064]`; the names, separated by commas, where they cannot be folded.
+        `node[001-064]`; the names, separated by commas, if they cannot be folded.
     """
     if len(hosts) < 2:
         return "".join(hosts)

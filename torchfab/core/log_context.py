@@ -1,4 +1,4 @@
-"""The host that the current thread works on: it stands in every line of the debug log (`fab --debug`).
+"""The host that the current thread works on, for the lines of the debug log (`fab --debug`).
 
 `torchfab.cli.debug_log` prints that log. All other modules only call `logging.getLogger(__name__).debug(...)`.
 """
@@ -18,13 +18,13 @@ def current_host() -> str:
     Returns
     -------
     str
-        As `log_host` names it; empty outside of it.
+        The name given to `log_host`; empty outside its block.
     """
     return _host.get()
 
 
 def program_of(command: str) -> str:
-    """Return the part of a command that the debug log may show: its program, for the arguments may hold a password.
+    """Return the part of a command that the debug log may show: its program; arguments may contain a password.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ def program_of(command: str) -> str:
 
 @contextlib.contextmanager
 def log_host(name: str) -> Iterator[None]:
-    """Name the host that the lines of the debug log are about, in this thread and inside the block.
+    """Set the host of this thread's debug log lines inside the block.
 
     Parameters
     ----------

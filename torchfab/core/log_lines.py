@@ -36,7 +36,7 @@ class FoldedLine(NamedTuple):
         return f"{_prefix(self.hosts, self.labels)} {strip_controls(self.text)}"
 
 
-@lru_cache(1024)  # the same ranks write together repeatedly
+@lru_cache(1024)  # the same ranks often write together
 def _prefix(hosts: tuple[str, ...], labels: tuple[int | str, ...]) -> str:
     from torchfab.core.inventory import fold, fold_ranks  # what only strips controls needs no hosts files
 
@@ -86,7 +86,7 @@ def fold_lines(lines: Iterable[Line], folding: bool = True) -> list[FoldedLine]:
     equal: dict[tuple[str, bool], list[tuple[int, Line]]] = {}
     folded: list[tuple[int, FoldedLine]] = []
     for position, line in enumerate(lines):
-        if counts[line.text] == 1:  # the common case where every rank logs its own values
+        if counts[line.text] == 1:  # the common case: every rank logs its own values
             folded.append((position, _single(line)))
         else:
             equal.setdefault((line.text, isinstance(line.label, int)), []).append((position, line))
@@ -122,7 +122,7 @@ def _merge(group: Sequence[Line]) -> FoldedLine:
 
 
 def batches(lines: Sequence[Line], window_s: float = 1.0) -> Iterable[list[Line]]:
-    """Sort past lines by time and group them; equal lines are folded within a group.
+    """Sort log lines by time and group them; equal lines are folded within a group.
 
     Parameters
     ----------

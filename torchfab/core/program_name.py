@@ -1,4 +1,4 @@
-"""The name of our command in what it prints: texts are written with `fab`, and say `torchfab` where that was called."""
+"""The program name in messages: texts contain `fab`, which is replaced if the program was called as `torchfab`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ FAB = "fab"
 
 
 class ProgramName:
-    """The name by which our command was called.
+    """The name by which the program was called.
 
     Parameters
     ----------
     name : str
         The name. Default `fab`.
     tasks : iterable of str, optional
-        The names of all tasks. None: any word may be one. Default: none.
+        The names of all tasks. Default None: any word may be a task.
     """
 
     def __init__(self, name: str = FAB, tasks: Iterable[str] | None = ()) -> None:
@@ -26,12 +26,12 @@ class ProgramName:
         self._command = re.compile(rf"(?<![\w./@~:=-]){FAB}(?= +(?:{follow}))")
 
     def replace_in(self, text: str) -> str:
-        """Return a text of ours with the commands in it as they are typed here.
+        """Return a text with the program name replaced in its commands.
 
         Parameters
         ----------
         text : str
-            It names commands as `fab TASK` or `fab --flag`.
+            The text; commands in it are `fab TASK` or `fab --flag`.
 
         Returns
         -------
@@ -55,7 +55,7 @@ def set_called(name: ProgramName) -> None:
 
 
 def called() -> ProgramName:
-    """Return the name by which our command was called.
+    """Return the name by which the program was called.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""A list of packages (`requirements.txt`, `uv.lock`): its text with the files that it includes, and its digest."""
+"""A package list (`requirements.txt`, `uv.lock`): its text with all included files, and its digest."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class PackageList:
     source : str
         Name of the file, or its path in the project.
     text : str
-        Its text, with included files in their places.
+        Its text, with included files inserted.
     """
 
     source: str
@@ -39,19 +39,19 @@ class PackageList:
 
 
 def find(folder: Path) -> Path | None:
-    """Return the list of packages of a project: uv.lock, or else requirements.txt; None where there is none."""
+    """Return the package list of a project: uv.lock, or else requirements.txt; None if there is none."""
     return next((folder / name for name in NAMES if (folder / name).is_file()), None)
 
 
 def digests(folder: Path, sources: Iterable[str] = NAMES) -> dict[str, str]:
-    """Return the digests of a project's lists of packages, by name; of lists that can be read.
+    """Return the digests of a project's package lists, by name; unreadable lists are skipped.
 
     Parameters
     ----------
     folder : Path
         The folder of the project.
     sources : iterable of str
-        Paths relative to it; others are left out. Default: those that `find` looks for.
+        Paths relative to the folder; other paths are skipped. Default: those that `find` looks for.
 
     Returns
     -------
@@ -67,7 +67,7 @@ def digests(folder: Path, sources: Iterable[str] = NAMES) -> dict[str, str]:
 
 
 def read(path: Path) -> PackageList:
-    """Read a list of packages.
+    """Read a package list.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ def read(path: Path) -> PackageList:
     Raises
     ------
     UsageError
-        It cannot be read, includes itself, or includes a file of constraints.
+        The file cannot be read, includes itself, or includes a constraints file.
     """
     if path.name == LOCK:
         return PackageList(LOCK, _text(path))
@@ -90,7 +90,7 @@ def read(path: Path) -> PackageList:
 
 def _expand(path: Path, above: tuple[Path, ...]) -> list[str]:
     if path in above or len(above) > _MOST_FILES:
-        raise UsageError(f"{path} includes itself", "leave one of the -r lines out")
+        raise UsageError(f"{path} includes itself", "remove one of the -r lines")
     lines: list[str] = []
     for number, line in enumerate(_text(path).splitlines(), start=1):
         match = _INCLUDE.fullmatch(line.strip())
@@ -98,7 +98,9 @@ def _expand(path: Path, above: tuple[Path, ...]) -> list[str]:
             lines.append(line.rstrip())
         elif match[1] in ("-c", "--constraint"):
             where = f"{path}:{number}"
-            raise UsageError(f"{where}: constraints are not sent to the nodes", "write the versions into the list")
+            raise UsageError(
+                f"{where}: constraints are not sent to the nodes", "write the versions into the package list"
+            )
         else:
             lines += _expand(path.parent / match["name"], (*above, path))
     return lines
@@ -108,4 +110,6 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}", "name a list with --requirements") from None
+        raise UsageError(
+            f"{path} cannot be read: {error.strerror}", "give a package list with --requirements"
+        ) from None

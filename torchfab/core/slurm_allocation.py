@@ -26,7 +26,7 @@ def allocated_nodes(environ: Mapping[str, str]) -> tuple[Node, ...]:
     Returns
     -------
     tuple of Node
-        With the allocated GPUs of each node as its slots, else its requested tasks, else no number of slots.
+        The slots of each node are its allocated GPUs, else its requested tasks, else unset.
 
     Raises
     ------
@@ -36,8 +36,8 @@ def allocated_nodes(environ: Mapping[str, str]) -> tuple[Node, ...]:
     hosts = environ.get("SLURM_JOB_NODELIST")
     if not hosts:
         raise UsageError(
-            "--hostfile slurm takes the hosts of a Slurm allocation, and this terminal is in none",
-            "begin one: salloc --nodes 2; or submit the job: fab launch-slurm; for a file of that name: ./slurm",
+            "--hostfile slurm uses the hosts of a Slurm allocation, and this terminal is not in one",
+            "start one: salloc --nodes 2; or submit the job: fab launch-slurm; for a file named slurm: ./slurm",
         )
     nodes = parse_hosts_flag(hosts, "SLURM_JOB_NODELIST")
     counts = _gpus(environ, len(nodes)) or _tasks(environ)
@@ -47,7 +47,7 @@ def allocated_nodes(environ: Mapping[str, str]) -> tuple[Node, ...]:
 
 
 def _gpus(environ: Mapping[str, str], nodes: int) -> list[int]:
-    """Return the GPUs of each node; empty where none were requested, or where their distribution is not known."""
+    """Return the GPUs of each node; empty if none were requested, or their distribution is unknown."""
     per_node = _total(environ.get("SLURM_GPUS_PER_NODE", ""))
     total = _total(environ.get("SLURM_GPUS", ""))
     if not per_node and total and total % nodes == 0:
@@ -62,7 +62,7 @@ def _total(text: str) -> int:
 
 
 def _tasks(environ: Mapping[str, str]) -> list[int]:
-    """Return the tasks of each node, parsed from `2(x3),1`; empty where the user did not request a number."""
+    """Return the tasks of each node, parsed from `2(x3),1`; empty if the user did not request a number."""
     if "SLURM_NTASKS" not in environ:
         return []
     matches = [_COUNTS.fullmatch(part) for part in environ.get("SLURM_TASKS_PER_NODE", "").split(",")]

@@ -51,9 +51,9 @@ class Node:
     env : tuple of pairs of str
         Variables of the processes there, in addition to the job's, which they override.
     labels : tuple of pairs of str
-        Keys of the hosts file that torchfab does not know, with their values.
+        Keys of the hosts file that torchfab does not use, with their values.
     node_dir : str
-        Directory of the jobs' folders there, where it lies in `workdir`; empty for the job's.
+        Directory of the jobs' folders there, if it is inside `workdir`; empty for the job's.
     setup : str
         Commands for the login shell there; empty for the job's.
     """
@@ -75,12 +75,12 @@ class Node:
 
     @property
     def is_local(self) -> bool:
-        """Whether it is this machine, reached without ssh."""
+        """Whether the node is this machine, reached without ssh."""
         return self.host == "localhost" and not self.user and self.port is None
 
     @property
     def label(self) -> str:
-        """The display name of the node: its host, with the port where one is given."""
+        """The display name of the node: its host, with the port if one is given."""
         host = f"[{self.host}]" if ":" in self.host and self.port else self.host
         return f"{host}:{self.port}" if self.port else host
 
@@ -90,14 +90,14 @@ class Node:
         Returns
         -------
         dict
-            Without those of the newer fields that are empty, so that earlier versions of torchfab can read it.
+            The fields by name. Newer fields are omitted if empty, so that earlier versions of torchfab can read it.
         """
         newer = ("python", "workdir", "env", "labels", "node_dir", "setup")
         return {name: value for name, value in asdict(self).items() if value or name not in newer}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Node:
-        """Build a node from what `as_json` returned and JSON may have turned into lists.
+        """Build a node from the value of `as_json`, after a round trip through JSON.
 
         Parameters
         ----------
@@ -172,9 +172,9 @@ class Job:
     ssh_options : tuple of str
         Options of OpenSSH's client (`-F FILE`, `-i KEY`), for a head process that connects to the nodes itself.
     mask_key : str
-        Hexadecimal key of the digests that mask secrets in logs; empty where logs are not masked.
+        Hexadecimal key of the digests that mask secrets in logs; empty if logs are not masked.
     is_program : bool
-        Whether `script` runs as it stands, not by the interpreter; `python` as its first word is the interpreter.
+        Whether `script` runs directly, not by the interpreter; `python` as its first word means the interpreter.
     setup : str
         Commands that each node's login shell runs in phase one, for the environment of the processes; empty for none.
     python_is_default : bool
@@ -185,8 +185,8 @@ class Job:
     setup_timeout_s, hook_timeout_s : float
         Seconds that `setup`, and each of `before` and `after`, may take on a node.
     files : Mapping of str to str
-        Texts by relative path: files that every node gets before the ranks start, in the folder that TORCHFAB_FILES
-        names.
+        Texts by relative path: files that are written on every node before the ranks start, in the folder
+        $TORCHFAB_FILES.
     python_version : str
         The version that the interpreter must have on every node, as `3.11`; empty for any.
     probe : bool
@@ -223,7 +223,7 @@ class Job:
         check_name(self.name)
         check_port(self.port)
         if not self.script:
-            raise UsageError("no script was given", "write it after --, for example: -- train.py --batch-size 64")
+            raise UsageError("no script was given", "give it after --, for example: -- train.py --batch-size 64")
         if not self.workdir.startswith("/"):
             raise UsageError(f"--workdir must be an absolute path, got {self.workdir!r}")
 
@@ -238,7 +238,7 @@ class Job:
         Returns
         -------
         Job
-            The same job if the hosts file gives the node none of its own.
+            The job itself if the hosts file overrides nothing for the node.
         """
         if not (node.python or node.workdir or node.env or node.node_dir or node.setup):
             return self
@@ -254,14 +254,14 @@ class Job:
 
     @property
     def script_path(self) -> str | None:
-        """The script's path as given; None for a module (`-m`), and for a program that needs no file."""
+        """The script's path as given; None for a module (`-m`) or a program that needs no file."""
         if self.is_program:
             return command.checked_file(self.script) or None
         return None if self.script[0].startswith("-") else self.script[0]
 
     @property
     def program(self) -> str:
-        """The program that the nodes need besides the interpreter: a path, or a name on PATH; empty for none."""
+        """The program that the nodes need in addition to the interpreter: a path, or a name on PATH; empty for none."""
         return self.script[0] if self.is_program and self.script[0] != command.PYTHON else ""
 
     @property
@@ -296,7 +296,7 @@ def search_path(job: Job, process: Process) -> tuple[str, ...]:
 
 
 def interpreter_path(python: str) -> tuple[str, ...]:
-    """Return the folder of an interpreter, to be put in front of PATH as activating its environment does.
+    """Return the folder of an interpreter to prepend to PATH, as activating its environment does.
 
     Parameters
     ----------
@@ -306,8 +306,8 @@ def interpreter_path(python: str) -> tuple[str, ...]:
     Returns
     -------
     tuple of str
-        Empty for a folder of the system, which would hide programs that the user has put in front of it, and for a
-        name without a folder.
+        Empty for a system folder, which would hide programs earlier on the user's PATH, and for a name without a
+        folder.
     """
     folder = posixpath.dirname(python)
     return () if not folder.startswith("/") or folder in ("/bin", "/usr/bin", "/usr/local/bin") else (folder,)
@@ -328,7 +328,7 @@ def check_name(name: str) -> None:
     """
     if not NAME_PATTERN.fullmatch(name):
         raise JobNameError(
-            f"a job name has at most 63 letters, digits, '-' and '_', and begins with a letter or digit; got {name!r}",
+            f"a job name is 1 to 63 letters, digits, '-' and '_', and begins with a letter or digit; got {name!r}",
             "choose another --name",
         )
 
@@ -347,7 +347,7 @@ def check_port(port: int) -> None:
         It is not a port number.
     """
     if not 0 <= port <= 65535:
-        raise UsageError(f"--port is a number from 1 to 65535, or 0 for a free one; got {port}")
+        raise UsageError(f"--port must be a number from 1 to 65535, or 0 for a free one; got {port}")
 
 
 def node_dir(configured: str, workdir: str) -> str:
@@ -378,14 +378,14 @@ class Facts:
     folder : str
         Absolute path of the job's folder on the node.
     gpus, cpus : int
-        Number of GPUs and CPU cores that the job's processes may use there; 0 cpus where it was not determined.
+        Number of GPUs and CPU cores that the job's processes may use there; 0 cpus if unknown.
     port : int, optional
         The port reserved for the rendezvous; on node 0 only.
     is_root : bool
         Whether the job runs as root there.
     versions : Mapping of str to str
-        Version of each module and program of `Requirements` that was found, empty where the version is not known; of
-        alternative programs, of all that were found.
+        Version of each module and program of `Requirements` that was found, empty if the version is unknown; for
+        alternative programs, all that were found.
     setup_names : tuple of str
         Names of the variables that the job's `setup` has set there.
     """
@@ -420,11 +420,11 @@ class Process:
         Folders to create in the process's folder before it starts.
     files : Mapping of str to str
         Files to write into the process's folder before it starts: relative path, text. They are readable by their owner
-        only, and executable where the text begins with `#!`.
+        only, and executable if the text begins with `#!`.
     path, python_path : tuple of str
         Folders to prepend to the node's PATH, and to PYTHONPATH.
     secrets : bool
-        Whether it gets the secret part of the job's environment.
+        Whether its environment includes the secret part of the job's.
     """
 
     name: str
@@ -487,7 +487,7 @@ class Plan:
 
     @property
     def start_order(self) -> tuple[tuple[NodePlan, ...], ...]:
-        """The nodes in waves, in the order in which they are started; the nodes of one wave start at once."""
+        """The nodes in waves, in start order; the nodes of one wave start simultaneously."""
         waves = (self.nodes[1:], self.nodes[:1]) if self.has_head else (self.nodes,)
         return tuple(wave for wave in waves if wave)
 
@@ -498,7 +498,7 @@ class Plan:
 
 
 def with_files(plan: Plan) -> Plan:
-    """Return a plan whose nodes get the files of the job, each node once.
+    """Return a plan that writes the files of the job on each node, once per node.
 
     Parameters
     ----------
@@ -560,7 +560,7 @@ class Submission:
     defaults : Mapping of str to str
         Every default that torchfab chose, as human-readable text.
     hosts : tuple of Node
-        The nodes, where their names are known before the scheduler has placed the job; else empty.
+        The nodes, if their names are known before the scheduler has placed the job; else empty.
     """
 
     job: Job
@@ -605,7 +605,7 @@ class Requirements:
     port : bool
         Whether node 0 must reserve a port for the rendezvous.
     peers : bool
-        Whether every node connects to every other one, not only to node 0, by the addresses of the hosts file.
+        Whether every node connects to every other node, not only to node 0, at the addresses of the hosts file.
     programs : tuple of Program
         Required programs.
     head_modules : tuple of str
@@ -613,8 +613,8 @@ class Requirements:
     installs : Mapping of str to str
         Arguments of `python -m pip install` for a module. Default: the module's name.
     parser : tuple of str
-        Arguments of the interpreter that parse what the user passes on to a launcher: on node 0, exit code 2 and the
-        last line of stderr say what is wrong with it. Empty: there is nothing to check.
+        Arguments of the interpreter that parse the flags that the user passes to a launcher. On node 0, exit code 2 is
+        an error, described by the last line of stderr. Empty: nothing to check.
     """
 
     modules: tuple[str, ...] = ("torch",)

@@ -1,6 +1,6 @@
 """Detect a hang: measure for how long no rank of a running job has logged, and render a warning. Pure.
 
-The processes of a job that hangs run like those of a job that trains. Only its logs show the difference.
+Hanging processes look like training ones to the kernel. Only the logs show the difference.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ class Silence:
     seconds : float
         Time since the last line or the last start of a rank, whichever came later.
     host : str
-        The host of the last line; empty where no rank has logged yet.
+        The host of the last line; empty if no rank has logged yet.
     label : int or str
-        The rank that wrote the last line, `agent` for a launcher's own output; empty where it is not known.
+        The rank that wrote the last line, `agent` for a launcher's own output; empty if unknown.
     text : str
         The last line.
-    unheard : tuple of str
+    unreachable : tuple of str
         Unreachable nodes: their ranks may have logged since.
     """
 
@@ -42,7 +42,7 @@ class Silence:
 def measure_silence(job: JobStatus) -> Silence | None:
     """Measure for how long all running ranks of a job have been silent.
 
-    Ages are differences on each node's own clock, so that wrong clocks raise no false alarm.
+    Ages are differences on each node's own clock, so that wrong clocks cause no false alarm.
 
     Parameters
     ----------
@@ -51,8 +51,8 @@ def measure_silence(job: JobStatus) -> Silence | None:
 
     Returns
     -------
-    Quiet or None
-        None where no rank runs, or the job has failed already.
+    Silence or None
+        None if no rank is running, or the job has already failed.
     """
     processes = [(node, process) for node in job.nodes for process in node.processes]
     activities = [activity for node, process in processes if (activity := _last_activity(node, process))]
@@ -67,7 +67,7 @@ def measure_silence(job: JobStatus) -> Silence | None:
 
 
 def _last_activity(node: NodeStatus, process: ProcessStatus) -> Silence | None:
-    """Return the last log line or start of a running process; None for a process that does not run."""
+    """Return the last log line or start of a running process; None for a process that is not running."""
     ranks = process.ranks
     if process.state != State.RUNNING or (ranks and all(rank.ended for rank in ranks)):
         return None
@@ -92,8 +92,8 @@ def detect_stall(job: JobStatus, stall_s: float) -> Silence | None:
 
     Returns
     -------
-    Quiet or None
-        None where the job does not seem to hang.
+    Silence or None
+        None if the job does not seem to hang.
     """
     silence = measure_silence(job)
     return silence if silence and 0 < stall_s <= silence.seconds else None
@@ -104,8 +104,8 @@ def render_warning(silence: Silence, name: str) -> str:
 
     Parameters
     ----------
-    silence : Quiet
-        As `quiet` or `find` returns it.
+    silence : Silence
+        As `detect_stall` returns it.
     name : str
         The job's name.
 
@@ -114,14 +114,14 @@ def render_warning(silence: Silence, name: str) -> str:
     str
         Three lines.
     """
-    unreachable = f" ({fold(silence.unreachable)} cannot be asked)" if silence.unreachable else ""
+    unreachable = f" ({fold(silence.unreachable)} unreachable)" if silence.unreachable else ""
     lines = [f"{name}: no rank has logged for {duration(silence.seconds)}{unreachable}: it may hang"]
     if silence.host:
         writer = f"{silence.host} [{silence.label}]" if silence.label != "" else silence.host
         lines.append(f"  the last line: {writer} {strip_controls(silence.text)[:200]}")
     else:
-        lines.append("  nothing was logged since it was started")
-    lines.append(f"  what each rank is doing: fab stacks {name}")
+        lines.append("  nothing was logged since the start")
+    lines.append(f"  to see what each rank is doing: fab stacks {name}")
     return "\n".join(lines)
 
 
@@ -138,7 +138,7 @@ def as_json(job: JobStatus, stall_s: float) -> dict[str, Any]:
     Returns
     -------
     dict of str to Any
-        `silent_s` is None where no rank runs.
+        `silent_s` is None if no rank is running.
     """
     silence = measure_silence(job)
     return {

@@ -19,9 +19,9 @@ class State(str, Enum):
     """The state of a process, of a node or of a job.
 
     A process is STARTING until its supervisor has started it, then RUNNING, and ends in one of four states: SUCCEEDED
-    (exit code 0), FAILED, STOPPED (it ended after a request to stop the job) or LOST (its supervisor or its node went
-    away before it could record the end). A node has the worst state of its processes, and is UNREACHABLE while it does
-    not answer: then it returns to any other state. With a scheduler, a job or a node is PENDING before it is STARTING,
+    (exit code 0), FAILED, STOPPED (it ended after a request to stop the job) or LOST (its supervisor or its node
+    ended before it could record the end). A node has the worst state of its processes, and is UNREACHABLE while it does
+    not answer; from there it can return to any state. With a scheduler, a job or a node is PENDING before STARTING,
     until the scheduler has allocated its resources.
     """
 
@@ -42,7 +42,7 @@ class State(str, Enum):
 
 
 ACTIVE = (State.PENDING, State.STARTING, State.RUNNING, State.UNREACHABLE)
-# A node whose processes have different states gets the state that comes first here.
+# The state of a node is the first of these that one of its processes has.
 _WORST_FIRST = (
     *(State.LOST, State.FAILED, State.UNREACHABLE, State.PENDING, State.STARTING),
     *(State.RUNNING, State.STOPPED, State.SUCCEEDED),
@@ -50,26 +50,26 @@ _WORST_FIRST = (
 _FAILED = (State.FAILED, State.LOST, State.STOPPED)
 _UNDECIDED = (State.UNREACHABLE, State.PENDING, State.STARTING, State.RUNNING, State.SUCCEEDED)
 SIGTERM_CODE = 143
-CUT_OFF = "its launch was interrupted before the node got the commit"
+CUT_OFF = "its launch was interrupted before the node received the commit"
 SMALLEST_SKEW_S = 0.5
 
 
 class RankStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A rank, as a supervisor has seen it.
+    """A rank, as a supervisor recorded it.
 
     Parameters
     ----------
     rank, local_rank, world_size : int, optional
-        As in its environment; None where that does not have them.
+        As in its environment; None if missing there.
     pid, start_time : int, optional
-        Its process; None where only its pod is known. The start time in clock ticks since boot tells it from a later
-        process with the same pid.
+        Its process; None if only its pod is known. The start time, in clock ticks since boot, distinguishes it from a
+        later process with the same pid.
     attempt : int
         Restart count of the launcher when it started.
     started, ended : float, optional
         By the node's clock, in seconds since the epoch.
     code : int, optional
-        Its exit code, -n for signal n; None while it runs, and where nothing recorded it.
+        Its exit code, -n for signal n; None while it is running, and if it was not recorded.
     """
 
     rank: Whole | None
@@ -84,7 +84,7 @@ class RankStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LastLine(msgspec.Struct, frozen=True, kw_only=True):
-    """The line that was logged last: when, by which rank or process, and its text."""
+    """The last log line: its time, its text, and the rank or process that wrote it."""
 
     time: Time
     text: str
@@ -108,7 +108,7 @@ class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):
     state : State
         Not PENDING or UNREACHABLE.
     reason : str
-        Why it is in that state, where the state does not say it; else empty.
+        Details of the state; empty if there are none.
     started, ended : float, optional
         By the node's clock, in seconds since the epoch.
     pid : int, optional
@@ -176,7 +176,7 @@ class NodeStatus:
     state : State
         The worst of its processes' states, or UNREACHABLE.
     reason : str
-        Human-readable details; empty where there are none.
+        Human-readable details; empty if there are none.
     processes : tuple of ProcessStatus
         The processes of the job there.
     now : float
@@ -200,7 +200,7 @@ class NodeStatus:
 
     @property
     def has_ended(self) -> bool:
-        """Whether no process of the job runs there any more, as far as is known."""
+        """Whether all known processes of the job on the node have ended."""
         return self.state not in ACTIVE and all(each.state not in ACTIVE for each in self.processes)
 
     @property
@@ -232,13 +232,13 @@ class Failure:
     rank : int, optional
         The rank; None for another process.
     code : int
-        Its exit code; -n where signal n ended it.
+        Its exit code; -n if signal n ended it.
     reason : str
-        Human-readable reason, where one is known.
+        Human-readable reason, if one is known.
     how : str
-        How it failed, in the words of `fab why`; empty where that was not asked.
+        How it failed, as described by `fab why`; empty without a diagnosis.
     process : str
-        Name of the process that is not a rank: `agent`, `head`; empty where it is not known.
+        Name of a process that is not a rank: `agent`, `head`; empty if unknown.
     """
 
     time: float
@@ -263,18 +263,18 @@ class Failure:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A scheduler's status of a whole job. It is more reliable than the nodes, which the scheduler may take away.
+    """A scheduler's status of a whole job. It is more reliable than the nodes, which the scheduler may deallocate.
 
     Parameters
     ----------
     state : State, optional
-        The job's state; None where the states of its nodes decide.
+        The job's state; None to derive it from the states of the nodes.
     ended : bool
-        Whether the job neither runs nor waits any more.
+        Whether the job is neither running nor pending.
     reason : str
-        Why the scheduler lets the job wait, or ended it; empty where the scheduler is not the cause.
+        Why the job is pending, or why the scheduler ended it; empty if the scheduler is not the cause.
     code : int, optional
-        The job's exit code according to the scheduler; used where no rank failed.
+        The job's exit code according to the scheduler; used if no rank failed.
     """
 
     state: State | None = None
@@ -296,7 +296,7 @@ class JobStatus:
     verdict : Verdict, optional
         The scheduler's status of the whole job; None without a scheduler.
     diagnosed : Failure, optional
-        The first failure by the logs; None if they were not asked.
+        The first failure according to the logs; None if they were not read.
     """
 
     nodes: tuple[NodeStatus, ...]
@@ -306,7 +306,7 @@ class JobStatus:
 
     @property
     def has_ended(self) -> bool:
-        """Whether no process of the job runs any more."""
+        """Whether all processes of the job have ended."""
         if self.verdict:
             return self.verdict.ended
         return bool(self.nodes) and all(node.has_ended for node in self.nodes)
@@ -321,7 +321,7 @@ class JobStatus:
 
     @property
     def reason(self) -> str:
-        """Why the scheduler lets the job wait, or ended it; empty where no scheduler is the cause."""
+        """Why the job is pending, or why the scheduler ended it; empty if no scheduler is the cause."""
         return self.verdict.reason if self.verdict else ""
 
     @property
@@ -343,7 +343,7 @@ class JobStatus:
         """Whether a stop was requested before the first failure; later failures are consequences of the stop."""
         if self.verdict and self.verdict.state:
             return self.verdict.state == State.STOPPED
-        # A stop never kills the supervisor of a node that got no request. When that supervisor died is not known.
+        # A stop never kills the supervisor of a node that received no request. When that supervisor died is unknown.
         if any(node.state == State.LOST and node.processes and node.stop_asked is None for node in self.nodes):
             return False
         requests = [node.stop_asked - node.skew_s for node in self.nodes if node.stop_asked is not None]
@@ -352,7 +352,7 @@ class JobStatus:
 
     @property
     def first_failure(self) -> Failure | None:
-        """The first failure: by the logs where they were asked, otherwise the first end by this machine's clock."""
+        """The first failure: by the logs if they were read, otherwise the first end by this machine's clock."""
         return self.diagnosed or self._first_end
 
     @property
@@ -362,7 +362,7 @@ class JobStatus:
 
     @property
     def exit_code(self) -> int | None:
-        """The job's exit code: 0, or that of the rank that failed first; None while it runs."""
+        """The job's exit code: 0, or that of the rank that failed first; None while it is running."""
         if not self.has_ended and not self.has_failed:
             return None
         if self.state == "succeeded":
@@ -384,7 +384,7 @@ def find_failures(node: NodeStatus) -> list[Failure]:
     Returns
     -------
     list of Failure
-        Those of its ranks; of a process itself where none of its ranks failed.
+        Those of its ranks; that of a process itself if none of its ranks failed.
     """
     failures: list[Failure] = []
     for process in node.processes:
@@ -424,7 +424,7 @@ def from_answer(node: Node, answer: StatusReport, asked: float, answered: float)
     skew = _skew_s(answer.now - (asked + answered) / 2, answered - asked)
     left, stop_asked = tuple(answer.left), answer.stop_asked
     if not answer.exists:
-        return NodeStatus(node, State.LOST, "the job's folder is gone from the node", (), answer.now, skew)
+        return NodeStatus(node, State.LOST, "the job's folder no longer exists on the node", (), answer.now, skew)
     states = [process.state for process in processes] or [State.STARTING]
     state = next(each for each in _WORST_FIRST if each in states)
     reasons = [process.reason for process in processes if process.reason]
@@ -432,10 +432,10 @@ def from_answer(node: Node, answer: StatusReport, asked: float, answered: float)
 
 
 def _skew_s(offset_s: float, round_trip_s: float) -> float:
-    """Return how far a clock is off; 0 where the round trip explains the measured offset.
+    """Return the offset of a clock; 0 if the round trip explains the measured offset.
 
-    An offset is known to within half a round trip (as in NTP). Correcting by a small one would reverse the order of
-    events rather than restore it.
+    The uncertainty of an offset is half a round trip (as in NTP). Correcting by a smaller one could reverse the order
+    of events.
     """
     return offset_s if abs(offset_s) > max(SMALLEST_SKEW_S, round_trip_s / 2) else 0.0
 

@@ -62,7 +62,7 @@ def findings(nodes: Sequence[NodeReport], requirements: CheckRequirements) -> It
 def _port(first: NodeReport) -> Iterator[Finding]:
     probe = first.parts.port
     if probe and probe.problem:
-        fix = f"choose another --port, or see who has it: ss -ltnp 'sport = :{probe.port}'"
+        fix = f"choose another --port, or see which program has it: ss -ltnp 'sport = :{probe.port}'"
         yield Finding("port-taken", ERROR, (first.host,), probe.problem, fix=fix)
 
 
@@ -122,7 +122,7 @@ def _name(node: NodeReport, first: NodeReport, address: str) -> Iterator[Finding
         )
     elif _leads_back(node, first):
         yield Finding(
-            *("name-loopback", ERROR, (node.host,), f"the address of node 0, {address}, leads back to the node itself"),
+            *("name-loopback", ERROR, (node.host,), f"the address of node 0, {address}, resolves to the node itself"),
             *("an address in the network", ", ".join(addresses)),
             f"correct its line in /etc/hosts there; or {give_address}",
         )
@@ -172,7 +172,7 @@ def _connection(node: NodeReport, first: NodeReport, address: str, result: Conne
 
 
 def _found_and_fix(result: ConnectionTest, fix: str) -> tuple[str, str]:
-    outcome = {"timeout": "no answer", "stranger": "another machine's answer"}.get(result.outcome, result.outcome)
+    outcome = {"timeout": "no answer", "stranger": "an answer from another machine"}.get(result.outcome, result.outcome)
     return f"{outcome} after {result.seconds:.1f} s", fix
 
 
@@ -181,7 +181,7 @@ _OUTCOMES = {
     "timeout": (
         "connect-timeout",
         "times out",
-        f"a firewall drops the packets, or there is no way back: {_OPEN} (iptables -L, ufw status, security groups)",
+        f"a firewall drops the packets, or the way back is missing: {_OPEN} (iptables -L, ufw status, security groups)",
     ),
     "refused": (
         "connect-refused",
@@ -190,7 +190,7 @@ _OUTCOMES = {
     ),
     "rejected": (
         "connect-rejected",
-        "is rejected on the way",
+        "is rejected en route",
         f"there is no route, or a firewall forbids it: {_OPEN}; see `ip route get ADDRESS` there",
     ),
     "stranger": (
@@ -239,9 +239,14 @@ def _interface_names(node: NodeReport, requirements: CheckRequirements) -> Itera
         given = _variable(node, requirements, variable)
         if given and not select_interfaces(variable, given, usable):
             yield Finding(
-                *("interface-missing", ERROR, (node.host,), f"{variable}={given} names no interface that is up there"),
+                *(
+                    "interface-missing",
+                    ERROR,
+                    (node.host,),
+                    f"{variable}={given} matches no interface that is up there",
+                ),
                 *(given, ", ".join(usable)),
-                f"set {variable} to one that all nodes have, or unset it",
+                f"set {variable} to an interface that all nodes have, or unset it",
             )
 
 
@@ -278,12 +283,12 @@ def _differences(nodes: Sequence[NodeReport], address: str) -> Iterator[Finding]
     others = [node for node in resolving if not all(map(is_loopback, _addresses(node)))]
     resolved = {node.host: ", ".join(sorted(_addresses(node))) for node in others}
     yield from minority_findings(
-        *("name-differs", WARNING, resolved, f"the address of node 0, {address}, resolves to something else"),
+        *("name-differs", WARNING, resolved, f"the address of node 0, {address}, resolves differently"),
         "make /etc/hosts the same everywhere, or give --master-addr an address",
     )
     interfaces = {node.host: found for node in others if (found := interface_to_node_0(node)) is not None}
     yield from minority_findings(
         *("mtu-differs", WARNING, {host: str(each.mtu) for host, each in interfaces.items()}),
-        "the MTU towards node 0 is another than elsewhere: large messages can hang",
+        "the MTU towards node 0 differs: large messages can hang",
         "set the same MTU on all nodes and switches: ip link set dev NAME mtu N",
     )

@@ -213,18 +213,22 @@ def open_files(node: NodeReport) -> str | None:
     return None if limits is None else str(limits.files if limits.files is not None else "unlimited")
 
 
-_INSTALL = "install the same version everywhere, or give one that is the same with --python"
+_INSTALL = "install the same version everywhere, or give an interpreter with equal versions with --python"
 CONSISTENCY_CHECKS = (
-    ConsistencyCheck("python-differs", WARNING, python, "python is another version than elsewhere", _INSTALL),
-    ConsistencyCheck("torch-differs", ERROR, torch, "torch is another version than elsewhere", _INSTALL),
-    ConsistencyCheck("cuda-differs", ERROR, cuda, "torch was built with another CUDA than elsewhere", _INSTALL),
-    ConsistencyCheck("nccl-differs", ERROR, nccl, "NCCL is another version than elsewhere", _INSTALL),
+    ConsistencyCheck("python-differs", WARNING, python, "the version of python differs from the other nodes", _INSTALL),
+    ConsistencyCheck("torch-differs", ERROR, torch, "the version of torch differs from the other nodes", _INSTALL),
+    ConsistencyCheck("cuda-differs", ERROR, cuda, "the CUDA version of torch differs from the other nodes", _INSTALL),
+    ConsistencyCheck("nccl-differs", ERROR, nccl, "the version of NCCL differs from the other nodes", _INSTALL),
     ConsistencyCheck(
-        "driver-differs", WARNING, driver, "the driver is another version than elsewhere", "install the same driver"
+        "driver-differs",
+        WARNING,
+        driver,
+        "the version of the driver differs from the other nodes",
+        "install the same driver",
     ),
     ConsistencyCheck(
-        *("gpus-differ", ERROR, gpus, "the GPUs are not those of the other nodes"),
-        "see nvidia-smi -L and dmesg there; if it is meant: leave the node out, or launch-per-gpu with a gpus file",
+        *("gpus-differ", ERROR, gpus, "the GPUs differ from the other nodes"),
+        "see nvidia-smi -L and dmesg there; if intended: exclude the node, or use launch-per-gpu with a gpus file",
     ),
 )
 
@@ -245,7 +249,7 @@ def clock_findings(nodes: Sequence[NodeReport], most_s: float = SKEWED_CLOCK_S) 
     Yields
     ------
     Finding
-        About one node each. Uncertainty of the offset counts in the node's favour.
+        About one node each. The uncertainty of the offset is subtracted from it.
     """
     known = {node.host: node.clock for node in nodes if node.clock is not None}
     aheads = sorted([0.0, *(clock.ahead_s for clock in known.values())])
@@ -255,11 +259,11 @@ def clock_findings(nodes: Sequence[NodeReport], most_s: float = SKEWED_CLOCK_S) 
         if abs(off) - clock.within_s <= most_s:
             continue
         broken = abs(off) > BROKEN_CLOCK_S
-        what = "its clock is off" + (": torchrun's rendezvous takes it for dead" if broken else "")
+        what = "its clock is off" + (": torchrun's rendezvous treats the node as dead" if broken else "")
         yield Finding(
             *("clock-skew", ERROR if broken else WARNING, (host,), what, f"within {most_s * 1000:.0f} ms"),
-            f"{format_offset(off)} (known to {clock.within_s * 1000:.1f} ms)",
-            "let it follow a time server there: timedatectl set-ntp true, or chronyc makestep",
+            f"{format_offset(off)} (± {clock.within_s * 1000:.1f} ms)",
+            "synchronize it with a time server: timedatectl set-ntp true, or chronyc makestep",
         )
 
 
@@ -313,14 +317,14 @@ def _code(nodes: Sequence[NodeReport], requirements: CheckRequirements) -> Itera
     }
     for digest, hosts in others.items():
         names = _describe_files(files.get(usual, {}), files.get(digest, {}))
-        what = f"the code in {requirements.workdir} is not that of the other nodes" + (f": {names}" if names else "")
+        what = f"the code in {requirements.workdir} differs from the other nodes" + (f": {names}" if names else "")
         yield Finding("code-differs", ERROR, tuple(hosts), what, usual, digest, "copy it to all nodes: fab sync")
     if requirements.digest and usual and usual != requirements.digest:
         hosts = [host for host, digest in values.items() if digest == usual]
-        what = f"the code in {requirements.workdir} is not that of this machine"
+        what = f"the code in {requirements.workdir} differs from this machine"
         yield Finding(
             *("code-not-ours", WARNING, tuple(hosts), what, requirements.digest, usual),
-            "copy it to the nodes, if it is meant to be the same: fab sync",
+            "copy it to the nodes, if it is meant to be equal: fab sync",
         )
 
 
@@ -357,6 +361,6 @@ def _shared(nodes: Sequence[NodeReport]) -> Iterator[Finding]:
         node.host: texts[answer] for node in nodes[1:] if (answer := sees_file_of_node_0(node, "workdir")) is not None
     }
     yield from minority_findings(
-        *("workdir-not-shared", WARNING, values, "the disk of the working directory is not as on the other nodes"),
-        "see whether the file system is mounted there: findmnt -T, mount -a",
+        *("workdir-not-shared", WARNING, values, "the disk of the working directory differs from the other nodes"),
+        "check whether the file system is mounted there: findmnt -T, mount -a",
     )

@@ -29,7 +29,7 @@ class Finding:
     what : str
         The problem, in one line.
     expected, found : str
-        The right value (often that of most nodes) and the actual value. Empty if `what` contains them.
+        The right value (often the most frequent one) and the actual value. Empty if `what` contains them.
     fix : str
         How to fix it.
     """
@@ -80,9 +80,9 @@ def merge_findings(findings: Iterable[Finding], hosts: Sequence[str]) -> tuple[F
 
 
 def minorities(values: Mapping[str, str]) -> tuple[str, dict[str, list[str]]]:
-    """Find the hosts whose value differs from that of most.
+    """Find the hosts whose value differs from the most frequent one.
 
-    Of equally frequent values that of the earlier host counts as right, because node 0 is in every job.
+    Among equally frequent values, the value of the earlier host counts as right, because node 0 is in every job.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ def minorities(values: Mapping[str, str]) -> tuple[str, dict[str, list[str]]]:
 
 
 def minority_findings(kind: str, severity: str, values: Mapping[str, str], what: str, fix: str) -> list[Finding]:
-    """Make a finding for each group of hosts whose value differs from that of most.
+    """Make a finding for each group of hosts whose value differs from the most frequent one.
 
     Parameters
     ----------

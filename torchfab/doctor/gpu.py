@@ -25,8 +25,8 @@ _PLAIN_MESSAGES = (
     ("RESET_REQUIRED", "needs a reset"),
     ("to be reset", "needs a reset"),
 )
-# From NVIDIA's catalogue (docs.nvidia.com/deploy/xid-errors). Those in _SICK_XIDS come only from a GPU that is sick, or
-# was until its reset; the driver or a program can cause the others too.
+# From NVIDIA's catalogue (docs.nvidia.com/deploy/xid-errors). Those in _SICK_XIDS come only from a faulty GPU, or
+# one that was faulty until its reset; the driver or a program can also cause the others.
 _XIDS = {
     13: "a program's fault, or bad memory",
     31: "a program's memory fault",
@@ -43,7 +43,7 @@ _XIDS = {
     92: "many single-bit memory errors",
     94: "contained memory error",
     95: "uncontained memory error",
-    109: "a context switch took too long: a program's kernel, or the GPU, hung",
+    109: "a context switch took too long: a program's kernel or the GPU hung",
     119: "the GPU's system processor does not answer",
     120: "the GPU's system processor failed",
     140: "a memory error that ECC could not correct",
@@ -60,9 +60,9 @@ _FIXES = (
     ),
     (
         "NVML: Unknown Error",
-        "in a container: it has lost its devices, restart it; on a host: reboot",
+        "in a container, which has lost its devices: restart it; on a host: reboot",
     ),
-    ("infoROM is corrupted", "the board's own records are damaged: it may go on working; report it to its vendor"),
+    ("infoROM is corrupted", "the board's own records are damaged: it may keep working; report it to the vendor"),
     ("couldn't communicate", "the kernel module is not loaded: modprobe nvidia, or install the driver for this kernel"),
     ("did not answer", "the driver hangs; dmesg names the GPU (NVRM, Xid); reboot the node"),
     ("is not there", "install nvidia-utils of the driver's own version; without it the GPUs are not checked"),
@@ -117,7 +117,7 @@ def _xids(host: str, lines: Sequence[str]) -> Iterator[Finding]:
 def _classify_xid(code: int, texts: Sequence[str]) -> tuple[str, bool]:
     """Return the meaning of an Xid in brackets, and whether the GPU is sick, from its number and the texts with it."""
     if code == 154 and (recovery := _RECOVERY.search(texts[-1])):
-        return f" (the driver asks for: {recovery['action']})", int(recovery["code"], 16) != 0
+        return f" (the driver requests: {recovery['action']})", int(recovery["code"], 16) != 0
     if code == 45 and (after := _AFTER.search(texts[-1])):
         before = int(after[1])
         return f" (a program was cleaned up after Xid {before}{_meaning(before)})", before in _SICK_XIDS
@@ -166,12 +166,12 @@ def _gpu_findings(host: str, index: int, gpu: GpuHealth) -> Iterator[Finding]:
         yield Finding("gpu-repair", WARNING, (host,), f"{name}: {gpu.repair}", fix=_REBOOT)
     if gpu.slowdown:
         what = f"{name} is slowed down: {', '.join(each.replace('_', ' ') for each in gpu.slowdown)}"
-        fix = "look at its cooling and power supply: nvidia-smi -q -d PERFORMANCE,TEMPERATURE,POWER"
+        fix = "check its cooling and power supply: nvidia-smi -q -d PERFORMANCE,TEMPERATURE,POWER"
         yield Finding("gpu-slow", WARNING, (host,), what, fix=fix)
     if gpu.processes:
         yield Finding(
-            *("gpu-busy", WARNING, (host,), f"{name} is held by {_holders(gpu.processes)}"),
-            fix="end them if they are left over, or leave the node to them",
+            *("gpu-busy", WARNING, (host,), f"{name} is in use by {_holders(gpu.processes)}"),
+            fix="end them if they are left over, or exclude the node",
         )
 
 

@@ -32,9 +32,9 @@ def warnings(
     answers : Mapping of int to NodeFacts
         The answers of phase one, by node rank.
     clock_offsets : Mapping of int to Clock
-        The clock offsets that are known, by node rank.
+        The known clock offsets, by node rank.
     lists : Mapping of str to str
-        Digests of the project's lists of packages here, by name. Default: none.
+        Digests of the project's local package lists, by name. Default: none.
 
     Returns
     -------
@@ -59,23 +59,23 @@ def _node_warnings(host: str, probe: QuickProbe) -> Iterator[Finding]:
     if holders:
         shown = ", ".join(f"pid {each.pid}" for each in holders[:4])
         more = f" and {len(holders) - 4} more" if len(holders) > 4 else ""
-        what = f"other processes hold its GPUs: {shown}{more}"
-        yield Finding("gpu-busy", WARNING, (host,), what, fix="end them if they are left over: fab doctor names them")
+        what = f"other processes use its GPUs: {shown}{more}"
+        yield Finding("gpu-busy", WARNING, (host,), what, fix="end them if they are left over: fab doctor lists them")
     if names := probe.launcher_variables:
-        what = f"its login environment has variables of launchers, which ranks do not get: {', '.join(names)}"
+        what = f"its login environment has variables of launchers, which ranks do not inherit: {', '.join(names)}"
         yield Finding(
             "launcher-variables", WARNING, (host,), what, fix="remove them from the login shell's files there"
         )
 
 
 def _devices(node: Node, count: int) -> Iterator[Finding]:
-    """Yield what is odd about the devices that the hosts file names, given how many GPUs the node has."""
+    """Yield warnings about the devices in the hosts file, compared with the number of GPUs of the node."""
     named = f"gpus={','.join(node.gpus)} in {node.origin}"
     if any(is_whole(device) and int(device) >= count for device in node.gpus):
         has = f"{count} GPU{'s' if count != 1 else ''}" if count else "no GPU"
         yield Finding(
             *("gpu-unknown", WARNING, (node.label,), f"{named}: the node has {has}"),
-            fix="name devices that it has, counted from 0; nvidia-smi -L lists them",
+            fix="give existing devices, counted from 0; nvidia-smi -L lists them",
         )
     if node.gpus and node.slots and node.slots > len(node.gpus):
         yield Finding(
@@ -83,16 +83,16 @@ def _devices(node: Node, count: int) -> Iterator[Finding]:
                 "gpu-shared",
                 WARNING,
                 (node.label,),
-                f"slots={node.slots}, and {named}: ranks without a device of their own",
+                f"slots={node.slots}, and {named}: some ranks have no device of their own",
             ),
-            fix="give as many devices as slots, or leave slots= out",
+            fix="give as many devices as slots, or omit slots=",
         )
 
 
 def _torch(nodes: Sequence[Node], answers: Mapping[int, NodeFacts]) -> list[Finding]:
     versions = {node.label: answers[node.rank].versions.get("torch") for node in nodes}
     values = {host: version for host, version in versions.items() if version}
-    what = "torch is another version than elsewhere"
+    what = "the version of torch differs from the other nodes"
     return minority_findings(
         "torch-differs", WARNING, values, what, "install the same version everywhere, or give --python"
     )
@@ -101,7 +101,7 @@ def _torch(nodes: Sequence[Node], answers: Mapping[int, NodeFacts]) -> list[Find
 def _script(nodes: Sequence[Node], answers: Mapping[int, NodeFacts]) -> list[Finding]:
     digests = {node.label: answers[node.rank].glance.script for node in nodes}
     values = {host: digest[:8] for host, digest in digests.items() if digest}
-    what = "the script is not the same file as elsewhere"
+    what = "the script differs from the other nodes"
     return minority_findings("code-differs", WARNING, values, what, "copy the code to all nodes: fab sync")
 
 

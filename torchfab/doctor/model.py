@@ -37,7 +37,7 @@ class CheckRequirements:
     digest : str
         The digest of these files on the launch machine. Empty if it does not have the directory.
     lists : Mapping of str to str
-        Digests of the project's lists of packages on the launch machine, by name.
+        Digests of the project's package lists on the launch machine, by name.
     setup, setup_timeout_s, python_is_default
         As in Job.
     """
@@ -56,7 +56,7 @@ class CheckRequirements:
     python_is_default: bool = False
 
     def on(self, node: Node) -> CheckRequirements:
-        """Return the requirements with the interpreter, the directories and the variables of a node's own.
+        """Return the requirements with the interpreter, the directories and the variables of a node.
 
         Parameters
         ----------

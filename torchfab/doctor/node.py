@@ -12,9 +12,9 @@ from torchfab.transport.messages.launch import FileSystem
 
 GIB = 1024**3
 SCARCE_BYTES = 2 * GIB  # less than one checkpoint of most models
-SCARCE_SHM_BYTES = GIB // 4  # docker's default is 64 MiB; NCCL takes about 10 MiB a rank, loaders far more
+SCARCE_SHM_BYTES = GIB // 4  # docker's default is 64 MiB; NCCL needs about 10 MiB per rank, data loaders far more
 SCARCE_FILES = 1000
-LEFT_SHM_BYTES = 16 * 1024**2  # less is semaphores, which every job may leave
+LEFT_SHM_BYTES = 16 * 1024**2  # below this: semaphores, which any job may leave behind
 FEW_OPEN_FILES = 1024  # the default of most systems; enough for data loaders and many ranks
 FEW_PROCESSES = 4096
 SLOW_SSH_S = 5.0
@@ -53,7 +53,9 @@ def findings(node: NodeReport, requirements: CheckRequirements) -> Iterator[Find
 def _failed_parts(node: NodeReport) -> Iterator[Finding]:
     for name, reason in node.parts.failed.items():
         what = f"its {name} could not be checked: {reason}"
-        yield Finding("not-looked-at", WARNING, (node.host,), what, fix="see whether the node is overloaded or sick")
+        yield Finding(
+            "not-looked-at", WARNING, (node.host,), what, fix="check whether the node is overloaded or faulty"
+        )
     if node.error is not None:
         yield Finding("not-looked-at", ERROR, (node.host,), node.error.message, fix=node.error.fix)
 
@@ -64,7 +66,7 @@ def _ssh(node: NodeReport) -> Iterator[Finding]:
             *("ssh-slow", WARNING, (node.host,), "logging in is slow", f"under {SLOW_SSH_S:g} s"),
             f"{node.connect_s:.1f} s",
             # Measured until sshd starts the command. The shell's start-up files run after that, and do not count.
-            "see whether the node is overloaded, its sshd asks a name server (UseDNS no), or its PAM modules are slow",
+            "check whether the node is overloaded, sshd queries a name server (UseDNS no), or PAM modules are slow",
         )
 
 
@@ -121,7 +123,7 @@ def _workdir(node: NodeReport, requirements: CheckRequirements) -> Iterator[Find
         yield Finding("workdir-missing", ERROR, (node.host,), what, fix="copy it there: fab sync; or give --workdir")
     elif not place.enterable:
         what = f"the working directory {requirements.workdir} cannot be entered"
-        yield Finding("workdir-missing", ERROR, (node.host,), what, fix="give this user the right to read it")
+        yield Finding("workdir-missing", ERROR, (node.host,), what, fix="give this user read permission")
 
 
 _USES = {"node_dir": "logs of jobs", "workdir": "the working directory", "tmp": "temporary files"}
@@ -136,7 +138,7 @@ def _disks(node: NodeReport) -> Iterator[Finding]:
             continue
         disk = (place.filesystem, place.size, place.free)
         for finding in _disk(node, name, place, use):
-            if (finding.kind, disk) not in reported:  # several directories on one disk make one finding
+            if (finding.kind, disk) not in reported:  # several directories on one disk are one finding
                 reported.add((finding.kind, disk))
                 yield finding
     yield from _shm(node, places.get("shm"))
@@ -183,9 +185,7 @@ def nearly_full(host: str, place: FileSystem, use: str) -> Iterator[Finding]:
 def _shm(node: NodeReport, place: FileSystem | None) -> Iterator[Finding]:
     if place is not None and place.free < SCARCE_SHM_BYTES:
         found = f"{format_bytes(place.free)} of {format_bytes(place.size)} free"
-        fix = (
-            "in docker: --shm-size=16g or --ipc=host; else: mount -o remount,size=50% /dev/shm; or remove what fills it"
-        )
+        fix = "in docker: --shm-size=16g or --ipc=host; else: mount -o remount,size=50% /dev/shm; or remove files in it"
         what = "/dev/shm is small: data loaders and NCCL fail with 'Bus error' or 'No space left on device'"
         yield Finding("shm-small", WARNING, (node.host,), what, f"{format_bytes(SCARCE_SHM_BYTES)} free", found, fix)
 
@@ -195,8 +195,8 @@ def _unused_memory(node: NodeReport) -> Iterator[Finding]:
     size = sum(each.bytes for each in found)
     if size >= LEFT_SHM_BYTES:
         users = ", ".join(f"{each.user}: {plural(each.files, 'file')}, {format_bytes(each.bytes)}" for each in found)
-        what = f"/dev/shm holds {format_bytes(size)} that ended processes have left ({users})"
-        fix = "remove them there: ls -l /dev/shm; files of a running program must stay"
+        what = f"/dev/shm holds {format_bytes(size)} left by ended processes ({users})"
+        fix = "remove them there: ls -l /dev/shm; keep the files of running programs"
         yield Finding("memory-left", WARNING, (node.host,), what, fix=fix)
 
 
@@ -213,7 +213,7 @@ def _limits(node: NodeReport) -> Iterator[Finding]:
     )
     for value, limit, least in minima:
         if value is not None and value < least:
-            fix = f"raise it in /etc/security/limits.conf (a new login sees it), at least to {least}"
+            fix = f"raise it in /etc/security/limits.conf (for new logins), at least to {least}"
             what = f"{limit} is low"
             yield Finding("limit-low", WARNING, (node.host,), what, f"{least} or more", str(value), fix)
     if node.parts.machine and node.parts.machine.infiniband and limits.locked is not None:
@@ -232,6 +232,6 @@ def _jobs(node: NodeReport) -> Iterator[Finding]:
         if job.supervised:
             yield Finding("job-running", NOTE, (node.host,), f"the job {name} runs there ({count})")
         else:
-            what = f"{count} of the job {name} left over there without a supervisor: {job.example}"
-            fix = f"fab stop {name}, where it was launched; or end them by their pids"
+            what = f"{count} of the job {name} left there without a supervisor: {job.example}"
+            fix = f"run fab stop {name} on its launch machine; or end them by their pids"
             yield Finding("lingering", WARNING, (node.host,), what, fix=fix)

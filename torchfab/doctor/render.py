@@ -16,7 +16,7 @@ from torchfab.doctor.model import NodeReport, Report
 from torchfab.transport.messages.doctor import ProbeAnswer
 
 _COLOURS = {ERROR: "31", WARNING: "33"}
-ODD = " !"  # marks a value that differs from that of most nodes
+ODD = " !"  # marks a value that differs from the most frequent one
 
 
 def render_report(report: Report, colour: bool = False) -> str:
@@ -84,7 +84,7 @@ def summary(report: Report) -> str:
     counts = Counter(finding.severity for finding in report.findings)
     counted = [_counted(counts[severity], severity) for severity in (ERROR, WARNING) if counts[severity]]
     if not counted:
-        return f"nothing is wrong with {_counted(total, 'node')} ({seconds})"
+        return f"no problems found on {_counted(total, 'node')} ({seconds})"
     affected = {host for finding in report.findings if finding.severity in (ERROR, WARNING) for host in finding.hosts}
     return f"{' and '.join(counted)}, about {len(affected)} of {_counted(total, 'node')} ({seconds})"
 
@@ -155,7 +155,7 @@ def _disk(node: NodeReport) -> str:
 
 
 def _workdir_column(report: Report) -> Callable[[NodeReport], str]:
-    """Return a function that shows whether a node shares the workdir of node 0; node 0 shows what most others do."""
+    """Return a function that shows whether a node shares the workdir of node 0; node 0 shows the majority's value."""
     texts = {True: "shared", False: "own", None: ""}
     answers = [consistency.sees_file_of_node_0(node, "workdir") for node in report.nodes[1:]]
     usual = Counter(answer for answer in answers if answer is not None).most_common(1)
@@ -168,7 +168,7 @@ def _interface(node: NodeReport) -> str:
     return "" if found is None else str(found.name)
 
 
-# The columns whose values are compared between nodes. A column that is empty for all nodes is left out.
+# The columns whose values are compared between nodes. A column that is empty for all nodes is omitted.
 _COMPARED: tuple[tuple[str, Callable[[NodeReport], str]], ...] = (
     ("python", lambda node: consistency.python(node) or ""),
     ("torch", _torch),

@@ -1,4 +1,4 @@
-"""Notice nodes that are one machine under two names. Pure."""
+"""Detect nodes that are one machine under two names. Pure."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from torchfab.core.specs import Node
 from torchfab.transport.messages.launch import MachineIdentity, NodeFacts
 
 SSH_PORT = 22
-FIX = "leave one of the lines out; for more ranks on that machine, say slots=N"
+FIX = "remove one of the lines; for more ranks on that machine, write slots=N"
 
 
 def groups(nodes: Sequence[Node], identities: Mapping[int, MachineIdentity | None]) -> list[list[Node]]:
     """Return the nodes that are one machine, reached by the same sshd.
 
-    Two ports of one machine are two nodes: each has an sshd of its own, as containers and rehearsals have.
+    Two ports of one machine are two nodes: each has its own sshd, as containers and rehearsal clusters do.
 
     Parameters
     ----------
     nodes : sequence of Node
         The nodes.
     identities : Mapping of int to MachineIdentity, optional
-        Which machine each node is, by node rank; None where it is not known.
+        The machine identity of each node, by node rank; None if unknown.
 
     Returns
     -------
@@ -44,7 +44,7 @@ def problem(group: Sequence[Node]) -> str:
 
 
 def check(nodes: Sequence[Node], answers: Mapping[int, NodeFacts]) -> None:
-    """Refuse a launch on which one machine is two nodes.
+    """Reject a launch in which two nodes are one machine.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ def check(nodes: Sequence[Node], answers: Mapping[int, NodeFacts]) -> None:
     Raises
     ------
     InventoryError
-        Two names are one machine: on GPUs, two ranks would share a device.
+        Two nodes are one machine: on GPUs, two ranks would share a device.
     """
     found = groups(nodes, {rank: answer.machine for rank, answer in answers.items()})
     if found:

@@ -54,7 +54,7 @@ def read(text: str, name: str) -> Draft:
         return _script(text, name)
     found = [draft for part in text.split("\n---\n") if (draft := _document(part, text, name)) is not None]
     if not found:
-        raise UsageError(f"{name}: a JSON or YAML document of no known kind", f"fab import reads {KINDS}")
+        raise UsageError(f"{name}: an unknown kind of JSON or YAML document", f"fab import reads {KINDS}")
     first, *others = sorted(found, key=lambda draft: not draft.script)
     for other in others:
         first.skip(0, other.title, "another document of the file: fab launches one job")

@@ -64,7 +64,7 @@ def options(flags: Flags) -> Mapping[str, Any]:
     if flags.backend not in BACKENDS:
         raise UsageError(f"--backend is auto, nccl or gloo, got {flags.backend!r}")
     if flags.seconds < 1:
-        raise UsageError(f"--seconds is at least 1, got {flags.seconds:g}")
+        raise UsageError(f"--seconds must be at least 1, got {flags.seconds:g}")
     return {
         "seconds": flags.seconds,
         "pairs": flags.pairs,

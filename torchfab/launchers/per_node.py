@@ -70,7 +70,7 @@ def _nnodes(text: str) -> tuple[int, int] | None:
     least = each.parse("--nnodes", low)
     most = each.parse("--nnodes", high) if colon else least
     if most < least:
-        raise UsageError(f"--nnodes is N or MIN:MAX, got {text!r}: {most} is less than {least}")
+        raise UsageError(f"--nnodes must be N or MIN:MAX, got {text!r}: {most} is less than {least}")
     return least, most
 
 

@@ -112,7 +112,9 @@ def options(flags: Flags) -> Mapping[str, Any]:
 def _gpus(text: str) -> int:
     match = _GPUS.fullmatch(text or "0")
     if not match:
-        raise UsageError(f"--gpus-per-node is N or TYPE:N, got {text!r}", "for example --gpus-per-node 8, or a100:4")
+        raise UsageError(
+            f"--gpus-per-node must be N or TYPE:N, got {text!r}", "for example --gpus-per-node 8, or a100:4"
+        )
     return int(match[1])
 
 

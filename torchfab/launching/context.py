@@ -47,7 +47,7 @@ class CommandContext:
     command : Command, optional
         What torchfab itself runs (`fab network`), instead of the arguments after `--`.
     hosts : str
-        The value of `-H`; empty where it was not given.
+        The value of `-H`; empty if it was not given.
     mask_key : str
         64 random hexadecimal digits, which are never shown.
     """
@@ -210,7 +210,7 @@ def _timeout_s(given: object) -> float:
     if given is not None and (not isinstance(given, int | float) or isinstance(given, bool)):
         raise UsageError(f"connect_kwargs.timeout is a number of seconds, got {given!r}")
     if given is not None and given < 0:
-        raise UsageError(f"-t is at least 1 second, got {given}")
+        raise UsageError(f"-t must be at least 1 second, got {given}")
     return float(given or 0)
 
 

@@ -1,4 +1,4 @@
-"""Look into a shell script that every rank is going to run: a launcher in it would start ranks inside of every rank."""
+"""Look into a shell script that every rank is going to run: a launcher in it would start ranks inside every rank."""
 
 from __future__ import annotations
 

@@ -183,7 +183,7 @@ class JobWatcher:
         Yields
         ------
         None
-            After each event. A caller that stops to iterate leaves the job as it is.
+            After each event. A caller may stop iterating; the job is not affected.
         """
         runtime = runtimes.load(self.record.runtime)
         events = runtime.follow(self.record, request, nodes)

@@ -55,5 +55,5 @@ def cannot_write(path: Path, error: OSError) -> TorchfabError:
         To be raised by the caller.
     """
     return TorchfabError(
-        f"cannot write {path}: {error.strerror}", "free space or rights there, or set torchfab.records"
+        f"cannot write {path}: {error.strerror}", "free disk space, or check permissions, or set torchfab.records"
     )

@@ -65,12 +65,13 @@ def start(name: str, argv: Sequence[str], environ: Mapping[str, str], cwd: str, 
         if done.returncode:
             raise TorchfabError(
                 f"tmux cannot run the supervisor: {done.stderr.strip()}",
-                f"the job runs; without tmux: fab supervise {name}",
+                f"the job is running; to supervise it without tmux: fab supervise {name}",
             )
         _write_to_pipe(pipe, json.dumps(document).encode())
     except (OSError, subprocess.SubprocessError) as error:
         raise TorchfabError(
-            f"the supervisor in tmux was not started: {error}", f"the job runs; without tmux: fab supervise {name}"
+            f"the supervisor in tmux was not started: {error}",
+            f"the job is running; to supervise it without tmux: fab supervise {name}",
         ) from None
     finally:
         pipe.unlink(missing_ok=True)

@@ -38,7 +38,7 @@ class EventJournal:
         self.events: list[Mapping[str, Any]] = list(record.events())
 
     def note(self, event: str, text: str = "", **details: Any) -> None:
-        """Record an event, print its text, and send it to the notifier if it is of a kind that matters there.
+        """Record an event, print its text, and send it to the notifier if the notifier handles its kind.
 
         Parameters
         ----------

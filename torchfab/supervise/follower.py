@@ -41,7 +41,7 @@ class JobFollower:
         Yields
         ------
         None
-            A caller that stops to iterate leaves the job as it is.
+            A caller may stop iterating; the job is not affected.
         """
         while True:
             yield from self.watch.steps(request)
@@ -55,12 +55,12 @@ class JobFollower:
             self.watch = JobWatcher(following, old.printer.fresh(), old.failure_grace_s, stall_s=old.stall_s)
 
     def final_status(self) -> JobStatus:
-        """Return how the job ended, with the rank that failed first, and save it in its record.
+        """Return the final status of the job, with the rank that failed first, and save it in the record.
 
         Returns
         -------
         JobStatus
-            Call it when all steps are done.
+            The final status. Call this after the last step.
         """
         found = self.watch.tracker.status()
         self.record.remember(found.state, found.exit_code, found.has_ended)

@@ -26,18 +26,18 @@ def await_free(
     timeout_s: float,
     check_stop: Callable[[], None],
 ) -> None:
-    """Wait until no GPU of these nodes holds memory of an earlier attempt; after the time-out, report that and return.
+    """Wait until no GPU of these nodes holds memory of an earlier attempt; after the timeout, report them and return.
 
     Parameters
     ----------
     nodes : sequence of Node
-        The nodes of the next attempt. One that does not answer is not waited for.
+        The nodes of the next attempt. Nodes that do not answer are skipped.
     settings : ConnectionSettings
         How they are reached.
     journal : EventJournal
         The job's events, and its name.
     since : float
-        When the job was first launched: older processes share the GPUs with it. Seconds since the epoch.
+        When the job was first launched, in seconds since the epoch: older processes share the GPUs with the job.
     timeout_s : float
         Seconds; 0: do not wait.
     check_stop : callable
@@ -50,13 +50,11 @@ def await_free(
         while held := _held(sessions, name, since):
             waited_s = time.monotonic() - begun
             if waited_s >= timeout_s:
-                journal.note(
-                    _EVENT, f"GPU memory is not free after {duration(waited_s)}: {held}; launches all the same"
-                )
+                journal.note(_EVENT, f"GPU memory is not free after {duration(waited_s)}: {held}; launching anyway")
                 return
             if not announced:
                 announced = True
-                journal.note(_EVENT, f"waits up to {duration(timeout_s)} until GPU memory is free: {held}")
+                journal.note(_EVENT, f"waiting up to {duration(timeout_s)} for free GPU memory: {held}")
             check_stop()
             time.sleep(_PAUSE_S)
     if announced:
@@ -64,7 +62,7 @@ def await_free(
 
 
 def _held(sessions: SessionPool, name: str, since: float) -> str:
-    """Return which GPUs still hold memory of the job, human-readable; empty for none."""
+    """Describe the GPUs that still hold memory of the job; empty if there are none."""
 
     def request(node: Node) -> GpuMemoryRequest:
         return GpuMemoryRequest(since=since, devices=list(node.gpus), name=name)
@@ -77,7 +75,7 @@ def _held(sessions: SessionPool, name: str, since: float) -> str:
 
 
 def describe(host: str, held: Sequence[HeldGpu]) -> str:
-    """Return what holds the memory of a host's GPUs.
+    """Describe the processes that hold the memory of a host's GPUs.
 
     Parameters
     ----------

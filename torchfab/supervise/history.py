@@ -15,7 +15,7 @@ _TEXTS = {
     "started": "launched",
     "submitted": "submitted to the scheduler",
     "stop": "stopped by fab stop",
-    "stopped after a failure": "the rest was stopped, after a failure",
+    "stopped after a failure": "the other processes were stopped after a failure",
 }
 
 

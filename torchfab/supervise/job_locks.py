@@ -61,8 +61,8 @@ class SupervisorLock:
 
 def _already_supervised(folder: Path, held: dict[str, Any]) -> UsageError:
     return UsageError(
-        f"job {folder.name} has a supervisor already: {describe(held)}",
-        f"see what it did: fab jobs --events {folder.name}; to end the job: fab stop {folder.name}",
+        f"job {folder.name} already has a supervisor: {describe(held)}",
+        f"for its events: fab jobs --events {folder.name}; to end the job: fab stop {folder.name}",
     )
 
 
@@ -77,7 +77,7 @@ def check_free(folder: Path) -> None:
     Raises
     ------
     UsageError
-        It has one.
+        The job has a supervisor.
     """
     if (held := holder(folder)) is not None:
         raise _already_supervised(folder, held)
@@ -235,10 +235,12 @@ def _wait_for_lock(fd: int, operation: int, name: str) -> None:
     while not _try_lock(fd, operation):
         waited = time.monotonic() - begun
         if waited > _TIMEOUT_S:
-            raise TorchfabError(f"job {name} is being launched or stopped for {waited:.0f} s", "see fab jobs --events")
+            raise TorchfabError(
+                f"job {name} has been launching or stopping for {waited:.0f} s", "see fab jobs --events"
+            )
         if waited > _ANNOUNCE_S and not announced:
             announced = True
-            write_err(f"{name}: it is being launched or stopped just now; waits until that is done")
+            write_err(f"{name}: a launch or stop of this job is in progress; waiting for it")
         time.sleep(0.05)
 
 
@@ -266,4 +268,4 @@ def _open(path: Path) -> int:
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
-        raise TorchfabError(f"cannot write {path}: {error.strerror}", "free space or rights there") from None
+        raise TorchfabError(f"cannot write {path}: {error.strerror}", "free disk space, or check permissions") from None

@@ -168,7 +168,7 @@ class JobSupervisor:
             with os.fdopen(fd, "w", errors="backslashreplace") as file:
                 file.write(text + "\n")
         except (TorchfabError, OSError) as error:
-            self.journal.note("stall", f"{result.words}; its stacks could not be had: {error}")
+            self.journal.note("stall", f"{result.words}; its stacks could not be collected: {error}")
             return
         said = [line for at, line in enumerate(text.splitlines()) if at == 0 or line.startswith("collectives: ")]
         self.journal.note("stall", f"{'; '.join([result.words, *said])}; the stacks: {path}", path=str(path))
@@ -185,8 +185,8 @@ class JobSupervisor:
             self.orphans.add(record.attempt, [*unreachable, *unkillable])
             hosts = fold([*unreachable, *unkillable])
             parts.append(
-                f"on {hosts} it may still run: the next attempt has another id and port, which that cannot join; "
-                "it is stopped there when it can be asked"
+                f"on {hosts} it may still be running; it cannot join the next attempt, whose id and port differ; "
+                "it will be stopped there when the host is reachable"
             )
         self.journal.note("stopped", "; ".join(parts), hosts=clean)
         return unkillable
@@ -201,7 +201,7 @@ class JobSupervisor:
         if result.kind in _FINAL_KINDS:
             self.journal.note("end", f"job {name} {_FINAL_KINDS[result.kind]}{after}", code=code)
         else:
-            self.journal.note("end", f"job {name} is given up{after}: {reason}", code=code)
+            self.journal.note("end", f"job {name} will not be restarted{after}: {reason}", code=code)
             if diagnosed:
                 write_out(diagnosed)
             write_err(f"exit code {code}; fab why {name} | fab logs {name}")
@@ -209,7 +209,7 @@ class JobSupervisor:
         return code
 
     def _end_stopped(self) -> int:
-        self.journal.note("end", f"job {self.record.name} was asked to stop: no restart", code=SIGTERM_CODE)
+        self.journal.note("end", f"job {self.record.name} was stopped on request: no restart", code=SIGTERM_CODE)
         self._warn_of_orphans()
         return SIGTERM_CODE
 
@@ -217,4 +217,6 @@ class JobSupervisor:
         self.orphans.stop_reachable()
         for attempt, hosts in self.orphans.hosts.items():
             names = fold(sorted(hosts))
-            write_err(f"attempt {attempt} may still run on {names}; when it is back: fab stop {self.record.name}")
+            write_err(
+                f"attempt {attempt} may still run on {names}; when it is reachable again: fab stop {self.record.name}"
+            )

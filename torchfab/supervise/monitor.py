@@ -89,7 +89,7 @@ class AttemptMonitor:
     stop_requested : callable
         Returns whether `fab stop` was run.
     report : callable
-        Called on new steps, and on nodes that go out of reach or come back, with the event, its text, and its details.
+        Called on new steps, and when nodes become unreachable or reachable again, with the event, its text and details.
     printer : Printer, optional
         Prints the log lines. Default None: they are not shown.
     """
@@ -171,7 +171,7 @@ class AttemptMonitor:
             self.report("out of reach", f"{host} cannot be reached: {node.reason}", host=host)
         elif node.state != "unreachable" and since is not None:
             del self.away[node.node.rank]
-            self.report("back", f"{host} is back after {duration(time.monotonic() - since)}", host=host)
+            self.report("back", f"{host} is reachable again after {duration(time.monotonic() - since)}", host=host)
 
     # ---- output: whether the supervisor must act
 

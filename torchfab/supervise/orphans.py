@@ -66,8 +66,10 @@ def describe_stop(report: StopReport, attempt: int) -> str:
         One line.
     """
     count = plural(report.signalled, "process")
-    action = f"{count} of attempt {attempt} ended" if report.signalled else f"nothing of attempt {attempt} ran any more"
-    return f"{report.node.label} can be asked again: {action}"
+    action = (
+        f"{count} of attempt {attempt} ended" if report.signalled else f"no process of attempt {attempt} was running"
+    )
+    return f"{report.node.label} is reachable again: {action}"
 
 
 class OrphanedAttempts:

@@ -70,14 +70,18 @@ def _cause(diagnosed: Diagnosis, trigger: Trigger) -> tuple[str, str, str]:
     """Return kind, name and description of the cause."""
     # A node that reported its success may be out of reach by now.
     if trigger.kind == "ended" and not trigger.status.exit_code:
-        return Kind.SUCCEEDED.name.lower(), "succeeded", "all nodes that could be asked have succeeded"
+        return Kind.SUCCEEDED.name.lower(), "succeeded", "all reachable nodes have succeeded"
     if trigger.kind == "stall":
         return "stall", "stall", f"no rank has logged for {duration(trigger.silent_s)}: it hangs"
     if trigger.kind == "lost" and diagnosed.unreachable and diagnosed.first is None:
-        words = f"{fold(list(diagnosed.unreachable))} cannot be reached, and it cannot go on without"
+        words = f"{fold(list(diagnosed.unreachable))} cannot be reached, and the job cannot continue without"
         return Kind.NODE.name.lower(), "node-unreachable", words
     if diagnosed.cause.kind is Kind.RUNNING:
-        return Kind.NETWORK.name.lower(), "out-of-reach", "nodes were out of reach for too long, and are back"
+        return (
+            Kind.NETWORK.name.lower(),
+            "out-of-reach",
+            "nodes were out of reach for too long, and are reachable again",
+        )
     who = f"{diagnosed.first.label}: " if diagnosed.first and diagnosed.cause.name != "node-unreachable" else ""
     return diagnosed.cause.kind.name.lower(), diagnosed.cause.name, f"{who}{diagnosed.cause.words}"
 
@@ -85,7 +89,7 @@ def _cause(diagnosed: Diagnosis, trigger: Trigger) -> tuple[str, str, str]:
 def unhealthy_nodes(
     nodes: Sequence[Node], request: LaunchRequest, settings: ConnectionSettings, patience_s: float
 ) -> Mapping[str, str]:
-    """Find out with doctor which nodes the job cannot run on.
+    """Determine with doctor's checks which nodes the job cannot run on.
 
     Parameters
     ----------

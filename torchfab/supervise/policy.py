@@ -46,7 +46,8 @@ def decide(previous: Sequence[PreviousAttempt], outcome: AttemptOutcome, policy:
         return _decide_on_blamed(since, outcome)
     if same := _same_bug(since, outcome):
         return Decision(
-            False, f"the same failure as in attempt {same}, and no progress between: a bug in the script, not bad luck"
+            False,
+            f"the same failure as in attempt {same}, and no progress in between: a bug in the script",
         )
     used = sum(not each.replaced for each in since)
     if used >= policy.restarts:
@@ -60,7 +61,7 @@ def _decide_on_blamed(since: Sequence[PreviousAttempt], outcome: AttemptOutcome)
     before = next((each.outcome for each in since if each.outcome.name == outcome.name and each.outcome.blamed), None)
     if before is not None:
         hosts = ", ".join(dict.fromkeys([*before.blamed, *outcome.blamed]))
-        return Decision(False, f"the same on {hosts}, and no progress between: it is not the node")
+        return Decision(False, f"the same on {hosts}, and no progress in between: the node is not the cause")
     return Decision(True, "a node is replaced", dict.fromkeys(outcome.blamed, outcome.words))
 
 

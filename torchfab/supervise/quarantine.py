@@ -32,7 +32,7 @@ class Lemon:
     time : float
         Since when, in seconds since the epoch.
     job : str
-        The job that found out.
+        The job in which that was detected.
     """
 
     reason: str

@@ -93,7 +93,7 @@ class Relauncher:
 
     def _wait(self, decision: Decision) -> None:
         if decision.wait_s >= 1:
-            self.journal.note("waiting", f"waits {duration(decision.wait_s)} before {decision.reason}")
+            self.journal.note("waiting", f"waiting {duration(decision.wait_s)} before {decision.reason}")
         deadline = time.monotonic() + decision.wait_s
         while time.monotonic() < deadline:
             self._check_stop()
@@ -106,7 +106,7 @@ class Relauncher:
 
     def _check_stop(self) -> None:
         if job_locks.stop_requested(self.record.folder):
-            raise StopRequestedError("it was asked to stop")
+            raise StopRequestedError("a stop was requested")
 
     # ---- the nodes
 
@@ -120,13 +120,13 @@ class Relauncher:
             self.unwritten |= set(drop)
             write_err(f"the list of lemons could not be written: {error}")
         for host, reason in drop.items():
-            self.journal.note("lemon", f"{host} is left out from now on (fab lemons): {reason}", hosts=[host])
+            self.journal.note("lemon", f"{host} is quarantined from now on (fab lemons): {reason}", hosts=[host])
 
     def _usable(self) -> list[Node]:
         try:
             lemons = Quarantine(self.ctx.records.root).all()
         except TorchfabError as error:
-            write_err(f"lemons of other jobs are not known: {error}")
+            write_err(f"lemons of other jobs are unknown: {error}")
             lemons = {}
         return [node for node in self.request.nodes if node.label not in {*lemons, *self.unwritten}]
 
@@ -152,7 +152,7 @@ class Relauncher:
     def _describe_shortage(self) -> str:
         usable = [node.label for node in self._usable()]
         names = fold([node.label for node in self.request.nodes if node.label not in usable])
-        return f"no spare is left: {self.request.count} nodes are wanted, {len(usable)} are fit; lemons: {names}"
+        return f"no spare is left: {self.request.count} nodes are required, {len(usable)} are usable; lemons: {names}"
 
     # ---- the launch
 

@@ -41,11 +41,11 @@ class StopOutcome:
 
     @property
     def unreachable(self) -> HostsFailedError | None:
-        """The error of the nodes that could not be asked to stop; None if there are none."""
+        """The error of the nodes that could not be reached to stop the job; None if there are none."""
         failed: dict[str, TorchfabError] = {each.node.label: each.error for each in self.reports if each.error}
         if not failed:
             return None
-        problem = f"{len(failed)} of {len(self.reports)} nodes could not be asked to stop"
+        problem = f"{len(failed)} of {len(self.reports)} nodes could not be reached to stop the job"
         return HostsFailedError(problem, failed)
 
     @property
@@ -55,7 +55,7 @@ class StopOutcome:
 
     @property
     def left_processes(self) -> list[str]:
-        """What may still run, with its host; of earlier attempts too."""
+        """Descriptions of processes that may still run, with their hosts, including those of earlier attempts."""
         found = [f"{report.node.label}: {process}" for report in self.left for process in report.left]
         for attempt, reports in self.earlier.items():
             for report in reports:
@@ -76,7 +76,7 @@ class StopOutcome:
 
     @property
     def is_complete(self) -> bool:
-        """Whether it is verified that no process is left, of earlier attempts neither."""
+        """Whether it is verified that no process is left, including those of earlier attempts."""
         of_earlier = [report for reports in self.earlier.values() for report in reports]
         return self.status is not None and not any(report.error or report.left for report in of_earlier)
 
@@ -84,7 +84,7 @@ class StopOutcome:
 def stop_job(record: Record, grace_s: float | None = None) -> StopOutcome:
     """Stop a job, and verify that no process of it is left.
 
-    A supervisor is asked to exit first. A restart that is under way is awaited, and the attempt that it starts is
+    The job's supervisor exits first. A restart that is under way is awaited, and the attempt that it starts is
     stopped too.
 
     Parameters
@@ -101,7 +101,7 @@ def stop_job(record: Record, grace_s: float | None = None) -> StopOutcome:
     Raises
     ------
     TorchfabError
-        The supervisor cannot be asked, or does not answer in time.
+        The supervisor does not respond before the timeout.
     """
     grace_s = record.grace_s if grace_s is None else grace_s
     with job_locks.stopping(record.folder):

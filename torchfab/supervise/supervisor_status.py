@@ -51,12 +51,12 @@ def describe(record: Record, state: str) -> str:
     """
     if not job_locks.was_supervised(record.folder):
         return ""
-    held, history = job_locks.holder(record.folder), f"what happened: fab jobs --events {record.name}"
+    held, history = job_locks.holder(record.folder), f"for its events: fab jobs --events {record.name}"
     if held is not None:
         return f"attempt {record.attempt}, supervised by {job_locks.describe(held)}; {history}"
     if state in ("succeeded", "stopped"):
         return f"attempt {record.attempt}; {history}"
-    return f"attempt {record.attempt}; nobody supervises it any more: fab supervise {record.name}"
+    return f"attempt {record.attempt}; its supervisor has ended; to resume: fab supervise {record.name}"
 
 
 def next_attempt(record: Record) -> Generator[None, None, Record | None]:
@@ -90,8 +90,6 @@ def next_attempt(record: Record) -> Generator[None, None, Record | None]:
             return None
         if not announced:
             announced = True
-            write_err(
-                f"{record.name}: its supervisor (pid {held.get('pid', '?')}) decides whether it is launched again"
-            )
+            write_err(f"{record.name}: its supervisor (pid {held.get('pid', '?')}) is deciding whether to relaunch it")
         time.sleep(0.5)
         yield

@@ -15,7 +15,7 @@ Fields for programs that act on a diagnosis (a supervisor that restarts jobs, a 
     diagnosis.first          the first failure: time, host, rank and exit code; None when nothing failed
     diagnosis.bad_nodes      the hosts of a NODE cause: without them the job may succeed; empty for all other kinds
     diagnosis.stragglers     the ranks or hosts that the others waited for (NETWORK), or may have waited for
-    diagnosis.fingerprint    the same for two equal failures: a hash of the exception and the last frames of its
+    diagnosis.fingerprint    equal for equal failures: a hash of the exception and the last frames of its
                              traceback, without numbers and addresses; without a traceback, a hash of the cause's name
                              and the exit code; empty when nothing failed
     diagnosis.unreachable    the hosts that could not be queried, with the reason: their evidence is missing

@@ -25,7 +25,7 @@ _SUPERVISOR_SIGNALS = {
     "SIGQUIT": "SIGQUIT was sent to its supervisor, or typed into its tmux window",
 }
 KILL, _ABORT, _BUS = -9, -6, -7
-# What a shell or a wrapper returns for a program that a signal ended.
+# The exit code of a shell or a wrapper whose program was ended by a signal.
 _SHELL_CODES = {128 + number: -number for number in (4, 6, 7, 8, 9, 11)}
 _MIN_FREE_BYTES = 64 * 1024
 _SMALL_SHM_BYTES = 1024**3
@@ -39,7 +39,7 @@ _DEAD_GPU = re.compile(
     r"GPU has fallen off the bus|Xid \([^)]*\): (?:48|62|74|79|95|119|120|140|143)\b|GPU recovery action|RESET_REQUIRED"
 )
 _XID_PID = re.compile(r"\bpid='?(\d+)'?")
-# What NCCL and libibverbs print before an exception, or a time-out, that does not say why.
+# Lines of NCCL and libibverbs before an exception or a timeout that does not name its cause.
 _NCCL_WARNING = re.compile(
     r"NCCL WARN (.*(?:fail|error|timed? ?out|refused|closed|abort|reset|mismatch|couldn't|could not|unable|invalid"
     r"|not (?:found|supported|enough)).*)|(\bmlx\d: .*got completion with error.*)",
@@ -70,9 +70,9 @@ class Attribution:
     certainty : str
         CERTAIN, PROBABLE or POSSIBLE.
     lines : tuple of EvidenceLine
-        What it rests on.
+        The log lines that support it.
     speaker : Speaker, optional
-        Who reported it; None if it comes from records alone.
+        The source of the report; None if the cause is derived from records alone.
     by_traceback : bool
         Whether an exception in a log names it.
     """
@@ -169,7 +169,7 @@ def attribute(
     rank : RankEnd
         How it ended.
     reading : Reading
-        What its logs say.
+        The content of its logs.
     others : tuple of NodeEvidence
         The other nodes of the job, which facts are compared with.
 
@@ -196,13 +196,13 @@ def attribute(
 
 
 def _names_killer(cause: Cause, code: int | None) -> bool:
-    """Return whether a cause read in lines says who killed the rank: the kernel, or the scheduler."""
+    """Return whether a cause that was read in log lines names the killer of the rank: the kernel, or the scheduler."""
     is_oom = (code == KILL and cause.name == "host-memory") or cause.name == "memory-limit"
     return is_oom or (cause.kind is Kind.KILLED and not cause.is_symptom)
 
 
 def _from_signal(node: NodeEvidence, process: ProcessStatus, rank: RankEnd, reading: Reading) -> Attribution | None:
-    """Return who ended a process by a signal, if one did."""
+    """Return the sender of the signal that ended a process; None if no signal did."""
     code, lines = rank.code, reading.from_lines
     if lines and _names_killer(lines.cause, code):
         return _confirmed(node, lines, reading, (), CERTAIN)
@@ -211,28 +211,28 @@ def _from_signal(node: NodeEvidence, process: ProcessStatus, rank: RankEnd, read
     cause = _signal_cause(node, process, code, rank.pid) if code is not None else None
     if cause is None:
         return None
-    if cause.name == "killed" and (fault := _memory_fault(node, rank)):  # by the kernel, after an error in memory
+    if cause.name == "killed" and (fault := _memory_fault(node, rank)):  # by the kernel, after a memory error
         return fault
     is_known = cause.kind in (Kind.MEMORY, Kind.STOPPED)
     return Attribution(cause, CERTAIN if is_known else PROBABLE, _records(node, cause))
 
 
 def attribute_log(node: NodeEvidence, reading: Reading, others: tuple[NodeEvidence, ...] = ()) -> Attribution | None:
-    """Return what the log of a rank tells that did not end with a failure of its own.
+    """Attribute a rank that did not fail itself, by its log.
 
     Parameters
     ----------
     node : NodeEvidence
         The node that it ran on.
     reading : Reading
-        What its logs say.
+        The content of its logs.
     others : tuple of NodeEvidence
         The other nodes of the job.
 
     Returns
     -------
     Attribution or None
-        None if it holds no exception that the rank did not go on from.
+        None if the log holds no exception, or only exceptions after which the rank continued.
     """
     traceback = reading.traceback
     if traceback is None or not reading.is_final or reading.is_wrapper or traceback.role not in (Role.MAIN, Role.CHILD):
@@ -244,7 +244,7 @@ def attribute_log(node: NodeEvidence, reading: Reading, others: tuple[NodeEviden
 def _from_exception(
     node: NodeEvidence, code: int | None, reading: Reading, others: tuple[NodeEvidence, ...]
 ) -> Attribution | None:
-    """Return the cause that a signature finds in the exception that ended the process."""
+    """Return the cause of the signature that matches the exception which ended the process."""
     if reading.match is None or not (reading.is_final or code in (1, None)):
         return None
     if _explanation(reading):
@@ -255,7 +255,7 @@ def _from_exception(
 
 
 def _explanation(reading: Reading) -> Match | None:
-    """Return the cause in the lines outside the traceback, if the exception does not name one itself."""
+    """Return the cause from the lines outside the traceback, if the exception itself names none."""
     lines = reading.from_lines
     if lines is None or lines.cause.is_symptom:
         return None
@@ -289,7 +289,7 @@ def _rank_of(certainty: str) -> int:
 
 
 def _fact(fact: Fact, match: Match, node: NodeEvidence, others: tuple[NodeEvidence, ...]) -> str | None:
-    """Return the fact of a node that confirms a signature, in words; None if there is none."""
+    """Describe the fact of a node that confirms a signature; None if there is none."""
     if fact is Fact.DISK:
         return _full_disk(match.line, node, others)
     if fact is Fact.FILE_SYSTEM:
@@ -342,7 +342,7 @@ def _sick_file_system(line: str, node: NodeEvidence, others: tuple[NodeEvidence,
 
 
 def _known_facts(match: Match, node: NodeEvidence, others: tuple[NodeEvidence, ...]) -> str:
-    """Return what torchfab knows of the node that explains a cause; empty if nothing."""
+    """Describe the facts about the node that explain a cause; empty if there are none."""
     ranks = [rank for rank in node.status.ranks if rank.rank is not None]
     if match.signature.name == "device-ordinal" and node.gpus is not None and ranks:
         return f"{node.host} has {node.gpus} GPUs and runs {len(ranks)} ranks"
@@ -359,7 +359,7 @@ def _known_facts(match: Match, node: NodeEvidence, others: tuple[NodeEvidence, .
 
 
 def _nccl_warning(match: Match, reading: Reading) -> str:
-    """Return what NCCL printed before an exception that only names a class of errors; empty if nothing."""
+    """Return the lines of NCCL before an exception that names only a class of errors; empty if there are none."""
     if match.signature.name not in ("nccl-error", "nccl-timeout") or "Last error" in match.cause.words:
         return ""
     warned = ["".join(groups) for groups in _NCCL_WARNING.findall(reading.text)][-_LAST_WARNINGS:]
@@ -367,7 +367,7 @@ def _nccl_warning(match: Match, reading: Reading) -> str:
 
 
 def _said_before(match: Match, reading: Reading) -> str:
-    """Return what a process had printed before an exception that only reports the end of another; empty if nothing."""
+    """Return the last words of a process before an exception that only reports another's end; empty if none."""
     is_own = match is reading.match and reading.is_wrapper
     return f"{_PRINTED_BEFORE}: {reading.last_words}" if is_own and reading.last_words else ""
 
@@ -384,7 +384,7 @@ def _kernel_kill(node: NodeEvidence, text: str) -> EvidenceLine | None:
 
 
 def _from_facts(node: NodeEvidence, rank: RankEnd, reading: Reading) -> Attribution | None:
-    """Return a cause that the kernel's log or a device proves, where the log has no words for it."""
+    """Return a cause that the kernel log or a device proves, if the job's log does not mention it."""
     code = _SHELL_CODES.get(rank.code or 0, rank.code)
     text = reading.text[-4000:]
     died = reading.match is not None and reading.match.signature.name == "worker-died"
@@ -396,7 +396,7 @@ def _from_facts(node: NodeEvidence, rank: RankEnd, reading: Reading) -> Attribut
         kill = _recent_kill(node, rank)
     if kill:
         cause = Cause(
-            Kind.MEMORY, "host-memory", f"the kernel's OOM killer ended a process of it: {kill.text}", _OOM_FIX
+            Kind.MEMORY, "host-memory", f"the kernel's OOM killer ended one of its processes: {kill.text}", _OOM_FIX
         )
         return Attribution(cause, CERTAIN if is_named else PROBABLE, (kill,))
     if code == KILL and rank.code != KILL and reading.traceback is None and reading.from_lines is None:
@@ -412,7 +412,7 @@ def _from_facts(node: NodeEvidence, rank: RankEnd, reading: Reading) -> Attribut
 
 
 def _gpu_fault(node: NodeEvidence, reading: Reading) -> Attribution | None:
-    """Return the fault of a GPU that the driver reports, if the exception is one of CUDA."""
+    """Return the GPU fault that the driver reports, if the exception comes from CUDA."""
     if reading.member is None or not re.search(r"CUDA|cuda|NCCL|CUBLAS|CUDNN|HIP error", reading.member.exception):
         return None
     line = next((each for each in node.kernel if _GPU_FAULT.search(each.text)), None)
@@ -466,7 +466,7 @@ def gpu_cause(line: EvidenceLine) -> Cause:
 
 
 def _memory_fault(node: NodeEvidence, rank: RankEnd) -> Attribution | None:
-    """Return the fault of the machine's memory that the kernel reported shortly before a signal ended a process."""
+    """Return the memory fault of the machine that the kernel reported shortly before a signal ended a process."""
     line = _recent_line(node, rank, _FAULTY_MEMORY_LINE)
     if line is None:
         return None
@@ -487,7 +487,7 @@ def _recent_line(node: NodeEvidence, rank: RankEnd, pattern: re.Pattern[str]) ->
 
 
 def _killed_below(node: NodeEvidence, rank: RankEnd) -> Attribution:
-    """Return why a shell or a wrapper reports that SIGKILL ended its program."""
+    """Return the cause if a shell or a wrapper reports that SIGKILL ended its program."""
     kill = _recent_kill(node, rank)
     how = f"it ended with exit code {rank.code}: SIGKILL ended the program that it ran"
     if kill:
@@ -498,7 +498,7 @@ def _killed_below(node: NodeEvidence, rank: RankEnd) -> Attribution:
 
 
 def _full_log_disk(node: NodeEvidence, others: tuple[NodeEvidence, ...]) -> Cause | None:
-    """Return a cause if the disk that holds the logs is full: then no traceback could be written either."""
+    """Return a cause if the disk of the logs is full: no traceback could be written then."""
     disk = next(iter(node.disks), None)  # the disk of the job's folder
     if disk is None or not disk.size or disk.free >= _MIN_FREE_BYTES:
         return None
@@ -528,7 +528,7 @@ def _records(node: NodeEvidence, cause: Cause) -> tuple[EvidenceLine, ...]:
 def _launcher_cause(name: str, code: int | None, reading: Reading) -> Cause:
     raised = reading.traceback.last_line[:300] if reading.traceback else ""
     how = f"raised {raised}" if raised else f"ended with {describe_exit_code(code or 0)}"
-    fix = "see its last lines; what it runs: fab launch-... --dry-run"
+    fix = "see its last lines; to see what it runs: fab launch-... --dry-run"
     return Cause(Kind.UNKNOWN, "launcher", f"the {name} {how}", fix)
 
 
@@ -588,8 +588,8 @@ def _script_attribution(node: NodeEvidence, code: int | None, reading: Reading) 
     if code is None:
         return Attribution(Cause(Kind.UNKNOWN, "unknown", "its exit code was not recorded"), POSSIBLE, lines)
     if code in signal_sender.SHELL_SIGNALS:
-        how = f"it ended with exit code {code}, as a program does that {describe_exit_code(128 - code)} ends"
-        cause = Cause(Kind.KILLED, "ended", f"{how}; who sent it is not known", signal_sender.ASK)
+        how = f"it ended with exit code {code}, the usual one after {describe_exit_code(128 - code)}"
+        cause = Cause(Kind.KILLED, "ended", f"{how}; its sender is unknown", signal_sender.ASK)
         return Attribution(cause, POSSIBLE, lines)
     return _exit_code_attribution(node, code, reading)
 
@@ -597,7 +597,7 @@ def _script_attribution(node: NodeEvidence, code: int | None, reading: Reading) 
 def _exit_code_attribution(node: NodeEvidence, code: int, reading: Reading) -> Attribution:
     words, lines = f"the script ended itself with exit code {code}", _lines(node, reading)
     if not reading.last_words:
-        fix = "nothing in its log says why: see its last lines, and what the script does before it exits so"
+        fix = "its log does not show why: see its last lines, and what the script does before this exit"
         return Attribution(Cause(Kind.SCRIPT, "exit-code", words, fix), POSSIBLE, lines)
     words += f"; it printed: {reading.last_words}"
     lines = _lines(node, reading, reading.last_words)
@@ -608,13 +608,13 @@ def _exit_code_attribution(node: NodeEvidence, code: int, reading: Reading) -> A
 
 
 def _signal_cause(node: NodeEvidence, process: ProcessStatus, code: int, pid: int | None) -> Cause | None:
-    """Return which signal ended a process and who sent it; None if the exit code alone does not prove a signal."""
+    """Return the signal that ended a process, and its sender; None if the exit code alone does not prove a signal."""
     end = node.exit_records.get(process.name, {})
     signal = end.get("asked")
     if node.status.stop_asked is not None:
         return Cause(Kind.STOPPED, "stopped", "fab stop ended it")
     if signal and (code != KILL or end.get("killed")):
-        return Cause(Kind.KILLED, "asked", _SUPERVISOR_SIGNALS.get(signal, f"its supervisor got {signal}"))
+        return Cause(Kind.KILLED, "asked", _SUPERVISOR_SIGNALS.get(signal, f"its supervisor received {signal}"))
     if code == KILL:
         found = _out_of_memory(node, process, pid) or signal_sender.sender_of(node, process, code, pid)
         return found or _external_kill(node)
@@ -635,13 +635,15 @@ def _out_of_memory(node: NodeEvidence, process: ProcessStatus, pid: int | None) 
 
 
 def _external_kill(node: NodeEvidence) -> Cause:
-    words = "SIGKILL came from outside: nothing that torchfab did"
+    words = "SIGKILL came from outside: torchfab did not send it"
     if node.kernel_unread:
         words += f"; it may have been the OOM killer: the kernel's log cannot be read ({node.kernel_unread})"
-        return Cause(Kind.KILLED, "killed", words, f"look there: sudo dmesg -T | grep -i kill (on {node.host})")
-    return Cause(Kind.KILLED, "killed", f"{words}, nor the kernel's OOM killer", signal_sender.ASK)
+        return Cause(
+            Kind.KILLED, "killed", words, f"check the kernel log: sudo dmesg -T | grep -i kill (on {node.host})"
+        )
+    return Cause(Kind.KILLED, "killed", f"{words}, and neither did the kernel's OOM killer", signal_sender.ASK)
 
 
 def _unknown_sender(code: int) -> Cause:
-    words = f"{describe_exit_code(code)} ended it; who sent it is not known"
+    words = f"{describe_exit_code(code)} ended it; its sender is unknown"
     return Cause(Kind.KILLED, "ended", words, signal_sender.ASK)

@@ -8,10 +8,10 @@ from torchfab.core.lazy_dataclass import dataclass
 
 
 class Kind(enum.Enum):
-    """The class of a cause. It decides what to do next: fix the script, replace a node, relaunch."""
+    """The class of a cause, which determines the next step: fix the script, replace a node, relaunch."""
 
     SCRIPT = "the script itself failed"
-    NODE = "a node was lost, or is sick"
+    NODE = "a node was lost or is faulty"
     MEMORY = "memory ran out"
     KILLED = "killed from outside"
     NETWORK = "the network, or the rendezvous"
@@ -48,16 +48,20 @@ class Cause:
 
 # Reasons that schedulers report, under their own names: kind, name, fix.
 SCHEDULED = {
-    "OUT_OF_MEMORY": (Kind.MEMORY, "host-memory", "ask for more: --sbatch-arg=--mem=..., or use less"),
-    "OOMKilled": (Kind.MEMORY, "host-memory", "ask for more: --memory, or use less"),
-    "TIMEOUT": (Kind.KILLED, "time-limit", "ask for more --time, and resume from a checkpoint"),
+    "OUT_OF_MEMORY": (Kind.MEMORY, "host-memory", "request more: --sbatch-arg=--mem=..., or use less"),
+    "OOMKilled": (Kind.MEMORY, "host-memory", "request more: --memory, or use less"),
+    "TIMEOUT": (Kind.KILLED, "time-limit", "request more --time, and resume from a checkpoint"),
     "DEADLINE": (Kind.KILLED, "time-limit", "submit it earlier, or with a later deadline"),
-    "NODE_FAIL": (Kind.NODE, "node-failed", "launch it again; Slurm leaves a node out that is down"),
-    "BOOT_FAIL": (Kind.NODE, "node-failed", "launch it again; Slurm leaves a node out that is down"),
+    "NODE_FAIL": (Kind.NODE, "node-failed", "launch it again; Slurm excludes nodes that are down"),
+    "BOOT_FAIL": (Kind.NODE, "node-failed", "launch it again; Slurm excludes nodes that are down"),
     "PREEMPTED": (Kind.KILLED, "preempted", "launch it again, and resume from a checkpoint"),
     "CANCELLED": (Kind.STOPPED, "cancelled", ""),
     "REVOKED": (Kind.KILLED, "revoked", ""),
-    "Evicted": (Kind.KILLED, "evicted", "see what the pod's machine ran out of; ask for what the job needs"),
+    "Evicted": (
+        Kind.KILLED,
+        "evicted",
+        "see which resource of the pod's machine was exhausted; request what the job needs",
+    ),
     "PreemptionByScheduler": (Kind.KILLED, "preempted", "launch it again, and resume from a checkpoint"),
     "EvictionByEvictionAPI": (Kind.KILLED, "evicted", "launch it again, and resume from a checkpoint"),
     "DeletionByTaintManager": (Kind.NODE, "node-failed", "launch it again"),
@@ -70,7 +74,7 @@ SCHEDULED = {
         "see the image and the command: fab launch-kubernetes --dry-run",
     ),
     "StartError": (Kind.SCRIPT, "not-started", "see the image and the command: fab launch-kubernetes --dry-run"),
-    "BATCH": (Kind.SCRIPT, "batch-script", "see what it said: fab logs"),
+    "BATCH": (Kind.SCRIPT, "batch-script", "see its output: fab logs"),
 }
 
 

@@ -25,7 +25,7 @@ from torchfab.why.tracebacks import Traceback, fingerprint_of
 
 _NEARLY_FULL_BYTES = 64 * 1024 * 1024
 _MAX_EVENTS = 40
-# What a node may have installed otherwise than the others.
+# Packages that may be installed on some nodes only.
 _OF_RANK_0 = re.compile(
     r"No module named '(?:wandb|tensorboard\w*|mlflow|comet_ml|neptune|clearml|swanlab|aim|trackio|visdom|dvclive"
     r"|matplotlib|seaborn|tqdm|rich|pandas|loguru)\b"
@@ -82,13 +82,13 @@ class Diagnosis:
     unreachable : Mapping of str to str
         The hosts that could not be queried, with the reason.
     certainty : str
-        How sure the cause is: `certain`, `probable`, `possible`; empty when nothing failed.
+        Certainty of the cause: `certain`, `probable`, `possible`; empty when nothing failed.
     evidence : tuple of EvidenceLine
-        The lines that it rests on.
+        The log lines that support it.
     rivals : tuple of Failure
         Other failures that may have come first.
     others : tuple of str
-        How the ranks ended that are in no failure, equal ends as one line.
+        The ends of ranks that are in no failure; equal ends are one line.
     collectives : tuple of Verdict
         What held the collectives of the ranks up: while it runs, or before it ended.
     """
@@ -141,7 +141,7 @@ def diagnose(evidence: Evidence) -> Diagnosis:
     Returns
     -------
     Diagnosis
-        Without a first failure if the job succeeded, runs, was stopped, or has no known failure.
+        Without a first failure if the job succeeded, is running, was stopped, or has no known failure.
     """
     failures = all_failures(evidence)
     if (early := left_early(failures, evidence)) is not None:
@@ -161,7 +161,7 @@ def diagnose(evidence: Evidence) -> Diagnosis:
     if cause.name in _INSTALLED:
         cause = _missing_on_a_node(cause, first, failures, evidence)
     if cause.name == "launcher" and all(failure.rank is None for failure in failures):
-        cause = replace(cause, words=f"{cause.words}, and no rank is known to have failed before")
+        cause = replace(cause, words=f"{cause.words}, and no earlier failure of a rank is known")
     competing = rivals(first, failures)
     return replace(
         base,
@@ -181,7 +181,7 @@ def diagnose(evidence: Evidence) -> Diagnosis:
 
 
 def _certainty(first: Failure, competing: Sequence[Failure], failures: Sequence[Failure], evidence: Evidence) -> str:
-    """Return how sure the first failure is: a symptom may have its cause on a rank that nobody has seen."""
+    """Return the certainty of the first failure: the cause of a symptom may be on a rank without evidence."""
     known = {failure.rank for failure in failures}
     if first.weight == SYMPTOM and _unseen_ranks(known, evidence):
         return POSSIBLE
@@ -221,14 +221,14 @@ def _cause_of_state(job: JobStatus) -> Cause:
     """Return the cause for a job without failures, by its state."""
     reason = f" ({job.reason})" if job.reason else ""
     if job.state in ("pending", "starting", "running"):
-        return Cause(Kind.RUNNING, job.state, f"it is {job.state}{reason}, and nothing of it has failed")
+        return Cause(Kind.RUNNING, job.state, f"it is {job.state}{reason}, and nothing has failed")
     if job.state == "unreachable":
-        return Cause(Kind.UNKNOWN, "unreachable", f"nodes cannot be asked{reason}", "try again; fab doctor")
+        return Cause(Kind.UNKNOWN, "unreachable", f"nodes are unreachable{reason}", "try again; fab doctor")
     return Cause(Kind.UNKNOWN, "unknown", f"it is {job.state}{reason}, and no reason was recorded")
 
 
 def _killed_by_scheduler(failures: Sequence[Failure]) -> Failure | None:
-    """Return what a scheduler killed: the first failure by a signal, otherwise the first failure."""
+    """Return the failure of what a scheduler killed: the first one by a signal, otherwise the first one."""
     return next((failure for failure in failures if (failure.code or 0) < 0), failures[0] if failures else None)
 
 
@@ -246,25 +246,29 @@ def _unreachable_cause(first: Failure, evidence: Evidence) -> Cause | None:
     hosts = fold(list(unreachable))
     words = f"{hosts} cannot be reached ({next(iter(unreachable.values()))}); on {first.label}, {first.cause.words}"
     return Cause(
-        Kind.NODE, "node-unreachable", words, f"see whether {hosts} runs, and its link; then fab why again", True
+        Kind.NODE,
+        "node-unreachable",
+        words,
+        f"check whether {hosts} is up, and its network link; then run fab why again",
+        True,
     )
 
 
 def _stop_cause(evidence: Evidence) -> Cause:
     names = [event["event"] for event in evidence.events]
-    words = "it was asked to stop, by a fab stop that was not run from here"
+    words = "it was stopped with fab stop, not from here"
     if "stop" in names:
         words = "it was stopped with fab stop, from here"
     elif "stopped after a failure" in names:
-        words = "it was stopped by fab, which followed it, after a failure"
+        words = "it was stopped after a failure, by the fab that followed it"
     reason = evidence.status.reason
     return Cause(Kind.STOPPED, "stopped", reason or words)
 
 
 def _missing_on_a_node(cause: Cause, first: Failure, failures: Sequence[Failure], evidence: Evidence) -> Cause:
-    """Blame the nodes where something is missing, if the ranks of other nodes ran longer: their installations differ.
+    """Blame the nodes on which something is missing, if the ranks of other nodes ran longer: the installations differ.
 
-    Where only some ranks of a node fail, or rank 0 alone lacks a tracker, the script does there what others do not.
+    If only some ranks of a node fail, or only rank 0 lacks a tracker, the script itself acts differently there.
     """
     same = [failure for failure in failures if failure.cause.name == cause.name]
     hosts = list(dict.fromkeys(failure.host for failure in same))
@@ -333,10 +337,10 @@ def _job_notes(evidence: Evidence) -> tuple[str, ...]:
     )
     restarts = max((rank.attempt for node in evidence.nodes for rank in node.status.ranks), default=0)
     times = "once" if restarts == 1 else f"{restarts} times"
-    found = [f"the batch script said: {line[:300]}" for line in batch]
+    found = [f"output of the batch script: {line[:300]}" for line in batch]
     found += [
         f"{format_bytes(log.unsearched)} of {log.path} on {node.host}, after its first "
-        f"{format_bytes(log.unsearched_from)}, were not searched: the time for that was used up"
+        f"{format_bytes(log.unsearched_from)}, were not searched: the time limit was reached"
         for node in evidence.nodes
         for log in node.logs
         if log.unsearched
@@ -344,7 +348,7 @@ def _job_notes(evidence: Evidence) -> tuple[str, ...]:
     found += [f"torchrun had restarted its ranks {times} before"] if restarts else []
     for node in evidence.nodes:
         if node.status.left:
-            found.append(f"{node.status.left[0]} still runs on {node.host}: fab stop {evidence.job}")
+            found.append(f"{node.status.left[0]} is still running on {node.host}: fab stop {evidence.job}")
     if evidence.status.state in ("running", "starting"):
         found += [each.words for each in find_halted(evidence)]
     return tuple(found)
@@ -373,18 +377,18 @@ def _describe(failure: Failure, cause: Cause) -> str:
         words = words.partition(":")[0]
     elif failure.code == 0 and failure.cause.name != "left-early":
         words += ", and ended with exit code 0"
-    return words + ("; its process still runs" if failure.is_running else "")
+    return words + ("; its process is still running" if failure.is_running else "")
 
 
 def _other_ranks(failures: Sequence[Failure], evidence: Evidence) -> tuple[str, ...]:
-    """Return how the ranks ended that are in no failure: every rank has a place in the story."""
+    """Return the ends of ranks that are in no failure, so that the report covers every rank."""
     known = {failure.rank for failure in failures}
     groups: dict[str, list[tuple[str, int]]] = {}
     for node in evidence.nodes:
         for rank in node.status.ranks:
             if rank.rank is None or rank.rank in known:
                 continue
-            words = "still runs, as far as is known"
+            words = "is still running, as far as is known"
             if rank.ended:
                 words = "ended, with an unknown exit code" if rank.code is None else f"ended with exit code {rank.code}"
             groups.setdefault(words, []).append((node.host, rank.rank))
@@ -396,7 +400,7 @@ def _other_ranks(failures: Sequence[Failure], evidence: Evidence) -> tuple[str, 
 
 
 def _unseen_ranks(known: set[int | None], evidence: Evidence) -> list[str]:
-    """Return which ranks no node has reported, and why nodes have reported none."""
+    """Return the ranks that no node has reported, and the reasons."""
     seen = known | {rank.rank for node in evidence.nodes for rank in node.status.ranks}
     unseen = [rank for rank in range(evidence.world_size) if rank not in seen]
     if not unseen:
@@ -405,7 +409,7 @@ def _unseen_ranks(known: set[int | None], evidence: Evidence) -> list[str]:
     ranks, many = _name_ranks((), unseen), len(unseen) > 1
     if silent and all(node.host in evidence.unreachable for node in silent):
         hosts = fold([node.host for node in silent])
-        return [f"{ranks}: nothing is known of {'them' if many else 'it'}: no answer from {hosts}"]
+        return [f"{ranks}: unknown, no answer from {hosts}"]
     reasons = [f"{node.host}: {node.status.reason}" for node in silent]
     seen_words = f"{'they were' if many else 'it was'} not seen to run"
     return [f"{ranks}: {'; '.join([seen_words, *reasons[:_MAX_REASONS]])}"]

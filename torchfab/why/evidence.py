@@ -22,7 +22,7 @@ _SEARCH_S = 8.0
 
 @dataclass(frozen=True)
 class Log:
-    """What is known of a log file: its end, and what was found in all of it.
+    """A log file: its end, and the matches in the whole file.
 
     Parameters
     ----------
@@ -31,13 +31,13 @@ class Log:
     path : str
         Path on the node.
     text : str
-        The surroundings of what was found, and the end; a blank line where something is left out.
+        The matches with surrounding lines, and the end; a blank line marks omitted parts.
     written : float
         Modification time, in seconds since the epoch.
     times : tuple of (int, float)
-        Line numbers of `text`, and when the lines from there on were written.
+        Pairs of a line number of `text` and the time at which the lines from there on were written.
     numbers : tuple of (int, int)
-        Line numbers of `text`, and the numbers in the file, from 1, of the lines from there on.
+        Pairs of a line number of `text` and the number in the file, from 1, of the lines from there on.
     unsearched, unsearched_from : int
         Bytes of the file that were not searched, for lack of time, and how many are before them.
     """
@@ -78,7 +78,7 @@ class Log:
         Returns
         -------
         int
-            From 1; 0 if it is not known.
+            From 1; 0 if unknown.
         """
         at = bisect.bisect_right(self.numbers, (line, sys.maxsize)) - 1
         begin, number = self.numbers[at] if at >= 0 else (0, 0)
@@ -137,7 +137,7 @@ class Disk:
 
     @property
     def is_full(self) -> bool:
-        """Whether nothing can be written there any more: no bytes are free, or no inodes."""
+        """Whether nothing more can be written: no bytes or no inodes are free."""
         few = self.free < _NEARLY_FULL_BYTES and self.free * 20 < self.size
         return self.size > 0 and (few or self.free_files == 0)
 
@@ -173,13 +173,13 @@ class RankEnd:
     rank : int, optional
         None for a process that is not a rank.
     pid : int, optional
-        None if it is not known.
+        None if unknown.
     code : int, optional
         Exit code, negative for a signal; None if it was not recorded.
     started, ended : float, optional
         By the node's clock, in seconds since the epoch.
     attempt : int, optional
-        Restart count of the launcher; None if it is not known.
+        Restart count of the launcher; None if unknown.
     """
 
     rank: int | None
@@ -257,7 +257,7 @@ class Evidence:
     batch_output : str
         The last part of the output of Slurm's batch script.
     world_size : int
-        Number of its ranks; 0 if it is not known, or may change.
+        Number of its ranks; 0 if unknown or variable.
     """
 
     job: str
@@ -283,12 +283,12 @@ class Evidence:
 
 
 def search_limits(nodes: int, timeout_s: float) -> dict[str, Any]:
-    """Return what a node may return of its logs, and how long it may search them.
+    """Return the limits on the log text that a node returns, and on the time for its search.
 
     Parameters
     ----------
     nodes : int
-        Nodes of the job: this machine holds what all of them return.
+        Number of nodes: this machine holds the answers of all nodes in memory.
     timeout_s : float
         How long this machine waits for the answer, in seconds.
 
@@ -316,7 +316,7 @@ def evidence_from_report(status: NodeStatus, report: Mapping[str, Any]) -> NodeE
     NodeEvidence
         With all times on this machine's clock.
     """
-    kernel = report.get("kernel") or {"unread": "the node itself was not asked"}
+    kernel = report.get("kernel") or {"unread": "the node itself was not queried"}
     return NodeEvidence(
         status,
         tuple(_log(each, status.skew_s) for each in report.get("logs", ())),
@@ -333,7 +333,7 @@ def evidence_from_report(status: NodeStatus, report: Mapping[str, Any]) -> NodeE
 
 
 def _log(each: Mapping[str, Any], skew_s: float) -> Log:
-    """Return a log of a node's answer; its parts are joined, with a blank line where something is left out."""
+    """Return a log of a node's answer; its parts are joined by blank lines."""
     parts = each.get("parts") or [{"text": each.get("text", ""), "time": each["written"]}]
     lines: list[str] = []
     times, numbers = [], []
@@ -362,7 +362,7 @@ def in_rank_order(nodes: Sequence[Node], found: Mapping[int, NodeEvidence]) -> t
     nodes : sequence of Node
         In that order.
     found : Mapping of int to NodeEvidence
-        By node rank; nodes that are not in it are left out.
+        By node rank; nodes without evidence are omitted.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Collect the failures of ranks, launchers and nodes of a job. Every rank of the job is looked at, however it ended."""
+"""Collect the failures of ranks, launchers and nodes of a job. Every rank is examined, whatever its end."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from torchfab.why.tracebacks import Traceback
 # a process may have been killed by the rank whose exception is printed a moment later. VAGUE: raised where lost peers
 # are reported, but in no words of a lost peer.
 ROOT, LOST, SHOT, VAGUE, SYMPTOM, CONSEQUENCE = range(6)
-# A rank that ended with exit code 0 this long after an exception had gone on from it.
+# A rank that ended with exit code 0 this long after an exception had continued after it.
 _WENT_ON_S = 15.0
 _SENT_AFTER_S = 0.3
 _SIGNAL_CODES = (-15, -9, -2, -1, 143, 137)
@@ -53,7 +53,7 @@ class Failure:
     process : str
         Name of the launcher process: `agent`, `head`; empty for a rank or a whole node.
     code : int, optional
-        Exit code, negative for a signal; None if it was not recorded, or if the process still runs.
+        Exit code, negative for a signal; None if it was not recorded, or if the process is still running.
     cause : Cause
         Why it failed.
     weight : int
@@ -67,11 +67,11 @@ class Failure:
     lived_s : float
         How long it ran, in seconds.
     certainty : str
-        How sure its cause is.
+        The certainty of its cause.
     evidence : tuple of EvidenceLine
-        What its cause rests on.
+        The log lines that support its cause.
     is_running : bool
-        Whether its process still runs.
+        Whether its process is still running.
     crashed_in : str
         Where Python was when a signal ended it, if faulthandler reported that.
     """
@@ -122,7 +122,7 @@ def all_failures(evidence: Evidence) -> list[Failure]:
         Sorted by time.
     """
     failures = [failure for node in evidence.nodes for failure in _node_failures(node, evidence)]
-    if failures:  # nothing has failed: a traceback in a log is one that the rank went on from
+    if failures:  # nothing has failed: the ranks continued after the tracebacks in their logs
         failures += [failure for node in evidence.nodes for failure in _hidden_failures(node, evidence, failures)]
     failures = [*map(_ended_before(failures), map(_ended_by_a_head(failures), failures))]
     if not any(failure.weight == ROOT for failure in failures):
@@ -165,7 +165,7 @@ def _ended_before(failures: list[Failure]) -> Callable[[Failure], Failure]:
 
 
 def _ended_by_a_head(failures: list[Failure]) -> Callable[[Failure], Failure]:
-    """Return what makes a SIGTERM a consequence if a rank had failed before: the launcher on the head sends it."""
+    """Return whether a SIGTERM is a consequence of a rank's failure: the launcher on the head sends it."""
     own = [each.time for each in failures if each.rank is not None and each.cause.name not in _BY_SIGTERM]
     first = min(own, default=float("inf"))
 
@@ -266,8 +266,12 @@ def _rank_failure(node: NodeEvidence, process: ProcessStatus, rank: RankEnd, evi
 
 
 def _exit_record(node: NodeEvidence, who: str, code: int | None, ended: float) -> tuple[EvidenceLine, ...]:
-    """Return what a cause rests on that no log and no kernel names: the recorded end."""
-    how = "still runs, or its exit code was not recorded" if code is None else f"ended with {describe_exit_code(code)}"
+    """Return the evidence of a cause that neither a log nor the kernel names: the recorded end."""
+    how = (
+        "is still running, or its exit code was not recorded"
+        if code is None
+        else f"ended with {describe_exit_code(code)}"
+    )
     return (EvidenceLine(node.host, "exit record", 0, ended, f"{who} {how}"),)
 
 
@@ -280,18 +284,20 @@ def _weight(cause: Cause, code: int | None, others_before: bool) -> int:
         return CONSEQUENCE
     if code == KILL and cause.name == "killed":
         return CONSEQUENCE if others_before else SHOT
-    if cause.name == "terminated":  # ranks that agree to end exit so too when only one of them got the signal
+    if (
+        cause.name == "terminated"
+    ):  # ranks that agree to end also exit like this if only one of them received the signal
         return SHOT
     if cause.is_symptom:
         return VAGUE if cause.name == "exception" else SYMPTOM
     return ROOT
 
 
-# ---- ranks that did not end with a failure of their own
+# ---- ranks without a recorded failure
 
 
 def _hidden_failures(node: NodeEvidence, evidence: Evidence, failures: list[Failure]) -> Iterator[Failure]:
-    """Yield the failures of ranks that still run, or ended with 0 or with an unknown code, but raised an exception."""
+    """Yield the failures of ranks that are running, or whose exit code is 0 or unknown, after an exception."""
     known = {failure.rank for failure in failures if failure.rank is not None}
     for process in node.status.processes:
         for rank in _last_attempt(process):
@@ -330,7 +336,7 @@ def _hidden_failure(node: NodeEvidence, process: ProcessStatus, rank: RankEnd, e
 
 
 def _unrecorded_end(node: NodeEvidence, process: ProcessStatus, rank: RankEnd, reading: Reading) -> Attribution:
-    """Return how a rank ended whose launcher reaped it before its exit code could be read."""
+    """Return the end of a rank that its launcher reaped before the exit code could be read."""
     found = attribute(node, process, replace(rank, code=None), replace(reading, traceback=None, match=None))
     if found.cause.name != "unknown":
         return found
@@ -368,11 +374,16 @@ def _lost_process(node: NodeEvidence, process: ProcessStatus) -> Failure:
     last = (process.last_line.time if process.last_line else process.started) or node.status.now
     if "restarted" in process.reason:
         cause = Cause(
-            Kind.NODE, "node-rebooted", "the node was restarted while it ran", "see its logs: journalctl -b -1 -e"
+            Kind.NODE,
+            "node-rebooted",
+            "the node was restarted while it ran",
+            "see the node's logs: journalctl -b -1 -e",
         )
     else:
         words = f"the supervisor of {process.name} was killed: its exit code was not recorded"
-        cause = Cause(Kind.KILLED, "supervisor-killed", words, "see who did it there: the OOM killer, an administrator")
+        cause = Cause(
+            Kind.KILLED, "supervisor-killed", words, "find out what killed it: the OOM killer, an administrator"
+        )
     rank = process.ranks[0].rank if process.ranks else None
     label: Label = "agent" if rank is None else rank
     reading = _read(node, label)

@@ -14,14 +14,14 @@ _REPEATED = re.compile(r"\s*\[repeated \d+x across (?:cluster|all workers)\].*$"
 _ESCAPED_HEAD = re.compile(re.escape(HEAD) + r":?\\n")
 _MAX_JSON_CHARS = 200_000
 _MAX_DEPTH = 6
-# Where container runtimes and loggers put a line that a program printed, and what holds a whole traceback instead.
+# Keys under which container runtimes and loggers store a printed line, and keys that hold a whole traceback.
 _MESSAGE_FIELDS = ("log", "message", "msg", "textPayload", "MESSAGE", "line", "text", "event", "body")
 _STACK_FIELDS = ("exception", "exc_info", "exc_type", "stack_trace", "stacktrace", "stack", "traceback", "error")
-_TIME_ONLY = re.compile(r"^\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:[.,]\d+)?Z?$")  # some log viewers' own lines
+_TIME_ONLY = re.compile(r"^\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:[.,]\d+)?Z?$")  # lines that some log viewers insert
 
 
 class SourceLine(NamedTuple):
-    """One line of text, and the number of the log's line that it comes from."""
+    """One line of text, and the number of its line in the log."""
 
     text: str
     number: int
@@ -56,25 +56,25 @@ def lines_of(text: str) -> list[SourceLine]:
 
 
 def shortened(line: str, max_chars: int = 4000) -> str:
-    """Return the begin and the end of a line: patterns take too long on lines of megabytes.
+    """Return the beginning and the end of a line: patterns take too long on lines of megabytes.
 
     Parameters
     ----------
     line : str
         The line.
     max_chars : int
-        The longest line that stays whole. Default 4000.
+        The longest line that is not shortened. Default 4000.
 
     Returns
     -------
     str
-        At most as long.
+        A text of at most this length.
     """
     return line if len(line) <= max_chars else f"{line[: max_chars // 2]} {line[1 - max_chars // 2 :]}"
 
 
 def message_of(line: str) -> str:
-    """Return the printed line that a line of JSON holds, as container runtimes and loggers wrap each line of a program.
+    """Return the printed line in a line of JSON, in which container runtimes and loggers wrap each line of a program.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def message_of(line: str) -> str:
     Returns
     -------
     str
-        The line itself if it holds no single printed line.
+        The line itself if it does not wrap a single line.
     """
     plain = line.strip()
     if not (plain.startswith("{") and plain.endswith("}") and len(plain) <= _MAX_JSON_CHARS):
@@ -101,7 +101,7 @@ def message_of(line: str) -> str:
 
 
 def _unpack(line: str) -> list[str] | None:
-    """Return the lines of a traceback that one line of a log holds in escaped form; None if it holds none."""
+    """Return the lines of a traceback that is escaped in one log line; None if there is none."""
     if HEAD not in line and '"exc_type"' not in line:
         return None
     begin, end = line.find("{"), line.rfind("}")
@@ -165,7 +165,7 @@ def ipython_head(line: str) -> str:
     Returns
     -------
     str
-        Empty if the line is no such head.
+        Empty if the line is not such a head.
     """
     match = _IPYTHON_HEAD.match(line.strip("\r"))
     return match["name"] if match else ""
@@ -223,7 +223,7 @@ def box_head(line: str) -> int | None:
     Returns
     -------
     int or None
-        None if the line is no such head.
+        None if the line is not such a head.
     """
     match = _BOX_HEAD.search(line)
     return match.start() if match else None

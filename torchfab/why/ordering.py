@@ -1,4 +1,4 @@
-"""Order the failures of a job: which one came first, and which other one may have. Pure."""
+"""Order the failures of a job, and find rivals of the first one. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LEFT_EARLY_FIX = (
 )
 _PEER_LOST = ("exception", "worker-lost")
 _NAMED_RANK = re.compile(r"\(RANK (\d+)\)")  # torch.distributed.checkpoint
-# Two causes within this time cannot be told apart by clocks, and by the times of log lines.
+# The order of two causes within this time cannot be determined from clocks and times of log lines.
 _TIE_S = 1.5
 
 
@@ -45,7 +45,7 @@ def first_failure(failures: Sequence[Failure], slack_s: float = 5.0) -> Failure 
 
 
 def _named_by(first: Failure, failures: Sequence[Failure]) -> Failure:
-    """Return the failure of the rank that an exception names, where all ranks report one rank's exception."""
+    """Return the failure of the rank that an exception names, if all ranks report one rank's exception."""
     named = _NAMED_RANK.search(first.traceback.text) if first.traceback else None
     if named is None:
         return first
@@ -64,7 +64,7 @@ def _likeliest(failures: Sequence[Failure], slack_s: float) -> Failure | None:
 
 
 def rivals(first: Failure, failures: Sequence[Failure]) -> tuple[Failure, ...]:
-    """Return the failures that may have come first as well as the one that is taken for it.
+    """Return other failures that may have come first.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def _identity(failure: Failure) -> tuple[str, str]:
 
 
 def certainty_of(first: Failure, others: Sequence[Failure], failures: Sequence[Failure] = ()) -> str:
-    """Return how sure it is that a failure is the cause of the job's end.
+    """Return the certainty that a failure is the cause of the job's end.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ def certainty_of(first: Failure, others: Sequence[Failure], failures: Sequence[F
     others : sequence of Failure
         Its rivals.
     failures : sequence of Failure
-        All failures; those that only report a lost rank show that it was this one. Default none.
+        All failures; those that only report a lost rank confirm this one. Default none.
 
     Returns
     -------
@@ -121,7 +121,7 @@ def certainty_of(first: Failure, others: Sequence[Failure], failures: Sequence[F
 
 
 def left_early(failures: Sequence[Failure], evidence: Evidence, slack_s: float = 1.0) -> Failure | None:
-    """Return the rank that ended with exit code 0 while others went on, if they failed because they lost it.
+    """Return the rank that ended with exit code 0 while others continued, if they failed because they lost it.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
 """Find the text that a launcher, a logger or a container runtime puts before each line of a traceback.
 
-No list of known prefixes: what stands before `Traceback (most recent call last):` is the prefix of the lines that
+There is no list of known prefixes: the text before `Traceback (most recent call last):` is the prefix of the lines that
 follow. Only its times may differ from line to line; ranks, pids and addresses may not, so that interleaved tracebacks
 of several processes are kept apart.
 """
@@ -30,7 +30,7 @@ class Prefix:
     Parameters
     ----------
     text : str
-        As it stands before the first line; empty if there is none.
+        The text before the first line; empty if there is none.
     has_any_numbers : bool
         Whether all its numbers may differ from line to line, not only times.
     """
@@ -61,23 +61,25 @@ class Prefix:
         if self.is_blank:
             return line.lstrip() if not line.strip() else None
         blanks = self.text[len(self.text.rstrip()) :]
-        if blanks and self._pattern.fullmatch(line.rstrip() + blanks):  # an empty line, whose last blanks were cut
+        if blanks and self._pattern.fullmatch(
+            line.rstrip() + blanks
+        ):  # an empty line, whose trailing blanks were stripped
             return ""
         match = self._pattern.match(line)
         return line[match.end() :] if match else None
 
     @property
     def shape(self) -> str:
-        """The text with a mark for each time: equal for all lines of one process."""
+        """The text with placeholders for times: equal for all lines of one process."""
         return (_NUMBER if self.has_any_numbers else _TIME).sub("T", self.text).strip()
 
     def is_part_of(self, text: str) -> bool:
-        """Return whether a longer text holds this prefix, apart from times, or all its words in order.
+        """Return whether a longer text contains this prefix, apart from times, or all its words in order.
 
         Parameters
         ----------
         text : str
-            What stands before the head of a traceback.
+            The text before the head of a traceback.
 
         Returns
         -------
@@ -90,7 +92,7 @@ class Prefix:
 
     @property
     def with_any_numbers(self) -> Prefix:
-        """The same text with any other numbers in it: a count of lines, or of seconds."""
+        """A prefix that also matches other numbers: a count of lines, or of seconds."""
         return Prefix(self.text, has_any_numbers=True)
 
     @property

@@ -1,4 +1,4 @@
-"""Read the logs of a rank: which of its tracebacks ended it, and what the lines around it report. Pure."""
+"""Read the logs of a rank: find the traceback that ended it, and what the lines around it report. Pure."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from torchfab.why.signature import Match
 from torchfab.why.speakers import Speaker, speaker_of
 from torchfab.why.tracebacks import Member, Role, Traceback
 
-# Exceptions that only report that something else failed: the search goes on for what they wrap.
+# Exceptions that only report another failure: the search continues for what they wrap.
 _WRAPPERS = re.compile(
     r"^(?:\w+\.)*(?:ChildFailedError|CalledProcessError|ProcessRaisedException|ProcessExitedException|RayTaskError"
     r"|DatasetGenerationError|TrainingFailedError|TuneError|RayActorError|ActorDiedError|WorkerCrashedError"
     r"|BackendCompilerFailed|RetryError|EngineDeadError|RemoteTraceback|_RemoteTraceback|ChildProcessError"
     r"|SubprocessError|SystemExit|InternalTorchDynamoError|ExceptionGroup|BaseExceptionGroup|TaskError|JobFailed\w*"
-    r"|Empty|BrokenBarrierError|CancelledError"  # another thread, or task, had ended before
+    r"|Empty|BrokenBarrierError|CancelledError"  # another thread or task had ended before
     r"|UserCodeException|SignalException|SIGTERMException|StartupError|WorkerError|RemoteError|CheckpointException)\b"
 )
 _PROCESS = r"(?:thread|process(?:es)?|proc\S*|workers?|actors?|child(?:ren)?|engines?)\b"
 
-# What a message says that sends its reader to what was printed before.
+# Phrases of messages that refer to earlier output.
 _LOOK, _ABOVE = r"\b(?i:see|check|look|refer|inspect|consult)\b", r"\b(?:above|below|earlier)\b"
 _OUTPUT = r"\b(?:errors?|exceptions?|causes?|messages?|outputs?|logs?|(?:print )?statements?)\b"
 _WRAPPING_WORDS = re.compile(
@@ -45,7 +45,7 @@ _WRAPPING_WORDS = re.compile(
     rf"|{_LOOK}.{{0,60}}(?:\b(?:stack trace|traceback)\b|{_OUTPUT}.{{0,40}}{_ABOVE}|{_ABOVE}.{{0,40}}{_OUTPUT})"
     r"|Error (?:building|compiling) (?:the )?(?:extension|module)"
 )
-# What a dying process prints after its exception: it does not show that the script went on.
+# Output of a dying process after its exception: it does not prove that the script continued.
 _NOISE = re.compile(
     r"^\s|^$|frame #\d+: |^Exception raised from|\bNCCL\b|^\[?(?:rank\d+\]:)?\[?[WE]\d{3,4}|Warning: "
     r"|^wandb: |^terminate called"
@@ -59,7 +59,7 @@ _UNCAUGHT = re.compile(
 NO_NEWS = re.compile(log_search.DUMPS)  # dumps of frames and memory
 # Hints between two lines of one message.
 _HINT = re.compile(r"^(?:note|hint|help|tip): |^\s*=+ (?:note|help)", re.IGNORECASE)
-# Words by which a program that prints no traceback says why it gives up.
+# Words that indicate a reason in the output of a program that fails without a traceback.
 _SAYS_WHY = re.compile(
     r"\b(?:errors?|fail(?:ed|ure|s)?|fatal|abort(?:ed|ing)?|invalid|illegal|unrecognized|unknown|cannot|can't|could not"
     r"|couldn't|unable|unsupported|unexpected|not (?:found|exist|supported|allowed|permitted|enough|defined)|no such"
@@ -92,12 +92,12 @@ _MESSAGE_S = 2.0  # all lines of one message are written within this time
 
 @dataclass(frozen=True)
 class EvidenceLine:
-    """One line that a diagnosis rests on.
+    """One line that supports a diagnosis.
 
     Parameters
     ----------
     host, path : str
-        The node, and the file; of the kernel's log and of records, what it is.
+        The node, and the file; for the kernel log and records, their name.
     line : int
         Its number in the file, from 1; 0 if unknown.
     time : float
@@ -115,28 +115,28 @@ class EvidenceLine:
 
 @dataclass(frozen=True)
 class Reading:
-    """What the logs of one process say.
+    """The content of the logs of one process.
 
     Parameters
     ----------
     traceback : Traceback, optional
-        The one that ended the process, as far as the logs show.
+        The one that probably ended the process.
     member : Member, optional
         The exception in it that names the cause.
     speaker : Speaker
-        Who raised it.
+        The source of the exception.
     match : Match, optional
-        The signature that it matches.
+        The signature that the exception matches.
     is_wrapper : bool
-        Whether all that was found only reports that something else failed.
+        Whether the exceptions only report that something else failed.
     is_final : bool
-        Whether the process printed next to nothing after it.
+        Whether the process printed almost nothing after it.
     from_lines : Match, optional
         The signature in the last lines outside tracebacks.
     uncaught : str
         The last exception in a line without a traceback.
     last_words : str
-        What the program printed last about why it gave up; of a traceback that only wraps, what it printed before it.
+        The program's last line that gives a reason; if the traceback only wraps, the lines before it.
     path : str
         The log that holds the traceback, otherwise the one most recently written; empty if there is none.
     text : str
@@ -173,7 +173,7 @@ def read(logs: Sequence[Log], reports: Sequence[Report] = ()) -> Reading:
     Returns
     -------
     Reading
-        Empty if there is nothing to read.
+        Empty if there are no logs.
     """
     path = logs[0].path if logs else ""
     found = [(log, each) for log in reversed(logs) for each in tracebacks.all_tracebacks(log.text)]
@@ -189,7 +189,7 @@ def read(logs: Sequence[Log], reports: Sequence[Report] = ()) -> Reading:
         return log is not None and _went_on(log, before, until)
 
     chosen = choose([each for _, each in found] + reported, went_on)
-    if chosen is not None and chosen.role is not Role.MAIN:  # the process may have gone on from it
+    if chosen is not None and chosen.role is not Role.MAIN:  # the process may have continued after it
         log = next((log for log, each in found if each is chosen), None)
         chosen = chosen if log is None or _is_final(log, chosen) else None
     if chosen is None:
@@ -218,16 +218,16 @@ def read(logs: Sequence[Log], reports: Sequence[Report] = ()) -> Reading:
     )
 
 
-# ---- which traceback, and which exception of it
+# ---- selection of the traceback and its exception
 
 
 def choose(
     found: Sequence[Traceback], went_on: Callable[[Traceback, Traceback], bool] = lambda before, after: False
 ) -> Traceback | None:
-    """Return the traceback that tells why a process ended.
+    """Return the traceback that shows why a process ended.
 
-    This is the last one that Python does not mark as secondary. One that only reports that something else failed leads
-    on to what was printed before it.
+    This is the last one that Python does not mark as secondary. If it only reports that something else failed, earlier
+    ones are considered.
 
     Parameters
     ----------
@@ -260,7 +260,7 @@ def _only_wraps(traceback: Traceback) -> bool:
 
 
 def _is_echo(traceback: Traceback) -> bool:
-    """Return whether a traceback only tells that another process of the rank, or another rank, had ended before."""
+    """Return whether a traceback only reports that another process of the rank, or another rank, had ended before."""
     if speaker_of(traceback.members) not in (Speaker.WORKER, Speaker.DISTRIBUTED, Speaker.COMMUNICATION):
         return False
     _, match = pick_member(traceback)
@@ -308,9 +308,9 @@ def pick_member(traceback: Traceback) -> tuple[Member, Match | None]:
 
 
 def _searched(member: Member) -> str:
-    """Return the text of an exception that signatures are looked for in.
+    """Return the text of an exception in which signatures are searched.
 
-    Its message does not name the semaphore that was being made, or the program that was being started.
+    For some exceptions the message lacks the semaphore that was being created, or the program that was being started.
     """
     frames = [(path.replace("\\", "/").rpartition("/")[2], function) for path, function in member.calls]
     if ("synchronize.py", "__init__") in frames[-1:]:
@@ -321,7 +321,7 @@ def _searched(member: Member) -> str:
 
 
 def _is_final(log: Log, traceback: Traceback) -> bool:
-    """Return whether a process printed next to nothing after a traceback, apart from what follows from it."""
+    """Return whether a process printed almost nothing after a traceback, apart from its consequences."""
     return not _went_on(log, traceback)
 
 
@@ -347,7 +347,7 @@ def _went_on(log: Log, traceback: Traceback, until: int | None = None) -> bool:
 
 
 def _with_summary(traceback: Traceback, log: Log) -> Traceback:
-    """Return a traceback with the error that its library explains below it, as the cause."""
+    """Return a traceback with the error summary that the library prints below it as its cause."""
     below = [strip_controls(line).strip() for line in log.text.splitlines()[traceback.end :]]
     at = next((at for at, line in enumerate(below) if _SUMMARY.match(line)), None)
     if at is None:
@@ -364,7 +364,7 @@ def _with_summary(traceback: Traceback, log: Log) -> Traceback:
 
 
 def last_words(logs: Sequence[Log]) -> str:
-    """Return the lines in which a program says at its end why it gives up.
+    """Return the last lines in which a program gives the reason for its failure.
 
     Parameters
     ----------
@@ -374,7 +374,7 @@ def last_words(logs: Sequence[Log]) -> str:
     Returns
     -------
     str
-        The first and the last of consecutive ones: of stderr, if both say something; otherwise the last line of stderr.
+        The first and the last of consecutive such lines, of stderr if possible; otherwise the last line of stderr.
     """
     last = ""
     for log in sorted(logs, key=lambda log: not log.path.endswith("stderr.log")):
@@ -387,7 +387,7 @@ def last_words(logs: Sequence[Log]) -> str:
 
 
 def _words_before(log: Log, traceback: Traceback) -> str:
-    """Return the lines before a traceback, outside others, in which a program says why it failed."""
+    """Return the lines before a traceback, outside other tracebacks, in which a program gives a reason."""
     inside = _inside_tracebacks(log)
     lines = [line for number, line in enumerate(log.text.splitlines()[: traceback.line]) if number not in inside]
     return _saying_why([line for line in _plain(lines) if not _WRAPPING_WORDS.search(line)])
@@ -398,14 +398,14 @@ def _inside_tracebacks(log: Log) -> set[int]:
 
 
 def _plain(lines: Sequence[str]) -> list[str]:
-    """Return the last lines that are not blank, without frames and progress bars."""
+    """Return the last non-blank lines, without frames and progress bars."""
     news = [line for line in lines if line.strip() and not NO_NEWS.search(line) and not _HINT.match(line)]
     plain = [_BAR.sub("", shortened(strip_controls(line))).strip(" │|\t") for line in news[-_LAST_WORDS_LINES:]]
     return [line for line in plain if line]
 
 
 def _saying_why(lines: Sequence[str]) -> str:
-    """Return the last lines that say why a program fails: the first and the last of consecutive ones."""
+    """Return the last lines that give a reason for a failure: the first and the last of consecutive ones."""
     said = [bool(_SAYS_WHY.search(line)) and not _SAYS_LITTLE.search(line) for line in lines]
     if not any(said):
         return ""
@@ -419,7 +419,7 @@ def _saying_why(lines: Sequence[str]) -> str:
 
 
 def _news_backwards(log: Log) -> Iterator[str]:
-    """Yield the lines outside tracebacks that may report something, the last one first."""
+    """Yield the relevant lines outside tracebacks, the last one first."""
     inside = _inside_tracebacks(log)
     for number, raw in reversed([*enumerate(log.text.splitlines())]):
         line = shortened(strip_controls(raw)) if number not in inside else ""

@@ -18,10 +18,10 @@ _MAX_TRACEBACK_LINES = 40
 _MAX_LIST_LINES = 12
 _CERTAINTIES = {
     "certain": "certain",
-    "probable": "probable: nothing else is known that fits better",
-    "possible": "possible: what is known does not prove it",
+    "probable": "probable: no better explanation is known",
+    "possible": "possible: the evidence does not prove it",
 }
-_MIN_TIMELINE = 3  # events: the rest of the text already holds fewer
+_MIN_TIMELINE = 3  # events: fewer are already in the rest of the text
 
 
 def render(diagnosis: Diagnosis) -> str:
@@ -55,9 +55,9 @@ def render(diagnosis: Diagnosis) -> str:
     parts += _log_excerpt(diagnosis)
     parts += _listed("then", diagnosis.consequences)
     parts += _listed("the other ranks", diagnosis.others)
-    parts += _listed("in order (this machine's clock)", _timeline(diagnosis))
-    parts += _listed("it rests on", [_describe_evidence(each) for each in diagnosis.evidence])
-    parts += _listed("could not be asked", [f"{host}: {reason}" for host, reason in diagnosis.unreachable.items()])
+    parts += _listed("timeline (this machine's clock)", _timeline(diagnosis))
+    parts += _listed("evidence", [_describe_evidence(each) for each in diagnosis.evidence])
+    parts += _listed("unreachable", [f"{host}: {reason}" for host, reason in diagnosis.unreachable.items()])
     return "\n".join(strip_controls(line) for part in parts for line in part.split("\n"))
 
 
@@ -88,7 +88,7 @@ def _log_excerpt(diagnosis: Diagnosis) -> list[str]:
     """Return the traceback of the first failure; without one, its last log lines."""
     if diagnosis.first is None:
         return []
-    if diagnosis.traceback and diagnosis.first.rank is None:  # torchrun's own frames do not help
+    if diagnosis.traceback and diagnosis.first.rank is None:  # torchrun's own frames are not useful
         return ["", f"its last line ({diagnosis.first.path}):", f"  {diagnosis.traceback.last_line}"]
     if diagnosis.traceback:
         lines = _shortened(diagnosis.traceback)
@@ -96,11 +96,11 @@ def _log_excerpt(diagnosis: Diagnosis) -> list[str]:
     if diagnosis.first.lines:
         return ["", f"its last lines ({diagnosis.first.path}):", *(f"  {line}" for line in diagnosis.first.lines)]
     path = diagnosis.first.path
-    return ["", f"its log is empty ({path})" if path else "it left no log"]
+    return ["", f"its log is empty ({path})" if path else "there is no log"]
 
 
 def _shortened(traceback: Traceback) -> list[str]:
-    """Return the lines of a traceback: of a long one its begin and end, and the exception that caused the others."""
+    """Return the lines of a traceback; of a long one, the beginning, the end, and the root exception."""
     lines = traceback.text.splitlines()
     if len(lines) <= _MAX_TRACEBACK_LINES:
         return lines

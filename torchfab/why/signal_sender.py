@@ -2,7 +2,7 @@
 
 torchrun and deepspeed's launcher log which processes they end, and which signal they received themselves (torch 2.13:
 torch/distributed/elastic/agent/server/api.py and multiprocessing/api.py; deepspeed 0.19: launcher/launch.py). A
-supervisor records the child processes that were left when its own process had ended.
+supervisor records the child processes that were left when its own process ended.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from torchfab.why import signatures, tracebacks
 from torchfab.why.causes import Cause, Kind
 from torchfab.why.evidence import NodeEvidence
 
-ASK = "ask who did it: an administrator, a script"
+ASK = "find out who sent it: an administrator, a script"
 # Exit code -> signal, negative: of a process that a signal ended, and of a script that handles the signal and exits.
 _SIGNAL_CODES = {-15: -15, -2: -2, -1: -1, 143: -15, 130: -2, 129: -1}
-# What a shell, or a script that handles the signal, returns for one that asks a program to end.
+# The exit code of a shell, or of a script that handles the signal, for signals that request an end.
 SHELL_SIGNALS = tuple(code for code in _SIGNAL_CODES if code > 0)
 _RECEIVED_SIGNAL = (
     (re.compile(r"Received (?:Signals\.)?(SIG\w+|\d{1,3}) death signal, shutting down workers"), "torchrun"),
@@ -56,7 +56,7 @@ def is_signal_exit(code: int | None, rank: int | None, node: NodeEvidence) -> bo
 
 
 def sender_of(node: NodeEvidence, process: ProcessStatus, code: int, pid: int | None) -> Cause | None:
-    """Return which part of the job ended a process: its launcher or its supervisor.
+    """Return the part of the job that ended a process: its launcher or its supervisor.
 
     Parameters
     ----------
@@ -77,10 +77,8 @@ def sender_of(node: NodeEvidence, process: ProcessStatus, code: int, pid: int | 
     end = node.exit_records.get(process.name, {})
     output = _launcher_output(node)
     if received := _received_signal(output):
-        sender = "neither fab stop nor its supervisor did that" if end else "who did that is not known"
-        event = f"{received[0]} was asked to end ({received[1]})" + (
-            "" if pid == process.pid else ", and its ranks with it"
-        )
+        sender = "not sent by fab stop or its supervisor" if end else "its sender is unknown"
+        event = f"{received[0]} received {received[1]}" + ("" if pid == process.pid else ", and its ranks with it")
         return Cause(Kind.KILLED, "terminated", f"{event}; {sender}", ASK)
     if why := next((why for each, why in end.get("peers", ()) if each == pid), ""):
         return _supervisor_cause(why, output, code)
@@ -115,10 +113,10 @@ def external_sender(node: NodeEvidence, process: ProcessStatus, code: int, pid: 
     reported_by_launcher = pid and re.search(_RANK_FAILED.format(code=code, pid=pid), _launcher_output(node))
     if not is_supervised and not reported_by_launcher:
         return None
-    excluded = "nothing that torchfab did" if is_supervised else "nothing that torchfab did, nor its launcher"
+    excluded = "torchfab did not send it" if is_supervised else "neither torchfab nor its launcher sent it"
     name = describe_exit_code(code)
     if code > 0:
-        name = f"it ended with {name}, as a script that handles {describe_exit_code(_SIGNAL_CODES[code])} does; that"
+        name = f"it ended with {name}, typical of a script that handles {describe_exit_code(_SIGNAL_CODES[code])}; that"
     return Cause(Kind.KILLED, "terminated", f"{name} came from outside: {excluded}", ASK)
 
 
@@ -140,7 +138,7 @@ def _launcher_that_ended(output: str, pid: int | None) -> str:
 
 
 def _launcher_cause(launcher: str, output: str, code: int) -> Cause:
-    """Return why a launcher ended a rank: another rank of its node had failed, or the launcher itself had."""
+    """Return why a launcher ended a rank: another rank of its node, or the launcher itself, had failed."""
     how = f"{launcher} ended it ({describe_exit_code(code)})"
     if re.search(_RANK_FAILED.format(code=r"-?\d+", pid=r"\d+"), output):
         return Cause(Kind.UNKNOWN, "by-launcher", f"{how} after another rank of its node had failed")

@@ -11,12 +11,12 @@ from torchfab.why.causes import Cause, Kind
 from torchfab.why.speakers import Speaker, speaker_of_line
 
 _AROUND_CHARS = 1000
-# They report what happened to them, so the words of a lost rank mean something else when they speak.
+# These sources report their own connections, so their messages about a lost peer do not mean a lost rank.
 _ELSEWHERE = (Speaker.CLIENT, Speaker.WORKER)
 
 
 class Fact(enum.Enum):
-    """What a node must report before a signature counts as the node's fault."""
+    """The fact that a node must report before a signature is attributed to the node."""
 
     NONE = "nothing: only the hardware itself prints this"
     DISK = "a disk that is full"
@@ -34,21 +34,21 @@ class Signature:
     kind, name : Kind, str
         Of the cause.
     words : str
-        Plain words: a clause. `{line}` stands for the matching line and `{name}` for the group `name` of the pattern.
+        Description: a clause. `{line}` is replaced by the matching line, `{name}` by the group `name` of the pattern.
     fix : str
         How to fix it.
     patterns : tuple of str
         Regular expressions; one of them must match.
     example : str
-        A text that matches, as it is printed.
+        A printed text that matches.
     spoken_by : tuple of Speaker
-        Who must say it; empty if its words are enough, whoever says them.
+        The required sources of the message; empty for any source.
     is_symptom : bool
         Whether other ranks report this when one rank fails.
     confirm : Fact
-        What the node must report for kind NODE; without it, the kind is SCRIPT.
+        The fact that the node must report for kind NODE; without it, the kind is SCRIPT.
     source, since : str
-        Which programs print it, and since which version.
+        The programs that print it, and their first version that does.
     """
 
     kind: Kind
@@ -81,12 +81,12 @@ class Signature:
         text : str
             An exception, or lines of a log.
         speaker : Speaker, optional
-            Who raised the exception. Default: each line is judged by its own words.
+            The source of the exception. Default: determined for each line from its own text.
 
         Returns
         -------
         Match or None
-            None if nothing matches, or if another speaker says it.
+            None if nothing matches, or if the message has another source.
         """
         matches = ((match, _line_around(text, match)) for match in reversed([*self.pattern.finditer(text)]))
         last = next((each for each in matches if self._is_said_by(speaker, each[1])), None)
@@ -106,7 +106,7 @@ class Signature:
 
 
 def _line_around(text: str, match: re.Match[str]) -> str:
-    """Return the lines of a match, of long ones the surroundings of the match."""
+    """Return the lines of a match; of long lines, the text around the match."""
     start, end = text.rfind("\n", 0, match.start()) + 1, text.find("\n", match.end())
     end = end if end >= 0 else len(text)
     return text[max(start, match.start() - _AROUND_CHARS) : min(end, match.end() + _AROUND_CHARS)]
@@ -114,18 +114,18 @@ def _line_around(text: str, match: re.Match[str]) -> str:
 
 @dataclass(frozen=True)
 class Match:
-    """A signature that was found.
+    """A signature that matched.
 
     Parameters
     ----------
     signature : Signature
         The record.
     cause : Cause
-        With its words filled in.
+        With its description filled in.
     line : str
         The line that matched.
     start : int
-        Where it begins in the text that was searched.
+        Offset of the match in the searched text.
     """
 
     signature: Signature

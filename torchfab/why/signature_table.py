@@ -1,6 +1,6 @@
-"""The signatures that `fab why` knows: one record for each. To add one, see CONTRIBUTING.md.
+"""The signatures of `fab why`, one record each. To add one, see CONTRIBUTING.md.
 
-The first record that matches wins, so what is more specific stands before what is more general.
+The first record that matches wins, so more specific records come before more general ones.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torchfab.why.speakers import Speaker
 _SMALLER = "a smaller batch or a shorter sequence, gradient checkpointing, or sharding (FSDP)"
 _LESS = "less memory per rank (data loader workers, caches), or lift the limit: ulimit -v, the control group"
 _INTERFACE = "name the interface with --env NCCL_SOCKET_IFNAME=... or GLOO_SOCKET_IFNAME=...; fab doctor, fab network"
-_HANG = f"see what the rank behind does: fab stacks, while it hangs; the network: {_INTERFACE}"
+_HANG = f"see what the rank that is behind does: fab stacks, while it hangs; for the network: {_INTERFACE}"
 _REACH = "fab doctor: can every node reach node 0 and its port?"
 _WITHOUT = "fab doctor; launch without that node"
 _FILES = (
@@ -22,7 +22,7 @@ _FILES = (
 _INSTALL = "install it in the interpreter that runs there (--python), or copy your code there: fab sync"
 _REBUILD = "build or install it again against the torch, CUDA and C library of that node; fab doctor compares the nodes"
 _ONE_FIRST = "download on one rank first, or once before the job, and then --env HF_HUB_OFFLINE=1"
-_PEER = "see that rank's log and node; where nothing failed there, the link: fab network"
+_PEER = "see that rank's log and node; if nothing failed there, check the link: fab network"
 _ONE_GPU = "torch.cuda.set_device(int(os.environ['LOCAL_RANK'])); no host twice in the hosts file"
 _PEERS = (Speaker.DISTRIBUTED, Speaker.COMMUNICATION)
 
@@ -51,7 +51,7 @@ MEMORY = (
     Signature(
         *(Kind.MEMORY, "cublas-start"),
         words="cuBLAS could not start on its GPU, most often because its memory is full: {line}",
-        fix=f"what else is on that GPU: nvidia-smi there; {_ONE_GPU}; {_SMALLER}",
+        fix=f"to see what else uses that GPU: nvidia-smi there; {_ONE_GPU}; {_SMALLER}",
         patterns=("CUBLAS_STATUS_NOT_INITIALIZED", "CUDNN_STATUS_NOT_INITIALIZED"),
         example="RuntimeError: CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
         source="torch/aten/cuda",
@@ -75,7 +75,7 @@ MEMORY = (
         *(Kind.MEMORY, "shared-memory"),
         words="/dev/shm was full, or is too small: {line}",
         fix="fewer data loader workers, or a larger /dev/shm (of containers: --shm-size); "
-        "what is left over: ls -l /dev/shm",
+        "to see leftovers: ls -l /dev/shm",
         patterns=(
             *("Unexpected bus error encountered in worker", "insufficient shared memory"),
             # Another reason than a full disk must not match: the files of a worker that died are gone too.
@@ -92,7 +92,7 @@ MEMORY = (
     ),
     Signature(
         *(Kind.MEMORY, "locked-memory"),
-        words="it may not lock the memory that its network adapter needs: {line}",
+        words="it is not allowed to lock the memory that its network adapter needs: {line}",
         fix="ulimit -l unlimited there (memlock in /etc/security/limits.conf; of containers: --ulimit memlock=-1); "
         "fab doctor",
         patterns=(r"ibv_\w+ .*Cannot allocate memory", r"NET/\w+\W.*[Rr]egister memory .*Cannot allocate memory"),
@@ -101,7 +101,7 @@ MEMORY = (
     ),
     Signature(
         *(Kind.MEMORY, "host-memory"),
-        words="it asked for more memory than it may have: {line}",
+        words="it requested more memory than its limit allows: {line}",
         fix=_LESS,
         patterns=(
             *(r"^(?:\w+\.)*MemoryError\b", "DefaultCPUAllocator: (?:can't|not enough memory)", "std::bad_alloc"),
@@ -112,7 +112,7 @@ MEMORY = (
     ),
     Signature(
         *(Kind.MEMORY, "host-memory"),
-        words="a process of it was killed, most often by the kernel because the host's memory ran out: {line}",
+        words="one of its processes was killed, most often by the kernel because the host's memory ran out: {line}",
         fix=_LESS,
         patterns=(
             r"DataLoader worker \(pid\S* \d+\) (?:is|was) killed by signal: Killed",
@@ -121,6 +121,7 @@ MEMORY = (
             r"(?:BrokenProcessPool|process in the process pool was terminated abruptly)",
             "subprocesses has abruptly died during map operation",
             *("Task was killed due to the node running low on memory", "ray.exceptions.OutOfMemoryError"),
+            "ObjectStoreFullError",
             r"TerminatedWorkerError: A worker process managed by the executor was unexpectedly terminated",
             r"line \d+:\s+\d+ Killed\b",
         ),
@@ -132,7 +133,7 @@ STORAGE = (
     Signature(
         *(Kind.SCRIPT, "quota"),
         words="the user's quota on a file system is used up: {line}",
-        fix="delete files, or ask for more: quota -s; it is the user's, the same on every node",
+        fix="delete files, or request more: quota -s; the quota is per user, on all nodes",
         patterns=("Disk quota exceeded", r"\b[Ee]rrno:? 122\b"),
         example="OSError: [Errno 122] Disk quota exceeded: 'x.pt'",
     ),
@@ -172,7 +173,7 @@ STORAGE = (
     Signature(
         *(Kind.NODE, "filesystem-sick"),
         words="a file system cannot be used: {line}",
-        fix="another path; where the kernel reports its disk or server: launch without that node",
+        fix="use another path; if the kernel reports a fault of its disk or server: launch without that node",
         patterns=(
             *("Read-only file system", "Stale file handle", r"\b[Ee]rrno:? (?:30|108|116|117|121|112)\b"),
             *(r"\b[Ee]rrno:? 107\b.*: '/", r"\b[Ee]rrno:? 5\b", r"Transport endpoint is not connected: '/"),
@@ -185,7 +186,7 @@ DEVICES = (
     Signature(
         *(Kind.NODE, "fabric-sick"),
         words="the fabric of the node's GPUs (NVSwitch) is not ready: {line}",
-        fix="systemctl status nvidia-fabricmanager there: of the driver's own version, and without errors; "
+        fix="systemctl status nvidia-fabricmanager there: it needs the driver's version, and no errors; "
         "launch without that node",
         patterns=(
             *("system not yet initialized", "Failed to bind NVLink SHARP"),
@@ -215,7 +216,7 @@ DEVICES = (
     ),
     Signature(
         *(Kind.NODE, "driver-mismatch"),
-        words="the NVIDIA driver of the node and the libraries there do not fit together: {line}",
+        words="the NVIDIA driver of the node and its libraries are incompatible: {line}",
         fix="a driver was updated without a reboot, or a container brings libraries of another one: nvidia-smi there; "
         "fab doctor",
         patterns=(
@@ -229,16 +230,16 @@ DEVICES = (
     ),
     Signature(
         *(Kind.NODE, "gpu-busy"),
-        words="a GPU of the node is held by something else, or does not work: {line}",
-        fix="what holds it, and its compute mode: nvidia-smi -q -d COMPUTE,PIDS there; fab doctor",
+        words="a GPU of the node is in use by another process, or does not work: {line}",
+        fix="to see what uses it, and its compute mode: nvidia-smi -q -d COMPUTE,PIDS there; fab doctor",
         patterns=(r"CUDA-capable device(?:s are|\(s\) is/are) busy or unavailable",),
         confirm=Fact.OTHERS_RAN,
         example="RuntimeError: CUDA error: all CUDA-capable devices are busy or unavailable",
     ),
     Signature(
         *(Kind.SCRIPT, "device-ordinal"),
-        words="a rank asked for a GPU that its node does not have: {line}",
-        fix="as many ranks as GPUs (--nproc-per-node), and the GPU by LOCAL_RANK, not by RANK; CUDA_VISIBLE_DEVICES",
+        words="a rank selected a GPU that its node does not have: {line}",
+        fix="one rank per GPU (--nproc-per-node); select the GPU by LOCAL_RANK, not RANK; check CUDA_VISIBLE_DEVICES",
         patterns=(
             *("invalid device ordinal", "Invalid device id", r"CUDA-capable device .* out of range"),
             r"device >= 0 && device < (?:num_gpus|static_cast)",
@@ -302,7 +303,7 @@ DEVICES = (
     Signature(
         *(Kind.NODE, "no-gpu"),
         words="the node has no GPU that it may use: {line}",
-        fix="CUDA_VISIBLE_DEVICES there, and what fab doctor says of its driver; launch without that node",
+        fix="check CUDA_VISIBLE_DEVICES there, and the driver with fab doctor; launch without that node",
         patterns=(
             *(r"No (?:CUDA|HIP|XPU|NPU) GPUs are available", "no CUDA-capable device", "no GPUs found"),
             *("Found no NVIDIA driver", "CUDA unknown error", "Unexpected error from cudaGetDeviceCount"),
@@ -346,7 +347,7 @@ INSTALLATION = (
     ),
     Signature(
         *(Kind.SCRIPT, "script-missing"),
-        words="the script is not there: {line}",
+        words="the script does not exist there: {line}",
         fix="copy your code there: fab sync; or --workdir, and the script's path as it is on the nodes",
         patterns=(r"can't open file '[^']*': \[Errno 2\]", r"Error while finding module specification for '.*"),
         example="/usr/bin/python3: can't open file '/home/u/train.py': [Errno 2] No such file or directory",
@@ -378,8 +379,8 @@ INSTALLATION = (
 HUB = (
     Signature(
         *(Kind.NETWORK, "hub-rate-limit"),
-        words="a hub refused more requests for now, since all ranks send theirs at once: {line}",
-        fix=f"log in, which allows more (--env HF_TOKEN=...); {_ONE_FIRST}",
+        words="a hub temporarily refused requests, because all ranks send theirs at once: {line}",
+        fix=f"log in for a higher limit (--env HF_TOKEN=...); {_ONE_FIRST}",
         patterns=(
             r"\b429\b.*(?:Too Many Requests|Client Error|rate)",
             "Too Many Requests",
@@ -391,7 +392,7 @@ HUB = (
     Signature(
         *(Kind.SCRIPT, "hub-access"),
         words="a hub refused access: {line}",
-        fix="a token of an account that may read it: --env HF_TOKEN=..., and accept its terms on the hub's page",
+        fix="use a token of an account that may read it: --env HF_TOKEN=..., and accept the terms on the hub's page",
         patterns=(
             *(
                 "GatedRepoError.*",
@@ -426,7 +427,7 @@ CLIENTS = (
     Signature(
         *(Kind.NETWORK, "service-lost"),
         words="its connection to another service failed: {line}",
-        fix="see whether that service can be reached from there; let the script try again, or go on without it",
+        fix="check whether that service is reachable from there; let the script retry, or continue without it",
         patterns=(
             *(
                 "[Cc]onnection (?:was )?(?:closed|reset|refused|aborted|broken)",
@@ -444,6 +445,7 @@ CLIENTS = (
             r"SSL\w*Error|SSL: |certificate|EOF occurred|[Hh]andshake",
             r"\b50[0234] (?:Server Error|Bad Gateway|Service)|UNAVAILABLE",
             r"SlowDown|Throttl|Please reduce your request rate|RequestLimitExceeded|TooManyRequests|FSTimeoutError",
+            r"too many (?:clients|connections)|connection to server at .* failed|is loading the dataset in memory",
             r"DeadlineExceeded|ServiceUnavailable|InternalServerError|can't be reached|could not be reached",
         ),
         spoken_by=(Speaker.CLIENT,),
@@ -493,7 +495,7 @@ NETWORK = (
     Signature(
         *(Kind.NETWORK, "address-in-use"),
         words="an address that it wanted to listen on is in use: {line}",
-        fix="leave --port out for a free one; what holds a port: ss -ltnp there",
+        fix="omit --port for a free one; to see what uses a port: ss -ltnp there",
         patterns=("EADDRINUSE", "[Aa]ddress already in use", r"\b[Ee]rrno:? ?98\b", "port is already allocated"),
         example="OSError: [Errno 98] Address already in use",
     ),
@@ -534,7 +536,7 @@ NETWORK = (
     Signature(
         *(Kind.NETWORK, "name-unresolved"),
         words="a host name does not resolve there: {line}",
-        fix="/etc/hosts or DNS of that node, or --master-addr with an address; fab doctor",
+        fix="correct /etc/hosts or DNS of that node, or give --master-addr an address; fab doctor",
         patterns=(
             *("Temporary failure in name resolution", "Name or service not known", "nodename nor servname"),
             *(r"gai ?error: -\d+", r"\[Errno -[235]\]", "getaddrinfo failed", "No address associated with hostname"),
@@ -557,7 +559,7 @@ NETWORK = (
     ),
     Signature(
         *(Kind.NETWORK, "nccl-timeout"),
-        words="NCCL waited in vain for another rank, in {op} number {seq}",
+        words="NCCL timed out waiting for another rank, in {op} number {seq}",
         fix=_HANG,
         patterns=(r"(?:operation timeout:|Work) WorkNCCL\(SeqNum=(?P<seq>\d+), OpType=(?P<op>\w+)",),
         is_symptom=True,
@@ -567,7 +569,7 @@ NETWORK = (
     ),
     Signature(
         *(Kind.NETWORK, "nccl-timeout"),
-        words="NCCL waited in vain for another rank, in {op}",
+        words="NCCL timed out waiting for another rank, in {op}",
         fix=_HANG,
         patterns=(r"operation timeout: WorkNCCL\(OpType=(?P<op>\w+)",),  # torch 1.9 does not count them
         is_symptom=True,
@@ -576,7 +578,7 @@ NETWORK = (
     ),
     Signature(
         *(Kind.NETWORK, "nccl-stuck"),
-        words="a call of NCCL or CUDA hung, says torch's monitor: {sign}",
+        words="a call of NCCL or CUDA hung, according to torch's monitor: {sign}",
         fix=_HANG,
         patterns=(r"(?P<sign>watchdog got stuck for \d+ seconds|Heartbeat monitor timed out)",),
         is_symptom=True,
@@ -586,7 +588,7 @@ NETWORK = (
     ),
     Signature(
         *(Kind.NETWORK, "nccl-timeout"),
-        words="a collective waited in vain for another rank: {line}",
+        words="a collective timed out waiting for another rank: {line}",
         fix=_HANG,
         patterns=(
             r"HCCL.*(?:time-?d? ?out|times? out|timeout)|(?:Notify register|Getting socket) times out",
@@ -600,7 +602,7 @@ NETWORK = (
     ),
     Signature(
         *(Kind.NETWORK, "gloo-timeout"),
-        words="gloo waited in vain for another rank: {line}",
+        words="gloo timed out waiting for another rank: {line}",
         fix=_HANG,
         patterns=(r"Timed out waiting \d+ms for \w+ operation to complete", "Application timeout caused pair closure"),
         is_symptom=True,
@@ -609,7 +611,7 @@ NETWORK = (
     ),
     Signature(
         *(Kind.NETWORK, "store-timeout"),
-        words="it waited in vain for another rank at the store of node 0: {line}",
+        words="it timed out waiting for another rank at the store of node 0: {line}",
         fix=_HANG,
         patterns=(
             *(r"wait timeout after \d+ms, keys: ", "Timeout waiting for key", "Socket Timeout"),
@@ -623,7 +625,7 @@ NETWORK = (
     Signature(
         *(Kind.NETWORK, "no-route"),
         words="NCCL chose an address of Docker's own bridge, which no other node can reach: {line}",
-        fix="leave it out: --env NCCL_SOCKET_IFNAME=^docker0,lo (gloo: GLOO_SOCKET_IFNAME=eth0); fab network",
+        fix="exclude it: --env NCCL_SOCKET_IFNAME=^docker0,lo (gloo: GLOO_SOCKET_IFNAME=eth0); fab network",
         patterns=(
             r"172\.(?:1[7-9]|2\d|3[01])\.\d+\.\d+\S* failed ?: (?:No route to host|Connection (?:refused|timed out))",
         ),
@@ -770,7 +772,7 @@ OTHERS = (
     Signature(
         *(Kind.KILLED, "time-limit"),
         words="the scheduler's time limit ended it: {line}",
-        fix="ask for more --time, and resume from a checkpoint",
+        fix="request more --time, and resume from a checkpoint",
         patterns=(
             "CANCELLED AT .* DUE TO TIME LIMIT",
             r"PBS: job killed: (?:walltime|cput) .*exceeded",
@@ -782,7 +784,7 @@ OTHERS = (
     ),
     Signature(
         *(Kind.KILLED, "preempted"),
-        words="the scheduler took its nodes away: {line}",
+        words="the scheduler deallocated its nodes: {line}",
         fix="launch it again, and resume from a checkpoint",
         patterns=(
             "CANCELLED AT .* DUE TO (?:PREEMPTION|JOB REQUEUE|NODE FAILURE)",
@@ -794,7 +796,7 @@ OTHERS = (
     Signature(
         *(Kind.KILLED, "cancelled"),
         words="Slurm cancelled its step: {line}",
-        fix="see who did it, or which task failed before: sacct -j, and the logs of the other ranks",
+        fix="find out who did it, or which task failed before: sacct -j, and the logs of the other ranks",
         patterns=(r"\*\*\* (?:STEP|JOB) \S+ ON \S+ CANCELLED AT \S+ \*\*\*",),
         is_symptom=True,
         example="slurmstepd: error: *** STEP 88.0 ON n1 CANCELLED AT 2024-05-01T10:00:00 ***",
@@ -811,7 +813,7 @@ OTHERS = (
     Signature(
         *(Kind.NETWORK, "peer-lost"),
         words="a connection of the script was lost: {line}",
-        fix="see what ended its other side",
+        fix="see what ended the other end",
         patterns=("^(?:ConnectionResetError|BrokenPipeError|ConnectionAbortedError|ConnectionRefusedError)\\b.*",),
         spoken_by=(Speaker.SCRIPT,),
         is_symptom=True,

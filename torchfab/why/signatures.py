@@ -1,4 +1,4 @@
-"""Recognise common causes in exceptions and log lines, by the records of `signature_table`."""
+"""Match exceptions and log lines against the records of `signature_table`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def find(text: str, speaker: Speaker | None = None) -> Match | None:
     text : str
         An exception, or lines of a log.
     speaker : Speaker, optional
-        Who raised the exception. Default: each line is judged by its own words.
+        The source of the exception. Default: determined for each line from its own text.
 
     Returns
     -------
@@ -34,7 +34,7 @@ def recognise(text: str, speaker: Speaker | None = None) -> Cause | None:
     text : str
         An exception, or lines of a log.
     speaker : Speaker, optional
-        Who raised the exception. Default: each line is judged by its own words.
+        The source of the exception. Default: determined for each line from its own text.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Determine who speaks in an exception or a log line: the same words mean different things from different speakers."""
+"""Determine the source of an exception or a log line: equal messages from different sources have different meanings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torchfab.why.tracebacks import Member
 
 
 class Speaker(enum.Enum):
-    """Who raised an exception or printed a line."""
+    """The source of an exception or a log line."""
 
     SCRIPT = "the script, or a library that it calls"
     DISTRIBUTED = "torch.distributed, gloo or the store"
@@ -77,9 +77,9 @@ _SYSTEM_LINE = re.compile(
 
 
 def speaker_of(members: Sequence[Member]) -> Speaker:
-    """Return who raised the exceptions of a traceback.
+    """Return the source of the exceptions of a traceback.
 
-    A client that wraps an error of its socket speaks for the whole chain.
+    A client that wraps a socket error is the source of the whole chain.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ def speaker_of(members: Sequence[Member]) -> Speaker:
     Returns
     -------
     Speaker
-        SCRIPT if neither classes, messages nor frames name another one.
+        SCRIPT if neither classes, messages nor frames indicate another source.
     """
     found = [_speaker_of_one(member) for member in members]
     if Speaker.CLIENT in found:
@@ -131,7 +131,7 @@ def _speaker_of_frames(member: Member) -> Speaker:
 
 
 def speaker_of_line(line: str) -> Speaker:
-    """Return who printed a line of a log.
+    """Return the source of a log line.
 
     Parameters
     ----------
@@ -141,7 +141,7 @@ def speaker_of_line(line: str) -> Speaker:
     Returns
     -------
     Speaker
-        SCRIPT if its words name nobody else.
+        SCRIPT if its text indicates no other source.
     """
     if _SYSTEM_LINE.search(line):
         return Speaker.SYSTEM

@@ -76,7 +76,7 @@ def find_halted(evidence: Evidence) -> Iterator[Straggler]:
     """
     for node in evidence.nodes:
         for name in node.halted:
-            yield Straggler((node.host,), f"{name} on {node.host} is stopped by a signal (SIGSTOP), or by a debugger")
+            yield Straggler((node.host,), f"{name} on {node.host} is stopped by a signal (SIGSTOP) or a debugger")
 
 
 def _behind_in_collectives(evidence: Evidence) -> Iterator[Straggler]:
@@ -111,7 +111,7 @@ def _counts(evidence: Evidence, pattern: re.Pattern[str]) -> dict[str, dict[int,
 
 
 def _without_timeout(first: Failure, failures: Sequence[Failure], evidence: Evidence) -> Iterator[Straggler]:
-    """Yield the ranks that did not report the timeout, and how long before it they logged their last line."""
+    """Yield the ranks that did not report the timeout, with the age of their last log line."""
     timed_out = {failure.rank for failure in failures if failure.cause.name in TIMEOUTS}
     quiet = {
         rank.rank: node
@@ -121,7 +121,7 @@ def _without_timeout(first: Failure, failures: Sequence[Failure], evidence: Evid
     }
     if quiet:
         hosts = tuple(dict.fromkeys(node.host for node in quiet.values()))
-        words = f"{_ranks(sorted(quiet))} on {fold(hosts)} did not time out: the others may have waited for that"
+        words = f"{_ranks(sorted(quiet))} on {fold(hosts)} did not time out: the others may have waited for it"
         yield Straggler(hosts, words)
     for rank, node in quiet.items():
         written = max((log.written for log in node.logs if log.label == rank), default=first.time)
@@ -134,7 +134,7 @@ def _not_in_rendezvous(failures: Sequence[Failure], evidence: Evidence) -> Itera
     joined = {failure.host for failure in failures if failure.cause.name == "rendezvous-timeout"}
     for node in evidence.nodes:
         if node.host not in joined and not node.status.ranks:
-            yield Straggler((node.host,), f"{node.host} never came: {_describe_state(node, failures)}")
+            yield Straggler((node.host,), f"{node.host} did not join: {_describe_state(node, failures)}")
 
 
 def _describe_state(node: NodeEvidence, failures: Sequence[Failure]) -> str:
@@ -142,9 +142,9 @@ def _describe_state(node: NodeEvidence, failures: Sequence[Failure]) -> str:
     if own:
         return own.cause.words
     if node.status.state == "unreachable":
-        return f"it cannot be asked ({node.status.reason})"
+        return f"it is unreachable ({node.status.reason})"
     if node.halted:
-        return f"its {node.halted[0]} is stopped by a signal (SIGSTOP), or by a debugger"
+        return f"its {node.halted[0]} is stopped by a signal (SIGSTOP) or a debugger"
     found = (signatures.recognise(log.text) for log in sorted(node.logs, key=lambda log: -log.written))
     logged_cause = next((cause.words for cause in found if cause), "")
     last = node.status.last_line.text if node.status.last_line else ""

@@ -1,6 +1,6 @@
 """Find Python tracebacks in a log, and compute a fingerprint that is equal for equal failures.
 
-A traceback is found behind any prefix, in the layouts of CPython 3.9 to 3.14, rich, loguru, structlog, Ray and JSON
+A traceback is found after any prefix, in the layouts of CPython 3.9 to 3.14, rich, loguru, structlog, Ray and JSON
 lines. Tracebacks that are chained, grouped or nested become one `Traceback` whose `members` begin with the cause.
 """
 
@@ -40,7 +40,7 @@ _SYNTAX = re.compile(r"^(?:SyntaxError|IndentationError|TabError): ")
 _DIRECT = "The above exception was the direct cause of the following"
 _HANDLING = "During handling of the above exception, another exception"
 _CHAIN_WORDS = re.compile(rf"^(?:{_DIRECT}|{_HANDLING}|exception:|occurred:|exception occurred:|\"\"\"|''')")
-# What stands before a traceback that is printed inside the message of the exception before it.
+# The line before a traceback that is printed inside the message of the previous exception.
 _NESTED = re.compile(r"^-- Process \d+ terminated with the following error:")
 _SEPARATOR = re.compile(r"^[ ]*\+-(?:\+-)?[-]*(?: \d+ |\.\.\.)?-*$")
 _BAR = re.compile(r"^[ ]*[|+] ?")
@@ -60,12 +60,12 @@ _BEGINNINGS = {
 
 
 class Role(enum.Enum):
-    """What a traceback tells about the process that printed it, by the line that Python printed before it."""
+    """The meaning of a traceback for the process that printed it, from the line that Python printed before it."""
 
     MAIN = "main"  # no mark: it may have ended the process
     CHILD = "child"  # `Process SpawnProcess-1:`: it ended a child process
     THREAD = "thread"  # `Exception in thread ...`: it ended a thread
-    WARNED = "warned"  # logged as a warning: the process went on
+    WARNED = "warned"  # logged as a warning: the process continued
     IGNORED = "ignored"  # `Exception ignored in ...`, atexit, logging's own: never a cause
 
 
@@ -88,7 +88,7 @@ class Member:
     Parameters
     ----------
     exception : str
-        Its class and message; the notes that were added to it belong to the message.
+        Its class and message, including notes that were added to it.
     calls : tuple of (str, str)
         File and function of each frame, the innermost last.
     place : str
@@ -133,11 +133,11 @@ class Traceback:
     links : tuple of str
         How each member but the first follows from those before: `direct`, `handling`, `nested`, `group`.
     role : Role
-        What it tells about the process.
+        Its meaning for the process.
     line, raised, end : int
         The numbers of its first line, of the line with its last exception, and of the line after its last.
     prefix : Prefix
-        What stands before each of its lines.
+        The text before each of its lines.
     """
 
     text: str
@@ -206,7 +206,7 @@ def last_traceback(text: str) -> Traceback | None:
     return next((each for role in Role for each in reversed(found) if each.role is role), None)
 
 
-@functools.lru_cache(maxsize=16)  # several questions are asked of each log
+@functools.lru_cache(maxsize=16)  # each log is queried several times
 def all_tracebacks(text: str) -> tuple[Traceback, ...]:
     """Return all complete tracebacks in a text.
 
@@ -253,7 +253,7 @@ def _find_head(line: str) -> tuple[str, Prefix] | None:
 
 
 class OwnLine(NamedTuple):
-    """A line of one process without its prefix; its number in the log, and its index in what is parsed."""
+    """A line of one process without its prefix, with its number in the log and its index in the parsed text."""
 
     text: str
     number: int
@@ -261,7 +261,7 @@ class OwnLine(NamedTuple):
 
 
 def _own_lines(lines: Sequence[SourceLine], at: int, head: Prefix, prefix: Prefix) -> list[OwnLine]:
-    """Return the lines that the process whose traceback begins here wrote from there on, without their prefix."""
+    """Return the lines from here on of the process whose traceback begins here, without their prefix."""
     found, foreign = [OwnLine(head.strip(lines[at].text) or "", lines[at].number, at)], 0
     for index in range(at + 1, min(len(lines), at + 1 + _MAX_BODY_LINES + _MAX_FOREIGN_LINES)):
         own = prefix.strip(lines[index].text)
@@ -273,7 +273,7 @@ def _own_lines(lines: Sequence[SourceLine], at: int, head: Prefix, prefix: Prefi
 
 
 def _other_prefix(lines: Sequence[SourceLine], at: int, prefix: Prefix) -> Prefix:
-    """Return the prefix of the lines below a head whose own text is not before them.
+    """Return the prefix of the lines below a head, if it differs from the text before the head.
 
     Either its numbers count lines or seconds, or it is a logger's, which is before the first line only, or the head was
     appended to a line that another process had not ended.
@@ -322,12 +322,12 @@ def _parse_at(lines: Sequence[SourceLine], at: int, head: tuple[str, Prefix]) ->
     message = found.members[-1].exception.count("\n") + 1
     raised = own[max(0, min(count, len(own)) - message)].number
     where = {"role": role, "line": lines[at].number, "raised": raised, "end": end, "prefix": body}
-    # Lines of other processes in between may hold heads of their own.
+    # Lines of other processes in between may contain their own heads.
     return replace(found, **where), {line.at for line in own[:count]}  # type: ignore[arg-type]
 
 
 def _role_of(lines: Sequence[SourceLine], at: int, prefix: Prefix) -> Role:
-    """Return the role of a traceback by the line before it, and by what stands before it on its own line."""
+    """Return the role of a traceback, from the line before it and the text before it on its own line."""
     for line in reversed(lines[max(0, at - 8) : at]):
         own = prefix.strip(line.text)
         text = line.text if own is None or prefix.is_blank else own
@@ -381,7 +381,7 @@ def _inner_frames(lines: list[str], at: int) -> tuple[Traceback, int] | None:
 def _end_of_frames(lines: list[str], begin: int) -> int | None:
     """Return the index of the line with the exception; None if the frames are cut off before it.
 
-    Some lines of other threads (progress bars) may stand between the frames.
+    Some lines of other threads (progress bars) may be between the frames.
     """
     at, strangers, seen = begin, 0, False
     while at < len(lines) and at < _MAX_BODY_LINES:
@@ -438,7 +438,7 @@ def _parse_ipython(lines: list[str]) -> tuple[Traceback, int] | None:
 
 
 def _parse_group(lines: list[str]) -> tuple[Traceback, int] | None:
-    """Return the traceback of an exception group: the exceptions that it holds first, the group itself last."""
+    """Return the traceback of an exception group: first the exceptions in it, then the group itself."""
     block = list(itertools.takewhile(lambda line: re.match(r"^[ ]*[|+]", line), lines[1:_MAX_BODY_LINES]))
     segments: list[list[str]] = [[f"{HEAD}:"]]
     for line in block:
@@ -475,7 +475,7 @@ def _is_group(member: Member) -> bool:
 
 
 def _joined(lines: Sequence[SourceLine], found: Sequence[Traceback]) -> list[Traceback]:
-    """Join the tracebacks of a chain, and those that are printed inside the message of the one before."""
+    """Join the tracebacks of a chain, and those that are printed inside the message of the previous one."""
     joined: list[Traceback] = []
     for each in found:
         before = next((one for one in reversed(joined) if one.prefix.shape == each.prefix.shape), None)
@@ -488,7 +488,7 @@ def _joined(lines: Sequence[SourceLine], found: Sequence[Traceback]) -> list[Tra
 
 
 def _link(lines: Sequence[SourceLine], before: Traceback, after: Traceback) -> str:
-    """Return how a traceback belongs to the one before it; empty if it does not."""
+    """Return the link of a traceback to the previous one; empty if they are not linked."""
     prefix = before.prefix
     between = []
     for line in lines:

@@ -125,7 +125,7 @@ def test_ipv6_hosts_get_their_brackets() -> None:
         ("gpu:\n  hosts:\n    a\n    b\n", "hosts:1: an inventory of ansible in which hosts of 'gpu' is not a mapping"),
         ("gpu:\n  hosts:\n  a:\n", "hosts: a JSON or YAML document that lists no hosts"),
         ("gpu:\n  hosts: {\n", "hosts:3: not valid YAML: "),
-        ("plugin: aws_ec2\nregions: x\n", "hosts: a dynamic inventory of ansible, not a file of hosts"),
+        ("plugin: aws_ec2\nregions: x\n", "hosts: a dynamic inventory of ansible, not a hosts file"),
     ],
 )
 def test_an_error_names_the_line_of_the_inventory(text: str, problem: str) -> None:

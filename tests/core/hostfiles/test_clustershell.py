@@ -51,10 +51,10 @@ def test_a_line_may_name_a_group() -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("@nope", "hosts:1: @nope: ClusterShell knows no host of this group"),
+        ("@nope", "hosts:1: @nope: ClusterShell has no host in this group"),
         ("@other:gpu", "hosts:1: @other:gpu: ClusterShell cannot resolve this group: other"),
         ("@bad", "hosts:1: @bad contains '-x', which is not a host name"),
-        ("x\n@", "hosts:2: @: ClusterShell knows no host of this group"),
+        ("x\n@", "hosts:2: @: ClusterShell has no host in this group"),
     ],
 )
 def test_a_group_that_cannot_be_resolved_is_an_error(text: str, problem: str) -> None:

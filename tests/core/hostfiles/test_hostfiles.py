@@ -133,12 +133,12 @@ def test_a_format_that_is_named_is_read(text: str, file_format: str, expected: l
 
 PORTS = "or give --hostfile-format mpich, or --hostfile-format torchfab for ports"
 ONCE_PER_SLOT = (
-    "for a node file of PBS or LSF, which names a host once per slot, give --hostfile-format pbs, or lsf, which leaves "
-    "out its batch node"
+    "for a node file of PBS or LSF, which names a host once per slot, give --hostfile-format pbs, or lsf, which omits "
+    "the batch node"
 )
-NO_HOSTS = ", not a file of hosts"
+NO_HOSTS = ", not a hosts file"
 TITLES = "leave the titles out, and write node1 slots=8, with the key of each value"
-ONE_A_LINE = "write one host a line, or a list with commas: node1,node2"
+ONE_A_LINE = "write one host per line, or a list with commas: node1,node2"
 REFUSED: dict[str, tuple[str, str, str]] = {
     "processes or a port": (
         "172.23.2.192:8\n172.23.2.193:8\n",
@@ -158,12 +158,12 @@ REFUSED: dict[str, tuple[str, str, str]] = {
     "metis": (
         "IP1 4\n",
         "hosts:1: unknown key '4' in '4'",
-        "a number of processes is written with its key: IP1 slots=4",
+        "write a number of processes with its key: IP1 slots=4",
     ),
     "a login behind the host": (
         "10.0.0.1 root\n",
         "hosts:1: unknown key 'root' in 'root'",
-        "a login name stands before the host: root@10.0.0.1",
+        "write a login name before the host: root@10.0.0.1",
     ),
     "a host per slot": (
         "a\na\nb\n",
@@ -172,8 +172,8 @@ REFUSED: dict[str, tuple[str, str, str]] = {
     ),
     "/etc/hosts": (
         "127.0.0.1 localhost\n10.0.0.1 node1 node1.lan\n",
-        "hosts:2: 10.0.0.1 node1: the address stands first: is this /etc/hosts?",
-        "write the name first: node1 address=10.0.0.1; --hostfile-format etc-hosts takes all of its hosts",
+        "hosts:2: 10.0.0.1 node1: the address comes first: is this /etc/hosts?",
+        "write the name first: node1 address=10.0.0.1; or give --hostfile-format etc-hosts, for all of its hosts",
     ),
     "a rankfile": (
         "rank 0=node1 slot=1:0-2\n",
@@ -188,38 +188,38 @@ REFUSED: dict[str, tuple[str, str, str]] = {
     ),
     "ray": (
         "cluster_name: x\nprovider:\n  type: local\n",
-        "hosts: a cluster file of Ray, not a file of hosts",
-        "fab import hosts turns it into a command line; for its hosts, write one a line",
+        "hosts: a cluster file of Ray, not a hosts file",
+        "fab import hosts converts it to a command line; for its hosts, write one per line",
     ),
     "kubernetes": (
         "apiVersion: batch/v1\nkind: Job\n",
-        "hosts: a manifest of Kubernetes, not a file of hosts",
-        "fab import hosts turns it into a command line; for its hosts, write one a line",
+        "hosts: a manifest of Kubernetes, not a hosts file",
+        "fab import hosts converts it to a command line; for its hosts, write one per line",
     ),
     "accelerate": (
         "compute_environment: LOCAL_MACHINE\ngpu_ids: 0,1\n",
-        "hosts: a configuration of accelerate, not a file of hosts",
-        "fab import hosts turns it into a command line; for its hosts, write one a line",
+        "hosts: a configuration of accelerate, not a hosts file",
+        "fab import hosts converts it to a command line; for its hosts, write one per line",
     ),
     "TF_CONFIG": (
         '{"cluster": {"worker": ["a:2222"]}, "task": {"type": "worker", "index": 0}}',
-        "hosts: TF_CONFIG of TensorFlow, not a file of hosts",
-        "write its hosts one a line, without its ports",
+        "hosts: TF_CONFIG of TensorFlow, not a hosts file",
+        "write its hosts one per line, without the ports",
     ),
     "a program": (
         "#!/usr/bin/env python3\nprint()\n",
-        "hosts:1: a program (/usr/bin/env python3), not a file of hosts",
-        "run it, and give what it prints: FILE | fab … --hostfile -",
+        "hosts:1: a program (/usr/bin/env python3), not a hosts file",
+        "run it, and pass its output: FILE | fab … --hostfile -",
     ),
     "a vault": (
         "$ANSIBLE_VAULT;1.1;AES256\n6138\n",
         "hosts:1: an encrypted file of ansible-vault",
-        "give what this prints: ansible-vault view FILE",
+        "pass the output of: ansible-vault view FILE",
     ),
     "ssh's configuration": (
         "Host *\n  User me\nHost a b\n  HostName 10.0.0.1\n",
-        "hosts:1: a configuration of ssh, not a file of hosts",
-        "write the names of its hosts: a, b; fab -S hosts reads how to reach them",
+        "hosts:1: a configuration of ssh, not a hosts file",
+        "write the names of its hosts: a, b; give the configuration with fab -S hosts",
     ),
     "an ssh command": (
         "ssh -p 40022 root@10.0.0.1\n",
@@ -228,13 +228,13 @@ REFUSED: dict[str, tuple[str, str, str]] = {
     ),
     "a shell script": (
         'export HOSTS="a b"\n',
-        "hosts:1: a shell script, which sets HOSTS here, not a file of hosts",
-        "write one host a line, or a list with commas: node1,node2",
+        "hosts:1: a shell script, which sets HOSTS, not a hosts file",
+        "write one host per line, or a list with commas: node1,node2",
     ),
     "unknown JSON": (
         '{"a": [1]}',
         "hosts: a JSON or YAML document that lists no hosts",
-        'write one host a line, or ["node1", "node2"] in JSON',
+        'write one host per line, or ["node1", "node2"] in JSON',
     ),
     "a key": (
         "-----BEGIN OPENSSH PRIVATE KEY-----\nx\n",
@@ -248,12 +248,12 @@ REFUSED: dict[str, tuple[str, str, str]] = {
     ),
     "a table": (
         "host,slots\na,8\n",
-        "hosts:1: a table with titles, not a file of hosts",
+        "hosts:1: a table with titles, not a hosts file",
         "leave the titles out, and write node1 slots=8, with the key of each value",
     ),
-    "a list of bash": ("HOSTS=(a b)\n", "hosts:1: a program's list, not a file of hosts", ONE_A_LINE),
-    "a list of Python": ("hosts = ['a', 'b']\n", "hosts:1: a program's list, not a file of hosts", ONE_A_LINE),
-    "HTML": ("<!DOCTYPE html>\n<html>\n", "hosts:1: a page of HTML or XML, not a file of hosts", ONE_A_LINE),
+    "a list of bash": ("HOSTS=(a b)\n", "hosts:1: a program's list, not a hosts file", ONE_A_LINE),
+    "a list of Python": ("hosts = ['a', 'b']\n", "hosts:1: a program's list, not a hosts file", ONE_A_LINE),
+    "HTML": ("<!DOCTYPE html>\n<html>\n", "hosts:1: a page of HTML or XML, not a hosts file", ONE_A_LINE),
 }
 
 
@@ -268,7 +268,7 @@ def test_a_port_beside_slots_is_a_port(text: str) -> None:
 
 
 def test_an_unknown_format_is_an_error_that_lists_the_formats() -> None:
-    with pytest.raises(UsageError, match=r"--hostfile-format is one of torchfab, .*mpich.*; got 'mpihc'"):
+    with pytest.raises(UsageError, match=r"--hostfile-format must be one of torchfab, .*mpich.*; got 'mpihc'"):
         hostfiles.check_format("mpihc")
 
 

@@ -25,13 +25,13 @@ def test_the_error_for_a_missing_file_has_a_fix(read: object, tmp_path: Path) ->
     path = tmp_path / "it's $HOME"
     with pytest.raises(InventoryError) as caught:
         read(path)  # type: ignore[operator]
-    fix = "write one host a line into it, or name hosts with -H host1,host2"
+    fix = "write one host per line into it, or give hosts with -H host1,host2; fab init writes one to fill in"
     assert str(caught.value) == f"{path}: there is no such file\n  fix: {fix}"
 
 
 def test_a_folder_instead_of_a_file_is_an_error(tmp_path: Path) -> None:
-    fix = f"name the file in it: {tmp_path}/hosts"
-    assert error(tmp_path) == f"{tmp_path}: is a folder, not a file of hosts\n  fix: {fix}"
+    fix = f"give the file in it: {tmp_path}/hosts"
+    assert error(tmp_path) == f"{tmp_path}: is a folder, not a hosts file\n  fix: {fix}"
 
 
 def test_the_error_for_a_binary_file_has_the_byte(tmp_path: Path) -> None:
@@ -55,14 +55,14 @@ def test_what_has_nul_characters_is_no_text(tmp_path: Path, content: bytes) -> N
 
 
 def test_an_endless_device_is_refused() -> None:
-    assert error(Path("/dev/zero")).startswith("/dev/zero: larger than 1 MB: not a file of hosts")
+    assert error(Path("/dev/zero")).startswith("/dev/zero: larger than 1 MB: not a hosts file")
 
 
 def test_a_large_file_is_refused_before_it_is_read_whole(tmp_path: Path) -> None:
     path = tmp_path / "hosts"
     path.touch()
     os.truncate(path, 2 << 30)  # of holes: it takes no space
-    assert "larger than 1 MB: not a file of hosts" in error(path)
+    assert "larger than 1 MB: not a hosts file" in error(path)
 
 
 def test_a_file_that_may_not_be_read_is_an_error(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_named_pipe_without_a_writer_is_an_error_in_time(tmp_path: Path, monke
     monkeypatch.setattr(reading, "PIPE_TIMEOUT_S", 0.1)
     path = tmp_path / "pipe"
     os.mkfifo(path)
-    assert "a pipe into which nothing was written" in error(path)
+    assert "no data arrived through this pipe" in error(path)
 
 
 @pytest.mark.parametrize("name", ["-", "/dev/stdin"])

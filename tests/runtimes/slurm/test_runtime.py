@@ -245,7 +245,7 @@ def test_why_shows_the_reason_if_slurm_ended_the_job(
     played.answers = [{**answer(state, node(0, killed), exit="0:9"), "evidence": [{}], "batch": said}]
     found = why_of(tmp_path)
     assert (found.cause.kind, found.cause.name) == (kind, name)
-    assert found.notes == (f"the batch script said: {said}",)
+    assert found.notes == (f"output of the batch script: {said}",)
 
 
 def test_why_shows_output_of_a_batch_script_that_failed_early(played: Played, tmp_path: Path) -> None:

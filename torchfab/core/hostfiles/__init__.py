@@ -1,10 +1,10 @@
-"""Files of hosts in any dialect: ours, and those of other launchers, schedulers and inventories.
+"""Read hosts files in any format: torchfab's own, and those of other launchers, schedulers and inventories.
 
     found = hostfiles.read_hosts(Path("hosts"))
     found.inventory.nodes, found.dialect
 
-Each dialect is one module with a test whether a text is of it, and a translation into lines of our own grammar
-(`core/hostlines`). What could be of two dialects is an error that asks.
+Each dialect is one module that detects its format, and translates it into lines of our own grammar
+(`core/hostlines`). A text that fits two dialects is an error, whose fix names the flag that decides.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from torchfab.core.lazy_dataclass import dataclass
 
 @dataclass(frozen=True)
 class HostFile:
-    """The content of a file of hosts.
+    """The content of a hosts file.
 
     Parameters
     ----------
     inventory : Inventory
         Nodes, slots and notes.
     dialect : str
-        What the file is, with its article; empty for our own grammar.
+        Description of the format, with an article; empty for our own grammar.
     groups : tuple of str
-        Names of its groups, where it has some.
+        Names of its groups, if any.
     """
 
     inventory: Inventory
@@ -73,7 +73,7 @@ def _read_clustershell(source: Source) -> Translation:
 _ANSIBLE = Dialect(("ansible",), ansible.TITLE, ansible_ini.matches, _read_ansible)
 _CLUSTERSHELL = Dialect(("clustershell",), clustershell.TITLE, clustershell.matches, _read_clustershell)
 _MLX = Dialect(("mlx",), lists.MLX, _never, documents.read_mlx)
-# Tried in this order, after those whose files can look like YAML.
+# Tried in this order, after the dialects whose files can look like YAML.
 _LINE_DIALECTS = (_ANSIBLE, nodefile.SGE, nodefile.LSF, openmpi.DIALECT, mpich.DIALECT, etc_hosts.REFUSED)
 _ALL = (*_LINE_DIALECTS, _CLUSTERSHELL, nodefile.PBS, etc_hosts.DIALECT, _MLX)
 STDIN = reading.STDIN
@@ -87,7 +87,7 @@ def check_format(name: str) -> str:
     Parameters
     ----------
     name : str
-        The value; empty for the format that the file shows.
+        The value; empty to detect the format.
 
     Returns
     -------
@@ -100,12 +100,12 @@ def check_format(name: str) -> str:
         There is no such format.
     """
     if name and name not in FORMATS:
-        raise UsageError(f"--hostfile-format is one of {', '.join(FORMATS)}; got {name!r}")
+        raise UsageError(f"--hostfile-format must be one of {', '.join(FORMATS)}; got {name!r}")
     return name
 
 
 def name_of(path: Path) -> str:
-    """Return how messages name a file; `-` is stdin."""
+    """Return the name of a file for messages; `-` is stdin."""
     return reading.name_of(path)
 
 
@@ -117,9 +117,9 @@ def read_hosts(path: Path, file_format: str = "", groups: tuple[str, ...] = ()) 
     path : Path
         The file; `-` for stdin.
     file_format : str
-        One of `FORMATS`. Default: the one that the text shows.
+        One of `FORMATS`. Default: detected from the text.
     groups : tuple of str
-        The groups to take, of a file that has groups. Default: all hosts.
+        The groups to select, in a file that has groups. Default: all hosts.
 
     Returns
     -------
@@ -128,12 +128,12 @@ def read_hosts(path: Path, file_format: str = "", groups: tuple[str, ...] = ()) 
     Raises
     ------
     InventoryError
-        The file cannot be read, or a line is not valid; or it can be read in two ways.
+        The file cannot be read, a line is invalid, or its format is ambiguous.
     """
     found = parse_hosts(Source(reading.read_text(path), reading.name_of(path), groups), file_format)
     if found.dialect != ansible.TITLE:
         return found
-    # Their variables would need a second reading of the inventory, with ansible's own rules.
+    # Their variables would have to be merged by ansible's own rules.
     beside = [name for name in ("group_vars", "host_vars") if (path.parent / name).is_dir()]
     notes = [f"{path.parent / name} is not read: ansible-inventory --list prints the values" for name in beside]
     return replace(found, inventory=replace(found.inventory, notes=(*found.inventory.notes, *notes)))
@@ -152,7 +152,7 @@ def parse_hosts(source: Source, file_format: str = "") -> HostFile:
 
 
 def read_gpus(path: Path, file_format: str = "") -> HostFile:
-    """Read a gpus file: one process per line, as `read_hosts`. A line of another dialect stands for its slots."""
+    """Read a gpus file: one process per line, else as `read_hosts`. A line of another dialect counts once per slot."""
     return parse_gpus(Source(reading.read_text(path), reading.name_of(path)), file_format)
 
 
@@ -168,7 +168,7 @@ def parse_gpus(source: Source, file_format: str = "") -> HostFile:
 
 
 def _per_process(line: Line) -> list[Line]:
-    """Return a line once for each of its slots; a line of a gpus file has no slots."""
+    """Return a line once for each of its slots; lines of a gpus file have no slots."""
     host, *keys = line.words
     slots = [word.partition("=")[2] for word in keys if word.startswith("slots=")]
     rest = Line(line.origin, (host, *(word for word in keys if not word.startswith("slots="))))
@@ -182,7 +182,7 @@ def _host_file(found: Inventory, title: str, translation: Translation) -> HostFi
 
 
 def _translate(source: Source, file_format: str) -> tuple[str, Translation | None]:
-    """Return what a text is, and its translation; None if it is in our own grammar."""
+    """Return the description of a text's dialect, and its translation; None if it is in our own grammar."""
     if file_format in OURS:
         return "", None
     if file_format:
@@ -200,7 +200,7 @@ def _translate(source: Source, file_format: str) -> tuple[str, Translation | Non
 
 
 def _ask(source: Source, *questions: Callable[[Source], InventoryError | None]) -> None:
-    """Raise the error of the first question that a text leaves open."""
+    """Raise the error for the first ambiguity of a text."""
     for question in questions:
         error = question(source)
         if error is not None:
@@ -209,4 +209,4 @@ def _ask(source: Source, *questions: Callable[[Source], InventoryError | None]) 
 
 def _refuse_groups(source: Source) -> None:
     if source.groups:
-        raise source.error(0, f"has no groups, such as {source.groups[0]!r}", "name hosts with -H, or write the group")
+        raise source.error(0, f"has no groups, such as {source.groups[0]!r}", "give hosts with -H, or define the group")

@@ -13,7 +13,7 @@ from torchfab.core.hostlines.words import Line
 from torchfab.core.lazy_dataclass import dataclass
 
 TITLE = "an inventory of ansible"
-# Which part of our line a variable of a host sets. Later names win, as in ansible.
+# The part of our line that a host variable sets. Later names win, as in ansible.
 _PARTS = {
     "ansible_ssh_host": "host",
     "ansible_host": "host",
@@ -25,7 +25,7 @@ _PARTS = {
     "gpus": "gpus",
     "address": "address",
 }
-# What says how to log in, and is not carried over.
+# Login settings, which are not converted.
 _LOGIN = (
     *("ansible_ssh_private_key_file", "ansible_private_key_file", "ansible_ssh_common_args", "ansible_ssh_extra_args"),
     *("ansible_ssh_pass", "ansible_password"),
@@ -60,7 +60,7 @@ def translate(source: Source, inventory: Inventory) -> Translation:
     Parameters
     ----------
     source : Source
-        The file, and the groups that were asked for.
+        The file, and the selected groups.
     inventory : dict of str to Group
         Its groups.
 
@@ -71,7 +71,7 @@ def translate(source: Source, inventory: Inventory) -> Translation:
     Raises
     ------
     InventoryError
-        A group is not known, or contains itself; or a variable is a template.
+        A group is unknown or contains itself, or a variable is a template.
     """
     _check_children(source, inventory)
     depths = _depths(source, inventory)
@@ -95,7 +95,7 @@ def _check_children(source: Source, inventory: Inventory) -> None:
 
 
 def _depths(source: Source, inventory: Inventory) -> dict[str, int]:
-    """Return how deep each group lies below the outermost one; the variables of deeper groups win."""
+    """Return the depth of each group below the outermost one; variables of deeper groups win."""
     depths = {name: 0 if name == "all" else 1 for name in inventory}
     for _ in range(len(inventory) + 1):
         deeper = {
@@ -152,6 +152,6 @@ def _line(source: Source, name: str, variables: Mapping[str, str]) -> Line:
 
 def _plain(source: Source, host: str, variable: str, value: str) -> str:
     if "{{" in value:
-        fix = "write its value, or give what this prints: ansible-inventory --list"
+        fix = "write its value, or pass the output of: ansible-inventory --list"
         raise source.error(number_of(host), f"{variable}={value} of {host} is a template", fix)
     return value

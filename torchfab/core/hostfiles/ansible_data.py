@@ -10,7 +10,7 @@ from torchfab.core.hostfiles.ansible import Group, Inventory
 from torchfab.core.hostfiles.dialect import Source
 from torchfab.core.hostfiles.structured import number_of
 
-MAX_DEPTH = 100  # a group that contains itself, through an alias, has no end
+MAX_DEPTH = 100  # a group that contains itself through an alias would recurse forever
 _KEYS = ("hosts", "children", "vars")
 
 
@@ -27,7 +27,7 @@ def read(source: Source, document: Any) -> Inventory | None:
     Returns
     -------
     dict of str to Group, or None
-        None: the document is no inventory.
+        None if the document is not an inventory.
 
     Raises
     ------
@@ -42,7 +42,7 @@ def read(source: Source, document: Any) -> Inventory | None:
 
 
 def _is_tree(document: Mapping[str, Any]) -> bool:
-    """Say whether the values of a document are groups as YAML inventories have them."""
+    """Return whether the values of a document are groups as in YAML inventories."""
     filled = [each for each in document.values() if each is not None]
     return bool(filled) and all(isinstance(each, dict) and each and set(each) <= set(_KEYS) for each in filled)
 

@@ -17,7 +17,7 @@ _PORT = re.compile(r"(.*[^:]|\[.*\]):(\d{1,5})")
 
 
 def matches(source: Source) -> bool:
-    """Say whether a line is the title of a section, or has a variable of ansible or one of its ranges."""
+    """Return whether a line is a section header, or has a variable or a range of ansible."""
     return any(
         _section(line) or _RANGE.search(line[0]) or any(word.startswith("ansible_") for word in line[1:])
         for _, line in source.lines
@@ -119,7 +119,9 @@ def expand(source: Source, number: int, pattern: str) -> list[str]:
     for span in spans:
         count *= len(span)
     if count > MAX_HOSTS:
-        raise source.error(number, f"{pattern} has more than {MAX_HOSTS} hosts", "write the hosts that are meant")
+        raise source.error(
+            number, f"{pattern} has more than {MAX_HOSTS} hosts", "write a smaller range, or the host names"
+        )
     ends = [0, *(match.end() for match in matches_)]
     starts = [*(match.start() for match in matches_), len(pattern)]
     fixed = [pattern[end:start] for end, start in zip(ends, starts, strict=True)]

@@ -18,7 +18,7 @@ _ENTRY = re.compile(r"\s*([A-Za-z0-9_][\w.-]*)\s*:\s+([^\s:]\S*(?:\s*,\s*\S+)*)\
 
 
 def matches(source: Source) -> bool:
-    """Say whether every line is a group and its hosts, and at least one has a range, a list or another group."""
+    """Return whether every line is a group and its hosts, and at least one has a range, a list or another group."""
     entries = [_ENTRY.fullmatch(line.partition("#")[0]) for _, line in significant_lines(source.text)]
     if not entries or not all(entries):
         return False
@@ -26,13 +26,13 @@ def matches(source: Source) -> bool:
 
 
 def translate(source: Source) -> Translation:
-    """Resolve the groups; the hosts of all of them, unless some were asked for."""
+    """Resolve the selected groups; all groups if none is selected."""
     data: dict[str, str] = {}
     numbers: dict[str, int] = {}  # the line of each group
     for number, line in significant_lines(source.text):
         entry = _ENTRY.fullmatch(line.partition("#")[0])
         if not entry:
-            raise source.error(number, f"{line.strip()!r} is no group", f"{TITLE} has lines as gpu: node[1-16]")
+            raise source.error(number, f"{line.strip()!r} is not a group", f"{TITLE} has lines such as gpu: node[1-16]")
         data[entry[1]], numbers[entry[1]] = _set(entry[2]), number
     sources = _Sources("file", {"file": data})
     members = {name: _nodes(source, name, data[name], sources, numbers[name]) for name in data}
@@ -40,7 +40,7 @@ def translate(source: Source) -> Translation:
 
 
 def is_document(value: Any) -> bool:
-    """Say whether a YAML document is a groups file: sources, which map groups to sets of nodes."""
+    """Return whether a YAML document is a groups file: sources, which map groups to sets of nodes."""
     if not isinstance(value, dict) or not value:
         return False
     groups_ = [each for each in value.values() if isinstance(each, dict) and each]
@@ -59,7 +59,7 @@ def read_document(source: Source, value: Mapping[str, Mapping[str, Any]]) -> Tra
     Parameters
     ----------
     source : Source
-        The file, and the groups that were asked for.
+        The file, and the selected groups.
     value : Mapping
         A document for which `is_document` is true.
 
@@ -102,7 +102,7 @@ def _nodes(source: Source, name: str, nodes: str, sources: _Sources, number: int
     from ClusterShell.NodeSet import NodeSet, NodeSetException
     from ClusterShell.NodeUtils import GroupResolver, GroupResolverError, GroupSource, GroupSourceError
 
-    fix = f"{TITLE} has lines as gpu: node[1-16]"
+    fix = f"{TITLE} has lines such as gpu: node[1-16]"
     if max_host_count(nodes) > MAX_HOSTS:
         raise source.error(number, f"the group {name!r} has more than {MAX_HOSTS} hosts", fix)
     resolver = GroupResolver(GroupSource(sources.default, dict(sources.maps[sources.default])))

@@ -1,4 +1,4 @@
-"""What a dialect of hosts files is: a test whether a text is of it, and a translation into lines of our own grammar."""
+"""Define a dialect of hosts files: a format test, and a translation into lines of our own grammar."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Source:
     origin : str
         Name of the file, for messages; or a flag.
     groups : tuple of str
-        The groups to take, of a file that has groups; empty for all of its hosts.
+        The groups to select, in a file that has groups; empty for all hosts.
     """
 
     text: str
@@ -37,7 +37,7 @@ class Source:
         return tuple((number, words.split_line(line)) for number, line in found)
 
     def line(self, number: int, *line_words: str) -> Line:
-        """Return a line of our own grammar that stands for a line of the file."""
+        """Return the line of our own grammar for a line of the file."""
         return Line(words.place(self.origin, number), line_words)
 
     def error(self, number: int, problem: str, fix: str) -> InventoryError:
@@ -55,11 +55,11 @@ class Translation:
     lines : sequence of Line
         The lines.
     notes : sequence of str
-        What was not carried over, one line each.
+        What was not converted, one line each.
     groups : sequence of str
         Names of the groups of hosts in the file.
     repeats : bool
-        Whether a host may occur again, for another of its processes.
+        Whether a host may occur on several lines, once per process.
     """
 
     lines: Sequence[Line]
@@ -75,13 +75,13 @@ class Dialect:
     Parameters
     ----------
     formats : tuple of str
-        The values of `--hostfile-format` that select it; empty for a file that can only be refused.
+        The values of `--hostfile-format` that select it; empty for a format that is always rejected.
     title : str
-        What such a file is, with its article.
+        Description of the format, with an article.
     matches : callable
-        Whether a text is certainly of this dialect.
+        Returns whether a text is certainly of this dialect.
     translate : callable
-        Translate the text, or raise InventoryError with the line to write instead.
+        Translates a text, or raises InventoryError with the line to write instead.
     """
 
     formats: tuple[str, ...]

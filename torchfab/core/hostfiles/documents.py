@@ -1,4 +1,4 @@
-"""Hosts files that are JSON or YAML: which kind of document it is, and what of another kind is refused."""
+"""Hosts files in JSON or YAML: detect the kind of document, and reject kinds that name no hosts for SSH."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _JSON = re.compile(r"\s*(\{|\[\s*[\[{\"\]])")
 _YAML_TITLE = re.compile(r"(---.*|%YAML.*|[\w.@-]+:(\s.*)?)")
 _YAML_BODY = re.compile(r"(\s+\S.*|-\s.*|[\w.@-]+:(\s.*)?|---.*|\.\.\.)")
 _KEY = re.compile(r"^([A-Za-z_]\w*):(?=\s|$)", re.MULTILINE)
-_FOR_IMPORT = "fab import FILE turns it into a command line; for its hosts, write one a line"
+_FOR_IMPORT = "fab import FILE converts it to a command line; for its hosts, write one per line"
 
 
 @dataclass(frozen=True)
 class _Refused:
-    """A kind of document that names no hosts for SSH: how it is recognised, what it is, and what to do instead."""
+    """A kind of document that names no hosts for SSH: its keys, its description, and the fix."""
 
     keys: frozenset[str]
     title: str
@@ -33,18 +33,16 @@ _REFUSED = (
     _Refused(frozenset({"num_machines"}), "a configuration of accelerate"),
     _Refused(frozenset({"train_batch_size"}), "a configuration of DeepSpeed"),
     _Refused(frozenset({"train_micro_batch_size_per_gpu"}), "a configuration of DeepSpeed"),
+    _Refused(frozenset({"plugin"}), "a dynamic inventory of ansible", "pass the output of: ansible-inventory --list"),
     _Refused(
-        frozenset({"plugin"}), "a dynamic inventory of ansible", "give what this prints: ansible-inventory --list"
+        frozenset({"cluster", "task"}), "TF_CONFIG of TensorFlow", "write its hosts one per line, without the ports"
     ),
-    _Refused(
-        frozenset({"cluster", "task"}), "TF_CONFIG of TensorFlow", "write its hosts one a line, without its ports"
-    ),
-    _Refused(frozenset({"services"}), "a file of docker compose", "write the hosts one a line"),
+    _Refused(frozenset({"services"}), "a file of docker compose", "write the hosts one per line"),
 )
 
 
 def is_document(source: Source) -> bool:
-    """Say whether a text looks like JSON or YAML.
+    """Return whether a text looks like JSON or YAML.
 
     Parameters
     ----------
@@ -54,7 +52,7 @@ def is_document(source: Source) -> bool:
     Returns
     -------
     bool
-        False for what can be lines of hosts.
+        False for a text that can be lines of hosts.
     """
     if _JSON.match(source.text.removeprefix("\ufeff")):
         return True
@@ -71,14 +69,14 @@ def _is_comment(line: str) -> bool:
 
 @dataclass(frozen=True)
 class Document:
-    """A JSON or YAML document of a known kind: what it is, and how to translate it."""
+    """A JSON or YAML document of a known kind, with its description and its translation."""
 
     title: str
     translate: Callable[[], Translation]
 
 
 def recognise(source: Source) -> Document:
-    """Return what kind of document a text is.
+    """Return the kind of document that a text is.
 
     Parameters
     ----------
@@ -92,7 +90,7 @@ def recognise(source: Source) -> Document:
     Raises
     ------
     InventoryError
-        The document is not valid, or of a kind that names no hosts for SSH.
+        The document is invalid, or of a kind that names no hosts for SSH.
     """
     document = load(source)
     if isinstance(document, dict):
@@ -105,19 +103,19 @@ def recognise(source: Source) -> Document:
     if clustershell.is_document(document):
         return Document(clustershell.TITLE, lambda: clustershell.read_document(source, document))
     raise source.error(
-        0, "a JSON or YAML document that lists no hosts", 'write one host a line, or ["node1", "node2"] in JSON'
+        0, "a JSON or YAML document that lists no hosts", 'write one host per line, or ["node1", "node2"] in JSON'
     )
 
 
 def refuse(source: Source) -> None:
-    """Raise the error about a YAML document of a kind that names no hosts for SSH; return for any other text."""
+    """Raise an error for a YAML document of a kind that names no hosts for SSH; return for any other text."""
     _refuse(source, set(_KEY.findall(source.text)))
 
 
 def _refuse(source: Source, keys: set[str]) -> None:
     for each in _REFUSED:
         if each.keys <= keys:
-            raise source.error(0, f"{each.title}, not a file of hosts", each.fix.replace("FILE", source.origin))
+            raise source.error(0, f"{each.title}, not a hosts file", each.fix.replace("FILE", source.origin))
 
 
 def read_ansible(source: Source) -> Translation:

@@ -1,4 +1,4 @@
-"""`/etc/hosts`: the address stands first. Such a file is read with `--hostfile-format etc-hosts` only."""
+"""`/etc/hosts`: the address comes first. Such a file is read only with `--hostfile-format etc-hosts`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _address(word: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def _is_entry(line: tuple[str, ...]) -> bool:
-    """Say whether a line is an address and names."""
+    """Return whether a line is an address and names."""
     return len(line) > 1 and _address(line[0]) is not None and all(map(_is_name, line[1:]))
 
 
@@ -27,18 +27,18 @@ def _is_name(word: str) -> bool:
 
 
 def matches(source: Source) -> bool:
-    """Say whether every line with an address has names behind it, and there is one."""
+    """Return whether every line with an address has names after it, and at least one line has an address."""
     return any(_is_entry(line) for _, line in source.lines)
 
 
 def refuse(source: Source) -> Translation:
-    """Raise the error that names the order of our own lines."""
+    """Raise the error that shows the order of our own lines."""
     entries = [each for each in source.lines if _is_entry(each[1])]
     number, line = next((each for each in entries if not _is_local(each[1])), entries[0])
     raise source.error(
         number,
-        f"{line[0]} {line[1]}: the address stands first: is this /etc/hosts?",
-        f"write the name first: {line[1]} address={line[0]}; --hostfile-format etc-hosts takes all of its hosts",
+        f"{line[0]} {line[1]}: the address comes first: is this /etc/hosts?",
+        f"write the name first: {line[1]} address={line[0]}; or give --hostfile-format etc-hosts, for all of its hosts",
     )
 
 
@@ -48,7 +48,7 @@ def _is_local(line: tuple[str, ...]) -> bool:
 
 
 def translate(source: Source) -> Translation:
-    """Translate each address with its first name; loopback and multicast addresses are left out."""
+    """Translate each address with its first name; loopback and multicast addresses are skipped."""
     lines: list[Line] = []
     seen: set[str] = set()
     for number, line in source.lines:

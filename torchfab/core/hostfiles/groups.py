@@ -1,4 +1,4 @@
-"""Choice of groups in files whose hosts stand in groups: ansible inventories, groups of ClusterShell."""
+"""Select hosts by group in files with groups: ansible inventories, groups files of ClusterShell."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torchfab.core.hostfiles.dialect import Source
 
 
 def choose(source: Source, groups: Mapping[str, Collection[str]]) -> list[str]:
-    """Return the hosts of the groups that were asked for; of all groups if none was.
+    """Return the hosts of the selected groups; of all groups if none is selected.
 
     Parameters
     ----------
     source : Source
-        The file, and the groups that were asked for.
+        The file, and the selected groups.
     groups : Mapping of str to collection of str
         The hosts of each group.
 

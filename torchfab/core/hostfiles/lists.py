@@ -16,7 +16,7 @@ MLX, PLAIN = "a hosts file of MLX (JSON)", "a list of hosts"
 
 
 def title(document: Any) -> str:
-    """Return what a document is: a hosts file of MLX, a plain list of hosts; empty for anything else."""
+    """Return the description of a document: a hosts file of MLX, or a plain list of hosts; else an empty text."""
     entries = _entries(document)
     if not entries:
         return ""

@@ -13,12 +13,12 @@ from torchfab.core.hostlines.words import Line
 _COUNTED = re.compile(
     r"(?P<host>(?:[^@\s]+@)?(?:[A-Za-z0-9_.{}\[\],-]+|\[[0-9A-Fa-f:.]+\])):(?P<count>\d{1,5})(?::[^:\s]+)?"
 )
-_LARGEST_COUNT = 64  # as many processes on every node are plausible, and no one has sshd on such a port
+_LARGEST_COUNT = 64  # plausible as a number of processes per node, and not as a port of sshd
 _FIRST_SSH_PORT = 22
 
 
 def ambiguity(source: Source) -> InventoryError | None:
-    """Return the error that asks whether `host:N` is a port or a number of processes.
+    """Return the error for an ambiguous `host:N`: a port, or a number of processes.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ def ambiguity(source: Source) -> InventoryError | None:
     Returns
     -------
     InventoryError or None
-        None: no port is given, or each is certainly one.
+        None if no `host:N` occurs, or each N is certainly a port.
     """
     counted = [(number, match) for number, line in source.lines for match in _unsettled(line)]
     counts = [int(match["count"]) for _, match in counted]
@@ -49,7 +49,7 @@ def ambiguity(source: Source) -> InventoryError | None:
 
 
 def _unsettled(line: tuple[str, ...]) -> list[re.Match[str]]:
-    """Return each `host:N` of a line, unless the line has a key which settles what N is."""
+    """Return each `host:N` of a line, unless a key of the line shows what N is."""
     if any(word.startswith(("slots=", "gpus=", "port=")) for word in line[1:]):
         return []
     return [match for part in split_list(line[0]) if (match := _COUNTED.fullmatch(part))]

@@ -8,7 +8,7 @@ from torchfab.core.errors import InventoryError
 from torchfab.core.flag_values import is_whole
 from torchfab.core.hostfiles.dialect import Dialect, Source, Translation
 
-# Where each scheduler says which file it wrote for the job of this terminal.
+# The variable in which each scheduler gives the path of the file for this terminal's job.
 VARIABLES = {"PBS_NODEFILE": "pbs", "OAR_NODEFILE": "pbs", "LSB_DJOB_HOSTFILE": "lsf", "PE_HOSTFILE": "sge"}
 _NO_COMPUTE_NODES = ("batch", "login", "launch")
 
@@ -19,7 +19,7 @@ def format_of(path: str, environ: Mapping[str, str]) -> str:
     Parameters
     ----------
     path : str
-        The file, as the variable of the scheduler names it.
+        The path, as in the scheduler's variable.
     environ : Mapping of str to str
         The environment of this terminal.
 
@@ -32,17 +32,17 @@ def format_of(path: str, environ: Mapping[str, str]) -> str:
 
 
 def repetition(source: Source) -> InventoryError | None:
-    """Return the error that asks whether a host on several lines is one slot on each.
+    """Return the error for an ambiguous repetition: a host on several lines may have one slot per line.
 
     Parameters
     ----------
     source : Source
-        A text in which no line has keys; of others, None is returned.
+        The text. For a text with keys, None is returned.
 
     Returns
     -------
     InventoryError or None
-        None: no host occurs twice.
+        None if no host occurs twice.
     """
     if any(len(line) > 1 for _, line in source.lines):
         return None
@@ -55,7 +55,7 @@ def repetition(source: Source) -> InventoryError | None:
                 number,
                 f"{host} is already listed in {there}",
                 f"write it once: {host} slots={counts[host]}; for a node file of PBS or LSF, which names a host once "
-                "per slot, give --hostfile-format pbs, or lsf, which leaves out its batch node",
+                "per slot, give --hostfile-format pbs, or lsf, which omits the batch node",
             )
         seen[host] = number
     return None
@@ -69,7 +69,7 @@ def _counts(source: Source) -> dict[str, int]:
 
 
 def _slots(source: Source, skip: str = "") -> Translation:
-    """Return one line per host, with as many slots as the file has lines of it."""
+    """Return one line per host; its slots are the number of its lines."""
     first: dict[str, int] = {}
     for number, line in source.lines:
         if len(line) > 1:
@@ -91,7 +91,7 @@ PBS = Dialect(("pbs", "torque", "oar", "nodefile"), "a node file of PBS", _never
 
 
 def _is_host_list(source: Source) -> bool:
-    """Say whether the text is the value of LSB_MCPU_HOSTS: `node1 4 node2 4`."""
+    """Return whether the text is the value of LSB_MCPU_HOSTS: `node1 4 node2 4`."""
     words = [word for _, line in source.lines for word in line]
     if len(source.lines) != 1 or len(words) < 4 or len(words) % 2:
         return False
@@ -114,7 +114,7 @@ def _is_batch(host: str) -> bool:
 
 
 def _batch_host(source: Source) -> str:
-    """Return the host of the first line if it is the batch node: it has one line, where others have several."""
+    """Return the host of the first line if it is the batch node: it has one line, while others have several."""
     counts = _counts(source)
     first = source.lines[0][1][0] if source.lines else ""
     others = [count for host, count in counts.items() if host != first]

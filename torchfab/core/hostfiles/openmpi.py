@@ -33,7 +33,7 @@ def _is_rankfile(line: tuple[str, ...]) -> bool:
 
 
 def matches(source: Source) -> bool:
-    """Say whether a line has a key of Open MPI, or blanks around its `=`."""
+    """Return whether a line has a key of Open MPI, or blanks around its `=`."""
     return any(_is_openmpi(line) for _, line in source.lines)
 
 
@@ -44,7 +44,7 @@ def _is_openmpi(line: tuple[str, ...]) -> bool:
 
 
 def translate(source: Source) -> Translation:
-    """Translate to our keys: a maximum of slots and topology are left out, with a note."""
+    """Translate to our keys; maximum slots and topology are omitted, with a note."""
     lines: list[Line] = []
     dropped: dict[str, int] = {}
     for number, line in source.lines:

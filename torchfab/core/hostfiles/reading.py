@@ -1,4 +1,4 @@
-"""Reading of a file of hosts: a regular file, a pipe, or stdin; never without a limit of size and time."""
+"""Reading of a hosts file: a regular file, a pipe, or stdin; never without a limit of size and time."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torchfab.core.errors import InventoryError
 
 MAX_BYTES = 1_000_000
 STDIN = "-"
-PIPE_TIMEOUT_S = 60.0  # for a program that writes the hosts into a pipe
+PIPE_TIMEOUT_S = 60.0  # for the program that writes the hosts into a pipe
 
 
-def read_text(path: Path, what: str = "a file of hosts") -> str:
+def read_text(path: Path, what: str = "a hosts file") -> str:
     """Return the text of a file.
 
     Parameters
@@ -24,7 +24,7 @@ def read_text(path: Path, what: str = "a file of hosts") -> str:
     path : Path
         The file; `-` for stdin.
     what : str
-        What it should be, for messages. Default: a file of hosts.
+        The kind of file that is expected, for messages. Default: a hosts file.
 
     Returns
     -------
@@ -33,12 +33,12 @@ def read_text(path: Path, what: str = "a file of hosts") -> str:
     Raises
     ------
     InventoryError
-        The file is missing or cannot be read; or it is too large, or not text.
+        The file is missing, cannot be read, is too large, or is not text.
     """
     content = _read(path, what)
     if len(content) > MAX_BYTES:
         raise InventoryError(
-            f"{name_of(path)}: larger than {MAX_BYTES // 1_000_000} MB: not {what}", "name another file"
+            f"{name_of(path)}: larger than {MAX_BYTES // 1_000_000} MB: not {what}", "give another file"
         )
     try:
         text = content.decode(
@@ -56,17 +56,17 @@ def read_text(path: Path, what: str = "a file of hosts") -> str:
 
 
 def name_of(path: Path) -> str:
-    """Return how messages name a file."""
+    """Return the name of a file for messages."""
     return "stdin" if str(path) == STDIN else str(path)
 
 
 def _read(path: Path, what: str) -> bytes:
     try:
-        # A named pipe without a writer must not block the opening.
+        # open() must not block on a named pipe without a writer.
         descriptor = os.dup(0) if str(path) == STDIN else os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
-        hosts = "write one host a line into it, or name hosts with -H host1,host2"
-        fix = hosts if what == "a file of hosts" else "name a file that exists"
+        hosts = "write one host per line into it, or give hosts with -H host1,host2; fab init writes one to fill in"
+        fix = hosts if what == "a hosts file" else "give an existing file"
         raise InventoryError(f"{path}: there is no such file", fix) from None
     except OSError as error:
         raise InventoryError(f"{name_of(path)}: cannot be read: {error.strerror}") from None
@@ -81,7 +81,7 @@ def _read(path: Path, what: str) -> bytes:
 def _read_descriptor(path: Path, descriptor: int, what: str) -> bytes:
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISDIR(mode):
-        fix = f"name the file in it: {path}/hosts" if what == "a file of hosts" else "name a file in it"
+        fix = f"give the file in it: {path}/hosts" if what == "a hosts file" else "give a file in it"
         raise InventoryError(f"{path}: is a folder, not {what}", fix)
     content = b""
     deadline = time.monotonic() + PIPE_TIMEOUT_S
@@ -99,10 +99,10 @@ def _read_descriptor(path: Path, descriptor: int, what: str) -> bytes:
 
 
 def _wait(path: Path, descriptor: int, deadline: float) -> None:
-    """Wait until a pipe can be read, or has ended."""
+    """Wait until a pipe has data or is closed."""
     poll = select.poll()
     poll.register(descriptor, select.POLLIN | select.POLLHUP)
     if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
         raise InventoryError(
-            f"{name_of(path)}: a pipe into which nothing was written for {PIPE_TIMEOUT_S:.0f} s", "name a file"
+            f"{name_of(path)}: no data arrived through this pipe for {PIPE_TIMEOUT_S:.0f} s", "give a file"
         )

@@ -1,4 +1,4 @@
-"""Files that are no files of hosts, but known: each is refused with its name, and with what to write instead."""
+"""Reject known files that are not hosts files (ssh configs, scripts, vaults), with the fix for each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ASSIGNMENT = re.compile(r"\s*(?:export|set|setenv|declare|local|readonly)\s+(?:
 _PROMPT = re.compile(r"\s*ssh\s+(.*)")
 
 
-_ONE_A_LINE = "write one host a line, or a list with commas: node1,node2"
+_ONE_A_LINE = "write one host per line, or a list with commas: node1,node2"
 _OTHERS = (
     (re.compile(r"-----BEGIN [A-Z ]+-----"), "a key or a certificate", "write the hosts; fab -i FILE names a key"),
     (re.compile(r"(?:@\S+ )?\S+ (?:ssh|ecdsa|sk-ssh|sk-ecdsa)-\S+ AAAA"), "known_hosts of ssh", "write the hosts"),
@@ -30,7 +30,7 @@ _OTHERS = (
 
 
 def refuse(source: Source) -> None:
-    """Raise the error about a text that is certainly of such a kind; return for any other.
+    """Raise an error for a text that is certainly of such a kind; return for any other.
 
     Parameters
     ----------
@@ -40,17 +40,17 @@ def refuse(source: Source) -> None:
     Raises
     ------
     InventoryError
-        With the name of the kind.
+        The text is of such a kind; the message names it.
     """
     text = source.text.removeprefix("\ufeff")
     if text.startswith("$ANSIBLE_VAULT"):
-        raise source.error(1, "an encrypted file of ansible-vault", "give what this prints: ansible-vault view FILE")
+        raise source.error(1, "an encrypted file of ansible-vault", "pass the output of: ansible-vault view FILE")
     if text.startswith("#!"):
         interpreter = text.partition("\n")[0][2:].strip()
         raise source.error(
             1,
-            f"a program ({interpreter}), not a file of hosts",
-            "run it, and give what it prints: FILE | fab … --hostfile -",
+            f"a program ({interpreter}), not a hosts file",
+            "run it, and pass its output: FILE | fab … --hostfile -",
         )
     _refuse_others(source)
     _refuse_ssh_config(source)
@@ -63,7 +63,7 @@ def _refuse_others(source: Source) -> None:
         text = " ".join(line)
         for pattern, what, fix in _OTHERS:
             if pattern.match(text):
-                raise source.error(number, f"{what}, not a file of hosts", fix)
+                raise source.error(number, f"{what}, not a hosts file", fix)
 
 
 def _refuse_ssh_config(source: Source) -> None:
@@ -75,8 +75,8 @@ def _refuse_ssh_config(source: Source) -> None:
     listed = ", ".join(names[:4]) or "one a line"
     raise source.error(
         hosts[0][0],
-        "a configuration of ssh, not a file of hosts",
-        f"write the names of its hosts: {listed}; fab -S {source.origin} reads how to reach them",
+        "a configuration of ssh, not a hosts file",
+        f"write the names of its hosts: {listed}; give the configuration with fab -S {source.origin}",
     )
 
 
@@ -91,8 +91,8 @@ def _refuse_shell(source: Source) -> None:
     for number, line in enumerate(source.text.splitlines(), start=1):
         match = _ASSIGNMENT.fullmatch(line)
         if match:
-            problem = f"a shell script, which sets {match[1]} here, not a file of hosts"
-            raise source.error(number, problem, "write one host a line, or a list with commas: node1,node2")
+            problem = f"a shell script, which sets {match[1]}, not a hosts file"
+            raise source.error(number, problem, "write one host per line, or a list with commas: node1,node2")
 
 
 def _target(arguments: str) -> str:

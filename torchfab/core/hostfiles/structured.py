@@ -1,4 +1,4 @@
-"""JSON and YAML as nested lists and dicts of texts, each of which knows its line."""
+"""Parse JSON and YAML into nested lists and dicts of texts, each with its line number."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from torchfab.core.errors import InventoryError
 from torchfab.core.hostfiles.dialect import Source
 
-MAX_VALUES = 200_000  # a YAML file of 1 MB can stand for any number of values, through aliases
+MAX_VALUES = 200_000  # aliases let a YAML file of 1 MB expand to any number of values
 
 
 class Text(str):
@@ -17,7 +17,7 @@ class Text(str):
     Attributes
     ----------
     number : int
-        Its line, from 1; 0 if it is not known.
+        Its line, from 1; 0 if unknown.
     """
 
     __slots__ = ("number",)
@@ -25,14 +25,14 @@ class Text(str):
 
     @classmethod
     def at(cls, text: str, number: int) -> Text:
-        """Return a text with its line."""
+        """Return a text with its line number."""
         found = cls(text)
         found.number = number
         return found
 
 
 def number_of(text: str) -> int:
-    """Return the line of a text; 0 if it is not known."""
+    """Return the line of a text; 0 if unknown."""
     return text.number if isinstance(text, Text) else 0
 
 
@@ -47,19 +47,19 @@ def load(source: Source) -> Any:
     Returns
     -------
     dict, list or Text
-        All scalars are texts: `0123`, `yes` and `1.10` are what the file says.
+        All scalars are texts: `0123`, `yes` and `1.10` are not converted.
 
     Raises
     ------
     InventoryError
-        The text is not valid, or stands for too many values.
+        The text is invalid, or expands to too many values.
     """
     is_json = source.text.lstrip().startswith(("{", "["))
     try:
         found = _load_json(source) if is_json else _load_yaml(source)
         _check_size(source, found)
     except RecursionError:
-        raise source.error(0, "its lists are nested too deeply", "write one host a line") from None
+        raise source.error(0, "its lists are nested too deeply", "write one host per line") from None
     return found
 
 
@@ -68,15 +68,15 @@ def _load_json(source: Source) -> Any:
         found = json.loads(source.text.removeprefix("\ufeff"))
     except json.JSONDecodeError as error:
         raise source.error(
-            error.lineno, f"not valid JSON: {error.msg}", "correct it, or write one host a line"
+            error.lineno, f"not valid JSON: {error.msg}", "correct it, or write one host per line"
         ) from None
     except ValueError as error:  # a number with too many digits
-        raise source.error(0, f"not valid JSON: {error}", "correct it, or write one host a line") from None
+        raise source.error(0, f"not valid JSON: {error}", "correct it, or write one host per line") from None
     return _Cursor(source.text).place(found)
 
 
 class _Cursor:
-    """Finds the lines of texts that come in the order of the file."""
+    """Finds the line numbers of texts that are queried in the order of the file."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -102,7 +102,7 @@ class _Cursor:
 
 
 def _load_yaml(source: Source) -> Any:
-    import yaml  # 20 ms, for these files alone
+    import yaml  # takes 20 ms, and only these files need it
 
     class Loader(yaml.BaseLoader):
         """Reads every scalar as text."""
@@ -117,10 +117,12 @@ def _load_yaml(source: Source) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         number = mark.line + 1 if mark else 0
-        raise source.error(number, f"not valid YAML: {error.problem}", "correct it, or write one host a line") from None
+        raise source.error(
+            number, f"not valid YAML: {error.problem}", "correct it, or write one host per line"
+        ) from None
     except (yaml.YAMLError, TypeError, ValueError) as error:
         first = str(error).partition("\n")[0]
-        raise source.error(0, f"not valid YAML: {first}", "correct it, or write one host a line") from None
+        raise source.error(0, f"not valid YAML: {first}", "correct it, or write one host per line") from None
 
 
 def _check_size(source: Source, value: Any) -> None:
@@ -129,13 +131,13 @@ def _check_size(source: Source, value: Any) -> None:
     while stack:
         budget -= 1
         if budget < 0:
-            raise source.error(0, f"it stands for more than {MAX_VALUES} values", "write one host a line")
+            raise source.error(0, f"it expands to more than {MAX_VALUES} values", "write one host per line")
         each = stack.pop()
         stack += each.values() if isinstance(each, dict) else each if isinstance(each, list) else ()
 
 
 def text_of(source: Source, value: Any, what: str) -> str:
-    """Return a value that must be a text.
+    """Return a value, checked to be a text.
 
     Parameters
     ----------
@@ -153,7 +155,7 @@ def text_of(source: Source, value: Any, what: str) -> str:
     Raises
     ------
     InventoryError
-        It is a list, a dict or missing.
+        The value is a list, a dict or missing.
     """
     if isinstance(value, str):
         return value

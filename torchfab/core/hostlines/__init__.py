@@ -1,4 +1,4 @@
-"""The grammar of one line of a `hosts` or `gpus` file: words, the hosts that it names, and its keys."""
+"""Parse one line of a `hosts` or `gpus` file: its words, host names and keys."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ParsedLine:
     nodes : tuple of Node
         Empty for a drained line (`slots=0`).
     notes : tuple of str
-        What the reader of the file should know, one line each.
+        Remarks for the user, one line each.
     """
 
     nodes: tuple[Node, ...]
@@ -53,11 +53,11 @@ def parse_line(line: Line, known: Sequence[str]) -> ParsedLine:
     values = keys.parse(line, known)
     base = Node(rank=0, host="", origin=line.origin, labels=values.labels, **values.fields)
     if len(found) > 1 and base.address:
-        raise line.error("address= names one node, the line names several", "write those nodes on lines of their own")
+        raise line.error("address= is for one node, and this line names several", "write those nodes on separate lines")
     nodes = tuple(_node(line, base, target) for target in found)
-    notes = [f"{line.origin}: {name}= is unknown to torchfab: kept as a label" for name, _ in values.labels]
+    notes = [f"{line.origin}: {name}= is not a key of torchfab: kept as a label" for name, _ in values.labels]
     if base.slots == 0:
-        notes.append(f"{line.origin}: slots=0: {line.words[0]} is left out")
+        notes.append(f"{line.origin}: slots=0: {line.words[0]} is not used")
         nodes = ()
     return ParsedLine(nodes, tuple(notes))
 

@@ -15,14 +15,14 @@ def expand(text: str, limit: int) -> list[str] | None:
     Parameters
     ----------
     text : str
-        The text. Braces that bash would not expand stay as they are.
+        The text. Braces that bash would not expand are kept.
     limit : int
         The largest number of results.
 
     Returns
     -------
     list of str or None
-        None: there are more than `limit`.
+        None if there are more than `limit`.
     """
     pieces = _GROUP.split(text)  # text, content of a group, text, ...
     choices = [_choices(piece, limit) if index % 2 else [piece] for index, piece in enumerate(pieces)]

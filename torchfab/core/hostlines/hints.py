@@ -110,7 +110,7 @@ def _shell(word: str) -> str:
 
 
 def _assignment(word: str) -> str:
-    return "an assignment is no host: write one host a line, or a list: node1,node2" if "=" in word else ""
+    return "an assignment is no host: write one host per line, or a list: node1,node2" if "=" in word else ""
 
 
 def _list_item(word: str) -> str:

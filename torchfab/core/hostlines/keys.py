@@ -17,7 +17,7 @@ from torchfab.core.lazy_dataclass import dataclass
 MAX_SLOTS = 1024
 _LABEL = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-# What other tools, and people, write for our keys.
+# Names of our keys in other tools, and common misspellings.
 _MEANT = {
     "slots": "np nproc procs processes ntasks tasks cores cpu cpus count ngpus num_gpus nproc_per_node workers ppn",
     "gpus": "gpu devices device cuda cuda_visible_devices gpu_ids",
@@ -48,7 +48,7 @@ class Values:
     fields : Mapping of str to Any
         Fields of Node.
     labels : tuple of pairs of str
-        Keys that torchfab does not know, with their values.
+        Unknown keys, with their values.
     """
 
     fields: Mapping[str, Any]
@@ -63,7 +63,7 @@ def parse(line: Line, known: Sequence[str]) -> Values:
     line : Line
         The line.
     known : sequence of str
-        The keys that this kind of file may have; `env.NAME` stands for `env.` with any name.
+        The keys that are allowed in this kind of file; `env.NAME` allows `env.` with any name.
 
     Returns
     -------
@@ -72,7 +72,7 @@ def parse(line: Line, known: Sequence[str]) -> Values:
     Raises
     ------
     InventoryError
-        A key is not known, or occurs twice; or a value is not valid.
+        A key is unknown or occurs twice, or a value is invalid.
     """
     fields: dict[str, Any] = {}
     env: dict[str, str] = {}
@@ -109,7 +109,7 @@ def _check_word(line: Line, word: str, value: str) -> None:
 
 
 def _require_label(line: Line, word: str, known: Sequence[str]) -> None:
-    """Raise the error about a word that is neither a key nor a label."""
+    """Raise an error for a word that is neither a key nor a label."""
     key, equals, value = word.partition("=")
     lower = key.lower().replace("-", "_")
     meant = _ALIASES.get(lower) or "".join(difflib.get_close_matches(lower, known, 1, 0.7))
@@ -123,17 +123,17 @@ def _require_label(line: Line, word: str, known: Sequence[str]) -> None:
 
 
 def _bare_word(host: str, word: str) -> str:
-    """Return what to write for a second word without `=`; empty where it cannot be guessed."""
+    """Return the suggestion for a second word without `=`; empty if there is none."""
     if fix := _colon_for_equals(word) or hints.second_word(host, word):
         return fix
     if is_whole(word):
-        return f"a number of processes is written with its key: {host} slots={word}"
+        return f"write a number of processes with its key: {host} slots={word}"
     if re.fullmatch(r"[0-9.]+|[0-9A-Fa-f:]+:[0-9A-Fa-f:]*", word):
-        return f"an address for the other nodes is written with its key: {host} address={word}"
+        return f"write an address for the other nodes with its key: {host} address={word}"
     if word in LOGINS:
-        return f"a login name stands before the host: {word}@{host}"
+        return f"write a login name before the host: {word}@{host}"
     if targets.HOST.fullmatch(word) and word not in _MEANT:
-        return f"a second host goes on a line of its own, or behind a comma: {host},{word}"
+        return f"write a second host on its own line, or after a comma: {host},{word}"
     return ""
 
 
@@ -146,7 +146,7 @@ def _colon_for_equals(word: str) -> str:
 def _slots(line: Line, text: str) -> int:
     if not (is_whole(text) and int(text) <= MAX_SLOTS):
         raise line.error(
-            f"slots={text}: not a number of processes", "say how many processes to run there, for example slots=8"
+            f"slots={text}: not a number of processes", "give the number of processes to run there, for example slots=8"
         )
     return int(text)
 
@@ -172,7 +172,9 @@ def _path(line: Line, text: str) -> str:
 
 def _workdir(line: Line, text: str) -> str:
     if not text.startswith("/") or not text.isprintable():
-        raise line.error(f"workdir={text}: not an absolute path", "write it from the root: workdir=/home/me/project")
+        raise line.error(
+            f"workdir={text}: not an absolute path", "write it from the root, for example workdir=/home/me/project"
+        )
     return text
 
 
@@ -190,8 +192,8 @@ def _variable(line: Line, name: str, value: str) -> str:
         raise line.error(f"env.{name}=: the launcher sets {name}", "leave it out; ranks follow the order of the lines")
     if environment.is_secret(name):
         raise line.error(
-            f"env.{name}=: a secret does not belong into a hosts file: records and dry runs show it",
-            f"export {name} here; the setting torchfab.forward says which variables are forwarded",
+            f"env.{name}=: a secret must not be in a hosts file: records and dry runs would show it",
+            f"export {name} here; the setting torchfab.forward selects the variables to forward",
         )
     return value
 

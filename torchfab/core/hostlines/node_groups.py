@@ -1,4 +1,4 @@
-"""`@gpu`: a group of nodes, as the configuration of ClusterShell on this machine defines it."""
+"""`@gpu`: a group of nodes, as defined by the configuration of ClusterShell on this machine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def resolve(line: Line, pattern: str) -> list[str]:
     Raises
     ------
     InventoryError
-        ClusterShell is not configured, or knows no such group.
+        ClusterShell is not configured, or has no such group.
     """
     from ClusterShell.NodeSet import ILLEGAL_GROUP_CHARS, NodeSet, NodeSetException
     from ClusterShell.NodeUtils import GroupResolverConfig, GroupResolverError, GroupSourceError
@@ -42,12 +42,12 @@ def resolve(line: Line, pattern: str) -> list[str]:
     except (NodeSetException, GroupResolverError, GroupSourceError, ValueError, OSError) as error:
         raise line.error(f"{pattern}: ClusterShell cannot resolve this group: {error}", _FIX) from None
     if not hosts:
-        raise line.error(f"{pattern}: ClusterShell knows no host of this group", _FIX)
+        raise line.error(f"{pattern}: ClusterShell has no host in this group", _FIX)
     return hosts
 
 
 def _configuration() -> list[str]:
-    """Return the configuration files of groups that exist, without the example that pip installs with ClusterShell.
+    """Return the existing groups files, without the example that pip installs with ClusterShell.
 
     That example defines groups as common as `@gpu` and `@compute`, with hosts that do not exist.
     """

@@ -18,14 +18,14 @@ IPV6 = re.compile(r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9._-]+)?")
 NUMBER = re.compile(r"[0-9]{1,9}")  # int() rejects strings of more than 4300 digits
 _PATTERN = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]|\[[0-9,/-]+\])*")
 _BRACKETED = re.compile(r"\[([^\]]*:[^\]]*)\](?::(.*))?")
-_DOTTED = re.compile(r"[0-9]+(?:[.-][0-9]+)*\.[0-9]+(?:[.-][0-9]+)*")  # digits with dots: no name, but an address
+_DOTTED = re.compile(r"[0-9]+(?:[.-][0-9]+)*\.[0-9]+(?:[.-][0-9]+)*")  # digits with dots: an address, not a name
 _PER_NODE = re.compile(r"(ppn|np|ncpus|procs|mpiprocs|ngpus|gpus|tasks)=(\d{1,4}).*")
-_RANGE_FIX = "ranges are written as node[01-16] or node[1,3,7-9]"
+_RANGE_FIX = "write ranges as node[01-16] or node[1,3,7-9]"
 
 
 @dataclass(frozen=True)
 class Target:
-    """A host as SSH reaches it; the user is empty and the port None where they are not given."""
+    """The host, user and port for SSH; the user is empty and the port None if not given."""
 
     host: str
     user: str = ""
@@ -56,7 +56,7 @@ def expand(line: Line, word: str) -> list[Target]:
     if not parts:
         raise line.error(f"{word!r} is not a host name")
     if len(parts) > 1 and (number := next((part for part in parts if part.isdigit()), None)):
-        raise line.error(f"{number!r} in {word!r} is not a host name", "in a list of hosts, write slots=N behind it")
+        raise line.error(f"{number!r} in {word!r} is not a host name", "in a list of hosts, write slots=N after it")
     found = [target for part in parts for each in _braces(line, part) for target in _expand_part(line, each)]
     return found if len(found) <= MAX_HOSTS else _too_many(line, word)
 
@@ -92,7 +92,7 @@ def split_target(line: Line, text: str) -> Target:
     line : Line
         The line, for messages.
     text : str
-        The host may have ranges, and a trailing dot. IPv6 stands in brackets.
+        The host may have ranges, and a trailing dot. IPv6 addresses are in brackets.
 
     Returns
     -------
@@ -174,17 +174,17 @@ def _is_ipv6(text: str) -> bool:
 def check_user(line: Line, user: str) -> str:
     """Return a login name that is valid on command lines, or raise InventoryError."""
     if not USER.fullmatch(user):
-        fix = "such a name goes into ssh's configuration: Host NAME, then User NAME" if user else None
+        fix = "configure such a name in ssh's configuration: Host NAME, then User NAME" if user else None
         raise line.error(f"{user!r} is not a user name", *((fix,) if fix and not user.startswith("-") else ()))
     return user
 
 
 def parse_port(line: Line, text: str | None) -> int | None:
-    """Return the port; None where none is given. Raise InventoryError if it is not valid."""
+    """Return the port; None if none is given. Raise InventoryError if it is invalid."""
     if text is None:
         return None
     if text.startswith(("slots=", "gpus=")):
-        raise line.error(f"{text!r} is not a port", f"write a blank instead of the colon: HOST {text}")
+        raise line.error(f"{text!r} is not a port", f"write a space instead of the colon: HOST {text}")
     if counted := _PER_NODE.fullmatch(text):
         fix = f"write them with our key: {line.words[0].partition(':')[0]} slots={counted[2]}"
         raise line.error(f"{text!r} is not a port, but PBS's notation of processes per node", fix)
@@ -206,7 +206,7 @@ def _group(line: Line, pattern: str) -> list[str]:
 def _expand_ranges(line: Line, host: str) -> list[str]:
     if "[" not in host or ":" in host:
         return [host]
-    from ClusterShell.NodeSet import NodeSet, NodeSetException  # only where a range is used: 30 ms
+    from ClusterShell.NodeSet import NodeSet, NodeSetException  # takes 30 ms, and only ranges need it
 
     if max_host_count(host) > MAX_HOSTS:
         raise line.error(f"the range {host} has more than {MAX_HOSTS} hosts")
@@ -220,7 +220,7 @@ def _expand_ranges(line: Line, host: str) -> list[str]:
 
 
 def max_host_count(pattern: str) -> int:
-    """Return an upper bound for the hosts of a pattern with ranges; it ignores steps, and expands nothing."""
+    """Return an upper bound for the number of hosts of a pattern with ranges; steps are ignored."""
     product = 1
     for ranges in re.findall(r"\[([^\]]*)\]", pattern):
         ends = [part.partition("/")[0].partition("-") for part in ranges.split(",")]

@@ -9,9 +9,9 @@ from torchfab.core.errors import InventoryError
 from torchfab.core.lazy_dataclass import dataclass
 
 EXPECTED = (
-    "expected [user@]host[:port] [slots=N] [gpus=0,1] [address=A], with ranges as node[01-16] and IPv6 as [fd00::1]"
+    "expected [user@]host[:port] [slots=N] [gpus=0,1] [address=A], ranges such as node[01-16], IPv6 such as [fd00::1]"
 )
-# A quoted part may hold blanks and '#'. A quote that is never closed is an ordinary character.
+# A quoted part may contain blanks and '#'. An unclosed quote is an ordinary character.
 _WORD = re.compile(r"""(?:"[^"]*"|'[^']*'|[^\s#])+""")
 _SPACED_COMMA = re.compile(r"\s*,\s+|\s+,\s*")
 
@@ -70,7 +70,7 @@ def lines_of(text: str, origin: str) -> Iterator[Line]:
     text : str
         The text of a file, or of a flag.
     origin : str
-        The name of the file; of a flag (`-H`), which has no line numbers.
+        The name of the file, or of a flag (`-H`), which has no line numbers.
 
     Yields
     ------
@@ -81,7 +81,7 @@ def lines_of(text: str, origin: str) -> Iterator[Line]:
 
 
 def split_line(text: str) -> tuple[str, ...]:
-    """Split a line into words, with a list such as `a, b` as one; a quoted value keeps its blanks."""
+    """Split a line into words; a list such as `a, b` is one word, and a quoted value keeps its blanks."""
     names, equals, values = text.partition("=")
     return split_words(_SPACED_COMMA.sub(",", names) + equals + values)
 

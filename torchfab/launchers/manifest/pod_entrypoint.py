@@ -106,18 +106,18 @@ def main(args: "list[str]") -> int:
     signal.signal(signal.SIGCHLD, note_end)
     api._terminate_process_handler = on_deletion
     SubprocessContext._close = close_gently  # type: ignore[method-assign]
-    code = 0
+    code, until = 0, 0.0
     try:
         run.main(args)
     except ChildFailedError as error:
         rank, failure = min(error.failures.items(), key=lambda item: time_of(item[1]))
         leave_message(rank, failure)
         print(error, file=sys.stderr, flush=True)
-        code = failure.exitcode
-        linger(time_of(failure) + LINGER_S)
+        code, until = failure.exitcode, time_of(failure) + LINGER_S
     except SignalException as error:
         code = -error.sigval
     code = code if code >= 0 else 128 - code
+    linger(until)  # not in the handler: the exception holds torchrun's store, and with it a port
     run_after(code)
     return code
 

@@ -260,4 +260,4 @@ def user(text: str) -> int | None:
     int or None
         None: the image's own user.
     """
-    return None if text == "image" else WholeNumber().parse("--user image, or", text)
+    return None if text == "image" else WholeNumber(form="image, or ").parse("--user", text)

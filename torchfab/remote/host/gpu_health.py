@@ -178,7 +178,7 @@ def _repair(element: Element) -> str:
     }
     found = [problem for path, problem in pending.items() if _text(element, path) == "Yes"]
     action = _text(element, "gpu_recovery_action")
-    return found[0] if found else (f"the driver asks for: {action}" if action else "")
+    return found[0] if found else (f"the driver requests: {action}" if action else "")
 
 
 def _is_slowed(element: Element, name: str) -> bool:

@@ -238,7 +238,7 @@ def check_workdir(workdir: str, script: str | None) -> list[dict[str, str]]:
         return [problem(what, "copy your code there, or give --workdir")]
     if not os.access(workdir, os.R_OK | os.X_OK):
         what = f"the working directory {workdir} cannot be entered"
-        return [problem(what, "give this user the right to read it")]
+        return [problem(what, "give this user read permission")]
     path = os.path.join(workdir, script or "")
     if script and not os.path.isfile(path):
         if os.path.isdir(path):

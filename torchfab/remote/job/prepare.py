@@ -124,7 +124,7 @@ class Preparation:
             files.reserve_space(os.path.join(self.folder, files.STOP))
         except OSError as error:
             what = f"cannot write {self._node_dir()}: {error.strerror or error}"
-            fix = "free space or rights there, or change the setting node_dir (fab config)"
+            fix = "free disk space, check permissions, or change the setting node_dir (fab config)"
             self.problems.append(checks.problem(what, fix))
             self.discard()
 

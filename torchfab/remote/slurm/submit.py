@@ -39,7 +39,7 @@ def submit(request: dict[str, Any], bundle: str) -> dict[str, Any]:
         return {"slurm_id": _sbatch(request)}
     except OSError as error:
         what = f"cannot write {request['folder']}: {error.strerror or error}"
-        fix = "free space or rights there, or change the setting node_dir (fab config) to a folder that all nodes share"
+        fix = "free space, check permissions, or set node_dir (fab config) to a folder that all nodes share"
     except job.SlurmError as error:
         what, fix = str(error), job.suggest_fix(str(error))
     shutil.rmtree(request["folder"], ignore_errors=True)

@@ -285,7 +285,7 @@ class JobEvidence(Struct, frozen=True, kw_only=True):
 class NodeEvidence(JobEvidence, frozen=True, kw_only=True):
     """The same, with what the node itself shows."""
 
-    kernel: KernelLog = KernelLog(unread="the node itself was not asked")
+    kernel: KernelLog = KernelLog(unread="the node itself was not queried")
     disks: list[DiskSpace] = []
     halted: list[str] = []
     gpus: Whole | None = None
