@@ -11,7 +11,7 @@ TESTS = ROOT / "tests"
 # Test files of several modules, which are one thing to a user or need the same set-up: the modules of each. A new
 # module gets a file of its own.
 SEVERAL = {
-    "api/test_handle.py": "api/results",
+    "api/test_handle.py": "api/actions api/results",
     "cli/test_program.py": "fabfile cli/excepthook",
     "cli/test_completion.py": "commands/completion",
     "cli/test_setting_levels.py": "commands/config",
@@ -57,7 +57,7 @@ SEVERAL = {
     "launchers/test_slurm.py": "launchers/sbatch",
     "launchers/test_mpi.py": "launchers/shims",
     "launching/test_launch.py": "config/connection_settings launching/launcher_table launching/submit runtimes/tmux",
-    "monitoring/test_watcher.py": "monitoring/job_status monitoring/log_request",
+    "monitoring/test_watcher.py": "monitoring/log_request",
     "remote/host/test_gpu_health.py": "remote/host/kernel_log",
     "remote/job/test_evidence.py": "remote/job/search",
     "remote/job/test_stop.py": "remote/job/containment",

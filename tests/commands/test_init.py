@@ -27,7 +27,7 @@ def test_an_empty_folder_becomes_a_project(tmp_path: Path, capsys: pytest.Captur
     assert len((tmp_path / "fabfile.py").read_text().splitlines()) == 3
     out = capsys.readouterr().out
     assert out.count("wrote") == 4
-    assert out.splitlines()[-1].startswith("next: ")
+    assert out.splitlines()[-1].startswith("next: write host names into hosts; ")
 
 
 def test_every_commented_setting_is_its_default(tmp_path: Path) -> None:

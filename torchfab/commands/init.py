@@ -73,7 +73,8 @@ def run(folder: str, hosts: str, with_example: bool) -> int:
     if above:
         write_err(f"note: {folder} is inside the project {above}; from now on it is its own project")
     script = "" if with_example else " -- train.py"
-    write_out("next: write host names into hosts; torchfab doctor; torchfab launch-per-node --follow" + script)
+    first = "" if hosts else "write host names into hosts; "
+    write_out(f"next: {first}torchfab doctor; torchfab launch-per-node --follow{script}")
     return 0
 
 

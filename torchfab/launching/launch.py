@@ -150,6 +150,8 @@ def default_name(script: Sequence[str], now: float) -> str:
     str
         What is launched, and the time.
     """
+    if script[0] == "-c":
+        return f"code-{transaction.time_stamp(now)}"
     is_module = script[0] == "-m" and len(script) > 1
     stem = script[1] if is_module else PurePosixPath(script[0] if not script[0].startswith("-") else script[-1]).stem
     clean = "".join(char if char.isascii() and char.isalnum() else "-" for char in stem).strip("-")[:40]

@@ -36,7 +36,7 @@ def _explain_py_spy(stack: RankStack, rights: Mapping[str, Any]) -> tuple[str, s
     if "permission denied" in problem.lower() or "operation not permitted" in problem.lower():
         return _explain_denial(rights)
     if problem == "there is no py-spy":
-        install = "PYTHON -m pip install py-spy, with the interpreter of the training"
+        install = "pip install 'torchfab[stacks]' here, which is sent to nodes; or py-spy beside the training there"
         return "no py-spy there, and none that runs there could be sent", f"{install}; {_FAULTHANDLER}"
     if "python version" in problem.lower() or "find a python" in problem.lower():
         return f"it is no Python program that py-spy knows ({problem})", _FAULTHANDLER

@@ -25,7 +25,7 @@ def test_the_error_for_a_missing_file_has_a_fix(read: object, tmp_path: Path) ->
     path = tmp_path / "it's $HOME"
     with pytest.raises(InventoryError) as caught:
         read(path)  # type: ignore[operator]
-    fix = "write one host per line into it, or give hosts with -H host1,host2"
+    fix = "write one host per line into it, or give hosts with -H host1,host2; fab init writes one to fill in"
     assert str(caught.value) == f"{path}: there is no such file\n  fix: {fix}"
 
 

@@ -69,6 +69,14 @@ def test_an_environment_whose_making_failed_is_not_taken_for_a_finished_one(tmp_
     text = problem(push(tmp_path, digest="d2"))
     assert text == "uv pip sync --python … ended with status 3\n    no such package | see its output above"
     assert package_environment.read_marker(f"{tmp_path}/my env/bin/python") is None
+    uv.write_text(UV.format(log=log, python=sys.executable))
+    assert push(tmp_path, digest="d2")["made"]  # the same command succeeds when the cause is mended
+
+
+def test_a_push_that_was_killed_is_begun_anew(tmp_path: Path, log: Path) -> None:
+    push(tmp_path)
+    (tmp_path / "my env" / package_environment.MARKER).unlink()
+    assert push(tmp_path)["made"]
 
 
 def test_a_folder_of_another_make_is_left_alone(tmp_path: Path, log: Path) -> None:

@@ -13,7 +13,7 @@ from tests.runtimes.kubernetes.jobs import ALL, finish, launched, start, write_l
 from torchfab import runtimes
 from torchfab.commands.attach import attach_argv
 from torchfab.commands.jobs import remove_record
-from torchfab.core.errors import Interrupted
+from torchfab.core.errors import Interrupted, UsageError
 from torchfab.monitoring.job_status import ask_status
 from torchfab.runtimes.kubernetes import client
 from torchfab.runtimes.kubernetes.redaction import ANNOTATION
@@ -242,6 +242,17 @@ def test_attach_is_kubectl_exec(here: Here) -> None:
     config = ("--kubeconfig", str(here.folder / "kubeconfig"), "--context", "test", "--namespace", "default")
     assert argv[:-4] == ("kubectl", *config, "exec", "-it", pods[1], "--container", "trainer")
     assert attach_argv(here.find(), "", "2")[9] == pods[1]
+
+
+def test_what_goes_over_ssh_names_the_lines_of_kubectl(here: Here) -> None:
+    pods = launched(here)
+    start(here.api, *pods)
+    kubectl = f"kubectl --kubeconfig {here.folder}/kubeconfig --context test --namespace default"
+    with pytest.raises(UsageError) as caught:
+        runtimes.load("kubernetes").machines(here.find())
+    assert caught.value.message == "job gpt2 runs in pods, which ssh does not reach"
+    assert f"files: {kubectl} cp --container trainer {pods[0]}:PATH ./NAME; " in caught.value.fix
+    assert f"a port: {kubectl} port-forward {pods[0]} 6006:6006; " in caught.value.fix
 
 
 def test_two_jobs_do_not_affect_each_other(here: Here) -> None:

@@ -65,7 +65,7 @@ def _read(path: Path, what: str) -> bytes:
         # open() must not block on a named pipe without a writer.
         descriptor = os.dup(0) if str(path) == STDIN else os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
-        hosts = "write one host per line into it, or give hosts with -H host1,host2"
+        hosts = "write one host per line into it, or give hosts with -H host1,host2; fab init writes one to fill in"
         fix = hosts if what == "a hosts file" else "give an existing file"
         raise InventoryError(f"{path}: there is no such file", fix) from None
     except OSError as error:

@@ -79,7 +79,7 @@ def push(request: dict[str, Any]) -> dict[str, Any]:
             if before is not None and before["digest"] == request["digest"]:
                 known = {name: str(before.get(name, "")) for name in ("tool", "python")}
                 return {"made": False, **known, "seconds": 0.0}
-            tool, version = _make(request, deadline)
+            tool, version = _make_or_remove(request, deadline)
     except PushError as error:
         return {"problems": [{"what": error.what, "fix": error.fix}]}
     return {"made": True, "tool": tool, "python": version, "seconds": time.monotonic() - begun}
@@ -127,11 +127,21 @@ def _check(folder: str) -> dict[str, Any] | None:
     """Return the marker of the environment that is there, if it works."""
     python = os.path.join(folder, "bin", "python")
     found = read_marker(python)
-    if found is None and os.path.isdir(folder) and os.listdir(folder):
+    is_ours = os.path.exists(os.path.join(folder, _REQUIREMENTS))  # of a push that did not come to its end
+    if found is None and not is_ours and os.path.isdir(folder) and os.listdir(folder):
         raise PushError(
             f"{folder} is not empty, and env push did not make it", "remove it there, or give another --path"
         )
     return found if os.access(python, os.X_OK) else None
+
+
+def _make_or_remove(request: dict[str, Any], deadline: float) -> tuple[str, str]:
+    """Make the environment anew; after a failure, nothing of it is left."""
+    try:
+        return _make(request, deadline)
+    except PushError:
+        shutil.rmtree(request["folder"], ignore_errors=True)
+        raise
 
 
 def _make(request: dict[str, Any], deadline: float) -> tuple[str, str]:

@@ -466,9 +466,20 @@ def machines(record: Record) -> list[tuple[Node, Mapping[str, Any] | None]]:
     UsageError
         Always.
     """
+    pod = "POD"
+    kubectl = "kubectl"
+    try:
+        cluster = _cluster(record)
+        kubectl = shlex.join(_kubectl(cluster.scope))
+        pods = query_snapshot(cluster, record, with_lines=False).pods_of(0)
+        pod = pods[-1]["metadata"]["name"] if pods else pod
+    except TorchfabError:  # the cluster does not answer: the lines are right all the same
+        pass
     raise UsageError(
         f"job {record.name} runs in pods, which ssh does not reach",
-        "kubectl does the same: top pod, cp, port-forward; or name the machines with -H, if ssh reaches those",
+        f"files: {kubectl} cp --container {CONTAINER} {pod}:PATH ./NAME; "
+        f"a port: {kubectl} port-forward {pod} 6006:6006; load: {kubectl} top pod; "
+        "or name the machines with -H, if ssh reaches those",
     )
 
 
