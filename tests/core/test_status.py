@@ -224,6 +224,17 @@ def test_the_process_is_the_failure_without_failed_ranks() -> None:
     assert status.find_failures(found) == [Failure(950.0, "node0", None, 2)]
 
 
+def test_a_launcher_that_a_signal_ended_before_its_ranks_failed_first() -> None:
+    ranks = [rank(0, code=-15, ended=951.0), rank(1, code=0, ended=952.0)]
+    found = JobStatus((node(0, process("failed", *ranks, code=-9)),), 1)
+    assert (found.first_failure, found.exit_code) == (Failure(950.0, "node0", None, -9), 137)
+
+
+def test_a_rank_that_failed_before_its_launcher_was_killed_failed_first() -> None:
+    found = JobStatus((node(0, process("failed", rank(0, code=3, ended=949.0), code=-9)),), 1)
+    assert (found.first_failure, found.exit_code) == (Failure(949.0, "node0", 0, 3), 3)
+
+
 def test_a_process_that_could_not_start_has_a_reason() -> None:
     reason = "cannot start /no/python: No such file or directory"
     found = JobStatus((node(0, process("failed", code=None, reason=reason, started=None)),), 1)

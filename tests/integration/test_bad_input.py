@@ -137,7 +137,7 @@ CORE = {
     "-f names no yaml": (("-f", "broken.yaml"), {}, "the file that fab -f names cannot be read"),
     "-f names a script": (("-f", "light.sh"), {}, "fab -f takes a .yaml file"),
     "-f replaces a section": (("-f", "scalar.yaml"), {}, "scalar.yaml: torchfab is a section, got 3"),
-    "-f holds a word for a number": (("-f", "fanout.yaml"), {}, "torchfab.fanout must be a number of at least 1, got 'x'"),
+    "-f holds a word for a number": (("-f", "fanout.yaml"), {}, "fanout must be a number of at least 1, got 'x'"),
     "a variable that is not a number": (
         (),
         {"FABRIC_TORCHFAB_FANOUT": "x"},

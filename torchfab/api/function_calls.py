@@ -170,7 +170,7 @@ def _unpickled(path: Path, outcome: Outcome) -> Any:
 
 
 def _failure(record: Record, found: JobStatus) -> FunctionError | None:
-    """Return the exception of the rank that failed first; None if it left none, or its node cannot be asked."""
+    """Return the exception of the rank that failed first; None if it left none, or its node is unreachable."""
     try:
         failed = {rank: each for rank, each in tmux_calls.outcomes(record).items() if each.of_rank.failure}
     except TorchfabError:

@@ -271,7 +271,7 @@ class Job:
         Raises
         ------
         HostsFailedError
-            Nodes could not be asked.
+            Nodes are unreachable.
         TorchfabError
             Processes are left that could not be ended.
         """

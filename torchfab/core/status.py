@@ -384,7 +384,7 @@ def find_failures(node: NodeStatus) -> list[Failure]:
     Returns
     -------
     list of Failure
-        Those of its ranks; that of a process itself if none of its ranks failed.
+        Those of its ranks; that of a process itself if none of its ranks failed, or if a signal ended it before them.
     """
     failures: list[Failure] = []
     for process in node.processes:
@@ -397,10 +397,20 @@ def find_failures(node: NodeStatus) -> list[Failure]:
         # The end of a lost process was not recorded: it ended after its last log line.
         last_activity = process.last_line.time if process.last_line else process.started
         ended = (process.ended or last_activity or node.now) - skew
+        if _was_killed_before_its_ranks(process):
+            ends = [Failure(ended, host, None, process.code or 1, process.reason), *ends]
         if not ends:
             ends = [Failure(ended, host, each.rank, each.code) for each in process.reported[:1]]
         failures += ends or [Failure(ended, host, None, process.code or 1, process.reason)]
     return failures
+
+
+def _was_killed_before_its_ranks(process: ProcessStatus) -> bool:
+    """Return whether a signal ended a launcher, and its ranks failed only afterwards."""
+    failed = [rank for rank in process.ranks if rank.ended and rank.code]
+    if process.ended is None or (process.code or 0) >= 0 or any(rank.pid == process.pid for rank in failed):
+        return False
+    return bool(failed) and all(process.ended < (rank.ended or 0.0) for rank in failed)
 
 
 def from_answer(node: Node, answer: StatusReport, asked: float, answered: float) -> NodeStatus:

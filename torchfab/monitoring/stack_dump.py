@@ -93,7 +93,7 @@ def describe_collectives(record: Record) -> list[str]:
     Returns
     -------
     list of str
-        A line for each finding. Empty: nothing is known, or the nodes could not be asked.
+        A line for each finding. Empty: nothing is known, or the nodes are unreachable.
     """
     request = {**StackOptions().request, "ranks": []}
     try:

@@ -161,4 +161,4 @@ def test_why_names_a_cluster_that_does_not_answer(here: Here) -> None:
     here.api.fail("GET", "/jobs/gpt2", times=9)
     here.output()
     assert show_why(here.find(), as_json=False) == 1
-    assert "could not be asked:\n  the scheduler: cannot reach the cluster" in here.output()
+    assert "unreachable:\n  the scheduler: cannot reach the cluster" in here.output()

@@ -259,4 +259,4 @@ def test_why_shows_output_of_a_batch_script_that_failed_early(played: Played, tm
 def test_why_names_an_unreachable_slurm(played: Played, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     played.answers = [HostError("login: no answer")]
     assert show_why(record(tmp_path), as_json=False) == 1
-    assert "could not be asked:\n  the scheduler: login: no answer" in capsys.readouterr().out
+    assert "unreachable:\n  the scheduler: login: no answer" in capsys.readouterr().out
