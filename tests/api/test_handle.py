@@ -275,7 +275,7 @@ def test_settings_that_are_not_valid_are_errors(project: Path) -> None:
     with pytest.raises(UsageError, match=r"torchfab\.yaml:1: record names no setting; did you mean records"):
         torchfab.jobs()
     (project / "torchfab.yaml").write_text("fanout: many\n")
-    with pytest.raises(UsageError, match="fanout is a number of at least 1, got 'many'"):
+    with pytest.raises(UsageError, match="fanout must be a number of at least 1, got 'many'"):
         torchfab.jobs()
     (project / "torchfab.yaml").write_text("a: [\n")
     with pytest.raises(UsageError, match="is not YAML"):

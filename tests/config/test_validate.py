@@ -44,7 +44,7 @@ def test_the_settings_of_this_repository_are_valid() -> None:
 def test_an_invalid_value_is_an_error_with_setting_and_fix(name: str, value: Any, expected: str) -> None:
     with pytest.raises(UsageError) as caught:
         check({**settings(), name: value})
-    assert caught.value.message == f"torchfab.{name} is {expected}, got {value!r}"
+    assert caught.value.message == f"torchfab.{name} must be {expected}, got {value!r}"
     assert f"FABRIC_TORCHFAB_{name.upper()}" in caught.value.fix
 
 

@@ -128,8 +128,12 @@ class Fab:
     ) -> subprocess.Popen[str]:
         """Start `fab ARGS...` in its own process group, as a terminal does; `under` is a program that runs it."""
         folder, args = cwd or self.workdir, self.args(*args, config=config)
-        own = {"FABRIC_TORCHFAB_RECORDS": str(self.records), "PYTHONUTF8": "1", "PYTHONPATH": str(QUICK_TORCH)}
+        own = {"FABRIC_TORCHFAB_RECORDS": str(self.records), "PYTHONUTF8": "1"}
+        if args and args[0].startswith("launch"):  # PYTHONPATH is forwarded, before that of the nodes
+            own["PYTHONPATH"] = str(QUICK_TORCH)
         env = {**os.environ, **own, **(env or {})}
+        if not env.get("PYTHONPATH"):
+            env.pop("PYTHONPATH", None)
         if not under:
             return fork_parent(self.cluster).fork((str(FAB), *args), folder, env)
         return subprocess.Popen(

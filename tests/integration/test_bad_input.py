@@ -151,7 +151,7 @@ CORE = {
     "a variable for a list": (
         (),
         {"FABRIC_TORCHFAB_SCRIPT": "a.py"},
-        "FABRIC_TORCHFAB_SCRIPT names a setting that is no",
+        "FABRIC_TORCHFAB_SCRIPT is for a setting that is not a single value",
     ),
     "a variable of Fabric": ((), {"FABRIC_PORT": "x"}, "the environment variable FABRIC_PORT is not a number"),
 }
@@ -190,7 +190,7 @@ def test_a_task_behind_a_launch_is_refused(fab: Fab) -> None:
 # ---- what phase one finds on the nodes
 
 CHECKS: Mapping[str, tuple[tuple[str, ...], str, str]] = {
-    "no script": (("--", "no such.py"), "no such.py does not exist", "copy your code there"),
+    "no script": (("--", "nosuch.py"), "nosuch.py does not exist", "copy your code there"),
     "a folder as script": (("--", "/etc"), "/etc is a folder", "name the script in it"),
     "no module": (("--", "-m", "no_such_module.main"), "has no module no_such_module", "--workdir"),
     "no workdir": (("--workdir", "/no/such dir"), "the working directory /no/such dir does not exist", "--workdir"),

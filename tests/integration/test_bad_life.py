@@ -60,7 +60,7 @@ def test_a_stop_repeated_is_harmless(fab: Fab) -> None:
     assert "2 processes ended within" in first.stdout, first
     assert "node[1-2]: none of its processes was running\n" in second.stdout, second
     for done in (first, second):
-        assert "job x: stopped, no process of it is left on 2 nodes (known by " in done.stdout, done
+        assert "job x: stopped, no process of it is left on 2 nodes (verified by " in done.stdout, done
     assert fab("wait", "x").rc == 143
 
 

@@ -55,7 +55,7 @@ def test_env_push_makes_the_same_environment_everywhere_and_launches_compare_it(
     again = ok(fab(*push))
     version = ".".join(map(str, sys.version_info[:3]))
     assert again.stdout == (
-        f"node[1-2]: {fab.workdir}/.venv was there, Python {version}\nlaunch with it: --python {python}\n"
+        f"node[1-2]: {fab.workdir}/.venv is up to date, Python {version}\nlaunch with it: --python {python}\n"
     )
     fab.write("show.py", "import torch; print('torch is', torch.VERSION)")
     first = ok(fab(*fab.launch("--python", python, "--follow", "--", "show.py", gpus=True)))

@@ -80,7 +80,11 @@ def test_what_cannot_be_forwarded_is_an_error(fab: Fab) -> None:
         "fab forward takes a job's name (optional), then tensorboard, PORT or LOCAL:PORT",
         "got 'x:y'",
     )
-    refused(fab("-H", "node1", "forward", "7463", "--host", "node9"), "there is no host 'node9'", "its hosts: node1")
+    refused(
+        fab("-H", "node1", "forward", "7463", "--host", "node9"),
+        "no host 'node9' among the hosts of this command",
+        "its hosts: node1",
+    )
     refused(fab("-H", "localhost", "forward", "7463"), "port 7463 is already on this machine")
 
 

@@ -148,8 +148,8 @@ def test_why_distinguishes_torchruns_sigterm_from_an_outsiders(fab: Fab) -> None
     assert (found["cause"]["kind"], found["cause"]["name"]) == ("killed", "terminated"), found
     assert found["cause"]["words"] == "SIGTERM came from outside: neither torchfab nor its launcher sent it"
     assert (found["first"]["host"], found["first"]["rank"]) == ("node2", hit["rank"])
-    by_torchrun = "torchrun ended it (SIGTERM) after another rank of its node had failed"
-    assert f"node2 rank {beside['rank']}: {by_torchrun}" in found["consequences"], found
+    by_supervisor = "its supervisor ended it (SIGTERM) after another rank of its node had failed"
+    assert f"node2 rank {beside['rank']}: {by_supervisor}" in found["consequences"], found
     asked = [each for each in found["consequences"] if "torchrun received SIGTERM" in each]
     assert asked, found["consequences"]
     assert asked[0].endswith("; not sent by fab stop or its supervisor")

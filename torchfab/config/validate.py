@@ -69,7 +69,7 @@ def check_setting(name: str, value: Any, spelled: str, fix: str, prefix: str = "
         raise unknown(spelled, name, defaults.SETTINGS, prefix)
     expected = _expected(name, value)
     if expected:
-        raise UsageError(f"{spelled} is {expected}, got {value!r}", fix)
+        raise UsageError(f"{spelled} must be {expected}, got {value!r}", fix)
 
 
 def check_sections(data: Any, sections: Iterable[str], where: str) -> None:

@@ -123,7 +123,7 @@ def _workdir(node: NodeReport, requirements: CheckRequirements) -> Iterator[Find
         yield Finding("workdir-missing", ERROR, (node.host,), what, fix="copy it there: fab sync; or give --workdir")
     elif not place.enterable:
         what = f"the working directory {requirements.workdir} cannot be entered"
-        yield Finding("workdir-missing", ERROR, (node.host,), what, fix="give this user read permission")
+        yield Finding("workdir-missing", ERROR, (node.host,), what, fix="give this user read and execute permission")
 
 
 _USES = {"node_dir": "logs of jobs", "workdir": "the working directory", "tmp": "temporary files"}

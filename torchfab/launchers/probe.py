@@ -35,4 +35,6 @@ def _probed(folder: str, process: Process) -> Process:
     if not process.secrets:  # it runs nothing of the job, and its PYTHONPATH may travel to other nodes
         return process
     files = {**process.files, f"{FOLDER}/sitecustomize.py": source_of("probe")}
-    return replace(process, files=files, python_path=(f"{folder}/{process.name}/{FOLDER}",))
+    # Python compiles the probe: the folder for that is private, too, like every other one of a job.
+    folders = (*process.folders, f"{FOLDER}/__pycache__")
+    return replace(process, files=files, folders=folders, python_path=(f"{folder}/{process.name}/{FOLDER}",))

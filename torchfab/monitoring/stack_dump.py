@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torchfab import runtimes
 from torchfab.core import inventory
 from torchfab.core.errors import TorchfabError, UsageError
 from torchfab.core.lazy_dataclass import dataclass
 from torchfab.records import Record
-from torchfab.stacks import report
-from torchfab.stacks.model import StackDump
+
+if TYPE_CHECKING:
+    from torchfab.stacks.model import StackDump
 
 TIMEOUT_S = 10.0
 NATIVE_TIMEOUT_S = 60.0  # the symbols of torch's libraries are some hundred megabytes
@@ -95,6 +96,8 @@ def describe_collectives(record: Record) -> list[str]:
     list of str
         A line for each finding. Empty: nothing is known, or the nodes are unreachable.
     """
+    from torchfab.stacks import report
+
     request = {**StackOptions().request, "ranks": []}
     try:
         dump: StackDump = runtimes.load(record.runtime).stacks(record, request)
@@ -123,5 +126,7 @@ def render(record: Record, options: StackOptions | None = None) -> str:
     UsageError, TorchfabError
         As `dump`.
     """
+    from torchfab.stacks import report
+
     options = options or StackOptions()
     return report.render(record.name, collect(record, options), options.everything, options.exact)

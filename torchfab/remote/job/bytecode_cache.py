@@ -15,7 +15,15 @@ from torchfab.remote import files
 _MODULES = (
     *("files", "lean", "child", "procfs", "host", "host.cgroup", "host.shared_memory", "job", "job.supervisor"),
     *("job.process_watch", "job.exit_record", "job.start_barrier", "job.console", "job.containment", "job.log_files"),
-    *("job.rank_tracker", "job.leftovers", "job.end_request", "job.clean_up", "job.graceful_end", "job.launcher_hold"),
+    *(
+        "job.rank_tracker",
+        "job.leftovers",
+        "job.end_request",
+        "job.clean_up",
+        "job.graceful_end",
+        "job.launcher_hold",
+        "job.peer_end",
+    ),
 )
 
 
