@@ -152,7 +152,7 @@ def interrupt(stage: Stage) -> str:
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-    assert (process.returncode, "the job goes on" in stderr) == (130, True), stderr
+    assert (process.returncode, "the job is still running" in stderr) == (130, True), stderr
     time.sleep(0.5)
     assert not [end for end in ends.read_ends(stage.out, RANKS) if end.signals]
     return stage.stop()

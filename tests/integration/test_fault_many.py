@@ -27,7 +27,7 @@ PATIENT = {"connect_timeout_s": 30, "prepare_timeout_s": 120, "start_timeout_s":
 def many(_no_leftovers: None, thorough: bool) -> Iterator[Fab]:
     """The real `fab`, with many hosts on loopback addresses."""
     try:
-        cluster = Cluster.up(nodes=64 if thorough else 16, kind="loopback", user=ordinary_user())
+        cluster = Cluster.up(nodes=64 if thorough else 20, kind="loopback", user=ordinary_user())
     except RehearsalError as error:
         absent(str(error))
     with cluster:

@@ -367,7 +367,7 @@ def test_a_training_survives_crash_hang_lost_node_and_dead_supervisor(
         "attempt 3 is at step",
         "node2 cannot be reached",
         "attempt 3 failed N at step N",
-        "attempt 3: no process of it is left on node1; on node2 it may still run",
+        "attempt 3: no process of it is left on node1; on node2 it may still be running",
         "node2 is quarantined from now on (fab lemons): ",
         "a node is replaced: attempt 4 on node[1,3]",
         "attempt 4 runs: 2 ranks",
