@@ -6,6 +6,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,6 +40,8 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Any:
 def process(request: pytest.FixtureRequest) -> Iterator[int]:
     """A process with the environment that the test's parameter gives."""
     with subprocess.Popen(python("import time; time.sleep(600)"), env=getattr(request, "param", {})) as child:
+        while not Path(f"/proc/{child.pid}/cmdline").read_bytes():  # the kernel has not set it up yet
+            time.sleep(0.01)
         yield child.pid
         child.kill()
 
